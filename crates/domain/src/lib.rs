@@ -1,0 +1,16 @@
+//! Nouns, states, limits and the sandbox protocol of Caisson.
+//!
+//! This crate is floor 0: no I/O, no async, no clock, no randomness. Whatever needs time or random bytes takes
+//! them as arguments, so that every rule written here can be tested as a plain function.
+
+pub mod event;
+pub mod git;
+pub mod grant;
+pub mod id;
+pub mod limits;
+pub mod principal;
+pub mod protocol;
+pub mod run;
+pub mod server;
+pub mod usage;
+pub mod workflow;

@@ -1,0 +1,73 @@
+//! Bounds with names. Whatever grows has one here, or beside the code that alone uses it.
+
+/// Longest prompt of a run, in bytes of UTF-8.
+pub const PROMPT_BYTES: usize = 1024 * 1024;
+/// Largest JSON body that the API reads, in bytes: a prompt in which every character is escaped still fits.
+pub const API_BODY_BYTES: usize = 4 * 1024 * 1024;
+/// Longest `Idempotency-Key`, in bytes.
+pub const IDEMPOTENCY_KEY_BYTES: usize = 255;
+/// How long an idempotency key is remembered, in milliseconds (24 hours).
+pub const IDEMPOTENCY_MS: i64 = 24 * 60 * 60 * 1000;
+/// Largest page of a list.
+pub const PAGE_ITEMS: u32 = 200;
+/// Page of a list when the caller names none.
+pub const PAGE_ITEMS_DEFAULT: u32 = 50;
+/// Largest page of events.
+pub const EVENT_PAGE_ITEMS: u32 = 1000;
+
+/// Runs that may wait in the queue; the next one is refused with 429.
+pub const QUEUE_RUNS: i64 = 10_000;
+/// A lease's length, in milliseconds.
+pub const LEASE_MS: i64 = 30_000;
+/// Time between heartbeats, in milliseconds.
+pub const HEARTBEAT_MS: i64 = 10_000;
+/// How long a server may be silent before the API counts it as gone, in milliseconds.
+pub const SERVER_SILENT_MS: i64 = 30_000;
+/// How often placing a run is tried before `agent_started`, the first time included.
+pub const PLACE_ATTEMPTS: i64 = 5;
+
+/// Shortest time limit of a run, in seconds.
+pub const RUN_TIMEOUT_S_MIN: u32 = 5;
+/// Longest time limit of a run, in seconds (24 hours).
+pub const RUN_TIMEOUT_S_MAX: u32 = 24 * 60 * 60;
+/// Time limit of a run that names none, in seconds (2 hours).
+pub const RUN_TIMEOUT_S_DEFAULT: u32 = 2 * 60 * 60;
+/// Time that a run told to stop has for saving its work before its sandbox is killed, in seconds.
+pub const STOP_GRACE_S: u32 = 20;
+/// Most turns of an agent.
+pub const MAX_TURNS_MAX: u32 = 1000;
+
+/// One line of the agent, as journaled; the rest of a longer one is cut off and counted. In bytes.
+pub const JOURNAL_LINE_BYTES: usize = 1024 * 1024;
+/// One batch of the journal, in bytes. It holds at least one line of [`JOURNAL_LINE_BYTES`] with every byte escaped.
+pub const JOURNAL_BATCH_BYTES: usize = 8 * 1024 * 1024;
+/// Unacknowledged bytes of a journal; beyond them the shim stops reading the agent.
+pub const JOURNAL_BYTES: u64 = 64 * 1024 * 1024;
+/// How long `GET /next` and `GET /inputs` wait for something to say, in milliseconds.
+pub const LONG_POLL_MS: u64 = 25_000;
+/// One text delta, in bytes.
+pub const DELTA_BYTES: usize = 8 * 1024;
+/// Text deltas per session and second.
+pub const DELTAS_PER_SECOND: u32 = 20;
+/// Inputs that a run may have that its sandbox has not taken yet.
+pub const PENDING_INPUTS: i64 = 100;
+
+/// One artifact, in bytes.
+pub const ARTIFACT_BYTES: usize = 64 * 1024 * 1024;
+/// Artifacts of a run.
+pub const RUN_ARTIFACTS: i64 = 100;
+/// Longest artifact name, in bytes.
+pub const ARTIFACT_NAME_BYTES: usize = 128;
+
+/// Longest branch name, in bytes.
+pub const BRANCH_BYTES: usize = 200;
+/// Longest repository reference, in bytes.
+pub const REPOSITORY_BYTES: usize = 1024;
+/// Names in a run's `environment`.
+pub const ENVIRONMENT_NAMES: usize = 64;
+/// One value in a run's `environment`, in bytes.
+pub const ENVIRONMENT_VALUE_BYTES: usize = 8 * 1024;
+/// Longest workflow file, in bytes.
+pub const WORKFLOW_BYTES: usize = 256 * 1024;
+/// Longest sentence kept as a run's result or failure evidence, in bytes.
+pub const RESULT_TEXT_BYTES: usize = 64 * 1024;

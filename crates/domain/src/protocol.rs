@@ -1,0 +1,378 @@
+//! What passes a sandbox's door between the shim and the gateway: HTTP/1.1 over one unix socket.
+//!
+//! Living sandboxes outlive upgrades of the server, so a change here keeps older shims working: fields are only
+//! added, with defaults, and kinds that one side does not know are skipped or kept as text.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::DeltaKind;
+use crate::git::BranchName;
+use crate::id::{Epoch, RunId};
+use crate::run::{Failure, Phase, text_enum};
+use crate::workflow::{PermissionMode, Publish};
+
+/// The protocol's version; the shim sends it in [`VERSION_HEADER`] with every control request.
+pub const VERSION: u32 = 1;
+/// Header with the version.
+pub const VERSION_HEADER: &str = "x-caisson-protocol";
+
+/// Places inside a sandbox, the same for every engine.
+pub mod places {
+    /// The shim's binary.
+    pub const SHIM: &str = "/caisson/shim";
+    /// Directory that holds the agent's binary.
+    pub const AGENT_DIR: &str = "/caisson/agent";
+    /// The agent's binary.
+    pub const AGENT: &str = "/caisson/agent/claude";
+    /// Directory that holds the door's socket, read-only.
+    pub const DOOR_DIR: &str = "/caisson/door";
+    /// The door.
+    pub const DOOR: &str = "/caisson/door/gateway.sock";
+    /// File name of the socket in the door's directory.
+    pub const DOOR_FILE: &str = "gateway.sock";
+    /// The journal's directory.
+    pub const JOURNAL_DIR: &str = "/caisson/journal";
+    /// The workspace, and the agent's working directory.
+    pub const WORKSPACE: &str = "/workspace";
+    /// The agent's home.
+    pub const HOME: &str = "/home/agent";
+    /// Port of the shim's listener on 127.0.0.1 in the sandbox's own network namespace.
+    pub const LOOPBACK_PORT: u16 = 4180;
+}
+
+/// Environment variables that the engine gives to the shim; the shim hands none of them on.
+pub mod environment {
+    /// The control grant.
+    pub const CONTROL_GRANT: &str = "CAISSON_CONTROL_GRANT";
+    /// The agent grant.
+    pub const AGENT_GRANT: &str = "CAISSON_AGENT_GRANT";
+}
+
+/// Paths of the door. `/model/…` and `/git/…` take the agent grant, all others the control grant; a grant is sent as
+/// `Authorization: Bearer …`.
+pub mod paths {
+    /// `GET`: long poll for [`super::Work`]; 204 when there is none yet.
+    pub const NEXT: &str = "/next";
+    /// `POST ?offset=N`, body: whole lines of [`super::JournalRecord`]; answers [`super::JournalAck`], also with
+    /// status 409 when `N` is not the acknowledged offset. `GET` answers the ack alone.
+    pub const JOURNAL: &str = "/journal";
+    /// `GET ?after=N`: long poll for [`super::Inputs`]; an empty list when there are none yet.
+    pub const INPUTS: &str = "/inputs";
+    /// `POST`: a [`super::DeltaBatch`]; 204, lossy by design.
+    pub const DELTAS: &str = "/deltas";
+    /// `PUT /artifacts/<run>/<name>`: a file to keep; 204. Idempotent by name.
+    pub const ARTIFACTS: &str = "/artifacts";
+    /// The model API, below this prefix.
+    pub const MODEL: &str = "/model";
+    /// The run's repository by smart HTTP, below this prefix: `/git/origin/info/refs` and so on.
+    pub const GIT: &str = "/git";
+    /// Name of the run's repository below [`GIT`], and of its remote in the checkout.
+    pub const GIT_REMOTE: &str = "origin";
+}
+
+/// The next piece of work of a sandbox.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "data", rename_all = "snake_case")]
+pub enum Work {
+    /// Do this run. Sent again until the run's `finished` record is acknowledged: the shim does each
+    /// `(run, attempt)` once.
+    Run(Box<RunWork>),
+    /// End.
+    Exit,
+}
+
+/// One run, as the shim needs to know it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunWork {
+    /// The run.
+    pub run: RunId,
+    /// The epoch under which it was delivered; for diagnostics, since an adoption raises it while the shim works on.
+    pub epoch: Epoch,
+    /// Which agent process this is for the run, from 1.
+    pub attempt: i64,
+    /// The prompt, exactly.
+    pub prompt: String,
+    /// How to start the agent.
+    pub agent: AgentWork,
+    /// The repository's branches; none means an empty workspace.
+    pub git: Option<GitWork>,
+    /// What to do with the work.
+    pub publish: Publish,
+    /// Time left for agent and publishing together, in milliseconds; the worker enforces it from outside as well.
+    pub timeout_ms: u64,
+}
+
+/// How to start the agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AgentWork {
+    /// The conversation's id in the agent's own format (a UUID).
+    pub conversation: String,
+    /// Whether the conversation exists already.
+    pub resume: bool,
+    /// Model id.
+    pub model: Option<String>,
+    /// Permission mode.
+    pub permission_mode: PermissionMode,
+    /// Tools it has; none means all.
+    pub tools: Option<Vec<String>>,
+    /// Tools it must not use.
+    pub disallowed_tools: Vec<String>,
+    /// Most turns.
+    pub max_turns: Option<u32>,
+    /// The workflow's prompt, added to the agent's own system prompt.
+    pub system_prompt: Option<String>,
+    /// MCP servers of the workflow, in the agent's format.
+    pub mcp_servers: serde_json::Map<String, serde_json::Value>,
+    /// Extra environment; never secrets.
+    pub environment: BTreeMap<String, String>,
+}
+
+/// Branches and identity for the checkout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GitWork {
+    /// Branch to start from; none means the remote's default.
+    pub base: Option<BranchName>,
+    /// Branch to make and push.
+    pub branch: BranchName,
+    /// Author and committer name.
+    pub author_name: String,
+    /// Author and committer address.
+    pub author_email: String,
+    /// Conventional Commits type of the deterministic message.
+    pub commit_type: String,
+    /// Subject of the deterministic message, one line.
+    pub commit_subject: String,
+}
+
+/// One line of the journal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JournalRecord {
+    /// The run it is about.
+    pub run: RunId,
+    /// The attempt it is about.
+    pub attempt: i64,
+    /// What happened.
+    #[serde(flatten)]
+    pub body: JournalBody,
+}
+
+/// What the shim has to tell. Those that move state, and the outside check of each: `AgentStarted` only ever forbids
+/// a silent repetition; `Phase` is shown, never acted on; `Finished` makes the worker look at pushes recorded by the
+/// gateway and at the engine before it writes a result.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "data", rename_all = "snake_case")]
+pub enum JournalBody {
+    /// The run entered a phase.
+    Phase {
+        /// Which.
+        phase: Phase,
+    },
+    /// The workspace is checked out.
+    Prepared {
+        /// The commit the branch starts from; none without a repository.
+        base_commit: Option<String>,
+        /// The branch; none without a repository.
+        branch: Option<BranchName>,
+    },
+    /// The prompt goes to the agent as soon as this is acknowledged.
+    AgentStarted,
+    /// One line of the agent's standard output that is a JSON object, byte for byte.
+    Line {
+        /// The line without its end.
+        line: String,
+    },
+    /// One line that is not JSON or was too long.
+    Text {
+        /// At most [`crate::limits::JOURNAL_LINE_BYTES`], lossily decoded.
+        text: String,
+        /// Bytes cut off its end.
+        cut_bytes: u64,
+    },
+    /// The agent's process ended.
+    AgentExited {
+        /// Exit code; none if a signal ended it.
+        code: Option<i32>,
+        /// The signal.
+        signal: Option<i32>,
+        /// The last bytes of standard error.
+        stderr: String,
+    },
+    /// A commit of the run.
+    Commit {
+        /// Its id.
+        commit: String,
+        /// Its whole message.
+        message: String,
+        /// Who wrote the message.
+        author: MessageAuthor,
+    },
+    /// Something worth telling people.
+    Note {
+        /// How bad.
+        level: NoteLevel,
+        /// What.
+        message: String,
+    },
+    /// The shim is done with the run.
+    Finished(Outcome),
+}
+
+text_enum! {
+    /// Who wrote a commit message.
+    MessageAuthor, "message author" {
+        /// The agent, while it worked or when it was asked.
+        Agent = "agent",
+        /// The deterministic fallback.
+        Fallback = "fallback",
+    }
+}
+
+text_enum! {
+    /// How bad a note is.
+    NoteLevel, "note level" {
+        /// Good to know.
+        Info = "info",
+        /// Degraded.
+        Warn = "warn",
+    }
+}
+
+/// How the shim's part of a run ended. The worker checks it before it believes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// What came of it.
+    pub ending: Ending,
+    /// The agent's last words, cut to [`crate::limits::RESULT_TEXT_BYTES`].
+    pub result: Option<String>,
+    /// The branch's last commit; none without a repository.
+    pub head: Option<String>,
+    /// Whether `head` is new work that the publish policy wants on the git host.
+    pub pushed: bool,
+}
+
+/// What came of the shim's part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "data", rename_all = "snake_case")]
+pub enum Ending {
+    /// The agent finished its task, and the work is published as asked.
+    Completed,
+    /// It failed.
+    Failed(Failure),
+    /// It was told to stop.
+    Stopped(StopReason),
+}
+
+text_enum! {
+    /// Why a live run is told to stop.
+    StopReason, "stop reason" {
+        /// Somebody asked.
+        Cancel = "cancel",
+        /// Its time limit passed.
+        Timeout = "timeout",
+    }
+}
+
+/// How much of the journal the gateway has stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalAck {
+    /// Byte offset of the next record; everything before it may be forgotten.
+    pub acknowledged: u64,
+}
+
+/// A message to a live run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Input {
+    /// Its number in the session, growing.
+    pub seq: i64,
+    /// The run it is for.
+    pub run: RunId,
+    /// What to do.
+    pub body: InputBody,
+}
+
+/// What a message asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "data", rename_all = "snake_case")]
+pub enum InputBody {
+    /// End the agent, save its work, report.
+    Stop {
+        /// Why.
+        reason: StopReason,
+    },
+}
+
+/// Messages in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inputs {
+    /// Oldest first.
+    pub items: Vec<Input>,
+}
+
+/// Text deltas on their way to live readers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeltaBatch {
+    /// The run.
+    pub run: RunId,
+    /// In order.
+    pub items: Vec<DeltaItem>,
+}
+
+/// One text delta.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeltaItem {
+    /// What it is part of.
+    pub kind: DeltaKind,
+    /// At most [`crate::limits::DELTA_BYTES`].
+    pub text: String,
+}
+
+/// Body of every refusal at the door, so that the shim can tell a person what happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DoorProblem {
+    /// Stable code, e.g. `grant_refused`, `repo_auth`, `repo_unreachable`, `push_refused`.
+    pub code: String,
+    /// One sentence with the remedy.
+    pub message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::FailureKind;
+
+    fn round_trip<T>(value: &T) -> String
+    where
+        T: Serialize + for<'de> Deserialize<'de> + PartialEq + std::fmt::Debug,
+    {
+        let json = serde_json::to_string(value).unwrap();
+        assert_eq!(&serde_json::from_str::<T>(&json).unwrap(), value);
+        json
+    }
+
+    #[test]
+    fn records_are_one_line_each_and_parse_back() {
+        let run = RunId::new(1, [0; 10]);
+        let bodies = [
+            JournalBody::Phase { phase: Phase::Agent },
+            JournalBody::AgentStarted,
+            JournalBody::Line { line: "{\"type\":\"x\\n\"}\r".to_owned() },
+            JournalBody::Finished(Outcome {
+                ending: Ending::Failed(Failure::new(FailureKind::RepoAuth, "no\nnewline")),
+                result: None,
+                head: None,
+                pushed: false,
+            }),
+        ];
+        for body in bodies {
+            let json = round_trip(&JournalRecord { run: run.clone(), attempt: 1, body });
+            assert!(!json.contains('\n'));
+        }
+    }
+
+    #[test]
+    fn work_has_a_kind_that_an_older_shim_can_name() {
+        assert_eq!(round_trip(&Work::Exit), r#"{"kind":"exit"}"#);
+    }
+}

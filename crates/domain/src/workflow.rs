@@ -1,0 +1,348 @@
+//! Workflows: Markdown with YAML front matter, in the format Claude Code uses for its agents, plus a `caisson` block.
+//!
+//! Source of the front matter's names: Claude Code's documentation of subagents (name, description, tools,
+//! disallowedTools, model, permissionMode, maxTurns, mcpServers).
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{NameError, check_name};
+use crate::limits;
+use crate::run::{Resources, text_enum};
+
+text_enum! {
+    /// What happens to the agent's work.
+    Publish, "publish policy" {
+        /// It stays an artifact.
+        None = "none",
+        /// It is committed and pushed to the run's branch.
+        Branch = "branch",
+        /// Pushed, and a change request is opened.
+        ChangeRequest = "change_request",
+        /// A review is posted.
+        Review = "review",
+    }
+}
+
+text_enum! {
+    /// How the agent asks for permission, in Claude Code's words.
+    PermissionMode, "permission mode" {
+        /// Reads only, unless a tool is allowed.
+        Default = "default",
+        /// Edits too.
+        AcceptEdits = "acceptEdits",
+        /// Whatever is not allowed is denied.
+        DontAsk = "dontAsk",
+        /// Everything: the sandbox is the wall.
+        BypassPermissions = "bypassPermissions",
+        /// Plans only.
+        Plan = "plan",
+    }
+}
+
+/// A named definition that runs follow.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Workflow {
+    /// Its name.
+    pub name: String,
+    /// One line for people.
+    pub description: String,
+    /// Added to the agent's system prompt.
+    pub prompt: String,
+    /// Tools the agent has; none means all.
+    pub tools: Option<Vec<String>>,
+    /// Tools it must not use.
+    pub disallowed_tools: Vec<String>,
+    /// Model id or alias.
+    pub model: Option<String>,
+    /// Permission mode.
+    pub permission_mode: PermissionMode,
+    /// Most turns.
+    pub max_turns: Option<u32>,
+    /// MCP servers that run inside the sandbox, in the agent's format.
+    pub mcp_servers: serde_json::Map<String, serde_json::Value>,
+    /// What Caisson itself reads.
+    pub caisson: CaissonBlock,
+}
+
+/// The `caisson` block of a workflow.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CaissonBlock {
+    /// Sandbox image; none means the server's default.
+    pub image: Option<String>,
+    /// Time limit of a run, in seconds.
+    pub timeout_s: u32,
+    /// What the sandbox may use.
+    pub resources: ResourcesBlock,
+    /// Names that a run's `environment` may set; never secrets.
+    pub environment: Vec<String>,
+    /// What happens to the work.
+    pub publish: Publish,
+    /// Conventional Commits type of the deterministic commit message.
+    pub commit_type: String,
+}
+
+impl Default for CaissonBlock {
+    fn default() -> Self {
+        Self {
+            image: None,
+            timeout_s: limits::RUN_TIMEOUT_S_DEFAULT,
+            resources: ResourcesBlock::default(),
+            environment: Vec::new(),
+            publish: Publish::Branch,
+            commit_type: "chore".to_owned(),
+        }
+    }
+}
+
+/// Resources as a workflow writes them: what is left out has the default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ResourcesBlock {
+    /// Memory in MiB, 128 to 262144.
+    pub memory_mib: Option<u32>,
+    /// Processes and threads, 32 to 32768.
+    pub pids: Option<u32>,
+    /// Thousandths of a core, 100 to 256000.
+    pub cpu_millis: Option<u32>,
+    /// Size of `/tmp` in MiB, 16 to 65536.
+    pub tmp_mib: Option<u32>,
+}
+
+/// Least and most memory of a sandbox, in MiB. The agent alone needs about 110; it was killed at 96 and ran at 128.
+pub const MEMORY_MIB: std::ops::RangeInclusive<u32> = 128..=262_144;
+/// Least and most processes of a sandbox.
+pub const PIDS: std::ops::RangeInclusive<u32> = 32..=32_768;
+/// Least and most CPU of a sandbox, in thousandths of a core.
+pub const CPU_MILLIS: std::ops::RangeInclusive<u32> = 100..=256_000;
+/// Least and most size of `/tmp`, in MiB.
+pub const TMP_MIB: std::ops::RangeInclusive<u32> = 16..=65_536;
+
+impl ResourcesBlock {
+    /// Fills in the defaults.
+    #[must_use]
+    pub fn resolve(self) -> Resources {
+        let default = Resources::default();
+        Resources {
+            memory_mib: self.memory_mib.unwrap_or(default.memory_mib),
+            pids: self.pids.unwrap_or(default.pids),
+            cpu_millis: self.cpu_millis.unwrap_or(default.cpu_millis),
+            tmp_mib: self.tmp_mib.unwrap_or(default.tmp_mib),
+        }
+    }
+}
+
+/// Why a workflow cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkflowError {
+    /// No front matter.
+    #[error(
+        "the workflow does not begin with front matter; put the block between two lines of three dashes first"
+    )]
+    NoFrontMatter,
+    /// The front matter is not what is expected.
+    #[error("the workflow's front matter is not valid: {0}")]
+    FrontMatter(String),
+    /// The name cannot be used.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// A value is out of its range or cannot be used.
+    #[error("the workflow's {field} cannot be used: {reason}")]
+    Value {
+        /// Which.
+        field: &'static str,
+        /// Why, with what is allowed.
+        reason: String,
+    },
+    /// Longer than the bound.
+    #[error("the workflow is longer than {} bytes", limits::WORKFLOW_BYTES)]
+    TooLong,
+}
+
+/// Front matter as written.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct FrontMatter {
+    name: String,
+    description: String,
+    #[serde(default)]
+    tools: Option<Names>,
+    #[serde(default)]
+    disallowed_tools: Option<Names>,
+    #[serde(default)]
+    model: Option<String>,
+    #[serde(default)]
+    permission_mode: Option<PermissionMode>,
+    #[serde(default)]
+    max_turns: Option<u32>,
+    #[serde(default)]
+    mcp_servers: serde_json::Map<String, serde_json::Value>,
+    #[serde(default)]
+    caisson: CaissonBlock,
+}
+
+/// Names as a list, or in one text with commas: both are in use.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Names {
+    List(Vec<String>),
+    Text(String),
+}
+
+impl Names {
+    fn into_vec(self) -> Vec<String> {
+        match self {
+            Self::List(names) => names,
+            Self::Text(text) => text.split(',').map(|name| name.trim().to_owned()).collect(),
+        }
+        .into_iter()
+        .filter(|name| !name.is_empty())
+        .collect()
+    }
+}
+
+impl Workflow {
+    /// Reads a workflow file.
+    ///
+    /// # Errors
+    /// [`WorkflowError`] that says what to change.
+    pub fn parse(text: &str) -> Result<Self, WorkflowError> {
+        if text.len() > limits::WORKFLOW_BYTES {
+            return Err(WorkflowError::TooLong);
+        }
+        let (head, body) = split(text).ok_or(WorkflowError::NoFrontMatter)?;
+        let front: FrontMatter =
+            serde_saphyr::from_str(head).map_err(|error| WorkflowError::FrontMatter(error.to_string()))?;
+        let workflow = Self {
+            name: front.name,
+            description: front.description,
+            prompt: body.trim().to_owned(),
+            tools: front.tools.map(Names::into_vec),
+            disallowed_tools: front.disallowed_tools.map(Names::into_vec).unwrap_or_default(),
+            model: front.model.filter(|model| model != "inherit"),
+            permission_mode: front.permission_mode.unwrap_or(PermissionMode::Default),
+            max_turns: front.max_turns,
+            mcp_servers: front.mcp_servers,
+            caisson: front.caisson,
+        };
+        workflow.validate()?;
+        Ok(workflow)
+    }
+
+    /// Checks every value against its range.
+    ///
+    /// # Errors
+    /// [`WorkflowError`] with the first value that cannot be used.
+    pub fn validate(&self) -> Result<(), WorkflowError> {
+        check_name("workflow", &self.name)?;
+        let resources = self.caisson.resources.resolve();
+        in_range("caisson.timeout_s", self.caisson.timeout_s, &TIMEOUT_S)?;
+        in_range("caisson.resources.memory_mib", resources.memory_mib, &MEMORY_MIB)?;
+        in_range("caisson.resources.pids", resources.pids, &PIDS)?;
+        in_range("caisson.resources.cpu_millis", resources.cpu_millis, &CPU_MILLIS)?;
+        in_range("caisson.resources.tmp_mib", resources.tmp_mib, &TMP_MIB)?;
+        if let Some(turns) = self.max_turns {
+            in_range("maxTurns", turns, &(1..=limits::MAX_TURNS_MAX))?;
+        }
+        for name in &self.caisson.environment {
+            check_environment_name(name)
+                .map_err(|reason| WorkflowError::Value { field: "caisson.environment", reason })?;
+        }
+        self.validate_publish()?;
+        self.validate_commit_type()?;
+        self.validate_mcp_servers()
+    }
+
+    fn validate_publish(&self) -> Result<(), WorkflowError> {
+        match self.caisson.publish {
+            Publish::None | Publish::Branch => Ok(()),
+            Publish::ChangeRequest | Publish::Review => Err(WorkflowError::Value {
+                field: "caisson.publish",
+                reason: format!(
+                    "this version cannot publish as \"{}\"; use \"branch\" or \"none\"",
+                    self.caisson.publish
+                ),
+            }),
+        }
+    }
+
+    fn validate_commit_type(&self) -> Result<(), WorkflowError> {
+        let kind = &self.caisson.commit_type;
+        if !kind.is_empty() && kind.len() <= 20 && kind.bytes().all(|b| b.is_ascii_lowercase()) {
+            return Ok(());
+        }
+        Err(WorkflowError::Value {
+            field: "caisson.commit_type",
+            reason: format!("\"{kind}\" is not 1 to 20 lower-case letters, such as fix or feat"),
+        })
+    }
+
+    fn validate_mcp_servers(&self) -> Result<(), WorkflowError> {
+        for (name, server) in &self.mcp_servers {
+            if server.get("command").is_none_or(|command| !command.is_string()) {
+                return Err(WorkflowError::Value {
+                    field: "mcpServers",
+                    reason: format!(
+                        "\"{name}\" has no command; this version starts MCP servers inside the sandbox only"
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+const TIMEOUT_S: std::ops::RangeInclusive<u32> = limits::RUN_TIMEOUT_S_MIN..=limits::RUN_TIMEOUT_S_MAX;
+
+fn in_range(
+    field: &'static str,
+    value: u32,
+    range: &std::ops::RangeInclusive<u32>,
+) -> Result<(), WorkflowError> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let reason = format!("{value} is not from {} to {}", range.start(), range.end());
+    Err(WorkflowError::Value { field, reason })
+}
+
+/// Prefixes of names that only Caisson may set, since they steer the agent or the loader.
+const RESERVED_PREFIXES: [&str; 6] = ["ANTHROPIC_", "CLAUDE_", "CAISSON_", "LD_", "GIT_", "DISABLE_"];
+/// Names that only Caisson may set.
+const RESERVED_NAMES: [&str; 6] = ["PATH", "HOME", "SHELL", "TMPDIR", "IS_SANDBOX", "BASH_ENV"];
+/// Longest environment name, in bytes.
+const ENVIRONMENT_NAME_BYTES: usize = 128;
+
+/// Checks the name of an environment variable that a run wants to set.
+///
+/// # Errors
+/// A sentence that says what is wrong with it.
+pub fn check_environment_name(name: &str) -> Result<(), String> {
+    let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
+    let rest = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if !first || !rest || name.len() > ENVIRONMENT_NAME_BYTES {
+        return Err(format!("\"{}\" is not an environment variable's name", name.escape_debug()));
+    }
+    if RESERVED_NAMES.contains(&name) || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
+        return Err(format!("\"{name}\" is reserved for Caisson"));
+    }
+    Ok(())
+}
+
+/// Front matter and body; `None` if there is no front matter.
+fn split(text: &str) -> Option<(&str, &str)> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let rest = text.strip_prefix("---\n").or_else(|| text.strip_prefix("---\r\n"))?;
+    let mut position = 0;
+    for line in rest.split_inclusive('\n') {
+        if line.trim_end() == "---" {
+            return Some((&rest[..position], &rest[position + line.len()..]));
+        }
+        position += line.len();
+    }
+    None
+}
+
+#[cfg(test)]
+#[path = "workflow_tests.rs"]
+mod tests;

@@ -1,0 +1,102 @@
+use super::*;
+
+fn file(front: &str) -> String {
+    format!("---\nname: x\ndescription: does x\n{front}---\n\nDo it.\n")
+}
+
+fn fault(front: &str) -> String {
+    Workflow::parse(&file(front)).unwrap_err().to_string()
+}
+
+#[test]
+fn a_short_file_has_the_defaults() {
+    let workflow = Workflow::parse(&file("")).unwrap();
+    assert_eq!(workflow.prompt, "Do it.");
+    assert_eq!(workflow.permission_mode, PermissionMode::Default);
+    assert_eq!(workflow.tools, None);
+    assert_eq!(workflow.caisson, CaissonBlock::default());
+}
+
+#[test]
+fn names_may_be_a_list_or_a_text_with_commas() {
+    let text = Workflow::parse(&file("tools: Bash, Read\ndisallowedTools: [WebFetch]\n")).unwrap();
+    assert_eq!(text.tools.unwrap(), ["Bash", "Read"]);
+    assert_eq!(text.disallowed_tools, ["WebFetch"]);
+}
+
+#[test]
+fn an_unknown_key_is_an_error_that_names_it() {
+    assert!(fault("tool: Bash\n").contains("tool"));
+    assert!(fault("caisson:\n  imge: x\n").contains("imge"));
+}
+
+#[test]
+fn values_are_checked_at_their_bounds() {
+    for (key, least, most) in [("timeout_s", limits::RUN_TIMEOUT_S_MIN, limits::RUN_TIMEOUT_S_MAX)] {
+        assert!(Workflow::parse(&file(&format!("caisson: {{{key}: {least}}}\n"))).is_ok());
+        assert!(Workflow::parse(&file(&format!("caisson: {{{key}: {most}}}\n"))).is_ok());
+        assert!(fault(&format!("caisson: {{{key}: {}}}\n", least - 1)).contains(key));
+        assert!(fault(&format!("caisson: {{{key}: {}}}\n", most + 1)).contains(key));
+    }
+    for (key, range) in
+        [("memory_mib", MEMORY_MIB), ("pids", PIDS), ("cpu_millis", CPU_MILLIS), ("tmp_mib", TMP_MIB)]
+    {
+        let front = |value: u32| format!("caisson: {{resources: {{{key}: {value}}}}}\n");
+        assert!(Workflow::parse(&file(&front(*range.start()))).is_ok());
+        assert!(Workflow::parse(&file(&front(*range.end()))).is_ok());
+        assert!(fault(&front(range.start() - 1)).contains(key));
+        assert!(fault(&front(range.end() + 1)).contains(key));
+    }
+    assert!(Workflow::parse(&file(&format!("maxTurns: {}\n", limits::MAX_TURNS_MAX))).is_ok());
+    assert!(fault(&format!("maxTurns: {}\n", limits::MAX_TURNS_MAX + 1)).contains("maxTurns"));
+    assert!(fault("maxTurns: 0\n").contains("maxTurns"));
+}
+
+#[test]
+fn a_publish_policy_that_is_not_built_is_an_error_with_the_choices() {
+    for policy in ["change_request", "review"] {
+        let message = fault(&format!("caisson: {{publish: {policy}}}\n"));
+        assert!(message.contains(policy) && message.contains("\"branch\""), "{message}");
+    }
+    assert!(Workflow::parse(&file("caisson: {publish: none}\n")).is_ok());
+}
+
+#[test]
+fn reserved_environment_names_are_refused() {
+    for name in ["PATH", "ANTHROPIC_BASE_URL", "CLAUDE_X", "CAISSON_CONTROL_GRANT", "LD_PRELOAD", "GIT_DIR"] {
+        assert!(fault(&format!("caisson: {{environment: [{name}]}}\n")).contains("reserved"), "{name}");
+    }
+    assert!(fault("caisson: {environment: [\"A B\"]}\n").contains("not an environment"));
+    assert!(Workflow::parse(&file("caisson: {environment: [CI, NODE_ENV]}\n")).is_ok());
+    assert!(check_environment_name(&"A".repeat(ENVIRONMENT_NAME_BYTES)).is_ok());
+    assert!(check_environment_name(&"A".repeat(ENVIRONMENT_NAME_BYTES + 1)).is_err());
+}
+
+#[test]
+fn an_mcp_server_without_a_command_is_refused() {
+    assert!(fault("mcpServers: {x: {type: http, url: \"http://a\"}}\n").contains("inside the sandbox"));
+    assert!(Workflow::parse(&file("mcpServers: {x: {command: serve}}\n")).is_ok());
+}
+
+#[test]
+fn a_file_without_front_matter_or_end_is_refused() {
+    assert!(matches!(Workflow::parse("Do it."), Err(WorkflowError::NoFrontMatter)));
+    assert!(matches!(Workflow::parse("---\nname: x\n"), Err(WorkflowError::NoFrontMatter)));
+    assert!(matches!(Workflow::parse("---\nname: A\ndescription: y\n---\n"), Err(WorkflowError::Name(_))));
+}
+
+#[test]
+fn a_file_is_read_up_to_its_bound() {
+    let base = file("");
+    let fit = format!("{base}{}", "x".repeat(limits::WORKFLOW_BYTES - base.len()));
+    assert!(Workflow::parse(&fit).is_ok());
+    assert!(matches!(Workflow::parse(&format!("{fit}x")), Err(WorkflowError::TooLong)));
+}
+
+#[test]
+fn a_commit_type_is_one_lower_case_word() {
+    assert_eq!(Workflow::parse(&file("caisson: {commit_type: fix}\n")).unwrap().caisson.commit_type, "fix");
+    for bad in ["\"\"", "Fix", "\"fix:\"", &"a".repeat(21)] {
+        assert!(fault(&format!("caisson: {{commit_type: {bad}}}\n")).contains("commit_type"), "{bad}");
+    }
+}

@@ -1,1 +1,57 @@
-//! Placeholder.
+//! The HTTP API: runs, sessions, events, workflows and agents under `/v1`, health checks beside them.
+//!
+//! A request goes one way: a handler parses it, calls one service function on the store, and renders a view. Every
+//! refusal is a problem document (RFC 9457) with a stable `code`. This crate is the only one that knows status codes.
+//!
+//! Events are read as JSON pages or as server-sent events on the same path. A reader holds no more memory than one
+//! short read of events, is never waited for, and after any break goes on behind the last number it saw.
+
+mod agents;
+mod auth;
+mod config;
+mod events;
+mod extract;
+mod health;
+mod listing;
+mod middleware;
+mod negotiate;
+mod openapi;
+mod problem;
+mod runs;
+mod schema;
+mod serve;
+mod sessions;
+mod stall;
+mod state;
+mod workflows;
+
+/// What the API answers with, for clients written in Rust.
+pub mod view {
+    pub use crate::agents::{AgentList, AgentView};
+    pub use crate::events::{DeltaView, EndView, EventPage, EventView};
+    pub use crate::health::Health;
+    pub use crate::problem::{Fault, Problem};
+    pub use crate::runs::{
+        ArtifactList, ArtifactView, CreateRun, CreateRunResources, FailureView, RepositoryChoice, ResourcesView,
+        RunLinks, RunPage, RunView, UsageView,
+    };
+    pub use crate::sessions::{SessionLinks, SessionPage, SessionView};
+    pub use crate::workflows::{CaissonView, WorkflowList, WorkflowSummary, WorkflowView};
+}
+
+use axum::Router;
+use caisson_store::Store;
+use tokio_util::sync::CancellationToken;
+
+pub use config::{AgentInfo, ApiConfig, ApiLimits, ServeLimits};
+pub use openapi::openapi;
+pub use serve::serve;
+
+/// Builds the API's router. `cancel` ends the event streams, so that a server that shuts down does not wait for them.
+///
+/// Serve it with [`serve`], which adds what a router cannot do: it cuts connections that stop reading.
+pub fn router(config: ApiConfig, store: Store, cancel: CancellationToken) -> Router {
+    let (routes, document) = openapi::routes().split_for_parts();
+    let state = state::App::new(config, store, cancel, &openapi::complete(document));
+    middleware::wrap(routes.with_state(state))
+}

@@ -1,2 +1,54 @@
-//! Placeholder.
-fn main() {}
+//! Caisson's binary: it alone reads arguments, environment, configuration files and signals.
+
+mod agents;
+mod cli;
+mod client;
+mod command;
+mod render;
+mod serve;
+mod settings;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Cli, Command};
+use crate::settings::Environment;
+
+/// Exit code of a command that failed.
+const FAILED: u8 = 1;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let environment = read_environment();
+    start_log(&environment, matches!(cli.command, Command::Serve(_)));
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        tracing::warn!("a TLS provider was installed already");
+    }
+    match command::run(cli.command, &environment).await {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            command::complain(&format!("error: {error:#}"));
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn read_environment() -> Environment {
+    let variables = std::env::vars_os()
+        .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    Environment { variables, root: nix::unistd::geteuid().is_root() }
+}
+
+/// Logs to standard error: `CAISSON_LOG` filters; other commands than `serve` say only what went wrong.
+fn start_log(environment: &Environment, serving: bool) {
+    let default = if serving { "info" } else { "error" };
+    let filter = environment
+        .get("CAISSON_LOG")
+        .and_then(|text| EnvFilter::try_new(text).ok())
+        .unwrap_or_else(|| EnvFilter::new(default));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+}

@@ -12,5 +12,6 @@ pub mod principal;
 pub mod protocol;
 pub mod run;
 pub mod server;
+pub mod sse;
 pub mod usage;
 pub mod workflow;

@@ -1,1 +1,93 @@
-//! Placeholder.
+//! The one door of a sandbox.
+//!
+//! Each sandbox has a unix socket of its own, so identity is which socket; two grants are the second hurdle. Behind the
+//! control grant lie the shim's paths (work, journal, inputs, deltas, artifacts), behind the agent grant the model API
+//! and the run's repository. Every real credential is added here and nowhere else, usage is counted here from the model
+//! API's own replies, and pushes are recorded here from the git traffic itself.
+//!
+//! The gateway meets `api` and `worker` only in the store.
+
+mod body;
+mod bounds;
+mod config;
+mod control;
+mod doors;
+mod git;
+mod grants;
+mod hold;
+mod model;
+mod problem;
+mod serve;
+mod shared;
+#[cfg(test)]
+mod tests;
+mod work;
+
+use std::sync::Arc;
+
+use caisson_store::Store;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::bounds::Bounds;
+pub use crate::config::{
+    GatewayConfig, GatewayError, GitCredential, GitIdentity, GitUpstreams, ModelCredential, ModelUpstream,
+};
+use crate::doors::Doors;
+use crate::shared::Shared;
+
+/// A gateway that has started. Its work goes on in tasks of the tracker it was given.
+#[derive(Debug)]
+pub struct Gateway(());
+
+impl Gateway {
+    /// Settles the model calls that an earlier process left pending, opens the doors of this server's living sandboxes
+    /// and follows the store from then on, until `cancel`: then requests under way have five seconds to end.
+    ///
+    /// The store must stay open until the tracker is empty, because ending calls are settled in it. The process must
+    /// have installed rustls' default crypto provider before.
+    ///
+    /// # Errors
+    /// [`GatewayError`] if the configuration cannot be used or the store does not answer. A door that cannot be opened
+    /// is no error: it is tried again.
+    /// # Cancel safety
+    /// Safe: if dropped, doors opened so far end with `cancel`.
+    pub async fn start(
+        config: GatewayConfig,
+        store: Store,
+        tracker: &TaskTracker,
+        cancel: CancellationToken,
+    ) -> Result<Self, GatewayError> {
+        Self::start_bounded(config, store, (tracker.clone(), cancel), Bounds::default()).await
+    }
+
+    async fn start_bounded(
+        config: GatewayConfig,
+        store: Store,
+        (tracker, cancel): (TaskTracker, CancellationToken),
+        bounds: Bounds,
+    ) -> Result<Self, GatewayError> {
+        let model = model::ModelSide::new(&config.model)?;
+        let git = git::GitSide::new(config.git)?;
+        control::prepare_artifacts(&config.artifacts_dir).await.map_err(GatewayError::Artifacts)?;
+        let orphans = store.settle_orphaned_calls(&config.server).await?;
+        if orphans > 0 {
+            tracing::info!(orphans, "settled {orphans} model calls of an earlier process as estimates");
+        }
+        let shared = Arc::new(Shared {
+            store,
+            artifacts_dir: config.artifacts_dir,
+            model,
+            prices: config.prices,
+            git,
+            identity: config.identity,
+            bounds,
+            tracker: tracker.clone(),
+            cancel,
+        });
+        let mut doors = Doors::new(shared, config.server, config.doors_dir);
+        doors.reconcile().await?;
+        tracker.spawn(doors.run());
+        Ok(Self(()))
+    }
+}

@@ -1,1 +1,24 @@
-//! Placeholder.
+//! Engines that make sandboxes: the sealed places in which an agent works.
+//!
+//! This crate is the only one that knows an engine's API. Callers see [`Engine`], a trait of seven methods, and what
+//! goes in ([`SandboxSpec`]) and comes out ([`Exit`], [`Liveness`], [`SandboxUsage`]) of it. The first engine is
+//! [`docker::DockerEngine`].
+//!
+//! Every sandbox has the same profile, which no caller can loosen: no network device, read-only root, a bounded `/tmp`,
+//! a uid that is not root, no capability, no new privileges, the engine's default seccomp filter, and limits on memory,
+//! processes and CPU. An engine checks after creation that it got what it asked for, and removes what it did not ask for.
+
+pub mod docker;
+mod engine;
+mod error;
+mod image;
+mod spec;
+
+pub use engine::{Engine, Exit, Liveness, OwnedSandbox, SandboxUsage};
+pub use error::{BoxError, EngineError};
+pub use image::{IMAGE_BYTES, IMAGE_NAME_BYTES, ImageNameError, check_image_name};
+pub use spec::{
+    CPU_MILLIS_MAX, CPU_MILLIS_MIN, ENVIRONMENT_BYTES, ENVIRONMENT_ENTRIES, ID_MAX, MEMORY_BYTES_MAX,
+    MEMORY_BYTES_MIN, MountFault, Mounts, PIDS_MAX, PIDS_MIN, ResourceLimits, STOP_GRACE_S_MAX, SandboxSpec,
+    SpecError, TMP_BYTES_MAX, TMP_BYTES_MIN,
+};

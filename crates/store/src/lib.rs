@@ -1,1 +1,154 @@
-//! Placeholder.
+//! The only SQL of Caisson: runs, sessions, events, usage and everything else that must outlive a process.
+//!
+//! `api`, `worker` and `gateway` meet here and nowhere else. Every method of [`Store`] is one transaction that also
+//! appends the events which tell of its change, so readers only ever read rows; [`Watch`] and the text deltas are
+//! hints on top. A run changes status only by compare-and-set on its status and lease epoch: a caller who gets
+//! `false` or `None` has lost the run and must stop.
+
+mod artifacts;
+mod audit;
+mod clock;
+mod database;
+mod deltas;
+mod door;
+mod error;
+mod events;
+mod hints;
+mod journal;
+mod keys;
+mod queue;
+mod random;
+mod rows;
+mod runs;
+mod sandboxes;
+mod servers;
+mod sessions;
+mod usage;
+mod workflows;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use caisson_domain::event::Delta;
+use caisson_domain::id::SessionId;
+use tokio::sync::broadcast;
+
+use database::Database;
+use deltas::Deltas;
+use hints::Hints;
+use keys::KeyUses;
+
+pub use artifacts::{Artifact, NewArtifact, PutArtifact};
+pub use clock::{Clock, ClockHandle};
+pub use deltas::DELTA_CHANNEL_ITEMS;
+pub use door::{NextWork, PushRecord};
+pub use error::{BoxError, StoreError};
+pub use hints::{Topic, Watch};
+pub use journal::{JournalAppend, JournalEffect, JournalEntry};
+pub use keys::ApiKey;
+pub use queue::{Claimed, Finish, Progress};
+pub use random::Random;
+pub use runs::{CancelRun, CreateRun, Idempotency, NewRun, RunFilter};
+pub use sandboxes::{NewSandbox, SandboxRow, SandboxState, UnknownSandboxState};
+pub use sessions::Session;
+pub use usage::{NewModelCall, SettledCall};
+pub use workflows::StoredWorkflow;
+
+/// The store. Cheap to clone; all clones share one database, one set of watchers and one set of delta channels.
+#[derive(Debug, Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    database: Database,
+    clock: Clock,
+    random: Random,
+    hints: Arc<Hints>,
+    deltas: Deltas,
+    key_uses: KeyUses,
+}
+
+/// Proves that writing works; the row exists in every database.
+const PING: &str = "update project set checked_at_ms = $1 where id = 'default'";
+
+impl Store {
+    /// Opens the database file at `path`, makes it if it is missing (mode 0600) and migrates it.
+    ///
+    /// # Errors
+    /// [`StoreError::Migration`] if the file belongs to another version, [`StoreError::Unavailable`] if it cannot be
+    /// opened, [`StoreError::Corrupt`] if it is no database.
+    /// # Cancel safety
+    /// Safe: each migration is applied wholly or not at all.
+    pub async fn open(path: &Path, clock: Clock) -> Result<Self, StoreError> {
+        Self::open_with(path, clock, Random::system()).await
+    }
+
+    /// Opens like [`Store::open`], with the caller's randomness, so that tests can repeat themselves.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    /// # Cancel safety
+    /// As [`Store::open`].
+    pub async fn open_with(path: &Path, clock: Clock, random: Random) -> Result<Self, StoreError> {
+        let shared = Shared {
+            database: Database::open(path).await?,
+            clock,
+            random,
+            hints: Arc::default(),
+            deltas: Deltas::default(),
+            key_uses: KeyUses::default(),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Closes the database after the transactions under way; calls that come later answer
+    /// [`StoreError::Unavailable`].
+    ///
+    /// # Errors
+    /// As every write, for what was still to be written.
+    /// # Cancel safety
+    /// Safe: whatever was acknowledged is on disk already.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        let written = self.write_key_uses().await;
+        self.shared.database.close().await;
+        written
+    }
+
+    /// Proves that the database takes writes, by making one.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] or [`StoreError::Unavailable`], like any write.
+    /// # Cancel safety
+    /// Safe: the write means nothing.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        sqlx::query(PING).bind(tx.now_ms).execute(&mut *tx.db).await?;
+        tx.commit().await
+    }
+
+    /// The time by the store's clock, Unix ms.
+    #[must_use]
+    pub fn now_ms(&self) -> i64 {
+        self.shared.clock.now_ms()
+    }
+
+    /// Listens for changes under `topic`. Subscribe before reading, then read, then wait: then no change is missed.
+    #[must_use]
+    pub fn watch(&self, topic: Topic) -> Watch {
+        self.shared.hints.watch(topic)
+    }
+
+    /// Listens to the text deltas of a session. Lossy: a receiver that lags behind by more than
+    /// [`DELTA_CHANNEL_ITEMS`] is told how many it missed.
+    #[must_use]
+    pub fn subscribe_deltas(&self, session: &SessionId) -> broadcast::Receiver<Delta> {
+        self.shared.deltas.subscribe(session)
+    }
+
+    /// Hands a text delta to whoever listens now; never blocks, and does nothing when nobody listens.
+    pub fn publish_delta(&self, session: &SessionId, delta: Delta) {
+        self.shared.deltas.publish(session, delta);
+    }
+}

@@ -53,7 +53,11 @@ impl Scenario {
             let before = (0..latest).filter(|index| by_words(*index).is_none()).count();
             &self.numbered[before.min(self.numbered.len() - 1)]
         };
-        Choice { step: &steps[answered.min(steps.len() - 1)], prompt: prompts.len().max(1), request: answered }
+        Choice {
+            step: &steps[answered.min(steps.len() - 1)],
+            prompt: prompts.len().max(1),
+            request: answered,
+        }
     }
 
     /// Every step of the scenario, in the order of the file but the answers by words last.
@@ -165,7 +169,8 @@ mod tests {
 
     #[test]
     fn prompts_are_answered_by_number_and_the_last_list_and_step_repeat() {
-        let scenario = scenario(json!({"prompts": [[{"text": "a1"}, {"text": "a2"}], [{"text": "b1"}]]})).unwrap();
+        let scenario =
+            scenario(json!({"prompts": [[{"text": "a1"}, {"text": "a2"}], [{"text": "b1"}]]})).unwrap();
         assert_eq!(text(&scenario, &["x"], 0), "a1");
         assert_eq!(text(&scenario, &["x"], 1), "a2");
         assert_eq!(text(&scenario, &["x"], 9), "a2");
@@ -198,7 +203,9 @@ mod tests {
         );
         assert_eq!(error(json!({"prompts": [[]]})), "prompt 1 has no steps");
         assert_eq!(
-            error(json!({"prompts": [[{"text": "a"}], {"when_prompt_contains": " ", "steps": [{"text": "y"}]}]})),
+            error(
+                json!({"prompts": [[{"text": "a"}], {"when_prompt_contains": " ", "steps": [{"text": "y"}]}]})
+            ),
             "prompt 2 has an empty when_prompt_contains"
         );
         assert!(error(json!({"prompts": [{"steps": []}]})).starts_with("prompt 1 is neither"));

@@ -154,6 +154,10 @@ pub enum StepError {
 /// A step as a scenario file has it: flat, every key optional.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "these are the keys of the file; Fault is what becomes of them"
+)]
 struct StepFile {
     text: Option<String>,
     text_repeat: usize,
@@ -349,9 +353,15 @@ mod tests {
     #[test]
     fn contradictions_are_refused() {
         assert!(error(json!({"txet": "a"})).starts_with("not a step: unknown field `txet`"));
-        assert!(error(json!({"text": "a", "cut": "start", "hang": true})).starts_with("a step has at most one of"));
+        assert!(
+            error(json!({"text": "a", "cut": "start", "hang": true}))
+                .starts_with("a step has at most one of")
+        );
         assert_eq!(error(json!({"text": "a", "times": 1})), "times needs a fault");
-        assert_eq!(error(json!({"text": "a", "message": "m"})), "error_type, message or headers needs status");
+        assert_eq!(
+            error(json!({"text": "a", "message": "m"})),
+            "error_type, message or headers needs status"
+        );
         assert_eq!(error(json!({"status": 500, "message": "m"})), "status needs error_type");
         assert_eq!(error(json!({"status": 500, "error_type": "e"})), "status needs message");
         assert_eq!(error(json!({"cut": "text"})), "cut: text needs text");
@@ -382,7 +392,9 @@ mod tests {
     fn repeats_and_statuses_are_bounded() {
         assert!(Step::from_value(json!({"text": "a", "text_repeat": MAX_TEXT_REPEAT})).is_ok());
         for repeat in [0, MAX_TEXT_REPEAT + 1] {
-            assert!(error(json!({"text": "a", "text_repeat": repeat})).starts_with("text_repeat must be between"));
+            assert!(
+                error(json!({"text": "a", "text_repeat": repeat})).starts_with("text_repeat must be between")
+            );
         }
         let status = |status: u16| json!({"status": status, "error_type": "e", "message": "m"});
         assert!(Step::from_value(status(400)).is_ok());

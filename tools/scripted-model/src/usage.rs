@@ -132,9 +132,14 @@ mod tests {
         let split = json!({"ephemeral_5m_input_tokens": 2, "ephemeral_1h_input_tokens": 3});
         let usage: Usage = serde_json::from_value(json!({"cache_creation": split})).unwrap();
         assert_eq!(usage.cache_creation_input_tokens, 5);
-        let error = serde_json::from_value::<Usage>(json!({"cache_creation": split, "cache_creation_input_tokens": 4}))
-            .expect_err("the parts disagree");
-        assert_eq!(error.to_string(), "cache_creation_input_tokens is 4, the parts of cache_creation add up to 5");
+        let error = serde_json::from_value::<Usage>(
+            json!({"cache_creation": split, "cache_creation_input_tokens": 4}),
+        )
+        .expect_err("the parts disagree");
+        assert_eq!(
+            error.to_string(),
+            "cache_creation_input_tokens is 4, the parts of cache_creation add up to 5"
+        );
     }
 
     #[test]

@@ -1,0 +1,36 @@
+# Two commands matter: `make demo` and `make test`. Both set up what is missing first and say what they install.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MODEL ?= scripted
+
+.PHONY: help demo test build setup bench lint deny engine-stop clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: ## Install and build what demo and test need
+	scripts/setup
+
+demo: setup ## Do the main job end to end (MODEL=real talks to the real API and needs ANTHROPIC_API_KEY)
+	source .caisson/env && CAISSON_AGENTS_DIR="$$CAISSON_TEST_AGENTS_DIR" \
+	  target/debug/caisson demo --state-dir .caisson/state --model $(MODEL)
+
+test: setup ## Run every test: formatting, lints, unit, conformance, engine, end to end
+	scripts/test
+
+bench: setup ## Measure against the bare CLI and engine in the same run (docs/benchmarks.md)
+	source .caisson/env && cargo run --quiet --locked --release -p xtask -- bench
+
+lint: ## Formatting and lints alone
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+deny: ## Licences, bans and sources of the dependencies (needs cargo-deny)
+	cargo deny --locked check bans licenses sources
+
+engine-stop: ## Stop the Docker Engine that setup started
+	scripts/setup stop
+
+clean: ## Remove build output; .caisson/ keeps the agent and local state
+	cargo clean

@@ -1,0 +1,293 @@
+//! Reading paths, queries and bodies, each refusal a problem of ours.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use axum::extract::{FromRequest, FromRequestParts, Query, RawPathParams, Request};
+use caisson_domain::id::{RunId, SessionId};
+use caisson_domain::limits;
+use caisson_domain::run::cut;
+use http::request::Parts;
+use http::{HeaderMap, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::{DeserializeOwned, Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use serde_json::error::Category;
+
+use crate::problem::{ApiError, Faults};
+use crate::state::App;
+
+/// Longest part of a parser's message that a problem repeats, in bytes: it may quote the input.
+const PARSER_TEXT_BYTES: usize = 300;
+
+/// The run that the path names.
+pub(crate) struct RunPath(pub(crate) RunId);
+
+/// The session that the path names.
+pub(crate) struct SessionPath(pub(crate) SessionId);
+
+/// The `name` in the path.
+pub(crate) struct NamePath(pub(crate) String);
+
+pub(crate) fn unknown_run() -> ApiError {
+    ApiError::Unknown { code: "unknown_run", detail: "there is no such run".to_owned() }
+}
+
+pub(crate) fn unknown_session() -> ApiError {
+    ApiError::Unknown { code: "unknown_session", detail: "there is no such session".to_owned() }
+}
+
+impl FromRequestParts<App> for RunPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let id = path_param(parts, app, "id").await;
+        id.and_then(|id| id.parse().ok()).map(Self).ok_or_else(unknown_run)
+    }
+}
+
+impl FromRequestParts<App> for SessionPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let id = path_param(parts, app, "id").await;
+        id.and_then(|id| id.parse().ok()).map(Self).ok_or_else(unknown_session)
+    }
+}
+
+impl FromRequestParts<App> for NamePath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        path_param(parts, app, "name").await.map(Self).ok_or_else(|| ApiError::Unknown {
+            code: "unknown_name",
+            detail: "the name in the path is not UTF-8".to_owned(),
+        })
+    }
+}
+
+/// One decoded part of the path; none if it is not UTF-8.
+async fn path_param(parts: &mut Parts, app: &App, name: &str) -> Option<String> {
+    let params = RawPathParams::from_request_parts(parts, app).await.ok()?;
+    params.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_owned())
+}
+
+/// The parameters of a query, to be taken one by one; what is left over is a fault.
+pub(crate) struct Params {
+    pairs: BTreeMap<String, String>,
+    known: Vec<&'static str>,
+    faults: Faults,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Params {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let mut params = Self { pairs: BTreeMap::new(), known: Vec::new(), faults: Faults::default() };
+        match Query::<Vec<(String, String)>>::try_from_uri(&parts.uri) {
+            Ok(Query(pairs)) => {
+                for (name, value) in pairs {
+                    if params.pairs.insert(name.clone(), value).is_some() {
+                        params.faults.add(&name, "repeated_parameter", "it is given more than once");
+                    }
+                }
+            }
+            Err(_) => params.faults.add("query", "wrong_type", "it is not name=value pairs"),
+        }
+        Ok(params)
+    }
+}
+
+impl Params {
+    /// Takes a parameter and parses it; a text that does not parse is a fault.
+    pub(crate) fn take<T>(&mut self, name: &'static str) -> Option<T>
+    where
+        T: FromStr<Err: fmt::Display>,
+    {
+        self.known.push(name);
+        match self.pairs.remove(name)?.parse() {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.faults.add(name, "invalid_parameter", error.to_string());
+                None
+            }
+        }
+    }
+
+    /// Takes a whole number that must lie in `range`.
+    pub(crate) fn take_in(&mut self, name: &'static str, range: std::ops::RangeInclusive<i64>) -> Option<i64> {
+        self.known.push(name);
+        let text = self.pairs.remove(name)?;
+        let value = text.parse().ok().filter(|value| range.contains(value));
+        if value.is_none() {
+            let message = format!("it is not a whole number from {} to {}", range.start(), range.end());
+            self.faults.add(name, "out_of_range", message);
+        }
+        value
+    }
+
+    pub(crate) fn fault(&mut self, name: &'static str, message: impl Into<String>) {
+        self.faults.add(name, "invalid_parameter", message);
+    }
+
+    /// Ends the taking.
+    ///
+    /// # Errors
+    /// [`ApiError::Query`] with all faults, unknown parameters among them.
+    pub(crate) fn finish(mut self) -> Result<(), ApiError> {
+        let known = self.known.join(", ");
+        for name in self.pairs.keys() {
+            let message = if known.is_empty() {
+                "there is no such parameter; this path takes none".to_owned()
+            } else {
+                format!("there is no such parameter; known ones: {known}")
+            };
+            self.faults.add(name, "unknown_parameter", message);
+        }
+        if self.faults.is_empty() { Ok(()) } else { Err(ApiError::Query(self.faults)) }
+    }
+}
+
+/// A query that must be empty.
+pub(crate) struct NoParams;
+
+impl<S: Send + Sync> FromRequestParts<S> for NoParams {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        Params::from_request_parts(parts, state).await?.finish().map(|()| Self)
+    }
+}
+
+/// A JSON object, read whole up to [`limits::API_BODY_BYTES`].
+pub(crate) struct JsonObject(pub(crate) Fields);
+
+impl FromRequest<App> for JsonObject {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        if !is_json(request.headers()) {
+            return Err(ApiError::MediaType);
+        }
+        let body = Limited::new(request.into_body(), limits::API_BODY_BYTES).collect();
+        let body = match tokio::time::timeout(app.config().limits.body_read, body).await {
+            Err(_) => return Err(ApiError::BodyTimeout),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(ApiError::BodyTooLarge),
+            Ok(Err(_)) => return Err(ApiError::BodyBroken),
+            Ok(Ok(body)) => body.to_bytes(),
+        };
+        Fields::parse(&body).map(Self)
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(text) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else {
+        return false;
+    };
+    let essence = text.split(';').next().unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case("application/json")
+}
+
+/// The fields of a JSON object, to be taken one by one; what is left over is a fault.
+pub(crate) struct Fields {
+    prefix: String,
+    map: BTreeMap<String, Value>,
+    known: Vec<&'static str>,
+}
+
+impl Fields {
+    /// Reads an object in which no field comes twice.
+    fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        match serde_json::from_slice::<Object>(body) {
+            Ok(Object(map)) => Ok(Self { prefix: String::new(), map, known: Vec::new() }),
+            Err(error) => {
+                let text = cut(&error.to_string(), PARSER_TEXT_BYTES).to_owned();
+                Err(match error.classify() {
+                    Category::Syntax | Category::Eof | Category::Io => ApiError::Malformed(text),
+                    Category::Data => ApiError::Body(text),
+                })
+            }
+        }
+    }
+
+    /// The name of a field with the names of the objects around it.
+    pub(crate) fn path(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// Takes a field as it is; absent and `null` differ.
+    pub(crate) fn take_value(&mut self, name: &'static str) -> Option<Value> {
+        self.known.push(name);
+        self.map.remove(name)
+    }
+
+    /// Takes a field that may be absent or `null`; a value of another type is a fault.
+    pub(crate) fn take<T: DeserializeOwned>(&mut self, name: &'static str, faults: &mut Faults) -> Option<T> {
+        let value = self.take_value(name).filter(|value| !value.is_null())?;
+        match serde_json::from_value(value) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                let text = error.to_string();
+                faults.add(&self.path(name), "wrong_type", cut(&text, PARSER_TEXT_BYTES));
+                None
+            }
+        }
+    }
+
+    /// Takes a field that must be there.
+    pub(crate) fn require<T: DeserializeOwned>(&mut self, name: &'static str, faults: &mut Faults) -> Option<T> {
+        let path = self.path(name);
+        let value = self.take(name, faults);
+        if value.is_none() && !faults.mention(&path) {
+            faults.add(&path, "missing_field", "it is required");
+        }
+        value
+    }
+
+    /// Takes an object within this one.
+    pub(crate) fn take_object(&mut self, name: &'static str, faults: &mut Faults) -> Option<Self> {
+        let map = self.take(name, faults)?;
+        Some(Self { prefix: format!("{}.", self.path(name)), map, known: Vec::new() })
+    }
+
+    /// Ends the taking: fields that nobody took are faults.
+    pub(crate) fn finish(self, faults: &mut Faults) {
+        let known = self.known.join(", ");
+        for name in self.map.keys() {
+            let message = format!("there is no such field; known ones: {known}");
+            faults.add(&self.path(name), "unknown_field", message);
+        }
+    }
+}
+
+/// A JSON object in which no field comes twice: of two, one would be dropped silently.
+struct Object(BTreeMap<String, Value>);
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor)
+    }
+}
+
+struct ObjectVisitor;
+
+impl<'de> Visitor<'de> for ObjectVisitor {
+    type Value = Object;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Object, A::Error> {
+        let mut map = BTreeMap::new();
+        while let Some((name, value)) = access.next_entry::<String, Value>()? {
+            if map.contains_key(&name) {
+                return Err(A::Error::custom(format!("the field \"{}\" comes twice", name.escape_debug())));
+            }
+            map.insert(name, value);
+        }
+        Ok(Object(map))
+    }
+}

@@ -1,0 +1,118 @@
+//! What surrounds every route: request id, span, headers, and problem documents for whatever goes wrong.
+
+use std::any::Any;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use tower_http::catch_panic::CatchPanicLayer;
+use tracing::Instrument;
+
+use crate::problem::{PROBLEM_JSON, Told};
+
+/// Header that names a request, accepted from a caller and always sent back.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest request id taken over from a caller, in bytes.
+pub(crate) const REQUEST_ID_BYTES: usize = 64;
+
+/// Puts the layers around the routes, and answers what no route takes.
+pub(crate) fn wrap(routes: Router) -> Router {
+    routes
+        .fallback(|| async { StatusCode::NOT_FOUND })
+        .layer(CatchPanicLayer::custom(after_panic))
+        .layer(from_fn(surround))
+}
+
+/// The message stays in the log: it may quote what it should not.
+fn after_panic(panic: Box<dyn Any + Send + 'static>) -> Response {
+    let message = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message");
+    tracing::error!(panic = message, "a handler panicked");
+    StatusCode::INTERNAL_SERVER_ERROR.into_response()
+}
+
+async fn surround(request: Request, next: Next) -> Response {
+    let id = request_id(request.headers());
+    // The route's pattern, not the path as sent: a query or a path may hold what no log should.
+    let route = request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str).to_owned();
+    let method = request.method().clone();
+    let span = tracing::info_span!("request", request.id = %id, http.method = %method, http.route = %route);
+    async {
+        let begun = Instant::now();
+        let mut response = explain(next.run(request).await, &id);
+        finish_headers(response.headers_mut(), &id);
+        let status = response.status().as_u16();
+        let duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::debug!(http.status = status, duration_ms, "answered {method} {route} with {status}");
+        response
+    }
+    .instrument(span)
+    .await
+}
+
+/// A caller's id if it is short and plain, else a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    let plain = |text: &&str| {
+        (1..=REQUEST_ID_BYTES).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+    };
+    headers
+        .get(REQUEST_ID)
+        .and_then(|value| value.to_str().ok())
+        .filter(plain)
+        .map_or_else(|| format!("req_{}", uuid::Uuid::new_v4().simple()), str::to_owned)
+}
+
+/// Gives every refusal its problem document.
+fn explain(mut response: Response, id: &str) -> Response {
+    let status = response.status();
+    if !status.is_client_error() && !status.is_server_error() {
+        return response;
+    }
+    let told = response.extensions_mut().remove::<Told>().unwrap_or_else(|| Told::bare(status));
+    let body = serde_json::to_vec(&told.with_request_id(id)).unwrap_or_default();
+    let mut explained = (status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
+    for name in [header::ALLOW, header::RETRY_AFTER, header::WWW_AUTHENTICATE] {
+        if let Some(value) = response.headers_mut().remove(&name) {
+            explained.headers_mut().insert(name, value);
+        }
+    }
+    explained
+}
+
+fn finish_headers(headers: &mut HeaderMap, id: &str) {
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Ok(value) = HeaderValue::from_str(id) {
+        headers.insert(REQUEST_ID, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id_for(sent: &str) -> String {
+        let mut headers = HeaderMap::new();
+        headers.insert(REQUEST_ID, HeaderValue::from_str(sent).unwrap());
+        request_id(&headers)
+    }
+
+    #[test]
+    fn a_plain_request_id_is_kept_up_to_its_bound_and_any_other_replaced() {
+        let longest = "a".repeat(REQUEST_ID_BYTES);
+        for good in ["x", "build-7.2_a", &longest] {
+            assert_eq!(id_for(good), good);
+        }
+        for bad in ["", "a b", "a\"b", "a/b", &format!("{longest}a")] {
+            assert!(id_for(bad).starts_with("req_"), "{bad}");
+        }
+        assert_ne!(request_id(&HeaderMap::new()), request_id(&HeaderMap::new()));
+    }
+}

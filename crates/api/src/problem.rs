@@ -1,0 +1,343 @@
+//! Refusals, as problem documents (RFC 9457).
+
+use axum::response::{IntoResponse, Response};
+use caisson_domain::principal::Scope;
+use caisson_domain::run::cut;
+use caisson_domain::server::PlacementProblem;
+use caisson_store::StoreError;
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Media type of a problem document.
+pub(crate) const PROBLEM_JSON: &str = "application/problem+json";
+/// Most faults of one request that are told one by one.
+pub(crate) const FAULTS: usize = 50;
+/// Longest field name or message in a fault, in bytes.
+const FAULT_TEXT_BYTES: usize = 1024;
+/// When to come again after a 429 or 503, in seconds.
+const RETRY_AFTER_S: u64 = 10;
+
+/// Any error, kept as the source of ours.
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// Why a request was refused. Every response of status 400 and above has this body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// Always `about:blank`: the `code` says what kind of problem it is.
+    #[serde(rename = "type")]
+    #[schema(example = "about:blank")]
+    pub kind: String,
+    /// The status in words.
+    #[schema(example = "Unprocessable Entity")]
+    pub title: String,
+    /// The HTTP status.
+    #[schema(example = 422)]
+    pub status: u16,
+    /// What is wrong and what to do; left out for faults of the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// Stable, for programs. With a single fault it is that fault's code.
+    #[schema(example = "unknown_workflow")]
+    pub code: String,
+    /// Each fault of the request, or each problem of the servers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<Fault>,
+    /// Names this request in the server's log.
+    pub request_id: String,
+}
+
+/// One fault of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Fault {
+    /// The field or parameter, with dots between levels; left out when none is to blame.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "resources.memory_mib")]
+    pub field: Option<String>,
+    /// Stable, for programs.
+    #[schema(example = "out_of_range")]
+    pub code: String,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+/// The faults found in one request, at most [`FAULTS`] of them; further ones are counted.
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    items: Vec<Fault>,
+    left_out: usize,
+}
+
+impl Faults {
+    pub(crate) fn add(&mut self, field: &str, code: &'static str, message: impl Into<String>) {
+        if self.items.len() == FAULTS {
+            self.left_out += 1;
+            return;
+        }
+        let short = |text: &str| cut(text, FAULT_TEXT_BYTES).to_owned();
+        self.items.push(Fault {
+            field: Some(short(field)),
+            code: code.to_owned(),
+            message: short(&message.into()),
+        });
+    }
+
+    /// Whether a fault of this very field is known already.
+    pub(crate) fn mention(&self, field: &str) -> bool {
+        self.items.iter().any(|fault| fault.field.as_deref() == Some(field))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// The only fault's code, else `several`.
+    fn code(&self, several: &'static str) -> String {
+        match self.items.as_slice() {
+            [only] => only.code.clone(),
+            _ => several.to_owned(),
+        }
+    }
+
+    fn count(&self) -> String {
+        match (self.items.len(), self.left_out) {
+            (1, 0) => "1 fault".to_owned(),
+            (told, 0) => format!("{told} faults"),
+            (told, left_out) => format!("{} faults, of which {told} are told", told + left_out),
+        }
+    }
+}
+
+/// Why a request is refused, by what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApiError {
+    #[error("the body is not JSON: {0}")]
+    Malformed(String),
+    #[error("the body cannot be used: {0}")]
+    Body(String),
+    #[error("the request's body broke off")]
+    BodyBroken,
+    #[error("the request's body did not arrive in time")]
+    BodyTimeout,
+    #[error("the request's body is longer than {} bytes", caisson_domain::limits::API_BODY_BYTES)]
+    BodyTooLarge,
+    #[error("the request's body must be JSON: send it with Content-Type: application/json")]
+    MediaType,
+    #[error("the query cannot be used: {}", .0.count())]
+    Query(Faults),
+    #[error("{message}")]
+    Header { code: &'static str, message: String },
+    #[error("an API key is needed: send it as Authorization: Bearer csk_… or in the x-api-key header")]
+    KeyMissing,
+    #[error("the API key opens nothing: it is unknown, revoked or mistyped")]
+    KeyRefused,
+    #[error("the API key lacks the scope {0}")]
+    ScopeMissing(Scope),
+    #[error("{detail}")]
+    Unknown { code: &'static str, detail: String },
+    #[error("this path answers with {}", .0.join(" or "))]
+    NotAcceptable(&'static [&'static str]),
+    #[error("the run was not accepted: {}", .0.count())]
+    Invalid(Faults),
+    #[error("the idempotency key was used with another request before; use a new key for a new run")]
+    KeyReused,
+    #[error("{} runs wait already; come again later", caisson_domain::limits::QUEUE_RUNS)]
+    QueueFull,
+    #[error("too many event streams are open; come again later, or read pages")]
+    StreamsFull,
+    #[error("{}", unplaceable(.0))]
+    Unplaceable(Vec<PlacementProblem>),
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+    #[error("the server failed")]
+    Internal(#[source] BoxError),
+}
+
+/// The code and the sentence for servers that cannot place runs; none at all is a problem as well.
+fn unplaceable(problems: &[PlacementProblem]) -> String {
+    match problems {
+        [] => "no server is alive that could place runs; start one with `caisson serve`".to_owned(),
+        [only] => only.message.clone(),
+        _ => format!("no server can place runs: {} problems", problems.len()),
+    }
+}
+
+/// What the outermost layer makes a problem document of; it alone knows the request id.
+#[derive(Debug, Clone)]
+pub(crate) struct Told {
+    status: StatusCode,
+    code: String,
+    detail: Option<String>,
+    errors: Vec<Fault>,
+}
+
+impl Told {
+    /// What is told of a refusal that came without an explanation of ours.
+    pub(crate) fn bare(status: StatusCode) -> Self {
+        let (code, detail) = match status {
+            StatusCode::NOT_FOUND => ("unknown_route", Some("there is nothing at this path")),
+            StatusCode::METHOD_NOT_ALLOWED => {
+                ("method_not_allowed", Some("this path has other methods; see the Allow header"))
+            }
+            StatusCode::PAYLOAD_TOO_LARGE => ("body_too_large", Some("the request's body is too long")),
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => ("unsupported_media_type", Some("send JSON")),
+            _ if status.is_server_error() => ("internal", None),
+            _ => ("bad_request", Some("the request cannot be understood")),
+        };
+        Self { status, code: code.to_owned(), detail: detail.map(str::to_owned), errors: Vec::new() }
+    }
+
+    pub(crate) fn with_request_id(self, request_id: &str) -> Problem {
+        Problem {
+            kind: "about:blank".to_owned(),
+            title: self.status.canonical_reason().unwrap_or("Error").to_owned(),
+            status: self.status.as_u16(),
+            detail: self.detail,
+            code: self.code,
+            errors: self.errors,
+            request_id: request_id.to_owned(),
+        }
+    }
+}
+
+impl ApiError {
+    pub(crate) fn internal(source: impl Into<BoxError>) -> Self {
+        Self::Internal(source.into())
+    }
+
+    fn status_and_code(&self) -> (StatusCode, String) {
+        let (status, code) = match self {
+            Self::Malformed(_) => (StatusCode::BAD_REQUEST, "malformed_json"),
+            Self::Body(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_body"),
+            Self::BodyBroken => (StatusCode::BAD_REQUEST, "body_broken"),
+            Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
+            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::Query(_) => (StatusCode::BAD_REQUEST, "invalid_query"),
+            Self::Header { code, .. } => (StatusCode::BAD_REQUEST, *code),
+            Self::KeyMissing | Self::KeyRefused => (StatusCode::UNAUTHORIZED, "unauthenticated"),
+            Self::ScopeMissing(_) => (StatusCode::FORBIDDEN, "scope_missing"),
+            Self::Unknown { code, .. } => (StatusCode::NOT_FOUND, *code),
+            Self::NotAcceptable(_) => (StatusCode::NOT_ACCEPTABLE, "not_acceptable"),
+            Self::Invalid(faults) => return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_run")),
+            Self::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
+            Self::QueueFull => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
+            Self::StreamsFull => (StatusCode::TOO_MANY_REQUESTS, "streams_full"),
+            Self::Unplaceable(problems) => {
+                (StatusCode::SERVICE_UNAVAILABLE, problems.first().map_or("no_server", |p| p.code.as_str()))
+            }
+            Self::Store(StoreError::Unavailable(_) | StoreError::Full(_)) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable")
+            }
+            Self::Store(StoreError::Corrupt { .. } | StoreError::Migration(_)) | Self::Internal(_) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "internal")
+            }
+        };
+        (status, code.to_owned())
+    }
+
+    fn header(&self) -> Option<(HeaderName, HeaderValue)> {
+        let challenge = |text: &'static str| Some((header::WWW_AUTHENTICATE, HeaderValue::from_static(text)));
+        match self {
+            Self::KeyMissing => challenge("Bearer realm=\"caisson\""),
+            Self::KeyRefused => challenge("Bearer realm=\"caisson\", error=\"invalid_token\""),
+            Self::ScopeMissing(_) => challenge("Bearer realm=\"caisson\", error=\"insufficient_scope\""),
+            Self::QueueFull
+            | Self::StreamsFull
+            | Self::Unplaceable(_)
+            | Self::Store(StoreError::Unavailable(_) | StoreError::Full(_)) => {
+                Some((header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S)))
+            }
+            Self::Malformed(_)
+            | Self::Body(_)
+            | Self::BodyBroken
+            | Self::BodyTimeout
+            | Self::BodyTooLarge
+            | Self::MediaType
+            | Self::Query(_)
+            | Self::Header { .. }
+            | Self::Unknown { .. }
+            | Self::NotAcceptable(_)
+            | Self::Invalid(_)
+            | Self::KeyReused
+            | Self::Store(StoreError::Corrupt { .. } | StoreError::Migration(_))
+            | Self::Internal(_) => None,
+        }
+    }
+
+    fn into_told(self, status: StatusCode, code: String) -> Told {
+        let ours = matches!(self, Self::Store(_) | Self::Internal(_));
+        let detail = (!ours).then(|| self.to_string());
+        let errors = if let Self::Query(faults) | Self::Invalid(faults) = self {
+            faults.items
+        } else if let Self::Unplaceable(problems) = self {
+            problems.into_iter().map(Fault::from).collect()
+        } else {
+            Vec::new()
+        };
+        Told { status, code, detail, errors }
+    }
+}
+
+impl From<PlacementProblem> for Fault {
+    fn from(problem: PlacementProblem) -> Self {
+        Self { field: None, code: problem.code.as_str().to_owned(), message: problem.message }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, code) = self.status_and_code();
+        if let Self::Store(error) = &self {
+            tracing::error!(error = error as &dyn std::error::Error, "the store failed");
+        } else if let Self::Internal(error) = &self {
+            tracing::error!(error = &**error as &dyn std::error::Error, "a request failed");
+        }
+        let mut response = status.into_response();
+        if let Some((name, value)) = self.header() {
+            response.headers_mut().insert(name, value);
+        }
+        response.extensions_mut().insert(self.into_told(status, code));
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_told_up_to_their_bound_and_counted_beyond() {
+        let mut faults = Faults::default();
+        for number in 0..FAULTS {
+            faults.add(&format!("field{number}"), "unknown_field", "x");
+        }
+        assert_eq!(faults.count(), format!("{FAULTS} faults"));
+        faults.add("one_more", "unknown_field", "x");
+        assert_eq!(faults.count(), format!("{} faults, of which {FAULTS} are told", FAULTS + 1));
+        assert!(!faults.mention("one_more"));
+        assert_eq!(faults.items.len(), FAULTS);
+    }
+
+    #[test]
+    fn texts_of_a_fault_are_cut_at_their_bound() {
+        let mut faults = Faults::default();
+        faults.add(&"f".repeat(FAULT_TEXT_BYTES + 1), "x", "m".repeat(FAULT_TEXT_BYTES + 1));
+        assert_eq!(faults.items[0].field.as_ref().unwrap().len(), FAULT_TEXT_BYTES);
+        assert_eq!(faults.items[0].message.len(), FAULT_TEXT_BYTES);
+    }
+
+    #[test]
+    fn a_fault_of_the_server_tells_nothing_but_the_request_id() {
+        let error = ApiError::internal("the secret reason");
+        let (status, code) = error.status_and_code();
+        let problem = error.into_told(status, code).with_request_id("req_1");
+        assert_eq!(
+            serde_json::to_value(problem).unwrap(),
+            serde_json::json!({
+                "type": "about:blank", "title": "Internal Server Error", "status": 500,
+                "code": "internal", "request_id": "req_1",
+            })
+        );
+    }
+}

@@ -1,0 +1,150 @@
+//! Creating a run: read, validate, see that somebody could place it, queue it.
+
+use caisson_domain::limits;
+use caisson_domain::principal::Principal;
+use caisson_domain::run::Run;
+use caisson_domain::workflow::Workflow;
+use caisson_store::{self as store, Idempotency, NewRun, Store};
+use http::{HeaderMap, HeaderName};
+use sha2::{Digest, Sha256};
+
+use super::request::CreateRun;
+use super::validate;
+use crate::extract::Fields;
+use crate::problem::{ApiError, Faults};
+use crate::state::App;
+
+/// Header that makes a repetition of a request harmless.
+pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// Header that tells a repetition from the first time.
+pub(super) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+/// Most workflow names that a problem lists.
+const KNOWN_WORKFLOWS: usize = 20;
+
+/// A run that was accepted now or before.
+pub(super) struct Accepted {
+    pub(super) run: Run,
+    pub(super) replayed: bool,
+}
+
+/// Accepts a run.
+///
+/// # Errors
+/// [`ApiError::Invalid`] with every fault of the request; [`ApiError::Unplaceable`] when no server could place it;
+/// [`ApiError::KeyReused`], [`ApiError::QueueFull`], [`ApiError::Store`].
+/// # Cancel safety
+/// A dropped call may have queued the run; with an idempotency key, asking again finds it.
+pub(super) async fn create(
+    app: &App,
+    caller: Principal,
+    fields: Fields,
+    key: Option<String>,
+) -> Result<Accepted, ApiError> {
+    let mut faults = Faults::default();
+    let request = CreateRun::read(fields, &mut faults);
+    let workflow = find_workflow(app.store(), &caller, &request.workflow, &mut faults).await?;
+    let spec = validate::specification(&request, workflow.as_ref(), app.config(), &mut faults);
+    let spec = match spec {
+        Some(spec) if faults.is_empty() => spec,
+        Some(_) | None => return Err(ApiError::Invalid(faults)),
+    };
+    check_placeable(app.store()).await?;
+    let idempotency = key.map(|key| Idempotency { key, request_sha256: digest(&request) });
+    let new = NewRun { project: caller.project, created_by: Some(caller.key), spec, idempotency };
+    match app.store().create_run(new).await? {
+        store::CreateRun::Created(run) => {
+            tracing::info!(run.id = %run.id, run.workflow = %run.spec.workflow.name, "accepted run {}", run.id);
+            Ok(Accepted { run, replayed: false })
+        }
+        store::CreateRun::Replayed(run) => Ok(Accepted { run, replayed: true }),
+        store::CreateRun::KeyReused => Err(ApiError::KeyReused),
+        store::CreateRun::QueueFull => Err(ApiError::QueueFull),
+    }
+}
+
+/// The idempotency key that the headers hold.
+///
+/// # Errors
+/// [`ApiError::Header`] if there are several, or it is not 1 to [`limits::IDEMPOTENCY_KEY_BYTES`] visible ASCII
+/// characters.
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let bytes = value.as_bytes();
+    let plain = (1..=limits::IDEMPOTENCY_KEY_BYTES).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic);
+    match value.to_str() {
+        Ok(text) if plain && values.next().is_none() => Ok(Some(text.to_owned())),
+        Ok(_) | Err(_) => Err(ApiError::Header {
+            code: "idempotency_key_invalid",
+            message: format!(
+                "the Idempotency-Key header is not one text of 1 to {} visible ASCII characters",
+                limits::IDEMPOTENCY_KEY_BYTES
+            ),
+        }),
+    }
+}
+
+/// What tells one request from another: its meaning, not its white space or the order of its fields.
+fn digest(request: &CreateRun) -> String {
+    let json = serde_json::to_vec(request).expect("a request is texts and numbers under text keys");
+    hex::encode(Sha256::digest(json))
+}
+
+async fn find_workflow(
+    store: &Store,
+    caller: &Principal,
+    name: &str,
+    faults: &mut Faults,
+) -> Result<Option<Workflow>, ApiError> {
+    if faults.mention("workflow") {
+        return Ok(None);
+    }
+    if let Some(stored) = store.workflow(&caller.project, name).await? {
+        return Ok(Some(stored.workflow));
+    }
+    let known = store.list_workflows(&caller.project).await?;
+    let names: Vec<_> = known.iter().take(KNOWN_WORKFLOWS).map(|known| known.workflow.name.as_str()).collect();
+    let message = if names.is_empty() {
+        "there is no such workflow, and none is known at all".to_owned()
+    } else {
+        format!("there is no such workflow; known ones: {}", names.join(", "))
+    };
+    faults.add("workflow", "unknown_workflow", message);
+    Ok(None)
+}
+
+/// Refuses when no living server is free of problems: the run would wait for nobody.
+pub(crate) async fn check_placeable(store: &Store) -> Result<(), ApiError> {
+    let servers = store.live_servers().await?;
+    if servers.iter().any(|server| server.problems.is_empty()) {
+        return Ok(());
+    }
+    let problems = servers.into_iter().flat_map(|server| server.problems).collect();
+    Err(ApiError::Unplaceable(problems))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn an_idempotency_key_is_taken_at_its_bound_and_refused_beyond() {
+        let key = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_str(text).unwrap());
+            idempotency_key(&headers)
+        };
+        let longest = "k".repeat(limits::IDEMPOTENCY_KEY_BYTES);
+        assert_eq!(key(&longest).unwrap(), Some(longest.clone()));
+        assert_eq!(idempotency_key(&HeaderMap::new()).unwrap(), None);
+        for bad in ["", "a b", "ä", &format!("{longest}k")] {
+            assert!(key(bad).is_err(), "{bad}");
+        }
+        let mut twice = HeaderMap::new();
+        twice.append(IDEMPOTENCY_KEY, HeaderValue::from_static("a"));
+        twice.append(IDEMPOTENCY_KEY, HeaderValue::from_static("a"));
+        assert!(idempotency_key(&twice).is_err());
+    }
+}

@@ -1,0 +1,172 @@
+//! `/v1/runs`: create, list, get, cancel, diff and artifacts.
+
+mod artifacts;
+mod create;
+mod request;
+mod validate;
+mod view;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use caisson_domain::principal::Principal;
+use caisson_domain::run::RunStatus;
+use caisson_store::{CancelRun, RunFilter};
+use http::{HeaderMap, StatusCode, header};
+
+use crate::auth::{Reader, Writer};
+use crate::extract::{JsonObject, NoParams, Params, RunPath, unknown_run};
+use crate::listing::{PageQuery, READ_ITEMS, encode};
+use crate::problem::{ApiError, Problem};
+use crate::state::App;
+
+pub(crate) use artifacts::*;
+pub(crate) use create::check_placeable;
+pub use request::{CreateRun, CreateRunResources, RepositoryChoice};
+pub(crate) use view::Detail;
+pub use view::{
+    ArtifactList, ArtifactView, FailureView, ResourcesView, RunLinks, RunPage, RunView, UsageView,
+};
+
+/// Create a run
+///
+/// Validates everything that can be validated now and reports all faults together. The run is queued: follow its
+/// events. Repeating the request with the same `Idempotency-Key` within 24 hours finds the same run.
+#[utoipa::path(
+    post, path = "/v1/runs", tag = "runs", operation_id = "create_run",
+    request_body = CreateRun,
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters", max_length = 255)),
+    responses(
+        (status = 202, description = "Accepted", body = RunView, headers(
+            ("Location" = String, description = "The run's path"),
+            ("Idempotent-Replayed" = String, description = "`true` if the run was accepted before"),
+        )),
+        (status = 400, description = "Not JSON, or a header that cannot be used", body = Problem, content_type = "application/problem+json"),
+        (status = 408, description = "The body did not arrive in time", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is longer than 4 MiB", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "Faults in the request, told together", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "The queue is full", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn create_run(
+    State(app): State<App>,
+    Writer(caller): Writer,
+    headers: HeaderMap,
+    _: NoParams,
+    JsonObject(fields): JsonObject,
+) -> Result<Response, ApiError> {
+    let key = create::idempotency_key(&headers)?;
+    let accepted = create::create(&app, caller, fields, key).await?;
+    let run = RunView::new(accepted.run, Detail::Full);
+    let location = [(header::LOCATION, run.links.this.clone())];
+    let replayed = accepted.replayed.then_some([(create::REPLAYED, "true")]);
+    Ok((StatusCode::ACCEPTED, location, replayed, Json(run)).into_response())
+}
+
+/// List runs
+///
+/// The project's runs, newest first. Long texts are cut; get the run for all of it.
+#[utoipa::path(
+    get, path = "/v1/runs", tag = "runs", operation_id = "list_runs",
+    params(
+        ("status" = Option<String>, Query, description = "Only runs that stand there: queued, running, succeeded, failed or cancelled"),
+        ("workflow" = Option<String>, Query, description = "Only runs of that workflow"),
+        ("session" = Option<String>, Query, description = "Only runs of that session"),
+        ("repository" = Option<String>, Query, description = "Only runs on that repository, spelled as the run shows it"),
+        ("cursor" = Option<String>, Query, description = "The `next_cursor` of the page before"),
+        ("limit" = Option<i64>, Query, description = "Items of the page, 50 if left out", minimum = 1, maximum = 200),
+    ),
+    responses(
+        (status = 200, description = "A page", body = RunPage),
+        (status = 400, description = "A parameter that cannot be used", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn list_runs(
+    State(app): State<App>,
+    Reader(caller): Reader,
+    mut params: Params,
+) -> Result<Json<RunPage>, ApiError> {
+    let filter = RunFilter {
+        status: params.take::<RunStatus>("status"),
+        workflow: params.take("workflow"),
+        session: params.take("session"),
+        repository: params.take("repository"),
+    };
+    let page = PageQuery::take(&mut params);
+    params.finish()?;
+    read_page(&app, &caller, &filter, page).await.map(Json)
+}
+
+/// Reads one page in short steps, each made small before the next is read.
+async fn read_page(
+    app: &App,
+    caller: &Principal,
+    filter: &RunFilter,
+    page: PageQuery<caisson_domain::id::RunId>,
+) -> Result<RunPage, ApiError> {
+    let wanted = page.limit as usize;
+    let mut items: Vec<RunView> = Vec::new();
+    let mut after = page.after;
+    // One more than wanted tells whether there is a next page.
+    while items.len() <= wanted {
+        let missing = u32::try_from(wanted + 1 - items.len()).unwrap_or(READ_ITEMS).min(READ_ITEMS);
+        let runs = app.store().list_runs(&caller.project, filter, after.as_ref(), missing).await?;
+        let last = runs.len() < missing as usize;
+        items.extend(runs.into_iter().map(|run| RunView::new(run, Detail::Listed)));
+        after = items.last().map(|run| run.id.clone());
+        if last {
+            break;
+        }
+    }
+    let more = items.len() > wanted;
+    items.truncate(wanted);
+    let next_cursor = items.last().filter(|_| more).map(|run| encode(run.id.as_str()));
+    Ok(RunPage { items, next_cursor })
+}
+
+/// Get a run
+#[utoipa::path(
+    get, path = "/v1/runs/{id}", tag = "runs", operation_id = "get_run",
+    params(("id" = String, Path, description = "The run's id")),
+    responses(
+        (status = 200, description = "The run", body = RunView),
+        (status = 404, description = "The project has no such run", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn get_run(
+    State(app): State<App>,
+    Reader(caller): Reader,
+    RunPath(id): RunPath,
+    _: NoParams,
+) -> Result<Json<RunView>, ApiError> {
+    let run = app.store().run(&caller.project, &id).await?.ok_or_else(unknown_run)?;
+    Ok(Json(RunView::new(run, Detail::Full)))
+}
+
+/// Cancel a run
+///
+/// A queued run is cancelled at once; a running one is told to stop and saves its work first. Asking again changes
+/// nothing.
+#[utoipa::path(
+    post, path = "/v1/runs/{id}/cancel", tag = "runs", operation_id = "cancel_run",
+    params(("id" = String, Path, description = "The run's id")),
+    responses(
+        (status = 200, description = "The run had ended before", body = RunView),
+        (status = 202, description = "The run is cancelled, or told to stop", body = RunView),
+        (status = 404, description = "The project has no such run", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn cancel_run(
+    State(app): State<App>,
+    Writer(caller): Writer,
+    RunPath(id): RunPath,
+    _: NoParams,
+) -> Result<Response, ApiError> {
+    let (status, run) = match app.store().request_cancel(&caller.project, &id).await? {
+        CancelRun::Unknown => return Err(unknown_run()),
+        CancelRun::Final(run) => (StatusCode::OK, run),
+        CancelRun::Cancelled(run) | CancelRun::Requested(run) => (StatusCode::ACCEPTED, run),
+    };
+    Ok((status, Json(RunView::new(run, Detail::Full))).into_response())
+}

@@ -1,0 +1,198 @@
+//! What a client sends to create a run, and how it is read.
+
+use std::collections::BTreeMap;
+
+use caisson_domain::limits;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use crate::extract::Fields;
+use crate::problem::Faults;
+
+/// A run to be created. What is left out has the workflow's value, and else the server's default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateRun {
+    /// The workflow to follow, by name.
+    #[schema(example = "bug-fixer")]
+    pub workflow: String,
+    /// The task, in your words: 1 byte to 1 MiB of UTF-8, not blank.
+    #[schema(example = "The parser drops the last line of a file without a line end. Fix it.")]
+    pub prompt: String,
+    /// The repository to work on: an http or https URL, or an absolute path on the server. Left out, it is the server's
+    /// default repository; `null` means an empty workspace.
+    #[serde(default, skip_serializing_if = "RepositoryChoice::is_default")]
+    #[schema(schema_with = crate::schema::text_or_null)]
+    pub repository: RepositoryChoice,
+    /// The branch to start from; left out, the repository's default branch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// The branch to make and push; left out, `caisson/<workflow>/<short run id>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
+    /// The model's id or alias.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Most turns of the agent, 1 to 1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 1000)]
+    pub max_turns: Option<u32>,
+    /// The sandbox's image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Time limit from start to finish, in seconds: 5 to 86400.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 5, maximum = 86400)]
+    pub timeout_s: Option<u32>,
+    /// What the sandbox may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<CreateRunResources>,
+    /// Environment variables for the agent, never secrets; only names that the workflow allows.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
+}
+
+/// What the sandbox of a run may use; what is left out has the workflow's value.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateRunResources {
+    /// Memory, in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 128, maximum = 262_144)]
+    pub memory_mib: Option<u32>,
+    /// Processes and threads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 32, maximum = 32_768)]
+    pub pids: Option<u32>,
+    /// CPU time per second, in thousandths of a core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 100, maximum = 256_000)]
+    pub cpu_millis: Option<u32>,
+    /// Size of `/tmp`, in MiB; it counts as memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 16, maximum = 65_536)]
+    pub tmp_mib: Option<u32>,
+}
+
+/// Which repository a run names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum RepositoryChoice {
+    /// It says nothing: the server's default.
+    #[default]
+    Default,
+    /// None at all: an empty workspace.
+    Empty,
+    /// This one.
+    Named(String),
+}
+
+impl RepositoryChoice {
+    /// Whether the run says nothing about a repository.
+    #[must_use]
+    pub const fn is_default(&self) -> bool {
+        matches!(self, Self::Default)
+    }
+}
+
+impl Serialize for RepositoryChoice {
+    /// Writes `null` or the text; the default is meant to be skipped by the field it is in.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Default | Self::Empty => serializer.serialize_none(),
+            Self::Named(text) => serializer.serialize_some(text),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for RepositoryChoice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Option::<String>::deserialize(deserializer).map(|text| text.map_or(Self::Empty, Self::Named))
+    }
+}
+
+impl CreateRun {
+    /// Reads the fields one by one, so that every fault is found and not only the first. A field with a fault is as if
+    /// it were left out.
+    pub(super) fn read(mut fields: Fields, faults: &mut Faults) -> Self {
+        let request = Self {
+            workflow: fields.require("workflow", faults).unwrap_or_default(),
+            prompt: fields.require("prompt", faults).unwrap_or_default(),
+            repository: read_repository(&mut fields, faults),
+            base: fields.take("base", faults),
+            branch: fields.take("branch", faults),
+            model: fields.take("model", faults),
+            max_turns: fields.take("max_turns", faults),
+            image: fields.take("image", faults),
+            timeout_s: fields.take("timeout_s", faults),
+            resources: fields.take_object("resources", faults).map(|fields| read_resources(fields, faults)),
+            environment: read_environment(&mut fields, faults),
+        };
+        fields.finish(faults);
+        request
+    }
+}
+
+fn read_repository(fields: &mut Fields, faults: &mut Faults) -> RepositoryChoice {
+    match fields.take_value("repository") {
+        None => RepositoryChoice::Default,
+        Some(Value::Null) => RepositoryChoice::Empty,
+        Some(Value::String(text)) => RepositoryChoice::Named(text),
+        Some(Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
+            faults.add("repository", "wrong_type", "it is neither a text nor null");
+            RepositoryChoice::Default
+        }
+    }
+}
+
+fn read_resources(mut fields: Fields, faults: &mut Faults) -> CreateRunResources {
+    let resources = CreateRunResources {
+        memory_mib: fields.take("memory_mib", faults),
+        pids: fields.take("pids", faults),
+        cpu_millis: fields.take("cpu_millis", faults),
+        tmp_mib: fields.take("tmp_mib", faults),
+    };
+    fields.finish(faults);
+    resources
+}
+
+fn read_environment(fields: &mut Fields, faults: &mut Faults) -> BTreeMap<String, String> {
+    let named: BTreeMap<String, Value> = fields.take("environment", faults).unwrap_or_default();
+    if named.len() > limits::ENVIRONMENT_NAMES {
+        let message = format!("it has {} names; at most {} are taken", named.len(), limits::ENVIRONMENT_NAMES);
+        faults.add("environment", "too_many", message);
+        return BTreeMap::new();
+    }
+    let mut environment = BTreeMap::new();
+    for (name, value) in named {
+        if let Value::String(text) = value {
+            environment.insert(name, text);
+        } else {
+            faults.add(&format!("environment.{name}"), "wrong_type", "it is not a text");
+        }
+    }
+    environment
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_of_a_client_reads_back_the_same() {
+        let named = CreateRun {
+            workflow: "x".to_owned(),
+            prompt: "y".to_owned(),
+            repository: RepositoryChoice::Named("/srv/x".to_owned()),
+            resources: Some(CreateRunResources { pids: Some(64), ..CreateRunResources::default() }),
+            ..CreateRun::default()
+        };
+        let empty = CreateRun { repository: RepositoryChoice::Empty, ..named.clone() };
+        let default = CreateRun { repository: RepositoryChoice::Default, ..named.clone() };
+        for request in [&named, &empty, &default] {
+            let json = serde_json::to_string(request).unwrap();
+            assert_eq!(&serde_json::from_str::<CreateRun>(&json).unwrap(), request, "{json}");
+        }
+        assert_ne!(serde_json::to_string(&empty).unwrap(), serde_json::to_string(&default).unwrap());
+    }
+}

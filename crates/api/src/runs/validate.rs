@@ -1,0 +1,203 @@
+//! Whether a requested run can be accepted, and what it then is exactly.
+//!
+//! A value that the request gives is taken as it is or refused, never quietly changed; the workflow's value stands in
+//! only for what the request leaves out.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+
+use caisson_domain::git::{BranchName, Repository};
+use caisson_domain::limits;
+use caisson_domain::run::{Resources, RunSpec};
+use caisson_domain::workflow::{CPU_MILLIS, MEMORY_MIB, PIDS, TMP_MIB, Workflow};
+
+use super::request::{CreateRun, RepositoryChoice};
+use crate::config::ApiConfig;
+use crate::problem::Faults;
+
+/// Longest model id, in bytes.
+const MODEL_BYTES: usize = 128;
+/// Longest image reference, in bytes: the longest name, a tag and a digest.
+const IMAGE_BYTES: usize = 456;
+
+/// Checks everything that can be checked without the outside, adds what is wrong to `faults`, and makes the
+/// specification. It may be used only if there are no faults; none without a workflow.
+pub(super) fn specification(
+    request: &CreateRun,
+    workflow: Option<&Workflow>,
+    config: &ApiConfig,
+    faults: &mut Faults,
+) -> Option<RunSpec> {
+    check_prompt(&request.prompt, faults);
+    let repository = check_repository(&request.repository, config, faults);
+    let has_repository = repository.is_some() || faults.mention("repository");
+    let base = check_branch("base", request.base.as_deref(), has_repository, faults);
+    let branch = check_branch("branch", request.branch.as_deref(), has_repository, faults);
+    check_model(request.model.as_deref(), faults);
+    check_image(request.image.as_deref(), faults);
+    check_range("max_turns", request.max_turns, &(1..=limits::MAX_TURNS_MAX), faults);
+    check_range("timeout_s", request.timeout_s, &(limits::RUN_TIMEOUT_S_MIN..=limits::RUN_TIMEOUT_S_MAX), faults);
+    check_resources(request, faults);
+    check_environment_values(&request.environment, faults);
+    let workflow = workflow?;
+    check_environment_names(request.environment.keys(), workflow, faults);
+    Some(RunSpec {
+        prompt: request.prompt.clone(),
+        repository,
+        base,
+        branch,
+        model: request.model.clone().or_else(|| workflow.model.clone()),
+        max_turns: request.max_turns.or(workflow.max_turns),
+        image: request.image.clone().or_else(|| workflow.caisson.image.clone()),
+        timeout_s: request.timeout_s.unwrap_or(workflow.caisson.timeout_s),
+        resources: resolve(request, workflow),
+        environment: request.environment.clone(),
+        workflow: workflow.clone(),
+    })
+}
+
+fn check_prompt(prompt: &str, faults: &mut Faults) {
+    if faults.mention("prompt") {
+        return;
+    }
+    if prompt.trim().is_empty() {
+        faults.add("prompt", "prompt_blank", "it is blank; say what the agent should do");
+    } else if prompt.len() > limits::PROMPT_BYTES {
+        let message = format!("it has {} bytes; at most {} are taken", prompt.len(), limits::PROMPT_BYTES);
+        faults.add("prompt", "prompt_too_long", message);
+    } else if prompt.contains('\0') {
+        // Not every database can hold one, and no terminal shows it.
+        faults.add("prompt", "prompt_invalid", "it holds a null character");
+    }
+}
+
+fn check_repository(choice: &RepositoryChoice, config: &ApiConfig, faults: &mut Faults) -> Option<Repository> {
+    let repository = match choice {
+        RepositoryChoice::Empty => return None,
+        RepositoryChoice::Default => config.default_repository.clone()?,
+        RepositoryChoice::Named(text) => match text.parse::<Repository>() {
+            Ok(repository) => repository,
+            Err(error) => {
+                faults.add("repository", "repository_invalid", error.to_string());
+                return None;
+            }
+        },
+    };
+    if config.allow.allows(&repository) {
+        return Some(repository);
+    }
+    let remedy = match &repository {
+        Repository::Path(_) => "start the server with `--allow-repo DIR` for a directory around it",
+        Repository::Url(_) => "add it to `repositories` in the server's configuration",
+    };
+    let message = format!("runs of this server may not work on \"{repository}\"; to allow it, {remedy}");
+    faults.add("repository", "repository_not_allowed", message);
+    None
+}
+
+fn check_branch(
+    field: &'static str,
+    text: Option<&str>,
+    has_repository: bool,
+    faults: &mut Faults,
+) -> Option<BranchName> {
+    let text = text?;
+    match text.parse() {
+        Ok(name) if has_repository => Some(name),
+        Ok(_) => {
+            let message = "a run without a repository has no branches; name a repository or leave this out";
+            faults.add(field, "branch_without_repository", message);
+            None
+        }
+        Err(error) => {
+            let error: caisson_domain::git::BranchError = error;
+            faults.add(field, "branch_invalid", error.to_string());
+            None
+        }
+    }
+}
+
+/// The agent gets the model's name as an argument, so a leading dash must not pass.
+fn check_model(model: Option<&str>, faults: &mut Faults) {
+    let Some(model) = model else { return };
+    let first = model.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    let rest = model.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:/@[]-".contains(&b));
+    if !first || !rest || model.len() > MODEL_BYTES {
+        let message = format!(
+            "it is no model id; use 1 to {MODEL_BYTES} letters, digits and . _ : / @ [ ] -, beginning with a letter or digit"
+        );
+        faults.add("model", "model_invalid", message);
+    }
+}
+
+/// Plausible, not proven: only the engine knows whether there is such an image.
+fn check_image(image: Option<&str>, faults: &mut Faults) {
+    let Some(image) = image else { return };
+    let first = image.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    let rest = image.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:/@-".contains(&b));
+    let parts = image.split('/').all(|part| part.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric()));
+    if !first || !rest || !parts || image.contains("..") || image.len() > IMAGE_BYTES {
+        let message =
+            "it does not name an image; write it like debian:bookworm-slim or registry.example:5000/team/image:tag";
+        faults.add("image", "image_invalid", message);
+    }
+}
+
+fn check_range(field: &str, value: Option<u32>, range: &RangeInclusive<u32>, faults: &mut Faults) {
+    if let Some(value) = value.filter(|value| !range.contains(value)) {
+        let message = format!("{value} is not from {} to {}", range.start(), range.end());
+        faults.add(field, "out_of_range", message);
+    }
+}
+
+fn check_resources(request: &CreateRun, faults: &mut Faults) {
+    let Some(resources) = request.resources else { return };
+    check_range("resources.memory_mib", resources.memory_mib, &MEMORY_MIB, faults);
+    check_range("resources.pids", resources.pids, &PIDS, faults);
+    check_range("resources.cpu_millis", resources.cpu_millis, &CPU_MILLIS, faults);
+    check_range("resources.tmp_mib", resources.tmp_mib, &TMP_MIB, faults);
+}
+
+/// The request's values over the workflow's, over the defaults.
+fn resolve(request: &CreateRun, workflow: &Workflow) -> Resources {
+    let below = workflow.caisson.resources.resolve();
+    let above = request.resources.unwrap_or_default();
+    Resources {
+        memory_mib: above.memory_mib.unwrap_or(below.memory_mib),
+        pids: above.pids.unwrap_or(below.pids),
+        cpu_millis: above.cpu_millis.unwrap_or(below.cpu_millis),
+        tmp_mib: above.tmp_mib.unwrap_or(below.tmp_mib),
+    }
+}
+
+fn check_environment_values(environment: &BTreeMap<String, String>, faults: &mut Faults) {
+    for (name, value) in environment {
+        let field = format!("environment.{name}");
+        if value.len() > limits::ENVIRONMENT_VALUE_BYTES {
+            let message = format!("it has {} bytes; at most {} are taken", value.len(), limits::ENVIRONMENT_VALUE_BYTES);
+            faults.add(&field, "environment_value_too_long", message);
+        } else if value.contains('\0') {
+            faults.add(&field, "environment_value_invalid", "it holds a null character");
+        }
+    }
+}
+
+fn check_environment_names<'a>(
+    names: impl Iterator<Item = &'a String>,
+    workflow: &Workflow,
+    faults: &mut Faults,
+) {
+    let allowed = &workflow.caisson.environment;
+    for name in names.filter(|name| !allowed.contains(name)) {
+        let message = if allowed.is_empty() {
+            format!("the workflow {} lets a run set no environment variable", workflow.name)
+        } else {
+            format!("the workflow {} lets a run set only: {}", workflow.name, allowed.join(", "))
+        };
+        faults.add(&format!("environment.{name}"), "environment_not_allowed", message);
+    }
+}
+
+#[cfg(test)]
+#[path = "validate_tests.rs"]
+mod tests;

@@ -1,0 +1,261 @@
+//! The command line: what can be typed, and nothing of what it does.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use url::Url;
+
+/// Runs Claude Code, each session sealed in its own container, behind one async HTTP API.
+#[derive(Debug, Parser)]
+#[command(name = "caisson", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the server: API, worker and gateway in one process.
+    Serve(Serve),
+    /// Submit a task and follow it; Ctrl-C detaches and leaves the run alone.
+    Run(Run),
+    /// Show a run's events, live with -f.
+    Logs(Logs),
+    /// List runs, newest first.
+    Ps(Ps),
+    /// Show one run.
+    Show(One),
+    /// Print what a run changed, as a patch.
+    Diff(One),
+    /// Ask for a run's end; its work is saved first.
+    Cancel(One),
+    /// Make, list and revoke API keys, on the server's machine.
+    #[command(subcommand)]
+    Key(Key),
+    /// Install and list agents (Claude Code) by exact version.
+    #[command(subcommand)]
+    Agent(Agent),
+    /// Build the default sandbox image.
+    #[command(subcommand)]
+    Image(Image),
+    /// Check everything a server needs, and say how to mend what is missing.
+    Doctor(ServerFlags),
+    /// Do the main job once, end to end, and check the result.
+    Demo(Demo),
+    /// Print the API's OpenAPI document.
+    Openapi,
+}
+
+/// Flags of every command that works on the server's own machine.
+#[derive(Debug, Clone, Args)]
+pub struct ServerFlags {
+    /// Configuration file (TOML).
+    #[arg(long, env = "CAISSON_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Directory that holds everything that must last.
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Flags of `serve`.
+#[derive(Debug, Clone, Args)]
+pub struct Serve {
+    #[command(flatten)]
+    pub server: ServerFlags,
+    /// Address of the API.
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// Let runs name repositories below this directory by path; may be given several times.
+    #[arg(long, value_name = "DIR")]
+    pub allow_repo: Vec<PathBuf>,
+}
+
+/// Flags of every command that calls the API.
+#[derive(Debug, Clone, Args)]
+pub struct ClientFlags {
+    /// The server's address.
+    #[arg(long, env = "CAISSON_URL", default_value = "http://127.0.0.1:7070", value_name = "URL")]
+    pub url: Url,
+    /// API key; a variable keeps it out of the process list.
+    #[arg(long, env = "CAISSON_API_KEY", hide_env_values = true, value_name = "KEY")]
+    pub api_key: Option<String>,
+    /// Print JSON, one document a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `run`.
+#[derive(Debug, Clone, Args)]
+pub struct Run {
+    #[command(flatten)]
+    pub client: ClientFlags,
+    /// The task; "-" reads it from standard input.
+    pub prompt: String,
+    /// The workflow to follow.
+    #[arg(long, short, default_value = "bug-fixer")]
+    pub workflow: String,
+    /// Repository: a URL, or a directory on the server's machine. Default: the server's default repository.
+    #[arg(long, value_name = "URL|DIR", conflicts_with = "no_repo")]
+    pub repo: Option<String>,
+    /// Work in an empty workspace.
+    #[arg(long)]
+    pub no_repo: bool,
+    /// Branch to start from.
+    #[arg(long)]
+    pub base: Option<String>,
+    /// Branch to make and push.
+    #[arg(long)]
+    pub branch: Option<String>,
+    /// Model id.
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Most turns of the agent.
+    #[arg(long, value_name = "N")]
+    pub max_turns: Option<u32>,
+    /// Sandbox image.
+    #[arg(long)]
+    pub image: Option<String>,
+    /// Time limit in seconds.
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u32>,
+    /// Environment of the agent, among the names that the workflow allows; may be given several times.
+    #[arg(long = "env", value_name = "NAME=VALUE")]
+    pub environment: Vec<String>,
+    /// Makes a repeated submission harmless.
+    #[arg(long, value_name = "KEY")]
+    pub idempotency_key: Option<String>,
+    /// Submit and return.
+    #[arg(long, short)]
+    pub detach: bool,
+}
+
+/// Flags of `logs`.
+#[derive(Debug, Clone, Args)]
+pub struct Logs {
+    #[command(flatten)]
+    pub client: ClientFlags,
+    /// The run: its id, the last digits of it, or nothing for the newest.
+    pub run: Option<String>,
+    /// Stay and show events as they come, until the run ends.
+    #[arg(long, short)]
+    pub follow: bool,
+}
+
+/// Flags of `ps`.
+#[derive(Debug, Clone, Args)]
+pub struct Ps {
+    #[command(flatten)]
+    pub client: ClientFlags,
+    /// Only runs with this status.
+    #[arg(long)]
+    pub status: Option<String>,
+    /// How many, 1 to 200.
+    #[arg(long, default_value_t = 20)]
+    pub limit: u32,
+}
+
+/// Flags of commands about one run.
+#[derive(Debug, Clone, Args)]
+pub struct One {
+    #[command(flatten)]
+    pub client: ClientFlags,
+    /// The run: its id, the last digits of it, or nothing for the newest.
+    pub run: Option<String>,
+}
+
+/// API keys.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Key {
+    /// Make a key and print it once.
+    Create {
+        #[command(flatten)]
+        server: ServerFlags,
+        /// A name for people.
+        name: String,
+        /// What it may do: runs:read, runs:write, admin. Default: runs:read and runs:write.
+        #[arg(long, value_name = "SCOPE")]
+        scope: Vec<String>,
+        /// The tenant.
+        #[arg(long, default_value = "default")]
+        project: String,
+    },
+    /// List keys; the secrets are not kept.
+    List {
+        #[command(flatten)]
+        server: ServerFlags,
+        /// The tenant.
+        #[arg(long, default_value = "default")]
+        project: String,
+    },
+    /// Revoke a key at once.
+    Revoke {
+        #[command(flatten)]
+        server: ServerFlags,
+        /// The key's id.
+        id: String,
+    },
+}
+
+/// Agents.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Agent {
+    /// Fetch a version through the npm client, check its integrity and keep it beside the others.
+    Install {
+        #[command(flatten)]
+        server: ServerFlags,
+        /// Exact version. Default: the one this release was tested with.
+        #[arg(long)]
+        version: Option<String>,
+        /// Take this package file instead of fetching one.
+        #[arg(long, value_name = "FILE")]
+        from: Option<PathBuf>,
+        /// Expected integrity (sha512-…); needed for a file of a version that this release does not know.
+        #[arg(long, value_name = "SRI")]
+        integrity: Option<String>,
+    },
+    /// List installed versions.
+    List {
+        #[command(flatten)]
+        server: ServerFlags,
+    },
+}
+
+/// Images.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Image {
+    /// Build the default sandbox image with the engine.
+    Build {
+        #[command(flatten)]
+        server: ServerFlags,
+        /// Image to build on.
+        #[arg(long, default_value = "debian:bookworm-slim")]
+        base: String,
+    },
+    /// Print the default image's name.
+    Tag,
+}
+
+/// Which model the demo talks to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DemoModel {
+    /// A scripted one inside this process: no key, no network, no cost.
+    Scripted,
+    /// The real one, with the key in `ANTHROPIC_API_KEY`; it costs money.
+    Real,
+}
+
+/// Flags of `demo`.
+#[derive(Debug, Clone, Args)]
+pub struct Demo {
+    #[command(flatten)]
+    pub server: ServerFlags,
+    /// Which model answers.
+    #[arg(long, value_enum, default_value_t = DemoModel::Scripted)]
+    pub model: DemoModel,
+    /// Factor on the scripted model's delays; 0 for none.
+    #[arg(long, default_value_t = 1.0)]
+    pub delay_scale: f64,
+}

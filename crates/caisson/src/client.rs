@@ -1,0 +1,299 @@
+//! The API's client: what the commands on the terminal call.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use futures_util::StreamExt;
+use reqwest::{Method, RequestBuilder, StatusCode};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use url::Url;
+
+use caisson_domain::sse;
+
+/// How long one call may take, unless it follows events.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause before the first reconnect of a followed run; it doubles up to [`RECONNECT_MAX`].
+const RECONNECT_FIRST: Duration = Duration::from_millis(250);
+/// Longest pause between reconnects.
+const RECONNECT_MAX: Duration = Duration::from_secs(5);
+/// Reconnects in a row without a single event before following gives up.
+const RECONNECTS: u32 = 60;
+
+/// Talks to one server with one key.
+#[derive(Debug, Clone)]
+pub struct Client {
+    base: Url,
+    key: String,
+    http: reqwest::Client,
+}
+
+/// A run as the API shows it; fields this client does not know are kept in `rest`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RunInfo {
+    /// Its id.
+    pub id: String,
+    /// Its status.
+    pub status: String,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: serde_json::Map<String, Value>,
+}
+
+impl RunInfo {
+    /// A text field.
+    #[must_use]
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.rest.get(name).and_then(Value::as_str)
+    }
+
+    /// A number field.
+    #[must_use]
+    pub fn number(&self, name: &str) -> Option<i64> {
+        self.rest.get(name).and_then(Value::as_i64)
+    }
+
+    /// Whether the run has ended.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        matches!(self.status.as_str(), "succeeded" | "failed" | "cancelled")
+    }
+}
+
+/// One event as the API shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EventInfo {
+    /// Its number.
+    pub seq: i64,
+    /// When, Unix ms.
+    pub at_ms: i64,
+    /// What it tells of.
+    pub kind: String,
+    /// The details.
+    pub data: Value,
+}
+
+/// What following a run brings.
+#[derive(Debug, Clone)]
+pub enum Followed {
+    /// A numbered event.
+    Event(EventInfo),
+    /// A piece of live text: kind and text.
+    Delta(String, String),
+}
+
+impl Client {
+    /// A client for the server at `base`.
+    ///
+    /// # Errors
+    /// No key was given, or the HTTP client cannot be made.
+    pub fn new(base: Url, key: Option<String>) -> anyhow::Result<Self> {
+        let Some(key) = key.filter(|key| !key.is_empty()) else {
+            bail!(
+                "no API key; make one on the server's machine with `caisson key create NAME`, then set CAISSON_API_KEY"
+            );
+        };
+        let http = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(10)).build()?;
+        Ok(Self { base, key, http })
+    }
+
+    fn request(&self, method: Method, path: &str) -> anyhow::Result<RequestBuilder> {
+        let url = self.base.join(path).with_context(|| format!("\"{}\" is not a server address", self.base))?;
+        Ok(self.http.request(method, url).bearer_auth(&self.key))
+    }
+
+    async fn send(&self, request: RequestBuilder) -> anyhow::Result<reqwest::Response> {
+        let response = request.send().await.with_context(|| {
+            format!("no server answers at {}; start one with `caisson serve` or set CAISSON_URL", self.base)
+        })?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(problem(response).await)
+    }
+
+    async fn json(&self, request: RequestBuilder) -> anyhow::Result<Value> {
+        let response = self.send(request.timeout(CALL_TIMEOUT)).await?;
+        response.json().await.context("the server's answer is not JSON; is CAISSON_URL a Caisson server?")
+    }
+
+    /// Submits a run.
+    ///
+    /// # Errors
+    /// The server's problem, in its own words.
+    pub async fn create_run(&self, body: &Value, idempotency_key: &str) -> anyhow::Result<RunInfo> {
+        let request =
+            self.request(Method::POST, "/v1/runs")?.json(body).header("idempotency-key", idempotency_key);
+        Ok(serde_json::from_value(self.json(request).await?)?)
+    }
+
+    /// Reads a run.
+    ///
+    /// # Errors
+    /// The server's problem.
+    pub async fn run(&self, id: &str) -> anyhow::Result<RunInfo> {
+        Ok(serde_json::from_value(self.json(self.request(Method::GET, &format!("/v1/runs/{id}"))?).await?)?)
+    }
+
+    /// Lists the newest runs.
+    ///
+    /// # Errors
+    /// The server's problem.
+    pub async fn list_runs(&self, status: Option<&str>, limit: u32) -> anyhow::Result<Vec<RunInfo>> {
+        let mut request = self.request(Method::GET, "/v1/runs")?.query(&[("limit", limit.to_string())]);
+        if let Some(status) = status {
+            request = request.query(&[("status", status)]);
+        }
+        let mut page = self.json(request).await?;
+        Ok(serde_json::from_value(page["items"].take())?)
+    }
+
+    /// Finds the run that `text` names: a whole id, the end of one among the newest 200, or the newest.
+    ///
+    /// # Errors
+    /// None or several match.
+    pub async fn find_run(&self, text: Option<&str>) -> anyhow::Result<String> {
+        let Some(text) = text else {
+            let newest = self.list_runs(None, 1).await?.into_iter().next();
+            return newest.map(|run| run.id).context("there are no runs yet; submit one with `caisson run`");
+        };
+        if text.parse::<caisson_domain::id::RunId>().is_ok() {
+            return Ok(text.to_owned());
+        }
+        let mut matching: Vec<_> =
+            self.list_runs(None, 200).await?.into_iter().filter(|run| run.id.ends_with(text)).collect();
+        match (matching.pop(), matching.is_empty()) {
+            (Some(run), true) => Ok(run.id),
+            (Some(_), false) => bail!("\"{text}\" matches several runs; give more digits"),
+            (None, _) => bail!("no recent run ends with \"{text}\"; `caisson ps` lists them"),
+        }
+    }
+
+    /// Asks for a run's end.
+    ///
+    /// # Errors
+    /// The server's problem.
+    pub async fn cancel(&self, id: &str) -> anyhow::Result<RunInfo> {
+        let request = self.request(Method::POST, &format!("/v1/runs/{id}/cancel"))?;
+        Ok(serde_json::from_value(self.json(request).await?)?)
+    }
+
+    /// Reads a run's patch.
+    ///
+    /// # Errors
+    /// The server's problem; there is none before the run has published its work.
+    pub async fn diff(&self, id: &str) -> anyhow::Result<String> {
+        let request = self.request(Method::GET, &format!("/v1/runs/{id}/diff"))?.timeout(CALL_TIMEOUT);
+        Ok(self.send(request).await?.text().await?)
+    }
+
+    /// Reads all events of a run after `after`.
+    ///
+    /// # Errors
+    /// The server's problem.
+    pub async fn events(&self, id: &str, mut after: i64) -> anyhow::Result<Vec<EventInfo>> {
+        let mut all = Vec::new();
+        loop {
+            let request = self
+                .request(Method::GET, &format!("/v1/runs/{id}/events"))?
+                .query(&[("after", after), ("limit", 500)]);
+            let mut page = self.json(request).await?;
+            let items: Vec<EventInfo> = serde_json::from_value(page["items"].take())?;
+            let Some(last) = items.last() else { return Ok(all) };
+            after = last.seq;
+            all.extend(items);
+        }
+    }
+
+    /// Follows a run from its first event until it ends, over reconnects, and calls `show` with each thing once.
+    ///
+    /// # Errors
+    /// The server refuses, or stays away for [`RECONNECTS`] tries.
+    /// # Cancel safety
+    /// Safe: dropping it only ends the stream.
+    pub async fn follow(
+        &self,
+        id: &str,
+        mut after: i64,
+        mut show: impl FnMut(&Followed),
+    ) -> anyhow::Result<()> {
+        let (mut pause, mut failures) = (RECONNECT_FIRST, 0);
+        loop {
+            let before = after;
+            match self.follow_once(id, &mut after, &mut show).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) if error.is::<Refused>() || failures >= RECONNECTS => return Err(error),
+                Err(_) => {}
+            }
+            if after > before {
+                (pause, failures) = (RECONNECT_FIRST, 0);
+            }
+            failures += 1;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RECONNECT_MAX);
+        }
+    }
+
+    /// One connection; true when the run's end was seen.
+    async fn follow_once(
+        &self,
+        id: &str,
+        after: &mut i64,
+        show: &mut impl FnMut(&Followed),
+    ) -> anyhow::Result<bool> {
+        let request = self
+            .request(Method::GET, &format!("/v1/runs/{id}/events"))?
+            .header("accept", "text/event-stream")
+            .header("last-event-id", after.to_string());
+        let mut body = self.send(request).await?.bytes_stream();
+        let mut parser = sse::Parser::default();
+        while let Some(chunk) = body.next().await {
+            for message in parser.push(&chunk?)? {
+                match message.event.as_deref() {
+                    Some("end") => return Ok(true),
+                    Some("delta") => {
+                        let delta: Value = serde_json::from_str(&message.data)?;
+                        let field = |name: &str| delta[name].as_str().unwrap_or_default().to_owned();
+                        show(&Followed::Delta(field("kind"), field("text")));
+                    }
+                    Some(_) | None => {
+                        let event: EventInfo = serde_json::from_str(&message.data)?;
+                        *after = event.seq;
+                        show(&Followed::Event(event));
+                    }
+                }
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// The server answered and said no: trying again changes nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(String);
+
+/// Turns a problem+json answer into an error for people.
+async fn problem(response: reqwest::Response) -> anyhow::Error {
+    let status = response.status();
+    let body: Value = response.json().await.unwrap_or(Value::Null);
+    let detail = body["detail"].as_str().or(body["title"].as_str()).unwrap_or("the server gave no reason");
+    let mut message = detail.to_owned();
+    for error in body["errors"].as_array().into_iter().flatten() {
+        let field = error["field"].as_str().unwrap_or("request");
+        let text = error["message"].as_str().unwrap_or_default();
+        message.push_str(&format!("\n  {field}: {text}"));
+    }
+    if let Some(code) = body["code"].as_str() {
+        message.push_str(&format!(" [{code}]"));
+    }
+    if status == StatusCode::UNAUTHORIZED {
+        message.push_str("; set CAISSON_API_KEY to a key of this server");
+    }
+    if status.is_server_error() {
+        anyhow::anyhow!(message)
+    } else {
+        Refused(message).into()
+    }
+}

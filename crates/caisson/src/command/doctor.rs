@@ -1,0 +1,162 @@
+//! `caisson doctor`: everything a server needs, each with its remedy.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use caisson_domain::id::{ProjectId, ServerId};
+use caisson_sandbox::{DockerConfig, DockerEngine};
+
+use super::{DONE, print, settings};
+use crate::agents::Agents;
+use crate::cli::ServerFlags;
+use crate::serve::{default_image, find_shim, open_store};
+use crate::settings::{Environment, Settings};
+
+/// Exit code when something is missing.
+const UNWELL: u8 = 1;
+
+/// One thing looked at.
+#[derive(Debug)]
+struct Finding {
+    what: &'static str,
+    result: Result<String, String>,
+}
+
+/// Looks at everything and prints one line each.
+///
+/// # Errors
+/// The configuration itself cannot be read.
+pub(crate) async fn run(flags: &ServerFlags, environment: &Environment) -> anyhow::Result<u8> {
+    let settings = settings(flags, environment)?;
+    let mut findings = engine(&settings).await;
+    findings.push(agent(&settings));
+    findings.push(Finding { what: "shim", result: shim(&settings) });
+    findings.push(Finding { what: "git", result: git() });
+    findings.push(Finding { what: "disk", result: disk(&settings) });
+    findings.extend(database(&settings).await);
+    findings.push(Finding { what: "model", result: model(&settings) });
+    findings.push(Finding { what: "repositories", result: repositories(&settings) });
+    for finding in &findings {
+        match &finding.result {
+            Ok(text) => print(&format!("ok    {:<13} {text}", finding.what)),
+            Err(text) => print(&format!("FAIL  {:<13} {text}", finding.what)),
+        }
+    }
+    let failed = findings.iter().filter(|finding| finding.result.is_err()).count();
+    if failed == 0 {
+        print("everything a server needs is there");
+        return Ok(DONE);
+    }
+    print(&format!("{failed} of {} checks failed", findings.len()));
+    Ok(UNWELL)
+}
+
+async fn engine(settings: &Settings) -> Vec<Finding> {
+    let config = DockerConfig { host: settings.docker.host.clone() };
+    let connected = DockerEngine::connect(&config, ServerId::new(0, [0; 10])).map(Arc::new);
+    let image = default_image(settings);
+    let (engine_result, image_result) = match &connected {
+        Err(error) => (Err(chain(error)), Err("not looked at, since there is no engine".to_owned())),
+        Ok(engine) => match engine.check().await {
+            Err(error) => (Err(chain(&error)), Err("not looked at, since there is no engine".to_owned())),
+            Ok(capabilities) => {
+                let image_result = match engine.image_present(&image).await {
+                    Ok(true) => Ok(image),
+                    Ok(false) => Err(format!("{image} is missing; run `caisson image build`")),
+                    Err(error) => Err(chain(&error)),
+                };
+                (Ok(capabilities.to_string()), image_result)
+            }
+        },
+    };
+    vec![
+        Finding { what: "engine", result: engine_result },
+        Finding { what: "image", result: image_result },
+    ]
+}
+
+fn agent(settings: &Settings) -> Finding {
+    let agents = Agents::new(settings.agents_dir());
+    let result = agents
+        .verify(&settings.agent_version)
+        .map(|manifest| format!("Claude Code {}, unchanged since it was installed", manifest.version))
+        .map_err(|error| format!("{error:#}"));
+    Finding { what: "agent", result }
+}
+
+fn shim(settings: &Settings) -> Result<String, String> {
+    find_shim(settings).map(|path| path.display().to_string()).map_err(|error| error.to_string())
+}
+
+fn git() -> Result<String, String> {
+    #[expect(clippy::disallowed_methods, reason = "git is asked for its version, with an argument vector")]
+    let output = std::process::Command::new("git").arg("--version").output();
+    match output {
+        Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned()),
+        Ok(_) | Err(_) => Err("git is not installed; repositories on this machine need it".to_owned()),
+    }
+}
+
+fn disk(settings: &Settings) -> Result<String, String> {
+    let free_mib = free_mib(&settings.state_dir)
+        .map_err(|error| format!("\"{}\" cannot be looked at: {error}", settings.state_dir.display()))?;
+    let least = settings.min_free_disk_mib;
+    if free_mib < least {
+        return Err(format!(
+            "{free_mib} MiB are free for \"{}\", and nothing is placed below {least}; make room, or lower min_free_disk_mib",
+            settings.state_dir.display()
+        ));
+    }
+    Ok(format!("{free_mib} MiB free for \"{}\"", settings.state_dir.display()))
+}
+
+/// Free space of the file system that holds `path` or will hold it.
+fn free_mib(path: &Path) -> nix::Result<u64> {
+    let existing = path.ancestors().find(|part| part.exists()).unwrap_or(Path::new("/"));
+    let stat = nix::sys::statvfs::statvfs(existing)?;
+    Ok(stat.blocks_available() * stat.fragment_size() / (1024 * 1024))
+}
+
+async fn database(settings: &Settings) -> Vec<Finding> {
+    let (database, keys) = match open_store(&settings.state_dir).await {
+        Err(error) => (Err(format!("{error:#}")), Err("not looked at, since there is no database".to_owned())),
+        Ok(store) => {
+            let answer = store.ping().await.map(|()| settings.state_dir.join("caisson.db").display().to_string());
+            let keys = store.list_api_keys(&ProjectId::default_project()).await;
+            store.close().await.ok();
+            let keys = keys.map(|keys| keys.iter().filter(|key| key.revoked_at_ms.is_none()).count());
+            (answer.map_err(|error| chain(&error)), match keys {
+                Ok(0) => Err("no valid API key; make one with `caisson key create NAME`".to_owned()),
+                Ok(count) => Ok(format!("{count} valid")),
+                Err(error) => Err(chain(&error)),
+            })
+        }
+    };
+    vec![Finding { what: "database", result: database }, Finding { what: "API keys", result: keys }]
+}
+
+fn model(settings: &Settings) -> Result<String, String> {
+    let model = &settings.model;
+    if model.api_key.is_none() && model.api_key_file.is_none() && model.auth_token_file.is_none() {
+        return Err("no credential for the model API; set model.api_key_file (CAISSON_MODEL__API_KEY_FILE)".to_owned());
+    }
+    Ok(format!("{}, credential configured", model.base_url))
+}
+
+fn repositories(settings: &Settings) -> Result<String, String> {
+    let count = settings.repositories.len() + settings.allow_repo.len();
+    if count == 0 {
+        return Err("no repository is allowed; set repositories, or allow_repo (--allow-repo DIR)".to_owned());
+    }
+    Ok(format!("{count} patterns and directories allowed"))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,122 @@
+//! What each command does.
+
+mod agent;
+mod demo;
+mod demo_project;
+mod doctor;
+mod image;
+mod key;
+mod runs;
+mod submit;
+
+use std::io::{IsTerminal, Write};
+
+use anyhow::Context;
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli::{ClientFlags, Command, Serve, ServerFlags};
+use crate::client::Client;
+use crate::serve::Server;
+use crate::settings::{Environment, Overrides, Settings};
+
+/// Exit code of a command that did what it was asked to.
+pub(crate) const DONE: u8 = 0;
+/// Exit code of a command that followed a run which failed.
+pub(crate) const RUN_FAILED: u8 = 3;
+/// Exit code of a command that followed a run which was cancelled.
+pub(crate) const RUN_CANCELLED: u8 = 4;
+/// Exit code of a command that was left by Ctrl-C, as shells have it.
+pub(crate) const DETACHED: u8 = 130;
+
+/// Runs a command and returns its exit code.
+///
+/// # Errors
+/// What went wrong, for people.
+pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::Result<u8> {
+    match command {
+        Command::Serve(flags) => serve(flags, environment).await,
+        Command::Run(flags) => submit::run(flags).await,
+        Command::Logs(flags) => runs::logs(flags).await,
+        Command::Ps(flags) => runs::ps(flags).await,
+        Command::Show(flags) => runs::show(flags).await,
+        Command::Diff(flags) => runs::diff(flags).await,
+        Command::Cancel(flags) => runs::cancel(flags).await,
+        Command::Key(key) => key::run(key, environment).await,
+        Command::Agent(agent) => agent::run(agent, environment),
+        Command::Image(image) => image::run(image, environment).await,
+        Command::Doctor(flags) => doctor::run(&flags, environment).await,
+        Command::Demo(flags) => demo::run(flags, environment).await,
+        Command::Openapi => {
+            print(&caisson_api::openapi().to_pretty_json()?);
+            Ok(DONE)
+        }
+    }
+}
+
+async fn serve(flags: Serve, environment: &Environment) -> anyhow::Result<u8> {
+    let overrides = Overrides {
+        state_dir: flags.server.state_dir,
+        listen: flags.listen,
+        allow_repo: flags.allow_repo,
+    };
+    let settings = Settings::load(flags.server.config.as_deref(), environment, overrides)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let server = Server::start(settings).await?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping; sandboxes stay alive and are taken over at the next start");
+    server.stop().await;
+    Ok(DONE)
+}
+
+/// Settings of a command that works on the server's own machine.
+pub(crate) fn settings(flags: &ServerFlags, environment: &Environment) -> anyhow::Result<Settings> {
+    let overrides = Overrides { state_dir: flags.state_dir.clone(), ..Overrides::default() };
+    Settings::load(flags.config.as_deref(), environment, overrides)
+}
+
+/// The API's client as the flags say.
+pub(crate) fn client(flags: &ClientFlags) -> anyhow::Result<Client> {
+    Client::new(flags.url.clone(), flags.api_key.clone())
+}
+
+/// Writes a line to standard output. A reader that has gone away is no error: that is how `| head` ends.
+pub(crate) fn print(text: &str) {
+    write_out(&format!("{text}\n"));
+}
+
+/// Writes to standard output as it is.
+pub(crate) fn write_out(text: &str) {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).ok();
+}
+
+/// Writes a line to standard error.
+pub(crate) fn complain(text: &str) {
+    let mut out = std::io::stderr().lock();
+    writeln!(out, "{text}").ok();
+}
+
+/// Writes a document as one line of JSON.
+pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    print(&serde_json::to_string(value).context("the answer cannot be written as JSON")?);
+    Ok(())
+}
+
+/// Whether standard output shows colours.
+pub(crate) fn colour() -> bool {
+    std::io::stdout().is_terminal()
+}
+
+/// Exit code of a command that followed a run to its end.
+pub(crate) fn exit_code(status: &str) -> u8 {
+    match status {
+        "succeeded" => DONE,
+        "cancelled" => RUN_CANCELLED,
+        _ => RUN_FAILED,
+    }
+}

@@ -1,0 +1,146 @@
+//! Commands about runs that exist already.
+
+use comfy_table::{Table, presets};
+use serde_json::Value;
+
+use super::{DONE, client, colour, print, print_json, submit, write_out};
+use crate::cli::{Logs, One, Ps};
+use crate::client::{Followed, RunInfo};
+use crate::render::{Account, clean, dollars};
+
+/// `caisson logs`.
+///
+/// # Errors
+/// The server refuses, or is not there.
+pub(crate) async fn logs(flags: Logs) -> anyhow::Result<u8> {
+    let client = client(&flags.client)?;
+    let id = client.find_run(flags.run.as_deref()).await?;
+    if flags.follow {
+        return submit::follow(&client, &id, flags.client.json).await;
+    }
+    let mut account = Account::new(colour());
+    for event in client.events(&id, 0).await? {
+        if flags.client.json {
+            print_json(&event)?;
+        } else {
+            write_out(&account.tell(&Followed::Event(event)));
+        }
+    }
+    Ok(DONE)
+}
+
+/// `caisson ps`.
+///
+/// # Errors
+/// The server refuses, or is not there.
+pub(crate) async fn ps(flags: Ps) -> anyhow::Result<u8> {
+    let runs = client(&flags.client)?.list_runs(flags.status.as_deref(), flags.limit).await?;
+    if flags.client.json {
+        for run in &runs {
+            print_json(run)?;
+        }
+        return Ok(DONE);
+    }
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(["RUN", "STATUS", "WORKFLOW", "BRANCH", "COST", "TASK"]);
+    for run in &runs {
+        table.add_row(row(run));
+    }
+    print(&table.trim_fmt());
+    Ok(DONE)
+}
+
+fn row(run: &RunInfo) -> [String; 6] {
+    let status = match run.text("phase") {
+        Some(phase) if run.status == "running" => format!("running/{phase}"),
+        Some(_) | None => run.status.clone(),
+    };
+    let task: String = run.text("prompt").unwrap_or_default().lines().next().unwrap_or_default().chars().take(40).collect();
+    [
+        run.id.clone(),
+        status,
+        run.text("workflow").unwrap_or_default().to_owned(),
+        run.text("branch").unwrap_or("-").to_owned(),
+        dollars(cost(run)),
+        clean(&task),
+    ]
+}
+
+fn cost(run: &RunInfo) -> i64 {
+    run.rest.get("usage").and_then(|usage| usage["cost_micro_usd"].as_i64()).unwrap_or(0)
+}
+
+/// `caisson show`.
+///
+/// # Errors
+/// The server refuses, or is not there.
+pub(crate) async fn show(flags: One) -> anyhow::Result<u8> {
+    let client = client(&flags.client)?;
+    let run = client.run(&client.find_run(flags.run.as_deref()).await?).await?;
+    if flags.client.json {
+        print_json(&run)?;
+        return Ok(DONE);
+    }
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.add_row(["run", run.id.as_str()]).add_row(["status", run.status.as_str()]);
+    for name in ["phase", "workflow", "repository", "base", "branch", "base_commit", "pushed_commit", "session_id"] {
+        if let Some(text) = run.text(name) {
+            table.add_row([name, &clean(text)]);
+        }
+    }
+    let milliseconds = |name: &str| run.number(name);
+    if let (Some(start), Some(end)) = (milliseconds("started_at_ms"), milliseconds("finished_at_ms")) {
+        table.add_row(["took", &format!("{:.1} s", std::time::Duration::from_millis((end - start).unsigned_abs()).as_secs_f64())]);
+    }
+    if let Some(usage) = run.rest.get("usage") {
+        let number = |name: &str| usage[name].as_i64().unwrap_or(0);
+        let text = format!(
+            "{} calls, {} in, {} out, {} cached; {}",
+            number("calls"), number("input"), number("output"), number("cache_read"), dollars(cost(&run))
+        );
+        table.add_row(["usage", &text]);
+    }
+    if let Some(failure) = run.rest.get("failure").filter(|failure| failure.is_object()) {
+        let text = |name: &str| clean(failure[name].as_str().unwrap_or_default());
+        table.add_row(["failure", &format!("{}: {}", text("kind"), text("message"))]);
+        if let Some(evidence) = failure["evidence"].as_str() {
+            table.add_row(["evidence", &clean(evidence)]);
+        }
+    }
+    if let Some(result) = run.rest.get("result").and_then(Value::as_str) {
+        table.add_row(["result", &clean(result)]);
+    }
+    print(&table.trim_fmt());
+    Ok(DONE)
+}
+
+/// `caisson diff`.
+///
+/// # Errors
+/// The server refuses, is not there, or has no patch.
+pub(crate) async fn diff(flags: One) -> anyhow::Result<u8> {
+    let client = client(&flags.client)?;
+    let id = client.find_run(flags.run.as_deref()).await?;
+    let patch = client.diff(&id).await?;
+    // A pager and a person get the patch without control characters; `git apply` behind a pipe gets it as it is.
+    write_out(&if colour() { clean(&patch) } else { patch });
+    Ok(DONE)
+}
+
+/// `caisson cancel`.
+///
+/// # Errors
+/// The server refuses, or is not there.
+pub(crate) async fn cancel(flags: One) -> anyhow::Result<u8> {
+    let client = client(&flags.client)?;
+    let run = client.cancel(&client.find_run(flags.run.as_deref()).await?).await?;
+    if flags.client.json {
+        print_json(&run)?;
+    } else if run.is_final() {
+        print(&format!("run {} is {}", run.id, run.status));
+    } else {
+        print(&format!("run {} was told to stop; its work is saved first", run.id));
+    }
+    Ok(DONE)
+}

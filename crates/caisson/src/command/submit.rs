@@ -1,0 +1,162 @@
+//! `caisson run`: submit a task and follow it.
+
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use serde_json::{Map, Value, json};
+
+use super::{DETACHED, DONE, client, colour, complain, exit_code, print, print_json, write_out};
+use crate::cli::Run;
+use crate::client::{Client, Followed, RunInfo};
+use crate::render::Account;
+
+/// Longest task read from standard input, in bytes; one more than the server takes, so that it can say so.
+const STDIN_BYTES: u64 = caisson_domain::limits::PROMPT_BYTES as u64 + 1;
+
+/// Submits and follows.
+///
+/// # Errors
+/// The server refuses, or is not there.
+pub(crate) async fn run(flags: Run) -> anyhow::Result<u8> {
+    let client = client(&flags.client)?;
+    let body = body(&flags)?;
+    // A key of our own makes the request safe to repeat; the server remembers it for a day.
+    let key = flags.idempotency_key.clone().unwrap_or_else(|| hex::encode(rand::random::<[u8; 16]>()));
+    let run = client.create_run(&body, &key).await?;
+    if flags.detach {
+        if flags.client.json {
+            print_json(&run)?;
+        } else {
+            print(&run.id);
+        }
+        return Ok(DONE);
+    }
+    if !flags.client.json {
+        complain(&format!("run {} (Ctrl-C detaches)", run.id));
+    }
+    follow(&client, &run.id, flags.client.json).await
+}
+
+/// Follows a run to its end, or until Ctrl-C.
+///
+/// # Errors
+/// The server refuses or stays away.
+pub(crate) async fn follow(client: &Client, id: &str, json: bool) -> anyhow::Result<u8> {
+    let mut account = Account::new(colour());
+    let show = |followed: &Followed| match followed {
+        Followed::Event(event) if json => {
+            print_json(event).ok();
+        }
+        Followed::Delta(..) if json => {}
+        Followed::Event(_) | Followed::Delta(..) => write_out(&account.tell(followed)),
+    };
+    tokio::select! {
+        followed = client.follow(id, 0, show) => followed?,
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted?;
+            complain(&format!("\ndetached; the run goes on. Come back with: caisson logs -f {id}\nEnd it with:    caisson cancel {id}"));
+            return Ok(DETACHED);
+        }
+    }
+    let run = client.run(id).await?;
+    if !json {
+        summarise(&run);
+    }
+    Ok(exit_code(&run.status))
+}
+
+fn summarise(run: &RunInfo) {
+    if let (Some(branch), Some(commit)) = (run.text("branch"), run.text("pushed_commit")) {
+        complain(&format!("branch {branch} is at {commit}; see the change with: caisson diff {}", run.id));
+    }
+}
+
+fn body(flags: &Run) -> anyhow::Result<Value> {
+    let mut body = Map::new();
+    let mut set = |name: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            body.insert(name.to_owned(), value);
+        }
+    };
+    set("workflow", Some(json!(flags.workflow)));
+    set("prompt", Some(json!(prompt(&flags.prompt)?)));
+    let repository = flags.repo.as_deref().map(repository).transpose()?;
+    set("repository", if flags.no_repo { Some(Value::Null) } else { repository.map(Value::String) });
+    set("base", flags.base.as_ref().map(|text| json!(text)));
+    set("branch", flags.branch.as_ref().map(|text| json!(text)));
+    set("model", flags.model.as_ref().map(|text| json!(text)));
+    set("image", flags.image.as_ref().map(|text| json!(text)));
+    set("max_turns", flags.max_turns.map(|number| json!(number)));
+    set("timeout_s", flags.timeout.map(|number| json!(number)));
+    if !flags.environment.is_empty() {
+        set("environment", Some(environment(&flags.environment)?));
+    }
+    Ok(Value::Object(body))
+}
+
+fn prompt(text: &str) -> anyhow::Result<String> {
+    if text != "-" {
+        return Ok(text.to_owned());
+    }
+    let mut read = String::new();
+    std::io::stdin()
+        .lock()
+        .take(STDIN_BYTES)
+        .read_to_string(&mut read)
+        .context("the task on standard input cannot be read as UTF-8")?;
+    Ok(read)
+}
+
+/// A URL as it is; a directory as the absolute path that the server wants.
+fn repository(text: &str) -> anyhow::Result<String> {
+    if text.contains("://") || text.contains('@') {
+        return Ok(text.to_owned());
+    }
+    let path = Path::new(text).canonicalize().with_context(|| format!("there is no directory \"{text}\""))?;
+    ensure!(path.is_dir(), "\"{text}\" is not a directory");
+    path.into_os_string().into_string().ok().with_context(|| format!("the path of \"{text}\" is not UTF-8"))
+}
+
+fn environment(pairs: &[String]) -> anyhow::Result<Value> {
+    let mut map = Map::new();
+    for pair in pairs {
+        let (name, value) = pair.split_once('=').with_context(|| format!("--env {pair}: write NAME=VALUE"))?;
+        map.insert(name.to_owned(), json!(value));
+    }
+    Ok(Value::Object(map))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn parsed(arguments: &[&str]) -> Value {
+        let cli = Cli::try_parse_from(["caisson", "run"].iter().chain(arguments)).unwrap();
+        let Command::Run(flags) = cli.command else { panic!("not run") };
+        body(&flags).unwrap()
+    }
+
+    #[test]
+    fn only_what_was_typed_is_sent() {
+        assert_eq!(parsed(&["fix it"]), json!({"workflow": "bug-fixer", "prompt": "fix it"}));
+        let body = parsed(&["x", "--no-repo", "--env", "A=b=c", "--timeout", "60"]);
+        assert_eq!(body["repository"], Value::Null);
+        assert!(body.as_object().unwrap().contains_key("repository"));
+        assert_eq!(body["environment"], json!({"A": "b=c"}));
+        assert_eq!(body["timeout_s"], 60);
+    }
+
+    #[test]
+    fn a_directory_becomes_an_absolute_path_and_a_url_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let resolved = repository(directory.path().to_str().unwrap()).unwrap();
+        assert!(Path::new(&resolved).is_absolute());
+        assert_eq!(repository("https://git.example.com/x").unwrap(), "https://git.example.com/x");
+        assert!(repository("/no/such/place").unwrap_err().to_string().contains("no directory"));
+        assert!(environment(&["A".to_owned()]).is_err());
+    }
+}

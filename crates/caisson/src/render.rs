@@ -1,0 +1,247 @@
+//! A run as people like to watch it: one line per thing that happened, live text as it comes.
+//!
+//! Everything shown comes from a sandbox or a repository, so control characters are taken out first: no output of an
+//! agent can move the cursor or change a title.
+
+use serde_json::Value;
+
+use crate::client::{EventInfo, Followed};
+
+/// Longest tool argument or result shown on one line, in characters.
+const PREVIEW_CHARS: usize = 100;
+
+/// Turns what happens in a run into lines for a terminal.
+#[derive(Debug)]
+pub struct Account {
+    started_at_ms: Option<i64>,
+    colour: bool,
+    live: Live,
+    cost_micro_usd: i64,
+    calls: i64,
+}
+
+/// What the cursor stands behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Live {
+    /// The start of a line.
+    Line,
+    /// Live text, whose event will repeat it.
+    Text,
+}
+
+impl Account {
+    /// An account that uses colours or not.
+    #[must_use]
+    pub fn new(colour: bool) -> Self {
+        Self { started_at_ms: None, colour, live: Live::Line, cost_micro_usd: 0, calls: 0 }
+    }
+
+    /// The text to print for the next thing that happened; empty when there is nothing to show.
+    pub fn tell(&mut self, followed: &Followed) -> String {
+        match followed {
+            Followed::Delta(kind, text) if kind == "text" => self.delta(text),
+            Followed::Delta(..) => String::new(),
+            Followed::Event(event) => self.event(event),
+        }
+    }
+
+    fn delta(&mut self, text: &str) -> String {
+        let lead = if self.live == Live::Line { "           " } else { "" };
+        self.live = Live::Text;
+        format!("{lead}{}", clean(text).replace('\n', "\n           "))
+    }
+
+    fn event(&mut self, event: &EventInfo) -> String {
+        let start = *self.started_at_ms.get_or_insert(event.at_ms);
+        let text_was_live = self.live == Live::Text;
+        let lines = self.lines(event, text_was_live);
+        if lines.is_empty() {
+            return String::new();
+        }
+        let mut out = String::new();
+        if text_was_live {
+            out.push('\n');
+            self.live = Live::Line;
+        }
+        let elapsed_ms = (event.at_ms - start).max(0);
+        let (seconds, tenths) = (elapsed_ms / 1000, elapsed_ms % 1000 / 100);
+        for (sign, line) in lines {
+            let time = self.paint("2", &format!("{seconds:>5}.{tenths}s"));
+            let line = line.replace('\n', "\n           ");
+            out.push_str(&format!("{time}  {} {line}\n", self.paint(sign.colour(), sign.mark())));
+        }
+        out
+    }
+
+    fn lines(&mut self, event: &EventInfo, text_was_live: bool) -> Vec<(Sign, String)> {
+        let data = &event.data;
+        let one = |sign, text: String| vec![(sign, text)];
+        match event.kind.as_str() {
+            "run.queued" => one(Sign::Step, format!("queued ({})", text(data, "workflow"))),
+            "run.requeued" => one(Sign::Warn, format!("back in the queue: {}", text(data, "reason"))),
+            "run.phase" => one(Sign::Step, format!("phase {}", text(data, "phase"))),
+            "run.stop_requested" => one(Sign::Warn, format!("told to stop: {}", text(data, "reason"))),
+            "sandbox.started" => one(Sign::Step, format!("sandbox runs ({})", text(data, "image"))),
+            "sandbox.exited" => one(Sign::Warn, "the sandbox ended".to_owned()),
+            "workspace.prepared" => match data["branch"].as_str() {
+                Some(branch) => one(
+                    Sign::Step,
+                    format!("branch {} from {}", clean(branch), short(&text(data, "base_commit"))),
+                ),
+                None => one(Sign::Step, "empty workspace".to_owned()),
+            },
+            "agent.line" => agent_lines(data, text_was_live),
+            "git.commit" => one(Sign::Good, format!("commit {} {}", short(&text(data, "commit")), first_line(&text(data, "message")))),
+            "git.push" if data["ok"] == Value::Bool(true) => {
+                one(Sign::Good, format!("pushed {} to {}", short(&text(data, "new")), text(data, "ref")))
+            }
+            "git.push" => one(Sign::Bad, format!("push refused: {}", text(data, "message"))),
+            "gateway.denied" => one(Sign::Bad, format!("denied {}: {}", text(data, "what"), text(data, "remedy"))),
+            "gateway.upstream_failed" => one(Sign::Bad, format!("upstream failed: {}", text(data, "message"))),
+            "note" => one(Sign::Warn, text(data, "message")),
+            "model.call" => {
+                self.calls += 1;
+                self.cost_micro_usd += data["cost_micro_usd"].as_i64().unwrap_or(0);
+                Vec::new()
+            }
+            "run.finished" => self.finished(data),
+            _ => Vec::new(),
+        }
+    }
+
+    fn finished(&self, data: &Value) -> Vec<(Sign, String)> {
+        let status = text(data, "status");
+        let cost = format!("{} model calls, {}", self.calls, dollars(self.cost_micro_usd));
+        match data["failure"].as_object() {
+            Some(failure) => {
+                let kind = failure.get("kind").and_then(Value::as_str).unwrap_or("unknown");
+                let message = failure.get("message").and_then(Value::as_str).unwrap_or_default();
+                vec![(Sign::Bad, format!("{status}: {kind}: {}\n{cost}", clean(message)))]
+            }
+            None if status == "succeeded" => vec![(Sign::Good, format!("{status} ({cost})"))],
+            None => vec![(Sign::Warn, format!("{status} ({cost})"))],
+        }
+    }
+
+    fn paint(&self, code: &str, text: &str) -> String {
+        if self.colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+    }
+}
+
+/// The mark before a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sign {
+    Step,
+    Tool,
+    Said,
+    Good,
+    Warn,
+    Bad,
+}
+
+impl Sign {
+    const fn mark(self) -> &'static str {
+        match self {
+            Self::Step => "·",
+            Self::Tool => ">",
+            Self::Said => "|",
+            Self::Good => "+",
+            Self::Warn => "!",
+            Self::Bad => "x",
+        }
+    }
+
+    const fn colour(self) -> &'static str {
+        match self {
+            Self::Step => "2",
+            Self::Tool => "36",
+            Self::Said => "0",
+            Self::Good => "32",
+            Self::Warn => "33",
+            Self::Bad => "31",
+        }
+    }
+}
+
+/// What a line of the agent's own output says to a person.
+fn agent_lines(line: &Value, text_was_live: bool) -> Vec<(Sign, String)> {
+    let blocks = line["message"]["content"].as_array().map(Vec::as_slice).unwrap_or_default();
+    match line["type"].as_str() {
+        Some("assistant") => blocks
+            .iter()
+            .filter_map(|block| match block["type"].as_str() {
+                Some("text") if !text_was_live => Some((Sign::Said, text(block, "text"))),
+                Some("tool_use") => Some((Sign::Tool, tool_line(block))),
+                Some(_) | None => None,
+            })
+            .collect(),
+        Some("user") => blocks
+            .iter()
+            .filter(|block| block["type"] == "tool_result")
+            .map(|block| {
+                let sign = if block["is_error"] == Value::Bool(true) { Sign::Bad } else { Sign::Good };
+                (sign, preview(&result_text(&block["content"])))
+            })
+            .collect(),
+        Some("system") if line["subtype"] == "api_retry" => {
+            let attempt = line["attempt"].as_i64().unwrap_or(0);
+            vec![(Sign::Warn, format!("the model API failed; retry {attempt}"))]
+        }
+        Some(_) | None => Vec::new(),
+    }
+}
+
+fn tool_line(block: &Value) -> String {
+    let input = &block["input"];
+    let argument = ["command", "file_path", "pattern", "path", "description", "prompt"]
+        .iter()
+        .find_map(|name| input[*name].as_str())
+        .unwrap_or_default();
+    format!("{} {}", text(block, "name"), preview(argument))
+}
+
+fn result_text(content: &Value) -> String {
+    match content {
+        Value::String(text) => text.clone(),
+        Value::Array(blocks) => blocks.iter().filter_map(|block| block["text"].as_str()).collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => String::new(),
+    }
+}
+
+/// The last line that has something in it: of a test run it is the verdict.
+fn preview(text: &str) -> String {
+    let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("(no output)");
+    let mut short: String = clean(line).chars().take(PREVIEW_CHARS).collect();
+    if line.chars().count() > PREVIEW_CHARS {
+        short.push('…');
+    }
+    short
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
+fn short(commit: &str) -> &str {
+    commit.get(..10).unwrap_or(commit)
+}
+
+fn text(value: &Value, field: &str) -> String {
+    clean(value[field].as_str().unwrap_or_default())
+}
+
+/// Takes out every control character but line feeds and tabs.
+#[must_use]
+pub fn clean(text: &str) -> String {
+    text.chars().filter(|c| matches!(c, '\n' | '\t') || !c.is_control()).collect()
+}
+
+/// Micro-USD for people.
+#[must_use]
+pub fn dollars(micro_usd: i64) -> String {
+    format!("${}.{:04}", micro_usd / 1_000_000, micro_usd % 1_000_000 / 100)
+}
+
+#[cfg(test)]
+#[path = "render_tests.rs"]
+mod tests;

@@ -1,0 +1,59 @@
+use serde_json::json;
+
+use super::*;
+
+fn event(seq: i64, at_ms: i64, kind: &str, data: Value) -> Followed {
+    Followed::Event(EventInfo { seq, at_ms, kind: kind.to_owned(), data })
+}
+
+#[test]
+fn a_run_reads_as_an_account() {
+    let mut account = Account::new(false);
+    let assistant = |content: Value| json!({"type": "assistant", "message": {"content": [content]}});
+    let happenings = [
+        event(1, 1_000, "run.queued", json!({"workflow": "bug-fixer"})),
+        event(2, 1_250, "run.phase", json!({"phase": "prepare"})),
+        event(3, 1_300, "workspace.prepared", json!({"branch": "caisson/x", "base_commit": "0123456789abcdef"})),
+        event(4, 2_000, "agent.line", assistant(json!({"type": "tool_use", "name": "Bash", "input": {"command": "make"}}))),
+        event(
+            5,
+            2_500,
+            "agent.line",
+            json!({"type": "user", "message": {"content": [{"type": "tool_result", "is_error": true, "content": "a\nFAILED (1)\n"}]}}),
+        ),
+        Followed::Delta("thinking".to_owned(), "hm".to_owned()),
+        Followed::Delta("text".to_owned(), "I ".to_owned()),
+        Followed::Delta("text".to_owned(), "see".to_owned()),
+        event(6, 3_000, "agent.line", assistant(json!({"type": "text", "text": "I see"}))),
+        event(7, 3_100, "agent.line", assistant(json!({"type": "text", "text": "not live"}))),
+        event(8, 3_200, "model.call", json!({"cost_micro_usd": 12_345})),
+        event(9, 4_000, "git.commit", json!({"commit": "aaaaaaaaaaaaaaaa", "message": "fix: x\n\nbody"})),
+        event(10, 4_100, "git.push", json!({"ok": true, "new": "aaaaaaaaaaaaaaaa", "ref": "refs/heads/caisson/x"})),
+        event(11, 4_200, "run.finished", json!({"status": "succeeded"})),
+    ];
+    let text: String = happenings.iter().map(|followed| account.tell(followed)).collect();
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn a_failure_is_told_with_its_kind() {
+    let mut account = Account::new(false);
+    let data = json!({"status": "failed", "failure": {"kind": "repo_auth", "message": "the git host refused the credential"}});
+    let text = account.tell(&event(1, 0, "run.finished", data));
+    assert!(text.contains("x failed: repo_auth: the git host refused the credential"), "{text}");
+}
+
+#[test]
+fn control_characters_of_an_agent_never_reach_the_terminal() {
+    let mut account = Account::new(false);
+    let evil = "a\u{1b}]0;title\u{7}b\u{9b}2J\rc";
+    let told = account.tell(&Followed::Delta("text".to_owned(), evil.to_owned()))
+        + &account.tell(&event(1, 0, "note", json!({"message": evil})));
+    assert!(!told.chars().any(|c| c.is_control() && c != '\n'), "{told:?}");
+}
+
+#[test]
+fn money_is_shown_with_four_digits() {
+    assert_eq!(dollars(0), "$0.0000");
+    assert_eq!(dollars(1_234_567), "$1.2345");
+}

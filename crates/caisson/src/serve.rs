@@ -1,0 +1,373 @@
+//! The composition root: store, engine, gateway, worker and API in one process.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use caisson_api::{AgentInfo, ApiConfig};
+use caisson_domain::git::{AllowList, Repository};
+use caisson_domain::id::{ProjectId, ServerId};
+use caisson_domain::server::{PlacementProblem, ProblemCode};
+use caisson_domain::usage::PriceTable;
+use caisson_domain::workflow::Workflow;
+use caisson_gateway::{
+    Gateway, GatewayConfig, GitCredential, GitIdentity, GitUpstreams, ModelCredential, ModelUpstream,
+};
+use caisson_sandbox::{DockerConfig, DockerEngine, EngineError};
+use caisson_store::{Clock, Store};
+use caisson_worker::{Probe, UidPlan, Worker, WorkerConfig};
+use sha2::{Digest, Sha256};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::agents::Agents;
+use crate::settings::{self, Settings};
+
+/// How long a stopping server waits for its tasks.
+const STOP_WAIT: Duration = Duration::from_secs(10);
+/// The workflows that ship with Caisson.
+const SHIPPED_WORKFLOWS: [&str; 1] = [include_str!("../../../workflows/bug-fixer.md")];
+/// Most workflow files read from a directory.
+const WORKFLOW_FILES: usize = 200;
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    /// Where the API listens.
+    pub address: SocketAddr,
+    /// The store, for what runs in the same process.
+    pub store: Store,
+    tracker: TaskTracker,
+    cancel: CancellationToken,
+    // The lock is given back when the server is dropped.
+    _lock: fs::File,
+}
+
+impl Server {
+    /// Starts every part. Living sandboxes of an earlier process are taken over.
+    ///
+    /// # Errors
+    /// The state directory is in use or cannot be used, the address is taken, or a file that the settings name is bad.
+    pub async fn start(settings: Settings) -> anyhow::Result<Self> {
+        make_directory(&settings.state_dir)?;
+        let lock = lock_state(&settings.state_dir)?;
+        let listener = TcpListener::bind(settings.listen).await.with_context(|| {
+            format!("{} cannot be listened on; choose another address with --listen", settings.listen)
+        })?;
+        let address = listener.local_addr()?;
+        let store = open_store(&settings.state_dir).await?;
+        load_workflows(&store, settings.workflows_dir.as_deref()).await?;
+        let id = server_id(&settings.state_dir, store.now_ms())?;
+        let allow = allow_list(&settings)?;
+        let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
+
+        let engine = DockerEngine::connect(&DockerConfig { host: settings.docker.host.clone() }, id.clone())
+            .context("the Docker Engine's address cannot be used")?;
+        let engine = Arc::new(engine);
+        Gateway::start(gateway_config(&settings, &id, &allow)?, store.clone(), &tracker, cancel.clone())
+            .await
+            .context("the gateway cannot start")?;
+        let image = default_image(&settings);
+        let probe = Arc::new(Checks {
+            engine: Arc::clone(&engine),
+            image: image.clone(),
+            agents: Agents::new(settings.agents_dir()),
+            agent_version: settings.agent_version.clone(),
+        });
+        let worker = worker_config(&settings, &id, image)?;
+        Worker::start(worker, store.clone(), engine, probe, &tracker, cancel.clone())
+            .await
+            .context("the worker cannot start")?;
+
+        let router = caisson_api::router(api_config(&settings, allow)?, store.clone(), cancel.clone());
+        let stop = cancel.clone();
+        tracker.spawn(async move {
+            let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
+            if let Err(error) = served {
+                warn!(error = %error, "the API ended");
+            }
+        });
+        tracker.close();
+        info!(address = %address, server.id = %id, "listening on http://{address}");
+        Ok(Self { address, store, tracker, cancel, _lock: lock })
+    }
+
+    /// Stops every part. Sandboxes stay alive: the next start takes them over.
+    pub async fn stop(self) {
+        self.cancel.cancel();
+        if tokio::time::timeout(STOP_WAIT, self.tracker.wait()).await.is_err() {
+            warn!("some tasks did not end in time; they are left behind");
+        }
+        self.store.close().await.ok();
+    }
+}
+
+/// Image of runs and workflows that name none.
+#[must_use]
+pub fn default_image(settings: &Settings) -> String {
+    settings.default_image.clone().unwrap_or_else(|| caisson_sandbox::DEFAULT_IMAGE.to_owned())
+}
+
+/// Opens the store of a state directory.
+///
+/// # Errors
+/// The directory or the database cannot be used.
+pub async fn open_store(state_dir: &Path) -> anyhow::Result<Store> {
+    make_directory(state_dir)?;
+    Store::open(&state_dir.join("caisson.db"), Clock::system())
+        .await
+        .with_context(|| format!("the database in \"{}\" cannot be opened", state_dir.display()))
+}
+
+fn make_directory(directory: &Path) -> anyhow::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .with_context(|| format!("the state directory \"{}\" cannot be made", directory.display()))
+}
+
+/// One server to a state directory: two would give the same sandboxes orders.
+fn lock_state(state_dir: &Path) -> anyhow::Result<fs::File> {
+    let path = state_dir.join("lock");
+    let file = fs::File::create(&path)
+        .with_context(|| format!("\"{}\" cannot be written; choose another --state-dir", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => anyhow::bail!(
+            "another server uses the state directory \"{}\"; stop it or choose another --state-dir",
+            state_dir.display()
+        ),
+        Err(fs::TryLockError::Error(error)) => Err(error).context("the state directory cannot be locked"),
+    }
+}
+
+/// The id that stays with the state directory.
+fn server_id(state_dir: &Path, now_ms: i64) -> anyhow::Result<ServerId> {
+    let path = state_dir.join("server_id");
+    match fs::read_to_string(&path) {
+        Ok(text) => text
+            .trim()
+            .parse()
+            .with_context(|| format!("\"{}\" does not hold a server id; restore it from a backup", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let id = ServerId::new(now_ms, rand::random());
+            let staged = state_dir.join("server_id.new");
+            fs::write(&staged, id.as_str())?;
+            fs::File::open(&staged)?.sync_all()?;
+            fs::rename(staged, &path)?;
+            Ok(id)
+        }
+        Err(error) => Err(error).with_context(|| format!("\"{}\" cannot be read", path.display())),
+    }
+}
+
+async fn load_workflows(store: &Store, directory: Option<&Path>) -> anyhow::Result<()> {
+    let project = ProjectId::default_project();
+    let mut texts: Vec<(String, String)> =
+        SHIPPED_WORKFLOWS.iter().map(|text| ("shipped".to_owned(), (*text).to_owned())).collect();
+    if let Some(directory) = directory {
+        let entries = fs::read_dir(directory)
+            .with_context(|| format!("the workflows directory \"{}\" cannot be read", directory.display()))?;
+        let mut files: Vec<PathBuf> = entries
+            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+            .filter(|path| path.extension().is_some_and(|end| end == "md"))
+            .collect();
+        files.sort();
+        anyhow::ensure!(files.len() <= WORKFLOW_FILES, "\"{}\" holds more than {WORKFLOW_FILES} workflows", directory.display());
+        for file in files {
+            let text = fs::read_to_string(&file).with_context(|| format!("\"{}\" cannot be read", file.display()))?;
+            texts.push((file.display().to_string(), text));
+        }
+    }
+    for (origin, text) in texts {
+        let workflow = Workflow::parse(&text).with_context(|| format!("the workflow of \"{origin}\" cannot be used"))?;
+        let stored = store.workflow(&project, &workflow.name).await?;
+        if stored.is_none_or(|stored| stored.workflow != workflow) {
+            store.put_workflow(&project, &workflow).await?;
+        }
+    }
+    Ok(())
+}
+
+fn allow_list(settings: &Settings) -> anyhow::Result<AllowList> {
+    let directories = settings
+        .allow_repo
+        .iter()
+        .map(|directory| directory.canonicalize().with_context(|| format!("\"{}\" cannot be resolved", directory.display())))
+        .collect::<anyhow::Result<_>>()?;
+    Ok(AllowList::new(&settings.repositories, directories)?)
+}
+
+fn api_config(settings: &Settings, allow: AllowList) -> anyhow::Result<ApiConfig> {
+    let default_repository: Option<Repository> =
+        settings.default_repository.as_deref().map(str::parse).transpose().context("default_repository cannot be used")?;
+    let agents = Agents::new(settings.agents_dir());
+    let version = agents.installed(&settings.agent_version).map(|manifest| manifest.version);
+    Ok(ApiConfig {
+        allow,
+        default_repository,
+        artifacts_dir: settings.state_dir.join("artifacts"),
+        agent: AgentInfo { version },
+    })
+}
+
+fn gateway_config(settings: &Settings, id: &ServerId, allow: &AllowList) -> anyhow::Result<GatewayConfig> {
+    let model = &settings.model;
+    let credential = match (&model.api_key_file, &model.api_key, &model.auth_token_file) {
+        (Some(file), _, _) => Some(ModelCredential::ApiKey(settings::read_secret(file)?)),
+        (None, Some(key), _) => Some(ModelCredential::ApiKey(key.clone())),
+        (None, None, Some(file)) => Some(ModelCredential::Bearer(settings::read_secret(file)?)),
+        (None, None, None) => None,
+    };
+    if credential.is_none() {
+        warn!("no model credential is configured: agents will be refused; set model.api_key_file");
+    }
+    let prices = match &settings.prices_file {
+        Some(file) => PriceTable::from_json(&fs::read_to_string(file)?)
+            .with_context(|| format!("\"{}\" cannot be used", file.display()))?,
+        None => PriceTable::shipped(),
+    };
+    let credentials = settings
+        .git
+        .credentials
+        .iter()
+        .map(|credential| {
+            Ok(GitCredential {
+                url_prefix: credential.url_prefix.clone(),
+                username: credential.username.clone(),
+                token: settings::read_secret(&credential.token_file)?,
+            })
+        })
+        .collect::<anyhow::Result<_>>()?;
+    Ok(GatewayConfig {
+        server: id.clone(),
+        doors_dir: settings.state_dir.join("doors"),
+        artifacts_dir: settings.state_dir.join("artifacts"),
+        model: ModelUpstream {
+            base_url: model.base_url.clone(),
+            credential,
+            outbound_proxy: model.outbound_proxy.clone(),
+            extra_ca_pem: read_pem(model.extra_ca_file.as_deref())?,
+        },
+        prices,
+        git: GitUpstreams {
+            credentials,
+            allow: allow.clone(),
+            outbound_proxy: settings.git.outbound_proxy.clone(),
+            extra_ca_pem: read_pem(settings.git.extra_ca_file.as_deref())?,
+            git_program: PathBuf::from("git"),
+        },
+        identity: GitIdentity {
+            name: settings.git.author_name.clone(),
+            email: settings.git.author_email.clone(),
+        },
+    })
+}
+
+fn read_pem(file: Option<&Path>) -> anyhow::Result<Option<Vec<u8>>> {
+    file.map(|file| fs::read(file).with_context(|| format!("\"{}\" cannot be read", file.display()))).transpose()
+}
+
+fn worker_config(settings: &Settings, id: &ServerId, image: String) -> anyhow::Result<WorkerConfig> {
+    let agents = Agents::new(settings.agents_dir());
+    let uids = if nix::unistd::geteuid().is_root() {
+        UidPlan::PerSession { base: settings.uid_base }
+    } else {
+        UidPlan::Fixed { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() }
+    };
+    Ok(WorkerConfig {
+        server: id.clone(),
+        slots: settings.slots,
+        state_dir: settings.state_dir.clone(),
+        default_image: image,
+        shim: install_shim(settings)?,
+        agent_dir: Some(agents.directory(&settings.agent_version)),
+        uids,
+        min_free_disk_bytes: settings.min_free_disk_mib.saturating_mul(1024 * 1024),
+    })
+}
+
+/// The shim that the settings name, or the one beside this program.
+///
+/// # Errors
+/// There is none.
+pub fn find_shim(settings: &Settings) -> anyhow::Result<PathBuf> {
+    let path = match &settings.shim {
+        Some(path) => path.clone(),
+        None => std::env::current_exe()?.with_file_name("caisson-shim"),
+    };
+    anyhow::ensure!(
+        path.is_file(),
+        "the shim \"{}\" is missing; build it with `make build`, or name it with CAISSON_SHIM",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// Copies the shim into the state directory under its content's hash: a living sandbox keeps the one it was started
+/// with, whatever is built or installed later.
+fn install_shim(settings: &Settings) -> anyhow::Result<PathBuf> {
+    let bytes = fs::read(find_shim(settings)?)?;
+    let hash = hex::encode(Sha256::digest(&bytes));
+    let directory = settings.state_dir.join("shim");
+    make_directory(&directory)?;
+    let place = directory.join(&hash[..16]);
+    if !place.is_file() {
+        let staged = tempfile::NamedTempFile::new_in(&directory)?;
+        fs::write(staged.path(), bytes)?;
+        fs::set_permissions(staged.path(), fs::Permissions::from_mode(0o555))?;
+        staged.persist(&place).context("the shim cannot be installed")?;
+    }
+    Ok(place)
+}
+
+/// What keeps this server from placing runs, asked again and again by the worker.
+#[derive(Debug)]
+pub struct Checks {
+    /// The engine.
+    pub engine: Arc<DockerEngine>,
+    /// The default image.
+    pub image: String,
+    /// Installed agents.
+    pub agents: Agents,
+    /// The version that runs use.
+    pub agent_version: String,
+}
+
+#[async_trait::async_trait]
+impl Probe for Checks {
+    async fn problems(&self) -> Vec<PlacementProblem> {
+        let mut problems = Vec::new();
+        let mut add = |code, message| problems.push(PlacementProblem { code, message });
+        match self.engine.check().await {
+            Ok(_) => match self.engine.image_present(&self.image).await {
+                Ok(true) => {}
+                Ok(false) => add(ProblemCode::ImageMissing, format!("the sandbox image {} is missing; run `caisson image build`", self.image)),
+                Err(error) => add(ProblemCode::EngineUnavailable, engine_message(&error)),
+            },
+            Err(error) => add(ProblemCode::EngineUnavailable, engine_message(&error)),
+        }
+        if self.agents.installed(&self.agent_version).is_none() {
+            let version = &self.agent_version;
+            add(ProblemCode::AgentMissing, format!("Claude Code {version} is not installed; run `caisson agent install --version {version}`"));
+        }
+        problems
+    }
+}
+
+fn engine_message(error: &EngineError) -> String {
+    let mut message = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        message.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    message
+}

@@ -1,0 +1,86 @@
+use super::*;
+
+fn environment(variables: &[(&str, &str)]) -> Environment {
+    let variables = variables.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    Environment { variables, root: true }
+}
+
+fn load(toml: &str, variables: &[(&str, &str)]) -> anyhow::Result<Settings> {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("caisson.toml");
+    std::fs::write(&file, toml).unwrap();
+    Settings::load(Some(&file), &environment(variables), Overrides::default())
+}
+
+fn fault(toml: &str, variables: &[(&str, &str)]) -> String {
+    format!("{:#}", load(toml, variables).unwrap_err())
+}
+
+#[test]
+fn defaults_need_no_file_and_allow_no_repository() {
+    let settings = Settings::load(None, &environment(&[]), Overrides::default()).unwrap();
+    assert_eq!(settings.state_dir, Path::new("/var/lib/caisson"));
+    assert!(settings.repositories.is_empty() && settings.allow_repo.is_empty());
+    assert_eq!(settings.agents_dir(), Path::new("/var/lib/caisson/agents"));
+}
+
+#[test]
+fn a_variable_wins_over_the_file_and_a_flag_over_both() {
+    let settings = load("slots = 3\nlisten = \"127.0.0.1:1\"\n", &[("CAISSON_SLOTS", "4")]).unwrap();
+    assert_eq!(settings.slots, 4);
+    let overrides = Overrides { listen: Some("127.0.0.1:2".parse().unwrap()), ..Overrides::default() };
+    let settings = Settings::load(None, &environment(&[("CAISSON_LISTEN", "127.0.0.1:3")]), overrides).unwrap();
+    assert_eq!(settings.listen.port(), 2);
+}
+
+#[test]
+fn nested_keys_and_lists_come_from_variables() {
+    let settings = load(
+        "",
+        &[
+            ("CAISSON_MODEL__BASE_URL", "http://127.0.0.1:9"),
+            ("CAISSON_MODEL__API_KEY", "12345"),
+            ("CAISSON_REPOSITORIES", "https://a.example/* https://b.example/x"),
+        ],
+    )
+    .unwrap();
+    assert_eq!(settings.model.base_url.as_str(), "http://127.0.0.1:9/");
+    assert_eq!(settings.repositories.len(), 2);
+    assert!(settings.model.api_key.is_some());
+    assert!(!format!("{settings:?}").contains("12345"));
+}
+
+#[test]
+fn unknown_keys_are_errors_wherever_they_stand() {
+    assert!(fault("slot = 1\n", &[]).contains("slot"));
+    assert!(fault("[model]\nkey = 1\n", &[]).contains("key"));
+    assert!(fault("", &[("CAISSON_LISTN", "x")]).contains("listn"));
+    assert!(load("", &[("CAISSON_URL", "http://x"), ("CAISSON_API_KEY", "x")]).is_ok());
+}
+
+#[test]
+fn every_fault_is_reported_together() {
+    let message = fault("slots = 0\nuid_base = 10\nallow_repo = [\"/no/such/directory\"]\n", &[]);
+    for part in ["slots is 0", "uid_base is 10", "/no/such/directory"] {
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn slots_are_bounded_at_256() {
+    assert!(load("slots = 256\n", &[]).is_ok());
+    assert!(fault("slots = 257\n", &[]).contains("slots"));
+}
+
+#[test]
+fn a_secret_file_holds_exactly_one_line() {
+    use secrecy::ExposeSecret;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("key");
+    std::fs::write(&file, "abc\n").unwrap();
+    assert_eq!(read_secret(&file).unwrap().expose_secret(), "abc");
+    for bad in ["", "\n", "a\nb\n"] {
+        std::fs::write(&file, bad).unwrap();
+        assert!(read_secret(&file).is_err(), "{bad:?}");
+    }
+}

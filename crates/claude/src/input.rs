@@ -1,0 +1,179 @@
+//! What the CLI is told on standard input: every function gives one whole line, its end included.
+//!
+//! A line that is not JSON kills the CLI, so nothing else may be written there.
+
+use serde_json::{Value, json};
+
+use crate::limits::PROMPT_BYTES_MAX;
+use crate::uuid::Uuid;
+
+/// Why a text cannot be a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InputError {
+    /// There is nothing in it.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// It is longer than [`PROMPT_BYTES_MAX`].
+    #[error("the prompt has {bytes} bytes, more than {PROMPT_BYTES_MAX}")]
+    PromptTooLong {
+        /// Its length.
+        bytes: usize,
+    },
+}
+
+/// Writes a prompt.
+///
+/// The CLI answers a prompt with an id by [`crate::CommandLifecycle`] events and names the id in the result. An id
+/// that the session has seen before, in this process or an earlier one, is not answered again.
+///
+/// A prompt that begins with a slash would be taken for a command of the CLI (`/model`, `/clear`), which the sender of
+/// a task must not give: a space before the slash makes it a text, and nothing else is changed.
+///
+/// # Errors
+/// [`InputError`] if the text is blank or too long.
+pub fn user_prompt(uuid: &Uuid, text: &str) -> Result<String, InputError> {
+    if text.trim().is_empty() {
+        return Err(InputError::EmptyPrompt);
+    }
+    if text.len() > PROMPT_BYTES_MAX {
+        return Err(InputError::PromptTooLong { bytes: text.len() });
+    }
+    let guard = if text.starts_with('/') { " " } else { "" };
+    let content = json!([{ "type": "text", "text": format!("{guard}{text}") }]);
+    Ok(line(&json!({
+        "type": "user",
+        "uuid": uuid.as_str(),
+        "message": { "role": "user", "content": content },
+    })))
+}
+
+/// Asks for what the CLI can do, and gets it before the first prompt.
+#[must_use]
+pub fn initialize(request_id: &str) -> String {
+    request(request_id, "initialize")
+}
+
+/// Ends the running turn; the session stays usable. Without a running turn nothing happens, and prompts that wait are
+/// taken up next.
+#[must_use]
+pub fn interrupt(request_id: &str) -> String {
+    request(request_id, "interrupt")
+}
+
+/// Interrupts the running turn, if any, and ends the process.
+#[must_use]
+pub fn end_session(request_id: &str) -> String {
+    request(request_id, "end_session")
+}
+
+/// Answers a request of the CLI.
+#[must_use]
+pub fn answer_success(request_id: &str, response: &Value) -> String {
+    answer(&json!({ "subtype": "success", "request_id": request_id, "response": response }))
+}
+
+/// Answers a request of the CLI that it cannot be done. To `can_use_tool` this is a denial.
+#[must_use]
+pub fn answer_error(request_id: &str, message: &str) -> String {
+    answer(&json!({ "subtype": "error", "request_id": request_id, "error": message }))
+}
+
+/// Answers a request of the CLI that nobody here knows what to do with, so that its turn goes on.
+#[must_use]
+pub fn answer_unsupported(request_id: &str, subtype: &str) -> String {
+    answer(&json!({
+        "subtype": "error",
+        "request_id": request_id,
+        "error": format!("unsupported request: {subtype}"),
+        "error_code": "unsupported_request",
+    }))
+}
+
+fn request(request_id: &str, subtype: &str) -> String {
+    let request = json!({ "subtype": subtype });
+    line(&json!({ "type": "control_request", "request_id": request_id, "request": request }))
+}
+
+fn answer(response: &Value) -> String {
+    line(&json!({ "type": "control_response", "response": response }))
+}
+
+/// One line. JSON escapes line feeds and carriage returns by itself; the line separators that Unicode adds, and at
+/// which some readers also split, are escaped here. They occur only within strings.
+fn line(value: &Value) -> String {
+    let mut line = value.to_string();
+    for (separator, escape) in [('\u{85}', "\\u0085"), ('\u{2028}', "\\u2028"), ('\u{2029}', "\\u2029")] {
+        if line.contains(separator) {
+            line = line.replace(separator, escape);
+        }
+    }
+    line.push('\n');
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn uuid() -> Uuid {
+        Uuid::parse("0192f0c1-2345-7abc-8def-0123456789ab").unwrap()
+    }
+
+    fn assert_one_line(line: &str) -> Value {
+        let body = line.strip_suffix('\n').expect("a line ends");
+        assert!(!body.contains(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}']), "{body:?}");
+        serde_json::from_str(body).expect("a line is JSON")
+    }
+
+    #[test]
+    fn every_message_is_one_line_of_json() {
+        let id = "a\nb\u{2028}";
+        let lines = [
+            user_prompt(&uuid(), "two\nlines\r\u{85}\u{2028}\u{2029}").unwrap(),
+            initialize(id),
+            interrupt(id),
+            end_session(id),
+            answer_success(id, &json!({ "behavior": "allow", "updatedInput": { "a": "\n" } })),
+            answer_error(id, "no\nno"),
+            answer_unsupported(id, "new\nkind"),
+        ];
+        let values: Vec<Value> = lines.iter().map(|line| assert_one_line(line)).collect();
+        insta::with_settings!({ sort_maps => true }, { insta::assert_json_snapshot!("messages", values) });
+    }
+
+    #[test]
+    fn a_prompt_never_begins_with_a_slash() {
+        let text = |prompt: &str| {
+            let line = user_prompt(&uuid(), prompt).unwrap();
+            assert_one_line(&line)["message"]["content"][0]["text"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(text("/model opus"), " /model opus");
+        assert_eq!(text("/"), " /");
+        assert_eq!(text(" /model"), " /model");
+        assert_eq!(text("fix a/b"), "fix a/b");
+        assert_eq!(text("--help"), "--help");
+    }
+
+    #[test]
+    fn a_prompt_has_a_beginning_and_an_end() {
+        assert_eq!(user_prompt(&uuid(), ""), Err(InputError::EmptyPrompt));
+        assert_eq!(user_prompt(&uuid(), " \n\t"), Err(InputError::EmptyPrompt));
+        assert!(user_prompt(&uuid(), &"x".repeat(PROMPT_BYTES_MAX)).is_ok());
+        let bytes = PROMPT_BYTES_MAX + 1;
+        assert_eq!(user_prompt(&uuid(), &"x".repeat(bytes)), Err(InputError::PromptTooLong { bytes }));
+    }
+
+    proptest! {
+        #[test]
+        fn any_prompt_arrives_unchanged_on_one_line(text in "\\PC*|[\\x00-\\x{2fff}]{1,40}") {
+            prop_assume!(!text.trim().is_empty());
+            let value = assert_one_line(&user_prompt(&uuid(), &text).unwrap());
+            let sent = value["message"]["content"][0]["text"].as_str().unwrap();
+            prop_assert_eq!(sent.strip_prefix(' ').filter(|s| s.starts_with('/')).unwrap_or(sent),
+                text.strip_prefix(' ').filter(|s| s.starts_with('/')).unwrap_or(&text));
+            prop_assert!(!sent.starts_with('/'));
+        }
+    }
+}

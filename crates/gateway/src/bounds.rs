@@ -1,0 +1,151 @@
+//! Bounds of the gateway with names. Those that a test must be able to hit quickly are fields of [`Bounds`], whose
+//! default is the named constant.
+
+use std::time::Duration;
+
+/// Connections of one sandbox that are served at once; further ones wait in the socket's backlog.
+pub(crate) const CONNECTIONS: usize = 64;
+/// Request line and headers of one request, in bytes.
+pub(crate) const HEADER_BYTES: usize = 64 * 1024;
+/// Headers of one request.
+pub(crate) const HEADERS: usize = 100;
+/// How long a connection may take to send a request's headers, the wait for the next request included.
+pub(crate) const HEADER_READ: Duration = Duration::from_secs(60);
+/// Longest silence in the middle of a request's body.
+pub(crate) const BODY_IDLE: Duration = Duration::from_secs(60);
+/// How long requests under way may go on after the server was told to stop or the sandbox is gone.
+pub(crate) const GRACE: Duration = Duration::from_secs(5);
+/// How often the sandboxes are read even if no hint came.
+pub(crate) const RECONCILE: Duration = Duration::from_secs(5);
+/// Bodies of one sandbox that are in memory at once, in bytes.
+pub(crate) const BODY_POOL_BYTES: usize = 64 * 1024 * 1024;
+/// JSON up to this size is read on the spot, in bytes; longer texts go to a blocking thread.
+pub(crate) const INLINE_BYTES: usize = 512 * 1024;
+
+/// How long a request is held while the database is away, before it is refused.
+pub(crate) const STORE_HOLD: Duration = Duration::from_secs(10);
+/// How long settling a call or recording a push is retried while the database is away.
+pub(crate) const SETTLE_HOLD: Duration = Duration::from_secs(60);
+/// How long the end of a model reply is held back until the call is settled.
+pub(crate) const END_HOLD: Duration = Duration::from_secs(5);
+/// First wait between two tries at the database.
+pub(crate) const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+/// Longest wait between two tries at the database.
+pub(crate) const BACKOFF_MOST: Duration = Duration::from_secs(1);
+
+/// Lines of one journal batch that are stored at once; the acknowledged offset then lies before the batch's end.
+pub(crate) const JOURNAL_BATCH_LINES: usize = 4096;
+/// Lines of one batch that are not understood and told of one by one; the others are counted.
+pub(crate) const JOURNAL_NOTES: usize = 16;
+/// How much of a line that is not understood is shown, in bytes.
+pub(crate) const EXCERPT_BYTES: usize = 200;
+/// Message of a note, in bytes.
+pub(crate) const NOTE_BYTES: usize = 8 * 1024;
+/// Body of a batch of text deltas, in bytes: [`caisson_domain::limits::DELTAS_PER_SECOND`] full ones, escaped.
+pub(crate) const DELTA_BODY_BYTES: usize = 1024 * 1024;
+
+/// Body of a request to the model API, in bytes.
+pub(crate) const MODEL_BODY_BYTES: usize = 40 * 1024 * 1024;
+/// Calls of the model API that one sandbox may have under way, those drained after the client left included.
+pub(crate) const MODEL_CALLS: usize = 16;
+/// Largest piece of a reply handed to a connection at once, in bytes.
+pub(crate) const CHUNK_BYTES: usize = 16 * 1024;
+/// Pieces of a reply that wait for a connection. With the one in hand: 64 KiB a stream.
+pub(crate) const CHUNKS: usize = 3;
+/// How long connecting to an upstream may take.
+pub(crate) const CONNECT: Duration = Duration::from_secs(10);
+/// How long an upstream may take to answer.
+pub(crate) const FIRST_BYTE: Duration = Duration::from_secs(600);
+/// Longest silence in the middle of a reply, on either side.
+pub(crate) const IDLE: Duration = Duration::from_secs(300);
+/// How long a model reply is read on for its usage after the client left.
+pub(crate) const DRAIN: Duration = Duration::from_secs(30);
+/// How much of a model reply is read on for its usage after the client left, in bytes.
+pub(crate) const DRAIN_BYTES: usize = 8 * 1024 * 1024;
+/// Copy of a reply that is not streamed, kept to read its usage, in bytes.
+pub(crate) const JSON_COPY_BYTES: usize = 8 * 1024 * 1024;
+/// One line, and the data of one event, of a streamed reply that the meter reads, in bytes.
+pub(crate) const SSE_LINE_BYTES: usize = 1024 * 1024;
+/// Output tokens that a call is estimated at before anything is known.
+pub(crate) const OUTPUT_ESTIMATE_TOKENS: i64 = 1000;
+/// Bytes of text that are estimated at one token.
+pub(crate) const BYTES_PER_TOKEN: usize = 4;
+/// Name of a model, in bytes.
+pub(crate) const MODEL_NAME_BYTES: usize = 128;
+
+/// Ref commands of one push.
+pub(crate) const COMMANDS: usize = 16;
+/// The part of a push before its pack, in bytes.
+pub(crate) const COMMAND_SECTION_BYTES: usize = 64 * 1024;
+/// Name of a ref, in bytes.
+pub(crate) const REF_BYTES: usize = 1024;
+/// A whole push, in bytes (1 GiB).
+pub(crate) const PUSH_BYTES: u64 = 1024 * 1024 * 1024;
+/// How much of a refused push is read so that its client sees the answer, in bytes.
+pub(crate) const DENIED_BYTES: u64 = 256 * 1024 * 1024;
+/// A fetch request (wants and haves), decoded, in bytes.
+pub(crate) const FETCH_REQUEST_BYTES: u64 = 16 * 1024 * 1024;
+/// The git host's report on a push, in bytes.
+pub(crate) const REPORT_BYTES: usize = 64 * 1024;
+/// The git host's list of refs, read to learn what became of a push, in bytes.
+pub(crate) const ADVERTISEMENT_BYTES: usize = 16 * 1024 * 1024;
+/// How long one exchange with a git host may take in all.
+pub(crate) const EXCHANGE: Duration = Duration::from_secs(3600);
+/// The end of git's standard error that is kept, in bytes.
+pub(crate) const STDERR_BYTES: usize = 4 * 1024;
+/// Subject of the deterministic commit message, in characters.
+pub(crate) const SUBJECT_CHARS: usize = 60;
+
+/// Bounds that tests shorten.
+#[derive(Debug, Clone)]
+pub(crate) struct Bounds {
+    /// How long `GET /next` and `GET /inputs` wait.
+    pub(crate) long_poll: Duration,
+    /// [`BODY_IDLE`].
+    pub(crate) body_idle: Duration,
+    /// [`HEADER_READ`].
+    pub(crate) header_read: Duration,
+    /// [`GRACE`].
+    pub(crate) grace: Duration,
+    /// [`STORE_HOLD`].
+    pub(crate) store_hold: Duration,
+    /// [`SETTLE_HOLD`].
+    pub(crate) settle_hold: Duration,
+    /// [`END_HOLD`].
+    pub(crate) end_hold: Duration,
+    /// [`FIRST_BYTE`].
+    pub(crate) first_byte: Duration,
+    /// [`IDLE`].
+    pub(crate) idle: Duration,
+    /// [`DRAIN`].
+    pub(crate) drain: Duration,
+    /// [`DRAIN_BYTES`].
+    pub(crate) drain_bytes: usize,
+    /// [`EXCHANGE`].
+    pub(crate) exchange: Duration,
+    /// [`PUSH_BYTES`].
+    pub(crate) push_bytes: u64,
+    /// [`FETCH_REQUEST_BYTES`].
+    pub(crate) fetch_request_bytes: u64,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            long_poll: Duration::from_millis(caisson_domain::limits::LONG_POLL_MS),
+            body_idle: BODY_IDLE,
+            header_read: HEADER_READ,
+            grace: GRACE,
+            store_hold: STORE_HOLD,
+            settle_hold: SETTLE_HOLD,
+            end_hold: END_HOLD,
+            first_byte: FIRST_BYTE,
+            idle: IDLE,
+            drain: DRAIN,
+            drain_bytes: DRAIN_BYTES,
+            exchange: EXCHANGE,
+            push_bytes: PUSH_BYTES,
+            fetch_request_bytes: FETCH_REQUEST_BYTES,
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! What the composition root gives the gateway.
+
+use std::path::PathBuf;
+
+use caisson_domain::git::AllowList;
+use caisson_domain::id::ServerId;
+use caisson_domain::usage::PriceTable;
+use caisson_store::StoreError;
+use reqwest::header::HeaderValue;
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+use crate::bounds;
+
+/// Everything the gateway must know at start. It has no `Debug`, since an outbound proxy's URL may hold a password.
+#[derive(Clone)]
+pub struct GatewayConfig {
+    /// The server whose sandboxes it serves.
+    pub server: ServerId,
+    /// Directory of the sockets: `<doors_dir>/<sandbox id>/gateway.sock`. Whoever writes a sandbox's row makes the inner
+    /// directory first.
+    pub doors_dir: PathBuf,
+    /// Directory of the artifacts' bytes, for this server alone.
+    pub artifacts_dir: PathBuf,
+    /// The model API.
+    pub model: ModelUpstream,
+    /// What its tokens cost.
+    pub prices: PriceTable,
+    /// The git hosts.
+    pub git: GitUpstreams,
+    /// Who signs the commits made in a sandbox.
+    pub identity: GitIdentity,
+}
+
+/// The model API behind `/model`.
+#[derive(Clone)]
+pub struct ModelUpstream {
+    /// Where it is; `/v1/messages` is put behind it. `http` or `https`, without credential, query and fragment.
+    pub base_url: Url,
+    /// The real credential; without one every call is refused with the remedy.
+    pub credential: Option<ModelCredential>,
+    /// Proxy for all connections to it; the environment's proxies are not used.
+    pub outbound_proxy: Option<Url>,
+    /// Further certificate authorities, PEM.
+    pub extra_ca_pem: Option<Vec<u8>>,
+}
+
+/// How the model API knows us.
+#[derive(Debug, Clone)]
+pub enum ModelCredential {
+    /// Sent as `x-api-key`.
+    ApiKey(SecretString),
+    /// Sent as `Authorization: Bearer`.
+    Bearer(SecretString),
+}
+
+/// The git hosts behind `/git`.
+#[derive(Clone)]
+pub struct GitUpstreams {
+    /// Which credential goes to which URLs; the longest matching prefix wins.
+    pub credentials: Vec<GitCredential>,
+    /// The repositories that may be reached, asked again for every request. Its directories are resolved.
+    pub allow: AllowList,
+    /// Proxy for all connections to git hosts; the environment's proxies are not used.
+    pub outbound_proxy: Option<Url>,
+    /// Further certificate authorities, PEM.
+    pub extra_ca_pem: Option<Vec<u8>>,
+    /// The git program, absolute: it serves repositories that are directories on the server.
+    pub git_program: PathBuf,
+}
+
+/// A credential for the repositories under a URL.
+#[derive(Debug, Clone)]
+pub struct GitCredential {
+    /// Same origin and whole path parts: `https://git.example.com/team` covers `/team/x`, not `/teamwork`.
+    pub url_prefix: Url,
+    /// User name of Basic authentication; many hosts take any.
+    pub username: String,
+    /// The token, sent as the password.
+    pub token: SecretString,
+}
+
+/// Author and committer of what is done in a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GitIdentity {
+    /// Name.
+    pub name: String,
+    /// Address.
+    pub email: String,
+}
+
+/// Why the gateway cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// A URL of the configuration cannot be used.
+    #[error("{which} cannot be used: {reason}")]
+    Url {
+        /// Which setting.
+        which: &'static str,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A credential has characters that no header can carry.
+    #[error("{which} cannot be sent as a header; take out line ends and control characters")]
+    Credential {
+        /// Which credential.
+        which: &'static str,
+    },
+    /// The HTTP client for an upstream cannot be made.
+    #[error("cannot make the HTTP client for {which}; check its extra certificates and outbound proxy")]
+    Client {
+        /// Which upstream.
+        which: &'static str,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The artifacts' directory cannot be used.
+    #[error("cannot prepare the artifacts' directory")]
+    Artifacts(#[source] std::io::Error),
+    /// The store failed.
+    #[error("cannot read the sandboxes of this server")]
+    Store(#[from] StoreError),
+}
+
+/// The client of one upstream: nothing from the environment, no redirects, no decompression, HTTP/1.1 alone, so that
+/// a slow reader of one reply never fills a window it shares with others.
+pub(crate) fn client(
+    which: &'static str,
+    proxy: Option<&Url>,
+    extra_ca_pem: Option<&[u8]>,
+) -> Result<reqwest::Client, GatewayError> {
+    let build = || {
+        let mut builder = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .http1_only()
+            .connect_timeout(bounds::CONNECT)
+            .tcp_nodelay(true);
+        if let Some(proxy) = proxy {
+            builder = builder.proxy(reqwest::Proxy::all(proxy.clone())?);
+        }
+        if let Some(pem) = extra_ca_pem {
+            builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem)?);
+        }
+        builder.build()
+    };
+    build().map_err(|source| GatewayError::Client { which, source: source.without_url() })
+}
+
+/// Refuses URLs that would carry a credential or could not be extended by a path.
+pub(crate) fn check_url(which: &'static str, url: &Url) -> Result<(), GatewayError> {
+    let fault = |reason| Err(GatewayError::Url { which, reason });
+    if !matches!(url.scheme(), "http" | "https") {
+        return fault("it is neither http nor https");
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return fault("it holds a credential; give that separately");
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return fault("it has a query or a fragment");
+    }
+    Ok(())
+}
+
+/// A header value that never shows in debug output.
+pub(crate) fn secret_header(which: &'static str, text: &str) -> Result<HeaderValue, GatewayError> {
+    let mut value = HeaderValue::from_str(text).map_err(|_| GatewayError::Credential { which })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+impl ModelCredential {
+    /// The header that carries the credential.
+    pub(crate) fn header(&self) -> Result<(reqwest::header::HeaderName, HeaderValue), GatewayError> {
+        const WHICH: &str = "the model API's credential";
+        match self {
+            Self::ApiKey(key) => Ok((
+                reqwest::header::HeaderName::from_static("x-api-key"),
+                secret_header(WHICH, key.expose_secret())?,
+            )),
+            Self::Bearer(token) => Ok((
+                reqwest::header::AUTHORIZATION,
+                secret_header(WHICH, &format!("Bearer {}", token.expose_secret()))?,
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_that_holds_a_credential_or_a_query_is_refused() {
+        let check = |text: &str| check_url("x", &Url::parse(text).unwrap());
+        assert!(check("https://model.example.com/v9").is_ok());
+        for bad in ["ftp://h/", "https://u@h/", "https://:p@h/", "https://h/?a=b", "https://h/#f"] {
+            assert!(matches!(check(bad), Err(GatewayError::Url { .. })), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_credential_that_no_header_can_carry_is_refused_without_showing_it() {
+        let error = ModelCredential::ApiKey("canary\n".to_owned().into()).header().unwrap_err();
+        assert!(matches!(error, GatewayError::Credential { .. }));
+        assert!(!format!("{error} {error:?}").contains("canary"));
+        let (name, value) = ModelCredential::Bearer("abc".to_owned().into()).header().unwrap();
+        assert_eq!(name, "authorization");
+        assert_eq!(value, "Bearer abc");
+        assert!(!format!("{value:?}").contains("abc"));
+    }
+
+    #[test]
+    fn certificates_that_are_none_are_refused() {
+        crate::tests::install_crypto();
+        let pem = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let error = client("the model API", None, Some(pem)).unwrap_err();
+        assert!(matches!(error, GatewayError::Client { which: "the model API", .. }));
+    }
+}

@@ -1,0 +1,84 @@
+//! Grants: the second hurdle of the door, after "which socket".
+
+use caisson_domain::grant::{GrantKind, TokenHash};
+use caisson_store::StoreError;
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+
+use crate::hold::hold;
+use crate::problem::Refusal;
+use crate::shared::Door;
+
+/// Longest grant that is hashed, in bytes.
+const GRANT_BYTES: usize = 256;
+
+/// The presented grant: exactly one `Authorization: Bearer …`.
+fn presented(headers: &HeaderMap) -> Option<&str> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let value = values.next()?.to_str().ok()?;
+    if values.next().is_some() {
+        return None;
+    }
+    let (scheme, secret) = value.split_once(' ')?;
+    let secret = secret.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !secret.is_empty() && secret.len() <= GRANT_BYTES).then_some(secret)
+}
+
+/// Whether the request carries this sandbox's living grant of that kind. Asked of the store for every request, so that a
+/// revocation acts at once.
+async fn holds(door: &Door, kind: GrantKind, headers: &HeaderMap) -> Result<bool, StoreError> {
+    match presented(headers) {
+        None => Ok(false),
+        Some(secret) => {
+            let hash = TokenHash::of(secret);
+            door.shared.store.check_grant(&door.sandbox, kind, &hash).await
+        }
+    }
+}
+
+/// Refuses a request without the control grant.
+pub(crate) async fn control(door: &Door, headers: &HeaderMap) -> Result<(), Refusal> {
+    match holds(door, GrantKind::Control, headers).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Refusal::grant()),
+        Err(error) => Err(Refusal::store(&error)),
+    }
+}
+
+/// Refuses a request without the agent grant; answers the run that is running in the sandbox. While the database is away
+/// the request is held for a bounded time.
+pub(crate) async fn agent(door: &Door, headers: &HeaderMap) -> Result<caisson_domain::run::Run, Refusal> {
+    let patience = door.shared.bounds.store_hold;
+    let open = hold(patience, || holds(door, GrantKind::Agent, headers)).await;
+    if !open.map_err(|error| Refusal::store(&error))? {
+        return Err(Refusal::grant());
+    }
+    let run = hold(patience, || door.shared.store.door_run(&door.sandbox)).await;
+    run.map_err(|error| Refusal::store(&error))?.ok_or_else(Refusal::no_run)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn of(values: &[&str]) -> Option<String> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(AUTHORIZATION, HeaderValue::from_str(value).unwrap());
+        }
+        presented(&headers).map(str::to_owned)
+    }
+
+    #[test]
+    fn a_grant_is_one_bearer_token_within_its_bound() {
+        assert_eq!(of(&["Bearer csa_1"]).as_deref(), Some("csa_1"));
+        assert_eq!(of(&["bearer  csa_1 "]).as_deref(), Some("csa_1"));
+        assert!(of(&[&format!("Bearer {}", "x".repeat(GRANT_BYTES))]).is_some());
+        let long = format!("Bearer {}", "x".repeat(GRANT_BYTES + 1));
+        for bad in [&[][..], &["Basic eDp5"], &["Bearer "], &["Bearer"], &["Bearer a", "Bearer a"], &[long.as_str()]]
+        {
+            assert_eq!(of(bad), None, "{bad:?}");
+        }
+    }
+}

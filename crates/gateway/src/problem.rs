@@ -1,0 +1,178 @@
+//! Refusals: what the door answers when it does not do what was asked.
+
+use caisson_domain::protocol::DoorProblem;
+use caisson_store::StoreError;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderValue, Response, StatusCode};
+use serde_json::json;
+
+use crate::body::{self, Body, BodyFault};
+
+/// A refusal with a stable code and a sentence that says what to do.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into() }
+    }
+
+    /// The presented grant opens nothing here.
+    pub(crate) fn grant() -> Self {
+        let message = "the grant is missing, revoked, of another sandbox or of another kind; only the grants of this \
+                       sandbox open its door, for as long as it lives";
+        Self::new(StatusCode::FORBIDDEN, "grant_refused", message)
+    }
+
+    /// The agent's paths are open only while a run is running in the sandbox.
+    pub(crate) fn no_run() -> Self {
+        let message = "no run is running in this sandbox; between runs the agent's grant opens nothing";
+        Self::new(StatusCode::FORBIDDEN, "no_run", message)
+    }
+
+    pub(crate) fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", "the door has no such path")
+    }
+
+    pub(crate) fn method() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "the path does not take this method")
+    }
+
+    pub(crate) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_request", message)
+    }
+
+    /// The store failed; 503 means: try again.
+    pub(crate) fn store(error: &StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(_) | StoreError::Full(_) => {
+                tracing::warn!(error = %error, "the store is unavailable to the gateway");
+                let message = "the server's database does not answer; try again";
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", message)
+            }
+            StoreError::Corrupt { .. } | StoreError::Migration(_) => {
+                tracing::error!(error = %error, "the store failed under the gateway");
+                let message = "a fault inside the server; its log says which";
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
+            }
+        }
+    }
+
+    /// The request's body could not be taken; `bytes` is its bound.
+    pub(crate) fn body(fault: &BodyFault, bytes: u64) -> Self {
+        match fault {
+            BodyFault::TooLarge => {
+                let message = format!("the body is larger than {bytes} bytes; send less");
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
+            }
+            BodyFault::TimedOut => {
+                Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body stopped coming; send it again")
+            }
+            BodyFault::Broken(_) => Self::bad_request("the body broke off; send it again"),
+        }
+    }
+
+    /// As a [`DoorProblem`].
+    pub(crate) fn into_response(self) -> Response<Body> {
+        let status = self.status;
+        let problem = DoorProblem { code: self.code.to_owned(), message: self.message };
+        json_response(status, &problem)
+    }
+
+    /// For git: it shows a refusal to a person if that is plain text, and then as `remote: <code>: <message>`.
+    pub(crate) fn into_git_response(self, for_git: bool) -> Response<Body> {
+        if !for_git {
+            return self.into_response();
+        }
+        let text = format!("{}: {}\n", self.code, self.message);
+        let mut response = Response::new(body::full(text));
+        *response.status_mut() = self.status;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response
+    }
+
+    /// In the model API's own shape, so that the agent shows the sentence.
+    pub(crate) fn into_model_response(self) -> Response<Body> {
+        let kind = match self.status {
+            StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::NOT_FOUND => "not_found_error",
+            StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+            StatusCode::SERVICE_UNAVAILABLE => return overloaded(&self.message),
+            status if status.is_client_error() => "invalid_request_error",
+            _ => "api_error",
+        };
+        model_error(self.status, kind, &self.message)
+    }
+}
+
+/// 529: the agent gives up after three tries in two seconds, where it would try a 500 for three minutes.
+fn overloaded(message: &str) -> Response<Body> {
+    let status = StatusCode::from_u16(529).expect("529 is between 100 and 999");
+    model_error(status, "overloaded_error", message)
+}
+
+fn model_error(status: StatusCode, kind: &str, message: &str) -> Response<Body> {
+    json_response(status, &json!({"type": "error", "error": {"type": kind, "message": message}}))
+}
+
+/// A JSON answer.
+pub(crate) fn json_response<T: serde::Serialize>(status: StatusCode, value: &T) -> Response<Body> {
+    let bytes = match serde_json::to_vec(value) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            tracing::error!(error = %error, "an answer could not be written as JSON");
+            return bare(StatusCode::INTERNAL_SERVER_ERROR);
+        }
+    };
+    let mut response = Response::new(body::full(bytes));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// An answer without a body.
+pub(crate) fn bare(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(body::empty());
+    *response.status_mut() = status;
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+
+    async fn text(response: Response<Body>) -> (u16, String) {
+        let status = response.status().as_u16();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(bytes.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn each_reader_gets_a_refusal_in_its_own_shape() {
+        let (status, door) = text(Refusal::grant().into_response()).await;
+        let problem: DoorProblem = serde_json::from_str(&door).unwrap();
+        assert_eq!((status, problem.code.as_str()), (403, "grant_refused"));
+        let (_, git) = text(Refusal::no_run().into_git_response(true)).await;
+        assert!(git.starts_with("no_run: no run is running"), "{git}");
+        let (_, json) = text(Refusal::no_run().into_git_response(false)).await;
+        assert!(serde_json::from_str::<DoorProblem>(&json).is_ok());
+        let (status, model) = text(Refusal::grant().into_model_response()).await;
+        assert!(model.contains("permission_error") && status == 403, "{model}");
+        let away = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", "x");
+        let (status, model) = text(away.into_model_response()).await;
+        assert!(model.contains("overloaded_error") && status == 529, "{model}");
+    }
+
+    #[tokio::test]
+    async fn a_corrupt_row_is_our_fault_and_not_worth_a_retry() {
+        let source: caisson_store::BoxError = "x".into();
+        let refusal = Refusal::store(&StoreError::Corrupt { what: "run.spec".to_owned(), source });
+        assert_eq!((refusal.status.as_u16(), refusal.code), (500, "internal"));
+    }
+}

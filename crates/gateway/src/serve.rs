@@ -1,0 +1,107 @@
+//! Connections: HTTP/1.1 over the socket of one sandbox.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use caisson_domain::protocol::paths;
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixListener;
+use tokio::time::{sleep, timeout};
+
+use crate::body::Body;
+use crate::bounds::{HEADER_BYTES, HEADERS};
+use crate::problem::Refusal;
+use crate::shared::Door;
+use crate::{control, git, model};
+
+/// Wait after a failed accept (out of file descriptors, mostly), so that the loop does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Takes connections until the door closes. Beyond [`crate::bounds::CONNECTIONS`] they wait in the socket's backlog.
+pub(crate) async fn accept(door: Arc<Door>, listener: UnixListener) {
+    loop {
+        let permit = tokio::select! {
+            () = door.closed.cancelled() => return,
+            permit = Arc::clone(&door.connections).acquire_owned() => permit,
+        };
+        let Ok(permit) = permit else { return };
+        let accepted = tokio::select! {
+            () = door.closed.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let door = Arc::clone(&door);
+                let tracker = door.shared.tracker.clone();
+                tracker.spawn(async move {
+                    connection(door, stream).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(sandbox.id = %door.sandbox, error = %error, "a connection could not be accepted");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Serves one connection, over whatever carries its bytes. When the door closes, requests under way have the grace to end.
+pub(crate) async fn connection<I>(door: Arc<Door>, io: I)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let bounds = &door.shared.bounds;
+    let service = {
+        let door = Arc::clone(&door);
+        service_fn(move |request| {
+            let door = Arc::clone(&door);
+            async move { Ok::<_, Infallible>(answer(&door, request).await) }
+        })
+    };
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(bounds.header_read)
+        .max_header_size(HEADER_BYTES)
+        .max_headers(HEADERS)
+        .serve_connection(TokioIo::new(io), service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = door.closed.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            timeout(bounds.grace, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(sandbox.id = %door.sandbox, error = %error, "a connection of {} broke", door.sandbox);
+    }
+}
+
+async fn answer(door: &Arc<Door>, request: Request<Incoming>) -> Response<Body> {
+    let uri = request.uri();
+    if request.method() == Method::CONNECT || uri.authority().is_some() {
+        let message = "a sandbox has no network; only its model, its repository and its control paths are here";
+        return Refusal::new(StatusCode::FORBIDDEN, "egress_refused", message).into_response();
+    }
+    let path = uri.path().to_owned();
+    if let Some(rest) = below(&path, paths::MODEL) {
+        model::answer(door, request, rest).await
+    } else if let Some(rest) = below(&path, paths::GIT) {
+        git::answer(door, request, rest).await
+    } else {
+        control::answer(door, request).await.unwrap_or_else(Refusal::into_response)
+    }
+}
+
+/// What follows `prefix/` in `path`.
+fn below<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
+    path.strip_prefix(prefix)?.strip_prefix('/')
+}

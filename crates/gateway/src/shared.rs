@@ -1,0 +1,91 @@
+//! What all doors of a server share, and one door's own state.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use caisson_domain::event::{EventKind, NewEvent};
+use caisson_domain::id::{RunId, SandboxId, SessionId};
+use caisson_domain::usage::PriceTable;
+use caisson_store::Store;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::bounds::{BODY_POOL_BYTES, Bounds, CONNECTIONS, MODEL_CALLS};
+use crate::config::GitIdentity;
+use crate::control::DeltaWindow;
+use crate::git::GitSide;
+use crate::model::ModelSide;
+
+/// What all doors of this server share.
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) artifacts_dir: PathBuf,
+    pub(crate) model: ModelSide,
+    pub(crate) prices: PriceTable,
+    pub(crate) git: GitSide,
+    pub(crate) identity: GitIdentity,
+    pub(crate) bounds: Bounds,
+    pub(crate) tracker: TaskTracker,
+    pub(crate) cancel: CancellationToken,
+}
+
+impl Shared {
+    /// Tells of something the gateway saw. An event that cannot be written is logged: it must not fail the request.
+    pub(crate) async fn tell(&self, run: &RunId, kind: EventKind, data: serde_json::Value) {
+        let event = NewEvent::new(kind, &data);
+        if let Err(error) = self.store.append_gateway_event(run, event).await {
+            tracing::warn!(run.id = %run, event.kind = %kind, error = %error, "an event of {run} was not written");
+        }
+    }
+
+    /// Ends when work for a client that may leave must be given up: `after` its leaving, or the grace after the
+    /// server was told to stop.
+    pub(crate) async fn patience<F: Future<Output = ()> + Send>(&self, gone: F, after: Duration) {
+        let left = async {
+            gone.await;
+            tokio::time::sleep(after).await;
+        };
+        let stopped = async {
+            self.cancel.cancelled().await;
+            tokio::time::sleep(self.bounds.grace).await;
+        };
+        tokio::select! {
+            () = left => {}
+            () = stopped => {}
+        }
+    }
+}
+
+/// The door of one sandbox.
+pub(crate) struct Door {
+    pub(crate) sandbox: SandboxId,
+    pub(crate) session: SessionId,
+    pub(crate) shared: Arc<Shared>,
+    /// Cancelled when the sandbox is gone or the server stops.
+    pub(crate) closed: CancellationToken,
+    /// [`CONNECTIONS`].
+    pub(crate) connections: Arc<Semaphore>,
+    /// [`BODY_POOL_BYTES`].
+    pub(crate) bodies: Arc<Semaphore>,
+    /// [`MODEL_CALLS`].
+    pub(crate) calls: Arc<Semaphore>,
+    /// Text deltas of this second.
+    pub(crate) deltas: Mutex<DeltaWindow>,
+}
+
+impl Door {
+    pub(crate) fn new(shared: Arc<Shared>, sandbox: SandboxId, session: SessionId) -> Self {
+        Self {
+            sandbox,
+            session,
+            closed: shared.cancel.child_token(),
+            shared,
+            connections: Arc::new(Semaphore::new(CONNECTIONS)),
+            bodies: Arc::new(Semaphore::new(BODY_POOL_BYTES)),
+            calls: Arc::new(Semaphore::new(MODEL_CALLS)),
+            deltas: Mutex::new(DeltaWindow::default()),
+        }
+    }
+}

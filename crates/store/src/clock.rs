@@ -1,0 +1,84 @@
+//! The store's clock: one replaceable function, read once per transaction.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Where the store reads the time.
+#[derive(Debug, Clone)]
+pub struct Clock(Source);
+
+#[derive(Debug, Clone)]
+enum Source {
+    System,
+    Fixed(Arc<AtomicI64>),
+}
+
+/// Moves a [`Clock`] that stands still by itself.
+#[derive(Debug, Clone)]
+pub struct ClockHandle(Arc<AtomicI64>);
+
+impl Clock {
+    /// The machine's clock.
+    #[must_use]
+    pub const fn system() -> Self {
+        Self(Source::System)
+    }
+
+    /// A clock that stands at `now_ms` (Unix ms) until its handle moves it.
+    #[must_use]
+    pub fn fixed_at(now_ms: i64) -> (Self, ClockHandle) {
+        let now = Arc::new(AtomicI64::new(now_ms));
+        (Self(Source::Fixed(Arc::clone(&now))), ClockHandle(now))
+    }
+
+    /// The time, Unix ms. Not monotonic: the machine's clock may jump either way.
+    #[must_use]
+    pub fn now_ms(&self) -> i64 {
+        match &self.0 {
+            Source::System => system_now_ms(),
+            Source::Fixed(now) => now.load(Ordering::SeqCst),
+        }
+    }
+}
+
+impl ClockHandle {
+    /// Moves the clock by `ms`, which may be negative.
+    pub fn advance(&self, ms: i64) {
+        self.0.fetch_add(ms, Ordering::SeqCst);
+    }
+
+    /// Sets the clock to `now_ms` (Unix ms).
+    pub fn set(&self, now_ms: i64) {
+        self.0.store(now_ms, Ordering::SeqCst);
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the one source of time that the rule speaks of")]
+fn system_now_ms() -> i64 {
+    // A machine set to before 1970 reads as 1970: every comparison still works.
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fixed_clock_moves_only_by_its_handle() {
+        let (clock, handle) = Clock::fixed_at(1_000);
+        let copy = clock.clone();
+        assert_eq!(clock.now_ms(), 1_000);
+        handle.advance(-400);
+        assert_eq!(copy.now_ms(), 600);
+        handle.set(5);
+        assert_eq!(clock.now_ms(), 5);
+    }
+
+    #[test]
+    fn the_system_clock_is_in_this_century() {
+        assert!(Clock::system().now_ms() > 1_600_000_000_000);
+    }
+}

@@ -1,0 +1,166 @@
+//! Opening, pools, transactions, and the few matters in which databases differ: pragmas, how a writing transaction
+//! begins, and what their error codes mean.
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::migrate::MigrateError;
+use sqlx::pool::PoolOptions;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{Connection, Sqlite, SqlitePool, Transaction};
+
+use crate::{Store, StoreError, Topic};
+
+/// Connections that read at the same time.
+const READERS: u32 = 4;
+/// How long a call waits for a connection, in milliseconds.
+const ACQUIRE_MS: u64 = 10_000;
+/// How long SQLite waits for a lock that another process holds, in milliseconds.
+const BUSY_MS: u64 = 5_000;
+/// Prepared statements kept on each connection: more than this crate has.
+const STATEMENTS: usize = 256;
+/// Size to which the write-ahead log is cut back after a checkpoint, in bytes.
+const LOG_BYTES: &str = "67108864";
+/// Takes the write lock at once: a transaction that reads first and writes later would fail instead of waiting.
+const BEGIN_WRITE: &str = "begin immediate";
+
+static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
+
+/// One connection that writes and a few that read.
+#[derive(Debug, Clone)]
+pub(crate) struct Database {
+    pub(crate) writer: SqlitePool,
+    pub(crate) reader: SqlitePool,
+}
+
+impl Database {
+    pub(crate) async fn open(path: &Path) -> Result<Self, StoreError> {
+        make_private_file(path).await.map_err(|error| StoreError::Unavailable(error.into()))?;
+        let shared = SqliteConnectOptions::new()
+            .filename(path)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_millis(BUSY_MS))
+            .statement_cache_capacity(STATEMENTS);
+        // FULL and not NORMAL: what was acknowledged must survive a power cut, so each commit waits for the disk.
+        let writing = shared
+            .clone()
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .pragma("journal_size_limit", LOG_BYTES);
+        let writer = pool(1).connect_with(writing).await?;
+        MIGRATOR.run(&writer).await.map_err(migration_error)?;
+        let reader = pool(READERS).connect_with(shared.read_only(true)).await?;
+        Ok(Self { writer, reader })
+    }
+
+    pub(crate) async fn close(&self) {
+        // Readers first: the last connection to go folds the write-ahead log into the file.
+        self.reader.close().await;
+        self.writer.close().await;
+    }
+}
+
+/// Makes the file before SQLite does, since SQLite would let everybody read it; its log files get the same mode.
+async fn make_private_file(path: &Path) -> std::io::Result<()> {
+    tokio::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).await.map(drop)
+}
+
+fn pool(connections: u32) -> PoolOptions<Sqlite> {
+    PoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(Duration::from_millis(ACQUIRE_MS))
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .test_before_acquire(false)
+        // SQLite rolls back by itself when the disk is full; sqlx 0.9.0 then still counts the transaction as open and
+        // refuses every later one on that connection. Such a connection is thrown away here.
+        .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
+}
+
+fn migration_error(error: MigrateError) -> StoreError {
+    match error {
+        MigrateError::Execute(error) => error.into(),
+        error => StoreError::Migration(error),
+    }
+}
+
+/// What a database error means to the caller.
+pub(crate) enum Fault {
+    /// It may pass.
+    Away,
+    /// The disk is full.
+    Full,
+    /// It will not pass; with what is broken.
+    Broken(&'static str),
+}
+
+/// Sorts an error of sqlx. SQLite's codes: <https://www.sqlite.org/rescode.html>; the low byte is the class.
+pub(crate) fn fault(error: &sqlx::Error) -> Fault {
+    let Some(database) = error.as_database_error() else {
+        let broken = matches!(
+            error,
+            sqlx::Error::ColumnDecode { .. }
+                | sqlx::Error::Decode(_)
+                | sqlx::Error::Encode(_)
+                | sqlx::Error::ColumnNotFound(_)
+                | sqlx::Error::ColumnIndexOutOfBounds { .. }
+                | sqlx::Error::TypeNotFound { .. }
+                | sqlx::Error::RowNotFound
+        );
+        return if broken { Fault::Broken("a row") } else { Fault::Away };
+    };
+    let code = database.code().and_then(|code| code.parse::<i32>().ok()).unwrap_or(0);
+    match code & 0xff {
+        13 => Fault::Full,
+        1 => Fault::Broken("the schema"),
+        11 | 26 => Fault::Broken("the database file"),
+        12 | 19 | 20 => Fault::Broken("a constraint"),
+        _ => Fault::Away,
+    }
+}
+
+/// A writing transaction: what it did becomes visible, and is told of, all at once.
+pub(crate) struct Tx<'s> {
+    pub(crate) db: Transaction<'static, Sqlite>,
+    /// The time of everything that this transaction writes.
+    pub(crate) now_ms: i64,
+    store: &'s Store,
+    wakes: Vec<Topic>,
+}
+
+impl Store {
+    /// Begins a writing transaction and reads the clock, once and under the lock, so that times follow commits.
+    pub(crate) async fn begin(&self) -> Result<Tx<'_>, StoreError> {
+        let db = self.shared.database.writer.begin_with(BEGIN_WRITE).await?;
+        Ok(Tx { db, now_ms: self.now_ms(), store: self, wakes: Vec::new() })
+    }
+
+    pub(crate) fn reader(&self) -> &SqlitePool {
+        &self.shared.database.reader
+    }
+}
+
+impl Tx<'_> {
+    /// Wakes whoever watches `topic`, once the transaction is committed.
+    pub(crate) fn wake(&mut self, topic: Topic) {
+        if !self.wakes.contains(&topic) {
+            self.wakes.push(topic);
+        }
+    }
+
+    pub(crate) async fn commit(self) -> Result<(), StoreError> {
+        self.db.commit().await?;
+        self.store.shared.hints.wake(&self.wakes);
+        Ok(())
+    }
+
+    /// Gives up what was done. Dropping does the same a little later.
+    pub(crate) async fn rollback(self) -> Result<(), StoreError> {
+        Ok(self.db.rollback().await?)
+    }
+
+    /// The store's random bytes.
+    pub(crate) fn random<const N: usize>(&self) -> [u8; N] {
+        self.store.shared.random.bytes()
+    }
+}

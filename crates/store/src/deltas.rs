@@ -1,0 +1,105 @@
+//! Text deltas on their way to live readers: bounded, lossy, never stored.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use caisson_domain::event::Delta;
+use caisson_domain::id::SessionId;
+use tokio::sync::broadcast;
+
+/// Deltas that wait for a slow reader; older ones are dropped, and the reader is told how many. About ten seconds of a
+/// session at its full rate.
+pub const DELTA_CHANNEL_ITEMS: usize = 256;
+
+type Channels = HashMap<SessionId, broadcast::Sender<Delta>>;
+
+/// One channel for each session that somebody listens to.
+#[derive(Debug, Default)]
+pub(crate) struct Deltas {
+    channels: Mutex<Channels>,
+}
+
+impl Deltas {
+    pub(crate) fn subscribe(&self, session: &SessionId) -> broadcast::Receiver<Delta> {
+        let mut channels = self.lock();
+        // A receiver says nothing when it goes, so channels without one are swept here: the map holds at most one
+        // channel for each that listened since the last subscription.
+        channels.retain(|_, channel| channel.receiver_count() > 0);
+        channels
+            .entry(session.clone())
+            .or_insert_with(|| broadcast::Sender::new(DELTA_CHANNEL_ITEMS))
+            .subscribe()
+    }
+
+    pub(crate) fn publish(&self, session: &SessionId, delta: Delta) {
+        let mut channels = self.lock();
+        let Some(channel) = channels.get(session) else { return };
+        if channel.send(delta).is_err() {
+            channels.remove(session);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Channels> {
+        // A panic elsewhere leaves the map whole: each change to it is a single call.
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use caisson_domain::event::DeltaKind;
+    use caisson_domain::id::RunId;
+    use tokio::sync::broadcast::error::TryRecvError;
+
+    use super::*;
+
+    fn session(number: u8) -> SessionId {
+        SessionId::new(i64::from(number), [number; 10])
+    }
+
+    fn delta(text: &str) -> Delta {
+        Delta { run: RunId::new(1, [0; 10]), kind: DeltaKind::Text, text: text.to_owned() }
+    }
+
+    #[test]
+    fn every_listener_of_the_session_gets_a_delta_and_no_other() {
+        let deltas = Deltas::default();
+        let mut one = deltas.subscribe(&session(1));
+        let mut two = deltas.subscribe(&session(1));
+        let mut other = deltas.subscribe(&session(2));
+        deltas.publish(&session(1), delta("a"));
+        assert_eq!(one.try_recv().unwrap(), delta("a"));
+        assert_eq!(two.try_recv().unwrap(), delta("a"));
+        assert_eq!(other.try_recv(), Err(TryRecvError::Empty));
+    }
+
+    #[test]
+    fn publishing_without_listeners_keeps_nothing() {
+        let deltas = Deltas::default();
+        deltas.publish(&session(1), delta("lost"));
+        assert_eq!(deltas.lock().len(), 0);
+        drop(deltas.subscribe(&session(1)));
+        deltas.publish(&session(1), delta("lost"));
+        assert_eq!(deltas.lock().len(), 0, "the channel goes with its last listener");
+    }
+
+    #[test]
+    fn channels_without_listeners_are_swept_by_the_next_subscription() {
+        let deltas = Deltas::default();
+        for number in 0..100 {
+            drop(deltas.subscribe(&session(number)));
+            assert_eq!(deltas.lock().len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_reader_that_lags_loses_the_oldest_beyond_the_capacity_and_is_told() {
+        let deltas = Deltas::default();
+        let mut slow = deltas.subscribe(&session(1));
+        for number in 0..=DELTA_CHANNEL_ITEMS {
+            deltas.publish(&session(1), delta(&number.to_string()));
+        }
+        assert_eq!(slow.try_recv(), Err(TryRecvError::Lagged(1)));
+        assert_eq!(slow.try_recv().unwrap(), delta("1"));
+    }
+}

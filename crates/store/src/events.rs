@@ -1,0 +1,149 @@
+//! Reading and appending events.
+
+use std::sync::{Arc, LazyLock};
+
+use caisson_domain::event::{Event, EventKind, NewEvent};
+use caisson_domain::id::{RunId, SessionId};
+use caisson_domain::limits::EVENT_PAGE_ITEMS;
+use caisson_domain::run::Run;
+use serde_json::json;
+use sqlx::AssertSqlSafe;
+
+use crate::database::Tx;
+use crate::{Store, StoreError, Topic, rows};
+
+const OF_RUN: &str = "select session_id, seq, run_id, at_ms, kind, data from event \
+     where run_id = $1 and seq > $2 order by seq limit $3";
+
+const OF_SESSION: &str = "select session_id, seq, run_id, at_ms, kind, data from event \
+     where session_id = $1 and seq > $2 order by seq limit $3";
+
+impl Store {
+    /// The events of one run behind `after`, in order. At most one more than [`EVENT_PAGE_ITEMS`].
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn events(&self, run: &RunId, after: i64, limit: u32) -> Result<Vec<Event>, StoreError> {
+        self.read_events(OF_RUN, run.as_str(), after, limit).await
+    }
+
+    /// The events of a whole session behind `after`, in order; bounded like [`Store::events`].
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn session_events(
+        &self,
+        session: &SessionId,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<Event>, StoreError> {
+        self.read_events(OF_SESSION, session.as_str(), after, limit).await
+    }
+
+    async fn read_events(
+        &self,
+        sql: &'static str,
+        of: &str,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<Event>, StoreError> {
+        let limit = limit.min(EVENT_PAGE_ITEMS + 1);
+        let rows =
+            sqlx::query(sql).bind(of).bind(after).bind(limit).fetch_all(self.reader()).await?;
+        rows.iter().map(rows::event).collect()
+    }
+}
+
+const NUMBER: &str = "update session set last_seq = last_seq + $2, updated_at_ms = $3 where id = $1 \
+     returning last_seq, project_id";
+
+/// Numbers `events` in their session without a gap, stamps and appends them.
+pub(crate) async fn append(
+    tx: &mut Tx<'_>,
+    session: &SessionId,
+    run: &RunId,
+    events: &[NewEvent],
+) -> Result<(), StoreError> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    let count = i64::try_from(events.len()).map_err(|error| StoreError::corrupt("a batch of events", error))?;
+    let numbered: Option<(i64, String)> = sqlx::query_as(NUMBER)
+        .bind(session.as_str())
+        .bind(count)
+        .bind(tx.now_ms)
+        .fetch_optional(&mut *tx.db)
+        .await?;
+    let (last, project) = numbered.ok_or_else(|| StoreError::missing("session", session.as_str()))?;
+    let mut seq = last - count;
+    let mut rest = events;
+    while !rest.is_empty() {
+        let size = rest.len().ilog2().min(LARGEST_INSERT);
+        let (now, later) = rest.split_at(1 << size);
+        let mut query = sqlx::query(AssertSqlSafe(Arc::clone(&INSERTS[size as usize])))
+            .bind(session.as_str())
+            .bind(project.as_str())
+            .bind(run.as_str())
+            .bind(tx.now_ms);
+        for event in now {
+            seq += 1;
+            query = query.bind(seq).bind(event.kind.as_str()).bind(event.data.get());
+        }
+        query.execute(&mut *tx.db).await?;
+        rest = later;
+    }
+    tx.wake(Topic::Session(session.clone()));
+    Ok(())
+}
+
+/// The largest insertion has two to the power of this many rows.
+const LARGEST_INSERT: u32 = 6;
+
+/// Insertions of 1, 2, 4 … rows: few enough that every one stays prepared. The texts hold nothing but placeholders.
+static INSERTS: LazyLock<Vec<Arc<str>>> =
+    LazyLock::new(|| (0..=LARGEST_INSERT).map(|size| insert(1 << size).into()).collect());
+
+fn insert(rows: usize) -> String {
+    let values: Vec<String> = (0..rows)
+        .map(|row| format!("($1, $2, $3, $4, ${}, ${}, ${})", 3 * row + 5, 3 * row + 6, 3 * row + 7))
+        .collect();
+    let columns = "session_id, project_id, run_id, at_ms, seq, kind, data";
+    format!("insert into event ({columns}) values {}", values.join(", "))
+}
+
+/// What tells of a run's acceptance.
+pub(crate) fn queued(run: &Run) -> NewEvent {
+    let spec = &run.spec;
+    let data = json!({ "workflow": spec.workflow.name, "repository": spec.repository, "branch": spec.branch });
+    NewEvent::new(EventKind::RunQueued, &data)
+}
+
+/// What tells of a run's end.
+pub(crate) fn finished(run: &Run) -> NewEvent {
+    let data = json!({
+        "status": run.status,
+        "failure": run.failure,
+        "result": run.result,
+        "pushed_commit": run.pushed_commit,
+        "usage": run.usage,
+    });
+    NewEvent::new(EventKind::RunFinished, &data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_insertion_has_a_placeholder_for_every_value() {
+        assert_eq!(
+            insert(2),
+            "insert into event (session_id, project_id, run_id, at_ms, seq, kind, data) \
+             values ($1, $2, $3, $4, $5, $6, $7), ($1, $2, $3, $4, $8, $9, $10)"
+        );
+    }
+}

@@ -1,0 +1,182 @@
+//! API keys.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use caisson_domain::grant::{Token, TokenHash};
+use caisson_domain::id::{ApiKeyId, ProjectId};
+use caisson_domain::limits::PAGE_ITEMS;
+use caisson_domain::principal::{Principal, Scope};
+use sqlx::sqlite::SqliteRow;
+
+use crate::rows::{Columns, document};
+use crate::{Store, StoreError, audit};
+
+/// An API key as people may see it: never its secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiKey {
+    /// Its handle.
+    pub id: ApiKeyId,
+    /// The tenant whose things it opens.
+    pub project: ProjectId,
+    /// Its name, for people.
+    pub name: String,
+    /// What it allows.
+    pub scopes: Vec<Scope>,
+    /// Unix ms.
+    pub created_at_ms: i64,
+    /// When it stopped opening anything, Unix ms.
+    pub revoked_at_ms: Option<i64>,
+    /// About when it was last used, Unix ms; exact to a minute.
+    pub last_used_at_ms: Option<i64>,
+}
+
+/// How exactly it is known when a key was last used, in milliseconds.
+const USE_STEP_MS: i64 = 60_000;
+
+/// Uses of keys that are not written yet: at most one entry a key, and only for keys that are due.
+#[derive(Debug, Default)]
+pub(crate) struct KeyUses(Mutex<HashMap<ApiKeyId, i64>>);
+
+impl KeyUses {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ApiKeyId, i64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const INSERT: &str = "insert into api_key (id, project_id, name, scopes, secret_hash, created_at_ms) \
+     values ($1, $2, $3, $4, $5, $6)";
+
+const LIST: &str = "select id, project_id, name, scopes, created_at_ms, revoked_at_ms, last_used_at_ms from api_key \
+     where project_id = $1 order by id limit $2";
+
+const REVOKE: &str =
+    "update api_key set revoked_at_ms = $2 where id = $1 and revoked_at_ms is null returning id, project_id";
+
+const BY_SECRET: &str = "select id, project_id, name, scopes, last_used_at_ms from api_key \
+     where secret_hash = $1 and revoked_at_ms is null";
+
+const USED: &str = "update api_key set last_used_at_ms = $2 where id = $1";
+
+impl Store {
+    /// Makes an API key and returns its secret, which nobody can read again: only its hash is stored.
+    ///
+    /// # Errors
+    /// As every write; [`StoreError::Corrupt`] if there is no such project.
+    /// # Cancel safety
+    /// A dropped call may have made a key whose secret nobody knows; it opens nothing for anybody.
+    pub async fn create_api_key(
+        &self,
+        project: &ProjectId,
+        name: &str,
+        scopes: &[Scope],
+    ) -> Result<(ApiKeyId, Token), StoreError> {
+        let mut tx = self.begin().await?;
+        let id = ApiKeyId::new(tx.now_ms, tx.random());
+        let secret = Token::api_key(tx.random());
+        sqlx::query(INSERT)
+            .bind(id.as_str())
+            .bind(project.as_str())
+            .bind(name)
+            .bind(document("api_key.scopes", &scopes)?)
+            .bind(secret.hash().as_str())
+            .bind(tx.now_ms)
+            .execute(&mut *tx.db)
+            .await?;
+        audit::record(&mut tx, project, audit::OPERATOR, ("key.create", id.as_str())).await?;
+        tx.commit().await?;
+        Ok((id, secret))
+    }
+
+    /// The keys of a project, oldest first, revoked ones among them; at most [`PAGE_ITEMS`].
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn list_api_keys(&self, project: &ProjectId) -> Result<Vec<ApiKey>, StoreError> {
+        let rows =
+            sqlx::query(LIST).bind(project.as_str()).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
+        let mut keys = rows.iter().map(api_key).collect::<Result<Vec<_>, _>>()?;
+        let uses = self.shared.key_uses.lock();
+        for key in &mut keys {
+            key.last_used_at_ms = key.last_used_at_ms.max(uses.get(&key.id).copied());
+        }
+        Ok(keys)
+    }
+
+    /// Revokes a key; `false` if there is no such key or it was revoked before.
+    ///
+    /// # Errors
+    /// As every write.
+    /// # Cancel safety
+    /// Safe: revoked or not.
+    pub async fn revoke_api_key(&self, id: &ApiKeyId) -> Result<bool, StoreError> {
+        let mut tx = self.begin().await?;
+        let row =
+            sqlx::query(REVOKE).bind(id.as_str()).bind(tx.now_ms).fetch_optional(&mut *tx.db).await?;
+        let Some(row) = row else {
+            tx.rollback().await?;
+            return Ok(false);
+        };
+        let project = Columns::of("api_key", &row)?.parse("project_id")?;
+        audit::record(&mut tx, &project, audit::OPERATOR, ("key.revoke", id.as_str())).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// Who presents `secret`; `None` if no living key has it.
+    ///
+    /// When a key was last used is noted in memory and written by the next [`Store::heartbeat_server`] or
+    /// [`Store::close`], at most once a minute for a key, so that authentication never waits for the disk.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn authenticate(&self, secret: &str) -> Result<Option<Principal>, StoreError> {
+        // Looking a hash up takes different times for different hashes, which tells nothing about a random secret.
+        let hash = TokenHash::of(secret);
+        let row = sqlx::query(BY_SECRET).bind(hash.as_str()).fetch_optional(self.reader()).await?;
+        let Some(row) = row else { return Ok(None) };
+        let columns = Columns::of("api_key", &row)?;
+        let principal = Principal {
+            key: columns.parse("id")?,
+            name: columns.get("name")?,
+            project: columns.parse("project_id")?,
+            scopes: columns.json("scopes")?,
+        };
+        let now_ms = self.now_ms();
+        let written: Option<i64> = columns.get("last_used_at_ms")?;
+        if written.is_none_or(|written| now_ms.saturating_sub(written) >= USE_STEP_MS) {
+            self.shared.key_uses.lock().insert(principal.key.clone(), now_ms);
+        }
+        Ok(Some(principal))
+    }
+
+    /// Writes the uses noted since the last time.
+    pub(crate) async fn write_key_uses(&self) -> Result<(), StoreError> {
+        let uses = std::mem::take(&mut *self.shared.key_uses.lock());
+        if uses.is_empty() {
+            return Ok(());
+        }
+        let mut tx = self.begin().await?;
+        for (id, at_ms) in &uses {
+            sqlx::query(USED).bind(id.as_str()).bind(at_ms).execute(&mut *tx.db).await?;
+        }
+        tx.commit().await
+    }
+}
+
+fn api_key(row: &SqliteRow) -> Result<ApiKey, StoreError> {
+    let columns = Columns::of("api_key", row)?;
+    Ok(ApiKey {
+        id: columns.parse("id")?,
+        project: columns.parse("project_id")?,
+        name: columns.get("name")?,
+        scopes: columns.json("scopes")?,
+        created_at_ms: columns.get("created_at_ms")?,
+        revoked_at_ms: columns.get("revoked_at_ms")?,
+        last_used_at_ms: columns.get("last_used_at_ms")?,
+    })
+}

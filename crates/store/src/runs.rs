@@ -1,0 +1,377 @@
+//! Runs and sessions as the API makes, reads and cancels them.
+
+use caisson_domain::event::{EventKind, NewEvent};
+use caisson_domain::git::BranchName;
+use caisson_domain::id::{ApiKeyId, ProjectId, RunId, SessionId};
+use caisson_domain::limits::{IDEMPOTENCY_MS, PAGE_ITEMS, QUEUE_RUNS};
+use caisson_domain::protocol::{InputBody, StopReason};
+use caisson_domain::run::{Run, RunSpec, RunStatus};
+use caisson_domain::usage::UsageTotals;
+use serde_json::json;
+
+use crate::database::Tx;
+use crate::random::uuid_v4;
+use crate::rows::{document, run_columns};
+use crate::{Store, StoreError, Topic, audit, events, rows};
+
+/// A run to be made.
+#[derive(Debug, Clone)]
+pub struct NewRun {
+    /// The tenant.
+    pub project: ProjectId,
+    /// The key that asked for it; none for the operator of the machine.
+    pub created_by: Option<ApiKeyId>,
+    /// What it is asked to do. With a repository and without a branch, the store fills in
+    /// `caisson/<workflow>/<short run id>`.
+    pub spec: RunSpec,
+    /// What makes a repetition of the request harmless.
+    pub idempotency: Option<Idempotency>,
+}
+
+/// An idempotency key and what it was sent with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Idempotency {
+    /// The key, unique in its project.
+    pub key: String,
+    /// SHA-256 of the request, as hexadecimal digits.
+    pub request_sha256: String,
+}
+
+/// What came of making a run.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CreateRun {
+    /// It is queued.
+    Created(Run),
+    /// The same request was served before: this is its run, as it stands now.
+    Replayed(Run),
+    /// The idempotency key was used with another request.
+    KeyReused,
+    /// [`caisson_domain::limits::QUEUE_RUNS`] runs wait already.
+    QueueFull,
+}
+
+/// Which runs to list. Each field that is set narrows the list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RunFilter {
+    /// Runs that stand there.
+    pub status: Option<RunStatus>,
+    /// Runs of that workflow.
+    pub workflow: Option<String>,
+    /// Runs of that session.
+    pub session: Option<SessionId>,
+    /// Runs on that repository, spelled as [`Repository`] displays it.
+    pub repository: Option<String>,
+}
+
+/// What came of asking for a run's end.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CancelRun {
+    /// The project has no such run.
+    Unknown,
+    /// It had ended before.
+    Final(Run),
+    /// It was waiting and is cancelled now.
+    Cancelled(Run),
+    /// It is running and has been told to stop.
+    Requested(Run),
+}
+
+const ONE: &str = concat!("select ", run_columns!(), " from run where project_id = $1 and id = $2");
+
+/// Newest first: an id begins with the time at which the run was created.
+const LIST: &str = concat!(
+    "select ",
+    run_columns!(),
+    " from run where project_id = $1 and ($2 is null or id < $2) and ($3 is null or status = $3) \
+     and ($4 is null or workflow = $4) and ($5 is null or session_id = $5) and ($6 is null or repository = $6) \
+     order by id desc limit $7"
+);
+
+impl Store {
+    /// Queues a run in a new session.
+    ///
+    /// # Errors
+    /// As every write; [`StoreError::Corrupt`] if there is no such project.
+    /// # Cancel safety
+    /// A dropped call may have queued the run; with an idempotency key, asking again finds it.
+    pub async fn create_run(&self, new: NewRun) -> Result<CreateRun, StoreError> {
+        let mut tx = self.begin().await?;
+        if let Some(idempotency) = &new.idempotency
+            && let Some(answer) = replay(&mut tx, &new.project, idempotency).await?
+        {
+            tx.rollback().await?;
+            return Ok(answer);
+        }
+        if queue_is_full(&mut tx).await? {
+            tx.rollback().await?;
+            return Ok(CreateRun::QueueFull);
+        }
+        let run = new_run(&tx, new.project, new.spec)?;
+        insert_session(&mut tx, &run).await?;
+        insert_run(&mut tx, &run, new.created_by.as_ref()).await?;
+        events::append(&mut tx, &run.session, &run.id, &[events::queued(&run)]).await?;
+        let actor = new.created_by.as_ref().map_or(audit::OPERATOR, ApiKeyId::as_str);
+        audit::record(&mut tx, &run.project, actor, ("run.create", run.id.as_str())).await?;
+        if let Some(idempotency) = &new.idempotency {
+            remember(&mut tx, &run, idempotency).await?;
+        }
+        tx.wake(Topic::Queue);
+        tx.commit().await?;
+        Ok(CreateRun::Created(run))
+    }
+
+    /// The run, if it belongs to the project.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn run(&self, project: &ProjectId, id: &RunId) -> Result<Option<Run>, StoreError> {
+        let row =
+            sqlx::query(ONE).bind(project.as_str()).bind(id.as_str()).fetch_optional(self.reader()).await?;
+        row.as_ref().map(rows::run).transpose()
+    }
+
+    /// The project's runs, newest first, beginning behind `after`. At most one more than [`PAGE_ITEMS`], so that a
+    /// caller can ask for one more than it shows.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn list_runs(
+        &self,
+        project: &ProjectId,
+        filter: &RunFilter,
+        after: Option<&RunId>,
+        limit: u32,
+    ) -> Result<Vec<Run>, StoreError> {
+        let rows = sqlx::query(LIST)
+            .bind(project.as_str())
+            .bind(after.map(RunId::as_str))
+            .bind(filter.status.map(RunStatus::as_str))
+            .bind(filter.workflow.as_deref())
+            .bind(filter.session.as_ref().map(SessionId::as_str))
+            .bind(filter.repository.as_deref())
+            .bind(limit.min(PAGE_ITEMS + 1))
+            .fetch_all(self.reader())
+            .await?;
+        rows.iter().map(rows::run).collect()
+    }
+
+    /// Asks for a run's end: a queued one is cancelled at once, a running one is told to stop, once.
+    ///
+    /// # Errors
+    /// As every write.
+    /// # Cancel safety
+    /// Safe: repeatable.
+    pub async fn request_cancel(&self, project: &ProjectId, id: &RunId) -> Result<CancelRun, StoreError> {
+        let mut tx = self.begin().await?;
+        let row = sqlx::query(ONE)
+            .bind(project.as_str())
+            .bind(id.as_str())
+            .fetch_optional(&mut *tx.db)
+            .await?;
+        let Some(row) = row else { return Ok(CancelRun::Unknown) };
+        let run = rows::run(&row)?;
+        let answer = match run.status {
+            RunStatus::Succeeded | RunStatus::Failed | RunStatus::Cancelled => return Ok(CancelRun::Final(run)),
+            RunStatus::Running if run.cancel_requested_at_ms.is_some() => return Ok(CancelRun::Requested(run)),
+            RunStatus::Queued => CancelRun::Cancelled(cancel_queued(&mut tx, id).await?),
+            RunStatus::Running => CancelRun::Requested(cancel_running(&mut tx, id).await?),
+        };
+        audit::record(&mut tx, project, audit::API, ("run.cancel", id.as_str())).await?;
+        tx.commit().await?;
+        Ok(answer)
+    }
+}
+
+const REMEMBERED: &str =
+    "select request_sha256, run_id from idempotency where project_id = $1 and key = $2 and expires_at_ms > $3";
+
+/// What was answered to the same key before, if it is still remembered.
+async fn replay(
+    tx: &mut Tx<'_>,
+    project: &ProjectId,
+    idempotency: &Idempotency,
+) -> Result<Option<CreateRun>, StoreError> {
+    let remembered: Option<(String, String)> = sqlx::query_as(REMEMBERED)
+        .bind(project.as_str())
+        .bind(idempotency.key.as_str())
+        .bind(tx.now_ms)
+        .fetch_optional(&mut *tx.db)
+        .await?;
+    let Some((request_sha256, run)) = remembered else { return Ok(None) };
+    if request_sha256 != idempotency.request_sha256 {
+        return Ok(Some(CreateRun::KeyReused));
+    }
+    let row = sqlx::query(ONE).bind(project.as_str()).bind(run.as_str()).fetch_optional(&mut *tx.db).await?;
+    let row = row.ok_or_else(|| StoreError::missing("run", &run))?;
+    Ok(Some(CreateRun::Replayed(rows::run(&row)?)))
+}
+
+/// Expired keys forgotten with each new one: more than one, so that they do not pile up.
+const FORGET_ITEMS: i64 = 16;
+
+const FORGET: &str = "delete from idempotency where (project_id, key) in \
+     (select project_id, key from idempotency where expires_at_ms <= $1 order by expires_at_ms limit $2)";
+
+const REMEMBER: &str = "insert into idempotency (project_id, key, request_sha256, run_id, expires_at_ms) \
+     values ($1, $2, $3, $4, $5) on conflict (project_id, key) do update set \
+     request_sha256 = excluded.request_sha256, run_id = excluded.run_id, expires_at_ms = excluded.expires_at_ms";
+
+async fn remember(tx: &mut Tx<'_>, run: &Run, idempotency: &Idempotency) -> Result<(), StoreError> {
+    sqlx::query(FORGET).bind(tx.now_ms).bind(FORGET_ITEMS).execute(&mut *tx.db).await?;
+    sqlx::query(REMEMBER)
+        .bind(run.project.as_str())
+        .bind(idempotency.key.as_str())
+        .bind(idempotency.request_sha256.as_str())
+        .bind(run.id.as_str())
+        .bind(tx.now_ms + IDEMPOTENCY_MS)
+        .execute(&mut *tx.db)
+        .await?;
+    Ok(())
+}
+
+const QUEUED: &str = "select count(*) from (select 1 from run where status = 'queued' limit $1) as waiting";
+
+async fn queue_is_full(tx: &mut Tx<'_>) -> Result<bool, StoreError> {
+    let waiting: i64 = sqlx::query_scalar(QUEUED).bind(QUEUE_RUNS).fetch_one(&mut *tx.db).await?;
+    Ok(waiting >= QUEUE_RUNS)
+}
+
+fn new_run(tx: &Tx<'_>, project: ProjectId, mut spec: RunSpec) -> Result<Run, StoreError> {
+    let id = RunId::new(tx.now_ms, tx.random());
+    if spec.branch.is_none() && spec.repository.is_some() {
+        let branch = format!("caisson/{}/{}", spec.workflow.name, id.short());
+        let branch = BranchName::try_from(branch).map_err(|error| StoreError::corrupt("run.branch", error))?;
+        spec.branch = Some(branch);
+    }
+    Ok(Run {
+        id,
+        project,
+        session: SessionId::new(tx.now_ms, tx.random()),
+        spec,
+        status: RunStatus::Queued,
+        phase: None,
+        waiting: None,
+        failure: None,
+        result: None,
+        attempt: 0,
+        agent_started: false,
+        cancel_requested_at_ms: None,
+        home: None,
+        sandbox: None,
+        base_commit: None,
+        pushed_commit: None,
+        usage: UsageTotals::default(),
+        created_at_ms: tx.now_ms,
+        started_at_ms: None,
+        finished_at_ms: None,
+    })
+}
+
+const INSERT_SESSION: &str = "insert into session \
+     (id, project_id, workflow, repository, branch, conversation, created_at_ms, updated_at_ms) \
+     values ($1, $2, $3, $4, $5, $6, $7, $7)";
+
+async fn insert_session(tx: &mut Tx<'_>, run: &Run) -> Result<(), StoreError> {
+    let conversation = uuid_v4(tx.random());
+    sqlx::query(INSERT_SESSION)
+        .bind(run.session.as_str())
+        .bind(run.project.as_str())
+        .bind(run.spec.workflow.name.as_str())
+        .bind(run.spec.repository.as_ref().map(ToString::to_string))
+        .bind(run.spec.branch.as_ref().map(BranchName::as_str))
+        .bind(conversation)
+        .bind(tx.now_ms)
+        .execute(&mut *tx.db)
+        .await?;
+    Ok(())
+}
+
+const INSERT_RUN: &str = "insert into run \
+     (id, project_id, session_id, workflow, repository, branch, status, not_before_ms, created_at_ms, created_by, spec) \
+     values ($1, $2, $3, $4, $5, $6, 'queued', $7, $7, $8, $9)";
+
+async fn insert_run(tx: &mut Tx<'_>, run: &Run, created_by: Option<&ApiKeyId>) -> Result<(), StoreError> {
+    sqlx::query(INSERT_RUN)
+        .bind(run.id.as_str())
+        .bind(run.project.as_str())
+        .bind(run.session.as_str())
+        .bind(run.spec.workflow.name.as_str())
+        .bind(run.spec.repository.as_ref().map(ToString::to_string))
+        .bind(run.spec.branch.as_ref().map(BranchName::as_str))
+        .bind(tx.now_ms)
+        .bind(created_by.map(ApiKeyId::as_str))
+        .bind(document("run.spec", &run.spec)?)
+        .execute(&mut *tx.db)
+        .await?;
+    Ok(())
+}
+
+const CANCEL_QUEUED: &str = concat!(
+    "update run set status = 'cancelled', cancel_requested_at_ms = $2, finished_at_ms = $2 \
+     where id = $1 and status = 'queued' returning ",
+    run_columns!()
+);
+
+async fn cancel_queued(tx: &mut Tx<'_>, id: &RunId) -> Result<Run, StoreError> {
+    let row = sqlx::query(CANCEL_QUEUED).bind(id.as_str()).bind(tx.now_ms).fetch_one(&mut *tx.db).await?;
+    let run = rows::run(&row)?;
+    events::append(tx, &run.session, id, &[events::finished(&run)]).await?;
+    tx.wake(Topic::Run(id.clone()));
+    tx.wake(Topic::Queue);
+    Ok(run)
+}
+
+const CANCEL_RUNNING: &str = concat!(
+    "update run set cancel_requested_at_ms = $2 where id = $1 and status = 'running' returning ",
+    run_columns!()
+);
+
+async fn cancel_running(tx: &mut Tx<'_>, id: &RunId) -> Result<Run, StoreError> {
+    let row = sqlx::query(CANCEL_RUNNING).bind(id.as_str()).bind(tx.now_ms).fetch_one(&mut *tx.db).await?;
+    let run = rows::run(&row)?;
+    stop(tx, &run, StopReason::Cancel).await?;
+    tx.wake(Topic::Run(id.clone()));
+    Ok(run)
+}
+
+const NEXT_INPUT: &str = "update session set last_input_seq = last_input_seq + 1 \
+     where id = $1 and not exists (select 1 from input where run_id = $2 and body = $3) returning last_input_seq";
+
+const INSERT_INPUT: &str = "insert into input (session_id, seq, project_id, run_id, created_at_ms, body) \
+     values ($1, $2, $3, $4, $5, $6)";
+
+const STOP_REQUESTED: &str =
+    "update run set stop_requested_at_ms = coalesce(stop_requested_at_ms, $2) where id = $1";
+
+/// Tells the sandbox of a running run to stop, once for each reason; `false` if it was told before.
+pub(crate) async fn stop(tx: &mut Tx<'_>, run: &Run, reason: StopReason) -> Result<bool, StoreError> {
+    let body = document("input.body", &InputBody::Stop { reason })?;
+    let seq: Option<i64> = sqlx::query_scalar(NEXT_INPUT)
+        .bind(run.session.as_str())
+        .bind(run.id.as_str())
+        .bind(body.as_str())
+        .fetch_optional(&mut *tx.db)
+        .await?;
+    let Some(seq) = seq else { return Ok(false) };
+    sqlx::query(INSERT_INPUT)
+        .bind(run.session.as_str())
+        .bind(seq)
+        .bind(run.project.as_str())
+        .bind(run.id.as_str())
+        .bind(tx.now_ms)
+        .bind(body)
+        .execute(&mut *tx.db)
+        .await?;
+    sqlx::query(STOP_REQUESTED).bind(run.id.as_str()).bind(tx.now_ms).execute(&mut *tx.db).await?;
+    let event = NewEvent::new(EventKind::RunStopRequested, &json!({ "reason": reason }));
+    events::append(tx, &run.session, &run.id, &[event]).await?;
+    tx.wake(Topic::Run(run.id.clone()));
+    if let Some(sandbox) = &run.sandbox {
+        tx.wake(Topic::Sandbox(sandbox.clone()));
+    }
+    Ok(true)
+}

@@ -1,0 +1,74 @@
+//! Servers and their signs of life.
+
+use caisson_domain::id::ServerId;
+use caisson_domain::limits::{PAGE_ITEMS, SERVER_SILENT_MS};
+use caisson_domain::server::{PlacementProblem, Server};
+use sqlx::sqlite::SqliteRow;
+
+use crate::rows::{Columns, document};
+use crate::{Store, StoreError};
+
+const UPSERT: &str = "insert into server (id, seen_at_ms, problems) values ($1, $2, $3) \
+     on conflict (id) do update set seen_at_ms = excluded.seen_at_ms, problems = excluded.problems";
+
+const LIVE: &str =
+    "select id, seen_at_ms, problems from server where seen_at_ms >= $1 order by id limit $2";
+
+impl Store {
+    /// Makes a server known and counts it as alive now, with no placement problems.
+    ///
+    /// # Errors
+    /// As every write.
+    /// # Cancel safety
+    /// Safe: repeatable.
+    pub async fn register_server(&self, id: &ServerId) -> Result<(), StoreError> {
+        self.upsert_server(id, &[]).await
+    }
+
+    /// Notes a sign of life and what keeps the server from placing runs; registers it if it is not known.
+    ///
+    /// # Errors
+    /// As every write.
+    /// # Cancel safety
+    /// Safe: repeatable.
+    pub async fn heartbeat_server(
+        &self,
+        id: &ServerId,
+        problems: &[PlacementProblem],
+    ) -> Result<(), StoreError> {
+        self.upsert_server(id, problems).await?;
+        self.write_key_uses().await
+    }
+
+    /// The servers seen within the last [`SERVER_SILENT_MS`], oldest id first; at most [`PAGE_ITEMS`].
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn live_servers(&self) -> Result<Vec<Server>, StoreError> {
+        let since_ms = self.now_ms() - SERVER_SILENT_MS;
+        let rows = sqlx::query(LIVE).bind(since_ms).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
+        rows.iter().map(server).collect()
+    }
+
+    async fn upsert_server(&self, id: &ServerId, problems: &[PlacementProblem]) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        sqlx::query(UPSERT)
+            .bind(id.as_str())
+            .bind(tx.now_ms)
+            .bind(document("server.problems", &problems)?)
+            .execute(&mut *tx.db)
+            .await?;
+        tx.commit().await
+    }
+}
+
+fn server(row: &SqliteRow) -> Result<Server, StoreError> {
+    let columns = Columns::of("server", row)?;
+    Ok(Server {
+        id: columns.parse("id")?,
+        seen_at_ms: columns.get("seen_at_ms")?,
+        problems: columns.json("problems")?,
+    })
+}

@@ -1,0 +1,223 @@
+//! Whether this server can place runs, told to the store and to the claim loop.
+
+use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+
+use async_trait::async_trait;
+use caisson_domain::server::{PlacementProblem, ProblemCode};
+use tokio::sync::{Notify, watch};
+use tracing::{info, warn};
+
+use crate::context::{Context, Halt};
+use crate::dirs::blocking;
+
+/// The agent's binary in its directory.
+const AGENT_FILE: &str = "claude";
+
+/// Checks what only the composition root knows how to ask: the engine, and the default image on it.
+#[async_trait]
+pub trait Probe: Send + Sync {
+    /// What keeps the engine from making sandboxes; empty when nothing does. Each answer costs at most one small
+    /// request, because it is asked every few seconds.
+    ///
+    /// # Cancel safety
+    /// Must be safe to drop: an answer that takes longer than [`crate::Timing::probe`] is not waited for.
+    async fn problems(&self) -> Vec<PlacementProblem>;
+}
+
+/// What is known of this server's health.
+#[derive(Debug)]
+pub(crate) struct Health {
+    standing: watch::Sender<Standing>,
+    recheck: Notify,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Standing {
+    problems: Vec<PlacementProblem>,
+    /// The engine failed since the last check: claim nothing before the next one.
+    suspect: bool,
+}
+
+impl Health {
+    /// Nothing is known yet, so nothing is claimed before the first check.
+    pub(crate) fn new() -> Self {
+        let standing = Standing { problems: Vec::new(), suspect: true };
+        Self { standing: watch::Sender::new(standing), recheck: Notify::new() }
+    }
+
+    /// What the last check found.
+    pub(crate) fn problems(&self) -> Vec<PlacementProblem> {
+        self.standing.borrow().problems.clone()
+    }
+
+    /// Somebody saw engine or disk fail: check at once, and claim nothing before.
+    pub(crate) fn suspect(&self) {
+        self.standing.send_modify(|standing| standing.suspect = true);
+        self.recheck.notify_one();
+    }
+
+    /// Waits until runs can be placed.
+    pub(crate) async fn sound(&self) {
+        let mut standing = self.standing.subscribe();
+        // The sender lives as long as `self`, so this fails never; if it did, waiting on is the safe side.
+        if standing.wait_for(|standing| !standing.suspect && standing.problems.is_empty()).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn settle(&self, problems: Vec<PlacementProblem>) {
+        let changed = self.standing.send_if_modified(|standing| {
+            let new = Standing { problems: problems.clone(), suspect: false };
+            let differs = standing.problems != new.problems;
+            let modified = *standing != new;
+            *standing = new;
+            differs && modified || modified
+        });
+        if changed {
+            log(&problems);
+        }
+    }
+}
+
+fn log(problems: &[PlacementProblem]) {
+    if problems.is_empty() {
+        info!("this server can place runs");
+    }
+    for problem in problems {
+        warn!(problem.code = %problem.code, "this server cannot place runs: {}", problem.message);
+    }
+}
+
+/// Checks once and tells claim loop and store.
+pub(crate) async fn check(ctx: &Context) -> Result<(), caisson_store::StoreError> {
+    let problems = find(ctx).await;
+    ctx.health.settle(problems.clone());
+    ctx.store.heartbeat_server(&ctx.config.server, &problems).await
+}
+
+/// Checks at intervals, and whenever somebody suspects something, until the server goes down.
+pub(crate) async fn keep(ctx: &Context) {
+    loop {
+        tokio::select! {
+            biased;
+            () = ctx.cancel.cancelled() => return,
+            () = ctx.health.recheck.notified() => {}
+            () = tokio::time::sleep(ctx.timing().health_check) => {}
+        }
+        if let Err(error) = check(ctx).await {
+            warn!(error = &error as &dyn std::error::Error, "could not tell the store of this server's health");
+        }
+    }
+}
+
+/// Waits until runs can be placed.
+pub(crate) async fn sound(ctx: &Context) -> Result<(), Halt> {
+    tokio::select! {
+        biased;
+        () = ctx.cancel.cancelled() => Err(Halt::Shutdown),
+        () = ctx.health.sound() => Ok(()),
+    }
+}
+
+async fn find(ctx: &Context) -> Vec<PlacementProblem> {
+    let mut problems = match &ctx.probe {
+        None => Vec::new(),
+        Some(probe) => match tokio::time::timeout(ctx.timing().probe, probe.problems()).await {
+            Ok(problems) => problems,
+            Err(_) => vec![problem(
+                ProblemCode::EngineUnavailable,
+                "the engine takes too long to answer; check that it is running".to_owned(),
+            )],
+        },
+    };
+    let (dirs, config) = (ctx.dirs.clone(), ctx.config.clone());
+    let here = blocking(move || {
+        let disk = disk_problem(dirs.free_bytes()?, config.min_free_disk_bytes);
+        Ok([agent_problem(config.agent_dir.as_deref()), disk])
+    });
+    match here.await {
+        Ok(found) => problems.extend(found.into_iter().flatten()),
+        Err(error) => {
+            problems.push(problem(ProblemCode::DiskLow, format!("{error}: {}; check the state directory", error.source)));
+        }
+    }
+    problems
+}
+
+fn problem(code: ProblemCode, message: String) -> PlacementProblem {
+    PlacementProblem { code, message }
+}
+
+fn agent_problem(dir: Option<&Path>) -> Option<PlacementProblem> {
+    let remedy = "run `caisson agent install`";
+    let Some(dir) = dir else {
+        return Some(problem(ProblemCode::AgentMissing, format!("no agent is installed; {remedy}")));
+    };
+    let runs = |found: std::fs::Metadata| found.is_file() && found.permissions().mode() & 0o111 != 0;
+    if std::fs::metadata(dir.join(AGENT_FILE)).is_ok_and(runs) {
+        return None;
+    }
+    let message = format!("{} holds no program named {AGENT_FILE}; {remedy}", dir.display());
+    Some(problem(ProblemCode::AgentMissing, message))
+}
+
+fn disk_problem(free_bytes: u64, least_bytes: u64) -> Option<PlacementProblem> {
+    const MIB: u64 = 1024 * 1024;
+    (free_bytes < least_bytes).then(|| {
+        let (free, least) = (free_bytes / MIB, least_bytes.div_ceil(MIB));
+        problem(
+            ProblemCode::DiskLow,
+            format!("the state directory's disk has {free} MiB free, but {least} MiB are needed; make room"),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_disk_space_is_judged_at_its_bound() {
+        assert_eq!(disk_problem(1024, 1024), None);
+        let found = disk_problem(1023, 1024).unwrap();
+        assert_eq!(found.code, ProblemCode::DiskLow);
+        assert!(found.message.contains("0 MiB free, but 1 MiB"), "{}", found.message);
+        assert_eq!(disk_problem(0, 0), None);
+    }
+
+    #[test]
+    fn an_agent_is_a_program_in_its_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let code = |dir: Option<&Path>| agent_problem(dir).map(|problem| problem.code);
+        assert_eq!(code(None), Some(ProblemCode::AgentMissing));
+        assert_eq!(code(Some(dir.path())), Some(ProblemCode::AgentMissing));
+        let file = dir.path().join(AGENT_FILE);
+        std::fs::write(&file, "x").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(code(Some(dir.path())), Some(ProblemCode::AgentMissing), "not executable");
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(code(Some(dir.path())), None);
+        assert!(agent_problem(None).unwrap().message.contains("caisson agent install"));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_placed_before_the_first_check_nor_after_a_suspicion() {
+        let health = Health::new();
+        let now = |health: &Health| {
+            let standing = health.standing.borrow();
+            !standing.suspect && standing.problems.is_empty()
+        };
+        assert!(!now(&health));
+        health.settle(Vec::new());
+        health.sound().await;
+        health.suspect();
+        assert!(!now(&health));
+        health.recheck.notified().await;
+        health.settle(vec![problem(ProblemCode::DiskLow, String::new())]);
+        assert!(!now(&health));
+        assert_eq!(health.problems().len(), 1);
+        health.settle(Vec::new());
+        health.sound().await;
+    }
+}

@@ -1,0 +1,1 @@
+"""A small shop: what things cost, and what a cart of them costs."""

@@ -1,0 +1,8 @@
+//! What the end-to-end tests and the bench stand on: real git over HTTP, the real server as a process that can be
+//! killed, a small API client, and the parts that a machine must have.
+
+pub mod api;
+pub mod git_host;
+pub mod parts;
+pub mod process;
+pub mod repository;

@@ -199,7 +199,7 @@ impl Launch {
             SessionMode::New(id) => format!("--session-id={id}"),
             SessionMode::Resume(id) => format!("--resume={id}"),
         });
-        
+        argv.push(format!("--setting-sources={}", self.sources()));
         self.push_model(&mut argv)?;
         self.push_permissions(&mut argv)?;
         self.push_limits(&mut argv)?;

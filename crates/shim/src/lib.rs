@@ -6,6 +6,8 @@ mod backoff;
 mod diagnostics;
 mod door;
 mod forward;
+mod journal;
+mod lines;
 mod loopback;
 mod places;
 mod process;

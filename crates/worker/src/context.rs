@@ -12,7 +12,7 @@ use tracing::{error, warn};
 
 use crate::config::{Timing, WorkerConfig};
 use crate::dirs::Dirs;
-use crate::health::Health;
+use crate::health::{Health, Probe};
 use crate::holds::Holds;
 use crate::steps::{Step, StepHook};
 
@@ -27,6 +27,7 @@ pub(crate) struct Context {
     pub(crate) config: WorkerConfig,
     pub(crate) store: Store,
     pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) probe: Option<Arc<dyn Probe>>,
     pub(crate) tracker: TaskTracker,
     pub(crate) cancel: CancellationToken,
     pub(crate) hook: Option<Arc<dyn StepHook>>,

@@ -32,49 +32,61 @@ pub(crate) struct Health {
     recheck: Notify,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 struct Standing {
-    problems: Vec<PlacementProblem>,
-    /// The engine failed since the last check: claim nothing before the next one.
-    suspect: bool,
+    /// What the last check found; none before the first one.
+    problems: Option<Vec<PlacementProblem>>,
+    /// How often somebody suspected something.
+    suspicions: u64,
+    /// How many of them had come before the last check began.
+    checked: u64,
+}
+
+impl Standing {
+    fn is_sound(&self) -> bool {
+        self.suspicions == self.checked && self.problems.as_ref().is_some_and(Vec::is_empty)
+    }
 }
 
 impl Health {
     /// Nothing is known yet, so nothing is claimed before the first check.
     pub(crate) fn new() -> Self {
-        let standing = Standing { problems: Vec::new(), suspect: true };
-        Self { standing: watch::Sender::new(standing), recheck: Notify::new() }
+        Self { standing: watch::Sender::default(), recheck: Notify::new() }
     }
 
     /// What the last check found.
     pub(crate) fn problems(&self) -> Vec<PlacementProblem> {
-        self.standing.borrow().problems.clone()
+        self.standing.borrow().problems.clone().unwrap_or_default()
     }
 
     /// Somebody saw engine or disk fail: check at once, and claim nothing before.
     pub(crate) fn suspect(&self) {
-        self.standing.send_modify(|standing| standing.suspect = true);
+        self.standing.send_modify(|standing| standing.suspicions += 1);
         self.recheck.notify_one();
     }
 
     /// Waits until runs can be placed.
-    pub(crate) async fn sound(&self) {
+    async fn sound(&self) {
         let mut standing = self.standing.subscribe();
         // The sender lives as long as `self`, so this fails never; if it did, waiting on is the safe side.
-        if standing.wait_for(|standing| !standing.suspect && standing.problems.is_empty()).await.is_err() {
+        if standing.wait_for(Standing::is_sound).await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
-    fn settle(&self, problems: Vec<PlacementProblem>) {
-        let changed = self.standing.send_if_modified(|standing| {
-            let new = Standing { problems: problems.clone(), suspect: false };
-            let differs = standing.problems != new.problems;
-            let modified = *standing != new;
-            *standing = new;
-            differs && modified || modified
+    fn suspicions(&self) -> u64 {
+        self.standing.borrow().suspicions
+    }
+
+    /// Notes what a check found that began when there had been `checked` suspicions.
+    fn settle(&self, checked: u64, problems: Vec<PlacementProblem>) {
+        let mut news = false;
+        self.standing.send_modify(|standing| {
+            news = standing.problems.as_ref() != Some(&problems);
+            standing.checked = checked;
+            standing.problems = Some(problems.clone());
         });
-        if changed {
+        if news {
             log(&problems);
         }
     }
@@ -91,8 +103,9 @@ fn log(problems: &[PlacementProblem]) {
 
 /// Checks once and tells claim loop and store.
 pub(crate) async fn check(ctx: &Context) -> Result<(), caisson_store::StoreError> {
+    let suspicions = ctx.health.suspicions();
     let problems = find(ctx).await;
-    ctx.health.settle(problems.clone());
+    ctx.health.settle(suspicions, problems.clone());
     ctx.store.heartbeat_server(&ctx.config.server, &problems).await
 }
 
@@ -204,20 +217,21 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_placed_before_the_first_check_nor_after_a_suspicion() {
         let health = Health::new();
-        let now = |health: &Health| {
-            let standing = health.standing.borrow();
-            !standing.suspect && standing.problems.is_empty()
-        };
-        assert!(!now(&health));
-        health.settle(Vec::new());
+        let sound = |health: &Health| health.standing.borrow().is_sound();
+        assert!(!sound(&health));
+        health.settle(0, Vec::new());
+        assert!(sound(&health));
         health.sound().await;
+        let before = health.suspicions();
         health.suspect();
-        assert!(!now(&health));
+        assert!(!sound(&health));
+        health.settle(before, Vec::new());
+        assert!(!sound(&health), "a check that began before the suspicion does not lift it");
         health.recheck.notified().await;
-        health.settle(vec![problem(ProblemCode::DiskLow, String::new())]);
-        assert!(!now(&health));
+        health.settle(health.suspicions(), vec![problem(ProblemCode::DiskLow, String::new())]);
+        assert!(!sound(&health));
         assert_eq!(health.problems().len(), 1);
-        health.settle(Vec::new());
+        health.settle(health.suspicions(), Vec::new());
         health.sound().await;
     }
 }

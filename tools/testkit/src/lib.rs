@@ -2,7 +2,9 @@
 //! killed, a small API client, and the parts that a machine must have.
 
 pub mod api;
+pub mod docker;
 pub mod git_host;
 pub mod parts;
 pub mod process;
 pub mod repository;
+pub mod world;

@@ -135,3 +135,13 @@ fn the_demo_is_short_and_the_slow_scenario_has_three_long_pauses() {
         |call: &ToolCall| call.input["command"].as_str().is_some_and(|text| text.contains("time.sleep(6)"));
     assert_eq!(tool_calls("cart-slow").iter().filter(|call| waits(call)).count(), 1);
 }
+
+#[test]
+fn the_scenario_in_the_readme_is_usable() {
+    let readme = include_str!("../../README.md");
+    let (_, rest) = readme.split_once("```json\n").expect("an example");
+    let (text, _) = rest.split_once("```").expect("its end");
+    let mut catalogue = Catalogue::built_in();
+    catalogue.add_text("README", text).expect("a usable scenario");
+    assert!(catalogue.find("greeting").is_some());
+}

@@ -1,0 +1,209 @@
+//! Bad input and missing parts: each has its own clear answer, and nothing is left behind.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use testkit::api::Api;
+use testkit::parts::Parts;
+use testkit::process::{ServerProcess, ServerSpec};
+use testkit::world::{World, WorldSpec};
+
+const WAIT: Duration = Duration::from_secs(60);
+
+fn parts() -> Option<Parts> {
+    Parts::find(env!("CARGO_BIN_EXE_caisson"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_cannot_be_run_is_refused_with_its_own_code() {
+    let Some(parts) = parts() else { return };
+    let world = World::start(&parts, WorldSpec::default()).await.unwrap();
+    let with = |field: &str, value: Value| {
+        let mut body = world.run_body();
+        body[field] = value;
+        body
+    };
+    let cases = [
+        (with("workflow", json!("no-such")), 422, "unknown_workflow"),
+        (with("surprise", json!(1)), 422, "surprise"),
+        (with("prompt", json!("")), 422, "prompt"),
+        (with("prompt", json!("x".repeat(2 * 1024 * 1024))), 422, "prompt"),
+        (with("prompt", json!("x".repeat(5 * 1024 * 1024))), 413, "too_large"),
+        (with("branch", json!("a b")), 422, "space"),
+        (with("branch", json!("a..b")), 422, ".."),
+        (with("branch", json!("-x")), 422, "dash"),
+        (with("branch", json!("a\u{7}b")), 422, "control"),
+        (with("base", json!("a b")), 422, "space"),
+        (with("repository", json!("https://git.example.com/x")), 422, "repository_not_allowed"),
+        (with("repository", json!("/etc")), 422, "repository_not_allowed"),
+        (with("repository", json!("git@git.example.com:x.git")), 422, "https"),
+        (with("image", json!("Not An Image")), 422, "image"),
+        (with("timeout_s", json!(1)), 422, "timeout_s"),
+        (with("environment", json!({"LD_PRELOAD": "x"})), 422, "LD_PRELOAD"),
+    ];
+    for (body, status, part) in cases {
+        let answer = world.api.post("/v1/runs", &body).await.unwrap();
+        let text = answer.body.to_string();
+        assert_eq!(answer.status, status, "{part}: {text}");
+        assert!(text.contains(part) && answer.body["code"].is_string(), "{part}: {text}");
+    }
+    let runs = world.api.get("/v1/runs").await.unwrap();
+    assert_eq!(runs.body["items"], json!([]));
+}
+
+/// Ends a run and gives its failure kind.
+async fn failure(world: &World, body: &Value) -> (String, Value) {
+    let id = world.api.submit(body).await.unwrap();
+    let run = world.api.wait_end(&id, WAIT).await.unwrap();
+    assert_eq!(run["status"], "failed", "{run:#}\n{}", world.server.log());
+    assert!(run["failure"]["message"].as_str().is_some_and(|text| text.len() > 10), "{run:#}");
+    (run["failure"]["kind"].as_str().unwrap().to_owned(), run)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_cannot_succeed_says_why_and_leaves_nothing() {
+    let Some(parts) = parts() else { return };
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let world = World::start(&parts, WorldSpec::default()).await.unwrap();
+    let mut spec = world.spec.clone();
+    let repositories = format!("{}* http://{closed}/*", world.host.url(""));
+    spec.set("REPOSITORIES", &repositories);
+    let mut world = world;
+    world.server.terminate().unwrap();
+    world.spec = spec;
+    world.server = world.spec.start().await.unwrap();
+
+    let mut body = world.run_body();
+    body["repository"] = json!(format!("http://{closed}/x.git"));
+    assert_eq!(failure(&world, &body).await.0, "repo_unreachable");
+    body["repository"] = json!(world.host.url("no-such.git"));
+    assert_eq!(failure(&world, &body).await.0, "repo_unreachable");
+    body = world.run_body();
+    body["base"] = json!("no-such-branch");
+    let (kind, run) = failure(&world, &body).await;
+    assert_eq!(kind, "repo_unreachable");
+    assert!(run["failure"]["message"].to_string().contains("no-such-branch"), "{run:#}");
+    body = world.run_body();
+    body["image"] = json!("caisson-no-such-image:1");
+    let (kind, run) = failure(&world, &body).await;
+    assert_eq!(kind, "sandbox_start");
+    assert!(run["failure"]["message"].to_string().contains("caisson-no-such-image:1"), "{run:#}");
+    world.wait_tidy().await.unwrap();
+    left_behind(&world).await;
+}
+
+/// Nothing of finished runs may be left but what is kept on purpose.
+async fn left_behind(world: &World) {
+    for place in ["doors", "sandboxes"] {
+        let start = std::time::Instant::now();
+        loop {
+            let left: Vec<_> = std::fs::read_dir(world.state_dir().join(place))
+                .into_iter()
+                .flatten()
+                .map(|entry| entry.unwrap().file_name())
+                .collect();
+            if left.is_empty() {
+                break;
+            }
+            assert!(start.elapsed() < Duration::from_secs(10), "{place}: {left:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_credentials_fail_fast_and_by_name() {
+    let Some(parts) = parts() else { return };
+    let wrong = WorldSpec { variables: vec![("MODEL__API_KEY".to_owned(), "sk-wrong".to_owned())], ..WorldSpec::default() };
+    let world = World::start(&parts, wrong).await.unwrap();
+    let start = std::time::Instant::now();
+    assert_eq!(failure(&world, &world.run_body()).await.0, "provider_auth");
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+
+    std::fs::write(world.directory.path().join("git-token"), "wrong").unwrap();
+    let mut world = world;
+    world.server.terminate().unwrap();
+    world.server = world.spec.start().await.unwrap();
+    assert_eq!(failure(&world, &world.run_body()).await.0, "repo_auth");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_outlives_its_time_limit_is_stopped_and_its_work_is_kept() {
+    let Some(parts) = parts() else { return };
+    let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 3.0, ..WorldSpec::default() };
+    let world = World::start(&parts, spec).await.unwrap();
+    let mut body = world.run_body();
+    body["timeout_s"] = json!(8);
+    let (kind, run) = failure(&world, &body).await;
+    assert_eq!(kind, "timeout");
+    let took_ms = run["finished_at_ms"].as_i64().unwrap() - run["started_at_ms"].as_i64().unwrap();
+    assert!((8_000..8_000 + 25_000).contains(&took_ms), "{took_ms} ms");
+    world.wait_tidy().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_run_ends_as_cancelled_and_saves_its_work() {
+    let Some(parts) = parts() else { return };
+    let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::default() };
+    let world = World::start(&parts, spec).await.unwrap();
+    let id = world.api.submit(&world.run_body()).await.unwrap();
+    world.api.wait_event(&id, WAIT, |event| event["kind"] == "agent.started").await.unwrap();
+    let cancelled = world.api.post(&format!("/v1/runs/{id}/cancel"), &json!({})).await.unwrap();
+    assert_eq!(cancelled.status, 202, "{}", cancelled.body);
+    let run = world.api.wait_end(&id, WAIT).await.unwrap();
+    assert_eq!(run["status"], "cancelled", "{run:#}");
+    let again = world.api.post(&format!("/v1/runs/{id}/cancel"), &json!({})).await.unwrap();
+    assert_eq!(again.status, 200, "{}", again.body);
+    world.wait_tidy().await.unwrap();
+}
+
+/// A server that starts but cannot place runs.
+async fn unready(parts: &Parts, change: impl FnOnce(&mut ServerSpec)) -> (tempfile::TempDir, ServerSpec, ServerProcess, Api) {
+    let directory = tempfile::tempdir().unwrap();
+    let mut spec = ServerSpec::new(parts, &directory.path().join("state"), "http://127.0.0.1:9").unwrap();
+    change(&mut spec);
+    let key = spec.create_key().unwrap();
+    let server = spec.spawn().unwrap();
+    let api = Api::new(&server.base, &key).unwrap();
+    let start = std::time::Instant::now();
+    loop {
+        match api.get("/readyz").await {
+            Ok(answer) if answer.status == 503 && answer.body.to_string().contains("problem") => break,
+            Ok(_) | Err(_) => {}
+        }
+        assert!(start.elapsed() < WAIT, "{}", server.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    (directory, spec, server, api)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_a_part_says_which_and_accepts_nothing() {
+    let Some(parts) = parts() else { return };
+    let no_engine = Parts { docker_host: "unix:///nonexistent/docker.sock".to_owned(), ..parts.clone() };
+    let no_agent = Parts { agents_dir: "/nonexistent/agents".into(), ..parts.clone() };
+    let body = json!({"workflow": "bug-fixer", "prompt": "x", "repository": null});
+    let cases: [(&str, &Parts, fn(&mut ServerSpec)); 4] = [
+        ("engine_unavailable", &no_engine, |_| {}),
+        ("agent_missing", &no_agent, |_| {}),
+        ("image_missing", &parts, |spec| spec.set("DEFAULT_IMAGE", "caisson-no-such-image:1")),
+        ("disk_low", &parts, |spec| spec.set("MIN_FREE_DISK_MIB", "1000000000")),
+    ];
+    for (code, parts, change) in cases {
+        let (_directory, spec, server, api) = unready(parts, change).await;
+        let start = std::time::Instant::now();
+        let answer = loop {
+            let answer = api.post("/v1/runs", &body).await.unwrap();
+            // The first moments after the start have no verdict yet.
+            if answer.body["code"] == code || start.elapsed() > Duration::from_secs(10) {
+                break answer;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        assert_eq!((answer.status, answer.body["code"].as_str()), (503, Some(code)), "{}\n{}", answer.body, server.log());
+        assert!(answer.body["detail"].as_str().is_some_and(|text| text.len() > 20), "{}", answer.body);
+        let doctor = spec.command(&["doctor"]).output().unwrap();
+        assert_eq!(doctor.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&doctor.stdout).contains("FAIL"), "{code}");
+    }
+}

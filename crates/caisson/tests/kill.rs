@@ -1,0 +1,138 @@
+//! `kill -9` of the server at the worst moments: the same run goes on and ends as if nothing had happened.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use testkit::parts::Parts;
+use testkit::repository::run_git;
+use testkit::world::{World, WorldSpec};
+
+/// How long the server stays away.
+const AWAY: Duration = Duration::from_secs(20);
+/// How long a moment or an end may be waited for.
+const WAIT: Duration = Duration::from_secs(120);
+
+/// When the server is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    Never,
+    InsideATool,
+    BeforeTheFirstByte,
+    InMidStream,
+}
+
+impl Moment {
+    /// Waits for the moment, as the scripted model or the events witness it.
+    async fn wait(self, world: &World, id: &str) -> anyhow::Result<()> {
+        if self == Self::InsideATool {
+            let sleeps = |event: &Value| event["kind"] == "agent.line" && event["data"].to_string().contains("time.sleep");
+            world.api.wait_event(id, WAIT, sleeps).await?;
+            // The line tells that the tool begins; give it the moment that it needs to start.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            return Ok(());
+        }
+        let start = std::time::Instant::now();
+        while start.elapsed() < WAIT {
+            let open = world.model_calls().into_iter().find(|call| call.ended_at_ms.is_none());
+            let hit = open.is_some_and(|call| {
+                let waiting_ms = now_ms().saturating_sub(call.at_ms);
+                match self {
+                    Self::BeforeTheFirstByte => call.bytes_served == 0 && waiting_ms > 1_500,
+                    Self::InMidStream => call.bytes_served > 600 && waiting_ms > 1_500,
+                    Self::Never | Self::InsideATool => false,
+                }
+            });
+            if hit {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        anyhow::bail!("the moment {self:?} did not come")
+    }
+}
+
+fn now_ms() -> u64 {
+    #[expect(clippy::disallowed_methods, reason = "the witness stamps its records with this machine's time")]
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
+}
+
+/// What a run's story comes to: its events without ids, times and numbers, and without what an API retry repeats.
+fn story(events: &[Value]) -> Vec<String> {
+    let mut told: Vec<String> = Vec::new();
+    for event in events {
+        let data = &event["data"];
+        let entry = match event["kind"].as_str().unwrap() {
+            // Every call is counted elsewhere; a retry makes one more.
+            "model.call" => continue,
+            "agent.line" if data["subtype"] == "api_retry" || data["subtype"] == "thinking_tokens" => continue,
+            "agent.line" => {
+                let blocks: Vec<String> = data["message"]["content"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .map(|block| format!("{} {} {}", block["type"], block["name"], block["input"]))
+                    .collect();
+                format!("agent.line {} {} {blocks:?}", data["type"], data["subtype"])
+            }
+            "run.phase" => format!("run.phase {}", data["phase"]),
+            "run.finished" => format!("run.finished {}", data["status"]),
+            other => other.to_owned(),
+        };
+        // A retried reply begins again with the blocks that were complete before the cut.
+        if told.last() != Some(&entry) {
+            told.push(entry);
+        }
+    }
+    told
+}
+
+struct Ended {
+    run: Value,
+    events: Vec<Value>,
+}
+
+async fn run(parts: &Parts, moment: Moment) -> anyhow::Result<Ended> {
+    let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::default() };
+    let mut world = World::start(parts, spec).await?;
+    let id = world.api.submit(&world.run_body()).await?;
+    if moment != Moment::Never {
+        moment.wait(&world, &id).await?;
+        world.server.kill()?;
+        tokio::time::sleep(AWAY).await;
+        world.server = world.spec.start().await?;
+    }
+    let run = world.api.wait_end(&id, WAIT).await?;
+    anyhow::ensure!(run["status"] == "succeeded", "{moment:?}: {run:#}\n{}", world.server.log());
+    let events = world.api.events(&id).await?;
+    let numbers: Vec<_> = events.iter().filter_map(|event| event["seq"].as_i64()).collect();
+    let expected: Vec<_> = (1..=i64::try_from(numbers.len())?).collect();
+    anyhow::ensure!(numbers == expected, "{moment:?}: numbers {numbers:?}");
+    let commits = run_git(&world.bare, &["rev-list", &format!("main..{}", run["branch"].as_str().unwrap())])?;
+    anyhow::ensure!(commits.lines().count() == 1, "{moment:?}: commits {commits}");
+    let served = world.model_calls().len();
+    anyhow::ensure!(run["usage"]["calls"].as_u64() == Some(served as u64), "{moment:?}: {served} calls served, {}", run["usage"]);
+    let cut = world.model_calls().iter().filter(|call| !call.usage_final).count();
+    anyhow::ensure!(run["usage"]["estimated_calls"].as_u64() == Some(cut as u64), "{moment:?}: {cut} calls cut, {}", run["usage"]);
+    world.wait_tidy().await?;
+    Ok(Ended { run, events })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_killed_at_the_worst_moments_finishes_the_run_as_if_undisturbed() {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let (undisturbed, tool, first_byte, stream) = tokio::join!(
+        run(&parts, Moment::Never),
+        run(&parts, Moment::InsideATool),
+        run(&parts, Moment::BeforeTheFirstByte),
+        run(&parts, Moment::InMidStream),
+    );
+    let undisturbed = undisturbed.unwrap();
+    let expected = story(&undisturbed.events);
+    assert!(expected.len() > 15, "{expected:#?}");
+    for (moment, ended) in [("tool", tool), ("first byte", first_byte), ("stream", stream)] {
+        let ended = ended.unwrap();
+        assert_eq!(story(&ended.events), expected, "killed in {moment}");
+        assert_eq!(ended.run["attempt"], undisturbed.run["attempt"], "killed in {moment}");
+    }
+}

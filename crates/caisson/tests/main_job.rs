@@ -1,0 +1,123 @@
+//! The main job on real parts: a task posted over HTTP becomes a tested commit on a branch of a git host.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use testkit::parts::Parts;
+use testkit::repository::{clone_branch, run_git, run_python_tests};
+use testkit::world::{World, WorldSpec};
+
+const END: Duration = Duration::from_secs(60);
+
+fn parts() -> Option<Parts> {
+    Parts::find(env!("CARGO_BIN_EXE_caisson"))
+}
+
+fn kinds(events: &[Value]) -> Vec<&str> {
+    events.iter().filter_map(|event| event["kind"].as_str()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_becomes_a_tested_commit_on_a_branch() {
+    let Some(parts) = parts() else { return };
+    let world = World::start(&parts, WorldSpec::default()).await.unwrap();
+    let id = world.api.submit(&world.run_body()).await.unwrap();
+    let run = world.api.wait_end(&id, END).await.unwrap();
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
+
+    let branch = run["branch"].as_str().unwrap();
+    assert_eq!(branch, format!("caisson/bug-fixer/{}", &id[id.len() - 8..]));
+    let before = clone_branch(&world.bare, "main").unwrap();
+    assert!(!run_python_tests(&before.path().join("checkout")).unwrap().status.success());
+    let after = clone_branch(&world.bare, branch).unwrap();
+    let checkout = after.path().join("checkout");
+    assert!(run_python_tests(&checkout).unwrap().status.success());
+    let commits = run_git(&world.bare, &["rev-list", &format!("main..{branch}")]).unwrap();
+    assert_eq!(commits.lines().collect::<Vec<_>>(), [run["pushed_commit"].as_str().unwrap()]);
+    let message = run_git(&checkout, &["log", "-1", "--format=%B"]).unwrap();
+    assert!(message.starts_with("fix(cart): "), "{message}");
+
+    let events = world.api.events(&id).await.unwrap();
+    let numbers: Vec<_> = events.iter().filter_map(|event| event["seq"].as_i64()).collect();
+    assert_eq!(numbers, (1..=i64::try_from(numbers.len()).unwrap()).collect::<Vec<_>>());
+    let story = kinds(&events);
+    for kind in ["run.queued", "run.started", "sandbox.started", "workspace.prepared", "agent.started", "git.commit", "git.push", "run.finished"] {
+        assert_eq!(story.iter().filter(|seen| **seen == kind).count(), 1, "{kind} in {story:?}");
+    }
+    assert_eq!(story.last(), Some(&"run.finished"));
+
+    let calls = world.model_calls();
+    assert_eq!(run["usage"]["calls"].as_u64(), Some(calls.len() as u64));
+    assert_eq!(run["usage"]["estimated_calls"], 0);
+    assert!(run["usage"]["cost_micro_usd"].as_i64().unwrap() > 0);
+    assert!(calls.iter().all(|call| call.x_api_key.as_ref().is_some_and(|key| key.matched == Some(true))));
+
+    let diff = world.api.get(&format!("/v1/runs/{id}/artifacts")).await.unwrap();
+    let names: Vec<_> = diff.body["items"].as_array().unwrap().iter().map(|item| item["name"].clone()).collect();
+    assert!(names.contains(&json!("diff.patch")), "{names:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_commits_by_itself_is_not_asked_again() {
+    let Some(parts) = parts() else { return };
+    let spec = WorldSpec { scenario: "cart-commits".to_owned(), ..WorldSpec::default() };
+    let world = World::start(&parts, spec).await.unwrap();
+    let id = world.api.submit(&world.run_body()).await.unwrap();
+    let run = world.api.wait_end(&id, END).await.unwrap();
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
+    let message = run_git(&world.bare, &["log", "-1", "--format=%s", run["branch"].as_str().unwrap()]).unwrap();
+    assert!(message.starts_with("fix(cart): "), "{message}");
+    let asked = world.model_calls().iter().filter(|call| call.script.as_ref().is_some_and(|place| place.prompt > 1)).count();
+    assert_eq!(asked, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_on_this_machine_is_worked_on_only_below_an_allowed_directory() {
+    let Some(parts) = parts() else { return };
+    let allowed = tempfile::tempdir().unwrap();
+    let variables = vec![("ALLOW_REPO".to_owned(), allowed.path().display().to_string())];
+    let world = World::start(&parts, WorldSpec { variables, ..WorldSpec::default() }).await.unwrap();
+    run_git(allowed.path(), &["clone", "-q", "--bare", world.bare.to_str().unwrap(), "local.git"]).unwrap();
+    let local = allowed.path().canonicalize().unwrap().join("local.git");
+    let mut body = world.run_body();
+    body["repository"] = json!(local);
+    let id = world.api.submit(&body).await.unwrap();
+    let run = world.api.wait_end(&id, END).await.unwrap();
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
+    assert!(run_git(&local, &["rev-parse", run["branch"].as_str().unwrap()]).is_ok());
+
+    body["repository"] = json!(world.bare);
+    let refused = world.api.post("/v1/runs", &body).await.unwrap();
+    assert_eq!(refused.status, 422, "{}", refused.body);
+    assert!(refused.body.to_string().contains("--allow-repo"), "{}", refused.body);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_without_a_repository_has_an_empty_workspace() {
+    let Some(parts) = parts() else { return };
+    let spec = WorldSpec { scenario: "text".to_owned(), ..WorldSpec::default() };
+    let world = World::start(&parts, spec).await.unwrap();
+    let body = json!({"workflow": "bug-fixer", "prompt": "Say hello.", "repository": null});
+    let id = world.api.submit(&body).await.unwrap();
+    let run = world.api.wait_end(&id, END).await.unwrap();
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
+    assert!(run["pushed_commit"].is_null() && run["branch"].is_null());
+    assert!(!run["result"].as_str().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_ends_with_demo_ok() {
+    let Some(parts) = parts() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let spec = testkit::process::ServerSpec::new(&parts, directory.path(), "http://127.0.0.1:9").unwrap();
+    let start = std::time::Instant::now();
+    let mut command = spec.command(&["demo"]);
+    // A key that happens to be in the environment must not be picked up: the demo would fail on the real API's name.
+    command.env("ANTHROPIC_API_KEY", "sk-ant-must-not-be-used").env_remove("CAISSON_MODEL__API_KEY");
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.lines().last().unwrap().starts_with("demo ok"), "{said}");
+    assert!(said.contains("scripted"), "{said}");
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+}

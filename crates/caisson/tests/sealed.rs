@@ -1,0 +1,170 @@
+//! What a sandbox is and holds, judged from the host's side while its agent works.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE};
+use serde_json::Value;
+use testkit::docker::{containers_of, docker, inspect, processes};
+use testkit::parts::Parts;
+use testkit::world::{GIT_TOKEN, MODEL_KEY, World, WorldSpec};
+
+const WAIT: Duration = Duration::from_secs(60);
+
+/// The canaries in every form that a leak could have.
+fn needles() -> Vec<(String, Vec<u8>)> {
+    let mut needles = Vec::new();
+    for (name, secret) in [("model key", MODEL_KEY), ("git token", GIT_TOKEN)] {
+        let basic = format!("x-access-token:{secret}");
+        needles.push((format!("{name}, raw"), secret.as_bytes().to_vec()));
+        needles.push((format!("{name}, base64"), STANDARD.encode(secret).into_bytes()));
+        needles.push((format!("{name}, url-safe base64"), URL_SAFE.encode(secret).into_bytes()));
+        needles.push((format!("{name}, basic"), STANDARD.encode(basic).into_bytes()));
+        needles.push((format!("{name}, hex"), hex::encode(secret).into_bytes()));
+    }
+    needles
+}
+
+/// Says where a canary stands in `bytes`.
+fn hunt(place: &str, bytes: &[u8], found: &mut Vec<String>) {
+    for (name, needle) in needles() {
+        if bytes.windows(needle.len()).any(|window| window == needle) {
+            found.push(format!("{name} in {place}"));
+        }
+    }
+}
+
+fn hunt_tree(root: &Path, found: &mut Vec<String>) -> usize {
+    let mut looked_at = 0;
+    let mut pending = vec![root.to_owned()];
+    while let Some(directory) = pending.pop() {
+        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let kind = entry.file_type().unwrap();
+            if kind.is_dir() {
+                pending.push(entry.path());
+            } else if kind.is_file()
+                && let Ok(bytes) = std::fs::read(entry.path())
+            {
+                looked_at += 1;
+                hunt(&entry.path().display().to_string(), &bytes, found);
+            }
+        }
+    }
+    looked_at
+}
+
+async fn working(parts: &Parts) -> (World, String, String) {
+    let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::default() };
+    let world = World::start(parts, spec).await.unwrap();
+    let id = world.api.submit(&world.run_body()).await.unwrap();
+    let sleeps = |event: &Value| event["kind"] == "agent.line" && event["data"].to_string().contains("time.sleep");
+    world.api.wait_event(&id, WAIT, sleeps).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut names = containers_of(parts, &world.server_id().unwrap()).unwrap();
+    assert_eq!(names.len(), 1, "{names:?}");
+    (world, id, names.remove(0))
+}
+
+/// A field of `/proc/<pid>/status`.
+fn status_field(pid: u32, field: &str) -> String {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("{field}:"))).unwrap_or_default();
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn canaries_reach_the_upstreams_and_nothing_else() {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let (world, id, container) = working(&parts).await;
+    let mut found = Vec::new();
+
+    // While the agent works: the container as the engine and the kernel show it.
+    hunt("docker inspect", inspect(&parts, &container).unwrap().to_string().as_bytes(), &mut found);
+    hunt("docker logs", &docker(&parts, &["logs", &container]).unwrap(), &mut found);
+    hunt("docker export", &docker(&parts, &["export", &container]).unwrap(), &mut found);
+    let pids = processes(&parts, &container).unwrap();
+    assert!(pids.len() >= 3, "shim, agent and tool were expected: {pids:?}");
+    for pid in pids {
+        for file in ["environ", "cmdline"] {
+            let bytes = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            assert!(!bytes.is_empty(), "{file} of {pid} cannot be read from the host");
+            hunt(&format!("{file} of {pid}"), &bytes, &mut found);
+        }
+    }
+    let while_working = hunt_tree(world.state_dir(), &mut found);
+
+    let run = world.api.wait_end(&id, WAIT).await.unwrap();
+    assert_eq!(run["status"], "succeeded", "{run:#}");
+    // When it is done: database, logs, artifacts, workspace with its git configuration, events, the pushed repository.
+    let afterwards = hunt_tree(world.state_dir(), &mut found);
+    assert!(while_working > 20 && afterwards > 20, "{while_working} and {afterwards} files looked at");
+    let events = serde_json::to_vec(&world.api.events(&id).await.unwrap()).unwrap();
+    assert!(events.len() > 1_000);
+    hunt("events", &events, &mut found);
+    hunt_tree(&world.bare, &mut found);
+    assert!(found.is_empty(), "{found:#?}");
+
+    // The hunt can find: the upstreams did receive both.
+    assert!(world.host.shown_tokens().iter().any(|token| token == GIT_TOKEN));
+    assert!(!world.model_calls().is_empty());
+    assert!(world.model_calls().iter().all(|call| call.x_api_key.as_ref().is_some_and(|key| key.matched == Some(true))));
+    let planted: PathBuf = world.state_dir().join("planted");
+    std::fs::write(&planted, format!("x{}y", STANDARD.encode(GIT_TOKEN))).unwrap();
+    hunt_tree(world.state_dir(), &mut found);
+    assert_eq!(found.len(), 1, "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_is_sealed_as_the_host_sees_it() {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let (world, id, container) = working(&parts).await;
+    for pid in processes(&parts, &container).unwrap() {
+        let uids = status_field(pid, "Uid");
+        let uid: u32 = uids.split(' ').next().unwrap().parse().unwrap();
+        assert!(uid >= 1000 && uids.split(' ').all(|text| text == uid.to_string()), "{pid} has {uids}");
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(status_field(pid, set), "0000000000000000", "{set} of {pid}");
+        }
+        assert_eq!(status_field(pid, "NoNewPrivs"), "1");
+        assert_eq!(status_field(pid, "Seccomp"), "2", "a filter");
+    }
+    let details = inspect(&parts, &container).unwrap();
+    let pid = details["State"]["Pid"].as_u64().unwrap();
+    let devices = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap();
+    let devices: Vec<_> = devices.lines().skip(2).filter_map(|line| line.split(':').next()).map(str::trim).collect();
+    assert_eq!(devices, ["lo"]);
+    mounts(pid);
+    let start_ms = world
+        .api
+        .events(&id)
+        .await
+        .unwrap()
+        .iter()
+        .find(|event| event["kind"] == "sandbox.started")
+        .and_then(|event| event["data"]["start_ms"].as_i64())
+        .expect("the start is measured");
+    assert!((1..5_000).contains(&start_ms), "container start took {start_ms} ms");
+}
+
+/// The mounts of a process in the sandbox: what may be written, and what is not there at all.
+fn mounts(pid: u64) {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+    let mounted: Vec<(&str, &str)> = text
+        .lines()
+        .map(|line| {
+            let fields: Vec<_> = line.split(' ').collect();
+            (fields[4], fields[5])
+        })
+        .collect();
+    let options = |place: &str| mounted.iter().find(|(target, _)| *target == place).map(|(_, options)| *options);
+    for read_only in ["/", "/caisson/shim", "/caisson/agent", "/caisson/door"] {
+        let options = options(read_only).unwrap_or_else(|| panic!("{read_only} is no mount"));
+        assert!(options.split(',').any(|option| option == "ro"), "{read_only} is {options}");
+    }
+    for writable in ["/workspace", "/home/agent", "/caisson/journal", "/tmp"] {
+        let options = options(writable).unwrap_or_else(|| panic!("{writable} is no mount"));
+        assert!(options.split(',').any(|option| option == "rw"), "{writable} is {options}");
+    }
+    assert!(!text.contains("docker.sock"), "{text}");
+}

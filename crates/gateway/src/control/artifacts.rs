@@ -1,0 +1,211 @@
+//! `PUT /artifacts/<run>/<name>`: a file to keep.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use caisson_domain::id::RunId;
+use caisson_domain::limits::{ARTIFACT_BYTES, ARTIFACT_NAME_BYTES, RUN_ARTIFACTS};
+use caisson_domain::protocol::paths;
+use caisson_store::{NewArtifact, PutArtifact};
+use futures_util::StreamExt;
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use sha2::{Digest, Sha256};
+use tokio::fs::{self, File, OpenOptions};
+use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
+
+use crate::body::{self, Body, BodyFault};
+use crate::problem::{Refusal, bare};
+use crate::shared::Door;
+
+/// Where uploads lie until they are whole. No run's directory and no artifact begins with a dot.
+const INCOMING: &str = ".incoming";
+/// Files and directories are for the server's user alone.
+const FILE_MODE: u32 = 0o600;
+const DIRECTORY_MODE: u32 = 0o700;
+/// Numbers the uploads of this process.
+static UPLOADS: AtomicU64 = AtomicU64::new(0);
+
+/// Makes the directories and forgets uploads that an earlier process did not finish.
+pub(crate) async fn prepare(directory: &Path) -> io::Result<()> {
+    let incoming = directory.join(INCOMING);
+    match fs::remove_dir_all(&incoming).await {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    make_directory(&incoming).await
+}
+
+async fn make_directory(directory: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory).await
+}
+
+/// A file that is whole and on disk, under its temporary name.
+struct Upload {
+    path: PathBuf,
+    size: i64,
+    sha256: String,
+}
+
+pub(super) async fn put(door: &Arc<Door>, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+    let (run, name) = parse(request.uri().path())?;
+    let placed = door.shared.store.door_run(&door.sandbox).await.map_err(|error| Refusal::store(&error))?;
+    if placed.is_none_or(|placed| placed.id != run) {
+        let message = "artifacts are kept for the run that is running in this sandbox and for no other";
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "artifact_refused", message));
+    }
+    if http_body::Body::size_hint(request.body()).lower() > ARTIFACT_BYTES as u64 {
+        return Err(Refusal::body(&BodyFault::TooLarge, ARTIFACT_BYTES as u64));
+    }
+    let number = UPLOADS.fetch_add(1, Ordering::Relaxed);
+    let path = door.shared.artifacts_dir.join(INCOMING).join(number.to_string());
+    let kept = match receive(door, request.into_body(), path.clone()).await {
+        Ok(upload) => keep(door, &run, name, upload).await,
+        Err(refusal) => Err(refusal),
+    };
+    if kept.is_err() {
+        discard(&path).await;
+    }
+    kept.map(|()| bare(StatusCode::NO_CONTENT))
+}
+
+/// The run and the name in a path that is not decoded: a name that would need it is refused.
+fn parse(path: &str) -> Result<(RunId, String), Refusal> {
+    let rest = path.strip_prefix(paths::ARTIFACTS).and_then(|rest| rest.strip_prefix('/'));
+    let (run, name) = rest.and_then(|rest| rest.split_once('/')).ok_or_else(Refusal::not_found)?;
+    let run = run.parse().map_err(|_| Refusal::bad_request("the path does not name a run"))?;
+    let fits = (1..=ARTIFACT_NAME_BYTES).contains(&name.len()) && !name.starts_with('.');
+    if !fits || !name.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b'\\' | b'%')) {
+        let message = format!(
+            "an artifact's name is 1 to {ARTIFACT_NAME_BYTES} printable ASCII characters without space, slash, \
+             backslash and percent sign, and does not begin with a dot"
+        );
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "artifact_name", message));
+    }
+    Ok((run, name.to_owned()))
+}
+
+/// Streams the body to `path`, counting and hashing, and brings it to disk.
+async fn receive(door: &Door, body: Incoming, path: PathBuf) -> Result<Upload, Refusal> {
+    let idle = door.shared.bounds.body_idle;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(FILE_MODE)
+        .open(&path)
+        .await
+        .map_err(|error| disk(&error))?;
+    let mut hash = Sha256::new();
+    let mut size = 0_usize;
+    let mut chunks = std::pin::pin!(body::frames(body));
+    loop {
+        let chunk = match timeout(idle, chunks.next()).await {
+            Ok(None) => break,
+            Ok(Some(Ok(chunk))) => chunk,
+            Ok(Some(Err(error))) => return Err(refused(&BodyFault::Broken(error))),
+            Err(_) => return Err(refused(&BodyFault::TimedOut)),
+        };
+        size += chunk.len();
+        if size > ARTIFACT_BYTES {
+            return Err(refused(&BodyFault::TooLarge));
+        }
+        hash.update(&chunk);
+        file.write_all(&chunk).await.map_err(|error| disk(&error))?;
+    }
+    file.flush().await.map_err(|error| disk(&error))?;
+    file.sync_all().await.map_err(|error| disk(&error))?;
+    let size = i64::try_from(size).unwrap_or(i64::MAX);
+    Ok(Upload { path, size, sha256: hex::encode(hash.finalize()) })
+}
+
+fn refused(fault: &BodyFault) -> Refusal {
+    Refusal::body(fault, ARTIFACT_BYTES as u64)
+}
+
+/// Gives the file its place and makes it known. The place depends on the bytes, so that at every instant the row and the
+/// file it names agree; the file of a replaced artifact goes last.
+async fn keep(door: &Door, run: &RunId, name: String, upload: Upload) -> Result<(), Refusal> {
+    let store = &door.shared.store;
+    let directory = door.shared.artifacts_dir.join(run.as_str());
+    make_directory(&directory).await.map_err(|error| disk(&error))?;
+    let path = directory.join(format!("{}-{name}", upload.sha256));
+    fs::rename(&upload.path, &path).await.map_err(|error| disk(&error))?;
+    File::open(&directory).await.map_err(|error| disk(&error))?.sync_all().await.map_err(|error| disk(&error))?;
+    let before = store.artifact(run, &name).await.map_err(|error| Refusal::store(&error))?;
+    let text = path.to_string_lossy().into_owned();
+    let new = NewArtifact { name, size_bytes: upload.size, sha256: upload.sha256, path: text.clone() };
+    let stored = store.put_artifact(run, &new).await;
+    let old = before.map(|artifact| artifact.path).filter(|old| *old != text);
+    match stored {
+        Ok(PutArtifact::Stored) => {
+            if let Some(old) = old {
+                discard(Path::new(&old)).await;
+            }
+            Ok(())
+        }
+        Ok(PutArtifact::TooMany) => {
+            discard(&path).await;
+            let message = format!("the run has {RUN_ARTIFACTS} artifacts already");
+            Err(Refusal::new(StatusCode::CONFLICT, "artifacts_full", message))
+        }
+        // The row may have been written all the same, so the file stays; the shim tries again.
+        Err(error) => Err(Refusal::store(&error)),
+    }
+}
+
+async fn discard(path: &Path) {
+    match fs::remove_file(path).await {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(error = %error, "an artifact's file that nobody needs could not be removed");
+        }
+        Ok(()) | Err(_) => {}
+    }
+}
+
+fn disk(error: &io::Error) -> Refusal {
+    tracing::error!(error = %error, "an artifact could not be written");
+    let (status, message) = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            (StatusCode::INSUFFICIENT_STORAGE, "the server's disk is full; make room there")
+        }
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, "the server could not write the artifact; its log says why"),
+    };
+    Refusal::new(status, "disk", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_printable_and_stays_in_its_directory() {
+        let run = RunId::new(1, [0; 10]);
+        let of = |name: &str| parse(&format!("/artifacts/{run}/{name}")).map(|(_, name)| name);
+        assert_eq!(of("work.bundle").unwrap(), "work.bundle");
+        assert!(of(&"x".repeat(ARTIFACT_NAME_BYTES)).is_ok());
+        let long = "x".repeat(ARTIFACT_NAME_BYTES + 1);
+        for bad in ["", ".hidden", "..", "a/b", "a\\b", "a%2fb", "a b", "ä", "a\u{7f}", &long] {
+            assert!(of(bad).is_err(), "{bad}");
+        }
+        assert!(parse("/artifacts/run_x/a").is_err());
+        assert!(parse(&format!("/artifacts/{run}")).is_err());
+    }
+
+    #[tokio::test]
+    async fn unfinished_uploads_are_forgotten_at_start() {
+        let root = tempfile::tempdir().unwrap();
+        prepare(root.path()).await.unwrap();
+        std::fs::write(root.path().join(INCOMING).join("3"), "half").unwrap();
+        prepare(root.path()).await.unwrap();
+        assert_eq!(std::fs::read_dir(root.path().join(INCOMING)).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_full_disk_is_said_to_be_full() {
+        assert_eq!(disk(&io::ErrorKind::StorageFull.into()).status.as_u16(), 507);
+        assert_eq!(disk(&io::ErrorKind::PermissionDenied.into()).status.as_u16(), 500);
+    }
+}

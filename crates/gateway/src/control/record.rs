@@ -1,0 +1,176 @@
+//! From journal lines to events and effects: pure, and never failing. Every text is cut to its bound here, since the
+//! journal is within the agent's reach.
+
+use caisson_domain::event::{EventKind, NewEvent};
+use caisson_domain::id::RunId;
+use caisson_domain::limits::{JOURNAL_LINE_BYTES, RESULT_TEXT_BYTES};
+use caisson_domain::protocol::{Ending, JournalBody, JournalRecord, NoteLevel, Outcome};
+use caisson_domain::run::{Failure, cut};
+use caisson_store::{JournalEffect, JournalEntry};
+use serde_json::json;
+
+use crate::bounds::{EXCERPT_BYTES, JOURNAL_BATCH_LINES, JOURNAL_NOTES, NOTE_BYTES};
+
+/// A batch as read.
+#[derive(Debug)]
+pub(super) struct Batch {
+    items: Vec<Item>,
+    /// Bytes of the lines that were read: less than the batch has if it has more than [`JOURNAL_BATCH_LINES`].
+    pub(super) bytes: u64,
+}
+
+#[derive(Debug)]
+enum Item {
+    Entry(Box<JournalEntry>),
+    /// A line that is not understood, counted from 1.
+    Puzzle {
+        line: usize,
+        excerpt: String,
+    },
+}
+
+/// Reads whole lines. Empty ones mean nothing.
+pub(super) fn read(batch: &[u8]) -> Batch {
+    let mut items = Vec::new();
+    let mut bytes = 0;
+    for (index, line) in batch.split_inclusive(|byte| *byte == b'\n').take(JOURNAL_BATCH_LINES).enumerate() {
+        bytes += line.len() as u64;
+        let text = line.trim_ascii();
+        if text.is_empty() {
+            continue;
+        }
+        items.push(match serde_json::from_slice::<JournalRecord>(text) {
+            Ok(record) => Item::Entry(Box::new(entry(record))),
+            Err(_) => Item::Puzzle { line: index + 1, excerpt: excerpt(text) },
+        });
+    }
+    Batch { items, bytes }
+}
+
+impl Batch {
+    /// Whether every line was understood.
+    pub(super) fn is_understood(&self) -> bool {
+        !self.items.iter().any(|item| matches!(item, Item::Puzzle { .. }))
+    }
+
+    /// The entries in order. Lines not understood become notes of `run`, the first [`JOURNAL_NOTES`] one by one; without a
+    /// run there is nobody to tell.
+    pub(super) fn into_entries(self, run: Option<(&RunId, i64)>) -> Vec<JournalEntry> {
+        let mut entries = Vec::with_capacity(self.items.len());
+        let mut puzzles = 0_usize;
+        for item in self.items {
+            match item {
+                Item::Entry(entry) => entries.push(*entry),
+                Item::Puzzle { line, excerpt } => {
+                    puzzles += 1;
+                    if puzzles <= JOURNAL_NOTES {
+                        let message = format!("journal line {line} not understood: {excerpt}");
+                        entries.extend(run.map(|run| puzzle_note(run, &message)));
+                    }
+                }
+            }
+        }
+        if let Some(more) = puzzles.checked_sub(JOURNAL_NOTES).filter(|more| *more > 0) {
+            let message = format!("{more} more journal lines not understood");
+            entries.extend(run.map(|run| puzzle_note(run, &message)));
+        }
+        entries
+    }
+}
+
+fn excerpt(line: &[u8]) -> String {
+    let bytes = &line[..line.len().min(EXCERPT_BYTES)];
+    cut(&String::from_utf8_lossy(bytes), EXCERPT_BYTES).to_owned()
+}
+
+fn puzzle_note((run, attempt): (&RunId, i64), message: &str) -> JournalEntry {
+    let event = Some(note(NoteLevel::Warn, message));
+    JournalEntry { run: run.clone(), attempt, event, effect: JournalEffect::None }
+}
+
+fn note(level: NoteLevel, message: &str) -> NewEvent {
+    let message = cut(message, NOTE_BYTES);
+    NewEvent::new(EventKind::Note, &json!({"level": level, "message": message}))
+}
+
+fn entry(record: JournalRecord) -> JournalEntry {
+    let JournalRecord { run, attempt, body } = record;
+    let (event, effect) = translate(attempt, body);
+    JournalEntry { run, attempt, event, effect }
+}
+
+fn translate(attempt: i64, body: JournalBody) -> (Option<NewEvent>, JournalEffect) {
+    match body {
+        JournalBody::Phase { phase } => (
+            Some(NewEvent::new(EventKind::RunPhase, &json!({"phase": phase}))),
+            JournalEffect::Phase(phase),
+        ),
+        JournalBody::Prepared { base_commit, branch } => {
+            let base_commit = base_commit.filter(|commit| is_commit(commit));
+            let data = json!({"base_commit": base_commit, "branch": branch});
+            let event = NewEvent::new(EventKind::WorkspacePrepared, &data);
+            (Some(event), JournalEffect::Prepared { base_commit })
+        }
+        JournalBody::AgentStarted => {
+            let event = NewEvent::new(EventKind::AgentStarted, &json!({"attempt": attempt}));
+            (Some(event), JournalEffect::AgentStarted)
+        }
+        JournalBody::Line { line } => (Some(agent_line(line)), JournalEffect::None),
+        JournalBody::Text { text, cut_bytes } => (Some(agent_text(&text, cut_bytes)), JournalEffect::None),
+        JournalBody::AgentExited { code, signal, stderr } => {
+            let data = json!({"code": code, "signal": signal, "stderr": cut(&stderr, RESULT_TEXT_BYTES)});
+            (Some(NewEvent::new(EventKind::AgentExited, &data)), JournalEffect::None)
+        }
+        JournalBody::Commit { commit, message, author } => {
+            let commit = Some(commit).filter(|commit| is_commit(commit));
+            let data =
+                json!({"commit": commit, "message": cut(&message, RESULT_TEXT_BYTES), "author": author});
+            (Some(NewEvent::new(EventKind::GitCommit, &data)), JournalEffect::None)
+        }
+        JournalBody::Note { level, message } => (Some(note(level, &message)), JournalEffect::None),
+        JournalBody::Finished(outcome) => (None, JournalEffect::Finished(bounded(outcome))),
+    }
+}
+
+/// The agent's line as it came. Anything that is not one line with one JSON object is kept as text.
+fn agent_line(line: String) -> NewEvent {
+    let object = line.trim_ascii_start().starts_with('{') && !line.contains(['\n', '\r']);
+    if !object || line.len() > JOURNAL_LINE_BYTES || serde_json::from_str::<&serde_json::value::RawValue>(&line).is_err()
+    {
+        return agent_text(&line, 0);
+    }
+    let kept = NewEvent::from_raw(EventKind::AgentLine, line);
+    kept.expect("the line was read as JSON just now")
+}
+
+fn agent_text(text: &str, cut_bytes: u64) -> NewEvent {
+    let kept = cut(text, JOURNAL_LINE_BYTES);
+    let cut_bytes = cut_bytes.saturating_add((text.len() - kept.len()) as u64);
+    NewEvent::new(EventKind::AgentText, &json!({"text": kept, "cut_bytes": cut_bytes}))
+}
+
+/// The outcome with every text at its bound and with our own word on whether a retry can help.
+fn bounded(outcome: Outcome) -> Outcome {
+    let Outcome { ending, result, head, pushed } = outcome;
+    let ending = match ending {
+        Ending::Failed(failure) => {
+            let checked = Failure::new(failure.kind, cut(&failure.message, RESULT_TEXT_BYTES));
+            Ending::Failed(match failure.evidence {
+                Some(evidence) => checked.with_evidence(evidence),
+                None => checked,
+            })
+        }
+        ending @ (Ending::Completed | Ending::Stopped(_)) => ending,
+    };
+    let result = result.map(|text| cut(&text, RESULT_TEXT_BYTES).to_owned());
+    Outcome { ending, result, head: head.filter(|commit| is_commit(commit)), pushed }
+}
+
+/// A commit's id: SHA-1 or SHA-256.
+fn is_commit(text: &str) -> bool {
+    matches!(text.len(), 40 | 64) && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+#[cfg(test)]
+#[path = "record_tests.rs"]
+mod tests;

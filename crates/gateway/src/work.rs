@@ -1,0 +1,166 @@
+//! What the shim is told about a run: pure.
+
+use caisson_domain::id::Epoch;
+use caisson_domain::protocol::{AgentWork, GitWork, RunWork};
+use caisson_domain::run::Run;
+
+use crate::bounds::SUBJECT_CHARS;
+use crate::config::GitIdentity;
+
+/// A run as the store hands it out.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    pub(crate) run: Run,
+    pub(crate) epoch: Epoch,
+    pub(crate) conversation: String,
+    pub(crate) resume: bool,
+}
+
+/// The run has a repository and no branch, which the store never writes.
+#[derive(Debug, thiserror::Error)]
+#[error("the run has a repository but no branch")]
+pub(crate) struct NoBranch;
+
+/// Builds the run's work; `now_ms` is the store's time.
+pub(crate) fn run_work(
+    delivery: Delivery,
+    identity: &GitIdentity,
+    now_ms: i64,
+) -> Result<RunWork, NoBranch> {
+    let Delivery { run, epoch, conversation, resume } = delivery;
+    let git = match (&run.spec.repository, &run.spec.branch) {
+        (None, _) => None,
+        (Some(_), None) => return Err(NoBranch),
+        (Some(_), Some(branch)) => Some(GitWork {
+            base: run.spec.base.clone(),
+            branch: branch.clone(),
+            author_name: identity.name.clone(),
+            author_email: identity.email.clone(),
+            commit_type: run.spec.workflow.caisson.commit_type.clone(),
+            commit_subject: subject(&run),
+        }),
+    };
+    let timeout_ms = time_left_ms(&run, now_ms);
+    let spec = run.spec;
+    let workflow = spec.workflow;
+    let agent = AgentWork {
+        conversation,
+        resume,
+        model: spec.model,
+        permission_mode: workflow.permission_mode,
+        tools: workflow.tools,
+        disallowed_tools: workflow.disallowed_tools,
+        max_turns: spec.max_turns,
+        system_prompt: Some(workflow.prompt).filter(|prompt| !prompt.trim().is_empty()),
+        mcp_servers: workflow.mcp_servers,
+        environment: spec.environment,
+    };
+    Ok(RunWork {
+        run: run.id,
+        epoch,
+        attempt: run.attempt,
+        prompt: spec.prompt,
+        agent,
+        git,
+        publish: workflow.caisson.publish,
+        timeout_ms,
+    })
+}
+
+/// What is left of the run's time limit; a clock that jumped back does not lengthen it.
+fn time_left_ms(run: &Run, now_ms: i64) -> u64 {
+    let limit = i64::from(run.spec.timeout_s) * 1000;
+    let spent = run.started_at_ms.map_or(0, |started| now_ms.saturating_sub(started)).clamp(0, limit);
+    (limit - spent).unsigned_abs()
+}
+
+/// The prompt's first line with words in it, fit for the subject of a commit: one line, no control or invisible
+/// characters, no closing full stop, at most [`SUBJECT_CHARS`].
+fn subject(run: &Run) -> String {
+    let found = run.spec.prompt.lines().map(plain).find(|line| line.chars().any(char::is_alphanumeric));
+    let Some(line) = found else { return format!("work of run {}", run.id.short()) };
+    let mut cut: String = line.chars().take(SUBJECT_CHARS).collect();
+    // Rather a whole word less than half a word.
+    if line.chars().nth(SUBJECT_CHARS).is_some_and(|next| !next.is_whitespace())
+        && let Some((whole, _)) = cut.rsplit_once(' ')
+    {
+        cut = whole.to_owned();
+    }
+    cut.trim_end_matches(['.', ' ', ',', ':', ';']).to_owned()
+}
+
+/// The line in one-space words, without the marks that Markdown begins lines with.
+fn plain(line: &str) -> String {
+    let visible: String =
+        line.chars().map(|c| if c.is_control() || is_invisible(c) { ' ' } else { c }).collect();
+    let words: Vec<&str> = visible.split_whitespace().collect();
+    words.join(" ").trim_start_matches(['#', '*', '-', '>', '`', ' ']).to_owned()
+}
+
+/// Zero-width and direction characters, which could make a subject read as something else.
+const fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::support::{a_run, run_spec};
+
+    fn subject_of(prompt: &str) -> String {
+        let mut spec = run_spec(None);
+        spec.prompt = prompt.to_owned();
+        subject(&a_run(spec))
+    }
+
+    fn identity() -> GitIdentity {
+        GitIdentity { name: "Agent".to_owned(), email: "agent@example.com".to_owned() }
+    }
+
+    fn delivery(run: Run) -> Delivery {
+        Delivery { run, epoch: Epoch(3), conversation: "c".to_owned(), resume: true }
+    }
+
+    #[test]
+    fn the_subject_is_the_first_line_with_words_cut_at_a_word() {
+        assert_eq!(subject_of("\n\n# Fix the  add\tfunction.\nIt is wrong"), "Fix the add function");
+        assert_eq!(subject_of("a\u{202e}b\u{7}c"), "a b c");
+        let cut = subject_of(&"word ".repeat(30));
+        assert!(cut.len() <= SUBJECT_CHARS && cut.ends_with("word"), "{cut}");
+        assert_eq!(subject_of(&"ä".repeat(100)).chars().count(), SUBJECT_CHARS);
+        assert_eq!(subject_of(&"x".repeat(SUBJECT_CHARS)).len(), SUBJECT_CHARS);
+        assert!(subject_of("***\n---").starts_with("work of run "));
+    }
+
+    #[test]
+    fn the_time_left_counts_from_the_start_and_never_grows() {
+        let mut run = a_run(run_spec(None));
+        run.spec.timeout_s = 60;
+        run.started_at_ms = Some(1_000);
+        assert_eq!(time_left_ms(&run, 31_000), 30_000);
+        assert_eq!(time_left_ms(&run, 0), 60_000);
+        assert_eq!(time_left_ms(&run, 1_000_000), 0);
+    }
+
+    #[test]
+    fn the_work_says_what_the_run_and_its_workflow_say() {
+        let run = a_run(run_spec(Some("/srv/git/x")));
+        let work = run_work(delivery(run.clone()), &identity(), 0).unwrap();
+        assert_eq!(work.prompt, run.spec.prompt);
+        assert_eq!(work.agent.system_prompt.as_deref(), Some("Be careful."));
+        assert!(work.agent.resume);
+        assert_eq!(work.agent.max_turns, Some(7));
+        let git = work.git.unwrap();
+        assert_eq!(Some(git.branch), run.spec.branch);
+        assert_eq!((git.author_name.as_str(), git.commit_type.as_str()), ("Agent", "chore"));
+        let none = run_work(delivery(a_run(run_spec(None))), &identity(), 0).unwrap();
+        assert!(none.git.is_none());
+    }
+
+    #[test]
+    fn a_repository_without_a_branch_is_refused_rather_than_guessed() {
+        let mut run = a_run(run_spec(Some("/srv/git/x")));
+        run.spec.branch = None;
+        assert!(run_work(delivery(run), &identity(), 0).is_err());
+    }
+}

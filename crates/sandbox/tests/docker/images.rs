@@ -1,0 +1,107 @@
+//! Images: built by the engine, missing, or with wishes of their own.
+
+use bollard::query_parameters::RemoveImageOptions;
+use caisson_domain::id::SandboxId;
+use caisson_sandbox::docker::{DEFAULT_IMAGE, ImageBuild};
+use caisson_sandbox::{Engine, EngineError};
+
+use crate::bench::{Bench, on_bench, random, written};
+
+/// Builds a small image on top of the default one.
+async fn build(bench: &Bench, instructions: &str) -> (ImageBuild, Result<(), EngineError>, Vec<String>) {
+    let build = ImageBuild {
+        dockerfile: format!("ARG BASE\nFROM ${{BASE}}\n{instructions}\n"),
+        tag: format!("caisson-test:{}", SandboxId::new(1, random()).short()),
+        base: DEFAULT_IMAGE.to_owned(),
+        arguments: vec![("EXTRA".to_owned(), "an argument".to_owned())],
+    };
+    let mut lines = Vec::new();
+    let built = bench.engine.build_image(&build, &mut |line| lines.push(line.to_owned())).await;
+    (build, built, lines)
+}
+
+async fn remove(bench: &Bench, image: &str) {
+    bench.docker().remove_image(image, None::<RemoveImageOptions>, None).await.unwrap();
+    assert!(!bench.engine.image_present(image).await.unwrap());
+}
+
+#[tokio::test]
+async fn an_image_is_built_with_its_output_told_line_by_line() {
+    on_bench(async |bench| {
+        let (build, built, lines) = build(bench, "ARG EXTRA\nRUN echo \"made with ${EXTRA}\"").await;
+        built.unwrap();
+        assert!(bench.engine.image_present(&build.tag).await.unwrap());
+        assert!(lines.iter().any(|line| line == "made with an argument"), "{lines:?}");
+        assert!(lines.iter().all(|line| !line.contains('\n')), "{lines:?}");
+        remove(bench, &build.tag).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_build_step_that_fails_is_told_with_its_output() {
+    on_bench(async |bench| {
+        let (build, built, _) = build(bench, "RUN echo what went wrong; exit 9").await;
+        let error = built.unwrap_err();
+        assert!(matches!(error, EngineError::BuildFailed { .. }), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains("what went wrong") && text.contains("non-zero code: 9"), "{text}");
+        assert!(!bench.engine.image_present(&build.tag).await.unwrap());
+        let broken = ImageBuild { dockerfile: "NONSENSE".into(), ..build };
+        let error = bench.engine.build_image(&broken, &mut |_| ()).await.unwrap_err();
+        assert!(matches!(error, EngineError::BuildFailed { .. }), "{error:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_missing_image_is_named_and_leaves_nothing() {
+    on_bench(async |bench| {
+        let mut spec = bench.sandbox("exit 0");
+        spec.image = "caisson-test:does-not-exist".into();
+        let error = bench.engine.create(&spec).await.unwrap_err();
+        assert!(matches!(&error, EngineError::ImageMissing { image } if *image == spec.image), "{error:?}");
+        assert!(error.to_string().contains("caisson image build"), "{error}");
+        assert_eq!(bench.engine.list_owned().await.unwrap(), []);
+        assert!(!bench.engine.image_present(&spec.image).await.unwrap());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_image_s_own_wishes_do_not_loosen_the_profile() {
+    on_bench(async |bench| {
+        let wishes = "USER root\nENTRYPOINT [\"/bin/false\"]\nCMD [\"an argument\"]\nWORKDIR /etc\nSTOPSIGNAL SIGKILL\n\
+                      ENV WISH=granted\nEXPOSE 80\nHEALTHCHECK CMD true\nLABEL caisson.server=stolen";
+        let (build, built, lines) = build(bench, wishes).await;
+        built.unwrap_or_else(|error| panic!("{error}: {lines:?}"));
+        let mut spec = bench.sandbox("id -u > /workspace/uid; echo $WISH > /workspace/wish; pwd > /workspace/pwd; exit 4");
+        spec.image.clone_from(&build.tag);
+        bench.engine.create(&spec).await.unwrap();
+        bench.engine.start(&spec.id).await.unwrap();
+        assert_eq!(bench.engine.wait(&spec.id).await.unwrap().code, Some(4), "the shim ran, and nothing else");
+        assert_eq!(written(&spec, "uid").trim(), spec.uid.to_string());
+        assert_eq!(written(&spec, "pwd").trim(), "/workspace");
+        assert_eq!(written(&spec, "wish").trim(), "granted");
+        assert_eq!(bench.engine.list_owned().await.unwrap().len(), 1, "the label is ours");
+        bench.engine.destroy(&spec.id).await.unwrap();
+        remove(bench, &build.tag).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_image_that_declares_a_volume_is_not_as_asked_and_leaves_nothing() {
+    on_bench(async |bench| {
+        let (build, built, _) = build(bench, "VOLUME /data").await;
+        built.unwrap();
+        let mut spec = bench.sandbox("exit 0");
+        spec.image.clone_from(&build.tag);
+        let error = bench.engine.create(&spec).await.unwrap_err();
+        assert!(matches!(error, EngineError::NotAsAsked { field: "Mounts", .. }), "{error:?}");
+        assert!(error.to_string().contains("/data"), "{error}");
+        assert_eq!(bench.engine.list_owned().await.unwrap(), []);
+        remove(bench, &build.tag).await;
+    })
+    .await;
+}

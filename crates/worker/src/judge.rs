@@ -1,0 +1,244 @@
+//! What becomes of a run: pure rules over what the store and the engine know, and what the shim says.
+//!
+//! The shim's word is believed where a lie would harm nobody but its own run. What it could gain by is checked: a push
+//! against the commit that the gateway carried, a stop against what the store had asked for, an end by want of memory
+//! against the engine.
+
+use std::time::Duration;
+
+use caisson_domain::limits::{PLACE_ATTEMPTS, RESULT_TEXT_BYTES};
+use caisson_domain::protocol::{Ending, Outcome, StopReason};
+use caisson_domain::run::{Failure, FailureKind, RunSpec, RunStatus, cut};
+use caisson_sandbox::Exit;
+use caisson_store::{Finish, Progress};
+
+/// The shim measures the time limit by another clock: how much earlier it may call it passed, in milliseconds.
+pub const TIMEOUT_SLACK_MS: i64 = 2_000;
+
+/// Everything that the rules look at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Facts<'a> {
+    pub(crate) spec: &'a RunSpec,
+    pub(crate) attempt: i64,
+    pub(crate) progress: &'a Progress,
+    /// The store's clock.
+    pub(crate) now_ms: i64,
+    /// When the run's time limit passes, by the same clock.
+    pub(crate) deadline_ms: i64,
+    /// First and longest delay of a run that goes back to the queue.
+    pub(crate) requeue: (Duration, Duration),
+}
+
+/// How a sandbox ended without telling an outcome.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The engine saw it end.
+    Exited(Exit),
+    /// The engine does not know it (any more).
+    Gone,
+    /// It never got to run.
+    NeverRan(Fault),
+}
+
+/// Why a sandbox never got to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) class: FaultClass,
+    /// One sentence with the remedy.
+    pub(crate) message: String,
+}
+
+/// What to do about a [`Fault`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FaultClass {
+    /// The server went down meanwhile: try again at once.
+    Interrupted,
+    /// The whole server cannot place runs for now: try again for as long as the run's time limit allows.
+    Passing,
+    /// Try again, [`PLACE_ATTEMPTS`] times in all.
+    Retry,
+    /// Trying again cannot help before somebody has changed something.
+    Final,
+}
+
+/// What to do with a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// End it.
+    Finish(Finish),
+    /// Give it back to the queue.
+    Requeue {
+        /// One sentence.
+        reason: String,
+        /// How long it must not be claimed.
+        delay_ms: i64,
+    },
+}
+
+/// Judges a run whose shim has told its outcome.
+pub(crate) fn by_outcome(facts: &Facts<'_>, outcome: &Outcome) -> Finish {
+    let result = outcome.result.as_deref().map(|text| cut(text, RESULT_TEXT_BYTES).to_owned());
+    let (status, failure) = match &outcome.ending {
+        Ending::Completed => match push_fault(facts, outcome) {
+            None => (RunStatus::Succeeded, None),
+            Some(failure) => (RunStatus::Failed, Some(failure)),
+        },
+        Ending::Failed(failure) => (RunStatus::Failed, Some(told(facts, failure))),
+        Ending::Stopped(StopReason::Cancel) if facts.progress.cancel_requested => (RunStatus::Cancelled, None),
+        Ending::Stopped(StopReason::Timeout) if timeout_passed(facts) => (RunStatus::Failed, Some(timed_out(facts))),
+        Ending::Stopped(reason) => (RunStatus::Failed, Some(never_told(*reason))),
+    };
+    Finish { status, failure, result }
+}
+
+/// Judges a run whose sandbox ended, or never ran, without an outcome.
+pub(crate) fn by_end(facts: &Facts<'_>, end: &End) -> Verdict {
+    if facts.progress.cancel_requested {
+        return Verdict::Finish(Finish { status: RunStatus::Cancelled, failure: None, result: None });
+    }
+    if facts.progress.stop_requested_at_ms.is_some() {
+        // Only cancelling and the time limit stop a run.
+        return failed(timed_out(facts));
+    }
+    if let End::Exited(exit) = end
+        && exit.ended_by_oom()
+    {
+        return failed(out_of_memory(facts));
+    }
+    if facts.progress.agent_started {
+        return failed(lost(facts, end));
+    }
+    not_started(facts, end)
+}
+
+/// The agent has not started, so the run may go back to the queue.
+fn not_started(facts: &Facts<'_>, end: &End) -> Verdict {
+    let (class, message) = match end {
+        End::NeverRan(fault) => (fault.class, fault.message.clone()),
+        End::Exited(_) | End::Gone => {
+            (FaultClass::Retry, format!("the sandbox ended before the agent was started ({})", seen(end)))
+        }
+    };
+    let failure = Failure::new(FailureKind::SandboxStart, message.clone());
+    let delay_ms = match class {
+        FaultClass::Final => return failed(Failure { retry_can_help: false, ..failure }),
+        FaultClass::Retry | FaultClass::Interrupted if facts.attempt >= PLACE_ATTEMPTS => {
+            let tried = format!("tried {} times", facts.attempt);
+            return failed(failure.with_evidence(tried));
+        }
+        FaultClass::Interrupted => 0,
+        FaultClass::Passing | FaultClass::Retry => delay_ms(facts),
+    };
+    if facts.now_ms >= facts.deadline_ms {
+        return failed(timed_out(facts).with_evidence(message));
+    }
+    Verdict::Requeue { reason: message, delay_ms }
+}
+
+fn delay_ms(facts: &Facts<'_>) -> i64 {
+    let (first, most) = facts.requeue;
+    let doublings = u32::try_from(facts.attempt - 1).unwrap_or(0).min(u32::BITS - 1);
+    let delay = first.saturating_mul(1 << doublings).min(most);
+    i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// What contradicts the shim's word that the work is published.
+fn push_fault(facts: &Facts<'_>, outcome: &Outcome) -> Option<Failure> {
+    if !outcome.pushed {
+        return None;
+    }
+    let claimed = outcome.head.as_deref();
+    let carried = facts.progress.pushed_commit.as_deref();
+    if claimed.is_some() && claimed == carried {
+        return None;
+    }
+    let kind = if carried.is_none() { FailureKind::PushRejected } else { FailureKind::Internal };
+    let text = |commit: Option<&str>| cut(commit.unwrap_or("none"), COMMIT_BYTES).to_owned();
+    let evidence = format!("reported commit: {}; carried by the gateway: {}", text(claimed), text(carried));
+    let message = "the sandbox reported a push that the gateway did not carry; the branch does not hold the reported work";
+    Some(Failure::new(kind, message).with_evidence(evidence))
+}
+
+/// Longest text taken for a commit's id: SHA-256 in hexadecimal digits.
+const COMMIT_BYTES: usize = 64;
+
+/// A failure as the shim told it, within our bounds. A claim about the model API is shown beside what the gateway saw.
+fn told(facts: &Facts<'_>, failure: &Failure) -> Failure {
+    let mut failure = failure.clone();
+    failure.message = cut(&failure.message, RESULT_TEXT_BYTES).to_owned();
+    let about_provider = matches!(
+        failure.kind,
+        FailureKind::ProviderAuth | FailureKind::ProviderLimit | FailureKind::ProviderDown
+    );
+    let evidence = match (failure.evidence.take(), about_provider) {
+        (evidence, false) => evidence,
+        (None, true) => Some(last_call(facts)),
+        (Some(evidence), true) => Some(format!("{}; {evidence}", last_call(facts))),
+    };
+    match evidence {
+        Some(evidence) => failure.with_evidence(evidence),
+        None => failure,
+    }
+}
+
+fn never_told(reason: StopReason) -> Failure {
+    let message = "the sandbox reported that it was told to stop, but nobody had told it to";
+    Failure::new(FailureKind::AgentError, message).with_evidence(format!("reported reason: {reason}"))
+}
+
+fn timeout_passed(facts: &Facts<'_>) -> bool {
+    let by_the_clock = facts.now_ms.saturating_add(TIMEOUT_SLACK_MS) >= facts.deadline_ms;
+    let told_to_stop = facts.progress.stop_requested_at_ms.is_some() && !facts.progress.cancel_requested;
+    by_the_clock || told_to_stop
+}
+
+fn timed_out(facts: &Facts<'_>) -> Failure {
+    let seconds = facts.spec.timeout_s;
+    let message = format!(
+        "the run's time limit of {seconds} s passed; raise caisson.timeout_s in the workflow, or give the agent a smaller task"
+    );
+    Failure::new(FailureKind::Timeout, message)
+}
+
+fn out_of_memory(facts: &Facts<'_>) -> Failure {
+    let mib = facts.spec.resources.memory_mib;
+    let message = format!(
+        "the sandbox used all of its {mib} MiB of memory and was killed; raise caisson.resources.memory_mib in the workflow"
+    );
+    Failure::new(FailureKind::Oom, message)
+}
+
+fn lost(facts: &Facts<'_>, end: &End) -> Failure {
+    let message = "the sandbox ended while the agent worked; its session's workspace is kept";
+    Failure::new(FailureKind::SandboxLost, message)
+        .with_evidence(format!("{}; {}", seen(end), last_call(facts)))
+}
+
+/// What the engine saw of an end.
+fn seen(end: &End) -> String {
+    match end {
+        End::Gone => "the engine does not know the sandbox".to_owned(),
+        End::NeverRan(fault) => fault.message.clone(),
+        End::Exited(exit) => {
+            let code = exit.code.map_or_else(|| "unknown exit code".to_owned(), |code| format!("exit code {code}"));
+            let memory = if exit.oom_killed { ", a process was killed for want of memory" } else { "" };
+            format!("{code}{memory}")
+        }
+    }
+}
+
+fn last_call(facts: &Facts<'_>) -> String {
+    match facts.progress.provider_status {
+        None => "no model call was settled".to_owned(),
+        Some(0) => "the last model call got no reply".to_owned(),
+        Some(status) => format!("the last model call was answered with HTTP {status}"),
+    }
+}
+
+fn failed(failure: Failure) -> Verdict {
+    Verdict::Finish(Finish { status: RunStatus::Failed, failure: Some(failure), result: None })
+}
+
+#[cfg(test)]
+#[path = "judge_tests.rs"]
+mod tests;

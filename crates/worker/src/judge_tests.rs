@@ -1,0 +1,246 @@
+use caisson_domain::run::Resources;
+use caisson_domain::workflow::Workflow;
+
+use super::*;
+
+const NOW: i64 = 1_000_000;
+const HEAD: &str = "1111111111111111111111111111111111111111";
+const OTHER: &str = "2222222222222222222222222222222222222222";
+
+fn spec() -> RunSpec {
+    let workflow = "---\nname: fix\ndescription: d\n---\nFix it.\n";
+    RunSpec {
+        workflow: Workflow::parse(workflow).unwrap(),
+        prompt: "p".to_owned(),
+        repository: None,
+        base: None,
+        branch: None,
+        model: None,
+        max_turns: None,
+        image: None,
+        timeout_s: 600,
+        resources: Resources::default(),
+        environment: std::collections::BTreeMap::new(),
+    }
+}
+
+fn progress() -> Progress {
+    Progress {
+        cancel_requested: false,
+        stop_requested_at_ms: None,
+        agent_started: true,
+        phase: None,
+        outcome: None,
+        pushed_commit: None,
+        lease_expires_at_ms: NOW,
+        provider_status: None,
+    }
+}
+
+/// Judges with the time limit far away, in the first attempt.
+fn facts<'a>(spec: &'a RunSpec, progress: &'a Progress) -> Facts<'a> {
+    let requeue = (Duration::from_secs(1), Duration::from_secs(30));
+    Facts { spec, attempt: 1, progress, now_ms: NOW, deadline_ms: NOW + 600_000, requeue }
+}
+
+fn outcome(ending: Ending) -> Outcome {
+    Outcome { ending, result: Some("done".to_owned()), head: None, pushed: false }
+}
+
+fn pushed(head: Option<&str>) -> Outcome {
+    Outcome { head: head.map(str::to_owned), pushed: true, ..outcome(Ending::Completed) }
+}
+
+fn exit(code: Option<i64>, oom_killed: bool) -> End {
+    End::Exited(Exit { code, oom_killed, finished_at_ms: None })
+}
+
+fn never_ran(class: FaultClass) -> End {
+    End::NeverRan(Fault { class, message: "no room".to_owned() })
+}
+
+fn kind(finish: &Finish) -> (RunStatus, Option<FailureKind>) {
+    (finish.status, finish.failure.as_ref().map(|failure| failure.kind))
+}
+
+const SUCCEEDED: (RunStatus, Option<FailureKind>) = (RunStatus::Succeeded, None);
+const CANCELLED: (RunStatus, Option<FailureKind>) = (RunStatus::Cancelled, None);
+
+fn failed_as(kind: FailureKind) -> (RunStatus, Option<FailureKind>) {
+    (RunStatus::Failed, Some(kind))
+}
+
+#[test]
+fn a_claimed_push_must_be_the_commit_that_the_gateway_carried() {
+    let cases = [
+        (pushed(Some(HEAD)), Some(HEAD), SUCCEEDED),
+        (pushed(Some(HEAD)), None, failed_as(FailureKind::PushRejected)),
+        (pushed(Some(HEAD)), Some(OTHER), failed_as(FailureKind::Internal)),
+        (pushed(None), None, failed_as(FailureKind::PushRejected)),
+        (pushed(None), Some(HEAD), failed_as(FailureKind::Internal)),
+        (outcome(Ending::Completed), None, SUCCEEDED),
+        (outcome(Ending::Completed), Some(HEAD), SUCCEEDED),
+    ];
+    for (outcome, carried, wanted) in cases {
+        let progress = Progress { pushed_commit: carried.map(str::to_owned), ..progress() };
+        let finish = by_outcome(&facts(&spec(), &progress), &outcome);
+        assert_eq!(kind(&finish), wanted, "{outcome:?} {carried:?}");
+        assert_eq!(finish.result.as_deref(), Some("done"));
+        let evidence = finish.failure.and_then(|failure| failure.evidence).unwrap_or_default();
+        assert!(carried.is_none_or(|carried| wanted == SUCCEEDED || evidence.contains(carried)), "{evidence}");
+    }
+}
+
+#[test]
+fn a_reported_stop_is_believed_only_if_there_was_one() {
+    let cancel = |progress: &mut Progress| {
+        progress.cancel_requested = true;
+        progress.stop_requested_at_ms = Some(NOW - 1);
+    };
+    let timeout = |progress: &mut Progress| progress.stop_requested_at_ms = Some(NOW - 1);
+    let never = |_: &mut Progress| {};
+    type Change<'a> = &'a dyn Fn(&mut Progress);
+    let cases: [(StopReason, Change<'_>, i64, _); 8] = [
+        (StopReason::Cancel, &cancel, NOW + 600_000, CANCELLED),
+        (StopReason::Cancel, &never, NOW + 600_000, failed_as(FailureKind::AgentError)),
+        (StopReason::Cancel, &timeout, NOW, failed_as(FailureKind::AgentError)),
+        (StopReason::Timeout, &timeout, NOW + 600_000, failed_as(FailureKind::Timeout)),
+        (StopReason::Timeout, &never, NOW + TIMEOUT_SLACK_MS, failed_as(FailureKind::Timeout)),
+        (StopReason::Timeout, &never, NOW + TIMEOUT_SLACK_MS + 1, failed_as(FailureKind::AgentError)),
+        (StopReason::Timeout, &cancel, NOW + 600_000, failed_as(FailureKind::AgentError)),
+        (StopReason::Timeout, &cancel, NOW, failed_as(FailureKind::Timeout)),
+    ];
+    for (index, (reason, change, deadline_ms, wanted)) in cases.into_iter().enumerate() {
+        let (spec, mut progress) = (spec(), progress());
+        change(&mut progress);
+        let facts = Facts { deadline_ms, ..facts(&spec, &progress) };
+        assert_eq!(kind(&by_outcome(&facts, &outcome(Ending::Stopped(reason)))), wanted, "case {index}");
+    }
+}
+
+#[test]
+fn work_that_was_completed_counts_although_somebody_asked_to_stop() {
+    let progress = Progress { cancel_requested: true, stop_requested_at_ms: Some(NOW), ..progress() };
+    assert_eq!(kind(&by_outcome(&facts(&spec(), &progress), &outcome(Ending::Completed))), SUCCEEDED);
+}
+
+#[test]
+fn a_reported_failure_is_kept_and_a_providers_is_shown_beside_what_the_gateway_saw() {
+    for failure_kind in FailureKind::ALL {
+        let failure = Failure::new(*failure_kind, "why").with_evidence("what");
+        for (status, words) in [(None, "no model call"), (Some(0), "no reply"), (Some(529), "HTTP 529")] {
+            let progress = Progress { provider_status: status, ..progress() };
+            let finish = by_outcome(&facts(&spec(), &progress), &outcome(Ending::Failed(failure.clone())));
+            assert_eq!(kind(&finish), failed_as(*failure_kind));
+            let evidence = finish.failure.unwrap().evidence.unwrap();
+            assert_eq!(evidence.contains(words), failure_kind.as_str().starts_with("provider_"), "{evidence}");
+            assert!(evidence.ends_with("what"));
+        }
+    }
+    let bare = outcome(Ending::Failed(Failure::new(FailureKind::ProviderDown, "why")));
+    let finish = by_outcome(&facts(&spec(), &progress()), &bare);
+    assert_eq!(finish.failure.unwrap().evidence.as_deref(), Some("no model call was settled"));
+}
+
+#[test]
+fn every_text_of_a_sandbox_is_cut_at_its_bound() {
+    let long = "x".repeat(RESULT_TEXT_BYTES + 1);
+    let mut failure = Failure::new(FailureKind::AgentError, long.clone());
+    failure.evidence = Some(long.clone());
+    let told = Outcome { result: Some(long.clone()), ..outcome(Ending::Failed(failure)) };
+    let finish = by_outcome(&facts(&spec(), &progress()), &told);
+    let failure = finish.failure.unwrap();
+    assert_eq!(finish.result.unwrap().len(), RESULT_TEXT_BYTES);
+    assert_eq!(failure.message.len(), RESULT_TEXT_BYTES);
+    assert_eq!(failure.evidence.unwrap().len(), RESULT_TEXT_BYTES);
+    let finish = by_outcome(&facts(&spec(), &progress()), &pushed(Some(&long)));
+    assert!(finish.failure.unwrap().evidence.unwrap().len() < 200);
+}
+
+#[test]
+fn an_end_without_an_outcome_is_judged_by_what_was_asked_and_seen() {
+    let oom = exit(Some(137), true);
+    let killed = exit(Some(137), false);
+    let broke = exit(Some(1), true);
+    let unknown = exit(None, false);
+    type Case<'a> = (&'a End, bool, Option<i64>, (RunStatus, Option<FailureKind>), &'a str);
+    let cases: [Case<'_>; 12] = [
+        (&killed, true, Some(NOW), CANCELLED, ""),
+        (&oom, true, Some(NOW), CANCELLED, ""),
+        (&End::Gone, true, Some(NOW), CANCELLED, ""),
+        (&never_ran(FaultClass::Retry), true, Some(NOW), CANCELLED, ""),
+        (&killed, false, Some(NOW), failed_as(FailureKind::Timeout), ""),
+        (&never_ran(FaultClass::Passing), false, Some(NOW), failed_as(FailureKind::Timeout), ""),
+        (&oom, false, None, failed_as(FailureKind::Oom), ""),
+        (&killed, false, None, failed_as(FailureKind::SandboxLost), "exit code 137; no model call"),
+        (&broke, false, None, failed_as(FailureKind::SandboxLost), "exit code 1, a process was killed for want of memory"),
+        (&unknown, false, None, failed_as(FailureKind::SandboxLost), "unknown exit code"),
+        (&End::Gone, false, None, failed_as(FailureKind::SandboxLost), "does not know the sandbox"),
+        (&never_ran(FaultClass::Retry), false, None, failed_as(FailureKind::SandboxLost), "no room"),
+    ];
+    for (end, cancel_requested, stop_requested_at_ms, wanted, evidence) in cases {
+        let progress = Progress { cancel_requested, stop_requested_at_ms, ..progress() };
+        let Verdict::Finish(finish) = by_end(&facts(&spec(), &progress), end) else { panic!("{end:?}") };
+        assert_eq!(kind(&finish), wanted, "{end:?}");
+        let found = finish.failure.and_then(|failure| failure.evidence).unwrap_or_default();
+        assert!(found.contains(evidence), "{found}");
+    }
+}
+
+#[test]
+fn want_of_memory_ends_a_run_even_before_its_agent_started() {
+    let progress = Progress { agent_started: false, ..progress() };
+    let Verdict::Finish(finish) = by_end(&facts(&spec(), &progress), &exit(Some(137), true)) else { panic!() };
+    assert_eq!(kind(&finish), failed_as(FailureKind::Oom));
+    assert!(finish.failure.unwrap().message.contains("2048 MiB"));
+}
+
+/// What becomes of a run whose agent has not started.
+fn not_started_yet(end: &End, attempt: i64, left_ms: i64) -> Verdict {
+    let (spec, progress) = (spec(), Progress { agent_started: false, ..progress() });
+    by_end(&Facts { attempt, deadline_ms: NOW + left_ms, ..facts(&spec, &progress) }, end)
+}
+
+#[test]
+fn placing_is_tried_five_times_with_growing_delays() {
+    for end in [never_ran(FaultClass::Retry), exit(Some(1), false), End::Gone] {
+        let delays: Vec<_> = (1..PLACE_ATTEMPTS)
+            .map(|attempt| match not_started_yet(&end, attempt, 1) {
+                Verdict::Requeue { delay_ms, .. } => delay_ms,
+                Verdict::Finish(finish) => panic!("{finish:?}"),
+            })
+            .collect();
+        assert_eq!(delays, [1_000, 2_000, 4_000, 8_000]);
+        let Verdict::Finish(finish) = not_started_yet(&end, PLACE_ATTEMPTS, 1) else { panic!() };
+        assert_eq!(kind(&finish), failed_as(FailureKind::SandboxStart));
+        assert_eq!(finish.failure.unwrap().evidence.as_deref(), Some("tried 5 times"));
+    }
+}
+
+#[test]
+fn a_server_that_cannot_place_runs_does_not_use_up_their_attempts() {
+    let end = never_ran(FaultClass::Passing);
+    for attempt in [PLACE_ATTEMPTS, 100, i64::MAX] {
+        let wanted = if attempt == PLACE_ATTEMPTS { 16_000 } else { 30_000 };
+        let wanted = Verdict::Requeue { reason: "no room".to_owned(), delay_ms: wanted };
+        assert_eq!(not_started_yet(&end, attempt, 1), wanted);
+    }
+    let Verdict::Finish(finish) = not_started_yet(&end, 1, 0) else { panic!("the time limit bounds it") };
+    assert_eq!(kind(&finish), failed_as(FailureKind::Timeout));
+    assert_eq!(finish.failure.unwrap().evidence.as_deref(), Some("no room"));
+}
+
+#[test]
+fn an_interrupted_placing_is_repeated_at_once_but_not_for_ever() {
+    let end = never_ran(FaultClass::Interrupted);
+    assert!(matches!(not_started_yet(&end, 4, 1), Verdict::Requeue { delay_ms: 0, .. }));
+    assert!(matches!(not_started_yet(&end, PLACE_ATTEMPTS, 1), Verdict::Finish(_)));
+}
+
+#[test]
+fn a_final_fault_ends_the_run_at_once_and_says_that_a_retry_cannot_help() {
+    let Verdict::Finish(finish) = not_started_yet(&never_ran(FaultClass::Final), 1, 1) else { panic!() };
+    assert_eq!(kind(&finish), failed_as(FailureKind::SandboxStart));
+    let failure = finish.failure.unwrap();
+    assert!(!failure.retry_can_help && failure.message == "no room");
+}

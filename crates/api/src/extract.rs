@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Query, RawPathParams, Request};
 use caisson_domain::id::{RunId, SessionId};
 use caisson_domain::limits;
 use caisson_domain::run::cut;
+use futures_util::StreamExt;
 use http::request::Parts;
 use http::{HeaderMap, header};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::{DeserializeOwned, Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -21,6 +22,8 @@ use crate::state::App;
 
 /// Longest part of a parser's message that a problem repeats, in bytes: it may quote the input.
 const PARSER_TEXT_BYTES: usize = 300;
+/// Bytes of a body beyond its bound that are read and thrown away before the answer.
+const DISCARDED_BYTES: usize = 16 * 1024 * 1024;
 
 /// The run that the path names.
 pub(crate) struct RunPath(pub(crate) RunId);
@@ -171,15 +174,27 @@ impl FromRequest<App> for JsonObject {
         if !is_json(request.headers()) {
             return Err(ApiError::MediaType);
         }
-        let body = Limited::new(request.into_body(), limits::API_BODY_BYTES).collect();
-        let body = match tokio::time::timeout(app.config().limits.body_read, body).await {
-            Err(_) => return Err(ApiError::BodyTimeout),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(ApiError::BodyTooLarge),
-            Ok(Err(_)) => return Err(ApiError::BodyBroken),
-            Ok(Ok(body)) => body.to_bytes(),
-        };
+        let body = tokio::time::timeout(app.config().limits.body_read, read_body(request.into_body()));
+        let body = body.await.map_err(|_| ApiError::BodyTimeout)??;
         Fields::parse(&body).map(Self)
     }
+}
+
+/// Reads a body up to [`limits::API_BODY_BYTES`]. What is too long is read on for a while and thrown away: many a client
+/// sends all of it before it reads the answer, and a connection closed before that would break the answer off.
+async fn read_body(body: Body) -> Result<Vec<u8>, ApiError> {
+    let mut chunks = body.into_data_stream();
+    let (mut kept, mut total_bytes) = (Vec::new(), 0_usize);
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_| ApiError::BodyBroken)?;
+        total_bytes += chunk.len();
+        if total_bytes <= limits::API_BODY_BYTES {
+            kept.extend_from_slice(&chunk);
+        } else if total_bytes > limits::API_BODY_BYTES + DISCARDED_BYTES {
+            break;
+        }
+    }
+    if total_bytes > limits::API_BODY_BYTES { Err(ApiError::BodyTooLarge) } else { Ok(kept) }
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -8,7 +8,7 @@
 
 mod agents;
 mod auth;
-mod config;
+pub mod config;
 mod events;
 mod extract;
 mod health;

@@ -1,5 +1,6 @@
 //! The CLI's command line.
 
+use caisson_domain::tools::{is_name, is_rule};
 use serde_json::Value;
 
 use crate::limits::{ARGUMENT_BYTES_MAX, MODEL_BYTES_MAX, TOOL_BYTES_MAX, TOOLS_MAX};
@@ -270,30 +271,6 @@ fn check(flag: &'static str, entries: &[String], fits: fn(&str) -> bool) -> Resu
         }
         None => Ok(()),
     }
-}
-
-/// A bare name: what `--tools` takes between its commas. `default` would mean all tools.
-fn is_name(entry: &str) -> bool {
-    let mut bytes = entry.bytes();
-    entry != "default"
-        && bytes.next().is_some_and(|byte| byte.is_ascii_alphanumeric())
-        && bytes.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
-}
-
-/// One rule: a name, perhaps with wildcards, or `Name(content)`.
-///
-/// The CLI takes the first `)` for the end of the content and splits at commas and spaces after it, so
-/// `Bash(a)b, Edit` would allow `Edit` as well. Such a text is refused; `Edit((group)/**)` is one rule.
-fn is_rule(entry: &str) -> bool {
-    let (name, rest) = entry.split_at(entry.find('(').unwrap_or(entry.len()));
-    let named = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric() || byte == b'*')
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'*' | b'.' | b':'));
-    let content = rest.is_empty() || (rest.len() > 2 && rest.ends_with(')'));
-    let closed = rest.split_once(')').map_or("", |(_, after)| after);
-    named
-        && content
-        && !closed.contains(|c: char| c == ',' || c.is_whitespace())
-        && !entry.contains(char::is_control)
 }
 
 fn long(flag: &'static str, value: &str) -> Result<String, LaunchError> {

@@ -13,5 +13,6 @@ pub mod protocol;
 pub mod run;
 pub mod server;
 pub mod sse;
+pub mod tools;
 pub mod usage;
 pub mod workflow;

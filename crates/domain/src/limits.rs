@@ -67,7 +67,9 @@ pub const REPOSITORY_BYTES: usize = 1024;
 pub const ENVIRONMENT_NAMES: usize = 64;
 /// One value in a run's `environment`, in bytes.
 pub const ENVIRONMENT_VALUE_BYTES: usize = 8 * 1024;
-/// Longest workflow file, in bytes.
-pub const WORKFLOW_BYTES: usize = 256 * 1024;
+/// Longest workflow file, in bytes. Its prompt becomes one argument of the agent, and Linux takes at most 128 KiB.
+pub const WORKFLOW_BYTES: usize = 100 * 1024;
+/// Longest MCP configuration, in bytes of JSON; it is one argument as well.
+pub const MCP_BYTES: usize = 100 * 1024;
 /// Longest sentence kept as a run's result or failure evidence, in bytes.
 pub const RESULT_TEXT_BYTES: usize = 64 * 1024;

@@ -31,7 +31,7 @@ pub struct UsageTotals {
     pub cost_micro_usd: i64,
 }
 
-/// Prices of one model.
+/// Prices of one model, in micro-USD per million tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelPrice {
@@ -47,6 +47,75 @@ pub struct ModelPrice {
     pub cache_write_5m_micro_usd_per_mtok: i64,
     /// Cache write for one hour.
     pub cache_write_1h_micro_usd_per_mtok: i64,
+    /// What a request with a long input costs instead, output included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub long_context: Option<LongContextPrice>,
+}
+
+/// The dearer tier of a model, judged for each request by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LongContextPrice {
+    /// It applies when input, cache reads and cache writes together are more than this.
+    pub above_input_tokens: i64,
+    /// Uncached input.
+    pub input_micro_usd_per_mtok: i64,
+    /// Output.
+    pub output_micro_usd_per_mtok: i64,
+    /// Cache read.
+    pub cache_read_micro_usd_per_mtok: i64,
+    /// Cache write for five minutes.
+    pub cache_write_5m_micro_usd_per_mtok: i64,
+    /// Cache write for one hour.
+    pub cache_write_1h_micro_usd_per_mtok: i64,
+}
+
+impl LongContextPrice {
+    /// In the order of [`TokenCounts::parts`].
+    const fn rates(&self) -> [i64; 5] {
+        [
+            self.input_micro_usd_per_mtok,
+            self.output_micro_usd_per_mtok,
+            self.cache_read_micro_usd_per_mtok,
+            self.cache_write_5m_micro_usd_per_mtok,
+            self.cache_write_1h_micro_usd_per_mtok,
+        ]
+    }
+}
+
+impl ModelPrice {
+    /// In the order of [`TokenCounts::parts`].
+    const fn rates(&self) -> [i64; 5] {
+        [
+            self.input_micro_usd_per_mtok,
+            self.output_micro_usd_per_mtok,
+            self.cache_read_micro_usd_per_mtok,
+            self.cache_write_5m_micro_usd_per_mtok,
+            self.cache_write_1h_micro_usd_per_mtok,
+        ]
+    }
+
+    fn rates_for(&self, tokens: &TokenCounts) -> [i64; 5] {
+        match &self.long_context {
+            Some(tier) if tokens.whole_input() > i128::from(tier.above_input_tokens) => tier.rates(),
+            Some(_) | None => self.rates(),
+        }
+    }
+}
+
+impl TokenCounts {
+    /// Input, output, cache read, cache write for five minutes, cache write for one hour.
+    const fn parts(&self) -> [i64; 5] {
+        [self.input, self.output, self.cache_read, self.cache_write_5m, self.cache_write_1h]
+    }
+
+    /// Everything that went in, cached or not.
+    fn whole_input(&self) -> i128 {
+        [self.input, self.cache_read, self.cache_write_5m, self.cache_write_1h]
+            .into_iter()
+            .map(i128::from)
+            .sum()
+    }
 }
 
 /// A price list: data, replaceable by configuration.
@@ -86,15 +155,8 @@ impl PriceTable {
             return Err(PriceError::Default(table.default));
         }
         let negative = |price: &&ModelPrice| {
-            [
-                price.input_micro_usd_per_mtok,
-                price.output_micro_usd_per_mtok,
-                price.cache_read_micro_usd_per_mtok,
-                price.cache_write_5m_micro_usd_per_mtok,
-                price.cache_write_1h_micro_usd_per_mtok,
-            ]
-            .iter()
-            .any(|value| *value < 0)
+            let tier = price.long_context.as_ref().map(LongContextPrice::rates).unwrap_or_default();
+            price.rates().iter().chain(&tier).any(|rate| *rate < 0)
         };
         match table.models.iter().find(negative) {
             Some(price) => Err(PriceError::Negative(price.id.clone())),
@@ -115,15 +177,12 @@ impl PriceTable {
     #[must_use]
     pub fn cost_micro_usd(&self, model: &str, tokens: &TokenCounts) -> i64 {
         let Some(price) = self.price(model) else { return 0 };
-        let parts = [
-            (tokens.input, price.input_micro_usd_per_mtok),
-            (tokens.output, price.output_micro_usd_per_mtok),
-            (tokens.cache_read, price.cache_read_micro_usd_per_mtok),
-            (tokens.cache_write_5m, price.cache_write_5m_micro_usd_per_mtok),
-            (tokens.cache_write_1h, price.cache_write_1h_micro_usd_per_mtok),
-        ];
-        let sum: i128 =
-            parts.iter().map(|(count, price)| i128::from((*count).max(0)) * i128::from(*price)).sum();
+        let sum: i128 = tokens
+            .parts()
+            .iter()
+            .zip(price.rates_for(tokens))
+            .map(|(count, rate)| i128::from((*count).max(0)) * i128::from(rate))
+            .sum();
         i64::try_from(sum.div_euclid(1_000_000) + i128::from(sum % 1_000_000 != 0)).unwrap_or(i64::MAX)
     }
 
@@ -149,6 +208,7 @@ mod tests {
             cache_read_micro_usd_per_mtok: 400_000,
             cache_write_5m_micro_usd_per_mtok: 5_000_000,
             cache_write_1h_micro_usd_per_mtok: 8_000_000,
+            long_context: None,
         };
         PriceTable {
             source: "test".to_owned(),
@@ -171,6 +231,33 @@ mod tests {
         let tokens = TokenCounts { input: 1_000_000, ..TokenCounts::default() };
         assert_eq!(table().cost_micro_usd("big-cheap-2", &tokens), 1_000_000);
         assert_eq!(table().cost_micro_usd("unknown", &tokens), 4_000_000);
+    }
+
+    #[test]
+    fn a_long_input_is_priced_by_its_tier_output_included() {
+        let mut table = table();
+        table.models[0].long_context = Some(LongContextPrice {
+            above_input_tokens: 100,
+            input_micro_usd_per_mtok: 1,
+            output_micro_usd_per_mtok: 100_000_000,
+            cache_read_micro_usd_per_mtok: 0,
+            cache_write_5m_micro_usd_per_mtok: 0,
+            cache_write_1h_micro_usd_per_mtok: 0,
+        });
+        let mut tokens = TokenCounts { input: 50, cache_read: 50, output: 10, ..TokenCounts::default() };
+        assert_eq!(table.cost_micro_usd("big", &tokens), 420);
+        tokens.cache_write_5m = 1;
+        assert_eq!(table.cost_micro_usd("big", &tokens), 1_001);
+    }
+
+    #[test]
+    fn the_shipped_tier_of_haiku_begins_above_100_000_tokens() {
+        let table = PriceTable::shipped();
+        let cost = |input| {
+            table.cost_micro_usd("claude-haiku-5-5", &TokenCounts { input, ..TokenCounts::default() })
+        };
+        assert_eq!(cost(100_000), 10_000);
+        assert_eq!(cost(100_001), 50_001);
     }
 
     #[test]

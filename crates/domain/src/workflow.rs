@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{NameError, check_name};
 use crate::limits;
-use crate::run::{Resources, text_enum};
+use crate::run::{Resources, cut, text_enum};
+use crate::tools;
 
 text_enum! {
     /// What happens to the agent's work.
@@ -248,6 +249,7 @@ impl Workflow {
             check_environment_name(name)
                 .map_err(|reason| WorkflowError::Value { field: "caisson.environment", reason })?;
         }
+        self.validate_tools()?;
         self.validate_publish()?;
         self.validate_commit_type()?;
         self.validate_mcp_servers()
@@ -277,7 +279,26 @@ impl Workflow {
         })
     }
 
+    fn validate_tools(&self) -> Result<(), WorkflowError> {
+        let check = |field, entries: &[String], valid: fn(&str) -> bool| {
+            let bad = entries.iter().find(|entry| entry.len() > tools::TOOL_BYTES || !valid(entry));
+            let reason = match bad {
+                Some(entry) => format!("\"{}\" is not a tool", cut(entry, 64).escape_debug()),
+                None if entries.len() > tools::TOOLS => format!("it has more than {} entries", tools::TOOLS),
+                None => return Ok(()),
+            };
+            Err(WorkflowError::Value { field, reason })
+        };
+        check("tools", self.tools.as_deref().unwrap_or_default(), tools::is_name)?;
+        check("disallowedTools", &self.disallowed_tools, tools::is_rule)
+    }
+
     fn validate_mcp_servers(&self) -> Result<(), WorkflowError> {
+        let bytes = serde_json::to_string(&self.mcp_servers).map_or(usize::MAX, |json| json.len());
+        if bytes > limits::MCP_BYTES {
+            let reason = format!("it is longer than {} bytes as JSON", limits::MCP_BYTES);
+            return Err(WorkflowError::Value { field: "mcpServers", reason });
+        }
         for (name, server) in &self.mcp_servers {
             if server.get("command").is_none_or(|command| !command.is_string()) {
                 return Err(WorkflowError::Value {
@@ -307,9 +328,23 @@ fn in_range(
 }
 
 /// Prefixes of names that only Caisson may set, since they steer the agent or the loader.
-const RESERVED_PREFIXES: [&str; 6] = ["ANTHROPIC_", "CLAUDE_", "CAISSON_", "LD_", "GIT_", "DISABLE_"];
+const RESERVED_PREFIXES: [&str; 7] = ["ANTHROPIC_", "CLAUDE", "CAISSON_", "LD_", "GIT_", "DISABLE_", "BUN_"];
 /// Names that only Caisson may set.
-const RESERVED_NAMES: [&str; 6] = ["PATH", "HOME", "SHELL", "TMPDIR", "IS_SANDBOX", "BASH_ENV"];
+const RESERVED_NAMES: [&str; 13] = [
+    "PATH",
+    "HOME",
+    "SHELL",
+    "TMPDIR",
+    "IS_SANDBOX",
+    "BASH_ENV",
+    "LANG",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+];
 /// Longest environment name, in bytes.
 const ENVIRONMENT_NAME_BYTES: usize = 128;
 

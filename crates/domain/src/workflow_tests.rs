@@ -63,7 +63,17 @@ fn a_publish_policy_that_is_not_built_is_an_error_with_the_choices() {
 
 #[test]
 fn reserved_environment_names_are_refused() {
-    for name in ["PATH", "ANTHROPIC_BASE_URL", "CLAUDE_X", "CAISSON_CONTROL_GRANT", "LD_PRELOAD", "GIT_DIR"] {
+    for name in [
+        "PATH",
+        "BUN_OPTIONS",
+        "CLAUDECODE",
+        "https_proxy",
+        "ANTHROPIC_BASE_URL",
+        "CLAUDE_X",
+        "CAISSON_CONTROL_GRANT",
+        "LD_PRELOAD",
+        "GIT_DIR",
+    ] {
         assert!(fault(&format!("caisson: {{environment: [{name}]}}\n")).contains("reserved"), "{name}");
     }
     assert!(fault("caisson: {environment: [\"A B\"]}\n").contains("not an environment"));
@@ -99,4 +109,27 @@ fn a_commit_type_is_one_lower_case_word() {
     for bad in ["\"\"", "Fix", "\"fix:\"", &"a".repeat(21)] {
         assert!(fault(&format!("caisson: {{commit_type: {bad}}}\n")).contains("commit_type"), "{bad}");
     }
+}
+
+#[test]
+fn tools_are_names_and_rules_within_their_bounds() {
+    assert!(Workflow::parse(&file("tools: Bash\ndisallowedTools: [\"Bash(rm *)\"]\n")).is_ok());
+    assert!(fault("tools: [\"Bash(ls)\"]\n").contains("tools"));
+    assert!(fault("disallowedTools: [\"Bash(a)b, Edit\"]\n").contains("disallowedTools"));
+    let list = |count: usize| format!("tools: [{}]\n", vec!["A"; count].join(", "));
+    assert!(Workflow::parse(&file(&list(tools::TOOLS))).is_ok());
+    assert!(fault(&list(tools::TOOLS + 1)).contains("256"));
+    let name = |length: usize| format!("tools: [{}]\n", "A".repeat(length));
+    assert!(Workflow::parse(&file(&name(tools::TOOL_BYTES))).is_ok());
+    assert!(fault(&name(tools::TOOL_BYTES + 1)).contains("tools"));
+}
+
+#[test]
+fn an_mcp_configuration_is_bounded_as_json() {
+    let mut workflow = Workflow::parse(&file("mcpServers: {x: {command: serve}}\n")).unwrap();
+    let bytes = serde_json::to_string(&workflow.mcp_servers).unwrap().len();
+    workflow.mcp_servers["x"]["command"] = "c".repeat(limits::MCP_BYTES - bytes + "serve".len()).into();
+    assert!(workflow.validate().is_ok());
+    workflow.mcp_servers["x"]["command"] = "c".repeat(limits::MCP_BYTES - bytes + "serve".len() + 1).into();
+    assert!(workflow.validate().is_err());
 }

@@ -3,11 +3,13 @@
 
 mod activity;
 mod backoff;
+mod deltas;
 mod diagnostics;
 mod door;
 mod forward;
 mod journal;
 mod lines;
+mod message;
 mod loopback;
 mod places;
 mod process;

@@ -1,8 +1,13 @@
 //! Artifacts: what is kept for a run besides its events. The bytes live in files, the store knows where.
 
+use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{ArtifactId, RunId};
+use caisson_domain::limits::RUN_ARTIFACTS;
+use serde_json::json;
+use sqlx::sqlite::SqliteRow;
 
-use crate::{Store, StoreError};
+use crate::rows::Columns;
+use crate::{Store, StoreError, door, events};
 
 /// An artifact whose bytes are on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +48,19 @@ pub struct Artifact {
     pub created_at_ms: i64,
 }
 
+const OTHERS: &str = "select count(*) from artifact where run_id = $1 and name <> $2";
+
+const PUT: &str = "insert into artifact (id, project_id, run_id, name, size_bytes, sha256, path, created_at_ms) \
+     values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict (run_id, name) do update set \
+     size_bytes = excluded.size_bytes, sha256 = excluded.sha256, path = excluded.path, \
+     created_at_ms = excluded.created_at_ms";
+
+const LIST: &str = "select id, name, size_bytes, sha256, path, created_at_ms from artifact where run_id = $1 \
+     order by name limit $2";
+
+const ONE: &str =
+    "select id, name, size_bytes, sha256, path, created_at_ms from artifact where run_id = $1 and name = $2";
+
 impl Store {
     /// Makes an artifact known, in place of an older one of that name.
     ///
@@ -50,22 +68,46 @@ impl Store {
     /// As every write; [`StoreError::Corrupt`] if there is no such run.
     /// # Cancel safety
     /// Safe: repeatable, though each repetition appends its event.
-    pub async fn put_artifact(
-        &self,
-        _run: &RunId,
-        _artifact: &NewArtifact,
-    ) -> Result<PutArtifact, StoreError> {
-        todo!("put_artifact")
+    pub async fn put_artifact(&self, run: &RunId, artifact: &NewArtifact) -> Result<PutArtifact, StoreError> {
+        let mut tx = self.begin().await?;
+        let run = door::known_run(&mut tx, run).await?;
+        let others: i64 = sqlx::query_scalar(OTHERS)
+            .bind(run.id.as_str())
+            .bind(artifact.name.as_str())
+            .fetch_one(&mut *tx.db)
+            .await?;
+        if others >= RUN_ARTIFACTS {
+            return Ok(PutArtifact::TooMany);
+        }
+        let id = ArtifactId::new(tx.now_ms, tx.random());
+        sqlx::query(PUT)
+            .bind(id.as_str())
+            .bind(run.project.as_str())
+            .bind(run.id.as_str())
+            .bind(artifact.name.as_str())
+            .bind(artifact.size_bytes)
+            .bind(artifact.sha256.as_str())
+            .bind(artifact.path.as_str())
+            .bind(tx.now_ms)
+            .execute(&mut *tx.db)
+            .await?;
+        let data =
+            json!({ "name": artifact.name, "size_bytes": artifact.size_bytes, "sha256": artifact.sha256 });
+        let event = NewEvent::new(EventKind::ArtifactStored, &data);
+        events::append(&mut tx, &run.session, &run.id, &[event]).await?;
+        tx.commit().await?;
+        Ok(PutArtifact::Stored)
     }
 
-    /// The run's artifacts by name; at most [`caisson_domain::limits::RUN_ARTIFACTS`].
+    /// The run's artifacts by name; at most [`RUN_ARTIFACTS`].
     ///
     /// # Errors
     /// As every read.
     /// # Cancel safety
     /// Safe: it only reads.
-    pub async fn artifacts(&self, _run: &RunId) -> Result<Vec<Artifact>, StoreError> {
-        todo!("artifacts")
+    pub async fn artifacts(&self, run: &RunId) -> Result<Vec<Artifact>, StoreError> {
+        let rows = sqlx::query(LIST).bind(run.as_str()).bind(RUN_ARTIFACTS).fetch_all(self.reader()).await?;
+        rows.iter().map(artifact).collect()
     }
 
     /// The run's artifact of that name.
@@ -74,7 +116,20 @@ impl Store {
     /// As every read.
     /// # Cancel safety
     /// Safe: it only reads.
-    pub async fn artifact(&self, _run: &RunId, _name: &str) -> Result<Option<Artifact>, StoreError> {
-        todo!("artifact")
+    pub async fn artifact(&self, run: &RunId, name: &str) -> Result<Option<Artifact>, StoreError> {
+        let row = sqlx::query(ONE).bind(run.as_str()).bind(name).fetch_optional(self.reader()).await?;
+        row.as_ref().map(artifact).transpose()
     }
+}
+
+fn artifact(row: &SqliteRow) -> Result<Artifact, StoreError> {
+    let columns = Columns::of("artifact", row)?;
+    Ok(Artifact {
+        id: columns.parse("id")?,
+        name: columns.get("name")?,
+        size_bytes: columns.get("size_bytes")?,
+        sha256: columns.get("sha256")?,
+        path: columns.get("path")?,
+        created_at_ms: columns.get("created_at_ms")?,
+    })
 }

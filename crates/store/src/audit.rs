@@ -10,7 +10,8 @@ pub(crate) const OPERATOR: &str = "operator";
 /// Whoever came over the API; which key it was is in the caller's own record.
 pub(crate) const API: &str = "api";
 
-const INSERT: &str = "insert into audit (project_id, at_ms, actor, action, subject) values ($1, $2, $3, $4, $5)";
+const INSERT: &str =
+    "insert into audit (project_id, at_ms, actor, action, subject) values ($1, $2, $3, $4, $5)";
 
 impl Store {
     /// Writes an audit record.

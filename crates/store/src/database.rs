@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::migrate::MigrateError;
 use sqlx::pool::PoolOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{Connection, Sqlite, SqlitePool, Transaction};
+use sqlx::{Connection, Sqlite, SqliteConnection, SqlitePool, Transaction};
 
 use crate::{Store, StoreError, Topic};
 
@@ -15,7 +15,7 @@ use crate::{Store, StoreError, Topic};
 const READERS: u32 = 4;
 /// How long a call waits for a connection, in milliseconds.
 const ACQUIRE_MS: u64 = 10_000;
-/// How long SQLite waits for a lock that another process holds, in milliseconds.
+/// How long a transaction waits for a lock that another process holds, in milliseconds.
 const BUSY_MS: u64 = 5_000;
 /// Prepared statements kept on each connection: more than this crate has.
 const STATEMENTS: usize = 256;
@@ -60,9 +60,16 @@ impl Database {
     }
 }
 
-/// Makes the file before SQLite does, since SQLite would let everybody read it; its log files get the same mode.
+/// Makes the file before the driver does, which would let everybody read it; the log files get the same mode.
 async fn make_private_file(path: &Path) -> std::io::Result<()> {
-    tokio::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).await.map(drop)
+    tokio::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .await
+        .map(drop)
 }
 
 fn pool(connections: u32) -> PoolOptions<Sqlite> {
@@ -74,14 +81,22 @@ fn pool(connections: u32) -> PoolOptions<Sqlite> {
         .test_before_acquire(false)
         // SQLite rolls back by itself when the disk is full; sqlx 0.9.0 then still counts the transaction as open and
         // refuses every later one on that connection. Such a connection is thrown away here.
-        .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
+        .before_acquire(|connection: &mut SqliteConnection, _| {
+            Box::pin(async move { Ok(!connection.is_in_transaction()) })
+        })
 }
 
 fn migration_error(error: MigrateError) -> StoreError {
-    match error {
-        MigrateError::Execute(error) => error.into(),
-        error => StoreError::Migration(error),
+    // A full disk or a lock says nothing about the migration: the caller may try again.
+    if let MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) = &error
+        && matches!(fault(source), Fault::Broken(_))
+    {
+        return StoreError::Migration(error);
     }
+    if let MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) = error {
+        return source.into();
+    }
+    StoreError::Migration(error)
 }
 
 /// What a database error means to the caller.
@@ -94,7 +109,7 @@ pub(crate) enum Fault {
     Broken(&'static str),
 }
 
-/// Sorts an error of sqlx. SQLite's codes: <https://www.sqlite.org/rescode.html>; the low byte is the class.
+/// Sorts an error of sqlx. The codes: <https://www.sqlite.org/rescode.html>; the low byte is the class.
 pub(crate) fn fault(error: &sqlx::Error) -> Fault {
     let Some(database) = error.as_database_error() else {
         let broken = matches!(

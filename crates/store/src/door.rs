@@ -1,15 +1,22 @@
 //! What the gateway asks on behalf of a sandbox: grants, work, inputs, and the facts it saw itself.
 
-use caisson_domain::event::NewEvent;
+use caisson_domain::event::{EventKind, NewEvent};
+use caisson_domain::git::BranchName;
 use caisson_domain::grant::{GrantKind, TokenHash};
 use caisson_domain::id::{Epoch, RunId, SandboxId};
+use caisson_domain::limits::PENDING_INPUTS;
 use caisson_domain::protocol::Input;
 use caisson_domain::run::Run;
+use serde_json::json;
+use sqlx::sqlite::SqliteRow;
 
-use crate::{Store, StoreError};
+use crate::database::Tx;
+use crate::rows::{Columns, run_columns};
+use crate::{SandboxState, Store, StoreError, Topic, events, rows};
 
 /// What a sandbox should do next.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "it is made once and taken apart at once, never kept")]
 pub enum NextWork {
     /// Do this run.
     Run {
@@ -43,6 +50,29 @@ pub struct PushRecord {
     pub message: Option<String>,
 }
 
+const GRANT: &str =
+    "select hash from sandbox_grant where sandbox_id = $1 and kind = $2 and revoked_at_ms is null";
+
+const PLACED: &str =
+    concat!("select ", run_columns!(), " from run where sandbox_id = $1 and status = 'running'");
+
+const STATE: &str = "select id, state from sandbox where id = $1";
+
+/// The attempt under way does not count: the conversation exists only if another one may have begun it.
+const WORK: &str = concat!(
+    "select ",
+    run_columns!(),
+    ", (select conversation from session where session.id = run.session_id) as conversation, \
+     exists (select 1 from attempt where attempt.session_id = run.session_id \
+       and attempt.agent_started_at_ms is not null \
+       and (attempt.run_id <> run.id or attempt.number <> run.attempt)) as resume \
+     from run where sandbox_id = $1 and status = 'running' and outcome is null"
+);
+
+const INPUTS: &str = "select session_id, seq, run_id, body from input \
+     where run_id = (select id from run where sandbox_id = $1 and status = 'running') and seq > $2 \
+     order by seq limit $3";
+
 impl Store {
     /// Whether `presented` is the sandbox's living grant of that kind.
     ///
@@ -52,11 +82,16 @@ impl Store {
     /// Safe: it only reads.
     pub async fn check_grant(
         &self,
-        _sandbox: &SandboxId,
-        _kind: GrantKind,
-        _presented: &TokenHash,
+        sandbox: &SandboxId,
+        kind: GrantKind,
+        presented: &TokenHash,
     ) -> Result<bool, StoreError> {
-        todo!("check_grant")
+        let stored: Option<String> = sqlx::query_scalar(GRANT)
+            .bind(sandbox.as_str())
+            .bind(kind.as_str())
+            .fetch_optional(self.reader())
+            .await?;
+        Ok(stored.is_some_and(|stored| TokenHash::from_stored(stored).matches(presented)))
     }
 
     /// The running run that is placed in the sandbox. Without one the agent grant opens nothing.
@@ -65,8 +100,9 @@ impl Store {
     /// As every read.
     /// # Cancel safety
     /// Safe: it only reads.
-    pub async fn door_run(&self, _sandbox: &SandboxId) -> Result<Option<Run>, StoreError> {
-        todo!("door_run")
+    pub async fn door_run(&self, sandbox: &SandboxId) -> Result<Option<Run>, StoreError> {
+        let row = sqlx::query(PLACED).bind(sandbox.as_str()).fetch_optional(self.reader()).await?;
+        row.as_ref().map(rows::run).transpose()
     }
 
     /// What the sandbox should do next. The same run comes again until its outcome is journaled: the shim does each
@@ -76,19 +112,38 @@ impl Store {
     /// As every read.
     /// # Cancel safety
     /// Safe: it only reads.
-    pub async fn next_work(&self, _sandbox: &SandboxId) -> Result<NextWork, StoreError> {
-        todo!("next_work")
+    pub async fn next_work(&self, sandbox: &SandboxId) -> Result<NextWork, StoreError> {
+        // Two reads and no transaction: a sandbox only ever goes forward, so it is told to end by the next call.
+        let row = sqlx::query(STATE).bind(sandbox.as_str()).fetch_optional(self.reader()).await?;
+        let Some(row) = row else { return Ok(NextWork::Exit) };
+        if Columns::of("sandbox", &row)?.parse::<SandboxState>("state")? >= SandboxState::Stopping {
+            return Ok(NextWork::Exit);
+        }
+        let row = sqlx::query(WORK).bind(sandbox.as_str()).fetch_optional(self.reader()).await?;
+        let Some(row) = row else { return Ok(NextWork::Nothing) };
+        let columns = Columns::of("run", &row)?;
+        Ok(NextWork::Run {
+            run: rows::run(&row)?,
+            epoch: rows::epoch(&row)?,
+            conversation: columns.get("conversation")?,
+            resume: columns.flag("resume")?,
+        })
     }
 
-    /// Messages for the running run in the sandbox, numbered beyond `after`, in order; at most
-    /// [`caisson_domain::limits::PENDING_INPUTS`].
+    /// Messages for the running run in the sandbox, numbered beyond `after`, in order; at most [`PENDING_INPUTS`].
     ///
     /// # Errors
     /// As every read.
     /// # Cancel safety
     /// Safe: it only reads.
-    pub async fn inputs_after(&self, _sandbox: &SandboxId, _after: i64) -> Result<Vec<Input>, StoreError> {
-        todo!("inputs_after")
+    pub async fn inputs_after(&self, sandbox: &SandboxId, after: i64) -> Result<Vec<Input>, StoreError> {
+        let rows = sqlx::query(INPUTS)
+            .bind(sandbox.as_str())
+            .bind(after)
+            .bind(PENDING_INPUTS)
+            .fetch_all(self.reader())
+            .await?;
+        rows.iter().map(input).collect()
     }
 
     /// Appends an event that the gateway vouches for, whatever the run's status.
@@ -97,8 +152,11 @@ impl Store {
     /// As every write; [`StoreError::Corrupt`] if there is no such run.
     /// # Cancel safety
     /// A dropped call may have appended it; repeating it may append it twice.
-    pub async fn append_gateway_event(&self, _run: &RunId, _event: NewEvent) -> Result<(), StoreError> {
-        todo!("append_gateway_event")
+    pub async fn append_gateway_event(&self, run: &RunId, event: NewEvent) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        let run = known_run(&mut tx, run).await?;
+        events::append(&mut tx, &run.session, &run.id, &[event]).await?;
+        tx.commit().await
     }
 
     /// Records a push. One that the git host took, to the run's own branch, while the run is running, becomes the run's
@@ -108,7 +166,37 @@ impl Store {
     /// As every write; [`StoreError::Corrupt`] if there is no such run.
     /// # Cancel safety
     /// A dropped call may have recorded it; repeating it may append the event twice.
-    pub async fn record_push(&self, _run: &RunId, _push: &PushRecord) -> Result<(), StoreError> {
-        todo!("record_push")
+    pub async fn record_push(&self, run: &RunId, push: &PushRecord) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        let run = known_run(&mut tx, run).await?;
+        if push.ok && run.spec.branch.as_ref().map(BranchName::full_ref).as_ref() == Some(&push.ref_name) {
+            sqlx::query(PUSHED).bind(run.id.as_str()).bind(push.new.as_str()).execute(&mut *tx.db).await?;
+            tx.wake(Topic::Run(run.id.clone()));
+        }
+        let data = json!({
+            "ref": push.ref_name,
+            "old": push.old,
+            "new": push.new,
+            "ok": push.ok,
+            "message": push.message,
+        });
+        let event = NewEvent::new(EventKind::GitPush, &data);
+        events::append(&mut tx, &run.session, &run.id, &[event]).await?;
+        tx.commit().await
     }
+}
+
+const PUSHED: &str = "update run set pushed_commit = $2 where id = $1 and status = 'running'";
+
+const KNOWN: &str = concat!("select ", run_columns!(), " from run where id = $1");
+
+/// A run that the caller has seen before, whatever its status.
+pub(crate) async fn known_run(tx: &mut Tx<'_>, run: &RunId) -> Result<Run, StoreError> {
+    let row = sqlx::query(KNOWN).bind(run.as_str()).fetch_optional(&mut *tx.db).await?;
+    rows::run(&row.ok_or_else(|| StoreError::missing("run", run.as_str()))?)
+}
+
+fn input(row: &SqliteRow) -> Result<Input, StoreError> {
+    let columns = Columns::keyed("input", row, "session_id")?;
+    Ok(Input { seq: columns.get("seq")?, run: columns.parse("run_id")?, body: columns.json("body")? })
 }

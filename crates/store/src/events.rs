@@ -52,8 +52,7 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<Event>, StoreError> {
         let limit = limit.min(EVENT_PAGE_ITEMS + 1);
-        let rows =
-            sqlx::query(sql).bind(of).bind(after).bind(limit).fetch_all(self.reader()).await?;
+        let rows = sqlx::query(sql).bind(of).bind(after).bind(limit).fetch_all(self.reader()).await?;
         rows.iter().map(rows::event).collect()
     }
 }
@@ -71,7 +70,8 @@ pub(crate) async fn append(
     if events.is_empty() {
         return Ok(());
     }
-    let count = i64::try_from(events.len()).map_err(|error| StoreError::corrupt("a batch of events", error))?;
+    let count =
+        i64::try_from(events.len()).map_err(|error| StoreError::corrupt("a batch of events", error))?;
     let numbered: Option<(i64, String)> = sqlx::query_as(NUMBER)
         .bind(session.as_str())
         .bind(count)
@@ -118,7 +118,8 @@ fn insert(rows: usize) -> String {
 /// What tells of a run's acceptance.
 pub(crate) fn queued(run: &Run) -> NewEvent {
     let spec = &run.spec;
-    let data = json!({ "workflow": spec.workflow.name, "repository": spec.repository, "branch": spec.branch });
+    let data =
+        json!({ "workflow": spec.workflow.name, "repository": spec.repository, "branch": spec.branch });
     NewEvent::new(EventKind::RunQueued, &data)
 }
 

@@ -32,8 +32,7 @@ pub(crate) struct Hints {
 
 impl Hints {
     pub(crate) fn watch(self: &Arc<Self>, topic: Topic) -> Watch {
-        let receiver =
-            self.lock().entry(topic.clone()).or_insert_with(|| watch::Sender::new(())).subscribe();
+        let receiver = self.lock().entry(topic.clone()).or_insert_with(|| watch::Sender::new(())).subscribe();
         Watch { hints: Arc::clone(self), topic, receiver }
     }
 

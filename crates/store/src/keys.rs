@@ -95,8 +95,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn list_api_keys(&self, project: &ProjectId) -> Result<Vec<ApiKey>, StoreError> {
-        let rows =
-            sqlx::query(LIST).bind(project.as_str()).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
+        let rows = sqlx::query(LIST).bind(project.as_str()).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
         let mut keys = rows.iter().map(api_key).collect::<Result<Vec<_>, _>>()?;
         let uses = self.shared.key_uses.lock();
         for key in &mut keys {
@@ -113,8 +112,7 @@ impl Store {
     /// Safe: revoked or not.
     pub async fn revoke_api_key(&self, id: &ApiKeyId) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
-        let row =
-            sqlx::query(REVOKE).bind(id.as_str()).bind(tx.now_ms).fetch_optional(&mut *tx.db).await?;
+        let row = sqlx::query(REVOKE).bind(id.as_str()).bind(tx.now_ms).fetch_optional(&mut *tx.db).await?;
         let Some(row) = row else {
             tx.rollback().await?;
             return Ok(false);

@@ -51,7 +51,7 @@ pub use random::Random;
 pub use runs::{CancelRun, CreateRun, Idempotency, NewRun, RunFilter};
 pub use sandboxes::{NewSandbox, SandboxRow, SandboxState, UnknownSandboxState};
 pub use sessions::Session;
-pub use usage::{NewModelCall, SettledCall};
+pub use usage::{CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX, NewModelCall, SettledCall};
 pub use workflows::StoredWorkflow;
 
 /// The store. Cheap to clone; all clones share one database, one set of watchers and one set of delta channels.

@@ -1,11 +1,17 @@
 //! The queue: claim, keep, place, give back and finish runs. Each method but claiming is fenced by the lease epoch.
 
-use caisson_domain::event::NewEvent;
+use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{Epoch, RunId, SandboxId, ServerId};
+use caisson_domain::limits::{LEASE_MS, RESULT_TEXT_BYTES};
 use caisson_domain::protocol::{Outcome, StopReason};
-use caisson_domain::run::{Failure, Phase, Run, RunStatus};
+use caisson_domain::run::{Failure, Phase, Run, RunStatus, cut};
+use serde_json::json;
+use sqlx::sqlite::SqliteRow;
 
-use crate::{Store, StoreError};
+use crate::database::Tx;
+use crate::rows::{Columns, document, run_columns};
+use crate::sessions::uid_offset;
+use crate::{Store, StoreError, Topic, events, rows, runs};
 
 /// A run that the caller owns now.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,38 +59,117 @@ pub struct Finish {
     pub result: Option<String>,
 }
 
+/// The oldest run that may start. A branch is a mutex over all projects, since the repository is one.
+const CLAIM: &str = concat!(
+    "update run set status = 'running', phase = 'prepare', lease_epoch = lease_epoch + 1, attempt = attempt + 1, \
+     lease_expires_at_ms = $2, home_server_id = $1, started_at_ms = coalesce(started_at_ms, $3) \
+     where status = 'queued' and id = (select waiting.id from run as waiting \
+       where waiting.status = 'queued' and waiting.not_before_ms <= $3 \
+       and not exists (select 1 from run as live where live.status = 'running' \
+         and live.session_id = waiting.session_id) \
+       and not exists (select 1 from run as live where live.status = 'running' \
+         and live.repository = waiting.repository and live.branch = waiting.branch) \
+       order by waiting.created_at_ms, waiting.id limit 1) returning ",
+    run_columns!()
+);
+
+const INSERT_ATTEMPT: &str = "insert into attempt (run_id, number, project_id, session_id, server_id, started_at_ms) \
+     values ($1, $2, $3, $4, $5, $6)";
+
+const ADOPT: &str = concat!(
+    "update run set lease_epoch = lease_epoch + 1, lease_expires_at_ms = $2 \
+     where status = 'running' and home_server_id = $1 returning ",
+    run_columns!()
+);
+
+const HEARTBEAT: &str = "update run set lease_expires_at_ms = $3 \
+     where id = $1 and lease_epoch = $2 and status = 'running' returning lease_expires_at_ms";
+
+const PLACE: &str =
+    "update run set sandbox_id = $3 where id = $1 and lease_epoch = $2 and status = 'running'";
+
+const PROGRESS: &str = "select id, cancel_requested_at_ms, stop_requested_at_ms, agent_started, phase, outcome, \
+     pushed_commit, lease_expires_at_ms, provider_status from run \
+     where id = $1 and lease_epoch = $2 and status = 'running'";
+
 impl Store {
     /// Claims the oldest waiting run whose session and branch are free, with a new epoch, a new attempt and a lease of
-    /// [`caisson_domain::limits::LEASE_MS`]; `None` if there is none.
+    /// [`LEASE_MS`]; `None` if there is none.
     ///
     /// # Errors
     /// As every write; [`StoreError::Corrupt`] if the server is not registered.
     /// # Cancel safety
     /// A dropped call may have claimed the run; [`Store::adopt`] finds it at the next start.
-    pub async fn claim(&self, _server: &ServerId) -> Result<Option<Claimed>, StoreError> {
-        todo!("claim")
+    pub async fn claim(&self, server: &ServerId) -> Result<Option<Claimed>, StoreError> {
+        let mut tx = self.begin().await?;
+        let row = sqlx::query(CLAIM)
+            .bind(server.as_str())
+            .bind(tx.now_ms + LEASE_MS)
+            .bind(tx.now_ms)
+            .fetch_optional(&mut *tx.db)
+            .await?;
+        let Some(row) = row else {
+            tx.rollback().await?;
+            return Ok(None);
+        };
+        let claimed = claimed(&mut tx, &row).await?;
+        let run = &claimed.run;
+        sqlx::query(INSERT_ATTEMPT)
+            .bind(run.id.as_str())
+            .bind(run.attempt)
+            .bind(run.project.as_str())
+            .bind(run.session.as_str())
+            .bind(server.as_str())
+            .bind(tx.now_ms)
+            .execute(&mut *tx.db)
+            .await?;
+        let started = NewEvent::new(EventKind::RunStarted, &json!({ "attempt": run.attempt }));
+        events::append(&mut tx, &run.session, &run.id, &[started]).await?;
+        tx.wake(Topic::Run(run.id.clone()));
+        tx.commit().await?;
+        Ok(Some(claimed))
     }
 
     /// Takes over every running run whose home is `server`, with new epochs and leases: for a server that has just
-    /// started. No event tells of it and the attempt stays the same, since the sandbox goes on undisturbed.
+    /// started. No event tells of it and the attempt stays the same, since the sandbox goes on undisturbed. Oldest
+    /// first; as many as the server has slots.
     ///
     /// # Errors
     /// As every write.
     /// # Cancel safety
     /// Safe: adopting again raises the epochs again.
-    pub async fn adopt(&self, _server: &ServerId) -> Result<Vec<Claimed>, StoreError> {
-        todo!("adopt")
+    pub async fn adopt(&self, server: &ServerId) -> Result<Vec<Claimed>, StoreError> {
+        let mut tx = self.begin().await?;
+        let rows = sqlx::query(ADOPT)
+            .bind(server.as_str())
+            .bind(tx.now_ms + LEASE_MS)
+            .fetch_all(&mut *tx.db)
+            .await?;
+        let mut adopted = Vec::with_capacity(rows.len());
+        for row in &rows {
+            adopted.push(claimed(&mut tx, row).await?);
+        }
+        adopted.sort_by(|left, right| left.run.id.cmp(&right.run.id));
+        tx.commit().await?;
+        Ok(adopted)
     }
 
-    /// Extends the lease by [`caisson_domain::limits::LEASE_MS`] and returns its new end (Unix ms); `None` if the
-    /// caller has lost the run.
+    /// Extends the lease by [`LEASE_MS`] and returns its new end (Unix ms); `None` if the caller has lost the run.
     ///
     /// # Errors
     /// As every write.
     /// # Cancel safety
     /// Safe: extended or not.
-    pub async fn heartbeat(&self, _run: &RunId, _epoch: Epoch) -> Result<Option<i64>, StoreError> {
-        todo!("heartbeat")
+    pub async fn heartbeat(&self, run: &RunId, epoch: Epoch) -> Result<Option<i64>, StoreError> {
+        let mut tx = self.begin().await?;
+        let expires_at_ms = sqlx::query_scalar(HEARTBEAT)
+            .bind(run.as_str())
+            .bind(epoch.0)
+            .bind(tx.now_ms + LEASE_MS)
+            .fetch_optional(&mut *tx.db)
+            .await?;
+        tx.commit().await?;
+        Ok(expires_at_ms)
     }
 
     /// Notes the sandbox that the run is in, which delivers the run to it; `false` if the caller has lost the run.
@@ -93,8 +178,22 @@ impl Store {
     /// As every write; [`StoreError::Corrupt`] if the sandbox is not one of the run's session.
     /// # Cancel safety
     /// Safe: repeatable.
-    pub async fn place(&self, _run: &RunId, _epoch: Epoch, _sandbox: &SandboxId) -> Result<bool, StoreError> {
-        todo!("place")
+    pub async fn place(&self, run: &RunId, epoch: Epoch, sandbox: &SandboxId) -> Result<bool, StoreError> {
+        let mut tx = self.begin().await?;
+        let placed = sqlx::query(PLACE)
+            .bind(run.as_str())
+            .bind(epoch.0)
+            .bind(sandbox.as_str())
+            .execute(&mut *tx.db)
+            .await?
+            .rows_affected()
+            == 1;
+        if placed {
+            tx.wake(Topic::Sandbox(sandbox.clone()));
+            tx.wake(Topic::Run(run.clone()));
+        }
+        tx.commit().await?;
+        Ok(placed)
     }
 
     /// What the owner has to know now; `None` if the caller has lost the run.
@@ -103,8 +202,10 @@ impl Store {
     /// As every read.
     /// # Cancel safety
     /// Safe: it only reads.
-    pub async fn progress(&self, _run: &RunId, _epoch: Epoch) -> Result<Option<Progress>, StoreError> {
-        todo!("progress")
+    pub async fn progress(&self, run: &RunId, epoch: Epoch) -> Result<Option<Progress>, StoreError> {
+        let row =
+            sqlx::query(PROGRESS).bind(run.as_str()).bind(epoch.0).fetch_optional(self.reader()).await?;
+        row.as_ref().map(progress).transpose()
     }
 
     /// Tells the run's sandbox to stop, once for each reason; `false` if the caller has lost the run.
@@ -115,11 +216,16 @@ impl Store {
     /// Safe: repeatable.
     pub async fn request_stop(
         &self,
-        _run: &RunId,
-        _epoch: Epoch,
-        _reason: StopReason,
+        run: &RunId,
+        epoch: Epoch,
+        reason: StopReason,
     ) -> Result<bool, StoreError> {
-        todo!("request_stop")
+        let mut tx = self.begin().await?;
+        let Some(run) = owned(&mut tx, run, epoch).await? else { return Ok(false) };
+        if runs::stop(&mut tx, &run, reason).await? {
+            tx.commit().await?;
+        }
+        Ok(true)
     }
 
     /// Gives the run back to the queue, to be claimed again after `delay_ms`; `false` if the caller has lost the run or
@@ -131,12 +237,24 @@ impl Store {
     /// Safe: given back or not.
     pub async fn requeue(
         &self,
-        _run: &RunId,
-        _epoch: Epoch,
-        _reason: &str,
-        _delay_ms: i64,
+        run: &RunId,
+        epoch: Epoch,
+        reason: &str,
+        delay_ms: i64,
     ) -> Result<bool, StoreError> {
-        todo!("requeue")
+        let mut tx = self.begin().await?;
+        let Some(run) = owned(&mut tx, run, epoch).await? else { return Ok(false) };
+        if run.agent_started {
+            return Ok(false);
+        }
+        if run.cancel_requested_at_ms.is_some() {
+            let finish = Finish { status: RunStatus::Cancelled, failure: None, result: None };
+            end(&mut tx, &run, &finish).await?;
+        } else {
+            give_back(&mut tx, &run, reason, delay_ms).await?;
+        }
+        tx.commit().await?;
+        Ok(true)
     }
 
     /// Ends the run; `false` if the caller has lost it.
@@ -145,8 +263,16 @@ impl Store {
     /// As every write; [`StoreError::Corrupt`] if `finish.status` is not final.
     /// # Cancel safety
     /// Safe: ended or not.
-    pub async fn finish(&self, _run: &RunId, _epoch: Epoch, _finish: &Finish) -> Result<bool, StoreError> {
-        todo!("finish")
+    pub async fn finish(&self, run: &RunId, epoch: Epoch, finish: &Finish) -> Result<bool, StoreError> {
+        if !finish.status.is_final() {
+            let what = format!("the new status of {run}");
+            return Err(StoreError::corrupt(what, format!("{} is not final", finish.status)));
+        }
+        let mut tx = self.begin().await?;
+        let Some(run) = owned(&mut tx, run, epoch).await? else { return Ok(false) };
+        end(&mut tx, &run, finish).await?;
+        tx.commit().await?;
+        Ok(true)
     }
 
     /// Appends an event of the worker's own; `false` if the caller has lost the run.
@@ -157,10 +283,113 @@ impl Store {
     /// A dropped call may have appended it; repeating it may append it twice.
     pub async fn append_run_event(
         &self,
-        _run: &RunId,
-        _epoch: Epoch,
-        _event: NewEvent,
+        run: &RunId,
+        epoch: Epoch,
+        event: NewEvent,
     ) -> Result<bool, StoreError> {
-        todo!("append_run_event")
+        let mut tx = self.begin().await?;
+        let Some(run) = owned(&mut tx, run, epoch).await? else { return Ok(false) };
+        events::append(&mut tx, &run.session, &run.id, &[event]).await?;
+        tx.commit().await?;
+        Ok(true)
     }
+}
+
+const OWNED: &str =
+    concat!("select ", run_columns!(), " from run where id = $1 and lease_epoch = $2 and status = 'running'");
+
+/// The run, if it is running and `epoch` is still its epoch. The transaction holds the write lock, so what it reads
+/// here stays true until it commits.
+async fn owned(tx: &mut Tx<'_>, run: &RunId, epoch: Epoch) -> Result<Option<Run>, StoreError> {
+    let row = sqlx::query(OWNED).bind(run.as_str()).bind(epoch.0).fetch_optional(&mut *tx.db).await?;
+    row.as_ref().map(rows::run).transpose()
+}
+
+const SESSION_NUMBER: &str = "select number from session where id = $1";
+
+async fn claimed(tx: &mut Tx<'_>, row: &SqliteRow) -> Result<Claimed, StoreError> {
+    let run = rows::run(row)?;
+    let number: Option<i64> =
+        sqlx::query_scalar(SESSION_NUMBER).bind(run.session.as_str()).fetch_optional(&mut *tx.db).await?;
+    let number = number.ok_or_else(|| StoreError::missing("session", run.session.as_str()))?;
+    let epoch = rows::epoch(row)?;
+    Ok(Claimed {
+        run,
+        epoch,
+        lease_expires_at_ms: tx.now_ms + LEASE_MS,
+        session_uid_offset: uid_offset(number),
+    })
+}
+
+fn progress(row: &SqliteRow) -> Result<Progress, StoreError> {
+    let columns = Columns::of("run", row)?;
+    let status: Option<i64> = columns.get("provider_status")?;
+    Ok(Progress {
+        cancel_requested: columns.get::<Option<i64>>("cancel_requested_at_ms")?.is_some(),
+        stop_requested_at_ms: columns.get("stop_requested_at_ms")?,
+        agent_started: columns.flag("agent_started")?,
+        phase: columns.parse_optional("phase")?,
+        outcome: columns.json_optional("outcome")?,
+        pushed_commit: columns.get("pushed_commit")?,
+        lease_expires_at_ms: columns.get("lease_expires_at_ms")?,
+        provider_status: status.map(|_| columns.number("provider_status")).transpose()?,
+    })
+}
+
+const GIVE_BACK: &str = "update run set status = 'queued', phase = null, waiting = null, lease_expires_at_ms = null, \
+     stop_requested_at_ms = null, home_server_id = null, sandbox_id = null, base_commit = null, outcome = null, \
+     not_before_ms = $2 where id = $1 and status = 'running'";
+
+async fn give_back(tx: &mut Tx<'_>, run: &Run, reason: &str, delay_ms: i64) -> Result<(), StoreError> {
+    sqlx::query(GIVE_BACK)
+        .bind(run.id.as_str())
+        .bind(tx.now_ms.saturating_add(delay_ms))
+        .execute(&mut *tx.db)
+        .await?;
+    let event = NewEvent::new(EventKind::RunRequeued, &json!({ "reason": reason }));
+    events::append(tx, &run.session, &run.id, &[event]).await?;
+    release(tx, run).await
+}
+
+const END: &str = concat!(
+    "update run set status = $2, failure = $3, result = $4, finished_at_ms = $5, phase = null, waiting = null, \
+     lease_expires_at_ms = null where id = $1 and status = 'running' returning ",
+    run_columns!()
+);
+
+async fn end(tx: &mut Tx<'_>, run: &Run, finish: &Finish) -> Result<(), StoreError> {
+    let failure = finish.failure.as_ref().map(|failure| document("run.failure", failure)).transpose()?;
+    let row = sqlx::query(END)
+        .bind(run.id.as_str())
+        .bind(finish.status.as_str())
+        .bind(failure)
+        .bind(finish.result.as_deref().map(|text| cut(text, RESULT_TEXT_BYTES)))
+        .bind(tx.now_ms)
+        .fetch_one(&mut *tx.db)
+        .await?;
+    let ended = rows::run(&row)?;
+    events::append(tx, &ended.session, &ended.id, &[events::finished(&ended)]).await?;
+    release(tx, run).await
+}
+
+const DROP_INPUTS: &str = "delete from input where run_id = $1";
+
+const END_ATTEMPT: &str = "update attempt set ended_at_ms = $3 where run_id = $1 and number = $2";
+
+/// What both ways out of `running` share: the attempt is over, nothing is left to be told to its sandbox, and session
+/// and branch are free for others.
+async fn release(tx: &mut Tx<'_>, run: &Run) -> Result<(), StoreError> {
+    sqlx::query(DROP_INPUTS).bind(run.id.as_str()).execute(&mut *tx.db).await?;
+    sqlx::query(END_ATTEMPT)
+        .bind(run.id.as_str())
+        .bind(run.attempt)
+        .bind(tx.now_ms)
+        .execute(&mut *tx.db)
+        .await?;
+    tx.wake(Topic::Queue);
+    tx.wake(Topic::Run(run.id.clone()));
+    if let Some(sandbox) = &run.sandbox {
+        tx.wake(Topic::Sandbox(sandbox.clone()));
+    }
+    Ok(())
 }

@@ -43,10 +43,7 @@ impl<'r> Columns<'r> {
         Ok(Self { row, table, id })
     }
 
-    pub(crate) fn get<T>(&self, column: &str) -> Result<T, StoreError>
-    where
-        T: for<'d> Decode<'d, Sqlite> + Type<Sqlite>,
-    {
+    pub(crate) fn get<T: Decode<'r, Sqlite> + Type<Sqlite>>(&self, column: &str) -> Result<T, StoreError> {
         self.row.try_get(column).map_err(|error| self.corrupt(column, error))
     }
 
@@ -75,7 +72,10 @@ impl<'r> Columns<'r> {
     }
 
     /// A number of a smaller type than the column's.
-    pub(crate) fn number<T: TryFrom<i64, Error: Into<BoxError>>>(&self, column: &str) -> Result<T, StoreError> {
+    pub(crate) fn number<T: TryFrom<i64, Error: Into<BoxError>>>(
+        &self,
+        column: &str,
+    ) -> Result<T, StoreError> {
         T::try_from(self.get(column)?).map_err(|error| self.corrupt(column, error))
     }
 

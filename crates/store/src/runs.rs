@@ -167,16 +167,17 @@ impl Store {
     /// Safe: repeatable.
     pub async fn request_cancel(&self, project: &ProjectId, id: &RunId) -> Result<CancelRun, StoreError> {
         let mut tx = self.begin().await?;
-        let row = sqlx::query(ONE)
-            .bind(project.as_str())
-            .bind(id.as_str())
-            .fetch_optional(&mut *tx.db)
-            .await?;
+        let row =
+            sqlx::query(ONE).bind(project.as_str()).bind(id.as_str()).fetch_optional(&mut *tx.db).await?;
         let Some(row) = row else { return Ok(CancelRun::Unknown) };
         let run = rows::run(&row)?;
         let answer = match run.status {
-            RunStatus::Succeeded | RunStatus::Failed | RunStatus::Cancelled => return Ok(CancelRun::Final(run)),
-            RunStatus::Running if run.cancel_requested_at_ms.is_some() => return Ok(CancelRun::Requested(run)),
+            RunStatus::Succeeded | RunStatus::Failed | RunStatus::Cancelled => {
+                return Ok(CancelRun::Final(run));
+            }
+            RunStatus::Running if run.cancel_requested_at_ms.is_some() => {
+                return Ok(CancelRun::Requested(run));
+            }
             RunStatus::Queued => CancelRun::Cancelled(cancel_queued(&mut tx, id).await?),
             RunStatus::Running => CancelRun::Requested(cancel_running(&mut tx, id).await?),
         };
@@ -186,8 +187,7 @@ impl Store {
     }
 }
 
-const REMEMBERED: &str =
-    "select request_sha256, run_id from idempotency where project_id = $1 and key = $2 and expires_at_ms > $3";
+const REMEMBERED: &str = "select request_sha256, run_id from idempotency where project_id = $1 and key = $2 and expires_at_ms > $3";
 
 /// What was answered to the same key before, if it is still remembered.
 async fn replay(
@@ -244,7 +244,8 @@ fn new_run(tx: &Tx<'_>, project: ProjectId, mut spec: RunSpec) -> Result<Run, St
     let id = RunId::new(tx.now_ms, tx.random());
     if spec.branch.is_none() && spec.repository.is_some() {
         let branch = format!("caisson/{}/{}", spec.workflow.name, id.short());
-        let branch = BranchName::try_from(branch).map_err(|error| StoreError::corrupt("run.branch", error))?;
+        let branch =
+            BranchName::try_from(branch).map_err(|error| StoreError::corrupt("run.branch", error))?;
         spec.branch = Some(branch);
     }
     Ok(Run {

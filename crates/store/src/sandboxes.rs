@@ -1,9 +1,12 @@
 //! Sandboxes: which session each belongs to and how far it has come.
 
-use caisson_domain::grant::TokenHash;
+use caisson_domain::grant::{GrantKind, TokenHash};
 use caisson_domain::id::{SandboxId, ServerId, SessionId};
+use sqlx::sqlite::SqliteRow;
 
-use crate::{Store, StoreError};
+use crate::database::Tx;
+use crate::rows::Columns;
+use crate::{Store, StoreError, Topic};
 
 /// A sandbox to be made, with the hashes of its two grants.
 #[derive(Debug, Clone)]
@@ -96,6 +99,24 @@ pub struct SandboxRow {
     pub created_at_ms: i64,
 }
 
+const INSERT: &str = "insert into sandbox \
+     (id, project_id, session_id, server_id, engine, image, uid, state, created_at_ms, changed_at_ms) \
+     select $1, project_id, id, $3, $4, $5, $6, 'creating', $7, $7 from session where id = $2 returning project_id";
+
+const INSERT_GRANT: &str =
+    "insert into sandbox_grant (sandbox_id, kind, project_id, hash) values ($1, $2, $3, $4)";
+
+const ALIVE: &str = "select id, session_id, server_id, engine, image, uid, state, created_at_ms from sandbox \
+     where server_id = $1 and state <> 'destroyed' order by id";
+
+const ONE: &str = "select id, session_id, server_id, engine, image, uid, state, created_at_ms from sandbox \
+     where id = $1";
+
+const MOVE: &str = "update sandbox set state = $3, changed_at_ms = $4 where id = $1 and state = $2";
+
+const REVOKE: &str = "update sandbox_grant set revoked_at_ms = $3 \
+     where sandbox_id = $1 and kind = $2 and revoked_at_ms is null";
+
 impl Store {
     /// Writes down a sandbox before the engine makes it, so that no container is ever unknown.
     ///
@@ -103,18 +124,42 @@ impl Store {
     /// As every write; [`StoreError::Corrupt`] if session or server are not known, or the id is taken.
     /// # Cancel safety
     /// A dropped call may have written it; reconciling destroys what nobody uses.
-    pub async fn create_sandbox(&self, _new: &NewSandbox) -> Result<(), StoreError> {
-        todo!("create_sandbox")
+    pub async fn create_sandbox(&self, new: &NewSandbox) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        let project: Option<String> = sqlx::query_scalar(INSERT)
+            .bind(new.id.as_str())
+            .bind(new.session.as_str())
+            .bind(new.server.as_str())
+            .bind(new.engine.as_str())
+            .bind(new.image.as_str())
+            .bind(new.uid)
+            .bind(tx.now_ms)
+            .fetch_optional(&mut *tx.db)
+            .await?;
+        let project = project.ok_or_else(|| StoreError::missing("session", new.session.as_str()))?;
+        for (kind, hash) in [(GrantKind::Control, &new.control), (GrantKind::Agent, &new.agent)] {
+            sqlx::query(INSERT_GRANT)
+                .bind(new.id.as_str())
+                .bind(kind.as_str())
+                .bind(project.as_str())
+                .bind(hash.as_str())
+                .execute(&mut *tx.db)
+                .await?;
+        }
+        tx.wake(Topic::Server(new.server.clone()));
+        tx.commit().await
     }
 
-    /// The server's sandboxes that are not destroyed, oldest first.
+    /// The server's sandboxes that are not destroyed, oldest first: all of them, since whatever is left out here would
+    /// look like an orphan.
     ///
     /// # Errors
     /// As every read.
     /// # Cancel safety
     /// Safe: it only reads.
-    pub async fn sandboxes_of(&self, _server: &ServerId) -> Result<Vec<SandboxRow>, StoreError> {
-        todo!("sandboxes_of")
+    pub async fn sandboxes_of(&self, server: &ServerId) -> Result<Vec<SandboxRow>, StoreError> {
+        let rows = sqlx::query(ALIVE).bind(server.as_str()).fetch_all(self.reader()).await?;
+        rows.iter().map(sandbox).collect()
     }
 
     /// Moves a sandbox forward to `state` and revokes the grants that end there; `false` if it is there or further
@@ -124,12 +169,30 @@ impl Store {
     /// As every write.
     /// # Cancel safety
     /// Safe: repeatable.
-    pub async fn set_sandbox_state(
-        &self,
-        _id: &SandboxId,
-        _state: SandboxState,
-    ) -> Result<bool, StoreError> {
-        todo!("set_sandbox_state")
+    pub async fn set_sandbox_state(&self, id: &SandboxId, state: SandboxState) -> Result<bool, StoreError> {
+        let mut tx = self.begin().await?;
+        let row = sqlx::query(ONE).bind(id.as_str()).fetch_optional(&mut *tx.db).await?;
+        let Some(row) = row else { return Ok(false) };
+        let old = sandbox(&row)?;
+        if old.state >= state {
+            return Ok(false);
+        }
+        let moved = sqlx::query(MOVE)
+            .bind(id.as_str())
+            .bind(old.state.as_str())
+            .bind(state.as_str())
+            .bind(tx.now_ms)
+            .execute(&mut *tx.db)
+            .await?
+            .rows_affected()
+            == 1;
+        for kind in state.revokes() {
+            revoke(&mut tx, id, *kind).await?;
+        }
+        tx.wake(Topic::Sandbox(id.clone()));
+        tx.wake(Topic::Server(old.server));
+        tx.commit().await?;
+        Ok(moved)
     }
 
     /// The sandbox, whatever its state.
@@ -138,7 +201,52 @@ impl Store {
     /// As every read.
     /// # Cancel safety
     /// Safe: it only reads.
-    pub async fn sandbox(&self, _id: &SandboxId) -> Result<Option<SandboxRow>, StoreError> {
-        todo!("sandbox")
+    pub async fn sandbox(&self, id: &SandboxId) -> Result<Option<SandboxRow>, StoreError> {
+        let row = sqlx::query(ONE).bind(id.as_str()).fetch_optional(self.reader()).await?;
+        row.as_ref().map(sandbox).transpose()
+    }
+}
+
+impl SandboxState {
+    /// The grants that open nothing any more from this state on.
+    const fn revokes(self) -> &'static [GrantKind] {
+        match self {
+            Self::Creating | Self::Running => &[],
+            Self::Stopping => &[GrantKind::Agent],
+            Self::Destroyed => &[GrantKind::Agent, GrantKind::Control],
+        }
+    }
+}
+
+async fn revoke(tx: &mut Tx<'_>, id: &SandboxId, kind: GrantKind) -> Result<(), StoreError> {
+    sqlx::query(REVOKE).bind(id.as_str()).bind(kind.as_str()).bind(tx.now_ms).execute(&mut *tx.db).await?;
+    Ok(())
+}
+
+fn sandbox(row: &SqliteRow) -> Result<SandboxRow, StoreError> {
+    let columns = Columns::of("sandbox", row)?;
+    Ok(SandboxRow {
+        id: columns.parse("id")?,
+        session: columns.parse("session_id")?,
+        server: columns.parse("server_id")?,
+        engine: columns.get("engine")?,
+        image: columns.get("image")?,
+        uid: columns.number("uid")?,
+        state: columns.parse("state")?,
+        created_at_ms: columns.get("created_at_ms")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_parses_back_and_no_other_text_does() {
+        for state in SandboxState::ALL {
+            assert_eq!(state.to_string().parse::<SandboxState>().unwrap(), *state);
+        }
+        let error = "paused".parse::<SandboxState>().unwrap_err().to_string();
+        assert!(error.contains("\"paused\"") && error.contains("creating, running"), "{error}");
     }
 }

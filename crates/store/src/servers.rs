@@ -11,8 +11,7 @@ use crate::{Store, StoreError};
 const UPSERT: &str = "insert into server (id, seen_at_ms, problems) values ($1, $2, $3) \
      on conflict (id) do update set seen_at_ms = excluded.seen_at_ms, problems = excluded.problems";
 
-const LIVE: &str =
-    "select id, seen_at_ms, problems from server where seen_at_ms >= $1 order by id limit $2";
+const LIVE: &str = "select id, seen_at_ms, problems from server where seen_at_ms >= $1 order by id limit $2";
 
 impl Store {
     /// Makes a server known and counts it as alive now, with no placement problems.

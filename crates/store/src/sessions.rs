@@ -53,10 +53,8 @@ macro_rules! select_session {
 
 const ONE: &str = concat!(select_session!(), "where project_id = $1 and id = $2");
 
-const LIST: &str = concat!(
-    select_session!(),
-    "where project_id = $1 and ($2 is null or id < $2) order by id desc limit $3"
-);
+const LIST: &str =
+    concat!(select_session!(), "where project_id = $1 and ($2 is null or id < $2) order by id desc limit $3");
 
 impl Store {
     /// The session, if it belongs to the project.

@@ -1,9 +1,14 @@
 //! Accounting of model calls: a pending row before a request is forwarded, settled once.
 
-use caisson_domain::id::{RunId, ServerId, UsageId};
+use caisson_domain::event::{EventKind, NewEvent};
+use caisson_domain::id::{RunId, ServerId, SessionId, UsageId};
 use caisson_domain::usage::TokenCounts;
+use serde_json::json;
+use sqlx::sqlite::SqliteRow;
 
-use crate::{Store, StoreError};
+use crate::database::Tx;
+use crate::rows::Columns;
+use crate::{Store, StoreError, Topic, events};
 
 /// A model call that is about to be forwarded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,26 +40,80 @@ pub struct SettledCall {
     pub duration_ms: i64,
 }
 
+/// Most tokens of one kind that one call counts for: far beyond any model, and far from overflowing a sum.
+pub const CALL_TOKENS_MAX: i64 = 1_000_000_000;
+/// Most that one call costs, in micro-USD: a million dollars, far from overflowing a sum.
+pub const CALL_COST_MICRO_USD_MAX: i64 = 1_000_000_000_000;
+/// Calls settled in one transaction at a server's start.
+const ORPHAN_ITEMS: i64 = 100;
+
+const INSERT: &str = "insert into usage (id, project_id, session_id, run_id, server_id, state, model, input_tokens, \
+     output_tokens, cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cost_micro_usd, estimated, \
+     begun_at_ms) select $1, project_id, session_id, id, home_server_id, 'pending', $3, $4, $5, $6, $7, $8, $9, 1, $10 \
+     from run where id = $2 and home_server_id is not null returning session_id";
+
+const BEGUN_RUN: &str = "update run set calls = calls + 1 where id = $1";
+
+const BEGUN_SESSION: &str = "update session set calls = calls + 1 where id = $1";
+
+const ORPHANS: &str = "select id, model, input_tokens, output_tokens, cache_read_tokens, cache_write_5m_tokens, \
+     cache_write_1h_tokens, cost_micro_usd from usage where server_id = $1 and state = 'pending' \
+     order by id limit $2";
+
 impl Store {
     /// Writes down a call before it is forwarded, so that none is ever unmetered, and counts it as begun.
     ///
     /// # Errors
-    /// As every write; [`StoreError::Corrupt`] if there is no such run.
+    /// As every write; [`StoreError::Corrupt`] if there is no such run or it was never claimed.
     /// # Cancel safety
     /// A dropped call may have written the row; it is settled as an estimate at the next start.
-    pub async fn begin_model_call(&self, _run: &RunId, _call: &NewModelCall) -> Result<UsageId, StoreError> {
-        todo!("begin_model_call")
+    pub async fn begin_model_call(&self, run: &RunId, call: &NewModelCall) -> Result<UsageId, StoreError> {
+        let mut tx = self.begin().await?;
+        let id = UsageId::new(tx.now_ms, tx.random());
+        let tokens = bounded(&call.estimate);
+        let session: Option<String> = sqlx::query_scalar(INSERT)
+            .bind(id.as_str())
+            .bind(run.as_str())
+            .bind(call.model.as_str())
+            .bind(tokens.input)
+            .bind(tokens.output)
+            .bind(tokens.cache_read)
+            .bind(tokens.cache_write_5m)
+            .bind(tokens.cache_write_1h)
+            .bind(bounded_cost(call.estimate_cost_micro_usd))
+            .bind(tx.now_ms)
+            .fetch_optional(&mut *tx.db)
+            .await?;
+        let session = session.ok_or_else(|| StoreError::missing("claimed run", run.as_str()))?;
+        sqlx::query(BEGUN_RUN).bind(run.as_str()).execute(&mut *tx.db).await?;
+        sqlx::query(BEGUN_SESSION).bind(session).execute(&mut *tx.db).await?;
+        tx.commit().await?;
+        Ok(id)
     }
 
     /// Settles a call: its numbers are added to run and session, and an event tells of it. `false` if it was settled
     /// before or is not known; then nothing changes.
     ///
+    /// Counts below zero or beyond [`CALL_TOKENS_MAX`] and [`CALL_COST_MICRO_USD_MAX`] are moved to the nearest bound.
+    ///
     /// # Errors
     /// As every write.
     /// # Cancel safety
     /// Safe: repeatable.
-    pub async fn settle_model_call(&self, _id: &UsageId, _settled: &SettledCall) -> Result<bool, StoreError> {
-        todo!("settle_model_call")
+    pub async fn settle_model_call(&self, id: &UsageId, settled: &SettledCall) -> Result<bool, StoreError> {
+        let mut tx = self.begin().await?;
+        let call = Settlement {
+            model: &settled.model,
+            status: Some(settled.status),
+            tokens: bounded(&settled.tokens),
+            cost_micro_usd: bounded_cost(settled.cost_micro_usd),
+            estimated: settled.estimated,
+            first_byte_ms: settled.first_byte_ms,
+            duration_ms: Some(settled.duration_ms),
+        };
+        let first = settle(&mut tx, id, &call).await?;
+        tx.commit().await?;
+        Ok(first)
     }
 
     /// Settles every pending call of the server's runs with its stored estimate and returns how many there were: for a
@@ -64,7 +123,144 @@ impl Store {
     /// As every write.
     /// # Cancel safety
     /// Safe: repeatable.
-    pub async fn settle_orphaned_calls(&self, _server: &ServerId) -> Result<u64, StoreError> {
-        todo!("settle_orphaned_calls")
+    pub async fn settle_orphaned_calls(&self, server: &ServerId) -> Result<u64, StoreError> {
+        let mut settled = 0;
+        loop {
+            let mut tx = self.begin().await?;
+            let orphans =
+                sqlx::query(ORPHANS).bind(server.as_str()).bind(ORPHAN_ITEMS).fetch_all(&mut *tx.db).await?;
+            if orphans.is_empty() {
+                return Ok(settled);
+            }
+            for row in &orphans {
+                settled += u64::from(settle_orphan(&mut tx, row).await?);
+            }
+            tx.commit().await?;
+        }
     }
+}
+
+/// What is written about a call that is over.
+struct Settlement<'c> {
+    model: &'c str,
+    /// None if the server died before it could know.
+    status: Option<u16>,
+    tokens: TokenCounts,
+    cost_micro_usd: i64,
+    estimated: bool,
+    first_byte_ms: Option<i64>,
+    duration_ms: Option<i64>,
+}
+
+async fn settle_orphan(tx: &mut Tx<'_>, row: &SqliteRow) -> Result<bool, StoreError> {
+    let columns = Columns::of("usage", row)?;
+    let call = Settlement {
+        model: columns.get("model")?,
+        status: None,
+        tokens: columns.tokens()?,
+        cost_micro_usd: columns.get("cost_micro_usd")?,
+        estimated: true,
+        first_byte_ms: None,
+        duration_ms: None,
+    };
+    settle(tx, &columns.parse("id")?, &call).await
+}
+
+const SETTLE: &str = "update usage set state = 'settled', model = $2, status = $3, input_tokens = $4, \
+     output_tokens = $5, cache_read_tokens = $6, cache_write_5m_tokens = $7, cache_write_1h_tokens = $8, \
+     cost_micro_usd = $9, estimated = $10, first_byte_ms = $11, duration_ms = $12, settled_at_ms = $13 \
+     where id = $1 and state = 'pending' returning id, run_id, session_id";
+
+async fn settle(tx: &mut Tx<'_>, id: &UsageId, call: &Settlement<'_>) -> Result<bool, StoreError> {
+    let row = sqlx::query(SETTLE)
+        .bind(id.as_str())
+        .bind(call.model)
+        .bind(call.status)
+        .bind(call.tokens.input)
+        .bind(call.tokens.output)
+        .bind(call.tokens.cache_read)
+        .bind(call.tokens.cache_write_5m)
+        .bind(call.tokens.cache_write_1h)
+        .bind(call.cost_micro_usd)
+        .bind(i64::from(call.estimated))
+        .bind(call.first_byte_ms)
+        .bind(call.duration_ms)
+        .bind(tx.now_ms)
+        .fetch_optional(&mut *tx.db)
+        .await?;
+    let Some(row) = row else { return Ok(false) };
+    let columns = Columns::of("usage", &row)?;
+    let run: RunId = columns.parse("run_id")?;
+    let session: SessionId = columns.parse("session_id")?;
+    add(tx, ADD_TO_RUN, run.as_str(), call).await?;
+    add(tx, ADD_TO_SESSION, session.as_str(), call).await?;
+    if let Some(status) = call.status {
+        sqlx::query(PROVIDER_STATUS).bind(run.as_str()).bind(status).execute(&mut *tx.db).await?;
+    }
+    events::append(tx, &session, &run, &[event(call)]).await?;
+    tx.wake(Topic::Run(run));
+    Ok(true)
+}
+
+fn event(call: &Settlement<'_>) -> NewEvent {
+    let data = json!({
+        "model": call.model,
+        "status": call.status.unwrap_or(0),
+        "tokens": call.tokens,
+        "cost_micro_usd": call.cost_micro_usd,
+        "estimated": call.estimated,
+        "first_byte_ms": call.first_byte_ms,
+        "duration_ms": call.duration_ms,
+    });
+    NewEvent::new(EventKind::ModelCall, &data)
+}
+
+macro_rules! add_to {
+    ($table:literal) => {
+        concat!(
+            "update ",
+            $table,
+            " set estimated_calls = estimated_calls + $2, input_tokens = input_tokens + $3, \
+             output_tokens = output_tokens + $4, cache_read_tokens = cache_read_tokens + $5, \
+             cache_write_5m_tokens = cache_write_5m_tokens + $6, cache_write_1h_tokens = cache_write_1h_tokens + $7, \
+             cost_micro_usd = cost_micro_usd + $8 where id = $1"
+        )
+    };
+}
+
+const ADD_TO_RUN: &str = add_to!("run");
+
+const ADD_TO_SESSION: &str = add_to!("session");
+
+const PROVIDER_STATUS: &str = "update run set provider_status = $2 where id = $1";
+
+async fn add(tx: &mut Tx<'_>, sql: &'static str, to: &str, call: &Settlement<'_>) -> Result<(), StoreError> {
+    sqlx::query(sql)
+        .bind(to)
+        .bind(i64::from(call.estimated))
+        .bind(call.tokens.input)
+        .bind(call.tokens.output)
+        .bind(call.tokens.cache_read)
+        .bind(call.tokens.cache_write_5m)
+        .bind(call.tokens.cache_write_1h)
+        .bind(call.cost_micro_usd)
+        .execute(&mut *tx.db)
+        .await?;
+    Ok(())
+}
+
+/// A reply is not trusted to hold sane numbers.
+fn bounded(tokens: &TokenCounts) -> TokenCounts {
+    let bound = |count: i64| count.clamp(0, CALL_TOKENS_MAX);
+    TokenCounts {
+        input: bound(tokens.input),
+        output: bound(tokens.output),
+        cache_read: bound(tokens.cache_read),
+        cache_write_5m: bound(tokens.cache_write_5m),
+        cache_write_1h: bound(tokens.cache_write_1h),
+    }
+}
+
+fn bounded_cost(cost_micro_usd: i64) -> i64 {
+    cost_micro_usd.clamp(0, CALL_COST_MICRO_USD_MAX)
 }

@@ -24,7 +24,8 @@ const UPSERT: &str = "insert into workflow (project_id, name, version, updated_a
      set version = workflow.version + 1, updated_at_ms = excluded.updated_at_ms, definition = excluded.definition \
      where workflow.definition <> excluded.definition";
 
-const ONE: &str = "select name, version, updated_at_ms, definition from workflow where project_id = $1 and name = $2";
+const ONE: &str =
+    "select name, version, updated_at_ms, definition from workflow where project_id = $1 and name = $2";
 
 const LIST: &str = "select name, version, updated_at_ms, definition from workflow where project_id = $1 \
      order by name limit $2";
@@ -70,8 +71,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn list_workflows(&self, project: &ProjectId) -> Result<Vec<StoredWorkflow>, StoreError> {
-        let rows =
-            sqlx::query(LIST).bind(project.as_str()).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
+        let rows = sqlx::query(LIST).bind(project.as_str()).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
         rows.iter().map(stored_workflow).collect()
     }
 }

@@ -145,9 +145,18 @@ impl WorkerConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         let mut faults = Vec::new();
         if !SLOTS.contains(&self.slots) {
-            faults.push(format!("slots is {}, but must be from {} to {}", self.slots, SLOTS.start(), SLOTS.end()));
+            faults.push(format!(
+                "slots is {}, but must be from {} to {}",
+                self.slots,
+                SLOTS.start(),
+                SLOTS.end()
+            ));
         }
-        let paths = [("state_dir", Some(&self.state_dir)), ("shim", Some(&self.shim)), ("agent_dir", self.agent_dir.as_ref())];
+        let paths = [
+            ("state_dir", Some(&self.state_dir)),
+            ("shim", Some(&self.shim)),
+            ("agent_dir", self.agent_dir.as_ref()),
+        ];
         let relative = |path: &Path| !path.is_absolute();
         for (name, path) in paths {
             if let Some(path) = path.filter(|path| relative(path)) {
@@ -233,6 +242,8 @@ mod tests {
     fn heartbeats_come_well_before_lease_and_silence_end() {
         let timing = Timing::default();
         assert!(timing.lease_heartbeat.as_millis() * 2 < limits::LEASE_MS.unsigned_abs().into());
-        assert!((timing.health_check + timing.probe).as_millis() < limits::SERVER_SILENT_MS.unsigned_abs().into());
+        assert!(
+            (timing.health_check + timing.probe).as_millis() < limits::SERVER_SILENT_MS.unsigned_abs().into()
+        );
     }
 }

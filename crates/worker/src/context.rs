@@ -85,7 +85,10 @@ impl Context {
                 Ok(answer) => return Ok(answer),
                 Err(error @ (StoreError::Unavailable(_) | StoreError::Full(_))) => {
                     let wait = backoff.next();
-                    warn!(error = &error as &dyn std::error::Error, "could not {doing}, trying again in {wait:?}");
+                    warn!(
+                        error = &error as &dyn std::error::Error,
+                        "could not {doing}, trying again in {wait:?}"
+                    );
                     self.pause(wait).await?;
                 }
                 Err(error @ (StoreError::Corrupt { .. } | StoreError::Migration(_))) => {

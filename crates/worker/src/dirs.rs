@@ -111,7 +111,8 @@ impl Dirs {
     /// Removes the sandbox's journal and door; the session's directories stay. Fine if they are gone.
     pub(crate) fn remove(&self, sandbox: &SandboxId) -> Result<(), DirError> {
         let trash = self.state_dir.join(TRASH).join(sandbox.as_str());
-        let parts = [self.state_dir.join(SANDBOXES).join(sandbox.as_str()), door_dir(&self.state_dir, sandbox)];
+        let parts =
+            [self.state_dir.join(SANDBOXES).join(sandbox.as_str()), door_dir(&self.state_dir, sandbox)];
         if ![&trash, &parts[0], &parts[1]].iter().any(|path| path.symlink_metadata().is_ok()) {
             return Ok(());
         }
@@ -147,7 +148,11 @@ impl Dirs {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, DirError> + Send + 'static,
 ) -> Result<T, DirError> {
-    let lost = |source| DirError { operation: "finish work on", path: PathBuf::from("."), source: io::Error::other(source) };
+    let lost = |source| DirError {
+        operation: "finish work on",
+        path: PathBuf::from("."),
+        source: io::Error::other(source),
+    };
     tokio::task::spawn_blocking(work).await.map_err(lost)?
 }
 
@@ -158,7 +163,9 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Dir
 /// Makes a directory whose parent only the server can write to; fine if it is there.
 fn make(path: &Path, mode: u32) -> Result<(), DirError> {
     match fs::DirBuilder::new().mode(PRIVATE).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed("make", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(failed("make", path)(error));
+        }
         Ok(()) | Err(_) => {}
     }
     let found = fs::symlink_metadata(path).map_err(failed("look at", path))?;
@@ -166,7 +173,8 @@ fn make(path: &Path, mode: u32) -> Result<(), DirError> {
         return Err(failed("make", path)(io::ErrorKind::NotADirectory.into()));
     }
     if found.mode() & 0o777 != mode {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed("set the mode of", path))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+            .map_err(failed("set the mode of", path))?;
     }
     Ok(())
 }
@@ -223,7 +231,10 @@ mod tests {
             let (_root, dirs) = dirs();
             let (session, sandbox) = ids();
             let error = dirs.make(&session, &sandbox, Owner { uid: 1, gid: 1 }).unwrap_err();
-            assert_eq!((error.operation, error.source.kind()), ("give away", io::ErrorKind::PermissionDenied));
+            assert_eq!(
+                (error.operation, error.source.kind()),
+                ("give away", io::ErrorKind::PermissionDenied)
+            );
             return;
         }
         let (_root, dirs) = dirs();

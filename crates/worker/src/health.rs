@@ -1,7 +1,7 @@
 //! Whether this server can place runs, told to the store and to the claim loop.
 
-use std::path::Path;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use async_trait::async_trait;
 use caisson_domain::server::{PlacementProblem, ProblemCode};
@@ -119,7 +119,10 @@ pub(crate) async fn keep(ctx: &Context) {
             () = tokio::time::sleep(ctx.timing().health_check) => {}
         }
         if let Err(error) = check(ctx).await {
-            warn!(error = &error as &dyn std::error::Error, "could not tell the store of this server's health");
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "could not tell the store of this server's health"
+            );
         }
     }
 }
@@ -152,7 +155,10 @@ async fn find(ctx: &Context) -> Vec<PlacementProblem> {
     match here.await {
         Ok(found) => problems.extend(found.into_iter().flatten()),
         Err(error) => {
-            problems.push(problem(ProblemCode::DiskLow, format!("{error}: {}; check the state directory", error.source)));
+            problems.push(problem(
+                ProblemCode::DiskLow,
+                format!("{error}: {}; check the state directory", error.source),
+            ));
         }
     }
     problems

@@ -84,8 +84,12 @@ pub(crate) fn by_outcome(facts: &Facts<'_>, outcome: &Outcome) -> Finish {
             Some(failure) => (RunStatus::Failed, Some(failure)),
         },
         Ending::Failed(failure) => (RunStatus::Failed, Some(told(facts, failure))),
-        Ending::Stopped(StopReason::Cancel) if facts.progress.cancel_requested => (RunStatus::Cancelled, None),
-        Ending::Stopped(StopReason::Timeout) if timeout_passed(facts) => (RunStatus::Failed, Some(timed_out(facts))),
+        Ending::Stopped(StopReason::Cancel) if facts.progress.cancel_requested => {
+            (RunStatus::Cancelled, None)
+        }
+        Ending::Stopped(StopReason::Timeout) if timeout_passed(facts) => {
+            (RunStatus::Failed, Some(timed_out(facts)))
+        }
         Ending::Stopped(reason) => (RunStatus::Failed, Some(never_told(*reason))),
     };
     Finish { status, failure, result }
@@ -210,8 +214,11 @@ fn out_of_memory(facts: &Facts<'_>) -> Failure {
 
 fn lost(facts: &Facts<'_>, end: &End) -> Failure {
     let message = "the sandbox ended while the agent worked; its session's workspace is kept";
-    Failure::new(FailureKind::SandboxLost, message)
-        .with_evidence(format!("{}; {}", seen(end), last_call(facts)))
+    Failure::new(FailureKind::SandboxLost, message).with_evidence(format!(
+        "{}; {}",
+        seen(end),
+        last_call(facts)
+    ))
 }
 
 /// What the engine saw of an end.
@@ -220,7 +227,8 @@ fn seen(end: &End) -> String {
         End::Gone => "the engine does not know the sandbox".to_owned(),
         End::NeverRan(fault) => fault.message.clone(),
         End::Exited(exit) => {
-            let code = exit.code.map_or_else(|| "unknown exit code".to_owned(), |code| format!("exit code {code}"));
+            let code =
+                exit.code.map_or_else(|| "unknown exit code".to_owned(), |code| format!("exit code {code}"));
             let memory = if exit.oom_killed { ", a process was killed for want of memory" } else { "" };
             format!("{code}{memory}")
         }

@@ -87,7 +87,10 @@ fn a_claimed_push_must_be_the_commit_that_the_gateway_carried() {
         assert_eq!(kind(&finish), wanted, "{outcome:?} {carried:?}");
         assert_eq!(finish.result.as_deref(), Some("done"));
         let evidence = finish.failure.and_then(|failure| failure.evidence).unwrap_or_default();
-        assert!(carried.is_none_or(|carried| wanted == SUCCEEDED || evidence.contains(carried)), "{evidence}");
+        assert!(
+            carried.is_none_or(|carried| wanted == SUCCEEDED || evidence.contains(carried)),
+            "{evidence}"
+        );
     }
 }
 
@@ -133,7 +136,11 @@ fn a_reported_failure_is_kept_and_a_providers_is_shown_beside_what_the_gateway_s
             let finish = by_outcome(&facts(&spec(), &progress), &outcome(Ending::Failed(failure.clone())));
             assert_eq!(kind(&finish), failed_as(*failure_kind));
             let evidence = finish.failure.unwrap().evidence.unwrap();
-            assert_eq!(evidence.contains(words), failure_kind.as_str().starts_with("provider_"), "{evidence}");
+            assert_eq!(
+                evidence.contains(words),
+                failure_kind.as_str().starts_with("provider_"),
+                "{evidence}"
+            );
             assert!(evidence.ends_with("what"));
         }
     }
@@ -173,7 +180,13 @@ fn an_end_without_an_outcome_is_judged_by_what_was_asked_and_seen() {
         (&never_ran(FaultClass::Passing), false, Some(NOW), failed_as(FailureKind::Timeout), ""),
         (&oom, false, None, failed_as(FailureKind::Oom), ""),
         (&killed, false, None, failed_as(FailureKind::SandboxLost), "exit code 137; no model call"),
-        (&broke, false, None, failed_as(FailureKind::SandboxLost), "exit code 1, a process was killed for want of memory"),
+        (
+            &broke,
+            false,
+            None,
+            failed_as(FailureKind::SandboxLost),
+            "exit code 1, a process was killed for want of memory",
+        ),
         (&unknown, false, None, failed_as(FailureKind::SandboxLost), "unknown exit code"),
         (&End::Gone, false, None, failed_as(FailureKind::SandboxLost), "does not know the sandbox"),
         (&never_ran(FaultClass::Retry), false, None, failed_as(FailureKind::SandboxLost), "no room"),
@@ -190,7 +203,9 @@ fn an_end_without_an_outcome_is_judged_by_what_was_asked_and_seen() {
 #[test]
 fn want_of_memory_ends_a_run_even_before_its_agent_started() {
     let progress = Progress { agent_started: false, ..progress() };
-    let Verdict::Finish(finish) = by_end(&facts(&spec(), &progress), &exit(Some(137), true)) else { panic!() };
+    let Verdict::Finish(finish) = by_end(&facts(&spec(), &progress), &exit(Some(137), true)) else {
+        panic!()
+    };
     assert_eq!(kind(&finish), failed_as(FailureKind::Oom));
     assert!(finish.failure.unwrap().message.contains("2048 MiB"));
 }

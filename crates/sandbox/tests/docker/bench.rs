@@ -114,9 +114,11 @@ impl Bench {
             home_dir: directory("home"),
             shim: program(&root, script),
         };
-        let ready = mounts.workspace_dir.join("ready");
-        nix::unistd::mkfifo(&ready, nix::sys::stat::Mode::S_IRWXU).expect("a pipe can be made");
-        std::fs::set_permissions(&ready, std::fs::Permissions::from_mode(0o666)).expect("it is ours");
+        for pipe in ["ready", "go"] {
+            let path = mounts.workspace_dir.join(pipe);
+            nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a pipe can be made");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).expect("it is ours");
+        }
         SandboxSpec {
             id: SandboxId::new(1, random()),
             session: SessionId::new(1, random()),

@@ -57,14 +57,14 @@ impl Ground<'_> {
 }
 
 pub(crate) async fn a_life_goes_from_created_over_running_to_exited(ground: &Ground<'_>) {
-    let spec = (ground.make)("echo ready > /workspace/ready; read line < /workspace/ready; exit 3");
+    let spec = (ground.make)("echo ready > /workspace/ready; read line < /workspace/go; exit 3");
     assert_eq!(ground.liveness(&spec).await, None);
     ground.engine.create(&spec).await.unwrap();
     assert_eq!(ground.liveness(&spec).await, Some(Liveness::Created));
     ground.engine.start(&spec.id).await.unwrap();
     assert_eq!(ready(&spec).await, "ready");
     assert_eq!(ground.liveness(&spec).await, Some(Liveness::Running));
-    let (pipe, id) = (spec.mounts.workspace_dir.join("ready"), spec.id.clone());
+    let (pipe, id) = (spec.mounts.workspace_dir.join("go"), spec.id.clone());
     let go_on = tokio::task::spawn_blocking(move || std::fs::write(pipe, "go on\n").unwrap());
     let exit = ground.engine.wait(&id).await.unwrap();
     go_on.await.unwrap();

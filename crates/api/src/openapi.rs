@@ -1,0 +1,107 @@
+//! The OpenAPI document and the routes, which are one list: a route without documentation cannot be added.
+
+use axum::extract::State;
+use axum::middleware::from_fn;
+use axum::response::IntoResponse;
+use http::header;
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, Response, ResponseBuilder};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::negotiate::{JSON, json_only};
+use crate::problem::PROBLEM_JSON;
+use crate::state::App;
+use crate::{agents, events, health, runs, sessions, workflows};
+
+/// Name of the scheme in which a key is a bearer token.
+const BEARER: &str = "bearer";
+/// Name of the scheme in which a key is a header of its own.
+const HEADER: &str = "api_key";
+/// Refusals that every route with a key may answer with.
+const COMMON: [(&str, &str); 5] = [
+    ("401", "No key, or one that opens nothing"),
+    ("403", "The key lacks the scope"),
+    ("406", "The caller does not take what this path answers with"),
+    ("500", "A fault of the server"),
+    ("503", "The store does not answer, or no server can place runs; come again later"),
+];
+
+/// Makes the API's description, in OpenAPI 3.1.
+#[must_use]
+pub fn openapi() -> OpenApi {
+    complete(routes().into_openapi())
+}
+
+/// All routes with their documentation.
+pub(crate) fn routes() -> OpenApiRouter<App> {
+    let json = OpenApiRouter::new()
+        .routes(routes!(runs::create_run, runs::list_runs))
+        .routes(routes!(runs::get_run))
+        .routes(routes!(runs::cancel_run))
+        .routes(routes!(runs::list_artifacts))
+        .routes(routes!(sessions::list_sessions))
+        .routes(routes!(sessions::get_session))
+        .routes(routes!(agents::list_agents))
+        .routes(routes!(workflows::list_workflows))
+        .routes(routes!(workflows::get_workflow))
+        .routes(routes!(health::healthz))
+        .routes(routes!(health::readyz))
+        .routes(routes!(openapi_json))
+        .route_layer(from_fn(json_only));
+    let info = InfoBuilder::new()
+        .title("Caisson")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some("Runs Claude Code, each session sealed in its own container."))
+        .build();
+    OpenApiRouter::with_openapi(OpenApiBuilder::new().info(info).build())
+        .merge(json)
+        .routes(routes!(runs::get_diff))
+        .routes(routes!(runs::get_artifact))
+        .routes(routes!(events::read_run_events))
+        .routes(routes!(events::read_session_events))
+}
+
+/// Adds what holds for many routes: the keys, and the refusals that any of them may answer with.
+pub(crate) fn complete(mut document: OpenApi) -> OpenApi {
+    let components = document.components.get_or_insert_default();
+    components.add_security_scheme(
+        BEARER,
+        SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build()),
+    );
+    let header = ApiKeyValue::new(crate::auth::API_KEY.as_str());
+    components.add_security_scheme(HEADER, SecurityScheme::ApiKey(ApiKey::Header(header)));
+    for item in document.paths.paths.values_mut() {
+        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+            add_common(operation);
+        }
+    }
+    document
+}
+
+fn add_common(operation: &mut Operation) {
+    if operation.security.is_some() {
+        return;
+    }
+    let scheme = |name| SecurityRequirement::new(name, Vec::<String>::new());
+    operation.security = Some(vec![scheme(BEARER), scheme(HEADER)]);
+    for (status, description) in COMMON {
+        let responses = &mut operation.responses.responses;
+        responses.entry(status.to_owned()).or_insert_with(|| RefOr::T(refusal(description)));
+    }
+}
+
+fn refusal(description: &str) -> Response {
+    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
+    ResponseBuilder::new().description(description).content(PROBLEM_JSON, content).build()
+}
+
+/// This document
+#[utoipa::path(
+    get, path = "/v1/openapi.json", tag = "health", operation_id = "openapi", security(()),
+    responses((status = 200, description = "OpenAPI 3.1", content_type = "application/json", body = Object)),
+)]
+async fn openapi_json(State(app): State<App>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, JSON)], app.document())
+}

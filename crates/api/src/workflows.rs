@@ -1,0 +1,156 @@
+//! `/v1/workflows`: list and get.
+
+use axum::Json;
+use axum::extract::State;
+use caisson_domain::workflow::{PermissionMode, Publish};
+use caisson_store::StoredWorkflow;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::auth::Reader;
+use crate::extract::{NamePath, NoParams};
+use crate::problem::{ApiError, Problem};
+use crate::runs::ResourcesView;
+use crate::state::App;
+
+/// A workflow in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WorkflowSummary {
+    /// Its name.
+    pub name: String,
+    /// One line for people.
+    pub description: String,
+    /// How often it was changed, 1 for the first definition.
+    pub version: i64,
+    /// Unix ms.
+    pub updated_at_ms: i64,
+}
+
+/// The project's workflows, by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WorkflowList {
+    /// All of them.
+    pub items: Vec<WorkflowSummary>,
+}
+
+/// The named definition that runs follow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WorkflowView {
+    /// Its name.
+    pub name: String,
+    /// One line for people.
+    pub description: String,
+    /// How often it was changed, 1 for the first definition.
+    pub version: i64,
+    /// Unix ms.
+    pub updated_at_ms: i64,
+    /// Added to the agent's system prompt.
+    pub prompt: String,
+    /// Tools the agent has; none means all.
+    pub tools: Option<Vec<String>>,
+    /// Tools it must not use.
+    pub disallowed_tools: Vec<String>,
+    /// Model id or alias.
+    pub model: Option<String>,
+    /// How the agent asks for permission.
+    #[schema(schema_with = crate::schema::permission_mode)]
+    pub permission_mode: PermissionMode,
+    /// Most turns of the agent.
+    pub max_turns: Option<u32>,
+    /// Names of its MCP servers; how they are started may hold what readers should not see.
+    pub mcp_servers: Vec<String>,
+    /// What Caisson itself reads.
+    pub caisson: CaissonView,
+}
+
+/// What Caisson itself reads of a workflow: the values of a run that gives none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CaissonView {
+    /// The sandbox's image; none means the server's default.
+    pub image: Option<String>,
+    /// Time limit of a run, in seconds.
+    pub timeout_s: u32,
+    /// What the sandbox may use.
+    pub resources: ResourcesView,
+    /// Names that a run's `environment` may set.
+    pub environment: Vec<String>,
+    /// What happens to the work.
+    #[schema(schema_with = crate::schema::publish)]
+    pub publish: Publish,
+    /// Conventional Commits type of the deterministic commit message.
+    pub commit_type: String,
+}
+
+impl From<StoredWorkflow> for WorkflowSummary {
+    fn from(stored: StoredWorkflow) -> Self {
+        Self {
+            name: stored.workflow.name,
+            description: stored.workflow.description,
+            version: stored.version,
+            updated_at_ms: stored.updated_at_ms,
+        }
+    }
+}
+
+impl From<StoredWorkflow> for WorkflowView {
+    fn from(stored: StoredWorkflow) -> Self {
+        let workflow = stored.workflow;
+        Self {
+            name: workflow.name,
+            description: workflow.description,
+            version: stored.version,
+            updated_at_ms: stored.updated_at_ms,
+            prompt: workflow.prompt,
+            tools: workflow.tools,
+            disallowed_tools: workflow.disallowed_tools,
+            model: workflow.model,
+            permission_mode: workflow.permission_mode,
+            max_turns: workflow.max_turns,
+            mcp_servers: workflow.mcp_servers.keys().cloned().collect(),
+            caisson: CaissonView {
+                image: workflow.caisson.image,
+                timeout_s: workflow.caisson.timeout_s,
+                resources: workflow.caisson.resources.resolve().into(),
+                environment: workflow.caisson.environment,
+                publish: workflow.caisson.publish,
+                commit_type: workflow.caisson.commit_type,
+            },
+        }
+    }
+}
+
+/// List workflows
+#[utoipa::path(
+    get, path = "/v1/workflows", tag = "workflows", operation_id = "list_workflows",
+    responses((status = 200, description = "The workflows by name", body = WorkflowList)),
+)]
+pub(crate) async fn list_workflows(
+    State(app): State<App>,
+    Reader(caller): Reader,
+    _: NoParams,
+) -> Result<Json<WorkflowList>, ApiError> {
+    let found = app.store().list_workflows(&caller.project).await?;
+    Ok(Json(WorkflowList { items: found.into_iter().map(WorkflowSummary::from).collect() }))
+}
+
+/// Get a workflow
+#[utoipa::path(
+    get, path = "/v1/workflows/{name}", tag = "workflows", operation_id = "get_workflow",
+    params(("name" = String, Path, description = "The workflow's name")),
+    responses(
+        (status = 200, description = "The workflow", body = WorkflowView),
+        (status = 404, description = "The project has no such workflow", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn get_workflow(
+    State(app): State<App>,
+    Reader(caller): Reader,
+    NamePath(name): NamePath,
+    _: NoParams,
+) -> Result<Json<WorkflowView>, ApiError> {
+    let found = app.store().workflow(&caller.project, &name).await?;
+    found.map(|stored| Json(stored.into())).ok_or_else(|| ApiError::Unknown {
+        code: "unknown_workflow",
+        detail: "there is no such workflow".to_owned(),
+    })
+}

@@ -1,0 +1,245 @@
+//! Reads usage from a reply of the model API while its bytes pass unchanged.
+//!
+//! Source of the shapes: the Messages API's documentation of streaming. `message_start` carries the input's counts,
+//! `message_delta` the output's (cumulative), `message_stop` ends the message; a reply that is not streamed is one JSON object
+//! with `model` and `usage`.
+
+use std::io::{self, Write};
+
+use caisson_domain::usage::TokenCounts;
+use flate2::write::MultiGzDecoder;
+use http::HeaderMap;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use serde_json::Value;
+
+use super::sse::Parser;
+use crate::bounds::{BYTES_PER_TOKEN, JSON_COPY_BYTES, MODEL_NAME_BYTES};
+
+/// What a reply told about itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Reading {
+    /// The model that answered.
+    pub(super) model: Option<String>,
+    /// The counts so far; none means that nothing was told.
+    pub(super) tokens: Option<TokenCounts>,
+    /// Bytes of text that the model wrote, as far as they were seen.
+    pub(super) text_bytes: usize,
+    /// The counts are final.
+    pub(super) exact: bool,
+}
+
+impl Reading {
+    /// The counts to settle with. What is not final is at least as much as was seen, and at least the estimate: an honest
+    /// guess errs to the dear side.
+    pub(super) fn merged(&self, estimate: &TokenCounts) -> TokenCounts {
+        match self.tokens {
+            None => *estimate,
+            Some(tokens) if self.exact => tokens,
+            Some(tokens) => {
+                let written = i64::try_from(self.text_bytes / BYTES_PER_TOKEN).unwrap_or(i64::MAX);
+                TokenCounts { output: tokens.output.max(written).max(estimate.output), ..tokens }
+            }
+        }
+    }
+}
+
+/// Reads one reply.
+pub(super) struct Meter(Decoder);
+
+enum Decoder {
+    Plain(Reader),
+    Gzip(Box<MultiGzDecoder<Reader>>),
+    /// The encoding is not one that is read, or the bytes were not what they should be.
+    Blind(Reading),
+}
+
+impl Meter {
+    /// A meter for a successful reply with these headers.
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let kind = text(CONTENT_TYPE).split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let form = match kind.as_str() {
+            "text/event-stream" => Form::Stream(Parser::default()),
+            "application/json" => Form::Whole(Some(Vec::new())),
+            _ => return Self::blind(),
+        };
+        let reader = Reader { form, reading: Reading::default(), stopped: false };
+        match text(CONTENT_ENCODING).trim().to_ascii_lowercase().as_str() {
+            "" | "identity" => Self(Decoder::Plain(reader)),
+            "gzip" | "x-gzip" => Self(Decoder::Gzip(Box::new(MultiGzDecoder::new(reader)))),
+            _ => Self::blind(),
+        }
+    }
+
+    /// A meter that reads nothing.
+    pub(super) fn blind() -> Self {
+        Self(Decoder::Blind(Reading::default()))
+    }
+
+    /// Takes the next bytes of the reply, as they came.
+    pub(super) fn feed(&mut self, bytes: &[u8]) {
+        let read = match &mut self.0 {
+            Decoder::Plain(reader) => reader.write_all(bytes),
+            Decoder::Gzip(decoder) => decoder.write_all(bytes).and_then(|()| decoder.flush()),
+            Decoder::Blind(_) => Ok(()),
+        };
+        if read.is_err() {
+            let reading = Reading { exact: false, ..self.reading().clone() };
+            self.0 = Decoder::Blind(reading);
+        }
+    }
+
+    /// The reply ended as it should.
+    pub(super) fn end(&mut self) {
+        match &mut self.0 {
+            Decoder::Plain(reader) => reader.end(),
+            Decoder::Gzip(decoder) => {
+                if decoder.try_finish().is_ok() {
+                    decoder.get_mut().end();
+                }
+            }
+            Decoder::Blind(_) => {}
+        }
+    }
+
+    /// Whether nothing that follows can change the counts.
+    pub(super) fn is_complete(&self) -> bool {
+        self.reading().exact
+    }
+
+    /// Whether completeness shows only when the last byte is there, so that the last piece must wait for it.
+    pub(super) fn ends_with_its_last_byte(&self) -> bool {
+        match &self.0 {
+            Decoder::Plain(reader) => matches!(reader.form, Form::Whole(_)),
+            Decoder::Gzip(decoder) => matches!(decoder.get_ref().form, Form::Whole(_)),
+            Decoder::Blind(_) => false,
+        }
+    }
+
+    pub(super) fn reading(&self) -> &Reading {
+        match &self.0 {
+            Decoder::Plain(reader) => &reader.reading,
+            Decoder::Gzip(decoder) => &decoder.get_ref().reading,
+            Decoder::Blind(reading) => reading,
+        }
+    }
+}
+
+enum Form {
+    Stream(Parser),
+    /// The copy; none when it became longer than [`JSON_COPY_BYTES`].
+    Whole(Option<Vec<u8>>),
+}
+
+struct Reader {
+    form: Form,
+    reading: Reading,
+    /// `message_stop` came.
+    stopped: bool,
+}
+
+impl Write for Reader {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.form {
+            Form::Stream(parser) => {
+                let (reading, stopped) = (&mut self.reading, &mut self.stopped);
+                parser.feed(bytes, &mut |data| take_event(reading, stopped, data));
+            }
+            Form::Whole(copy) => {
+                let fits = copy.as_ref().is_some_and(|copy| copy.len() + bytes.len() <= JSON_COPY_BYTES);
+                match copy {
+                    Some(copy) if fits => copy.extend_from_slice(bytes),
+                    Some(_) | None => *copy = None,
+                }
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Reader {
+    fn end(&mut self) {
+        match &mut self.form {
+            Form::Stream(parser) => {
+                let (reading, stopped) = (&mut self.reading, &mut self.stopped);
+                parser.end(&mut |data| take_event(reading, stopped, data));
+            }
+            Form::Whole(copy) => {
+                let copy = copy.take().unwrap_or_default();
+                if let Ok(message) = serde_json::from_slice::<Value>(&copy) {
+                    take_message(&mut self.reading, &message);
+                    self.reading.exact = self.reading.tokens.is_some();
+                }
+            }
+        }
+    }
+}
+
+/// One event of a streamed reply.
+fn take_event(reading: &mut Reading, stopped: &mut bool, data: &[u8]) {
+    let Ok(event) = serde_json::from_slice::<Value>(data) else { return };
+    match event.get("type").and_then(Value::as_str).unwrap_or_default() {
+        "message_start" => {
+            if let Some(message) = event.get("message") {
+                take_message(reading, message);
+            }
+        }
+        "content_block_delta" => {
+            let delta = event.get("delta").and_then(Value::as_object);
+            let texts = delta.into_iter().flat_map(|delta| delta.values()).filter_map(Value::as_str);
+            reading.text_bytes = texts.fold(reading.text_bytes, |sum, text| sum.saturating_add(text.len()));
+        }
+        "message_delta" => take_usage(reading, event.get("usage")),
+        "message_stop" => *stopped = true,
+        _ => {}
+    }
+    reading.exact = *stopped && reading.tokens.is_some();
+}
+
+fn take_message(reading: &mut Reading, message: &Value) {
+    if let Some(model) = message.get("model").and_then(Value::as_str) {
+        reading.model = Some(model_name(model));
+    }
+    take_usage(reading, message.get("usage"));
+}
+
+/// Counts that are named replace those told before; the others stay.
+fn take_usage(reading: &mut Reading, usage: Option<&Value>) {
+    let Some(usage) = usage.filter(|usage| usage.is_object()) else { return };
+    let tokens = reading.tokens.get_or_insert_default();
+    let count = |value: Option<&Value>| value.and_then(Value::as_i64).map(|count| count.max(0));
+    let replace = |field: &mut i64, name: &str| {
+        if let Some(value) = count(usage.get(name)) {
+            *field = value;
+        }
+    };
+    replace(&mut tokens.input, "input_tokens");
+    replace(&mut tokens.output, "output_tokens");
+    replace(&mut tokens.cache_read, "cache_read_input_tokens");
+    let total = count(usage.get("cache_creation_input_tokens"));
+    let split = usage.get("cache_creation");
+    let part = |name: &str| count(split.and_then(|split| split.get(name)));
+    let hour = part("ephemeral_1h_input_tokens");
+    let minutes = part("ephemeral_5m_input_tokens");
+    if total.is_none() && hour.is_none() && minutes.is_none() {
+        return;
+    }
+    let hour = hour.unwrap_or(0);
+    // What the split leaves out was written for the default time, five minutes.
+    let rest = total.map_or(0, |total| total.saturating_sub(hour));
+    tokens.cache_write_1h = hour;
+    tokens.cache_write_5m = minutes.unwrap_or(0).max(rest);
+}
+
+/// A model's name fit to be kept: printable ASCII within its bound.
+pub(super) fn model_name(text: &str) -> String {
+    text.chars().filter(char::is_ascii_graphic).take(MODEL_NAME_BYTES).collect()
+}
+
+#[cfg(test)]
+#[path = "meter_tests.rs"]
+mod tests;

@@ -1,0 +1,158 @@
+//! Text deltas for live readers: coalesced, paced and lossy. They never wait for anything and nothing waits for them.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use caisson_domain::event::DeltaKind;
+use caisson_domain::id::RunId;
+use caisson_domain::limits::{DELTA_BYTES, DELTAS_PER_SECOND};
+use caisson_domain::protocol::{DeltaBatch, DeltaItem, paths};
+use http::Method;
+use tokio::sync::Notify;
+
+use crate::door::{Caller, Door};
+
+/// Text that may wait to be sent, in bytes: what goes out in a second. More is dropped.
+const WAITING_BYTES: usize = DELTAS_PER_SECOND as usize * DELTA_BYTES;
+/// How long one delta may take, in milliseconds, before it is given up.
+const SEND_MS: u64 = 2_000;
+
+/// Text that waits to be sent, in order; pure.
+#[derive(Debug, Default)]
+struct Waiting {
+    items: VecDeque<DeltaItem>,
+    bytes: usize,
+}
+
+impl Waiting {
+    /// Adds text to the last item of the same kind, or drops it if too much waits.
+    fn push(&mut self, kind: DeltaKind, text: &str) {
+        if text.is_empty() || self.bytes + text.len() > WAITING_BYTES {
+            return;
+        }
+        self.bytes += text.len();
+        match self.items.back_mut() {
+            Some(last) if last.kind == kind => last.text.push_str(text),
+            Some(_) | None => self.items.push_back(DeltaItem { kind, text: text.to_owned() }),
+        }
+    }
+
+    /// Takes at most [`DELTA_BYTES`] of one kind from the front.
+    fn take(&mut self) -> Option<DeltaItem> {
+        let mut item = self.items.pop_front()?;
+        let rest = item.text.split_off(item.text.floor_char_boundary(DELTA_BYTES));
+        if !rest.is_empty() {
+            self.items.push_front(DeltaItem { kind: item.kind, text: rest });
+        }
+        self.bytes -= item.text.len();
+        Some(item)
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// The deltas of one run.
+#[derive(Debug)]
+pub(crate) struct Deltas {
+    run: RunId,
+    waiting: Mutex<Waiting>,
+    pushed: Notify,
+}
+
+impl Deltas {
+    pub(crate) fn new(run: RunId) -> Arc<Self> {
+        Arc::new(Self { run, waiting: Mutex::default(), pushed: Notify::new() })
+    }
+
+    /// Adds text.
+    pub(crate) fn push(&self, kind: DeltaKind, text: &str) {
+        self.lock().push(kind, text);
+        self.pushed.notify_one();
+    }
+
+    /// Drops what has not been sent: the whole of it is recorded now.
+    pub(crate) fn clear(&self) {
+        self.lock().clear();
+    }
+
+    /// Sends what comes, at most [`DELTAS_PER_SECOND`], for ever. What cannot be sent is lost.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(crate) async fn send(self: Arc<Self>, door: Arc<Door>) {
+        let mut caller = Caller::new(&door);
+        loop {
+            let pushed = self.pushed.notified();
+            let Some(item) = self.take() else {
+                pushed.await;
+                continue;
+            };
+            let batch = DeltaBatch { run: self.run.clone(), items: vec![item] };
+            if let Ok(body) = serde_json::to_vec(&batch) {
+                let limit = Duration::from_millis(SEND_MS);
+                drop(caller.call(Method::POST, paths::DELTAS, body, limit).await);
+            }
+            tokio::time::sleep(Duration::from_secs(1) / DELTAS_PER_SECOND).await;
+        }
+    }
+
+    fn take(&self) -> Option<DeltaItem> {
+        self.lock().take()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(waiting: &mut Waiting) -> Option<(DeltaKind, String)> {
+        waiting.take().map(|item| (item.kind, item.text))
+    }
+
+    #[test]
+    fn text_of_one_kind_is_put_together_and_the_order_of_kinds_is_kept() {
+        let mut waiting = Waiting::default();
+        for (kind, text) in
+            [(DeltaKind::Thinking, "hm"), (DeltaKind::Text, "a"), (DeltaKind::Text, "b"), (DeltaKind::Text, "")]
+        {
+            waiting.push(kind, text);
+        }
+        assert_eq!(take(&mut waiting), Some((DeltaKind::Thinking, "hm".to_owned())));
+        assert_eq!(take(&mut waiting), Some((DeltaKind::Text, "ab".to_owned())));
+        assert_eq!(take(&mut waiting), None);
+    }
+
+    #[test]
+    fn a_delta_has_at_most_its_bound_and_ends_between_characters() {
+        let mut waiting = Waiting::default();
+        waiting.push(DeltaKind::Text, &format!("a{}", "ä".repeat(DELTA_BYTES / 2)));
+        assert_eq!(take(&mut waiting).unwrap().1.len(), DELTA_BYTES - 1);
+        assert_eq!(take(&mut waiting).unwrap().1, "ä");
+        waiting.push(DeltaKind::Text, &"b".repeat(DELTA_BYTES));
+        assert_eq!(take(&mut waiting).unwrap().1.len(), DELTA_BYTES);
+        assert_eq!(take(&mut waiting), None);
+    }
+
+    #[test]
+    fn what_is_more_than_may_wait_is_dropped() {
+        let mut waiting = Waiting::default();
+        waiting.push(DeltaKind::Text, &"x".repeat(WAITING_BYTES));
+        waiting.push(DeltaKind::Text, "y");
+        let mut sent = 0;
+        while let Some((_, text)) = take(&mut waiting) {
+            assert!(!text.contains('y'));
+            sent += text.len();
+        }
+        assert_eq!((sent, waiting.bytes), (WAITING_BYTES, 0));
+        waiting.push(DeltaKind::Text, "z");
+        waiting.clear();
+        assert_eq!(take(&mut waiting), None);
+    }
+}

@@ -1,0 +1,129 @@
+//! One run in this worker's hands: its lease, what is known of it, and what the worker tells about it.
+
+use std::sync::Arc;
+
+use caisson_domain::event::{EventKind, NewEvent};
+use caisson_domain::id::{Epoch, SandboxId};
+use caisson_domain::limits::EVENT_PAGE_ITEMS;
+use caisson_domain::run::Run;
+use caisson_store::{Claimed, Progress};
+use serde_json::Value;
+use tracing::warn;
+
+use crate::context::{Backoff, Context, Halt};
+use crate::judge::Facts;
+
+/// Name of the sandbox's id in the details of the worker's events.
+pub(crate) const SANDBOX: &str = "sandbox";
+
+/// One run in this worker's hands.
+pub(crate) struct Attempt {
+    pub(crate) ctx: Arc<Context>,
+    pub(crate) run: Run,
+    pub(crate) epoch: Epoch,
+    pub(crate) session_offset: i64,
+    /// Whether an earlier process had it: then what was to be told may have been told.
+    pub(crate) adopted: bool,
+}
+
+impl Attempt {
+    pub(crate) fn new(ctx: Arc<Context>, claimed: Claimed, adopted: bool) -> Self {
+        let Claimed { run, epoch, lease_expires_at_ms: _, session_uid_offset } = claimed;
+        Self { ctx, run, epoch, session_offset: session_uid_offset, adopted }
+    }
+
+    /// When the run's time limit passes, by the store's clock. It begins with the first claim.
+    pub(crate) fn deadline_ms(&self) -> i64 {
+        let started_at_ms = self.run.started_at_ms.unwrap_or(self.run.created_at_ms);
+        started_at_ms.saturating_add(i64::from(self.run.spec.timeout_s) * 1000)
+    }
+
+    /// What the store knows now; none if the run is lost.
+    pub(crate) async fn progress(&self) -> Result<Option<Progress>, Halt> {
+        let (store, run, epoch) = (&self.ctx.store, &self.run.id, self.epoch);
+        self.ctx.insist("read a run's progress", move || store.progress(run, epoch)).await
+    }
+
+    pub(crate) fn facts<'a>(&'a self, progress: &'a Progress) -> Facts<'a> {
+        let timing = self.ctx.timing();
+        Facts {
+            spec: &self.run.spec,
+            attempt: self.run.attempt,
+            progress,
+            now_ms: self.ctx.store.now_ms(),
+            deadline_ms: self.deadline_ms(),
+            requeue: (timing.requeue_first, timing.requeue_most),
+        }
+    }
+
+    /// Extends the lease for as long as it is waited on; returns only when the run is lost.
+    ///
+    /// A store that does not answer is asked again sooner: the run stays ours until somebody else has it.
+    pub(crate) async fn keep_lease(&self) {
+        let timing = self.ctx.timing();
+        let mut wait = timing.lease_heartbeat;
+        loop {
+            tokio::time::sleep(wait).await;
+            match self.ctx.store.heartbeat(&self.run.id, self.epoch).await {
+                Ok(Some(_)) => wait = timing.lease_heartbeat,
+                Ok(None) => return,
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    warn!(run.id = %self.run.id, error, "could not extend the lease of run {}", self.run.id);
+                    wait = timing.retry_most.min(timing.lease_heartbeat);
+                }
+            }
+        }
+    }
+
+    /// Writes an event about a sandbox, once: where an earlier try may have written it, what is written is looked at
+    /// first. `false` if the run is lost.
+    pub(crate) async fn tell(
+        &self,
+        sandbox: &SandboxId,
+        kind: EventKind,
+        mut data: Value,
+    ) -> Result<bool, Halt> {
+        data[SANDBOX] = Value::from(sandbox.as_str());
+        let event = NewEvent::new(kind, &data);
+        let mut backoff = Backoff::new(self.ctx.timing());
+        let mut doubtful = self.adopted;
+        loop {
+            if doubtful && self.told(sandbox, kind).await? {
+                return Ok(true);
+            }
+            match self.ctx.store.append_run_event(&self.run.id, self.epoch, event.clone()).await {
+                Ok(ours) => return Ok(ours),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    warn!(run.id = %self.run.id, error, "could not write an event of run {}", self.run.id);
+                    doubtful = true;
+                    self.ctx.pause(backoff.next()).await?;
+                }
+            }
+        }
+    }
+
+    /// Whether the run has an event of this kind about this sandbox.
+    async fn told(&self, sandbox: &SandboxId, kind: EventKind) -> Result<bool, Halt> {
+        let (store, run) = (&self.ctx.store, &self.run.id);
+        let mut after = 0;
+        loop {
+            let page = self
+                .ctx
+                .insist("read a run's events", move || store.events(run, after, EVENT_PAGE_ITEMS))
+                .await?;
+            let about = |text: &str| {
+                serde_json::from_str::<Value>(text)
+                    .is_ok_and(|data| data[SANDBOX].as_str() == Some(sandbox.as_str()))
+            };
+            if page.iter().any(|event| event.kind == kind && about(event.data.get())) {
+                return Ok(true);
+            }
+            match page.last() {
+                Some(last) if last.seq > after => after = last.seq,
+                Some(_) | None => return Ok(false),
+            }
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! Puts a claimed run into a new sandbox.
+
+use std::error::Error;
+
+use caisson_domain::event::EventKind;
+use caisson_domain::grant::{GrantKind, Token};
+use caisson_domain::id::SandboxId;
+use caisson_domain::protocol::environment;
+use caisson_sandbox::{EngineError, Mounts, ResourceLimits, SandboxSpec};
+use caisson_store::{NewSandbox, SandboxState};
+use serde_json::json;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::attempt::Attempt;
+use crate::config::Owner;
+use crate::context::Halt;
+use crate::dirs::{DirError, SandboxDirs, blocking};
+use crate::holds::{Hold, Predecessor};
+use crate::judge::{Fault, FaultClass};
+use crate::steps::Step;
+use crate::teardown;
+
+const MIB: u64 = 1024 * 1024;
+
+/// What came of placing a run.
+pub(crate) enum Placing {
+    /// Its sandbox runs.
+    Placed(Hold),
+    /// Another worker has the run.
+    Lost,
+    /// There is no sandbox that runs; what there is of one is still to be taken away.
+    Failed(Option<Hold>, Fault),
+}
+
+/// Why making a sandbox ended early.
+enum Stop {
+    Lost,
+    Fault(Fault),
+    Halt(Halt),
+}
+
+impl From<Halt> for Stop {
+    fn from(halt: Halt) -> Self {
+        Self::Halt(halt)
+    }
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+/// Puts the run into a new sandbox and starts it.
+///
+/// The order is what makes a crash harmless: directories before the row that makes the gateway bind the door, the row
+/// before the engine makes anything, and the placement before the start, so that the shim finds its work.
+pub(crate) async fn place(attempt: &Attempt) -> Result<Placing, Halt> {
+    let ctx = &attempt.ctx;
+    if let Err(stop) = clear_session(attempt).await {
+        return stopped(stop, None);
+    }
+    let Ok(_start) = ctx.starts.acquire().await else { return Err(Halt::Shutdown) };
+    let sandbox = SandboxId::new(ctx.store.now_ms(), ctx.random.bytes());
+    let Some(hold) = ctx.holds.take(&sandbox, Some(&attempt.run.session)) else {
+        return Ok(Placing::Failed(
+            None,
+            fault(FaultClass::Retry, "two sandboxes got the same id".to_owned()),
+        ));
+    };
+    match build(attempt, &sandbox).await {
+        Ok(()) => Ok(Placing::Placed(hold)),
+        Err(stop) => stopped(stop, Some(hold)),
+    }
+}
+
+fn stopped(stop: Stop, hold: Option<Hold>) -> Result<Placing, Halt> {
+    match stop {
+        Stop::Lost => Ok(Placing::Lost),
+        Stop::Fault(fault) => Ok(Placing::Failed(hold, fault)),
+        Stop::Halt(halt) => Err(halt),
+    }
+}
+
+/// Waits until the session's earlier sandboxes are gone: two must never write to one workspace.
+async fn clear_session(attempt: &Attempt) -> Result<(), Stop> {
+    let ctx = &attempt.ctx;
+    let until = Instant::now() + ctx.timing().predecessor;
+    let mut changes = ctx.holds.changes();
+    loop {
+        changes.mark_unchanged();
+        match ctx.holds.predecessor(&attempt.run.session) {
+            None => return Ok(()),
+            Some(Predecessor::Yours(hold)) => {
+                if !teardown::destroy(ctx, hold).await {
+                    return Err(in_the_way().into());
+                }
+            }
+            Some(Predecessor::Busy) => {
+                if tokio::time::timeout_at(until, changes.changed()).await.is_err() {
+                    return Err(in_the_way().into());
+                }
+            }
+        }
+    }
+}
+
+fn in_the_way() -> Fault {
+    fault(FaultClass::Passing, "the session's previous sandbox could not be removed yet".to_owned())
+}
+
+async fn build(attempt: &Attempt, sandbox: &SandboxId) -> Result<(), Stop> {
+    let ctx = &attempt.ctx;
+    let owner = ctx.config.uids.owner(attempt.session_offset).ok_or_else(|| {
+        let message = "no user id is left for the session; give the server a lower first uid".to_owned();
+        fault(FaultClass::Final, message)
+    })?;
+    let dirs = make_dirs(attempt, sandbox, owner).await?;
+    ctx.step(Step::DirsMade).await;
+
+    let [control, agent] =
+        [GrantKind::Control, GrantKind::Agent].map(|kind| Token::grant(kind, ctx.random.bytes()));
+    let image = attempt.run.spec.image.clone().unwrap_or_else(|| ctx.config.default_image.clone());
+    let row = NewSandbox {
+        id: sandbox.clone(),
+        session: attempt.run.session.clone(),
+        server: ctx.config.server.clone(),
+        engine: ctx.config.engine_name.clone(),
+        image: image.clone(),
+        uid: owner.uid,
+        control: control.hash(),
+        agent: agent.hash(),
+    };
+    let spec = specify(attempt, &row, (owner, dirs), [&control, &agent])?;
+    write_row(attempt, &row).await?;
+    ctx.step(Step::SandboxWritten).await;
+
+    let (store, run, epoch) = (&ctx.store, &attempt.run.id, attempt.epoch);
+    if !ctx.insist("place a run", move || store.place(run, epoch, sandbox)).await? {
+        return Err(Stop::Lost);
+    }
+    ctx.step(Step::Placed).await;
+    let start_ms = bring_up(attempt, &spec).await?;
+    announce(attempt, sandbox, &image, Some(start_ms)).await?.then_some(()).ok_or(Stop::Lost)
+}
+
+async fn make_dirs(attempt: &Attempt, sandbox: &SandboxId, owner: Owner) -> Result<SandboxDirs, Fault> {
+    let (dirs, session, sandbox) = (attempt.ctx.dirs.clone(), attempt.run.session.clone(), sandbox.clone());
+    blocking(move || dirs.make(&session, &sandbox, owner)).await.map_err(|error| {
+        attempt.ctx.health.suspect();
+        dir_fault(&error)
+    })
+}
+
+fn dir_fault(error: &DirError) -> Fault {
+    let class = if error.is_full() { FaultClass::Passing } else { FaultClass::Retry };
+    fault(class, described(error))
+}
+
+/// Writes the sandbox down. A row that a lost answer has left is ours: the id is random.
+async fn write_row(attempt: &Attempt, row: &NewSandbox) -> Result<(), Halt> {
+    let store = &attempt.ctx.store;
+    let write = move || async move {
+        match store.create_sandbox(row).await {
+            Err(error) if store.sandbox(&row.id).await?.is_none() => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    };
+    attempt.ctx.insist("write a sandbox down", write).await
+}
+
+fn specify(
+    attempt: &Attempt,
+    row: &NewSandbox,
+    (owner, dirs): (Owner, SandboxDirs),
+    [control, agent]: [&Token; 2],
+) -> Result<SandboxSpec, Fault> {
+    let config = &attempt.ctx.config;
+    let agent_dir = config.agent_dir.clone().ok_or_else(|| {
+        fault(FaultClass::Passing, "no agent is installed; run `caisson agent install`".to_owned())
+    })?;
+    let resources = attempt.run.spec.resources;
+    Ok(SandboxSpec {
+        id: row.id.clone(),
+        session: row.session.clone(),
+        server: row.server.clone(),
+        image: row.image.clone(),
+        uid: owner.uid,
+        gid: owner.gid,
+        mounts: Mounts {
+            shim: config.shim.clone(),
+            agent_dir,
+            door_dir: dirs.door,
+            journal_dir: dirs.journal,
+            workspace_dir: dirs.workspace,
+            home_dir: dirs.home,
+        },
+        environment: vec![
+            (environment::CONTROL_GRANT.to_owned(), control.expose().to_owned()),
+            (environment::AGENT_GRANT.to_owned(), agent.expose().to_owned()),
+        ],
+        limits: ResourceLimits {
+            memory_bytes: u64::from(resources.memory_mib) * MIB,
+            pids: resources.pids,
+            cpu_millis: resources.cpu_millis,
+            tmp_bytes: u64::from(resources.tmp_mib) * MIB,
+        },
+    })
+}
+
+/// Has the engine make and start the sandbox; returns how long that took, in milliseconds.
+async fn bring_up(attempt: &Attempt, spec: &SandboxSpec) -> Result<i64, Stop> {
+    let ctx = &attempt.ctx;
+    let default_image = spec.image == ctx.config.default_image;
+    let failed = |error: EngineError| {
+        let fault = engine_fault(&error, default_image);
+        if fault.class == FaultClass::Passing {
+            ctx.health.suspect();
+        }
+        warn!(
+            run.id = %attempt.run.id, sandbox.id = %spec.id,
+            "could not start sandbox {} for run {}: {}", spec.id, attempt.run.id, fault.message
+        );
+        fault
+    };
+    let begun = Instant::now();
+    ctx.engine.create(spec).await.map_err(failed)?;
+    ctx.step(Step::Created).await;
+    match ctx.engine.start(&spec.id).await {
+        // It ran and ended already: whoever waits for it is told how.
+        Ok(()) | Err(EngineError::Ended { .. }) => {}
+        Err(error) => return Err(failed(error).into()),
+    }
+    let start_ms = i64::try_from(begun.elapsed().as_millis()).unwrap_or(i64::MAX);
+    ctx.step(Step::Started).await;
+    info!(
+        run.id = %attempt.run.id, sandbox.id = %spec.id, start_ms,
+        "started sandbox {} for run {} in {start_ms} ms", spec.id, attempt.run.id
+    );
+    Ok(start_ms)
+}
+
+/// Tells that the sandbox runs, and only then writes it down as running: a sandbox that is written down as running has
+/// been told of. `false` if the run is lost.
+pub(crate) async fn announce(
+    attempt: &Attempt,
+    sandbox: &SandboxId,
+    image: &str,
+    start_ms: Option<i64>,
+) -> Result<bool, Halt> {
+    let ctx = &attempt.ctx;
+    let mut data = json!({ "image": image });
+    if let Some(start_ms) = start_ms {
+        data["start_ms"] = start_ms.into();
+    }
+    if !attempt.tell(sandbox, EventKind::SandboxStarted, data).await? {
+        return Ok(false);
+    }
+    ctx.step(Step::Told).await;
+    let store = &ctx.store;
+    let running = move || store.set_sandbox_state(sandbox, SandboxState::Running);
+    ctx.insist("write a sandbox down as running", running).await?;
+    Ok(true)
+}
+
+fn fault(class: FaultClass, message: String) -> Fault {
+    Fault { class, message }
+}
+
+/// What an engine's error means for the run.
+fn engine_fault(error: &EngineError, default_image: bool) -> Fault {
+    let class = match error {
+        EngineError::Unavailable { .. } | EngineError::NotPermitted { .. } | EngineError::BadHost { .. } => {
+            FaultClass::Passing
+        }
+        // The server's own image can be built at any time; one that the run names is the requester's affair.
+        EngineError::ImageMissing { .. } if default_image => FaultClass::Passing,
+        EngineError::ImageMissing { .. } | EngineError::BadSpec(_) => FaultClass::Final,
+        EngineError::Unfit { .. }
+        | EngineError::BuildFailed { .. }
+        | EngineError::AlreadyExists { .. }
+        | EngineError::NotFound { .. }
+        | EngineError::Ended { .. }
+        | EngineError::NotRunning { .. }
+        | EngineError::NotAsAsked { .. }
+        | EngineError::Refused { .. }
+        | EngineError::BadReply { .. } => FaultClass::Retry,
+    };
+    fault(class, described(error))
+}
+
+/// An error with its causes, in one sentence.
+fn described(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unavailable() -> EngineError {
+        EngineError::Unavailable { operation: "x", host: "h".to_owned(), source: "down".into() }
+    }
+
+    #[test]
+    fn a_missing_image_is_the_servers_affair_only_if_it_is_the_default_one() {
+        let missing = EngineError::ImageMissing { image: "mine:1".to_owned() };
+        assert_eq!(engine_fault(&missing, true).class, FaultClass::Passing);
+        let fault = engine_fault(&missing, false);
+        assert_eq!(fault.class, FaultClass::Final);
+        assert!(fault.message.contains("mine:1") && fault.message.contains("pull it"), "{}", fault.message);
+    }
+
+    #[test]
+    fn an_engine_that_is_away_is_waited_for_and_other_errors_are_tried_again() {
+        assert_eq!(engine_fault(&unavailable(), false).class, FaultClass::Passing);
+        assert!(engine_fault(&unavailable(), false).message.ends_with(": down"));
+        let refused = EngineError::Refused { operation: "x", message: "no".to_owned() };
+        assert_eq!(engine_fault(&refused, true).class, FaultClass::Retry);
+    }
+
+    #[test]
+    fn a_full_disk_is_waited_for() {
+        let error =
+            |kind: std::io::ErrorKind| DirError { operation: "make", path: "/x".into(), source: kind.into() };
+        assert_eq!(dir_fault(&error(std::io::ErrorKind::StorageFull)).class, FaultClass::Passing);
+        assert_eq!(dir_fault(&error(std::io::ErrorKind::PermissionDenied)).class, FaultClass::Retry);
+    }
+}

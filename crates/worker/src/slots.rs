@@ -1,0 +1,265 @@
+//! Claims runs while there are free slots, and sees each to its end.
+
+use std::sync::Arc;
+
+use caisson_domain::id::{Epoch, RunId};
+use caisson_domain::run::{Failure, FailureKind, RunStatus};
+use caisson_sandbox::Liveness;
+use caisson_store::{Claimed, Finish, SandboxState, StoreError, Topic};
+use tokio::sync::OwnedSemaphorePermit;
+use tracing::{Instrument, error, info, info_span, warn};
+
+use crate::attempt::Attempt;
+use crate::attend::attend;
+use crate::context::{Backoff, Context, Halt};
+use crate::health;
+use crate::holds::Hold;
+use crate::judge::{End, Fault, FaultClass, Verdict, by_end};
+use crate::place::{Placing, announce, place};
+use crate::steps::Step;
+use crate::teardown;
+
+/// Where a run comes from.
+pub(crate) enum Origin {
+    /// It was claimed just now.
+    Queue,
+    /// A process before this one had it.
+    Adopted(Option<Found>),
+}
+
+/// The sandbox of an adopted run.
+pub(crate) struct Found {
+    pub(crate) hold: Hold,
+    /// What the engine says; none if it does not know the sandbox.
+    pub(crate) liveness: Option<Liveness>,
+}
+
+/// What came of the work on a run.
+enum Work {
+    Judged(Verdict, Option<Hold>),
+    Lost,
+}
+
+/// Claims runs until the server goes down.
+pub(crate) async fn claim_runs(ctx: &Arc<Context>) -> Result<(), Halt> {
+    let mut queue = ctx.store.watch(Topic::Queue);
+    let mut backoff = Backoff::new(ctx.timing());
+    loop {
+        let slot = tokio::select! {
+            biased;
+            () = ctx.cancel.cancelled() => return Err(Halt::Shutdown),
+            slot = Arc::clone(&ctx.slots).acquire_owned() => slot,
+        };
+        health::sound(ctx).await?;
+        // Not in a `select!`: a claim that is dropped half-way may have been made.
+        match ctx.store.claim(&ctx.config.server).await {
+            Ok(Some(claimed)) => {
+                backoff = Backoff::new(ctx.timing());
+                launch(ctx, claimed, Origin::Queue, slot.ok());
+            }
+            Ok(None) => {
+                drop(slot);
+                tokio::select! {
+                    () = ctx.cancel.cancelled() => return Err(Halt::Shutdown),
+                    () = queue.changed(ctx.timing().queue_poll) => {}
+                }
+            }
+            Err(error) => {
+                let wait = backoff.next();
+                let error = &error as &dyn std::error::Error;
+                warn!(error, "could not claim a run, trying again in {wait:?}");
+                ctx.pause(wait).await?;
+            }
+        }
+    }
+}
+
+/// Sees to a run in the background. The slot is free again when the run has ended, also by a panic.
+pub(crate) fn launch(
+    ctx: &Arc<Context>,
+    claimed: Claimed,
+    origin: Origin,
+    slot: Option<OwnedSemaphorePermit>,
+) {
+    let (run, epoch) = (claimed.run.id.clone(), claimed.epoch);
+    info!(run.id = %run, run.attempt = claimed.run.attempt, "took run {run}");
+    let span = info_span!("run", run.id = %run);
+    let adopted = matches!(origin, Origin::Adopted(_));
+    let attempt = Attempt::new(Arc::clone(ctx), claimed, adopted);
+    let work = ctx.tracker.spawn(drive(attempt, origin).instrument(span));
+    let ctx = Arc::clone(ctx);
+    let tracker = ctx.tracker.clone();
+    tracker.spawn(async move {
+        if work.await.is_err_and(|error| error.is_panic()) {
+            end_after_panic(&ctx, &run, epoch).await;
+        }
+        drop(slot);
+    });
+}
+
+/// Nothing is left "running" for ever, not even by a fault of ours.
+async fn end_after_panic(ctx: &Context, run: &RunId, epoch: Epoch) {
+    error!(run.id = %run, "the task that saw to run {run} panicked; ending the run");
+    let finish = internal("a fault in Caisson ended the run; report it with the server's log");
+    let store = &ctx.store;
+    let ended = ctx.insist("finish a run", || store.finish(run, epoch, &finish)).await;
+    if ended.is_ok() {
+        ctx.reconcile.notify_one();
+    }
+}
+
+fn internal(message: &str) -> Finish {
+    let failure = Failure::new(FailureKind::Internal, message);
+    Finish { status: RunStatus::Failed, failure: Some(failure), result: None }
+}
+
+async fn drive(attempt: Attempt, origin: Origin) {
+    let run = &attempt.run.id;
+    let worked = tokio::select! {
+        biased;
+        () = attempt.ctx.cancel.cancelled() => Err(Halt::Shutdown),
+        () = attempt.keep_lease() => Ok(Work::Lost),
+        worked = work(&attempt, origin) => worked,
+    };
+    let concluded = match worked {
+        Ok(Work::Judged(verdict, hold)) => conclude(&attempt, verdict, hold).await,
+        Ok(Work::Lost) => {
+            lost(run);
+            Ok(())
+        }
+        Err(halt) => Err(halt),
+    };
+    match concluded {
+        Ok(()) => {}
+        Err(Halt::Shutdown) => info!(run.id = %run, "left run {run} for the next start"),
+        Err(Halt::Corrupt(error)) => give_up(&attempt, &error).await,
+    }
+}
+
+/// The sandbox is left to whoever has the run now.
+fn lost(run: &RunId) {
+    warn!(run.id = %run, "lost run {run} to another worker");
+}
+
+/// The store holds something about the run that cannot be.
+async fn give_up(attempt: &Attempt, error: &StoreError) {
+    let (ctx, run) = (&attempt.ctx, &attempt.run.id);
+    let mut finish = internal("the run's record in the database is damaged; restore it from a backup");
+    finish.failure = finish.failure.map(|failure| failure.with_evidence(error.to_string()));
+    match ctx.store.finish(run, attempt.epoch, &finish).await {
+        Ok(_ours) => ctx.reconcile.notify_one(),
+        Err(again) => {
+            error!(run.id = %run, error = &again as &dyn std::error::Error, "cannot end run {run}");
+        }
+    }
+}
+
+async fn work(attempt: &Attempt, origin: Origin) -> Result<Work, Halt> {
+    let ctx = &attempt.ctx;
+    ctx.step(Step::Claimed).await;
+    let (end, hold) = match origin {
+        Origin::Queue if attempt.run.cancel_requested_at_ms.is_some() => (never_ran(), None),
+        Origin::Queue => match place(attempt).await? {
+            Placing::Placed(hold) => return see_through(attempt, hold).await,
+            Placing::Lost => return Ok(Work::Lost),
+            Placing::Failed(hold, fault) => (End::NeverRan(fault), hold),
+        },
+        Origin::Adopted(None) => (never_ran(), None),
+        Origin::Adopted(Some(found)) => match resume(attempt, found).await? {
+            Resumed::Attached(hold) => return see_through(attempt, hold).await,
+            Resumed::NeverRan(hold) => (never_ran(), Some(hold)),
+            Resumed::Lost => return Ok(Work::Lost),
+        },
+    };
+    let Some(progress) = attempt.progress().await? else { return Ok(Work::Lost) };
+    settle(attempt, by_end(&attempt.facts(&progress), &end), hold).await
+}
+
+fn never_ran() -> End {
+    let message = "the server stopped before the sandbox was started".to_owned();
+    End::NeverRan(Fault { class: FaultClass::Interrupted, message })
+}
+
+/// What can be made of an adopted run's sandbox.
+enum Resumed {
+    Attached(Hold),
+    NeverRan(Hold),
+    Lost,
+}
+
+async fn resume(attempt: &Attempt, found: Found) -> Result<Resumed, Halt> {
+    let ctx = &attempt.ctx;
+    let Found { hold, liveness } = found;
+    let (store, sandbox) = (&ctx.store, hold.sandbox());
+    let row = ctx.insist("read a sandbox", move || store.sandbox(sandbox)).await?;
+    let state = row.as_ref().map_or(SandboxState::Destroyed, |row| row.state);
+    match (liveness, state) {
+        // It was being taken away because its agent had not started, or it never began.
+        (_, SandboxState::Stopping | SandboxState::Destroyed)
+        | (Some(Liveness::Created), _)
+        | (None, SandboxState::Creating) => Ok(Resumed::NeverRan(hold)),
+        (Some(Liveness::Running | Liveness::Exited(_)), SandboxState::Creating) => {
+            let image = row.map(|row| row.image).unwrap_or_default();
+            let ours = announce(attempt, sandbox, &image, None).await?;
+            Ok(if ours { Resumed::Attached(hold) } else { Resumed::Lost })
+        }
+        (Some(Liveness::Running | Liveness::Exited(_)) | None, SandboxState::Running) => {
+            Ok(Resumed::Attached(hold))
+        }
+    }
+}
+
+async fn see_through(attempt: &Attempt, hold: Hold) -> Result<Work, Halt> {
+    match attend(attempt, hold.sandbox()).await? {
+        Some(verdict) => settle(attempt, verdict, Some(hold)).await,
+        None => Ok(Work::Lost),
+    }
+}
+
+/// Nothing of a sandbox may live when its run goes back to the queue.
+async fn settle(attempt: &Attempt, verdict: Verdict, hold: Option<Hold>) -> Result<Work, Halt> {
+    attempt.ctx.step(Step::Judged).await;
+    match (&verdict, hold) {
+        (Verdict::Requeue { .. }, Some(hold)) => {
+            teardown::withdraw(&attempt.ctx, hold).await?;
+            Ok(Work::Judged(verdict, None))
+        }
+        (Verdict::Requeue { .. } | Verdict::Finish(_), hold) => Ok(Work::Judged(verdict, hold)),
+    }
+}
+
+/// Writes the verdict down, and has the sandbox taken away.
+async fn conclude(attempt: &Attempt, verdict: Verdict, hold: Option<Hold>) -> Result<(), Halt> {
+    let (ctx, run, epoch) = (&attempt.ctx, &attempt.run.id, attempt.epoch);
+    let store = &ctx.store;
+    let finish = match verdict {
+        Verdict::Finish(finish) => finish,
+        Verdict::Requeue { reason, delay_ms } => {
+            let requeue = || store.requeue(run, epoch, &reason, delay_ms);
+            if ctx.insist("give a run back to the queue", requeue).await? {
+                info!(run.id = %run, delay_ms, "gave run {run} back to the queue: {reason}");
+                return Ok(());
+            }
+            // Either the run is lost, or its agent was started after all, just before the grants were revoked.
+            let Some(progress) = attempt.progress().await? else {
+                lost(run);
+                return Ok(());
+            };
+            match by_end(&attempt.facts(&progress), &End::Gone) {
+                Verdict::Finish(finish) => finish,
+                Verdict::Requeue { .. } => internal("the run could not be given back to the queue"),
+            }
+        }
+    };
+    if !ctx.insist("finish a run", || store.finish(run, epoch, &finish)).await? {
+        lost(run);
+        ctx.reconcile.notify_one();
+        return Ok(());
+    }
+    info!(run.id = %run, run.status = %finish.status, "finished run {run} as {}", finish.status);
+    ctx.step(Step::Finished).await;
+    if let Some(hold) = hold {
+        teardown::retire_later(ctx, hold).await;
+    }
+    Ok(())
+}

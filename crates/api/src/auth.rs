@@ -68,8 +68,9 @@ fn presented(headers: &HeaderMap) -> Result<&str, ApiError> {
 }
 
 fn is_key(text: &str) -> bool {
-    text.strip_prefix(PREFIX)
-        .is_some_and(|digits| digits.len() == 2 * TOKEN_BYTES && digits.bytes().all(|b| b.is_ascii_hexdigit()))
+    text.strip_prefix(PREFIX).is_some_and(|digits| {
+        digits.len() == 2 * TOKEN_BYTES && digits.bytes().all(|b| b.is_ascii_hexdigit())
+    })
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ pub const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Longest time until an event stream looks for events that no hint told of.
 pub const POLL: Duration = Duration::from_secs(2);
 /// Longest life of one event stream; the reader then comes again, and shows its key again.
-pub const STREAM_LIFE: Duration = Duration::from_secs(60 * 60);
+pub const STREAM_LIFE: Duration = Duration::from_hours(1);
 /// Event streams open at once; the next one is refused with 429.
 pub const STREAMS: usize = 512;
 /// Longest time for reading the body of a request.
@@ -64,7 +64,13 @@ pub struct ApiLimits {
 
 impl Default for ApiLimits {
     fn default() -> Self {
-        Self { heartbeat: HEARTBEAT, poll: POLL, stream_life: STREAM_LIFE, streams: STREAMS, body_read: BODY_READ }
+        Self {
+            heartbeat: HEARTBEAT,
+            poll: POLL,
+            stream_life: STREAM_LIFE,
+            streams: STREAMS,
+            body_read: BODY_READ,
+        }
     }
 }
 

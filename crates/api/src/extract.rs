@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use axum::body::Body;
-use axum::extract::{FromRequest, FromRequestParts, Query, RawPathParams, Request};
+use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use caisson_domain::id::{RunId, SessionId};
 use caisson_domain::limits;
 use caisson_domain::run::cut;
@@ -33,6 +33,9 @@ pub(crate) struct SessionPath(pub(crate) SessionId);
 
 /// The `name` in the path.
 pub(crate) struct NamePath(pub(crate) String);
+
+/// The run and the artifact's name that the path holds.
+pub(crate) struct ArtifactPath(pub(crate) RunId, pub(crate) String);
 
 pub(crate) fn unknown_run() -> ApiError {
     ApiError::Unknown { code: "unknown_run", detail: "there is no such run".to_owned() }
@@ -71,6 +74,16 @@ impl FromRequestParts<App> for NamePath {
     }
 }
 
+impl FromRequestParts<App> for ArtifactPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let RunPath(run) = RunPath::from_request_parts(parts, app).await?;
+        let NamePath(name) = NamePath::from_request_parts(parts, app).await?;
+        Ok(Self(run, name))
+    }
+}
+
 /// One decoded part of the path; none if it is not UTF-8.
 async fn path_param(parts: &mut Parts, app: &App, name: &str) -> Option<String> {
     let params = RawPathParams::from_request_parts(parts, app).await.ok()?;
@@ -89,15 +102,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         let mut params = Self { pairs: BTreeMap::new(), known: Vec::new(), faults: Faults::default() };
-        match Query::<Vec<(String, String)>>::try_from_uri(&parts.uri) {
-            Ok(Query(pairs)) => {
-                for (name, value) in pairs {
-                    if params.pairs.insert(name.clone(), value).is_some() {
-                        params.faults.add(&name, "repeated_parameter", "it is given more than once");
-                    }
-                }
+        for (name, value) in url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes()) {
+            if params.pairs.insert(name.to_string(), value.into_owned()).is_some() {
+                params.faults.add(&name, "repeated_parameter", "it is given more than once");
             }
-            Err(_) => params.faults.add("query", "wrong_type", "it is not name=value pairs"),
         }
         Ok(params)
     }
@@ -120,7 +128,11 @@ impl Params {
     }
 
     /// Takes a whole number that must lie in `range`.
-    pub(crate) fn take_in(&mut self, name: &'static str, range: std::ops::RangeInclusive<i64>) -> Option<i64> {
+    pub(crate) fn take_in(
+        &mut self,
+        name: &'static str,
+        range: std::ops::RangeInclusive<i64>,
+    ) -> Option<i64> {
         self.known.push(name);
         let text = self.pairs.remove(name)?;
         let value = text.parse().ok().filter(|value| range.contains(value));
@@ -205,6 +217,24 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence.eq_ignore_ascii_case("application/json")
 }
 
+/// A kind of JSON value that a field may be.
+pub(crate) trait Kind: DeserializeOwned {
+    /// What it is, for people.
+    const KIND: &'static str;
+}
+
+impl Kind for String {
+    const KIND: &'static str = "a text";
+}
+
+impl Kind for u32 {
+    const KIND: &'static str = "a whole number from 0 to 4294967295";
+}
+
+impl Kind for BTreeMap<String, Value> {
+    const KIND: &'static str = "an object";
+}
+
 /// The fields of a JSON object, to be taken one by one; what is left over is a fault.
 pub(crate) struct Fields {
     prefix: String,
@@ -239,20 +269,17 @@ impl Fields {
     }
 
     /// Takes a field that may be absent or `null`; a value of another type is a fault.
-    pub(crate) fn take<T: DeserializeOwned>(&mut self, name: &'static str, faults: &mut Faults) -> Option<T> {
+    pub(crate) fn take<T: Kind>(&mut self, name: &'static str, faults: &mut Faults) -> Option<T> {
         let value = self.take_value(name).filter(|value| !value.is_null())?;
-        match serde_json::from_value(value) {
-            Ok(value) => Some(value),
-            Err(error) => {
-                let text = error.to_string();
-                faults.add(&self.path(name), "wrong_type", cut(&text, PARSER_TEXT_BYTES));
-                None
-            }
+        let taken = serde_json::from_value(value).ok();
+        if taken.is_none() {
+            faults.add(&self.path(name), "wrong_type", format!("it is not {}", T::KIND));
         }
+        taken
     }
 
     /// Takes a field that must be there.
-    pub(crate) fn require<T: DeserializeOwned>(&mut self, name: &'static str, faults: &mut Faults) -> Option<T> {
+    pub(crate) fn require<T: Kind>(&mut self, name: &'static str, faults: &mut Faults) -> Option<T> {
         let path = self.path(name);
         let value = self.take(name, faults);
         if value.is_none() && !faults.mention(&path) {

@@ -43,7 +43,7 @@ pub(crate) async fn healthz() -> Json<Health> {
     ),
 )]
 pub(crate) async fn readyz(State(app): State<App>) -> Result<Json<Health>, ApiError> {
-    app.store().ping().await?;
+    app.prove_writable().await?;
     check_placeable(app.store()).await?;
     Ok(Health::ok())
 }

@@ -32,8 +32,8 @@ pub mod view {
     pub use crate::health::Health;
     pub use crate::problem::{Fault, Problem};
     pub use crate::runs::{
-        ArtifactList, ArtifactView, CreateRun, CreateRunResources, FailureView, RepositoryChoice, ResourcesView,
-        RunLinks, RunPage, RunView, UsageView,
+        ArtifactList, ArtifactView, CreateRun, CreateRunResources, FailureView, RepositoryChoice,
+        ResourcesView, RunLinks, RunPage, RunView, UsageView,
     };
     pub use crate::sessions::{SessionLinks, SessionPage, SessionView};
     pub use crate::workflows::{CaissonView, WorkflowList, WorkflowSummary, WorkflowView};

@@ -27,6 +27,7 @@ pub(crate) fn wrap(routes: Router) -> Router {
 }
 
 /// The message stays in the log: it may quote what it should not.
+#[expect(clippy::needless_pass_by_value, reason = "the layer hands the panic over")]
 fn after_panic(panic: Box<dyn Any + Send + 'static>) -> Response {
     let message = panic
         .downcast_ref::<String>()
@@ -96,7 +97,47 @@ fn finish_headers(headers: &mut HeaderMap, id: &str) {
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+    use axum::routing::get;
+    use tower::ServiceExt;
+
     use super::*;
+
+    async fn panicking() {
+        panic!("the secret reason");
+    }
+
+    async fn answer(path: &str) -> (StatusCode, serde_json::Value) {
+        let handlers = Router::new()
+            .route("/panic", get(panicking))
+            .route("/bare", get(|| async { (StatusCode::IM_A_TEAPOT, "a text of somebody else's") }));
+        let mut request = Request::new(Body::empty());
+        *request.uri_mut() = path.parse().unwrap();
+        request.headers_mut().insert(REQUEST_ID, HeaderValue::from_static("r1"));
+        let response = wrap(handlers).oneshot(request).await.unwrap();
+        assert_eq!(response.headers()[header::CONTENT_TYPE], PROBLEM_JSON);
+        let status = response.status();
+        let body = axum::body::to_bytes(response.into_body(), 1024).await.unwrap();
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_problem_with_the_request_id_only() {
+        let (status, problem) = answer("/panic").await;
+        assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+        let expected = serde_json::json!({
+            "type": "about:blank", "title": "Internal Server Error", "status": 500, "code": "internal",
+            "request_id": "r1",
+        });
+        assert_eq!(problem, expected);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_without_an_explanation_is_a_problem_too() {
+        let (status, problem) = answer("/bare").await;
+        assert_eq!((status, &problem["code"]), (StatusCode::IM_A_TEAPOT, &"bad_request".into()));
+        assert_eq!(answer("/nothing").await.1["code"], "unknown_route");
+    }
 
     fn id_for(sent: &str) -> String {
         let mut headers = HeaderMap::new();

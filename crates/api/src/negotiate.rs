@@ -37,10 +37,12 @@ pub(crate) fn choose(headers: &HeaderMap, offers: &'static [&'static str]) -> Re
     let mut best: Option<(&'static str, Weight)> = None;
     for offer in offers {
         // The most precise range that covers the type decides its quality.
-        let Some(weight) = ranges.iter().filter_map(|range| range.weigh(offer)).max_by_key(|w| w.precision) else {
+        let Some(weight) = ranges.iter().filter_map(|range| range.weigh(offer)).max_by_key(|w| w.precision)
+        else {
             continue;
         };
-        let better = best.is_none_or(|(_, known)| (weight.quality, weight.precision) > (known.quality, known.precision));
+        let better = best
+            .is_none_or(|(_, known)| (weight.quality, weight.precision) > (known.quality, known.precision));
         if weight.quality > 0 && better {
             best = Some((offer, weight));
         }

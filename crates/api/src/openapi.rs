@@ -1,12 +1,16 @@
-//! The OpenAPI document and the routes, which are one list: a route without documentation cannot be added.
+//! The `OpenAPI` document and the routes, which are one list: a route without documentation cannot be added.
 
 use axum::extract::State;
 use axum::middleware::from_fn;
 use axum::response::IntoResponse;
 use http::header;
 use utoipa::openapi::path::Operation;
-use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, Response, ResponseBuilder};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
+};
+use utoipa::openapi::{
+    ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, Response, ResponseBuilder,
+};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -28,7 +32,7 @@ const COMMON: [(&str, &str); 5] = [
     ("503", "The store does not answer, or no server can place runs; come again later"),
 ];
 
-/// Makes the API's description, in OpenAPI 3.1.
+/// Makes the API's description, in `OpenAPI` 3.1.
 #[must_use]
 pub fn openapi() -> OpenApi {
     complete(routes().into_openapi())

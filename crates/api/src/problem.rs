@@ -91,6 +91,10 @@ impl Faults {
         self.items.is_empty()
     }
 
+    pub(crate) fn into_items(self) -> Vec<Fault> {
+        self.items
+    }
+
     /// The only fault's code, else `several`.
     fn code(&self, several: &'static str) -> String {
         match self.items.as_slice() {
@@ -179,8 +183,6 @@ impl Told {
             StatusCode::METHOD_NOT_ALLOWED => {
                 ("method_not_allowed", Some("this path has other methods; see the Allow header"))
             }
-            StatusCode::PAYLOAD_TOO_LARGE => ("body_too_large", Some("the request's body is too long")),
-            StatusCode::UNSUPPORTED_MEDIA_TYPE => ("unsupported_media_type", Some("send JSON")),
             _ if status.is_server_error() => ("internal", None),
             _ => ("bad_request", Some("the request cannot be understood")),
         };
@@ -269,7 +271,7 @@ impl ApiError {
         let ours = matches!(self, Self::Store(_) | Self::Internal(_));
         let detail = (!ours).then(|| self.to_string());
         let errors = if let Self::Query(faults) | Self::Invalid(faults) = self {
-            faults.items
+            faults.into_items()
         } else if let Self::Unplaceable(problems) = self {
             problems.into_iter().map(Fault::from).collect()
         } else {

@@ -1,48 +1,34 @@
-//! Schemas of the domain's types, which know nothing of OpenAPI.
+//! Schemas of the domain's enumerations, which know nothing of `OpenAPI`. Each stands for the type of its name and lists
+//! all of that type's values.
 
-use caisson_domain::event::{DeltaKind, EventKind};
-use caisson_domain::run::{FailureKind, Phase, RunStatus, Waiting};
-use caisson_domain::workflow::{PermissionMode, Publish};
-use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
-/// Declares a function that makes the schema of an enumeration of texts, from the list of all its values.
 macro_rules! texts {
-    ($($name:ident: $of:ty,)+) => { $(
-        pub(crate) fn $name() -> RefOr<Schema> {
-            let values = <$of>::ALL.iter().map(|value| value.as_str());
-            ObjectBuilder::new().schema_type(Type::String).enum_values(Some(values)).build().into()
+    ($($name:ident: $of:path, $description:literal;)+) => { $(
+        #[doc = $description]
+        pub(crate) struct $name;
+
+        impl PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                let values = <$of>::ALL.iter().map(|value| value.as_str());
+                let schema = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(values));
+                schema.description(Some($description)).build().into()
+            }
         }
+
+        impl ToSchema for $name {}
     )+ };
 }
 
 texts! {
-    run_status: RunStatus,
-    failure_kind: FailureKind,
-    event_kind: EventKind,
-    delta_kind: DeltaKind,
-    publish: Publish,
-    permission_mode: PermissionMode,
-}
-
-/// The same for a value that may be `null`.
-macro_rules! texts_or_null {
-    ($($name:ident: $of:ty,)+) => { $(
-        pub(crate) fn $name() -> RefOr<Schema> {
-            let values = <$of>::ALL.iter().map(|value| Some(value.as_str())).chain([None]);
-            let types = SchemaType::from_iter([Type::String, Type::Null]);
-            ObjectBuilder::new().schema_type(types).enum_values(Some(values)).build().into()
-        }
-    )+ };
-}
-
-texts_or_null! {
-    run_status_or_null: RunStatus,
-    phase_or_null: Phase,
-    waiting_or_null: Waiting,
-}
-
-/// A text, or `null`.
-pub(crate) fn text_or_null() -> RefOr<Schema> {
-    ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::String, Type::Null])).build().into()
+    RunStatus: caisson_domain::run::RunStatus, "Where a run stands.";
+    Phase: caisson_domain::run::Phase, "What a running run is doing.";
+    Waiting: caisson_domain::run::Waiting, "What a running run waits for.";
+    FailureKind: caisson_domain::run::FailureKind, "Why a run failed.";
+    EventKind: caisson_domain::event::EventKind, "What an event tells of.";
+    DeltaKind: caisson_domain::event::DeltaKind, "What a piece of live text is part of.";
+    Publish: caisson_domain::workflow::Publish, "What happens to the agent's work.";
+    PermissionMode: caisson_domain::workflow::PermissionMode, "How the agent asks for permission.";
 }

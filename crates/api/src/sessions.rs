@@ -36,7 +36,7 @@ pub struct SessionView {
     #[schema(value_type = Option<String>)]
     pub last_run: Option<RunId>,
     /// Where its newest run stands.
-    #[schema(schema_with = crate::schema::run_status_or_null)]
+    #[schema(value_type = Option<crate::schema::RunStatus>)]
     pub last_status: Option<RunStatus>,
     /// Tokens and cost of all its runs.
     pub usage: UsageView,
@@ -118,7 +118,8 @@ pub(crate) async fn list_sessions(
     // One more than wanted tells whether there is a next page.
     let found = app.store().list_sessions(&caller.project, page.after.as_ref(), page.limit + 1).await?;
     let more = found.len() > page.limit as usize;
-    let items: Vec<SessionView> = found.into_iter().take(page.limit as usize).map(SessionView::from).collect();
+    let items: Vec<SessionView> =
+        found.into_iter().take(page.limit as usize).map(SessionView::from).collect();
     let next_cursor = items.last().filter(|_| more).map(|session| encode(session.id.as_str()));
     Ok(Json(SessionPage { items, next_cursor }))
 }

@@ -1,10 +1,13 @@
 //! What the handlers share.
 
-use std::sync::Arc;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::body::Bytes;
 use caisson_store::Store;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use utoipa::openapi::OpenApi;
 
@@ -20,14 +23,57 @@ struct Inner {
     store: Store,
     cancel: CancellationToken,
     streams: Arc<Semaphore>,
+    readiness: Readiness,
     document: Bytes,
 }
 
+/// How long a proof that the store takes writes is good for.
+const READY_FOR: Duration = Duration::from_secs(1);
+
+/// When the store last proved that it takes writes.
+struct Readiness {
+    turn: Semaphore,
+    proved_at: Mutex<Option<Instant>>,
+}
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self { turn: Semaphore::new(1), proved_at: Mutex::new(None) }
+    }
+}
+
+impl Readiness {
+    /// Makes the proof unless there was one within [`READY_FOR`]. One at a time: whoever waited for it finds it done.
+    async fn prove(&self, proof: impl Future<Output = Result<(), ApiError>>) -> Result<(), ApiError> {
+        let _turn = self.turn.acquire().await.map_err(ApiError::internal)?;
+        let proved_at = *self.proved_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if proved_at.is_some_and(|at| at.elapsed() < READY_FOR) {
+            return Ok(());
+        }
+        proof.await?;
+        *self.proved_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        Ok(())
+    }
+}
+
 impl App {
-    pub(crate) fn new(config: ApiConfig, store: Store, cancel: CancellationToken, document: &OpenApi) -> Self {
-        let document = serde_json::to_vec(document).expect("the document is plain data without map keys but text");
+    pub(crate) fn new(
+        config: ApiConfig,
+        store: Store,
+        cancel: CancellationToken,
+        document: &OpenApi,
+    ) -> Self {
+        let document =
+            serde_json::to_vec(document).expect("the document is plain data without map keys but text");
         let streams = Arc::new(Semaphore::new(config.limits.streams));
-        Self(Arc::new(Inner { config, store, cancel, streams, document: Bytes::from(document) }))
+        Self(Arc::new(Inner {
+            config,
+            store,
+            cancel,
+            streams,
+            readiness: Readiness::default(),
+            document: Bytes::from(document),
+        }))
     }
 
     pub(crate) fn config(&self) -> &ApiConfig {
@@ -47,8 +93,43 @@ impl App {
         self.0.document.clone()
     }
 
+    /// Proves that the store takes writes, or did within [`READY_FOR`]: whoever asks needs no key, so asking often must
+    /// cost nothing.
+    pub(crate) async fn prove_writable(&self) -> Result<(), ApiError> {
+        self.0.readiness.prove(async { Ok(self.0.store.ping().await?) }).await
+    }
+
     /// A place among the open event streams, given back when it is dropped.
     pub(crate) fn stream_permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         Arc::clone(&self.0.streams).try_acquire_owned().map_err(|_| ApiError::StreamsFull)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_proof_is_good_for_its_time_and_a_failed_one_is_not_remembered() {
+        let readiness = Readiness::default();
+        let proofs = AtomicUsize::new(0);
+        let count = async || {
+            proofs.fetch_add(1, Ordering::SeqCst);
+            tokio::task::yield_now().await;
+            Ok(())
+        };
+        assert!(readiness.prove(async { Err(ApiError::QueueFull) }).await.is_err());
+        let at_once = (readiness.prove(count()), readiness.prove(count()), readiness.prove(count()));
+        let (one, two, three) = tokio::join!(at_once.0, at_once.1, at_once.2);
+        assert!(one.is_ok() && two.is_ok() && three.is_ok());
+        assert_eq!(proofs.load(Ordering::SeqCst), 1);
+        tokio::time::advance(READY_FOR - Duration::from_millis(1)).await;
+        readiness.prove(count()).await.unwrap();
+        assert_eq!(proofs.load(Ordering::SeqCst), 1);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        readiness.prove(count()).await.unwrap();
+        assert_eq!(proofs.load(Ordering::SeqCst), 2);
     }
 }

@@ -53,7 +53,7 @@ pub struct WorkflowView {
     /// Model id or alias.
     pub model: Option<String>,
     /// How the agent asks for permission.
-    #[schema(schema_with = crate::schema::permission_mode)]
+    #[schema(value_type = crate::schema::PermissionMode)]
     pub permission_mode: PermissionMode,
     /// Most turns of the agent.
     pub max_turns: Option<u32>,
@@ -75,7 +75,7 @@ pub struct CaissonView {
     /// Names that a run's `environment` may set.
     pub environment: Vec<String>,
     /// What happens to the work.
-    #[schema(schema_with = crate::schema::publish)]
+    #[schema(value_type = crate::schema::Publish)]
     pub publish: Publish,
     /// Conventional Commits type of the deterministic commit message.
     pub commit_type: String,

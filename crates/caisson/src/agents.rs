@@ -33,7 +33,7 @@ const PACKAGE_JSON_BYTES: u64 = 1024 * 1024;
 
 /// What is known of an installed version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Manifest {
+pub(crate) struct Manifest {
     /// The version.
     pub version: String,
     /// Integrity of the package it came from.
@@ -47,7 +47,7 @@ pub struct Manifest {
 /// Where an expected integrity came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Trust {
+pub(crate) enum Trust {
     /// It is compiled into this release.
     Pinned,
     /// The person who installed it gave it.
@@ -58,7 +58,7 @@ pub enum Trust {
 
 /// Which package to install.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub(crate) struct Request {
     /// Exact version; with a file it must be the file's.
     pub version: Option<String>,
     /// A package file instead of the registry.
@@ -69,26 +69,26 @@ pub struct Request {
 
 /// The cache of agents.
 #[derive(Debug, Clone)]
-pub struct Agents {
+pub(crate) struct Agents {
     root: PathBuf,
 }
 
 impl Agents {
     /// The cache in `root`.
     #[must_use]
-    pub fn new(root: PathBuf) -> Self {
+    pub(crate) fn new(root: PathBuf) -> Self {
         Self { root }
     }
 
     /// Directory that holds `version`, installed or not.
     #[must_use]
-    pub fn directory(&self, version: &str) -> PathBuf {
+    pub(crate) fn directory(&self, version: &str) -> PathBuf {
         self.root.join(FOLDER).join(version)
     }
 
     /// The installed version's manifest; none if it is not (wholly) installed.
     #[must_use]
-    pub fn installed(&self, version: &str) -> Option<Manifest> {
+    pub(crate) fn installed(&self, version: &str) -> Option<Manifest> {
         let directory = self.directory(version);
         let text = fs::read_to_string(directory.join("manifest.json")).ok()?;
         let manifest: Manifest = serde_json::from_str(&text).ok()?;
@@ -97,7 +97,7 @@ impl Agents {
 
     /// Every installed version.
     #[must_use]
-    pub fn list(&self) -> Vec<Manifest> {
+    pub(crate) fn list(&self) -> Vec<Manifest> {
         let entries = fs::read_dir(self.root.join(FOLDER)).into_iter().flatten().flatten();
         let mut found: Vec<_> =
             entries.filter_map(|entry| self.installed(entry.file_name().to_str()?)).collect();
@@ -109,7 +109,7 @@ impl Agents {
     ///
     /// # Errors
     /// It is missing or was changed.
-    pub fn verify(&self, version: &str) -> anyhow::Result<Manifest> {
+    pub(crate) fn verify(&self, version: &str) -> anyhow::Result<Manifest> {
         let manifest = self.installed(version).with_context(|| {
             format!("Claude Code {version} is not installed; run `caisson agent install --version {version}`")
         })?;
@@ -126,7 +126,7 @@ impl Agents {
     ///
     /// # Errors
     /// It cannot be fetched, has another integrity than expected, or the disk refuses it. Nothing is left behind.
-    pub fn install(&self, request: &Request, default_version: &str) -> anyhow::Result<Manifest> {
+    pub(crate) fn install(&self, request: &Request, default_version: &str) -> anyhow::Result<Manifest> {
         let folder = self.root.join(FOLDER);
         fs::create_dir_all(&folder)
             .with_context(|| format!("the directory \"{}\" cannot be made", folder.display()))?;

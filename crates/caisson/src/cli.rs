@@ -9,7 +9,7 @@ use url::Url;
 /// Runs Claude Code, each session sealed in its own container, behind one async HTTP API.
 #[derive(Debug, Parser)]
 #[command(name = "caisson", version, about, max_term_width = 100)]
-pub struct Cli {
+pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -17,7 +17,7 @@ pub struct Cli {
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Run the server: API, worker and gateway in one process.
     Serve(Serve),
     /// Submit a task and follow it; Ctrl-C detaches and leaves the run alone.
@@ -51,7 +51,7 @@ pub enum Command {
 
 /// Flags of every command that works on the server's own machine.
 #[derive(Debug, Clone, Args)]
-pub struct ServerFlags {
+pub(crate) struct ServerFlags {
     /// Configuration file (TOML).
     #[arg(long, env = "CAISSON_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -62,7 +62,7 @@ pub struct ServerFlags {
 
 /// Flags of `serve`.
 #[derive(Debug, Clone, Args)]
-pub struct Serve {
+pub(crate) struct Serve {
     #[command(flatten)]
     pub server: ServerFlags,
     /// Address of the API.
@@ -75,7 +75,7 @@ pub struct Serve {
 
 /// Flags of every command that calls the API.
 #[derive(Debug, Clone, Args)]
-pub struct ClientFlags {
+pub(crate) struct ClientFlags {
     /// The server's address.
     #[arg(long, env = "CAISSON_URL", default_value = "http://127.0.0.1:7070", value_name = "URL")]
     pub url: Url,
@@ -89,7 +89,7 @@ pub struct ClientFlags {
 
 /// Flags of `run`.
 #[derive(Debug, Clone, Args)]
-pub struct Run {
+pub(crate) struct Run {
     #[command(flatten)]
     pub client: ClientFlags,
     /// The task; "-" reads it from standard input.
@@ -134,7 +134,7 @@ pub struct Run {
 
 /// Flags of `logs`.
 #[derive(Debug, Clone, Args)]
-pub struct Logs {
+pub(crate) struct Logs {
     #[command(flatten)]
     pub client: ClientFlags,
     /// The run: its id, the last digits of it, or nothing for the newest.
@@ -146,7 +146,7 @@ pub struct Logs {
 
 /// Flags of `ps`.
 #[derive(Debug, Clone, Args)]
-pub struct Ps {
+pub(crate) struct Ps {
     #[command(flatten)]
     pub client: ClientFlags,
     /// Only runs with this status.
@@ -159,7 +159,7 @@ pub struct Ps {
 
 /// Flags of commands about one run.
 #[derive(Debug, Clone, Args)]
-pub struct One {
+pub(crate) struct One {
     #[command(flatten)]
     pub client: ClientFlags,
     /// The run: its id, the last digits of it, or nothing for the newest.
@@ -168,7 +168,7 @@ pub struct One {
 
 /// API keys.
 #[derive(Debug, Clone, Subcommand)]
-pub enum Key {
+pub(crate) enum Key {
     /// Make a key and print it once.
     Create {
         #[command(flatten)]
@@ -201,7 +201,7 @@ pub enum Key {
 
 /// Agents.
 #[derive(Debug, Clone, Subcommand)]
-pub enum Agent {
+pub(crate) enum Agent {
     /// Fetch a version through the npm client, check its integrity and keep it beside the others.
     Install {
         #[command(flatten)]
@@ -225,7 +225,7 @@ pub enum Agent {
 
 /// Images.
 #[derive(Debug, Clone, Subcommand)]
-pub enum Image {
+pub(crate) enum Image {
     /// Build the default sandbox image with the engine.
     Build {
         #[command(flatten)]
@@ -240,7 +240,7 @@ pub enum Image {
 
 /// Which model the demo talks to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum DemoModel {
+pub(crate) enum DemoModel {
     /// A scripted one inside this process: no key, no network, no cost.
     Scripted,
     /// The real one, with the key in `ANTHROPIC_API_KEY`; it costs money.
@@ -249,7 +249,7 @@ pub enum DemoModel {
 
 /// Flags of `demo`.
 #[derive(Debug, Clone, Args)]
-pub struct Demo {
+pub(crate) struct Demo {
     #[command(flatten)]
     pub server: ServerFlags,
     /// Which model answers.

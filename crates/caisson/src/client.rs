@@ -22,7 +22,7 @@ const RECONNECTS: u32 = 60;
 
 /// Talks to one server with one key.
 #[derive(Debug, Clone)]
-pub struct Client {
+pub(crate) struct Client {
     base: Url,
     key: String,
     http: reqwest::Client,
@@ -30,7 +30,7 @@ pub struct Client {
 
 /// A run as the API shows it; fields this client does not know are kept in `rest`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct RunInfo {
+pub(crate) struct RunInfo {
     /// Its id.
     pub id: String,
     /// Its status.
@@ -43,26 +43,26 @@ pub struct RunInfo {
 impl RunInfo {
     /// A text field.
     #[must_use]
-    pub fn text(&self, name: &str) -> Option<&str> {
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
         self.rest.get(name).and_then(Value::as_str)
     }
 
     /// A number field.
     #[must_use]
-    pub fn number(&self, name: &str) -> Option<i64> {
+    pub(crate) fn number(&self, name: &str) -> Option<i64> {
         self.rest.get(name).and_then(Value::as_i64)
     }
 
     /// Whether the run has ended.
     #[must_use]
-    pub fn is_final(&self) -> bool {
+    pub(crate) fn is_final(&self) -> bool {
         matches!(self.status.as_str(), "succeeded" | "failed" | "cancelled")
     }
 }
 
 /// One event as the API shows it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct EventInfo {
+pub(crate) struct EventInfo {
     /// Its number.
     pub seq: i64,
     /// When, Unix ms.
@@ -75,7 +75,7 @@ pub struct EventInfo {
 
 /// What following a run brings.
 #[derive(Debug, Clone)]
-pub enum Followed {
+pub(crate) enum Followed {
     /// A numbered event.
     Event(EventInfo),
     /// A piece of live text: kind and text.
@@ -87,7 +87,7 @@ impl Client {
     ///
     /// # Errors
     /// No key was given, or the HTTP client cannot be made.
-    pub fn new(base: Url, key: Option<String>) -> anyhow::Result<Self> {
+    pub(crate) fn new(base: Url, key: Option<String>) -> anyhow::Result<Self> {
         let Some(key) = key.filter(|key| !key.is_empty()) else {
             bail!(
                 "no API key; make one on the server's machine with `caisson key create NAME`, then set CAISSON_API_KEY"
@@ -121,7 +121,7 @@ impl Client {
     ///
     /// # Errors
     /// The server's problem, in its own words.
-    pub async fn create_run(&self, body: &Value, idempotency_key: &str) -> anyhow::Result<RunInfo> {
+    pub(crate) async fn create_run(&self, body: &Value, idempotency_key: &str) -> anyhow::Result<RunInfo> {
         let request =
             self.request(Method::POST, "/v1/runs")?.json(body).header("idempotency-key", idempotency_key);
         Ok(serde_json::from_value(self.json(request).await?)?)
@@ -131,7 +131,7 @@ impl Client {
     ///
     /// # Errors
     /// The server's problem.
-    pub async fn run(&self, id: &str) -> anyhow::Result<RunInfo> {
+    pub(crate) async fn run(&self, id: &str) -> anyhow::Result<RunInfo> {
         Ok(serde_json::from_value(self.json(self.request(Method::GET, &format!("/v1/runs/{id}"))?).await?)?)
     }
 
@@ -139,7 +139,7 @@ impl Client {
     ///
     /// # Errors
     /// The server's problem.
-    pub async fn list_runs(&self, status: Option<&str>, limit: u32) -> anyhow::Result<Vec<RunInfo>> {
+    pub(crate) async fn list_runs(&self, status: Option<&str>, limit: u32) -> anyhow::Result<Vec<RunInfo>> {
         let mut request = self.request(Method::GET, "/v1/runs")?.query(&[("limit", limit.to_string())]);
         if let Some(status) = status {
             request = request.query(&[("status", status)]);
@@ -152,7 +152,7 @@ impl Client {
     ///
     /// # Errors
     /// None or several match.
-    pub async fn find_run(&self, text: Option<&str>) -> anyhow::Result<String> {
+    pub(crate) async fn find_run(&self, text: Option<&str>) -> anyhow::Result<String> {
         let Some(text) = text else {
             let newest = self.list_runs(None, 1).await?.into_iter().next();
             return newest.map(|run| run.id).context("there are no runs yet; submit one with `caisson run`");
@@ -173,7 +173,7 @@ impl Client {
     ///
     /// # Errors
     /// The server's problem.
-    pub async fn cancel(&self, id: &str) -> anyhow::Result<RunInfo> {
+    pub(crate) async fn cancel(&self, id: &str) -> anyhow::Result<RunInfo> {
         let request = self.request(Method::POST, &format!("/v1/runs/{id}/cancel"))?;
         Ok(serde_json::from_value(self.json(request).await?)?)
     }
@@ -182,7 +182,7 @@ impl Client {
     ///
     /// # Errors
     /// The server's problem; there is none before the run has published its work.
-    pub async fn diff(&self, id: &str) -> anyhow::Result<String> {
+    pub(crate) async fn diff(&self, id: &str) -> anyhow::Result<String> {
         let request = self.request(Method::GET, &format!("/v1/runs/{id}/diff"))?.timeout(CALL_TIMEOUT);
         Ok(self.send(request).await?.text().await?)
     }
@@ -191,7 +191,7 @@ impl Client {
     ///
     /// # Errors
     /// The server's problem.
-    pub async fn events(&self, id: &str, mut after: i64) -> anyhow::Result<Vec<EventInfo>> {
+    pub(crate) async fn events(&self, id: &str, mut after: i64) -> anyhow::Result<Vec<EventInfo>> {
         let mut all = Vec::new();
         loop {
             let request = self
@@ -211,7 +211,7 @@ impl Client {
     /// The server refuses, or stays away for [`RECONNECTS`] tries.
     /// # Cancel safety
     /// Safe: dropping it only ends the stream.
-    pub async fn follow(
+    pub(crate) async fn follow(
         &self,
         id: &str,
         mut after: i64,
@@ -272,7 +272,7 @@ impl Client {
 /// The server answered and said no: trying again changes nothing.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Refused(String);
+pub(crate) struct Refused(String);
 
 /// Turns a problem+json answer into an error for people.
 async fn problem(response: reqwest::Response) -> anyhow::Error {

@@ -12,7 +12,7 @@ const PREVIEW_CHARS: usize = 100;
 
 /// Turns what happens in a run into lines for a terminal.
 #[derive(Debug)]
-pub struct Account {
+pub(crate) struct Account {
     started_at_ms: Option<i64>,
     colour: bool,
     live: Live,
@@ -32,12 +32,12 @@ enum Live {
 impl Account {
     /// An account that uses colours or not.
     #[must_use]
-    pub fn new(colour: bool) -> Self {
+    pub(crate) fn new(colour: bool) -> Self {
         Self { started_at_ms: None, colour, live: Live::Line, cost_micro_usd: 0, calls: 0 }
     }
 
     /// The text to print for the next thing that happened; empty when there is nothing to show.
-    pub fn tell(&mut self, followed: &Followed) -> String {
+    pub(crate) fn tell(&mut self, followed: &Followed) -> String {
         match followed {
             Followed::Delta(kind, text) if kind == "text" => self.delta(text),
             Followed::Delta(..) => String::new(),
@@ -232,13 +232,13 @@ fn text(value: &Value, field: &str) -> String {
 
 /// Takes out every control character but line feeds and tabs.
 #[must_use]
-pub fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     text.chars().filter(|c| matches!(c, '\n' | '\t') || !c.is_control()).collect()
 }
 
 /// Micro-USD for people.
 #[must_use]
-pub fn dollars(micro_usd: i64) -> String {
+pub(crate) fn dollars(micro_usd: i64) -> String {
     format!("${}.{:04}", micro_usd / 1_000_000, micro_usd % 1_000_000 / 100)
 }
 

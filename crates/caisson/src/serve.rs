@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use caisson_api::{AgentInfo, ApiConfig};
+use caisson_api::{AgentInfo, ApiConfig, ApiLimits, ServeLimits};
 use caisson_domain::git::{AllowList, Repository};
 use caisson_domain::id::{ProjectId, ServerId};
 use caisson_domain::server::{PlacementProblem, ProblemCode};
@@ -17,9 +17,10 @@ use caisson_domain::workflow::Workflow;
 use caisson_gateway::{
     Gateway, GatewayConfig, GitCredential, GitIdentity, GitUpstreams, ModelCredential, ModelUpstream,
 };
-use caisson_sandbox::{DockerConfig, DockerEngine, EngineError};
+use caisson_sandbox::EngineError;
+use caisson_sandbox::docker::{DEFAULT_IMAGE, DockerConfig, DockerEngine};
 use caisson_store::{Clock, Store};
-use caisson_worker::{Probe, UidPlan, Worker, WorkerConfig};
+use caisson_worker::{Parts, Probe, Timing, UidPlan, Worker, WorkerConfig};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -38,7 +39,7 @@ const WORKFLOW_FILES: usize = 200;
 
 /// A running server.
 #[derive(Debug)]
-pub struct Server {
+pub(crate) struct Server {
     /// Where the API listens.
     pub address: SocketAddr,
     /// The store, for what runs in the same process.
@@ -54,7 +55,7 @@ impl Server {
     ///
     /// # Errors
     /// The state directory is in use or cannot be used, the address is taken, or a file that the settings name is bad.
-    pub async fn start(settings: Settings) -> anyhow::Result<Self> {
+    pub(crate) async fn start(settings: Settings) -> anyhow::Result<Self> {
         make_directory(&settings.state_dir)?;
         let lock = lock_state(&settings.state_dir)?;
         let listener = TcpListener::bind(settings.listen).await.with_context(|| {
@@ -68,7 +69,8 @@ impl Server {
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
 
         let engine = DockerEngine::connect(&DockerConfig { host: settings.docker.host.clone() }, id.clone())
-            .context("the Docker Engine's address cannot be used")?;
+            .and_then(|engine| engine.with_hosts_file_in(&settings.state_dir))
+            .context("the Docker Engine cannot be used")?;
         let engine = Arc::new(engine);
         Gateway::start(gateway_config(&settings, &id, &allow)?, store.clone(), &tracker, cancel.clone())
             .await
@@ -81,17 +83,20 @@ impl Server {
             agent_version: settings.agent_version.clone(),
         });
         let worker = worker_config(&settings, &id, image)?;
-        Worker::start(worker, store.clone(), engine, probe, &tracker, cancel.clone())
-            .await
-            .context("the worker cannot start")?;
+        let parts = Parts {
+            store: store.clone(),
+            engine,
+            probe: Some(probe),
+            tracker: tracker.clone(),
+            cancel: cancel.clone(),
+            hook: None,
+        };
+        Worker::start(worker, parts).await.context("the worker cannot start")?;
 
         let router = caisson_api::router(api_config(&settings, allow)?, store.clone(), cancel.clone());
         let stop = cancel.clone();
         tracker.spawn(async move {
-            let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
-            if let Err(error) = served {
-                warn!(error = %error, "the API ended");
-            }
+            caisson_api::serve(listener, router, ServeLimits::default(), stop).await;
         });
         tracker.close();
         info!(address = %address, server.id = %id, "listening on http://{address}");
@@ -99,7 +104,7 @@ impl Server {
     }
 
     /// Stops every part. Sandboxes stay alive: the next start takes them over.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.cancel.cancel();
         if tokio::time::timeout(STOP_WAIT, self.tracker.wait()).await.is_err() {
             warn!("some tasks did not end in time; they are left behind");
@@ -110,15 +115,15 @@ impl Server {
 
 /// Image of runs and workflows that name none.
 #[must_use]
-pub fn default_image(settings: &Settings) -> String {
-    settings.default_image.clone().unwrap_or_else(|| caisson_sandbox::DEFAULT_IMAGE.to_owned())
+pub(crate) fn default_image(settings: &Settings) -> String {
+    settings.default_image.clone().unwrap_or_else(|| DEFAULT_IMAGE.to_owned())
 }
 
 /// Opens the store of a state directory.
 ///
 /// # Errors
 /// The directory or the database cannot be used.
-pub async fn open_store(state_dir: &Path) -> anyhow::Result<Store> {
+pub(crate) async fn open_store(state_dir: &Path) -> anyhow::Result<Store> {
     make_directory(state_dir)?;
     Store::open(&state_dir.join("caisson.db"), Clock::system())
         .await
@@ -215,6 +220,7 @@ fn api_config(settings: &Settings, allow: AllowList) -> anyhow::Result<ApiConfig
         default_repository,
         artifacts_dir: settings.state_dir.join("artifacts"),
         agent: AgentInfo { version },
+        limits: ApiLimits::default(),
     })
 }
 
@@ -284,6 +290,7 @@ fn worker_config(settings: &Settings, id: &ServerId, image: String) -> anyhow::R
     };
     Ok(WorkerConfig {
         server: id.clone(),
+        engine_name: "docker".to_owned(),
         slots: settings.slots,
         state_dir: settings.state_dir.clone(),
         default_image: image,
@@ -291,6 +298,7 @@ fn worker_config(settings: &Settings, id: &ServerId, image: String) -> anyhow::R
         agent_dir: Some(agents.directory(&settings.agent_version)),
         uids,
         min_free_disk_bytes: settings.min_free_disk_mib.saturating_mul(1024 * 1024),
+        timing: Timing::default(),
     })
 }
 
@@ -298,7 +306,7 @@ fn worker_config(settings: &Settings, id: &ServerId, image: String) -> anyhow::R
 ///
 /// # Errors
 /// There is none.
-pub fn find_shim(settings: &Settings) -> anyhow::Result<PathBuf> {
+pub(crate) fn find_shim(settings: &Settings) -> anyhow::Result<PathBuf> {
     let path = match &settings.shim {
         Some(path) => path.clone(),
         None => std::env::current_exe()?.with_file_name("caisson-shim"),
@@ -330,7 +338,7 @@ fn install_shim(settings: &Settings) -> anyhow::Result<PathBuf> {
 
 /// What keeps this server from placing runs, asked again and again by the worker.
 #[derive(Debug)]
-pub struct Checks {
+pub(crate) struct Checks {
     /// The engine.
     pub engine: Arc<DockerEngine>,
     /// The default image.

@@ -21,7 +21,7 @@ const NESTED: &str = "__";
 /// Everything `caisson serve` can be told.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Directory that holds the database, the sessions and everything else that must last. Default: `/var/lib/caisson` for
     /// root, else `caisson` in the user's state directory. `CAISSON_STATE_DIR`.
     pub state_dir: PathBuf,
@@ -62,7 +62,7 @@ pub struct Settings {
 /// The Docker Engine.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Docker {
+pub(crate) struct Docker {
     /// Its socket, `unix:///…`. Default: `DOCKER_HOST`, else `unix:///var/run/docker.sock`. `CAISSON_DOCKER__HOST`.
     pub host: Option<String>,
 }
@@ -70,7 +70,7 @@ pub struct Docker {
 /// The model API.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Model {
+pub(crate) struct Model {
     /// Its base URL. Default: Anthropic's. `CAISSON_MODEL__BASE_URL`.
     pub base_url: Url,
     /// File with the API key. `CAISSON_MODEL__API_KEY_FILE`.
@@ -88,7 +88,7 @@ pub struct Model {
 /// Git hosts.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Git {
+pub(crate) struct Git {
     /// Credentials, each for the URLs below a prefix.
     pub credentials: Vec<GitCredential>,
     /// Proxy on the way out. `CAISSON_GIT__OUTBOUND_PROXY`.
@@ -104,7 +104,7 @@ pub struct Git {
 /// One git credential.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct GitCredential {
+pub(crate) struct GitCredential {
     /// `https://git.example.com/` or deeper.
     pub url_prefix: Url,
     /// User name sent with the token.
@@ -120,7 +120,7 @@ fn token_user() -> String {
 
 /// Values given as flags; they win.
 #[derive(Debug, Clone, Default)]
-pub struct Overrides {
+pub(crate) struct Overrides {
     /// `--state-dir`.
     pub state_dir: Option<PathBuf>,
     /// `--listen`.
@@ -131,7 +131,7 @@ pub struct Overrides {
 
 /// The process's environment, as far as settings need it.
 #[derive(Debug, Clone)]
-pub struct Environment {
+pub(crate) struct Environment {
     /// Every variable.
     pub variables: Vec<(String, String)>,
     /// Whether the process runs as root.
@@ -141,7 +141,7 @@ pub struct Environment {
 impl Environment {
     /// A variable's value.
     #[must_use]
-    pub fn get(&self, name: &str) -> Option<&str> {
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.variables.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
@@ -162,7 +162,7 @@ impl Settings {
     ///
     /// # Errors
     /// One error that lists every fault with its remedy.
-    pub fn load(
+    pub(crate) fn load(
         file: Option<&Path>,
         environment: &Environment,
         overrides: Overrides,
@@ -207,7 +207,7 @@ impl Settings {
 
     /// Directory of installed agents.
     #[must_use]
-    pub fn agents_dir(&self) -> PathBuf {
+    pub(crate) fn agents_dir(&self) -> PathBuf {
         self.agents_dir.clone().unwrap_or_else(|| self.state_dir.join("agents"))
     }
 
@@ -246,7 +246,7 @@ impl Settings {
 }
 
 /// Version of Claude Code that this release was tested with.
-pub const AGENT_VERSION: &str = "2.1.330";
+pub(crate) const AGENT_VERSION: &str = "2.1.330";
 
 fn defaults(
     builder: config::ConfigBuilder<config::builder::DefaultState>,
@@ -274,7 +274,7 @@ fn defaults(
 ///
 /// # Errors
 /// The file cannot be read, is empty or has more than one line.
-pub fn read_secret(file: &Path) -> anyhow::Result<SecretString> {
+pub(crate) fn read_secret(file: &Path) -> anyhow::Result<SecretString> {
     let text = std::fs::read_to_string(file)
         .with_context(|| format!("the secret file \"{}\" cannot be read", file.display()))?;
     let text = text.trim_end_matches(['\r', '\n']);

@@ -95,7 +95,8 @@ impl Doors {
 }
 
 async fn bind(directory: PathBuf) -> io::Result<UnixListener> {
-    let listener = tokio::task::spawn_blocking(move || bind_in(&directory)).await.map_err(io::Error::other)??;
+    let listener =
+        tokio::task::spawn_blocking(move || bind_in(&directory)).await.map_err(io::Error::other)??;
     UnixListener::from_std(listener)
 }
 

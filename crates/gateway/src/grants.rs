@@ -21,7 +21,8 @@ fn presented(headers: &HeaderMap) -> Option<&str> {
     }
     let (scheme, secret) = value.split_once(' ')?;
     let secret = secret.trim();
-    (scheme.eq_ignore_ascii_case("bearer") && !secret.is_empty() && secret.len() <= GRANT_BYTES).then_some(secret)
+    (scheme.eq_ignore_ascii_case("bearer") && !secret.is_empty() && secret.len() <= GRANT_BYTES)
+        .then_some(secret)
 }
 
 /// Whether the request carries this sandbox's living grant of that kind. Asked of the store for every request, so that a
@@ -76,7 +77,8 @@ mod tests {
         assert_eq!(of(&["bearer  csa_1 "]).as_deref(), Some("csa_1"));
         assert!(of(&[&format!("Bearer {}", "x".repeat(GRANT_BYTES))]).is_some());
         let long = format!("Bearer {}", "x".repeat(GRANT_BYTES + 1));
-        for bad in [&[][..], &["Basic eDp5"], &["Bearer "], &["Bearer"], &["Bearer a", "Bearer a"], &[long.as_str()]]
+        for bad in
+            [&[][..], &["Basic eDp5"], &["Bearer "], &["Bearer"], &["Bearer a", "Bearer a"], &[long.as_str()]]
         {
             assert_eq!(of(bad), None, "{bad:?}");
         }

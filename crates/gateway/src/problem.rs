@@ -69,9 +69,11 @@ impl Refusal {
                 let message = format!("the body is larger than {bytes} bytes; send less");
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
             }
-            BodyFault::TimedOut => {
-                Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body stopped coming; send it again")
-            }
+            BodyFault::TimedOut => Self::new(
+                StatusCode::REQUEST_TIMEOUT,
+                "body_timeout",
+                "the body stopped coming; send it again",
+            ),
             BodyFault::Broken(_) => Self::bad_request("the body broke off; send it again"),
         }
     }

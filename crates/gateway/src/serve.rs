@@ -88,7 +88,8 @@ where
 async fn answer(door: &Arc<Door>, request: Request<Incoming>) -> Response<Body> {
     let uri = request.uri();
     if request.method() == Method::CONNECT || uri.authority().is_some() {
-        let message = "a sandbox has no network; only its model, its repository and its control paths are here";
+        let message =
+            "a sandbox has no network; only its model, its repository and its control paths are here";
         return Refusal::new(StatusCode::FORBIDDEN, "egress_refused", message).into_response();
     }
     let path = uri.path().to_owned();

@@ -22,11 +22,7 @@ pub(crate) struct Delivery {
 pub(crate) struct NoBranch;
 
 /// Builds the run's work; `now_ms` is the store's time.
-pub(crate) fn run_work(
-    delivery: Delivery,
-    identity: &GitIdentity,
-    now_ms: i64,
-) -> Result<RunWork, NoBranch> {
+pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) -> Result<RunWork, NoBranch> {
     let Delivery { run, epoch, conversation, resume } = delivery;
     let git = match (&run.spec.repository, &run.spec.branch) {
         (None, _) => None,

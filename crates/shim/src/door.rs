@@ -204,6 +204,28 @@ impl Caller {
         reply
     }
 
+    /// Sends a control request whose body is there only once, and takes in the whole answer.
+    ///
+    /// # Errors
+    /// [`DoorError`]; each of them may be tried again with a new body.
+    ///
+    /// # Cancel safety
+    /// The request may have been carried out or not.
+    pub(crate) async fn upload(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Body,
+        limit: Duration,
+    ) -> Result<Reply, DoorError> {
+        let upload = async {
+            let fresh = self.door.connect().await?;
+            let request = self.door.control(method, path, body)?;
+            take_in(self.exchange(fresh, request).await?).await
+        };
+        tokio::time::timeout(limit, upload).await.unwrap_or(Err(DoorError::TimedOut(limit)))
+    }
+
     async fn exchange(
         &mut self,
         mut connection: SendRequest<Body>,

@@ -2,18 +2,38 @@
 //! to the gateway.
 
 mod activity;
+mod agent;
+mod artifacts;
 mod backoff;
+mod checkout;
 mod deltas;
 mod diagnostics;
 mod door;
+mod failure;
 mod forward;
+mod git;
+mod history;
+mod inputs;
 mod journal;
 mod lines;
-mod message;
 mod loopback;
+mod message;
 mod places;
 mod process;
+mod publish;
+mod push;
 mod reaper;
+mod recorder;
+mod run;
+mod salvage;
+mod shim;
+mod stop;
+mod survey;
+mod turn;
+mod watch;
+mod work;
 
 pub use door::{GrantError, Grants};
 pub use places::Places;
+pub use shim::{Setup, ShimError, hide, run};
+pub use watch::Patience;

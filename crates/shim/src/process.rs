@@ -3,8 +3,8 @@
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Arc;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -16,11 +16,12 @@ pub(crate) const STDERR_BYTES: usize = 8 * 1024;
 /// One read from a pipe, in bytes.
 const READ_BYTES: usize = 64 * 1024;
 
-/// Begins a command with an empty environment and a process group of its own.
+/// Begins a command with an empty environment, a process group of its own, and pipes for its standard descriptors.
 #[expect(clippy::disallowed_methods, reason = "the one place of this crate that names a program to start")]
 pub(crate) fn command(program: &Path, directory: &Path) -> Command {
     let mut command = Command::new(program);
     command.env_clear().current_dir(directory).process_group(0);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
@@ -89,8 +90,7 @@ pub(crate) async fn run(
     input: &[u8],
     bounds: Bounds,
 ) -> Result<Output, ProcessError> {
-    let program = || command_name(command.get_program().as_ref());
-    let name = program();
+    let name = command_name(command.get_program().as_ref());
     let mut child =
         reaper.spawn(command).map_err(|source| ProcessError::Start { program: name.clone(), source })?;
     tokio::time::timeout(bounds.time, collect(&mut child, input, bounds.stdout_bytes))
@@ -106,9 +106,10 @@ async fn collect(child: &mut Child, input: &[u8], stdout_bytes: usize) -> Output
             let _unread = stdin.write_all(input).await;
         }
     };
-    let ((), (stdout, cut), stderr, exit) =
-        tokio::join!(write, read_head(stdout, stdout_bytes), read_tail(stderr), child.wait());
-    Output { exit, stdout, cut, stderr }
+    let tail = Tail::default();
+    let ((), (stdout, cut), (), exit) =
+        tokio::join!(write, read_head(stdout, stdout_bytes), tail.clone().read(stderr), child.wait());
+    Output { exit, stdout, cut, stderr: tail.text() }
 }
 
 /// Reads to the end and keeps the first `bytes`; whether there was more.
@@ -124,16 +125,30 @@ async fn read_head(pipe: Option<impl AsyncRead + Unpin>, bytes: usize) -> (Vec<u
     (kept, cut)
 }
 
-/// Reads to the end and keeps the last [`STDERR_BYTES`], decoded lossily.
-pub(crate) async fn read_tail(pipe: Option<impl AsyncRead + Unpin>) -> String {
-    let mut kept = Vec::new();
-    let Some(mut pipe) = pipe else { return String::new() };
-    let mut buffer = vec![0; STDERR_BYTES];
-    while let Ok(read @ 1..) = pipe.read(&mut buffer).await {
-        kept.extend_from_slice(&buffer[..read]);
-        kept.drain(..kept.len().saturating_sub(STDERR_BYTES));
+/// The last [`STDERR_BYTES`] of a pipe, readable while it is being read.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tail {
+    kept: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Tail {
+    /// Reads to the end.
+    pub(crate) async fn read(self, pipe: Option<impl AsyncRead + Unpin>) {
+        let Some(mut pipe) = pipe else { return };
+        let mut buffer = vec![0; STDERR_BYTES];
+        while let Ok(read @ 1..) = pipe.read(&mut buffer).await {
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.extend_from_slice(&buffer[..read]);
+            let surplus = kept.len().saturating_sub(STDERR_BYTES);
+            kept.drain(..surplus);
+        }
     }
-    String::from_utf8_lossy(&kept).trim_end().to_owned()
+
+    /// What is kept, decoded lossily.
+    pub(crate) fn text(&self) -> String {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&kept).trim_end().to_owned()
+    }
 }
 
 fn command_name(program: &Path) -> String {
@@ -168,7 +183,7 @@ mod tests {
         assert_eq!((output.stdout.len(), output.cut), (300_000, false));
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_program_that_does_not_end_is_killed_at_its_time() {
         let mut endless = command("/bin/sh".as_ref(), "/".as_ref());
         endless.args(["-c", "while :; do :; done"]);
@@ -188,7 +203,7 @@ mod tests {
         noisy.args(["-c", "head -c 20000 /dev/zero | tr '\\0' a >&2; echo end >&2; env"]);
         noisy.env("PATH", "/usr/bin:/bin");
         let output = run(&reaper(), &mut noisy, b"", bounds(4096, 60_000)).await.unwrap();
-        assert!(output.stderr.len() < STDERR_BYTES && output.stderr.ends_with("aaa end".trim_start_matches("aaa ")));
+        assert!(output.stderr.len() < STDERR_BYTES && output.stderr.ends_with("aend"));
         let names: Vec<_> = std::str::from_utf8(&output.stdout).unwrap().lines().collect();
         assert!(names.iter().all(|name| ["PATH=", "PWD=", "SHLVL=", "_="].iter().any(|n| name.starts_with(n))));
     }

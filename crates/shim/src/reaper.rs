@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -45,8 +45,7 @@ impl Exit {
 pub(crate) enum Orphans {
     /// Everybody's: this process is PID 1 or a subreaper.
     Adopted,
-    /// Only those of children started here.
-    #[cfg_attr(not(test), expect(dead_code, reason = "tests share their process with other tests"))]
+    /// Only those of children started here: tests share their process with other tests.
     Ignored,
 }
 
@@ -71,12 +70,11 @@ impl Reaper {
         }
     }
 
-    /// Starts a process in a group of its own, with pipes for all three standard descriptors.
+    /// Starts a process. The pipes that the command asks for become those of the child.
     ///
     /// # Errors
     /// That of the operating system if the process or a pipe cannot be made.
     pub(crate) fn spawn(self: &Arc<Self>, command: &mut Command) -> io::Result<Child> {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let (sender, exit) = oneshot::channel();
         let mut started = {
             let mut waiters = self.lock();

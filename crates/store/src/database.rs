@@ -179,3 +179,7 @@ impl Tx<'_> {
         self.store.shared.random.bytes()
     }
 }
+
+#[cfg(test)]
+#[path = "database_tests.rs"]
+mod tests;

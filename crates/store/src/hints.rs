@@ -85,7 +85,7 @@ impl Drop for Watch {
 mod tests {
     use super::*;
 
-    const LONG: Duration = Duration::from_secs(3600);
+    const LONG: Duration = Duration::from_hours(1);
 
     #[tokio::test(start_paused = true)]
     async fn a_hint_between_subscription_and_waiting_is_kept() {

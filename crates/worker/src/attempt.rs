@@ -10,7 +10,7 @@ use caisson_store::{Claimed, Progress};
 use serde_json::Value;
 use tracing::warn;
 
-use crate::context::{Backoff, Context, Halt};
+use crate::context::{Backoff, Context, Halt, described};
 use crate::judge::Facts;
 
 /// Name of the sandbox's id in the details of the worker's events.
@@ -68,8 +68,7 @@ impl Attempt {
                 Ok(Some(_)) => wait = timing.lease_heartbeat,
                 Ok(None) => return,
                 Err(error) => {
-                    let error = &error as &dyn std::error::Error;
-                    warn!(run.id = %self.run.id, error, "could not extend the lease of run {}", self.run.id);
+                    warn!(run.id = %self.run.id, error = described(&error), "could not extend the lease of run {}", self.run.id);
                     wait = timing.retry_most.min(timing.lease_heartbeat);
                 }
             }
@@ -95,8 +94,7 @@ impl Attempt {
             match self.ctx.store.append_run_event(&self.run.id, self.epoch, event.clone()).await {
                 Ok(ours) => return Ok(ours),
                 Err(error) => {
-                    let error = &error as &dyn std::error::Error;
-                    warn!(run.id = %self.run.id, error, "could not write an event of run {}", self.run.id);
+                    warn!(run.id = %self.run.id, error = described(&error), "could not write an event of run {}", self.run.id);
                     doubtful = true;
                     self.ctx.pause(backoff.next()).await?;
                 }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::attempt::Attempt;
-use crate::context::{Backoff, Context, Halt};
+use crate::context::{Backoff, Context, Halt, described};
 use crate::judge::{End, Verdict, by_end, by_outcome};
 use crate::steps::Step;
 
@@ -79,8 +79,7 @@ async fn ended(ctx: &Context, sandbox: &SandboxId) -> End {
             Err(EngineError::NotFound { .. }) => return End::Gone,
             Err(error) => {
                 let wait = backoff.next();
-                let error = &error as &dyn std::error::Error;
-                warn!(sandbox.id = %sandbox, error, "could not wait for sandbox {sandbox}, trying again in {wait:?}");
+                warn!(sandbox.id = %sandbox, error = described(&error), "could not wait for sandbox {sandbox}, trying again in {wait:?}");
                 ctx.health.suspect();
                 tokio::time::sleep(wait).await;
             }
@@ -169,8 +168,7 @@ impl Killer {
                 self.rest
             }
             Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                warn!(sandbox.id = %sandbox, error, "could not kill sandbox {sandbox}");
+                warn!(sandbox.id = %sandbox, error = described(&error), "could not kill sandbox {sandbox}");
                 ctx.health.suspect();
                 self.backoff.next()
             }

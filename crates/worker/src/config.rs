@@ -121,7 +121,7 @@ impl Default for Timing {
             retry_most: Duration::from_secs(5),
             requeue_first: Duration::from_secs(1),
             requeue_most: Duration::from_secs(30),
-            stop_grace: Duration::from_secs(limits::STOP_GRACE_S as u64),
+            stop_grace: Duration::from_secs(u64::from(limits::STOP_GRACE_S)),
             settle: Duration::from_millis(500),
             exit_grace: Duration::from_secs(2),
             predecessor: Duration::from_secs(30),

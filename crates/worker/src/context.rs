@@ -1,5 +1,6 @@
 //! What every part of the worker shares.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,11 +66,7 @@ impl Context {
 
     /// Waits, unless the server goes down.
     pub(crate) async fn pause(&self, wait: Duration) -> Result<(), Halt> {
-        tokio::select! {
-            biased;
-            () = self.cancel.cancelled() => Err(Halt::Shutdown),
-            () = tokio::time::sleep(wait) => Ok(()),
-        }
+        pause(&self.cancel, wait).await
     }
 
     /// Asks the store until it answers: a run in hand is never given up because the database is away.
@@ -79,22 +76,40 @@ impl Context {
         C: Fn() -> F + Send,
         F: Future<Output = Result<T, StoreError>> + Send,
     {
-        let mut backoff = Backoff::new(self.timing());
-        loop {
-            match call().await {
-                Ok(answer) => return Ok(answer),
-                Err(error @ (StoreError::Unavailable(_) | StoreError::Full(_))) => {
-                    let wait = backoff.next();
-                    warn!(
-                        error = &error as &dyn std::error::Error,
-                        "could not {doing}, trying again in {wait:?}"
-                    );
-                    self.pause(wait).await?;
-                }
-                Err(error @ (StoreError::Corrupt { .. } | StoreError::Migration(_))) => {
-                    error!(error = &error as &dyn std::error::Error, "cannot {doing}");
-                    return Err(Halt::Corrupt(error));
-                }
+        insist(&self.cancel, Backoff::new(self.timing()), doing, call).await
+    }
+}
+
+async fn pause(cancel: &CancellationToken, wait: Duration) -> Result<(), Halt> {
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(Halt::Shutdown),
+        () = tokio::time::sleep(wait) => Ok(()),
+    }
+}
+
+async fn insist<T, C, F>(
+    cancel: &CancellationToken,
+    mut backoff: Backoff,
+    doing: &'static str,
+    call: C,
+) -> Result<T, Halt>
+where
+    T: Send,
+    C: Fn() -> F + Send,
+    F: Future<Output = Result<T, StoreError>> + Send,
+{
+    loop {
+        match call().await {
+            Ok(answer) => return Ok(answer),
+            Err(error @ (StoreError::Unavailable(_) | StoreError::Full(_))) => {
+                let wait = backoff.next();
+                warn!(error = described(&error), "could not {doing}, trying again in {wait:?}");
+                pause(cancel, wait).await?;
+            }
+            Err(error @ (StoreError::Corrupt { .. } | StoreError::Migration(_))) => {
+                error!(error = described(&error), "cannot {doing}");
+                return Err(Halt::Corrupt(error));
             }
         }
     }
@@ -121,8 +136,22 @@ impl Backoff {
     }
 }
 
+/// An error with its causes, in one sentence.
+pub(crate) fn described(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
@@ -130,5 +159,56 @@ mod tests {
         let mut backoff = Backoff::new(&Timing::default());
         let waits: Vec<_> = (0..8).map(|_| backoff.next().as_millis()).collect();
         assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+    }
+
+    async fn closed_store() -> (tempfile::TempDir, Store) {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(&root.path().join("db"), caisson_store::Clock::system()).await.unwrap();
+        store.close().await.unwrap();
+        (root, store)
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_away_is_asked_until_it_answers() {
+        let (_root, away) = closed_store().await;
+        let asked = AtomicUsize::new(0);
+        let call = || async {
+            if asked.fetch_add(1, Ordering::SeqCst) < 3 {
+                away.ping().await?;
+            }
+            Ok(7)
+        };
+        let backoff = Backoff { wait: Duration::from_millis(1), most: Duration::from_millis(1) };
+        let answer = insist(&CancellationToken::new(), backoff, "ask", call).await;
+        assert!(matches!(answer, Ok(7)), "{answer:?}");
+        assert_eq!(asked.into_inner(), 4);
+    }
+
+    #[tokio::test]
+    async fn a_shutdown_ends_the_asking_but_not_before_one_try() {
+        let (_root, away) = closed_store().await;
+        let cancel = CancellationToken::new();
+        cancel.cancel();
+        let asked = AtomicUsize::new(0);
+        let call = || {
+            asked.fetch_add(1, Ordering::SeqCst);
+            away.ping()
+        };
+        let answer = insist(&cancel, Backoff::new(&Timing::default()), "ask", call).await;
+        assert!(matches!(answer, Err(Halt::Shutdown)), "{answer:?}");
+        assert_eq!(asked.into_inner(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_row_is_asked_for_once() {
+        let asked = AtomicUsize::new(0);
+        let call = || async {
+            asked.fetch_add(1, Ordering::SeqCst);
+            Err::<(), _>(StoreError::Corrupt { what: "run.phase".to_owned(), source: "no phase".into() })
+        };
+        let answer = insist(&CancellationToken::new(), Backoff::new(&Timing::default()), "ask", call).await;
+        let Err(Halt::Corrupt(error)) = answer else { panic!("{answer:?}") };
+        assert_eq!(described(&error), "the database is corrupt: run.phase: no phase");
+        assert_eq!(asked.into_inner(), 1);
     }
 }

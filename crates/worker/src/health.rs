@@ -8,7 +8,7 @@ use caisson_domain::server::{PlacementProblem, ProblemCode};
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
-use crate::context::{Context, Halt};
+use crate::context::{Context, Halt, described};
 use crate::dirs::blocking;
 
 /// The agent's binary in its directory.
@@ -79,15 +79,15 @@ impl Health {
     }
 
     /// Notes what a check found that began when there had been `checked` suspicions.
-    fn settle(&self, checked: u64, problems: Vec<PlacementProblem>) {
+    fn settle(&self, checked: u64, problems: &[PlacementProblem]) {
         let mut news = false;
         self.standing.send_modify(|standing| {
-            news = standing.problems.as_ref() != Some(&problems);
+            news = standing.problems.as_deref() != Some(problems);
             standing.checked = checked;
-            standing.problems = Some(problems.clone());
+            standing.problems = Some(problems.to_vec());
         });
         if news {
-            log(&problems);
+            log(problems);
         }
     }
 }
@@ -105,7 +105,7 @@ fn log(problems: &[PlacementProblem]) {
 pub(crate) async fn check(ctx: &Context) -> Result<(), caisson_store::StoreError> {
     let suspicions = ctx.health.suspicions();
     let problems = find(ctx).await;
-    ctx.health.settle(suspicions, problems.clone());
+    ctx.health.settle(suspicions, &problems);
     ctx.store.heartbeat_server(&ctx.config.server, &problems).await
 }
 
@@ -119,10 +119,7 @@ pub(crate) async fn keep(ctx: &Context) {
             () = tokio::time::sleep(ctx.timing().health_check) => {}
         }
         if let Err(error) = check(ctx).await {
-            warn!(
-                error = &error as &dyn std::error::Error,
-                "could not tell the store of this server's health"
-            );
+            warn!(error = described(&error), "could not tell the store of this server's health");
         }
     }
 }
@@ -225,19 +222,19 @@ mod tests {
         let health = Health::new();
         let sound = |health: &Health| health.standing.borrow().is_sound();
         assert!(!sound(&health));
-        health.settle(0, Vec::new());
+        health.settle(0, &[]);
         assert!(sound(&health));
         health.sound().await;
         let before = health.suspicions();
         health.suspect();
         assert!(!sound(&health));
-        health.settle(before, Vec::new());
+        health.settle(before, &[]);
         assert!(!sound(&health), "a check that began before the suspicion does not lift it");
         health.recheck.notified().await;
-        health.settle(health.suspicions(), vec![problem(ProblemCode::DiskLow, String::new())]);
+        health.settle(health.suspicions(), &[problem(ProblemCode::DiskLow, String::new())]);
         assert!(!sound(&health));
         assert_eq!(health.problems().len(), 1);
-        health.settle(health.suspicions(), Vec::new());
+        health.settle(health.suspicions(), &[]);
         health.sound().await;
     }
 }

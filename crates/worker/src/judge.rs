@@ -141,7 +141,8 @@ fn not_started(facts: &Facts<'_>, end: &End) -> Verdict {
 
 fn delay_ms(facts: &Facts<'_>) -> i64 {
     let (first, most) = facts.requeue;
-    let doublings = u32::try_from(facts.attempt - 1).unwrap_or(0).min(u32::BITS - 1);
+    // Bounded here only so that the shift is; the longest delay is reached long before.
+    let doublings = (facts.attempt - 1).clamp(0, 30);
     let delay = first.saturating_mul(1 << doublings).min(most);
     i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)
 }
@@ -168,8 +169,8 @@ const COMMIT_BYTES: usize = 64;
 
 /// A failure as the shim told it, within our bounds. A claim about the model API is shown beside what the gateway saw.
 fn told(facts: &Facts<'_>, failure: &Failure) -> Failure {
-    let mut failure = failure.clone();
-    failure.message = cut(&failure.message, RESULT_TEXT_BYTES).to_owned();
+    let message = cut(&failure.message, RESULT_TEXT_BYTES).to_owned();
+    let mut failure = Failure { message, ..failure.clone() };
     let about_provider = matches!(
         failure.kind,
         FailureKind::ProviderAuth | FailureKind::ProviderLimit | FailureKind::ProviderDown

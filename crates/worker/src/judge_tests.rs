@@ -63,6 +63,9 @@ fn kind(finish: &Finish) -> (RunStatus, Option<FailureKind>) {
     (finish.status, finish.failure.as_ref().map(|failure| failure.kind))
 }
 
+type Change<'a> = &'a dyn Fn(&mut Progress);
+type Case<'a> = (&'a End, bool, Option<i64>, (RunStatus, Option<FailureKind>), &'a str);
+
 const SUCCEEDED: (RunStatus, Option<FailureKind>) = (RunStatus::Succeeded, None);
 const CANCELLED: (RunStatus, Option<FailureKind>) = (RunStatus::Cancelled, None);
 
@@ -102,7 +105,6 @@ fn a_reported_stop_is_believed_only_if_there_was_one() {
     };
     let timeout = |progress: &mut Progress| progress.stop_requested_at_ms = Some(NOW - 1);
     let never = |_: &mut Progress| {};
-    type Change<'a> = &'a dyn Fn(&mut Progress);
     let cases: [(StopReason, Change<'_>, i64, _); 8] = [
         (StopReason::Cancel, &cancel, NOW + 600_000, CANCELLED),
         (StopReason::Cancel, &never, NOW + 600_000, failed_as(FailureKind::AgentError)),
@@ -170,7 +172,6 @@ fn an_end_without_an_outcome_is_judged_by_what_was_asked_and_seen() {
     let killed = exit(Some(137), false);
     let broke = exit(Some(1), true);
     let unknown = exit(None, false);
-    type Case<'a> = (&'a End, bool, Option<i64>, (RunStatus, Option<FailureKind>), &'a str);
     let cases: [Case<'_>; 12] = [
         (&killed, true, Some(NOW), CANCELLED, ""),
         (&oom, true, Some(NOW), CANCELLED, ""),

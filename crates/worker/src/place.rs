@@ -1,7 +1,5 @@
 //! Puts a claimed run into a new sandbox.
 
-use std::error::Error;
-
 use caisson_domain::event::EventKind;
 use caisson_domain::grant::{GrantKind, Token};
 use caisson_domain::id::SandboxId;
@@ -14,7 +12,7 @@ use tracing::{info, warn};
 
 use crate::attempt::Attempt;
 use crate::config::Owner;
-use crate::context::Halt;
+use crate::context::{Halt, described};
 use crate::dirs::{DirError, SandboxDirs, blocking};
 use crate::holds::{Hold, Predecessor};
 use crate::judge::{Fault, FaultClass};
@@ -288,18 +286,6 @@ fn engine_fault(error: &EngineError, default_image: bool) -> Fault {
         | EngineError::BadReply { .. } => FaultClass::Retry,
     };
     fault(class, described(error))
-}
-
-/// An error with its causes, in one sentence.
-fn described(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

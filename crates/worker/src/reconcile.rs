@@ -10,7 +10,7 @@ use caisson_domain::id::{SandboxId, SessionId};
 use caisson_sandbox::{EngineError, OwnedSandbox};
 use tracing::{info, warn};
 
-use crate::context::{Backoff, Context, Halt};
+use crate::context::{Backoff, Context, Halt, described};
 use crate::dirs::blocking;
 use crate::slots::{Found, Origin, launch};
 use crate::teardown;
@@ -79,7 +79,7 @@ async fn owned_by_and_by(ctx: &Context) -> Result<Vec<OwnedSandbox>, Halt> {
 }
 
 fn cannot_list(ctx: &Context, error: &EngineError) {
-    warn!(error = error as &dyn std::error::Error, "could not list the engine's sandboxes");
+    warn!(error = described(error), "could not list the engine's sandboxes");
     ctx.health.suspect();
 }
 
@@ -96,8 +96,7 @@ async fn pass(ctx: &Context) -> Result<(), Halt> {
     let rows = ctx.insist("list sandboxes", move || store.sandboxes_of(server)).await?;
     let dirs = ctx.dirs.clone();
     let left = blocking(move || dirs.sandboxes()).await.unwrap_or_else(|error| {
-        let error = &error as &dyn std::error::Error;
-        warn!(error, "could not list the directories of sandboxes");
+        warn!(error = described(&error), "could not list the directories of sandboxes");
         BTreeSet::new()
     });
     let mut known: BTreeMap<SandboxId, Option<SessionId>> = left.into_iter().map(|id| (id, None)).collect();

@@ -11,7 +11,7 @@ use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::attempt::Attempt;
 use crate::attend::attend;
-use crate::context::{Backoff, Context, Halt};
+use crate::context::{Backoff, Context, Halt, described};
 use crate::health;
 use crate::holds::Hold;
 use crate::judge::{End, Fault, FaultClass, Verdict, by_end};
@@ -66,8 +66,7 @@ pub(crate) async fn claim_runs(ctx: &Arc<Context>) -> Result<(), Halt> {
             }
             Err(error) => {
                 let wait = backoff.next();
-                let error = &error as &dyn std::error::Error;
-                warn!(error, "could not claim a run, trying again in {wait:?}");
+                warn!(error = described(&error), "could not claim a run, trying again in {wait:?}");
                 ctx.pause(wait).await?;
             }
         }
@@ -90,30 +89,35 @@ pub(crate) fn launch(
     let ctx = Arc::clone(ctx);
     let tracker = ctx.tracker.clone();
     tracker.spawn(async move {
-        if work.await.is_err_and(|error| error.is_panic()) {
-            end_after_panic(&ctx, &run, epoch).await;
+        let fault = match work.await {
+            Ok(Ok(())) => None,
+            Ok(Err(fault)) => Some(described(&fault)),
+            Err(error) => error.is_panic().then(|| error.to_string()),
+        };
+        if let Some(fault) = fault {
+            end_after_fault(&ctx, (&run, epoch), &fault).await;
         }
         drop(slot);
     });
 }
 
-/// Nothing is left "running" for ever, not even by a fault of ours.
-async fn end_after_panic(ctx: &Context, run: &RunId, epoch: Epoch) {
-    error!(run.id = %run, "the task that saw to run {run} panicked; ending the run");
-    let finish = internal("a fault in Caisson ended the run; report it with the server's log");
+/// Nothing is left "running" for ever, not even by a fault of ours or a damaged row.
+async fn end_after_fault(ctx: &Context, (run, epoch): (&RunId, Epoch), fault: &str) {
+    error!(run.id = %run, "cannot see to run {run}, ending it: {fault}");
+    let finish = internal("a fault in Caisson ended the run; report it with the server's log", fault);
     let store = &ctx.store;
-    let ended = ctx.insist("finish a run", || store.finish(run, epoch, &finish)).await;
-    if ended.is_ok() {
+    if ctx.insist("finish a run", || store.finish(run, epoch, &finish)).await.is_ok() {
         ctx.reconcile.notify_one();
     }
 }
 
-fn internal(message: &str) -> Finish {
-    let failure = Failure::new(FailureKind::Internal, message);
+fn internal(message: &str, evidence: &str) -> Finish {
+    let failure = Failure::new(FailureKind::Internal, message).with_evidence(evidence);
     Finish { status: RunStatus::Failed, failure: Some(failure), result: None }
 }
 
-async fn drive(attempt: Attempt, origin: Origin) {
+/// Sees a run through. The error is of the kind that trying again cannot help.
+async fn drive(attempt: Attempt, origin: Origin) -> Result<(), StoreError> {
     let run = &attempt.run.id;
     let worked = tokio::select! {
         biased;
@@ -130,28 +134,18 @@ async fn drive(attempt: Attempt, origin: Origin) {
         Err(halt) => Err(halt),
     };
     match concluded {
-        Ok(()) => {}
-        Err(Halt::Shutdown) => info!(run.id = %run, "left run {run} for the next start"),
-        Err(Halt::Corrupt(error)) => give_up(&attempt, &error).await,
+        Ok(()) => Ok(()),
+        Err(Halt::Shutdown) => {
+            info!(run.id = %run, "left run {run} for the next start");
+            Ok(())
+        }
+        Err(Halt::Corrupt(error)) => Err(error),
     }
 }
 
 /// The sandbox is left to whoever has the run now.
 fn lost(run: &RunId) {
     warn!(run.id = %run, "lost run {run} to another worker");
-}
-
-/// The store holds something about the run that cannot be.
-async fn give_up(attempt: &Attempt, error: &StoreError) {
-    let (ctx, run) = (&attempt.ctx, &attempt.run.id);
-    let mut finish = internal("the run's record in the database is damaged; restore it from a backup");
-    finish.failure = finish.failure.map(|failure| failure.with_evidence(error.to_string()));
-    match ctx.store.finish(run, attempt.epoch, &finish).await {
-        Ok(_ours) => ctx.reconcile.notify_one(),
-        Err(again) => {
-            error!(run.id = %run, error = &again as &dyn std::error::Error, "cannot end run {run}");
-        }
-    }
 }
 
 async fn work(attempt: &Attempt, origin: Origin) -> Result<Work, Halt> {
@@ -247,7 +241,7 @@ async fn conclude(attempt: &Attempt, verdict: Verdict, hold: Option<Hold>) -> Re
             };
             match by_end(&attempt.facts(&progress), &End::Gone) {
                 Verdict::Finish(finish) => finish,
-                Verdict::Requeue { .. } => internal("the run could not be given back to the queue"),
+                Verdict::Requeue { .. } => internal("the run could not be given back to the queue", &reason),
             }
         }
     };

@@ -26,11 +26,11 @@ pub enum Step {
     Judged,
     /// The run's end is written.
     Finished,
-    /// The sandbox is written down as stopping.
+    /// The sandbox is written down as stopping, or as destroyed if its run goes back to the queue.
     Stopping,
     /// The engine has destroyed the sandbox.
     Removed,
-    /// The sandbox is written down as destroyed.
+    /// The sandbox is written down as destroyed, now at the latest.
     Destroyed,
     /// Its directories are gone.
     Cleared,

@@ -6,7 +6,7 @@ use caisson_domain::id::SandboxId;
 use caisson_store::SandboxState;
 use tracing::{debug, warn};
 
-use crate::context::{Context, Halt};
+use crate::context::{Context, Halt, described};
 use crate::dirs::blocking;
 use crate::holds::Hold;
 use crate::steps::Step;
@@ -30,6 +30,7 @@ pub(crate) async fn retire(ctx: &Context, hold: Hold) {
 /// model API, even if the engine cannot be reached to destroy it.
 pub(crate) async fn withdraw(ctx: &Context, hold: Hold) -> Result<(), Halt> {
     mark(ctx, hold.sandbox(), SandboxState::Destroyed).await?;
+    ctx.step(Step::Stopping).await;
     destroy(ctx, hold).await;
     Ok(())
 }
@@ -38,8 +39,7 @@ pub(crate) async fn withdraw(ctx: &Context, hold: Hold) -> Result<(), Halt> {
 pub(crate) async fn destroy(ctx: &Context, hold: Hold) -> bool {
     let sandbox = hold.sandbox();
     if let Err(error) = ctx.engine.destroy(sandbox).await {
-        let error = &error as &dyn std::error::Error;
-        warn!(sandbox.id = %sandbox, error, "could not destroy sandbox {sandbox}; a later pass tries again");
+        warn!(sandbox.id = %sandbox, error = described(&error), "could not destroy sandbox {sandbox}; a later pass tries again");
         ctx.health.suspect();
         hold.stick();
         return false;
@@ -51,8 +51,7 @@ pub(crate) async fn destroy(ctx: &Context, hold: Hold) -> bool {
     ctx.step(Step::Destroyed).await;
     let (dirs, id) = (ctx.dirs.clone(), sandbox.clone());
     if let Err(error) = blocking(move || dirs.remove(&id)).await {
-        let error = &error as &dyn std::error::Error;
-        warn!(sandbox.id = %sandbox, error, "could not remove the directories of sandbox {sandbox}");
+        warn!(sandbox.id = %sandbox, error = described(&error), "could not remove the directories of sandbox {sandbox}");
     }
     ctx.step(Step::Cleared).await;
     true

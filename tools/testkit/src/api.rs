@@ -118,6 +118,15 @@ impl Api {
         bail!("run {id} had no such event in {at_most:?}; it has {kinds:?}")
     }
 
+    /// Opens the live stream of a run's events, from the first one on; it has no time limit.
+    ///
+    /// # Errors
+    /// The server does not answer, or refuses.
+    pub async fn open_events(&self, id: &str) -> anyhow::Result<reqwest::Response> {
+        let request = self.http.get(format!("{}/v1/runs/{id}/events", self.base)).bearer_auth(&self.key);
+        Ok(request.header("accept", "text/event-stream").send().await?.error_for_status()?)
+    }
+
     /// Every event of a run, oldest first.
     ///
     /// # Errors

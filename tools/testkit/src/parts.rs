@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+/// Variables that name the parts.
+const NEEDED: [&str; 2] = ["DOCKER_HOST", "CAISSON_TEST_AGENTS_DIR"];
+
 /// The outside parts of an end-to-end test.
 #[derive(Debug, Clone)]
 pub struct Parts {
@@ -21,25 +24,30 @@ impl Parts {
     /// A part is missing and all are required.
     #[must_use]
     pub fn find(caisson: &str) -> Option<Self> {
-        let needed = ["DOCKER_HOST", "CAISSON_TEST_AGENTS_DIR"];
-        let missing: Vec<_> = needed.iter().filter(|name| variable(name).is_none()).collect();
-        if !missing.is_empty() {
-            assert!(
-                variable("CAISSON_TEST_REQUIRE").is_none(),
-                "parts are missing: {missing:?}; run scripts/setup and source .caisson/env"
-            );
-            #[expect(clippy::print_stderr, reason = "a skipped test says so")]
-            {
-                eprintln!("SKIPPED: {missing:?} not set; run scripts/setup, then source .caisson/env");
+        match Self::require(caisson) {
+            Ok(parts) => Some(parts),
+            Err(missing) => {
+                assert!(variable("CAISSON_TEST_REQUIRE").is_none(), "{missing}");
+                #[expect(clippy::print_stderr, reason = "a skipped test says so")]
+                {
+                    eprintln!("SKIPPED: {missing}");
+                }
+                None
             }
-            return None;
         }
+    }
+
+    /// Finds the parts for whoever cannot do without them.
+    ///
+    /// # Errors
+    /// One that names the missing parts and the remedy.
+    pub fn require(caisson: &str) -> anyhow::Result<Self> {
+        let missing: Vec<_> = NEEDED.into_iter().filter(|name| variable(name).is_none()).collect();
+        let (Some(docker_host), Some(agents_dir)) = (variable(NEEDED[0]), variable(NEEDED[1])) else {
+            anyhow::bail!("{missing:?} not set; run scripts/setup, then source .caisson/env");
+        };
         rustls::crypto::ring::default_provider().install_default().ok();
-        Some(Self {
-            docker_host: variable("DOCKER_HOST")?,
-            agents_dir: variable("CAISSON_TEST_AGENTS_DIR")?.into(),
-            caisson: caisson.into(),
-        })
+        Ok(Self { docker_host, agents_dir: agents_dir.into(), caisson: caisson.into() })
     }
 
     /// The agent's binary.

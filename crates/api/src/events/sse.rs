@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use caisson_domain::event::{Delta, Event, EventKind};
 use caisson_store::{Store, StoreError, Topic, Watch};
 use futures_util::stream;
+use http::HeaderName;
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::Receiver;
@@ -27,6 +28,9 @@ use crate::state::App;
 
 /// Text of the comment that keeps an idle stream open.
 const HEARTBEAT_TEXT: &str = "heartbeat";
+
+/// Header that tells a reverse proxy not to collect the response before it passes it on.
+const UNBUFFERED: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Opens a stream of what follows `after`.
 ///
@@ -54,7 +58,8 @@ pub(super) fn stream(app: &App, source: Source, after: i64) -> Result<Response, 
         Some((Ok::<_, Infallible>(message), feed))
     });
     let heartbeat = KeepAlive::new().interval(limits.heartbeat).text(HEARTBEAT_TEXT);
-    Ok(Sse::new(messages).keep_alive(heartbeat).into_response())
+    // A buffering reverse proxy would keep live things back; nginx heeds this header.
+    Ok(([(UNBUFFERED, "no")], Sse::new(messages).keep_alive(heartbeat)).into_response())
 }
 
 /// Where a stream stands.

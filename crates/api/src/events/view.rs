@@ -21,7 +21,7 @@ pub struct EventView {
     /// When it was written, Unix ms.
     pub at_ms: i64,
     /// What it tells of.
-    #[schema(schema_with = crate::schema::event_kind)]
+    #[schema(value_type = crate::schema::EventKind)]
     pub kind: EventKind,
     /// The details, byte for byte as they were written.
     #[schema(value_type = Object)]
@@ -46,7 +46,7 @@ pub struct DeltaView {
     #[schema(value_type = String)]
     pub run_id: RunId,
     /// What it is part of.
-    #[schema(schema_with = crate::schema::delta_kind)]
+    #[schema(value_type = crate::schema::DeltaKind)]
     pub kind: DeltaKind,
     /// The text.
     pub text: String,
@@ -59,7 +59,7 @@ pub struct EndView {
     #[schema(value_type = String)]
     pub run_id: RunId,
     /// How it ended.
-    #[schema(schema_with = crate::schema::run_status)]
+    #[schema(value_type = crate::schema::RunStatus)]
     pub status: RunStatus,
 }
 

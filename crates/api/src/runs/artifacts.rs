@@ -16,7 +16,7 @@ use tokio_util::io::ReaderStream;
 
 use super::view::{ArtifactList, ArtifactView};
 use crate::auth::Reader;
-use crate::extract::{NamePath, NoParams, RunPath, unknown_run};
+use crate::extract::{ArtifactPath, NoParams, RunPath, unknown_run};
 use crate::negotiate::{BYTES, DIFF, choose};
 use crate::problem::{ApiError, Problem};
 use crate::state::App;
@@ -45,7 +45,8 @@ pub(crate) async fn get_diff(
     choose(&headers, &[DIFF])?;
     let artifact = find(&app, &caller, &id, DIFF_ARTIFACT).await?.ok_or_else(|| ApiError::Unknown {
         code: "no_diff",
-        detail: "the run has no patch; there is one after it has changed something and published it".to_owned(),
+        detail: "the run has no patch; there is one after it has changed something and published it"
+            .to_owned(),
     })?;
     let body = open(&app, &artifact).await?;
     let headers = [
@@ -90,8 +91,7 @@ pub(crate) async fn list_artifacts(
 pub(crate) async fn get_artifact(
     State(app): State<App>,
     Reader(caller): Reader,
-    RunPath(id): RunPath,
-    NamePath(name): NamePath,
+    ArtifactPath(id, name): ArtifactPath,
     _: NoParams,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {

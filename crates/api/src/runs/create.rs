@@ -71,7 +71,8 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Api
     let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
     let Some(value) = values.next() else { return Ok(None) };
     let bytes = value.as_bytes();
-    let plain = (1..=limits::IDEMPOTENCY_KEY_BYTES).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic);
+    let plain =
+        (1..=limits::IDEMPOTENCY_KEY_BYTES).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic);
     match value.to_str() {
         Ok(text) if plain && values.next().is_none() => Ok(Some(text.to_owned())),
         Ok(_) | Err(_) => Err(ApiError::Header {
@@ -103,7 +104,8 @@ async fn find_workflow(
         return Ok(Some(stored.workflow));
     }
     let known = store.list_workflows(&caller.project).await?;
-    let names: Vec<_> = known.iter().take(KNOWN_WORKFLOWS).map(|known| known.workflow.name.as_str()).collect();
+    let names: Vec<_> =
+        known.iter().take(KNOWN_WORKFLOWS).map(|known| known.workflow.name.as_str()).collect();
     let message = if names.is_empty() {
         "there is no such workflow, and none is known at all".to_owned()
     } else {

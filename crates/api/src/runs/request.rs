@@ -23,7 +23,7 @@ pub struct CreateRun {
     /// The repository to work on: an http or https URL, or an absolute path on the server. Left out, it is the server's
     /// default repository; `null` means an empty workspace.
     #[serde(default, skip_serializing_if = "RepositoryChoice::is_default")]
-    #[schema(schema_with = crate::schema::text_or_null)]
+    #[schema(value_type = Option<String>)]
     pub repository: RepositoryChoice,
     /// The branch to start from; left out, the repository's default branch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -159,7 +159,8 @@ fn read_resources(mut fields: Fields, faults: &mut Faults) -> CreateRunResources
 fn read_environment(fields: &mut Fields, faults: &mut Faults) -> BTreeMap<String, String> {
     let named: BTreeMap<String, Value> = fields.take("environment", faults).unwrap_or_default();
     if named.len() > limits::ENVIRONMENT_NAMES {
-        let message = format!("it has {} names; at most {} are taken", named.len(), limits::ENVIRONMENT_NAMES);
+        let message =
+            format!("it has {} names; at most {} are taken", named.len(), limits::ENVIRONMENT_NAMES);
         faults.add("environment", "too_many", message);
         return BTreeMap::new();
     }

@@ -36,7 +36,12 @@ pub(super) fn specification(
     check_model(request.model.as_deref(), faults);
     check_image(request.image.as_deref(), faults);
     check_range("max_turns", request.max_turns, &(1..=limits::MAX_TURNS_MAX), faults);
-    check_range("timeout_s", request.timeout_s, &(limits::RUN_TIMEOUT_S_MIN..=limits::RUN_TIMEOUT_S_MAX), faults);
+    check_range(
+        "timeout_s",
+        request.timeout_s,
+        &(limits::RUN_TIMEOUT_S_MIN..=limits::RUN_TIMEOUT_S_MAX),
+        faults,
+    );
     check_resources(request, faults);
     check_environment_values(&request.environment, faults);
     let workflow = workflow?;
@@ -71,7 +76,11 @@ fn check_prompt(prompt: &str, faults: &mut Faults) {
     }
 }
 
-fn check_repository(choice: &RepositoryChoice, config: &ApiConfig, faults: &mut Faults) -> Option<Repository> {
+fn check_repository(
+    choice: &RepositoryChoice,
+    config: &ApiConfig,
+    faults: &mut Faults,
+) -> Option<Repository> {
     let repository = match choice {
         RepositoryChoice::Empty => return None,
         RepositoryChoice::Default => config.default_repository.clone()?,
@@ -137,8 +146,7 @@ fn check_image(image: Option<&str>, faults: &mut Faults) {
     let rest = image.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:/@-".contains(&b));
     let parts = image.split('/').all(|part| part.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric()));
     if !first || !rest || !parts || image.contains("..") || image.len() > IMAGE_BYTES {
-        let message =
-            "it does not name an image; write it like debian:bookworm-slim or registry.example:5000/team/image:tag";
+        let message = "it does not name an image; write it like debian:bookworm-slim or registry.example:5000/team/image:tag";
         faults.add("image", "image_invalid", message);
     }
 }
@@ -174,7 +182,11 @@ fn check_environment_values(environment: &BTreeMap<String, String>, faults: &mut
     for (name, value) in environment {
         let field = format!("environment.{name}");
         if value.len() > limits::ENVIRONMENT_VALUE_BYTES {
-            let message = format!("it has {} bytes; at most {} are taken", value.len(), limits::ENVIRONMENT_VALUE_BYTES);
+            let message = format!(
+                "it has {} bytes; at most {} are taken",
+                value.len(),
+                limits::ENVIRONMENT_VALUE_BYTES
+            );
             faults.add(&field, "environment_value_too_long", message);
         } else if value.contains('\0') {
             faults.add(&field, "environment_value_invalid", "it holds a null character");

@@ -28,13 +28,13 @@ pub struct RunView {
     /// The workflow it follows, as it was when the run was created.
     pub workflow: String,
     /// Where it stands.
-    #[schema(schema_with = crate::schema::run_status)]
+    #[schema(value_type = crate::schema::RunStatus)]
     pub status: RunStatus,
     /// What it is doing, while running.
-    #[schema(schema_with = crate::schema::phase_or_null)]
+    #[schema(value_type = Option<crate::schema::Phase>)]
     pub phase: Option<Phase>,
     /// What it waits for, while running.
-    #[schema(schema_with = crate::schema::waiting_or_null)]
+    #[schema(value_type = Option<crate::schema::Waiting>)]
     pub waiting: Option<Waiting>,
     /// The task; in a list, its beginning.
     pub prompt: String,
@@ -59,7 +59,7 @@ pub struct RunView {
     /// Extra environment of the agent; none in a list.
     pub environment: Option<BTreeMap<String, String>>,
     /// What happens to the work.
-    #[schema(schema_with = crate::schema::publish)]
+    #[schema(value_type = crate::schema::Publish)]
     pub publish: Publish,
     /// Why it failed.
     pub failure: Option<FailureView>,
@@ -107,7 +107,7 @@ pub struct RunLinks {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FailureView {
     /// The class.
-    #[schema(schema_with = crate::schema::failure_kind)]
+    #[schema(value_type = crate::schema::FailureKind)]
     pub kind: FailureKind,
     /// What happened and what to do.
     pub message: String,

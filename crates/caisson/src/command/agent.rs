@@ -26,7 +26,7 @@ pub(crate) fn run(command: Agent, environment: &Environment) -> anyhow::Result<u
         Agent::List { server } => {
             let settings = settings(&server, environment)?;
             let mut table = Table::new();
-            table.load_preset(presets::NOTHING).set_header(["VERSION", "USED", "INTEGRITY"]);
+            table.load_style(presets::NOTHING).set_header(["VERSION", "USED", "INTEGRITY"]);
             for manifest in Agents::new(settings.agents_dir()).list() {
                 let used = if manifest.version == settings.agent_version { "yes" } else { "" };
                 table.add_row([&manifest.version, used, &manifest.integrity]);

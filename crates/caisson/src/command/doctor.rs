@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use caisson_domain::id::{ProjectId, ServerId};
-use caisson_sandbox::{DockerConfig, DockerEngine};
+use caisson_sandbox::docker::{Capabilities, DockerConfig, DockerEngine};
 
 use super::{DONE, print, settings};
 use crate::agents::Agents;
@@ -65,7 +65,7 @@ async fn engine(settings: &Settings) -> Vec<Finding> {
                     Ok(false) => Err(format!("{image} is missing; run `caisson image build`")),
                     Err(error) => Err(chain(&error)),
                 };
-                (Ok(capabilities.to_string()), image_result)
+                (Ok(describe(&capabilities)), image_result)
             }
         },
     };
@@ -73,6 +73,12 @@ async fn engine(settings: &Settings) -> Vec<Finding> {
         Finding { what: "engine", result: engine_result },
         Finding { what: "image", result: image_result },
     ]
+}
+
+fn describe(found: &Capabilities) -> String {
+    let (major, minor) = found.api_version;
+    let survives = if found.live_restore { "containers outlive its restart" } else { "containers end with it (no live-restore)" };
+    format!("Docker Engine {} (API {major}.{minor}), {} cores; {survives}", found.engine_version, found.cores)
 }
 
 fn agent(settings: &Settings) -> Finding {

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use caisson_domain::id::ServerId;
-use caisson_sandbox::{DEFAULT_IMAGE, DockerConfig, DockerEngine, ImageBuild};
+use caisson_sandbox::docker::{DEFAULT_IMAGE, DockerConfig, DockerEngine, ImageBuild};
 
 use super::{DONE, print, settings};
 use crate::cli::Image;

@@ -33,7 +33,7 @@ pub(crate) async fn run(command: Key, environment: &Environment) -> anyhow::Resu
         Key::List { server, project } => {
             let store = open_store(&settings(&server, environment)?.state_dir).await?;
             let mut table = Table::new();
-            table.load_preset(presets::NOTHING).set_header(["KEY", "NAME", "SCOPES", "STATE"]);
+            table.load_style(presets::NOTHING).set_header(["KEY", "NAME", "SCOPES", "STATE"]);
             for key in store.list_api_keys(&project.parse()?).await? {
                 let scopes: Vec<_> = key.scopes.iter().map(|scope| scope.as_str()).collect();
                 let state = if key.revoked_at_ms.is_some() { "revoked" } else { "valid" };

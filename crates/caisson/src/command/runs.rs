@@ -42,7 +42,7 @@ pub(crate) async fn ps(flags: Ps) -> anyhow::Result<u8> {
         return Ok(DONE);
     }
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(["RUN", "STATUS", "WORKFLOW", "BRANCH", "COST", "TASK"]);
+    table.load_style(presets::NOTHING).set_header(["RUN", "STATUS", "WORKFLOW", "BRANCH", "COST", "TASK"]);
     for run in &runs {
         table.add_row(row(run));
     }
@@ -82,7 +82,7 @@ pub(crate) async fn show(flags: One) -> anyhow::Result<u8> {
         return Ok(DONE);
     }
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     table.add_row(["run", run.id.as_str()]).add_row(["status", run.status.as_str()]);
     for name in ["phase", "workflow", "repository", "base", "branch", "base_commit", "pushed_commit", "session_id"] {
         if let Some(text) = run.text(name) {

@@ -133,7 +133,12 @@ async fn keep(door: &Door, run: &RunId, name: String, upload: Upload) -> Result<
     make_directory(&directory).await.map_err(|error| disk(&error))?;
     let path = directory.join(format!("{}-{name}", upload.sha256));
     fs::rename(&upload.path, &path).await.map_err(|error| disk(&error))?;
-    File::open(&directory).await.map_err(|error| disk(&error))?.sync_all().await.map_err(|error| disk(&error))?;
+    File::open(&directory)
+        .await
+        .map_err(|error| disk(&error))?
+        .sync_all()
+        .await
+        .map_err(|error| disk(&error))?;
     let before = store.artifact(run, &name).await.map_err(|error| Refusal::store(&error))?;
     let text = path.to_string_lossy().into_owned();
     let new = NewArtifact { name, size_bytes: upload.size, sha256: upload.sha256, path: text.clone() };

@@ -7,7 +7,6 @@ mod record;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use caisson_domain::protocol::{self, Inputs, Work, paths};
@@ -190,17 +189,14 @@ where
     })
 }
 
-/// How long a poll that has nothing to say waits; used by tests of both polls.
-#[cfg(test)]
-pub(crate) const TEST_LONG_POLL: Duration = Duration::from_millis(50);
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn only_the_paths_of_the_protocol_are_there() {
-        let of = |method: Method, path: &str| route(&method, path).err().map(|refusal| refusal.status.as_u16());
+        let of =
+            |method: Method, path: &str| route(&method, path).err().map(|refusal| refusal.status.as_u16());
         assert_eq!(of(Method::GET, "/next"), None);
         assert_eq!(of(Method::PUT, "/artifacts/a/b"), None);
         assert_eq!(of(Method::POST, "/next"), Some(405));

@@ -101,10 +101,9 @@ fn entry(record: JournalRecord) -> JournalEntry {
 
 fn translate(attempt: i64, body: JournalBody) -> (Option<NewEvent>, JournalEffect) {
     match body {
-        JournalBody::Phase { phase } => (
-            Some(NewEvent::new(EventKind::RunPhase, &json!({"phase": phase}))),
-            JournalEffect::Phase(phase),
-        ),
+        JournalBody::Phase { phase } => {
+            (Some(NewEvent::new(EventKind::RunPhase, &json!({"phase": phase}))), JournalEffect::Phase(phase))
+        }
         JournalBody::Prepared { base_commit, branch } => {
             let base_commit = base_commit.filter(|commit| is_commit(commit));
             let data = json!({"base_commit": base_commit, "branch": branch});
@@ -135,7 +134,9 @@ fn translate(attempt: i64, body: JournalBody) -> (Option<NewEvent>, JournalEffec
 /// The agent's line as it came. Anything that is not one line with one JSON object is kept as text.
 fn agent_line(line: String) -> NewEvent {
     let object = line.trim_ascii_start().starts_with('{') && !line.contains(['\n', '\r']);
-    if !object || line.len() > JOURNAL_LINE_BYTES || serde_json::from_str::<&serde_json::value::RawValue>(&line).is_err()
+    if !object
+        || line.len() > JOURNAL_LINE_BYTES
+        || serde_json::from_str::<&serde_json::value::RawValue>(&line).is_err()
     {
         return agent_text(&line, 0);
     }

@@ -131,9 +131,8 @@ fn odd_counts_are_survived() {
     assert_eq!(usage(r#"{"input_tokens":-4,"output_tokens":"x"}"#), Some(TokenCounts::default()));
     let split = usage(r#"{"cache_creation":{"ephemeral_1h_input_tokens":8}}"#).unwrap();
     assert_eq!((split.cache_write_5m, split.cache_write_1h), (0, 8));
-    let rest = usage(
-        r#"{"cache_creation_input_tokens":10,"cache_creation":{"ephemeral_1h_input_tokens":8}}"#,
-    );
+    let rest =
+        usage(r#"{"cache_creation_input_tokens":10,"cache_creation":{"ephemeral_1h_input_tokens":8}}"#);
     assert_eq!(rest.unwrap().cache_write_5m, 2);
 }
 

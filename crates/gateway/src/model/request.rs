@@ -2,8 +2,8 @@
 
 use caisson_domain::usage::TokenCounts;
 use http::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, SET_COOKIE, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
+    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, SET_COOKIE, TE,
+    TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde::Deserialize;
@@ -192,7 +192,8 @@ mod tests {
     #[test]
     fn the_reply_keeps_its_limits_and_loses_its_cookies() {
         let mut headers = HeaderMap::new();
-        for (name, value) in [("retry-after", "7"), ("request-id", "r"), ("set-cookie", "c"), ("connection", "close")]
+        for (name, value) in
+            [("retry-after", "7"), ("request-id", "r"), ("set-cookie", "c"), ("connection", "close")]
         {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         }

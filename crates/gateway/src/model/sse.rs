@@ -120,7 +120,8 @@ mod tests {
 
     #[test]
     fn data_is_read_as_the_standard_says() {
-        let text = "\u{feff}data: a\n\n: comment\nevent: x\ndata:b\r\ndata:  c\r\rdata\n\nid: 7\n\ndata: last";
+        let text =
+            "\u{feff}data: a\n\n: comment\nevent: x\ndata:b\r\ndata:  c\r\rdata\n\nid: 7\n\ndata: last";
         assert_eq!(read(&[text.as_bytes()]), ["a", "b\n c", "", "last"]);
         assert_eq!(read(&[b"database: x\n\n"]), Vec::<String>::new());
     }

@@ -142,11 +142,6 @@ impl Bench {
         bollard::Docker::connect_with_unix(host, 60, bollard::API_DEFAULT_VERSION)
             .expect("the engine is there")
     }
-
-    /// Where the bench keeps its files.
-    pub(crate) fn directory(&self) -> &Path {
-        self.directory.path()
-    }
 }
 
 fn program(root: &Path, script: &str) -> PathBuf {

@@ -16,8 +16,8 @@ async fn build(bench: &Bench, instructions: &str) -> (ImageBuild, Result<(), Eng
         arguments: vec![("EXTRA".to_owned(), "an argument".to_owned())],
     };
     let mut lines = Vec::new();
-    let built = bench.engine.build_image(&build, &mut |line| lines.push(line.to_owned())).await;
-    (build, built, lines)
+    let result = bench.engine.build_image(&build, &mut |line| lines.push(line.to_owned())).await;
+    (build, result, lines)
 }
 
 async fn remove(bench: &Bench, image: &str) {
@@ -28,12 +28,12 @@ async fn remove(bench: &Bench, image: &str) {
 #[tokio::test]
 async fn an_image_is_built_with_its_output_told_line_by_line() {
     on_bench(async |bench| {
-        let (build, built, lines) = build(bench, "ARG EXTRA\nRUN echo \"made with ${EXTRA}\"").await;
-        built.unwrap();
-        assert!(bench.engine.image_present(&build.tag).await.unwrap());
+        let (image, result, lines) = build(bench, "ARG EXTRA\nRUN echo \"made with ${EXTRA}\"").await;
+        result.unwrap();
+        assert!(bench.engine.image_present(&image.tag).await.unwrap());
         assert!(lines.iter().any(|line| line == "made with an argument"), "{lines:?}");
         assert!(lines.iter().all(|line| !line.contains('\n')), "{lines:?}");
-        remove(bench, &build.tag).await;
+        remove(bench, &image.tag).await;
     })
     .await;
 }
@@ -41,13 +41,13 @@ async fn an_image_is_built_with_its_output_told_line_by_line() {
 #[tokio::test]
 async fn a_build_step_that_fails_is_told_with_its_output() {
     on_bench(async |bench| {
-        let (build, built, _) = build(bench, "RUN echo what went wrong; exit 9").await;
-        let error = built.unwrap_err();
+        let (image, result, _) = build(bench, "RUN echo what went wrong; exit 9").await;
+        let error = result.unwrap_err();
         assert!(matches!(error, EngineError::BuildFailed { .. }), "{error:?}");
         let text = error.to_string();
         assert!(text.contains("what went wrong") && text.contains("non-zero code: 9"), "{text}");
-        assert!(!bench.engine.image_present(&build.tag).await.unwrap());
-        let broken = ImageBuild { dockerfile: "NONSENSE".into(), ..build };
+        assert!(!bench.engine.image_present(&image.tag).await.unwrap());
+        let broken = ImageBuild { dockerfile: "NONSENSE".into(), ..image };
         let error = bench.engine.build_image(&broken, &mut |_| ()).await.unwrap_err();
         assert!(matches!(error, EngineError::BuildFailed { .. }), "{error:?}");
     })
@@ -73,10 +73,10 @@ async fn an_image_s_own_wishes_do_not_loosen_the_profile() {
     on_bench(async |bench| {
         let wishes = "USER root\nENTRYPOINT [\"/bin/false\"]\nCMD [\"an argument\"]\nWORKDIR /etc\nSTOPSIGNAL SIGKILL\n\
                       ENV WISH=granted\nEXPOSE 80\nHEALTHCHECK CMD true\nLABEL caisson.server=stolen";
-        let (build, built, lines) = build(bench, wishes).await;
-        built.unwrap_or_else(|error| panic!("{error}: {lines:?}"));
+        let (image, result, lines) = build(bench, wishes).await;
+        result.unwrap_or_else(|error| panic!("{error}: {lines:?}"));
         let mut spec = bench.sandbox("id -u > /workspace/uid; echo $WISH > /workspace/wish; pwd > /workspace/pwd; exit 4");
-        spec.image.clone_from(&build.tag);
+        spec.image.clone_from(&image.tag);
         bench.engine.create(&spec).await.unwrap();
         bench.engine.start(&spec.id).await.unwrap();
         assert_eq!(bench.engine.wait(&spec.id).await.unwrap().code, Some(4), "the shim ran, and nothing else");
@@ -85,7 +85,7 @@ async fn an_image_s_own_wishes_do_not_loosen_the_profile() {
         assert_eq!(written(&spec, "wish").trim(), "granted");
         assert_eq!(bench.engine.list_owned().await.unwrap().len(), 1, "the label is ours");
         bench.engine.destroy(&spec.id).await.unwrap();
-        remove(bench, &build.tag).await;
+        remove(bench, &image.tag).await;
     })
     .await;
 }
@@ -93,15 +93,15 @@ async fn an_image_s_own_wishes_do_not_loosen_the_profile() {
 #[tokio::test]
 async fn an_image_that_declares_a_volume_is_not_as_asked_and_leaves_nothing() {
     on_bench(async |bench| {
-        let (build, built, _) = build(bench, "VOLUME /data").await;
-        built.unwrap();
+        let (image, result, _) = build(bench, "VOLUME /data").await;
+        result.unwrap();
         let mut spec = bench.sandbox("exit 0");
-        spec.image.clone_from(&build.tag);
+        spec.image.clone_from(&image.tag);
         let error = bench.engine.create(&spec).await.unwrap_err();
         assert!(matches!(error, EngineError::NotAsAsked { field: "Mounts", .. }), "{error:?}");
         assert!(error.to_string().contains("/data"), "{error}");
         assert_eq!(bench.engine.list_owned().await.unwrap(), []);
-        remove(bench, &build.tag).await;
+        remove(bench, &image.tag).await;
     })
     .await;
 }

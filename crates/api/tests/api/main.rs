@@ -1,0 +1,18 @@
+//! The API from outside: requests in, responses out, on a real store; streams over real sockets.
+
+mod agents;
+mod artifacts;
+mod auth;
+mod connections;
+mod create;
+mod faults;
+mod health;
+mod idempotency;
+mod openapi;
+mod pages;
+mod runs;
+mod sessions;
+mod stream;
+mod stream_live;
+mod support;
+mod workflows;

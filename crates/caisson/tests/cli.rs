@@ -1,0 +1,127 @@
+//! The command line as a person meets it: help, errors with remedies, keys, and following a run.
+
+use std::process::Output;
+use std::time::Duration;
+
+use serde_json::Value;
+use testkit::parts::Parts;
+use testkit::process::ServerSpec;
+use testkit::world::{World, WorldSpec};
+
+fn bare_spec(directory: &std::path::Path) -> ServerSpec {
+    let parts = Parts {
+        docker_host: "unix:///nonexistent/docker.sock".to_owned(),
+        agents_dir: directory.join("agents"),
+        caisson: env!("CARGO_BIN_EXE_caisson").into(),
+    };
+    ServerSpec::new(&parts, &directory.join("state"), "http://127.0.0.1:9").unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn run(spec: &ServerSpec, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    spec.command(arguments).envs(variables.iter().copied()).output().unwrap()
+}
+
+#[test]
+fn the_help_lists_every_command() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = run(&bare_spec(directory.path()), &["--help"], &[]);
+    insta::assert_snapshot!(text(&output.stdout));
+}
+
+#[test]
+fn a_command_without_server_or_key_says_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let spec = bare_spec(directory.path());
+    let output = run(&spec, &["ps"], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("caisson key create"), "{}", text(&output.stderr));
+    let output = run(&spec, &["ps"], &[("CAISSON_API_KEY", "csk_x"), ("CAISSON_URL", "http://127.0.0.1:9")]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("caisson serve"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn keys_are_made_listed_and_revoked() {
+    let directory = tempfile::tempdir().unwrap();
+    let spec = bare_spec(directory.path());
+    let created = run(&spec, &["key", "create", "ci", "--scope", "runs:read"], &[]);
+    assert!(created.status.success(), "{}", text(&created.stderr));
+    let secret = text(&created.stdout).trim().to_owned();
+    assert!(secret.starts_with("csk_") && secret.len() > 60);
+    let listed = text(&run(&spec, &["key", "list"], &[]).stdout);
+    assert!(listed.contains("ci") && listed.contains("runs:read") && !listed.contains(&secret), "{listed}");
+    let id = listed.split_whitespace().find(|word| word.starts_with("key_")).unwrap();
+    assert!(run(&spec, &["key", "revoke", id], &[]).status.success());
+    assert!(text(&run(&spec, &["key", "list"], &[]).stdout).contains("revoked"));
+    let again = run(&spec, &["key", "revoke", id], &[]);
+    assert_eq!(again.status.code(), Some(1));
+    let bad = run(&spec, &["key", "create", "x", "--scope", "root"], &[]);
+    assert!(text(&bad.stderr).contains("runs:read"), "{}", text(&bad.stderr));
+    let database = std::fs::read(directory.path().join("state/caisson.db")).unwrap();
+    assert!(!database.windows(secret.len()).any(|window| window == secret.as_bytes()));
+}
+
+#[test]
+fn a_bad_configuration_is_refused_with_every_fault() {
+    let directory = tempfile::tempdir().unwrap();
+    let spec = bare_spec(directory.path());
+    let output = run(&spec, &["serve"], &[("CAISSON_SLOTS", "0"), ("CAISSON_UID_BASE", "1")]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = text(&output.stderr);
+    assert!(error.contains("slots") && error.contains("uid_base"), "{error}");
+    let output = run(&spec, &["serve"], &[("CAISSON_SLOTZ", "1")]);
+    assert!(text(&output.stderr).contains("slotz"), "{}", text(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_server_on_the_same_state_directory_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut spec = bare_spec(directory.path());
+    let mut server = spec.spawn().unwrap();
+    let api = testkit::api::Api::new(&server.base, "none").unwrap();
+    let start = std::time::Instant::now();
+    while api.get("/healthz").await.is_err() {
+        assert!(start.elapsed() < Duration::from_secs(20), "{}", server.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    spec.listen = "127.0.0.1:0".to_owned();
+    let output = run(&spec, &["serve"], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("another server uses"), "{}", text(&output.stderr));
+    assert!(server.terminate().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_is_followed_from_the_terminal() {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let world = World::start(&parts, WorldSpec::default()).await.unwrap();
+    let variables = [("CAISSON_URL", world.server.base.as_str()), ("CAISSON_API_KEY", world.key.as_str())];
+    let url = world.repository_url();
+    let followed = run(&world.spec, &["run", "Fix the bug.", "--repo", &url], &variables);
+    let said = text(&followed.stdout);
+    assert_eq!(followed.status.code(), Some(0), "{said}\n{}", text(&followed.stderr));
+    for part in ["queued (bug-fixer)", "phase prepare", "> Bash", "> Edit", "commit ", "pushed ", "succeeded ("] {
+        assert!(said.contains(part), "{part} in {said}");
+    }
+    assert!(!said.contains('\u{1b}'), "colours are off when piped");
+
+    let listed = run(&world.spec, &["ps", "--json"], &variables);
+    let newest: Value = serde_json::from_str(text(&listed.stdout).lines().next().unwrap()).unwrap();
+    let id = newest["id"].as_str().unwrap();
+    let shown = text(&run(&world.spec, &["show", &id[id.len() - 8..]], &variables).stdout);
+    assert!(shown.contains("succeeded") && shown.contains("caisson/bug-fixer/"), "{shown}");
+    let patch = text(&run(&world.spec, &["diff"], &variables).stdout);
+    assert!(patch.contains("+++ b/shop/pricing.py"), "{patch}");
+    let logs = run(&world.spec, &["logs", id, "--json"], &variables);
+    let seqs: Vec<i64> = text(&logs.stdout)
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["seq"].as_i64().unwrap())
+        .collect();
+    assert_eq!(seqs, (1..=i64::try_from(seqs.len()).unwrap()).collect::<Vec<_>>());
+    let missing = run(&world.spec, &["show", "ffffffff"], &variables);
+    assert!(text(&missing.stderr).contains("caisson ps"), "{}", text(&missing.stderr));
+}

@@ -1,0 +1,124 @@
+//! Why a repository did not do what was asked, in sentences for people.
+
+use http::StatusCode;
+
+use crate::problem::Refusal;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// The allow-list does not have the repository.
+    NotAllowed,
+    /// A directory's `.git` leads out of the allowed directories.
+    LeadsOut,
+    /// The git host refused the credential, or wants one.
+    Auth { status: u16, with_credential: bool },
+    /// The git host says there is none.
+    NotFound { status: u16 },
+    /// The git host sends the client elsewhere.
+    Redirect { status: u16, to: Option<String> },
+    /// The answer is not one of git's services.
+    NotGit,
+    /// No answer: nothing was sent.
+    Connect,
+    /// No answer, or an error: what was sent may have been taken.
+    Failed { status: u16, detail: &'static str },
+    /// There is no such directory, or it is no repository.
+    NoRepository,
+    /// Git on the server could not serve the directory.
+    Local { detail: String },
+    /// The request is larger than its bound.
+    TooLarge { bytes: u64 },
+    /// The request's encoding is not known.
+    Encoding,
+}
+
+impl Fault {
+    /// HTTP status of the git host, 0 without one; none if the gateway refused by a rule of its own.
+    pub(super) const fn status(&self) -> Option<u16> {
+        match self {
+            Self::NotAllowed | Self::LeadsOut | Self::TooLarge { .. } | Self::Encoding => None,
+            Self::Auth { status, .. }
+            | Self::NotFound { status }
+            | Self::Redirect { status, .. }
+            | Self::Failed { status, .. } => Some(*status),
+            Self::NotGit => Some(200),
+            Self::Connect | Self::NoRepository | Self::Local { .. } => Some(0),
+        }
+    }
+
+    /// Whether the git host may have taken a push although it did not say so.
+    pub(super) const fn is_unclear(&self) -> bool {
+        match self {
+            Self::Failed { .. } | Self::Local { .. } => true,
+            Self::NotAllowed
+            | Self::LeadsOut
+            | Self::Auth { .. }
+            | Self::NotFound { .. }
+            | Self::Redirect { .. }
+            | Self::NotGit
+            | Self::Connect
+            | Self::NoRepository
+            | Self::TooLarge { .. }
+            | Self::Encoding => false,
+        }
+    }
+
+    pub(super) fn refusal(&self) -> Refusal {
+        let (status, code) = match self {
+            Self::NotAllowed | Self::LeadsOut => (StatusCode::FORBIDDEN, "repo_denied"),
+            Self::Auth { .. } => (StatusCode::FORBIDDEN, "repo_auth"),
+            Self::NotFound { .. } | Self::NoRepository => (StatusCode::NOT_FOUND, "repo_unreachable"),
+            Self::Redirect { .. }
+            | Self::NotGit
+            | Self::Connect
+            | Self::Failed { .. }
+            | Self::Local { .. } => (StatusCode::BAD_GATEWAY, "repo_unreachable"),
+            Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            Self::Encoding => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "bad_request"),
+        };
+        Refusal::new(status, code, self.message())
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Self::NotAllowed => {
+                "the repository is not on the server's allow-list; add it there, or name another".to_owned()
+            }
+            Self::LeadsOut => {
+                "the repository's .git leads out of the allowed directories; allow the directory it \
+                               leads to as well"
+                    .to_owned()
+            }
+            Self::Auth { status, with_credential: true } => format!(
+                "the git host refused the credential (status {status}); give the server one that may do this"
+            ),
+            Self::Auth { status, with_credential: false } => format!(
+                "the git host wants a credential (status {status}) and the server has none for this URL; add one to \
+                 its configuration"
+            ),
+            Self::NotFound { status } => format!(
+                "the repository does not exist, or the credential cannot see it (status {status}); check its URL"
+            ),
+            Self::Redirect { to: Some(to), .. } => {
+                format!("the git host redirects to {to}; use that final URL as the repository")
+            }
+            Self::Redirect { to: None, .. } => {
+                "the git host redirects; use the final URL as the repository".to_owned()
+            }
+            Self::NotGit => {
+                "something answered at the repository's URL that is no git host; check the URL".to_owned()
+            }
+            Self::Connect => {
+                "the git host cannot be reached from the server; check the URL and the network".to_owned()
+            }
+            Self::Failed { status: 0, detail } => format!("the git host {detail}; try again"),
+            Self::Failed { status, detail } => format!("the git host {detail} (status {status}); try again"),
+            Self::NoRepository => {
+                "there is no git repository at the path on the server; check the path".to_owned()
+            }
+            Self::Local { detail } => format!("git on the server could not serve the repository: {detail}"),
+            Self::TooLarge { bytes } => format!("the request is larger than {bytes} bytes"),
+            Self::Encoding => "the request's content encoding is not known; use gzip or none".to_owned(),
+        }
+    }
+}

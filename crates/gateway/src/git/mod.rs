@@ -1,0 +1,312 @@
+//! `/git/origin`: the run's repository by smart HTTP. Fetches of it, and pushes to the run's own branch alone.
+
+mod fault;
+mod http;
+mod inflate;
+mod local;
+mod pktline;
+mod push;
+mod receive;
+mod report;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ::http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT};
+use ::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use caisson_domain::event::EventKind;
+use caisson_domain::git::{AllowList, Repository};
+use caisson_domain::protocol::paths;
+use caisson_domain::run::Run;
+use futures_util::StreamExt;
+use hyper::body::Incoming;
+use serde_json::json;
+
+use self::fault::Fault;
+use self::http::HttpRepository;
+use self::local::LocalRepository;
+use crate::body::{self, Body, Chunks};
+use crate::config::{GatewayError, GitCredential, GitUpstreams, check_url, client, secret_header};
+use crate::grants;
+use crate::problem::Refusal;
+use crate::shared::{Door, Shared};
+
+/// The git hosts as this gateway reaches them.
+pub(crate) struct GitSide {
+    client: reqwest::Client,
+    credentials: Vec<GitCredential>,
+    allow: AllowList,
+    program: PathBuf,
+}
+
+impl GitSide {
+    pub(crate) fn new(upstreams: GitUpstreams) -> Result<Self, GatewayError> {
+        for credential in &upstreams.credentials {
+            check_url("a git credential's URL prefix", &credential.url_prefix)?;
+            secret_header("a git credential", &http::basic(credential))?;
+        }
+        let client =
+            client("git hosts", upstreams.outbound_proxy.as_ref(), upstreams.extra_ca_pem.as_deref())?;
+        let GitUpstreams { credentials, allow, git_program, .. } = upstreams;
+        Ok(Self { client, credentials, allow, program: git_program })
+    }
+}
+
+/// Git's two services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Service {
+    UploadPack,
+    ReceivePack,
+}
+
+impl Service {
+    fn of(name: &str) -> Option<Self> {
+        match name {
+            "git-upload-pack" => Some(Self::UploadPack),
+            "git-receive-pack" => Some(Self::ReceivePack),
+            _ => None,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::UploadPack => "git-upload-pack",
+            Self::ReceivePack => "git-receive-pack",
+        }
+    }
+}
+
+/// What is asked of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Operation {
+    /// `GET info/refs?service=…`
+    Advertise(Service),
+    /// `POST git-upload-pack`
+    Fetch,
+    /// `POST git-receive-pack`
+    Push,
+}
+
+/// A request to a service, decoded.
+struct Exchange {
+    chunks: Chunks,
+    /// Its length, if it is known beforehand.
+    length: Option<u64>,
+}
+
+/// A git host's answer: a service's own bytes.
+struct Answer {
+    chunks: Chunks,
+    encoding: Option<HeaderValue>,
+}
+
+/// The repository behind the door.
+enum Upstream {
+    Http(HttpRepository),
+    Local(LocalRepository),
+}
+
+impl Upstream {
+    /// The run's repository, if the allow-list (still) has it.
+    async fn of(shared: &Arc<Shared>, repository: &Repository) -> Result<Self, Fault> {
+        if !shared.git.allow.allows(repository) {
+            return Err(Fault::NotAllowed);
+        }
+        match repository {
+            Repository::Url(url) => Ok(Self::Http(HttpRepository::new(Arc::clone(shared), url.clone())?)),
+            Repository::Path(path) => {
+                Ok(Self::Local(LocalRepository::open(Arc::clone(shared), path.clone()).await?))
+            }
+        }
+    }
+
+    async fn advertise(&self, service: Service, protocol: Option<&str>) -> Result<Answer, Fault> {
+        match self {
+            Self::Http(repository) => repository.advertise(service, protocol).await,
+            Self::Local(repository) => repository.advertise(service, protocol).await,
+        }
+    }
+
+    async fn exchange(
+        &self,
+        service: Service,
+        protocol: Option<&str>,
+        exchange: Exchange,
+    ) -> Result<Answer, Fault> {
+        match self {
+            Self::Http(repository) => repository.exchange(service, protocol, exchange).await,
+            Self::Local(repository) => repository.exchange(service, protocol, exchange).await,
+        }
+    }
+}
+
+/// Answers a request below `/git`; `rest` is its path there.
+pub(crate) async fn answer(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Response<Body> {
+    let agent = request.headers().get(USER_AGENT).and_then(|value| value.to_str().ok());
+    let for_git = agent.is_some_and(|agent| agent.starts_with("git/"));
+    match serve(door, request, rest).await {
+        Ok(response) => response,
+        Err(refusal) => refusal.into_git_response(for_git),
+    }
+}
+
+async fn serve(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Result<Response<Body>, Refusal> {
+    let operation = operation(request.method(), rest, request.uri().query())?;
+    let run = grants::agent(door, request.headers()).await?;
+    let Some(repository) = &run.spec.repository else {
+        let message = "this run has no repository; name one when you create a run";
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "no_repository", message));
+    };
+    let shared = &door.shared;
+    let upstream = match Upstream::of(shared, repository).await {
+        Ok(upstream) => upstream,
+        Err(fault) => return Err(tell(shared, &run, fault).await),
+    };
+    let protocol = protocol(request.headers());
+    let answered = match operation {
+        Operation::Push => return push::answer(door, run, upstream, request).await,
+        Operation::Advertise(service) => upstream.advertise(service, protocol.as_deref()).await,
+        Operation::Fetch => match fetch_request(shared, request) {
+            Ok(exchange) => upstream.exchange(Service::UploadPack, protocol.as_deref(), exchange).await,
+            Err(fault) => Err(fault),
+        },
+    };
+    match answered {
+        Ok(answer) => Ok(respond(operation, answer)),
+        Err(fault) => Err(tell(shared, &run, fault).await),
+    }
+}
+
+fn operation(method: &Method, rest: &str, query: Option<&str>) -> Result<Operation, Refusal> {
+    let path = rest.strip_prefix(paths::GIT_REMOTE).and_then(|path| path.strip_prefix('/'));
+    match (method, path) {
+        (&Method::GET, Some("info/refs")) => {
+            let query = query.unwrap_or_default();
+            let mut pairs = url::form_urlencoded::parse(query.as_bytes());
+            let service = pairs.find(|(key, _)| key == "service").and_then(|(_, name)| Service::of(&name));
+            service.map(Operation::Advertise).ok_or_else(|| {
+                let message =
+                    "only git's smart protocol passes the door; use a git that is not older than 1.6.6";
+                Refusal::new(StatusCode::FORBIDDEN, "dumb_protocol", message)
+            })
+        }
+        (&Method::POST, Some("git-upload-pack")) => Ok(Operation::Fetch),
+        (&Method::POST, Some("git-receive-pack")) => Ok(Operation::Push),
+        (_, Some("info/refs" | "git-upload-pack" | "git-receive-pack")) => Err(Refusal::method()),
+        _ => Err(Refusal::not_found()),
+    }
+}
+
+/// The protocol version that git asks for, if it is one of git's.
+fn protocol(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get("git-protocol")?.to_str().ok()?;
+    matches!(value, "version=0" | "version=1" | "version=2").then(|| value.to_owned())
+}
+
+/// The request's body, within its bounds. It is decoded, so that its bound is one of what it says.
+fn fetch_request(shared: &Shared, request: Request<Incoming>) -> Result<Exchange, Fault> {
+    let bound = shared.bounds.fetch_request_bytes;
+    let exchange = incoming(shared, request)?;
+    if exchange.length.is_some_and(|length| length > bound) {
+        return Err(Fault::TooLarge { bytes: bound });
+    }
+    Ok(Exchange { chunks: body::bounded(exchange.chunks, bound), ..exchange })
+}
+
+/// A request's body: silence in it is bounded, and a compressed one is decoded as it comes.
+fn incoming(shared: &Shared, request: Request<Incoming>) -> Result<Exchange, Fault> {
+    let (parts, body) = request.into_parts();
+    let bounds = &shared.bounds;
+    let chunks = body::timed(body::frames(body), bounds.body_idle, bounds.exchange);
+    let text = |name| parts.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    match text(CONTENT_ENCODING).map(str::to_ascii_lowercase).as_deref() {
+        None | Some("" | "identity") => {
+            let length = text(CONTENT_LENGTH).and_then(|length| length.parse().ok());
+            Ok(Exchange { chunks, length })
+        }
+        Some("gzip" | "x-gzip") => Ok(Exchange { chunks: inflate::gunzip(chunks), length: None }),
+        Some(_) => Err(Fault::Encoding),
+    }
+}
+
+/// The answer as git expects it.
+fn respond(operation: Operation, answer: Answer) -> Response<Body> {
+    let kind = match operation {
+        Operation::Advertise(Service::UploadPack) => "application/x-git-upload-pack-advertisement",
+        Operation::Advertise(Service::ReceivePack) => "application/x-git-receive-pack-advertisement",
+        Operation::Fetch => "application/x-git-upload-pack-result",
+        Operation::Push => "application/x-git-receive-pack-result",
+    };
+    let mut response = Response::new(body::from_stream(answer.chunks));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    if let Some(encoding) = answer.encoding {
+        headers.insert(CONTENT_ENCODING, encoding);
+    }
+    response
+}
+
+/// Writes the event that tells of a fault and makes the refusal of it.
+async fn tell(shared: &Shared, run: &Run, fault: Fault) -> Refusal {
+    let refusal = fault.refusal();
+    let (kind, data) = match fault.status() {
+        None => {
+            let data = json!({"what": "git", "rule": refusal.code, "remedy": refusal.message});
+            (EventKind::GatewayDenied, data)
+        }
+        Some(status) => {
+            let data = json!({
+                "upstream": "git", "kind": refusal.code, "status": status, "message": refusal.message,
+            });
+            (EventKind::GatewayUpstreamFailed, data)
+        }
+    };
+    shared.tell(&run.id, kind, data).await;
+    refusal
+}
+
+/// The first piece of a stream, put back: whether there is one decides what is answered.
+async fn peeked(mut chunks: Chunks) -> (bool, Chunks) {
+    loop {
+        match chunks.next().await {
+            None => return (false, futures_util::stream::empty().boxed()),
+            Some(Ok(chunk)) if chunk.is_empty() => {}
+            Some(first) => {
+                let found = first.is_ok();
+                return (found, futures_util::stream::iter([first]).chain(chunks).boxed());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_gits_smart_requests_to_origin_are_there() {
+        let of = |method: Method, rest: &str, query: Option<&str>| operation(&method, rest, query);
+        let found = of(Method::GET, "origin/info/refs", Some("service=git-upload-pack"));
+        assert_eq!(found.unwrap(), Operation::Advertise(Service::UploadPack));
+        assert_eq!(of(Method::POST, "origin/git-receive-pack", None).unwrap(), Operation::Push);
+        for query in [None, Some("service=git-upload-archive"), Some("service=")] {
+            assert_eq!(of(Method::GET, "origin/info/refs", query).unwrap_err().code, "dumb_protocol");
+        }
+        assert_eq!(of(Method::POST, "origin/info/refs", None).unwrap_err().status.as_u16(), 405);
+        for path in ["origin/HEAD", "origin/objects/info/packs", "other/info/refs", "origin", ""] {
+            assert_eq!(of(Method::GET, path, None).unwrap_err().status.as_u16(), 404, "{path}");
+        }
+    }
+
+    #[test]
+    fn only_gits_own_protocol_versions_are_passed_on() {
+        let of = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("git-protocol", value.parse().unwrap());
+            protocol(&headers)
+        };
+        assert_eq!(of("version=2").as_deref(), Some("version=2"));
+        assert_eq!(of("version=2:x=y"), None);
+    }
+}

@@ -1,0 +1,329 @@
+//! Git's pkt-lines and the command section of a push: pure, and bounded.
+//!
+//! Sources: gitprotocol-common(5) for the framing, gitprotocol-pack(5) "Reference Update Request" for the commands.
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::bounds::{COMMAND_SECTION_BYTES, COMMANDS, REF_BYTES};
+
+/// Longest pkt-line, its four length digits included.
+pub(super) const PACKET_BYTES: usize = 65520;
+/// The flush packet.
+pub(super) const FLUSH: &[u8] = b"0000";
+
+/// Why bytes are not what git sends.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum PacketError {
+    #[error("a pkt-line's length is not four hexadecimal digits in range")]
+    Length,
+    #[error("the commands are longer than {COMMAND_SECTION_BYTES} bytes")]
+    TooLong,
+    #[error("the push has more than {COMMANDS} commands")]
+    TooManyCommands,
+    #[error("a line is no ref command")]
+    NoCommand,
+}
+
+/// One pkt-line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Packet {
+    /// `0000`.
+    Flush,
+    /// `0001` and `0002`, which only protocol version 2 has.
+    Special,
+    /// A payload, without the length.
+    Data(Bytes),
+}
+
+/// Cuts pkt-lines out of bytes that come in pieces.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    buffer: BytesMut,
+}
+
+impl Reader {
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next pkt-line, if it is there as a whole.
+    pub(super) fn next(&mut self) -> Result<Option<Packet>, PacketError> {
+        let Some(digits) = self.buffer.first_chunk::<4>() else { return Ok(None) };
+        let length = length(*digits)?;
+        let packet = match length {
+            0 => Packet::Flush,
+            1 | 2 => Packet::Special,
+            3 => return Err(PacketError::Length),
+            length if length > PACKET_BYTES => return Err(PacketError::Length),
+            length if self.buffer.len() < length => return Ok(None),
+            length => {
+                let mut line = self.buffer.split_to(length);
+                line.advance(4);
+                return Ok(Some(Packet::Data(line.freeze())));
+            }
+        };
+        self.buffer.advance(4);
+        Ok(Some(packet))
+    }
+
+    /// Bytes that are not cut yet.
+    pub(super) fn pending(&self) -> usize {
+        self.buffer.len()
+    }
+
+    pub(super) fn into_rest(self) -> Bytes {
+        self.buffer.freeze()
+    }
+}
+
+fn length(digits: [u8; 4]) -> Result<usize, PacketError> {
+    digits.iter().try_fold(0, |sum, digit| {
+        let value = char::from(*digit).to_digit(16).ok_or(PacketError::Length)?;
+        Ok(sum * 16 + value as usize)
+    })
+}
+
+/// Appends a payload as a pkt-line; what is beyond the longest line is left out.
+pub(super) fn write(out: &mut Vec<u8>, payload: &[u8]) {
+    let payload = &payload[..payload.len().min(PACKET_BYTES - 4)];
+    out.extend_from_slice(format!("{:04x}", payload.len() + 4).as_bytes());
+    out.extend_from_slice(payload);
+}
+
+/// One ref that a push wants changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Command {
+    pub(super) old: String,
+    pub(super) new: String,
+    pub(super) ref_name: String,
+}
+
+impl Command {
+    /// Whether the ref is to be removed.
+    pub(super) fn is_delete(&self) -> bool {
+        self.new.bytes().all(|digit| digit == b'0')
+    }
+}
+
+/// What comes before the pack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Section {
+    pub(super) commands: Vec<Command>,
+    /// What the client asks for, from the first command's line.
+    pub(super) capabilities: Vec<String>,
+    /// Exactly the bytes of the section, its flush included.
+    pub(super) raw: Bytes,
+}
+
+impl Section {
+    pub(super) fn has(&self, capability: &str) -> bool {
+        self.capabilities.iter().any(|offered| offered == capability)
+    }
+}
+
+/// Reads the section from bytes that come in pieces.
+#[derive(Debug, Default)]
+pub(super) struct SectionReader {
+    reader: Reader,
+    raw: BytesMut,
+    commands: Vec<Command>,
+    capabilities: Vec<String>,
+}
+
+impl SectionReader {
+    /// Takes a piece; answers the section and the bytes behind it as soon as its flush is there.
+    pub(super) fn push(&mut self, bytes: &[u8]) -> Result<Option<(Section, Bytes)>, PacketError> {
+        self.raw.extend_from_slice(bytes);
+        self.reader.push(bytes);
+        loop {
+            let packet = self.reader.next()?;
+            if self.raw.len() - self.reader.pending() > COMMAND_SECTION_BYTES {
+                return Err(PacketError::TooLong);
+            }
+            match packet {
+                Some(Packet::Data(line)) => self.take(&line)?,
+                Some(Packet::Special) => return Err(PacketError::NoCommand),
+                Some(Packet::Flush) => return Ok(Some(self.finish())),
+                // A piece may be large, but a line that is not whole yet is not.
+                None => return Ok(None),
+            }
+        }
+    }
+
+    fn finish(&mut self) -> (Section, Bytes) {
+        let rest = std::mem::take(&mut self.reader).into_rest();
+        let mut raw = std::mem::take(&mut self.raw);
+        raw.truncate(raw.len() - rest.len());
+        let section = Section {
+            commands: std::mem::take(&mut self.commands),
+            capabilities: std::mem::take(&mut self.capabilities),
+            raw: raw.freeze(),
+        };
+        (section, rest)
+    }
+
+    fn take(&mut self, line: &[u8]) -> Result<(), PacketError> {
+        if self.commands.len() == COMMANDS {
+            return Err(PacketError::TooManyCommands);
+        }
+        let text = std::str::from_utf8(line).map_err(|_| PacketError::NoCommand)?;
+        let (command, capabilities) = match text.split_once('\0') {
+            Some((command, capabilities)) if self.commands.is_empty() => (command, capabilities),
+            Some(_) => return Err(PacketError::NoCommand),
+            None => (text.strip_suffix('\n').unwrap_or(text), ""),
+        };
+        self.commands.push(parse(command).ok_or(PacketError::NoCommand)?);
+        self.capabilities.extend(capabilities.split_whitespace().map(str::to_owned));
+        Ok(())
+    }
+}
+
+/// `old SP new SP ref`. Lines such as `shallow …` and `push-cert …` are none.
+fn parse(line: &str) -> Option<Command> {
+    let mut parts = line.splitn(3, ' ');
+    let (old, new, ref_name) = (parts.next()?, parts.next()?, parts.next()?);
+    let plain = ref_name.starts_with("refs/") && ref_name.len() <= REF_BYTES;
+    if !is_object(old) || !is_object(new) || old.len() != new.len() || !plain {
+        return None;
+    }
+    if ref_name.chars().any(|c| c.is_control() || c == ' ') {
+        return None;
+    }
+    Some(Command { old: old.to_owned(), new: new.to_owned(), ref_name: ref_name.to_owned() })
+}
+
+/// An object's id: SHA-1 or SHA-256.
+pub(super) fn is_object(text: &str) -> bool {
+    matches!(text.len(), 40 | 64) && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const OLD: &str = "1111111111111111111111111111111111111111";
+    const NEW: &str = "2222222222222222222222222222222222222222";
+
+    fn section(lines: &[String]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for line in lines {
+            write(&mut bytes, line.as_bytes());
+        }
+        bytes.extend_from_slice(FLUSH);
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> Result<Option<(Section, Bytes)>, PacketError> {
+        SectionReader::default().push(bytes)
+    }
+
+    fn update(name: &str) -> String {
+        format!("{OLD} {NEW} {name}")
+    }
+
+    #[test]
+    fn commands_and_capabilities_are_read_and_the_pack_is_left() {
+        let first = format!("{}\0 report-status side-band-64k agent=git/2", update("refs/heads/a"));
+        let mut bytes = section(&[first, format!("{}\n", update("refs/heads/b"))]);
+        let length = bytes.len();
+        bytes.extend_from_slice(b"PACK...");
+        let (section, rest) = read(&bytes).unwrap().unwrap();
+        assert_eq!(section.commands.len(), 2);
+        assert_eq!(section.commands[1].ref_name, "refs/heads/b");
+        assert!(section.has("side-band-64k") && !section.has("atomic"));
+        assert_eq!((section.raw.len(), &rest[..]), (length, &b"PACK..."[..]));
+        let (empty, _) = read(FLUSH).unwrap().unwrap();
+        assert!(empty.commands.is_empty());
+    }
+
+    #[test]
+    fn what_is_no_command_is_refused() {
+        let zero = "0".repeat(40);
+        let delete = format!("{OLD} {zero} refs/heads/a");
+        assert!(read(&section(&[delete])).unwrap().unwrap().0.commands[0].is_delete());
+        for line in [
+            format!("shallow {OLD}"),
+            "push-cert\0x".to_owned(),
+            format!("{OLD} {NEW}"),
+            format!("{OLD} {NEW} HEAD"),
+            format!("{OLD} {NEW} refs/heads/a b"),
+            format!("{OLD} {NEW} refs/heads/a\u{1b}[2J"),
+            format!("{OLD} {} refs/heads/a", "2".repeat(64)),
+            format!("{} {NEW} refs/heads/a", "G".repeat(40)),
+            format!("{OLD} {NEW} refs/{}", "x".repeat(REF_BYTES)),
+        ] {
+            assert_eq!(read(&section(std::slice::from_ref(&line))), Err(PacketError::NoCommand), "{line}");
+        }
+        let late = [update("refs/heads/a"), format!("{}\0atomic", update("refs/heads/b"))];
+        assert_eq!(read(&section(&late)), Err(PacketError::NoCommand));
+        assert_eq!(read(b"0001"), Err(PacketError::NoCommand));
+        assert_eq!(read(b"0003"), Err(PacketError::Length));
+        assert_eq!(read(b"fff1"), Err(PacketError::Length));
+        assert_eq!(read(b"00g0"), Err(PacketError::Length));
+    }
+
+    #[test]
+    fn the_section_is_bounded_in_commands_and_bytes() {
+        let lines = |count: usize| vec![update("refs/heads/a"); count];
+        assert!(read(&section(&lines(COMMANDS))).unwrap().is_some());
+        assert_eq!(read(&section(&lines(COMMANDS + 1))), Err(PacketError::TooManyCommands));
+        // One line of 32 KiB after another, filled with capabilities and then with nothing that is a command.
+        let filled = |bytes: usize| {
+            let head = format!("{}\0", update("refs/heads/a"));
+            let name = "x".repeat(REF_BYTES - 5);
+            let ref_line = update(&format!("refs/{name}"));
+            let others = (COMMANDS - 1) * (ref_line.len() + 4);
+            let spare = bytes - FLUSH.len() - others - head.len() - 4;
+            let mut lines = vec![format!("{head}{}", "c".repeat(spare))];
+            lines.extend(vec![ref_line; COMMANDS - 1]);
+            section(&lines)
+        };
+        assert_eq!(filled(COMMAND_SECTION_BYTES).len(), COMMAND_SECTION_BYTES);
+        assert!(read(&filled(COMMAND_SECTION_BYTES)).unwrap().is_some());
+        assert_eq!(read(&filled(COMMAND_SECTION_BYTES + 1)), Err(PacketError::TooLong));
+    }
+
+    #[test]
+    fn a_payload_beyond_the_longest_line_is_cut() {
+        let mut out = Vec::new();
+        write(&mut out, &vec![b'x'; PACKET_BYTES]);
+        assert_eq!(out.len(), PACKET_BYTES);
+        assert_eq!(&out[..4], b"fff0");
+    }
+
+    proptest! {
+        #[test]
+        fn malformed_input_is_an_error_and_never_panics(
+            bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(b'0'), Just(b'4')], 0..400),
+        ) {
+            let mut reader = SectionReader::default();
+            for piece in bytes.chunks(7) {
+                if !matches!(reader.push(piece), Ok(None)) {
+                    break;
+                }
+            }
+        }
+
+        #[test]
+        fn pieces_do_not_matter(size in 1_usize..200, count in 1_usize..COMMANDS) {
+            let mut bytes = section(&vec![update("refs/heads/a"); count]);
+            bytes.extend_from_slice(b"PACK");
+            let whole = read(&bytes).unwrap().unwrap();
+            let mut reader = SectionReader::default();
+            let mut seen = None;
+            let mut behind = Vec::new();
+            for piece in bytes.chunks(size) {
+                match &seen {
+                    Some(_) => behind.extend_from_slice(piece),
+                    None => if let Some((section, rest)) = reader.push(piece).unwrap() {
+                        behind.extend_from_slice(&rest);
+                        seen = Some(section);
+                    }
+                }
+            }
+            prop_assert_eq!(seen.unwrap(), whole.0);
+            prop_assert_eq!(behind, &whole.1[..]);
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! `POST git-receive-pack`: judged before a byte is forwarded, recorded before its end is passed on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ::http::{Request, Response, StatusCode};
+use bytes::Bytes;
+use caisson_domain::event::EventKind;
+use caisson_domain::run::Run;
+use caisson_store::{BoxError, PushRecord};
+use futures_util::stream::{self, StreamExt};
+use hyper::body::Incoming;
+use serde_json::json;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::fault::Fault;
+use super::pktline::{Section, SectionReader};
+use super::receive::{self, Denial};
+use super::report::{RefSearch, Report, Verdict};
+use super::{Answer, Exchange, Operation, Service, Upstream, incoming, respond, tell};
+use crate::body::{self, Body, BodyFault, ChunkSender, Chunks};
+use crate::bounds::{CHUNKS, COMMAND_SECTION_BYTES, DENIED_BYTES};
+use crate::hold::hold;
+use crate::problem::Refusal;
+use crate::shared::{Door, Shared};
+
+/// A push on its way: a task of its own, so that it is recorded whatever becomes of the connection it came by.
+struct Push {
+    shared: Arc<Shared>,
+    run: Run,
+    upstream: Upstream,
+    section: Section,
+    exchange: Exchange,
+    /// Set when the push turned out larger than its bound.
+    too_large: Arc<AtomicBool>,
+}
+
+type Reply = oneshot::Sender<Result<Response<Body>, Refusal>>;
+
+pub(super) async fn answer(
+    door: &Arc<Door>,
+    run: Run,
+    upstream: Upstream,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Refusal> {
+    let shared = &door.shared;
+    let mut exchange = match incoming(shared, request) {
+        Ok(exchange) => exchange,
+        Err(fault) => return Err(tell(shared, &run, fault).await),
+    };
+    let (section, rest) = read_section(&mut exchange.chunks).await?;
+    if section.commands.is_empty() {
+        // Git asks with an empty push whether a large one is welcome.
+        let chunks = stream::empty().boxed();
+        return Ok(respond(Operation::Push, Answer { chunks, encoding: None }));
+    }
+    let branch = run.spec.branch.as_ref().map(caisson_domain::git::BranchName::full_ref);
+    let mut denials = receive::judge(&section, branch.as_deref().unwrap_or_default());
+    let bound = shared.bounds.push_bytes;
+    if denials.is_empty() && exchange.length.is_some_and(|length| length > bound) {
+        denials = vec![too_large(&section, bound)];
+    }
+    if !denials.is_empty() {
+        drain(shared, exchange.chunks).await;
+        return Ok(deny(shared, &run, &section, &denials).await);
+    }
+    let first = [section.raw.clone(), rest].into_iter().filter(|part| !part.is_empty()).map(Ok);
+    let whole = body::bounded(stream::iter(first).chain(exchange.chunks).boxed(), bound);
+    let flag = Arc::new(AtomicBool::new(false));
+    let exchange = Exchange { chunks: watched(whole, Arc::clone(&flag)), length: exchange.length };
+    let push = Push { shared: Arc::clone(shared), run, upstream, section, exchange, too_large: flag };
+    let (reply, answered) = oneshot::channel();
+    shared.tracker.spawn(carry(push, reply));
+    answered.await.unwrap_or_else(|_| {
+        let message = "the push was given up inside the server; push again";
+        Err(Refusal::new(StatusCode::BAD_GATEWAY, "repo_unreachable", message))
+    })
+}
+
+/// The commands, and the bytes behind them that came along.
+async fn read_section(chunks: &mut Chunks) -> Result<(Section, Bytes), Refusal> {
+    let mut reader = SectionReader::default();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| {
+            let fault = error.downcast::<BodyFault>().map_or_else(BodyFault::Broken, |fault| *fault);
+            Refusal::body(&fault, COMMAND_SECTION_BYTES as u64)
+        })?;
+        match reader.push(&chunk) {
+            Ok(None) => {}
+            Ok(Some(found)) => return Ok(found),
+            Err(error) => {
+                let message = format!("the push cannot be read: {error}");
+                return Err(Refusal::new(StatusCode::BAD_REQUEST, "push_refused", message));
+            }
+        }
+    }
+    Err(Refusal::new(StatusCode::BAD_REQUEST, "push_refused", "the push ended before its commands did"))
+}
+
+fn too_large(section: &Section, bytes: u64) -> Denial {
+    let ref_name = section.commands.first().map(|command| command.ref_name.clone()).unwrap_or_default();
+    let reason = format!("the push is larger than {bytes} bytes; leave large files out of the commits");
+    Denial { ref_name, rule: "push_size", reason }
+}
+
+/// Raises the flag when the stream ends for its size.
+fn watched(chunks: Chunks, flag: Arc<AtomicBool>) -> Chunks {
+    chunks
+        .inspect(move |chunk| {
+            if chunk.as_ref().is_err_and(|error| matches!(error.downcast_ref(), Some(BodyFault::TooLarge))) {
+                flag.store(true, Ordering::Relaxed);
+            }
+        })
+        .boxed()
+}
+
+/// Reads a refused push to its end, so that git listens to the answer instead of finding its connection closed.
+async fn drain(shared: &Shared, chunks: Chunks) {
+    let mut chunks = body::bounded(chunks, DENIED_BYTES);
+    let all = async { while let Some(Ok(_)) = chunks.next().await {} };
+    if timeout(shared.bounds.drain, all).await.is_err() {
+        tracing::debug!("a refused push was not read to its end");
+    }
+}
+
+/// Tells of the refusal and answers it as a git host's own hook would.
+async fn deny(shared: &Shared, run: &Run, section: &Section, denials: &[Denial]) -> Response<Body> {
+    for denial in denials {
+        let data = json!({
+            "what": "push", "ref": denial.ref_name, "rule": denial.rule, "remedy": denial.reason,
+        });
+        shared.tell(&run.id, EventKind::GatewayDenied, data).await;
+    }
+    let report = Bytes::from(receive::refusal(section, denials));
+    let chunks = stream::iter([Ok::<_, BoxError>(report)]).boxed();
+    respond(Operation::Push, Answer { chunks, encoding: None })
+}
+
+/// Forwards the push, passes the answer on and records what became of each ref.
+async fn carry(push: Push, mut reply: Reply) {
+    let Push { shared, run, upstream, section, exchange, too_large: flag } = push;
+    let sent = tokio::select! {
+        sent = upstream.exchange(Service::ReceivePack, None, exchange) => sent,
+        () = shared.patience(reply.closed(), shared.bounds.drain) => {
+            Err(Fault::Failed { status: 0, detail: "was not waited for any longer" })
+        }
+    };
+    if flag.load(Ordering::Relaxed) {
+        let denials = [too_large(&section, shared.bounds.push_bytes)];
+        return hand_over(reply, Ok(deny(&shared, &run, &section, &denials).await));
+    }
+    let answer = match sent {
+        Ok(answer) => answer,
+        Err(fault) => {
+            if fault.is_unclear() {
+                record(&shared, &run, &upstream, (&section, None)).await;
+            }
+            let refusal = tell(&shared, &run, fault).await;
+            return hand_over(reply, Err(refusal));
+        }
+    };
+    let mut report = answer.encoding.is_none().then(|| Report::of(&section));
+    let (sender, body) = body::channel(CHUNKS);
+    let mut response = respond(Operation::Push, Answer { chunks: stream::empty().boxed(), ..answer });
+    *response.body_mut() = body;
+    hand_over(reply, Ok(response));
+    let left = sender.clone();
+    let passed = tokio::select! {
+        passed = pass(&shared, answer.chunks, sender, report.as_mut()) => passed,
+        () = shared.patience(left.closed(), shared.bounds.drain) => Err(()),
+    };
+    record(&shared, &run, &upstream, (&section, report.as_ref())).await;
+    let end = passed.map_err(|()| BodyFault::Broken("the git host's answer was cut".into()).into());
+    if let Some(last) = end.transpose()
+        && timeout(shared.bounds.grace, left.send(last)).await.is_err()
+    {
+        tracing::debug!(run.id = %run.id, "a reader that does not read was left");
+    }
+}
+
+fn hand_over(reply: Reply, answer: Result<Response<Body>, Refusal>) {
+    if reply.send(answer).is_err() {
+        tracing::debug!("nobody waits for a push's answer any more");
+    }
+}
+
+/// Passes the answer on but for its last piece, which is given back: it waits until the push is recorded.
+async fn pass(
+    shared: &Shared,
+    mut chunks: Chunks,
+    sender: ChunkSender,
+    mut report: Option<&mut Report>,
+) -> Result<Option<Bytes>, ()> {
+    let mut held: Option<Bytes> = None;
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| tracing::debug!(error = %error, "a git host's answer was cut"))?;
+        if let Some(report) = report.as_mut() {
+            report.feed(&chunk);
+        }
+        if let Some(due) = held.replace(chunk)
+            && timeout(shared.bounds.idle, sender.send(Ok(due))).await.is_err()
+        {
+            return Err(());
+        }
+    }
+    Ok(held)
+}
+
+/// Records each ref. Where the host's word did not arrive, its list of refs is asked: a push that was taken and not recorded
+/// would be lost, since the next one would have nothing to do.
+async fn record(
+    shared: &Shared,
+    run: &Run,
+    upstream: &Upstream,
+    (section, report): (&Section, Option<&Report>),
+) {
+    for command in &section.commands {
+        let verdict = report.map_or(Verdict::Unknown, |report| report.verdict(&command.ref_name));
+        let (ok, message) = match verdict {
+            Verdict::Taken => (true, None),
+            Verdict::Refused(said) => (false, Some(said)),
+            Verdict::Unknown => {
+                let mut search = RefSearch::new(command);
+                if timeout(shared.bounds.drain, look(upstream, &mut search)).await.is_err() {
+                    tracing::warn!(run.id = %run.id, "a git host did not say in time what became of a push");
+                }
+                let said = if search.is_there() {
+                    "the git host's answer was lost; its list of refs has the commit"
+                } else {
+                    "the git host's answer was lost, and its list of refs does not have the commit"
+                };
+                (search.is_there(), Some(said.to_owned()))
+            }
+        };
+        let push = PushRecord {
+            ref_name: command.ref_name.clone(),
+            old: command.old.clone(),
+            new: command.new.clone(),
+            ok,
+            message,
+        };
+        let store = &shared.store;
+        if let Err(error) = hold(shared.bounds.settle_hold, || store.record_push(&run.id, &push)).await {
+            tracing::error!(run.id = %run.id, error = %error, "a push of {} was not recorded", run.id);
+        }
+    }
+}
+
+async fn look(upstream: &Upstream, search: &mut RefSearch<'_>) {
+    match upstream.advertise(Service::ReceivePack, None).await {
+        Ok(mut answer) => {
+            while let Some(Ok(chunk)) = answer.chunks.next().await {
+                if !search.feed(&chunk) {
+                    return;
+                }
+            }
+        }
+        Err(fault) => tracing::warn!(fault = ?fault, "a git host could not be asked what became of a push"),
+    }
+}

@@ -1,0 +1,120 @@
+//! `/model`: the model API, bytes unchanged, real key added, usage metered.
+
+mod account;
+mod meter;
+mod request;
+mod sse;
+mod stream;
+
+use std::sync::Arc;
+
+use caisson_domain::run::Run;
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::timeout;
+use url::Url;
+
+use self::request::Route;
+use crate::body::Body;
+use crate::bounds::MODEL_BODY_BYTES;
+use crate::config::{GatewayError, ModelUpstream, check_url, client};
+use crate::control::{heavy, read_body};
+use crate::grants;
+use crate::problem::{Refusal, bare};
+use crate::shared::{Door, Shared};
+
+/// The model API as this gateway reaches it.
+pub(crate) struct ModelSide {
+    client: reqwest::Client,
+    base_url: Url,
+    credential: Option<(HeaderName, HeaderValue)>,
+}
+
+impl ModelSide {
+    pub(crate) fn new(upstream: &ModelUpstream) -> Result<Self, GatewayError> {
+        check_url("the model API's URL", &upstream.base_url)?;
+        let pem = upstream.extra_ca_pem.as_deref();
+        let client = client("the model API", upstream.outbound_proxy.as_ref(), pem)?;
+        let credential =
+            upstream.credential.as_ref().map(crate::config::ModelCredential::header).transpose()?;
+        Ok(Self { client, base_url: upstream.base_url.clone(), credential })
+    }
+}
+
+/// One call on its way: a task of its own, so that it is settled whatever becomes of the connection it came by.
+struct Call {
+    shared: Arc<Shared>,
+    run: Run,
+    request: reqwest::Request,
+    /// None if the call costs nothing.
+    ask: Option<request::Ask>,
+    /// The sandbox's share of calls and of memory; the latter is given back once the request is sent.
+    permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+}
+
+/// Answers a request below `/model`; `rest` is its path there.
+pub(crate) async fn answer(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Response<Body> {
+    forward(door, request, rest).await.unwrap_or_else(Refusal::into_model_response)
+}
+
+async fn forward(
+    door: &Arc<Door>,
+    request: Request<Incoming>,
+    rest: &str,
+) -> Result<Response<Body>, Refusal> {
+    let run = grants::agent(door, request.headers()).await?;
+    let route = request::route(request.method(), rest).ok_or_else(|| {
+        let message =
+            "the gateway forwards v1/messages, v1/messages/count_tokens and v1/models, and nothing else";
+        Refusal::new(StatusCode::NOT_FOUND, "not_found", message)
+    })?;
+    if route == Route::Head {
+        return Ok(bare(StatusCode::OK));
+    }
+    let call = prepare(door, run, request, route, rest).await?;
+    let (head, reply) = oneshot::channel();
+    let shared = Arc::clone(&door.shared);
+    shared.tracker.spawn(stream::carry(call, head));
+    reply.await.map_err(|_| {
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the call was given up inside the server")
+    })
+}
+
+/// Reads the request and makes the one that goes upstream: the same bytes, with the real credential.
+async fn prepare(
+    door: &Arc<Door>,
+    run: Run,
+    request: Request<Incoming>,
+    route: Route,
+    rest: &str,
+) -> Result<Call, Refusal> {
+    let side = &door.shared.model;
+    let (name, value) = side.credential.as_ref().ok_or_else(|| {
+        let message = "the server has no credential for the model API; set one in its configuration";
+        Refusal::new(StatusCode::FORBIDDEN, "no_credential", message)
+    })?;
+    let slot = timeout(door.shared.bounds.store_hold, Arc::clone(&door.calls).acquire_owned()).await;
+    let Ok(Ok(slot)) = slot else {
+        let message = "too many model calls of this sandbox are under way; try again";
+        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message));
+    };
+    let method = request.method().clone();
+    let url = request::upstream_url(&side.base_url, rest, request.uri().query());
+    let mut headers = request::request_headers(request.headers());
+    headers.insert(name, value.clone());
+    let (bytes, share) = read_body(door, request, MODEL_BODY_BYTES).await?;
+    let ask = match route {
+        Route::Messages => {
+            let copy = bytes.clone();
+            Some(heavy(bytes.len(), move || request::peek(&copy)).await?)
+        }
+        Route::CountTokens | Route::Models | Route::Head => None,
+    };
+    let mut upstream = reqwest::Request::new(method, url);
+    *upstream.headers_mut() = headers;
+    if !bytes.is_empty() {
+        *upstream.body_mut() = Some(bytes.into());
+    }
+    Ok(Call { shared: Arc::clone(&door.shared), run, request: upstream, ask, permits: (slot, share) })
+}

@@ -1,0 +1,19 @@
+//! The gateway as a whole: real sockets, a real store, real git, and small upstreams made here.
+
+mod control;
+mod doors;
+mod git_host;
+mod git_http;
+mod git_local;
+mod git_push;
+mod grants;
+mod model;
+mod model_faults;
+mod model_host;
+pub(crate) mod support;
+
+/// What the binary does first.
+pub(crate) fn install_crypto() {
+    // A second call finds it installed.
+    drop(rustls::crypto::ring::default_provider().install_default());
+}

@@ -1,0 +1,308 @@
+//! A world for tests: a store, sandboxes with runs in them, a gateway before them, and a client.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use caisson_domain::event::EventKind;
+use caisson_domain::git::AllowList;
+use caisson_domain::grant::{GrantKind, Token};
+use caisson_domain::id::{Epoch, ProjectId, RunId, SandboxId, ServerId};
+use caisson_domain::protocol::{JournalBody, JournalRecord};
+use caisson_domain::run::{Resources, Run, RunSpec, RunStatus};
+use caisson_domain::usage::{PriceTable, UsageTotals};
+use caisson_domain::workflow::{CaissonBlock, PermissionMode, Workflow};
+use caisson_store::{Clock, NewRun, NewSandbox, SandboxState, Store};
+use http::{Method, StatusCode};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::bounds::Bounds;
+use crate::{
+    Gateway, GatewayConfig, GatewayError, GitIdentity, GitUpstreams, ModelCredential, ModelUpstream,
+};
+
+/// Whatever takes longer is a fault.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// The real credentials: no answer, event or database byte may have them.
+pub(crate) const MODEL_KEY: &str = "sk-canary-4f8c1b70aa";
+pub(crate) const GIT_TOKEN: &str = "git-canary-93ab77e1d2";
+
+pub(crate) fn run_spec(repository: Option<&str>) -> RunSpec {
+    let workflow = Workflow {
+        name: "fixer".to_owned(),
+        description: "Fixes".to_owned(),
+        prompt: "Be careful.".to_owned(),
+        tools: None,
+        disallowed_tools: Vec::new(),
+        model: None,
+        permission_mode: PermissionMode::BypassPermissions,
+        max_turns: Some(9),
+        mcp_servers: serde_json::Map::new(),
+        caisson: CaissonBlock::default(),
+    };
+    RunSpec {
+        workflow,
+        prompt: "Fix the add function".to_owned(),
+        repository: repository.map(|text| text.parse().unwrap()),
+        base: None,
+        branch: repository.map(|_| "caisson/fixer/1".parse().unwrap()),
+        model: None,
+        max_turns: Some(7),
+        image: None,
+        timeout_s: 600,
+        resources: Resources::default(),
+        environment: BTreeMap::new(),
+    }
+}
+
+/// A run that no store knows.
+pub(crate) fn a_run(spec: RunSpec) -> Run {
+    Run {
+        id: RunId::new(1, [1; 10]),
+        project: ProjectId::default_project(),
+        session: caisson_domain::id::SessionId::new(1, [2; 10]),
+        spec,
+        status: RunStatus::Running,
+        phase: None,
+        waiting: None,
+        failure: None,
+        result: None,
+        attempt: 1,
+        agent_started: false,
+        cancel_requested_at_ms: None,
+        home: None,
+        sandbox: None,
+        base_commit: None,
+        pushed_commit: None,
+        usage: UsageTotals::default(),
+        created_at_ms: 0,
+        started_at_ms: None,
+        finished_at_ms: None,
+    }
+}
+
+/// What a test wants otherwise than usual.
+pub(crate) struct Setup {
+    pub(crate) bounds: Bounds,
+    pub(crate) model: ModelUpstream,
+    pub(crate) git: GitUpstreams,
+}
+
+impl Setup {
+    pub(crate) fn new() -> Self {
+        let bounds = Bounds { long_poll: Duration::from_millis(50), ..Bounds::default() };
+        let model = ModelUpstream {
+            // A port that nobody listens at.
+            base_url: "http://127.0.0.1:1/".parse().unwrap(),
+            credential: Some(ModelCredential::ApiKey(MODEL_KEY.to_owned().into())),
+            outbound_proxy: None,
+            extra_ca_pem: None,
+        };
+        let git = GitUpstreams {
+            credentials: Vec::new(),
+            allow: AllowList::default(),
+            outbound_proxy: None,
+            extra_ca_pem: None,
+            git_program: PathBuf::from("git"),
+        };
+        Self { bounds, model, git }
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) root: tempfile::TempDir,
+    pub(crate) store: Store,
+    pub(crate) server: ServerId,
+    pub(crate) tracker: TaskTracker,
+    pub(crate) cancel: CancellationToken,
+    pub(crate) count: std::cell::Cell<u8>,
+}
+
+/// One sandbox with its grants and the run that was placed in it.
+pub(crate) struct Sandbox {
+    pub(crate) id: SandboxId,
+    pub(crate) run: Run,
+    pub(crate) epoch: Epoch,
+    pub(crate) control: String,
+    pub(crate) agent: String,
+    pub(crate) socket: PathBuf,
+}
+
+impl World {
+    pub(crate) async fn new() -> Self {
+        super::install_crypto();
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("doors")).unwrap();
+        let store = Store::open(&root.path().join("caisson.db"), Clock::system()).await.unwrap();
+        let server = ServerId::new(1, [9; 10]);
+        store.register_server(&server).await.unwrap();
+        Self {
+            root,
+            store,
+            server,
+            tracker: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+            count: std::cell::Cell::new(0),
+        }
+    }
+
+    pub(crate) fn config(&self, setup: &Setup) -> GatewayConfig {
+        GatewayConfig {
+            server: self.server.clone(),
+            doors_dir: self.root.path().join("doors"),
+            artifacts_dir: self.root.path().join("artifacts"),
+            model: setup.model.clone(),
+            prices: PriceTable::shipped(),
+            git: setup.git.clone(),
+            identity: GitIdentity { name: "Caisson".to_owned(), email: "caisson@example.com".to_owned() },
+        }
+    }
+
+    pub(crate) async fn try_start(&self, setup: Setup) -> Result<Gateway, GatewayError> {
+        let config = self.config(&setup);
+        let tasks = (self.tracker.clone(), self.cancel.clone());
+        Gateway::start_bounded(config, self.store.clone(), tasks, setup.bounds).await
+    }
+
+    pub(crate) async fn start(&self, setup: Setup) {
+        self.try_start(setup).await.unwrap();
+    }
+
+    /// Stops the gateway as the binary does and waits for its last task.
+    pub(crate) async fn stop(&self) {
+        self.cancel.cancel();
+        self.tracker.close();
+        tokio::time::timeout(PATIENCE, self.tracker.wait()).await.unwrap();
+    }
+
+    /// A running sandbox with a running run in it.
+    pub(crate) async fn sandbox(&self, spec: RunSpec) -> Sandbox {
+        self.count.set(self.count.get() + 1);
+        let number = self.count.get();
+        let project = ProjectId::default_project();
+        let new = NewRun { project, created_by: None, spec, idempotency: None };
+        self.store.create_run(new).await.unwrap();
+        let claimed = self.store.claim(&self.server).await.unwrap().unwrap();
+        let id = SandboxId::new(1, [number; 10]);
+        let directory = self.root.path().join("doors").join(id.as_str());
+        std::fs::create_dir(&directory).unwrap();
+        let control = Token::grant(GrantKind::Control, [number; 32]);
+        let agent = Token::grant(GrantKind::Agent, [number; 32]);
+        let sandbox = NewSandbox {
+            id: id.clone(),
+            session: claimed.run.session.clone(),
+            server: self.server.clone(),
+            engine: "test".to_owned(),
+            image: "test".to_owned(),
+            uid: 1000,
+            control: control.hash(),
+            agent: agent.hash(),
+        };
+        self.store.create_sandbox(&sandbox).await.unwrap();
+        assert!(self.store.place(&claimed.run.id, claimed.epoch, &id).await.unwrap());
+        assert!(self.store.set_sandbox_state(&id, SandboxState::Running).await.unwrap());
+        Sandbox {
+            run: self.run(&claimed.run.id).await,
+            id,
+            epoch: claimed.epoch,
+            control: control.expose().to_owned(),
+            agent: agent.expose().to_owned(),
+            socket: directory.join("gateway.sock"),
+        }
+    }
+
+    pub(crate) async fn run(&self, id: &RunId) -> Run {
+        self.store.run(&ProjectId::default_project(), id).await.unwrap().unwrap()
+    }
+
+    /// The run's events of one kind.
+    pub(crate) async fn events(&self, run: &RunId, kind: EventKind) -> Vec<serde_json::Value> {
+        let events = self.store.events(run, 0, 1000).await.unwrap();
+        let wanted = events.iter().filter(|event| event.kind == kind);
+        wanted.map(|event| serde_json::from_str(event.data.get()).unwrap()).collect()
+    }
+
+    /// Whether any byte under the world's directory (database, artifacts) has `needle`.
+    pub(crate) fn disk_has(&self, needle: &str) -> bool {
+        has(self.root.path(), needle.as_bytes())
+    }
+}
+
+fn has(path: &Path, needle: &[u8]) -> bool {
+    if path.is_dir() {
+        return std::fs::read_dir(path).unwrap().any(|entry| has(&entry.unwrap().path(), needle));
+    }
+    path.is_file() && std::fs::read(path).unwrap().windows(needle.len()).any(|window| window == needle)
+}
+
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: http::HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Reply {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("not JSON: {}", self.text()))
+    }
+
+    pub(crate) fn code(&self) -> String {
+        self.json()["code"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+impl Sandbox {
+    /// A client that speaks to this sandbox's socket alone.
+    pub(crate) fn client(&self) -> reqwest::Client {
+        let builder = reqwest::Client::builder().no_proxy().unix_socket(self.socket.clone());
+        builder.timeout(PATIENCE).build().unwrap()
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str, grant: &str) -> reqwest::RequestBuilder {
+        self.client().request(method, format!("http://gateway{path}")).bearer_auth(grant)
+    }
+
+    pub(crate) async fn control(&self, method: Method, path: &str, body: impl Into<reqwest::Body>) -> Reply {
+        fetch(self.request(method, path, &self.control).body(body)).await
+    }
+
+    pub(crate) async fn agent(&self, method: Method, path: &str, body: impl Into<reqwest::Body>) -> Reply {
+        fetch(self.request(method, path, &self.agent).body(body)).await
+    }
+
+    /// One line of this sandbox's journal.
+    pub(crate) fn line(&self, body: JournalBody) -> Vec<u8> {
+        let record = JournalRecord { run: self.run.id.clone(), attempt: self.run.attempt, body };
+        let mut line = serde_json::to_vec(&record).unwrap();
+        line.push(b'\n');
+        line
+    }
+}
+
+pub(crate) async fn fetch(request: reqwest::RequestBuilder) -> Reply {
+    let response = request.send().await.unwrap();
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    Reply { status, headers, body: response.bytes().await.unwrap() }
+}
+
+/// Looks again until `check` has something, for a bounded time: for what another task does at its own time.
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(mut check: impl FnMut() -> F) -> T {
+    let mut tick = tokio::time::interval(Duration::from_millis(5));
+    let look = async {
+        loop {
+            if let Some(found) = check().await {
+                return found;
+            }
+            tick.tick().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, look).await.expect("it did not happen in time")
+}
+
+pub(crate) const OK: u16 = StatusCode::OK.as_u16();

@@ -1,0 +1,353 @@
+//! The agent's process: started with pipes, its output journaled line by line as it comes.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use caisson_claude::{
+    Conversation, Delta, EnvironmentSpec, Launch, Line, PermissionMode as CliPermissionMode, SessionMode, Uuid,
+    environment, parse,
+};
+use caisson_domain::event::DeltaKind;
+use caisson_domain::id::RunId;
+use caisson_domain::protocol::{AgentWork, JournalBody, RunWork, paths};
+use caisson_domain::run::{Failure, FailureKind};
+use caisson_domain::workflow::PermissionMode;
+use nix::sys::signal::Signal;
+use serde_json::json;
+use tokio::io::{AsyncRead, AsyncWriteExt};
+use tokio::net::unix::pipe;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::activity::Activity;
+use crate::deltas::Deltas;
+use crate::diagnostics::say;
+use crate::journal::WriteError;
+use crate::lines::{Lines, RawLine};
+use crate::process::{Tail, command};
+use crate::reaper::{Child, Exit};
+use crate::recorder::Recorder;
+use crate::shim::Shim;
+use crate::watch::Patience;
+
+/// Lines that may wait for the driver; then the agent's output is not read on.
+const HEARD: usize = 256;
+/// Lines that may wait to be written to the agent.
+const TO_WRITE: usize = 256;
+/// How long the output of an agent that has ended is read on, in milliseconds: its orphans may hold it open.
+pub(crate) const DRAIN_MS: u64 = 1000;
+
+/// What the driver hears of the agent.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    /// A line, journaled.
+    Line(Box<Line>),
+    /// A line that could not be journaled.
+    Unwritten(WriteError),
+}
+
+/// The agent, running.
+pub(crate) struct Agent {
+    pub(crate) child: Child,
+    pub(crate) exit: Option<Exit>,
+    input: Option<mpsc::Sender<String>>,
+    pub(crate) heard: mpsc::Receiver<Heard>,
+    /// Whether its output has ended.
+    pub(crate) closed: bool,
+    pub(crate) conversation: Conversation,
+    pub(crate) recorder: Recorder,
+    pub(crate) patience: Patience,
+    moved: Arc<Mutex<Instant>>,
+    activity: Arc<Activity>,
+    run: RunId,
+    attempt: i64,
+    prompts: u32,
+    stderr: Tail,
+    reading_stderr: AbortOnDropHandle<()>,
+    _working: [AbortOnDropHandle<()>; 3],
+}
+
+impl Agent {
+    /// Starts the agent in the workspace. It waits for its prompt.
+    ///
+    /// # Errors
+    /// [`Failure`] if the work cannot be made a command line, or the program cannot be started.
+    pub(crate) fn start(shim: &Shim, work: &RunWork, recorder: &Recorder) -> Result<Self, Failure> {
+        let mut program = command(&shim.places.agent, &shim.places.workspace);
+        program.args(launch(&work.agent)?.argv().map_err(|error| bad_workflow(&error))?);
+        program.envs(variables(shim, &work.agent)?);
+        let mut child = shim.reaper.spawn(&mut program).map_err(|error| {
+            Failure::new(FailureKind::Internal, "the agent's program cannot be started in the sandbox")
+                .with_evidence(error.to_string())
+        })?;
+        let (input, lines) = mpsc::channel(TO_WRITE);
+        let (hear, heard) = mpsc::channel(HEARD);
+        let moved = Arc::new(Mutex::new(Instant::now()));
+        let deltas = Deltas::new(work.run.clone());
+        let stderr = Tail::default();
+        let spawn = |task| AbortOnDropHandle::new(shim.tracker.spawn(task));
+        let listener = Listener {
+            recorder: recorder.clone(),
+            deltas: Arc::clone(&deltas),
+            moved: Arc::clone(&moved),
+            hear,
+        };
+        let stdout = child.stdout.take();
+        let working = [
+            AbortOnDropHandle::new(shim.tracker.spawn(write(child.stdin.take(), lines))),
+            AbortOnDropHandle::new(shim.tracker.spawn(listener.listen(stdout))),
+            AbortOnDropHandle::new(shim.tracker.spawn(deltas.send(Arc::clone(&shim.door)))),
+        ];
+        Ok(Self {
+            reading_stderr: spawn(stderr.clone().read(child.stderr.take())),
+            child,
+            exit: None,
+            input: Some(input),
+            heard,
+            closed: false,
+            conversation: Conversation::new(&[]),
+            recorder: recorder.clone(),
+            patience: shim.patience,
+            moved,
+            activity: Arc::clone(&shim.activity),
+            run: work.run.clone(),
+            attempt: work.attempt,
+            prompts: 0,
+            stderr,
+            _working: working,
+        })
+    }
+
+    /// Holds the process where it is.
+    pub(crate) fn hold(&self) {
+        self.child.signal(Signal::SIGSTOP);
+    }
+
+    /// Lets a held process go on.
+    pub(crate) fn go_on(&self) {
+        self.child.signal(Signal::SIGCONT);
+    }
+
+    /// The id of the next prompt. The agent answers an id once in a conversation, so none is used twice in a session.
+    pub(crate) fn next_prompt(&mut self) -> Uuid {
+        let id = prompt_id(&self.run, self.attempt, self.prompts);
+        self.prompts += 1;
+        id
+    }
+
+    /// Writes a line to its standard input, after the lines before it.
+    pub(crate) fn write(&self, line: String) {
+        if let Some(input) = &self.input
+            && input.try_send(line).is_err()
+        {
+            say("the agent does not read its input");
+        }
+    }
+
+    /// When it last gave a sign of life: a line, a byte of a model reply, or a model request that waits for the gateway
+    /// to come back.
+    pub(crate) fn moved(&self) -> Instant {
+        let line = *self.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        self.activity.model_moved_at().map_or(line, |model| model.max(line))
+    }
+
+    /// Counts as a sign of life that the agent cannot give, because its output is not read.
+    pub(crate) fn touch(&self) {
+        *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// The end of its standard error.
+    pub(crate) fn stderr(&self) -> String {
+        self.stderr.text()
+    }
+
+    /// Closes its standard input: it ends by itself once it has nothing to do.
+    pub(crate) fn close_input(&mut self) {
+        self.input = None;
+    }
+
+    /// Closes its standard input, waits for its end, and kills it when `limit` has passed. Lines that still come are
+    /// journaled.
+    pub(crate) async fn finish(&mut self, limit: Duration) -> Exit {
+        self.close_input();
+        if tokio::time::timeout(limit, self.ended()).await.is_err() {
+            self.child.signal(Signal::SIGKILL);
+        }
+        let drained = async {
+            self.ended().await;
+            while !self.closed {
+                self.closed = self.heard.recv().await.is_none();
+            }
+            // It ends with its descriptor; how does not matter.
+            let _joined = (&mut self.reading_stderr).await;
+        };
+        let _orphans_hold_it = tokio::time::timeout(Duration::from_millis(DRAIN_MS), drained).await;
+        self.exit.unwrap_or(Exit { code: None, signal: Some(Signal::SIGKILL as i32) })
+    }
+
+    async fn ended(&mut self) {
+        while self.exit.is_none() {
+            tokio::select! {
+                exit = self.child.wait() => self.exit = Some(exit),
+                heard = self.heard.recv(), if !self.closed => self.closed = heard.is_none(),
+            }
+        }
+    }
+}
+
+async fn write(stdin: Option<pipe::Sender>, mut lines: mpsc::Receiver<String>) {
+    let Some(mut stdin) = stdin else { return };
+    while let Some(line) = lines.recv().await {
+        if stdin.write_all(line.as_bytes()).await.is_err() {
+            // It has ended, or soon will; its exit says why.
+            return;
+        }
+    }
+}
+
+/// Reads the agent's output: each line is journaled before anybody acts on it.
+struct Listener {
+    recorder: Recorder,
+    deltas: Arc<Deltas>,
+    moved: Arc<Mutex<Instant>>,
+    hear: mpsc::Sender<Heard>,
+}
+
+impl Listener {
+    async fn listen(self, stdout: Option<impl AsyncRead + Unpin>) {
+        let Some(stdout) = stdout else { return };
+        let mut lines = Lines::new(stdout);
+        while let Some(raw) = lines.next().await {
+            *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            let line = if raw.cut_bytes == 0 { parse(&raw.bytes) } else { Line::NotJson };
+            if line.is_delta() {
+                self.pass_on(line);
+                continue;
+            }
+            if is_main_answer(&line) {
+                self.deltas.clear();
+            }
+            let written = self.recorder.write(record(raw, &line)).await;
+            let heard = match written {
+                Ok(_) => Heard::Line(Box::new(line)),
+                Err(error) => Heard::Unwritten(error),
+            };
+            let lost = matches!(heard, Heard::Unwritten(_));
+            if self.hear.send(heard).await.is_err() || lost {
+                return;
+            }
+        }
+    }
+
+    /// Deltas of the agent itself go to live readers; those of its subagents would only mix with them.
+    fn pass_on(&self, line: Line) {
+        if let Line::StreamDelta(delta) = line
+            && delta.parent_tool_use_id.is_none()
+        {
+            match delta.delta {
+                Delta::Text(text) => self.deltas.push(DeltaKind::Text, &text),
+                Delta::Thinking(text) => self.deltas.push(DeltaKind::Thinking, &text),
+                Delta::Other { .. } => {}
+            }
+        }
+    }
+}
+
+fn is_main_answer(line: &Line) -> bool {
+    matches!(line, Line::Assistant(assistant) if assistant.parent_tool_use_id.is_none())
+}
+
+/// The record of a line: as it is if it is a JSON object and whole.
+fn record(raw: RawLine, line: &Line) -> JournalBody {
+    let cut_bytes = raw.cut_bytes;
+    let text = match String::from_utf8(raw.bytes) {
+        Ok(line_text) if *line != Line::NotJson => return JournalBody::Line { line: line_text },
+        Ok(text) => text,
+        Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
+    };
+    JournalBody::Text { text, cut_bytes }
+}
+
+fn launch(work: &AgentWork) -> Result<Launch, Failure> {
+    let conversation = Uuid::parse(&work.conversation).map_err(|error| bad_workflow(&error))?;
+    let session =
+        if work.resume { SessionMode::Resume(conversation) } else { SessionMode::New(conversation) };
+    let mut launch = Launch::new(session);
+    launch.model.clone_from(&work.model);
+    launch.permission_mode = match work.permission_mode {
+        PermissionMode::Default => CliPermissionMode::Default,
+        PermissionMode::AcceptEdits => CliPermissionMode::AcceptEdits,
+        PermissionMode::DontAsk => CliPermissionMode::DontAsk,
+        PermissionMode::BypassPermissions => CliPermissionMode::BypassPermissions,
+        PermissionMode::Plan => CliPermissionMode::Plan,
+    };
+    launch.tools.clone_from(&work.tools);
+    launch.disallowed_tools.clone_from(&work.disallowed_tools);
+    launch.max_turns = work.max_turns;
+    launch.append_system_prompt = work.system_prompt.clone().filter(|prompt| !prompt.trim().is_empty());
+    if !work.mcp_servers.is_empty() {
+        launch.mcp_config = Some(json!({ "mcpServers": work.mcp_servers }).to_string());
+    }
+    Ok(launch)
+}
+
+fn variables(shim: &Shim, work: &AgentWork) -> Result<Vec<(String, String)>, Failure> {
+    let extra: Vec<_> = work.environment.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    environment(&EnvironmentSpec {
+        home: &text(&shim.places.home),
+        path: &shim.path,
+        tmpdir: &text(&shim.places.tmp),
+        base_url: &format!("{}{}", shim.loopback, paths::MODEL),
+        agent_grant: shim.door.grants().agent_text(),
+        // There is no network behind it: tools are told so at once, and need not wait for a name server.
+        proxy_url: Some(&shim.loopback),
+        extra: &extra,
+    })
+    .map_err(|error| bad_workflow(&error))
+}
+
+fn bad_workflow(error: &dyn std::error::Error) -> Failure {
+    Failure::new(FailureKind::BadWorkflow, format!("the agent cannot be started as the workflow says: {error}"))
+}
+
+/// A UUID made of the run's id, the attempt and the prompt's number in it.
+fn prompt_id(run: &RunId, attempt: i64, number: u32) -> Uuid {
+    let digits = run.as_str().rsplit('_').next().unwrap_or_default();
+    let attempt = attempt & 0x00ff_ffff;
+    let number = number & 0x00ff_ffff;
+    let all = format!("{}{attempt:06x}{number:06x}", &digits[..20]);
+    let text =
+        format!("{}-{}-{}-{}-{}", &all[..8], &all[8..12], &all[12..16], &all[16..20], &all[20..32]);
+    Uuid::parse(&text).expect("a run id has 32 hexadecimal digits behind its prefix")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_prompt_of_a_session_has_another_id() {
+        let (one, two) = (RunId::new(1_700_000_000_000, [1; 10]), RunId::new(1_700_000_000_001, [1; 10]));
+        let ids = [prompt_id(&one, 1, 0), prompt_id(&one, 1, 1), prompt_id(&one, 2, 0), prompt_id(&two, 1, 0)];
+        let different: std::collections::BTreeSet<_> = ids.iter().collect();
+        assert_eq!(different.len(), ids.len());
+        assert_eq!(prompt_id(&one, 1, 0), ids[0]);
+    }
+
+    #[test]
+    fn a_line_is_kept_as_it_is_only_if_it_is_json_and_whole() {
+        let of = |bytes: &[u8], cut_bytes| {
+            let raw = RawLine { bytes: bytes.to_vec(), cut_bytes };
+            let line = if cut_bytes == 0 { parse(bytes) } else { Line::NotJson };
+            record(raw, &line)
+        };
+        let json = r#"{"b" : 1, "a":2}"#;
+        assert_eq!(of(json.as_bytes(), 0), JournalBody::Line { line: json.to_owned() });
+        assert_eq!(of(b"[1]", 0), JournalBody::Text { text: "[1]".to_owned(), cut_bytes: 0 });
+        assert_eq!(of(b"{\"a\":\"x", 7), JournalBody::Text { text: "{\"a\":\"x".to_owned(), cut_bytes: 7 });
+        assert_eq!(of(b"\xff", 0), JournalBody::Text { text: "\u{fffd}".to_owned(), cut_bytes: 0 });
+    }
+}

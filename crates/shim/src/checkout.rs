@@ -1,0 +1,189 @@
+//! The workspace before the agent has it: a fresh clone, or the checkout that is there already.
+//!
+//! `git clone` into the empty workspace keeps the directory itself, so that an agent which was started in it meanwhile
+//! stays in it. A checkout that an agent may have worked on is never overwritten; one that a shim died over before is
+//! told by a mark in the home directory, and made anew.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use caisson_domain::git::BranchName;
+use caisson_domain::protocol::paths;
+use caisson_domain::run::{Failure, FailureKind};
+
+use crate::git::{Git, is_empty, is_object_name, text};
+
+/// Mark in the home directory while a fresh checkout is being made: its remains hold nobody's work.
+const PREPARING: &str = ".caisson-preparing";
+/// File in the repository's own directory with the commit that the unpublished work starts from.
+const BASE: &str = "caisson-base";
+/// Locks that a killed git leaves behind. Nothing else runs in the sandbox while the workspace is prepared.
+const LOCKS: [&str; 3] = ["index.lock", "HEAD.lock", "config.lock"];
+
+/// The workspace as the agent gets it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Checkout {
+    /// The commit that the work starts from; none if the repository has no commit yet.
+    pub(crate) base: Option<String>,
+    /// The branch.
+    pub(crate) branch: BranchName,
+}
+
+/// Brings the workspace to the run's branch.
+///
+/// # Errors
+/// [`Failure`] for people.
+///
+/// # Cancel safety
+/// May be given up at any point and done again.
+pub(crate) async fn prepare(git: &Git) -> Result<Checkout, Failure> {
+    let preparing = git.home.join(PREPARING);
+    if preparing.exists() {
+        empty(&git.workspace).map_err(|error| unusable("cannot be emptied", &error))?;
+    }
+    let base = if is_empty(&git.workspace) {
+        fs::write(&preparing, b"").map_err(|error| unusable("has a home that cannot be written", &error))?;
+        let base = fresh(git).await?;
+        set_base(git, base.as_deref());
+        fs::remove_file(&preparing).map_err(|error| unusable("has a home that cannot be written", &error))?;
+        base
+    } else if git.file("").is_dir() {
+        existing(git).await?
+    } else {
+        return Err(Failure::new(
+            FailureKind::PolicyDenied,
+            "the workspace has files but no repository any more; begin a new session to get a fresh checkout",
+        ));
+    };
+    Ok(Checkout { base, branch: git.work.branch.clone() })
+}
+
+/// Notes which commit later work of this workspace starts from. Without the note it starts from its `HEAD`.
+pub(crate) fn set_base(git: &Git, base: Option<&str>) {
+    if let Err(error) = fs::write(git.file(BASE), base.unwrap_or_default()) {
+        crate::diagnostics::say(format_args!("cannot note the commit that the work starts from: {error}"));
+    }
+}
+
+async fn fresh(git: &Git) -> Result<Option<String>, Failure> {
+    let work = &git.work;
+    let (name, email) =
+        (format!("user.name={}", work.author_name), format!("user.email={}", work.author_email));
+    let url = git.url();
+    let mut clone = vec!["clone", "--quiet", "--no-tags", "--single-branch", "--template="];
+    clone.extend(["--origin", paths::GIT_REMOTE, "--config", &name, "--config", &email]);
+    if let Some(base) = &work.base {
+        clone.extend(["--branch", base.as_str()]);
+    }
+    clone.extend([url.as_str(), "."]);
+    let output = git.talk(&clone).await?;
+    if !output.exit.success() {
+        return Err(match &work.base {
+            Some(base) if output.stderr.contains("not found in upstream") => missing_branch(base),
+            Some(_) | None => git.refusal(
+                FailureKind::RepoUnreachable,
+                "the repository could not be cloned",
+                &output,
+            ),
+        });
+    }
+    // The commit is the same before and after the branch is made, so both are done at once.
+    let (base, switched) = tokio::join!(git.resolve("HEAD"), switch(git));
+    switched?;
+    match base? {
+        Some(base) => Ok(Some(base)),
+        None => without_commits(git).await,
+    }
+}
+
+/// Makes the run's branch at `HEAD`, also where there is no commit yet.
+async fn switch(git: &Git) -> Result<(), Failure> {
+    let branch = git.work.branch.as_str();
+    if git.work.base.as_ref() == Some(&git.work.branch) {
+        return Ok(());
+    }
+    // With -B also where the remote's default branch has this very name.
+    git.run(&["checkout", "--quiet", "--no-track", "-B", branch]).await.map(drop)
+}
+
+/// A clone without a commit is one of an empty repository, or of one whose default branch does not exist.
+async fn without_commits(git: &Git) -> Result<Option<String>, Failure> {
+    let output = git.talk(&["ls-remote", "--heads", paths::GIT_REMOTE]).await?;
+    if !output.exit.success() {
+        return Err(git.refusal(FailureKind::RepoUnreachable, "the repository could not be listed", &output));
+    }
+    if text(&output).is_empty() {
+        return Ok(None);
+    }
+    Err(Failure::new(
+        FailureKind::RepoUnreachable,
+        "the repository's default branch does not exist; name the branch to start from",
+    ))
+}
+
+fn missing_branch(base: &BranchName) -> Failure {
+    Failure::new(
+        FailureKind::RepoUnreachable,
+        format!("branch \"{base}\" does not exist in the repository; name one that does"),
+    )
+}
+
+/// Takes up the checkout that is there: an earlier run or attempt worked on it.
+async fn existing(git: &Git) -> Result<Option<String>, Failure> {
+    for lock in LOCKS {
+        // Usually there is none.
+        let _absent = fs::remove_file(git.file(lock));
+    }
+    let branch = git.work.branch.as_str();
+    git.run(&["config", "user.name", &git.work.author_name]).await?;
+    git.run(&["config", "user.email", &git.work.author_email]).await?;
+    let current = git.attempt(&["symbolic-ref", "--quiet", "--short", "HEAD"]).await?;
+    if text(&current) != branch {
+        let full = git.work.branch.full_ref();
+        let known = git.resolve(&full).await?.is_some();
+        let arguments: &[&str] = if known {
+            &["checkout", "--quiet", branch, "--"]
+        } else {
+            // The work goes on from where the session is.
+            &["checkout", "--quiet", "--no-track", "-b", branch]
+        };
+        let output = git.attempt(arguments).await?;
+        if !output.exit.success() {
+            return Err(Failure::new(
+                FailureKind::Conflict,
+                format!("the workspace cannot be switched to branch \"{branch}\" without losing work in it"),
+            )
+            .with_evidence(output.stderr));
+        }
+    }
+    noted_base(git).await
+}
+
+/// The commit that [`set_base`] noted; where there is no usable note, `HEAD`.
+pub(crate) async fn noted_base(git: &Git) -> Result<Option<String>, Failure> {
+    match fs::read_to_string(git.file(BASE)).ok().as_deref() {
+        Some("") => return Ok(None),
+        Some(noted) if is_object_name(noted) => {
+            if let Some(base) = git.resolve(noted).await? {
+                return Ok(Some(base));
+            }
+        }
+        Some(_) | None => {}
+    }
+    git.resolve("HEAD").await
+}
+
+/// Removes everything in a directory, but not the directory.
+fn empty(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let path: PathBuf = entry.path();
+        if entry.file_type()?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }?;
+    }
+    Ok(())
+}
+
+fn unusable(what: &str, error: &io::Error) -> Failure {
+    Failure::new(FailureKind::Internal, format!("the workspace {what}")).with_evidence(error.to_string())
+}

@@ -1,0 +1,244 @@
+//! Publishing: what is not committed gets a commit with a message that can be kept, the agent's own commits are checked,
+//! and the branch is pushed.
+
+use caisson_claude::{Verdict, interrupt, judge};
+use caisson_domain::protocol::{JournalBody, MessageAuthor, NoteLevel};
+use caisson_domain::run::{Failure, FailureKind, Phase};
+
+use crate::artifacts::Artifacts;
+use crate::checkout::set_base;
+use crate::failure::Halt;
+use crate::git::Git;
+use crate::history::put_right;
+use crate::message::{check, fallback, from_answer, question, question_again, question_for_commit};
+use crate::push::{named, push};
+use crate::run::Live;
+use crate::salvage::keep_diff;
+use crate::survey::{Commit, Survey, survey};
+use crate::turn::TurnEnd;
+
+/// Answers that the agent may give to the question for one message.
+const ANSWERS: usize = 2;
+/// A diffstat for a question.
+const STAT: [&str; 4] = ["--stat=100,70", "--no-color", "--no-ext-diff", "--no-textconv"];
+
+impl Live<'_> {
+    /// Publishes the work of an agent that has finished its task.
+    ///
+    /// # Errors
+    /// [`Halt`]; the work is in the workspace.
+    ///
+    /// # Cancel safety
+    /// May be given up at any point: the work is in the workspace.
+    pub(crate) async fn publish(&mut self, git: &Git, base: Option<&str>) -> Result<(), Halt> {
+        self.recorder.phase(Phase::Publish).await?;
+        let mut found = self.settle(git, base).await?;
+        if !found.on_base {
+            return Err(replaced(base).into());
+        }
+        if found.status.dirty
+            && let Some(author) = self.commit_rest(git).await?
+        {
+            found = survey(git, base).await?;
+            if let Some(last) = found.commits.last_mut() {
+                last.author = author;
+            }
+            if found.status.dirty {
+                let note = "files were changed while the work was being committed; they are not in the commit";
+                self.recorder.note(NoteLevel::Warn, note).await?;
+            }
+        }
+        self.head = found.status.head.clone();
+        if found.more {
+            let note = "the run has too many commits to check their messages";
+            self.recorder.note(NoteLevel::Warn, note).await?;
+        } else {
+            self.put_messages_right(git, &mut found.commits).await?;
+            self.head = found.commits.last().map(|commit| commit.id.clone()).or(self.head.take());
+        }
+        self.record(&found.commits).await?;
+        self.push_and_keep(git, base, &found.commits).await
+    }
+
+    /// Brings the work to the run's branch, wherever the agent left `HEAD`.
+    async fn settle(&mut self, git: &Git, base: Option<&str>) -> Result<Survey, Halt> {
+        let found = survey(git, base).await?;
+        if !found.status.unmerged.is_empty() {
+            let files = named(&found.status.unmerged);
+            let message = format!("the agent left a merge unfinished: {files}");
+            return Err(Failure::new(FailureKind::Conflict, message).into());
+        }
+        let branch = &git.work.branch;
+        if found.status.branch.as_deref() == Some(branch.as_str()) {
+            return Ok(found);
+        }
+        let full = branch.full_ref();
+        if found.status.head.is_none() {
+            git.run(&["symbolic-ref", "HEAD", &full]).await?;
+            return Ok(survey(git, base).await?);
+        }
+        let tip = git.resolve(&full).await?.filter(|tip| Some(tip) != found.status.head.as_ref());
+        if found.commits.is_empty() && !found.status.dirty && found.on_base && tip.is_some() {
+            // The agent only looked elsewhere; its work is where it should be.
+            git.run(&["checkout", "--quiet", branch.as_str(), "--"]).await?;
+            return Ok(survey(git, base).await?);
+        }
+        if !found.on_base {
+            return Err(replaced(base).into());
+        }
+        let left = found.status.branch.as_deref().unwrap_or("no branch");
+        let mut note = format!("the agent left its work on {left}; it was put on \"{branch}\"");
+        if let Some(tip) = tip
+            && !git.attempt(&["merge-base", "--is-ancestor", &tip, "HEAD"]).await?.exit.success()
+        {
+            note = format!("{note}, without commit {tip} that was there");
+        }
+        git.run(&["checkout", "--quiet", "--no-track", "-B", branch.as_str()]).await?;
+        self.recorder.note(NoteLevel::Info, note).await?;
+        Ok(survey(git, base).await?)
+    }
+
+    /// Commits what is not committed; who wrote the message, or none if there was nothing to commit after all.
+    async fn commit_rest(&mut self, git: &Git) -> Result<Option<MessageAuthor>, Halt> {
+        git.run(&["add", "--all"]).await?;
+        let changes = git.run(&[["diff", "--cached"].as_slice(), &STAT].concat()).await?;
+        if changes.is_empty() {
+            return Ok(None);
+        }
+        let (message, author) = match self.ask(question(&changes)).await? {
+            Some(message) => (message, MessageAuthor::Agent),
+            None => (fallback(&git.work), MessageAuthor::Fallback),
+        };
+        let mut commit = git.command(&["commit", "--quiet", "--no-verify", "--file=-"])?;
+        match git.feed(&mut commit, message.as_bytes()).await {
+            Ok(_) => Ok(Some(author)),
+            // The agent may have committed instead of answering.
+            Err(_) if git.attempt(&["diff", "--cached", "--quiet"]).await?.exit.success() => {
+                Ok(Some(MessageAuthor::Agent))
+            }
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// Asks the agent for a commit message; none if it gives none that can be kept.
+    async fn ask(&mut self, mut question: String) -> Result<Option<String>, Halt> {
+        let mut stop = self.stop.clone();
+        let Some(agent) = self.agent.as_mut() else { return Ok(None) };
+        for _ in 0..ANSWERS {
+            let asked = tokio::time::timeout(agent.patience.question, agent.turn(&question, &mut stop));
+            let answer = match asked.await {
+                Ok(TurnEnd::Result(result)) if judge(&result) == Verdict::Succeeded => result.text,
+                Ok(TurnEnd::Stopped(reason)) => return Err(Halt::Stopped(reason)),
+                Ok(TurnEnd::Unwritten(error)) => return Err(error.into()),
+                Ok(
+                    TurnEnd::Result(_)
+                    | TurnEnd::Exited(_)
+                    | TurnEnd::Hung(_)
+                    | TurnEnd::Untaken(_)
+                    | TurnEnd::Unsent(_),
+                ) => return Ok(None),
+                Err(_) => {
+                    agent.write(interrupt("question"));
+                    return Ok(None);
+                }
+            };
+            let message = from_answer(&answer.unwrap_or_default());
+            match check(&message) {
+                Ok(()) => return Ok(Some(message)),
+                Err(fault) => question = question_again(&fault),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Puts messages right that cannot be kept. The agent is asked where it is one commit, the last.
+    async fn put_messages_right(&mut self, git: &Git, commits: &mut [Commit]) -> Result<(), Halt> {
+        let mut faulty = commits.iter().filter(|commit| check(&commit.message).is_err());
+        let asked = match (faulty.next(), faulty.next(), commits.last()) {
+            (None, _, _) => return Ok(()),
+            (Some(only), None, Some(last)) if only.id == last.id && last.parents.len() <= 1 => {
+                let show = [["show", "--format="].as_slice(), &STAT, &[last.id.as_str(), "--"]].concat();
+                let changes = git.run(&show).await?;
+                match check(&last.message) {
+                    Err(fault) => {
+                        let question = question_for_commit(&last.message, &changes, &fault);
+                        self.ask(question).await?
+                    }
+                    Ok(()) => None,
+                }
+            }
+            (Some(_), _, _) => None,
+        };
+        put_right(git, &self.recorder, commits, asked).await
+    }
+
+    async fn record(&self, commits: &[Commit]) -> Result<(), Halt> {
+        for commit in commits {
+            let (commit, message, author) = (commit.id.clone(), commit.message.clone(), commit.author);
+            self.recorder.write(JournalBody::Commit { commit, message, author }).await?;
+        }
+        Ok(())
+    }
+
+    /// Pushes, keeps the diff and lets the agent end, all at once: none of them waits for another.
+    async fn push_and_keep(&mut self, git: &Git, base: Option<&str>, commits: &[Commit]) -> Result<(), Halt> {
+        let head = self.head.clone();
+        let recorder = self.recorder.clone();
+        let artifacts = Artifacts { door: &self.shim.door, git, run: &self.work.run, recorder: &recorder };
+        let publishing = async {
+            let keeping = async {
+                match &head {
+                    Some(head) => keep_diff(&artifacts, base, head).await,
+                    None => Ok(()),
+                }
+            };
+            let pushing = async {
+                if commits.is_empty() { Ok(None) } else { push(git, base).await.map(Some) }
+            };
+            tokio::join!(pushing, keeping)
+        };
+        tokio::pin!(publishing);
+        let (pushed, kept) = match self.agent.as_mut() {
+            None => publishing.await,
+            Some(agent) => {
+                let patience = agent.patience;
+                let ending = agent.finish(patience.exit);
+                tokio::pin!(ending);
+                tokio::select! {
+                    done = &mut publishing => {
+                        // If it does not end by itself, it is killed with everything else.
+                        let _late = tokio::time::timeout(patience.exit_after_publishing, ending).await;
+                        done
+                    }
+                    _exit = &mut ending => publishing.await,
+                }
+            }
+        };
+        kept?;
+        if let Some(rebased) = pushed? {
+            self.pushed = true;
+            if let Some(onto) = rebased {
+                self.rebased(git, &onto, commits).await?;
+            }
+            set_base(git, self.head.as_deref());
+        }
+        Ok(())
+    }
+
+    /// Tells of the commits anew that a rebase made.
+    async fn rebased(&mut self, git: &Git, onto: &str, before: &[Commit]) -> Result<(), Halt> {
+        let mut after = survey(git, Some(onto)).await?;
+        for commit in &mut after.commits {
+            let same = before.iter().find(|old| old.message == commit.message);
+            commit.author = same.map_or(MessageAuthor::Agent, |old| old.author);
+        }
+        self.head = after.status.head;
+        self.record(&after.commits).await
+    }
+}
+
+fn replaced(base: Option<&str>) -> Failure {
+    let base = base.unwrap_or("nothing");
+    let message = format!("the agent replaced the branch's history: its work does not come after commit {base}");
+    Failure::new(FailureKind::PolicyDenied, message)
+}

@@ -1,0 +1,159 @@
+//! Pushing the run's branch, and bringing it up to date once where it has moved on.
+
+use caisson_domain::protocol::paths;
+use caisson_domain::run::{Failure, FailureKind};
+
+use crate::git::{Git, text};
+use crate::process::Output;
+
+/// Most files that a failure names.
+const FILES_NAMED: usize = 20;
+
+/// What git says about a push.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Answer {
+    /// The branch has it.
+    Done,
+    /// The branch has something else that is not in it.
+    Behind,
+    /// The git host or the gateway refused it, in these words.
+    Rejected(String),
+    /// It got no answer.
+    Failed,
+}
+
+/// Pushes `HEAD` to the run's branch. Answers the commit that it was rebased onto, if it had to be.
+///
+/// # Errors
+/// [`Failure`] for people; the work is in the workspace as it was.
+///
+/// # Cancel safety
+/// The branch may have it or not.
+pub(crate) async fn push(git: &Git, base: Option<&str>) -> Result<Option<String>, Failure> {
+    let (answer, output) = push_once(git).await?;
+    match answer {
+        Answer::Done => return Ok(None),
+        Answer::Behind => {}
+        Answer::Rejected(_) | Answer::Failed => return Err(refused(git, &answer, &output)),
+    }
+    let branch = &git.work.branch;
+    let tracking = format!("refs/remotes/{}/{branch}", paths::GIT_REMOTE);
+    let fetched = format!("+{}:{tracking}", branch.full_ref());
+    let output =
+        git.talk(&["fetch", "--quiet", "--no-tags", paths::GIT_REMOTE, &fetched]).await?;
+    if !output.exit.success() {
+        let message = "the branch that has moved on could not be fetched";
+        return Err(git.refusal(FailureKind::RepoUnreachable, message, &output));
+    }
+    let (there, here) = tokio::join!(git.resolve(&tracking), git.resolve("HEAD"));
+    let (there, here) = (there?, here?);
+    if there == here {
+        // An earlier try got through, and only its answer was lost.
+        return Ok(None);
+    }
+    rebase(git, &tracking, base).await?;
+    let (answer, output) = push_once(git).await?;
+    match answer {
+        Answer::Done => Ok(there),
+        Answer::Behind => Err(Failure::new(
+            FailureKind::Conflict,
+            format!("branch \"{branch}\" moved on again while the work was brought up to date; run it again"),
+        )),
+        Answer::Rejected(_) | Answer::Failed => Err(refused(git, &answer, &output)),
+    }
+}
+
+async fn push_once(git: &Git) -> Result<(Answer, Output), Failure> {
+    let refspec = format!("HEAD:{}", git.work.branch.full_ref());
+    let output = git.talk(&["push", "--porcelain", "--no-verify", paths::GIT_REMOTE, &refspec]).await?;
+    let answer = read_answer(output.exit.success(), &text(&output));
+    Ok((answer, output))
+}
+
+/// Reads `git push --porcelain`: a line of flag, refs and summary for each ref; pure.
+fn read_answer(success: bool, porcelain: &str) -> Answer {
+    if success {
+        return Answer::Done;
+    }
+    let summary = porcelain
+        .lines()
+        .filter_map(|line| line.strip_prefix("!\t"))
+        .filter_map(|line| line.split_once('\t'))
+        .map(|(_, summary)| summary)
+        .next();
+    match summary {
+        Some(summary) if summary.starts_with("[rejected]") => Answer::Behind,
+        Some(summary) => {
+            let reason = summary.split_once('(').map_or(summary, |(_, reason)| reason.trim_end_matches(')'));
+            Answer::Rejected(reason.to_owned())
+        }
+        None => Answer::Failed,
+    }
+}
+
+fn refused(git: &Git, answer: &Answer, output: &Output) -> Failure {
+    match answer {
+        Answer::Rejected(reason) => {
+            let message = format!("the git host refused the push: {reason}");
+            git.refusal(FailureKind::PushRejected, &message, output)
+        }
+        Answer::Done | Answer::Behind | Answer::Failed => {
+            git.refusal(FailureKind::RepoUnreachable, "the branch could not be pushed", output)
+        }
+    }
+}
+
+async fn rebase(git: &Git, onto: &str, base: Option<&str>) -> Result<(), Failure> {
+    let mut arguments = vec!["rebase", "--quiet", "--no-verify", "--no-autostash", "--no-autosquash"];
+    arguments.extend(["--onto", onto]);
+    arguments.push(base.unwrap_or("--root"));
+    let output = git.attempt(&arguments).await?;
+    if output.exit.success() {
+        return Ok(());
+    }
+    let unmerged = git.attempt(&["diff", "--name-only", "--diff-filter=U", "-z"]).await?;
+    let files: Vec<_> =
+        String::from_utf8_lossy(&unmerged.stdout).split_terminator('\0').map(str::to_owned).collect();
+    // If it did not begin, there is nothing to give up.
+    git.attempt(&["rebase", "--abort"]).await?;
+    let branch = &git.work.branch;
+    Err(Failure::new(
+        FailureKind::Conflict,
+        format!("branch \"{branch}\" has moved on, and the work does not fit onto it: {}", named(&files)),
+    )
+    .with_evidence(output.stderr))
+}
+
+/// The files' names for a sentence; pure.
+pub(crate) fn named(files: &[String]) -> String {
+    if files.is_empty() {
+        return "git says why below".to_owned();
+    }
+    let more = files.len().saturating_sub(FILES_NAMED);
+    let names = files.iter().take(FILES_NAMED).cloned().collect::<Vec<_>>().join(", ");
+    if more == 0 { names } else { format!("{names} and {more} more") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gits_answer_to_a_push_is_told_apart() {
+        let behind = "To http://127.0.0.1:1/git/origin\n!\tHEAD:refs/heads/b\t[rejected] (fetch first)\nDone";
+        assert_eq!(read_answer(false, behind), Answer::Behind);
+        let refused = "To x\n!\tHEAD:refs/heads/b\t[remote rejected] (protected branch)\n";
+        assert_eq!(read_answer(false, refused), Answer::Rejected("protected branch".to_owned()));
+        assert_eq!(read_answer(false, ""), Answer::Failed);
+        assert_eq!(read_answer(true, "To x\n=\tHEAD:refs/heads/b\t[up to date]\nDone"), Answer::Done);
+    }
+
+    #[test]
+    fn a_failure_names_a_bounded_number_of_files() {
+        let files = |count: usize| (0..count).map(|number| format!("f{number}")).collect::<Vec<_>>();
+        assert_eq!(named(&files(2)), "f0, f1");
+        assert!(named(&files(FILES_NAMED)).ends_with("f19"));
+        assert!(named(&files(FILES_NAMED + 1)).ends_with("f19 and 1 more"));
+        assert!(!named(&[]).is_empty());
+    }
+}

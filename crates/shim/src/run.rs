@@ -1,0 +1,288 @@
+//! One run, from its first record to its last: workspace, agent, publishing, and saving the work on every other way out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use caisson_claude::{Conversation, Ending as AgentEnding, Exit as AgentExit, ResultLine, conclude, judge};
+use caisson_domain::limits::RESULT_TEXT_BYTES;
+use caisson_domain::protocol::{Ending, JournalBody, Outcome, RunWork, StopReason};
+use caisson_domain::run::{Failure, FailureKind, Phase, cut};
+use caisson_domain::workflow::Publish;
+
+use crate::agent::Agent;
+use crate::artifacts::Artifacts;
+use crate::checkout::{Checkout, prepare};
+use crate::diagnostics::say;
+use crate::failure::{Halt, verdict};
+use crate::git::Git;
+use crate::journal::{Progress, Stage, WriteError};
+use crate::process::find_program;
+use crate::reaper::Exit;
+use crate::recorder::Recorder;
+use crate::salvage::salvage;
+use crate::shim::Shim;
+use crate::stop::{Stop, Stopper};
+use crate::turn::TurnEnd;
+
+/// A run that goes on.
+pub(crate) struct Live<'a> {
+    pub(crate) shim: &'a Shim,
+    pub(crate) work: &'a RunWork,
+    pub(crate) recorder: Recorder,
+    pub(crate) stop: Stop,
+    pub(crate) agent: Option<Agent>,
+    git: Option<Git>,
+    checkout: Option<Checkout>,
+    agent_started: bool,
+    result: Option<String>,
+    pub(crate) head: Option<String>,
+    pub(crate) pushed: bool,
+}
+
+/// Does a run and returns when the gateway has stored its last record. `only_save` is for a run over which an earlier
+/// shim died: its prompt has gone out, so it is never begun again.
+pub(crate) async fn run(shim: &Shim, work: &RunWork, only_save: bool) {
+    let (stopper, stop) = Stopper::new();
+    let mut live = Live {
+        shim,
+        work,
+        recorder: Recorder::new(&shim.journal, &work.run, work.attempt),
+        stop,
+        agent: None,
+        git: work.git.as_ref().map(|git| Git {
+            reaper: Arc::clone(&shim.reaper),
+            activity: Arc::clone(&shim.activity),
+            program: find_program(&shim.path, "git"),
+            path: shim.path.clone(),
+            workspace: shim.places.workspace.clone(),
+            home: shim.places.home.clone(),
+            loopback: shim.loopback.clone(),
+            work: git.clone(),
+        }),
+        checkout: None,
+        agent_started: only_save,
+        result: None,
+        head: None,
+        pushed: false,
+    };
+    shim.journal.reserve();
+    let until_timeout = async {
+        tokio::time::sleep(Duration::from_millis(work.timeout_ms)).await;
+        stopper.tell(StopReason::Timeout);
+        std::future::pending::<()>().await;
+    };
+    let last = tokio::select! {
+        last = live.go(only_save) => last,
+        () = shim.inputs.follow(&shim.door, &work.run, &stopper) => None,
+        () = until_timeout => None,
+    };
+    if let Some(last) = last {
+        shim.journal.acknowledged(last).await;
+    }
+}
+
+impl Live<'_> {
+    /// Everything up to the last record; the offset behind it, or none if it could not be written.
+    async fn go(&mut self, only_save: bool) -> Option<u64> {
+        let done = if only_save { Err(Halt::Failed(lost())) } else { self.do_all().await };
+        let outcome = self.close(done).await;
+        let finished = self.write_last(JournalBody::Finished(outcome)).await;
+        let progress =
+            Progress { run: self.work.run.clone(), attempt: self.work.attempt, stage: Stage::Finished };
+        if let Err(error) = self.shim.journal.set_progress(&progress) {
+            say(format_args!("cannot note that {} is finished: {error}", self.work.run));
+        }
+        finished
+    }
+
+    async fn do_all(&mut self) -> Result<(), Halt> {
+        self.begin().await?;
+        self.give_prompt().await?;
+        let pushes = match self.work.publish {
+            Publish::Branch | Publish::ChangeRequest => true,
+            Publish::None | Publish::Review => false,
+        };
+        let (Some(git), Some(checkout)) = (self.git.clone(), self.checkout.clone()) else { return Ok(()) };
+        if pushes {
+            let mut stop = self.stop.clone();
+            tokio::select! {
+                biased;
+                reason = stop.told() => Err(Halt::Stopped(reason)),
+                published = self.publish(&git, checkout.base.as_deref()) => published,
+            }
+        } else {
+            self.head = git.resolve("HEAD").await?;
+            Ok(())
+        }
+    }
+
+    /// Prepares the workspace and starts the agent, both at once: it takes half a second until it looks around.
+    async fn begin(&mut self) -> Result<(), Halt> {
+        self.recorder.phase(Phase::Prepare).await?;
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            biased;
+            reason = stop.told() => return Err(Halt::Stopped(reason)),
+            begun = self.prepare() => begun?,
+        }
+        let base_commit = self.checkout.as_ref().and_then(|checkout| checkout.base.clone());
+        let branch = self.checkout.as_ref().map(|checkout| checkout.branch.clone());
+        self.head.clone_from(&base_commit);
+        self.recorder.write(JournalBody::Prepared { base_commit, branch }).await?;
+        Ok(())
+    }
+
+    async fn prepare(&mut self) -> Result<(), Halt> {
+        let agent = Agent::start(self.shim, self.work, &self.recorder)?;
+        if let Some(git) = &self.git {
+            let preparing = prepare(git);
+            tokio::pin!(preparing);
+            let checkout = tokio::select! {
+                biased;
+                checkout = &mut preparing => checkout,
+                () = tokio::time::sleep(self.shim.patience.head_start) => {
+                    agent.hold();
+                    let checkout = preparing.await;
+                    agent.go_on();
+                    checkout
+                }
+            };
+            self.checkout = Some(checkout?);
+        }
+        self.agent = Some(agent);
+        Ok(())
+    }
+
+    /// Gives the agent its prompt once everybody may know that it has it, and judges what came of it.
+    async fn give_prompt(&mut self) -> Result<(), Halt> {
+        self.recorder.phase(Phase::Agent).await?;
+        let started = self.recorder.write(JournalBody::AgentStarted).await?;
+        self.agent_started = true;
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            biased;
+            () = self.recorder.stored(started) => {}
+            reason = stop.told() => return Err(Halt::Stopped(reason)),
+        }
+        let progress =
+            Progress { run: self.work.run.clone(), attempt: self.work.attempt, stage: Stage::Started };
+        self.shim.journal.set_progress(&progress)?;
+        let Some(agent) = self.agent.as_mut() else { return Ok(()) };
+        let end = agent.turn(&self.work.prompt, &mut stop).await;
+        self.judge(end).await
+    }
+
+    async fn judge(&mut self, end: TurnEnd) -> Result<(), Halt> {
+        let failure = match end {
+            TurnEnd::Result(result) => {
+                self.result = last_words(&result);
+                verdict(&judge(&result))
+            }
+            TurnEnd::Exited(exit) => self.agent.as_ref().and_then(|agent| {
+                let stderr = agent.stderr();
+                verdict(&conclude(&AgentEnding {
+                    result: None,
+                    exit: cli_exit(exit),
+                    spoke: Conversation::spoke(&agent.conversation),
+                    stderr: &stderr,
+                }))
+            }),
+            TurnEnd::Hung(hung) => Some(hung.failure()),
+            TurnEnd::Stopped(reason) => return Err(Halt::Stopped(reason)),
+            TurnEnd::Unwritten(error) => return Err(error.into()),
+            TurnEnd::Untaken(why) => Some(
+                Failure::new(FailureKind::AgentError, "the agent did not take its prompt")
+                    .with_evidence(format!("{why:?}")),
+            ),
+            TurnEnd::Unsent(unsent) => {
+                Some(Failure::new(FailureKind::BadWorkflow, format!("the prompt cannot be sent: {unsent}")))
+            }
+        };
+        failure.map_or(Ok(()), |failure| Err(failure.into()))
+    }
+
+    /// Ends what runs, saves what is not published, and says how it went.
+    async fn close(&mut self, done: Result<(), Halt>) -> Outcome {
+        if let Some(mut agent) = self.agent.take() {
+            let patience = if done.is_ok() { agent.patience.exit } else { Duration::ZERO };
+            let exit = match agent.exit {
+                Some(exit) => exit,
+                None => agent.finish(patience).await,
+            };
+            let stderr = agent.stderr();
+            drop(agent);
+            if self.agent_started {
+                self.write_last(JournalBody::AgentExited { code: exit.code, signal: exit.signal, stderr }).await;
+            }
+        }
+        self.shim.reaper.end_all().await;
+        if !self.pushed && (done.is_err() || self.work.publish == Publish::None) {
+            self.save(&done).await;
+        }
+        let ending = match done {
+            Ok(()) => Ending::Completed,
+            Err(Halt::Failed(failure)) => Ending::Failed(failure),
+            Err(Halt::Stopped(reason)) => Ending::Stopped(reason),
+        };
+        Outcome { ending, result: self.result.take(), head: self.head.take(), pushed: self.pushed }
+    }
+
+    async fn save(&mut self, done: &Result<(), Halt>) {
+        let Some(git) = &self.git else { return };
+        let base = match &self.checkout {
+            Some(checkout) => checkout.base.clone(),
+            // Nothing was prepared by this shim; an earlier one may have.
+            None if self.agent_started => crate::checkout::noted_base(git).await.unwrap_or_default(),
+            None => return,
+        };
+        let artifacts =
+            Artifacts { door: &self.shim.door, git, run: &self.work.run, recorder: &self.recorder };
+        let saving = async {
+            let saved = salvage(&artifacts, base.as_deref()).await;
+            if let Err(error) = saved {
+                say(format_args!("cannot note what became of the work: {error}"));
+            }
+        };
+        match done {
+            Err(Halt::Stopped(_)) => {
+                if tokio::time::timeout(self.shim.patience.salvage, saving).await.is_err() {
+                    say("the work of a stopped run could not be saved in time");
+                }
+            }
+            Ok(()) | Err(Halt::Failed(_)) => saving.await,
+        }
+        self.head = git.resolve("HEAD").await.unwrap_or_default().or(self.head.take());
+    }
+
+    /// Writes one of the last records, on a full disk into the room that was kept for them.
+    async fn write_last(&self, body: JournalBody) -> Option<u64> {
+        let written = match self.recorder.write(body.clone()).await {
+            Err(WriteError::Full) => {
+                self.shim.journal.release();
+                self.recorder.write(body).await
+            }
+            written => written,
+        };
+        written.inspect_err(|error| say(format_args!("cannot write one of a run's last records: {error}"))).ok()
+    }
+}
+
+fn last_words(result: &ResultLine) -> Option<String> {
+    result.text.as_deref().map(|text| cut(text, RESULT_TEXT_BYTES).to_owned())
+}
+
+fn cli_exit(exit: Exit) -> AgentExit {
+    match (exit.code, exit.signal) {
+        (Some(code), _) => AgentExit::Code(code),
+        (None, Some(signal)) => AgentExit::Signal(signal),
+        // One without a name.
+        (None, None) => AgentExit::Signal(0),
+    }
+}
+
+fn lost() -> Failure {
+    Failure::new(
+        FailureKind::SandboxLost,
+        "the sandbox was started anew while the agent worked; what it had done is saved",
+    )
+}

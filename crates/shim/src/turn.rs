@@ -1,0 +1,175 @@
+//! One turn of the agent: a prompt in, its end out, whatever the agent does or does not do.
+
+use std::time::Duration;
+
+use caisson_claude::{Action, ConversationError, InputError, Line, ResultLine, Unanswered, Uuid, interrupt, user_prompt};
+use caisson_domain::protocol::StopReason;
+use tokio::time::Instant;
+
+use crate::agent::{Agent, DRAIN_MS, Heard};
+use crate::journal::WriteError;
+use crate::reaper::Exit;
+use crate::stop::Stop;
+use crate::watch::{Hung, Watch};
+
+/// How a turn ended.
+#[derive(Debug)]
+pub(crate) enum TurnEnd {
+    /// With a result.
+    Result(Box<ResultLine>),
+    /// The process ended before.
+    Exited(Exit),
+    /// It hung.
+    Hung(Hung),
+    /// It was told to stop, and has ended or must be killed.
+    Stopped(StopReason),
+    /// The agent did not take the prompt.
+    Untaken(Unanswered),
+    /// The prompt was not written.
+    Unsent(Unsent),
+    /// A line could not be journaled.
+    Unwritten(WriteError),
+}
+
+/// Why a prompt was not written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unsent {
+    /// The text cannot be a prompt.
+    #[error(transparent)]
+    Text(#[from] InputError),
+    /// The process takes no more.
+    #[error(transparent)]
+    Process(#[from] ConversationError),
+}
+
+/// What a wait is for.
+#[derive(Debug, Clone, Copy)]
+enum Until {
+    /// A watchdog.
+    Hangs(Hung),
+    /// The last lines of a process that has ended.
+    Drained(Exit),
+    /// The end of an interrupted turn.
+    Interrupted(StopReason),
+}
+
+/// A turn that goes on.
+struct Turn {
+    prompt: Uuid,
+    watch: Watch,
+    /// When the process was seen to have ended, or its output to be closed.
+    ended: Option<Instant>,
+    stopping: Option<(StopReason, Instant)>,
+}
+
+impl Agent {
+    /// Gives the agent a prompt and waits for the end of its turn. Told to stop, it interrupts the agent first.
+    pub(crate) async fn turn(&mut self, text: &str, stop: &mut Stop) -> TurnEnd {
+        let prompt = match self.send_prompt(text) {
+            Ok(prompt) => prompt,
+            Err(unsent) => return TurnEnd::Unsent(unsent),
+        };
+        let watch = Watch::new(self.patience, Instant::now());
+        let mut turn = Turn { prompt, watch, ended: None, stopping: None };
+        loop {
+            if self.exit.is_some() || self.closed {
+                turn.ended.get_or_insert_with(Instant::now);
+            }
+            if let (Some(exit), true) = (self.exit, self.closed) {
+                return turn.end(TurnEnd::Exited(exit));
+            }
+            let (deadline, until) = turn.deadline(self);
+            tokio::select! {
+                heard = self.heard.recv(), if !self.closed => match heard {
+                    Some(Heard::Line(line)) => {
+                        if let Some(end) = turn.take_in(self, &line) {
+                            return turn.end(end);
+                        }
+                    }
+                    Some(Heard::Unwritten(error)) => return TurnEnd::Unwritten(error),
+                    None => self.closed = true,
+                },
+                exit = self.child.wait(), if self.exit.is_none() => self.exit = Some(exit),
+                reason = stop.told(), if turn.stopping.is_none() => {
+                    self.write(interrupt(turn.prompt.as_str()));
+                    turn.stopping = Some((reason, Instant::now()));
+                }
+                () = tokio::time::sleep_until(deadline) => {
+                    if let Some(end) = turn.ran_out(self, until) {
+                        return turn.end(end);
+                    }
+                }
+            }
+        }
+    }
+
+    fn send_prompt(&mut self, text: &str) -> Result<Uuid, Unsent> {
+        let prompt = self.next_prompt();
+        let line = user_prompt(&prompt, text)?;
+        self.conversation.prompt_sent(&prompt)?;
+        self.write(line);
+        Ok(prompt)
+    }
+}
+
+impl Turn {
+    /// What is waited for next, and how long. A stop counts more than everything else.
+    fn deadline(&self, agent: &Agent) -> (Instant, Until) {
+        if let Some((reason, since)) = self.stopping {
+            return (since + agent.patience.interrupt, Until::Interrupted(reason));
+        }
+        match (self.ended, agent.exit) {
+            (Some(since), Some(exit)) => (since + Duration::from_millis(DRAIN_MS), Until::Drained(exit)),
+            (Some(since), None) => (since + agent.patience.exit, Until::Hangs(Hung::Mute)),
+            (None, _) => {
+                let (deadline, hung) = self.watch.deadline(agent.moved());
+                (deadline, Until::Hangs(hung))
+            }
+        }
+    }
+
+    /// Takes in a line; the end, if it is one.
+    fn take_in(&mut self, agent: &mut Agent, line: &Line) -> Option<TurnEnd> {
+        self.watch.heard(line);
+        match agent.conversation.observe(line)? {
+            Action::Write(answer) => {
+                agent.write(answer);
+                None
+            }
+            Action::Finished(finished) => {
+                let ours = finished.prompts.iter().any(|prompt| prompt == self.prompt.as_str());
+                ours.then_some(TurnEnd::Result(finished.result))
+            }
+            Action::Unanswered { prompt, why } => {
+                (prompt == self.prompt.as_str()).then_some(TurnEnd::Untaken(why))
+            }
+            // No kind of request is answered here, so neither of them comes.
+            Action::Answer(_) | Action::Withdrawn { .. } => None,
+        }
+    }
+
+    /// A wait has passed; the end, if it means one.
+    fn ran_out(&self, agent: &Agent, until: Until) -> Option<TurnEnd> {
+        match until {
+            Until::Interrupted(reason) => Some(TurnEnd::Stopped(reason)),
+            Until::Drained(exit) => Some(TurnEnd::Exited(exit)),
+            Until::Hangs(_) if agent.recorder.is_full() => {
+                agent.touch();
+                None
+            }
+            Until::Hangs(hung) => {
+                // Something may have moved since the wait began.
+                let (deadline, _) = self.deadline(agent);
+                (deadline <= Instant::now()).then_some(TurnEnd::Hung(hung))
+            }
+        }
+    }
+
+    /// The end of a turn that was told to stop is that stop, however it came.
+    fn end(&self, end: TurnEnd) -> TurnEnd {
+        match self.stopping {
+            Some((reason, _)) => TurnEnd::Stopped(reason),
+            None => end,
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Faults that can only be made from inside: on the store's own writing connection.
+
+use caisson_domain::id::ProjectId;
+use caisson_domain::workflow::{CaissonBlock, PermissionMode, Workflow};
+use sqlx::AssertSqlSafe;
+
+use super::*;
+use crate::Clock;
+
+async fn store() -> (Store, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let (clock, _) = Clock::fixed_at(1_700_000_000_000);
+    let store = Store::open(&directory.path().join("caisson.db"), clock).await.unwrap();
+    (store, directory)
+}
+
+async fn pragma(store: &Store, text: String) {
+    sqlx::query(AssertSqlSafe(text)).fetch_all(&store.shared.database.writer).await.unwrap();
+}
+
+fn large_workflow() -> Workflow {
+    Workflow {
+        name: "large".to_owned(),
+        description: String::new(),
+        prompt: "x".repeat(1_000_000),
+        tools: None,
+        disallowed_tools: Vec::new(),
+        model: None,
+        permission_mode: PermissionMode::Default,
+        max_turns: None,
+        mcp_servers: serde_json::Map::new(),
+        caisson: CaissonBlock::default(),
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_apart_and_passes_when_there_is_room() {
+    let (store, _directory) = store().await;
+    let pages: i64 =
+        sqlx::query_scalar("pragma page_count").fetch_one(&store.shared.database.writer).await.unwrap();
+    pragma(&store, format!("pragma max_page_count = {}", pages + 10)).await;
+    let project = ProjectId::default_project();
+    for _ in 0..3 {
+        let put = store.put_workflow(&project, &large_workflow()).await;
+        assert!(matches!(put, Err(StoreError::Full(_))), "{put:?}");
+        store.ping().await.unwrap();
+        // A connection on which the database rolled back by itself is replaced, and its limit with it.
+        pragma(&store, format!("pragma max_page_count = {}", pages + 10)).await;
+    }
+    pragma(&store, format!("pragma max_page_count = {}", pages + 10_000)).await;
+    store.put_workflow(&project, &large_workflow()).await.unwrap();
+    assert_eq!(store.list_workflows(&project).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_lock_held_elsewhere_is_unavailable_until_it_is_gone() {
+    let (store, directory) = store().await;
+    pragma(&store, "pragma busy_timeout = 1".to_owned()).await;
+    let other = SqliteConnectOptions::new().filename(directory.path().join("caisson.db"));
+    let mut other = sqlx::ConnectOptions::connect(&other).await.unwrap();
+    let lock = sqlx::Connection::begin_with(&mut other, BEGIN_WRITE).await.unwrap();
+    let pinged = store.ping().await;
+    assert!(matches!(pinged, Err(StoreError::Unavailable(_))), "{pinged:?}");
+    assert!(store.live_servers().await.unwrap().is_empty(), "readers do not wait for writers");
+    lock.rollback().await.unwrap();
+    store.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn acknowledged_writes_wait_for_the_disk_and_keys_are_checked() {
+    let (store, _directory) = store().await;
+    let value = async |text: &'static str| -> String {
+        let row: (String,) = sqlx::query_as(text).fetch_one(&store.shared.database.writer).await.unwrap();
+        row.0
+    };
+    // SQLite: 2 is FULL.
+    assert_eq!(value("select cast(synchronous as text) from pragma_synchronous").await, "2");
+    assert_eq!(value("select journal_mode from pragma_journal_mode").await, "wal");
+    assert_eq!(value("select cast(foreign_keys as text) from pragma_foreign_keys").await, "1");
+}
+
+#[tokio::test]
+async fn readers_cannot_write() {
+    let (store, _directory) = store().await;
+    let written = sqlx::query("delete from project").execute(store.reader()).await;
+    assert!(written.is_err());
+}
+
+#[tokio::test]
+async fn a_statement_that_does_not_fit_the_schema_is_corrupt() {
+    let (store, _directory) = store().await;
+    sqlx::query("drop table artifact").execute(&store.shared.database.writer).await.unwrap();
+    let error =
+        StoreError::from(sqlx::query("select id from artifact").fetch_all(store.reader()).await.unwrap_err());
+    assert!(matches!(&error, StoreError::Corrupt { what, .. } if what == "the schema"), "{error:?}");
+    let error = StoreError::from(sqlx::Error::RowNotFound);
+    assert!(matches!(&error, StoreError::Corrupt { what, .. } if what == "a row"), "{error:?}");
+}
+
+#[tokio::test]
+async fn only_a_fault_that_may_pass_is_not_the_migrations_own() {
+    let closed = migration_error(MigrateError::ExecuteMigration(sqlx::Error::PoolClosed, 1));
+    assert!(matches!(closed, StoreError::Unavailable(_)), "{closed:?}");
+    let broken = migration_error(MigrateError::Execute(sqlx::Error::RowNotFound));
+    assert!(matches!(broken, StoreError::Migration(_)), "{broken:?}");
+    let dirty = migration_error(MigrateError::Dirty(1));
+    assert!(matches!(dirty, StoreError::Migration(_)), "{dirty:?}");
+}

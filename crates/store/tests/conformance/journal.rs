@@ -1,0 +1,197 @@
+//! The journal: each byte once, and nothing believed that is not about the run in this sandbox.
+
+use caisson_domain::event::EventKind;
+use caisson_domain::id::SandboxId;
+use caisson_domain::protocol::{Ending, Outcome, StopReason};
+use caisson_domain::run::{Phase, RunStatus};
+use caisson_store::{Finish, JournalAppend, JournalEffect, JournalEntry};
+
+use crate::fixture::{Fixture, Placed, assert_corrupt, completed, entry, note};
+
+conformance! {
+    a_batch_is_stored_once_and_a_repetition_is_behind,
+    a_batch_that_skips_bytes_is_behind,
+    of_equal_batches_at_once_one_is_stored,
+    effects_change_the_run_together_with_their_events,
+    the_first_outcome_counts,
+    entries_of_another_run_or_attempt_are_skipped,
+    entries_after_the_end_are_skipped_and_still_acknowledged,
+    entries_for_an_unplaced_run_are_skipped,
+    an_empty_batch_moves_the_offset,
+    a_batch_that_ends_before_it_begins_is_refused,
+    a_journal_without_a_sandbox_is_refused,
+    entries_without_events_only_take_effect,
+    the_agents_start_is_written_with_its_attempt,
+}
+
+fn stored(acknowledged: u64, skipped: u64) -> JournalAppend {
+    JournalAppend::Stored { acknowledged, skipped }
+}
+
+fn behind(acknowledged: u64) -> JournalAppend {
+    JournalAppend::Behind { acknowledged }
+}
+
+async fn append(
+    fixture: &Fixture,
+    placed: &Placed,
+    span: (u64, u64),
+    effects: &[JournalEffect],
+) -> JournalAppend {
+    let entries = effects.iter().map(|effect| entry(&placed.run, effect.clone())).collect();
+    fixture.store.append_journal(&placed.sandbox, span.0, span.1, entries).await.unwrap()
+}
+
+async fn notes(fixture: &Fixture, placed: &Placed) -> usize {
+    fixture.kinds(&placed.run.id).await.iter().filter(|kind| **kind == EventKind::Note).count()
+}
+
+async fn a_batch_is_stored_once_and_a_repetition_is_behind(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    assert_eq!(fixture.store.journal_offset(&placed.sandbox).await.unwrap(), 0);
+    let two = [JournalEffect::None, JournalEffect::None];
+    assert_eq!(append(&fixture, &placed, (0, 100), &two).await, stored(100, 0));
+    assert_eq!(append(&fixture, &placed, (0, 100), &two).await, behind(100));
+    assert_eq!(notes(&fixture, &placed).await, 2);
+    assert_eq!(fixture.store.journal_offset(&placed.sandbox).await.unwrap(), 100);
+    assert_eq!(append(&fixture, &placed, (100, 150), &two).await, stored(150, 0));
+    assert_eq!(notes(&fixture, &placed).await, 4);
+}
+
+async fn a_batch_that_skips_bytes_is_behind(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    append(&fixture, &placed, (0, 100), &[JournalEffect::None]).await;
+    for offset in [0, 50, 99, 101, u64::MAX >> 1] {
+        let finished = JournalEffect::Finished(completed("forged"));
+        assert_eq!(
+            append(&fixture, &placed, (offset, u64::MAX >> 1), &[finished]).await,
+            behind(100),
+            "{offset}"
+        );
+    }
+    assert_eq!(notes(&fixture, &placed).await, 1);
+    let progress = fixture.store.progress(&placed.run.id, placed.epoch).await.unwrap().unwrap();
+    assert_eq!(progress.outcome, None);
+}
+
+async fn of_equal_batches_at_once_one_is_stored(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    let batches = (0..8).map(|_| append(&fixture, &placed, (0, 10), &[JournalEffect::None]));
+    let answers = futures_util::future::join_all(batches).await;
+    assert_eq!(answers.iter().filter(|answer| **answer == stored(10, 0)).count(), 1);
+    assert_eq!(answers.iter().filter(|answer| **answer == behind(10)).count(), 7);
+    assert_eq!(notes(&fixture, &placed).await, 1);
+}
+
+async fn effects_change_the_run_together_with_their_events(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    let effects = [
+        JournalEffect::Phase(Phase::Prepare),
+        JournalEffect::Prepared { base_commit: Some("c0ffee".to_owned()) },
+        JournalEffect::Phase(Phase::Agent),
+        JournalEffect::AgentStarted,
+        JournalEffect::Phase(Phase::Publish),
+        JournalEffect::Finished(completed("done")),
+    ];
+    assert_eq!(append(&fixture, &placed, (0, 60), &effects).await, stored(60, 0));
+    let run = fixture.run(&placed.run.id).await;
+    assert_eq!((run.base_commit.as_deref(), run.phase), (Some("c0ffee"), Some(Phase::Publish)));
+    assert!(run.agent_started);
+    assert_eq!(run.status, RunStatus::Running, "only the worker ends a run");
+    let progress = fixture.store.progress(&run.id, placed.epoch).await.unwrap().unwrap();
+    assert_eq!(progress.outcome, Some(completed("done")));
+    assert_eq!(notes(&fixture, &placed).await, effects.len());
+}
+
+async fn the_first_outcome_counts(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    let stopped = Outcome { ending: Ending::Stopped(StopReason::Cancel), ..completed("forged") };
+    let both = [JournalEffect::Finished(completed("first")), JournalEffect::Finished(stopped.clone())];
+    append(&fixture, &placed, (0, 10), &both).await;
+    append(&fixture, &placed, (10, 20), &[JournalEffect::Finished(stopped)]).await;
+    let progress = fixture.store.progress(&placed.run.id, placed.epoch).await.unwrap().unwrap();
+    assert_eq!(progress.outcome, Some(completed("first")));
+}
+
+async fn entries_of_another_run_or_attempt_are_skipped(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    fixture.queued().await;
+    let other = fixture.claim().await;
+    let other = fixture.place(other, 2).await;
+    let forged = [
+        entry(&other.run, JournalEffect::Finished(completed("forged"))),
+        JournalEntry { attempt: 2, ..entry(&placed.run, JournalEffect::AgentStarted) },
+        JournalEntry { attempt: 0, ..entry(&placed.run, JournalEffect::AgentStarted) },
+        entry(&placed.run, JournalEffect::None),
+    ];
+    let appended = fixture.store.append_journal(&placed.sandbox, 0, 40, forged.to_vec()).await.unwrap();
+    assert_eq!(appended, stored(40, 3));
+    assert_eq!((notes(&fixture, &placed).await, notes(&fixture, &other).await), (1, 0));
+    assert!(!fixture.run(&placed.run.id).await.agent_started);
+    let progress = fixture.store.progress(&other.run.id, other.epoch).await.unwrap().unwrap();
+    assert_eq!(progress.outcome, None);
+}
+
+async fn entries_after_the_end_are_skipped_and_still_acknowledged(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    let finish = Finish { status: RunStatus::Failed, failure: None, result: None };
+    fixture.store.finish(&placed.run.id, placed.epoch, &finish).await.unwrap();
+    let ended = fixture.run(&placed.run.id).await;
+    let late = [JournalEffect::AgentStarted, JournalEffect::Finished(completed("late"))];
+    assert_eq!(append(&fixture, &placed, (0, 20), &late).await, stored(20, 2));
+    assert_eq!(fixture.run(&placed.run.id).await, ended);
+    assert_eq!(notes(&fixture, &placed).await, 0);
+}
+
+async fn entries_for_an_unplaced_run_are_skipped(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    fixture.store.requeue(&placed.run.id, placed.epoch, "engine away", 0).await.unwrap();
+    assert_eq!(append(&fixture, &placed, (0, 10), &[JournalEffect::AgentStarted]).await, stored(10, 1));
+    let again = fixture.claim().await;
+    assert!(!again.run.agent_started, "the old sandbox cannot start the new attempt's agent");
+    assert_eq!(append(&fixture, &placed, (10, 20), &[JournalEffect::AgentStarted]).await, stored(20, 1));
+}
+
+async fn an_empty_batch_moves_the_offset(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    assert_eq!(append(&fixture, &placed, (0, 7), &[]).await, stored(7, 0));
+    assert_eq!(append(&fixture, &placed, (7, 7), &[]).await, stored(7, 0));
+    assert_eq!(fixture.store.journal_offset(&placed.sandbox).await.unwrap(), 7);
+}
+
+async fn a_batch_that_ends_before_it_begins_is_refused(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    append(&fixture, &placed, (0, 7), &[]).await;
+    for (offset, end) in [(7, 6), (7, u64::MAX)] {
+        let appended = fixture.store.append_journal(&placed.sandbox, offset, end, Vec::new()).await;
+        assert_corrupt(appended, placed.sandbox.as_str());
+    }
+    assert_eq!(fixture.store.journal_offset(&placed.sandbox).await.unwrap(), 7);
+}
+
+async fn a_journal_without_a_sandbox_is_refused(fixture: Fixture) {
+    let unknown = SandboxId::new(1, [9; 10]);
+    assert_corrupt(fixture.store.journal_offset(&unknown).await, unknown.as_str());
+    let appended = fixture.store.append_journal(&unknown, 0, 1, Vec::new()).await;
+    assert_corrupt(appended, unknown.as_str());
+}
+
+async fn entries_without_events_only_take_effect(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    let silent = JournalEntry { event: None, ..entry(&placed.run, JournalEffect::Phase(Phase::Publish)) };
+    let loud = JournalEntry { event: Some(note("x")), ..entry(&placed.run, JournalEffect::None) };
+    fixture.store.append_journal(&placed.sandbox, 0, 9, vec![silent, loud]).await.unwrap();
+    assert_eq!(fixture.run(&placed.run.id).await.phase, Some(Phase::Publish));
+    assert_eq!(notes(&fixture, &placed).await, 1);
+}
+
+async fn the_agents_start_is_written_with_its_attempt(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    fixture.clock.advance(5);
+    append(&fixture, &placed, (0, 5), &[JournalEffect::AgentStarted]).await;
+    let first = fixture.value::<Option<i64>>("select agent_started_at_ms from attempt").await;
+    assert_eq!(first, Some(crate::fixture::START_MS + 5));
+    fixture.clock.advance(5);
+    append(&fixture, &placed, (5, 9), &[JournalEffect::AgentStarted]).await;
+    assert_eq!(fixture.value::<Option<i64>>("select agent_started_at_ms from attempt").await, first);
+}

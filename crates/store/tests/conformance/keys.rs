@@ -1,0 +1,133 @@
+//! API keys.
+
+use caisson_domain::id::{ApiKeyId, ProjectId};
+use caisson_domain::principal::Scope;
+use sqlx::Row as _;
+
+use crate::fixture::{Fixture, START_MS, assert_corrupt, project};
+
+conformance! {
+    a_key_opens_its_project_with_its_scopes,
+    an_unknown_secret_opens_nothing,
+    a_revoked_key_opens_nothing_and_is_revoked_once,
+    keys_are_listed_oldest_first_and_by_project,
+    the_secret_of_a_key_is_nowhere_in_the_database,
+    use_of_a_key_is_seen_at_once_and_written_with_the_next_heartbeat,
+    use_of_a_key_is_written_at_most_once_a_minute,
+    use_of_a_key_is_written_when_the_store_closes,
+    making_and_revoking_a_key_is_audited,
+    a_key_of_an_unknown_project_is_refused,
+}
+
+async fn a_key_opens_its_project_with_its_scopes(fixture: Fixture) {
+    let scopes = [Scope::RunsRead, Scope::RunsWrite];
+    let (id, secret) = fixture.store.create_api_key(&project(), "ci", &scopes).await.unwrap();
+    let principal = fixture.store.authenticate(secret.expose()).await.unwrap().unwrap();
+    assert_eq!(principal.key, id);
+    assert_eq!(principal.name, "ci");
+    assert_eq!(principal.project, project());
+    assert_eq!(principal.scopes, scopes);
+}
+
+async fn an_unknown_secret_opens_nothing(fixture: Fixture) {
+    let (_, secret) = fixture.store.create_api_key(&project(), "ci", &[Scope::Admin]).await.unwrap();
+    for wrong in ["", "csk_", &secret.expose()[..secret.expose().len() - 1], secret.hash().as_str()] {
+        assert_eq!(fixture.store.authenticate(wrong).await.unwrap(), None, "{wrong}");
+    }
+}
+
+async fn a_revoked_key_opens_nothing_and_is_revoked_once(fixture: Fixture) {
+    let (id, secret) = fixture.store.create_api_key(&project(), "ci", &[Scope::Admin]).await.unwrap();
+    fixture.clock.advance(5);
+    assert!(fixture.store.revoke_api_key(&id).await.unwrap());
+    assert_eq!(fixture.store.authenticate(secret.expose()).await.unwrap(), None);
+    fixture.clock.advance(5);
+    assert!(!fixture.store.revoke_api_key(&id).await.unwrap());
+    let keys = fixture.store.list_api_keys(&project()).await.unwrap();
+    assert_eq!(keys[0].revoked_at_ms, Some(START_MS + 5), "the first revocation stands");
+    assert!(!fixture.store.revoke_api_key(&ApiKeyId::new(1, [9; 10])).await.unwrap());
+}
+
+async fn keys_are_listed_oldest_first_and_by_project(fixture: Fixture) {
+    for name in ["first", "second"] {
+        fixture.store.create_api_key(&project(), name, &[Scope::RunsRead]).await.unwrap();
+        fixture.clock.advance(1);
+    }
+    let keys = fixture.store.list_api_keys(&project()).await.unwrap();
+    assert_eq!(keys.iter().map(|key| key.name.as_str()).collect::<Vec<_>>(), ["first", "second"]);
+    assert_eq!(keys[1].created_at_ms, START_MS + 1);
+    assert_eq!(keys[1].scopes, [Scope::RunsRead]);
+    assert_eq!((keys[1].revoked_at_ms, keys[1].last_used_at_ms), (None, None));
+    let other: ProjectId = "other".parse().unwrap();
+    assert_eq!(fixture.store.list_api_keys(&other).await.unwrap(), []);
+}
+
+async fn the_secret_of_a_key_is_nowhere_in_the_database(fixture: Fixture) {
+    let (_, secret) = fixture.store.create_api_key(&project(), "ci", &[Scope::Admin]).await.unwrap();
+    fixture.store.authenticate(secret.expose()).await.unwrap().unwrap();
+    let digits = secret.expose().trim_start_matches("csk_").as_bytes();
+    let raw = (0..digits.len() / 2)
+        .map(|at| u8::from_str_radix(std::str::from_utf8(&digits[2 * at..2 * at + 2]).unwrap(), 16).unwrap())
+        .collect::<Vec<u8>>();
+    let mut hash_found = false;
+    for file in std::fs::read_dir(fixture.directory()).unwrap() {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        let holds = |needle: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
+        assert!(!holds(digits) && !holds(&raw));
+        hash_found |= holds(secret.hash().as_str().as_bytes());
+    }
+    assert!(hash_found, "the search must be able to find something");
+}
+
+/// When the key was last used, as the database has it.
+async fn written(fixture: &Fixture) -> Option<i64> {
+    fixture.value("select last_used_at_ms from api_key").await
+}
+
+async fn use_of_a_key_is_seen_at_once_and_written_with_the_next_heartbeat(fixture: Fixture) {
+    let (_, secret) = fixture.store.create_api_key(&project(), "ci", &[Scope::Admin]).await.unwrap();
+    fixture.clock.advance(7);
+    fixture.store.authenticate(secret.expose()).await.unwrap();
+    let keys = fixture.store.list_api_keys(&project()).await.unwrap();
+    assert_eq!(keys[0].last_used_at_ms, Some(START_MS + 7));
+    assert_eq!(written(&fixture).await, None, "authentication does not write");
+    fixture.store.heartbeat_server(&fixture.server, &[]).await.unwrap();
+    assert_eq!(written(&fixture).await, Some(START_MS + 7));
+}
+
+async fn use_of_a_key_is_written_at_most_once_a_minute(fixture: Fixture) {
+    let (_, secret) = fixture.store.create_api_key(&project(), "ci", &[Scope::Admin]).await.unwrap();
+    let used_and_written = async |at_ms: i64| {
+        fixture.clock.set(at_ms);
+        fixture.store.authenticate(secret.expose()).await.unwrap();
+        fixture.store.heartbeat_server(&fixture.server, &[]).await.unwrap();
+        written(&fixture).await.unwrap()
+    };
+    assert_eq!(used_and_written(START_MS).await, START_MS);
+    assert_eq!(used_and_written(START_MS + 59_999).await, START_MS);
+    assert_eq!(used_and_written(START_MS + 60_000).await, START_MS + 60_000);
+}
+
+async fn use_of_a_key_is_written_when_the_store_closes(fixture: Fixture) {
+    let (_, secret) = fixture.store.create_api_key(&project(), "ci", &[Scope::Admin]).await.unwrap();
+    fixture.store.authenticate(secret.expose()).await.unwrap();
+    fixture.store.close().await.unwrap();
+    assert_eq!(written(&fixture).await, Some(START_MS));
+}
+
+async fn making_and_revoking_a_key_is_audited(fixture: Fixture) {
+    let (id, _) = fixture.store.create_api_key(&project(), "ci", &[Scope::Admin]).await.unwrap();
+    fixture.store.revoke_api_key(&id).await.unwrap();
+    let rows = fixture.rows("select actor, action, subject from audit order by number").await;
+    let records: Vec<(&str, &str, &str)> =
+        rows.iter().map(|row| (row.get("actor"), row.get("action"), row.get("subject"))).collect();
+    let expected = [("operator", "key.create", id.as_str()), ("operator", "key.revoke", id.as_str())];
+    assert_eq!(records, expected);
+}
+
+async fn a_key_of_an_unknown_project_is_refused(fixture: Fixture) {
+    let other: ProjectId = "other".parse().unwrap();
+    let made = fixture.store.create_api_key(&other, "ci", &[Scope::Admin]).await;
+    assert_corrupt(made, "a constraint");
+    assert_eq!(fixture.value::<i64>("select count(*) from api_key").await, 0);
+}

@@ -1,0 +1,38 @@
+//! What every database behind the store must do, tested on each of them: real files, an injected clock, no sleep.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers are part of it")]
+
+/// Makes a test of each function for every database. A function left out is an unused one, which the lints refuse.
+macro_rules! conformance {
+    ($($name:ident),+ $(,)?) => {
+        mod sqlite {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    super::$name(crate::fixture::Fixture::sqlite().await).await;
+                }
+            )+
+        }
+    };
+}
+
+mod artifacts;
+mod cancel;
+mod corrupt;
+mod door;
+mod durability;
+mod events;
+mod fencing;
+mod fixture;
+mod hints;
+mod idempotency;
+mod journal;
+mod keys;
+mod lists;
+mod model;
+mod queue;
+mod runs;
+mod sandboxes;
+mod servers;
+mod usage;
+mod workflows;

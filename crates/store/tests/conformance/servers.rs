@@ -1,0 +1,41 @@
+//! Servers and their signs of life.
+
+use caisson_domain::limits::SERVER_SILENT_MS;
+use caisson_domain::server::{PlacementProblem, ProblemCode};
+
+use crate::fixture::{Fixture, START_MS, server_id};
+
+conformance! {
+    a_server_lives_until_it_is_silent_for_too_long,
+    a_heartbeat_tells_of_problems_and_registers_an_unknown_server,
+    registering_again_clears_the_problems,
+}
+
+async fn a_server_lives_until_it_is_silent_for_too_long(fixture: Fixture) {
+    fixture.clock.advance(SERVER_SILENT_MS);
+    let live = fixture.store.live_servers().await.unwrap();
+    assert_eq!(live.len(), 1);
+    assert_eq!((&live[0].id, live[0].seen_at_ms), (&fixture.server, START_MS));
+    fixture.clock.advance(1);
+    assert_eq!(fixture.store.live_servers().await.unwrap(), []);
+    fixture.store.heartbeat_server(&fixture.server, &[]).await.unwrap();
+    assert_eq!(fixture.store.live_servers().await.unwrap().len(), 1);
+}
+
+async fn a_heartbeat_tells_of_problems_and_registers_an_unknown_server(fixture: Fixture) {
+    let problem = PlacementProblem { code: ProblemCode::DiskLow, message: "make room".to_owned() };
+    fixture.store.heartbeat_server(&server_id(2), std::slice::from_ref(&problem)).await.unwrap();
+    let live = fixture.store.live_servers().await.unwrap();
+    assert_eq!(live.iter().map(|server| &server.id).collect::<Vec<_>>(), [&fixture.server, &server_id(2)]);
+    assert_eq!(live[0].problems, []);
+    assert_eq!(live[1].problems, [problem]);
+}
+
+async fn registering_again_clears_the_problems(fixture: Fixture) {
+    let problem = PlacementProblem { code: ProblemCode::ImageMissing, message: "build it".to_owned() };
+    fixture.store.heartbeat_server(&fixture.server, &[problem]).await.unwrap();
+    fixture.clock.advance(3);
+    fixture.store.register_server(&fixture.server).await.unwrap();
+    let live = fixture.store.live_servers().await.unwrap();
+    assert_eq!((live[0].seen_at_ms, live[0].problems.len()), (START_MS + 3, 0));
+}

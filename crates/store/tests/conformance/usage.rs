@@ -1,0 +1,207 @@
+//! Accounting of model calls.
+
+use caisson_domain::event::EventKind;
+use caisson_domain::id::{RunId, UsageId};
+use caisson_domain::run::RunStatus;
+use caisson_domain::usage::{TokenCounts, UsageTotals};
+use caisson_store::{CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX, Finish, NewModelCall, SettledCall};
+use serde_json::json;
+
+use crate::fixture::{Fixture, assert_corrupt, project, server_id};
+
+conformance! {
+    a_call_counts_as_begun_at_once_and_its_numbers_once_settled,
+    a_call_is_settled_once,
+    of_settlements_at_once_one_counts,
+    calls_add_up_over_a_run_and_its_session,
+    an_orphaned_call_is_settled_with_its_estimate,
+    only_the_servers_own_calls_are_orphans,
+    orphans_of_a_run_given_back_are_settled_too,
+    more_orphans_than_a_batch_are_all_settled,
+    a_call_settled_after_the_end_still_counts,
+    absurd_numbers_are_bounded,
+    the_providers_last_status_is_known_but_not_our_own_death,
+    a_call_of_an_unknown_or_unclaimed_run_is_refused,
+}
+
+const ESTIMATE: TokenCounts =
+    TokenCounts { input: 1_000, output: 200, cache_read: 30, cache_write_5m: 4, cache_write_1h: 5 };
+
+const TOKENS: TokenCounts =
+    TokenCounts { input: 10, output: 20, cache_read: 30, cache_write_5m: 40, cache_write_1h: 50 };
+
+fn call() -> NewModelCall {
+    NewModelCall { model: "asked".to_owned(), estimate: ESTIMATE, estimate_cost_micro_usd: 999 }
+}
+
+fn settled(status: u16) -> SettledCall {
+    SettledCall {
+        model: "answered".to_owned(),
+        status,
+        tokens: TOKENS,
+        cost_micro_usd: 123,
+        estimated: false,
+        first_byte_ms: Some(40),
+        duration_ms: 900,
+    }
+}
+
+async fn totals(fixture: &Fixture, id: &RunId) -> UsageTotals {
+    let run = fixture.run(id).await;
+    let session = fixture.store.session(&project(), &run.session).await.unwrap().unwrap();
+    assert_eq!(session.usage, run.usage, "a session of one run adds up to the same");
+    run.usage
+}
+
+async fn a_call_counts_as_begun_at_once_and_its_numbers_once_settled(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    let id = fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+    let begun = totals(&fixture, &placed.run.id).await;
+    assert_eq!(begun, UsageTotals { calls: 1, ..UsageTotals::default() });
+    assert!(fixture.store.settle_model_call(&id, &settled(200)).await.unwrap());
+    let expected = UsageTotals { calls: 1, estimated_calls: 0, tokens: TOKENS, cost_micro_usd: 123 };
+    assert_eq!(totals(&fixture, &placed.run.id).await, expected);
+    let data = fixture.data(&placed.run.id, EventKind::ModelCall).await;
+    let expected = json!({
+        "model": "answered", "status": 200, "tokens": TOKENS, "cost_micro_usd": 123, "estimated": false,
+        "first_byte_ms": 40, "duration_ms": 900,
+    });
+    assert_eq!(data, expected);
+}
+
+async fn a_call_is_settled_once(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    let id = fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+    assert!(fixture.store.settle_model_call(&id, &settled(200)).await.unwrap());
+    let once = totals(&fixture, &placed.run.id).await;
+    assert!(!fixture.store.settle_model_call(&id, &settled(529)).await.unwrap());
+    assert_eq!(fixture.store.settle_orphaned_calls(&fixture.server).await.unwrap(), 0);
+    assert!(!fixture.store.settle_model_call(&UsageId::new(1, [9; 10]), &settled(200)).await.unwrap());
+    assert_eq!(totals(&fixture, &placed.run.id).await, once);
+    assert_eq!(fixture.data(&placed.run.id, EventKind::ModelCall).await["status"], json!(200));
+}
+
+async fn of_settlements_at_once_one_counts(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    let id = fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+    let settlement = settled(200);
+    let settlements = (0..8).map(|_| fixture.store.settle_model_call(&id, &settlement));
+    let answers = futures_util::future::try_join_all(settlements).await.unwrap();
+    assert_eq!(answers.iter().filter(|first| **first).count(), 1);
+    assert_eq!(totals(&fixture, &placed.run.id).await.cost_micro_usd, 123);
+}
+
+async fn calls_add_up_over_a_run_and_its_session(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    for number in 0..3 {
+        let id = fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+        let settlement = SettledCall { estimated: number == 1, ..settled(200) };
+        fixture.store.settle_model_call(&id, &settlement).await.unwrap();
+    }
+    let usage = totals(&fixture, &placed.run.id).await;
+    assert_eq!((usage.calls, usage.estimated_calls, usage.cost_micro_usd), (3, 1, 369));
+    let tripled =
+        TokenCounts { input: 30, output: 60, cache_read: 90, cache_write_5m: 120, cache_write_1h: 150 };
+    assert_eq!(usage.tokens, tripled);
+}
+
+async fn an_orphaned_call_is_settled_with_its_estimate(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+    let (run, fixture) = (placed.run.id, fixture.reopen().await);
+    assert_eq!(fixture.store.settle_orphaned_calls(&fixture.server).await.unwrap(), 1);
+    let expected = UsageTotals { calls: 1, estimated_calls: 1, tokens: ESTIMATE, cost_micro_usd: 999 };
+    assert_eq!(totals(&fixture, &run).await, expected);
+    let data = fixture.data(&run, EventKind::ModelCall).await;
+    let expected = json!({
+        "model": "asked", "status": 0, "tokens": ESTIMATE, "cost_micro_usd": 999, "estimated": true,
+        "first_byte_ms": null, "duration_ms": null,
+    });
+    assert_eq!(data, expected);
+    assert_eq!(fixture.store.settle_orphaned_calls(&fixture.server).await.unwrap(), 0);
+}
+
+async fn only_the_servers_own_calls_are_orphans(fixture: Fixture) {
+    let other = server_id(2);
+    fixture.store.register_server(&other).await.unwrap();
+    fixture.queued().await;
+    let foreign = fixture.store.claim(&other).await.unwrap().unwrap();
+    let id = fixture.store.begin_model_call(&foreign.run.id, &call()).await.unwrap();
+    assert_eq!(fixture.store.settle_orphaned_calls(&fixture.server).await.unwrap(), 0);
+    assert!(fixture.store.settle_model_call(&id, &settled(200)).await.unwrap());
+}
+
+async fn orphans_of_a_run_given_back_are_settled_too(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+    fixture.store.requeue(&placed.run.id, placed.epoch, "engine away", 0).await.unwrap();
+    assert_eq!(fixture.store.settle_orphaned_calls(&fixture.server).await.unwrap(), 1);
+    assert_eq!(totals(&fixture, &placed.run.id).await.cost_micro_usd, 999);
+}
+
+async fn more_orphans_than_a_batch_are_all_settled(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    for _ in 0..101 {
+        fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+    }
+    assert_eq!(fixture.store.settle_orphaned_calls(&fixture.server).await.unwrap(), 101);
+    let usage = totals(&fixture, &placed.run.id).await;
+    assert_eq!((usage.calls, usage.estimated_calls, usage.cost_micro_usd), (101, 101, 101 * 999));
+}
+
+async fn a_call_settled_after_the_end_still_counts(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    let id = fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+    let finish = Finish { status: RunStatus::Failed, failure: None, result: None };
+    fixture.store.finish(&placed.run.id, placed.epoch, &finish).await.unwrap();
+    assert!(fixture.store.settle_model_call(&id, &settled(200)).await.unwrap());
+    assert_eq!(totals(&fixture, &placed.run.id).await.cost_micro_usd, 123);
+}
+
+async fn absurd_numbers_are_bounded(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    let absurd = SettledCall {
+        tokens: TokenCounts { input: i64::MAX, output: -5, cache_read: CALL_TOKENS_MAX, ..TOKENS },
+        cost_micro_usd: i64::MAX,
+        ..settled(200)
+    };
+    for _ in 0..3 {
+        let id = fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+        assert!(fixture.store.settle_model_call(&id, &absurd).await.unwrap());
+    }
+    let usage = totals(&fixture, &placed.run.id).await;
+    assert_eq!((usage.tokens.input, usage.tokens.output), (3 * CALL_TOKENS_MAX, 0));
+    assert_eq!(usage.tokens.cache_read, 3 * CALL_TOKENS_MAX);
+    assert_eq!(usage.cost_micro_usd, 3 * CALL_COST_MICRO_USD_MAX);
+    let estimate = NewModelCall { estimate_cost_micro_usd: i64::MIN, ..call() };
+    fixture.store.begin_model_call(&placed.run.id, &estimate).await.unwrap();
+    fixture.store.settle_orphaned_calls(&fixture.server).await.unwrap();
+    assert_eq!(totals(&fixture, &placed.run.id).await.cost_micro_usd, 3 * CALL_COST_MICRO_USD_MAX);
+}
+
+async fn the_providers_last_status_is_known_but_not_our_own_death(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    let status = async || {
+        let progress = fixture.store.progress(&placed.run.id, placed.epoch).await.unwrap();
+        progress.unwrap().provider_status
+    };
+    assert_eq!(status().await, None);
+    for expected in [200, 429, 0] {
+        let id = fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+        fixture.store.settle_model_call(&id, &settled(expected)).await.unwrap();
+        assert_eq!(status().await, Some(expected));
+    }
+    let id = fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+    fixture.store.settle_model_call(&id, &settled(401)).await.unwrap();
+    fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+    fixture.store.settle_orphaned_calls(&fixture.server).await.unwrap();
+    assert_eq!(status().await, Some(401));
+}
+
+async fn a_call_of_an_unknown_or_unclaimed_run_is_refused(fixture: Fixture) {
+    let unknown = RunId::new(1, [9; 10]);
+    assert_corrupt(fixture.store.begin_model_call(&unknown, &call()).await, unknown.as_str());
+    let queued = fixture.queued().await;
+    assert_corrupt(fixture.store.begin_model_call(&queued.id, &call()).await, queued.id.as_str());
+    assert_eq!(fixture.run(&queued.id).await.usage.calls, 0);
+}

@@ -1,0 +1,197 @@
+//! The figures as tables that read well both on a terminal and as Markdown; pure.
+
+use std::fmt::Write;
+
+use super::figures::{Bar, Figures};
+use super::stats::Summary;
+use super::timeline::{STEPS, median_steps};
+
+/// A table with a title. The first column is left-aligned, the others are figures.
+struct Table {
+    title: &'static str,
+    head: Vec<&'static str>,
+    rows: Vec<Vec<String>>,
+}
+
+/// The whole report: machine, then every table.
+#[must_use]
+pub(crate) fn render(figures: &Figures, command: &str) -> String {
+    let machine = &figures.machine;
+    let mut text = format!(
+        "`{command}` on {}: {} cores, {:.0} GiB of memory, Linux {}, Docker Engine {}, Claude Code {}; {} pairs.\n",
+        machine.date,
+        machine.cores,
+        machine.memory_gib,
+        machine.kernel,
+        machine.engine,
+        machine.agent,
+        figures.pairs.len()
+    );
+    for table in [bars(figures), pairs(figures), steps(figures), latencies(figures), load(figures)] {
+        table.write(&mut text);
+    }
+    text
+}
+
+fn bars(figures: &Figures) -> Table {
+    let row = |bar: &Bar| {
+        let digits = bar.digits;
+        let verdict = if bar.is_met() { "met" } else { "SHORT" };
+        vec![
+            bar.name.to_owned(),
+            format!("{:.digits$}", bar.figure),
+            format!("{:.digits$}", bar.most),
+            verdict.to_owned(),
+        ]
+    };
+    Table {
+        title: "Bars",
+        head: vec!["bar", "figure", "at most", ""],
+        rows: figures.bars().iter().map(row).collect(),
+    }
+}
+
+fn pairs(figures: &Figures) -> Table {
+    let (service, script) = figures.totals_ms();
+    let row = |name: &str, figures: &[f64], digits: usize| {
+        let mut row = vec![name.to_owned()];
+        match Summary::of(figures) {
+            Some(Summary { p50, min, max, .. }) => {
+                row.extend([p50, min, max].map(|figure| format!("{figure:.digits$}")));
+            }
+            None => row.extend(["–", "–", "–"].map(str::to_owned)),
+        }
+        row
+    };
+    Table {
+        title: "The job",
+        head: vec!["", "p50", "min", "max"],
+        rows: vec![
+            row("through the service, ms", &service, 0),
+            row("by the script, ms", &script, 0),
+            row("service / script, pair by pair", &figures.ratios(), 3),
+            row("service − script, pair by pair, ms", &figures.differences_ms(), 0),
+            row("sandbox start, as the server says, ms", &figures.starts_ms, 0),
+            row("`docker run --detach` with the same profile, ms", &figures.bare_starts_ms, 0),
+        ],
+    }
+}
+
+fn steps(figures: &Figures) -> Table {
+    let of = |side: fn(&super::figures::Pair) -> super::timeline::Timeline| {
+        median_steps(&figures.pairs.iter().map(side).collect::<Vec<_>>())
+    };
+    let (service, script) = (of(|pair| pair.service), of(|pair| pair.script));
+    let cell = |figure: Option<f64>| figure.map_or_else(|| "–".to_owned(), |figure| format!("{figure:.0}"));
+    let row = |index: usize| vec![STEPS[index].1.to_owned(), cell(service[index]), cell(script[index])];
+    Table {
+        title: "Where the time goes: each step since the one before, median, ms",
+        head: vec!["until", "service", "script"],
+        rows: (0..STEPS.len()).map(row).collect(),
+    }
+}
+
+fn latencies(figures: &Figures) -> Table {
+    let row = |name: &str, summary: &Summary| {
+        vec![
+            name.to_owned(),
+            summary.count.to_string(),
+            format!("{:.1}", summary.p50),
+            format!("{:.1}", summary.p99),
+            format!("{:.1}", summary.max),
+        ]
+    };
+    let (requests, live) = (&figures.requests, &figures.live);
+    Table {
+        title: "Latencies, ms",
+        head: vec!["", "count", "p50", "p99", "max"],
+        rows: vec![
+            row("POST a run → 202", &requests.post),
+            row("GET a run", &requests.get),
+            row("line on standard output → reader (stand-in, stamped as it writes)", &live.exact),
+            row("line of the agent, by its own stamp → reader", &live.agent),
+            row("word of the model → live text at the reader", &live.words),
+        ],
+    }
+}
+
+fn load(figures: &Figures) -> Table {
+    let load = &figures.load;
+    let row = |name: &str, figure: f64, unit: &str| vec![name.to_owned(), format!("{figure:.1}"), unit.to_owned()];
+    Table {
+        title: "What it takes",
+        head: vec!["", "figure", "unit"],
+        rows: vec![
+            row("server, idle: PSS", load.idle.pss_mib, "MiB"),
+            row("server, idle: RSS", load.idle.rss_mib, "MiB"),
+            row("server, peak of a run: PSS", load.peaks.server.pss_mib, "MiB"),
+            row("server, peak of a run: RSS", load.peaks.server.rss_mib, "MiB"),
+            row("server, CPU of a run", load.run.own_ms, "ms"),
+            row("git that the server starts for a run, CPU", load.run.children_ms, "ms"),
+            row("server, idle: CPU", load.idle_cpu_ms, "ms/s"),
+            row("shim, peak of a run: PSS", load.peaks.shim.pss_mib, "MiB"),
+            row("shim, peak of a run: RSS", load.peaks.shim.rss_mib, "MiB"),
+            row("shim, CPU of a run", load.peaks.shim_cpu_ms, "ms"),
+        ],
+    }
+}
+
+impl Table {
+    fn write(&self, text: &mut String) {
+        let head: Vec<String> = self.head.iter().map(|&cell| cell.to_owned()).collect();
+        let width = |column: usize| {
+            let cells = self.rows.iter().chain([&head]).filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0).max(3)
+        };
+        let widths: Vec<usize> = (0..head.len()).map(width).collect();
+        let rule = |(column, width): (usize, &usize)| match column {
+            0 => "-".repeat(*width),
+            _ => format!("{}:", "-".repeat(width - 1)),
+        };
+        let rules: Vec<String> = widths.iter().enumerate().map(rule).collect();
+        push(text, format_args!("\n**{}**\n\n", self.title));
+        for row in [&head, &rules].into_iter().chain(&self.rows) {
+            write_row(text, row, &widths);
+        }
+    }
+}
+
+fn write_row(text: &mut String, row: &[String], widths: &[usize]) {
+    for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
+        let fill = " ".repeat(width - cell.chars().count());
+        match column {
+            0 => push(text, format_args!("| {cell}{fill} ")),
+            _ => push(text, format_args!("| {fill}{cell} ")),
+        }
+    }
+    text.push_str("|\n");
+}
+
+fn push(text: &mut String, piece: std::fmt::Arguments<'_>) {
+    text.write_fmt(piece).expect("writing to memory does not fail");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::figures::tests::figures;
+    use super::*;
+
+    #[test]
+    fn every_table_has_its_title_and_every_line_of_a_table_is_as_long_as_the_others() {
+        let text = render(&figures(&[(1100, 1000), (1080, 1000)]), "make bench");
+        assert!(text.starts_with("`make bench` on 2026-11-22: 2 cores, 24 GiB of memory, Linux 6.1.0"), "{text}");
+        for block in text.split("\n\n").filter(|block| block.starts_with('|')) {
+            let lengths: Vec<_> = block.lines().map(|line| line.chars().count()).collect();
+            assert!(lengths.iter().all(|length| *length == lengths[0]), "{block}");
+        }
+        for said in ["**Bars**", "| ratio ", " 1.090 ", "| met |", "**The job**", "service / script", "**Latencies, ms**"] {
+            assert!(text.contains(said), "{said} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_missed_bar_is_seen_in_the_table() {
+        let text = render(&figures(&[(1300, 1000)]), "x");
+        assert!(text.contains("| SHORT |"), "{text}");
+    }
+}

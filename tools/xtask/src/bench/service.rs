@@ -1,0 +1,163 @@
+//! One half of each pair: the job through the service, as a client of its API sees it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+use testkit::api::Api;
+use testkit::parts::Parts;
+use testkit::process::{ServerProcess, ServerSpec};
+use testkit::repository;
+
+use super::clock::wall_us;
+use super::reader::{Arrival, follow, stamped_line_latencies};
+use super::timeline::{Moment, Timeline};
+use super::{docker, proc};
+
+/// A running server with a key, as every measurement needs it.
+#[derive(Debug)]
+pub(crate) struct Service {
+    /// How it was started.
+    pub(crate) spec: ServerSpec,
+    /// The process.
+    pub(crate) process: ServerProcess,
+    /// Its API.
+    pub(crate) api: Api,
+    /// Its own id, on every sandbox.
+    pub(crate) id: String,
+}
+
+/// What differs between the bench's servers.
+#[derive(Debug, Clone)]
+pub(crate) struct ServiceSpec {
+    /// The state directory.
+    pub(crate) state_dir: PathBuf,
+    /// The shim.
+    pub(crate) shim: PathBuf,
+    /// The model's URL.
+    pub(crate) model_url: String,
+    /// The key that the model wants.
+    pub(crate) model_key: String,
+    /// Directory below which runs may name repositories.
+    pub(crate) repositories: PathBuf,
+}
+
+/// One job of the service.
+#[derive(Debug, Clone)]
+pub(crate) struct ServiceJob {
+    /// When each step was done; the first model request is added by whoever has the model's record.
+    pub(crate) timeline: Timeline,
+    /// How long the engine took to start the sandbox, in milliseconds, as the server says.
+    pub(crate) start_ms: f64,
+    /// From the agent's stamp on a line to the line's arrival, in milliseconds.
+    pub(crate) lines_ms: Vec<f64>,
+    /// The branch that it pushed; none without a repository.
+    pub(crate) branch: Option<String>,
+    /// Everything that its stream said.
+    pub(crate) arrivals: Vec<Arrival>,
+}
+
+impl Service {
+    /// Starts a server and waits until it can place runs. It takes one run at a time, so that further ones wait.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub(crate) async fn start(parts: &Parts, wanted: &ServiceSpec) -> anyhow::Result<Self> {
+        let mut spec = ServerSpec::new(parts, &wanted.state_dir, &wanted.model_url)?;
+        spec.set("MODEL__API_KEY", &wanted.model_key);
+        spec.set("SHIM", &wanted.shim.display().to_string());
+        spec.set("ALLOW_REPO", &wanted.repositories.display().to_string());
+        spec.set("SLOTS", "1");
+        let key = spec.create_key()?;
+        let process = spec.start().await?;
+        let api = Api::new(&process.base, &key)?;
+        let id = std::fs::read_to_string(wanted.state_dir.join("server_id")).context("the server has no id")?;
+        Ok(Self { spec, process, api, id: id.trim().to_owned() })
+    }
+
+    /// Does a run, from the request to the end of its stream, and checks that it succeeded.
+    ///
+    /// # Errors
+    /// The server refuses, or the run does not end as it must.
+    pub(crate) async fn job(&self, body: &Value, look: impl FnMut(&Arrival)) -> anyhow::Result<ServiceJob> {
+        let asked_us = wall_us();
+        let run = self.api.submit(body).await?;
+        let arrivals = follow(&self.api, &run, look).await?;
+        let mut timeline = Timeline::default();
+        timeline.note(Moment::Asked, asked_us);
+        let mut start_ms = None;
+        for arrival in arrivals.iter().filter(|arrival| arrival.kind != "delta") {
+            let event = arrival.json()?;
+            timeline.note_event(&event);
+            start_ms = start_ms.or(event["data"]["start_ms"].as_f64());
+            if arrival.kind == "end" {
+                timeline.note(Moment::Known, arrival.at_us);
+            }
+        }
+        let ended = self.api.get(&format!("/v1/runs/{run}")).await?.body;
+        ensure!(ended["status"] == "succeeded", "run {run} did not succeed: {ended:#}");
+        let lines_ms = stamped_line_latencies(&arrivals)?;
+        let start_ms = start_ms.context("the server did not say how long the sandbox took to start")?;
+        let branch = ended["branch"].as_str().map(str::to_owned);
+        Ok(ServiceJob { timeline, start_ms, lines_ms, branch, arrivals })
+    }
+
+    /// CPU time of the server process so far.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub(crate) fn cpu(&self) -> anyhow::Result<proc::Cpu> {
+        proc::cpu(self.process.id())
+    }
+
+    /// Memory of the server process now.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub(crate) fn memory(&self) -> anyhow::Result<proc::Memory> {
+        proc::memory(self.process.id())
+    }
+
+    /// Waits until no sandbox of it is left, so that taking one away does not disturb the next measurement.
+    ///
+    /// # Errors
+    /// One stays.
+    pub(crate) async fn wait_tidy(&self) -> anyhow::Result<()> {
+        docker::wait_tidy(&self.spec.parts, &self.id).await
+    }
+
+    /// Ends the server, and removes what a broken measurement has left of its sandboxes.
+    ///
+    /// # Errors
+    /// It does not end, or the engine refuses.
+    pub(crate) async fn close(mut self) -> anyhow::Result<()> {
+        let parts = self.spec.parts.clone();
+        let id = self.id.clone();
+        let ended = tokio::task::spawn_blocking(move || self.process.terminate()).await?;
+        docker::remove_sandboxes(&parts, &id).await?;
+        ended.map(drop)
+    }
+}
+
+/// The request of the demo's job on a local repository.
+#[must_use]
+pub(crate) fn job_body(prompt: &str, repository: &Path) -> Value {
+    json!({ "workflow": "bug-fixer", "prompt": prompt, "repository": repository })
+}
+
+/// The request of a run in an empty workspace, answered by a scenario of the model.
+#[must_use]
+pub(crate) fn scenario_body(scenario: &str, prompt: &str) -> Value {
+    json!({
+        "workflow": "bug-fixer", "prompt": format!("[[scn:{scenario}]] {prompt}"), "repository": null, "max_turns": 1000,
+    })
+}
+
+/// Makes the repository that the service works on.
+///
+/// # Errors
+/// The disk or git refuses.
+pub(crate) fn make_repository(root: &Path, project: &Path) -> anyhow::Result<PathBuf> {
+    std::fs::create_dir_all(root)?;
+    repository::bare_from(root, "cart.git", project)
+}

@@ -1,0 +1,156 @@
+//! Everything that the bench starts, and the one place where it is taken away again.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use caisson_domain::workflow::Workflow;
+use scripted_model::{KeyDigest, Options, Record, ScriptedModel};
+use tempfile::TempDir;
+use testkit::parts::Parts;
+
+use super::script::{Script, ScriptSpec};
+use super::service::{Service, ServiceSpec, make_repository};
+use super::timeline::{Moment, Timeline};
+use super::{docker, scenarios};
+
+/// The task, as the demo gives it.
+pub(crate) const TASK: &str = "The test suite of this project fails. Find the bug, fix it, and make the tests pass.";
+/// The workflow that both sides follow.
+const WORKFLOW: &str = include_str!("../../../../workflows/bug-fixer.md");
+/// The demo's scenario.
+const EXAMPLES: &str = include_str!("../../../../examples/cart.scenario.json");
+/// The model's key, which the service's gateway shows it. It opens nothing else.
+const SERVICE_KEY: &str = "bench-key-of-the-service";
+/// What the script's agent shows the model.
+const SCRIPT_KEY: &str = "bench-key-of-the-script";
+
+/// What is started before anything is measured.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    /// The outside parts.
+    pub(crate) parts: Parts,
+    /// The model, for both sides.
+    pub(crate) model: ScriptedModel,
+    /// The script's side.
+    pub(crate) script: Script,
+    /// How the bench's servers are started.
+    pub(crate) service: ServiceSpec,
+    /// The repository of the service's side.
+    pub(crate) repository: PathBuf,
+    /// Version of the agent.
+    pub(crate) agent_version: String,
+    id: String,
+    directory: TempDir,
+}
+
+impl Stage {
+    /// Makes directories below `local`, the repositories, and the model.
+    ///
+    /// # Errors
+    /// A part does not start; nothing is left behind then.
+    pub(crate) async fn open(parts: &Parts, local: &Path, project: &Path, shim: PathBuf) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(local)?;
+        let directory = tempfile::Builder::new().prefix("bench-").tempdir_in(local)?;
+        let root = directory.path().canonicalize()?;
+        let id = format!("caisson-bench-{:08x}", uuid::Uuid::new_v4().as_fields().0);
+        let agent_version = installed_version(&parts.agents_dir)?;
+        let spec = ScriptSpec {
+            id: id.clone(),
+            image: sandbox_image(parts, &root)?,
+            agent_version: agent_version.clone(),
+            workflow: Workflow::parse(WORKFLOW)?,
+            token: SCRIPT_KEY.to_owned(),
+            prompt: TASK.to_owned(),
+        };
+        let script = Script::make(parts, &root.join("script"), project, spec)?;
+        let model = ScriptedModel::start(Options {
+            unix: Some(script.socket()),
+            inline_scenarios: vec![scenarios::all(EXAMPLES)?],
+            default_scenario: scenarios::JOB.to_owned(),
+            required_keys: vec![KeyDigest::of(SERVICE_KEY), KeyDigest::of(SCRIPT_KEY)],
+            ..Options::default()
+        })
+        .await?;
+        let repositories = root.join("repositories");
+        let repository = make_repository(&repositories, project)?;
+        let service = ServiceSpec {
+            state_dir: root.join("state"),
+            shim,
+            model_url: model.base_url().to_owned(),
+            model_key: SERVICE_KEY.to_owned(),
+            repositories,
+        };
+        Ok(Self { parts: parts.clone(), model, script, service, repository, agent_version, id, directory })
+    }
+
+    /// Starts the server that most is measured on.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub(crate) async fn serve(&self) -> anyhow::Result<Service> {
+        Service::start(&self.parts, &self.service).await
+    }
+
+    /// The number of the latest request that the model has had.
+    #[must_use]
+    pub(crate) fn calls(&self) -> u64 {
+        self.model.records().last().map_or(0, |record| record.seq)
+    }
+
+    /// Adds the first model request after number `before` to a job's moments.
+    pub(crate) fn note_first_request(&self, timeline: &mut Timeline, before: u64) {
+        let records = self.model.records();
+        let first = records.iter().find(|record| record.seq > before && is_message(record));
+        if let Some(at_ms) = first.and_then(|record| i64::try_from(record.at_ms).ok()) {
+            timeline.note(Moment::FirstRequest, at_ms.saturating_mul(1000));
+        }
+    }
+
+    /// A directory of the bench's own.
+    #[must_use]
+    pub(crate) fn root(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Removes containers, sockets and directories, whatever came before.
+    ///
+    /// # Errors
+    /// The engine or the disk refuses; everything else is removed all the same.
+    pub(crate) async fn close(self) -> anyhow::Result<()> {
+        let mut gone = docker::remove_labelled(&self.parts, docker::LABEL, &self.id).await;
+        // A measurement that broke off has left the sandboxes of its servers, which end with it.
+        for state in ["state", "stand-in"] {
+            if let Ok(server) = std::fs::read_to_string(self.root().join(state).join("server_id")) {
+                gone = gone.and(docker::remove_sandboxes(&self.parts, server.trim()).await);
+            }
+        }
+        self.model.shutdown().await;
+        let path = self.directory.path().to_owned();
+        gone.and(self.directory.close().with_context(|| format!("\"{}\" cannot be removed", path.display())))
+    }
+}
+
+/// Whether a request of the model is a call, not a sign of life.
+#[must_use]
+pub(crate) fn is_message(record: &Record) -> bool {
+    record.method == "POST" && record.path.contains("/v1/messages")
+}
+
+/// The one installed version of the agent.
+fn installed_version(agents_dir: &Path) -> anyhow::Result<String> {
+    let directory = agents_dir.join("claude-code");
+    let names = std::fs::read_dir(&directory).with_context(|| format!("no agent is in \"{}\"", directory.display()))?;
+    let mut found: Vec<_> = names.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    found.sort();
+    found.retain(|version| directory.join(version).join("manifest.json").is_file());
+    anyhow::ensure!(found.len() == 1, "expected one installed agent, found {found:?}; run scripts/setup");
+    Ok(found.remove(0))
+}
+
+/// The image that the service takes for its sandboxes.
+fn sandbox_image(parts: &Parts, root: &Path) -> anyhow::Result<String> {
+    let spec = testkit::process::ServerSpec::new(parts, root, "http://127.0.0.1:9")?;
+    let output = spec.command(&["image", "tag"]).output().context("the server's binary cannot be started")?;
+    anyhow::ensure!(output.status.success(), "the server's binary names no image");
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}

@@ -60,12 +60,13 @@ parse_arguments() {
   done
 }
 
-# Prints "URI SUITE" for each enabled binary entry of apt's sources, in both formats (one-line and deb822).
+# Prints "URI SUITE COMPONENT…" for each enabled binary entry of apt's sources, in both formats (one-line and deb822).
 apt_sources() {
   local list_files=(/etc/apt/sources.list /etc/apt/sources.list.d/*.list) deb822_files=(/etc/apt/sources.list.d/*.sources)
   [[ -e ${list_files[0]} ]] || list_files=("${list_files[@]:1}")
   if ((${#list_files[@]} > 0)); then
-    sed -nE 's/^deb[[:space:]]+(\[[^]]*\][[:space:]]*)?([^[:space:]]+)[[:space:]]+([^[:space:]]+).*/\2 \3/p' "${list_files[@]}"
+    sed -nE 's/^deb[[:space:]]+(\[[^]]*\][[:space:]]*)?([^[:space:]]+)[[:space:]]+([^[:space:]]+)[[:space:]]+(.*)/\2 \3 \4/p' \
+      "${list_files[@]}"
   fi
   if ((${#deb822_files[@]} > 0)); then
     # An empty line ends a stanza; the END block flushes the last one of the last file.
@@ -73,26 +74,38 @@ apt_sources() {
       function flush(   i, j, uris, suites) {
         if (types ~ /(^| )deb( |$)/ && enabled != "no")
           for (i = 1; i <= split(uri, uris, " "); i++)
-            for (j = 1; j <= split(suite, suites, " "); j++) print uris[i], suites[j]
-        types = uri = suite = enabled = ""
+            for (j = 1; j <= split(suite, suites, " "); j++) print uris[i], suites[j], components
+        types = uri = suite = components = enabled = ""
       }
       FNR == 1 || /^[[:space:]]*$/ { flush() }
       /^Types:/   { sub(/^[^:]*:[[:space:]]*/, ""); types = $0 }
       /^URIs:/    { sub(/^[^:]*:[[:space:]]*/, ""); uri = $0 }
       /^Suites:/  { sub(/^[^:]*:[[:space:]]*/, ""); suite = $0 }
+      /^Components:/ { sub(/^[^:]*:[[:space:]]*/, ""); components = $0 }
       /^Enabled:/ { sub(/^[^:]*:[[:space:]]*/, ""); enabled = tolower($0) }
       END { flush() }
     ' "${deb822_files[@]}"
   fi
 }
 
-# The mirror that carries $SUITE itself, else (a machine of another Debian release) any entry whose path is Debian's own.
+# Others than Debian also name a suite after its release, so a mirror is told by what only Debian has: a main component and,
+# beside the suite, its updates; else by its path. On a machine of another release, any suite of it will do: a mirror has all.
 find_mirror() {
   local found
   found=$(apt_sources | awk -v suite="$SUITE" '
-    $2 == suite { print $1; done = 1; exit }
-    other == "" && $1 ~ /\/debian\/?$/ { other = $1 }
-    END { if (!done && other != "") print other }')
+    !/ main( |$)/ { next }
+    !seen[$1]++ { order[++count] = $1 }
+    $2 == suite { carries[$1] = 1 }
+    $2 == suite "-updates" { updates[$1] = 1 }
+    $1 ~ /\/debian\/?$/ { named[$1] = 1 }
+    END {
+      for (i = 1; i <= count; i++) {
+        uri = order[i]
+        score = carries[uri] && updates[uri] ? 2 : named[uri]
+        if (score > best) { best = score; mirror = uri }
+      }
+      if (best > 0) print mirror
+    }')
   [[ -n $found ]] || fail "no Debian mirror in this machine's apt sources; name one with --mirror"
   printf '%s\n' "$found"
 }

@@ -88,7 +88,7 @@ impl App {
         self.0.cancel.clone()
     }
 
-    /// The OpenAPI document, as JSON.
+    /// The `OpenAPI` document, as JSON.
     pub(crate) fn document(&self) -> Bytes {
         self.0.document.clone()
     }
@@ -125,10 +125,10 @@ mod tests {
         let (one, two, three) = tokio::join!(at_once.0, at_once.1, at_once.2);
         assert!(one.is_ok() && two.is_ok() && three.is_ok());
         assert_eq!(proofs.load(Ordering::SeqCst), 1);
-        tokio::time::advance(READY_FOR - Duration::from_millis(1)).await;
+        tokio::time::advance(READY_FOR.mul_f32(0.75)).await;
         readiness.prove(count()).await.unwrap();
         assert_eq!(proofs.load(Ordering::SeqCst), 1);
-        tokio::time::advance(Duration::from_millis(1)).await;
+        tokio::time::advance(READY_FOR.mul_f32(0.25)).await;
         readiness.prove(count()).await.unwrap();
         assert_eq!(proofs.load(Ordering::SeqCst), 2);
     }

@@ -9,31 +9,25 @@ use crate::client::{EventInfo, Followed};
 
 /// Longest tool argument or result shown on one line, in characters.
 const PREVIEW_CHARS: usize = 100;
+/// What stands before the second and every further line of a text, as wide as time and mark.
+const INDENT: &str = "           ";
 
 /// Turns what happens in a run into lines for a terminal.
 #[derive(Debug)]
 pub(crate) struct Account {
     started_at_ms: Option<i64>,
     colour: bool,
-    live: Live,
+    /// Live text behind which the cursor stands; none at the start of a line.
+    live: Option<String>,
     cost_micro_usd: i64,
     calls: i64,
-}
-
-/// What the cursor stands behind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Live {
-    /// The start of a line.
-    Line,
-    /// Live text, whose event will repeat it.
-    Text,
 }
 
 impl Account {
     /// An account that uses colours or not.
     #[must_use]
     pub(crate) fn new(colour: bool) -> Self {
-        Self { started_at_ms: None, colour, live: Live::Line, cost_micro_usd: 0, calls: 0 }
+        Self { started_at_ms: None, colour, live: None, cost_micro_usd: 0, calls: 0 }
     }
 
     /// The text to print for the next thing that happened; empty when there is nothing to show.
@@ -46,34 +40,39 @@ impl Account {
     }
 
     fn delta(&mut self, text: &str) -> String {
-        let lead = if self.live == Live::Line { "           " } else { "" };
-        self.live = Live::Text;
-        format!("{lead}{}", clean(text).replace('\n', "\n           "))
+        let text = clean(text);
+        let lead = if self.live.is_none() { INDENT } else { "" };
+        let shown = format!("{lead}{}", indent(&text));
+        self.live.get_or_insert_default().push_str(&text);
+        shown
     }
 
     fn event(&mut self, event: &EventInfo) -> String {
         let start = *self.started_at_ms.get_or_insert(event.at_ms);
-        let text_was_live = self.live == Live::Text;
-        let lines = self.lines(event, text_was_live);
+        let mut lines = self.lines(event);
         if lines.is_empty() {
             return String::new();
         }
         let mut out = String::new();
-        if text_was_live {
+        if let Some(live) = self.live.take() {
+            // Live text is lossy; its event has all of it.
+            let whole = lines.first().filter(|(sign, _)| *sign == Sign::Said).map(|(_, text)| text.clone());
+            if let Some(rest) = whole.as_deref().and_then(|whole| whole.strip_prefix(live.as_str())) {
+                out.push_str(&indent(rest));
+                lines.remove(0);
+            }
             out.push('\n');
-            self.live = Live::Line;
         }
         let elapsed_ms = (event.at_ms - start).max(0);
         let (seconds, tenths) = (elapsed_ms / 1000, elapsed_ms % 1000 / 100);
         for (sign, line) in lines {
             let time = self.paint("2", &format!("{seconds:>5}.{tenths}s"));
-            let line = line.replace('\n', "\n           ");
-            out.push_str(&format!("{time}  {} {line}\n", self.paint(sign.colour(), sign.mark())));
+            out.push_str(&format!("{time}  {} {}\n", self.paint(sign.colour(), sign.mark()), indent(&line)));
         }
         out
     }
 
-    fn lines(&mut self, event: &EventInfo, text_was_live: bool) -> Vec<(Sign, String)> {
+    fn lines(&mut self, event: &EventInfo) -> Vec<(Sign, String)> {
         let data = &event.data;
         let one = |sign, text: String| vec![(sign, text)];
         match event.kind.as_str() {
@@ -90,7 +89,7 @@ impl Account {
                 ),
                 None => one(Sign::Step, "empty workspace".to_owned()),
             },
-            "agent.line" => agent_lines(data, text_was_live),
+            "agent.line" => agent_lines(data),
             "git.commit" => one(Sign::Good, format!("commit {} {}", short(&text(data, "commit")), first_line(&text(data, "message")))),
             "git.push" if data["ok"] == Value::Bool(true) => {
                 one(Sign::Good, format!("pushed {} to {}", short(&text(data, "new")), text(data, "ref")))
@@ -164,13 +163,13 @@ impl Sign {
 }
 
 /// What a line of the agent's own output says to a person.
-fn agent_lines(line: &Value, text_was_live: bool) -> Vec<(Sign, String)> {
+fn agent_lines(line: &Value) -> Vec<(Sign, String)> {
     let blocks = line["message"]["content"].as_array().map(Vec::as_slice).unwrap_or_default();
     match line["type"].as_str() {
         Some("assistant") => blocks
             .iter()
             .filter_map(|block| match block["type"].as_str() {
-                Some("text") if !text_was_live => Some((Sign::Said, text(block, "text"))),
+                Some("text") => Some((Sign::Said, text(block, "text"))),
                 Some("tool_use") => Some((Sign::Tool, tool_line(block))),
                 Some(_) | None => None,
             })
@@ -216,6 +215,11 @@ fn preview(text: &str) -> String {
         short.push('…');
     }
     short
+}
+
+/// Sets every line but the first under the first one.
+fn indent(text: &str) -> String {
+    text.replace('\n', &format!("\n{INDENT}"))
 }
 
 fn first_line(text: &str) -> &str {

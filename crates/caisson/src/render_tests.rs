@@ -36,6 +36,23 @@ fn a_run_reads_as_an_account() {
 }
 
 #[test]
+fn live_text_is_completed_by_its_event_and_never_repeated() {
+    let said = |text: &str| {
+        let content = json!([{"type": "text", "text": text}]);
+        event(1, 0, "agent.line", json!({"type": "assistant", "message": {"content": content}}))
+    };
+    let delta = |text: &str| Followed::Delta("text".to_owned(), text.to_owned());
+    let tell = |parts: &[Followed]| {
+        let mut account = Account::new(false);
+        parts.iter().map(|part| account.tell(part)).collect::<String>()
+    };
+    assert_eq!(tell(&[delta("one "), said("one two")]), "           one two\n");
+    assert_eq!(tell(&[delta("one two"), said("one two")]), "           one two\n");
+    // A piece was lost on the way: the whole text follows.
+    assert_eq!(tell(&[delta("two"), said("one two")]), "           two\n    0.0s  | one two\n");
+}
+
+#[test]
 fn a_failure_is_told_with_its_kind() {
     let mut account = Account::new(false);
     let data = json!({"status": "failed", "failure": {"kind": "repo_auth", "message": "the git host refused the credential"}});

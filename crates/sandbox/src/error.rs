@@ -63,6 +63,16 @@ pub enum EngineError {
         /// The image that was asked for.
         image: String,
     },
+    /// The image that another one is made from is neither on the engine nor could be pulled.
+    #[error(
+        "the base image \"{base}\" could not be had: {message}; where no registry can be reached, make one with deploy/image/make-base.sh and name it as the base"
+    )]
+    BaseMissing {
+        /// The base that was asked for.
+        base: String,
+        /// What the engine said.
+        message: String,
+    },
     /// The build of an image failed.
     #[error("building image \"{image}\" failed: {message}")]
     BuildFailed {
@@ -72,7 +82,7 @@ pub enum EngineError {
         message: String,
     },
     /// The specification must change.
-    #[error("the sandbox cannot be made as specified")]
+    #[error(transparent)]
     BadSpec(#[from] SpecError),
     /// A sandbox with this id was made before; destroy it, or take a new id.
     #[error("sandbox {id} exists already")]

@@ -134,8 +134,15 @@ pub enum SpecError {
         /// The path as it was given.
         path: PathBuf,
         /// What is wrong with it.
-        #[source]
         fault: MountFault,
+    },
+    /// Another server's sandbox: this engine would make it, and never find it again.
+    #[error("the sandbox is to belong to server {asked}, but the engine is used by server {own}")]
+    Server {
+        /// The server in the specification.
+        asked: ServerId,
+        /// The server that uses the engine.
+        own: ServerId,
     },
 }
 

@@ -156,7 +156,7 @@ mod tests {
             assert!(status.dirty && status.unmerged.is_empty());
             assert_eq!(status.branch.as_deref(), Some("main"));
         }
-        let unmerged = read_status(b"u UU N... 100644 100644 100644 100644 a b c d e.txt\0");
+        let unmerged = read_status(b"u UU N... 100644 100644 100644 100644 a b c e.txt\0");
         assert_eq!(unmerged.unmerged, ["e.txt"]);
         let spaced = read_status(b"u UU N... 100644 100644 100644 100644 a b c my file.txt\0");
         assert_eq!(spaced.unmerged, ["my file.txt"]);

@@ -277,6 +277,7 @@ fn engine_fault(error: &EngineError, default_image: bool) -> Fault {
         EngineError::ImageMissing { .. } | EngineError::BadSpec(_) => FaultClass::Final,
         EngineError::Unfit { .. }
         | EngineError::BuildFailed { .. }
+        | EngineError::BaseMissing { .. }
         | EngineError::AlreadyExists { .. }
         | EngineError::NotFound { .. }
         | EngineError::Ended { .. }

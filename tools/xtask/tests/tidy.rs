@@ -80,7 +80,9 @@ fn crates_import_only_what_their_floor_allows() {
             .as_table()
             .unwrap()
             .keys()
-            .filter_map(|key| key.strip_prefix("caisson-").or((key == "scripted-model").then_some("scripted-model")))
+            .filter_map(|key| {
+                key.strip_prefix("caisson-").or((key == "scripted-model").then_some("scripted-model"))
+            })
             .collect();
         let extra: Vec<_> = ours.iter().filter(|dependency| !allowed.contains(dependency)).collect();
         assert!(extra.is_empty(), "{name} imports {extra:?}");
@@ -111,8 +113,10 @@ fn only_the_store_knows_sql() {
 
 #[test]
 fn only_the_sandbox_crate_knows_the_engines_api() {
-    let others: Vec<_> =
-        product_sources().into_iter().filter(|path| !path.starts_with(root().join("crates/sandbox"))).collect();
+    let others: Vec<_> = product_sources()
+        .into_iter()
+        .filter(|path| !path.starts_with(root().join("crates/sandbox")))
+        .collect();
     let found = offences(&others, |line| line.contains("bollard"));
     assert!(found.is_empty(), "{found:#?}");
 }
@@ -121,7 +125,9 @@ fn only_the_sandbox_crate_knows_the_engines_api() {
 fn only_the_binary_and_the_shim_read_the_environment() {
     let others: Vec<_> = product_sources()
         .into_iter()
-        .filter(|path| !["caisson", "shim"].iter().any(|name| path.starts_with(root().join("crates").join(name))))
+        .filter(|path| {
+            !["caisson", "shim"].iter().any(|name| path.starts_with(root().join("crates").join(name)))
+        })
         .collect();
     let found = offences(&others, |line| line.contains("env::var") || line.contains("env::args"));
     assert!(found.is_empty(), "{found:#?}");
@@ -129,7 +135,8 @@ fn only_the_binary_and_the_shim_read_the_environment() {
 
 #[test]
 fn no_product_line_is_unfinished_or_silences_a_lint() {
-    let marks = [concat!("TO", "DO"), concat!("FIX", "ME"), "todo!(", "unimplemented!(", "#[allow(", "#![allow("];
+    let marks =
+        [concat!("TO", "DO"), concat!("FIX", "ME"), "todo!(", "unimplemented!(", "#[allow(", "#![allow("];
     let found = offences(&product_sources(), |line| marks.iter().any(|mark| line.contains(mark)));
     assert!(found.is_empty(), "{found:#?}");
     let found = offences(&product_sources(), |line| line.contains(".unwrap()"));

@@ -69,7 +69,7 @@ async fn filters_narrow_the_list() {
     let api = Api::start().await;
     let done = api.finished(0).await;
     let empty = api.post("/v1/runs", &body_with(&json!({"repository": null}))).await.json();
-    let both = vec![empty["id"].as_str().unwrap().to_owned(), done.id.to_string()];
+    let both = [empty["id"].as_str().unwrap().to_owned(), done.id.to_string()];
     let listed = async |query: &str| {
         let mut found = ids(&api.get(&format!("/v1/runs?{query}")).await.json());
         found.sort_unstable();

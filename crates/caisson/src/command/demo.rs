@@ -174,11 +174,11 @@ fn check(repository: &DemoRepository, branch: &BranchName, started: Instant) -> 
     let [(commit, message)] = commits.as_slice() else {
         bail!("the branch has {} new commits; one was expected", commits.len());
     };
-    let parsed = git_conventional::Commit::parse(message)
+    git_conventional::Commit::parse(message)
         .with_context(|| format!("the commit message is not a Conventional Commit: {message}"))?;
     let (passes, verdict) = repository.test(branch.as_str())?;
     ensure!(passes, "a fresh clone of {branch} still fails its tests: {verdict}");
-    let subject = format!("{}: {}", parsed.type_(), parsed.description());
+    let subject = message.lines().next().unwrap_or_default();
     print(&format!("fresh clone of {branch}: its tests now: {verdict}"));
     print(&format!(
         "demo ok: commit {} \"{subject}\" in {:.1} s",

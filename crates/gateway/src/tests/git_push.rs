@@ -1,1 +1,141 @@
+//! Pushes that break the rule: refused before anything is forwarded, and readable in git's own words.
 
+use caisson_domain::event::EventKind;
+use caisson_domain::git::AllowList;
+use http::Method;
+use std::path::PathBuf;
+
+use super::git_host::{Client, bare_repository, git};
+use super::support::{OK, Sandbox, Setup, World, fetch, run_spec};
+
+const BRANCH: &str = "caisson/fixer/1";
+
+async fn world(shorten: fn(&mut Setup)) -> (World, Sandbox, PathBuf, Client) {
+    let world = World::new().await;
+    let root = world.root.path().canonicalize().unwrap();
+    let bare = root.join("bare.git");
+    bare_repository(&bare).await;
+    let sandbox = world.sandbox(run_spec(Some(bare.to_str().unwrap()))).await;
+    let mut setup = Setup::new();
+    setup.git.allow = AllowList::new(&[], vec![root.clone()]).unwrap();
+    shorten(&mut setup);
+    world.start(setup).await;
+    let client = Client::new(&sandbox, root.join("client")).await;
+    client.clone_and_commit().await;
+    (world, sandbox, bare, client)
+}
+
+async fn refs(bare: &PathBuf) -> String {
+    git(bare, &["for-each-ref"]).await
+}
+
+#[tokio::test]
+async fn other_refs_are_refused_with_a_reason_and_the_remedy() {
+    let (world, sandbox, bare, client) = world(|_| {}).await;
+    let own = format!("HEAD:{BRANCH}");
+    assert!(client.push(&[&own]).await.ok);
+    client.commit("three\n").await;
+    assert!(client.git("work", &["tag", "v1"]).await.ok);
+    let before = refs(&bare).await;
+    let delete = format!(":{BRANCH}");
+    for (arguments, rule) in [
+        (vec!["HEAD:main"], "own_branch"),
+        (vec!["--force", "HEAD:main"], "own_branch"),
+        (vec!["v1"], "own_branch"),
+        (vec!["HEAD:refs/notes/x"], "own_branch"),
+        (vec![delete.as_str()], "no_delete"),
+        (vec![own.as_str(), "HEAD:main"], "own_branch"),
+        (vec!["--atomic", own.as_str(), "HEAD:main"], "own_branch"),
+    ] {
+        let count = world.events(&sandbox.run.id, EventKind::GatewayDenied).await.len();
+        let pushed = client.push(&arguments).await;
+        assert!(!pushed.ok, "{arguments:?}");
+        assert!(pushed.said.contains("[remote rejected]"), "{}", pushed.said);
+        assert!(pushed.said.contains("remote: caisson: refs/"), "{}", pushed.said);
+        assert_eq!(refs(&bare).await, before, "{arguments:?}");
+        let denied = world.events(&sandbox.run.id, EventKind::GatewayDenied).await;
+        assert_eq!((&denied[count]["what"], &denied[count]["rule"]), (&"push".into(), &rule.into()));
+        assert!(!denied[count]["remedy"].as_str().unwrap().is_empty());
+    }
+    let pushed = client.push(&["HEAD:main"]).await;
+    assert!(pushed.said.contains(&format!("this run may push {BRANCH} only")), "{}", pushed.said);
+    assert_eq!(world.events(&sandbox.run.id, EventKind::GitPush).await.len(), 1);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn push_options_do_not_pass() {
+    let (world, sandbox, bare, client) = world(|_| {}).await;
+    git(&bare, &["config", "receive.advertisePushOptions", "true"]).await;
+    let pushed = client.push(&["--push-option=ci.skip", &format!("HEAD:{BRANCH}")]).await;
+    assert!(!pushed.ok && pushed.said.contains("push without --push-option"), "{}", pushed.said);
+    let denied = world.events(&sandbox.run.id, EventKind::GatewayDenied).await;
+    assert_eq!(denied[0]["rule"], "no_options");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_push_larger_than_its_bound_is_refused_and_git_says_why() {
+    let (world, sandbox, bare, client) = world(|setup| setup.bounds.push_bytes = 3_000_000).await;
+    let before = refs(&bare).await;
+    // More than git's post buffer, so that it comes in chunks; noise, so that it stays as large.
+    let mut state = 1_u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56).to_le_bytes()[0]
+    })
+    .take(4_000_000)
+    .collect();
+    std::fs::write(client.directory.join("work/noise"), &noise).unwrap();
+    let work = client.directory.join("work");
+    git(&work, &["add", "noise"]).await;
+    git(&work, &["commit", "-qm", "noise"]).await;
+    let pushed = client.push(&[&format!("HEAD:{BRANCH}")]).await;
+    assert!(!pushed.ok && pushed.said.contains("larger than 3000000 bytes"), "{}", pushed.said);
+    assert_eq!(refs(&bare).await, before);
+    let denied = world.events(&sandbox.run.id, EventKind::GatewayDenied).await;
+    assert_eq!(denied[0]["rule"], "push_size");
+    std::fs::write(client.directory.join("work/noise"), &noise[..2_000_000]).unwrap();
+    git(&work, &["commit", "-qa", "--amend", "-m", "less noise"]).await;
+    let pushed = client.push(&[&format!("HEAD:{BRANCH}")]).await;
+    assert!(pushed.ok, "{}", pushed.said);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_no_push_is_refused_before_anything_is_forwarded() {
+    let (world, sandbox, bare, _client) = world(|_| {}).await;
+    let before = refs(&bare).await;
+    let post = |body: Vec<u8>| {
+        fetch(sandbox.request(Method::POST, "/git/origin/git-receive-pack", &sandbox.agent).body(body))
+    };
+    for bad in [&b""[..], b"00", b"zzzz", b"0035shallow 1111111111111111111111111111111111111111\n0000"] {
+        let reply = post(bad.to_vec()).await;
+        assert_eq!((reply.status, reply.code().as_str()), (400, "push_refused"));
+    }
+    // How git asks whether a large push is welcome.
+    let probe = post(b"0000".to_vec()).await;
+    assert_eq!((probe.status, probe.body.len()), (OK, 0));
+    assert_eq!(probe.headers["content-type"], "application/x-git-receive-pack-result");
+    assert_eq!(refs(&bare).await, before);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_push_that_the_repository_refuses_itself_is_recorded_as_refused() {
+    let (world, sandbox, bare, client) = world(|_| {}).await;
+    let hook = bare.join("hooks/pre-receive");
+    std::fs::create_dir_all(hook.parent().unwrap()).unwrap();
+    std::fs::write(&hook, "#!/bin/sh\necho 'the house rules say no' >&2\nexit 1\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&hook, mode).unwrap();
+    let pushed = client.push(&[&format!("HEAD:{BRANCH}")]).await;
+    assert!(!pushed.ok && pushed.said.contains("the house rules say no"), "{}", pushed.said);
+    let pushes = world.events(&sandbox.run.id, EventKind::GitPush).await;
+    assert_eq!(
+        (&pushes[0]["ok"], &pushes[0]["message"]),
+        (&false.into(), &"pre-receive hook declined".into())
+    );
+    assert_eq!(world.run(&sandbox.run.id).await.pushed_commit, None);
+    world.stop().await;
+}

@@ -84,7 +84,7 @@ impl DockerEngine {
     /// Builds an image, and hands every line of the build's output to `progress`.
     ///
     /// # Errors
-    /// [`EngineError::BadSpec`] if the tag or base is no image name, [`EngineError::ImageMissing`] if the base is not on
+    /// [`EngineError::BadSpec`] if the tag or base is no image name, [`EngineError::BaseMissing`] if the base is not on
     /// the engine and could not be pulled, [`EngineError::BuildFailed`], and the general ones.
     /// # Cancel safety
     /// If dropped, the engine gives up the build; the tag is set at the very end or not at all.

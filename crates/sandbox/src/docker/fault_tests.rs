@@ -156,6 +156,16 @@ async fn an_unfit_engine_makes_no_sandbox() {
 }
 
 #[tokio::test]
+async fn another_server_s_sandbox_is_not_made() {
+    let directory = directory();
+    let fake = FakeEngine::start(directory.path(), |_, _| Reply::Cut);
+    let spec = SandboxSpec { server: ServerId::new(1, [0; 10]), ..spec(directory.path()) };
+    let error = engine(directory.path()).create(&spec).await.unwrap_err();
+    assert!(matches!(error, EngineError::BadSpec(SpecError::Server { .. })), "{error}");
+    assert!(fake.requests().is_empty());
+}
+
+#[tokio::test]
 async fn a_sandbox_that_is_not_as_asked_is_removed() {
     let directory = directory();
     let fake = FakeEngine::start(directory.path(), |request, _| match request {
@@ -371,7 +381,9 @@ async fn a_build_whose_base_is_nowhere_names_the_base() {
     });
     let build = ImageBuild::default_image("debian:nowhere");
     let error = engine(directory.path()).build_image(&build, &mut |_| ()).await.unwrap_err();
-    assert!(matches!(&error, EngineError::ImageMissing { image } if image == "debian:nowhere"), "{error}");
+    assert!(matches!(&error, EngineError::BaseMissing { base, .. } if base == "debian:nowhere"), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains("manifest unknown") && text.contains("make-base.sh"), "{text}");
 }
 
 #[tokio::test]

@@ -16,9 +16,10 @@ use super::fault::{CONFLICT, Fault, NOT_FOUND, unavailable};
 use super::profile::{self, Profile, container_name};
 use super::{CHANGE_TIMEOUT_S, DockerEngine, mounts, reading, verify};
 use crate::spec::within;
-use crate::{EngineError, Liveness, OwnedSandbox, STOP_GRACE_S_MAX, SandboxSpec, SandboxUsage};
+use crate::{EngineError, Liveness, OwnedSandbox, STOP_GRACE_S_MAX, SandboxSpec, SandboxUsage, SpecError};
 
-/// Most containers that one list asks for. A server that has more than this is far past any use it was made for.
+/// Most containers that one list asks for, the newest first; a server that has more is far past any use it was made for, and
+/// finds the others once these are gone.
 pub const LIST_CONTAINERS: i32 = 10_000;
 /// Time between looks at a container that somebody else is removing already.
 const REMOVAL_LOOK: Duration = Duration::from_millis(100);
@@ -26,6 +27,9 @@ const REMOVAL_LOOK: Duration = Duration::from_millis(100);
 impl DockerEngine {
     pub(super) async fn create_sandbox(&self, spec: &SandboxSpec) -> Result<(), EngineError> {
         spec.validate()?;
+        if spec.server != self.server {
+            return Err(SpecError::Server { asked: spec.server.clone(), own: self.server.clone() }.into());
+        }
         let capabilities = self.capabilities().await?;
         let (asked, socket) = (spec.mounts.clone(), self.socket.clone());
         let looked = tokio::task::spawn_blocking(move || mounts::resolve(&asked, &socket)).await;

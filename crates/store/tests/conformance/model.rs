@@ -38,10 +38,10 @@ fn step() -> impl Strategy<Value = Step> {
         4 => prop::option::of(0..2_u8).prop_map(|branch| Step::Create { branch }),
         5 => (1..3_u8).prop_map(|server| Step::Claim { server }),
         1 => (1..3_u8).prop_map(|server| Step::Adopt { server }),
-        1 => (run.clone(), stale.clone()).prop_map(|(run, stale)| Step::Heartbeat { run, stale }),
-        3 => (run.clone(), stale.clone()).prop_map(|(run, stale)| Step::Place { run, stale }),
+        1 => (run.clone(), stale).prop_map(|(run, stale)| Step::Heartbeat { run, stale }),
+        3 => (run.clone(), stale).prop_map(|(run, stale)| Step::Place { run, stale }),
         2 => run.clone().prop_map(|run| Step::StartAgent { run }),
-        3 => (run.clone(), stale.clone(), 0..2_i64)
+        3 => (run.clone(), stale, 0..2_i64)
             .prop_map(|(run, stale, delay)| Step::Requeue { run, stale, delay_ms: delay * 500 }),
         3 => (run.clone(), stale, status)
             .prop_map(|(run, stale, status)| Step::Finish { run, stale, status }),

@@ -7,7 +7,10 @@ const DAY_US: i64 = 24 * 60 * 60 * 1_000_000;
 /// Now, in Unix microseconds.
 #[must_use]
 pub(crate) fn wall_us() -> i64 {
-    #[expect(clippy::disallowed_methods, reason = "the events and lines that are compared with it carry wall time")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the events and lines that are compared with it carry wall time"
+    )]
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }
@@ -29,8 +32,10 @@ pub(crate) fn parse_stamp(text: &str) -> Option<i64> {
     let (clock, fraction) = time.split_once('.').unwrap_or((time, "0"));
     let clock = numbers(clock, ':')?;
     let ([year, month, day], [hour, minute, second]) = (date, clock);
-    let in_range = (1..=12).contains(&month) && (1..=31).contains(&day) && hour < 24 && minute < 60 && second < 61;
-    if !in_range || fraction.is_empty() || fraction.len() > 6 || !fraction.bytes().all(|b| b.is_ascii_digit()) {
+    let in_range =
+        (1..=12).contains(&month) && (1..=31).contains(&day) && hour < 24 && minute < 60 && second < 61;
+    if !in_range || fraction.is_empty() || fraction.len() > 6 || !fraction.bytes().all(|b| b.is_ascii_digit())
+    {
         return None;
     }
     let micros: i64 = format!("{fraction:0<6}").parse().ok()?;
@@ -87,7 +92,9 @@ mod tests {
         assert_eq!(parse_stamp("1970-01-01T00:00:00.000Z"), Some(0));
         assert_eq!(parse_stamp("2026-11-22T10:36:32.123Z"), Some(1_795_343_792_123_000));
         assert_eq!(parse_stamp("2024-02-29T23:59:59Z"), Some(1_709_251_199_000_000));
-        for bad in ["", "2026-11-22", "2026-11-22T10:36:32.123", "2026-13-01T00:00:00.0Z", "x-11-22T10:36:32.1Z"] {
+        for bad in
+            ["", "2026-11-22", "2026-11-22T10:36:32.123", "2026-13-01T00:00:00.0Z", "x-11-22T10:36:32.1Z"]
+        {
             assert_eq!(parse_stamp(bad), None, "{bad}");
         }
     }

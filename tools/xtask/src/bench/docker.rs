@@ -11,7 +11,7 @@ pub(crate) const LABEL: &str = "caisson.bench";
 /// Label by which a server marks its sandboxes.
 const SERVER_LABEL: &str = "caisson.server";
 /// Time limit of one call.
-pub(crate) const CALL: Duration = Duration::from_secs(60);
+pub(crate) const CALL: Duration = Duration::from_mins(1);
 /// Time limit for a server's sandboxes to go.
 const TIDY: Duration = Duration::from_secs(15);
 /// Time between looks at them.
@@ -22,7 +22,10 @@ const LOOK: Duration = Duration::from_millis(50);
 /// # Errors
 /// It cannot be started, or does not end in time: then it is killed.
 pub(crate) async fn call(parts: &Parts, arguments: &[String], limit: Duration) -> anyhow::Result<Output> {
-    #[expect(clippy::disallowed_methods, reason = "the docker client is started here, with an argument vector")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the docker client is started here, with an argument vector"
+    )]
     let mut command = tokio::process::Command::new("docker");
     command
         .args(arguments)
@@ -34,7 +37,9 @@ pub(crate) async fn call(parts: &Parts, arguments: &[String], limit: Duration) -
         .kill_on_drop(true);
     let called = tokio::time::timeout(limit, command.output()).await;
     let name = arguments.first().map_or("", String::as_str);
-    called.with_context(|| format!("docker {name} took longer than {limit:?}"))?.context("docker cannot be started")
+    called
+        .with_context(|| format!("docker {name} took longer than {limit:?}"))?
+        .context("docker cannot be started")
 }
 
 /// Runs the docker client and returns its standard output.

@@ -16,7 +16,8 @@ pub(crate) fn replace(document: &str, generated: &str) -> anyhow::Result<String>
         ensure!(document.matches(mark).count() == 1, "the document must have the mark {mark} once");
     }
     let (before, rest) = document.split_once(BEGIN).context("a mark that was there is gone")?;
-    let (_, after) = rest.split_once(END).context("the mark of the end stands before the mark of the beginning")?;
+    let (_, after) =
+        rest.split_once(END).context("the mark of the end stands before the mark of the beginning")?;
     Ok(format!("{before}{BEGIN}\n{}\n{END}{after}", generated.trim_end()))
 }
 

@@ -32,9 +32,15 @@ pub(crate) fn compare_containers(parts: &Parts, sandbox: &Value, script: &str) -
 /// # Errors
 /// They differ, or no agent is there.
 pub(crate) fn compare_agents(parts: &Parts, sandbox: &str, script: &[String]) -> anyhow::Result<()> {
-    let found = processes(parts, sandbox)?.into_iter().find_map(command_line).context("no agent is in the sandbox")?;
+    let found = processes(parts, sandbox)?
+        .into_iter()
+        .find_map(command_line)
+        .context("no agent is in the sandbox")?;
     let (found, expected) = (without_conversation(&found), without_conversation(script));
-    ensure!(found == expected, "the agent of the service is started with {found:?}, the script's with {expected:?}");
+    ensure!(
+        found == expected,
+        "the agent of the service is started with {found:?}, the script's with {expected:?}"
+    );
     Ok(())
 }
 
@@ -56,7 +62,8 @@ fn without_conversation(arguments: &[String]) -> Vec<&str> {
 
 /// What differs between two host configurations; what is not set is like what is empty.
 fn differences(left: &Value, right: &Value) -> Vec<String> {
-    let names = |value: &Value| value.as_object().map(|map| map.keys().cloned().collect()).unwrap_or_default();
+    let names =
+        |value: &Value| value.as_object().map(|map| map.keys().cloned().collect()).unwrap_or_default();
     let mut all: Vec<String> = names(left);
     all.extend(names(right));
     all.sort();
@@ -64,7 +71,9 @@ fn differences(left: &Value, right: &Value) -> Vec<String> {
     all.iter()
         .filter(|name| !UNLIKE.contains(&name.as_str()))
         .filter(|name| !same(&left[name.as_str()], &right[name.as_str()]))
-        .map(|name| format!("{name} is {} in one and {} in the other", left[name.as_str()], right[name.as_str()]))
+        .map(|name| {
+            format!("{name} is {} in one and {} in the other", left[name.as_str()], right[name.as_str()])
+        })
         .collect()
 }
 
@@ -101,7 +110,8 @@ mod tests {
 
     #[test]
     fn what_is_not_set_is_like_what_is_empty_and_order_does_not_count() {
-        let left = json!({"Memory": 5, "Devices": null, "Ulimits": [{"a": 1}, {"b": 2}], "Mounts": [1], "Dns": []});
+        let left =
+            json!({"Memory": 5, "Devices": null, "Ulimits": [{"a": 1}, {"b": 2}], "Mounts": [1], "Dns": []});
         let right = json!({"Memory": 5, "Devices": [], "Ulimits": [{"b": 2}, {"a": 1}], "Binds": ["x"], "CpuShares": 0});
         assert_eq!(differences(&left, &right), Vec::<String>::new());
     }
@@ -109,7 +119,10 @@ mod tests {
     #[test]
     fn a_limit_that_differs_is_told() {
         let found = differences(&json!({"Memory": 5}), &json!({"Memory": 6, "Privileged": true}));
-        assert_eq!(found, ["Memory is 5 in one and 6 in the other", "Privileged is null in one and true in the other"]);
+        assert_eq!(
+            found,
+            ["Memory is 5 in one and 6 in the other", "Privileged is null in one and true in the other"]
+        );
     }
 
     #[test]

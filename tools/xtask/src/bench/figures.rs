@@ -170,7 +170,8 @@ pub(super) mod tests {
             timeline.note(Moment::Known, total_ms * 1000);
             timeline
         };
-        let pair = |&(service, script): &(i64, i64)| Pair { service: timeline(service), script: timeline(script) };
+        let pair =
+            |&(service, script): &(i64, i64)| Pair { service: timeline(service), script: timeline(script) };
         let summary = Summary::of(&[1.0, 2.0, 3.0]).unwrap();
         let memory = Memory { pss_mib: 10.0, rss_mib: 20.0 };
         Figures {

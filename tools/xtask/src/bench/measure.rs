@@ -126,7 +126,12 @@ async fn warm_up(stage: &Stage, service: &Service, body: &Value) -> anyhow::Resu
 }
 
 async fn do_pairs(stage: &Stage, service: &Service, body: &Value, pairs: u32) -> anyhow::Result<Jobs> {
-    let mut jobs = Jobs { pairs: Vec::new(), starts_ms: Vec::new(), bare_starts_ms: Vec::new(), cpu: proc::Cpu::default() };
+    let mut jobs = Jobs {
+        pairs: Vec::new(),
+        starts_ms: Vec::new(),
+        bare_starts_ms: Vec::new(),
+        cpu: proc::Cpu::default(),
+    };
     for number in 1..=pairs {
         let mut script = None;
         // Every other pair begins with the script, so that neither side is always the one that comes second.

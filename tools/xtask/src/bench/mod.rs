@@ -37,7 +37,7 @@ const PAIRS_MIN: u32 = 7;
 /// Most pairs.
 const PAIRS_MAX: u32 = 100;
 /// Time limit of everything together.
-const WHOLE: Duration = Duration::from_secs(30 * 60);
+const WHOLE: Duration = Duration::from_mins(30);
 /// The workspace, seen from this crate.
 const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 /// The document with the figures.
@@ -71,7 +71,8 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
         ensure!(binary.is_file(), "\"{}\" is not built; run `make bench`", binary.display());
     }
     let parts = Parts::require(caisson.to_str().context("the workspace's path is not UTF-8")?)?;
-    let stage = Stage::open(&parts, &workspace.join(".caisson"), &workspace.join("examples/cart"), shim).await?;
+    let stage =
+        Stage::open(&parts, &workspace.join(".caisson"), &workspace.join("examples/cart"), shim).await?;
     let measured = unless_interrupted(measure::all(&stage, options.pairs)).await;
     let closed = stage.close().await;
     let figures = measured?;
@@ -81,7 +82,8 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
     say(&text);
     if options.write {
         let path = workspace.join(DOCUMENT);
-        let document = std::fs::read_to_string(&path).with_context(|| format!("{DOCUMENT} cannot be read"))?;
+        let document =
+            std::fs::read_to_string(&path).with_context(|| format!("{DOCUMENT} cannot be read"))?;
         std::fs::write(&path, document::replace(&document, &text)?)?;
         say(&format!("wrote {DOCUMENT}"));
     }
@@ -115,7 +117,11 @@ async fn unless_interrupted(
 
 /// The command that makes the same figures again.
 fn command(options: &Options) -> String {
-    if options.pairs == 9 { "make bench".to_owned() } else { format!("xtask bench --pairs {}", options.pairs) }
+    if options.pairs == 9 {
+        "make bench".to_owned()
+    } else {
+        format!("xtask bench --pairs {}", options.pairs)
+    }
 }
 
 /// Cores of the machine.

@@ -46,7 +46,8 @@ impl Cpu {
 /// # Errors
 /// It has ended, or may not be looked at.
 pub(crate) fn memory(pid: u32) -> anyhow::Result<Memory> {
-    parse_memory(&read(pid, "smaps_rollup")?).with_context(|| format!("the memory of process {pid} is not told"))
+    parse_memory(&read(pid, "smaps_rollup")?)
+        .with_context(|| format!("the memory of process {pid} is not told"))
 }
 
 /// CPU time of a living process, in steps of 10 ms.
@@ -90,7 +91,8 @@ pub(crate) fn kernel() -> anyhow::Result<String> {
 }
 
 fn read(pid: u32, file: &str) -> anyhow::Result<String> {
-    fs::read_to_string(format!("/proc/{pid}/{file}")).with_context(|| format!("process {pid} cannot be looked at"))
+    fs::read_to_string(format!("/proc/{pid}/{file}"))
+        .with_context(|| format!("process {pid} cannot be looked at"))
 }
 
 fn parse_memory(text: &str) -> Option<Memory> {

@@ -10,7 +10,7 @@ use testkit::api::Api;
 use super::clock::{ms_between, parse_stamp, wall_us};
 
 /// Longest silence of a stream; the server says something every few seconds.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_mins(1);
 
 /// One message of a stream.
 #[derive(Debug, Clone)]
@@ -33,7 +33,8 @@ impl Arrival {
     /// # Errors
     /// It is not JSON.
     pub(crate) fn json(&self) -> anyhow::Result<Value> {
-        serde_json::from_str(&self.data).with_context(|| format!("a message of kind {} is not JSON", self.kind))
+        serde_json::from_str(&self.data)
+            .with_context(|| format!("a message of kind {} is not JSON", self.kind))
     }
 }
 
@@ -41,12 +42,17 @@ impl Arrival {
 ///
 /// # Errors
 /// The stream breaks off, is silent for too long, or cannot be read.
-pub(crate) async fn follow(api: &Api, run: &str, mut look: impl FnMut(&Arrival)) -> anyhow::Result<Vec<Arrival>> {
+pub(crate) async fn follow(
+    api: &Api,
+    run: &str,
+    mut look: impl FnMut(&Arrival),
+) -> anyhow::Result<Vec<Arrival>> {
     let mut response = api.open_events(run).await?;
     let mut parser = Parser::default();
     let mut arrivals = Vec::new();
     loop {
-        let piece = tokio::time::timeout(SILENCE, response.chunk()).await.context("the event stream fell silent")?;
+        let piece =
+            tokio::time::timeout(SILENCE, response.chunk()).await.context("the event stream fell silent")?;
         let at_us = wall_us();
         let Some(piece) = piece? else { bail!("the event stream of run {run} broke off") };
         for message in parser.push(&piece)? {
@@ -91,7 +97,11 @@ mod tests {
     #[test]
     fn only_stamped_lines_of_the_agent_count() {
         let arrivals = [
-            arrival(5_000, "agent.line", r#"{"data": {"type": "user", "timestamp": "1970-01-01T00:00:00.003Z"}}"#),
+            arrival(
+                5_000,
+                "agent.line",
+                r#"{"data": {"type": "user", "timestamp": "1970-01-01T00:00:00.003Z"}}"#,
+            ),
             arrival(6_000, "agent.line", r#"{"data": {"type": "result"}}"#),
             arrival(7_000, "run.phase", r#"{"data": {"timestamp": "1970-01-01T00:00:00.003Z"}}"#),
             arrival(8_500, "agent.line", r#"{"data": {"stamp_ns": 8000000}}"#),

@@ -117,7 +117,8 @@ fn latencies(figures: &Figures) -> Table {
 
 fn load(figures: &Figures) -> Table {
     let load = &figures.load;
-    let row = |name: &str, figure: f64, unit: &str| vec![name.to_owned(), format!("{figure:.1}"), unit.to_owned()];
+    let row =
+        |name: &str, figure: f64, unit: &str| vec![name.to_owned(), format!("{figure:.1}"), unit.to_owned()];
     Table {
         title: "What it takes",
         head: vec!["", "figure", "unit"],
@@ -179,12 +180,23 @@ mod tests {
     #[test]
     fn every_table_has_its_title_and_every_line_of_a_table_is_as_long_as_the_others() {
         let text = render(&figures(&[(1100, 1000), (1080, 1000)]), "make bench");
-        assert!(text.starts_with("`make bench` on 2026-11-22: 2 cores, 24 GiB of memory, Linux 6.1.0"), "{text}");
+        assert!(
+            text.starts_with("`make bench` on 2026-11-22: 2 cores, 24 GiB of memory, Linux 6.1.0"),
+            "{text}"
+        );
         for block in text.split("\n\n").filter(|block| block.starts_with('|')) {
             let lengths: Vec<_> = block.lines().map(|line| line.chars().count()).collect();
             assert!(lengths.iter().all(|length| *length == lengths[0]), "{block}");
         }
-        for said in ["**Bars**", "| ratio ", " 1.090 ", "| met |", "**The job**", "service / script", "**Latencies, ms**"] {
+        for said in [
+            "**Bars**",
+            "| ratio ",
+            " 1.090 ",
+            "| met |",
+            "**The job**",
+            "service / script",
+            "**Latencies, ms**",
+        ] {
             assert!(text.contains(said), "{said} in {text}");
         }
     }

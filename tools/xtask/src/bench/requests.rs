@@ -12,7 +12,7 @@ use super::stats::Summary;
 /// Requests of each kind.
 pub(crate) const REQUESTS: usize = 300;
 /// How long the run that holds the slot may take to start, and to end.
-const HOLD: Duration = Duration::from_secs(60);
+const HOLD: Duration = Duration::from_mins(1);
 
 /// Latencies of the API, in milliseconds.
 #[derive(Debug, Clone, Copy)]

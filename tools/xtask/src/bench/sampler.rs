@@ -105,7 +105,8 @@ mod tests {
     #[test]
     fn peaks_are_kept_and_samples_counted() {
         let one = Peaks { shim_cpu_ms: 5.0, samples: 1, ..Peaks::default() };
-        let two = Peaks { shim_cpu_ms: 3.0, samples: 1, server: Memory { pss_mib: 2.0, rss_mib: 3.0 }, ..one };
+        let two =
+            Peaks { shim_cpu_ms: 3.0, samples: 1, server: Memory { pss_mib: 2.0, rss_mib: 3.0 }, ..one };
         let both = one.peak(two);
         assert_eq!(both.samples, 2);
         assert!((both.shim_cpu_ms - 5.0).abs() < 1e-9 && (both.server.rss_mib - 3.0).abs() < 1e-9);

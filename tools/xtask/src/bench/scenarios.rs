@@ -87,7 +87,11 @@ mod tests {
         let examples: Value = serde_json::from_str(EXAMPLES).unwrap();
         let ours: Value = serde_json::from_str(&all(EXAMPLES).unwrap()).unwrap();
         let mut steps = 0;
-        for (theirs, ours) in examples[JOB]["prompts"][0].as_array().unwrap().iter().zip(ours[JOB]["prompts"][0].as_array().unwrap())
+        for (theirs, ours) in examples[JOB]["prompts"][0]
+            .as_array()
+            .unwrap()
+            .iter()
+            .zip(ours[JOB]["prompts"][0].as_array().unwrap())
         {
             assert_eq!((&theirs["tool"], &theirs["text"]), (&ours["tool"], &ours["text"]));
             steps += 1;

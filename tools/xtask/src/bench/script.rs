@@ -30,7 +30,7 @@ const MODEL_URL: &str = "http://model.local";
 /// User and group of the script's container where the bench runs as root; it may not be root's.
 const UID: u32 = 65_433;
 /// Time limit of one job.
-const JOB: Duration = Duration::from_secs(60);
+const JOB: Duration = Duration::from_mins(1);
 /// The question for the commit message, as a script's author would put it.
 const QUESTION: &str = "Write the commit message for the staged changes. Follow Conventional Commits 1.0.0: a first line \
     `type(optional scope): description` of at most 100 characters, then, only if it helps, an empty line and a short \
@@ -259,7 +259,10 @@ impl Script {
 /// It is not so.
 pub(crate) fn check_branch(bare: &Path, branch: &str) -> anyhow::Result<()> {
     let commits = repository::run_git(bare, &["rev-list", &format!("main..{branch}"), "--"])?;
-    ensure!(commits.lines().count() == 1, "{branch} has other commits than the one that was expected: {commits:?}");
+    ensure!(
+        commits.lines().count() == 1,
+        "{branch} has other commits than the one that was expected: {commits:?}"
+    );
     let message = repository::run_git(bare, &["log", "-1", "--format=%B", branch, "--"])?;
     ensure!(message.starts_with("fix(cart): "), "{branch} has another message than the agent's: {message:?}");
     let clone = repository::clone_branch(bare, branch)?;
@@ -321,7 +324,8 @@ fn mounts(places: &[(PathBuf, &'static str, bool)]) -> Vec<String> {
 fn agent_arguments(workflow: &Workflow, conversation: Uuid) -> anyhow::Result<Vec<String>> {
     let mut launch = Launch::new(SessionMode::New(conversation));
     let mode = workflow.permission_mode.as_str();
-    launch.permission_mode = PermissionMode::parse(mode).with_context(|| format!("no permission mode {mode}"))?;
+    launch.permission_mode =
+        PermissionMode::parse(mode).with_context(|| format!("no permission mode {mode}"))?;
     launch.model.clone_from(&workflow.model);
     launch.tools.clone_from(&workflow.tools);
     launch.disallowed_tools.clone_from(&workflow.disallowed_tools);
@@ -338,7 +342,8 @@ fn random_uuid() -> anyhow::Result<Uuid> {
 fn give(path: &Path, owner: u32) -> anyhow::Result<()> {
     let found = fs::symlink_metadata(path)?;
     if found.uid() != owner {
-        chown(path, Some(owner), Some(owner)).with_context(|| format!("\"{}\" cannot be given away", path.display()))?;
+        chown(path, Some(owner), Some(owner))
+            .with_context(|| format!("\"{}\" cannot be given away", path.display()))?;
     }
     if found.is_dir() {
         for entry in fs::read_dir(path)? {
@@ -367,8 +372,13 @@ mod tests {
     #[test]
     fn the_profile_has_every_wall_of_a_sandbox() {
         let flags = profile("n", "b", 7, Resources::default());
-        for wall in ["--network=none", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges:true", "--user=7:7"]
-        {
+        for wall in [
+            "--network=none",
+            "--read-only",
+            "--cap-drop=ALL",
+            "--security-opt=no-new-privileges:true",
+            "--user=7:7",
+        ] {
             assert!(flags.iter().any(|flag| flag == wall), "{wall}");
         }
         assert!(flags.contains(&"--label=caisson.bench=b".to_owned()));
@@ -395,7 +405,8 @@ mod tests {
         let checkout = clone.path().join("checkout");
         let commit = |message: &str| {
             repository::run_git(&checkout, &["commit", "--quiet", "--allow-empty", "-m", message]).unwrap();
-            repository::run_git(&checkout, &["push", "--quiet", "--force", "origin", "HEAD:refs/heads/x"]).unwrap();
+            repository::run_git(&checkout, &["push", "--quiet", "--force", "origin", "HEAD:refs/heads/x"])
+                .unwrap();
             repository::run_git(&checkout, &["reset", "--quiet", "--hard", "origin/main"]).unwrap();
         };
         commit("chore: nothing");
@@ -408,5 +419,46 @@ mod tests {
         repository::run_git(&checkout, &["add", "-A"]).unwrap();
         commit("fix(cart): mend");
         check_branch(&bare, "x").unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_script_does_the_whole_job_in_a_sealed_container() {
+        let Some(parts) = Parts::find("target/debug/caisson") else { return };
+        let root = tempfile::tempdir().unwrap();
+        let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/cart");
+        let spec = ScriptSpec {
+            id: format!("caisson-bench-test-{}", std::process::id()),
+            image: "caisson-sandbox:1".to_owned(),
+            agent_version: super::super::stage::installed_version(&parts.agents_dir).unwrap(),
+            workflow: Workflow::parse(include_str!("../../../../workflows/bug-fixer.md")).unwrap(),
+            token: "a-key".to_owned(),
+            prompt: "The tests fail. Find the bug.".to_owned(),
+        };
+        let id = spec.id.clone();
+        let script = Script::make(&parts, root.path(), &project, spec).unwrap();
+        let scenarios =
+            super::super::scenarios::all(include_str!("../../../../examples/cart.scenario.json")).unwrap();
+        let model = scripted_model::ScriptedModel::start(scripted_model::Options {
+            listen: None,
+            unix: Some(script.socket()),
+            inline_scenarios: vec![scenarios],
+            default_scenario: super::super::scenarios::JOB.to_owned(),
+            required_keys: vec![scripted_model::KeyDigest::of("a-key")],
+            ..Default::default()
+        })
+        .await
+        .unwrap();
+        let job = script.job(1).await;
+        docker::remove_labelled(&parts, docker::LABEL, &id).await.unwrap();
+        let job = job.unwrap();
+        script.check(&job.branch).unwrap();
+        let steps = job.timeline.steps_ms();
+        assert!(job.timeline.total_ms().unwrap() > 0.0);
+        assert_eq!(steps.iter().filter(|step| step.is_some()).count(), 7, "{steps:?}");
+        assert_eq!(
+            model.records().iter().filter(|record| super::super::stage::is_message(record)).count(),
+            6
+        );
+        model.shutdown().await;
     }
 }

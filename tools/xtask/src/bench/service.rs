@@ -71,7 +71,8 @@ impl Service {
         let key = spec.create_key()?;
         let process = spec.start().await?;
         let api = Api::new(&process.base, &key)?;
-        let id = std::fs::read_to_string(wanted.state_dir.join("server_id")).context("the server has no id")?;
+        let id =
+            std::fs::read_to_string(wanted.state_dir.join("server_id")).context("the server has no id")?;
         Ok(Self { spec, process, api, id: id.trim().to_owned() })
     }
 

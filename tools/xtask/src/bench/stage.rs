@@ -14,7 +14,8 @@ use super::timeline::{Moment, Timeline};
 use super::{docker, scenarios};
 
 /// The task, as the demo gives it.
-pub(crate) const TASK: &str = "The test suite of this project fails. Find the bug, fix it, and make the tests pass.";
+pub(crate) const TASK: &str =
+    "The test suite of this project fails. Find the bug, fix it, and make the tests pass.";
 /// The workflow that both sides follow.
 const WORKFLOW: &str = include_str!("../../../../workflows/bug-fixer.md");
 /// The demo's scenario.
@@ -48,7 +49,12 @@ impl Stage {
     ///
     /// # Errors
     /// A part does not start; nothing is left behind then.
-    pub(crate) async fn open(parts: &Parts, local: &Path, project: &Path, shim: PathBuf) -> anyhow::Result<Self> {
+    pub(crate) async fn open(
+        parts: &Parts,
+        local: &Path,
+        project: &Path,
+        shim: PathBuf,
+    ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(local)?;
         let directory = tempfile::Builder::new().prefix("bench-").tempdir_in(local)?;
         let root = directory.path().canonicalize()?;
@@ -137,9 +143,13 @@ pub(crate) fn is_message(record: &Record) -> bool {
 }
 
 /// The one installed version of the agent.
-fn installed_version(agents_dir: &Path) -> anyhow::Result<String> {
+///
+/// # Errors
+/// There is none, or several.
+pub(crate) fn installed_version(agents_dir: &Path) -> anyhow::Result<String> {
     let directory = agents_dir.join("claude-code");
-    let names = std::fs::read_dir(&directory).with_context(|| format!("no agent is in \"{}\"", directory.display()))?;
+    let names = std::fs::read_dir(&directory)
+        .with_context(|| format!("no agent is in \"{}\"", directory.display()))?;
     let mut found: Vec<_> = names.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
     found.sort();
     found.retain(|version| directory.join(version).join("manifest.json").is_file());

@@ -95,7 +95,9 @@ impl Timeline {
     /// Notes what a line of the script's output tells: `mark NAME SECONDS`.
     pub(crate) fn note_mark(&mut self, line: &str) {
         let mut words = line.split(' ');
-        let (Some("mark"), Some(name), Some(stamp)) = (words.next(), words.next(), words.next()) else { return };
+        let (Some("mark"), Some(name), Some(stamp)) = (words.next(), words.next(), words.next()) else {
+            return;
+        };
         let moment = match name {
             "began" => Moment::SandboxRuns,
             "prepared" => Moment::Prepared,
@@ -139,8 +141,13 @@ mod tests {
     fn a_step_that_a_side_does_not_have_is_skipped() {
         let mut script = Timeline::default();
         script.note(Moment::Asked, 1_000);
-        for line in ["mark began 0.301000", "other", "mark prepared 0.311500", "mark nothing 0.5", "mark began 9.000000"]
-        {
+        for line in [
+            "mark began 0.301000",
+            "other",
+            "mark prepared 0.311500",
+            "mark nothing 0.5",
+            "mark began 9.000000",
+        ] {
             script.note_mark(line);
         }
         let steps = script.steps_ms();

@@ -38,9 +38,15 @@ impl Growth {
     /// There are more or fewer pauses than words.
     fn words(&self) -> anyhow::Result<Vec<i64>> {
         let pairs = self.at_us.iter().zip(self.at_us.iter().skip(1));
-        let words: Vec<_> =
-            pairs.filter(|(before, after)| ms_between(**before, **after) > GAP_MS).map(|(_, after)| *after).collect();
-        ensure!(words.len() == WORD_COUNT, "the model's reply came in {} words, not {WORD_COUNT}", words.len());
+        let words: Vec<_> = pairs
+            .filter(|(before, after)| ms_between(**before, **after) > GAP_MS)
+            .map(|(_, after)| *after)
+            .collect();
+        ensure!(
+            words.len() == WORD_COUNT,
+            "the model's reply came in {} words, not {WORD_COUNT}",
+            words.len()
+        );
         Ok(words)
     }
 }
@@ -54,10 +60,15 @@ pub(crate) fn latencies(growth: &Growth, arrivals: &[Arrival]) -> anyhow::Result
     let sent = growth.words()?;
     let mut found = Vec::new();
     for (number, sent_us) in sent.iter().enumerate() {
-        let arrival = arrivals.iter().find(|arrival| arrival.kind == "delta" && arrival.data.contains(&word(number)));
+        let arrival =
+            arrivals.iter().find(|arrival| arrival.kind == "delta" && arrival.data.contains(&word(number)));
         found.extend(arrival.map(|arrival| ms_between(*sent_us, arrival.at_us)));
     }
-    ensure!(found.len() * 10 >= WORD_COUNT * 9, "only {} of {WORD_COUNT} words came as live text", found.len());
+    ensure!(
+        found.len() * 10 >= WORD_COUNT * 9,
+        "only {} of {WORD_COUNT} words came as live text",
+        found.len()
+    );
     Ok(found)
 }
 

@@ -1,0 +1,504 @@
+//! From a fresh clone to the pushed branch, and every other way the work can go.
+
+use caisson_domain::protocol::{Ending, JournalBody, MessageAuthor, Outcome};
+use caisson_domain::run::FailureKind;
+use caisson_domain::workflow::Publish;
+
+use crate::sandbox::{BRANCH, Sandbox, failed, git, git_work, kinds, run_id};
+
+/// An agent that changes a file and answers questions with what `answers` says.
+fn changing(answers: &str) -> String {
+    format!(
+        "
+ANSWERS = {answers}
+def prompt(uuid, text, number):
+    if number == 0:
+        write('a.txt', 'one\\ntwo\\n')
+        write('new file.txt', 'new\\n')
+        done(uuid, 'Changed.')
+    else:
+        log('asked ' + str('commit message' in text) + ' ' + str('new file.txt' in text))
+        done(uuid, ANSWERS[number - 1])
+"
+    )
+}
+
+fn commits(sandbox: &Sandbox) -> Vec<(String, MessageAuthor)> {
+    let commit = |body| match body {
+        JournalBody::Commit { message, author, .. } => Some((message, author)),
+        _ => None,
+    };
+    sandbox.bodies().into_iter().filter_map(commit).collect()
+}
+
+fn pushed_messages(sandbox: &Sandbox) -> String {
+    sandbox.remote(&["log", "--format=%B", "--reverse", &format!("main..{BRANCH}")])
+}
+
+fn assert_published(sandbox: &Sandbox, outcome: &Outcome) {
+    assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+    assert!(outcome.pushed);
+    assert_eq!(outcome.head.as_deref(), Some(sandbox.remote(&["rev-parse", BRANCH]).as_str()));
+}
+
+#[tokio::test]
+async fn uncommitted_work_is_committed_with_the_agents_message_and_pushed() {
+    let mut sandbox = Sandbox::with_repository(&changing("['```\\nfeat(x): two files\\n\\nWhy.\\n```']"));
+    let outcome = sandbox.run(git_work("Change it")).await;
+    assert_published(&sandbox, &outcome);
+    assert_eq!(outcome.result.as_deref(), Some("Changed."));
+    assert_eq!(pushed_messages(&sandbox), "feat(x): two files\n\nWhy.");
+    assert_eq!(commits(&sandbox), [("feat(x): two files\n\nWhy.".to_owned(), MessageAuthor::Agent)]);
+    assert_eq!(sandbox.agent_log()[2], "asked True True");
+    let author = sandbox.remote(&["log", "-1", "--format=%an <%ae> %cn", BRANCH]);
+    assert_eq!(author, "Caisson \"the\" Agent <agent@example.com> Caisson \"the\" Agent");
+    let diff = sandbox.artifact("diff.patch").unwrap();
+    assert!(diff.contains("+two") && diff.contains("b/new file.txt"), "{diff}");
+    assert_eq!(sandbox.artifact("work.bundle"), None);
+    let records = sandbox.bodies();
+    let base = sandbox.remote(&["rev-parse", "main"]);
+    let prepared = JournalBody::Prepared { base_commit: Some(base), branch: Some(BRANCH.parse().unwrap()) };
+    assert!(records.contains(&prepared));
+    let told = kinds(&records);
+    for (first, second) in [
+        ("phase prepare", "prepared"),
+        ("prepared", "phase agent"),
+        ("agent_started", "phase publish"),
+        ("phase publish", "commit"),
+        ("commit", "agent_exited"),
+        ("agent_exited", "finished"),
+    ] {
+        let at = |kind: &str| told.iter().position(|told| told == kind).unwrap();
+        assert!(at(first) < at(second), "{told:?}");
+    }
+    assert_eq!(told.last().unwrap(), "finished");
+}
+
+#[tokio::test]
+async fn a_bad_message_is_asked_for_once_more_and_then_stood_in_for() {
+    let mut sandbox = Sandbox::with_repository(&changing("['I changed it', 'fix: now right']"));
+    let outcome = sandbox.run(git_work("Change it")).await;
+    assert_published(&sandbox, &outcome);
+    assert_eq!(commits(&sandbox), [("fix: now right".to_owned(), MessageAuthor::Agent)]);
+
+    let mut sandbox = Sandbox::with_repository(&changing("['I changed it', 'no', 'fix: too late']"));
+    let outcome = sandbox.run(git_work("Change it")).await;
+    assert_published(&sandbox, &outcome);
+    assert_eq!(pushed_messages(&sandbox), "fix: the reported bug");
+    assert_eq!(commits(&sandbox), [("fix: the reported bug".to_owned(), MessageAuthor::Fallback)]);
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_answer_in_time_is_stood_in_for() {
+    let mut sandbox = Sandbox::with_repository(
+        "
+def prompt(uuid, text, number):
+    if number == 0:
+        write('a.txt', 'two\\n')
+        done(uuid)
+    while number > 0:
+        heard()
+",
+    );
+    sandbox.set("question_ms", 300);
+    sandbox.set("exit_ms", 300);
+    let outcome = sandbox.run(git_work("Change it")).await;
+    assert_published(&sandbox, &outcome);
+    assert_eq!(pushed_messages(&sandbox), "fix: the reported bug");
+}
+
+#[tokio::test]
+async fn the_agents_own_good_commits_are_pushed_as_they_are() {
+    let mut sandbox = Sandbox::with_repository(
+        "
+def prompt(uuid, text, number):
+    write('a.txt', 'two\\n'); commit('fix: one')
+    write('a.txt', 'three\\n'); commit('fix: two')
+    done(uuid)
+",
+    );
+    let outcome = sandbox.run(git_work("Fix it")).await;
+    assert_published(&sandbox, &outcome);
+    assert_eq!(pushed_messages(&sandbox), "fix: one\n\nfix: two");
+    assert_eq!(sandbox.agent_log().len(), 1, "nothing was asked");
+    let author = sandbox.remote(&["log", "-1", "--format=%an", BRANCH]);
+    assert_eq!(author, "Caisson \"the\" Agent", "the checkout carries the identity");
+}
+
+#[tokio::test]
+async fn a_last_commit_with_a_bad_message_gets_a_better_one_from_the_agent() {
+    let mut sandbox = Sandbox::with_repository(
+        "
+def prompt(uuid, text, number):
+    if number == 0:
+        write('a.txt', 'two\\n'); commit('fix: one')
+        write('a.txt', 'three\\n'); commit('stuff')
+        done(uuid)
+    else:
+        log('commit message' in text and 'stuff' in text and 'a.txt' in text and 'asked')
+        done(uuid, 'fix: two')
+",
+    );
+    let outcome = sandbox.run(git_work("Fix it")).await;
+    assert_published(&sandbox, &outcome);
+    assert_eq!(pushed_messages(&sandbox), "fix: one\n\nfix: two");
+    assert_eq!(sandbox.agent_log()[2], "asked");
+    let authors: Vec<_> = commits(&sandbox).into_iter().map(|(_, author)| author).collect();
+    assert_eq!(authors, [MessageAuthor::Agent, MessageAuthor::Agent]);
+    assert_eq!(sandbox.workspace(&["status", "--porcelain"]), "");
+}
+
+#[tokio::test]
+async fn several_bad_messages_are_reworded_and_nothing_else_changes() {
+    let mut sandbox = Sandbox::with_repository(
+        "
+def prompt(uuid, text, number):
+    os.environ['GIT_AUTHOR_DATE'] = '2001-02-03T04:05:06+0100'
+    write('a.txt', 'two\\n'); commit('First try')
+    write('a.txt', 'three\\n'); commit('feat: good')
+    write('b.txt', 'b\\n'); commit('oops\\n\\nA body.')
+    done(uuid)
+",
+    );
+    let outcome = sandbox.run(git_work("Fix it")).await;
+    assert_published(&sandbox, &outcome);
+    assert_eq!(pushed_messages(&sandbox), "fix: First try\n\nfeat: good\n\nfix: oops\n\nA body.");
+    assert_eq!(
+        commits(&sandbox).into_iter().map(|(_, author)| author).collect::<Vec<_>>(),
+        [MessageAuthor::Fallback, MessageAuthor::Agent, MessageAuthor::Fallback]
+    );
+    let dates = sandbox.remote(&["log", "--format=%ai", &format!("main..{BRANCH}")]);
+    assert_eq!(dates.lines().filter(|date| date.starts_with("2001-02-03 04:05:06 +0100")).count(), 3);
+    assert_eq!(sandbox.remote(&["show", &format!("{BRANCH}:a.txt")]), "three");
+}
+
+#[tokio::test]
+async fn history_with_a_merge_and_pushed_history_keep_their_messages() {
+    let mut sandbox = Sandbox::with_repository(
+        "
+def prompt(uuid, text, number):
+    sh('git', 'checkout', '-q', '-b', 'side'); write('s.txt', 's\\n'); commit('side')
+    sh('git', 'checkout', '-q', '-'); write('a.txt', 'two\\n'); commit('two')
+    sh('git', 'merge', '-q', '--no-edit', 'side')
+    done(uuid)
+",
+    );
+    let outcome = sandbox.run(git_work("Merge")).await;
+    assert_published(&sandbox, &outcome);
+    assert!(sandbox.notes()[0].contains("its history has a merge"));
+
+    let mut sandbox = Sandbox::with_repository(
+        "
+def prompt(uuid, text, number):
+    write('a.txt', 'two\\n'); commit('two'); sh('git', 'push', '-q', 'origin', 'HEAD')
+    write('a.txt', 'three\\n'); commit('fix: three')
+    done(uuid)
+",
+    );
+    let outcome = sandbox.run(git_work("Push it yourself")).await;
+    assert_published(&sandbox, &outcome);
+    assert_eq!(pushed_messages(&sandbox), "two\n\nfix: three");
+    assert!(sandbox.notes()[0].contains("it is pushed already"));
+}
+
+#[tokio::test]
+async fn work_on_another_branch_is_put_on_the_runs_branch() {
+    let mut sandbox = Sandbox::with_repository(
+        "
+def prompt(uuid, text, number):
+    sh('git', 'checkout', '-q', '--detach'); write('a.txt', 'two\\n'); commit('fix: two')
+    done(uuid)
+",
+    );
+    let outcome = sandbox.run(git_work("Detach")).await;
+    assert_published(&sandbox, &outcome);
+    assert_eq!(pushed_messages(&sandbox), "fix: two");
+    assert_eq!(sandbox.workspace(&["branch", "--show-current"]), BRANCH);
+    assert!(sandbox.notes()[0].contains("left its work on no branch"));
+
+    // It looked at another branch at the end, and its work is where it should be.
+    let mut sandbox = Sandbox::with_repository(
+        "
+def prompt(uuid, text, number):
+    write('a.txt', 'two\\n'); commit('fix: two'); sh('git', 'checkout', '-q', 'main')
+    done(uuid)
+",
+    );
+    let outcome = sandbox.run(git_work("Look away")).await;
+    assert_published(&sandbox, &outcome);
+    assert_eq!(pushed_messages(&sandbox), "fix: two");
+}
+
+#[tokio::test]
+async fn history_that_does_not_come_after_the_base_is_not_pushed() {
+    let mut sandbox = Sandbox::with_repository(
+        "
+def prompt(uuid, text, number):
+    sh('git', 'checkout', '-q', '--orphan', 'new'); commit('feat: all new')
+    done(uuid)
+",
+    );
+    let outcome = sandbox.run(git_work("Begin anew")).await;
+    let message = failed(&outcome, FailureKind::PolicyDenied);
+    assert!(message.contains("replaced the branch's history"), "{message}");
+    assert_eq!(sandbox.remote(&["branch", "--list"]), "* main");
+    assert!(sandbox.artifact("work.bundle").is_some());
+}
+
+#[tokio::test]
+async fn a_run_that_changes_nothing_pushes_nothing() {
+    let mut sandbox = Sandbox::with_repository("def prompt(uuid, text, number):\n    done(uuid)\n");
+    let outcome = sandbox.run(git_work("Look")).await;
+    assert_eq!((outcome.ending, outcome.pushed), (Ending::Completed, false));
+    assert_eq!(outcome.head, Some(sandbox.remote(&["rev-parse", "main"])));
+    assert_eq!(sandbox.remote(&["branch", "--list"]), "* main");
+    assert_eq!(sandbox.artifact("diff.patch").as_deref(), Some(""));
+}
+
+#[tokio::test]
+async fn work_that_is_not_to_be_published_stays_as_artifacts() {
+    let mut sandbox = Sandbox::with_repository(
+        "
+def prompt(uuid, text, number):
+    write('a.txt', 'two\\n'); commit('whatever')
+    write('b.txt', 'b\\n'); write('a.txt', 'three\\n')
+    done(uuid)
+",
+    );
+    let mut work = git_work("Only look");
+    work.publish = Publish::None;
+    let outcome = sandbox.run(work).await;
+    assert_eq!((outcome.ending, outcome.pushed), (Ending::Completed, false));
+    assert_eq!(outcome.head, Some(sandbox.workspace(&["rev-parse", "HEAD"])));
+    assert_eq!(sandbox.remote(&["branch", "--list"]), "* main");
+    assert!(sandbox.artifact("diff.patch").unwrap().contains("+two"));
+    let uncommitted = sandbox.artifact("uncommitted.patch").unwrap();
+    assert!(uncommitted.contains("+three") && uncommitted.contains("b/b.txt"));
+    assert_eq!(sandbox.workspace(&["status", "--porcelain"]), "M a.txt\n?? b.txt", "the index is as it was");
+    // The bundle holds the commits: they can be fetched from it.
+    let bundle = sandbox.gateway.with(|state| state.artifacts["work.bundle"].clone());
+    std::fs::write(sandbox.place("work.bundle"), bundle).unwrap();
+    git(&sandbox.place("seed"), &["fetch", "-q", "../work.bundle", "HEAD:saved"]);
+    let saved = git(&sandbox.place("seed"), &["log", "-1", "--format=%s", "saved"]);
+    assert_eq!(saved, "whatever");
+}
+
+/// An agent that changes `a.txt` and commits, while somebody else pushes the run's branch.
+fn racing(sandbox: &Sandbox, file: &str) {
+    git(&sandbox.place("seed"), &["checkout", "-q", "-b", BRANCH]);
+    sandbox.seed(file, "somebody else\n", "docs: somebody else");
+}
+
+const COMMITTING: &str = "
+def prompt(uuid, text, number):
+    write('a.txt', 'two\\n'); commit('fix: two')
+    done(uuid)
+";
+
+#[tokio::test]
+async fn a_branch_that_moved_on_is_rebased_onto_once() {
+    let mut sandbox = Sandbox::with_repository(COMMITTING);
+    racing(&sandbox, "other.txt");
+    let outcome = sandbox.run(git_work("Fix it")).await;
+    assert_published(&sandbox, &outcome);
+    assert_eq!(pushed_messages(&sandbox), "docs: somebody else\n\nfix: two");
+    assert_eq!(commits(&sandbox).len(), 2, "the commit is told of again, since the rebase made a new one");
+    let told = |body: &JournalBody| matches!(body, JournalBody::Commit { commit, .. } if Some(commit) == outcome.head.as_ref());
+    assert!(sandbox.bodies().iter().any(told));
+}
+
+#[tokio::test]
+async fn a_conflict_names_its_files_and_the_work_is_saved() {
+    let mut sandbox = Sandbox::with_repository(COMMITTING);
+    racing(&sandbox, "a.txt");
+    let outcome = sandbox.run(git_work("Fix it")).await;
+    let message = failed(&outcome, FailureKind::Conflict);
+    assert!(message.contains("a.txt"), "{message}");
+    assert!(!outcome.pushed);
+    assert_eq!(outcome.head, Some(sandbox.workspace(&["rev-parse", "HEAD"])));
+    assert_eq!(pushed_messages(&sandbox), "docs: somebody else");
+    assert_eq!(sandbox.workspace(&["status", "--porcelain"]), "", "the rebase was given up");
+    assert!(sandbox.artifact("work.bundle").is_some() && sandbox.artifact("diff.patch").is_some());
+}
+
+#[tokio::test]
+async fn an_unfinished_merge_is_a_conflict() {
+    let mut sandbox = Sandbox::with_repository(
+        "
+def prompt(uuid, text, number):
+    sh('git', 'checkout', '-q', '-b', 'side'); write('a.txt', 'side\\n'); commit('fix: side')
+    sh('git', 'checkout', '-q', '-'); write('a.txt', 'two\\n'); commit('fix: two')
+    subprocess.run(['git', 'merge', '-q', 'side'], stdout=subprocess.DEVNULL)
+    done(uuid)
+",
+    );
+    let outcome = sandbox.run(git_work("Merge")).await;
+    let message = failed(&outcome, FailureKind::Conflict);
+    assert!(message.contains("unfinished: a.txt"), "{message}");
+    assert!(sandbox.artifact("uncommitted.patch").unwrap().contains("<<<<<<<"));
+}
+
+#[tokio::test]
+async fn a_refused_push_says_the_gateways_or_the_git_hosts_words() {
+    let refusal = |code: &str, message: &str| {
+        let problem = caisson_domain::protocol::DoorProblem { code: code.to_owned(), message: message.to_owned() };
+        Some(("git-receive-pack".to_owned(), problem))
+    };
+    let mut sandbox = Sandbox::with_repository(COMMITTING);
+    sandbox.gateway.with(|state| state.refuse_git = refusal("push_refused", "this branch may not be pushed"));
+    let outcome = sandbox.run(git_work("Fix it")).await;
+    assert_eq!(failed(&outcome, FailureKind::PushRejected), "this branch may not be pushed");
+    assert!(sandbox.artifact("work.bundle").is_some());
+
+    let mut sandbox = Sandbox::with_repository(COMMITTING);
+    let hook = sandbox.place("bare.git/hooks/update");
+    std::fs::write(&hook, "#!/bin/sh\necho no pushing today >&2\nexit 1\n").unwrap();
+    std::fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let outcome = sandbox.run(git_work("Fix it")).await;
+    assert_eq!(failed(&outcome, FailureKind::PushRejected), "the git host refused the push: hook declined");
+    let evidence = crate::sandbox::failure(&outcome).evidence.unwrap();
+    assert!(evidence.contains("no pushing today"), "{evidence}");
+}
+
+#[tokio::test]
+async fn a_failed_clone_says_why() {
+    let mut sandbox = Sandbox::with_repository(COMMITTING);
+    let mut work = git_work("Fix it");
+    work.git.as_mut().unwrap().base = Some("nowhere".parse().unwrap());
+    let message = failed(&sandbox.run(work).await, FailureKind::RepoUnreachable);
+    assert_eq!(message, "branch \"nowhere\" does not exist in the repository; name one that does");
+    assert!(!kinds(&sandbox.bodies()).contains(&"agent_started".to_owned()));
+
+    for (code, kind) in [("repo_auth", FailureKind::RepoAuth), ("repo_unreachable", FailureKind::RepoUnreachable)] {
+        let mut sandbox = Sandbox::with_repository(COMMITTING);
+        let said = caisson_domain::protocol::DoorProblem { code: code.to_owned(), message: "give a token".to_owned() };
+        sandbox.gateway.with(|state| state.refuse_git = Some(("upload-pack".to_owned(), said)));
+        assert_eq!(failed(&sandbox.run(git_work("Fix it")).await, kind), "give a token");
+    }
+
+    let mut sandbox = Sandbox::with_repository(COMMITTING);
+    sandbox.set("path", "/nowhere");
+    let message = failed(&sandbox.run(git_work("Fix it")).await, FailureKind::BadWorkflow);
+    assert!(message.contains("no git"), "{message}");
+}
+
+#[tokio::test]
+async fn the_default_branch_is_taken_where_none_is_named() {
+    let mut sandbox = Sandbox::with_repository(COMMITTING);
+    sandbox.remote(&["symbolic-ref", "HEAD", "refs/heads/trunk"]);
+    sandbox.remote(&["branch", "-m", "main", "trunk"]);
+    let mut work = git_work("Fix it");
+    work.git.as_mut().unwrap().base = None;
+    let outcome = sandbox.run(work).await;
+    assert_eq!(outcome.ending, Ending::Completed);
+    assert_eq!(sandbox.remote(&["log", "--format=%s", &format!("trunk..{BRANCH}")]), "fix: two");
+
+    let mut sandbox = Sandbox::with_repository(COMMITTING);
+    sandbox.remote(&["symbolic-ref", "HEAD", "refs/heads/gone"]);
+    let mut work = git_work("Fix it");
+    work.git.as_mut().unwrap().base = None;
+    let message = failed(&sandbox.run(work).await, FailureKind::RepoUnreachable);
+    assert!(message.contains("default branch does not exist"), "{message}");
+}
+
+#[tokio::test]
+async fn an_empty_repository_gets_its_first_commit() {
+    let mut sandbox = Sandbox::with_repository(COMMITTING);
+    sandbox.remote(&["update-ref", "-d", "refs/heads/main"]);
+    let mut work = git_work("Begin");
+    work.git.as_mut().unwrap().base = None;
+    let outcome = sandbox.run(work).await;
+    assert_published(&sandbox, &outcome);
+    assert_eq!(sandbox.remote(&["log", "--format=%s", BRANCH]), "fix: two");
+    let prepared = JournalBody::Prepared { base_commit: None, branch: Some(BRANCH.parse().unwrap()) };
+    assert!(sandbox.bodies().contains(&prepared));
+    assert!(sandbox.artifact("diff.patch").unwrap().contains("+two"));
+}
+
+#[tokio::test]
+async fn a_branch_can_be_its_own_base() {
+    let mut sandbox = Sandbox::with_repository(COMMITTING);
+    let mut work = git_work("Go on");
+    work.git.as_mut().unwrap().branch = "main".parse().unwrap();
+    let outcome = sandbox.run(work).await;
+    assert_eq!(outcome.ending, Ending::Completed);
+    assert_eq!(sandbox.remote(&["log", "--format=%s", "main"]), "fix: two\nfeat: begin");
+}
+
+#[tokio::test]
+async fn a_follow_up_keeps_what_is_there() {
+    let mut sandbox = Sandbox::with_repository(
+        "
+def prompt(uuid, text, number):
+    if text == 'fail':
+        write('a.txt', 'two\\n'); commit('fix: two'); write('rest.txt', 'rest\\n')
+        done(uuid, is_error=True, terminal_reason='max_turns')
+    elif text == 'go on':
+        log(open('rest.txt').read().strip())
+        commit('fix: rest')
+        done(uuid)
+",
+    );
+    let outcome = sandbox.run(git_work("fail")).await;
+    failed(&outcome, FailureKind::MaxTurns);
+    assert!(sandbox.artifact("uncommitted.patch").unwrap().contains("+rest"));
+    // A git that was killed left its lock.
+    std::fs::write(sandbox.place("workspace/.git/index.lock"), "").unwrap();
+    let mut second = git_work("go on");
+    second.run = run_id(2);
+    sandbox.gateway.with(|state| state.work.clear());
+    let outcome = sandbox.run(second).await;
+    assert_published(&sandbox, &outcome);
+    assert_eq!(pushed_messages(&sandbox), "fix: two\n\nfix: rest", "work of the failed run is published as well");
+    assert!(sandbox.agent_log().contains(&"rest".to_owned()));
+}
+
+#[tokio::test]
+async fn a_workspace_whose_repository_is_gone_is_left_alone() {
+    let mut sandbox = Sandbox::with_repository(COMMITTING);
+    std::fs::write(sandbox.place("workspace/precious.txt"), "x").unwrap();
+    let message = failed(&sandbox.run(git_work("Fix it")).await, FailureKind::PolicyDenied);
+    assert!(message.contains("no repository any more"), "{message}");
+    assert!(sandbox.place("workspace/precious.txt").exists());
+}
+
+#[tokio::test]
+async fn remains_of_a_checkout_that_was_not_finished_are_made_anew() {
+    let mut sandbox = Sandbox::with_repository(COMMITTING);
+    std::fs::create_dir_all(sandbox.place("workspace/.git/objects")).unwrap();
+    std::fs::write(sandbox.place("workspace/a.txt"), "half").unwrap();
+    std::fs::write(sandbox.place("home/.caisson-preparing"), "").unwrap();
+    let outcome = sandbox.run(git_work("Fix it")).await;
+    assert_published(&sandbox, &outcome);
+    assert!(!sandbox.place("home/.caisson-preparing").exists());
+}
+
+#[tokio::test]
+async fn the_repositorys_configuration_does_not_steer_publishing() {
+    let mut sandbox = Sandbox::with_repository(
+        "
+def prompt(uuid, text, number):
+    if number == 0:
+        write('a.txt', 'two\\n')
+        for name in ['pre-commit', 'commit-msg', 'pre-push', 'post-commit']:
+            write('.git/hooks-' + name, '#!/bin/sh\\ntouch ' + os.environ['HOME'] + '/hooked\\nexit 1\\n')
+        os.makedirs('.git/hooks', exist_ok=True)
+        for name in ['pre-commit', 'commit-msg', 'pre-push', 'post-commit']:
+            os.rename('.git/hooks-' + name, '.git/hooks/' + name)
+            os.chmod('.git/hooks/' + name, 0o755)
+        for key, value in [('commit.gpgsign', 'true'), ('push.gpgsign', 'true'), ('core.pager', 'false'),
+                           ('log.showSignature', 'true'), ('color.ui', 'always'), ('diff.external', 'false'),
+                           ('diff.noprefix', 'true'), ('status.showUntrackedFiles', 'no')]:
+            sh('git', 'config', key, value)
+        done(uuid)
+    else:
+        done(uuid, 'fix: two')
+",
+    );
+    let outcome = sandbox.run(git_work("Fix it")).await;
+    assert_published(&sandbox, &outcome);
+    assert_eq!(pushed_messages(&sandbox), "fix: two");
+    assert!(!sandbox.place("home/hooked").exists());
+    let diff = sandbox.artifact("diff.patch").unwrap();
+    assert!(diff.starts_with("diff --git a/a.txt b/a.txt"), "{diff}");
+}

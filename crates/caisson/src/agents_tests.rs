@@ -3,7 +3,8 @@ use super::*;
 /// A package with the given files.
 fn package(directory: &Path, name: &str, version: &str, files: &[&str]) -> PathBuf {
     let path = directory.join("package.tgz");
-    let encoder = flate2::write::GzEncoder::new(fs::File::create(&path).unwrap(), flate2::Compression::fast());
+    let encoder =
+        flate2::write::GzEncoder::new(fs::File::create(&path).unwrap(), flate2::Compression::fast());
     let mut archive = tar::Builder::new(encoder);
     let mut add = |path: &str, bytes: &[u8]| {
         let mut header = tar::Header::new_gnu();
@@ -31,8 +32,14 @@ impl Fixture {
         Self { directory, agents }
     }
 
-    fn install(&self, package: &Path, version: Option<&str>, integrity: Option<String>) -> anyhow::Result<Manifest> {
-        let request = Request { version: version.map(str::to_owned), from: Some(package.to_owned()), integrity };
+    fn install(
+        &self,
+        package: &Path,
+        version: Option<&str>,
+        integrity: Option<String>,
+    ) -> anyhow::Result<Manifest> {
+        let request =
+            Request { version: version.map(str::to_owned), from: Some(package.to_owned()), integrity };
         let result = self.agents.install(&request, "9.9.9");
         let left: Vec<_> = fs::read_dir(self.directory.path().join("agents").join(FOLDER))
             .unwrap()
@@ -87,7 +94,8 @@ fn another_integrity_is_refused_and_leaves_nothing() {
 #[test]
 fn a_file_that_is_not_the_package_is_refused() {
     let fixture = Fixture::new();
-    let refuse = |file: &Path, version: Option<&str>| fixture.install(file, version, None).unwrap_err().to_string();
+    let refuse =
+        |file: &Path, version: Option<&str>| fixture.install(file, version, None).unwrap_err().to_string();
     let other = package(fixture.directory.path(), "left-pad", "1.2.3", &[BINARY]);
     assert!(refuse(&other, None).contains("left-pad"));
     let empty = package(fixture.directory.path(), PACKAGE, "1.2.3", &[]);
@@ -104,7 +112,9 @@ fn a_file_that_is_not_the_package_is_refused() {
 fn only_exact_versions_are_taken() {
     assert!(check_version("2.1.330").is_ok());
     assert!(check_version("2.1.330-rc.1+x").is_ok());
-    for bad in ["", "latest", "^2.1.330", "2.1", "../../x.y.z", "2.1.330/..", &format!("1.2.{}", "3".repeat(64))] {
+    for bad in
+        ["", "latest", "^2.1.330", "2.1", "../../x.y.z", "2.1.330/..", &format!("1.2.{}", "3".repeat(64))]
+    {
         assert!(check_version(bad).is_err(), "{bad}");
     }
 }

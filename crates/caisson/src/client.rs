@@ -98,7 +98,8 @@ impl Client {
     }
 
     fn request(&self, method: Method, path: &str) -> anyhow::Result<RequestBuilder> {
-        let url = self.base.join(path).with_context(|| format!("\"{}\" is not a server address", self.base))?;
+        let url =
+            self.base.join(path).with_context(|| format!("\"{}\" is not a server address", self.base))?;
         Ok(self.http.request(method, url).bearer_auth(&self.key))
     }
 
@@ -291,9 +292,5 @@ async fn problem(response: reqwest::Response) -> anyhow::Error {
     if status == StatusCode::UNAUTHORIZED {
         message.push_str("; set CAISSON_API_KEY to a key of this server");
     }
-    if status.is_server_error() {
-        anyhow::anyhow!(message)
-    } else {
-        Refused(message).into()
-    }
+    if status.is_server_error() { anyhow::anyhow!(message) } else { Refused(message).into() }
 }

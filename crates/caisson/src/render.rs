@@ -90,13 +90,20 @@ impl Account {
                 None => one(Sign::Step, "empty workspace".to_owned()),
             },
             "agent.line" => agent_lines(data),
-            "git.commit" => one(Sign::Good, format!("commit {} {}", short(&text(data, "commit")), first_line(&text(data, "message")))),
+            "git.commit" => one(
+                Sign::Good,
+                format!("commit {} {}", short(&text(data, "commit")), first_line(&text(data, "message"))),
+            ),
             "git.push" if data["ok"] == Value::Bool(true) => {
                 one(Sign::Good, format!("pushed {} to {}", short(&text(data, "new")), text(data, "ref")))
             }
             "git.push" => one(Sign::Bad, format!("push refused: {}", text(data, "message"))),
-            "gateway.denied" => one(Sign::Bad, format!("denied {}: {}", text(data, "what"), text(data, "remedy"))),
-            "gateway.upstream_failed" => one(Sign::Bad, format!("upstream failed: {}", text(data, "message"))),
+            "gateway.denied" => {
+                one(Sign::Bad, format!("denied {}: {}", text(data, "what"), text(data, "remedy")))
+            }
+            "gateway.upstream_failed" => {
+                one(Sign::Bad, format!("upstream failed: {}", text(data, "message")))
+            }
             "note" => one(Sign::Warn, text(data, "message")),
             "model.call" => {
                 self.calls += 1;
@@ -110,7 +117,8 @@ impl Account {
 
     fn finished(&self, data: &Value) -> Vec<(Sign, String)> {
         let status = text(data, "status");
-        let cost = format!("{} model calls, {}", self.calls, dollars(self.cost_micro_usd));
+        let plural = if self.calls == 1 { "" } else { "s" };
+        let cost = format!("{} model call{plural}, {}", self.calls, dollars(self.cost_micro_usd));
         match data["failure"].as_object() {
             Some(failure) => {
                 let kind = failure.get("kind").and_then(Value::as_str).unwrap_or("unknown");
@@ -177,6 +185,10 @@ fn agent_lines(line: &Value) -> Vec<(Sign, String)> {
         Some("user") => blocks
             .iter()
             .filter(|block| block["type"] == "tool_result")
+            // A command's output is worth a line; what was read or written is not.
+            .filter(|block| {
+                block["is_error"] == Value::Bool(true) || line["tool_use_result"]["stdout"].is_string()
+            })
             .map(|block| {
                 let sign = if block["is_error"] == Value::Bool(true) { Sign::Bad } else { Sign::Good };
                 (sign, preview(&result_text(&block["content"])))

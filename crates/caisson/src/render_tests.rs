@@ -13,8 +13,18 @@ fn a_run_reads_as_an_account() {
     let happenings = [
         event(1, 1_000, "run.queued", json!({"workflow": "bug-fixer"})),
         event(2, 1_250, "run.phase", json!({"phase": "prepare"})),
-        event(3, 1_300, "workspace.prepared", json!({"branch": "caisson/x", "base_commit": "0123456789abcdef"})),
-        event(4, 2_000, "agent.line", assistant(json!({"type": "tool_use", "name": "Bash", "input": {"command": "make"}}))),
+        event(
+            3,
+            1_300,
+            "workspace.prepared",
+            json!({"branch": "caisson/x", "base_commit": "0123456789abcdef"}),
+        ),
+        event(
+            4,
+            2_000,
+            "agent.line",
+            assistant(json!({"type": "tool_use", "name": "Bash", "input": {"command": "make"}})),
+        ),
         event(
             5,
             2_500,
@@ -28,7 +38,12 @@ fn a_run_reads_as_an_account() {
         event(7, 3_100, "agent.line", assistant(json!({"type": "text", "text": "not live"}))),
         event(8, 3_200, "model.call", json!({"cost_micro_usd": 12_345})),
         event(9, 4_000, "git.commit", json!({"commit": "aaaaaaaaaaaaaaaa", "message": "fix: x\n\nbody"})),
-        event(10, 4_100, "git.push", json!({"ok": true, "new": "aaaaaaaaaaaaaaaa", "ref": "refs/heads/caisson/x"})),
+        event(
+            10,
+            4_100,
+            "git.push",
+            json!({"ok": true, "new": "aaaaaaaaaaaaaaaa", "ref": "refs/heads/caisson/x"}),
+        ),
         event(11, 4_200, "run.finished", json!({"status": "succeeded"})),
     ];
     let text: String = happenings.iter().map(|followed| account.tell(followed)).collect();

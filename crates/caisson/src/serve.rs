@@ -157,10 +157,9 @@ fn lock_state(state_dir: &Path) -> anyhow::Result<fs::File> {
 fn server_id(state_dir: &Path, now_ms: i64) -> anyhow::Result<ServerId> {
     let path = state_dir.join("server_id");
     match fs::read_to_string(&path) {
-        Ok(text) => text
-            .trim()
-            .parse()
-            .with_context(|| format!("\"{}\" does not hold a server id; restore it from a backup", path.display())),
+        Ok(text) => text.trim().parse().with_context(|| {
+            format!("\"{}\" does not hold a server id; restore it from a backup", path.display())
+        }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let id = ServerId::new(now_ms, rand::random());
             let staged = state_dir.join("server_id.new");
@@ -185,14 +184,20 @@ async fn load_workflows(store: &Store, directory: Option<&Path>) -> anyhow::Resu
             .filter(|path| path.extension().is_some_and(|end| end == "md"))
             .collect();
         files.sort();
-        anyhow::ensure!(files.len() <= WORKFLOW_FILES, "\"{}\" holds more than {WORKFLOW_FILES} workflows", directory.display());
+        anyhow::ensure!(
+            files.len() <= WORKFLOW_FILES,
+            "\"{}\" holds more than {WORKFLOW_FILES} workflows",
+            directory.display()
+        );
         for file in files {
-            let text = fs::read_to_string(&file).with_context(|| format!("\"{}\" cannot be read", file.display()))?;
+            let text = fs::read_to_string(&file)
+                .with_context(|| format!("\"{}\" cannot be read", file.display()))?;
             texts.push((file.display().to_string(), text));
         }
     }
     for (origin, text) in texts {
-        let workflow = Workflow::parse(&text).with_context(|| format!("the workflow of \"{origin}\" cannot be used"))?;
+        let workflow =
+            Workflow::parse(&text).with_context(|| format!("the workflow of \"{origin}\" cannot be used"))?;
         let stored = store.workflow(&project, &workflow.name).await?;
         if stored.is_none_or(|stored| stored.workflow != workflow) {
             store.put_workflow(&project, &workflow).await?;
@@ -205,14 +210,22 @@ fn allow_list(settings: &Settings) -> anyhow::Result<AllowList> {
     let directories = settings
         .allow_repo
         .iter()
-        .map(|directory| directory.canonicalize().with_context(|| format!("\"{}\" cannot be resolved", directory.display())))
+        .map(|directory| {
+            directory
+                .canonicalize()
+                .with_context(|| format!("\"{}\" cannot be resolved", directory.display()))
+        })
         .collect::<anyhow::Result<_>>()?;
     Ok(AllowList::new(&settings.repositories, directories)?)
 }
 
 fn api_config(settings: &Settings, allow: AllowList) -> anyhow::Result<ApiConfig> {
-    let default_repository: Option<Repository> =
-        settings.default_repository.as_deref().map(str::parse).transpose().context("default_repository cannot be used")?;
+    let default_repository: Option<Repository> = settings
+        .default_repository
+        .as_deref()
+        .map(str::parse)
+        .transpose()
+        .context("default_repository cannot be used")?;
     let agents = Agents::new(settings.agents_dir());
     let version = agents.installed(&settings.agent_version).map(|manifest| manifest.version);
     Ok(ApiConfig {
@@ -278,7 +291,8 @@ fn gateway_config(settings: &Settings, id: &ServerId, allow: &AllowList) -> anyh
 }
 
 fn read_pem(file: Option<&Path>) -> anyhow::Result<Option<Vec<u8>>> {
-    file.map(|file| fs::read(file).with_context(|| format!("\"{}\" cannot be read", file.display()))).transpose()
+    file.map(|file| fs::read(file).with_context(|| format!("\"{}\" cannot be read", file.display())))
+        .transpose()
 }
 
 fn worker_config(settings: &Settings, id: &ServerId, image: String) -> anyhow::Result<WorkerConfig> {
@@ -357,14 +371,22 @@ impl Probe for Checks {
         match self.engine.check().await {
             Ok(_) => match self.engine.image_present(&self.image).await {
                 Ok(true) => {}
-                Ok(false) => add(ProblemCode::ImageMissing, format!("the sandbox image {} is missing; run `caisson image build`", self.image)),
+                Ok(false) => add(
+                    ProblemCode::ImageMissing,
+                    format!("the sandbox image {} is missing; run `caisson image build`", self.image),
+                ),
                 Err(error) => add(ProblemCode::EngineUnavailable, engine_message(&error)),
             },
             Err(error) => add(ProblemCode::EngineUnavailable, engine_message(&error)),
         }
         if self.agents.installed(&self.agent_version).is_none() {
             let version = &self.agent_version;
-            add(ProblemCode::AgentMissing, format!("Claude Code {version} is not installed; run `caisson agent install --version {version}`"));
+            add(
+                ProblemCode::AgentMissing,
+                format!(
+                    "Claude Code {version} is not installed; run `caisson agent install --version {version}`"
+                ),
+            );
         }
         problems
     }

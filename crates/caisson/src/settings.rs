@@ -217,11 +217,20 @@ impl Settings {
             faults.push(format!("slots is {}; give 1 to 256", self.slots));
         }
         if self.uid_base < 1000 {
-            faults.push(format!("uid_base is {}; give at least 1000, so that no system user is hit", self.uid_base));
+            faults.push(format!(
+                "uid_base is {}; give at least 1000, so that no system user is hit",
+                self.uid_base
+            ));
         }
-        let secrets = [self.model.api_key_file.is_some(), self.model.api_key.is_some(), self.model.auth_token_file.is_some()];
+        let secrets = [
+            self.model.api_key_file.is_some(),
+            self.model.api_key.is_some(),
+            self.model.auth_token_file.is_some(),
+        ];
         if secrets.iter().filter(|given| **given).count() > 1 {
-            faults.push("model has more than one of api_key_file, api_key and auth_token_file; keep one".to_owned());
+            faults.push(
+                "model has more than one of api_key_file, api_key and auth_token_file; keep one".to_owned(),
+            );
         }
         if !matches!(self.model.base_url.scheme(), "http" | "https") {
             faults.push(format!("model.base_url \"{}\" is neither http nor https", self.model.base_url));
@@ -231,10 +240,16 @@ impl Settings {
                 faults.push(format!("allow_repo names \"{}\", which is no directory", directory.display()));
             }
         }
-        for file in [&self.model.api_key_file, &self.model.auth_token_file, &self.model.extra_ca_file, &self.git.extra_ca_file, &self.prices_file]
-            .into_iter()
-            .flatten()
-            .chain(self.git.credentials.iter().map(|credential| &credential.token_file))
+        for file in [
+            &self.model.api_key_file,
+            &self.model.auth_token_file,
+            &self.model.extra_ca_file,
+            &self.git.extra_ca_file,
+            &self.prices_file,
+        ]
+        .into_iter()
+        .flatten()
+        .chain(self.git.credentials.iter().map(|credential| &credential.token_file))
         {
             if let Err(error) = std::fs::File::open(file) {
                 faults.push(format!("the file \"{}\" cannot be read: {error}", file.display()));

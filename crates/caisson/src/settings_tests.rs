@@ -29,7 +29,8 @@ fn a_variable_wins_over_the_file_and_a_flag_over_both() {
     let settings = load("slots = 3\nlisten = \"127.0.0.1:1\"\n", &[("CAISSON_SLOTS", "4")]).unwrap();
     assert_eq!(settings.slots, 4);
     let overrides = Overrides { listen: Some("127.0.0.1:2".parse().unwrap()), ..Overrides::default() };
-    let settings = Settings::load(None, &environment(&[("CAISSON_LISTEN", "127.0.0.1:3")]), overrides).unwrap();
+    let settings =
+        Settings::load(None, &environment(&[("CAISSON_LISTEN", "127.0.0.1:3")]), overrides).unwrap();
     assert_eq!(settings.listen.port(), 2);
 }
 

@@ -104,7 +104,9 @@ async fn a_run_is_followed_from_the_terminal() {
     let followed = run(&world.spec, &["run", "Fix the bug.", "--repo", &url], &variables);
     let said = text(&followed.stdout);
     assert_eq!(followed.status.code(), Some(0), "{said}\n{}", text(&followed.stderr));
-    for part in ["queued (bug-fixer)", "phase prepare", "> Bash", "> Edit", "commit ", "pushed ", "succeeded ("] {
+    for part in
+        ["queued (bug-fixer)", "phase prepare", "> Bash", "> Edit", "commit ", "pushed ", "succeeded ("]
+    {
         assert!(said.contains(part), "{part} in {said}");
     }
     assert!(!said.contains('\u{1b}'), "colours are off when piped");

@@ -41,7 +41,16 @@ async fn a_task_becomes_a_tested_commit_on_a_branch() {
     let numbers: Vec<_> = events.iter().filter_map(|event| event["seq"].as_i64()).collect();
     assert_eq!(numbers, (1..=i64::try_from(numbers.len()).unwrap()).collect::<Vec<_>>());
     let story = kinds(&events);
-    for kind in ["run.queued", "run.started", "sandbox.started", "workspace.prepared", "agent.started", "git.commit", "git.push", "run.finished"] {
+    for kind in [
+        "run.queued",
+        "run.started",
+        "sandbox.started",
+        "workspace.prepared",
+        "agent.started",
+        "git.commit",
+        "git.push",
+        "run.finished",
+    ] {
         assert_eq!(story.iter().filter(|seen| **seen == kind).count(), 1, "{kind} in {story:?}");
     }
     assert_eq!(story.last(), Some(&"run.finished"));
@@ -53,7 +62,8 @@ async fn a_task_becomes_a_tested_commit_on_a_branch() {
     assert!(calls.iter().all(|call| call.x_api_key.as_ref().is_some_and(|key| key.matched == Some(true))));
 
     let diff = world.api.get(&format!("/v1/runs/{id}/artifacts")).await.unwrap();
-    let names: Vec<_> = diff.body["items"].as_array().unwrap().iter().map(|item| item["name"].clone()).collect();
+    let names: Vec<_> =
+        diff.body["items"].as_array().unwrap().iter().map(|item| item["name"].clone()).collect();
     assert!(names.contains(&json!("diff.patch")), "{names:?}");
 }
 
@@ -65,9 +75,14 @@ async fn an_agent_that_commits_by_itself_is_not_asked_again() {
     let id = world.api.submit(&world.run_body()).await.unwrap();
     let run = world.api.wait_end(&id, END).await.unwrap();
     assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
-    let message = run_git(&world.bare, &["log", "-1", "--format=%s", run["branch"].as_str().unwrap()]).unwrap();
+    let message =
+        run_git(&world.bare, &["log", "-1", "--format=%s", run["branch"].as_str().unwrap()]).unwrap();
     assert!(message.starts_with("fix(cart): "), "{message}");
-    let asked = world.model_calls().iter().filter(|call| call.script.as_ref().is_some_and(|place| place.prompt > 1)).count();
+    let asked = world
+        .model_calls()
+        .iter()
+        .filter(|call| call.script.as_ref().is_some_and(|place| place.prompt > 1))
+        .count();
     assert_eq!(asked, 0);
 }
 

@@ -29,7 +29,7 @@ fn needles() -> Vec<(String, Vec<u8>)> {
 /// Says where a canary stands in `bytes`.
 fn hunt(place: &str, bytes: &[u8], found: &mut Vec<String>) {
     for (name, needle) in needles() {
-        if bytes.windows(needle.len()).any(|window| window == needle) {
+        if memchr::memmem::find(bytes, &needle).is_some() {
             found.push(format!("{name} in {place}"));
         }
     }
@@ -58,7 +58,8 @@ async fn working(parts: &Parts) -> (World, String, String) {
     let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::default() };
     let world = World::start(parts, spec).await.unwrap();
     let id = world.api.submit(&world.run_body()).await.unwrap();
-    let sleeps = |event: &Value| event["kind"] == "agent.line" && event["data"].to_string().contains("time.sleep");
+    let sleeps =
+        |event: &Value| event["kind"] == "agent.line" && event["data"].to_string().contains("time.sleep");
     world.api.wait_event(&id, WAIT, sleeps).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     let mut names = containers_of(parts, &world.server_id().unwrap()).unwrap();
@@ -79,10 +80,7 @@ async fn canaries_reach_the_upstreams_and_nothing_else() {
     let (world, id, container) = working(&parts).await;
     let mut found = Vec::new();
 
-    // While the agent works: the container as the engine and the kernel show it.
-    hunt("docker inspect", inspect(&parts, &container).unwrap().to_string().as_bytes(), &mut found);
-    hunt("docker logs", &docker(&parts, &["logs", &container]).unwrap(), &mut found);
-    hunt("docker export", &docker(&parts, &["export", &container]).unwrap(), &mut found);
+    // While the agent works: the container as the kernel and the engine show it.
     let pids = processes(&parts, &container).unwrap();
     assert!(pids.len() >= 3, "shim, agent and tool were expected: {pids:?}");
     for pid in pids {
@@ -92,6 +90,11 @@ async fn canaries_reach_the_upstreams_and_nothing_else() {
             hunt(&format!("{file} of {pid}"), &bytes, &mut found);
         }
     }
+    hunt("docker inspect", inspect(&parts, &container).unwrap().to_string().as_bytes(), &mut found);
+    hunt("docker logs", &docker(&parts, &["logs", &container]).unwrap(), &mut found);
+    let file_system = docker(&parts, &["export", &container]).unwrap();
+    assert!(file_system.len() > 50_000_000, "the export holds the image: {} bytes", file_system.len());
+    hunt("docker export", &file_system, &mut found);
     let while_working = hunt_tree(world.state_dir(), &mut found);
 
     let run = world.api.wait_end(&id, WAIT).await.unwrap();
@@ -108,11 +111,16 @@ async fn canaries_reach_the_upstreams_and_nothing_else() {
     // The hunt can find: the upstreams did receive both.
     assert!(world.host.shown_tokens().iter().any(|token| token == GIT_TOKEN));
     assert!(!world.model_calls().is_empty());
-    assert!(world.model_calls().iter().all(|call| call.x_api_key.as_ref().is_some_and(|key| key.matched == Some(true))));
+    assert!(
+        world
+            .model_calls()
+            .iter()
+            .all(|call| call.x_api_key.as_ref().is_some_and(|key| key.matched == Some(true)))
+    );
     let planted: PathBuf = world.state_dir().join("planted");
     std::fs::write(&planted, format!("x{}y", STANDARD.encode(GIT_TOKEN))).unwrap();
     hunt_tree(world.state_dir(), &mut found);
-    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found.iter().any(|place| place.contains("planted")), "{found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -132,7 +140,8 @@ async fn a_sandbox_is_sealed_as_the_host_sees_it() {
     let details = inspect(&parts, &container).unwrap();
     let pid = details["State"]["Pid"].as_u64().unwrap();
     let devices = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap();
-    let devices: Vec<_> = devices.lines().skip(2).filter_map(|line| line.split(':').next()).map(str::trim).collect();
+    let devices: Vec<_> =
+        devices.lines().skip(2).filter_map(|line| line.split(':').next()).map(str::trim).collect();
     assert_eq!(devices, ["lo"]);
     mounts(pid);
     let start_ms = world
@@ -157,7 +166,8 @@ fn mounts(pid: u64) {
             (fields[4], fields[5])
         })
         .collect();
-    let options = |place: &str| mounted.iter().find(|(target, _)| *target == place).map(|(_, options)| *options);
+    let options =
+        |place: &str| mounted.iter().find(|(target, _)| *target == place).map(|(_, options)| *options);
     for read_only in ["/", "/caisson/shim", "/caisson/agent", "/caisson/door"] {
         let options = options(read_only).unwrap_or_else(|| panic!("{read_only} is no mount"));
         assert!(options.split(',').any(|option| option == "ro"), "{read_only} is {options}");

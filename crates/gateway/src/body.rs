@@ -37,7 +37,8 @@ pub(crate) fn empty() -> Body {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
-/// A body fed by a task. The sender waits while `chunks` pieces are not taken yet, and learns that the reader is gone.
+/// A body fed by a task. The sender waits while `chunks` pieces are not taken yet, and learns that the reader
+/// is gone.
 pub(crate) fn channel(chunks: usize) -> (ChunkSender, Body) {
     let (sender, mut receiver) = mpsc::channel(chunks);
     (sender, from_stream(stream::poll_fn(move |context| receiver.poll_recv(context))))
@@ -134,7 +135,7 @@ mod tests {
         stream::iter([Ok(Bytes::from_static(b"x"))]).chain(stream::pending())
     }
 
-    const SHORT: Duration = Duration::from_millis(20);
+    const SHORT: Duration = Duration::from_secs(1);
 
     #[tokio::test]
     async fn a_body_is_taken_up_to_its_bound() {
@@ -143,18 +144,18 @@ mod tests {
         assert!(matches!(collect(full(vec![0; 8]), 7, SHORT).await, Err(BodyFault::TooLarge)));
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_body_that_falls_silent_or_breaks_is_an_error() {
         assert!(matches!(collect(from_stream(silent()), 7, SHORT).await, Err(BodyFault::TimedOut)));
         let broken = from_stream(stream::iter([Err("gone".into())]));
         assert!(matches!(collect(broken, 7, SHORT).await, Err(BodyFault::Broken(_))));
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn chunks_end_at_their_bounds_of_time_and_size() {
-        let idle: Vec<_> = timed(silent(), SHORT, Duration::from_secs(60)).collect().await;
+        let idle: Vec<_> = timed(silent(), SHORT, Duration::from_mins(1)).collect().await;
         assert!(idle.len() == 2 && idle[1].is_err());
-        let total: Vec<_> = timed(silent(), Duration::from_secs(60), SHORT).collect().await;
+        let total: Vec<_> = timed(silent(), Duration::from_mins(1), SHORT).collect().await;
         assert!(total.len() == 2 && total[1].is_err());
         let pieces = || frames(body_of(&[3, 4])).boxed();
         let fits: Vec<_> = bounded(pieces(), 7).collect().await;

@@ -1,5 +1,5 @@
-//! Bounds of the gateway with names. Those that a test must be able to hit quickly are fields of [`Bounds`], whose
-//! default is the named constant.
+//! Bounds of the gateway with names. Those that a test must be able to hit quickly are fields of [`Bounds`],
+//! whose default is the named constant.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ pub(crate) const HEADER_BYTES: usize = 64 * 1024;
 /// Headers of one request.
 pub(crate) const HEADERS: usize = 100;
 /// How long a connection may take to send a request's headers, the wait for the next request included.
-pub(crate) const HEADER_READ: Duration = Duration::from_secs(60);
+pub(crate) const HEADER_READ: Duration = Duration::from_mins(1);
 /// Longest silence in the middle of a request's body.
-pub(crate) const BODY_IDLE: Duration = Duration::from_secs(60);
+pub(crate) const BODY_IDLE: Duration = Duration::from_mins(1);
 /// How long requests under way may go on after the server was told to stop or the sandbox is gone.
 pub(crate) const GRACE: Duration = Duration::from_secs(5);
 /// How often the sandboxes are read even if no hint came.
@@ -25,7 +25,7 @@ pub(crate) const INLINE_BYTES: usize = 512 * 1024;
 /// How long a request is held while the database is away, before it is refused.
 pub(crate) const STORE_HOLD: Duration = Duration::from_secs(10);
 /// How long settling a call or recording a push is retried while the database is away.
-pub(crate) const SETTLE_HOLD: Duration = Duration::from_secs(60);
+pub(crate) const SETTLE_HOLD: Duration = Duration::from_mins(1);
 /// How long the end of a model reply is held back until the call is settled.
 pub(crate) const END_HOLD: Duration = Duration::from_secs(5);
 /// First wait between two tries at the database.
@@ -33,7 +33,8 @@ pub(crate) const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 /// Longest wait between two tries at the database.
 pub(crate) const BACKOFF_MOST: Duration = Duration::from_secs(1);
 
-/// Lines of one journal batch that are stored at once; the acknowledged offset then lies before the batch's end.
+/// Lines of one journal batch that are stored at once; the acknowledged offset then lies before the batch's
+/// end.
 pub(crate) const JOURNAL_BATCH_LINES: usize = 4096;
 /// Lines of one batch that are not understood and told of one by one; the others are counted.
 pub(crate) const JOURNAL_NOTES: usize = 16;
@@ -41,7 +42,8 @@ pub(crate) const JOURNAL_NOTES: usize = 16;
 pub(crate) const EXCERPT_BYTES: usize = 200;
 /// Message of a note, in bytes.
 pub(crate) const NOTE_BYTES: usize = 8 * 1024;
-/// Body of a batch of text deltas, in bytes: [`caisson_domain::limits::DELTAS_PER_SECOND`] full ones, escaped.
+/// Body of a batch of text deltas, in bytes: [`caisson_domain::limits::DELTAS_PER_SECOND`] full ones,
+/// escaped.
 pub(crate) const DELTA_BODY_BYTES: usize = 1024 * 1024;
 
 /// Body of a request to the model API, in bytes.
@@ -54,10 +56,13 @@ pub(crate) const CHUNK_BYTES: usize = 16 * 1024;
 pub(crate) const CHUNKS: usize = 3;
 /// How long connecting to an upstream may take.
 pub(crate) const CONNECT: Duration = Duration::from_secs(10);
+/// How long an unused connection to an upstream is kept: less than upstreams keep theirs, so that none is
+/// used just when it is closed.
+pub(crate) const POOL_IDLE: Duration = Duration::from_secs(30);
 /// How long an upstream may take to answer.
-pub(crate) const FIRST_BYTE: Duration = Duration::from_secs(600);
+pub(crate) const FIRST_BYTE: Duration = Duration::from_mins(10);
 /// Longest silence in the middle of a reply, on either side.
-pub(crate) const IDLE: Duration = Duration::from_secs(300);
+pub(crate) const IDLE: Duration = Duration::from_mins(5);
 /// How long a model reply is read on for its usage after the client left.
 pub(crate) const DRAIN: Duration = Duration::from_secs(30);
 /// How much of a model reply is read on for its usage after the client left, in bytes.
@@ -73,6 +78,10 @@ pub(crate) const BYTES_PER_TOKEN: usize = 4;
 /// Name of a model, in bytes.
 pub(crate) const MODEL_NAME_BYTES: usize = 128;
 
+/// Exchanges with git hosts that one sandbox may have under way: each of a local repository is a process.
+pub(crate) const GIT_EXCHANGES: usize = 8;
+/// Refusals and upstream faults of one run that become events; the others are only logged.
+pub(crate) const TOLD_EVENTS: u32 = 500;
 /// Ref commands of one push.
 pub(crate) const COMMANDS: usize = 16;
 /// The part of a push before its pack, in bytes.
@@ -90,7 +99,7 @@ pub(crate) const REPORT_BYTES: usize = 64 * 1024;
 /// The git host's list of refs, read to learn what became of a push, in bytes.
 pub(crate) const ADVERTISEMENT_BYTES: usize = 16 * 1024 * 1024;
 /// How long one exchange with a git host may take in all.
-pub(crate) const EXCHANGE: Duration = Duration::from_secs(3600);
+pub(crate) const EXCHANGE: Duration = Duration::from_hours(1);
 /// The end of git's standard error that is kept, in bytes.
 pub(crate) const STDERR_BYTES: usize = 4 * 1024;
 /// Subject of the deterministic commit message, in characters.

@@ -12,13 +12,14 @@ use url::Url;
 
 use crate::bounds;
 
-/// Everything the gateway must know at start. It has no `Debug`, since an outbound proxy's URL may hold a password.
+/// Everything the gateway must know at start. It has no `Debug`, since an outbound proxy's URL may hold a
+/// password.
 #[derive(Clone)]
 pub struct GatewayConfig {
     /// The server whose sandboxes it serves.
     pub server: ServerId,
-    /// Directory of the sockets: `<doors_dir>/<sandbox id>/gateway.sock`. Whoever writes a sandbox's row makes the inner
-    /// directory first.
+    /// Directory of the sockets: `<doors_dir>/<sandbox id>/gateway.sock`. Whoever writes a sandbox's row
+    /// makes the inner directory first.
     pub doors_dir: PathBuf,
     /// Directory of the artifacts' bytes, for this server alone.
     pub artifacts_dir: PathBuf,
@@ -35,7 +36,8 @@ pub struct GatewayConfig {
 /// The model API behind `/model`.
 #[derive(Clone)]
 pub struct ModelUpstream {
-    /// Where it is; `/v1/messages` is put behind it. `http` or `https`, without credential, query and fragment.
+    /// Where it is; `/v1/messages` is put behind it. `http` or `https`, without credential, query and
+    /// fragment.
     pub base_url: Url,
     /// The real credential; without one every call is refused with the remedy.
     pub credential: Option<ModelCredential>,
@@ -123,8 +125,8 @@ pub enum GatewayError {
     Store(#[from] StoreError),
 }
 
-/// The client of one upstream: nothing from the environment, no redirects, no decompression, HTTP/1.1 alone, so that
-/// a slow reader of one reply never fills a window it shares with others.
+/// The client of one upstream: nothing from the environment, no redirects, no decompression, HTTP/1.1 alone,
+/// so that a slow reader of one reply never fills a window it shares with others.
 pub(crate) fn client(
     which: &'static str,
     proxy: Option<&Url>,
@@ -137,6 +139,7 @@ pub(crate) fn client(
             .referer(false)
             .http1_only()
             .connect_timeout(bounds::CONNECT)
+            .pool_idle_timeout(bounds::POOL_IDLE)
             .tcp_nodelay(true);
         if let Some(proxy) = proxy {
             builder = builder.proxy(reqwest::Proxy::all(proxy.clone())?);

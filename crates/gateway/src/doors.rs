@@ -100,9 +100,9 @@ async fn bind(directory: PathBuf) -> io::Result<UnixListener> {
     UnixListener::from_std(listener)
 }
 
-/// A socket's address holds at most 107 bytes of path, and a state directory may well be longer: the directory is opened
-/// first and named by its descriptor. Renaming at the end means that a sandbox finds either the old socket or a new one
-/// that has its mode.
+/// A socket's address holds at most 107 bytes of path, and a state directory may well be longer: the
+/// directory is opened first and named by its descriptor. Renaming at the end means that a sandbox finds
+/// either the old socket or a new one that has its mode.
 fn bind_in(directory: &Path) -> io::Result<StdListener> {
     let handle = File::open(directory)?;
     let short = PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()));

@@ -25,8 +25,8 @@ fn presented(headers: &HeaderMap) -> Option<&str> {
         .then_some(secret)
 }
 
-/// Whether the request carries this sandbox's living grant of that kind. Asked of the store for every request, so that a
-/// revocation acts at once.
+/// Whether the request carries this sandbox's living grant of that kind. Asked of the store for every
+/// request, so that a revocation acts at once.
 async fn holds(door: &Door, kind: GrantKind, headers: &HeaderMap) -> Result<bool, StoreError> {
     match presented(headers) {
         None => Ok(false),
@@ -46,15 +46,15 @@ pub(crate) async fn control(door: &Door, headers: &HeaderMap) -> Result<(), Refu
     }
 }
 
-/// Refuses a request without the agent grant; answers the run that is running in the sandbox. While the database is away
-/// the request is held for a bounded time.
+/// Refuses a request without the agent grant; answers the run that is running in the sandbox. While the
+/// database is away the request is held for a bounded time.
 pub(crate) async fn agent(door: &Door, headers: &HeaderMap) -> Result<caisson_domain::run::Run, Refusal> {
-    let patience = door.shared.bounds.store_hold;
-    let open = hold(patience, || holds(door, GrantKind::Agent, headers)).await;
+    let (cancel, patience) = (&door.shared.cancel, door.shared.bounds.store_hold);
+    let open = hold(cancel, patience, || holds(door, GrantKind::Agent, headers)).await;
     if !open.map_err(|error| Refusal::store(&error))? {
         return Err(Refusal::grant());
     }
-    let run = hold(patience, || door.shared.store.door_run(&door.sandbox)).await;
+    let run = hold(cancel, patience, || door.shared.store.door_run(&door.sandbox)).await;
     run.map_err(|error| Refusal::store(&error))?.ok_or_else(Refusal::no_run)
 }
 

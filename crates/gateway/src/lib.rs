@@ -1,9 +1,10 @@
 //! The one door of a sandbox.
 //!
-//! Each sandbox has a unix socket of its own, so identity is which socket; two grants are the second hurdle. Behind the
-//! control grant lie the shim's paths (work, journal, inputs, deltas, artifacts), behind the agent grant the model API
-//! and the run's repository. Every real credential is added here and nowhere else, usage is counted here from the model
-//! API's own replies, and pushes are recorded here from the git traffic itself.
+//! Each sandbox has a unix socket of its own, so identity is which socket; two grants are the second hurdle.
+//! Behind the control grant lie the shim's paths (work, journal, inputs, deltas, artifacts), behind the agent
+//! grant the model API and the run's repository. Every real credential is added here and nowhere else, usage
+//! is counted here from the model API's own replies, and pushes are recorded here from the git traffic
+//! itself.
 //!
 //! The gateway meets `api` and `worker` only in the store.
 
@@ -41,15 +42,16 @@ use crate::shared::Shared;
 pub struct Gateway(());
 
 impl Gateway {
-    /// Settles the model calls that an earlier process left pending, opens the doors of this server's living sandboxes
-    /// and follows the store from then on, until `cancel`: then requests under way have five seconds to end.
+    /// Settles the model calls that an earlier process left pending, opens the doors of this server's living
+    /// sandboxes and follows the store from then on, until `cancel`: then requests under way have five
+    /// seconds to end.
     ///
-    /// The store must stay open until the tracker is empty, because ending calls are settled in it. The process must
-    /// have installed rustls' default crypto provider before.
+    /// The store must stay open until the tracker is empty, because ending calls are settled in it. The
+    /// process must have installed rustls' default crypto provider before.
     ///
     /// # Errors
-    /// [`GatewayError`] if the configuration cannot be used or the store does not answer. A door that cannot be opened
-    /// is no error: it is tried again.
+    /// [`GatewayError`] if the configuration cannot be used or the store does not answer. A door that cannot
+    /// be opened is no error: it is tried again.
     /// # Cancel safety
     /// Safe: if dropped, doors opened so far end with `cancel`.
     pub async fn start(

@@ -2,7 +2,7 @@
 
 use caisson_domain::protocol::DoorProblem;
 use caisson_store::StoreError;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Response, StatusCode};
 use serde_json::json;
 
@@ -85,16 +85,14 @@ impl Refusal {
         json_response(status, &problem)
     }
 
-    /// For git: it shows a refusal to a person if that is plain text, and then as `remote: <code>: <message>`.
+    /// For a request below `/git`: the same body, and where git itself asks as plain text, since that alone
+    /// does git show to a person, behind `remote: `.
     pub(crate) fn into_git_response(self, for_git: bool) -> Response<Body> {
-        if !for_git {
-            return self.into_response();
+        let mut response = self.into_response();
+        if for_git {
+            let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+            response.headers_mut().insert(CONTENT_TYPE, plain);
         }
-        let text = format!("{}: {}\n", self.code, self.message);
-        let mut response = Response::new(body::full(text));
-        *response.status_mut() = self.status;
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         response
     }
 
@@ -160,10 +158,11 @@ mod tests {
         let (status, door) = text(Refusal::grant().into_response()).await;
         let problem: DoorProblem = serde_json::from_str(&door).unwrap();
         assert_eq!((status, problem.code.as_str()), (403, "grant_refused"));
-        let (_, git) = text(Refusal::no_run().into_git_response(true)).await;
-        assert!(git.starts_with("no_run: no run is running"), "{git}");
-        let (_, json) = text(Refusal::no_run().into_git_response(false)).await;
-        assert!(serde_json::from_str::<DoorProblem>(&json).is_ok());
+        for (for_git, kind) in [(true, "text/plain; charset=utf-8"), (false, "application/json")] {
+            let response = Refusal::no_run().into_git_response(for_git);
+            assert_eq!(response.headers()[CONTENT_TYPE], kind);
+            assert!(serde_json::from_str::<DoorProblem>(&text(response).await.1).is_ok());
+        }
         let (status, model) = text(Refusal::grant().into_model_response()).await;
         assert!(model.contains("permission_error") && status == 403, "{model}");
         let away = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", "x");

@@ -24,7 +24,8 @@ use crate::{control, git, model};
 /// Wait after a failed accept (out of file descriptors, mostly), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Takes connections until the door closes. Beyond [`crate::bounds::CONNECTIONS`] they wait in the socket's backlog.
+/// Takes connections until the door closes. Beyond [`crate::bounds::CONNECTIONS`] they wait in the socket's
+/// backlog.
 pub(crate) async fn accept(door: Arc<Door>, listener: UnixListener) {
     loop {
         let permit = tokio::select! {
@@ -53,7 +54,8 @@ pub(crate) async fn accept(door: Arc<Door>, listener: UnixListener) {
     }
 }
 
-/// Serves one connection, over whatever carries its bytes. When the door closes, requests under way have the grace to end.
+/// Serves one connection, over whatever carries its bytes. When the door closes, requests under way have the
+/// grace to end.
 pub(crate) async fn connection<I>(door: Arc<Door>, io: I)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::bounds::{BODY_POOL_BYTES, Bounds, CONNECTIONS, MODEL_CALLS};
+use crate::bounds::{BODY_POOL_BYTES, Bounds, CONNECTIONS, GIT_EXCHANGES, MODEL_CALLS, TOLD_EVENTS};
 use crate::config::GitIdentity;
 use crate::control::DeltaWindow;
 use crate::git::GitSide;
@@ -32,16 +32,8 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Tells of something the gateway saw. An event that cannot be written is logged: it must not fail the request.
-    pub(crate) async fn tell(&self, run: &RunId, kind: EventKind, data: serde_json::Value) {
-        let event = NewEvent::new(kind, &data);
-        if let Err(error) = self.store.append_gateway_event(run, event).await {
-            tracing::warn!(run.id = %run, event.kind = %kind, error = %error, "an event of {run} was not written");
-        }
-    }
-
-    /// Ends when work for a client that may leave must be given up: `after` its leaving, or the grace after the
-    /// server was told to stop.
+    /// Ends when work for a client that may leave must be given up: `after` its leaving, or the grace after
+    /// the server was told to stop.
     pub(crate) async fn patience<F: Future<Output = ()> + Send>(&self, gone: F, after: Duration) {
         let left = async {
             gone.await;
@@ -71,8 +63,12 @@ pub(crate) struct Door {
     pub(crate) bodies: Arc<Semaphore>,
     /// [`MODEL_CALLS`].
     pub(crate) calls: Arc<Semaphore>,
+    /// [`GIT_EXCHANGES`].
+    pub(crate) exchanges: Arc<Semaphore>,
     /// Text deltas of this second.
     pub(crate) deltas: Mutex<DeltaWindow>,
+    /// Events told of a run so far.
+    told: Mutex<Option<(RunId, u32)>>,
 }
 
 impl Door {
@@ -85,7 +81,32 @@ impl Door {
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
             bodies: Arc::new(Semaphore::new(BODY_POOL_BYTES)),
             calls: Arc::new(Semaphore::new(MODEL_CALLS)),
+            exchanges: Arc::new(Semaphore::new(GIT_EXCHANGES)),
             deltas: Mutex::new(DeltaWindow::default()),
+            told: Mutex::new(None),
         }
+    }
+
+    /// Tells of a refusal or a fault, at most [`TOLD_EVENTS`] times a run: an agent that tries for ever fills
+    /// no database. An event that cannot be written is logged: it must not fail the request.
+    pub(crate) async fn tell(&self, run: &RunId, kind: EventKind, data: serde_json::Value) {
+        if !self.may_tell(run) {
+            tracing::debug!(run.id = %run, event.kind = %kind, "{run} has had its share of such events");
+            return;
+        }
+        let event = NewEvent::new(kind, &data);
+        if let Err(error) = self.shared.store.append_gateway_event(run, event).await {
+            tracing::warn!(run.id = %run, event.kind = %kind, error = %error, "an event of {run} was not written");
+        }
+    }
+
+    fn may_tell(&self, run: &RunId) -> bool {
+        let Ok(mut told) = self.told.lock() else { return false };
+        let count = match told.take() {
+            Some((of, count)) if of == *run => count,
+            Some(_) | None => 0,
+        };
+        *told = Some((run.clone(), count.saturating_add(1)));
+        count < TOLD_EVENTS
     }
 }

@@ -70,8 +70,8 @@ fn time_left_ms(run: &Run, now_ms: i64) -> u64 {
     (limit - spent).unsigned_abs()
 }
 
-/// The prompt's first line with words in it, fit for the subject of a commit: one line, no control or invisible
-/// characters, no closing full stop, at most [`SUBJECT_CHARS`].
+/// The prompt's first line with words in it, fit for the subject of a commit: one line, no control or
+/// invisible characters, no closing full stop, at most [`SUBJECT_CHARS`].
 fn subject(run: &Run) -> String {
     let found = run.spec.prompt.lines().map(plain).find(|line| line.chars().any(char::is_alphanumeric));
     let Some(line) = found else { return format!("work of run {}", run.id.short()) };

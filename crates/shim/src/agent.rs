@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use caisson_claude::{
-    Conversation, Delta, EnvironmentSpec, Launch, Line, PermissionMode as CliPermissionMode, SessionMode, Uuid,
-    environment, parse,
+    Conversation, Delta, EnvironmentSpec, Launch, Line, PermissionMode as CliPermissionMode, SessionMode,
+    Uuid, environment, parse,
 };
 use caisson_domain::event::DeltaKind;
 use caisson_domain::id::RunId;
@@ -310,7 +310,10 @@ fn variables(shim: &Shim, work: &AgentWork) -> Result<Vec<(String, String)>, Fai
 }
 
 fn bad_workflow(error: &dyn std::error::Error) -> Failure {
-    Failure::new(FailureKind::BadWorkflow, format!("the agent cannot be started as the workflow says: {error}"))
+    Failure::new(
+        FailureKind::BadWorkflow,
+        format!("the agent cannot be started as the workflow says: {error}"),
+    )
 }
 
 /// A UUID made of the run's id, the attempt and the prompt's number in it.
@@ -319,8 +322,7 @@ fn prompt_id(run: &RunId, attempt: i64, number: u32) -> Uuid {
     let attempt = attempt & 0x00ff_ffff;
     let number = number & 0x00ff_ffff;
     let all = format!("{}{attempt:06x}{number:06x}", &digits[..20]);
-    let text =
-        format!("{}-{}-{}-{}-{}", &all[..8], &all[8..12], &all[12..16], &all[16..20], &all[20..32]);
+    let text = format!("{}-{}-{}-{}-{}", &all[..8], &all[8..12], &all[12..16], &all[16..20], &all[20..32]);
     Uuid::parse(&text).expect("a run id has 32 hexadecimal digits behind its prefix")
 }
 
@@ -331,7 +333,8 @@ mod tests {
     #[test]
     fn every_prompt_of_a_session_has_another_id() {
         let (one, two) = (RunId::new(1_700_000_000_000, [1; 10]), RunId::new(1_700_000_000_001, [1; 10]));
-        let ids = [prompt_id(&one, 1, 0), prompt_id(&one, 1, 1), prompt_id(&one, 2, 0), prompt_id(&two, 1, 0)];
+        let ids =
+            [prompt_id(&one, 1, 0), prompt_id(&one, 1, 1), prompt_id(&one, 2, 0), prompt_id(&two, 1, 0)];
         let different: std::collections::BTreeSet<_> = ids.iter().collect();
         assert_eq!(different.len(), ids.len());
         assert_eq!(prompt_id(&one, 1, 0), ids[0]);

@@ -98,7 +98,9 @@ impl Artifacts<'_> {
                 Ok(reply) if reply.status.is_success() => return Ok(too_long),
                 Ok(reply) if reply.status.is_client_error() => return Err(reply.problem().message),
                 Err(_) if too_long && longer == Longer::Dropped => return Ok(true),
-                Ok(reply) => say(format_args!("the gateway does not take {name}: {}", reply.problem().message)),
+                Ok(reply) => {
+                    say(format_args!("the gateway does not take {name}: {}", reply.problem().message));
+                }
                 Err(error) => say(format_args!("cannot send {name}: {error}")),
             }
             let wait = backoff.next();

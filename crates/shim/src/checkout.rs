@@ -81,11 +81,9 @@ async fn fresh(git: &Git) -> Result<Option<String>, Failure> {
     if !output.exit.success() {
         return Err(match &work.base {
             Some(base) if output.stderr.contains("not found in upstream") => missing_branch(base),
-            Some(_) | None => git.refusal(
-                FailureKind::RepoUnreachable,
-                "the repository could not be cloned",
-                &output,
-            ),
+            Some(_) | None => {
+                git.refusal(FailureKind::RepoUnreachable, "the repository could not be cloned", &output)
+            }
         });
     }
     // The commit is the same before and after the branch is made, so both are done at once.
@@ -109,7 +107,7 @@ async fn switch(git: &Git) -> Result<(), Failure> {
 
 /// A clone without a commit is one of an empty repository, or of one whose default branch does not exist.
 async fn without_commits(git: &Git) -> Result<Option<String>, Failure> {
-    let output = git.talk(&["ls-remote", "--heads", paths::GIT_REMOTE]).await?;
+    let output = git.talk(&["ls-remote", "--heads", &git.url()]).await?;
     if !output.exit.success() {
         return Err(git.refusal(FailureKind::RepoUnreachable, "the repository could not be listed", &output));
     }

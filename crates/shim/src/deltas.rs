@@ -119,9 +119,12 @@ mod tests {
     #[test]
     fn text_of_one_kind_is_put_together_and_the_order_of_kinds_is_kept() {
         let mut waiting = Waiting::default();
-        for (kind, text) in
-            [(DeltaKind::Thinking, "hm"), (DeltaKind::Text, "a"), (DeltaKind::Text, "b"), (DeltaKind::Text, "")]
-        {
+        for (kind, text) in [
+            (DeltaKind::Thinking, "hm"),
+            (DeltaKind::Text, "a"),
+            (DeltaKind::Text, "b"),
+            (DeltaKind::Text, ""),
+        ] {
             waiting.push(kind, text);
         }
         assert_eq!(take(&mut waiting), Some((DeltaKind::Thinking, "hm".to_owned())));

@@ -121,7 +121,8 @@ impl Door {
     /// # Errors
     /// [`DoorError::Away`] if nobody listens.
     pub(crate) async fn connect(&self) -> Result<SendRequest<Body>, DoorError> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| DoorError::Away(error.into()))?;
+        let stream =
+            UnixStream::connect(&self.socket).await.map_err(|error| DoorError::Away(error.into()))?;
         let (sender, connection) =
             handshake(TokioIo::new(stream)).await.map_err(|error| DoorError::Away(error.into()))?;
         // Its end shows in the request that it carries.

@@ -35,9 +35,8 @@ pub(crate) fn unwritten(error: &WriteError) -> Failure {
             FailureKind::DiskFull,
             "the journal's disk is full; give the server more disk space and run it again",
         ),
-        WriteError::Other(source) => {
-            Failure::new(FailureKind::Internal, "the journal cannot be written").with_evidence(source.to_string())
-        }
+        WriteError::Other(source) => Failure::new(FailureKind::Internal, "the journal cannot be written")
+            .with_evidence(source.to_string()),
     }
 }
 
@@ -138,9 +137,8 @@ fn api_error(status: Option<u16>, kind: &str, text: &str) -> Failure {
         (_, Some(401 | 403)) => FailureKind::ProviderAuth,
         (_, Some(429)) => FailureKind::ProviderLimit,
         (_, Some(500..)) => FailureKind::ProviderDown,
-        (_, Some(_)) => FailureKind::AgentError,
         (_, None) if kind == "connection_failed" || kind == "api_error" => FailureKind::ProviderDown,
-        (_, None) => FailureKind::AgentError,
+        (_, Some(_) | None) => FailureKind::AgentError,
     };
     let status = status.map_or_else(String::new, |status| format!(" ({status})"));
     Failure::new(class, format!("the model could not be called: {kind}{status}")).with_evidence(text)

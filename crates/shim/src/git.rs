@@ -75,7 +75,10 @@ impl Git {
     /// [`Failure`] if the image has no git.
     pub(crate) fn command(&self, arguments: &[&str]) -> Result<Command, Failure> {
         let program = self.program.as_deref().ok_or_else(|| {
-            Failure::new(FailureKind::BadWorkflow, "the sandbox's image has no git; use an image that has git")
+            Failure::new(
+                FailureKind::BadWorkflow,
+                "the sandbox's image has no git; use an image that has git",
+            )
         })?;
         let mut command = command(program, &self.workspace);
         let work = &self.work;

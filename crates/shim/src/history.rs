@@ -3,7 +3,7 @@
 //! Only messages change: each commit is made again from the same tree, author and dates on top of the reworded one
 //! before it. History with a merge in it is left alone, and so is whatever the remote branch has already.
 
-use caisson_domain::protocol::{MessageAuthor, NoteLevel, paths};
+use caisson_domain::protocol::{MessageAuthor, NoteLevel};
 use caisson_domain::run::Failure;
 
 use crate::failure::Halt;
@@ -66,7 +66,7 @@ fn is_linear(commits: &[Commit]) -> bool {
 /// The newest of `commits` that the remote branch has; the repository itself is asked, since only it knows.
 async fn on_remote(git: &Git, commits: &[Commit]) -> Result<Option<usize>, Failure> {
     let branch = git.work.branch.full_ref();
-    let output = git.talk(&["ls-remote", paths::GIT_REMOTE, &branch]).await?;
+    let output = git.talk(&["ls-remote", &git.url(), &branch]).await?;
     if !output.exit.success() {
         // Then nothing is known, and what is perhaps public is not changed.
         return Ok(commits.len().checked_sub(1));
@@ -77,7 +77,14 @@ async fn on_remote(git: &Git, commits: &[Commit]) -> Result<Option<usize>, Failu
 }
 
 async fn remake(git: &Git, commit: &Commit, parent: Option<&str>) -> Result<String, Failure> {
-    let show = ["show", "--no-patch", "--date=raw", "--encoding=UTF-8", "--format=%T%n%an%n%ae%n%ad%n%cd", &commit.id];
+    let show = [
+        "show",
+        "--no-patch",
+        "--date=raw",
+        "--encoding=UTF-8",
+        "--format=%T%n%an%n%ae%n%ad%n%cd",
+        &commit.id,
+    ];
     let fields = git.run(&show).await?;
     let fields: Vec<&str> = fields.lines().collect();
     let [tree, name, email, written, committed] = fields[..] else {
@@ -93,7 +100,7 @@ async fn remake(git: &Git, commit: &Commit, parent: Option<&str>) -> Result<Stri
         .env("GIT_AUTHOR_EMAIL", email)
         .env("GIT_AUTHOR_DATE", written)
         .env("GIT_COMMITTER_DATE", committed);
-    git.feed(&mut command, commit.message.as_bytes()).await
+    git.feed(&mut command, format!("{}\n", commit.message).as_bytes()).await
 }
 
 #[cfg(test)]

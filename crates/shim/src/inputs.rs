@@ -73,7 +73,8 @@ impl Inputs {
     fn take_in(&self, body: &[u8], run: &RunId, stopper: &Stopper) -> bool {
         let Ok(received) = serde_json::from_slice::<Received<'_>>(body) else { return false };
         for item in &received.items {
-            let seq = serde_json::from_str::<Value>(item.get()).ok().and_then(|item| item.get("seq")?.as_i64());
+            let seq =
+                serde_json::from_str::<Value>(item.get()).ok().and_then(|item| item.get("seq")?.as_i64());
             self.after.fetch_max(seq.unwrap_or(0), Ordering::Relaxed);
             match serde_json::from_str::<Input>(item.get()) {
                 Ok(Input { run: meant, body: InputBody::Stop { reason }, .. }) if meant == *run => {

@@ -22,11 +22,10 @@ fn main() -> ExitCode {
 }
 
 fn start() -> Result<(), String> {
-    let grants = Grants::new(&variable(CONTROL_GRANT)?, &variable(AGENT_GRANT)?)
-        .map_err(|error| error.to_string())?;
+    let grants =
+        Grants::new(&variable(CONTROL_GRANT)?, &variable(AGENT_GRANT)?).map_err(|error| error.to_string())?;
     let path = variable("PATH").unwrap_or_else(|_| PATH.to_owned());
-    let setup =
-        Setup { places: Places::of_a_sandbox(), grants, path, patience: Patience::of_a_sandbox() };
+    let setup = Setup { places: Places::of_a_sandbox(), grants, path, patience: Patience::of_a_sandbox() };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

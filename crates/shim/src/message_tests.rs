@@ -32,9 +32,13 @@ fn a_message_is_checked_against_every_bound() {
 
 #[test]
 fn the_answer_is_taken_out_of_its_fence_or_as_it_is() {
-    for answer in
-        ["fix: x", "\nfix: x  \n", "```\nfix: x\n```", "Here it is:\n\n```text\nfix: x\n```\nGood?", "fix: x\r\n"]
-    {
+    for answer in [
+        "fix: x",
+        "\nfix: x  \n",
+        "```\nfix: x\n```",
+        "Here it is:\n\n```text\nfix: x\n```\nGood?",
+        "fix: x\r\n",
+    ] {
         assert_eq!(from_answer(answer), "fix: x", "{answer}");
     }
     assert_eq!(from_answer("fix: x\n\nbody  \nmore"), "fix: x\n\nbody\nmore");
@@ -62,8 +66,14 @@ fn a_message_that_stands_in_is_always_one_that_can_be_kept() {
 #[test]
 fn a_faulty_message_keeps_its_words() {
     let git = git("fix", "x");
-    assert_eq!(reworded("Repair the parser\n\nIt was broken.", &git), "fix: Repair the parser\n\nIt was broken.");
-    assert_eq!(reworded("feat: add it\nwithout an empty line", &git), "feat: add it\n\nwithout an empty line");
+    assert_eq!(
+        reworded("Repair the parser\n\nIt was broken.", &git),
+        "fix: Repair the parser\n\nIt was broken."
+    );
+    assert_eq!(
+        reworded("feat: add it\nwithout an empty line", &git),
+        "feat: add it\n\nwithout an empty line"
+    );
     assert_eq!(reworded("", &git), "fix: x");
     let long = reworded(&format!("feat: {}", "word ".repeat(40)), &git);
     assert!(long.starts_with("feat: word") && long.chars().count() <= SUBJECT_CHARS);

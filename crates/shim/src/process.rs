@@ -176,10 +176,10 @@ mod tests {
     #[tokio::test]
     async fn output_is_cut_at_its_bound_and_the_program_still_ends() {
         let mut echo = command("/bin/cat".as_ref(), "/".as_ref());
-        let output = run(&reaper(), &mut echo, &[b'x'; 300_000], bounds(299_999, 60_000)).await.unwrap();
+        let output = run(&reaper(), &mut echo, &vec![b'x'; 300_000], bounds(299_999, 60_000)).await.unwrap();
         assert_eq!((output.stdout.len(), output.cut, output.exit.success()), (299_999, true, true));
         let mut echo = command("/bin/cat".as_ref(), "/".as_ref());
-        let output = run(&reaper(), &mut echo, &[b'x'; 300_000], bounds(300_000, 60_000)).await.unwrap();
+        let output = run(&reaper(), &mut echo, &vec![b'x'; 300_000], bounds(300_000, 60_000)).await.unwrap();
         assert_eq!((output.stdout.len(), output.cut), (300_000, false));
     }
 
@@ -205,7 +205,9 @@ mod tests {
         let output = run(&reaper(), &mut noisy, b"", bounds(4096, 60_000)).await.unwrap();
         assert!(output.stderr.len() < STDERR_BYTES && output.stderr.ends_with("aend"));
         let names: Vec<_> = std::str::from_utf8(&output.stdout).unwrap().lines().collect();
-        assert!(names.iter().all(|name| ["PATH=", "PWD=", "SHLVL=", "_="].iter().any(|n| name.starts_with(n))));
+        assert!(
+            names.iter().all(|name| ["PATH=", "PWD=", "SHLVL=", "_="].iter().any(|n| name.starts_with(n)))
+        );
     }
 
     #[test]

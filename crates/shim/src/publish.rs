@@ -44,11 +44,12 @@ impl Live<'_> {
                 last.author = author;
             }
             if found.status.dirty {
-                let note = "files were changed while the work was being committed; they are not in the commit";
+                let note =
+                    "files were changed while the work was being committed; they are not in the commit";
                 self.recorder.note(NoteLevel::Warn, note).await?;
             }
         }
-        self.head = found.status.head.clone();
+        self.head.clone_from(&found.status.head);
         if found.more {
             let note = "the run has too many commits to check their messages";
             self.recorder.note(NoteLevel::Warn, note).await?;
@@ -192,9 +193,8 @@ impl Live<'_> {
                     None => Ok(()),
                 }
             };
-            let pushing = async {
-                if commits.is_empty() { Ok(None) } else { push(git, base).await.map(Some) }
-            };
+            let pushing =
+                async { if commits.is_empty() { Ok(None) } else { push(git, base).await.map(Some) } };
             tokio::join!(pushing, keeping)
         };
         tokio::pin!(publishing);
@@ -239,6 +239,7 @@ impl Live<'_> {
 
 fn replaced(base: Option<&str>) -> Failure {
     let base = base.unwrap_or("nothing");
-    let message = format!("the agent replaced the branch's history: its work does not come after commit {base}");
+    let message =
+        format!("the agent replaced the branch's history: its work does not come after commit {base}");
     Failure::new(FailureKind::PolicyDenied, message)
 }

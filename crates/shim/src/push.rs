@@ -39,8 +39,7 @@ pub(crate) async fn push(git: &Git, base: Option<&str>) -> Result<Option<String>
     let branch = &git.work.branch;
     let tracking = format!("refs/remotes/{}/{branch}", paths::GIT_REMOTE);
     let fetched = format!("+{}:{tracking}", branch.full_ref());
-    let output =
-        git.talk(&["fetch", "--quiet", "--no-tags", paths::GIT_REMOTE, &fetched]).await?;
+    let output = git.talk(&["fetch", "--quiet", "--no-tags", &git.url(), &fetched]).await?;
     if !output.exit.success() {
         let message = "the branch that has moved on could not be fetched";
         return Err(git.refusal(FailureKind::RepoUnreachable, message, &output));
@@ -65,7 +64,8 @@ pub(crate) async fn push(git: &Git, base: Option<&str>) -> Result<Option<String>
 
 async fn push_once(git: &Git) -> Result<(Answer, Output), Failure> {
     let refspec = format!("HEAD:{}", git.work.branch.full_ref());
-    let output = git.talk(&["push", "--porcelain", "--no-verify", paths::GIT_REMOTE, &refspec]).await?;
+    // By its URL: what the agent made of the remote's name does not count.
+    let output = git.talk(&["push", "--porcelain", "--no-verify", &git.url(), &refspec]).await?;
     let answer = read_answer(output.exit.success(), &text(&output));
     Ok((answer, output))
 }

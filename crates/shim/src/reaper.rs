@@ -91,7 +91,8 @@ impl Reaper {
             exit,
             ended: None,
         };
-        child.stdin = started.stdin.take().map(|pipe| pipe::Sender::from_owned_fd(pipe.into())).transpose()?;
+        child.stdin =
+            started.stdin.take().map(|pipe| pipe::Sender::from_owned_fd(pipe.into())).transpose()?;
         child.stdout = started.stdout.take().map(|p| pipe::Receiver::from_owned_fd(p.into())).transpose()?;
         child.stderr = started.stderr.take().map(|p| pipe::Receiver::from_owned_fd(p.into())).transpose()?;
         Ok(child)
@@ -196,7 +197,9 @@ fn settle_vanished(waiters: &mut HashMap<i32, oneshot::Sender<Exit>>) {
 fn descendants(root: i32) -> Vec<i32> {
     let mut parents = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
         let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
         if let Some(parent) = parent_of(&stat) {
             parents.push((pid, parent));

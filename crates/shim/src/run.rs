@@ -169,10 +169,10 @@ impl Live<'_> {
         self.shim.journal.set_progress(&progress)?;
         let Some(agent) = self.agent.as_mut() else { return Ok(()) };
         let end = agent.turn(&self.work.prompt, &mut stop).await;
-        self.judge(end).await
+        self.judge(end)
     }
 
-    async fn judge(&mut self, end: TurnEnd) -> Result<(), Halt> {
+    fn judge(&mut self, end: TurnEnd) -> Result<(), Halt> {
         let failure = match end {
             TurnEnd::Result(result) => {
                 self.result = last_words(&result);
@@ -212,7 +212,8 @@ impl Live<'_> {
             let stderr = agent.stderr();
             drop(agent);
             if self.agent_started {
-                self.write_last(JournalBody::AgentExited { code: exit.code, signal: exit.signal, stderr }).await;
+                self.write_last(JournalBody::AgentExited { code: exit.code, signal: exit.signal, stderr })
+                    .await;
             }
         }
         self.shim.reaper.end_all().await;
@@ -263,7 +264,9 @@ impl Live<'_> {
             }
             written => written,
         };
-        written.inspect_err(|error| say(format_args!("cannot write one of a run's last records: {error}"))).ok()
+        written
+            .inspect_err(|error| say(format_args!("cannot write one of a run's last records: {error}")))
+            .ok()
     }
 }
 

@@ -65,7 +65,7 @@ mod tests {
     async fn a_run_that_nobody_stops_is_never_told() {
         let (stopper, mut stop) = Stopper::new();
         drop(stopper);
-        let told = tokio::time::timeout(std::time::Duration::from_secs(3600), stop.told()).await;
+        let told = tokio::time::timeout(std::time::Duration::from_hours(1), stop.told()).await;
         assert!(told.is_err());
     }
 }

@@ -56,11 +56,25 @@ pub(crate) async fn survey(git: &Git, base: Option<&str>) -> Result<Survey, Fail
     let range = base.map_or_else(|| "HEAD".to_owned(), |base| format!("{base}...HEAD"));
     let most = format!("--max-count={}", COMMITS + 1);
     let log = [
-        "log", "-z", "--left-right", "--topo-order", "--no-color", "--encoding=UTF-8", &most,
-        "--format=%m%H %P%n%B", &range, "--",
+        "log",
+        "-z",
+        "--left-right",
+        "--topo-order",
+        "--no-color",
+        "--encoding=UTF-8",
+        &most,
+        "--format=%m%H %P%n%B",
+        &range,
+        "--",
     ];
-    let status =
-        ["status", "--porcelain=v2", "--branch", "-z", "--untracked-files=normal", "--ignore-submodules=none"];
+    let status = [
+        "status",
+        "--porcelain=v2",
+        "--branch",
+        "-z",
+        "--untracked-files=normal",
+        "--ignore-submodules=none",
+    ];
     let (status, log) = tokio::join!(git.attempt(&status), git.attempt(&log));
     let (status, log) = (status?, log?);
     if !status.exit.success() {

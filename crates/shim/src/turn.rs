@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use caisson_claude::{Action, ConversationError, InputError, Line, ResultLine, Unanswered, Uuid, interrupt, user_prompt};
+use caisson_claude::{
+    Action, ConversationError, InputError, Line, ResultLine, Unanswered, Uuid, interrupt, user_prompt,
+};
 use caisson_domain::protocol::StopReason;
 use tokio::time::Instant;
 

@@ -40,13 +40,13 @@ impl Patience {
     #[must_use]
     pub const fn of_a_sandbox() -> Self {
         Self {
-            begin: Duration::from_secs(60),
-            silence: Duration::from_secs(12 * 60),
-            tool: Duration::from_secs(60 * 60),
+            begin: Duration::from_mins(1),
+            silence: Duration::from_mins(12),
+            tool: Duration::from_hours(1),
             interrupt: Duration::from_secs(5),
             exit: Duration::from_secs(10),
             exit_after_publishing: Duration::from_secs(2),
-            question: Duration::from_secs(60),
+            question: Duration::from_mins(1),
             salvage: Duration::from_secs(11),
             flush: Duration::from_secs(5),
             head_start: Duration::from_millis(100),
@@ -143,7 +143,8 @@ mod tests {
     use caisson_claude::parse;
 
     const TOOL: &[u8] = br#"{"type":"assistant","message":{"content":[{"type":"tool_use","id":"t1","name":"Bash","input":{}}]}}"#;
-    const DONE: &[u8] = br#"{"type":"user","message":{"content":[{"type":"tool_result","tool_use_id":"t1","content":"x"}]}}"#;
+    const DONE: &[u8] =
+        br#"{"type":"user","message":{"content":[{"type":"tool_result","tool_use_id":"t1","content":"x"}]}}"#;
 
     #[test]
     fn each_clock_runs_by_itself() {

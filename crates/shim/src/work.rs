@@ -61,7 +61,8 @@ async fn next(caller: &mut Caller) -> Option<Work> {
         StatusCode::NO_CONTENT => None,
         status if status.is_success() => {
             let work = serde_json::from_slice(&reply.body);
-            work.inspect_err(|error| say(format_args!("work that this shim does not understand: {error}"))).ok()
+            work.inspect_err(|error| say(format_args!("work that this shim does not understand: {error}")))
+                .ok()
         }
         _ => {
             say(format_args!("the gateway gives no work: {}", reply.problem().message));

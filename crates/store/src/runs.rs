@@ -59,7 +59,7 @@ pub struct RunFilter {
     pub workflow: Option<String>,
     /// Runs of that session.
     pub session: Option<SessionId>,
-    /// Runs on that repository, spelled as [`Repository`] displays it.
+    /// Runs on that repository, spelled as [`caisson_domain::git::Repository`] displays it.
     pub repository: Option<String>,
 }
 
@@ -78,11 +78,14 @@ pub enum CancelRun {
 
 const ONE: &str = concat!("select ", run_columns!(), " from run where project_id = $1 and id = $2");
 
+/// Comes behind every id of a run, whose digits end at `f`.
+const BEHIND_ALL: &str = "run_g";
+
 /// Newest first: an id begins with the time at which the run was created.
 const LIST: &str = concat!(
     "select ",
     run_columns!(),
-    " from run where project_id = $1 and ($2 is null or id < $2) and ($3 is null or status = $3) \
+    " from run where project_id = $1 and id < $2 and ($3 is null or status = $3) \
      and ($4 is null or workflow = $4) and ($5 is null or session_id = $5) and ($6 is null or repository = $6) \
      order by id desc limit $7"
 );
@@ -148,7 +151,7 @@ impl Store {
     ) -> Result<Vec<Run>, StoreError> {
         let rows = sqlx::query(LIST)
             .bind(project.as_str())
-            .bind(after.map(RunId::as_str))
+            .bind(after.map_or(BEHIND_ALL, RunId::as_str))
             .bind(filter.status.map(RunStatus::as_str))
             .bind(filter.workflow.as_deref())
             .bind(filter.session.as_ref().map(SessionId::as_str))

@@ -53,8 +53,10 @@ macro_rules! select_session {
 
 const ONE: &str = concat!(select_session!(), "where project_id = $1 and id = $2");
 
-const LIST: &str =
-    concat!(select_session!(), "where project_id = $1 and ($2 is null or id < $2) order by id desc limit $3");
+/// Comes behind every id of a session, whose digits end at `f`.
+const BEHIND_ALL: &str = "ses_g";
+
+const LIST: &str = concat!(select_session!(), "where project_id = $1 and id < $2 order by id desc limit $3");
 
 impl Store {
     /// The session, if it belongs to the project.
@@ -83,7 +85,7 @@ impl Store {
     ) -> Result<Vec<Session>, StoreError> {
         let rows = sqlx::query(LIST)
             .bind(project.as_str())
-            .bind(after.map(SessionId::as_str))
+            .bind(after.map_or(BEHIND_ALL, SessionId::as_str))
             .bind(limit.min(PAGE_ITEMS + 1))
             .fetch_all(self.reader())
             .await?;

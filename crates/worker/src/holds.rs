@@ -30,7 +30,7 @@ struct Entry {
 enum Hand {
     /// A task of this process, by its [`Hold`].
     Held,
-    /// Nobody for now: destroying it failed, and it must be tried again.
+    /// Nobody for now: somebody has to look at it again.
     Stuck,
 }
 
@@ -43,11 +43,18 @@ pub(crate) enum Predecessor {
     Yours(Hold),
 }
 
-/// The right to act on one sandbox. Ends when it is dropped.
+/// The right to act on one sandbox.
+///
+/// Dropped without a word, for whatever reason, it leaves the sandbox stuck: a reconcile pass looks at it again, and until
+/// then its session gets no other one.
 #[derive(Debug)]
 pub(crate) struct Hold {
     holds: Holds,
     sandbox: SandboxId,
+    /// Whether the sandbox need not be remembered after the hold.
+    forget: bool,
+    /// Whether the sandbox was stuck when it was taken.
+    was_stuck: bool,
 }
 
 impl Holds {
@@ -58,13 +65,14 @@ impl Holds {
     /// Takes a sandbox that nobody sees to: a new one, an adopted one, one that is stuck. None if a task holds it.
     pub(crate) fn take(&self, sandbox: &SandboxId, session: Option<&SessionId>) -> Option<Hold> {
         let mut entries = self.entries();
-        if entries.get(sandbox).is_some_and(|entry| entry.hand == Hand::Held) {
-            return None;
-        }
-        let known = entries.get(sandbox).and_then(|entry| entry.session.clone());
+        let (known, was_stuck) = match entries.get(sandbox) {
+            Some(Entry { hand: Hand::Held, .. }) => return None,
+            Some(Entry { hand: Hand::Stuck, session }) => (session.clone(), true),
+            None => (None, false),
+        };
         let session = known.or_else(|| session.cloned());
         entries.insert(sandbox.clone(), Entry { session, hand: Hand::Held });
-        Some(Hold { holds: self.clone(), sandbox: sandbox.clone() })
+        Some(self.hold(sandbox, was_stuck))
     }
 
     /// Any sandbox of the session.
@@ -76,14 +84,25 @@ impl Holds {
             Hand::Held => Predecessor::Busy,
             Hand::Stuck => {
                 entry.hand = Hand::Held;
-                Predecessor::Yours(Hold { holds: self.clone(), sandbox: sandbox.clone() })
+                Predecessor::Yours(self.hold(sandbox, true))
             }
         })
+    }
+
+    /// The sandboxes that are stuck.
+    pub(crate) fn stuck(&self) -> Vec<SandboxId> {
+        let stuck =
+            |(sandbox, entry): (&SandboxId, &Entry)| (entry.hand == Hand::Stuck).then(|| sandbox.clone());
+        self.entries().iter().filter_map(stuck).collect()
     }
 
     /// Is told whenever a sandbox is let go. Subscribe before asking for a [`Predecessor`].
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.0.changed.subscribe()
+    }
+
+    fn hold(&self, sandbox: &SandboxId, was_stuck: bool) -> Hold {
+        Hold { holds: self.clone(), sandbox: sandbox.clone(), forget: false, was_stuck }
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<SandboxId, Entry>> {
@@ -98,20 +117,24 @@ impl Hold {
         &self.sandbox
     }
 
-    /// Lets go of a sandbox that could not be destroyed: the next reconcile pass tries again, and until then its
-    /// session gets no other one.
-    pub(crate) fn stick(self) {
-        if let Some(entry) = self.holds.entries().get_mut(&self.sandbox) {
-            entry.hand = Hand::Stuck;
-        }
+    /// Lets go of a sandbox of which nothing is left.
+    pub(crate) fn release(mut self) {
+        self.forget = true;
+    }
+
+    /// Lets go of a sandbox without having done anything to it: one that was stuck is stuck again.
+    pub(crate) fn put_back(mut self) {
+        self.forget = !self.was_stuck;
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
         let mut entries = self.holds.entries();
-        if entries.get(&self.sandbox).is_some_and(|entry| entry.hand == Hand::Held) {
+        if self.forget {
             entries.remove(&self.sandbox);
+        } else if let Some(entry) = entries.get_mut(&self.sandbox) {
+            entry.hand = Hand::Stuck;
         }
         drop(entries);
         self.holds.0.changed.send_replace(());
@@ -127,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sandbox_is_held_once_and_free_after_the_hold() {
+    fn a_sandbox_is_held_once_and_free_after_its_release() {
         let holds = Holds::new();
         let (sandbox, session) = ids();
         let changes = holds.changes();
@@ -135,23 +158,35 @@ mod tests {
         assert!(holds.take(&sandbox, None).is_none());
         assert!(matches!(holds.predecessor(&session), Some(Predecessor::Busy)));
         assert!(!changes.has_changed().unwrap());
-        drop(hold);
+        hold.release();
         assert!(changes.has_changed().unwrap());
-        assert!(holds.predecessor(&session).is_none());
+        assert!(holds.predecessor(&session).is_none() && holds.stuck().is_empty());
         assert!(holds.take(&sandbox, None).is_some());
     }
 
     #[test]
-    fn a_stuck_sandbox_blocks_its_session_until_somebody_takes_it() {
+    fn a_dropped_hold_blocks_its_session_until_somebody_takes_it() {
         let holds = Holds::new();
         let (sandbox, session) = ids();
-        holds.take(&sandbox, Some(&session)).unwrap().stick();
+        drop(holds.take(&sandbox, Some(&session)));
+        assert_eq!(holds.stuck(), std::slice::from_ref(&sandbox));
         let Some(Predecessor::Yours(hold)) = holds.predecessor(&session) else { panic!("not offered") };
-        assert!(holds.take(&sandbox, None).is_none(), "one at a time");
-        hold.stick();
+        assert!(holds.take(&sandbox, None).is_none() && holds.stuck().is_empty(), "one at a time");
+        drop(hold);
         let hold = holds.take(&sandbox, None).unwrap();
         assert!(matches!(holds.predecessor(&session), Some(Predecessor::Busy)), "its session is remembered");
-        drop(hold);
+        hold.release();
         assert!(holds.predecessor(&session).is_none());
+    }
+
+    #[test]
+    fn a_sandbox_that_is_put_back_is_as_it_was() {
+        let holds = Holds::new();
+        let (sandbox, session) = ids();
+        holds.take(&sandbox, Some(&session)).unwrap().put_back();
+        assert!(holds.predecessor(&session).is_none(), "it was not held before");
+        drop(holds.take(&sandbox, Some(&session)));
+        holds.take(&sandbox, None).unwrap().put_back();
+        assert!(matches!(holds.predecessor(&session), Some(Predecessor::Yours(_))), "it is still stuck");
     }
 }

@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use crate::context::{Backoff, Context, Halt, described};
 use crate::dirs::blocking;
+use crate::holds::Hold;
 use crate::slots::{Found, Origin, launch};
 use crate::teardown;
 
@@ -43,10 +44,9 @@ pub(crate) async fn settle_in(ctx: &Arc<Context>) -> Result<(), Halt> {
         let slot = Arc::clone(&ctx.slots).try_acquire_owned().ok();
         launch(ctx, claimed, Origin::Adopted(found), slot);
     }
-    match pass(ctx).await {
-        Err(Halt::Shutdown) => Err(Halt::Shutdown),
-        Ok(()) | Err(Halt::Corrupt(_)) => Ok(()),
-    }
+    // With the list from before the adoption: an engine that goes away only now must not let claims through while a
+    // sandbox of an earlier process may still use a workspace.
+    sweep(ctx, owned).await
 }
 
 /// Passes at intervals, and whenever somebody asks for one, until the server goes down.
@@ -58,9 +58,9 @@ pub(crate) async fn keep(ctx: &Context) -> Result<(), Halt> {
             () = ctx.reconcile.notified() => {}
             () = tokio::time::sleep(ctx.timing().reconcile) => {}
         }
-        match pass(ctx).await {
-            Err(Halt::Shutdown) => return Err(Halt::Shutdown),
-            Ok(()) | Err(Halt::Corrupt(_)) => {}
+        match ctx.engine.list_owned().await {
+            Ok(owned) => sweep(ctx, owned).await?,
+            Err(error) => cannot_list(ctx, &error),
         }
     }
 }
@@ -83,42 +83,46 @@ fn cannot_list(ctx: &Context, error: &EngineError) {
     ctx.health.suspect();
 }
 
-/// Destroys every sandbox, and removes every directory, that no run needs.
-async fn pass(ctx: &Context) -> Result<(), Halt> {
-    let owned = match ctx.engine.list_owned().await {
-        Ok(owned) => owned,
-        Err(error) => {
-            cannot_list(ctx, &error);
-            return Ok(());
-        }
-    };
+/// Destroys every sandbox, and removes every directory, that no run needs. Fails at a shutdown only.
+async fn sweep(ctx: &Context, owned: Vec<OwnedSandbox>) -> Result<(), Halt> {
     let (store, server) = (&ctx.store, &ctx.config.server);
-    let rows = ctx.insist("list sandboxes", move || store.sandboxes_of(server)).await?;
+    let rows = match ctx.insist("list sandboxes", move || store.sandboxes_of(server)).await {
+        Ok(rows) => rows,
+        Err(Halt::Shutdown) => return Err(Halt::Shutdown),
+        Err(Halt::Corrupt(_)) => Vec::new(),
+    };
     let dirs = ctx.dirs.clone();
     let left = blocking(move || dirs.sandboxes()).await.unwrap_or_else(|error| {
         warn!(error = described(&error), "could not list the directories of sandboxes");
         BTreeSet::new()
     });
     let mut known: BTreeMap<SandboxId, Option<SessionId>> = left.into_iter().map(|id| (id, None)).collect();
+    known.extend(ctx.holds.stuck().into_iter().map(|id| (id, None)));
     known.extend(owned.into_iter().map(|owned| (owned.id, owned.session)));
     known.extend(rows.into_iter().map(|row| (row.id, Some(row.session))));
     for (sandbox, session) in known {
         if ctx.cancel.is_cancelled() {
             return Err(Halt::Shutdown);
         }
-        reconcile_one(ctx, &sandbox, session.as_ref()).await?;
+        if let Some(hold) = ctx.holds.take(&sandbox, session.as_ref()) {
+            reconcile_one(ctx, hold).await?;
+        }
     }
     Ok(())
 }
 
-async fn reconcile_one(ctx: &Context, sandbox: &SandboxId, session: Option<&SessionId>) -> Result<(), Halt> {
-    let Some(hold) = ctx.holds.take(sandbox, session) else { return Ok(()) };
-    let store = &ctx.store;
-    if ctx.insist("look for a sandbox's run", move || store.door_run(sandbox)).await?.is_some() && false {
-        // A run that was lost to another worker, which needs the sandbox.
-        return Ok(());
+async fn reconcile_one(ctx: &Context, hold: Hold) -> Result<(), Halt> {
+    let (store, sandbox) = (&ctx.store, hold.sandbox());
+    match ctx.insist("look for a sandbox's run", move || store.door_run(sandbox)).await {
+        Ok(None) => {
+            info!(sandbox.id = %sandbox, "removing sandbox {sandbox}: no run needs it");
+            teardown::destroy(ctx, hold).await;
+        }
+        // A run that another worker has now, or one of ours that is about to go back to the queue.
+        Ok(Some(_)) => hold.put_back(),
+        Err(Halt::Shutdown) => return Err(Halt::Shutdown),
+        // Nobody knows whose it is: its session gets no other one.
+        Err(Halt::Corrupt(_)) => drop(hold),
     }
-    info!(sandbox.id = %sandbox, "removing sandbox {sandbox}: no run needs it");
-    teardown::destroy(ctx, hold).await;
     Ok(())
 }

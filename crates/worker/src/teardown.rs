@@ -35,13 +35,12 @@ pub(crate) async fn withdraw(ctx: &Context, hold: Hold) -> Result<(), Halt> {
     Ok(())
 }
 
-/// Destroys a sandbox and removes what is left of it; `false` if that failed, and then it stays held as stuck.
+/// Destroys a sandbox and removes what is left of it; `false` if that failed, and then the sandbox is stuck.
 pub(crate) async fn destroy(ctx: &Context, hold: Hold) -> bool {
     let sandbox = hold.sandbox();
     if let Err(error) = ctx.engine.destroy(sandbox).await {
         warn!(sandbox.id = %sandbox, error = described(&error), "could not destroy sandbox {sandbox}; a later pass tries again");
         ctx.health.suspect();
-        hold.stick();
         return false;
     }
     ctx.step(Step::Removed).await;
@@ -54,6 +53,7 @@ pub(crate) async fn destroy(ctx: &Context, hold: Hold) -> bool {
         warn!(sandbox.id = %sandbox, error = described(&error), "could not remove the directories of sandbox {sandbox}");
     }
     ctx.step(Step::Cleared).await;
+    hold.release();
     true
 }
 

@@ -21,9 +21,25 @@ enum Task {
     Bench(bench::Options),
 }
 
-fn main() -> anyhow::Result<ExitCode> {
-    let Task::Bench(options) = Arguments::parse().task;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let met = runtime.block_on(bench::run(&options))?;
-    Ok(if met { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+/// What a shell sees when the task could not be done at all; a bar that is missed is told by 1.
+const FAILED: u8 = 2;
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse().task) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            complain(&error);
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn run(Task::Bench(options): &Task) -> anyhow::Result<bool> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(bench::run(options))
+}
+
+#[expect(clippy::print_stderr, reason = "why a task failed is for whoever started it")]
+fn complain(error: &anyhow::Error) {
+    eprintln!("xtask: {error:#}");
 }

@@ -49,7 +49,9 @@ pub(super) fn stream(app: &App, source: Source, after: i64) -> Result<Response, 
         after,
         read: VecDeque::new(),
         deltas: None,
-        looked_at: None,
+        older_deltas: 0,
+        look_at: Instant::now(),
+        looked_for_end_at: None,
         stage: Stage::Live,
         _permit: app.stream_permit()?,
     };
@@ -95,8 +97,12 @@ struct Feed {
     watch: Watch,
     /// Subscribed to when the reader has caught up: old live text has its event by then.
     deltas: Option<Receiver<Delta>>,
+    /// Pieces of live text to hand out before the next read.
+    older_deltas: usize,
+    /// When to read the store again, unless a hint comes first.
+    look_at: Instant,
     /// When the run's status was last looked at.
-    looked_at: Option<Instant>,
+    looked_for_end_at: Option<Instant>,
     stage: Stage,
     cancel: CancellationToken,
     deadline: Instant,
@@ -135,15 +141,22 @@ impl Feed {
                 self.stage = Stage::Ended;
                 return self.end_message().await;
             }
-            if let Some(delta) = self.ready_delta() {
+            if let Some(delta) = self.older_delta() {
                 return Ok(Some(delta_message(delta)));
             }
-            self.read = self.source.read(&self.store, self.after, READ_EVENTS).await?.into();
-            if !self.read.is_empty() || self.find_end().await? {
-                continue;
+            // Not after every piece of live text: those may be many, and a hint that came meanwhile is kept.
+            if Instant::now() >= self.look_at {
+                self.read = self.source.read(&self.store, self.after, READ_EVENTS).await?.into();
+                if !self.read.is_empty() || self.find_end().await? {
+                    continue;
+                }
+                self.look_at = Instant::now() + self.limits.poll;
             }
             match self.wait().await {
-                Woken::Look => {}
+                Woken::Look => {
+                    self.look_at = Instant::now();
+                    self.older_deltas = self.deltas.as_ref().map_or(0, Receiver::len);
+                }
                 Woken::Delta(delta) => return Ok(Some(delta_message(delta))),
                 Woken::Stop => return Ok(None),
             }
@@ -174,10 +187,10 @@ impl Feed {
     /// at once and then rarely, since the row may hold a long prompt. True if there is more to hand out.
     async fn find_end(&mut self) -> Result<bool, StoreError> {
         let now = Instant::now();
-        if self.looked_at.is_some_and(|at| now < at + self.limits.heartbeat) {
+        if self.looked_for_end_at.is_some_and(|at| now < at + self.limits.heartbeat) {
             return Ok(false);
         }
-        self.looked_at = Some(now);
+        self.looked_for_end_at = Some(now);
         if self.source.ended(&self.store).await?.is_none() {
             return Ok(false);
         }
@@ -189,25 +202,29 @@ impl Feed {
         Ok(true)
     }
 
-    /// Live text that has come already; it is handed out before newer events are read.
-    fn ready_delta(&mut self) -> Option<Delta> {
+    /// Live text that came before the hint and is most likely older than the events it tells of. Only as much as there
+    /// was then: text that keeps coming must not keep events back.
+    fn older_delta(&mut self) -> Option<Delta> {
         let receiver = self.deltas.as_mut()?;
-        loop {
+        while self.older_deltas > 0 {
+            self.older_deltas -= 1;
             match receiver.try_recv() {
                 Ok(delta) if self.source.covers(&delta.run) => return Some(delta),
                 Ok(_) | Err(TryRecvError::Lagged(_)) => {}
-                Err(TryRecvError::Empty | TryRecvError::Closed) => return None,
+                Err(TryRecvError::Empty | TryRecvError::Closed) => self.older_deltas = 0,
             }
         }
+        None
     }
 
     async fn wait(&mut self) -> Woken {
-        let Self { store, source, deltas, watch, cancel, deadline, limits, .. } = self;
+        let Self { store, source, deltas, watch, cancel, deadline, look_at, .. } = self;
+        let at_most = look_at.saturating_duration_since(Instant::now());
         let receiver = deltas.get_or_insert_with(|| store.subscribe_deltas(source.session()));
         tokio::select! {
             () = cancel.cancelled() => Woken::Stop,
             () = tokio::time::sleep_until(*deadline) => Woken::Stop,
-            () = watch.changed(limits.poll) => Woken::Look,
+            () = watch.changed(at_most) => Woken::Look,
             delta = next_delta(receiver, source) => Woken::Delta(delta),
         }
     }

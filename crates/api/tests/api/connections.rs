@@ -52,6 +52,7 @@ async fn a_connection_that_sends_no_request_is_closed() {
     let mut api = Api::start().await;
     let limits = ServeLimits { head_read: Duration::from_millis(50), ..ServeLimits::default() };
     let address = api.listen(limits).await;
+    let begun = Instant::now();
     let mut silent = TcpStream::connect(address).await.unwrap();
     until_closed(&mut silent).await;
     let mut slow = TcpStream::connect(address).await.unwrap();
@@ -63,6 +64,23 @@ async fn a_connection_that_sends_no_request_is_closed() {
         until_closed(&mut idle).await.starts_with("HTTP/1.1 200 "),
         "an answered one may wait, but not for ever"
     );
+    assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_head_beyond_its_bound_is_refused() {
+    let mut api = Api::start().await;
+    let address = api.listen(ServeLimits::default()).await;
+    for (bytes, status) in [(32 * 1024, "HTTP/1.1 200 "), (128 * 1024, "HTTP/1.1 431 ")] {
+        let mut connection = TcpStream::connect(address).await.unwrap();
+        let filler = "x".repeat(bytes);
+        let head =
+            format!("GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-filler: {filler}\r\n\r\n");
+        connection.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = [0; 13];
+        connection.read_exact(&mut answer).await.unwrap();
+        assert_eq!(std::str::from_utf8(&answer).unwrap(), status);
+    }
 }
 
 #[tokio::test]

@@ -122,6 +122,20 @@ async fn an_unknown_workflow_is_answered_with_the_known_ones() {
 }
 
 #[tokio::test]
+async fn of_many_workflows_some_are_named() {
+    let api = Api::start().await;
+    let project = ProjectId::default_project();
+    let mut workflow = api.store.workflow(&project, "fix").await.unwrap().unwrap().workflow;
+    for number in 0..30 {
+        workflow.name = format!("w{number}");
+        api.store.put_workflow(&project, &workflow).await.unwrap();
+    }
+    let problem = refused(&api, &json!({"workflow": "nope"})).await.json();
+    let message = problem["errors"][0]["message"].as_str().unwrap();
+    assert_eq!(message.matches(", ").count(), 19, "{message}");
+}
+
+#[tokio::test]
 async fn without_a_living_server_no_run_is_accepted() {
     let api = Api::start().await;
     api.clock.advance(limits::SERVER_SILENT_MS + 1);

@@ -1,10 +1,11 @@
 //! Refusals that have nothing to do with a run: routes, methods, types, bodies, queries, faults of the server.
 
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use futures_util::StreamExt;
 use http::{Method, StatusCode};
 use serde_json::json;
 
@@ -89,6 +90,17 @@ async fn a_body_that_is_no_object_or_says_a_thing_twice_is_refused() {
 }
 
 #[tokio::test]
+async fn what_a_problem_repeats_of_a_body_is_cut() {
+    let api = Api::start().await;
+    let text = format!("{{\"{0}\": 1, \"{0}\": 2}}", "n".repeat(100_000));
+    let request = api.request(Method::POST, "/v1/runs").header("content-type", "application/json");
+    let answer = api.send(request.body(Body::from(text)).unwrap()).await;
+    answer.assert_problem(422, "invalid_body");
+    let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+    assert_eq!(detail.len(), "the body cannot be used: ".len() + 300);
+}
+
+#[tokio::test]
 async fn a_body_must_be_called_json() {
     let api = Api::start().await;
     for content_type in
@@ -113,15 +125,16 @@ async fn a_body_that_does_not_come_or_breaks_off_is_a_problem() {
 #[tokio::test]
 async fn a_body_without_end_is_given_up() {
     let api = Api::start().await;
-    let endless = futures_util::stream::repeat(Ok::<_, Infallible>(Bytes::from_static(&[b' '; 64 * 1024])));
-    let taken = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let counter = taken.clone();
-    let endless = endless.inspect(move |_| {
-        counter.fetch_add(64 * 1024, std::sync::atomic::Ordering::SeqCst);
+    let taken = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&taken);
+    let piece = Bytes::from(vec![b' '; 64 * 1024]);
+    let endless = futures_util::stream::repeat_with(move || {
+        counter.fetch_add(piece.len(), Ordering::SeqCst);
+        Ok::<_, Infallible>(piece.clone())
     });
     let request = api.request(Method::POST, "/v1/runs").header("content-type", "application/json");
     api.send(request.body(Body::from_stream(endless)).unwrap()).await.assert_problem(413, "body_too_large");
-    assert!(taken.load(std::sync::atomic::Ordering::SeqCst) <= 21 * 1024 * 1024);
+    assert!(taken.load(Ordering::SeqCst) <= 21 * 1024 * 1024);
 }
 
 #[tokio::test]

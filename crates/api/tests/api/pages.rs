@@ -38,6 +38,14 @@ async fn pages_hold_every_event_once_in_order() {
 }
 
 #[tokio::test]
+async fn a_page_has_a_hundred_events_when_nobody_says_how_many() {
+    let api = Api::start().await;
+    let run = api.finished(100).await;
+    let page = api.get(&events_of(&run.id)).await.json();
+    assert_eq!((seqs(&page).len(), &page["more"]), (100, &json!(true)));
+}
+
+#[tokio::test]
 async fn a_page_behind_the_last_event_is_empty_and_goes_on_from_there() {
     let api = Api::start().await;
     let run = api.finished(0).await;

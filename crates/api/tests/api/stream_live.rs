@@ -158,6 +158,23 @@ async fn a_reader_that_lags_loses_live_text_and_no_event() {
 }
 
 #[tokio::test]
+async fn live_text_without_pause_keeps_no_event_back() {
+    let api = Api::start().await;
+    let claimed = api.running().await;
+    let mut stream = api.stream(&events_of(&claimed.run.id), Some("2")).await;
+    first_delta(&api, &claimed, &mut stream).await;
+    api.say(&claimed, "{}").await;
+    // There is always a newer piece of text, and still the event comes.
+    let mut seen = Vec::new();
+    while ids(&seen).is_empty() {
+        api.publish(&claimed, "more");
+        seen.push(stream.next().await.unwrap());
+        assert!(seen.len() < 10_000, "the event is kept back");
+    }
+    assert_eq!(ids(&seen), [3]);
+}
+
+#[tokio::test]
 async fn an_idle_stream_is_kept_open_by_comments() {
     let api = Api::with(|config| config.limits.heartbeat = Duration::from_millis(20)).await;
     let claimed = api.running().await;

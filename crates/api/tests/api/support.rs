@@ -33,7 +33,7 @@ pub(crate) const NOW_MS: i64 = 1_790_000_000_000;
 /// A repository that runs may name.
 pub(crate) const REPOSITORY: &str = "https://git.example.com/team/project.git";
 /// Longest time for anything in a test: it only ends what hangs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 const WORKFLOW: &str = "---\nname: fix\ndescription: Fixes bugs.\nmaxTurns: 50\ndisallowedTools: WebFetch\n\
      mcpServers: {search: {command: serve, env: {TOKEN: hidden}}}\n\
@@ -172,7 +172,7 @@ impl Api {
     /// A key with all scopes in another project.
     pub(crate) async fn other_projects_key(&self) -> String {
         let database = self.database().await;
-        let sql = "insert into project (id, created_at_ms, checked_at_ms) values ('other', 0, 0)";
+        let sql = "insert into project (id, created_at_ms) values ('other', 0)";
         sqlx::query(sql).execute(&database).await.unwrap();
         let project: ProjectId = "other".parse().unwrap();
         let (_, key) = self.store.create_api_key(&project, "other", &[Scope::Admin]).await.unwrap();
@@ -349,6 +349,11 @@ impl Stream {
 
     /// The next message; none when the stream has ended, whether cleanly or not.
     pub(crate) async fn next(&mut self) -> Option<Message> {
+        // Heartbeats alone are a stream that hangs.
+        tokio::time::timeout(PATIENCE, self.next_message()).await.expect("the stream hangs")
+    }
+
+    async fn next_message(&mut self) -> Option<Message> {
         loop {
             if let Some(message) = self.ready.pop_front() {
                 return Some(message);

@@ -53,7 +53,10 @@ pub(crate) async fn run(flags: Demo, environment: &Environment) -> anyhow::Resul
     tidy(&server).await;
     server.stop().await;
     if let Some(model) = model {
-        print(&format!("the scripted model served {} calls", model.records().iter().filter(|record| record.method == "POST").count()));
+        print(&format!(
+            "the scripted model served {} calls",
+            model.records().iter().filter(|record| record.method == "POST").count()
+        ));
         model.shutdown().await;
     }
     match ended? {

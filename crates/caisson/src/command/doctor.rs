@@ -69,15 +69,16 @@ async fn engine(settings: &Settings) -> Vec<Finding> {
             }
         },
     };
-    vec![
-        Finding { what: "engine", result: engine_result },
-        Finding { what: "image", result: image_result },
-    ]
+    vec![Finding { what: "engine", result: engine_result }, Finding { what: "image", result: image_result }]
 }
 
 fn describe(found: &Capabilities) -> String {
     let (major, minor) = found.api_version;
-    let survives = if found.live_restore { "containers outlive its restart" } else { "containers end with it (no live-restore)" };
+    let survives = if found.live_restore {
+        "containers outlive its restart"
+    } else {
+        "containers end with it (no live-restore)"
+    };
     format!("Docker Engine {} (API {major}.{minor}), {} cores; {survives}", found.engine_version, found.cores)
 }
 
@@ -98,7 +99,9 @@ fn git() -> Result<String, String> {
     #[expect(clippy::disallowed_methods, reason = "git is asked for its version, with an argument vector")]
     let output = std::process::Command::new("git").arg("--version").output();
     match output {
-        Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned()),
+        Ok(output) if output.status.success() => {
+            Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        }
         Ok(_) | Err(_) => Err("git is not installed; repositories on this machine need it".to_owned()),
     }
 }
@@ -125,17 +128,23 @@ fn free_mib(path: &Path) -> nix::Result<u64> {
 
 async fn database(settings: &Settings) -> Vec<Finding> {
     let (database, keys) = match open_store(&settings.state_dir).await {
-        Err(error) => (Err(format!("{error:#}")), Err("not looked at, since there is no database".to_owned())),
+        Err(error) => {
+            (Err(format!("{error:#}")), Err("not looked at, since there is no database".to_owned()))
+        }
         Ok(store) => {
-            let answer = store.ping().await.map(|()| settings.state_dir.join("caisson.db").display().to_string());
+            let answer =
+                store.ping().await.map(|()| settings.state_dir.join("caisson.db").display().to_string());
             let keys = store.list_api_keys(&ProjectId::default_project()).await;
             store.close().await.ok();
             let keys = keys.map(|keys| keys.iter().filter(|key| key.revoked_at_ms.is_none()).count());
-            (answer.map_err(|error| chain(&error)), match keys {
-                Ok(0) => Err("no valid API key; make one with `caisson key create NAME`".to_owned()),
-                Ok(count) => Ok(format!("{count} valid")),
-                Err(error) => Err(chain(&error)),
-            })
+            (
+                answer.map_err(|error| chain(&error)),
+                match keys {
+                    Ok(0) => Err("no valid API key; make one with `caisson key create NAME`".to_owned()),
+                    Ok(count) => Ok(format!("{count} valid")),
+                    Err(error) => Err(chain(&error)),
+                },
+            )
         }
     };
     vec![Finding { what: "database", result: database }, Finding { what: "API keys", result: keys }]
@@ -144,7 +153,8 @@ async fn database(settings: &Settings) -> Vec<Finding> {
 fn model(settings: &Settings) -> Result<String, String> {
     let model = &settings.model;
     if model.api_key.is_none() && model.api_key_file.is_none() && model.auth_token_file.is_none() {
-        return Err("no credential for the model API; set model.api_key_file (CAISSON_MODEL__API_KEY_FILE)".to_owned());
+        return Err("no credential for the model API; set model.api_key_file (CAISSON_MODEL__API_KEY_FILE)"
+            .to_owned());
     }
     Ok(format!("{}, credential configured", model.base_url))
 }

@@ -18,7 +18,10 @@ pub(crate) async fn run(command: Image, environment: &Environment) -> anyhow::Re
         Image::Build { server, base } => {
             let settings = settings(&server, environment)?;
             // A build makes no sandbox, so any id serves.
-            let engine = DockerEngine::connect(&DockerConfig { host: settings.docker.host }, ServerId::new(0, [0; 10]))?;
+            let engine = DockerEngine::connect(
+                &DockerConfig { host: settings.docker.host },
+                ServerId::new(0, [0; 10]),
+            )?;
             engine
                 .build_image(&ImageBuild::default_image(&base), &mut |line: &str| print(line))
                 .await

@@ -22,7 +22,9 @@ pub(crate) async fn run(command: Key, environment: &Environment) -> anyhow::Resu
         Key::Create { server, name, scope, project } => {
             let project: ProjectId = project.parse()?;
             let scopes = scopes(&scope)?;
-            let fits = !name.trim().is_empty() && name.chars().count() <= NAME_CHARS && !name.chars().any(char::is_control);
+            let fits = !name.trim().is_empty()
+                && name.chars().count() <= NAME_CHARS
+                && !name.chars().any(char::is_control);
             anyhow::ensure!(fits, "a key's name is 1 to {NAME_CHARS} characters without control characters");
             let store = open_store(&settings(&server, environment)?.state_dir).await?;
             let (id, token) = store.create_api_key(&project, &name, &scopes).await?;

@@ -55,11 +55,8 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
 }
 
 async fn serve(flags: Serve, environment: &Environment) -> anyhow::Result<u8> {
-    let overrides = Overrides {
-        state_dir: flags.server.state_dir,
-        listen: flags.listen,
-        allow_repo: flags.allow_repo,
-    };
+    let overrides =
+        Overrides { state_dir: flags.server.state_dir, listen: flags.listen, allow_repo: flags.allow_repo };
     let settings = Settings::load(flags.server.config.as_deref(), environment, overrides)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -55,7 +55,8 @@ fn row(run: &RunInfo) -> [String; 6] {
         Some(phase) if run.status == "running" => format!("running/{phase}"),
         Some(_) | None => run.status.clone(),
     };
-    let task: String = run.text("prompt").unwrap_or_default().lines().next().unwrap_or_default().chars().take(40).collect();
+    let task: String =
+        run.text("prompt").unwrap_or_default().lines().next().unwrap_or_default().chars().take(40).collect();
     [
         run.id.clone(),
         status,
@@ -84,20 +85,29 @@ pub(crate) async fn show(flags: One) -> anyhow::Result<u8> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.add_row(["run", run.id.as_str()]).add_row(["status", run.status.as_str()]);
-    for name in ["phase", "workflow", "repository", "base", "branch", "base_commit", "pushed_commit", "session_id"] {
+    for name in
+        ["phase", "workflow", "repository", "base", "branch", "base_commit", "pushed_commit", "session_id"]
+    {
         if let Some(text) = run.text(name) {
             table.add_row([name, &clean(text)]);
         }
     }
     let milliseconds = |name: &str| run.number(name);
     if let (Some(start), Some(end)) = (milliseconds("started_at_ms"), milliseconds("finished_at_ms")) {
-        table.add_row(["took", &format!("{:.1} s", std::time::Duration::from_millis((end - start).unsigned_abs()).as_secs_f64())]);
+        table.add_row([
+            "took",
+            &format!("{:.1} s", std::time::Duration::from_millis((end - start).unsigned_abs()).as_secs_f64()),
+        ]);
     }
     if let Some(usage) = run.rest.get("usage") {
         let number = |name: &str| usage[name].as_i64().unwrap_or(0);
         let text = format!(
             "{} calls, {} in, {} out, {} cached; {}",
-            number("calls"), number("input"), number("output"), number("cache_read"), dollars(cost(&run))
+            number("calls"),
+            number("input"),
+            number("output"),
+            number("cache_read"),
+            dollars(cost(&run))
         );
         table.add_row(["usage", &text]);
     }

@@ -121,7 +121,8 @@ fn repository(text: &str) -> anyhow::Result<String> {
 fn environment(pairs: &[String]) -> anyhow::Result<Value> {
     let mut map = Map::new();
     for pair in pairs {
-        let (name, value) = pair.split_once('=').with_context(|| format!("--env {pair}: write NAME=VALUE"))?;
+        let (name, value) =
+            pair.split_once('=').with_context(|| format!("--env {pair}: write NAME=VALUE"))?;
         map.insert(name.to_owned(), json!(value));
     }
     Ok(Value::Object(map))

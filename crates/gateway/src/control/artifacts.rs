@@ -125,13 +125,16 @@ fn refused(fault: &BodyFault) -> Refusal {
     Refusal::body(fault, ARTIFACT_BYTES as u64)
 }
 
-/// Gives the file its place and makes it known. The place depends on the bytes, so that at every instant the row and the
-/// file it names agree; the file of a replaced artifact goes last.
+/// Gives the file its place and makes it known. The place depends on the bytes, so that at every instant the
+/// row and the file it names agree; the file of a replaced artifact goes last.
 async fn keep(door: &Door, run: &RunId, name: String, upload: Upload) -> Result<(), Refusal> {
     let store = &door.shared.store;
-    let directory = door.shared.artifacts_dir.join(run.as_str());
+    let root = &door.shared.artifacts_dir;
+    let directory = root.join(run.as_str());
     make_directory(&directory).await.map_err(|error| disk(&error))?;
-    let path = directory.join(format!("{}-{name}", upload.sha256));
+    // Kept relative, so that the directory may be moved.
+    let text = format!("{run}/{}-{name}", upload.sha256);
+    let path = root.join(&text);
     fs::rename(&upload.path, &path).await.map_err(|error| disk(&error))?;
     File::open(&directory)
         .await
@@ -140,14 +143,13 @@ async fn keep(door: &Door, run: &RunId, name: String, upload: Upload) -> Result<
         .await
         .map_err(|error| disk(&error))?;
     let before = store.artifact(run, &name).await.map_err(|error| Refusal::store(&error))?;
-    let text = path.to_string_lossy().into_owned();
     let new = NewArtifact { name, size_bytes: upload.size, sha256: upload.sha256, path: text.clone() };
     let stored = store.put_artifact(run, &new).await;
     let old = before.map(|artifact| artifact.path).filter(|old| *old != text);
     match stored {
         Ok(PutArtifact::Stored) => {
             if let Some(old) = old {
-                discard(Path::new(&old)).await;
+                discard(&root.join(old)).await;
             }
             Ok(())
         }
@@ -172,11 +174,11 @@ async fn discard(path: &Path) {
 
 fn disk(error: &io::Error) -> Refusal {
     tracing::error!(error = %error, "an artifact could not be written");
-    let (status, message) = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            (StatusCode::INSUFFICIENT_STORAGE, "the server's disk is full; make room there")
-        }
-        _ => (StatusCode::INTERNAL_SERVER_ERROR, "the server could not write the artifact; its log says why"),
+    let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+    let (status, message) = if full {
+        (StatusCode::INSUFFICIENT_STORAGE, "the server's disk is full; make room there")
+    } else {
+        (StatusCode::INTERNAL_SERVER_ERROR, "the server could not write the artifact; its log says why")
     };
     Refusal::new(status, "disk", message)
 }

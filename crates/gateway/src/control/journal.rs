@@ -13,8 +13,8 @@ use crate::body::Body;
 use crate::problem::{Refusal, json_response};
 use crate::shared::Door;
 
-/// Stores a batch of whole lines. A line that is not understood becomes a note: an error would have the shim send the same
-/// bytes for ever.
+/// Stores a batch of whole lines. A line that is not understood becomes a note: an error would have the shim
+/// send the same bytes for ever.
 pub(super) async fn append(door: &Arc<Door>, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
     let offset: u64 = number(request.uri(), "offset")?
         .ok_or_else(|| Refusal::bad_request("the journal's offset is missing: POST /journal?offset=N"))?;
@@ -29,9 +29,10 @@ pub(super) async fn append(door: &Arc<Door>, request: Request<Incoming>) -> Resu
         .checked_add(batch.bytes)
         .ok_or_else(|| Refusal::bad_request("the journal's offset is too large"))?;
     let store = &door.shared.store;
-    let run = match batch.is_understood() {
-        true => None,
-        false => store.door_run(&door.sandbox).await.map_err(|error| Refusal::store(&error))?,
+    let run = if batch.is_understood() {
+        None
+    } else {
+        store.door_run(&door.sandbox).await.map_err(|error| Refusal::store(&error))?
     };
     let entries = batch.into_entries(run.as_ref().map(|run| (&run.id, run.attempt)));
     let stored = store.append_journal(&door.sandbox, offset, end, entries).await;

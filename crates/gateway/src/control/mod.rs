@@ -161,12 +161,10 @@ pub(crate) async fn read_body(
     }
     let share = u32::try_from(announced.min(BODY_POOL_BYTES)).unwrap_or(u32::MAX);
     let bounds = &door.shared.bounds;
-    let permit = match timeout(bounds.store_hold, Arc::clone(&door.bodies).acquire_many_owned(share)).await {
-        Ok(Ok(permit)) => permit,
-        Ok(Err(_)) | Err(_) => {
-            let message = "too many large requests of this sandbox are under way; try again";
-            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message));
-        }
+    let permit = timeout(bounds.store_hold, Arc::clone(&door.bodies).acquire_many_owned(share)).await;
+    let Ok(Ok(permit)) = permit else {
+        let message = "too many large requests of this sandbox are under way; try again";
+        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message));
     };
     match body::collect(request.into_body(), bound, bounds.body_idle).await {
         Ok(bytes) => Ok((bytes, permit)),

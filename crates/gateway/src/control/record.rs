@@ -1,5 +1,5 @@
-//! From journal lines to events and effects: pure, and never failing. Every text is cut to its bound here, since the
-//! journal is within the agent's reach.
+//! From journal lines to events and effects: pure, and never failing. Every text is cut to its bound here,
+//! since the journal is within the agent's reach.
 
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::RunId;
@@ -15,7 +15,8 @@ use crate::bounds::{EXCERPT_BYTES, JOURNAL_BATCH_LINES, JOURNAL_NOTES, NOTE_BYTE
 #[derive(Debug)]
 pub(super) struct Batch {
     items: Vec<Item>,
-    /// Bytes of the lines that were read: less than the batch has if it has more than [`JOURNAL_BATCH_LINES`].
+    /// Bytes of the lines that were read: less than the batch has if it has more than
+    /// [`JOURNAL_BATCH_LINES`].
     pub(super) bytes: u64,
 }
 
@@ -53,8 +54,8 @@ impl Batch {
         !self.items.iter().any(|item| matches!(item, Item::Puzzle { .. }))
     }
 
-    /// The entries in order. Lines not understood become notes of `run`, the first [`JOURNAL_NOTES`] one by one; without a
-    /// run there is nobody to tell.
+    /// The entries in order. Lines not understood become notes of `run`, the first [`JOURNAL_NOTES`] one by
+    /// one; without a run there is nobody to tell.
     pub(super) fn into_entries(self, run: Option<(&RunId, i64)>) -> Vec<JournalEntry> {
         let mut entries = Vec::with_capacity(self.items.len());
         let mut puzzles = 0_usize;

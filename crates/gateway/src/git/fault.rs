@@ -65,7 +65,7 @@ impl Fault {
 
     pub(super) fn refusal(&self) -> Refusal {
         let (status, code) = match self {
-            Self::NotAllowed | Self::LeadsOut => (StatusCode::FORBIDDEN, "repo_denied"),
+            Self::NotAllowed | Self::LeadsOut => (StatusCode::FORBIDDEN, "policy_denied"),
             Self::Auth { .. } => (StatusCode::FORBIDDEN, "repo_auth"),
             Self::NotFound { .. } | Self::NoRepository => (StatusCode::NOT_FOUND, "repo_unreachable"),
             Self::Redirect { .. }

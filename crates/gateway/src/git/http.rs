@@ -1,6 +1,7 @@
 //! Repositories on a git host: smart HTTP, with the credential of the longest matching prefix.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::http::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, LOCATION,
@@ -46,7 +47,8 @@ impl HttpRepository {
         let mut url = self.below("info/refs");
         url.set_query(Some(&format!("service={}", service.name())));
         let request = self.request(Method::GET, url, protocol.filter(|_| service == Service::UploadPack));
-        self.send(request, &format!("application/x-{}-advertisement", service.name())).await
+        let patience = self.shared.bounds.first_byte;
+        self.send(request, patience, &format!("application/x-{}-advertisement", service.name())).await
     }
 
     pub(super) async fn exchange(
@@ -71,7 +73,12 @@ impl HttpRepository {
             headers.insert(CONTENT_LENGTH, length.into());
         }
         *request.body_mut() = Some(reqwest::Body::wrap_stream(chunks));
-        self.send(request, &format!("application/x-{}-result", service.name())).await
+        // A push is answered only after it was sent as a whole.
+        let patience = match service {
+            Service::UploadPack => self.shared.bounds.first_byte,
+            Service::ReceivePack => self.shared.bounds.exchange,
+        };
+        self.send(request, patience, &format!("application/x-{}-result", service.name())).await
     }
 
     fn below(&self, rest: &str) -> Url {
@@ -95,9 +102,14 @@ impl HttpRepository {
         request
     }
 
-    async fn send(&self, request: reqwest::Request, expected: &str) -> Result<Answer, Fault> {
+    async fn send(
+        &self,
+        request: reqwest::Request,
+        patience: Duration,
+        expected: &str,
+    ) -> Result<Answer, Fault> {
         let bounds = &self.shared.bounds;
-        let sent = timeout(bounds.exchange, self.shared.git.client.execute(request)).await;
+        let sent = timeout(patience, self.shared.git.client.execute(request)).await;
         let response = match sent {
             Ok(Ok(response)) => response,
             Ok(Err(error)) if error.is_connect() => return Err(Fault::Connect),
@@ -129,8 +141,8 @@ impl HttpRepository {
     }
 }
 
-/// Learns the length of a short request, since not every server in front of a git host takes one without. Git itself does
-/// not tell the length of a long one either.
+/// Learns the length of a short request, since not every server in front of a git host takes one without. Git
+/// itself does not tell the length of a long one either.
 async fn gathered(mut chunks: Chunks) -> (Chunks, Option<u64>) {
     let mut seen = Vec::new();
     let mut bytes = 0;

@@ -1,4 +1,5 @@
-//! Repositories that are directories on the server: served by git itself, under the allowed directories alone.
+//! Repositories that are directories on the server: served by git itself, under the allowed directories
+//! alone.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -16,7 +17,7 @@ use tokio::time::timeout;
 use tokio_util::io::ReaderStream;
 
 use super::fault::Fault;
-use super::{Answer, Exchange, Service, peeked, pktline};
+use super::{Answer, Exchange, Service, pktline};
 use crate::body::{self, Chunks};
 use crate::bounds::STDERR_BYTES;
 use crate::shared::Shared;
@@ -100,13 +101,19 @@ impl LocalRepository {
             return Err(Fault::Local { detail: "git has no output".to_owned() });
         };
         let output = ReaderStream::new(stdout).map(|chunk| chunk.map_err(Into::into));
-        let (found, output) = peeked(body::timed(output, bounds.idle, bounds.exchange)).await;
-        if found {
-            return Ok(attended(child, output));
+        let mut output = body::timed(output, bounds.idle, bounds.exchange);
+        match output.next().await {
+            Some(Ok(first)) => {
+                let whole = stream::iter([Ok(first)]).chain(output).boxed();
+                return Ok(attended(child, whole));
+            }
+            // Dropping the child kills it.
+            Some(Err(_)) => return Err(Fault::Local { detail: "git did not answer in time".to_owned() }),
+            None => {}
         }
         match timeout(EXIT, child.wait()).await {
             // Nothing was asked and nothing is answered.
-            Ok(Ok(status)) if status.success() => Ok(output),
+            Ok(Ok(status)) if status.success() => Ok(stream::empty().boxed()),
             Ok(_) => {
                 let said = match said {
                     Some(said) => timeout(EXIT, said).await.ok().and_then(Result::ok).unwrap_or_default(),
@@ -114,8 +121,7 @@ impl LocalRepository {
                 };
                 Err(Fault::Local { detail: said })
             }
-            // Dropping the child kills it.
-            Err(_) => Err(Fault::Local { detail: "git did not answer in time".to_owned() }),
+            Err(_) => Err(Fault::Local { detail: "git closed its output and did not end".to_owned() }),
         }
     }
 }
@@ -145,8 +151,9 @@ fn named_in(file: &Path) -> Option<PathBuf> {
     Some(PathBuf::from(text.strip_prefix("gitdir: ")?.trim_end_matches(['\n', '\r'])))
 }
 
-/// Git with nothing of the server's environment or of its user's configuration. Which directories are served is the
-/// allow-list's word, so git's own question who owns them is answered beforehand; what is pushed is checked.
+/// Git with nothing of the server's environment or of its user's configuration. Which directories are served
+/// is the allow-list's word, so git's own question who owns them is answered beforehand; what is pushed is
+/// checked.
 #[expect(clippy::disallowed_methods, reason = "the one place of this crate that starts a process")]
 fn git(program: &Path) -> Command {
     const SETTINGS: [(&str, &str); 4] = [
@@ -206,9 +213,8 @@ fn attended(child: Child, output: Chunks) -> Chunks {
         if let Some(chunk) = output.next().await {
             return Some((chunk, (child, output)));
         }
-        match timeout(EXIT, child.wait()).await {
-            Ok(Ok(status)) => tracing::debug!(%status, "git ended"),
-            Ok(Err(_)) | Err(_) => tracing::warn!("git did not end after its output; killing it"),
+        if !matches!(timeout(EXIT, child.wait()).await, Ok(Ok(_))) {
+            tracing::warn!("git did not end after its output; killing it");
         }
         None
     })

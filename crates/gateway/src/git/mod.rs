@@ -1,4 +1,5 @@
-//! `/git/origin`: the run's repository by smart HTTP. Fetches of it, and pushes to the run's own branch alone.
+//! `/git/origin`: the run's repository by smart HTTP. Fetches of it, and pushes to the run's own branch
+//! alone.
 
 mod fault;
 mod http;
@@ -18,9 +19,11 @@ use caisson_domain::event::EventKind;
 use caisson_domain::git::{AllowList, Repository};
 use caisson_domain::protocol::paths;
 use caisson_domain::run::Run;
-use futures_util::StreamExt;
+use futures_util::stream::{self, StreamExt};
 use hyper::body::Incoming;
 use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
 
 use self::fault::Fault;
 use self::http::HttpRepository;
@@ -158,13 +161,18 @@ async fn serve(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Resu
         return Err(Refusal::new(StatusCode::FORBIDDEN, "no_repository", message));
     };
     let shared = &door.shared;
+    let slot = timeout(shared.bounds.store_hold, Arc::clone(&door.exchanges).acquire_owned()).await;
+    let Ok(Ok(slot)) = slot else {
+        let message = "too many git requests of this sandbox are under way; try again";
+        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message));
+    };
     let upstream = match Upstream::of(shared, repository).await {
         Ok(upstream) => upstream,
-        Err(fault) => return Err(tell(shared, &run, fault).await),
+        Err(fault) => return Err(tell(door, &run, fault).await),
     };
     let protocol = protocol(request.headers());
     let answered = match operation {
-        Operation::Push => return push::answer(door, run, upstream, request).await,
+        Operation::Push => return push::answer(door, (run, slot), upstream, request).await,
         Operation::Advertise(service) => upstream.advertise(service, protocol.as_deref()).await,
         Operation::Fetch => match fetch_request(shared, request) {
             Ok(exchange) => upstream.exchange(Service::UploadPack, protocol.as_deref(), exchange).await,
@@ -172,9 +180,18 @@ async fn serve(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Resu
         },
     };
     match answered {
-        Ok(answer) => Ok(respond(operation, answer)),
-        Err(fault) => Err(tell(shared, &run, fault).await),
+        Ok(answer) => Ok(respond(operation, Answer { chunks: holding(slot, answer.chunks), ..answer })),
+        Err(fault) => Err(tell(door, &run, fault).await),
     }
+}
+
+/// The chunks, with a slot that is free again when they were read or dropped.
+fn holding(slot: OwnedSemaphorePermit, chunks: Chunks) -> Chunks {
+    stream::unfold((slot, chunks), |(slot, mut chunks)| async move {
+        let chunk = chunks.next().await?;
+        Some((chunk, (slot, chunks)))
+    })
+    .boxed()
 }
 
 fn operation(method: &Method, rest: &str, query: Option<&str>) -> Result<Operation, Refusal> {
@@ -248,7 +265,7 @@ fn respond(operation: Operation, answer: Answer) -> Response<Body> {
 }
 
 /// Writes the event that tells of a fault and makes the refusal of it.
-async fn tell(shared: &Shared, run: &Run, fault: Fault) -> Refusal {
+async fn tell(door: &Door, run: &Run, fault: Fault) -> Refusal {
     let refusal = fault.refusal();
     let (kind, data) = match fault.status() {
         None => {
@@ -262,22 +279,8 @@ async fn tell(shared: &Shared, run: &Run, fault: Fault) -> Refusal {
             (EventKind::GatewayUpstreamFailed, data)
         }
     };
-    shared.tell(&run.id, kind, data).await;
+    door.tell(&run.id, kind, data).await;
     refusal
-}
-
-/// The first piece of a stream, put back: whether there is one decides what is answered.
-async fn peeked(mut chunks: Chunks) -> (bool, Chunks) {
-    loop {
-        match chunks.next().await {
-            None => return (false, futures_util::stream::empty().boxed()),
-            Some(Ok(chunk)) if chunk.is_empty() => {}
-            Some(first) => {
-                let found = first.is_ok();
-                return (found, futures_util::stream::iter([first]).chain(chunks).boxed());
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -297,6 +300,19 @@ mod tests {
         for path in ["origin/HEAD", "origin/objects/info/packs", "other/info/refs", "origin", ""] {
             assert_eq!(of(Method::GET, path, None).unwrap_err().status.as_u16(), 404, "{path}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_slot_is_held_until_the_answer_is_read_or_dropped() {
+        let slots = Arc::new(tokio::sync::Semaphore::new(2));
+        let answer = || stream::iter([Ok(bytes::Bytes::new())]).boxed();
+        let mut read = holding(Arc::clone(&slots).try_acquire_owned().unwrap(), answer());
+        let dropped = holding(Arc::clone(&slots).try_acquire_owned().unwrap(), answer());
+        assert!(read.next().await.is_some());
+        assert_eq!(slots.available_permits(), 0);
+        drop(dropped);
+        assert!(read.next().await.is_none());
+        assert_eq!(slots.available_permits(), 2);
     }
 
     #[test]

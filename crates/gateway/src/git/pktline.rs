@@ -1,6 +1,7 @@
 //! Git's pkt-lines and the command section of a push: pure, and bounded.
 //!
-//! Sources: gitprotocol-common(5) for the framing, gitprotocol-pack(5) "Reference Update Request" for the commands.
+//! Sources: gitprotocol-common(5) for the framing, gitprotocol-pack(5) "Reference Update Request" for the
+//! commands.
 
 use bytes::{Buf, Bytes, BytesMut};
 

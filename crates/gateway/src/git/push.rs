@@ -1,7 +1,6 @@
 //! `POST git-receive-pack`: judged before a byte is forwarded, recorded before its end is passed on.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use ::http::{Request, Response, StatusCode};
 use bytes::Bytes;
@@ -11,7 +10,7 @@ use caisson_store::{BoxError, PushRecord};
 use futures_util::stream::{self, StreamExt};
 use hyper::body::Incoming;
 use serde_json::json;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::timeout;
 
 use super::fault::Fault;
@@ -25,29 +24,34 @@ use crate::hold::hold;
 use crate::problem::Refusal;
 use crate::shared::{Door, Shared};
 
-/// A push on its way: a task of its own, so that it is recorded whatever becomes of the connection it came by.
+/// A push on its way: a task of its own, so that it is recorded whatever becomes of the connection it came
+/// by.
 struct Push {
-    shared: Arc<Shared>,
+    door: Arc<Door>,
     run: Run,
+    /// The sandbox's share of exchanges.
+    slot: OwnedSemaphorePermit,
     upstream: Upstream,
     section: Section,
     exchange: Exchange,
-    /// Set when the push turned out larger than its bound.
-    too_large: Arc<AtomicBool>,
+    surplus: Surplus,
 }
+
+/// What follows the bound in a push that turned out larger: none otherwise.
+type Surplus = Arc<Mutex<Option<Chunks>>>;
 
 type Reply = oneshot::Sender<Result<Response<Body>, Refusal>>;
 
 pub(super) async fn answer(
     door: &Arc<Door>,
-    run: Run,
+    (run, slot): (Run, OwnedSemaphorePermit),
     upstream: Upstream,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Refusal> {
     let shared = &door.shared;
     let mut exchange = match incoming(shared, request) {
         Ok(exchange) => exchange,
-        Err(fault) => return Err(tell(shared, &run, fault).await),
+        Err(fault) => return Err(tell(door, &run, fault).await),
     };
     let (section, rest) = read_section(&mut exchange.chunks).await?;
     if section.commands.is_empty() {
@@ -63,13 +67,14 @@ pub(super) async fn answer(
     }
     if !denials.is_empty() {
         drain(shared, exchange.chunks).await;
-        return Ok(deny(shared, &run, &section, &denials).await);
+        return Ok(deny(door, &run, &section, &denials).await);
     }
     let first = [section.raw.clone(), rest].into_iter().filter(|part| !part.is_empty()).map(Ok);
-    let whole = body::bounded(stream::iter(first).chain(exchange.chunks).boxed(), bound);
-    let flag = Arc::new(AtomicBool::new(false));
-    let exchange = Exchange { chunks: watched(whole, Arc::clone(&flag)), length: exchange.length };
-    let push = Push { shared: Arc::clone(shared), run, upstream, section, exchange, too_large: flag };
+    let whole = stream::iter(first).chain(exchange.chunks).boxed();
+    let surplus = Surplus::default();
+    let chunks = limited(whole, bound, Arc::clone(&surplus));
+    let exchange = Exchange { chunks, length: exchange.length };
+    let push = Push { door: Arc::clone(door), run, slot, upstream, section, exchange, surplus };
     let (reply, answered) = oneshot::channel();
     shared.tracker.spawn(carry(push, reply));
     answered.await.unwrap_or_else(|_| {
@@ -104,18 +109,30 @@ fn too_large(section: &Section, bytes: u64) -> Denial {
     Denial { ref_name, rule: "push_size", reason }
 }
 
-/// Raises the flag when the stream ends for its size.
-fn watched(chunks: Chunks, flag: Arc<AtomicBool>) -> Chunks {
-    chunks
-        .inspect(move |chunk| {
-            if chunk.as_ref().is_err_and(|error| matches!(error.downcast_ref(), Some(BodyFault::TooLarge))) {
-                flag.store(true, Ordering::Relaxed);
+/// Ends the push with an error where it becomes larger than `bound`, and keeps what follows for [`drain`].
+fn limited(chunks: Chunks, bound: u64, surplus: Surplus) -> Chunks {
+    stream::unfold(Some((chunks, bound)), move |state| {
+        let surplus = Arc::clone(&surplus);
+        async move {
+            let (mut chunks, left) = state?;
+            let chunk = match chunks.next().await? {
+                Ok(chunk) => chunk,
+                Err(error) => return Some((Err(error), None)),
+            };
+            if let Some(left) = left.checked_sub(chunk.len() as u64) {
+                return Some((Ok(chunk), Some((chunks, left))));
             }
-        })
-        .boxed()
+            if let Ok(mut surplus) = surplus.lock() {
+                *surplus = Some(chunks);
+            }
+            Some((Err(BodyFault::TooLarge.into()), None))
+        }
+    })
+    .boxed()
 }
 
-/// Reads a refused push to its end, so that git listens to the answer instead of finding its connection closed.
+/// Reads a refused push to its end, so that git listens to the answer instead of finding its connection
+/// closed.
 async fn drain(shared: &Shared, chunks: Chunks) {
     let mut chunks = body::bounded(chunks, DENIED_BYTES);
     let all = async { while let Some(Ok(_)) = chunks.next().await {} };
@@ -125,12 +142,12 @@ async fn drain(shared: &Shared, chunks: Chunks) {
 }
 
 /// Tells of the refusal and answers it as a git host's own hook would.
-async fn deny(shared: &Shared, run: &Run, section: &Section, denials: &[Denial]) -> Response<Body> {
+async fn deny(door: &Door, run: &Run, section: &Section, denials: &[Denial]) -> Response<Body> {
     for denial in denials {
         let data = json!({
             "what": "push", "ref": denial.ref_name, "rule": denial.rule, "remedy": denial.reason,
         });
-        shared.tell(&run.id, EventKind::GatewayDenied, data).await;
+        door.tell(&run.id, EventKind::GatewayDenied, data).await;
     }
     let report = Bytes::from(receive::refusal(section, denials));
     let chunks = stream::iter([Ok::<_, BoxError>(report)]).boxed();
@@ -139,24 +156,27 @@ async fn deny(shared: &Shared, run: &Run, section: &Section, denials: &[Denial])
 
 /// Forwards the push, passes the answer on and records what became of each ref.
 async fn carry(push: Push, mut reply: Reply) {
-    let Push { shared, run, upstream, section, exchange, too_large: flag } = push;
+    let Push { door, run, slot, upstream, section, exchange, surplus } = push;
+    let shared = &door.shared;
     let sent = tokio::select! {
         sent = upstream.exchange(Service::ReceivePack, None, exchange) => sent,
         () = shared.patience(reply.closed(), shared.bounds.drain) => {
             Err(Fault::Failed { status: 0, detail: "was not waited for any longer" })
         }
     };
-    if flag.load(Ordering::Relaxed) {
+    let surplus = surplus.lock().ok().and_then(|mut surplus| surplus.take());
+    if let Some(rest) = surplus {
+        drain(shared, rest).await;
         let denials = [too_large(&section, shared.bounds.push_bytes)];
-        return hand_over(reply, Ok(deny(&shared, &run, &section, &denials).await));
+        return hand_over(reply, Ok(deny(&door, &run, &section, &denials).await));
     }
     let answer = match sent {
         Ok(answer) => answer,
         Err(fault) => {
             if fault.is_unclear() {
-                record(&shared, &run, &upstream, (&section, None)).await;
+                record(shared, &run, &upstream, (&section, None)).await;
             }
-            let refusal = tell(&shared, &run, fault).await;
+            let refusal = tell(&door, &run, fault).await;
             return hand_over(reply, Err(refusal));
         }
     };
@@ -167,16 +187,17 @@ async fn carry(push: Push, mut reply: Reply) {
     hand_over(reply, Ok(response));
     let left = sender.clone();
     let passed = tokio::select! {
-        passed = pass(&shared, answer.chunks, sender, report.as_mut()) => passed,
+        passed = pass(shared, answer.chunks, sender, report.as_mut()) => passed,
         () = shared.patience(left.closed(), shared.bounds.drain) => Err(()),
     };
-    record(&shared, &run, &upstream, (&section, report.as_ref())).await;
+    record(shared, &run, &upstream, (&section, report.as_ref())).await;
     let end = passed.map_err(|()| BodyFault::Broken("the git host's answer was cut".into()).into());
     if let Some(last) = end.transpose()
         && timeout(shared.bounds.grace, left.send(last)).await.is_err()
     {
         tracing::debug!(run.id = %run.id, "a reader that does not read was left");
     }
+    drop(slot);
 }
 
 fn hand_over(reply: Reply, answer: Result<Response<Body>, Refusal>) {
@@ -207,8 +228,8 @@ async fn pass(
     Ok(held)
 }
 
-/// Records each ref. Where the host's word did not arrive, its list of refs is asked: a push that was taken and not recorded
-/// would be lost, since the next one would have nothing to do.
+/// Records each ref. Where the host's word did not arrive, its list of refs is asked: a push that was taken
+/// and not recorded would be lost, since the next one would have nothing to do.
 async fn record(
     shared: &Shared,
     run: &Run,
@@ -241,7 +262,9 @@ async fn record(
             message,
         };
         let store = &shared.store;
-        if let Err(error) = hold(shared.bounds.settle_hold, || store.record_push(&run.id, &push)).await {
+        let recorded =
+            hold(&shared.cancel, shared.bounds.settle_hold, || store.record_push(&run.id, &push)).await;
+        if let Err(error) = recorded {
             tracing::error!(run.id = %run.id, error = %error, "a push of {} was not recorded", run.id);
         }
     }

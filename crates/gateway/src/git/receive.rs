@@ -18,7 +18,8 @@ pub(super) struct Denial {
     pub(super) reason: String,
 }
 
-/// The refs that break the rule: a push creates or updates `branch` (a full ref), nothing else, once. Empty means: forward it.
+/// The refs that break the rule: a push creates or updates `branch` (a full ref), nothing else, once. Empty
+/// means: forward it.
 pub(super) fn judge(section: &Section, branch: &str) -> Vec<Denial> {
     let deny =
         |command: &Command, rule, reason: String| Denial { ref_name: command.ref_name.clone(), rule, reason };

@@ -33,7 +33,6 @@ impl Account {
         run: &RunId,
         ask: Option<Ask>,
     ) -> Result<Self, StoreError> {
-        let began = Instant::now();
         let pending = match ask {
             None => None,
             Some(ask) => {
@@ -43,11 +42,13 @@ impl Account {
                     estimate_cost_micro_usd: shared.prices.cost_micro_usd(&ask.model, &ask.estimate),
                 };
                 let store = &shared.store;
-                let id = hold(shared.bounds.store_hold, || store.begin_model_call(run, &call)).await?;
+                let id =
+                    hold(&shared.cancel, shared.bounds.store_hold, || store.begin_model_call(run, &call))
+                        .await?;
                 Some(Pending { id, ask })
             }
         };
-        Ok(Self { shared, pending, began, first_byte: None })
+        Ok(Self { shared, pending, began: Instant::now(), first_byte: None })
     }
 
     /// The reply's head is there.
@@ -61,7 +62,8 @@ impl Account {
         self.settle(status, &free).await;
     }
 
-    /// Settles with what the reply told. If the database stays away, the row keeps its estimate until the next start.
+    /// Settles with what the reply told. If the database stays away, the row keeps its estimate until the
+    /// next start.
     pub(super) async fn settle(&mut self, status: u16, reading: &Reading) {
         let patience = self.shared.bounds.settle_hold;
         if let Err(error) = self.try_settle(status, reading, patience).await {
@@ -69,8 +71,8 @@ impl Account {
         }
     }
 
-    /// Settles before the end of the reply is passed on, so that whoever saw the end finds it counted. Not for long: after a
-    /// bounded time the end is passed on and the settling comes after it.
+    /// Settles before the end of the reply is passed on, so that whoever saw the end finds it counted. Not
+    /// for long: after a bounded time the end is passed on and the settling comes after it.
     pub(super) async fn settle_before_end(&mut self, status: u16, reading: &Reading) {
         let patience = self.shared.bounds.end_hold;
         // Late or failed: `settle` tries again at the end.
@@ -98,7 +100,7 @@ impl Account {
             duration_ms: millis(self.began.elapsed()),
         };
         let store = &self.shared.store;
-        hold(patience, || store.settle_model_call(id, &settled)).await?;
+        hold(&self.shared.cancel, patience, || store.settle_model_call(id, &settled)).await?;
         self.pending = None;
         Ok(())
     }

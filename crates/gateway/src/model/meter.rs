@@ -1,8 +1,8 @@
 //! Reads usage from a reply of the model API while its bytes pass unchanged.
 //!
-//! Source of the shapes: the Messages API's documentation of streaming. `message_start` carries the input's counts,
-//! `message_delta` the output's (cumulative), `message_stop` ends the message; a reply that is not streamed is one JSON object
-//! with `model` and `usage`.
+//! Source of the shapes: the Messages API's documentation of streaming. `message_start` carries the input's
+//! counts, `message_delta` the output's (cumulative), `message_stop` ends the message; a reply that is not
+//! streamed is one JSON object with `model` and `usage`.
 
 use std::io::{self, Write};
 
@@ -29,8 +29,8 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    /// The counts to settle with. What is not final is at least as much as was seen, and at least the estimate: an honest
-    /// guess errs to the dear side.
+    /// The counts to settle with. What is not final is at least as much as was seen, and at least the
+    /// estimate: an honest guess errs to the dear side.
     pub(super) fn merged(&self, estimate: &TokenCounts) -> TokenCounts {
         match self.tokens {
             None => *estimate,

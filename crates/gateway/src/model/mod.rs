@@ -22,7 +22,7 @@ use crate::config::{GatewayError, ModelUpstream, check_url, client};
 use crate::control::{heavy, read_body};
 use crate::grants;
 use crate::problem::{Refusal, bare};
-use crate::shared::{Door, Shared};
+use crate::shared::Door;
 
 /// The model API as this gateway reaches it.
 pub(crate) struct ModelSide {
@@ -42,9 +42,10 @@ impl ModelSide {
     }
 }
 
-/// One call on its way: a task of its own, so that it is settled whatever becomes of the connection it came by.
+/// One call on its way: a task of its own, so that it is settled whatever becomes of the connection it came
+/// by.
 struct Call {
-    shared: Arc<Shared>,
+    door: Arc<Door>,
     run: Run,
     request: reqwest::Request,
     /// None if the call costs nothing.
@@ -74,8 +75,7 @@ async fn forward(
     }
     let call = prepare(door, run, request, route, rest).await?;
     let (head, reply) = oneshot::channel();
-    let shared = Arc::clone(&door.shared);
-    shared.tracker.spawn(stream::carry(call, head));
+    door.shared.tracker.spawn(stream::carry(call, head));
     reply.await.map_err(|_| {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the call was given up inside the server")
     })
@@ -116,5 +116,5 @@ async fn prepare(
     if !bytes.is_empty() {
         *upstream.body_mut() = Some(bytes.into());
     }
-    Ok(Call { shared: Arc::clone(&door.shared), run, request: upstream, ask, permits: (slot, share) })
+    Ok(Call { door: Arc::clone(door), run, request: upstream, ask, permits: (slot, share) })
 }

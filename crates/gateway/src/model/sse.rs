@@ -1,24 +1,41 @@
-//! Server-sent events, read while they pass: incremental, bounded, never failing. Source: the WHATWG HTML standard, "Parsing
-//! an event stream". Only `data` matters here; names, ids and retry times are skipped.
+//! Server-sent events, read while they pass: incremental, bounded, never failing. Source: the WHATWG HTML
+//! standard, "Parsing an event stream". Only `data` matters here; names, ids and retry times are skipped.
 
 use crate::bounds::SSE_LINE_BYTES;
+
+/// Bytes up to [`SSE_LINE_BYTES`]; none once they were more.
+#[derive(Debug)]
+struct Bounded(Option<Vec<u8>>);
+
+impl Default for Bounded {
+    fn default() -> Self {
+        Self(Some(Vec::new()))
+    }
+}
+
+impl Bounded {
+    fn extend(&mut self, part: &[u8]) {
+        if let Some(bytes) = &mut self.0 {
+            if bytes.len() + part.len() > SSE_LINE_BYTES {
+                self.0 = None;
+            } else {
+                bytes.extend_from_slice(part);
+            }
+        }
+    }
+}
 
 /// Reads events from bytes cut anywhere.
 #[derive(Debug, Default)]
 pub(super) struct Parser {
-    /// The line so far, at most [`SSE_LINE_BYTES`].
-    line: Vec<u8>,
-    /// The line is longer than its bound: its rest is skipped.
-    too_long: bool,
+    /// The line so far.
+    line: Bounded,
     /// The last byte was a carriage return: a line feed that follows belongs to it.
     after_return: bool,
     /// The first line was seen, so no byte order mark can come any more.
     begun: bool,
-    /// Data of the event so far, at most [`SSE_LINE_BYTES`].
-    data: Vec<u8>,
-    has_data: bool,
-    /// Part of the event was longer than its bound: it is not shown.
-    spoiled: bool,
+    /// Data of the event so far, if it has any; an event that is too long is not shown.
+    data: Option<Bounded>,
 }
 
 impl Parser {
@@ -29,7 +46,7 @@ impl Parser {
             bytes = bytes.strip_prefix(b"\n").unwrap_or(bytes);
         }
         while let Some(end) = bytes.iter().position(|byte| matches!(byte, b'\n' | b'\r')) {
-            self.extend(&bytes[..end]);
+            self.line.extend(&bytes[..end]);
             let returned = bytes[end] == b'\r';
             bytes = &bytes[end + 1..];
             if returned {
@@ -38,7 +55,7 @@ impl Parser {
             }
             self.end_line(each);
         }
-        self.extend(bytes);
+        self.line.extend(bytes);
     }
 
     /// The stream ended: an event without its closing empty line is shown all the same.
@@ -47,48 +64,30 @@ impl Parser {
         self.dispatch(each);
     }
 
-    fn extend(&mut self, part: &[u8]) {
-        if self.too_long || self.line.len() + part.len() > SSE_LINE_BYTES {
-            self.too_long = true;
-            self.line.clear();
-        } else {
-            self.line.extend_from_slice(part);
-        }
-    }
-
     fn end_line<F: FnMut(&[u8])>(&mut self, each: &mut F) {
-        let mut line = std::mem::take(&mut self.line);
-        let too_long = std::mem::take(&mut self.too_long);
-        if !std::mem::replace(&mut self.begun, true) && line.starts_with(b"\xef\xbb\xbf") {
-            line.drain(..3);
-        }
-        if too_long {
-            self.spoiled = true;
-        } else if line.is_empty() {
+        let begun = std::mem::replace(&mut self.begun, true);
+        let Some(line) = std::mem::take(&mut self.line).0 else {
+            self.data = Some(Bounded(None));
+            return;
+        };
+        let line = if begun { &line[..] } else { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line) };
+        if line.is_empty() {
             self.dispatch(each);
-        } else if let Some(value) = field(&line, b"data") {
-            let joint = usize::from(self.has_data);
-            if self.data.len() + joint + value.len() > SSE_LINE_BYTES {
-                self.spoiled = true;
-            } else {
-                if self.has_data {
-                    self.data.push(b'\n');
+        } else if let Some(value) = field(line, b"data") {
+            match &mut self.data {
+                None => self.data.insert(Bounded::default()).extend(value),
+                Some(data) => {
+                    data.extend(b"\n");
+                    data.extend(value);
                 }
-                self.data.extend_from_slice(value);
-                self.has_data = true;
             }
         }
-        line.clear();
-        self.line = line;
     }
 
     fn dispatch<F: FnMut(&[u8])>(&mut self, each: &mut F) {
-        if self.has_data && !self.spoiled {
-            each(&self.data);
+        if let Some(Bounded(Some(data))) = self.data.take() {
+            each(&data);
         }
-        self.data.clear();
-        self.has_data = false;
-        self.spoiled = false;
     }
 }
 

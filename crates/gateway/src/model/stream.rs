@@ -16,7 +16,7 @@ use super::{Call, request};
 use crate::body::{self, Body, BodyFault, ChunkSender};
 use crate::bounds::{CHUNK_BYTES, CHUNKS};
 use crate::problem::Refusal;
-use crate::shared::Shared;
+use crate::shared::{Door, Shared};
 
 /// Why there is no reply.
 #[derive(Debug, Clone, Copy)]
@@ -38,25 +38,27 @@ enum End {
     Cut,
 }
 
-/// Carries the call to its end and settles it. The head of the reply goes to `reply`, if somebody still waits for it.
+/// Carries the call to its end and settles it. The head of the reply goes to `reply`, if somebody still waits
+/// for it.
 pub(super) async fn carry(call: Call, mut reply: oneshot::Sender<Response<Body>>) {
-    let Call { shared, run, request, ask, permits: (_slot, share) } = call;
-    let mut account = match Account::begin(Arc::clone(&shared), &run.id, ask).await {
+    let Call { door, run, request, ask, permits: (_slot, share) } = call;
+    let shared = &door.shared;
+    let mut account = match Account::begin(Arc::clone(shared), &run.id, ask).await {
         Ok(account) => account,
         Err(error) => return hand_over(reply, Refusal::store(&error).into_model_response()),
     };
-    let head = send(&shared, request, &mut reply).await;
+    let head = send(shared, request, &mut reply).await;
     drop(share);
     let upstream = match head {
         Ok(upstream) => upstream,
         Err(fault) => {
-            failed(&shared, &run, &mut account, fault).await;
+            failed(&door, &run, &mut account, fault).await;
             return hand_over(reply, unreachable_answer(fault));
         }
     };
     account.answered();
     let status = upstream.status();
-    if let Some(answer) = refused(&shared, &run, status).await {
+    if let Some(answer) = refused(&door, &run, status).await {
         account.settle_free(status.as_u16()).await;
         return hand_over(reply, answer);
     }
@@ -71,7 +73,7 @@ pub(super) async fn carry(call: Call, mut reply: oneshot::Sender<Response<Body>>
     hand_over(reply, response);
     let left = sender.clone();
     let end = tokio::select! {
-        end = pass(&shared, upstream, sender, (&mut meter, &mut account)) => end,
+        end = pass(shared, upstream, sender, (&mut meter, &mut account)) => end,
         () = shared.patience(left.closed(), shared.bounds.drain) => End::Cut,
     };
     if end == End::Cut {
@@ -114,7 +116,7 @@ async fn send(
 }
 
 /// There is no reply: only a call that never left costs nothing for sure.
-async fn failed(shared: &Shared, run: &Run, account: &mut Account, fault: Fault) {
+async fn failed(door: &Door, run: &Run, account: &mut Account, fault: Fault) {
     match fault {
         Fault::Connect => account.settle_free(0).await,
         Fault::Broken | Fault::Timeout | Fault::Abandoned => {
@@ -128,7 +130,7 @@ async fn failed(shared: &Shared, run: &Run, account: &mut Account, fault: Fault)
         Fault::Abandoned => return,
     };
     let data = json!({"upstream": "model", "kind": kind, "status": 0});
-    shared.tell(&run.id, EventKind::GatewayUpstreamFailed, data).await;
+    door.tell(&run.id, EventKind::GatewayUpstreamFailed, data).await;
 }
 
 fn unreachable_answer(fault: Fault) -> Response<Body> {
@@ -141,12 +143,12 @@ fn unreachable_answer(fault: Fault) -> Response<Body> {
     Refusal::new(StatusCode::BAD_GATEWAY, "model_unreachable", message).into_model_response()
 }
 
-/// An answer of our own in place of replies that the agent could not understand, and the event for a refused credential. The
-/// agent retries a 401 for three minutes, and the credential is not its own: it is told 403.
-async fn refused(shared: &Shared, run: &Run, status: StatusCode) -> Option<Response<Body>> {
+/// An answer of our own in place of replies that the agent could not understand, and the event for a refused
+/// credential. The agent retries a 401 for three minutes, and the credential is not its own: it is told 403.
+async fn refused(door: &Door, run: &Run, status: StatusCode) -> Option<Response<Body>> {
     if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
         let data = json!({"upstream": "model", "kind": "auth", "status": status.as_u16()});
-        shared.tell(&run.id, EventKind::GatewayUpstreamFailed, data).await;
+        door.tell(&run.id, EventKind::GatewayUpstreamFailed, data).await;
     }
     if status == StatusCode::UNAUTHORIZED {
         let message =
@@ -155,7 +157,7 @@ async fn refused(shared: &Shared, run: &Run, status: StatusCode) -> Option<Respo
     }
     if status.is_redirection() {
         let data = json!({"upstream": "model", "kind": "redirect", "status": status.as_u16()});
-        shared.tell(&run.id, EventKind::GatewayUpstreamFailed, data).await;
+        door.tell(&run.id, EventKind::GatewayUpstreamFailed, data).await;
         let message = "the model API's URL redirects; set the final URL in the server's configuration";
         return Some(Refusal::new(StatusCode::BAD_GATEWAY, "model_redirect", message).into_model_response());
     }

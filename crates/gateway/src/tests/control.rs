@@ -174,14 +174,15 @@ async fn an_artifact_is_kept_whole_and_replaced_by_name() {
     let path = format!("/artifacts/{}/work.patch", sandbox.run.id);
     assert_eq!(sandbox.control(Method::PUT, &path, "one").await.status, 204);
     let first = world.store.artifact(&sandbox.run.id, "work.patch").await.unwrap().unwrap();
-    assert_eq!(std::fs::read_to_string(&first.path).unwrap(), "one");
+    let file = |path: &str| world.root.path().join("artifacts").join(path);
+    assert_eq!(std::fs::read_to_string(file(&first.path)).unwrap(), "one");
     assert_eq!((first.size_bytes, first.sha256), (3, hex::encode(Sha256::digest("one"))));
     assert_eq!(sandbox.control(Method::PUT, &path, "one").await.status, 204);
-    assert!(std::path::Path::new(&first.path).exists());
+    assert!(file(&first.path).exists());
     assert_eq!(sandbox.control(Method::PUT, &path, "two").await.status, 204);
     let second = world.store.artifact(&sandbox.run.id, "work.patch").await.unwrap().unwrap();
-    assert_eq!(std::fs::read_to_string(&second.path).unwrap(), "two");
-    assert!(!std::path::Path::new(&first.path).exists());
+    assert_eq!(std::fs::read_to_string(file(&second.path)).unwrap(), "two");
+    assert!(!file(&first.path).exists());
     let incoming = world.root.path().join("artifacts/.incoming");
     assert_eq!(std::fs::read_dir(incoming).unwrap().count(), 0);
     world.stop().await;
@@ -210,7 +211,8 @@ async fn artifacts_are_bounded_in_size_number_and_owner() {
     let foreign = sandbox.control(Method::PUT, &other, "x").await;
     assert_eq!((foreign.status, foreign.code().as_str()), (403, "artifact_refused"));
     let directory = world.root.path().join("artifacts").join(sandbox.run.id.as_str());
-    assert_eq!(std::fs::read_dir(directory).unwrap().count() as i64, RUN_ARTIFACTS);
+    let kept = std::fs::read_dir(directory).unwrap().count();
+    assert_eq!(i64::try_from(kept).unwrap(), RUN_ARTIFACTS);
     assert_eq!(std::fs::read_dir(world.root.path().join("artifacts/.incoming")).unwrap().count(), 0);
     world.stop().await;
 }

@@ -7,6 +7,8 @@ use caisson_store::{NewModelCall, SandboxState};
 use http::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::support::{OK, PATIENCE, Setup, World, eventually, run_spec};
 use crate::GatewayError;
@@ -49,7 +51,7 @@ async fn a_restarted_server_opens_the_doors_of_living_sandboxes_again() {
         estimate_cost_micro_usd: 7,
     };
     world.store.begin_model_call(&sandbox.run.id, &call).await.unwrap();
-    let again = World { cancel: Default::default(), tracker: Default::default(), ..world };
+    let again = World { cancel: CancellationToken::new(), tracker: TaskTracker::new(), ..world };
     again.start(Setup::new()).await;
     assert_eq!(sandbox.control(Method::GET, "/next", "").await.status, OK);
     let calls = again.events(&sandbox.run.id, EventKind::ModelCall).await;

@@ -1,4 +1,5 @@
-//! Git for tests: the real command line as the client in the sandbox, and a git host made of `git http-backend`.
+//! Git for tests: the real command line as the client in the sandbox, and a git host made of `git
+//! http-backend`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -10,6 +11,7 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, UnixStream};
 use tokio::process::Command;
+use tokio::task::JoinSet;
 
 use super::support::{GIT_TOKEN, PATIENCE, Sandbox};
 
@@ -78,13 +80,7 @@ pub(crate) struct Client {
     url: String,
     grant: String,
     pub(crate) directory: PathBuf,
-    forwarder: tokio::task::AbortHandle,
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.forwarder.abort();
-    }
+    _forwarder: JoinSet<()>,
 }
 
 impl Client {
@@ -93,16 +89,18 @@ impl Client {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/git/origin", listener.local_addr().unwrap());
         let socket = sandbox.socket.clone();
-        let forwarder = tokio::task::spawn(async move {
+        let mut forwarder = JoinSet::new();
+        forwarder.spawn(async move {
+            let mut connections = JoinSet::new();
             while let Ok((mut near, _)) = listener.accept().await {
                 let mut far = UnixStream::connect(&socket).await.unwrap();
-                tokio::task::spawn(async move {
+                connections.spawn(async move {
                     drop(tokio::io::copy_bidirectional(&mut near, &mut far).await);
                 });
             }
         });
         let grant = sandbox.agent.clone();
-        Self { url, grant, directory, forwarder: forwarder.abort_handle() }
+        Self { url, grant, directory, _forwarder: forwarder }
     }
 
     /// Git in `directory` (below this client's own), with the grant.
@@ -150,6 +148,8 @@ pub(crate) enum Mood {
     ShowsPage,
     /// Fails.
     Fails,
+    /// Never answers.
+    Hangs,
 }
 
 struct State {
@@ -163,13 +163,7 @@ struct State {
 pub(crate) struct GitHost {
     pub(crate) url: String,
     state: Arc<State>,
-    task: tokio::task::AbortHandle,
-}
-
-impl Drop for GitHost {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    _task: JoinSet<()>,
 }
 
 impl GitHost {
@@ -186,8 +180,9 @@ impl GitHost {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let shared = Arc::clone(&state);
         let app = axum::Router::new().fallback(move |request| answer(Arc::clone(&shared), request));
-        let task = tokio::task::spawn(async move { drop(axum::serve(listener, app).await) }).abort_handle();
-        Self { url, state, task }
+        let mut task = JoinSet::new();
+        task.spawn(async move { drop(axum::serve(listener, app).await) });
+        Self { url, state, _task: task }
     }
 
     /// Path with query, and headers, of every request.
@@ -222,6 +217,7 @@ async fn answer(state: Arc<State>, request: Request<axum::body::Body>) -> Answer
         }
         Mood::ShowsPage => return fail(200, Some(("content-type", "text/html"))),
         Mood::Fails => return fail(503, None),
+        Mood::Hangs => std::future::pending().await,
         Mood::Serves | Mood::SwallowsReports => {}
     }
     if let Some(password) = &state.password {

@@ -39,6 +39,9 @@ async fn scene(mood: Mood, repository: &str, prefix: &str) -> Scene {
     let mut setup = Setup::new();
     setup.git.allow = AllowList::new(&[format!("{}/*", host.url)], Vec::new()).unwrap();
     setup.git.credentials = vec![credential(&format!("{}/{prefix}", host.url))];
+    if mood == Mood::Hangs {
+        setup.bounds.first_byte = std::time::Duration::from_millis(50);
+    }
     world.start(setup).await;
     Scene { world, sandbox, host, bare }
 }
@@ -139,7 +142,9 @@ async fn a_refused_credential_is_named_in_gits_own_output_and_in_the_events() {
     world.start(setup).await;
     let cloned = Client::new(&sandbox, world.root.path().join("client")).await.clone().await;
     assert!(
-        cloned.said.contains("remote: repo_auth: the git host refused the credential"),
+        cloned
+            .said
+            .contains("remote: {\"code\":\"repo_auth\",\"message\":\"the git host refused the credential"),
         "{}",
         cloned.said
     );
@@ -162,6 +167,10 @@ async fn a_host_that_is_away_failing_or_no_git_host_is_said_to_be() {
         assert_eq!(scene.events(EventKind::GatewayUpstreamFailed).await.len(), 1);
         scene.world.stop().await;
     }
+    let scene = scene(Mood::Hangs, "team/one.git", "").await;
+    let reply = scene.advertise().await;
+    assert!(reply.status == 502 && reply.text().contains("did not answer in time"), "{}", reply.text());
+    scene.world.stop().await;
     let world = World::new().await;
     let sandbox = world.sandbox(run_spec(Some("http://127.0.0.1:1/x.git"))).await;
     let mut setup = Setup::new();
@@ -180,9 +189,9 @@ async fn a_push_whose_answer_is_lost_is_found_in_the_hosts_list_of_refs() {
     let commit = client.clone_and_commit().await;
     let pushed = client.push(&[&format!("HEAD:{BRANCH}")]).await;
     assert!(!pushed.ok, "the client cannot know");
-    let pushes = scene.events(EventKind::GitPush).await;
-    assert_eq!((pushes.len(), &pushes[0]["ok"]), (1, &true.into()));
-    assert!(pushes[0]["message"].as_str().unwrap().contains("answer was lost"));
+    let records = scene.events(EventKind::GitPush).await;
+    assert_eq!((records.len(), &records[0]["ok"]), (1, &true.into()));
+    assert!(records[0]["message"].as_str().unwrap().contains("answer was lost"));
     assert_eq!(scene.world.run(&scene.sandbox.run.id).await.pushed_commit, Some(commit));
     let again = client.push(&[&format!("HEAD:{BRANCH}")]).await;
     assert!(again.ok && again.said.contains("up-to-date"), "{}", again.said);

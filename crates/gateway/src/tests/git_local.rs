@@ -4,7 +4,8 @@ use http::Method;
 use std::path::PathBuf;
 
 use super::git_host::{Client, bare_repository, git};
-use super::support::{OK, Sandbox, Setup, World, fetch, run_spec};
+use super::support::{OK, Sandbox, Setup, World, eventually, fetch, run_spec};
+use crate::bounds::{GIT_EXCHANGES, TOLD_EVENTS};
 
 const BRANCH: &str = "caisson/fixer/1";
 
@@ -39,9 +40,9 @@ async fn a_directory_on_the_server_is_cloned_and_its_runs_branch_is_pushed_and_r
     assert_eq!(world.run(&sandbox.run.id).await.pushed_commit, Some(commit.clone()));
     let again = client.commit("three\n").await;
     assert!(client.push(&[&format!("HEAD:{BRANCH}")]).await.ok);
-    let pushes = world.events(&sandbox.run.id, EventKind::GitPush).await;
-    assert_eq!(pushes.len(), 2);
-    assert_eq!((&pushes[1]["old"], &pushes[1]["new"]), (&commit.into(), &again.into()));
+    let records = world.events(&sandbox.run.id, EventKind::GitPush).await;
+    assert_eq!(records.len(), 2);
+    assert_eq!((&records[1]["old"], &records[1]["new"]), (&commit.into(), &again.into()));
     world.stop().await;
 }
 
@@ -75,9 +76,9 @@ async fn the_checked_out_branch_of_somebodys_workspace_is_not_changed() {
     let pushed = client.push(&[&format!("HEAD:{BRANCH}")]).await;
     assert!(!pushed.ok && pushed.said.contains("branch is currently checked out"), "{}", pushed.said);
     assert_eq!(git(&workspace, &["rev-parse", BRANCH]).await, first);
-    let pushes = world.events(&sandbox.run.id, EventKind::GitPush).await;
-    assert_eq!(pushes[0]["ok"], false);
-    assert!(pushes[0]["message"].as_str().unwrap().contains("checked out"));
+    let records = world.events(&sandbox.run.id, EventKind::GitPush).await;
+    assert_eq!(records[0]["ok"], false);
+    assert!(records[0]["message"].as_str().unwrap().contains("checked out"));
     git(&workspace, &["checkout", "-q", "main"]).await;
     assert!(client.push(&[&format!("HEAD:{BRANCH}")]).await.ok);
     world.stop().await;
@@ -86,7 +87,7 @@ async fn the_checked_out_branch_of_somebodys_workspace_is_not_changed() {
 #[tokio::test]
 async fn a_path_that_leads_out_or_to_nothing_is_refused_with_a_sentence() {
     for (name, code) in
-        [("link", "repo_denied"), ("missing", "repo_unreachable"), ("plain", "repo_unreachable")]
+        [("link", "policy_denied"), ("missing", "repo_unreachable"), ("plain", "repo_unreachable")]
     {
         let (world, sandbox, bare, _first) = world(name).await;
         let outside = world.root.path().join("outside.git");
@@ -97,7 +98,11 @@ async fn a_path_that_leads_out_or_to_nothing_is_refused_with_a_sentence() {
         let reply = fetch(sandbox.request(Method::GET, path, &sandbox.agent)).await;
         assert_eq!(reply.code(), code, "{name}");
         let cloned = client(&world, &sandbox).await.clone().await;
-        assert!(!cloned.ok && cloned.said.contains(&format!("remote: {code}: ")), "{}", cloned.said);
+        assert!(
+            !cloned.ok && cloned.said.contains(&format!("remote: {{\"code\":\"{code}\"")),
+            "{}",
+            cloned.said
+        );
         let denied = world.events(&sandbox.run.id, EventKind::GatewayDenied).await.len();
         let failed = world.events(&sandbox.run.id, EventKind::GatewayUpstreamFailed).await.len();
         assert_eq!((denied, failed), if name == "link" { (2, 0) } else { (0, 2) });
@@ -113,9 +118,9 @@ async fn a_directory_that_is_not_allowed_is_refused() {
     let sandbox = world.sandbox(run_spec(Some(bare.to_str().unwrap()))).await;
     world.start(Setup::new()).await;
     let cloned = client(&world, &sandbox).await.clone().await;
-    assert!(!cloned.ok && cloned.said.contains("remote: repo_denied: "), "{}", cloned.said);
+    assert!(!cloned.ok && cloned.said.contains("remote: {\"code\":\"policy_denied\""), "{}", cloned.said);
     let denied = world.events(&sandbox.run.id, EventKind::GatewayDenied).await;
-    assert_eq!(denied[0]["rule"], "repo_denied");
+    assert_eq!(denied[0]["rule"], "policy_denied");
     world.stop().await;
 }
 
@@ -129,17 +134,24 @@ async fn a_broken_repository_and_a_missing_git_are_said_to_be() {
     assert!(reply.text().contains("bad config line"), "{}", reply.text());
     world.stop().await;
 
-    let world = World::new().await;
-    let root = world.root.path().canonicalize().unwrap();
-    bare_repository(&root.join("bare.git")).await;
-    let sandbox = world.sandbox(run_spec(Some(root.join("bare.git").to_str().unwrap()))).await;
-    let mut setup = Setup::new();
-    setup.git.allow = AllowList::new(&[], vec![root]).unwrap();
-    setup.git.git_program = PathBuf::from("/nonexistent/git");
-    world.start(setup).await;
-    let reply = fetch(sandbox.request(Method::GET, path, &sandbox.agent)).await;
-    assert!(reply.status == 502 && reply.text().contains("could not be started"), "{}", reply.text());
-    world.stop().await;
+    for (program, part) in [("/nonexistent/git", "could not be started"), ("hangs", "did not answer in time")]
+    {
+        let world = World::new().await;
+        let root = world.root.path().canonicalize().unwrap();
+        bare_repository(&root.join("bare.git")).await;
+        let script = root.join("hangs");
+        std::fs::write(&script, "#!/bin/sh\nexec sleep 600\n").unwrap();
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let sandbox = world.sandbox(run_spec(Some(root.join("bare.git").to_str().unwrap()))).await;
+        let mut setup = Setup::new();
+        setup.git.git_program = root.join(program);
+        setup.git.allow = AllowList::new(&[], vec![root]).unwrap();
+        setup.bounds.idle = std::time::Duration::from_millis(100);
+        world.start(setup).await;
+        let reply = fetch(sandbox.request(Method::GET, path, &sandbox.agent)).await;
+        assert!(reply.status == 502 && reply.text().contains(part), "{}", reply.text());
+        world.stop().await;
+    }
 }
 
 #[tokio::test]
@@ -188,5 +200,46 @@ async fn a_fetch_request_is_bounded_whether_it_is_compressed_or_not() {
     // Git reads a thousand zeros as flushes and finds its input cut.
     assert_ne!(post(encoder.finish().unwrap(), "gzip").await.status, 413);
     assert_eq!(post(command, "br").await.status, 415);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn exchanges_of_one_sandbox_are_bounded() {
+    let world = World::new().await;
+    let root = world.root.path().canonicalize().unwrap();
+    bare_repository(&root.join("bare.git")).await;
+    let sandbox = world.sandbox(run_spec(Some(root.join("bare.git").to_str().unwrap()))).await;
+    let mut setup = Setup::new();
+    setup.git.allow = AllowList::new(&[], vec![root]).unwrap();
+    setup.bounds.store_hold = std::time::Duration::from_millis(200);
+    setup.bounds.grace = std::time::Duration::from_millis(50);
+    world.start(setup).await;
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..GIT_EXCHANGES {
+        let silent = futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>();
+        let request = sandbox.request(Method::POST, "/git/origin/git-upload-pack", &sandbox.agent);
+        waiting.spawn(request.body(reqwest::Body::wrap_stream(silent)).send());
+    }
+    let path = "/git/origin/info/refs?service=git-upload-pack";
+    let get = || fetch(sandbox.request(Method::GET, path, &sandbox.agent));
+    eventually(|| async { (get().await.status == 503).then_some(()) }).await;
+    assert_eq!(get().await.code(), "busy");
+    drop(waiting);
+    eventually(|| async { (get().await.status == OK).then_some(()) }).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_is_refused_for_ever_fills_no_database() {
+    let world = World::new().await;
+    let sandbox = world.sandbox(run_spec(Some("/not/allowed"))).await;
+    world.start(Setup::new()).await;
+    let client = sandbox.client();
+    let url = "http://gateway/git/origin/info/refs?service=git-upload-pack";
+    for _ in 0..=TOLD_EVENTS {
+        assert_eq!(fetch(client.get(url).bearer_auth(&sandbox.agent)).await.code(), "policy_denied");
+    }
+    let told = world.events(&sandbox.run.id, EventKind::GatewayDenied).await.len();
+    assert_eq!(u32::try_from(told).unwrap(), TOLD_EVENTS);
     world.stop().await;
 }

@@ -3,7 +3,7 @@
 use caisson_domain::event::EventKind;
 use caisson_domain::git::AllowList;
 use http::Method;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::git_host::{Client, bare_repository, git};
 use super::support::{OK, Sandbox, Setup, World, fetch, run_spec};
@@ -25,7 +25,7 @@ async fn world(shorten: fn(&mut Setup)) -> (World, Sandbox, PathBuf, Client) {
     (world, sandbox, bare, client)
 }
 
-async fn refs(bare: &PathBuf) -> String {
+async fn refs(bare: &Path) -> String {
     git(bare, &["for-each-ref"]).await
 }
 
@@ -131,9 +131,9 @@ async fn a_push_that_the_repository_refuses_itself_is_recorded_as_refused() {
     std::fs::set_permissions(&hook, mode).unwrap();
     let pushed = client.push(&[&format!("HEAD:{BRANCH}")]).await;
     assert!(!pushed.ok && pushed.said.contains("the house rules say no"), "{}", pushed.said);
-    let pushes = world.events(&sandbox.run.id, EventKind::GitPush).await;
+    let records = world.events(&sandbox.run.id, EventKind::GitPush).await;
     assert_eq!(
-        (&pushes[0]["ok"], &pushes[0]["message"]),
+        (&records[0]["ok"], &records[0]["message"]),
         (&false.into(), &"pre-receive hook declined".into())
     );
     assert_eq!(world.run(&sandbox.run.id).await.pushed_commit, None);

@@ -11,6 +11,7 @@ mod model;
 mod model_faults;
 mod model_host;
 pub(crate) mod support;
+mod tls;
 
 /// What the binary does first.
 pub(crate) fn install_crypto() {

@@ -4,11 +4,14 @@ use std::time::Duration;
 use caisson_domain::event::EventKind;
 use futures_util::StreamExt;
 use http::Method;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 use super::model_host::{END, ModelHost, Piece, START, Script, TEXT, piece};
 use super::support::{MODEL_KEY, OK, PATIENCE, Reply, Sandbox, Setup, World, eventually, run_spec};
-use crate::bounds::{MODEL_CALLS, OUTPUT_ESTIMATE_TOKENS};
+use crate::bounds::{BODY_POOL_BYTES, MODEL_BODY_BYTES, MODEL_CALLS, OUTPUT_ESTIMATE_TOKENS};
 
 const ASK: &str = r#"{"model":"claude-opus-5-5","stream":true}"#;
 const MESSAGES: &str = "/model/v1/messages";
@@ -244,6 +247,43 @@ async fn a_call_under_way_when_the_server_stops_is_settled_before_it_ends() {
 }
 
 #[tokio::test]
+async fn bodies_in_memory_are_bounded_for_one_sandbox() {
+    let (world, sandbox, host) = world(Script::json(200, "{}"), |setup| {
+        setup.bounds.store_hold = Duration::from_millis(100);
+        setup.bounds.grace = Duration::from_millis(50);
+    })
+    .await;
+    // Announces the largest body and sends nothing of it.
+    let mut slow = UnixStream::connect(&sandbox.socket).await.unwrap();
+    let head = format!(
+        "POST {MESSAGES} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: {MODEL_BODY_BYTES}\r\n\r\n",
+        sandbox.agent
+    );
+    slow.write_all(head.as_bytes()).await.unwrap();
+    let send = |bytes: usize| sandbox.agent(Method::POST, MESSAGES, vec![b' '; bytes]);
+    let rest = BODY_POOL_BYTES - MODEL_BODY_BYTES;
+    // Once the slow one has its share, what is left is enough for this one and not for the next.
+    eventually(|| async { (send(rest + 1).await.status == 529).then_some(()) }).await;
+    assert_eq!(send(rest).await.status, OK);
+    drop(slow);
+    eventually(|| async { (send(rest + 1).await.status == OK).then_some(()) }).await;
+    assert!(!host.seen().is_empty());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn the_outbound_proxy_is_used_and_the_environments_is_not() {
+    let (world, sandbox, host) = world(Script::json(200, "{}"), |setup| {
+        let proxy = std::mem::replace(&mut setup.model.base_url, "http://model.invalid/".parse().unwrap());
+        setup.model.outbound_proxy = Some(proxy);
+    })
+    .await;
+    assert_eq!(ask(&sandbox).await.status, OK);
+    assert_eq!(host.seen()[0].uri, "http://model.invalid/v1/messages");
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn calls_of_one_sandbox_are_bounded() {
     let mut script = Script::json(200, "");
     script.hangs = true;
@@ -254,15 +294,14 @@ async fn calls_of_one_sandbox_are_bounded() {
     .await;
     let client = sandbox.client();
     let url = format!("http://gateway{MESSAGES}");
-    let waiting: Vec<_> = (0..MODEL_CALLS)
-        .map(|_| tokio::task::spawn(client.post(&url).bearer_auth(&sandbox.agent).body(ASK).send()))
-        .collect();
+    let mut waiting = JoinSet::new();
+    for _ in 0..MODEL_CALLS {
+        waiting.spawn(client.post(&url).bearer_auth(&sandbox.agent).body(ASK).send());
+    }
     eventually(|| async { (host.seen().len() == MODEL_CALLS).then_some(()) }).await;
     let reply = tokio::time::timeout(PATIENCE, ask(&sandbox)).await.unwrap();
     assert_eq!((reply.status, &reply.json()["error"]["type"]), (529, &"overloaded_error".into()));
     assert_eq!(host.seen().len(), MODEL_CALLS);
-    for task in waiting {
-        task.abort();
-    }
+    drop(waiting);
     world.stop().await;
 }

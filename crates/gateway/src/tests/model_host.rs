@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use http::{HeaderMap, Request, Response, StatusCode};
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 /// One piece of a reply.
 #[derive(Clone)]
@@ -44,13 +45,7 @@ pub(crate) struct Seen {
 pub(crate) struct ModelHost {
     pub(crate) url: url::Url,
     seen: Arc<Mutex<Vec<Seen>>>,
-    task: tokio::task::AbortHandle,
-}
-
-impl Drop for ModelHost {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    _task: JoinSet<()>,
 }
 
 pub(crate) const START: &str = concat!(
@@ -88,8 +83,9 @@ impl ModelHost {
             let (script, log) = (script.clone(), Arc::clone(&log));
             async move { answer(script, &log, request).await }
         });
-        let task = tokio::task::spawn(async move { drop(axum::serve(listener, app).await) }).abort_handle();
-        Self { url, seen, task }
+        let mut task = JoinSet::new();
+        task.spawn(async move { drop(axum::serve(listener, app).await) });
+        Self { url, seen, _task: task }
     }
 
     pub(crate) fn seen(&self) -> Vec<Seen> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -117,7 +118,7 @@ pub(crate) struct World {
     pub(crate) server: ServerId,
     pub(crate) tracker: TaskTracker,
     pub(crate) cancel: CancellationToken,
-    pub(crate) count: std::cell::Cell<u8>,
+    pub(crate) count: AtomicU8,
 }
 
 /// One sandbox with its grants and the run that was placed in it.
@@ -144,7 +145,7 @@ impl World {
             server,
             tracker: TaskTracker::new(),
             cancel: CancellationToken::new(),
-            count: std::cell::Cell::new(0),
+            count: AtomicU8::new(1),
         }
     }
 
@@ -179,8 +180,7 @@ impl World {
 
     /// A running sandbox with a running run in it.
     pub(crate) async fn sandbox(&self, spec: RunSpec) -> Sandbox {
-        self.count.set(self.count.get() + 1);
-        let number = self.count.get();
+        let number = self.count.fetch_add(1, Ordering::Relaxed);
         let project = ProjectId::default_project();
         let new = NewRun { project, created_by: None, spec, idempotency: None };
         self.store.create_run(new).await.unwrap();

@@ -28,6 +28,8 @@ pub const BUILD_TIMEOUT_S: u64 = 30 * 60;
 pub const BUILD_SILENCE_S: u64 = 10 * 60;
 /// What a failed build's error repeats of its output, in lines; the progress had them all.
 const ERROR_LINES: usize = 12;
+/// A line of a build's output is broken once it has as many bytes.
+const LINE_BYTES: usize = 64 * 1024;
 
 /// An image to be built.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,10 +101,10 @@ impl DockerEngine {
         let outcome = timeout(whole, self.follow_build(build, progress)).await;
         match outcome.unwrap_or_else(|elapsed| Err(self.too_slow(elapsed.into()))) {
             // The engine has many words for "cannot pull"; that the base is still not there says it better.
-            Err(EngineError::BuildFailed { .. })
+            Err(EngineError::BuildFailed { message, .. })
                 if !base_present && !self.image_present(&build.base).await? =>
             {
-                Err(EngineError::ImageMissing { image: build.base.clone() })
+                Err(EngineError::BaseMissing { base: build.base.clone(), message })
             }
             result => result,
         }
@@ -168,7 +170,7 @@ impl Output {
         if let Some(text) = &info.stream {
             for piece in text.split_inclusive('\n') {
                 self.line.push_str(piece.trim_end_matches(['\n', '\r']));
-                if piece.ends_with('\n') {
+                if piece.ends_with('\n') || self.line.len() >= LINE_BYTES {
                     self.finish_line(progress);
                 }
             }
@@ -200,5 +202,35 @@ impl Output {
         } else {
             format!("{error}; it said last:\n{}", lines.join("\n"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_without_an_end_is_broken_at_its_bound() {
+        let (mut output, mut lengths) = (Output::default(), Vec::new());
+        let piece = BuildInfo { stream: Some("x".repeat(LINE_BYTES / 2)), ..BuildInfo::default() };
+        for _ in 0..4 {
+            output.take(&piece, &mut |line| lengths.push(line.len()));
+        }
+        assert_eq!(lengths, [LINE_BYTES, LINE_BYTES]);
+    }
+
+    #[test]
+    fn pieces_of_lines_and_the_progress_of_a_pull_become_lines() {
+        let (mut output, mut lines) = (Output::default(), Vec::new());
+        let stream = |text: &str| BuildInfo { stream: Some(text.into()), ..BuildInfo::default() };
+        let pull = BuildInfo {
+            status: Some("Downloading".into()),
+            id: Some("layer".into()),
+            ..BuildInfo::default()
+        };
+        for info in [stream("Step 1"), stream("/2\nStep 2/2\r\nlast"), pull] {
+            output.take(&info, &mut |line| lines.push(line.to_owned()));
+        }
+        assert_eq!(lines, ["Step 1/2", "Step 2/2", "last", "layer: Downloading"]);
     }
 }

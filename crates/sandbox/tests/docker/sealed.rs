@@ -13,8 +13,6 @@ use crate::bench::{Bench, on_bench, ready, tell, written};
 const LOOK: &str = "\
 cat /proc/self/status > status
 cat /proc/net/dev > devices
-cat /proc/mounts > mounts
-ulimit -n > open_files; ulimit -c > core
 getent hosts localhost > localhost; getent hosts sandbox > own_name
 python3 -c 'import socket; server = socket.create_server((\"localhost\", 0)); socket.create_connection(server.getsockname()); print(\"connected\")' > loopback 2>&1
 getent hosts registry.example > outside; echo $? >> outside
@@ -139,7 +137,7 @@ async fn only_the_workspace_the_home_the_journal_and_tmp_can_be_written_to() {
              rm /caisson/door/gateway.sock; ls /caisson/door > /workspace/door
              printf '#!/bin/sh\\necho it runs' > /tmp/program; chmod +x /tmp/program; /tmp/program > /workspace/ran
              dd if=/dev/zero of=/tmp/large bs=65536 count=1000; stat -c %s /tmp/large > /workspace/large
-             stat -c %a /tmp > /workspace/mode; ls -a / > /workspace/root
+             stat -c %a /tmp > /workspace/mode
              find / -xdev -name docker.sock > /workspace/sockets; ls /run /var/run | grep -c sock >> /workspace/sockets
              exit 0",
         );

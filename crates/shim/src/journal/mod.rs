@@ -118,7 +118,10 @@ impl Journal {
                     disk_tries += 1;
                     tokio::time::sleep(Duration::from_millis(DISK_WAIT_MS)).await;
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    say(format_args!("cannot write a record: {error}"));
+                    return Err(error);
+                }
             }
         }
     }
@@ -167,6 +170,7 @@ impl Journal {
 
     /// Gives that piece free.
     pub(crate) fn release(&self) {
+        say("the room for a run's last records is used");
         if let Err(error) = self.lock().files.release() {
             say(format_args!("cannot free the room for a run's last records: {error}"));
         }
@@ -211,7 +215,10 @@ impl Journal {
                 let state = self.lock();
                 if state.unacknowledged() > 0 {
                     let lines = state.files.read(state.acknowledged, JOURNAL_BATCH_BYTES)?;
-                    return Ok(Batch { offset: state.acknowledged.saturating_add_signed(state.shift), lines });
+                    return Ok(Batch {
+                        offset: state.acknowledged.saturating_add_signed(state.shift),
+                        lines,
+                    });
                 }
             }
             written.await;

@@ -12,9 +12,10 @@ use bytes::Bytes;
 use caisson_domain::protocol::{
     DeltaBatch, DoorProblem, Input, Inputs, JournalAck, JournalBody, JournalRecord, Work, paths,
 };
+use futures_util::stream::{Stream, StreamExt, iter, once};
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http1 as client;
 use hyper::server::conn::http1;
@@ -26,19 +27,21 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// The control grant that it knows.
-pub const CONTROL: &str = "csc_control";
+pub(crate) const CONTROL: &str = "csc_control";
 /// The agent grant that it knows.
-pub const AGENT: &str = "csa_agent";
+pub(crate) const AGENT: &str = "csa_agent";
 /// How long a test waits for anything.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 /// How long the gateway's long polls wait.
 const POLL: Duration = Duration::from_secs(2);
 
-type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type Body = UnsyncBoxBody<Bytes, BoxError>;
+type Piece = Result<Frame<Bytes>, BoxError>;
 
 /// What the gateway does about model calls.
 #[derive(Debug, Clone, Default)]
-pub enum Model {
+pub(crate) enum Model {
     /// Answers with these pieces.
     #[default]
     Pieces,
@@ -50,36 +53,42 @@ pub enum Model {
 
 /// Everything that it knows.
 #[derive(Debug, Default)]
-pub struct State {
-    pub work: VecDeque<Work>,
-    pub delivered: u32,
-    pub journal: Vec<u8>,
+pub(crate) struct State {
+    pub(crate) work: VecDeque<Work>,
+    pub(crate) delivered: u32,
+    pub(crate) journal: Vec<u8>,
     /// How many more journal requests are stored without an answer.
-    pub swallow_acks: u32,
-    pub inputs: Vec<Input>,
-    pub deltas: Vec<DeltaBatch>,
-    pub artifacts: BTreeMap<String, Vec<u8>>,
+    pub(crate) swallow_acks: u32,
+    pub(crate) inputs: Vec<Input>,
+    pub(crate) deltas: Vec<DeltaBatch>,
+    pub(crate) artifacts: BTreeMap<String, Vec<u8>>,
     /// Requests to `/model` and `/git`: path, body's length and authorization.
-    pub carried: Vec<(String, usize, String)>,
-    pub model: Model,
+    pub(crate) carried: Vec<(String, usize, String)>,
+    pub(crate) model: Model,
+    /// Bodies of model calls, as text.
+    pub(crate) calls: Vec<String>,
+    /// Breaks the next model replies off after this many bytes.
+    pub(crate) cut_after: Option<usize>,
     /// The bare repository.
-    pub repository: Option<PathBuf>,
+    pub(crate) repository: Option<PathBuf>,
     /// Refuses requests to git whose path or query contains this text.
-    pub refuse_git: Option<(String, DoorProblem)>,
-    /// Git requests wait while this is set.
-    pub hold_git: bool,
-    pub refused: u32,
+    pub(crate) refuse_git: Option<(String, DoorProblem)>,
+    /// Requests whose path begins with this wait.
+    pub(crate) hold: Option<&'static str>,
+    /// Nothing is stored while this is set.
+    pub(crate) store_nothing: bool,
+    pub(crate) refused: u32,
 }
 
 impl State {
     /// The journal's records.
-    pub fn records(&self) -> Vec<JournalRecord> {
+    pub(crate) fn records(&self) -> Vec<JournalRecord> {
         let lines = self.journal.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         lines.map(|line| serde_json::from_slice(line).expect("a journal line is a record")).collect()
     }
 
     /// Their bodies.
-    pub fn bodies(&self) -> Vec<JournalBody> {
+    pub(crate) fn bodies(&self) -> Vec<JournalBody> {
         self.records().into_iter().map(|record| record.body).collect()
     }
 
@@ -95,7 +104,7 @@ impl State {
 
 /// The gateway.
 #[derive(Debug)]
-pub struct Gateway {
+pub(crate) struct Gateway {
     socket: PathBuf,
     shared: Arc<Shared>,
     serving: Mutex<Option<tokio::task::JoinHandle<()>>>,
@@ -109,26 +118,26 @@ struct Shared {
 
 impl Gateway {
     /// Begins to serve on a socket in `directory`.
-    pub fn start(directory: &Path) -> Self {
+    pub(crate) fn start(directory: &Path) -> Self {
         let gateway = Self::away(directory);
         gateway.up();
         gateway
     }
 
     /// One that does not serve yet.
-    pub fn away(directory: &Path) -> Self {
+    pub(crate) fn away(directory: &Path) -> Self {
         let shared = Shared { state: Mutex::default(), changed: watch::channel(0).0 };
         let serving = Mutex::new(None);
         Self { socket: directory.join("gateway.sock"), shared: Arc::new(shared), serving }
     }
 
     /// Where it serves.
-    pub fn socket(&self) -> &Path {
+    pub(crate) fn socket(&self) -> &Path {
         &self.socket
     }
 
     /// Begins to serve.
-    pub fn up(&self) {
+    pub(crate) fn up(&self) {
         drop(std::fs::remove_file(&self.socket));
         let listener = UnixListener::bind(&self.socket).unwrap();
         let shared = Arc::clone(&self.shared);
@@ -148,7 +157,7 @@ impl Gateway {
     }
 
     /// Ends as if killed: every connection breaks, and nobody listens any more.
-    pub async fn down(&self) {
+    pub(crate) async fn down(&self) {
         let serving = self.serving.lock().unwrap().take();
         if let Some(serving) = serving {
             serving.abort();
@@ -158,12 +167,12 @@ impl Gateway {
     }
 
     /// Looks at or changes what it knows.
-    pub fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+    pub(crate) fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         self.shared.with(act)
     }
 
     /// Waits until `seen` finds what it looks for.
-    pub async fn wait_for<T>(&self, what: &str, seen: impl Fn(&State) -> Option<T>) -> T {
+    pub(crate) async fn wait_for<T>(&self, what: &str, seen: impl Fn(&State) -> Option<T>) -> T {
         let mut changed = self.shared.changed.subscribe();
         let found = async {
             loop {
@@ -174,10 +183,8 @@ impl Gateway {
                 changed.changed().await.unwrap();
             }
         };
-        match tokio::time::timeout(PATIENCE, found).await {
-            Ok(found) => found,
-            Err(_) => panic!("waited for {what} in vain: {:#?}", self.with(|state| state.bodies())),
-        }
+        let found = tokio::time::timeout(PATIENCE, found).await.ok();
+        found.unwrap_or_else(|| panic!("waited for {what} in vain: {:#?}", self.with(|state| state.bodies())))
     }
 }
 
@@ -207,7 +214,7 @@ impl Shared {
         tokio::time::timeout(POLL, found).await.ok()
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let Ok(body) = body.collect().await else { return plain(StatusCode::BAD_REQUEST, "") };
         let body = body.to_bytes();
@@ -222,6 +229,10 @@ impl Shared {
         if agents {
             let carried = (format!("{path}?{query}"), body.len(), authorization);
             self.with(|state| state.carried.push(carried));
+        }
+        let mut changed = self.changed.subscribe();
+        while self.lock().hold.is_some_and(|prefix| path.starts_with(prefix)) {
+            changed.changed().await.unwrap();
         }
         match path {
             paths::NEXT => self.next().await,
@@ -254,6 +265,9 @@ impl Shared {
     }
 
     fn journal(&self, query: &str, body: &[u8]) -> Response<Body> {
+        if self.with(|state| state.store_nothing) {
+            return problem(StatusCode::SERVICE_UNAVAILABLE, "store_away", "nothing can be stored");
+        }
         let offset: usize = query.strip_prefix("offset=").unwrap().parse().unwrap();
         let (status, acknowledged, swallowed) = self.with(|state| {
             let fits = offset == state.journal.len();
@@ -283,31 +297,44 @@ impl Shared {
         json(StatusCode::OK, &Inputs { items: news.unwrap_or_default() })
     }
 
-    async fn model(&self, parts: &http::request::Parts, body: Bytes) -> Response<Body> {
-        let model = self.with(|state| state.model.clone());
+    async fn model(self: &Arc<Self>, parts: &http::request::Parts, body: Bytes) -> Response<Body> {
+        let model = self.with(|state| {
+            state.calls.push(String::from_utf8_lossy(&body).into_owned());
+            state.model.clone()
+        });
         let piece = |text: &'static str| Ok(Frame::data(Bytes::from_static(text.as_bytes())));
         match model {
-            Model::Pieces => stream(vec![piece("one "), piece("two")]),
-            Model::Cut => stream(vec![piece("one "), Err("cut".into())]),
+            Model::Pieces => stream(iter([piece("one "), piece("two")])),
+            Model::Cut => {
+                // Only when the agent has the first piece: else the whole reply might be lost with its connection.
+                let shared = Arc::clone(self);
+                let cut = async move {
+                    let seen =
+                        |body: &JournalBody| json_line(body).is_some_and(|line| line["type"] == "piece");
+                    shared.poll(|state| state.bodies().iter().any(seen).then_some(())).await;
+                    Err("cut".into())
+                };
+                stream(iter([piece("one ")]).chain(once(cut)))
+            }
             Model::Upstream(address) => {
                 let stream = TcpStream::connect(&address).await.unwrap();
                 let (mut sender, connection) = client::handshake(TokioIo::new(stream)).await.unwrap();
                 #[expect(clippy::disallowed_methods, reason = "a test has no tracker")]
                 drop(tokio::spawn(connection));
                 let path = parts.uri.path_and_query().unwrap().as_str().strip_prefix("/model").unwrap();
-                let mut request = Request::builder().method(&parts.method).uri(path).body(Full::new(body)).unwrap();
+                let mut request =
+                    Request::builder().method(&parts.method).uri(path).body(Full::new(body)).unwrap();
                 request.headers_mut().extend(parts.headers.clone());
                 let response = sender.send_request(request).await.unwrap();
-                response.map(|body| body.map_err(Into::into).boxed_unsync())
+                match self.with(|state| state.cut_after.take()) {
+                    None => response.map(|body| body.map_err(Into::into).boxed_unsync()),
+                    Some(bytes) => response.map(|body| StreamBody::new(cut(body, bytes)).boxed_unsync()),
+                }
             }
         }
     }
 
     async fn git(&self, parts: &http::request::Parts, body: Bytes) -> Response<Body> {
-        let mut changed = self.changed.subscribe();
-        while self.lock().hold_git {
-            changed.changed().await.unwrap();
-        }
         let whole = parts.uri.path_and_query().unwrap().as_str();
         let (refuse, repository) = self.with(|state| (state.refuse_git.clone(), state.repository.clone()));
         if let Some((_, said)) = refuse.filter(|(text, _)| whole.contains(text)) {
@@ -369,8 +396,34 @@ fn whole(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
-fn stream(pieces: Vec<Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>>) -> Response<Body> {
-    Response::new(StreamBody::new(futures_util::stream::iter(pieces)).boxed_unsync())
+fn stream(pieces: impl Stream<Item = Piece> + Send + 'static) -> Response<Body> {
+    Response::new(StreamBody::new(pieces).boxed_unsync())
+}
+
+/// A body that breaks off after so many bytes. Its end waits a little for the client to have the beginning, or the
+/// whole reply could be lost with its connection.
+fn cut(body: Incoming, bytes: usize) -> impl Stream<Item = Piece> + Send {
+    let pieces = BodyStream::new(body).map(|frame| frame.map_err(BoxError::from));
+    let end = once(async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        Err("cut".into())
+    });
+    let mut left = bytes;
+    let head = pieces.take_while(move |frame| {
+        let length = frame.as_ref().ok().and_then(|frame| frame.data_ref()).map_or(0, Bytes::len);
+        let within = left > 0;
+        left = left.saturating_sub(length);
+        std::future::ready(within)
+    });
+    head.chain(end)
+}
+
+/// A line of the agent as JSON.
+pub(crate) fn json_line(body: &JournalBody) -> Option<serde_json::Value> {
+    match body {
+        JournalBody::Line { line } => serde_json::from_str(line).ok(),
+        _ => None,
+    }
 }
 
 fn plain(status: StatusCode, text: &'static str) -> Response<Body> {

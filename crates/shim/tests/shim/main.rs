@@ -1,7 +1,17 @@
 //! The shim as a process, against a gateway that speaks the door's protocol, with real git and scripted agents; and,
 //! where it is there, with the real Claude Code.
 
+#![expect(clippy::unwrap_used, reason = "what fails in a test's own machinery fails the test")]
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a test looks for one kind of record among all there are"
+)]
+#![expect(clippy::future_not_send, reason = "a test runs on one thread")]
+
+mod branches;
+mod faults;
 mod gateway;
 mod publishing;
+mod real_cli;
 mod runs;
 mod sandbox;

@@ -4,7 +4,7 @@ use caisson_domain::protocol::{Ending, JournalBody, MessageAuthor, Outcome};
 use caisson_domain::run::FailureKind;
 use caisson_domain::workflow::Publish;
 
-use crate::sandbox::{BRANCH, Sandbox, failed, git, git_work, kinds, run_id};
+use crate::sandbox::{BRANCH, Sandbox, failed, git, git_work, kinds};
 
 /// An agent that changes a file and answers questions with what `answers` says.
 fn changing(answers: &str) -> String {
@@ -23,7 +23,7 @@ def prompt(uuid, text, number):
     )
 }
 
-fn commits(sandbox: &Sandbox) -> Vec<(String, MessageAuthor)> {
+pub(crate) fn commits(sandbox: &Sandbox) -> Vec<(String, MessageAuthor)> {
     let commit = |body| match body {
         JournalBody::Commit { message, author, .. } => Some((message, author)),
         _ => None,
@@ -31,11 +31,11 @@ fn commits(sandbox: &Sandbox) -> Vec<(String, MessageAuthor)> {
     sandbox.bodies().into_iter().filter_map(commit).collect()
 }
 
-fn pushed_messages(sandbox: &Sandbox) -> String {
+pub(crate) fn pushed_messages(sandbox: &Sandbox) -> String {
     sandbox.remote(&["log", "--format=%B", "--reverse", &format!("main..{BRANCH}")])
 }
 
-fn assert_published(sandbox: &Sandbox, outcome: &Outcome) {
+pub(crate) fn assert_published(sandbox: &Sandbox, outcome: &Outcome) {
     assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
     assert!(outcome.pushed);
     assert_eq!(outcome.head.as_deref(), Some(sandbox.remote(&["rev-parse", BRANCH]).as_str()));
@@ -274,7 +274,7 @@ def prompt(uuid, text, number):
     assert!(sandbox.artifact("diff.patch").unwrap().contains("+two"));
     let uncommitted = sandbox.artifact("uncommitted.patch").unwrap();
     assert!(uncommitted.contains("+three") && uncommitted.contains("b/b.txt"));
-    assert_eq!(sandbox.workspace(&["status", "--porcelain"]), "M a.txt\n?? b.txt", "the index is as it was");
+    assert_eq!(sandbox.workspace(&["status", "--porcelain"]), " M a.txt\n?? b.txt", "the index is as it was");
     // The bundle holds the commits: they can be fetched from it.
     let bundle = sandbox.gateway.with(|state| state.artifacts["work.bundle"].clone());
     std::fs::write(sandbox.place("work.bundle"), bundle).unwrap();
@@ -289,7 +289,7 @@ fn racing(sandbox: &Sandbox, file: &str) {
     sandbox.seed(file, "somebody else\n", "docs: somebody else");
 }
 
-const COMMITTING: &str = "
+pub(crate) const COMMITTING: &str = "
 def prompt(uuid, text, number):
     write('a.txt', 'two\\n'); commit('fix: two')
     done(uuid)
@@ -341,7 +341,8 @@ def prompt(uuid, text, number):
 #[tokio::test]
 async fn a_refused_push_says_the_gateways_or_the_git_hosts_words() {
     let refusal = |code: &str, message: &str| {
-        let problem = caisson_domain::protocol::DoorProblem { code: code.to_owned(), message: message.to_owned() };
+        let problem =
+            caisson_domain::protocol::DoorProblem { code: code.to_owned(), message: message.to_owned() };
         Some(("git-receive-pack".to_owned(), problem))
     };
     let mut sandbox = Sandbox::with_repository(COMMITTING);
@@ -358,119 +359,6 @@ async fn a_refused_push_says_the_gateways_or_the_git_hosts_words() {
     assert_eq!(failed(&outcome, FailureKind::PushRejected), "the git host refused the push: hook declined");
     let evidence = crate::sandbox::failure(&outcome).evidence.unwrap();
     assert!(evidence.contains("no pushing today"), "{evidence}");
-}
-
-#[tokio::test]
-async fn a_failed_clone_says_why() {
-    let mut sandbox = Sandbox::with_repository(COMMITTING);
-    let mut work = git_work("Fix it");
-    work.git.as_mut().unwrap().base = Some("nowhere".parse().unwrap());
-    let message = failed(&sandbox.run(work).await, FailureKind::RepoUnreachable);
-    assert_eq!(message, "branch \"nowhere\" does not exist in the repository; name one that does");
-    assert!(!kinds(&sandbox.bodies()).contains(&"agent_started".to_owned()));
-
-    for (code, kind) in [("repo_auth", FailureKind::RepoAuth), ("repo_unreachable", FailureKind::RepoUnreachable)] {
-        let mut sandbox = Sandbox::with_repository(COMMITTING);
-        let said = caisson_domain::protocol::DoorProblem { code: code.to_owned(), message: "give a token".to_owned() };
-        sandbox.gateway.with(|state| state.refuse_git = Some(("upload-pack".to_owned(), said)));
-        assert_eq!(failed(&sandbox.run(git_work("Fix it")).await, kind), "give a token");
-    }
-
-    let mut sandbox = Sandbox::with_repository(COMMITTING);
-    sandbox.set("path", "/nowhere");
-    let message = failed(&sandbox.run(git_work("Fix it")).await, FailureKind::BadWorkflow);
-    assert!(message.contains("no git"), "{message}");
-}
-
-#[tokio::test]
-async fn the_default_branch_is_taken_where_none_is_named() {
-    let mut sandbox = Sandbox::with_repository(COMMITTING);
-    sandbox.remote(&["symbolic-ref", "HEAD", "refs/heads/trunk"]);
-    sandbox.remote(&["branch", "-m", "main", "trunk"]);
-    let mut work = git_work("Fix it");
-    work.git.as_mut().unwrap().base = None;
-    let outcome = sandbox.run(work).await;
-    assert_eq!(outcome.ending, Ending::Completed);
-    assert_eq!(sandbox.remote(&["log", "--format=%s", &format!("trunk..{BRANCH}")]), "fix: two");
-
-    let mut sandbox = Sandbox::with_repository(COMMITTING);
-    sandbox.remote(&["symbolic-ref", "HEAD", "refs/heads/gone"]);
-    let mut work = git_work("Fix it");
-    work.git.as_mut().unwrap().base = None;
-    let message = failed(&sandbox.run(work).await, FailureKind::RepoUnreachable);
-    assert!(message.contains("default branch does not exist"), "{message}");
-}
-
-#[tokio::test]
-async fn an_empty_repository_gets_its_first_commit() {
-    let mut sandbox = Sandbox::with_repository(COMMITTING);
-    sandbox.remote(&["update-ref", "-d", "refs/heads/main"]);
-    let mut work = git_work("Begin");
-    work.git.as_mut().unwrap().base = None;
-    let outcome = sandbox.run(work).await;
-    assert_published(&sandbox, &outcome);
-    assert_eq!(sandbox.remote(&["log", "--format=%s", BRANCH]), "fix: two");
-    let prepared = JournalBody::Prepared { base_commit: None, branch: Some(BRANCH.parse().unwrap()) };
-    assert!(sandbox.bodies().contains(&prepared));
-    assert!(sandbox.artifact("diff.patch").unwrap().contains("+two"));
-}
-
-#[tokio::test]
-async fn a_branch_can_be_its_own_base() {
-    let mut sandbox = Sandbox::with_repository(COMMITTING);
-    let mut work = git_work("Go on");
-    work.git.as_mut().unwrap().branch = "main".parse().unwrap();
-    let outcome = sandbox.run(work).await;
-    assert_eq!(outcome.ending, Ending::Completed);
-    assert_eq!(sandbox.remote(&["log", "--format=%s", "main"]), "fix: two\nfeat: begin");
-}
-
-#[tokio::test]
-async fn a_follow_up_keeps_what_is_there() {
-    let mut sandbox = Sandbox::with_repository(
-        "
-def prompt(uuid, text, number):
-    if text == 'fail':
-        write('a.txt', 'two\\n'); commit('fix: two'); write('rest.txt', 'rest\\n')
-        done(uuid, is_error=True, terminal_reason='max_turns')
-    elif text == 'go on':
-        log(open('rest.txt').read().strip())
-        commit('fix: rest')
-        done(uuid)
-",
-    );
-    let outcome = sandbox.run(git_work("fail")).await;
-    failed(&outcome, FailureKind::MaxTurns);
-    assert!(sandbox.artifact("uncommitted.patch").unwrap().contains("+rest"));
-    // A git that was killed left its lock.
-    std::fs::write(sandbox.place("workspace/.git/index.lock"), "").unwrap();
-    let mut second = git_work("go on");
-    second.run = run_id(2);
-    sandbox.gateway.with(|state| state.work.clear());
-    let outcome = sandbox.run(second).await;
-    assert_published(&sandbox, &outcome);
-    assert_eq!(pushed_messages(&sandbox), "fix: two\n\nfix: rest", "work of the failed run is published as well");
-    assert!(sandbox.agent_log().contains(&"rest".to_owned()));
-}
-
-#[tokio::test]
-async fn a_workspace_whose_repository_is_gone_is_left_alone() {
-    let mut sandbox = Sandbox::with_repository(COMMITTING);
-    std::fs::write(sandbox.place("workspace/precious.txt"), "x").unwrap();
-    let message = failed(&sandbox.run(git_work("Fix it")).await, FailureKind::PolicyDenied);
-    assert!(message.contains("no repository any more"), "{message}");
-    assert!(sandbox.place("workspace/precious.txt").exists());
-}
-
-#[tokio::test]
-async fn remains_of_a_checkout_that_was_not_finished_are_made_anew() {
-    let mut sandbox = Sandbox::with_repository(COMMITTING);
-    std::fs::create_dir_all(sandbox.place("workspace/.git/objects")).unwrap();
-    std::fs::write(sandbox.place("workspace/a.txt"), "half").unwrap();
-    std::fs::write(sandbox.place("home/.caisson-preparing"), "").unwrap();
-    let outcome = sandbox.run(git_work("Fix it")).await;
-    assert_published(&sandbox, &outcome);
-    assert!(!sandbox.place("home/.caisson-preparing").exists());
 }
 
 #[tokio::test]

@@ -21,7 +21,14 @@ async fn a_run_without_a_repository_is_told_from_first_to_last() {
     assert_eq!(
         kinds(&sandbox.bodies()),
         [
-            "phase prepare", "prepared", "phase agent", "agent_started", "line", "line", "line", "agent_exited",
+            "phase prepare",
+            "prepared",
+            "phase agent",
+            "agent_started",
+            "line",
+            "line",
+            "line",
+            "agent_exited",
             "finished"
         ]
     );
@@ -46,7 +53,8 @@ async fn work_that_is_delivered_again_is_not_done_again() {
     sandbox.start();
     sandbox.outcome(&work.run).await;
     // As a gateway would that has lost the record: the shim may not do it again, and goes on to the next run.
-    let second = caisson_domain::protocol::RunWork { run: run_id(2), prompt: "Again".to_owned(), ..work.clone() };
+    let second =
+        caisson_domain::protocol::RunWork { run: run_id(2), prompt: "Again".to_owned(), ..work.clone() };
     sandbox.gateway.with(|state| {
         state.work.clear();
         state.journal.clear();
@@ -164,9 +172,7 @@ def prompt(uuid, text, number):
     let failure = crate::sandbox::failure(&outcome);
     assert_eq!(failure.message, "the agent ended with code 3 before its result");
     assert_eq!(failure.evidence.as_deref(), Some("out of luck"));
-    let exited = |body: &JournalBody| {
-        matches!(body, JournalBody::AgentExited { code: Some(3), signal: None, stderr } if stderr == "out of luck")
-    };
+    let exited = |body: &JournalBody| matches!(body, JournalBody::AgentExited { code: Some(3), signal: None, stderr } if stderr == "out of luck");
     assert!(sandbox.bodies().iter().any(exited));
 }
 
@@ -194,7 +200,10 @@ def prompt(uuid, text, number):
         })
         .collect();
     assert_eq!(texts.len(), 4);
-    assert_eq!((texts[0].0.as_str(), texts[1].0.as_str(), texts[3].0.as_str()), ("not json", "[1, 2]", "\u{fffd}"));
+    assert_eq!(
+        (texts[0].0.as_str(), texts[1].0.as_str(), texts[3].0.as_str()),
+        ("not json", "[1, 2]", "\u{fffd}")
+    );
     assert_eq!((texts[2].0.len(), texts[2].1), (1024 * 1024, 2 * 1024 * 1024));
     assert!(sandbox.agent_log()[1].contains("unsupported_request"));
 }
@@ -234,7 +243,11 @@ def prompt(uuid, text, number):
     sandbox.outcome(&work.run).await;
     sandbox.exit().await;
     let journaled = sandbox.bodies();
-    assert!(!journaled.iter().any(|body| matches!(body, JournalBody::Line { line } if line.contains("stream_event"))));
+    assert!(
+        !journaled
+            .iter()
+            .any(|body| matches!(body, JournalBody::Line { line } if line.contains("stream_event")))
+    );
 }
 
 #[tokio::test]
@@ -242,7 +255,10 @@ async fn a_failed_turn_fails_the_run_in_its_own_words() {
     for (more, kind) in [
         ("subtype='error_max_turns', is_error=True, terminal_reason='max_turns'", FailureKind::MaxTurns),
         ("is_error=True, terminal_reason='api_error', api_error_status=401", FailureKind::ProviderAuth),
-        ("is_error=True, terminal_reason='api_error', api_error='connection_failed'", FailureKind::ProviderDown),
+        (
+            "is_error=True, terminal_reason='api_error', api_error='connection_failed'",
+            FailureKind::ProviderDown,
+        ),
         ("is_error=True, terminal_reason='api_error', stop_reason='refusal'", FailureKind::AgentRefused),
     ] {
         let mut sandbox =

@@ -1,6 +1,7 @@
 //! A sandbox without walls: directories, the shim as a process of its own, and scripted agents in the real one's place.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,14 +12,16 @@ use caisson_domain::protocol::{
 };
 use caisson_domain::run::{Failure, FailureKind};
 use caisson_domain::workflow::{PermissionMode, Publish};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::gateway::{AGENT, CONTROL, Gateway, PATIENCE};
 
 /// Search path of programs for everything that tests start.
-pub const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+pub(crate) const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 /// The branch of every run here.
-pub const BRANCH: &str = "caisson/bug-fixer/0a1b2c3d";
+pub(crate) const BRANCH: &str = "caisson/bug-fixer/0a1b2c3d";
 
 /// What every scripted agent has: it speaks the real one's lines. A test adds `prompt(uuid, text, number)`.
 const AGENT_SCRIPT: &str = r#"#!/usr/bin/python3
@@ -83,16 +86,16 @@ main()
 "#;
 
 /// A sandbox.
-pub struct Sandbox {
-    pub directory: tempfile::TempDir,
-    pub gateway: Gateway,
+pub(crate) struct Sandbox {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) gateway: Gateway,
     settings: serde_json::Map<String, Value>,
     shim: Option<std::process::Child>,
 }
 
 impl Sandbox {
     /// One whose gateway serves.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let gateway = Gateway::start(directory.path());
         let place = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
@@ -110,7 +113,7 @@ impl Sandbox {
     }
 
     /// One with an agent that does what `script` says, in Python.
-    pub fn with_agent(script: &str) -> Self {
+    pub(crate) fn with_agent(script: &str) -> Self {
         let sandbox = Self::new();
         let program = sandbox.place("agent");
         std::fs::write(&program, AGENT_SCRIPT.replace("# SCRIPT", script)).unwrap();
@@ -119,7 +122,7 @@ impl Sandbox {
     }
 
     /// One with a repository as well, in which `main` has one commit with `a.txt`.
-    pub fn with_repository(script: &str) -> Self {
+    pub(crate) fn with_repository(script: &str) -> Self {
         let sandbox = Self::with_agent(script);
         let bare = sandbox.place("bare.git");
         git(sandbox.directory.path(), &["init", "-q", "--bare", "-b", "main", "bare.git"]);
@@ -130,17 +133,17 @@ impl Sandbox {
     }
 
     /// A place in the sandbox's directory.
-    pub fn place(&self, name: &str) -> PathBuf {
+    pub(crate) fn place(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     /// Sets one of the shim's settings.
-    pub fn set(&mut self, name: &str, value: impl Into<Value>) {
+    pub(crate) fn set(&mut self, name: &str, value: impl Into<Value>) {
         self.settings.insert(name.to_owned(), value.into());
     }
 
     /// Adds a commit to the repository's current branch, as somebody else would.
-    pub fn seed(&self, file: &str, content: &str, message: &str) {
+    pub(crate) fn seed(&self, file: &str, content: &str, message: &str) {
         let seed = self.place("seed");
         std::fs::write(seed.join(file), content).unwrap();
         git(&seed, &["add", "-A"]);
@@ -149,14 +152,22 @@ impl Sandbox {
     }
 
     /// Starts the shim.
+    pub(crate) fn start(&mut self) {
+        self.start_under(&[]);
+    }
+
+    /// Starts the shim as the last arguments of another program.
     #[expect(clippy::disallowed_methods, reason = "tests start git and the shim")]
-    pub fn start(&mut self) {
+    pub(crate) fn start_under(&mut self, other: &[&str]) {
         let settings = self.place("settings.json");
         std::fs::write(&settings, serde_json::to_vec(&self.settings).unwrap()).unwrap();
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.place("shim.log")).unwrap();
-        let shim = Command::new(env!("CARGO_BIN_EXE_caisson-shim-at"))
-            .arg(settings)
+        let mut command: Vec<_> = other.iter().map(OsString::from).collect();
+        command.extend([OsString::from(env!("CARGO_BIN_EXE_caisson-shim-at")), settings.into()]);
+        let shim = Command::new(&command[0])
+            .args(&command[1..])
             .env_clear()
+            .env("PATH", SEARCH_PATH)
             .env("CAISSON_CONTROL_GRANT", CONTROL)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -167,49 +178,56 @@ impl Sandbox {
     }
 
     /// The shim's process.
-    pub fn shim_pid(&self) -> u32 {
+    pub(crate) fn shim_pid(&self) -> u32 {
         self.shim.as_ref().unwrap().id()
     }
 
-    /// Kills the shim as a power cut would.
-    pub fn kill(&mut self) {
-        let mut shim = self.shim.take().unwrap();
-        shim.kill().unwrap();
-        shim.wait().unwrap();
+    /// Kills the shim with everything below it, as the kernel does when a sandbox's PID 1 is killed.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut shim) = self.shim.take() {
+            // It may have ended already; and what is listed below it may end meanwhile.
+            let pid = Pid::from_raw(shim.id().cast_signed());
+            let _ended = kill(pid, Signal::SIGSTOP);
+            for below in below(shim.id()) {
+                let _ended = kill(Pid::from_raw(below.cast_signed()), Signal::SIGKILL);
+            }
+            let _ended = shim.kill();
+            let _reaped = shim.wait();
+        }
     }
 
     /// Waits until the shim has ended by itself.
-    pub async fn ended(&mut self) -> std::process::ExitStatus {
+    pub(crate) async fn ended(&mut self) -> std::process::ExitStatus {
         let mut shim = self.shim.take().unwrap();
         let ended = tokio::task::spawn_blocking(move || shim.wait().unwrap());
         tokio::time::timeout(PATIENCE, ended).await.expect("the shim ends").unwrap()
     }
 
     /// Tells the shim to end once its work is done, and waits for it.
-    pub async fn exit(&mut self) {
+    pub(crate) async fn exit(&mut self) {
         self.gateway.with(|state| state.work.push_back(Work::Exit));
         let status = self.ended().await;
         assert!(status.success(), "{status}: {}", self.shim_log());
     }
 
     /// What the shim said.
-    pub fn shim_log(&self) -> String {
+    pub(crate) fn shim_log(&self) -> String {
         std::fs::read_to_string(self.place("shim.log")).unwrap_or_default()
     }
 
     /// What the agent noted.
-    pub fn agent_log(&self) -> Vec<String> {
+    pub(crate) fn agent_log(&self) -> Vec<String> {
         let log = std::fs::read_to_string(self.place("home/agent.log")).unwrap_or_default();
         log.lines().map(str::to_owned).collect()
     }
 
     /// Delivers work.
-    pub fn deliver(&self, work: RunWork) {
+    pub(crate) fn deliver(&self, work: RunWork) {
         self.gateway.with(|state| state.work.push_back(Work::Run(Box::new(work))));
     }
 
     /// Tells a run to stop.
-    pub fn stop(&self, run: &RunId, reason: StopReason) {
+    pub(crate) fn stop(&self, run: &RunId, reason: StopReason) {
         self.gateway.with(|state| {
             let seq = i64::try_from(state.inputs.len()).unwrap() + 1;
             state.inputs.push(Input { seq, run: run.clone(), body: InputBody::Stop { reason } });
@@ -217,7 +235,7 @@ impl Sandbox {
     }
 
     /// Waits for the end of a run.
-    pub async fn outcome(&self, run: &RunId) -> Outcome {
+    pub(crate) async fn outcome(&self, run: &RunId) -> Outcome {
         self.gateway
             .wait_for("the end of the run", |state| {
                 state.records().into_iter().find_map(|record| match record.body {
@@ -229,7 +247,7 @@ impl Sandbox {
     }
 
     /// Does one run from its delivery to its end and the end of the shim.
-    pub async fn run(&mut self, work: RunWork) -> Outcome {
+    pub(crate) async fn run(&mut self, work: RunWork) -> Outcome {
         let run = work.run.clone();
         self.deliver(work);
         self.start();
@@ -239,12 +257,12 @@ impl Sandbox {
     }
 
     /// The bodies of all records.
-    pub fn bodies(&self) -> Vec<JournalBody> {
+    pub(crate) fn bodies(&self) -> Vec<JournalBody> {
         self.gateway.with(|state| state.bodies())
     }
 
     /// The notes among them.
-    pub fn notes(&self) -> Vec<String> {
+    pub(crate) fn notes(&self) -> Vec<String> {
         let note = |body| match body {
             JournalBody::Note { message, .. } => Some(message),
             _ => None,
@@ -253,34 +271,39 @@ impl Sandbox {
     }
 
     /// An artifact as text.
-    pub fn artifact(&self, name: &str) -> Option<String> {
-        self.gateway.with(|state| state.artifacts.get(name).map(|bytes| String::from_utf8_lossy(bytes).into()))
+    pub(crate) fn artifact(&self, name: &str) -> Option<String> {
+        self.gateway
+            .with(|state| state.artifacts.get(name).map(|bytes| String::from_utf8_lossy(bytes).into()))
     }
 
     /// Git in the bare repository.
-    pub fn remote(&self, arguments: &[&str]) -> String {
+    pub(crate) fn remote(&self, arguments: &[&str]) -> String {
         git(&self.place("bare.git"), arguments)
     }
 
     /// Git in the workspace.
-    pub fn workspace(&self, arguments: &[&str]) -> String {
+    pub(crate) fn workspace(&self, arguments: &[&str]) -> String {
         git(&self.place("workspace"), arguments)
     }
 }
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        if let Some(mut shim) = self.shim.take() {
-            // A test that failed; what the shim started ends with its pipes.
-            let _ended = shim.kill();
-            let _reaped = shim.wait();
-        }
+        // For a test that failed.
+        self.kill();
     }
+}
+
+/// All processes below one.
+fn below(pid: u32) -> Vec<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let children: Vec<u32> = children.split_ascii_whitespace().map(|child| child.parse().unwrap()).collect();
+    children.iter().flat_map(|child| [vec![*child], below(*child)].concat()).collect()
 }
 
 /// Runs git for a test; its output without the last line end.
 #[expect(clippy::disallowed_methods, reason = "tests start git and the shim")]
-pub fn git(directory: &Path, arguments: &[&str]) -> String {
+pub(crate) fn git(directory: &Path, arguments: &[&str]) -> String {
     let output = Command::new("git")
         .args(arguments)
         .current_dir(directory)
@@ -297,12 +320,12 @@ pub fn git(directory: &Path, arguments: &[&str]) -> String {
 }
 
 /// A run's id.
-pub fn run_id(number: i64) -> RunId {
+pub(crate) fn run_id(number: i64) -> RunId {
     RunId::new(1_700_000_000_000 + number, [7; 10])
 }
 
 /// A run without a repository.
-pub fn plain_work(prompt: &str) -> RunWork {
+pub(crate) fn plain_work(prompt: &str) -> RunWork {
     RunWork {
         run: run_id(1),
         epoch: Epoch(1),
@@ -327,7 +350,7 @@ pub fn plain_work(prompt: &str) -> RunWork {
 }
 
 /// A run on the repository that pushes its branch.
-pub fn git_work(prompt: &str) -> RunWork {
+pub(crate) fn git_work(prompt: &str) -> RunWork {
     let git = GitWork {
         base: Some("main".parse().unwrap()),
         branch: BRANCH.parse().unwrap(),
@@ -340,7 +363,7 @@ pub fn git_work(prompt: &str) -> RunWork {
 }
 
 /// The failure in an outcome.
-pub fn failure(outcome: &Outcome) -> Failure {
+pub(crate) fn failure(outcome: &Outcome) -> Failure {
     match &outcome.ending {
         Ending::Failed(failure) => failure.clone(),
         other => panic!("not a failure: {other:?}"),
@@ -348,14 +371,14 @@ pub fn failure(outcome: &Outcome) -> Failure {
 }
 
 /// Asserts the failure's kind and gives its message.
-pub fn failed(outcome: &Outcome, kind: FailureKind) -> String {
+pub(crate) fn failed(outcome: &Outcome, kind: FailureKind) -> String {
     let failure = failure(outcome);
     assert_eq!(failure.kind, kind, "{failure:?}");
     failure.message
 }
 
 /// Lines of records, for comparing: kinds alone.
-pub fn kinds(bodies: &[JournalBody]) -> Vec<String> {
+pub(crate) fn kinds(bodies: &[JournalBody]) -> Vec<String> {
     let kind = |body: &JournalBody| {
         let value = json!(body);
         match body {

@@ -13,7 +13,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let given: Value = serde_json::from_str(&std::fs::read_to_string(file)?)?;
     let text = |name: &str| given[name].as_str().unwrap_or_default().to_owned();
     let product = Patience::of_a_sandbox();
-    let time = |name: &str, otherwise: Duration| given[name].as_u64().map_or(otherwise, Duration::from_millis);
+    let time =
+        |name: &str, otherwise: Duration| given[name].as_u64().map_or(otherwise, Duration::from_millis);
     let setup = Setup {
         places: Places {
             door: text("door").into(),

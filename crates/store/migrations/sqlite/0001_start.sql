@@ -4,10 +4,10 @@
 create table project (
     id            text primary key not null,
     created_at_ms integer not null,
-    checked_at_ms integer not null -- written by the readiness check, to prove that writing works
+    checks        integer not null default 0 -- counted up by the readiness check, to prove that writing works
 ) strict, without rowid;
 
-insert into project (id, created_at_ms, checked_at_ms) values ('default', 0, 0);
+insert into project (id, created_at_ms) values ('default', 0);
 
 create table api_key (
     id              text primary key not null,

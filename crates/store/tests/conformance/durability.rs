@@ -109,9 +109,10 @@ async fn closing_leaves_one_file_that_opens_again(fixture: Fixture) {
 }
 
 async fn a_ping_writes(fixture: Fixture) {
-    fixture.clock.advance(5);
-    fixture.store.ping().await.unwrap();
-    assert_eq!(fixture.value::<i64>("select checked_at_ms from project").await, START_MS + 5);
+    for expected in 1..=2 {
+        fixture.store.ping().await.unwrap();
+        assert_eq!(fixture.value::<i64>("select checks from project").await, expected);
+    }
 }
 
 async fn migrations_leave_the_rows_of_an_older_start_alone(fixture: Fixture) {

@@ -11,7 +11,7 @@ use caisson_store::{
 use crate::fixture::{Fixture, Placed, completed, entry, note, project, woken};
 
 conformance! {
-    making_a_run_wakes_the_queue_and_the_session_has_no_watcher_yet,
+    making_a_run_wakes_the_queue_once,
     cancelling_a_waiting_run_wakes_its_readers,
     claiming_wakes_the_run_and_its_session,
     each_change_of_a_placed_run_wakes_those_it_concerns,
@@ -35,7 +35,7 @@ fn woken_names(watches: &mut [(&'static str, Watch)]) -> Vec<&'static str> {
     watches.iter_mut().filter_map(|(name, watch)| woken(watch).then_some(*name)).collect()
 }
 
-async fn making_a_run_wakes_the_queue_and_the_session_has_no_watcher_yet(fixture: Fixture) {
+async fn making_a_run_wakes_the_queue_once(fixture: Fixture) {
     let mut queue = fixture.store.watch(Topic::Queue);
     fixture.queued().await;
     assert!(woken(&mut queue));

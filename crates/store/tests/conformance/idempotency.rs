@@ -45,7 +45,7 @@ async fn the_same_key_with_another_request_is_refused(fixture: Fixture) {
 }
 
 async fn keys_of_two_projects_do_not_meet(fixture: Fixture) {
-    fixture.execute("insert into project (id, created_at_ms, checked_at_ms) values ('other', 0, 0)").await;
+    fixture.execute("insert into project (id, created_at_ms) values ('other', 0)").await;
     let first = created(&fixture, request("k", "a")).await;
     let new = NewRun { project: "other".parse().unwrap(), ..request("k", "b") };
     assert_ne!(created(&fixture, new).await.id, first.id);

@@ -63,7 +63,8 @@ async fn a_run_is_given_everything_its_sandbox_needs() {
 
 #[tokio::test]
 async fn a_cancelled_run_stops_by_itself_or_is_killed() {
-    let world = World::new().await;
+    let (clock, handle) = Clock::fixed_at(1_700_000_000_000);
+    let world = World::with_clock(clock).await;
     world.shims.by_default(Play::Work { obeys: true });
     let (obeying, deaf) = (world.queue().await, world.queue().await);
     world.shims.of(&deaf, vec![Play::Work { obeys: false }]);
@@ -74,6 +75,8 @@ async fn a_cancelled_run_stops_by_itself_or_is_killed() {
     }
     let ended = world.finished(&obeying).await;
     assert_eq!((ended.status, ended.result.as_deref()), (RunStatus::Cancelled, Some("done")));
+    assert_eq!(world.run(&deaf).await.status, RunStatus::Running, "it has its grace");
+    handle.advance(100);
     let ended = world.finished(&deaf).await;
     assert_eq!((ended.status, ended.result), (RunStatus::Cancelled, None));
     world.clean().await;

@@ -381,7 +381,7 @@ async fn a_run_waits_until_the_sessions_last_sandbox_is_gone() {
     until("destroying has failed", || async { world.run(&run).await.status == RunStatus::Queued }).await;
     world.engine.set_destroy_gate(false);
     until("it is given back once more", || async {
-        world.told(&run, EventKind::RunRequeued).await.len() == 2
+        world.told(&run, EventKind::RunRequeued).await.len() >= 2
     })
     .await;
     assert_eq!(world.engine.made().len(), 1, "no second sandbox on the same workspace");

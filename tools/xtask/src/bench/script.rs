@@ -428,7 +428,7 @@ mod tests {
         let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/cart");
         let spec = ScriptSpec {
             id: format!("caisson-bench-test-{}", std::process::id()),
-            image: "caisson-sandbox:1".to_owned(),
+            image: caisson_sandbox::docker::DEFAULT_IMAGE.to_owned(),
             agent_version: super::super::stage::installed_version(&parts.agents_dir).unwrap(),
             workflow: Workflow::parse(include_str!("../../../../workflows/bug-fixer.md")).unwrap(),
             token: "a-key".to_owned(),

@@ -1,0 +1,63 @@
+//! An upstream behind a certificate authority of its own. The key in `tls/` is for this test alone and opens
+//! nothing.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use http::Method;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+use super::support::{OK, Setup, World, run_spec};
+
+const AUTHORITY: &[u8] = include_bytes!("tls/ca.pem");
+const CERTIFICATE: &[u8] = include_bytes!("tls/leaf.pem");
+const KEY: &[u8] = include_bytes!("tls/leaf.key");
+const REPLY: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+
+/// Answers one connection after another, each once, as far as its handshake succeeds.
+fn serve(listener: &TcpListener, config: &Arc<ServerConfig>, connections: usize) {
+    for _ in 0..connections {
+        let (tcp, _) = listener.accept().unwrap();
+        let mut tls = StreamOwned::new(ServerConnection::new(Arc::clone(config)).unwrap(), tcp);
+        let mut seen = Vec::new();
+        let mut buffer = [0; 1024];
+        while !seen.windows(4).any(|window| window == b"\r\n\r\n") {
+            match tls.read(&mut buffer) {
+                Ok(count @ 1..) => seen.extend_from_slice(&buffer[..count]),
+                Ok(_) | Err(_) => break,
+            }
+        }
+        if !seen.is_empty() {
+            tls.write_all(REPLY).unwrap();
+            tls.conn.send_close_notify();
+            tls.flush().unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_authority_of_ones_own_is_trusted_where_it_is_configured_and_only_there() {
+    super::install_crypto();
+    let certificate = CertificateDer::from_pem_slice(CERTIFICATE).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(KEY).unwrap();
+    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate], key);
+    let config = Arc::new(config.unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = std::thread::spawn(move || serve(&listener, &config, 2));
+    for (extra_ca_pem, status) in [(None, 502), (Some(AUTHORITY.to_vec()), OK)] {
+        let world = World::new().await;
+        let sandbox = world.sandbox(run_spec(None)).await;
+        let mut setup = Setup::new();
+        setup.model.base_url = format!("https://localhost:{port}/").parse().unwrap();
+        setup.model.extra_ca_pem = extra_ca_pem;
+        world.start(setup).await;
+        let reply = sandbox.agent(Method::GET, "/model/v1/models", "").await;
+        assert_eq!(reply.status, status, "{}", reply.text());
+        world.stop().await;
+    }
+    server.join().unwrap();
+}

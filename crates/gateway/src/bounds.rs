@@ -81,7 +81,7 @@ pub(crate) const MODEL_NAME_BYTES: usize = 128;
 /// Exchanges with git hosts that one sandbox may have under way: each of a local repository is a process.
 pub(crate) const GIT_EXCHANGES: usize = 8;
 /// Refusals and upstream faults of one run that become events; the others are only logged.
-pub(crate) const TOLD_EVENTS: u32 = 500;
+pub(crate) const TOLD_EVENTS: u32 = 200;
 /// Ref commands of one push.
 pub(crate) const COMMANDS: usize = 16;
 /// The part of a push before its pack, in bytes.

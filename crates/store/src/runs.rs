@@ -8,6 +8,7 @@ use caisson_domain::protocol::{InputBody, StopReason};
 use caisson_domain::run::{Run, RunSpec, RunStatus};
 use caisson_domain::usage::UsageTotals;
 use serde_json::json;
+use sqlx::SqliteConnection;
 
 use crate::database::Tx;
 use crate::random::uuid_v4;
@@ -100,7 +101,7 @@ impl Store {
     pub async fn create_run(&self, new: NewRun) -> Result<CreateRun, StoreError> {
         let mut tx = self.begin().await?;
         if let Some(idempotency) = &new.idempotency
-            && let Some(answer) = replay(&mut tx, &new.project, idempotency).await?
+            && let Some(answer) = replay(&mut tx.db, tx.now_ms, &new.project, idempotency).await?
         {
             tx.rollback().await?;
             return Ok(answer);
@@ -121,6 +122,22 @@ impl Store {
         tx.wake(Topic::Queue);
         tx.commit().await?;
         Ok(CreateRun::Created(run))
+    }
+
+    /// What was answered to the same key before, if it is still remembered: [`CreateRun::Replayed`] or
+    /// [`CreateRun::KeyReused`]. It answers a repeated request that could not be accepted now.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn replayed(
+        &self,
+        project: &ProjectId,
+        idempotency: &Idempotency,
+    ) -> Result<Option<CreateRun>, StoreError> {
+        let mut db = self.reader().acquire().await?;
+        replay(&mut db, self.now_ms(), project, idempotency).await
     }
 
     /// The run, if it belongs to the project.
@@ -194,21 +211,22 @@ const REMEMBERED: &str = "select request_sha256, run_id from idempotency where p
 
 /// What was answered to the same key before, if it is still remembered.
 async fn replay(
-    tx: &mut Tx<'_>,
+    db: &mut SqliteConnection,
+    now_ms: i64,
     project: &ProjectId,
     idempotency: &Idempotency,
 ) -> Result<Option<CreateRun>, StoreError> {
     let remembered: Option<(String, String)> = sqlx::query_as(REMEMBERED)
         .bind(project.as_str())
         .bind(idempotency.key.as_str())
-        .bind(tx.now_ms)
-        .fetch_optional(&mut *tx.db)
+        .bind(now_ms)
+        .fetch_optional(&mut *db)
         .await?;
     let Some((request_sha256, run)) = remembered else { return Ok(None) };
     if request_sha256 != idempotency.request_sha256 {
         return Ok(Some(CreateRun::KeyReused));
     }
-    let row = sqlx::query(ONE).bind(project.as_str()).bind(run.as_str()).fetch_optional(&mut *tx.db).await?;
+    let row = sqlx::query(ONE).bind(project.as_str()).bind(run.as_str()).fetch_optional(&mut *db).await?;
     let row = row.ok_or_else(|| StoreError::missing("run", &run))?;
     Ok(Some(CreateRun::Replayed(rows::run(&row)?)))
 }

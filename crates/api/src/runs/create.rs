@@ -42,6 +42,13 @@ pub(super) async fn create(
 ) -> Result<Accepted, ApiError> {
     let mut faults = Faults::default();
     let request = CreateRun::read(fields, &mut faults);
+    let idempotency = key.map(|key| Idempotency { key, request_sha256: digest(&request) });
+    if let Some(idempotency) = idempotency.as_ref().filter(|_| faults.is_empty())
+        && let Some(answer) = app.store().replayed(&caller.project, idempotency).await?
+    {
+        // The answer to a repeat does not depend on whether the request could be accepted now.
+        return accepted(answer);
+    }
     let workflow = find_workflow(app.store(), &caller, &request.workflow, &mut faults).await?;
     let spec = validate::specification(&request, workflow.as_ref(), app.config(), &mut faults);
     let spec = match spec {
@@ -49,9 +56,12 @@ pub(super) async fn create(
         Some(_) | None => return Err(ApiError::Invalid(faults)),
     };
     check_placeable(app.store()).await?;
-    let idempotency = key.map(|key| Idempotency { key, request_sha256: digest(&request) });
     let new = NewRun { project: caller.project, created_by: Some(caller.key), spec, idempotency };
-    match app.store().create_run(new).await? {
+    accepted(app.store().create_run(new).await?)
+}
+
+fn accepted(answer: store::CreateRun) -> Result<Accepted, ApiError> {
+    match answer {
         store::CreateRun::Created(run) => {
             tracing::info!(run.id = %run.id, run.workflow = %run.spec.workflow.name, "accepted run {}", run.id);
             Ok(Accepted { run, replayed: false })

@@ -1,6 +1,7 @@
 //! `Idempotency-Key`: the same request twice is one run.
 
 use caisson_domain::limits;
+use caisson_domain::server::{PlacementProblem, ProblemCode};
 use http::StatusCode;
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -18,6 +19,21 @@ async fn the_same_key_and_request_find_the_same_run() {
     assert_eq!(first.json()["id"], second.json()["id"]);
     assert_eq!(first.header("location"), second.header("location"));
     assert_eq!(api.get("/v1/runs").await.json()["items"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_repeat_is_answered_while_nothing_can_be_accepted() {
+    let api = Api::start().await;
+    let first = api.post_with_key("k1", &body()).await;
+    let problem = PlacementProblem { code: ProblemCode::DiskLow, message: "make room".to_owned() };
+    api.store.heartbeat_server(&api.server, &[problem]).await.unwrap();
+    api.post_with_key("k2", &body()).await.assert_problem(503, "disk_low");
+    let repeated = api.post_with_key("k1", &body()).await;
+    assert_eq!(repeated.status, StatusCode::ACCEPTED);
+    assert_eq!(repeated.json()["id"], first.json()["id"]);
+    api.post_with_key("k1", &body_with(&json!({"prompt": "Other."})))
+        .await
+        .assert_problem(422, "idempotency_key_reused");
 }
 
 #[tokio::test]

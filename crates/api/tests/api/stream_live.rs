@@ -139,7 +139,8 @@ async fn live_text_reaches_the_streams_of_its_run_and_of_its_session_only() {
 
 #[tokio::test]
 async fn a_reader_that_lags_loses_live_text_and_no_event() {
-    let api = Api::start().await;
+    // A long time between looks: a look that is due by itself would hand events out before older live text.
+    let api = Api::with(|config| config.limits.poll = PATIENCE * 2).await;
     let claimed = api.running().await;
     let mut stream = api.stream(&events_of(&claimed.run.id), Some("2")).await;
     first_delta(&api, &claimed, &mut stream).await;

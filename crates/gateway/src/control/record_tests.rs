@@ -138,6 +138,15 @@ fn an_outcome_is_cut_to_its_bounds_and_judged_by_us() {
 }
 
 #[test]
+fn a_note_is_cut_to_its_bound() {
+    let message = |bytes: usize| {
+        let note = one(JournalBody::Note { level: NoteLevel::Warn, message: "m".repeat(bytes) });
+        data(&note)["message"].as_str().unwrap().len()
+    };
+    assert_eq!((message(NOTE_BYTES), message(NOTE_BYTES + 1)), (NOTE_BYTES, NOTE_BYTES));
+}
+
+#[test]
 fn a_commit_that_is_none_is_left_out() {
     let prepared = one(JournalBody::Prepared { base_commit: Some("HEAD".to_owned()), branch: None });
     assert!(matches!(prepared.effect, JournalEffect::Prepared { base_commit: None }));

@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use caisson_domain::git::Repository;
-use caisson_domain::run::cut;
 use caisson_store::BoxError;
 use futures_util::stream::{self, StreamExt};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, ChildStderr, ChildStdin, Command};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::timeout;
 use tokio_util::io::ReaderStream;
 
@@ -190,7 +189,7 @@ async fn feed(mut stdin: ChildStdin, mut input: Chunks, idle: Duration) {
 }
 
 /// The end of what git said, on one line.
-async fn last_words(mut stderr: ChildStderr, total: Duration) -> String {
+async fn last_words<R: AsyncRead + Unpin + Send>(mut stderr: R, total: Duration) -> String {
     let mut kept: Vec<u8> = Vec::new();
     let mut buffer = [0; 1024];
     let read = async {
@@ -204,7 +203,7 @@ async fn last_words(mut stderr: ChildStderr, total: Duration) -> String {
         tracing::debug!("git's standard error stayed open");
     }
     let text = String::from_utf8_lossy(&kept).split_whitespace().collect::<Vec<_>>().join(" ");
-    cut(&text, DETAIL_BYTES).to_owned()
+    text[text.ceil_char_boundary(text.len().saturating_sub(DETAIL_BYTES))..].to_owned()
 }
 
 /// Git's output, with git beside it: whoever drops it kills git, and at its end git is waited for.
@@ -232,6 +231,14 @@ mod tests {
         fs::write(path.join("HEAD"), "ref: refs/heads/main\n").unwrap();
     }
 
+    #[tokio::test]
+    async fn the_end_of_what_git_said_is_kept() {
+        let said = format!("{}fatal:  no\nrepository\n", "warning\n".repeat(STDERR_BYTES));
+        let kept = last_words(said.as_bytes(), Duration::from_secs(1)).await;
+        assert!(kept.len() == DETAIL_BYTES && kept.ends_with("warning fatal: no repository"), "{kept}");
+        assert_eq!(last_words("ää".repeat(DETAIL_BYTES).as_bytes(), EXIT).await.len(), DETAIL_BYTES);
+    }
+
     #[test]
     fn a_repository_is_found_inside_the_allowed_directory_alone() {
         let root = tempfile::tempdir().unwrap();
@@ -246,7 +253,9 @@ mod tests {
         symlink(&outside, inside.join("link")).unwrap();
         fs::create_dir_all(inside.join("trap")).unwrap();
         symlink(&outside, inside.join("trap/.git")).unwrap();
-        for (name, target) in [("tree", inside.join("work/.git")), ("far", outside.clone())] {
+        let long = PathBuf::from(format!("{}{}", "/".repeat(5000), outside.display()));
+        let named = [("tree", inside.join("work/.git")), ("far", outside.clone()), ("long", long)];
+        for (name, target) in named {
             fs::create_dir_all(inside.join(name)).unwrap();
             fs::write(inside.join(name).join(".git"), format!("gitdir: {}\n", target.display())).unwrap();
         }
@@ -257,6 +266,8 @@ mod tests {
         assert_eq!(of("link"), Err(Fault::NotAllowed));
         assert_eq!(of("trap"), Err(Fault::LeadsOut));
         assert_eq!(of("far"), Err(Fault::LeadsOut));
+        // Read up to its bound it names the root directory.
+        assert_eq!(of("long"), Err(Fault::LeadsOut));
         assert_eq!(of("plain"), Err(Fault::NoRepository));
         assert_eq!(of("only"), Err(Fault::NoRepository));
         assert_eq!(of("missing"), Err(Fault::NoRepository));

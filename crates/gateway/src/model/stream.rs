@@ -1,6 +1,7 @@
 //! Carrying one call: forward, pass the reply on as it comes, meter it, settle it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use caisson_domain::event::EventKind;
@@ -172,14 +173,14 @@ async fn pass(
     (meter, account): (&mut Meter, &mut Account),
 ) -> End {
     let status = upstream.status().as_u16();
-    let mut reader = Reader { sender: Some(sender), drained: 0 };
+    let mut reader = Reader { sender: Some(sender), idle: shared.bounds.idle, drained: 0 };
     let mut held: Option<Bytes> = None;
     loop {
         let chunk = match timeout(shared.bounds.idle, upstream.chunk()).await {
             Ok(Ok(Some(chunk))) => chunk,
             Ok(Ok(None)) => break,
             Ok(Err(_)) | Err(_) => {
-                reader.take(shared, held.take()).await;
+                reader.take(held.take()).await;
                 return End::Cut;
             }
         };
@@ -189,14 +190,14 @@ async fn pass(
             account.settle_before_end(status, meter.reading()).await;
         }
         let due = if meter.ends_with_its_last_byte() { held.replace(chunk) } else { Some(chunk) };
-        reader.take(shared, due).await;
+        reader.take(due).await;
         if reader.drained > shared.bounds.drain_bytes {
             return End::Cut;
         }
     }
     meter.end();
     account.settle_before_end(status, meter.reading()).await;
-    reader.take(shared, held).await;
+    reader.take(held).await;
     // A reader that was too slow has missed bytes: for it this is no end.
     if reader.sender.is_some() { End::Complete } else { End::Cut }
 }
@@ -204,22 +205,48 @@ async fn pass(
 /// The connection at the other end, until it leaves.
 struct Reader {
     sender: Option<ChunkSender>,
+    /// How long it may take to take a piece.
+    idle: Duration,
     /// Bytes that came after it left.
     drained: usize,
 }
 
 impl Reader {
-    async fn take(&mut self, shared: &Shared, chunk: Option<Bytes>) {
+    async fn take(&mut self, chunk: Option<Bytes>) {
         let Some(mut chunk) = chunk else { return };
         while let Some(sender) = &self.sender {
             if chunk.is_empty() {
                 return;
             }
             let piece = chunk.split_to(chunk.len().min(CHUNK_BYTES));
-            if !matches!(timeout(shared.bounds.idle, sender.send(Ok(piece))).await, Ok(Ok(()))) {
+            if !matches!(timeout(self.idle, sender.send(Ok(piece))).await, Ok(Ok(()))) {
                 self.sender = None;
             }
         }
         self.drained = self.drained.saturating_add(chunk.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_does_not_read_holds_a_bounded_part_of_the_reply_and_is_left_in_time() {
+        let idle = Duration::from_secs(7);
+        let (sender, mut body) = body::channel(CHUNKS);
+        let mut reader = Reader { sender: Some(sender), idle, drained: 0 };
+        let chunk = Bytes::from(vec![b'x'; (CHUNKS + 2) * CHUNK_BYTES]);
+        let began = tokio::time::Instant::now();
+        reader.take(Some(chunk)).await;
+        assert_eq!((began.elapsed(), reader.drained), (idle, CHUNK_BYTES));
+        assert!(reader.sender.is_none());
+        let mut held = Vec::new();
+        while let Some(frame) = body.frame().await {
+            held.push(frame.unwrap().into_data().unwrap().len());
+        }
+        assert_eq!(held, [CHUNK_BYTES; CHUNKS]);
+        assert_eq!((CHUNKS + 1) * CHUNK_BYTES, 64 * 1024);
     }
 }

@@ -11,8 +11,11 @@ use caisson_domain::run::Phase;
 use http::Method;
 use sha2::{Digest, Sha256};
 
-use super::support::{OK, Sandbox, Setup, World, fetch, run_spec};
-use crate::bounds::{Bounds, DELTA_BODY_BYTES};
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+
+use super::support::{OK, Sandbox, Setup, World, eventually, fetch, run_spec};
+use crate::bounds::{BODY_POOL_BYTES, Bounds, DELTA_BODY_BYTES};
 
 async fn world() -> (World, Sandbox) {
     let world = World::new().await;
@@ -111,6 +114,36 @@ async fn a_body_that_stops_coming_is_given_up() {
     let body = reqwest::Body::wrap_stream(silent);
     let reply = sandbox.control(Method::POST, "/journal?offset=0", body).await;
     assert_eq!((reply.status, reply.code().as_str()), (408, "body_timeout"));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn bodies_in_memory_are_bounded_for_one_sandbox() {
+    let world = World::new().await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    let store_hold = Duration::from_millis(200);
+    world
+        .start(Setup {
+            bounds: Bounds { store_hold, grace: store_hold, ..Bounds::default() },
+            ..Setup::new()
+        })
+        .await;
+    // Each announces the largest batch and sends nothing of it.
+    let mut slow = Vec::new();
+    for _ in 0..BODY_POOL_BYTES / JOURNAL_BATCH_BYTES {
+        let mut stream = UnixStream::connect(&sandbox.socket).await.unwrap();
+        let head = format!(
+            "POST /journal?offset=0 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\
+             content-length: {JOURNAL_BATCH_BYTES}\r\n\r\n",
+            sandbox.control
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        slow.push(stream);
+    }
+    let one = || sandbox.control(Method::POST, "/deltas", "{");
+    eventually(|| async { (one().await.code() == "busy").then_some(()) }).await;
+    drop(slow.pop());
+    eventually(|| async { (one().await.code() == "bad_request").then_some(()) }).await;
     world.stop().await;
 }
 

@@ -75,7 +75,13 @@ async fn a_streamed_reply_passes_unchanged_and_is_counted_exactly() {
 #[tokio::test]
 async fn whoever_saw_the_end_of_a_reply_finds_it_counted() {
     let silent_end = vec![piece(START), piece(END), Piece::Silence];
-    let (world, sandbox, _host) = world(Script::stream(silent_end)).await;
+    let host = ModelHost::start(Script::stream(silent_end)).await;
+    let world = World::new().await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    let mut setup = Setup::new();
+    setup.model.base_url = host.url.clone();
+    setup.bounds.grace = std::time::Duration::from_millis(50);
+    world.start(setup).await;
     let request = sandbox.request(Method::POST, MESSAGES, &sandbox.agent).body(ASK);
     let mut reply = request.send().await.unwrap().bytes_stream();
     let mut text = String::new();

@@ -15,3 +15,4 @@ mod publishing;
 mod real_cli;
 mod runs;
 mod sandbox;
+mod zz_bench;

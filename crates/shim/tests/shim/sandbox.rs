@@ -182,6 +182,15 @@ impl Sandbox {
         self.shim.as_ref().unwrap().id()
     }
 
+    /// The states of all processes below the shim, as `/proc` names them.
+    pub(crate) fn states(&self) -> Vec<char> {
+        let state = |pid: u32| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            stat.rsplit_once(") ")?.1.chars().next()
+        };
+        below(self.shim_pid()).into_iter().filter_map(state).collect()
+    }
+
     /// Kills the shim with everything below it, as the kernel does when a sandbox's PID 1 is killed.
     pub(crate) fn kill(&mut self) {
         if let Some(mut shim) = self.shim.take() {

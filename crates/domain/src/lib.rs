@@ -7,6 +7,7 @@ pub mod event;
 pub mod git;
 pub mod grant;
 pub mod id;
+pub mod image;
 pub mod limits;
 pub mod principal;
 pub mod protocol;

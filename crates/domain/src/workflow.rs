@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::{NameError, check_name};
+use crate::image::check_image_name;
 use crate::limits;
 use crate::run::{Resources, cut, text_enum};
 use crate::tools;
@@ -248,6 +249,12 @@ impl Workflow {
         for name in &self.caisson.environment {
             check_environment_name(name)
                 .map_err(|reason| WorkflowError::Value { field: "caisson.environment", reason })?;
+        }
+        if let Some(image) = &self.caisson.image {
+            check_image_name(image).map_err(|error| WorkflowError::Value {
+                field: "caisson.image",
+                reason: error.to_string(),
+            })?;
         }
         self.validate_tools()?;
         self.validate_publish()?;

@@ -133,3 +133,9 @@ fn an_mcp_configuration_is_bounded_as_json() {
     workflow.mcp_servers["x"]["command"] = "c".repeat(limits::MCP_BYTES - bytes + "serve".len() + 1).into();
     assert!(workflow.validate().is_err());
 }
+
+#[test]
+fn an_image_is_named_as_engines_name_them() {
+    assert!(Workflow::parse(&file("caisson: {image: \"debian:bookworm-slim\"}\n")).is_ok());
+    assert!(fault("caisson: {image: \"Not An Image\"}\n").contains("caisson.image"));
+}

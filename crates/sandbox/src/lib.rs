@@ -11,12 +11,11 @@
 pub mod docker;
 mod engine;
 mod error;
-mod image;
 mod spec;
 
+pub use caisson_domain::image::{IMAGE_BYTES, IMAGE_NAME_BYTES, ImageNameError, check_image_name};
 pub use engine::{Engine, Exit, Liveness, OwnedSandbox, SandboxUsage};
 pub use error::{BoxError, EngineError};
-pub use image::{IMAGE_BYTES, IMAGE_NAME_BYTES, ImageNameError, check_image_name};
 pub use spec::{
     CPU_MILLIS_MAX, CPU_MILLIS_MIN, ENVIRONMENT_BYTES, ENVIRONMENT_ENTRIES, ID_MAX, MEMORY_BYTES_MAX,
     MEMORY_BYTES_MIN, MountFault, Mounts, PIDS_MAX, PIDS_MIN, ResourceLimits, STOP_GRACE_S_MAX, SandboxSpec,

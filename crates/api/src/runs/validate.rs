@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use caisson_domain::git::{BranchName, Repository};
+use caisson_domain::image::check_image_name;
 use caisson_domain::limits;
 use caisson_domain::run::{Resources, RunSpec};
 use caisson_domain::workflow::{CPU_MILLIS, MEMORY_MIB, PIDS, TMP_MIB, Workflow};
@@ -17,8 +18,6 @@ use crate::problem::Faults;
 
 /// Longest model id, in bytes.
 const MODEL_BYTES: usize = 128;
-/// Longest image reference, in bytes: the longest name, a tag and a digest.
-const IMAGE_BYTES: usize = 456;
 
 /// Checks everything that can be checked without the outside, adds what is wrong to `faults`, and makes the
 /// specification. It may be used only if there are no faults; none without a workflow.
@@ -139,15 +138,11 @@ fn check_model(model: Option<&str>, faults: &mut Faults) {
     }
 }
 
-/// Plausible, not proven: only the engine knows whether there is such an image.
+/// Well formed, not proven: only the engine knows whether there is such an image.
 fn check_image(image: Option<&str>, faults: &mut Faults) {
     let Some(image) = image else { return };
-    let first = image.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
-    let rest = image.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:/@-".contains(&b));
-    let parts = image.split('/').all(|part| part.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric()));
-    if !first || !rest || !parts || image.contains("..") || image.len() > IMAGE_BYTES {
-        let message = "it does not name an image; write it like debian:bookworm-slim or registry.example:5000/team/image:tag";
-        faults.add("image", "image_invalid", message);
+    if let Err(error) = check_image_name(image) {
+        faults.add("image", "image_invalid", error.to_string());
     }
 }
 

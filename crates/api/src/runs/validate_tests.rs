@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use caisson_domain::git::AllowList;
+use caisson_domain::image::IMAGE_NAME_BYTES;
 
 use super::super::request::CreateRunResources;
 use super::*;
@@ -145,11 +146,13 @@ fn a_model_or_image_cannot_look_like_an_option_or_a_path() {
     let image = |text: &str| faults(&CreateRun { image: Some(text.to_owned()), ..request() });
     let digest = format!("debian@sha256:{}", "0".repeat(64));
     for good in
-        ["debian:bookworm-slim", "registry.example:5000/team/image:1", &digest, &"i".repeat(IMAGE_BYTES)]
+        ["debian:bookworm-slim", "registry.example:5000/team/image:1", &digest, &"i".repeat(IMAGE_NAME_BYTES)]
     {
         assert_eq!(image(good), [], "{good}");
     }
-    for bad in ["", "-x", "a b", "a//b", "/a", "a/", "../a", "a/../b", "a?b", &"i".repeat(IMAGE_BYTES + 1)] {
+    for bad in
+        ["", "-x", "a b", "a//b", "/a", "a/", "../a", "a/../b", "a?b", &"i".repeat(IMAGE_NAME_BYTES + 1)]
+    {
         assert_eq!(image(bad), one("image", "image_invalid"), "{bad}");
     }
 }

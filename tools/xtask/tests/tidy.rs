@@ -46,12 +46,29 @@ fn files(directory: &Path, ending: &str) -> Vec<PathBuf> {
 
 fn product_sources() -> Vec<PathBuf> {
     let sources = files(&root().join("crates"), ".rs");
-    sources.into_iter().filter(|path| path.components().any(|part| part.as_os_str() == "src")).collect()
+    let of_tests: BTreeSet<PathBuf> = sources.iter().flat_map(|path| test_modules(path)).collect();
+    sources
+        .into_iter()
+        .filter(|path| path.components().any(|part| part.as_os_str() == "src") && !of_tests.contains(path))
+        .collect()
+}
+
+/// The files of modules that `path` declares for tests alone.
+fn test_modules(path: &Path) -> Vec<PathBuf> {
+    let text = fs::read_to_string(path).unwrap();
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    lines
+        .windows(2)
+        .filter(|pair| pair[0] == "#[cfg(test)]")
+        .filter_map(|pair| pair[1].trim_start_matches("pub(crate) ").strip_prefix("mod ")?.strip_suffix(';'))
+        .map(|name| path.with_file_name(format!("{name}.rs")))
+        .collect()
 }
 
 /// The lines of a file up to its unit tests.
 fn product_lines(path: &Path) -> Vec<String> {
-    if path.to_string_lossy().ends_with("_tests.rs") || path.ends_with("tests.rs") {
+    let of_tests = path.components().any(|part| part.as_os_str() == "tests");
+    if of_tests || path.to_string_lossy().ends_with("_tests.rs") || path.ends_with("tests.rs") {
         return Vec::new();
     }
     let text = fs::read_to_string(path).unwrap();

@@ -17,7 +17,6 @@ use caisson_domain::workflow::Workflow;
 use caisson_gateway::{
     Gateway, GatewayConfig, GitCredential, GitIdentity, GitUpstreams, ModelCredential, ModelUpstream,
 };
-use caisson_sandbox::EngineError;
 use caisson_sandbox::docker::{DEFAULT_IMAGE, DockerConfig, DockerEngine};
 use caisson_store::{Clock, Store};
 use caisson_worker::{Parts, Probe, Timing, UidPlan, Worker, WorkerConfig};
@@ -166,6 +165,8 @@ fn server_id(state_dir: &Path, now_ms: i64) -> anyhow::Result<ServerId> {
             fs::write(&staged, id.as_str())?;
             fs::File::open(&staged)?.sync_all()?;
             fs::rename(staged, &path)?;
+            // The name must last as well: a new id would orphan everything that carries this one.
+            fs::File::open(state_dir)?.sync_all()?;
             Ok(id)
         }
         Err(error) => Err(error).with_context(|| format!("\"{}\" cannot be read", path.display())),
@@ -206,8 +207,11 @@ async fn load_workflows(store: &Store, directory: Option<&Path>) -> anyhow::Resu
     Ok(())
 }
 
+/// The allow-list, with links resolved. What agents write lies below the state directory, and git runs hooks of the
+/// repositories that it is given: the two must have nothing in common.
 fn allow_list(settings: &Settings) -> anyhow::Result<AllowList> {
-    let directories = settings
+    let state_dir = settings.state_dir.canonicalize()?;
+    let directories: Vec<PathBuf> = settings
         .allow_repo
         .iter()
         .map(|directory| {
@@ -216,6 +220,14 @@ fn allow_list(settings: &Settings) -> anyhow::Result<AllowList> {
                 .with_context(|| format!("\"{}\" cannot be resolved", directory.display()))
         })
         .collect::<anyhow::Result<_>>()?;
+    for directory in &directories {
+        anyhow::ensure!(
+            !directory.starts_with(&state_dir) && !state_dir.starts_with(directory),
+            "allow_repo \"{}\" and the state directory \"{}\" lie within one another; repositories must be kept apart from what agents write",
+            directory.display(),
+            state_dir.display()
+        );
+    }
     Ok(AllowList::new(&settings.repositories, directories)?)
 }
 
@@ -375,9 +387,9 @@ impl Probe for Checks {
                     ProblemCode::ImageMissing,
                     format!("the sandbox image {} is missing; run `caisson image build`", self.image),
                 ),
-                Err(error) => add(ProblemCode::EngineUnavailable, engine_message(&error)),
+                Err(error) => add(ProblemCode::EngineUnavailable, chain(&error)),
             },
-            Err(error) => add(ProblemCode::EngineUnavailable, engine_message(&error)),
+            Err(error) => add(ProblemCode::EngineUnavailable, chain(&error)),
         }
         if self.agents.installed(&self.agent_version).is_none() {
             let version = &self.agent_version;
@@ -392,12 +404,49 @@ impl Probe for Checks {
     }
 }
 
-fn engine_message(error: &EngineError) -> String {
-    let mut message = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        message.push_str(&format!(": {cause}"));
-        source = cause.source();
+/// An error with its causes, in one line.
+#[must_use]
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::{Environment, Overrides};
+
+    fn settings(state_dir: &Path, allow: &Path) -> Settings {
+        let overrides = Overrides {
+            state_dir: Some(state_dir.to_owned()),
+            allow_repo: vec![allow.to_owned()],
+            ..Overrides::default()
+        };
+        Settings::load(None, &Environment { variables: Vec::new(), root: false }, overrides).unwrap()
     }
-    message
+
+    #[test]
+    fn repositories_and_state_may_not_lie_within_one_another() {
+        let root = tempfile::tempdir().unwrap();
+        let (state, apart) = (root.path().join("state"), root.path().join("repositories"));
+        for directory in [&state, &apart, &state.join("inner")] {
+            fs::create_dir(directory).unwrap();
+        }
+        assert!(allow_list(&settings(&state, &apart)).is_ok());
+        let link = root.path().join("link");
+        std::os::unix::fs::symlink(&state, &link).unwrap();
+        for overlapping in [&state, root.path(), &state.join("inner"), &link] {
+            let error = allow_list(&settings(&state, overlapping)).unwrap_err().to_string();
+            assert!(error.contains("kept apart"), "{}: {error}", overlapping.display());
+        }
+    }
+
+    #[test]
+    fn a_server_keeps_its_id_and_refuses_a_damaged_one() {
+        let root = tempfile::tempdir().unwrap();
+        let id = server_id(root.path(), 1).unwrap();
+        assert_eq!(server_id(root.path(), 2).unwrap(), id);
+        fs::write(root.path().join("server_id"), "srv_x").unwrap();
+        assert!(server_id(root.path(), 3).unwrap_err().to_string().contains("backup"));
+    }
 }

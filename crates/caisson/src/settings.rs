@@ -1,7 +1,7 @@
 //! The server's configuration: defaults, then a TOML file, then `CAISSON_*` variables, then flags.
 //!
-//! Every key is known; an unknown one is an error. Every fault is reported in one go. Secrets come from files, or
-//! from variables whose names end in `_KEY` or `_TOKEN`; they are never shown.
+//! Every key is known; an unknown one is an error. Every fault is reported in one go. Secrets come from files
+//! or, for the model's key, a variable; they are never shown.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -75,7 +75,7 @@ pub(crate) struct Model {
     pub base_url: Url,
     /// File with the API key. `CAISSON_MODEL__API_KEY_FILE`.
     pub api_key_file: Option<PathBuf>,
-    /// The API key itself; only for a variable, `CAISSON_MODEL__API_KEY`.
+    /// The API key itself; prefer the file. `CAISSON_MODEL__API_KEY`.
     pub api_key: Option<SecretString>,
     /// File with a bearer token, instead of a key. `CAISSON_MODEL__AUTH_TOKEN_FILE`.
     pub auth_token_file: Option<PathBuf>,

@@ -12,6 +12,9 @@ const AWAY: Duration = Duration::from_secs(20);
 /// How long a moment or an end may be waited for.
 const WAIT: Duration = Duration::from_secs(120);
 
+/// How the entry of a piece of the model's reply begins.
+const ASSISTANT: &str = "agent.line \"assistant\"";
+
 /// When the server is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Moment {
@@ -19,6 +22,8 @@ enum Moment {
     InsideATool,
     BeforeTheFirstByte,
     InMidStream,
+    /// Told to stop by SIGTERM instead, as at every upgrade.
+    Politely,
 }
 
 impl Moment {
@@ -39,7 +44,7 @@ impl Moment {
             let hit = open.is_some_and(|call| {
                 let waiting_ms = now_ms().saturating_sub(call.at_ms);
                 match self {
-                    Self::BeforeTheFirstByte => call.bytes_served == 0 && waiting_ms > 1_500,
+                    Self::BeforeTheFirstByte | Self::Politely => call.bytes_served == 0 && waiting_ms > 1_500,
                     Self::InMidStream => call.bytes_served > 600 && waiting_ms > 1_500,
                     Self::Never | Self::InsideATool => false,
                 }
@@ -103,8 +108,9 @@ fn story(events: &[Value]) -> Story {
             .any(|begin| kind.starts_with(begin));
         if !by_sandbox {
             witnessed.push(entry);
-        } else if journaled.last() != Some(&entry) {
-            // A retried reply begins again with the blocks that were complete before the cut.
+        } else if !(entry.starts_with(ASSISTANT) && journaled.last() == Some(&entry)) {
+            // A retried reply begins again with the blocks that were complete before the cut; a line that was stored
+            // twice would have the same uuid, and that is looked at apart.
             journaled.push(entry);
         }
     }
@@ -123,7 +129,11 @@ async fn run(parts: &Parts, moment: Moment) -> anyhow::Result<Ended> {
     let id = world.api.submit(&world.run_body()).await?;
     if moment != Moment::Never {
         moment.wait(&world, &id).await?;
-        world.server.kill()?;
+        if moment == Moment::Politely {
+            world.server.terminate()?;
+        } else {
+            world.server.kill()?;
+        }
         tokio::time::sleep(AWAY).await;
         world.server = world.spec.start().await?;
     }
@@ -133,6 +143,15 @@ async fn run(parts: &Parts, moment: Moment) -> anyhow::Result<Ended> {
     let numbers: Vec<_> = events.iter().filter_map(|event| event["seq"].as_i64()).collect();
     let expected: Vec<_> = (1..=i64::try_from(numbers.len())?).collect();
     anyhow::ensure!(numbers == expected, "{moment:?}: numbers {numbers:?}");
+    let mut uuids: Vec<_> = events.iter().filter_map(|event| event["data"]["uuid"].as_str()).collect();
+    let lines = uuids.len();
+    uuids.sort_unstable();
+    uuids.dedup();
+    anyhow::ensure!(
+        lines > 20 && uuids.len() == lines,
+        "{moment:?}: {lines} lines, {} of them different",
+        uuids.len()
+    );
     let commits = run_git(&world.bare, &["rev-list", &format!("main..{}", run["branch"].as_str().unwrap())])?;
     anyhow::ensure!(commits.lines().count() == 1, "{moment:?}: commits {commits}");
     let served = world.model_calls().len();
@@ -154,16 +173,18 @@ async fn run(parts: &Parts, moment: Moment) -> anyhow::Result<Ended> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_killed_at_the_worst_moments_finishes_the_run_as_if_undisturbed() {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
-    let (undisturbed, tool, first_byte, stream) = tokio::join!(
+    let (undisturbed, tool, first_byte, stream, politely) = tokio::join!(
         run(&parts, Moment::Never),
         run(&parts, Moment::InsideATool),
         run(&parts, Moment::BeforeTheFirstByte),
         run(&parts, Moment::InMidStream),
+        run(&parts, Moment::Politely),
     );
     let undisturbed = undisturbed.unwrap();
     let expected = story(&undisturbed.events);
     assert!(expected.journaled.len() > 30 && expected.witnessed.len() > 5, "{expected:#?}");
-    for (moment, ended) in [("tool", tool), ("first byte", first_byte), ("stream", stream)] {
+    let disturbed = [("tool", tool), ("first byte", first_byte), ("stream", stream), ("stopped", politely)];
+    for (moment, ended) in disturbed {
         let ended = ended.unwrap();
         assert_eq!(story(&ended.events), expected, "killed in {moment}");
         assert_eq!(ended.run["attempt"], undisturbed.run["attempt"], "killed in {moment}");

@@ -40,9 +40,11 @@ pub(crate) async fn run(flags: Demo, environment: &Environment) -> anyhow::Resul
     // Installed agents are shared with the real server; everything else of the demo is its own.
     settings.agents_dir = Some(settings.agents_dir());
     let home = settings.state_dir.join("demo");
-    fs::create_dir_all(&home).with_context(|| format!("\"{}\" cannot be made", home.display()))?;
+    let repositories = home.join("repositories");
+    fs::create_dir_all(&repositories)
+        .with_context(|| format!("\"{}\" cannot be made", repositories.display()))?;
     let started = Instant::now();
-    let repository = DemoRepository::create(&home)?;
+    let repository = DemoRepository::create(&repositories)?;
     let (passes, verdict) = repository.test("main")?;
     ensure!(!passes, "the example's tests pass already, so there is nothing to show");
     print(&format!("repository  {} (its tests before: {verdict})", repository.path().display()));
@@ -107,7 +109,7 @@ fn isolated(settings: Settings, home: &Path) -> Settings {
     Settings {
         state_dir: home.join("state"),
         listen: ([127, 0, 0, 1], 0).into(),
-        allow_repo: vec![home.to_owned()],
+        allow_repo: vec![home.join("repositories")],
         repositories: Vec::new(),
         default_repository: None,
         workflows_dir: None,

@@ -9,7 +9,7 @@ use caisson_sandbox::docker::{Capabilities, DockerConfig, DockerEngine};
 use super::{DONE, print, settings};
 use crate::agents::Agents;
 use crate::cli::ServerFlags;
-use crate::serve::{default_image, find_shim, open_store};
+use crate::serve::{chain, default_image, find_shim, open_store};
 use crate::settings::{Environment, Settings};
 
 /// Exit code when something is missing.
@@ -165,14 +165,4 @@ fn repositories(settings: &Settings) -> Result<String, String> {
         return Err("no repository is allowed; set repositories, or allow_repo (--allow-repo DIR)".to_owned());
     }
     Ok(format!("{count} patterns and directories allowed"))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }

@@ -12,9 +12,12 @@ help: ## Show the targets
 setup: ## Install and build what demo and test need
 	scripts/setup
 
+build: ## Build the binaries into .caisson/bin
+	scripts/setup build
+
 demo: setup ## Do the main job end to end (MODEL=real talks to the real API and needs ANTHROPIC_API_KEY)
-	source .caisson/env && CAISSON_AGENTS_DIR="$$CAISSON_TEST_AGENTS_DIR" \
-	  target/debug/caisson demo --state-dir .caisson/state --model $(MODEL)
+	source .caisson/env && CAISSON_AGENTS_DIR="$$TEST_AGENTS_DIR" \
+	  .caisson/bin/caisson demo --state-dir .caisson/state --model $(MODEL)
 
 test: setup ## Run every test: formatting, lints, unit, conformance, engine, end to end
 	scripts/test

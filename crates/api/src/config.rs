@@ -18,8 +18,9 @@ pub const BODY_READ: Duration = Duration::from_secs(30);
 
 /// Longest time that a connection may take no byte of what it is sent; then it is cut.
 pub const WRITE_STALL: Duration = Duration::from_secs(30);
-/// Longest time for reading the head of a request, the wait for it on an idle connection included.
-pub const HEAD_READ: Duration = Duration::from_secs(75);
+/// Longest time for reading the head of a request, the wait for it on an idle connection included. Short, because it
+/// is what bounds a client that opens connections and says nothing.
+pub const HEAD_READ: Duration = Duration::from_secs(15);
 /// Longest time that requests under way have at shutdown.
 pub const DRAIN: Duration = Duration::from_secs(10);
 /// Connections open at once; further ones wait to be accepted.

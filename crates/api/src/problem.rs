@@ -296,6 +296,10 @@ impl IntoResponse for ApiError {
             tracing::error!(error = &**error as &dyn std::error::Error, "a request failed");
         }
         let mut response = status.into_response();
+        if matches!(self, Self::StreamsFull) {
+            // Connections are scarcer than requests: one that got no stream is not kept for the next try.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         if let Some((name, value)) = self.header() {
             response.headers_mut().insert(name, value);
         }

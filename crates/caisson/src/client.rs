@@ -259,8 +259,8 @@ impl Client {
                         show(&Followed::Delta(field("kind"), field("text")));
                     }
                     Some(_) | None => {
-                        let event: EventInfo = serde_json::from_str(&message.data)?;
-                        *after = event.seq;
+                        let event = read_event(&message);
+                        *after = event.seq.max(*after);
                         show(&Followed::Event(event));
                     }
                 }
@@ -268,6 +268,16 @@ impl Client {
         }
         Ok(false)
     }
+}
+
+/// An event of the stream. One that cannot be read is shown as such: asking again would bring the same.
+fn read_event(message: &sse::Message) -> EventInfo {
+    serde_json::from_str(&message.data).unwrap_or_else(|error| EventInfo {
+        seq: message.id.as_deref().and_then(|id| id.parse().ok()).unwrap_or(0),
+        at_ms: 0,
+        kind: "note".to_owned(),
+        data: serde_json::json!({"message": format!("an event cannot be read: {error}")}),
+    })
 }
 
 /// The server answered and said no: trying again changes nothing.
@@ -293,4 +303,17 @@ async fn problem(response: reqwest::Response) -> anyhow::Error {
         message.push_str("; set CAISSON_API_KEY to a key of this server");
     }
     if status.is_server_error() { anyhow::anyhow!(message) } else { Refused(message).into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_that_cannot_be_read_keeps_its_number() {
+        let message =
+            sse::Message { id: Some("7".to_owned()), data: "{\"n\":1e999}".to_owned(), event: None };
+        let event = read_event(&message);
+        assert_eq!((event.seq, event.kind.as_str()), (7, "note"));
+    }
 }

@@ -246,10 +246,19 @@ fn text(value: &Value, field: &str) -> String {
     clean(value[field].as_str().unwrap_or_default())
 }
 
-/// Takes out every control character but line feeds and tabs.
+/// Takes out every control character but line feeds and tabs, and what turns or hides text.
 #[must_use]
 pub(crate) fn clean(text: &str) -> String {
-    text.chars().filter(|c| matches!(c, '\n' | '\t') || !c.is_control()).collect()
+    text.chars().filter(|c| matches!(c, '\n' | '\t') || !(c.is_control() || is_invisible(*c))).collect()
+}
+
+/// Marks of direction and width that can make a line read as something else (Unicode category Cf).
+const fn is_invisible(c: char) -> bool {
+    matches!(
+        c,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
+    )
 }
 
 /// Micro-USD for people.

@@ -78,10 +78,11 @@ fn a_failure_is_told_with_its_kind() {
 #[test]
 fn control_characters_of_an_agent_never_reach_the_terminal() {
     let mut account = Account::new(false);
-    let evil = "a\u{1b}]0;title\u{7}b\u{9b}2J\rc";
+    let evil = "a\u{1b}]0;title\u{7}b\u{9b}2J\rc\u{202e}d\u{200b}e\u{2066}";
     let told = account.tell(&Followed::Delta("text".to_owned(), evil.to_owned()))
         + &account.tell(&event(1, 0, "note", json!({"message": evil})));
     assert!(!told.chars().any(|c| c.is_control() && c != '\n'), "{told:?}");
+    assert!(told.contains("a]0;titleb2Jcde"), "{told:?}");
 }
 
 #[test]

@@ -290,6 +290,7 @@ fn gateway_config(settings: &Settings, id: &ServerId, allow: &AllowList) -> anyh
         prices,
         git: GitUpstreams {
             credentials,
+            forbidden: vec![settings.state_dir.canonicalize()?],
             allow: allow.clone(),
             outbound_proxy: settings.git.outbound_proxy.clone(),
             extra_ca_pem: read_pem(settings.git.extra_ca_file.as_deref())?,

@@ -12,6 +12,8 @@ fn bare_spec(directory: &std::path::Path) -> ServerSpec {
     let parts = Parts {
         docker_host: "unix:///nonexistent/docker.sock".to_owned(),
         agents_dir: directory.join("agents"),
+        // Starting a server needs one, running it does not.
+        shim: env!("CARGO_BIN_EXE_caisson").into(),
         caisson: env!("CARGO_BIN_EXE_caisson").into(),
     };
     ServerSpec::new(&parts, &directory.join("state"), "http://127.0.0.1:9").unwrap()
@@ -126,4 +128,12 @@ async fn a_run_is_followed_from_the_terminal() {
     assert_eq!(seqs, (1..=i64::try_from(seqs.len()).unwrap()).collect::<Vec<_>>());
     let missing = run(&world.spec, &["show", "ffffffff"], &variables);
     assert!(text(&missing.stderr).contains("caisson ps"), "{}", text(&missing.stderr));
+}
+
+#[test]
+fn a_key_for_a_project_that_does_not_exist_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = run(&bare_spec(directory.path()), &["key", "create", "x", "--project", "other"], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("there is no project"), "{}", text(&output.stderr));
 }

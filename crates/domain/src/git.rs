@@ -67,10 +67,14 @@ impl std::str::FromStr for BranchName {
 
 /// The rules of git-check-ref-format(1), plus the bound.
 fn branch_fault(name: &str) -> Option<&'static str> {
-    let faults: [(bool, &'static str); 12] = [
+    let faults: [(bool, &'static str); 13] = [
         (name.is_empty(), "it is empty"),
         (name.len() > limits::BRANCH_BYTES, "it is longer than 200 bytes"),
         (name.starts_with('-'), "it begins with a dash"),
+        (
+            name.starts_with('+') || name.starts_with("refs/"),
+            "it begins with \"+\" or \"refs/\", which would make other names ambiguous",
+        ),
         (name.contains(' '), "it contains a space"),
         (name.chars().any(char::is_control), "it contains a control character"),
         (name.contains(['~', '^', ':', '?', '*', '[', '\\']), "it contains one of ~ ^ : ? * [ \\"),
@@ -147,6 +151,21 @@ impl std::str::FromStr for Repository {
     }
 }
 
+impl Repository {
+    /// One text for all spellings of the repository: a URL without trailing slash and `.git`, which git hosts treat as
+    /// the same, its scheme and host in lower case and without the default port; a path without trailing slash.
+    ///
+    /// It is what a branch is locked by; to reach the repository, use the spelling that was given.
+    #[must_use]
+    pub fn key(&self) -> String {
+        match self {
+            // Parsing has put scheme and host in lower case and dropped a default port.
+            Self::Url(url) => format!("{}{}", url.origin().ascii_serialization(), trimmed(url)),
+            Self::Path(path) => path.components().collect::<PathBuf>().display().to_string(),
+        }
+    }
+}
+
 fn parse_url(text: &str) -> Result<Url, RepositoryError> {
     let url = Url::parse(text).map_err(|_| RepositoryError::Form(text.to_owned()))?;
     if !url.username().is_empty() || url.password().is_some() {
@@ -155,12 +174,19 @@ fn parse_url(text: &str) -> Result<Url, RepositoryError> {
     if url.query().is_some() || url.fragment().is_some() {
         return Err(RepositoryError::QueryOrFragment);
     }
-    // The url crate resolves plain and percent-encoded dot segments; an encoded slash would hide one from us.
-    let encoded = url.path().to_ascii_lowercase();
-    if encoded.contains("%2f") || encoded.contains("%5c") || encoded.contains("%00") {
+    if is_ambiguous(text) || url.path().contains("//") {
         return Err(RepositoryError::Form(text.to_owned()));
     }
     Ok(url)
+}
+
+/// Whether a git host might read another path than the allow-list did. The url crate resolves plain dot segments;
+/// servers differ in what they make of parameters (`..;` as `..`), of empty segments, of encoded dots and slashes, and
+/// of what is encoded twice.
+fn is_ambiguous(text: &str) -> bool {
+    const SPELLINGS: [&str; 7] = [";", "%3b", "%2e", "%2f", "%5c", "%25", "%00"];
+    let text = text.to_ascii_lowercase();
+    SPELLINGS.iter().any(|spelling| text.contains(spelling))
 }
 
 fn plain_path(text: &str) -> Result<PathBuf, RepositoryError> {
@@ -236,6 +262,12 @@ impl AllowList {
         Ok(list)
     }
 
+    /// Whether it may allow any directory on the server.
+    #[must_use]
+    pub const fn has_directories(&self) -> bool {
+        !self.directories.is_empty()
+    }
+
     /// Whether a run may work on `repository`. For a path this compares text alone: whoever opens it must resolve
     /// links and ask again with the result.
     #[must_use]
@@ -280,8 +312,33 @@ mod tests {
         }
         let long = "b".repeat(limits::BRANCH_BYTES + 1);
         for bad in [
-            "", "-x", "a b", "a\tb", "a\u{7f}", "a..b", "a~1", "a^", "a:b", "a?", "a*", "a[", "a\\b", "@",
-            "HEAD", "a@{b", "/a", "a/", "a//b", "a.", ".a", "a/.b", "a.lock", "a.lock/b", &long,
+            "",
+            "-x",
+            "+x",
+            "refs/heads/main",
+            "a b",
+            "a\tb",
+            "a\u{7f}",
+            "a..b",
+            "a~1",
+            "a^",
+            "a:b",
+            "a?",
+            "a*",
+            "a[",
+            "a\\b",
+            "@",
+            "HEAD",
+            "a@{b",
+            "/a",
+            "a/",
+            "a//b",
+            "a.",
+            ".a",
+            "a/.b",
+            "a.lock",
+            "a.lock/b",
+            &long,
         ] {
             assert!(bad.parse::<BranchName>().is_err(), "{bad}");
         }
@@ -305,6 +362,33 @@ mod tests {
         assert!(matches!(refused("/srv/./x"), RepositoryError::Path(_)));
         assert_eq!(refused(&format!("/{}", "x".repeat(limits::REPOSITORY_BYTES))), RepositoryError::TooLong);
         assert!(format!("/{}", "x".repeat(limits::REPOSITORY_BYTES - 1)).parse::<Repository>().is_ok());
+    }
+
+    #[test]
+    fn a_repository_has_one_key_however_it_is_spelled() {
+        let key = |text: &str| text.parse::<Repository>().unwrap().key();
+        for spelling in [
+            "https://git.example.com/team/x",
+            "https://git.example.com/team/x/",
+            "https://git.example.com/team/x.git",
+            "https://git.example.com/team/x.git/",
+            "https://GIT.Example.com:443/team/x",
+            "https://git.example.com/team/./y/../x",
+        ] {
+            assert_eq!(key(spelling), "https://git.example.com/team/x", "{spelling}");
+        }
+        for other in [
+            "http://git.example.com/team/x",
+            "https://git.example.com:8443/team/x",
+            "https://git.example.com/team/X",
+            "https://git.example.com/team/x.gi",
+            "https://git.example.com/team",
+        ] {
+            assert_ne!(key(other), "https://git.example.com/team/x", "{other}");
+        }
+        assert_eq!((key("/srv/git/x/"), key("/srv//git/x")), ("/srv/git/x".into(), "/srv/git/x".into()));
+        assert_ne!(key("/srv/git/x.git"), key("/srv/git/x"), "two directories");
+        assert_eq!(key("/"), "/");
     }
 
     #[test]
@@ -332,6 +416,38 @@ mod tests {
             assert!(!allows(outside), "{outside}");
         }
         assert!(!AllowList::default().allows(&"https://git.example.com/x".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_url_that_servers_may_read_in_two_ways_is_refused() {
+        for bad in [
+            "/team/..;/solo/two",
+            "/team/x;v=1",
+            "/team//x",
+            "//team/x",
+            "/team/x//",
+            "/team/%252e%252e/solo",
+            "/team/%2e%2e/solo",
+            "/team/x%2Egit",
+            "/team/..%3B/solo",
+            "/team/..%3b/solo",
+            "/team%2fx",
+            "/team%5Cx",
+            "/team/x%00",
+        ] {
+            let text = format!("https://git.example.com{bad}");
+            assert_eq!(text.parse::<Repository>(), Err(RepositoryError::Form(text.clone())));
+            assert!(AllowList::new(&[format!("{text}/*")], Vec::new()).is_err(), "{bad}");
+        }
+        for good in ["https://git.example.com/team/x/", "https://git.example.com/team/a%20b"] {
+            assert!(good.parse::<Repository>().is_ok(), "{good}");
+        }
+    }
+
+    #[test]
+    fn a_list_says_whether_it_has_directories() {
+        assert!(!AllowList::default().has_directories());
+        assert!(AllowList::new(&[], vec![PathBuf::from("/srv/git")]).unwrap().has_directories());
     }
 
     #[test]

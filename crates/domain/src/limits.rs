@@ -52,8 +52,19 @@ pub const DELTAS_PER_SECOND: u32 = 20;
 /// Inputs that a run may have that its sandbox has not taken yet.
 pub const PENDING_INPUTS: i64 = 100;
 
+/// Events of a run; beyond them what its sandbox says is dropped, but for what moves the run.
+pub const RUN_EVENTS: i64 = 200_000;
+/// Details of a run's events, in bytes (256 MiB); beyond them as beyond [`RUN_EVENTS`].
+pub const RUN_EVENT_BYTES: i64 = 256 * 1024 * 1024;
+/// Events beyond [`RUN_EVENTS`] that are kept for what moves the run.
+pub const RUN_EVENTS_RESERVED: i64 = 1_000;
+/// Bytes beyond [`RUN_EVENT_BYTES`] that are kept for what moves the run (8 MiB).
+pub const RUN_EVENT_RESERVED_BYTES: i64 = 8 * 1024 * 1024;
+
 /// One artifact, in bytes.
 pub const ARTIFACT_BYTES: usize = 64 * 1024 * 1024;
+/// All artifacts of a run, in bytes.
+pub const RUN_ARTIFACT_BYTES: u64 = 512 * 1024 * 1024;
 /// Artifacts of a run.
 pub const RUN_ARTIFACTS: i64 = 100;
 /// Longest artifact name, in bytes.

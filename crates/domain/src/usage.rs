@@ -22,7 +22,8 @@ pub struct TokenCounts {
 pub struct UsageTotals {
     /// Model calls begun.
     pub calls: i64,
-    /// Calls whose numbers are an estimate, because their reply was cut.
+    /// Calls whose numbers are an estimate: their reply was cut, or the model API ran tools of its own, which cost more
+    /// than tokens.
     pub estimated_calls: i64,
     /// Tokens.
     #[serde(flatten)]

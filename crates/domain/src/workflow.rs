@@ -25,6 +25,17 @@ text_enum! {
     }
 }
 
+impl Publish {
+    /// Whether the run's branch is pushed.
+    #[must_use]
+    pub const fn pushes(self) -> bool {
+        match self {
+            Self::Branch | Self::ChangeRequest => true,
+            Self::None | Self::Review => false,
+        }
+    }
+}
+
 text_enum! {
     /// How the agent asks for permission, in Claude Code's words.
     PermissionMode, "permission mode" {
@@ -66,9 +77,10 @@ pub struct Workflow {
     pub caisson: CaissonBlock,
 }
 
-/// The `caisson` block of a workflow.
+/// The `caisson` block of a workflow. Read back from the store, unknown fields mean nothing: another version may have
+/// written it. A workflow file is read strictly.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub struct CaissonBlock {
     /// Sandbox image; none means the server's default.
     pub image: Option<String>,
@@ -99,7 +111,7 @@ impl Default for CaissonBlock {
 
 /// Resources as a workflow writes them: what is left out has the default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub struct ResourcesBlock {
     /// Memory in MiB, 128 to 262144.
     pub memory_mib: Option<u32>,
@@ -180,7 +192,45 @@ struct FrontMatter {
     #[serde(default)]
     mcp_servers: serde_json::Map<String, serde_json::Value>,
     #[serde(default)]
-    caisson: CaissonBlock,
+    caisson: CaissonFront,
+}
+
+/// The `caisson` block as written: a key that is not known is a mistake of whoever wrote the file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct CaissonFront {
+    image: Option<String>,
+    timeout_s: Option<u32>,
+    resources: ResourcesFront,
+    environment: Vec<String>,
+    publish: Option<Publish>,
+    commit_type: Option<String>,
+}
+
+/// The resources as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ResourcesFront {
+    memory_mib: Option<u32>,
+    pids: Option<u32>,
+    cpu_millis: Option<u32>,
+    tmp_mib: Option<u32>,
+}
+
+impl From<CaissonFront> for CaissonBlock {
+    fn from(front: CaissonFront) -> Self {
+        let CaissonFront { image, timeout_s, resources, environment, publish, commit_type } = front;
+        let ResourcesFront { memory_mib, pids, cpu_millis, tmp_mib } = resources;
+        let default = Self::default();
+        Self {
+            image,
+            timeout_s: timeout_s.unwrap_or(default.timeout_s),
+            resources: ResourcesBlock { memory_mib, pids, cpu_millis, tmp_mib },
+            environment,
+            publish: publish.unwrap_or(default.publish),
+            commit_type: commit_type.unwrap_or(default.commit_type),
+        }
+    }
 }
 
 /// Names as a list, or in one text with commas: both are in use.
@@ -225,7 +275,7 @@ impl Workflow {
             permission_mode: front.permission_mode.unwrap_or(PermissionMode::Default),
             max_turns: front.max_turns,
             mcp_servers: front.mcp_servers,
-            caisson: front.caisson,
+            caisson: front.caisson.into(),
         };
         workflow.validate()?;
         Ok(workflow)

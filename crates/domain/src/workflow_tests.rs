@@ -31,13 +31,24 @@ fn an_unknown_key_is_an_error_that_names_it() {
 }
 
 #[test]
-fn values_are_checked_at_their_bounds() {
-    for (key, least, most) in [("timeout_s", limits::RUN_TIMEOUT_S_MIN, limits::RUN_TIMEOUT_S_MAX)] {
-        assert!(Workflow::parse(&file(&format!("caisson: {{{key}: {least}}}\n"))).is_ok());
-        assert!(Workflow::parse(&file(&format!("caisson: {{{key}: {most}}}\n"))).is_ok());
-        assert!(fault(&format!("caisson: {{{key}: {}}}\n", least - 1)).contains(key));
-        assert!(fault(&format!("caisson: {{{key}: {}}}\n", most + 1)).contains(key));
+fn a_stored_workflow_tolerates_fields_of_another_version() {
+    let workflow = Workflow::parse(&file("caisson: {timeout_s: 60, resources: {pids: 64}}\n")).unwrap();
+    let mut stored = serde_json::to_value(&workflow).unwrap();
+    for part in [&[][..], &["caisson"], &["caisson", "resources"]] {
+        let document = part.iter().fold(&mut stored, |value, key| &mut value[*key]);
+        document["of_another_version"] = 1.into();
     }
+    assert_eq!(serde_json::from_value::<Workflow>(stored).unwrap(), workflow);
+    assert!(fault("caisson: {resources: {pidz: 64}}\n").contains("pidz"), "a file is read strictly");
+}
+
+#[test]
+fn values_are_checked_at_their_bounds() {
+    let seconds = |value: u32| format!("caisson: {{timeout_s: {value}}}\n");
+    assert!(Workflow::parse(&file(&seconds(limits::RUN_TIMEOUT_S_MIN))).is_ok());
+    assert!(Workflow::parse(&file(&seconds(limits::RUN_TIMEOUT_S_MAX))).is_ok());
+    assert!(fault(&seconds(limits::RUN_TIMEOUT_S_MIN - 1)).contains("timeout_s"));
+    assert!(fault(&seconds(limits::RUN_TIMEOUT_S_MAX + 1)).contains("timeout_s"));
     for (key, range) in
         [("memory_mib", MEMORY_MIB), ("pids", PIDS), ("cpu_millis", CPU_MILLIS), ("tmp_mib", TMP_MIB)]
     {
@@ -59,6 +70,15 @@ fn a_publish_policy_that_is_not_built_is_an_error_with_the_choices() {
         assert!(message.contains(policy) && message.contains("\"branch\""), "{message}");
     }
     assert!(Workflow::parse(&file("caisson: {publish: none}\n")).is_ok());
+}
+
+#[test]
+fn only_policies_that_end_with_a_branch_push() {
+    let pushing: Vec<Publish> = [Publish::None, Publish::Branch, Publish::ChangeRequest, Publish::Review]
+        .into_iter()
+        .filter(|policy| policy.pushes())
+        .collect();
+    assert_eq!(pushing, [Publish::Branch, Publish::ChangeRequest]);
 }
 
 #[test]

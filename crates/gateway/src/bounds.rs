@@ -26,6 +26,14 @@ pub(crate) const INLINE_BYTES: usize = 512 * 1024;
 pub(crate) const STORE_HOLD: Duration = Duration::from_secs(10);
 /// How long settling a call or recording a push is retried while the database is away.
 pub(crate) const SETTLE_HOLD: Duration = Duration::from_mins(1);
+/// How long the outcome of a run is held back while a git host is asked what became of its pending push: less
+/// than the shim waits for an answer.
+pub(crate) const OUTCOME_HOLD: Duration = Duration::from_secs(10);
+/// How long after its start the server goes on asking a git host that is away what became of a push: as long as
+/// the shim holds a request.
+pub(crate) const PUSH_LOOK: Duration = Duration::from_mins(15);
+/// Longest wait between two such questions.
+pub(crate) const LOOK_BACKOFF_MOST: Duration = Duration::from_secs(10);
 /// How long the end of a model reply is held back until the call is settled.
 pub(crate) const END_HOLD: Duration = Duration::from_secs(5);
 /// First wait between two tries at the database.
@@ -45,6 +53,9 @@ pub(crate) const NOTE_BYTES: usize = 8 * 1024;
 /// Body of a batch of text deltas, in bytes: [`caisson_domain::limits::DELTAS_PER_SECOND`] full ones,
 /// escaped.
 pub(crate) const DELTA_BODY_BYTES: usize = 1024 * 1024;
+
+/// Artifacts that one sandbox may have on their way.
+pub(crate) const ARTIFACT_UPLOADS: usize = 1;
 
 /// Body of a request to the model API, in bytes.
 pub(crate) const MODEL_BODY_BYTES: usize = 40 * 1024 * 1024;
@@ -80,6 +91,11 @@ pub(crate) const MODEL_NAME_BYTES: usize = 128;
 
 /// Exchanges with git hosts that one sandbox may have under way: each of a local repository is a process.
 pub(crate) const GIT_EXCHANGES: usize = 8;
+/// Git's own processes on the server, for all sandboxes together; further exchanges wait.
+pub(crate) const LOCAL_GIT: usize = 16;
+/// Largest piece of memory that git takes for a push on the server, in bytes. A commit of 1 GiB comes as 1 MiB, and without
+/// this git 2.47 took twice its size for it.
+pub(crate) const GIT_ALLOC_BYTES: u64 = 256 * 1024 * 1024;
 /// Refusals and upstream faults of one run that become events; the others are only logged.
 pub(crate) const TOLD_EVENTS: u32 = 200;
 /// Ref commands of one push.
@@ -120,6 +136,10 @@ pub(crate) struct Bounds {
     pub(crate) store_hold: Duration,
     /// [`SETTLE_HOLD`].
     pub(crate) settle_hold: Duration,
+    /// [`OUTCOME_HOLD`].
+    pub(crate) outcome_hold: Duration,
+    /// [`PUSH_LOOK`].
+    pub(crate) push_look: Duration,
     /// [`END_HOLD`].
     pub(crate) end_hold: Duration,
     /// [`FIRST_BYTE`].
@@ -130,8 +150,14 @@ pub(crate) struct Bounds {
     pub(crate) drain: Duration,
     /// [`DRAIN_BYTES`].
     pub(crate) drain_bytes: usize,
+    /// [`caisson_domain::limits::RUN_ARTIFACT_BYTES`].
+    pub(crate) run_artifact_bytes: u64,
     /// [`EXCHANGE`].
     pub(crate) exchange: Duration,
+    /// [`LOCAL_GIT`].
+    pub(crate) local_git: usize,
+    /// [`GIT_ALLOC_BYTES`].
+    pub(crate) git_alloc_bytes: u64,
     /// [`PUSH_BYTES`].
     pub(crate) push_bytes: u64,
     /// [`FETCH_REQUEST_BYTES`].
@@ -147,12 +173,17 @@ impl Default for Bounds {
             grace: GRACE,
             store_hold: STORE_HOLD,
             settle_hold: SETTLE_HOLD,
+            outcome_hold: OUTCOME_HOLD,
+            push_look: PUSH_LOOK,
             end_hold: END_HOLD,
             first_byte: FIRST_BYTE,
             idle: IDLE,
             drain: DRAIN,
             drain_bytes: DRAIN_BYTES,
+            run_artifact_bytes: caisson_domain::limits::RUN_ARTIFACT_BYTES,
             exchange: EXCHANGE,
+            local_git: LOCAL_GIT,
+            git_alloc_bytes: GIT_ALLOC_BYTES,
             push_bytes: PUSH_BYTES,
             fetch_request_bytes: FETCH_REQUEST_BYTES,
         }

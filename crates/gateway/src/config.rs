@@ -1,6 +1,7 @@
 //! What the composition root gives the gateway.
 
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use caisson_domain::git::AllowList;
 use caisson_domain::id::ServerId;
@@ -67,8 +68,33 @@ pub struct GitUpstreams {
     pub outbound_proxy: Option<Url>,
     /// Further certificate authorities, PEM.
     pub extra_ca_pem: Option<Vec<u8>>,
-    /// The git program, absolute: it serves repositories that are directories on the server.
+    /// Directories in which agents write, such as the server's state directory. Git on the server works on no repository
+    /// that overlaps one of them, whatever the list allows: it would run an agent's hooks.
+    pub forbidden: Vec<PathBuf>,
+    /// The git program that serves repositories that are directories on the server: absolute, or a plain name that is
+    /// looked for once, at start, as [`find_program`] does.
     pub git_program: PathBuf,
+}
+
+/// Where programs are looked for, by the gateway and by the git that it starts: not in the server's own `PATH`.
+pub(crate) const PROGRAMS: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// The absolute path of `program`: itself if it is one, else the first of that name in `/usr/local/bin`, `/usr/bin` and
+/// `/bin`.
+///
+/// # Errors
+/// [`GatewayError::Program`] if there is none that can be run.
+pub fn find_program(program: &Path) -> Result<PathBuf, GatewayError> {
+    let runs = |path: &Path| {
+        path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    };
+    let plain = program.components().count() == 1;
+    // Joining an absolute path gives that path.
+    let found =
+        PROGRAMS.split(':').map(|directory| Path::new(directory).join(program)).find(|path| runs(path));
+    found
+        .filter(|_| plain || program.is_absolute())
+        .ok_or_else(|| GatewayError::Program { program: program.to_owned() })
 }
 
 /// A credential for the repositories under a URL.
@@ -120,6 +146,21 @@ pub enum GatewayError {
     /// The artifacts' directory cannot be used.
     #[error("cannot prepare the artifacts' directory")]
     Artifacts(#[source] std::io::Error),
+    /// There is no such program, and repositories on the server need it.
+    #[error("cannot find \"{}\" as an absolute path or in {PROGRAMS}; install it there", program.display())]
+    Program {
+        /// As configured.
+        program: PathBuf,
+    },
+    /// A directory that repositories are kept apart from is not there.
+    #[error("cannot resolve \"{}\", which repositories are kept apart from", directory.display())]
+    Forbidden {
+        /// As configured.
+        directory: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The store failed.
     #[error("cannot read the sandboxes of this server")]
     Store(#[from] StoreError),
@@ -213,6 +254,22 @@ mod tests {
         assert_eq!(name, "authorization");
         assert_eq!(value, "Bearer abc");
         assert!(!format!("{value:?}").contains("abc"));
+    }
+
+    #[test]
+    fn a_program_is_found_by_its_name_or_at_its_place() {
+        let git = find_program(Path::new("git")).unwrap();
+        assert!(git.is_absolute() && git.ends_with("git"), "{}", git.display());
+        assert_eq!(find_program(&git).unwrap(), git);
+        let root = tempfile::tempdir().unwrap();
+        let data = root.path().join("data");
+        std::fs::write(&data, "no program").unwrap();
+        for missing in
+            [Path::new("caisson-no-such-program"), Path::new("../bin/git"), Path::new(""), root.path(), &data]
+        {
+            let error = find_program(missing).unwrap_err();
+            assert!(matches!(error, GatewayError::Program { .. }), "{error}");
+        }
     }
 
     #[test]

@@ -33,6 +33,7 @@ use tokio_util::task::TaskTracker;
 use crate::bounds::Bounds;
 pub use crate::config::{
     GatewayConfig, GatewayError, GitCredential, GitIdentity, GitUpstreams, ModelCredential, ModelUpstream,
+    find_program,
 };
 use crate::doors::Doors;
 use crate::shared::Shared;
@@ -42,7 +43,8 @@ use crate::shared::Shared;
 pub struct Gateway(());
 
 impl Gateway {
-    /// Settles the model calls that an earlier process left pending, opens the doors of this server's living
+    /// Settles the model calls that an earlier process left pending, begins to ask the git hosts what became of its
+    /// pending pushes, opens the doors of this server's living
     /// sandboxes and follows the store from then on, until `cancel`: then requests under way have five
     /// seconds to end.
     ///
@@ -70,7 +72,7 @@ impl Gateway {
         bounds: Bounds,
     ) -> Result<Self, GatewayError> {
         let model = model::ModelSide::new(&config.model)?;
-        let git = git::GitSide::new(config.git)?;
+        let git = git::GitSide::new(config.git, bounds.local_git)?;
         control::prepare_artifacts(&config.artifacts_dir).await.map_err(GatewayError::Artifacts)?;
         let orphans = store.settle_orphaned_calls(&config.server).await?;
         if orphans > 0 {
@@ -87,6 +89,8 @@ impl Gateway {
             tracker: tracker.clone(),
             cancel,
         });
+        // Before a door is open, so that what is pending can only be an earlier process's.
+        git::resume(&shared, &config.server).await?;
         let mut doors = Doors::new(shared, config.server, config.doors_dir);
         doors.reconcile().await?;
         tracker.spawn(doors.run());

@@ -8,6 +8,12 @@ use serde_json::json;
 
 use crate::body::{self, Body, BodyFault};
 
+/// The server stops, and the request is not answered at all: whoever holds it sends it again to the next server, while an
+/// error would reach the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the server stops, and the request is left to the next one")]
+pub(crate) struct Unanswered;
+
 /// A refusal with a stable code and a sentence that says what to do.
 #[derive(Debug)]
 pub(crate) struct Refusal {

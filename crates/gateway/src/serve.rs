@@ -1,6 +1,5 @@
 //! Connections: HTTP/1.1 over the socket of one sandbox.
 
-use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::body::Body;
 use crate::bounds::{HEADER_BYTES, HEADERS};
-use crate::problem::Refusal;
+use crate::problem::{Refusal, Unanswered};
 use crate::shared::Door;
 use crate::{control, git, model};
 
@@ -65,7 +64,7 @@ where
         let door = Arc::clone(&door);
         service_fn(move |request| {
             let door = Arc::clone(&door);
-            async move { Ok::<_, Infallible>(answer(&door, request).await) }
+            async move { answer(&door, request).await }
         })
     };
     let connection = http1::Builder::new()
@@ -87,12 +86,13 @@ where
     }
 }
 
-async fn answer(door: &Arc<Door>, request: Request<Incoming>) -> Response<Body> {
+/// An error closes the connection without a byte.
+async fn answer(door: &Arc<Door>, request: Request<Incoming>) -> Result<Response<Body>, Unanswered> {
     let uri = request.uri();
     if request.method() == Method::CONNECT || uri.authority().is_some() {
         let message =
             "a sandbox has no network; only its model, its repository and its control paths are here";
-        return Refusal::new(StatusCode::FORBIDDEN, "egress_refused", message).into_response();
+        return Ok(Refusal::new(StatusCode::FORBIDDEN, "egress_refused", message).into_response());
     }
     let path = uri.path().to_owned();
     if let Some(rest) = below(&path, paths::MODEL) {
@@ -100,7 +100,7 @@ async fn answer(door: &Arc<Door>, request: Request<Incoming>) -> Response<Body> 
     } else if let Some(rest) = below(&path, paths::GIT) {
         git::answer(door, request, rest).await
     } else {
-        control::answer(door, request).await.unwrap_or_else(Refusal::into_response)
+        Ok(control::answer(door, request).await.unwrap_or_else(Refusal::into_response))
     }
 }
 

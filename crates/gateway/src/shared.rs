@@ -12,11 +12,14 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::bounds::{BODY_POOL_BYTES, Bounds, CONNECTIONS, GIT_EXCHANGES, MODEL_CALLS, TOLD_EVENTS};
+use crate::bounds::{
+    ARTIFACT_UPLOADS, BODY_POOL_BYTES, Bounds, CONNECTIONS, GIT_EXCHANGES, MODEL_CALLS, TOLD_EVENTS,
+};
 use crate::config::GitIdentity;
 use crate::control::DeltaWindow;
 use crate::git::GitSide;
 use crate::model::ModelSide;
+use crate::problem::Refusal;
 
 /// What all doors of this server share.
 pub(crate) struct Shared {
@@ -32,6 +35,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Whether the request that was refused so is left to the next server. What is the request's own fault stays so.
+    pub(crate) fn leaves(&self, refusal: &Refusal) -> bool {
+        self.cancel.is_cancelled() && refusal.status.is_server_error()
+    }
+
     /// Ends when work for a client that may leave must be given up: `after` its leaving, or the grace after
     /// the server was told to stop.
     pub(crate) async fn patience<F: Future<Output = ()> + Send>(&self, gone: F, after: Duration) {
@@ -65,6 +73,8 @@ pub(crate) struct Door {
     pub(crate) calls: Arc<Semaphore>,
     /// [`GIT_EXCHANGES`].
     pub(crate) exchanges: Arc<Semaphore>,
+    /// [`ARTIFACT_UPLOADS`].
+    pub(crate) uploads: Arc<Semaphore>,
     /// Text deltas of this second.
     pub(crate) deltas: Mutex<DeltaWindow>,
     /// Events told of a run so far.
@@ -82,6 +92,7 @@ impl Door {
             bodies: Arc::new(Semaphore::new(BODY_POOL_BYTES)),
             calls: Arc::new(Semaphore::new(MODEL_CALLS)),
             exchanges: Arc::new(Semaphore::new(GIT_EXCHANGES)),
+            uploads: Arc::new(Semaphore::new(ARTIFACT_UPLOADS)),
             deltas: Mutex::new(DeltaWindow::default()),
             told: Mutex::new(None),
         }

@@ -6,6 +6,11 @@ use std::sync::{Mutex, PoisonError};
 use caisson_domain::protocol::DoorProblem;
 use tokio::time::Instant;
 
+/// Code of a problem: the gateway was away, or went away before its answer was whole.
+pub(crate) const AWAY: &str = "gateway_away";
+/// Codes of problems that pass by themselves: the second is what a gateway says whose store is closed or not yet open.
+const PASSING: [&str; 2] = [AWAY, "store_unavailable"];
+
 /// What went through the loopback listener last.
 #[derive(Debug, Default)]
 pub(crate) struct Activity {
@@ -29,9 +34,19 @@ impl Activity {
         self.with(|state| state.model)
     }
 
-    /// Notes why the gateway refused a git request: git itself shows no more than the status.
+    /// Notes why a git request got no whole answer: git itself shows no more than the status. A refusal stays, whatever
+    /// comes after it; that the gateway was away does not.
     pub(crate) fn git_refused(&self, problem: DoorProblem) {
-        self.with(|state| state.git_problem = Some(problem));
+        self.with(|state| {
+            if state.git_problem.as_ref().is_none_or(passes) {
+                state.git_problem = Some(problem);
+            }
+        });
+    }
+
+    /// Whether git requests failed for nothing else than a gateway that was away.
+    pub(crate) fn git_missed_the_gateway(&self) -> bool {
+        self.with(|state| state.git_problem.as_ref().is_some_and(passes))
     }
 
     /// Takes the last refusal of a git request.
@@ -41,5 +56,37 @@ impl Activity {
 
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Whether a problem passes when the gateway is back.
+fn passes(problem: &DoorProblem) -> bool {
+    PASSING.contains(&problem.code.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(code: &str) -> DoorProblem {
+        DoorProblem { code: code.to_owned(), message: String::new() }
+    }
+
+    #[test]
+    fn a_refusal_counts_more_than_a_gateway_that_was_away() {
+        for codes in [["repo_auth", AWAY], [AWAY, "repo_auth"]] {
+            let activity = Activity::default();
+            for code in codes {
+                activity.git_refused(problem(code));
+            }
+            assert!(!activity.git_missed_the_gateway());
+            assert_eq!(activity.take_git_problem(), Some(problem("repo_auth")));
+            assert!(!activity.git_missed_the_gateway());
+        }
+        for code in PASSING {
+            let activity = Activity::default();
+            activity.git_refused(problem(code));
+            assert!(activity.git_missed_the_gateway(), "{code}");
+        }
     }
 }

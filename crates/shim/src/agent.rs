@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use caisson_claude::{
-    Conversation, Delta, EnvironmentSpec, Launch, Line, PermissionMode as CliPermissionMode, SessionMode,
-    Uuid, environment, parse,
+    Action, CommandState, Conversation, Delta, EnvironmentSpec, Launch, Line,
+    PermissionMode as CliPermissionMode, SessionMode, Uuid, environment, parse,
 };
 use caisson_domain::event::DeltaKind;
 use caisson_domain::id::RunId;
+use caisson_domain::limits::JOURNAL_LINE_BYTES;
 use caisson_domain::protocol::{AgentWork, JournalBody, RunWork, paths};
-use caisson_domain::run::{Failure, FailureKind};
+use caisson_domain::run::{Failure, FailureKind, cut};
 use caisson_domain::workflow::PermissionMode;
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -33,11 +34,14 @@ use crate::shim::Shim;
 use crate::watch::Patience;
 
 /// Lines that may wait for the driver; then the agent's output is not read on.
-const HEARD: usize = 256;
+const HEARD: usize = 32;
 /// Lines that may wait to be written to the agent.
 const TO_WRITE: usize = 256;
 /// How long the output of an agent that has ended is read on, in milliseconds: its orphans may hold it open.
 pub(crate) const DRAIN_MS: u64 = 1000;
+
+/// How long the last line of a turn is waited for after its result, in milliseconds.
+const QUIET_MS: u64 = 250;
 
 /// What the driver hears of the agent.
 #[derive(Debug)]
@@ -56,6 +60,8 @@ pub(crate) struct Agent {
     pub(crate) heard: mpsc::Receiver<Heard>,
     /// Whether its output has ended.
     pub(crate) closed: bool,
+    /// The prompt whose turn has begun and is not told to be done.
+    undone: Option<String>,
     pub(crate) conversation: Conversation,
     pub(crate) recorder: Recorder,
     pub(crate) patience: Patience,
@@ -107,6 +113,7 @@ impl Agent {
             input: Some(input),
             heard,
             closed: false,
+            undone: None,
             conversation: Conversation::new(&[]),
             recorder: recorder.clone(),
             patience: shim.patience,
@@ -163,6 +170,40 @@ impl Agent {
         self.stderr.text()
     }
 
+    /// Takes in how far prompts are.
+    pub(crate) fn note(&mut self, line: &Line) {
+        let Line::CommandLifecycle(lifecycle) = line else { return };
+        match lifecycle.state {
+            CommandState::Started => self.undone = Some(lifecycle.command_uuid.clone()),
+            CommandState::Completed | CommandState::Cancelled => {
+                self.undone.take_if(|prompt| *prompt == lifecycle.command_uuid);
+            }
+            CommandState::Queued | CommandState::Other(_) => {}
+        }
+    }
+
+    /// Waits for the last line of a turn, which Claude Code 2.1.330 prints 4 to 20 ms after the result, so that what the
+    /// shim has to tell comes behind it in the journal, the same in every run.
+    pub(crate) async fn quiet(&mut self) {
+        let last_line = async {
+            while self.undone.is_some() && !self.closed {
+                match self.heard.recv().await {
+                    Some(Heard::Line(line)) => {
+                        self.note(&line);
+                        if let Some(Action::Write(answer)) = self.conversation.observe(&line) {
+                            self.write(answer);
+                        }
+                    }
+                    Some(Heard::Unwritten(_)) => {}
+                    None => self.closed = true,
+                }
+            }
+        };
+        if tokio::time::timeout(Duration::from_millis(QUIET_MS), last_line).await.is_err() {
+            self.undone = None;
+        }
+    }
+
     /// Closes its standard input: it ends by itself once it has nothing to do.
     pub(crate) fn close_input(&mut self) {
         self.input = None;
@@ -175,16 +216,24 @@ impl Agent {
         if tokio::time::timeout(limit, self.ended()).await.is_err() {
             self.child.signal(Signal::SIGKILL);
         }
-        let drained = async {
-            self.ended().await;
-            while !self.closed {
-                self.closed = self.heard.recv().await.is_none();
+        // An orphan may hold the output open. But while the journal has no room, it is the journal that is waited for.
+        while tokio::time::timeout(Duration::from_millis(DRAIN_MS), self.drained()).await.is_err() {
+            if !self.recorder.is_full() {
+                break;
             }
+        }
+        self.exit.unwrap_or(Exit { code: None, signal: Some(Signal::SIGKILL as i32) })
+    }
+
+    async fn drained(&mut self) {
+        self.ended().await;
+        while !self.closed {
+            self.closed = self.heard.recv().await.is_none();
+        }
+        if !self.reading_stderr.is_finished() {
             // It ends with its descriptor; how does not matter.
             let _joined = (&mut self.reading_stderr).await;
-        };
-        let _orphans_hold_it = tokio::time::timeout(Duration::from_millis(DRAIN_MS), drained).await;
-        self.exit.unwrap_or(Exit { code: None, signal: Some(Signal::SIGKILL as i32) })
+        }
     }
 
     async fn ended(&mut self) {
@@ -262,12 +311,15 @@ fn is_main_answer(line: &Line) -> bool {
 /// The record of a line: as it is if it is a JSON object and whole.
 fn record(raw: RawLine, line: &Line) -> JournalBody {
     let cut_bytes = raw.cut_bytes;
-    let text = match String::from_utf8(raw.bytes) {
+    let decoded = match String::from_utf8(raw.bytes) {
         Ok(line_text) if *line != Line::NotJson => return JournalBody::Line { line: line_text },
         Ok(text) => text,
         Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
     };
-    JournalBody::Text { text, cut_bytes }
+    // A byte that is no text becomes three.
+    let text = cut(&decoded, JOURNAL_LINE_BYTES);
+    let cut_bytes = cut_bytes + (decoded.len() - text.len()) as u64;
+    JournalBody::Text { text: text.to_owned(), cut_bytes }
 }
 
 fn launch(work: &AgentWork) -> Result<Launch, Failure> {
@@ -329,6 +381,8 @@ fn prompt_id(run: &RunId, attempt: i64, number: u32) -> Uuid {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use caisson_domain::limits::JOURNAL_BATCH_BYTES;
+    use caisson_domain::protocol::JournalRecord;
 
     #[test]
     fn every_prompt_of_a_session_has_another_id() {
@@ -352,5 +406,17 @@ mod tests {
         assert_eq!(of(b"[1]", 0), JournalBody::Text { text: "[1]".to_owned(), cut_bytes: 0 });
         assert_eq!(of(b"{\"a\":\"x", 7), JournalBody::Text { text: "{\"a\":\"x".to_owned(), cut_bytes: 7 });
         assert_eq!(of(b"\xff", 0), JournalBody::Text { text: "\u{fffd}".to_owned(), cut_bytes: 0 });
+        let JournalBody::Text { text, cut_bytes } = of(&vec![0xff; JOURNAL_LINE_BYTES], 0) else { panic!() };
+        assert!(text.len() <= JOURNAL_LINE_BYTES && text.len() > JOURNAL_LINE_BYTES - 3);
+        assert_eq!(text.len() as u64 + cut_bytes, 3 * JOURNAL_LINE_BYTES as u64);
+    }
+
+    #[test]
+    fn the_longest_line_with_every_byte_escaped_fits_into_a_batch() {
+        let raw = RawLine { bytes: vec![1; JOURNAL_LINE_BYTES], cut_bytes: u64::MAX };
+        let body = record(raw, &Line::NotJson);
+        let whole = JournalRecord { run: RunId::new(1, [0; 10]), attempt: i64::MAX, body };
+        let bytes = serde_json::to_vec(&whole).unwrap().len();
+        assert!(bytes > 6 * JOURNAL_LINE_BYTES && bytes < JOURNAL_BATCH_BYTES);
     }
 }

@@ -1,8 +1,7 @@
 //! Keeping files of a run outside the sandbox: what git prints goes straight to the door, never whole in memory.
 
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -88,16 +87,18 @@ impl Artifacts<'_> {
             let mut command = command().map_err(|failure| failure.message)?;
             command.stdin(Stdio::null()).stderr(Stdio::null());
             let child = self.git.reaper.spawn(&mut command).map_err(|error| error.to_string())?;
-            let too_long = Arc::new(AtomicBool::new(false));
-            let body = printed(child, longer, Arc::clone(&too_long));
+            let end = Arc::new(OnceLock::new());
+            let body = printed(child, longer, Arc::clone(&end));
             let sent = Caller::new(self.door)
                 .upload(Method::PUT, &path, body, Duration::from_millis(UPLOAD_MS))
                 .await;
-            let too_long = too_long.load(Ordering::Relaxed);
+            let too_long = end.get() == Some(&Broken::TooLong);
             match sent {
                 Ok(reply) if reply.status.is_success() => return Ok(too_long),
                 Ok(reply) if reply.status.is_client_error() => return Err(reply.problem().message),
                 Err(_) if too_long && longer == Longer::Dropped => return Ok(true),
+                // Git would fail again.
+                Err(_) if end.get() == Some(&Broken::Failed) => return Err("git failed".to_owned()),
                 Ok(reply) => {
                     say(format_args!("the gateway does not take {name}: {}", reply.problem().message));
                 }
@@ -114,9 +115,18 @@ impl Artifacts<'_> {
 
 /// A body of what a command prints, up to [`ARTIFACT_BYTES`]. A command that fails breaks the body off, so that nothing
 /// is stored.
-fn printed(child: Child, longer: Longer, too_long: Arc<AtomicBool>) -> Body {
-    let state = Printing { child, stdout: None, left: ARTIFACT_BYTES, longer, too_long };
+fn printed(child: Child, longer: Longer, end: Arc<OnceLock<Broken>>) -> Body {
+    let state = Printing { child, stdout: None, left: ARTIFACT_BYTES, longer, end };
     StreamBody::new(pieces(state)).boxed_unsync()
+}
+
+/// Why a body ended before the command did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Broken {
+    /// It is longer than an artifact may be.
+    TooLong,
+    /// The command failed.
+    Failed,
 }
 
 struct Printing {
@@ -124,7 +134,7 @@ struct Printing {
     stdout: Option<pipe::Receiver>,
     left: usize,
     longer: Longer,
-    too_long: Arc<AtomicBool>,
+    end: Arc<OnceLock<Broken>>,
 }
 
 fn pieces(mut state: Printing) -> impl Stream<Item = Result<Frame<Bytes>, BoxError>> {
@@ -138,14 +148,18 @@ fn pieces(mut state: Printing) -> impl Stream<Item = Result<Frame<Bytes>, BoxErr
         };
         if read == 0 {
             let exit = state.child.wait().await;
-            return if exit.success() { Ok(None) } else { Err(BoxError::from("git failed")) };
+            if exit.success() {
+                return Ok(None);
+            }
+            state.end.get_or_init(|| Broken::Failed);
+            return Err(BoxError::from("git failed"));
         }
         piece.truncate(read);
         if read <= state.left {
             state.left -= read;
             return Ok(Some((Frame::data(piece.into()), Some(state))));
         }
-        state.too_long.store(true, Ordering::Relaxed);
+        state.end.get_or_init(|| Broken::TooLong);
         if state.longer == Longer::Dropped {
             return Err(BoxError::from("longer than an artifact may be"));
         }
@@ -153,4 +167,49 @@ fn pieces(mut state: Printing) -> impl Stream<Item = Result<Frame<Bytes>, BoxErr
         // Dropping the state ends the command.
         Ok(Some((Frame::data(piece.into()), None)))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::command;
+    use crate::reaper::{Orphans, Reaper};
+    use tokio::signal::unix;
+
+    /// How much of a command's output a body has, and how it ended.
+    async fn body_of(script: &str, longer: Longer) -> (usize, Result<(), String>, Option<Broken>) {
+        let reaper = Reaper::new(Orphans::Ignored);
+        let ends = unix::signal(unix::SignalKind::child()).unwrap();
+        #[expect(clippy::disallowed_methods, reason = "a test has no tracker")]
+        drop(tokio::spawn(Arc::clone(&reaper).watch(ends)));
+        let mut shell = command("/bin/sh".as_ref(), "/".as_ref());
+        shell.args(["-c", script]).stdin(Stdio::null());
+        let end = Arc::new(OnceLock::new());
+        let mut body = printed(reaper.spawn(&mut shell).unwrap(), longer, Arc::clone(&end));
+        let mut bytes = 0;
+        while let Some(frame) = body.frame().await {
+            match frame {
+                Ok(frame) => bytes += frame.into_data().unwrap().len(),
+                Err(error) => return (bytes, Err(error.to_string()), end.get().copied()),
+            }
+        }
+        (bytes, Ok(()), end.get().copied())
+    }
+
+    #[tokio::test]
+    async fn an_artifact_of_the_bound_is_whole_and_a_longer_one_is_cut_or_dropped() {
+        let output = |bytes: usize| format!("head -c {bytes} /dev/zero");
+        let whole = body_of(&output(ARTIFACT_BYTES), Longer::Dropped).await;
+        assert_eq!(whole, (ARTIFACT_BYTES, Ok(()), None));
+        let cut = body_of(&output(ARTIFACT_BYTES + 1), Longer::Cut).await;
+        assert_eq!(cut, (ARTIFACT_BYTES, Ok(()), Some(Broken::TooLong)));
+        let (_, dropped, why) = body_of(&output(ARTIFACT_BYTES + 1), Longer::Dropped).await;
+        assert_eq!((dropped.is_err(), why), (true, Some(Broken::TooLong)));
+    }
+
+    #[tokio::test]
+    async fn a_command_that_fails_breaks_its_artifact_off() {
+        let (bytes, ended, why) = body_of("echo half; exit 1", Longer::Cut).await;
+        assert_eq!((bytes, ended.is_err(), why), (5, true, Some(Broken::Failed)));
+    }
 }

@@ -1,7 +1,7 @@
 //! The workspace before the agent has it: a fresh clone, or the checkout that is there already.
 //!
 //! `git clone` into the empty workspace keeps the directory itself, so that an agent which was started in it meanwhile
-//! stays in it. A checkout that an agent may have worked on is never overwritten; one that a shim died over before is
+//! stays in it. A checkout that an agent may have worked on is never overwritten; one that a sandbox died over before is
 //! told by a mark in the home directory, and made anew.
 
 use std::fs;
@@ -13,13 +13,16 @@ use caisson_domain::protocol::paths;
 use caisson_domain::run::{Failure, FailureKind};
 
 use crate::git::{Git, is_empty, is_object_name, text};
+use crate::plain_file;
 
 /// Mark in the home directory while a fresh checkout is being made: its remains hold nobody's work.
 const PREPARING: &str = ".caisson-preparing";
 /// File in the repository's own directory with the commit that the unpublished work starts from.
 const BASE: &str = "caisson-base";
+/// Longest note of that commit, in bytes: the longest name of an object.
+const BASE_BYTES: u64 = 64;
 /// Locks that a killed git leaves behind. Nothing else runs in the sandbox while the workspace is prepared.
-const LOCKS: [&str; 3] = ["index.lock", "HEAD.lock", "config.lock"];
+const LOCKS: [&str; 4] = ["index.lock", "HEAD.lock", "config.lock", "packed-refs.lock"];
 
 /// The workspace as the agent gets it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +46,8 @@ pub(crate) async fn prepare(git: &Git) -> Result<Checkout, Failure> {
         empty(&git.workspace).map_err(|error| unusable("cannot be emptied", &error))?;
     }
     let base = if is_empty(&git.workspace) {
-        fs::write(&preparing, b"").map_err(|error| unusable("has a home that cannot be written", &error))?;
+        plain_file::write(&preparing, b"")
+            .map_err(|error| unusable("has a home that cannot be written", &error))?;
         let base = fresh(git).await?;
         set_base(git, base.as_deref());
         fs::remove_file(&preparing).map_err(|error| unusable("has a home that cannot be written", &error))?;
@@ -61,7 +65,7 @@ pub(crate) async fn prepare(git: &Git) -> Result<Checkout, Failure> {
 
 /// Notes which commit later work of this workspace starts from. Without the note it starts from its `HEAD`.
 pub(crate) fn set_base(git: &Git, base: Option<&str>) {
-    if let Err(error) = fs::write(git.file(BASE), base.unwrap_or_default()) {
+    if let Err(error) = plain_file::write(&git.file(BASE), base.unwrap_or_default().as_bytes()) {
         crate::diagnostics::say(format_args!("cannot note the commit that the work starts from: {error}"));
     }
 }
@@ -77,7 +81,7 @@ async fn fresh(git: &Git) -> Result<Option<String>, Failure> {
         clone.extend(["--branch", base.as_str()]);
     }
     clone.extend([url.as_str(), "."]);
-    let output = git.talk(&clone).await?;
+    let output = git.talk_again(&clone, || unfinished_emptied(git)).await?;
     if !output.exit.success() {
         return Err(match &work.base {
             Some(base) if output.stderr.contains("not found in upstream") => missing_branch(base),
@@ -93,6 +97,15 @@ async fn fresh(git: &Git) -> Result<Option<String>, Failure> {
         Some(base) => Ok(Some(base)),
         None => without_commits(git).await,
     }
+}
+
+/// Removes what a clone that broke off left. The agent's process may wait in the directory, which stays.
+fn unfinished_emptied(git: &Git) -> Result<(), Failure> {
+    if !git.home.join(PREPARING).exists() {
+        // Then the files may be somebody's work.
+        return Ok(());
+    }
+    empty(&git.workspace).map_err(|error| unusable("cannot be emptied", &error))
 }
 
 /// Makes the run's branch at `HEAD`, also where there is no commit yet.
@@ -129,7 +142,8 @@ fn missing_branch(base: &BranchName) -> Failure {
 
 /// Takes up the checkout that is there: an earlier run or attempt worked on it.
 async fn existing(git: &Git) -> Result<Option<String>, Failure> {
-    for lock in LOCKS {
+    let branch_lock = format!("{}.lock", git.work.branch.full_ref());
+    for lock in LOCKS.into_iter().chain([branch_lock.as_str()]) {
         // Usually there is none.
         let _absent = fs::remove_file(git.file(lock));
     }
@@ -159,8 +173,9 @@ async fn existing(git: &Git) -> Result<Option<String>, Failure> {
 }
 
 /// The commit that [`set_base`] noted; where there is no usable note, `HEAD`.
-pub(crate) async fn noted_base(git: &Git) -> Result<Option<String>, Failure> {
-    match fs::read_to_string(git.file(BASE)).ok().as_deref() {
+async fn noted_base(git: &Git) -> Result<Option<String>, Failure> {
+    let noted = plain_file::read(&git.file(BASE), BASE_BYTES).ok();
+    match noted.and_then(|noted| String::from_utf8(noted).ok()).as_deref() {
         Some("") => return Ok(None),
         Some(noted) if is_object_name(noted) => {
             if let Some(base) = git.resolve(noted).await? {

@@ -143,6 +143,26 @@ mod tests {
         assert_eq!(take(&mut waiting), None);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn no_more_are_sent_than_a_second_may_have() {
+        let directory = tempfile::tempdir().unwrap();
+        let tracker = tokio_util::task::TaskTracker::new();
+        let grants = crate::door::Grants::new("csc_1", "csa_1").unwrap();
+        // Nobody listens: what counts is how often it is tried, and that nothing waits for it.
+        let door = Door::new(directory.path().join("door"), grants, tracker.clone());
+        let deltas = Deltas::new(RunId::new(1, [0; 10]));
+        deltas.push(DeltaKind::Text, &"x".repeat(WAITING_BYTES));
+        let sending = tracker.spawn(Arc::clone(&deltas).send(door));
+        let sent = || DELTAS_PER_SECOND as usize - deltas.lock().bytes / DELTA_BYTES;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(sent(), 1, "the first goes at once");
+        tokio::time::sleep(Duration::from_millis(497)).await;
+        assert_eq!(sent(), DELTAS_PER_SECOND as usize / 2);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(sent(), DELTAS_PER_SECOND as usize);
+        sending.abort();
+    }
+
     #[test]
     fn what_is_more_than_may_wait_is_dropped() {
         let mut waiting = Waiting::default();

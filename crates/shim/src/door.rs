@@ -247,24 +247,5 @@ async fn take_in(response: Response<Incoming>) -> Result<Reply, DoorError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_grant_is_printable_text_and_hidden() {
-        assert!(Grants::new("csc_1", "csa_1").is_ok());
-        for (control, agent) in [("", "csa_1"), ("csc_1", ""), ("a b", "csa_1"), ("csc_1", "a\nb")] {
-            assert!(Grants::new(control, agent).is_err());
-        }
-        let grants = Grants::new("csc_1", "csa_1").unwrap();
-        assert_eq!(format!("{:?}", grants.agent()), "Sensitive");
-    }
-
-    #[test]
-    fn a_refusal_without_words_is_told_by_its_status() {
-        let reply = Reply { status: StatusCode::BAD_GATEWAY, body: Bytes::from_static(b"<html>") };
-        assert_eq!(reply.problem().code, "http_502");
-        let body = Bytes::from_static(br#"{"code":"repo_auth","message":"give a token"}"#);
-        assert_eq!(Reply { status: StatusCode::FORBIDDEN, body }.problem().code, "repo_auth");
-    }
-}
+#[path = "door_tests.rs"]
+mod tests;

@@ -2,7 +2,8 @@
 
 use caisson_claude::{Reason, Verdict};
 use caisson_domain::protocol::{DoorProblem, StopReason};
-use caisson_domain::run::{Failure, FailureKind};
+use caisson_domain::run::{Failure, FailureKind, cut};
+use nix::errno::Errno;
 
 use crate::journal::WriteError;
 use crate::process::ProcessError;
@@ -43,15 +44,31 @@ pub(crate) fn unwritten(error: &WriteError) -> Failure {
 /// Git did not start or not end.
 pub(crate) fn git_process(error: &ProcessError) -> Failure {
     match error {
+        ProcessError::Start { source, .. } if source.raw_os_error() == Some(Errno::EAGAIN as i32) => {
+            out_of_processes().with_evidence(source.to_string())
+        }
         ProcessError::Start { source, .. } => Failure::new(
             FailureKind::BadWorkflow,
             "git cannot be started in the sandbox; use an image that has git",
         )
         .with_evidence(source.to_string()),
-        ProcessError::TimedOut { .. } => Failure::new(FailureKind::Internal, error.to_string()),
+        ProcessError::TimedOut { .. } => Failure::new(
+            FailureKind::Internal,
+            format!("{error}; look for pipes among the files, or for a workspace that is too large"),
+        ),
     }
 }
 
+/// The sandbox's bound of processes is reached.
+fn out_of_processes() -> Failure {
+    Failure::new(
+        FailureKind::AgentError,
+        "the sandbox is out of processes; allow it more, or have the agent start fewer",
+    )
+}
+
+/// Git's own words for a process that it could not start.
+const NO_PROCESS: &str = "cannot fork";
 /// Git's own words for a full disk.
 const NO_SPACE: &str = "No space left on device";
 
@@ -59,6 +76,8 @@ const NO_SPACE: &str = "No space left on device";
 pub(crate) fn git_command(what: &str, stderr: &str) -> Failure {
     let failure = if stderr.contains(NO_SPACE) {
         Failure::new(FailureKind::DiskFull, "the workspace's disk is full; give the server more disk space")
+    } else if stderr.contains(NO_PROCESS) {
+        out_of_processes()
     } else {
         Failure::new(FailureKind::Internal, format!("git {what} failed in the workspace"))
     };
@@ -76,7 +95,7 @@ pub(crate) fn git_remote(
         Some(problem) => {
             Failure::new(problem_kind(&problem.code).unwrap_or(kind), problem.message).with_evidence(stderr)
         }
-        None if stderr.contains(NO_SPACE) => git_command("", stderr),
+        None if stderr.contains(NO_SPACE) || stderr.contains(NO_PROCESS) => git_command("", stderr),
         None => Failure::new(kind, message).with_evidence(stderr),
     }
 }
@@ -126,6 +145,9 @@ fn failed(reason: &Reason) -> Failure {
     if evidence.is_empty() { failure } else { failure.with_evidence(evidence) }
 }
 
+/// Most of somebody else's words in a failure's sentence, in bytes.
+const SENTENCE_BYTES: usize = 500;
+
 /// What a failed model call means. The gateway answers 403 for what it refuses itself and says which rule it was by
 /// one of the failure kinds' words; 529 is the model API's word for being overloaded.
 fn api_error(status: Option<u16>, kind: &str, text: &str) -> Failure {
@@ -141,7 +163,11 @@ fn api_error(status: Option<u16>, kind: &str, text: &str) -> Failure {
         (_, Some(_) | None) => FailureKind::AgentError,
     };
     let status = status.map_or_else(String::new, |status| format!(" ({status})"));
-    Failure::new(class, format!("the model could not be called: {kind}{status}")).with_evidence(text)
+    // The text holds the remedy where the gateway refused the call; its first line is enough here.
+    let said = cut(text.lines().next().unwrap_or_default(), SENTENCE_BYTES);
+    let message = format!("the model could not be called: {kind}{status}");
+    let message = if said.is_empty() { message } else { format!("{message}: {said}") };
+    Failure::new(class, message).with_evidence(text)
 }
 
 /// Whether `word` occurs in `text` as a word of its own.
@@ -212,5 +238,23 @@ mod tests {
         assert_eq!(unwritten(&WriteError::Other(std::io::Error::other("x"))).kind, FailureKind::Internal);
         let start = ProcessError::Start { program: "git".to_owned(), source: std::io::Error::other("x") };
         assert_eq!(git_process(&start).kind, FailureKind::BadWorkflow);
+    }
+
+    #[test]
+    fn a_sandbox_without_room_for_a_process_is_recognised() {
+        let source = std::io::Error::from(Errno::EAGAIN);
+        let start = ProcessError::Start { program: "git".to_owned(), source };
+        assert_eq!(git_process(&start).kind, FailureKind::AgentError);
+        let words = "error: cannot fork() for remote-http: Resource temporarily unavailable";
+        for failure in [git_command("x", words), git_remote(FailureKind::RepoUnreachable, "x", None, words)] {
+            assert!(failure.message.starts_with("the sandbox is out of processes"), "{}", failure.message);
+        }
+    }
+
+    #[test]
+    fn a_git_that_does_not_end_is_told_with_its_time() {
+        let limit = std::time::Duration::from_secs(3);
+        let failure = git_process(&ProcessError::TimedOut { program: "git".to_owned(), limit });
+        assert!(failure.message.contains("git did not end within 3 s"), "{}", failure.message);
     }
 }

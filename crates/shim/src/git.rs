@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use caisson_domain::protocol::{GitWork, paths};
 use caisson_domain::run::{Failure, FailureKind};
+use tokio::time::Instant;
 
 use crate::activity::Activity;
+use crate::backoff::Backoff;
 use crate::failure::{git_command, git_process, git_remote};
+use crate::forward::HOLD_MS;
 use crate::process::{Bounds, Output, command, run};
 use crate::reaper::Reaper;
 
-/// Time of a command that works on the workspace alone, in milliseconds.
-const LOCAL_MS: u64 = 5 * 60 * 1000;
 /// Time of a command that talks to the repository, in milliseconds: longer than a request is held.
 const REMOTE_MS: u64 = 60 * 60 * 1000;
 /// Output kept of a command, in bytes.
@@ -56,6 +57,8 @@ pub(crate) struct Git {
     /// The loopback listener, for example `http://127.0.0.1:4180`.
     pub(crate) loopback: String,
     pub(crate) work: GitWork,
+    /// Time of a command that works on the workspace alone.
+    pub(crate) local: Duration,
 }
 
 impl Git {
@@ -106,7 +109,7 @@ impl Git {
     /// # Errors
     /// [`Failure`] if it did not start or end.
     pub(crate) async fn attempt(&self, arguments: &[&str]) -> Result<Output, Failure> {
-        self.finish(&mut self.command(arguments)?, b"", LOCAL_MS).await
+        self.finish(&mut self.command(arguments)?, b"", self.local).await
     }
 
     /// Runs a command on the workspace that has to succeed, and answers its output.
@@ -123,7 +126,7 @@ impl Git {
     /// [`Failure`] if it did not.
     pub(crate) async fn feed(&self, command: &mut Command, input: &[u8]) -> Result<String, Failure> {
         let what = subcommand(command);
-        let output = self.finish(command, input, LOCAL_MS).await?;
+        let output = self.finish(command, input, self.local).await?;
         if output.exit.success() { Ok(text(&output)) } else { Err(git_command(&what, &output.stderr)) }
     }
 
@@ -137,13 +140,39 @@ impl Git {
         Ok(output.exit.success().then(|| text(&output)))
     }
 
-    /// Runs a command that talks to the repository, whatever its exit. What the gateway said before is forgotten.
+    /// Runs a command that talks to the repository and may be repeated, whatever its exit. What the gateway said before
+    /// is forgotten.
     ///
     /// # Errors
     /// [`Failure`] if it did not start or end.
     pub(crate) async fn talk(&self, arguments: &[&str]) -> Result<Output, Failure> {
-        self.activity.take_git_problem();
-        self.finish(&mut self.command(arguments)?, b"", REMOTE_MS).await
+        self.talk_again(arguments, || Ok(())).await
+    }
+
+    /// As [`Git::talk`], with something to do before each repetition. A reply that breaks off with the gateway cannot
+    /// be carried again, since git has a part of it: then the whole command is repeated, until [`HOLD_MS`] have passed.
+    ///
+    /// # Errors
+    /// [`Failure`] if it did not start or end, or that of `before_again`.
+    pub(crate) async fn talk_again(
+        &self,
+        arguments: &[&str],
+        before_again: impl Fn() -> Result<(), Failure>,
+    ) -> Result<Output, Failure> {
+        let until = Instant::now() + Duration::from_millis(HOLD_MS);
+        let mut backoff = Backoff::new();
+        loop {
+            self.activity.take_git_problem();
+            let output =
+                self.finish(&mut self.command(arguments)?, b"", Duration::from_millis(REMOTE_MS)).await?;
+            let wait = backoff.next();
+            let missed = !output.exit.success() && self.activity.git_missed_the_gateway();
+            if !missed || Instant::now() + wait > until {
+                return Ok(output);
+            }
+            tokio::time::sleep(wait).await;
+            before_again()?;
+        }
     }
 
     /// What a failed [`Git::talk`] means.
@@ -151,8 +180,8 @@ impl Git {
         git_remote(kind, message, self.activity.take_git_problem(), &output.stderr)
     }
 
-    async fn finish(&self, command: &mut Command, input: &[u8], time_ms: u64) -> Result<Output, Failure> {
-        let bounds = Bounds { stdout_bytes: STDOUT_BYTES, time: Duration::from_millis(time_ms) };
+    async fn finish(&self, command: &mut Command, input: &[u8], time: Duration) -> Result<Output, Failure> {
+        let bounds = Bounds { stdout_bytes: STDOUT_BYTES, time };
         run(&self.reaper, command, input, bounds).await.map_err(|error| git_process(&error))
     }
 }

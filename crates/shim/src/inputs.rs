@@ -1,5 +1,6 @@
 //! Messages to the run that goes on.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
@@ -10,11 +11,10 @@ use http::Method;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
-use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
-use crate::diagnostics::say;
+use crate::diagnostics::{Complaint, say};
 use crate::door::{Caller, Door};
 use crate::stop::Stopper;
 
@@ -48,6 +48,7 @@ impl Inputs {
     pub(crate) async fn follow(&self, door: &Arc<Door>, run: &RunId, stopper: &Stopper) {
         let mut caller = Caller::new(door);
         let mut backoff = Backoff::new();
+        let mut complaint = Complaint::default();
         loop {
             let path = format!("{}?after={}", paths::INPUTS, self.after.load(Ordering::Relaxed));
             let asked = Instant::now();
@@ -55,15 +56,15 @@ impl Inputs {
             let news = match caller.call(Method::GET, &path, "", limit).await {
                 Ok(reply) if reply.status.is_success() => self.take_in(&reply.body, run, stopper),
                 Ok(reply) => {
-                    say(format_args!("the gateway gives no messages: {}", reply.problem().message));
+                    complaint.say(format_args!("the gateway gives no messages: {}", reply.problem().message));
                     false
                 }
                 // The gateway is away; the journal's sender says so.
                 Err(_) => false,
             };
-            if news {
+            if news || asked.elapsed() >= Duration::from_millis(POLL_LEAST_MS) {
                 backoff.reset();
-            } else if asked.elapsed() < Duration::from_millis(POLL_LEAST_MS) {
+            } else {
                 tokio::time::sleep(backoff.next()).await;
             }
         }

@@ -19,6 +19,7 @@ mod lines;
 mod loopback;
 mod message;
 mod places;
+mod plain_file;
 mod process;
 mod publish;
 mod push;

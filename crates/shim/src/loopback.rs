@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-use crate::activity::Activity;
+use crate::activity::{AWAY, Activity};
 use crate::backoff::Backoff;
 use crate::diagnostics::say;
 use crate::door::{Body, BoxError, Door, DoorError, HOST_NAME, whole};
@@ -88,7 +88,7 @@ impl Refused {
                 "not_found",
                 "there is nothing at this path; only /model/ and /git/ can be reached from a sandbox",
             ),
-            Self::Away => ("gateway_away", "the gateway did not answer; try again later"),
+            Self::Away => (AWAY, "the gateway did not answer; try again later"),
         };
         DoorProblem { code: code.to_owned(), message: message.to_owned() }
     }
@@ -250,11 +250,16 @@ impl Loopback {
         })
     }
 
-    /// Keeps the reason of a refusal on its way to git, which shows only the status.
+    /// Keeps the reason of a refusal on its way to git, which shows only the status, and notes a reply that breaks off.
     async fn explained(&self, response: Response<Incoming>) -> Result<Response<Body>, DoorError> {
         let response = reply(response);
         if response.status().as_u16() < 400 {
-            return Ok(response.map(|body| body.map_err(BoxError::from).boxed_unsync()));
+            let activity = Arc::clone(&self.activity);
+            let broken = move |error| {
+                activity.git_refused(Refused::Away.problem());
+                BoxError::from(error)
+            };
+            return Ok(response.map(|body| body.map_err(broken).boxed_unsync()));
         }
         let (parts, body) = response.into_parts();
         let body = Limited::new(body, PROBLEM_BYTES).collect().await.map_err(DoorError::Garbled)?.to_bytes();

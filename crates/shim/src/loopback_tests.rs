@@ -269,6 +269,29 @@ async fn the_reason_of_a_refused_git_request_is_kept() {
 }
 
 #[tokio::test]
+async fn a_refusal_longer_than_its_bound_is_given_up() {
+    let world = World::new().await;
+    let long = format!(
+        "HTTP/1.1 403 Forbidden\r\ncontent-length: {0}\r\n\r\n{1}",
+        PROBLEM_BYTES + 1,
+        "x".repeat(PROBLEM_BYTES + 1)
+    );
+    let _seen = world.open(Box::leak(Box::new([Act::Answer(long.leak())])));
+    let reply = world.send(get("/git/origin/info/refs")).await.unwrap();
+    assert!(reply.starts_with("HTTP/1.1 503"), "{reply}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_without_a_request_is_closed_in_the_end() {
+    let world = World::new().await;
+    let begun = tokio::time::Instant::now();
+    let mut idle = TcpStream::connect(world.address).await.unwrap();
+    let mut nothing = Vec::new();
+    idle.read_to_end(&mut nothing).await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(IDLE_MS));
+}
+
+#[tokio::test]
 async fn a_head_that_is_too_long_is_refused() {
     let world = World::new().await;
     let padded =

@@ -2,16 +2,18 @@
 //! and the branch is pushed.
 
 use caisson_claude::{Verdict, interrupt, judge};
+use caisson_domain::limits::RESULT_TEXT_BYTES;
 use caisson_domain::protocol::{JournalBody, MessageAuthor, NoteLevel};
-use caisson_domain::run::{Failure, FailureKind, Phase};
+use caisson_domain::run::{Failure, FailureKind, Phase, cut};
 
+use crate::agent::Agent;
 use crate::artifacts::Artifacts;
 use crate::checkout::set_base;
 use crate::failure::Halt;
 use crate::git::Git;
 use crate::history::put_right;
 use crate::message::{check, fallback, from_answer, question, question_again, question_for_commit};
-use crate::push::{named, push};
+use crate::push::{is_rebasing, named, push};
 use crate::run::Live;
 use crate::salvage::keep_diff;
 use crate::survey::{Commit, Survey, survey};
@@ -31,8 +33,11 @@ impl Live<'_> {
     /// # Cancel safety
     /// May be given up at any point: the work is in the workspace.
     pub(crate) async fn publish(&mut self, git: &Git, base: Option<&str>) -> Result<(), Halt> {
+        // What the agent left running could change files under git's hands, or leave it no room for a process.
+        self.shim.reaper.end_strays().await;
+        let ((), found) = tokio::join!(quiet(self.agent.as_mut()), survey(git, base));
         self.recorder.phase(Phase::Publish).await?;
-        let mut found = self.settle(git, base).await?;
+        let mut found = self.settle(git, base, found?).await?;
         if !found.on_base {
             return Err(replaced(base).into());
         }
@@ -62,12 +67,14 @@ impl Live<'_> {
     }
 
     /// Brings the work to the run's branch, wherever the agent left `HEAD`.
-    async fn settle(&mut self, git: &Git, base: Option<&str>) -> Result<Survey, Halt> {
-        let found = survey(git, base).await?;
+    async fn settle(&mut self, git: &Git, base: Option<&str>, found: Survey) -> Result<Survey, Halt> {
         if !found.status.unmerged.is_empty() {
             let files = named(&found.status.unmerged);
             let message = format!("the agent left a merge unfinished: {files}");
             return Err(Failure::new(FailureKind::Conflict, message).into());
+        }
+        if is_rebasing(git) {
+            return Err(Failure::new(FailureKind::Conflict, "the agent left a rebase unfinished").into());
         }
         let branch = &git.work.branch;
         if found.status.branch.as_deref() == Some(branch.as_str()) {
@@ -79,10 +86,13 @@ impl Live<'_> {
             return Ok(survey(git, base).await?);
         }
         let tip = git.resolve(&full).await?.filter(|tip| Some(tip) != found.status.head.as_ref());
-        if found.commits.is_empty() && !found.status.dirty && found.on_base && tip.is_some() {
-            // The agent only looked elsewhere; its work is where it should be.
-            git.run(&["checkout", "--quiet", branch.as_str(), "--"]).await?;
-            return Ok(survey(git, base).await?);
+        if found.commits.is_empty() && found.on_base && tip.is_some() {
+            // The agent only looked elsewhere, and its commits are where they should be. Files that it changed there
+            // come along if they can.
+            let back = git.attempt(&["checkout", "--quiet", branch.as_str(), "--"]).await?;
+            if back.exit.success() {
+                return Ok(survey(git, base).await?);
+            }
         }
         if !found.on_base {
             return Err(replaced(base).into());
@@ -111,7 +121,9 @@ impl Live<'_> {
             None => (fallback(&git.work), MessageAuthor::Fallback),
         };
         let mut commit = git.command(&["commit", "--quiet", "--no-verify", "--file=-"])?;
-        match git.feed(&mut commit, message.as_bytes()).await {
+        let committed = git.feed(&mut commit, message.as_bytes()).await;
+        quiet(self.agent.as_mut()).await;
+        match committed {
             Ok(_) => Ok(Some(author)),
             // The agent may have committed instead of answering.
             Err(_) if git.attempt(&["diff", "--cached", "--quiet"]).await?.exit.success() => {
@@ -170,13 +182,15 @@ impl Live<'_> {
             }
             (Some(_), _, _) => None,
         };
+        quiet(self.agent.as_mut()).await;
         put_right(git, &self.recorder, commits, asked).await
     }
 
     async fn record(&self, commits: &[Commit]) -> Result<(), Halt> {
         for commit in commits {
-            let (commit, message, author) = (commit.id.clone(), commit.message.clone(), commit.author);
-            self.recorder.write(JournalBody::Commit { commit, message, author }).await?;
+            let message = cut(&commit.message, RESULT_TEXT_BYTES).to_owned();
+            let told = JournalBody::Commit { commit: commit.id.clone(), message, author: commit.author };
+            self.recorder.write(told).await?;
         }
         Ok(())
     }
@@ -234,6 +248,12 @@ impl Live<'_> {
         }
         self.head = after.status.head;
         self.record(&after.commits).await
+    }
+}
+
+async fn quiet(agent: Option<&mut Agent>) {
+    if let Some(agent) = agent {
+        agent.quiet().await;
     }
 }
 

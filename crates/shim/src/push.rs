@@ -34,22 +34,23 @@ pub(crate) async fn push(git: &Git, base: Option<&str>) -> Result<Option<String>
     match answer {
         Answer::Done => return Ok(None),
         Answer::Behind => {}
-        Answer::Rejected(_) | Answer::Failed => return Err(refused(git, &answer, &output)),
+        Answer::Rejected(_) => {
+            // The next request would forget why.
+            let refusal = refused(git, &answer, &output);
+            return match fetch(git).await {
+                Ok((there, here)) if there == here => Ok(None),
+                Ok(_) | Err(_) => Err(refusal),
+            };
+        }
+        Answer::Failed => return Err(refused(git, &answer, &output)),
     }
     let branch = &git.work.branch;
-    let tracking = format!("refs/remotes/{}/{branch}", paths::GIT_REMOTE);
-    let fetched = format!("+{}:{tracking}", branch.full_ref());
-    let output = git.talk(&["fetch", "--quiet", "--no-tags", &git.url(), &fetched]).await?;
-    if !output.exit.success() {
-        let message = "the branch that has moved on could not be fetched";
-        return Err(git.refusal(FailureKind::RepoUnreachable, message, &output));
-    }
-    let (there, here) = tokio::join!(git.resolve(&tracking), git.resolve("HEAD"));
-    let (there, here) = (there?, here?);
+    let (there, here) = fetch(git).await?;
     if there == here {
         // An earlier try got through, and only its answer was lost.
         return Ok(None);
     }
+    let tracking = tracking(git);
     rebase(git, &tracking, base).await?;
     let (answer, output) = push_once(git).await?;
     match answer {
@@ -60,6 +61,24 @@ pub(crate) async fn push(git: &Git, base: Option<&str>) -> Result<Option<String>
         )),
         Answer::Rejected(_) | Answer::Failed => Err(refused(git, &answer, &output)),
     }
+}
+
+/// Where the branch's remote state is kept.
+fn tracking(git: &Git) -> String {
+    format!("refs/remotes/{}/{}", paths::GIT_REMOTE, git.work.branch)
+}
+
+/// Fetches the branch; the commits there and here.
+async fn fetch(git: &Git) -> Result<(Option<String>, Option<String>), Failure> {
+    let tracking = tracking(git);
+    let fetched = format!("+{}:{tracking}", git.work.branch.full_ref());
+    let output = git.talk(&["fetch", "--quiet", "--no-tags", &git.url(), &fetched]).await?;
+    if !output.exit.success() {
+        let message = "the branch that has moved on could not be fetched";
+        return Err(git.refusal(FailureKind::RepoUnreachable, message, &output));
+    }
+    let (there, here) = tokio::join!(git.resolve(&tracking), git.resolve("HEAD"));
+    Ok((there?, here?))
 }
 
 async fn push_once(git: &Git) -> Result<(Answer, Output), Failure> {
@@ -103,6 +122,19 @@ fn refused(git: &Git, answer: &Answer, output: &Output) -> Failure {
     }
 }
 
+/// Whether a rebase was begun and not ended.
+pub(crate) fn is_rebasing(git: &Git) -> bool {
+    ["rebase-merge", "rebase-apply"].iter().any(|state| git.file(state).exists())
+}
+
+/// Gives up a rebase.
+///
+/// # Errors
+/// [`Failure`] if git did not start or end.
+pub(crate) async fn abort_rebase(git: &Git) -> Result<(), Failure> {
+    git.attempt(&["rebase", "--abort"]).await.map(drop)
+}
+
 async fn rebase(git: &Git, onto: &str, base: Option<&str>) -> Result<(), Failure> {
     let mut arguments = vec!["rebase", "--quiet", "--no-verify", "--no-autostash", "--no-autosquash"];
     arguments.extend(["--onto", onto]);
@@ -115,7 +147,7 @@ async fn rebase(git: &Git, onto: &str, base: Option<&str>) -> Result<(), Failure
     let files: Vec<_> =
         String::from_utf8_lossy(&unmerged.stdout).split_terminator('\0').map(str::to_owned).collect();
     // If it did not begin, there is nothing to give up.
-    git.attempt(&["rebase", "--abort"]).await?;
+    abort_rebase(git).await?;
     let branch = &git.work.branch;
     Err(Failure::new(
         FailureKind::Conflict,

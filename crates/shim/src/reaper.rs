@@ -112,6 +112,33 @@ impl Reaper {
         say("processes of the sandbox did not end though they were killed");
     }
 
+    /// Ends every process below this one that was not started here, and waits, for a bounded time, until they are gone.
+    pub(crate) async fn end_strays(&self) {
+        for _ in 0..END_ROUNDS {
+            let reaped = self.reaped.notified();
+            let strays = self.strays();
+            if strays.is_empty() {
+                return;
+            }
+            // First held, so that none of them makes another in the place of one that has gone.
+            for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+                for pid in &strays {
+                    let _gone = kill(Pid::from_raw(*pid), signal);
+                }
+            }
+            // Either is reason enough to look again.
+            let _elapsed = tokio::time::timeout(Duration::from_millis(END_ROUND_MS), reaped).await;
+        }
+        say("processes that the agent left did not end though they were killed");
+    }
+
+    /// The processes below this one that were not started here.
+    fn strays(&self) -> Vec<i32> {
+        let own = self.lock();
+        let below = descendants(std::process::id().cast_signed());
+        below.into_iter().filter(|pid| !own.contains_key(pid)).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<i32, oneshot::Sender<Exit>>> {
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -324,6 +351,20 @@ mod tests {
         reaper.end_all().await;
         assert_eq!(child.wait().await.signal, Some(9));
         assert!(!reaper.reap());
+        watching.abort();
+    }
+
+    #[tokio::test]
+    async fn strays_end_and_children_go_on() {
+        let (reaper, watching) = reaper();
+        let mut child = reaper.spawn(&mut shell("cat /dev/zero >/dev/null & echo; exec cat")).unwrap();
+        let mut first = [0; 1];
+        child.stdout.as_mut().unwrap().read_exact(&mut first).await.unwrap();
+        assert!(!reaper.strays().is_empty());
+        reaper.end_strays().await;
+        assert_eq!(reaper.strays(), Vec::<i32>::new());
+        drop(child.stdin.take());
+        assert!(child.wait().await.success(), "it was not ended itself");
         watching.abort();
     }
 

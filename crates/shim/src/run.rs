@@ -15,8 +15,9 @@ use crate::checkout::{Checkout, prepare};
 use crate::diagnostics::say;
 use crate::failure::{Halt, verdict};
 use crate::git::Git;
-use crate::journal::{Progress, Stage, WriteError};
+use crate::journal::WriteError;
 use crate::process::find_program;
+use crate::push::{abort_rebase, is_rebasing};
 use crate::reaper::Exit;
 use crate::recorder::Recorder;
 use crate::salvage::salvage;
@@ -34,14 +35,14 @@ pub(crate) struct Live<'a> {
     git: Option<Git>,
     checkout: Option<Checkout>,
     agent_started: bool,
+    publishing: bool,
     result: Option<String>,
     pub(crate) head: Option<String>,
     pub(crate) pushed: bool,
 }
 
-/// Does a run and returns when the gateway has stored its last record. `only_save` is for a run over which an earlier
-/// shim died: its prompt has gone out, so it is never begun again.
-pub(crate) async fn run(shim: &Shim, work: &RunWork, only_save: bool) {
+/// Does a run and returns when the gateway has stored its last record.
+pub(crate) async fn run(shim: &Shim, work: &RunWork) {
     let (stopper, stop) = Stopper::new();
     let mut live = Live {
         shim,
@@ -58,9 +59,11 @@ pub(crate) async fn run(shim: &Shim, work: &RunWork, only_save: bool) {
             home: shim.places.home.clone(),
             loopback: shim.loopback.clone(),
             work: git.clone(),
+            local: shim.patience.git,
         }),
         checkout: None,
-        agent_started: only_save,
+        agent_started: false,
+        publishing: false,
         result: None,
         head: None,
         pushed: false,
@@ -72,7 +75,7 @@ pub(crate) async fn run(shim: &Shim, work: &RunWork, only_save: bool) {
         std::future::pending::<()>().await;
     };
     let last = tokio::select! {
-        last = live.go(only_save) => last,
+        last = live.go() => last,
         () = shim.inputs.follow(&shim.door, &work.run, &stopper) => None,
         () = until_timeout => None,
     };
@@ -83,16 +86,10 @@ pub(crate) async fn run(shim: &Shim, work: &RunWork, only_save: bool) {
 
 impl Live<'_> {
     /// Everything up to the last record; the offset behind it, or none if it could not be written.
-    async fn go(&mut self, only_save: bool) -> Option<u64> {
-        let done = if only_save { Err(Halt::Failed(lost())) } else { self.do_all().await };
+    async fn go(&mut self) -> Option<u64> {
+        let done = self.do_all().await;
         let outcome = self.close(done).await;
-        let finished = self.write_last(JournalBody::Finished(outcome)).await;
-        let progress =
-            Progress { run: self.work.run.clone(), attempt: self.work.attempt, stage: Stage::Finished };
-        if let Err(error) = self.shim.journal.set_progress(&progress) {
-            say(format_args!("cannot note that {} is finished: {error}", self.work.run));
-        }
-        finished
+        self.write_last(JournalBody::Finished(outcome)).await
     }
 
     async fn do_all(&mut self) -> Result<(), Halt> {
@@ -104,6 +101,7 @@ impl Live<'_> {
         };
         let (Some(git), Some(checkout)) = (self.git.clone(), self.checkout.clone()) else { return Ok(()) };
         if pushes {
+            self.publishing = true;
             let mut stop = self.stop.clone();
             tokio::select! {
                 biased;
@@ -164,11 +162,12 @@ impl Live<'_> {
             () = self.recorder.stored(started) => {}
             reason = stop.told() => return Err(Halt::Stopped(reason)),
         }
-        let progress =
-            Progress { run: self.work.run.clone(), attempt: self.work.attempt, stage: Stage::Started };
-        self.shim.journal.set_progress(&progress)?;
         let Some(agent) = self.agent.as_mut() else { return Ok(()) };
         let end = agent.turn(&self.work.prompt, &mut stop).await;
+        if matches!(end, TurnEnd::Exited(_)) {
+            // Its last words may still be on their way.
+            agent.finish(Duration::ZERO).await;
+        }
         self.judge(end)
     }
 
@@ -230,29 +229,34 @@ impl Live<'_> {
 
     async fn save(&mut self, done: &Result<(), Halt>) {
         let Some(git) = &self.git else { return };
-        let base = match &self.checkout {
-            Some(checkout) => checkout.base.clone(),
-            // Nothing was prepared by this shim; an earlier one may have.
-            None if self.agent_started => crate::checkout::noted_base(git).await.unwrap_or_default(),
-            None => return,
-        };
+        // What was not prepared holds no work of this run.
+        let Some(Checkout { base, .. }) = &self.checkout else { return };
         let artifacts =
             Artifacts { door: &self.shim.door, git, run: &self.work.run, recorder: &self.recorder };
+        // One that the agent left unfinished fails publishing before the shim begins its own, so this is the shim's.
+        let own_rebase = self.publishing && matches!(done, Err(Halt::Stopped(_))) && is_rebasing(git);
         let saving = async {
+            if own_rebase && let Err(failure) = abort_rebase(git).await {
+                say(format_args!("cannot give up a rebase: {}", failure.message));
+            }
             let saved = salvage(&artifacts, base.as_deref()).await;
+            let head = git.resolve("HEAD").await;
             if let Err(error) = saved {
                 say(format_args!("cannot note what became of the work: {error}"));
             }
+            head.unwrap_or_default()
         };
-        match done {
+        let head = match done {
             Err(Halt::Stopped(_)) => {
-                if tokio::time::timeout(self.shim.patience.salvage, saving).await.is_err() {
+                let saved = tokio::time::timeout(self.shim.patience.salvage, saving).await;
+                saved.unwrap_or_else(|_| {
                     say("the work of a stopped run could not be saved in time");
-                }
+                    None
+                })
             }
             Ok(()) | Err(Halt::Failed(_)) => saving.await,
-        }
-        self.head = git.resolve("HEAD").await.unwrap_or_default().or(self.head.take());
+        };
+        self.head = head.or(self.head.take());
     }
 
     /// Writes one of the last records, on a full disk into the room that was kept for them.
@@ -281,11 +285,4 @@ fn cli_exit(exit: Exit) -> AgentExit {
         // One without a name.
         (None, None) => AgentExit::Signal(0),
     }
-}
-
-fn lost() -> Failure {
-    Failure::new(
-        FailureKind::SandboxLost,
-        "the sandbox was started anew while the agent worked; what it had done is saved",
-    )
 }

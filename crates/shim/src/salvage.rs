@@ -5,11 +5,12 @@ use std::fs;
 use std::process::Command;
 
 use caisson_domain::protocol::NoteLevel;
-use caisson_domain::run::Failure;
+use caisson_domain::run::{Failure, FailureKind};
 
 use crate::artifacts::{Artifacts, Longer};
 use crate::git::Git;
 use crate::journal::WriteError;
+use crate::plain_file;
 use crate::survey::survey;
 
 /// Artifact: the changes from the base to the last commit.
@@ -20,6 +21,9 @@ pub(crate) const BUNDLE: &str = "work.bundle";
 pub(crate) const UNCOMMITTED: &str = "uncommitted.patch";
 /// A copy of the index in the repository's own directory, so that the real one stays as the agent left it.
 const INDEX: &str = "caisson-index";
+
+/// Longest index that is copied, in bytes: one of some two million files.
+const INDEX_BYTES: u64 = 256 * 1024 * 1024;
 
 /// Begins a command that prints a patch, the same whatever the repository's settings are.
 const PATCH: [&str; 5] = ["diff", "--binary", "--no-color", "--no-ext-diff", "--no-textconv"];
@@ -80,8 +84,13 @@ async fn stage_apart(git: &Git) -> Result<(), Failure> {
     for remains in [INDEX.to_owned(), format!("{INDEX}.lock")] {
         let _absent = fs::remove_file(git.file(&remains));
     }
+    let index = git.file("index");
     // Before the first commit there may be none.
-    let _absent = fs::copy(git.file("index"), git.file(INDEX));
+    if index.symlink_metadata().is_ok() {
+        plain_file::copy(&index, &git.file(INDEX), INDEX_BYTES).map_err(|error| {
+            Failure::new(FailureKind::Internal, "the index cannot be copied").with_evidence(error.to_string())
+        })?;
+    }
     git.feed(&mut apart(git, &["add", "--all"])?, b"").await.map(drop)
 }
 

@@ -87,10 +87,8 @@ pub(crate) async fn survey(git: &Git, base: Option<&str>) -> Result<Survey, Fail
     if !log.exit.success() {
         return Err(git_command("log", &log.stderr));
     }
-    let (mut commits, behind) = read_log(&log.stdout);
-    let more = log.cut || commits.len() + behind > COMMITS;
-    commits.truncate(COMMITS);
-    commits.reverse();
+    let (commits, behind) = read_log(&log.stdout);
+    let (commits, more) = bounded(commits, behind, log.cut);
     let on_base = match base {
         Some(base) if more => {
             git.attempt(&["merge-base", "--is-ancestor", base, "HEAD"]).await?.exit.success()
@@ -98,6 +96,18 @@ pub(crate) async fn survey(git: &Git, base: Option<&str>) -> Result<Survey, Fail
         Some(_) | None => behind == 0,
     };
     Ok(Survey { status, commits, more, on_base })
+}
+
+/// The newest [`COMMITS`], oldest first, and whether there are more; pure.
+fn bounded(mut commits: Vec<Commit>, behind: usize, cut: bool) -> (Vec<Commit>, bool) {
+    if cut {
+        // It may be half there.
+        commits.pop();
+    }
+    let more = cut || commits.len() + behind > COMMITS;
+    commits.truncate(COMMITS);
+    commits.reverse();
+    (commits, more)
 }
 
 /// Reads `git status --porcelain=v2 --branch -z`; pure.
@@ -174,6 +184,21 @@ mod tests {
         assert_eq!(unmerged.unmerged, ["e.txt"]);
         let spaced = read_status(b"u UU N... 100644 100644 100644 100644 a b c my file.txt\0");
         assert_eq!(spaced.unmerged, ["my file.txt"]);
+    }
+
+    #[test]
+    fn commits_up_to_the_bound_are_all_there_is_to_know() {
+        let commits = |count: usize| {
+            let log: Vec<_> = (0..count).map(|number| format!(">{number} p\nfix: x\n\0")).collect();
+            read_log(log.concat().as_bytes()).0
+        };
+        let (all, more) = bounded(commits(COMMITS), 0, false);
+        assert_eq!((all.len(), all[0].id.as_str(), more), (COMMITS, "999", false));
+        assert_eq!(bounded(commits(COMMITS + 1), 0, false).0.len(), COMMITS);
+        assert!(bounded(commits(COMMITS + 1), 0, false).1);
+        assert!(bounded(commits(COMMITS), 1, false).1);
+        let (half, more) = bounded(commits(3), 0, true);
+        assert_eq!((half.len(), more), (2, true));
     }
 
     #[test]

@@ -133,6 +133,7 @@ impl Turn {
     /// Takes in a line; the end, if it is one.
     fn take_in(&mut self, agent: &mut Agent, line: &Line) -> Option<TurnEnd> {
         self.watch.heard(line);
+        agent.note(line);
         match agent.conversation.observe(line)? {
             Action::Write(answer) => {
                 agent.write(answer);

@@ -33,6 +33,8 @@ pub struct Patience {
     /// How long the agent may load itself while the workspace is not ready; then it is held until it is. Claude Code
     /// 2.1.330 looks at its directory 200 ms after its start, or later.
     pub head_start: Duration,
+    /// For one git command of the shim's on the workspace alone: a pipe among its files would block git for ever.
+    pub git: Duration,
 }
 
 impl Patience {
@@ -50,6 +52,7 @@ impl Patience {
             salvage: Duration::from_secs(11),
             flush: Duration::from_secs(5),
             head_start: Duration::from_millis(100),
+            git: Duration::from_mins(5),
         }
     }
 }

@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
+use caisson_domain::id::RunId;
 use caisson_domain::limits::LONG_POLL_MS;
 use caisson_domain::protocol::{RunWork, Work, paths};
 use http::{Method, StatusCode};
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
-use crate::diagnostics::say;
+use crate::diagnostics::Complaint;
 use crate::door::Caller;
 use crate::inputs::{POLL_LEAST_MS, POLL_SLACK_MS};
-use crate::journal::{Progress, Stage};
 use crate::run;
 use crate::shim::Shim;
 
@@ -22,38 +22,38 @@ enum Plan {
     Do,
     /// It is over already, or an older attempt than the last.
     Skip,
-    /// An earlier shim died over it after the prompt had gone out: only its work is saved.
-    Save,
 }
 
 /// Does what the gateway gives until it says to end.
 pub(crate) async fn work_for_ever(shim: &Shim) {
     let mut caller = Caller::new(&shim.door);
     let mut backoff = Backoff::new();
-    let mut last = shim.journal.progress();
+    let mut complaint = Complaint::default();
+    let mut last = None;
     loop {
         let asked = Instant::now();
-        match next(&mut caller).await {
+        match next(&mut caller, &mut complaint).await {
             Some(Work::Exit) => return,
             Some(Work::Run(work)) => {
                 let plan = plan(last.as_ref(), &work);
                 if plan != Plan::Skip {
-                    backoff.reset();
-                    run::run(shim, &work, plan == Plan::Save).await;
-                    last = Some(Progress { run: work.run, attempt: work.attempt, stage: Stage::Finished });
+                    run::run(shim, &work).await;
+                    last = Some((work.run, work.attempt));
                     continue;
                 }
             }
             None => {}
         }
-        if asked.elapsed() < Duration::from_millis(POLL_LEAST_MS) {
+        if asked.elapsed() >= Duration::from_millis(POLL_LEAST_MS) {
+            backoff.reset();
+        } else {
             tokio::time::sleep(backoff.next()).await;
         }
     }
 }
 
 /// Asks once; none if there is nothing to do yet, or nothing that this shim understands.
-async fn next(caller: &mut Caller) -> Option<Work> {
+async fn next(caller: &mut Caller, complaint: &mut Complaint) -> Option<Work> {
     let limit = Duration::from_millis(LONG_POLL_MS + POLL_SLACK_MS);
     // The gateway may be away; the sandbox waits for it.
     let reply = caller.call(Method::GET, paths::NEXT, "", limit).await.ok()?;
@@ -61,30 +61,30 @@ async fn next(caller: &mut Caller) -> Option<Work> {
         StatusCode::NO_CONTENT => None,
         status if status.is_success() => {
             let work = serde_json::from_slice(&reply.body);
-            work.inspect_err(|error| say(format_args!("work that this shim does not understand: {error}")))
-                .ok()
+            work.inspect_err(|error| {
+                complaint.say(format_args!("work that this shim does not understand: {error}"));
+            })
+            .ok()
         }
         _ => {
-            say(format_args!("the gateway gives no work: {}", reply.problem().message));
+            complaint.say(format_args!("the gateway gives no work: {}", reply.problem().message));
             None
         }
     }
 }
 
-/// Decides by the last run of this sandbox; pure.
-fn plan(last: Option<&Progress>, work: &RunWork) -> Plan {
-    let Some(last) = last.filter(|last| last.run == work.run) else { return Plan::Do };
-    match (work.attempt.cmp(&last.attempt), last.stage) {
-        (std::cmp::Ordering::Greater, _) => Plan::Do,
-        (std::cmp::Ordering::Equal, Stage::Started) => Plan::Save,
-        (std::cmp::Ordering::Equal, Stage::Finished) | (std::cmp::Ordering::Less, _) => Plan::Skip,
+/// Decides by the last run of this sandbox and its attempt; pure.
+fn plan(last: Option<&(RunId, i64)>, work: &RunWork) -> Plan {
+    match last {
+        Some((run, attempt)) if *run == work.run && work.attempt <= *attempt => Plan::Skip,
+        Some(_) | None => Plan::Do,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use caisson_domain::id::{Epoch, RunId};
+    use caisson_domain::id::Epoch;
     use caisson_domain::protocol::AgentWork;
     use caisson_domain::workflow::{PermissionMode, Publish};
 
@@ -115,18 +115,11 @@ mod tests {
     #[test]
     fn each_attempt_of_a_run_is_done_once() {
         let (one, two) = (RunId::new(1, [0; 10]), RunId::new(2, [0; 10]));
-        let last = |stage| Progress { run: one.clone(), attempt: 2, stage };
         assert_eq!(plan(None, &work(&one, 1)), Plan::Do);
-        for (stage, attempt, expected) in [
-            (Stage::Finished, 1, Plan::Skip),
-            (Stage::Finished, 2, Plan::Skip),
-            (Stage::Finished, 3, Plan::Do),
-            (Stage::Started, 1, Plan::Skip),
-            (Stage::Started, 2, Plan::Save),
-            (Stage::Started, 3, Plan::Do),
-        ] {
-            assert_eq!(plan(Some(&last(stage)), &work(&one, attempt)), expected, "{stage:?} {attempt}");
+        let last = (one.clone(), 2);
+        for (attempt, expected) in [(1, Plan::Skip), (2, Plan::Skip), (3, Plan::Do)] {
+            assert_eq!(plan(Some(&last), &work(&one, attempt)), expected, "{attempt}");
         }
-        assert_eq!(plan(Some(&last(Stage::Started)), &work(&two, 1)), Plan::Do);
+        assert_eq!(plan(Some(&last), &work(&two, 1)), Plan::Do);
     }
 }

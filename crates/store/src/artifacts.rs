@@ -62,7 +62,8 @@ const ONE: &str =
     "select id, name, size_bytes, sha256, path, created_at_ms from artifact where run_id = $1 and name = $2";
 
 impl Store {
-    /// Makes an artifact known, in place of an older one of that name.
+    /// Makes an artifact known, in place of an older one of that name, and an event tells of it. Work that is saved only
+    /// after the run's end is kept as well, but without an event: the last one tells of the end.
     ///
     /// # Errors
     /// As every write; [`StoreError::Corrupt`] if there is no such run.
@@ -91,10 +92,11 @@ impl Store {
             .bind(tx.now_ms)
             .execute(&mut *tx.db)
             .await?;
-        let data =
-            json!({ "name": artifact.name, "size_bytes": artifact.size_bytes, "sha256": artifact.sha256 });
-        let event = NewEvent::new(EventKind::ArtifactStored, &data);
-        events::append(&mut tx, &run.session, &run.id, &[event]).await?;
+        if !run.status.is_final() {
+            let data = json!({ "name": artifact.name, "size_bytes": artifact.size_bytes, "sha256": artifact.sha256 });
+            let event = NewEvent::new(EventKind::ArtifactStored, &data);
+            events::append(&mut tx, &run.session, &run.id, &[event]).await?;
+        }
         tx.commit().await?;
         Ok(PutArtifact::Stored)
     }

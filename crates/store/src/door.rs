@@ -1,18 +1,16 @@
-//! What the gateway asks on behalf of a sandbox: grants, work, inputs, and the facts it saw itself.
+//! What the gateway asks on behalf of a sandbox: grants, work, inputs, and the events it vouches for.
 
-use caisson_domain::event::{EventKind, NewEvent};
-use caisson_domain::git::BranchName;
+use caisson_domain::event::NewEvent;
 use caisson_domain::grant::{GrantKind, TokenHash};
 use caisson_domain::id::{Epoch, RunId, SandboxId};
 use caisson_domain::limits::PENDING_INPUTS;
 use caisson_domain::protocol::Input;
 use caisson_domain::run::Run;
-use serde_json::json;
 use sqlx::sqlite::SqliteRow;
 
 use crate::database::Tx;
 use crate::rows::{Columns, run_columns};
-use crate::{SandboxState, Store, StoreError, Topic, events, rows};
+use crate::{SandboxState, Store, StoreError, events, rows};
 
 /// What a sandbox should do next.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,26 +33,13 @@ pub enum NextWork {
     Nothing,
 }
 
-/// A push as the gateway saw it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PushRecord {
-    /// The full name of the ref.
-    pub ref_name: String,
-    /// The commit it had.
-    pub old: String,
-    /// The commit it should get.
-    pub new: String,
-    /// Whether the git host took it.
-    pub ok: bool,
-    /// What the git host said.
-    pub message: Option<String>,
-}
-
 const GRANT: &str =
     "select hash from sandbox_grant where sandbox_id = $1 and kind = $2 and revoked_at_ms is null";
 
 const PLACED: &str =
     concat!("select ", run_columns!(), " from run where sandbox_id = $1 and status = 'running'");
+
+const NEEDED: &str = "select exists (select 1 from run where sandbox_id = $1 and status = 'running')";
 
 const STATE: &str = "select id, state from sandbox where id = $1";
 
@@ -146,47 +131,35 @@ impl Store {
         rows.iter().map(input).collect()
     }
 
-    /// Appends an event that the gateway vouches for, whatever the run's status.
+    /// Appends an event that the gateway vouches for; `false` if the run has ended, whose last event tells of its end.
     ///
     /// # Errors
     /// As every write; [`StoreError::Corrupt`] if there is no such run.
     /// # Cancel safety
     /// A dropped call may have appended it; repeating it may append it twice.
-    pub async fn append_gateway_event(&self, run: &RunId, event: NewEvent) -> Result<(), StoreError> {
+    pub async fn append_gateway_event(&self, run: &RunId, event: NewEvent) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
         let run = known_run(&mut tx, run).await?;
+        if run.status.is_final() {
+            tx.rollback().await?;
+            return Ok(false);
+        }
         events::append(&mut tx, &run.session, &run.id, &[event]).await?;
-        tx.commit().await
+        tx.commit().await?;
+        Ok(true)
     }
 
-    /// Records a push. One that the git host took, to the run's own branch, while the run is running, becomes the run's
-    /// pushed commit.
+    /// Whether a running run is placed in the sandbox, also if that run cannot be read.
     ///
     /// # Errors
-    /// As every write; [`StoreError::Corrupt`] if there is no such run.
+    /// As every read.
     /// # Cancel safety
-    /// A dropped call may have recorded it; repeating it may append the event twice.
-    pub async fn record_push(&self, run: &RunId, push: &PushRecord) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        let run = known_run(&mut tx, run).await?;
-        if push.ok && run.spec.branch.as_ref().map(BranchName::full_ref).as_ref() == Some(&push.ref_name) {
-            sqlx::query(PUSHED).bind(run.id.as_str()).bind(push.new.as_str()).execute(&mut *tx.db).await?;
-            tx.wake(Topic::Run(run.id.clone()));
-        }
-        let data = json!({
-            "ref": push.ref_name,
-            "old": push.old,
-            "new": push.new,
-            "ok": push.ok,
-            "message": push.message,
-        });
-        let event = NewEvent::new(EventKind::GitPush, &data);
-        events::append(&mut tx, &run.session, &run.id, &[event]).await?;
-        tx.commit().await
+    /// Safe: it only reads.
+    pub async fn is_sandbox_needed(&self, sandbox: &SandboxId) -> Result<bool, StoreError> {
+        let needed: i64 = sqlx::query_scalar(NEEDED).bind(sandbox.as_str()).fetch_one(self.reader()).await?;
+        Ok(needed != 0)
     }
 }
-
-const PUSHED: &str = "update run set pushed_commit = $2 where id = $1 and status = 'running'";
 
 const KNOWN: &str = concat!("select ", run_columns!(), " from run where id = $1");
 

@@ -3,9 +3,11 @@
 use std::sync::{Arc, LazyLock};
 
 use caisson_domain::event::{Event, EventKind, NewEvent};
-use caisson_domain::id::{RunId, SessionId};
+use caisson_domain::id::{RunId, SandboxId, SessionId};
 use caisson_domain::limits::EVENT_PAGE_ITEMS;
-use caisson_domain::run::Run;
+use caisson_domain::run::{Failure, Run, RunStatus};
+use caisson_domain::usage::UsageTotals;
+use serde::Serialize;
 use serde_json::json;
 use sqlx::AssertSqlSafe;
 
@@ -17,6 +19,12 @@ const OF_RUN: &str = "select session_id, seq, run_id, at_ms, kind, data from eve
 
 const OF_SESSION: &str = "select session_id, seq, run_id, at_ms, kind, data from event \
      where session_id = $1 and seq > $2 order by seq limit $3";
+
+/// The two kinds are named so that their own small index is used; the guard keeps all other data, which need not be
+/// JSON by the database's rules, from being read.
+const TELLS_OF_SANDBOX: &str = "select exists (select 1 from event where run_id = $1 and kind = $2 \
+     and kind in ('sandbox.started', 'sandbox.exited') \
+     and case when kind = $2 then json_extract(data, '$.sandbox') = $3 end)";
 
 impl Store {
     /// The events of one run behind `after`, in order. At most one more than [`EVENT_PAGE_ITEMS`].
@@ -44,6 +52,27 @@ impl Store {
         self.read_events(OF_SESSION, session.as_str(), after, limit).await
     }
 
+    /// Whether the run has an event of `kind`, one of the worker's own about sandboxes, that names `sandbox`.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn tells_of_sandbox(
+        &self,
+        run: &RunId,
+        kind: EventKind,
+        sandbox: &SandboxId,
+    ) -> Result<bool, StoreError> {
+        let told: i64 = sqlx::query_scalar(TELLS_OF_SANDBOX)
+            .bind(run.as_str())
+            .bind(kind.as_str())
+            .bind(sandbox.as_str())
+            .fetch_one(self.reader())
+            .await?;
+        Ok(told != 0)
+    }
+
     async fn read_events(
         &self,
         sql: &'static str,
@@ -60,7 +89,10 @@ impl Store {
 const NUMBER: &str = "update session set last_seq = last_seq + $2, updated_at_ms = $3 where id = $1 \
      returning last_seq, project_id";
 
-/// Numbers `events` in their session without a gap, stamps and appends them.
+const COUNT: &str =
+    "update run set event_items = event_items + $2, event_bytes = event_bytes + $3 where id = $1";
+
+/// Numbers `events` in their session without a gap, stamps, appends and counts them.
 pub(crate) async fn append(
     tx: &mut Tx<'_>,
     session: &SessionId,
@@ -96,8 +128,15 @@ pub(crate) async fn append(
         query.execute(&mut *tx.db).await?;
         rest = later;
     }
+    let bytes: i64 = events.iter().map(bytes).sum();
+    sqlx::query(COUNT).bind(run.as_str()).bind(count).bind(bytes).execute(&mut *tx.db).await?;
     tx.wake(Topic::Session(session.clone()));
     Ok(())
+}
+
+/// What an event adds to the bytes of its run.
+pub(crate) fn bytes(event: &NewEvent) -> i64 {
+    i64::try_from(event.data.get().len()).unwrap_or(i64::MAX)
 }
 
 /// The largest insertion has two to the power of this many rows.
@@ -123,16 +162,31 @@ pub(crate) fn queued(run: &Run) -> NewEvent {
     NewEvent::new(EventKind::RunQueued, &data)
 }
 
-/// What tells of a run's end.
-pub(crate) fn finished(run: &Run) -> NewEvent {
-    let data = json!({
-        "status": run.status,
-        "failure": run.failure,
-        "result": run.result,
-        "pushed_commit": run.pushed_commit,
-        "usage": run.usage,
-    });
-    NewEvent::new(EventKind::RunFinished, &data)
+/// What is told of a run's end.
+#[derive(Serialize)]
+pub(crate) struct Ended<'r> {
+    pub(crate) status: RunStatus,
+    pub(crate) failure: Option<&'r Failure>,
+    pub(crate) result: Option<&'r str>,
+    pub(crate) pushed_commit: Option<&'r str>,
+    pub(crate) usage: &'r UsageTotals,
+}
+
+impl<'r> Ended<'r> {
+    pub(crate) fn of(run: &'r Run) -> Self {
+        Self {
+            status: run.status,
+            failure: run.failure.as_ref(),
+            result: run.result.as_deref(),
+            pushed_commit: run.pushed_commit.as_deref(),
+            usage: &run.usage,
+        }
+    }
+
+    /// What tells of it: the run's last event.
+    pub(crate) fn event(&self) -> NewEvent {
+        NewEvent::new(EventKind::RunFinished, &json!(self))
+    }
 }
 
 #[cfg(test)]

@@ -1,13 +1,15 @@
 //! The journal of a sandbox: batches of what the shim has to tell, each stored exactly once.
 
-use caisson_domain::event::NewEvent;
+use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{RunId, SandboxId};
-use caisson_domain::protocol::Outcome;
+use caisson_domain::limits::{RUN_EVENT_BYTES, RUN_EVENT_RESERVED_BYTES, RUN_EVENTS, RUN_EVENTS_RESERVED};
+use caisson_domain::protocol::{NoteLevel, Outcome};
 use caisson_domain::run::Phase;
+use serde_json::json;
 
 use crate::database::Tx;
 use crate::rows::{Columns, document};
-use crate::{Store, StoreError, Topic, events};
+use crate::{SandboxState, Store, StoreError, Topic, events};
 
 /// One entry of a journal.
 #[derive(Debug, Clone)]
@@ -55,12 +57,18 @@ pub enum JournalAppend {
         /// The offset of the next batch.
         acknowledged: u64,
     },
+    /// Nothing was stored, and nothing ever will be: the sandbox is destroyed, or it is ending and the batch starts an
+    /// agent. So an agent's start is never acknowledged to a sandbox whose run was taken from it.
+    Withdrawn {
+        /// The offset up to which the journal is stored.
+        acknowledged: u64,
+    },
 }
 
 const OFFSET: &str = "select journal_offset from sandbox where id = $1";
 
-const OPEN: &str = "select sandbox.id, sandbox.session_id, sandbox.journal_offset, run.id as run_id, run.attempt \
-     from sandbox left join run on run.sandbox_id = sandbox.id and run.status = 'running' where sandbox.id = $1";
+const OPEN: &str = "select sandbox.id, sandbox.session_id, sandbox.journal_offset, sandbox.state, run.id as run_id, \
+     run.attempt, run.event_items, run.event_bytes, run.events_full from sandbox left join run on run.sandbox_id = sandbox.id and run.status = 'running' where sandbox.id = $1";
 
 const ADVANCE: &str = "update sandbox set journal_offset = $2 where id = $1";
 
@@ -80,7 +88,8 @@ impl Store {
     }
 
     /// Stores the batch that covers the bytes from `offset` to `end` of the sandbox's journal: events, effects and the
-    /// new offset together.
+    /// new offset together. What the sandbox says beyond [`RUN_EVENTS`] and [`RUN_EVENT_BYTES`] is acknowledged and not
+    /// kept, but for what moves the run; one event tells of it.
     ///
     /// # Errors
     /// As every write; [`StoreError::Corrupt`] if there is no such sandbox or `end` lies before `offset`.
@@ -108,7 +117,12 @@ impl Store {
             return Ok(JournalAppend::Behind { acknowledged });
         }
         let mut skipped = entries.len();
-        if let Some(run) = columns.parse_optional::<RunId>("run_id")? {
+        let run = columns.parse_optional::<RunId>("run_id")?;
+        if is_withdrawn(columns.parse("state")?, run.is_some(), &entries) {
+            tx.rollback().await?;
+            return Ok(JournalAppend::Withdrawn { acknowledged });
+        }
+        if let Some(run) = run {
             let attempt = columns.get::<i64>("attempt")?;
             let ours = |entry: &JournalEntry| entry.run == run && entry.attempt == attempt;
             let ours: Vec<JournalEntry> = entries.into_iter().filter(ours).collect();
@@ -116,13 +130,91 @@ impl Store {
             for entry in &ours {
                 apply(&mut tx, entry).await?;
             }
-            let events: Vec<NewEvent> = ours.into_iter().filter_map(|entry| entry.event).collect();
+            let mut room = Room::read(&columns)?;
+            let events = room.keep(ours);
+            if room.told_now {
+                sqlx::query(FULL).bind(run.as_str()).execute(&mut *tx.db).await?;
+            }
             events::append(&mut tx, &columns.parse("session_id")?, &run, &events).await?;
         }
         sqlx::query(ADVANCE).bind(sandbox.as_str()).bind(new_offset).execute(&mut *tx.db).await?;
         tx.commit().await?;
         Ok(JournalAppend::Stored { acknowledged: end, skipped: skipped as u64 })
     }
+}
+
+/// Whether the sandbox's run may be somebody else's now. A run goes back to the queue only after its sandbox is written
+/// down as destroyed; one that has ended leaves a sandbox that may say its last words.
+fn is_withdrawn(state: SandboxState, has_run: bool, entries: &[JournalEntry]) -> bool {
+    let starts_agent = || entries.iter().any(|entry| entry.effect == JournalEffect::AgentStarted);
+    match state {
+        SandboxState::Creating | SandboxState::Running => false,
+        SandboxState::Stopping => !has_run && starts_agent(),
+        SandboxState::Destroyed => true,
+    }
+}
+
+const FULL: &str = "update run set events_full = 1 where id = $1";
+
+/// How much a run may still have told.
+struct Room {
+    items: i64,
+    bytes: i64,
+    /// Whether an event has told that the bound was reached.
+    told: bool,
+    /// Whether this batch tells so.
+    told_now: bool,
+}
+
+impl Room {
+    fn read(columns: &Columns<'_>) -> Result<Self, StoreError> {
+        Ok(Self {
+            items: columns.get("event_items")?,
+            bytes: columns.get("event_bytes")?,
+            told: columns.flag("events_full")?,
+            told_now: false,
+        })
+    }
+
+    /// The events for which there is room, and where the first one is left out the event that tells so.
+    fn keep(&mut self, entries: Vec<JournalEntry>) -> Vec<NewEvent> {
+        let mut kept = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let Some(event) = entry.event else { continue };
+            if self.takes(&event, is_reserved_for(&event, &entry.effect)) {
+                kept.push(event);
+            } else if !self.told {
+                (self.told, self.told_now) = (true, true);
+                kept.push(full());
+            }
+        }
+        kept
+    }
+
+    fn takes(&mut self, event: &NewEvent, reserved: bool) -> bool {
+        let (more_items, more_bytes) =
+            if reserved { (RUN_EVENTS_RESERVED, RUN_EVENT_RESERVED_BYTES) } else { (0, 0) };
+        let bytes = self.bytes.saturating_add(events::bytes(event));
+        if self.items >= RUN_EVENTS + more_items || bytes > RUN_EVENT_BYTES + more_bytes {
+            return false;
+        }
+        self.items += 1;
+        self.bytes = bytes;
+        true
+    }
+}
+
+/// Whether it moves the run, or ends what did: the sandbox has little of that to say, unless it lies.
+fn is_reserved_for(event: &NewEvent, effect: &JournalEffect) -> bool {
+    *effect != JournalEffect::None || matches!(event.kind, EventKind::AgentExited | EventKind::GitCommit)
+}
+
+fn full() -> NewEvent {
+    let message = format!(
+        "the run has told {RUN_EVENTS} events or {} MiB of them; from here on only what moves the run is kept",
+        RUN_EVENT_BYTES / (1024 * 1024)
+    );
+    NewEvent::new(EventKind::Note, &json!({ "level": NoteLevel::Warn, "message": message }))
 }
 
 const PHASE: &str = "update run set phase = $2 where id = $1";

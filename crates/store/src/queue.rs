@@ -9,9 +9,10 @@ use serde_json::json;
 use sqlx::sqlite::SqliteRow;
 
 use crate::database::Tx;
+use crate::events::Ended;
 use crate::rows::{Columns, document, run_columns};
 use crate::sessions::uid_offset;
-use crate::{Store, StoreError, Topic, events, rows, runs};
+use crate::{Store, StoreError, Topic, damage, events, rows, runs, usage};
 
 /// A run that the caller owns now.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,7 +69,7 @@ const CLAIM: &str = concat!(
        and not exists (select 1 from run as live where live.status = 'running' \
          and live.session_id = waiting.session_id) \
        and not exists (select 1 from run as live where live.status = 'running' \
-         and live.repository = waiting.repository and live.branch = waiting.branch) \
+         and live.repository_key = waiting.repository_key and live.branch = waiting.branch) \
        order by waiting.created_at_ms, waiting.id limit 1) returning ",
     run_columns!()
 );
@@ -94,45 +95,44 @@ const PROGRESS: &str = "select id, cancel_requested_at_ms, stop_requested_at_ms,
 
 impl Store {
     /// Claims the oldest waiting run whose session and branch are free, with a new epoch, a new attempt and a lease of
-    /// [`LEASE_MS`]; `None` if there is none.
+    /// [`LEASE_MS`]; `None` if there is none. A run that cannot be read ends as failed on the way, so that it stops no
+    /// other one.
     ///
     /// # Errors
     /// As every write; [`StoreError::Corrupt`] if the server is not registered.
     /// # Cancel safety
     /// A dropped call may have claimed the run; [`Store::adopt`] finds it at the next start.
     pub async fn claim(&self, server: &ServerId) -> Result<Option<Claimed>, StoreError> {
-        let mut tx = self.begin().await?;
-        let row = sqlx::query(CLAIM)
-            .bind(server.as_str())
-            .bind(tx.now_ms + LEASE_MS)
-            .bind(tx.now_ms)
-            .fetch_optional(&mut *tx.db)
-            .await?;
-        let Some(row) = row else {
-            tx.rollback().await?;
-            return Ok(None);
-        };
-        let claimed = claimed(&mut tx, &row).await?;
-        let run = &claimed.run;
-        sqlx::query(INSERT_ATTEMPT)
-            .bind(run.id.as_str())
-            .bind(run.attempt)
-            .bind(run.project.as_str())
-            .bind(run.session.as_str())
-            .bind(server.as_str())
-            .bind(tx.now_ms)
-            .execute(&mut *tx.db)
-            .await?;
-        let started = NewEvent::new(EventKind::RunStarted, &json!({ "attempt": run.attempt }));
-        events::append(&mut tx, &run.session, &run.id, &[started]).await?;
-        tx.wake(Topic::Run(run.id.clone()));
-        tx.commit().await?;
-        Ok(Some(claimed))
+        // Bounded: a row that cannot be read has ended before the next one is looked for.
+        loop {
+            let mut tx = self.begin().await?;
+            let row = sqlx::query(CLAIM)
+                .bind(server.as_str())
+                .bind(tx.now_ms + LEASE_MS)
+                .bind(tx.now_ms)
+                .fetch_optional(&mut *tx.db)
+                .await?;
+            let Some(row) = row else {
+                tx.rollback().await?;
+                return Ok(None);
+            };
+            match start(&mut tx, &row, server).await {
+                Ok(claimed) => {
+                    tx.commit().await?;
+                    return Ok(Some(claimed));
+                }
+                Err(StoreError::Corrupt { what, source }) => {
+                    damage::end_row(&mut tx, &row, (&what, &source)).await?;
+                    tx.commit().await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Takes over every running run whose home is `server`, with new epochs and leases: for a server that has just
     /// started. No event tells of it and the attempt stays the same, since the sandbox goes on undisturbed. Oldest
-    /// first; as many as the server has slots.
+    /// first; as many as the server has slots. A run that cannot be read ends as failed instead.
     ///
     /// # Errors
     /// As every write.
@@ -147,7 +147,13 @@ impl Store {
             .await?;
         let mut adopted = Vec::with_capacity(rows.len());
         for row in &rows {
-            adopted.push(claimed(&mut tx, row).await?);
+            match claimed(&mut tx, row).await {
+                Ok(claimed) => adopted.push(claimed),
+                Err(StoreError::Corrupt { what, source }) => {
+                    damage::end_row(&mut tx, row, (&what, &source)).await?;
+                }
+                Err(error) => return Err(error),
+            }
         }
         adopted.sort_by(|left, right| left.run.id.cmp(&right.run.id));
         tx.commit().await?;
@@ -257,10 +263,12 @@ impl Store {
         Ok(true)
     }
 
-    /// Ends the run; `false` if the caller has lost it.
+    /// Ends the run; `false` if the caller has lost it. Model calls that are still open are settled with their estimates
+    /// first, so that the event of the end has the whole usage and is the run's last one.
     ///
     /// # Errors
-    /// As every write; [`StoreError::Corrupt`] if `finish.status` is not final.
+    /// As every write; [`StoreError::Corrupt`] if `finish.status` is not final, or if the run cannot be read: then
+    /// [`Store::end_unread`] ends it.
     /// # Cancel safety
     /// Safe: ended or not.
     pub async fn finish(&self, run: &RunId, epoch: Epoch, finish: &Finish) -> Result<bool, StoreError> {
@@ -305,6 +313,25 @@ async fn owned(tx: &mut Tx<'_>, run: &RunId, epoch: Epoch) -> Result<Option<Run>
     row.as_ref().map(rows::run).transpose()
 }
 
+/// What a claim writes besides the run itself.
+async fn start(tx: &mut Tx<'_>, row: &SqliteRow, server: &ServerId) -> Result<Claimed, StoreError> {
+    let claimed = claimed(tx, row).await?;
+    let run = &claimed.run;
+    sqlx::query(INSERT_ATTEMPT)
+        .bind(run.id.as_str())
+        .bind(run.attempt)
+        .bind(run.project.as_str())
+        .bind(run.session.as_str())
+        .bind(server.as_str())
+        .bind(tx.now_ms)
+        .execute(&mut *tx.db)
+        .await?;
+    let started = NewEvent::new(EventKind::RunStarted, &json!({ "attempt": run.attempt }));
+    events::append(tx, &run.session, &run.id, &[started]).await?;
+    tx.wake(Topic::Run(run.id.clone()));
+    Ok(claimed)
+}
+
 const SESSION_NUMBER: &str = "select number from session where id = $1";
 
 async fn claimed(tx: &mut Tx<'_>, row: &SqliteRow) -> Result<Claimed, StoreError> {
@@ -338,7 +365,7 @@ fn progress(row: &SqliteRow) -> Result<Progress, StoreError> {
 
 const GIVE_BACK: &str = "update run set status = 'queued', phase = null, waiting = null, lease_expires_at_ms = null, \
      stop_requested_at_ms = null, home_server_id = null, sandbox_id = null, base_commit = null, outcome = null, \
-     not_before_ms = $2 where id = $1 and status = 'running'";
+     pending_push = null, not_before_ms = $2 where id = $1 and status = 'running'";
 
 async fn give_back(tx: &mut Tx<'_>, run: &Run, reason: &str, delay_ms: i64) -> Result<(), StoreError> {
     sqlx::query(GIVE_BACK)
@@ -348,17 +375,18 @@ async fn give_back(tx: &mut Tx<'_>, run: &Run, reason: &str, delay_ms: i64) -> R
         .await?;
     let event = NewEvent::new(EventKind::RunRequeued, &json!({ "reason": reason }));
     events::append(tx, &run.session, &run.id, &[event]).await?;
-    release(tx, run).await
+    leave(tx, run).await
 }
 
 const END: &str = concat!(
     "update run set status = $2, failure = $3, result = $4, finished_at_ms = $5, phase = null, waiting = null, \
-     lease_expires_at_ms = null where id = $1 and status = 'running' returning ",
+     lease_expires_at_ms = null, pending_push = null where id = $1 and status = 'running' returning ",
     run_columns!()
 );
 
 async fn end(tx: &mut Tx<'_>, run: &Run, finish: &Finish) -> Result<(), StoreError> {
     let failure = finish.failure.as_ref().map(|failure| document("run.failure", failure)).transpose()?;
+    usage::settle_open(tx, run.id.as_str()).await?;
     let row = sqlx::query(END)
         .bind(run.id.as_str())
         .bind(finish.status.as_str())
@@ -368,28 +396,30 @@ async fn end(tx: &mut Tx<'_>, run: &Run, finish: &Finish) -> Result<(), StoreErr
         .fetch_one(&mut *tx.db)
         .await?;
     let ended = rows::run(&row)?;
-    events::append(tx, &ended.session, &ended.id, &[events::finished(&ended)]).await?;
-    release(tx, run).await
+    events::append(tx, &ended.session, &ended.id, &[Ended::of(&ended).event()]).await?;
+    leave(tx, run).await
+}
+
+async fn leave(tx: &mut Tx<'_>, run: &Run) -> Result<(), StoreError> {
+    release(tx, run.id.as_str(), run.attempt).await?;
+    if let Some(sandbox) = &run.sandbox {
+        tx.wake(Topic::Sandbox(sandbox.clone()));
+    }
+    Ok(())
 }
 
 const DROP_INPUTS: &str = "delete from input where run_id = $1";
 
 const END_ATTEMPT: &str = "update attempt set ended_at_ms = $3 where run_id = $1 and number = $2";
 
-/// What both ways out of `running` share: the attempt is over, nothing is left to be told to its sandbox, and session
+/// What all ways out of `running` share: the attempt is over, nothing is left to be told to its sandbox, and session
 /// and branch are free for others.
-async fn release(tx: &mut Tx<'_>, run: &Run) -> Result<(), StoreError> {
-    sqlx::query(DROP_INPUTS).bind(run.id.as_str()).execute(&mut *tx.db).await?;
-    sqlx::query(END_ATTEMPT)
-        .bind(run.id.as_str())
-        .bind(run.attempt)
-        .bind(tx.now_ms)
-        .execute(&mut *tx.db)
-        .await?;
+pub(crate) async fn release(tx: &mut Tx<'_>, run: &str, attempt: i64) -> Result<(), StoreError> {
+    sqlx::query(DROP_INPUTS).bind(run).execute(&mut *tx.db).await?;
+    sqlx::query(END_ATTEMPT).bind(run).bind(attempt).bind(tx.now_ms).execute(&mut *tx.db).await?;
     tx.wake(Topic::Queue);
-    tx.wake(Topic::Run(run.id.clone()));
-    if let Some(sandbox) = &run.sandbox {
-        tx.wake(Topic::Sandbox(sandbox.clone()));
+    if let Ok(run) = run.parse() {
+        tx.wake(Topic::Run(run));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Runs and sessions as the API makes, reads and cancels them.
 
 use caisson_domain::event::{EventKind, NewEvent};
-use caisson_domain::git::BranchName;
+use caisson_domain::git::{BranchName, Repository};
 use caisson_domain::id::{ApiKeyId, ProjectId, RunId, SessionId};
 use caisson_domain::limits::{IDEMPOTENCY_MS, PAGE_ITEMS, QUEUE_RUNS};
 use caisson_domain::protocol::{InputBody, StopReason};
@@ -11,9 +11,10 @@ use serde_json::json;
 use sqlx::SqliteConnection;
 
 use crate::database::Tx;
+use crate::events::Ended;
 use crate::random::uuid_v4;
 use crate::rows::{document, run_columns};
-use crate::{Store, StoreError, Topic, audit, events, rows};
+use crate::{Store, StoreError, Topic, audit, events, rows, usage};
 
 /// A run to be made.
 #[derive(Debug, Clone)]
@@ -313,8 +314,8 @@ async fn insert_session(tx: &mut Tx<'_>, run: &Run) -> Result<(), StoreError> {
 }
 
 const INSERT_RUN: &str = "insert into run \
-     (id, project_id, session_id, workflow, repository, branch, status, not_before_ms, created_at_ms, created_by, spec) \
-     values ($1, $2, $3, $4, $5, $6, 'queued', $7, $7, $8, $9)";
+     (id, project_id, session_id, workflow, repository, repository_key, branch, status, not_before_ms, created_at_ms, \
+     created_by, spec) values ($1, $2, $3, $4, $5, $6, $7, 'queued', $8, $8, $9, $10)";
 
 async fn insert_run(tx: &mut Tx<'_>, run: &Run, created_by: Option<&ApiKeyId>) -> Result<(), StoreError> {
     sqlx::query(INSERT_RUN)
@@ -323,6 +324,7 @@ async fn insert_run(tx: &mut Tx<'_>, run: &Run, created_by: Option<&ApiKeyId>) -
         .bind(run.session.as_str())
         .bind(run.spec.workflow.name.as_str())
         .bind(run.spec.repository.as_ref().map(ToString::to_string))
+        .bind(run.spec.repository.as_ref().map(Repository::key))
         .bind(run.spec.branch.as_ref().map(BranchName::as_str))
         .bind(tx.now_ms)
         .bind(created_by.map(ApiKeyId::as_str))
@@ -339,9 +341,11 @@ const CANCEL_QUEUED: &str = concat!(
 );
 
 async fn cancel_queued(tx: &mut Tx<'_>, id: &RunId) -> Result<Run, StoreError> {
+    // An attempt that went back to the queue may have left calls open.
+    usage::settle_open(tx, id.as_str()).await?;
     let row = sqlx::query(CANCEL_QUEUED).bind(id.as_str()).bind(tx.now_ms).fetch_one(&mut *tx.db).await?;
     let run = rows::run(&row)?;
-    events::append(tx, &run.session, id, &[events::finished(&run)]).await?;
+    events::append(tx, &run.session, id, &[Ended::of(&run).event()]).await?;
     tx.wake(Topic::Run(id.clone()));
     tx.wake(Topic::Queue);
     Ok(run)

@@ -50,7 +50,7 @@ const ORPHAN_ITEMS: i64 = 100;
 const INSERT: &str = "insert into usage (id, project_id, session_id, run_id, server_id, state, model, input_tokens, \
      output_tokens, cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cost_micro_usd, estimated, \
      begun_at_ms) select $1, project_id, session_id, id, home_server_id, 'pending', $3, $4, $5, $6, $7, $8, $9, 1, $10 \
-     from run where id = $2 and home_server_id is not null returning session_id";
+     from run where id = $2 and status = 'running' returning session_id";
 
 const BEGUN_RUN: &str = "update run set calls = calls + 1 where id = $1";
 
@@ -60,14 +60,25 @@ const ORPHANS: &str = "select id, model, input_tokens, output_tokens, cache_read
      cache_write_1h_tokens, cost_micro_usd from usage where server_id = $1 and state = 'pending' \
      order by id limit $2";
 
+/// As many as a sandbox may have under way; those of an earlier process are settled when its server starts.
+const OPEN: &str = "select id, model, input_tokens, output_tokens, cache_read_tokens, cache_write_5m_tokens, \
+     cache_write_1h_tokens, cost_micro_usd from usage where run_id = $1 and state = 'pending' order by id";
+
+const HAS_OPEN: &str = "select exists (select 1 from usage where run_id = $1 and state = 'pending')";
+
 impl Store {
-    /// Writes down a call before it is forwarded, so that none is ever unmetered, and counts it as begun.
+    /// Writes down a call before it is forwarded, so that none is ever unmetered, and counts it as begun. `None` if the
+    /// run is not running: then nothing is written, and nothing may be forwarded.
     ///
     /// # Errors
-    /// As every write; [`StoreError::Corrupt`] if there is no such run or it was never claimed.
+    /// As every write.
     /// # Cancel safety
-    /// A dropped call may have written the row; it is settled as an estimate at the next start.
-    pub async fn begin_model_call(&self, run: &RunId, call: &NewModelCall) -> Result<UsageId, StoreError> {
+    /// A dropped call may have written the row; it is settled as an estimate when its run ends or its server starts.
+    pub async fn begin_model_call(
+        &self,
+        run: &RunId,
+        call: &NewModelCall,
+    ) -> Result<Option<UsageId>, StoreError> {
         let mut tx = self.begin().await?;
         let id = UsageId::new(tx.now_ms, tx.random());
         let tokens = bounded(&call.estimate);
@@ -84,15 +95,26 @@ impl Store {
             .bind(tx.now_ms)
             .fetch_optional(&mut *tx.db)
             .await?;
-        let session = session.ok_or_else(|| StoreError::missing("claimed run", run.as_str()))?;
+        let Some(session) = session else { return Ok(None) };
         sqlx::query(BEGUN_RUN).bind(run.as_str()).execute(&mut *tx.db).await?;
         sqlx::query(BEGUN_SESSION).bind(session).execute(&mut *tx.db).await?;
         tx.commit().await?;
-        Ok(id)
+        Ok(Some(id))
+    }
+
+    /// Whether calls of the run are under way. Whoever waits for their end listens to [`Topic::Run`].
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn has_open_calls(&self, run: &RunId) -> Result<bool, StoreError> {
+        let open: i64 = sqlx::query_scalar(HAS_OPEN).bind(run.as_str()).fetch_one(self.reader()).await?;
+        Ok(open != 0)
     }
 
     /// Settles a call: its numbers are added to run and session, and an event tells of it. `false` if it was settled
-    /// before or is not known; then nothing changes.
+    /// before, as the end of its run settles all that are open, or is not known; then nothing changes.
     ///
     /// Counts below zero or beyond [`CALL_TOKENS_MAX`] and [`CALL_COST_MICRO_USD_MAX`] are moved to the nearest bound.
     ///
@@ -150,6 +172,14 @@ struct Settlement<'c> {
     estimated: bool,
     first_byte_ms: Option<i64>,
     duration_ms: Option<i64>,
+}
+
+/// Settles the run's open calls with their estimates, so that its end tells the whole of its usage.
+pub(crate) async fn settle_open(tx: &mut Tx<'_>, run: &str) -> Result<(), StoreError> {
+    for row in sqlx::query(OPEN).bind(run).fetch_all(&mut *tx.db).await? {
+        settle_orphan(tx, &row).await?;
+    }
+    Ok(())
 }
 
 async fn settle_orphan(tx: &mut Tx<'_>, row: &SqliteRow) -> Result<bool, StoreError> {

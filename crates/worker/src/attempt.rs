@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{Epoch, SandboxId};
-use caisson_domain::limits::EVENT_PAGE_ITEMS;
 use caisson_domain::run::Run;
-use caisson_store::{Claimed, Progress};
+use caisson_store::{Claimed, Progress, Topic};
 use serde_json::Value;
-use tracing::warn;
+use tokio::time::Instant;
+use tracing::{info, warn};
 
 use crate::context::{Backoff, Context, Halt, described};
 use crate::judge::Facts;
 
-/// Name of the sandbox's id in the details of the worker's events.
+/// Name of the sandbox's id in the details of the worker's events; the store looks for it there.
 pub(crate) const SANDBOX: &str = "sandbox";
 
 /// One run in this worker's hands.
@@ -105,23 +105,32 @@ impl Attempt {
     /// Whether the run has an event of this kind about this sandbox.
     async fn told(&self, sandbox: &SandboxId, kind: EventKind) -> Result<bool, Halt> {
         let (store, run) = (&self.ctx.store, &self.run.id);
-        let mut after = 0;
-        loop {
-            let page = self
-                .ctx
-                .insist("read a run's events", move || store.events(run, after, EVENT_PAGE_ITEMS))
-                .await?;
-            let about = |text: &str| {
-                serde_json::from_str::<Value>(text)
-                    .is_ok_and(|data| data[SANDBOX].as_str() == Some(sandbox.as_str()))
-            };
-            if page.iter().any(|event| event.kind == kind && about(event.data.get())) {
-                return Ok(true);
+        self.ctx.insist("look for an event", move || store.tells_of_sandbox(run, kind, sandbox)).await
+    }
+
+    /// Waits, for a bounded time, until no model call of the run is under way, so that its end tells what they cost and
+    /// not what they were estimated at. Without one it costs a single small read.
+    pub(crate) async fn settle_calls(&self) -> Result<(), Halt> {
+        let (ctx, run) = (&self.ctx, &self.run.id);
+        let store = &ctx.store;
+        let open = || ctx.insist("look for open model calls", move || store.has_open_calls(run));
+        if !open().await? {
+            return Ok(());
+        }
+        let until = Instant::now() + ctx.timing().open_calls;
+        let mut watch = store.watch(Topic::Run(run.clone()));
+        while open().await? {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                info!(run.id = %run, "run {run} ends with open model calls, which count as estimated");
+                return Ok(());
             }
-            match page.last() {
-                Some(last) if last.seq > after => after = last.seq,
-                Some(_) | None => return Ok(false),
+            tokio::select! {
+                biased;
+                () = ctx.cancel.cancelled() => return Err(Halt::Shutdown),
+                () = watch.changed(left.min(ctx.timing().run_poll)) => {}
             }
         }
+        Ok(())
     }
 }

@@ -102,6 +102,8 @@ pub struct Timing {
     pub stop_grace: Duration,
     /// Time that the last words of an ended sandbox have to reach the store.
     pub settle: Duration,
+    /// Time that the model calls of a run that ends have to be settled; what is open then counts as estimated.
+    pub open_calls: Duration,
     /// Time that the shim of a finished run has to end by itself.
     pub exit_grace: Duration,
     /// Longest wait for the session's previous sandbox to be gone.
@@ -123,6 +125,7 @@ impl Default for Timing {
             requeue_most: Duration::from_secs(30),
             stop_grace: Duration::from_secs(u64::from(limits::STOP_GRACE_S)),
             settle: Duration::from_millis(500),
+            open_calls: Duration::from_secs(5),
             exit_grace: Duration::from_secs(2),
             predecessor: Duration::from_secs(30),
         }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use caisson_domain::id::{SandboxId, SessionId};
-use caisson_sandbox::{EngineError, OwnedSandbox};
+use caisson_sandbox::OwnedSandbox;
 use tracing::{info, warn};
 
 use crate::context::{Backoff, Context, Halt, described};
@@ -51,6 +51,7 @@ pub(crate) async fn settle_in(ctx: &Arc<Context>) -> Result<(), Halt> {
 
 /// Passes at intervals, and whenever somebody asks for one, until the server goes down.
 pub(crate) async fn keep(ctx: &Context) -> Result<(), Halt> {
+    let mut listing = Listing::default();
     loop {
         tokio::select! {
             biased;
@@ -58,29 +59,53 @@ pub(crate) async fn keep(ctx: &Context) -> Result<(), Halt> {
             () = ctx.reconcile.notified() => {}
             () = tokio::time::sleep(ctx.timing().reconcile) => {}
         }
-        match ctx.engine.list_owned().await {
-            Ok(owned) => sweep(ctx, owned).await?,
-            Err(error) => cannot_list(ctx, &error),
+        if let Some(owned) = listing.list(ctx).await {
+            sweep(ctx, owned).await?;
         }
     }
 }
 
 async fn owned_by_and_by(ctx: &Context) -> Result<Vec<OwnedSandbox>, Halt> {
     let mut backoff = Backoff::new(ctx.timing());
+    let mut listing = Listing::default();
     loop {
-        match ctx.engine.list_owned().await {
-            Ok(owned) => return Ok(owned),
-            Err(error) => {
-                cannot_list(ctx, &error);
-                ctx.pause(backoff.next()).await?;
-            }
+        if let Some(owned) = listing.list(ctx).await {
+            return Ok(owned);
         }
+        ctx.pause(backoff.next()).await?;
     }
 }
 
-fn cannot_list(ctx: &Context, error: &EngineError) {
-    warn!(error = described(error), "could not list the engine's sandboxes");
-    ctx.health.suspect();
+/// Asks the engine for its sandboxes, and logs that it does not answer only when that begins and when it is over.
+#[derive(Debug, Default)]
+struct Listing {
+    failing: bool,
+}
+
+impl Listing {
+    async fn list(&mut self, ctx: &Context) -> Option<Vec<OwnedSandbox>> {
+        let listed = ctx.engine.list_owned().await;
+        let news = self.is_news(listed.is_err());
+        match listed {
+            Ok(owned) => {
+                if news {
+                    info!("the engine lists its sandboxes again");
+                }
+                Some(owned)
+            }
+            Err(error) => {
+                if news {
+                    warn!(error = described(&error), "could not list the engine's sandboxes, trying on");
+                }
+                ctx.health.suspect();
+                None
+            }
+        }
+    }
+
+    fn is_news(&mut self, failing: bool) -> bool {
+        std::mem::replace(&mut self.failing, failing) != failing
+    }
 }
 
 /// Destroys every sandbox, and removes every directory, that no run needs. Fails at a shutdown only.
@@ -113,16 +138,29 @@ async fn sweep(ctx: &Context, owned: Vec<OwnedSandbox>) -> Result<(), Halt> {
 
 async fn reconcile_one(ctx: &Context, hold: Hold) -> Result<(), Halt> {
     let (store, sandbox) = (&ctx.store, hold.sandbox());
-    match ctx.insist("look for a sandbox's run", move || store.door_run(sandbox)).await {
-        Ok(None) => {
+    match ctx.insist("look for a sandbox's run", move || store.is_sandbox_needed(sandbox)).await {
+        Ok(false) => {
             info!(sandbox.id = %sandbox, "removing sandbox {sandbox}: no run needs it");
             teardown::destroy(ctx, hold).await;
         }
         // A run that another worker has now, or one of ours that is about to go back to the queue.
-        Ok(Some(_)) => hold.put_back(),
+        Ok(true) => hold.put_back(),
         Err(Halt::Shutdown) => return Err(Halt::Shutdown),
         // Nobody knows whose it is: its session gets no other one.
         Err(Halt::Corrupt(_)) => drop(hold),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_that_stays_away_is_news_once_and_so_is_its_return() {
+        let mut listing = Listing::default();
+        let news: Vec<bool> =
+            [false, true, true, true, false, false, true].map(|failing| listing.is_news(failing)).to_vec();
+        assert_eq!(news, [false, true, false, false, true, false, true]);
+    }
 }

@@ -101,19 +101,18 @@ pub(crate) fn launch(
     });
 }
 
-/// Nothing is left "running" for ever, not even by a fault of ours or a damaged row.
+/// Nothing is left "running" for ever, not even by a fault of ours or a damaged row: nothing of the run is read here.
 async fn end_after_fault(ctx: &Context, (run, epoch): (&RunId, Epoch), fault: &str) {
     error!(run.id = %run, "cannot see to run {run}, ending it: {fault}");
-    let finish = internal("a fault in Caisson ended the run; report it with the server's log", fault);
+    let failure = internal("a fault in Caisson ended the run; report it with the server's log", fault);
     let store = &ctx.store;
-    if ctx.insist("finish a run", || store.finish(run, epoch, &finish)).await.is_ok() {
+    if ctx.insist("end a run", || store.end_unread(run, epoch, &failure)).await.is_ok() {
         ctx.reconcile.notify_one();
     }
 }
 
-fn internal(message: &str, evidence: &str) -> Finish {
-    let failure = Failure::new(FailureKind::Internal, message).with_evidence(evidence);
-    Finish { status: RunStatus::Failed, failure: Some(failure), result: None }
+fn internal(message: &str, evidence: &str) -> Failure {
+    Failure::new(FailureKind::Internal, message).with_evidence(evidence)
 }
 
 /// Sees a run through. The error is of the kind that trying again cannot help.
@@ -170,7 +169,7 @@ async fn work(attempt: &Attempt, origin: Origin) -> Result<Work, Halt> {
 }
 
 fn never_ran() -> End {
-    let message = "the server stopped before the sandbox was started".to_owned();
+    let message = "the server stopped while the sandbox was being started".to_owned();
     End::NeverRan(Fault { class: FaultClass::Interrupted, message })
 }
 
@@ -216,6 +215,7 @@ async fn settle(attempt: &Attempt, verdict: Verdict, hold: Option<Hold>) -> Resu
     match (&verdict, hold) {
         (Verdict::Requeue { .. }, Some(hold)) => {
             teardown::withdraw(&attempt.ctx, hold).await?;
+            attempt.ctx.step(Step::Withdrawn).await;
             Ok(Work::Judged(verdict, None))
         }
         (Verdict::Requeue { .. } | Verdict::Finish(_), hold) => Ok(Work::Judged(verdict, hold)),
@@ -241,10 +241,14 @@ async fn conclude(attempt: &Attempt, verdict: Verdict, hold: Option<Hold>) -> Re
             };
             match by_end(&attempt.facts(&progress), &End::Gone) {
                 Verdict::Finish(finish) => finish,
-                Verdict::Requeue { .. } => internal("the run could not be given back to the queue", &reason),
+                Verdict::Requeue { .. } => {
+                    let failure = internal("the run could not be given back to the queue", &reason);
+                    Finish { status: RunStatus::Failed, failure: Some(failure), result: None }
+                }
             }
         }
     };
+    attempt.settle_calls().await?;
     if !ctx.insist("finish a run", || store.finish(run, epoch, &finish)).await? {
         lost(run);
         ctx.reconcile.notify_one();

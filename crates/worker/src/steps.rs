@@ -24,6 +24,9 @@ pub enum Step {
     Attended,
     /// The run's end is seen and judged, but not written.
     Judged,
+    /// The sandbox of a run that goes back to the queue is taken away, and the run is not there yet. An undisturbed run
+    /// never gets here.
+    Withdrawn,
     /// The run's end is written.
     Finished,
     /// The sandbox is written down as stopping, or as destroyed if its run goes back to the queue.
@@ -48,6 +51,7 @@ impl Step {
         Self::Told,
         Self::Attended,
         Self::Judged,
+        Self::Withdrawn,
         Self::Finished,
         Self::Stopping,
         Self::Removed,

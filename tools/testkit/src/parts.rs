@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 /// Variables that name the parts.
-const NEEDED: [&str; 2] = ["DOCKER_HOST", "CAISSON_TEST_AGENTS_DIR"];
+const NEEDED: [&str; 3] = ["DOCKER_HOST", "TEST_AGENTS_DIR", "TEST_SHIM"];
 
 /// The outside parts of an end-to-end test.
 #[derive(Debug, Clone)]
@@ -14,11 +14,13 @@ pub struct Parts {
     pub agents_dir: PathBuf,
     /// The built `caisson` binary.
     pub caisson: PathBuf,
+    /// The static shim; a build of the workspace puts another one beside the binary.
+    pub shim: PathBuf,
 }
 
 impl Parts {
     /// Finds the parts for a test of the given binary. A missing part makes the test say that it is skipped, or fail
-    /// where `CAISSON_TEST_REQUIRE=1` asks for all of them.
+    /// where `TEST_REQUIRE=1` asks for all of them.
     ///
     /// # Panics
     /// A part is missing and all are required.
@@ -27,7 +29,7 @@ impl Parts {
         match Self::require(caisson) {
             Ok(parts) => Some(parts),
             Err(missing) => {
-                assert!(variable("CAISSON_TEST_REQUIRE").is_none(), "{missing}");
+                assert!(variable("TEST_REQUIRE").is_none(), "{missing}");
                 #[expect(clippy::print_stderr, reason = "a skipped test says so")]
                 {
                     eprintln!("SKIPPED: {missing}");
@@ -43,11 +45,11 @@ impl Parts {
     /// One that names the missing parts and the remedy.
     pub fn require(caisson: &str) -> anyhow::Result<Self> {
         let missing: Vec<_> = NEEDED.into_iter().filter(|name| variable(name).is_none()).collect();
-        let (Some(docker_host), Some(agents_dir)) = (variable(NEEDED[0]), variable(NEEDED[1])) else {
+        let [Some(docker_host), Some(agents_dir), Some(shim)] = NEEDED.map(variable) else {
             anyhow::bail!("{missing:?} not set; run scripts/setup, then source .caisson/env");
         };
         rustls::crypto::ring::default_provider().install_default().ok();
-        Ok(Self { docker_host, agents_dir: agents_dir.into(), caisson: caisson.into() })
+        Ok(Self { docker_host, agents_dir: agents_dir.into(), caisson: caisson.into(), shim: shim.into() })
     }
 
     /// The agent's binary.

@@ -65,6 +65,7 @@ impl ServerSpec {
             .env("HOME", "/nonexistent")
             .env("DOCKER_HOST", &self.parts.docker_host)
             .env("CAISSON_AGENTS_DIR", &self.parts.agents_dir)
+            .env("CAISSON_SHIM", &self.parts.shim)
             .env("CAISSON_STATE_DIR", &self.state_dir)
             .env("CAISSON_LISTEN", &self.listen)
             .envs(self.variables.iter().map(|(name, value)| (name, value)))

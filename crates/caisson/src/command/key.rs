@@ -1,7 +1,7 @@
 //! `caisson key`: API keys, made on the server's machine.
 
 use anyhow::Context;
-use caisson_domain::id::{ApiKeyId, ProjectId};
+use caisson_domain::id::{ApiKeyId, DEFAULT_PROJECT, ProjectId};
 use caisson_domain::principal::Scope;
 use comfy_table::{Table, presets};
 
@@ -21,6 +21,10 @@ pub(crate) async fn run(command: Key, environment: &Environment) -> anyhow::Resu
     match command {
         Key::Create { server, name, scope, project } => {
             let project: ProjectId = project.parse()?;
+            anyhow::ensure!(
+                project == ProjectId::default_project(),
+                "there is no project \"{project}\"; this version has the project \"{DEFAULT_PROJECT}\" alone"
+            );
             let scopes = scopes(&scope)?;
             let fits = !name.trim().is_empty()
                 && name.chars().count() <= NAME_CHARS

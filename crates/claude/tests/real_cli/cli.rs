@@ -38,7 +38,7 @@ impl Place {
             clippy::disallowed_methods,
             reason = "only the environment of the test can say where the CLI is"
         )]
-        let program = PathBuf::from(std::env::var_os("CAISSON_CLAUDE_BIN")?);
+        let program = PathBuf::from(std::env::var_os("TEST_CLAUDE_BIN")?);
         let directory = TempDir::new().expect("there is room for temporary files");
         for name in ["home", "workspace", "tmp"] {
             std::fs::create_dir(directory.path().join(name)).expect("the directory is fresh");

@@ -1,4 +1,4 @@
-//! What this crate believes of the CLI, asked of the CLI itself: set `CAISSON_CLAUDE_BIN` to its path.
+//! What this crate believes of the CLI, asked of the CLI itself: set `TEST_CLAUDE_BIN` to its path.
 //!
 //! The model is a few lines of HTTP in this process; no other address is reachable or needed.
 
@@ -20,7 +20,7 @@ macro_rules! place {
         match Place::new() {
             Some(place) => place,
             None => {
-                eprintln!("SKIPPED: CAISSON_CLAUDE_BIN does not name the CLI");
+                eprintln!("SKIPPED: TEST_CLAUDE_BIN does not name the CLI");
                 return;
             }
         }

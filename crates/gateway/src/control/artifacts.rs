@@ -57,9 +57,17 @@ pub(super) async fn put(door: &Arc<Door>, request: Request<Incoming>) -> Result<
         let message = "artifacts are kept for the run that is running in this sandbox and for no other";
         return Err(Refusal::new(StatusCode::FORBIDDEN, "artifact_refused", message));
     }
-    if http_body::Body::size_hint(request.body()).lower() > ARTIFACT_BYTES as u64 {
+    let announced = http_body::Body::size_hint(request.body()).lower();
+    if announced > ARTIFACT_BYTES as u64 {
         return Err(Refusal::body(&BodyFault::TooLarge, ARTIFACT_BYTES as u64));
     }
+    // One at a time, so that what is on its way is bounded too, and none passes the bound beside another.
+    let slot = timeout(door.shared.bounds.store_hold, Arc::clone(&door.uploads).acquire_owned()).await;
+    let Ok(Ok(_slot)) = slot else {
+        let message = "another artifact of this sandbox is on its way; try again";
+        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message));
+    };
+    check_room(door, &run, &name, announced).await?;
     let number = UPLOADS.fetch_add(1, Ordering::Relaxed);
     let path = door.shared.artifacts_dir.join(INCOMING).join(number.to_string());
     let kept = match receive(door, request.into_body(), path.clone()).await {
@@ -70,6 +78,19 @@ pub(super) async fn put(door: &Arc<Door>, request: Request<Incoming>) -> Result<
         discard(&path).await;
     }
     kept.map(|()| bare(StatusCode::NO_CONTENT))
+}
+
+/// Refuses an artifact with which the run would have more bytes than its bound.
+async fn check_room(door: &Door, run: &RunId, name: &str, bytes: u64) -> Result<(), Refusal> {
+    let kept = door.shared.store.artifacts(run).await.map_err(|error| Refusal::store(&error))?;
+    let others = kept.iter().filter(|artifact| artifact.name != name);
+    let others: u64 = others.map(|artifact| u64::try_from(artifact.size_bytes).unwrap_or(0)).sum();
+    let bound = door.shared.bounds.run_artifact_bytes;
+    if others.saturating_add(bytes) <= bound {
+        return Ok(());
+    }
+    let message = format!("the artifacts of the run would be larger than {bound} bytes together; keep less");
+    Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "artifacts_full", message))
 }
 
 /// The run and the name in a path that is not decoded: a name that would need it is refused.
@@ -130,6 +151,8 @@ fn refused(fault: &BodyFault) -> Refusal {
 async fn keep(door: &Door, run: &RunId, name: String, upload: Upload) -> Result<(), Refusal> {
     let store = &door.shared.store;
     let root = &door.shared.artifacts_dir;
+    // The body may have been longer than it was said to be.
+    check_room(door, run, &name, u64::try_from(upload.size).unwrap_or(u64::MAX)).await?;
     let directory = root.join(run.as_str());
     make_directory(&directory).await.map_err(|error| disk(&error))?;
     // Kept relative, so that the directory may be moved.

@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 
 use super::{heavy, number, read_body, record};
 use crate::body::Body;
+use crate::git;
 use crate::problem::{Refusal, json_response};
 use crate::shared::Door;
 
@@ -34,6 +35,9 @@ pub(super) async fn append(door: &Arc<Door>, request: Request<Incoming>) -> Resu
     } else {
         store.door_run(&door.sandbox).await.map_err(|error| Refusal::store(&error))?
     };
+    if batch.has_outcome() {
+        git::before_outcome(door).await.map_err(|error| Refusal::store(&error))?;
+    }
     let entries = batch.into_entries(run.as_ref().map(|run| (&run.id, run.attempt)));
     let stored = store.append_journal(&door.sandbox, offset, end, entries).await;
     match stored.map_err(|error| Refusal::store(&error))? {
@@ -43,7 +47,7 @@ pub(super) async fn append(door: &Arc<Door>, request: Request<Incoming>) -> Resu
             }
             Ok(json_response(StatusCode::OK, &JournalAck { acknowledged }))
         }
-        JournalAppend::Behind { acknowledged } => {
+        JournalAppend::Behind { acknowledged } | JournalAppend::Withdrawn { acknowledged } => {
             Ok(json_response(StatusCode::CONFLICT, &JournalAck { acknowledged }))
         }
     }

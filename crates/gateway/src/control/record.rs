@@ -54,6 +54,15 @@ impl Batch {
         !self.items.iter().any(|item| matches!(item, Item::Puzzle { .. }))
     }
 
+    /// Whether it has a run's outcome.
+    pub(super) fn has_outcome(&self) -> bool {
+        let is_outcome = |item: &Item| match item {
+            Item::Entry(entry) => matches!(entry.effect, JournalEffect::Finished(_)),
+            Item::Puzzle { .. } => false,
+        };
+        self.items.iter().any(is_outcome)
+    }
+
     /// The entries in order. Lines not understood become notes of `run`, the first [`JOURNAL_NOTES`] one by
     /// one; without a run there is nobody to tell.
     pub(super) fn into_entries(self, run: Option<(&RunId, i64)>) -> Vec<JournalEntry> {
@@ -132,12 +141,12 @@ fn translate(attempt: i64, body: JournalBody) -> (Option<NewEvent>, JournalEffec
     }
 }
 
-/// The agent's line as it came. Anything that is not one line with one JSON object is kept as text.
+/// The agent's line as it came. Anything that is not one line with one JSON object is kept as text, and so is what a
+/// strict reader stumbles over (numbers out of range, lone surrogates, deep nesting): one line must not make the whole
+/// record unreadable.
 fn agent_line(line: String) -> NewEvent {
     let object = line.trim_ascii_start().starts_with('{') && !line.contains(['\n', '\r']);
-    if !object
-        || line.len() > JOURNAL_LINE_BYTES
-        || serde_json::from_str::<&serde_json::value::RawValue>(&line).is_err()
+    if !object || line.len() > JOURNAL_LINE_BYTES || serde_json::from_str::<serde_json::Value>(&line).is_err()
     {
         return agent_text(&line, 0);
     }

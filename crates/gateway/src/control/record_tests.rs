@@ -58,7 +58,9 @@ fn an_agent_line_keeps_its_bytes_and_anything_else_is_text() {
     let kept = one(JournalBody::Line { line: raw.to_owned() });
     assert_eq!(kind(&kept), Some(EventKind::AgentLine));
     assert_eq!(kept.event.unwrap().data.get(), raw);
-    for text in ["not json", "[1]", "{\"a\":", "{\n}", "{}{}", ""] {
+    let deep = format!("{{\"a\":{}{}}}", "[".repeat(400), "]".repeat(400));
+    let unreadable = ["{\"n\":1e999}", "{\"s\":\"\\ud83d\"}", &deep];
+    for text in ["not json", "[1]", "{\"a\":", "{\n}", "{}{}", ""].into_iter().chain(unreadable) {
         let entry = one(JournalBody::Line { line: text.to_owned() });
         assert_eq!(kind(&entry), Some(EventKind::AgentText), "{text}");
         assert_eq!(data(&entry)["text"], text);

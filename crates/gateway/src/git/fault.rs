@@ -10,6 +10,12 @@ pub(super) enum Fault {
     NotAllowed,
     /// A directory's `.git` leads out of the allowed directories.
     LeadsOut,
+    /// The directory, or what it leads to, overlaps one in which agents write.
+    Forbidden,
+    /// The run's workflow publishes nothing.
+    PublishesNothing,
+    /// Too many of git's processes run on the server.
+    Busy,
     /// The git host refused the credential, or wants one.
     Auth { status: u16, with_credential: bool },
     /// The git host says there is none.
@@ -36,13 +42,18 @@ impl Fault {
     /// HTTP status of the git host, 0 without one; none if the gateway refused by a rule of its own.
     pub(super) const fn status(&self) -> Option<u16> {
         match self {
-            Self::NotAllowed | Self::LeadsOut | Self::TooLarge { .. } | Self::Encoding => None,
+            Self::NotAllowed
+            | Self::LeadsOut
+            | Self::Forbidden
+            | Self::PublishesNothing
+            | Self::TooLarge { .. }
+            | Self::Encoding => None,
             Self::Auth { status, .. }
             | Self::NotFound { status }
             | Self::Redirect { status, .. }
             | Self::Failed { status, .. } => Some(*status),
             Self::NotGit => Some(200),
-            Self::Connect | Self::NoRepository | Self::Local { .. } => Some(0),
+            Self::Connect | Self::NoRepository | Self::Busy | Self::Local { .. } => Some(0),
         }
     }
 
@@ -52,6 +63,9 @@ impl Fault {
             Self::Failed { .. } | Self::Local { .. } => true,
             Self::NotAllowed
             | Self::LeadsOut
+            | Self::Forbidden
+            | Self::PublishesNothing
+            | Self::Busy
             | Self::Auth { .. }
             | Self::NotFound { .. }
             | Self::Redirect { .. }
@@ -65,7 +79,10 @@ impl Fault {
 
     pub(super) fn refusal(&self) -> Refusal {
         let (status, code) = match self {
-            Self::NotAllowed | Self::LeadsOut => (StatusCode::FORBIDDEN, "policy_denied"),
+            Self::NotAllowed | Self::LeadsOut | Self::Forbidden | Self::PublishesNothing => {
+                (StatusCode::FORBIDDEN, "policy_denied")
+            }
+            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             Self::Auth { .. } => (StatusCode::FORBIDDEN, "repo_auth"),
             Self::NotFound { .. } | Self::NoRepository => (StatusCode::NOT_FOUND, "repo_unreachable"),
             Self::Redirect { .. }
@@ -89,6 +106,17 @@ impl Fault {
                                leads to as well"
                     .to_owned()
             }
+            Self::Forbidden => {
+                "the repository is, or its .git leads, where the server keeps what agents write; keep \
+                 repositories elsewhere"
+                    .to_owned()
+            }
+            Self::PublishesNothing => {
+                "the run's workflow publishes nothing, so nothing may be pushed; use a workflow whose publish \
+                 policy is branch"
+                    .to_owned()
+            }
+            Self::Busy => "too many git requests are under way on the server; try again".to_owned(),
             Self::Auth { status, with_credential: true } => format!(
                 "the git host refused the credential (status {status}); give the server one that may do this"
             ),

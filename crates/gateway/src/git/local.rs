@@ -1,38 +1,31 @@
 //! Repositories that are directories on the server: served by git itself, under the allowed directories
 //! alone.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use caisson_domain::git::Repository;
 use caisson_store::BoxError;
 use futures_util::stream::{self, StreamExt};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::timeout;
 use tokio_util::io::ReaderStream;
 
 use super::fault::Fault;
+use super::process::{EXIT, Owner, Running, feed, git, last_words};
 use super::{Answer, Exchange, Service, pktline};
 use crate::body::{self, Chunks};
-use crate::bounds::STDERR_BYTES;
 use crate::shared::Shared;
 
-/// Where git's own helpers and a repository's hooks look for programs.
-const PROGRAMS: &str = "/usr/local/bin:/usr/bin:/bin";
-/// Longest `.git` file that is read, in bytes.
+/// Longest `.git` and `commondir` file that is read, in bytes.
 const GIT_FILE_BYTES: u64 = 4096;
-/// How long git may take to end after its output did.
-const EXIT: Duration = Duration::from_secs(10);
-/// Most of git's message that is shown, in bytes.
-const DETAIL_BYTES: usize = 300;
 
 pub(super) struct LocalRepository {
     shared: Arc<Shared>,
     path: PathBuf,
+    owner: Option<Owner>,
 }
 
 impl LocalRepository {
@@ -40,10 +33,16 @@ impl LocalRepository {
     pub(super) async fn open(shared: Arc<Shared>, path: PathBuf) -> Result<Self, Fault> {
         let asked = Arc::clone(&shared);
         let resolved = tokio::task::spawn_blocking(move || {
-            resolve(&path, &|path: &Path| asked.git.allow.allows(&Repository::Path(path.to_owned())))
+            let allows = |path: &Path| asked.git.allow.allows(&Repository::Path(path.to_owned()));
+            let path = resolve(&path, &allows, &asked.git.forbidden)?;
+            let owner = Owner::of(&path).map_err(|error| {
+                let detail = format!("its owner could not be learnt: {error}");
+                Fault::Local { detail }
+            })?;
+            Ok((path, owner))
         });
-        let path = resolved.await.map_err(|_| Fault::NoRepository)??;
-        Ok(Self { shared, path })
+        let (path, owner) = resolved.await.map_err(|_| Fault::NoRepository)??;
+        Ok(Self { shared, path, owner })
     }
 
     pub(super) async fn advertise(&self, service: Service, protocol: Option<&str>) -> Result<Answer, Fault> {
@@ -76,8 +75,10 @@ impl LocalRepository {
         protocol: Option<&str>,
         input: Option<Chunks>,
     ) -> Result<Chunks, Fault> {
-        let mut command = git(&self.shared.git.program);
-        command.arg(service.name().trim_start_matches("git-")).arg("--stateless-rpc");
+        let bounds = &self.shared.bounds;
+        let slot = Arc::clone(&self.shared.git.processes).acquire_owned();
+        let Ok(Ok(slot)) = timeout(bounds.first_byte, slot).await else { return Err(Fault::Busy) };
+        let mut command = git(&self.shared.git.program, service, self.owner, bounds);
         if input.is_none() {
             command.arg("--advertise-refs");
         }
@@ -86,17 +87,16 @@ impl LocalRepository {
             command.env("GIT_PROTOCOL", protocol);
         }
         command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
-        let mut child = command.spawn().map_err(|error| {
+        let (running, pipes) = Running::start(command, slot).map_err(|error| {
             tracing::error!(error = %error, "git could not be started");
             Fault::Local { detail: "the git program could not be started".to_owned() }
         })?;
-        let bounds = &self.shared.bounds;
         let tracker = &self.shared.tracker;
-        if let (Some(stdin), Some(input)) = (child.stdin.take(), input) {
-            tracker.spawn(feed(stdin, input, bounds.idle));
+        if let (Some(stdin), Some(input)) = (pipes.stdin, input) {
+            tracker.spawn(feed(stdin, input, (bounds.idle, bounds.drain)));
         }
-        let said = child.stderr.take().map(|stderr| tracker.spawn(last_words(stderr, bounds.exchange)));
-        let Some(stdout) = child.stdout.take() else {
+        let said = pipes.stderr.map(|stderr| tracker.spawn(last_words(stderr, bounds.exchange)));
+        let Some(stdout) = pipes.stdout else {
             return Err(Fault::Local { detail: "git has no output".to_owned() });
         };
         let output = ReaderStream::new(stdout).map(|chunk| chunk.map_err(Into::into));
@@ -104,120 +104,86 @@ impl LocalRepository {
         match output.next().await {
             Some(Ok(first)) => {
                 let whole = stream::iter([Ok(first)]).chain(output).boxed();
-                return Ok(attended(child, whole));
+                return Ok(running.attend(whole));
             }
-            // Dropping the child kills it.
+            // Dropping it kills it.
             Some(Err(_)) => return Err(Fault::Local { detail: "git did not answer in time".to_owned() }),
             None => {}
         }
-        match timeout(EXIT, child.wait()).await {
+        match running.end().await {
             // Nothing was asked and nothing is answered.
-            Ok(Ok(status)) if status.success() => Ok(stream::empty().boxed()),
-            Ok(_) => {
+            Some(status) if status.success() => Ok(stream::empty().boxed()),
+            Some(_) => {
                 let said = match said {
                     Some(said) => timeout(EXIT, said).await.ok().and_then(Result::ok).unwrap_or_default(),
                     None => String::new(),
                 };
-                Err(Fault::Local { detail: said })
+                Err(Fault::Local { detail: self.explained(said) })
             }
-            Err(_) => Err(Fault::Local { detail: "git closed its output and did not end".to_owned() }),
+            None => Err(Fault::Local { detail: "git closed its output and did not end".to_owned() }),
+        }
+    }
+
+    /// What git said, with what it cannot know where it runs as somebody else.
+    fn explained(&self, said: String) -> String {
+        let barred = ["does not appear to be a git repository", "ermission denied"];
+        match self.owner {
+            Some(owner) if barred.iter().any(|words| said.contains(words)) => format!(
+                "{said} (git runs as the repository's owner, uid {}: that user must be able to pass every directory \
+                 above it)",
+                owner.uid
+            ),
+            Some(_) | None => said,
         }
     }
 }
 
-/// The directory of the repository at `path`, with every link resolved, if `allows` has it.
-fn resolve(path: &Path, allows: &dyn Fn(&Path) -> bool) -> Result<PathBuf, Fault> {
+/// The git directory of the repository at `path`, with every link resolved, if `allows` has it and nothing of it
+/// overlaps `forbidden`: there agents write, and git runs hooks and reads settings where it is told to work.
+fn resolve(path: &Path, allows: &dyn Fn(&Path) -> bool, forbidden: &[PathBuf]) -> Result<PathBuf, Fault> {
+    let overlaps =
+        |path: &Path| forbidden.iter().any(|held| path.starts_with(held) || held.starts_with(path));
     let path = path.canonicalize().map_err(|_| Fault::NoRepository)?;
+    if overlaps(&path) {
+        return Err(Fault::Forbidden);
+    }
     if !allows(&path) {
         return Err(Fault::NotAllowed);
     }
+    let directory = git_directory(path)?;
+    // A linked worktree has its settings, hooks and objects elsewhere.
+    let shared = match named_in(&directory.join("commondir"), "") {
+        Some(named) => directory.join(named).canonicalize().map_err(|_| Fault::NoRepository)?,
+        None => directory.clone(),
+    };
+    let parts = ["config", "hooks", "objects", "refs"];
+    let parts = parts.iter().filter_map(|part| shared.join(part).canonicalize().ok());
+    if [&directory, &shared].into_iter().any(|path| overlaps(path))
+        || parts.into_iter().any(|part| overlaps(&part))
+    {
+        return Err(Fault::Forbidden);
+    }
+    if allows(&directory) && allows(&shared) { Ok(directory) } else { Err(Fault::LeadsOut) }
+}
+
+/// Where the repository at `path` keeps what git reads and writes: there itself, or where its `.git` is or leads.
+fn git_directory(path: PathBuf) -> Result<PathBuf, Fault> {
     let inner = path.join(".git");
     let Ok(kind) = inner.metadata() else {
         // Git itself would also try the name with ".git" behind it, which nobody has allowed.
         let bare = path.join("HEAD").is_file() && path.join("objects").is_dir();
         return if bare { Ok(path) } else { Err(Fault::NoRepository) };
     };
-    let inner = if kind.is_file() { named_in(&inner).map(|named| path.join(named)) } else { Some(inner) };
-    let inner = inner.and_then(|inner| inner.canonicalize().ok()).ok_or(Fault::NoRepository)?;
-    if allows(&inner) { Ok(inner) } else { Err(Fault::LeadsOut) }
+    let inner =
+        if kind.is_file() { named_in(&inner, "gitdir: ").map(|named| path.join(named)) } else { Some(inner) };
+    inner.and_then(|inner| inner.canonicalize().ok()).ok_or(Fault::NoRepository)
 }
 
-/// The directory that a `.git` file names: `gitdir: <path>`, see gitrepository-layout(5).
-fn named_in(file: &Path) -> Option<PathBuf> {
-    use std::io::Read;
+/// The directory that a `.git` or `commondir` file names behind `mark`, see gitrepository-layout(5).
+fn named_in(file: &Path, mark: &str) -> Option<PathBuf> {
     let mut text = String::new();
     std::fs::File::open(file).ok()?.take(GIT_FILE_BYTES).read_to_string(&mut text).ok()?;
-    Some(PathBuf::from(text.strip_prefix("gitdir: ")?.trim_end_matches(['\n', '\r'])))
-}
-
-/// Git with nothing of the server's environment or of its user's configuration. Which directories are served
-/// is the allow-list's word, so git's own question who owns them is answered beforehand; what is pushed is
-/// checked.
-#[expect(clippy::disallowed_methods, reason = "the one place of this crate that starts a process")]
-fn git(program: &Path) -> Command {
-    const SETTINGS: [(&str, &str); 4] = [
-        ("safe.directory", "*"),
-        ("receive.fsckObjects", "true"),
-        ("receive.autogc", "false"),
-        ("uploadpack.allowFilter", "true"),
-    ];
-    let mut command = Command::new(program);
-    command
-        .env_clear()
-        .env("PATH", PROGRAMS)
-        .env("HOME", "/nonexistent")
-        .env("LC_ALL", "C.UTF-8")
-        .env("GIT_CONFIG_NOSYSTEM", "1")
-        .env("GIT_CONFIG_GLOBAL", "/dev/null")
-        .env("GIT_TERMINAL_PROMPT", "0")
-        .env("GIT_CONFIG_COUNT", SETTINGS.len().to_string());
-    for (number, (key, value)) in SETTINGS.iter().enumerate() {
-        command.env(format!("GIT_CONFIG_KEY_{number}"), key).env(format!("GIT_CONFIG_VALUE_{number}"), value);
-    }
-    command.current_dir("/").stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    command
-}
-
-/// Writes the request to git. If it breaks off, git finds its input cut and changes nothing.
-async fn feed(mut stdin: ChildStdin, mut input: Chunks, idle: Duration) {
-    while let Some(Ok(chunk)) = input.next().await {
-        // A git that has ended needs no more of it.
-        if !matches!(timeout(idle, stdin.write_all(&chunk)).await, Ok(Ok(()))) {
-            return;
-        }
-    }
-}
-
-/// The end of what git said, on one line.
-async fn last_words<R: AsyncRead + Unpin + Send>(mut stderr: R, total: Duration) -> String {
-    let mut kept: Vec<u8> = Vec::new();
-    let mut buffer = [0; 1024];
-    let read = async {
-        while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
-            kept.extend_from_slice(&buffer[..count]);
-            let surplus = kept.len().saturating_sub(STDERR_BYTES);
-            kept.drain(..surplus);
-        }
-    };
-    if timeout(total, read).await.is_err() {
-        tracing::debug!("git's standard error stayed open");
-    }
-    let text = String::from_utf8_lossy(&kept).split_whitespace().collect::<Vec<_>>().join(" ");
-    text[text.ceil_char_boundary(text.len().saturating_sub(DETAIL_BYTES))..].to_owned()
-}
-
-/// Git's output, with git beside it: whoever drops it kills git, and at its end git is waited for.
-fn attended(child: Child, output: Chunks) -> Chunks {
-    stream::unfold((child, output), |(mut child, mut output)| async move {
-        if let Some(chunk) = output.next().await {
-            return Some((chunk, (child, output)));
-        }
-        if !matches!(timeout(EXIT, child.wait()).await, Ok(Ok(_))) {
-            tracing::warn!("git did not end after its output; killing it");
-        }
-        None
-    })
-    .boxed()
+    Some(PathBuf::from(text.strip_prefix(mark)?.trim_end_matches(['\n', '\r'])))
 }
 
 #[cfg(test)]
@@ -229,14 +195,6 @@ mod tests {
     fn bare(path: &Path) {
         fs::create_dir_all(path.join("objects")).unwrap();
         fs::write(path.join("HEAD"), "ref: refs/heads/main\n").unwrap();
-    }
-
-    #[tokio::test]
-    async fn the_end_of_what_git_said_is_kept() {
-        let said = format!("{}fatal:  no\nrepository\n", "warning\n".repeat(STDERR_BYTES));
-        let kept = last_words(said.as_bytes(), Duration::from_secs(1)).await;
-        assert!(kept.len() == DETAIL_BYTES && kept.ends_with("warning fatal: no repository"), "{kept}");
-        assert_eq!(last_words("ää".repeat(DETAIL_BYTES).as_bytes(), EXIT).await.len(), DETAIL_BYTES);
     }
 
     #[test]
@@ -259,7 +217,7 @@ mod tests {
             fs::create_dir_all(inside.join(name)).unwrap();
             fs::write(inside.join(name).join(".git"), format!("gitdir: {}\n", target.display())).unwrap();
         }
-        let of = |name: &str| resolve(&inside.join(name), &|path: &Path| path.starts_with(&inside));
+        let of = |name: &str| resolve(&inside.join(name), &|path: &Path| path.starts_with(&inside), &[]);
         assert_eq!(of("bare"), Ok(inside.join("bare")));
         assert_eq!(of("work"), Ok(inside.join("work/.git")));
         assert_eq!(of("tree"), Ok(inside.join("work/.git")));
@@ -271,5 +229,62 @@ mod tests {
         assert_eq!(of("plain"), Err(Fault::NoRepository));
         assert_eq!(of("only"), Err(Fault::NoRepository));
         assert_eq!(of("missing"), Err(Fault::NoRepository));
+    }
+
+    #[test]
+    fn where_agents_write_no_repository_is_found_whatever_is_allowed() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().canonicalize().unwrap();
+        let state = root.join("held/state");
+        bare(&state);
+        bare(&state.join("inner"));
+        bare(&root.join("held"));
+        bare(&root.join("fine"));
+        bare(&root.join("around/.git"));
+        symlink(state.join("inner"), root.join("link")).unwrap();
+        for (name, file) in [("file", ".git"), ("tree/.git", "commondir")] {
+            fs::create_dir_all(root.join(name)).unwrap();
+            let mark = if file == ".git" { "gitdir: " } else { "" };
+            let text = format!("{mark}{}\n", state.join("inner").display());
+            fs::write(root.join(name).join(file), text).unwrap();
+        }
+        for part in ["config", "hooks", "objects", "refs"] {
+            bare(&root.join(part));
+            fs::remove_dir_all(root.join(part).join(part)).ok();
+            symlink(state.join("inner"), root.join(part).join(part)).unwrap();
+        }
+        let of = |name: &str| resolve(&root.join(name), &|_: &Path| true, std::slice::from_ref(&state));
+        for held in [
+            "held/state",
+            "held/state/inner",
+            "held",
+            "link",
+            "file",
+            "tree",
+            "config",
+            "hooks",
+            "objects",
+            "refs",
+        ] {
+            assert_eq!(of(held), Err(Fault::Forbidden), "{held}");
+        }
+        assert_eq!(of("fine"), Ok(root.join("fine")));
+        assert_eq!(of("around"), Ok(root.join("around/.git")));
+    }
+
+    #[test]
+    fn a_worktree_whose_repository_is_elsewhere_is_allowed_with_it_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().canonicalize().unwrap();
+        let inside = root.join("allowed");
+        bare(&root.join("main/.git"));
+        bare(&inside.join("main/.git"));
+        for (name, main) in [("out", root.join("main/.git")), ("in", inside.join("main/.git"))] {
+            fs::create_dir_all(inside.join(name).join(".git")).unwrap();
+            fs::write(inside.join(name).join(".git/commondir"), format!("{}\n", main.display())).unwrap();
+        }
+        let of = |name: &str| resolve(&inside.join(name), &|path: &Path| path.starts_with(&inside), &[]);
+        assert_eq!(of("in"), Ok(inside.join("in/.git")));
+        assert_eq!(of("out"), Err(Fault::LeadsOut));
     }
 }

@@ -6,9 +6,11 @@ mod http;
 mod inflate;
 mod local;
 mod pktline;
+mod process;
 mod push;
 mod receive;
 mod report;
+mod settle;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,16 +24,19 @@ use caisson_domain::run::Run;
 use futures_util::stream::{self, StreamExt};
 use hyper::body::Incoming;
 use serde_json::json;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use self::fault::Fault;
 use self::http::HttpRepository;
 use self::local::LocalRepository;
+pub(crate) use self::settle::{before_outcome, resume};
 use crate::body::{self, Body, Chunks};
-use crate::config::{GatewayError, GitCredential, GitUpstreams, check_url, client, secret_header};
+use crate::config::{
+    GatewayError, GitCredential, GitUpstreams, check_url, client, find_program, secret_header,
+};
 use crate::grants;
-use crate::problem::Refusal;
+use crate::problem::{Refusal, Unanswered};
 use crate::shared::{Door, Shared};
 
 /// The git hosts as this gateway reaches them.
@@ -39,19 +44,38 @@ pub(crate) struct GitSide {
     client: reqwest::Client,
     credentials: Vec<GitCredential>,
     allow: AllowList,
+    /// Resolved.
+    forbidden: Vec<PathBuf>,
     program: PathBuf,
+    /// [`crate::bounds::LOCAL_GIT`].
+    processes: Arc<Semaphore>,
 }
 
 impl GitSide {
-    pub(crate) fn new(upstreams: GitUpstreams) -> Result<Self, GatewayError> {
+    pub(crate) fn new(upstreams: GitUpstreams, processes: usize) -> Result<Self, GatewayError> {
         for credential in &upstreams.credentials {
             check_url("a git credential's URL prefix", &credential.url_prefix)?;
             secret_header("a git credential", &http::basic(credential))?;
         }
         let client =
             client("git hosts", upstreams.outbound_proxy.as_ref(), upstreams.extra_ca_pem.as_deref())?;
-        let GitUpstreams { credentials, allow, git_program, .. } = upstreams;
-        Ok(Self { client, credentials, allow, program: git_program })
+        let GitUpstreams { credentials, allow, forbidden, git_program, .. } = upstreams;
+        let forbidden = forbidden
+            .into_iter()
+            .map(|directory| {
+                directory.canonicalize().map_err(|source| GatewayError::Forbidden { directory, source })
+            })
+            .collect::<Result<_, _>>()?;
+        // Git hosts are reached without it.
+        let program = if allow.has_directories() { find_program(&git_program)? } else { git_program };
+        Ok(Self {
+            client,
+            credentials,
+            allow,
+            forbidden,
+            program,
+            processes: Arc::new(Semaphore::new(processes)),
+        })
     }
 }
 
@@ -144,12 +168,20 @@ impl Upstream {
 }
 
 /// Answers a request below `/git`; `rest` is its path there.
-pub(crate) async fn answer(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Response<Body> {
+///
+/// # Errors
+/// [`Unanswered`] if the server stops before there is an answer.
+pub(crate) async fn answer(
+    door: &Arc<Door>,
+    request: Request<Incoming>,
+    rest: &str,
+) -> Result<Response<Body>, Unanswered> {
     let agent = request.headers().get(USER_AGENT).and_then(|value| value.to_str().ok());
     let for_git = agent.is_some_and(|agent| agent.starts_with("git/"));
     match serve(door, request, rest).await {
-        Ok(response) => response,
-        Err(refusal) => refusal.into_git_response(for_git),
+        Ok(response) => Ok(response),
+        Err(refusal) if door.shared.leaves(&refusal) => Err(Unanswered),
+        Err(refusal) => Ok(refusal.into_git_response(for_git)),
     }
 }
 
@@ -160,6 +192,10 @@ async fn serve(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Resu
         let message = "this run has no repository; name one when you create a run";
         return Err(Refusal::new(StatusCode::FORBIDDEN, "no_repository", message));
     };
+    let pushing = matches!(operation, Operation::Push | Operation::Advertise(Service::ReceivePack));
+    if pushing && !run.spec.workflow.caisson.publish.pushes() {
+        return Err(tell(door, &run, Fault::PublishesNothing).await);
+    }
     let shared = &door.shared;
     let slot = timeout(shared.bounds.store_hold, Arc::clone(&door.exchanges).acquire_owned()).await;
     let Ok(Ok(slot)) = slot else {

@@ -6,7 +6,7 @@ use ::http::{Request, Response, StatusCode};
 use bytes::Bytes;
 use caisson_domain::event::EventKind;
 use caisson_domain::run::Run;
-use caisson_store::{BoxError, PushRecord};
+use caisson_store::{BeginPush, BoxError, Push, PushRecord, StoreError};
 use futures_util::stream::{self, StreamExt};
 use hyper::body::Incoming;
 use serde_json::json;
@@ -14,9 +14,10 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::timeout;
 
 use super::fault::Fault;
-use super::pktline::{Section, SectionReader};
+use super::pktline::{Command, Section, SectionReader};
 use super::receive::{self, Denial};
-use super::report::{RefSearch, Report, Verdict};
+use super::report::{Report, Verdict};
+use super::settle::{Seen, look};
 use super::{Answer, Exchange, Operation, Service, Upstream, incoming, respond, tell};
 use crate::body::{self, Body, BodyFault, ChunkSender, Chunks};
 use crate::bounds::{CHUNKS, COMMAND_SECTION_BYTES, DENIED_BYTES};
@@ -26,13 +27,15 @@ use crate::shared::{Door, Shared};
 
 /// A push on its way: a task of its own, so that it is recorded whatever becomes of the connection it came
 /// by.
-struct Push {
+struct Carriage {
     door: Arc<Door>,
     run: Run,
     /// The sandbox's share of exchanges.
     slot: OwnedSemaphorePermit,
     upstream: Upstream,
     section: Section,
+    /// What its one command asks for.
+    push: Push,
     exchange: Exchange,
     surplus: Surplus,
 }
@@ -54,11 +57,13 @@ pub(super) async fn answer(
         Err(fault) => return Err(tell(door, &run, fault).await),
     };
     let (section, rest) = read_section(&mut exchange.chunks).await?;
-    if section.commands.is_empty() {
+    let Some(command) = section.commands.first() else {
         // Git asks with an empty push whether a large one is welcome.
         let chunks = stream::empty().boxed();
         return Ok(respond(Operation::Push, Answer { chunks, encoding: None }));
-    }
+    };
+    let Command { old, new, ref_name } = command.clone();
+    let push = Push { ref_name, old, new };
     let branch = run.spec.branch.as_ref().map(caisson_domain::git::BranchName::full_ref);
     let mut denials = receive::judge(&section, branch.as_deref().unwrap_or_default());
     let bound = shared.bounds.push_bytes;
@@ -74,9 +79,9 @@ pub(super) async fn answer(
     let surplus = Surplus::default();
     let chunks = limited(whole, bound, Arc::clone(&surplus));
     let exchange = Exchange { chunks, length: exchange.length };
-    let push = Push { door: Arc::clone(door), run, slot, upstream, section, exchange, surplus };
+    let carriage = Carriage { door: Arc::clone(door), run, slot, upstream, section, push, exchange, surplus };
     let (reply, answered) = oneshot::channel();
-    shared.tracker.spawn(carry(push, reply));
+    shared.tracker.spawn(carry(carriage, reply));
     answered.await.unwrap_or_else(|_| {
         let message = "the push was given up inside the server; push again";
         Err(Refusal::new(StatusCode::BAD_GATEWAY, "repo_unreachable", message))
@@ -149,14 +154,59 @@ async fn deny(door: &Door, run: &Run, section: &Section, denials: &[Denial]) -> 
         });
         door.tell(&run.id, EventKind::GatewayDenied, data).await;
     }
-    let report = Bytes::from(receive::refusal(section, denials));
+    report(section, denials)
+}
+
+/// A git host's answer, made here.
+fn report(section: &Section, denials: &[Denial]) -> Response<Body> {
+    let report = Bytes::from(receive::answer(section, denials));
     let chunks = stream::iter([Ok::<_, BoxError>(report)]).boxed();
     respond(Operation::Push, Answer { chunks, encoding: None })
 }
 
-/// Forwards the push, passes the answer on and records what became of each ref.
-async fn carry(push: Push, mut reply: Reply) {
-    let Push { door, run, slot, upstream, section, exchange, surplus } = push;
+/// Writes the push down, then forwards it, unless the git host has it already.
+async fn carry(carriage: Carriage, reply: Reply) {
+    let Carriage { door, run, upstream, push, .. } = &carriage;
+    let answer = match begin(&door.shared, run, upstream, push).await {
+        Ok(false) => return forward(carriage, reply).await,
+        Ok(true) => Ok(report(&carriage.section, &[])),
+        Err(refusal) => Err(refusal),
+    };
+    drain(&carriage.door.shared, carriage.exchange.chunks).await;
+    hand_over(reply, answer);
+}
+
+/// Writes the push down as pending, so that it is recorded even if this process dies. `true` if nothing is left to
+/// do: an earlier try got through and only its answer was lost, so the git host would refuse this one.
+async fn begin(shared: &Shared, run: &Run, upstream: &Upstream, push: &Push) -> Result<bool, Refusal> {
+    let (store, bounds) = (&shared.store, &shared.bounds);
+    let refused = |error: StoreError| Refusal::store(&error);
+    let begun = hold(&shared.cancel, bounds.store_hold, || store.begin_push(&run.id, push)).await;
+    let begun = begun.map_err(refused)?;
+    let recorded = match begun {
+        BeginPush::Refused => return Err(Refusal::no_run()),
+        BeginPush::Begun => return Ok(false),
+        BeginPush::Repeated => false,
+        BeginPush::Recorded => true,
+    };
+    if look(shared, run, upstream, push).await != Seen::There {
+        return Ok(false);
+    }
+    let said = "the answer to an earlier try was lost; the git host's list of refs has the commit";
+    let record = PushRecord { push: push.clone(), ok: true, message: Some(said.to_owned()) };
+    let settled = hold(&shared.cancel, bounds.settle_hold, || async {
+        if recorded {
+            store.forget_push(&run.id, push).await
+        } else {
+            store.settle_push(&run.id, &record).await.map(drop)
+        }
+    });
+    settled.await.map_err(refused).map(|()| true)
+}
+
+/// Forwards the push, passes the answer on and records what became of it.
+async fn forward(carriage: Carriage, mut reply: Reply) {
+    let Carriage { door, run, slot, upstream, section, push, exchange, surplus } = carriage;
     let shared = &door.shared;
     let sent = tokio::select! {
         sent = upstream.exchange(Service::ReceivePack, None, exchange) => sent,
@@ -166,6 +216,7 @@ async fn carry(push: Push, mut reply: Reply) {
     };
     let surplus = surplus.lock().ok().and_then(|mut surplus| surplus.take());
     if let Some(rest) = surplus {
+        forget(shared, &run, &push).await;
         drain(shared, rest).await;
         let denials = [too_large(&section, shared.bounds.push_bytes)];
         return hand_over(reply, Ok(deny(&door, &run, &section, &denials).await));
@@ -173,8 +224,15 @@ async fn carry(push: Push, mut reply: Reply) {
     let answer = match sent {
         Ok(answer) => answer,
         Err(fault) => {
+            if fault.is_unclear() && shared.cancel.is_cancelled() {
+                // The next server gets it again and looks first; a word from here would say that it failed.
+                tracing::info!(run.id = %run.id, "a push of {} stays pending, because the server stops", run.id);
+                return;
+            }
             if fault.is_unclear() {
-                record(shared, &run, &upstream, (&section, None)).await;
+                record(shared, &run, &upstream, (&push, Verdict::Unknown)).await;
+            } else {
+                forget(shared, &run, &push).await;
             }
             let refusal = tell(&door, &run, fault).await;
             return hand_over(reply, Err(refusal));
@@ -190,7 +248,8 @@ async fn carry(push: Push, mut reply: Reply) {
         passed = pass(shared, answer.chunks, sender, report.as_mut()) => passed,
         () = shared.patience(left.closed(), shared.bounds.drain) => Err(()),
     };
-    record(shared, &run, &upstream, (&section, report.as_ref())).await;
+    let verdict = report.map_or(Verdict::Unknown, |report| report.verdict(&push.ref_name));
+    record(shared, &run, &upstream, (&push, verdict)).await;
     let end = passed.map_err(|()| BodyFault::Broken("the git host's answer was cut".into()).into());
     if let Some(last) = end.transpose()
         && timeout(shared.bounds.grace, left.send(last)).await.is_err()
@@ -228,57 +287,53 @@ async fn pass(
     Ok(held)
 }
 
-/// Records each ref. Where the host's word did not arrive, its list of refs is asked: a push that was taken
-/// and not recorded would be lost, since the next one would have nothing to do.
-async fn record(
-    shared: &Shared,
-    run: &Run,
-    upstream: &Upstream,
-    (section, report): (&Section, Option<&Report>),
-) {
-    for command in &section.commands {
-        let verdict = report.map_or(Verdict::Unknown, |report| report.verdict(&command.ref_name));
-        let (ok, message) = match verdict {
-            Verdict::Taken => (true, None),
-            Verdict::Refused(said) => (false, Some(said)),
-            Verdict::Unknown => {
-                let mut search = RefSearch::new(command);
-                if timeout(shared.bounds.drain, look(upstream, &mut search)).await.is_err() {
-                    tracing::warn!(run.id = %run.id, "a git host did not say in time what became of a push");
-                }
-                let said = if search.is_there() {
-                    "the git host's answer was lost; its list of refs has the commit"
-                } else {
-                    "the git host's answer was lost, and its list of refs does not have the commit"
-                };
-                (search.is_there(), Some(said.to_owned()))
-            }
-        };
-        let push = PushRecord {
-            ref_name: command.ref_name.clone(),
-            old: command.old.clone(),
-            new: command.new.clone(),
-            ok,
-            message,
-        };
-        let store = &shared.store;
-        let recorded =
-            hold(&shared.cancel, shared.bounds.settle_hold, || store.record_push(&run.id, &push)).await;
-        if let Err(error) = recorded {
-            tracing::error!(run.id = %run.id, error = %error, "a push of {} was not recorded", run.id);
+/// Records the push. Where the host's word did not arrive, its list of refs is asked: a push that was taken and not
+/// recorded would be lost, since the next one would have nothing to do. It is asked as well where the host refused:
+/// it may have been at work on an earlier try whose answer was lost, and taken that one. If the host says nothing at
+/// all, the push stays pending, and is looked for again before the run's outcome is stored.
+async fn record(shared: &Shared, run: &Run, upstream: &Upstream, (push, verdict): (&Push, Verdict)) {
+    let seen = match verdict {
+        Verdict::Taken => Seen::There,
+        Verdict::Refused(_) | Verdict::Unknown => look(shared, run, upstream, push).await,
+    };
+    if seen == Seen::Unknown && verdict == Verdict::Unknown {
+        tracing::warn!(run.id = %run.id, "it is not known what became of a push of {}; it stays pending", run.id);
+        return;
+    }
+    let ok = seen == Seen::There;
+    let late = ok && matches!(verdict, Verdict::Refused(_));
+    let message = match verdict {
+        Verdict::Taken => None,
+        Verdict::Refused(said) if ok => Some(format!("it was there already; the git host said: {said}")),
+        Verdict::Refused(said) => Some(said),
+        Verdict::Unknown if ok => {
+            Some("the git host's answer was lost; its list of refs has the commit".to_owned())
         }
+        Verdict::Unknown => {
+            Some("the git host's answer was lost, and its list of refs does not have the commit".to_owned())
+        }
+    };
+    let record = PushRecord { push: push.clone(), ok, message };
+    let store = &shared.store;
+    let recorded = hold(&shared.cancel, shared.bounds.settle_hold, || async {
+        if late {
+            // The try that was taken may have been recorded while this one was on its way.
+            store.settle_push(&run.id, &record).await.map(drop)
+        } else {
+            store.record_push(&run.id, &record).await
+        }
+    });
+    if let Err(error) = recorded.await {
+        tracing::error!(run.id = %run.id, error = %error, "a push of {} was not recorded and stays pending", run.id);
     }
 }
 
-async fn look(upstream: &Upstream, search: &mut RefSearch<'_>) {
-    match upstream.advertise(Service::ReceivePack, None).await {
-        Ok(mut answer) => {
-            while let Some(Ok(chunk)) = answer.chunks.next().await {
-                if !search.feed(&chunk) {
-                    return;
-                }
-            }
-        }
-        Err(fault) => tracing::warn!(fault = ?fault, "a git host could not be asked what became of a push"),
+/// Forgets a push that the host never saw as a whole.
+async fn forget(shared: &Shared, run: &Run, push: &Push) {
+    let store = &shared.store;
+    let forgotten =
+        hold(&shared.cancel, shared.bounds.settle_hold, || store.forget_push(&run.id, push)).await;
+    if let Err(error) = forgotten {
+        tracing::warn!(run.id = %run.id, error = %error, "a push of {} stays pending that never left", run.id);
     }
 }

@@ -55,12 +55,17 @@ pub(super) fn judge(section: &Section, branch: &str) -> Vec<Denial> {
     denials
 }
 
-/// A receive-pack's answer that refuses every ref of the push, in the form the client asked for.
-pub(super) fn refusal(section: &Section, denials: &[Denial]) -> Vec<u8> {
+/// A receive-pack's answer in the form the client asked for: every ref of the push is refused, or, without denials,
+/// every one is taken.
+pub(super) fn answer(section: &Section, denials: &[Denial]) -> Vec<u8> {
     let mut report = Vec::new();
-    // The pack was not looked at, so there is nothing wrong with it: the refs are refused, as a hook would.
+    // The pack was not looked at, so there is nothing wrong with it: refs are refused as a hook would.
     pktline::write(&mut report, b"unpack ok\n");
     for command in &section.commands {
+        if denials.is_empty() {
+            pktline::write(&mut report, format!("ok {}\n", command.ref_name).as_bytes());
+            continue;
+        }
         let denial = denials.iter().find(|denial| denial.ref_name == command.ref_name);
         let reason = denial.map_or("refused with the others of this push", |denial| denial.reason.as_str());
         pktline::write(&mut report, format!("ng {} {reason}\n", command.ref_name).as_bytes());
@@ -95,6 +100,7 @@ fn band(out: &mut Vec<u8>, number: u8, payload: &[u8], room: usize) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::report::{Report, Verdict};
     use super::*;
     use bytes::Bytes;
 
@@ -135,7 +141,7 @@ mod tests {
         let refs = [("refs/heads/main", "2")];
         let of = |capabilities: &str| {
             let section = section(&refs, capabilities);
-            String::from_utf8(refusal(&section, &judge(&section, BRANCH))).unwrap()
+            String::from_utf8(answer(&section, &judge(&section, BRANCH))).unwrap()
         };
         let plain = of("report-status");
         assert!(
@@ -152,10 +158,18 @@ mod tests {
     }
 
     #[test]
+    fn without_denials_every_ref_is_taken() {
+        let section = section(&[(BRANCH, "2")], "report-status side-band-64k");
+        let mut report = Report::of(&section);
+        report.feed(&answer(&section, &[]));
+        assert_eq!(report.verdict(BRANCH), Verdict::Taken);
+    }
+
+    #[test]
     fn a_long_report_is_cut_into_packets_of_the_small_band() {
         let name = format!("refs/heads/{}", "x".repeat(REF_BYTES - 11));
         let section = section(&[(&name, "2")], "report-status side-band");
-        let out = refusal(&section, &judge(&section, BRANCH));
+        let out = answer(&section, &judge(&section, BRANCH));
         let mut reader = pktline::Reader::default();
         reader.push(&out);
         let mut packets = 0;

@@ -2,7 +2,7 @@
 //!
 //! Source: gitprotocol-pack(5) "Report Status" and gitprotocol-capabilities(5) "side-band".
 
-use super::pktline::{Command, Packet, Reader, Section, is_object};
+use super::pktline::{Packet, Reader, Section, is_object};
 use crate::bounds::{ADVERTISEMENT_BYTES, REPORT_BYTES};
 
 /// Most of a host's message that is kept, in bytes.
@@ -120,14 +120,15 @@ fn message(text: &str) -> String {
 #[derive(Debug)]
 pub(super) struct RefSearch<'a> {
     reader: Reader,
-    command: &'a Command,
+    ref_name: &'a str,
+    wanted: &'a str,
     bytes: usize,
     found: Option<String>,
 }
 
 impl<'a> RefSearch<'a> {
-    pub(super) fn new(command: &'a Command) -> Self {
-        Self { reader: Reader::default(), command, bytes: 0, found: None }
+    pub(super) fn new(ref_name: &'a str, wanted: &'a str) -> Self {
+        Self { reader: Reader::default(), ref_name, wanted, bytes: 0, found: None }
     }
 
     /// Takes a piece of the list; `false` means that reading on is no use.
@@ -139,7 +140,7 @@ impl<'a> RefSearch<'a> {
             let text = String::from_utf8_lossy(&line);
             let entry = text.split(['\0', '\n']).next().unwrap_or_default();
             if let Some((object, name)) = entry.split_once(' ')
-                && name == self.command.ref_name
+                && name == self.ref_name
                 && is_object(object)
             {
                 self.found = Some(object.to_owned());
@@ -150,7 +151,7 @@ impl<'a> RefSearch<'a> {
 
     /// Whether the ref is where the push wanted it.
     pub(super) fn is_there(&self) -> bool {
-        self.found.as_deref() == Some(self.command.new.as_str())
+        self.found.as_deref() == Some(self.wanted)
     }
 }
 
@@ -247,21 +248,20 @@ mod tests {
     #[test]
     fn a_ref_is_found_in_the_hosts_list() {
         let new = "2".repeat(40);
-        let command = Command { old: "1".repeat(40), new: new.clone(), ref_name: REF.to_owned() };
         let list = |object: &str| {
             let mut out = lines(&["# service=git-receive-pack\n"]);
             let first = format!("{} refs/heads/a\0report-status\n", "3".repeat(40));
             out.extend(lines(&[&first, &format!("{object} {REF}\n")]));
             out
         };
-        let mut search = RefSearch::new(&command);
+        let mut search = RefSearch::new(REF, &new);
         let there = list(&new);
         let (head, tail) = there.split_at(90);
         assert!(search.feed(head) && !search.is_there());
         assert!(!search.feed(tail) && search.is_there());
-        let mut search = RefSearch::new(&command);
+        let mut search = RefSearch::new(REF, &new);
         assert!(!search.feed(&list(&"4".repeat(40))) && !search.is_there());
-        let mut search = RefSearch::new(&command);
+        let mut search = RefSearch::new(REF, &new);
         assert!(search.feed(&vec![b'z'; ADVERTISEMENT_BYTES]));
         assert!(!search.feed(b"z"));
     }

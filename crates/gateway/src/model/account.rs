@@ -27,12 +27,13 @@ struct Pending {
 }
 
 impl Account {
-    /// Writes the pending row, holding on while the database is away: a call without a row is not forwarded.
+    /// Writes the pending row, holding on while the database is away: a call without a row is not forwarded. `None` if
+    /// the run has ended meanwhile.
     pub(super) async fn begin(
         shared: Arc<Shared>,
         run: &RunId,
         ask: Option<Ask>,
-    ) -> Result<Self, StoreError> {
+    ) -> Result<Option<Self>, StoreError> {
         let pending = match ask {
             None => None,
             Some(ask) => {
@@ -42,13 +43,14 @@ impl Account {
                     estimate_cost_micro_usd: shared.prices.cost_micro_usd(&ask.model, &ask.estimate),
                 };
                 let store = &shared.store;
-                let id =
+                let begun =
                     hold(&shared.cancel, shared.bounds.store_hold, || store.begin_model_call(run, &call))
                         .await?;
+                let Some(id) = begun else { return Ok(None) };
                 Some(Pending { id, ask })
             }
         };
-        Ok(Self { shared, pending, began: Instant::now(), first_byte: None })
+        Ok(Some(Self { shared, pending, began: Instant::now(), first_byte: None }))
     }
 
     /// The reply's head is there.
@@ -95,7 +97,8 @@ impl Account {
             status,
             tokens,
             cost_micro_usd: self.shared.prices.cost_micro_usd(model, &tokens),
-            estimated: !reading.exact,
+            // The price list has tokens alone.
+            estimated: !reading.exact || reading.server_tools,
             first_byte_ms: self.first_byte.map(millis),
             duration_ms: millis(self.began.elapsed()),
         };

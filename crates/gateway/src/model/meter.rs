@@ -26,6 +26,8 @@ pub(super) struct Reading {
     pub(super) text_bytes: usize,
     /// The counts are final.
     pub(super) exact: bool,
+    /// The model API ran tools of its own (web searches), which tokens do not pay for.
+    pub(super) server_tools: bool,
 }
 
 impl Reading {
@@ -217,6 +219,10 @@ fn take_usage(reading: &mut Reading, usage: Option<&Value>) {
             *field = value;
         }
     };
+    // Whatever such tools are called: each count that is not zero costs something.
+    let tools = usage.get("server_tool_use").and_then(Value::as_object);
+    reading.server_tools |=
+        tools.is_some_and(|tools| tools.values().any(|value| count(Some(value)) > Some(0)));
     replace(&mut tokens.input, "input_tokens");
     replace(&mut tokens.output, "output_tokens");
     replace(&mut tokens.cache_read, "cache_read_input_tokens");

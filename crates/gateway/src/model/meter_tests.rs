@@ -160,3 +160,30 @@ proptest! {
         prop_assert!(meter.is_complete());
     }
 }
+
+#[test]
+fn tools_that_the_model_api_runs_itself_are_noticed() {
+    let of = |usage: &str| {
+        let mut meter = meter("application/json", "identity");
+        meter.feed(
+            format!(r#"{{"model":"m","usage":{{"input_tokens":1,"server_tool_use":{usage}}}}}"#).as_bytes(),
+        );
+        meter.end();
+        assert!(meter.is_complete());
+        meter.reading().server_tools
+    };
+    for used in [r#"{"web_search_requests":1}"#, r#"{"web_search_requests":0,"later_requests":2}"#] {
+        assert!(of(used), "{used}");
+    }
+    for unused in ["null", "{}", r#"{"web_search_requests":0}"#, r#"{"web_search_requests":"x"}"#, "7"] {
+        assert!(!of(unused), "{unused}");
+    }
+    let mut meter = meter("text/event-stream", "identity");
+    let searched = STREAM.replace(
+        r#"{"output_tokens":42}"#,
+        r#"{"output_tokens":42,"server_tool_use":{"web_search_requests":3}}"#,
+    );
+    meter.feed(searched.as_bytes());
+    assert!(meter.is_complete() && meter.reading().server_tools);
+    assert_eq!(meter.reading().tokens, Some(COUNTS));
+}

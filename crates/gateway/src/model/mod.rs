@@ -21,7 +21,7 @@ use crate::bounds::MODEL_BODY_BYTES;
 use crate::config::{GatewayError, ModelUpstream, check_url, client};
 use crate::control::{heavy, read_body};
 use crate::grants;
-use crate::problem::{Refusal, bare};
+use crate::problem::{Refusal, Unanswered, bare};
 use crate::shared::Door;
 
 /// The model API as this gateway reaches it.
@@ -55,8 +55,19 @@ struct Call {
 }
 
 /// Answers a request below `/model`; `rest` is its path there.
-pub(crate) async fn answer(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Response<Body> {
-    forward(door, request, rest).await.unwrap_or_else(Refusal::into_model_response)
+///
+/// # Errors
+/// [`Unanswered`] if the server stops before there is a reply.
+pub(crate) async fn answer(
+    door: &Arc<Door>,
+    request: Request<Incoming>,
+    rest: &str,
+) -> Result<Response<Body>, Unanswered> {
+    match forward(door, request, rest).await {
+        Ok(response) => Ok(response),
+        Err(refusal) if door.shared.leaves(&refusal) => Err(Unanswered),
+        Err(refusal) => Ok(refusal.into_model_response()),
+    }
 }
 
 async fn forward(
@@ -76,8 +87,9 @@ async fn forward(
     let call = prepare(door, run, request, route, rest).await?;
     let (head, reply) = oneshot::channel();
     door.shared.tracker.spawn(stream::carry(call, head));
-    reply.await.map_err(|_| {
-        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the call was given up inside the server")
+    reply.await.unwrap_or_else(|_| {
+        let message = "the call was given up inside the server";
+        Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message))
     })
 }
 

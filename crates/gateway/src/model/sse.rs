@@ -1,5 +1,7 @@
 //! Server-sent events, read while they pass: incremental, bounded, never failing. Source: the WHATWG HTML
 //! standard, "Parsing an event stream". Only `data` matters here; names, ids and retry times are skipped.
+//! The parser of `caisson_domain::sse` is for events of ours: it fails at a line that is too long, where this one goes
+//! on with the next event, and it drops an event that the stream's end cut off.
 
 use crate::bounds::SSE_LINE_BYTES;
 

@@ -39,14 +39,17 @@ enum End {
     Cut,
 }
 
+type Reply = oneshot::Sender<Result<Response<Body>, Refusal>>;
+
 /// Carries the call to its end and settles it. The head of the reply goes to `reply`, if somebody still waits
 /// for it.
-pub(super) async fn carry(call: Call, mut reply: oneshot::Sender<Response<Body>>) {
+pub(super) async fn carry(call: Call, mut reply: Reply) {
     let Call { door, run, request, ask, permits: (_slot, share) } = call;
     let shared = &door.shared;
     let mut account = match Account::begin(Arc::clone(shared), &run.id, ask).await {
-        Ok(account) => account,
-        Err(error) => return hand_over(reply, Refusal::store(&error).into_model_response()),
+        Ok(Some(account)) => account,
+        Ok(None) => return hand_over(reply, Err(Refusal::no_run())),
+        Err(error) => return hand_over(reply, Err(Refusal::store(&error))),
     };
     let head = send(shared, request, &mut reply).await;
     drop(share);
@@ -54,14 +57,14 @@ pub(super) async fn carry(call: Call, mut reply: oneshot::Sender<Response<Body>>
         Ok(upstream) => upstream,
         Err(fault) => {
             failed(&door, &run, &mut account, fault).await;
-            return hand_over(reply, unreachable_answer(fault));
+            return hand_over(reply, Err(unreachable(fault)));
         }
     };
     account.answered();
     let status = upstream.status();
-    if let Some(answer) = refused(&door, &run, status).await {
+    if let Some(refusal) = refused(&door, &run, status).await {
         account.settle_free(status.as_u16()).await;
-        return hand_over(reply, answer);
+        return hand_over(reply, Err(refusal));
     }
     let mut meter = if status.is_success() { Meter::of(upstream.headers()) } else { Meter::blind() };
     if !status.is_success() {
@@ -71,7 +74,7 @@ pub(super) async fn carry(call: Call, mut reply: oneshot::Sender<Response<Body>>
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = request::reply_headers(upstream.headers());
-    hand_over(reply, response);
+    hand_over(reply, Ok(response));
     let left = sender.clone();
     let end = tokio::select! {
         end = pass(shared, upstream, sender, (&mut meter, &mut account)) => end,
@@ -89,8 +92,8 @@ pub(super) async fn carry(call: Call, mut reply: oneshot::Sender<Response<Body>>
 }
 
 /// Gives the reply to whoever waits for it.
-fn hand_over(reply: oneshot::Sender<Response<Body>>, response: Response<Body>) {
-    if reply.send(response).is_err() {
+fn hand_over(reply: Reply, answer: Result<Response<Body>, Refusal>) {
+    if reply.send(answer).is_err() {
         tracing::debug!("nobody waits for a model call's reply any more");
     }
 }
@@ -99,7 +102,7 @@ fn hand_over(reply: oneshot::Sender<Response<Body>>, response: Response<Body>) {
 async fn send(
     shared: &Shared,
     request: reqwest::Request,
-    reply: &mut oneshot::Sender<Response<Body>>,
+    reply: &mut Reply,
 ) -> Result<reqwest::Response, Fault> {
     let answer = timeout(shared.bounds.first_byte, shared.model.client.execute(request));
     tokio::select! {
@@ -134,19 +137,19 @@ async fn failed(door: &Door, run: &Run, account: &mut Account, fault: Fault) {
     door.tell(&run.id, EventKind::GatewayUpstreamFailed, data).await;
 }
 
-fn unreachable_answer(fault: Fault) -> Response<Body> {
+fn unreachable(fault: Fault) -> Refusal {
     let message = match fault {
         Fault::Connect => "the model API cannot be reached from the server",
         Fault::Broken => "the model API broke the connection off before it answered",
         Fault::Timeout => "the model API did not answer in time",
-        Fault::Abandoned => "the call was given up, because the server stops",
+        Fault::Abandoned => "the call was not waited for any longer",
     };
-    Refusal::new(StatusCode::BAD_GATEWAY, "model_unreachable", message).into_model_response()
+    Refusal::new(StatusCode::BAD_GATEWAY, "model_unreachable", message)
 }
 
 /// An answer of our own in place of replies that the agent could not understand, and the event for a refused
 /// credential. The agent retries a 401 for three minutes, and the credential is not its own: it is told 403.
-async fn refused(door: &Door, run: &Run, status: StatusCode) -> Option<Response<Body>> {
+async fn refused(door: &Door, run: &Run, status: StatusCode) -> Option<Refusal> {
     if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
         let data = json!({"upstream": "model", "kind": "auth", "status": status.as_u16()});
         door.tell(&run.id, EventKind::GatewayUpstreamFailed, data).await;
@@ -154,13 +157,13 @@ async fn refused(door: &Door, run: &Run, status: StatusCode) -> Option<Response<
     if status == StatusCode::UNAUTHORIZED {
         let message =
             "the model API refused the server's credential; replace it in the server's configuration";
-        return Some(Refusal::new(StatusCode::FORBIDDEN, "model_auth", message).into_model_response());
+        return Some(Refusal::new(StatusCode::FORBIDDEN, "model_auth", message));
     }
     if status.is_redirection() {
         let data = json!({"upstream": "model", "kind": "redirect", "status": status.as_u16()});
         door.tell(&run.id, EventKind::GatewayUpstreamFailed, data).await;
         let message = "the model API's URL redirects; set the final URL in the server's configuration";
-        return Some(Refusal::new(StatusCode::BAD_GATEWAY, "model_redirect", message).into_model_response());
+        return Some(Refusal::new(StatusCode::BAD_GATEWAY, "model_redirect", message));
     }
     None
 }

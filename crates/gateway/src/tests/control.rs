@@ -249,3 +249,54 @@ async fn artifacts_are_bounded_in_size_number_and_owner() {
     assert_eq!(std::fs::read_dir(world.root.path().join("artifacts/.incoming")).unwrap().count(), 0);
     world.stop().await;
 }
+
+#[tokio::test]
+async fn the_artifacts_of_a_run_are_bounded_together() {
+    let world = World::new().await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    world
+        .start(Setup { bounds: Bounds { run_artifact_bytes: 10, ..Bounds::default() }, ..Setup::new() })
+        .await;
+    let path = |name: &str| format!("/artifacts/{}/{name}", sandbox.run.id);
+    let put = |name: &str, bytes: usize| {
+        let path = format!("/artifacts/{}/{name}", sandbox.run.id);
+        fetch(sandbox.request(Method::PUT, &path, &sandbox.control).body(vec![0_u8; bytes]))
+    };
+    assert_eq!(put("a", 6).await.status, 204);
+    let over = put("b", 5).await;
+    assert_eq!((over.status, over.code().as_str()), (413, "artifacts_full"));
+    assert!(over.text().contains("larger than 10 bytes together"), "{}", over.text());
+    assert_eq!(put("b", 4).await.status, 204);
+    // One that is replaced does not count, and a length that is not told is counted when it is there.
+    assert_eq!(put("a", 6).await.status, 204);
+    assert_eq!(put("a", 7).await.status, 413);
+    let pieces = [Ok::<_, std::io::Error>(vec![0_u8; 4]), Ok(vec![0_u8; 3])];
+    let chunked = reqwest::Body::wrap_stream(futures_util::stream::iter(pieces));
+    assert_eq!(sandbox.control(Method::PUT, &path("a"), chunked).await.code(), "artifacts_full");
+    assert_eq!(world.store.artifact(&sandbox.run.id, "a").await.unwrap().unwrap().size_bytes, 6);
+    let root = world.root.path().join("artifacts");
+    assert_eq!(std::fs::read_dir(root.join(sandbox.run.id.as_str())).unwrap().count(), 2);
+    assert_eq!(std::fs::read_dir(root.join(".incoming")).unwrap().count(), 0);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn artifacts_of_one_sandbox_come_one_after_another() {
+    let world = World::new().await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    let store_hold = Duration::from_millis(200);
+    let bounds = Bounds { store_hold, grace: store_hold, ..Bounds::default() };
+    world.start(Setup { bounds, ..Setup::new() }).await;
+    let path = format!("/artifacts/{}/a", sandbox.run.id);
+    let mut slow = UnixStream::connect(&sandbox.socket).await.unwrap();
+    let head = format!(
+        "PUT {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: 9\r\n\r\n",
+        sandbox.control
+    );
+    slow.write_all(head.as_bytes()).await.unwrap();
+    let one = || sandbox.control(Method::PUT, &path, "x");
+    eventually(|| async { (one().await.status == 503).then_some(()) }).await;
+    drop(slow);
+    eventually(|| async { (one().await.status == 204).then_some(()) }).await;
+    world.stop().await;
+}

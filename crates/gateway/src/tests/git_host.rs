@@ -63,6 +63,19 @@ pub(crate) async fn git(directory: &Path, arguments: &[&str]) -> String {
     done.out
 }
 
+/// Git that must work, with something to read.
+pub(crate) async fn git_with(directory: &Path, arguments: &[&str], input: &[u8]) -> String {
+    let mut command = command(directory);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let write = async move { stdin.write_all(input).await.unwrap() };
+    let ((), output) = tokio::join!(write, child.wait_with_output());
+    let done = done(&output.unwrap());
+    assert!(done.ok, "git {arguments:?}: {}", done.said);
+    done.out
+}
+
 /// A bare repository with one commit on `main`; answers that commit.
 pub(crate) async fn bare_repository(path: &Path) -> String {
     let seed = path.with_extension("seed");
@@ -77,7 +90,7 @@ pub(crate) async fn bare_repository(path: &Path) -> String {
 
 /// The sandbox's own git, by way of a loopback port such as the shim has.
 pub(crate) struct Client {
-    url: String,
+    pub(crate) url: String,
     grant: String,
     pub(crate) directory: PathBuf,
     _forwarder: JoinSet<()>,

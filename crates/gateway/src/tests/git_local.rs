@@ -1,10 +1,12 @@
 use caisson_domain::event::EventKind;
 use caisson_domain::git::AllowList;
+use caisson_domain::workflow::Publish;
 use http::Method;
 use std::path::PathBuf;
 
 use super::git_host::{Client, bare_repository, git};
 use super::support::{OK, Sandbox, Setup, World, eventually, fetch, run_spec};
+use crate::GatewayError;
 use crate::bounds::{GIT_EXCHANGES, TOLD_EVENTS};
 
 const BRANCH: &str = "caisson/fixer/1";
@@ -134,24 +136,115 @@ async fn a_broken_repository_and_a_missing_git_are_said_to_be() {
     assert!(reply.text().contains("bad config line"), "{}", reply.text());
     world.stop().await;
 
-    for (program, part) in [("/nonexistent/git", "could not be started"), ("hangs", "did not answer in time")]
-    {
+    for (program, part) in [("gone", "could not be started"), ("hangs", "did not answer in time")] {
         let world = World::new().await;
         let root = world.root.path().canonicalize().unwrap();
         bare_repository(&root.join("bare.git")).await;
-        let script = root.join("hangs");
+        let script = root.join(program);
         std::fs::write(&script, "#!/bin/sh\nexec sleep 600\n").unwrap();
         std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let sandbox = world.sandbox(run_spec(Some(root.join("bare.git").to_str().unwrap()))).await;
         let mut setup = Setup::new();
-        setup.git.git_program = root.join(program);
+        setup.git.git_program.clone_from(&script);
         setup.git.allow = AllowList::new(&[], vec![root]).unwrap();
         setup.bounds.idle = std::time::Duration::from_millis(100);
         world.start(setup).await;
+        if program == "gone" {
+            std::fs::remove_file(&script).unwrap();
+        }
         let reply = fetch(sandbox.request(Method::GET, path, &sandbox.agent)).await;
         assert!(reply.status == 502 && reply.text().contains(part), "{}", reply.text());
         world.stop().await;
     }
+}
+
+#[tokio::test]
+async fn git_must_be_there_if_directories_are_allowed_and_need_not_otherwise() {
+    let world = World::new().await;
+    let setup = |directories: Vec<PathBuf>| {
+        let mut setup = Setup::new();
+        setup.git.git_program = PathBuf::from("caisson-no-such-git");
+        setup.git.allow = AllowList::new(&[], directories).unwrap();
+        setup
+    };
+    let error = world.try_start(setup(vec![PathBuf::from("/srv")])).await.unwrap_err();
+    assert!(matches!(error, GatewayError::Program { .. }), "{error}");
+    world.start(setup(Vec::new())).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_directory_to_keep_away_from_must_be_there() {
+    let world = World::new().await;
+    let mut setup = Setup::new();
+    setup.git.forbidden = vec![world.root.path().join("missing")];
+    let error = world.try_start(setup).await.unwrap_err();
+    assert!(matches!(error, GatewayError::Forbidden { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_repository_where_agents_write_is_refused_and_its_hooks_never_run() {
+    for name in ["state/planted.git", "link", "tree"] {
+        let world = World::new().await;
+        let root = world.root.path().canonicalize().unwrap();
+        let planted = root.join("state/planted.git");
+        bare_repository(&planted).await;
+        let marker = root.join("the-hook-ran");
+        let hook = planted.join("hooks/pre-receive");
+        std::fs::create_dir_all(hook.parent().unwrap()).unwrap();
+        std::fs::write(&hook, format!("#!/bin/sh\ntouch {}\n", marker.display())).unwrap();
+        std::fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        std::os::unix::fs::symlink(&planted, root.join("link")).unwrap();
+        std::fs::create_dir(root.join("tree")).unwrap();
+        std::fs::write(root.join("tree/.git"), format!("gitdir: {}\n", planted.display())).unwrap();
+        let sandbox = world.sandbox(run_spec(Some(root.join(name).to_str().unwrap()))).await;
+        let mut setup = Setup::new();
+        setup.git.allow = AllowList::new(&[], vec![root.clone()]).unwrap();
+        setup.git.forbidden = vec![root.join("state")];
+        world.start(setup).await;
+        let client = client(&world, &sandbox).await;
+        git(&client.directory, &["clone", "-q", planted.to_str().unwrap(), "work"]).await;
+        client.commit("two\n").await;
+        let pushed = client.git("work", &["push", &client.url, &format!("HEAD:{BRANCH}")]).await;
+        assert!(!marker.exists(), "{name}: the hook ran");
+        let said = "remote: {\"code\":\"policy_denied\"";
+        assert!(!pushed.ok && pushed.said.contains(said), "{name}: {}", pushed.said);
+        assert!(pushed.said.contains("where the server keeps what agents write"), "{}", pushed.said);
+        let denied = world.events(&sandbox.run.id, EventKind::GatewayDenied).await;
+        assert_eq!(denied[0]["rule"], "policy_denied");
+        world.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_publishes_nothing_fetches_and_does_not_push() {
+    let world = World::new().await;
+    let root = world.root.path().canonicalize().unwrap();
+    let bare = root.join("bare.git");
+    bare_repository(&bare).await;
+    let mut spec = run_spec(Some(bare.to_str().unwrap()));
+    spec.workflow.caisson.publish = Publish::None;
+    let sandbox = world.sandbox(spec).await;
+    let mut setup = Setup::new();
+    setup.git.allow = AllowList::new(&[], vec![root]).unwrap();
+    world.start(setup).await;
+    let client = client(&world, &sandbox).await;
+    client.clone_and_commit().await;
+    let before = git(&bare, &["for-each-ref"]).await;
+    let pushed = client.push(&[&format!("HEAD:{BRANCH}")]).await;
+    assert!(!pushed.ok && pushed.said.contains("policy_denied"), "{}", pushed.said);
+    assert!(pushed.said.contains("publishes nothing"), "{}", pushed.said);
+    let denied = world.events(&sandbox.run.id, EventKind::GatewayDenied).await;
+    assert_eq!((&denied[0]["what"], &denied[0]["rule"]), (&"git".into(), &"policy_denied".into()));
+    // Nor without asking first.
+    let new = git(&bare, &["rev-parse", "main"]).await;
+    let command = format!("{} {new} refs/heads/{BRANCH}\0 report-status", "0".repeat(40));
+    let push = format!("{:04x}{command}0000", command.len() + 4);
+    let reply = sandbox.agent(Method::POST, "/git/origin/git-receive-pack", push).await;
+    assert_eq!((reply.status, reply.code().as_str()), (403, "policy_denied"));
+    assert_eq!(git(&bare, &["for-each-ref"]).await, before);
+    assert_eq!(world.events(&sandbox.run.id, EventKind::GatewayDenied).await.len(), 2);
+    world.stop().await;
 }
 
 #[tokio::test]

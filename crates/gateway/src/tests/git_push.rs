@@ -95,6 +95,7 @@ async fn a_push_larger_than_its_bound_is_refused_and_git_says_why() {
     assert_eq!(refs(&bare).await, before);
     let denied = world.events(&sandbox.run.id, EventKind::GatewayDenied).await;
     assert_eq!(denied[0]["rule"], "push_size");
+    assert_eq!(world.store.pending_push(&sandbox.run.id).await.unwrap(), None);
     std::fs::write(client.directory.join("work/noise"), &noise[..2_000_000]).unwrap();
     git(&work, &["commit", "-qa", "--amend", "-m", "less noise"]).await;
     let pushed = client.push(&[&format!("HEAD:{BRANCH}")]).await;

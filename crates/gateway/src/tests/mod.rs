@@ -4,12 +4,15 @@ mod control;
 mod doors;
 mod git_host;
 mod git_http;
+mod git_limits;
 mod git_local;
+mod git_pending;
 mod git_push;
 mod grants;
 mod model;
 mod model_faults;
 mod model_host;
+mod stop;
 pub(crate) mod support;
 mod tls;
 

@@ -73,6 +73,20 @@ async fn a_streamed_reply_passes_unchanged_and_is_counted_exactly() {
 }
 
 #[tokio::test]
+async fn a_call_that_used_the_apis_own_tools_is_an_estimate_since_tokens_do_not_price_them() {
+    let end = END.replace(
+        "{\"output_tokens\":50}",
+        "{\"output_tokens\":50,\"server_tool_use\":{\"web_search_requests\":2}}",
+    );
+    let (world, sandbox, _host) = world(Script::stream(vec![piece(START), piece(TEXT), piece(&end)])).await;
+    assert_eq!(ask(&sandbox).await.text(), format!("{START}{TEXT}{end}"));
+    assert_eq!(call(&world, &sandbox).await["estimated"], true);
+    let usage = world.run(&sandbox.run.id).await.usage;
+    assert_eq!((usage.estimated_calls, usage.tokens.output), (1, 50));
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn whoever_saw_the_end_of_a_reply_finds_it_counted() {
     let silent_end = vec![piece(START), piece(END), Piece::Silence];
     let host = ModelHost::start(Script::stream(silent_end)).await;

@@ -106,6 +106,7 @@ impl Setup {
             allow: AllowList::default(),
             outbound_proxy: None,
             extra_ca_pem: None,
+            forbidden: Vec::new(),
             git_program: PathBuf::from("git"),
         };
         Self { bounds, model, git }

@@ -172,7 +172,7 @@ pub(crate) fn written(spec: &SandboxSpec, name: &str) -> String {
 #[expect(clippy::print_stderr, reason = "a skipped test must not look like one that passed")]
 pub(crate) fn skipped<T>(reason: &str) -> Option<T> {
     assert!(
-        variable("CAISSON_TEST_REQUIRE").as_deref() != Some("1"),
+        variable("TEST_REQUIRE").as_deref() != Some("1"),
         "no test may be skipped here: {reason}"
     );
     eprintln!("SKIPPED: {reason}");

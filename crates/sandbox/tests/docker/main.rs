@@ -1,6 +1,6 @@
 //! The Docker engine against a real Docker Engine, the one that `DOCKER_HOST` names.
 //!
-//! Where there is none, each test says `SKIPPED` and how to enable it; with `CAISSON_TEST_REQUIRE=1` it fails instead.
+//! Where there is none, each test says `SKIPPED` and how to enable it; with `TEST_REQUIRE=1` it fails instead.
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
 #![expect(clippy::future_not_send, reason = "each test runs on one thread")]

@@ -1,26 +1,24 @@
 //! The journal's files.
 //!
-//! A record is given to the kernel by write(2) before it is sent, which is enough against the death of any process:
-//! the page cache outlives it. It is not synced, so a power loss may cost the records that the gateway had not stored.
-//! The writes are done in place and not on another thread: each is one short copy into the page cache, and the record
-//! must not wait for a thread to be sent.
+//! A record is given to the kernel by write(2) before it is sent: the page cache outlives every process, and what was not
+//! sent can be read by people if the sandbox is lost. It is not synced. The shim itself never reads it again: every
+//! process of the sandbox could have changed it meanwhile. The writes are done in place and not on another thread: each is
+//! one short copy into the page cache, and the record must not wait for a thread to be sent.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::posix_fallocate;
 
-use super::segments::{Segment, Segments, base_of};
+use super::segments::{Segments, is_segment};
+use crate::plain_file::create;
 
 /// Size of the piece that is kept free for the last records of a run on a full disk, in bytes.
 pub(super) const RESERVE_BYTES: i64 = 1024 * 1024;
 /// File name of that piece.
 const RESERVE: &str = "reserve";
-/// File name of what must be known after a restart.
-const PROGRESS: &str = "progress.json";
 
 /// Why a record was not written.
 #[derive(Debug, thiserror::Error)]
@@ -52,23 +50,23 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Opens the directory and takes up what an earlier process left. A last line that was cut is dropped: it was
-    /// never sent.
+    /// Opens the directory for the one process that ever writes there: a sandbox is not started twice.
     pub(super) fn open(directory: &Path) -> io::Result<Self> {
         fs::create_dir_all(directory)?;
-        let found = found(directory)?;
-        let segments = Segments::recovered(&found);
-        for (old, new) in found.iter().zip(segments.iter()) {
-            if old.base != new.base {
-                fs::rename(directory.join(old.file_name()), directory.join(new.file_name()))?;
+        for entry in fs::read_dir(directory)? {
+            if entry?.file_name().to_str().is_some_and(is_segment) {
+                let used = "there is a journal already, and a sandbox is not started twice";
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, used));
             }
         }
-        let active = append_to(&directory.join(segments.active().file_name()))?;
+        let segments = Segments::new();
+        let active = create(&directory.join(segments.active().file_name()))?;
         Ok(Self { directory: directory.to_owned(), segments, active })
     }
 
-    pub(super) fn segments(&self) -> &Segments {
-        &self.segments
+    /// Offset behind the last byte.
+    pub(super) fn end(&self) -> u64 {
+        self.segments.active().end()
     }
 
     /// Appends one whole line; all of it or nothing.
@@ -80,31 +78,9 @@ impl Files {
         }
         self.segments.grow(line.len() as u64);
         if let Some(next) = self.segments.rotate() {
-            self.active = append_to(&self.directory.join(next.file_name()))?;
+            self.active = create(&self.directory.join(next.file_name()))?;
         }
         Ok(())
-    }
-
-    /// Reads whole lines from `offset`, at most `bytes` and not beyond the segment's end.
-    pub(super) fn read(&self, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
-        let Some(segment) = self.segments.holding(offset) else { return Ok(Vec::new()) };
-        let file = File::open(self.directory.join(segment.file_name()))?;
-        let left = usize::try_from(segment.end() - offset).unwrap_or(usize::MAX).min(bytes);
-        let mut lines = vec![0; left];
-        file.read_exact_at(&mut lines, offset - segment.base)?;
-        if let Some(end) = lines.iter().rposition(|byte| *byte == b'\n') {
-            lines.truncate(end + 1);
-        }
-        Ok(lines)
-    }
-
-    /// The last line of all, if it has not been deleted.
-    pub(super) fn last_line(&self) -> Option<Vec<u8>> {
-        let last = self.segments.iter().filter(|segment| segment.length > 0).last()?;
-        let mut lines = fs::read(self.directory.join(last.file_name())).ok()?;
-        lines.truncate(usize::try_from(last.length).ok()?.saturating_sub(1));
-        let begin = lines.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        Some(lines.split_off(begin))
     }
 
     /// Deletes the segments that are wholly acknowledged.
@@ -117,7 +93,7 @@ impl Files {
 
     /// Keeps a piece of the disk free for a run's last records.
     pub(super) fn reserve(&self) -> io::Result<()> {
-        let file = append_to(&self.directory.join(RESERVE))?;
+        let file = create(&self.directory.join(RESERVE))?;
         posix_fallocate(&file, 0, RESERVE_BYTES).map_err(io::Error::from)
     }
 
@@ -125,91 +101,52 @@ impl Files {
     pub(super) fn release(&self) -> io::Result<()> {
         fs::remove_file(self.directory.join(RESERVE))
     }
-
-    /// Reads what must be known after a restart.
-    pub(super) fn progress(&self) -> Option<Vec<u8>> {
-        fs::read(self.directory.join(PROGRESS)).ok()
-    }
-
-    /// Writes it, all or nothing.
-    pub(super) fn set_progress(&self, progress: &[u8]) -> io::Result<()> {
-        let new = self.directory.join("progress.new");
-        fs::write(&new, progress)?;
-        fs::rename(new, self.directory.join(PROGRESS))
-    }
-}
-
-/// The segments in the directory, sorted, the last one cut to whole lines.
-fn found(directory: &Path) -> io::Result<Vec<Segment>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        if let Some(base) = entry.file_name().to_str().and_then(base_of) {
-            found.push(Segment { base, length: entry.metadata()?.len() });
-        }
-    }
-    found.sort_by_key(|segment| segment.base);
-    if let Some(last) = found.last_mut() {
-        let path = directory.join(last.file_name());
-        let content = fs::read(&path)?;
-        let whole = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        last.length = whole as u64;
-        OpenOptions::new().write(true).open(path)?.set_len(last.length)?;
-    }
-    Ok(found)
-}
-
-fn append_to(path: &Path) -> io::Result<File> {
-    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
-    file.seek(SeekFrom::End(0))?;
-    Ok(file)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::segments::SEGMENT_BYTES;
+    use crate::journal::segments::{SEGMENT_BYTES, Segment};
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
 
     #[test]
-    fn a_cut_last_line_is_dropped_and_writing_goes_on_behind_the_whole_ones() {
+    fn a_directory_is_written_by_one_process_only() {
         let directory = tempfile::tempdir().unwrap();
         let mut files = Files::open(directory.path()).unwrap();
         files.append(b"one\n").unwrap();
         files.append(b"two\n").unwrap();
-        let name = directory.path().join(files.segments().active().file_name());
-        fs::write(&name, b"one\ntwo\nthr").unwrap();
-        let mut files = Files::open(directory.path()).unwrap();
-        assert_eq!(files.segments().end(), 8);
-        files.append(b"four\n").unwrap();
-        assert_eq!(fs::read(name).unwrap(), b"one\ntwo\nfour\n");
-        assert_eq!(files.read(4, 100).unwrap(), b"two\nfour\n");
-        // Only whole lines: four bytes more would cut the last one.
-        assert_eq!(files.read(4, 8).unwrap(), b"two\n");
-        assert_eq!(files.read(13, 100).unwrap(), b"");
+        assert_eq!(files.end(), 8);
+        let name = directory.path().join(files.segments.active().file_name());
+        assert_eq!(fs::read(name).unwrap(), b"one\ntwo\n");
+        assert_eq!(Files::open(directory.path()).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
     }
 
     #[test]
-    fn acknowledged_segments_are_deleted_and_the_offset_survives_a_restart() {
+    fn acknowledged_segments_are_deleted() {
         let directory = tempfile::tempdir().unwrap();
         let mut files = Files::open(directory.path()).unwrap();
         let mut long = vec![b'x'; usize::try_from(SEGMENT_BYTES).unwrap()];
         long.push(b'\n');
         files.append(&long).unwrap();
-        let end = files.segments().end();
-        files.forget_before(end).unwrap();
+        files.forget_before(files.end()).unwrap();
         let left: Vec<_> = fs::read_dir(directory.path()).unwrap().flatten().collect();
         assert_eq!(left.len(), 1);
-        let files = Files::open(directory.path()).unwrap();
-        assert_eq!((files.segments().begin(), files.segments().end()), (end, end));
     }
 
     #[test]
-    fn segments_that_do_not_fit_together_are_moved_together() {
+    fn pipes_in_the_way_of_the_next_files_are_replaced() {
         let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join(Segment { base: 0, length: 0 }.file_name()), b"a\n").unwrap();
-        fs::write(directory.path().join(Segment { base: 9, length: 0 }.file_name()), b"b\n").unwrap();
-        let files = Files::open(directory.path()).unwrap();
-        assert_eq!(files.read(2, 10).unwrap(), b"b\n");
+        let mut files = Files::open(directory.path()).unwrap();
+        let length = SEGMENT_BYTES + 1;
+        let next = directory.path().join(Segment { base: length, length: 0 }.file_name());
+        for pipe in [&next, &directory.path().join(RESERVE)] {
+            mkfifo(pipe, Mode::S_IRWXU).unwrap();
+        }
+        files.append(&vec![b'x'; usize::try_from(length).unwrap()]).unwrap();
+        files.append(b"next\n").unwrap();
+        assert_eq!(fs::read(next).unwrap(), b"next\n");
+        files.reserve().unwrap();
     }
 
     #[test]

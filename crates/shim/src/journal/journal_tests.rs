@@ -1,5 +1,6 @@
 use super::*;
-use caisson_domain::protocol::{Ending, Outcome};
+use caisson_domain::id::RunId;
+use caisson_domain::protocol::JournalBody;
 use futures_util::FutureExt;
 
 fn record(text: &str) -> JournalRecord {
@@ -12,7 +13,7 @@ fn length(text: &str) -> u64 {
 }
 
 async fn next(journal: &Journal) -> Batch {
-    journal.next_batch().await.unwrap()
+    journal.next_batch().await
 }
 
 fn texts(batch: &Batch) -> Vec<String> {
@@ -74,19 +75,36 @@ async fn writers_wait_at_the_bound_and_lose_nothing() {
 }
 
 #[tokio::test]
-async fn a_new_process_goes_on_where_the_gateway_stands() {
+async fn what_is_sent_is_what_was_written_whatever_becomes_of_the_files() {
     let directory = tempfile::tempdir().unwrap();
     let journal = Journal::open(directory.path()).unwrap();
-    let first = journal.append(&record("a")).await.unwrap();
-    journal.append(&record("b")).await.unwrap();
-    journal.acknowledge(first);
-    drop(journal);
-    // What was acknowledged is not known any more: the gateway says it.
+    journal.append(&record("a")).await.unwrap();
+    let forged = directory.path().join("forged");
+    std::fs::write(&forged, serde_json::to_vec(&record("x")).unwrap()).unwrap();
+    let segments = |name: &std::ffi::OsStr| name.to_string_lossy().ends_with(".jsonl");
+    for entry in std::fs::read_dir(directory.path()).unwrap().flatten() {
+        if segments(&entry.file_name()) {
+            std::fs::rename(&forged, entry.path()).unwrap();
+        }
+    }
+    let end = journal.append(&record("b")).await.unwrap();
+    assert_eq!(texts(&next(&journal).await), ["a", "b"]);
+    std::fs::remove_dir_all(directory.path()).unwrap();
+    assert_eq!(texts(&next(&journal).await), ["a", "b"]);
+    assert!(journal.acknowledge(end));
+    journal.flushed().await;
+}
+
+#[tokio::test]
+async fn a_batch_ends_with_the_line_that_reaches_its_bound() {
+    let directory = tempfile::tempdir().unwrap();
     let journal = Journal::open(directory.path()).unwrap();
-    assert_eq!(next(&journal).await.offset, 0);
-    assert!(journal.acknowledge(first));
+    let long = "x".repeat(JOURNAL_BATCH_BYTES - usize::try_from(length("a") + length("")).unwrap());
+    for text in ["a", &long, "b"] {
+        journal.append(&record(text)).await.unwrap();
+    }
     let batch = next(&journal).await;
-    assert_eq!((batch.offset, texts(&batch)), (first, vec!["b".to_owned()]));
+    assert_eq!((batch.lines.len(), texts(&batch).len()), (JOURNAL_BATCH_BYTES, 2));
 }
 
 #[tokio::test]
@@ -105,21 +123,4 @@ async fn journals_that_do_not_fit_together_lose_nothing_that_is_here() {
     assert!(journal.acknowledge(5));
     let batch = next(&journal).await;
     assert_eq!((batch.offset, texts(&batch)), (5, vec!["b".to_owned()]));
-}
-
-#[tokio::test]
-async fn a_run_whose_last_record_is_written_is_finished() {
-    let directory = tempfile::tempdir().unwrap();
-    let journal = Journal::open(directory.path()).unwrap();
-    assert_eq!(journal.progress(), None);
-    let run = RunId::new(1, [0; 10]);
-    let started = Progress { run: run.clone(), attempt: 1, stage: Stage::Started };
-    journal.set_progress(&started).unwrap();
-    journal.append(&record("a")).await.unwrap();
-    assert_eq!(Journal::open(directory.path()).unwrap().progress(), Some(started));
-    let outcome = Outcome { ending: Ending::Completed, result: None, head: None, pushed: false };
-    let last = JournalRecord { run: run.clone(), attempt: 1, body: JournalBody::Finished(outcome) };
-    journal.append(&last).await.unwrap();
-    let finished = Progress { run, attempt: 1, stage: Stage::Finished };
-    assert_eq!(Journal::open(directory.path()).unwrap().progress(), Some(finished));
 }

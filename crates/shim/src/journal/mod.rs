@@ -1,19 +1,19 @@
 //! The journal: every record of a run is written to a file before it is sent, and sent until the gateway has
-//! acknowledged it. See [`files`] for what survives what.
+//! acknowledged it. It is sent from this process's own memory, which nothing else in the sandbox can change; see [`files`]
+//! for what the files are good for.
 
 mod files;
 mod segments;
 pub(crate) mod sender;
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use caisson_domain::id::RunId;
 use caisson_domain::limits::{JOURNAL_BATCH_BYTES, JOURNAL_BYTES};
-use caisson_domain::protocol::{JournalBody, JournalRecord};
-use serde::{Deserialize, Serialize};
+use caisson_domain::protocol::JournalRecord;
 use tokio::sync::{Notify, watch};
 
 use crate::diagnostics::say;
@@ -24,27 +24,6 @@ pub(crate) use files::WriteError;
 const DISK_TRIES: u32 = 20;
 /// Time between two such tries, in milliseconds.
 const DISK_WAIT_MS: u64 = 100;
-
-/// How far a run is, as far as a restarted shim must know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Stage {
-    /// Its prompt may have reached the agent.
-    Started,
-    /// Its last record is written.
-    Finished,
-}
-
-/// The last run of this sandbox.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Progress {
-    /// Which.
-    pub(crate) run: RunId,
-    /// Which attempt.
-    pub(crate) attempt: i64,
-    /// How far.
-    pub(crate) stage: Stage,
-}
 
 /// The journal, open.
 #[derive(Debug)]
@@ -59,6 +38,8 @@ struct State {
     files: Files,
     /// Local offset behind the last acknowledged byte.
     acknowledged: u64,
+    /// The lines behind it.
+    lines: VecDeque<Vec<u8>>,
     /// What is added to a local offset to give the gateway's: not 0 only when the two journals do not fit together.
     shift: i64,
     waiting_for_room: u32,
@@ -75,7 +56,7 @@ pub(crate) struct Batch {
 }
 
 impl Journal {
-    /// Opens the journal's directory and takes up what an earlier process left.
+    /// Begins a journal in a directory that has none.
     ///
     /// # Errors
     /// That of the operating system.
@@ -85,9 +66,9 @@ impl Journal {
 
     fn open_bounded(directory: &Path, room_bytes: u64) -> io::Result<Arc<Self>> {
         let files = Files::open(directory)?;
-        let begin = files.segments().begin();
-        let state = State { files, acknowledged: begin, shift: 0, waiting_for_room: 0, room_bytes };
-        let (acknowledged, _) = watch::channel(begin);
+        let lines = VecDeque::new();
+        let state = State { files, acknowledged: 0, lines, shift: 0, waiting_for_room: 0, room_bytes };
+        let (acknowledged, _) = watch::channel(0);
         Ok(Arc::new(Self { state: Mutex::new(state), written: Notify::new(), acknowledged }))
     }
 
@@ -133,7 +114,8 @@ impl Journal {
             return Ok(None);
         }
         state.files.append(line)?;
-        let end = state.files.segments().end();
+        state.lines.push_back(line.to_vec());
+        let end = state.files.end();
         drop(state);
         self.written.notify_one();
         Ok(Some(end))
@@ -156,7 +138,7 @@ impl Journal {
 
     /// Waits until the gateway has stored everything.
     pub(crate) async fn flushed(&self) {
-        let end = self.lock().files.segments().end();
+        let end = self.lock().files.end();
         self.acknowledged(end).await;
     }
 
@@ -176,49 +158,18 @@ impl Journal {
         }
     }
 
-    /// The last run of this sandbox, as far as it is known. A run whose last record is written counts as finished even
-    /// if the process died before it could note that.
-    pub(crate) fn progress(&self) -> Option<Progress> {
-        let state = self.lock();
-        let noted: Option<Progress> =
-            state.files.progress().and_then(|noted| serde_json::from_slice(&noted).ok());
-        let last = state.files.last_line().and_then(|line| serde_json::from_slice(&line).ok());
-        drop(state);
-        match last {
-            Some(JournalRecord { run, attempt, body: JournalBody::Finished(_) }) => {
-                Some(Progress { run, attempt, stage: Stage::Finished })
-            }
-            Some(_) | None => noted,
-        }
-    }
-
-    /// Notes how far a run is.
-    ///
-    /// # Errors
-    /// [`WriteError`] when the disk is full or fails.
-    pub(crate) fn set_progress(&self, progress: &Progress) -> Result<(), WriteError> {
-        let text = serde_json::to_vec(progress).map_err(|error| WriteError::Other(error.into()))?;
-        Ok(self.lock().files.set_progress(&text)?)
-    }
-
-    /// Waits until there is something to send, and gives all of it up to [`JOURNAL_BATCH_BYTES`] and a segment's end.
-    ///
-    /// # Errors
-    /// That of the operating system if the files cannot be read.
+    /// Waits until there is something to send, and gives all of it up to [`JOURNAL_BATCH_BYTES`].
     ///
     /// # Cancel safety
     /// Safe.
-    pub(crate) async fn next_batch(&self) -> io::Result<Batch> {
+    pub(crate) async fn next_batch(&self) -> Batch {
         loop {
             let written = self.written.notified();
             {
                 let state = self.lock();
-                if state.unacknowledged() > 0 {
-                    let lines = state.files.read(state.acknowledged, JOURNAL_BATCH_BYTES)?;
-                    return Ok(Batch {
-                        offset: state.acknowledged.saturating_add_signed(state.shift),
-                        lines,
-                    });
+                if !state.lines.is_empty() {
+                    let offset = state.acknowledged.saturating_add_signed(state.shift);
+                    return Batch { offset, lines: state.first_lines(JOURNAL_BATCH_BYTES) };
                 }
             }
             written.await;
@@ -231,15 +182,15 @@ impl Journal {
     /// side was set back: then what is not acknowledged is sent again from where the gateway stands.
     pub(crate) fn acknowledge(&self, stored: u64) -> bool {
         let mut state = self.lock();
-        let (begin, end) = (state.files.segments().begin(), state.files.segments().end());
-        let local = stored.checked_add_signed(-state.shift).filter(|local| (begin..=end).contains(local));
-        let Some(local) = local else {
+        let local = stored.checked_add_signed(-state.shift);
+        let Some((local, whole)) = local.and_then(|local| Some((local, state.lines_before(local)?))) else {
             state.shift = stored.cast_signed() - state.acknowledged.cast_signed();
             say(format_args!("the gateway stores the journal from offset {stored}, which is not in it"));
             return true;
         };
         let news = local != state.acknowledged;
         state.acknowledged = local;
+        state.lines.drain(..whole);
         if let Err(error) = state.files.forget_before(local) {
             say(format_args!("cannot delete a part of the journal that is stored: {error}"));
         }
@@ -255,7 +206,29 @@ impl Journal {
 
 impl State {
     fn unacknowledged(&self) -> u64 {
-        self.files.segments().end() - self.acknowledged
+        self.files.end() - self.acknowledged
+    }
+
+    /// The first lines, together at most `bytes` long, but at least one.
+    fn first_lines(&self, bytes: usize) -> Vec<u8> {
+        let mut first = Vec::new();
+        for line in &self.lines {
+            if !first.is_empty() && first.len() + line.len() > bytes {
+                break;
+            }
+            first.extend_from_slice(line);
+        }
+        first
+    }
+
+    /// How many whole lines end at `offset`; none if no line begins or ends there.
+    fn lines_before(&self, offset: u64) -> Option<usize> {
+        let mut end = self.acknowledged;
+        let ends = self.lines.iter().map(|line| {
+            end += line.len() as u64;
+            end
+        });
+        std::iter::once(self.acknowledged).chain(ends).position(|end| end == offset)
     }
 }
 

@@ -30,12 +30,10 @@ impl Segment {
     }
 }
 
-/// Reads the offset in a segment's file name; none for other files.
-pub(super) fn base_of(file_name: &str) -> Option<u64> {
-    let digits = file_name.strip_suffix(ENDING)?;
-    (digits.len() == DIGITS && digits.bytes().all(|byte| byte.is_ascii_digit()))
-        .then(|| digits.parse().ok())
-        .flatten()
+/// Whether a file's name is that of a segment.
+pub(super) fn is_segment(file_name: &str) -> bool {
+    let digits = file_name.strip_suffix(ENDING).unwrap_or_default();
+    digits.len() == DIGITS && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// All segments, without gaps; the last one is being written.
@@ -45,33 +43,9 @@ pub(super) struct Segments {
 }
 
 impl Segments {
-    /// Takes the segments that were found, sorted by base. One that does not begin where the one before ended is
-    /// moved there: the order of the records counts, and nothing of them is dropped.
-    pub(super) fn recovered(found: &[Segment]) -> Self {
-        let mut list: VecDeque<Segment> = VecDeque::new();
-        for segment in found {
-            let base = list.back().map_or(segment.base, |before| before.end());
-            list.push_back(Segment { base, length: segment.length });
-        }
-        if list.is_empty() {
-            list.push_back(Segment { base: 0, length: 0 });
-        }
-        Self { list }
-    }
-
-    /// All of them, oldest first.
-    pub(super) fn iter(&self) -> impl Iterator<Item = Segment> + '_ {
-        self.list.iter().copied()
-    }
-
-    /// Offset of the oldest byte that is still there.
-    pub(super) fn begin(&self) -> u64 {
-        self.list.front().map_or(0, |first| first.base)
-    }
-
-    /// Offset behind the newest byte.
-    pub(super) fn end(&self) -> u64 {
-        self.active().end()
+    /// One empty segment.
+    pub(super) fn new() -> Self {
+        Self { list: VecDeque::from([Segment { base: 0, length: 0 }]) }
     }
 
     /// The one that is being written.
@@ -91,7 +65,7 @@ impl Segments {
         if self.active().length < SEGMENT_BYTES {
             return None;
         }
-        let next = Segment { base: self.end(), length: 0 };
+        let next = Segment { base: self.active().end(), length: 0 };
         self.list.push_back(next);
         Some(next)
     }
@@ -107,11 +81,6 @@ impl Segments {
         }
         forgotten
     }
-
-    /// The segment that holds the byte at `offset`.
-    pub(super) fn holding(&self, offset: u64) -> Option<Segment> {
-        self.iter().find(|segment| segment.base <= offset && offset < segment.end())
-    }
 }
 
 #[cfg(test)]
@@ -126,61 +95,45 @@ mod tests {
     #[test]
     fn names_carry_the_offset_and_sort_by_it() {
         assert_eq!(segment(0, 1).file_name(), "00000000000000000000.jsonl");
-        assert_eq!(base_of(&segment(u64::MAX, 0).file_name()), Some(u64::MAX));
-        for other in ["reserve", "1.jsonl", "0000000000000000000x.jsonl", "99999999999999999999.jsonl"] {
-            assert_eq!(base_of(other), None, "{other}");
+        assert!(is_segment(&segment(u64::MAX, 0).file_name()));
+        for other in ["reserve", "1.jsonl", "0000000000000000000x.jsonl"] {
+            assert!(!is_segment(other), "{other}");
         }
     }
 
     #[test]
     fn a_segment_is_followed_by_the_next_at_its_bound() {
-        let mut segments = Segments::recovered(&[]);
+        let mut segments = Segments::new();
         segments.grow(SEGMENT_BYTES - 1);
         assert_eq!(segments.rotate(), None);
         segments.grow(1);
         assert_eq!(segments.rotate(), Some(segment(SEGMENT_BYTES, 0)));
-        assert_eq!((segments.begin(), segments.end()), (0, SEGMENT_BYTES));
     }
 
     #[test]
     fn only_segments_wholly_acknowledged_are_deleted_and_never_the_active_one() {
-        let mut segments = Segments::recovered(&[segment(0, 10), segment(10, 5), segment(15, 5)]);
+        let mut segments = Segments { list: [segment(0, 10), segment(10, 5), segment(15, 5)].into() };
         assert_eq!(segments.forget_before(9), []);
         assert_eq!(segments.forget_before(10), [segment(0, 10)]);
         assert_eq!(segments.forget_before(20), [segment(10, 5)]);
-        assert_eq!((segments.begin(), segments.end()), (15, 20));
-        assert_eq!(segments.holding(19), Some(segment(15, 5)));
-        assert_eq!((segments.holding(14), segments.holding(20)), (None, None));
-    }
-
-    #[test]
-    fn a_gap_is_closed_and_nothing_dropped() {
-        let segments = Segments::recovered(&[segment(5, 10), segment(40, 5)]);
-        assert_eq!(segments.iter().collect::<Vec<_>>(), [segment(5, 10), segment(15, 5)]);
+        assert_eq!(segments.list, [segment(15, 5)]);
     }
 
     proptest! {
         #[test]
         fn every_byte_that_is_not_forgotten_is_in_exactly_one_segment(
-            steps in prop::collection::vec((1_u64..SEGMENT_BYTES, 0.0_f64..1.0), 1..20)
+            steps in prop::collection::vec((1_u64..SEGMENT_BYTES, 0_u64..=100), 1..20)
         ) {
-            let mut segments = Segments::recovered(&[]);
-            for (bytes, acknowledged) in steps {
+            let mut segments = Segments::new();
+            for (bytes, percent) in steps {
                 segments.grow(bytes);
                 segments.rotate();
-                let (begin, end) = (segments.begin(), segments.end());
-                #[expect(
-                    clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss,
-                    reason = "any offset between the two will do"
-                )]
-                let offset = begin + ((end - begin) as f64 * acknowledged) as u64;
+                let (begin, end) = (segments.list[0].base, segments.active().end());
+                let offset = begin + (end - begin) * percent / 100;
                 segments.forget_before(offset);
-                prop_assert!(segments.begin() <= offset && segments.end() == end);
-                let list: Vec<_> = segments.iter().collect();
+                prop_assert!(segments.list[0].base <= offset && segments.active().end() == end);
+                let list: Vec<_> = segments.list.iter().collect();
                 prop_assert!(list.windows(2).all(|pair| pair[0].end() == pair[1].base));
-                if offset < end {
-                    prop_assert!(segments.holding(offset).is_some());
-                }
             }
         }
     }

@@ -10,7 +10,7 @@ use http::{Method, StatusCode};
 
 use super::{Batch, Journal};
 use crate::backoff::Backoff;
-use crate::diagnostics::say;
+use crate::diagnostics::Complaint;
 use crate::door::{Caller, Door};
 
 /// How long the gateway may take to store a batch, in milliseconds.
@@ -23,22 +23,16 @@ const SEND_MS: u64 = 60_000;
 pub(crate) async fn send(journal: Arc<Journal>, door: Arc<Door>) {
     let mut caller = Caller::new(&door);
     let mut backoff = Backoff::new();
-    let mut told = None;
+    let mut complaint = Complaint::default();
     loop {
-        let sent = match journal.next_batch().await {
-            Ok(batch) => send_one(&journal, &mut caller, batch).await,
-            Err(error) => Err(format!("cannot read the journal: {error}")),
-        };
-        match sent {
+        let batch = journal.next_batch().await;
+        match send_one(&journal, &mut caller, batch).await {
             Ok(()) => {
                 backoff.reset();
-                told = None;
+                complaint.over();
             }
             Err(reason) => {
-                if told.as_ref() != Some(&reason) {
-                    say(&reason);
-                    told = Some(reason);
-                }
+                complaint.say(reason);
                 tokio::time::sleep(backoff.next()).await;
             }
         }

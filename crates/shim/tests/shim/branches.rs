@@ -97,7 +97,7 @@ def prompt(uuid, text, number):
     std::fs::write(sandbox.place("workspace/.git/index.lock"), "").unwrap();
     let mut second = git_work("go on");
     second.run = run_id(2);
-    sandbox.gateway.with(|state| state.work.clear());
+    sandbox.begin_anew();
     let outcome = sandbox.run(second).await;
     assert_published(&sandbox, &outcome);
     assert_eq!(

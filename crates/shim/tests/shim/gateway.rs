@@ -62,6 +62,8 @@ pub(crate) struct State {
     pub(crate) inputs: Vec<Input>,
     pub(crate) deltas: Vec<DeltaBatch>,
     pub(crate) artifacts: BTreeMap<String, Vec<u8>>,
+    /// What the next uploads are answered with.
+    pub(crate) refuse_artifacts: VecDeque<StatusCode>,
     /// Requests to `/model` and `/git`: path, body's length and authorization.
     pub(crate) carried: Vec<(String, usize, String)>,
     pub(crate) model: Model,
@@ -73,6 +75,8 @@ pub(crate) struct State {
     pub(crate) repository: Option<PathBuf>,
     /// Refuses requests to git whose path or query contains this text.
     pub(crate) refuse_git: Option<(String, DoorProblem)>,
+    /// Breaks the next reply to a POST off whose path ends with this, after so many bytes.
+    pub(crate) cut_git: Option<(&'static str, usize)>,
     /// Requests whose path begins with this wait.
     pub(crate) hold: Option<&'static str>,
     /// Nothing is stored while this is set.
@@ -243,6 +247,9 @@ impl Shared {
                 plain(StatusCode::NO_CONTENT, "")
             }
             _ if path.starts_with("/artifacts/") => {
+                if let Some(status) = self.with(|state| state.refuse_artifacts.pop_front()) {
+                    return problem(status, "artifact_refused", "not now");
+                }
                 let name = path.rsplit('/').next().unwrap().to_owned();
                 self.with(|state| state.artifacts.insert(name, body.to_vec()));
                 plain(StatusCode::NO_CONTENT, "")
@@ -340,7 +347,15 @@ impl Shared {
         if let Some((_, said)) = refuse.filter(|(text, _)| whole.contains(text)) {
             return json(StatusCode::FORBIDDEN, &said);
         }
-        backend(&repository.expect("the test has a repository"), parts, &body).await
+        let response = backend(&repository.expect("the test has a repository"), parts, &body).await;
+        let cut = self.with(|state| {
+            let path = parts.uri.path();
+            state.cut_git.take_if(|(end, _)| parts.method == http::Method::POST && path.ends_with(*end))
+        });
+        match cut {
+            Some((_, bytes)) => broken_off(response, bytes).await,
+            None => response,
+        }
     }
 }
 
@@ -416,6 +431,19 @@ fn cut(body: Incoming, bytes: usize) -> impl Stream<Item = Piece> + Send {
         std::future::ready(within)
     });
     head.chain(end)
+}
+
+/// A reply whose body breaks off after so many bytes.
+async fn broken_off(response: Response<Body>, bytes: usize) -> Response<Body> {
+    let (parts, body) = response.into_parts();
+    let whole = body.collect().await.unwrap().to_bytes();
+    assert!(whole.len() > bytes, "the reply is long enough to be cut");
+    let head = Some(Ok(Frame::data(whole.slice(..bytes)))).filter(|_| bytes > 0);
+    let end = once(async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        Err("cut".into())
+    });
+    Response::from_parts(parts, StreamBody::new(iter(head).chain(end)).boxed_unsync())
 }
 
 /// A line of the agent as JSON.

@@ -11,8 +11,8 @@
 mod branches;
 mod faults;
 mod gateway;
+mod hostile;
 mod publishing;
 mod real_cli;
 mod runs;
 mod sandbox;
-mod zz_bench;

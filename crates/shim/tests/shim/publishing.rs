@@ -75,6 +75,32 @@ async fn uncommitted_work_is_committed_with_the_agents_message_and_pushed() {
 }
 
 #[tokio::test]
+async fn what_the_shim_tells_comes_behind_the_last_line_of_a_turn() {
+    let mut sandbox = Sandbox::with_repository(
+        "
+def state(uuid, word):
+    emit({'type': 'command_lifecycle', 'command_uuid': uuid, 'state': word})
+
+def prompt(uuid, text, number):
+    state(uuid, 'started')
+    write('a.txt', 'two\\n')
+    done(uuid, 'fix: two')
+    for _ in range(20):
+        sh('true')
+    state(uuid, 'completed')
+",
+    );
+    let outcome = sandbox.run(git_work("Change it")).await;
+    assert_published(&sandbox, &outcome);
+    let told = kinds(&sandbox.bodies());
+    let at = |kind: &str| told.iter().position(|told| told == kind).unwrap();
+    let lines = |from: usize, to: usize| told[from..to].iter().filter(|kind| *kind == "line").count();
+    // Of each turn: its beginning, the two words on how far it is, and its result.
+    assert_eq!(lines(at("agent_started"), at("phase publish")), 4, "{told:?}");
+    assert_eq!(lines(at("phase publish"), at("commit")), 4, "{told:?}");
+}
+
+#[tokio::test]
 async fn a_bad_message_is_asked_for_once_more_and_then_stood_in_for() {
     let mut sandbox = Sandbox::with_repository(&changing("['I changed it', 'fix: now right']"));
     let outcome = sandbox.run(git_work("Change it")).await;
@@ -336,6 +362,56 @@ def prompt(uuid, text, number):
     let message = failed(&outcome, FailureKind::Conflict);
     assert!(message.contains("unfinished: a.txt"), "{message}");
     assert!(sandbox.artifact("uncommitted.patch").unwrap().contains("<<<<<<<"));
+}
+
+#[tokio::test]
+async fn an_artifact_is_sent_again_where_that_can_help_and_never_fails_a_run() {
+    let mut sandbox = Sandbox::with_repository(COMMITTING);
+    let statuses = [http::StatusCode::SERVICE_UNAVAILABLE, http::StatusCode::BAD_GATEWAY];
+    sandbox.gateway.with(|state| state.refuse_artifacts = statuses.into());
+    let outcome = sandbox.run(git_work("Fix it")).await;
+    assert_published(&sandbox, &outcome);
+    assert!(sandbox.artifact("diff.patch").unwrap().contains("+two"));
+
+    let mut sandbox = Sandbox::with_repository(COMMITTING);
+    sandbox.gateway.with(|state| state.refuse_artifacts = [http::StatusCode::FORBIDDEN].into());
+    let outcome = sandbox.run(git_work("Fix it")).await;
+    assert_published(&sandbox, &outcome);
+    assert_eq!(sandbox.notes(), ["diff.patch could not be kept: not now"]);
+}
+
+#[tokio::test]
+async fn an_unfinished_rebase_is_a_conflict() {
+    let mut sandbox = Sandbox::with_repository(
+        "
+def prompt(uuid, text, number):
+    sh('git', 'checkout', '-q', '-b', 'side'); write('a.txt', 'side\\n'); commit('fix: side')
+    sh('git', 'checkout', '-q', '-'); write('a.txt', 'two\\n'); commit('fix: two')
+    subprocess.run(['git', 'rebase', '-q', 'side'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    sh('git', 'checkout', '-q', '--theirs', 'a.txt'); sh('git', 'add', 'a.txt')
+    done(uuid)
+",
+    );
+    let outcome = sandbox.run(git_work("Rebase")).await;
+    assert_eq!(failed(&outcome, FailureKind::Conflict), "the agent left a rebase unfinished");
+    assert!(sandbox.place("workspace/.git/rebase-merge").exists(), "it is the agent's");
+    assert!(sandbox.artifact("work.bundle").is_some());
+}
+
+#[tokio::test]
+async fn changes_on_another_branch_come_along_to_the_runs_branch() {
+    let mut sandbox = Sandbox::with_repository(
+        "
+def prompt(uuid, text, number):
+    if number == 0:
+        write('b.txt', 'b\\n'); commit('fix: b')
+        sh('git', 'checkout', '-q', 'main'); write('a.txt', 'two\\n')
+    done(uuid, 'fix: a')
+",
+    );
+    let outcome = sandbox.run(git_work("Look away")).await;
+    assert_published(&sandbox, &outcome);
+    assert_eq!(pushed_messages(&sandbox), "fix: b\n\nfix: a");
 }
 
 #[tokio::test]

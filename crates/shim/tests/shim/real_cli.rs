@@ -1,5 +1,5 @@
-//! The real Claude Code against a scripted model. `CAISSON_CLAUDE_BIN` names its program; without it these tests are
-//! skipped, and with `CAISSON_TEST_REQUIRE=1` that is a failure.
+//! The real Claude Code against a scripted model. `TEST_CLAUDE_BIN` names its program; without it these tests are
+//! skipped, and with `TEST_REQUIRE=1` that is a failure.
 
 use caisson_domain::protocol::{Ending, JournalBody, MessageAuthor, RunWork, StopReason};
 use caisson_domain::run::FailureKind;
@@ -11,8 +11,8 @@ use crate::sandbox::{BRANCH, Sandbox, failed, git_work, plain_work, run_id};
 
 /// A sandbox with the real agent, and the scripted model behind its gateway; none if the agent is not there.
 async fn sandbox(scenario: Value) -> Option<(Sandbox, ScriptedModel)> {
-    let Some(program) = variable("CAISSON_CLAUDE_BIN") else {
-        assert_ne!(variable("CAISSON_TEST_REQUIRE").as_deref(), Some("1"), "CAISSON_CLAUDE_BIN is not set");
+    let Some(program) = variable("TEST_CLAUDE_BIN") else {
+        assert_ne!(variable("TEST_REQUIRE").as_deref(), Some("1"), "TEST_CLAUDE_BIN is not set");
         skipped();
         return None;
     };
@@ -31,7 +31,7 @@ async fn sandbox(scenario: Value) -> Option<(Sandbox, ScriptedModel)> {
 
 #[expect(clippy::print_stdout, reason = "a test that cannot run here says so")]
 fn skipped() {
-    println!("SKIPPED: CAISSON_CLAUDE_BIN does not name the agent's program");
+    println!("SKIPPED: TEST_CLAUDE_BIN does not name the agent's program");
 }
 
 #[expect(clippy::disallowed_methods, reason = "tests are told by variables what is there")]

@@ -306,3 +306,46 @@ def prompt(uuid, text, number):
         assert!(!log[3].contains(own), "{}", log[3]);
     }
 }
+
+#[tokio::test]
+async fn an_orphan_that_holds_the_agents_output_does_not_hold_the_run() {
+    let mut sandbox = Sandbox::with_agent(
+        "
+def prompt(uuid, text, number):
+    subprocess.Popen(['setsid', 'sleep', '3600'], stdin=subprocess.DEVNULL)
+    os._exit(3)
+",
+    );
+    let outcome = sandbox.run(plain_work("x")).await;
+    let message = failed(&outcome, FailureKind::AgentError);
+    assert_eq!(message, "the agent ended with code 3 before its result");
+}
+
+#[tokio::test]
+async fn an_agent_that_asks_and_never_listens_hangs_nothing() {
+    let mut sandbox = Sandbox::with_agent(
+        "
+def prompt(uuid, text, number):
+    for question in range(2000):
+        emit({'type': 'control_request', 'request_id': 'q' * 100 + str(question), 'request': {'subtype': 'x'}})
+    done(uuid, 'Never mind.')
+    heard = None
+",
+    );
+    let outcome = sandbox.run(plain_work("x")).await;
+    assert_eq!(outcome.result.as_deref(), Some("Never mind."));
+    assert!(sandbox.shim_log().contains("does not read its input"));
+}
+
+#[tokio::test]
+async fn a_turn_without_its_last_line_is_not_waited_for_long() {
+    let mut sandbox = Sandbox::with_repository(
+        "
+def prompt(uuid, text, number):
+    emit({'type': 'command_lifecycle', 'command_uuid': uuid, 'state': 'started'})
+    done(uuid, 'Done.')
+",
+    );
+    let outcome = sandbox.run(crate::sandbox::git_work("x")).await;
+    assert_eq!(outcome.ending, Ending::Completed);
+}

@@ -255,6 +255,15 @@ impl Sandbox {
             .await
     }
 
+    /// Makes another sandbox for the same session: its workspace and home stay, its journal begins.
+    pub(crate) fn begin_anew(&self) {
+        std::fs::remove_dir_all(self.place("journal")).unwrap();
+        self.gateway.with(|state| {
+            state.work.clear();
+            state.journal.clear();
+        });
+    }
+
     /// Does one run from its delivery to its end and the end of the shim.
     pub(crate) async fn run(&mut self, work: RunWork) -> Outcome {
         let run = work.run.clone();

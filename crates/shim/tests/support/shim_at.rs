@@ -34,6 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             interrupt: time("interrupt_ms", product.interrupt),
             exit: time("exit_ms", product.exit),
             question: time("question_ms", product.question),
+            git: time("git_ms", product.git),
             ..product
         },
     };

@@ -86,6 +86,7 @@ create table run (
     session_id             text not null references session (id),
     workflow               text not null,
     repository             text,
+    repository_key         text, -- the same for all spellings of the repository
     branch                 text,
     status                 text not null
         check (status in ('queued', 'running', 'succeeded', 'failed', 'cancelled')),
@@ -110,6 +111,9 @@ create table run (
     cache_write_5m_tokens  integer not null default 0,
     cache_write_1h_tokens  integer not null default 0,
     cost_micro_usd         integer not null default 0,
+    event_items            integer not null default 0,
+    event_bytes            integer not null default 0,
+    events_full            integer not null default 0 check (events_full in (0, 1)), -- an event tells of it
     not_before_ms          integer not null,
     created_at_ms          integer not null,
     started_at_ms          integer,
@@ -117,11 +121,13 @@ create table run (
     created_by             text references api_key (id),
     failure                text check (json_valid(failure)),
     outcome                text check (json_valid(outcome)),
+    pending_push           text check (json_valid(pending_push)),
     result                 text,
     spec                   text not null check (json_valid(spec)),
     foreign key (sandbox_id, session_id) references sandbox (id, session_id),
     check ((status in ('succeeded', 'failed', 'cancelled')) = (finished_at_ms is not null)),
     check (status = 'running' or lease_expires_at_ms is null),
+    check (status = 'running' or pending_push is null),
     check (status <> 'running' or home_server_id is not null)
 ) strict;
 
@@ -132,7 +138,7 @@ create index run_at_home on run (home_server_id) where status = 'running';
 -- What may run at once is held by the database as well as by the claim: one run of a session, one on a branch, one in
 -- a sandbox.
 create unique index run_live_session on run (session_id) where status = 'running';
-create unique index run_live_branch on run (repository, branch) where status = 'running';
+create unique index run_live_branch on run (repository_key, branch) where status = 'running';
 create unique index run_live_sandbox on run (sandbox_id) where status = 'running';
 
 create table attempt (
@@ -163,6 +169,7 @@ create table event (
 ) strict;
 
 create index event_of_run on event (run_id, seq);
+create index event_of_sandbox on event (run_id, kind) where kind in ('sandbox.started', 'sandbox.exited');
 
 create table input (
     session_id    text not null references session (id),
@@ -210,6 +217,7 @@ create table usage (
 
 create index usage_of_run on usage (run_id, id);
 create index usage_pending on usage (server_id, id) where state = 'pending';
+create index usage_open on usage (run_id, id) where state = 'pending';
 
 create table artifact (
     id            text primary key not null,

@@ -6,7 +6,7 @@ use caisson_domain::limits::RUN_ARTIFACTS;
 use caisson_store::{NewArtifact, PutArtifact};
 use serde_json::json;
 
-use crate::fixture::{Fixture, START_MS, assert_corrupt};
+use crate::fixture::{Fixture, START_MS, assert_corrupt, project};
 
 conformance! {
     an_artifact_reads_back_and_is_told_of,
@@ -15,6 +15,7 @@ conformance! {
     artifacts_are_listed_by_name_and_by_run,
     an_artifact_of_an_unknown_run_is_refused,
     a_negative_size_is_refused,
+    an_artifact_after_the_end_is_kept_without_an_event,
 }
 
 fn artifact(name: &str, size_bytes: i64) -> NewArtifact {
@@ -87,4 +88,13 @@ async fn a_negative_size_is_refused(fixture: Fixture) {
     let run = fixture.queued().await;
     assert_corrupt(fixture.store.put_artifact(&run.id, &artifact("a", -1)).await, "a constraint");
     assert_eq!(fixture.kinds(&run.id).await, [EventKind::RunQueued], "the event went with it");
+}
+
+async fn an_artifact_after_the_end_is_kept_without_an_event(fixture: Fixture) {
+    let run = fixture.queued().await;
+    fixture.store.request_cancel(&project(), &run.id).await.unwrap();
+    let put = fixture.store.put_artifact(&run.id, &artifact("late", 1)).await.unwrap();
+    assert_eq!(put, PutArtifact::Stored);
+    assert!(fixture.store.artifact(&run.id, "late").await.unwrap().is_some());
+    assert_eq!(fixture.kinds(&run.id).await.last(), Some(&EventKind::RunFinished));
 }

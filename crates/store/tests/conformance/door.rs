@@ -1,14 +1,13 @@
-//! What the gateway asks for a sandbox, and the facts it saw.
+//! What the gateway asks for a sandbox, and the events it vouches for.
 
 use caisson_domain::event::EventKind;
 use caisson_domain::id::{RunId, SandboxId, SessionId};
 use caisson_domain::limits::PENDING_INPUTS;
 use caisson_domain::protocol::StopReason;
 use caisson_domain::run::{Run, RunStatus};
-use caisson_store::{Finish, JournalEffect, NextWork, PushRecord, SandboxState};
-use serde_json::json;
+use caisson_store::{Finish, JournalEffect, NextWork, SandboxState};
 
-use crate::fixture::{Fixture, Placed, assert_corrupt, completed, note, project, spec_on};
+use crate::fixture::{Fixture, Placed, assert_corrupt, completed, note, project};
 
 conformance! {
     work_is_offered_until_its_outcome_is_journaled,
@@ -20,11 +19,8 @@ conformance! {
     inputs_come_after_the_number_given_and_for_the_living_run_alone,
     inputs_of_one_answer_are_bounded,
     numbers_of_inputs_are_never_used_twice,
-    a_push_to_the_runs_branch_becomes_its_commit,
-    other_pushes_are_recorded_and_change_nothing,
-    a_push_after_the_end_is_recorded_and_changes_nothing,
-    a_gateway_event_is_appended_whatever_the_status,
-    a_fact_about_an_unknown_run_is_refused,
+    a_gateway_event_is_appended_until_the_run_has_ended,
+    an_event_of_an_unknown_run_is_refused,
 }
 
 const FINISH: Finish = Finish { status: RunStatus::Succeeded, failure: None, result: None };
@@ -154,75 +150,18 @@ async fn numbers_of_inputs_are_never_used_twice(fixture: Fixture) {
     assert_eq!(inputs.iter().map(|input| input.seq).collect::<Vec<_>>(), [2]);
 }
 
-async fn placed_on_branch(fixture: &Fixture) -> Placed {
-    fixture.created(spec_on("/srv/git/x", "fix/1")).await;
-    let claimed = fixture.claim().await;
-    fixture.place(claimed, 1).await
-}
-
-fn push(ref_name: &str, new: &str) -> PushRecord {
-    PushRecord {
-        ref_name: ref_name.to_owned(),
-        old: "0".repeat(40),
-        new: new.to_owned(),
-        ok: true,
-        message: None,
-    }
-}
-
-async fn a_push_to_the_runs_branch_becomes_its_commit(fixture: Fixture) {
-    let placed = placed_on_branch(&fixture).await;
-    fixture.store.record_push(&placed.run.id, &push("refs/heads/fix/1", "c0ffee")).await.unwrap();
-    assert_eq!(fixture.run(&placed.run.id).await.pushed_commit.as_deref(), Some("c0ffee"));
-    let data = fixture.data(&placed.run.id, EventKind::GitPush).await;
-    let expected = json!({
-        "ref": "refs/heads/fix/1", "old": "0".repeat(40), "new": "c0ffee", "ok": true, "message": null,
-    });
-    assert_eq!(data, expected);
-    fixture.store.record_push(&placed.run.id, &push("refs/heads/fix/1", "beef")).await.unwrap();
-    let progress = fixture.store.progress(&placed.run.id, placed.epoch).await.unwrap().unwrap();
-    assert_eq!(progress.pushed_commit.as_deref(), Some("beef"), "the last push counts");
-}
-
-async fn other_pushes_are_recorded_and_change_nothing(fixture: Fixture) {
-    let placed = placed_on_branch(&fixture).await;
-    let refused = PushRecord {
-        ok: false,
-        message: Some("pre-receive hook declined".to_owned()),
-        ..push("refs/heads/fix/1", "bad")
-    };
-    let others =
-        [push("refs/heads/main", "bad"), push("fix/1", "bad"), push("refs/tags/fix/1", "bad"), refused];
-    for other in &others {
-        fixture.store.record_push(&placed.run.id, other).await.unwrap();
-    }
-    assert_eq!(fixture.run(&placed.run.id).await.pushed_commit, None);
-    let kinds = fixture.kinds(&placed.run.id).await;
-    assert_eq!(kinds.iter().filter(|kind| **kind == EventKind::GitPush).count(), others.len());
-}
-
-async fn a_push_after_the_end_is_recorded_and_changes_nothing(fixture: Fixture) {
-    let placed = placed_on_branch(&fixture).await;
-    fixture.store.finish(&placed.run.id, placed.epoch, &FINISH).await.unwrap();
-    fixture.store.record_push(&placed.run.id, &push("refs/heads/fix/1", "late")).await.unwrap();
-    assert_eq!(fixture.run(&placed.run.id).await.pushed_commit, None);
-    assert_eq!(fixture.kinds(&placed.run.id).await.last(), Some(&EventKind::GitPush));
-}
-
-async fn a_gateway_event_is_appended_whatever_the_status(fixture: Fixture) {
+async fn a_gateway_event_is_appended_until_the_run_has_ended(fixture: Fixture) {
     let run = fixture.queued().await;
-    fixture.store.append_gateway_event(&run.id, note("early")).await.unwrap();
+    assert!(fixture.store.append_gateway_event(&run.id, note("early")).await.unwrap());
     fixture.store.request_cancel(&project(), &run.id).await.unwrap();
-    fixture.store.append_gateway_event(&run.id, note("late")).await.unwrap();
+    assert!(!fixture.store.append_gateway_event(&run.id, note("late")).await.unwrap());
     let kinds = fixture.kinds(&run.id).await;
-    let expected = [EventKind::RunQueued, EventKind::Note, EventKind::RunFinished, EventKind::Note];
-    assert_eq!(kinds, expected);
+    assert_eq!(kinds, [EventKind::RunQueued, EventKind::Note, EventKind::RunFinished]);
 }
 
-async fn a_fact_about_an_unknown_run_is_refused(fixture: Fixture) {
+async fn an_event_of_an_unknown_run_is_refused(fixture: Fixture) {
     let unknown = RunId::new(1, [9; 10]);
     assert_corrupt(fixture.store.append_gateway_event(&unknown, note("x")).await, unknown.as_str());
-    assert_corrupt(fixture.store.record_push(&unknown, &push("x", "y")).await, unknown.as_str());
     let session = SessionId::new(1, [9; 10]);
     assert!(fixture.store.session_events(&session, 0, 1).await.unwrap().is_empty());
 }

@@ -4,6 +4,9 @@ use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::limits::EVENT_PAGE_ITEMS;
 use caisson_store::{JournalEffect, JournalEntry};
 
+use serde_json::json;
+use sqlx::Row as _;
+
 use crate::fixture::{Fixture, START_MS, assert_gapless, note};
 
 conformance! {
@@ -15,6 +18,7 @@ conformance! {
     a_line_nested_deeper_than_any_parser_goes_is_kept,
     a_session_remembers_the_time_of_its_last_event,
     batches_of_every_size_are_numbered_in_order,
+    an_event_about_a_sandbox_is_found_without_reading_the_others,
 }
 
 async fn sixteen_writers_number_events_without_gap_or_repetition(fixture: Fixture) {
@@ -140,4 +144,33 @@ async fn batches_of_every_size_are_numbered_in_order(fixture: Fixture) {
     for (number, event) in events.iter().enumerate() {
         assert!(event.data.get().contains(&format!("\"{number}\"")), "{}", event.data);
     }
+}
+
+async fn an_event_about_a_sandbox_is_found_without_reading_the_others(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    let (store, run, sandbox) = (&fixture.store, &placed.run.id, &placed.sandbox);
+    let tells = async |kind| store.tells_of_sandbox(run, kind, sandbox).await.unwrap();
+    assert!(!tells(EventKind::SandboxStarted).await);
+    let other = json!({ "sandbox": "sbx_other", "image": "x" });
+    let own = json!({ "sandbox": sandbox, "image": "x" });
+    for (data, told) in [(other, false), (own, true)] {
+        let event = NewEvent::new(EventKind::SandboxStarted, &data);
+        assert!(store.append_run_event(run, placed.epoch, event).await.unwrap());
+        assert_eq!(tells(EventKind::SandboxStarted).await, told);
+    }
+    assert!(!tells(EventKind::SandboxExited).await);
+    // What is no JSON to SQLite is not looked at.
+    fixture.execute("update event set data = '{' where kind <> 'sandbox.started'").await;
+    assert!(tells(EventKind::SandboxStarted).await);
+    let plan = fixture
+        .rows(
+            "explain query plan select exists (select 1 from event where run_id = $1 and kind = $2 \
+             and kind in ('sandbox.started', 'sandbox.exited') \
+             and case when kind = $2 then json_extract(data, '$.sandbox') = $3 end)",
+        )
+        .await;
+    let uses = plan
+        .iter()
+        .any(|row| row.get::<&str, _>("detail").contains("event_of_sandbox (run_id=? AND kind=?)"));
+    assert!(uses, "it has an index of its own");
 }

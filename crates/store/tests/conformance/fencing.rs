@@ -2,7 +2,7 @@
 
 use caisson_domain::id::{Epoch, RunId};
 use caisson_domain::protocol::StopReason;
-use caisson_domain::run::RunStatus;
+use caisson_domain::run::{Failure, FailureKind, RunStatus};
 use caisson_store::{Finish, Store};
 use sqlx::Row as _;
 
@@ -43,6 +43,8 @@ async fn assert_lost(fixture: &Fixture, run: &RunId, epoch: Epoch, placed: &Plac
     assert!(!store.requeue(run, epoch, "lost", 0).await.unwrap());
     assert!(!store.append_run_event(run, epoch, note("lost")).await.unwrap());
     assert!(!store.finish(run, epoch, &FINISH).await.unwrap());
+    let failure = Failure::new(FailureKind::Internal, "lost");
+    assert!(!store.end_unread(run, epoch, &failure).await.unwrap());
     assert_eq!(everything(fixture).await, before);
 }
 

@@ -1,10 +1,11 @@
 //! The journal: each byte once, and nothing believed that is not about the run in this sandbox.
 
-use caisson_domain::event::EventKind;
+use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::SandboxId;
 use caisson_domain::protocol::{Ending, Outcome, StopReason};
 use caisson_domain::run::{Phase, RunStatus};
-use caisson_store::{Finish, JournalAppend, JournalEffect, JournalEntry};
+use caisson_store::{Finish, JournalAppend, JournalEffect, JournalEntry, SandboxState};
+use serde_json::json;
 
 use crate::fixture::{Fixture, Placed, assert_corrupt, completed, entry, note};
 
@@ -22,6 +23,12 @@ conformance! {
     a_journal_without_a_sandbox_is_refused,
     entries_without_events_only_take_effect,
     the_agents_start_is_written_with_its_attempt,
+    nothing_is_acknowledged_to_a_withdrawn_sandbox,
+    a_sandbox_that_is_ending_may_say_its_last_words_but_start_no_agent,
+    a_run_tells_as_many_events_as_its_bound_and_then_only_what_moves_it,
+    a_run_tells_as_many_bytes_as_its_bound_and_then_only_what_moves_it,
+    what_moves_a_run_has_a_bound_of_its_own,
+    every_event_of_a_run_is_counted,
 }
 
 fn stored(acknowledged: u64, skipped: u64) -> JournalAppend {
@@ -194,4 +201,113 @@ async fn the_agents_start_is_written_with_its_attempt(fixture: Fixture) {
     fixture.clock.advance(5);
     append(&fixture, &placed, (5, 9), &[JournalEffect::AgentStarted]).await;
     assert_eq!(fixture.value::<Option<i64>>("select agent_started_at_ms from attempt").await, first);
+}
+
+async fn nothing_is_acknowledged_to_a_withdrawn_sandbox(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    append(&fixture, &placed, (0, 10), &[JournalEffect::None]).await;
+    fixture.store.set_sandbox_state(&placed.sandbox, SandboxState::Destroyed).await.unwrap();
+    let withdrawn = JournalAppend::Withdrawn { acknowledged: 10 };
+    assert_eq!(append(&fixture, &placed, (10, 20), &[JournalEffect::AgentStarted]).await, withdrawn);
+    assert!(!fixture.run(&placed.run.id).await.agent_started, "though the run is not given back yet");
+    assert!(fixture.store.requeue(&placed.run.id, placed.epoch, "engine away", 0).await.unwrap());
+    assert_eq!(append(&fixture, &placed, (10, 20), &[JournalEffect::AgentStarted]).await, withdrawn);
+    assert_eq!(fixture.store.journal_offset(&placed.sandbox).await.unwrap(), 10);
+    assert_eq!(notes(&fixture, &placed).await, 1);
+}
+
+async fn a_sandbox_that_is_ending_may_say_its_last_words_but_start_no_agent(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    fixture.store.set_sandbox_state(&placed.sandbox, SandboxState::Stopping).await.unwrap();
+    assert_eq!(append(&fixture, &placed, (0, 10), &[JournalEffect::None]).await, stored(10, 0));
+    let finish = Finish { status: RunStatus::Failed, failure: None, result: None };
+    fixture.store.finish(&placed.run.id, placed.epoch, &finish).await.unwrap();
+    let start = [JournalEffect::None, JournalEffect::AgentStarted];
+    let withdrawn = JournalAppend::Withdrawn { acknowledged: 10 };
+    assert_eq!(append(&fixture, &placed, (10, 20), &start).await, withdrawn);
+    let last = [JournalEffect::Finished(completed("late"))];
+    assert_eq!(append(&fixture, &placed, (10, 20), &last).await, stored(20, 1));
+}
+
+/// Journals one line of the agent with `bytes` bytes of details.
+async fn say(fixture: &Fixture, placed: &Placed, bytes: usize) {
+    let offset = fixture.store.journal_offset(&placed.sandbox).await.unwrap();
+    let line = NewEvent::new(EventKind::AgentLine, &json!("x".repeat(bytes - 2)));
+    assert_eq!(line.data.get().len(), bytes);
+    let entry = JournalEntry { event: Some(line), ..entry(&placed.run, JournalEffect::None) };
+    let appended = fixture.store.append_journal(&placed.sandbox, offset, offset + 1, vec![entry]).await;
+    assert_eq!(appended.unwrap(), stored(offset + 1, 0), "acknowledged in any case");
+}
+
+async fn count(fixture: &Fixture, placed: &Placed, kind: EventKind) -> usize {
+    fixture.kinds(&placed.run.id).await.iter().filter(|found| **found == kind).count()
+}
+
+/// Beyond the bound: lines are dropped, one note tells so, and what moves the run is kept.
+async fn assert_full(fixture: &Fixture, placed: &Placed) {
+    let lines = count(fixture, placed, EventKind::AgentLine).await;
+    for _ in 0..3 {
+        say(fixture, placed, 2).await;
+    }
+    assert_eq!(count(fixture, placed, EventKind::AgentLine).await, lines);
+    assert_eq!(notes(fixture, placed).await, 1, "one event tells of it");
+    let told = fixture.data(&placed.run.id, EventKind::Note).await;
+    let message = told["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("200000 events or 256 MiB"), "{message}");
+    fixture.journal(placed, JournalEffect::AgentStarted).await;
+    fixture.journal(placed, JournalEffect::Finished(completed("done"))).await;
+    assert_eq!(notes(fixture, placed).await, 3, "and what moves the run is told");
+    let progress = fixture.store.progress(&placed.run.id, placed.epoch).await.unwrap().unwrap();
+    assert_eq!((progress.agent_started, progress.outcome), (true, Some(completed("done"))));
+}
+
+async fn a_run_tells_as_many_events_as_its_bound_and_then_only_what_moves_it(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    fixture.execute("update run set event_items = 200000 - 2").await;
+    for expected in [1, 2] {
+        say(&fixture, &placed, 2).await;
+        assert_eq!(count(&fixture, &placed, EventKind::AgentLine).await, expected);
+    }
+    assert_eq!(notes(&fixture, &placed).await, 0);
+    assert_full(&fixture, &placed).await;
+}
+
+async fn a_run_tells_as_many_bytes_as_its_bound_and_then_only_what_moves_it(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    fixture.execute("update run set event_bytes = 256 * 1024 * 1024 - 1000").await;
+    say(&fixture, &placed, 1000).await;
+    assert_eq!(
+        (count(&fixture, &placed, EventKind::AgentLine).await, notes(&fixture, &placed).await),
+        (1, 0)
+    );
+    assert_full(&fixture, &placed).await;
+}
+
+async fn what_moves_a_run_has_a_bound_of_its_own(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    fixture.execute("update run set event_items = 200000 + 1000 - 1, events_full = 1").await;
+    fixture.journal(&placed, JournalEffect::Phase(Phase::Agent)).await;
+    assert_eq!(notes(&fixture, &placed).await, 1);
+    fixture.journal(&placed, JournalEffect::Phase(Phase::Publish)).await;
+    assert_eq!(notes(&fixture, &placed).await, 1);
+    assert_eq!(
+        fixture.run(&placed.run.id).await.phase,
+        Some(Phase::Publish),
+        "it moves the run all the same"
+    );
+    fixture.execute("update run set event_items = 1, event_bytes = (256 + 8) * 1024 * 1024").await;
+    fixture.journal(&placed, JournalEffect::Phase(Phase::Agent)).await;
+    assert_eq!(notes(&fixture, &placed).await, 1);
+}
+
+async fn every_event_of_a_run_is_counted(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    say(&fixture, &placed, 100).await;
+    fixture.journal(&placed, JournalEffect::AgentStarted).await;
+    let finish = Finish { status: RunStatus::Failed, failure: None, result: None };
+    fixture.store.finish(&placed.run.id, placed.epoch, &finish).await.unwrap();
+    let off = "select count(*) from run where event_items <> (select count(*) from event where run_id = run.id) \
+         or event_bytes <> (select sum(length(cast(data as blob))) from event where run_id = run.id)";
+    assert_eq!(fixture.value::<i64>(off).await, 0);
+    assert_eq!(fixture.value::<i64>("select event_items from run").await, 5);
 }

@@ -30,6 +30,7 @@ mod journal;
 mod keys;
 mod lists;
 mod model;
+mod pushes;
 mod queue;
 mod runs;
 mod sandboxes;

@@ -13,6 +13,7 @@ conformance! {
     a_claim_starts_the_oldest_run_with_a_lease_and_an_event,
     nothing_to_claim_is_none_and_writes_nothing,
     one_run_a_branch_at_a_time_and_others_pass_it,
+    a_branch_is_one_however_its_repository_is_spelled,
     one_run_a_session_at_a_time,
     sixteen_claimers_never_get_the_same_run,
     a_claim_for_an_unknown_server_is_refused,
@@ -74,6 +75,23 @@ async fn one_run_a_branch_at_a_time_and_others_pass_it(fixture: Fixture) {
     let done = finish(RunStatus::Succeeded);
     assert!(fixture.store.finish(&first.run.id, first.epoch, &done).await.unwrap());
     assert_eq!(fixture.claim().await.run.id, made[1], "the branch is free");
+}
+
+async fn a_branch_is_one_however_its_repository_is_spelled(fixture: Fixture) {
+    for repository in ["https://h/x", "https://h/x.git", "https://H:443/x/", "https://h/y"] {
+        fixture.created(spec_on(repository, "a")).await;
+        fixture.clock.advance(1);
+    }
+    let spelled = |claimed: caisson_store::Claimed| claimed.run.spec.repository.unwrap().to_string();
+    let first = fixture.claim().await;
+    assert_eq!(spelled(fixture.claim().await), "https://h/y");
+    assert_eq!(fixture.store.claim(&fixture.server).await.unwrap(), None);
+    let forced =
+        "update run set status = 'running', home_server_id = (select id from server) where status = 'queued'";
+    assert!(fixture.try_execute(forced).await.is_err(), "the database itself refuses");
+    let done = finish(RunStatus::Succeeded);
+    assert!(fixture.store.finish(&first.run.id, first.epoch, &done).await.unwrap());
+    assert_eq!(spelled(fixture.claim().await), "https://h/x.git", "as it was given");
 }
 
 async fn one_run_a_session_at_a_time(fixture: Fixture) {

@@ -6,8 +6,9 @@ use caisson_domain::run::RunStatus;
 use caisson_domain::usage::{TokenCounts, UsageTotals};
 use caisson_store::{CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX, Finish, NewModelCall, SettledCall};
 use serde_json::json;
+use sqlx::Row as _;
 
-use crate::fixture::{Fixture, assert_corrupt, project, server_id};
+use crate::fixture::{Fixture, project, server_id};
 
 conformance! {
     a_call_counts_as_begun_at_once_and_its_numbers_once_settled,
@@ -18,10 +19,12 @@ conformance! {
     only_the_servers_own_calls_are_orphans,
     orphans_of_a_run_given_back_are_settled_too,
     more_orphans_than_a_batch_are_all_settled,
-    a_call_settled_after_the_end_still_counts,
+    a_call_open_at_the_end_counts_as_estimated_and_never_again,
+    a_call_open_in_a_run_that_is_cancelled_in_the_queue_counts_as_estimated,
+    what_calls_add_up_to_is_what_run_and_session_have_however_they_ended,
     absurd_numbers_are_bounded,
     the_providers_last_status_is_known_but_not_our_own_death,
-    a_call_of_an_unknown_or_unclaimed_run_is_refused,
+    a_call_of_a_run_that_is_not_running_is_refused,
 }
 
 const ESTIMATE: TokenCounts =
@@ -46,6 +49,10 @@ fn settled(status: u16) -> SettledCall {
     }
 }
 
+async fn begin(fixture: &Fixture, run: &RunId) -> UsageId {
+    fixture.store.begin_model_call(run, &call()).await.unwrap().expect("the run is running")
+}
+
 async fn totals(fixture: &Fixture, id: &RunId) -> UsageTotals {
     let run = fixture.run(id).await;
     let session = fixture.store.session(&project(), &run.session).await.unwrap().unwrap();
@@ -55,7 +62,7 @@ async fn totals(fixture: &Fixture, id: &RunId) -> UsageTotals {
 
 async fn a_call_counts_as_begun_at_once_and_its_numbers_once_settled(fixture: Fixture) {
     let placed = fixture.placed().await;
-    let id = fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+    let id = begin(&fixture, &placed.run.id).await;
     let begun = totals(&fixture, &placed.run.id).await;
     assert_eq!(begun, UsageTotals { calls: 1, ..UsageTotals::default() });
     assert!(fixture.store.settle_model_call(&id, &settled(200)).await.unwrap());
@@ -71,7 +78,7 @@ async fn a_call_counts_as_begun_at_once_and_its_numbers_once_settled(fixture: Fi
 
 async fn a_call_is_settled_once(fixture: Fixture) {
     let placed = fixture.placed().await;
-    let id = fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+    let id = begin(&fixture, &placed.run.id).await;
     assert!(fixture.store.settle_model_call(&id, &settled(200)).await.unwrap());
     let once = totals(&fixture, &placed.run.id).await;
     assert!(!fixture.store.settle_model_call(&id, &settled(529)).await.unwrap());
@@ -83,7 +90,7 @@ async fn a_call_is_settled_once(fixture: Fixture) {
 
 async fn of_settlements_at_once_one_counts(fixture: Fixture) {
     let placed = fixture.placed().await;
-    let id = fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+    let id = begin(&fixture, &placed.run.id).await;
     let settlement = settled(200);
     let settlements = (0..8).map(|_| fixture.store.settle_model_call(&id, &settlement));
     let answers = futures_util::future::try_join_all(settlements).await.unwrap();
@@ -94,7 +101,7 @@ async fn of_settlements_at_once_one_counts(fixture: Fixture) {
 async fn calls_add_up_over_a_run_and_its_session(fixture: Fixture) {
     let placed = fixture.placed().await;
     for number in 0..3 {
-        let id = fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+        let id = begin(&fixture, &placed.run.id).await;
         let settlement = SettledCall { estimated: number == 1, ..settled(200) };
         fixture.store.settle_model_call(&id, &settlement).await.unwrap();
     }
@@ -107,7 +114,7 @@ async fn calls_add_up_over_a_run_and_its_session(fixture: Fixture) {
 
 async fn an_orphaned_call_is_settled_with_its_estimate(fixture: Fixture) {
     let placed = fixture.placed().await;
-    fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+    begin(&fixture, &placed.run.id).await;
     let (run, fixture) = (placed.run.id, fixture.reopen().await);
     assert_eq!(fixture.store.settle_orphaned_calls(&fixture.server).await.unwrap(), 1);
     let expected = UsageTotals { calls: 1, estimated_calls: 1, tokens: ESTIMATE, cost_micro_usd: 999 };
@@ -126,14 +133,14 @@ async fn only_the_servers_own_calls_are_orphans(fixture: Fixture) {
     fixture.store.register_server(&other).await.unwrap();
     fixture.queued().await;
     let foreign = fixture.store.claim(&other).await.unwrap().unwrap();
-    let id = fixture.store.begin_model_call(&foreign.run.id, &call()).await.unwrap();
+    let id = begin(&fixture, &foreign.run.id).await;
     assert_eq!(fixture.store.settle_orphaned_calls(&fixture.server).await.unwrap(), 0);
     assert!(fixture.store.settle_model_call(&id, &settled(200)).await.unwrap());
 }
 
 async fn orphans_of_a_run_given_back_are_settled_too(fixture: Fixture) {
     let placed = fixture.placed().await;
-    fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+    begin(&fixture, &placed.run.id).await;
     fixture.store.requeue(&placed.run.id, placed.epoch, "engine away", 0).await.unwrap();
     assert_eq!(fixture.store.settle_orphaned_calls(&fixture.server).await.unwrap(), 1);
     assert_eq!(totals(&fixture, &placed.run.id).await.cost_micro_usd, 999);
@@ -142,20 +149,83 @@ async fn orphans_of_a_run_given_back_are_settled_too(fixture: Fixture) {
 async fn more_orphans_than_a_batch_are_all_settled(fixture: Fixture) {
     let placed = fixture.placed().await;
     for _ in 0..101 {
-        fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+        begin(&fixture, &placed.run.id).await;
     }
     assert_eq!(fixture.store.settle_orphaned_calls(&fixture.server).await.unwrap(), 101);
     let usage = totals(&fixture, &placed.run.id).await;
     assert_eq!((usage.calls, usage.estimated_calls, usage.cost_micro_usd), (101, 101, 101 * 999));
 }
 
-async fn a_call_settled_after_the_end_still_counts(fixture: Fixture) {
+async fn a_call_open_at_the_end_counts_as_estimated_and_never_again(fixture: Fixture) {
     let placed = fixture.placed().await;
-    let id = fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+    let done = begin(&fixture, &placed.run.id).await;
+    assert!(fixture.store.settle_model_call(&done, &settled(200)).await.unwrap());
+    assert!(!fixture.store.has_open_calls(&placed.run.id).await.unwrap());
+    let open = begin(&fixture, &placed.run.id).await;
+    assert!(fixture.store.has_open_calls(&placed.run.id).await.unwrap());
     let finish = Finish { status: RunStatus::Failed, failure: None, result: None };
-    fixture.store.finish(&placed.run.id, placed.epoch, &finish).await.unwrap();
-    assert!(fixture.store.settle_model_call(&id, &settled(200)).await.unwrap());
-    assert_eq!(totals(&fixture, &placed.run.id).await.cost_micro_usd, 123);
+    assert!(fixture.store.finish(&placed.run.id, placed.epoch, &finish).await.unwrap());
+    assert!(!fixture.store.has_open_calls(&placed.run.id).await.unwrap());
+    let ended = totals(&fixture, &placed.run.id).await;
+    assert_eq!((ended.calls, ended.estimated_calls, ended.cost_micro_usd), (2, 1, 123 + 999));
+    let events = fixture.events(&placed.run.id).await;
+    assert!(!fixture.store.settle_model_call(&open, &settled(200)).await.unwrap(), "too late");
+    assert_eq!(fixture.store.settle_orphaned_calls(&fixture.server).await.unwrap(), 0);
+    assert_eq!(fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap(), None);
+    assert_eq!(totals(&fixture, &placed.run.id).await, ended);
+    assert_eq!(fixture.events(&placed.run.id).await.len(), events.len());
+    assert_eq!(events.last().unwrap().kind, EventKind::RunFinished);
+    let told = fixture.data(&placed.run.id, EventKind::RunFinished).await;
+    assert_eq!(told["usage"], json!(ended), "its last event tells the final totals");
+}
+
+async fn a_call_open_in_a_run_that_is_cancelled_in_the_queue_counts_as_estimated(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    let open = begin(&fixture, &placed.run.id).await;
+    fixture.store.requeue(&placed.run.id, placed.epoch, "engine away", 0).await.unwrap();
+    fixture.store.request_cancel(&project(), &placed.run.id).await.unwrap();
+    assert!(!fixture.store.settle_model_call(&open, &settled(200)).await.unwrap());
+    let told = fixture.data(&placed.run.id, EventKind::RunFinished).await;
+    assert_eq!(told["usage"]["cost_micro_usd"], json!(999));
+    assert_eq!(fixture.kinds(&placed.run.id).await.last(), Some(&EventKind::RunFinished));
+}
+
+/// Calls, estimated calls, cost and tokens of a table that has the totals.
+const SUMS: &str = "select (select json_array(sum(calls), sum(estimated_calls), sum(cost_micro_usd), sum(input_tokens), \
+     sum(output_tokens), sum(cache_read_tokens), sum(cache_write_5m_tokens), sum(cache_write_1h_tokens)) from run) as runs, \
+     (select json_array(sum(calls), sum(estimated_calls), sum(cost_micro_usd), sum(input_tokens), sum(output_tokens), \
+     sum(cache_read_tokens), sum(cache_write_5m_tokens), sum(cache_write_1h_tokens)) from session) as sessions, \
+     (select json_array(count(*), sum(estimated), sum(cost_micro_usd), sum(input_tokens), sum(output_tokens), \
+     sum(cache_read_tokens), sum(cache_write_5m_tokens), sum(cache_write_1h_tokens)) from usage) as calls";
+
+async fn what_calls_add_up_to_is_what_run_and_session_have_however_they_ended(fixture: Fixture) {
+    for (number, status) in RunStatus::ALL.iter().filter(|status| status.is_final()).enumerate() {
+        fixture.queued().await;
+        let claimed = fixture.claim().await;
+        let run = claimed.run.id;
+        let (settled_one, cut) = (begin(&fixture, &run).await, begin(&fixture, &run).await);
+        for _ in 0..=number {
+            begin(&fixture, &run).await;
+        }
+        fixture.store.settle_model_call(&settled_one, &settled(200)).await.unwrap();
+        let estimated = SettledCall { estimated: true, ..settled(200) };
+        fixture.store.settle_model_call(&cut, &estimated).await.unwrap();
+        if number == 1 {
+            fixture.store.settle_orphaned_calls(&fixture.server).await.unwrap();
+            begin(&fixture, &run).await;
+        }
+        let finish = Finish { status: *status, failure: None, result: None };
+        assert!(fixture.store.finish(&run, claimed.epoch, &finish).await.unwrap());
+        fixture.store.settle_model_call(&cut, &settled(200)).await.unwrap();
+        assert_eq!(
+            fixture.data(&run, EventKind::RunFinished).await["usage"],
+            json!(totals(&fixture, &run).await)
+        );
+    }
+    let row = fixture.rows(SUMS).await.remove(0);
+    let [runs, sessions, calls] = ["runs", "sessions", "calls"].map(|column| row.get::<String, _>(column));
+    assert!(calls.starts_with("[13,"), "{calls}");
+    assert_eq!((&runs, &sessions), (&calls, &calls));
 }
 
 async fn absurd_numbers_are_bounded(fixture: Fixture) {
@@ -166,7 +236,7 @@ async fn absurd_numbers_are_bounded(fixture: Fixture) {
         ..settled(200)
     };
     for _ in 0..3 {
-        let id = fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+        let id = begin(&fixture, &placed.run.id).await;
         assert!(fixture.store.settle_model_call(&id, &absurd).await.unwrap());
     }
     let usage = totals(&fixture, &placed.run.id).await;
@@ -187,21 +257,22 @@ async fn the_providers_last_status_is_known_but_not_our_own_death(fixture: Fixtu
     };
     assert_eq!(status().await, None);
     for expected in [200, 429, 0] {
-        let id = fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+        let id = begin(&fixture, &placed.run.id).await;
         fixture.store.settle_model_call(&id, &settled(expected)).await.unwrap();
         assert_eq!(status().await, Some(expected));
     }
-    let id = fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+    let id = begin(&fixture, &placed.run.id).await;
     fixture.store.settle_model_call(&id, &settled(401)).await.unwrap();
-    fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap();
+    begin(&fixture, &placed.run.id).await;
     fixture.store.settle_orphaned_calls(&fixture.server).await.unwrap();
     assert_eq!(status().await, Some(401));
 }
 
-async fn a_call_of_an_unknown_or_unclaimed_run_is_refused(fixture: Fixture) {
+async fn a_call_of_a_run_that_is_not_running_is_refused(fixture: Fixture) {
     let unknown = RunId::new(1, [9; 10]);
-    assert_corrupt(fixture.store.begin_model_call(&unknown, &call()).await, unknown.as_str());
+    assert_eq!(fixture.store.begin_model_call(&unknown, &call()).await.unwrap(), None);
+    assert!(!fixture.store.has_open_calls(&unknown).await.unwrap());
     let queued = fixture.queued().await;
-    assert_corrupt(fixture.store.begin_model_call(&queued.id, &call()).await, queued.id.as_str());
+    assert_eq!(fixture.store.begin_model_call(&queued.id, &call()).await.unwrap(), None);
     assert_eq!(fixture.run(&queued.id).await.usage.calls, 0);
 }

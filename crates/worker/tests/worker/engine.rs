@@ -250,10 +250,10 @@ impl Engine for FakeEngine {
 
     async fn destroy(&self, id: &SandboxId) -> Result<(), EngineError> {
         self.reachable("destroying")?;
-        pass(&self.0.destroy_gate).await;
         if let Some(mishap) = self.mishap(Call::Destroy) {
             return Err(error(&mishap, ""));
         }
+        pass(&self.0.destroy_gate).await;
         self.sandboxes().remove(id);
         Ok(())
     }

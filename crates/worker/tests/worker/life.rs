@@ -178,6 +178,18 @@ async fn a_sandbox_that_dies_with_its_agent_ends_the_run() {
 }
 
 #[tokio::test]
+async fn the_last_words_of_a_sandbox_count_although_it_is_gone() {
+    let mut world = World::new().await;
+    world.setup.config.timing.settle = std::time::Duration::from_hours(1);
+    world.shims.by_default(Play::LastWords);
+    let run = world.queue().await;
+    let server = world.boot().await;
+    assert_eq!(world.finished(&run).await.status, RunStatus::Succeeded);
+    world.clean().await;
+    server.kill();
+}
+
+#[tokio::test]
 async fn a_sandbox_that_dies_before_its_agent_is_replaced_five_times() {
     let world = World::new().await;
     let (lucky, unlucky) = (world.queue().await, world.queue().await);

@@ -6,7 +6,9 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail the test, like the test itself")]
 
 mod bounds;
+mod calls;
 mod crash;
+mod damage;
 mod engine;
 mod life;
 mod server;

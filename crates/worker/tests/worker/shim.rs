@@ -1,6 +1,7 @@
 //! Plays the shims of all sandboxes, with the gateway's checks in between.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ pub(crate) enum Play {
     Linger,
     /// Completes, and then does not end when it is told to.
     Deaf,
+    /// Dies while its last words are still on their way.
+    LastWords,
     /// Says this.
     Say(Ending),
 }
@@ -50,6 +53,8 @@ struct Inner {
     doors: watch::Sender<bool>,
     /// How often an agent was started, by run.
     agents: Mutex<BTreeMap<RunId, usize>>,
+    /// How many shims ended because the door was closed to them.
+    refused: AtomicUsize,
     engine: FakeEngine,
     store: Store,
 }
@@ -68,6 +73,7 @@ impl Shims {
             release: watch::Sender::new(false),
             doors: watch::Sender::new(false),
             agents: Mutex::default(),
+            refused: AtomicUsize::new(0),
             engine,
             store,
         };
@@ -101,6 +107,11 @@ impl Shims {
         self.0.doors.clone()
     }
 
+    /// How many shims ended because the door was closed to them.
+    pub(crate) fn refused(&self) -> usize {
+        self.0.refused.load(Ordering::SeqCst)
+    }
+
     /// How often the agent of a run was started.
     pub(crate) fn agents(&self, run: &RunId) -> usize {
         self.0.agents.lock().unwrap().get(run).copied().unwrap_or(0)
@@ -129,7 +140,9 @@ impl Shim {
 
     async fn live(mut self) {
         // A shim that is refused asks again; here its sandbox is destroyed soon, so it just ends.
-        drop(self.serve().await);
+        if self.serve().await.is_err() && self.all.engine.is_running(&self.sandbox) {
+            self.all.refused.fetch_add(1, Ordering::SeqCst);
+        }
     }
 
     async fn serve(&mut self) -> Result<(), Over> {
@@ -176,8 +189,11 @@ impl Shim {
             return Err(Over);
         }
         self.start_agent(run).await?;
+        let last_words = play == Play::LastWords;
         let ending = match play {
-            Play::Complete | Play::Deaf | Play::Linger | Play::DieEarly(_) => Ending::Completed,
+            Play::Complete | Play::Deaf | Play::Linger | Play::LastWords | Play::DieEarly(_) => {
+                Ending::Completed
+            }
             Play::Say(ending) => ending,
             Play::DieLate { code, oom } => {
                 self.all.engine.exit(&self.sandbox, code, oom);
@@ -189,6 +205,11 @@ impl Shim {
             },
         };
         let outcome = Outcome { ending, result: Some("done".to_owned()), head: None, pushed: false };
+        if last_words {
+            self.all.engine.exit(&self.sandbox, 1, false);
+            tokio::time::sleep(LOOK).await;
+            return self.append(run, JournalEffect::Finished(outcome)).await;
+        }
         self.tell(run, JournalEffect::Finished(outcome)).await
     }
 
@@ -222,6 +243,11 @@ impl Shim {
 
     async fn tell(&mut self, run: &Run, effect: JournalEffect) -> Result<(), Over> {
         self.pass_door().await?;
+        self.append(run, effect).await
+    }
+
+    /// What the gateway does behind the door.
+    async fn append(&mut self, run: &Run, effect: JournalEffect) -> Result<(), Over> {
         let kind = match &effect {
             JournalEffect::AgentStarted => EventKind::AgentStarted,
             JournalEffect::Phase(_) => EventKind::RunPhase,
@@ -237,7 +263,9 @@ impl Shim {
                 self.offset = end;
                 Ok(())
             }
-            JournalAppend::Stored { .. } | JournalAppend::Behind { .. } => Err(Over),
+            JournalAppend::Stored { .. } | JournalAppend::Behind { .. } | JournalAppend::Withdrawn { .. } => {
+                Err(Over)
+            }
         }
     }
 }

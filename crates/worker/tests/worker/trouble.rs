@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use caisson_domain::event::EventKind;
+use caisson_domain::grant::{GrantKind, TokenHash};
 use caisson_domain::run::{FailureKind, RunStatus};
 use caisson_domain::server::{PlacementProblem, ProblemCode};
 use caisson_store::{Clock, SandboxState, Store};
@@ -140,6 +141,31 @@ async fn a_start_whose_answer_is_lost_starts_no_second_agent() {
 }
 
 #[tokio::test]
+async fn a_sandbox_that_may_live_on_has_lost_its_grants_before_its_run_is_back_in_the_queue() {
+    let mut world = World::new().await;
+    // Nobody sees to either before the test is over.
+    world.setup.config.timing.reconcile = Duration::from_hours(1);
+    world.setup.config.timing.requeue_first = Duration::from_hours(1);
+    world.setup.config.timing.requeue_most = Duration::from_hours(1);
+    world.engine.next(Call::Start, Mishap::Unheard);
+    world.engine.next(Call::Destroy, Mishap::Unavailable);
+    world.shims.by_default(Play::Linger);
+    let run = world.queue().await;
+    let server = world.boot().await;
+    until("it is back in the queue", || async { !world.told(&run, EventKind::RunRequeued).await.is_empty() })
+        .await;
+    let spec = world.engine.made().remove(0);
+    assert!(world.engine.is_running(&spec.id), "it could not be destroyed");
+    for (kind, (_, grant)) in [GrantKind::Control, GrantKind::Agent].into_iter().zip(&spec.environment) {
+        assert!(!world.store.check_grant(&spec.id, kind, &TokenHash::of(grant)).await.unwrap(), "{kind}");
+    }
+    world.shims.release();
+    until("its shim was refused and gave up", || async { world.shims.refused() == 1 }).await;
+    assert_eq!(world.shims.agents(&run), 0);
+    server.kill();
+}
+
+#[tokio::test]
 async fn a_run_whose_agent_started_after_all_does_not_go_back_to_the_queue() {
     let world = World::new().await;
     world.engine.next(Call::Start, Mishap::Unheard);
@@ -202,11 +228,17 @@ async fn a_run_outlives_an_engine_that_goes_away_and_is_killed_when_it_is_back()
     server.kill();
 }
 
+/// How often an engine refuses that will not stop a sandbox.
+const REFUSALS: usize = 100_000;
+
 #[tokio::test]
 async fn a_sandbox_that_cannot_be_stopped_is_destroyed() {
     let world = World::new().await;
     world.shims.by_default(Play::Work { obeys: false });
-    world.engine.next(Call::Stop, Mishap::Refused);
+    // More often than anybody would ask.
+    for _ in 0..REFUSALS {
+        world.engine.next(Call::Stop, Mishap::Refused);
+    }
     let run = world.queue().await;
     let server = world.boot().await;
     world.agent_works(&run).await;
@@ -285,8 +317,9 @@ async fn a_sandbox_that_could_not_be_destroyed_is_destroyed_later() {
 async fn a_lost_run_is_left_alone_with_its_sandbox() {
     let mut world = World::new().await;
     world.shims.by_default(Play::Work { obeys: true });
-    // It learns of the loss from its heartbeat.
+    // It learns of the loss from its heartbeat, and only then has a slot for another one.
     world.setup.config.timing.run_poll = Duration::from_hours(1);
+    world.setup.config.slots = 1;
     let run = world.queue().await;
     let server = world.boot().await;
     world.agent_works(&run).await;
@@ -299,9 +332,13 @@ async fn a_lost_run_is_left_alone_with_its_sandbox() {
     assert_eq!(world.store.sandbox(&sandbox).await.unwrap().unwrap().state, SandboxState::Running);
     assert_eq!(world.run(&run).await.status, RunStatus::Running);
     assert!(world.store.heartbeat(&run, adopted.epoch).await.unwrap().is_some(), "nobody took it from us");
+    let other = world.queue().await;
+    world.agent_works(&other).await;
     server.kill();
     let server = world.boot().await;
     assert_eq!(world.finished(&run).await.status, RunStatus::Cancelled);
+    world.shims.release();
+    assert_eq!(world.finished(&other).await.status, RunStatus::Succeeded);
     world.clean().await;
     server.kill();
 }
@@ -364,22 +401,35 @@ async fn a_worker_that_cannot_start_says_what_must_change() {
 }
 
 #[tokio::test]
-async fn a_run_waits_until_the_sessions_last_sandbox_is_gone() {
-    let mut world = World::new().await;
-    // The reconcile pass gets hold of the stuck sandbox first, and takes long.
-    world.setup.config.timing.requeue_first = Duration::from_millis(300);
-    world.setup.config.timing.requeue_most = Duration::from_millis(300);
-    world.setup.config.timing.reconcile = Duration::from_millis(20);
-    world.setup.config.timing.predecessor = Duration::from_millis(20);
+async fn a_reconcile_pass_forgets_no_sandbox_that_is_in_the_way_of_its_run() {
+    let world = World::new().await;
     world.engine.next(Call::Destroy, Mishap::Unavailable);
     let run = world.queue().await;
     world.shims.of(&run, vec![Play::DieEarly(1)]);
-    let hold = HoldAt::step(Step::Stopping);
+    let hold = HoldAt::step(Step::Withdrawn);
     let server = world.boot_with(hold.clone()).await;
     hold.held().await;
+    passes(&world).await;
     hold.go();
-    until("destroying has failed", || async { world.run(&run).await.status == RunStatus::Queued }).await;
+    assert_eq!(world.finished(&run).await.status, RunStatus::Succeeded);
+    assert_eq!(world.engine.most_living(), 1);
+    world.clean().await;
+    server.kill();
+}
+
+#[tokio::test]
+async fn a_run_waits_until_the_sessions_last_sandbox_is_gone() {
+    let mut world = World::new().await;
+    // The reconcile pass gets hold of the stuck sandbox long before the run is claimed again, and is slow to destroy it.
+    world.setup.config.timing.requeue_first = Duration::from_secs(1);
+    world.setup.config.timing.requeue_most = Duration::from_secs(1);
+    world.setup.config.timing.reconcile = Duration::from_millis(20);
+    world.setup.config.timing.predecessor = Duration::from_millis(20);
+    world.engine.next(Call::Destroy, Mishap::Unavailable);
     world.engine.set_destroy_gate(false);
+    let run = world.queue().await;
+    world.shims.of(&run, vec![Play::DieEarly(1)]);
+    let server = world.boot().await;
     until("it is given back once more", || async {
         world.told(&run, EventKind::RunRequeued).await.len() >= 2
     })

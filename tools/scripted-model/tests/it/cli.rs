@@ -1,6 +1,6 @@
 //! The real coding CLI, driven against the scripted model in a clean environment.
 //!
-//! The path of its binary comes in `CAISSON_CLAUDE_BIN`. These tests rest on what Claude Code 2.1.330 does.
+//! The path of its binary comes in `TEST_CLAUDE_BIN`. These tests rest on what Claude Code 2.1.330 does.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use tokio::process::Command;
 use crate::client::{PATIENCE, start, start_with};
 use crate::examples::{copy_of_cart, examples, run, run_its_tests};
 
-const BINARY: &str = "CAISSON_CLAUDE_BIN";
+const BINARY: &str = "TEST_CLAUDE_BIN";
 
 /// Finds the CLI, or says that the test is skipped.
 pub(crate) fn binary(test: &str) -> Option<PathBuf> {

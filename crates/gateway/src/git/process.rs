@@ -1,0 +1,226 @@
+//! Git's processes on the server: what they may take, as whom they run, and how they end.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Pid, Uid, User, geteuid};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+
+use super::Service;
+use crate::body::{self, Chunks};
+use crate::bounds::{Bounds, DENIED_BYTES, STDERR_BYTES};
+use crate::config::PROGRAMS;
+
+/// How long git may take to end after its output did.
+pub(super) const EXIT: Duration = Duration::from_secs(10);
+/// Most of git's message that is shown, in bytes.
+const DETAIL_BYTES: usize = 300;
+
+/// Somebody else's uid and gid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Owner {
+    pub(super) uid: u32,
+    gid: u32,
+}
+
+impl Owner {
+    /// Who owns `directory`, if this is root and that is somebody else. A root server would leave files in it that its
+    /// owner cannot remove, and run the owner's hooks as root.
+    pub(super) fn of(directory: &Path) -> io::Result<Option<Self>> {
+        if !geteuid().is_root() {
+            return Ok(None);
+        }
+        let metadata = directory.metadata()?;
+        let uid = metadata.uid();
+        if geteuid().as_raw() == uid {
+            return Ok(None);
+        }
+        let gid = match metadata.gid() {
+            // Root's group opens more than the owner has.
+            0 => User::from_uid(Uid::from_raw(uid))?.map_or(uid, |user| user.gid.as_raw()),
+            gid => gid,
+        };
+        Ok(Some(Self { uid, gid }))
+    }
+}
+
+/// Git with nothing of the server's environment or of its user's configuration. Which directories are served
+/// is the allow-list's word, so git's own question who owns them is answered beforehand.
+#[expect(clippy::disallowed_methods, reason = "the one place of this crate that starts a process")]
+pub(super) fn git(program: &Path, service: Service, owner: Option<Owner>, bounds: &Bounds) -> Command {
+    let mut command = Command::new(program);
+    command
+        .env_clear()
+        .env("PATH", PROGRAMS)
+        .env("HOME", "/nonexistent")
+        .env("LC_ALL", "C.UTF-8")
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_TERMINAL_PROMPT", "0");
+    let settings = settings(service, bounds);
+    command.env("GIT_CONFIG_COUNT", settings.len().to_string());
+    for (number, (key, value)) in settings.iter().enumerate() {
+        command.env(format!("GIT_CONFIG_KEY_{number}"), key).env(format!("GIT_CONFIG_VALUE_{number}"), value);
+    }
+    if service == Service::ReceivePack {
+        // Git refuses any larger piece of memory. It is in no manual; 2.47 has it (wrapper.c).
+        command.env("GIT_ALLOC_LIMIT", bounds.git_alloc_bytes.to_string());
+    }
+    if let Some(owner) = owner {
+        // The standard library drops root's further groups with it.
+        command.uid(owner.uid).gid(owner.gid);
+    }
+    command.current_dir("/").process_group(0).kill_on_drop(true);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.arg(service.name().trim_start_matches("git-")).arg("--stateless-rpc");
+    command
+}
+
+/// Settings that the repository's own cannot change. What is pushed comes from an agent: it is checked, stays a pack
+/// (whose large files are never in memory as a whole) and adds to a branch's history without taking from it.
+fn settings(service: Service, bounds: &Bounds) -> Vec<(&'static str, String)> {
+    let mut settings = vec![("safe.directory", "*".to_owned())];
+    match service {
+        Service::UploadPack => settings.push(("uploadpack.allowFilter", "true".to_owned())),
+        Service::ReceivePack => settings.extend([
+            ("receive.fsckObjects", "true".to_owned()),
+            ("receive.autogc", "false".to_owned()),
+            ("receive.denyNonFastForwards", "true".to_owned()),
+            ("receive.unpackLimit", "1".to_owned()),
+            ("receive.maxInputSize", bounds.push_bytes.to_string()),
+            ("core.bigFileThreshold", "1m".to_owned()),
+            ("pack.threads", "1".to_owned()),
+        ]),
+    }
+    settings
+}
+
+/// Git and whatever it started: dropped before their end, all of them are killed. The end of git alone would leave its
+/// children at work on what they have.
+pub(super) struct Running {
+    group: Group,
+    child: Child,
+    _slot: OwnedSemaphorePermit,
+}
+
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0
+            && let Err(error) = killpg(group, Signal::SIGKILL)
+        {
+            tracing::debug!(error = %error, "git's processes had ended already");
+        }
+    }
+}
+
+/// A process's ends of its pipes.
+pub(super) struct Pipes {
+    pub(super) stdin: Option<ChildStdin>,
+    pub(super) stdout: Option<ChildStdout>,
+    pub(super) stderr: Option<ChildStderr>,
+}
+
+impl Running {
+    /// Starts it. The slot is free again at its end.
+    pub(super) fn start(mut command: Command, slot: OwnedSemaphorePermit) -> io::Result<(Self, Pipes)> {
+        let mut child = command.spawn()?;
+        let pid = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
+        let pipes =
+            Pipes { stdin: child.stdin.take(), stdout: child.stdout.take(), stderr: child.stderr.take() };
+        Ok((Self { group: Group(pid), child, _slot: slot }, pipes))
+    }
+
+    /// Waits for its end, not for long; none if it did not come.
+    pub(super) async fn end(mut self) -> Option<ExitStatus> {
+        let status = timeout(EXIT, self.child.wait()).await.ok()?.ok()?;
+        // Whatever a hook left behind is the hook's affair, and the number may soon be another's.
+        self.group.0 = None;
+        Some(status)
+    }
+
+    /// Git's output, with git beside it: whoever drops it kills git, and at its end git is waited for.
+    pub(super) fn attend(self, output: Chunks) -> Chunks {
+        stream::unfold(Some((self, output)), |state| async move {
+            let (running, mut output) = state?;
+            if let Some(chunk) = output.next().await {
+                return Some((chunk, Some((running, output))));
+            }
+            if running.end().await.is_none() {
+                tracing::warn!("git did not end after its output; it was killed");
+            }
+            None
+        })
+        .boxed()
+    }
+}
+
+/// Writes the request to git. If it breaks off, git finds its input cut and changes nothing. What a git that has ended
+/// leaves is read all the same, so that its sender listens to the answer instead of finding the connection closed.
+pub(super) async fn feed(mut stdin: ChildStdin, mut input: Chunks, (idle, drain): (Duration, Duration)) {
+    while let Some(Ok(chunk)) = input.next().await {
+        if !matches!(timeout(idle, stdin.write_all(&chunk)).await, Ok(Ok(()))) {
+            drop(stdin);
+            let mut rest = body::bounded(input, DENIED_BYTES);
+            let all = async { while let Some(Ok(_)) = rest.next().await {} };
+            if timeout(drain, all).await.is_err() {
+                tracing::debug!("a request that git did not want was not read to its end");
+            }
+            return;
+        }
+    }
+}
+
+/// The end of what git said, on one line.
+pub(super) async fn last_words<R: AsyncRead + Unpin + Send>(mut stderr: R, total: Duration) -> String {
+    let mut kept: Vec<u8> = Vec::new();
+    let mut buffer = [0; 1024];
+    let read = async {
+        while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
+            kept.extend_from_slice(&buffer[..count]);
+            let surplus = kept.len().saturating_sub(STDERR_BYTES);
+            kept.drain(..surplus);
+        }
+    };
+    if timeout(total, read).await.is_err() {
+        tracing::debug!("git's standard error stayed open");
+    }
+    let text = String::from_utf8_lossy(&kept).split_whitespace().collect::<Vec<_>>().join(" ");
+    text[text.ceil_char_boundary(text.len().saturating_sub(DETAIL_BYTES))..].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsStr;
+
+    #[tokio::test]
+    async fn the_end_of_what_git_said_is_kept() {
+        let said = format!("{}fatal:  no\nrepository\n", "warning\n".repeat(STDERR_BYTES));
+        let kept = last_words(said.as_bytes(), Duration::from_secs(1)).await;
+        assert!(kept.len() == DETAIL_BYTES && kept.ends_with("warning fatal: no repository"), "{kept}");
+        assert_eq!(last_words("ää".repeat(DETAIL_BYTES).as_bytes(), EXIT).await.len(), DETAIL_BYTES);
+    }
+
+    #[test]
+    fn only_pushes_have_a_bound_on_memory() {
+        let limit = |service| {
+            let command = git(Path::new("/usr/bin/git"), service, None, &Bounds::default());
+            let mut variables = command.as_std().get_envs();
+            let found = variables.find(|(name, _)| *name == OsStr::new("GIT_ALLOC_LIMIT"));
+            found.and_then(|(_, value)| value).map(OsStr::to_owned)
+        };
+        assert_eq!(limit(Service::ReceivePack), Some("268435456".into()));
+        // A repository's owner may keep whatever they like in it.
+        assert_eq!(limit(Service::UploadPack), None);
+    }
+}

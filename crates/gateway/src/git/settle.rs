@@ -1,0 +1,144 @@
+//! Pushes whose end nobody saw: the git host's list of refs says what became of them.
+//!
+//! A server that is killed between a git host's taking a push and recording it leaves the push pending in the
+//! store. Without the look here the fact would be lost, since the next try has nothing to push or is refused, and
+//! a run would fail although its work is on the host.
+//!
+//! It is looked for at start, for runs whose sandbox never says another word; when the same push comes again; and
+//! before a run's outcome is stored. The last keeps the order: the worker judges as soon as it sees the outcome, so
+//! that alone has to wait. It holds whatever the look at start came to, be it that the host was away then or still at
+//! work on the push, and no door stays shut for a host that is away.
+
+use std::sync::Arc;
+
+use caisson_domain::id::ServerId;
+use caisson_domain::run::Run;
+use caisson_store::{Push, PushRecord, StoreError};
+use futures_util::stream::StreamExt;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::report::RefSearch;
+use super::{Service, Upstream};
+use crate::bounds::{BACKOFF_FIRST, LOOK_BACKOFF_MOST};
+use crate::shared::{Door, Shared};
+
+/// What a git host's list of refs says about a push.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// The ref is where the push wanted it.
+    There,
+    /// It is not.
+    Missing,
+    /// The host did not say.
+    Unknown,
+}
+
+/// Asks the host for its refs, for a bounded time.
+pub(super) async fn look(shared: &Shared, run: &Run, upstream: &Upstream, push: &Push) -> Seen {
+    let asked = timeout(shared.bounds.drain, search(upstream, push)).await;
+    asked.unwrap_or_else(|_| {
+        tracing::warn!(run.id = %run.id, "a git host did not say in time what became of a push of {}", run.id);
+        Seen::Unknown
+    })
+}
+
+async fn search(upstream: &Upstream, push: &Push) -> Seen {
+    let mut answer = match upstream.advertise(Service::ReceivePack, None).await {
+        Ok(answer) => answer,
+        Err(fault) => {
+            tracing::warn!(fault = ?fault, "a git host could not be asked what became of a push");
+            return Seen::Unknown;
+        }
+    };
+    let mut search = RefSearch::new(&push.ref_name, &push.new);
+    while let Some(chunk) = answer.chunks.next().await {
+        match chunk {
+            Ok(chunk) if search.feed(&chunk) => {}
+            Ok(_) => break,
+            Err(error) => {
+                tracing::warn!(error = %error, "a git host's list of refs was cut");
+                return Seen::Unknown;
+            }
+        }
+    }
+    if search.is_there() { Seen::There } else { Seen::Missing }
+}
+
+/// Records `push` if the host has it and nobody recorded it meanwhile.
+async fn settle(shared: &Arc<Shared>, run: &Run, push: &Push) -> Result<Seen, StoreError> {
+    let Some(repository) = &run.spec.repository else { return Ok(Seen::Missing) };
+    let seen = match Upstream::of(shared, repository).await {
+        Ok(upstream) => look(shared, run, &upstream, push).await,
+        Err(fault) => {
+            tracing::warn!(run.id = %run.id, fault = ?fault, "the repository of {} cannot be asked", run.id);
+            Seen::Unknown
+        }
+    };
+    if seen == Seen::There {
+        let said = "the server stopped before the git host's answer came; its list of refs has the commit";
+        let record = PushRecord { push: push.clone(), ok: true, message: Some(said.to_owned()) };
+        if shared.store.settle_push(&run.id, &record).await? {
+            tracing::info!(run.id = %run.id, "recorded a push of {} whose answer nobody saw", run.id);
+        }
+    }
+    Ok(seen)
+}
+
+/// Begins to settle every push that an earlier process of this server left pending.
+pub(crate) async fn resume(shared: &Arc<Shared>, server: &ServerId) -> Result<(), StoreError> {
+    for (run, push) in shared.store.pending_pushes(server).await? {
+        shared.tracker.spawn(follow(Arc::clone(shared), run, push));
+    }
+    Ok(())
+}
+
+/// Asks until the host answers, the push is pending no longer, the time is over or the server stops. A host that
+/// does not have the commit is not asked again here: the push may be sent again, and the outcome has a look of its
+/// own.
+async fn follow(shared: Arc<Shared>, run: Run, push: Push) {
+    let end = Instant::now() + shared.bounds.push_look;
+    let mut wait = BACKOFF_FIRST;
+    loop {
+        let settled = tokio::select! {
+            settled = settle(&shared, &run, &push) => settled,
+            () = shared.cancel.cancelled() => return,
+        };
+        match settled {
+            Ok(Seen::There | Seen::Missing) => return,
+            Ok(Seen::Unknown) => {}
+            Err(error) => {
+                tracing::warn!(run.id = %run.id, error = %error, "a push of {} was not recorded yet", run.id);
+            }
+        }
+        if Instant::now() + wait > end {
+            tracing::warn!(run.id = %run.id, "nobody could say what became of a push of {}", run.id);
+            return;
+        }
+        tokio::select! {
+            () = sleep(wait) => wait = (wait * 2).min(LOOK_BACKOFF_MOST),
+            () = shared.cancel.cancelled() => return,
+        }
+        if matches!(shared.store.pending_push(&run.id).await, Ok(found) if found.as_ref() != Some(&push)) {
+            return;
+        }
+    }
+}
+
+/// Settles the pending push of the run in the sandbox, if it has one, before the run's outcome is stored. A host
+/// that does not answer delays the outcome for a bounded time.
+pub(crate) async fn before_outcome(door: &Door) -> Result<(), StoreError> {
+    let shared = &door.shared;
+    let Some(run) = shared.store.door_run(&door.sandbox).await? else { return Ok(()) };
+    let Some(push) = shared.store.pending_push(&run.id).await? else { return Ok(()) };
+    let asking = async {
+        let _slot = Arc::clone(&door.exchanges).acquire_owned().await;
+        settle(shared, &run, &push).await
+    };
+    timeout(shared.bounds.outcome_hold, asking).await.map_or_else(
+        |_| {
+            tracing::warn!(run.id = %run.id, "the outcome of {} did not wait any longer for a git host", run.id);
+            Ok(())
+        },
+        |settled| settled.map(drop),
+    )
+}

@@ -1,0 +1,270 @@
+//! What git on the server may take and as whom it runs, with the real git.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use caisson_domain::git::AllowList;
+use http::Method;
+
+use super::git_host::{Client, bare_repository, git, git_with};
+use super::support::{OK, PATIENCE, Sandbox, Setup, World, eventually, fetch, run_spec};
+
+const BRANCH: &str = "caisson/fixer/1";
+const REFS: &str = "/git/origin/info/refs?service=git-upload-pack";
+/// A user who owns nothing.
+const NOBODY: u32 = 65534;
+const MIB: usize = 1024 * 1024;
+
+struct Scene {
+    world: World,
+    sandbox: Sandbox,
+    bare: PathBuf,
+    client: Client,
+}
+
+/// A clone with one commit on top, of a repository that `prepare` has changed before the gateway started.
+async fn scene(shorten: fn(&mut Setup), prepare: fn(&Path)) -> Scene {
+    let world = World::new().await;
+    let root = world.root.path().canonicalize().unwrap();
+    let bare = root.join("bare.git");
+    bare_repository(&bare).await;
+    let sandbox = world.sandbox(run_spec(Some(bare.to_str().unwrap()))).await;
+    let client = Client::new(&sandbox, root.join("client")).await;
+    git(&client.directory, &["clone", "-q", bare.to_str().unwrap(), "work"]).await;
+    git(&client.directory.join("work"), &["remote", "set-url", "origin", &client.url]).await;
+    client.commit("two\n").await;
+    prepare(&bare);
+    let mut setup = Setup::new();
+    setup.git.allow = AllowList::new(&[], vec![root]).unwrap();
+    shorten(&mut setup);
+    world.start(setup).await;
+    Scene { world, sandbox, bare, client }
+}
+
+fn script(path: &Path, text: &str) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+impl Scene {
+    /// Makes an object of these bytes in the client's clone.
+    async fn object(&self, kind: &str, bytes: &[u8]) -> String {
+        let arguments = ["hash-object", "-t", kind, "-w", "--stdin"];
+        git_with(&self.client.directory.join("work"), &arguments, bytes).await
+    }
+
+    async fn commit_of(&self, tree: &str) -> String {
+        git(&self.client.directory.join("work"), &["commit-tree", "-p", "HEAD", "-m", "big", tree]).await
+    }
+}
+
+#[tokio::test]
+async fn objects_that_grow_beyond_the_bound_on_memory_are_refused_and_large_files_are_not() {
+    let scene = scene(|setup| setup.bounds.git_alloc_bytes = 8 * MIB as u64, |_| {}).await;
+    let work = scene.client.directory.join("work");
+    let tree = git(&work, &["rev-parse", "HEAD^{tree}"]).await;
+    let head =
+        format!("tree {tree}\nauthor t <t@example.com> 1 +0000\ncommitter t <t@example.com> 1 +0000\n\n");
+    let commit = scene.object("commit", &[head.as_bytes(), &vec![b'a'; 9 * MIB]].concat()).await;
+    let blob = scene.object("blob", b"x").await;
+    let id = hex::decode(&blob).unwrap();
+    let entries = (0..270_000).flat_map(|number| {
+        let mut entry = format!("100644 {number:08}\0").into_bytes();
+        entry.extend_from_slice(&id);
+        entry
+    });
+    let wide = scene.object("tree", &entries.collect::<Vec<_>>()).await;
+    let wide = scene.commit_of(&wide).await;
+    for bomb in [commit, wide] {
+        let pushed = scene.client.push(&[&format!("{bomb}:refs/heads/{BRANCH}")]).await;
+        assert!(!pushed.ok && pushed.said.contains("attempting to allocate"), "{}", pushed.said);
+        assert!(scene.world.run(&scene.sandbox.run.id).await.pushed_commit.is_none());
+    }
+    // A file is larger than the bound on memory here, and passes through it.
+    let zeros = scene.object("blob", &vec![0; 20 * MIB]).await;
+    let large = git_with(&work, &["mktree"], format!("100644 blob {zeros}\tzeros\n").as_bytes()).await;
+    let large = scene.commit_of(&large).await;
+    let pushed = scene.client.push(&[&format!("{large}:refs/heads/{BRANCH}")]).await;
+    assert!(pushed.ok, "{}", pushed.said);
+    assert_eq!(git(&scene.bare, &["rev-parse", BRANCH]).await, large);
+    scene.world.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_pushed_stays_a_pack_and_is_checked_whatever_the_repository_says() {
+    let scene = scene(
+        |_| {},
+        |bare| {
+            let settings =
+                "[receive]\n\tfsckObjects = false\n\tunpackLimit = 1000\n[transfer]\n\tfsckObjects = false\n";
+            let config = bare.join("config");
+            std::fs::write(&config, std::fs::read_to_string(&config).unwrap() + settings).unwrap();
+        },
+    )
+    .await;
+    let count = || async { git(&scene.bare, &["count-objects", "-v"]).await };
+    let loose = |text: String| text.lines().next().map(str::to_owned);
+    let before = loose(count().await);
+    assert!(scene.client.push(&[&format!("HEAD:{BRANCH}")]).await.ok);
+    let after = count().await;
+    assert!(after.contains("packs: 1") || after.contains("packs: 2"), "{after}");
+    assert_eq!(loose(after), before);
+    let dotgit =
+        git_with(&scene.client.directory.join("work"), &["hash-object", "-w", "--stdin"], b"x").await;
+    let tree = format!("100644 blob {dotgit}\t.GIT\n");
+    let tree = git_with(&scene.client.directory.join("work"), &["mktree"], tree.as_bytes()).await;
+    let bad = scene.commit_of(&tree).await;
+    let pushed = scene.client.push(&[&format!("{bad}:refs/heads/{BRANCH}")]).await;
+    assert!(!pushed.ok && pushed.said.contains("hasDotgit"), "{}", pushed.said);
+    scene.world.stop().await;
+}
+
+#[tokio::test]
+async fn a_branch_on_the_server_is_never_rewritten() {
+    let scene = scene(|_| {}, |_| {}).await;
+    let own = format!("HEAD:{BRANCH}");
+    assert!(scene.client.push(&[&own]).await.ok);
+    let first = git(&scene.bare, &["rev-parse", BRANCH]).await;
+    git(&scene.client.directory.join("work"), &["commit", "-q", "--amend", "-m", "other"]).await;
+    let forced = scene.client.push(&["--force", &own]).await;
+    assert!(!forced.ok && forced.said.contains("non-fast-forward"), "{}", forced.said);
+    assert_eq!(git(&scene.bare, &["rev-parse", BRANCH]).await, first);
+    scene.world.stop().await;
+}
+
+#[tokio::test]
+async fn gits_processes_are_bounded_for_all_sandboxes_together() {
+    let scene = scene(
+        |setup| {
+            setup.bounds.local_git = 1;
+            setup.bounds.first_byte = Duration::from_millis(300);
+            setup.bounds.grace = Duration::from_millis(50);
+        },
+        |_| {},
+    )
+    .await;
+    let mut spec = run_spec(Some(scene.bare.to_str().unwrap()));
+    spec.branch = Some("caisson/fixer/2".parse().unwrap());
+    let other = scene.world.sandbox(spec).await;
+    let get = || fetch(other.request(Method::GET, REFS, &other.agent));
+    eventually(|| async { other.socket.exists().then_some(()) }).await;
+    assert_eq!(get().await.status, OK);
+    let silent = futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>();
+    let request = scene.sandbox.request(Method::POST, "/git/origin/git-upload-pack", &scene.sandbox.agent);
+    let mut waiting = tokio::task::JoinSet::new();
+    waiting.spawn(request.body(reqwest::Body::wrap_stream(silent)).send());
+    let busy = eventually(|| async { Some(get().await).filter(|reply| reply.status != OK) }).await;
+    assert_eq!((busy.status, busy.code().as_str()), (503, "busy"));
+    drop(waiting);
+    eventually(|| async { (get().await.status == OK).then_some(()) }).await;
+    scene.world.stop().await;
+}
+
+#[tokio::test]
+async fn what_git_started_ends_with_it() {
+    let scene = scene(
+        |setup| setup.bounds.drain = Duration::from_millis(50),
+        |bare| script(&bare.join("hooks/pre-receive"), "echo $$ > pid.new; mv pid.new pid; exec sleep 600"),
+    )
+    .await;
+    let Scene { world, bare, client, .. } = scene;
+    let file = bare.join("pid");
+    let push = format!("HEAD:{BRANCH}");
+    let arguments = [push.as_str()];
+    let pid = tokio::select! {
+        pushed = client.push(&arguments) => panic!("it hangs: {}", pushed.said),
+        pid = eventually(|| async { std::fs::read_to_string(&file).ok() }) => pid,
+    };
+    // Its connection goes with it.
+    drop(client);
+    // A process whose end nobody has asked for yet has no command line any more.
+    let cmdline = PathBuf::from(format!("/proc/{}/cmdline", pid.trim()));
+    eventually(|| async { std::fs::read(&cmdline).map_or(true, |line| line.is_empty()).then_some(()) }).await;
+    world.stop().await;
+}
+
+/// Gives the repository away and lets its user pass the directories above it.
+fn give_away(bare: &Path) {
+    let mut pending = vec![bare.to_owned()];
+    while let Some(path) = pending.pop() {
+        // Root's group, as a directory has that root made and gave away.
+        chown(&path, Some(NOBODY), Some(0)).unwrap();
+        if path.is_dir() {
+            pending.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+    }
+    std::fs::set_permissions(bare.parent().unwrap(), PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+/// Everything below `path` with its owner's uid and gid.
+fn owners(path: &Path, found: &mut Vec<(PathBuf, u32, u32)>) {
+    let metadata = std::fs::symlink_metadata(path).unwrap();
+    found.push((path.to_owned(), metadata.uid(), metadata.gid()));
+    if metadata.is_dir() {
+        for entry in std::fs::read_dir(path).unwrap() {
+            owners(&entry.unwrap().path(), found);
+        }
+    }
+}
+
+fn is_root() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        println!("SKIPPED: only root can become somebody else");
+    }
+    root
+}
+
+#[tokio::test]
+async fn a_root_server_works_on_somebodys_repository_as_its_owner() {
+    if !is_root() {
+        return;
+    }
+    let scene = scene(
+        |_| {},
+        |bare| {
+            script(&bare.join("hooks/post-receive"), "id -u > hook-uid; id -G > hook-groups");
+            give_away(bare);
+        },
+    )
+    .await;
+    let mut before = Vec::new();
+    owners(&scene.bare, &mut before);
+    let pushed = scene.client.push(&[&format!("HEAD:{BRANCH}")]).await;
+    assert!(pushed.ok, "{}", pushed.said);
+    assert!(scene.bare.join("refs/heads").join(BRANCH).is_file());
+    let mut after = Vec::new();
+    owners(&scene.bare, &mut after);
+    let new: Vec<_> = after.iter().filter(|(path, ..)| !before.iter().any(|(old, ..)| old == path)).collect();
+    assert!(new.len() >= 3, "{new:?}");
+    for (path, uid, gid) in new {
+        assert_eq!((*uid, *gid), (NOBODY, NOBODY), "{}", path.display());
+    }
+    let said = |name: &str| std::fs::read_to_string(scene.bare.join(name)).unwrap();
+    assert_eq!((said("hook-uid").trim(), said("hook-groups").trim()), ("65534", "65534"));
+    scene.world.stop().await;
+}
+
+#[tokio::test]
+async fn an_owner_who_cannot_reach_their_own_repository_is_said_to_be() {
+    if !is_root() {
+        return;
+    }
+    let scene = scene(
+        |_| {},
+        |bare| {
+            give_away(bare);
+            std::fs::set_permissions(bare.parent().unwrap(), PermissionsExt::from_mode(0o700)).unwrap();
+        },
+    )
+    .await;
+    let reply =
+        tokio::time::timeout(PATIENCE, fetch(scene.sandbox.request(Method::GET, REFS, &scene.sandbox.agent)));
+    let reply = reply.await.unwrap();
+    assert_eq!((reply.status, reply.code().as_str()), (502, "repo_unreachable"));
+    let part = "uid 65534: that user must be able to pass every directory above it";
+    assert!(reply.text().contains(part), "{}", reply.text());
+    scene.world.stop().await;
+}

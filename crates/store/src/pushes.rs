@@ -1,0 +1,200 @@
+//! Pushes to the branches of runs: pending before they are forwarded, recorded once it is known what became of them.
+
+use caisson_domain::event::{EventKind, NewEvent};
+use caisson_domain::git::BranchName;
+use caisson_domain::id::{RunId, ServerId};
+use caisson_domain::run::{Run, RunStatus};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sqlx::sqlite::SqliteRow;
+
+use crate::database::Tx;
+use crate::door::known_run;
+use crate::rows::{Columns, document, run_columns};
+use crate::{Store, StoreError, Topic, events, rows};
+
+/// What a push asks of a git host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Push {
+    /// The full name of the ref.
+    pub ref_name: String,
+    /// The commit it has.
+    pub old: String,
+    /// The commit it should get.
+    pub new: String,
+}
+
+/// A push as the gateway saw it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PushRecord {
+    /// What was asked.
+    pub push: Push,
+    /// Whether the git host took it.
+    pub ok: bool,
+    /// What the git host said.
+    pub message: Option<String>,
+}
+
+/// What came of beginning a push.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BeginPush {
+    /// The run is not running or the ref is not its own branch: nothing is written, and nothing may be forwarded.
+    Refused,
+    /// It is pending.
+    Begun,
+    /// It is pending, as it was before: nobody saw what became of it the last time.
+    Repeated,
+    /// It is pending, and a push of that commit was recorded as the last that the git host took.
+    Recorded,
+}
+
+const PENDING: &str = "select id, pending_push from run where id = $1 and status = 'running'";
+
+const PENDING_AT_HOME: &str = concat!(
+    "select ",
+    run_columns!(),
+    ", pending_push from run where home_server_id = $1 and status = 'running' and pending_push is not null order by id"
+);
+
+const BEGIN: &str = "update run set pending_push = $2 where id = $1 and status = 'running'";
+
+const CLEAR: &str = "update run set pending_push = null where id = $1 and pending_push = $2";
+
+const PUSHED: &str = "update run set pushed_commit = $2 where id = $1 and status = 'running'";
+
+impl Store {
+    /// Writes down a push before its first byte is forwarded, so that none is ever unrecorded. A run has one pending
+    /// push, the last that was begun.
+    ///
+    /// # Errors
+    /// As every write; [`StoreError::Corrupt`] if there is no such run.
+    /// # Cancel safety
+    /// A dropped call may have written it; a push that the git host never saw is found out when the host is asked.
+    pub async fn begin_push(&self, run: &RunId, push: &Push) -> Result<BeginPush, StoreError> {
+        let mut tx = self.begin().await?;
+        let known = known_run(&mut tx, run).await?;
+        if known.status != RunStatus::Running || !is_own(&known, push) {
+            tx.rollback().await?;
+            return Ok(BeginPush::Refused);
+        }
+        let row = sqlx::query(PENDING).bind(run.as_str()).fetch_one(&mut *tx.db).await?;
+        let before: Option<Push> = Columns::of("run", &row)?.json_optional("pending_push")?;
+        let pending = document("run.pending_push", push)?;
+        sqlx::query(BEGIN).bind(run.as_str()).bind(pending).execute(&mut *tx.db).await?;
+        tx.commit().await?;
+        Ok(if before.as_ref() == Some(push) {
+            BeginPush::Repeated
+        } else if known.pushed_commit.as_ref() == Some(&push.new) {
+            BeginPush::Recorded
+        } else {
+            BeginPush::Begun
+        })
+    }
+
+    /// Records a push, which is pending no longer. One that the git host took, to the run's own branch, while the run
+    /// is running, becomes the run's pushed commit. A push whose end is seen only after the run's end is not recorded:
+    /// the run's last event has told what was pushed.
+    ///
+    /// # Errors
+    /// As every write; [`StoreError::Corrupt`] if there is no such run.
+    /// # Cancel safety
+    /// A dropped call may have recorded it; repeating it may append the event twice.
+    pub async fn record_push(&self, run: &RunId, record: &PushRecord) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        let known = known_run(&mut tx, run).await?;
+        if known.status.is_final() {
+            return tx.rollback().await;
+        }
+        clear(&mut tx, run, &record.push).await?;
+        append(&mut tx, &known, record).await?;
+        tx.commit().await
+    }
+
+    /// Records a push like [`Store::record_push`], if it is still pending; `false` if it is not, which means that
+    /// somebody has recorded it or that another push was begun since. Then nothing changes.
+    ///
+    /// # Errors
+    /// As every write; [`StoreError::Corrupt`] if there is no such run.
+    /// # Cancel safety
+    /// Safe: repeatable.
+    pub async fn settle_push(&self, run: &RunId, record: &PushRecord) -> Result<bool, StoreError> {
+        let mut tx = self.begin().await?;
+        let known = known_run(&mut tx, run).await?;
+        if !clear(&mut tx, run, &record.push).await? {
+            tx.rollback().await?;
+            return Ok(false);
+        }
+        append(&mut tx, &known, record).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// Forgets a pending push of which there is nothing to record, because it never reached the git host.
+    ///
+    /// # Errors
+    /// As every write.
+    /// # Cancel safety
+    /// Safe: repeatable.
+    pub async fn forget_push(&self, run: &RunId, push: &Push) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        clear(&mut tx, run, push).await?;
+        tx.commit().await
+    }
+
+    /// The run's pending push, while the run is running.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn pending_push(&self, run: &RunId) -> Result<Option<Push>, StoreError> {
+        let row = sqlx::query(PENDING).bind(run.as_str()).fetch_optional(self.reader()).await?;
+        let Some(row) = row else { return Ok(None) };
+        Columns::of("run", &row)?.json_optional("pending_push")
+    }
+
+    /// The pending pushes of the running runs whose home is `server`: for a server that has just started, those of
+    /// which nobody saw the end. Oldest run first; at most as many as the server has slots. Those that cannot be read are
+    /// left out: they keep no server from starting.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn pending_pushes(&self, server: &ServerId) -> Result<Vec<(Run, Push)>, StoreError> {
+        let rows = sqlx::query(PENDING_AT_HOME).bind(server.as_str()).fetch_all(self.reader()).await?;
+        Ok(rows.iter().filter_map(|row| pending(row).ok()).collect())
+    }
+}
+
+fn pending(row: &SqliteRow) -> Result<(Run, Push), StoreError> {
+    Ok((rows::run(row)?, Columns::of("run", row)?.json("pending_push")?))
+}
+
+/// Whether the push is to the run's own branch.
+fn is_own(run: &Run, push: &Push) -> bool {
+    run.spec.branch.as_ref().map(BranchName::full_ref).as_ref() == Some(&push.ref_name)
+}
+
+/// Ends the push's being pending; `false` if it was not.
+async fn clear(tx: &mut Tx<'_>, run: &RunId, push: &Push) -> Result<bool, StoreError> {
+    let pending = document("run.pending_push", push)?;
+    let cleared = sqlx::query(CLEAR).bind(run.as_str()).bind(pending).execute(&mut *tx.db).await?;
+    Ok(cleared.rows_affected() == 1)
+}
+
+async fn append(tx: &mut Tx<'_>, run: &Run, record: &PushRecord) -> Result<(), StoreError> {
+    let push = &record.push;
+    if record.ok && is_own(run, push) {
+        sqlx::query(PUSHED).bind(run.id.as_str()).bind(push.new.as_str()).execute(&mut *tx.db).await?;
+        tx.wake(Topic::Run(run.id.clone()));
+    }
+    let data = json!({
+        "ref": push.ref_name,
+        "old": push.old,
+        "new": push.new,
+        "ok": record.ok,
+        "message": record.message,
+    });
+    events::append(tx, &run.session, &run.id, &[NewEvent::new(EventKind::GitPush, &data)]).await
+}

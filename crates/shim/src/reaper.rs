@@ -3,7 +3,7 @@
 //!
 //! A child is started and noted under the same lock that the reaper holds while it reaps, so that no end is missed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -116,20 +116,34 @@ impl Reaper {
     pub(crate) async fn end_strays(&self) {
         for _ in 0..END_ROUNDS {
             let reaped = self.reaped.notified();
-            let strays = self.strays();
+            let strays = self.hold_strays();
             if strays.is_empty() {
                 return;
             }
-            // First held, so that none of them makes another in the place of one that has gone.
-            for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
-                for pid in &strays {
-                    let _gone = kill(Pid::from_raw(*pid), signal);
-                }
+            for pid in &strays {
+                let _gone = kill(Pid::from_raw(*pid), Signal::SIGKILL);
             }
             // Either is reason enough to look again.
             let _elapsed = tokio::time::timeout(Duration::from_millis(END_ROUND_MS), reaped).await;
         }
         say("processes that the agent left did not end though they were killed");
+    }
+
+    /// Stops the strays, again and again while there are new ones: those that multiply take each other's room as long as
+    /// none of them goes.
+    fn hold_strays(&self) -> BTreeSet<i32> {
+        let mut held = BTreeSet::new();
+        for _ in 0..END_ROUNDS {
+            let new: Vec<_> = self.strays().into_iter().filter(|pid| !held.contains(pid)).collect();
+            if new.is_empty() {
+                break;
+            }
+            for pid in new {
+                let _gone = kill(Pid::from_raw(pid), Signal::SIGSTOP);
+                held.insert(pid);
+            }
+        }
+        held
     }
 
     /// The processes below this one that were not started here.

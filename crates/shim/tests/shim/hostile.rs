@@ -1,12 +1,14 @@
-//! Replies of git that break off, pipes where files are expected, and processes that an agent leaves behind.
+//! Replies of git that break off, and agents that put pipes where files are expected, replace the journal, or leave
+//! processes behind.
 
 use std::os::unix::fs::PermissionsExt;
 
 use caisson_domain::protocol::{Ending, StopReason};
 use caisson_domain::run::FailureKind;
 
+use crate::gateway::{PATIENCE, json_line};
 use crate::publishing::{COMMITTING, assert_published, pushed_messages};
-use crate::sandbox::{BRANCH, Sandbox, failed, git_work, kinds, run_id};
+use crate::sandbox::{BRANCH, Sandbox, failed, git_work, kinds, plain_work, run_id};
 
 #[tokio::test]
 async fn a_clone_whose_reply_breaks_off_is_made_anew() {
@@ -72,11 +74,7 @@ async fn a_run_whose_git_is_blocked_by_a_pipe_can_be_stopped() {
     sandbox.start();
     let publishes = |state: &crate::gateway::State| {
         kinds(&state.bodies()).contains(&"agent_started".to_owned())
-            && state
-                .bodies()
-                .iter()
-                .filter_map(crate::gateway::json_line)
-                .any(|line| line["type"] == "result")
+            && state.bodies().iter().filter_map(json_line).any(|line| line["type"] == "result")
     };
     sandbox.gateway.wait_for("the agent's result", |state| publishes(state).then_some(())).await;
     sandbox.stop(&work.run, StopReason::Cancel);
@@ -122,4 +120,46 @@ def prompt(uuid, text, number):
     let outcome = sandbox.run(git_work("Fix it")).await;
     assert_published(&sandbox, &outcome);
     assert!(sandbox.agent_log().contains(&"-9 -9".to_owned()), "{:?}", sandbox.agent_log());
+}
+
+#[tokio::test]
+async fn a_journal_that_the_agent_replaces_is_not_what_is_sent() {
+    let mut sandbox = Sandbox::with_agent(
+        "
+def prompt(uuid, text, number):
+    home = os.environ['HOME']
+    while not os.path.exists(home + '/away'):
+        sh('true')
+    emit({'type': 'genuine'})
+    journal = home + '/../journal/'
+    segments = []
+    while not any('genuine' in segment for segment in segments):
+        names = [name for name in os.listdir(journal) if name.endswith('.jsonl')]
+        segments = [open(journal + name).read() for name in names]
+    for name, segment in zip(names, segments):
+        with open(home + '/forged', 'w') as file:
+            file.write(segment.replace('genuine', 'forgery'))
+        os.replace(home + '/forged', journal + name)
+    write(home + '/replaced', '')
+    done(uuid)
+",
+    );
+    let work = plain_work("x");
+    sandbox.deliver(work.clone());
+    sandbox.start();
+    let begun = |state: &crate::gateway::State| state.bodies().iter().any(|body| json_line(body).is_some());
+    sandbox.gateway.wait_for("the agent", |state| begun(state).then_some(())).await;
+    sandbox.gateway.with(|state| state.store_nothing = true);
+    std::fs::write(sandbox.place("home/away"), "").unwrap();
+    let replaced = async {
+        while !sandbox.place("home/replaced").exists() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, replaced).await.expect("the agent replaces the journal");
+    sandbox.gateway.with(|state| state.store_nothing = false);
+    assert_eq!(sandbox.outcome(&work.run).await.ending, Ending::Completed);
+    sandbox.exit().await;
+    let stored = sandbox.gateway.with(|state| String::from_utf8_lossy(&state.journal).into_owned());
+    assert!(stored.contains("genuine") && !stored.contains("forgery"), "{stored}");
 }

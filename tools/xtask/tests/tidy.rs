@@ -174,6 +174,19 @@ fn unsafe_code_is_forbidden_everywhere() {
 }
 
 #[test]
+fn documents_have_no_placeholders() {
+    let holds = |path: &PathBuf| {
+        let text = fs::read_to_string(path).unwrap();
+        text.split('@')
+            .skip(1)
+            .step_by(2)
+            .any(|word| !word.is_empty() && word.chars().all(|c| c.is_ascii_uppercase()))
+    };
+    let found: Vec<_> = files(&root(), ".md").into_iter().filter(holds).collect();
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+#[test]
 fn links_between_documents_lead_somewhere() {
     let mut broken = Vec::new();
     for path in files(&root(), ".md") {

@@ -135,7 +135,7 @@ pub struct ResourcesView {
 pub struct UsageView {
     /// Model calls begun.
     pub calls: i64,
-    /// Calls whose numbers are an estimate, because their reply was cut.
+    /// Calls whose numbers are an estimate: their reply was cut, or the model API ran tools of its own.
     pub estimated_calls: i64,
     /// Tokens of uncached input.
     pub input: i64,

@@ -96,14 +96,9 @@ fn shim(settings: &Settings) -> Result<String, String> {
 }
 
 fn git() -> Result<String, String> {
-    #[expect(clippy::disallowed_methods, reason = "git is asked for its version, with an argument vector")]
-    let output = std::process::Command::new("git").arg("--version").output();
-    match output {
-        Ok(output) if output.status.success() => {
-            Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-        }
-        Ok(_) | Err(_) => Err("git is not installed; repositories on this machine need it".to_owned()),
-    }
+    caisson_gateway::find_program(Path::new("git"))
+        .map(|path| path.display().to_string())
+        .map_err(|_| "git is not installed; repositories on this machine need it".to_owned())
 }
 
 fn disk(settings: &Settings) -> Result<String, String> {

@@ -171,10 +171,7 @@ pub(crate) fn written(spec: &SandboxSpec, name: &str) -> String {
 /// Says that a test is skipped, or fails if no test may be.
 #[expect(clippy::print_stderr, reason = "a skipped test must not look like one that passed")]
 pub(crate) fn skipped<T>(reason: &str) -> Option<T> {
-    assert!(
-        variable("TEST_REQUIRE").as_deref() != Some("1"),
-        "no test may be skipped here: {reason}"
-    );
+    assert!(variable("TEST_REQUIRE").as_deref() != Some("1"), "no test may be skipped here: {reason}");
     eprintln!("SKIPPED: {reason}");
     None
 }

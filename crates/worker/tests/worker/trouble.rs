@@ -335,6 +335,7 @@ async fn a_lost_run_is_left_alone_with_its_sandbox() {
     let other = world.queue().await;
     world.agent_works(&other).await;
     server.kill();
+    world.setup.config.timing.run_poll = Duration::from_millis(5);
     let server = world.boot().await;
     assert_eq!(world.finished(&run).await.status, RunStatus::Cancelled);
     world.shims.release();

@@ -58,7 +58,7 @@ fn a_package_with_the_given_integrity_is_installed_and_verified() {
     let integrity = integrity_of(&file).unwrap();
     let manifest = fixture.install(&file, None, Some(integrity)).unwrap();
     assert_eq!((manifest.version.as_str(), manifest.trust), ("1.2.3", Trust::Given));
-    assert_eq!(fixture.agents.list(), [manifest.clone()]);
+    assert_eq!(fixture.agents.list(), std::slice::from_ref(&manifest));
     assert_eq!(fixture.agents.verify("1.2.3").unwrap(), manifest);
     let binary = fixture.agents.directory("1.2.3").join(BINARY);
     assert_eq!(fs::metadata(&binary).unwrap().permissions().mode() & 0o777, 0o555);

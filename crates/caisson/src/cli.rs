@@ -21,7 +21,7 @@ pub(crate) enum Command {
     /// Run the server: API, worker and gateway in one process.
     Serve(Serve),
     /// Submit a task and follow it; Ctrl-C detaches and leaves the run alone.
-    Run(Run),
+    Run(Box<Run>),
     /// Show a run's events, live with -f.
     Logs(Logs),
     /// List runs, newest first.
@@ -45,7 +45,7 @@ pub(crate) enum Command {
     Doctor(ServerFlags),
     /// Do the main job once, end to end, and check the result.
     Demo(Demo),
-    /// Print the API's OpenAPI document.
+    /// Print the API's description (`OpenAPI` 3.1).
     Openapi,
 }
 

@@ -223,9 +223,8 @@ impl Client {
             let before = after;
             match self.follow_once(id, &mut after, &mut show).await {
                 Ok(true) => return Ok(()),
-                Ok(false) => {}
                 Err(error) if error.is::<Refused>() || failures >= RECONNECTS => return Err(error),
-                Err(_) => {}
+                Ok(false) | Err(_) => {}
             }
             if after > before {
                 (pause, failures) = (RECONNECT_FIRST, 0);
@@ -294,10 +293,10 @@ async fn problem(response: reqwest::Response) -> anyhow::Error {
     for error in body["errors"].as_array().into_iter().flatten() {
         let field = error["field"].as_str().unwrap_or("request");
         let text = error["message"].as_str().unwrap_or_default();
-        message.push_str(&format!("\n  {field}: {text}"));
+        message = format!("{message}\n  {field}: {text}");
     }
     if let Some(code) = body["code"].as_str() {
-        message.push_str(&format!(" [{code}]"));
+        message = format!("{message} [{code}]");
     }
     if status == StatusCode::UNAUTHORIZED {
         message.push_str("; set CAISSON_API_KEY to a key of this server");

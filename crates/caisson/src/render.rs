@@ -67,7 +67,8 @@ impl Account {
         let (seconds, tenths) = (elapsed_ms / 1000, elapsed_ms % 1000 / 100);
         for (sign, line) in lines {
             let time = self.paint("2", &format!("{seconds:>5}.{tenths}s"));
-            out.push_str(&format!("{time}  {} {}\n", self.paint(sign.colour(), sign.mark()), indent(&line)));
+            let mark = self.paint(sign.colour(), sign.mark());
+            out.extend([time.as_str(), "  ", &mark, " ", &indent(&line), "\n"]);
         }
         out
     }

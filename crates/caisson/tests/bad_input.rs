@@ -1,5 +1,7 @@
 //! Bad input and missing parts: each has its own clear answer, and nothing is left behind.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -8,7 +10,7 @@ use testkit::parts::Parts;
 use testkit::process::{ServerProcess, ServerSpec};
 use testkit::world::{World, WorldSpec};
 
-const WAIT: Duration = Duration::from_secs(60);
+const WAIT: Duration = Duration::from_mins(1);
 
 fn parts() -> Option<Parts> {
     Parts::find(env!("CARGO_BIN_EXE_caisson"))
@@ -161,6 +163,9 @@ async fn a_cancelled_run_ends_as_cancelled_and_saves_its_work() {
     world.wait_tidy().await.unwrap();
 }
 
+/// What makes a server unable to place runs.
+type Change = fn(&mut ServerSpec);
+
 /// A server that starts but cannot place runs.
 async fn unready(
     parts: &Parts,
@@ -190,7 +195,7 @@ async fn a_server_without_a_part_says_which_and_accepts_nothing() {
     let no_engine = Parts { docker_host: "unix:///nonexistent/docker.sock".to_owned(), ..parts.clone() };
     let no_agent = Parts { agents_dir: "/nonexistent/agents".into(), ..parts.clone() };
     let body = json!({"workflow": "bug-fixer", "prompt": "x", "repository": null});
-    let cases: [(&str, &Parts, fn(&mut ServerSpec)); 4] = [
+    let cases: [(&str, &Parts, Change); 4] = [
         ("engine_unavailable", &no_engine, |_| {}),
         ("agent_missing", &no_agent, |_| {}),
         ("image_missing", &parts, |spec| spec.set("DEFAULT_IMAGE", "caisson-no-such-image:1")),

@@ -1,5 +1,7 @@
 //! The command line as a person meets it: help, errors with remedies, keys, and following a run.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::process::Output;
 use std::time::Duration;
 

@@ -7,7 +7,7 @@ use testkit::parts::Parts;
 use testkit::repository::{clone_branch, run_git, run_python_tests};
 use testkit::world::{World, WorldSpec};
 
-const END: Duration = Duration::from_secs(60);
+const END: Duration = Duration::from_mins(1);
 
 fn parts() -> Option<Parts> {
     Parts::find(env!("CARGO_BIN_EXE_caisson"))

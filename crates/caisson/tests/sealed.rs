@@ -1,5 +1,7 @@
 //! What a sandbox is and holds, judged from the host's side while its agent works.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use testkit::docker::{containers_of, docker, inspect, processes};
 use testkit::parts::Parts;
 use testkit::world::{GIT_TOKEN, MODEL_KEY, World, WorldSpec};
 
-const WAIT: Duration = Duration::from_secs(60);
+const WAIT: Duration = Duration::from_mins(1);
 
 /// The canaries in every form that a leak could have.
 fn needles() -> Vec<(String, Vec<u8>)> {

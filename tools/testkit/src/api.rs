@@ -28,6 +28,8 @@ impl Api {
     /// # Errors
     /// The HTTP client cannot be made.
     pub fn new(base: &str, key: &str) -> anyhow::Result<Self> {
+        // Each test is its own process under one runner and shares one under another.
+        rustls::crypto::ring::default_provider().install_default().ok();
         let http = reqwest::Client::builder().no_proxy().build()?;
         Ok(Self { base: base.to_owned(), key: key.to_owned(), http })
     }

@@ -1,5 +1,7 @@
 //! The walls of the workspace, held by a test: crate floors, sizes, where SQL may stand, and what no file may say.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};

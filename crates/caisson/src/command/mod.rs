@@ -36,7 +36,7 @@ pub(crate) const DETACHED: u8 = 130;
 pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::Result<u8> {
     match command {
         Command::Serve(flags) => serve(flags, environment).await,
-        Command::Run(flags) => submit::run(flags).await,
+        Command::Run(flags) => submit::run(*flags).await,
         Command::Logs(flags) => runs::logs(flags).await,
         Command::Ps(flags) => runs::ps(flags).await,
         Command::Show(flags) => runs::show(flags).await,

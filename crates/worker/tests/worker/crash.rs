@@ -2,7 +2,6 @@
 
 use caisson_domain::event::EventKind;
 use caisson_domain::run::{FailureKind, RunStatus};
-use caisson_store::SandboxState;
 use caisson_worker::Step;
 
 use crate::server::{Steps, StopAt};
@@ -174,12 +173,7 @@ async fn a_sandbox_that_vanished_with_a_working_agent_is_lost() {
     world.shims.by_default(Play::Work { obeys: true });
     let run = world.queue().await;
     let server = world.boot().await;
-    world.agent_works(&run).await;
-    until("the start is written down", || async {
-        let rows = world.store.sandboxes_of(&world.setup.config.server).await.unwrap();
-        rows.iter().all(|row| row.state == SandboxState::Running)
-    })
-    .await;
+    world.attended(&run).await;
     server.kill();
     let sandbox = world.engine.ids().remove(0);
     caisson_sandbox::Engine::destroy(&world.engine, &sandbox).await.unwrap();

@@ -151,7 +151,12 @@ async fn a_sandbox_that_may_live_on_has_lost_its_grants_before_its_run_is_back_i
     world.engine.next(Call::Destroy, Mishap::Unavailable);
     world.shims.by_default(Play::Linger);
     let run = world.queue().await;
-    let server = world.boot().await;
+    let hold = HoldAt::step(Step::Judged);
+    let server = world.boot_with(hold.clone()).await;
+    hold.held().await;
+    until("its shim has its work", || async { !world.told(&run, EventKind::RunPhase).await.is_empty() })
+        .await;
+    hold.go();
     until("it is back in the queue", || async { !world.told(&run, EventKind::RunRequeued).await.is_empty() })
         .await;
     let spec = world.engine.made().remove(0);
@@ -322,7 +327,7 @@ async fn a_lost_run_is_left_alone_with_its_sandbox() {
     world.setup.config.slots = 1;
     let run = world.queue().await;
     let server = world.boot().await;
-    world.agent_works(&run).await;
+    world.attended(&run).await;
     let adopted = world.store.adopt(&world.setup.config.server).await.unwrap().remove(0);
     world.cancel(&run).await;
     passes(&world).await;

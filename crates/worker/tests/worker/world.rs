@@ -9,7 +9,7 @@ use caisson_domain::id::{ProjectId, RunId, SandboxId, ServerId, SessionId};
 use caisson_domain::limits::EVENT_PAGE_ITEMS;
 use caisson_domain::run::{Failure, Resources, Run, RunSpec, RunStatus};
 use caisson_domain::workflow::Workflow;
-use caisson_store::{Clock, CreateRun, NewRun, Store};
+use caisson_store::{Clock, CreateRun, NewRun, SandboxState, Store};
 use caisson_worker::{StepHook, Timing, UidPlan, WorkerConfig};
 use serde_json::Value;
 use tokio_util::task::TaskTracker;
@@ -147,6 +147,16 @@ impl World {
     /// Waits until the run's agent works.
     pub(crate) async fn agent_works(&self, id: &RunId) {
         until("the agent works", || async { self.shims.agents(id) > 0 }).await;
+    }
+
+    /// Waits until the run's agent works and the worker has written down that the sandbox runs.
+    pub(crate) async fn attended(&self, id: &RunId) {
+        self.agent_works(id).await;
+        until("the start is written down", || async {
+            let Some(sandbox) = self.run(id).await.sandbox else { return false };
+            self.store.sandbox(&sandbox).await.unwrap().unwrap().state == SandboxState::Running
+        })
+        .await;
     }
 
     pub(crate) async fn events(&self, id: &RunId) -> Vec<Event> {

@@ -1,4 +1,4 @@
-//! The `OpenAPI` document and the routes, which are one list: a route without documentation cannot be added.
+//! The OpenAPI document and the routes, which are one list: a route without documentation cannot be added.
 
 use axum::extract::State;
 use axum::middleware::from_fn;
@@ -32,7 +32,7 @@ const COMMON: [(&str, &str); 5] = [
     ("503", "The store does not answer, or no server can place runs; come again later"),
 ];
 
-/// Makes the API's description, in `OpenAPI` 3.1.
+/// Makes the API's description, in OpenAPI 3.1.
 #[must_use]
 pub fn openapi() -> OpenApi {
     complete(routes().into_openapi())

@@ -1,4 +1,4 @@
-//! Schemas of the domain's enumerations, which know nothing of `OpenAPI`. Each stands for the type of its name and lists
+//! Schemas of the domain's enumerations, which know nothing of OpenAPI. Each stands for the type of its name and lists
 //! all of that type's values.
 
 use utoipa::openapi::schema::{ObjectBuilder, Type};

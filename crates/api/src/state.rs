@@ -88,7 +88,7 @@ impl App {
         self.0.cancel.clone()
     }
 
-    /// The `OpenAPI` document, as JSON.
+    /// The OpenAPI document, as JSON.
     pub(crate) fn document(&self) -> Bytes {
         self.0.document.clone()
     }

@@ -45,7 +45,7 @@ pub(crate) enum Command {
     Doctor(ServerFlags),
     /// Do the main job once, end to end, and check the result.
     Demo(Demo),
-    /// Print the API's description (`OpenAPI` 3.1).
+    /// Print the API's OpenAPI document.
     Openapi,
 }
 

@@ -71,7 +71,7 @@ async fn a_run_that_cannot_succeed_says_why_and_leaves_nothing() {
     let repositories = format!("{}* http://{closed}/*", world.host.url(""));
     spec.set("REPOSITORIES", &repositories);
     let mut world = world;
-    world.server.terminate().unwrap();
+    world.server.terminate().await.unwrap();
     world.spec = spec;
     world.server = world.spec.start().await.unwrap();
 
@@ -127,7 +127,7 @@ async fn wrong_credentials_fail_fast_and_by_name() {
 
     std::fs::write(world.directory.path().join("git-token"), "wrong").unwrap();
     let mut world = world;
-    world.server.terminate().unwrap();
+    world.server.terminate().await.unwrap();
     world.server = world.spec.start().await.unwrap();
     let (kind, run) = failure(&world, &world.run_body()).await;
     assert_eq!(kind, "repo_auth", "{run:#}");

@@ -96,7 +96,7 @@ async fn a_second_server_on_the_same_state_directory_is_refused() {
     let output = run(&spec, &["serve"], &[]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("another server uses"), "{}", text(&output.stderr));
-    assert!(server.terminate().unwrap().success());
+    assert!(server.terminate().await.unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -40,9 +40,6 @@ const TO_WRITE: usize = 256;
 /// How long the output of an agent that has ended is read on, in milliseconds: its orphans may hold it open.
 pub(crate) const DRAIN_MS: u64 = 1000;
 
-/// How long the last line of a turn is waited for after its result, in milliseconds.
-const QUIET_MS: u64 = 250;
-
 /// What the driver hears of the agent.
 #[derive(Debug)]
 pub(crate) enum Heard {
@@ -185,6 +182,7 @@ impl Agent {
     /// Waits for the last line of a turn, which Claude Code 2.1.330 prints 4 to 20 ms after the result, so that what the
     /// shim has to tell comes behind it in the journal, the same in every run.
     pub(crate) async fn quiet(&mut self) {
+        let patience = self.patience.quiet;
         let last_line = async {
             while self.undone.is_some() && !self.closed {
                 match self.heard.recv().await {
@@ -199,7 +197,7 @@ impl Agent {
                 }
             }
         };
-        if tokio::time::timeout(Duration::from_millis(QUIET_MS), last_line).await.is_err() {
+        if tokio::time::timeout(patience, last_line).await.is_err() {
             self.undone = None;
         }
     }

@@ -19,6 +19,8 @@ pub struct Patience {
     pub tool: Duration,
     /// From an interruption to the end of the turn.
     pub interrupt: Duration,
+    /// From a turn's result to its last line, so that what the shim has to tell comes behind it in the journal.
+    pub quiet: Duration,
     /// From the end of standard input to the end of the process.
     pub exit: Duration,
     /// What is left of [`Patience::exit`] once the work is published.
@@ -46,6 +48,7 @@ impl Patience {
             silence: Duration::from_mins(12),
             tool: Duration::from_hours(1),
             interrupt: Duration::from_secs(5),
+            quiet: Duration::from_secs(2),
             exit: Duration::from_secs(10),
             exit_after_publishing: Duration::from_secs(2),
             question: Duration::from_mins(1),

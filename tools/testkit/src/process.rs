@@ -170,7 +170,7 @@ impl ServerProcess {
     ///
     /// # Errors
     /// It does not end in 20 s.
-    pub fn terminate(&mut self) -> anyhow::Result<std::process::ExitStatus> {
+    pub async fn terminate(&mut self) -> anyhow::Result<std::process::ExitStatus> {
         let mut child = self.child.take().context("the server is not running")?;
         let output: Output = {
             #[expect(clippy::disallowed_methods, reason = "kill(1) is started here, with an argument vector")]
@@ -182,7 +182,7 @@ impl ServerProcess {
             if let Some(status) = child.try_wait()? {
                 return Ok(status);
             }
-            std::thread::sleep(Duration::from_millis(20));
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         child.kill()?;
         bail!("the server did not end in 20 s after SIGTERM")

@@ -1,4 +1,4 @@
-//! The `OpenAPI` document and the routes are one list.
+//! The OpenAPI document and the routes are one list.
 
 use std::collections::BTreeSet;
 

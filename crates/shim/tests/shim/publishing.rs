@@ -90,6 +90,7 @@ def prompt(uuid, text, number):
     state(uuid, 'completed')
 ",
     );
+    sandbox.set("quiet_ms", 60_000);
     let outcome = sandbox.run(git_work("Change it")).await;
     assert_published(&sandbox, &outcome);
     let told = kinds(&sandbox.bodies());

@@ -32,6 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             silence: time("silence_ms", product.silence),
             tool: time("tool_ms", product.tool),
             interrupt: time("interrupt_ms", product.interrupt),
+            quiet: time("quiet_ms", product.quiet),
             exit: time("exit_ms", product.exit),
             question: time("question_ms", product.question),
             git: time("git_ms", product.git),

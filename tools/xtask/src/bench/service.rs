@@ -134,7 +134,7 @@ impl Service {
     pub(crate) async fn close(mut self) -> anyhow::Result<()> {
         let parts = self.spec.parts.clone();
         let id = self.id.clone();
-        let ended = tokio::task::spawn_blocking(move || self.process.terminate()).await?;
+        let ended = self.process.terminate().await;
         docker::remove_sandboxes(&parts, &id).await?;
         ended.map(drop)
     }

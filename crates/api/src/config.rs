@@ -35,6 +35,8 @@ pub struct ApiConfig {
     pub default_repository: Option<Repository>,
     /// The directory below which artifacts are; nothing outside it is ever sent.
     pub artifacts_dir: PathBuf,
+    /// Whether sandboxes are made without images, so that a run that names one is refused.
+    pub without_images: bool,
     /// The agent that the server has.
     pub agent: AgentInfo,
     /// Bounds.

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use url::Url;
 
+use crate::settings::EngineChoice;
+
 /// Runs Claude Code, each session sealed in its own container, behind one async HTTP API.
 #[derive(Debug, Parser)]
 #[command(name = "caisson", version, about, max_term_width = 100)]
@@ -42,11 +44,17 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Image(Image),
     /// Check everything a server needs, and say how to mend what is missing.
-    Doctor(ServerFlags),
+    Doctor(Doctor),
     /// Do the main job once, end to end, and check the result.
     Demo(Demo),
     /// Print the API's OpenAPI document.
     Openapi,
+    /// Look after one sandbox of the local engine; the server starts this, nobody types it.
+    #[command(hide = true)]
+    Supervise {
+        /// The sandbox, for whoever lists processes.
+        sandbox: String,
+    },
 }
 
 /// Flags of every command that works on the server's own machine.
@@ -60,11 +68,30 @@ pub(crate) struct ServerFlags {
     pub state_dir: Option<PathBuf>,
 }
 
+/// Flag of every command that makes sandboxes or looks whether they can be made.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct EngineFlag {
+    /// What makes sandboxes. Default: the configuration's choice, else Docker where an engine answers, else local.
+    #[arg(long, value_enum)]
+    pub engine: Option<EngineChoice>,
+}
+
+/// Flags of `doctor`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Doctor {
+    #[command(flatten)]
+    pub server: ServerFlags,
+    #[command(flatten)]
+    pub engine: EngineFlag,
+}
+
 /// Flags of `serve`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Serve {
     #[command(flatten)]
     pub server: ServerFlags,
+    #[command(flatten)]
+    pub engine: EngineFlag,
     /// Address of the API.
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
@@ -252,6 +279,8 @@ pub(crate) enum DemoModel {
 pub(crate) struct Demo {
     #[command(flatten)]
     pub server: ServerFlags,
+    #[command(flatten)]
+    pub engine: EngineFlag,
     /// Which model answers.
     #[arg(long, value_enum, default_value_t = DemoModel::Scripted)]
     pub model: DemoModel,

@@ -4,6 +4,7 @@ mod agents;
 mod cli;
 mod client;
 mod command;
+mod engines;
 mod render;
 mod serve;
 mod settings;
@@ -19,9 +20,27 @@ use crate::settings::Environment;
 /// Exit code of a command that failed.
 const FAILED: u8 = 1;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::parse();
+    // A process with one thread, and small: it lives as long as its sandbox.
+    if matches!(cli.command, Command::Supervise { .. }) {
+        return match caisson_sandbox::local::supervise() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error.into()),
+        };
+    }
+    match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime.block_on(run(cli)),
+        Err(error) => failed(&error.into()),
+    }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    command::complain(&format!("error: {error:#}"));
+    ExitCode::from(FAILED)
+}
+
+async fn run(cli: Cli) -> ExitCode {
     let environment = read_environment();
     start_log(&environment, matches!(cli.command, Command::Serve(_)));
     if rustls::crypto::ring::default_provider().install_default().is_err() {
@@ -29,10 +48,7 @@ async fn main() -> ExitCode {
     }
     match command::run(cli.command, &environment).await {
         Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            command::complain(&format!("error: {error:#}"));
-            ExitCode::from(FAILED)
-        }
+        Err(error) => failed(&error),
     }
 }
 

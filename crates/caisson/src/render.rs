@@ -81,7 +81,7 @@ impl Account {
             "run.requeued" => one(Sign::Warn, format!("back in the queue: {}", text(data, "reason"))),
             "run.phase" => one(Sign::Step, format!("phase {}", text(data, "phase"))),
             "run.stop_requested" => one(Sign::Warn, format!("told to stop: {}", text(data, "reason"))),
-            "sandbox.started" => one(Sign::Step, format!("sandbox runs ({})", text(data, "image"))),
+            "sandbox.started" => sandbox_lines(data),
             "sandbox.exited" => one(Sign::Warn, "the sandbox ended".to_owned()),
             "workspace.prepared" => match data["branch"].as_str() {
                 Some(branch) => one(
@@ -172,6 +172,17 @@ impl Sign {
 }
 
 /// What a line of the agent's own output says to a person.
+/// By what it runs, and what of its walls and limits is weaker than it could be.
+fn sandbox_lines(data: &Value) -> Vec<(Sign, String)> {
+    let engine = if data["image"].is_string() { text(data, "image") } else { text(data, "engine") };
+    let weaknesses = data["weaknesses"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    std::iter::once((Sign::Step, format!("sandbox runs ({engine})")))
+        .chain(
+            weaknesses.map(|weakness| (Sign::Warn, format!("weaker than it could be: {}", clean(weakness)))),
+        )
+        .collect()
+}
+
 fn agent_lines(line: &Value) -> Vec<(Sign, String)> {
     let blocks = line["message"]["content"].as_array().map(Vec::as_slice).unwrap_or_default();
     match line["type"].as_str() {

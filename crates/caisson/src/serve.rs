@@ -17,7 +17,6 @@ use caisson_domain::workflow::Workflow;
 use caisson_gateway::{
     Gateway, GatewayConfig, GitCredential, GitIdentity, GitUpstreams, ModelCredential, ModelUpstream,
 };
-use caisson_sandbox::docker::{DEFAULT_IMAGE, DockerConfig, DockerEngine};
 use caisson_store::{Clock, Store};
 use caisson_worker::{Parts, Probe, Timing, UidPlan, Worker, WorkerConfig};
 use sha2::{Digest, Sha256};
@@ -27,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::agents::Agents;
+use crate::engines::ActiveEngine;
 use crate::settings::{self, Settings};
 
 /// How long a stopping server waits for its tasks.
@@ -67,24 +67,22 @@ impl Server {
         let allow = allow_list(&settings)?;
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
 
-        let engine = DockerEngine::connect(&DockerConfig { host: settings.docker.host.clone() }, id.clone())
-            .and_then(|engine| engine.with_hosts_file_in(&settings.state_dir))
-            .context("the Docker Engine cannot be used")?;
-        let engine = Arc::new(engine);
+        let engine = ActiveEngine::choose(&settings, &id, &store).await?;
+        for weakness in engine.weaknesses() {
+            warn!("weaker than it could be: {weakness}");
+        }
         Gateway::start(gateway_config(&settings, &id, &allow)?, store.clone(), &tracker, cancel.clone())
             .await
             .context("the gateway cannot start")?;
-        let image = default_image(&settings);
         let probe = Arc::new(Checks {
-            engine: Arc::clone(&engine),
-            image: image.clone(),
+            engine: engine.clone(),
             agents: Agents::new(settings.agents_dir()),
             agent_version: settings.agent_version.clone(),
         });
-        let worker = worker_config(&settings, &id, image)?;
+        let worker = worker_config(&settings, &id, &engine)?;
         let parts = Parts {
             store: store.clone(),
-            engine,
+            engine: engine.engine(),
             probe: Some(probe),
             tracker: tracker.clone(),
             cancel: cancel.clone(),
@@ -92,7 +90,8 @@ impl Server {
         };
         Worker::start(worker, parts).await.context("the worker cannot start")?;
 
-        let router = caisson_api::router(api_config(&settings, allow)?, store.clone(), cancel.clone());
+        let router =
+            caisson_api::router(api_config(&settings, allow, &engine)?, store.clone(), cancel.clone());
         let stop = cancel.clone();
         tracker.spawn(async move {
             caisson_api::serve(listener, router, ServeLimits::default(), stop).await;
@@ -110,12 +109,6 @@ impl Server {
         }
         self.store.close().await.ok();
     }
-}
-
-/// Image of runs and workflows that name none.
-#[must_use]
-pub(crate) fn default_image(settings: &Settings) -> String {
-    settings.default_image.clone().unwrap_or_else(|| DEFAULT_IMAGE.to_owned())
 }
 
 /// Opens the store of a state directory.
@@ -150,6 +143,12 @@ fn lock_state(state_dir: &Path) -> anyhow::Result<fs::File> {
         ),
         Err(fs::TryLockError::Error(error)) => Err(error).context("the state directory cannot be locked"),
     }
+}
+
+/// The id of the server that uses a state directory, if one ever did.
+#[must_use]
+pub(crate) fn known_server_id(state_dir: &Path) -> Option<ServerId> {
+    fs::read_to_string(state_dir.join("server_id")).ok()?.trim().parse().ok()
 }
 
 /// The id that stays with the state directory.
@@ -231,7 +230,7 @@ fn allow_list(settings: &Settings) -> anyhow::Result<AllowList> {
     Ok(AllowList::new(&settings.repositories, directories)?)
 }
 
-fn api_config(settings: &Settings, allow: AllowList) -> anyhow::Result<ApiConfig> {
+fn api_config(settings: &Settings, allow: AllowList, engine: &ActiveEngine) -> anyhow::Result<ApiConfig> {
     let default_repository: Option<Repository> = settings
         .default_repository
         .as_deref()
@@ -244,6 +243,7 @@ fn api_config(settings: &Settings, allow: AllowList) -> anyhow::Result<ApiConfig
         allow,
         default_repository,
         artifacts_dir: settings.state_dir.join("artifacts"),
+        without_images: engine.default_image().is_none(),
         agent: AgentInfo { version },
         limits: ApiLimits::default(),
     })
@@ -308,7 +308,7 @@ fn read_pem(file: Option<&Path>) -> anyhow::Result<Option<Vec<u8>>> {
         .transpose()
 }
 
-fn worker_config(settings: &Settings, id: &ServerId, image: String) -> anyhow::Result<WorkerConfig> {
+fn worker_config(settings: &Settings, id: &ServerId, engine: &ActiveEngine) -> anyhow::Result<WorkerConfig> {
     let agents = Agents::new(settings.agents_dir());
     let uids = if nix::unistd::geteuid().is_root() {
         UidPlan::PerSession { base: settings.uid_base }
@@ -317,10 +317,11 @@ fn worker_config(settings: &Settings, id: &ServerId, image: String) -> anyhow::R
     };
     Ok(WorkerConfig {
         server: id.clone(),
-        engine_name: "docker".to_owned(),
+        engine_name: engine.name().to_owned(),
         slots: settings.slots,
         state_dir: settings.state_dir.clone(),
-        default_image: image,
+        default_image: engine.default_image(),
+        weaknesses: engine.weaknesses(),
         shim: install_shim(settings)?,
         agent_dir: Some(agents.directory(&settings.agent_version)),
         uids,
@@ -367,9 +368,7 @@ fn install_shim(settings: &Settings) -> anyhow::Result<PathBuf> {
 #[derive(Debug)]
 pub(crate) struct Checks {
     /// The engine.
-    pub engine: Arc<DockerEngine>,
-    /// The default image.
-    pub image: String,
+    pub engine: ActiveEngine,
     /// Installed agents.
     pub agents: Agents,
     /// The version that runs use.
@@ -379,27 +378,13 @@ pub(crate) struct Checks {
 #[async_trait::async_trait]
 impl Probe for Checks {
     async fn problems(&self) -> Vec<PlacementProblem> {
-        let mut problems = Vec::new();
-        let mut add = |code, message| problems.push(PlacementProblem { code, message });
-        match self.engine.check().await {
-            Ok(_) => match self.engine.image_present(&self.image).await {
-                Ok(true) => {}
-                Ok(false) => add(
-                    ProblemCode::ImageMissing,
-                    format!("the sandbox image {} is missing; run `caisson image build`", self.image),
-                ),
-                Err(error) => add(ProblemCode::EngineUnavailable, chain(&error)),
-            },
-            Err(error) => add(ProblemCode::EngineUnavailable, chain(&error)),
-        }
+        let mut problems = self.engine.problems().await;
         if self.agents.installed(&self.agent_version).is_none() {
             let version = &self.agent_version;
-            add(
-                ProblemCode::AgentMissing,
-                format!(
-                    "Claude Code {version} is not installed; run `caisson agent install --version {version}`"
-                ),
+            let message = format!(
+                "Claude Code {version} is not installed; run `caisson agent install --version {version}`"
             );
+            problems.push(PlacementProblem { code: ProblemCode::AgentMissing, message });
         }
         problems
     }

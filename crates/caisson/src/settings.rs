@@ -29,6 +29,8 @@ pub(crate) struct Settings {
     pub listen: SocketAddr,
     /// Runs at the same time, 1 to 256. Default 8. `CAISSON_SLOTS`.
     pub slots: usize,
+    /// What makes sandboxes: `auto`, `docker` or `local`. Default `auto`: Docker where an engine answers, else local. `CAISSON_ENGINE`.
+    pub engine: EngineChoice,
     /// Image of sandboxes whose workflow and run name none. Default: the one `caisson image build` makes. `CAISSON_DEFAULT_IMAGE`.
     pub default_image: Option<String>,
     /// Repositories that runs may name: URLs, or URLs that end with `/*`. Default: none. `CAISSON_REPOSITORIES`, separated by spaces.
@@ -53,6 +55,8 @@ pub(crate) struct Settings {
     pub uid_base: u32,
     /// The Docker Engine.
     pub docker: Docker,
+    /// The local engine.
+    pub local: Local,
     /// The model API.
     pub model: Model,
     /// Git hosts.
@@ -65,6 +69,34 @@ pub(crate) struct Settings {
 pub(crate) struct Docker {
     /// Its socket, `unix:///…`. Default: `DOCKER_HOST`, else `unix:///var/run/docker.sock`. `CAISSON_DOCKER__HOST`.
     pub host: Option<String>,
+}
+
+/// What makes sandboxes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum EngineChoice {
+    /// Docker where a Docker Engine answers, else local.
+    Auto,
+    /// A Docker Engine.
+    Docker,
+    /// Bubblewrap over this machine's own programs; no daemon, no image, no root needed.
+    Local,
+}
+
+/// The local engine.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Local {
+    /// Bubblewrap's path. Default: `bwrap` of the system. `CAISSON_LOCAL__BUBBLEWRAP`.
+    pub bubblewrap: Option<PathBuf>,
+    /// Further files and directories that sandboxes see, read-only and at the same place. Default: none.
+    /// `CAISSON_LOCAL__READ_ONLY`, separated by spaces.
+    pub read_only: Vec<PathBuf>,
+    /// Directories that sandboxes see, read-only, and whose `bin` comes first in their search path. Default: none.
+    /// `CAISSON_LOCAL__TOOLCHAINS`, separated by spaces.
+    pub toolchains: Vec<PathBuf>,
+    /// Whether control groups are used where they can be had. Default true. `CAISSON_LOCAL__CONTROL_GROUPS`.
+    pub control_groups: bool,
 }
 
 /// The model API.
@@ -127,6 +159,8 @@ pub(crate) struct Overrides {
     pub listen: Option<SocketAddr>,
     /// `--allow-repo`.
     pub allow_repo: Vec<PathBuf>,
+    /// `--engine`.
+    pub engine: Option<EngineChoice>,
 }
 
 /// The process's environment, as far as settings need it.
@@ -179,6 +213,8 @@ impl Settings {
             .list_separator(" ")
             .with_list_parse_key("repositories")
             .with_list_parse_key("allow_repo")
+            .with_list_parse_key("local.read_only")
+            .with_list_parse_key("local.toolchains")
             .try_parsing(true)
             .source(Some(variables));
         let mut builder = defaults(config::Config::builder(), environment)?;
@@ -195,6 +231,9 @@ impl Settings {
         }
         if let Some(listen) = overrides.listen {
             settings.listen = listen;
+        }
+        if let Some(engine) = overrides.engine {
+            settings.engine = engine;
         }
         settings.allow_repo.extend(overrides.allow_repo);
         if settings.docker.host.is_none() {
@@ -278,7 +317,11 @@ fn defaults(
         .set_default("min_free_disk_mib", 1024)?
         .set_default("agent_version", AGENT_VERSION)?
         .set_default("uid_base", 200_000)?
+        .set_default("engine", "auto")?
         .set_default("docker", nothing())?
+        .set_default("local.read_only", empty.clone())?
+        .set_default("local.toolchains", empty.clone())?
+        .set_default("local.control_groups", true)?
         .set_default("model.base_url", "https://api.anthropic.com")?
         .set_default("git.credentials", empty)?
         .set_default("git.author_name", "Caisson")?

@@ -11,6 +11,8 @@
 pub mod docker;
 mod engine;
 mod error;
+pub mod local;
+mod mounts;
 mod spec;
 
 pub use caisson_domain::image::{IMAGE_BYTES, IMAGE_NAME_BYTES, ImageNameError, check_image_name};

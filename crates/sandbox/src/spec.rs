@@ -47,8 +47,8 @@ pub struct SandboxSpec {
     pub session: SessionId,
     /// The server that owns it.
     pub server: ServerId,
-    /// The image; see [`check_image_name`].
-    pub image: String,
+    /// The image; see [`check_image_name`]. An engine that has images needs one, and one that has none takes none.
+    pub image: Option<String>,
     /// The user id of every process in it, never 0.
     pub uid: u32,
     /// The group id of every process in it, never 0.
@@ -81,7 +81,7 @@ pub struct Mounts {
 }
 
 /// What a sandbox may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ResourceLimits {
     /// Memory in bytes, swap included, so that none is swapped: [`MEMORY_BYTES_MIN`] to [`MEMORY_BYTES_MAX`].
     pub memory_bytes: u64,
@@ -106,6 +106,25 @@ pub enum SpecError {
     /// The image's name.
     #[error(transparent)]
     Image(#[from] ImageNameError),
+    /// An engine that makes sandboxes from images was given none.
+    #[error("the engine makes sandboxes from images, and no image is named")]
+    ImageMissing,
+    /// An engine without images was given one.
+    #[error(
+        "image \"{image}\" cannot be used: the local engine has no images, its sandboxes see the host's own programs; leave the image out, or use the Docker engine"
+    )]
+    ImageUnsupported {
+        /// The image that was asked for.
+        image: String,
+    },
+    /// Only a server that is root can give a sandbox another user than its own.
+    #[error("the sandbox is to run as {uid}:{gid}, but this server is not root and has another user")]
+    ForeignUser {
+        /// The user id asked for.
+        uid: u32,
+        /// The group id asked for.
+        gid: u32,
+    },
     /// A number outside its bounds.
     #[error("{limit} is {value}, but must be from {min} to {max}")]
     Limit {
@@ -178,7 +197,9 @@ impl SandboxSpec {
     /// # Errors
     /// The first [`SpecError`] found.
     pub fn validate(&self) -> Result<(), SpecError> {
-        check_image_name(&self.image)?;
+        if let Some(image) = &self.image {
+            check_image_name(image)?;
+        }
         within("uid", self.uid.into(), 1, ID_MAX.into())?;
         within("gid", self.gid.into(), 1, ID_MAX.into())?;
         self.limits.validate()?;
@@ -276,7 +297,7 @@ mod tests {
             id: SandboxId::new(1, [1; 10]),
             session: SessionId::new(1, [2; 10]),
             server: ServerId::new(1, [3; 10]),
-            image: "debian:bookworm-slim".into(),
+            image: Some("debian:bookworm-slim".into()),
             uid: 1000,
             gid: 1000,
             mounts: Mounts {
@@ -379,7 +400,7 @@ mod tests {
     #[test]
     fn an_image_name_is_checked_first() {
         let mut spec = spec();
-        spec.image = "../x".into();
+        spec.image = Some("../x".into());
         assert!(matches!(spec.validate(), Err(SpecError::Image(_))));
     }
 }

@@ -18,14 +18,16 @@ pub const SLOTS_DEFAULT: usize = 8;
 pub struct WorkerConfig {
     /// The server whose runs and sandboxes it tends.
     pub server: ServerId,
-    /// The engine's name, as sandboxes are written down: `docker`.
+    /// The engine's name, as sandboxes are written down: `docker` or `local`.
     pub engine_name: String,
     /// Runs in hand at once, within [`SLOTS`]; [`SLOTS_DEFAULT`] if nobody says otherwise.
     pub slots: usize,
     /// The server's own directory, absolute. The worker keeps `sessions`, `sandboxes`, `doors` and `trash` below it.
     pub state_dir: PathBuf,
-    /// The image of runs that name none.
-    pub default_image: String,
+    /// The image of runs that name none; none for an engine without images.
+    pub default_image: Option<String>,
+    /// What of the sandboxes' walls and limits is weaker here than it could be, for people; each run tells it.
+    pub weaknesses: Vec<String>,
     /// The shim's binary, absolute.
     pub shim: PathBuf,
     /// The directory that holds `claude`, absolute; none if no agent is installed, and then nothing is claimed.
@@ -166,7 +168,7 @@ impl WorkerConfig {
                 faults.push(format!("{name} is {}, but must be an absolute path", path.display()));
             }
         }
-        if let Err(error) = check_image_name(&self.default_image) {
+        if let Some(Err(error)) = self.default_image.as_deref().map(check_image_name) {
             faults.push(format!("default_image: {error}"));
         }
         let ids = match self.uids {
@@ -192,7 +194,8 @@ mod tests {
             engine_name: "docker".to_owned(),
             slots: SLOTS_DEFAULT,
             state_dir: "/var/lib/caisson".into(),
-            default_image: "caisson-sandbox:latest".to_owned(),
+            default_image: Some("caisson-sandbox:latest".to_owned()),
+            weaknesses: Vec::new(),
             shim: "/usr/lib/caisson/shim".into(),
             agent_dir: Some("/var/lib/caisson/agent".into()),
             uids: UidPlan::PerSession { base: 200_000 },
@@ -221,7 +224,7 @@ mod tests {
             config.state_dir = "state".into();
             config.shim = "shim".into();
             config.agent_dir = Some("agent".into());
-            config.default_image = "../x".to_owned();
+            config.default_image = Some("../x".to_owned());
             config.uids = UidPlan::Fixed { uid: 0, gid: ID_MAX + 1 };
         });
         assert_eq!(found.len(), 7, "{found:?}");

@@ -119,18 +119,18 @@ async fn build(attempt: &Attempt, sandbox: &SandboxId) -> Result<(), Stop> {
 
     let [control, agent] =
         [GrantKind::Control, GrantKind::Agent].map(|kind| Token::grant(kind, ctx.random.bytes()));
-    let image = attempt.run.spec.image.clone().unwrap_or_else(|| ctx.config.default_image.clone());
+    let image = attempt.run.spec.image.clone().or_else(|| ctx.config.default_image.clone());
     let row = NewSandbox {
         id: sandbox.clone(),
         session: attempt.run.session.clone(),
         server: ctx.config.server.clone(),
         engine: ctx.config.engine_name.clone(),
-        image: image.clone(),
+        image: image.clone().unwrap_or_default(),
         uid: owner.uid,
         control: control.hash(),
         agent: agent.hash(),
     };
-    let spec = specify(attempt, &row, (owner, dirs), [&control, &agent])?;
+    let spec = SandboxSpec { image, ..specify(attempt, &row, (owner, dirs), [&control, &agent])? };
     write_row(attempt, &row).await?;
     ctx.step(Step::SandboxWritten).await;
 
@@ -140,7 +140,7 @@ async fn build(attempt: &Attempt, sandbox: &SandboxId) -> Result<(), Stop> {
     }
     ctx.step(Step::Placed).await;
     let start_ms = bring_up(attempt, &spec).await?;
-    announce(attempt, sandbox, &image, Some(start_ms)).await?.then_some(()).ok_or(Stop::Lost)
+    announce(attempt, sandbox, &row.image, Some(start_ms)).await?.then_some(()).ok_or(Stop::Lost)
 }
 
 async fn make_dirs(attempt: &Attempt, sandbox: &SandboxId, owner: Owner) -> Result<SandboxDirs, Fault> {
@@ -183,7 +183,7 @@ fn specify(
         id: row.id.clone(),
         session: row.session.clone(),
         server: row.server.clone(),
-        image: row.image.clone(),
+        image: None,
         uid: owner.uid,
         gid: owner.gid,
         mounts: Mounts {
@@ -240,7 +240,7 @@ async fn bring_up(attempt: &Attempt, spec: &SandboxSpec) -> Result<i64, Stop> {
 }
 
 /// Tells that the sandbox runs, and only then writes it down as running: a sandbox that is written down as running has
-/// been told of. `false` if the run is lost.
+/// been told of. An empty `image` is that of an engine without images. `false` if the run is lost.
 pub(crate) async fn announce(
     attempt: &Attempt,
     sandbox: &SandboxId,
@@ -248,7 +248,13 @@ pub(crate) async fn announce(
     start_ms: Option<i64>,
 ) -> Result<bool, Halt> {
     let ctx = &attempt.ctx;
-    let mut data = json!({ "image": image });
+    let mut data = json!({ "engine": ctx.config.engine_name });
+    if !image.is_empty() {
+        data["image"] = image.into();
+    }
+    if !ctx.config.weaknesses.is_empty() {
+        data["weaknesses"] = ctx.config.weaknesses.clone().into();
+    }
     if let Some(start_ms) = start_ms {
         data["start_ms"] = start_ms.into();
     }

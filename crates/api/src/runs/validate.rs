@@ -44,6 +44,8 @@ pub(super) fn specification(
     check_resources(request, faults);
     check_environment_values(&request.environment, faults);
     let workflow = workflow?;
+    let image = request.image.clone().or_else(|| workflow.caisson.image.clone());
+    check_image_support(image.as_deref(), config, faults);
     check_environment_names(request.environment.keys(), workflow, faults);
     Some(RunSpec {
         prompt: request.prompt.clone(),
@@ -52,7 +54,7 @@ pub(super) fn specification(
         branch,
         model: request.model.clone().or_else(|| workflow.model.clone()),
         max_turns: request.max_turns.or(workflow.max_turns),
-        image: request.image.clone().or_else(|| workflow.caisson.image.clone()),
+        image,
         timeout_s: request.timeout_s.unwrap_or(workflow.caisson.timeout_s),
         resources: resolve(request, workflow),
         environment: request.environment.clone(),
@@ -139,6 +141,16 @@ fn check_model(model: Option<&str>, faults: &mut Faults) {
 }
 
 /// Well formed, not proven: only the engine knows whether there is such an image.
+/// The workflow's image counts as well: it is never quietly left out.
+fn check_image_support(image: Option<&str>, config: &ApiConfig, faults: &mut Faults) {
+    if let Some(image) = image.filter(|_| config.without_images) {
+        let message = format!(
+            "this server's engine is local and has no images, so \"{image}\" cannot be used: leave the image out of run and workflow, or use a server with the Docker engine"
+        );
+        faults.add("image", "image_unsupported", message);
+    }
+}
+
 fn check_image(image: Option<&str>, faults: &mut Faults) {
     let Some(image) = image else { return };
     if let Err(error) = check_image_name(image) {

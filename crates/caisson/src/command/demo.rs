@@ -14,7 +14,7 @@ use serde_json::json;
 use url::Url;
 
 use super::demo_project::{DemoRepository, SCENARIO};
-use super::{DETACHED, DONE, print, settings, submit};
+use super::{DETACHED, DONE, print, settings_with_engine, submit};
 use crate::cli::{Demo, DemoModel};
 use crate::client::Client;
 use crate::serve::Server;
@@ -36,7 +36,7 @@ const REAL_KEY: &str = "ANTHROPIC_API_KEY";
 /// # Errors
 /// A part is missing, or the job did not come out as it must.
 pub(crate) async fn run(flags: Demo, environment: &Environment) -> anyhow::Result<u8> {
-    let mut settings = settings(&flags.server, environment)?;
+    let mut settings = settings_with_engine(&flags.server, &flags.engine, environment)?;
     // Installed agents are shared with the real server; everything else of the demo is its own.
     settings.agents_dir = Some(settings.agents_dir());
     let home = settings.state_dir.join("demo");

@@ -1,15 +1,16 @@
 //! `caisson doctor`: everything a server needs, each with its remedy.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use caisson_domain::id::{ProjectId, ServerId};
-use caisson_sandbox::docker::{Capabilities, DockerConfig, DockerEngine};
+use caisson_sandbox::docker::{Capabilities, DockerEngine};
+use caisson_sandbox::local::{LimitsBy, LocalCapabilities};
 
-use super::{DONE, print, settings};
+use super::{DONE, print, settings_with_engine};
 use crate::agents::Agents;
-use crate::cli::ServerFlags;
-use crate::serve::{chain, default_image, find_shim, open_store};
+use crate::cli::Doctor;
+use crate::engines::ActiveEngine;
+use crate::serve::{chain, find_shim, known_server_id, open_store};
 use crate::settings::{Environment, Settings};
 
 /// Exit code when something is missing.
@@ -26,8 +27,8 @@ struct Finding {
 ///
 /// # Errors
 /// The configuration itself cannot be read.
-pub(crate) async fn run(flags: &ServerFlags, environment: &Environment) -> anyhow::Result<u8> {
-    let settings = settings(flags, environment)?;
+pub(crate) async fn run(flags: &Doctor, environment: &Environment) -> anyhow::Result<u8> {
+    let settings = settings_with_engine(&flags.server, &flags.engine, environment)?;
     let mut findings = engine(&settings).await;
     findings.push(agent(&settings));
     findings.push(Finding { what: "shim", result: shim(&settings) });
@@ -52,24 +53,52 @@ pub(crate) async fn run(flags: &ServerFlags, environment: &Environment) -> anyho
 }
 
 async fn engine(settings: &Settings) -> Vec<Finding> {
-    let config = DockerConfig { host: settings.docker.host.clone() };
-    let connected = DockerEngine::connect(&config, ServerId::new(0, [0; 10])).map(Arc::new);
-    let image = default_image(settings);
-    let (engine_result, image_result) = match &connected {
-        Err(error) => (Err(chain(error)), Err("not looked at, since there is no engine".to_owned())),
-        Ok(engine) => match engine.check().await {
-            Err(error) => (Err(chain(&error)), Err("not looked at, since there is no engine".to_owned())),
-            Ok(capabilities) => {
-                let image_result = match engine.image_present(&image).await {
-                    Ok(true) => Ok(image),
-                    Ok(false) => Err(format!("{image} is missing; run `caisson image build`")),
-                    Err(error) => Err(chain(&error)),
-                };
-                (Ok(describe(&capabilities)), image_result)
-            }
-        },
+    let chosen = match choose(settings).await {
+        Ok(chosen) => chosen,
+        Err(error) => return vec![Finding { what: "engine", result: Err(format!("{error:#}")) }],
+    };
+    let mut findings = match &chosen {
+        ActiveEngine::Local(engine) => {
+            let result = engine.check().await.map(|found| describe_local(&found));
+            vec![Finding { what: "engine", result: result.map_err(|error| chain(&error)) }]
+        }
+        ActiveEngine::Docker(engine, image) => docker(engine, image).await,
+    };
+    findings.extend(chosen.weaknesses().into_iter().map(|text| Finding { what: "weaker", result: Ok(text) }));
+    findings
+}
+
+/// The engine that a server with these settings would take.
+async fn choose(settings: &Settings) -> anyhow::Result<ActiveEngine> {
+    let store = open_store(&settings.state_dir).await?;
+    let server = known_server_id(&settings.state_dir).unwrap_or_else(|| ServerId::new(0, [0; 10]));
+    let chosen = ActiveEngine::choose(settings, &server, &store).await;
+    store.close().await.ok();
+    chosen
+}
+
+async fn docker(engine: &DockerEngine, image: &str) -> Vec<Finding> {
+    let (engine_result, image_result) = match engine.check().await {
+        Err(error) => (Err(chain(&error)), Err("not looked at, since there is no engine".to_owned())),
+        Ok(capabilities) => {
+            let image_result = match engine.image_present(image).await {
+                Ok(true) => Ok(image.to_owned()),
+                Ok(false) => Err(format!("{image} is missing; run `caisson image build`")),
+                Err(error) => Err(chain(&error)),
+            };
+            (Ok(describe(&capabilities)), image_result)
+        }
     };
     vec![Finding { what: "engine", result: engine_result }, Finding { what: "image", result: image_result }]
+}
+
+fn describe_local(found: &LocalCapabilities) -> String {
+    let limits = match &found.limits {
+        LimitsBy::ControlGroups { version } => format!("limits by control groups (version {version})"),
+        LimitsBy::ProcessLimits { .. } => "limits of single processes".to_owned(),
+    };
+    let users = if found.own_uids { "a user for each session" } else { "one user for all" };
+    format!("local: bubblewrap {}, {limits}, {users}", found.bubblewrap_version)
 }
 
 fn describe(found: &Capabilities) -> String {

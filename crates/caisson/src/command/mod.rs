@@ -15,7 +15,7 @@ use anyhow::Context;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::{ClientFlags, Command, Serve, ServerFlags};
+use crate::cli::{ClientFlags, Command, EngineFlag, Serve, ServerFlags};
 use crate::client::Client;
 use crate::serve::Server;
 use crate::settings::{Environment, Overrides, Settings};
@@ -47,6 +47,10 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Image(image) => image::run(image, environment).await,
         Command::Doctor(flags) => doctor::run(&flags, environment).await,
         Command::Demo(flags) => demo::run(flags, environment).await,
+        Command::Supervise { .. } => {
+            // Done by `main`, before there is a second thread.
+            anyhow::bail!("a supervisor is started by the server")
+        }
         Command::Openapi => {
             print(&caisson_api::openapi().to_pretty_json()?);
             Ok(DONE)
@@ -55,8 +59,12 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
 }
 
 async fn serve(flags: Serve, environment: &Environment) -> anyhow::Result<u8> {
-    let overrides =
-        Overrides { state_dir: flags.server.state_dir, listen: flags.listen, allow_repo: flags.allow_repo };
+    let overrides = Overrides {
+        state_dir: flags.server.state_dir,
+        listen: flags.listen,
+        allow_repo: flags.allow_repo,
+        engine: flags.engine.engine,
+    };
     let settings = Settings::load(flags.server.config.as_deref(), environment, overrides)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -74,6 +82,19 @@ async fn serve(flags: Serve, environment: &Environment) -> anyhow::Result<u8> {
 pub(crate) fn settings(flags: &ServerFlags, environment: &Environment) -> anyhow::Result<Settings> {
     let overrides = Overrides { state_dir: flags.state_dir.clone(), ..Overrides::default() };
     Settings::load(flags.config.as_deref(), environment, overrides)
+}
+
+/// The same for a command that makes sandboxes.
+pub(crate) fn settings_with_engine(
+    flags: &ServerFlags,
+    engine: &EngineFlag,
+    environment: &Environment,
+) -> anyhow::Result<Settings> {
+    let mut settings = settings(flags, environment)?;
+    if let Some(engine) = engine.engine {
+        settings.engine = engine;
+    }
+    Ok(settings)
 }
 
 /// The API's client as the flags say.

@@ -25,7 +25,7 @@ fn spec(directory: &Path) -> SandboxSpec {
         id: sandbox_id(),
         session: caisson_domain::id::SessionId::new(1, [7; 10]),
         server: ServerId::new(1, [9; 10]),
-        image: "caisson-sandbox:1".into(),
+        image: Some("caisson-sandbox:1".into()),
         uid: 1000,
         gid: 1000,
         mounts: Mounts {

@@ -14,7 +14,8 @@ use tracing::warn;
 
 use super::fault::{CONFLICT, Fault, NOT_FOUND, unavailable};
 use super::profile::{self, Profile, container_name};
-use super::{CHANGE_TIMEOUT_S, DockerEngine, mounts, reading, verify};
+use super::{CHANGE_TIMEOUT_S, DockerEngine, reading, verify};
+use crate::mounts;
 use crate::spec::within;
 use crate::{EngineError, Liveness, OwnedSandbox, STOP_GRACE_S_MAX, SandboxSpec, SandboxUsage, SpecError};
 
@@ -27,12 +28,15 @@ const REMOVAL_LOOK: Duration = Duration::from_millis(100);
 impl DockerEngine {
     pub(super) async fn create_sandbox(&self, spec: &SandboxSpec) -> Result<(), EngineError> {
         spec.validate()?;
+        if spec.image.is_none() {
+            return Err(SpecError::ImageMissing.into());
+        }
         if spec.server != self.server {
             return Err(SpecError::Server { asked: spec.server.clone(), own: self.server.clone() }.into());
         }
         let capabilities = self.capabilities().await?;
         let (asked, socket) = (spec.mounts.clone(), self.socket.clone());
-        let looked = tokio::task::spawn_blocking(move || mounts::resolve(&asked, &socket)).await;
+        let looked = tokio::task::spawn_blocking(move || mounts::resolve(&asked, Some(&socket))).await;
         // It neither panics nor is aborted, but its handle cannot know that.
         let binds =
             looked.map_err(|error| unavailable("looking at the mounts", &self.host, error.into()))??;
@@ -69,7 +73,7 @@ impl DockerEngine {
                 Ok(())
             }
             Err(fault) if fault.code() == Some(NOT_FOUND) => {
-                Err(EngineError::ImageMissing { image: spec.image.clone() })
+                Err(EngineError::ImageMissing { image: spec.image.clone().unwrap_or_default() })
             }
             Err(fault) if fault.code() == Some(CONFLICT) => {
                 Err(EngineError::AlreadyExists { id: spec.id.clone() })

@@ -4,7 +4,6 @@ mod build;
 mod check;
 mod fault;
 mod lifecycle;
-mod mounts;
 mod profile;
 mod reading;
 mod verify;
@@ -97,7 +96,7 @@ impl DockerEngine {
     /// # Errors
     /// [`EngineError::BadSpec`] if the file cannot be written.
     pub fn with_hosts_file_in(mut self, directory: &Path) -> Result<Self, EngineError> {
-        self.hosts_file = Some(mounts::write_hosts_file(directory)?);
+        self.hosts_file = Some(crate::mounts::write_hosts_file(directory)?);
         Ok(self)
     }
 

@@ -11,8 +11,8 @@ use bollard::models::{
 use caisson_domain::id::{SandboxId, ServerId};
 use caisson_domain::protocol::places;
 
-use super::mounts::Bind;
 use crate::SandboxSpec;
+use crate::mounts::Bind;
 use crate::spec::Access;
 
 /// Label that names the owning server.
@@ -30,8 +30,6 @@ pub(crate) const TMP_PATH: &str = "/tmp";
 pub(crate) const HOSTNAME: &str = "sandbox";
 /// Where names are looked up first.
 const HOSTS_PATH: &str = "/etc/hosts";
-/// What our own hosts file says: what Docker writes into one, for a host that has only loopback.
-pub(crate) const HOSTS: &str = "127.0.0.1\tlocalhost sandbox\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 /// `/dev/shm`, in bytes: Docker's own default, said aloud because it is a place to write to. It counts as memory.
 pub(crate) const SHM_BYTES: i64 = 64 * 1024 * 1024;
 /// When the host itself runs out of memory, the kernel takes sandboxes (0 is usual, 1000 the first to go) before servers.
@@ -85,7 +83,7 @@ impl Profile<'_> {
                 test: Some(vec!["NONE".to_owned()]),
                 ..HealthConfig::default()
             }),
-            image: Some(self.spec.image.clone()),
+            image: self.spec.image.clone(),
             working_dir: Some(places::WORKSPACE.to_owned()),
             entrypoint: Some(vec![places::SHIM.to_owned()]),
             // With a hosts file of our own, nothing of the engine's networking is needed: the runtime makes an empty network

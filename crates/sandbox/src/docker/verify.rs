@@ -40,7 +40,7 @@ fn process(profile: &Profile<'_>, found: &ContainerInspectResponse, config: &Con
     same("Name", format!("/{}", container_name(&spec.id)), text(found.name.as_ref()))?;
     same("Path", places::SHIM.to_owned(), text(found.path.as_ref()))?;
     nothing("Args", found.args.as_ref())?;
-    same("Config.Image", spec.image.clone(), text(config.image.as_ref()))?;
+    same("Config.Image", text(spec.image.as_ref()), text(config.image.as_ref()))?;
     same("Config.User", profile.user(), text(config.user.as_ref()))?;
     same("Config.WorkingDir", places::WORKSPACE.to_owned(), text(config.working_dir.as_ref()))?;
     same("Config.StopSignal", profile::STOP_SIGNAL.to_owned(), text(config.stop_signal.as_ref()))?;

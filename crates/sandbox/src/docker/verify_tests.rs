@@ -4,7 +4,7 @@ use caisson_domain::id::{SandboxId, ServerId, SessionId};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::docker::mounts::Bind;
+use crate::mounts::Bind;
 use crate::{Mounts, ResourceLimits, SandboxSpec};
 
 /// Recorded from Docker 20.10.24 (API 1.41): the container that [`spec`] asks for; its paths were changed.
@@ -16,7 +16,7 @@ fn spec() -> SandboxSpec {
         id: SandboxId::new(1, [8; 10]),
         session: SessionId::new(1, [7; 10]),
         server: ServerId::new(1, [9; 10]),
-        image: "caisson-sandbox:1".into(),
+        image: Some("caisson-sandbox:1".into()),
         uid: 1000,
         gid: 1000,
         mounts: Mounts {

@@ -189,7 +189,7 @@ impl Engine for FakeEngine {
         if let Some(mishap) = &mishap
             && !matches!(mishap, Mishap::Unheard)
         {
-            return Err(error(mishap, &spec.image));
+            return Err(error(mishap, spec.image.as_deref().unwrap_or_default()));
         }
         let state = watch::Sender::new(Liveness::Created);
         let fake = Fake { session: spec.session.clone(), spec: Some(spec.clone()), state };
@@ -201,7 +201,7 @@ impl Engine for FakeEngine {
             self.0.most_living.fetch_max(sandboxes.len(), Ordering::SeqCst);
         }
         self.0.made.lock().unwrap().push(spec.clone());
-        mishap.map_or(Ok(()), |mishap| Err(error(&mishap, &spec.image)))
+        mishap.map_or(Ok(()), |mishap| Err(error(&mishap, spec.image.as_deref().unwrap_or_default())))
     }
 
     async fn start(&self, id: &SandboxId) -> Result<(), EngineError> {

@@ -25,7 +25,7 @@ async fn a_run_is_given_everything_its_sandbox_needs() {
     let placed = world.run(&run).await;
     let config = &world.setup.config;
     assert_eq!((&spec.session, &spec.server), (&placed.session, &config.server));
-    assert_eq!((spec.image.as_str(), spec.limits), ("mine:1", ResourceLimits::default()));
+    assert_eq!((spec.image.as_deref(), spec.limits), (Some("mine:1"), ResourceLimits::default()));
     assert_eq!(spec.mounts.shim, config.shim);
     assert_eq!(Some(&spec.mounts.agent_dir), config.agent_dir.as_ref());
     assert_eq!(spec.mounts.door_dir, door_dir(&config.state_dir, &spec.id));
@@ -51,6 +51,7 @@ async fn a_run_is_given_everything_its_sandbox_needs() {
     let told = world.told(&run, EventKind::SandboxStarted).await.remove(0);
     assert_eq!((told["sandbox"].as_str(), told["image"].as_str()), (Some(spec.id.as_str()), Some("mine:1")));
     assert!(told["start_ms"].is_i64());
+    assert_eq!((&told["engine"], &told["weaknesses"][0]), (&"fake".into(), &"a wall is thin".into()));
     world.shims.release();
     let ended = world.finished(&run).await;
     assert_eq!((ended.status, ended.result.as_deref()), (RunStatus::Succeeded, Some("done")));

@@ -15,7 +15,8 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
-use crate::bench::{Bench, ready, skipped};
+use super::bench::Bench;
+use crate::places::{ready, skipped};
 
 /// An image with a shell and nothing else, copied from this machine.
 const IMAGE: &str = "caisson-test:shell";
@@ -156,7 +157,7 @@ async fn import_shell(bench: &Bench) {
 
 async fn running(bench: &Bench, script: &str) -> SandboxSpec {
     let mut spec = bench.sandbox(script);
-    IMAGE.clone_into(&mut spec.image);
+    spec.image = Some(IMAGE.to_owned());
     bench.engine.create(&spec).await.unwrap();
     bench.engine.start(&spec.id).await.unwrap();
     assert_eq!(ready(&spec).await, "ready");

@@ -7,7 +7,8 @@ use bollard::query_parameters::InspectContainerOptions;
 use caisson_sandbox::docker::API_VERSION_MIN;
 use caisson_sandbox::{Engine, EngineError, SandboxSpec};
 
-use crate::bench::{Bench, on_bench, ready, tell, written};
+use super::bench::{Bench, on_bench};
+use crate::places::{ready, tell, written};
 
 /// Writes down what a process in the sandbox sees, then waits.
 const LOOK: &str = "\

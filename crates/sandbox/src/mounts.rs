@@ -3,9 +3,11 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::profile::HOSTS;
 use crate::spec::{Access, MountEntry};
 use crate::{MountFault, Mounts, SpecError};
+
+/// What a sandbox's `/etc/hosts` says: what Docker writes into one, for a host that has only loopback.
+pub(crate) const HOSTS: &str = "127.0.0.1\tlocalhost sandbox\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 
 /// Sockets that make root of whoever writes to them, beside the engine's own.
 const WELL_KNOWN_SOCKETS: [&str; 6] = [
@@ -53,13 +55,23 @@ pub(crate) fn write_hosts_file(directory: &Path) -> Result<PathBuf, SpecError> {
     Ok(file)
 }
 
-/// Resolves and checks all mounts; blocks on the file system.
-pub(crate) fn resolve(mounts: &Mounts, engine_socket: &Path) -> Result<Vec<Bind>, SpecError> {
-    let sockets: Vec<PathBuf> = std::iter::once(engine_socket)
+/// Whether showing `directory` would show an engine's socket.
+pub(crate) fn shows_engine_socket(directory: &Path) -> bool {
+    engine_sockets(None).iter().any(|socket| socket.starts_with(directory))
+}
+
+/// Every engine's socket that is known, as it is written and as it is without symbolic links.
+fn engine_sockets(own: Option<&Path>) -> Vec<PathBuf> {
+    own.into_iter()
         .chain(WELL_KNOWN_SOCKETS.iter().map(Path::new))
         .flat_map(|socket| [socket.canonicalize().ok(), Some(socket.to_path_buf())])
         .flatten()
-        .collect();
+        .collect()
+}
+
+/// Resolves and checks all mounts; blocks on the file system.
+pub(crate) fn resolve(mounts: &Mounts, engine_socket: Option<&Path>) -> Result<Vec<Bind>, SpecError> {
+    let sockets = engine_sockets(engine_socket);
     let entries = mounts.entries();
     let mut sources = Vec::with_capacity(entries.len());
     for entry in &entries {
@@ -137,7 +149,7 @@ mod tests {
     }
 
     fn fault(mounts: &Mounts, socket: &Path) -> (&'static str, MountFault) {
-        match resolve(mounts, socket) {
+        match resolve(mounts, Some(socket)) {
             Err(SpecError::Mount { mount, fault, .. }) => (mount, fault),
             other => panic!("{other:?}"),
         }
@@ -146,7 +158,7 @@ mod tests {
     #[test]
     fn every_mount_gets_its_place_and_only_three_are_writable() {
         let host = host();
-        let binds = resolve(&host.mounts, Path::new("/nowhere.sock")).unwrap();
+        let binds = resolve(&host.mounts, Some(Path::new("/nowhere.sock"))).unwrap();
         let writable: Vec<_> =
             binds.iter().filter(|b| b.access == Access::Writable).map(|b| b.target).collect();
         let read_only: Vec<_> =
@@ -163,7 +175,7 @@ mod tests {
         std::os::unix::fs::symlink(&host.mounts.home_dir, &link).unwrap();
         let target = host.mounts.home_dir.clone();
         host.mounts.home_dir = link.clone();
-        let binds = resolve(&host.mounts, Path::new("/nowhere.sock")).unwrap();
+        let binds = resolve(&host.mounts, Some(Path::new("/nowhere.sock"))).unwrap();
         assert_eq!(Path::new(&binds[5].source), target);
         host.mounts.workspace_dir = link;
         let found = fault(&host.mounts, Path::new("/nowhere.sock"));
@@ -266,6 +278,6 @@ mod tests {
         let mut host = self::host();
         host.mounts.shim = host.mounts.agent_dir.join("shim");
         std::fs::write(&host.mounts.shim, "x").unwrap();
-        assert!(resolve(&host.mounts, Path::new("/nowhere.sock")).is_ok());
+        assert!(resolve(&host.mounts, Some(Path::new("/nowhere.sock"))).is_ok());
     }
 }

@@ -5,7 +5,8 @@ use caisson_domain::id::SandboxId;
 use caisson_sandbox::docker::{DEFAULT_IMAGE, ImageBuild};
 use caisson_sandbox::{Engine, EngineError};
 
-use crate::bench::{Bench, on_bench, random, written};
+use super::bench::{Bench, on_bench};
+use crate::places::{random, written};
 
 /// Builds a small image on top of the default one.
 async fn build(bench: &Bench, instructions: &str) -> (ImageBuild, Result<(), EngineError>, Vec<String>) {
@@ -58,12 +59,13 @@ async fn a_build_step_that_fails_is_told_with_its_output() {
 async fn a_missing_image_is_named_and_leaves_nothing() {
     on_bench(async |bench| {
         let mut spec = bench.sandbox("exit 0");
-        spec.image = "caisson-test:does-not-exist".into();
+        let missing = "caisson-test:does-not-exist";
+        spec.image = Some(missing.to_owned());
         let error = bench.engine.create(&spec).await.unwrap_err();
-        assert!(matches!(&error, EngineError::ImageMissing { image } if *image == spec.image), "{error:?}");
+        assert!(matches!(&error, EngineError::ImageMissing { image } if image == missing), "{error:?}");
         assert!(error.to_string().contains("caisson image build"), "{error}");
         assert_eq!(bench.engine.list_owned().await.unwrap(), []);
-        assert!(!bench.engine.image_present(&spec.image).await.unwrap());
+        assert!(!bench.engine.image_present(missing).await.unwrap());
     })
     .await;
 }
@@ -76,7 +78,7 @@ async fn an_image_s_own_wishes_do_not_loosen_the_profile() {
         let (image, result, lines) = build(bench, wishes).await;
         result.unwrap_or_else(|error| panic!("{error}: {lines:?}"));
         let mut spec = bench.sandbox("id -u > /workspace/uid; echo $WISH > /workspace/wish; pwd > /workspace/pwd; exit 4");
-        spec.image.clone_from(&image.tag);
+        spec.image = Some(image.tag.clone());
         bench.engine.create(&spec).await.unwrap();
         bench.engine.start(&spec.id).await.unwrap();
         assert_eq!(bench.engine.wait(&spec.id).await.unwrap().code, Some(4), "the shim ran, and nothing else");
@@ -96,7 +98,7 @@ async fn an_image_that_declares_a_volume_is_not_as_asked_and_leaves_nothing() {
         let (image, result, _) = build(bench, "VOLUME /data").await;
         result.unwrap();
         let mut spec = bench.sandbox("exit 0");
-        spec.image.clone_from(&image.tag);
+        spec.image = Some(image.tag.clone());
         let error = bench.engine.create(&spec).await.unwrap_err();
         assert!(matches!(error, EngineError::NotAsAsked { field: "Mounts", .. }), "{error:?}");
         assert!(error.to_string().contains("/data"), "{error}");

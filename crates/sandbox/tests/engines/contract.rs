@@ -7,7 +7,7 @@ use caisson_sandbox::{
     Engine, EngineError, Exit, Liveness, MEMORY_BYTES_MIN, OwnedSandbox, PIDS_MIN, SandboxSpec,
 };
 
-use crate::bench::{random, ready, written};
+use crate::places::{random, ready, written};
 
 /// Says that it is ready and lives on, deaf to signals.
 const LIVES_ON: &str = "echo ready > /workspace/ready; exec sleep 600";

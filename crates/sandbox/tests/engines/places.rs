@@ -1,5 +1,4 @@
-//! A place to test in: an engine, a server id of its own, and directories; all sandboxes of it are removed at the end, also
-//! when the test fails.
+//! Directories and specifications of sandboxes to test with, the same for every engine.
 
 use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
@@ -9,88 +8,48 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use caisson_domain::id::{SandboxId, ServerId, SessionId};
-use caisson_sandbox::docker::{DEFAULT_IMAGE, DockerConfig, DockerEngine};
 use caisson_sandbox::{Engine, Mounts, ResourceLimits, SandboxSpec};
 use futures_util::FutureExt;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
-use crate::contract::Ground;
-
-/// A user id that no image knows by name.
+/// A user id that neither host nor image knows by name.
 const UID: u32 = 12_345;
 /// How long a sandbox may take to say that it is ready.
 const READY_WITHIN: Duration = Duration::from_mins(1);
 
-/// Everything that a test against a real Docker Engine needs.
-pub(crate) struct Bench {
-    pub(crate) engine: DockerEngine,
-    /// The same Docker Engine, as another server sees it.
-    pub(crate) other: DockerEngine,
-    pub(crate) server: ServerId,
-    host: Option<String>,
+/// Runs a test, then removes every sandbox that it left, then lets it fail if it did.
+pub(crate) async fn run_tidily(engines: &[&dyn Engine], test: impl Future<Output = ()>) {
+    let result = AssertUnwindSafe(test).catch_unwind().await;
+    for engine in engines {
+        for left in engine.list_owned().await.expect("what is left can be listed") {
+            engine.destroy(&left.id).await.expect("what is left can be removed");
+        }
+        assert_eq!(engine.list_owned().await.expect("the engine answers"), []);
+    }
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Where the sandboxes of one test have their directories.
+pub(crate) struct Places {
     directory: tempfile::TempDir,
     made: Cell<u8>,
 }
 
-/// Runs a test on a bench, or says why it is skipped.
-pub(crate) async fn on_bench(test: impl AsyncFnOnce(&Bench)) {
-    let Some(bench) = Bench::with_default_image().await else { return };
-    bench.run(test).await;
-}
-
-impl Bench {
-    /// A bench on the engine that the environment names.
-    async fn with_default_image() -> Option<Self> {
-        let bench = Self::at(variable("DOCKER_HOST"));
-        match bench.engine.image_present(DEFAULT_IMAGE).await {
-            Ok(true) => Some(bench),
-            Ok(false) => skipped(&format!("no image {DEFAULT_IMAGE}; build it with `caisson image build`")),
-            Err(error) => {
-                skipped(&format!("no Docker Engine ({error}); start one and set DOCKER_HOST=unix:///…"))
-            }
-        }
-    }
-
-    /// A bench on the engine at `host`, which is asked nothing yet.
-    pub(crate) fn at(host: Option<String>) -> Self {
+impl Places {
+    pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
-        let config = DockerConfig { host: host.clone() };
-        let server = ServerId::new(1, random());
-        let connect = |server| DockerEngine::connect(&config, server).expect("DOCKER_HOST is a unix socket");
-        let engine = connect(server.clone());
-        let other = connect(ServerId::new(1, random()));
-        Self { engine, other, server, host, directory, made: Cell::new(0) }
+        Self { directory, made: Cell::new(0) }
     }
 
-    /// Runs a test, then removes every sandbox that it left, then lets it fail if it did.
-    pub(crate) async fn run(self, test: impl AsyncFnOnce(&Self)) {
-        let result = AssertUnwindSafe(test(&self)).catch_unwind().await;
-        for engine in [&self.engine, &self.other] {
-            for left in engine.list_owned().await.expect("what is left can be listed") {
-                engine.destroy(&left.id).await.expect("what is left can be removed");
-            }
-            assert_eq!(engine.list_owned().await.expect("the engine answers"), []);
-        }
-        if let Err(panic) = result {
-            std::panic::resume_unwind(panic);
-        }
-    }
-
-    /// The engine with a hosts file of its own, as a server uses it.
-    pub(crate) fn with_hosts_file(&self) -> DockerEngine {
-        let config = DockerConfig { host: self.host.clone() };
-        let engine = DockerEngine::connect(&config, self.server.clone()).expect("it was fine before");
-        engine.with_hosts_file_in(self.directory.path()).expect("a temporary directory can be written to")
-    }
-
-    /// What the contract of all engines needs.
-    pub(crate) fn ground<'a>(&'a self, make: &'a dyn Fn(&str) -> SandboxSpec) -> Ground<'a> {
-        Ground { engine: &self.engine, other: &self.other, make }
+    pub(crate) fn root(&self) -> &Path {
+        self.directory.path()
     }
 
     /// A sandbox with directories of its own, whose shim is this shell script.
-    pub(crate) fn sandbox(&self, script: &str) -> SandboxSpec {
+    pub(crate) fn sandbox(&self, server: &ServerId, script: &str) -> SandboxSpec {
         let number = self.made.replace(self.made.get() + 1);
         // A space, a colon and an umlaut: what a path may have, a mount must bear.
         let root = self.directory.path().join(format!("sandbox {number}: ü"));
@@ -122,8 +81,8 @@ impl Bench {
         SandboxSpec {
             id: SandboxId::new(1, random()),
             session: SessionId::new(1, random()),
-            server: self.server.clone(),
-            image: DEFAULT_IMAGE.to_owned(),
+            server: server.clone(),
+            image: None,
             uid,
             gid: uid,
             mounts,
@@ -134,13 +93,6 @@ impl Bench {
                 ..ResourceLimits::default()
             },
         }
-    }
-
-    /// bollard's own view of the engine, for what no [`Engine`] tells.
-    pub(crate) fn docker(&self) -> bollard::Docker {
-        let host = self.host.as_deref().unwrap_or(caisson_sandbox::docker::DEFAULT_HOST);
-        bollard::Docker::connect_with_unix(host, 60, bollard::API_DEFAULT_VERSION)
-            .expect("the engine is there")
     }
 }
 

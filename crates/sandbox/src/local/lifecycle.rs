@@ -1,0 +1,392 @@
+//! A sandbox's life: made, started, stopped, removed, found again.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use caisson_domain::id::SandboxId;
+use nix::unistd::{getegid, geteuid};
+use rustix::process::Signal;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::process::Command;
+use tracing::warn;
+
+use super::identity::Held;
+use super::order::{Answer, Order, Shown, Started};
+use super::record::{CONTROL, FIRST, First, Label, Record, list};
+use super::{HOST, LocalEngine, shown, tree};
+use crate::mounts::resolve;
+use crate::spec::{Access, within};
+use crate::{
+    BoxError, EngineError, Exit, Liveness, OwnedSandbox, STOP_GRACE_S_MAX, SandboxSpec, SandboxUsage,
+    SpecError,
+};
+
+/// How long a supervisor may take for one answer, in seconds; a loaded machine takes some.
+const ANSWER_S: u64 = 60;
+/// How long a supervisor that was told to end, or a sandbox that was killed, may take, in seconds.
+const END_S: u64 = 30;
+/// Longest answer of a supervisor, in bytes.
+const ANSWER_BYTES: u64 = 64 * 1024;
+
+impl LocalEngine {
+    pub(super) async fn create_sandbox(&self, spec: &SandboxSpec) -> Result<(), EngineError> {
+        self.validate(spec)?;
+        self.check().await?;
+        let (mounts, extra) =
+            (spec.mounts.clone(), [&self.config.read_only[..], &self.config.toolchains[..]].concat());
+        let binds = blocking("looking at the mounts", move || {
+            let own = resolve(&mounts, None)?.into_iter().map(|bind| Shown {
+                is_file: Path::new(&bind.source).is_file(),
+                source: bind.source,
+                target: bind.target.to_owned(),
+                writable: bind.access == Access::Writable,
+            });
+            Ok::<_, SpecError>(own.chain(shown::binds(&extra)).collect::<Vec<_>>())
+        })
+        .await??;
+        let record = self.record(&spec.id);
+        let label = Label {
+            server: spec.server.clone(),
+            session: spec.session.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        if !record.make(&label).map_err(|error| refused("writing a sandbox down", &error))? {
+            return Err(EngineError::AlreadyExists { id: spec.id.clone() });
+        }
+        let made = self.supervise(spec, binds, &record).await;
+        if made.is_err()
+            && let Err(error) = self.destroy_sandbox(&spec.id).await
+        {
+            // Its record makes it an orphan that the next reconcile pass finds.
+            warn!(sandbox.id = %spec.id, %error, "could not remove sandbox {} that was not made", spec.id);
+        }
+        made
+    }
+
+    fn validate(&self, spec: &SandboxSpec) -> Result<(), SpecError> {
+        spec.validate()?;
+        if let Some(image) = &spec.image {
+            return Err(SpecError::ImageUnsupported { image: image.clone() });
+        }
+        if spec.server != self.server {
+            return Err(SpecError::Server { asked: spec.server.clone(), own: self.server.clone() });
+        }
+        let (uid, gid) = (geteuid(), getegid());
+        if !uid.is_root() && (spec.uid, spec.gid) != (uid.as_raw(), gid.as_raw()) {
+            return Err(SpecError::ForeignUser { uid: spec.uid, gid: spec.gid });
+        }
+        Ok(())
+    }
+
+    /// Makes the control group, starts the supervisor and hands the order over.
+    async fn supervise(
+        &self,
+        spec: &SandboxSpec,
+        binds: Vec<Shown>,
+        record: &Record,
+    ) -> Result<(), EngineError> {
+        let group = self
+            .controllers()
+            .make(spec.id.as_str(), &spec.limits)
+            .map_err(|error| refused("making a sandbox's control group", &error))?;
+        let search = self
+            .config
+            .toolchains
+            .iter()
+            .filter_map(|directory| directory.join("bin").to_str().map(str::to_owned));
+        let order = Order {
+            bubblewrap: self.bubblewrap.clone(),
+            mark: mark(&spec.id),
+            group,
+            uid: spec.uid,
+            gid: spec.gid,
+            binds,
+            search: search.collect(),
+            environment: spec.environment.clone(),
+            limits: spec.limits,
+        };
+        let order = serde_json::to_vec(&order)
+            .map_err(|error| refused("writing an order", &io::Error::from(error)))?;
+        let (program, arguments) = &self.config.supervisor;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a supervisor is started here, with an argument vector"
+        )]
+        let mut command = Command::new(program);
+        command.args(arguments).arg(spec.id.as_str()).env_clear().current_dir(record.dir());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        // Not waited for here: the runtime reaps it if it ends while this server lives.
+        let mut child = command.spawn().map_err(|error| refused("starting a supervisor", &error))?;
+        let talk = async {
+            if let Some(mut stdin) = child.stdin.take() {
+                // A supervisor that does not listen says why.
+                stdin.write_all(&order).await.ok();
+            }
+            read_line::<Answer>(child.stdout.take()).await
+        };
+        match within_time("starting a supervisor", talk).await? {
+            Answer::Ready => Ok(()),
+            Answer::Failed(message) => {
+                Err(EngineError::Refused { operation: "starting a supervisor", message })
+            }
+        }
+    }
+
+    pub(super) async fn start_sandbox(&self, id: &SandboxId) -> Result<(), EngineError> {
+        match self.liveness(id)? {
+            Liveness::Running => return Ok(()),
+            Liveness::Exited(_) => return Err(EngineError::Ended { id: id.clone() }),
+            Liveness::Created => {}
+        }
+        let talk = async {
+            // Through the directory's descriptor, since a socket's path is bounded and a state directory's is not.
+            let dir = fs::File::open(self.record(id).dir())?;
+            let socket = format!("/proc/self/fd/{}/{CONTROL}", dir.as_raw_fd());
+            let client = UnixStream::connect(socket).await?;
+            read_line::<Started>(Some(client)).await
+        };
+        match within_time("starting a sandbox", talk).await? {
+            Started::Running => Ok(()),
+            Started::Failed(message) => {
+                Err(EngineError::Refused { operation: "starting a sandbox", message })
+            }
+        }
+    }
+
+    pub(super) async fn wait_for_exit(&self, id: &SandboxId) -> Result<Exit, EngineError> {
+        let record = self.record(id);
+        loop {
+            if let Liveness::Exited(exit) = self.liveness(id)? {
+                return Ok(exit);
+            }
+            // Whoever of the two lives last is waited for: the supervisor as long as there is one.
+            let watched = match hold_supervisor(&record)? {
+                Some(supervisor) => Some(supervisor),
+                None => hold_first(&record)?,
+            };
+            if let Some(watched) = watched {
+                watched.ended().await.map_err(|error| refused("waiting for a sandbox", &error))?;
+            }
+        }
+    }
+
+    pub(super) async fn stop_sandbox(&self, id: &SandboxId, grace_s: u32) -> Result<(), EngineError> {
+        within("grace_s", grace_s.into(), 0, STOP_GRACE_S_MAX.into())?;
+        if self.liveness(id)? != Liveness::Running {
+            return Ok(());
+        }
+        let record = self.record(id);
+        let failed = |error: io::Error| refused("stopping a sandbox", &error);
+        if let Some(first) = hold_first(&record)? {
+            first.signal(Signal::TERM).map_err(failed)?;
+            if !first.ended_within(Duration::from_secs(grace_s.into())).await.map_err(failed)? {
+                first.signal(Signal::KILL).map_err(failed)?;
+            }
+        }
+        // Its supervisor writes down how it ended.
+        within_time("stopping a sandbox", async { self.wait_for_exit(id).await.map_err(io::Error::other) })
+            .await?;
+        Ok(())
+    }
+
+    pub(super) async fn destroy_sandbox(&self, id: &SandboxId) -> Result<(), EngineError> {
+        let record = self.record(id);
+        if record.exists() {
+            let failed = |error: io::Error| refused("removing a sandbox", &error);
+            let asked = match hold_supervisor(&record)? {
+                Some(supervisor) => {
+                    end(&supervisor).await.map_err(failed)?;
+                    true
+                }
+                None => false,
+            };
+            match hold_first(&record)? {
+                Some(first) => kill(&first).await.map_err(failed)?,
+                // A supervisor that was killed between making the sandbox and writing it down has left it unwritten.
+                None if !asked => self.kill_marked(id).await?,
+                None => {}
+            }
+        }
+        let group = self.controllers().group(id.as_str());
+        blocking("removing a sandbox", move || {
+            if let Some(group) = group {
+                group.kill().and_then(|()| group.remove())?;
+            }
+            record.remove()
+        })
+        .await?
+        .map_err(|error| refused("removing a sandbox", &error))
+    }
+
+    /// Kills what bubblewrap has started for a sandbox that nobody wrote down.
+    async fn kill_marked(&self, id: &SandboxId) -> Result<(), EngineError> {
+        let mark = mark(id);
+        let found = blocking("looking for processes", move || marked(&mark)).await?;
+        for process in found.map_err(|error| refused("looking for processes", &error))? {
+            if let Ok(Some(held)) = process.hold() {
+                kill(&held).await.map_err(|error| refused("removing a sandbox", &error))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn list_sandboxes(&self) -> Result<Vec<OwnedSandbox>, EngineError> {
+        let (records, server) = (self.config.records_dir.clone(), self.server.clone());
+        blocking("listing sandboxes", move || {
+            let mut owned = Vec::new();
+            for (id, record) in list(&records)? {
+                // A record without a label is one that is being made or removed, or that a crash has left half made.
+                let label = record.read::<Label>(super::record::LABEL)?;
+                if label.as_ref().is_some_and(|label| label.server != server) {
+                    continue;
+                }
+                if let Some(liveness) = record.liveness()? {
+                    owned.push(OwnedSandbox { id, session: label.map(|label| label.session), liveness });
+                }
+            }
+            Ok(owned)
+        })
+        .await?
+        .map_err(|error: io::Error| refused("listing sandboxes", &error))
+    }
+
+    pub(super) async fn read_usage(&self, id: &SandboxId) -> Result<SandboxUsage, EngineError> {
+        let not_running = || EngineError::NotRunning { id: id.clone() };
+        if self.liveness(id)? != Liveness::Running {
+            return Err(not_running());
+        }
+        let first = read_first(&self.record(id))?.ok_or_else(not_running)?;
+        let used = blocking("reading a sandbox's usage", move || match &first.group {
+            Some(group) => group.usage().ok(),
+            None => tree::usage(first.process.pid),
+        });
+        used.await?.ok_or_else(not_running)
+    }
+
+    fn record(&self, id: &SandboxId) -> Record {
+        Record::of(&self.config.records_dir, id)
+    }
+
+    /// How far this server's sandbox has come.
+    fn liveness(&self, id: &SandboxId) -> Result<Liveness, EngineError> {
+        self.record(id)
+            .liveness()
+            .map_err(|error| bad_record(error.into()))?
+            .ok_or_else(|| EngineError::NotFound { id: id.clone() })
+    }
+}
+
+/// Makes the directory of all records.
+pub(super) fn make_records(directory: &Path) -> Result<(), EngineError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(|error| refused("making the records' directory", &error))
+}
+
+pub(super) fn refused(operation: &'static str, error: &io::Error) -> EngineError {
+    EngineError::Refused { operation, message: error.to_string() }
+}
+
+fn bad_record(source: BoxError) -> EngineError {
+    EngineError::BadReply { operation: "reading a sandbox's record", source }
+}
+
+/// What stands in the argument list of every process of bubblewrap that a sandbox has.
+fn mark(id: &SandboxId) -> String {
+    format!("caisson-{id}")
+}
+
+fn hold_supervisor(record: &Record) -> Result<Option<Held>, EngineError> {
+    let supervisor = record.supervisor().map_err(|error| bad_record(error.into()))?;
+    let Some(supervisor) = supervisor else { return Ok(None) };
+    supervisor.hold().map_err(|error| refused("looking for a supervisor", &error))
+}
+
+fn read_first(record: &Record) -> Result<Option<First>, EngineError> {
+    record.read(FIRST).map_err(|error| bad_record(error.into()))
+}
+
+fn hold_first(record: &Record) -> Result<Option<Held>, EngineError> {
+    let Some(first) = read_first(record)? else { return Ok(None) };
+    first.process.hold().map_err(|error| refused("looking for a sandbox's first process", &error))
+}
+
+/// Has a supervisor end its sandbox and itself, and kills it if it does not.
+async fn end(supervisor: &Held) -> io::Result<()> {
+    supervisor.signal(Signal::TERM)?;
+    if supervisor.ended_within(Duration::from_secs(END_S)).await? { Ok(()) } else { kill(supervisor).await }
+}
+
+async fn kill(held: &Held) -> io::Result<()> {
+    held.signal(Signal::KILL)?;
+    if held.ended_within(Duration::from_secs(END_S)).await? {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("a process that was killed has not ended in {END_S} s")))
+}
+
+/// Every process of bubblewrap with this mark, and their children.
+fn marked(mark: &str) -> io::Result<Vec<super::identity::Identity>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if line.split(|byte| *byte == 0).next() == Some(mark.as_bytes()) {
+            found.extend(
+                tree::below(pid)
+                    .into_iter()
+                    .chain([pid])
+                    .filter_map(|pid| super::identity::Identity::of(pid).ok()),
+            );
+        }
+    }
+    Ok(found)
+}
+
+async fn read_line<T: serde::de::DeserializeOwned>(
+    from: Option<impl tokio::io::AsyncRead + Unpin>,
+) -> io::Result<T> {
+    let from = from.ok_or(io::ErrorKind::BrokenPipe)?;
+    let mut line = String::new();
+    BufReader::new(from.take(ANSWER_BYTES)).read_line(&mut line).await?;
+    if line.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the supervisor ended without an answer"));
+    }
+    Ok(serde_json::from_str(&line)?)
+}
+
+/// What a supervisor does, within [`ANSWER_S`].
+async fn within_time<T>(
+    operation: &'static str,
+    talk: impl Future<Output = io::Result<T>>,
+) -> Result<T, EngineError> {
+    let unavailable =
+        |source: BoxError| EngineError::Unavailable { operation, host: HOST.to_owned(), source };
+    match tokio::time::timeout(Duration::from_secs(ANSWER_S), talk).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(unavailable(error.into())),
+        Err(elapsed) => Err(unavailable(elapsed.into())),
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    operation: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, EngineError> {
+    // It neither panics nor is aborted, but its handle cannot know that.
+    tokio::task::spawn_blocking(work).await.map_err(|error| EngineError::Unavailable {
+        operation,
+        host: HOST.to_owned(),
+        source: error.into(),
+    })
+}

@@ -1,0 +1,269 @@
+//! What is known of a sandbox on disk, so that a server that starts again finds it.
+//!
+//! ```text
+//! <records>/<sandbox>/          the server's own, mode 0700
+//!     label.json                whose it is; written before anything of it exists
+//!     supervisor.json           its supervisor
+//!     first.json                its first process and its control group; written before that process may go on
+//!     exit.json                 how it ended; written by the supervisor, or never if that was killed
+//!     control                   the supervisor's socket
+//!     log                       the last words of bubblewrap and shim, bounded
+//! ```
+//! Nothing here is a secret: the grants are in the supervisor's memory alone.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use caisson_domain::id::{SandboxId, ServerId, SessionId};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::cgroup::Group;
+use super::identity::Identity;
+use crate::{Exit, Liveness};
+
+/// Whose it is.
+pub(crate) const LABEL: &str = "label.json";
+/// Its supervisor.
+pub(crate) const SUPERVISOR: &str = "supervisor.json";
+/// Its first process.
+pub(crate) const FIRST: &str = "first.json";
+/// How it ended.
+pub(crate) const EXIT: &str = "exit.json";
+/// The supervisor's socket.
+pub(crate) const CONTROL: &str = "control";
+/// Last words.
+pub(crate) const LOG: &str = "log";
+
+/// Longest record that is read, in bytes.
+const RECORD_BYTES: u64 = 64 * 1024;
+
+/// Whose a sandbox is: the local engine's labels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Label {
+    pub(crate) server: ServerId,
+    pub(crate) session: SessionId,
+    /// Version of this crate that made it, for whoever reads it years later.
+    pub(crate) version: String,
+}
+
+/// The first process of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct First {
+    pub(crate) process: Identity,
+    /// Its control group; none where none can be had.
+    pub(crate) group: Option<Group>,
+}
+
+/// How a sandbox ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i64>,
+    pub(crate) oom_killed: bool,
+    pub(crate) finished_at_ms: Option<i64>,
+}
+
+impl From<Ended> for Exit {
+    fn from(ended: Ended) -> Self {
+        Self { code: ended.code, oom_killed: ended.oom_killed, finished_at_ms: ended.finished_at_ms }
+    }
+}
+
+/// One sandbox's directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Record {
+    dir: PathBuf,
+}
+
+impl Record {
+    /// Where the record of a sandbox is or would be.
+    pub(crate) fn of(records: &Path, id: &SandboxId) -> Self {
+        Self { dir: records.join(id.as_str()) }
+    }
+
+    /// The record in a directory.
+    pub(crate) fn at(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// The directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Makes it; `false` if it is there already.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub(crate) fn make(&self, label: &Label) -> io::Result<bool> {
+        match fs::DirBuilder::new().mode(0o700).create(&self.dir) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        self.write(LABEL, label).map(|()| true)
+    }
+
+    /// Writes one of its files, whole or not at all.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub(crate) fn write(&self, name: &str, value: &impl Serialize) -> io::Result<()> {
+        let new = self.dir.join(format!("{name}.new"));
+        fs::write(&new, serde_json::to_vec(value)?)?;
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o600))?;
+        fs::rename(new, self.dir.join(name))
+    }
+
+    /// Reads one of its files; none if it is not there.
+    ///
+    /// # Errors
+    /// It cannot be read or understood.
+    pub(crate) fn read<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {
+        let path = self.dir.join(name);
+        match fs::metadata(&path) {
+            Ok(data) if data.len() > RECORD_BYTES => {
+                return Err(io::Error::other(format!("{} is too long", path.display())));
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether there is one.
+    pub(crate) fn exists(&self) -> bool {
+        self.dir.is_dir()
+    }
+
+    /// How far the sandbox has come; none if it was never made, or is gone.
+    ///
+    /// # Errors
+    /// A file cannot be read or understood.
+    pub(crate) fn liveness(&self) -> io::Result<Option<Liveness>> {
+        // The supervisor writes how it ended before it ends itself, so this order sees every change.
+        let supervised = self.supervisor()?.is_some_and(|supervisor| supervisor.is_alive());
+        let first: Option<First> = self.read(FIRST)?;
+        if let Some(ended) = self.read::<Ended>(EXIT)? {
+            return Ok(Some(Liveness::Exited(ended.into())));
+        }
+        if !self.exists() {
+            return Ok(None);
+        }
+        Ok(Some(match (supervised, first) {
+            (true, None) => Liveness::Created,
+            (true, Some(_)) => Liveness::Running,
+            (false, Some(first)) if first.process.is_alive() => Liveness::Running,
+            // Nobody saw how it ended; its control group has still counted.
+            (false, first) => Liveness::Exited(Exit {
+                code: None,
+                oom_killed: first.and_then(|first| first.group).is_some_and(|group| group.oom_kills() > 0),
+                finished_at_ms: None,
+            }),
+        }))
+    }
+
+    /// The supervisor, if one was written down.
+    ///
+    /// # Errors
+    /// The file cannot be read or understood.
+    pub(crate) fn supervisor(&self) -> io::Result<Option<Identity>> {
+        self.read(SUPERVISOR)
+    }
+
+    /// Removes it; one that is gone is fine.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir_all(&self.dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
+
+/// Every record in a directory, by its sandbox; names that are no sandbox's are left alone.
+///
+/// # Errors
+/// The directory cannot be listed.
+pub(crate) fn list(records: &Path) -> io::Result<Vec<(SandboxId, Record)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(records)? {
+        let entry = entry?;
+        if let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<SandboxId>().ok()) {
+            found.push((id, Record::at(entry.path())));
+        }
+    }
+    found.sort_by(|(one, _), (two, _)| one.cmp(two));
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> (tempfile::TempDir, Record) {
+        let dir = tempfile::tempdir().unwrap();
+        let record = Record::of(dir.path(), &SandboxId::new(1, [1; 10]));
+        let label = Label {
+            server: ServerId::new(1, [2; 10]),
+            session: SessionId::new(1, [3; 10]),
+            version: "0".to_owned(),
+        };
+        assert_eq!(record.liveness().unwrap(), None);
+        assert!(record.make(&label).unwrap());
+        assert!(!record.make(&label).unwrap(), "an id is used once");
+        assert_eq!(record.read::<Label>(LABEL).unwrap(), Some(label));
+        (dir, record)
+    }
+
+    /// Something that has ended.
+    fn dead() -> Identity {
+        let mut value = serde_json::to_value(Identity::own().unwrap()).unwrap();
+        value["started"] = 1.into();
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn the_files_tell_how_far_a_sandbox_has_come() {
+        let (dir, record) = record();
+        let unknown = Exit { code: None, oom_killed: false, finished_at_ms: None };
+        assert_eq!(record.liveness().unwrap(), Some(Liveness::Exited(unknown)), "nobody looks after it");
+        record.write(SUPERVISOR, &Identity::own().unwrap()).unwrap();
+        assert_eq!(record.liveness().unwrap(), Some(Liveness::Created));
+        record.write(FIRST, &First { process: Identity::own().unwrap(), group: None }).unwrap();
+        assert_eq!(record.liveness().unwrap(), Some(Liveness::Running));
+        record.write(SUPERVISOR, &dead()).unwrap();
+        assert_eq!(record.liveness().unwrap(), Some(Liveness::Running), "it outlives its supervisor");
+        record.write(FIRST, &First { process: dead(), group: None }).unwrap();
+        assert_eq!(record.liveness().unwrap(), Some(Liveness::Exited(unknown)));
+        let ended = Ended { code: Some(3), oom_killed: true, finished_at_ms: Some(7) };
+        record.write(EXIT, &ended).unwrap();
+        assert_eq!(record.liveness().unwrap(), Some(Liveness::Exited(ended.into())));
+        assert_eq!(list(dir.path()).unwrap().len(), 1);
+        fs::create_dir(dir.path().join("other")).unwrap();
+        assert_eq!(list(dir.path()).unwrap().len(), 1);
+        record.remove().unwrap();
+        record.remove().unwrap();
+        assert_eq!(record.liveness().unwrap(), None);
+    }
+
+    #[test]
+    fn a_record_that_is_broken_or_too_long_is_an_error() {
+        let (_dir, record) = record();
+        fs::write(record.dir().join(EXIT), "{").unwrap();
+        assert!(record.liveness().is_err());
+        fs::write(record.dir().join(EXIT), vec![b' '; 64 * 1024 + 1]).unwrap();
+        assert!(record.liveness().unwrap_err().to_string().contains("too long"));
+        fs::write(record.dir().join(EXIT), vec![b' '; 64 * 1024]).unwrap();
+        assert!(!record.liveness().unwrap_err().to_string().contains("too long"));
+    }
+}

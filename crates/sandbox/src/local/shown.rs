@@ -1,0 +1,96 @@
+//! What every sandbox is to see of the host beside its own directories.
+
+use std::path::{Path, PathBuf};
+
+use caisson_domain::protocol::places;
+
+use super::order::Shown;
+use crate::mounts::shows_engine_socket;
+use crate::{MountFault, SpecError};
+
+/// Places that a sandbox has of its own: nothing of the host may be shown at, above or below them.
+const OWN_PLACES: [&str; 11] = [
+    "/proc",
+    "/dev",
+    "/sys",
+    "/run",
+    "/tmp",
+    "/etc",
+    "/usr",
+    "/caisson",
+    places::WORKSPACE,
+    places::HOME,
+    "/mnt/caisson",
+];
+
+/// Checks paths that sandboxes are to see; blocks on the file system.
+///
+/// # Errors
+/// [`SpecError::Mount`] for the first that cannot be shown.
+pub(super) fn check(paths: &[PathBuf], what: &'static str) -> Result<(), SpecError> {
+    for path in paths {
+        look_at(path).map_err(|fault| SpecError::Mount { mount: what, path: path.clone(), fault })?;
+    }
+    Ok(())
+}
+
+fn look_at(path: &Path) -> Result<(), MountFault> {
+    if !path.is_absolute() {
+        return Err(MountFault::Relative);
+    }
+    if path.to_str().is_none() {
+        return Err(MountFault::NotText);
+    }
+    let source = path.canonicalize().map_err(MountFault::Unreadable)?;
+    for seen in [path, &source] {
+        if shows_engine_socket(seen) {
+            return Err(MountFault::EngineSocket(seen.to_owned()));
+        }
+    }
+    match OWN_PLACES.into_iter().find(|own| path.starts_with(own) || Path::new(own).starts_with(path)) {
+        Some(own) => Err(MountFault::Overlaps(own)),
+        None => Ok(()),
+    }
+}
+
+/// The binds of paths that were checked, as they are now; those that are gone are left out.
+pub(super) fn binds(paths: &[PathBuf]) -> Vec<Shown> {
+    let bind = |path: &PathBuf| {
+        let source = path.canonicalize().ok()?;
+        let is_file = source.is_file();
+        let source = source.into_os_string().into_string().ok()?;
+        Some(Shown { source, target: path.to_str()?.to_owned(), writable: false, is_file })
+    };
+    paths.iter().filter_map(bind).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_sandbox_has_of_its_own_is_not_covered() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        assert!(look_at(dir.path()).is_ok());
+        for path in ["/", "/usr/lib", "/proc/self", "/home", "/etc", "/tmp"] {
+            let found = look_at(Path::new(path));
+            assert!(found.is_err(), "{path}");
+        }
+        assert!(matches!(look_at(Path::new("opt")), Err(MountFault::Relative)));
+        assert!(matches!(look_at(Path::new("/does/not/exist")), Err(MountFault::Unreadable(_))));
+    }
+
+    #[test]
+    fn a_link_is_shown_under_its_own_name() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let (target, link) = (dir.path().join("target"), dir.path().join("link"));
+        std::fs::create_dir(&target).unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let binds = binds(&[link.clone(), dir.path().join("gone")]);
+        assert_eq!(binds.len(), 1);
+        assert_eq!(
+            (Path::new(&binds[0].source), Path::new(&binds[0].target)),
+            (target.as_path(), link.as_path())
+        );
+    }
+}

@@ -1,0 +1,86 @@
+//! Where bubblewrap finds what it is to show.
+//!
+//! A server that is root drops to the session's uid before bubblewrap starts, and that uid may not pass the directories
+//! above a session's own, which are the server's alone. So the supervisor shows them to it in a mount namespace of its own,
+//! below one directory that the rest of the machine sees unchanged. A server that is not root has the sandbox's uid, and
+//! bubblewrap goes by the sources themselves.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, open};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::Mode;
+
+use super::order::Shown;
+
+/// A directory that every system has (Filesystem Hierarchy Standard 3.0) and bubblewrap has no other use for.
+const STAGE: &str = "/mnt";
+/// Room for the names of what is staged.
+const STAGE_OPTIONS: &str = "mode=0755,size=256k";
+
+/// Where the sources of an order's binds are for bubblewrap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// At their own places.
+    Direct(Vec<PathBuf>),
+    /// Below [`STAGE`], by their numbers.
+    Private,
+}
+
+impl Stage {
+    /// Puts the sources where the sandbox's uid finds them. The process must have one thread only, and goes on in a mount
+    /// namespace of its own if it is root.
+    ///
+    /// # Errors
+    /// A source is gone, or this root may not mount.
+    pub(crate) fn prepare(binds: &[Shown], as_root: bool) -> io::Result<Self> {
+        if !as_root {
+            return Ok(Self::Direct(binds.iter().map(|shown| PathBuf::from(&shown.source)).collect()));
+        }
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount_plain(Path::new("/"), MsFlags::MS_REC | MsFlags::MS_PRIVATE)?;
+        // Opened before the stage is there: a source may lie below it.
+        let sources = binds.iter().map(hold).collect::<io::Result<Vec<_>>>()?;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        mount(Some("tmpfs"), STAGE, Some("tmpfs"), flags, Some(STAGE_OPTIONS))?;
+        for (index, (shown, source)) in binds.iter().zip(&sources).enumerate() {
+            let place = place(index);
+            if shown.is_file {
+                fs::write(&place, [])?;
+            } else {
+                fs::create_dir(&place)?;
+            }
+            let from = PathBuf::from(format!("/proc/self/fd/{}", source.as_raw_fd()));
+            let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+            mount(Some(&from), &place, None::<&str>, flags, None::<&str>)?;
+        }
+        mount_plain(Path::new(STAGE), flags | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY)?;
+        Ok(Self::Private)
+    }
+
+    /// Where the source of a bind is.
+    pub(crate) fn of(&self, index: usize) -> PathBuf {
+        match self {
+            Self::Direct(sources) => sources[index].clone(),
+            Self::Private => place(index),
+        }
+    }
+}
+
+fn place(index: usize) -> PathBuf {
+    Path::new(STAGE).join(index.to_string())
+}
+
+fn hold(shown: &Shown) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    open(shown.source.as_str(), flags, Mode::empty())
+        .map_err(|error| io::Error::new(io::Error::from(error).kind(), format!("{}: {error}", shown.source)))
+}
+
+fn mount_plain(target: &Path, flags: MsFlags) -> io::Result<()> {
+    mount(None::<&str>, target, None::<&str>, flags, None::<&str>).map_err(Into::into)
+}

@@ -1,0 +1,6 @@
+//! What only the local engine has.
+
+pub(crate) mod bench;
+mod deaths;
+mod inside;
+mod outside;

@@ -96,7 +96,7 @@ impl LocalEngine {
 
     pub(super) fn limits(&self) -> LimitsBy {
         match self.controllers() {
-            Controllers::V1 { .. } => LimitsBy::ControlGroups { version: 1 },
+            Controllers::V1(_) => LimitsBy::ControlGroups { version: 1 },
             Controllers::V2 { .. } => LimitsBy::ControlGroups { version: 2 },
             Controllers::None { reason } => LimitsBy::ProcessLimits { reason: reason.clone() },
         }

@@ -61,8 +61,13 @@ impl Gate {
 pub(super) struct Child {
     bubblewrap: Pid,
     pub(super) first: Identity,
-    /// Whether bubblewrap was killed, so that the first process is this process's own child now.
-    orphaned: bool,
+}
+
+/// How a sandbox ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct End {
+    /// The first process's exit code; none if nobody knows it.
+    pub(super) code: Option<i64>,
 }
 
 /// What bubblewrap tells on `--info-fd`.
@@ -93,7 +98,7 @@ pub(super) async fn launch(order: &Order, stage: &Stage, signals: &mut Signals) 
         }
         return Err(format!("bubblewrap could not make the sandbox: {}", last_words(&said)));
     };
-    Ok(Launch { child: Child { bubblewrap, first, orphaned: false }, gate })
+    Ok(Launch { child: Child { bubblewrap, first }, gate })
 }
 
 struct Spawned {
@@ -197,8 +202,8 @@ fn bound_in_its_namespace(order: &Order, pid: i32) -> io::Result<()> {
 }
 
 impl Child {
-    /// Takes in every end so far: the exit code once the sandbox has ended, and in it none if nobody knows it.
-    pub(super) fn reap(&mut self) -> Option<Option<i64>> {
+    /// Takes in every end so far; the sandbox's, once it has ended.
+    pub(super) fn reap(&mut self) -> Option<End> {
         loop {
             let (pid, code, signalled) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, code)) => (pid, i64::from(code), false),
@@ -206,17 +211,15 @@ impl Child {
                 Ok(WaitStatus::StillAlive) => return None,
                 Err(Errno::EINTR) | Ok(_) => continue,
                 // No child is left, and the first process was none.
-                Err(_) => return Some(None),
+                Err(_) => return Some(End { code: None }),
             };
             if pid.as_raw() == self.first.pid {
-                return Some(Some(code));
+                return Some(End { code: Some(code) });
             }
-            if pid == self.bubblewrap {
-                // Bubblewrap ends with the exit code of the first process, unless it was killed itself.
-                if !signalled {
-                    return Some(Some(code));
-                }
-                self.orphaned = true;
+            // Bubblewrap ends with the exit code of the first process, unless it was killed itself: then that process is this one's
+            // own child now.
+            if pid == self.bubblewrap && !signalled {
+                return Some(End { code: Some(code) });
             }
         }
     }

@@ -17,13 +17,15 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{self, SignalKind};
 
 use super::identity::Identity;
-use super::launch::{Child, Launch, launch};
+use super::launch::{Child, End, Launch, bound, launch};
 use super::order::{Answer, ORDER_BYTES, Order, Started};
 use super::record::{CONTROL, EXIT, Ended, FIRST, First, Record, SUPERVISOR};
 use super::stage::Stage;
 
 /// Open files of one process, as on the Docker engine.
 const OPEN_FILES: u64 = 16_384;
+/// The first descriptor behind the standard ones.
+const FIRST_INHERITED: i32 = 3;
 /// How long a client may take to read a line, in seconds.
 const REPLY_S: u64 = 10;
 
@@ -68,6 +70,8 @@ pub fn supervise() -> Result<(), SuperviseError> {
 
 /// What concerns the whole process, while it has one thread.
 fn prepare(order: &Order) -> Result<Stage, SuperviseError> {
+    // What the server inherited from whoever started it is not the sandbox's.
+    close_fds::set_fds_cloexec(FIRST_INHERITED, &[]);
     // The server's terminal is not the sandbox's, and Ctrl-C on it is not meant for it.
     setsid().map_err(io::Error::from).map_err(system("leaving the server's session"))?;
     // Should bubblewrap be killed, the first process comes to this one.
@@ -121,8 +125,8 @@ async fn serve(order: &Order, stage: &Stage) -> Result<(), SuperviseError> {
             return Ok(());
         }
     };
-    let code = attend(&listener, child, &mut signals).await;
-    close(order, &record, code).map_err(system("writing down how the sandbox ended"))
+    let end = attend(&listener, child, &mut signals).await;
+    close(order, &record, end).map_err(system("writing down how the sandbox ended"))
 }
 
 /// Makes the sandbox up to the point at which nothing of it has run yet, writes it down, and lets it go.
@@ -134,9 +138,8 @@ async fn start(
 ) -> Result<Child, String> {
     let Launch { child, gate } = launch(order, stage, signals).await?;
     let noted = First { process: child.first.clone(), group: order.group.clone() };
-    let ready = super::launch::bound(order, child.first.pid)
-        .and_then(|()| record.write(FIRST, &noted))
-        .and_then(|()| gate.open());
+    let ready =
+        bound(order, child.first.pid).and_then(|()| record.write(FIRST, &noted)).and_then(|()| gate.open());
     match ready {
         Ok(()) => Ok(child),
         Err(error) => {
@@ -147,10 +150,10 @@ async fn start(
 }
 
 /// Waits for the end, answers whoever asks again to start, and kills the sandbox when told to end.
-async fn attend(listener: &UnixListener, mut child: Child, signals: &mut Signals) -> Option<i64> {
+async fn attend(listener: &UnixListener, mut child: Child, signals: &mut Signals) -> End {
     loop {
-        if let Some(code) = child.reap() {
-            return code;
+        if let Some(end) = child.reap() {
+            return end;
         }
         tokio::select! {
             _ = signals.child.recv() => {}
@@ -165,14 +168,14 @@ async fn attend(listener: &UnixListener, mut child: Child, signals: &mut Signals
 }
 
 /// Ends whatever is left in the sandbox's group, and writes down how it ended.
-fn close(order: &Order, record: &Record, code: Option<i64>) -> io::Result<()> {
+fn close(order: &Order, record: &Record, end: End) -> io::Result<()> {
     let mut oom_killed = false;
     if let Some(group) = &order.group {
         oom_killed = group.oom_kills() > 0;
         // What cannot be removed now is removed when the sandbox is destroyed.
         group.kill().and_then(|()| group.remove()).ok();
     }
-    record.write(EXIT, &Ended { code, oom_killed, finished_at_ms: now_ms() })
+    record.write(EXIT, &Ended { code: end.code, oom_killed, finished_at_ms: now_ms() })
 }
 
 fn now_ms() -> Option<i64> {

@@ -9,7 +9,8 @@ import termios
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 # x86-64 numbers.
-ADD_KEY, PTRACE_ATTACH, PTRACE_DETACH, CLONE_NEWUSER, MKNOD_CHAR = 248, 16, 17, 0x10000000, 0o020000
+ADD_KEY, CLONE, IO_URING_SETUP = 248, 56, 425
+PTRACE_ATTACH, PTRACE_DETACH, CLONE_NEWUSER, MKNOD_CHAR, AF_VSOCK = 16, 17, 0x10000000, 0o020000, 40
 
 
 def checked(result):
@@ -86,6 +87,21 @@ def keyring():
 
 def user_namespace():
     checked(LIBC.unshare(CLONE_NEWUSER))
+
+
+def cloned_namespace():
+    pid = checked(LIBC.syscall(CLONE, CLONE_NEWUSER | 17, 0, 0, 0, 0))
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def foreign_socket():
+    checked(LIBC.socket(AF_VSOCK, 1, 0))
+
+
+def asynchronous_calls():
+    checked(LIBC.syscall(IO_URING_SETUP, 1, None))
 
 
 def host_network():

@@ -87,7 +87,12 @@ fn descriptors(pid: i32, spec: &SandboxSpec) {
         let expected = match number {
             0 => target == "/dev/null",
             1 | 2 => target.starts_with("pipe:"),
-            _ => target == spec.mounts.shim.display().to_string() || target == "/caisson/shim",
+            // The shell keeps its script open, and a copy of its input.
+            _ => {
+                target == "/dev/null"
+                    || target == spec.mounts.shim.display().to_string()
+                    || target == "/caisson/shim"
+            }
         };
         assert!(expected, "{number} is {target}");
     }
@@ -111,9 +116,7 @@ async fn no_value_of_the_environment_is_in_an_argument_list_or_on_disk() {
             let text = std::fs::read(entry.path()).unwrap_or_default();
             assert!(!String::from_utf8_lossy(&text).contains(SECRET), "{}", entry.path().display());
         }
-        for pid in [bench.supervisor(&spec)] {
-            assert!(!of(pid, "environ").contains(SECRET));
-        }
+        assert!(!of(bench.supervisor(&spec), "environ").contains(SECRET));
     })
     .await;
 }

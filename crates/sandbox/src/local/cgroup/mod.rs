@@ -1,0 +1,263 @@
+//! Limits of one sandbox by control groups, where they can be had.
+//!
+//! Version 1 has a hierarchy for each controller, version 2 one for all. A server that is root makes its groups right below the
+//! roots that it sees; one that is not needs a group that was delegated to it (systemd's `Delegate=yes`).
+
+mod v1;
+mod v2;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::{ResourceLimits, SandboxUsage};
+
+/// Name of the directory above all groups of version 1, and beginning of the names of those of version 2.
+const NAME: &str = "caisson";
+/// The period over which CPU time is counted, in microseconds: the kernel's own default.
+const PERIOD_MICROS: u64 = 100_000;
+/// How often a group is looked at again until it is empty or gone.
+const ROUNDS: u32 = 500;
+/// Time between two such looks.
+const ROUND: Duration = Duration::from_millis(10);
+
+/// Which control groups this process can use for its sandboxes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Controllers {
+    /// Version 1: the root of each hierarchy that is used.
+    V1(v1::Roots),
+    /// Version 2: the group below which sandboxes get theirs.
+    V2 {
+        /// Its directory.
+        base: PathBuf,
+    },
+    /// None, and why.
+    None {
+        /// For people.
+        reason: String,
+    },
+}
+
+impl Controllers {
+    /// Looks at this machine; may make a group for this process itself, as version 2 wants it.
+    pub(crate) fn find() -> Self {
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        let (mounts, own) = (read("/proc/self/mountinfo"), read("/proc/self/cgroup"));
+        let mounts = Mount::all(&mounts);
+        let v1 = match v1::Roots::find(&mounts) {
+            Some(roots) => match roots.usable() {
+                Ok(()) => return Self::V1(roots),
+                Err(error) => Some(format!("version 1 cannot be used: {error}")),
+            },
+            None => None,
+        };
+        match v2::find(&mounts, &own) {
+            Ok(base) => Self::V2 { base },
+            Err(error) => Self::None { reason: v1.unwrap_or(error) },
+        }
+    }
+
+    /// The group of this name, whether it exists or not; none where there are no groups.
+    pub(crate) fn group(&self, name: &str) -> Option<Group> {
+        match self {
+            Self::V1(roots) => Some(Group::V1(roots.group(name))),
+            Self::V2 { base } => Some(Group::V2 { directory: base.join(format!("{NAME}-{name}")) }),
+            Self::None { .. } => None,
+        }
+    }
+
+    /// Makes a group with its limits; none where there are no groups. A group that cannot have all its limits is removed again.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(crate) fn make(&self, name: &str, limits: &ResourceLimits) -> io::Result<Option<Group>> {
+        let Some(group) = self.group(name) else { return Ok(None) };
+        let made = match &group {
+            Group::V1(directories) => directories.make(limits),
+            Group::V2 { directory } => v2::make(directory, limits),
+        };
+        match made {
+            Ok(()) => Ok(Some(group)),
+            Err(error) => {
+                // What is left is found by its name when the sandbox is destroyed.
+                group.remove().ok();
+                Err(error)
+            }
+        }
+    }
+}
+
+/// The control group of one sandbox, found again by whoever reads its record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Group {
+    /// A directory in each hierarchy.
+    V1(v1::Directories),
+    /// One directory.
+    V2 {
+        /// Where it is.
+        directory: PathBuf,
+    },
+}
+
+impl Group {
+    fn directories(&self) -> Vec<&Path> {
+        match self {
+            Self::V1(directories) => directories.all().to_vec(),
+            Self::V2 { directory } => vec![directory],
+        }
+    }
+
+    /// Puts a process into it.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(crate) fn add(&self, pid: i32) -> io::Result<()> {
+        for directory in self.directories() {
+            write(&directory.join("cgroup.procs"), &pid.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// How many of its processes the kernel killed for want of memory; 0 if it is gone.
+    pub(crate) fn oom_kills(&self) -> u64 {
+        let file = match self {
+            Self::V1(directories) => directories.memory.join("memory.oom_control"),
+            Self::V2 { directory } => directory.join("memory.events"),
+        };
+        fs::read_to_string(file).ok().and_then(|text| keyed(&text, "oom_kill")).unwrap_or(0)
+    }
+
+    /// What it uses now.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub(crate) fn usage(&self) -> io::Result<SandboxUsage> {
+        match self {
+            Self::V1(directories) => directories.usage(),
+            Self::V2 { directory } => v2::usage(directory),
+        }
+    }
+
+    /// Every process in it.
+    fn processes(&self) -> io::Result<Vec<i32>> {
+        let mut found = Vec::new();
+        for directory in self.directories() {
+            match fs::read_to_string(directory.join("cgroup.procs")) {
+                Ok(text) => found.extend(text.lines().filter_map(|pid| pid.parse::<i32>().ok())),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// Kills everything in it; blocks until it is empty, for a bounded time.
+    ///
+    /// # Errors
+    /// It did not become empty.
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        for _ in 0..ROUNDS {
+            let processes = self.processes()?;
+            if processes.is_empty() {
+                return Ok(());
+            }
+            for pid in processes {
+                // A process that is in the group is the sandbox's, whatever its number was before.
+                kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+            }
+            sleep(ROUND);
+        }
+        Err(io::Error::other("processes of the sandbox's control group did not end though they were killed"))
+    }
+
+    /// Removes it; one that is gone is fine. Blocks for a bounded time, since the kernel may still count what has just ended.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        for directory in self.directories() {
+            let mut left = ROUNDS;
+            loop {
+                match fs::remove_dir(directory) {
+                    Ok(()) => break,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                    Err(error) if error.kind() == io::ErrorKind::ResourceBusy && left > 0 => {
+                        left -= 1;
+                        sleep(ROUND);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A mount of control groups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Mount {
+    /// Which part of the hierarchy is seen.
+    root: PathBuf,
+    place: PathBuf,
+    kind: String,
+    /// Options of the hierarchy, its controllers among them.
+    options: Vec<String>,
+}
+
+impl Mount {
+    /// Every mount of control groups in the text of a `mountinfo` (proc(5)).
+    fn all(text: &str) -> Vec<Self> {
+        text.lines().filter_map(Self::parse).collect()
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        let (before, behind) = line.split_once(" - ")?;
+        let before: Vec<&str> = before.split(' ').collect();
+        let mut behind = behind.split(' ');
+        let kind = behind.next()?.to_owned();
+        if !kind.starts_with("cgroup") {
+            return None;
+        }
+        let options = behind.nth(1)?.split(',').map(str::to_owned).collect();
+        Some(Self { root: (*before.get(3)?).into(), place: (*before.get(4)?).into(), kind, options })
+    }
+}
+
+/// CPU time of each period, in microseconds; none if all the machine's cores may be used.
+fn quota_micros(limits: &ResourceLimits) -> Option<u64> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let millis = u64::from(limits.cpu_millis);
+    (millis < cores as u64 * 1000).then_some(millis * PERIOD_MICROS / 1000)
+}
+
+/// Writes one value to a file of the kernel's, with the file's name in the error.
+fn write(file: &Path, text: &str) -> io::Result<()> {
+    fs::write(file, text).map_err(|error| named(&error, file))
+}
+
+fn named(error: &io::Error, file: &Path) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", file.display()))
+}
+
+fn read_number(file: &Path) -> io::Result<u64> {
+    let text = fs::read_to_string(file).map_err(|error| named(&error, file))?;
+    text.trim().parse().map_err(|_| io::Error::other(format!("{}: not a number", file.display())))
+}
+
+/// The number behind a word at the beginning of a line.
+fn keyed(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,190 @@
+//! Version 1 against this kernel where it has it; version 2 against directories that look like it, since a kernel gives its
+//! controllers to one version only.
+
+use std::process::{Child, Command, Stdio};
+
+use super::*;
+
+#[expect(clippy::disallowed_methods, reason = "processes to put into groups")]
+fn start(program: &str, arguments: &[&str]) -> Child {
+    Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+fn pid(child: &Child) -> i32 {
+    i32::try_from(child.id()).unwrap()
+}
+
+/// A group of this machine; says so and gives none where there are none.
+#[expect(clippy::print_stderr, reason = "a skipped test must not look like one that passed")]
+#[expect(clippy::disallowed_methods, reason = "the environment says whether tests may be skipped")]
+fn group(name: &str, limits: &ResourceLimits) -> Option<Group> {
+    let controllers = Controllers::find();
+    if let Controllers::None { reason } = &controllers {
+        assert!(std::env::var("TEST_REQUIRE").is_err(), "no test may be skipped here: {reason}");
+        eprintln!("SKIPPED: no control groups: {reason}");
+        return None;
+    }
+    let name = format!("test_{name}_{}", std::process::id());
+    let group = controllers.make(&name, limits).unwrap().unwrap();
+    assert_eq!(controllers.group(&name).as_ref(), Some(&group), "it is found again by its name");
+    Some(group)
+}
+
+#[test]
+fn a_group_counts_what_is_in_it_and_goes_without_a_trace() {
+    let Some(group) = group("counts", &ResourceLimits::default()) else { return };
+    let mut child = start("/bin/sleep", &["600"]);
+    group.add(pid(&child)).unwrap();
+    let usage = group.usage().unwrap();
+    assert_eq!((usage.pids, group.oom_kills()), (1, 0));
+    assert!(group.remove().is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy), "it is in use");
+    let waiting = std::thread::spawn(move || child.wait().unwrap());
+    group.kill().unwrap();
+    waiting.join().unwrap();
+    group.remove().unwrap();
+    group.remove().unwrap();
+    assert!(group.directories().iter().all(|directory| !directory.exists()));
+    assert!(group.usage().is_err());
+    assert_eq!(group.oom_kills(), 0);
+    group.kill().unwrap();
+}
+
+#[test]
+fn want_of_memory_is_counted() {
+    let limits = ResourceLimits { memory_bytes: crate::MEMORY_BYTES_MIN, ..ResourceLimits::default() };
+    let Some(group) = group("starves", &limits) else { return };
+    // It reads a line first, so that it is in the group before it takes memory.
+    #[expect(clippy::disallowed_methods, reason = "a process to starve")]
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", "read line; exec tail /dev/zero"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    group.add(pid(&child)).unwrap();
+    io::Write::write_all(&mut child.stdin.take().unwrap(), b"go\n").unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+    assert_eq!(group.oom_kills(), 1);
+    group.remove().unwrap();
+}
+
+#[test]
+fn a_group_that_cannot_have_its_limits_is_not_left() {
+    let controllers = Controllers::find();
+    // More than the kernel's counters hold.
+    let limits = ResourceLimits { pids: u32::MAX, ..ResourceLimits::default() };
+    if matches!(controllers, Controllers::None { .. }) {
+        return;
+    }
+    let name = format!("test_refused_{}", std::process::id());
+    controllers.make(&name, &limits).unwrap_err();
+    assert!(controllers.group(&name).unwrap().directories().iter().all(|directory| !directory.exists()));
+}
+
+const HYBRID: &str = "\
+25 30 0:22 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+31 25 0:26 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid - cgroup cgroup rw,cpu,cpuacct
+32 25 0:27 / /sys/fs/cgroup/memory rw,nosuid - cgroup cgroup rw,memory
+33 25 0:28 / /sys/fs/cgroup/pids rw,nosuid shared:9 - cgroup cgroup rw,pids
+34 25 0:29 / /sys/fs/cgroup/unified rw,nosuid - cgroup2 cgroup2 rw";
+
+#[test]
+fn hierarchies_are_found_by_their_controllers_also_where_two_share_one() {
+    let roots = v1::Roots::find(&Mount::all(HYBRID)).unwrap();
+    let group = Group::V1(roots.group("x"));
+    let places: Vec<_> = group.directories().iter().map(|place| place.display().to_string()).collect();
+    assert_eq!(
+        places,
+        [
+            "/sys/fs/cgroup/memory/caisson/x",
+            "/sys/fs/cgroup/pids/caisson/x",
+            "/sys/fs/cgroup/cpu,cpuacct/caisson/x",
+            "/sys/fs/cgroup/cpu,cpuacct/caisson/x"
+        ]
+    );
+    let without = HYBRID.lines().filter(|line| !line.contains("memory")).collect::<Vec<_>>().join("\n");
+    assert_eq!(v1::Roots::find(&Mount::all(&without)), None);
+    let found: Group = serde_json::from_str(&serde_json::to_string(&group).unwrap()).unwrap();
+    assert_eq!(found, group, "a record keeps it");
+}
+
+/// A directory that looks like a hierarchy of version 2, seen at its own place.
+fn unified(files: &[(&str, &str)]) -> (tempfile::TempDir, Vec<Mount>) {
+    let root = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let file = root.path().join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    }
+    let mount = Mount {
+        root: "/".into(),
+        place: root.path().to_owned(),
+        kind: "cgroup2".to_owned(),
+        options: vec!["rw".to_owned()],
+    };
+    (root, vec![mount])
+}
+
+const ALL: &str = "cpuset cpu io memory pids\n";
+
+#[test]
+fn a_server_that_is_root_makes_one_group_below_the_root() {
+    let (root, mounts) = unified(&[
+        ("cgroup.controllers", ALL),
+        ("cgroup.subtree_control", "cpu memory pids\n"),
+        ("caisson/cgroup.subtree_control", "cpu memory pids\n"),
+    ]);
+    assert_eq!(v2::find(&mounts, "0::/user.slice\n"), Ok(root.path().join("caisson")));
+}
+
+#[test]
+fn a_delegated_group_is_left_for_one_below_it_first() {
+    // Nobody may write to the root's file here: it is not there.
+    let own = "system.slice/caisson.service";
+    let file = |name: &str| format!("{own}/{name}");
+    for place in [own.to_owned(), format!("{own}/server")] {
+        let (root, mounts) = unified(&[
+            ("cgroup.controllers", ALL),
+            (&file("cgroup.subtree_control"), "cpu memory pids\n"),
+            (&file("server/cgroup.procs"), ""),
+        ]);
+        let base = root.path().join(own);
+        assert_eq!(v2::find(&mounts, &format!("0::/{place}\n")), Ok(base.clone()), "{place}");
+        assert_eq!(fs::read_to_string(base.join("server/cgroup.procs")).unwrap(), "0");
+    }
+}
+
+#[test]
+fn what_is_missing_is_told() {
+    let (_root, mounts) = unified(&[("cgroup.controllers", "cpu pids\n")]);
+    assert!(v2::find(&mounts, "0::/\n").unwrap_err().contains("no controller memory"));
+    let (_root, mounts) = unified(&[("cgroup.controllers", ALL)]);
+    assert!(v2::find(&mounts, "0::/user\n").unwrap_err().contains("delegated"));
+    assert!(v2::find(&[], "0::/\n").is_err());
+    assert!(v2::find(&mounts, "1:memory:/\n").is_err());
+}
+
+#[test]
+fn limits_and_usage_of_version_2_are_written_and_read_where_the_kernel_has_them() {
+    let (root, _) = unified(&[
+        ("g/memory.swap.max", "max"),
+        ("g/memory.stat", "anon 5\ninactive_file 1000\n"),
+        ("g/memory.current", "5000\n"),
+        ("g/memory.peak", "9000\n"),
+        ("g/memory.events", "low 0\noom 3\noom_kill 2\n"),
+        ("g/cpu.stat", "usage_usec 77\nuser_usec 1\n"),
+        ("g/pids.current", "4\n"),
+    ]);
+    let directory = root.path().join("g");
+    let limits = ResourceLimits { memory_bytes: 1 << 30, pids: 99, cpu_millis: 500, tmp_bytes: 1 << 20 };
+    v2::make(&directory, &limits).unwrap();
+    let read = |name: &str| fs::read_to_string(directory.join(name)).unwrap();
+    assert_eq!(
+        (read("memory.max"), read("memory.swap.max"), read("pids.max")),
+        ("1073741824".into(), "0".into(), "99".into())
+    );
+    assert_eq!((read("cpu.max"), read("cpu.weight")), ("50000 100000".into(), "50".into()));
+    let group = Group::V2 { directory };
+    let usage = SandboxUsage { memory_bytes: 4000, memory_peak_bytes: Some(9000), cpu_micros: 77, pids: 4 };
+    assert_eq!((group.usage().unwrap(), group.oom_kills()), (usage, 2));
+}

@@ -1,0 +1,113 @@
+//! Version 1: a hierarchy for each controller.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Mount, NAME, PERIOD_MICROS, keyed, named, quota_micros, read_number, write};
+use crate::{ResourceLimits, SandboxUsage};
+
+/// CPU weight of a sandbox (usual is 1024): half of the server's, so that the server answers while sandboxes work.
+const SHARES: &str = "512";
+
+/// The root of each hierarchy that is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Roots {
+    memory: PathBuf,
+    pids: PathBuf,
+    cpu: PathBuf,
+    cpuacct: PathBuf,
+}
+
+impl Roots {
+    /// The hierarchies among these mounts; none unless there are all.
+    pub(super) fn find(mounts: &[Mount]) -> Option<Self> {
+        let of = |controller: &str| {
+            let has = |mount: &&Mount| {
+                mount.kind == "cgroup" && mount.options.iter().any(|option| option == controller)
+            };
+            mounts.iter().find(has).map(|mount| mount.place.clone())
+        };
+        Some(Self { memory: of("memory")?, pids: of("pids")?, cpu: of("cpu")?, cpuacct: of("cpuacct")? })
+    }
+
+    /// Makes the directory above all groups.
+    pub(super) fn usable(&self) -> io::Result<()> {
+        for root in [&self.memory, &self.pids, &self.cpu, &self.cpuacct] {
+            let directory = root.join(NAME);
+            match fs::create_dir(&directory) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(named(&error, &directory));
+                }
+                Ok(()) | Err(_) => {}
+            }
+            // One that is another user's is not ours to use.
+            nix::unistd::access(&directory, nix::unistd::AccessFlags::W_OK)
+                .map_err(|error| named(&error.into(), &directory))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn group(&self, name: &str) -> Directories {
+        let of = |root: &Path| root.join(NAME).join(name);
+        Directories {
+            memory: of(&self.memory),
+            pids: of(&self.pids),
+            cpu: of(&self.cpu),
+            cpuacct: of(&self.cpuacct),
+        }
+    }
+}
+
+/// The directories of one group. Two of them are the same where two controllers share a hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Directories {
+    pub(super) memory: PathBuf,
+    pids: PathBuf,
+    cpu: PathBuf,
+    cpuacct: PathBuf,
+}
+
+impl Directories {
+    pub(super) fn all(&self) -> [&Path; 4] {
+        [&self.memory, &self.pids, &self.cpu, &self.cpuacct]
+    }
+
+    pub(super) fn make(&self, limits: &ResourceLimits) -> io::Result<()> {
+        for directory in self.all() {
+            match fs::create_dir(directory) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(named(&error, directory));
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+        let memory = limits.memory_bytes.to_string();
+        write(&self.memory.join("memory.limit_in_bytes"), &memory)?;
+        // Memory and swap together: no swap beside it. Kernels without accounting of swap lack the file.
+        let swap = self.memory.join("memory.memsw.limit_in_bytes");
+        if swap.exists() {
+            write(&swap, &memory)?;
+        }
+        write(&self.pids.join("pids.max"), &limits.pids.to_string())?;
+        write(&self.cpu.join("cpu.shares"), SHARES)?;
+        if let Some(quota) = quota_micros(limits) {
+            write(&self.cpu.join("cpu.cfs_period_us"), &PERIOD_MICROS.to_string())?;
+            write(&self.cpu.join("cpu.cfs_quota_us"), &quota.to_string())?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn usage(&self) -> io::Result<SandboxUsage> {
+        let cache = fs::read_to_string(self.memory.join("memory.stat"))?;
+        let cache = keyed(&cache, "total_inactive_file").unwrap_or(0);
+        Ok(SandboxUsage {
+            memory_bytes: read_number(&self.memory.join("memory.usage_in_bytes"))?.saturating_sub(cache),
+            memory_peak_bytes: read_number(&self.memory.join("memory.max_usage_in_bytes")).ok(),
+            cpu_micros: read_number(&self.cpuacct.join("cpuacct.usage"))? / 1000,
+            pids: read_number(&self.pids.join("pids.current"))?,
+        })
+    }
+}

@@ -6,20 +6,28 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use testkit::api::Api;
+use testkit::engine::Engine;
 use testkit::parts::Parts;
 use testkit::process::{ServerProcess, ServerSpec};
 use testkit::world::{World, WorldSpec};
 
 const WAIT: Duration = Duration::from_mins(1);
 
+testkit::on_every_engine! {
+    a_request_that_cannot_be_run_is_refused_with_its_own_code
+    a_run_that_cannot_succeed_says_why_and_leaves_nothing
+    wrong_credentials_fail_fast_and_by_name
+    a_run_that_outlives_its_time_limit_is_stopped_and_its_work_is_kept
+    a_cancelled_run_ends_as_cancelled_and_saves_its_work
+}
+
 fn parts() -> Option<Parts> {
     Parts::find(env!("CARGO_BIN_EXE_caisson"))
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_cannot_be_run_is_refused_with_its_own_code() {
+async fn a_request_that_cannot_be_run_is_refused_with_its_own_code(engine: Engine) {
     let Some(parts) = parts() else { return };
-    let world = World::start(&parts, WorldSpec::default()).await.unwrap();
+    let world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
     let with = |field: &str, value: Value| {
         let mut body = world.run_body();
         body[field] = value;
@@ -62,11 +70,10 @@ async fn failure(world: &World, body: &Value) -> (String, Value) {
     (run["failure"]["kind"].as_str().unwrap().to_owned(), run)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_cannot_succeed_says_why_and_leaves_nothing() {
+async fn a_run_that_cannot_succeed_says_why_and_leaves_nothing(engine: Engine) {
     let Some(parts) = parts() else { return };
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let world = World::start(&parts, WorldSpec::default()).await.unwrap();
+    let world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
     let mut spec = world.spec.clone();
     let repositories = format!("{}* http://{closed}/*", world.host.url(""));
     spec.set("REPOSITORIES", &repositories);
@@ -87,9 +94,18 @@ async fn a_run_that_cannot_succeed_says_why_and_leaves_nothing() {
     assert!(run["failure"]["message"].to_string().contains("no-such-branch"), "{run:#}");
     body = world.run_body();
     body["image"] = json!("caisson-no-such-image:1");
-    let (kind, run) = failure(&world, &body).await;
-    assert_eq!(kind, "sandbox_start");
-    assert!(run["failure"]["message"].to_string().contains("caisson-no-such-image:1"), "{run:#}");
+    match engine {
+        Engine::Docker => {
+            let (kind, run) = failure(&world, &body).await;
+            assert_eq!(kind, "sandbox_start");
+            assert!(run["failure"]["message"].to_string().contains("caisson-no-such-image:1"), "{run:#}");
+        }
+        Engine::Local => {
+            let answer = world.api.post("/v1/runs", &body).await.unwrap();
+            assert_eq!(answer.status, 422, "{}", answer.body);
+            assert!(answer.body.to_string().contains("image_unsupported"), "{}", answer.body);
+        }
+    }
     world.wait_tidy().await.unwrap();
     left_behind(&world).await;
 }
@@ -113,12 +129,11 @@ async fn left_behind(world: &World) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn wrong_credentials_fail_fast_and_by_name() {
+async fn wrong_credentials_fail_fast_and_by_name(engine: Engine) {
     let Some(parts) = parts() else { return };
     let wrong = WorldSpec {
         variables: vec![("MODEL__API_KEY".to_owned(), "sk-wrong".to_owned())],
-        ..WorldSpec::default()
+        ..WorldSpec::on(engine)
     };
     let world = World::start(&parts, wrong).await.unwrap();
     let start = std::time::Instant::now();
@@ -133,10 +148,9 @@ async fn wrong_credentials_fail_fast_and_by_name() {
     assert_eq!(kind, "repo_auth", "{run:#}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_outlives_its_time_limit_is_stopped_and_its_work_is_kept() {
+async fn a_run_that_outlives_its_time_limit_is_stopped_and_its_work_is_kept(engine: Engine) {
     let Some(parts) = parts() else { return };
-    let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 3.0, ..WorldSpec::default() };
+    let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 3.0, ..WorldSpec::on(engine) };
     let world = World::start(&parts, spec).await.unwrap();
     let mut body = world.run_body();
     body["timeout_s"] = json!(8);
@@ -147,10 +161,9 @@ async fn a_run_that_outlives_its_time_limit_is_stopped_and_its_work_is_kept() {
     world.wait_tidy().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cancelled_run_ends_as_cancelled_and_saves_its_work() {
+async fn a_cancelled_run_ends_as_cancelled_and_saves_its_work(engine: Engine) {
     let Some(parts) = parts() else { return };
-    let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::default() };
+    let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::on(engine) };
     let world = World::start(&parts, spec).await.unwrap();
     let id = world.api.submit(&world.run_body()).await.unwrap();
     world.api.wait_event(&id, WAIT, |event| event["kind"] == "agent.started").await.unwrap();
@@ -195,8 +208,12 @@ async fn a_server_without_a_part_says_which_and_accepts_nothing() {
     let no_engine = Parts { docker_host: "unix:///nonexistent/docker.sock".to_owned(), ..parts.clone() };
     let no_agent = Parts { agents_dir: "/nonexistent/agents".into(), ..parts.clone() };
     let body = json!({"workflow": "bug-fixer", "prompt": "x", "repository": null});
-    let cases: [(&str, &Parts, Change); 4] = [
-        ("engine_unavailable", &no_engine, |_| {}),
+    let cases: [(&str, &Parts, Change); 5] = [
+        ("engine_unavailable", &no_engine, |spec| spec.set("ENGINE", "docker")),
+        ("engine_unavailable", &parts, |spec| {
+            spec.set("ENGINE", "local");
+            spec.set("LOCAL__BUBBLEWRAP", "/nonexistent/bwrap");
+        }),
         ("agent_missing", &no_agent, |_| {}),
         ("image_missing", &parts, |spec| spec.set("DEFAULT_IMAGE", "caisson-no-such-image:1")),
         ("disk_low", &parts, |spec| spec.set("MIN_FREE_DISK_MIB", "1000000000")),

@@ -6,9 +6,14 @@ use std::process::Output;
 use std::time::Duration;
 
 use serde_json::Value;
+use testkit::engine::Engine;
 use testkit::parts::Parts;
 use testkit::process::ServerSpec;
 use testkit::world::{World, WorldSpec};
+
+testkit::on_every_engine! {
+    a_run_is_followed_from_the_terminal
+}
 
 fn bare_spec(directory: &std::path::Path) -> ServerSpec {
     let parts = Parts {
@@ -99,10 +104,9 @@ async fn a_second_server_on_the_same_state_directory_is_refused() {
     assert!(server.terminate().await.unwrap().success());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_run_is_followed_from_the_terminal() {
+async fn a_run_is_followed_from_the_terminal(engine: Engine) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
-    let world = World::start(&parts, WorldSpec::default()).await.unwrap();
+    let world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
     let variables = [("CAISSON_URL", world.server.base.as_str()), ("CAISSON_API_KEY", world.key.as_str())];
     let url = world.repository_url();
     let followed = run(&world.spec, &["run", "Fix the bug.", "--repo", &url], &variables);

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
+use testkit::engine::Engine;
 use testkit::parts::Parts;
 use testkit::repository::run_git;
 use testkit::world::{World, WorldSpec};
@@ -13,6 +14,10 @@ use testkit::world::{World, WorldSpec};
 const AWAY: Duration = Duration::from_secs(20);
 /// How long a moment or an end may be waited for.
 const WAIT: Duration = Duration::from_mins(2);
+
+testkit::on_every_engine! {
+    a_server_killed_at_the_worst_moments_finishes_the_run_as_if_undisturbed
+}
 
 /// How the entry of a piece of the model's reply begins.
 const ASSISTANT: &str = "agent.line \"assistant\"";
@@ -126,8 +131,8 @@ struct Ended {
     events: Vec<Value>,
 }
 
-async fn run(parts: &Parts, moment: Moment) -> anyhow::Result<Ended> {
-    let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::default() };
+async fn run(parts: &Parts, engine: Engine, moment: Moment) -> anyhow::Result<Ended> {
+    let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::on(engine) };
     let mut world = World::start(parts, spec).await?;
     let id = world.api.submit(&world.run_body()).await?;
     if moment != Moment::Never {
@@ -174,13 +179,12 @@ async fn run(parts: &Parts, moment: Moment) -> anyhow::Result<Ended> {
 }
 
 /// A task and a thread each, because what one waits for without yielding must not make another miss its moment.
-#[tokio::test(flavor = "multi_thread", worker_threads = 6)]
-async fn a_server_killed_at_the_worst_moments_finishes_the_run_as_if_undisturbed() {
+async fn a_server_killed_at_the_worst_moments_finishes_the_run_as_if_undisturbed(engine: Engine) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
     let start = |moment| {
         let parts = parts.clone();
         #[expect(clippy::disallowed_methods, reason = "a test has no tracker, and awaits the task itself")]
-        tokio::spawn(async move { run(&parts, moment).await })
+        tokio::spawn(async move { run(&parts, engine, moment).await })
     };
     let undisturbed = start(Moment::Never);
     let disturbed = [Moment::InsideATool, Moment::BeforeTheFirstByte, Moment::InMidStream, Moment::Politely]

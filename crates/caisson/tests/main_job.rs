@@ -1,13 +1,24 @@
 //! The main job on real parts: a task posted over HTTP becomes a tested commit on a branch of a git host.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use testkit::engine::Engine;
 use testkit::parts::Parts;
 use testkit::repository::{clone_branch, run_git, run_python_tests};
 use testkit::world::{World, WorldSpec};
 
 const END: Duration = Duration::from_mins(1);
+
+testkit::on_every_engine! {
+    a_task_becomes_a_tested_commit_on_a_branch
+    an_agent_that_commits_by_itself_is_not_asked_again
+    a_repository_on_this_machine_is_worked_on_only_below_an_allowed_directory
+    a_run_without_a_repository_has_an_empty_workspace
+    the_demo_ends_with_demo_ok
+}
 
 fn parts() -> Option<Parts> {
     Parts::find(env!("CARGO_BIN_EXE_caisson"))
@@ -17,10 +28,9 @@ fn kinds(events: &[Value]) -> Vec<&str> {
     events.iter().filter_map(|event| event["kind"].as_str()).collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_task_becomes_a_tested_commit_on_a_branch() {
+async fn a_task_becomes_a_tested_commit_on_a_branch(engine: Engine) {
     let Some(parts) = parts() else { return };
-    let world = World::start(&parts, WorldSpec::default()).await.unwrap();
+    let world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
     let id = world.api.submit(&world.run_body()).await.unwrap();
     let run = world.api.wait_end(&id, END).await.unwrap();
     assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
@@ -67,10 +77,9 @@ async fn a_task_becomes_a_tested_commit_on_a_branch() {
     assert!(names.contains(&json!("diff.patch")), "{names:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_agent_that_commits_by_itself_is_not_asked_again() {
+async fn an_agent_that_commits_by_itself_is_not_asked_again(engine: Engine) {
     let Some(parts) = parts() else { return };
-    let spec = WorldSpec { scenario: "cart-commits".to_owned(), ..WorldSpec::default() };
+    let spec = WorldSpec { scenario: "cart-commits".to_owned(), ..WorldSpec::on(engine) };
     let world = World::start(&parts, spec).await.unwrap();
     let id = world.api.submit(&world.run_body()).await.unwrap();
     let run = world.api.wait_end(&id, END).await.unwrap();
@@ -86,12 +95,11 @@ async fn an_agent_that_commits_by_itself_is_not_asked_again() {
     assert_eq!(asked, 0);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_repository_on_this_machine_is_worked_on_only_below_an_allowed_directory() {
+async fn a_repository_on_this_machine_is_worked_on_only_below_an_allowed_directory(engine: Engine) {
     let Some(parts) = parts() else { return };
     let allowed = tempfile::tempdir().unwrap();
     let variables = vec![("ALLOW_REPO".to_owned(), allowed.path().display().to_string())];
-    let world = World::start(&parts, WorldSpec { variables, ..WorldSpec::default() }).await.unwrap();
+    let world = World::start(&parts, WorldSpec { variables, ..WorldSpec::on(engine) }).await.unwrap();
     run_git(allowed.path(), &["clone", "-q", "--bare", world.bare.to_str().unwrap(), "local.git"]).unwrap();
     let local = allowed.path().canonicalize().unwrap().join("local.git");
     let mut body = world.run_body();
@@ -107,10 +115,9 @@ async fn a_repository_on_this_machine_is_worked_on_only_below_an_allowed_directo
     assert!(refused.body.to_string().contains("--allow-repo"), "{}", refused.body);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_run_without_a_repository_has_an_empty_workspace() {
+async fn a_run_without_a_repository_has_an_empty_workspace(engine: Engine) {
     let Some(parts) = parts() else { return };
-    let spec = WorldSpec { scenario: "text".to_owned(), ..WorldSpec::default() };
+    let spec = WorldSpec { scenario: "text".to_owned(), ..WorldSpec::on(engine) };
     let world = World::start(&parts, spec).await.unwrap();
     let body = json!({"workflow": "bug-fixer", "prompt": "Say hello.", "repository": null});
     let id = world.api.submit(&body).await.unwrap();
@@ -120,13 +127,12 @@ async fn a_run_without_a_repository_has_an_empty_workspace() {
     assert!(!run["result"].as_str().unwrap().is_empty());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_demo_ends_with_demo_ok() {
+async fn the_demo_ends_with_demo_ok(engine: Engine) {
     let Some(parts) = parts() else { return };
     let directory = tempfile::tempdir().unwrap();
     let spec = testkit::process::ServerSpec::new(&parts, directory.path(), "http://127.0.0.1:9").unwrap();
     let start = std::time::Instant::now();
-    let mut command = spec.command(&["demo"]);
+    let mut command = spec.command(&["demo", "--engine", engine.name()]);
     // A key that happens to be in the environment must not be picked up: the demo would fail on the real API's name.
     command.env("ANTHROPIC_API_KEY", "sk-ant-must-not-be-used").env_remove("CAISSON_MODEL__API_KEY");
     let output = command.output().unwrap();

@@ -8,11 +8,17 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use serde_json::Value;
-use testkit::docker::{containers_of, docker, inspect, processes};
+use testkit::docker::{docker, inspect};
+use testkit::engine::Engine;
 use testkit::parts::Parts;
 use testkit::world::{GIT_TOKEN, MODEL_KEY, World, WorldSpec};
 
 const WAIT: Duration = Duration::from_mins(1);
+
+testkit::on_every_engine! {
+    canaries_reach_the_upstreams_and_nothing_else
+    a_sandbox_is_sealed_as_the_host_sees_it
+}
 
 /// The canaries in every form that a leak could have.
 fn needles() -> Vec<(String, Vec<u8>)> {
@@ -56,17 +62,53 @@ fn hunt_tree(root: &Path, found: &mut Vec<String>) -> usize {
     looked_at
 }
 
-async fn working(parts: &Parts) -> (World, String, String) {
-    let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::default() };
+async fn working(parts: &Parts, engine: Engine) -> (World, String, String) {
+    let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::on(engine) };
     let world = World::start(parts, spec).await.unwrap();
     let id = world.api.submit(&world.run_body()).await.unwrap();
     let sleeps =
         |event: &Value| event["kind"] == "agent.line" && event["data"].to_string().contains("time.sleep");
     world.api.wait_event(&id, WAIT, sleeps).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let mut names = containers_of(parts, &world.server_id().unwrap()).unwrap();
+    let mut names = world.sandboxes().unwrap();
     assert_eq!(names.len(), 1, "{names:?}");
     (world, id, names.remove(0))
+}
+
+/// What the engine itself shows of a sandbox: its settings, its log, its files.
+fn hunt_engine(world: &World, sandbox: &str, found: &mut Vec<String>) {
+    let parts = &world.spec.parts;
+    match world.engine {
+        Engine::Docker => {
+            hunt("docker inspect", inspect(parts, sandbox).unwrap().to_string().as_bytes(), found);
+            hunt("docker logs", &docker(parts, &["logs", sandbox]).unwrap(), found);
+            let file_system = docker(parts, &["export", sandbox]).unwrap();
+            assert!(
+                file_system.len() > 50_000_000,
+                "the export holds the image: {} bytes",
+                file_system.len()
+            );
+            hunt("docker export", &file_system, found);
+        }
+        Engine::Local => {
+            // Records and log are in the state directory. Of the file system, `/usr` is the host's own.
+            let first = world.processes(sandbox).unwrap()[0];
+            let root = PathBuf::from(format!("/proc/{first}/root"));
+            let own = [
+                "etc",
+                "tmp",
+                "run",
+                "var",
+                "dev/shm",
+                "caisson/door",
+                "caisson/journal",
+                "home",
+                "workspace",
+            ];
+            let looked_at: usize = own.iter().map(|place| hunt_tree(&root.join(place), found)).sum();
+            assert!(looked_at > 30, "{looked_at} files of the sandbox were looked at");
+        }
+    }
 }
 
 /// A field of `/proc/<pid>/status`.
@@ -76,14 +118,13 @@ fn status_field(pid: u32, field: &str) -> String {
     line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn canaries_reach_the_upstreams_and_nothing_else() {
+async fn canaries_reach_the_upstreams_and_nothing_else(engine: Engine) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
-    let (world, id, container) = working(&parts).await;
+    let (world, id, sandbox) = working(&parts, engine).await;
     let mut found = Vec::new();
 
-    // While the agent works: the container as the kernel and the engine show it.
-    let pids = processes(&parts, &container).unwrap();
+    // While the agent works: the sandbox as the kernel and the engine show it.
+    let pids = world.processes(&sandbox).unwrap();
     assert!(pids.len() >= 3, "shim, agent and tool were expected: {pids:?}");
     for pid in pids {
         for file in ["environ", "cmdline"] {
@@ -92,11 +133,7 @@ async fn canaries_reach_the_upstreams_and_nothing_else() {
             hunt(&format!("{file} of {pid}"), &bytes, &mut found);
         }
     }
-    hunt("docker inspect", inspect(&parts, &container).unwrap().to_string().as_bytes(), &mut found);
-    hunt("docker logs", &docker(&parts, &["logs", &container]).unwrap(), &mut found);
-    let file_system = docker(&parts, &["export", &container]).unwrap();
-    assert!(file_system.len() > 50_000_000, "the export holds the image: {} bytes", file_system.len());
-    hunt("docker export", &file_system, &mut found);
+    hunt_engine(&world, &sandbox, &mut found);
     let while_working = hunt_tree(world.state_dir(), &mut found);
 
     let run = world.api.wait_end(&id, WAIT).await.unwrap();
@@ -125,11 +162,11 @@ async fn canaries_reach_the_upstreams_and_nothing_else() {
     assert!(found.iter().any(|place| place.contains("planted")), "{found:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_sandbox_is_sealed_as_the_host_sees_it() {
+async fn a_sandbox_is_sealed_as_the_host_sees_it(engine: Engine) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
-    let (world, id, container) = working(&parts).await;
-    for pid in processes(&parts, &container).unwrap() {
+    let (world, id, sandbox) = working(&parts, engine).await;
+    let pids = world.processes(&sandbox).unwrap();
+    for pid in pids.iter().copied() {
         let uids = status_field(pid, "Uid");
         let uid: u32 = uids.split(' ').next().unwrap().parse().unwrap();
         assert!(uid >= 1000 && uids.split(' ').all(|text| text == uid.to_string()), "{pid} has {uids}");
@@ -139,8 +176,7 @@ async fn a_sandbox_is_sealed_as_the_host_sees_it() {
         assert_eq!(status_field(pid, "NoNewPrivs"), "1");
         assert_eq!(status_field(pid, "Seccomp"), "2", "a filter");
     }
-    let details = inspect(&parts, &container).unwrap();
-    let pid = details["State"]["Pid"].as_u64().unwrap();
+    let pid = pids[0];
     let devices = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap();
     let devices: Vec<_> =
         devices.lines().skip(2).filter_map(|line| line.split(':').next()).map(str::trim).collect();
@@ -155,11 +191,11 @@ async fn a_sandbox_is_sealed_as_the_host_sees_it() {
         .find(|event| event["kind"] == "sandbox.started")
         .and_then(|event| event["data"]["start_ms"].as_i64())
         .expect("the start is measured");
-    assert!((1..5_000).contains(&start_ms), "container start took {start_ms} ms");
+    assert!((1..5_000).contains(&start_ms), "the start took {start_ms} ms");
 }
 
 /// The mounts of a process in the sandbox: what may be written, and what is not there at all.
-fn mounts(pid: u64) {
+fn mounts(pid: u32) {
     let text = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
     let mounted: Vec<(&str, &str)> = text
         .lines()

@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod docker;
+pub mod engine;
 pub mod git_host;
 pub mod parts;
 pub mod process;

@@ -6,6 +6,7 @@ use scripted_model::{DelayScale, KeyDigest, Options, Record, ScriptedModel};
 use serde_json::{Value, json};
 
 use crate::api::Api;
+use crate::engine::Engine;
 use crate::git_host::GitHost;
 use crate::parts::Parts;
 use crate::process::{ServerProcess, ServerSpec};
@@ -35,6 +36,8 @@ pub struct World {
     pub api: Api,
     /// That key.
     pub key: String,
+    /// What makes the sandboxes.
+    pub engine: Engine,
     /// Holds everything on disk; removed last.
     pub directory: tempfile::TempDir,
 }
@@ -48,11 +51,15 @@ pub struct WorldSpec {
     pub delay_scale: f64,
     /// Further `CAISSON_*` variables, without the prefix.
     pub variables: Vec<(String, String)>,
+    /// What makes the sandboxes.
+    pub engine: Engine,
 }
 
-impl Default for WorldSpec {
-    fn default() -> Self {
-        Self { scenario: "cart".to_owned(), delay_scale: 0.0, variables: Vec::new() }
+impl WorldSpec {
+    /// A world without delays in which the bug of the cart is fixed.
+    #[must_use]
+    pub fn on(engine: Engine) -> Self {
+        Self { scenario: "cart".to_owned(), delay_scale: 0.0, variables: Vec::new(), engine }
     }
 }
 
@@ -80,13 +87,14 @@ impl World {
         spec.set("MODEL__API_KEY", MODEL_KEY);
         spec.set("REPOSITORIES", &format!("{}*", host.url("")));
         spec.set("CONFIG", &config_with_token(directory.path(), &host)?);
+        spec.set("ENGINE", wanted.engine.name());
         for (name, value) in &wanted.variables {
             spec.set(name, value);
         }
         let key = spec.create_key()?;
         let server = spec.start().await?;
         let api = Api::new(&server.base, &key)?;
-        Ok(Self { model, host, bare, spec, server, api, key, directory })
+        Ok(Self { model, host, bare, spec, server, api, key, engine: wanted.engine, directory })
     }
 
     /// URL of the repository.
@@ -111,12 +119,20 @@ impl World {
         self.model.records().into_iter().filter(|record| record.path.contains("/v1/messages")).collect()
     }
 
-    /// The server's id, by which the engine labels its sandboxes.
+    /// Names of the server's sandboxes, living or not.
     ///
     /// # Errors
-    /// The server has never started.
-    pub fn server_id(&self) -> anyhow::Result<String> {
-        Ok(std::fs::read_to_string(self.state_dir().join("server_id"))?.trim().to_owned())
+    /// The engine cannot be asked.
+    pub fn sandboxes(&self) -> anyhow::Result<Vec<String>> {
+        self.engine.sandboxes(&self.spec.parts, self.state_dir())
+    }
+
+    /// Host process ids of everything in a sandbox, its first process first.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn processes(&self, sandbox: &str) -> anyhow::Result<Vec<u32>> {
+        self.engine.processes(&self.spec.parts, self.state_dir(), sandbox)
     }
 
     /// Waits until the engine has no sandbox of the server any more.
@@ -124,10 +140,9 @@ impl World {
     /// # Errors
     /// One is still there after 15 s.
     pub async fn wait_tidy(&self) -> anyhow::Result<()> {
-        let id = self.server_id()?;
         let start = std::time::Instant::now();
         loop {
-            let left = crate::docker::containers_of(&self.spec.parts, &id)?;
+            let left = self.sandboxes()?;
             if left.is_empty() {
                 return Ok(());
             }

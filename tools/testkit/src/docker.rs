@@ -47,3 +47,11 @@ pub fn inspect(parts: &Parts, name: &str) -> anyhow::Result<Value> {
     let mut all: Value = serde_json::from_slice(&docker(parts, &["inspect", name])?)?;
     Ok(all[0].take())
 }
+/// Host process ids of everything in a container.
+///
+/// # Errors
+/// The container does not run.
+pub fn processes(parts: &Parts, name: &str) -> anyhow::Result<Vec<u32>> {
+    let text = String::from_utf8(docker(parts, &["top", name, "-eo", "pid"])?)?;
+    Ok(text.lines().skip(1).filter_map(|line| line.trim().parse().ok()).collect())
+}

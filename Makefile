@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 MODEL ?= scripted
+ENGINE ?= auto
 
 .PHONY: help demo test build setup bench lint deny engine-stop clean
 
@@ -15,9 +16,10 @@ setup: ## Install and build what demo and test need
 build: ## Build the binaries into .caisson/bin
 	scripts/setup build
 
-demo: setup ## Do the main job end to end (MODEL=real talks to the real API and needs ANTHROPIC_API_KEY)
+demo: ## Do the main job end to end (MODEL=real talks to the real API and needs ANTHROPIC_API_KEY; ENGINE=docker or local)
+	scripts/setup demo $(ENGINE)
 	source .caisson/env && CAISSON_AGENTS_DIR="$$TEST_AGENTS_DIR" \
-	  .caisson/bin/caisson demo --state-dir .caisson/state --model $(MODEL)
+	  .caisson/bin/caisson demo --state-dir .caisson/state --model $(MODEL) --engine $(ENGINE)
 
 test: setup ## Run every test: formatting, lints, unit, conformance, engine, end to end
 	scripts/test

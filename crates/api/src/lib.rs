@@ -1,4 +1,4 @@
-//! The HTTP API: runs, sessions, events, workflows and agents under `/v1`, health checks beside them.
+//! The HTTP API: runs, sessions, events, workflows and agents under `/v1`, health checks and a page about it beside them.
 //!
 //! A request goes one way: a handler parses it, calls one service function on the store, and renders a view. Every
 //! refusal is a problem document (RFC 9457) with a stable `code`. This crate is the only one that knows status codes.
@@ -9,6 +9,7 @@
 mod agents;
 mod auth;
 pub mod config;
+mod docs;
 mod events;
 mod extract;
 mod health;
@@ -53,5 +54,5 @@ pub use serve::serve;
 pub fn router(config: ApiConfig, store: Store, cancel: CancellationToken) -> Router {
     let (routes, document) = openapi::routes().split_for_parts();
     let state = state::App::new(config, store, cancel, &openapi::complete(document));
-    middleware::wrap(routes.with_state(state))
+    middleware::wrap(routes.with_state(state).merge(docs::routes()))
 }

@@ -18,6 +18,24 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 /// Longest request id taken over from a caller, in bytes.
 pub(crate) const REQUEST_ID_BYTES: usize = 64;
 
+/// How long a response may be kept, put into its extensions; without it, it may not be kept at all.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kept {
+    /// As long as the server says that nothing changed.
+    Checked,
+    /// For good: other content has another path.
+    Forever,
+}
+
+impl Kept {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Checked => "no-cache",
+            Self::Forever => "public, max-age=31536000, immutable",
+        }
+    }
+}
+
 /// Puts the layers around the routes, and answers what no route takes.
 pub(crate) fn wrap(routes: Router) -> Router {
     routes
@@ -47,7 +65,8 @@ async fn surround(request: Request, next: Next) -> Response {
     async {
         let begun = Instant::now();
         let mut response = explain(next.run(request).await, &id);
-        finish_headers(response.headers_mut(), &id);
+        let kept = response.extensions_mut().remove::<Kept>().map_or("no-store", Kept::as_str);
+        finish_headers(response.headers_mut(), &id, kept);
         let status = response.status().as_u16();
         let duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::debug!(http.status = status, duration_ms, "answered {method} {route} with {status}");
@@ -87,8 +106,8 @@ fn explain(mut response: Response, id: &str) -> Response {
     explained
 }
 
-fn finish_headers(headers: &mut HeaderMap, id: &str) {
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+fn finish_headers(headers: &mut HeaderMap, id: &str, kept: &'static str) {
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(kept));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if let Ok(value) = HeaderValue::from_str(id) {
         headers.insert(REQUEST_ID, value);

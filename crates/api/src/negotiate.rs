@@ -1,4 +1,4 @@
-//! Which of the types on offer the caller takes (RFC 9110, section 12.5.1).
+//! Which of the types and encodings on offer the caller takes (RFC 9110, sections 12.5.1 and 12.5.3).
 
 use axum::extract::Request;
 use axum::middleware::Next;
@@ -50,6 +50,21 @@ pub(crate) fn choose(headers: &HeaderMap, offers: &'static [&'static str]) -> Re
     best.map(|(offer, _)| offer).ok_or(ApiError::NotAcceptable(offers))
 }
 
+/// Whether the caller takes a body compressed with gzip. One who does not say is given none: not all can inflate.
+pub(crate) fn takes_gzip(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    let accepted: Vec<_> = values.flat_map(|text| text.split(',')).filter_map(coding).collect();
+    let quality = |name: &str| accepted.iter().find(|(known, _)| known == name).map(|(_, quality)| *quality);
+    quality("gzip").or_else(|| quality("*")).is_some_and(|quality| quality > 0)
+}
+
+/// One item of an Accept-Encoding header: the coding and its quality.
+fn coding(text: &str) -> Option<(String, u16)> {
+    let mut parts = text.split(';').map(str::trim);
+    let name = parts.next()?.to_ascii_lowercase();
+    Some((name, quality(parts)?))
+}
+
 /// How much a type is liked, and how precisely it was named.
 #[derive(Clone, Copy)]
 struct Weight {
@@ -68,11 +83,10 @@ impl Range {
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(';').map(str::trim);
         let (kind, subtype) = parts.next()?.split_once('/')?;
-        let quality = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
         Some(Self {
             kind: kind.to_ascii_lowercase(),
             subtype: subtype.to_ascii_lowercase(),
-            quality: quality.map_or(Some(1000), thousandths)?,
+            quality: quality(parts)?,
         })
     }
 
@@ -86,6 +100,12 @@ impl Range {
         };
         Some(Weight { quality: self.quality, precision })
     }
+}
+
+/// The quality among an item's parameters, in thousandths; all of it where none is given.
+fn quality<'a>(mut parameters: impl Iterator<Item = &'a str>) -> Option<u16> {
+    let given = parameters.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
+    given.map_or(Some(1000), thousandths)
 }
 
 /// A quality from 0 to 1 with at most three digits behind the dot, in thousandths.
@@ -139,6 +159,28 @@ mod tests {
             ("application/json;q=0.1234", None),
         ] {
             assert_eq!(chosen(accept), expected, "{accept}");
+        }
+    }
+
+    #[test]
+    fn gzip_is_for_those_who_ask_for_it() {
+        assert!(!takes_gzip(&HeaderMap::new()));
+        for (accept, expected) in [
+            ("gzip", true),
+            ("gzip, deflate, br, zstd", true),
+            ("br;q=1.0, GZIP;q=0.2", true),
+            ("*", true),
+            ("*;q=0, gzip", true),
+            ("gzip;q=0, *", false),
+            ("gzip;q=0", false),
+            ("gzip;q=2", false),
+            ("identity", false),
+            ("br", false),
+            ("", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_str(accept).unwrap());
+            assert_eq!(takes_gzip(&headers), expected, "{accept}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The OpenAPI document and the routes, which are one list: a route without documentation cannot be added.
+//! The OpenAPI document and the API's routes, which are one list: a route without documentation cannot be added.
 
 use axum::extract::State;
 use axum::middleware::from_fn;

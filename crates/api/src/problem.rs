@@ -179,7 +179,9 @@ impl Told {
     /// What is told of a refusal that came without an explanation of ours.
     pub(crate) fn bare(status: StatusCode) -> Self {
         let (code, detail) = match status {
-            StatusCode::NOT_FOUND => ("unknown_route", Some("there is nothing at this path")),
+            StatusCode::NOT_FOUND => {
+                ("unknown_route", Some("there is nothing at this path; /docs shows what there is"))
+            }
             StatusCode::METHOD_NOT_ALLOWED => {
                 ("method_not_allowed", Some("this path has other methods; see the Allow header"))
             }

@@ -180,7 +180,12 @@ fn is_own(run: &Run, push: &Push) -> bool {
 async fn clear(tx: &mut Tx<'_>, run: &RunId, push: &Push) -> Result<bool, StoreError> {
     let pending = document("run.pending_push", push)?;
     let cleared = sqlx::query(CLEAR).bind(run.as_str()).bind(pending).execute(&mut *tx.db).await?;
-    Ok(cleared.rows_affected() == 1)
+    let cleared = cleared.rows_affected() == 1;
+    if cleared {
+        // The run's end waits for it.
+        tx.wake(Topic::Run(run.clone()));
+    }
+    Ok(cleared)
 }
 
 async fn append(tx: &mut Tx<'_>, run: &Run, record: &PushRecord) -> Result<(), StoreError> {

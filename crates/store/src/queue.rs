@@ -42,6 +42,8 @@ pub struct Progress {
     pub outcome: Option<Outcome>,
     /// The commit pushed to the run's branch, as the gateway saw it.
     pub pushed_commit: Option<String>,
+    /// Whether a push was forwarded of which nobody has seen the end yet.
+    pub push_pending: bool,
     /// When the lease ends unless it is extended, Unix ms.
     pub lease_expires_at_ms: i64,
     /// HTTP status of the last settled model call, 0 if it got no reply; none before the first. A call settled because
@@ -90,7 +92,7 @@ const PLACE: &str =
     "update run set sandbox_id = $3 where id = $1 and lease_epoch = $2 and status = 'running'";
 
 const PROGRESS: &str = "select id, cancel_requested_at_ms, stop_requested_at_ms, agent_started, phase, outcome, \
-     pushed_commit, lease_expires_at_ms, provider_status from run \
+     pushed_commit, pending_push is not null as push_pending, lease_expires_at_ms, provider_status from run \
      where id = $1 and lease_epoch = $2 and status = 'running'";
 
 impl Store {
@@ -358,6 +360,7 @@ fn progress(row: &SqliteRow) -> Result<Progress, StoreError> {
         phase: columns.parse_optional("phase")?,
         outcome: columns.json_optional("outcome")?,
         pushed_commit: columns.get("pushed_commit")?,
+        push_pending: columns.flag("push_pending")?,
         lease_expires_at_ms: columns.get("lease_expires_at_ms")?,
         provider_status: status.map(|_| columns.number("provider_status")).transpose()?,
     })

@@ -1,11 +1,12 @@
 //! One run in this worker's hands: its lease, what is known of it, and what the worker tells about it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{Epoch, SandboxId};
 use caisson_domain::run::Run;
-use caisson_store::{Claimed, Progress, Topic};
+use caisson_store::{Claimed, Progress, Topic, Watch};
 use serde_json::Value;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -113,24 +114,68 @@ impl Attempt {
     pub(crate) async fn settle_calls(&self) -> Result<(), Halt> {
         let (ctx, run) = (&self.ctx, &self.run.id);
         let store = &ctx.store;
-        let open = || ctx.insist("look for open model calls", move || store.has_open_calls(run));
-        if !open().await? {
-            return Ok(());
-        }
-        let until = Instant::now() + ctx.timing().open_calls;
-        let mut watch = store.watch(Topic::Run(run.clone()));
-        while open().await? {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+        let mut wait = self.bounded_wait(ctx.timing().open_calls);
+        while ctx.insist("look for open model calls", move || store.has_open_calls(run)).await? {
+            if !wait.changed().await? {
                 info!(run.id = %run, "run {run} ends with open model calls, which count as estimated");
                 return Ok(());
             }
-            tokio::select! {
-                biased;
-                () = ctx.cancel.cancelled() => return Err(Halt::Shutdown),
-                () = watch.changed(left.min(ctx.timing().run_poll)) => {}
-            }
         }
         Ok(())
+    }
+
+    /// What the store knows of the run before it ends: as [`Attempt::settle_push`].
+    pub(crate) async fn settled_progress(&self) -> Result<Option<Progress>, Halt> {
+        match self.progress().await? {
+            Some(progress) => self.settle_push(progress).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Waits, for a bounded time, until no push of the run is pending, since nothing is recorded after its end: the
+    /// gateway sees to that, or asks the git host what became of it. Returns what the store knows then; none if the run
+    /// is lost. Without a pending push it costs nothing.
+    pub(crate) async fn settle_push(&self, known: Progress) -> Result<Option<Progress>, Halt> {
+        let run = &self.run.id;
+        let mut progress = known;
+        let mut wait = self.bounded_wait(self.ctx.timing().pending_push);
+        while progress.push_pending {
+            if !wait.changed().await? {
+                warn!(run.id = %run, "run {run} ends with a pending push; what becomes of it is not recorded");
+                break;
+            }
+            match self.progress().await? {
+                Some(now) => progress = now,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(progress))
+    }
+
+    fn bounded_wait(&self, patience: Duration) -> BoundedWait<'_> {
+        let until = Instant::now() + patience;
+        BoundedWait { ctx: &self.ctx, watch: self.ctx.store.watch(Topic::Run(self.run.id.clone())), until }
+    }
+}
+
+/// A wait, in several steps, for something in the store that concerns a run.
+struct BoundedWait<'a> {
+    ctx: &'a Context,
+    watch: Watch,
+    until: Instant,
+}
+
+impl BoundedWait<'_> {
+    /// Waits for a hint, or for as long as one may be missed; `false` if the time is over.
+    async fn changed(&mut self) -> Result<bool, Halt> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        tokio::select! {
+            biased;
+            () = self.ctx.cancel.cancelled() => Err(Halt::Shutdown),
+            () = self.watch.changed(left.min(self.ctx.timing().run_poll)) => Ok(true),
+        }
     }
 }

@@ -43,14 +43,15 @@ pub(crate) async fn attend(attempt: &Attempt, sandbox: &SandboxId) -> Result<Opt
     let mut killer = Killer::new(ctx);
     loop {
         let Some(progress) = attempt.progress().await? else { return Ok(None) };
-        if let Some(outcome) = &progress.outcome {
-            return Ok(Some(Verdict::Finish(by_outcome(&attempt.facts(&progress), outcome))));
+        if let Some(outcome) = progress.outcome.clone() {
+            let Some(progress) = attempt.settle_push(progress).await? else { return Ok(None) };
+            return Ok(Some(Verdict::Finish(by_outcome(&attempt.facts(&progress), &outcome))));
         }
         let wait = match &end {
             Some((end, settled_at)) => {
                 let wait = settled_at.saturating_duration_since(Instant::now());
                 if wait.is_zero() {
-                    return ended_alone(attempt, sandbox, (&progress, end, killer.done)).await;
+                    return ended_alone(attempt, sandbox, (progress, end, killer.done)).await;
                 }
                 wait
             }
@@ -91,7 +92,7 @@ async fn ended(ctx: &Context, sandbox: &SandboxId) -> End {
 async fn ended_alone(
     attempt: &Attempt,
     sandbox: &SandboxId,
-    (progress, end, killed): (&Progress, &End, bool),
+    (progress, end, killed): (Progress, &End, bool),
 ) -> Result<Option<Verdict>, Halt> {
     if let End::Exited(exit) = end
         && !killed
@@ -101,7 +102,8 @@ async fn ended_alone(
             return Ok(None);
         }
     }
-    Ok(Some(by_end(&attempt.facts(progress), end)))
+    let Some(progress) = attempt.settle_push(progress).await? else { return Ok(None) };
+    Ok(Some(by_end(&attempt.facts(&progress), end)))
 }
 
 fn next_act(attempt: &Attempt, progress: &Progress, attached_at_ms: i64) -> Act {
@@ -203,6 +205,7 @@ mod tests {
             phase: None,
             outcome: None,
             pushed_commit: None,
+            push_pending: false,
             lease_expires_at_ms: 0,
             provider_status: None,
         };

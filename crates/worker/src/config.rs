@@ -106,6 +106,10 @@ pub struct Timing {
     pub settle: Duration,
     /// Time that the model calls of a run that ends have to be settled; what is open then counts as estimated.
     pub open_calls: Duration,
+    /// Time that a push of which nobody has seen the end has to be settled before its run ends; what is pending then is
+    /// not recorded any more. It is longer than the gateway goes on with a push whose sandbox is gone, and than the
+    /// longest wait between two looks at the git host.
+    pub pending_push: Duration,
     /// Time that the shim of a finished run has to end by itself.
     pub exit_grace: Duration,
     /// Longest wait for the session's previous sandbox to be gone.
@@ -128,6 +132,7 @@ impl Default for Timing {
             stop_grace: Duration::from_secs(u64::from(limits::STOP_GRACE_S)),
             settle: Duration::from_millis(500),
             open_calls: Duration::from_secs(5),
+            pending_push: Duration::from_secs(45),
             exit_grace: Duration::from_secs(2),
             predecessor: Duration::from_secs(30),
         }

@@ -32,6 +32,7 @@ fn progress() -> Progress {
         phase: None,
         outcome: None,
         pushed_commit: None,
+        push_pending: false,
         lease_expires_at_ms: NOW,
         provider_status: None,
     }

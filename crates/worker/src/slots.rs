@@ -164,7 +164,7 @@ async fn work(attempt: &Attempt, origin: Origin) -> Result<Work, Halt> {
             Resumed::Lost => return Ok(Work::Lost),
         },
     };
-    let Some(progress) = attempt.progress().await? else { return Ok(Work::Lost) };
+    let Some(progress) = attempt.settled_progress().await? else { return Ok(Work::Lost) };
     settle(attempt, by_end(&attempt.facts(&progress), &end), hold).await
 }
 
@@ -235,7 +235,7 @@ async fn conclude(attempt: &Attempt, verdict: Verdict, hold: Option<Hold>) -> Re
                 return Ok(());
             }
             // Either the run is lost, or its agent was started after all, just before the grants were revoked.
-            let Some(progress) = attempt.progress().await? else {
+            let Some(progress) = attempt.settled_progress().await? else {
                 lost(run);
                 return Ok(());
             };

@@ -1,5 +1,7 @@
 //! Pushes: pending before they are forwarded, recorded once.
 
+use std::time::Duration;
+
 use caisson_domain::event::EventKind;
 use caisson_domain::id::RunId;
 use caisson_domain::run::RunStatus;
@@ -16,6 +18,7 @@ conformance! {
     a_new_push_replaces_the_pending_one,
     a_record_of_another_push_leaves_the_pending_one,
     a_pending_push_is_settled_once,
+    the_owner_is_told_of_a_pending_push_and_of_its_end,
     a_push_that_is_not_pending_is_not_settled,
     a_push_that_never_left_is_forgotten,
     only_pushes_of_a_running_runs_own_branch_are_begun,
@@ -53,6 +56,11 @@ fn finish(status: RunStatus) -> Finish {
 
 async fn pushes(fixture: &Fixture, run: &RunId) -> usize {
     fixture.kinds(run).await.iter().filter(|kind| **kind == EventKind::GitPush).count()
+}
+
+/// Whether the run's owner is told of a pending push.
+async fn is_told(fixture: &Fixture, placed: &Placed) -> bool {
+    fixture.store.progress(&placed.run.id, placed.epoch).await.unwrap().unwrap().push_pending
 }
 
 /// The pending push of that run, in both ways to ask for it.
@@ -147,6 +155,26 @@ async fn a_pending_push_is_settled_once(fixture: Fixture) {
     assert_eq!(answers.iter().filter(|first| **first).count(), 1);
     assert_eq!(fixture.run(&placed.run.id).await.pushed_commit.as_deref(), Some("c0ffee"));
     assert_eq!(fixture.data(&placed.run.id, EventKind::GitPush).await["ok"], json!(true));
+}
+
+async fn the_owner_is_told_of_a_pending_push_and_of_its_end(fixture: Fixture) {
+    let placed = placed_on_branch(&fixture).await;
+    let (store, id, push) = (&fixture.store, &placed.run.id, push(BRANCH, "c0ffee"));
+    let refused = PushRecord { push: push.clone(), ok: false, message: None };
+    for way in 0..3 {
+        assert!(!is_told(&fixture, &placed).await);
+        store.begin_push(id, &push).await.unwrap();
+        assert!(is_told(&fixture, &placed).await);
+        let mut watch = store.watch(caisson_store::Topic::Run(id.clone()));
+        match way {
+            0 => store.record_push(id, &refused).await.unwrap(),
+            1 => assert!(store.settle_push(id, &refused).await.unwrap()),
+            _ => store.forget_push(id, &push).await.unwrap(),
+        }
+        let hint = watch.changed(Duration::from_hours(1));
+        tokio::time::timeout(Duration::from_secs(10), hint).await.unwrap();
+    }
+    assert!(!is_told(&fixture, &placed).await);
 }
 
 async fn a_push_that_is_not_pending_is_not_settled(fixture: Fixture) {

@@ -124,6 +124,11 @@ impl FakeEngine {
         self.sandboxes().insert(sandbox.clone(), Fake { session: session.clone(), spec: None, state });
     }
 
+    /// The sandbox is gone, as if somebody had removed it.
+    pub(crate) fn forget(&self, sandbox: &SandboxId) {
+        self.sandboxes().remove(sandbox);
+    }
+
     /// The sandbox's first process ends.
     pub(crate) fn exit(&self, sandbox: &SandboxId, code: i64, oom_killed: bool) {
         if let Some(fake) = self.sandboxes().get(sandbox) {

@@ -11,6 +11,7 @@ mod crash;
 mod damage;
 mod engine;
 mod life;
+mod pushes;
 mod server;
 mod shim;
 mod trouble;

@@ -40,6 +40,8 @@ pub(crate) enum Play {
     LastWords,
     /// Says this.
     Say(Ending),
+    /// Waits for its release, and says that this commit is pushed.
+    Push(String),
 }
 
 /// What all shims share.
@@ -190,6 +192,7 @@ impl Shim {
         }
         self.start_agent(run).await?;
         let last_words = play == Play::LastWords;
+        let head = if let Play::Push(head) = &play { Some(head.clone()) } else { None };
         let ending = match play {
             Play::Complete | Play::Deaf | Play::Linger | Play::LastWords | Play::DieEarly(_) => {
                 Ending::Completed
@@ -203,8 +206,13 @@ impl Shim {
                 Some(reason) => Ending::Stopped(reason),
                 None => Ending::Completed,
             },
+            Play::Push(_) => {
+                self.released(run, false).await?;
+                Ending::Completed
+            }
         };
-        let outcome = Outcome { ending, result: Some("done".to_owned()), head: None, pushed: false };
+        let pushed = head.is_some();
+        let outcome = Outcome { ending, result: Some("done".to_owned()), head, pushed };
         if last_words {
             self.all.engine.exit(&self.sandbox, 1, false);
             tokio::time::sleep(LOOK).await;

@@ -47,6 +47,7 @@ fn timing() -> Timing {
         stop_grace: Duration::from_millis(100),
         settle: Duration::from_millis(50),
         open_calls: Duration::from_millis(50),
+        pending_push: Duration::from_millis(50),
         exit_grace: Duration::from_millis(200),
         predecessor: Duration::from_secs(5),
     }

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -72,6 +72,28 @@ fn keys_are_made_listed_and_revoked() {
     assert!(text(&bad.stderr).contains("runs:read"), "{}", text(&bad.stderr));
     let database = std::fs::read(directory.path().join("state/caisson.db")).unwrap();
     assert!(!database.windows(secret.len()).any(|window| window == secret.as_bytes()));
+}
+
+#[test]
+fn commands_that_find_a_new_state_directory_at_once_wait_for_one_another() {
+    for _ in 0..3 {
+        let directory = tempfile::tempdir().unwrap();
+        let spec = bare_spec(directory.path());
+        let mut server = spec.spawn().unwrap();
+        let start = |name: usize| {
+            let mut command = spec.command(&["key", "create", &format!("k{name}")]);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let children: Vec<_> = (0..8).map(start).collect();
+        for child in children {
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", text(&output.stderr));
+        }
+        let listed = text(&run(&spec, &["key", "list"], &[]).stdout);
+        assert_eq!(listed.matches("valid").count(), 8, "{listed}");
+        assert!(!server.log().contains("error"), "{}", server.log());
+        server.kill().unwrap();
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use sqlx::pool::PoolOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{Connection, Sqlite, SqliteConnection, SqlitePool, Transaction};
 
+use crate::opening::{Turn, make_private_file};
 use crate::{Store, StoreError, Topic};
 
 /// Connections that read at the same time.
@@ -35,7 +36,9 @@ pub(crate) struct Database {
 
 impl Database {
     pub(crate) async fn open(path: &Path) -> Result<Self, StoreError> {
-        make_private_file(path).await.map_err(|error| StoreError::Unavailable(error.into()))?;
+        let unavailable = |error: std::io::Error| StoreError::Unavailable(error.into());
+        let turn = Turn::take(path).await.map_err(unavailable)?;
+        make_private_file(path).map_err(unavailable)?;
         let shared = SqliteConnectOptions::new()
             .filename(path)
             .foreign_keys(true)
@@ -49,6 +52,7 @@ impl Database {
             .pragma("journal_size_limit", LOG_BYTES);
         let writer = pool(1).connect_with(writing).await?;
         MIGRATOR.run(&writer).await.map_err(migration_error)?;
+        drop(turn);
         let reader = pool(READERS).connect_with(shared.read_only(true)).await?;
         Ok(Self { writer, reader })
     }
@@ -58,18 +62,6 @@ impl Database {
         self.reader.close().await;
         self.writer.close().await;
     }
-}
-
-/// Makes the file before the driver does, which would let everybody read it; the log files get the same mode.
-async fn make_private_file(path: &Path) -> std::io::Result<()> {
-    tokio::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .await
-        .map(drop)
 }
 
 fn pool(connections: u32) -> PoolOptions<Sqlite> {

@@ -66,6 +66,23 @@ async fn a_lock_held_elsewhere_is_unavailable_until_it_is_gone() {
     store.ping().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn many_who_open_a_new_database_at_once_all_get_it() {
+    for _ in 0..4 {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("caisson.db");
+        let openers: Vec<_> = (0..12)
+            .map(|_| {
+                let path = path.clone();
+                tokio::spawn(async move { Store::open(&path, Clock::system()).await })
+            })
+            .collect();
+        for opener in openers {
+            opener.await.unwrap().unwrap().ping().await.unwrap();
+        }
+    }
+}
+
 #[tokio::test]
 async fn acknowledged_writes_wait_for_the_disk_and_keys_are_checked() {
     let (store, _directory) = store().await;

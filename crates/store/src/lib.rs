@@ -20,6 +20,7 @@ mod events;
 mod hints;
 mod journal;
 mod keys;
+mod opening;
 mod pushes;
 mod queue;
 mod random;
@@ -81,7 +82,8 @@ struct Shared {
 const PING: &str = "update project set checks = checks + 1 where id = 'default'";
 
 impl Store {
-    /// Opens the database file at `path`, makes it if it is missing (mode 0600) and migrates it.
+    /// Opens the database file at `path`, makes it if it is missing (mode 0600) and migrates it. Processes and tasks that
+    /// open it at the same time wait for one another.
     ///
     /// # Errors
     /// [`StoreError::Migration`] if the file belongs to another version, [`StoreError::Unavailable`] if it cannot be

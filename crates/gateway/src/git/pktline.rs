@@ -117,8 +117,10 @@ pub(super) struct Section {
 }
 
 impl Section {
+    /// With a value or without: git takes `name=value` for the capability `name`, whether it has values or not.
     pub(super) fn has(&self, capability: &str) -> bool {
-        self.capabilities.iter().any(|offered| offered == capability)
+        let name = |offered: &String| offered.split('=').next() == Some(capability);
+        self.capabilities.iter().any(name)
     }
 }
 

@@ -132,6 +132,7 @@ mod tests {
         assert_eq!(rules(&[("refs/heads/caisson/x/10", "2")], ""), ["own_branch"]);
         assert_eq!(rules(&[(BRANCH, "0")], ""), ["no_delete"]);
         assert_eq!(rules(&[(BRANCH, "2")], "push-options"), ["no_options"]);
+        assert_eq!(rules(&[(BRANCH, "2")], "push-options=1"), ["no_options"], "git takes it for the same");
         assert_eq!(rules(&[(BRANCH, "2"), ("refs/heads/main", "2")], ""), ["own_branch", "one_ref"]);
         assert_eq!(rules(&[(BRANCH, "2"), (BRANCH, "3")], ""), ["one_ref"]);
     }

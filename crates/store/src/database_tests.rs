@@ -74,6 +74,10 @@ async fn many_who_open_a_new_database_at_once_all_get_it() {
         let openers: Vec<_> = (0..12)
             .map(|_| {
                 let path = path.clone();
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "a test has no tracker, and awaits the task itself"
+                )]
                 tokio::spawn(async move { Store::open(&path, Clock::system()).await })
             })
             .collect();

@@ -44,8 +44,7 @@ pub struct Gateway(());
 
 impl Gateway {
     /// Settles the model calls that an earlier process left pending, begins to ask the git hosts what became of its
-    /// pending pushes, opens the doors of this server's living
-    /// sandboxes and follows the store from then on, until `cancel`: then requests under way have five
+    /// pending pushes, opens the doors of this server's living sandboxes and follows the store from then on, until `cancel`: then requests under way have five
     /// seconds to end.
     ///
     /// The store must stay open until the tracker is empty, because ending calls are settled in it. The
@@ -84,6 +83,7 @@ impl Gateway {
             model,
             prices: config.prices,
             git,
+            pushes: Arc::default(),
             identity: config.identity,
             bounds,
             tracker: tracker.clone(),

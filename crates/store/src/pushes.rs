@@ -93,19 +93,23 @@ impl Store {
 
     /// Records a push, which is pending no longer. One that the git host took, to the run's own branch, while the run
     /// is running, becomes the run's pushed commit. A push whose end is seen only after the run's end is not recorded:
-    /// the run's last event has told what was pushed.
+    /// the run's last event has told what was pushed. Nor is one recorded again that is pending no longer and is the
+    /// run's pushed commit: somebody found it in the git host's list of refs before its answer was read.
     ///
     /// # Errors
     /// As every write; [`StoreError::Corrupt`] if there is no such run.
     /// # Cancel safety
-    /// A dropped call may have recorded it; repeating it may append the event twice.
+    /// A dropped call may have recorded it; repeating it may append the event of a refusal twice.
     pub async fn record_push(&self, run: &RunId, record: &PushRecord) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
         let known = known_run(&mut tx, run).await?;
         if known.status.is_final() {
             return tx.rollback().await;
         }
-        clear(&mut tx, run, &record.push).await?;
+        let pending = clear(&mut tx, run, &record.push).await?;
+        if !pending && record.ok && known.pushed_commit.as_ref() == Some(&record.push.new) {
+            return tx.rollback().await;
+        }
         append(&mut tx, &known, record).await?;
         tx.commit().await
     }

@@ -57,6 +57,11 @@ impl Fault {
         }
     }
 
+    /// Whether a git host may still be at work on what was asked.
+    pub(super) const fn may_go_on(&self) -> bool {
+        matches!(self, Self::Failed { .. })
+    }
+
     /// Whether the git host may have taken a push although it did not say so.
     pub(super) const fn is_unclear(&self) -> bool {
         match self {

@@ -11,6 +11,7 @@ mod push;
 mod receive;
 mod report;
 mod settle;
+mod under_way;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use self::fault::Fault;
 use self::http::HttpRepository;
 use self::local::LocalRepository;
 pub(crate) use self::settle::{before_outcome, resume};
+pub(crate) use self::under_way::Pushes;
 use crate::body::{self, Body, Chunks};
 use crate::config::{
     GatewayError, GitCredential, GitUpstreams, check_url, client, find_program, secret_header,

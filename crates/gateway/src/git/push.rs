@@ -17,7 +17,8 @@ use super::fault::Fault;
 use super::pktline::{Command, Section, SectionReader};
 use super::receive::{self, Denial};
 use super::report::{Report, Verdict};
-use super::settle::{Seen, look};
+use super::settle::{Seen, follow, look};
+use super::under_way::UnderWay;
 use super::{Answer, Exchange, Operation, Service, Upstream, incoming, respond, tell};
 use crate::body::{self, Body, BodyFault, ChunkSender, Chunks};
 use crate::bounds::{CHUNKS, COMMAND_SECTION_BYTES, DENIED_BYTES};
@@ -30,6 +31,8 @@ use crate::shared::{Door, Shared};
 struct Carriage {
     door: Arc<Door>,
     run: Run,
+    /// Until it is recorded.
+    under_way: UnderWay,
     /// The sandbox's share of exchanges.
     slot: OwnedSemaphorePermit,
     upstream: Upstream,
@@ -79,7 +82,8 @@ pub(super) async fn answer(
     let surplus = Surplus::default();
     let chunks = limited(whole, bound, Arc::clone(&surplus));
     let exchange = Exchange { chunks, length: exchange.length };
-    let carriage = Carriage { door: Arc::clone(door), run, slot, upstream, section, push, exchange, surplus };
+    let (door, under_way) = (Arc::clone(door), shared.pushes.begin(&run.id));
+    let carriage = Carriage { door, run, under_way, slot, upstream, section, push, exchange, surplus };
     let (reply, answered) = oneshot::channel();
     shared.tracker.spawn(carry(carriage, reply));
     answered.await.unwrap_or_else(|_| {
@@ -206,7 +210,7 @@ async fn begin(shared: &Shared, run: &Run, upstream: &Upstream, push: &Push) -> 
 
 /// Forwards the push, passes the answer on and records what became of it.
 async fn forward(carriage: Carriage, mut reply: Reply) {
-    let Carriage { door, run, slot, upstream, section, push, exchange, surplus } = carriage;
+    let Carriage { door, run, under_way, slot, upstream, section, push, exchange, surplus } = carriage;
     let shared = &door.shared;
     let sent = tokio::select! {
         sent = upstream.exchange(Service::ReceivePack, None, exchange) => sent,
@@ -230,7 +234,8 @@ async fn forward(carriage: Carriage, mut reply: Reply) {
                 return;
             }
             if fault.is_unclear() {
-                record(shared, &run, &upstream, (&push, Verdict::Unknown)).await;
+                let verdict = if fault.may_go_on() { Verdict::Unheard } else { Verdict::Unknown };
+                record(shared, (&run, under_way), &upstream, (&push, verdict)).await;
             } else {
                 forget(shared, &run, &push).await;
             }
@@ -248,8 +253,11 @@ async fn forward(carriage: Carriage, mut reply: Reply) {
         passed = pass(shared, answer.chunks, sender, report.as_mut()) => passed,
         () = shared.patience(left.closed(), shared.bounds.drain) => Err(()),
     };
-    let verdict = report.map_or(Verdict::Unknown, |report| report.verdict(&push.ref_name));
-    record(shared, &run, &upstream, (&push, verdict)).await;
+    let verdict = match report.map_or(Verdict::Unknown, |report| report.verdict(&push.ref_name)) {
+        Verdict::Unknown if passed.is_err() => Verdict::Unheard,
+        verdict @ (Verdict::Taken | Verdict::Refused(_) | Verdict::Unknown | Verdict::Unheard) => verdict,
+    };
+    record(shared, (&run, under_way), &upstream, (&push, verdict)).await;
     let end = passed.map_err(|()| BodyFault::Broken("the git host's answer was cut".into()).into());
     if let Some(last) = end.transpose()
         && timeout(shared.bounds.grace, left.send(last)).await.is_err()
@@ -289,16 +297,27 @@ async fn pass(
 
 /// Records the push. Where the host's word did not arrive, its list of refs is asked: a push that was taken and not
 /// recorded would be lost, since the next one would have nothing to do. It is asked as well where the host refused:
-/// it may have been at work on an earlier try whose answer was lost, and taken that one. If the host says nothing at
-/// all, the push stays pending, and is looked for again before the run's outcome is stored.
-async fn record(shared: &Shared, run: &Run, upstream: &Upstream, (push, verdict): (&Push, Verdict)) {
+/// it may have been at work on an earlier try whose answer was lost, and taken that one. If the host does not say, or
+/// may still be at work, the push stays pending and is asked after from then on.
+async fn record(
+    shared: &Arc<Shared>,
+    (run, under_way): (&Run, UnderWay),
+    upstream: &Upstream,
+    (push, verdict): (&Push, Verdict),
+) {
     let seen = match verdict {
         Verdict::Taken => Seen::There,
-        Verdict::Refused(_) | Verdict::Unknown => look(shared, run, upstream, push).await,
+        Verdict::Refused(_) | Verdict::Unknown | Verdict::Unheard => look(shared, run, upstream, push).await,
     };
-    if seen == Seen::Unknown && verdict == Verdict::Unknown {
+    let unsettled = match verdict {
+        Verdict::Unheard => seen != Seen::There,
+        Verdict::Unknown => seen == Seen::Unknown,
+        Verdict::Taken | Verdict::Refused(_) => false,
+    };
+    if unsettled {
         tracing::warn!(run.id = %run.id, "it is not known what became of a push of {}; it stays pending", run.id);
-        return;
+        drop(under_way);
+        return follow(shared, run);
     }
     let ok = seen == Seen::There;
     let late = ok && matches!(verdict, Verdict::Refused(_));
@@ -306,10 +325,10 @@ async fn record(shared: &Shared, run: &Run, upstream: &Upstream, (push, verdict)
         Verdict::Taken => None,
         Verdict::Refused(said) if ok => Some(format!("it was there already; the git host said: {said}")),
         Verdict::Refused(said) => Some(said),
-        Verdict::Unknown if ok => {
+        Verdict::Unknown | Verdict::Unheard if ok => {
             Some("the git host's answer was lost; its list of refs has the commit".to_owned())
         }
-        Verdict::Unknown => {
+        Verdict::Unknown | Verdict::Unheard => {
             Some("the git host's answer was lost, and its list of refs does not have the commit".to_owned())
         }
     };
@@ -325,6 +344,8 @@ async fn record(shared: &Shared, run: &Run, upstream: &Upstream, (push, verdict)
     });
     if let Err(error) = recorded.await {
         tracing::error!(run.id = %run.id, error = %error, "a push of {} was not recorded and stays pending", run.id);
+        drop(under_way);
+        follow(shared, run);
     }
 }
 

@@ -15,6 +15,8 @@ pub(super) enum Verdict {
     Refused(String),
     /// It did not say.
     Unknown,
+    /// Its answer did not arrive, or not as a whole: it may still be at work.
+    Unheard,
 }
 
 /// Reads the report.

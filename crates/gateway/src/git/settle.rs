@@ -1,13 +1,14 @@
 //! Pushes whose end nobody saw: the git host's list of refs says what became of them.
 //!
 //! A server that is killed between a git host's taking a push and recording it leaves the push pending in the
-//! store. Without the look here the fact would be lost, since the next try has nothing to push or is refused, and
-//! a run would fail although its work is on the host.
+//! store, and so does a host that breaks off while it is at work. Without the look here the fact would be lost, since
+//! the next try has nothing to push or is refused, and a run would fail although its work is on the host.
 //!
-//! It is looked for at start, for runs whose sandbox never says another word; when the same push comes again; and
-//! before a run's outcome is stored. The last keeps the order: the worker judges as soon as it sees the outcome, so
-//! that alone has to wait. It holds whatever the look at start came to, be it that the host was away then or still at
-//! work on the push, and no door stays shut for a host that is away.
+//! It is looked for from the start, or from the moment when nobody knows, until it is pending no longer: the worker
+//! lets no run end before, for a bounded time, also where its sandbox never says another word. It is looked for when
+//! the same push comes again; and before a run's outcome is stored, so that the outcome usually finds it settled. A look
+//! means something only when no push of the run is on its way through this process, so each waits for that. No door
+//! stays shut for a host that is away.
 
 use std::sync::Arc;
 
@@ -75,7 +76,7 @@ async fn settle(shared: &Arc<Shared>, run: &Run, push: &Push) -> Result<Seen, St
         }
     };
     if seen == Seen::There {
-        let said = "the server stopped before the git host's answer came; its list of refs has the commit";
+        let said = "the git host's answer did not come; its list of refs has the commit";
         let record = PushRecord { push: push.clone(), ok: true, message: Some(said.to_owned()) };
         if shared.store.settle_push(&run.id, &record).await? {
             tracing::info!(run.id = %run.id, "recorded a push of {} whose answer nobody saw", run.id);
@@ -86,26 +87,51 @@ async fn settle(shared: &Arc<Shared>, run: &Run, push: &Push) -> Result<Seen, St
 
 /// Begins to settle every push that an earlier process of this server left pending.
 pub(crate) async fn resume(shared: &Arc<Shared>, server: &ServerId) -> Result<(), StoreError> {
-    for (run, push) in shared.store.pending_pushes(server).await? {
-        shared.tracker.spawn(follow(Arc::clone(shared), run, push));
+    for (run, _) in shared.store.pending_pushes(server).await? {
+        follow(shared, &run);
     }
     Ok(())
 }
 
-/// Asks until the host answers, the push is pending no longer, the time is over or the server stops. A host that
-/// does not have the commit is not asked again here: the push may be sent again, and the outcome has a look of its
-/// own.
-async fn follow(shared: Arc<Shared>, run: Run, push: Push) {
-    let end = Instant::now() + shared.bounds.push_look;
+/// Begins to ask after the pending push of the run, unless somebody does already.
+pub(super) fn follow(shared: &Arc<Shared>, run: &Run) {
+    if shared.pushes.follow(&run.id) {
+        let (shared, run) = (Arc::clone(shared), run.clone());
+        shared.tracker.clone().spawn(async move {
+            ask_until_settled(&shared, &run).await;
+            shared.pushes.leave(&run.id);
+        });
+    }
+}
+
+/// Asks until the run has no pending push any more, which is so when it has ended, or the time for one push is over, or
+/// the server stops. A host that does not have the commit is asked again: it may still be at work on it.
+async fn ask_until_settled(shared: &Arc<Shared>, run: &Run) {
+    let mut about = None;
+    let mut end = Instant::now() + shared.bounds.push_look;
     let mut wait = BACKOFF_FIRST;
     loop {
-        let settled = tokio::select! {
-            settled = settle(&shared, &run, &push) => settled,
+        let looked = tokio::select! {
+            looked = look_again(shared, run) => looked,
             () = shared.cancel.cancelled() => return,
         };
-        match settled {
-            Ok(Seen::There | Seen::Missing) => return,
-            Ok(Seen::Unknown) => {}
+        match looked {
+            Ok(Looked::NothingPending | Looked::At(_, Seen::There)) => return,
+            Ok(Looked::At(push, Seen::Missing | Seen::Unknown)) => {
+                if about.as_ref() != Some(&push) {
+                    about = Some(push);
+                    end = Instant::now() + shared.bounds.push_look;
+                    wait = BACKOFF_FIRST;
+                }
+            }
+            Ok(Looked::UnderWay) => {
+                // The time begins anew when it is over.
+                about = None;
+                tokio::select! {
+                    () = shared.pushes.none_of(&run.id) => continue,
+                    () = shared.cancel.cancelled() => return,
+                }
+            }
             Err(error) => {
                 tracing::warn!(run.id = %run.id, error = %error, "a push of {} was not recorded yet", run.id);
             }
@@ -118,27 +144,47 @@ async fn follow(shared: Arc<Shared>, run: Run, push: Push) {
             () = sleep(wait) => wait = (wait * 2).min(LOOK_BACKOFF_MOST),
             () = shared.cancel.cancelled() => return,
         }
-        if matches!(shared.store.pending_push(&run.id).await, Ok(found) if found.as_ref() != Some(&push)) {
-            return;
-        }
     }
 }
 
-/// Settles the pending push of the run in the sandbox, if it has one, before the run's outcome is stored. A host
-/// that does not answer delays the outcome for a bounded time.
+/// What came of looking for the pending push of a run.
+enum Looked {
+    NothingPending,
+    /// A push of the run is on its way through this process, and will be recorded by it.
+    UnderWay,
+    At(Push, Seen),
+}
+
+async fn look_again(shared: &Arc<Shared>, run: &Run) -> Result<Looked, StoreError> {
+    if shared.pushes.any_of(&run.id) {
+        return Ok(Looked::UnderWay);
+    }
+    let Some(push) = shared.store.pending_push(&run.id).await? else { return Ok(Looked::NothingPending) };
+    let seen = settle(shared, run, &push).await?;
+    Ok(Looked::At(push, seen))
+}
+
+/// Settles the pending push of the run in the sandbox, if it has one, before the run's outcome is stored. A push
+/// that is under way, or a host that does not answer, delays the outcome for a bounded time.
 pub(crate) async fn before_outcome(door: &Door) -> Result<(), StoreError> {
     let shared = &door.shared;
     let Some(run) = shared.store.door_run(&door.sandbox).await? else { return Ok(()) };
-    let Some(push) = shared.store.pending_push(&run.id).await? else { return Ok(()) };
     let asking = async {
         let _slot = Arc::clone(&door.exchanges).acquire_owned().await;
-        settle(shared, &run, &push).await
+        loop {
+            match look_again(shared, &run).await? {
+                Looked::NothingPending | Looked::At(_, Seen::There) => return Ok(true),
+                Looked::At(_, Seen::Missing | Seen::Unknown) => return Ok(false),
+                Looked::UnderWay => shared.pushes.none_of(&run.id).await,
+            }
+        }
     };
-    timeout(shared.bounds.outcome_hold, asking).await.map_or_else(
-        |_| {
-            tracing::warn!(run.id = %run.id, "the outcome of {} did not wait any longer for a git host", run.id);
-            Ok(())
-        },
-        |settled| settled.map(drop),
-    )
+    let settled: Result<_, StoreError> = timeout(shared.bounds.outcome_hold, asking).await.unwrap_or_else(|_| {
+        tracing::warn!(run.id = %run.id, "the outcome of {} did not wait any longer for a git host", run.id);
+        Ok(false)
+    });
+    if !settled? {
+        follow(shared, &run);
+    }
+    Ok(())
 }

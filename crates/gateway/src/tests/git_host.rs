@@ -11,6 +11,7 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, UnixStream};
 use tokio::process::Command;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::support::{GIT_TOKEN, PATIENCE, Sandbox};
@@ -163,12 +164,14 @@ pub(crate) enum Mood {
     Fails,
     /// Never answers.
     Hangs,
+    /// Shows its refs, and is at work on every push until its mood changes.
+    HoldsPushes,
 }
 
 struct State {
     root: PathBuf,
     password: Option<String>,
-    mood: Mood,
+    mood: watch::Sender<Mood>,
     seen: Mutex<Vec<(String, HeaderMap)>>,
 }
 
@@ -185,7 +188,7 @@ impl GitHost {
         let state = State {
             root: root.to_owned(),
             password: Some(GIT_TOKEN.to_owned()),
-            mood,
+            mood: watch::Sender::new(mood),
             seen: Mutex::new(Vec::new()),
         };
         let state = Arc::new(state);
@@ -196,6 +199,15 @@ impl GitHost {
         let mut task = JoinSet::new();
         task.spawn(async move { drop(axum::serve(listener, app).await) });
         Self { url, state, _task: task }
+    }
+
+    pub(crate) fn set_mood(&self, mood: Mood) {
+        self.state.mood.send_replace(mood);
+    }
+
+    /// How many requests with such an end of their path have come.
+    pub(crate) fn count(&self, end: &str) -> usize {
+        self.seen().iter().filter(|(path, _)| path.ends_with(end)).count()
     }
 
     /// Path with query, and headers, of every request.
@@ -224,14 +236,19 @@ async fn answer(state: Arc<State>, request: Request<axum::body::Body>) -> Answer
         }
         response
     };
-    match state.mood {
+    let pushes = parts.uri.path().ends_with("/git-receive-pack");
+    let mood = *state.mood.borrow();
+    match mood {
         Mood::Redirects => {
             return fail(301, Some(("location", "https://moved.example.com/new.git/info/refs?secret=1")));
         }
         Mood::ShowsPage => return fail(200, Some(("content-type", "text/html"))),
         Mood::Fails => return fail(503, None),
         Mood::Hangs => std::future::pending().await,
-        Mood::Serves | Mood::SwallowsReports => {}
+        Mood::HoldsPushes if pushes => {
+            state.mood.subscribe().wait_for(|mood| *mood != Mood::HoldsPushes).await.map(drop).unwrap();
+        }
+        Mood::Serves | Mood::SwallowsReports | Mood::HoldsPushes => {}
     }
     if let Some(password) = &state.password {
         let expected = base64::engine::general_purpose::STANDARD.encode(format!("robot:{password}"));
@@ -241,7 +258,7 @@ async fn answer(state: Arc<State>, request: Request<axum::body::Body>) -> Answer
         }
     }
     let answer = backend(&state, &parts, body).await;
-    if state.mood == Mood::SwallowsReports && parts.uri.path().ends_with("/git-receive-pack") {
+    if mood == Mood::SwallowsReports && pushes {
         let broken = futures_util::stream::iter([Err::<Bytes, _>(std::io::Error::other("swallowed"))]);
         let (mut parts, _) = answer.into_parts();
         parts.headers.remove("content-length");

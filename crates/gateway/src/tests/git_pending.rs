@@ -155,7 +155,7 @@ async fn a_push_whose_server_was_killed_is_recorded_at_the_next_start() {
         scene.host_takes_it().await;
         scene.start(|_| {}).await;
         eventually(|| async { scene.pushed().await }).await;
-        scene.assert_recorded("the server stopped before").await;
+        scene.assert_recorded("the git host's answer did not come").await;
         scene.world.stop().await;
     }
 }
@@ -172,7 +172,7 @@ async fn a_host_that_is_away_at_the_start_is_asked_again() {
     assert_eq!(scene.records().await.len(), 0);
     std::fs::rename(&away, &scene.bare).unwrap();
     eventually(|| async { scene.pushed().await }).await;
-    scene.assert_recorded("the server stopped before").await;
+    scene.assert_recorded("the git host's answer did not come").await;
     scene.world.stop().await;
 }
 
@@ -189,7 +189,7 @@ async fn a_host_that_stays_away_is_asked_for_a_bounded_time_and_before_the_outco
     assert_eq!((scene.pending().await, scene.pushed().await), (Some(scene.push.clone()), None));
     std::fs::rename(&away, &scene.bare).unwrap();
     assert_eq!(scene.finish().await.status, OK);
-    scene.assert_recorded("the server stopped before").await;
+    scene.assert_recorded("the git host's answer did not come").await;
     scene.world.stop().await;
 }
 
@@ -197,8 +197,8 @@ async fn a_host_that_stays_away_is_asked_for_a_bounded_time_and_before_the_outco
 async fn an_outcome_is_not_stored_before_its_pending_push_is_settled() {
     let (mut scene, _) = scene(None).await;
     scene.begin().await;
-    scene.start(|_| {}).await;
     // The host was still at work on it when the server looked at its start.
+    scene.start(|setup| setup.bounds.push_look = Duration::ZERO).await;
     eventually(|| async { (scene.world.tracker.len() == 2).then_some(()) }).await;
     assert_eq!(scene.pending().await.as_ref(), Some(&scene.push));
     scene.host_takes_it().await;
@@ -216,7 +216,7 @@ async fn an_outcome_is_not_stored_before_its_pending_push_is_settled() {
     };
     let (reply, seen) = tokio::join!(scene.finish(), seen);
     assert_eq!((reply.status, seen.as_ref()), (OK, Some(&scene.push.new)));
-    scene.assert_recorded("the server stopped before").await;
+    scene.assert_recorded("the git host's answer did not come").await;
     scene.world.stop().await;
 }
 
@@ -323,5 +323,105 @@ async fn a_push_that_never_reached_the_host_is_not_pending() {
     scene.start(|_| {}).await;
     assert_eq!(scene.send_it().await.status, 502);
     assert_eq!((scene.records().await.len(), scene.pending().await), (0, None));
+    scene.world.stop().await;
+}
+
+const LISTS_REFS: &str = "/info/refs?service=git-receive-pack";
+
+#[tokio::test]
+async fn a_host_that_did_not_have_the_push_at_the_start_is_asked_again() {
+    let (mut scene, host) = scene(Some(Mood::Serves)).await;
+    let host = host.unwrap();
+    scene.begin().await;
+    scene.start(|_| {}).await;
+    // The host is still at work on it, and its sandbox never says another word.
+    eventually(|| async { (host.count(LISTS_REFS) > 0).then_some(()) }).await;
+    scene.host_takes_it().await;
+    eventually(|| async { scene.pushed().await }).await;
+    scene.assert_recorded("the git host's answer did not come").await;
+    scene.world.stop().await;
+}
+
+#[tokio::test]
+async fn a_push_of_which_nobody_could_say_what_became_is_asked_after_by_the_server_itself() {
+    let (mut scene, host) = scene(Some(Mood::Fails)).await;
+    let host = host.unwrap();
+    scene.start(|_| {}).await;
+    assert_eq!(scene.send_it().await.status, 502);
+    assert_eq!(scene.pending().await.as_ref(), Some(&scene.push));
+    scene.host_takes_it().await;
+    host.set_mood(Mood::Serves);
+    eventually(|| async { scene.pushed().await }).await;
+    scene.assert_recorded("the git host's answer did not come").await;
+    scene.world.stop().await;
+}
+
+impl Scene {
+    /// Sends the push to a host that is at work on it, and does not wait for the answer.
+    async fn leave_a_push_under_way(&self, host: &GitHost) {
+        git(&self.work, &["push", "-q", "origin", "HEAD:refs/heads/other"]).await;
+        let leave = eventually(|| async { (host.count("/git-receive-pack") > 0).then_some(()) });
+        tokio::select! {
+            reply = self.send_it() => panic!("the host answered: {}", reply.text()),
+            () = leave => {}
+        }
+    }
+
+    async fn outcome_is_stored(&self) -> bool {
+        let run = &self.sandbox.run.id;
+        let progress = self.world.store.progress(run, self.sandbox.epoch).await.unwrap();
+        progress.unwrap().outcome.is_some()
+    }
+}
+
+#[tokio::test]
+async fn an_outcome_waits_for_a_push_that_the_host_is_at_work_on() {
+    let (mut scene, host) = scene(Some(Mood::HoldsPushes)).await;
+    let host = host.unwrap();
+    scene.start(|_| {}).await;
+    scene.leave_a_push_under_way(&host).await;
+    let release = async {
+        let asked = eventually(|| async { scene.outcome_is_stored().await.then_some(()) });
+        assert!(tokio::time::timeout(Duration::from_millis(300), asked).await.is_err(), "it is held");
+        host.set_mood(Mood::Serves);
+    };
+    let (reply, ()) = tokio::join!(scene.finish(), release);
+    assert_eq!(reply.status, OK);
+    let records = scene.records().await;
+    assert_eq!((records.len(), &records[0]["ok"]), (1, &true.into()), "{records:?}");
+    assert_eq!((scene.pushed().await.as_ref(), scene.pending().await), (Some(&scene.push.new), None));
+    assert_eq!(host.count(LISTS_REFS), 0, "what is under way is not asked after");
+    scene.world.stop().await;
+}
+
+#[tokio::test]
+async fn a_push_that_is_under_way_for_longer_than_an_outcome_waits_is_recorded_after_it() {
+    let (mut scene, host) = scene(Some(Mood::HoldsPushes)).await;
+    let host = host.unwrap();
+    scene.start(|setup| setup.bounds.outcome_hold = Duration::from_millis(50)).await;
+    scene.leave_a_push_under_way(&host).await;
+    assert_eq!(scene.finish().await.status, OK);
+    assert!(scene.outcome_is_stored().await);
+    assert_eq!(scene.pending().await.as_ref(), Some(&scene.push), "the run's end waits for it");
+    host.set_mood(Mood::Serves);
+    eventually(|| async { scene.pushed().await }).await;
+    let records = scene.records().await;
+    assert_eq!((records.len(), &records[0]["ok"]), (1, &true.into()), "{records:?}");
+    assert_eq!(scene.pending().await, None);
+    scene.world.stop().await;
+}
+
+#[tokio::test]
+async fn a_host_that_broke_off_may_still_be_at_work() {
+    let (mut scene, host) = scene(Some(Mood::HoldsPushes)).await;
+    let host = host.unwrap();
+    scene.start(|setup| setup.bounds.drain = Duration::from_millis(50)).await;
+    // Nobody waits for the host's answer, so that the push is given up.
+    scene.leave_a_push_under_way(&host).await;
+    eventually(|| async { (host.count(LISTS_REFS) > 0).then_some(()) }).await;
+    assert_eq!((scene.records().await.len(), scene.pending().await), (0, Some(scene.push.clone())));
+    scene.host_takes_it().await;
+    eventually(|| async { scene.pushed().await }).await;
+    scene.assert_recorded("the git host's answer did not come").await;
     scene.world.stop().await;
 }

@@ -18,6 +18,7 @@ conformance! {
     a_new_push_replaces_the_pending_one,
     a_record_of_another_push_leaves_the_pending_one,
     a_pending_push_is_settled_once,
+    a_push_that_was_settled_is_not_recorded_again,
     the_owner_is_told_of_a_pending_push_and_of_its_end,
     a_push_that_is_not_pending_is_not_settled,
     a_push_that_never_left_is_forgotten,
@@ -175,6 +176,18 @@ async fn the_owner_is_told_of_a_pending_push_and_of_its_end(fixture: Fixture) {
         tokio::time::timeout(Duration::from_secs(10), hint).await.unwrap();
     }
     assert!(!is_told(&fixture, &placed).await);
+}
+
+async fn a_push_that_was_settled_is_not_recorded_again(fixture: Fixture) {
+    let placed = placed_on_branch(&fixture).await;
+    let record = taken(BRANCH, "c0ffee");
+    fixture.store.begin_push(&placed.run.id, &record.push).await.unwrap();
+    assert!(fixture.store.settle_push(&placed.run.id, &record).await.unwrap());
+    fixture.store.record_push(&placed.run.id, &record).await.unwrap();
+    assert_eq!(pushes(&fixture, &placed.run.id).await, 1);
+    fixture.store.begin_push(&placed.run.id, &record.push).await.unwrap();
+    fixture.store.record_push(&placed.run.id, &record).await.unwrap();
+    assert_eq!(pushes(&fixture, &placed.run.id).await, 2, "it was begun anew");
 }
 
 async fn a_push_that_is_not_pending_is_not_settled(fixture: Fixture) {

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -141,4 +144,43 @@ async fn the_demo_ends_with_demo_ok(engine: Engine) {
     assert!(said.lines().last().unwrap().starts_with("demo ok"), "{said}");
     assert!(said.contains("scripted"), "{said}");
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+}
+
+/// A user that this machine does not know.
+const SOMEBODY: u32 = 54_321;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_needs_neither_root_nor_a_daemon() {
+    let Some(parts) = parts() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    // Everything where somebody else can reach it.
+    let place = |name: &str| directory.path().join(name);
+    let agent = parts.claude("2.1.330");
+    let agents = place("agents/claude-code/2.1.330");
+    std::fs::create_dir_all(&agents).unwrap();
+    for file in std::fs::read_dir(agent.parent().unwrap()).unwrap().flatten() {
+        std::fs::copy(file.path(), agents.join(file.file_name())).unwrap();
+    }
+    std::fs::copy(&parts.caisson, place("caisson")).unwrap();
+    std::fs::copy(&parts.shim, place("caisson-shim")).unwrap();
+    std::fs::create_dir(place("state")).unwrap();
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    #[expect(clippy::disallowed_methods, reason = "the demo is started here, with an argument vector")]
+    let mut demo = Command::new(place("caisson"));
+    demo.args(["demo", "--delay-scale", "0"]).env_clear();
+    demo.env("PATH", "/usr/bin:/bin").env("HOME", "/nonexistent").current_dir("/");
+    demo.env("CAISSON_STATE_DIR", place("state")).env("CAISSON_AGENTS_DIR", place("agents"));
+    // No engine answers there, so that the local one is chosen without a word.
+    demo.env("DOCKER_HOST", "unix:///nonexistent/docker.sock");
+    demo.env("CAISSON_MIN_FREE_DISK_MIB", "64");
+    if std::fs::metadata("/proc/self").unwrap().uid() == 0 {
+        chown(place("state"), Some(SOMEBODY), Some(SOMEBODY)).unwrap();
+        demo.uid(SOMEBODY).gid(SOMEBODY);
+    }
+    let output = demo.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.lines().last().unwrap().starts_with("demo ok"), "{said}");
+    assert!(said.contains("sandbox runs (local)"), "{said}");
+    assert!(said.contains("weaker than it could be: sandboxes have this server's uid"), "{said}");
 }

@@ -13,6 +13,7 @@ mod engine;
 mod error;
 pub mod local;
 mod mounts;
+mod profile;
 mod spec;
 
 pub use caisson_domain::image::{IMAGE_BYTES, IMAGE_NAME_BYTES, ImageNameError, check_image_name};

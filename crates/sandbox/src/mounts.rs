@@ -3,11 +3,9 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::profile::HOSTS;
 use crate::spec::{Access, MountEntry};
 use crate::{MountFault, Mounts, SpecError};
-
-/// What a sandbox's `/etc/hosts` says: what Docker writes into one, for a host that has only loopback.
-pub(crate) const HOSTS: &str = "127.0.0.1\tlocalhost sandbox\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 
 /// Sockets that make root of whoever writes to them, beside the engine's own.
 const WELL_KNOWN_SOCKETS: [&str; 6] = [

@@ -183,6 +183,9 @@ pub enum MountFault {
     /// A directory was expected.
     #[error("is not a directory")]
     NotADirectory,
+    /// It is to be in a search path, whose parts colons separate.
+    #[error("has a colon in its name, which no search path can hold")]
+    Colon,
     /// Whoever can write to an engine's socket is root on the host.
     #[error("is or contains an engine's socket, {socket}", socket = .0.display())]
     EngineSocket(PathBuf),

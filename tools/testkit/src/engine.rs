@@ -1,12 +1,16 @@
 //! The engines that end-to-end tests run on, and what the host shows of a server's sandboxes whichever engine made them.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde_json::Value;
 
 use crate::docker;
 use crate::parts::Parts;
+
+/// How long a supervisor may take to end its sandbox.
+const END: Duration = Duration::from_secs(20);
 
 /// Which engine a test's server uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +48,20 @@ impl Engine {
         }
     }
 
+    /// Takes every sandbox of a server away, without the server.
+    ///
+    /// # Errors
+    /// The engine refuses, or a sandbox does not go.
+    pub fn remove_all(self, parts: &Parts, state_dir: &Path) -> anyhow::Result<()> {
+        for sandbox in self.sandboxes(parts, state_dir)? {
+            match self {
+                Self::Docker => drop(docker::docker(parts, &["rm", "--force", &sandbox])?),
+                Self::Local => end_supervisor(&state_dir.join("local").join(&sandbox), &sandbox)?,
+            }
+        }
+        Ok(())
+    }
+
     /// Host process ids of everything in a sandbox, its first process first.
     ///
     /// # Errors
@@ -65,6 +83,29 @@ impl Engine {
         }
         Ok(found)
     }
+}
+
+/// Tells a sandbox's supervisor to end, and with it the sandbox, and waits until it has.
+fn end_supervisor(record: &Path, sandbox: &str) -> anyhow::Result<()> {
+    let Ok(text) = std::fs::read(record.join("supervisor.json")) else { return Ok(()) };
+    let pid = serde_json::from_slice::<Value>(&text)?["pid"].as_u64().context("no supervisor")?;
+    // Its number may mean another process by now.
+    let lives = || {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(sandbox)
+    };
+    if !lives() {
+        return Ok(());
+    }
+    #[expect(clippy::disallowed_methods, reason = "kill(1) is started here, with an argument vector")]
+    let told = std::process::Command::new("kill").args(["-TERM", &pid.to_string()]).status()?;
+    anyhow::ensure!(told.success(), "the supervisor of {sandbox} could not be told to end");
+    let start = Instant::now();
+    while lives() {
+        anyhow::ensure!(start.elapsed() < END, "the supervisor of {sandbox} did not end");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 fn children(pid: u32) -> Vec<u32> {

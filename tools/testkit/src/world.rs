@@ -19,7 +19,7 @@ pub const GIT_TOKEN: &str = "ghp_canary1A2b3C4d5E6f7G8h9I0j";
 /// Where the examples are, seen from a crate or tool of the workspace.
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples");
 
-/// A started world. Dropping it kills the server and removes the directory.
+/// A started world. Dropping it kills the server, takes its sandboxes away and removes the directory.
 #[derive(Debug)]
 pub struct World {
     /// The scripted model.
@@ -155,6 +155,19 @@ impl World {
     #[must_use]
     pub fn state_dir(&self) -> &Path {
         &self.spec.state_dir
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // A test may leave in the middle of a run, whose sandbox outlives the server by design.
+        self.server.kill().ok();
+        if let Err(error) = self.engine.remove_all(&self.spec.parts, self.state_dir()) {
+            #[expect(clippy::print_stderr, reason = "what is left on the machine is told")]
+            {
+                eprintln!("sandboxes of a test were left behind: {error:#}");
+            }
+        }
     }
 }
 

@@ -13,6 +13,8 @@ use caisson_domain::protocol::places;
 
 use crate::SandboxSpec;
 use crate::mounts::Bind;
+pub(crate) use crate::profile::{HOSTNAME, OOM_SCORE_ADJ, SHM_BYTES, TMP_PATH};
+use crate::profile::{NO_NAMESERVER, OPEN_FILES};
 use crate::spec::Access;
 
 /// Label that names the owning server.
@@ -24,24 +26,12 @@ pub(crate) const LABEL_SESSION: &str = "caisson.session";
 /// Label with the version of this crate that made the container, for whoever reads `docker ps` years later.
 pub(crate) const LABEL_VERSION: &str = "caisson.version";
 
-/// Where a sandbox may write without leaving a trace.
-pub(crate) const TMP_PATH: &str = "/tmp";
-/// The name that a sandbox sees as its host's. `/etc/hosts` maps it to loopback, so that looking it up never fails.
-pub(crate) const HOSTNAME: &str = "sandbox";
 /// Where names are looked up first.
 const HOSTS_PATH: &str = "/etc/hosts";
-/// `/dev/shm`, in bytes: Docker's own default, said aloud because it is a place to write to. It counts as memory.
-pub(crate) const SHM_BYTES: i64 = 64 * 1024 * 1024;
-/// When the host itself runs out of memory, the kernel takes sandboxes (0 is usual, 1000 the first to go) before servers.
-pub(crate) const OOM_SCORE_ADJ: i64 = 500;
-/// Open files of one process. Many build tools want thousands; an unbounded number makes some of them loop over all.
-pub(crate) const OPEN_FILES: i64 = 16_384;
-/// What the shim writes as its own diagnostics, at most: one file of this size.
+/// [`crate::profile::LOG_BYTES`] as the engine writes it: one file of this size.
 const LOG_SIZE: &str = "1m";
 /// The signal that asks the shim to end.
 pub(crate) const STOP_SIGNAL: &str = "SIGTERM";
-/// A nameserver that is not there: a look-up fails at once, and the host's own resolvers are not shown to the agent.
-const NO_NAMESERVER: &str = "127.0.0.1";
 
 /// A container that is asked for: the specification with what was found out on the host.
 #[derive(Debug, Clone)]
@@ -188,7 +178,7 @@ pub(crate) fn ulimits() -> Vec<ResourcesUlimits> {
         soft: Some(value),
         hard: Some(value),
     };
-    vec![ulimit("core", 0), ulimit("nofile", OPEN_FILES)]
+    vec![ulimit("core", 0), ulimit("nofile", i64::try_from(OPEN_FILES).unwrap_or(i64::MAX))]
 }
 
 /// The structured form, in which no character of a path has a meaning.

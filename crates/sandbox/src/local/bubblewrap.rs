@@ -9,14 +9,8 @@ use std::path::{Path, PathBuf};
 use caisson_domain::protocol::places;
 
 use super::order::Order;
-use crate::mounts::HOSTS;
+use crate::profile::{HOSTNAME, HOSTS, NO_NAMESERVER, SHM_BYTES, TMP_PATH};
 
-/// `/dev/shm`, in bytes, as on the Docker engine. It counts as memory where memory is limited.
-const SHM_BYTES: u64 = 64 * 1024 * 1024;
-/// Where a sandbox may write without leaving a trace.
-const TMP_PATH: &str = "/tmp";
-/// The name that a sandbox sees as its host's.
-const HOSTNAME: &str = "sandbox";
 /// Where the system's programs are looked for.
 const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// System directories beside `/usr`: links into it on most systems of today.
@@ -89,8 +83,7 @@ pub(crate) fn own_files(uid: u32, gid: u32) -> Vec<OwnFile> {
         own("/etc/group", &format!("agent:x:{gid}:\nnogroup:x:65534:\n")),
         own("/etc/hosts", HOSTS),
         own("/etc/hostname", &format!("{HOSTNAME}\n")),
-        // A name server that is not there: a look-up fails at once.
-        own("/etc/resolv.conf", "nameserver 127.0.0.1\n"),
+        own("/etc/resolv.conf", &format!("nameserver {NO_NAMESERVER}\n")),
         own(
             "/etc/nsswitch.conf",
             "passwd: files\ngroup: files\nhosts: files\nservices: files\nprotocols: files\n",

@@ -27,17 +27,14 @@ use super::record::LOG;
 use super::seccomp::filters;
 use super::stage::Stage;
 use super::supervisor::Signals;
+use crate::profile::{LOG_BYTES, OOM_SCORE_ADJ};
 
 /// How long bubblewrap may take to make the namespaces, in seconds.
 const NAMESPACES_S: u64 = 20;
 /// Longest description of the namespaces, in bytes.
 const INFO_BYTES: u64 = 4096;
-/// Most that is kept of what bubblewrap and the shim say, in bytes, as on the Docker engine.
-const LOG_BYTES: usize = 1024 * 1024;
 /// Most of it that an error repeats, in bytes.
 const LAST_WORDS: usize = 1024;
-/// When the host itself runs out of memory, the kernel takes sandboxes (0 is usual, 1000 the first to go) before servers.
-const OOM_SCORE_ADJ: &str = "500";
 /// What a signal adds to itself as an exit code.
 const SIGNALLED: i64 = 128;
 
@@ -180,7 +177,7 @@ pub(super) fn bound(order: &Order, pid: i32) -> io::Result<()> {
         None if geteuid().is_root() => {}
         None => bound_in_its_namespace(order, pid)?,
     }
-    std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ)
+    std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ.to_string())
 }
 
 /// Limits of this process pass to what it starts. The session's user has no other processes that would count, and root is

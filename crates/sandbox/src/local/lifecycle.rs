@@ -31,6 +31,8 @@ use crate::{
 const ANSWER_S: u64 = 60;
 /// How long a supervisor that was told to end, or a sandbox that was killed, may take, in seconds.
 const END_S: u64 = 30;
+/// What a supervisor is called in a list of processes.
+const SUPERVISOR_NAME: &str = "caisson";
 /// Longest answer of a supervisor, in bytes.
 const ANSWER_BYTES: u64 = 64 * 1024;
 
@@ -119,7 +121,13 @@ impl LocalEngine {
             reason = "a supervisor is started here, with an argument vector"
         )]
         let mut command = Command::new(program);
-        command.args(arguments).arg(spec.id.as_str()).env_clear().current_dir(record.dir());
+        // Named for whoever lists processes: the program may be given as `/proc/self/exe`.
+        command
+            .arg0(SUPERVISOR_NAME)
+            .args(arguments)
+            .arg(spec.id.as_str())
+            .env_clear()
+            .current_dir(record.dir());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         // Not waited for here: the runtime reaps it if it ends while this server lives.
         let mut child = command.spawn().map_err(|error| refused("starting a supervisor", &error))?;

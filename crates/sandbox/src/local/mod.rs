@@ -74,7 +74,7 @@ impl LocalEngine {
     /// directory cannot be made.
     pub fn open(mut config: LocalConfig, server: ServerId) -> Result<Self, EngineError> {
         shown::check(&config.read_only, "read_only")?;
-        shown::check(&config.toolchains, "toolchains")?;
+        shown::check_toolchains(&config.toolchains)?;
         lifecycle::make_records(&config.records_dir)?;
         config.records_dir = config
             .records_dir

@@ -9,19 +9,8 @@ use crate::mounts::shows_engine_socket;
 use crate::{MountFault, SpecError};
 
 /// Places that a sandbox has of its own: nothing of the host may be shown at, above or below them.
-const OWN_PLACES: [&str; 11] = [
-    "/proc",
-    "/dev",
-    "/sys",
-    "/run",
-    "/tmp",
-    "/etc",
-    "/usr",
-    "/caisson",
-    places::WORKSPACE,
-    places::HOME,
-    "/mnt/caisson",
-];
+const OWN_PLACES: [&str; 10] =
+    ["/proc", "/dev", "/sys", "/run", "/tmp", "/etc", "/usr", "/caisson", places::WORKSPACE, places::HOME];
 
 /// Checks paths that sandboxes are to see; blocks on the file system.
 ///
@@ -53,6 +42,19 @@ fn look_at(path: &Path) -> Result<(), MountFault> {
     }
 }
 
+/// Checks directories whose programs are to be found; blocks on the file system.
+///
+/// # Errors
+/// As [`check`], and [`MountFault::Colon`].
+pub(super) fn check_toolchains(paths: &[PathBuf]) -> Result<(), SpecError> {
+    let what = "toolchains";
+    check(paths, what)?;
+    match paths.iter().find(|path| path.as_os_str().as_encoded_bytes().contains(&b':')) {
+        Some(path) => Err(SpecError::Mount { mount: what, path: path.clone(), fault: MountFault::Colon }),
+        None => Ok(()),
+    }
+}
+
 /// The binds of paths that were checked, as they are now; those that are gone are left out.
 pub(super) fn binds(paths: &[PathBuf]) -> Vec<Shown> {
     let bind = |path: &PathBuf| {
@@ -78,6 +80,21 @@ mod tests {
         }
         assert!(matches!(look_at(Path::new("opt")), Err(MountFault::Relative)));
         assert!(matches!(look_at(Path::new("/does/not/exist")), Err(MountFault::Unreadable(_))));
+    }
+
+    #[test]
+    fn a_toolchain_with_a_colon_would_be_two_parts_of_a_search_path() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let (colon, plain) = (dir.path().join("a:b"), dir.path().join("c d"));
+        for path in [&colon, &plain] {
+            std::fs::create_dir(path).unwrap();
+        }
+        assert!(check_toolchains(std::slice::from_ref(&plain)).is_ok());
+        let error = check_toolchains(&[plain, colon.clone()]).unwrap_err();
+        assert!(
+            matches!(&error, SpecError::Mount { path, fault: MountFault::Colon, .. } if *path == colon),
+            "{error}"
+        );
     }
 
     #[test]

@@ -21,9 +21,8 @@ use super::launch::{Child, End, Launch, bound, launch};
 use super::order::{Answer, ORDER_BYTES, Order, Started};
 use super::record::{CONTROL, EXIT, Ended, FIRST, First, Record, SUPERVISOR};
 use super::stage::Stage;
+use crate::profile::OPEN_FILES;
 
-/// Open files of one process, as on the Docker engine.
-const OPEN_FILES: u64 = 16_384;
 /// The first descriptor behind the standard ones.
 const FIRST_INHERITED: i32 = 3;
 /// How long a client may take to read a line, in seconds.

@@ -64,6 +64,8 @@ impl Service {
     /// It does not start.
     pub(crate) async fn start(parts: &Parts, wanted: &ServiceSpec) -> anyhow::Result<Self> {
         let mut spec = ServerSpec::new(parts, &wanted.state_dir, &wanted.model_url)?;
+        // The script beside it makes a container.
+        spec.set("ENGINE", "docker");
         spec.set("MODEL__API_KEY", &wanted.model_key);
         spec.set("SHIM", &wanted.shim.display().to_string());
         spec.set("ALLOW_REPO", &wanted.repositories.display().to_string());

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -150,8 +151,8 @@ impl Group {
         let mut found = Vec::new();
         for directory in self.directories() {
             match fs::read_to_string(directory.join("cgroup.procs")) {
-                Ok(text) => found.extend(text.lines().filter_map(|pid| pid.parse::<i32>().ok())),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Ok(text) => found.extend(text.lines().filter_map(process)),
+                Err(error) if is_gone(&error) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -165,6 +166,13 @@ impl Group {
     /// # Errors
     /// It did not become empty.
     pub(crate) fn kill(&self) -> io::Result<()> {
+        // Nothing in it can start anything from here on; a group that is gone has no such file.
+        for directory in self.directories() {
+            let most = directory.join("pids.max");
+            if most.exists() {
+                write(&most, "0").ok();
+            }
+        }
         for _ in 0..ROUNDS {
             let processes = self.processes()?;
             if processes.is_empty() {
@@ -189,7 +197,7 @@ impl Group {
             loop {
                 match fs::remove_dir(directory) {
                     Ok(()) => break,
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                    Err(error) if is_gone(&error) => break,
                     Err(error) if error.kind() == io::ErrorKind::ResourceBusy && left > 0 => {
                         left -= 1;
                         sleep(ROUND);
@@ -200,6 +208,16 @@ impl Group {
         }
         Ok(())
     }
+}
+
+/// Whether a group was removed, before its file was opened or after.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ENODEV as i32)
+}
+
+/// A line of `cgroup.procs`. A process that this one cannot see has the number 0, which a signal takes for one's own group.
+fn process(line: &str) -> Option<i32> {
+    line.parse().ok().filter(|pid| *pid > 0)
 }
 
 /// A mount of control groups.
@@ -232,11 +250,10 @@ impl Mount {
     }
 }
 
-/// CPU time of each period, in microseconds; none if all the machine's cores may be used.
-fn quota_micros(limits: &ResourceLimits) -> Option<u64> {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let millis = u64::from(limits.cpu_millis);
-    (millis < cores as u64 * 1000).then_some(millis * PERIOD_MICROS / 1000)
+/// CPU time of each period, in microseconds. Always written, also if it is more than the machine has: how many cores this
+/// process itself may use says nothing about a group outside its own.
+fn quota_micros(limits: &ResourceLimits) -> u64 {
+    u64::from(limits.cpu_millis) * PERIOD_MICROS / 1000
 }
 
 /// Writes one value to a file of the kernel's, with the file's name in the error.

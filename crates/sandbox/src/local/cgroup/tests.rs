@@ -14,13 +14,19 @@ fn pid(child: &Child) -> i32 {
     i32::try_from(child.id()).unwrap()
 }
 
-/// A group of this machine; says so and gives none where there are none.
+/// Says that a test is skipped, or fails if no test may be.
 #[expect(clippy::disallowed_methods, reason = "the environment says whether tests may be skipped")]
+fn skipped(reason: &str) {
+    let required = std::env::var("TEST_REQUIRE").is_ok_and(|value| value == "1");
+    assert!(!required, "no test may be skipped here: no control groups: {reason}");
+    eprintln!("SKIPPED: no control groups: {reason}");
+}
+
+/// A group of this machine; says so and gives none where there are none.
 fn group(name: &str, limits: &ResourceLimits) -> Option<Group> {
     let controllers = Controllers::find();
     if let Controllers::None { reason } = &controllers {
-        assert!(std::env::var("TEST_REQUIRE").is_err(), "no test may be skipped here: {reason}");
-        eprintln!("SKIPPED: no control groups: {reason}");
+        skipped(reason);
         return None;
     }
     let name = format!("test_{name}_{}", std::process::id());
@@ -72,12 +78,46 @@ fn a_group_that_cannot_have_its_limits_is_not_left() {
     let controllers = Controllers::find();
     // More than the kernel's counters hold.
     let limits = ResourceLimits { pids: u32::MAX, ..ResourceLimits::default() };
-    if matches!(controllers, Controllers::None { .. }) {
-        return;
+    if let Controllers::None { reason } = &controllers {
+        return skipped(reason);
     }
     let name = format!("test_refused_{}", std::process::id());
     controllers.make(&name, &limits).unwrap_err();
     assert!(controllers.group(&name).unwrap().directories().iter().all(|directory| !directory.exists()));
+}
+
+#[test]
+fn a_process_that_cannot_be_seen_is_not_taken_for_ones_own_group() {
+    assert_eq!(["0", "-1", "x", "17"].map(process), [None, None, None, Some(17)]);
+}
+
+#[test]
+fn a_group_that_goes_while_it_is_looked_at_is_gone() {
+    let gone = [io::Error::from(io::ErrorKind::NotFound), io::Error::from_raw_os_error(19)];
+    assert!(gone.iter().all(is_gone));
+    assert!(!is_gone(&io::ErrorKind::PermissionDenied.into()));
+}
+
+#[test]
+fn what_is_killed_cannot_start_anything_meanwhile() {
+    let Some(group) = group("forks", &ResourceLimits::default()) else { return };
+    // It starts processes as fast as it can, and each of them goes on when it is gone.
+    #[expect(clippy::disallowed_methods, reason = "a process that starts others")]
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", "read line; while :; do (sleep 600 &); done"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    group.add(pid(&child)).unwrap();
+    io::Write::write_all(&mut child.stdin.take().unwrap(), b"go\n").unwrap();
+    while group.processes().unwrap().len() < 50 {
+        sleep(Duration::from_millis(1));
+    }
+    let waiting = std::thread::spawn(move || child.wait().unwrap());
+    group.kill().unwrap();
+    waiting.join().unwrap();
+    group.remove().unwrap();
 }
 
 const HYBRID: &str = "\
@@ -134,6 +174,7 @@ fn a_server_that_is_root_makes_one_group_below_the_root() {
         ("caisson/cgroup.subtree_control", "cpu memory pids\n"),
     ]);
     assert_eq!(v2::find(&mounts, "0::/user.slice\n"), Ok(root.path().join("caisson")));
+    assert_eq!(fs::read_to_string(root.path().join("caisson/cpu.weight")).unwrap(), "50");
 }
 
 #[test]
@@ -182,6 +223,8 @@ fn limits_and_usage_of_version_2_are_written_and_read_where_the_kernel_has_them(
         (read("memory.max"), read("memory.swap.max"), read("pids.max")),
         ("1073741824".into(), "0".into(), "99".into())
     );
+    let most = ResourceLimits { cpu_millis: crate::CPU_MILLIS_MAX, ..limits };
+    assert_eq!(quota_micros(&most), 102_400_000, "more than any machine has is written as it is");
     assert_eq!((read("cpu.max"), read("cpu.weight")), ("50000 100000".into(), "50".into()));
     let group = Group::V2 { directory };
     let usage = SandboxUsage { memory_bytes: 4000, memory_peak_bytes: Some(9000), cpu_micros: 77, pids: 4 };

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::{Mount, NAME, PERIOD_MICROS, keyed, named, quota_micros, read_number, write};
 use crate::{ResourceLimits, SandboxUsage};
 
-/// CPU weight of a sandbox (usual is 1024): half of the server's, so that the server answers while sandboxes work.
+/// CPU weight of all sandboxes together (usual is 1024): half of what a process outside has, so that the server answers while they
+/// work.
 const SHARES: &str = "512";
 
 /// The root of each hierarchy that is used.
@@ -47,7 +48,7 @@ impl Roots {
             nix::unistd::access(&directory, nix::unistd::AccessFlags::W_OK)
                 .map_err(|error| named(&error.into(), &directory))?;
         }
-        Ok(())
+        write(&self.cpu.join(NAME).join("cpu.shares"), SHARES)
     }
 
     pub(super) fn group(&self, name: &str) -> Directories {
@@ -92,12 +93,8 @@ impl Directories {
             write(&swap, &memory)?;
         }
         write(&self.pids.join("pids.max"), &limits.pids.to_string())?;
-        write(&self.cpu.join("cpu.shares"), SHARES)?;
-        if let Some(quota) = quota_micros(limits) {
-            write(&self.cpu.join("cpu.cfs_period_us"), &PERIOD_MICROS.to_string())?;
-            write(&self.cpu.join("cpu.cfs_quota_us"), &quota.to_string())?;
-        }
-        Ok(())
+        write(&self.cpu.join("cpu.cfs_period_us"), &PERIOD_MICROS.to_string())?;
+        write(&self.cpu.join("cpu.cfs_quota_us"), &quota_micros(limits).to_string())
     }
 
     pub(super) fn usage(&self) -> io::Result<SandboxUsage> {

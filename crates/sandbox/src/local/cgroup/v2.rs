@@ -10,7 +10,8 @@ use crate::{ResourceLimits, SandboxUsage};
 
 /// What sandboxes need.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
-/// CPU weight of a sandbox (usual is 100): half of the server's, so that the server answers while sandboxes work.
+/// CPU weight of a sandbox, and of all together below the root (usual is 100): half of the server's, so that the server answers
+/// while sandboxes work.
 const WEIGHT: &str = "50";
 /// The group into which a server moves itself.
 const OWN: &str = "server";
@@ -42,6 +43,7 @@ pub(super) fn find(mounts: &[Mount], own: &str) -> Result<PathBuf, String> {
         make_directory(&base)
             .and_then(|()| delegate(&mount.place))
             .and_then(|()| delegate(&base))
+            .and_then(|()| write(&base.join("cpu.weight"), WEIGHT))
             .map(|()| base)
     };
     by_root()
@@ -94,8 +96,7 @@ pub(super) fn make(directory: &Path, limits: &ResourceLimits) -> io::Result<()> 
     }
     write(&directory.join("pids.max"), &limits.pids.to_string())?;
     write(&directory.join("cpu.weight"), WEIGHT)?;
-    let quota = quota_micros(limits).map_or_else(|| "max".to_owned(), |quota| quota.to_string());
-    write(&directory.join("cpu.max"), &format!("{quota} {PERIOD_MICROS}"))
+    write(&directory.join("cpu.max"), &format!("{} {PERIOD_MICROS}", quota_micros(limits)))
 }
 
 /// What a group uses now.

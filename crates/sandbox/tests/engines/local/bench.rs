@@ -32,13 +32,18 @@ impl Bench {
     fn new() -> Self {
         let places = Places::new();
         let server = ServerId::new(1, random());
-        let open = |server: &ServerId| open(&places, server);
+        let open = |server: &ServerId| open(&places, server, |_| {});
         Self { engine: open(&server), other: open(&ServerId::new(1, random())), server, places }
     }
 
     /// The engine as a server that starts again on the same state sees it.
     pub(crate) fn started_again(&self) -> LocalEngine {
-        open(&self.places, &self.server)
+        self.engine_with(|_| {})
+    }
+
+    /// The engine on the same records with another configuration.
+    pub(crate) fn engine_with(&self, change: impl FnOnce(&mut LocalConfig)) -> LocalEngine {
+        open(&self.places, &self.server, change)
     }
 
     /// Where the record of a sandbox is.
@@ -82,8 +87,8 @@ fn records(places: &Places) -> PathBuf {
     places.root().join("local")
 }
 
-fn open(places: &Places, server: &ServerId) -> LocalEngine {
-    let config = LocalConfig {
+fn open(places: &Places, server: &ServerId, change: impl FnOnce(&mut LocalConfig)) -> LocalEngine {
+    let mut config = LocalConfig {
         records_dir: records(places),
         bubblewrap: None,
         read_only: Vec::new(),
@@ -91,5 +96,6 @@ fn open(places: &Places, server: &ServerId) -> LocalEngine {
         control_groups: true,
         supervisor: (env!("CARGO_BIN_EXE_caisson-supervise").into(), Vec::new()),
     };
+    change(&mut config);
     LocalEngine::open(config, server.clone()).expect("a temporary directory can be written to")
 }

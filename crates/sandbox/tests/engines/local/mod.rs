@@ -3,4 +3,5 @@
 pub(crate) mod bench;
 mod deaths;
 mod inside;
+mod options;
 mod outside;

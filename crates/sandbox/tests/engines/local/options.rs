@@ -1,0 +1,105 @@
+//! What a configuration adds or takes away.
+
+use std::os::unix::fs::PermissionsExt;
+
+use caisson_sandbox::local::LimitsBy;
+use caisson_sandbox::{Engine, MEMORY_BYTES_MIN, PIDS_MIN};
+
+use super::bench::on_bench;
+use crate::places::{ready, written};
+
+/// Most that is kept of a sandbox's diagnostics.
+const LOG_BYTES: u64 = 1024 * 1024;
+
+#[tokio::test]
+async fn toolchains_come_first_and_what_is_shown_is_read_only() {
+    on_bench(async |bench| {
+        // Below a directory that only root may pass, as a home is.
+        let host = tempfile::tempdir_in("/var/tmp").unwrap();
+        let (tool, data) = (host.path().join("tool ü"), host.path().join("data"));
+        std::fs::create_dir_all(tool.join("bin")).unwrap();
+        std::fs::write(tool.join("bin/git"), "#!/bin/sh\necho the toolchain\n").unwrap();
+        std::fs::write(&data, "shown").unwrap();
+        for path in [&tool, &tool.join("bin"), &tool.join("bin/git"), &data] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
+        }
+        let engine = bench.engine_with(|config| {
+            config.toolchains = vec![tool.clone()];
+            config.read_only = vec![data.clone()];
+        });
+        let spec = bench.sandbox(&format!(
+            "git > /workspace/git; cat '{data}' > /workspace/data
+             (: >> '{data}') 2> /workspace/first; touch '{tool}/x' 2> /workspace/second; exit 0",
+            data = data.display(),
+            tool = tool.display(),
+        ));
+        engine.create(&spec).await.unwrap();
+        engine.start(&spec.id).await.unwrap();
+        assert_eq!(engine.wait(&spec.id).await.unwrap().code, Some(0));
+        assert_eq!((written(&spec, "git").trim(), written(&spec, "data").trim()), ("the toolchain", "shown"));
+        for refused in ["first", "second"] {
+            assert!(written(&spec, refused).contains("Read-only"), "{}", written(&spec, refused));
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_control_groups_single_processes_are_limited_and_it_is_said() {
+    on_bench(async |bench| {
+        let engine = bench.engine_with(|config| config.control_groups = false);
+        let found = engine.check().await.unwrap();
+        assert!(matches!(found.limits, LimitsBy::ProcessLimits { .. }), "{found:?}");
+        assert!(engine.weaknesses().iter().any(|weakness| weakness.contains("CPU is not limited")));
+
+        let mut spec = bench.sandbox(
+            "exec 2> /workspace/err; n=0; while [ $n -lt 100 ]; do sleep 60 & n=$((n + 1)); echo $n > /workspace/n; done",
+        );
+        spec.limits.pids = PIDS_MIN;
+        engine.create(&spec).await.unwrap();
+        engine.start(&spec.id).await.unwrap();
+        assert_ne!(engine.wait(&spec.id).await.unwrap().code, Some(0), "{}", written(&spec, "err"));
+        assert!(written(&spec, "err").to_lowercase().contains("fork"), "{}", written(&spec, "err"));
+        assert!(written(&spec, "n").trim().parse::<u32>().unwrap() < PIDS_MIN);
+
+        let mut spec = bench.sandbox("tail /dev/zero 2> /workspace/err; echo $? > /workspace/child; exit 0");
+        spec.limits.memory_bytes = MEMORY_BYTES_MIN;
+        engine.create(&spec).await.unwrap();
+        engine.start(&spec.id).await.unwrap();
+        let exit = engine.wait(&spec.id).await.unwrap();
+        assert_eq!((exit.code, exit.oom_killed), (Some(0), false));
+        assert_ne!(written(&spec, "child").trim(), "0", "it did not get what it asked for");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn usage_is_told_without_control_groups() {
+    on_bench(async |bench| {
+        let engine = bench.engine_with(|config| config.control_groups = false);
+        let spec = bench.sandbox("sleep 600 & echo ready > /workspace/ready; wait");
+        engine.create(&spec).await.unwrap();
+        engine.start(&spec.id).await.unwrap();
+        ready(&spec).await;
+        let usage = engine.usage(&spec.id).await.unwrap();
+        assert_eq!(usage.pids, 2, "the shell and its sleep");
+        assert!(usage.memory_bytes > 0, "{usage:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_sandbox_says_is_kept_up_to_its_bound_and_blocks_nobody() {
+    on_bench(async |bench| {
+        let spec = bench.sandbox("head -c 3000000 /dev/zero >&2; echo ready > /workspace/ready; sleep 600");
+        bench.engine.create(&spec).await.unwrap();
+        bench.engine.start(&spec.id).await.unwrap();
+        assert_eq!(ready(&spec).await, "ready");
+        let log = bench.record(&spec).join("log");
+        while log.metadata().map_or(0, |data| data.len()) < LOG_BYTES {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        assert_eq!(log.metadata().unwrap().len(), LOG_BYTES);
+    })
+    .await;
+}

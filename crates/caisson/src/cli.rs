@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use url::Url;
 
 use crate::settings::EngineChoice;
@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Show(One),
     /// Print what a run changed, as a patch.
     Diff(One),
+    /// List what was kept for a run, work that was not pushed among it, or fetch one file of it.
+    Artifacts(Artifacts),
     /// Ask for a run's end; its work is saved first.
     Cancel(One),
     /// Make, list and revoke API keys, on the server's machine.
@@ -104,7 +106,7 @@ pub(crate) struct Serve {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ClientFlags {
     /// The server's address.
-    #[arg(long, env = "CAISSON_URL", default_value = "http://127.0.0.1:7070", value_name = "URL")]
+    #[arg(long, env = "CAISSON_URL", default_value = "http://127.0.0.1:7070", value_name = "URL", value_parser = server_url)]
     pub url: Url,
     /// API key; a variable keeps it out of the process list.
     #[arg(long, env = "CAISSON_API_KEY", hide_env_values = true, value_name = "KEY")]
@@ -149,8 +151,8 @@ pub(crate) struct Run {
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<u32>,
     /// Environment of the agent, among the names that the workflow allows; may be given several times.
-    #[arg(long = "env", value_name = "NAME=VALUE")]
-    pub environment: Vec<String>,
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = name_and_value)]
+    pub environment: Vec<(String, String)>,
     /// Makes a repeated submission harmless.
     #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,
@@ -191,6 +193,21 @@ pub(crate) struct One {
     pub client: ClientFlags,
     /// The run: its id, the last digits of it, or nothing for the newest.
     pub run: Option<String>,
+}
+
+/// Flags of `artifacts`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Artifacts {
+    #[command(flatten)]
+    pub client: ClientFlags,
+    /// The run: its id, the last digits of it, or nothing for the newest.
+    pub run: Option<String>,
+    /// Fetch this artifact; to standard output, unless -o names a file.
+    #[arg(conflicts_with = "json")]
+    pub name: Option<String>,
+    /// File to write the artifact to.
+    #[arg(long, short, value_name = "FILE", requires = "name")]
+    pub output: Option<PathBuf>,
 }
 
 /// API keys.
@@ -287,4 +304,34 @@ pub(crate) struct Demo {
     /// Factor on the scripted model's delays; 0 for none.
     #[arg(long, default_value_t = 1.0)]
     pub delay_scale: f64,
+}
+
+/// The command line, with usage lines that are the same whatever the environment holds: after an error, clap's own ones
+/// show a flag whose value came from a variable as if it had to be typed.
+pub(crate) fn command() -> clap::Command {
+    let mut command = Cli::command();
+    command.build();
+    plain_usage(command)
+}
+
+fn plain_usage(command: clap::Command) -> clap::Command {
+    command.mut_subcommands(|mut inner| {
+        let usage = inner.render_usage().to_string();
+        plain_usage(inner.override_usage(usage.trim_start_matches("Usage: ").to_owned()))
+    })
+}
+
+/// `localhost:7070` would be a URL whose scheme is `localhost`.
+fn server_url(text: &str) -> Result<Url, String> {
+    match text.parse::<Url>() {
+        Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(url),
+        Ok(_) | Err(_) if !text.contains("://") => Err(format!("write it with its scheme: http://{text}")),
+        Ok(url) => Err(format!("its scheme is {}; a server has http or https", url.scheme())),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn name_and_value(text: &str) -> Result<(String, String), &'static str> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
 }

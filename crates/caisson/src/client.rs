@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -60,6 +61,34 @@ impl RunInfo {
     }
 }
 
+/// A file kept for a run, as the API shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ArtifactInfo {
+    /// Its name.
+    pub name: String,
+    /// Its size.
+    pub size_bytes: i64,
+    /// SHA-256 of its bytes, as hexadecimal digits.
+    pub sha256: String,
+    /// Unix ms.
+    pub created_at_ms: i64,
+}
+
+/// The bytes of an artifact, as they come.
+#[derive(Debug)]
+pub(crate) struct Chunks(reqwest::Response);
+
+impl Chunks {
+    /// The next piece; none at the end.
+    ///
+    /// # Errors
+    /// The connection broke, or brought nothing for [`CALL_TIMEOUT`].
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Bytes>> {
+        let chunk = tokio::time::timeout(CALL_TIMEOUT, self.0.chunk()).await;
+        chunk.context("the server sends nothing more")?.context("the connection to the server broke")
+    }
+}
+
 /// One event as the API shows it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct EventInfo {
@@ -97,10 +126,12 @@ impl Client {
         Ok(Self { base, key, http })
     }
 
+    fn url(&self, path: &str) -> anyhow::Result<Url> {
+        self.base.join(path).with_context(|| format!("\"{}\" is not a server address", self.base))
+    }
+
     fn request(&self, method: Method, path: &str) -> anyhow::Result<RequestBuilder> {
-        let url =
-            self.base.join(path).with_context(|| format!("\"{}\" is not a server address", self.base))?;
-        Ok(self.http.request(method, url).bearer_auth(&self.key))
+        Ok(self.http.request(method, self.url(path)?).bearer_auth(&self.key))
     }
 
     async fn send(&self, request: RequestBuilder) -> anyhow::Result<reqwest::Response> {
@@ -186,6 +217,30 @@ impl Client {
     pub(crate) async fn diff(&self, id: &str) -> anyhow::Result<String> {
         let request = self.request(Method::GET, &format!("/v1/runs/{id}/diff"))?.timeout(CALL_TIMEOUT);
         Ok(self.send(request).await?.text().await?)
+    }
+
+    /// Lists what was kept for a run.
+    ///
+    /// # Errors
+    /// The server's problem.
+    pub(crate) async fn artifacts(&self, id: &str) -> anyhow::Result<Vec<ArtifactInfo>> {
+        let request = self.request(Method::GET, &format!("/v1/runs/{id}/artifacts"))?;
+        let mut list = self.json(request).await?;
+        Ok(serde_json::from_value(list["items"].take())?)
+    }
+
+    /// Begins to read an artifact.
+    ///
+    /// # Errors
+    /// The server's problem; there may be no such artifact.
+    pub(crate) async fn artifact(&self, id: &str, name: &str) -> anyhow::Result<Chunks> {
+        // A path would lose them, and mean the list.
+        ensure!(!matches!(name, "" | "." | ".."), "\"{name}\" is no artifact's name");
+        let mut url = self.url(&format!("/v1/runs/{id}/artifacts"))?;
+        url.path_segments_mut().map_err(|()| anyhow::anyhow!("the server's address has no path"))?.push(name);
+        let request = self.http.get(url).bearer_auth(&self.key);
+        let answer = tokio::time::timeout(CALL_TIMEOUT, self.send(request)).await;
+        Ok(Chunks(answer.context("the server does not answer")??))
     }
 
     /// Reads all events of a run after `after`.
@@ -281,8 +336,18 @@ fn read_event(message: &sse::Message) -> EventInfo {
 
 /// The server answered and said no: trying again changes nothing.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Refused(String);
+#[error("{message}")]
+pub(crate) struct Refused {
+    message: String,
+    code: Option<String>,
+}
+
+impl Refused {
+    /// Whether the problem's stable code is this one.
+    pub(crate) fn has_code(&self, code: &str) -> bool {
+        self.code.as_deref() == Some(code)
+    }
+}
 
 /// Turns a problem+json answer into an error for people.
 async fn problem(response: reqwest::Response) -> anyhow::Error {
@@ -295,13 +360,14 @@ async fn problem(response: reqwest::Response) -> anyhow::Error {
         let text = error["message"].as_str().unwrap_or_default();
         message = format!("{message}\n  {field}: {text}");
     }
-    if let Some(code) = body["code"].as_str() {
+    let code = body["code"].as_str().map(str::to_owned);
+    if let Some(code) = &code {
         message = format!("{message} [{code}]");
     }
     if status == StatusCode::UNAUTHORIZED {
         message.push_str("; set CAISSON_API_KEY to a key of this server");
     }
-    if status.is_server_error() { anyhow::anyhow!(message) } else { Refused(message).into() }
+    if status.is_server_error() { anyhow::anyhow!(message) } else { Refused { message, code }.into() }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ mod settings;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::FromArgMatches;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command};
@@ -21,7 +21,10 @@ use crate::settings::Environment;
 const FAILED: u8 = 1;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::from_arg_matches(&cli::command().get_matches()) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
     // A process with one thread, and small: it lives as long as its sandbox.
     if matches!(cli.command, Command::Supervise { .. }) {
         return match caisson_sandbox::local::supervise() {

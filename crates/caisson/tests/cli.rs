@@ -13,6 +13,7 @@ use testkit::world::{World, WorldSpec};
 
 testkit::on_every_engine! {
     a_run_is_followed_from_the_terminal
+    saved_work_of_a_cancelled_run_is_found_and_fetched
 }
 
 fn bare_spec(directory: &std::path::Path) -> ServerSpec {
@@ -51,6 +52,27 @@ fn a_command_without_server_or_key_says_what_to_do() {
     let output = run(&spec, &["ps"], &[("CAISSON_API_KEY", "csk_x"), ("CAISSON_URL", "http://127.0.0.1:9")]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("caisson serve"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn wrong_use_ends_with_its_own_code_and_a_usage_line_that_asks_for_no_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let spec = bare_spec(directory.path());
+    let variables = [("CAISSON_API_KEY", "csk_x"), ("CAISSON_URL", "http://127.0.0.1:9")];
+    let cases: [&[&str]; 6] = [
+        &["run"],
+        &["run", "x", "--env", "FOO"],
+        &["run", "x", "--repo", "/", "--no-repo"],
+        &["artifacts", "-o", "file"],
+        &["artifacts", "run", "name", "--json"],
+        &["ps", "--url", "localhost:7070"],
+    ];
+    for arguments in cases {
+        let output = run(&spec, arguments, &variables);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+        assert!(!error.contains("--api-key <KEY>"), "{arguments:?}: {error}");
+    }
 }
 
 #[test]
@@ -148,6 +170,8 @@ async fn a_run_is_followed_from_the_terminal(engine: Engine) {
     assert!(shown.contains("succeeded") && shown.contains("caisson/bug-fixer/"), "{shown}");
     let patch = text(&run(&world.spec, &["diff"], &variables).stdout);
     assert!(patch.contains("+++ b/shop/pricing.py"), "{patch}");
+    let json = text(&run(&world.spec, &["diff", "--json"], &variables).stdout);
+    assert_eq!(serde_json::from_str::<Value>(&json).unwrap()["patch"], patch, "{json}");
     let logs = run(&world.spec, &["logs", id, "--json"], &variables);
     let seqs: Vec<i64> = text(&logs.stdout)
         .lines()
@@ -156,6 +180,52 @@ async fn a_run_is_followed_from_the_terminal(engine: Engine) {
     assert_eq!(seqs, (1..=i64::try_from(seqs.len()).unwrap()).collect::<Vec<_>>());
     let missing = run(&world.spec, &["show", "ffffffff"], &variables);
     assert!(text(&missing.stderr).contains("caisson ps"), "{}", text(&missing.stderr));
+}
+
+async fn saved_work_of_a_cancelled_run_is_found_and_fetched(engine: Engine) {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let slow = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::on(engine) };
+    let world = World::start(&parts, slow).await.unwrap();
+    let variables = [("CAISSON_URL", world.server.base.as_str()), ("CAISSON_API_KEY", world.key.as_str())];
+    let id = world.api.submit(&world.run_body()).await.unwrap();
+    let mut follower = world.spec.command(&["logs", "-f", &id]);
+    follower.envs(variables).stdout(Stdio::null()).stderr(Stdio::piped());
+    let follower = follower.spawn().unwrap();
+    let edited = |event: &Value| {
+        event["data"]["type"] == "user" && event["data"].to_string().contains("quantity >= BULK_QUANTITY")
+    };
+    world.api.wait_event(&id, Duration::from_mins(1), edited).await.unwrap();
+    assert!(run(&world.spec, &["cancel", &id], &variables).status.success());
+    let output = follower.wait_with_output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    let fetch = format!("caisson artifacts {id} NAME -o FILE");
+    assert!(said.contains("uncommitted.patch (") && said.contains(&fetch), "{said}");
+
+    let shown = text(&run(&world.spec, &["show", &id], &variables).stdout);
+    assert!(shown.contains("uncommitted.patch ("), "{shown}");
+    let diff = run(&world.spec, &["diff", &id], &variables);
+    let said = text(&diff.stderr);
+    assert_eq!(diff.status.code(), Some(1), "{said}");
+    assert!(said.contains("uncommitted.patch (") && said.contains(&fetch), "{said}");
+    let listed = text(&run(&world.spec, &["artifacts", "--json"], &variables).stdout);
+    let listed: Value = serde_json::from_str(listed.lines().next().unwrap()).unwrap();
+    assert_eq!(listed["name"], "uncommitted.patch");
+
+    let file = world.directory.path().join("saved.patch");
+    let file = file.to_str().unwrap();
+    let fetched = run(&world.spec, &["artifacts", &id, "uncommitted.patch", "-o", file], &variables);
+    assert!(fetched.status.success(), "{}", text(&fetched.stderr));
+    let saved = std::fs::read(file).unwrap();
+    assert!(text(&saved).contains("+    if quantity >= BULK_QUANTITY:"), "{}", text(&saved));
+    let piped = run(&world.spec, &["artifacts", &id, "uncommitted.patch"], &variables);
+    assert_eq!(piped.stdout, saved);
+    for missing in ["no-such", "..", "../../x"] {
+        let refused = run(&world.spec, &["artifacts", &id, missing, "-o", file], &variables);
+        assert_eq!(refused.status.code(), Some(1), "{missing}");
+        assert_eq!(std::fs::read(file).unwrap(), saved, "{missing}: the file stays as it was");
+    }
+    world.wait_tidy().await.unwrap();
 }
 
 #[test]

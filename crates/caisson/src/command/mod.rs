@@ -1,6 +1,7 @@
 //! What each command does.
 
 mod agent;
+mod artifacts;
 mod demo;
 mod demo_project;
 mod doctor;
@@ -41,6 +42,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Ps(flags) => runs::ps(flags).await,
         Command::Show(flags) => runs::show(flags).await,
         Command::Diff(flags) => runs::diff(flags).await,
+        Command::Artifacts(flags) => artifacts::run(flags).await,
         Command::Cancel(flags) => runs::cancel(flags).await,
         Command::Key(key) => key::run(key, environment).await,
         Command::Agent(agent) => agent::run(agent, environment),

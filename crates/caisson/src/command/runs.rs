@@ -1,11 +1,11 @@
 //! Commands about runs that exist already.
 
 use comfy_table::{Table, presets};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{DONE, client, colour, print, print_json, submit, write_out};
+use super::{DONE, artifacts, client, colour, print, print_json, submit, write_out};
 use crate::cli::{Logs, One, Ps};
-use crate::client::{Followed, RunInfo};
+use crate::client::{Followed, Refused, RunInfo};
 use crate::render::{Account, clean, dollars};
 
 /// `caisson logs`.
@@ -121,6 +121,10 @@ pub(crate) async fn show(flags: One) -> anyhow::Result<u8> {
     if let Some(result) = run.rest.get("result").and_then(Value::as_str) {
         table.add_row(["result", &clean(result)]);
     }
+    let kept = client.artifacts(&run.id).await?;
+    if !kept.is_empty() {
+        table.add_row(["artifacts", &artifacts::names(&kept)]);
+    }
     print(&table.trim_fmt());
     Ok(DONE)
 }
@@ -132,7 +136,17 @@ pub(crate) async fn show(flags: One) -> anyhow::Result<u8> {
 pub(crate) async fn diff(flags: One) -> anyhow::Result<u8> {
     let client = client(&flags.client)?;
     let id = client.find_run(flags.run.as_deref()).await?;
-    let patch = client.diff(&id).await?;
+    let patch = match client.diff(&id).await {
+        Ok(patch) => patch,
+        Err(error) if error.downcast_ref::<Refused>().is_some_and(|refused| refused.has_code("no_diff")) => {
+            return Err(artifacts::without_patch(&id, &client.artifacts(&id).await?, error));
+        }
+        Err(error) => return Err(error),
+    };
+    if flags.client.json {
+        print_json(&json!({"run": id, "patch": patch}))?;
+        return Ok(DONE);
+    }
     // A pager and a person get the patch without control characters; `git apply` behind a pipe gets it as it is.
     write_out(&if colour() { clean(&patch) } else { patch });
     Ok(DONE)

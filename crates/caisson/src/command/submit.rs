@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 use serde_json::{Map, Value, json};
 
-use super::{DETACHED, DONE, client, colour, complain, exit_code, print, print_json, write_out};
+use super::{DETACHED, DONE, artifacts, client, colour, complain, exit_code, print, print_json, write_out};
 use crate::cli::Run;
 use crate::client::{Client, Followed, RunInfo};
 use crate::render::Account;
@@ -61,14 +61,19 @@ pub(crate) async fn follow(client: &Client, id: &str, json: bool) -> anyhow::Res
     }
     let run = client.run(id).await?;
     if !json {
-        summarise(&run);
+        summarise(client, &run).await;
     }
     Ok(exit_code(&run.status))
 }
 
-fn summarise(run: &RunInfo) {
+async fn summarise(client: &Client, run: &RunInfo) {
     if let (Some(branch), Some(commit)) = (run.text("branch"), run.text("pushed_commit")) {
         complain(&format!("branch {branch} is at {commit}; see the change with: caisson diff {}", run.id));
+    }
+    // The run has been told of: an answer that does not come changes nothing about it.
+    let kept = client.artifacts(&run.id).await.unwrap_or_default();
+    if let Some(told) = artifacts::told(run, &kept) {
+        complain(&told);
     }
 }
 
@@ -90,7 +95,7 @@ fn body(flags: &Run) -> anyhow::Result<Value> {
     set("max_turns", flags.max_turns.map(|number| json!(number)));
     set("timeout_s", flags.timeout.map(|number| json!(number)));
     if !flags.environment.is_empty() {
-        set("environment", Some(environment(&flags.environment)?));
+        set("environment", Some(flags.environment.iter().cloned().collect()));
     }
     Ok(Value::Object(body))
 }
@@ -116,16 +121,6 @@ fn repository(text: &str) -> anyhow::Result<String> {
     let path = Path::new(text).canonicalize().with_context(|| format!("there is no directory \"{text}\""))?;
     ensure!(path.is_dir(), "\"{text}\" is not a directory");
     path.into_os_string().into_string().ok().with_context(|| format!("the path of \"{text}\" is not UTF-8"))
-}
-
-fn environment(pairs: &[String]) -> anyhow::Result<Value> {
-    let mut map = Map::new();
-    for pair in pairs {
-        let (name, value) =
-            pair.split_once('=').with_context(|| format!("--env {pair}: write NAME=VALUE"))?;
-        map.insert(name.to_owned(), json!(value));
-    }
-    Ok(Value::Object(map))
 }
 
 #[cfg(test)]
@@ -158,6 +153,5 @@ mod tests {
         assert!(Path::new(&resolved).is_absolute());
         assert_eq!(repository("https://git.example.com/x").unwrap(), "https://git.example.com/x");
         assert!(repository("/no/such/place").unwrap_err().to_string().contains("no directory"));
-        assert!(environment(&["A".to_owned()]).is_err());
     }
 }

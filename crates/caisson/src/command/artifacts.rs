@@ -1,0 +1,154 @@
+//! `caisson artifacts`: what was kept for a run, work that was not pushed among it.
+
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+
+use anyhow::Context;
+use comfy_table::{Table, presets};
+
+use super::{DONE, client, complain, print, print_json, write_out};
+use crate::cli::Artifacts;
+use crate::client::{ArtifactInfo, Client, RunInfo};
+use crate::render::clean;
+
+/// The change as a patch; of a run that pushed, its branch has the same.
+const DIFF: &str = "diff.patch";
+
+/// Lists, or fetches one.
+///
+/// # Errors
+/// The server refuses, is not there or has no such artifact, or the file cannot be written.
+pub(crate) async fn run(flags: Artifacts) -> anyhow::Result<u8> {
+    let client = client(&flags.client)?;
+    let id = client.find_run(flags.run.as_deref()).await?;
+    match (&flags.name, &flags.output) {
+        (None, _) => list(&client, &id, flags.client.json).await?,
+        (Some(name), Some(file)) => fetch_to(&client, (&id, name), file).await?,
+        (Some(name), None) => fetch(&client, &id, name).await?,
+    }
+    Ok(DONE)
+}
+
+async fn list(client: &Client, id: &str, json: bool) -> anyhow::Result<()> {
+    let kept = client.artifacts(id).await?;
+    if json {
+        return kept.iter().try_for_each(print_json);
+    }
+    if kept.is_empty() {
+        complain(&format!("nothing is kept for run {id}"));
+        return Ok(());
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(["NAME", "SIZE", "SHA256"]);
+    for artifact in &kept {
+        table.add_row([&clean(&artifact.name), &size(artifact.size_bytes), &clean(&artifact.sha256)]);
+    }
+    print(&table.trim_fmt());
+    Ok(())
+}
+
+/// Writes into the file that was named and nowhere else: the artifact's own name says nothing about a place.
+async fn fetch_to(client: &Client, (id, name): (&str, &str), path: &Path) -> anyhow::Result<()> {
+    // Asked for before the file is opened: a wrong name must not empty it.
+    let mut chunks = client.artifact(id, name).await?;
+    let cannot = || format!("\"{}\" cannot be written", path.display());
+    let mut file = File::create(path).with_context(cannot)?;
+    let mut size_bytes = 0;
+    while let Some(chunk) =
+        chunks.next().await.with_context(|| format!("\"{}\" is incomplete", path.display()))?
+    {
+        size_bytes += i64::try_from(chunk.len())?;
+        file.write_all(&chunk).with_context(cannot)?;
+    }
+    complain(&format!("{} in \"{}\"", size(size_bytes), path.display()));
+    Ok(())
+}
+
+/// Writes to standard output: to a terminal only text, and without control characters.
+async fn fetch(client: &Client, id: &str, name: &str) -> anyhow::Result<()> {
+    let mut chunks = client.artifact(id, name).await?;
+    let mut out = std::io::stdout();
+    if out.is_terminal() {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = chunks.next().await? {
+            bytes.extend_from_slice(&chunk);
+        }
+        let text = String::from_utf8(bytes).ok();
+        write_out(&clean(&text.with_context(|| format!("{name} is no text; fetch it with -o FILE"))?));
+        return Ok(());
+    }
+    while let Some(chunk) = chunks.next().await? {
+        // A reader that has gone away is no error.
+        if out.write_all(&chunk).is_err() {
+            break;
+        }
+    }
+    out.flush().ok();
+    Ok(())
+}
+
+/// What a person should know of a run's artifacts when it has ended; none when its branch has everything.
+pub(crate) fn told(run: &RunInfo, kept: &[ArtifactInfo]) -> Option<String> {
+    let pushed = run.text("pushed_commit").is_some();
+    let kept: Vec<_> = kept.iter().filter(|artifact| !pushed || artifact.name != DIFF).cloned().collect();
+    (!kept.is_empty())
+        .then(|| format!("work that was not pushed is kept: {}\n{}", names(&kept), how_to_fetch(&run.id)))
+}
+
+/// Names and sizes, in one line.
+pub(crate) fn names(kept: &[ArtifactInfo]) -> String {
+    let of = |artifact: &ArtifactInfo| format!("{} ({})", clean(&artifact.name), size(artifact.size_bytes));
+    kept.iter().map(of).collect::<Vec<_>>().join(", ")
+}
+
+/// The command that fetches an artifact.
+fn how_to_fetch(run: &str) -> String {
+    format!("fetch it with: caisson artifacts {run} NAME -o FILE")
+}
+
+/// Why there is no diff, with what is kept instead.
+pub(crate) fn without_patch(run: &str, kept: &[ArtifactInfo], refused: anyhow::Error) -> anyhow::Error {
+    if kept.is_empty() {
+        return refused;
+    }
+    let (names, fetch) = (names(kept), how_to_fetch(run));
+    anyhow::anyhow!("run {run} has no patch of commits, but its work is kept: {names}\n{fetch}")
+}
+
+/// A size for people.
+fn size(bytes: i64) -> String {
+    const KIB: i64 = 1024;
+    match bytes {
+        ..KIB => format!("{bytes} B"),
+        _ => format!("{} KiB", (bytes + KIB - 1) / KIB),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn artifact(name: &str, size_bytes: i64) -> ArtifactInfo {
+        let json = json!({"name": name, "size_bytes": size_bytes, "sha256": "00", "created_at_ms": 1});
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn ended(pushed: Option<&str>) -> RunInfo {
+        serde_json::from_value(json!({"id": "run_1", "status": "cancelled", "pushed_commit": pushed}))
+            .unwrap()
+    }
+
+    #[test]
+    fn only_work_that_the_branch_does_not_have_is_told_of() {
+        let kept = [artifact("diff.patch", 9), artifact("uncommitted.patch", 1025)];
+        let told_of = told(&ended(None), &kept).unwrap();
+        assert!(told_of.contains("diff.patch (9 B), uncommitted.patch (2 KiB)"), "{told_of}");
+        assert!(told_of.contains("caisson artifacts run_1 NAME -o FILE"), "{told_of}");
+        assert!(!told(&ended(Some("abc")), &kept).unwrap().contains("diff.patch"));
+        assert_eq!(told(&ended(Some("abc")), &kept[..1]), None);
+        assert_eq!(told(&ended(None), &[]), None);
+    }
+}

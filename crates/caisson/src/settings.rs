@@ -1,7 +1,9 @@
 //! The server's configuration: defaults, then a TOML file, then `CAISSON_*` variables, then flags.
 //!
-//! Every key is known; an unknown one is an error. Every fault is reported in one go. Secrets come from files
-//! or, for the model's key, a variable; they are never shown.
+//! Every key is known; an unknown one is an error. What cannot be read is reported together, and then what does not
+//! fit. Secrets come from files or, for the model's key, a variable; they are never shown.
+
+mod sources;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,13 +12,6 @@ use anyhow::Context;
 use secrecy::SecretString;
 use serde::Deserialize;
 use url::Url;
-
-/// Prefix of every variable.
-const PREFIX: &str = "CAISSON_";
-/// Variables with the prefix that belong to the client and to logging, not to the server's settings.
-const NOT_SETTINGS: [&str; 4] = ["CAISSON_URL", "CAISSON_API_KEY", "CAISSON_CONFIG", "CAISSON_LOG"];
-/// Separator of nested keys in a variable: `CAISSON_MODEL__BASE_URL` is `model.base_url`.
-const NESTED: &str = "__";
 
 /// Everything `caisson serve` can be told.
 #[derive(Debug, Clone, Deserialize)]
@@ -201,31 +196,7 @@ impl Settings {
         environment: &Environment,
         overrides: Overrides,
     ) -> anyhow::Result<Self> {
-        let variables = environment
-            .variables
-            .iter()
-            .filter(|(key, _)| key.starts_with(PREFIX) && !NOT_SETTINGS.contains(&key.as_str()))
-            .cloned()
-            .collect();
-        let source = config::Environment::with_prefix(PREFIX.trim_end_matches('_'))
-            .prefix_separator("_")
-            .separator(NESTED)
-            .list_separator(" ")
-            .with_list_parse_key("repositories")
-            .with_list_parse_key("allow_repo")
-            .with_list_parse_key("local.read_only")
-            .with_list_parse_key("local.toolchains")
-            .try_parsing(true)
-            .source(Some(variables));
-        let mut builder = defaults(config::Config::builder(), environment)?;
-        if let Some(file) = file {
-            builder = builder.add_source(config::File::from(file).format(config::FileFormat::Toml));
-        }
-        let mut settings: Self = builder
-            .add_source(source)
-            .build()
-            .and_then(config::Config::try_deserialize)
-            .context("the configuration cannot be read; docs/configuration.md lists every key")?;
+        let mut settings = sources::read(file, environment)?;
         if let Some(directory) = overrides.state_dir {
             settings.state_dir = directory;
         }

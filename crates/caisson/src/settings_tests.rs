@@ -56,6 +56,7 @@ fn unknown_keys_are_errors_wherever_they_stand() {
     assert!(fault("slot = 1\n", &[]).contains("slot"));
     assert!(fault("[model]\nkey = 1\n", &[]).contains("key"));
     assert!(fault("", &[("CAISSON_LISTN", "x")]).contains("listn"));
+    assert!(fault("[docer]\n", &[]).contains("docer"));
     assert!(load("", &[("CAISSON_URL", "http://x"), ("CAISSON_API_KEY", "x")]).is_ok());
 }
 
@@ -65,6 +66,50 @@ fn every_fault_is_reported_together() {
     for part in ["slots is 0", "uid_base is 10", "/no/such/directory"] {
         assert!(message.contains(part), "{message}");
     }
+}
+
+#[test]
+fn what_cannot_be_read_is_reported_together_and_by_its_place() {
+    let toml = "slot = 1\nlisten = \"here\"\n[modle]\na = 1\nb = 2\n";
+    let message = fault(toml, &[("CAISSON_SLOTS", "many"), ("CAISSON_GIT__AUTOR", "x")]);
+    for part in ["slot`", "listen`", "modle`", "CAISSON_SLOTS: ", "CAISSON_GIT__AUTOR: ", "autor`"] {
+        assert!(message.contains(part), "{part} in {message}");
+    }
+    assert_eq!(message.matches("caisson.toml\": ").count(), 3, "{message}");
+    assert!(fault("slots = ", &[("CAISSON_SLOTS", "many")]).contains("CAISSON_SLOTS"), "{message}");
+}
+
+#[test]
+fn a_variable_is_taken_as_it_is_whatever_it_looks_like() {
+    use secrecy::ExposeSecret;
+    for text in ["007", "1e3", "true", "TRUE", " x ", "1.0", ""] {
+        let variables = [
+            ("CAISSON_GIT__AUTHOR_NAME", text),
+            ("CAISSON_MODEL__API_KEY", text),
+            ("CAISSON_DEFAULT_IMAGE", text),
+            ("CAISSON_AGENT_VERSION", text),
+        ];
+        let settings = load("", &variables).unwrap();
+        assert_eq!(settings.git.author_name, text);
+        assert_eq!(settings.model.api_key.unwrap().expose_secret(), text);
+        assert_eq!(settings.default_image.as_deref(), Some(text));
+        assert_eq!(settings.agent_version, text);
+    }
+    let variables = [
+        ("CAISSON_SLOTS", "3"),
+        ("CAISSON_MIN_FREE_DISK_MIB", "0"),
+        ("CAISSON_LOCAL__CONTROL_GROUPS", "false"),
+        ("CAISSON_REPOSITORIES", " https://007.example/*  https://8.example/x "),
+        ("CAISSON_LOCAL__READ_ONLY", "7"),
+        ("CAISSON_LOCAL__TOOLCHAINS", ""),
+    ];
+    let settings = load("", &variables).unwrap();
+    assert_eq!((settings.slots, settings.min_free_disk_mib), (3, 0));
+    assert!(!settings.local.control_groups);
+    assert_eq!(settings.repositories, ["https://007.example/*", "https://8.example/x"]);
+    assert_eq!(settings.local.read_only, [Path::new("7")]);
+    assert!(settings.local.toolchains.is_empty());
+    assert!(load("", &[("CAISSON_LOCAL__CONTROL_GROUPS", "perhaps")]).is_err());
 }
 
 #[test]

@@ -46,7 +46,11 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Image(Image),
     /// Check everything a server needs, and say how to mend what is missing.
-    Doctor(Doctor),
+    ///
+    /// Takes the flags of `serve`, changes nothing, and looks, in this order, at the state directory, the database and its API keys,
+    /// the engine and its image, the agent, the shim, git, free disk space, the model API's credential, prices, repositories, git
+    /// hosts, the gateway's settings, workflows, and the address of the API. No credential is tried.
+    Doctor(Serve),
     /// Do the main job once, end to end, and check the result.
     Demo(Demo),
     /// Print the API's OpenAPI document.
@@ -78,16 +82,7 @@ pub(crate) struct EngineFlag {
     pub engine: Option<EngineChoice>,
 }
 
-/// Flags of `doctor`.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct Doctor {
-    #[command(flatten)]
-    pub server: ServerFlags,
-    #[command(flatten)]
-    pub engine: EngineFlag,
-}
-
-/// Flags of `serve`.
+/// Flags of `serve`, and of `doctor`, which looks whether `serve` could start with them.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Serve {
     #[command(flatten)]

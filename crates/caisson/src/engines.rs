@@ -41,9 +41,12 @@ impl ActiveEngine {
     pub(crate) async fn choose(
         settings: &Settings,
         server: &ServerId,
-        store: &Store,
+        store: Option<&Store>,
     ) -> anyhow::Result<Self> {
-        let living = living(server, store).await?;
+        let living = match store {
+            Some(store) => living(server, store).await?,
+            None => None,
+        };
         match (settings.engine, living.as_deref()) {
             (EngineChoice::Docker, Some(LOCAL)) => anyhow::bail!(another(DOCKER, LOCAL)),
             (EngineChoice::Local, Some(DOCKER)) => anyhow::bail!(another(LOCAL, DOCKER)),

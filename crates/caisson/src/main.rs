@@ -5,6 +5,7 @@ mod cli;
 mod client;
 mod command;
 mod engines;
+mod inputs;
 mod render;
 mod serve;
 mod settings;

@@ -13,6 +13,7 @@ use testkit::world::{World, WorldSpec};
 
 testkit::on_every_engine! {
     a_run_is_followed_from_the_terminal
+    the_doctor_is_content_with_the_flags_that_a_server_gets
     saved_work_of_a_cancelled_run_is_found_and_fetched
 }
 
@@ -128,6 +129,74 @@ fn a_bad_configuration_is_refused_with_every_fault() {
     assert!(error.contains("slots") && error.contains("uid_base"), "{error}");
     let output = run(&spec, &["serve"], &[("CAISSON_SLOTZ", "1")]);
     assert!(text(&output.stderr).contains("slotz"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn the_doctor_finds_what_a_server_would_end_of_and_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let spec = bare_spec(directory.path());
+    let file = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.into_os_string().into_string().unwrap()
+    };
+    let (empty, rubbish) = (file("empty", ""), file("rubbish", "{"));
+    let workflows = directory.path().join("workflows");
+    std::fs::create_dir(&workflows).unwrap();
+    file("workflows/bad.md", "no front matter");
+    let cases = [
+        ("MODEL__AUTH_TOKEN_FILE", empty.as_str(), "must hold exactly one line"),
+        ("MODEL__BASE_URL", "https://u:p@model.example/", "the model API's URL cannot be used"),
+        ("WORKFLOWS_DIR", "/no/such/place", "/no/such/place"),
+        ("WORKFLOWS_DIR", workflows.to_str().unwrap(), "bad.md"),
+        ("PRICES_FILE", &rubbish, "rubbish"),
+        ("DEFAULT_REPOSITORY", "nonsense", "default_repository"),
+        ("DEFAULT_REPOSITORY", "https://git.example.com/x", "not among the allowed"),
+        ("REPOSITORIES", "https://*", "https://*"),
+        ("SHIM", "/no/such/shim", "/no/such/shim"),
+    ];
+    for (name, value, part) in cases {
+        let mut spec = spec.clone();
+        spec.variables.retain(|(known, _)| known != "CAISSON_MODEL__API_KEY");
+        let variable = format!("CAISSON_{name}");
+        let doctor = run(&spec, &["doctor"], &[(&variable, value)]);
+        let said = text(&doctor.stdout);
+        assert_eq!(doctor.status.code(), Some(1), "{name}: {said}");
+        assert!(said.lines().any(|line| line.starts_with("FAIL") && line.contains(part)), "{name}: {said}");
+        let served = run(&spec, &["serve"], &[(&variable, value)]);
+        assert_eq!(served.status.code(), Some(1), "{name}");
+        assert!(text(&served.stderr).contains(part), "{name}: {}", text(&served.stderr));
+    }
+    assert!(!directory.path().join("state").exists(), "neither made the state directory");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let said = text(&run(&spec, &["doctor", "--listen", &address], &[]).stdout);
+    assert!(said.contains(&format!("{address} cannot be listened on")), "{said}");
+    assert!(said.contains("--allow-repo DIR"), "{said}");
+}
+
+async fn the_doctor_is_content_with_the_flags_that_a_server_gets(engine: Engine) {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let mut world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
+    let mut spec = world.spec.clone();
+    spec.set("REPOSITORIES", "");
+    let allowed = tempfile::tempdir().unwrap();
+    let arguments = ["doctor", "--allow-repo", allowed.path().to_str().unwrap()];
+    let beside = run(&spec, &arguments, &[]);
+    assert_eq!(beside.status.code(), Some(0), "{}", text(&beside.stdout));
+    assert!(text(&beside.stdout).contains("a server runs"), "{}", text(&beside.stdout));
+    world.server.terminate().await.unwrap();
+    let names = || {
+        let entries = std::fs::read_dir(&spec.state_dir).unwrap().map(|entry| entry.unwrap().path());
+        let mut names: Vec<_> = entries.collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    let alone = run(&spec, &arguments, &[]);
+    assert_eq!(alone.status.code(), Some(0), "{}", text(&alone.stdout));
+    assert!(text(&alone.stdout).contains("0 URLs and 1 directory allowed"), "{}", text(&alone.stdout));
+    assert_eq!(names(), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]

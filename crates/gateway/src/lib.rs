@@ -43,6 +43,16 @@ use crate::shared::Shared;
 pub struct Gateway(());
 
 impl Gateway {
+    /// Looks whether a gateway could start with these upstreams; reaches nothing and changes nothing.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`], for what the upstreams have to do with.
+    pub fn check(model: &ModelUpstream, git: &GitUpstreams) -> Result<(), GatewayError> {
+        model::ModelSide::new(model)?;
+        git::GitSide::new(git.clone(), 0)?;
+        Ok(())
+    }
+
     /// Settles the model calls that an earlier process left pending, begins to ask the git hosts what became of its
     /// pending pushes, opens the doors of this server's living sandboxes and follows the store from then on, until `cancel`: then requests under way have five
     /// seconds to end.

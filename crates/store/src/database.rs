@@ -25,6 +25,11 @@ const LOG_BYTES: &str = "67108864";
 /// Takes the write lock at once: a transaction that reads first and writes later would fail instead of waiting.
 const BEGIN_WRITE: &str = "begin immediate";
 
+const HAS_MIGRATIONS: &str =
+    "select 1 from sqlite_master where type = 'table' and name = '_sqlx_migrations' limit 1";
+
+const MIGRATIONS: &str = "select version, checksum from _sqlx_migrations order by version limit 10000";
+
 static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// One connection that writes and a few that read.
@@ -57,11 +62,45 @@ impl Database {
         Ok(Self { writer, reader })
     }
 
+    /// Opens a file that is there for reading alone, and counts the migrations that it lacks. While no write-ahead log is
+    /// there nobody writes, and then `SQLite` is told so: else it would make the log's files for itself.
+    pub(crate) async fn open_read_only(path: &Path) -> Result<(Self, usize), StoreError> {
+        let mut log = path.as_os_str().to_owned();
+        log.push("-wal");
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .read_only(true)
+            .immutable(!Path::new(&log).exists())
+            .busy_timeout(Duration::from_millis(BUSY_MS));
+        let reader = pool(1).connect_with(options).await?;
+        let missing = missing_migrations(&reader).await?;
+        Ok((Self { writer: reader.clone(), reader }, missing))
+    }
+
     pub(crate) async fn close(&self) {
         // Readers first: the last connection to go folds the write-ahead log into the file.
         self.reader.close().await;
         self.writer.close().await;
     }
+}
+
+/// How many migrations a database lacks.
+///
+/// # Errors
+/// [`StoreError::Migration`] if it has one that this version does not know, or another one.
+async fn missing_migrations(reader: &SqlitePool) -> Result<usize, StoreError> {
+    if sqlx::query(HAS_MIGRATIONS).fetch_optional(reader).await?.is_none() {
+        return Ok(MIGRATOR.iter().count());
+    }
+    let applied: Vec<(i64, Vec<u8>)> = sqlx::query_as(MIGRATIONS).fetch_all(reader).await?;
+    for (version, checksum) in &applied {
+        match MIGRATOR.iter().find(|known| known.version == *version) {
+            Some(known) if known.checksum.as_ref() == checksum => {}
+            Some(_) => return Err(StoreError::Migration(MigrateError::VersionMismatch(*version))),
+            None => return Err(StoreError::Migration(MigrateError::VersionMissing(*version))),
+        }
+    }
+    Ok(MIGRATOR.iter().count().saturating_sub(applied.len()))
 }
 
 fn pool(connections: u32) -> PoolOptions<Sqlite> {

@@ -5,7 +5,7 @@ use caisson_domain::workflow::{CaissonBlock, PermissionMode, Workflow};
 use sqlx::AssertSqlSafe;
 
 use super::*;
-use crate::Clock;
+use crate::{Clock, Look};
 
 async fn store() -> (Store, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
@@ -85,6 +85,46 @@ async fn many_who_open_a_new_database_at_once_all_get_it() {
             opener.await.unwrap().unwrap().ping().await.unwrap();
         }
     }
+}
+
+/// Names and bytes of everything in a directory.
+fn files(directory: &Path) -> std::collections::BTreeMap<std::ffi::OsString, Vec<u8>> {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
+    entries.map(|entry| (entry.file_name(), std::fs::read(entry.path()).unwrap())).collect()
+}
+
+#[tokio::test]
+async fn a_look_changes_nothing_and_tells_an_earlier_version() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("caisson.db");
+    assert!(matches!(Store::look(&path, Clock::system()).await.unwrap(), Look::Missing));
+    assert!(files(directory.path()).is_empty());
+    let store = Store::open(&path, Clock::system()).await.unwrap();
+    let Look::Ready(beside) = Store::look(&path, Clock::system()).await.unwrap() else { panic!("not ready") };
+    store.put_workflow(&ProjectId::default_project(), &large_workflow()).await.unwrap();
+    assert_eq!(beside.list_workflows(&ProjectId::default_project()).await.unwrap().len(), 1);
+    assert!(beside.ping().await.is_err(), "it takes no writes");
+    beside.close().await.unwrap();
+    store.close().await.unwrap();
+
+    let before = files(directory.path());
+    let Look::Ready(alone) = Store::look(&path, Clock::system()).await.unwrap() else { panic!("not ready") };
+    assert_eq!(alone.list_workflows(&ProjectId::default_project()).await.unwrap().len(), 1);
+    alone.close().await.unwrap();
+    assert!(files(directory.path()) == before, "nothing is made and nothing changed");
+
+    let store = Store::open(&path, Clock::system()).await.unwrap();
+    pragma(&store, "delete from _sqlx_migrations".to_owned()).await;
+    let look = Store::look(&path, Clock::system()).await.unwrap();
+    assert!(matches!(look, Look::Behind { migrations: 1.. }), "{look:?}");
+    pragma(&store, "insert into _sqlx_migrations values (99999, 'later', 0, true, x'00', 0)".to_owned())
+        .await;
+    let look = Store::look(&path, Clock::system()).await;
+    assert!(matches!(look, Err(StoreError::Migration(_))), "{look:?}");
+    store.close().await.unwrap();
+    std::fs::write(&path, "no database, but long enough to be taken for one".repeat(10)).unwrap();
+    let look = Store::look(&path, Clock::system()).await;
+    assert!(matches!(look, Err(StoreError::Corrupt { .. })), "{look:?}");
 }
 
 #[tokio::test]

@@ -77,6 +77,20 @@ struct Shared {
     key_uses: KeyUses,
 }
 
+/// What [`Store::look`] finds.
+#[derive(Debug)]
+pub enum Look {
+    /// No file.
+    Missing,
+    /// A database of an earlier version, which the next [`Store::open`] migrates.
+    Behind {
+        /// How many migrations it lacks.
+        migrations: usize,
+    },
+    /// A database of this version, for reading alone.
+    Ready(Store),
+}
+
 /// Proves that writing works; the row exists in every database. It counts, since a value that stays the same is not
 /// written to the disk.
 const PING: &str = "update project set checks = checks + 1 where id = 'default'";
@@ -101,15 +115,38 @@ impl Store {
     /// # Cancel safety
     /// As [`Store::open`].
     pub async fn open_with(path: &Path, clock: Clock, random: Random) -> Result<Self, StoreError> {
+        Ok(Self::around(Database::open(path).await?, clock, random))
+    }
+
+    fn around(database: Database, clock: Clock, random: Random) -> Self {
         let shared = Shared {
-            database: Database::open(path).await?,
+            database,
             clock,
             random,
             hints: Arc::default(),
             deltas: Deltas::default(),
             key_uses: KeyUses::default(),
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Looks at the database file at `path`: makes nothing, migrates nothing, and every write of the store it may answer
+    /// with fails. A file that other processes write is looked at all the same.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn look(path: &Path, clock: Clock) -> Result<Look, StoreError> {
+        if !path.exists() {
+            return Ok(Look::Missing);
+        }
+        let (database, missing) = Database::open_read_only(path).await?;
+        if missing > 0 {
+            database.close().await;
+            return Ok(Look::Behind { migrations: missing });
+        }
+        Ok(Look::Ready(Self::around(database, clock, Random::system())))
     }
 
     /// Closes the database after the transactions under way; calls that come later answer

@@ -1,95 +1,162 @@
 //! `caisson doctor`: everything a server needs, each with its remedy.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use caisson_domain::id::{ProjectId, ServerId};
 use caisson_sandbox::docker::{Capabilities, DockerEngine};
 use caisson_sandbox::local::{LimitsBy, LocalCapabilities};
+use caisson_store::{Clock, Look, Store};
+use nix::unistd::{AccessFlags, access};
 
-use super::{DONE, print, settings_with_engine};
+use super::{DONE, print, serve_settings};
 use crate::agents::Agents;
-use crate::cli::Doctor;
+use crate::cli::Serve;
 use crate::engines::ActiveEngine;
-use crate::serve::{chain, find_shim, known_server_id, open_store};
+use crate::inputs::{self, Faults, Part};
+use crate::serve::{chain, known_server_id};
 use crate::settings::{Environment, Settings};
 
 /// Exit code when something is missing.
 const UNWELL: u8 = 1;
 
-/// One thing looked at.
-#[derive(Debug)]
-struct Finding {
-    what: &'static str,
-    result: Result<String, String>,
+/// Prints what is looked at, and counts what is missing.
+#[derive(Debug, Default)]
+struct Report {
+    looked_at: usize,
+    missing: usize,
 }
 
-/// Looks at everything and prints one line each.
+impl Report {
+    fn tell(&mut self, what: &str, result: Result<String, String>) {
+        self.looked_at += 1;
+        match result {
+            Ok(text) => print(&format!("ok    {what:<13} {text}")),
+            Err(text) => {
+                self.missing += 1;
+                print(&format!("FAIL  {what:<13} {text}"));
+            }
+        }
+    }
+}
+
+/// Looks at everything, in the order that the help tells, and prints a line for each. Nothing is changed.
 ///
 /// # Errors
 /// The configuration itself cannot be read.
-pub(crate) async fn run(flags: &Doctor, environment: &Environment) -> anyhow::Result<u8> {
-    let settings = settings_with_engine(&flags.server, &flags.engine, environment)?;
-    let mut findings = engine(&settings).await;
-    findings.push(agent(&settings));
-    findings.push(Finding { what: "shim", result: shim(&settings) });
-    findings.push(Finding { what: "git", result: git() });
-    findings.push(Finding { what: "disk", result: disk(&settings) });
-    findings.extend(database(&settings).await);
-    findings.push(Finding { what: "model", result: model(&settings) });
-    findings.push(Finding { what: "repositories", result: repositories(&settings) });
-    for finding in &findings {
-        match &finding.result {
-            Ok(text) => print(&format!("ok    {:<13} {text}", finding.what)),
-            Err(text) => print(&format!("FAIL  {:<13} {text}", finding.what)),
+pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Result<u8> {
+    let settings = serve_settings(flags, environment)?;
+    let mut report = Report::default();
+    let server = known_server_id(&settings.state_dir);
+    report.tell("state", state(&settings, &server));
+    let server = server.ok().flatten();
+    let store = database(&settings, &mut report).await;
+    engine(&settings, server.as_ref(), store.as_ref(), &mut report).await;
+    report.tell("agent", agent(&settings));
+    let faults = inputs::read(&settings).err().unwrap_or_default();
+    for part in Part::ALL {
+        if part == Part::Model {
+            report.tell("git", git());
+            report.tell("disk", disk(&settings));
         }
+        report.tell(part.name(), input(&settings, part, &faults));
     }
-    let failed = findings.iter().filter(|finding| finding.result.is_err()).count();
-    if failed == 0 {
+    report.tell("address", address(&settings, server.as_ref(), store.as_ref()).await);
+    if let Some(store) = store {
+        store.close().await.ok();
+    }
+    if report.missing == 0 {
         print("everything a server needs is there");
         return Ok(DONE);
     }
-    print(&format!("{failed} of {} checks failed", findings.len()));
+    print(&format!("{} of {} checks failed", report.missing, report.looked_at));
     Ok(UNWELL)
 }
 
-async fn engine(settings: &Settings) -> Vec<Finding> {
-    let chosen = match choose(settings).await {
-        Ok(chosen) => chosen,
-        Err(error) => return vec![Finding { what: "engine", result: Err(format!("{error:#}")) }],
-    };
-    let mut findings = match &chosen {
-        ActiveEngine::Local(engine) => {
-            let result = engine.check().await.map(|found| describe_local(&found));
-            vec![Finding { what: "engine", result: result.map_err(|error| chain(&error)) }]
-        }
-        ActiveEngine::Docker(engine, image) => docker(engine, image).await,
-    };
-    findings.extend(chosen.weaknesses().into_iter().map(|text| Finding { what: "weaker", result: Ok(text) }));
-    findings
+fn state(settings: &Settings, server: &anyhow::Result<Option<ServerId>>) -> Result<String, String> {
+    let directory = &settings.state_dir;
+    if let Err(error) = server {
+        return Err(format!("{error:#}"));
+    }
+    let there = directory.ancestors().find(|part| part.exists()).unwrap_or(Path::new("/"));
+    let usable = there.is_dir() && access(there, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
+    if !usable {
+        let place = there.display();
+        return Err(format!("\"{place}\" is no directory that can be written; choose another --state-dir"));
+    }
+    let yet = if there == directory { "" } else { " (not there yet; it is made when it is needed)" };
+    Ok(format!("{}{yet}", directory.display()))
 }
 
-/// The engine that a server with these settings would take.
-async fn choose(settings: &Settings) -> anyhow::Result<ActiveEngine> {
-    let store = open_store(&settings.state_dir).await?;
-    let server = known_server_id(&settings.state_dir).unwrap_or_else(|| ServerId::new(0, [0; 10]));
-    let chosen = ActiveEngine::choose(settings, &server, &store).await;
-    store.close().await.ok();
-    chosen
+/// The database as it is, for reading alone; none if there is none that can be read.
+async fn database(settings: &Settings, report: &mut Report) -> Option<Store> {
+    let path = settings.state_dir.join("caisson.db");
+    let (database, store) = match Store::look(&path, Clock::system()).await {
+        Ok(Look::Missing) => (Ok("none yet; it is made when it is needed".to_owned()), None),
+        Ok(Look::Behind { migrations }) => (
+            Ok(format!("{}; the next start brings it up to date ({migrations} steps)", path.display())),
+            None,
+        ),
+        Ok(Look::Ready(_)) if access(&path, AccessFlags::W_OK).is_err() => {
+            (Err(format!("\"{}\" cannot be written", path.display())), None)
+        }
+        Ok(Look::Ready(store)) => (Ok(path.display().to_string()), Some(store)),
+        Err(error) => (Err(chain(&error)), None),
+    };
+    report.tell("database", database);
+    let keys = match &store {
+        Some(store) => store.list_api_keys(&ProjectId::default_project()).await,
+        None => Ok(Vec::new()),
+    };
+    let valid = keys.map(|keys| keys.iter().filter(|key| key.revoked_at_ms.is_none()).count());
+    report.tell(
+        "API keys",
+        match valid {
+            Ok(0) => Err("no valid API key; make one with `caisson key create NAME`".to_owned()),
+            Ok(count) => Ok(format!("{count} valid")),
+            Err(error) => Err(chain(&error)),
+        },
+    );
+    store
 }
 
-async fn docker(engine: &DockerEngine, image: &str) -> Vec<Finding> {
-    let (engine_result, image_result) = match engine.check().await {
-        Err(error) => (Err(chain(&error)), Err("not looked at, since there is no engine".to_owned())),
-        Ok(capabilities) => {
-            let image_result = match engine.image_present(image).await {
-                Ok(true) => Ok(image.to_owned()),
-                Ok(false) => Err(format!("{image} is missing; run `caisson image build`")),
-                Err(error) => Err(chain(&error)),
-            };
-            (Ok(describe(&capabilities)), image_result)
+/// The engine that a server with these settings would take. What engines keep in the state directory is put elsewhere.
+async fn engine(settings: &Settings, server: Option<&ServerId>, store: Option<&Store>, report: &mut Report) {
+    let server = server.cloned().unwrap_or_else(|| ServerId::new(0, [0; 10]));
+    let elsewhere = match tempfile::tempdir() {
+        Ok(directory) => directory,
+        Err(error) => return report.tell("engine", Err(format!("no temporary directory: {error}"))),
+    };
+    let apart = Settings { state_dir: elsewhere.path().to_owned(), ..settings.clone() };
+    match ActiveEngine::choose(&apart, &server, store).await {
+        Err(error) => report.tell("engine", Err(format!("{error:#}"))),
+        Ok(chosen) => {
+            match &chosen {
+                ActiveEngine::Local(engine) => {
+                    let result = engine.check().await.map(|found| describe_local(&found));
+                    report.tell("engine", result.map_err(|error| chain(&error)));
+                }
+                ActiveEngine::Docker(engine, image) => docker(engine, image, report).await,
+            }
+            chosen.weaknesses().into_iter().for_each(|text| report.tell("weaker", Ok(text)));
+        }
+    }
+}
+
+async fn docker(engine: &DockerEngine, image: &str, report: &mut Report) {
+    let capabilities = match engine.check().await {
+        Ok(capabilities) => capabilities,
+        Err(error) => {
+            report.tell("engine", Err(chain(&error)));
+            return report.tell("image", Err("not looked at, since there is no engine".to_owned()));
         }
     };
-    vec![Finding { what: "engine", result: engine_result }, Finding { what: "image", result: image_result }]
+    report.tell("engine", Ok(describe(&capabilities)));
+    let image_result = match engine.image_present(image).await {
+        Ok(true) => Ok(image.to_owned()),
+        Ok(false) => Err(format!("{image} is missing; run `caisson image build`")),
+        Err(error) => Err(chain(&error)),
+    };
+    report.tell("image", image_result);
 }
 
 fn describe_local(found: &LocalCapabilities) -> String {
@@ -111,17 +178,50 @@ fn describe(found: &Capabilities) -> String {
     format!("Docker Engine {} (API {major}.{minor}), {} cores; {survives}", found.engine_version, found.cores)
 }
 
-fn agent(settings: &Settings) -> Finding {
-    let agents = Agents::new(settings.agents_dir());
-    let result = agents
+fn agent(settings: &Settings) -> Result<String, String> {
+    Agents::new(settings.agents_dir())
         .verify(&settings.agent_version)
         .map(|manifest| format!("Claude Code {}, unchanged since it was installed", manifest.version))
-        .map_err(|error| format!("{error:#}"));
-    Finding { what: "agent", result }
+        .map_err(|error| format!("{error:#}"))
 }
 
-fn shim(settings: &Settings) -> Result<String, String> {
-    find_shim(settings).map(|path| path.display().to_string()).map_err(|error| error.to_string())
+/// What `serve` would read; beyond that, what no run can do without.
+fn input(settings: &Settings, part: Part, faults: &Faults) -> Result<String, String> {
+    if let Some((_, error)) = faults.0.iter().find(|(faulty, _)| *faulty == part) {
+        return Err(format!("{error:#}"));
+    }
+    let shown = |file: &Option<PathBuf>| file.as_ref().map(|file| file.display().to_string());
+    match part {
+        Part::Shim => Ok(shown(&settings.shim).unwrap_or_else(|| "beside this program".to_owned())),
+        Part::Model => model(settings),
+        Part::Prices => Ok(shown(&settings.prices_file).unwrap_or_else(|| "shipped".to_owned())),
+        Part::Repositories => repositories(settings),
+        Part::GitHosts => Ok(counted(settings.git.credentials.len(), "credential", "credentials")),
+        Part::Gateway if faults.0.is_empty() => Ok("takes these settings".to_owned()),
+        Part::Gateway => Ok("nothing else is wrong".to_owned()),
+        Part::Workflows => {
+            Ok(shown(&settings.workflows_dir)
+                .map_or("shipped".to_owned(), |dir| format!("shipped, and {dir}")))
+        }
+    }
+}
+
+async fn address(
+    settings: &Settings,
+    server: Option<&ServerId>,
+    store: Option<&Store>,
+) -> Result<String, String> {
+    if let (Some(server), Some(store)) = (server, store)
+        && store.live_servers().await.is_ok_and(|live| live.iter().any(|live| live.id == *server))
+    {
+        return Ok("a server runs with this state directory".to_owned());
+    }
+    match std::net::TcpListener::bind(settings.listen) {
+        Ok(_) => Ok(format!("{} is free", settings.listen)),
+        Err(error) => {
+            Err(format!("{} cannot be listened on ({error}); choose another with --listen", settings.listen))
+        }
+    }
 }
 
 fn git() -> Result<String, String> {
@@ -150,30 +250,6 @@ fn free_mib(path: &Path) -> nix::Result<u64> {
     Ok(stat.blocks_available() * stat.fragment_size() / (1024 * 1024))
 }
 
-async fn database(settings: &Settings) -> Vec<Finding> {
-    let (database, keys) = match open_store(&settings.state_dir).await {
-        Err(error) => {
-            (Err(format!("{error:#}")), Err("not looked at, since there is no database".to_owned()))
-        }
-        Ok(store) => {
-            let answer =
-                store.ping().await.map(|()| settings.state_dir.join("caisson.db").display().to_string());
-            let keys = store.list_api_keys(&ProjectId::default_project()).await;
-            store.close().await.ok();
-            let keys = keys.map(|keys| keys.iter().filter(|key| key.revoked_at_ms.is_none()).count());
-            (
-                answer.map_err(|error| chain(&error)),
-                match keys {
-                    Ok(0) => Err("no valid API key; make one with `caisson key create NAME`".to_owned()),
-                    Ok(count) => Ok(format!("{count} valid")),
-                    Err(error) => Err(chain(&error)),
-                },
-            )
-        }
-    };
-    vec![Finding { what: "database", result: database }, Finding { what: "API keys", result: keys }]
-}
-
 fn model(settings: &Settings) -> Result<String, String> {
     let model = &settings.model;
     if model.api_key.is_none() && model.api_key_file.is_none() && model.auth_token_file.is_none() {
@@ -184,9 +260,18 @@ fn model(settings: &Settings) -> Result<String, String> {
 }
 
 fn repositories(settings: &Settings) -> Result<String, String> {
-    let count = settings.repositories.len() + settings.allow_repo.len();
-    if count == 0 {
-        return Err("no repository is allowed; set repositories, or allow_repo (--allow-repo DIR)".to_owned());
+    let (patterns, directories) = (settings.repositories.len(), settings.allow_repo.len());
+    if patterns + directories == 0 {
+        return Err(
+            "no repository is allowed; name a directory with --allow-repo DIR (CAISSON_ALLOW_REPO), or URLs with \
+             repositories (CAISSON_REPOSITORIES)"
+                .to_owned(),
+        );
     }
-    Ok(format!("{count} patterns and directories allowed"))
+    let urls = counted(patterns, "URL", "URLs");
+    Ok(format!("{urls} and {} allowed", counted(directories, "directory", "directories")))
+}
+
+fn counted(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
 }

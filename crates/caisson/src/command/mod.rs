@@ -47,7 +47,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Key(key) => key::run(key, environment).await,
         Command::Agent(agent) => agent::run(agent, environment),
         Command::Image(image) => image::run(image, environment).await,
-        Command::Doctor(flags) => doctor::run(&flags, environment).await,
+        Command::Doctor(flags) => doctor::run(flags, environment).await,
         Command::Demo(flags) => demo::run(flags, environment).await,
         Command::Supervise { .. } => {
             // Done by `main`, before there is a second thread.
@@ -61,13 +61,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
 }
 
 async fn serve(flags: Serve, environment: &Environment) -> anyhow::Result<u8> {
-    let overrides = Overrides {
-        state_dir: flags.server.state_dir,
-        listen: flags.listen,
-        allow_repo: flags.allow_repo,
-        engine: flags.engine.engine,
-    };
-    let settings = Settings::load(flags.server.config.as_deref(), environment, overrides)?;
+    let settings = serve_settings(flags, environment)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let server = Server::start(settings).await?;
@@ -78,6 +72,17 @@ async fn serve(flags: Serve, environment: &Environment) -> anyhow::Result<u8> {
     tracing::info!("stopping; sandboxes stay alive and are taken over at the next start");
     server.stop().await;
     Ok(DONE)
+}
+
+/// Settings of `serve`.
+pub(crate) fn serve_settings(flags: Serve, environment: &Environment) -> anyhow::Result<Settings> {
+    let overrides = Overrides {
+        state_dir: flags.server.state_dir,
+        listen: flags.listen,
+        allow_repo: flags.allow_repo,
+        engine: flags.engine.engine,
+    };
+    Settings::load(flags.server.config.as_deref(), environment, overrides)
 }
 
 /// Settings of a command that works on the server's own machine.

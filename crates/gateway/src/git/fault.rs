@@ -14,6 +14,8 @@ pub(super) enum Fault {
     Forbidden,
     /// The run's workflow publishes nothing.
     PublishesNothing,
+    /// Somebody has the run's branch checked out on the server, and git takes no push to such a branch.
+    CheckedOut { branch: String },
     /// Too many of git's processes run on the server.
     Busy,
     /// The git host refused the credential, or wants one.
@@ -46,6 +48,7 @@ impl Fault {
             | Self::LeadsOut
             | Self::Forbidden
             | Self::PublishesNothing
+            | Self::CheckedOut { .. }
             | Self::TooLarge { .. }
             | Self::Encoding => None,
             Self::Auth { status, .. }
@@ -70,6 +73,7 @@ impl Fault {
             | Self::LeadsOut
             | Self::Forbidden
             | Self::PublishesNothing
+            | Self::CheckedOut { .. }
             | Self::Busy
             | Self::Auth { .. }
             | Self::NotFound { .. }
@@ -87,6 +91,7 @@ impl Fault {
             Self::NotAllowed | Self::LeadsOut | Self::Forbidden | Self::PublishesNothing => {
                 (StatusCode::FORBIDDEN, "policy_denied")
             }
+            Self::CheckedOut { .. } => (StatusCode::FORBIDDEN, "push_rejected"),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             Self::Auth { .. } => (StatusCode::FORBIDDEN, "repo_auth"),
             Self::NotFound { .. } | Self::NoRepository => (StatusCode::NOT_FOUND, "repo_unreachable"),
@@ -121,6 +126,10 @@ impl Fault {
                  policy is branch"
                     .to_owned()
             }
+            Self::CheckedOut { branch } => format!(
+                "branch \"{branch}\" is checked out in the repository on the server, and git takes no push to such a \
+                 branch; name another one for the run, or check out another one there"
+            ),
             Self::Busy => "too many git requests are under way on the server; try again".to_owned(),
             Self::Auth { status, with_credential: true } => format!(
                 "the git host refused the credential (status {status}); give the server one that may do this"

@@ -7,14 +7,14 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use caisson_domain::git::Repository;
+use caisson_domain::git::{BranchName, Repository};
 use caisson_store::BoxError;
 use futures_util::stream::{self, StreamExt};
 use tokio::time::timeout;
 use tokio_util::io::ReaderStream;
 
 use super::fault::Fault;
-use super::process::{EXIT, Owner, Running, feed, git, last_words};
+use super::process::{EXIT, Owner, Running, feed, git, last_words, plain_git};
 use super::{Answer, Exchange, Service, pktline};
 use crate::body::{self, Chunks};
 use crate::shared::Shared;
@@ -66,6 +66,30 @@ impl LocalRepository {
     ) -> Result<Answer, Fault> {
         let chunks = self.run(service, protocol, Some(exchange.chunks)).await?;
         Ok(Answer { chunks, encoding: None })
+    }
+
+    /// Whether git would refuse a push to the branch since a checkout of this repository is on it. A repository that
+    /// cannot be asked is not judged here: the push itself will be.
+    pub(super) async fn is_checked_out(&self, branch: &BranchName) -> bool {
+        let place = self.ask(&["for-each-ref", "--format=%(worktreepath)", &branch.full_ref()]).await;
+        if place.is_none_or(|place| place.is_empty()) {
+            return false;
+        }
+        // See git-config(1); what is left out means refuse.
+        let allowed = self.ask(&["config", "--get", "receive.denyCurrentBranch"]).await;
+        !matches!(allowed.as_deref(), Some("ignore" | "warn" | "updateInstead" | "false"))
+    }
+
+    /// One line that git says about the repository; none if it fails or takes too long.
+    async fn ask(&self, arguments: &[&str]) -> Option<String> {
+        let bounds = &self.shared.bounds;
+        let slot = Arc::clone(&self.shared.git.processes).acquire_owned();
+        let _slot = timeout(bounds.first_byte, slot).await.ok()?.ok()?;
+        let mut command =
+            plain_git(&self.shared.git.program, self.owner, &[("safe.directory", "*".to_owned())]);
+        command.arg("--git-dir").arg(&self.path).args(arguments).stdin(Stdio::null());
+        let output = timeout(bounds.idle, command.output()).await.ok()?.ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
     /// Runs the service over `input`, or its advertisement without. Answers once git wrote its first bytes.

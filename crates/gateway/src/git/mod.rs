@@ -19,9 +19,9 @@ use std::sync::Arc;
 use ::http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT};
 use ::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use caisson_domain::event::EventKind;
-use caisson_domain::git::{AllowList, Repository};
+use caisson_domain::git::{AllowList, BranchName, Repository};
 use caisson_domain::protocol::paths;
-use caisson_domain::run::Run;
+use caisson_domain::run::{Phase, Run};
 use futures_util::stream::{self, StreamExt};
 use hyper::body::Incoming;
 use serde_json::json;
@@ -156,6 +156,14 @@ impl Upstream {
         }
     }
 
+    /// Whether a push to the branch would be refused since somebody has it checked out; a host keeps no checkouts.
+    async fn is_checked_out(&self, branch: &BranchName) -> bool {
+        match self {
+            Self::Http(_) => false,
+            Self::Local(repository) => repository.is_checked_out(branch).await,
+        }
+    }
+
     async fn exchange(
         &self,
         service: Service,
@@ -208,6 +216,13 @@ async fn serve(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Resu
         Ok(upstream) => upstream,
         Err(fault) => return Err(tell(door, &run, fault).await),
     };
+    // Told before the agent has begun, and not after its work was paid for.
+    if let Some(branch) =
+        to_be_pushed(&run).filter(|_| operation == Operation::Advertise(Service::UploadPack))
+        && upstream.is_checked_out(branch).await
+    {
+        return Err(tell(door, &run, Fault::CheckedOut { branch: branch.to_string() }).await);
+    }
     let protocol = protocol(request.headers());
     let answered = match operation {
         Operation::Push => return push::answer(door, (run, slot), upstream, request).await,
@@ -221,6 +236,12 @@ async fn serve(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Resu
         Ok(answer) => Ok(respond(operation, Answer { chunks: holding(slot, answer.chunks), ..answer })),
         Err(fault) => Err(tell(door, &run, fault).await),
     }
+}
+
+/// The branch that the run will push, while its workspace is prepared.
+fn to_be_pushed(run: &Run) -> Option<&BranchName> {
+    let pushes = run.spec.workflow.caisson.publish.pushes() && run.phase == Some(Phase::Prepare);
+    run.spec.branch.as_ref().filter(|_| pushes)
 }
 
 /// The chunks, with a slot that is free again when they were read or dropped.

@@ -52,10 +52,25 @@ impl Owner {
     }
 }
 
+/// One of git's services.
+pub(super) fn git(program: &Path, service: Service, owner: Option<Owner>, bounds: &Bounds) -> Command {
+    let mut command = plain_git(program, owner, &settings(service, bounds));
+    if service == Service::ReceivePack {
+        // Git refuses any larger piece of memory. It is in no manual; 2.47 has it (wrapper.c).
+        command.env("GIT_ALLOC_LIMIT", bounds.git_alloc_bytes.to_string());
+    }
+    command.arg(service.name().trim_start_matches("git-")).arg("--stateless-rpc");
+    command
+}
+
 /// Git with nothing of the server's environment or of its user's configuration. Which directories are served
 /// is the allow-list's word, so git's own question who owns them is answered beforehand.
 #[expect(clippy::disallowed_methods, reason = "the one place of this crate that starts a process")]
-pub(super) fn git(program: &Path, service: Service, owner: Option<Owner>, bounds: &Bounds) -> Command {
+pub(super) fn plain_git(
+    program: &Path,
+    owner: Option<Owner>,
+    settings: &[(&'static str, String)],
+) -> Command {
     let mut command = Command::new(program);
     command
         .env_clear()
@@ -65,14 +80,9 @@ pub(super) fn git(program: &Path, service: Service, owner: Option<Owner>, bounds
         .env("GIT_CONFIG_NOSYSTEM", "1")
         .env("GIT_CONFIG_GLOBAL", "/dev/null")
         .env("GIT_TERMINAL_PROMPT", "0");
-    let settings = settings(service, bounds);
     command.env("GIT_CONFIG_COUNT", settings.len().to_string());
     for (number, (key, value)) in settings.iter().enumerate() {
         command.env(format!("GIT_CONFIG_KEY_{number}"), key).env(format!("GIT_CONFIG_VALUE_{number}"), value);
-    }
-    if service == Service::ReceivePack {
-        // Git refuses any larger piece of memory. It is in no manual; 2.47 has it (wrapper.c).
-        command.env("GIT_ALLOC_LIMIT", bounds.git_alloc_bytes.to_string());
     }
     if let Some(owner) = owner {
         // The standard library drops root's further groups with it.
@@ -80,7 +90,6 @@ pub(super) fn git(program: &Path, service: Service, owner: Option<Owner>, bounds
     }
     command.current_dir("/").process_group(0).kill_on_drop(true);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.arg(service.name().trim_start_matches("git-")).arg("--stateless-rpc");
     command
 }
 

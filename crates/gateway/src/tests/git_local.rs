@@ -72,9 +72,9 @@ async fn the_checked_out_branch_of_somebodys_workspace_is_not_changed() {
     let (world, sandbox, bare, first) = world("workspace").await;
     let workspace = bare.with_file_name("workspace");
     git(&bare, &["clone", "-q", ".", workspace.to_str().unwrap()]).await;
-    git(&workspace, &["checkout", "-qb", BRANCH]).await;
     let client = client(&world, &sandbox).await;
     client.clone_and_commit().await;
+    git(&workspace, &["checkout", "-qb", BRANCH]).await;
     let pushed = client.push(&[&format!("HEAD:{BRANCH}")]).await;
     assert!(!pushed.ok && pushed.said.contains("branch is currently checked out"), "{}", pushed.said);
     assert_eq!(git(&workspace, &["rev-parse", BRANCH]).await, first);
@@ -83,6 +83,30 @@ async fn the_checked_out_branch_of_somebodys_workspace_is_not_changed() {
     assert!(records[0]["message"].as_str().unwrap().contains("checked out"));
     git(&workspace, &["checkout", "-q", "main"]).await;
     assert!(client.push(&[&format!("HEAD:{BRANCH}")]).await.ok);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_checked_out_branch_is_refused_before_the_agent_begins() {
+    let (world, sandbox, bare, _first) = world("workspace").await;
+    let workspace = bare.with_file_name("workspace");
+    git(&bare, &["clone", "-q", ".", workspace.to_str().unwrap()]).await;
+    git(&workspace, &["checkout", "-qb", BRANCH]).await;
+    let client = client(&world, &sandbox).await;
+    let path = "/git/origin/info/refs?service=git-upload-pack";
+    let asked = async || fetch(sandbox.request(Method::GET, path, &sandbox.agent)).await.status;
+    let cloned = client.clone().await;
+    assert!(!cloned.ok && cloned.said.contains("is checked out"), "{}", cloned.said);
+    assert!(cloned.said.contains("push_rejected"), "{}", cloned.said);
+    let denied = world.events(&sandbox.run.id, EventKind::GatewayDenied).await;
+    assert!(denied[0]["remedy"].as_str().unwrap().contains(BRANCH), "{denied:?}");
+    // As in a checkout beside it.
+    git(&workspace, &["checkout", "-q", "main"]).await;
+    assert_eq!(asked().await, 200);
+    git(&workspace, &["worktree", "add", "-q", "../beside", BRANCH]).await;
+    assert_eq!(asked().await, 403);
+    git(&workspace, &["config", "receive.denyCurrentBranch", "updateInstead"]).await;
+    assert_eq!(asked().await, 200);
     world.stop().await;
 }
 

@@ -121,7 +121,8 @@ pub(crate) struct Run {
     /// The workflow to follow.
     #[arg(long, short, default_value = "bug-fixer")]
     pub workflow: String,
-    /// Repository: a URL, or a directory on the server's machine. Default: the server's default repository.
+    /// Repository: a URL, or a directory on the server's machine. Default: the server's default repository; without one the run
+    /// is refused.
     #[arg(long, value_name = "URL|DIR", conflicts_with = "no_repo")]
     pub repo: Option<String>,
     /// Work in an empty workspace.

@@ -232,6 +232,11 @@ async fn a_run_is_followed_from_the_terminal(engine: Engine) {
     }
     assert!(!said.contains('\u{1b}'), "colours are off when piped");
 
+    let nowhere = run(&world.spec, &["run", "Fix the bug."], &variables);
+    let said = text(&nowhere.stderr);
+    assert_eq!(nowhere.status.code(), Some(1), "{said}");
+    assert!(said.contains("no default repository") && said.contains("--no-repo"), "{said}");
+
     let listed = run(&world.spec, &["ps", "--json"], &variables);
     let newest: Value = serde_json::from_str(text(&listed.stdout).lines().next().unwrap()).unwrap();
     let id = newest["id"].as_str().unwrap();

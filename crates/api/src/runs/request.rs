@@ -20,8 +20,9 @@ pub struct CreateRun {
     /// The task, in your words: 1 byte to 1 MiB of UTF-8, not blank.
     #[schema(example = "The parser drops the last line of a file without a line end. Fix it.")]
     pub prompt: String,
-    /// The repository to work on: an http or https URL, or an absolute path on the server. Left out, it is the server's
-    /// default repository; `null` means an empty workspace.
+    /// The repository to work on: an http or https URL, or an absolute path on the server. `default` is the server's
+    /// default repository, and is refused if there is none; left out, it is that one too, but an empty workspace if there
+    /// is none; `null` always means an empty workspace.
     #[serde(default, skip_serializing_if = "RepositoryChoice::is_default")]
     #[schema(value_type = Option<String>)]
     pub repository: RepositoryChoice,
@@ -75,12 +76,17 @@ pub struct CreateRunResources {
     pub tmp_mib: Option<u32>,
 }
 
+/// What a request names for [`RepositoryChoice::ServerDefault`]. No repository is called so: they are URLs and absolute paths.
+const SERVER_DEFAULT: &str = "default";
+
 /// Which repository a run names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum RepositoryChoice {
     /// It says nothing: the server's default.
     #[default]
     Default,
+    /// The server's default, and nothing instead of it.
+    ServerDefault,
     /// None at all: an empty workspace.
     Empty,
     /// This one.
@@ -88,6 +94,10 @@ pub enum RepositoryChoice {
 }
 
 impl RepositoryChoice {
+    fn of(text: String) -> Self {
+        if text == SERVER_DEFAULT { Self::ServerDefault } else { Self::Named(text) }
+    }
+
     /// Whether the run says nothing about a repository.
     #[must_use]
     pub const fn is_default(&self) -> bool {
@@ -100,6 +110,7 @@ impl Serialize for RepositoryChoice {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Default | Self::Empty => serializer.serialize_none(),
+            Self::ServerDefault => serializer.serialize_some(SERVER_DEFAULT),
             Self::Named(text) => serializer.serialize_some(text),
         }
     }
@@ -107,7 +118,7 @@ impl Serialize for RepositoryChoice {
 
 impl<'de> Deserialize<'de> for RepositoryChoice {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Option::<String>::deserialize(deserializer).map(|text| text.map_or(Self::Empty, Self::Named))
+        Option::<String>::deserialize(deserializer).map(|text| text.map_or(Self::Empty, Self::of))
     }
 }
 
@@ -137,7 +148,7 @@ fn read_repository(fields: &mut Fields, faults: &mut Faults) -> RepositoryChoice
     match fields.take_value("repository") {
         None => RepositoryChoice::Default,
         Some(Value::Null) => RepositoryChoice::Empty,
-        Some(Value::String(text)) => RepositoryChoice::Named(text),
+        Some(Value::String(text)) => RepositoryChoice::of(text),
         Some(Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
             faults.add("repository", "wrong_type", "it is neither a text nor null");
             RepositoryChoice::Default
@@ -190,7 +201,8 @@ mod tests {
         };
         let empty = CreateRun { repository: RepositoryChoice::Empty, ..named.clone() };
         let default = CreateRun { repository: RepositoryChoice::Default, ..named.clone() };
-        for request in [&named, &empty, &default] {
+        let insisting = CreateRun { repository: RepositoryChoice::ServerDefault, ..named.clone() };
+        for request in [&named, &empty, &default, &insisting] {
             let json = serde_json::to_string(request).unwrap();
             assert_eq!(&serde_json::from_str::<CreateRun>(&json).unwrap(), request, "{json}");
         }

@@ -85,6 +85,15 @@ fn check_repository(
     let repository = match choice {
         RepositoryChoice::Empty => return None,
         RepositoryChoice::Default => config.default_repository.clone()?,
+        RepositoryChoice::ServerDefault => {
+            let Some(repository) = config.default_repository.clone() else {
+                let message = "this server has no default repository: name one, or, for an empty workspace, null \
+                               (`--no-repo` on the command line)";
+                faults.add("repository", "no_default_repository", message);
+                return None;
+            };
+            repository
+        }
         RepositoryChoice::Named(text) => match text.parse::<Repository>() {
             Ok(repository) => repository,
             Err(error) => {

@@ -102,6 +102,9 @@ fn the_default_repository_stands_in_only_for_silence() {
     let config = ApiConfig { default_repository: Some(URL.parse().unwrap()), ..config() };
     let flow = workflow("{}");
     assert_eq!(accepted(&request(), &flow, &config).repository.unwrap().to_string(), URL);
+    let insisting = CreateRun { repository: RepositoryChoice::ServerDefault, ..request() };
+    assert_eq!(accepted(&insisting, &flow, &config).repository.unwrap().to_string(), URL);
+    assert_eq!(faults(&insisting), one("repository", "no_default_repository"));
     let empty = CreateRun { repository: RepositoryChoice::Empty, ..request() };
     assert_eq!(accepted(&empty, &flow, &config).repository, None);
     let other = accepted(&with_repository("/srv/git/x"), &flow, &config);

@@ -48,6 +48,7 @@ async fn a_repository_may_be_left_out_be_null_or_be_named() {
     let api = Api::with(|config| config.default_repository = Some(REPOSITORY.parse().unwrap())).await;
     let shown = async |body: Value| api.post("/v1/runs", &body).await.json()["repository"].clone();
     assert_eq!(shown(json!({"workflow": "fix", "prompt": "x"})).await, REPOSITORY);
+    assert_eq!(shown(body_with(&json!({"repository": "default"}))).await, REPOSITORY);
     assert_eq!(shown(json!({"workflow": "fix", "prompt": "x", "repository": null})).await, Value::Null);
     assert_eq!(shown(body_with(&json!({"repository": "/srv/git/y"}))).await, "/srv/git/y");
     let api = Api::start().await;
@@ -71,6 +72,7 @@ async fn each_fault_alone_has_its_own_code() {
         (json!({"repository": 1}), "repository", "wrong_type"),
         (json!({"repository": "git@x:y"}), "repository", "repository_invalid"),
         (json!({"repository": "/etc"}), "repository", "repository_not_allowed"),
+        (json!({"repository": "default"}), "repository", "no_default_repository"),
         (json!({"base": "a b"}), "base", "branch_invalid"),
         (json!({"branch": "a..b"}), "branch", "branch_invalid"),
         (json!({"branch": "-x"}), "branch", "branch_invalid"),

@@ -14,6 +14,9 @@ use crate::render::Account;
 /// Longest task read from standard input, in bytes; one more than the server takes, so that it can say so.
 const STDIN_BYTES: u64 = caisson_domain::limits::PROMPT_BYTES as u64 + 1;
 
+/// What the API calls the server's default repository; it refuses a run when there is none.
+const SERVER_DEFAULT: &str = "default";
+
 /// Submits and follows.
 ///
 /// # Errors
@@ -86,8 +89,9 @@ fn body(flags: &Run) -> anyhow::Result<Value> {
     };
     set("workflow", Some(json!(flags.workflow)));
     set("prompt", Some(json!(prompt(&flags.prompt)?)));
-    let repository = flags.repo.as_deref().map(repository).transpose()?;
-    set("repository", if flags.no_repo { Some(Value::Null) } else { repository.map(Value::String) });
+    // Who names none means the server's default: an agent at work on nothing would only cost money.
+    let repository = flags.repo.as_deref().map_or(Ok(SERVER_DEFAULT.to_owned()), repository)?;
+    set("repository", Some(if flags.no_repo { Value::Null } else { Value::String(repository) }));
     set("base", flags.base.as_ref().map(|text| json!(text)));
     set("branch", flags.branch.as_ref().map(|text| json!(text)));
     set("model", flags.model.as_ref().map(|text| json!(text)));
@@ -138,7 +142,10 @@ mod tests {
 
     #[test]
     fn only_what_was_typed_is_sent() {
-        assert_eq!(parsed(&["fix it"]), json!({"workflow": "bug-fixer", "prompt": "fix it"}));
+        assert_eq!(
+            parsed(&["fix it"]),
+            json!({"workflow": "bug-fixer", "prompt": "fix it", "repository": "default"})
+        );
         let body = parsed(&["x", "--no-repo", "--env", "A=b=c", "--timeout", "60"]);
         assert_eq!(body["repository"], Value::Null);
         assert!(body.as_object().unwrap().contains_key("repository"));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use axum::body::Body;
@@ -227,10 +228,6 @@ impl Kind for String {
     const KIND: &'static str = "a text";
 }
 
-impl Kind for u32 {
-    const KIND: &'static str = "a whole number from 0 to 4294967295";
-}
-
 impl Kind for BTreeMap<String, Value> {
     const KIND: &'static str = "an object";
 }
@@ -274,6 +271,23 @@ impl Fields {
         let taken = serde_json::from_value(value).ok();
         if taken.is_none() {
             faults.add(&self.path(name), "wrong_type", format!("it is not {}", T::KIND));
+        }
+        taken
+    }
+
+    /// Takes a whole number that may be absent or `null`. Whether it lies in `range` is for the caller to judge; what is
+    /// no such number at all is told with it.
+    pub(crate) fn take_number(
+        &mut self,
+        name: &'static str,
+        range: &RangeInclusive<u32>,
+        faults: &mut Faults,
+    ) -> Option<u32> {
+        let value = self.take_value(name).filter(|value| !value.is_null())?;
+        let taken = serde_json::from_value(value).ok();
+        if taken.is_none() {
+            let message = format!("it is not a whole number from {} to {}", range.start(), range.end());
+            faults.add(&self.path(name), "wrong_type", message);
         }
         taken
     }

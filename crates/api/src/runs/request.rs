@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use caisson_domain::limits;
+use caisson_domain::workflow::{CPU_MILLIS, MEMORY_MIB, PIDS, TMP_MIB};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::validate::{MAX_TURNS, TIMEOUT_S};
 use crate::extract::Fields;
 use crate::problem::Faults;
 
@@ -133,9 +135,9 @@ impl CreateRun {
             base: fields.take("base", faults),
             branch: fields.take("branch", faults),
             model: fields.take("model", faults),
-            max_turns: fields.take("max_turns", faults),
+            max_turns: fields.take_number("max_turns", &MAX_TURNS, faults),
             image: fields.take("image", faults),
-            timeout_s: fields.take("timeout_s", faults),
+            timeout_s: fields.take_number("timeout_s", &TIMEOUT_S, faults),
             resources: fields.take_object("resources", faults).map(|fields| read_resources(fields, faults)),
             environment: read_environment(&mut fields, faults),
         };
@@ -158,10 +160,10 @@ fn read_repository(fields: &mut Fields, faults: &mut Faults) -> RepositoryChoice
 
 fn read_resources(mut fields: Fields, faults: &mut Faults) -> CreateRunResources {
     let resources = CreateRunResources {
-        memory_mib: fields.take("memory_mib", faults),
-        pids: fields.take("pids", faults),
-        cpu_millis: fields.take("cpu_millis", faults),
-        tmp_mib: fields.take("tmp_mib", faults),
+        memory_mib: fields.take_number("memory_mib", &MEMORY_MIB, faults),
+        pids: fields.take_number("pids", &PIDS, faults),
+        cpu_millis: fields.take_number("cpu_millis", &CPU_MILLIS, faults),
+        tmp_mib: fields.take_number("tmp_mib", &TMP_MIB, faults),
     };
     fields.finish(faults);
     resources

@@ -16,6 +16,10 @@ use super::request::{CreateRun, RepositoryChoice};
 use crate::config::ApiConfig;
 use crate::problem::Faults;
 
+/// Turns of the agent.
+pub(super) const MAX_TURNS: RangeInclusive<u32> = 1..=limits::MAX_TURNS_MAX;
+/// Time limits, in seconds.
+pub(super) const TIMEOUT_S: RangeInclusive<u32> = limits::RUN_TIMEOUT_S_MIN..=limits::RUN_TIMEOUT_S_MAX;
 /// Longest model id, in bytes.
 const MODEL_BYTES: usize = 128;
 
@@ -34,13 +38,8 @@ pub(super) fn specification(
     let branch = check_branch("branch", request.branch.as_deref(), has_repository, faults);
     check_model(request.model.as_deref(), faults);
     check_image(request.image.as_deref(), faults);
-    check_range("max_turns", request.max_turns, &(1..=limits::MAX_TURNS_MAX), faults);
-    check_range(
-        "timeout_s",
-        request.timeout_s,
-        &(limits::RUN_TIMEOUT_S_MIN..=limits::RUN_TIMEOUT_S_MAX),
-        faults,
-    );
+    check_range("max_turns", request.max_turns, &MAX_TURNS, faults);
+    check_range("timeout_s", request.timeout_s, &TIMEOUT_S, faults);
     check_resources(request, faults);
     check_environment_values(&request.environment, faults);
     let workflow = workflow?;

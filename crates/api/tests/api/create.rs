@@ -100,6 +100,19 @@ async fn each_fault_alone_has_its_own_code() {
 }
 
 #[tokio::test]
+async fn a_number_that_is_none_is_refused_with_the_range() {
+    let api = Api::start().await;
+    for (changes, range) in [
+        (json!({"timeout_s": -1}), "from 5 to 86400"),
+        (json!({"max_turns": 1.5}), "from 1 to 1000"),
+        (json!({"resources": {"pids": "many"}}), "from 32 to 32768"),
+    ] {
+        let answer = refused(&api, &changes).await;
+        assert!(answer.text().contains(range), "{}", answer.text());
+    }
+}
+
+#[tokio::test]
 async fn all_faults_are_told_together() {
     let api = Api::start().await;
     let answer = api

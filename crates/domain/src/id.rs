@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// Why a text is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{text}\" is not a {kind} id; it looks like {prefix}0123… with 32 hexadecimal digits")]
+#[error("\"{text}\" is not {kind} id; it looks like {prefix}0123… with 32 hexadecimal digits")]
 pub struct IdError {
     kind: &'static str,
     prefix: &'static str,
@@ -97,31 +97,31 @@ macro_rules! id {
 
 id!(
     /// One task given to the agent.
-    RunId, "run", "run_"
+    RunId, "a run", "run_"
 );
 id!(
     /// A conversation plus its workspace.
-    SessionId, "session", "ses_"
+    SessionId, "a session", "ses_"
 );
 id!(
     /// The isolated place in which a session's agent works.
-    SandboxId, "sandbox", "sbx_"
+    SandboxId, "a sandbox", "sbx_"
 );
 id!(
     /// One server process's home: its state directory. It stays the same over restarts.
-    ServerId, "server", "srv_"
+    ServerId, "a server", "srv_"
 );
 id!(
     /// An API key (the handle, never the secret).
-    ApiKeyId, "API key", "key_"
+    ApiKeyId, "an API key", "key_"
 );
 id!(
     /// A file kept for a run.
-    ArtifactId, "artifact", "art_"
+    ArtifactId, "an artifact", "art_"
 );
 id!(
     /// One model call's accounting row.
-    UsageId, "usage", "use_"
+    UsageId, "a usage", "use_"
 );
 
 /// The tenant that owns runs, credentials, workflows and budgets: `[a-z0-9][a-z0-9-]{0,62}`.
@@ -229,7 +229,9 @@ mod tests {
     fn an_id_of_another_kind_is_refused_with_the_right_form() {
         let session = SessionId::new(1, [7; 10]);
         let error = session.as_str().parse::<RunId>().unwrap_err().to_string();
-        assert!(error.contains("run_0123"), "{error}");
+        assert!(error.contains("run_0123") && error.contains("is not a run id"), "{error}");
+        let error = session.as_str().parse::<ApiKeyId>().unwrap_err().to_string();
+        assert!(error.contains("is not an API key id"), "{error}");
         assert!("run_".parse::<RunId>().is_err());
         assert!(format!("run_{}", "A".repeat(32)).parse::<RunId>().is_err());
         assert!(format!("run_{}", "a".repeat(33)).parse::<RunId>().is_err());

@@ -1,7 +1,7 @@
 //! `caisson demo`: the main job once, end to end, on real parts, and a check of the result that trusts none of them.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -47,7 +47,7 @@ pub(crate) async fn run(flags: Demo, environment: &Environment) -> anyhow::Resul
     let repository = DemoRepository::create(&repositories)?;
     let (passes, verdict) = repository.test("main")?;
     ensure!(!passes, "the example's tests pass already, so there is nothing to show");
-    print(&format!("repository  {} (its tests before: {verdict})", repository.path().display()));
+    print(&format!("repository  {} (its tests before: {verdict})", shown(repository.path()).display()));
 
     let model = model(&flags, environment, &mut settings).await?;
     let server = Server::start(isolated(settings, &home)).await?;
@@ -131,13 +131,14 @@ async fn job(server: &Server, repository: &DemoRepository) -> anyhow::Result<Job
     let body = json!({"workflow": "bug-fixer", "prompt": TASK, "repository": repository.path()});
     let run = client.create_run(&body, &hex::encode(rand::random::<[u8; 16]>())).await?;
     print(&format!("run         {}\n", run.id));
-    let code = submit::follow(&client, &run.id, false).await?;
-    let run = client.run(&run.id).await?;
+    let ended = submit::watch(&client, &run.id, false).await?;
     server.store.revoke_api_key(&key_id).await?;
-    match code {
-        DETACHED => Ok(Job::Detached),
-        DONE => Ok(Job::Done(run.text("branch").context("the run has no branch")?.parse()?)),
-        _ => bail!("the run ended as {}; its log is above", run.status),
+    match ended {
+        None => Ok(Job::Detached),
+        Some(run) if run.status == "succeeded" => {
+            Ok(Job::Done(run.text("branch").context("the run has no branch")?.parse()?))
+        }
+        Some(run) => bail!("the run ended as {}; its log is above", run.status),
     }
 }
 
@@ -190,5 +191,14 @@ fn check(repository: &DemoRepository, branch: &BranchName, started: Instant) -> 
         commit.get(..10).unwrap_or(commit),
         started.elapsed().as_secs_f64()
     ));
+    // The demo's server is gone, so nobody could be asked for the diff; the repository stays.
+    print(&format!("see the change with: git -C {} show {branch}", shown(repository.path()).display()));
     Ok(())
+}
+
+/// A path as one would type it here.
+fn shown(path: &Path) -> PathBuf {
+    let here = std::env::current_dir().ok();
+    let below = here.and_then(|here| path.strip_prefix(here).ok().map(Path::to_owned));
+    below.unwrap_or_else(|| path.to_owned())
 }

@@ -41,11 +41,23 @@ pub(crate) async fn run(flags: Run) -> anyhow::Result<u8> {
     follow(&client, &run.id, flags.client.json).await
 }
 
-/// Follows a run to its end, or until Ctrl-C.
+/// Follows a run to its end, or until Ctrl-C, and says what can be done with it.
 ///
 /// # Errors
 /// The server refuses or stays away.
 pub(crate) async fn follow(client: &Client, id: &str, json: bool) -> anyhow::Result<u8> {
+    let Some(run) = watch(client, id, json).await? else { return Ok(DETACHED) };
+    if !json {
+        summarise(client, &run).await;
+    }
+    Ok(exit_code(&run.status))
+}
+
+/// Shows a run to its end; none if it was left by Ctrl-C.
+///
+/// # Errors
+/// The server refuses or stays away.
+pub(crate) async fn watch(client: &Client, id: &str, json: bool) -> anyhow::Result<Option<RunInfo>> {
     let mut account = Account::new(colour());
     let show = |followed: &Followed| match followed {
         Followed::Event(event) if json => {
@@ -59,14 +71,10 @@ pub(crate) async fn follow(client: &Client, id: &str, json: bool) -> anyhow::Res
         interrupted = tokio::signal::ctrl_c() => {
             interrupted?;
             complain(&format!("\ndetached; the run goes on. Come back with: caisson logs -f {id}\nEnd it with:    caisson cancel {id}"));
-            return Ok(DETACHED);
+            return Ok(None);
         }
     }
-    let run = client.run(id).await?;
-    if !json {
-        summarise(client, &run).await;
-    }
-    Ok(exit_code(&run.status))
+    client.run(id).await.map(Some)
 }
 
 async fn summarise(client: &Client, run: &RunInfo) {

@@ -33,6 +33,7 @@ lint: ## Formatting and lints alone
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 deny: ## Licences, bans and sources of the dependencies (needs cargo-deny)
+	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing; install it with: cargo install --locked cargo-deny" >&2; exit 1; }
 	cargo deny --locked check bans licenses sources
 
 engine-stop: ## Stop the Docker Engine that setup started

@@ -192,12 +192,15 @@ impl Agents {
     }
 }
 
-/// An exact version: digits, dots and the few other characters of semantic versions; never a range, tag or path.
+/// An exact semantic version: three numbers, and what may follow them; never a range, tag or path.
 fn check_version(version: &str) -> anyhow::Result<()> {
-    let exact = version.split('.').count() >= 3
-        && version.len() <= 64
-        && version.starts_with(|c: char| c.is_ascii_digit())
-        && version.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '+'));
+    let (numbers, rest) = version.split_once(['-', '+']).unwrap_or((version, "x"));
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let exact = version.len() <= 64
+        && numbers.split('.').count() == 3
+        && numbers.split('.').all(is_number)
+        && !rest.is_empty()
+        && rest.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'+'));
     ensure!(exact, "\"{version}\" is not an exact version; give one such as 2.1.330");
     Ok(())
 }
@@ -241,17 +244,27 @@ fn fetch(version: &str, into: &Path) -> anyhow::Result<(PathBuf, Option<String>)
         ),
         Err(error) => return Err(error).context("the npm client cannot be started"),
     };
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "npm could not fetch {PACKAGE}@{version}: {}",
-        said.trim().lines().last().unwrap_or("it gave no reason")
-    );
+    ensure!(output.status.success(), refusal(version, &output.stdout, &output.stderr));
     let packed: Vec<Packed> =
         serde_json::from_slice(&output.stdout).context("npm's answer is not the expected JSON")?;
     let packed = packed.into_iter().next().context("npm fetched no package")?;
     let name = Path::new(&packed.filename).file_name().context("npm named no package file")?.to_owned();
     Ok((into.join(name), Some(packed.integrity)))
+}
+
+/// Why npm fetched nothing. With `--json` it says so on its standard output.
+fn refusal(version: &str, stdout: &[u8], stderr: &[u8]) -> String {
+    let said: serde_json::Value = serde_json::from_slice(stdout).unwrap_or_default();
+    let error = &said["error"];
+    if matches!(error["code"].as_str(), Some("ETARGET" | "E404")) {
+        return format!(
+            "the registry has no version {version} of {PACKAGE}; this release was tested with {}",
+            crate::settings::AGENT_VERSION
+        );
+    }
+    let stderr = String::from_utf8_lossy(stderr);
+    let words = error["summary"].as_str().or_else(|| stderr.trim().lines().last());
+    format!("npm could not fetch {PACKAGE}@{version}: {}", words.unwrap_or("it gave no reason"))
 }
 
 /// Takes the binary out of a package and returns the package's version.

@@ -118,3 +118,22 @@ fn only_exact_versions_are_taken() {
         assert!(check_version(bad).is_err(), "{bad}");
     }
 }
+
+#[test]
+fn only_an_exact_version_is_asked_for_and_one_that_is_not_there_is_told() {
+    for good in ["2.1.330", "2.1.330-beta.1", "2.1.330+build"] {
+        assert!(check_version(good).is_ok(), "{good}");
+    }
+    for bad in
+        ["", "2", "2.1", "9.9.9x", "2.1.330.1", "2..1", "2.1.330-", "latest", "^2.1.330", "../x", "1.2.3-a b"]
+    {
+        assert!(check_version(bad).is_err(), "{bad}");
+    }
+    // As npm 10 says it.
+    let missing = br#"{"error": {"code": "ETARGET", "summary": "No matching version found for x@9.9.9."}}"#;
+    assert!(refusal("9.9.9", missing, b"").contains("no version 9.9.9"));
+    let away = br#"{"error": {"code": "ECONNREFUSED", "summary": "connect ECONNREFUSED 127.0.0.1:1"}}"#;
+    assert!(refusal("9.9.9", away, b"").ends_with("connect ECONNREFUSED 127.0.0.1:1"));
+    assert!(refusal("9.9.9", b"", b"npm error first\nlast\n").ends_with("last"));
+    assert!(refusal("9.9.9", b"", b"").ends_with("it gave no reason"));
+}

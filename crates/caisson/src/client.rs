@@ -5,7 +5,9 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use futures_util::StreamExt;
+use reqwest::header::CONTENT_TYPE;
 use reqwest::{Method, RequestBuilder, StatusCode};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use url::Url;
@@ -72,6 +74,12 @@ pub(crate) struct ArtifactInfo {
     pub sha256: String,
     /// Unix ms.
     pub created_at_ms: i64,
+}
+
+/// A list as the API shows it.
+#[derive(Debug, Deserialize)]
+struct Items<T> {
+    items: Vec<T>,
 }
 
 /// The bytes of an artifact, as they come.
@@ -141,12 +149,39 @@ impl Client {
         if response.status().is_success() {
             return Ok(response);
         }
+        let kind =
+            response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        if !kind.starts_with("application/problem+json") {
+            let status = response.status();
+            let message = self.stranger(&format!("with status {status} and without a reason"));
+            // A gateway between may say so for a while.
+            return Err(if status.is_server_error() {
+                anyhow::anyhow!(message)
+            } else {
+                Refused { message, code: None }.into()
+            });
+        }
         Err(problem(response).await)
     }
 
     async fn json(&self, request: RequestBuilder) -> anyhow::Result<Value> {
         let response = self.send(request.timeout(CALL_TIMEOUT)).await?;
-        response.json().await.context("the server's answer is not JSON; is CAISSON_URL a Caisson server?")
+        response.json().await.with_context(|| self.stranger("what is not JSON"))
+    }
+
+    /// Reads what a Caisson server would answer.
+    async fn read<T: DeserializeOwned>(&self, request: RequestBuilder) -> anyhow::Result<T> {
+        let answer = self.json(request).await?;
+        serde_json::from_value(answer).with_context(|| self.stranger("other JSON"))
+    }
+
+    /// Reads the items of a list.
+    async fn items<T: DeserializeOwned>(&self, request: RequestBuilder) -> anyhow::Result<Vec<T>> {
+        Ok(self.read::<Items<T>>(request).await?.items)
+    }
+
+    fn stranger(&self, what: &str) -> String {
+        format!("{} answers {what}, as no Caisson server does; check CAISSON_URL", self.base)
     }
 
     /// Submits a run.
@@ -156,7 +191,7 @@ impl Client {
     pub(crate) async fn create_run(&self, body: &Value, idempotency_key: &str) -> anyhow::Result<RunInfo> {
         let request =
             self.request(Method::POST, "/v1/runs")?.json(body).header("idempotency-key", idempotency_key);
-        Ok(serde_json::from_value(self.json(request).await?)?)
+        self.read(request).await
     }
 
     /// Reads a run.
@@ -164,7 +199,7 @@ impl Client {
     /// # Errors
     /// The server's problem.
     pub(crate) async fn run(&self, id: &str) -> anyhow::Result<RunInfo> {
-        Ok(serde_json::from_value(self.json(self.request(Method::GET, &format!("/v1/runs/{id}"))?).await?)?)
+        self.read(self.request(Method::GET, &format!("/v1/runs/{id}"))?).await
     }
 
     /// Lists the newest runs.
@@ -176,8 +211,7 @@ impl Client {
         if let Some(status) = status {
             request = request.query(&[("status", status)]);
         }
-        let mut page = self.json(request).await?;
-        Ok(serde_json::from_value(page["items"].take())?)
+        self.items(request).await
     }
 
     /// Finds the run that `text` names: a whole id, the end of one among the newest 200, or the newest.
@@ -206,8 +240,7 @@ impl Client {
     /// # Errors
     /// The server's problem.
     pub(crate) async fn cancel(&self, id: &str) -> anyhow::Result<RunInfo> {
-        let request = self.request(Method::POST, &format!("/v1/runs/{id}/cancel"))?;
-        Ok(serde_json::from_value(self.json(request).await?)?)
+        self.read(self.request(Method::POST, &format!("/v1/runs/{id}/cancel"))?).await
     }
 
     /// Reads a run's patch.
@@ -224,9 +257,7 @@ impl Client {
     /// # Errors
     /// The server's problem.
     pub(crate) async fn artifacts(&self, id: &str) -> anyhow::Result<Vec<ArtifactInfo>> {
-        let request = self.request(Method::GET, &format!("/v1/runs/{id}/artifacts"))?;
-        let mut list = self.json(request).await?;
-        Ok(serde_json::from_value(list["items"].take())?)
+        self.items(self.request(Method::GET, &format!("/v1/runs/{id}/artifacts"))?).await
     }
 
     /// Begins to read an artifact.
@@ -253,8 +284,7 @@ impl Client {
             let request = self
                 .request(Method::GET, &format!("/v1/runs/{id}/events"))?
                 .query(&[("after", after), ("limit", 500)]);
-            let mut page = self.json(request).await?;
-            let items: Vec<EventInfo> = serde_json::from_value(page["items"].take())?;
+            let items: Vec<EventInfo> = self.items(request).await?;
             let Some(last) = items.last() else { return Ok(all) };
             after = last.seq;
             all.extend(items);

@@ -9,11 +9,13 @@ use serde_json::Value;
 use testkit::engine::Engine;
 use testkit::parts::Parts;
 use testkit::process::ServerSpec;
+use testkit::repository::run_git;
 use testkit::world::{World, WorldSpec};
 
 testkit::on_every_engine! {
     a_run_is_followed_from_the_terminal
     the_doctor_is_content_with_the_flags_that_a_server_gets
+    a_checked_out_branch_fails_before_the_model_is_called
     saved_work_of_a_cancelled_run_is_found_and_fetched
 }
 
@@ -73,6 +75,32 @@ fn wrong_use_ends_with_its_own_code_and_a_usage_line_that_asks_for_no_key() {
         let error = text(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
         assert!(!error.contains("--api-key <KEY>"), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn a_server_that_is_not_caisson_is_told() {
+    use std::io::{Read, Write};
+    let directory = tempfile::tempdir().unwrap();
+    let spec = bare_spec(directory.path());
+    for answer in [
+        "HTTP/1.1 404 Not Found\r\ncontent-type: text/html\r\ncontent-length: 3\r\n\r\n<p>",
+        "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 3\r\n\r\n<p>",
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}",
+    ] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let serve = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let read = stream.read(&mut [0; 4096]).unwrap();
+            assert!(read > 0, "a request came");
+            stream.write_all(answer.as_bytes()).unwrap();
+        });
+        let output = run(&spec, &["ps"], &[("CAISSON_API_KEY", "csk_x"), ("CAISSON_URL", &url)]);
+        serve.join().unwrap();
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains("no Caisson server") && error.contains("CAISSON_URL"), "{error}");
     }
 }
 
@@ -299,6 +327,27 @@ async fn saved_work_of_a_cancelled_run_is_found_and_fetched(engine: Engine) {
         assert_eq!(refused.status.code(), Some(1), "{missing}");
         assert_eq!(std::fs::read(file).unwrap(), saved, "{missing}: the file stays as it was");
     }
+    world.wait_tidy().await.unwrap();
+}
+
+async fn a_checked_out_branch_fails_before_the_model_is_called(engine: Engine) {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let mut world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
+    let allowed = tempfile::tempdir().unwrap();
+    let workspace = allowed.path().join("work");
+    std::fs::create_dir(&workspace).unwrap();
+    run_git(&workspace, &["init", "-q", "-b", "main"]).unwrap();
+    run_git(&workspace, &["commit", "-q", "--allow-empty", "-m", "feat: begin"]).unwrap();
+    world.server.terminate().await.unwrap();
+    world.spec.set("ALLOW_REPO", allowed.path().to_str().unwrap());
+    world.server = world.spec.start().await.unwrap();
+    let variables = [("CAISSON_URL", world.server.base.as_str()), ("CAISSON_API_KEY", world.key.as_str())];
+    let repository = workspace.to_str().unwrap();
+    let output = run(&world.spec, &["run", "Fix it.", "--repo", repository, "--branch", "main"], &variables);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("push_rejected") && said.contains("is checked out"), "{said}");
+    assert_eq!(world.model_calls().len(), 0, "{said}");
     world.wait_tidy().await.unwrap();
 }
 

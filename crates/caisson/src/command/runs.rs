@@ -100,16 +100,7 @@ pub(crate) async fn show(flags: One) -> anyhow::Result<u8> {
         ]);
     }
     if let Some(usage) = run.rest.get("usage") {
-        let number = |name: &str| usage[name].as_i64().unwrap_or(0);
-        let text = format!(
-            "{} calls, {} in, {} out, {} cached; {}",
-            number("calls"),
-            number("input"),
-            number("output"),
-            number("cache_read"),
-            dollars(cost(&run))
-        );
-        table.add_row(["usage", &text]);
+        table.add_row(["usage", &usage_line(usage)]);
     }
     if let Some(failure) = run.rest.get("failure").filter(|failure| failure.is_object()) {
         let text = |name: &str| clean(failure[name].as_str().unwrap_or_default());
@@ -127,6 +118,23 @@ pub(crate) async fn show(flags: One) -> anyhow::Result<u8> {
     }
     print(&table.trim_fmt());
     Ok(DONE)
+}
+
+fn usage_line(usage: &Value) -> String {
+    let number = |name: &str| usage[name].as_i64().unwrap_or(0);
+    let estimated = match number("estimated_calls") {
+        0 => String::new(),
+        some => format!(" ({some} of them estimated)"),
+    };
+    format!(
+        "{} calls{estimated}, {} in, {} out, {} read from the cache, {} written to it; {}",
+        number("calls"),
+        number("input"),
+        number("output"),
+        number("cache_read"),
+        number("cache_write_5m") + number("cache_write_1h"),
+        dollars(number("cost_micro_usd"))
+    )
 }
 
 /// `caisson diff`.
@@ -167,4 +175,21 @@ pub(crate) async fn cancel(flags: One) -> anyhow::Result<u8> {
         print(&format!("run {} was told to stop; its work is saved first", run.id));
     }
     Ok(DONE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usage_tells_of_the_cache_and_of_estimates() {
+        let mut usage = json!({
+            "calls": 6, "estimated_calls": 0, "input": 1, "output": 2, "cache_read": 3, "cache_write_5m": 4,
+            "cache_write_1h": 5, "cost_micro_usd": 94_100,
+        });
+        let told = "6 calls, 1 in, 2 out, 3 read from the cache, 9 written to it; $0.0941";
+        assert_eq!(usage_line(&usage), told);
+        usage["estimated_calls"] = json!(2);
+        assert!(usage_line(&usage).starts_with("6 calls (2 of them estimated), "), "{}", usage_line(&usage));
+    }
 }

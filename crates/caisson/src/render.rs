@@ -41,8 +41,7 @@ impl Account {
 
     fn delta(&mut self, text: &str) -> String {
         let text = clean(text);
-        let lead = if self.live.is_none() { INDENT } else { "" };
-        let shown = format!("{lead}{}", indent(&text));
+        let shown = indent(self.live.as_deref().unwrap_or("\n"), &text);
         self.live.get_or_insert_default().push_str(&text);
         shown
     }
@@ -58,7 +57,7 @@ impl Account {
             // Live text is lossy; its event has all of it.
             let whole = lines.first().filter(|(sign, _)| *sign == Sign::Said).map(|(_, text)| text.clone());
             if let Some(rest) = whole.as_deref().and_then(|whole| whole.strip_prefix(live.as_str())) {
-                out.push_str(&indent(rest));
+                out.push_str(&indent(&live, rest));
                 lines.remove(0);
             }
             out.push('\n');
@@ -68,7 +67,7 @@ impl Account {
         for (sign, line) in lines {
             let time = self.paint("2", &format!("{seconds:>5}.{tenths}s"));
             let mark = self.paint(sign.colour(), sign.mark());
-            out.extend([time.as_str(), "  ", &mark, " ", &indent(&line), "\n"]);
+            out.extend([time.as_str(), "  ", &mark, " ", &indent("", &line), "\n"]);
         }
         out
     }
@@ -241,9 +240,18 @@ fn preview(text: &str) -> String {
     short
 }
 
-/// Sets every line but the first under the first one.
-fn indent(text: &str) -> String {
-    text.replace('\n', &format!("\n{INDENT}"))
+/// Sets every line of `text` but the one that `before` began under the first one; an empty line stays empty.
+fn indent(before: &str, text: &str) -> String {
+    let mut out = String::new();
+    let mut at_start = before.ends_with('\n');
+    for c in text.chars() {
+        if at_start && c != '\n' {
+            out.push_str(INDENT);
+        }
+        out.push(c);
+        at_start = c == '\n';
+    }
+    out
 }
 
 fn first_line(text: &str) -> &str {

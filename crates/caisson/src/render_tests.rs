@@ -63,6 +63,12 @@ fn live_text_is_completed_by_its_event_and_never_repeated() {
     };
     assert_eq!(tell(&[delta("one "), said("one two")]), "           one two\n");
     assert_eq!(tell(&[delta("one two"), said("one two")]), "           one two\n");
+    let pieces = [delta("fix: x\n"), delta("\nWhy"), said("fix: x\n\nWhy\n\nnot.")];
+    assert_eq!(
+        tell(&pieces),
+        "           fix: x\n\n           Why\n\n           not.\n",
+        "no blanks at a line's end"
+    );
     // A piece was lost on the way: the whole text follows.
     assert_eq!(tell(&[delta("two"), said("one two")]), "           two\n    0.0s  | one two\n");
 }

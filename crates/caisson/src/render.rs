@@ -102,7 +102,7 @@ impl Account {
                 one(Sign::Bad, format!("denied {}: {}", text(data, "what"), text(data, "remedy")))
             }
             "gateway.upstream_failed" => {
-                one(Sign::Bad, format!("upstream failed: {}", text(data, "message")))
+                one(Sign::Bad, format!("upstream failed: {}", upstream_failed(data)))
             }
             "note" => one(Sign::Warn, text(data, "message")),
             "model.call" => {
@@ -180,6 +180,14 @@ fn sandbox_lines(data: &Value) -> Vec<(Sign, String)> {
             weaknesses.map(|weakness| (Sign::Warn, format!("weaker than it could be: {}", clean(weakness)))),
         )
         .collect()
+}
+
+/// A git host's failure comes with a sentence, the model API's with a kind alone.
+fn upstream_failed(data: &Value) -> String {
+    match data["message"].as_str() {
+        Some(message) => clean(message),
+        None => format!("{} ({})", text(data, "upstream"), text(data, "kind")),
+    }
 }
 
 fn agent_lines(line: &Value) -> Vec<(Sign, String)> {

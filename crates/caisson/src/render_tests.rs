@@ -82,6 +82,15 @@ fn a_failure_is_told_with_its_kind() {
 }
 
 #[test]
+fn a_failed_upstream_is_named_with_or_without_a_sentence() {
+    let tell = |data| Account::new(false).tell(&event(1, 0, "gateway.upstream_failed", data));
+    let git = tell(json!({"upstream": "git", "kind": "x", "message": "no such repository"}));
+    assert!(git.contains("upstream failed: no such repository"), "{git}");
+    let model = tell(json!({"upstream": "model", "kind": "connect", "status": 0}));
+    assert!(model.contains("upstream failed: model (connect)"), "{model}");
+}
+
+#[test]
 fn control_characters_of_an_agent_never_reach_the_terminal() {
     let mut account = Account::new(false);
     let evil = "a\u{1b}]0;title\u{7}b\u{9b}2J\rc\u{202e}d\u{200b}e\u{2066}";

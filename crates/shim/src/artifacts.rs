@@ -73,6 +73,18 @@ impl Artifacts<'_> {
         self.recorder.note(NoteLevel::Warn, note).await.map(drop)
     }
 
+    /// Notes that a file was given up because its time was over.
+    ///
+    /// # Errors
+    /// [`WriteError`] if the note cannot be written.
+    ///
+    /// # Cancel safety
+    /// The note may be written or not.
+    pub(crate) async fn late(&self, name: &str) -> Result<(), WriteError> {
+        let note = format!("{name} could not be kept: the gateway did not take it in time");
+        self.recorder.note(NoteLevel::Warn, note).await.map(drop)
+    }
+
     /// Whether it was longer than an artifact may be.
     async fn put(
         &self,

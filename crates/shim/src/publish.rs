@@ -1,10 +1,15 @@
 //! Publishing: what is not committed gets a commit with a message that can be kept, the agent's own commits are checked,
 //! and the branch is pushed.
 
+use std::convert::Infallible;
+use std::pin::pin;
+
 use caisson_claude::{Verdict, interrupt, judge};
 use caisson_domain::limits::RESULT_TEXT_BYTES;
 use caisson_domain::protocol::{JournalBody, MessageAuthor, NoteLevel};
 use caisson_domain::run::{Failure, FailureKind, Phase, cut};
+use futures_util::future::maybe_done;
+use tokio::time::timeout;
 
 use crate::agent::Agent;
 use crate::artifacts::Artifacts;
@@ -14,8 +19,9 @@ use crate::git::Git;
 use crate::history::put_right;
 use crate::message::{check, fallback, from_answer, question, question_again, question_for_commit};
 use crate::push::{is_rebasing, named, push};
+use crate::recorder::Recorder;
 use crate::run::Live;
-use crate::salvage::keep_diff;
+use crate::salvage::{DIFF, keep_diff};
 use crate::survey::{Commit, Survey, survey};
 use crate::turn::TurnEnd;
 
@@ -62,7 +68,7 @@ impl Live<'_> {
             self.put_messages_right(git, &mut found.commits).await?;
             self.head = found.commits.last().map(|commit| commit.id.clone()).or(self.head.take());
         }
-        self.record(&found.commits).await?;
+        record(&self.recorder, &found.commits).await?;
         self.push_and_keep(git, base, &found.commits).await
     }
 
@@ -138,7 +144,7 @@ impl Live<'_> {
         let mut stop = self.stop.clone();
         let Some(agent) = self.agent.as_mut() else { return Ok(None) };
         for _ in 0..ANSWERS {
-            let asked = tokio::time::timeout(agent.patience.question, agent.turn(&question, &mut stop));
+            let asked = timeout(agent.patience.question, agent.turn(&question, &mut stop));
             let answer = match asked.await {
                 Ok(TurnEnd::Result(result)) if judge(&result) == Verdict::Succeeded => result.text,
                 Ok(TurnEnd::Stopped(reason)) => return Err(Halt::Stopped(reason)),
@@ -186,69 +192,75 @@ impl Live<'_> {
         put_right(git, &self.recorder, commits, asked).await
     }
 
-    async fn record(&self, commits: &[Commit]) -> Result<(), Halt> {
-        for commit in commits {
-            let message = cut(&commit.message, RESULT_TEXT_BYTES).to_owned();
-            let told = JournalBody::Commit { commit: commit.id.clone(), message, author: commit.author };
-            self.recorder.write(told).await?;
-        }
-        Ok(())
-    }
-
-    /// Pushes, keeps the diff and lets the agent end, all at once: none of them waits for another.
+    /// Pushes, keeps the diff and lets the agent end, all at once: none of them waits for another. The push counts as
+    /// soon as it is done, whatever becomes of the others.
     async fn push_and_keep(&mut self, git: &Git, base: Option<&str>, commits: &[Commit]) -> Result<(), Halt> {
-        let head = self.head.clone();
+        let (head, patience) = (self.head.clone(), self.shim.patience);
         let recorder = self.recorder.clone();
         let artifacts = Artifacts { door: &self.shim.door, git, run: &self.work.run, recorder: &recorder };
-        let publishing = async {
-            let keeping = async {
-                match &head {
-                    Some(head) => keep_diff(&artifacts, base, head).await,
-                    None => Ok(()),
-                }
-            };
-            let pushing =
-                async { if commits.is_empty() { Ok(None) } else { push(git, base).await.map(Some) } };
-            tokio::join!(pushing, keeping)
-        };
-        tokio::pin!(publishing);
-        let (pushed, kept) = match self.agent.as_mut() {
-            None => publishing.await,
-            Some(agent) => {
-                let patience = agent.patience;
-                let ending = agent.finish(patience.exit);
-                tokio::pin!(ending);
-                tokio::select! {
-                    done = &mut publishing => {
-                        // If it does not end by itself, it is killed with everything else.
-                        let _late = tokio::time::timeout(patience.exit_after_publishing, ending).await;
-                        done
-                    }
-                    _exit = &mut ending => publishing.await,
-                }
+        let mut keeping = pin!(maybe_done(async {
+            match &head {
+                Some(head) => keep_diff(&artifacts, base, head).await,
+                None => Ok(()),
             }
+        }));
+        let agent = self.agent.as_mut();
+        let mut ending = pin!(maybe_done(async {
+            if let Some(agent) = agent {
+                let _exit = agent.finish(patience.exit).await;
+            }
+        }));
+        let pushing = async { if commits.is_empty() { Ok(None) } else { push(git, base).await.map(Some) } };
+        let beside = async {
+            tokio::join!(keeping.as_mut(), ending.as_mut());
+            std::future::pending::<Infallible>().await
         };
-        kept?;
-        if let Some(rebased) = pushed? {
+        let pushed = tokio::select! {
+            pushed = pushing => pushed?,
+            never = beside => match never {},
+        };
+        if let Some(rebased) = pushed {
             self.pushed = true;
             if let Some(onto) = rebased {
-                self.rebased(git, &onto, commits).await?;
+                self.head = tell_rebased(git, &recorder, &onto, commits).await?;
             }
             set_base(git, self.head.as_deref());
         }
-        Ok(())
-    }
-
-    /// Tells of the commits anew that a rebase made.
-    async fn rebased(&mut self, git: &Git, onto: &str, before: &[Commit]) -> Result<(), Halt> {
-        let mut after = survey(git, Some(onto)).await?;
-        for commit in &mut after.commits {
-            let same = before.iter().find(|old| old.message == commit.message);
-            commit.author = same.map_or(MessageAuthor::Agent, |old| old.author);
+        // If the agent does not end by itself, it is killed with everything else.
+        let (_kept, _ended) = tokio::join!(
+            timeout(patience.keep, keeping.as_mut()),
+            timeout(patience.exit_after_publishing, ending)
+        );
+        match keeping.take_output() {
+            Some(kept) => Ok(kept?),
+            None => Ok(artifacts.late(DIFF).await?),
         }
-        self.head = after.status.head;
-        self.record(&after.commits).await
     }
+}
+
+async fn record(recorder: &Recorder, commits: &[Commit]) -> Result<(), Halt> {
+    for commit in commits {
+        let message = cut(&commit.message, RESULT_TEXT_BYTES).to_owned();
+        let told = JournalBody::Commit { commit: commit.id.clone(), message, author: commit.author };
+        recorder.write(told).await?;
+    }
+    Ok(())
+}
+
+/// Tells of the commits anew that a rebase made; the last one.
+async fn tell_rebased(
+    git: &Git,
+    recorder: &Recorder,
+    onto: &str,
+    before: &[Commit],
+) -> Result<Option<String>, Halt> {
+    let mut after = survey(git, Some(onto)).await?;
+    for commit in &mut after.commits {
+        let same = before.iter().find(|old| old.message == commit.message);
+        commit.author = same.map_or(MessageAuthor::Agent, |old| old.author);
+    }
+    record(recorder, &after.commits).await?;
+    Ok(after.status.head)
 }
 
 async fn quiet(agent: Option<&mut Agent>) {

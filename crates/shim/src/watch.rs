@@ -30,6 +30,8 @@ pub struct Patience {
     /// For saving the work of a run that was told to stop. With [`Patience::interrupt`] and the end of the processes it
     /// fits into [`caisson_domain::limits::STOP_GRACE_S`].
     pub salvage: Duration,
+    /// For the diff to be kept once the work is published: it is on the git host as well.
+    pub keep: Duration,
     /// For the journal to be stored before the shim ends because it was told to by a signal.
     pub flush: Duration,
     /// How long the agent may load itself while the workspace is not ready; then it is held until it is. Claude Code
@@ -53,6 +55,7 @@ impl Patience {
             exit_after_publishing: Duration::from_secs(2),
             question: Duration::from_mins(1),
             salvage: Duration::from_secs(11),
+            keep: Duration::from_secs(10),
             flush: Duration::from_secs(5),
             head_start: Duration::from_millis(100),
             git: Duration::from_mins(5),

@@ -1,6 +1,6 @@
 //! From a fresh clone to the pushed branch, and every other way the work can go.
 
-use caisson_domain::protocol::{Ending, JournalBody, MessageAuthor, Outcome};
+use caisson_domain::protocol::{Ending, JournalBody, MessageAuthor, Outcome, StopReason};
 use caisson_domain::run::FailureKind;
 use caisson_domain::workflow::Publish;
 
@@ -379,6 +379,42 @@ async fn an_artifact_is_sent_again_where_that_can_help_and_never_fails_a_run() {
     let outcome = sandbox.run(git_work("Fix it")).await;
     assert_published(&sandbox, &outcome);
     assert_eq!(sandbox.notes(), ["diff.patch could not be kept: not now"]);
+}
+
+#[tokio::test]
+async fn an_artifact_that_is_never_taken_delays_the_end_of_published_work_for_seconds_only() {
+    let mut sandbox = Sandbox::with_repository(COMMITTING);
+    sandbox.set("keep_ms", 500);
+    let refusals = vec![http::StatusCode::SERVICE_UNAVAILABLE; 1000];
+    sandbox.gateway.with(|state| state.refuse_artifacts = refusals.into());
+    let outcome = sandbox.run(git_work("Fix it")).await;
+    assert_published(&sandbox, &outcome);
+    assert_eq!(sandbox.notes(), ["diff.patch could not be kept: the gateway did not take it in time"]);
+}
+
+#[tokio::test]
+async fn a_stop_after_the_push_does_not_undo_that_the_work_is_pushed() {
+    let mut sandbox = Sandbox::with_repository(COMMITTING);
+    sandbox.gateway.with(|state| state.hold = Some("/artifacts/"));
+    let work = git_work("Fix it");
+    sandbox.deliver(work.clone());
+    sandbox.start();
+    // The shim notes what is pushed, for the session's next run.
+    let noted = sandbox.place("workspace/.git/caisson-base");
+    let base = sandbox.remote(&["rev-parse", "main"]);
+    let pushed = async {
+        while std::fs::read_to_string(&noted).map_or(true, |noted| noted.is_empty() || noted == base) {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(crate::gateway::PATIENCE, pushed).await.expect("the work is pushed");
+    sandbox.stop(&work.run, StopReason::Cancel);
+    let outcome = sandbox.outcome(&work.run).await;
+    assert_eq!((&outcome.ending, outcome.pushed), (&Ending::Stopped(StopReason::Cancel), true));
+    assert_eq!(outcome.head.as_deref(), Some(sandbox.remote(&["rev-parse", BRANCH]).as_str()));
+    sandbox.gateway.with(|state| state.hold = None);
+    sandbox.exit().await;
+    assert_eq!(sandbox.artifact("work.bundle"), None, "the branch has it");
 }
 
 #[tokio::test]

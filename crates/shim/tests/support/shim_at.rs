@@ -36,6 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             exit: time("exit_ms", product.exit),
             question: time("question_ms", product.question),
             git: time("git_ms", product.git),
+            keep: time("keep_ms", product.keep),
             ..product
         },
     };

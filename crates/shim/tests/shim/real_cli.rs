@@ -1,12 +1,15 @@
 //! The real Claude Code against a scripted model. `TEST_CLAUDE_BIN` names its program; without it these tests are
 //! skipped, and with `TEST_REQUIRE=1` that is a failure.
 
+use std::time::Duration;
+
 use caisson_domain::protocol::{Ending, JournalBody, MessageAuthor, RunWork, StopReason};
 use caisson_domain::run::FailureKind;
+use caisson_shim::Patience;
 use scripted_model::{Options, ScriptedModel};
 use serde_json::{Value, json};
 
-use crate::gateway::{Model, json_line};
+use crate::gateway::{Model, PATIENCE, json_line};
 use crate::sandbox::{BRANCH, Sandbox, failed, git_work, plain_work, run_id};
 
 /// A sandbox with the real agent, and the scripted model behind its gateway; none if the agent is not there.
@@ -80,6 +83,37 @@ async fn the_agent_changes_a_file_and_writes_the_commit_message() {
     assert!(!lines(&sandbox).iter().any(|line| line["type"] == "stream_event"));
     assert!(!sandbox.gateway.with(|state| state.deltas.is_empty()));
     model.shutdown().await;
+}
+
+/// The agent is held when its head start is over, before it looks at its directory: what it tells the model of the
+/// repository is there, however long the clone takes. Twice the head start shows that there is room.
+#[tokio::test]
+async fn an_agent_that_is_held_for_a_slow_clone_sees_the_whole_checkout() {
+    let head_start = Patience::of_a_sandbox().head_start;
+    for head_start in [head_start, head_start * 2] {
+        let scenario = json!({ "prompts": [[{ "text": "Done." }]] });
+        let Some((mut sandbox, model)) = sandbox(scenario).await else { return };
+        sandbox.set("head_start_ms", u64::try_from(head_start.as_millis()).unwrap());
+        sandbox.gateway.with(|state| state.hold = Some("/git/"));
+        let work = real(git_work("Look"));
+        sandbox.deliver(work.clone());
+        sandbox.start();
+        let held = async {
+            while !sandbox.states().contains(&'T') {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, held).await.expect("the agent is held");
+        sandbox.gateway.with(|state| state.hold = None);
+        let outcome = sandbox.outcome(&work.run).await;
+        assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+        sandbox.exit().await;
+        let first = sandbox.gateway.with(|state| state.calls[0].clone());
+        for part in ["Is a git repository: true", &format!("Current branch: {BRANCH}"), "feat: begin"] {
+            assert!(first.contains(part), "{part} after {head_start:?}: {first}");
+        }
+        model.shutdown().await;
+    }
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ mod engines;
 mod inputs;
 mod render;
 mod serve;
+mod server_id;
 mod settings;
 
 use std::process::ExitCode;

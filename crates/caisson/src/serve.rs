@@ -24,6 +24,7 @@ use tracing::{info, warn};
 use crate::agents::Agents;
 use crate::engines::ActiveEngine;
 use crate::inputs::{self, Inputs};
+use crate::server_id::server_id;
 use crate::settings::Settings;
 
 /// How long a stopping server waits for its tasks.
@@ -56,7 +57,7 @@ impl Server {
         let address = listener.local_addr()?;
         let store = open_store(&settings.state_dir).await?;
         put_workflows(&store, &inputs.workflows).await?;
-        let id = server_id(&settings.state_dir, store.now_ms())?;
+        let id = server_id(&settings.state_dir, &store).await?;
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
 
         let engine = ActiveEngine::choose(&settings, &id, Some(&store)).await?;
@@ -135,36 +136,6 @@ fn lock_state(state_dir: &Path) -> anyhow::Result<fs::File> {
         ),
         Err(fs::TryLockError::Error(error)) => Err(error).context("the state directory cannot be locked"),
     }
-}
-
-/// The id of the server that uses a state directory, if one ever did.
-///
-/// # Errors
-/// The file that holds it cannot be read, or holds none.
-pub(crate) fn known_server_id(state_dir: &Path) -> anyhow::Result<Option<ServerId>> {
-    let path = state_dir.join("server_id");
-    match fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().map(Some).with_context(|| {
-            format!("\"{}\" does not hold a server id; restore it from a backup", path.display())
-        }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("\"{}\" cannot be read", path.display())),
-    }
-}
-
-/// The id that stays with the state directory.
-fn server_id(state_dir: &Path, now_ms: i64) -> anyhow::Result<ServerId> {
-    if let Some(known) = known_server_id(state_dir)? {
-        return Ok(known);
-    }
-    let id = ServerId::new(now_ms, rand::random());
-    let staged = state_dir.join("server_id.new");
-    fs::write(&staged, id.as_str())?;
-    fs::File::open(&staged)?.sync_all()?;
-    fs::rename(staged, state_dir.join("server_id"))?;
-    // The name must last as well: a new id would orphan everything that carries this one.
-    fs::File::open(state_dir)?.sync_all()?;
-    Ok(id)
 }
 
 async fn put_workflows(store: &Store, workflows: &[Workflow]) -> anyhow::Result<()> {
@@ -284,18 +255,4 @@ impl Probe for Checks {
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_server_keeps_its_id_and_refuses_a_damaged_one() {
-        let root = tempfile::tempdir().unwrap();
-        let id = server_id(root.path(), 1).unwrap();
-        assert_eq!(server_id(root.path(), 2).unwrap(), id);
-        fs::write(root.path().join("server_id"), "srv_x").unwrap();
-        assert!(server_id(root.path(), 3).unwrap_err().to_string().contains("backup"));
-    }
 }

@@ -13,6 +13,11 @@ const UPSERT: &str = "insert into server (id, seen_at_ms, problems) values ($1, 
 
 const LIVE: &str = "select id, seen_at_ms, problems from server where seen_at_ms >= $1 order by id limit $2";
 
+const IN_USE: &str = "select id from server where \
+     exists (select 1 from run where run.home_server_id = server.id and run.status = 'running') \
+     or exists (select 1 from sandbox where sandbox.server_id = server.id and sandbox.state <> 'destroyed') \
+     order by id limit $1";
+
 impl Store {
     /// Makes a server known and counts it as alive now, with no placement problems.
     ///
@@ -49,6 +54,18 @@ impl Store {
         let since_ms = self.now_ms() - SERVER_SILENT_MS;
         let rows = sqlx::query(LIVE).bind(since_ms).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
         rows.iter().map(server).collect()
+    }
+
+    /// The servers that have running runs or living sandboxes, whether they are alive or not: nobody else ends those.
+    /// Oldest id first; at most [`PAGE_ITEMS`].
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn servers_in_use(&self) -> Result<Vec<ServerId>, StoreError> {
+        let rows = sqlx::query(IN_USE).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
+        rows.iter().map(|row| Columns::of("server", row)?.parse("id")).collect()
     }
 
     async fn upsert_server(&self, id: &ServerId, problems: &[PlacementProblem]) -> Result<(), StoreError> {

@@ -13,7 +13,8 @@ use crate::agents::Agents;
 use crate::cli::Serve;
 use crate::engines::ActiveEngine;
 use crate::inputs::{self, Faults, Part};
-use crate::serve::{chain, known_server_id};
+use crate::serve::chain;
+use crate::server_id::{check_not_lost, known_server_id};
 use crate::settings::{Environment, Settings};
 
 /// Exit code when something is missing.
@@ -50,6 +51,11 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
     report.tell("state", state(&settings, &server));
     let server = server.ok().flatten();
     let store = database(&settings, &mut report).await;
+    if let (None, Some(store)) = (&server, &store)
+        && let Err(error) = check_not_lost(&settings.state_dir, store).await
+    {
+        report.tell("server id", Err(format!("{error:#}")));
+    }
     engine(&settings, server.as_ref(), store.as_ref(), &mut report).await;
     report.tell("agent", agent(&settings));
     let faults = inputs::read(&settings).err().unwrap_or_default();

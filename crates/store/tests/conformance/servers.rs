@@ -1,14 +1,17 @@
 //! Servers and their signs of life.
 
 use caisson_domain::limits::SERVER_SILENT_MS;
+use caisson_domain::run::RunStatus;
 use caisson_domain::server::{PlacementProblem, ProblemCode};
+use caisson_store::{Finish, SandboxState};
 
-use crate::fixture::{Fixture, START_MS, server_id};
+use crate::fixture::{Fixture, START_MS, server_id, spec};
 
 conformance! {
     a_server_lives_until_it_is_silent_for_too_long,
     a_heartbeat_tells_of_problems_and_registers_an_unknown_server,
     registering_again_clears_the_problems,
+    a_server_is_in_use_while_it_has_running_runs_or_living_sandboxes,
 }
 
 async fn a_server_lives_until_it_is_silent_for_too_long(fixture: Fixture) {
@@ -38,4 +41,22 @@ async fn registering_again_clears_the_problems(fixture: Fixture) {
     fixture.store.register_server(&fixture.server).await.unwrap();
     let live = fixture.store.live_servers().await.unwrap();
     assert_eq!((live[0].seen_at_ms, live[0].problems.len()), (START_MS + 3, 0));
+}
+
+async fn a_server_is_in_use_while_it_has_running_runs_or_living_sandboxes(fixture: Fixture) {
+    let (store, own) = (&fixture.store, [fixture.server.clone()]);
+    store.register_server(&server_id(2)).await.unwrap();
+    assert_eq!(store.servers_in_use().await.unwrap(), []);
+    fixture.created(spec()).await;
+    assert_eq!(store.servers_in_use().await.unwrap(), [], "a queued run has no home");
+    let claimed = fixture.claim().await;
+    assert_eq!(store.servers_in_use().await.unwrap(), own);
+    let placed = fixture.place(claimed, 1).await;
+    let cancelled = Finish { status: RunStatus::Cancelled, failure: None, result: None };
+    assert!(store.finish(&placed.run.id, placed.epoch, &cancelled).await.unwrap());
+    assert_eq!(store.servers_in_use().await.unwrap(), own, "its sandbox lives");
+    assert!(store.set_sandbox_state(&placed.sandbox, SandboxState::Stopping).await.unwrap());
+    assert_eq!(store.servers_in_use().await.unwrap(), own);
+    assert!(store.set_sandbox_state(&placed.sandbox, SandboxState::Destroyed).await.unwrap());
+    assert_eq!(store.servers_in_use().await.unwrap(), []);
 }

@@ -186,13 +186,13 @@ fn check(repository: &DemoRepository, branch: &BranchName, started: Instant) -> 
     ensure!(passes, "a fresh clone of {branch} still fails its tests: {verdict}");
     let subject = message.lines().next().unwrap_or_default();
     print(&format!("fresh clone of {branch}: its tests now: {verdict}"));
+    // The demo's server is gone, so nobody could be asked for the diff; the repository stays.
+    print(&format!("see the change with: git -C {} show {branch}", shown(repository.path()).display()));
     print(&format!(
         "demo ok: commit {} \"{subject}\" in {:.1} s",
         commit.get(..10).unwrap_or(commit),
         started.elapsed().as_secs_f64()
     ));
-    // The demo's server is gone, so nobody could be asked for the diff; the repository stays.
-    print(&format!("see the change with: git -C {} show {branch}", shown(repository.path()).display()));
     Ok(())
 }
 

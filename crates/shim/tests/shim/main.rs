@@ -8,6 +8,7 @@
 )]
 #![expect(clippy::future_not_send, reason = "a test runs on one thread")]
 
+mod artifacts;
 mod branches;
 mod faults;
 mod gateway;

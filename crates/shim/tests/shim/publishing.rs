@@ -1,8 +1,7 @@
 //! From a fresh clone to the pushed branch, and every other way the work can go.
 
-use caisson_domain::protocol::{Ending, JournalBody, MessageAuthor, Outcome, StopReason};
+use caisson_domain::protocol::{Ending, JournalBody, MessageAuthor, Outcome};
 use caisson_domain::run::FailureKind;
-use caisson_domain::workflow::Publish;
 
 use crate::sandbox::{BRANCH, Sandbox, failed, git, git_work, kinds};
 
@@ -282,34 +281,6 @@ async fn a_run_that_changes_nothing_pushes_nothing() {
     assert_eq!(sandbox.artifact("diff.patch").as_deref(), Some(""));
 }
 
-#[tokio::test]
-async fn work_that_is_not_to_be_published_stays_as_artifacts() {
-    let mut sandbox = Sandbox::with_repository(
-        "
-def prompt(uuid, text, number):
-    write('a.txt', 'two\\n'); commit('whatever')
-    write('b.txt', 'b\\n'); write('a.txt', 'three\\n')
-    done(uuid)
-",
-    );
-    let mut work = git_work("Only look");
-    work.publish = Publish::None;
-    let outcome = sandbox.run(work).await;
-    assert_eq!((outcome.ending, outcome.pushed), (Ending::Completed, false));
-    assert_eq!(outcome.head, Some(sandbox.workspace(&["rev-parse", "HEAD"])));
-    assert_eq!(sandbox.remote(&["branch", "--list"]), "* main");
-    assert!(sandbox.artifact("diff.patch").unwrap().contains("+two"));
-    let uncommitted = sandbox.artifact("uncommitted.patch").unwrap();
-    assert!(uncommitted.contains("+three") && uncommitted.contains("b/b.txt"));
-    assert_eq!(sandbox.workspace(&["status", "--porcelain"]), " M a.txt\n?? b.txt", "the index is as it was");
-    // The bundle holds the commits: they can be fetched from it.
-    let bundle = sandbox.gateway.with(|state| state.artifacts["work.bundle"].clone());
-    std::fs::write(sandbox.place("work.bundle"), bundle).unwrap();
-    git(&sandbox.place("seed"), &["fetch", "-q", "../work.bundle", "HEAD:saved"]);
-    let saved = git(&sandbox.place("seed"), &["log", "-1", "--format=%s", "saved"]);
-    assert_eq!(saved, "whatever");
-}
-
 /// An agent that changes `a.txt` and commits, while somebody else pushes the run's branch.
 fn racing(sandbox: &Sandbox, file: &str) {
     git(&sandbox.place("seed"), &["checkout", "-q", "-b", BRANCH]);
@@ -363,58 +334,6 @@ def prompt(uuid, text, number):
     let message = failed(&outcome, FailureKind::Conflict);
     assert!(message.contains("unfinished: a.txt"), "{message}");
     assert!(sandbox.artifact("uncommitted.patch").unwrap().contains("<<<<<<<"));
-}
-
-#[tokio::test]
-async fn an_artifact_is_sent_again_where_that_can_help_and_never_fails_a_run() {
-    let mut sandbox = Sandbox::with_repository(COMMITTING);
-    let statuses = [http::StatusCode::SERVICE_UNAVAILABLE, http::StatusCode::BAD_GATEWAY];
-    sandbox.gateway.with(|state| state.refuse_artifacts = statuses.into());
-    let outcome = sandbox.run(git_work("Fix it")).await;
-    assert_published(&sandbox, &outcome);
-    assert!(sandbox.artifact("diff.patch").unwrap().contains("+two"));
-
-    let mut sandbox = Sandbox::with_repository(COMMITTING);
-    sandbox.gateway.with(|state| state.refuse_artifacts = [http::StatusCode::FORBIDDEN].into());
-    let outcome = sandbox.run(git_work("Fix it")).await;
-    assert_published(&sandbox, &outcome);
-    assert_eq!(sandbox.notes(), ["diff.patch could not be kept: not now"]);
-}
-
-#[tokio::test]
-async fn an_artifact_that_is_never_taken_delays_the_end_of_published_work_for_seconds_only() {
-    let mut sandbox = Sandbox::with_repository(COMMITTING);
-    sandbox.set("keep_ms", 500);
-    let refusals = vec![http::StatusCode::SERVICE_UNAVAILABLE; 1000];
-    sandbox.gateway.with(|state| state.refuse_artifacts = refusals.into());
-    let outcome = sandbox.run(git_work("Fix it")).await;
-    assert_published(&sandbox, &outcome);
-    assert_eq!(sandbox.notes(), ["diff.patch could not be kept: the gateway did not take it in time"]);
-}
-
-#[tokio::test]
-async fn a_stop_after_the_push_does_not_undo_that_the_work_is_pushed() {
-    let mut sandbox = Sandbox::with_repository(COMMITTING);
-    sandbox.gateway.with(|state| state.hold = Some("/artifacts/"));
-    let work = git_work("Fix it");
-    sandbox.deliver(work.clone());
-    sandbox.start();
-    // The shim notes what is pushed, for the session's next run.
-    let noted = sandbox.place("workspace/.git/caisson-base");
-    let base = sandbox.remote(&["rev-parse", "main"]);
-    let pushed = async {
-        while std::fs::read_to_string(&noted).map_or(true, |noted| noted.is_empty() || noted == base) {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(crate::gateway::PATIENCE, pushed).await.expect("the work is pushed");
-    sandbox.stop(&work.run, StopReason::Cancel);
-    let outcome = sandbox.outcome(&work.run).await;
-    assert_eq!((&outcome.ending, outcome.pushed), (&Ending::Stopped(StopReason::Cancel), true));
-    assert_eq!(outcome.head.as_deref(), Some(sandbox.remote(&["rev-parse", BRANCH]).as_str()));
-    sandbox.gateway.with(|state| state.hold = None);
-    sandbox.exit().await;
-    assert_eq!(sandbox.artifact("work.bundle"), None, "the branch has it");
 }
 
 #[tokio::test]

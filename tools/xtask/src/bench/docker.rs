@@ -12,10 +12,6 @@ pub(crate) const LABEL: &str = "caisson.bench";
 const SERVER_LABEL: &str = "caisson.server";
 /// Time limit of one call.
 pub(crate) const CALL: Duration = Duration::from_mins(1);
-/// Time limit for a server's sandboxes to go.
-const TIDY: Duration = Duration::from_secs(15);
-/// Time between looks at them.
-const LOOK: Duration = Duration::from_millis(50);
 
 /// Runs the docker client and returns what it printed; how it ended is for the caller to judge.
 ///
@@ -72,20 +68,6 @@ pub(crate) async fn remove_labelled(parts: &Parts, label: &str, value: &str) -> 
 /// The engine refuses.
 pub(crate) async fn remove_sandboxes(parts: &Parts, server: &str) -> anyhow::Result<()> {
     remove_labelled(parts, SERVER_LABEL, server).await
-}
-
-/// Waits until a living server has taken its sandboxes away.
-///
-/// # Errors
-/// One is still there after [`TIDY`].
-pub(crate) async fn wait_tidy(parts: &Parts, server: &str) -> anyhow::Result<()> {
-    let gone = async {
-        while !labelled(parts, SERVER_LABEL, server).await?.is_empty() {
-            tokio::time::sleep(LOOK).await;
-        }
-        Ok(())
-    };
-    tokio::time::timeout(TIDY, gone).await.context("the server did not take its sandboxes away")?
 }
 
 async fn labelled(parts: &Parts, label: &str, value: &str) -> anyhow::Result<Vec<String>> {

@@ -1,5 +1,6 @@
 //! Everything that was measured, and the bars that it must meet.
 
+use super::engines::Engines;
 use super::proc::{Cpu, Memory};
 use super::requests::Requests;
 use super::sampler::Peaks;
@@ -14,6 +15,12 @@ const DIFFERENCE_MS: f64 = 150.0;
 const LINE_MS: f64 = 20.0;
 /// Most that a sandbox may take to start, in milliseconds (the slowest).
 const START_MS: f64 = 10_000.0;
+
+/// Most that a local sandbox may take to start, in milliseconds (median).
+const LOCAL_START_MS: f64 = 30.0;
+/// Most that a run of one turn on the local engine may take on top of the bare agent, in milliseconds (median of the
+/// rounds).
+const LOCAL_OVER_BARE_MS: f64 = 150.0;
 
 /// Where it was measured.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,6 +96,8 @@ pub(crate) struct Figures {
     pub(crate) requests: Requests,
     /// The live stream.
     pub(crate) live: Live,
+    /// The engines beside the bare agent.
+    pub(crate) engines: Engines,
 }
 
 /// A figure and the most that it may be.
@@ -139,7 +148,7 @@ impl Figures {
 
     /// Every bar. A figure that is missing misses its bar.
     #[must_use]
-    pub(crate) fn bars(&self) -> [Bar; 4] {
+    pub(crate) fn bars(&self) -> [Bar; 6] {
         let bar = |name, figure: Option<f64>, most, digits| Bar {
             name,
             figure: figure.unwrap_or(f64::INFINITY),
@@ -152,12 +161,15 @@ impl Figures {
             bar("difference_ms", median(&self.differences_ms()), DIFFERENCE_MS, 0),
             bar("line_to_reader_p50_ms", Some(self.live.exact.p50), LINE_MS, 1),
             bar("sandbox_start_max_ms", slowest, START_MS, 0),
+            bar("local_start_p50_ms", median(&self.engines.local.starts_ms), LOCAL_START_MS, 1),
+            bar("local_over_bare_ms", median(&self.engines.local_over_bare_ms()), LOCAL_OVER_BARE_MS, 0),
         ]
     }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::engines::OnEngine;
     use super::super::timeline::Moment;
     use super::*;
 
@@ -194,6 +206,11 @@ pub(super) mod tests {
             },
             requests: Requests { post: summary, get: summary },
             live: Live { exact: summary, agent: summary, words: summary },
+            engines: Engines {
+                bare_ms: vec![400.0, 410.0, 420.0],
+                local: OnEngine { runs_ms: vec![550.0, 560.0, 570.0], starts_ms: vec![29.0, 30.0, 80.0] },
+                docker: OnEngine { runs_ms: vec![640.0, 650.0, 660.0], starts_ms: vec![70.0, 75.0, 80.0] },
+            },
         }
     }
 
@@ -219,5 +236,19 @@ pub(super) mod tests {
             ["bench short: line_to_reader_p50_ms 20.1 20.0", "bench short: sandbox_start_max_ms 10001 10000"]
         );
         assert_eq!(missed(&figures(&[])).len(), 2);
+    }
+
+    #[test]
+    fn the_local_engine_has_bars_of_its_own() {
+        let mut slow = figures(&[(1000, 1000)]);
+        slow.engines.local.starts_ms[1] = 30.1;
+        slow.engines.local.runs_ms[1] = 560.6;
+        slow.engines.local.runs_ms[2] = 571.0;
+        assert_eq!(
+            missed(&slow),
+            ["bench short: local_start_p50_ms 30.1 30.0", "bench short: local_over_bare_ms 151 150"]
+        );
+        slow.engines = Engines::default();
+        assert_eq!(missed(&slow).len(), 2);
     }
 }

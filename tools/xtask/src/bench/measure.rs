@@ -15,7 +15,7 @@ use super::service::{Service, ServiceSpec, job_body, scenario_body};
 use super::stage::{Stage, TASK, is_message};
 use super::stats::Summary;
 use super::words::Growth;
-use super::{cores, docker, fair, proc, requests, sampler, say, scenarios, stand_in, words};
+use super::{cores, docker, engines, fair, proc, requests, sampler, say, scenarios, stand_in, words};
 
 /// Runs that are sampled.
 const SAMPLED: usize = 3;
@@ -38,10 +38,12 @@ pub(crate) async fn all(stage: &Stage, pairs: u32) -> anyhow::Result<Figures> {
     say("a stand-in for the agent, for the time from a line's writing to its reader");
     let spec = ServiceSpec { state_dir: stage.root().join("stand-in"), ..stage.service.clone() };
     let exact = stand_in::measure(&stage.parts, stage.root(), &spec, &stage.agent_version).await?;
+    say("a run of one turn on each engine, and the bare agent");
+    let engines = engines::measure(stage, pairs).await?;
     let live = Live { exact, agent: measured.agent_lines, words: measured.words };
     let Measured { jobs, load, requests, .. } = measured;
     let Jobs { pairs, starts_ms, bare_starts_ms, .. } = jobs;
-    Ok(Figures { machine, pairs, starts_ms, bare_starts_ms, load, requests, live })
+    Ok(Figures { machine, pairs, starts_ms, bare_starts_ms, load, requests, live, engines })
 }
 
 /// What is measured on the one long-lived server.

@@ -4,6 +4,7 @@
 mod clock;
 mod docker;
 mod document;
+mod engines;
 mod fair;
 mod figures;
 mod measure;

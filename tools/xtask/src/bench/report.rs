@@ -27,7 +27,9 @@ pub(crate) fn render(figures: &Figures, command: &str) -> String {
         machine.agent,
         figures.pairs.len()
     );
-    for table in [bars(figures), pairs(figures), steps(figures), latencies(figures), load(figures)] {
+    for table in
+        [bars(figures), engines(figures), pairs(figures), steps(figures), latencies(figures), load(figures)]
+    {
         table.write(&mut text);
     }
     text
@@ -51,28 +53,47 @@ fn bars(figures: &Figures) -> Table {
     }
 }
 
+/// A row of a series: its median, least and greatest figure.
+fn spread(name: &str, figures: &[f64], digits: usize) -> Vec<String> {
+    let mut row = vec![name.to_owned()];
+    match Summary::of(figures) {
+        Some(Summary { p50, min, max, .. }) => {
+            row.extend([p50, min, max].map(|figure| format!("{figure:.digits$}")));
+        }
+        None => row.extend(["–", "–", "–"].map(str::to_owned)),
+    }
+    row
+}
+
+fn engines(figures: &Figures) -> Table {
+    let engines = &figures.engines;
+    Table {
+        title: "A run of one turn, on each engine and without any",
+        head: vec!["", "p50", "min", "max"],
+        rows: vec![
+            spread("the bare agent, ms", &engines.bare_ms, 0),
+            spread("through the service, local engine, ms", &engines.local.runs_ms, 0),
+            spread("through the service, Docker Engine, ms", &engines.docker.runs_ms, 0),
+            spread("local − bare, round by round, ms", &engines.local_over_bare_ms(), 0),
+            spread("Docker − bare, round by round, ms", &engines.docker_over_bare_ms(), 0),
+            spread("sandbox start, local engine, ms", &engines.local.starts_ms, 1),
+            spread("sandbox start, Docker Engine, ms", &engines.docker.starts_ms, 1),
+        ],
+    }
+}
+
 fn pairs(figures: &Figures) -> Table {
     let (service, script) = figures.totals_ms();
-    let row = |name: &str, figures: &[f64], digits: usize| {
-        let mut row = vec![name.to_owned()];
-        match Summary::of(figures) {
-            Some(Summary { p50, min, max, .. }) => {
-                row.extend([p50, min, max].map(|figure| format!("{figure:.digits$}")));
-            }
-            None => row.extend(["–", "–", "–"].map(str::to_owned)),
-        }
-        row
-    };
     Table {
         title: "The job",
         head: vec!["", "p50", "min", "max"],
         rows: vec![
-            row("through the service, ms", &service, 0),
-            row("by the script, ms", &script, 0),
-            row("service / script, pair by pair", &figures.ratios(), 3),
-            row("service − script, pair by pair, ms", &figures.differences_ms(), 0),
-            row("sandbox start, as the server says, ms", &figures.starts_ms, 0),
-            row("`docker run --detach` with the same profile, ms", &figures.bare_starts_ms, 0),
+            spread("through the service, ms", &service, 0),
+            spread("by the script, ms", &script, 0),
+            spread("service / script, pair by pair", &figures.ratios(), 3),
+            spread("service − script, pair by pair, ms", &figures.differences_ms(), 0),
+            spread("sandbox start, as the server says, ms", &figures.starts_ms, 0),
+            spread("`docker run --detach` with the same profile, ms", &figures.bare_starts_ms, 0),
         ],
     }
 }
@@ -194,6 +215,7 @@ mod tests {
             " 1.090 ",
             "| met |",
             "**The job**",
+            "**A run of one turn, on each engine and without any**",
             "service / script",
             "**Latencies, ms**",
         ] {

@@ -12,6 +12,11 @@ pub(crate) const WORDS: &str = "bench-words";
 /// A call that is never answered, so that a slot stays taken.
 pub(crate) const HOLD: &str = "bench-hold";
 
+/// One short reply, and nothing else.
+pub(crate) const TURN: &str = "bench-turn";
+/// The words of [`TURN`].
+pub(crate) const TURN_TEXT: &str = "I am there.";
+
 /// Tool calls of [`LINES`]: with their results, more than 200 lines.
 const TOOL_CALLS: usize = 110;
 /// Words of [`WORDS`].
@@ -34,6 +39,7 @@ pub(crate) fn all(examples: &str) -> anyhow::Result<String> {
         JOB: without_pauses(job),
         LINES: { "prompts": [calls] },
         WORDS: { "prompts": [[{ "text": words.concat(), "chunk_delay_ms": WORD_PACE_MS }]] },
+        TURN: { "prompts": [[{ "text": TURN_TEXT }]] },
         HOLD: { "prompts": [[{ "text": "Never said.", "hang": true }]] },
     });
     Ok(scenarios.to_string())
@@ -74,7 +80,7 @@ mod tests {
         let text = all(EXAMPLES).unwrap();
         let mut catalogue = Catalogue::built_in();
         catalogue.add_text("bench", &text).unwrap();
-        for name in [JOB, LINES, WORDS, HOLD] {
+        for name in [JOB, LINES, WORDS, TURN, HOLD] {
             assert!(catalogue.find(name).is_some(), "{name}");
         }
         let scenarios: Value = serde_json::from_str(&text).unwrap();

@@ -23,6 +23,8 @@ const SCRIPT: &str = include_str!("baseline.sh");
 const GROUND: &str = "/bench";
 /// Where the repository is seen in the container.
 const REPOSITORY: &str = "/repository";
+/// What the script's agent, and the bare one, show the model.
+pub(super) const TOKEN: &str = "bench-key-of-the-script";
 /// File name of the model's socket.
 pub(super) const SOCKET: &str = "model.sock";
 /// The name in the model's URL; the socket leads there, whatever it is.
@@ -334,7 +336,11 @@ fn agent_arguments(workflow: &Workflow, conversation: Uuid) -> anyhow::Result<Ve
     Ok(launch.argv()?)
 }
 
-fn random_uuid() -> anyhow::Result<Uuid> {
+/// A new id of a conversation or message.
+///
+/// # Errors
+/// None in practice: the text is a UUID.
+pub(crate) fn random_uuid() -> anyhow::Result<Uuid> {
     Ok(Uuid::parse(&uuid::Uuid::new_v4().to_string())?)
 }
 

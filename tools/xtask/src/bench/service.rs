@@ -1,18 +1,25 @@
 //! One half of each pair: the job through the service, as a client of its API sees it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 use testkit::api::Api;
+use testkit::engine::Engine;
 use testkit::parts::Parts;
 use testkit::process::{ServerProcess, ServerSpec};
 use testkit::repository;
 
 use super::clock::wall_us;
+use super::proc;
 use super::reader::{Arrival, follow, stamped_line_latencies};
 use super::timeline::{Moment, Timeline};
-use super::{docker, proc};
+
+/// Time limit for a server's sandboxes to go.
+const TIDY: Duration = Duration::from_secs(15);
+/// Time between looks at them.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A running server with a key, as every measurement needs it.
 #[derive(Debug)]
@@ -23,13 +30,15 @@ pub(crate) struct Service {
     pub(crate) process: ServerProcess,
     /// Its API.
     pub(crate) api: Api,
-    /// Its own id, on every sandbox.
-    pub(crate) id: String,
+    engine: Engine,
+    state_dir: PathBuf,
 }
 
 /// What differs between the bench's servers.
 #[derive(Debug, Clone)]
 pub(crate) struct ServiceSpec {
+    /// The engine.
+    pub(crate) engine: Engine,
     /// The state directory.
     pub(crate) state_dir: PathBuf,
     /// The shim.
@@ -64,8 +73,7 @@ impl Service {
     /// It does not start.
     pub(crate) async fn start(parts: &Parts, wanted: &ServiceSpec) -> anyhow::Result<Self> {
         let mut spec = ServerSpec::new(parts, &wanted.state_dir, &wanted.model_url)?;
-        // The script beside it makes a container.
-        spec.set("ENGINE", "docker");
+        spec.set("ENGINE", wanted.engine.name());
         spec.set("MODEL__API_KEY", &wanted.model_key);
         spec.set("SHIM", &wanted.shim.display().to_string());
         spec.set("ALLOW_REPO", &wanted.repositories.display().to_string());
@@ -73,9 +81,7 @@ impl Service {
         let key = spec.create_key()?;
         let process = spec.start().await?;
         let api = Api::new(&process.base, &key)?;
-        let id =
-            std::fs::read_to_string(wanted.state_dir.join("server_id")).context("the server has no id")?;
-        Ok(Self { spec, process, api, id: id.trim().to_owned() })
+        Ok(Self { spec, process, api, engine: wanted.engine, state_dir: wanted.state_dir.clone() })
     }
 
     /// Does a run, from the request to the end of its stream, and checks that it succeeded.
@@ -126,7 +132,13 @@ impl Service {
     /// # Errors
     /// One stays.
     pub(crate) async fn wait_tidy(&self) -> anyhow::Result<()> {
-        docker::wait_tidy(&self.spec.parts, &self.id).await
+        let gone = async {
+            while !self.engine.sandboxes(&self.spec.parts, &self.state_dir)?.is_empty() {
+                tokio::time::sleep(LOOK).await;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(TIDY, gone).await.context("the server did not take its sandboxes away")?
     }
 
     /// Ends the server, and removes what a broken measurement has left of its sandboxes.
@@ -134,10 +146,8 @@ impl Service {
     /// # Errors
     /// It does not end, or the engine refuses.
     pub(crate) async fn close(mut self) -> anyhow::Result<()> {
-        let parts = self.spec.parts.clone();
-        let id = self.id.clone();
         let ended = self.process.terminate().await;
-        docker::remove_sandboxes(&parts, &id).await?;
+        self.engine.remove_all(&self.spec.parts, &self.state_dir)?;
         ended.map(drop)
     }
 }

@@ -6,12 +6,13 @@ use anyhow::Context;
 use caisson_domain::workflow::Workflow;
 use scripted_model::{KeyDigest, Options, Record, ScriptedModel};
 use tempfile::TempDir;
+use testkit::engine::Engine;
 use testkit::parts::Parts;
 
 use super::script::{Script, ScriptSpec};
 use super::service::{Service, ServiceSpec, make_repository};
 use super::timeline::{Moment, Timeline};
-use super::{docker, scenarios};
+use super::{docker, scenarios, script};
 
 /// The task, as the demo gives it.
 pub(crate) const TASK: &str =
@@ -22,8 +23,6 @@ const WORKFLOW: &str = include_str!("../../../../workflows/bug-fixer.md");
 const EXAMPLES: &str = include_str!("../../../../examples/cart.scenario.json");
 /// The model's key, which the service's gateway shows it. It opens nothing else.
 const SERVICE_KEY: &str = "bench-key-of-the-service";
-/// What the script's agent shows the model.
-const SCRIPT_KEY: &str = "bench-key-of-the-script";
 
 /// What is started before anything is measured.
 #[derive(Debug)]
@@ -65,7 +64,7 @@ impl Stage {
             image: sandbox_image(parts, &root)?,
             agent_version: agent_version.clone(),
             workflow: Workflow::parse(WORKFLOW)?,
-            token: SCRIPT_KEY.to_owned(),
+            token: script::TOKEN.to_owned(),
             prompt: TASK.to_owned(),
         };
         let script = Script::make(parts, &root.join("script"), project, spec)?;
@@ -73,13 +72,14 @@ impl Stage {
             unix: Some(script.socket()),
             inline_scenarios: vec![scenarios::all(EXAMPLES)?],
             default_scenario: scenarios::JOB.to_owned(),
-            required_keys: vec![KeyDigest::of(SERVICE_KEY), KeyDigest::of(SCRIPT_KEY)],
+            required_keys: vec![KeyDigest::of(SERVICE_KEY), KeyDigest::of(script::TOKEN)],
             ..Options::default()
         })
         .await?;
         let repositories = root.join("repositories");
         let repository = make_repository(&repositories, project)?;
         let service = ServiceSpec {
+            engine: Engine::Docker,
             state_dir: root.join("state"),
             shim,
             model_url: model.base_url().to_owned(),
@@ -125,10 +125,14 @@ impl Stage {
     pub(crate) async fn close(self) -> anyhow::Result<()> {
         let mut gone = docker::remove_labelled(&self.parts, docker::LABEL, &self.id).await;
         // A measurement that broke off has left the sandboxes of its servers, which end with it.
-        for state in ["state", "stand-in"] {
+        for state in ["state", "stand-in", "state-docker"] {
             if let Ok(server) = std::fs::read_to_string(self.root().join(state).join("server_id")) {
                 gone = gone.and(docker::remove_sandboxes(&self.parts, server.trim()).await);
             }
+        }
+        let local = self.root().join("state-local");
+        if local.join("local").is_dir() {
+            gone = gone.and(Engine::Local.remove_all(&self.parts, &local));
         }
         self.model.shutdown().await;
         let path = self.directory.path().to_owned();

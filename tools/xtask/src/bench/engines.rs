@@ -6,10 +6,10 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use caisson_claude::{EnvironmentSpec, environment, user_prompt};
+use caisson_claude::{EnvironmentSpec, Line, environment, parse, user_prompt};
 use serde_json::Value;
 use testkit::engine::Engine;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
 
 use super::service::{Service, ServiceSpec, scenario_body};
 use super::stage::Stage;
@@ -23,7 +23,7 @@ const TURN: Duration = Duration::from_mins(1);
 /// What came of the rounds; each series has a figure for every round, in milliseconds.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Engines {
-    /// The bare agent, from its start to its end.
+    /// The bare agent, from its start until it has printed its result.
     pub(crate) bare_ms: Vec<f64>,
     /// On the local engine.
     pub(crate) local: OnEngine,
@@ -132,7 +132,7 @@ async fn in_turn(stage: &Stage, local: &Service, docker: &Service, rounds: u32) 
     Ok(engines)
 }
 
-/// The agent as a person would start it, with a fresh home and straight to the model: from its start to its end.
+/// The agent as a person would start it, with a fresh home and straight to the model: from its start to its result.
 async fn bare_turn(stage: &Stage, round: u32) -> anyhow::Result<f64> {
     let directory = stage.root().join("bare").join(round.to_string());
     let [home, workspace, tmpdir] = ["home", "workspace", "tmp"].map(|name| directory.join(name));
@@ -146,20 +146,26 @@ async fn bare_turn(stage: &Stage, round: u32) -> anyhow::Result<f64> {
     let mut input = child.stdin.take().context("the agent has no standard input")?;
     input.write_all(prompt.as_bytes()).await?;
     drop(input);
-    let ended = tokio::time::timeout(TURN, child.wait_with_output()).await;
-    let output = ended.with_context(|| format!("the bare agent took longer than {TURN:?}"))??;
+    let output = child.stdout.take().context("the agent has no standard output")?;
+    let turn = tokio::time::timeout(TURN, result_line(output));
+    let said = turn.await.with_context(|| format!("the bare agent took longer than {TURN:?}"))??;
     let taken_ms = asked.elapsed().as_secs_f64() * 1000.0;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let answered =
-        said.lines().any(|line| line.contains("\"type\":\"result\"") && line.contains(scenarios::TURN_TEXT));
-    let complained = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success() && answered,
-        "the bare agent failed ({}): {said}{complained}",
-        output.status
-    );
+    ensure!(said.contains(scenarios::TURN_TEXT), "the bare agent said something else: {said}");
+    let status = tokio::time::timeout(TURN, child.wait()).await.context("the bare agent did not end")??;
+    ensure!(status.success(), "the bare agent ended with {status}");
     fs::remove_dir_all(directory)?;
     Ok(taken_ms)
+}
+
+/// The line with which the agent ends its turn.
+async fn result_line(output: impl AsyncRead + Unpin) -> anyhow::Result<String> {
+    let mut lines = BufReader::new(output).lines();
+    while let Some(line) = lines.next_line().await? {
+        if matches!(parse(line.as_bytes()), Line::Result(_)) {
+            return Ok(line);
+        }
+    }
+    anyhow::bail!("the bare agent ended without a result")
 }
 
 fn agent(stage: &Stage, home: &Path, tmpdir: &Path) -> anyhow::Result<tokio::process::Command> {
@@ -184,7 +190,7 @@ fn agent(stage: &Stage, home: &Path, tmpdir: &Path) -> anyhow::Result<tokio::pro
         .env("IS_SANDBOX", "1")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
+        .stderr(Stdio::inherit())
         .kill_on_drop(true);
     Ok(command)
 }

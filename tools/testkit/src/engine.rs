@@ -85,6 +85,56 @@ impl Engine {
     }
 }
 
+/// Host process id of the supervisor of a local sandbox.
+///
+/// # Errors
+/// There is none.
+pub fn supervisor(state_dir: &Path, sandbox: &str) -> anyhow::Result<u32> {
+    let file = state_dir.join("local").join(sandbox).join("supervisor.json");
+    let pid = serde_json::from_slice::<Value>(&std::fs::read(file)?)?["pid"].as_u64();
+    Ok(u32::try_from(pid.context("no supervisor")?)?)
+}
+
+/// Host process id of a process's parent.
+///
+/// # Errors
+/// It has ended.
+pub fn parent(pid: u32) -> anyhow::Result<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name before the last parenthesis may hold anything.
+    let fields = stat.rsplit_once(')').context("an odd /proc/PID/stat")?.1;
+    Ok(fields.split_ascii_whitespace().nth(1).context("no parent")?.parse()?)
+}
+
+/// What this machine still has of a sandbox: processes whose argument list names it, control groups and mounts.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn leftovers(sandbox: &str) -> anyhow::Result<Vec<String>> {
+    let mut left = Vec::new();
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line);
+        if line.contains(sandbox) {
+            left.push(line.replace('\0', " "));
+        }
+    }
+    let mut directories = vec![std::path::PathBuf::from("/sys/fs/cgroup")];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if entry.file_name().to_string_lossy().contains(sandbox) {
+                    left.push(entry.path().display().to_string());
+                }
+                directories.push(entry.path());
+            }
+        }
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    left.extend(mounts.lines().filter(|line| line.contains(sandbox)).map(str::to_owned));
+    Ok(left)
+}
+
 /// Tells a sandbox's supervisor to end, and with it the sandbox, and waits until it has.
 fn end_supervisor(record: &Path, sandbox: &str) -> anyhow::Result<()> {
     let Ok(text) = std::fs::read(record.join("supervisor.json")) else { return Ok(()) };

@@ -171,6 +171,15 @@ pub enum MountFault {
     /// It is relative.
     #[error("is not an absolute path")]
     Relative,
+    /// What it names depends on links on its way.
+    #[error("holds `..`; write the path without it")]
+    Upwards,
+    /// A sandbox has something of its own there.
+    #[error("is at, above or below {0}, which every sandbox has of its own; choose another place for it")]
+    Reserved(&'static str),
+    /// A sandbox may never see it.
+    #[error("leads to {path}, which no sandbox may see", path = .0.display())]
+    Hidden(PathBuf),
     /// It is not UTF-8, and an engine's API is JSON.
     #[error("is not UTF-8")]
     NotText,

@@ -49,6 +49,8 @@ pub struct LocalConfig {
     pub read_only: Vec<PathBuf>,
     /// Directories that every sandbox sees, read-only and at the same place, and whose `bin` comes first in its search path.
     pub toolchains: Vec<PathBuf>,
+    /// Directories that may not be among those, nor within or around them: the server's own. Absolute, without links.
+    pub private: Vec<PathBuf>,
     /// Whether control groups are used where they can be had.
     pub control_groups: bool,
     /// The program that calls [`supervise`], and the arguments that make it do so; the sandbox's id is added.
@@ -73,8 +75,8 @@ impl LocalEngine {
     /// [`EngineError::BadSpec`] if a path that sandboxes are to see cannot be shown, and [`EngineError::Refused`] if the records'
     /// directory cannot be made.
     pub fn open(mut config: LocalConfig, server: ServerId) -> Result<Self, EngineError> {
-        shown::check(&config.read_only, "read_only")?;
-        shown::check_toolchains(&config.toolchains)?;
+        shown::check(&config.read_only, "read_only", &config.private)?;
+        shown::check_toolchains(&config.toolchains, &config.private)?;
         lifecycle::make_records(&config.records_dir)?;
         config.records_dir = config
             .records_dir

@@ -1,13 +1,15 @@
 //! Limits of one sandbox by control groups, where they can be had.
 //!
 //! Version 1 has a hierarchy for each controller, version 2 one for all. A server that is root makes its groups right below the
-//! roots that it sees; one that is not needs a group that was delegated to it (systemd's `Delegate=yes`).
+//! roots that it sees, unless one of version 2 was delegated to it (systemd's `Delegate=yes`); one that is not needs that.
 
 mod v1;
 mod v2;
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
@@ -73,12 +75,14 @@ impl Controllers {
         }
     }
 
-    /// Makes a group with its limits; none where there are no groups. A group that cannot have all its limits is removed again.
+    /// Makes a group with its limits; none where there are no groups. A group that cannot have all its limits is removed again,
+    /// and so is an empty one that an earlier attempt left, whose limits nobody knows.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel refuses, or a group of that name has processes in it.
     pub(crate) fn make(&self, name: &str, limits: &ResourceLimits) -> io::Result<Option<Group>> {
         let Some(group) = self.group(name) else { return Ok(None) };
+        group.clear_leftover()?;
         let made = match &group {
             Group::V1(directories) => directories.make(limits),
             Group::V2 { directory } => v2::make(directory, limits),
@@ -113,6 +117,18 @@ impl Group {
             Self::V1(directories) => directories.all().to_vec(),
             Self::V2 { directory } => vec![directory],
         }
+    }
+
+    /// Removes it if it is there and empty.
+    fn clear_leftover(&self) -> io::Result<()> {
+        let processes = self.processes()?;
+        if !processes.is_empty() {
+            let count = processes.len();
+            return Err(io::Error::other(format!(
+                "its control group exists and has {count} processes in it"
+            )));
+        }
+        self.remove()
     }
 
     /// Puts a process into it.
@@ -246,8 +262,26 @@ impl Mount {
             return None;
         }
         let options = behind.nth(1)?.split(',').map(str::to_owned).collect();
-        Some(Self { root: (*before.get(3)?).into(), place: (*before.get(4)?).into(), kind, options })
+        Some(Self { root: unescaped(before.get(3)?), place: unescaped(before.get(4)?), kind, options })
     }
+}
+
+/// A path of a `mountinfo`, in which the kernel writes blanks, tabs, line feeds and backslashes as three octal digits behind a
+/// backslash.
+fn unescaped(text: &str) -> PathBuf {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, behind @ ..] = rest {
+        let octal = match (first, behind) {
+            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..]) => {
+                Some((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'))
+            }
+            _ => None,
+        };
+        bytes.push(octal.unwrap_or(*first));
+        rest = if octal.is_some() { &behind[3..] } else { behind };
+    }
+    PathBuf::from(OsString::from_vec(bytes))
 }
 
 /// CPU time of each period, in microseconds. Always written, also if it is more than the machine has: how many cores this

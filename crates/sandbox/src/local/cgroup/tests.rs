@@ -178,6 +178,66 @@ fn a_server_that_is_root_makes_one_group_below_the_root() {
 }
 
 #[test]
+fn a_server_that_is_root_uses_the_group_that_is_delegated_to_it() {
+    let own = "system.slice/caisson.service";
+    let file = |name: &str| format!("{own}/{name}");
+    let (root, mounts) = unified(&[
+        ("cgroup.controllers", ALL),
+        ("cgroup.subtree_control", "cpu memory pids\n"),
+        ("caisson/cgroup.subtree_control", "cpu memory pids\n"),
+        (&file("cgroup.subtree_control"), "cpu memory pids\n"),
+        (&file("server/cgroup.procs"), ""),
+    ]);
+    let (base, line) = (root.path().join(own), format!("0::/{own}\n"));
+    assert_eq!(v2::find(&mounts, &line), Ok(root.path().join("caisson")), "nobody says that it is delegated");
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(&base, "user.delegate", b"1", flags).unwrap();
+    for moved in [line, format!("0::/{own}/server\n")] {
+        assert_eq!(v2::find(&mounts, &moved), Ok(base.clone()));
+    }
+    assert_eq!(fs::read_to_string(base.join("server/cgroup.procs")).unwrap(), "0");
+    // What cannot be used, though it is said to be, does not leave a root server without limits.
+    fs::remove_file(base.join("cgroup.subtree_control")).unwrap();
+    assert_eq!(v2::find(&mounts, &format!("0::/{own}\n")), Ok(root.path().join("caisson")));
+}
+
+#[test]
+fn paths_of_mounts_are_read_as_the_kernel_writes_them() {
+    let line = r"35 25 0:30 /a\040b /sys/fs/c\134g\011x rw - cgroup2 none rw";
+    let mounts = Mount::all(line);
+    assert_eq!(mounts[0].root, Path::new("/a b"));
+    assert_eq!(mounts[0].place, Path::new("/sys/fs/c\\g\tx"));
+    assert_eq!(unescaped(r"\04 \480 \"), Path::new(r"\04 \480 \"), "what is no escape stays");
+}
+
+#[test]
+fn a_group_that_was_left_is_made_anew_and_one_in_use_is_not_taken() {
+    let controllers = Controllers::find();
+    if let Controllers::None { reason } = &controllers {
+        return skipped(reason);
+    }
+    let name = format!("test_left_{}", std::process::id());
+    let few = ResourceLimits { pids: 7, ..ResourceLimits::default() };
+    let group = controllers.make(&name, &few).unwrap().unwrap();
+    let pids = |group: &Group| {
+        let found = group.directories().into_iter().map(|directory| directory.join("pids.max"));
+        fs::read_to_string(found.into_iter().find(|file| file.exists()).unwrap()).unwrap()
+    };
+    assert_eq!(pids(&group).trim(), "7");
+    let again = controllers.make(&name, &ResourceLimits { pids: 9, ..few }).unwrap().unwrap();
+    assert_eq!((&again, pids(&again).trim()), (&group, "9"));
+    let mut child = start("/bin/sleep", &["600"]);
+    group.add(pid(&child)).unwrap();
+    let error = controllers.make(&name, &few).unwrap_err();
+    assert!(error.to_string().contains("has 1 processes in it"), "{error}");
+    assert_eq!(pids(&group).trim(), "9", "nothing about it has changed");
+    let waiting = std::thread::spawn(move || child.wait().unwrap());
+    group.kill().unwrap();
+    waiting.join().unwrap();
+    group.remove().unwrap();
+}
+
+#[test]
 fn a_delegated_group_is_left_for_one_below_it_first() {
     // Nobody may write to the root's file here: it is not there.
     let own = "system.slice/caisson.service";
@@ -217,7 +277,9 @@ fn limits_and_usage_of_version_2_are_written_and_read_where_the_kernel_has_them(
     ]);
     let directory = root.path().join("g");
     let limits = ResourceLimits { memory_bytes: 1 << 30, pids: 99, cpu_millis: 500, tmp_bytes: 1 << 20 };
-    v2::make(&directory, &limits).unwrap();
+    let exists = v2::make(&directory, &limits).unwrap_err();
+    assert_eq!(exists.kind(), io::ErrorKind::AlreadyExists, "what is there is somebody's");
+    v2::limit(&directory, &limits).unwrap();
     let read = |name: &str| fs::read_to_string(directory.join(name)).unwrap();
     assert_eq!(
         (read("memory.max"), read("memory.swap.max"), read("pids.max")),

@@ -77,12 +77,12 @@ impl Directories {
     }
 
     pub(super) fn make(&self, limits: &ResourceLimits) -> io::Result<()> {
+        let mut made: Vec<&Path> = Vec::new();
         for directory in self.all() {
-            match fs::create_dir(directory) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(named(&error, directory));
-                }
-                Ok(()) | Err(_) => {}
+            // Two controllers may share a hierarchy; what else is there already is not ours.
+            if !made.contains(&directory) {
+                fs::create_dir(directory).map_err(|error| named(&error, directory))?;
+                made.push(directory);
             }
         }
         let memory = limits.memory_bytes.to_string();

@@ -15,6 +15,8 @@ const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 const WEIGHT: &str = "50";
 /// The group into which a server moves itself.
 const OWN: &str = "server";
+/// Extended attributes by which systemd says that a group is delegated, for services of the system and of a user.
+const DELEGATED: [&str; 2] = ["trusted.delegate", "user.delegate"];
 /// The group of a server that is root and has none delegated.
 const ROOT_GROUP: &str = "caisson";
 
@@ -46,16 +48,32 @@ pub(super) fn find(mounts: &[Mount], own: &str) -> Result<PathBuf, String> {
             .and_then(|()| write(&base.join("cpu.weight"), WEIGHT))
             .map(|()| base)
     };
-    by_root()
-        .or_else(|_| delegated(&own, &mount.place))
-        .map_err(|error| format!("no control group is delegated to this server: {error}"))
+    let base = if is_delegated(&own) {
+        delegated(&own, &mount.place).or_else(|_| by_root())
+    } else {
+        by_root().or_else(|_| delegated(&own, &mount.place))
+    };
+    base.map_err(|error| format!("no control group is delegated to this server: {error}"))
+}
+
+/// Whether systemd says that the group of this process, or the one above that it has moved from, is for its own use. What is
+/// not said so belongs to somebody who may remove or change it (systemd.resource-control(5), since version 251).
+fn is_delegated(own: &Path) -> bool {
+    let base = delegated_base(own);
+    DELEGATED.iter().any(|name| {
+        let mut value = [0; 1];
+        rustix::fs::getxattr(base, *name, &mut value).is_ok_and(|length| value.get(..length) == Some(b"1"))
+    })
+}
+
+/// The group that was given to a process that may have moved below it already, by itself or by systemd's `DelegateSubgroup=`.
+fn delegated_base(own: &Path) -> &Path {
+    if own.file_name().is_some_and(|name| name == OWN) { own.parent().unwrap_or(own) } else { own }
 }
 
 /// A group that was given to this process: it moves into one below, and hands the controllers on to the others.
 fn delegated(own: &Path, top: &Path) -> io::Result<PathBuf> {
-    // Moved already, by this process or by systemd's `DelegateSubgroup=`.
-    let base =
-        if own.file_name().is_some_and(|name| name == OWN) { own.parent().unwrap_or(own) } else { own };
+    let base = delegated_base(own);
     if !base.starts_with(top) {
         return Err(io::ErrorKind::NotFound.into());
     }
@@ -87,7 +105,12 @@ fn make_directory(directory: &Path) -> io::Result<()> {
 
 /// Makes a group with its limits.
 pub(super) fn make(directory: &Path, limits: &ResourceLimits) -> io::Result<()> {
-    make_directory(directory)?;
+    fs::create_dir(directory).map_err(|error| named(&error, directory))?;
+    limit(directory, limits)
+}
+
+/// Writes a group's limits.
+pub(super) fn limit(directory: &Path, limits: &ResourceLimits) -> io::Result<()> {
     write(&directory.join("memory.max"), &limits.memory_bytes.to_string())?;
     // Kernels without swap lack the file.
     let swap = directory.join("memory.swap.max");

@@ -93,6 +93,7 @@ fn open(places: &Places, server: &ServerId, change: impl FnOnce(&mut LocalConfig
         bubblewrap: None,
         read_only: Vec::new(),
         toolchains: Vec::new(),
+        private: Vec::new(),
         control_groups: true,
         supervisor: (env!("CARGO_BIN_EXE_caisson-supervise").into(), Vec::new()),
     };

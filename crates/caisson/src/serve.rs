@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,6 @@ use caisson_domain::workflow::Workflow;
 use caisson_gateway::{Gateway, GatewayConfig, GitIdentity};
 use caisson_store::{Clock, Store};
 use caisson_worker::{Parts, Probe, Timing, UidPlan, Worker, WorkerConfig};
-use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,6 +25,7 @@ use crate::engines::ActiveEngine;
 use crate::inputs::{self, Inputs};
 use crate::server_id::server_id;
 use crate::settings::Settings;
+use crate::shim::install_shim;
 
 /// How long a stopping server waits for its tasks.
 const STOP_WAIT: Duration = Duration::from_secs(10);
@@ -192,6 +192,8 @@ fn worker_config(
     } else {
         UidPlan::Fixed { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() }
     };
+    let copies = settings.state_dir.join("shim");
+    make_directory(&copies)?;
     Ok(WorkerConfig {
         server: id.clone(),
         engine_name: engine.name().to_owned(),
@@ -199,29 +201,12 @@ fn worker_config(
         state_dir: settings.state_dir.clone(),
         default_image: engine.default_image(),
         weaknesses: engine.weaknesses(),
-        shim: install_shim(settings, shim)?,
+        shim: install_shim(&copies, shim)?,
         agent_dir: Some(agents.directory(&settings.agent_version)),
         uids,
         min_free_disk_bytes: settings.min_free_disk_mib.saturating_mul(1024 * 1024),
         timing: Timing::default(),
     })
-}
-
-/// Copies the shim into the state directory under its content's hash: a living sandbox keeps the one it was started
-/// with, whatever is built or installed later.
-fn install_shim(settings: &Settings, shim: &Path) -> anyhow::Result<PathBuf> {
-    let bytes = fs::read(shim)?;
-    let hash = hex::encode(Sha256::digest(&bytes));
-    let directory = settings.state_dir.join("shim");
-    make_directory(&directory)?;
-    let place = directory.join(&hash[..16]);
-    if !place.is_file() {
-        let staged = tempfile::NamedTempFile::new_in(&directory)?;
-        fs::write(staged.path(), bytes)?;
-        fs::set_permissions(staged.path(), fs::Permissions::from_mode(0o555))?;
-        staged.persist(&place).context("the shim cannot be installed")?;
-    }
-    Ok(place)
 }
 
 /// What keeps this server from placing runs, asked again and again by the worker.

@@ -67,14 +67,46 @@ fn test_modules(path: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The lines of a file up to its unit tests.
+/// The lines of a file, those of its unit tests left empty.
 fn product_lines(path: &Path) -> Vec<String> {
     let of_tests = path.components().any(|part| part.as_os_str() == "tests");
     if of_tests || path.to_string_lossy().ends_with("_tests.rs") || path.ends_with("tests.rs") {
         return Vec::new();
     }
     let text = fs::read_to_string(path).unwrap();
-    text.lines().take_while(|line| line.trim() != "#[cfg(test)]").map(str::to_owned).collect()
+    without_tests(&text)
+}
+
+/// Empties every item behind `#[cfg(test)]`, as rustfmt lays it out: up to the line that closes it.
+fn without_tests(text: &str) -> Vec<String> {
+    let mut kept = Vec::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let indent = &line[..line.len() - line.trim_start().len()];
+        if line.trim() != "#[cfg(test)]" {
+            kept.push(line.to_owned());
+            continue;
+        }
+        kept.push(String::new());
+        for line in lines.by_ref() {
+            kept.push(String::new());
+            let Some(rest) = line.strip_prefix(indent) else { continue };
+            let same_level = !rest.starts_with([' ', '#']);
+            if same_level && (rest.starts_with('}') || rest.ends_with([';', '}'])) {
+                break;
+            }
+        }
+    }
+    kept
+}
+
+#[test]
+fn what_comes_behind_a_files_tests_is_looked_at_as_well() {
+    let text = "a\n#[cfg(test)]\n#[path = \"x.rs\"]\nmod tests;\nb\n    #[cfg(test)]\n    fn t() {\n        c();\n    }\n    d\n\
+                #[cfg(test)]\nmod tests {\n    use x;\n\n    fn e() {}\n}\nf\n";
+    let kept: Vec<_> = without_tests(text).into_iter().filter(|line| !line.is_empty()).collect();
+    assert_eq!(kept, ["a", "b", "    d", "f"]);
+    assert_eq!(without_tests(text).len(), text.lines().count(), "lines keep their numbers");
 }
 
 /// `path:line: text` of every product line for which `bad` says yes.

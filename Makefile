@@ -4,8 +4,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MODEL ?= scripted
 ENGINE ?= auto
+SECONDS_EACH ?= 30
 
-.PHONY: help demo test build setup bench lint deny engine-stop clean
+.PHONY: help demo test build setup bench adversary fuzz lint deny engine-stop clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +28,13 @@ test: setup ## Run every test: formatting, lints, unit, conformance, engine, end
 bench: setup ## Measure against a shell script that does the same, in one run (docs/benchmarks.md; FLAGS=--write puts the figures there)
 	cargo build --quiet --locked --release -p caisson -p xtask
 	source .caisson/env && target/release/xtask bench $(FLAGS)
+
+adversary: setup ## Have the real agent try every way out of a real sandbox, each with a control without its wall (as root)
+	cargo build --quiet --locked -p xtask
+	source .caisson/env && target/debug/xtask adversary $(FLAGS)
+
+fuzz: ## Feed the parsers of strangers' bytes with libFuzzer (SECONDS_EACH=30)
+	scripts/fuzz $(SECONDS_EACH)
 
 lint: ## Formatting and lints alone
 	cargo fmt --all --check

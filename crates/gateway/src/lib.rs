@@ -13,6 +13,8 @@ mod bounds;
 mod config;
 mod control;
 mod doors;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod git;
 mod grants;
 mod hold;

@@ -47,6 +47,8 @@ pub struct World {
 pub struct WorldSpec {
     /// The scenario of requests whose prompt names none.
     pub scenario: String,
+    /// Further scenarios, as JSON text.
+    pub scenarios: Vec<String>,
     /// Factor on the scenario's delays.
     pub delay_scale: f64,
     /// Further `CAISSON_*` variables, without the prefix.
@@ -59,7 +61,13 @@ impl WorldSpec {
     /// A world without delays in which the bug of the cart is fixed.
     #[must_use]
     pub fn on(engine: Engine) -> Self {
-        Self { scenario: "cart".to_owned(), delay_scale: 0.0, variables: Vec::new(), engine }
+        Self {
+            scenario: "cart".to_owned(),
+            scenarios: Vec::new(),
+            delay_scale: 0.0,
+            variables: Vec::new(),
+            engine,
+        }
     }
 }
 
@@ -72,6 +80,7 @@ impl World {
         let directory = tempfile::tempdir()?;
         let model = ScriptedModel::start(Options {
             scenarios: vec![Path::new(EXAMPLES).to_owned()],
+            inline_scenarios: wanted.scenarios,
             default_scenario: wanted.scenario,
             required_keys: vec![KeyDigest::of(MODEL_KEY)],
             delay_scale: DelayScale::new(wanted.delay_scale)?,

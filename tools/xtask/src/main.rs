@@ -1,5 +1,6 @@
-//! Work around the workspace that is neither a build nor a test: measuring.
+//! Work around the workspace that is neither a build nor a test: measuring, and attacking.
 
+mod adversary;
 mod bench;
 
 use std::process::ExitCode;
@@ -19,6 +20,8 @@ struct Arguments {
 enum Task {
     /// Measure the service against a shell script that does the same steps, and print the figures.
     Bench(bench::Options),
+    /// Try every way out of a sandbox, each with a control without its wall.
+    Adversary(adversary::Options),
 }
 
 /// What a shell sees when the task could not be done at all; a bar that is missed is told by 1.
@@ -35,8 +38,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(Task::Bench(options): &Task) -> anyhow::Result<bool> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(bench::run(options))
+fn run(task: &Task) -> anyhow::Result<bool> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    match task {
+        Task::Bench(options) => runtime.block_on(bench::run(options)),
+        Task::Adversary(options) => runtime.block_on(adversary::run(options)),
+    }
 }
 
 #[expect(clippy::print_stderr, reason = "why a task failed is for whoever started it")]

@@ -2,6 +2,8 @@
 
 mod artifacts;
 mod deltas;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod journal;
 mod record;
 

@@ -2,6 +2,8 @@
 //! alone.
 
 mod fault;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod http;
 mod inflate;
 mod local;

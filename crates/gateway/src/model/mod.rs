@@ -1,6 +1,8 @@
 //! `/model`: the model API, bytes unchanged, real key added, usage metered.
 
 mod account;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod meter;
 mod request;
 mod sse;

@@ -301,6 +301,17 @@ pub fn is_plain(path: &str) -> bool {
         && !path.split('/').any(|part| matches!(part, "." | ".."))
 }
 
+/// The longest path that both are or lie below.
+#[must_use]
+pub fn common_path(one: &str, other: &str) -> String {
+    if one == other {
+        return one.to_owned();
+    }
+    let shared = one.bytes().zip(other.bytes()).take_while(|(one, other)| one == other).count();
+    let end = one.as_bytes()[..shared].iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+    if end == 0 { "/".to_owned() } else { one[..end].to_owned() }
+}
+
 /// Whether the path can stand in a rule.
 fn is_writable(path: &str) -> bool {
     path.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'#' | b'?' | b'"' | b'<' | b'>' | b'`'))

@@ -212,3 +212,20 @@ fn ranges_hold_what_has_their_prefix() {
         assert!(bad.parse::<AddressRange>().is_err(), "{bad}");
     }
 }
+
+#[test]
+fn paths_have_whole_parts_in_common() {
+    for (one, other, shared) in [
+        ("/a/b", "/a/b", "/a/b"),
+        ("/a/b", "/a/c", "/a/"),
+        ("/a/bc", "/a/b", "/a/"),
+        ("/a/", "/a/b", "/a/"),
+        ("/a", "/b", "/"),
+        ("/a/b/c", "/a/x/c", "/a/"),
+        ("*", "/b", "/"),
+        ("/\u{e9}/x", "/\u{ea}/x", "/"),
+    ] {
+        assert_eq!(common_path(one, other), shared);
+        assert_eq!(common_path(other, one), shared);
+    }
+}

@@ -53,13 +53,16 @@ pub struct WorldSpec {
     pub variables: Vec<(String, String)>,
     /// What makes the sandboxes.
     pub engine: Engine,
+    /// Further files of scenarios.
+    pub scenarios: Vec<PathBuf>,
 }
 
 impl WorldSpec {
     /// A world without delays in which the bug of the cart is fixed.
     #[must_use]
     pub fn on(engine: Engine) -> Self {
-        Self { scenario: "cart".to_owned(), delay_scale: 0.0, variables: Vec::new(), engine }
+        let (variables, scenarios) = (Vec::new(), Vec::new());
+        Self { scenario: "cart".to_owned(), delay_scale: 0.0, variables, engine, scenarios }
     }
 }
 
@@ -71,7 +74,7 @@ impl World {
     pub async fn start(parts: &Parts, wanted: WorldSpec) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let model = ScriptedModel::start(Options {
-            scenarios: vec![Path::new(EXAMPLES).to_owned()],
+            scenarios: std::iter::once(Path::new(EXAMPLES).to_owned()).chain(wanted.scenarios).collect(),
             default_scenario: wanted.scenario,
             required_keys: vec![KeyDigest::of(MODEL_KEY)],
             delay_scale: DelayScale::new(wanted.delay_scale)?,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use caisson_domain::egress::{RULE_PATH_BYTES, Rule, Target, Via, Wanted};
+use caisson_domain::egress::{RULE_PATH_BYTES, Rule, Target, Via, Wanted, common_path};
 use caisson_domain::run::cut;
 use serde_json::{Value, json};
 
@@ -85,7 +85,7 @@ impl Ledger {
         let first = entry.connections == 0;
         entry.connections += 1;
         entry.path = match (entry.path.take(), path) {
-            (Some(known), Some(path)) => Some(common(&known, path)),
+            (Some(known), Some(path)) => Some(common_path(&known, path)),
             (known, path) => known.or_else(|| path.map(str::to_owned)),
         };
         Ok((Arc::clone(&entry.moved), first))
@@ -101,7 +101,7 @@ impl Ledger {
             if let (Some(before), Some(now)) = (&mut known.wanted, wanted)
                 && let (Via::Http { path, .. }, Via::Http { path: new, .. }) = (&mut before.via, &now.via)
             {
-                *path = common(path, cut(new, RULE_PATH_BYTES));
+                *path = common_path(path, cut(new, RULE_PATH_BYTES));
             }
             return Noted::Again;
         }
@@ -194,16 +194,6 @@ fn parts(via: &Via) -> (Option<String>, Option<&str>) {
         Via::Tunnel => (None, None),
         Via::Http { method, path } => (Some(method.clone()), Some(cut(path, RULE_PATH_BYTES))),
     }
-}
-
-/// The longest path that both are or lie below.
-fn common(one: &str, other: &str) -> String {
-    if one == other {
-        return one.to_owned();
-    }
-    let shared = one.bytes().zip(other.bytes()).take_while(|(one, other)| one == other).count();
-    let end = one.as_bytes()[..shared].iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
-    if end == 0 { "/".to_owned() } else { one[..end].to_owned() }
 }
 
 #[cfg(test)]

@@ -89,20 +89,3 @@ fn what_cannot_be_read_is_told_without_what_could_hide_in_it() {
     assert!(host.starts_with("evilx") && host.len() == EXCERPT_BYTES, "{host}");
     assert_eq!((&told["port"], &told["rule"]), (&Value::Null, &Value::Null));
 }
-
-#[test]
-fn paths_have_whole_parts_in_common() {
-    for (one, other, shared) in [
-        ("/a/b", "/a/b", "/a/b"),
-        ("/a/b", "/a/c", "/a/"),
-        ("/a/bc", "/a/b", "/a/"),
-        ("/a/", "/a/b", "/a/"),
-        ("/a", "/b", "/"),
-        ("/a/b/c", "/a/x/c", "/a/"),
-        ("*", "/b", "/"),
-        ("/\u{e9}/x", "/\u{ea}/x", "/"),
-    ] {
-        assert_eq!(common(one, other), shared);
-        assert_eq!(common(other, one), shared);
-    }
-}

@@ -36,6 +36,9 @@ pub(crate) enum Command {
     Artifacts(Artifacts),
     /// Ask for a run's end; its work is saved first.
     Cancel(One),
+    /// Learn where the tools of a run went and wanted to go.
+    #[command(subcommand)]
+    Egress(Egress),
     /// Make, list and revoke API keys, on the server's machine.
     #[command(subcommand)]
     Key(Key),
@@ -204,6 +207,13 @@ pub(crate) struct Artifacts {
     /// File to write the artifact to.
     #[arg(long, short, value_name = "FILE", requires = "name")]
     pub output: Option<PathBuf>,
+}
+
+/// The way outside.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum Egress {
+    /// Print the smallest list of rules that has all that a run used and was denied; look before you allow it.
+    Suggest(One),
 }
 
 /// API keys.

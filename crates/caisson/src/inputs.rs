@@ -9,7 +9,9 @@ use anyhow::{Context, ensure};
 use caisson_domain::git::{AllowList, Repository};
 use caisson_domain::usage::PriceTable;
 use caisson_domain::workflow::Workflow;
-use caisson_gateway::{Gateway, GitCredential, GitUpstreams, ModelCredential, ModelUpstream};
+use caisson_gateway::{
+    EgressUpstreams, Gateway, GitCredential, GitUpstreams, ModelCredential, ModelUpstream,
+};
 
 use crate::settings::{self, Settings};
 
@@ -32,6 +34,10 @@ pub(crate) struct Inputs {
     pub model: ModelUpstream,
     /// The git hosts.
     pub git: GitUpstreams,
+    /// Where tools may go.
+    pub egress: EgressUpstreams,
+    /// What people should know of where tools may go.
+    pub egress_notes: Vec<String>,
     /// The shim's binary.
     pub shim: PathBuf,
 }
@@ -49,6 +55,8 @@ pub(crate) enum Part {
     Repositories,
     /// The git hosts' credentials and certificates.
     GitHosts,
+    /// Where tools may go.
+    Egress,
     /// Whether the gateway takes URLs, credentials, certificates and proxies.
     Gateway,
     /// The workflows.
@@ -57,12 +65,13 @@ pub(crate) enum Part {
 
 impl Part {
     /// All of them, in order.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Shim,
         Self::Model,
         Self::Prices,
         Self::Repositories,
         Self::GitHosts,
+        Self::Egress,
         Self::Gateway,
         Self::Workflows,
     ];
@@ -75,6 +84,7 @@ impl Part {
             Self::Prices => "prices",
             Self::Repositories => "repositories",
             Self::GitHosts => "git hosts",
+            Self::Egress => "egress",
             Self::Gateway => "gateway",
             Self::Workflows => "workflows",
         }
@@ -112,19 +122,33 @@ pub(crate) fn read(settings: &Settings) -> Result<Inputs, Faults> {
     let repositories = faults.keep(Part::Repositories, repositories(settings));
     let allow = repositories.as_ref().map(|(allow, _)| allow.clone()).unwrap_or_default();
     let git = faults.keep(Part::GitHosts, git(settings, allow));
-    if let (Some(model), Some(git)) = (&model, &git) {
+    let egress = faults.keep(Part::Egress, settings.egress.upstreams(&settings.clients));
+    if let (Some(model), Some(git), Some((egress, _))) = (&model, &git, &egress) {
         // The state directory may not be there yet.
         let apart = GitUpstreams { forbidden: Vec::new(), ..git.clone() };
-        faults.keep(Part::Gateway, Gateway::check(model, &apart).map_err(Into::into));
+        faults.keep(Part::Gateway, Gateway::check(model, &apart, egress).map_err(Into::into));
     }
     let workflows = faults.keep(Part::Workflows, workflows(settings.workflows_dir.as_deref()));
-    match (shim, model, prices, repositories, git, workflows) {
-        (Some(shim), Some(model), Some(prices), Some(repositories), Some(git), Some(workflows))
-            if faults.0.is_empty() =>
-        {
-            let (allow, default_repository) = repositories;
-            Ok(Inputs { allow, default_repository, workflows, prices, model, git, shim })
-        }
+    match (shim, model, prices, repositories, git, egress, workflows) {
+        (
+            Some(shim),
+            Some(model),
+            Some(prices),
+            Some((allow, default_repository)),
+            Some(git),
+            Some((egress, egress_notes)),
+            Some(workflows),
+        ) if faults.0.is_empty() => Ok(Inputs {
+            allow,
+            default_repository,
+            workflows,
+            prices,
+            model,
+            git,
+            egress,
+            egress_notes,
+            shim,
+        }),
         _ => Err(faults),
     }
 }

@@ -6,6 +6,7 @@ mod client;
 mod command;
 mod engines;
 mod inputs;
+mod presets;
 mod render;
 mod serve;
 mod server_id;

@@ -101,6 +101,7 @@ impl Account {
             "gateway.denied" => {
                 one(Sign::Bad, format!("denied {}: {}", text(data, "what"), text(data, "remedy")))
             }
+            "egress.denied" => one(Sign::Bad, denied(data)),
             "gateway.upstream_failed" => {
                 one(Sign::Bad, format!("upstream failed: {}", upstream_failed(data)))
             }
@@ -180,6 +181,16 @@ fn sandbox_lines(data: &Value) -> Vec<(Sign, String)> {
             weaknesses.map(|weakness| (Sign::Warn, format!("weaker than it could be: {}", clean(weakness)))),
         )
         .collect()
+}
+
+/// What was denied, and what would allow it.
+fn denied(data: &Value) -> String {
+    let port = data["port"].as_u64().map(|port| format!(":{port}")).unwrap_or_default();
+    let count = data["count"].as_u64().filter(|count| *count > 1);
+    let times = count.map(|count| format!(" ({count} times)")).unwrap_or_default();
+    let rule = data["rule"].as_str().map(|rule| format!("; {} = \"{}\"", text(data, "setting"), clean(rule)));
+    let rule = rule.unwrap_or_default();
+    format!("denied the way to {}{port}: {}{rule}{times}", text(data, "host"), text(data, "reason"))
 }
 
 /// A git host's failure comes with a sentence, the model API's with a kind alone.

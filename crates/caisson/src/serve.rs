@@ -64,6 +64,9 @@ impl Server {
         for weakness in engine.weaknesses() {
             warn!("weaker than it could be: {weakness}");
         }
+        for note in &inputs.egress_notes {
+            warn!("{note}");
+        }
         Gateway::start(gateway_config(&settings, &inputs, &id), store.clone(), &tracker, cancel.clone())
             .await
             .context("the gateway cannot start")?;
@@ -173,6 +176,7 @@ fn gateway_config(settings: &Settings, inputs: &Inputs, id: &ServerId) -> Gatewa
         model: inputs.model.clone(),
         prices: inputs.prices.clone(),
         git: inputs.git.clone(),
+        egress: inputs.egress.clone(),
         identity: GitIdentity {
             name: settings.git.author_name.clone(),
             email: settings.git.author_email.clone(),

@@ -3,6 +3,7 @@
 //! Every key is known; an unknown one is an error. What cannot be read is reported together, and then what does not
 //! fit. Secrets come from files or, for the model's key, a variable; they are never shown.
 
+pub(crate) mod egress;
 mod sources;
 
 use std::net::SocketAddr;
@@ -12,6 +13,8 @@ use anyhow::Context;
 use secrecy::SecretString;
 use serde::Deserialize;
 use url::Url;
+
+use crate::presets::Clients;
 
 /// Everything `caisson serve` can be told.
 #[derive(Debug, Clone, Deserialize)]
@@ -56,6 +59,11 @@ pub(crate) struct Settings {
     pub model: Model,
     /// Git hosts.
     pub git: Git,
+    /// Where tools in sandboxes may go.
+    pub egress: egress::Egress,
+    /// Where the package managers' configuration is, for presets.
+    #[serde(skip)]
+    pub clients: Clients,
 }
 
 /// The Docker Engine.
@@ -210,6 +218,11 @@ impl Settings {
         if settings.docker.host.is_none() {
             settings.docker.host = environment.get("DOCKER_HOST").map(str::to_owned);
         }
+        settings.clients = Clients {
+            root: PathBuf::from("/"),
+            home: environment.get("HOME").filter(|home| !home.is_empty()).map(PathBuf::from),
+            variables: environment.variables.clone(),
+        };
         settings.state_dir = std::path::absolute(&settings.state_dir)?;
         settings.check()?;
         Ok(settings)
@@ -245,6 +258,7 @@ impl Settings {
         if !matches!(self.model.base_url.scheme(), "http" | "https") {
             faults.push(format!("model.base_url \"{}\" is neither http nor https", self.model.base_url));
         }
+        self.egress.check(&mut faults);
         for directory in &self.allow_repo {
             if !directory.is_dir() {
                 faults.push(format!("allow_repo names \"{}\", which is no directory", directory.display()));
@@ -260,6 +274,7 @@ impl Settings {
         .into_iter()
         .flatten()
         .chain(self.git.credentials.iter().map(|credential| &credential.token_file))
+        .chain(self.egress.credentials.iter().map(|credential| &credential.token_file))
         {
             if let Err(error) = std::fs::File::open(file) {
                 faults.push(format!("the file \"{}\" cannot be read: {error}", file.display()));
@@ -294,7 +309,12 @@ fn defaults(
         .set_default("local.toolchains", empty.clone())?
         .set_default("local.control_groups", true)?
         .set_default("model.base_url", "https://api.anthropic.com")?
-        .set_default("git.credentials", empty)?
+        .set_default("git.credentials", empty.clone())?
+        .set_default("egress.allow", empty.clone())?
+        .set_default("egress.presets", empty.clone())?
+        .set_default("egress.allow_private", empty.clone())?
+        .set_default("egress.hosts", empty.clone())?
+        .set_default("egress.credentials", empty)?
         .set_default("git.author_name", "Caisson")?
         .set_default("git.author_email", "caisson@localhost")
 }

@@ -75,9 +75,11 @@ pub enum Refusal {
 /// which takes arguments from `BUN_OPTIONS`.
 const RESERVED_PREFIXES: [&str; 5] = ["ANTHROPIC_", "CLAUDE", "CAISSON_", "LD_", "BUN_"];
 /// Names that tools read for the way outside, in both spellings.
-const PROXIES: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"];
+const PROXIES: [&str; 6] =
+    ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"];
 const NO_PROXIES: [&str; 2] = ["NO_PROXY", "no_proxy"];
-const LOOPBACK: &str = "127.0.0.1,localhost";
+/// The CLI's base URL among it: its own traffic is no tool's.
+const LOOPBACK: &str = "127.0.0.1,localhost,::1";
 
 /// Makes the whole environment of the CLI.
 ///

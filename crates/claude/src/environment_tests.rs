@@ -51,6 +51,8 @@ fn what_steers_the_cli_cannot_be_added() {
         "BUN_OPTIONS",
         "HTTPS_PROXY",
         "http_proxy",
+        "ALL_PROXY",
+        "all_proxy",
         "NO_PROXY",
         "no_proxy",
     ] {

@@ -42,6 +42,12 @@ text_enum! {
         GitPush = "git.push",
         /// T: the gateway refused something. Data: what, rule, remedy.
         GatewayDenied = "gateway.denied",
+        /// T: the gateway refused a tool the way outside. Data: host, port, via, method, path, reason, rule that would
+        /// allow it, message, count.
+        EgressDenied = "egress.denied",
+        /// T: what tools moved since the event before. Data: items of host, port, via, methods, path, connections, sent
+        /// and received bytes.
+        EgressUsed = "egress.used",
         /// T: an upstream behind the gateway failed. Data: which, kind, status.
         GatewayUpstreamFailed = "gateway.upstream_failed",
         /// T: a model call was settled. Data: model, tokens, cost, status, estimated.

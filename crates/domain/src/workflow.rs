@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::egress;
 use crate::id::{NameError, check_name};
 use crate::image::check_image_name;
 use crate::limits;
@@ -94,6 +95,8 @@ pub struct CaissonBlock {
     pub publish: Publish,
     /// Conventional Commits type of the deterministic commit message.
     pub commit_type: String,
+    /// Where tools may go: presets and rules, among what the operator allows. None means all of that, an empty list nothing.
+    pub egress: Option<Vec<String>>,
 }
 
 impl Default for CaissonBlock {
@@ -105,6 +108,7 @@ impl Default for CaissonBlock {
             environment: Vec::new(),
             publish: Publish::Branch,
             commit_type: "chore".to_owned(),
+            egress: None,
         }
     }
 }
@@ -205,6 +209,7 @@ struct CaissonFront {
     environment: Vec<String>,
     publish: Option<Publish>,
     commit_type: Option<String>,
+    egress: Option<Vec<String>>,
 }
 
 /// The resources as written.
@@ -219,7 +224,7 @@ struct ResourcesFront {
 
 impl From<CaissonFront> for CaissonBlock {
     fn from(front: CaissonFront) -> Self {
-        let CaissonFront { image, timeout_s, resources, environment, publish, commit_type } = front;
+        let CaissonFront { image, timeout_s, resources, environment, publish, commit_type, egress } = front;
         let ResourcesFront { memory_mib, pids, cpu_millis, tmp_mib } = resources;
         let default = Self::default();
         Self {
@@ -229,6 +234,7 @@ impl From<CaissonFront> for CaissonBlock {
             environment,
             publish: publish.unwrap_or(default.publish),
             commit_type: commit_type.unwrap_or(default.commit_type),
+            egress,
         }
     }
 }
@@ -309,6 +315,7 @@ impl Workflow {
         self.validate_tools()?;
         self.validate_publish()?;
         self.validate_commit_type()?;
+        self.validate_egress()?;
         self.validate_mcp_servers()
     }
 
@@ -334,6 +341,16 @@ impl Workflow {
             field: "caisson.commit_type",
             reason: format!("\"{kind}\" is not 1 to 20 lower-case letters, such as fix or feat"),
         })
+    }
+
+    fn validate_egress(&self) -> Result<(), WorkflowError> {
+        let entries = self.caisson.egress.as_deref().unwrap_or_default();
+        let reason = match entries.iter().find_map(|entry| entry.parse::<egress::Choice>().err()) {
+            Some(error) => error.to_string(),
+            None if entries.len() > egress::RULES => format!("it has more than {} entries", egress::RULES),
+            None => return Ok(()),
+        };
+        Err(WorkflowError::Value { field: "caisson.egress", reason })
     }
 
     fn validate_tools(&self) -> Result<(), WorkflowError> {
@@ -387,7 +404,7 @@ fn in_range(
 /// Prefixes of names that only Caisson may set, since they steer the agent or the loader.
 const RESERVED_PREFIXES: [&str; 7] = ["ANTHROPIC_", "CLAUDE", "CAISSON_", "LD_", "GIT_", "DISABLE_", "BUN_"];
 /// Names that only Caisson may set.
-const RESERVED_NAMES: [&str; 13] = [
+const RESERVED_NAMES: [&str; 15] = [
     "PATH",
     "HOME",
     "SHELL",
@@ -397,9 +414,11 @@ const RESERVED_NAMES: [&str; 13] = [
     "LANG",
     "HTTP_PROXY",
     "HTTPS_PROXY",
+    "ALL_PROXY",
     "NO_PROXY",
     "http_proxy",
     "https_proxy",
+    "all_proxy",
     "no_proxy",
 ];
 /// Longest environment name, in bytes.

@@ -159,3 +159,16 @@ fn an_image_is_named_as_engines_name_them() {
     assert!(Workflow::parse(&file("caisson: {image: \"debian:bookworm-slim\"}\n")).is_ok());
     assert!(fault("caisson: {image: \"Not An Image\"}\n").contains("caisson.image"));
 }
+
+#[test]
+fn egress_is_a_list_of_presets_and_rules() {
+    let with = |egress: &str| Workflow::parse(&file(&format!("caisson:\n  egress: {egress}\n")));
+    let egress = |text: &str| with(text).unwrap().caisson.egress;
+    assert_eq!(egress("[npm, \"*.example.com:443\", \"http://mirror.example/#GET\"]").unwrap().len(), 3);
+    assert_eq!(egress("[]"), Some(Vec::new()));
+    assert_eq!(Workflow::parse(&file("")).unwrap().caisson.egress, None);
+    let error = with("[\"https://example.com/\"]").unwrap_err().to_string();
+    assert!(error.contains("caisson.egress") && error.contains("host:443"), "{error}");
+    let many = vec!["example.com"; crate::egress::RULES + 1].join(", ");
+    assert!(with(&format!("[{many}]")).unwrap_err().to_string().contains("256 entries"));
+}

@@ -121,6 +121,37 @@ pub(crate) const STDERR_BYTES: usize = 4 * 1024;
 /// Subject of the deterministic commit message, in characters.
 pub(crate) const SUBJECT_CHARS: usize = 60;
 
+/// Connections to the outside that one run may have open at once; further ones are refused.
+pub(crate) const EGRESS_CONNECTIONS: usize = 32;
+/// Connections to the outside that one run may make in all; a plain HTTP request is one.
+pub(crate) const EGRESS_TOTAL: u64 = 20_000;
+/// Kinds of uses of one run: hosts, ports and methods. Each name that is looked up can carry a message, so that names end.
+pub(crate) const EGRESS_TARGETS: usize = 500;
+/// Kinds of denials of one run that are told one by one.
+pub(crate) const EGRESS_DENIALS: usize = 200;
+/// Kinds of uses in one event.
+pub(crate) const EGRESS_USED_ITEMS: usize = 100;
+/// Bytes that the tools of one run may send (1 GiB).
+pub(crate) const EGRESS_SENT_BYTES: u64 = 1024 * 1024 * 1024;
+/// Bytes that the tools of one run may receive (16 GiB).
+pub(crate) const EGRESS_RECEIVED_BYTES: u64 = 16 * 1024 * 1024 * 1024;
+/// Longest silence of a connection to the outside, in both directions.
+pub(crate) const EGRESS_IDLE: Duration = Duration::from_mins(5);
+/// How long connecting to a host outside may take, all of its addresses together.
+pub(crate) const EGRESS_CONNECT: Duration = Duration::from_secs(10);
+/// How long a name may take to be resolved.
+pub(crate) const EGRESS_RESOLVE: Duration = Duration::from_secs(5);
+/// Names that are looked up at once, for all sandboxes together.
+pub(crate) const EGRESS_LOOKUPS: usize = 32;
+/// Addresses of one name that are tried.
+pub(crate) const EGRESS_ADDRESSES: usize = 8;
+/// How often it is looked whether a run with a way outside still runs.
+pub(crate) const EGRESS_CHECK: Duration = Duration::from_secs(5);
+/// First time after which it is told what tools moved; it doubles up to [`EGRESS_TOLD_MOST`].
+pub(crate) const EGRESS_TOLD_FIRST: Duration = Duration::from_secs(10);
+/// Longest time after which it is told what tools moved.
+pub(crate) const EGRESS_TOLD_MOST: Duration = Duration::from_mins(5);
+
 /// Bounds that tests shorten.
 #[derive(Debug, Clone)]
 pub(crate) struct Bounds {
@@ -162,6 +193,20 @@ pub(crate) struct Bounds {
     pub(crate) push_bytes: u64,
     /// [`FETCH_REQUEST_BYTES`].
     pub(crate) fetch_request_bytes: u64,
+    /// [`EGRESS_TOTAL`].
+    pub(crate) egress_total: u64,
+    /// [`EGRESS_SENT_BYTES`].
+    pub(crate) egress_sent_bytes: u64,
+    /// [`EGRESS_RECEIVED_BYTES`].
+    pub(crate) egress_received_bytes: u64,
+    /// [`EGRESS_IDLE`].
+    pub(crate) egress_idle: Duration,
+    /// [`EGRESS_CONNECT`].
+    pub(crate) egress_connect: Duration,
+    /// [`EGRESS_RESOLVE`].
+    pub(crate) egress_resolve: Duration,
+    /// [`EGRESS_CHECK`].
+    pub(crate) egress_check: Duration,
 }
 
 impl Default for Bounds {
@@ -186,6 +231,13 @@ impl Default for Bounds {
             git_alloc_bytes: GIT_ALLOC_BYTES,
             push_bytes: PUSH_BYTES,
             fetch_request_bytes: FETCH_REQUEST_BYTES,
+            egress_total: EGRESS_TOTAL,
+            egress_sent_bytes: EGRESS_SENT_BYTES,
+            egress_received_bytes: EGRESS_RECEIVED_BYTES,
+            egress_idle: EGRESS_IDLE,
+            egress_connect: EGRESS_CONNECT,
+            egress_resolve: EGRESS_RESOLVE,
+            egress_check: EGRESS_CHECK,
         }
     }
 }

@@ -12,6 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use crate::bounds;
+use crate::egress::EgressUpstreams;
 
 /// Everything the gateway must know at start. It has no `Debug`, since an outbound proxy's URL may hold a
 /// password.
@@ -30,6 +31,8 @@ pub struct GatewayConfig {
     pub prices: PriceTable,
     /// The git hosts.
     pub git: GitUpstreams,
+    /// Where tools may go.
+    pub egress: EgressUpstreams,
     /// Who signs the commits made in a sandbox.
     pub identity: GitIdentity,
 }

@@ -1,9 +1,10 @@
 //! Grants: the second hurdle of the door, after "which socket".
 
 use caisson_domain::grant::{GrantKind, TokenHash};
+use caisson_domain::run::Run;
 use caisson_store::StoreError;
 use http::HeaderMap;
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, HeaderName, PROXY_AUTHORIZATION};
 
 use crate::hold::hold;
 use crate::problem::Refusal;
@@ -12,9 +13,9 @@ use crate::shared::Door;
 /// Longest grant that is hashed, in bytes.
 const GRANT_BYTES: usize = 256;
 
-/// The presented grant: exactly one `Authorization: Bearer …`.
-fn presented(headers: &HeaderMap) -> Option<&str> {
-    let mut values = headers.get_all(AUTHORIZATION).iter();
+/// The presented grant: exactly one `Authorization: Bearer …`, or a field of that form with another name.
+fn presented(headers: &HeaderMap, field: HeaderName) -> Option<&str> {
+    let mut values = headers.get_all(field).iter();
     let value = values.next()?.to_str().ok()?;
     if values.next().is_some() {
         return None;
@@ -27,8 +28,8 @@ fn presented(headers: &HeaderMap) -> Option<&str> {
 
 /// Whether the request carries this sandbox's living grant of that kind. Asked of the store for every
 /// request, so that a revocation acts at once.
-async fn holds(door: &Door, kind: GrantKind, headers: &HeaderMap) -> Result<bool, StoreError> {
-    match presented(headers) {
+async fn holds(door: &Door, kind: GrantKind, presented: Option<&str>) -> Result<bool, StoreError> {
+    match presented {
         None => Ok(false),
         Some(secret) => {
             let hash = TokenHash::of(secret);
@@ -39,7 +40,7 @@ async fn holds(door: &Door, kind: GrantKind, headers: &HeaderMap) -> Result<bool
 
 /// Refuses a request without the control grant.
 pub(crate) async fn control(door: &Door, headers: &HeaderMap) -> Result<(), Refusal> {
-    match holds(door, GrantKind::Control, headers).await {
+    match holds(door, GrantKind::Control, presented(headers, AUTHORIZATION)).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(Refusal::grant()),
         Err(error) => Err(Refusal::store(&error)),
@@ -48,9 +49,19 @@ pub(crate) async fn control(door: &Door, headers: &HeaderMap) -> Result<(), Refu
 
 /// Refuses a request without the agent grant; answers the run that is running in the sandbox. While the
 /// database is away the request is held for a bounded time.
-pub(crate) async fn agent(door: &Door, headers: &HeaderMap) -> Result<caisson_domain::run::Run, Refusal> {
+pub(crate) async fn agent(door: &Door, headers: &HeaderMap) -> Result<Run, Refusal> {
+    run_of(door, presented(headers, AUTHORIZATION)).await
+}
+
+/// The same for a request to the outside, whose `Authorization` is meant for the host there: the grant is in
+/// `Proxy-Authorization`, which goes no further.
+pub(crate) async fn tool(door: &Door, headers: &HeaderMap) -> Result<Run, Refusal> {
+    run_of(door, presented(headers, PROXY_AUTHORIZATION)).await
+}
+
+async fn run_of(door: &Door, presented: Option<&str>) -> Result<Run, Refusal> {
     let (cancel, patience) = (&door.shared.cancel, door.shared.bounds.store_hold);
-    let open = hold(cancel, patience, || holds(door, GrantKind::Agent, headers)).await;
+    let open = hold(cancel, patience, || holds(door, GrantKind::Agent, presented)).await;
     if !open.map_err(|error| Refusal::store(&error))? {
         return Err(Refusal::grant());
     }
@@ -68,7 +79,7 @@ mod tests {
         for value in values {
             headers.append(AUTHORIZATION, HeaderValue::from_str(value).unwrap());
         }
-        presented(&headers).map(str::to_owned)
+        presented(&headers, AUTHORIZATION).map(str::to_owned)
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Each sandbox has a unix socket of its own, so identity is which socket; two grants are the second hurdle.
 //! Behind the control grant lie the shim's paths (work, journal, inputs, deltas, artifacts), behind the agent
-//! grant the model API and the run's repository. Every real credential is added here and nowhere else, usage
+//! grant the model API, the run's repository and the hosts that tools may reach. Every real credential is added here and nowhere else, usage
 //! is counted here from the model API's own replies, and pushes are recorded here from the git traffic
 //! itself.
 //!
@@ -13,6 +13,7 @@ mod bounds;
 mod config;
 mod control;
 mod doors;
+mod egress;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod git;
@@ -38,6 +39,8 @@ pub use crate::config::{
     find_program,
 };
 use crate::doors::Doors;
+pub use crate::egress::{EgressCredential, EgressUpstreams};
+use crate::egress::{EgressSide, Resolve};
 use crate::shared::Shared;
 
 /// A gateway that has started. Its work goes on in tasks of the tracker it was given.
@@ -49,9 +52,14 @@ impl Gateway {
     ///
     /// # Errors
     /// As [`Gateway::start`], for what the upstreams have to do with.
-    pub fn check(model: &ModelUpstream, git: &GitUpstreams) -> Result<(), GatewayError> {
+    pub fn check(
+        model: &ModelUpstream,
+        git: &GitUpstreams,
+        egress: &EgressUpstreams,
+    ) -> Result<(), GatewayError> {
         model::ModelSide::new(model)?;
         git::GitSide::new(git.clone(), 0)?;
+        EgressSide::new(egress, egress::system())?;
         Ok(())
     }
 
@@ -73,7 +81,8 @@ impl Gateway {
         tracker: &TaskTracker,
         cancel: CancellationToken,
     ) -> Result<Self, GatewayError> {
-        Self::start_bounded(config, store, (tracker.clone(), cancel), Bounds::default()).await
+        let bounds = Bounds::default();
+        Self::start_bounded(config, store, (tracker.clone(), cancel), bounds, egress::system()).await
     }
 
     async fn start_bounded(
@@ -81,9 +90,11 @@ impl Gateway {
         store: Store,
         (tracker, cancel): (TaskTracker, CancellationToken),
         bounds: Bounds,
+        resolve: Resolve,
     ) -> Result<Self, GatewayError> {
         let model = model::ModelSide::new(&config.model)?;
         let git = git::GitSide::new(config.git, bounds.local_git)?;
+        let egress = EgressSide::new(&config.egress, resolve)?;
         control::prepare_artifacts(&config.artifacts_dir).await.map_err(GatewayError::Artifacts)?;
         let orphans = store.settle_orphaned_calls(&config.server).await?;
         if orphans > 0 {
@@ -95,6 +106,7 @@ impl Gateway {
             model,
             prices: config.prices,
             git,
+            egress,
             pushes: Arc::default(),
             identity: config.identity,
             bounds,

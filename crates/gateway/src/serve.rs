@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use caisson_domain::protocol::paths;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -18,7 +18,7 @@ use crate::body::Body;
 use crate::bounds::{HEADER_BYTES, HEADERS};
 use crate::problem::{Refusal, Unanswered};
 use crate::shared::Door;
-use crate::{control, git, model};
+use crate::{control, egress, git, model};
 
 /// Wait after a failed accept (out of file descriptors, mostly), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -72,7 +72,8 @@ where
         .header_read_timeout(bounds.header_read)
         .max_header_size(HEADER_BYTES)
         .max_headers(HEADERS)
-        .serve_connection(TokioIo::new(io), service);
+        .serve_connection(TokioIo::new(io), service)
+        .with_upgrades();
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -90,9 +91,7 @@ where
 async fn answer(door: &Arc<Door>, request: Request<Incoming>) -> Result<Response<Body>, Unanswered> {
     let uri = request.uri();
     if request.method() == Method::CONNECT || uri.authority().is_some() {
-        let message =
-            "a sandbox has no network; only its model, its repository and its control paths are here";
-        return Ok(Refusal::new(StatusCode::FORBIDDEN, "egress_refused", message).into_response());
+        return Ok(egress::answer(door, request).await);
     }
     let path = uri.path().to_owned();
     if let Some(rest) = below(&path, paths::MODEL) {

@@ -17,6 +17,7 @@ use crate::bounds::{
 };
 use crate::config::GitIdentity;
 use crate::control::DeltaWindow;
+use crate::egress::{EgressSide, RunEgress};
 use crate::git::{GitSide, Pushes};
 use crate::model::ModelSide;
 use crate::problem::Refusal;
@@ -28,6 +29,7 @@ pub(crate) struct Shared {
     pub(crate) model: ModelSide,
     pub(crate) prices: PriceTable,
     pub(crate) git: GitSide,
+    pub(crate) egress: EgressSide,
     pub(crate) pushes: Arc<Pushes>,
     pub(crate) identity: GitIdentity,
     pub(crate) bounds: Bounds,
@@ -78,6 +80,8 @@ pub(crate) struct Door {
     pub(crate) uploads: Arc<Semaphore>,
     /// Text deltas of this second.
     pub(crate) deltas: Mutex<DeltaWindow>,
+    /// The way outside of the run that used it last.
+    pub(crate) egress: Mutex<Option<Arc<RunEgress>>>,
     /// Events told of a run so far.
     told: Mutex<Option<(RunId, u32)>>,
 }
@@ -95,6 +99,7 @@ impl Door {
             exchanges: Arc::new(Semaphore::new(GIT_EXCHANGES)),
             uploads: Arc::new(Semaphore::new(ARTIFACT_UPLOADS)),
             deltas: Mutex::new(DeltaWindow::default()),
+            egress: Mutex::new(None),
             told: Mutex::new(None),
         }
     }

@@ -352,7 +352,7 @@ fn variables(shim: &Shim, work: &AgentWork) -> Result<Vec<(String, String)>, Fai
         tmpdir: &text(&shim.places.tmp),
         base_url: &format!("{}{}", shim.loopback, paths::MODEL),
         agent_grant: shim.door.grants().agent_text(),
-        // There is no network behind it: tools are told so at once, and need not wait for a name server.
+        // What may not go out is told at once, and no tool waits for a name server.
         proxy_url: Some(&shim.loopback),
         extra: &extra,
     })

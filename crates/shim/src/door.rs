@@ -116,6 +116,11 @@ impl Door {
         &self.grants
     }
 
+    /// Where tasks run that live as long as the sandbox.
+    pub(crate) fn tracker(&self) -> &TaskTracker {
+        &self.tracker
+    }
+
     /// Connects.
     ///
     /// # Errors
@@ -126,7 +131,7 @@ impl Door {
         let (sender, connection) =
             handshake(TokioIo::new(stream)).await.map_err(|error| DoorError::Away(error.into()))?;
         // Its end shows in the request that it carries.
-        self.tracker.spawn(async move { drop(connection.await) });
+        self.tracker.spawn(async move { drop(connection.with_upgrades().await) });
         Ok(sender)
     }
 

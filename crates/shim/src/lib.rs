@@ -18,6 +18,7 @@ mod journal;
 mod lines;
 mod loopback;
 mod message;
+mod outside;
 mod places;
 mod plain_file;
 mod process;

@@ -1,6 +1,6 @@
 //! The listener on 127.0.0.1 in the sandbox's own network namespace: the agent's way to the model API and git's way to
-//! the repository. It carries `/model/…` and `/git/…` to the door and nothing else: the control paths cannot be
-//! reached over it, and there is no network behind it.
+//! the repository. It carries `/model/…` and `/git/…` to the door, and what tools ask of hosts outside
+//! ([`crate::outside`]), and nothing else: the control paths cannot be reached over it.
 
 use std::convert::Infallible;
 use std::io;
@@ -25,6 +25,7 @@ use crate::backoff::Backoff;
 use crate::diagnostics::say;
 use crate::door::{Body, BoxError, Door, DoorError, HOST_NAME, whole};
 use crate::forward::{Head, carry, keep};
+use crate::outside;
 
 /// Connections at once; the next one waits until one of them ends.
 pub(crate) const CONNECTIONS: usize = 64;
@@ -56,13 +57,12 @@ const NOT_CARRIED: [HeaderName; 12] = [
 enum Route {
     Model,
     Git,
+    Outside,
 }
 
 /// What a request is refused with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refused {
-    /// It asks for the network.
-    NoNetwork,
     /// Nothing is there.
     NoPath,
     /// The gateway was away for too long.
@@ -72,7 +72,6 @@ enum Refused {
 impl Refused {
     fn status(self) -> StatusCode {
         match self {
-            Self::NoNetwork => StatusCode::FORBIDDEN,
             Self::NoPath => StatusCode::NOT_FOUND,
             Self::Away => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -80,10 +79,6 @@ impl Refused {
 
     fn problem(self) -> DoorProblem {
         let (code, message) = match self {
-            Self::NoNetwork => (
-                "no_network",
-                "this sandbox has no network; only the model API and the run's repository can be reached",
-            ),
             Self::NoPath => (
                 "not_found",
                 "there is nothing at this path; only /model/ and /git/ can be reached from a sandbox",
@@ -106,7 +101,7 @@ impl Refused {
 /// somewhere else has no place here.
 fn route(method: &Method, uri: &Uri) -> Result<Route, Refused> {
     if method == Method::CONNECT || uri.authority().is_some() {
-        return Err(Refused::NoNetwork);
+        return Ok(Route::Outside);
     }
     let path = uri.path();
     let lower = path.to_ascii_lowercase();
@@ -125,7 +120,7 @@ fn route(method: &Method, uri: &Uri) -> Result<Route, Refused> {
 }
 
 /// Takes out what is about one connection, also what `Connection` names.
-fn carried(mut headers: HeaderMap) -> HeaderMap {
+pub(crate) fn carried(mut headers: HeaderMap) -> HeaderMap {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -193,7 +188,8 @@ impl Loopback {
             .timer(TokioTimer::new())
             .header_read_timeout(Duration::from_millis(IDLE_MS))
             .max_header_size(HEAD_BYTES)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
         // A client that goes away, or a reply that broke off, ends the connection; its other end is told by that.
         drop(connection.await);
     }
@@ -203,7 +199,11 @@ impl Loopback {
             Ok(route) => route,
             Err(refused) => return refused.response(),
         };
-        match self.forward(route, request).await {
+        let answered = match route {
+            Route::Outside => outside::answer(&self.door, request).await,
+            Route::Model | Route::Git => self.forward(route, request).await,
+        };
+        match answered {
             Ok(response) => response,
             Err(error) => {
                 say(format_args!("gave up a request to the gateway: {error}"));
@@ -233,7 +233,7 @@ impl Loopback {
         let response = carry(&self.door, &Head::new(parts, headers), body, waits).await?;
         match route {
             Route::Model => Ok(self.watched(response)),
-            Route::Git => self.explained(response).await,
+            Route::Git | Route::Outside => self.explained(response).await,
         }
     }
 

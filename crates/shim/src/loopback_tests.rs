@@ -128,8 +128,8 @@ fn only_the_model_and_the_repository_have_paths() {
     ] {
         assert_eq!(route(nowhere), Err(Refused::NoPath), "{nowhere}");
     }
-    assert_eq!(route("http://example.com/model/x"), Err(Refused::NoNetwork));
-    assert_eq!(super::route(&Method::CONNECT, &"example.com:443".parse().unwrap()), Err(Refused::NoNetwork));
+    assert_eq!(route("http://example.com/model/x"), Ok(Route::Outside));
+    assert_eq!(super::route(&Method::CONNECT, &"example.com:443".parse().unwrap()), Ok(Route::Outside));
 }
 
 #[test]
@@ -180,18 +180,125 @@ async fn git_gets_the_agent_grant_and_the_agent_brings_its_own() {
 #[tokio::test]
 async fn what_is_not_carried_is_refused_with_a_reason() {
     let world = World::new().await;
-    for (request, status, code) in [
-        (get("/next"), "404", "not_found"),
-        (get("http://example.com/"), "403", "no_network"),
-        (
-            "CONNECT example.com:443 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".to_owned(),
-            "403",
-            "no_network",
-        ),
-    ] {
-        let reply = world.send(request).await.unwrap();
-        assert!(reply.starts_with(&format!("HTTP/1.1 {status}")) && reply.contains(code), "{reply}");
+    let reply = world.send(get("/next")).await.unwrap();
+    assert!(reply.starts_with("HTTP/1.1 404") && reply.contains("not_found"), "{reply}");
+}
+
+#[tokio::test]
+async fn a_request_to_the_outside_goes_to_the_door_as_it_is_with_the_agent_grant() {
+    let world = World::new().await;
+    let mut seen = world.open(&[Act::Answer(OK), Act::Answer(OK)]);
+    let request = "GET http://example.com/a?b HTTP/1.1\r\nhost: Example.com\r\nhost: other.example\r\n\
+                   authorization: Bearer own\r\nproxy-authorization: Bearer mine\r\nproxy-connection: x\r\n\
+                   connection: close\r\n\r\n";
+    assert!(world.send(request).await.unwrap().ends_with("ok"));
+    let carried = seen.recv().await.unwrap();
+    assert!(carried.starts_with("GET http://example.com/a?b HTTP/1.1\r\n"), "{carried}");
+    for there in ["host: Example.com\r\nhost: other.example\r\n", "authorization: Bearer own\r\n"] {
+        assert!(carried.contains(there), "{there:?} in {carried}");
     }
+    assert!(carried.contains("proxy-authorization: Bearer csa_1\r\n"), "{carried}");
+    assert!(!carried.contains("mine") && !carried.contains("proxy-connection"), "{carried}");
+    // A control path with a host before it is a host's path, for the shim and for the gateway.
+    world.send(get("http://door/next")).await.unwrap();
+    let carried = seen.recv().await.unwrap();
+    assert!(
+        carried.starts_with("GET http://door/next HTTP/1.1\r\n") && !carried.contains("csc_1"),
+        "{carried}"
+    );
+}
+
+#[tokio::test]
+async fn a_tunnel_carries_bytes_both_ways_until_its_end() {
+    let world = World::new().await;
+    let listener = UnixListener::bind(&world.socket).unwrap();
+    let mut tool = TcpStream::connect(world.address).await.unwrap();
+    tool.write_all(b"CONNECT example.com:443 HTTP/1.1\r\nhost: example.com:443\r\n\r\n").await.unwrap();
+    let (mut gateway, _) = listener.accept().await.unwrap();
+    let mut buffer = [0; 1024];
+    let read = gateway.read(&mut buffer).await.unwrap();
+    let head = String::from_utf8_lossy(&buffer[..read]).into_owned();
+    assert!(head.starts_with("CONNECT example.com:443 HTTP/1.1\r\n"), "{head}");
+    assert!(
+        head.contains("proxy-authorization: Bearer csa_1\r\n") && !head.contains("content-length"),
+        "{head}"
+    );
+    gateway.write_all(b"HTTP/1.1 200 OK\r\n\r\nearly").await.unwrap();
+    let mut reply = Vec::new();
+    while !reply.ends_with(b"early") {
+        let read = tool.read(&mut buffer).await.unwrap();
+        assert!(read > 0, "{}", String::from_utf8_lossy(&reply));
+        reply.extend_from_slice(&buffer[..read]);
+    }
+    assert!(reply.starts_with(b"HTTP/1.1 200"));
+    tool.write_all(b"out").await.unwrap();
+    gateway.read_exact(&mut buffer[..3]).await.unwrap();
+    assert_eq!(&buffer[..3], b"out");
+    drop(gateway);
+    assert_eq!(tool.read(&mut buffer).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn tunnels_take_no_place_of_the_models_connections() {
+    let world = World::new().await;
+    let acts: Vec<Act> = vec![Act::Answer("HTTP/1.1 200 OK\r\n\r\n"); CONNECTIONS];
+    let listener = UnixListener::bind(&world.socket).unwrap();
+    let (sender, mut held) = mpsc::unbounded_channel();
+    world.tracker.spawn(async move {
+        for act in acts {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut buffer = [0; 1024];
+            assert!(stream.read(&mut buffer).await.unwrap() > 0);
+            let Act::Answer(answer) = act else { return };
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            sender.send(stream).unwrap();
+        }
+    });
+    let mut tunnels = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut tool = TcpStream::connect(world.address).await.unwrap();
+        tool.write_all(b"CONNECT h.example:443 HTTP/1.1\r\n\r\n").await.unwrap();
+        let mut first = [0; 12];
+        tool.read_exact(&mut first).await.unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200");
+        tunnels.push((tool, held.recv().await.unwrap()));
+    }
+    assert!(world.send(get("/next")).await.unwrap().starts_with("HTTP/1.1 404"));
+}
+
+#[tokio::test]
+async fn a_refused_tunnel_says_why() {
+    let world = World::new().await;
+    let _seen = world.open(&[Act::Answer(
+        "HTTP/1.1 403 Refused by the sandbox: egress_not_allowed\r\ncontent-length: 7\r\n\r\nbecause",
+    )]);
+    let request = "CONNECT example.com:443 HTTP/1.1\r\nconnection: close\r\n\r\n";
+    let reply = world.send(request).await.unwrap();
+    assert!(reply.starts_with("HTTP/1.1 403 Refused by the sandbox: egress_not_allowed\r\n"), "{reply}");
+    assert!(reply.ends_with("because"), "{reply}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_to_the_outside_is_held_before_it_is_sent_and_never_sent_twice() {
+    let world = World::new().await;
+    let reply = world.send(get("http://example.com/"));
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert!(!reply.is_finished());
+    let mut seen = world.open(&[Act::Break, Act::Answer(OK)]);
+    let reply = reply.await.unwrap();
+    assert!(reply.starts_with("HTTP/1.1 503") && reply.contains("gateway_away"), "{reply}");
+    assert!(seen.recv().await.is_some());
+    assert!(seen.try_recv().is_err(), "it was sent once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_to_the_outside_is_held_for_a_bounded_time() {
+    let world = World::new().await;
+    let begun = tokio::time::Instant::now();
+    let reply = world.send(get("http://example.com/")).await.unwrap();
+    assert!(reply.starts_with("HTTP/1.1 503"), "{reply}");
+    assert!(begun.elapsed() <= Duration::from_millis(crate::outside::HOLD_MS), "{:?}", begun.elapsed());
+    assert!(world.activity.take_git_problem().is_none(), "it is no fault of the repository");
 }
 
 #[tokio::test(start_paused = true)]

@@ -75,6 +75,8 @@ pub struct WorldSpec {
     pub variables: Vec<(String, String)>,
     /// What makes the sandboxes.
     pub engine: Engine,
+    /// Further files of scenarios.
+    pub scenario_files: Vec<PathBuf>,
 }
 
 impl WorldSpec {
@@ -84,6 +86,7 @@ impl WorldSpec {
         Self {
             scenario: "cart".to_owned(),
             scenarios: Vec::new(),
+            scenario_files: Vec::new(),
             delay_scale: 0.0,
             variables: Vec::new(),
             engine,
@@ -99,7 +102,7 @@ impl World {
     pub async fn start(parts: &Parts, wanted: WorldSpec) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let model = ScriptedModel::start(Options {
-            scenarios: vec![Path::new(EXAMPLES).to_owned()],
+            scenarios: std::iter::once(Path::new(EXAMPLES).to_owned()).chain(wanted.scenario_files).collect(),
             inline_scenarios: [vec![SCENARIOS.to_owned()], wanted.scenarios].concat(),
             default_scenario: wanted.scenario,
             required_keys: vec![KeyDigest::of(MODEL_KEY)],

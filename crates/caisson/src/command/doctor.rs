@@ -203,6 +203,7 @@ fn input(settings: &Settings, part: Part, faults: &Faults) -> Result<String, Str
         Part::Prices => Ok(shown(&settings.prices_file).unwrap_or_else(|| "shipped".to_owned())),
         Part::Repositories => repositories(settings),
         Part::GitHosts => Ok(counted(settings.git.credentials.len(), "credential", "credentials")),
+        Part::Egress => egress(settings),
         Part::Gateway if faults.0.is_empty() => Ok("takes these settings".to_owned()),
         Part::Gateway => Ok("nothing else is wrong".to_owned()),
         Part::Workflows => {
@@ -276,6 +277,20 @@ fn repositories(settings: &Settings) -> Result<String, String> {
     }
     let urls = counted(patterns, "URL", "URLs");
     Ok(format!("{urls} and {} allowed", counted(directories, "directory", "directories")))
+}
+
+/// A preset that came to nothing is a wish that is not granted.
+fn egress(settings: &Settings) -> Result<String, String> {
+    let (upstreams, notes) =
+        settings.egress.upstreams(&settings.clients).map_err(|error| format!("{error:#}"))?;
+    if let Some(note) = notes.first() {
+        return Err(note.clone());
+    }
+    let rules = upstreams.rules.len() + upstreams.presets.iter().map(|(_, rules)| rules.len()).sum::<usize>();
+    Ok(match rules {
+        0 => "tools reach nothing outside".to_owned(),
+        _ => format!("{}; the workflow may choose among them", counted(rules, "rule", "rules")),
+    })
 }
 
 fn counted(count: usize, one: &str, many: &str) -> String {

@@ -5,6 +5,7 @@ mod artifacts;
 mod demo;
 mod demo_project;
 mod doctor;
+mod egress;
 mod image;
 mod key;
 mod runs;
@@ -44,6 +45,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Diff(flags) => runs::diff(flags).await,
         Command::Artifacts(flags) => artifacts::run(flags).await,
         Command::Cancel(flags) => runs::cancel(flags).await,
+        Command::Egress(crate::cli::Egress::Suggest(flags)) => egress::suggest(flags).await,
         Command::Key(key) => key::run(key, environment).await,
         Command::Agent(agent) => agent::run(agent, environment),
         Command::Image(image) => image::run(image, environment).await,

@@ -136,14 +136,14 @@ async fn stopping_ends_polls_at_once() {
 }
 
 #[tokio::test]
-async fn a_door_is_no_way_out() {
+async fn a_door_is_no_way_out_without_a_grant() {
     let world = World::new().await;
     let sandbox = world.sandbox(run_spec(None)).await;
     world.start(Setup::new()).await;
     for line in ["CONNECT example.com:443 HTTP/1.1", "GET http://example.com/next HTTP/1.1"] {
         let mut stream = UnixStream::connect(&sandbox.socket).await.unwrap();
         let answer = raw(&mut stream, &format!("{line}\r\nhost: x\r\n\r\n")).await;
-        assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("egress_refused"), "{answer}");
+        assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("grant_refused"), "{answer}");
     }
     world.stop().await;
 }

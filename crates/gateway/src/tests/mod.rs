@@ -2,6 +2,8 @@
 
 mod control;
 mod doors;
+mod egress;
+mod egress_bounds;
 mod git_host;
 mod git_http;
 mod git_limits;
@@ -12,6 +14,7 @@ mod grants;
 mod model;
 mod model_faults;
 mod model_host;
+mod outside;
 mod stop;
 pub(crate) mod support;
 mod tls;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
@@ -15,13 +16,16 @@ use caisson_domain::run::{Resources, Run, RunSpec, RunStatus};
 use caisson_domain::usage::{PriceTable, UsageTotals};
 use caisson_domain::workflow::{CaissonBlock, PermissionMode, Workflow};
 use caisson_store::{Clock, NewRun, NewSandbox, SandboxState, Store};
+use futures_util::FutureExt;
 use http::{Method, StatusCode};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::bounds::Bounds;
+use crate::egress::Resolve;
 use crate::{
-    Gateway, GatewayConfig, GatewayError, GitIdentity, GitUpstreams, ModelCredential, ModelUpstream,
+    EgressUpstreams, Gateway, GatewayConfig, GatewayError, GitIdentity, GitUpstreams, ModelCredential,
+    ModelUpstream,
 };
 
 /// Whatever takes longer is a fault.
@@ -89,6 +93,8 @@ pub(crate) struct Setup {
     pub(crate) bounds: Bounds,
     pub(crate) model: ModelUpstream,
     pub(crate) git: GitUpstreams,
+    pub(crate) egress: EgressUpstreams,
+    pub(crate) resolve: Resolve,
 }
 
 impl Setup {
@@ -109,7 +115,8 @@ impl Setup {
             forbidden: Vec::new(),
             git_program: PathBuf::from("git"),
         };
-        Self { bounds, model, git }
+        let resolve: Resolve = Arc::new(|_| async { Err(std::io::Error::other("no name is known")) }.boxed());
+        Self { bounds, model, git, egress: EgressUpstreams::default(), resolve }
     }
 }
 
@@ -158,6 +165,7 @@ impl World {
             model: setup.model.clone(),
             prices: PriceTable::shipped(),
             git: setup.git.clone(),
+            egress: setup.egress.clone(),
             identity: GitIdentity { name: "Caisson".to_owned(), email: "caisson@example.com".to_owned() },
         }
     }
@@ -165,7 +173,7 @@ impl World {
     pub(crate) async fn try_start(&self, setup: Setup) -> Result<Gateway, GatewayError> {
         let config = self.config(&setup);
         let tasks = (self.tracker.clone(), self.cancel.clone());
-        Gateway::start_bounded(config, self.store.clone(), tasks, setup.bounds).await
+        Gateway::start_bounded(config, self.store.clone(), tasks, setup.bounds, setup.resolve).await
     }
 
     pub(crate) async fn start(&self, setup: Setup) {

@@ -1,0 +1,174 @@
+//! `caisson egress suggest`: from what a run used and was denied to the smallest list of rules that has all of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use caisson_domain::egress::{
+    Host, HostPattern, METHOD_BYTES, Rule, Scope, Target, Via, Wanted, common_path,
+};
+use serde_json::{Value, json};
+
+use super::{DONE, client, print, print_json};
+use crate::cli::One;
+use crate::render::clean;
+
+/// Reasons of denials that a rule would have avoided.
+const BY_RULE: [&str; 3] = ["not_allowed", "not_in_workflow", "private_address"];
+
+/// `caisson egress suggest`.
+///
+/// # Errors
+/// The server refuses, or is not there.
+pub(crate) async fn suggest(flags: One) -> anyhow::Result<u8> {
+    let client = client(&flags.client)?;
+    let id = client.find_run(flags.run.as_deref()).await?;
+    let mut learned = Learned::default();
+    for event in client.events(&id, 0).await? {
+        learned.observe(&event.kind, &event.data);
+    }
+    let (allow, private) = (learned.rules(), &learned.private);
+    if flags.client.json {
+        print_json(&json!({"run": id, "allow": allow, "allow_private": private}))?;
+    } else {
+        print(&told(&id, &allow, private));
+    }
+    Ok(DONE)
+}
+
+fn told(id: &str, allow: &[String], private: &BTreeSet<String>) -> String {
+    if allow.is_empty() && private.is_empty() {
+        return format!("# run {id} used nothing outside and was denied nothing that a rule would allow");
+    }
+    let list = |texts: &mut dyn Iterator<Item = &String>| -> String {
+        texts.map(|text| format!("\n    {},", Value::from(clean(text)))).collect()
+    };
+    let mut out =
+        format!("# all that run {id} used and was denied; look before you allow it\n[egress]\nallow = [");
+    out.push_str(&list(&mut allow.iter()));
+    out.push_str("\n]");
+    if !private.is_empty() {
+        out.push_str("\nallow_private = [");
+        out.push_str(&list(&mut private.iter()));
+        out.push_str("\n]");
+    }
+    out
+}
+
+/// What a run's events say of its way outside.
+#[derive(Debug, Default)]
+struct Learned {
+    /// Hosts with the ports of their tunnels.
+    tunnels: BTreeMap<Host, BTreeSet<u16>>,
+    /// Plain HTTP: methods, and the path that all requests have in common.
+    http: BTreeMap<Target, (BTreeSet<String>, String)>,
+    private: BTreeSet<String>,
+}
+
+impl Learned {
+    fn observe(&mut self, kind: &str, data: &Value) {
+        match kind {
+            "egress.used" => {
+                for item in data["items"].as_array().into_iter().flatten() {
+                    self.note(item);
+                }
+            }
+            "egress.denied" if data["reason"].as_str().is_some_and(|reason| BY_RULE.contains(&reason)) => {
+                self.note(data);
+                if data["setting"] == "egress.allow_private" {
+                    self.private.extend(data["rule"].as_str().map(str::to_owned));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn note(&mut self, item: &Value) {
+        let host = item["host"].as_str().and_then(|host| Host::parse(host).ok());
+        let port = item["port"].as_u64().and_then(|port| u16::try_from(port).ok());
+        let (Some(host), Some(port)) = (host, port) else { return };
+        match item["method"].as_str() {
+            None => drop(self.tunnels.entry(host).or_default().insert(port)),
+            Some(method) if method.len() <= METHOD_BYTES => {
+                let path = item["path"].as_str().unwrap_or("/");
+                let entry = self.http.entry(Target { host, port });
+                let (methods, common) = entry.or_insert_with(|| (BTreeSet::new(), path.to_owned()));
+                methods.insert(method.to_owned());
+                *common = common_path(common, path);
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// One rule for each host's tunnels, and one for each place of plain HTTP that no tunnel covers.
+    fn rules(&self) -> Vec<String> {
+        let tunnels = self.tunnels.iter().map(|(host, ports)| Rule {
+            host: HostPattern::Exactly(host.clone()),
+            ports: ports.iter().copied().collect(),
+            scope: Scope::Tunnel,
+        });
+        let covered = |target: &Target| {
+            self.tunnels.get(&target.host).is_some_and(|ports| ports.contains(&target.port))
+        };
+        let http =
+            self.http.iter().filter(|(target, _)| !covered(target)).map(|(target, (methods, path))| {
+                let via = Via::Http { method: String::new(), path: path.clone() };
+                let mut rule = Rule::exactly(&Wanted { target: target.clone(), via });
+                if let Scope::Http { methods: named, .. } = &mut rule.scope {
+                    *named = methods.iter().cloned().collect();
+                }
+                rule
+            });
+        tunnels.chain(http).map(|rule| rule.to_string()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn learned(events: &[(&str, Value)]) -> Learned {
+        let mut learned = Learned::default();
+        events.iter().for_each(|(kind, data)| learned.observe(kind, data));
+        learned
+    }
+
+    #[test]
+    fn the_list_is_the_smallest_that_has_all_of_it() {
+        let http = |host: &str, method: &str, path: &str| json!({"host": host, "port": 80, "via": "http", "method": method, "path": path});
+        let tunnel =
+            |host: &str, port: u16| json!({"host": host, "port": port, "via": "tunnel", "method": null});
+        let denied = |mut item: Value, reason: &str, setting: &str, rule: &str| {
+            item["reason"] = json!(reason);
+            item["setting"] = json!(setting);
+            item["rule"] = json!(rule);
+            ("egress.denied", item)
+        };
+        let learned = learned(&[
+            ("egress.used", json!({"items": [tunnel("a.example", 443), http("b.example", "GET", "/x/1")]})),
+            ("egress.used", json!({"items": [tunnel("a.example", 443), http("b.example", "HEAD", "/x/2")]})),
+            denied(tunnel("a.example", 8443), "not_allowed", "egress.allow", "a.example:8443"),
+            denied(tunnel("c.example", 80), "not_in_workflow", "caisson.egress", "c.example:80"),
+            denied(http("c.example", "GET", "/y"), "not_allowed", "egress.allow", "http://c.example/y#GET"),
+            denied(tunnel("d.example", 443), "private_address", "egress.allow_private", "10.0.0.1/32"),
+            denied(tunnel("e.example", 443), "host_mismatch", "", ""),
+            ("egress.denied", json!({"host": null, "port": null, "reason": "others", "count": 3})),
+            ("note", tunnel("f.example", 443)),
+        ]);
+        assert_eq!(
+            learned.rules(),
+            ["a.example:443,8443", "c.example:80", "d.example:443", "http://b.example/x/#GET,HEAD"]
+        );
+        assert_eq!(learned.private.iter().collect::<Vec<_>>(), ["10.0.0.1/32"]);
+        for rule in learned.rules() {
+            assert!(rule.parse::<Rule>().is_ok(), "{rule}");
+        }
+        let text = told("run_1", &learned.rules(), &learned.private);
+        let read: toml::Table = text.parse().unwrap();
+        assert_eq!(read["egress"]["allow"].as_array().unwrap().len(), 4, "{text}");
+    }
+
+    #[test]
+    fn a_run_that_wanted_nothing_needs_nothing() {
+        let learned = learned(&[("run.finished", json!({}))]);
+        assert!(told("run_1", &learned.rules(), &learned.private).starts_with("# run run_1 used nothing"));
+    }
+}

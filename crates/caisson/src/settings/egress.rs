@@ -1,0 +1,150 @@
+//! Settings of the way outside.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use caisson_domain::egress::{AddressRange, Host, Preset, RULES, Rule};
+use caisson_gateway::{EgressCredential, EgressUpstreams};
+use serde::Deserialize;
+use url::Url;
+
+use crate::presets::Clients;
+
+/// Where tools in sandboxes may go. Default: nowhere.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Egress {
+    /// Rules: `host:443`, `*.suffix:443,8443`, `http://host/path/#GET,HEAD`. Default: none. `CAISSON_EGRESS__ALLOW`, separated by
+    /// spaces.
+    pub allow: Vec<String>,
+    /// Presets: `npm`, `pip`, `cargo`, `apt`. Default: none. `CAISSON_EGRESS__PRESETS`, separated by spaces.
+    pub presets: Vec<String>,
+    /// Private ranges that may be reached. Default: none. `CAISSON_EGRESS__ALLOW_PRIVATE`, separated by spaces.
+    pub allow_private: Vec<String>,
+    /// Names that are not looked up: `name=address`. Default: none. `CAISSON_EGRESS__HOSTS`, separated by spaces.
+    pub hosts: Vec<String>,
+    /// Credentials for plain HTTP, each for the URLs below a prefix.
+    pub credentials: Vec<Credential>,
+}
+
+/// One credential for plain HTTP.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Credential {
+    /// `http://registry.example.com/` or deeper.
+    pub url_prefix: Url,
+    /// User name of Basic authentication; without one the token is sent as a bearer token.
+    #[serde(default)]
+    pub username: Option<String>,
+    /// File with the token.
+    pub token_file: PathBuf,
+}
+
+impl Egress {
+    /// Adds what cannot be used to `faults`.
+    pub(super) fn check(&self, faults: &mut Vec<String>) {
+        if self.allow.len() > RULES {
+            faults.push(format!("egress.allow has more than {RULES} rules"));
+        }
+        faults.extend(faults_of::<Rule>("egress.allow", &self.allow));
+        faults.extend(faults_of::<Preset>("egress.presets", &self.presets));
+        faults.extend(faults_of::<AddressRange>("egress.allow_private", &self.allow_private));
+        for entry in self.hosts.iter().filter(|entry| host(entry).is_none()) {
+            faults.push(format!("egress.hosts has \"{}\"; write name=address", entry.escape_debug()));
+        }
+    }
+
+    /// What the gateway starts with, and what people should know of it.
+    ///
+    /// # Errors
+    /// A token's file cannot be read.
+    pub(crate) fn upstreams(&self, clients: &Clients) -> anyhow::Result<(EgressUpstreams, Vec<String>)> {
+        let mut notes = Vec::new();
+        let mut presets = Vec::new();
+        for preset in parsed::<Preset>(&self.presets) {
+            let found = clients.read(preset);
+            notes.extend(found.notes);
+            presets.push((preset, found.rules));
+        }
+        let credential = |credential: &Credential| {
+            Ok(EgressCredential {
+                url_prefix: credential.url_prefix.clone(),
+                username: credential.username.clone(),
+                token: super::read_secret(&credential.token_file)?,
+            })
+        };
+        let upstreams = EgressUpstreams {
+            rules: parsed(&self.allow),
+            presets,
+            allow_private: parsed(&self.allow_private),
+            hosts: self.hosts.iter().filter_map(|entry| host(entry)).collect(),
+            credentials: self.credentials.iter().map(credential).collect::<anyhow::Result<_>>()?,
+        };
+        Ok((upstreams, notes))
+    }
+}
+
+/// Those that can be read; the others were found by [`Egress::check`].
+fn parsed<T: FromStr>(texts: &[String]) -> Vec<T> {
+    texts.iter().filter_map(|text| text.parse().ok()).collect()
+}
+
+fn faults_of<T: FromStr>(key: &str, texts: &[String]) -> Vec<String>
+where
+    T::Err: std::fmt::Display,
+{
+    let fault = |text: &String| text.parse::<T>().err().map(|error| format!("{key}: {error}"));
+    texts.iter().filter_map(fault).collect()
+}
+
+fn host(entry: &str) -> Option<(String, IpAddr)> {
+    let (name, address) = entry.split_once('=')?;
+    match Host::parse(name).ok()? {
+        Host::Name(name) => Some((name, address.parse().ok()?)),
+        Host::Address(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn egress(allow: &[&str], hosts: &[&str]) -> Egress {
+        let list = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        Egress {
+            allow: list(allow),
+            presets: Vec::new(),
+            allow_private: Vec::new(),
+            hosts: list(hosts),
+            credentials: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn every_entry_that_cannot_be_used_is_told() {
+        let mut faults = Vec::new();
+        let all = Egress {
+            presets: vec!["gem".to_owned()],
+            allow_private: vec!["10.0.0.0/4".to_owned()],
+            ..egress(&["https://x.example/", "x.example"], &["nothing", "10.0.0.1=10.0.0.2", "a.example=x"])
+        };
+        all.check(&mut faults);
+        assert_eq!(faults.len(), 6, "{faults:?}");
+        for part in ["write host:443", "gem", "10.0.0.0/4", "\"nothing\"", "10.0.0.1=", "a.example=x"] {
+            assert!(faults.iter().any(|fault| fault.contains(part)), "{part} in {faults:?}");
+        }
+        let many = vec!["x.example"; RULES + 1];
+        let mut faults = Vec::new();
+        egress(&many, &[]).check(&mut faults);
+        assert!(faults[0].contains("256 rules"), "{faults:?}");
+    }
+
+    #[test]
+    fn what_is_written_is_what_the_gateway_gets() {
+        let written = egress(&["*.x.example", "http://y.example/"], &["Z.example=10.0.0.1", "z.example=::1"]);
+        let (upstreams, notes) = written.upstreams(&Clients::default()).unwrap();
+        assert_eq!((upstreams.rules.len(), upstreams.hosts.len(), notes.len()), (2, 2, 0));
+        assert_eq!(upstreams.hosts[0].0, "z.example");
+    }
+}

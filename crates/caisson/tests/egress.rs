@@ -1,0 +1,173 @@
+//! The way outside on real parts: tools of the real agent in a real sandbox, hosts on this machine.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use testkit::engine::Engine;
+use testkit::parts::Parts;
+use testkit::world::{World, WorldSpec};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+const END: Duration = Duration::from_mins(1);
+
+testkit::on_every_engine! {
+    tools_reach_what_is_allowed_and_are_told_what_is_not
+    a_workflow_that_chose_nothing_reaches_nothing
+}
+
+/// A host on loopback that says where it was asked.
+async fn host() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    #[expect(clippy::disallowed_methods, reason = "the host lives as long as its test's runtime")]
+    drop(tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = vec![0; 4096];
+            let read = stream.read(&mut request).await.unwrap_or(0);
+            let text = String::from_utf8_lossy(&request[..read]).into_owned();
+            let path = text.split(' ').nth(1).unwrap_or_default();
+            let body = format!("outside says {path}");
+            let head =
+                format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+            stream.write_all(format!("{head}{body}").as_bytes()).await.ok();
+        }
+    }));
+    port
+}
+
+/// A scenario in which the agent runs one command and ends.
+fn scenario(directory: &tempfile::TempDir, command: &str) -> PathBuf {
+    let file = directory.path().join("egress.scenario.json");
+    let tool = json!({"name": "Bash", "input": {"command": command, "description": "Look outside"}});
+    let scenario = json!({"egress": {"prompts": [[{"text": "I look.", "tool": tool}, {"text": "Done."}]]}});
+    std::fs::write(&file, scenario.to_string()).unwrap();
+    file
+}
+
+/// What the command printed.
+fn printed(events: &[Value]) -> String {
+    let results =
+        events.iter().filter(|event| event["kind"] == "agent.line" && event["data"]["type"] == "user");
+    results.filter_map(|event| event["data"]["tool_use_result"]["stdout"].as_str()).collect()
+}
+
+async fn run(world: &World, workflow: &str) -> (String, Vec<Value>) {
+    let body = json!({"workflow": workflow, "prompt": "Look outside.", "repository": null});
+    let id = world.api.submit(&body).await.unwrap();
+    let run = world.api.wait_end(&id, END).await.unwrap();
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
+    let events = world.api.events(&id).await.unwrap();
+    (id, events)
+}
+
+fn of_kind<'e>(events: &'e [Value], kind: &str) -> Vec<&'e Value> {
+    events.iter().filter(|event| event["kind"] == kind).map(|event| &event["data"]).collect()
+}
+
+fn spec(engine: Engine, port: u16, scenarios: Vec<PathBuf>) -> WorldSpec {
+    let variables = [
+        ("EGRESS__ALLOW", format!("allowed.example:{port}")),
+        ("EGRESS__HOSTS", "allowed.example=127.0.0.1".to_owned()),
+        ("EGRESS__ALLOW_PRIVATE", "127.0.0.1/32".to_owned()),
+    ];
+    let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    WorldSpec { scenario: "egress".to_owned(), variables, scenario_files: scenarios, ..WorldSpec::on(engine) }
+}
+
+async fn tools_reach_what_is_allowed_and_are_told_what_is_not(engine: Engine) {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let port = host().await;
+    let directory = tempfile::tempdir().unwrap();
+    let command = r#"exec 2>&1
+curl -sS http://allowed.example:PORT/plain; echo
+curl -sS -p http://allowed.example:PORT/tunnel; echo
+python3 -c 'import urllib.request as u; print(u.urlopen("http://allowed.example:PORT/python").read().decode())'
+curl -sS http://denied.example/secret; echo
+curl -sS https://denied.example/; echo "curl ended with $?"
+python3 -c 'import urllib.request as u; u.urlopen("https://denied.example/")' | tail -1
+curl -sS https://denied.example/; echo
+curl -sS http://127.0.0.1:4180/next; echo
+curl -sS -x http://127.0.0.1:4180 --noproxy "" http://127.0.0.1:PORT/; echo
+curl -sS --noproxy "*" --max-time 5 http://127.0.0.1:PORT/ > /dev/null; echo "own loopback $?"
+curl -sS --noproxy "*" --max-time 5 http://192.0.2.1/ > /dev/null; echo "raw address $?"
+python3 -c 'import socket; socket.getaddrinfo("allowed.example", 80)' 2>&1 | tail -1"#;
+    let command = command.replace("PORT", &port.to_string());
+    let world = World::start(&parts, spec(engine, port, vec![scenario(&directory, &command)])).await.unwrap();
+    let (id, events) = run(&world, "bug-fixer").await;
+    let printed = printed(&events);
+    for wanted in [
+        "outside says /plain",
+        "outside says /tunnel",
+        "outside says /python",
+        r#"the rule \"http://denied.example/secret#GET\" in egress.allow"#,
+        "curl ended with 56",
+        "Tunnel connection failed: 403 Refused by the sandbox: egress_not_allowed",
+        r#"{"code":"not_found""#,
+        "own loopback 7",
+        "raw address 7",
+        "socket.gaierror",
+    ] {
+        assert!(printed.contains(wanted), "{wanted} in:\n{printed}");
+    }
+    assert!(printed.contains(&format!("the rule \\\"http://127.0.0.1:{port}/#GET\\\"")), "{printed}");
+
+    let denied = of_kind(&events, "egress.denied");
+    let told: Vec<_> =
+        denied.iter().map(|data| (data["rule"].as_str().unwrap(), data["count"].as_u64().unwrap())).collect();
+    let address = format!("http://127.0.0.1:{port}/#GET");
+    for expected in [
+        ("http://denied.example/secret#GET", 1),
+        ("denied.example:443", 1),
+        ("denied.example:443", 2),
+        (address.as_str(), 1),
+    ] {
+        assert!(told.contains(&expected), "{expected:?} in {told:?}");
+    }
+    assert_eq!(told.len(), 4, "{told:?}");
+    let used: Vec<&Value> =
+        of_kind(&events, "egress.used").iter().flat_map(|data| data["items"].as_array().unwrap()).collect();
+    let sum = |via: &str, field: &str| -> u64 {
+        used.iter().filter(|item| item["via"] == via).map(|item| item[field].as_u64().unwrap()).sum()
+    };
+    assert_eq!((sum("http", "connections"), sum("tunnel", "connections")), (2, 1), "{used:?}");
+    assert!(sum("http", "received_bytes") > 40 && sum("tunnel", "sent_bytes") > 40, "{used:?}");
+    assert!(used.iter().all(|item| item["host"] == "allowed.example"), "{used:?}");
+    assert_eq!(events.last().unwrap()["kind"], "run.finished");
+
+    let mut command = world.spec.command(&["egress", "suggest", &id, "--json"]);
+    let output =
+        command.env("CAISSON_URL", &world.server.base).env("CAISSON_API_KEY", &world.key).output().unwrap();
+    let suggested: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        suggested["allow"],
+        json!([
+            format!("allowed.example:{port}"),
+            "denied.example:443",
+            "http://denied.example/secret#GET",
+            address
+        ]),
+        "{suggested}"
+    );
+}
+
+async fn a_workflow_that_chose_nothing_reaches_nothing(engine: Engine) {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let port = host().await;
+    let directory = tempfile::tempdir().unwrap();
+    let workflow = "---\nname: closed\ndescription: Reaches nothing\npermissionMode: bypassPermissions\n\
+                    caisson:\n  egress: []\n---\nLook.\n";
+    std::fs::write(directory.path().join("closed.md"), workflow).unwrap();
+    let command = format!("curl -sS http://allowed.example:{port}/ 2>&1");
+    let mut spec = spec(engine, port, vec![scenario(&directory, &command)]);
+    spec.variables.push(("WORKFLOWS_DIR".to_owned(), directory.path().display().to_string()));
+    let world = World::start(&parts, spec).await.unwrap();
+    let (_, events) = run(&world, "closed").await;
+    assert!(printed(&events).contains("egress_not_in_workflow"), "{}", printed(&events));
+    let denied = of_kind(&events, "egress.denied");
+    assert_eq!((denied.len(), &denied[0]["setting"]), (1, &json!("caisson.egress")));
+    assert!(of_kind(&events, "egress.used").is_empty());
+}

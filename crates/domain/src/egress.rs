@@ -1,0 +1,469 @@
+//! Where the tools in a sandbox may go: rules, presets and address ranges, as texts and as decisions.
+//!
+//! A rule has one of two shapes. `host:443` is a *tunnel* rule: bytes to these ports, whatever they say, since what is
+//! in a tunnel is encrypted end to end and nobody looks into it. `http://host/path/#GET,HEAD` is a rule for *plain
+//! HTTP*, whose method and path can be judged. Both shapes are one word without spaces, so that lists of them fit into a
+//! variable and into a command line.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use crate::run::text_enum;
+
+/// Longest host name, in bytes (RFC 1035).
+pub const HOST_BYTES: usize = 253;
+/// Ports of one rule.
+pub const RULE_PORTS: usize = 16;
+/// Methods of one rule.
+pub const RULE_METHODS: usize = 16;
+/// Longest method, in bytes.
+pub const METHOD_BYTES: usize = 32;
+/// Longest path prefix of a rule, in bytes.
+pub const RULE_PATH_BYTES: usize = 1024;
+/// Entries of a workflow's `egress` list, and rules of an operator's.
+pub const RULES: usize = 256;
+
+/// Port of a tunnel rule that names none.
+const TUNNEL_PORT: u16 = 443;
+/// Port of a plain HTTP rule that names none.
+const HTTP_PORT: u16 = 80;
+
+text_enum! {
+    /// Hosts that a package manager's own configuration on the server's machine names.
+    Preset, "preset" {
+        /// npm's registries.
+        Npm = "npm",
+        /// pip's indexes.
+        Pip = "pip",
+        /// Cargo's registries.
+        Cargo = "cargo",
+        /// apt's sources.
+        Apt = "apt",
+    }
+}
+
+/// Why a text is no host, target, rule or range.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("\"{text}\" {reason}")]
+pub struct EgressTextError {
+    text: String,
+    reason: &'static str,
+}
+
+impl EgressTextError {
+    fn new(text: &str, reason: &'static str) -> Self {
+        let shown: String = text.chars().take(128).flat_map(char::escape_debug).collect();
+        Self { text: shown, reason }
+    }
+}
+
+/// A host, in its one spelling: lower case, no final dot.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Host {
+    /// A name that has to be resolved.
+    Name(String),
+    /// An address.
+    Address(IpAddr),
+}
+
+impl Host {
+    /// Reads a host as it stands in a URL: a name, an IPv4 address of four decimal parts, or an IPv6 address in brackets.
+    ///
+    /// Whatever the resolver would take for an address although it is not written as one (`127.1`, `0x7f.1`,
+    /// `2130706433`) is no host at all: a rule for names must not reach an address.
+    ///
+    /// # Errors
+    /// [`EgressTextError`] with what is wrong.
+    pub fn parse(text: &str) -> Result<Self, EgressTextError> {
+        let fault = |reason| Err(EgressTextError::new(text, reason));
+        if let Some(inner) = text.strip_prefix('[') {
+            let address = inner.strip_suffix(']').and_then(|inner| inner.parse::<Ipv6Addr>().ok());
+            return address.map_or_else(
+                || fault("is no IPv6 address in brackets"),
+                |address| Ok(Self::Address(address.into())),
+            );
+        }
+        if let Ok(address) = text.parse::<Ipv4Addr>() {
+            return Ok(Self::Address(address.into()));
+        }
+        let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+        if name.is_empty() || name.len() > HOST_BYTES {
+            return fault("is not 1 to 253 bytes long");
+        }
+        let label = |label: &str| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+        };
+        if !name.split('.').all(label) {
+            return fault("is no host name; write it in ASCII, with letters, digits, hyphens and dots");
+        }
+        let last = name.rsplit('.').next().unwrap_or_default();
+        if last.bytes().all(|b| b.is_ascii_digit())
+            || last.strip_prefix("0x").is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()))
+        {
+            return fault("ends like an address and is none; write an IPv4 address as four decimal numbers");
+        }
+        Ok(Self::Name(name))
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => out.write_str(name),
+            Self::Address(IpAddr::V4(address)) => write!(out, "{address}"),
+            Self::Address(IpAddr::V6(address)) => write!(out, "[{address}]"),
+        }
+    }
+}
+
+/// A host and a port.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Target {
+    /// The host.
+    pub host: Host,
+    /// The port, not 0.
+    pub port: u16,
+}
+
+impl Target {
+    /// Reads `host:port`; without a port it has `default`.
+    ///
+    /// # Errors
+    /// [`EgressTextError`] with what is wrong.
+    pub fn parse(text: &str, default: Option<u16>) -> Result<Self, EgressTextError> {
+        let fault = |reason| EgressTextError::new(text, reason);
+        let (host, port) = split_port(text);
+        let port = match port {
+            Some(digits) => port_number(digits).ok_or_else(|| fault("has no port from 1 to 65535"))?,
+            None => default.ok_or_else(|| fault("has no port"))?,
+        };
+        Ok(Self { host: Host::parse(host)?, port })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}:{}", self.host, self.port)
+    }
+}
+
+/// The host and what stands behind its colon.
+fn split_port(text: &str) -> (&str, Option<&str>) {
+    let behind_brackets = text.rfind(']').map_or(0, |end| end + 1);
+    match text[behind_brackets..].find(':') {
+        Some(colon) => (&text[..behind_brackets + colon], Some(&text[behind_brackets + colon + 1..])),
+        None => (text, None),
+    }
+}
+
+fn port_number(digits: &str) -> Option<u16> {
+    let plain = (1..=5).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+    digits.parse().ok().filter(|port| plain && *port != 0)
+}
+
+/// What a tool wants.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Wanted {
+    /// Where to.
+    pub target: Target,
+    /// How.
+    pub via: Via,
+}
+
+/// How a tool goes out.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Via {
+    /// `CONNECT`: bytes both ways.
+    Tunnel,
+    /// One plain HTTP request.
+    Http {
+        /// Its method.
+        method: String,
+        /// Its path, without query.
+        path: String,
+    },
+}
+
+/// Hosts that a rule is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum HostPattern {
+    /// This host alone.
+    Exactly(Host),
+    /// Every name below this one, which is not itself meant. No address matches.
+    Below(String),
+}
+
+impl HostPattern {
+    fn parse(text: &str) -> Result<Self, EgressTextError> {
+        let Some(suffix) = text.strip_prefix("*.") else { return Ok(Self::Exactly(Host::parse(text)?)) };
+        match Host::parse(suffix)? {
+            Host::Name(name) => Ok(Self::Below(name)),
+            Host::Address(_) => Err(EgressTextError::new(text, "has no name behind the star")),
+        }
+    }
+
+    fn matches(&self, host: &Host) -> bool {
+        match (self, host) {
+            (Self::Exactly(this), host) => this == host,
+            (Self::Below(suffix), Host::Name(name)) => {
+                name.strip_suffix(suffix.as_str()).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+            }
+            (Self::Below(_), Host::Address(_)) => false,
+        }
+    }
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exactly(host) => host.fmt(out),
+            Self::Below(suffix) => write!(out, "*.{suffix}"),
+        }
+    }
+}
+
+/// What a rule lets through.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// Bytes both ways, and so plain HTTP of any kind as well.
+    Tunnel,
+    /// Plain HTTP requests.
+    Http {
+        /// Their methods, sorted; empty for any.
+        methods: Vec<String>,
+        /// Their path begins with it, in whole parts.
+        path: String,
+    },
+}
+
+/// One rule.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Rule {
+    /// To these hosts.
+    pub host: HostPattern,
+    /// To these ports, sorted.
+    pub ports: Vec<u16>,
+    /// What.
+    pub scope: Scope,
+}
+
+impl Rule {
+    /// Whether the rule lets this through.
+    #[must_use]
+    pub fn allows(&self, wanted: &Wanted) -> bool {
+        self.host.matches(&wanted.target.host)
+            && self.ports.contains(&wanted.target.port)
+            && match (&self.scope, &wanted.via) {
+                (Scope::Tunnel, _) => true,
+                (Scope::Http { .. }, Via::Tunnel) => false,
+                (Scope::Http { methods, path: prefix }, Via::Http { method, path }) => {
+                    (methods.is_empty() || methods.contains(method)) && is_below(path, prefix)
+                }
+            }
+    }
+
+    /// The smallest rule that lets this through.
+    #[must_use]
+    pub fn exactly(wanted: &Wanted) -> Self {
+        let scope = match &wanted.via {
+            Via::Tunnel => Scope::Tunnel,
+            Via::Http { method, path } => {
+                let fits = path.len() <= RULE_PATH_BYTES && is_plain(path) && is_writable(path);
+                let path = if fits { path.clone() } else { "/".to_owned() };
+                Scope::Http { methods: vec![method.clone()], path }
+            }
+        };
+        let host = HostPattern::Exactly(wanted.target.host.clone());
+        Self { host, ports: vec![wanted.target.port], scope }
+    }
+}
+
+/// Whether `path` is `prefix` or lies below it. A path that another reader could resolve to somewhere else lies below `/`
+/// alone.
+fn is_below(path: &str, prefix: &str) -> bool {
+    if prefix == "/" {
+        return true;
+    }
+    let Some(rest) = path.strip_prefix(prefix) else { return false };
+    is_plain(path) && (rest.is_empty() || prefix.ends_with('/') || rest.starts_with('/'))
+}
+
+/// Whether every reader takes the path for the same one.
+#[must_use]
+pub fn is_plain(path: &str) -> bool {
+    let lower = path.to_ascii_lowercase();
+    let hidden = ["%2e", "%2f", "%5c", "%00", "\\"].iter().any(|escape| lower.contains(escape));
+    path.starts_with('/')
+        && !hidden
+        && !path.contains("//")
+        && !path.split('/').any(|part| matches!(part, "." | ".."))
+}
+
+/// The longest path that both are or lie below.
+#[must_use]
+pub fn common_path(one: &str, other: &str) -> String {
+    if one == other {
+        return one.to_owned();
+    }
+    let shared = one.bytes().zip(other.bytes()).take_while(|(one, other)| one == other).count();
+    let end = one.as_bytes()[..shared].iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+    if end == 0 { "/".to_owned() } else { one[..end].to_owned() }
+}
+
+/// Whether the path can stand in a rule.
+fn is_writable(path: &str) -> bool {
+    path.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'#' | b'?' | b'"' | b'<' | b'>' | b'`'))
+}
+
+impl FromStr for Rule {
+    type Err = EgressTextError;
+
+    fn from_str(text: &str) -> Result<Self, EgressTextError> {
+        let fault = |reason| EgressTextError::new(text, reason);
+        if text.contains('@') {
+            return Err(fault("has a user name; a rule has none"));
+        }
+        let (authority, default, scope) = if let Some(rest) = text.strip_prefix("http://") {
+            let (rest, methods) = rest.split_once('#').map_or((rest, ""), |(rest, methods)| (rest, methods));
+            let (authority, path) = rest.find('/').map_or((rest, "/"), |slash| rest.split_at(slash));
+            if path.len() > RULE_PATH_BYTES || !is_plain(path) || !is_writable(path) {
+                return Err(fault("has a path that is no plain prefix, such as /simple/"));
+            }
+            let methods = methods_of(methods).ok_or_else(|| fault("has a method that is none"))?;
+            (authority, HTTP_PORT, Scope::Http { methods, path: path.to_owned() })
+        } else if text.contains("://") {
+            return Err(fault("is neither host:port nor an http:// URL; for https write host:443"));
+        } else if text.contains(['/', '#']) {
+            return Err(fault("has a path without http:// before it; what is in a tunnel cannot be judged"));
+        } else {
+            (text, TUNNEL_PORT, Scope::Tunnel)
+        };
+        let (host, ports) = split_port(authority);
+        let mut ports: Vec<u16> = match ports {
+            None => vec![default],
+            Some(list) => list
+                .split(',')
+                .map(|digits| port_number(digits).ok_or_else(|| fault("has a port that is not 1 to 65535")))
+                .collect::<Result<_, _>>()?,
+        };
+        ports.sort_unstable();
+        ports.dedup();
+        if ports.len() > RULE_PORTS {
+            return Err(fault("has more than 16 ports"));
+        }
+        Ok(Self { host: HostPattern::parse(host)?, ports, scope })
+    }
+}
+
+fn methods_of(text: &str) -> Option<Vec<String>> {
+    if text.is_empty() {
+        return Some(Vec::new());
+    }
+    let is_method = |name: &str| {
+        (1..=METHOD_BYTES).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'-')
+    };
+    let mut methods: Vec<String> = text.split(',').map(str::to_owned).collect();
+    methods.sort_unstable();
+    methods.dedup();
+    (methods.len() <= RULE_METHODS && methods.iter().all(|name| is_method(name))).then_some(methods)
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ports = self.ports.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
+        match &self.scope {
+            Scope::Tunnel => write!(out, "{}:{ports}", self.host),
+            Scope::Http { methods, path } => {
+                out.write_str("http://")?;
+                self.host.fmt(out)?;
+                if self.ports != [HTTP_PORT] {
+                    write!(out, ":{ports}")?;
+                }
+                out.write_str(path)?;
+                if methods.is_empty() { Ok(()) } else { write!(out, "#{}", methods.join(",")) }
+            }
+        }
+    }
+}
+
+/// One entry of a workflow's `egress` list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Choice {
+    /// What the operator's preset has.
+    Preset(Preset),
+    /// A rule.
+    Rule(Rule),
+}
+
+impl FromStr for Choice {
+    type Err = EgressTextError;
+
+    fn from_str(text: &str) -> Result<Self, EgressTextError> {
+        match text.parse::<Preset>() {
+            Ok(preset) => Ok(Self::Preset(preset)),
+            Err(_) => text.parse().map(Self::Rule),
+        }
+    }
+}
+
+/// A range of addresses: `10.0.0.0/8`, `fd00::/8`, or one address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AddressRange {
+    first: IpAddr,
+    bits: u8,
+}
+
+/// Shortest prefixes of a range: a range has one kind of private addresses in it, not the whole Internet.
+const SHORTEST: (u8, u8) = (8, 7);
+
+impl AddressRange {
+    /// Whether the address lies in it. An IPv4 address lies in no IPv6 range, however it is written.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match (self.first, address) {
+            (IpAddr::V4(first), IpAddr::V4(address)) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(self.bits)).unwrap_or(0);
+                first.to_bits() & mask == address.to_bits() & mask
+            }
+            (IpAddr::V6(first), IpAddr::V6(address)) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(self.bits)).unwrap_or(0);
+                first.to_bits() & mask == address.to_bits() & mask
+            }
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+        }
+    }
+}
+
+impl FromStr for AddressRange {
+    type Err = EgressTextError;
+
+    fn from_str(text: &str) -> Result<Self, EgressTextError> {
+        let fault = |reason| EgressTextError::new(text, reason);
+        let (address, bits) =
+            text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
+        let first: IpAddr = address.parse().map_err(|_| fault("is no address range, such as 10.1.0.0/16"))?;
+        let (shortest, longest) = if first.is_ipv4() { (SHORTEST.0, 32) } else { (SHORTEST.1, 128) };
+        let bits = match bits {
+            None => longest,
+            Some(digits) => digits.parse().map_err(|_| fault("has no number behind its slash"))?,
+        };
+        if !(shortest..=longest).contains(&bits) {
+            return Err(fault(
+                "is too wide or has a number that is none; IPv4 from /8 to /32, IPv6 from /7 to /128",
+            ));
+        }
+        Ok(Self { first, bits })
+    }
+}
+
+impl fmt::Display for AddressRange {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}/{}", self.first, self.bits)
+    }
+}
+
+#[cfg(test)]
+#[path = "egress_tests.rs"]
+mod tests;

@@ -1,0 +1,33 @@
+//! What the composition root says about the way outside.
+
+use std::net::IpAddr;
+
+use caisson_domain::egress::{AddressRange, Preset, Rule};
+use secrecy::SecretString;
+use url::Url;
+
+/// Where tools may go. The default lets nothing out.
+#[derive(Clone, Default)]
+pub struct EgressUpstreams {
+    /// Rules of the operator.
+    pub rules: Vec<Rule>,
+    /// Presets that the operator turned on, with the rules that the package managers' configuration came to.
+    pub presets: Vec<(Preset, Vec<Rule>)>,
+    /// Addresses that are refused by default and may be reached all the same.
+    pub allow_private: Vec<AddressRange>,
+    /// Names that are not looked up, with their addresses. Whether these may be reached is asked all the same.
+    pub hosts: Vec<(String, IpAddr)>,
+    /// Credentials for plain HTTP; the longest matching prefix wins.
+    pub credentials: Vec<EgressCredential>,
+}
+
+/// A credential that plain HTTP requests under a URL are sent with. Nothing can be added to what goes through a tunnel.
+#[derive(Debug, Clone)]
+pub struct EgressCredential {
+    /// `http://…`: same host and port, and whole path parts.
+    pub url_prefix: Url,
+    /// User name of Basic authentication; none for a bearer token.
+    pub username: Option<String>,
+    /// The token.
+    pub token: SecretString,
+}

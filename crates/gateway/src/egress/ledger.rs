@@ -1,0 +1,201 @@
+//! What a run's tools moved and were refused: counted, coalesced and bounded, so that an agent that tries for ever fills
+//! no database.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use caisson_domain::egress::{RULE_PATH_BYTES, Rule, Target, Via, Wanted, common_path};
+use caisson_domain::run::cut;
+use serde_json::{Value, json};
+
+use super::fault::Fault;
+use crate::bounds::{EGRESS_DENIALS, EGRESS_TARGETS, EGRESS_USED_ITEMS, EXCERPT_BYTES};
+
+/// Bytes of one kind of use.
+#[derive(Debug, Default)]
+pub(super) struct Moved {
+    pub(super) sent: AtomicU64,
+    pub(super) received: AtomicU64,
+}
+
+/// What is counted together.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct UseKey {
+    target: Target,
+    /// None for a tunnel.
+    method: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Use {
+    moved: Arc<Moved>,
+    connections: u64,
+    /// What all paths so far have in common.
+    path: Option<String>,
+    /// Connections, sent and received bytes that were told.
+    told: (u64, u64, u64),
+}
+
+/// What is refused for the same reason.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct DenialKey {
+    target: String,
+    method: Option<String>,
+    reason: &'static str,
+}
+
+#[derive(Debug)]
+struct Denial {
+    /// The latest one's, with the path that all have in common.
+    wanted: Option<Wanted>,
+    fault: Fault,
+    untold: u64,
+}
+
+/// A first denial, or one like those before.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Noted {
+    /// It is to be told at once.
+    First(Value),
+    /// It is counted.
+    Again,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    uses: BTreeMap<UseKey, Use>,
+    denials: BTreeMap<DenialKey, Denial>,
+    /// Denials beyond [`EGRESS_DENIALS`] kinds.
+    others: u64,
+}
+
+impl Ledger {
+    /// Counts a use; `true` if it is the first of its kind.
+    ///
+    /// # Errors
+    /// [`Fault::TooManyTargets`] beyond [`EGRESS_TARGETS`] kinds.
+    pub(super) fn begin(&mut self, wanted: &Wanted) -> Result<(Arc<Moved>, bool), Fault> {
+        let (method, path) = parts(&wanted.via);
+        let key = UseKey { target: wanted.target.clone(), method };
+        if !self.uses.contains_key(&key) && self.uses.len() >= EGRESS_TARGETS {
+            return Err(Fault::TooManyTargets);
+        }
+        let entry = self.uses.entry(key).or_default();
+        let first = entry.connections == 0;
+        entry.connections += 1;
+        entry.path = match (entry.path.take(), path) {
+            (Some(known), Some(path)) => Some(common_path(&known, path)),
+            (known, path) => known.or_else(|| path.map(str::to_owned)),
+        };
+        Ok((Arc::clone(&entry.moved), first))
+    }
+
+    /// Counts a denial.
+    pub(super) fn deny(&mut self, asked: &str, wanted: Option<&Wanted>, fault: &Fault) -> Noted {
+        let method = wanted.and_then(|wanted| parts(&wanted.via).0);
+        let target = wanted.map_or_else(|| asked.to_owned(), |wanted| wanted.target.to_string());
+        let key = DenialKey { target, method, reason: fault.reason() };
+        if let Some(known) = self.denials.get_mut(&key) {
+            known.untold += 1;
+            if let (Some(before), Some(now)) = (&mut known.wanted, wanted)
+                && let (Via::Http { path, .. }, Via::Http { path: new, .. }) = (&mut before.via, &now.via)
+            {
+                *path = common_path(path, cut(new, RULE_PATH_BYTES));
+            }
+            return Noted::Again;
+        }
+        if self.denials.len() >= EGRESS_DENIALS {
+            self.others += 1;
+            return Noted::Again;
+        }
+        let first = denied(&key.target, wanted, fault, 1);
+        let kept = wanted.cloned().map(|mut wanted| {
+            if let Via::Http { path, .. } = &mut wanted.via {
+                *path = cut(path, RULE_PATH_BYTES).to_owned();
+            }
+            wanted
+        });
+        self.denials.insert(key, Denial { wanted: kept, fault: fault.clone(), untold: 0 });
+        Noted::First(first)
+    }
+
+    /// What was moved since the last time, in pieces that each make one event.
+    pub(super) fn used(&mut self) -> Vec<Value> {
+        let mut items = Vec::new();
+        for (key, entry) in &mut self.uses {
+            let moved = &entry.moved;
+            let now = (
+                entry.connections,
+                moved.sent.load(Ordering::Relaxed),
+                moved.received.load(Ordering::Relaxed),
+            );
+            let (connections, sent, received) =
+                (now.0 - entry.told.0, now.1 - entry.told.1, now.2 - entry.told.2);
+            if (connections, sent, received) == (0, 0, 0) {
+                continue;
+            }
+            entry.told = now;
+            let via = if key.method.is_some() { "http" } else { "tunnel" };
+            items.push(json!({
+                "host": key.target.host.to_string(), "port": key.target.port, "via": via, "method": key.method,
+                "path": entry.path, "connections": connections, "sent_bytes": sent, "received_bytes": received,
+            }));
+        }
+        items.chunks(EGRESS_USED_ITEMS).map(|items| json!({"items": items})).collect()
+    }
+
+    /// Denials that were counted and not told.
+    pub(super) fn repeated(&mut self) -> Vec<Value> {
+        let mut told = Vec::new();
+        for (key, denial) in &mut self.denials {
+            let count = std::mem::take(&mut denial.untold);
+            if count > 0 {
+                told.push(denied(&key.target, denial.wanted.as_ref(), &denial.fault, count));
+            }
+        }
+        let others = std::mem::take(&mut self.others);
+        if others > 0 {
+            let message = format!("{others} more requests were refused, of more than {EGRESS_DENIALS} kinds");
+            told.push(
+                json!({"host": null, "port": null, "reason": "others", "message": message, "count": others}),
+            );
+        }
+        told
+    }
+}
+
+/// The details of an `egress.denied` event.
+fn denied(asked: &str, wanted: Option<&Wanted>, fault: &Fault, count: u64) -> Value {
+    let asked: String = asked.chars().filter(|c| !c.is_control()).collect();
+    let asked = cut(&asked, EXCERPT_BYTES);
+    // The rule covers all that was asked so far.
+    let remedy = match (fault, wanted) {
+        (Fault::NotAllowed { .. }, Some(wanted)) => Some(("egress.allow", Rule::exactly(wanted).to_string())),
+        (Fault::NotInWorkflow { .. }, Some(wanted)) => {
+            Some(("caisson.egress", Rule::exactly(wanted).to_string()))
+        }
+        _ => fault.remedy(),
+    };
+    let (method, path) = wanted.map_or((None, None), |wanted| parts(&wanted.via));
+    let via = wanted.map(|wanted| if wanted.via == Via::Tunnel { "tunnel" } else { "http" });
+    json!({
+        "host": wanted.map_or_else(|| asked.to_owned(), |wanted| wanted.target.host.to_string()),
+        "port": wanted.map(|wanted| wanted.target.port), "via": via, "method": method,
+        "path": path.map(|path| cut(path, EXCERPT_BYTES)), "reason": fault.reason(),
+        "setting": remedy.as_ref().map(|(setting, _)| setting), "rule": remedy.as_ref().map(|(_, rule)| rule),
+        "message": fault.message(asked), "count": count,
+    })
+}
+
+/// Method and path of plain HTTP; no more of the path than a rule could have.
+fn parts(via: &Via) -> (Option<String>, Option<&str>) {
+    match via {
+        Via::Tunnel => (None, None),
+        Via::Http { method, path } => (Some(method.clone()), Some(cut(path, RULE_PATH_BYTES))),
+    }
+}
+
+#[cfg(test)]
+#[path = "ledger_tests.rs"]
+mod tests;

@@ -1,0 +1,91 @@
+use super::*;
+
+fn tunnel(host: &str) -> Wanted {
+    Wanted { target: Target::parse(&format!("{host}:443"), None).unwrap(), via: Via::Tunnel }
+}
+
+fn get(host: &str, path: &str) -> Wanted {
+    let via = Via::Http { method: "GET".to_owned(), path: path.to_owned() };
+    Wanted { target: Target::parse(host, Some(80)).unwrap(), via }
+}
+
+fn not_allowed(wanted: &Wanted) -> Fault {
+    Fault::NotAllowed { rule: Rule::exactly(wanted).to_string() }
+}
+
+#[test]
+fn uses_are_told_as_what_was_moved_since() {
+    let mut ledger = Ledger::default();
+    let (moved, first) = ledger.begin(&get("a.example", "/x/1")).unwrap();
+    assert!(first);
+    moved.sent.fetch_add(3, Ordering::Relaxed);
+    moved.received.fetch_add(5, Ordering::Relaxed);
+    assert!(!ledger.begin(&get("a.example", "/x/2")).unwrap().1);
+    let items = &ledger.used()[0]["items"];
+    assert_eq!(
+        items,
+        &json!([{"host": "a.example", "port": 80, "via": "http", "method": "GET", "path": "/x/", "connections": 2,
+                 "sent_bytes": 3, "received_bytes": 5}])
+    );
+    assert!(ledger.used().is_empty());
+    moved.received.fetch_add(1, Ordering::Relaxed);
+    let items = &ledger.used()[0]["items"];
+    assert_eq!((items[0]["connections"].as_u64(), items[0]["received_bytes"].as_u64()), (Some(0), Some(1)));
+}
+
+#[test]
+fn a_denial_is_told_once_and_then_counted_with_the_rule_for_all_of_it() {
+    let mut ledger = Ledger::default();
+    let one = get("a.example", "/x/1");
+    let Noted::First(told) = ledger.deny("", Some(&one), &not_allowed(&one)) else { panic!() };
+    assert_eq!((&told["host"], &told["port"], &told["count"]), (&json!("a.example"), &json!(80), &json!(1)));
+    assert_eq!(
+        (&told["rule"], &told["setting"]),
+        (&json!("http://a.example/x/1#GET"), &json!("egress.allow"))
+    );
+    let other = get("a.example", "/x/2");
+    for _ in 0..3 {
+        assert_eq!(ledger.deny("", Some(&other), &not_allowed(&other)), Noted::Again);
+    }
+    let again = ledger.repeated();
+    assert_eq!((again.len(), &again[0]["count"]), (1, &json!(3)));
+    assert_eq!(again[0]["rule"], "http://a.example/x/#GET");
+    assert!(ledger.repeated().is_empty());
+}
+
+#[test]
+fn kinds_of_denials_end() {
+    let mut ledger = Ledger::default();
+    for number in 0..EGRESS_DENIALS {
+        let wanted = tunnel(&format!("h{number}.example"));
+        assert!(matches!(ledger.deny("", Some(&wanted), &not_allowed(&wanted)), Noted::First(_)));
+    }
+    let wanted = tunnel("one-too-many.example");
+    assert_eq!(ledger.deny("", Some(&wanted), &not_allowed(&wanted)), Noted::Again);
+    let told = ledger.repeated();
+    assert_eq!((told.len(), &told[0]["reason"], &told[0]["count"]), (1, &json!("others"), &json!(1)));
+}
+
+#[test]
+fn kinds_of_uses_end_and_their_events_are_bounded() {
+    let mut ledger = Ledger::default();
+    for number in 0..EGRESS_TARGETS {
+        ledger.begin(&tunnel(&format!("h{number}.example"))).unwrap();
+    }
+    assert_eq!(ledger.begin(&tunnel("one-too-many.example")).unwrap_err(), Fault::TooManyTargets);
+    assert!(ledger.begin(&tunnel("h0.example")).is_ok());
+    let told = ledger.used();
+    assert_eq!(told.len(), EGRESS_TARGETS.div_ceil(EGRESS_USED_ITEMS));
+    assert!(told.iter().all(|event| event["items"].as_array().unwrap().len() <= EGRESS_USED_ITEMS));
+}
+
+#[test]
+fn what_cannot_be_read_is_told_without_what_could_hide_in_it() {
+    let mut ledger = Ledger::default();
+    let asked = format!("evil\u{7}\n{}", "x".repeat(1000));
+    let fault = Fault::BadRequest { reason: "it is strange".to_owned() };
+    let Noted::First(told) = ledger.deny(&asked, None, &fault) else { panic!() };
+    let host = told["host"].as_str().unwrap();
+    assert!(host.starts_with("evilx") && host.len() == EXCERPT_BYTES, "{host}");
+    assert_eq!((&told["port"], &told["rule"]), (&Value::Null, &Value::Null));
+}

@@ -1,0 +1,148 @@
+//! The way outside for tools: `CONNECT` and absolute-form requests, to hosts that the operator allows.
+//!
+//! Nothing passes without a rule. A name is resolved here, once; its addresses are checked, and the connection goes to
+//! what was checked. What is in a tunnel is encrypted end to end and is not looked into. Every denial is told, and so is
+//! every host that was reached, with its bytes.
+
+mod address;
+mod config;
+mod fault;
+mod http;
+mod ledger;
+mod policy;
+mod reach;
+mod run;
+mod target;
+mod tunnel;
+
+use std::sync::Arc;
+
+use ::http::{Method, Request, Response, StatusCode};
+use caisson_domain::egress::Wanted;
+use caisson_domain::event::EventKind;
+use caisson_domain::run::{Run, cut};
+use hyper::body::Incoming;
+use hyper::ext::ReasonPhrase;
+use serde_json::json;
+
+pub use self::config::{EgressCredential, EgressUpstreams};
+use self::fault::Fault;
+use self::policy::Policy;
+use self::reach::Reach;
+pub(crate) use self::reach::{Resolve, system};
+pub(crate) use self::run::{RunEgress, before_outcome};
+use crate::body::{self, Body};
+use crate::bounds::EXCERPT_BYTES;
+use crate::config::GatewayError;
+use crate::grants;
+use crate::hold::hold;
+use crate::problem::Refusal;
+use crate::shared::Door;
+
+/// The outside as this gateway reaches it.
+pub(crate) struct EgressSide {
+    policy: Policy,
+    reach: Reach,
+}
+
+impl EgressSide {
+    pub(crate) fn new(upstreams: &EgressUpstreams, resolve: Resolve) -> Result<Self, GatewayError> {
+        Ok(Self { policy: Policy::new(upstreams)?, reach: Reach::new(upstreams, resolve) })
+    }
+}
+
+/// Answers a request whose line names a host.
+pub(crate) async fn answer(door: &Arc<Door>, request: Request<Incoming>) -> Response<Body> {
+    let refused = match grants::tool(door, request.headers()).await {
+        Ok(run) => match serve(door, &run, request).await {
+            Ok(response) => return response,
+            Err(refusal) => refusal,
+        },
+        Err(refusal) => refusal,
+    };
+    // Of a refused CONNECT most tools show the status line alone.
+    let reason = ReasonPhrase::try_from(format!("Refused by the sandbox: {}", refused.code));
+    let mut response = refused.into_response();
+    if let Ok(reason) = reason {
+        response.extensions_mut().insert(reason);
+    }
+    response
+}
+
+async fn serve(door: &Arc<Door>, run: &Run, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+    let egress = RunEgress::of(door, run);
+    let asked = request.uri().to_string();
+    let asked = cut(&asked, EXCERPT_BYTES);
+    let wanted = match target::wanted(request.method(), request.uri(), request.headers()) {
+        Ok(wanted) => wanted,
+        Err(fault) => return Err(refuse(door, &egress, (run, asked, None), fault).await),
+    };
+    match pass(door, &egress, run, &wanted, request).await {
+        Ok(response) => Ok(response),
+        Err(Stop::Fault(fault)) => {
+            let target = wanted.target.to_string();
+            Err(refuse(door, &egress, (run, &target, Some(&wanted)), fault).await)
+        }
+        Err(Stop::Store(refusal)) => Err(refusal),
+    }
+}
+
+/// Why a request does not pass.
+enum Stop {
+    Fault(Fault),
+    Store(Refusal),
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+async fn pass(
+    door: &Arc<Door>,
+    egress: &Arc<RunEgress>,
+    run: &Run,
+    wanted: &Wanted,
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, Stop> {
+    let shared = &door.shared;
+    let side = &shared.egress;
+    side.policy.judge(run.spec.workflow.caisson.egress.as_deref(), wanted)?;
+    let (passage, first) = egress.admit(wanted)?;
+    if first {
+        // Nobody goes out unrecorded.
+        let audited =
+            hold(&shared.cancel, shared.bounds.store_hold, || egress.audit_use(&shared.store, wanted));
+        audited.await.map_err(|error| Stop::Store(Refusal::store(&error)))?;
+    }
+    let outside = side.reach.connect(&wanted.target, &shared.bounds).await?;
+    if request.method() != Method::CONNECT {
+        let credential = side.policy.credential(wanted);
+        return Ok(http::exchange(door, outside, passage, (wanted, credential), request).await?);
+    }
+    let upgrade = hyper::upgrade::on(&mut request);
+    shared.tracker.spawn(tunnel::carry(Arc::clone(door), upgrade, outside, passage));
+    let mut response = Response::new(body::empty());
+    *response.status_mut() = StatusCode::OK;
+    Ok(response)
+}
+
+/// Tells of a fault and makes the refusal of it.
+async fn refuse(
+    door: &Door,
+    egress: &RunEgress,
+    (run, asked, wanted): (&Run, &str, Option<&Wanted>),
+    fault: Fault,
+) -> Refusal {
+    let refusal = fault.refusal(asked);
+    if fault.is_denial() {
+        egress.deny(&door.shared.store, asked, wanted, &fault).await;
+    } else {
+        let data = json!({
+            "upstream": "egress", "kind": refusal.code, "status": refusal.status.as_u16(), "message": refusal.message,
+        });
+        door.tell(&run.id, EventKind::GatewayUpstreamFailed, data).await;
+    }
+    refusal
+}

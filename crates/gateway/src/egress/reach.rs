@@ -1,0 +1,108 @@
+//! From a name to a connection: resolved once, checked, and connected to what was checked.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+
+use caisson_domain::egress::{AddressRange, Host, Target};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::address;
+use super::config::EgressUpstreams;
+use super::fault::Fault;
+use crate::bounds::{Bounds, EGRESS_ADDRESSES, EGRESS_LOOKUPS};
+
+/// Finds a name's addresses.
+pub(crate) type Resolve = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> + Send + Sync>;
+
+/// The operating system's resolver, for at most [`EGRESS_LOOKUPS`] names at once: a lookup cannot be given up, so it
+/// holds its place until it has ended, whoever waits for it.
+pub(crate) fn system() -> Resolve {
+    let places = Arc::new(Semaphore::new(EGRESS_LOOKUPS));
+    Arc::new(move |name| {
+        let places = Arc::clone(&places);
+        async move {
+            let place = places.acquire_owned().await.map_err(io::Error::other)?;
+            let lookup = tokio::task::spawn_blocking(move || {
+                let found =
+                    (name.as_str(), 0_u16).to_socket_addrs().map(|all| all.map(|one| one.ip()).collect());
+                drop(place);
+                found
+            });
+            lookup.await.map_err(io::Error::other)?
+        }
+        .boxed()
+    })
+}
+
+/// Names to addresses to connections.
+pub(super) struct Reach {
+    resolve: Resolve,
+    hosts: Vec<(String, IpAddr)>,
+    allow_private: Vec<AddressRange>,
+}
+
+impl Reach {
+    pub(super) fn new(upstreams: &EgressUpstreams, resolve: Resolve) -> Self {
+        Self { resolve, hosts: upstreams.hosts.clone(), allow_private: upstreams.allow_private.clone() }
+    }
+
+    /// Connects to an address of the target that may be reached. The name is resolved here and nowhere else: what is
+    /// connected to is what was checked, whatever the name leads to a moment later.
+    pub(super) async fn connect(&self, target: &Target, bounds: &Bounds) -> Result<TcpStream, Fault> {
+        let addresses = self.addresses(target, bounds).await?;
+        let end = Instant::now() + bounds.egress_connect;
+        let mut fault = Fault::Unreachable;
+        for address in addresses {
+            match timeout_at(end, TcpStream::connect(SocketAddr::new(address, target.port))).await {
+                Ok(Ok(stream)) => {
+                    // Nagle's algorithm would only delay; without it nothing else changes.
+                    let _slower = stream.set_nodelay(true);
+                    return Ok(stream);
+                }
+                Ok(Err(error)) => tracing::debug!(error = %error, "an address of a host took no connection"),
+                Err(_) => {
+                    fault = Fault::ConnectTimeout;
+                    break;
+                }
+            }
+        }
+        Err(fault)
+    }
+
+    async fn addresses(&self, target: &Target, bounds: &Bounds) -> Result<Vec<IpAddr>, Fault> {
+        let mut found = match &target.host {
+            Host::Address(address) => vec![*address],
+            Host::Name(name) => {
+                let known: Vec<IpAddr> =
+                    self.hosts.iter().filter(|(host, _)| host == name).map(|(_, address)| *address).collect();
+                if known.is_empty() { self.look_up(name, bounds).await? } else { known }
+            }
+        };
+        found.dedup();
+        let Some(first) = found.first().copied() else { return Err(Fault::Unresolved) };
+        let refused = |address: &IpAddr| address::refused(*address, &self.allow_private);
+        let what = refused(&first);
+        found.retain(|address| refused(address).is_none());
+        found.truncate(EGRESS_ADDRESSES);
+        match what {
+            Some(what) if found.is_empty() => Err(Fault::PrivateAddress { address: first, what }),
+            Some(_) | None => Ok(found),
+        }
+    }
+
+    async fn look_up(&self, name: &str, bounds: &Bounds) -> Result<Vec<IpAddr>, Fault> {
+        match timeout(bounds.egress_resolve, (self.resolve)(name.to_owned())).await {
+            Ok(Ok(found)) => Ok(found),
+            Ok(Err(error)) => {
+                tracing::debug!(error = %error, "a name was not resolved");
+                Err(Fault::Unresolved)
+            }
+            Err(_) => Err(Fault::ResolveTimeout),
+        }
+    }
+}

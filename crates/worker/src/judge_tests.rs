@@ -19,6 +19,7 @@ fn spec() -> RunSpec {
         max_turns: None,
         image: None,
         timeout_s: 600,
+        budget_micro_usd: None,
         resources: Resources::default(),
         environment: std::collections::BTreeMap::new(),
     }
@@ -35,6 +36,7 @@ fn progress() -> Progress {
         push_pending: false,
         lease_expires_at_ms: NOW,
         provider_status: None,
+        model_failure: None,
     }
 }
 

@@ -53,6 +53,7 @@ pub(crate) fn run_spec(repository: Option<&str>) -> RunSpec {
         max_turns: Some(7),
         image: None,
         timeout_s: 600,
+        budget_micro_usd: None,
         resources: Resources::default(),
         environment: BTreeMap::new(),
     }

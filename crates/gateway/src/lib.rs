@@ -48,7 +48,7 @@ impl Gateway {
     /// # Errors
     /// As [`Gateway::start`], for what the upstreams have to do with.
     pub fn check(model: &ModelUpstream, git: &GitUpstreams) -> Result<(), GatewayError> {
-        model::ModelSide::new(model)?;
+        model::ModelSide::new(model, 0)?;
         git::GitSide::new(git.clone(), 0)?;
         Ok(())
     }
@@ -80,7 +80,7 @@ impl Gateway {
         (tracker, cancel): (TaskTracker, CancellationToken),
         bounds: Bounds,
     ) -> Result<Self, GatewayError> {
-        let model = model::ModelSide::new(&config.model)?;
+        let model = model::ModelSide::new(&config.model, bounds.retry_copies_bytes)?;
         let git = git::GitSide::new(config.git, bounds.local_git)?;
         control::prepare_artifacts(&config.artifacts_dir).await.map_err(GatewayError::Artifacts)?;
         let orphans = store.settle_orphaned_calls(&config.server).await?;

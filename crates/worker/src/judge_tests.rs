@@ -263,3 +263,29 @@ fn a_final_fault_ends_the_run_at_once_and_says_that_a_retry_cannot_help() {
     let failure = finish.failure.unwrap();
     assert!(!failure.retry_can_help && failure.message == "no room");
 }
+
+#[test]
+fn the_gateways_word_on_the_model_counts_more_than_the_agents() {
+    let spec = spec();
+    let known = Failure::new(FailureKind::Budget, "the run's budget is used up").with_evidence("x");
+    let progress = Progress { model_failure: Some(known), ..progress() };
+    for (told, expected) in [
+        (FailureKind::ProviderLimit, FailureKind::Budget),
+        (FailureKind::ProviderAuth, FailureKind::Budget),
+        (FailureKind::AgentError, FailureKind::Budget),
+        (FailureKind::MaxTurns, FailureKind::MaxTurns),
+        (FailureKind::PushRejected, FailureKind::PushRejected),
+    ] {
+        let finish =
+            by_outcome(&facts(&spec, &progress), &outcome(Ending::Failed(Failure::new(told, "said so"))));
+        assert_eq!(kind(&finish), failed_as(expected), "{told}");
+        let failure = finish.failure.unwrap();
+        if expected == FailureKind::Budget {
+            assert_eq!(failure.message, "the run's budget is used up");
+            assert_eq!(failure.evidence.as_deref(), Some("x; the agent ended with: said so"));
+            assert!(!failure.retry_can_help);
+        }
+    }
+    let finish = by_outcome(&facts(&spec, &progress), &outcome(Ending::Completed));
+    assert_eq!(kind(&finish), SUCCEEDED, "a run that did its work all the same");
+}

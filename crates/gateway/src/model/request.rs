@@ -1,6 +1,6 @@
 //! What is sent to the model API and what of its answer is passed on: pure.
 
-use caisson_domain::usage::TokenCounts;
+use caisson_domain::usage::{PriceTable, TokenCounts};
 use http::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, SET_COOKIE, TE,
     TRAILER, TRANSFER_ENCODING, UPGRADE,
@@ -11,7 +11,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::meter::model_name;
-use crate::bounds::{BYTES_PER_TOKEN, OUTPUT_ESTIMATE_TOKENS};
+use crate::bounds::{BYTES_PER_TOKEN, OUTPUT_SLICE_TOKENS};
 
 /// What may be asked of the model API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +101,36 @@ fn passed<F: Fn(&HeaderName) -> bool>(headers: &HeaderMap, hidden: F) -> HeaderM
 pub(super) struct Ask {
     pub(super) model: String,
     pub(super) estimate: TokenCounts,
+    /// Whether the reply comes bit by bit, so that it can be cut where its budget ends.
+    pub(super) streamed: bool,
+    /// Most output tokens that it asks for.
+    pub(super) output_most: Option<i64>,
+}
+
+impl Ask {
+    /// Output tokens that are reserved before the call is forwarded: a slice of a reply that is streamed, since it can be
+    /// cut, and all of one that is not.
+    pub(super) fn reserved_output(&self) -> i64 {
+        if self.streamed { self.estimate.output } else { self.output_most.unwrap_or(self.estimate.output) }
+    }
+
+    /// Output up to which the call needs no further share.
+    pub(super) fn held_output(&self) -> i64 {
+        if self.streamed { self.estimate.output } else { i64::MAX }
+    }
+
+    /// What must be reserved before the call is forwarded. Nobody knows yet how much of the input is cached, so all of it
+    /// counts as the dearest kind of input there is.
+    pub(super) fn needed_micro_usd(&self, prices: &PriceTable) -> i64 {
+        let (input, output) = (self.estimate.input, self.reserved_output());
+        let none = TokenCounts { output, ..TokenCounts::default() };
+        let kinds = [
+            TokenCounts { input, ..none },
+            TokenCounts { cache_write_5m: input, ..none },
+            TokenCounts { cache_write_1h: input, ..none },
+        ];
+        kinds.iter().map(|tokens| prices.cost_micro_usd(&self.model, tokens)).max().unwrap_or(0)
+    }
 }
 
 /// Looks into the body without minding what it does not know.
@@ -109,13 +139,21 @@ pub(super) fn peek(body: &[u8]) -> Ask {
     struct Peek {
         #[serde(default)]
         model: Value,
+        #[serde(default)]
+        stream: Value,
+        #[serde(default)]
+        max_tokens: Value,
     }
-    let model = serde_json::from_slice::<Peek>(body).ok();
-    let model = model.as_ref().and_then(|peek| peek.model.as_str()).map(model_name);
+    let peek = serde_json::from_slice::<Peek>(body).ok();
+    let model = peek.as_ref().and_then(|peek| peek.model.as_str()).map(model_name);
     let input = i64::try_from(body.len().div_ceil(BYTES_PER_TOKEN)).unwrap_or(i64::MAX);
+    let output_most = peek.as_ref().and_then(|peek| peek.max_tokens.as_i64()).filter(|most| *most > 0);
+    let output = output_most.map_or(OUTPUT_SLICE_TOKENS, |most| most.min(OUTPUT_SLICE_TOKENS));
     Ask {
         model: model.filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown".to_owned()),
-        estimate: TokenCounts { input, output: OUTPUT_ESTIMATE_TOKENS, ..TokenCounts::default() },
+        estimate: TokenCounts { input, output, ..TokenCounts::default() },
+        streamed: peek.is_some_and(|peek| peek.stream == Value::Bool(true)),
+        output_most,
     }
 }
 
@@ -205,10 +243,36 @@ mod tests {
     #[test]
     fn a_peek_takes_the_model_and_minds_nothing_else() {
         let ask = peek(br#"{"messages":[{"role":"system"}],"model":"claude-x","stream":true}"#);
-        assert_eq!((ask.model.as_str(), ask.estimate.output), ("claude-x", OUTPUT_ESTIMATE_TOKENS));
+        assert_eq!((ask.model.as_str(), ask.estimate.output), ("claude-x", OUTPUT_SLICE_TOKENS));
+        assert_eq!((ask.streamed, ask.output_most), (true, None));
         assert_eq!(ask.estimate.input, 17);
         for odd in [&b""[..], b"not json", br#"{"model":7}"#, br#"{"model":" \n"}"#, b"[]"] {
             assert_eq!(peek(odd).model, "unknown");
         }
+    }
+
+    #[test]
+    fn a_streamed_call_reserves_a_slice_and_any_other_all_that_it_may_write() {
+        let of = |text: &str| {
+            let ask = peek(text.as_bytes());
+            (ask.reserved_output(), ask.held_output())
+        };
+        let slice = OUTPUT_SLICE_TOKENS;
+        assert_eq!(of(r#"{"stream":true,"max_tokens":64000}"#), (slice, slice));
+        assert_eq!(of(r#"{"stream":true,"max_tokens":7}"#), (7, 7));
+        assert_eq!(of(r#"{"stream":false,"max_tokens":64000}"#), (64_000, i64::MAX));
+        assert_eq!(of(r#"{"max_tokens":-1}"#), (slice, i64::MAX));
+    }
+
+    #[test]
+    fn input_is_reserved_as_the_dearest_kind_there_is() {
+        let ask = Ask {
+            model: "claude-opus-5-5".to_owned(),
+            estimate: TokenCounts { input: 1_000, output: 10, ..TokenCounts::default() },
+            streamed: true,
+            output_most: None,
+        };
+        // Written to the cache for an hour: 8 micro-USD a token, where plain input costs 4.
+        assert_eq!(ask.needed_micro_usd(&PriceTable::shipped()), 8_000 + 200);
     }
 }

@@ -94,7 +94,11 @@ pub(crate) struct Setup {
 
 impl Setup {
     pub(crate) fn new() -> Self {
-        let bounds = Bounds { long_poll: Duration::from_millis(50), ..Bounds::default() };
+        let bounds = Bounds {
+            long_poll: Duration::from_millis(50),
+            retry_first: Duration::from_millis(1),
+            ..Bounds::default()
+        };
         let model = ModelUpstream {
             // A port that nobody listens at.
             base_url: "http://127.0.0.1:1/".parse().unwrap(),

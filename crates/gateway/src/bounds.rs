@@ -82,15 +82,20 @@ pub(crate) const DRAIN_BYTES: usize = 8 * 1024 * 1024;
 pub(crate) const JSON_COPY_BYTES: usize = 8 * 1024 * 1024;
 /// One line, and the data of one event, of a streamed reply that the meter reads, in bytes.
 pub(crate) const SSE_LINE_BYTES: usize = 1024 * 1024;
+/// Output tokens that a call is estimated at before anything is known.
+pub(crate) const OUTPUT_ESTIMATE_TOKENS: i64 = 1000;
 /// Output tokens that a streamed call holds its share of the budgets for: before it is forwarded, and each time that it
-/// has written as many. A call of which nothing is known is estimated at as many.
-pub(crate) const OUTPUT_SLICE_TOKENS: i64 = 1000;
-/// Slices taken at once where no budget bounds the call: they serve the estimate alone.
-pub(crate) const UNBOUNDED_SLICES: i64 = 8;
+/// has written as many. More than most replies have: of calls at once against the end of a budget, few that end are better
+/// than many that are all cut.
+pub(crate) const OUTPUT_SLICE_TOKENS: i64 = 4000;
+/// Output tokens that a streamed call is content with at the end of a budget, when no other call holds any of it.
+pub(crate) const OUTPUT_LAST_TOKENS: i64 = 1000;
+/// Output tokens that a reply under way is content with at the very end.
+pub(crate) const OUTPUT_CRUMB_TOKENS: i64 = 100;
 /// How long a call waits for its share of a budget while other calls hold it, before it is refused.
-pub(crate) const BUDGET_HOLD: Duration = Duration::from_secs(30);
+pub(crate) const BUDGET_HOLD: Duration = Duration::from_mins(2);
 /// How long a reply under way waits for its next share, before it is cut.
-pub(crate) const EXTEND_HOLD: Duration = Duration::from_secs(5);
+pub(crate) const EXTEND_HOLD: Duration = Duration::from_secs(10);
 /// How often a budget is looked at even if no hint came.
 pub(crate) const BUDGET_POLL: Duration = Duration::from_millis(500);
 /// Tries of one model call, the first included.

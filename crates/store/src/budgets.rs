@@ -112,6 +112,8 @@ pub(crate) struct Need<'n> {
     /// When the call began, Unix ms.
     pub(crate) begun_at_ms: i64,
     pub(crate) micro_usd: i64,
+    /// Whether nobody else may hold any of the budgets.
+    pub(crate) only_alone: bool,
 }
 
 /// What there is room for.
@@ -173,7 +175,9 @@ pub(crate) async fn room(tx: &mut Tx<'_>, need: Need<'_>) -> Result<Option<Room>
         room = match room {
             // Of two, the one that waiting does not help is told.
             Room::Over(first) if !first.may_pass() => Room::Over(first),
-            _ if wanted > budget_micro_usd => Room::Over(over),
+            _ if wanted > budget_micro_usd || (need.only_alone && over.reserved_micro_usd > 0) => {
+                Room::Over(over)
+            }
             Room::Over(first) => Room::Over(first),
             Room::Unbounded | Room::Fits => Room::Fits,
         };

@@ -25,6 +25,8 @@ pub struct NewModelCall {
     pub estimate_cost_micro_usd: i64,
     /// How much of every budget it holds until it is settled, in micro-USD.
     pub reserve_micro_usd: i64,
+    /// Whether it may begin only while no other call holds any of the budgets that bound it.
+    pub only_alone: bool,
 }
 
 /// What came of beginning a call.
@@ -63,6 +65,8 @@ pub struct CallExtension {
     pub estimate_cost_micro_usd: i64,
     /// How much of every budget it holds from now on, in micro-USD: more than before, or less.
     pub reserve_micro_usd: i64,
+    /// Whether it may hold more only while no other call holds any of the budgets that bound it.
+    pub only_alone: bool,
 }
 
 /// What came of extending a call.
@@ -142,7 +146,8 @@ impl Store {
     pub async fn begin_model_call(&self, run: &RunId, call: &NewModelCall) -> Result<BeginCall, StoreError> {
         let mut tx = self.begin().await?;
         let reserve = bounded_cost(call.reserve_micro_usd);
-        let need = Need { run, call: "", begun_at_ms: tx.now_ms, micro_usd: reserve };
+        let need =
+            Need { run, call: "", begun_at_ms: tx.now_ms, micro_usd: reserve, only_alone: call.only_alone };
         let bounded = match budgets::room(&mut tx, need).await? {
             None => return Ok(BeginCall::NotRunning),
             Some(Room::Over(over)) => return Ok(BeginCall::Refused(over)),
@@ -197,6 +202,7 @@ impl Store {
                 call: id.as_str(),
                 begun_at_ms: columns.get("begun_at_ms")?,
                 micro_usd: reserve,
+                only_alone: extension.only_alone,
             };
             if let Some(Room::Over(over)) = budgets::room(&mut tx, need).await? {
                 return Ok(ExtendCall::Refused(over));

@@ -8,13 +8,14 @@ use caisson_domain::budget::OverBudget;
 use caisson_domain::id::UsageId;
 use caisson_domain::run::Run;
 use caisson_domain::usage::TokenCounts;
-use caisson_store::{BeginCall, CallExtension, ExtendCall, NewModelCall, SettledCall, StoreError, Topic};
+use caisson_store::{BeginCall, CallExtension, ExtendCall, NewModelCall, SettledCall, StoreError};
 use tokio::time::{Instant, timeout};
 
 use super::meter::Reading;
 use super::request::Ask;
+use super::share::{NoShare, Sizes, Wait};
 use super::stream::Reply;
-use crate::bounds::{BUDGET_POLL, OUTPUT_SLICE_TOKENS, UNBOUNDED_SLICES};
+use crate::bounds::{OUTPUT_CRUMB_TOKENS, OUTPUT_LAST_TOKENS, OUTPUT_SLICE_TOKENS};
 use crate::hold::hold;
 use crate::shared::Shared;
 
@@ -42,19 +43,6 @@ struct Pending {
     input_known: bool,
 }
 
-/// Why a call was not begun.
-#[derive(Debug)]
-pub(super) enum NotBegun {
-    /// The run has ended meanwhile.
-    NoRun,
-    /// A budget has no room for it.
-    Budget(OverBudget),
-    /// The client left, or the server stops, while it waited for its share of a budget.
-    Left,
-    /// The store failed.
-    Store(StoreError),
-}
-
 impl Account {
     /// Writes the pending row, holding on while the database is away: a call without a row is not forwarded. Where other
     /// calls hold what this one needs, it waits for a bounded time until they have told what they really cost.
@@ -63,7 +51,7 @@ impl Account {
         run: &Run,
         ask: Option<Ask>,
         reply: &mut Reply,
-    ) -> Result<Self, NotBegun> {
+    ) -> Result<Self, NoShare> {
         let pending = match ask {
             None => None,
             Some(ask) => Some(reserve(&shared, run, ask, reply).await?),
@@ -89,39 +77,49 @@ impl Account {
         let Some(pending) = &mut self.pending else { return Ok(()) };
         let written = reading.output_so_far();
         let learned = pending.bounded && !pending.input_known && reading.tokens.is_some();
-        if reading.exact || (!learned && written < pending.held_output) {
+        if reading.exact || !pending.ask.streamed || (!learned && written < pending.held_output) {
             return Ok(());
         }
-        let (held, extension) = pending.next_share(&self.shared, reading, written);
-        let until = Instant::now() + self.shared.bounds.extend_hold;
-        let mut room = self.shared.store.watch(Topic::Budget(pending.run.project.clone()));
-        loop {
-            let answer = hold(&self.shared.cancel, self.shared.bounds.store_hold, || {
-                self.shared.store.extend_model_call(&pending.id, &extension)
+        let store = &self.shared.store;
+        let shares = [OUTPUT_SLICE_TOKENS, OUTPUT_LAST_TOKENS, OUTPUT_CRUMB_TOKENS].map(|slice| {
+            // What is only put right by the input holds no more output than before.
+            let held = if written < pending.held_output {
+                pending.held_output
+            } else {
+                pending.output_with(written, slice)
+            };
+            (held, pending.extension(&self.shared, reading, held))
+        });
+        let sizes = Sizes { count: shares.len(), least_micro_usd: shares[2].1.reserve_micro_usd };
+        let wait = Wait { shared: &self.shared, run: &pending.run, patience: self.shared.bounds.extend_hold };
+        let (id, shares) = (&pending.id, &shares);
+        let take = |size: usize, only_alone| async move {
+            let (held, extension) = &shares[size];
+            let extension = CallExtension { only_alone, ..extension.clone() };
+            Ok(match store.extend_model_call(id, &extension).await? {
+                // The end of its run has settled a call that is over.
+                ExtendCall::Extended | ExtendCall::Over => Ok((*held, extension.reserve_micro_usd)),
+                ExtendCall::Refused(over) => Err(over),
             })
-            .await;
-            match answer {
-                Ok(ExtendCall::Extended) => {
-                    pending.held_output = held;
-                    pending.held_micro_usd = extension.reserve_micro_usd;
-                    pending.input_known = reading.tokens.is_some();
-                    return Ok(());
-                }
-                // The run has ended; its end has settled the call.
-                Ok(ExtendCall::Over) => return Ok(()),
-                Ok(ExtendCall::Refused(over)) => {
-                    let left = until.saturating_duration_since(Instant::now());
-                    if left.is_zero() || !over.may_pass() || self.shared.cancel.is_cancelled() {
-                        return Err(over);
-                    }
-                    room.changed(left.min(BUDGET_POLL)).await;
-                }
-                // The database is away: the reply goes on, and is settled at its end like any other.
-                Err(error) => {
-                    tracing::warn!(error = %error, "a model call under way could not be extended");
-                    return Ok(());
-                }
+        };
+        let extended = wait.share(sizes, std::future::pending(), take).await;
+        match extended {
+            Ok((held, micro_usd)) => {
+                pending.held_output = held;
+                pending.held_micro_usd = micro_usd;
+                pending.input_known = reading.tokens.is_some();
+                Ok(())
             }
+            // What is written and paid for may still turn out to be all.
+            Err(NoShare::Budget(_)) if written == pending.held_output => Ok(()),
+            Err(NoShare::Budget(over)) => Err(over),
+            Err(NoShare::Store(error)) => {
+                // The reply goes on, and is settled at its end like any other.
+                tracing::warn!(error = %error, "a model call under way could not be extended");
+                Ok(())
+            }
+            // The server stops, and cuts what is under way by itself.
+            Err(NoShare::Left | NoShare::NoRun) => Ok(()),
         }
     }
 
@@ -177,70 +175,61 @@ impl Account {
 }
 
 impl Pending {
-    /// What the call holds next: what it has come to and another slice of output, at the prices of the model that answers.
-    fn next_share(&self, shared: &Shared, reading: &Reading, written: i64) -> (i64, CallExtension) {
-        let slice = OUTPUT_SLICE_TOKENS * if self.bounded { 1 } else { UNBOUNDED_SLICES };
+    /// Output tokens to hold a share for: a slice more than are written, but no more than were asked for.
+    fn output_with(&self, written: i64, slice: i64) -> i64 {
         let most = self.ask.output_most.unwrap_or(i64::MAX);
         // What is written already is never more than what is held, whatever was asked for.
-        let held = written.saturating_add(slice).min(most).max(written.saturating_add(1));
-        let tokens = TokenCounts { output: held, ..reading.tokens.unwrap_or(self.ask.estimate) };
+        written.saturating_add(slice).min(most).max(written.saturating_add(1))
+    }
+
+    /// What the call holds next, at the prices of the model that answers.
+    fn extension(&self, shared: &Shared, reading: &Reading, output: i64) -> CallExtension {
+        let tokens = TokenCounts { output, ..reading.tokens.unwrap_or(self.ask.estimate) };
         let model = reading.model.as_ref().unwrap_or(&self.ask.model);
         let cost_micro_usd = shared.prices.cost_micro_usd(model, &tokens);
-        let extension = CallExtension {
+        let known = reading.tokens.is_some();
+        CallExtension {
             estimate: tokens,
             estimate_cost_micro_usd: cost_micro_usd,
             // Until the reply has told its input, what was reserved for it stays reserved.
-            reserve_micro_usd: if reading.tokens.is_some() {
-                cost_micro_usd
-            } else {
-                cost_micro_usd.max(self.held_micro_usd)
-            },
-        };
-        (held, extension)
+            reserve_micro_usd: if known { cost_micro_usd } else { cost_micro_usd.max(self.held_micro_usd) },
+            only_alone: false,
+        }
     }
 }
 
-async fn reserve(shared: &Shared, run: &Run, ask: Ask, reply: &mut Reply) -> Result<Pending, NotBegun> {
-    let needed = ask.needed_micro_usd(&shared.prices);
+async fn reserve(shared: &Shared, run: &Run, ask: Ask, reply: &mut Reply) -> Result<Pending, NoShare> {
+    let outputs = ask.reserved_output();
+    let needed = outputs.map(|output| ask.needed_micro_usd(output, &shared.prices));
     let call = NewModelCall {
         model: ask.model.clone(),
         estimate: ask.estimate,
         estimate_cost_micro_usd: shared.prices.cost_micro_usd(&ask.model, &ask.estimate),
-        reserve_micro_usd: needed,
+        reserve_micro_usd: needed[0],
+        only_alone: false,
     };
-    let until = Instant::now() + shared.bounds.budget_hold;
-    let mut room = shared.store.watch(Topic::Budget(run.project.clone()));
-    loop {
-        let begun =
-            hold(&shared.cancel, shared.bounds.store_hold, || shared.store.begin_model_call(&run.id, &call))
-                .await
-                .map_err(NotBegun::Store)?;
-        match begun {
-            BeginCall::NotRunning => return Err(NotBegun::NoRun),
-            BeginCall::Begun { id, bounded } => {
-                return Ok(Pending {
-                    id,
-                    run: run.clone(),
-                    bounded,
-                    held_output: ask.held_output(),
-                    held_micro_usd: needed,
-                    input_known: false,
-                    ask,
-                });
-            }
-            BeginCall::Refused(over) => {
-                let left = until.saturating_duration_since(Instant::now());
-                if left.is_zero() || !over.may_pass() {
-                    return Err(NotBegun::Budget(over));
-                }
-                tokio::select! {
-                    () = room.changed(left.min(BUDGET_POLL)) => {}
-                    () = reply.closed() => return Err(NotBegun::Left),
-                    () = shared.cancel.cancelled() => return Err(NotBegun::Left),
-                }
-            }
-        }
-    }
+    let wait = Wait { shared, run, patience: shared.bounds.budget_hold };
+    let sizes = Sizes { count: needed.len(), least_micro_usd: needed[1] };
+    let call = &call;
+    let take = |size: usize, only_alone| async move {
+        let call = NewModelCall { reserve_micro_usd: needed[size], only_alone, ..call.clone() };
+        Ok(match shared.store.begin_model_call(&run.id, &call).await? {
+            BeginCall::Begun { id, bounded } => Ok(Some((id, bounded, size))),
+            BeginCall::NotRunning => Ok(None),
+            BeginCall::Refused(over) => Err(over),
+        })
+    };
+    let begun = wait.share(sizes, reply.closed(), take).await?;
+    let (id, bounded, size) = begun.ok_or(NoShare::NoRun)?;
+    Ok(Pending {
+        id,
+        run: run.clone(),
+        bounded,
+        held_output: outputs[size],
+        held_micro_usd: needed[size],
+        input_known: false,
+        ask,
+    })
 }
 
 fn millis(duration: Duration) -> i64 {

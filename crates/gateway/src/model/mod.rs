@@ -5,6 +5,7 @@ mod meter;
 mod reach;
 mod request;
 mod retry;
+mod share;
 mod sse;
 mod stream;
 mod words;

@@ -11,10 +11,11 @@ use http::StatusCode;
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 
-use super::account::{Account, NotBegun};
+use super::account::Account;
 use super::meter::Meter;
 use super::request::Ask;
 use super::retry::{Advice, Tries, may_pass};
+use super::share::NoShare;
 use super::stream::Reply;
 use super::words::words;
 use crate::hold::hold;
@@ -89,10 +90,10 @@ pub(super) async fn reach(
 async fn begin((door, run): (&Door, &Run), ask: Option<Ask>, reply: &mut Reply) -> Result<Account, Refusal> {
     match Account::begin(Arc::clone(&door.shared), run, ask, reply).await {
         Ok(account) => Ok(account),
-        Err(NotBegun::NoRun) => Err(Refusal::no_run()),
-        Err(NotBegun::Left) => Err(unsent()),
-        Err(NotBegun::Store(error)) => Err(Refusal::store(&error)),
-        Err(NotBegun::Budget(over)) => Err(over_budget((door, run), &over).await),
+        Err(NoShare::NoRun) => Err(Refusal::no_run()),
+        Err(NoShare::Left) => Err(unsent()),
+        Err(NoShare::Store(error)) => Err(Refusal::store(&error)),
+        Err(NoShare::Budget(over)) => Err(over_budget((door, run), &over).await),
     }
 }
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::meter::model_name;
-use crate::bounds::{BYTES_PER_TOKEN, OUTPUT_SLICE_TOKENS};
+use crate::bounds::{BYTES_PER_TOKEN, OUTPUT_ESTIMATE_TOKENS, OUTPUT_LAST_TOKENS, OUTPUT_SLICE_TOKENS};
 
 /// What may be asked of the model API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,21 +108,21 @@ pub(super) struct Ask {
 }
 
 impl Ask {
-    /// Output tokens that are reserved before the call is forwarded: a slice of a reply that is streamed, since it can be
-    /// cut, and all of one that is not.
-    pub(super) fn reserved_output(&self) -> i64 {
-        if self.streamed { self.estimate.output } else { self.output_most.unwrap_or(self.estimate.output) }
+    /// Output tokens that are reserved before the call is forwarded, at first and at least: a slice of a reply that is
+    /// streamed, since it can be cut, and all of one that is not.
+    pub(super) fn reserved_output(&self) -> [i64; 2] {
+        let most = self.output_most.unwrap_or(i64::MAX);
+        if self.streamed {
+            [most.min(OUTPUT_SLICE_TOKENS), most.min(OUTPUT_LAST_TOKENS)]
+        } else {
+            [self.output_most.unwrap_or(OUTPUT_SLICE_TOKENS); 2]
+        }
     }
 
-    /// Output up to which the call needs no further share.
-    pub(super) fn held_output(&self) -> i64 {
-        if self.streamed { self.estimate.output } else { i64::MAX }
-    }
-
-    /// What must be reserved before the call is forwarded. Nobody knows yet how much of the input is cached, so all of it
-    /// counts as the dearest kind of input there is.
-    pub(super) fn needed_micro_usd(&self, prices: &PriceTable) -> i64 {
-        let (input, output) = (self.estimate.input, self.reserved_output());
+    /// What must be reserved for so much output. Nobody knows yet how much of the input is cached, so all of it counts as
+    /// the dearest kind of input there is.
+    pub(super) fn needed_micro_usd(&self, output: i64, prices: &PriceTable) -> i64 {
+        let input = self.estimate.input;
         let none = TokenCounts { output, ..TokenCounts::default() };
         let kinds = [
             TokenCounts { input, ..none },
@@ -148,7 +148,7 @@ pub(super) fn peek(body: &[u8]) -> Ask {
     let model = peek.as_ref().and_then(|peek| peek.model.as_str()).map(model_name);
     let input = i64::try_from(body.len().div_ceil(BYTES_PER_TOKEN)).unwrap_or(i64::MAX);
     let output_most = peek.as_ref().and_then(|peek| peek.max_tokens.as_i64()).filter(|most| *most > 0);
-    let output = output_most.map_or(OUTPUT_SLICE_TOKENS, |most| most.min(OUTPUT_SLICE_TOKENS));
+    let output = output_most.map_or(OUTPUT_ESTIMATE_TOKENS, |most| most.min(OUTPUT_ESTIMATE_TOKENS));
     Ask {
         model: model.filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown".to_owned()),
         estimate: TokenCounts { input, output, ..TokenCounts::default() },
@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn a_peek_takes_the_model_and_minds_nothing_else() {
         let ask = peek(br#"{"messages":[{"role":"system"}],"model":"claude-x","stream":true}"#);
-        assert_eq!((ask.model.as_str(), ask.estimate.output), ("claude-x", OUTPUT_SLICE_TOKENS));
+        assert_eq!((ask.model.as_str(), ask.estimate.output), ("claude-x", OUTPUT_ESTIMATE_TOKENS));
         assert_eq!((ask.streamed, ask.output_most), (true, None));
         assert_eq!(ask.estimate.input, 17);
         for odd in [&b""[..], b"not json", br#"{"model":7}"#, br#"{"model":" \n"}"#, b"[]"] {
@@ -253,15 +253,12 @@ mod tests {
 
     #[test]
     fn a_streamed_call_reserves_a_slice_and_any_other_all_that_it_may_write() {
-        let of = |text: &str| {
-            let ask = peek(text.as_bytes());
-            (ask.reserved_output(), ask.held_output())
-        };
-        let slice = OUTPUT_SLICE_TOKENS;
-        assert_eq!(of(r#"{"stream":true,"max_tokens":64000}"#), (slice, slice));
-        assert_eq!(of(r#"{"stream":true,"max_tokens":7}"#), (7, 7));
-        assert_eq!(of(r#"{"stream":false,"max_tokens":64000}"#), (64_000, i64::MAX));
-        assert_eq!(of(r#"{"max_tokens":-1}"#), (slice, i64::MAX));
+        let of = |text: &str| peek(text.as_bytes()).reserved_output();
+        let (slice, last) = (OUTPUT_SLICE_TOKENS, OUTPUT_LAST_TOKENS);
+        assert_eq!(of(r#"{"stream":true,"max_tokens":64000}"#), [slice, last]);
+        assert_eq!(of(r#"{"stream":true,"max_tokens":7}"#), [7, 7]);
+        assert_eq!(of(r#"{"stream":false,"max_tokens":64000}"#), [64_000; 2]);
+        assert_eq!(of(r#"{"max_tokens":-1}"#), [slice; 2]);
     }
 
     #[test]
@@ -273,6 +270,6 @@ mod tests {
             output_most: None,
         };
         // Written to the cache for an hour: 8 micro-USD a token, where plain input costs 4.
-        assert_eq!(ask.needed_micro_usd(&PriceTable::shipped()), 8_000 + 200);
+        assert_eq!(ask.needed_micro_usd(10, &PriceTable::shipped()), 8_000 + 200);
     }
 }

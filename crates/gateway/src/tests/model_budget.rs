@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::model_host::{END, ModelHost, Piece, START, Script, piece};
 use super::support::{OK, Sandbox, Setup, World, eventually, run_spec};
-use crate::bounds::{BYTES_PER_TOKEN, OUTPUT_SLICE_TOKENS};
+use crate::bounds::{BYTES_PER_TOKEN, OUTPUT_LAST_TOKENS, OUTPUT_SLICE_TOKENS};
 
 const MESSAGES: &str = "/model/v1/messages";
 const MODEL: &str = "claude-opus-5-5";
@@ -36,9 +36,9 @@ fn reply(tokens: i64) -> (Script, i64) {
     (Script::stream(pieces), PriceTable::shipped().cost_micro_usd(MODEL, &counts))
 }
 
-/// What a slice of output costs, in micro-USD.
-fn slice() -> i64 {
-    let counts = TokenCounts { output: OUTPUT_SLICE_TOKENS, ..TokenCounts::default() };
+/// What so much output costs, in micro-USD.
+fn output(tokens: i64) -> i64 {
+    let counts = TokenCounts { output: tokens, ..TokenCounts::default() };
     PriceTable::shipped().cost_micro_usd(MODEL, &counts)
 }
 
@@ -101,16 +101,12 @@ async fn failure(world: &World, sandbox: &Sandbox) -> Option<FailureKind> {
     progress.model_failure.map(|failure| failure.kind)
 }
 
-#[tokio::test]
-async fn twenty_parallel_runs_against_a_budget_for_ten_spend_no_more_and_those_that_fit_finish() {
-    let (script, cost) = reply(3_000);
-    let (world, host) = start(script, |_| {}).await;
+/// Twenty sandboxes that call at once, and how each call ended.
+async fn twenty(world: &World) -> Vec<(Sandbox, Ended)> {
     let mut sandboxes = Vec::new();
     for _ in 0..20 {
-        sandboxes.push(sandbox(&world, None).await);
+        sandboxes.push(sandbox(world, None).await);
     }
-    let budget = 10 * cost;
-    project_budget(&world, budget).await;
     let mut calls = JoinSet::new();
     for sandbox in sandboxes {
         calls.spawn(async move {
@@ -118,21 +114,19 @@ async fn twenty_parallel_runs_against_a_budget_for_ten_spend_no_more_and_those_t
             (sandbox, ended)
         });
     }
-    let ended = calls.join_all().await;
-    let counted =
-        eventually(|| async { Some(spent(&world).await).filter(|(_, reserved)| *reserved == 0) }).await.0;
-    let of = |wanted: &Ended| ended.iter().filter(|(_, ended)| ended == wanted).count();
-    let (whole, cut) = (of(&Ended::Whole), of(&Ended::Cut));
-    // Bytes that were on their way when a reply was cut are the slice that each may have over.
-    let over = i64::try_from(cut).unwrap() * slice();
-    assert!(counted <= budget + over, "spent {counted} of {budget}, {cut} cut");
-    assert!(counted + 2 * slice() + cost >= budget, "spent {counted} of {budget}: more would have fitted");
-    assert!((7..=10).contains(&whole), "{whole} finished, {cut} cut");
+    calls.join_all().await
+}
+
+/// What is spent once nothing is held any more.
+async fn counted(world: &World) -> i64 {
+    eventually(|| async { Some(spent(world).await).filter(|(_, held)| *held == 0) }).await.0
+}
+
+/// Each run has what its own call came to, and all of them together what is spent.
+async fn check_runs(world: &World, ended: &[(Sandbox, Ended)], counted: i64) {
     let mut sum = 0;
-    for (sandbox, ended) in &ended {
-        let usage = world.run(&sandbox.run.id).await.usage;
-        sum += usage.cost_micro_usd;
-        let expected = match ended {
+    for (sandbox, ended) in ended {
+        let (calls, estimated, kind) = match ended {
             Ended::Whole => (1, 0, None),
             Ended::Cut => (1, 1, Some(FailureKind::Budget)),
             Ended::Refused(text) => {
@@ -140,35 +134,80 @@ async fn twenty_parallel_runs_against_a_budget_for_ten_spend_no_more_and_those_t
                 (0, 0, Some(FailureKind::Budget))
             }
         };
-        let failure = if *ended == Ended::Whole {
-            failure(&world, sandbox).await
-        } else {
-            eventually(|| async { failure(&world, sandbox).await.map(Some) }).await
-        };
-        assert_eq!((usage.calls, usage.estimated_calls, failure), expected, "{ended:?}");
-        if *ended == Ended::Whole {
-            assert_eq!(usage.cost_micro_usd, cost, "what was served to its end is counted to the cent");
-        }
+        eventually(|| async { (failure(world, sandbox).await == kind).then_some(()) }).await;
+        let usage = world.run(&sandbox.run.id).await.usage;
+        assert_eq!((usage.calls, usage.estimated_calls), (calls, estimated), "{ended:?}");
+        sum += usage.cost_micro_usd;
     }
     assert_eq!(sum, counted);
-    assert_eq!(host.seen().len(), whole + cut, "what was refused was never forwarded");
+}
+
+#[tokio::test]
+async fn of_twenty_parallel_runs_against_a_budget_for_ten_the_ten_that_fit_finish() {
+    let (script, cost) = reply(3_000);
+    let (world, host) = start(script, |_| {}).await;
+    project_budget(&world, 10 * cost + output(OUTPUT_LAST_TOKENS)).await;
+    let ended = twenty(&world).await;
+    let of = |wanted: fn(&Ended) -> bool| ended.iter().filter(|(_, ended)| wanted(ended)).count();
+    assert_eq!(
+        of(|ended| *ended == Ended::Whole),
+        10,
+        "{ended:?}",
+        ended = ended.iter().map(|(_, e)| e).collect::<Vec<_>>()
+    );
+    assert_eq!(of(|ended| matches!(ended, Ended::Refused(_))), 10);
+    assert_eq!(counted(&world).await, 10 * cost, "what was served is counted to the last token");
+    assert_eq!(host.seen().len(), 10, "what was refused was never forwarded");
+    check_runs(&world, &ended, 10 * cost).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn parallel_replies_that_run_into_their_budget_overshoot_it_by_less_than_a_slice_each() {
+    let (script, cost) = reply(20_000);
+    let (world, _host) = start(script, |setup| setup.bounds.budget_hold = Duration::from_millis(300)).await;
+    let budget = 5 * cost;
+    project_budget(&world, budget).await;
+    let ended = twenty(&world).await;
+    let counted = counted(&world).await;
+    let cut = ended.iter().filter(|(_, ended)| *ended == Ended::Cut).count();
+    assert!(cut > 0, "none was cut, {counted} of {budget}");
+    // What was on its way when a reply was cut.
+    let over = i64::try_from(cut).unwrap() * output(OUTPUT_SLICE_TOKENS);
+    assert!(counted <= budget + over, "spent {counted} of {budget}, {cut} cut");
+    assert!(counted > budget - output(2 * OUTPUT_SLICE_TOKENS), "spent {counted} of {budget}");
+    check_runs(&world, &ended, counted).await;
     world.stop().await;
 }
 
 #[tokio::test]
 async fn a_reply_is_cut_where_its_budget_ends_and_the_next_call_is_refused() {
-    let (script, _) = reply(20_000);
+    let (mut script, _) = reply(20_000);
+    let gate = std::sync::Arc::new(tokio::sync::Notify::new());
+    // Ten thousand tokens, then a little at a time.
+    for number in 0..60 {
+        script.pieces.insert(101 + 2 * number, Piece::Gate(std::sync::Arc::clone(&gate)));
+    }
     let (world, host) = start(script, |_| {}).await;
-    let budget = 4 * slice();
+    let budget = output(12_050);
     let sandbox = sandbox(&world, Some(budget)).await;
-    assert_eq!(ask(&sandbox, ASK).await, Ended::Cut);
-    let (counted, _) =
-        eventually(|| async { Some(spent(&world).await).filter(|(_, held)| *held == 0) }).await;
-    assert!(counted > budget - slice() && counted <= budget + slice(), "{counted} of {budget}");
+    let opening = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            gate.notify_one();
+        }
+    };
+    tokio::select! {
+        ended = ask(&sandbox, ASK) => assert_eq!(ended, Ended::Cut),
+        () = opening => {}
+    }
+    let counted = counted(&world).await;
+    // The input is paid for as well, and a piece holds a hundred tokens.
+    assert!(counted > budget - output(300) && counted <= budget + output(200), "{counted} of {budget}");
     let usage = world.run(&sandbox.run.id).await.usage;
     assert_eq!((usage.estimated_calls, usage.tokens.input, usage.tokens.cache_read), (1, 100, 40));
     let Ended::Refused(text) = ask(&sandbox, ASK).await else { panic!("it had room for more") };
-    assert!(text.contains("budget: the run's budget of 0.080000 USD is used up"), "{text}");
+    assert!(text.contains("budget: the run's budget of 0.241000 USD is used up"), "{text}");
     assert_eq!(host.seen().len(), 1);
     assert_eq!(failure(&world, &sandbox).await, Some(FailureKind::Budget));
     let denied = world.events(&sandbox.run.id, EventKind::GatewayDenied).await;
@@ -184,7 +223,7 @@ async fn a_call_waits_for_its_share_while_another_one_holds_it() {
     let (world, host) = start(script, |_| {}).await;
     let (one, other) = (sandbox(&world, None).await, sandbox(&world, None).await);
     // Room for the first call to hold its share and for both to be paid, not for both to hold theirs at once.
-    project_budget(&world, slice() + cost).await;
+    project_budget(&world, output(OUTPUT_SLICE_TOKENS) + cost + 1_000).await;
     let both = async { tokio::join!(ask(&one, ASK), ask(&other, ASK)) };
     let open = async {
         eventually(|| async { (host.seen().len() == 1).then_some(()) }).await;
@@ -208,12 +247,12 @@ async fn a_share_that_is_never_given_back_is_waited_for_within_its_bound() {
     })
     .await;
     let (one, other) = (sandbox(&world, None).await, sandbox(&world, None).await);
-    project_budget(&world, slice() + slice() / 2).await;
+    project_budget(&world, output(OUTPUT_SLICE_TOKENS) + output(OUTPUT_LAST_TOKENS) / 2).await;
     let held = tokio::select! {
         ended = ask(&one, ASK) => panic!("it never ends: {ended:?}"),
         held = eventually(|| async { Some(spent(&world).await.1).filter(|held| *held > 0) }) => held,
     };
-    assert!(held >= slice());
+    assert!(held >= output(OUTPUT_SLICE_TOKENS));
     assert!(matches!(ask(&other, ASK).await, Ended::Refused(_)));
     world.stop().await;
 }
@@ -222,7 +261,7 @@ async fn a_share_that_is_never_given_back_is_waited_for_within_its_bound() {
 async fn a_reply_that_cannot_be_cut_is_reserved_whole() {
     let (script, _) = reply(500);
     let (world, host) = start(script, |_| {}).await;
-    let sandbox = sandbox(&world, Some(63 * slice())).await;
+    let sandbox = sandbox(&world, Some(output(63_000))).await;
     let whole = r#"{"model":"claude-opus-5-5","stream":false,"max_tokens":64000}"#;
     assert!(matches!(ask(&sandbox, whole).await, Ended::Refused(_)));
     assert!(host.seen().is_empty());

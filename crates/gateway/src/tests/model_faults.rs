@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::model_host::{END, ModelHost, Piece, START, Script, TEXT, piece};
 use super::support::{MODEL_KEY, OK, PATIENCE, Reply, Sandbox, Setup, World, eventually, run_spec};
-use crate::bounds::{MODEL_CALLS, MODEL_TRIES, OUTPUT_SLICE_TOKENS};
+use crate::bounds::{MODEL_CALLS, MODEL_TRIES, OUTPUT_ESTIMATE_TOKENS};
 
 const ASK: &str = r#"{"model":"claude-opus-5-5","stream":true}"#;
 const MESSAGES: &str = "/model/v1/messages";
@@ -117,7 +117,7 @@ async fn a_cut_reply_is_cut_for_the_agent_too_and_counted_as_an_estimate() {
     assert_eq!((&call["status"], &call["estimated"]), (&200.into(), &true.into()));
     let usage = world.run(&sandbox.run.id).await.usage;
     assert_eq!((usage.tokens.input, usage.tokens.cache_read), (100, 40));
-    assert_eq!((usage.tokens.output, usage.estimated_calls), (OUTPUT_SLICE_TOKENS, 1));
+    assert_eq!((usage.tokens.output, usage.estimated_calls), (OUTPUT_ESTIMATE_TOKENS, 1));
     world.stop().await;
 }
 
@@ -141,7 +141,7 @@ async fn a_model_api_that_never_answers_is_given_up_and_counted() {
     assert_eq!(reply.status, 429);
     let call = settled(&world, &sandbox).await;
     assert_eq!((&call["status"], &call["estimated"]), (&0.into(), &true.into()));
-    assert_eq!(world.run(&sandbox.run.id).await.usage.tokens.output, OUTPUT_SLICE_TOKENS);
+    assert_eq!(world.run(&sandbox.run.id).await.usage.tokens.output, OUTPUT_ESTIMATE_TOKENS);
     assert_eq!(failures(&world, &sandbox).await[0]["kind"], "timeout");
     world.stop().await;
 }

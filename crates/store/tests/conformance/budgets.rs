@@ -16,6 +16,7 @@ conformance! {
     parallel_calls_cannot_overshoot_together,
     a_settled_call_gives_back_what_it_held_and_spends_what_it_cost,
     a_call_is_extended_while_there_is_room_and_keeps_what_it_has_else,
+    a_call_that_must_be_alone_is_refused_while_another_one_holds_a_share,
     a_project_budget_bounds_all_of_its_runs_together,
     a_day_ends_at_midnight_utc_and_a_call_counts_for_the_day_it_began_in,
     a_budget_that_nobody_set_bounds_nothing,
@@ -38,6 +39,7 @@ fn call(micro_usd: i64) -> NewModelCall {
         estimate: TokenCounts::default(),
         estimate_cost_micro_usd: micro_usd,
         reserve_micro_usd: micro_usd,
+        only_alone: false,
     }
 }
 
@@ -46,6 +48,7 @@ fn extension(micro_usd: i64) -> CallExtension {
         estimate: TokenCounts { output: 7, ..TokenCounts::default() },
         estimate_cost_micro_usd: micro_usd,
         reserve_micro_usd: micro_usd,
+        only_alone: false,
     }
 }
 
@@ -154,6 +157,28 @@ async fn a_call_is_extended_while_there_is_room_and_keeps_what_it_has_else(fixtu
     assert_eq!(fixture.store.settle_orphaned_calls(&fixture.server).await.unwrap(), 1);
     let usage = fixture.run(&run).await.usage;
     assert_eq!((usage.cost_micro_usd, usage.tokens.output), (70, 7), "the estimate is what it had come to");
+}
+
+async fn a_call_that_must_be_alone_is_refused_while_another_one_holds_a_share(fixture: Fixture) {
+    let run = running(&fixture, Some(100)).await.run.id;
+    let alone = NewModelCall { only_alone: true, ..call(10) };
+    let begin_alone = async || fixture.store.begin_model_call(&run, &alone).await.unwrap();
+    let first = begun(begin_alone().await);
+    let refused = over(&begin_alone().await);
+    assert_eq!((refused.reserved_micro_usd, refused.may_pass()), (10, true));
+    let second = begun(begin(&fixture, &run, 20).await);
+    let longer = CallExtension { only_alone: true, ..extension(15) };
+    let answer = fixture.store.extend_model_call(&first, &longer).await.unwrap();
+    assert!(matches!(answer, ExtendCall::Refused(over) if over.reserved_micro_usd == 20), "{answer:?}");
+    settle(&fixture, &second, 1).await;
+    assert_eq!(fixture.store.extend_model_call(&first, &longer).await.unwrap(), ExtendCall::Extended);
+    settle(&fixture, &first, 1).await;
+    begun(begin_alone().await);
+    let unbounded = running(&fixture, None).await.run.id;
+    for _ in 0..2 {
+        let call = fixture.store.begin_model_call(&unbounded, &alone).await.unwrap();
+        assert!(matches!(call, BeginCall::Begun { bounded: false, .. }), "nothing bounds it: {call:?}");
+    }
 }
 
 async fn a_project_budget_bounds_all_of_its_runs_together(fixture: Fixture) {

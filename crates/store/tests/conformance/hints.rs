@@ -77,6 +77,7 @@ async fn each_change_of_a_placed_run_wakes_those_it_concerns(fixture: Fixture) {
         estimate: TokenCounts::default(),
         estimate_cost_micro_usd: 0,
         reserve_micro_usd: 0,
+        only_alone: false,
     };
     let call = store.begin_model_call(id, &call).await.unwrap().begun().unwrap();
     assert!(woken_names(&mut watches).is_empty());

@@ -39,6 +39,7 @@ fn call() -> NewModelCall {
         estimate: ESTIMATE,
         estimate_cost_micro_usd: 999,
         reserve_micro_usd: 999,
+        only_alone: false,
     }
 }
 

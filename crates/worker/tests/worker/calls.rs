@@ -24,6 +24,7 @@ async fn calling(world: &World) -> (RunId, UsageId) {
         estimate: TokenCounts::default(),
         estimate_cost_micro_usd: ESTIMATE_MICRO_USD,
         reserve_micro_usd: ESTIMATE_MICRO_USD,
+        only_alone: false,
     };
     let call = world.store.begin_model_call(&run, &call).await.unwrap();
     (run, call.begun().unwrap())

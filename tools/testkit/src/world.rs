@@ -47,6 +47,8 @@ pub struct World {
 pub struct WorldSpec {
     /// The scenario of requests whose prompt names none.
     pub scenario: String,
+    /// Further scenarios, as JSON.
+    pub scenarios: Option<String>,
     /// Factor on the scenario's delays.
     pub delay_scale: f64,
     /// Further `CAISSON_*` variables, without the prefix.
@@ -59,7 +61,7 @@ impl WorldSpec {
     /// A world without delays in which the bug of the cart is fixed.
     #[must_use]
     pub fn on(engine: Engine) -> Self {
-        Self { scenario: "cart".to_owned(), delay_scale: 0.0, variables: Vec::new(), engine }
+        Self { scenario: "cart".to_owned(), scenarios: None, delay_scale: 0.0, variables: Vec::new(), engine }
     }
 }
 
@@ -70,8 +72,14 @@ impl World {
     /// A part does not start.
     pub async fn start(parts: &Parts, wanted: WorldSpec) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
+        let mut scenarios = vec![Path::new(EXAMPLES).to_owned()];
+        if let Some(text) = &wanted.scenarios {
+            let file = directory.path().join("further.scenario.json");
+            std::fs::write(&file, text)?;
+            scenarios.push(file);
+        }
         let model = ScriptedModel::start(Options {
-            scenarios: vec![Path::new(EXAMPLES).to_owned()],
+            scenarios,
             default_scenario: wanted.scenario,
             required_keys: vec![KeyDigest::of(MODEL_KEY)],
             delay_scale: DelayScale::new(wanted.delay_scale)?,

@@ -124,9 +124,10 @@ async fn stop_run((door, run): (&Door, &Run), failure: Failure) -> Refusal {
         tracing::warn!(run.id = %run.id, error = %error, "why {}'s model calls are given up was not written", run.id);
     }
     tracing::info!(run.id = %run.id, failure.kind = %failure.kind, "gave up a model call of {}: {}", run.id, failure.message);
-    let (status, code) = match failure.kind {
-        FailureKind::ProviderAuth => (StatusCode::FORBIDDEN, "model_auth"),
-        _ => (StatusCode::TOO_MANY_REQUESTS, "model_given_up"),
+    let (status, code) = if failure.kind == FailureKind::ProviderAuth {
+        (StatusCode::FORBIDDEN, "model_auth")
+    } else {
+        (StatusCode::TOO_MANY_REQUESTS, "model_given_up")
     };
     Refusal::new(status, code, format!("{}: {}", failure.kind, failure.message))
 }

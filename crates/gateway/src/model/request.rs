@@ -105,6 +105,28 @@ pub(super) struct Ask {
     pub(super) streamed: bool,
     /// Most output tokens that it asks for.
     pub(super) output_most: Option<i64>,
+    /// What its input costs at most.
+    pub(super) caching: Caching,
+}
+
+/// For how long a request asks to have its input cached, at most. Writing to the cache costs more than plain input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Caching {
+    None,
+    FiveMinutes,
+    Hour,
+}
+
+impl Caching {
+    /// Looks for the words that ask for it; where they stand does not matter, since too much is reserved at worst. Source:
+    /// the Messages API's documentation of prompt caching (`cache_control`, `ttl`).
+    fn of(body: &[u8]) -> Self {
+        match std::str::from_utf8(body) {
+            Ok(text) if !text.contains("cache_control") => Self::None,
+            Ok(text) if !text.contains("\"1h\"") => Self::FiveMinutes,
+            Ok(_) | Err(_) => Self::Hour,
+        }
+    }
 }
 
 impl Ask {
@@ -119,17 +141,20 @@ impl Ask {
         }
     }
 
-    /// What must be reserved for so much output. Nobody knows yet how much of the input is cached, so all of it counts as
-    /// the dearest kind of input there is.
+    /// What must be reserved for so much output. Nobody knows yet how much of the input is in the cache already, so all of it
+    /// counts as the dearest kind that the request asks for.
     pub(super) fn needed_micro_usd(&self, output: i64, prices: &PriceTable) -> i64 {
         let input = self.estimate.input;
         let none = TokenCounts { output, ..TokenCounts::default() };
-        let kinds = [
-            TokenCounts { input, ..none },
-            TokenCounts { cache_write_5m: input, ..none },
-            TokenCounts { cache_write_1h: input, ..none },
-        ];
-        kinds.iter().map(|tokens| prices.cost_micro_usd(&self.model, tokens)).max().unwrap_or(0)
+        let plain = TokenCounts { input, ..none };
+        let dearest = match self.caching {
+            Caching::None => plain,
+            Caching::FiveMinutes => TokenCounts { cache_write_5m: input, ..none },
+            Caching::Hour => TokenCounts { cache_write_1h: input, ..none },
+        };
+        // A price list is data: caching may well be cheaper there.
+        let [plain, dearest] = [plain, dearest].map(|tokens| prices.cost_micro_usd(&self.model, &tokens));
+        plain.max(dearest)
     }
 }
 
@@ -154,6 +179,7 @@ pub(super) fn peek(body: &[u8]) -> Ask {
         estimate: TokenCounts { input, output, ..TokenCounts::default() },
         streamed: peek.is_some_and(|peek| peek.stream == Value::Bool(true)),
         output_most,
+        caching: Caching::of(body),
     }
 }
 
@@ -262,14 +288,17 @@ mod tests {
     }
 
     #[test]
-    fn input_is_reserved_as_the_dearest_kind_there_is() {
-        let ask = Ask {
-            model: "claude-opus-5-5".to_owned(),
-            estimate: TokenCounts { input: 1_000, output: 10, ..TokenCounts::default() },
-            streamed: true,
-            output_most: None,
+    fn input_is_reserved_as_the_dearest_kind_that_the_request_asks_for() {
+        let needed = |body: &[u8]| {
+            let mut ask = peek(body);
+            ask.estimate.input = 1_000;
+            ask.needed_micro_usd(10, &PriceTable::shipped())
         };
-        // Written to the cache for an hour: 8 micro-USD a token, where plain input costs 4.
-        assert_eq!(ask.needed_micro_usd(10, &PriceTable::shipped()), 8_000 + 200);
+        let opus = |rest: &str| format!(r#"{{"model":"claude-opus-5-5"{rest}}}"#).into_bytes();
+        assert_eq!(needed(&opus("")), 4_000 + 200);
+        assert_eq!(needed(&opus(r#","system":[{"cache_control":{"type":"ephemeral"}}]"#)), 5_000 + 200);
+        let hour = r#","system":[{"cache_control":{"type":"ephemeral", "ttl": "1h"}}]"#;
+        assert_eq!(needed(&opus(hour)), 8_000 + 200);
+        assert_eq!(needed(&[&opus("")[..], b"\xff"].concat()), 8_000 + 200, "what cannot be read");
     }
 }

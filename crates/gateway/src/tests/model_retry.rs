@@ -201,7 +201,7 @@ async fn a_connection_that_breaks_before_the_reply_is_tried_again_and_counted() 
 async fn nothing_is_tried_again_for_an_agent_that_left_or_a_server_that_stops() {
     for stops in [false, true] {
         let (world, sandbox, host) = world(vec![Script::json(500, "")], |setup| {
-            setup.bounds.retry_first = Duration::from_secs(60);
+            setup.bounds.retry_first = Duration::from_mins(1);
         })
         .await;
         let told = async {

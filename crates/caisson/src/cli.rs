@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use caisson_domain::budget::RUN_BUDGET_MICRO_USD;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use url::Url;
 
@@ -149,6 +150,9 @@ pub(crate) struct Run {
     /// Time limit in seconds.
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<u32>,
+    /// What the run may spend on the model API, in USD, such as 1.50; at its end the run fails as budget.
+    #[arg(long, value_name = "USD", value_parser = micro_usd)]
+    pub budget: Option<u32>,
     /// Environment of the agent, among the names that the workflow allows; may be given several times.
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = name_and_value)]
     pub environment: Vec<(String, String)>,
@@ -340,4 +344,39 @@ fn server_url(text: &str) -> Result<Url, String> {
 fn name_and_value(text: &str) -> Result<(String, String), &'static str> {
     let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
+}
+
+/// An amount in USD as whole micro-USD; nothing is rounded.
+fn micro_usd(text: &str) -> Result<u32, String> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if text.is_empty() || part.len() > 6 || !digits(whole) || !digits(part) || text == "." {
+        return Err("write it like 1.50, with at most six digits behind the point".to_owned());
+    }
+    let micro = format!("{whole}{part:0<6}").parse::<u32>().ok();
+    micro.filter(|micro| RUN_BUDGET_MICRO_USD.contains(micro)).ok_or_else(|| {
+        let most = RUN_BUDGET_MICRO_USD.end() / 1_000_000;
+        format!("a run may have from 0.000001 to {most} USD")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_amount_in_usd_is_read_without_rounding() {
+        for (text, micro) in [
+            ("1.50", 1_500_000),
+            ("2", 2_000_000),
+            (".25", 250_000),
+            ("0.000001", 1),
+            ("4000", 4_000_000_000),
+        ] {
+            assert_eq!(micro_usd(text), Ok(micro), "{text}");
+        }
+        for bad in ["", ".", "0", "-1", "1,5", "1e3", "0.0000001", "4000.000001", "99999999999", "one"] {
+            assert!(micro_usd(bad).is_err(), "{bad}");
+        }
+    }
 }

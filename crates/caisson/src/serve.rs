@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use caisson_api::{AgentInfo, ApiConfig, ApiLimits, ServeLimits};
+use caisson_domain::budget::ProjectBudgets;
 use caisson_domain::id::{ProjectId, ServerId};
 use caisson_domain::server::{PlacementProblem, ProblemCode};
 use caisson_domain::workflow::Workflow;
@@ -57,6 +58,7 @@ impl Server {
         let address = listener.local_addr()?;
         let store = open_store(&settings.state_dir).await?;
         put_workflows(&store, &inputs.workflows).await?;
+        put_budgets(&store, &settings).await?;
         let id = server_id(&settings.state_dir, &store).await?;
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
 
@@ -148,6 +150,18 @@ async fn put_workflows(store: &Store, workflows: &[Workflow]) -> anyhow::Result<
         if stored.is_none_or(|stored| stored.workflow != *workflow) {
             store.put_workflow(&project, workflow).await?;
         }
+    }
+    Ok(())
+}
+
+/// The settings are the only place in which budgets of the default project are set.
+async fn put_budgets(store: &Store, settings: &Settings) -> anyhow::Result<()> {
+    let budgets = ProjectBudgets {
+        total_micro_usd: settings.budget.project_micro_usd,
+        day_micro_usd: settings.budget.day_micro_usd,
+    };
+    if store.set_budgets(&ProjectId::default_project(), &budgets).await? {
+        info!(?budgets, "the default project has other budgets now");
     }
     Ok(())
 }

@@ -121,6 +121,7 @@ mod tests {
             max_turns: None,
             image: None,
             timeout_s: 600,
+            budget_micro_usd: None,
             resources: Resources::default(),
             environment: std::collections::BTreeMap::new(),
         };

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use caisson_domain::budget::PROJECT_BUDGET_MICRO_USD_MAX;
 use secrecy::SecretString;
 use serde::Deserialize;
 use url::Url;
@@ -51,6 +52,8 @@ pub(crate) struct Settings {
     pub prices_file: Option<PathBuf>,
     /// First uid of sandboxes when the server runs as root; each session has its own. Default 200000. `CAISSON_UID_BASE`.
     pub uid_base: u32,
+    /// What may be spent on the model API.
+    pub budget: Budget,
     /// The Docker Engine.
     pub docker: Docker,
     /// The local engine.
@@ -64,6 +67,16 @@ pub(crate) struct Settings {
     /// Where the package managers' configuration is, for presets.
     #[serde(skip)]
     pub clients: Clients,
+}
+
+/// What the runs of the default project may spend on the model API, together.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Budget {
+    /// In all, in micro-USD, 0 to 10^15. Default: no bound. `CAISSON_BUDGET__PROJECT_MICRO_USD`.
+    pub project_micro_usd: Option<i64>,
+    /// Each day from midnight to midnight UTC, in micro-USD, 0 to 10^15. Default: no bound. `CAISSON_BUDGET__DAY_MICRO_USD`.
+    pub day_micro_usd: Option<i64>,
 }
 
 /// The Docker Engine.
@@ -245,6 +258,17 @@ impl Settings {
                 self.uid_base
             ));
         }
+        for (key, value) in [
+            ("budget.project_micro_usd", self.budget.project_micro_usd),
+            ("budget.day_micro_usd", self.budget.day_micro_usd),
+        ] {
+            if value.is_some_and(|value| !(0..=PROJECT_BUDGET_MICRO_USD_MAX).contains(&value)) {
+                faults.push(format!(
+                    "{key} is {}; give 0 to {PROJECT_BUDGET_MICRO_USD_MAX}, in micro-USD",
+                    value.unwrap_or_default()
+                ));
+            }
+        }
         let secrets = [
             self.model.api_key_file.is_some(),
             self.model.api_key.is_some(),
@@ -304,6 +328,7 @@ fn defaults(
         .set_default("agent_version", AGENT_VERSION)?
         .set_default("uid_base", 200_000)?
         .set_default("engine", "auto")?
+        .set_default("budget", nothing())?
         .set_default("docker", nothing())?
         .set_default("local.read_only", empty.clone())?
         .set_default("local.toolchains", empty.clone())?

@@ -113,6 +113,24 @@ fn a_variable_is_taken_as_it_is_whatever_it_looks_like() {
 }
 
 #[test]
+fn budgets_are_none_unless_they_are_set_and_bounded() {
+    let settings = load("", &[]).unwrap();
+    assert_eq!((settings.budget.project_micro_usd, settings.budget.day_micro_usd), (None, None));
+    let settings =
+        load("[budget]\nproject_micro_usd = 0\n", &[("CAISSON_BUDGET__DAY_MICRO_USD", "5000000")]).unwrap();
+    assert_eq!(
+        (settings.budget.project_micro_usd, settings.budget.day_micro_usd),
+        (Some(0), Some(5_000_000))
+    );
+    assert!(load("[budget]\nday_micro_usd = 1000000000000000\n", &[]).is_ok());
+    assert!(fault("[budget]\nday_micro_usd = 1000000000000001\n", &[]).contains("budget.day_micro_usd"));
+    assert!(fault("[budget]\nproject_micro_usd = -1\n", &[]).contains("budget.project_micro_usd"));
+    assert!(
+        fault("", &[("CAISSON_BUDGET__DAY_MICRO_USD", "5 USD")]).contains("CAISSON_BUDGET__DAY_MICRO_USD")
+    );
+}
+
+#[test]
 fn slots_are_bounded_at_256() {
     assert!(load("slots = 256\n", &[]).is_ok());
     assert!(fault("slots = 257\n", &[]).contains("slots"));

@@ -2,7 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -40,12 +39,9 @@ async fn host() -> u16 {
 }
 
 /// A scenario in which the agent runs one command and ends.
-fn scenario(directory: &tempfile::TempDir, command: &str) -> PathBuf {
-    let file = directory.path().join("egress.scenario.json");
+fn scenario(command: &str) -> String {
     let tool = json!({"name": "Bash", "input": {"command": command, "description": "Look outside"}});
-    let scenario = json!({"egress": {"prompts": [[{"text": "I look.", "tool": tool}, {"text": "Done."}]]}});
-    std::fs::write(&file, scenario.to_string()).unwrap();
-    file
+    json!({"egress": {"prompts": [[{"text": "I look.", "tool": tool}, {"text": "Done."}]]}}).to_string()
 }
 
 /// What the command printed.
@@ -68,20 +64,19 @@ fn of_kind<'e>(events: &'e [Value], kind: &str) -> Vec<&'e Value> {
     events.iter().filter(|event| event["kind"] == kind).map(|event| &event["data"]).collect()
 }
 
-fn spec(engine: Engine, port: u16, scenarios: Vec<PathBuf>) -> WorldSpec {
+fn spec(engine: Engine, port: u16, scenarios: Vec<String>) -> WorldSpec {
     let variables = [
         ("EGRESS__ALLOW", format!("allowed.example:{port}")),
         ("EGRESS__HOSTS", "allowed.example=127.0.0.1".to_owned()),
         ("EGRESS__ALLOW_PRIVATE", "127.0.0.1/32".to_owned()),
     ];
     let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    WorldSpec { scenario: "egress".to_owned(), variables, scenario_files: scenarios, ..WorldSpec::on(engine) }
+    WorldSpec { scenario: "egress".to_owned(), variables, scenarios, ..WorldSpec::on(engine) }
 }
 
 async fn tools_reach_what_is_allowed_and_are_told_what_is_not(engine: Engine) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
     let port = host().await;
-    let directory = tempfile::tempdir().unwrap();
     let command = r#"exec 2>&1
 curl -sS http://allowed.example:PORT/plain; echo
 curl -sS -p http://allowed.example:PORT/tunnel; echo
@@ -96,7 +91,7 @@ curl -sS --noproxy "*" --max-time 5 http://127.0.0.1:PORT/ > /dev/null; echo "ow
 curl -sS --noproxy "*" --max-time 5 http://192.0.2.1/ > /dev/null; echo "raw address $?"
 python3 -c 'import socket; socket.getaddrinfo("allowed.example", 80)' 2>&1 | tail -1"#;
     let command = command.replace("PORT", &port.to_string());
-    let world = World::start(&parts, spec(engine, port, vec![scenario(&directory, &command)])).await.unwrap();
+    let world = World::start(&parts, spec(engine, port, vec![scenario(&command)])).await.unwrap();
     let (id, events) = run(&world, "bug-fixer").await;
     let printed = printed(&events);
     for wanted in [
@@ -162,7 +157,7 @@ async fn a_workflow_that_chose_nothing_reaches_nothing(engine: Engine) {
                     caisson:\n  egress: []\n---\nLook.\n";
     std::fs::write(directory.path().join("closed.md"), workflow).unwrap();
     let command = format!("curl -sS http://allowed.example:{port}/ 2>&1");
-    let mut spec = spec(engine, port, vec![scenario(&directory, &command)]);
+    let mut spec = spec(engine, port, vec![scenario(&command)]);
     spec.variables.push(("WORKFLOWS_DIR".to_owned(), directory.path().display().to_string()));
     let world = World::start(&parts, spec).await.unwrap();
     let (_, events) = run(&world, "closed").await;

@@ -268,6 +268,8 @@ pub struct RunSpec {
     pub image: Option<String>,
     /// Time limit from start to finish, in seconds.
     pub timeout_s: u32,
+    /// What the run may spend on the model API, in micro-USD; none means no bound of its own.
+    pub budget_micro_usd: Option<u32>,
     /// What the sandbox may use.
     pub resources: Resources,
     /// Extra environment of the agent; never secrets.

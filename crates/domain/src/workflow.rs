@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::budget::RUN_BUDGET_MICRO_USD;
 use crate::egress;
 use crate::id::{NameError, check_name};
 use crate::image::check_image_name;
@@ -87,6 +88,9 @@ pub struct CaissonBlock {
     pub image: Option<String>,
     /// Time limit of a run, in seconds.
     pub timeout_s: u32,
+    /// What a run may spend on the model API, in micro-USD; none means no bound of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget_micro_usd: Option<u32>,
     /// What the sandbox may use.
     pub resources: ResourcesBlock,
     /// Names that a run's `environment` may set; never secrets.
@@ -104,6 +108,7 @@ impl Default for CaissonBlock {
         Self {
             image: None,
             timeout_s: limits::RUN_TIMEOUT_S_DEFAULT,
+            budget_micro_usd: None,
             resources: ResourcesBlock::default(),
             environment: Vec::new(),
             publish: Publish::Branch,
@@ -205,6 +210,7 @@ struct FrontMatter {
 struct CaissonFront {
     image: Option<String>,
     timeout_s: Option<u32>,
+    budget_micro_usd: Option<u32>,
     resources: ResourcesFront,
     environment: Vec<String>,
     publish: Option<Publish>,
@@ -224,12 +230,22 @@ struct ResourcesFront {
 
 impl From<CaissonFront> for CaissonBlock {
     fn from(front: CaissonFront) -> Self {
-        let CaissonFront { image, timeout_s, resources, environment, publish, commit_type, egress } = front;
+        let CaissonFront {
+            image,
+            timeout_s,
+            budget_micro_usd,
+            resources,
+            environment,
+            publish,
+            commit_type,
+            egress,
+        } = front;
         let ResourcesFront { memory_mib, pids, cpu_millis, tmp_mib } = resources;
         let default = Self::default();
         Self {
             image,
             timeout_s: timeout_s.unwrap_or(default.timeout_s),
+            budget_micro_usd,
             resources: ResourcesBlock { memory_mib, pids, cpu_millis, tmp_mib },
             environment,
             publish: publish.unwrap_or(default.publish),
@@ -299,6 +315,9 @@ impl Workflow {
         in_range("caisson.resources.pids", resources.pids, &PIDS)?;
         in_range("caisson.resources.cpu_millis", resources.cpu_millis, &CPU_MILLIS)?;
         in_range("caisson.resources.tmp_mib", resources.tmp_mib, &TMP_MIB)?;
+        if let Some(budget) = self.caisson.budget_micro_usd {
+            in_range("caisson.budget_micro_usd", budget, &RUN_BUDGET_MICRO_USD)?;
+        }
         if let Some(turns) = self.max_turns {
             in_range("maxTurns", turns, &(1..=limits::MAX_TURNS_MAX))?;
         }

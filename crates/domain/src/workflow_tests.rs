@@ -49,6 +49,12 @@ fn values_are_checked_at_their_bounds() {
     assert!(Workflow::parse(&file(&seconds(limits::RUN_TIMEOUT_S_MAX))).is_ok());
     assert!(fault(&seconds(limits::RUN_TIMEOUT_S_MIN - 1)).contains("timeout_s"));
     assert!(fault(&seconds(limits::RUN_TIMEOUT_S_MAX + 1)).contains("timeout_s"));
+    let budget = |value: u32| format!("caisson: {{budget_micro_usd: {value}}}\n");
+    let (least, most) = (*RUN_BUDGET_MICRO_USD.start(), *RUN_BUDGET_MICRO_USD.end());
+    assert_eq!(Workflow::parse(&file(&budget(least))).unwrap().caisson.budget_micro_usd, Some(least));
+    assert!(Workflow::parse(&file(&budget(most))).is_ok());
+    assert!(fault(&budget(0)).contains("budget_micro_usd"));
+    assert!(fault(&budget(most + 1)).contains("budget_micro_usd"));
     for (key, range) in
         [("memory_mib", MEMORY_MIB), ("pids", PIDS), ("cpu_millis", CPU_MILLIS), ("tmp_mib", TMP_MIB)]
     {

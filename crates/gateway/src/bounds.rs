@@ -84,6 +84,37 @@ pub(crate) const JSON_COPY_BYTES: usize = 8 * 1024 * 1024;
 pub(crate) const SSE_LINE_BYTES: usize = 1024 * 1024;
 /// Output tokens that a call is estimated at before anything is known.
 pub(crate) const OUTPUT_ESTIMATE_TOKENS: i64 = 1000;
+/// Output tokens that a streamed call holds its share of the budgets for: before it is forwarded, and each time that it
+/// has written as many. More than most replies have: of calls at once against the end of a budget, few that end are better
+/// than many that are all cut.
+pub(crate) const OUTPUT_SLICE_TOKENS: i64 = 4000;
+/// Output tokens that a streamed call is content with at the end of a budget, when no other call holds any of it.
+pub(crate) const OUTPUT_LAST_TOKENS: i64 = 1000;
+/// Output tokens that a reply under way is content with at the very end.
+pub(crate) const OUTPUT_CRUMB_TOKENS: i64 = 100;
+/// How long a call waits for its share of a budget while other calls hold it, before it is refused.
+pub(crate) const BUDGET_HOLD: Duration = Duration::from_mins(2);
+/// How long a reply under way waits for its next share, before it is cut.
+pub(crate) const EXTEND_HOLD: Duration = Duration::from_secs(10);
+/// How often a budget is looked at even if no hint came.
+pub(crate) const BUDGET_POLL: Duration = Duration::from_millis(500);
+/// Tries of one model call, the first included.
+pub(crate) const MODEL_TRIES: u32 = 8;
+/// First wait between two tries of a model call; each further one is twice as long.
+pub(crate) const RETRY_FIRST: Duration = Duration::from_millis(500);
+/// Longest wait between two tries, unless the model API names a longer one.
+pub(crate) const RETRY_MOST: Duration = Duration::from_secs(20);
+/// How long after its first try a model call is tried again.
+pub(crate) const RETRY_TOTAL: Duration = Duration::from_mins(3);
+/// Requests of all sandboxes together that are kept to be sent again, in bytes; one that does not fit has one try.
+pub(crate) const RETRY_COPIES_BYTES: usize = 256 * 1024 * 1024;
+/// What is read of the model API's refusal for its words, in bytes.
+pub(crate) const WORDS_BYTES: usize = 16 * 1024;
+/// How long those words are waited for.
+pub(crate) const WORDS: Duration = Duration::from_secs(5);
+/// What the agent is told to wait for when its calls are given up, in seconds: long enough that it ends instead (measured
+/// with Claude Code 2.1.330).
+pub(crate) const GIVE_UP_S: u32 = 3600;
 /// Bytes of text that are estimated at one token.
 pub(crate) const BYTES_PER_TOKEN: usize = 4;
 /// Name of a model, in bytes.
@@ -181,6 +212,18 @@ pub(crate) struct Bounds {
     pub(crate) drain: Duration,
     /// [`DRAIN_BYTES`].
     pub(crate) drain_bytes: usize,
+    /// [`BUDGET_HOLD`].
+    pub(crate) budget_hold: Duration,
+    /// [`EXTEND_HOLD`].
+    pub(crate) extend_hold: Duration,
+    /// [`MODEL_TRIES`].
+    pub(crate) model_tries: u32,
+    /// [`RETRY_FIRST`].
+    pub(crate) retry_first: Duration,
+    /// [`RETRY_TOTAL`].
+    pub(crate) retry_total: Duration,
+    /// [`RETRY_COPIES_BYTES`].
+    pub(crate) retry_copies_bytes: usize,
     /// [`caisson_domain::limits::RUN_ARTIFACT_BYTES`].
     pub(crate) run_artifact_bytes: u64,
     /// [`EXCHANGE`].
@@ -225,6 +268,12 @@ impl Default for Bounds {
             idle: IDLE,
             drain: DRAIN,
             drain_bytes: DRAIN_BYTES,
+            budget_hold: BUDGET_HOLD,
+            extend_hold: EXTEND_HOLD,
+            model_tries: MODEL_TRIES,
+            retry_first: RETRY_FIRST,
+            retry_total: RETRY_TOTAL,
+            retry_copies_bytes: RETRY_COPIES_BYTES,
             run_artifact_bytes: caisson_domain::limits::RUN_ARTIFACT_BYTES,
             exchange: EXCHANGE,
             local_git: LOCAL_GIT,

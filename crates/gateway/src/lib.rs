@@ -57,7 +57,7 @@ impl Gateway {
         git: &GitUpstreams,
         egress: &EgressUpstreams,
     ) -> Result<(), GatewayError> {
-        model::ModelSide::new(model)?;
+        model::ModelSide::new(model, 0)?;
         git::GitSide::new(git.clone(), 0)?;
         EgressSide::new(egress, egress::system())?;
         Ok(())
@@ -92,7 +92,7 @@ impl Gateway {
         bounds: Bounds,
         resolve: Resolve,
     ) -> Result<Self, GatewayError> {
-        let model = model::ModelSide::new(&config.model)?;
+        let model = model::ModelSide::new(&config.model, bounds.retry_copies_bytes)?;
         let git = git::GitSide::new(config.git, bounds.local_git)?;
         let egress = EgressSide::new(&config.egress, resolve)?;
         control::prepare_artifacts(&config.artifacts_dir).await.map_err(GatewayError::Artifacts)?;

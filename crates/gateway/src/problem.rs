@@ -2,11 +2,12 @@
 
 use caisson_domain::protocol::DoorProblem;
 use caisson_store::StoreError;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 use serde_json::json;
 
 use crate::body::{self, Body, BodyFault};
+use crate::bounds::GIVE_UP_S;
 
 /// The server stops, and the request is not answered at all: whoever holds it sends it again to the next server, while an
 /// error would reach the agent.
@@ -109,6 +110,7 @@ impl Refusal {
             StatusCode::NOT_FOUND => "not_found_error",
             StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
             StatusCode::SERVICE_UNAVAILABLE => return overloaded(&self.message),
+            StatusCode::TOO_MANY_REQUESTS => return given_up(&self.message),
             status if status.is_client_error() => "invalid_request_error",
             _ => "api_error",
         };
@@ -120,6 +122,13 @@ impl Refusal {
 fn overloaded(message: &str) -> Response<Body> {
     let status = StatusCode::from_u16(529).expect("529 is between 100 and 999");
     model_error(status, "overloaded_error", message)
+}
+
+/// 429 with a long wait: the agent ends at once, where it would try most other statuses again.
+fn given_up(message: &str) -> Response<Body> {
+    let mut response = model_error(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(GIVE_UP_S));
+    response
 }
 
 fn model_error(status: StatusCode, kind: &str, message: &str) -> Response<Body> {

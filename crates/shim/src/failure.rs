@@ -148,11 +148,18 @@ fn failed(reason: &Reason) -> Failure {
 /// Most of somebody else's words in a failure's sentence, in bytes.
 const SENTENCE_BYTES: usize = 500;
 
-/// What a failed model call means. The gateway answers 403 for what it refuses itself and says which rule it was by
+/// What a failed model call means. The gateway answers 403 or 429 for what it refuses or gives up itself and says which rule it was by
 /// one of the failure kinds' words; 529 is the model API's word for being overloaded.
 fn api_error(status: Option<u16>, kind: &str, text: &str) -> Failure {
     let named = FailureKind::ALL.iter().copied().find(|kind| {
-        matches!(kind, FailureKind::Budget | FailureKind::PolicyDenied) && mentions(text, kind.as_str())
+        matches!(
+            kind,
+            FailureKind::Budget
+                | FailureKind::PolicyDenied
+                | FailureKind::ProviderAuth
+                | FailureKind::ProviderLimit
+                | FailureKind::ProviderDown
+        ) && mentions(text, kind.as_str())
     });
     let class = match (named, status) {
         (Some(named), Some(403 | 429)) => named,
@@ -192,6 +199,7 @@ mod tests {
         assert_eq!(kind_of(Some(403), "permission_error", "budget: spent"), FailureKind::Budget);
         assert_eq!(kind_of(Some(403), "permission_error", "policy_denied: x"), FailureKind::PolicyDenied);
         assert_eq!(kind_of(Some(429), "rate_limit_error", ""), FailureKind::ProviderLimit);
+        assert_eq!(kind_of(Some(429), "rate_limit_error", "provider_down: x"), FailureKind::ProviderDown);
         assert_eq!(kind_of(Some(529), "overloaded_error", ""), FailureKind::ProviderDown);
         assert_eq!(kind_of(Some(500), "api_error", "no budget"), FailureKind::ProviderDown);
         assert_eq!(kind_of(None, "connection_failed", ""), FailureKind::ProviderDown);

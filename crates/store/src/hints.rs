@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use caisson_domain::id::{RunId, SandboxId, ServerId, SessionId};
+use caisson_domain::id::{ProjectId, RunId, SandboxId, ServerId, SessionId};
 use tokio::sync::watch;
 
 /// What can be watched.
@@ -20,6 +20,8 @@ pub enum Topic {
     Sandbox(SandboxId),
     /// A sandbox of a server was made or changed.
     Server(ServerId),
+    /// Something that a project's calls held of a budget was given back, or a budget was changed.
+    Budget(ProjectId),
 }
 
 type Channels = HashMap<Topic, watch::Sender<()>>;

@@ -10,6 +10,7 @@
 
 mod artifacts;
 mod audit;
+mod budgets;
 mod clock;
 mod damage;
 mod database;
@@ -45,6 +46,7 @@ use hints::Hints;
 use keys::KeyUses;
 
 pub use artifacts::{Artifact, NewArtifact, PutArtifact};
+pub use budgets::ProjectSpending;
 pub use clock::{Clock, ClockHandle};
 pub use deltas::DELTA_CHANNEL_ITEMS;
 pub use door::NextWork;
@@ -58,7 +60,9 @@ pub use random::Random;
 pub use runs::{CancelRun, CreateRun, Idempotency, NewRun, RunFilter};
 pub use sandboxes::{NewSandbox, SandboxRow, SandboxState, UnknownSandboxState};
 pub use sessions::Session;
-pub use usage::{CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX, NewModelCall, SettledCall};
+pub use usage::{
+    BeginCall, CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX, CallExtension, ExtendCall, NewModelCall, SettledCall,
+};
 pub use workflows::StoredWorkflow;
 
 /// The store. Cheap to clone; all clones share one database, one set of watchers and one set of delta channels.

@@ -49,6 +49,8 @@ pub struct Progress {
     /// HTTP status of the last settled model call, 0 if it got no reply; none before the first. A call settled because
     /// its server had died does not count: it says nothing about the provider.
     pub provider_status: Option<u16>,
+    /// Why the gateway gave up the run's model calls for good, if no call was answered since.
+    pub model_failure: Option<Failure>,
 }
 
 /// How a run ended.
@@ -92,7 +94,7 @@ const PLACE: &str =
     "update run set sandbox_id = $3 where id = $1 and lease_epoch = $2 and status = 'running'";
 
 const PROGRESS: &str = "select id, cancel_requested_at_ms, stop_requested_at_ms, agent_started, phase, outcome, \
-     pushed_commit, pending_push is not null as push_pending, lease_expires_at_ms, provider_status from run \
+     pushed_commit, pending_push is not null as push_pending, lease_expires_at_ms, provider_status, model_failure from run \
      where id = $1 and lease_epoch = $2 and status = 'running'";
 
 impl Store {
@@ -363,6 +365,7 @@ fn progress(row: &SqliteRow) -> Result<Progress, StoreError> {
         push_pending: columns.flag("push_pending")?,
         lease_expires_at_ms: columns.get("lease_expires_at_ms")?,
         provider_status: status.map(|_| columns.number("provider_status")).transpose()?,
+        model_failure: columns.json_optional("model_failure")?,
     })
 }
 

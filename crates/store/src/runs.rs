@@ -315,7 +315,7 @@ async fn insert_session(tx: &mut Tx<'_>, run: &Run) -> Result<(), StoreError> {
 
 const INSERT_RUN: &str = "insert into run \
      (id, project_id, session_id, workflow, repository, repository_key, branch, status, not_before_ms, created_at_ms, \
-     created_by, spec) values ($1, $2, $3, $4, $5, $6, $7, 'queued', $8, $8, $9, $10)";
+     created_by, spec, budget_micro_usd) values ($1, $2, $3, $4, $5, $6, $7, 'queued', $8, $8, $9, $10, $11)";
 
 async fn insert_run(tx: &mut Tx<'_>, run: &Run, created_by: Option<&ApiKeyId>) -> Result<(), StoreError> {
     sqlx::query(INSERT_RUN)
@@ -329,6 +329,7 @@ async fn insert_run(tx: &mut Tx<'_>, run: &Run, created_by: Option<&ApiKeyId>) -
         .bind(tx.now_ms)
         .bind(created_by.map(ApiKeyId::as_str))
         .bind(document("run.spec", &run.spec)?)
+        .bind(run.spec.budget_micro_usd)
         .execute(&mut *tx.db)
         .await?;
     Ok(())

@@ -1,13 +1,17 @@
-//! Accounting of model calls: a pending row before a request is forwarded, settled once.
+//! Accounting of model calls: a pending row before a request is forwarded, which holds its share of the budgets,
+//! settled once.
 
+use caisson_domain::budget::OverBudget;
 use caisson_domain::event::{EventKind, NewEvent};
-use caisson_domain::id::{RunId, ServerId, SessionId, UsageId};
+use caisson_domain::id::{ProjectId, RunId, ServerId, SessionId, UsageId};
+use caisson_domain::run::Failure;
 use caisson_domain::usage::TokenCounts;
 use serde_json::json;
 use sqlx::sqlite::SqliteRow;
 
+use crate::budgets::{self, Need, Room};
 use crate::database::Tx;
-use crate::rows::Columns;
+use crate::rows::{Columns, document};
 use crate::{Store, StoreError, Topic, events};
 
 /// A model call that is about to be forwarded.
@@ -19,6 +23,61 @@ pub struct NewModelCall {
     pub estimate: TokenCounts,
     /// Cost of the estimate.
     pub estimate_cost_micro_usd: i64,
+    /// How much of every budget it holds until it is settled, in micro-USD.
+    pub reserve_micro_usd: i64,
+    /// Whether it may begin only while no other call holds any of the budgets that bound it.
+    pub only_alone: bool,
+}
+
+/// What came of beginning a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BeginCall {
+    /// It is written down and may be forwarded.
+    Begun {
+        /// Its row.
+        id: UsageId,
+        /// Whether any budget bounds it.
+        bounded: bool,
+    },
+    /// The run is not running: nothing is written, and nothing may be forwarded.
+    NotRunning,
+    /// A budget has no room for it: nothing is written, and nothing may be forwarded.
+    Refused(OverBudget),
+}
+
+impl BeginCall {
+    /// The call's row, if it has begun.
+    #[must_use]
+    pub fn begun(self) -> Option<UsageId> {
+        match self {
+            Self::Begun { id, .. } => Some(id),
+            Self::NotRunning | Self::Refused(_) => None,
+        }
+    }
+}
+
+/// What a call under way has come to, and what it needs to go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallExtension {
+    /// What holds from now on if nobody settles the call.
+    pub estimate: TokenCounts,
+    /// Cost of the estimate.
+    pub estimate_cost_micro_usd: i64,
+    /// How much of every budget it holds from now on, in micro-USD: more than before, or less.
+    pub reserve_micro_usd: i64,
+    /// Whether it may hold more only while no other call holds any of the budgets that bound it.
+    pub only_alone: bool,
+}
+
+/// What came of extending a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExtendCall {
+    /// It holds what it asked for.
+    Extended,
+    /// It was settled before, as the end of its run settles all that are open.
+    Over,
+    /// A budget has no room for it; it holds what it held.
+    Refused(OverBudget),
 }
 
 /// A model call that is over.
@@ -49,12 +108,21 @@ const ORPHAN_ITEMS: i64 = 100;
 
 const INSERT: &str = "insert into usage (id, project_id, session_id, run_id, server_id, state, model, input_tokens, \
      output_tokens, cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cost_micro_usd, estimated, \
-     begun_at_ms) select $1, project_id, session_id, id, home_server_id, 'pending', $3, $4, $5, $6, $7, $8, $9, 1, $10 \
-     from run where id = $2 and status = 'running' returning session_id";
+     begun_at_ms, reserved_micro_usd) select $1, project_id, session_id, id, home_server_id, 'pending', $3, $4, $5, \
+     $6, $7, $8, $9, 1, $10, $11 from run where id = $2 and status = 'running' returning session_id";
 
 const BEGUN_RUN: &str = "update run set calls = calls + 1 where id = $1";
 
 const BEGUN_SESSION: &str = "update session set calls = calls + 1 where id = $1";
+
+const HELD: &str = "select id, run_id, project_id, begun_at_ms, reserved_micro_usd from usage \
+     where id = $1 and state = 'pending'";
+
+const EXTEND: &str = "update usage set input_tokens = $2, output_tokens = $3, cache_read_tokens = $4, \
+     cache_write_5m_tokens = $5, cache_write_1h_tokens = $6, cost_micro_usd = $7, reserved_micro_usd = $8 \
+     where id = $1 and state = 'pending'";
+
+const NOTE_FAILURE: &str = "update run set model_failure = $2 where id = $1 and status = 'running'";
 
 const ORPHANS: &str = "select id, model, input_tokens, output_tokens, cache_read_tokens, cache_write_5m_tokens, \
      cache_write_1h_tokens, cost_micro_usd from usage where server_id = $1 and state = 'pending' \
@@ -67,21 +135,27 @@ const OPEN: &str = "select id, model, input_tokens, output_tokens, cache_read_to
 const HAS_OPEN: &str = "select exists (select 1 from usage where run_id = $1 and state = 'pending')";
 
 impl Store {
-    /// Writes down a call before it is forwarded, so that none is ever unmetered, and counts it as begun. `None` if the
-    /// run is not running: then nothing is written, and nothing may be forwarded.
+    /// Writes down a call before it is forwarded, so that none is ever unmetered, counts it as begun, and reserves what it
+    /// needs of the budgets of its run, its project and the day, all in one transaction: calls at once cannot overshoot
+    /// together.
     ///
     /// # Errors
     /// As every write.
     /// # Cancel safety
     /// A dropped call may have written the row; it is settled as an estimate when its run ends or its server starts.
-    pub async fn begin_model_call(
-        &self,
-        run: &RunId,
-        call: &NewModelCall,
-    ) -> Result<Option<UsageId>, StoreError> {
+    pub async fn begin_model_call(&self, run: &RunId, call: &NewModelCall) -> Result<BeginCall, StoreError> {
         let mut tx = self.begin().await?;
+        let reserve = bounded_cost(call.reserve_micro_usd);
+        let need =
+            Need { run, call: "", begun_at_ms: tx.now_ms, micro_usd: reserve, only_alone: call.only_alone };
+        let bounded = match budgets::room(&mut tx, need).await? {
+            None => return Ok(BeginCall::NotRunning),
+            Some(Room::Over(over)) => return Ok(BeginCall::Refused(over)),
+            Some(Room::Unbounded) => false,
+            Some(Room::Fits) => true,
+        };
         let id = UsageId::new(tx.now_ms, tx.random());
-        let tokens = bounded(&call.estimate);
+        let tokens = bounded_tokens(&call.estimate);
         let session: Option<String> = sqlx::query_scalar(INSERT)
             .bind(id.as_str())
             .bind(run.as_str())
@@ -93,13 +167,84 @@ impl Store {
             .bind(tokens.cache_write_1h)
             .bind(bounded_cost(call.estimate_cost_micro_usd))
             .bind(tx.now_ms)
+            .bind(reserve)
             .fetch_optional(&mut *tx.db)
             .await?;
-        let Some(session) = session else { return Ok(None) };
+        let Some(session) = session else { return Ok(BeginCall::NotRunning) };
         sqlx::query(BEGUN_RUN).bind(run.as_str()).execute(&mut *tx.db).await?;
         sqlx::query(BEGUN_SESSION).bind(session).execute(&mut *tx.db).await?;
         tx.commit().await?;
-        Ok(Some(id))
+        Ok(BeginCall::Begun { id, bounded })
+    }
+
+    /// Lets a call under way hold another share of the budgets, and notes what it has come to, so that a server that dies
+    /// leaves an estimate which is not far behind. To hold less is never refused.
+    ///
+    /// # Errors
+    /// As every write.
+    /// # Cancel safety
+    /// Safe: repeatable.
+    pub async fn extend_model_call(
+        &self,
+        id: &UsageId,
+        extension: &CallExtension,
+    ) -> Result<ExtendCall, StoreError> {
+        let mut tx = self.begin().await?;
+        let row = sqlx::query(HELD).bind(id.as_str()).fetch_optional(&mut *tx.db).await?;
+        let Some(row) = row else { return Ok(ExtendCall::Over) };
+        let columns = Columns::of("usage", &row)?;
+        let (run, project): (RunId, ProjectId) = (columns.parse("run_id")?, columns.parse("project_id")?);
+        let held: i64 = columns.get("reserved_micro_usd")?;
+        let reserve = bounded_cost(extension.reserve_micro_usd);
+        if reserve > held {
+            let need = Need {
+                run: &run,
+                call: id.as_str(),
+                begun_at_ms: columns.get("begun_at_ms")?,
+                micro_usd: reserve,
+                only_alone: extension.only_alone,
+            };
+            if let Some(Room::Over(over)) = budgets::room(&mut tx, need).await? {
+                return Ok(ExtendCall::Refused(over));
+            }
+        }
+        let tokens = bounded_tokens(&extension.estimate);
+        sqlx::query(EXTEND)
+            .bind(id.as_str())
+            .bind(tokens.input)
+            .bind(tokens.output)
+            .bind(tokens.cache_read)
+            .bind(tokens.cache_write_5m)
+            .bind(tokens.cache_write_1h)
+            .bind(bounded_cost(extension.estimate_cost_micro_usd))
+            .bind(reserve)
+            .execute(&mut *tx.db)
+            .await?;
+        if reserve < held {
+            tx.wake(Topic::Budget(project));
+        }
+        tx.commit().await?;
+        Ok(ExtendCall::Extended)
+    }
+
+    /// Notes why the gateway gave up the run's model calls for good: it is what a run whose agent then fails has failed
+    /// of. A call that is answered after that takes it back. `false` if the run is not running.
+    ///
+    /// # Errors
+    /// As every write.
+    /// # Cancel safety
+    /// Safe: repeatable.
+    pub async fn note_model_failure(&self, run: &RunId, failure: &Failure) -> Result<bool, StoreError> {
+        let mut tx = self.begin().await?;
+        let noted = sqlx::query(NOTE_FAILURE)
+            .bind(run.as_str())
+            .bind(document("run.model_failure", failure)?)
+            .execute(&mut *tx.db)
+            .await?
+            .rows_affected()
+            == 1;
+        tx.commit().await?;
+        Ok(noted)
     }
 
     /// Whether calls of the run are under way. Whoever waits for their end listens to [`Topic::Run`].
@@ -127,7 +272,7 @@ impl Store {
         let call = Settlement {
             model: &settled.model,
             status: Some(settled.status),
-            tokens: bounded(&settled.tokens),
+            tokens: bounded_tokens(&settled.tokens),
             cost_micro_usd: bounded_cost(settled.cost_micro_usd),
             estimated: settled.estimated,
             first_byte_ms: settled.first_byte_ms,
@@ -174,6 +319,13 @@ struct Settlement<'c> {
     duration_ms: Option<i64>,
 }
 
+impl Settlement<'_> {
+    /// Whether the model answered it to the end.
+    fn was_answered(&self) -> bool {
+        !self.estimated && self.status.is_some_and(|status| (200..300).contains(&status))
+    }
+}
+
 /// Settles the run's open calls with their estimates, so that its end tells the whole of its usage.
 pub(crate) async fn settle_open(tx: &mut Tx<'_>, run: &str) -> Result<(), StoreError> {
     for row in sqlx::query(OPEN).bind(run).fetch_all(&mut *tx.db).await? {
@@ -199,7 +351,7 @@ async fn settle_orphan(tx: &mut Tx<'_>, row: &SqliteRow) -> Result<bool, StoreEr
 const SETTLE: &str = "update usage set state = 'settled', model = $2, status = $3, input_tokens = $4, \
      output_tokens = $5, cache_read_tokens = $6, cache_write_5m_tokens = $7, cache_write_1h_tokens = $8, \
      cost_micro_usd = $9, estimated = $10, first_byte_ms = $11, duration_ms = $12, settled_at_ms = $13 \
-     where id = $1 and state = 'pending' returning id, run_id, session_id";
+     where id = $1 and state = 'pending' returning id, run_id, session_id, project_id, begun_at_ms";
 
 async fn settle(tx: &mut Tx<'_>, id: &UsageId, call: &Settlement<'_>) -> Result<bool, StoreError> {
     let row = sqlx::query(SETTLE)
@@ -224,8 +376,13 @@ async fn settle(tx: &mut Tx<'_>, id: &UsageId, call: &Settlement<'_>) -> Result<
     let session: SessionId = columns.parse("session_id")?;
     add(tx, ADD_TO_RUN, run.as_str(), call).await?;
     add(tx, ADD_TO_SESSION, session.as_str(), call).await?;
+    let project: ProjectId = columns.parse("project_id")?;
+    budgets::spend(tx, &project, columns.get("begun_at_ms")?, call.cost_micro_usd).await?;
     if let Some(status) = call.status {
         sqlx::query(PROVIDER_STATUS).bind(run.as_str()).bind(status).execute(&mut *tx.db).await?;
+    }
+    if call.was_answered() {
+        sqlx::query(ANSWERED).bind(run.as_str()).execute(&mut *tx.db).await?;
     }
     events::append(tx, &session, &run, &[event(call)]).await?;
     tx.wake(Topic::Run(run));
@@ -262,6 +419,9 @@ const ADD_TO_RUN: &str = add_to!("run");
 
 const ADD_TO_SESSION: &str = add_to!("session");
 
+/// Only the rare run has something to take back.
+const ANSWERED: &str = "update run set model_failure = null where id = $1 and model_failure is not null";
+
 const PROVIDER_STATUS: &str = "update run set provider_status = $2 where id = $1";
 
 async fn add(tx: &mut Tx<'_>, sql: &'static str, to: &str, call: &Settlement<'_>) -> Result<(), StoreError> {
@@ -280,7 +440,7 @@ async fn add(tx: &mut Tx<'_>, sql: &'static str, to: &str, call: &Settlement<'_>
 }
 
 /// A reply is not trusted to hold sane numbers.
-fn bounded(tokens: &TokenCounts) -> TokenCounts {
+fn bounded_tokens(tokens: &TokenCounts) -> TokenCounts {
     let bound = |count: i64| count.clamp(0, CALL_TOKENS_MAX);
     TokenCounts {
         input: bound(tokens.input),

@@ -208,6 +208,7 @@ mod tests {
             push_pending: false,
             lease_expires_at_ms: 0,
             provider_status: None,
+            model_failure: None,
         };
         assert_eq!(told_to_stop(&progress(false, None), 500), None);
         assert_eq!(told_to_stop(&progress(true, Some(100)), 500), Some(500));

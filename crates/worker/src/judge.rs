@@ -83,7 +83,10 @@ pub(crate) fn by_outcome(facts: &Facts<'_>, outcome: &Outcome) -> Finish {
             None => (RunStatus::Succeeded, None),
             Some(failure) => (RunStatus::Failed, Some(failure)),
         },
-        Ending::Failed(failure) => (RunStatus::Failed, Some(told(facts, failure))),
+        Ending::Failed(failure) => {
+            let failure = told(facts, failure);
+            (RunStatus::Failed, Some(given_up(facts, &failure).unwrap_or(failure)))
+        }
         Ending::Stopped(StopReason::Cancel) if facts.progress.cancel_requested => {
             (RunStatus::Cancelled, None)
         }
@@ -184,6 +187,26 @@ fn told(facts: &Facts<'_>, failure: &Failure) -> Failure {
         Some(evidence) => failure.with_evidence(evidence),
         None => failure,
     }
+}
+
+/// The gateway's own word for why it gave up the run's model calls, where the agent failed after that: the agent only saw
+/// an answer that makes it stop.
+fn given_up(facts: &Facts<'_>, told: &Failure) -> Option<Failure> {
+    let known = facts.progress.model_failure.as_ref()?;
+    let of_the_model = matches!(
+        told.kind,
+        FailureKind::AgentError
+            | FailureKind::Budget
+            | FailureKind::ProviderAuth
+            | FailureKind::ProviderLimit
+            | FailureKind::ProviderDown
+    );
+    let agent = format!("the agent ended with: {}", told.message);
+    let evidence = match &known.evidence {
+        Some(evidence) => format!("{evidence}; {agent}"),
+        None => agent,
+    };
+    of_the_model.then(|| known.clone().with_evidence(evidence))
 }
 
 fn never_told(reason: StopReason) -> Failure {

@@ -19,6 +19,7 @@ fn spec() -> RunSpec {
         max_turns: None,
         image: None,
         timeout_s: 600,
+        budget_micro_usd: None,
         resources: Resources::default(),
         environment: std::collections::BTreeMap::new(),
     }
@@ -35,6 +36,7 @@ fn progress() -> Progress {
         push_pending: false,
         lease_expires_at_ms: NOW,
         provider_status: None,
+        model_failure: None,
     }
 }
 
@@ -260,4 +262,30 @@ fn a_final_fault_ends_the_run_at_once_and_says_that_a_retry_cannot_help() {
     assert_eq!(kind(&finish), failed_as(FailureKind::SandboxStart));
     let failure = finish.failure.unwrap();
     assert!(!failure.retry_can_help && failure.message == "no room");
+}
+
+#[test]
+fn the_gateways_word_on_the_model_counts_more_than_the_agents() {
+    let spec = spec();
+    let known = Failure::new(FailureKind::Budget, "the run's budget is used up").with_evidence("x");
+    let progress = Progress { model_failure: Some(known), ..progress() };
+    for (told, expected) in [
+        (FailureKind::ProviderLimit, FailureKind::Budget),
+        (FailureKind::ProviderAuth, FailureKind::Budget),
+        (FailureKind::AgentError, FailureKind::Budget),
+        (FailureKind::MaxTurns, FailureKind::MaxTurns),
+        (FailureKind::PushRejected, FailureKind::PushRejected),
+    ] {
+        let finish =
+            by_outcome(&facts(&spec, &progress), &outcome(Ending::Failed(Failure::new(told, "said so"))));
+        assert_eq!(kind(&finish), failed_as(expected), "{told}");
+        let failure = finish.failure.unwrap();
+        if expected == FailureKind::Budget {
+            assert_eq!(failure.message, "the run's budget is used up");
+            assert_eq!(failure.evidence.as_deref(), Some("x; the agent ended with: said so"));
+            assert!(!failure.retry_can_help);
+        }
+    }
+    let finish = by_outcome(&facts(&spec, &progress), &outcome(Ending::Completed));
+    assert_eq!(kind(&finish), SUCCEEDED, "a run that did its work all the same");
 }

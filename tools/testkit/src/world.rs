@@ -75,8 +75,6 @@ pub struct WorldSpec {
     pub variables: Vec<(String, String)>,
     /// What makes the sandboxes.
     pub engine: Engine,
-    /// Further files of scenarios.
-    pub scenario_files: Vec<PathBuf>,
 }
 
 impl WorldSpec {
@@ -86,7 +84,6 @@ impl WorldSpec {
         Self {
             scenario: "cart".to_owned(),
             scenarios: Vec::new(),
-            scenario_files: Vec::new(),
             delay_scale: 0.0,
             variables: Vec::new(),
             engine,
@@ -102,7 +99,7 @@ impl World {
     pub async fn start(parts: &Parts, wanted: WorldSpec) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let model = ScriptedModel::start(Options {
-            scenarios: std::iter::once(Path::new(EXAMPLES).to_owned()).chain(wanted.scenario_files).collect(),
+            scenarios: vec![Path::new(EXAMPLES).to_owned()],
             inline_scenarios: [vec![SCENARIOS.to_owned()], wanted.scenarios].concat(),
             default_scenario: wanted.scenario,
             required_keys: vec![KeyDigest::of(MODEL_KEY)],

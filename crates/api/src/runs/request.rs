@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use caisson_domain::budget::RUN_BUDGET_MICRO_USD;
 use caisson_domain::limits;
 use caisson_domain::workflow::{CPU_MILLIS, MEMORY_MIB, PIDS, TMP_MIB};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -48,6 +49,10 @@ pub struct CreateRun {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 5, maximum = 86400)]
     pub timeout_s: Option<u32>,
+    /// What the run may spend on the model API, in micro-USD: 1 to 4000000000. At its end the run fails as `budget`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 4_000_000_000_u32)]
+    pub budget_micro_usd: Option<u32>,
     /// What the sandbox may use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<CreateRunResources>,
@@ -138,6 +143,7 @@ impl CreateRun {
             max_turns: fields.take_number("max_turns", &MAX_TURNS, faults),
             image: fields.take("image", faults),
             timeout_s: fields.take_number("timeout_s", &TIMEOUT_S, faults),
+            budget_micro_usd: fields.take_number("budget_micro_usd", &RUN_BUDGET_MICRO_USD, faults),
             resources: fields.take_object("resources", faults).map(|fields| read_resources(fields, faults)),
             environment: read_environment(&mut fields, faults),
         };

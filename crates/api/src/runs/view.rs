@@ -54,6 +54,8 @@ pub struct RunView {
     pub image: Option<String>,
     /// Time limit, in seconds.
     pub timeout_s: u32,
+    /// What it may spend on the model API, in micro-USD; none means no bound of its own.
+    pub budget_micro_usd: Option<u32>,
     /// What the sandbox may use.
     pub resources: ResourcesView,
     /// Extra environment of the agent; none in a list.
@@ -217,6 +219,7 @@ impl RunView {
             max_turns: spec.max_turns,
             image: spec.image,
             timeout_s: spec.timeout_s,
+            budget_micro_usd: spec.budget_micro_usd,
             resources: spec.resources.into(),
             environment: (detail == Detail::Full).then_some(spec.environment),
             publish: spec.workflow.caisson.publish,

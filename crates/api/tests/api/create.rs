@@ -33,6 +33,7 @@ async fn every_field_of_a_request_reaches_the_run() {
     let wanted = json!({
         "workflow": "fix", "prompt": "Fix it.\n", "repository": REPOSITORY, "base": "main", "branch": "fix/it",
         "model": "opus", "max_turns": 3, "image": "debian:bookworm-slim", "timeout_s": 90,
+        "budget_micro_usd": 1_500_000,
         "resources": {"memory_mib": 512, "pids": 100, "cpu_millis": 500, "tmp_mib": 64}, "environment": {"CI": "1"},
     });
     let answer = api.post("/v1/runs", &wanted).await;
@@ -84,6 +85,8 @@ async fn each_fault_alone_has_its_own_code() {
         (json!({"max_turns": 1.5}), "max_turns", "wrong_type"),
         (json!({"max_turns": -1}), "max_turns", "wrong_type"),
         (json!({"timeout_s": 4}), "timeout_s", "out_of_range"),
+        (json!({"budget_micro_usd": 0}), "budget_micro_usd", "out_of_range"),
+        (json!({"budget_micro_usd": 0.5}), "budget_micro_usd", "wrong_type"),
         (json!({"resources": []}), "resources", "wrong_type"),
         (json!({"resources": {"memory_mib": 1}}), "resources.memory_mib", "out_of_range"),
         (json!({"resources": {"memory": 1}}), "resources.memory", "unknown_field"),

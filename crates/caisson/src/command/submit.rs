@@ -106,6 +106,7 @@ fn body(flags: &Run) -> anyhow::Result<Value> {
     set("image", flags.image.as_ref().map(|text| json!(text)));
     set("max_turns", flags.max_turns.map(|number| json!(number)));
     set("timeout_s", flags.timeout.map(|number| json!(number)));
+    set("budget_micro_usd", flags.budget.map(|micro| json!(micro)));
     if !flags.environment.is_empty() {
         set("environment", Some(flags.environment.iter().cloned().collect()));
     }

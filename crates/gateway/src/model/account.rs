@@ -1,21 +1,29 @@
-//! Accounting for one model call: a row before it is forwarded, settled once at its end.
+//! Accounting for one try of a model call: a row before it is forwarded, which holds its share of the budgets, kept up
+//! with while the reply comes, settled once at its end.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use caisson_domain::id::{RunId, UsageId};
+use caisson_domain::budget::OverBudget;
+use caisson_domain::id::UsageId;
+use caisson_domain::run::Run;
 use caisson_domain::usage::TokenCounts;
-use caisson_store::{NewModelCall, SettledCall, StoreError};
+use caisson_store::{BeginCall, CallExtension, ExtendCall, NewModelCall, SettledCall, StoreError};
 use tokio::time::{Instant, timeout};
 
 use super::meter::Reading;
 use super::request::Ask;
+use super::share::{NoShare, Sizes, Wait};
+use super::stream::Reply;
+use crate::bounds::{OUTPUT_CRUMB_TOKENS, OUTPUT_LAST_TOKENS, OUTPUT_SLICE_TOKENS};
 use crate::hold::hold;
 use crate::shared::Shared;
 
-/// The row of one call; none for calls that cost nothing.
+/// The row of one try; none for calls that cost nothing.
 pub(super) struct Account {
     shared: Arc<Shared>,
+    /// The row, settled or not.
+    id: Option<UsageId>,
     pending: Option<Pending>,
     began: Instant,
     first_byte: Option<Duration>,
@@ -23,39 +31,96 @@ pub(super) struct Account {
 
 struct Pending {
     id: UsageId,
+    run: Run,
     ask: Ask,
+    /// Whether a budget bounds it.
+    bounded: bool,
+    /// Output tokens up to which it holds its share.
+    held_output: i64,
+    /// What it holds, in micro-USD.
+    held_micro_usd: i64,
+    /// The reply has told its input, and what is held was put right by it.
+    input_known: bool,
 }
 
 impl Account {
-    /// Writes the pending row, holding on while the database is away: a call without a row is not forwarded. `None` if
-    /// the run has ended meanwhile.
+    /// Writes the pending row, holding on while the database is away: a call without a row is not forwarded. Where other
+    /// calls hold what this one needs, it waits for a bounded time until they have told what they really cost.
     pub(super) async fn begin(
         shared: Arc<Shared>,
-        run: &RunId,
+        run: &Run,
         ask: Option<Ask>,
-    ) -> Result<Option<Self>, StoreError> {
+        reply: &mut Reply,
+    ) -> Result<Self, NoShare> {
         let pending = match ask {
             None => None,
-            Some(ask) => {
-                let call = NewModelCall {
-                    model: ask.model.clone(),
-                    estimate: ask.estimate,
-                    estimate_cost_micro_usd: shared.prices.cost_micro_usd(&ask.model, &ask.estimate),
-                };
-                let store = &shared.store;
-                let begun =
-                    hold(&shared.cancel, shared.bounds.store_hold, || store.begin_model_call(run, &call))
-                        .await?;
-                let Some(id) = begun else { return Ok(None) };
-                Some(Pending { id, ask })
-            }
+            Some(ask) => Some(reserve(&shared, run, ask, reply).await?),
         };
-        Ok(Some(Self { shared, pending, began: Instant::now(), first_byte: None }))
+        let id = pending.as_ref().map(|pending| pending.id.clone());
+        Ok(Self { shared, id, pending, began: Instant::now(), first_byte: None })
+    }
+
+    /// A number that differs from call to call, for keeping those apart that failed together.
+    pub(super) fn spread(&self) -> u8 {
+        let id = self.id.as_ref().map(UsageId::as_str).unwrap_or_default();
+        id.bytes().rev().take(2).fold(0, |sum: u8, byte| sum.wrapping_mul(31).wrapping_add(byte))
     }
 
     /// The reply's head is there.
     pub(super) fn answered(&mut self) {
         self.first_byte = Some(self.began.elapsed());
+    }
+
+    /// Keeps what is held ahead of what the reply has come to; an error means that it must be cut. Nothing of the reply is
+    /// read meanwhile, so that it does not run ahead of its budget.
+    pub(super) async fn keep_up(&mut self, reading: &Reading) -> Result<(), OverBudget> {
+        let Some(pending) = &mut self.pending else { return Ok(()) };
+        let written = reading.output_so_far();
+        let learned = pending.bounded && !pending.input_known && reading.tokens.is_some();
+        if reading.exact || !pending.ask.streamed || (!learned && written < pending.held_output) {
+            return Ok(());
+        }
+        let store = &self.shared.store;
+        let shares = [OUTPUT_SLICE_TOKENS, OUTPUT_LAST_TOKENS, OUTPUT_CRUMB_TOKENS].map(|slice| {
+            // What is only put right by the input holds no more output than before.
+            let held = if written < pending.held_output {
+                pending.held_output
+            } else {
+                pending.output_with(written, slice)
+            };
+            (held, pending.extension(&self.shared, reading, held))
+        });
+        let sizes = Sizes { count: shares.len(), least_micro_usd: shares[2].1.reserve_micro_usd };
+        let wait = Wait { shared: &self.shared, run: &pending.run, patience: self.shared.bounds.extend_hold };
+        let (id, shares) = (&pending.id, &shares);
+        let take = |size: usize, only_alone| async move {
+            let (held, extension) = &shares[size];
+            let extension = CallExtension { only_alone, ..extension.clone() };
+            Ok(match store.extend_model_call(id, &extension).await? {
+                // The end of its run has settled a call that is over.
+                ExtendCall::Extended | ExtendCall::Over => Ok((*held, extension.reserve_micro_usd)),
+                ExtendCall::Refused(over) => Err(over),
+            })
+        };
+        let extended = wait.share(sizes, std::future::pending(), take).await;
+        match extended {
+            Ok((held, micro_usd)) => {
+                pending.held_output = held;
+                pending.held_micro_usd = micro_usd;
+                pending.input_known = reading.tokens.is_some();
+                Ok(())
+            }
+            // What is written and paid for may still turn out to be all.
+            Err(NoShare::Budget(_)) if written == pending.held_output => Ok(()),
+            Err(NoShare::Budget(over)) => Err(over),
+            Err(NoShare::Store(error)) => {
+                // The reply goes on, and is settled at its end like any other.
+                tracing::warn!(error = %error, "a model call under way could not be extended");
+                Ok(())
+            }
+            // The server stops, and cuts what is under way by itself.
+            Err(NoShare::Left | NoShare::NoRun) => Ok(()),
+        }
     }
 
     /// Settles a call that cost nothing: upstream refused it, or never saw it.
@@ -89,7 +154,7 @@ impl Account {
         reading: &Reading,
         patience: Duration,
     ) -> Result<(), StoreError> {
-        let Some(Pending { id, ask }) = &self.pending else { return Ok(()) };
+        let Some(Pending { id, ask, .. }) = &self.pending else { return Ok(()) };
         let tokens = reading.merged(&ask.estimate);
         let model = reading.model.as_ref().unwrap_or(&ask.model);
         let settled = SettledCall {
@@ -107,6 +172,64 @@ impl Account {
         self.pending = None;
         Ok(())
     }
+}
+
+impl Pending {
+    /// Output tokens to hold a share for: a slice more than are written, but no more than were asked for.
+    fn output_with(&self, written: i64, slice: i64) -> i64 {
+        let most = self.ask.output_most.unwrap_or(i64::MAX);
+        // What is written already is never more than what is held, whatever was asked for.
+        written.saturating_add(slice).min(most).max(written.saturating_add(1))
+    }
+
+    /// What the call holds next, at the prices of the model that answers.
+    fn extension(&self, shared: &Shared, reading: &Reading, output: i64) -> CallExtension {
+        let tokens = TokenCounts { output, ..reading.tokens.unwrap_or(self.ask.estimate) };
+        let model = reading.model.as_ref().unwrap_or(&self.ask.model);
+        let cost_micro_usd = shared.prices.cost_micro_usd(model, &tokens);
+        let known = reading.tokens.is_some();
+        CallExtension {
+            estimate: tokens,
+            estimate_cost_micro_usd: cost_micro_usd,
+            // Until the reply has told its input, what was reserved for it stays reserved.
+            reserve_micro_usd: if known { cost_micro_usd } else { cost_micro_usd.max(self.held_micro_usd) },
+            only_alone: false,
+        }
+    }
+}
+
+async fn reserve(shared: &Shared, run: &Run, ask: Ask, reply: &mut Reply) -> Result<Pending, NoShare> {
+    let outputs = ask.reserved_output();
+    let needed = outputs.map(|output| ask.needed_micro_usd(output, &shared.prices));
+    let call = NewModelCall {
+        model: ask.model.clone(),
+        estimate: ask.estimate,
+        estimate_cost_micro_usd: shared.prices.cost_micro_usd(&ask.model, &ask.estimate),
+        reserve_micro_usd: needed[0],
+        only_alone: false,
+    };
+    let wait = Wait { shared, run, patience: shared.bounds.budget_hold };
+    let sizes = Sizes { count: needed.len(), least_micro_usd: needed[1] };
+    let call = &call;
+    let take = |size: usize, only_alone| async move {
+        let call = NewModelCall { reserve_micro_usd: needed[size], only_alone, ..call.clone() };
+        Ok(match shared.store.begin_model_call(&run.id, &call).await? {
+            BeginCall::Begun { id, bounded } => Ok(Some((id, bounded, size))),
+            BeginCall::NotRunning => Ok(None),
+            BeginCall::Refused(over) => Err(over),
+        })
+    };
+    let begun = wait.share(sizes, reply.closed(), take).await?;
+    let (id, bounded, size) = begun.ok_or(NoShare::NoRun)?;
+    Ok(Pending {
+        id,
+        run: run.clone(),
+        bounded,
+        held_output: outputs[size],
+        held_micro_usd: needed[size],
+        input_known: false,
+        ask,
+    })
 }
 
 fn millis(duration: Duration) -> i64 {

@@ -22,7 +22,7 @@ pub(super) struct Reading {
     pub(super) model: Option<String>,
     /// The counts so far; none means that nothing was told.
     pub(super) tokens: Option<TokenCounts>,
-    /// Bytes of text that the model wrote, as far as they were seen.
+    /// Bytes of text that the model wrote, as far as they were seen; all bytes of a reply that is not read.
     pub(super) text_bytes: usize,
     /// The counts are final.
     pub(super) exact: bool,
@@ -35,13 +35,19 @@ impl Reading {
     /// estimate: an honest guess errs to the dear side.
     pub(super) fn merged(&self, estimate: &TokenCounts) -> TokenCounts {
         match self.tokens {
-            None => *estimate,
             Some(tokens) if self.exact => tokens,
-            Some(tokens) => {
-                let written = i64::try_from(self.text_bytes / BYTES_PER_TOKEN).unwrap_or(i64::MAX);
-                TokenCounts { output: tokens.output.max(written).max(estimate.output), ..tokens }
+            tokens => {
+                let output = self.output_so_far().max(estimate.output);
+                TokenCounts { output, ..tokens.unwrap_or(*estimate) }
             }
         }
+    }
+
+    /// Output tokens so far: what the reply says, or what its text comes to. Thinking that the reply does not show is known
+    /// at its end only.
+    pub(super) fn output_so_far(&self) -> i64 {
+        let written = i64::try_from(self.text_bytes / BYTES_PER_TOKEN).unwrap_or(i64::MAX);
+        self.tokens.map_or(written, |tokens| tokens.output.max(written))
     }
 }
 
@@ -83,7 +89,10 @@ impl Meter {
         let read = match &mut self.0 {
             Decoder::Plain(reader) => reader.write_all(bytes),
             Decoder::Gzip(decoder) => decoder.write_all(bytes).and_then(|()| decoder.flush()),
-            Decoder::Blind(_) => Ok(()),
+            Decoder::Blind(reading) => {
+                reading.text_bytes = reading.text_bytes.saturating_add(bytes.len());
+                Ok(())
+            }
         };
         if read.is_err() {
             let reading = Reading { exact: false, ..self.reading().clone() };

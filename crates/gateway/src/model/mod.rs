@@ -4,16 +4,20 @@ mod account;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
 mod meter;
+mod reach;
 mod request;
+mod retry;
+mod share;
 mod sse;
 mod stream;
+mod words;
 
 use std::sync::Arc;
 
 use caisson_domain::run::Run;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
 use url::Url;
 
@@ -31,16 +35,19 @@ pub(crate) struct ModelSide {
     client: reqwest::Client,
     base_url: Url,
     credential: Option<(HeaderName, HeaderValue)>,
+    /// Bytes of requests that may be kept to be sent again.
+    copies: Arc<Semaphore>,
 }
 
 impl ModelSide {
-    pub(crate) fn new(upstream: &ModelUpstream) -> Result<Self, GatewayError> {
+    pub(crate) fn new(upstream: &ModelUpstream, copies_bytes: usize) -> Result<Self, GatewayError> {
         check_url("the model API's URL", &upstream.base_url)?;
         let pem = upstream.extra_ca_pem.as_deref();
         let client = client("the model API", upstream.outbound_proxy.as_ref(), pem)?;
         let credential =
             upstream.credential.as_ref().map(crate::config::ModelCredential::header).transpose()?;
-        Ok(Self { client, base_url: upstream.base_url.clone(), credential })
+        let copies = Arc::new(Semaphore::new(copies_bytes));
+        Ok(Self { client, base_url: upstream.base_url.clone(), credential, copies })
     }
 }
 

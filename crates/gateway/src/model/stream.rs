@@ -1,74 +1,64 @@
 //! Carrying one call: forward, pass the reply on as it comes, meter it, settle it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use caisson_domain::event::EventKind;
+use caisson_domain::budget::OverBudget;
 use caisson_domain::run::Run;
 use http::{Response, StatusCode};
-use serde_json::json;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::account::Account;
 use super::meter::Meter;
+use super::reach::{note_forbidden, over_budget, reach};
+use super::retry::Tries;
 use super::{Call, request};
 use crate::body::{self, Body, BodyFault, ChunkSender};
 use crate::bounds::{CHUNK_BYTES, CHUNKS};
 use crate::problem::Refusal;
 use crate::shared::{Door, Shared};
 
-/// Why there is no reply.
-#[derive(Debug, Clone, Copy)]
-enum Fault {
-    /// No connection: upstream saw nothing.
-    Connect,
-    /// The connection broke before the reply.
-    Broken,
-    /// No reply in time.
-    Timeout,
-    /// The client left, and waiting longer would help nobody.
-    Abandoned,
-}
-
 /// How a reply's body ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Complete,
     Cut,
+    /// Cut here, because there was no room for more.
+    OverBudget(OverBudget),
 }
 
-type Reply = oneshot::Sender<Result<Response<Body>, Refusal>>;
+/// Whoever waits for the head of the reply.
+pub(super) type Reply = oneshot::Sender<Result<Response<Body>, Refusal>>;
 
 /// Carries the call to its end and settles it. The head of the reply goes to `reply`, if somebody still waits
 /// for it.
 pub(super) async fn carry(call: Call, mut reply: Reply) {
     let Call { door, run, request, ask, permits: (_slot, share) } = call;
-    let shared = &door.shared;
-    let mut account = match Account::begin(Arc::clone(shared), &run.id, ask).await {
-        Ok(Some(account)) => account,
-        Ok(None) => return hand_over(reply, Err(Refusal::no_run())),
-        Err(error) => return hand_over(reply, Err(Refusal::store(&error))),
-    };
-    let head = send(shared, request, &mut reply).await;
+    let tries = Tries::new(&door.shared, request);
+    let reached = reach((&door, &run), ask, tries, &mut reply).await;
     drop(share);
-    let upstream = match head {
-        Ok(upstream) => upstream,
-        Err(fault) => {
-            failed(&door, &run, &mut account, fault).await;
-            return hand_over(reply, Err(unreachable(fault)));
-        }
-    };
-    account.answered();
-    let status = upstream.status();
-    if let Some(refusal) = refused(&door, &run, status).await {
-        account.settle_free(status.as_u16()).await;
-        return hand_over(reply, Err(refusal));
+    match reached {
+        Ok((account, upstream)) => deliver((&door, &run), account, upstream, reply).await,
+        Err(refusal) => hand_over(reply, Err(refusal)),
     }
+}
+
+/// Passes a reply on and settles it.
+async fn deliver(
+    (door, run): (&Door, &Run),
+    mut account: Account,
+    upstream: reqwest::Response,
+    reply: Reply,
+) {
+    let shared = &door.shared;
+    let status = upstream.status();
     let mut meter = if status.is_success() { Meter::of(upstream.headers()) } else { Meter::blind() };
     if !status.is_success() {
         account.settle_free(status.as_u16()).await;
+    }
+    if status == StatusCode::FORBIDDEN {
+        note_forbidden((door, run)).await;
     }
     let (sender, body) = body::channel(CHUNKS);
     let mut response = Response::new(body);
@@ -80,7 +70,7 @@ pub(super) async fn carry(call: Call, mut reply: Reply) {
         end = pass(shared, upstream, sender, (&mut meter, &mut account)) => end,
         () = shared.patience(left.closed(), shared.bounds.drain) => End::Cut,
     };
-    if end == End::Cut {
+    if end != End::Complete {
         // A reader who is still there must not take the cut for an end.
         let told = left.send(Err(BodyFault::Broken("the reply was cut".into()).into()));
         if timeout(shared.bounds.grace, told).await.is_err() {
@@ -89,6 +79,9 @@ pub(super) async fn carry(call: Call, mut reply: Reply) {
     }
     drop(left);
     account.settle(status.as_u16(), meter.reading()).await;
+    if let End::OverBudget(over) = end {
+        drop(over_budget((door, run), &over).await);
+    }
 }
 
 /// Gives the reply to whoever waits for it.
@@ -96,76 +89,6 @@ fn hand_over(reply: Reply, answer: Result<Response<Body>, Refusal>) {
     if reply.send(answer).is_err() {
         tracing::debug!("nobody waits for a model call's reply any more");
     }
-}
-
-/// Sends the request and waits for the head of the reply.
-async fn send(
-    shared: &Shared,
-    request: reqwest::Request,
-    reply: &mut Reply,
-) -> Result<reqwest::Response, Fault> {
-    let answer = timeout(shared.bounds.first_byte, shared.model.client.execute(request));
-    tokio::select! {
-        answer = answer => match answer {
-            Ok(Ok(upstream)) => Ok(upstream),
-            Ok(Err(error)) if error.is_connect() => Err(Fault::Connect),
-            Ok(Err(error)) => {
-                tracing::debug!(error = %error.without_url(), "the model API broke off");
-                Err(Fault::Broken)
-            }
-            Err(_) => Err(Fault::Timeout),
-        },
-        () = shared.patience(reply.closed(), shared.bounds.drain) => Err(Fault::Abandoned),
-    }
-}
-
-/// There is no reply: only a call that never left costs nothing for sure.
-async fn failed(door: &Door, run: &Run, account: &mut Account, fault: Fault) {
-    match fault {
-        Fault::Connect => account.settle_free(0).await,
-        Fault::Broken | Fault::Timeout | Fault::Abandoned => {
-            account.settle(0, Meter::blind().reading()).await;
-        }
-    }
-    let kind = match fault {
-        Fault::Connect => "connect",
-        Fault::Broken => "broken",
-        Fault::Timeout => "timeout",
-        Fault::Abandoned => return,
-    };
-    let data = json!({"upstream": "model", "kind": kind, "status": 0});
-    door.tell(&run.id, EventKind::GatewayUpstreamFailed, data).await;
-}
-
-fn unreachable(fault: Fault) -> Refusal {
-    let message = match fault {
-        Fault::Connect => "the model API cannot be reached from the server",
-        Fault::Broken => "the model API broke the connection off before it answered",
-        Fault::Timeout => "the model API did not answer in time",
-        Fault::Abandoned => "the call was not waited for any longer",
-    };
-    Refusal::new(StatusCode::BAD_GATEWAY, "model_unreachable", message)
-}
-
-/// An answer of our own in place of replies that the agent could not understand, and the event for a refused
-/// credential. The agent retries a 401 for three minutes, and the credential is not its own: it is told 403.
-async fn refused(door: &Door, run: &Run, status: StatusCode) -> Option<Refusal> {
-    if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-        let data = json!({"upstream": "model", "kind": "auth", "status": status.as_u16()});
-        door.tell(&run.id, EventKind::GatewayUpstreamFailed, data).await;
-    }
-    if status == StatusCode::UNAUTHORIZED {
-        let message =
-            "the model API refused the server's credential; replace it in the server's configuration";
-        return Some(Refusal::new(StatusCode::FORBIDDEN, "model_auth", message));
-    }
-    if status.is_redirection() {
-        let data = json!({"upstream": "model", "kind": "redirect", "status": status.as_u16()});
-        door.tell(&run.id, EventKind::GatewayUpstreamFailed, data).await;
-        let message = "the model API's URL redirects; set the final URL in the server's configuration";
-        return Some(Refusal::new(StatusCode::BAD_GATEWAY, "model_redirect", message));
-    }
-    None
 }
 
 /// Passes the reply on, piece by piece. The piece that completes it waits until the call is settled.
@@ -194,6 +117,9 @@ async fn pass(
         }
         let due = if meter.ends_with_its_last_byte() { held.replace(chunk) } else { Some(chunk) };
         reader.take(due).await;
+        if let Err(over) = account.keep_up(meter.reading()).await {
+            return End::OverBudget(over);
+        }
         if reader.drained > shared.bounds.drain_bytes {
             return End::Cut;
         }

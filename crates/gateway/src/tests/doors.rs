@@ -49,6 +49,8 @@ async fn a_restarted_server_opens_the_doors_of_living_sandboxes_again() {
         model: "m".to_owned(),
         estimate: TokenCounts { output: 5, ..TokenCounts::default() },
         estimate_cost_micro_usd: 7,
+        reserve_micro_usd: 7,
+        only_alone: false,
     };
     world.store.begin_model_call(&sandbox.run.id, &call).await.unwrap();
     let again = World { cancel: CancellationToken::new(), tracker: TaskTracker::new(), ..world };

@@ -74,12 +74,19 @@ impl Script {
 
 impl ModelHost {
     pub(crate) async fn start(script: Script) -> Self {
+        Self::start_with(vec![script]).await
+    }
+
+    /// Answers each request with the next script; the last one repeats.
+    pub(crate) async fn start_with(scripts: Vec<Script>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/base/", listener.local_addr().unwrap()).parse().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&seen);
         let app = axum::Router::new().fallback(move |request: Request<axum::body::Body>| {
-            let (script, log) = (script.clone(), Arc::clone(&log));
+            let log = Arc::clone(&log);
+            let next = log.lock().unwrap().len().min(scripts.len() - 1);
+            let script = scripts[next].clone();
             async move { answer(script, &log, request).await }
         });
         let mut task = JoinSet::new();

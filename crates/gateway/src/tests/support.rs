@@ -57,6 +57,7 @@ pub(crate) fn run_spec(repository: Option<&str>) -> RunSpec {
         max_turns: Some(7),
         image: None,
         timeout_s: 600,
+        budget_micro_usd: None,
         resources: Resources::default(),
         environment: BTreeMap::new(),
     }
@@ -99,7 +100,11 @@ pub(crate) struct Setup {
 
 impl Setup {
     pub(crate) fn new() -> Self {
-        let bounds = Bounds { long_poll: Duration::from_millis(50), ..Bounds::default() };
+        let bounds = Bounds {
+            long_poll: Duration::from_millis(50),
+            retry_first: Duration::from_millis(1),
+            ..Bounds::default()
+        };
         let model = ModelUpstream {
             // A port that nobody listens at.
             base_url: "http://127.0.0.1:1/".parse().unwrap(),

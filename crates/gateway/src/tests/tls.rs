@@ -48,12 +48,13 @@ async fn an_authority_of_ones_own_is_trusted_where_it_is_configured_and_only_the
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let server = std::thread::spawn(move || serve(&listener, &config, 2));
-    for (extra_ca_pem, status) in [(None, 502), (Some(AUTHORITY.to_vec()), OK)] {
+    for (extra_ca_pem, status) in [(None, 429), (Some(AUTHORITY.to_vec()), OK)] {
         let world = World::new().await;
         let sandbox = world.sandbox(run_spec(None)).await;
         let mut setup = Setup::new();
         setup.model.base_url = format!("https://localhost:{port}/").parse().unwrap();
         setup.model.extra_ca_pem = extra_ca_pem;
+        setup.bounds.model_tries = 1;
         world.start(setup).await;
         let reply = sandbox.agent(Method::GET, "/model/v1/models", "").await;
         assert_eq!(reply.status, status, "{}", reply.text());

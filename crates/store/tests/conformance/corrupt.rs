@@ -70,8 +70,13 @@ async fn a_damaged_run_ends_when_it_is_claimed_and_others_go_on(fixture: Fixture
 
 async fn a_damaged_run_ends_when_it_is_adopted_and_others_go_on(fixture: Fixture) {
     let placed = fixture.placed().await;
-    let call =
-        NewModelCall { model: "m".to_owned(), estimate: TokenCounts::default(), estimate_cost_micro_usd: 7 };
+    let call = NewModelCall {
+        model: "m".to_owned(),
+        estimate: TokenCounts::default(),
+        estimate_cost_micro_usd: 7,
+        reserve_micro_usd: 7,
+        only_alone: false,
+    };
     fixture.store.begin_model_call(&placed.run.id, &call).await.unwrap();
     fixture.store.request_cancel(&project(), &placed.run.id).await.unwrap();
     fixture.execute("update run set spec = json_remove(spec, '$.workflow')").await;

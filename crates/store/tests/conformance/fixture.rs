@@ -221,6 +221,7 @@ pub(crate) fn spec() -> RunSpec {
         max_turns: None,
         image: None,
         timeout_s: 600,
+        budget_micro_usd: None,
         resources: Resources::default(),
         environment: std::collections::BTreeMap::new(),
     }

@@ -72,9 +72,14 @@ async fn each_change_of_a_placed_run_wakes_those_it_concerns(fixture: Fixture) {
     assert_eq!(woken_names(&mut watches), ["session"]);
     store.append_gateway_event(id, note("x")).await.unwrap();
     assert_eq!(woken_names(&mut watches), ["session"]);
-    let call =
-        NewModelCall { model: "m".to_owned(), estimate: TokenCounts::default(), estimate_cost_micro_usd: 0 };
-    let call = store.begin_model_call(id, &call).await.unwrap().unwrap();
+    let call = NewModelCall {
+        model: "m".to_owned(),
+        estimate: TokenCounts::default(),
+        estimate_cost_micro_usd: 0,
+        reserve_micro_usd: 0,
+        only_alone: false,
+    };
+    let call = store.begin_model_call(id, &call).await.unwrap().begun().unwrap();
     assert!(woken_names(&mut watches).is_empty());
     let settled = SettledCall {
         model: "m".to_owned(),

@@ -4,7 +4,7 @@ use caisson_domain::event::EventKind;
 use caisson_domain::id::{RunId, UsageId};
 use caisson_domain::run::RunStatus;
 use caisson_domain::usage::{TokenCounts, UsageTotals};
-use caisson_store::{CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX, Finish, NewModelCall, SettledCall};
+use caisson_store::{BeginCall, CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX, Finish, NewModelCall, SettledCall};
 use serde_json::json;
 use sqlx::Row as _;
 
@@ -34,7 +34,13 @@ const TOKENS: TokenCounts =
     TokenCounts { input: 10, output: 20, cache_read: 30, cache_write_5m: 40, cache_write_1h: 50 };
 
 fn call() -> NewModelCall {
-    NewModelCall { model: "asked".to_owned(), estimate: ESTIMATE, estimate_cost_micro_usd: 999 }
+    NewModelCall {
+        model: "asked".to_owned(),
+        estimate: ESTIMATE,
+        estimate_cost_micro_usd: 999,
+        reserve_micro_usd: 999,
+        only_alone: false,
+    }
 }
 
 fn settled(status: u16) -> SettledCall {
@@ -50,7 +56,7 @@ fn settled(status: u16) -> SettledCall {
 }
 
 async fn begin(fixture: &Fixture, run: &RunId) -> UsageId {
-    fixture.store.begin_model_call(run, &call()).await.unwrap().expect("the run is running")
+    fixture.store.begin_model_call(run, &call()).await.unwrap().begun().expect("the run is running")
 }
 
 async fn totals(fixture: &Fixture, id: &RunId) -> UsageTotals {
@@ -171,7 +177,7 @@ async fn a_call_open_at_the_end_counts_as_estimated_and_never_again(fixture: Fix
     let events = fixture.events(&placed.run.id).await;
     assert!(!fixture.store.settle_model_call(&open, &settled(200)).await.unwrap(), "too late");
     assert_eq!(fixture.store.settle_orphaned_calls(&fixture.server).await.unwrap(), 0);
-    assert_eq!(fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap(), None);
+    assert_eq!(fixture.store.begin_model_call(&placed.run.id, &call()).await.unwrap(), BeginCall::NotRunning);
     assert_eq!(totals(&fixture, &placed.run.id).await, ended);
     assert_eq!(fixture.events(&placed.run.id).await.len(), events.len());
     assert_eq!(events.last().unwrap().kind, EventKind::RunFinished);
@@ -270,9 +276,9 @@ async fn the_providers_last_status_is_known_but_not_our_own_death(fixture: Fixtu
 
 async fn a_call_of_a_run_that_is_not_running_is_refused(fixture: Fixture) {
     let unknown = RunId::new(1, [9; 10]);
-    assert_eq!(fixture.store.begin_model_call(&unknown, &call()).await.unwrap(), None);
+    assert_eq!(fixture.store.begin_model_call(&unknown, &call()).await.unwrap(), BeginCall::NotRunning);
     assert!(!fixture.store.has_open_calls(&unknown).await.unwrap());
     let queued = fixture.queued().await;
-    assert_eq!(fixture.store.begin_model_call(&queued.id, &call()).await.unwrap(), None);
+    assert_eq!(fixture.store.begin_model_call(&queued.id, &call()).await.unwrap(), BeginCall::NotRunning);
     assert_eq!(fixture.run(&queued.id).await.usage.calls, 0);
 }

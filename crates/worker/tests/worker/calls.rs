@@ -23,9 +23,11 @@ async fn calling(world: &World) -> (RunId, UsageId) {
         model: "m".to_owned(),
         estimate: TokenCounts::default(),
         estimate_cost_micro_usd: ESTIMATE_MICRO_USD,
+        reserve_micro_usd: ESTIMATE_MICRO_USD,
+        only_alone: false,
     };
     let call = world.store.begin_model_call(&run, &call).await.unwrap();
-    (run, call.unwrap())
+    (run, call.begun().unwrap())
 }
 
 async fn settle(world: &World, call: &UsageId) -> bool {

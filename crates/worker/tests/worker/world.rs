@@ -111,6 +111,7 @@ impl World {
             max_turns: None,
             image: None,
             timeout_s: 600,
+            budget_micro_usd: None,
             resources: Resources::default(),
             environment: std::collections::BTreeMap::new(),
         };

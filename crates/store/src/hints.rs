@@ -20,6 +20,10 @@ pub enum Topic {
     Sandbox(SandboxId),
     /// A sandbox of a server was made or changed.
     Server(ServerId),
+    /// There is a new audit record.
+    Audit,
+    /// An API key was revoked.
+    Keys,
 }
 
 type Channels = HashMap<Topic, watch::Sender<()>>;

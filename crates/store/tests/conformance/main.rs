@@ -17,6 +17,7 @@ macro_rules! conformance {
 }
 
 mod artifacts;
+mod audit;
 mod cancel;
 mod corrupt;
 mod door;

@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::agents::Agents;
+use crate::audit_head::{HeadKeeper, keeper_or_warn};
 use crate::engines::ActiveEngine;
 use crate::inputs::{self, Inputs};
 use crate::server_id::server_id;
@@ -36,6 +37,7 @@ pub(crate) struct Server {
     pub address: SocketAddr,
     /// The store, for what runs in the same process.
     pub store: Store,
+    head: Option<Arc<HeadKeeper>>,
     tracker: TaskTracker,
     cancel: CancellationToken,
     // The lock is given back when the server is dropped.
@@ -58,6 +60,7 @@ impl Server {
         let store = open_store(&settings.state_dir).await?;
         put_workflows(&store, &inputs.workflows).await?;
         let id = server_id(&settings.state_dir, &store).await?;
+        let head = keep_audit(&settings, &store, &id).await?;
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
 
         let engine = ActiveEngine::choose(&settings, &id, Some(&store)).await?;
@@ -89,9 +92,13 @@ impl Server {
         tracker.spawn(async move {
             caisson_api::serve(listener, router, ServeLimits::default(), stop).await;
         });
+        if let Some(head) = head.clone() {
+            let (store, stop) = (store.clone(), cancel.clone());
+            tracker.spawn(async move { head.follow(&store, &stop).await });
+        }
         tracker.close();
         info!(address = %address, server.id = %id, "listening on http://{address}");
-        Ok(Self { address, store, tracker, cancel, _lock: lock })
+        Ok(Self { address, store, head, tracker, cancel, _lock: lock })
     }
 
     /// Stops every part. Sandboxes stay alive: the next start takes them over.
@@ -100,8 +107,25 @@ impl Server {
         if tokio::time::timeout(STOP_WAIT, self.tracker.wait()).await.is_err() {
             warn!("some tasks did not end in time; they are left behind");
         }
+        if let Some(head) = &self.head {
+            // What was recorded while the parts stopped.
+            head.keep_or_log(&self.store).await;
+        }
         self.store.close().await.ok();
     }
+}
+
+/// Opens the server's chain of the audit log, and what keeps its head.
+///
+/// # Errors
+/// The database cannot be written.
+pub(crate) async fn keep_audit(
+    settings: &Settings,
+    store: &Store,
+    server: &ServerId,
+) -> anyhow::Result<Option<Arc<HeadKeeper>>> {
+    store.keep_audit(server).await.context("the audit log cannot be opened")?;
+    Ok(keeper_or_warn(&settings.state_dir, &settings.audit_head(), server).map(Arc::new))
 }
 
 /// Opens the store of a state directory.

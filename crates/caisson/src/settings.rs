@@ -48,6 +48,13 @@ pub(crate) struct Settings {
     pub prices_file: Option<PathBuf>,
     /// First uid of sandboxes when the server runs as root; each session has its own. Default 200000. `CAISSON_UID_BASE`.
     pub uid_base: u32,
+    /// File that the signed head of the audit log is kept in. Default: `audit_head` in the state directory; better a place
+    /// that whoever can write the database cannot write. `CAISSON_AUDIT_HEAD`.
+    pub audit_head: Option<PathBuf>,
+    /// The HTTP API.
+    pub api: Api,
+    /// TLS of the API.
+    pub tls: Tls,
     /// The Docker Engine.
     pub docker: Docker,
     /// The local engine.
@@ -56,6 +63,30 @@ pub(crate) struct Settings {
     pub model: Model,
     /// Git hosts.
     pub git: Git,
+}
+
+/// The HTTP API.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Api {
+    /// Requests of one API key in a minute, 0 for no limit. Default 3000. `CAISSON_API__RATE_PER_MINUTE`.
+    pub rate_per_minute: u32,
+    /// Connections at the same time, 8 to 65536. Default 1024. `CAISSON_API__CONNECTIONS`.
+    pub connections: usize,
+    /// Connections of one address at the same time. Default 256. `CAISSON_API__CONNECTIONS_PER_PEER`.
+    pub connections_per_peer: usize,
+    /// Origins whose pages may call the API from a browser. Default: none. `CAISSON_API__CORS_ORIGINS`, separated by spaces.
+    pub cors_origins: Vec<String>,
+}
+
+/// TLS of the API: both files or neither.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Tls {
+    /// PEM file with the server's certificate and those between it and its authority. `CAISSON_TLS__CERT_FILE`.
+    pub cert_file: Option<PathBuf>,
+    /// PEM file with the certificate's key. `CAISSON_TLS__KEY_FILE`.
+    pub key_file: Option<PathBuf>,
 }
 
 /// The Docker Engine.
@@ -221,6 +252,12 @@ impl Settings {
         self.agents_dir.clone().unwrap_or_else(|| self.state_dir.join("agents"))
     }
 
+    /// File of the audit log's signed head.
+    #[must_use]
+    pub(crate) fn audit_head(&self) -> PathBuf {
+        self.audit_head.clone().unwrap_or_else(|| self.state_dir.join("audit_head"))
+    }
+
     fn check(&self) -> anyhow::Result<()> {
         let mut faults = Vec::new();
         if !(1..=256).contains(&self.slots) {
@@ -289,6 +326,11 @@ fn defaults(
         .set_default("agent_version", AGENT_VERSION)?
         .set_default("uid_base", 200_000)?
         .set_default("engine", "auto")?
+        .set_default("api.rate_per_minute", 3000)?
+        .set_default("api.connections", 1024)?
+        .set_default("api.connections_per_peer", 256)?
+        .set_default("api.cors_origins", empty.clone())?
+        .set_default("tls", nothing())?
         .set_default("docker", nothing())?
         .set_default("local.read_only", empty.clone())?
         .set_default("local.toolchains", empty.clone())?

@@ -263,6 +263,20 @@ impl Store {
     }
 }
 
+const HASH: &str = "select hash from audit where chain = $1 and seq = $2";
+
+impl Store {
+    /// The hash of a record of a server's chain; none if it is not there.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn audit_hash(&self, server: &ServerId, seq: i64) -> Result<Option<String>, StoreError> {
+        Ok(sqlx::query_scalar(HASH).bind(server.as_str()).bind(seq).fetch_optional(self.reader()).await?)
+    }
+}
+
 /// The host of a repository; `local` for a directory on the server.
 pub(crate) fn host_of(repository: &Repository) -> String {
     match repository {

@@ -2,6 +2,7 @@
 
 mod agent;
 mod artifacts;
+mod audit;
 mod demo;
 mod demo_project;
 mod doctor;
@@ -45,6 +46,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Artifacts(flags) => artifacts::run(flags).await,
         Command::Cancel(flags) => runs::cancel(flags).await,
         Command::Key(key) => key::run(key, environment).await,
+        Command::Audit(audit) => audit::run(audit, environment).await,
         Command::Agent(agent) => agent::run(agent, environment),
         Command::Image(image) => image::run(image, environment).await,
         Command::Doctor(flags) => doctor::run(flags, environment).await,
@@ -123,12 +125,14 @@ pub(crate) fn write_out(text: &str) {
 /// Writes a line to standard error.
 pub(crate) fn complain(text: &str) {
     let mut out = std::io::stderr().lock();
-    writeln!(out, "{text}").ok();
+    // It may quote what came from elsewhere.
+    writeln!(out, "{}", crate::render::clean(text)).ok();
 }
 
 /// Writes a document as one line of JSON.
 pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
-    print(&serde_json::to_string(value).context("the answer cannot be written as JSON")?);
+    let json = serde_json::to_string(value).context("the answer cannot be written as JSON")?;
+    print(&crate::render::escaped(&json));
     Ok(())
 }
 

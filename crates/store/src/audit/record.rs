@@ -1,5 +1,6 @@
 //! One record: its columns, and the bytes that its hash covers.
 
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
@@ -25,7 +26,7 @@ macro_rules! audit_columns {
 pub(super) use audit_columns;
 
 /// A record as it was written. All texts: a record tells of things that may be gone.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct AuditRecord {
     /// Its place in the order of writing over all chains; not covered by the hash.
     pub number: i64,

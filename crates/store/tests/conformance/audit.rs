@@ -184,7 +184,7 @@ async fn tampered(fixture: &Fixture, name: &str, sql: &str) -> Store {
     connection.close().await.unwrap();
     match Store::look(&path, Clock::fixed_at(1).0).await.unwrap() {
         Look::Ready(store) => store,
-        other => panic!("{other:?}"),
+        Look::Missing | Look::Behind { .. } => panic!("the copy is not ready"),
     }
 }
 
@@ -237,22 +237,22 @@ async fn a_cut_tail_and_a_chain_made_anew_are_seen_by_a_head(fixture: Fixture) {
 
     // Whoever knows how, makes a chain whose hashes all fit.
     let mut records = all(&fixture.store).await;
-    records[1].subject = "forged".to_owned();
-    let mut sql = String::new();
+    "forged".clone_into(&mut records[1].subject);
+    let mut statements = Vec::new();
     for at in 1..records.len() {
-        records[at].prev_hash = records[at - 1].hash.clone();
+        let before = records[at - 1].hash.clone();
+        records[at].prev_hash = before;
         records[at].hash = records[at].computed_hash();
         let AuditRecord { subject, prev_hash, hash, seq, .. } = &records[at];
-        sql += &format!(
+        statements.push(format!(
             "update audit set subject = '{subject}', prev_hash = '{prev_hash}', hash = '{hash}' where seq = {seq};"
-        );
+        ));
     }
-    let forged = tampered(&fixture, "forged.db", &sql).await;
+    let forged = tampered(&fixture, "forged.db", &statements.concat()).await;
     assert_eq!(fault(&forged, &[]).await, None);
     assert_eq!(fault(&forged, std::slice::from_ref(&head)).await, Some(AuditFault::Rewritten { seq: 3 }));
     // Only the first of the two was made to fit.
-    let sql = sql.split_inclusive(';').next().unwrap();
-    let half = tampered(&fixture, "half.db", sql).await;
+    let half = tampered(&fixture, "half.db", &statements[0]).await;
     assert_eq!(fault(&half, &[]).await, Some(AuditFault::Unlinked { seq: 3 }));
     // More records than the head knows of are no fault.
     note(&fixture, &["d"]).await;

@@ -22,8 +22,6 @@ pub enum Topic {
     Server(ServerId),
     /// There is a new audit record.
     Audit,
-    /// An API key was revoked.
-    Keys,
 }
 
 type Channels = HashMap<Topic, watch::Sender<()>>;

@@ -10,7 +10,7 @@ use caisson_domain::principal::{Principal, Scope};
 use sqlx::sqlite::SqliteRow;
 
 use crate::rows::{Columns, document};
-use crate::{Actor, NewAudit, Store, StoreError, Topic, audit};
+use crate::{Actor, NewAudit, Store, StoreError, audit};
 
 /// An API key as people may see it: never its secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -228,7 +228,6 @@ impl Store {
         };
         let project = Columns::of("api_key", &row)?.parse("project_id")?;
         audit::write(&mut tx, &NewAudit::new(&project, by, "key.revoke", id.as_str())).await?;
-        tx.wake(Topic::Keys);
         tx.commit().await?;
         Ok(true)
     }

@@ -1,11 +1,14 @@
 //! Who calls, and whether they may.
 
 use axum::extract::FromRequestParts;
-use caisson_domain::grant::TOKEN_BYTES;
+use caisson_domain::grant::{TOKEN_BYTES, TokenHash};
 use caisson_domain::principal::{Principal, Scope};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, header};
 
+use crate::access::Peer;
+use crate::gate::Entry;
+use crate::middleware::Meter;
 use crate::problem::ApiError;
 use crate::state::App;
 
@@ -13,35 +16,67 @@ use crate::state::App;
 pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const PREFIX: &str = "csk_";
 
-/// A caller who may read.
-pub(crate) struct Reader(pub(crate) Principal);
+macro_rules! callers {
+    ($($(#[$doc:meta])* $name:ident: $scope:ident;)+) => { $(
+        $(#[$doc])*
+        pub(crate) struct $name(pub(crate) Principal);
 
-/// A caller who may create and cancel.
-pub(crate) struct Writer(pub(crate) Principal);
+        impl FromRequestParts<App> for $name {
+            type Rejection = ApiError;
 
-impl FromRequestParts<App> for Reader {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        caller(&parts.headers, app, Scope::RunsRead).await.map(Self)
-    }
+            async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+                caller(parts, app, Scope::$scope).await.map(Self)
+            }
+        }
+    )+ };
 }
 
-impl FromRequestParts<App> for Writer {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        caller(&parts.headers, app, Scope::RunsWrite).await.map(Self)
-    }
+callers! {
+    /// A caller who may read.
+    Reader: RunsRead;
+    /// A caller who may create and cancel.
+    Writer: RunsWrite;
+    /// A caller who may read the audit log.
+    Auditor: Audit;
+    /// A caller who may do everything in the project.
+    Administrator: Admin;
 }
 
-async fn caller(headers: &HeaderMap, app: &App, scope: Scope) -> Result<Principal, ApiError> {
-    let secret = presented(headers)?;
+/// Who calls, within the limits of the key and of the address it comes from.
+async fn caller(parts: &Parts, app: &App, scope: Scope) -> Result<Principal, ApiError> {
+    let access = app.access();
+    let peer = parts.extensions.get::<Peer>();
+    let failed = |error: &ApiError| {
+        // Who sends no key guesses none.
+        if let (Some(peer), ApiError::KeyRefused) = (peer, error) {
+            access.failures.take(peer);
+        }
+    };
     // A text that cannot be a key costs no look-up.
-    if !is_key(secret) {
-        return Err(ApiError::KeyRefused);
+    let secret = presented(&parts.headers)
+        .and_then(|text| is_key(text).then_some(text).ok_or(ApiError::KeyRefused))
+        .inspect_err(failed)?;
+    let hash = TokenHash::of(secret);
+    // Whoever shares an address with one who guesses is let through, and the guesses cost no look-up.
+    if let Some(retry_after_s) = peer.and_then(|peer| access.failures.spent(peer))
+        && !access.was_good(&hash)
+    {
+        return Err(ApiError::FailedTooOften { retry_after_s });
     }
-    let principal = app.store().authenticate(secret).await?.ok_or(ApiError::KeyRefused)?;
+    let known = app.store().authenticate(secret).await?;
+    let principal = known.ok_or(ApiError::KeyRefused).inspect_err(failed)?;
+    access.note_good(&hash);
+    if let Some(entry) = parts.extensions.get::<Entry>() {
+        entry.prove();
+    }
+    if let Some(quota) = access.requests.take(&principal.key) {
+        if let Some(meter) = parts.extensions.get::<Meter>() {
+            meter.note(quota);
+        }
+        if let Some(retry_after_s) = quota.retry_after_s {
+            return Err(ApiError::RateLimited { retry_after_s });
+        }
+    }
     if principal.may(scope) { Ok(principal) } else { Err(ApiError::ScopeMissing(scope)) }
 }
 

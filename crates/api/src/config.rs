@@ -16,6 +16,11 @@ pub const STREAMS: usize = 512;
 /// Longest time for reading the body of a request.
 pub const BODY_READ: Duration = Duration::from_secs(30);
 
+/// Requests of one API key in a minute, all of them at once if need be.
+pub const RATE_PER_MINUTE: u32 = 3_000;
+/// Failed authentications of one address in a minute; beyond them only keys that opened something lately are looked up.
+pub const FAILURES_PER_MINUTE: u32 = 30;
+
 /// Longest time that a connection may take no byte of what it is sent; then it is cut.
 pub const WRITE_STALL: Duration = Duration::from_secs(30);
 /// Longest time for reading the head of a request, the wait for it on an idle connection included. Short, because it
@@ -23,8 +28,16 @@ pub const WRITE_STALL: Duration = Duration::from_secs(30);
 pub const HEAD_READ: Duration = Duration::from_secs(15);
 /// Longest time that requests under way have at shutdown.
 pub const DRAIN: Duration = Duration::from_secs(10);
-/// Connections open at once; further ones wait to be accepted.
+/// The same for connections accepted while more than half of the places for callers without a key are taken.
+pub const HEAD_READ_PRESSED: Duration = Duration::from_secs(3);
+/// Connections open at once. One more makes room by cutting the one that has waited longest for a request and on which
+/// no key was ever accepted; where there is none, it waits to be accepted.
 pub const CONNECTIONS: usize = 1024;
+/// Connections of one address open at once; of IPv6, of one network of 64 bits. One more makes room the same way, or is
+/// refused.
+pub const CONNECTIONS_PER_PEER: usize = 256;
+/// The part of the connections that only callers with a valid key can hold: one in so many.
+pub const RESERVED_PART: usize = 4;
 
 /// What the router is told.
 #[derive(Debug, Clone, Default)]
@@ -39,6 +52,10 @@ pub struct ApiConfig {
     pub without_images: bool,
     /// The agent that the server has.
     pub agent: AgentInfo,
+    /// Origins whose pages may call the API from a browser, each as a browser sends it; see [`check_origin`].
+    pub cors_origins: Vec<String>,
+    /// Whether callers come by TLS: then browsers are told to come no other way.
+    pub tls: bool,
     /// Bounds.
     pub limits: ApiLimits,
 }
@@ -63,6 +80,10 @@ pub struct ApiLimits {
     pub streams: usize,
     /// See [`BODY_READ`].
     pub body_read: Duration,
+    /// See [`RATE_PER_MINUTE`]; 0 for no limit.
+    pub rate_per_minute: u32,
+    /// See [`FAILURES_PER_MINUTE`]; 0 for no limit.
+    pub failures_per_minute: u32,
 }
 
 impl Default for ApiLimits {
@@ -73,6 +94,8 @@ impl Default for ApiLimits {
             stream_life: STREAM_LIFE,
             streams: STREAMS,
             body_read: BODY_READ,
+            rate_per_minute: RATE_PER_MINUTE,
+            failures_per_minute: FAILURES_PER_MINUTE,
         }
     }
 }
@@ -84,14 +107,69 @@ pub struct ServeLimits {
     pub write_stall: Duration,
     /// See [`HEAD_READ`].
     pub head_read: Duration,
+    /// See [`HEAD_READ_PRESSED`].
+    pub head_read_pressed: Duration,
     /// See [`DRAIN`].
     pub drain: Duration,
     /// See [`CONNECTIONS`].
     pub connections: usize,
+    /// See [`CONNECTIONS_PER_PEER`].
+    pub connections_per_peer: usize,
 }
 
 impl Default for ServeLimits {
     fn default() -> Self {
-        Self { write_stall: WRITE_STALL, head_read: HEAD_READ, drain: DRAIN, connections: CONNECTIONS }
+        Self {
+            write_stall: WRITE_STALL,
+            head_read: HEAD_READ,
+            head_read_pressed: HEAD_READ_PRESSED,
+            drain: DRAIN,
+            connections: CONNECTIONS,
+            connections_per_peer: CONNECTIONS_PER_PEER,
+        }
+    }
+}
+
+/// Checks that a text is an origin as browsers send it (RFC 6454, section 6.2): scheme, host and no port that is the
+/// scheme's own.
+///
+/// # Errors
+/// What is wrong with it, and what to write instead.
+pub fn check_origin(text: &str) -> Result<(), String> {
+    let url: url::Url = text.parse().map_err(|error| format!("\"{text}\" is no origin: {error}"))?;
+    let origin = url.origin();
+    // Browsers know no patterns here: it would match nobody, whatever was meant.
+    if !matches!(url.scheme(), "http" | "https") || !origin.is_tuple() || text.contains('*') {
+        return Err(format!("\"{text}\" is no origin of a web page; write https://host"));
+    }
+    let sent = origin.ascii_serialization();
+    if sent == text { Ok(()) } else { Err(format!("\"{text}\" is not as browsers send it; write {sent}")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_what_browsers_send_and_nothing_wider() {
+        for good in ["https://ui.example.com", "http://127.0.0.1:3000", "https://[2001:db8::1]:8443"] {
+            assert_eq!(check_origin(good), Ok(()));
+        }
+        for bad in [
+            "*",
+            "null",
+            "ui.example.com",
+            "https://",
+            "https://*",
+            "https://*.example.com",
+            "https://ui.example.com/",
+            "https://ui.example.com/x",
+            "https://UI.example.com",
+            "https://ui.example.com:443",
+            "https://u@ui.example.com",
+            "file:///x",
+        ] {
+            assert!(check_origin(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
-use caisson_domain::id::{RunId, SessionId};
+use caisson_domain::id::{ApiKeyId, RunId, SessionId};
 use caisson_domain::limits;
 use caisson_domain::run::cut;
 use futures_util::StreamExt;
@@ -32,6 +32,9 @@ pub(crate) struct RunPath(pub(crate) RunId);
 /// The session that the path names.
 pub(crate) struct SessionPath(pub(crate) SessionId);
 
+/// The API key that the path names.
+pub(crate) struct KeyPath(pub(crate) ApiKeyId);
+
 /// The `name` in the path.
 pub(crate) struct NamePath(pub(crate) String);
 
@@ -44,6 +47,19 @@ pub(crate) fn unknown_run() -> ApiError {
 
 pub(crate) fn unknown_session() -> ApiError {
     ApiError::Unknown { code: "unknown_session", detail: "there is no such session".to_owned() }
+}
+
+pub(crate) fn unknown_key() -> ApiError {
+    ApiError::Unknown { code: "unknown_key", detail: "there is no such valid key".to_owned() }
+}
+
+impl FromRequestParts<App> for KeyPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let id = path_param(parts, app, "id").await;
+        id.and_then(|id| id.parse().ok()).map(Self).ok_or_else(unknown_key)
+    }
 }
 
 impl FromRequestParts<App> for RunPath {
@@ -226,6 +242,10 @@ pub(crate) trait Kind: DeserializeOwned {
 
 impl Kind for String {
     const KIND: &'static str = "a text";
+}
+
+impl Kind for Vec<String> {
+    const KIND: &'static str = "a list of texts";
 }
 
 impl Kind for BTreeMap<String, Value> {

@@ -6,18 +6,23 @@
 //! Events are read as JSON pages or as server-sent events on the same path. A reader holds no more memory than one
 //! short read of events, is never waited for, and after any break goes on behind the last number it saw.
 
+mod access;
 mod agents;
+mod audit;
 mod auth;
 pub mod config;
 mod docs;
 mod events;
 mod extract;
+mod gate;
 mod health;
+mod keys;
 mod listing;
 mod middleware;
 mod negotiate;
 mod openapi;
 mod problem;
+mod quota;
 mod runs;
 mod schema;
 mod serve;
@@ -29,8 +34,10 @@ mod workflows;
 /// What the API answers with, for clients written in Rust.
 pub mod view {
     pub use crate::agents::{AgentList, AgentView};
+    pub use crate::audit::{AuditPage, AuditView};
     pub use crate::events::{DeltaView, EndView, EventPage, EventView};
     pub use crate::health::Health;
+    pub use crate::keys::{CreateKey, KeyPage, KeyView, NewKeyView};
     pub use crate::problem::{Fault, Problem};
     pub use crate::runs::{
         ArtifactList, ArtifactView, CreateRun, CreateRunResources, FailureView, RepositoryChoice,
@@ -44,15 +51,16 @@ use axum::Router;
 use caisson_store::Store;
 use tokio_util::sync::CancellationToken;
 
-pub use config::{AgentInfo, ApiConfig, ApiLimits, ServeLimits};
+pub use config::{AgentInfo, ApiConfig, ApiLimits, ServeLimits, check_origin};
 pub use openapi::openapi;
-pub use serve::serve;
+pub use serve::{serve, serve_tls};
 
 /// Builds the API's router. `cancel` ends the event streams, so that a server that shuts down does not wait for them.
 ///
 /// Serve it with [`serve`], which adds what a router cannot do: it cuts connections that stop reading.
 pub fn router(config: ApiConfig, store: Store, cancel: CancellationToken) -> Router {
     let (routes, document) = openapi::routes().split_for_parts();
+    let surroundings = middleware::Surroundings::new(&config);
     let state = state::App::new(config, store, cancel, &openapi::complete(document));
-    middleware::wrap(routes.with_state(state).merge(docs::routes()))
+    middleware::wrap(routes.with_state(state).merge(docs::routes()), &surroundings)
 }

@@ -1,22 +1,71 @@
 //! What surrounds every route: request id, span, headers, and problem documents for whatever goes wrong.
 
 use std::any::Any;
-use std::time::Instant;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::Instrument;
 
+use crate::config::ApiConfig;
 use crate::problem::{PROBLEM_JSON, Told};
+use crate::quota::Quota;
 
 /// Header that names a request, accepted from a caller and always sent back.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id taken over from a caller, in bytes.
 pub(crate) const REQUEST_ID_BYTES: usize = 64;
+
+/// Headers of the quota, by the names of draft-ietf-httpapi-ratelimit-headers-03, which most clients read.
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
+const RATE_REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
+const RATE_RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
+/// What browsers are told of every answer: it is data, and belongs in no page of anybody.
+const GUARDS: [(HeaderName, &str); 5] = [
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+];
+/// What browsers are told of a server with TLS: to come no other way for a year.
+const TLS_ALONE: HeaderValue = HeaderValue::from_static("max-age=31536000");
+/// Headers that pages of allowed origins may send.
+const CORS_SENT: [HeaderName; 6] = [
+    header::AUTHORIZATION,
+    header::CONTENT_TYPE,
+    header::ACCEPT,
+    crate::auth::API_KEY,
+    HeaderName::from_static("idempotency-key"),
+    HeaderName::from_static("last-event-id"),
+];
+/// Headers that they may read.
+const CORS_READ: [HeaderName; 7] = [
+    REQUEST_ID,
+    header::RETRY_AFTER,
+    header::LOCATION,
+    HeaderName::from_static("idempotent-replayed"),
+    RATE_LIMIT,
+    RATE_REMAINING,
+    RATE_RESET,
+];
+/// How long a browser remembers what it may send.
+const CORS_KEPT: Duration = Duration::from_mins(10);
+/// Headers of a refusal that its problem document takes over.
+const TAKEN_OVER: [HeaderName; 6] = [
+    header::ALLOW,
+    header::RETRY_AFTER,
+    header::WWW_AUTHENTICATE,
+    header::ACCESS_CONTROL_ALLOW_ORIGIN,
+    header::ACCESS_CONTROL_EXPOSE_HEADERS,
+    header::VARY,
+];
 
 /// How long a response may be kept, put into its extensions; without it, it may not be kept at all.
 #[derive(Debug, Clone, Copy)]
@@ -36,12 +85,61 @@ impl Kept {
     }
 }
 
+/// What the settings say about every answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Surroundings {
+    /// Origins whose pages may read the answers.
+    origins: Vec<HeaderValue>,
+    tls: bool,
+}
+
+impl Surroundings {
+    pub(crate) fn new(config: &ApiConfig) -> Self {
+        let origins = config.cors_origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());
+        Self { origins: origins.collect(), tls: config.tls }
+    }
+
+    /// Without origins a browser lets no other page read anything, so nothing need be said.
+    fn cors(&self) -> Option<CorsLayer> {
+        (!self.origins.is_empty()).then(|| {
+            CorsLayer::new()
+                .allow_origin(AllowOrigin::list(self.origins.clone()))
+                .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
+                .allow_headers(CORS_SENT)
+                .expose_headers(CORS_READ)
+                .max_age(CORS_KEPT)
+        })
+    }
+}
+
+/// What is left of the caller's quota, noted by whoever finds out who calls.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Meter(Arc<OnceLock<Quota>>);
+
+impl Meter {
+    pub(crate) fn note(&self, quota: Quota) {
+        // One request, one caller: whoever asks again has the same answer.
+        self.0.get_or_init(|| quota);
+    }
+
+    fn write(&self, headers: &mut HeaderMap) {
+        let Some(quota) = self.0.get() else { return };
+        headers.insert(RATE_LIMIT, quota.limit.into());
+        headers.insert(RATE_REMAINING, quota.remaining.into());
+        headers.insert(RATE_RESET, quota.reset_s.into());
+    }
+}
+
 /// Puts the layers around the routes, and answers what no route takes.
-pub(crate) fn wrap(routes: Router) -> Router {
-    routes
-        .fallback(|| async { StatusCode::NOT_FOUND })
-        .layer(CatchPanicLayer::custom(after_panic))
-        .layer(from_fn(surround))
+pub(crate) fn wrap(routes: Router, surroundings: &Surroundings) -> Router {
+    let routes =
+        routes.fallback(|| async { StatusCode::NOT_FOUND }).layer(CatchPanicLayer::custom(after_panic));
+    let routes = match surroundings.cors() {
+        Some(cors) => routes.layer(cors),
+        None => routes,
+    };
+    let tls = surroundings.tls;
+    routes.layer(from_fn(move |request, next| surround(request, next, tls)))
 }
 
 /// The message stays in the log: it may quote what it should not.
@@ -56,17 +154,23 @@ fn after_panic(panic: Box<dyn Any + Send + 'static>) -> Response {
     StatusCode::INTERNAL_SERVER_ERROR.into_response()
 }
 
-async fn surround(request: Request, next: Next) -> Response {
+async fn surround(mut request: Request, next: Next, tls: bool) -> Response {
     let id = request_id(request.headers());
     // The route's pattern, not the path as sent: a query or a path may hold what no log should.
     let route = request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str).to_owned();
     let method = request.method().clone();
+    let meter = Meter::default();
+    request.extensions_mut().insert(meter.clone());
     let span = tracing::info_span!("request", request.id = %id, http.method = %method, http.route = %route);
     async {
         let begun = Instant::now();
         let mut response = explain(next.run(request).await, &id);
         let kept = response.extensions_mut().remove::<Kept>().map_or("no-store", Kept::as_str);
         finish_headers(response.headers_mut(), &id, kept);
+        meter.write(response.headers_mut());
+        if tls {
+            response.headers_mut().insert(header::STRICT_TRANSPORT_SECURITY, TLS_ALONE);
+        }
         let status = response.status().as_u16();
         let duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::debug!(http.status = status, duration_ms, "answered {method} {route} with {status}");
@@ -98,7 +202,7 @@ fn explain(mut response: Response, id: &str) -> Response {
     let told = response.extensions_mut().remove::<Told>().unwrap_or_else(|| Told::bare(status));
     let body = serde_json::to_vec(&told.with_request_id(id)).unwrap_or_default();
     let mut explained = (status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
-    for name in [header::ALLOW, header::RETRY_AFTER, header::WWW_AUTHENTICATE] {
+    for name in TAKEN_OVER {
         if let Some(value) = response.headers_mut().remove(&name) {
             explained.headers_mut().insert(name, value);
         }
@@ -108,7 +212,10 @@ fn explain(mut response: Response, id: &str) -> Response {
 
 fn finish_headers(headers: &mut HeaderMap, id: &str, kept: &'static str) {
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(kept));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    for (name, value) in GUARDS {
+        // The documentation says more of itself.
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
     if let Ok(value) = HeaderValue::from_str(id) {
         headers.insert(REQUEST_ID, value);
     }
@@ -133,7 +240,8 @@ mod tests {
         let mut request = Request::new(Body::empty());
         *request.uri_mut() = path.parse().unwrap();
         request.headers_mut().insert(REQUEST_ID, HeaderValue::from_static("r1"));
-        let response = wrap(handlers).oneshot(request).await.unwrap();
+        let response =
+            wrap(handlers, &Surroundings::new(&ApiConfig::default())).oneshot(request).await.unwrap();
         assert_eq!(response.headers()[header::CONTENT_TYPE], PROBLEM_JSON);
         let status = response.status();
         let body = axum::body::to_bytes(response.into_body(), 1024).await.unwrap();

@@ -17,17 +17,18 @@ use utoipa_axum::routes;
 use crate::negotiate::{JSON, json_only};
 use crate::problem::PROBLEM_JSON;
 use crate::state::App;
-use crate::{agents, events, health, runs, sessions, workflows};
+use crate::{agents, audit, events, health, keys, runs, sessions, workflows};
 
 /// Name of the scheme in which a key is a bearer token.
 const BEARER: &str = "bearer";
 /// Name of the scheme in which a key is a header of its own.
 const HEADER: &str = "api_key";
 /// Refusals that every route with a key may answer with.
-const COMMON: [(&str, &str); 5] = [
+const COMMON: [(&str, &str); 6] = [
     ("401", "No key, or one that opens nothing"),
     ("403", "The key lacks the scope"),
     ("406", "The caller does not take what this path answers with"),
+    ("429", "The key has used up its requests of this minute, or a bound is reached; see Retry-After"),
     ("500", "A fault of the server"),
     ("503", "The store does not answer, or no server can place runs; come again later"),
 ];
@@ -50,6 +51,9 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(agents::list_agents))
         .routes(routes!(workflows::list_workflows))
         .routes(routes!(workflows::get_workflow))
+        .routes(routes!(audit::list_audit))
+        .routes(routes!(keys::create_key, keys::list_keys))
+        .routes(routes!(keys::revoke_key))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
         .routes(routes!(openapi_json))
@@ -77,7 +81,8 @@ pub(crate) fn complete(mut document: OpenApi) -> OpenApi {
     let header = ApiKeyValue::new(crate::auth::API_KEY.as_str());
     components.add_security_scheme(HEADER, SecurityScheme::ApiKey(ApiKey::Header(header)));
     for item in document.paths.paths.values_mut() {
-        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+        let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
             add_common(operation);
         }
     }

@@ -135,6 +135,12 @@ pub(crate) enum ApiError {
     KeyMissing,
     #[error("the API key opens nothing: it is unknown, revoked or mistyped")]
     KeyRefused,
+    #[error("the API key has used up its requests of this minute; come again in {retry_after_s} s")]
+    RateLimited { retry_after_s: u64 },
+    #[error(
+        "too many API keys that open nothing came from this address; come again in {retry_after_s} s, with a valid key"
+    )]
+    FailedTooOften { retry_after_s: u64 },
     #[error("the API key lacks the scope {0}")]
     ScopeMissing(Scope),
     #[error("{detail}")]
@@ -145,6 +151,13 @@ pub(crate) enum ApiError {
     Invalid(Faults),
     #[error("the idempotency key was used with another request before; use a new key for a new run")]
     KeyReused,
+    #[error("the key was not made: {}", .0.count())]
+    InvalidKey(Faults),
+    #[error(
+        "the project has {} valid keys; revoke those that nobody needs",
+        caisson_domain::limits::API_KEYS
+    )]
+    KeysFull,
     #[error("{} runs wait already; come again later", caisson_domain::limits::QUEUE_RUNS)]
     QueueFull,
     #[error("too many event streams are open; come again later, or read pages")]
@@ -220,6 +233,12 @@ impl ApiError {
             Self::Query(_) => (StatusCode::BAD_REQUEST, "invalid_query"),
             Self::Header { code, .. } => (StatusCode::BAD_REQUEST, *code),
             Self::KeyMissing | Self::KeyRefused => (StatusCode::UNAUTHORIZED, "unauthenticated"),
+            Self::RateLimited { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
+            Self::FailedTooOften { .. } => (StatusCode::TOO_MANY_REQUESTS, "failed_too_often"),
+            Self::InvalidKey(faults) => {
+                return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_key"));
+            }
+            Self::KeysFull => (StatusCode::CONFLICT, "keys_full"),
             Self::ScopeMissing(_) => (StatusCode::FORBIDDEN, "scope_missing"),
             Self::Unknown { code, .. } => (StatusCode::NOT_FOUND, *code),
             Self::NotAcceptable(_) => (StatusCode::NOT_ACCEPTABLE, "not_acceptable"),
@@ -246,6 +265,9 @@ impl ApiError {
             Self::KeyMissing => challenge("Bearer realm=\"caisson\""),
             Self::KeyRefused => challenge("Bearer realm=\"caisson\", error=\"invalid_token\""),
             Self::ScopeMissing(_) => challenge("Bearer realm=\"caisson\", error=\"insufficient_scope\""),
+            Self::RateLimited { retry_after_s } | Self::FailedTooOften { retry_after_s } => {
+                Some((header::RETRY_AFTER, HeaderValue::from(*retry_after_s)))
+            }
             Self::QueueFull
             | Self::StreamsFull
             | Self::Unplaceable(_)
@@ -263,6 +285,8 @@ impl ApiError {
             | Self::Unknown { .. }
             | Self::NotAcceptable(_)
             | Self::Invalid(_)
+            | Self::InvalidKey(_)
+            | Self::KeysFull
             | Self::KeyReused
             | Self::Store(StoreError::Corrupt { .. } | StoreError::Migration(_))
             | Self::Internal(_) => None,
@@ -272,7 +296,7 @@ impl ApiError {
     fn into_told(self, status: StatusCode, code: String) -> Told {
         let ours = matches!(self, Self::Store(_) | Self::Internal(_));
         let detail = (!ours).then(|| self.to_string());
-        let errors = if let Self::Query(faults) | Self::Invalid(faults) = self {
+        let errors = if let Self::Query(faults) | Self::Invalid(faults) | Self::InvalidKey(faults) = self {
             faults.into_items()
         } else if let Self::Unplaceable(problems) = self {
             problems.into_iter().map(Fault::from).collect()

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use utoipa::openapi::OpenApi;
 
+use crate::access::Access;
 use crate::config::ApiConfig;
 use crate::problem::ApiError;
 
@@ -23,6 +24,7 @@ struct Inner {
     store: Store,
     cancel: CancellationToken,
     streams: Arc<Semaphore>,
+    access: Access,
     readiness: Readiness,
     document: Bytes,
 }
@@ -66,7 +68,9 @@ impl App {
         let document =
             serde_json::to_vec(document).expect("the document is plain data without map keys but text");
         let streams = Arc::new(Semaphore::new(config.limits.streams));
+        let access = Access::new(&config.limits);
         Self(Arc::new(Inner {
+            access,
             config,
             store,
             cancel,
@@ -82,6 +86,11 @@ impl App {
 
     pub(crate) fn store(&self) -> &Store {
         &self.0.store
+    }
+
+    /// What is remembered of callers.
+    pub(crate) fn access(&self) -> &Access {
+        &self.0.access
     }
 
     pub(crate) fn cancel(&self) -> CancellationToken {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use caisson_domain::budget::RUN_BUDGET_MICRO_USD;
+use caisson_domain::limits::{API_KEY_LIFE_S_MAX, API_KEY_LIFE_S_MIN};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use url::Url;
 
@@ -43,6 +44,9 @@ pub(crate) enum Command {
     /// Make, list and revoke API keys, on the server's machine.
     #[command(subcommand)]
     Key(Key),
+    /// Verify and export the audit log, on the server's machine.
+    #[command(subcommand)]
+    Audit(Audit),
     /// Install and list agents (Claude Code) by exact version.
     #[command(subcommand)]
     Agent(Agent),
@@ -53,7 +57,8 @@ pub(crate) enum Command {
     ///
     /// Takes the flags of `serve`, changes nothing, and looks, in this order, at the state directory, the database and its API keys,
     /// the engine and its image, the agent, the shim, git, free disk space, the model API's credential, prices, repositories, git
-    /// hosts, the gateway's settings, workflows, and the address of the API. No credential is tried.
+    /// hosts, the gateway's settings, workflows, TLS, and the address of the API. No credential is tried. Then it tells of settings that
+    /// let more people in than most mean to; those fail nothing.
     Doctor(Serve),
     /// Do the main job once, end to end, and check the result.
     Demo(Demo),
@@ -110,6 +115,9 @@ pub(crate) struct ClientFlags {
     /// API key; a variable keeps it out of the process list.
     #[arg(long, env = "CAISSON_API_KEY", hide_env_values = true, value_name = "KEY")]
     pub api_key: Option<String>,
+    /// PEM file with the authority of the server's certificate, if it is none that the system knows.
+    #[arg(long, env = "CAISSON_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
     /// Print JSON, one document a line.
     #[arg(long)]
     pub json: bool,
@@ -229,9 +237,13 @@ pub(crate) enum Key {
         server: ServerFlags,
         /// A name for people.
         name: String,
-        /// What it may do: runs:read, runs:write, admin. Default: runs:read and runs:write.
+        /// What it may do: runs:read, runs:write, workflows, credentials, audit or admin (everything); may be given several
+        /// times. Default: runs:read and runs:write.
         #[arg(long, value_name = "SCOPE")]
         scope: Vec<String>,
+        /// Life of the key: a number with s, m, h, d or w behind it, such as 30d. Default: it never expires.
+        #[arg(long, value_name = "TIME", value_parser = life_s)]
+        expires: Option<u32>,
         /// The tenant.
         #[arg(long, default_value = "default")]
         project: String,
@@ -250,6 +262,35 @@ pub(crate) enum Key {
         server: ServerFlags,
         /// The key's id.
         id: String,
+    },
+}
+
+/// The audit log.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum Audit {
+    /// Check every record and the signed head; name the first that was changed, removed or exchanged.
+    ///
+    /// Ends with 1 if the log is not whole.
+    Verify {
+        #[command(flatten)]
+        server: ServerFlags,
+        /// A head that was kept elsewhere. Default: the one of the settings (`audit_head`).
+        #[arg(long, value_name = "FILE")]
+        head: Option<PathBuf>,
+        /// The key that the head must be signed with. Default: the one of the state directory.
+        #[arg(long, value_name = "HEX")]
+        public_key: Option<String>,
+        /// Print JSON, one document a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print every record as JSON, one a line, oldest first.
+    Export {
+        #[command(flatten)]
+        server: ServerFlags,
+        /// Only records behind the one with this number.
+        #[arg(long, default_value_t = 0, value_name = "NUMBER")]
+        after: i64,
     },
 }
 
@@ -341,6 +382,20 @@ fn server_url(text: &str) -> Result<Url, String> {
     }
 }
 
+/// The life of a key, in seconds.
+fn life_s(text: &str) -> Result<u32, String> {
+    let units = [('s', 1), ('m', 60), ('h', 60 * 60), ('d', 24 * 60 * 60), ('w', 7 * 24 * 60 * 60)];
+    let parsed = units.iter().find_map(|(unit, seconds)| {
+        text.strip_suffix(*unit)?.parse::<u32>().ok().and_then(|count| count.checked_mul(*seconds))
+    });
+    parsed.filter(|seconds| (API_KEY_LIFE_S_MIN..=API_KEY_LIFE_S_MAX).contains(seconds)).ok_or_else(|| {
+        format!(
+            "write a number with s, m, h, d or w behind it, such as 30d; at least {API_KEY_LIFE_S_MIN}s and at most {}d",
+            API_KEY_LIFE_S_MAX / (24 * 60 * 60)
+        )
+    })
+}
+
 fn name_and_value(text: &str) -> Result<(String, String), &'static str> {
     let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
@@ -377,6 +432,16 @@ mod tests {
         }
         for bad in ["", ".", "0", "-1", "1,5", "1e3", "0.0000001", "4000.000001", "99999999999", "one"] {
             assert!(micro_usd(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_life_of_a_key_has_a_unit_and_bounds() {
+        assert_eq!(life_s("30d"), Ok(30 * 24 * 60 * 60));
+        assert_eq!((life_s("60s"), life_s("1m"), life_s("2w")), (Ok(60), Ok(60), Ok(14 * 24 * 60 * 60)));
+        assert_eq!(life_s("3650d"), Ok(API_KEY_LIFE_S_MAX));
+        for bad in ["", "d", "30", "59s", "3651d", "-1d", "1.5d", "99999999999d", "4294967295w", "30 d"] {
+            assert!(life_s(bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Caisson's binary: it alone reads arguments, environment, configuration files and signals.
 
 mod agents;
+mod audit_head;
 mod cli;
 mod client;
 mod command;
 mod engines;
+mod exposure;
 mod inputs;
 mod presets;
 mod render;
@@ -12,6 +14,7 @@ mod serve;
 mod server_id;
 mod settings;
 mod shim;
+mod tls;
 
 use std::process::ExitCode;
 

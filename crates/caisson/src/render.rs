@@ -300,6 +300,40 @@ const fn is_invisible(c: char) -> bool {
     )
 }
 
+/// JSON in which characters that a terminal acts upon, or that make a line read as something else, are written as `\u`
+/// escapes: those that JSON itself lets through. They stand within texts alone, so the document means the same.
+#[must_use]
+pub(crate) fn escaped(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    let mut units = [0; 2];
+    for c in json.chars() {
+        if matches!(c, '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}') || is_invisible(c) {
+            c.encode_utf16(&mut units).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")));
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// A time for people: UTC, to the second, as RFC 3339 has it.
+#[must_use]
+pub(crate) fn utc(at_ms: i64) -> String {
+    let seconds = at_ms.div_euclid(1000);
+    let (days, of_day) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    // From days to a date in the Gregorian calendar: H. Hinnant, "chrono-compatible low-level date algorithms".
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
 /// Micro-USD for people.
 #[must_use]
 pub(crate) fn dollars(micro_usd: i64) -> String {

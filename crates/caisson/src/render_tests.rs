@@ -105,3 +105,31 @@ fn money_is_shown_with_four_digits() {
     assert_eq!(dollars(0), "$0.0000");
     assert_eq!(dollars(1_234_567), "$1.2345");
 }
+
+#[test]
+fn json_reaches_a_terminal_without_what_the_terminal_acts_upon_and_means_the_same() {
+    let text = "a\u{1b}]0;t\u{7}\u{7f}\u{80}\u{9b}31m\u{9f}\u{a0}\u{202e}evil\u{2066}\u{2069}\u{200b}\u{feff}\u{2028}\u{e0041}ä😀\n";
+    let json = serde_json::to_string(&json!({"branch": text, text: 1})).unwrap();
+    let shown = escaped(&json);
+    let bad = |c: &char| c.is_control() || is_invisible(*c) || matches!(c, '\u{2028}' | '\u{2029}');
+    assert!(!shown.chars().any(|c| bad(&c)), "{shown:?}");
+    for part in ["\\u009b31m", "\\u202eevil", "\\udb40\\udc41", "ä😀", "\u{a0}"] {
+        assert!(shown.contains(part), "{part} in {shown}");
+    }
+    let back: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!((back["branch"].as_str(), back[text].as_i64()), (Some(text), Some(1)));
+}
+
+#[test]
+fn times_are_told_in_utc() {
+    for (at_ms, text) in [
+        (0, "1970-01-01T00:00:00Z"),
+        (951_782_399_999, "2000-02-28T23:59:59Z"),
+        (951_782_400_000, "2000-02-29T00:00:00Z"),
+        (1_709_251_199_000, "2024-02-29T23:59:59Z"),
+        (4_107_542_400_000, "2100-03-01T00:00:00Z"),
+        (-1, "1969-12-31T23:59:59Z"),
+    ] {
+        assert_eq!(utc(at_ms), text);
+    }
+}

@@ -22,11 +22,14 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::agents::Agents;
+use crate::audit_head::{HeadKeeper, keeper_or_warn};
 use crate::engines::ActiveEngine;
+use crate::exposure;
 use crate::inputs::{self, Inputs};
 use crate::server_id::server_id;
 use crate::settings::Settings;
 use crate::shim::install_shim;
+use crate::tls::Certificate;
 
 /// How long a stopping server waits for its tasks.
 const STOP_WAIT: Duration = Duration::from_secs(10);
@@ -37,6 +40,7 @@ pub(crate) struct Server {
     pub address: SocketAddr,
     /// The store, for what runs in the same process.
     pub store: Store,
+    head: Option<Arc<HeadKeeper>>,
     tracker: TaskTracker,
     cancel: CancellationToken,
     // The lock is given back when the server is dropped.
@@ -50,6 +54,10 @@ impl Server {
     /// The state directory is in use or cannot be used, the address is taken, or a file that the settings name is bad.
     pub(crate) async fn start(settings: Settings) -> anyhow::Result<Self> {
         let inputs = inputs::read(&settings)?;
+        let certificate = Certificate::of(&settings)?;
+        for weakness in exposure::weaknesses(&settings) {
+            warn!("{weakness}");
+        }
         make_directory(&settings.state_dir)?;
         let lock = lock_state(&settings.state_dir)?;
         let listener = TcpListener::bind(settings.listen).await.with_context(|| {
@@ -60,6 +68,7 @@ impl Server {
         put_workflows(&store, &inputs.workflows).await?;
         put_budgets(&store, &settings).await?;
         let id = server_id(&settings.state_dir, &store).await?;
+        let head = keep_audit(&settings, &store, &id).await?;
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
 
         let engine = ActiveEngine::choose(&settings, &id, Some(&store)).await?;
@@ -91,12 +100,27 @@ impl Server {
         let router =
             caisson_api::router(api_config(&settings, &inputs, &engine), store.clone(), cancel.clone());
         let stop = cancel.clone();
-        tracker.spawn(async move {
-            caisson_api::serve(listener, router, ServeLimits::default(), stop).await;
-        });
+        let limits = ServeLimits {
+            connections: settings.api.connections,
+            connections_per_peer: settings.api.connections_per_peer,
+            ..ServeLimits::default()
+        };
+        let scheme = if let Some(certificate) = certificate {
+            let config = certificate.server_config()?;
+            tracker.spawn(certificate.follow(cancel.clone()));
+            tracker.spawn(caisson_api::serve_tls(listener, router, limits, config, stop));
+            "https"
+        } else {
+            tracker.spawn(caisson_api::serve(listener, router, limits, stop));
+            "http"
+        };
+        if let Some(head) = head.clone() {
+            let (store, stop) = (store.clone(), cancel.clone());
+            tracker.spawn(async move { head.follow(&store, &stop).await });
+        }
         tracker.close();
-        info!(address = %address, server.id = %id, "listening on http://{address}");
-        Ok(Self { address, store, tracker, cancel, _lock: lock })
+        info!(address = %address, server.id = %id, "listening on {scheme}://{address}");
+        Ok(Self { address, store, head, tracker, cancel, _lock: lock })
     }
 
     /// Stops every part. Sandboxes stay alive: the next start takes them over.
@@ -105,8 +129,25 @@ impl Server {
         if tokio::time::timeout(STOP_WAIT, self.tracker.wait()).await.is_err() {
             warn!("some tasks did not end in time; they are left behind");
         }
+        if let Some(head) = &self.head {
+            // What was recorded while the parts stopped.
+            head.keep_or_log(&self.store).await;
+        }
         self.store.close().await.ok();
     }
+}
+
+/// Opens the server's chain of the audit log, and what keeps its head.
+///
+/// # Errors
+/// The database cannot be written.
+pub(crate) async fn keep_audit(
+    settings: &Settings,
+    store: &Store,
+    server: &ServerId,
+) -> anyhow::Result<Option<Arc<HeadKeeper>>> {
+    store.keep_audit(server).await.context("the audit log cannot be opened")?;
+    Ok(keeper_or_warn(&settings.state_dir, &settings.audit_head(), server).map(Arc::new))
 }
 
 /// Opens the store of a state directory.
@@ -175,7 +216,9 @@ fn api_config(settings: &Settings, inputs: &Inputs, engine: &ActiveEngine) -> Ap
         artifacts_dir: settings.state_dir.join("artifacts"),
         without_images: engine.default_image().is_none(),
         agent: AgentInfo { version },
-        limits: ApiLimits::default(),
+        cors_origins: settings.api.cors_origins.clone(),
+        tls: settings.tls.cert_file.is_some(),
+        limits: ApiLimits { rate_per_minute: settings.api.rate_per_minute, ..ApiLimits::default() },
     }
 }
 

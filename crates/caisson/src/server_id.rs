@@ -1,6 +1,7 @@
 //! The id of a server: everything that it makes outside of its process carries it.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -32,13 +33,21 @@ pub(crate) async fn server_id(state_dir: &Path, store: &Store) -> anyhow::Result
     }
     check_not_lost(state_dir, store).await?;
     let id = ServerId::new(store.now_ms(), rand::random());
-    let staged = state_dir.join("server_id.new");
-    fs::write(&staged, id.as_str())?;
-    fs::File::open(&staged)?.sync_all()?;
-    fs::rename(staged, file(state_dir))?;
-    // The name must last as well: a new id would orphan everything that carries this one.
-    fs::File::open(state_dir)?.sync_all()?;
-    Ok(id)
+    let mut staged = tempfile::NamedTempFile::new_in(state_dir)?;
+    staged.write_all(id.as_str().as_bytes())?;
+    staged.as_file().sync_all()?;
+    match staged.persist_noclobber(file(state_dir)) {
+        // Somebody else has just made one: a command, while the server starts.
+        Err(fault) if fault.error.kind() == std::io::ErrorKind::AlreadyExists => {
+            known_server_id(state_dir)?.context("the server's id came and went")
+        }
+        Err(fault) => Err(fault.error.into()),
+        Ok(_) => {
+            // The name must last as well: a new id would orphan everything that carries this one.
+            fs::File::open(state_dir)?.sync_all()?;
+            Ok(id)
+        }
+    }
 }
 
 /// Looks, where a state directory holds no id, whether a new one would orphan something.

@@ -52,6 +52,13 @@ pub(crate) struct Settings {
     pub prices_file: Option<PathBuf>,
     /// First uid of sandboxes when the server runs as root; each session has its own. Default 200000. `CAISSON_UID_BASE`.
     pub uid_base: u32,
+    /// File that the signed head of the audit log is kept in. Default: `audit_head` in the state directory; better a place
+    /// that whoever can write the database cannot write. `CAISSON_AUDIT_HEAD`.
+    pub audit_head: Option<PathBuf>,
+    /// The HTTP API.
+    pub api: Api,
+    /// TLS of the API.
+    pub tls: Tls,
     /// What may be spent on the model API.
     pub budget: Budget,
     /// The Docker Engine.
@@ -77,6 +84,30 @@ pub(crate) struct Budget {
     pub project_micro_usd: Option<i64>,
     /// Each day from midnight to midnight UTC, in micro-USD, 0 to 10^15. Default: no bound. `CAISSON_BUDGET__DAY_MICRO_USD`.
     pub day_micro_usd: Option<i64>,
+}
+
+/// The HTTP API.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Api {
+    /// Requests of one API key in a minute, 0 for no limit. Default 3000. `CAISSON_API__RATE_PER_MINUTE`.
+    pub rate_per_minute: u32,
+    /// Connections at the same time, 8 to 65536. Default 1024. `CAISSON_API__CONNECTIONS`.
+    pub connections: usize,
+    /// Connections of one address at the same time. Default 256. `CAISSON_API__CONNECTIONS_PER_PEER`.
+    pub connections_per_peer: usize,
+    /// Origins whose pages may call the API from a browser. Default: none. `CAISSON_API__CORS_ORIGINS`, separated by spaces.
+    pub cors_origins: Vec<String>,
+}
+
+/// TLS of the API: both files or neither.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Tls {
+    /// PEM file with the server's certificate and those between it and its authority. `CAISSON_TLS__CERT_FILE`.
+    pub cert_file: Option<PathBuf>,
+    /// PEM file with the certificate's key. `CAISSON_TLS__KEY_FILE`.
+    pub key_file: Option<PathBuf>,
 }
 
 /// The Docker Engine.
@@ -247,6 +278,12 @@ impl Settings {
         self.agents_dir.clone().unwrap_or_else(|| self.state_dir.join("agents"))
     }
 
+    /// File of the audit log's signed head.
+    #[must_use]
+    pub(crate) fn audit_head(&self) -> PathBuf {
+        self.audit_head.clone().unwrap_or_else(|| self.state_dir.join("audit_head"))
+    }
+
     fn check(&self) -> anyhow::Result<()> {
         let mut faults = Vec::new();
         if !(1..=256).contains(&self.slots) {
@@ -282,6 +319,25 @@ impl Settings {
         if !matches!(self.model.base_url.scheme(), "http" | "https") {
             faults.push(format!("model.base_url \"{}\" is neither http nor https", self.model.base_url));
         }
+        let (connections, per_peer) = (self.api.connections, self.api.connections_per_peer);
+        if !CONNECTIONS.contains(&connections) {
+            faults.push(format!(
+                "api.connections is {connections}; give {} to {}",
+                CONNECTIONS.start(),
+                CONNECTIONS.end()
+            ));
+        }
+        if !(1..=connections).contains(&per_peer) {
+            faults.push(format!("api.connections_per_peer is {per_peer}; give 1 to api.connections"));
+        }
+        for origin in &self.api.cors_origins {
+            if let Err(fault) = caisson_api::check_origin(origin) {
+                faults.push(format!("api.cors_origins: {fault}"));
+            }
+        }
+        if self.tls.cert_file.is_some() != self.tls.key_file.is_some() {
+            faults.push("tls has only one of cert_file and key_file; give both or neither".to_owned());
+        }
         self.egress.check(&mut faults);
         for directory in &self.allow_repo {
             if !directory.is_dir() {
@@ -294,6 +350,8 @@ impl Settings {
             &self.model.extra_ca_file,
             &self.git.extra_ca_file,
             &self.prices_file,
+            &self.tls.cert_file,
+            &self.tls.key_file,
         ]
         .into_iter()
         .flatten()
@@ -309,6 +367,8 @@ impl Settings {
     }
 }
 
+/// Connections that the API may be told to take.
+const CONNECTIONS: std::ops::RangeInclusive<usize> = 8..=65_536;
 /// Version of Claude Code that this release was tested with.
 pub(crate) const AGENT_VERSION: &str = "2.1.330";
 
@@ -328,6 +388,11 @@ fn defaults(
         .set_default("agent_version", AGENT_VERSION)?
         .set_default("uid_base", 200_000)?
         .set_default("engine", "auto")?
+        .set_default("api.rate_per_minute", 3000)?
+        .set_default("api.connections", 1024)?
+        .set_default("api.connections_per_peer", 256)?
+        .set_default("api.cors_origins", empty.clone())?
+        .set_default("tls", nothing())?
         .set_default("budget", nothing())?
         .set_default("docker", nothing())?
         .set_default("local.read_only", empty.clone())?

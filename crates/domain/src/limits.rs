@@ -15,6 +15,15 @@ pub const PAGE_ITEMS_DEFAULT: u32 = 50;
 /// Largest page of events.
 pub const EVENT_PAGE_ITEMS: u32 = 1000;
 
+/// Valid API keys of a project; the next one is refused.
+pub const API_KEYS: i64 = 1_000;
+/// Longest name of an API key, in characters.
+pub const API_KEY_NAME_CHARS: usize = 100;
+/// Shortest life of an API key that expires, in seconds.
+pub const API_KEY_LIFE_S_MIN: u32 = 60;
+/// Longest life of an API key that expires, in seconds (10 years).
+pub const API_KEY_LIFE_S_MAX: u32 = 10 * 365 * 24 * 60 * 60;
+
 /// Runs that may wait in the queue; the next one is refused with 429.
 pub const QUEUE_RUNS: i64 = 10_000;
 /// A lease's length, in milliseconds.

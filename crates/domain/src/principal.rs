@@ -10,7 +10,13 @@ text_enum! {
         RunsRead = "runs:read",
         /// Create and cancel runs of the project.
         RunsWrite = "runs:write",
-        /// Everything in the project.
+        /// Change workflows of the project.
+        Workflows = "workflows",
+        /// Change credentials of the project.
+        Credentials = "credentials",
+        /// Read the project's audit log.
+        Audit = "audit",
+        /// Everything in the project, its API keys among it.
         Admin = "admin",
     }
 }
@@ -26,6 +32,8 @@ pub struct Principal {
     pub project: ProjectId,
     /// What it may do.
     pub scopes: Vec<Scope>,
+    /// When the key stops opening anything, Unix ms; none: never.
+    pub expires_at_ms: Option<i64>,
 }
 
 impl Principal {
@@ -47,6 +55,7 @@ mod tests {
             name: "ci".to_owned(),
             project: ProjectId::default_project(),
             scopes: vec![Scope::RunsRead],
+            expires_at_ms: None,
         };
         assert!(principal.may(Scope::RunsRead));
         assert!(!principal.may(Scope::RunsWrite));

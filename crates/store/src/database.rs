@@ -205,6 +205,11 @@ impl Tx<'_> {
         Ok(self.db.rollback().await?)
     }
 
+    /// The chain that audit records of this transaction go to.
+    pub(crate) fn audit_chain(&self) -> &str {
+        self.store.shared.audit_chain.get().map_or(crate::audit::LOCAL_CHAIN, String::as_str)
+    }
+
     /// The store's random bytes.
     pub(crate) fn random<const N: usize>(&self) -> [u8; N] {
         self.store.shared.random.bytes()

@@ -167,3 +167,68 @@ async fn only_a_fault_that_may_pass_is_not_the_migrations_own() {
     let dirty = migration_error(MigrateError::Dirty(1));
     assert!(matches!(dirty, StoreError::Migration(_)), "{dirty:?}");
 }
+
+/// A database as the first version left it.
+async fn first_version(path: &Path) -> SqliteConnection {
+    let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);
+    let mut connection = sqlx::ConnectOptions::connect(&options).await.unwrap();
+    let first: Vec<_> = MIGRATOR.iter().filter(|migration| migration.version == 1).cloned().collect();
+    assert_eq!(first.len(), 1);
+    let migrator = sqlx::migrate::Migrator { migrations: first.into(), ..sqlx::migrate::Migrator::DEFAULT };
+    migrator.run_direct(None, &mut connection, false).await.unwrap();
+    connection
+}
+
+#[tokio::test]
+async fn records_of_a_version_without_chains_are_chained_in_their_order_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("caisson.db");
+    let mut old = first_version(&path).await;
+    let key = caisson_domain::id::ApiKeyId::new(1, [1; 10]);
+    let statement = format!(
+        "insert into api_key (id, project_id, name, scopes, secret_hash, created_at_ms) \
+         values ('{key}', 'default', 'ci', '[\"admin\"]', 'h', 1)"
+    );
+    sqlx::query(AssertSqlSafe(statement)).execute(&mut old).await.unwrap();
+    // More than one turn of copying, and a number that is missing, as a rolled back writer leaves it.
+    for number in (1..=1_100).filter(|number| *number != 7) {
+        let actor = if number % 2 == 0 { "operator" } else { key.as_str() };
+        let statement = format!(
+            "insert into audit (number, project_id, at_ms, actor, action, subject) \
+             values ({number}, 'default', {number}, '{actor}', 'run.create', 'run_{number}')"
+        );
+        sqlx::query(AssertSqlSafe(statement)).execute(&mut old).await.unwrap();
+    }
+    sqlx::Connection::close(old).await.unwrap();
+
+    let server = caisson_domain::id::ServerId::new(1, [2; 10]);
+    let (clock, _) = Clock::fixed_at(1_700_000_000_000);
+    let store = Store::open(&path, clock.clone()).await.unwrap();
+    assert_eq!(store.verify_audit(&[]).await.unwrap().unchained, 1_099);
+    store.keep_audit(&server).await.unwrap();
+    store.audit(&ProjectId::default_project(), "operator", "test.note", "new").await.unwrap();
+    store.close().await.unwrap();
+    let store = Store::open(&path, clock).await.unwrap();
+    store.keep_audit(&server).await.unwrap();
+    let report = store.verify_audit(&[]).await.unwrap();
+    assert_eq!((report.chains.len(), report.unchained), (1, 0));
+    assert_eq!((report.chains[0].records, &report.chains[0].fault), (1_100, &None), "each once");
+    assert_eq!(report.chains[0].chain, server.as_str());
+    let first = &store.audit_after(0).await.unwrap()[0];
+    assert_eq!((first.before, first.at_ms, first.subject.as_str()), (Some(1), 1, "run_1"));
+    assert_eq!((first.actor.as_str(), first.actor_name.as_deref()), (key.as_str(), Some("ci")));
+    let head = store.audit_head(&server).await.unwrap().unwrap();
+    let last = store.audit_after(head.seq - 1).await.unwrap().pop().unwrap();
+    assert_eq!(
+        (last.subject.as_str(), last.before),
+        ("new", None),
+        "what is new comes behind what was there"
+    );
+    for statement in ["update audit_before set actor = 'x'", "delete from audit_before where number = 1"] {
+        let changed = sqlx::query(statement).execute(&store.shared.database.writer).await;
+        assert!(changed.is_err(), "{statement}");
+    }
+    // The old key lives on and never expires.
+    let kept = store.list_api_keys(&ProjectId::default_project()).await.unwrap();
+    assert_eq!((kept[0].id.as_str(), kept[0].expires_at_ms), (key.as_str(), None));
+}

@@ -1,6 +1,6 @@
 //! What the gateway asks on behalf of a sandbox: grants, work, inputs, and the events it vouches for.
 
-use caisson_domain::event::NewEvent;
+use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::grant::{GrantKind, TokenHash};
 use caisson_domain::id::{Epoch, RunId, SandboxId};
 use caisson_domain::limits::PENDING_INPUTS;
@@ -10,7 +10,7 @@ use sqlx::sqlite::SqliteRow;
 
 use crate::database::Tx;
 use crate::rows::{Columns, run_columns};
-use crate::{SandboxState, Store, StoreError, events, rows};
+use crate::{Actor, NewAudit, SandboxState, Store, StoreError, audit, events, rows};
 
 /// What a sandbox should do next.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,6 +57,20 @@ const WORK: &str = concat!(
 const INPUTS: &str = "select session_id, seq, run_id, body from input \
      where run_id = (select id from run where sandbox_id = $1 and status = 'running') and seq > $2 \
      order by seq limit $3";
+
+/// The record of what the gateway denied, as its event tells it.
+fn denial(run: &Run, event: &NewEvent) -> NewAudit {
+    let data: serde_json::Value = serde_json::from_str(event.data.get()).unwrap_or_default();
+    let text = |name: &str| data[name].as_str().map(str::to_owned);
+    let subject = [text("what"), text("rule")].into_iter().flatten().collect::<Vec<_>>().join(": ");
+    NewAudit {
+        subject,
+        host: text("host").or_else(|| run.spec.repository.as_ref().map(audit::host_of)),
+        ref_name: text("ref"),
+        decision: Some("denied"),
+        ..NewAudit::of_run(run, Actor::Server, "gateway.denied")
+    }
+}
 
 impl Store {
     /// Whether `presented` is the sandbox's living grant of that kind.
@@ -131,7 +145,8 @@ impl Store {
         rows.iter().map(input).collect()
     }
 
-    /// Appends an event that the gateway vouches for; `false` if the run has ended, whose last event tells of its end.
+    /// Appends an event that the gateway vouches for, and a record of the audit log if it tells of something denied;
+    /// `false` if the run has ended, whose last event tells of its end.
     ///
     /// # Errors
     /// As every write; [`StoreError::Corrupt`] if there is no such run.
@@ -143,6 +158,9 @@ impl Store {
         if run.status.is_final() {
             tx.rollback().await?;
             return Ok(false);
+        }
+        if event.kind == EventKind::GatewayDenied {
+            audit::write(&mut tx, &denial(&run, &event)).await?;
         }
         events::append(&mut tx, &run.session, &run.id, &[event]).await?;
         tx.commit().await?;

@@ -20,6 +20,8 @@ pub enum Topic {
     Sandbox(SandboxId),
     /// A sandbox of a server was made or changed.
     Server(ServerId),
+    /// There is a new audit record.
+    Audit,
     /// Something that a project's calls held of a budget was given back, or a budget was changed.
     Budget(ProjectId),
 }

@@ -5,12 +5,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use caisson_domain::grant::{Token, TokenHash};
 use caisson_domain::id::{ApiKeyId, ProjectId};
-use caisson_domain::limits::PAGE_ITEMS;
+use caisson_domain::limits::{API_KEYS, PAGE_ITEMS};
 use caisson_domain::principal::{Principal, Scope};
 use sqlx::sqlite::SqliteRow;
 
 use crate::rows::{Columns, document};
-use crate::{Store, StoreError, audit};
+use crate::{Actor, NewAudit, Store, StoreError, audit};
 
 /// An API key as people may see it: never its secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,8 +27,25 @@ pub struct ApiKey {
     pub created_at_ms: i64,
     /// When it stopped opening anything, Unix ms.
     pub revoked_at_ms: Option<i64>,
+    /// When it stops opening anything by itself, Unix ms; none: never.
+    pub expires_at_ms: Option<i64>,
     /// About when it was last used, Unix ms; exact to a minute.
     pub last_used_at_ms: Option<i64>,
+}
+
+/// A key to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewApiKey {
+    /// The tenant.
+    pub project: ProjectId,
+    /// A name for people.
+    pub name: String,
+    /// What it may do.
+    pub scopes: Vec<Scope>,
+    /// When it stops opening anything, Unix ms; none: never.
+    pub expires_at_ms: Option<i64>,
+    /// Who makes it.
+    pub by: Actor,
 }
 
 /// How exactly it is known when a key was last used, in milliseconds.
@@ -44,25 +61,31 @@ impl KeyUses {
     }
 }
 
-const INSERT: &str = "insert into api_key (id, project_id, name, scopes, secret_hash, created_at_ms) \
-     values ($1, $2, $3, $4, $5, $6)";
+const INSERT: &str = "insert into api_key (id, project_id, name, scopes, secret_hash, created_at_ms, expires_at_ms) \
+     values ($1, $2, $3, $4, $5, $6, $7)";
 
-const LIST: &str = "select id, project_id, name, scopes, created_at_ms, revoked_at_ms, last_used_at_ms from api_key \
-     where project_id = $1 order by id limit $2";
+const LIST: &str = "select id, project_id, name, scopes, created_at_ms, revoked_at_ms, expires_at_ms, last_used_at_ms \
+     from api_key where project_id = $1 and id > $2 order by id limit $3";
 
-const REVOKE: &str =
-    "update api_key set revoked_at_ms = $2 where id = $1 and revoked_at_ms is null returning id, project_id";
+const COUNT: &str = "select count(*) from (select 1 from api_key where project_id = $1 and revoked_at_ms is null \
+     and (expires_at_ms is null or expires_at_ms > $2) limit $3) as valid";
 
-const BY_SECRET: &str = "select id, project_id, name, scopes, last_used_at_ms from api_key \
-     where secret_hash = $1 and revoked_at_ms is null";
+const REVOKE: &str = "update api_key set revoked_at_ms = $2 \
+     where id = $1 and revoked_at_ms is null and ($3 is null or project_id = $3) returning id, project_id";
+
+const BY_SECRET: &str = "select id, project_id, name, scopes, expires_at_ms, last_used_at_ms from api_key \
+     where secret_hash = $1 and revoked_at_ms is null and (expires_at_ms is null or expires_at_ms > $2)";
+
+const VALID: &str = "select exists (select 1 from api_key where id = $1 and revoked_at_ms is null \
+     and (expires_at_ms is null or expires_at_ms > $2))";
 
 const USED: &str = "update api_key set last_used_at_ms = $2 where id = $1";
 
 impl Store {
-    /// Makes an API key and returns its secret, which nobody can read again: only its hash is stored.
+    /// Makes a key that never expires, for the operator of the machine; see [`Store::make_api_key`].
     ///
     /// # Errors
-    /// As every write; [`StoreError::Corrupt`] if there is no such project.
+    /// As [`Store::make_api_key`]; [`StoreError::Corrupt`] as well if there are [`API_KEYS`] valid keys.
     /// # Cancel safety
     /// A dropped call may have made a key whose secret nobody knows; it opens nothing for anybody.
     pub async fn create_api_key(
@@ -71,21 +94,66 @@ impl Store {
         name: &str,
         scopes: &[Scope],
     ) -> Result<(ApiKeyId, Token), StoreError> {
+        let made = self
+            .make_api_key(&NewApiKey {
+                project: project.clone(),
+                name: name.to_owned(),
+                scopes: scopes.to_vec(),
+                expires_at_ms: None,
+                by: Actor::Operator,
+            })
+            .await?;
+        made.ok_or_else(|| {
+            StoreError::corrupt(format!("api_key of {project}"), format!("it has {API_KEYS} valid keys"))
+        })
+        .map(|(key, secret)| (key.id, secret))
+    }
+
+    /// Makes an API key and returns its secret, which nobody can read again: only its hash is stored. `None` if the
+    /// project has [`API_KEYS`] valid keys.
+    ///
+    /// # Errors
+    /// As every write; [`StoreError::Corrupt`] if there is no such project.
+    /// # Cancel safety
+    /// A dropped call may have made a key whose secret nobody knows; it opens nothing for anybody.
+    pub async fn make_api_key(&self, new: &NewApiKey) -> Result<Option<(ApiKey, Token)>, StoreError> {
         let mut tx = self.begin().await?;
+        let valid: i64 = sqlx::query_scalar(COUNT)
+            .bind(new.project.as_str())
+            .bind(tx.now_ms)
+            .bind(API_KEYS)
+            .fetch_one(&mut *tx.db)
+            .await?;
+        if valid >= API_KEYS {
+            tx.rollback().await?;
+            return Ok(None);
+        }
         let id = ApiKeyId::new(tx.now_ms, tx.random());
         let secret = Token::api_key(tx.random());
         sqlx::query(INSERT)
             .bind(id.as_str())
-            .bind(project.as_str())
-            .bind(name)
-            .bind(document("api_key.scopes", &scopes)?)
+            .bind(new.project.as_str())
+            .bind(new.name.as_str())
+            .bind(document("api_key.scopes", &new.scopes)?)
             .bind(secret.hash().as_str())
             .bind(tx.now_ms)
+            .bind(new.expires_at_ms)
             .execute(&mut *tx.db)
             .await?;
-        audit::record(&mut tx, project, audit::OPERATOR, ("key.create", id.as_str())).await?;
+        let key = ApiKey {
+            id,
+            project: new.project.clone(),
+            name: new.name.clone(),
+            scopes: new.scopes.clone(),
+            created_at_ms: tx.now_ms,
+            revoked_at_ms: None,
+            expires_at_ms: new.expires_at_ms,
+            last_used_at_ms: None,
+        };
+        let record = NewAudit::new(&new.project, new.by.clone(), "key.create", key.id.as_str());
+        audit::write(&mut tx, &record).await?;
         tx.commit().await?;
-        Ok((id, secret))
+        Ok(Some((key, secret)))
     }
 
     /// The keys of a project, oldest first, revoked ones among them; at most [`PAGE_ITEMS`].
@@ -95,7 +163,27 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn list_api_keys(&self, project: &ProjectId) -> Result<Vec<ApiKey>, StoreError> {
-        let rows = sqlx::query(LIST).bind(project.as_str()).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
+        self.list_api_keys_after(project, None, PAGE_ITEMS).await
+    }
+
+    /// The keys of a project behind `after`, oldest first; at most one more than [`PAGE_ITEMS`].
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn list_api_keys_after(
+        &self,
+        project: &ProjectId,
+        after: Option<&ApiKeyId>,
+        limit: u32,
+    ) -> Result<Vec<ApiKey>, StoreError> {
+        let rows = sqlx::query(LIST)
+            .bind(project.as_str())
+            .bind(after.map_or("", ApiKeyId::as_str))
+            .bind(limit.min(PAGE_ITEMS + 1))
+            .fetch_all(self.reader())
+            .await?;
         let mut keys = rows.iter().map(api_key).collect::<Result<Vec<_>, _>>()?;
         let uses = self.shared.key_uses.lock();
         for key in &mut keys {
@@ -104,26 +192,59 @@ impl Store {
         Ok(keys)
     }
 
-    /// Revokes a key; `false` if there is no such key or it was revoked before.
+    /// Revokes a key for the operator of the machine; see [`Store::revoke_api_key_of`].
     ///
     /// # Errors
     /// As every write.
     /// # Cancel safety
     /// Safe: revoked or not.
     pub async fn revoke_api_key(&self, id: &ApiKeyId) -> Result<bool, StoreError> {
+        self.revoke_api_key_of(None, id, Actor::Operator).await
+    }
+
+    /// Revokes a key, of `project` alone if one is given; `false` if there is no such key or it was revoked before.
+    /// From then on it opens nothing, in any process.
+    ///
+    /// # Errors
+    /// As every write.
+    /// # Cancel safety
+    /// Safe: revoked or not.
+    pub async fn revoke_api_key_of(
+        &self,
+        project: Option<&ProjectId>,
+        id: &ApiKeyId,
+        by: Actor,
+    ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
-        let row = sqlx::query(REVOKE).bind(id.as_str()).bind(tx.now_ms).fetch_optional(&mut *tx.db).await?;
+        let row = sqlx::query(REVOKE)
+            .bind(id.as_str())
+            .bind(tx.now_ms)
+            .bind(project.map(ProjectId::as_str))
+            .fetch_optional(&mut *tx.db)
+            .await?;
         let Some(row) = row else {
             tx.rollback().await?;
             return Ok(false);
         };
         let project = Columns::of("api_key", &row)?.parse("project_id")?;
-        audit::record(&mut tx, &project, audit::OPERATOR, ("key.revoke", id.as_str())).await?;
+        audit::write(&mut tx, &NewAudit::new(&project, by, "key.revoke", id.as_str())).await?;
         tx.commit().await?;
         Ok(true)
     }
 
-    /// Who presents `secret`; `None` if no living key has it.
+    /// Whether a key still opens something: for what goes on long after its request, such as an event stream.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn is_key_valid(&self, id: &ApiKeyId) -> Result<bool, StoreError> {
+        let valid: i64 =
+            sqlx::query_scalar(VALID).bind(id.as_str()).bind(self.now_ms()).fetch_one(self.reader()).await?;
+        Ok(valid != 0)
+    }
+
+    /// Who presents `secret`; `None` if no key that is neither revoked nor expired has it.
     ///
     /// When a key was last used is noted in memory and written by the next [`Store::heartbeat_server`] or
     /// [`Store::close`], at most once a minute for a key, so that authentication never waits for the disk.
@@ -135,7 +256,9 @@ impl Store {
     pub async fn authenticate(&self, secret: &str) -> Result<Option<Principal>, StoreError> {
         // Looking a hash up takes different times for different hashes, which tells nothing about a random secret.
         let hash = TokenHash::of(secret);
-        let row = sqlx::query(BY_SECRET).bind(hash.as_str()).fetch_optional(self.reader()).await?;
+        let now_ms = self.now_ms();
+        let row =
+            sqlx::query(BY_SECRET).bind(hash.as_str()).bind(now_ms).fetch_optional(self.reader()).await?;
         let Some(row) = row else { return Ok(None) };
         let columns = Columns::of("api_key", &row)?;
         let principal = Principal {
@@ -143,8 +266,8 @@ impl Store {
             name: columns.get("name")?,
             project: columns.parse("project_id")?,
             scopes: columns.json("scopes")?,
+            expires_at_ms: columns.get("expires_at_ms")?,
         };
-        let now_ms = self.now_ms();
         let written: Option<i64> = columns.get("last_used_at_ms")?;
         if written.is_none_or(|written| now_ms.saturating_sub(written) >= USE_STEP_MS) {
             self.shared.key_uses.lock().insert(principal.key.clone(), now_ms);
@@ -175,6 +298,7 @@ fn api_key(row: &SqliteRow) -> Result<ApiKey, StoreError> {
         scopes: columns.json("scopes")?,
         created_at_ms: columns.get("created_at_ms")?,
         revoked_at_ms: columns.get("revoked_at_ms")?,
+        expires_at_ms: columns.get("expires_at_ms")?,
         last_used_at_ms: columns.get("last_used_at_ms")?,
     })
 }

@@ -34,7 +34,7 @@ mod usage;
 mod workflows;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use caisson_domain::event::Delta;
 use caisson_domain::id::SessionId;
@@ -46,6 +46,10 @@ use hints::Hints;
 use keys::KeyUses;
 
 pub use artifacts::{Artifact, NewArtifact, PutArtifact};
+pub use audit::{
+    AUDIT_HASH_START, AUDIT_TEXT_BYTES, Actor, AuditFault, AuditFilter, AuditHead, AuditRecord, AuditReport,
+    ChainReport, CredentialUse, NewAudit,
+};
 pub use budgets::ProjectSpending;
 pub use clock::{Clock, ClockHandle};
 pub use deltas::DELTA_CHANNEL_ITEMS;
@@ -53,7 +57,7 @@ pub use door::NextWork;
 pub use error::{BoxError, StoreError};
 pub use hints::{Topic, Watch};
 pub use journal::{JournalAppend, JournalEffect, JournalEntry};
-pub use keys::ApiKey;
+pub use keys::{ApiKey, NewApiKey};
 pub use pushes::{BeginPush, Push, PushRecord};
 pub use queue::{Claimed, Finish, Progress};
 pub use random::Random;
@@ -79,6 +83,8 @@ struct Shared {
     hints: Arc<Hints>,
     deltas: Deltas,
     key_uses: KeyUses,
+    /// The server whose chain of audit records this store writes.
+    audit_chain: OnceLock<String>,
 }
 
 /// What [`Store::look`] finds.
@@ -130,6 +136,7 @@ impl Store {
             hints: Arc::default(),
             deltas: Deltas::default(),
             key_uses: KeyUses::default(),
+            audit_chain: OnceLock::new(),
         };
         Self { shared: Arc::new(shared) }
     }

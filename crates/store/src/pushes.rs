@@ -11,7 +11,7 @@ use sqlx::sqlite::SqliteRow;
 use crate::database::Tx;
 use crate::door::known_run;
 use crate::rows::{Columns, document, run_columns};
-use crate::{Store, StoreError, Topic, events, rows};
+use crate::{Actor, NewAudit, Store, StoreError, Topic, audit, events, rows};
 
 /// What a push asks of a git host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -205,5 +205,12 @@ async fn append(tx: &mut Tx<'_>, run: &Run, record: &PushRecord) -> Result<(), S
         "ok": record.ok,
         "message": record.message,
     });
-    events::append(tx, &run.session, &run.id, &[NewEvent::new(EventKind::GitPush, &data)]).await
+    events::append(tx, &run.session, &run.id, &[NewEvent::new(EventKind::GitPush, &data)]).await?;
+    let audited = NewAudit {
+        host: run.spec.repository.as_ref().map(audit::host_of),
+        ref_name: Some(push.ref_name.clone()),
+        decision: Some(if record.ok { "allowed" } else { "failed" }),
+        ..NewAudit::of_run(run, Actor::Server, "git.push")
+    };
+    audit::write(tx, &NewAudit { subject: push.new.clone(), ..audited }).await
 }

@@ -14,7 +14,7 @@ use crate::database::Tx;
 use crate::events::Ended;
 use crate::random::uuid_v4;
 use crate::rows::{document, run_columns};
-use crate::{Store, StoreError, Topic, audit, events, rows, usage};
+use crate::{Actor, NewAudit, Store, StoreError, Topic, audit, events, rows, usage};
 
 /// A run to be made.
 #[derive(Debug, Clone)]
@@ -115,8 +115,8 @@ impl Store {
         insert_session(&mut tx, &run).await?;
         insert_run(&mut tx, &run, new.created_by.as_ref()).await?;
         events::append(&mut tx, &run.session, &run.id, &[events::queued(&run)]).await?;
-        let actor = new.created_by.as_ref().map_or(audit::OPERATOR, ApiKeyId::as_str);
-        audit::record(&mut tx, &run.project, actor, ("run.create", run.id.as_str())).await?;
+        let actor = Actor::key_or_operator(new.created_by.as_ref());
+        audit::write(&mut tx, &NewAudit::of_run(&run, actor, "run.create")).await?;
         if let Some(idempotency) = &new.idempotency {
             remember(&mut tx, &run, idempotency).await?;
         }
@@ -180,13 +180,19 @@ impl Store {
         rows.iter().map(rows::run).collect()
     }
 
-    /// Asks for a run's end: a queued one is cancelled at once, a running one is told to stop, once.
+    /// Asks for a run's end: a queued one is cancelled at once, a running one is told to stop, once. `by` is the key that
+    /// asks; none for the operator of the machine. The audit log tells of the first who asked.
     ///
     /// # Errors
     /// As every write.
     /// # Cancel safety
     /// Safe: repeatable.
-    pub async fn request_cancel(&self, project: &ProjectId, id: &RunId) -> Result<CancelRun, StoreError> {
+    pub async fn request_cancel(
+        &self,
+        project: &ProjectId,
+        id: &RunId,
+        by: Option<&ApiKeyId>,
+    ) -> Result<CancelRun, StoreError> {
         let mut tx = self.begin().await?;
         let row =
             sqlx::query(ONE).bind(project.as_str()).bind(id.as_str()).fetch_optional(&mut *tx.db).await?;
@@ -202,7 +208,8 @@ impl Store {
             RunStatus::Queued => CancelRun::Cancelled(cancel_queued(&mut tx, id).await?),
             RunStatus::Running => CancelRun::Requested(cancel_running(&mut tx, id).await?),
         };
-        audit::record(&mut tx, project, audit::API, ("run.cancel", id.as_str())).await?;
+        let actor = Actor::key_or_operator(by);
+        audit::write(&mut tx, &NewAudit::of_run(&run, actor, "run.cancel")).await?;
         tx.commit().await?;
         Ok(answer)
     }

@@ -10,6 +10,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use caisson_domain::limits;
+use caisson_domain::principal::Principal;
 use caisson_store::Store;
 use http::{HeaderMap, HeaderName};
 
@@ -64,7 +65,8 @@ pub(crate) async fn read_run_events(
 ) -> Result<Response, ApiError> {
     let wanted = Wanted::take(&headers, params)?;
     let run = app.store().run(&caller.project, &id).await?.ok_or_else(unknown_run)?;
-    answer(&app, Source::Run { project: run.project, run: run.id, session: run.session }, wanted).await
+    let source = Source::Run { project: run.project, run: run.id, session: run.session };
+    answer(&app, &caller, source, wanted).await
 }
 
 /// Read a session's events
@@ -97,7 +99,7 @@ pub(crate) async fn read_session_events(
 ) -> Result<Response, ApiError> {
     let wanted = Wanted::take(&headers, params)?;
     let session = app.store().session(&caller.project, &id).await?.ok_or_else(unknown_session)?;
-    answer(&app, Source::Session(session.id), wanted).await
+    answer(&app, &caller, Source::Session(session.id), wanted).await
 }
 
 /// What the caller wants of the events.
@@ -132,9 +134,9 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
     }
 }
 
-async fn answer(app: &App, source: Source, wanted: Wanted) -> Result<Response, ApiError> {
+async fn answer(app: &App, caller: &Principal, source: Source, wanted: Wanted) -> Result<Response, ApiError> {
     if wanted.form == EVENT_STREAM {
-        return sse::stream(app, source, wanted.after);
+        return sse::stream(app, caller.key.clone(), source, wanted.after);
     }
     let page = page(app.store(), &source, wanted.after, wanted.limit).await?;
     Ok(Json(page).into_response())

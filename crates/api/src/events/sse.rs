@@ -10,6 +10,7 @@ use std::convert::Infallible;
 use axum::response::sse::{Event as Message, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use caisson_domain::event::{Delta, Event, EventKind};
+use caisson_domain::id::ApiKeyId;
 use caisson_store::{Store, StoreError, Topic, Watch};
 use futures_util::stream;
 use http::HeaderName;
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::source::{READ_EVENTS, Source};
 use super::view::{DeltaView, EndView, EventView};
+use crate::access::VALID_FOR;
 use crate::config::ApiLimits;
 use crate::problem::ApiError;
 use crate::state::App;
@@ -32,15 +34,19 @@ const HEARTBEAT_TEXT: &str = "heartbeat";
 /// Header that tells a reverse proxy not to collect the response before it passes it on.
 const UNBUFFERED: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// Opens a stream of what follows `after`.
+/// Opens a stream of what follows `after`, for as long as `key` is valid.
 ///
 /// # Errors
 /// [`ApiError::StreamsFull`] if there are too many.
-pub(super) fn stream(app: &App, source: Source, after: i64) -> Result<Response, ApiError> {
+pub(super) fn stream(app: &App, key: ApiKeyId, source: Source, after: i64) -> Result<Response, ApiError> {
     let limits = app.config().limits;
     let feed = Feed {
         // Subscribed before the first read: what is written in between is not missed.
         watch: app.store().watch(Topic::Session(source.session().clone())),
+        app: app.clone(),
+        key,
+        // It has just been looked at.
+        look_at_key_at: Instant::now() + VALID_FOR,
         store: app.store().clone(),
         cancel: app.cancel(),
         deadline: Instant::now() + limits.stream_life,
@@ -81,12 +87,18 @@ enum Woken {
     Look,
     /// A piece of live text.
     Delta(Delta),
+    /// It is time to look at the key.
+    Key,
     /// The stream's time is over, or the server shuts down.
     Stop,
 }
 
 /// One reader's stream.
 struct Feed {
+    app: App,
+    /// What the stream was opened with.
+    key: ApiKeyId,
+    look_at_key_at: Instant,
     store: Store,
     source: Source,
     limits: ApiLimits,
@@ -131,7 +143,7 @@ impl Feed {
 
     async fn advance(&mut self) -> Result<Option<Message>, StoreError> {
         loop {
-            if self.stage == Stage::Ended || self.is_over() {
+            if self.stage == Stage::Ended || self.is_over() || !self.may_go_on().await? {
                 return Ok(None);
             }
             if let Some(event) = self.read.pop_front() {
@@ -157,10 +169,21 @@ impl Feed {
                     self.look_at = Instant::now();
                     self.older_deltas = self.deltas.as_ref().map_or(0, Receiver::len);
                 }
+                Woken::Key => {}
                 Woken::Delta(delta) => return Ok(Some(delta_message(delta))),
                 Woken::Stop => return Ok(None),
             }
         }
+    }
+
+    /// Whether the key is still valid; looked at rarely.
+    async fn may_go_on(&mut self) -> Result<bool, StoreError> {
+        if Instant::now() < self.look_at_key_at {
+            return Ok(true);
+        }
+        let valid = self.app.access().is_valid(&self.store, &self.key).await?;
+        self.look_at_key_at = Instant::now() + VALID_FOR;
+        Ok(valid)
     }
 
     fn is_over(&self) -> bool {
@@ -218,12 +241,13 @@ impl Feed {
     }
 
     async fn wait(&mut self) -> Woken {
-        let Self { store, source, deltas, watch, cancel, deadline, look_at, .. } = self;
+        let Self { store, source, deltas, watch, cancel, deadline, look_at, look_at_key_at, .. } = self;
         let at_most = look_at.saturating_duration_since(Instant::now());
         let receiver = deltas.get_or_insert_with(|| store.subscribe_deltas(source.session()));
         tokio::select! {
             () = cancel.cancelled() => Woken::Stop,
             () = tokio::time::sleep_until(*deadline) => Woken::Stop,
+            () = tokio::time::sleep_until(*look_at_key_at) => Woken::Key,
             () = watch.changed(at_most) => Woken::Look,
             delta = next_delta(receiver, source) => Woken::Delta(delta),
         }

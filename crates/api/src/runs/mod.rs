@@ -163,7 +163,7 @@ pub(crate) async fn cancel_run(
     RunPath(id): RunPath,
     _: NoParams,
 ) -> Result<Response, ApiError> {
-    let (status, run) = match app.store().request_cancel(&caller.project, &id).await? {
+    let (status, run) = match app.store().request_cancel(&caller.project, &id, Some(&caller.key)).await? {
         CancelRun::Unknown => return Err(unknown_run()),
         CancelRun::Final(run) => (StatusCode::OK, run),
         CancelRun::Cancelled(run) | CancelRun::Requested(run) => (StatusCode::ACCEPTED, run),

@@ -102,7 +102,9 @@ async fn connections_beyond_the_bound_wait_for_a_place() {
     let mut api = Api::start().await;
     let address = api.listen(ServeLimits { connections: 1, ..ServeLimits::default() }).await;
     let mut first = TcpStream::connect(address).await.unwrap();
-    first.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    // With a key, so that it keeps its place.
+    let head = format!("GET /v1/runs HTTP/1.1\r\nhost: x\r\nx-api-key: {}\r\n\r\n", api.key);
+    first.write_all(head.as_bytes()).await.unwrap();
     let mut byte = [0];
     first.read_exact(&mut byte).await.unwrap();
     let mut second = TcpStream::connect(address).await.unwrap();

@@ -1,8 +1,10 @@
 //! The API from outside: requests in, responses out, on a real store; streams over real sockets.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+mod access;
 mod agents;
 mod artifacts;
+mod audit;
 mod auth;
 mod connections;
 mod create;
@@ -10,6 +12,7 @@ mod docs;
 mod faults;
 mod health;
 mod idempotency;
+mod keys;
 mod openapi;
 mod pages;
 mod runs;

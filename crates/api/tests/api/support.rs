@@ -91,6 +91,19 @@ impl Api {
         address
     }
 
+    /// Serves the router on a loopback port by TLS.
+    pub(crate) async fn listen_tls(
+        &mut self,
+        limits: ServeLimits,
+        tls: std::sync::Arc<tokio_rustls::rustls::ServerConfig>,
+    ) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let served = caisson_api::serve_tls(listener, self.router.clone(), limits, tls, self.cancel.clone());
+        self.servers.spawn(served);
+        address
+    }
+
     /// Waits until the server started last has ended.
     pub(crate) async fn stopped(&mut self) {
         tokio::time::timeout(PATIENCE, self.servers.join_next()).await.unwrap().unwrap().unwrap();

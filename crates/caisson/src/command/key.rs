@@ -1,17 +1,21 @@
 //! `caisson key`: API keys, made on the server's machine.
 
+use std::sync::Arc;
+
 use anyhow::Context;
 use caisson_domain::id::{ApiKeyId, DEFAULT_PROJECT, ProjectId};
+use caisson_domain::limits::{API_KEY_NAME_CHARS, API_KEYS};
 use caisson_domain::principal::Scope;
+use caisson_store::{Actor, ApiKey, NewApiKey, Store};
 use comfy_table::{Table, presets};
 
 use super::{DONE, complain, print, settings};
-use crate::cli::Key;
-use crate::serve::open_store;
+use crate::audit_head::HeadKeeper;
+use crate::cli::{Key, ServerFlags};
+use crate::render::{clean, utc};
+use crate::serve::{keep_audit, open_store};
+use crate::server_id::server_id;
 use crate::settings::Environment;
-
-/// Longest name of a key, in characters.
-const NAME_CHARS: usize = 100;
 
 /// Makes, lists or revokes.
 ///
@@ -19,42 +23,105 @@ const NAME_CHARS: usize = 100;
 /// The database cannot be used, or an argument is bad.
 pub(crate) async fn run(command: Key, environment: &Environment) -> anyhow::Result<u8> {
     match command {
-        Key::Create { server, name, scope, project } => {
-            let project: ProjectId = project.parse()?;
-            anyhow::ensure!(
-                project == ProjectId::default_project(),
-                "there is no project \"{project}\"; this version has the project \"{DEFAULT_PROJECT}\" alone"
-            );
-            let scopes = scopes(&scope)?;
-            let fits = !name.trim().is_empty()
-                && name.chars().count() <= NAME_CHARS
-                && !name.chars().any(char::is_control);
-            anyhow::ensure!(fits, "a key's name is 1 to {NAME_CHARS} characters without control characters");
-            let store = open_store(&settings(&server, environment)?.state_dir).await?;
-            let (id, token) = store.create_api_key(&project, &name, &scopes).await?;
-            store.close().await.ok();
-            complain(&format!("key {id} \"{name}\": this is the only time it is shown"));
+        Key::Create { server, name, scope, expires, project } => {
+            let mut new = NewApiKey {
+                project: project.parse()?,
+                name,
+                scopes: scopes(&scope)?,
+                expires_at_ms: None,
+                by: Actor::Operator,
+            };
+            check(&new)?;
+            let machine = Machine::open(&server, environment).await?;
+            new.expires_at_ms = expires.map(|life_s| machine.store.now_ms() + i64::from(life_s) * 1000);
+            let made = machine.store.make_api_key(&new).await?;
+            machine.close().await;
+            let (key, token) = made.with_context(|| {
+                format!("there are {API_KEYS} valid keys; revoke those that nobody needs")
+            })?;
+            let until = key.expires_at_ms.map(|at_ms| format!(", valid until {}", utc(at_ms)));
+            complain(&format!(
+                "key {} \"{}\"{}: this is the only time it is shown",
+                key.id,
+                key.name,
+                until.unwrap_or_default()
+            ));
             print(token.expose());
         }
         Key::List { server, project } => {
             let store = open_store(&settings(&server, environment)?.state_dir).await?;
-            let mut table = Table::new();
-            table.load_style(presets::NOTHING).set_header(["KEY", "NAME", "SCOPES", "STATE"]);
-            for key in store.list_api_keys(&project.parse()?).await? {
-                let scopes: Vec<_> = key.scopes.iter().map(|scope| scope.as_str()).collect();
-                let state = if key.revoked_at_ms.is_some() { "revoked" } else { "valid" };
-                table.add_row([key.id.as_str(), &key.name, &scopes.join(" "), state]);
-            }
-            print(&table.trim_fmt());
+            let keys = store.list_api_keys(&project.parse()?).await?;
+            print(&table(&keys, store.now_ms()));
         }
         Key::Revoke { server, id } => {
             let id: ApiKeyId = id.parse().context("`caisson key list` shows the ids")?;
-            let store = open_store(&settings(&server, environment)?.state_dir).await?;
-            anyhow::ensure!(store.revoke_api_key(&id).await?, "there is no valid key {id}");
+            let machine = Machine::open(&server, environment).await?;
+            let revoked = machine.store.revoke_api_key(&id).await?;
+            machine.close().await;
+            anyhow::ensure!(revoked, "there is no valid key {id}");
             print(&format!("key {id} is revoked"));
         }
     }
     Ok(DONE)
+}
+
+/// The store of this machine's server, opened for what the audit log tells of.
+struct Machine {
+    store: Store,
+    head: Option<Arc<HeadKeeper>>,
+}
+
+impl Machine {
+    async fn open(flags: &ServerFlags, environment: &Environment) -> anyhow::Result<Self> {
+        let settings = settings(flags, environment)?;
+        let store = open_store(&settings.state_dir).await?;
+        let server = server_id(&settings.state_dir, &store).await?;
+        let head = keep_audit(&settings, &store, &server).await?;
+        Ok(Self { store, head })
+    }
+
+    async fn close(self) {
+        if let Some(head) = &self.head {
+            head.keep_or_log(&self.store).await;
+        }
+        self.store.close().await.ok();
+    }
+}
+
+fn check(new: &NewApiKey) -> anyhow::Result<()> {
+    let project = &new.project;
+    anyhow::ensure!(
+        *project == ProjectId::default_project(),
+        "there is no project \"{project}\"; this version has the project \"{DEFAULT_PROJECT}\" alone"
+    );
+    let fits = !new.name.trim().is_empty()
+        && new.name.chars().count() <= API_KEY_NAME_CHARS
+        && !new.name.chars().any(char::is_control);
+    anyhow::ensure!(fits, "a key's name is 1 to {API_KEY_NAME_CHARS} characters without control characters");
+    Ok(())
+}
+
+fn table(keys: &[ApiKey], now_ms: i64) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(["KEY", "NAME", "SCOPES", "STATE", "EXPIRES", "LAST USED"]);
+    for key in keys {
+        let scopes: Vec<_> = key.scopes.iter().map(|scope| scope.as_str()).collect();
+        let state = match (key.revoked_at_ms, key.expires_at_ms) {
+            (Some(_), _) => "revoked",
+            (None, Some(at_ms)) if at_ms <= now_ms => "expired",
+            (None, Some(_) | None) => "valid",
+        };
+        let time = |at_ms: Option<i64>| at_ms.map_or_else(|| "never".to_owned(), utc);
+        table.add_row([
+            key.id.as_str(),
+            &clean(&key.name),
+            &scopes.join(" "),
+            state,
+            &time(key.expires_at_ms),
+            &time(key.last_used_at_ms),
+        ]);
+    }
+    table.trim_fmt()
 }
 
 fn scopes(given: &[String]) -> anyhow::Result<Vec<Scope>> {
@@ -62,4 +129,30 @@ fn scopes(given: &[String]) -> anyhow::Result<Vec<Scope>> {
         return Ok(vec![Scope::RunsRead, Scope::RunsWrite]);
     }
     given.iter().map(|text| Ok(text.parse()?)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_tells_what_became_of_a_key() {
+        let key = |number: u8, revoked_at_ms, expires_at_ms| ApiKey {
+            id: ApiKeyId::new(1, [number; 10]),
+            project: ProjectId::default_project(),
+            name: format!("k{number}\u{9b}2J"),
+            scopes: vec![Scope::RunsRead, Scope::Audit],
+            created_at_ms: 0,
+            revoked_at_ms,
+            expires_at_ms,
+            last_used_at_ms: Some(1_700_000_000_000),
+        };
+        let keys =
+            [key(1, None, None), key(2, None, Some(100)), key(3, Some(5), Some(9)), key(4, None, Some(101))];
+        let text = table(&keys, 100);
+        let states: Vec<_> =
+            text.lines().skip(1).map(|line| line.split_whitespace().nth(4).unwrap()).collect();
+        assert_eq!(states, ["valid", "expired", "revoked", "valid"]);
+        assert!(text.contains("2023-11-14T22:13:20Z") && !text.contains('\u{9b}'), "{text}");
+    }
 }

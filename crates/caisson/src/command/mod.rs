@@ -2,6 +2,7 @@
 
 mod agent;
 mod artifacts;
+mod audit;
 mod demo;
 mod demo_project;
 mod doctor;
@@ -47,6 +48,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Cancel(flags) => runs::cancel(flags).await,
         Command::Egress(crate::cli::Egress::Suggest(flags)) => egress::suggest(flags).await,
         Command::Key(key) => key::run(key, environment).await,
+        Command::Audit(audit) => audit::run(audit, environment).await,
         Command::Agent(agent) => agent::run(agent, environment),
         Command::Image(image) => image::run(image, environment).await,
         Command::Doctor(flags) => doctor::run(flags, environment).await,
@@ -108,7 +110,7 @@ pub(crate) fn settings_with_engine(
 
 /// The API's client as the flags say.
 pub(crate) fn client(flags: &ClientFlags) -> anyhow::Result<Client> {
-    Client::new(flags.url.clone(), flags.api_key.clone())
+    Client::new(flags.url.clone(), flags.api_key.clone(), flags.ca_file.as_deref())
 }
 
 /// Writes a line to standard output. A reader that has gone away is no error: that is how `| head` ends.
@@ -125,12 +127,14 @@ pub(crate) fn write_out(text: &str) {
 /// Writes a line to standard error.
 pub(crate) fn complain(text: &str) {
     let mut out = std::io::stderr().lock();
-    writeln!(out, "{text}").ok();
+    // It may quote what came from elsewhere.
+    writeln!(out, "{}", crate::render::clean(text)).ok();
 }
 
 /// Writes a document as one line of JSON.
 pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
-    print(&serde_json::to_string(value).context("the answer cannot be written as JSON")?);
+    let json = serde_json::to_string(value).context("the answer cannot be written as JSON")?;
+    print(&crate::render::escaped(&json));
     Ok(())
 }
 

@@ -58,10 +58,10 @@ fn row(run: &RunInfo) -> [String; 6] {
     let task: String =
         run.text("prompt").unwrap_or_default().lines().next().unwrap_or_default().chars().take(40).collect();
     [
-        run.id.clone(),
-        status,
-        run.text("workflow").unwrap_or_default().to_owned(),
-        run.text("branch").unwrap_or("-").to_owned(),
+        clean(&run.id),
+        clean(&status),
+        clean(run.text("workflow").unwrap_or_default()),
+        clean(run.text("branch").unwrap_or("-")),
         dollars(cost(run)),
         clean(&task),
     ]
@@ -180,6 +180,19 @@ pub(crate) async fn cancel(flags: One) -> anyhow::Result<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_column_of_the_table_moves_a_terminal_or_turns_its_text() {
+        let bad = "x\u{1b}[2J\u{9b}1m\u{202e}y";
+        let info: RunInfo = serde_json::from_value(json!({
+            "id": bad, "status": bad, "phase": bad, "workflow": bad, "branch": bad, "prompt": bad,
+        }))
+        .unwrap();
+        for cell in row(&info) {
+            assert_eq!(cell, clean(&cell), "{cell:?}");
+        }
+        assert!(row(&info)[3].contains("x[2J1my"), "{:?}", row(&info)[3]);
+    }
 
     #[test]
     fn usage_tells_of_the_cache_and_of_estimates() {

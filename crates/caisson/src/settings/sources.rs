@@ -12,11 +12,12 @@ use super::{Environment, Settings, defaults};
 /// Prefix of every variable.
 const PREFIX: &str = "CAISSON_";
 /// Variables with the prefix that belong to the client and to logging, not to the server's settings.
-const NOT_SETTINGS: [&str; 4] = ["CAISSON_URL", "CAISSON_API_KEY", "CAISSON_CONFIG", "CAISSON_LOG"];
+const NOT_SETTINGS: [&str; 5] =
+    ["CAISSON_URL", "CAISSON_API_KEY", "CAISSON_CA_FILE", "CAISSON_CONFIG", "CAISSON_LOG"];
 /// Separator of nested keys in a variable: `CAISSON_MODEL__BASE_URL` is `model.base_url`.
 const NESTED: &str = "__";
 /// Keys whose variables hold lists, separated by spaces.
-const LISTS: [&[&str]; 8] = [
+const LISTS: [&[&str]; 9] = [
     &["repositories"],
     &["allow_repo"],
     &["local", "read_only"],
@@ -25,6 +26,7 @@ const LISTS: [&[&str]; 8] = [
     &["egress", "presets"],
     &["egress", "allow_private"],
     &["egress", "hosts"],
+    &["api", "cors_origins"],
 ];
 
 /// One key with its value, and where it stands.

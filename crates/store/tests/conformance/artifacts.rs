@@ -92,7 +92,7 @@ async fn a_negative_size_is_refused(fixture: Fixture) {
 
 async fn an_artifact_after_the_end_is_kept_without_an_event(fixture: Fixture) {
     let run = fixture.queued().await;
-    fixture.store.request_cancel(&project(), &run.id).await.unwrap();
+    fixture.store.request_cancel(&project(), &run.id, None).await.unwrap();
     let put = fixture.store.put_artifact(&run.id, &artifact("late", 1)).await.unwrap();
     assert_eq!(put, PutArtifact::Stored);
     assert!(fixture.store.artifact(&run.id, "late").await.unwrap().is_some());

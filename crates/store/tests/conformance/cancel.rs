@@ -22,7 +22,8 @@ conformance! {
 async fn a_waiting_run_is_cancelled_at_once(fixture: Fixture) {
     let run = fixture.queued().await;
     fixture.clock.advance(5);
-    let CancelRun::Cancelled(cancelled) = fixture.store.request_cancel(&project(), &run.id).await.unwrap()
+    let CancelRun::Cancelled(cancelled) =
+        fixture.store.request_cancel(&project(), &run.id, None).await.unwrap()
     else {
         panic!("not cancelled")
     };
@@ -39,7 +40,7 @@ async fn a_running_run_is_told_to_stop_once(fixture: Fixture) {
     for _ in 0..3 {
         fixture.clock.advance(5);
         let CancelRun::Requested(run) =
-            fixture.store.request_cancel(&project(), &placed.run.id).await.unwrap()
+            fixture.store.request_cancel(&project(), &placed.run.id, None).await.unwrap()
         else {
             panic!("not requested")
         };
@@ -58,7 +59,7 @@ async fn a_run_that_has_ended_stays_as_it_is(fixture: Fixture) {
     let finish = Finish { status: RunStatus::Succeeded, failure: None, result: None };
     fixture.store.finish(&placed.run.id, placed.epoch, &finish).await.unwrap();
     let ended = fixture.run(&placed.run.id).await;
-    let answer = fixture.store.request_cancel(&project(), &placed.run.id).await.unwrap();
+    let answer = fixture.store.request_cancel(&project(), &placed.run.id, None).await.unwrap();
     assert_eq!(answer, CancelRun::Final(ended.clone()));
     assert_eq!(fixture.run(&placed.run.id).await, ended);
     assert_eq!(fixture.kinds(&ended.id).await.last(), Some(&EventKind::RunFinished));
@@ -67,16 +68,16 @@ async fn a_run_that_has_ended_stays_as_it_is(fixture: Fixture) {
 async fn an_unknown_run_and_another_projects_run_are_unknown(fixture: Fixture) {
     let run = fixture.queued().await;
     let unknown = RunId::new(1, [9; 10]);
-    assert_eq!(fixture.store.request_cancel(&project(), &unknown).await.unwrap(), CancelRun::Unknown);
+    assert_eq!(fixture.store.request_cancel(&project(), &unknown, None).await.unwrap(), CancelRun::Unknown);
     let other = "other".parse().unwrap();
-    assert_eq!(fixture.store.request_cancel(&other, &run.id).await.unwrap(), CancelRun::Unknown);
+    assert_eq!(fixture.store.request_cancel(&other, &run.id, None).await.unwrap(), CancelRun::Unknown);
     assert_eq!(fixture.run(&run.id).await, run);
 }
 
 async fn a_requeued_run_can_be_cancelled(fixture: Fixture) {
     let placed = fixture.placed().await;
     fixture.store.requeue(&placed.run.id, placed.epoch, "engine away", 60_000).await.unwrap();
-    let answer = fixture.store.request_cancel(&project(), &placed.run.id).await.unwrap();
+    let answer = fixture.store.request_cancel(&project(), &placed.run.id, None).await.unwrap();
     assert!(matches!(answer, CancelRun::Cancelled(_)), "{answer:?}");
     fixture.clock.advance(60_000);
     assert_eq!(fixture.store.claim(&fixture.server).await.unwrap(), None);
@@ -88,7 +89,7 @@ async fn each_reason_to_stop_is_told_once_and_the_first_sets_the_time(fixture: F
         fixture.clock.advance(5);
         assert!(fixture.store.request_stop(&placed.run.id, placed.epoch, StopReason::Timeout).await.unwrap());
     }
-    fixture.store.request_cancel(&project(), &placed.run.id).await.unwrap();
+    fixture.store.request_cancel(&project(), &placed.run.id, None).await.unwrap();
     let inputs = fixture.store.inputs_after(&placed.sandbox, 0).await.unwrap();
     let told: Vec<_> = inputs.iter().map(|input| (input.seq, input.body.clone())).collect();
     let stop = |reason| InputBody::Stop { reason };
@@ -102,7 +103,7 @@ async fn each_reason_to_stop_is_told_once_and_the_first_sets_the_time(fixture: F
 async fn only_a_change_is_audited(fixture: Fixture) {
     let placed = fixture.placed().await;
     for _ in 0..3 {
-        fixture.store.request_cancel(&project(), &placed.run.id).await.unwrap();
+        fixture.store.request_cancel(&project(), &placed.run.id, None).await.unwrap();
     }
     let subject: String = fixture.value("select subject from audit where action = 'run.cancel'").await;
     assert_eq!(subject, placed.run.id.as_str());

@@ -34,7 +34,7 @@ async fn a_run_whose_specification_is_not_one_is_named(fixture: Fixture) {
     let what = format!("run.spec of {}", run.id);
     assert_corrupt(fixture.store.run(&project(), &run.id).await, &what);
     assert_corrupt(fixture.store.list_runs(&project(), &RunFilter::default(), None, 1).await, &what);
-    assert_corrupt(fixture.store.request_cancel(&project(), &run.id).await, &what);
+    assert_corrupt(fixture.store.request_cancel(&project(), &run.id, None).await, &what);
     let status: String = fixture.value("select status from run").await;
     assert_eq!(status, "queued", "what could not be read was not changed either");
 }
@@ -78,7 +78,7 @@ async fn a_damaged_run_ends_when_it_is_adopted_and_others_go_on(fixture: Fixture
         only_alone: false,
     };
     fixture.store.begin_model_call(&placed.run.id, &call).await.unwrap();
-    fixture.store.request_cancel(&project(), &placed.run.id).await.unwrap();
+    fixture.store.request_cancel(&project(), &placed.run.id, None).await.unwrap();
     fixture.execute("update run set spec = json_remove(spec, '$.workflow')").await;
     fixture.queued().await;
     let sound = fixture.claim().await;

@@ -111,7 +111,7 @@ async fn a_run_is_only_placed_in_a_sandbox_of_its_session(fixture: Fixture) {
 async fn inputs_come_after_the_number_given_and_for_the_living_run_alone(fixture: Fixture) {
     let placed = fixture.placed().await;
     fixture.store.request_stop(&placed.run.id, placed.epoch, StopReason::Timeout).await.unwrap();
-    fixture.store.request_cancel(&project(), &placed.run.id).await.unwrap();
+    fixture.store.request_cancel(&project(), &placed.run.id, None).await.unwrap();
     let numbers = async |after| {
         let inputs = fixture.store.inputs_after(&placed.sandbox, after).await.unwrap();
         inputs.iter().map(|input| input.seq).collect::<Vec<_>>()
@@ -153,7 +153,7 @@ async fn numbers_of_inputs_are_never_used_twice(fixture: Fixture) {
 async fn a_gateway_event_is_appended_until_the_run_has_ended(fixture: Fixture) {
     let run = fixture.queued().await;
     assert!(fixture.store.append_gateway_event(&run.id, note("early")).await.unwrap());
-    fixture.store.request_cancel(&project(), &run.id).await.unwrap();
+    fixture.store.request_cancel(&project(), &run.id, None).await.unwrap();
     assert!(!fixture.store.append_gateway_event(&run.id, note("late")).await.unwrap());
     let kinds = fixture.kinds(&run.id).await;
     assert_eq!(kinds, [EventKind::RunQueued, EventKind::Note, EventKind::RunFinished]);

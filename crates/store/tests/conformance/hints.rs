@@ -46,7 +46,7 @@ async fn cancelling_a_waiting_run_wakes_its_readers(fixture: Fixture) {
     let run = fixture.queued().await;
     let mut by_run = fixture.store.watch(Topic::Run(run.id.clone()));
     let mut by_session = fixture.store.watch(Topic::Session(run.session.clone()));
-    fixture.store.request_cancel(&project(), &run.id).await.unwrap();
+    fixture.store.request_cancel(&project(), &run.id, None).await.unwrap();
     assert!(woken(&mut by_run) && woken(&mut by_session));
 }
 
@@ -98,7 +98,7 @@ async fn each_change_of_a_placed_run_wakes_those_it_concerns(fixture: Fixture) {
     assert_eq!(woken_names(&mut watches), ["session"]);
     store.request_stop(id, epoch, StopReason::Timeout).await.unwrap();
     assert_eq!(woken_names(&mut watches), ["run", "session", "sandbox"]);
-    store.request_cancel(&project(), id).await.unwrap();
+    store.request_cancel(&project(), id, None).await.unwrap();
     assert_eq!(woken_names(&mut watches), ["run", "session", "sandbox"]);
     let finish = Finish { status: RunStatus::Cancelled, failure: None, result: None };
     store.finish(id, epoch, &finish).await.unwrap();

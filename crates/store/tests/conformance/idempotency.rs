@@ -28,7 +28,7 @@ async fn created(fixture: &Fixture, new: NewRun) -> Run {
 async fn the_same_request_is_answered_with_its_run_as_it_stands_now(fixture: Fixture) {
     let run = created(&fixture, request("k", "a")).await;
     assert_eq!(fixture.store.create_run(request("k", "a")).await.unwrap(), CreateRun::Replayed(run.clone()));
-    fixture.store.request_cancel(&project(), &run.id).await.unwrap();
+    fixture.store.request_cancel(&project(), &run.id, None).await.unwrap();
     let CreateRun::Replayed(again) = fixture.store.create_run(request("k", "a")).await.unwrap() else {
         panic!("not replayed")
     };

@@ -1,7 +1,9 @@
 //! API keys.
 
 use caisson_domain::id::{ApiKeyId, ProjectId};
+use caisson_domain::limits::API_KEYS;
 use caisson_domain::principal::Scope;
+use caisson_store::{Actor, NewApiKey};
 use sqlx::Row as _;
 
 use crate::fixture::{Fixture, START_MS, assert_corrupt, project};
@@ -17,6 +19,9 @@ conformance! {
     use_of_a_key_is_written_when_the_store_closes,
     making_and_revoking_a_key_is_audited,
     a_key_of_an_unknown_project_is_refused,
+    a_key_opens_until_its_expiry_and_not_at_it,
+    a_revoked_key_is_not_valid_in_any_store_and_its_project_alone_may_revoke_it,
+    valid_keys_are_bounded_and_ended_ones_make_room,
 }
 
 async fn a_key_opens_its_project_with_its_scopes(fixture: Fixture) {
@@ -130,4 +135,62 @@ async fn a_key_of_an_unknown_project_is_refused(fixture: Fixture) {
     let made = fixture.store.create_api_key(&other, "ci", &[Scope::Admin]).await;
     assert_corrupt(made, "a constraint");
     assert_eq!(fixture.value::<i64>("select count(*) from api_key").await, 0);
+}
+
+/// A key to be made by the operator.
+fn new_key(expires_at_ms: Option<i64>) -> NewApiKey {
+    NewApiKey {
+        project: project(),
+        name: "ci".to_owned(),
+        scopes: vec![Scope::RunsRead],
+        expires_at_ms,
+        by: Actor::Operator,
+    }
+}
+
+async fn a_key_opens_until_its_expiry_and_not_at_it(fixture: Fixture) {
+    let new = new_key(Some(START_MS + 1_000));
+    let (key, secret) = fixture.store.make_api_key(&new).await.unwrap().unwrap();
+    assert_eq!(fixture.store.list_api_keys(&project()).await.unwrap(), std::slice::from_ref(&key));
+    fixture.clock.advance(999);
+    let principal = fixture.store.authenticate(secret.expose()).await.unwrap().unwrap();
+    assert_eq!(principal.expires_at_ms, Some(START_MS + 1_000));
+    assert!(fixture.store.is_key_valid(&key.id).await.unwrap());
+    fixture.clock.advance(1);
+    assert_eq!(fixture.store.authenticate(secret.expose()).await.unwrap(), None);
+    assert!(!fixture.store.is_key_valid(&key.id).await.unwrap());
+}
+
+async fn a_revoked_key_is_not_valid_in_any_store_and_its_project_alone_may_revoke_it(fixture: Fixture) {
+    let (key, secret) = fixture.store.make_api_key(&new_key(None)).await.unwrap().unwrap();
+    let beside = caisson_store::Store::open(&fixture.path, caisson_store::Clock::system()).await.unwrap();
+    assert!(fixture.store.is_key_valid(&key.id).await.unwrap());
+    let other: ProjectId = "other".parse().unwrap();
+    let by = Actor::Key(key.id.clone());
+    assert!(!beside.revoke_api_key_of(Some(&other), &key.id, by.clone()).await.unwrap());
+    assert!(beside.revoke_api_key_of(Some(&project()), &key.id, by).await.unwrap());
+    assert!(!fixture.store.is_key_valid(&key.id).await.unwrap());
+    assert_eq!(fixture.store.authenticate(secret.expose()).await.unwrap(), None);
+    let actor: String = fixture.value("select actor from audit where action = 'key.revoke'").await;
+    assert_eq!(actor, key.id.as_str());
+    beside.close().await.unwrap();
+}
+
+async fn valid_keys_are_bounded_and_ended_ones_make_room(fixture: Fixture) {
+    let mut keys = Vec::new();
+    for _ in 0..API_KEYS {
+        let expires = (keys.len() % 2 == 0).then_some(START_MS + 1_000);
+        keys.push(fixture.store.make_api_key(&new_key(expires)).await.unwrap().unwrap().0);
+    }
+    assert!(fixture.store.make_api_key(&new_key(None)).await.unwrap().is_none());
+    assert_corrupt(fixture.store.create_api_key(&project(), "ci", &[]).await, "api_key of default");
+    assert!(fixture.store.revoke_api_key(&keys[1].id).await.unwrap());
+    assert!(fixture.store.make_api_key(&new_key(None)).await.unwrap().is_some());
+    assert!(fixture.store.make_api_key(&new_key(None)).await.unwrap().is_none());
+    fixture.clock.advance(1_000);
+    assert!(fixture.store.make_api_key(&new_key(None)).await.unwrap().is_some());
+    let first = fixture.store.list_api_keys_after(&project(), None, 10).await.unwrap();
+    let after = &first.last().unwrap().id;
+    let next = fixture.store.list_api_keys_after(&project(), Some(after), 10).await.unwrap();
+    assert!(next.len() == 10 && next[0].id > *after);
 }

@@ -17,6 +17,7 @@ macro_rules! conformance {
 }
 
 mod artifacts;
+mod audit;
 mod budgets;
 mod cancel;
 mod corrupt;

@@ -254,7 +254,7 @@ impl Pair {
 
     async fn cancel(&mut self, at: usize) {
         let run = &mut self.runs[at];
-        let answer = self.fixture.store.request_cancel(&project(), &run.id).await.unwrap();
+        let answer = self.fixture.store.request_cancel(&project(), &run.id, None).await.unwrap();
         match run.status {
             RunStatus::Queued => {
                 assert!(matches!(answer, CancelRun::Cancelled(_)), "{answer:?}");

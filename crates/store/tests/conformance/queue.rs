@@ -193,7 +193,7 @@ async fn progress_tells_what_the_sandbox_and_the_gateway_reported(fixture: Fixtu
     fixture.journal(&placed, JournalEffect::AgentStarted).await;
     fixture.journal(&placed, JournalEffect::Finished(completed("done"))).await;
     fixture.clock.advance(5);
-    fixture.store.request_cancel(&project(), &placed.run.id).await.unwrap();
+    fixture.store.request_cancel(&project(), &placed.run.id, None).await.unwrap();
     let told = progress().await;
     assert_eq!((told.cancel_requested, told.stop_requested_at_ms), (true, Some(START_MS + 5)));
     assert_eq!((told.agent_started, told.phase), (true, Some(Phase::Agent)));
@@ -233,7 +233,7 @@ async fn a_started_agent_is_never_requeued(fixture: Fixture) {
 
 async fn requeueing_a_run_that_was_cancelled_ends_it(fixture: Fixture) {
     let placed = fixture.placed().await;
-    fixture.store.request_cancel(&project(), &placed.run.id).await.unwrap();
+    fixture.store.request_cancel(&project(), &placed.run.id, None).await.unwrap();
     assert!(fixture.store.requeue(&placed.run.id, placed.epoch, "engine away", 0).await.unwrap());
     let run = fixture.run(&placed.run.id).await;
     assert_eq!((run.status, run.finished_at_ms), (RunStatus::Cancelled, Some(START_MS)));

@@ -98,7 +98,7 @@ async fn the_queue_takes_its_bound_and_not_one_more(fixture: Fixture) {
     assert_eq!(refused, CreateRun::QueueFull);
     assert_eq!(fixture.value::<i64>(WAITING).await, QUEUE_RUNS, "nothing was left behind");
     assert_eq!(fixture.value::<i64>("select count(*) from session").await, 2);
-    fixture.store.request_cancel(&project(), &last.id).await.unwrap();
+    fixture.store.request_cancel(&project(), &last.id, None).await.unwrap();
     fixture.queued().await;
 }
 

@@ -189,7 +189,7 @@ async fn a_call_open_in_a_run_that_is_cancelled_in_the_queue_counts_as_estimated
     let placed = fixture.placed().await;
     let open = begin(&fixture, &placed.run.id).await;
     fixture.store.requeue(&placed.run.id, placed.epoch, "engine away", 0).await.unwrap();
-    fixture.store.request_cancel(&project(), &placed.run.id).await.unwrap();
+    fixture.store.request_cancel(&project(), &placed.run.id, None).await.unwrap();
     assert!(!fixture.store.settle_model_call(&open, &settled(200)).await.unwrap());
     let told = fixture.data(&placed.run.id, EventKind::RunFinished).await;
     assert_eq!(told["usage"]["cost_micro_usd"], json!(999));

@@ -131,7 +131,7 @@ impl World {
     }
 
     pub(crate) async fn cancel(&self, id: &RunId) {
-        self.store.request_cancel(&ProjectId::default_project(), id).await.unwrap();
+        self.store.request_cancel(&ProjectId::default_project(), id, None).await.unwrap();
     }
 
     /// Waits for the run's end.

@@ -1,0 +1,65 @@
+//! The audit log over the API.
+
+use axum::body::Body;
+use caisson_domain::principal::Scope;
+use http::{Method, Request};
+use serde_json::Value;
+
+use crate::support::{Answer, Api};
+
+async fn get_with(api: &Api, path: &str, key: &str) -> Answer {
+    api.send(Request::builder().uri(path).header("x-api-key", key).body(Body::empty()).unwrap()).await
+}
+
+fn actions(page: &Value) -> Vec<&str> {
+    page["items"].as_array().unwrap().iter().map(|item| item["action"].as_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn who_cancelled_a_run_is_read_under_the_scope_audit() {
+    let api = Api::start().await;
+    let run = api.queued().await;
+    let cancel = api.request(Method::POST, &format!("/v1/runs/{}/cancel", run.id));
+    api.send(cancel.body(Body::empty()).unwrap()).await;
+    let auditor = api.key_with(&[Scope::Audit]).await;
+    let page = get_with(&api, &format!("/v1/audit?run={}", run.id), &auditor).await.json();
+    assert_eq!(actions(&page), ["run.cancel", "run.create"]);
+    let record = &page["items"][0];
+    assert_eq!(
+        (record["actor_name"].as_str(), record["subject"].as_str()),
+        (Some("test"), Some(run.id.as_str()))
+    );
+    assert_eq!(record["session_id"], run.session.as_str());
+    assert!(record["actor"].as_str().unwrap().starts_with("key_"));
+    assert_eq!(record["prev_hash"], page["items"][1]["hash"]);
+    let narrowed = get_with(&api, "/v1/audit?action=run.create&actor=operator", &auditor).await.json();
+    assert_eq!(actions(&narrowed), Vec::<&str>::new());
+    for scopes in [&[Scope::RunsRead, Scope::RunsWrite, Scope::Workflows, Scope::Credentials][..], &[]] {
+        let key = api.key_with(scopes).await;
+        get_with(&api, "/v1/audit", &key).await.assert_problem(403, "scope_missing");
+    }
+    get_with(&api, "/v1/runs", &auditor).await.assert_problem(403, "scope_missing");
+}
+
+#[tokio::test]
+async fn the_log_is_paged_and_each_project_reads_its_own() {
+    let api = Api::start().await;
+    for _ in 0..4 {
+        api.queued().await;
+    }
+    let mut seen = Vec::new();
+    let mut path = "/v1/audit?limit=2".to_owned();
+    for _ in 0..9 {
+        let page = api.get(&path).await.json();
+        seen.extend(page["items"].as_array().unwrap().iter().map(|item| item["seq"].as_i64().unwrap()));
+        let Some(cursor) = page["next_cursor"].as_str() else { break };
+        path = format!("/v1/audit?limit=2&cursor={cursor}");
+    }
+    assert_eq!(seen, [5, 4, 3, 2, 1]);
+    let other = api.other_projects_key().await;
+    let page = get_with(&api, "/v1/audit", &other).await.json();
+    assert_eq!(actions(&page), ["key.create"]);
+    for bad in ["cursor=31", "cursor=x", "run=x", "limit=201", "since=1"] {
+        api.get(&format!("/v1/audit?{bad}")).await.assert_problem(400, "invalid_query");
+    }
+}

@@ -5,8 +5,9 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
-use testkit::engine::{Engine, leftovers, parent, supervisor};
+use scripted_model::Record;
+use serde_json::{Value, json};
+use testkit::engine::{Engine, kill_9, leftovers, lives, parent, supervisor};
 use testkit::parts::Parts;
 use testkit::repository::run_git;
 use testkit::world::{World, WorldSpec};
@@ -14,106 +15,228 @@ use testkit::world::{World, WorldSpec};
 /// How long an end may be waited for.
 const WAIT: Duration = Duration::from_mins(2);
 
+/// A reply of which so many bytes were served has begun to tell its text.
+const BEGUN_BYTES: u64 = 600;
+
 testkit::on_every_engine! {
     a_run_whose_first_process_is_killed_fails_as_lost_and_the_next_one_succeeds
+    a_run_whose_first_process_is_killed_before_its_agent_starts_is_begun_again
+    a_model_call_that_its_sandbox_does_not_live_to_hear_is_on_the_bill
+    a_first_process_killed_while_no_server_is_there_is_judged_at_the_next_start
 }
 
-/// Starts a run and waits until its agent is inside a tool; returns the run and its sandbox.
-async fn inside_a_tool(parts: &Parts, engine: Engine) -> (World, String, String) {
+async fn world(engine: Engine) -> Option<World> {
+    let parts = Parts::find(env!("CARGO_BIN_EXE_caisson"))?;
     let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 0.3, ..WorldSpec::on(engine) };
-    let world = World::start(parts, spec).await.unwrap();
-    let id = world.api.submit(&world.run_body()).await.unwrap();
-    let sleeps =
-        |event: &Value| event["kind"] == "agent.line" && event["data"].to_string().contains("time.sleep");
-    world.api.wait_event(&id, WAIT, sleeps).await.unwrap();
-    let sandbox = world.sandboxes().unwrap().pop().expect("the run has a sandbox");
-    // The line tells that the tool begins: its process comes a moment later.
-    let tool = async {
-        while world.processes(&sandbox).unwrap().len() < 3 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+    Some(World::start(&parts, spec).await.unwrap())
+}
+
+/// What a living sandbox consists of, to be looked for when it is gone.
+struct Seen {
+    marks: Vec<String>,
+    processes: Vec<u32>,
+}
+
+impl Seen {
+    fn of(world: &World, sandbox: &str) -> Self {
+        let marks = world.engine.marks(&world.spec.parts, sandbox).unwrap();
+        Self { marks, processes: world.processes(sandbox).unwrap() }
+    }
+
+    fn first(&self) -> u32 {
+        self.processes[0]
+    }
+
+    async fn assert_nothing_left(&self, world: &World) {
+        world.wait_tidy().await.unwrap();
+        for mark in &self.marks {
+            assert_eq!(leftovers(mark).unwrap(), Vec::<String>::new());
         }
-    };
-    tokio::time::timeout(WAIT, tool).await.expect("the tool has a process");
-    (world, id, sandbox)
+        let alive: Vec<_> = self.processes.iter().filter(|pid| lives(**pid)).collect();
+        assert!(alive.is_empty(), "of the sandbox still live {alive:?}");
+    }
 }
 
-#[expect(clippy::disallowed_methods, reason = "kill(1) is started here, with an argument vector")]
-fn kill_9(pid: u32) {
-    let killed = std::process::Command::new("kill").args(["-KILL", &pid.to_string()]).status().unwrap();
-    assert!(killed.success(), "process {pid} was there to be killed");
-}
-
-/// Exactly one event tells of the end, it is the last one, and no number is missing.
-async fn assert_one_end(world: &World, id: &str) {
+/// Every event of a run; exactly one of them tells of its end, it is the last one, and no number is missing.
+async fn events_with_one_end(world: &World, id: &str) -> Vec<Value> {
     let events = world.api.events(id).await.unwrap();
-    let ends = events.iter().filter(|event| event["kind"] == "run.finished").count();
-    assert_eq!((ends, &events.last().unwrap()["kind"]), (1, &Value::from("run.finished")));
+    assert_eq!(
+        (count(&events, "run.finished"), &events.last().unwrap()["kind"]),
+        (1, &json!("run.finished"))
+    );
     let numbers: Vec<_> = events.iter().map(|event| event["seq"].as_u64().unwrap()).collect();
     assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>());
+    events
 }
 
-async fn assert_nothing_left(world: &World, sandbox: &str) {
-    world.wait_tidy().await.unwrap();
-    assert_eq!(leftovers(sandbox).unwrap(), Vec::<String>::new());
+fn count(events: &[Value], kind: &str) -> usize {
+    events.iter().filter(|event| event["kind"] == kind).count()
 }
 
-/// A killed process of the sandbox's surroundings, which the run does not notice.
-async fn goes_on_without(victim: impl FnOnce(&World, &str) -> u32) {
-    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
-    let (world, id, sandbox) = inside_a_tool(&parts, Engine::Local).await;
-    kill_9(victim(&world, &sandbox));
-    let run = world.api.wait_end(&id, WAIT).await.unwrap();
+/// A run has succeeded, with one commit on its branch, one agent and one end, and every model call on its bill.
+async fn assert_succeeded(world: &World, run: &Value, served: usize) -> Vec<Value> {
     assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
     let range = format!("main..{}", run["branch"].as_str().unwrap());
     assert_eq!(run_git(&world.bare, &["rev-list", &range]).unwrap().lines().count(), 1);
-    assert_eq!(run["usage"]["calls"].as_u64(), Some(world.model_calls().len() as u64));
-    assert_one_end(&world, &id).await;
-    assert_nothing_left(&world, &sandbox).await;
+    assert_eq!(run["usage"]["calls"].as_u64(), Some(served as u64), "{}", run["usage"]);
+    let events = events_with_one_end(world, run["id"].as_str().unwrap()).await;
+    assert_eq!(count(&events, "agent.started"), 1);
+    events
+}
+
+/// A run has failed as lost: what was served is paid for, nothing was pushed, and the work is where the failure says.
+async fn assert_lost(world: &World, id: &str, evidence: &str) {
+    let run = world.api.wait_end(id, WAIT).await.unwrap();
+    let failure = &run["failure"];
+    assert_eq!((&run["status"], &failure["kind"]), (&json!("failed"), &json!("sandbox_lost")), "{run:#}");
+    assert!(failure["evidence"].as_str().is_some_and(|text| text.contains(evidence)), "{failure:#}");
+    let served = world.model_calls().len();
+    assert!(
+        served > 1 && run["usage"]["calls"].as_u64() == Some(served as u64),
+        "{served}: {}",
+        run["usage"]
+    );
+    assert_eq!(run["usage"]["estimated_calls"], 0, "every reply had come to its end");
+    assert_eq!(run["pushed_commit"], Value::Null);
+    assert_eq!(run_git(&world.bare, &["branch", "--list", "caisson/*"]).unwrap(), "");
+    let events = events_with_one_end(world, id).await;
+    assert_eq!((count(&events, "agent.started"), count(&events, "sandbox.exited")), (1, 1));
+
+    let told = failure["message"].as_str().unwrap();
+    assert!(told.contains("its session's workspace is kept"), "{told}");
+    let session = world.state_dir().join("sessions").join(run["session_id"].as_str().unwrap());
+    let read = |name: &str| std::fs::read_to_string(session.join("workspace").join(name)).unwrap();
+    assert!(read("shop/pricing.py").contains("quantity >= BULK_QUANTITY"), "what was committed");
+    assert!(read("shop/cart.py").contains("# later") && read("later.txt") == "later\n", "what was not");
+}
+
+/// The next run on the same server is as any other.
+async fn assert_next_succeeds(world: &World) {
+    let before = world.model_calls().len();
+    let mut body = world.run_body();
+    body["prompt"] = json!("[[scn:cart]] The test suite fails. Fix the bug.");
+    let id = world.api.submit(&body).await.unwrap();
+    let run = world.api.wait_end(&id, WAIT).await.unwrap();
+    assert_succeeded(world, &run, world.model_calls().len() - before).await;
+    world.wait_tidy().await.unwrap();
+}
+
+async fn a_run_whose_first_process_is_killed_fails_as_lost_and_the_next_one_succeeds(engine: Engine) {
+    let Some(world) = world(engine).await else { return };
+    let (id, sandbox) = world.half_done(&world.run_body(), WAIT).await.unwrap();
+    let seen = Seen::of(&world, &sandbox);
+    kill_9(seen.first()).unwrap();
+    assert_lost(&world, &id, "exit code 137").await;
+    seen.assert_nothing_left(&world).await;
+    assert_next_succeeds(&world).await;
+}
+
+async fn a_run_whose_first_process_is_killed_before_its_agent_starts_is_begun_again(engine: Engine) {
+    let Some(world) = world(engine).await else { return };
+    world.host.hold(true);
+    let mut body = world.run_body();
+    body["prompt"] = json!("[[scn:cart]] The test suite fails. Fix the bug.");
+    let id = world.api.submit(&body).await.unwrap();
+    world.host.wait_held(WAIT).await.unwrap();
+    let sandbox = world.sandboxes().unwrap().pop().expect("it is the sandbox that fetches");
+    let seen = Seen::of(&world, &sandbox);
+    kill_9(seen.first()).unwrap();
+    let again = |event: &Value| event["kind"] == "run.requeued";
+    world.api.wait_event(&id, WAIT, again).await.unwrap();
+    world.host.hold(false);
+    let run = world.api.wait_end(&id, WAIT).await.unwrap();
+    assert_eq!(run["attempt"], 2);
+    let events = assert_succeeded(&world, &run, world.model_calls().len()).await;
+    assert_eq!((count(&events, "run.requeued"), count(&events, "sandbox.started")), (1, 2));
+    seen.assert_nothing_left(&world).await;
+}
+
+async fn a_model_call_that_its_sandbox_does_not_live_to_hear_is_on_the_bill(engine: Engine) {
+    let Some(world) = world(engine).await else { return };
+    let mut body = world.run_body();
+    body["prompt"] = json!("[[scn:endless]] The test suite fails. Fix the bug.");
+    let id = world.api.submit(&body).await.unwrap();
+    let streaming = |calls: &[Record]| calls.iter().any(|call| call.bytes_served > BEGUN_BYTES);
+    tokio::time::timeout(WAIT, world.model.wait_for(streaming)).await.expect("a reply begins");
+    let sandbox = world.sandboxes().unwrap().pop().expect("the run has a sandbox");
+    let seen = Seen::of(&world, &sandbox);
+    kill_9(seen.first()).unwrap();
+    let run = world.api.wait_end(&id, WAIT).await.unwrap();
+    assert_eq!(run["failure"]["kind"], "sandbox_lost", "{run:#}");
+    let usage = &run["usage"];
+    assert_eq!(usage["calls"].as_u64(), Some(world.model_calls().len() as u64), "{usage}");
+    assert_eq!(usage["estimated_calls"], 1, "nobody knows what the whole reply would have cost: {usage}");
+    assert!(usage["cost_micro_usd"].as_i64().unwrap() > 0, "{usage}");
+    events_with_one_end(&world, &id).await;
+    seen.assert_nothing_left(&world).await;
+    assert_next_succeeds(&world).await;
+}
+
+async fn a_first_process_killed_while_no_server_is_there_is_judged_at_the_next_start(engine: Engine) {
+    let Some(mut world) = world(engine).await else { return };
+    let (id, sandbox) = world.half_done(&world.run_body(), WAIT).await.unwrap();
+    let seen = Seen::of(&world, &sandbox);
+    world.server.kill().unwrap();
+    kill_9(seen.first()).unwrap();
+    world.server = world.spec.start().await.unwrap();
+    assert_lost(&world, &id, "exit code 137").await;
+    seen.assert_nothing_left(&world).await;
+    assert_next_succeeds(&world).await;
+}
+
+/// The process of bubblewrap that watches over a sandbox's first process.
+fn bubblewrap(seen: &Seen, sandbox: &str) -> u32 {
+    let bubblewrap = parent(seen.first()).unwrap();
+    let line = std::fs::read_to_string(format!("/proc/{bubblewrap}/cmdline")).unwrap();
+    assert!(line.starts_with(&format!("caisson-{sandbox}")), "it bears the sandbox's mark: {line}");
+    bubblewrap
+}
+
+/// Kills what a sandbox does not need once it runs, and looks at a run that does not notice.
+async fn goes_on_without(kill: impl AsyncFnOnce(&mut World, &Seen, &str)) {
+    let Some(mut world) = world(Engine::Local).await else { return };
+    let id = world.api.submit(&world.run_body()).await.unwrap();
+    let sandbox = world.inside_a_tool(&id, WAIT).await.unwrap();
+    let seen = Seen::of(&world, &sandbox);
+    kill(&mut world, &seen, &sandbox).await;
+    let run = world.api.wait_end(&id, WAIT).await.unwrap();
+    assert_succeeded(&world, &run, world.model_calls().len()).await;
+    seen.assert_nothing_left(&world).await;
+    assert_next_succeeds(&world).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_run_goes_on_without_its_supervisor() {
-    goes_on_without(|world, sandbox| supervisor(world.state_dir(), sandbox).unwrap()).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_run_goes_on_without_bubblewrap() {
-    goes_on_without(|world, sandbox| {
-        let bubblewrap = parent(world.processes(sandbox).unwrap()[0]).unwrap();
-        let line = std::fs::read_to_string(format!("/proc/{bubblewrap}/cmdline")).unwrap();
-        assert!(line.starts_with(&format!("caisson-{sandbox}")), "it bears the sandbox's mark: {line}");
-        bubblewrap
+    goes_on_without(async |world, _, sandbox| {
+        kill_9(supervisor(world.state_dir(), sandbox).unwrap()).unwrap();
     })
     .await;
 }
 
-async fn a_run_whose_first_process_is_killed_fails_as_lost_and_the_next_one_succeeds(engine: Engine) {
-    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
-    let (world, id, sandbox) = inside_a_tool(&parts, engine).await;
-    let (processes, served) = (world.processes(&sandbox).unwrap(), world.model_calls().len());
-    assert!(served > 0, "the model has been asked");
-    kill_9(processes[0]);
-    let run = world.api.wait_end(&id, WAIT).await.unwrap();
-    assert_eq!(
-        (&run["status"], &run["failure"]["kind"]),
-        (&"failed".into(), &"sandbox_lost".into()),
-        "{run:#}"
-    );
-    assert_eq!(run["usage"]["calls"].as_u64(), Some(served as u64), "what was served is paid for");
-    assert_eq!(run["pushed_commit"], Value::Null);
-    assert_one_end(&world, &id).await;
-    assert_nothing_left(&world, &sandbox).await;
-    let alive = processes.iter().filter(|pid| lives(**pid)).collect::<Vec<_>>();
-    assert!(alive.is_empty(), "of the sandbox still live {alive:?}");
-
-    let next = world.api.submit(&world.run_body()).await.unwrap();
-    let next = world.api.wait_end(&next, WAIT).await.unwrap();
-    assert_eq!(next["status"], "succeeded", "{next:#}\n{}", world.server.log());
-    world.wait_tidy().await.unwrap();
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_run_goes_on_without_bubblewrap() {
+    goes_on_without(async |_, seen, sandbox| kill_9(bubblewrap(seen, sandbox)).unwrap()).await;
 }
 
-/// Whether a process is there and has not merely been left for its parent to take in.
-fn lives(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    !stat.is_empty() && !stat.contains(") Z ")
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_run_goes_on_without_supervisor_bubblewrap_and_server() {
+    goes_on_without(async |world, seen, sandbox| {
+        kill_9(supervisor(world.state_dir(), sandbox).unwrap()).unwrap();
+        kill_9(bubblewrap(seen, sandbox)).unwrap();
+        world.server.kill().unwrap();
+        world.server = world.spec.start().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_run_whose_supervisor_and_first_process_are_killed_is_lost_by_an_unknown_exit_code() {
+    let Some(world) = world(Engine::Local).await else { return };
+    let (id, sandbox) = world.half_done(&world.run_body(), WAIT).await.unwrap();
+    let seen = Seen::of(&world, &sandbox);
+    kill_9(supervisor(world.state_dir(), &sandbox).unwrap()).unwrap();
+    kill_9(seen.first()).unwrap();
+    assert_lost(&world, &id, "unknown exit code").await;
+    seen.assert_nothing_left(&world).await;
+    assert_next_succeeds(&world).await;
 }

@@ -42,6 +42,16 @@ impl Api {
         answer(self.http.get(format!("{}{path}", self.base)).bearer_auth(&self.key)).await
     }
 
+    /// Reads a path whose answer is no JSON.
+    ///
+    /// # Errors
+    /// The server does not answer, or refuses.
+    pub async fn bytes(&self, path: &str) -> anyhow::Result<Vec<u8>> {
+        let request = self.http.get(format!("{}{path}", self.base)).bearer_auth(&self.key);
+        let response = request.timeout(Duration::from_secs(30)).send().await?.error_for_status()?;
+        Ok(response.bytes().await?.to_vec())
+    }
+
     /// Posts a JSON body.
     ///
     /// # Errors

@@ -62,6 +62,19 @@ impl Engine {
         Ok(())
     }
 
+    /// What this machine calls a sandbox: by these, processes around it, control groups and mounts are found.
+    ///
+    /// # Errors
+    /// The engine does not know it.
+    pub fn marks(self, parts: &Parts, sandbox: &str) -> anyhow::Result<Vec<String>> {
+        let mut marks = vec![sandbox.to_owned()];
+        if self == Self::Docker {
+            let id = docker::inspect(parts, sandbox)?["Id"].as_str().map(str::to_owned);
+            marks.push(id.context("the container has no id")?);
+        }
+        Ok(marks)
+    }
+
     /// Host process ids of everything in a sandbox, its first process first.
     ///
     /// # Errors
@@ -85,6 +98,24 @@ impl Engine {
     }
 }
 
+/// Whether a process is there and has not merely been left for its parent to take in.
+#[must_use]
+pub fn lives(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !stat.is_empty() && !stat.contains(") Z ")
+}
+
+/// Kills a process with SIGKILL.
+///
+/// # Errors
+/// It is not there.
+pub fn kill_9(pid: u32) -> anyhow::Result<()> {
+    #[expect(clippy::disallowed_methods, reason = "kill(1) is started here, with an argument vector")]
+    let killed = std::process::Command::new("kill").args(["-KILL", &pid.to_string()]).status()?;
+    anyhow::ensure!(killed.success(), "process {pid} was not there to be killed");
+    Ok(())
+}
+
 /// Host process id of the supervisor of a local sandbox.
 ///
 /// # Errors
@@ -106,16 +137,17 @@ pub fn parent(pid: u32) -> anyhow::Result<u32> {
     Ok(fields.split_ascii_whitespace().nth(1).context("no parent")?.parse()?)
 }
 
-/// What this machine still has of a sandbox: processes whose argument list names it, control groups and mounts.
+/// What this machine still has of a sandbox by one of its marks: processes whose argument list names it, control groups
+/// and mounts.
 ///
 /// # Errors
 /// `/proc` cannot be read.
-pub fn leftovers(sandbox: &str) -> anyhow::Result<Vec<String>> {
+pub fn leftovers(mark: &str) -> anyhow::Result<Vec<String>> {
     let mut left = Vec::new();
     for entry in std::fs::read_dir("/proc")?.flatten() {
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line);
-        if line.contains(sandbox) {
+        if line.contains(mark) {
             left.push(line.replace('\0', " "));
         }
     }
@@ -123,7 +155,7 @@ pub fn leftovers(sandbox: &str) -> anyhow::Result<Vec<String>> {
     while let Some(directory) = directories.pop() {
         for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                if entry.file_name().to_string_lossy().contains(sandbox) {
+                if entry.file_name().to_string_lossy().contains(mark) {
                     left.push(entry.path().display().to_string());
                 }
                 directories.push(entry.path());
@@ -131,7 +163,7 @@ pub fn leftovers(sandbox: &str) -> anyhow::Result<Vec<String>> {
         }
     }
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-    left.extend(mounts.lines().filter(|line| line.contains(sandbox)).map(str::to_owned));
+    left.extend(mounts.lines().filter(|line| line.contains(mark)).map(str::to_owned));
     Ok(left)
 }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use axum::Router;
@@ -15,6 +16,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use futures_util::TryStreamExt;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::sync::watch;
 use tokio_util::io::{ReaderStream, StreamReader};
 
 /// A running git host; it ends with its runtime.
@@ -29,6 +31,9 @@ struct HostState {
     root: PathBuf,
     token: Option<String>,
     shown: Mutex<Vec<String>>,
+    held: watch::Sender<bool>,
+    /// How many requests have come to a host that held them.
+    waited: watch::Sender<u64>,
 }
 
 impl GitHost {
@@ -41,6 +46,8 @@ impl GitHost {
             root: root.to_owned(),
             token: token.map(str::to_owned),
             shown: Mutex::default(),
+            held: watch::Sender::new(false),
+            waited: watch::Sender::new(0),
         });
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
@@ -54,6 +61,22 @@ impl GitHost {
     #[must_use]
     pub fn url(&self, name: &str) -> String {
         format!("http://{}/{name}", self.address)
+    }
+
+    /// Lets requests wait for their answers, from now on, or lets them go on.
+    pub fn hold(&self, held: bool) {
+        self.state.held.send_replace(held);
+    }
+
+    /// Waits until a request has come while requests were held.
+    ///
+    /// # Errors
+    /// None does in `at_most`.
+    pub async fn wait_held(&self, at_most: Duration) -> anyhow::Result<()> {
+        let mut waited = self.state.waited.subscribe();
+        let come = tokio::time::timeout(at_most, waited.wait_for(|count| *count > 0)).await;
+        come.context("no request came to the git host")??;
+        Ok(())
     }
 
     /// Every password shown so far.
@@ -73,6 +96,11 @@ async fn serve(State(state): State<Arc<HostState>>, request: Request) -> Respons
     } else if state.token.is_some() {
         return (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=\"git\"")])
             .into_response();
+    }
+    let mut held = state.held.subscribe();
+    if *held.borrow_and_update() {
+        state.waited.send_modify(|count| *count += 1);
+        held.wait_for(|held| !held).await.ok();
     }
     match backend(&state.root, request).await {
         Ok(response) => response,

@@ -1,7 +1,9 @@
 //! Everything an end-to-end test needs, started together: scripted model, git host, repository, server, key.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use scripted_model::{DelayScale, KeyDigest, Options, Record, ScriptedModel};
 use serde_json::{Value, json};
 
@@ -18,6 +20,24 @@ pub const MODEL_KEY: &str = "sk-ant-canary-7f3a9b2c5d8e1f40";
 pub const GIT_TOKEN: &str = "ghp_canary1A2b3C4d5E6f7G8h9I0j";
 /// Where the examples are, seen from a crate or tool of the workspace.
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples");
+
+/// Scenarios that a prompt chooses by `[[scn:NAME]]`.
+///
+/// `half-done`: the agent commits the fix of the cart, changes two files that it does not commit, and is then inside a
+/// tool for as long as nobody stops it. `endless`: a reply that does not come to its end.
+const SCENARIOS: &str = r#"{
+  "half-done": {"prompts": [[
+    {"text": "I fix the bug first.",
+     "tool": {"name": "Bash", "input": {"description": "Fix and commit", "command":
+       "sed -i 's/quantity > BULK/quantity >= BULK/' shop/pricing.py && git commit -q -a -m 'fix(cart): count the tenth piece' && echo '# later' >> shop/cart.py && echo later > later.txt"}}},
+    {"text": "The rest takes its time.",
+     "tool": {"name": "Bash", "input": {"description": "Wait for ever", "command": "python3 -c 'import time; time.sleep(500)'"}}},
+    {"text": "Nobody waits for this."}
+  ]]},
+  "endless": {"prompts": [[{"text": "word after word ", "text_repeat": 1000, "chunk_delay_ms": 1000}]]}
+}"#;
+/// Directories of the server of which a sandbox has something while it lives.
+const SANDBOX_DIRECTORIES: [&str; 3] = ["sandboxes", "doors", "trash"];
 
 /// A started world. Dropping it kills the server, takes its sandboxes away and removes the directory.
 #[derive(Debug)]
@@ -80,7 +100,7 @@ impl World {
         let directory = tempfile::tempdir()?;
         let model = ScriptedModel::start(Options {
             scenarios: vec![Path::new(EXAMPLES).to_owned()],
-            inline_scenarios: wanted.scenarios,
+            inline_scenarios: [vec![SCENARIOS.to_owned()], wanted.scenarios].concat(),
             default_scenario: wanted.scenario,
             required_keys: vec![KeyDigest::of(MODEL_KEY)],
             delay_scale: DelayScale::new(wanted.delay_scale)?,
@@ -122,6 +142,37 @@ impl World {
         })
     }
 
+    /// Submits a run and waits until its agent has half of the work committed, more of it in files, and is inside a tool
+    /// that does not end; returns its id and its sandbox.
+    ///
+    /// # Errors
+    /// It is not accepted, or does not come so far in `at_most`.
+    pub async fn half_done(&self, body: &Value, at_most: Duration) -> anyhow::Result<(String, String)> {
+        let mut body = body.clone();
+        body["prompt"] = json!("[[scn:half-done]] The test suite fails. Fix the bug.");
+        let id = self.api.submit(&body).await?;
+        let sandbox = self.inside_a_tool(&id, at_most).await?;
+        Ok((id, sandbox))
+    }
+
+    /// Waits until a run's agent is inside a tool that sleeps; returns the sandbox.
+    ///
+    /// # Errors
+    /// It does not come so far in `at_most`.
+    pub async fn inside_a_tool(&self, id: &str, at_most: Duration) -> anyhow::Result<String> {
+        let called =
+            |event: &Value| event["kind"] == "agent.line" && event["data"].to_string().contains("time.sleep");
+        self.api.wait_event(id, at_most, called).await?;
+        let sandbox = self.sandboxes()?.pop().context("the run has no sandbox")?;
+        // The line tells that the tool begins: its process comes a moment later.
+        let start = Instant::now();
+        while !self.processes(&sandbox)?.into_iter().any(sleeps) {
+            anyhow::ensure!(start.elapsed() < at_most, "the tool's process did not come");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(sandbox)
+    }
+
     /// The model calls that the scripted model has seen.
     #[must_use]
     pub fn model_calls(&self) -> Vec<Record> {
@@ -144,19 +195,24 @@ impl World {
         self.engine.processes(&self.spec.parts, self.state_dir(), sandbox)
     }
 
-    /// Waits until the engine has no sandbox of the server any more.
+    /// Waits until neither the engine nor the state directory has anything of a sandbox any more.
     ///
     /// # Errors
-    /// One is still there after 15 s.
+    /// Something is still there after 15 s.
     pub async fn wait_tidy(&self) -> anyhow::Result<()> {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         loop {
-            let left = self.sandboxes()?;
+            let mut left = self.sandboxes()?;
+            for place in SANDBOX_DIRECTORIES {
+                for entry in std::fs::read_dir(self.state_dir().join(place)).into_iter().flatten() {
+                    left.push(format!("{place}/{}", entry?.file_name().display()));
+                }
+            }
             if left.is_empty() {
                 return Ok(());
             }
             anyhow::ensure!(start.elapsed().as_secs() < 15, "still there: {left:?}");
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
@@ -178,6 +234,12 @@ impl Drop for World {
             }
         }
     }
+}
+
+/// Whether a process is a tool that sleeps, and not a shell that starts it.
+fn sleeps(pid: u32) -> bool {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.starts_with(b"python3\0") && line.windows(10).any(|part| part == b"time.sleep")
 }
 
 /// Writes a configuration file with the git credential and returns its path.

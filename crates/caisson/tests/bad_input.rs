@@ -9,9 +9,12 @@ use testkit::api::Api;
 use testkit::engine::Engine;
 use testkit::parts::Parts;
 use testkit::process::{ServerProcess, ServerSpec};
+use testkit::repository::{clone_branch, run_git, run_python_tests};
 use testkit::world::{World, WorldSpec};
 
 const WAIT: Duration = Duration::from_mins(1);
+/// A time limit that leaves the agent time to do half of its work, in seconds.
+const TIME_LIMIT_S: i64 = 15;
 
 testkit::on_every_engine! {
     a_request_that_cannot_be_run_is_refused_with_its_own_code
@@ -107,26 +110,6 @@ async fn a_run_that_cannot_succeed_says_why_and_leaves_nothing(engine: Engine) {
         }
     }
     world.wait_tidy().await.unwrap();
-    left_behind(&world).await;
-}
-
-/// Nothing of finished runs may be left but what is kept on purpose.
-async fn left_behind(world: &World) {
-    for place in ["doors", "sandboxes"] {
-        let start = std::time::Instant::now();
-        loop {
-            let left: Vec<_> = std::fs::read_dir(world.state_dir().join(place))
-                .into_iter()
-                .flatten()
-                .map(|entry| entry.unwrap().file_name())
-                .collect();
-            if left.is_empty() {
-                break;
-            }
-            assert!(start.elapsed() < Duration::from_secs(10), "{place}: {left:?}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
 }
 
 async fn wrong_credentials_fail_fast_and_by_name(engine: Engine) {
@@ -148,31 +131,60 @@ async fn wrong_credentials_fail_fast_and_by_name(engine: Engine) {
     assert_eq!(kind, "repo_auth", "{run:#}");
 }
 
+/// What a stopped run had done and not pushed is kept, and comes back to life in a fresh clone.
+async fn assert_work_saved(world: &World, run: &Value) {
+    assert_eq!(run["pushed_commit"], Value::Null);
+    assert_eq!(run_git(&world.bare, &["branch", "--list", "caisson/*"]).unwrap(), "");
+    let kept = format!("/v1/runs/{}/artifacts", run["id"].as_str().unwrap());
+    let listed = world.api.get(&kept).await.unwrap().body;
+    let items = listed["items"].as_array().unwrap();
+    let mut names: Vec<_> = items.iter().map(|item| item["name"].as_str().unwrap()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["diff.patch", "uncommitted.patch", "work.bundle"], "{listed:#}");
+
+    let fresh = clone_branch(&world.bare, "main").unwrap();
+    let checkout = fresh.path().join("checkout");
+    for name in ["work.bundle", "uncommitted.patch", "diff.patch"] {
+        let bytes = world.api.bytes(&format!("{kept}/{name}")).await.unwrap();
+        std::fs::write(fresh.path().join(name), bytes).unwrap();
+    }
+    run_git(&checkout, &["apply", "--check", "../diff.patch"]).unwrap();
+    assert!(!run_python_tests(&checkout).unwrap().status.success());
+    run_git(&checkout, &["pull", "-q", "--ff-only", "../work.bundle", "HEAD"]).unwrap();
+    assert!(run_python_tests(&checkout).unwrap().status.success());
+    let commits = run_git(&checkout, &["log", "--format=%s", "origin/main..HEAD"]).unwrap();
+    assert_eq!(commits, "fix(cart): count the tenth piece");
+    run_git(&checkout, &["apply", "../uncommitted.patch"]).unwrap();
+    let changed = run_git(&checkout, &["status", "--porcelain"]).unwrap();
+    assert_eq!(changed, " M shop/cart.py\n?? later.txt");
+}
+
 async fn a_run_that_outlives_its_time_limit_is_stopped_and_its_work_is_kept(engine: Engine) {
     let Some(parts) = parts() else { return };
-    let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 3.0, ..WorldSpec::on(engine) };
-    let world = World::start(&parts, spec).await.unwrap();
+    let world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
     let mut body = world.run_body();
-    body["timeout_s"] = json!(8);
-    let (kind, run) = failure(&world, &body).await;
-    assert_eq!(kind, "timeout");
+    body["timeout_s"] = json!(TIME_LIMIT_S);
+    let (id, _) = world.half_done(&body, WAIT).await.unwrap();
+    let run = world.api.wait_end(&id, WAIT).await.unwrap();
+    assert_eq!((&run["status"], &run["failure"]["kind"]), (&json!("failed"), &json!("timeout")), "{run:#}");
     let took_ms = run["finished_at_ms"].as_i64().unwrap() - run["started_at_ms"].as_i64().unwrap();
-    assert!((8_000..8_000 + 25_000).contains(&took_ms), "{took_ms} ms");
+    let least_ms = TIME_LIMIT_S * 1_000;
+    assert!((least_ms..least_ms + 25_000).contains(&took_ms), "{took_ms} ms");
+    assert_work_saved(&world, &run).await;
     world.wait_tidy().await.unwrap();
 }
 
 async fn a_cancelled_run_ends_as_cancelled_and_saves_its_work(engine: Engine) {
     let Some(parts) = parts() else { return };
-    let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::on(engine) };
-    let world = World::start(&parts, spec).await.unwrap();
-    let id = world.api.submit(&world.run_body()).await.unwrap();
-    world.api.wait_event(&id, WAIT, |event| event["kind"] == "agent.started").await.unwrap();
+    let world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
+    let (id, _) = world.half_done(&world.run_body(), WAIT).await.unwrap();
     let cancelled = world.api.post(&format!("/v1/runs/{id}/cancel"), &json!({})).await.unwrap();
     assert_eq!(cancelled.status, 202, "{}", cancelled.body);
     let run = world.api.wait_end(&id, WAIT).await.unwrap();
     assert_eq!(run["status"], "cancelled", "{run:#}");
     let again = world.api.post(&format!("/v1/runs/{id}/cancel"), &json!({})).await.unwrap();
     assert_eq!(again.status, 200, "{}", again.body);
+    assert_work_saved(&world, &run).await;
     world.wait_tidy().await.unwrap();
 }
 

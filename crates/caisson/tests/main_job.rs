@@ -146,6 +146,23 @@ async fn the_demo_ends_with_demo_ok(engine: Engine) {
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_with_the_real_model_takes_no_key_but_the_one_meant_for_it() {
+    let Some(parts) = parts() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    // The server's own key is set, and is not for demonstrations.
+    let spec = testkit::process::ServerSpec::new(&parts, directory.path(), "http://127.0.0.1:9").unwrap();
+    for key in [None, Some("")] {
+        let mut command = spec.command(&["demo", "--model", "real"]);
+        command.envs(key.map(|key| ("ANTHROPIC_API_KEY", key)));
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("--model real needs the key in ANTHROPIC_API_KEY"), "{said}");
+        assert!(!directory.path().join("demo/state").exists(), "no server was started");
+    }
+}
+
 /// A user that this machine does not know.
 const SOMEBODY: u32 = 54_321;
 

@@ -110,9 +110,17 @@ pub fn lives(pid: u32) -> bool {
 /// # Errors
 /// It is not there.
 pub fn kill_9(pid: u32) -> anyhow::Result<()> {
+    signal(pid, "KILL")
+}
+
+/// Sends a process a signal, by its name without `SIG`.
+///
+/// # Errors
+/// It is not there.
+pub fn signal(pid: u32, name: &str) -> anyhow::Result<()> {
     #[expect(clippy::disallowed_methods, reason = "kill(1) is started here, with an argument vector")]
-    let killed = std::process::Command::new("kill").args(["-KILL", &pid.to_string()]).status()?;
-    anyhow::ensure!(killed.success(), "process {pid} was not there to be killed");
+    let sent = std::process::Command::new("kill").args(["-s", name, &pid.to_string()]).status()?;
+    anyhow::ensure!(sent.success(), "process {pid} was not there for SIG{name}");
     Ok(())
 }
 
@@ -179,9 +187,7 @@ fn end_supervisor(record: &Path, sandbox: &str) -> anyhow::Result<()> {
     if !lives() {
         return Ok(());
     }
-    #[expect(clippy::disallowed_methods, reason = "kill(1) is started here, with an argument vector")]
-    let told = std::process::Command::new("kill").args(["-TERM", &pid.to_string()]).status()?;
-    anyhow::ensure!(told.success(), "the supervisor of {sandbox} could not be told to end");
+    signal(u32::try_from(pid)?, "TERM")?;
     let start = Instant::now();
     while lives() {
         anyhow::ensure!(start.elapsed() < END, "the supervisor of {sandbox} did not end");

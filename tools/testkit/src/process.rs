@@ -2,12 +2,13 @@
 //! state directory.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 
 use crate::api::Api;
+use crate::engine::signal;
 use crate::parts::Parts;
 
 /// How long a server may take until it is ready.
@@ -172,11 +173,7 @@ impl ServerProcess {
     /// It does not end in 20 s.
     pub async fn terminate(&mut self) -> anyhow::Result<std::process::ExitStatus> {
         let mut child = self.child.take().context("the server is not running")?;
-        let output: Output = {
-            #[expect(clippy::disallowed_methods, reason = "kill(1) is started here, with an argument vector")]
-            Command::new("kill").args(["-TERM", &child.id().to_string()]).output()?
-        };
-        ensure!(output.status.success(), "SIGTERM could not be sent");
+        signal(child.id(), "TERM")?;
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(20) {
             if let Some(status) = child.try_wait()? {

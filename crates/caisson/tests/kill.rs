@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use scripted_model::Record;
 use serde_json::Value;
 use testkit::engine::Engine;
 use testkit::parts::Parts;
@@ -14,6 +15,12 @@ use testkit::world::{World, WorldSpec};
 const AWAY: Duration = Duration::from_secs(20);
 /// How long a moment or an end may be waited for.
 const WAIT: Duration = Duration::from_mins(2);
+/// The step of the scenario, from 0, that waits six seconds for its first byte.
+const LATE_STEP: usize = 2;
+/// The step, from 0, that takes a tenth of a second for each word.
+const SLOW_STEP: usize = 4;
+/// A reply of which so many bytes were served has begun to tell its text.
+const BEGUN_BYTES: u64 = 600;
 
 testkit::on_every_engine! {
     a_server_killed_at_the_worst_moments_finishes_the_run_as_if_undisturbed
@@ -34,42 +41,32 @@ enum Moment {
 }
 
 impl Moment {
-    /// Waits for the moment, as the scripted model or the events witness it.
+    /// Waits for the moment, as the processes or the scripted model witness it.
     async fn wait(self, world: &World, id: &str) -> anyhow::Result<()> {
         if self == Self::InsideATool {
-            let sleeps = |event: &Value| {
-                event["kind"] == "agent.line" && event["data"].to_string().contains("time.sleep")
-            };
-            world.api.wait_event(id, WAIT, sleeps).await?;
-            // The line tells that the tool begins; give it the moment that it needs to start.
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            world.inside_a_tool(id, WAIT).await?;
             return Ok(());
         }
-        let start = std::time::Instant::now();
-        while start.elapsed() < WAIT {
-            let open = world.model_calls().into_iter().find(|call| call.ended_at_ms.is_none());
-            let hit = open.is_some_and(|call| {
-                let waiting_ms = now_ms().saturating_sub(call.at_ms);
-                match self {
-                    Self::BeforeTheFirstByte | Self::Politely => call.bytes_served == 0 && waiting_ms > 1_500,
-                    Self::InMidStream => call.bytes_served > 600 && waiting_ms > 1_500,
-                    Self::Never | Self::InsideATool => false,
-                }
-            });
-            if hit {
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        let come = |calls: &[Record]| calls.iter().any(|call| self.is_now(call));
+        if tokio::time::timeout(WAIT, world.model.wait_for(come)).await.is_ok() {
+            return Ok(());
         }
         let run = world.api.get(&format!("/v1/runs/{id}")).await?.body;
         anyhow::bail!("the moment {self:?} did not come: {run:#}\n{:#?}", world.model_calls())
     }
-}
 
-fn now_ms() -> u64 {
-    #[expect(clippy::disallowed_methods, reason = "the witness stamps its records with this machine's time")]
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
+    /// Whether a call is at this moment: the scenario lets one step wait long for its first byte, and tells another slowly.
+    fn is_now(self, call: &Record) -> bool {
+        let at = |step| {
+            call.ended_at_ms.is_none()
+                && call.script.as_ref().is_some_and(|at| (at.prompt, at.step) == (1, step))
+        };
+        match self {
+            Self::BeforeTheFirstByte | Self::Politely => at(LATE_STEP) && call.bytes_served == 0,
+            Self::InMidStream => at(SLOW_STEP) && call.bytes_served > BEGUN_BYTES,
+            Self::Never | Self::InsideATool => false,
+        }
+    }
 }
 
 /// What a run's story comes to: its events without ids, times and numbers, and without what an API retry repeats.

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
-use serde_json::Value;
 use testkit::docker::{docker, inspect};
 use testkit::engine::Engine;
 use testkit::parts::Parts;
@@ -66,13 +65,9 @@ async fn working(parts: &Parts, engine: Engine) -> (World, String, String) {
     let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::on(engine) };
     let world = World::start(parts, spec).await.unwrap();
     let id = world.api.submit(&world.run_body()).await.unwrap();
-    let sleeps =
-        |event: &Value| event["kind"] == "agent.line" && event["data"].to_string().contains("time.sleep");
-    world.api.wait_event(&id, WAIT, sleeps).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let mut names = world.sandboxes().unwrap();
-    assert_eq!(names.len(), 1, "{names:?}");
-    (world, id, names.remove(0))
+    let sandbox = world.inside_a_tool(&id, WAIT).await.unwrap();
+    assert_eq!(world.sandboxes().unwrap(), [sandbox.as_str()]);
+    (world, id, sandbox)
 }
 
 /// What the engine itself shows of a sandbox: its settings, its log, its files.

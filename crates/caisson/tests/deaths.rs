@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use scripted_model::Record;
 use serde_json::{Value, json};
-use testkit::engine::{Engine, kill_9, leftovers, lives, parent, supervisor};
+use testkit::engine::{Engine, kill_9, leftovers, lives, parent, signal, supervisor};
 use testkit::parts::Parts;
 use testkit::repository::run_git;
 use testkit::world::{World, WorldSpec};
@@ -22,6 +22,8 @@ testkit::on_every_engine! {
     a_run_whose_first_process_is_killed_fails_as_lost_and_the_next_one_succeeds
     a_run_whose_first_process_is_killed_before_its_agent_starts_is_begun_again
     a_model_call_that_its_sandbox_does_not_live_to_hear_is_on_the_bill
+    a_push_under_way_when_its_sandbox_is_killed_is_known_by_its_end
+    a_sandbox_that_hears_nothing_is_killed_when_its_run_is_cancelled
     a_first_process_killed_while_no_server_is_there_is_judged_at_the_next_start
 }
 
@@ -133,7 +135,7 @@ async fn a_run_whose_first_process_is_killed_fails_as_lost_and_the_next_one_succ
 
 async fn a_run_whose_first_process_is_killed_before_its_agent_starts_is_begun_again(engine: Engine) {
     let Some(world) = world(engine).await else { return };
-    world.host.hold(true);
+    world.host.hold(Some("/"));
     let mut body = world.run_body();
     body["prompt"] = json!("[[scn:cart]] The test suite fails. Fix the bug.");
     let id = world.api.submit(&body).await.unwrap();
@@ -143,7 +145,7 @@ async fn a_run_whose_first_process_is_killed_before_its_agent_starts_is_begun_ag
     kill_9(seen.first()).unwrap();
     let again = |event: &Value| event["kind"] == "run.requeued";
     world.api.wait_event(&id, WAIT, again).await.unwrap();
-    world.host.hold(false);
+    world.host.hold(None);
     let run = world.api.wait_end(&id, WAIT).await.unwrap();
     assert_eq!(run["attempt"], 2);
     let events = assert_succeeded(&world, &run, world.model_calls().len()).await;
@@ -167,6 +169,47 @@ async fn a_model_call_that_its_sandbox_does_not_live_to_hear_is_on_the_bill(engi
     assert_eq!(usage["calls"].as_u64(), Some(world.model_calls().len() as u64), "{usage}");
     assert_eq!(usage["estimated_calls"], 1, "nobody knows what the whole reply would have cost: {usage}");
     assert!(usage["cost_micro_usd"].as_i64().unwrap() > 0, "{usage}");
+    events_with_one_end(&world, &id).await;
+    seen.assert_nothing_left(&world).await;
+    assert_next_succeeds(&world).await;
+}
+
+async fn a_push_under_way_when_its_sandbox_is_killed_is_known_by_its_end(engine: Engine) {
+    let Some(world) = world(engine).await else { return };
+    world.host.hold(Some(".git/git-receive-pack"));
+    let mut body = world.run_body();
+    body["prompt"] = json!("[[scn:cart]] The test suite fails. Fix the bug.");
+    let id = world.api.submit(&body).await.unwrap();
+    world.host.wait_held(WAIT).await.unwrap();
+    let sandbox = world.sandboxes().unwrap().pop().expect("it is the sandbox that pushes");
+    let seen = Seen::of(&world, &sandbox);
+    kill_9(seen.first()).unwrap();
+    let exited = |event: &Value| event["kind"] == "sandbox.exited";
+    world.api.wait_event(&id, WAIT, exited).await.unwrap();
+    world.host.hold(None);
+    let run = world.api.wait_end(&id, WAIT).await.unwrap();
+    assert_eq!(run["failure"]["kind"], "sandbox_lost", "{run:#}");
+    let events = events_with_one_end(&world, &id).await;
+    // The gateway has the whole push, and carries it on without the sandbox.
+    let heads = ["for-each-ref", "--format=%(objectname)", "refs/heads/caisson"];
+    assert_eq!(run_git(&world.bare, &heads).unwrap(), run["pushed_commit"].as_str().unwrap(), "{run:#}");
+    assert_eq!(count(&events, "git.push"), 1);
+    seen.assert_nothing_left(&world).await;
+    assert_next_succeeds(&world).await;
+}
+
+async fn a_sandbox_that_hears_nothing_is_killed_when_its_run_is_cancelled(engine: Engine) {
+    let Some(world) = world(engine).await else { return };
+    let (id, sandbox) = world.half_done(&world.run_body(), WAIT).await.unwrap();
+    let seen = Seen::of(&world, &sandbox);
+    signal(seen.first(), "STOP").unwrap();
+    if engine == Engine::Local {
+        kill_9(supervisor(world.state_dir(), &sandbox).unwrap()).unwrap();
+    }
+    let cancelled = world.api.post(&format!("/v1/runs/{id}/cancel"), &json!({})).await.unwrap();
+    assert_eq!(cancelled.status, 202, "{}", cancelled.body);
+    let run = world.api.wait_end(&id, WAIT).await.unwrap();
+    assert_eq!(run["status"], "cancelled", "{run:#}");
     events_with_one_end(&world, &id).await;
     seen.assert_nothing_left(&world).await;
     assert_next_succeeds(&world).await;

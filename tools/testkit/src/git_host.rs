@@ -31,8 +31,9 @@ struct HostState {
     root: PathBuf,
     token: Option<String>,
     shown: Mutex<Vec<String>>,
-    held: watch::Sender<bool>,
-    /// How many requests have come to a host that held them.
+    /// Requests whose path or query has this part wait.
+    held: watch::Sender<Option<&'static str>>,
+    /// How many requests have had to wait.
     waited: watch::Sender<u64>,
 }
 
@@ -46,7 +47,7 @@ impl GitHost {
             root: root.to_owned(),
             token: token.map(str::to_owned),
             shown: Mutex::default(),
-            held: watch::Sender::new(false),
+            held: watch::Sender::new(None),
             waited: watch::Sender::new(0),
         });
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
@@ -63,12 +64,12 @@ impl GitHost {
         format!("http://{}/{name}", self.address)
     }
 
-    /// Lets requests wait for their answers, from now on, or lets them go on.
-    pub fn hold(&self, held: bool) {
-        self.state.held.send_replace(held);
+    /// Lets requests whose path or query has this part wait for their answers, from now on; with none, all go on.
+    pub fn hold(&self, part: Option<&'static str>) {
+        self.state.held.send_replace(part);
     }
 
-    /// Waits until a request has come while requests were held.
+    /// Waits until a request has had to wait.
     ///
     /// # Errors
     /// None does in `at_most`.
@@ -97,10 +98,12 @@ async fn serve(State(state): State<Arc<HostState>>, request: Request) -> Respons
         return (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=\"git\"")])
             .into_response();
     }
+    let address = request.uri().to_string();
+    let waits = |part: Option<&str>| part.is_some_and(|part| address.contains(part));
     let mut held = state.held.subscribe();
-    if *held.borrow_and_update() {
+    if waits(*held.borrow_and_update()) {
         state.waited.send_modify(|count| *count += 1);
-        held.wait_for(|held| !held).await.ok();
+        held.wait_for(|part| !waits(*part)).await.ok();
     }
     match backend(&state.root, request).await {
         Ok(response) => response,

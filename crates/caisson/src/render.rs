@@ -81,7 +81,7 @@ impl Account {
             "run.phase" => one(Sign::Step, format!("phase {}", text(data, "phase"))),
             "run.stop_requested" => one(Sign::Warn, format!("told to stop: {}", text(data, "reason"))),
             "sandbox.started" => sandbox_lines(data),
-            "sandbox.exited" => one(Sign::Warn, "the sandbox ended".to_owned()),
+            "sandbox.exited" => one(Sign::Warn, sandbox_exited(data)),
             "workspace.prepared" => match data["branch"].as_str() {
                 Some(branch) => one(
                     Sign::Step,
@@ -191,6 +191,16 @@ fn denied(data: &Value) -> String {
     let rule = data["rule"].as_str().map(|rule| format!("; {} = \"{}\"", text(data, "setting"), clean(rule)));
     let rule = rule.unwrap_or_default();
     format!("denied the way to {}{port}: {}{rule}{times}", text(data, "host"), text(data, "reason"))
+}
+
+/// How a sandbox ended by itself or was killed, and what that means for the work in it.
+fn sandbox_exited(data: &Value) -> String {
+    let ended =
+        if data["killed"] == true { "the sandbox did not stop and was killed" } else { "the sandbox ended" };
+    match data["message"].as_str() {
+        Some(message) => format!("{ended}: {}", clean(message)),
+        None => ended.to_owned(),
+    }
 }
 
 /// A git host's failure comes with a sentence, the model API's with a kind alone.

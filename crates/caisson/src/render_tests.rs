@@ -82,6 +82,16 @@ fn a_failure_is_told_with_its_kind() {
 }
 
 #[test]
+fn a_sandbox_that_ended_alone_tells_of_the_work_in_it() {
+    let mut account = Account::new(false);
+    let killed = json!({"killed": true, "message": "its session's workspace is kept"});
+    let text = account.tell(&event(1, 0, "sandbox.exited", killed));
+    assert!(text.contains("did not stop and was killed: its session's workspace is kept"), "{text}");
+    let text = account.tell(&event(2, 0, "sandbox.exited", json!({"exit_code": 1})));
+    assert!(text.trim_end().ends_with("the sandbox ended"), "{text}");
+}
+
+#[test]
 fn a_failed_upstream_is_named_with_or_without_a_sentence() {
     let tell = |data| Account::new(false).tell(&event(1, 0, "gateway.upstream_failed", data));
     let git = tell(json!({"upstream": "git", "kind": "x", "message": "no such repository"}));

@@ -104,8 +104,15 @@ async fn assert_lost(world: &World, id: &str, evidence: &str) {
     let events = events_with_one_end(world, id).await;
     assert_eq!((count(&events, "agent.started"), count(&events, "sandbox.exited")), (1, 1));
 
-    let told = failure["message"].as_str().unwrap();
-    assert!(told.contains("its session's workspace is kept"), "{told}");
+    assert!(failure["message"].to_string().contains("its session's workspace is kept"), "{failure:#}");
+    assert_workspace_kept(world, &run, &events);
+}
+
+/// Nobody has saved the work of a run that was half done, it is told so, and it is where it is told to be.
+fn assert_workspace_kept(world: &World, run: &Value, events: &[Value]) {
+    let exits: Vec<_> = events.iter().filter(|event| event["kind"] == "sandbox.exited").collect();
+    let [exit] = exits[..] else { panic!("one exit: {exits:?}") };
+    assert!(exit["data"]["message"].to_string().contains("its session's workspace is kept"), "{exit:#}");
     let session = world.state_dir().join("sessions").join(run["session_id"].as_str().unwrap());
     let read = |name: &str| std::fs::read_to_string(session.join("workspace").join(name)).unwrap();
     assert!(read("shop/pricing.py").contains("quantity >= BULK_QUANTITY"), "what was committed");
@@ -210,7 +217,8 @@ async fn a_sandbox_that_hears_nothing_is_killed_when_its_run_is_cancelled(engine
     assert_eq!(cancelled.status, 202, "{}", cancelled.body);
     let run = world.api.wait_end(&id, WAIT).await.unwrap();
     assert_eq!(run["status"], "cancelled", "{run:#}");
-    events_with_one_end(&world, &id).await;
+    let events = events_with_one_end(&world, &id).await;
+    assert_workspace_kept(&world, &run, &events);
     seen.assert_nothing_left(&world).await;
     assert_next_succeeds(&world).await;
 }

@@ -20,6 +20,9 @@ use crate::steps::Step;
 /// Between SIGTERM and SIGKILL for a sandbox that was told to stop and did not, in seconds.
 pub const KILL_GRACE_S: u32 = 2;
 
+/// What is told of a sandbox that ended without an outcome while there was work in it, whatever its run ends as.
+const UNSAVED: &str = "it had not told that its work was saved; its session's workspace is kept";
+
 /// What a run's owner has to do next.
 #[derive(Debug, PartialEq, Eq)]
 enum Act {
@@ -94,10 +97,18 @@ async fn ended_alone(
     sandbox: &SandboxId,
     (progress, end, killed): (Progress, &End, bool),
 ) -> Result<Option<Verdict>, Halt> {
-    if let End::Exited(exit) = end
-        && !killed
-    {
-        let data = json!({ "exit_code": exit.code, "oom": exit.oom_killed });
+    let exit = match end {
+        End::Exited(exit) => Some(exit),
+        End::Gone | End::NeverRan(_) => None,
+    };
+    if exit.is_some() || killed {
+        let code = exit.and_then(|exit| exit.code);
+        let oom = exit.is_some_and(|exit| exit.oom_killed);
+        let mut data = json!({ "exit_code": code, "oom": oom, "killed": killed });
+        if progress.agent_started {
+            // Saving is the shim's work: without its word, nobody may take missing artifacts for missing work.
+            data["message"] = UNSAVED.into();
+        }
         if !attempt.tell(sandbox, EventKind::SandboxExited, data).await? {
             return Ok(None);
         }

@@ -83,8 +83,11 @@ async fn a_cancelled_run_stops_by_itself_or_is_killed() {
     world.clean().await;
     for run in [&obeying, &deaf] {
         world.told_once(run).await;
-        assert!(world.told(run, EventKind::SandboxExited).await.is_empty(), "it was killed, or taken away");
     }
+    assert!(world.told(&obeying, EventKind::SandboxExited).await.is_empty(), "it was taken away");
+    let told = world.told(&deaf, EventKind::SandboxExited).await.remove(0);
+    assert_eq!(told["killed"], true, "{told}");
+    assert!(told["message"].to_string().contains("its session's workspace is kept"), "{told}");
     server.kill();
 }
 

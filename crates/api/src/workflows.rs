@@ -79,6 +79,8 @@ pub struct CaissonView {
     pub publish: Publish,
     /// Conventional Commits type of the deterministic commit message.
     pub commit_type: String,
+    /// Presets and rules of where tools may go, among what the operator allows; none means all of that.
+    pub egress: Option<Vec<String>>,
 }
 
 impl From<StoredWorkflow> for WorkflowSummary {
@@ -114,6 +116,7 @@ impl From<StoredWorkflow> for WorkflowView {
                 environment: workflow.caisson.environment,
                 publish: workflow.caisson.publish,
                 commit_type: workflow.caisson.commit_type,
+                egress: workflow.caisson.egress,
             },
         }
     }

@@ -3,6 +3,7 @@
 //! No host is written here: where npm, pip, Cargo and apt are pointed at a mirror, the preset is that mirror. What is
 //! read are the files and variables that the tools document; a preset for which nothing is found says so.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use caisson_domain::egress::{Preset, Rule};
@@ -15,15 +16,25 @@ const FILES: usize = 200;
 /// What package managers do with a mirror when they install.
 const METHODS: &str = "GET,HEAD";
 
-/// Where the package managers' configuration is: a root, a home and the variables. Tests have their own.
-#[derive(Debug, Clone, Default)]
+/// Where the package managers' configuration is: a root, a home and their variables. Tests have their own.
+#[derive(Clone, Default)]
 pub(crate) struct Clients {
     /// `/`.
-    pub root: PathBuf,
+    root: PathBuf,
     /// The user's home, if there is one.
-    pub home: Option<PathBuf>,
-    /// The environment.
-    pub variables: Vec<(String, String)>,
+    home: Option<PathBuf>,
+    /// Those of the environment's variables that are theirs.
+    variables: Vec<(String, String)>,
+}
+
+impl fmt::Debug for Clients {
+    /// Leaves out the variables' values: addresses of registries may hold a token.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Clients")
+            .field("root", &self.root)
+            .field("home", &self.home)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a preset came to.
@@ -36,6 +47,21 @@ pub(crate) struct Found {
 }
 
 impl Clients {
+    /// Those of the machine below `root`, for a process with these variables.
+    pub(crate) fn new(root: &Path, variables: &[(String, String)]) -> Self {
+        let theirs = |name: &str| {
+            let name = name.to_ascii_lowercase();
+            ["npm_config_", "pip_", "cargo_"].iter().any(|prefix| name.starts_with(prefix))
+                || name == "xdg_config_home"
+        };
+        let home = variables.iter().find(|(name, value)| name == "HOME" && !value.is_empty());
+        Self {
+            root: root.to_owned(),
+            home: home.map(|(_, home)| PathBuf::from(home)),
+            variables: variables.iter().filter(|(name, _)| theirs(name)).cloned().collect(),
+        }
+    }
+
     /// Reads a preset.
     pub(crate) fn read(&self, preset: Preset) -> Found {
         let (texts, remedy) = match preset {

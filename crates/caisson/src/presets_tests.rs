@@ -8,9 +8,10 @@ fn machine(files: &[(&str, &str)], variables: &[(&str, &str)]) -> (tempfile::Tem
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
     }
-    let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let home = Some(root.path().join("home/u"));
-    let clients = Clients { root: root.path().to_owned(), home, variables };
+    let home = root.path().join("home/u").display().to_string();
+    let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let variables: Vec<_> = variables.chain([("HOME".to_owned(), home)]).collect();
+    let clients = Clients::new(root.path(), &variables);
     (root, clients)
 }
 
@@ -126,9 +127,17 @@ fn what_is_too_large_to_be_a_configuration_is_not_read() {
 
 #[test]
 fn this_machine_can_be_read_whatever_it_is() {
-    let clients = Clients { root: "/".into(), home: Some("/root".into()), variables: Vec::new() };
+    let clients = Clients::new(Path::new("/"), &[("HOME".to_owned(), "/root".to_owned())]);
     for preset in Preset::ALL {
         let found = clients.read(*preset);
         assert!(!found.rules.is_empty() || !found.notes.is_empty(), "{preset}");
     }
+}
+
+#[test]
+fn variables_that_are_not_theirs_are_not_kept_and_none_is_shown() {
+    let (_root, clients) =
+        machine(&[], &[("NPM_CONFIG_REGISTRY", "https://u:canary@r.example/"), ("A_KEY", "canary")]);
+    assert_eq!(clients.variables.len(), 1);
+    assert!(!format!("{clients:?}").contains("canary"));
 }

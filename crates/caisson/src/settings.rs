@@ -262,11 +262,7 @@ impl Settings {
         if settings.docker.host.is_none() {
             settings.docker.host = environment.get("DOCKER_HOST").map(str::to_owned);
         }
-        settings.clients = Clients {
-            root: PathBuf::from("/"),
-            home: environment.get("HOME").filter(|home| !home.is_empty()).map(PathBuf::from),
-            variables: environment.variables.clone(),
-        };
+        settings.clients = Clients::new(Path::new("/"), &environment.variables);
         settings.state_dir = std::path::absolute(&settings.state_dir)?;
         settings.check()?;
         Ok(settings)

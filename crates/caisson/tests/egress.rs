@@ -74,10 +74,8 @@ fn spec(engine: Engine, port: u16, scenarios: Vec<String>) -> WorldSpec {
     WorldSpec { scenario: "egress".to_owned(), variables, scenarios, ..WorldSpec::on(engine) }
 }
 
-async fn tools_reach_what_is_allowed_and_are_told_what_is_not(engine: Engine) {
-    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
-    let port = host().await;
-    let command = r#"exec 2>&1
+/// What the agent's tool does.
+const LOOK: &str = r#"exec 2>&1
 curl -sS http://allowed.example:PORT/plain; echo
 curl -sS -p http://allowed.example:PORT/tunnel; echo
 python3 -c 'import urllib.request as u; print(u.urlopen("http://allowed.example:PORT/python").read().decode())'
@@ -90,7 +88,11 @@ curl -sS -x http://127.0.0.1:4180 --noproxy "" http://127.0.0.1:PORT/; echo
 curl -sS --noproxy "*" --max-time 5 http://127.0.0.1:PORT/ > /dev/null; echo "own loopback $?"
 curl -sS --noproxy "*" --max-time 5 http://192.0.2.1/ > /dev/null; echo "raw address $?"
 python3 -c 'import socket; socket.getaddrinfo("allowed.example", 80)' 2>&1 | tail -1"#;
-    let command = command.replace("PORT", &port.to_string());
+
+async fn tools_reach_what_is_allowed_and_are_told_what_is_not(engine: Engine) {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let port = host().await;
+    let command = LOOK.replace("PORT", &port.to_string());
     let world = World::start(&parts, spec(engine, port, vec![scenario(&command)])).await.unwrap();
     let (id, events) = run(&world, "bug-fixer").await;
     let printed = printed(&events);
@@ -110,7 +112,27 @@ python3 -c 'import socket; socket.getaddrinfo("allowed.example", 80)' 2>&1 | tai
     }
     assert!(printed.contains(&format!("the rule \\\"http://127.0.0.1:{port}/#GET\\\"")), "{printed}");
 
-    let denied = of_kind(&events, "egress.denied");
+    told(&events, port);
+
+    let mut command = world.spec.command(&["egress", "suggest", &id, "--json"]);
+    let output =
+        command.env("CAISSON_URL", &world.server.base).env("CAISSON_API_KEY", &world.key).output().unwrap();
+    let suggested: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        suggested["allow"],
+        json!([
+            format!("allowed.example:{port}"),
+            "denied.example:443",
+            "http://denied.example/secret#GET",
+            format!("http://127.0.0.1:{port}/#GET"),
+        ]),
+        "{suggested}"
+    );
+}
+
+/// What the events tell of it.
+fn told(events: &[Value], port: u16) {
+    let denied = of_kind(events, "egress.denied");
     let told: Vec<_> =
         denied.iter().map(|data| (data["rule"].as_str().unwrap(), data["count"].as_u64().unwrap())).collect();
     let address = format!("http://127.0.0.1:{port}/#GET");
@@ -124,7 +146,7 @@ python3 -c 'import socket; socket.getaddrinfo("allowed.example", 80)' 2>&1 | tai
     }
     assert_eq!(told.len(), 4, "{told:?}");
     let used: Vec<&Value> =
-        of_kind(&events, "egress.used").iter().flat_map(|data| data["items"].as_array().unwrap()).collect();
+        of_kind(events, "egress.used").iter().flat_map(|data| data["items"].as_array().unwrap()).collect();
     let sum = |via: &str, field: &str| -> u64 {
         used.iter().filter(|item| item["via"] == via).map(|item| item[field].as_u64().unwrap()).sum()
     };
@@ -132,21 +154,6 @@ python3 -c 'import socket; socket.getaddrinfo("allowed.example", 80)' 2>&1 | tai
     assert!(sum("http", "received_bytes") > 40 && sum("tunnel", "sent_bytes") > 40, "{used:?}");
     assert!(used.iter().all(|item| item["host"] == "allowed.example"), "{used:?}");
     assert_eq!(events.last().unwrap()["kind"], "run.finished");
-
-    let mut command = world.spec.command(&["egress", "suggest", &id, "--json"]);
-    let output =
-        command.env("CAISSON_URL", &world.server.base).env("CAISSON_API_KEY", &world.key).output().unwrap();
-    let suggested: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(
-        suggested["allow"],
-        json!([
-            format!("allowed.example:{port}"),
-            "denied.example:443",
-            "http://denied.example/secret#GET",
-            address
-        ]),
-        "{suggested}"
-    );
 }
 
 async fn a_workflow_that_chose_nothing_reaches_nothing(engine: Engine) {

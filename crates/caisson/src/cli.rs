@@ -53,7 +53,8 @@ pub(crate) enum Command {
     ///
     /// Takes the flags of `serve`, changes nothing, and looks, in this order, at the state directory, the database and its API keys,
     /// the engine and its image, the agent, the shim, git, free disk space, the model API's credential, prices, repositories, git
-    /// hosts, the gateway's settings, workflows, and the address of the API. No credential is tried.
+    /// hosts, the gateway's settings, workflows, TLS, and the address of the API. No credential is tried. Then it tells of settings that
+    /// let more people in than most mean to; those fail nothing.
     Doctor(Serve),
     /// Do the main job once, end to end, and check the result.
     Demo(Demo),
@@ -110,6 +111,9 @@ pub(crate) struct ClientFlags {
     /// API key; a variable keeps it out of the process list.
     #[arg(long, env = "CAISSON_API_KEY", hide_env_values = true, value_name = "KEY")]
     pub api_key: Option<String>,
+    /// PEM file with the authority of the server's certificate, if it is none that the system knows.
+    #[arg(long, env = "CAISSON_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
     /// Print JSON, one document a line.
     #[arg(long)]
     pub json: bool,

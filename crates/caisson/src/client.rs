@@ -1,5 +1,6 @@
 //! The API's client: what the commands on the terminal call.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -123,14 +124,22 @@ impl Client {
     /// A client for the server at `base`.
     ///
     /// # Errors
-    /// No key was given, or the HTTP client cannot be made.
-    pub(crate) fn new(base: Url, key: Option<String>) -> anyhow::Result<Self> {
+    /// No key was given, the file with the authority cannot be used, or the HTTP client cannot be made.
+    pub(crate) fn new(base: Url, key: Option<String>, ca_file: Option<&Path>) -> anyhow::Result<Self> {
         let Some(key) = key.filter(|key| !key.is_empty()) else {
             bail!(
                 "no API key; make one on the server's machine with `caisson key create NAME`, then set CAISSON_API_KEY"
             );
         };
-        let http = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(10)).build()?;
+        let mut builder = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(10));
+        if let Some(file) = ca_file {
+            let pem =
+                std::fs::read(file).with_context(|| format!("\"{}\" cannot be read", file.display()))?;
+            let authorities = reqwest::Certificate::from_pem_bundle(&pem)
+                .with_context(|| format!("\"{}\" is no PEM file of certificates", file.display()))?;
+            builder = builder.tls_certs_merge(authorities);
+        }
+        let http = builder.build()?;
         Ok(Self { base, key, http })
     }
 

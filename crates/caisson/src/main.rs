@@ -6,11 +6,13 @@ mod cli;
 mod client;
 mod command;
 mod engines;
+mod exposure;
 mod inputs;
 mod render;
 mod serve;
 mod server_id;
 mod settings;
+mod tls;
 
 use std::process::ExitCode;
 

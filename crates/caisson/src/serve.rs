@@ -24,9 +24,11 @@ use tracing::{info, warn};
 use crate::agents::Agents;
 use crate::audit_head::{HeadKeeper, keeper_or_warn};
 use crate::engines::ActiveEngine;
+use crate::exposure;
 use crate::inputs::{self, Inputs};
 use crate::server_id::server_id;
 use crate::settings::Settings;
+use crate::tls::Certificate;
 
 /// How long a stopping server waits for its tasks.
 const STOP_WAIT: Duration = Duration::from_secs(10);
@@ -51,6 +53,10 @@ impl Server {
     /// The state directory is in use or cannot be used, the address is taken, or a file that the settings name is bad.
     pub(crate) async fn start(settings: Settings) -> anyhow::Result<Self> {
         let inputs = inputs::read(&settings)?;
+        let certificate = Certificate::of(&settings)?;
+        for weakness in exposure::weaknesses(&settings) {
+            warn!("{weakness}");
+        }
         make_directory(&settings.state_dir)?;
         let lock = lock_state(&settings.state_dir)?;
         let listener = TcpListener::bind(settings.listen).await.with_context(|| {
@@ -89,15 +95,26 @@ impl Server {
         let router =
             caisson_api::router(api_config(&settings, &inputs, &engine), store.clone(), cancel.clone());
         let stop = cancel.clone();
-        tracker.spawn(async move {
-            caisson_api::serve(listener, router, ServeLimits::default(), stop).await;
-        });
+        let limits = ServeLimits {
+            connections: settings.api.connections,
+            connections_per_peer: settings.api.connections_per_peer,
+            ..ServeLimits::default()
+        };
+        let scheme = if let Some(certificate) = certificate {
+            let config = certificate.server_config()?;
+            tracker.spawn(certificate.follow(cancel.clone()));
+            tracker.spawn(caisson_api::serve_tls(listener, router, limits, config, stop));
+            "https"
+        } else {
+            tracker.spawn(caisson_api::serve(listener, router, limits, stop));
+            "http"
+        };
         if let Some(head) = head.clone() {
             let (store, stop) = (store.clone(), cancel.clone());
             tracker.spawn(async move { head.follow(&store, &stop).await });
         }
         tracker.close();
-        info!(address = %address, server.id = %id, "listening on http://{address}");
+        info!(address = %address, server.id = %id, "listening on {scheme}://{address}");
         Ok(Self { address, store, head, tracker, cancel, _lock: lock })
     }
 
@@ -182,7 +199,9 @@ fn api_config(settings: &Settings, inputs: &Inputs, engine: &ActiveEngine) -> Ap
         artifacts_dir: settings.state_dir.join("artifacts"),
         without_images: engine.default_image().is_none(),
         agent: AgentInfo { version },
-        limits: ApiLimits::default(),
+        cors_origins: settings.api.cors_origins.clone(),
+        tls: settings.tls.cert_file.is_some(),
+        limits: ApiLimits { rate_per_minute: settings.api.rate_per_minute, ..ApiLimits::default() },
     }
 }
 

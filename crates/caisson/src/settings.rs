@@ -282,6 +282,25 @@ impl Settings {
         if !matches!(self.model.base_url.scheme(), "http" | "https") {
             faults.push(format!("model.base_url \"{}\" is neither http nor https", self.model.base_url));
         }
+        let (connections, per_peer) = (self.api.connections, self.api.connections_per_peer);
+        if !CONNECTIONS.contains(&connections) {
+            faults.push(format!(
+                "api.connections is {connections}; give {} to {}",
+                CONNECTIONS.start(),
+                CONNECTIONS.end()
+            ));
+        }
+        if !(1..=connections).contains(&per_peer) {
+            faults.push(format!("api.connections_per_peer is {per_peer}; give 1 to api.connections"));
+        }
+        for origin in &self.api.cors_origins {
+            if let Err(fault) = caisson_api::check_origin(origin) {
+                faults.push(format!("api.cors_origins: {fault}"));
+            }
+        }
+        if self.tls.cert_file.is_some() != self.tls.key_file.is_some() {
+            faults.push("tls has only one of cert_file and key_file; give both or neither".to_owned());
+        }
         for directory in &self.allow_repo {
             if !directory.is_dir() {
                 faults.push(format!("allow_repo names \"{}\", which is no directory", directory.display()));
@@ -293,6 +312,8 @@ impl Settings {
             &self.model.extra_ca_file,
             &self.git.extra_ca_file,
             &self.prices_file,
+            &self.tls.cert_file,
+            &self.tls.key_file,
         ]
         .into_iter()
         .flatten()
@@ -307,6 +328,8 @@ impl Settings {
     }
 }
 
+/// Connections that the API may be told to take.
+const CONNECTIONS: std::ops::RangeInclusive<usize> = 8..=65_536;
 /// Version of Claude Code that this release was tested with.
 pub(crate) const AGENT_VERSION: &str = "2.1.330";
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{RunId, SandboxId, SessionId};
 use caisson_domain::usage::PriceTable;
-use caisson_store::Store;
+use caisson_store::{CredentialUse, Store};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,6 +18,7 @@ use crate::bounds::{
 use crate::config::GitIdentity;
 use crate::control::DeltaWindow;
 use crate::git::{GitSide, Pushes};
+use crate::hold::hold;
 use crate::model::ModelSide;
 use crate::problem::Refusal;
 
@@ -36,6 +37,12 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Records that a credential is about to be used for a run; without the record it is not.
+    pub(crate) async fn note_use(&self, run: &RunId, used: &CredentialUse) -> Result<(), Refusal> {
+        let noted = hold(&self.cancel, self.bounds.store_hold, || self.store.note_credential_use(run, used));
+        noted.await.map_err(|error| Refusal::store(&error))
+    }
+
     /// Whether the request that was refused so is left to the next server. What is the request's own fault stays so.
     pub(crate) fn leaves(&self, refusal: &Refusal) -> bool {
         self.cancel.is_cancelled() && refusal.status.is_server_error()

@@ -18,7 +18,7 @@ use super::{DETACHED, DONE, print, settings_with_engine, submit};
 use crate::cli::{Demo, DemoModel};
 use crate::client::Client;
 use crate::serve::Server;
-use crate::settings::{Environment, Settings};
+use crate::settings::{Environment, Settings, Tls};
 
 /// The task given to the agent.
 const TASK: &str = "The test suite of this project fails. Find the bug, fix it, and make the tests pass.";
@@ -113,6 +113,8 @@ fn isolated(settings: Settings, home: &Path) -> Settings {
         repositories: Vec::new(),
         default_repository: None,
         workflows_dir: None,
+        audit_head: None,
+        tls: Tls::default(),
         ..settings
     }
 }
@@ -127,7 +129,7 @@ async fn job(server: &Server, repository: &DemoRepository) -> anyhow::Result<Job
     let scopes = [Scope::RunsRead, Scope::RunsWrite];
     let (key_id, token) = server.store.create_api_key(&ProjectId::default_project(), "demo", &scopes).await?;
     let base = Url::parse(&format!("http://{}", server.address))?;
-    let client = Client::new(base, Some(token.expose().to_owned()))?;
+    let client = Client::new(base, Some(token.expose().to_owned()), None)?;
     let body = json!({"workflow": "bug-fixer", "prompt": TASK, "repository": repository.path()});
     let run = client.create_run(&body, &hex::encode(rand::random::<[u8; 16]>())).await?;
     print(&format!("run         {}\n", run.id));

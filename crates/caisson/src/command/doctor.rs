@@ -5,18 +5,23 @@ use std::path::{Path, PathBuf};
 use caisson_domain::id::{ProjectId, ServerId};
 use caisson_sandbox::docker::{Capabilities, DockerEngine};
 use caisson_sandbox::local::{LimitsBy, LocalCapabilities};
-use caisson_store::{Clock, Look, Store};
+use caisson_store::{ApiKey, Clock, Look, Store};
 use nix::unistd::{AccessFlags, access};
 
 use super::{DONE, print, serve_settings};
 use crate::agents::Agents;
 use crate::cli::Serve;
 use crate::engines::ActiveEngine;
+use crate::exposure;
 use crate::inputs::{self, Faults, Part};
+use crate::render::clean;
 use crate::serve::chain;
 use crate::server_id::{check_not_lost, known_server_id};
 use crate::settings::{Environment, Settings};
+use crate::tls::Certificate;
 
+/// Keys that never expire which are named one by one.
+const LASTING_NAMES: usize = 5;
 /// Exit code when something is missing.
 const UNWELL: u8 = 1;
 
@@ -37,6 +42,18 @@ impl Report {
                 print(&format!("FAIL  {what:<13} {text}"));
             }
         }
+    }
+}
+
+impl Report {
+    /// Tells of what works and is weaker than it need be.
+    fn warn(what: &str, text: &str) {
+        print(&format!("warn  {what:<13} {text}"));
+    }
+
+    /// Tells of what may well be meant so.
+    fn note(what: &str, text: &str) {
+        print(&format!("note  {what:<13} {text}"));
     }
 }
 
@@ -66,7 +83,9 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
         }
         report.tell(part.name(), input(&settings, part, &faults));
     }
+    report.tell("TLS", tls(&settings));
     report.tell("address", address(&settings, server.as_ref(), store.as_ref()).await);
+    exposure::weaknesses(&settings).iter().for_each(|text| Report::warn("exposed", text));
     if let Some(store) = store {
         store.close().await.ok();
     }
@@ -113,16 +132,46 @@ async fn database(settings: &Settings, report: &mut Report) -> Option<Store> {
         Some(store) => store.list_api_keys(&ProjectId::default_project()).await,
         None => Ok(Vec::new()),
     };
-    let valid = keys.map(|keys| keys.iter().filter(|key| key.revoked_at_ms.is_none()).count());
+    let now_ms = Clock::system().now_ms();
+    let valid = keys.map(|keys| {
+        let valid = |key: &&ApiKey| {
+            key.revoked_at_ms.is_none() && key.expires_at_ms.is_none_or(|at_ms| at_ms > now_ms)
+        };
+        keys.into_iter().filter(|key| valid(&key)).collect::<Vec<_>>()
+    });
+    let lasting: Vec<_> = valid
+        .iter()
+        .flatten()
+        .filter(|key| key.expires_at_ms.is_none())
+        .map(|key| format!("\"{}\"", clean(&key.name)))
+        .collect();
     report.tell(
         "API keys",
-        match valid {
+        match valid.map(|valid| valid.len()) {
             Ok(0) => Err("no valid API key; make one with `caisson key create NAME`".to_owned()),
             Ok(count) => Ok(format!("{count} valid")),
             Err(error) => Err(chain(&error)),
         },
     );
+    if !lasting.is_empty() {
+        let names = lasting.iter().take(LASTING_NAMES).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let more = if lasting.len() > LASTING_NAMES { " and others" } else { "" };
+        Report::note(
+            "API keys",
+            &format!(
+                "{names}{more} never expire; `caisson key create NAME --expires 30d` makes one that does"
+            ),
+        );
+    }
     store
+}
+
+fn tls(settings: &Settings) -> Result<String, String> {
+    match Certificate::of(settings) {
+        Ok(Some(_)) => Ok("certificate and key belong together".to_owned()),
+        Ok(None) => Ok("none; the API speaks plain HTTP".to_owned()),
+        Err(error) => Err(format!("{error:#}")),
+    }
 }
 
 /// The engine that a server with these settings would take. What engines keep in the state directory is put elsewhere.

@@ -108,7 +108,7 @@ pub(crate) fn settings_with_engine(
 
 /// The API's client as the flags say.
 pub(crate) fn client(flags: &ClientFlags) -> anyhow::Result<Client> {
-    Client::new(flags.url.clone(), flags.api_key.clone())
+    Client::new(flags.url.clone(), flags.api_key.clone(), flags.ca_file.as_deref())
 }
 
 /// Writes a line to standard output. A reader that has gone away is no error: that is how `| head` ends.

@@ -10,6 +10,7 @@ use ::http::header::{
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use caisson_store::CredentialUse;
 use futures_util::stream::{self, StreamExt};
 use secrecy::ExposeSecret;
 use tokio::time::timeout;
@@ -31,6 +32,8 @@ pub(super) struct HttpRepository {
     shared: Arc<Shared>,
     url: Url,
     authorization: Option<HeaderValue>,
+    /// The URL prefix of the credential, which names it.
+    credential: Option<String>,
 }
 
 impl HttpRepository {
@@ -40,7 +43,14 @@ impl HttpRepository {
             .map(|credential| secret_header("a git credential", &basic(credential)))
             .transpose()
             .map_err(|_| Fault::Auth { status: 0, with_credential: true })?;
-        Ok(Self { shared, url, authorization })
+        let credential = credential.map(|credential| credential.url_prefix.to_string());
+        Ok(Self { shared, url, authorization, credential })
+    }
+
+    /// What is recorded of the credential that goes along; none if none does.
+    pub(super) fn credential_use(&self, purpose: &'static str) -> Option<CredentialUse> {
+        let host = self.url.host_str().unwrap_or_default().to_owned();
+        self.credential.clone().map(|credential| CredentialUse { credential, host, purpose })
     }
 
     pub(super) async fn advertise(&self, service: Service, protocol: Option<&str>) -> Result<Answer, Fault> {

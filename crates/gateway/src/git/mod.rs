@@ -22,6 +22,7 @@ use caisson_domain::event::EventKind;
 use caisson_domain::git::{AllowList, BranchName, Repository};
 use caisson_domain::protocol::paths;
 use caisson_domain::run::{Phase, Run};
+use caisson_store::CredentialUse;
 use futures_util::stream::{self, StreamExt};
 use hyper::body::Incoming;
 use serde_json::json;
@@ -149,6 +150,15 @@ impl Upstream {
         }
     }
 
+    /// What is recorded of the credential that goes along; none if none does.
+    fn credential_use(&self, pushing: bool) -> Option<CredentialUse> {
+        let purpose = if pushing { "git push" } else { "git fetch" };
+        match self {
+            Self::Http(repository) => repository.credential_use(purpose),
+            Self::Local(_) => None,
+        }
+    }
+
     async fn advertise(&self, service: Service, protocol: Option<&str>) -> Result<Answer, Fault> {
         match self {
             Self::Http(repository) => repository.advertise(service, protocol).await,
@@ -222,6 +232,9 @@ async fn serve(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Resu
         && upstream.is_checked_out(branch).await
     {
         return Err(tell(door, &run, Fault::CheckedOut { branch: branch.to_string() }).await);
+    }
+    if let Some(used) = upstream.credential_use(pushing) {
+        shared.note_use(&run.id, &used).await?;
     }
     let protocol = protocol(request.headers());
     let answered = match operation {

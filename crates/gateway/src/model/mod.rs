@@ -9,6 +9,7 @@ mod stream;
 use std::sync::Arc;
 
 use caisson_domain::run::Run;
+use caisson_store::CredentialUse;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -111,6 +112,9 @@ async fn prepare(
         let message = "too many model calls of this sandbox are under way; try again";
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message));
     };
+    let host = side.base_url.host_str().unwrap_or_default().to_owned();
+    let used = CredentialUse { credential: "model".to_owned(), host, purpose: "model" };
+    door.shared.note_use(&run.id, &used).await?;
     let method = request.method().clone();
     let url = request::upstream_url(&side.base_url, rest, request.uri().query());
     let mut headers = request::request_headers(request.headers());

@@ -75,6 +75,17 @@ async fn a_repository_on_a_git_host_is_cloned_and_pushed_with_a_credential_that_
     assert_eq!(seen[0].1["git-protocol"], "version=2");
     let grant = format!("{:?}", seen.iter().map(|(_, headers)| headers).collect::<Vec<_>>());
     assert!(!grant.contains(&scene.sandbox.agent));
+    let prefix = format!("{}/team", scene.host.url);
+    let told: Vec<_> =
+        scene.world.audit().await.into_iter().skip_while(|record| record.0 == "run.create").collect();
+    let used = |purpose: &str| {
+        ("credential.use".to_owned(), purpose.to_owned(), Some(prefix.clone()), Some("127.0.0.1".to_owned()))
+    };
+    assert_eq!(told[..2], [used("git fetch"), used("git push")], "each once");
+    assert!(
+        told.len() == 3 && told[2].0 == "git.push" && told[2].3.as_deref() == Some("127.0.0.1"),
+        "{told:?}"
+    );
     scene.world.stop().await;
     scene.world.store.close().await.unwrap();
     assert!(!scene.world.disk_has(GIT_TOKEN));

@@ -56,6 +56,9 @@ async fn a_streamed_reply_passes_unchanged_and_is_counted_exactly() {
     assert_eq!((reply.status, reply.text()), (OK, format!("{START}{TEXT}{END}")));
     assert_eq!(reply.headers["content-type"], "text/event-stream");
     assert_eq!(reply.headers["request-id"], "req_1");
+    let host_name = host.url.host_str().map(str::to_owned);
+    let used = ("credential.use".to_owned(), "model".to_owned(), Some("model".to_owned()), host_name);
+    assert_eq!(world.audit().await.last(), Some(&used));
     let seen = &host.seen()[0];
     assert_eq!((seen.uri.as_str(), &seen.body[..]), ("/base/v1/messages?beta=true", ASK.as_bytes()));
     assert_eq!(seen.headers["x-api-key"], MODEL_KEY);

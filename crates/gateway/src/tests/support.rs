@@ -133,6 +133,12 @@ pub(crate) struct Sandbox {
 }
 
 impl World {
+    /// Action, subject, credential and host of each record of the audit log.
+    pub(crate) async fn audit(&self) -> Vec<(String, String, Option<String>, Option<String>)> {
+        let records = self.store.audit_after(0).await.unwrap().into_iter();
+        records.map(|record| (record.action, record.subject, record.credential, record.host)).collect()
+    }
+
     pub(crate) async fn new() -> Self {
         super::install_crypto();
         let root = tempfile::tempdir().unwrap();

@@ -1,0 +1,284 @@
+//! API keys, the audit log and TLS as an operator meets them: the real binary, a real server, a tampered database.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
+use testkit::parts::Parts;
+use testkit::process::ServerSpec;
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../api/tests/api/tls");
+
+fn spec(directory: &Path) -> ServerSpec {
+    let parts = Parts {
+        docker_host: "unix:///nonexistent/docker.sock".to_owned(),
+        agents_dir: directory.join("agents"),
+        // Starting a server needs one, running it does not.
+        shim: env!("CARGO_BIN_EXE_caisson").into(),
+        caisson: env!("CARGO_BIN_EXE_caisson").into(),
+    };
+    ServerSpec::new(&parts, &directory.join("state"), "http://127.0.0.1:9").unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn run(spec: &ServerSpec, arguments: &[&str]) -> Output {
+    spec.command(arguments).output().unwrap()
+}
+
+/// What a command said that succeeded.
+fn said(spec: &ServerSpec, arguments: &[&str]) -> String {
+    let output = run(spec, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn key(spec: &ServerSpec, name: &str, scope: &str) -> String {
+    said(spec, &["key", "create", name, "--scope", scope]).trim().to_owned()
+}
+
+async fn answering(api: &testkit::api::Api) {
+    let start = Instant::now();
+    while api.get("/healthz").await.is_err() {
+        assert!(start.elapsed() < Duration::from_secs(20), "the server does not answer");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A copy of the state directory in which somebody with all rights on the database ran `sql`.
+async fn tampered(directory: &Path, spec: &ServerSpec, sql: &str) -> ServerSpec {
+    static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    let state_dir = directory.join(format!("tampered-{number}"));
+    std::fs::create_dir(&state_dir).unwrap();
+    for entry in std::fs::read_dir(&spec.state_dir).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_file() {
+            std::fs::copy(entry.path(), state_dir.join(entry.file_name())).unwrap();
+        }
+    }
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(state_dir.join("caisson.db"));
+    let mut connection = options.foreign_keys(false).connect().await.unwrap();
+    for trigger in ["audit_kept", "audit_left", "audit_appended"] {
+        let drop = format!("drop trigger {trigger}");
+        sqlx::query(AssertSqlSafe(drop)).execute(&mut connection).await.unwrap();
+    }
+    for statement in sql.split(';') {
+        sqlx::query(AssertSqlSafe(statement.to_owned())).execute(&mut connection).await.unwrap();
+    }
+    connection.close().await.unwrap();
+    ServerSpec { state_dir, ..spec.clone() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tampered_audit_log_is_named_at_its_first_broken_link() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut spec = spec(directory.path());
+    let empty = run(&spec, &["audit", "verify"]);
+    assert!(text(&empty.stderr).contains("there is no database"), "{}", text(&empty.stderr));
+    for name in ["a", "b", "c", "d"] {
+        key(&spec, name, "audit");
+    }
+    let whole = said(&spec, &["audit", "verify"]);
+    assert!(whole.starts_with("ok    srv_") && whole.contains("4 records, signed up to record 4"), "{whole}");
+    let mode = std::fs::metadata(spec.state_dir.join("audit_key")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    // A head that was kept elsewhere earlier.
+    let early = directory.path().join("early-head");
+    std::fs::copy(spec.state_dir.join("audit_head"), &early).unwrap();
+    key(&spec, "e", "audit");
+    said(&spec, &["audit", "verify", "--head", early.to_str().unwrap()]);
+
+    for (sql, first) in [
+        ("update audit set actor = 'nobody' where seq = 3", "record 3 does not have its hash"),
+        ("delete from audit where seq = 2", "record 2 is missing"),
+        (
+            "update audit set seq = 9 where seq = 3; update audit set seq = 3 where seq = 4; \
+             update audit set seq = 4 where seq = 9",
+            "record 3 does not have its hash",
+        ),
+        ("delete from audit where seq >= 4", "record 4 is missing: the signed head is record 5"),
+        ("delete from audit", "record 1 is missing: the signed head is record 5"),
+    ] {
+        let bad = tampered(directory.path(), &spec, sql).await;
+        let output = run(&bad, &["audit", "verify"]);
+        let told = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{sql}: {told}");
+        assert!(told.starts_with("FAIL  srv_") && told.contains(first), "{sql}: {told}");
+        let json = text(&run(&bad, &["audit", "verify", "--json"]).stdout);
+        let json: Value = serde_json::from_str(json.lines().next().unwrap()).unwrap();
+        assert!(json["fault"].as_str().unwrap().contains(first), "{json}");
+    }
+    // The tail is cut, the head with it, and the log goes on: the head that was kept elsewhere knows.
+    let cut = tampered(directory.path(), &spec, "delete from audit where seq >= 4").await;
+    std::fs::remove_file(cut.state_dir.join("audit_head")).unwrap();
+    let output = run(&cut, &["audit", "verify"]);
+    assert!(
+        text(&output.stdout).contains("is missing") && output.status.code() == Some(1),
+        "{}",
+        text(&output.stdout)
+    );
+    key(&cut, "x", "audit");
+    said(&cut, &["audit", "verify"]);
+    let output = run(&cut, &["audit", "verify", "--head", early.to_str().unwrap()]);
+    assert!(
+        text(&output.stdout).contains("record 4 is not the one that was signed"),
+        "{}",
+        text(&output.stdout)
+    );
+
+    // A server on a cut log says so and keeps the evidence.
+    let cut = tampered(directory.path(), &spec, "delete from audit where seq >= 4").await;
+    let head = std::fs::read(cut.state_dir.join("audit_head")).unwrap();
+    let mut server = cut.spawn().unwrap();
+    answering(&testkit::api::Api::new(&server.base, "none").unwrap()).await;
+    assert!(server.terminate().await.unwrap().success());
+    assert!(server.log().contains("does not have record 5 as it was signed"), "{}", server.log());
+    assert_eq!(std::fs::read(cut.state_dir.join("audit_head")).unwrap(), head);
+
+    spec.set("AUDIT_HEAD", directory.path().join("elsewhere").to_str().unwrap());
+    let missing = run(&spec, &["audit", "verify"]);
+    assert!(text(&missing.stdout).contains("elsewhere\" is missing"), "{}", text(&missing.stdout));
+    key(&spec, "f", "audit");
+    assert!(said(&spec, &["audit", "verify"]).contains("signed up to record 6"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_is_exported_and_the_server_signs_what_comes_over_the_api() {
+    let directory = tempfile::tempdir().unwrap();
+    let spec = spec(directory.path());
+    let admin = key(&spec, "admin", "admin");
+    let mut server = spec.spawn().unwrap();
+    let api = testkit::api::Api::new(&server.base, &admin).unwrap();
+    answering(&api).await;
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let made = http
+        .post(format!("{}/v1/keys", server.base))
+        .bearer_auth(&admin)
+        .json(&json!({"name": "made over the API \u{9b}31m\u{202e}"}))
+        .send()
+        .await
+        .unwrap();
+    // Control characters are refused, marks of direction are not: the terminal is kept from them.
+    assert_eq!(made.status().as_u16(), 422);
+    let name = "over the API \u{202e}evil";
+    let made = http.post(format!("{}/v1/keys", server.base)).bearer_auth(&admin).json(&json!({"name": name}));
+    assert_eq!(made.send().await.unwrap().status().as_u16(), 201);
+    let start = Instant::now();
+    loop {
+        let verified = said(&spec, &["audit", "verify"]);
+        if verified.contains("2 records, signed up to record 2") {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "{verified}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let listed = said(&spec, &["key", "list"]);
+    assert!(listed.contains("over the API evil"), "{listed}");
+    let exported = said(&spec, &["audit", "export"]);
+    let records: Vec<Value> = exported.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(records.len(), 2);
+    assert_eq!(
+        (records[1]["action"].as_str(), records[1]["actor_name"].as_str()),
+        (Some("key.create"), Some("admin"))
+    );
+    assert_eq!(records[1]["prev_hash"], records[0]["hash"]);
+    assert_eq!(said(&spec, &["audit", "export", "--after", "1"]).lines().count(), 1);
+    assert!(server.terminate().await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_revoked_on_the_machine_opens_nothing_on_the_running_server_within_a_second() {
+    let directory = tempfile::tempdir().unwrap();
+    let spec = spec(directory.path());
+    let secret = said(&spec, &["key", "create", "ci", "--expires", "30d"]).trim().to_owned();
+    let mut server = spec.spawn().unwrap();
+    answering(&testkit::api::Api::new(&server.base, &secret).unwrap()).await;
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let status = async || {
+        let request = http.get(format!("{}/v1/runs", server.base)).bearer_auth(&secret);
+        request.send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(status().await, 200);
+    let listed = said(&spec, &["key", "list"]);
+    let id = listed.split_whitespace().find(|word| word.starts_with("key_")).unwrap().to_owned();
+    assert!(listed.contains('Z') && listed.contains("valid"), "{listed}");
+    said(&spec, &["key", "revoke", &id]);
+    let begun = Instant::now();
+    assert_eq!(status().await, 401);
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    let bad = run(&spec, &["key", "create", "x", "--expires", "soon"]);
+    assert!(bad.status.code() == Some(2) && text(&bad.stderr).contains("30d"), "{}", text(&bad.stderr));
+    assert!(server.terminate().await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_speaks_tls_and_the_command_line_knows_its_authority() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut spec = spec(directory.path());
+    let secret = key(&spec, "ci", "runs:read");
+    let place = |name: &str| directory.path().join(name);
+    for (from, to) in [("one.pem", "cert.pem"), ("one.key", "key.pem")] {
+        std::fs::copy(PathBuf::from(FIXTURES).join(from), place(to)).unwrap();
+    }
+    spec.set("TLS__CERT_FILE", place("cert.pem").to_str().unwrap());
+    let half = run(&spec, &["serve"]);
+    assert!(text(&half.stderr).contains("both or neither"), "{}", text(&half.stderr));
+    spec.set("TLS__KEY_FILE", place("key.pem").to_str().unwrap());
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let mut server = spec.spawn().unwrap();
+    let authority =
+        reqwest::Certificate::from_pem(&std::fs::read(format!("{FIXTURES}/ca.pem")).unwrap()).unwrap();
+    let http = reqwest::Client::builder().no_proxy().tls_certs_only([authority]).build().unwrap();
+    let url = format!("https://{}", spec.listen);
+    let start = Instant::now();
+    while http.get(format!("{url}/healthz")).send().await.is_err() {
+        assert!(start.elapsed() < Duration::from_secs(20), "{}", server.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(server.log().contains("listening on https://"), "{}", server.log());
+    let ps = |ca: Option<&str>| {
+        let mut command = spec.command(&["ps", "--json"]);
+        command.env("CAISSON_URL", &url).env("CAISSON_API_KEY", &secret);
+        if let Some(ca) = ca {
+            command.env("CAISSON_CA_FILE", ca);
+        }
+        command.output().unwrap()
+    };
+    let known = ps(Some(&format!("{FIXTURES}/ca.pem")));
+    assert!(known.status.success(), "{}", text(&known.stderr));
+    assert!(!ps(None).status.success(), "an authority that nobody named is not trusted");
+    assert!(server.terminate().await.unwrap().success());
+}
+
+#[test]
+fn the_doctor_tells_of_what_is_open_wider_than_most_mean_it_to_be() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut spec = spec(directory.path());
+    key(&spec, "for ever", "runs:read");
+    said(&spec, &["key", "create", "short", "--expires", "1d"]);
+    let secret = directory.path().join("model-key");
+    std::fs::write(&secret, "k").unwrap();
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o644)).unwrap();
+    spec.variables.retain(|(name, _)| name != "CAISSON_MODEL__API_KEY");
+    spec.set("MODEL__API_KEY_FILE", secret.to_str().unwrap());
+    let told = text(&run(&spec, &["doctor", "--listen", "0.0.0.0:0"]).stdout);
+    let line =
+        |start: &str, part: &str| told.lines().any(|line| line.starts_with(start) && line.contains(part));
+    assert!(line("warn  exposed", "0.0.0.0:0 without TLS"), "{told}");
+    assert!(line("warn  exposed", "model-key\" has mode 0644"), "{told}");
+    assert!(line("note  API keys", "\"for ever\" never expire") && !line("note", "short"), "{told}");
+    assert!(line("ok    TLS", "plain HTTP") && line("ok    API keys", "2 valid"), "{told}");
+    let told = text(&run(&spec, &["doctor", "--listen", "127.0.0.1:0"]).stdout);
+    assert!(!told.contains("without TLS"), "{told}");
+    spec.set("TLS__CERT_FILE", secret.to_str().unwrap());
+    spec.set("TLS__KEY_FILE", secret.to_str().unwrap());
+    let told = text(&run(&spec, &["doctor"]).stdout);
+    assert!(told.lines().any(|line| line.starts_with("FAIL  TLS")), "{told}");
+}

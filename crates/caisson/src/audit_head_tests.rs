@@ -38,7 +38,7 @@ impl World {
         let path = self.directory.path().join("caisson.db");
         let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
         let mut connection = options.connect().await.unwrap();
-        sqlx::query("drop trigger audit_left").execute(&mut connection).await.unwrap();
+        sqlx::query("drop trigger if exists audit_left").execute(&mut connection).await.unwrap();
         sqlx::query("delete from audit where seq > $1").bind(seq).execute(&mut connection).await.unwrap();
         connection.close().await.unwrap();
     }

@@ -86,6 +86,22 @@ pub(crate) struct Budget {
     pub day_micro_usd: Option<i64>,
 }
 
+impl Budget {
+    fn check(&self, faults: &mut Vec<String>) {
+        for (key, value) in [
+            ("budget.project_micro_usd", self.project_micro_usd),
+            ("budget.day_micro_usd", self.day_micro_usd),
+        ] {
+            if value.is_some_and(|value| !(0..=PROJECT_BUDGET_MICRO_USD_MAX).contains(&value)) {
+                faults.push(format!(
+                    "{key} is {}; give 0 to {PROJECT_BUDGET_MICRO_USD_MAX}, in micro-USD",
+                    value.unwrap_or_default()
+                ));
+            }
+        }
+    }
+}
+
 /// The HTTP API.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -291,17 +307,7 @@ impl Settings {
                 self.uid_base
             ));
         }
-        for (key, value) in [
-            ("budget.project_micro_usd", self.budget.project_micro_usd),
-            ("budget.day_micro_usd", self.budget.day_micro_usd),
-        ] {
-            if value.is_some_and(|value| !(0..=PROJECT_BUDGET_MICRO_USD_MAX).contains(&value)) {
-                faults.push(format!(
-                    "{key} is {}; give 0 to {PROJECT_BUDGET_MICRO_USD_MAX}, in micro-USD",
-                    value.unwrap_or_default()
-                ));
-            }
-        }
+        self.budget.check(&mut faults);
         let secrets = [
             self.model.api_key_file.is_some(),
             self.model.api_key.is_some(),
@@ -315,25 +321,7 @@ impl Settings {
         if !matches!(self.model.base_url.scheme(), "http" | "https") {
             faults.push(format!("model.base_url \"{}\" is neither http nor https", self.model.base_url));
         }
-        let (connections, per_peer) = (self.api.connections, self.api.connections_per_peer);
-        if !CONNECTIONS.contains(&connections) {
-            faults.push(format!(
-                "api.connections is {connections}; give {} to {}",
-                CONNECTIONS.start(),
-                CONNECTIONS.end()
-            ));
-        }
-        if !(1..=connections).contains(&per_peer) {
-            faults.push(format!("api.connections_per_peer is {per_peer}; give 1 to api.connections"));
-        }
-        for origin in &self.api.cors_origins {
-            if let Err(fault) = caisson_api::check_origin(origin) {
-                faults.push(format!("api.cors_origins: {fault}"));
-            }
-        }
-        if self.tls.cert_file.is_some() != self.tls.key_file.is_some() {
-            faults.push("tls has only one of cert_file and key_file; give both or neither".to_owned());
-        }
+        self.check_api(&mut faults);
         self.egress.check(&mut faults);
         for directory in &self.allow_repo {
             if !directory.is_dir() {
@@ -360,6 +348,28 @@ impl Settings {
         }
         anyhow::ensure!(faults.is_empty(), "the configuration has faults:\n  - {}", faults.join("\n  - "));
         Ok(())
+    }
+
+    fn check_api(&self, faults: &mut Vec<String>) {
+        let (connections, per_peer) = (self.api.connections, self.api.connections_per_peer);
+        if !CONNECTIONS.contains(&connections) {
+            faults.push(format!(
+                "api.connections is {connections}; give {} to {}",
+                CONNECTIONS.start(),
+                CONNECTIONS.end()
+            ));
+        }
+        if !(1..=connections).contains(&per_peer) {
+            faults.push(format!("api.connections_per_peer is {per_peer}; give 1 to api.connections"));
+        }
+        for origin in &self.api.cors_origins {
+            if let Err(fault) = caisson_api::check_origin(origin) {
+                faults.push(format!("api.cors_origins: {fault}"));
+            }
+        }
+        if self.tls.cert_file.is_some() != self.tls.key_file.is_some() {
+            faults.push("tls has only one of cert_file and key_file; give both or neither".to_owned());
+        }
     }
 }
 

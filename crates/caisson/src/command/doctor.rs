@@ -85,7 +85,9 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
     }
     report.tell("TLS", tls(&settings));
     report.tell("address", address(&settings, server.as_ref(), store.as_ref()).await);
-    exposure::weaknesses(&settings).iter().for_each(|text| Report::warn("exposed", text));
+    for text in exposure::weaknesses(&settings) {
+        Report::warn("exposed", &text);
+    }
     if let Some(store) = store {
         store.close().await.ok();
     }

@@ -39,7 +39,7 @@ fn told(id: &str, allow: &[String], private: &BTreeSet<String>) -> String {
         return format!("# run {id} used nothing outside and was denied nothing that a rule would allow");
     }
     let list = |texts: &mut dyn Iterator<Item = &String>| -> String {
-        texts.map(|text| format!("\n    {},", Value::from(clean(text)))).collect()
+        texts.map(|text| ["\n    ", &Value::from(clean(text)).to_string(), ","].concat()).collect()
     };
     let mut out =
         format!("# all that run {id} used and was denied; look before you allow it\n[egress]\nallow = [");
@@ -127,7 +127,9 @@ mod tests {
 
     fn learned(events: &[(&str, Value)]) -> Learned {
         let mut learned = Learned::default();
-        events.iter().for_each(|(kind, data)| learned.observe(kind, data));
+        for (kind, data) in events {
+            learned.observe(kind, data);
+        }
         learned
     }
 

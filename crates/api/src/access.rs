@@ -133,4 +133,26 @@ mod tests {
         assert!(access.was_good(&key(GOOD_KEYS)), "the old ones made room");
         assert_eq!(access.good.lock().unwrap().len(), 1);
     }
+
+    #[tokio::test]
+    async fn no_more_keys_are_remembered_than_streams_may_be_open_and_an_ended_one_stays_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = caisson_store::Clock::system();
+        let store = Store::open(&directory.path().join("db"), clock).await.unwrap();
+        let access = Access::new(&ApiLimits { streams: 2, ..ApiLimits::default() });
+        let mut keys = Vec::new();
+        for _ in 0..6 {
+            keys.push(store.create_api_key(&"default".parse().unwrap(), "k", &[]).await.unwrap().0);
+        }
+        for round in keys.chunks(2) {
+            for key in round {
+                assert!(access.is_valid(&store, key).await.unwrap());
+            }
+            assert_eq!(access.valid.lock().unwrap().len(), 2);
+            tokio::time::sleep(VALID_FOR).await;
+        }
+        store.revoke_api_key(&keys[5]).await.unwrap();
+        assert!(!access.is_valid(&store, &keys[5]).await.unwrap());
+        assert!(!access.is_valid(&store, &keys[5]).await.unwrap());
+    }
 }

@@ -3,6 +3,7 @@
 //! Version 1 has a hierarchy for each controller, version 2 one for all. A server that is root makes its groups right below the
 //! roots that it sees; one that is not needs a group that was delegated to it (systemd's `Delegate=yes`).
 
+mod mountinfo;
 mod v1;
 mod v2;
 
@@ -18,6 +19,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::{ResourceLimits, SandboxUsage};
+use mountinfo::Mount;
 
 /// Name of the directory above all groups of version 1, and beginning of the names of those of version 2.
 const NAME: &str = "caisson";
@@ -48,9 +50,8 @@ pub(crate) enum Controllers {
 impl Controllers {
     /// Looks at this machine; may make a group for this process itself, as version 2 wants it.
     pub(crate) fn find() -> Self {
-        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-        let (mounts, own) = (read("/proc/self/mountinfo"), read("/proc/self/cgroup"));
-        let mounts = Mount::all(&mounts);
+        let mounts = Mount::all(&fs::read("/proc/self/mountinfo").unwrap_or_default());
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let v1 = match v1::Roots::find(&mounts) {
             Some(roots) => match roots.usable() {
                 Ok(()) => return Self::V1(roots),
@@ -218,36 +219,6 @@ fn is_gone(error: &io::Error) -> bool {
 /// A line of `cgroup.procs`. A process that this one cannot see has the number 0, which a signal takes for one's own group.
 fn process(line: &str) -> Option<i32> {
     line.parse().ok().filter(|pid| *pid > 0)
-}
-
-/// A mount of control groups.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Mount {
-    /// Which part of the hierarchy is seen.
-    root: PathBuf,
-    place: PathBuf,
-    kind: String,
-    /// Options of the hierarchy, its controllers among them.
-    options: Vec<String>,
-}
-
-impl Mount {
-    /// Every mount of control groups in the text of a `mountinfo` (proc(5)).
-    fn all(text: &str) -> Vec<Self> {
-        text.lines().filter_map(Self::parse).collect()
-    }
-
-    fn parse(line: &str) -> Option<Self> {
-        let (before, behind) = line.split_once(" - ")?;
-        let before: Vec<&str> = before.split(' ').collect();
-        let mut behind = behind.split(' ');
-        let kind = behind.next()?.to_owned();
-        if !kind.starts_with("cgroup") {
-            return None;
-        }
-        let options = behind.nth(1)?.split(',').map(str::to_owned).collect();
-        Some(Self { root: (*before.get(3)?).into(), place: (*before.get(4)?).into(), kind, options })
-    }
 }
 
 /// CPU time of each period, in microseconds. Always written, also if it is more than the machine has: how many cores this

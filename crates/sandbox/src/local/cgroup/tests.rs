@@ -129,7 +129,7 @@ const HYBRID: &str = "\
 
 #[test]
 fn hierarchies_are_found_by_their_controllers_also_where_two_share_one() {
-    let roots = v1::Roots::find(&Mount::all(HYBRID)).unwrap();
+    let roots = v1::Roots::find(&Mount::all(HYBRID.as_bytes())).unwrap();
     let group = Group::V1(roots.group("x"));
     let places: Vec<_> = group.directories().iter().map(|place| place.display().to_string()).collect();
     assert_eq!(
@@ -142,7 +142,7 @@ fn hierarchies_are_found_by_their_controllers_also_where_two_share_one() {
         ]
     );
     let without = HYBRID.lines().filter(|line| !line.contains("memory")).collect::<Vec<_>>().join("\n");
-    assert_eq!(v1::Roots::find(&Mount::all(&without)), None);
+    assert_eq!(v1::Roots::find(&Mount::all(without.as_bytes())), None);
     let found: Group = serde_json::from_str(&serde_json::to_string(&group).unwrap()).unwrap();
     assert_eq!(found, group, "a record keeps it");
 }

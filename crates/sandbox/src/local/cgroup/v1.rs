@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Mount, NAME, PERIOD_MICROS, keyed, named, quota_micros, read_number, write};
+use super::mountinfo::Mount;
+use super::{NAME, PERIOD_MICROS, keyed, named, quota_micros, read_number, write};
 use crate::{ResourceLimits, SandboxUsage};
 
 /// CPU weight of all sandboxes together (usual is 1024): half of what a process outside has, so that the server answers while they

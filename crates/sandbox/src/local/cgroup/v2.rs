@@ -5,7 +5,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Mount, PERIOD_MICROS, keyed, named, quota_micros, read_number, write};
+use super::mountinfo::Mount;
+use super::{PERIOD_MICROS, keyed, named, quota_micros, read_number, write};
 use crate::{ResourceLimits, SandboxUsage};
 
 /// What sandboxes need.

@@ -1,7 +1,8 @@
 //! Limits of one sandbox by control groups, where they can be had.
 //!
-//! Version 1 has a hierarchy for each controller, version 2 one for all. A server that is root makes its groups right below the
-//! roots that it sees; one that is not needs a group that was delegated to it (systemd's `Delegate=yes`).
+//! Version 1 has a hierarchy for each controller, and a server that is root makes its groups right below their roots. Version 2 has
+//! one for all: a server makes its groups in the one that was delegated to it (systemd's `Delegate=yes`); where none was, one
+//! that is root makes them below the root.
 
 mod mountinfo;
 mod v1;
@@ -39,6 +40,8 @@ pub(crate) enum Controllers {
     V2 {
         /// Its directory.
         base: PathBuf,
+        /// What is weaker so than it could be, for people.
+        weakness: Option<String>,
     },
     /// None, and why.
     None {
@@ -59,8 +62,8 @@ impl Controllers {
             },
             None => None,
         };
-        match v2::find(&mounts, &own) {
-            Ok(base) => Self::V2 { base },
+        match v2::Server::own(&own).find(&mounts) {
+            Ok(v2::Found { base, weakness }) => Self::V2 { base, weakness },
             Err(error) => Self::None { reason: v1.unwrap_or(error) },
         }
     }
@@ -69,7 +72,7 @@ impl Controllers {
     pub(crate) fn group(&self, name: &str) -> Option<Group> {
         match self {
             Self::V1(roots) => Some(Group::V1(roots.group(name))),
-            Self::V2 { base } => Some(Group::V2 { directory: base.join(format!("{NAME}-{name}")) }),
+            Self::V2 { base, .. } => Some(Group::V2 { directory: base.join(format!("{NAME}-{name}")) }),
             Self::None { .. } => None,
         }
     }
@@ -77,14 +80,16 @@ impl Controllers {
     /// Makes a group with its limits; none where there are no groups. A group that cannot have all its limits is removed again.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel refuses; [`io::ErrorKind::AlreadyExists`] if a group of this name is there, which stays as it is: it has the
+    /// limits, and perhaps the processes, of somebody else.
     pub(crate) fn make(&self, name: &str, limits: &ResourceLimits) -> io::Result<Option<Group>> {
         let Some(group) = self.group(name) else { return Ok(None) };
-        let made = match &group {
-            Group::V1(directories) => directories.make(limits),
-            Group::V2 { directory } => v2::make(directory, limits),
+        group.create()?;
+        let limited = match &group {
+            Group::V1(directories) => directories.limit(limits),
+            Group::V2 { directory } => v2::limit(directory, limits),
         };
-        match made {
+        match limited {
             Ok(()) => Ok(Some(group)),
             Err(error) => {
                 // What is left is found by its name when the sandbox is destroyed.
@@ -111,9 +116,23 @@ pub(crate) enum Group {
 impl Group {
     fn directories(&self) -> Vec<&Path> {
         match self {
-            Self::V1(directories) => directories.all().to_vec(),
+            Self::V1(directories) => directories.all(),
             Self::V2 { directory } => vec![directory],
         }
+    }
+
+    /// Makes its directories, all or none.
+    fn create(&self) -> io::Result<()> {
+        let directories = self.directories();
+        for (made, directory) in directories.iter().enumerate() {
+            if let Err(error) = fs::create_dir(directory) {
+                for directory in &directories[..made] {
+                    fs::remove_dir(directory).ok();
+                }
+                return Err(named(&error, directory));
+            }
+        }
+        Ok(())
     }
 
     /// Puts a process into it.
@@ -172,6 +191,11 @@ impl Group {
             let most = directory.join("pids.max");
             if most.exists() {
                 write(&most, "0").ok();
+            }
+            // All at once, also where version 2 does not count processes; since Linux 5.14.
+            let all = directory.join("cgroup.kill");
+            if all.exists() {
+                write(&all, "1").ok();
             }
         }
         for _ in 0..ROUNDS {

@@ -73,19 +73,18 @@ pub(crate) struct Directories {
 }
 
 impl Directories {
-    pub(super) fn all(&self) -> [&Path; 4] {
-        [&self.memory, &self.pids, &self.cpu, &self.cpuacct]
-    }
-
-    pub(super) fn make(&self, limits: &ResourceLimits) -> io::Result<()> {
-        for directory in self.all() {
-            match fs::create_dir(directory) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(named(&error, directory));
-                }
-                Ok(()) | Err(_) => {}
+    /// Each once.
+    pub(super) fn all(&self) -> Vec<&Path> {
+        let mut found: Vec<&Path> = Vec::new();
+        for directory in [&self.memory, &self.pids, &self.cpu, &self.cpuacct] {
+            if !found.contains(&directory.as_path()) {
+                found.push(directory);
             }
         }
+        found
+    }
+
+    pub(super) fn limit(&self, limits: &ResourceLimits) -> io::Result<()> {
         let memory = limits.memory_bytes.to_string();
         write(&self.memory.join("memory.limit_in_bytes"), &memory)?;
         // Memory and swap together: no swap beside it. Kernels without accounting of swap lack the file.

@@ -41,7 +41,9 @@ pub(super) struct Server<'a> {
 pub(super) enum Owns {
     /// It is not root: whoever gave it the group made it writable to it.
     Writable,
-    /// It is root, and systemd, which would undo what it does to any other group, marks those that it gives away.
+    /// It is root, and systemd, which would undo what it does to any other group, marks those that it gives away. It must be in one
+    /// below already (`DelegateSubgroup=`, since systemd 254): systemd starts a service in the marked group else, which the kernel
+    /// refuses as long as sandboxes have groups beside it, and the server would not come up again while they live.
     Marked,
     /// It is root, and nobody else arranges groups here.
     All,
@@ -108,6 +110,12 @@ impl<'a> Server<'a> {
         if own == leaf {
             self.delegate(base)?;
             return Ok(base.to_owned());
+        }
+        if self.owns == Owns::Marked {
+            return Err(io::Error::other(format!(
+                "systemd could not start it again in {} while sandboxes live; that needs DelegateSubgroup=server, which systemd has since 254",
+                base.display()
+            )));
         }
         let made = make_directory(&leaf)?;
         let pid = self.pid.to_string();

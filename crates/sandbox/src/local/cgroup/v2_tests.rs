@@ -213,10 +213,15 @@ impl Kernels {
         self.children.last().unwrap().id()
     }
 
-    fn find(&self, process: u32) -> Result<Found, String> {
+    fn find(&self, process: u32, owns: Owns) -> Result<Found, String> {
+        Server { pid: process, groups: &groups(process), owns, needs: &self.needs }.find(&self.mounts)
+    }
+
+    /// What a server is told that is in a group of systemd's.
+    fn refusal(&self, process: u32, group: &Path) -> io::Error {
         let server =
             Server { pid: process, groups: &groups(process), owns: Owns::Marked, needs: &self.needs };
-        server.find(&self.mounts)
+        server.delegated(group, &self.place).unwrap_err()
     }
 }
 
@@ -254,20 +259,22 @@ fn alone(test: impl FnOnce() + Send + 'static) {
 }
 
 #[test]
-fn the_kernel_takes_a_marked_group_as_it_is_arranged() {
+fn the_kernel_takes_a_given_group_as_it_is_arranged() {
     alone(|| {
         let Some(mut kernels) = Kernels::mount() else { return };
         let base = kernels.group("marked");
         let server = kernels.process(&base);
         assert_eq!(kernels.mounts.len(), 1, "found in spite of its name");
-        let in_base = groups(server);
-        let asks = Server { pid: server, groups: &in_base, owns: Owns::Marked, needs: &kernels.needs };
-        let error = asks.delegated(&base, &kernels.place).unwrap_err();
+        let error = kernels.refusal(server, &base);
         assert!(error.to_string().contains("is not given"), "{error}");
         mark(&base);
-        for _ in 0..2 {
-            let found = kernels.find(server);
-            assert_eq!(found, Ok(Found { base: base.clone(), weakness: None }));
+        let before = groups(server);
+        let error = kernels.refusal(server, &base);
+        assert!(error.to_string().contains("DelegateSubgroup=server"), "{error}");
+        assert_eq!((groups(server), base.join(OWN).exists()), (before, false), "nothing was moved");
+        // Without systemd it moves itself; with it, it is there already.
+        for owns in [Owns::All, Owns::All, Owns::Marked, Owns::Writable] {
+            assert_eq!(kernels.find(server, owns), Ok(Found { base: base.clone(), weakness: None }));
             assert!(groups(server).lines().any(|line| line.starts_with("0::") && line.ends_with("/server")));
         }
         let handed_on = fs::read_to_string(base.join("cgroup.subtree_control")).unwrap();
@@ -303,9 +310,8 @@ fn the_kernel_refuses_a_group_with_others_in_it_and_all_is_as_it_was() {
         }
         let base = kernels.group("shared");
         let (server, other) = (kernels.process(&base), kernels.process(&base));
-        mark(&base);
         let before = (groups(server), groups(other));
-        let asks = Server { pid: server, groups: &before.0, owns: Owns::Marked, needs: &kernels.needs };
+        let asks = Server { pid: server, groups: &before.0, owns: Owns::All, needs: &kernels.needs };
         let error = asks.delegated(&base, &kernels.place).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ResourceBusy, "{error}");
         assert_eq!((groups(server), groups(other)), before);

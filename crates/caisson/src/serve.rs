@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,6 @@ use caisson_domain::workflow::Workflow;
 use caisson_gateway::{Gateway, GatewayConfig, GitIdentity};
 use caisson_store::{Clock, Store};
 use caisson_worker::{Parts, Probe, Timing, UidPlan, Worker, WorkerConfig};
-use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,6 +25,7 @@ use crate::engines::ActiveEngine;
 use crate::inputs::{self, Inputs};
 use crate::server_id::server_id;
 use crate::settings::Settings;
+use crate::shim;
 
 /// How long a stopping server waits for its tasks.
 const STOP_WAIT: Duration = Duration::from_secs(10);
@@ -207,21 +207,10 @@ fn worker_config(
     })
 }
 
-/// Copies the shim into the state directory under its content's hash: a living sandbox keeps the one it was started
-/// with, whatever is built or installed later.
 fn install_shim(settings: &Settings, shim: &Path) -> anyhow::Result<PathBuf> {
-    let bytes = fs::read(shim)?;
-    let hash = hex::encode(Sha256::digest(&bytes));
     let directory = settings.state_dir.join("shim");
     make_directory(&directory)?;
-    let place = directory.join(&hash[..16]);
-    if !place.is_file() {
-        let staged = tempfile::NamedTempFile::new_in(&directory)?;
-        fs::write(staged.path(), bytes)?;
-        fs::set_permissions(staged.path(), fs::Permissions::from_mode(0o555))?;
-        staged.persist(&place).context("the shim cannot be installed")?;
-    }
-    Ok(place)
+    shim::install(&directory, shim)
 }
 
 /// What keeps this server from placing runs, asked again and again by the worker.

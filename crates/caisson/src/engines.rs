@@ -94,6 +94,7 @@ impl ActiveEngine {
             bubblewrap: settings.local.bubblewrap.clone(),
             read_only: settings.local.read_only.clone(),
             toolchains: settings.local.toolchains.clone(),
+            hidden: settings.own_paths().context("the working directory cannot be used")?,
             control_groups: settings.local.control_groups,
             // This very program, also when another version has been put in its place meanwhile.
             supervisor: (PathBuf::from("/proc/self/exe"), vec!["supervise".to_owned()]),

@@ -56,6 +56,9 @@ pub(crate) struct Settings {
     pub model: Model,
     /// Git hosts.
     pub git: Git,
+    /// The file that they were read from.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
 }
 
 /// The Docker Engine.
@@ -211,6 +214,7 @@ impl Settings {
             settings.docker.host = environment.get("DOCKER_HOST").map(str::to_owned);
         }
         settings.state_dir = std::path::absolute(&settings.state_dir)?;
+        settings.file = file.map(Path::to_owned);
         settings.check()?;
         Ok(settings)
     }
@@ -219,6 +223,17 @@ impl Settings {
     #[must_use]
     pub(crate) fn agents_dir(&self) -> PathBuf {
         self.agents_dir.clone().unwrap_or_else(|| self.state_dir.join("agents"))
+    }
+
+    /// What is the server's alone: its state, its secrets, and the file that may hold some.
+    ///
+    /// # Errors
+    /// The working directory, which relative paths start from, is gone.
+    pub(crate) fn own_paths(&self) -> std::io::Result<Vec<PathBuf>> {
+        let files = [&self.file, &self.model.api_key_file, &self.model.auth_token_file];
+        let tokens = self.git.credentials.iter().map(|credential| &credential.token_file);
+        let paths = files.into_iter().flatten().chain(tokens).chain([&self.state_dir]);
+        paths.map(std::path::absolute).collect()
     }
 
     fn check(&self) -> anyhow::Result<()> {

@@ -41,8 +41,8 @@ impl LocalEngine {
     pub(super) async fn create_sandbox(&self, spec: &SandboxSpec) -> Result<(), EngineError> {
         self.validate(spec)?;
         self.check().await?;
-        let (mounts, extra) =
-            (spec.mounts.clone(), [&self.config.read_only[..], &self.config.toolchains[..]].concat());
+        let (mounts, hidden) = (spec.mounts.clone(), self.config.hidden.clone());
+        let extra = [&self.config.read_only[..], &self.config.toolchains[..]].concat();
         let binds = blocking("looking at the mounts", move || {
             let own = resolve(&mounts, None)?.into_iter().map(|bind| Shown {
                 is_file: Path::new(&bind.source).is_file(),
@@ -50,7 +50,7 @@ impl LocalEngine {
                 target: bind.target.to_owned(),
                 writable: bind.access == Access::Writable,
             });
-            Ok::<_, SpecError>(own.chain(shown::binds(&extra)).collect::<Vec<_>>())
+            Ok::<_, SpecError>(own.chain(shown::binds(&extra, &hidden)?).collect::<Vec<_>>())
         })
         .await??;
         let record = self.record(&spec.id);

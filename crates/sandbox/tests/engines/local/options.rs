@@ -137,3 +137,28 @@ async fn a_control_group_that_was_there_before_is_neither_joined_nor_ended() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn an_engine_does_not_open_with_the_servers_own_in_what_it_shows() {
+    on_bench(async |bench| {
+        let host = tempfile::tempdir_in("/var/tmp").unwrap();
+        let (state, link) = (host.path().join("state"), host.path().join("link"));
+        std::fs::create_dir(&state).unwrap();
+        std::os::unix::fs::symlink(&state, &link).unwrap();
+        let records = bench.record(&bench.sandbox("exit 0")).parent().unwrap().to_owned();
+        for (shown, hidden) in
+            [(link, vec![state.clone()]), (host.path().to_owned(), vec![state]), (records, Vec::new())]
+        {
+            for toolchain in [true, false] {
+                let opened = bench.try_engine_with(|config| {
+                    config.hidden.clone_from(&hidden);
+                    let list = if toolchain { &mut config.toolchains } else { &mut config.read_only };
+                    list.push(shown.clone());
+                });
+                let error = opened.unwrap_err();
+                assert!(error.to_string().contains("which no sandbox may see"), "{error}");
+            }
+        }
+    })
+    .await;
+}

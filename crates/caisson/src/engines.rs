@@ -89,14 +89,12 @@ impl ActiveEngine {
             settings.default_image.is_none(),
             "default_image is set, but the local engine has no images; leave it out, or choose --engine docker"
         );
-        // As links are resolved there; a doctor looks before there is one.
-        let state_dir = settings.state_dir.canonicalize().unwrap_or_else(|_| settings.state_dir.clone());
         let config = LocalConfig {
             records_dir: settings.state_dir.join(RECORDS),
             bubblewrap: settings.local.bubblewrap.clone(),
             read_only: settings.local.read_only.clone(),
             toolchains: settings.local.toolchains.clone(),
-            private: vec![state_dir],
+            hidden: settings.own_paths().context("the working directory cannot be used")?,
             control_groups: settings.local.control_groups,
             // This very program, also when another version has been put in its place meanwhile.
             supervisor: (PathBuf::from("/proc/self/exe"), vec!["supervise".to_owned()]),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ use crate::exposure;
 use crate::inputs::{self, Inputs};
 use crate::server_id::server_id;
 use crate::settings::Settings;
-use crate::shim::install_shim;
+use crate::shim;
 use crate::tls::Certificate;
 
 /// How long a stopping server waits for its tasks.
@@ -253,8 +253,6 @@ fn worker_config(
     } else {
         UidPlan::Fixed { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() }
     };
-    let copies = settings.state_dir.join("shim");
-    make_directory(&copies)?;
     Ok(WorkerConfig {
         server: id.clone(),
         engine_name: engine.name().to_owned(),
@@ -262,12 +260,18 @@ fn worker_config(
         state_dir: settings.state_dir.clone(),
         default_image: engine.default_image(),
         weaknesses: engine.weaknesses(),
-        shim: install_shim(&copies, shim)?,
+        shim: install_shim(settings, shim)?,
         agent_dir: Some(agents.directory(&settings.agent_version)),
         uids,
         min_free_disk_bytes: settings.min_free_disk_mib.saturating_mul(1024 * 1024),
         timing: Timing::default(),
     })
+}
+
+fn install_shim(settings: &Settings, shim: &Path) -> anyhow::Result<PathBuf> {
+    let directory = settings.state_dir.join("shim");
+    make_directory(&directory)?;
+    shim::install(&directory, shim)
 }
 
 /// What keeps this server from placing runs, asked again and again by the worker.

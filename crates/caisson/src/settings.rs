@@ -74,6 +74,9 @@ pub(crate) struct Settings {
     /// Where the package managers' configuration is, for presets.
     #[serde(skip)]
     pub clients: Clients,
+    /// The file that they were read from.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
 }
 
 /// What the runs of the default project may spend on the model API, together.
@@ -280,6 +283,7 @@ impl Settings {
         }
         settings.clients = Clients::new(Path::new("/"), &environment.variables);
         settings.state_dir = std::path::absolute(&settings.state_dir)?;
+        settings.file = file.map(Path::to_owned);
         settings.check()?;
         Ok(settings)
     }
@@ -294,6 +298,18 @@ impl Settings {
     #[must_use]
     pub(crate) fn audit_head(&self) -> PathBuf {
         self.audit_head.clone().unwrap_or_else(|| self.state_dir.join("audit_head"))
+    }
+
+    /// What is the server's alone: its state, its secrets, and the file that may hold some.
+    ///
+    /// # Errors
+    /// The working directory, which relative paths start from, is gone.
+    pub(crate) fn own_paths(&self) -> std::io::Result<Vec<PathBuf>> {
+        let files = [&self.file, &self.model.api_key_file, &self.model.auth_token_file, &self.tls.key_file];
+        let tokens = self.git.credentials.iter().map(|credential| &credential.token_file);
+        let outside = self.egress.credentials.iter().map(|credential| &credential.token_file);
+        let paths = files.into_iter().flatten().chain(tokens).chain(outside).chain([&self.state_dir]);
+        paths.map(std::path::absolute).collect()
     }
 
     fn check(&self) -> anyhow::Result<()> {

@@ -148,3 +148,35 @@ fn a_secret_file_holds_exactly_one_line() {
         assert!(read_secret(&file).is_err(), "{bad:?}");
     }
 }
+
+#[test]
+fn what_is_the_servers_alone_is_every_file_with_a_secret_and_its_state() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    for name in ["key", "token", "other"] {
+        std::fs::write(at(name), "x").unwrap();
+    }
+    let text = format!(
+        "state_dir = \"{}\"
+model.api_key_file = \"{}\"
+[[git.credentials]]
+url_prefix = \"https://a.example/\"
+token_file = \"{}\"
+[[git.credentials]]
+url_prefix = \"https://b.example/\"
+token_file = \"{}\"\n",
+        at("state").display(),
+        at("key").display(),
+        at("token").display(),
+        at("other").display()
+    );
+    let file = at("caisson.toml");
+    std::fs::write(&file, text).unwrap();
+    let settings = Settings::load(Some(&file), &environment(&[]), Overrides::default()).unwrap();
+    let mut found = settings.own_paths().unwrap();
+    found.sort();
+    assert_eq!(found, ["caisson.toml", "key", "other", "state", "token"].map(at));
+    // Relative paths are the working directory's.
+    let relative = Settings { file: Some("here.toml".into()), ..settings };
+    assert!(relative.own_paths().unwrap().iter().all(|path| path.is_absolute()));
+}

@@ -171,15 +171,6 @@ pub enum MountFault {
     /// It is relative.
     #[error("is not an absolute path")]
     Relative,
-    /// What it names depends on links on its way.
-    #[error("holds `..`; write the path without it")]
-    Upwards,
-    /// A sandbox has something of its own there.
-    #[error("is at, above or below {0}, which every sandbox has of its own; choose another place for it")]
-    Reserved(&'static str),
-    /// A sandbox may never see it.
-    #[error("leads to {path}, which no sandbox may see", path = .0.display())]
-    Hidden(PathBuf),
     /// It is not UTF-8, and an engine's API is JSON.
     #[error("is not UTF-8")]
     NotText,
@@ -192,6 +183,15 @@ pub enum MountFault {
     /// A directory was expected.
     #[error("is not a directory")]
     NotADirectory,
+    /// What it means depends on where it is looked at from, and it is seen in a sandbox under the same name.
+    #[error("has a part \"..\"; give it without")]
+    Parent,
+    /// It would show or cover what every sandbox has of its own.
+    #[error("is, contains or lies in {0}, which every sandbox has of its own")]
+    Own(&'static str),
+    /// The server's own state and secrets are nothing for sandboxes.
+    #[error("is, contains or lies in {hidden}, which no sandbox may see", hidden = .0.display())]
+    Hidden(PathBuf),
     /// It is to be in a search path, whose parts colons separate.
     #[error("has a colon in its name, which no search path can hold")]
     Colon,

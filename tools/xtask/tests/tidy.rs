@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Longest Rust file, in lines.
@@ -48,78 +49,130 @@ fn files(directory: &Path, ending: &str) -> Vec<PathBuf> {
 
 fn product_sources() -> Vec<PathBuf> {
     let sources = files(&root().join("crates"), ".rs");
-    let of_tests: BTreeSet<PathBuf> = sources.iter().flat_map(|path| test_modules(path)).collect();
+    let of_tests = test_files(&sources);
     sources
         .into_iter()
         .filter(|path| path.components().any(|part| part.as_os_str() == "src") && !of_tests.contains(path))
         .collect()
 }
 
-/// The files of modules that `path` declares for tests alone.
-fn test_modules(path: &Path) -> Vec<PathBuf> {
-    let text = fs::read_to_string(path).unwrap();
-    let lines: Vec<_> = text.lines().map(str::trim).collect();
-    lines
-        .windows(2)
-        .filter(|pair| pair[0] == "#[cfg(test)]")
-        .filter_map(|pair| pair[1].trim_start_matches("pub(crate) ").strip_prefix("mod ")?.strip_suffix(';'))
-        .map(|name| path.with_file_name(format!("{name}.rs")))
-        .collect()
-}
-
-/// The lines of a file, those of its unit tests left empty.
-fn product_lines(path: &Path) -> Vec<String> {
-    let of_tests = path.components().any(|part| part.as_os_str() == "tests");
-    if of_tests || path.to_string_lossy().ends_with("_tests.rs") || path.ends_with("tests.rs") {
-        return Vec::new();
+/// The files of modules that are declared for tests alone, and of the modules in them.
+fn test_files(sources: &[PathBuf]) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    let mut pending = Vec::new();
+    for path in sources {
+        let text = fs::read_to_string(path).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        pending.extend(test_items(&lines).into_iter().flat_map(|range| modules(path, &lines[range])));
     }
-    let text = fs::read_to_string(path).unwrap();
-    without_tests(&text)
+    while let Some(path) = pending.pop() {
+        let text = fs::read_to_string(&path).unwrap();
+        if found.insert(path.clone()) {
+            pending.extend(modules(&path, &text.lines().collect::<Vec<_>>()));
+        }
+    }
+    found
 }
 
-/// Empties every item behind `#[cfg(test)]`, as rustfmt lays it out: up to the line that closes it.
-fn without_tests(text: &str) -> Vec<String> {
-    let mut kept = Vec::new();
-    let mut lines = text.lines();
-    while let Some(line) = lines.next() {
-        let indent = &line[..line.len() - line.trim_start().len()];
-        if line.trim() != "#[cfg(test)]" {
-            kept.push(line.to_owned());
-            continue;
-        }
-        kept.push(String::new());
-        for line in lines.by_ref() {
-            kept.push(String::new());
-            let Some(rest) = line.strip_prefix(indent) else { continue };
-            let same_level = !rest.starts_with([' ', '#']);
-            if same_level && (rest.starts_with('}') || rest.ends_with([';', '}'])) {
-                break;
+/// The files of the modules that these lines of a file declare.
+fn modules(path: &Path, lines: &[&str]) -> Vec<PathBuf> {
+    let mut given = None;
+    let mut found = Vec::new();
+    for line in lines.iter().map(|line| line.trim()) {
+        let attribute = line.strip_prefix("#[path = \"").and_then(|rest| rest.strip_suffix("\"]"));
+        given = attribute.or(given);
+        let is_visible = |before: &str| before.is_empty() || before.starts_with("pub");
+        let declared = line.strip_suffix(';').and_then(|line| line.rsplit_once("mod "));
+        if let Some((_, name)) = declared.filter(|(before, _)| is_visible(before)) {
+            let file = given.take().map_or(format!("{name}.rs"), str::to_owned);
+            found.push(path.with_file_name(file));
+            for directory in [path.with_file_name(name), path.with_extension("").join(name)] {
+                found.extend([directory.with_extension("rs"), directory.join("mod.rs")]);
             }
         }
     }
-    kept
+    found.retain(|place| place.is_file());
+    found
 }
 
-#[test]
-fn what_comes_behind_a_files_tests_is_looked_at_as_well() {
-    let text = "a\n#[cfg(test)]\n#[path = \"x.rs\"]\nmod tests;\nb\n    #[cfg(test)]\n    fn t() {\n        c();\n    }\n    d\n\
-                #[cfg(test)]\nmod tests {\n    use x;\n\n    fn e() {}\n}\nf\n";
-    let kept: Vec<_> = without_tests(text).into_iter().filter(|line| !line.is_empty()).collect();
-    assert_eq!(kept, ["a", "b", "    d", "f"]);
-    assert_eq!(without_tests(text).len(), text.lines().count(), "lines keep their numbers");
+/// Which lines are items for tests alone: each from its `#[cfg(test)]` to its end, which formatted code has at the same depth.
+fn test_items(lines: &[&str]) -> Vec<Range<usize>> {
+    let depth = |line: &str| line.len() - line.trim_start().len();
+    let mut found: Vec<Range<usize>> = Vec::new();
+    for (start, line) in lines.iter().enumerate() {
+        let inside = found.last().is_some_and(|last| last.contains(&start));
+        if inside || line.trim() != "#[cfg(test)]" {
+            continue;
+        }
+        let ends = |other: &&str| {
+            let text = other.trim();
+            depth(other) == depth(line)
+                && !text.starts_with("#[")
+                && !text.starts_with("//")
+                && (text.starts_with('}') || text.ends_with([';', ',', '}']))
+        };
+        let length = lines[start..].iter().position(ends).expect("an item has an end");
+        found.push(start..start + length + 1);
+    }
+    found
+}
+
+/// The lines of a file with their numbers, without its tests.
+fn product_lines(text: &str) -> Vec<(usize, &str)> {
+    let lines: Vec<_> = text.lines().collect();
+    let of_tests = test_items(&lines);
+    let is_product = |number: &usize| !of_tests.iter().any(|range| range.contains(number));
+    (0..lines.len()).filter(is_product).map(|number| (number + 1, lines[number])).collect()
 }
 
 /// `path:line: text` of every product line for which `bad` says yes.
 fn offences(paths: &[PathBuf], bad: impl Fn(&str) -> bool) -> Vec<String> {
     let mut found = Vec::new();
     for path in paths {
-        for (number, line) in product_lines(path).iter().enumerate() {
+        for (number, line) in product_lines(&fs::read_to_string(path).unwrap()) {
             if bad(line) {
-                found.push(format!("{}:{}: {}", path.display(), number + 1, line.trim()));
+                found.push(format!("{}:{number}: {}", path.display(), line.trim()));
             }
         }
     }
     found
+}
+
+#[test]
+fn product_code_behind_tests_is_product_code() {
+    let text = "\
+fn first() {}
+
+#[cfg(test)]
+use std::fs;
+
+#[cfg(test)]
+#[path = \"x_tests.rs\"]
+mod tests;
+
+impl Second {
+    #[cfg(test)]
+    fn for_tests(
+        &self,
+    ) -> u8 {
+        7
+    }
+
+    fn second(&self) {}
+}
+
+#[cfg(test)]
+mod more {
+    #[cfg(test)]
+    fn inside() {}
+
+    fn beside() {}
+}
+fn last() {}";
+    let product: Vec<_> = product_lines(text).into_iter().filter(|(_, line)| line.contains("fn ")).collect();
+    let found = offences(&product_sources(), |line| line.trim() == "#[test]");
+    assert!(found.is_empty(), "tests are taken for product code: {found:#?}");
+    assert_eq!(product, [(1, "fn first() {}"), (18, "    fn second(&self) {}"), (28, "fn last() {}")]);
 }
 
 #[test]

@@ -218,7 +218,7 @@ async fn docker(engine: &DockerEngine, image: &str, report: &mut Report) {
 
 fn describe_local(found: &LocalCapabilities) -> String {
     let limits = match &found.limits {
-        LimitsBy::ControlGroups { version } => format!("limits by control groups (version {version})"),
+        LimitsBy::ControlGroups { version, .. } => format!("limits by control groups (version {version})"),
         LimitsBy::ProcessLimits { .. } => "limits of single processes".to_owned(),
     };
     let users = if found.own_uids { "a user for each session" } else { "one user for all" };

@@ -14,9 +14,9 @@ use crate::profile::{HOSTNAME, HOSTS, NO_NAMESERVER, SHM_BYTES, TMP_PATH};
 /// Where the system's programs are looked for.
 const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// System directories beside `/usr`: links into it on most systems of today.
-const SYSTEM_DIRECTORIES: [&str; 6] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
+pub(super) const SYSTEM_DIRECTORIES: [&str; 6] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
 /// The harmless few of `/etc`: how programs and libraries are found, which authorities are trusted, and the time zone.
-const ETC: [&str; 15] = [
+pub(super) const ETC: [&str; 15] = [
     "/etc/alternatives",
     "/etc/ca-certificates",
     "/etc/crypto-policies",

@@ -42,6 +42,8 @@ pub enum LimitsBy {
     ControlGroups {
         /// Version 1 or 2.
         version: u8,
+        /// What of them is weaker than it could be, for people.
+        weakness: Option<String>,
     },
     /// Limits of single processes, which is weaker: memory is bounded for each process by itself and not for the sandbox, CPU is not
     /// bounded, and want of memory is not told from other ends.
@@ -69,10 +71,11 @@ pub(super) fn weaknesses(limits: &LimitsBy, own_uids: bool) -> Vec<String> {
     if !own_uids {
         found.push("sandboxes have this server's uid, since it is not root".to_owned());
     }
-    if let LimitsBy::ProcessLimits { reason } = limits {
-        found.push(format!(
+    match limits {
+        LimitsBy::ControlGroups { weakness, .. } => found.extend(weakness.clone()),
+        LimitsBy::ProcessLimits { reason } => found.push(format!(
             "no control groups ({reason}): memory is limited for each process and not for the sandbox, and CPU is not limited"
-        ));
+        )),
     }
     found
 }
@@ -96,8 +99,10 @@ impl LocalEngine {
 
     pub(super) fn limits(&self) -> LimitsBy {
         match self.controllers() {
-            Controllers::V1(_) => LimitsBy::ControlGroups { version: 1 },
-            Controllers::V2 { .. } => LimitsBy::ControlGroups { version: 2 },
+            Controllers::V1(_) => LimitsBy::ControlGroups { version: 1, weakness: None },
+            Controllers::V2 { weakness, .. } => {
+                LimitsBy::ControlGroups { version: 2, weakness: weakness.clone() }
+            }
             Controllers::None { reason } => LimitsBy::ProcessLimits { reason: reason.clone() },
         }
     }
@@ -195,10 +200,12 @@ mod tests {
     fn what_is_weaker_is_said_in_full() {
         let strong = LocalCapabilities {
             bubblewrap_version: "0.8.0".to_owned(),
-            limits: LimitsBy::ControlGroups { version: 2 },
+            limits: LimitsBy::ControlGroups { version: 2, weakness: None },
             own_uids: true,
         };
         assert!(strong.weaknesses().is_empty());
+        let limits = LimitsBy::ControlGroups { version: 2, weakness: Some("not its own".to_owned()) };
+        assert_eq!(LocalCapabilities { limits, ..strong.clone() }.weaknesses(), ["not its own"]);
         let limits = LimitsBy::ProcessLimits { reason: "not delegated".to_owned() };
         let weak = LocalCapabilities { limits, own_uids: false, ..strong };
         assert_eq!(weak.weaknesses().len(), 2);

@@ -16,6 +16,7 @@ use tokio::net::UnixStream;
 use tokio::process::Command;
 use tracing::warn;
 
+use super::cgroup::Group;
 use super::identity::Held;
 use super::order::{Answer, Order, Shown, Started};
 use super::record::{CONTROL, FIRST, First, Label, Record, list};
@@ -40,8 +41,8 @@ impl LocalEngine {
     pub(super) async fn create_sandbox(&self, spec: &SandboxSpec) -> Result<(), EngineError> {
         self.validate(spec)?;
         self.check().await?;
-        let (mounts, extra) =
-            (spec.mounts.clone(), [&self.config.read_only[..], &self.config.toolchains[..]].concat());
+        let (mounts, hidden) = (spec.mounts.clone(), self.config.hidden.clone());
+        let extra = [&self.config.read_only[..], &self.config.toolchains[..]].concat();
         let binds = blocking("looking at the mounts", move || {
             let own = resolve(&mounts, None)?.into_iter().map(|bind| Shown {
                 is_file: Path::new(&bind.source).is_file(),
@@ -49,7 +50,7 @@ impl LocalEngine {
                 target: bind.target.to_owned(),
                 writable: bind.access == Access::Writable,
             });
-            Ok::<_, SpecError>(own.chain(shown::binds(&extra)).collect::<Vec<_>>())
+            Ok::<_, SpecError>(own.chain(shown::binds(&extra, &hidden)?).collect::<Vec<_>>())
         })
         .await??;
         let record = self.record(&spec.id);
@@ -61,8 +62,18 @@ impl LocalEngine {
         if !record.make(&label).map_err(|error| refused("writing a sandbox down", &error))? {
             return Err(EngineError::AlreadyExists { id: spec.id.clone() });
         }
-        let made = self.supervise(spec, binds, &record).await;
+        let group = self.controllers().make(spec.id.as_str(), &spec.limits);
+        // Not this sandbox's, so its end is not the way to be rid of it.
+        let foreign = group.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists);
+        if foreign {
+            record.remove().map_err(|error| refused("removing a sandbox", &error))?;
+        }
+        let made = match group {
+            Ok(group) => self.supervise(spec, group, binds, &record).await,
+            Err(error) => Err(refused("making a sandbox's control group", &error)),
+        };
         if made.is_err()
+            && !foreign
             && let Err(error) = self.destroy_sandbox(&spec.id).await
         {
             // Its record makes it an orphan that the next reconcile pass finds.
@@ -86,17 +97,14 @@ impl LocalEngine {
         Ok(())
     }
 
-    /// Makes the control group, starts the supervisor and hands the order over.
+    /// Starts the supervisor and hands the order over.
     async fn supervise(
         &self,
         spec: &SandboxSpec,
+        group: Option<Group>,
         binds: Vec<Shown>,
         record: &Record,
     ) -> Result<(), EngineError> {
-        let group = self
-            .controllers()
-            .make(spec.id.as_str(), &spec.limits)
-            .map_err(|error| refused("making a sandbox's control group", &error))?;
         let search = self
             .config
             .toolchains
@@ -205,7 +213,10 @@ impl LocalEngine {
 
     pub(super) async fn destroy_sandbox(&self, id: &SandboxId) -> Result<(), EngineError> {
         let record = self.record(id);
+        let mut groups: Vec<_> = self.controllers().group(id.as_str()).into_iter().collect();
         if record.exists() {
+            // Made by a server that had its groups elsewhere.
+            groups.extend(read_first(&record)?.and_then(|first| first.group));
             let failed = |error: io::Error| refused("removing a sandbox", &error);
             let asked = match hold_supervisor(&record)? {
                 Some(supervisor) => {
@@ -221,9 +232,8 @@ impl LocalEngine {
                 None => {}
             }
         }
-        let group = self.controllers().group(id.as_str());
         blocking("removing a sandbox", move || {
-            if let Some(group) = group {
+            for group in groups {
                 group.kill().and_then(|()| group.remove())?;
             }
             record.remove()

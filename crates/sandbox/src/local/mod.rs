@@ -49,8 +49,8 @@ pub struct LocalConfig {
     pub read_only: Vec<PathBuf>,
     /// Directories that every sandbox sees, read-only and at the same place, and whose `bin` comes first in its search path.
     pub toolchains: Vec<PathBuf>,
-    /// Directories that may not be among those, nor within or around them: the server's own. Absolute, without links.
-    pub private: Vec<PathBuf>,
+    /// What no sandbox may see: the server's own state and secrets. What is shown may not be, contain or lie in one of them.
+    pub hidden: Vec<PathBuf>,
     /// Whether control groups are used where they can be had.
     pub control_groups: bool,
     /// The program that calls [`supervise`], and the arguments that make it do so; the sandbox's id is added.
@@ -75,13 +75,15 @@ impl LocalEngine {
     /// [`EngineError::BadSpec`] if a path that sandboxes are to see cannot be shown, and [`EngineError::Refused`] if the records'
     /// directory cannot be made.
     pub fn open(mut config: LocalConfig, server: ServerId) -> Result<Self, EngineError> {
-        shown::check(&config.read_only, "read_only", &config.private)?;
-        shown::check_toolchains(&config.toolchains, &config.private)?;
         lifecycle::make_records(&config.records_dir)?;
         config.records_dir = config
             .records_dir
             .canonicalize()
             .map_err(|error| lifecycle::refused("resolving the records' directory", &error))?;
+        config.hidden.push(config.records_dir.clone());
+        shown::check_hidden(&config.hidden)?;
+        shown::check(&config.read_only, "read_only", &config.hidden)?;
+        shown::check_toolchains(&config.toolchains, &config.hidden)?;
         let bubblewrap = config.bubblewrap.clone().unwrap_or_else(check::find_bubblewrap);
         let (controllers, fitness) = (OnceLock::new(), tokio::sync::OnceCell::new());
         Ok(Self { config, server, bubblewrap, controllers, fitness })

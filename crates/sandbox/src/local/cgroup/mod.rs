@@ -1,15 +1,15 @@
 //! Limits of one sandbox by control groups, where they can be had.
 //!
-//! Version 1 has a hierarchy for each controller, version 2 one for all. A server that is root makes its groups right below the
-//! roots that it sees, unless one of version 2 was delegated to it (systemd's `Delegate=yes`); one that is not needs that.
+//! Version 1 has a hierarchy for each controller, and a server that is root makes its groups right below their roots. Version 2 has
+//! one for all: a server makes its groups in the one that was delegated to it (systemd's `Delegate=yes`); where none was, one
+//! that is root makes them below the root.
 
+mod mountinfo;
 mod v1;
 mod v2;
 
-use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::{ResourceLimits, SandboxUsage};
+use mountinfo::Mount;
 
 /// Name of the directory above all groups of version 1, and beginning of the names of those of version 2.
 const NAME: &str = "caisson";
@@ -39,6 +40,8 @@ pub(crate) enum Controllers {
     V2 {
         /// Its directory.
         base: PathBuf,
+        /// What is weaker so than it could be, for people.
+        weakness: Option<String>,
     },
     /// None, and why.
     None {
@@ -50,9 +53,8 @@ pub(crate) enum Controllers {
 impl Controllers {
     /// Looks at this machine; may make a group for this process itself, as version 2 wants it.
     pub(crate) fn find() -> Self {
-        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-        let (mounts, own) = (read("/proc/self/mountinfo"), read("/proc/self/cgroup"));
-        let mounts = Mount::all(&mounts);
+        let mounts = Mount::all(&fs::read("/proc/self/mountinfo").unwrap_or_default());
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let v1 = match v1::Roots::find(&mounts) {
             Some(roots) => match roots.usable() {
                 Ok(()) => return Self::V1(roots),
@@ -60,8 +62,8 @@ impl Controllers {
             },
             None => None,
         };
-        match v2::find(&mounts, &own) {
-            Ok(base) => Self::V2 { base },
+        match v2::Server::own(&own).find(&mounts) {
+            Ok(v2::Found { base, weakness }) => Self::V2 { base, weakness },
             Err(error) => Self::None { reason: v1.unwrap_or(error) },
         }
     }
@@ -70,24 +72,24 @@ impl Controllers {
     pub(crate) fn group(&self, name: &str) -> Option<Group> {
         match self {
             Self::V1(roots) => Some(Group::V1(roots.group(name))),
-            Self::V2 { base } => Some(Group::V2 { directory: base.join(format!("{NAME}-{name}")) }),
+            Self::V2 { base, .. } => Some(Group::V2 { directory: base.join(format!("{NAME}-{name}")) }),
             Self::None { .. } => None,
         }
     }
 
-    /// Makes a group with its limits; none where there are no groups. A group that cannot have all its limits is removed again,
-    /// and so is an empty one that an earlier attempt left, whose limits nobody knows.
+    /// Makes a group with its limits; none where there are no groups. A group that cannot have all its limits is removed again.
     ///
     /// # Errors
-    /// The kernel refuses, or a group of that name has processes in it.
+    /// The kernel refuses; [`io::ErrorKind::AlreadyExists`] if a group of this name is there, which stays as it is: it has the
+    /// limits, and perhaps the processes, of somebody else.
     pub(crate) fn make(&self, name: &str, limits: &ResourceLimits) -> io::Result<Option<Group>> {
         let Some(group) = self.group(name) else { return Ok(None) };
-        group.clear_leftover()?;
-        let made = match &group {
-            Group::V1(directories) => directories.make(limits),
-            Group::V2 { directory } => v2::make(directory, limits),
+        group.create()?;
+        let limited = match &group {
+            Group::V1(directories) => directories.limit(limits),
+            Group::V2 { directory } => v2::limit(directory, limits),
         };
-        match made {
+        match limited {
             Ok(()) => Ok(Some(group)),
             Err(error) => {
                 // What is left is found by its name when the sandbox is destroyed.
@@ -114,21 +116,23 @@ pub(crate) enum Group {
 impl Group {
     fn directories(&self) -> Vec<&Path> {
         match self {
-            Self::V1(directories) => directories.all().to_vec(),
+            Self::V1(directories) => directories.all(),
             Self::V2 { directory } => vec![directory],
         }
     }
 
-    /// Removes it if it is there and empty.
-    fn clear_leftover(&self) -> io::Result<()> {
-        let processes = self.processes()?;
-        if !processes.is_empty() {
-            let count = processes.len();
-            return Err(io::Error::other(format!(
-                "its control group exists and has {count} processes in it"
-            )));
+    /// Makes its directories, all or none.
+    fn create(&self) -> io::Result<()> {
+        let directories = self.directories();
+        for (made, directory) in directories.iter().enumerate() {
+            if let Err(error) = fs::create_dir(directory) {
+                for directory in &directories[..made] {
+                    fs::remove_dir(directory).ok();
+                }
+                return Err(named(&error, directory));
+            }
         }
-        self.remove()
+        Ok(())
     }
 
     /// Puts a process into it.
@@ -188,6 +192,11 @@ impl Group {
             if most.exists() {
                 write(&most, "0").ok();
             }
+            // All at once, also where version 2 does not count processes; since Linux 5.14.
+            let all = directory.join("cgroup.kill");
+            if all.exists() {
+                write(&all, "1").ok();
+            }
         }
         for _ in 0..ROUNDS {
             let processes = self.processes()?;
@@ -234,54 +243,6 @@ fn is_gone(error: &io::Error) -> bool {
 /// A line of `cgroup.procs`. A process that this one cannot see has the number 0, which a signal takes for one's own group.
 fn process(line: &str) -> Option<i32> {
     line.parse().ok().filter(|pid| *pid > 0)
-}
-
-/// A mount of control groups.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Mount {
-    /// Which part of the hierarchy is seen.
-    root: PathBuf,
-    place: PathBuf,
-    kind: String,
-    /// Options of the hierarchy, its controllers among them.
-    options: Vec<String>,
-}
-
-impl Mount {
-    /// Every mount of control groups in the text of a `mountinfo` (proc(5)).
-    fn all(text: &str) -> Vec<Self> {
-        text.lines().filter_map(Self::parse).collect()
-    }
-
-    fn parse(line: &str) -> Option<Self> {
-        let (before, behind) = line.split_once(" - ")?;
-        let before: Vec<&str> = before.split(' ').collect();
-        let mut behind = behind.split(' ');
-        let kind = behind.next()?.to_owned();
-        if !kind.starts_with("cgroup") {
-            return None;
-        }
-        let options = behind.nth(1)?.split(',').map(str::to_owned).collect();
-        Some(Self { root: unescaped(before.get(3)?), place: unescaped(before.get(4)?), kind, options })
-    }
-}
-
-/// A path of a `mountinfo`, in which the kernel writes blanks, tabs, line feeds and backslashes as three octal digits behind a
-/// backslash.
-fn unescaped(text: &str) -> PathBuf {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, behind @ ..] = rest {
-        let octal = match (first, behind) {
-            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..]) => {
-                Some((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'))
-            }
-            _ => None,
-        };
-        bytes.push(octal.unwrap_or(*first));
-        rest = if octal.is_some() { &behind[3..] } else { behind };
-    }
-    PathBuf::from(OsString::from_vec(bytes))
 }
 
 /// CPU time of each period, in microseconds. Always written, also if it is more than the machine has: how many cores this

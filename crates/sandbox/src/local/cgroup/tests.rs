@@ -1,22 +1,21 @@
-//! Version 1 against this kernel where it has it; version 2 against directories that look like it, since a kernel gives its
-//! controllers to one version only.
+//! Groups of this kernel, of whichever version it has.
 
 use std::process::{Child, Command, Stdio};
 
 use super::*;
 
 #[expect(clippy::disallowed_methods, reason = "processes to put into groups")]
-fn start(program: &str, arguments: &[&str]) -> Child {
+pub(super) fn start(program: &str, arguments: &[&str]) -> Child {
     Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
-fn pid(child: &Child) -> i32 {
+pub(super) fn pid(child: &Child) -> i32 {
     i32::try_from(child.id()).unwrap()
 }
 
 /// Says that a test is skipped, or fails if no test may be.
 #[expect(clippy::disallowed_methods, reason = "the environment says whether tests may be skipped")]
-fn skipped(reason: &str) {
+pub(super) fn skipped(reason: &str) {
     let required = std::env::var("TEST_REQUIRE").is_ok_and(|value| value == "1");
     assert!(!required, "no test may be skipped here: no control groups: {reason}");
     eprintln!("SKIPPED: no control groups: {reason}");
@@ -87,6 +86,33 @@ fn a_group_that_cannot_have_its_limits_is_not_left() {
 }
 
 #[test]
+fn a_group_that_is_there_already_is_refused_and_stays_as_it_is() {
+    let limits = ResourceLimits::default();
+    let Some(group) = group("there", &limits) else { return };
+    let mut child = start("/bin/sleep", &["600"]);
+    group.add(pid(&child)).unwrap();
+    let (controllers, name) = (Controllers::find(), format!("test_there_{}", std::process::id()));
+    let error = controllers.make(&name, &ResourceLimits { pids: 99, ..limits }).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{error}");
+    assert!(error.to_string().contains(&name), "{error}");
+    let directories = group.directories();
+    let most = directories.iter().find_map(|directory| fs::read_to_string(directory.join("pids.max")).ok());
+    let most = most.unwrap();
+    assert_eq!(most.trim(), limits.pids.to_string(), "its limits are what they were");
+    assert_eq!(group.processes().unwrap(), [pid(&child)], "and so is what is in it");
+    // What there is of it in one hierarchy only keeps it from being made in the others.
+    child.kill().unwrap();
+    child.wait().unwrap();
+    group.remove().unwrap();
+    let last = *directories.last().unwrap();
+    fs::create_dir(last).unwrap();
+    controllers.make(&name, &limits).unwrap_err();
+    let left: Vec<_> = directories.iter().copied().filter(|directory| directory.exists()).collect();
+    assert_eq!(left, [last]);
+    fs::remove_dir(last).unwrap();
+}
+
+#[test]
 fn a_process_that_cannot_be_seen_is_not_taken_for_ones_own_group() {
     assert_eq!(["0", "-1", "x", "17"].map(process), [None, None, None, Some(17)]);
 }
@@ -129,7 +155,7 @@ const HYBRID: &str = "\
 
 #[test]
 fn hierarchies_are_found_by_their_controllers_also_where_two_share_one() {
-    let roots = v1::Roots::find(&Mount::all(HYBRID)).unwrap();
+    let roots = v1::Roots::find(&Mount::all(HYBRID.as_bytes())).unwrap();
     let group = Group::V1(roots.group("x"));
     let places: Vec<_> = group.directories().iter().map(|place| place.display().to_string()).collect();
     assert_eq!(
@@ -137,158 +163,11 @@ fn hierarchies_are_found_by_their_controllers_also_where_two_share_one() {
         [
             "/sys/fs/cgroup/memory/caisson/x",
             "/sys/fs/cgroup/pids/caisson/x",
-            "/sys/fs/cgroup/cpu,cpuacct/caisson/x",
             "/sys/fs/cgroup/cpu,cpuacct/caisson/x"
         ]
     );
     let without = HYBRID.lines().filter(|line| !line.contains("memory")).collect::<Vec<_>>().join("\n");
-    assert_eq!(v1::Roots::find(&Mount::all(&without)), None);
+    assert_eq!(v1::Roots::find(&Mount::all(without.as_bytes())), None);
     let found: Group = serde_json::from_str(&serde_json::to_string(&group).unwrap()).unwrap();
     assert_eq!(found, group, "a record keeps it");
-}
-
-/// A directory that looks like a hierarchy of version 2, seen at its own place.
-fn unified(files: &[(&str, &str)]) -> (tempfile::TempDir, Vec<Mount>) {
-    let root = tempfile::tempdir().unwrap();
-    for (name, text) in files {
-        let file = root.path().join(name);
-        fs::create_dir_all(file.parent().unwrap()).unwrap();
-        fs::write(file, text).unwrap();
-    }
-    let mount = Mount {
-        root: "/".into(),
-        place: root.path().to_owned(),
-        kind: "cgroup2".to_owned(),
-        options: vec!["rw".to_owned()],
-    };
-    (root, vec![mount])
-}
-
-const ALL: &str = "cpuset cpu io memory pids\n";
-
-#[test]
-fn a_server_that_is_root_makes_one_group_below_the_root() {
-    let (root, mounts) = unified(&[
-        ("cgroup.controllers", ALL),
-        ("cgroup.subtree_control", "cpu memory pids\n"),
-        ("caisson/cgroup.subtree_control", "cpu memory pids\n"),
-    ]);
-    assert_eq!(v2::find(&mounts, "0::/user.slice\n"), Ok(root.path().join("caisson")));
-    assert_eq!(fs::read_to_string(root.path().join("caisson/cpu.weight")).unwrap(), "50");
-}
-
-#[test]
-fn a_server_that_is_root_uses_the_group_that_is_delegated_to_it() {
-    let own = "system.slice/caisson.service";
-    let file = |name: &str| format!("{own}/{name}");
-    let (root, mounts) = unified(&[
-        ("cgroup.controllers", ALL),
-        ("cgroup.subtree_control", "cpu memory pids\n"),
-        ("caisson/cgroup.subtree_control", "cpu memory pids\n"),
-        (&file("cgroup.subtree_control"), "cpu memory pids\n"),
-        (&file("server/cgroup.procs"), ""),
-    ]);
-    let (base, line) = (root.path().join(own), format!("0::/{own}\n"));
-    assert_eq!(v2::find(&mounts, &line), Ok(root.path().join("caisson")), "nobody says that it is delegated");
-    let flags = rustix::fs::XattrFlags::empty();
-    rustix::fs::setxattr(&base, "user.delegate", b"1", flags).unwrap();
-    for moved in [line, format!("0::/{own}/server\n")] {
-        assert_eq!(v2::find(&mounts, &moved), Ok(base.clone()));
-    }
-    assert_eq!(fs::read_to_string(base.join("server/cgroup.procs")).unwrap(), "0");
-    // What cannot be used, though it is said to be, does not leave a root server without limits.
-    fs::remove_file(base.join("cgroup.subtree_control")).unwrap();
-    assert_eq!(v2::find(&mounts, &format!("0::/{own}\n")), Ok(root.path().join("caisson")));
-}
-
-#[test]
-fn paths_of_mounts_are_read_as_the_kernel_writes_them() {
-    let line = r"35 25 0:30 /a\040b /sys/fs/c\134g\011x rw - cgroup2 none rw";
-    let mounts = Mount::all(line);
-    assert_eq!(mounts[0].root, Path::new("/a b"));
-    assert_eq!(mounts[0].place, Path::new("/sys/fs/c\\g\tx"));
-    assert_eq!(unescaped(r"\04 \480 \"), Path::new(r"\04 \480 \"), "what is no escape stays");
-}
-
-#[test]
-fn a_group_that_was_left_is_made_anew_and_one_in_use_is_not_taken() {
-    let controllers = Controllers::find();
-    if let Controllers::None { reason } = &controllers {
-        return skipped(reason);
-    }
-    let name = format!("test_left_{}", std::process::id());
-    let few = ResourceLimits { pids: 7, ..ResourceLimits::default() };
-    let group = controllers.make(&name, &few).unwrap().unwrap();
-    let pids = |group: &Group| {
-        let found = group.directories().into_iter().map(|directory| directory.join("pids.max"));
-        fs::read_to_string(found.into_iter().find(|file| file.exists()).unwrap()).unwrap()
-    };
-    assert_eq!(pids(&group).trim(), "7");
-    let again = controllers.make(&name, &ResourceLimits { pids: 9, ..few }).unwrap().unwrap();
-    assert_eq!((&again, pids(&again).trim()), (&group, "9"));
-    let mut child = start("/bin/sleep", &["600"]);
-    group.add(pid(&child)).unwrap();
-    let error = controllers.make(&name, &few).unwrap_err();
-    assert!(error.to_string().contains("has 1 processes in it"), "{error}");
-    assert_eq!(pids(&group).trim(), "9", "nothing about it has changed");
-    let waiting = std::thread::spawn(move || child.wait().unwrap());
-    group.kill().unwrap();
-    waiting.join().unwrap();
-    group.remove().unwrap();
-}
-
-#[test]
-fn a_delegated_group_is_left_for_one_below_it_first() {
-    // Nobody may write to the root's file here: it is not there.
-    let own = "system.slice/caisson.service";
-    let file = |name: &str| format!("{own}/{name}");
-    for place in [own.to_owned(), format!("{own}/server")] {
-        let (root, mounts) = unified(&[
-            ("cgroup.controllers", ALL),
-            (&file("cgroup.subtree_control"), "cpu memory pids\n"),
-            (&file("server/cgroup.procs"), ""),
-        ]);
-        let base = root.path().join(own);
-        assert_eq!(v2::find(&mounts, &format!("0::/{place}\n")), Ok(base.clone()), "{place}");
-        assert_eq!(fs::read_to_string(base.join("server/cgroup.procs")).unwrap(), "0");
-    }
-}
-
-#[test]
-fn what_is_missing_is_told() {
-    let (_root, mounts) = unified(&[("cgroup.controllers", "cpu pids\n")]);
-    assert!(v2::find(&mounts, "0::/\n").unwrap_err().contains("no controller memory"));
-    let (_root, mounts) = unified(&[("cgroup.controllers", ALL)]);
-    assert!(v2::find(&mounts, "0::/user\n").unwrap_err().contains("delegated"));
-    assert!(v2::find(&[], "0::/\n").is_err());
-    assert!(v2::find(&mounts, "1:memory:/\n").is_err());
-}
-
-#[test]
-fn limits_and_usage_of_version_2_are_written_and_read_where_the_kernel_has_them() {
-    let (root, _) = unified(&[
-        ("g/memory.swap.max", "max"),
-        ("g/memory.stat", "anon 5\ninactive_file 1000\n"),
-        ("g/memory.current", "5000\n"),
-        ("g/memory.peak", "9000\n"),
-        ("g/memory.events", "low 0\noom 3\noom_kill 2\n"),
-        ("g/cpu.stat", "usage_usec 77\nuser_usec 1\n"),
-        ("g/pids.current", "4\n"),
-    ]);
-    let directory = root.path().join("g");
-    let limits = ResourceLimits { memory_bytes: 1 << 30, pids: 99, cpu_millis: 500, tmp_bytes: 1 << 20 };
-    let exists = v2::make(&directory, &limits).unwrap_err();
-    assert_eq!(exists.kind(), io::ErrorKind::AlreadyExists, "what is there is somebody's");
-    v2::limit(&directory, &limits).unwrap();
-    let read = |name: &str| fs::read_to_string(directory.join(name)).unwrap();
-    assert_eq!(
-        (read("memory.max"), read("memory.swap.max"), read("pids.max")),
-        ("1073741824".into(), "0".into(), "99".into())
-    );
-    let most = ResourceLimits { cpu_millis: crate::CPU_MILLIS_MAX, ..limits };
-    assert_eq!(quota_micros(&most), 102_400_000, "more than any machine has is written as it is");
-    assert_eq!((read("cpu.max"), read("cpu.weight")), ("50000 100000".into(), "50".into()));
-    let group = Group::V2 { directory };
-    let usage = SandboxUsage { memory_bytes: 4000, memory_peak_bytes: Some(9000), cpu_micros: 77, pids: 4 };
-    assert_eq!((group.usage().unwrap(), group.oom_kills()), (usage, 2));
 }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Mount, NAME, PERIOD_MICROS, keyed, named, quota_micros, read_number, write};
+use super::mountinfo::Mount;
+use super::{NAME, PERIOD_MICROS, keyed, named, quota_micros, read_number, write};
 use crate::{ResourceLimits, SandboxUsage};
 
 /// CPU weight of all sandboxes together (usual is 1024): half of what a process outside has, so that the server answers while they
@@ -72,19 +73,18 @@ pub(crate) struct Directories {
 }
 
 impl Directories {
-    pub(super) fn all(&self) -> [&Path; 4] {
-        [&self.memory, &self.pids, &self.cpu, &self.cpuacct]
-    }
-
-    pub(super) fn make(&self, limits: &ResourceLimits) -> io::Result<()> {
-        let mut made: Vec<&Path> = Vec::new();
-        for directory in self.all() {
-            // Two controllers may share a hierarchy; what else is there already is not ours.
-            if !made.contains(&directory) {
-                fs::create_dir(directory).map_err(|error| named(&error, directory))?;
-                made.push(directory);
+    /// Each once.
+    pub(super) fn all(&self) -> Vec<&Path> {
+        let mut found: Vec<&Path> = Vec::new();
+        for directory in [&self.memory, &self.pids, &self.cpu, &self.cpuacct] {
+            if !found.contains(&directory.as_path()) {
+                found.push(directory);
             }
         }
+        found
+    }
+
+    pub(super) fn limit(&self, limits: &ResourceLimits) -> io::Result<()> {
         let memory = limits.memory_bytes.to_string();
         write(&self.memory.join("memory.limit_in_bytes"), &memory)?;
         // Memory and swap together: no swap beside it. Kernels without accounting of swap lack the file.

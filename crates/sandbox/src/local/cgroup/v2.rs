@@ -5,7 +5,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Mount, PERIOD_MICROS, keyed, named, quota_micros, read_number, write};
+use nix::unistd::{AccessFlags, access};
+
+use super::mountinfo::Mount;
+use super::{PERIOD_MICROS, keyed, named, quota_micros, read_number, write};
 use crate::{ResourceLimits, SandboxUsage};
 
 /// What sandboxes need.
@@ -15,101 +18,195 @@ const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 const WEIGHT: &str = "50";
 /// The group into which a server moves itself.
 const OWN: &str = "server";
-/// Extended attributes by which systemd says that a group is delegated, for services of the system and of a user.
-const DELEGATED: [&str; 2] = ["trusted.delegate", "user.delegate"];
-/// The group of a server that is root and has none delegated.
+/// The group below the root of a server that is root and has none delegated.
 const ROOT_GROUP: &str = "caisson";
+/// How systemd marks a group that it delegates; the second since its version 251 (its `CGROUP_DELEGATION.md`).
+const MARKS: [&str; 2] = ["trusted.delegate", "user.delegate"];
+/// Every group but the root of all has this file (cgroups(7)).
+const NOT_OF_ROOT: &str = "cgroup.type";
 
-/// The group below which sandboxes can get theirs.
-///
-/// # Errors
-/// Why there is none, for people.
-pub(super) fn find(mounts: &[Mount], own: &str) -> Result<PathBuf, String> {
-    let mount =
-        mounts.iter().find(|mount| mount.kind == "cgroup2").ok_or("the kernel has no control groups")?;
-    let own =
-        own.lines().find_map(|line| line.strip_prefix("0::")).ok_or("this process is in no control group")?;
-    let own = own.trim_start_matches('/');
-    let own = Path::new("/")
-        .join(own)
-        .strip_prefix(&mount.root)
-        .map_or_else(|_| mount.place.clone(), |below| mount.place.join(below));
-    let available = fs::read_to_string(mount.place.join("cgroup.controllers")).unwrap_or_default();
-    if let Some(missing) =
-        CONTROLLERS.iter().find(|name| !available.split_whitespace().any(|has| has == **name))
-    {
-        return Err(format!("version 2 has no controller {missing} here"));
+/// The server that looks for a group.
+#[derive(Debug)]
+pub(super) struct Server<'a> {
+    /// Its process; 0 for the one that asks.
+    pub(super) pid: u32,
+    /// The text of its `/proc/…/cgroup`.
+    pub(super) groups: &'a str,
+    pub(super) owns: Owns,
+    pub(super) needs: &'a [&'a str],
+}
+
+/// By what a server knows that the group it is in was given to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owns {
+    /// It is not root: whoever gave it the group made it writable to it.
+    Writable,
+    /// It is root, and systemd, which would undo what it does to any other group, marks those that it gives away. It must be in one
+    /// below already (`DelegateSubgroup=`, since systemd 254): systemd starts a service in the marked group else, which the kernel
+    /// refuses as long as sandboxes have groups beside it, and the server would not come up again while they live.
+    Marked,
+    /// It is root, and nobody else arranges groups here.
+    All,
+}
+
+/// The group below which sandboxes get theirs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) base: PathBuf,
+    /// What is weaker so than it could be, for people.
+    pub(super) weakness: Option<String>,
+}
+
+impl<'a> Server<'a> {
+    /// This process.
+    pub(super) fn own(groups: &'a str) -> Self {
+        let owns = match (nix::unistd::geteuid().is_root(), Path::new("/run/systemd/system").is_dir()) {
+            (false, _) => Owns::Writable,
+            // Its presence says that systemd runs the machine (sd_booted(3)).
+            (true, true) => Owns::Marked,
+            (true, false) => Owns::All,
+        };
+        Self { pid: 0, groups, owns, needs: &CONTROLLERS }
     }
-    let by_root = || {
-        let base = mount.place.join(ROOT_GROUP);
-        make_directory(&base)
-            .and_then(|()| delegate(&mount.place))
-            .and_then(|()| delegate(&base))
-            .and_then(|()| write(&base.join("cpu.weight"), WEIGHT))
-            .map(|()| base)
-    };
-    let base = if is_delegated(&own) {
-        delegated(&own, &mount.place).or_else(|_| by_root())
-    } else {
-        by_root().or_else(|_| delegated(&own, &mount.place))
-    };
-    base.map_err(|error| format!("no control group is delegated to this server: {error}"))
-}
 
-/// Whether systemd says that the group of this process, or the one above that it has moved from, is for its own use. What is
-/// not said so belongs to somebody who may remove or change it (systemd.resource-control(5), since version 251).
-fn is_delegated(own: &Path) -> bool {
-    let base = delegated_base(own);
-    DELEGATED.iter().any(|name| {
-        let mut value = [0; 1];
-        rustix::fs::getxattr(base, *name, &mut value).is_ok_and(|length| value.get(..length) == Some(b"1"))
-    })
-}
-
-/// The group that was given to a process that may have moved below it already, by itself or by systemd's `DelegateSubgroup=`.
-fn delegated_base(own: &Path) -> &Path {
-    if own.file_name().is_some_and(|name| name == OWN) { own.parent().unwrap_or(own) } else { own }
-}
-
-/// A group that was given to this process: it moves into one below, and hands the controllers on to the others.
-fn delegated(own: &Path, top: &Path) -> io::Result<PathBuf> {
-    let base = delegated_base(own);
-    if !base.starts_with(top) {
-        return Err(io::ErrorKind::NotFound.into());
+    /// The group below which sandboxes can get theirs: in the one given to this server, so that its limits bound them too, else
+    /// below the root of all.
+    ///
+    /// # Errors
+    /// Why there is none, for people.
+    pub(super) fn find(&self, mounts: &[Mount]) -> Result<Found, String> {
+        let mount =
+            mounts.iter().find(|mount| mount.kind == "cgroup2").ok_or("the kernel has no control groups")?;
+        let own = self.groups.lines().find_map(|line| line.strip_prefix("0::"));
+        let own = own.ok_or("this process is in no control group")?;
+        let top = &mount.place;
+        self.has_controllers(top).map_err(|error| format!("version 2 cannot be used: {error}"))?;
+        let own = Path::new(own).strip_prefix(&mount.root).map(|below| top.join(below));
+        let reason = match own.as_deref().map(|own| self.delegated(own, top)) {
+            Ok(Ok(base)) => return Ok(Found { base, weakness: None }),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "its own group is not seen from here".to_owned(),
+        };
+        let base = self
+            .below_root(top)
+            .map_err(|error| format!("no control group is delegated to this server: {reason}; {error}"))?;
+        // Whoever is in the root itself has no limits that could bound anything.
+        let bounded = own.is_ok_and(|own| own != *top);
+        let weakness = bounded.then(|| {
+            format!("limits on this server's own control group do not bound its sandboxes, which are in {}: {reason}", base.display())
+        });
+        Ok(Found { base, weakness })
     }
-    let leaf = base.join(OWN);
-    make_directory(&leaf)?;
-    write(&leaf.join("cgroup.procs"), "0")?;
-    delegate(base)?;
-    Ok(base.to_owned())
-}
 
-/// Hands the controllers on to the groups below one.
-fn delegate(group: &Path) -> io::Result<()> {
-    let file = group.join("cgroup.subtree_control");
-    let has = fs::read_to_string(&file).map_err(|error| named(&error, &file))?;
-    for controller in CONTROLLERS {
-        if !has.split_whitespace().any(|name| name == controller) {
-            write(&file, &format!("+{controller}"))?;
+    /// A group that was given to this server: it moves into one below, and hands the controllers on to the others.
+    fn delegated(&self, own: &Path, top: &Path) -> io::Result<PathBuf> {
+        // Moved already, by this server or by systemd's `DelegateSubgroup=`.
+        let above = if own.file_name().is_some_and(|name| name == OWN) { own.parent() } else { None };
+        let mut candidates = [above, Some(own)].into_iter().flatten();
+        let base = candidates.find(|group| group.starts_with(top) && self.is_given(group));
+        let base = base.ok_or_else(|| io::Error::other(format!("{} is not given to it", own.display())))?;
+        self.has_controllers(base)?;
+        let leaf = base.join(OWN);
+        if own == leaf {
+            self.delegate(base)?;
+            return Ok(base.to_owned());
+        }
+        if self.owns == Owns::Marked {
+            return Err(io::Error::other(format!(
+                "systemd could not start it again in {} while sandboxes live; that needs DelegateSubgroup=server, which systemd has since 254",
+                base.display()
+            )));
+        }
+        let made = make_directory(&leaf)?;
+        let pid = self.pid.to_string();
+        let moved = write(&leaf.join("cgroup.procs"), &pid).and_then(|()| self.delegate(base));
+        if let Err(error) = moved {
+            // Others are in the group as well, or it may not be changed: everything is as it was.
+            write(&base.join("cgroup.procs"), &pid).ok();
+            if made == Made::Now {
+                fs::remove_dir(&leaf).ok();
+            }
+            return Err(error);
+        }
+        Ok(base.to_owned())
+    }
+
+    fn is_given(&self, group: &Path) -> bool {
+        let writable = || {
+            ["", "cgroup.procs", "cgroup.subtree_control"]
+                .iter()
+                .all(|file| access(&group.join(file), AccessFlags::W_OK).is_ok())
+        };
+        let marked = |mark: &str| {
+            let mut value = [0; 1];
+            rustix::fs::getxattr(group, mark, &mut value).is_ok_and(|length| value[..length] == *b"1")
+        };
+        let given = match self.owns {
+            Owns::Writable => writable(),
+            Owns::Marked => MARKS.iter().any(|mark| marked(mark)),
+            Owns::All => true,
+        };
+        given && group.join(NOT_OF_ROOT).exists()
+    }
+
+    /// The group of servers that are root, right below the root that is seen.
+    fn below_root(&self, top: &Path) -> io::Result<PathBuf> {
+        let base = top.join(ROOT_GROUP);
+        let made = make_directory(&base)?;
+        let ready = self
+            .delegate(top)
+            .and_then(|()| self.delegate(&base))
+            .and_then(|()| write(&base.join("cpu.weight"), WEIGHT));
+        if let Err(error) = ready {
+            if made == Made::Now {
+                fs::remove_dir(&base).ok();
+            }
+            return Err(error);
+        }
+        Ok(base)
+    }
+
+    fn has_controllers(&self, group: &Path) -> io::Result<()> {
+        let file = group.join("cgroup.controllers");
+        let available = fs::read_to_string(&file).map_err(|error| named(&error, &file))?;
+        match self.needs.iter().find(|name| !names(&available, name)) {
+            Some(missing) => {
+                Err(io::Error::other(format!("{} has no controller {missing}", group.display())))
+            }
+            None => Ok(()),
         }
     }
-    Ok(())
-}
 
-fn make_directory(directory: &Path) -> io::Result<()> {
-    match fs::create_dir(directory) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(named(&error, directory)),
-        Ok(()) | Err(_) => Ok(()),
+    /// Hands the controllers on to the groups below one: all at once, so that the kernel does so with all or none.
+    fn delegate(&self, group: &Path) -> io::Result<()> {
+        let file = group.join("cgroup.subtree_control");
+        let has = fs::read_to_string(&file).map_err(|error| named(&error, &file))?;
+        let missing: Vec<_> =
+            self.needs.iter().filter(|name| !names(&has, name)).map(|name| format!("+{name}")).collect();
+        if missing.is_empty() { Ok(()) } else { write(&file, &missing.join(" ")) }
     }
 }
 
-/// Makes a group with its limits.
-pub(super) fn make(directory: &Path, limits: &ResourceLimits) -> io::Result<()> {
-    fs::create_dir(directory).map_err(|error| named(&error, directory))?;
-    limit(directory, limits)
+/// Whether a list of controllers has this one.
+fn names(list: &str, controller: &str) -> bool {
+    list.split_whitespace().any(|name| name == controller)
 }
 
-/// Writes a group's limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Made {
+    Now,
+    Before,
+}
+
+fn make_directory(directory: &Path) -> io::Result<Made> {
+    match fs::create_dir(directory) {
+        Ok(()) => Ok(Made::Now),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Made::Before),
+        Err(error) => Err(named(&error, directory)),
+    }
+}
+
+/// Limits a group.
 pub(super) fn limit(directory: &Path, limits: &ResourceLimits) -> io::Result<()> {
     write(&directory.join("memory.max"), &limits.memory_bytes.to_string())?;
     // Kernels without swap lack the file.
@@ -135,3 +232,7 @@ pub(super) fn usage(directory: &Path) -> io::Result<SandboxUsage> {
         pids: read_number(&directory.join("pids.current"))?,
     })
 }
+
+#[cfg(test)]
+#[path = "v2_tests.rs"]
+mod tests;

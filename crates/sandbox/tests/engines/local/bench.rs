@@ -46,6 +46,14 @@ impl Bench {
         open(&self.places, &self.server, change)
     }
 
+    /// The same, if it can be opened.
+    pub(crate) fn try_engine_with(
+        &self,
+        change: impl FnOnce(&mut LocalConfig),
+    ) -> Result<LocalEngine, EngineError> {
+        try_open(&self.places, &self.server, change)
+    }
+
     /// Where the record of a sandbox is.
     pub(crate) fn record(&self, spec: &SandboxSpec) -> PathBuf {
         records(&self.places).join(spec.id.as_str())
@@ -88,15 +96,23 @@ fn records(places: &Places) -> PathBuf {
 }
 
 fn open(places: &Places, server: &ServerId, change: impl FnOnce(&mut LocalConfig)) -> LocalEngine {
+    try_open(places, server, change).expect("a temporary directory can be written to")
+}
+
+fn try_open(
+    places: &Places,
+    server: &ServerId,
+    change: impl FnOnce(&mut LocalConfig),
+) -> Result<LocalEngine, EngineError> {
     let mut config = LocalConfig {
         records_dir: records(places),
         bubblewrap: None,
         read_only: Vec::new(),
         toolchains: Vec::new(),
-        private: Vec::new(),
+        hidden: Vec::new(),
         control_groups: true,
         supervisor: (env!("CARGO_BIN_EXE_caisson-supervise").into(), Vec::new()),
     };
     change(&mut config);
-    LocalEngine::open(config, server.clone()).expect("a temporary directory can be written to")
+    LocalEngine::open(config, server.clone())
 }

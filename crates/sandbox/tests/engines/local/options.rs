@@ -3,10 +3,10 @@
 use std::os::unix::fs::PermissionsExt;
 
 use caisson_sandbox::local::LimitsBy;
-use caisson_sandbox::{Engine, MEMORY_BYTES_MIN, PIDS_MIN};
+use caisson_sandbox::{Engine, EngineError, MEMORY_BYTES_MIN, PIDS_MIN};
 
 use super::bench::on_bench;
-use crate::places::{ready, written};
+use crate::places::{ready, skipped, written};
 
 /// Most that is kept of a sandbox's diagnostics.
 const LOG_BYTES: u64 = 1024 * 1024;
@@ -100,6 +100,65 @@ async fn what_a_sandbox_says_is_kept_up_to_its_bound_and_blocks_nobody() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
         assert_eq!(log.metadata().unwrap().len(), LOG_BYTES);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_control_group_that_was_there_before_is_neither_joined_nor_ended() {
+    on_bench(async |bench| {
+        let capabilities = bench.engine.check().await.unwrap();
+        if matches!(capabilities.limits, LimitsBy::ProcessLimits { .. }) {
+            return skipped(&capabilities.weaknesses().join("; ")).unwrap_or_default();
+        }
+        let one = bench.sandbox("echo ready > /workspace/ready; sleep 600");
+        bench.engine.create(&one).await.unwrap();
+        bench.engine.start(&one.id).await.unwrap();
+        ready(&one).await;
+        let first = std::fs::read_to_string(bench.record(&one).join("first.json")).unwrap();
+        let groups: Vec<_> =
+            first.split('"').filter(|part| part.starts_with('/') && part.contains(one.id.as_str())).collect();
+        let spec = bench.sandbox("exit 0");
+        let place = groups[0].replace(one.id.as_str(), spec.id.as_str());
+        std::fs::create_dir(&place).unwrap();
+        #[expect(clippy::disallowed_methods, reason = "a process that is in the group")]
+        let mut other = std::process::Command::new("/bin/sleep").arg("600").spawn().unwrap();
+        std::fs::write(format!("{place}/cgroup.procs"), other.id().to_string()).unwrap();
+
+        let error = bench.engine.create(&spec).await.unwrap_err();
+        assert!(matches!(error, EngineError::Refused { .. }), "{error}");
+        assert!(error.to_string().contains(&place), "{error}");
+        assert!(other.try_wait().unwrap().is_none(), "what was in it lives");
+        assert!(!bench.record(&spec).exists(), "nothing is written down of what was not made");
+        other.kill().unwrap();
+        other.wait().unwrap();
+        std::fs::remove_dir(&place).unwrap();
+        bench.engine.create(&spec).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_engine_does_not_open_with_the_servers_own_in_what_it_shows() {
+    on_bench(async |bench| {
+        let host = tempfile::tempdir_in("/var/tmp").unwrap();
+        let (state, link) = (host.path().join("state"), host.path().join("link"));
+        std::fs::create_dir(&state).unwrap();
+        std::os::unix::fs::symlink(&state, &link).unwrap();
+        let records = bench.record(&bench.sandbox("exit 0")).parent().unwrap().to_owned();
+        for (shown, hidden) in
+            [(link, vec![state.clone()]), (host.path().to_owned(), vec![state]), (records, Vec::new())]
+        {
+            for toolchain in [true, false] {
+                let opened = bench.try_engine_with(|config| {
+                    config.hidden.clone_from(&hidden);
+                    let list = if toolchain { &mut config.toolchains } else { &mut config.read_only };
+                    list.push(shown.clone());
+                });
+                let error = opened.unwrap_err();
+                assert!(error.to_string().contains("which no sandbox may see"), "{error}");
+            }
+        }
     })
     .await;
 }

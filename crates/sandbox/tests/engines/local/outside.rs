@@ -200,7 +200,7 @@ async fn an_image_and_another_user_are_errors() {
 async fn limits_hold_in_the_kernel() {
     on_bench(async |bench| {
         let capabilities = bench.engine.check().await.unwrap();
-        let LimitsBy::ControlGroups { version } = capabilities.limits else {
+        let LimitsBy::ControlGroups { version, .. } = capabilities.limits else {
             return skipped(&capabilities.weaknesses().join("; ")).unwrap_or_default();
         };
         let mut spec = bench.sandbox("echo ready > /workspace/ready; while :; do :; done");

@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MODEL ?= scripted
 ENGINE ?= auto
 
-.PHONY: help demo test build setup bench lint deny engine-stop clean
+.PHONY: help demo test build setup bench model-bench lint deny engine-stop clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,10 @@ test: setup ## Run every test: formatting, lints, unit, conformance, engine, end
 bench: setup ## Measure against a shell script that does the same, in one run (docs/benchmarks.md; FLAGS=--write puts the figures there)
 	cargo build --quiet --locked --release -p caisson -p xtask
 	source .caisson/env && target/release/xtask bench $(FLAGS)
+
+model-bench: setup ## Measure what the model door adds to a call (docs/benchmarks.md; FLAGS=--write puts the figures there)
+	cargo build --quiet --locked --release -p caisson -p xtask
+	source .caisson/env && target/release/xtask model-bench $(FLAGS)
 
 lint: ## Formatting and lints alone
 	cargo fmt --all --check

@@ -72,14 +72,9 @@ impl World {
     /// A part does not start.
     pub async fn start(parts: &Parts, wanted: WorldSpec) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
-        let mut scenarios = vec![Path::new(EXAMPLES).to_owned()];
-        if let Some(text) = &wanted.scenarios {
-            let file = directory.path().join("further.scenario.json");
-            std::fs::write(&file, text)?;
-            scenarios.push(file);
-        }
         let model = ScriptedModel::start(Options {
-            scenarios,
+            scenarios: vec![Path::new(EXAMPLES).to_owned()],
+            inline_scenarios: wanted.scenarios.into_iter().collect(),
             default_scenario: wanted.scenario,
             required_keys: vec![KeyDigest::of(MODEL_KEY)],
             delay_scale: DelayScale::new(wanted.delay_scale)?,

@@ -19,6 +19,8 @@ struct Arguments {
 enum Task {
     /// Measure the service against a shell script that does the same steps, and print the figures.
     Bench(bench::Options),
+    /// Measure what the model door adds to a call of the model API, and print the figures.
+    ModelBench(bench::model::Options),
 }
 
 /// What a shell sees when the task could not be done at all; a bar that is missed is told by 1.
@@ -35,8 +37,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(Task::Bench(options): &Task) -> anyhow::Result<bool> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(bench::run(options))
+fn run(task: &Task) -> anyhow::Result<bool> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    match task {
+        Task::Bench(options) => runtime.block_on(bench::run(options)),
+        Task::ModelBench(options) => runtime.block_on(bench::model::run(options)),
+    }
 }
 
 #[expect(clippy::print_stderr, reason = "why a task failed is for whoever started it")]

@@ -6,7 +6,7 @@ MODEL ?= scripted
 ENGINE ?= auto
 SECONDS_EACH ?= 30
 
-.PHONY: help demo test build setup bench adversary fuzz lint deny engine-stop clean
+.PHONY: help demo test build setup bench model-bench adversary fuzz lint deny engine-stop clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,6 +28,10 @@ test: setup ## Run every test: formatting, lints, unit, conformance, engine, end
 bench: setup ## Measure against a shell script that does the same, in one run (docs/benchmarks.md; FLAGS=--write puts the figures there)
 	cargo build --quiet --locked --release -p caisson -p xtask
 	source .caisson/env && target/release/xtask bench $(FLAGS)
+
+model-bench: setup ## Measure what the model door adds to a call (docs/benchmarks.md; FLAGS=--write puts the figures there)
+	cargo build --quiet --locked --release -p caisson -p xtask
+	source .caisson/env && target/release/xtask model-bench $(FLAGS)
 
 adversary: setup ## Have the real agent try every way out of a real sandbox, each with a control without its wall (as root)
 	cargo build --quiet --locked -p xtask

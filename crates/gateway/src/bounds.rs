@@ -92,6 +92,8 @@ pub(crate) const OUTPUT_SLICE_TOKENS: i64 = 4000;
 pub(crate) const OUTPUT_LAST_TOKENS: i64 = 1000;
 /// Output tokens that a reply under way is content with at the very end.
 pub(crate) const OUTPUT_CRUMB_TOKENS: i64 = 100;
+/// How often a reply that no budget bounds notes what it has come to, for its estimate alone.
+pub(crate) const NOTE_EVERY: Duration = Duration::from_secs(1);
 /// How long a call waits for its share of a budget while other calls hold it, before it is refused.
 pub(crate) const BUDGET_HOLD: Duration = Duration::from_mins(2);
 /// How long a reply under way waits for its next share, before it is cut.
@@ -214,6 +216,8 @@ pub(crate) struct Bounds {
     pub(crate) drain_bytes: usize,
     /// [`BUDGET_HOLD`].
     pub(crate) budget_hold: Duration,
+    /// [`NOTE_EVERY`].
+    pub(crate) note_every: Duration,
     /// [`EXTEND_HOLD`].
     pub(crate) extend_hold: Duration,
     /// [`MODEL_TRIES`].
@@ -269,6 +273,7 @@ impl Default for Bounds {
             drain: DRAIN,
             drain_bytes: DRAIN_BYTES,
             budget_hold: BUDGET_HOLD,
+            note_every: NOTE_EVERY,
             extend_hold: EXTEND_HOLD,
             model_tries: MODEL_TRIES,
             retry_first: RETRY_FIRST,

@@ -22,6 +22,8 @@ enum Task {
     Bench(bench::Options),
     /// Try every way out of a sandbox, each with a control without its wall.
     Adversary(adversary::Options),
+    /// Measure what the model door adds to a call of the model API, and print the figures.
+    ModelBench(bench::model::Options),
 }
 
 /// What a shell sees when the task could not be done at all; a bar that is missed is told by 1.
@@ -43,6 +45,7 @@ fn run(task: &Task) -> anyhow::Result<bool> {
     match task {
         Task::Bench(options) => runtime.block_on(bench::run(options)),
         Task::Adversary(options) => runtime.block_on(adversary::run(options)),
+        Task::ModelBench(options) => runtime.block_on(bench::model::run(options)),
     }
 }
 

@@ -37,6 +37,8 @@ struct Pending {
     bounded: bool,
     /// Output tokens up to which it holds its share.
     held_output: i64,
+    /// When it took its last share.
+    since: Instant,
     /// What it holds, in micro-USD.
     held_micro_usd: i64,
     /// The reply has told its input, and what is held was put right by it.
@@ -80,6 +82,9 @@ impl Account {
         if reading.exact || !pending.ask.streamed || (!learned && written < pending.held_output) {
             return Ok(());
         }
+        if !pending.bounded && pending.since.elapsed() < self.shared.bounds.note_every {
+            return Ok(());
+        }
         let store = &self.shared.store;
         let shares = [OUTPUT_SLICE_TOKENS, OUTPUT_LAST_TOKENS, OUTPUT_CRUMB_TOKENS].map(|slice| {
             // What is only put right by the input holds no more output than before.
@@ -107,6 +112,7 @@ impl Account {
             Ok((held, micro_usd)) => {
                 pending.held_output = held;
                 pending.held_micro_usd = micro_usd;
+                pending.since = Instant::now();
                 pending.input_known = reading.tokens.is_some();
                 Ok(())
             }
@@ -226,6 +232,7 @@ async fn reserve(shared: &Shared, run: &Run, ask: Ask, reply: &mut Reply) -> Res
         run: run.clone(),
         bounded,
         held_output: outputs[size],
+        since: Instant::now(),
         held_micro_usd: needed[size],
         input_known: false,
         ask,

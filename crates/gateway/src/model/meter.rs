@@ -201,7 +201,9 @@ fn take_event(reading: &mut Reading, stopped: &mut bool, data: &[u8]) {
         }
         "content_block_delta" => {
             let delta = event.get("delta").and_then(Value::as_object);
-            let texts = delta.into_iter().flat_map(|delta| delta.values()).filter_map(Value::as_str);
+            // Text, thinking, a tool's input, a signature: whatever it is called, but for the word that says which.
+            let parts = delta.into_iter().flatten().filter(|(name, _)| *name != "type");
+            let texts = parts.filter_map(|(_, part)| part.as_str());
             reading.text_bytes = texts.fold(reading.text_bytes, |sum, text| sum.saturating_add(text.len()));
         }
         "message_delta" => take_usage(reading, event.get("usage")),

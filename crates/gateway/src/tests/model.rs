@@ -75,6 +75,54 @@ async fn a_streamed_reply_passes_unchanged_and_is_counted_exactly() {
     world.stop().await;
 }
 
+/// What Claude Code 2.1.330 sends, but for credential and compression.
+const HEADERS: [(&str, &str); 12] = [
+    ("anthropic-version", "2023-06-01"),
+    ("anthropic-beta", "claude-code-20250219,interleaved-thinking-2025-05-14"),
+    ("anthropic-dangerous-direct-browser-access", "true"),
+    ("content-type", "application/json"),
+    ("user-agent", "claude-cli/2.1.330 (external, sdk-cli)"),
+    ("x-app", "cli"),
+    ("x-claude-code-session-id", "5f0e7a3c-8f3c-4f0e-9d55-0a8ad57f2f11"),
+    ("x-stainless-lang", "js"),
+    ("x-stainless-retry-count", "0"),
+    ("x-stainless-timeout", "600"),
+    ("x-unheard-of", "\u{e4} of tomorrow"),
+    ("accept", "application/json"),
+];
+
+#[tokio::test]
+async fn a_call_through_the_door_is_the_same_at_both_ends_but_for_credential_and_compression() {
+    let mut script = whole();
+    script.headers.extend([("x-ratelimit-left", "7"), ("anthropic-organization-id", "o"), ("x-y", " z")]);
+    let (world, sandbox, host) = world(script).await;
+    let body = "{ \"model\" : \"claude-opus-5-5\",\n\t\"stream\":true , \"messages\":[{\"role\":\"system\"}],\"n\":1.0e2,\"\u{e4}\":\"\\u00e4\"}\r\n";
+    let direct = reqwest::Client::builder().no_proxy().build().unwrap();
+    let direct = direct.post(host.url.join("v1/messages?beta=true").unwrap()).header("x-api-key", MODEL_KEY);
+    let door = sandbox.request(Method::POST, MESSAGES, &sandbox.agent).header("accept-encoding", "gzip, br");
+    let mut replies = Vec::new();
+    for request in [direct, door] {
+        let request =
+            HEADERS.iter().fold(request, |request, (name, value)| request.header(*name, value.as_bytes()));
+        let mut reply = fetch(request.body(body)).await;
+        reply.headers.remove("date");
+        replies.push((reply.status, reply.headers, reply.body));
+    }
+    assert_eq!(replies[0], replies[1]);
+    let mut seen = host.seen();
+    assert_eq!(seen[1].headers.remove("accept-encoding").unwrap(), "identity");
+    for request in &mut seen {
+        assert_eq!(request.headers["x-api-key"], MODEL_KEY);
+        assert!(HEADERS.iter().all(|(name, value)| request.headers[*name] == value.as_bytes()));
+    }
+    assert_eq!(
+        (&seen[0].uri, &seen[0].headers, &seen[0].body),
+        (&seen[1].uri, &seen[1].headers, &seen[1].body)
+    );
+    assert_eq!(seen[1].body, body.as_bytes());
+    world.stop().await;
+}
+
 #[tokio::test]
 async fn a_call_that_used_the_apis_own_tools_is_an_estimate_since_tokens_do_not_price_them() {
     let end = END.replace(

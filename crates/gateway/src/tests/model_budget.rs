@@ -283,7 +283,11 @@ async fn counting_tokens_needs_no_budget() {
 async fn a_long_reply_without_a_budget_leaves_an_estimate_that_is_not_far_behind() {
     let (mut script, _) = reply(9_000);
     script.pieces.insert(61, Piece::Silence);
-    let (world, _host) = start(script, |setup| setup.bounds.grace = Duration::from_millis(50)).await;
+    let (world, _host) = start(script, |setup| {
+        setup.bounds.grace = Duration::from_millis(50);
+        setup.bounds.note_every = Duration::ZERO;
+    })
+    .await;
     let sandbox = sandbox(&world, None).await;
     let mut response =
         sandbox.request(Method::POST, MESSAGES, &sandbox.agent).body(ASK).send().await.unwrap();

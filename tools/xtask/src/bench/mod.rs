@@ -8,6 +8,7 @@ mod engines;
 mod fair;
 mod figures;
 mod measure;
+pub(crate) mod model;
 mod proc;
 mod reader;
 mod report;

@@ -59,7 +59,7 @@ impl Scene {
         });
         let spec = WorldSpec {
             scenario: "held".to_owned(),
-            scenarios: Some(scenarios.to_string()),
+            scenarios: vec![scenarios.to_string()],
             variables: vec![("SLOTS".to_owned(), SANDBOXES.to_string())],
             ..WorldSpec::on(Engine::Local)
         };

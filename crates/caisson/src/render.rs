@@ -297,7 +297,10 @@ pub(crate) fn escaped(json: &str) -> String {
     let mut units = [0; 2];
     for c in json.chars() {
         if matches!(c, '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}') || is_invisible(c) {
-            c.encode_utf16(&mut units).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")));
+            for unit in c.encode_utf16(&mut units) {
+                out.push_str("\\u");
+                out.push_str(&hex::encode(unit.to_be_bytes()));
+            }
         } else {
             out.push(c);
         }

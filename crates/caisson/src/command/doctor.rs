@@ -10,6 +10,7 @@ use nix::unistd::{AccessFlags, access};
 
 use super::{DONE, print, serve_settings};
 use crate::agents::Agents;
+use crate::audit_head;
 use crate::cli::Serve;
 use crate::engines::ActiveEngine;
 use crate::exposure;
@@ -73,6 +74,10 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
     {
         report.tell("server id", Err(format!("{error:#}")));
     }
+    if let Some(store) = &store {
+        let looked = audit_head::look(&settings.state_dir, &settings.audit_head(), store).await;
+        report.tell("audit log", looked.map_err(|error| format!("{error:#}")));
+    }
     engine(&settings, server.as_ref(), store.as_ref(), &mut report).await;
     report.tell("agent", agent(&settings));
     let faults = inputs::read(&settings).err().unwrap_or_default();
@@ -85,7 +90,9 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
     }
     report.tell("TLS", tls(&settings));
     report.tell("address", address(&settings, server.as_ref(), store.as_ref()).await);
-    exposure::weaknesses(&settings).iter().for_each(|text| Report::warn("exposed", text));
+    for text in exposure::weaknesses(&settings) {
+        Report::warn("exposed", &text);
+    }
     if let Some(store) = store {
         store.close().await.ok();
     }

@@ -211,6 +211,26 @@ impl HeadKeeper {
     }
 }
 
+/// Whether the log still has the record that the head names, for people; nothing is changed and no chain is walked.
+///
+/// # Errors
+/// It does not, or there is no telling.
+pub(crate) async fn look(state_dir: &Path, path: &Path, store: &Store) -> anyhow::Result<String> {
+    let Some(signed) = SignedHead::read(path)? else {
+        return Ok("no head was signed yet; the next record makes one".to_owned());
+    };
+    let key = public_key(state_dir)?;
+    let head = signed.check(&key.context("audit_key is missing; put it back from a backup")?)?;
+    let server: ServerId = head.chain.parse()?;
+    let found = store.audit_hash(&server, head.seq).await?;
+    ensure!(
+        found.as_ref() == Some(&head.hash),
+        "the log does not have record {} as it was signed; `caisson audit verify` tells more",
+        head.seq
+    );
+    Ok(format!("signed up to record {}; `caisson audit verify` checks every record", head.seq))
+}
+
 /// The public key of a state directory: from the private one. None if there is none.
 ///
 /// # Errors

@@ -133,8 +133,13 @@ async fn a_tampered_audit_log_is_named_at_its_first_broken_link() {
         text(&output.stdout)
     );
 
+    let doctor = text(&run(&cut, &["doctor"]).stdout);
+    assert!(doctor.contains("ok    audit log     signed up to record"), "{doctor}");
+
     // A server on a cut log says so and keeps the evidence.
     let cut = tampered(directory.path(), &spec, "delete from audit where seq >= 4").await;
+    let doctor = text(&run(&cut, &["doctor"]).stdout);
+    assert!(doctor.contains("FAIL  audit log     the log does not have record 5"), "{doctor}");
     let head = std::fs::read(cut.state_dir.join("audit_head")).unwrap();
     let mut server = cut.spawn().unwrap();
     answering(&testkit::api::Api::new(&server.base, "none").unwrap()).await;

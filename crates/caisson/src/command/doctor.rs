@@ -10,6 +10,7 @@ use nix::unistd::{AccessFlags, access};
 
 use super::{DONE, print, serve_settings};
 use crate::agents::Agents;
+use crate::audit_head;
 use crate::cli::Serve;
 use crate::engines::ActiveEngine;
 use crate::exposure;
@@ -72,6 +73,10 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
         && let Err(error) = check_not_lost(&settings.state_dir, store).await
     {
         report.tell("server id", Err(format!("{error:#}")));
+    }
+    if let Some(store) = &store {
+        let looked = audit_head::look(&settings.state_dir, &settings.audit_head(), store).await;
+        report.tell("audit log", looked.map_err(|error| format!("{error:#}")));
     }
     engine(&settings, server.as_ref(), store.as_ref(), &mut report).await;
     report.tell("agent", agent(&settings));

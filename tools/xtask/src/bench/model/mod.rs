@@ -90,7 +90,7 @@ async fn measure(scene: &Scene) -> anyhow::Result<Figures> {
             let streams = scene.streams(way, STREAMS).await?;
             // The first round opens connections, and does not count.
             if round > 0 {
-                rates[way.index()].push(streams.bytes as f64 / 1e6 / streams.took.as_secs_f64());
+                rates[way.index()].push(streams.megabytes()? / streams.took.as_secs_f64());
                 waits[way.index()].extend(streams.first_bytes_ms);
             }
         }

@@ -50,6 +50,13 @@ pub(super) struct Streams {
     pub(super) first_bytes_ms: Vec<f64>,
 }
 
+impl Streams {
+    /// Everything that was read.
+    pub(super) fn megabytes(&self) -> anyhow::Result<f64> {
+        Ok(f64::from(u32::try_from(self.bytes).context("more than 4 GB were read")?) / 1e6)
+    }
+}
+
 impl Scene {
     pub(super) async fn open(parts: &Parts) -> anyhow::Result<Self> {
         let scenarios = json!({

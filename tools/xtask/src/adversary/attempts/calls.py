@@ -5,7 +5,7 @@ import os
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 NUMBERS = {
-    "ptrace": 101, "add_key": 248, "keyctl": 250, "clone": 56, "io_uring_setup": 425, "bpf": 321, "perf_event_open": 298,
+    "ptrace": 101, "add_key": 248, "clone": 56, "io_uring_setup": 425, "bpf": 321, "perf_event_open": 298,
     "syslog": 103, "open_by_handle_at": 304, "process_vm_readv": 310,
     "pidfd_getfd": 438, "pidfd_open": 434, "userfaultfd": 323, "setns": 308, "mount": 165,
     "fsopen": 430, "unshare": 272,
@@ -58,15 +58,6 @@ def read_memory(pid):
     if not found:
         raise last
     return found
-
-
-def read_session_keyring():
-    read, search_key = 11, 10
-    ring = -3
-    key = call("keyctl", search_key, ring, b"user", b"caisson-adversary", 0)
-    buffer = ctypes.create_string_buffer(4096)
-    length = call("keyctl", read, key, buffer, 4096)
-    return buffer.raw[:length]
 
 
 def add_key():

@@ -46,13 +46,6 @@ def abstract_socket(abstract, token):
     return send(socket.AF_UNIX, socket.SOCK_STREAM, "\0" + abstract, token)
 
 
-def metadata_service():
-    with socket.socket() as out:
-        out.settimeout(WAIT)
-        out.connect(("169.254.169.254", 80))
-    return "connected"
-
-
 def raw_packets():
     socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)).close()
 

@@ -123,10 +123,6 @@ def git_credential_helper():
     return search(told.stdout)
 
 
-def keyring():
-    return search(calls.read_session_keyring())
-
-
 def sockets_of_others(place="/caisson/door"):
     own = {os.path.realpath(path) for path in glob.glob("/caisson/door/*")}
     around = [os.path.realpath(path) for path in glob.glob(place + "/../**/*", recursive=True)]

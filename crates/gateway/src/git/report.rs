@@ -68,22 +68,23 @@ impl Report {
                         self.bytes += payload.len();
                         inner.push(payload);
                     }
+                    // At once: what is damaged behind it takes nothing back.
+                    self.lines()?;
                 }
             }
             if self.bytes > REPORT_BYTES {
                 return None;
             }
         }
-        let mut lines = Vec::new();
-        if let Some(inner) = &mut self.inner {
-            while let Some(packet) = inner.next().ok()? {
-                if let Packet::Data(data) = packet {
-                    lines.push(data);
-                }
+        Some(())
+    }
+
+    /// Reads the whole lines that side-band has brought.
+    fn lines(&mut self) -> Option<()> {
+        while let Some(packet) = self.inner.as_mut()?.next().ok()? {
+            if let Packet::Data(line) = packet {
+                self.line(&line);
             }
-        }
-        for line in lines {
-            self.line(&line);
         }
         Some(())
     }

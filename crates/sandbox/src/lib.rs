@@ -5,7 +5,7 @@
 //! [`docker::DockerEngine`].
 //!
 //! Every sandbox has the same profile, which no caller can loosen: no network device, read-only root, a bounded `/tmp`,
-//! a uid that is not root, no capability, no new privileges, the engine's default seccomp filter, and limits on memory,
+//! a uid that is not root, no capability, no new privileges, a filter of system calls, and limits on memory,
 //! processes and CPU. An engine checks after creation that it got what it asked for, and removes what it did not ask for.
 
 pub mod docker;
@@ -14,6 +14,7 @@ mod error;
 pub mod local;
 mod mounts;
 mod profile;
+mod seccomp;
 mod spec;
 
 pub use caisson_domain::image::{IMAGE_BYTES, IMAGE_NAME_BYTES, ImageNameError, check_image_name};

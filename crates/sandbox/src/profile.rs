@@ -14,5 +14,8 @@ pub(crate) const SHM_BYTES: i64 = 64 * 1024 * 1024;
 pub(crate) const OOM_SCORE_ADJ: i64 = 500;
 /// Open files of one process. Many build tools want thousands; an unbounded number makes some of them loop over all.
 pub(crate) const OPEN_FILES: u64 = 16_384;
+/// Longest core file, in bytes. Not 0: with 0 the kernel still hands a dump to a program that the host's `core_pattern` may name, and
+/// with 1 to none (core(5)).
+pub(crate) const CORE_BYTES: u64 = 1;
 /// Most that is kept of what the shim writes as its own diagnostics, in bytes.
 pub(crate) const LOG_BYTES: usize = 1024 * 1024;

@@ -21,6 +21,8 @@ pub struct Capabilities {
     pub memory_bytes: Option<u64>,
     /// Which version of control groups holds the limits, as the engine says it; none if it does not tell.
     pub cgroup_version: Option<String>,
+    /// Whose filter of system calls its containers have.
+    pub seccomp: Seccomp,
     /// Whether root in a container is another user outside (`userns-remap`). The directories that are mounted must then
     /// belong to the uids as the host sees them.
     pub user_namespaces: bool,
@@ -28,6 +30,15 @@ pub struct Capabilities {
     pub rootless: bool,
     /// Whether containers outlive the engine's own restart (`live-restore`).
     pub live_restore: bool,
+}
+
+/// Whose filter of system calls containers have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seccomp {
+    /// Caisson's own.
+    Own,
+    /// One that the engine's administrator chose (`seccomp-profile`), which may stop more or less than Caisson's.
+    Administrator,
 }
 
 impl DockerEngine {
@@ -86,7 +97,7 @@ fn judge(version: &SystemVersion, info: &SystemInfo) -> Result<Capabilities, Eng
         })?;
     judge_limits(info)?;
     let options: Vec<&str> = info.security_options.iter().flatten().map(String::as_str).collect();
-    judge_seccomp(&options)?;
+    let seccomp = judge_seccomp(&options)?;
     let has = |name: &str| options.iter().any(|option| option_name(option) == name);
     Ok(Capabilities {
         engine_version: version.version.clone().unwrap_or_default(),
@@ -97,6 +108,7 @@ fn judge(version: &SystemVersion, info: &SystemInfo) -> Result<Capabilities, Eng
             .cgroup_version
             .map(|version| version.to_string())
             .filter(|text| !text.is_empty()),
+        seccomp,
         user_namespaces: has("userns"),
         rootless: has("rootless"),
         live_restore: info.live_restore_enabled.unwrap_or(false),
@@ -124,11 +136,15 @@ fn judge_limits(info: &SystemInfo) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// A profile of the administrator's own is taken; none at all is not.
-fn judge_seccomp(options: &[&str]) -> Result<(), EngineError> {
+/// A profile of the administrator's own is taken; none at all is not, since somebody meant it so.
+fn judge_seccomp(options: &[&str]) -> Result<Seccomp, EngineError> {
     let seccomp = options.iter().find(|option| option_name(option) == "seccomp");
-    if seccomp.is_some_and(|option| !option.contains("unconfined")) {
-        return Ok(());
+    let profile = seccomp.map(|option| option.split_once(",profile=").map_or("", |(_, profile)| profile));
+    match profile {
+        // The oldest engines tell no profile, and 24 and later say `builtin`.
+        Some("" | "default" | "builtin") => return Ok(Seccomp::Own),
+        Some("unconfined") | None => {}
+        Some(_) => return Ok(Seccomp::Administrator),
     }
     Err(EngineError::Unfit {
         need: "a seccomp filter on every container",
@@ -179,6 +195,7 @@ mod tests {
             cores: 2,
             memory_bytes: Some(1024),
             cgroup_version: Some("1".into()),
+            seccomp: Seccomp::Own,
             user_namespaces: true,
             rootless: false,
             live_restore: true,
@@ -221,11 +238,15 @@ mod tests {
             let error = judged(info).unwrap_err();
             assert!(error.to_string().contains("seccomp"), "{options}: {error}");
         }
-        for option in ["name=seccomp,profile=builtin", "seccomp", "name=seccomp,profile=/etc/docker/own.json"]
-        {
+        for (option, whose) in [
+            ("name=seccomp,profile=default", Seccomp::Own),
+            ("name=seccomp,profile=builtin", Seccomp::Own),
+            ("seccomp", Seccomp::Own),
+            ("name=seccomp,profile=/etc/docker/own.json", Seccomp::Administrator),
+        ] {
             let mut info = good();
             info["SecurityOptions"] = json!([option]);
-            assert!(judged(info).is_ok(), "{option}");
+            assert_eq!(judged(info).unwrap().seccomp, whose, "{option}");
         }
     }
 }

@@ -12,6 +12,7 @@ use caisson_domain::id::SandboxId;
 use futures_util::StreamExt;
 use tracing::warn;
 
+use super::check::Seccomp;
 use super::fault::{CONFLICT, Fault, NOT_FOUND, unavailable};
 use super::profile::{self, Profile, container_name};
 use super::{CHANGE_TIMEOUT_S, DockerEngine, reading, verify};
@@ -41,7 +42,8 @@ impl DockerEngine {
         let binds =
             looked.map_err(|error| unavailable("looking at the mounts", &self.host, error.into()))??;
         let hosts_file = self.hosts_file.as_ref().and_then(|file| file.to_str()).map(str::to_owned);
-        let profile = Profile { spec, binds, cores: capabilities.cores, hosts_file };
+        let (cores, own_seccomp) = (capabilities.cores, capabilities.seccomp == Seccomp::Own);
+        let profile = Profile { spec, binds, cores, own_seccomp, hosts_file };
         self.ask_for(&profile).await?;
         let made = match self.inspect(&spec.id).await {
             Ok(found) => verify::verify(&profile, &found),

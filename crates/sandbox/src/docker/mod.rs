@@ -6,6 +6,7 @@ mod fault;
 mod lifecycle;
 mod profile;
 mod reading;
+mod seccomp;
 mod verify;
 mod wait;
 
@@ -29,7 +30,7 @@ use fault::Fault;
 pub use build::{
     BUILD_SILENCE_S, BUILD_TIMEOUT_S, DEFAULT_BASE, DEFAULT_IMAGE, DOCKERFILE, ImageBuild, LOCAL_BASE,
 };
-pub use check::{API_VERSION_MIN, Capabilities};
+pub use check::{API_VERSION_MIN, Capabilities, Seccomp};
 pub use lifecycle::LIST_CONTAINERS;
 pub use wait::WAIT_RECONNECT_S;
 

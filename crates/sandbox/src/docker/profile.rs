@@ -13,8 +13,8 @@ use caisson_domain::protocol::places;
 
 use crate::SandboxSpec;
 use crate::mounts::Bind;
+use crate::profile::{CORE_BYTES, NO_NAMESERVER, OPEN_FILES};
 pub(crate) use crate::profile::{HOSTNAME, OOM_SCORE_ADJ, SHM_BYTES, TMP_PATH};
-use crate::profile::{NO_NAMESERVER, OPEN_FILES};
 use crate::spec::Access;
 
 /// Label that names the owning server.
@@ -40,6 +40,8 @@ pub(crate) struct Profile<'a> {
     pub(crate) binds: Vec<Bind>,
     /// The machine's cores; the engine refuses a limit above them.
     pub(crate) cores: u32,
+    /// Whether the filter of system calls is ours; else the engine has one of its administrator's.
+    pub(crate) own_seccomp: bool,
     /// Our own `/etc/hosts` on the host, if there is one.
     pub(crate) hosts_file: Option<String>,
 }
@@ -105,7 +107,7 @@ impl Profile<'_> {
             tmpfs: Some(HashMap::from([(TMP_PATH.to_owned(), self.tmp_options())])),
             mounts: Some(self.binds().iter().map(mount).collect()),
             cap_drop: Some(vec!["ALL".to_owned()]),
-            security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
+            security_opt: Some(self.security_options()),
             privileged: Some(false),
             init: Some(false),
             ipc_mode: Some("private".to_owned()),
@@ -128,6 +130,11 @@ impl Profile<'_> {
             access: Access::ReadOnly,
         });
         self.binds.iter().cloned().chain(hosts).collect()
+    }
+
+    pub(crate) fn security_options(&self) -> Vec<String> {
+        let filter = self.own_seccomp.then(super::seccomp::option);
+        std::iter::once("no-new-privileges:true").chain(filter).map(str::to_owned).collect()
     }
 
     pub(crate) fn user(&self) -> String {
@@ -178,7 +185,8 @@ pub(crate) fn ulimits() -> Vec<ResourcesUlimits> {
         soft: Some(value),
         hard: Some(value),
     };
-    vec![ulimit("core", 0), ulimit("nofile", i64::try_from(OPEN_FILES).unwrap_or(i64::MAX))]
+    let bounded = |name, value| ulimit(name, i64::try_from(value).unwrap_or(i64::MAX));
+    vec![bounded("core", CORE_BYTES), bounded("nofile", OPEN_FILES)]
 }
 
 /// The structured form, in which no character of a path has a meaning.

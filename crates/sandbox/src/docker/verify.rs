@@ -13,6 +13,7 @@ use bollard::models::{
 use caisson_domain::protocol::places;
 
 use super::profile::{self, Profile, container_name};
+use super::seccomp;
 use crate::EngineError;
 use crate::spec::Access;
 
@@ -23,7 +24,7 @@ pub(crate) fn verify(profile: &Profile<'_>, found: &ContainerInspectResponse) ->
     let config = found.config.as_ref().ok_or_else(|| missing("Config"))?;
     let host = found.host_config.as_ref().ok_or_else(|| missing("HostConfig"))?;
     process(profile, found, config)?;
-    walls(host)?;
+    walls(profile, host)?;
     namespaces(host)?;
     devices(host)?;
     limits(profile, host)?;
@@ -74,15 +75,22 @@ fn environment(profile: &Profile<'_>, config: &ContainerConfig) -> Verdict {
 }
 
 /// What keeps the processes from becoming more than they are.
-fn walls(host: &HostConfig) -> Verdict {
+fn walls(profile: &Profile<'_>, host: &HostConfig) -> Verdict {
     same("HostConfig.Privileged", false, host.privileged.unwrap_or(false))?;
     same("HostConfig.ReadonlyRootfs", true, host.readonly_rootfs.unwrap_or(false))?;
     same("HostConfig.CapDrop", vec!["ALL".to_owned()], host.cap_drop.clone().unwrap_or_default())?;
     nothing("HostConfig.CapAdd", host.cap_add.as_ref())?;
     // Nothing besides: "seccomp=unconfined" and "label=disable" would stand here.
-    let options = host.security_opt.clone().unwrap_or_default();
-    same("HostConfig.SecurityOpt", vec!["no-new-privileges:true".to_owned()], options)?;
+    let (asked, found) = (profile.security_options(), host.security_opt.clone().unwrap_or_default());
+    same("HostConfig.SecurityOpt", shortened(asked), shortened(found))?;
     nothing("HostConfig.GroupAdd", host.group_add.as_ref())
+}
+
+/// The options with a word for the one that is a whole document.
+fn shortened(options: Vec<String>) -> Vec<String> {
+    let one =
+        |option: String| if option == seccomp::option() { "seccomp=Caisson's".to_owned() } else { option };
+    options.into_iter().map(one).collect()
 }
 
 /// What of the host's own is not shared.

@@ -7,7 +7,8 @@ use super::*;
 use crate::mounts::Bind;
 use crate::{Mounts, ResourceLimits, SandboxSpec};
 
-/// Recorded from Docker 20.10.24 (API 1.41): the container that [`spec`] asks for; its paths were changed.
+/// Recorded from Docker 20.10.24 (API 1.41): the container that [`spec`] asks for; its paths and its core limit were
+/// changed.
 const RECORDED: &str = include_str!("testdata/inspected_by_20_10.json");
 
 fn spec() -> SandboxSpec {
@@ -42,6 +43,7 @@ fn profile(spec: &SandboxSpec) -> Profile<'_> {
         spec,
         binds: spec.mounts.entries().map(bind).to_vec(),
         cores: 2,
+        own_seccomp: false,
         hosts_file: Some("/var/lib/caisson/sandbox-hosts".into()),
     }
 }
@@ -87,6 +89,23 @@ fn the_request_itself_would_pass() {
         inspected["Config"][field] = value.clone();
     }
     verdict(&inspected).unwrap();
+}
+
+#[test]
+fn our_own_filter_must_stand_beside_no_new_privileges() {
+    let spec = spec();
+    let own = Profile { own_seccomp: true, ..profile(&spec) };
+    let mut inspected = recorded();
+    let mut verdict = |options: Value| {
+        inspected["HostConfig"]["SecurityOpt"] = options;
+        verify(&own, &serde_json::from_value(inspected.clone()).unwrap())
+    };
+    verdict(json!(own.security_options())).unwrap();
+    for wrong in [json!(["no-new-privileges:true"]), json!(["no-new-privileges:true", "seccomp=unconfined"])]
+    {
+        let error = verdict(wrong).unwrap_err();
+        assert!(matches!(error, EngineError::NotAsAsked { field: "HostConfig.SecurityOpt", .. }), "{error}");
+    }
 }
 
 #[test]

@@ -1,25 +1,13 @@
-//! The system call filter of every sandbox, in the spirit of Docker's default profile.
+//! The system call filter of the local engine's sandboxes: [`crate::seccomp`] as programs for the kernel.
 //!
-//! Two filters, because each has one answer for what it stops. The first lets through what is listed, and answers everything else
-//! with `ENOSYS`, as an older kernel would, so that programs fall back: `clone3`, whose flags no filter can see, becomes `clone`,
-//! and `io_uring` becomes what it stands in for. The second answers `EPERM` to calls that are known to be dangerous: what makes or
-//! changes namespaces and mounts, keys, the host's clock and modules, characters pushed into a terminal, and sockets of
-//! other families than unix, IPv4, IPv6 and netlink. Where both stop a call, the kernel takes the answer of the filter that was
-//! added last (seccomp(2)), so the second one is added last.
-//!
-//! `ptrace` and `process_vm_readv` are let through, as Docker does since Linux 4.8: debuggers need them, they reach only
-//! processes of the same sandbox, and the shim hides itself from them. The lists are data, [`seccomp.json`](../../../src/local/seccomp.json).
+//! Two filters, because each has one answer for what it stops: `ENOSYS` for what is not listed, `EPERM` for what is known to be
+//! dangerous. Where both stop a call, the kernel takes the answer of the filter that was added last (seccomp(2)), so the second one is
+//! added last.
 
 use seccompiler::{BpfProgram, TargetArch, compile_from_json};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The lists.
-const LISTS: &str = include_str!("seccomp.json");
-/// Function not implemented.
-const ENOSYS: u32 = 38;
-/// Operation not permitted.
-const EPERM: u32 = 1;
+use crate::seccomp::{ENOSYS, EPERM, Lists};
 
 /// Why there is no filter.
 #[derive(Debug, thiserror::Error)]
@@ -35,21 +23,12 @@ pub(crate) enum SeccompError {
     Machine(#[from] seccompiler::BackendError),
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Lists {
-    allowed: Vec<String>,
-    allowed_if: Vec<Value>,
-    refused: Vec<String>,
-    refused_if: Vec<Value>,
-}
-
 /// The filters, as programs for the kernel, in the order in which they are to be added.
 ///
 /// # Errors
 /// [`SeccompError`]; on a machine that the lists were made for, none.
 pub(crate) fn filters() -> Result<Vec<Vec<u8>>, SeccompError> {
-    let lists: Lists = serde_json::from_str(LISTS)?;
+    let lists = Lists::read()?;
     let rules = |names: &[String], conditions: Vec<Value>| -> Vec<Value> {
         names.iter().map(|name| json!({ "syscall": name })).chain(conditions).collect()
     };
@@ -81,8 +60,6 @@ fn bytes(program: &BpfProgram) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]
@@ -93,22 +70,6 @@ mod tests {
             assert!(filter.len() % 8 == 0 && filter.len() / 8 > 50, "{}", filter.len());
             // BPF_MAXINSNS.
             assert!(filter.len() / 8 <= 4096, "{}", filter.len());
-        }
-    }
-
-    #[test]
-    fn no_call_is_both_let_through_and_refused() {
-        let lists: Lists = serde_json::from_str(LISTS).unwrap();
-        let allowed: BTreeSet<_> = lists.allowed.iter().collect();
-        let refused: BTreeSet<_> = lists.refused.iter().collect();
-        assert_eq!(
-            (allowed.len(), refused.len()),
-            (lists.allowed.len(), lists.refused.len()),
-            "each stands once"
-        );
-        assert_eq!(allowed.intersection(&refused).count(), 0);
-        for unlisted in ["clone3", "io_uring_setup", "io_uring_enter", "personality"] {
-            assert!(!lists.allowed.iter().any(|name| name == unlisted), "{unlisted}");
         }
     }
 }

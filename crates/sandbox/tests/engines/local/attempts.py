@@ -9,7 +9,7 @@ import termios
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 # x86-64 numbers.
-ADD_KEY, CLONE, IO_URING_SETUP = 248, 56, 425
+ADD_KEY, CLONE, CLONE3, IO_URING_SETUP = 248, 56, 435, 425
 PTRACE_ATTACH, PTRACE_DETACH, CLONE_NEWUSER, MKNOD_CHAR, AF_VSOCK = 16, 17, 0x10000000, 0o020000, 40
 
 
@@ -98,6 +98,15 @@ def cloned_namespace():
 
 def foreign_socket():
     checked(LIBC.socket(AF_VSOCK, 1, 0))
+
+
+def foreign_pair():
+    checked(LIBC.socketpair(AF_VSOCK, 1, 0, ctypes.byref((ctypes.c_int * 2)())))
+
+
+def renewed_clone():
+    # What programs fall back to `clone` from.
+    checked(LIBC.syscall(CLONE3, None, 0))
 
 
 def asynchronous_calls():

@@ -9,6 +9,7 @@ use tokio::process::Command;
 
 use super::bubblewrap::{Host, probe_arguments};
 use super::cgroup::Controllers;
+use super::order::{Answer, Errand};
 use super::{HOST, LocalEngine};
 use crate::EngineError;
 
@@ -94,7 +95,24 @@ impl LocalEngine {
     async fn look(&self) -> Result<LocalCapabilities, EngineError> {
         let bubblewrap_version = version(&self.bubblewrap).await?;
         probe(&self.bubblewrap).await?;
+        self.probe_mounts().await?;
         Ok(LocalCapabilities { bubblewrap_version, limits: self.limits(), own_uids: own_uids() })
+    }
+
+    /// Has a supervisor make its namespaces, since other programs than bubblewrap may be kept from it.
+    async fn probe_mounts(&self) -> Result<(), EngineError> {
+        match self.send(&Errand::Try, "a-try", &self.config.records_dir).await? {
+            Answer::Ready => Ok(()),
+            Answer::Failed(found) => Err(EngineError::Unfit {
+                need: "a kernel on which this program may make namespaces and mount in them",
+                found,
+                remedy: if own_uids() {
+                    "give this root CAP_SYS_ADMIN in its own namespaces, or run the server as an ordinary user, or use the Docker engine"
+                } else {
+                    "allow user namespaces to caisson as to bubblewrap (an AppArmor profile for it on Ubuntu 24.04), or use the Docker engine"
+                },
+            }),
+        }
     }
 
     pub(super) fn limits(&self) -> LimitsBy {

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use caisson_domain::protocol::places;
 use nix::errno::Errno;
@@ -18,6 +18,7 @@ use rustix::process::{Resource, Rlimit, prlimit};
 use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
+use tokio::task::JoinHandle;
 
 use super::bubblewrap::{Descriptors, Host, arguments, own_files};
 use super::descriptors::{inherit, inherited, numbers};
@@ -29,8 +30,14 @@ use super::stage::Stage;
 use super::supervisor::Signals;
 use crate::profile::{LOG_BYTES, OOM_SCORE_ADJ};
 
-/// How long bubblewrap may take to make the namespaces, in seconds.
+/// How long bubblewrap may take to make the namespaces, and then to become the first program, in seconds.
 const NAMESPACES_S: u64 = 20;
+/// Time between looks at whether it has. The kernel tells nobody of that moment.
+const LOOK: Duration = Duration::from_millis(1);
+/// How long to wait for the rest of what was said by who has ended.
+const REST: Duration = Duration::from_secs(1);
+/// What bubblewrap says first when it fails, and its exit code then.
+const FAILURE: (&str, i64) = ("bwrap: ", 1);
 /// Longest description of the namespaces, in bytes.
 const INFO_BYTES: u64 = 4096;
 /// Most of it that an error repeats, in bytes.
@@ -42,9 +49,16 @@ const SIGNALLED: i64 = 128;
 pub(super) struct Launch {
     pub(super) child: Child,
     pub(super) gate: Gate,
+    pub(super) said: Said,
 }
 
-/// What keeps the first process waiting.
+/// What bubblewrap and the first program say.
+pub(super) struct Said {
+    text: Arc<Mutex<Vec<u8>>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+/// What keeps the first process waiting, also when everybody else of its sandbox has been killed.
 pub(super) struct Gate(OwnedFd);
 
 impl Gate {
@@ -76,9 +90,8 @@ struct Info {
 
 /// Starts bubblewrap and waits until its first process exists.
 pub(super) async fn launch(order: &Order, stage: &Stage, signals: &mut Signals) -> Result<Launch, String> {
-    let said = Arc::new(Mutex::new(Vec::new()));
-    let Spawned { bubblewrap, info, gate } =
-        spawn(order, stage, &said).map_err(|error| format!("bubblewrap could not be started: {error}"))?;
+    let Spawned { bubblewrap, info, gate, said } =
+        spawn(order, stage).map_err(|error| format!("bubblewrap could not be started: {error}"))?;
     let read = async {
         let mut text = String::new();
         info.take(INFO_BYTES).read_to_string(&mut text).await.map(|_| text)
@@ -93,18 +106,19 @@ pub(super) async fn launch(order: &Order, stage: &Stage, signals: &mut Signals) 
         while waitpid(bubblewrap, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive) {
             signals.child.recv().await;
         }
-        return Err(format!("bubblewrap could not make the sandbox: {}", last_words(&said)));
+        return Err(format!("bubblewrap could not make the sandbox: {}", said.last_words().await));
     };
-    Ok(Launch { child: Child { bubblewrap, first }, gate })
+    Ok(Launch { child: Child { bubblewrap, first }, gate, said })
 }
 
 struct Spawned {
     bubblewrap: Pid,
     info: pipe::Receiver,
     gate: Gate,
+    said: Said,
 }
 
-fn spawn(order: &Order, stage: &Stage, said: &Arc<Mutex<Vec<u8>>>) -> io::Result<Spawned> {
+fn spawn(order: &Order, stage: &Stage) -> io::Result<Spawned> {
     let files = own_files(order.uid, order.gid);
     let files = files.iter().map(|file| inherited(file.text.as_bytes())).collect::<io::Result<Vec<_>>>()?;
     let filters = filters().map_err(io::Error::other)?;
@@ -112,7 +126,7 @@ fn spawn(order: &Order, stage: &Stage, said: &Arc<Mutex<Vec<u8>>>) -> io::Result
     let descriptors = Descriptors { files: &numbers(&files), filters: &numbers(&filters) };
     let list = inherited(&arguments(order, &Host::look(), &descriptors, |index| stage.of(index)))?;
     let (info, info_end) = pipe2(OFlag::O_CLOEXEC)?;
-    let (gate_end, gate) = pipe2(OFlag::O_CLOEXEC)?;
+    let (gate_end, gate) = gate()?;
     inherit(&info_end)?;
     inherit(&gate_end)?;
     #[expect(clippy::disallowed_methods, reason = "bubblewrap is started here, with an argument vector")]
@@ -136,38 +150,59 @@ fn spawn(order: &Order, stage: &Stage, said: &Arc<Mutex<Vec<u8>>>) -> io::Result
     }
     let mut child = command.spawn()?;
     let bubblewrap = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
+    let mut said = Said { text: Arc::default(), readers: Vec::new() };
     for pipe in [child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from)] {
-        keep(pipe, Arc::clone(said))?;
+        said.keep(pipe)?;
     }
-    Ok(Spawned { bubblewrap, info: pipe::Receiver::from_owned_fd(info)?, gate: Gate(gate) })
+    Ok(Spawned { bubblewrap, info: pipe::Receiver::from_owned_fd(info)?, gate: Gate(gate), said })
 }
 
-/// Keeps what is said on a pipe, in memory for an error and in the record for whoever looks, up to the bound; the rest is
-/// read and dropped, so that nobody waits for it.
-fn keep(pipe: Option<OwnedFd>, said: Arc<Mutex<Vec<u8>>>) -> io::Result<()> {
-    let Some(pipe) = pipe else { return Ok(()) };
-    let mut log = File::options().create(true).append(true).open(LOG)?;
-    let mut pipe = pipe::Receiver::from_owned_fd(pipe)?;
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this process ends when its sandbox has; nothing outlives it"
-    )]
-    drop(tokio::spawn(async move {
-        let mut buffer = [0; 4096];
-        while let Ok(read @ 1..) = pipe.read(&mut buffer).await {
-            let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
-            let room = LOG_BYTES.saturating_sub(said.len()).min(read);
-            said.extend_from_slice(&buffer[..room]);
-            log.write_all(&buffer[..room]).ok();
-        }
-    }));
-    Ok(())
+/// The two ends of the gate. Bubblewrap takes the end of what it waits on for the word to go on, so its own end can be written to
+/// as well: as long as it is there, there is no end.
+fn gate() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reading, gate) = pipe2(OFlag::O_CLOEXEC)?;
+    let both =
+        File::options().read(true).write(true).open(format!("/proc/self/fd/{}", reading.as_raw_fd()))?;
+    Ok((both.into(), gate))
 }
 
-fn last_words(said: &Mutex<Vec<u8>>) -> String {
-    let said = said.lock().unwrap_or_else(PoisonError::into_inner);
-    let from = said.len().saturating_sub(LAST_WORDS);
-    String::from_utf8_lossy(&said[from..]).trim().to_owned()
+impl Said {
+    /// Keeps what is said on a pipe, in memory for an error and in the record for whoever looks, up to the bound; the rest is
+    /// read and dropped, so that nobody waits for it.
+    fn keep(&mut self, pipe: Option<OwnedFd>) -> io::Result<()> {
+        let Some(pipe) = pipe else { return Ok(()) };
+        let mut log = File::options().create(true).append(true).open(LOG)?;
+        let mut pipe = pipe::Receiver::from_owned_fd(pipe)?;
+        let text = Arc::clone(&self.text);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "this process ends when its sandbox has; nothing outlives it"
+        )]
+        self.readers.push(tokio::spawn(async move {
+            let mut buffer = [0; 4096];
+            while let Ok(read @ 1..) = pipe.read(&mut buffer).await {
+                let mut text = text.lock().unwrap_or_else(PoisonError::into_inner);
+                let room = LOG_BYTES.saturating_sub(text.len()).min(read);
+                text.extend_from_slice(&buffer[..room]);
+                log.write_all(&buffer[..room]).ok();
+            }
+        }));
+        Ok(())
+    }
+
+    /// The end of what was said by who has ended.
+    async fn last_words(self) -> String {
+        let rest = async {
+            for reader in self.readers {
+                // It does not panic.
+                reader.await.ok();
+            }
+        };
+        tokio::time::timeout(REST, rest).await.ok();
+        let text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = text.len().saturating_sub(LAST_WORDS);
+        String::from_utf8_lossy(&text[from..]).trim().to_owned()
+    }
 }
 
 /// Puts the waiting first process into its control group, or bounds it as well as can be without one.
@@ -199,6 +234,33 @@ fn bound_in_its_namespace(order: &Order, pid: i32) -> io::Result<()> {
 }
 
 impl Child {
+    /// Waits until the first process has become the program that the sandbox is for, or has ended as it.
+    ///
+    /// # Errors
+    /// It could not, in bubblewrap's words.
+    pub(super) async fn executing(&mut self, mark: &str, said: Said) -> Result<Option<End>, String> {
+        let failed = "the sandbox's program could not be started";
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(NAMESPACES_S) {
+            if let Some(end) = self.reap() {
+                let words = said.last_words().await;
+                let (first, code) = FAILURE;
+                return if end.code == Some(code) && words.starts_with(first) {
+                    Err(format!("{failed}: {words}"))
+                } else {
+                    Ok(Some(end))
+                };
+            }
+            let line = std::fs::read(format!("/proc/{}/cmdline", self.first.pid)).unwrap_or_default();
+            // A process that is ending has an empty one.
+            if !line.is_empty() && !line.starts_with(mark.as_bytes()) {
+                return Ok(None);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Err(format!("{failed} in {NAMESPACES_S} s"))
+    }
+
     /// Takes in every end so far; the sandbox's, once it has ended.
     pub(super) fn reap(&mut self) -> Option<End> {
         loop {

@@ -18,7 +18,7 @@ use tracing::warn;
 
 use super::cgroup::Group;
 use super::identity::Held;
-use super::order::{Answer, Order, Shown, Started};
+use super::order::{Answer, Errand, Order, Shown, Started};
 use super::record::{CONTROL, FIRST, First, Label, Record, list};
 use super::{HOST, LocalEngine, shown, tree};
 use crate::mounts::resolve;
@@ -32,6 +32,8 @@ use crate::{
 const ANSWER_S: u64 = 60;
 /// How long a supervisor that was told to end, or a sandbox that was killed, may take, in seconds.
 const END_S: u64 = 30;
+/// What is done when a supervisor is started, for errors.
+const STARTING: &str = "starting a supervisor";
 /// What a supervisor is called in a list of processes.
 const SUPERVISOR_NAME: &str = "caisson";
 /// Longest answer of a supervisor, in bytes.
@@ -121,7 +123,20 @@ impl LocalEngine {
             environment: spec.environment.clone(),
             limits: spec.limits,
         };
-        let order = serde_json::to_vec(&order)
+        match self.send(&Errand::Make(Box::new(order)), spec.id.as_str(), record.dir()).await? {
+            Answer::Ready => Ok(()),
+            Answer::Failed(message) => Err(EngineError::Refused { operation: STARTING, message }),
+        }
+    }
+
+    /// Starts a supervisor in a directory, and returns its answer.
+    pub(super) async fn send(
+        &self,
+        errand: &Errand,
+        id: &str,
+        directory: &Path,
+    ) -> Result<Answer, EngineError> {
+        let errand = serde_json::to_vec(errand)
             .map_err(|error| refused("writing an order", &io::Error::from(error)))?;
         let (program, arguments) = &self.config.supervisor;
         #[expect(
@@ -130,28 +145,18 @@ impl LocalEngine {
         )]
         let mut command = Command::new(program);
         // Named for whoever lists processes: the program may be given as `/proc/self/exe`.
-        command
-            .arg0(SUPERVISOR_NAME)
-            .args(arguments)
-            .arg(spec.id.as_str())
-            .env_clear()
-            .current_dir(record.dir());
+        command.arg0(SUPERVISOR_NAME).args(arguments).arg(id).env_clear().current_dir(directory);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         // Not waited for here: the runtime reaps it if it ends while this server lives.
-        let mut child = command.spawn().map_err(|error| refused("starting a supervisor", &error))?;
+        let mut child = command.spawn().map_err(|error| refused(STARTING, &error))?;
         let talk = async {
             if let Some(mut stdin) = child.stdin.take() {
                 // A supervisor that does not listen says why.
-                stdin.write_all(&order).await.ok();
+                stdin.write_all(&errand).await.ok();
             }
             read_line::<Answer>(child.stdout.take()).await
         };
-        match within_time("starting a supervisor", talk).await? {
-            Answer::Ready => Ok(()),
-            Answer::Failed(message) => {
-                Err(EngineError::Refused { operation: "starting a supervisor", message })
-            }
-        }
+        within_time(STARTING, talk).await
     }
 
     pub(super) async fn start_sandbox(&self, id: &SandboxId) -> Result<(), EngineError> {
@@ -179,6 +184,11 @@ impl LocalEngine {
         let record = self.record(id);
         loop {
             if let Liveness::Exited(exit) = self.liveness(id)? {
+                // It clears up what is left, and tells nobody whether it could: what is left then is removed with the sandbox.
+                if let Some(supervisor) = hold_supervisor(&record)? {
+                    let ended = supervisor.ended_within(Duration::from_secs(END_S)).await;
+                    ended.map_err(|error| refused("waiting for a sandbox", &error))?;
+                }
                 return Ok(exit);
             }
             // Whoever of the two lives last is waited for: the supervisor as long as there is one.
@@ -218,18 +228,13 @@ impl LocalEngine {
             // Made by a server that had its groups elsewhere.
             groups.extend(read_first(&record)?.and_then(|first| first.group));
             let failed = |error: io::Error| refused("removing a sandbox", &error);
-            let asked = match hold_supervisor(&record)? {
-                Some(supervisor) => {
-                    end(&supervisor).await.map_err(failed)?;
-                    true
-                }
-                None => false,
-            };
+            if let Some(supervisor) = hold_supervisor(&record)? {
+                end(&supervisor).await.map_err(failed)?;
+            }
             match hold_first(&record)? {
                 Some(first) => kill(&first).await.map_err(failed)?,
                 // A supervisor that was killed between making the sandbox and writing it down has left it unwritten.
-                None if !asked => self.kill_marked(id).await?,
-                None => {}
+                None => self.kill_marked(id).await?,
             }
         }
         blocking("removing a sandbox", move || {
@@ -242,10 +247,10 @@ impl LocalEngine {
         .map_err(|error| refused("removing a sandbox", &error))
     }
 
-    /// Kills what bubblewrap has started for a sandbox that nobody wrote down.
+    /// Kills what there is of a sandbox that nobody wrote down, or whose record is damaged.
     async fn kill_marked(&self, id: &SandboxId) -> Result<(), EngineError> {
-        let mark = mark(id);
-        let found = blocking("looking for processes", move || marked(&mark)).await?;
+        let (mark, record) = (mark(id), self.record(id));
+        let found = blocking("looking for processes", move || marked(&mark, record.dir())).await?;
         for process in found.map_err(|error| refused("looking for processes", &error))? {
             if let Ok(Some(held)) = process.hold() {
                 kill(&held).await.map_err(|error| refused("removing a sandbox", &error))?;
@@ -351,15 +356,20 @@ async fn kill(held: &Held) -> io::Result<()> {
     Err(io::Error::other(format!("a process that was killed has not ended in {END_S} s")))
 }
 
-/// Every process of bubblewrap with this mark, and their children.
-fn marked(mark: &str) -> io::Result<Vec<super::identity::Identity>> {
+/// Every process of bubblewrap with this mark and every supervisor in this record's directory, and their children.
+fn marked(mark: &str, record: &Path) -> io::Result<Vec<super::identity::Identity>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        if line.split(|byte| *byte == 0).next() == Some(mark.as_bytes()) {
+        let name = line.split(|byte| *byte == 0).next().unwrap_or_default();
+        let supervises = || {
+            name == SUPERVISOR_NAME.as_bytes()
+                && fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|directory| directory == record)
+        };
+        if name == mark.as_bytes() || supervises() {
             found.extend(
                 tree::below(pid)
                     .into_iter()

@@ -10,6 +10,16 @@ use crate::ResourceLimits;
 /// Longest order, in bytes: the largest environment, escaped, and room for the rest.
 pub(crate) const ORDER_BYTES: u64 = 8 * 1024 * 1024;
 
+/// What a supervisor is started for.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Errand {
+    /// To prepare itself as for a sandbox, say whether it could, and end.
+    Try,
+    /// To supervise a sandbox.
+    Make(Box<Order>),
+}
+
 /// One sandbox, ready to be made: everything in it was checked.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Order {

@@ -12,13 +12,14 @@
 //! Nothing here is a secret: the grants are in the supervisor's memory alone.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use caisson_domain::id::{SandboxId, ServerId, SessionId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use super::cgroup::Group;
 use super::identity::Identity;
@@ -117,25 +118,30 @@ impl Record {
         fs::rename(new, self.dir.join(name))
     }
 
-    /// Reads one of its files; none if it is not there.
+    /// Reads one of its files; none if it is not there or says nothing that can be understood.
+    ///
+    /// A file that was written just before the machine lost its power may be empty or torn. It is not synced, because nothing of the
+    /// sandbox outlives that either: what it does not tell is as if it had never been written.
     ///
     /// # Errors
-    /// It cannot be read or understood.
+    /// It cannot be read.
     pub(crate) fn read<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {
         let path = self.dir.join(name);
-        match fs::metadata(&path) {
-            Ok(data) if data.len() > RECORD_BYTES => {
-                return Err(io::Error::other(format!("{} is too long", path.display())));
-            }
-            Ok(_) => {}
+        let file = match fs::File::open(&path) {
+            Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
+        };
+        let mut bytes = Vec::new();
+        file.take(RECORD_BYTES + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > RECORD_BYTES {
+            warn!("{} is too long, and taken as not written", path.display());
+            return Ok(None);
         }
-        match fs::read(&path) {
-            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        let told = serde_json::from_slice(&bytes);
+        Ok(told
+            .inspect_err(|error| warn!("{} is damaged, and taken as not written: {error}", path.display()))
+            .ok())
     }
 
     /// Whether there is one.
@@ -146,7 +152,7 @@ impl Record {
     /// How far the sandbox has come; none if it was never made, or is gone.
     ///
     /// # Errors
-    /// A file cannot be read or understood.
+    /// A file cannot be read.
     pub(crate) fn liveness(&self) -> io::Result<Option<Liveness>> {
         // The supervisor writes how it ended before it ends itself, so this order sees every change.
         let supervised = self.supervisor()?.is_some_and(|supervisor| supervisor.is_alive());
@@ -173,7 +179,7 @@ impl Record {
     /// The supervisor, if one was written down.
     ///
     /// # Errors
-    /// The file cannot be read or understood.
+    /// The file cannot be read.
     pub(crate) fn supervisor(&self) -> io::Result<Option<Identity>> {
         self.read(SUPERVISOR)
     }
@@ -257,13 +263,28 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_is_broken_or_too_long_is_an_error() {
+    fn a_file_that_is_damaged_or_too_long_is_as_if_it_was_never_written() {
         let (_dir, record) = record();
-        fs::write(record.dir().join(EXIT), "{").unwrap();
-        assert!(record.liveness().is_err());
-        fs::write(record.dir().join(EXIT), vec![b' '; 64 * 1024 + 1]).unwrap();
-        assert!(record.liveness().unwrap_err().to_string().contains("too long"));
-        fs::write(record.dir().join(EXIT), vec![b' '; 64 * 1024]).unwrap();
-        assert!(!record.liveness().unwrap_err().to_string().contains("too long"));
+        let unknown = Exit { code: None, oom_killed: false, finished_at_ms: None };
+        let ended = Ended { code: Some(3), oom_killed: false, finished_at_ms: Some(7) };
+        let mut text = serde_json::to_vec(&ended).unwrap();
+        text.resize(64 * 1024, b' ');
+        for (text, exit) in [
+            (Vec::new(), unknown),
+            (b"{".to_vec(), unknown),
+            (text.clone(), ended.into()),
+            ([text, b" ".to_vec()].concat(), unknown),
+        ] {
+            fs::write(record.dir().join(EXIT), text).unwrap();
+            assert_eq!(record.liveness().unwrap(), Some(Liveness::Exited(exit)));
+        }
+        for name in [LABEL, SUPERVISOR, FIRST] {
+            fs::write(record.dir().join(name), "{").unwrap();
+        }
+        assert_eq!(record.liveness().unwrap(), Some(Liveness::Exited(unknown)));
+        assert_eq!(record.read::<Label>(LABEL).unwrap(), None);
+        fs::remove_file(record.dir().join(LABEL)).unwrap();
+        fs::create_dir(record.dir().join(LABEL)).unwrap();
+        assert!(record.read::<Label>(LABEL).is_err(), "the disk's own faults are told");
     }
 }

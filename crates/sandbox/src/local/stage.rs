@@ -4,6 +4,9 @@
 //! above a session's own, which are the server's alone. So the supervisor shows them to it in a mount namespace of its own,
 //! below one directory that the rest of the machine sees unchanged. A server that is not root has the sandbox's uid, and
 //! bubblewrap goes by the sources themselves.
+//!
+//! Either way the supervisor goes on in a mount namespace in which nothing appears any more: by itself bubblewrap takes over what the
+//! host mounts later below a directory that it shows, and not read-only.
 
 use std::fs;
 use std::io;
@@ -14,6 +17,7 @@ use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
+use nix::unistd::{getegid, geteuid};
 
 use super::order::Shown;
 
@@ -33,16 +37,23 @@ pub(crate) enum Stage {
 
 impl Stage {
     /// Puts the sources where the sandbox's uid finds them. The process must have one thread only, and goes on in a mount
-    /// namespace of its own if it is root.
+    /// namespace of its own; if it is not root, in a user namespace as well, in which it is still who it was.
     ///
     /// # Errors
-    /// A source is gone, or this root may not mount.
+    /// A source is gone, or this process may not mount.
     pub(crate) fn prepare(binds: &[Shown], as_root: bool) -> io::Result<Self> {
+        let (uid, gid) = (geteuid(), getegid());
+        let namespaces = if as_root { CloneFlags::empty() } else { CloneFlags::CLONE_NEWUSER };
+        unshare(namespaces | CloneFlags::CLONE_NEWNS)?;
+        if !as_root {
+            fs::write("/proc/self/setgroups", "deny")?;
+            fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
+            fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
+        }
+        mount_plain(Path::new("/"), MsFlags::MS_REC | MsFlags::MS_PRIVATE)?;
         if !as_root {
             return Ok(Self::Direct(binds.iter().map(|shown| PathBuf::from(&shown.source)).collect()));
         }
-        unshare(CloneFlags::CLONE_NEWNS)?;
-        mount_plain(Path::new("/"), MsFlags::MS_REC | MsFlags::MS_PRIVATE)?;
         // Opened before the stage is there: a source may lie below it.
         let sources = binds.iter().map(hold).collect::<io::Result<Vec<_>>>()?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;

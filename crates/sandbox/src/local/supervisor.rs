@@ -18,10 +18,10 @@ use tokio::signal::unix::{self, SignalKind};
 
 use super::identity::Identity;
 use super::launch::{Child, End, Launch, bound, launch};
-use super::order::{Answer, ORDER_BYTES, Order, Started};
+use super::order::{Answer, Errand, ORDER_BYTES, Order, Shown, Started};
 use super::record::{CONTROL, EXIT, Ended, FIRST, First, Record, SUPERVISOR};
 use super::stage::Stage;
-use crate::profile::OPEN_FILES;
+use crate::profile::{CORE_BYTES, OPEN_FILES};
 
 /// The first descriptor behind the standard ones.
 const FIRST_INHERITED: i32 = 3;
@@ -57,9 +57,13 @@ fn system(doing: &'static str) -> impl FnOnce(io::Error) -> SuperviseError {
 pub fn supervise() -> Result<(), SuperviseError> {
     let mut text = Vec::new();
     io::stdin().take(ORDER_BYTES).read_to_end(&mut text).map_err(system("reading the order"))?;
-    let order: Order = serde_json::from_slice(&text).map_err(SuperviseError::NoOrder)?;
-    let prepared = prepare(&order);
-    let stage = prepared.inspect_err(|error| answer(&Answer::Failed(told(error))))?;
+    let errand = serde_json::from_slice(&text).map_err(SuperviseError::NoOrder)?;
+    let prepare = |binds: &[Shown]| prepare(binds).inspect_err(|error| answer(&Answer::Failed(told(error))));
+    let order = match errand {
+        Errand::Make(order) => order,
+        Errand::Try => return prepare(&[]).map(|_| answer(&Answer::Ready)),
+    };
+    let stage = prepare(&order.binds)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -68,7 +72,7 @@ pub fn supervise() -> Result<(), SuperviseError> {
 }
 
 /// What concerns the whole process, while it has one thread.
-fn prepare(order: &Order) -> Result<Stage, SuperviseError> {
+fn prepare(binds: &[Shown]) -> Result<Stage, SuperviseError> {
     // What the server inherited from whoever started it is not the sandbox's.
     close_fds::set_fds_cloexec(FIRST_INHERITED, &[]);
     // The server's terminal is not the sandbox's, and Ctrl-C on it is not meant for it.
@@ -76,7 +80,7 @@ fn prepare(order: &Order) -> Result<Stage, SuperviseError> {
     // Should bubblewrap be killed, the first process comes to this one.
     set_child_subreaper(true).map_err(io::Error::from).map_err(system("becoming a reaper"))?;
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
-    let stage = Stage::prepare(&order.binds, geteuid().is_root());
+    let stage = Stage::prepare(binds, geteuid().is_root());
     let stage = stage.map_err(system("preparing the mounts"))?;
     limit_open_files().map_err(system("limiting open files"))?;
     Ok(stage)
@@ -86,7 +90,7 @@ fn limit_open_files() -> io::Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let most = OPEN_FILES.min(hard);
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    setrlimit(Resource::RLIMIT_CORE, CORE_BYTES, CORE_BYTES)?;
     Ok(())
 }
 
@@ -114,36 +118,44 @@ async fn serve(order: &Order, stage: &Stage) -> Result<(), SuperviseError> {
         client = listener.accept() => client.map_err(system("waiting for the word to start"))?.0,
         _ = signals.terminate.recv() => return Ok(()),
     };
-    let child = match start(order, stage, &record, &mut signals).await {
-        Ok(child) => {
+    let (child, ended) = match start(order, stage, &record, &mut signals).await {
+        Ok(started) => {
             reply(client, &Started::Running).await;
-            child
+            started
         }
         Err(fault) => {
             reply(client, &Started::Failed(fault)).await;
             return Ok(());
         }
     };
-    let end = attend(&listener, child, &mut signals).await;
+    let end = match ended {
+        Some(end) => end,
+        None => attend(&listener, child, &mut signals).await,
+    };
     close(order, &record, end).map_err(system("writing down how the sandbox ended"))
 }
 
-/// Makes the sandbox up to the point at which nothing of it has run yet, writes it down, and lets it go.
+/// Makes the sandbox up to the point at which nothing of it has run yet, writes it down, lets it go, and sees its program start;
+/// how it ended if it has already.
 async fn start(
     order: &Order,
     stage: &Stage,
     record: &Record,
     signals: &mut Signals,
-) -> Result<Child, String> {
-    let Launch { child, gate } = launch(order, stage, signals).await?;
+) -> Result<(Child, Option<End>), String> {
+    let Launch { mut child, gate, said } = launch(order, stage, signals).await?;
     let noted = First { process: child.first.clone(), group: order.group.clone() };
     let ready =
         bound(order, child.first.pid).and_then(|()| record.write(FIRST, &noted)).and_then(|()| gate.open());
-    match ready {
-        Ok(()) => Ok(child),
-        Err(error) => {
+    let executing = match ready {
+        Ok(()) => child.executing(&order.mark, said).await,
+        Err(error) => Err(format!("the sandbox's limits could not be set: {error}")),
+    };
+    match executing {
+        Ok(ended) => Ok((child, ended)),
+        Err(fault) => {
             child.kill();
-            Err(format!("the sandbox's limits could not be set: {error}"))
+            Err(fault)
         }
     }
 }
@@ -166,15 +178,15 @@ async fn attend(listener: &UnixListener, mut child: Child, signals: &mut Signals
     }
 }
 
-/// Ends whatever is left in the sandbox's group, and writes down how it ended.
+/// Writes down how the sandbox ended, then ends whatever is left in its group: with the group goes what it has counted.
 fn close(order: &Order, record: &Record, end: End) -> io::Result<()> {
-    let mut oom_killed = false;
+    let oom_killed = order.group.as_ref().is_some_and(|group| group.oom_kills() > 0);
+    let written = record.write(EXIT, &Ended { code: end.code, oom_killed, finished_at_ms: now_ms() });
     if let Some(group) = &order.group {
-        oom_killed = group.oom_kills() > 0;
         // What cannot be removed now is removed when the sandbox is destroyed.
         group.kill().and_then(|()| group.remove()).ok();
     }
-    record.write(EXIT, &Ended { code: end.code, oom_killed, finished_at_ms: now_ms() })
+    written
 }
 
 fn now_ms() -> Option<i64> {

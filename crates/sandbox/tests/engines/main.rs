@@ -33,7 +33,7 @@ macro_rules! contract {
                 async fn $promise() {
                     crate::local::bench::on_bench(async |bench| {
                         let make = |script: &str| bench.sandbox(script);
-                        crate::contract::$promise(&bench.ground(&make)).await;
+                        crate::contract::$promise(&bench.ground(&make).await).await;
                     })
                     .await;
                 }
@@ -57,4 +57,5 @@ contract! {
     want_of_memory_ends_the_sandbox
     want_of_memory_that_ends_only_a_child_is_not_the_sandbox_s_end
     processes_are_limited
+    a_program_that_cannot_run_is_refused_at_start
 }

@@ -61,7 +61,7 @@ impl Bench {
 
     /// What the contract of all engines needs.
     pub(crate) fn ground<'a>(&'a self, make: &'a dyn Fn(&str) -> SandboxSpec) -> Ground<'a> {
-        Ground { engine: &self.engine, other: &self.other, make }
+        Ground { engine: &self.engine, other: &self.other, make, groups: true }
     }
 
     /// A sandbox with directories of its own, whose shim is this shell script.

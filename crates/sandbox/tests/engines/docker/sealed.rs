@@ -1,6 +1,5 @@
 //! The walls, looked at from inside and, where the kernel shows it, from the host's side.
 
-use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use bollard::query_parameters::InspectContainerOptions;
@@ -102,7 +101,7 @@ async fn limits_hold_in_the_kernel() {
              cat memory/memory.memsw.limit_in_bytes memory.swap.max > /workspace/swap
              cat pids/pids.max pids.max > /workspace/pids
              cat cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us cpu.max > /workspace/cpu
-             ulimit -n > /workspace/open_files; ulimit -c > /workspace/core; exit 0",
+             ulimit -n > /workspace/open_files; grep 'Max core' /proc/self/limits > /workspace/core; exit 0",
         );
         spec.limits.cpu_millis = 500;
         bench.engine.create(&spec).await.unwrap();
@@ -117,7 +116,7 @@ async fn limits_hold_in_the_kernel() {
         let cpu: Vec<u32> = written(&spec, "cpu").split_whitespace().map(|n| n.parse().unwrap()).collect();
         assert_eq!(cpu[0] * 2, cpu[1], "half a core");
         assert_eq!(written(&spec, "open_files").trim(), "16384");
-        assert_eq!(written(&spec, "core").trim(), "0");
+        assert_eq!(written(&spec, "core").split_whitespace().nth(4), Some("1"), "in bytes");
     })
     .await;
 }
@@ -175,19 +174,6 @@ async fn the_environment_is_what_was_asked_for_beside_the_image_s() {
             assert!(found.lines().any(|line| line == entry), "{entry} in {found}");
         }
         assert_eq!(written(&spec, "pwd").trim(), "/workspace");
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_shim_that_cannot_run_is_refused_at_start() {
-    on_bench(async |bench| {
-        let spec = bench.sandbox("");
-        std::fs::set_permissions(&spec.mounts.shim, std::fs::Permissions::from_mode(0o644)).unwrap();
-        bench.engine.create(&spec).await.unwrap();
-        let error = bench.engine.start(&spec.id).await.unwrap_err();
-        assert!(matches!(error, EngineError::Refused { .. }), "{error:?}");
-        assert!(error.to_string().contains("permission denied"), "{error}");
     })
     .await;
 }

@@ -3,11 +3,14 @@
 use std::path::PathBuf;
 
 use caisson_domain::id::ServerId;
-use caisson_sandbox::local::{LocalConfig, LocalEngine};
+use caisson_sandbox::local::{LimitsBy, LocalConfig, LocalEngine};
 use caisson_sandbox::{EngineError, SandboxSpec};
 
 use crate::contract::Ground;
-use crate::places::{Places, random, run_tidily, skipped};
+use crate::places::{Places, random, run_tidily, skipped, variable};
+
+/// The variable that names a copy of the supervisor's program.
+pub(crate) const COPY: &str = "TEST_SUPERVISE";
 
 /// Everything that a test of the local engine needs.
 pub(crate) struct Bench {
@@ -60,8 +63,10 @@ impl Bench {
     }
 
     /// What the contract of all engines needs.
-    pub(crate) fn ground<'a>(&'a self, make: &'a dyn Fn(&str) -> SandboxSpec) -> Ground<'a> {
-        Ground { engine: &self.engine, other: &self.other, make }
+    pub(crate) async fn ground<'a>(&'a self, make: &'a dyn Fn(&str) -> SandboxSpec) -> Ground<'a> {
+        let limits = self.engine.check().await.expect("it was fine before").limits;
+        let groups = matches!(limits, LimitsBy::ControlGroups { .. });
+        Ground { engine: &self.engine, other: &self.other, make, groups }
     }
 
     /// A sandbox with directories of its own, whose shim is this shell script.
@@ -91,6 +96,11 @@ impl Bench {
     }
 }
 
+/// The supervisor as a program: beside this one where this one is a copy, for a user who may not read the original.
+pub(crate) fn supervise() -> PathBuf {
+    variable(COPY).map_or_else(|| env!("CARGO_BIN_EXE_caisson-supervise").into(), PathBuf::from)
+}
+
 fn records(places: &Places) -> PathBuf {
     places.root().join("local")
 }
@@ -111,7 +121,7 @@ fn try_open(
         toolchains: Vec::new(),
         hidden: Vec::new(),
         control_groups: true,
-        supervisor: (env!("CARGO_BIN_EXE_caisson-supervise").into(), Vec::new()),
+        supervisor: (supervise(), Vec::new()),
     };
     change(&mut config);
     LocalEngine::open(config, server.clone())

@@ -170,3 +170,100 @@ async fn a_record_that_a_crash_left_half_made_is_listed_and_removed() {
     })
     .await;
 }
+
+/// Whether a process has been stopped by a signal.
+fn is_stopped(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, behind)| behind.starts_with('T'))
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// Stops a supervisor while its sandbox is being made, and looks whether it has written the first process down; bubblewrap and
+/// the first process if it has not.
+fn caught(record: &std::path::Path, supervisor: i32) -> Option<(i32, i32)> {
+    let begun = std::time::Instant::now();
+    let made = loop {
+        let made = children(supervisor).first().and_then(|child| Some((*child, *children(*child).first()?)));
+        if made.is_some() || begun.elapsed() > Duration::from_mins(1) {
+            break made;
+        }
+    };
+    kill(Pid::from_raw(supervisor), Signal::SIGSTOP).unwrap();
+    while !is_stopped(supervisor) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    made.filter(|_| !record.join("first.json").exists())
+}
+
+#[tokio::test]
+async fn a_first_process_whose_makers_are_killed_before_it_is_written_down_never_runs() {
+    const TRIES: usize = 50;
+    on_bench(async |bench| {
+        for _ in 0..TRIES {
+            let spec = bench.sandbox("touch /workspace/ran; exec sleep 600");
+            bench.engine.create(&spec).await.unwrap();
+            let (supervisor, record) = (bench.supervisor(&spec), bench.record(&spec));
+            let (started, found) = tokio::join!(
+                async {
+                    tokio::time::timeout(Duration::from_millis(500), bench.engine.start(&spec.id)).await
+                },
+                tokio::task::spawn_blocking(move || caught(&record, supervisor)),
+            );
+            let Some((bubblewrap, first)) = found.unwrap() else {
+                kill(Pid::from_raw(supervisor), Signal::SIGCONT).unwrap();
+                bench.engine.destroy(&spec.id).await.unwrap();
+                continue;
+            };
+            assert!(!matches!(started, Ok(Ok(()))), "it was not started");
+            kill_9(supervisor);
+            kill_9(bubblewrap);
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let line = std::fs::read(format!("/proc/{first}/cmdline")).unwrap();
+            assert!(line.starts_with(format!("caisson-{}", spec.id).as_bytes()), "it waits");
+            assert!(!spec.mounts.workspace_dir.join("ran").exists());
+            let unknown = Exit { code: None, oom_killed: false, finished_at_ms: None };
+            assert_eq!(liveness(&bench.engine, &spec).await, Some(Liveness::Exited(unknown)));
+            bench.engine.destroy(&spec.id).await.unwrap();
+            assert_eq!(left(&spec), Vec::<String>::new());
+            return;
+        }
+        panic!("the moment was never met in {TRIES} tries");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_living_sandbox_whose_record_is_damaged_is_listed_and_removed_whole() {
+    on_bench(async |bench| {
+        for control_groups in [true, false] {
+            let engine = bench.engine_with(|config| config.control_groups = control_groups);
+            for torn in
+                [&["supervisor.json", "first.json"][..], &["label.json", "first.json", "supervisor.json"]]
+            {
+                let spec = bench.sandbox(LISTENS);
+                engine.create(&spec).await.unwrap();
+                engine.start(&spec.id).await.unwrap();
+                assert_eq!(ready(&spec).await, "ready");
+                let first = bench.first(&spec);
+                for name in torn {
+                    std::fs::write(bench.record(&spec).join(name), "").unwrap();
+                }
+                assert!(matches!(liveness(&engine, &spec).await, Some(Liveness::Exited(_))));
+                engine.destroy(&spec.id).await.unwrap();
+                let state = std::fs::read_to_string(format!("/proc/{first}/stat")).unwrap_or_default();
+                assert!(state.is_empty() || state.contains(") Z "), "{state}");
+                assert_eq!(left(&spec), Vec::<String>::new());
+            }
+            let spec = bench.sandbox(LISTENS);
+            engine.create(&spec).await.unwrap();
+            std::fs::write(bench.record(&spec).join("supervisor.json"), "{").unwrap();
+            engine.destroy(&spec.id).await.unwrap();
+            assert_eq!(left(&spec), Vec::<String>::new(), "nobody waits for a word to start");
+        }
+    })
+    .await;
+}

@@ -4,4 +4,5 @@ pub(crate) mod bench;
 mod deaths;
 mod inside;
 mod options;
+mod ordinary;
 mod outside;

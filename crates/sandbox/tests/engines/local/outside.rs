@@ -71,7 +71,7 @@ async fn every_process_has_no_rights_and_namespaces_of_its_own() {
             let devices: Vec<_> = devices.lines().skip(2).filter_map(|line| line.split(':').next()).collect();
             assert_eq!(devices.iter().map(|name| name.trim()).collect::<Vec<_>>(), ["lo"]);
             assert_eq!(of(pid, "oom_score_adj").trim(), "500");
-            assert_eq!(line(&of(pid, "limits"), "Max core file size").split_whitespace().next(), Some("0"));
+            assert_eq!(line(&of(pid, "limits"), "Max core file size").split_whitespace().next(), Some("1"));
             assert_eq!(line(&of(pid, "limits"), "Max open files").split_whitespace().next(), Some("16384"));
             descriptors(pid, &spec);
         }

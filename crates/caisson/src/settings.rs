@@ -300,7 +300,7 @@ impl Settings {
         self.audit_head.clone().unwrap_or_else(|| self.state_dir.join("audit_head"))
     }
 
-    /// What is the server's alone: its state, its secrets, and the file that may hold some.
+    /// What is the server's alone: its state, its secrets, the file that may hold some, and the engine's socket.
     ///
     /// # Errors
     /// The working directory, which relative paths start from, is gone.
@@ -309,7 +309,8 @@ impl Settings {
         let tokens = self.git.credentials.iter().map(|credential| &credential.token_file);
         let outside = self.egress.credentials.iter().map(|credential| &credential.token_file);
         let paths = files.into_iter().flatten().chain(tokens).chain(outside).chain([&self.state_dir]);
-        paths.map(std::path::absolute).collect()
+        let socket = self.docker.host.as_deref().and_then(|host| host.strip_prefix("unix://"));
+        paths.map(PathBuf::as_path).chain(socket.map(Path::new)).map(std::path::absolute).collect()
     }
 
     fn check(&self) -> anyhow::Result<()> {

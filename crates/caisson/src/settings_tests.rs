@@ -159,6 +159,7 @@ fn what_is_the_servers_alone_is_every_file_with_a_secret_and_its_state() {
     let text = format!(
         "state_dir = \"{}\"
 model.api_key_file = \"{}\"
+docker.host = \"unix://{}\"
 [[git.credentials]]
 url_prefix = \"https://a.example/\"
 token_file = \"{}\"
@@ -167,6 +168,7 @@ url_prefix = \"https://b.example/\"
 token_file = \"{}\"\n",
         at("state").display(),
         at("key").display(),
+        at("docker.sock").display(),
         at("token").display(),
         at("other").display()
     );
@@ -175,7 +177,7 @@ token_file = \"{}\"\n",
     let settings = Settings::load(Some(&file), &environment(&[]), Overrides::default()).unwrap();
     let mut found = settings.own_paths().unwrap();
     found.sort();
-    assert_eq!(found, ["caisson.toml", "key", "other", "state", "token"].map(at));
+    assert_eq!(found, ["caisson.toml", "docker.sock", "key", "other", "state", "token"].map(at));
     // Relative paths are the working directory's.
     let relative = Settings { file: Some("here.toml".into()), ..settings };
     assert!(relative.own_paths().unwrap().iter().all(|path| path.is_absolute()));

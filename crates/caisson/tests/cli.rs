@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
+use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
@@ -327,7 +328,34 @@ async fn saved_work_of_a_cancelled_run_is_found_and_fetched(engine: Engine) {
         assert_eq!(refused.status.code(), Some(1), "{missing}");
         assert_eq!(std::fs::read(file).unwrap(), saved, "{missing}: the file stays as it was");
     }
+    faults_of_an_artifact_are_told(&world, &id, file, &variables);
     world.wait_tidy().await.unwrap();
+}
+
+/// A full disk, and bytes that are not those that were kept.
+fn faults_of_an_artifact_are_told(world: &World, run_id: &str, file: &str, variables: &[(&str, &str)]) {
+    let saved = std::fs::read(file).unwrap();
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = world.spec.command(&["artifacts", run_id, "uncommitted.patch"]);
+    let output = command.envs(variables.iter().copied()).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("No space left"), "{}", text(&output.stderr));
+    let output = run(&world.spec, &["artifacts", run_id, "uncommitted.patch", "-o", "/dev/full"], variables);
+    assert_eq!(output.status.code(), Some(1));
+
+    let kept = world.state_dir().join("artifacts").join(run_id).join("uncommitted.patch");
+    let mut bytes = std::fs::read(&kept).unwrap();
+    bytes[0] ^= 1;
+    std::fs::write(&kept, bytes).unwrap();
+    for arguments in [&["-o", file][..], &[]] {
+        let arguments = [&["artifacts", run_id, "uncommitted.patch"], arguments].concat();
+        let output = run(&world.spec, &arguments, variables);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text(&output.stderr).contains("damaged"), "{}", text(&output.stderr));
+    }
+    assert_eq!(std::fs::read(file).unwrap(), saved, "the file stays as it was");
+    let beside = Path::new(file).parent().unwrap().read_dir().unwrap().flatten();
+    assert!(!beside.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(".tmp")));
 }
 
 async fn a_checked_out_branch_fails_before_the_model_is_called(engine: Engine) {

@@ -1,19 +1,23 @@
 //! `caisson artifacts`: what was kept for a run, work that was not pushed among it.
 
-use std::fs::File;
-use std::io::{IsTerminal, Write};
+use std::fs::{File, Permissions};
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::Context;
 use comfy_table::{Table, presets};
+use sha2::{Digest, Sha256};
 
 use super::{DONE, client, complain, print, print_json, write_out};
 use crate::cli::Artifacts;
-use crate::client::{ArtifactInfo, Client, RunInfo};
+use crate::client::{ArtifactInfo, Chunks, Client, RunInfo};
 use crate::render::clean;
 
 /// The change as a patch; of a run that pushed, its branch has the same.
 const DIFF: &str = "diff.patch";
+/// As any new file.
+const READABLE_AS_THE_UMASK_SAYS: u32 = 0o666;
 
 /// Lists, or fetches one.
 ///
@@ -48,44 +52,89 @@ async fn list(client: &Client, id: &str, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes into the file that was named and nowhere else: the artifact's own name says nothing about a place.
+/// Writes into the file that was named and nowhere else: the artifact's own name says nothing about a place. What was there before
+/// stays until the artifact is there whole.
 async fn fetch_to(client: &Client, (id, name): (&str, &str), path: &Path) -> anyhow::Result<()> {
-    // Asked for before the file is opened: a wrong name must not empty it.
-    let mut chunks = client.artifact(id, name).await?;
+    // Asked for before the file is made: a wrong name must not leave an empty one.
+    let chunks = Checked::begin(client, id, name).await?;
     let cannot = || format!("\"{}\" cannot be written", path.display());
-    let mut file = File::create(path).with_context(cannot)?;
-    let mut size_bytes = 0;
-    while let Some(chunk) =
-        chunks.next().await.with_context(|| format!("\"{}\" is incomplete", path.display()))?
-    {
-        size_bytes += i64::try_from(chunk.len())?;
-        file.write_all(&chunk).with_context(cannot)?;
-    }
+    let size_bytes = match path.canonicalize() {
+        // A pipe or a device.
+        Ok(place) if !place.is_file() => {
+            let mut file = File::options().write(true).open(place).with_context(cannot)?;
+            chunks.write_to(&mut file).await?
+        }
+        place => {
+            let place = place.unwrap_or_else(|_| path.to_owned());
+            let beside = place.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let mut file = tempfile::Builder::new()
+                .permissions(Permissions::from_mode(READABLE_AS_THE_UMASK_SAYS))
+                .tempfile_in(beside.unwrap_or(Path::new(".")))
+                .with_context(cannot)?;
+            let size_bytes = chunks.write_to(file.as_file_mut()).await.with_context(cannot)?;
+            file.as_file().sync_all().with_context(cannot)?;
+            file.persist(&place).with_context(cannot)?;
+            size_bytes
+        }
+    };
     complain(&format!("{} in \"{}\"", size(size_bytes), path.display()));
     Ok(())
 }
 
 /// Writes to standard output: to a terminal only text, and without control characters.
 async fn fetch(client: &Client, id: &str, name: &str) -> anyhow::Result<()> {
-    let mut chunks = client.artifact(id, name).await?;
+    let chunks = Checked::begin(client, id, name).await?;
     let mut out = std::io::stdout();
     if out.is_terminal() {
         let mut bytes = Vec::new();
-        while let Some(chunk) = chunks.next().await? {
-            bytes.extend_from_slice(&chunk);
-        }
+        chunks.write_to(&mut bytes).await?;
         let text = String::from_utf8(bytes).ok();
         write_out(&clean(&text.with_context(|| format!("{name} is no text; fetch it with -o FILE"))?));
         return Ok(());
     }
-    while let Some(chunk) = chunks.next().await? {
+    match chunks.write_to(&mut out).await {
         // A reader that has gone away is no error.
-        if out.write_all(&chunk).is_err() {
-            break;
+        Err(error)
+            if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) =>
+        {
+            Ok(())
         }
+        written => written.map(drop),
     }
-    out.flush().ok();
-    Ok(())
+}
+
+/// An artifact on its way, of which it is known what it must come to.
+struct Checked {
+    chunks: Chunks,
+    sha256: String,
+}
+
+impl Checked {
+    async fn begin(client: &Client, id: &str, name: &str) -> anyhow::Result<Self> {
+        let chunks = client.artifact(id, name).await?;
+        let kept = client.artifacts(id).await?;
+        let artifact = kept.into_iter().find(|artifact| artifact.name == name);
+        let sha256 = artifact.with_context(|| format!("{name} is no longer kept"))?.sha256;
+        Ok(Self { chunks, sha256 })
+    }
+
+    /// Passes it on whole; how many bytes it has.
+    async fn write_to(mut self, out: &mut impl Write) -> anyhow::Result<i64> {
+        let (mut size_bytes, mut hash) = (0, Sha256::new());
+        while let Some(chunk) = self.chunks.next().await.context("the artifact is incomplete")? {
+            size_bytes += i64::try_from(chunk.len())?;
+            hash.update(&chunk);
+            out.write_all(&chunk)?;
+        }
+        out.flush()?;
+        let found = hex::encode(hash.finalize());
+        anyhow::ensure!(
+            found == self.sha256,
+            "the artifact is damaged: its SHA-256 is {found}, not {}",
+            self.sha256
+        );
+        Ok(size_bytes)
+    }
 }
 
 /// What a person should know of a run's artifacts when it has ended; none when its branch has everything.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use caisson_domain::id::{ProjectId, ServerId};
-use caisson_sandbox::docker::{Capabilities, DockerEngine};
+use caisson_sandbox::docker::{Capabilities, DockerEngine, Seccomp};
 use caisson_sandbox::local::{LimitsBy, LocalCapabilities};
 use caisson_store::{ApiKey, Clock, Look, Store};
 use nix::unistd::{AccessFlags, access};
@@ -213,6 +213,11 @@ async fn docker(engine: &DockerEngine, image: &str, report: &mut Report) {
         }
     };
     report.tell("engine", Ok(describe(&capabilities)));
+    if capabilities.seccomp == Seccomp::Administrator {
+        let own =
+            "containers have the engine's own seccomp profile, which may let through more than Caisson's";
+        report.tell("weaker", Ok(own.to_owned()));
+    }
     let image_result = match engine.image_present(image).await {
         Ok(true) => Ok(image.to_owned()),
         Ok(false) => Err(format!("{image} is missing; run `caisson image build`")),

@@ -343,10 +343,11 @@ fn faults_of_an_artifact_are_told(world: &World, run_id: &str, file: &str, varia
     let output = run(&world.spec, &["artifacts", run_id, "uncommitted.patch", "-o", "/dev/full"], variables);
     assert_eq!(output.status.code(), Some(1));
 
-    let kept = world.state_dir().join("artifacts").join(run_id).join("uncommitted.patch");
-    let mut bytes = std::fs::read(&kept).unwrap();
+    let mut kept = world.state_dir().join("artifacts").join(run_id).read_dir().unwrap().flatten();
+    let kept = kept.find(|entry| std::fs::read(entry.path()).is_ok_and(|bytes| bytes == saved)).unwrap();
+    let mut bytes = saved.clone();
     bytes[0] ^= 1;
-    std::fs::write(&kept, bytes).unwrap();
+    std::fs::write(kept.path(), bytes).unwrap();
     for arguments in [&["-o", file][..], &[]] {
         let arguments = [&["artifacts", run_id, "uncommitted.patch"], arguments].concat();
         let output = run(&world.spec, &arguments, variables);

@@ -15,7 +15,7 @@ use caisson_domain::server::{PlacementProblem, ProblemCode};
 use caisson_domain::workflow::Workflow;
 use caisson_gateway::{Gateway, GatewayConfig, GitIdentity};
 use caisson_store::{Clock, Store};
-use caisson_worker::{Parts, Probe, Timing, UidPlan, Worker, WorkerConfig};
+use caisson_worker::{DiskCaps, Parts, Probe, Timing, UidPlan, Worker, WorkerConfig};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -72,7 +72,8 @@ impl Server {
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
 
         let engine = ActiveEngine::choose(&settings, &id, Some(&store)).await?;
-        for weakness in engine.weaknesses() {
+        let caps = disk_caps(&settings).await?;
+        for weakness in engine.weaknesses().into_iter().chain(caps.weakness()) {
             warn!("weaker than it could be: {weakness}");
         }
         for note in &inputs.egress_notes {
@@ -86,7 +87,7 @@ impl Server {
             agents: Agents::new(settings.agents_dir()),
             agent_version: settings.agent_version.clone(),
         });
-        let worker = worker_config(&settings, &inputs.shim, &id, &engine)?;
+        let worker = worker_config(&settings, &inputs.shim, (&id, caps), &engine)?;
         let parts = Parts {
             store: store.clone(),
             engine: engine.engine(),
@@ -241,10 +242,17 @@ fn gateway_config(settings: &Settings, inputs: &Inputs, id: &ServerId) -> Gatewa
     }
 }
 
+/// How sessions can be kept within their bounds, tried in the state directory.
+async fn disk_caps(settings: &Settings) -> anyhow::Result<DiskCaps> {
+    let (wanted, directory) = (settings.limits.volumes, settings.state_dir.join("volumes"));
+    make_directory(&directory)?;
+    Ok(tokio::task::spawn_blocking(move || DiskCaps::find(wanted, &directory)).await?)
+}
+
 fn worker_config(
     settings: &Settings,
     shim: &Path,
-    id: &ServerId,
+    (id, caps): (&ServerId, DiskCaps),
     engine: &ActiveEngine,
 ) -> anyhow::Result<WorkerConfig> {
     let agents = Agents::new(settings.agents_dir());
@@ -259,10 +267,12 @@ fn worker_config(
         slots: settings.slots,
         state_dir: settings.state_dir.clone(),
         default_image: engine.default_image(),
-        weaknesses: engine.weaknesses(),
+        weaknesses: engine.weaknesses().into_iter().chain(caps.weakness()).collect(),
         shim: install_shim(settings, shim)?,
         agent_dir: Some(agents.directory(&settings.agent_version)),
         uids,
+        workspace_mib: settings.limits.workspace_mib,
+        disk_caps: caps,
         min_free_disk_bytes: settings.min_free_disk_mib.saturating_mul(1024 * 1024),
         timing: Timing::default(),
     })

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use caisson_domain::budget::PROJECT_BUDGET_MICRO_USD_MAX;
+use caisson_domain::workflow::WORKSPACE_MIB;
 use secrecy::SecretString;
 use serde::Deserialize;
 use url::Url;
@@ -61,6 +62,8 @@ pub(crate) struct Settings {
     pub tls: Tls,
     /// What may be spent on the model API.
     pub budget: Budget,
+    /// Bounds that keep others safe.
+    pub limits: Limits,
     /// The Docker Engine.
     pub docker: Docker,
     /// The local engine.
@@ -127,6 +130,18 @@ pub(crate) struct Tls {
     pub cert_file: Option<PathBuf>,
     /// PEM file with the certificate's key. `CAISSON_TLS__KEY_FILE`.
     pub key_file: Option<PathBuf>,
+}
+
+/// Bounds that keep others safe.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Limits {
+    /// The most that a session's workspace and home may hold together, in MiB, 64 to 1048576; workflows and runs may ask for
+    /// less. Default 10240. `CAISSON_LIMITS__WORKSPACE_MIB`.
+    pub workspace_mib: u32,
+    /// Whether sessions get file systems of their own where that can be had; else what they hold is measured. Default true.
+    /// `CAISSON_LIMITS__VOLUMES`.
+    pub volumes: bool,
 }
 
 /// The Docker Engine.
@@ -325,6 +340,14 @@ impl Settings {
             ));
         }
         self.budget.check(&mut faults);
+        if !WORKSPACE_MIB.contains(&self.limits.workspace_mib) {
+            faults.push(format!(
+                "limits.workspace_mib is {}; give {} to {}",
+                self.limits.workspace_mib,
+                WORKSPACE_MIB.start(),
+                WORKSPACE_MIB.end()
+            ));
+        }
         let secrets = [
             self.model.api_key_file.is_some(),
             self.model.api_key.is_some(),
@@ -417,6 +440,8 @@ fn defaults(
         .set_default("api.cors_origins", empty.clone())?
         .set_default("tls", nothing())?
         .set_default("budget", nothing())?
+        .set_default("limits.workspace_mib", 10_240)?
+        .set_default("limits.volumes", true)?
         .set_default("docker", nothing())?
         .set_default("local.read_only", empty.clone())?
         .set_default("local.toolchains", empty.clone())?

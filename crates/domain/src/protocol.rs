@@ -271,6 +271,8 @@ text_enum! {
         Cancel = "cancel",
         /// Its time limit passed.
         Timeout = "timeout",
+        /// It used all the disk space it may have.
+        DiskFull = "disk_full",
     }
 }
 

@@ -239,11 +239,14 @@ pub struct Resources {
     pub cpu_millis: u32,
     /// Size of `/tmp`, in MiB; it counts as memory.
     pub tmp_mib: u32,
+    /// Workspace and home of the session together, in MiB; none means what the server gives, which is also the most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace_mib: Option<u32>,
 }
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { memory_mib: 2048, pids: 512, cpu_millis: 2000, tmp_mib: 512 }
+        Self { memory_mib: 2048, pids: 512, cpu_millis: 2000, tmp_mib: 512, workspace_mib: None }
     }
 }
 

@@ -130,6 +130,9 @@ pub struct ResourcesBlock {
     pub cpu_millis: Option<u32>,
     /// Size of `/tmp` in MiB, 16 to 65536.
     pub tmp_mib: Option<u32>,
+    /// Workspace and home together in MiB, 64 to 1048576; at most what the server gives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workspace_mib: Option<u32>,
 }
 
 /// Least and most memory of a sandbox, in MiB. The agent alone needs about 110; it was killed at 96 and ran at 128.
@@ -140,6 +143,8 @@ pub const PIDS: std::ops::RangeInclusive<u32> = 32..=32_768;
 pub const CPU_MILLIS: std::ops::RangeInclusive<u32> = 100..=256_000;
 /// Least and most size of `/tmp`, in MiB.
 pub const TMP_MIB: std::ops::RangeInclusive<u32> = 16..=65_536;
+/// Least and most size of a session's workspace and home together, in MiB.
+pub const WORKSPACE_MIB: std::ops::RangeInclusive<u32> = 64..=1_048_576;
 
 impl ResourcesBlock {
     /// Fills in the defaults.
@@ -151,6 +156,7 @@ impl ResourcesBlock {
             pids: self.pids.unwrap_or(default.pids),
             cpu_millis: self.cpu_millis.unwrap_or(default.cpu_millis),
             tmp_mib: self.tmp_mib.unwrap_or(default.tmp_mib),
+            workspace_mib: self.workspace_mib.or(default.workspace_mib),
         }
     }
 }
@@ -226,6 +232,7 @@ struct ResourcesFront {
     pids: Option<u32>,
     cpu_millis: Option<u32>,
     tmp_mib: Option<u32>,
+    workspace_mib: Option<u32>,
 }
 
 impl From<CaissonFront> for CaissonBlock {
@@ -240,13 +247,13 @@ impl From<CaissonFront> for CaissonBlock {
             commit_type,
             egress,
         } = front;
-        let ResourcesFront { memory_mib, pids, cpu_millis, tmp_mib } = resources;
+        let ResourcesFront { memory_mib, pids, cpu_millis, tmp_mib, workspace_mib } = resources;
         let default = Self::default();
         Self {
             image,
             timeout_s: timeout_s.unwrap_or(default.timeout_s),
             budget_micro_usd,
-            resources: ResourcesBlock { memory_mib, pids, cpu_millis, tmp_mib },
+            resources: ResourcesBlock { memory_mib, pids, cpu_millis, tmp_mib, workspace_mib },
             environment,
             publish: publish.unwrap_or(default.publish),
             commit_type: commit_type.unwrap_or(default.commit_type),
@@ -317,6 +324,9 @@ impl Workflow {
         in_range("caisson.resources.tmp_mib", resources.tmp_mib, &TMP_MIB)?;
         if let Some(budget) = self.caisson.budget_micro_usd {
             in_range("caisson.budget_micro_usd", budget, &RUN_BUDGET_MICRO_USD)?;
+        }
+        if let Some(mib) = resources.workspace_mib {
+            in_range("caisson.resources.workspace_mib", mib, &WORKSPACE_MIB)?;
         }
         if let Some(turns) = self.max_turns {
             in_range("maxTurns", turns, &(1..=limits::MAX_TURNS_MAX))?;

@@ -12,7 +12,8 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::context::{Backoff, Context, Halt, described};
-use crate::judge::Facts;
+use crate::disk::Cap;
+use crate::judge::{Disk, Facts};
 
 /// Name of the sandbox's id in the details of the worker's events; the store looks for it there.
 pub(crate) const SANDBOX: &str = "sandbox";
@@ -39,6 +40,11 @@ impl Attempt {
         started_at_ms.saturating_add(i64::from(self.run.spec.timeout_s) * 1000)
     }
 
+    /// The most that the session may hold, as far as it is up to this run.
+    pub(crate) fn cap(&self) -> Cap {
+        Cap::of(self.run.spec.resources.workspace_mib, self.ctx.config.workspace_mib)
+    }
+
     /// What the store knows now; none if the run is lost.
     pub(crate) async fn progress(&self) -> Result<Option<Progress>, Halt> {
         let (store, run, epoch) = (&self.ctx.store, &self.run.id, self.epoch);
@@ -54,6 +60,7 @@ impl Attempt {
             now_ms: self.ctx.store.now_ms(),
             deadline_ms: self.deadline_ms(),
             requeue: (timing.requeue_first, timing.requeue_most),
+            disk: Disk::default(),
         }
     }
 

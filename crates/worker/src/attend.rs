@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use caisson_domain::event::EventKind;
 use caisson_domain::id::SandboxId;
-use caisson_domain::protocol::StopReason;
+use caisson_domain::protocol::{Ending, Outcome, StopReason};
 use caisson_sandbox::EngineError;
 use caisson_store::{Progress, Topic};
 use serde_json::json;
@@ -14,7 +14,10 @@ use tracing::{info, warn};
 
 use crate::attempt::Attempt;
 use crate::context::{Backoff, Context, Halt, described};
-use crate::judge::{End, Verdict, by_end, by_outcome};
+use crate::dirs::blocking;
+use crate::disk::places::Place;
+use crate::guard::guard;
+use crate::judge::{Disk, End, Verdict, by_end, by_outcome};
 use crate::steps::Step;
 
 /// Between SIGTERM and SIGKILL for a sandbox that was told to stop and did not, in seconds.
@@ -36,9 +39,19 @@ enum Act {
 
 /// Waits until the run has an outcome or its sandbox has ended, stops it at its time limit, and kills what does not
 /// stop. None if the run is lost.
+///
+/// Beside it a guard goes by the worker's own clock and eyes, for as long as the store is away too: see [`guard`].
 pub(crate) async fn attend(attempt: &Attempt, sandbox: &SandboxId) -> Result<Option<Verdict>, Halt> {
+    attempt.ctx.step(Step::Attended).await;
+    let place = attempt.ctx.places.enter(sandbox);
+    tokio::select! {
+        followed = follow(attempt, sandbox, &place) => followed,
+        never = guard(attempt, &place) => match never {},
+    }
+}
+
+async fn follow(attempt: &Attempt, sandbox: &SandboxId, place: &Place) -> Result<Option<Verdict>, Halt> {
     let ctx = &attempt.ctx;
-    ctx.step(Step::Attended).await;
     let mut watch = ctx.store.watch(Topic::Run(attempt.run.id.clone()));
     let attached_at_ms = ctx.store.now_ms();
     let mut ending = pin!(ended(ctx, sandbox));
@@ -48,13 +61,14 @@ pub(crate) async fn attend(attempt: &Attempt, sandbox: &SandboxId) -> Result<Opt
         let Some(progress) = attempt.progress().await? else { return Ok(None) };
         if let Some(outcome) = progress.outcome.clone() {
             let Some(progress) = attempt.settle_push(progress).await? else { return Ok(None) };
-            return Ok(Some(Verdict::Finish(by_outcome(&attempt.facts(&progress), &outcome))));
+            let disk = seen_of_disk(attempt, place, &outcome).await;
+            return Ok(Some(Verdict::Finish(by_outcome(&attempt.facts(&progress).with(&disk), &outcome))));
         }
         let wait = match &end {
             Some((end, settled_at)) => {
                 let wait = settled_at.saturating_duration_since(Instant::now());
                 if wait.is_zero() {
-                    return ended_alone(attempt, sandbox, (progress, end, killer.done)).await;
+                    return ended_alone(attempt, place, (progress, end, killer.done)).await;
                 }
                 wait
             }
@@ -94,13 +108,14 @@ async fn ended(ctx: &Context, sandbox: &SandboxId) -> End {
 /// The sandbox ended without an outcome, and whatever it had sent before has reached the store.
 async fn ended_alone(
     attempt: &Attempt,
-    sandbox: &SandboxId,
+    place: &Place,
     (progress, end, killed): (Progress, &End, bool),
 ) -> Result<Option<Verdict>, Halt> {
     let exit = match end {
         End::Exited(exit) => Some(exit),
         End::Gone | End::NeverRan(_) => None,
     };
+    let killed = killed || place.was_killed();
     if exit.is_some() || killed {
         let code = exit.and_then(|exit| exit.code);
         let oom = exit.is_some_and(|exit| exit.oom_killed);
@@ -109,12 +124,24 @@ async fn ended_alone(
             // Saving is the shim's work: without its word, nobody may take missing artifacts for missing work.
             data["message"] = UNSAVED.into();
         }
-        if !attempt.tell(sandbox, EventKind::SandboxExited, data).await? {
+        if !attempt.tell(&place.sandbox, EventKind::SandboxExited, data).await? {
             return Ok(None);
         }
     }
     let Some(progress) = attempt.settle_push(progress).await? else { return Ok(None) };
-    Ok(Some(by_end(&attempt.facts(&progress), end)))
+    let disk = Disk { cut: place.why(), full: None };
+    Ok(Some(by_end(&attempt.facts(&progress).with(&disk), end)))
+}
+
+/// What the disk has to do with an outcome: a run that failed with a full room most likely failed for it.
+async fn seen_of_disk(attempt: &Attempt, place: &Place, outcome: &Outcome) -> Disk {
+    let cut = place.why();
+    if !matches!(outcome.ending, Ending::Failed(_)) {
+        return Disk { cut, full: None };
+    }
+    let (dirs, session, cap) = (attempt.ctx.dirs.clone(), attempt.run.session.clone(), attempt.cap());
+    let room = blocking(move || dirs.room(&session, cap)).await;
+    Disk { cut, full: room.ok().and_then(|room| Some((room.full()?, room))) }
 }
 
 fn next_act(attempt: &Attempt, progress: &Progress, attached_at_ms: i64) -> Act {
@@ -151,19 +178,19 @@ async fn stop_for_time(attempt: &Attempt) -> Result<(), Halt> {
 }
 
 /// Kills a sandbox, as often as it takes.
-struct Killer {
-    done: bool,
+pub(crate) struct Killer {
+    pub(crate) done: bool,
     backoff: Backoff,
     rest: Duration,
 }
 
 impl Killer {
-    fn new(ctx: &Context) -> Self {
+    pub(crate) fn new(ctx: &Context) -> Self {
         Self { done: false, backoff: Backoff::new(ctx.timing()), rest: ctx.timing().run_poll }
     }
 
     /// Kills the sandbox unless that is done; returns how long to wait for its end.
-    async fn kill(&mut self, attempt: &Attempt, sandbox: &SandboxId) -> Duration {
+    pub(crate) async fn kill(&mut self, attempt: &Attempt, sandbox: &SandboxId) -> Duration {
         if self.done {
             return self.rest;
         }

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use caisson_domain::id::ServerId;
 use caisson_domain::limits;
+use caisson_domain::workflow::WORKSPACE_MIB;
 use caisson_sandbox::{ID_MAX, check_image_name};
+
+use crate::disk::DiskCaps;
 
 /// Fewest and most runs that a worker has in hand at once.
 pub const SLOTS: RangeInclusive<usize> = 1..=256;
@@ -34,8 +37,12 @@ pub struct WorkerConfig {
     pub agent_dir: Option<PathBuf>,
     /// Who the sandboxes' processes are.
     pub uids: UidPlan,
-    /// Free disk space below which nothing is claimed, in bytes.
+    /// Free disk space below which nothing is claimed, in bytes; below half of it, runs that fill the disk are ended.
     pub min_free_disk_bytes: u64,
+    /// The most that a session's workspace and home may hold together, in MiB, within [`WORKSPACE_MIB`]; a run may ask for less.
+    pub workspace_mib: u32,
+    /// How sessions are kept within that.
+    pub disk_caps: DiskCaps,
     /// Waits and intervals; the product uses the default.
     pub timing: Timing,
 }
@@ -114,6 +121,14 @@ pub struct Timing {
     pub exit_grace: Duration,
     /// Longest wait for the session's previous sandbox to be gone.
     pub predecessor: Duration,
+    /// Between two looks at the free space of the server's disk.
+    pub disk_look: Duration,
+    /// The same while little is left, and the shortest time between two looks at what a session has.
+    pub disk_look_near: Duration,
+    /// Longest time between two looks at what a session has.
+    pub room_look: Duration,
+    /// How long a session's volume may be full before its run is ended: an agent that sees it may clean up.
+    pub full_patience: Duration,
 }
 
 impl Default for Timing {
@@ -135,6 +150,10 @@ impl Default for Timing {
             pending_push: Duration::from_secs(45),
             exit_grace: Duration::from_secs(2),
             predecessor: Duration::from_secs(30),
+            disk_look: Duration::from_secs(1),
+            disk_look_near: Duration::from_millis(100),
+            room_look: Duration::from_secs(2),
+            full_patience: Duration::from_secs(30),
         }
     }
 }
@@ -173,6 +192,14 @@ impl WorkerConfig {
                 faults.push(format!("{name} is {}, but must be an absolute path", path.display()));
             }
         }
+        if !WORKSPACE_MIB.contains(&self.workspace_mib) {
+            faults.push(format!(
+                "workspace_mib is {}, but must be from {} to {}",
+                self.workspace_mib,
+                WORKSPACE_MIB.start(),
+                WORKSPACE_MIB.end()
+            ));
+        }
         if let Some(Err(error)) = self.default_image.as_deref().map(check_image_name) {
             faults.push(format!("default_image: {error}"));
         }
@@ -205,6 +232,8 @@ mod tests {
             agent_dir: Some("/var/lib/caisson/agent".into()),
             uids: UidPlan::PerSession { base: 200_000 },
             min_free_disk_bytes: 0,
+            workspace_mib: 64,
+            disk_caps: DiskCaps::Measured { reason: "a test".to_owned() },
             timing: Timing::default(),
         }
     }
@@ -231,8 +260,9 @@ mod tests {
             config.agent_dir = Some("agent".into());
             config.default_image = Some("../x".to_owned());
             config.uids = UidPlan::Fixed { uid: 0, gid: ID_MAX + 1 };
+            config.workspace_mib = WORKSPACE_MIB.start() - 1;
         });
-        assert_eq!(found.len(), 7, "{found:?}");
+        assert_eq!(found.len(), 8, "{found:?}");
         let error = ConfigError { faults: found }.to_string();
         assert!(error.contains("slots is 0") && error.contains("state_dir is state"), "{error}");
     }

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use caisson_sandbox::Engine;
 use caisson_store::{Random, Store, StoreError};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
 use crate::config::{Timing, WorkerConfig};
 use crate::dirs::Dirs;
+use crate::disk::places::Places;
 use crate::health::{Health, Probe};
 use crate::holds::Holds;
 use crate::steps::{Step, StepHook};
@@ -38,6 +39,10 @@ pub(crate) struct Context {
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) starts: Semaphore,
     pub(crate) teardowns: Arc<Semaphore>,
+    /// The living sandboxes as users of the disk.
+    pub(crate) places: Places,
+    /// Whether the server's disk is near its floor.
+    pub(crate) near_floor: watch::Sender<bool>,
     /// Asks for a reconcile pass now.
     pub(crate) reconcile: Notify,
     pub(crate) random: Random,

@@ -6,25 +6,31 @@
 //! state_dir/sandboxes/<sandbox>/journal    the session's uid, as long as the sandbox
 //! state_dir/doors/<sandbox>/               the server; the gateway binds its socket there
 //! state_dir/trash/<sandbox>/               the server; being removed
+//! state_dir/volumes/<session or sandbox>.img   the server; what is mounted at sessions/… and sandboxes/…
 //! ```
 //! Every directory above those that a sandbox may write to is the server's own with mode 0700, so no sandbox can
-//! exchange a name that the server acts on. What is inside a workspace or home is never looked at.
+//! exchange a name that the server acts on. What is inside a workspace or home is never looked at, but for its size.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use caisson_domain::id::{SandboxId, SessionId};
 
 use crate::config::Owner;
+use crate::disk::floor::Free;
+use crate::disk::volume::{self, Kept, Volumes};
+use crate::disk::{Cap, DiskCaps, HOME, JOURNAL_VOLUME_MIB, Room, WORKSPACE};
 use crate::trash::Trash;
 
 const SESSIONS: &str = "sessions";
 const SANDBOXES: &str = "sandboxes";
 const DOORS: &str = "doors";
 const TRASH: &str = "trash";
+const VOLUMES: &str = "volumes";
 
 /// Only the owner.
 const PRIVATE: u32 = 0o700;
@@ -71,35 +77,60 @@ pub(crate) struct SandboxDirs {
 #[derive(Debug, Clone)]
 pub(crate) struct Dirs {
     state_dir: PathBuf,
+    /// None where rooms are measured.
+    volumes: Option<Volumes>,
+    /// Held while something is mounted or unmounted, so that nobody unmounts what somebody else has just begun to use.
+    mounting: Arc<Mutex<()>>,
 }
 
 impl Dirs {
     /// Makes what is the same for all sandboxes.
-    pub(crate) fn open(state_dir: PathBuf) -> Result<Self, DirError> {
-        fs::create_dir_all(&state_dir).map_err(failed("make", &state_dir))?;
-        for part in [SESSIONS, SANDBOXES, DOORS, TRASH] {
+    pub(crate) fn open(state_dir: &Path, caps: DiskCaps) -> Result<Self, DirError> {
+        fs::create_dir_all(state_dir).map_err(failed("make", state_dir))?;
+        // The kernel tells of mounts by their places without links.
+        let state_dir = state_dir.canonicalize().map_err(failed("resolve", state_dir))?;
+        for part in [SESSIONS, SANDBOXES, DOORS, TRASH, VOLUMES] {
             make(&state_dir.join(part), PRIVATE)?;
         }
-        Ok(Self { state_dir })
+        let volumes = match caps {
+            DiskCaps::Volumes(tools) => Some(Volumes::new(tools, state_dir.join(VOLUMES))),
+            DiskCaps::Measured { .. } => None,
+        };
+        Ok(Self { state_dir, volumes, mounting: Arc::default() })
     }
 
-    /// Makes everything that a sandbox is to see, and gives its owner what it may write to.
+    /// Makes everything that a sandbox is to see, and gives its owner what it may write to. A session that has no room yet
+    /// gets one of this size.
     pub(crate) fn make(
         &self,
-        session: &SessionId,
+        (session, cap): (&SessionId, Cap),
         sandbox: &SandboxId,
         owner: Owner,
     ) -> Result<SandboxDirs, DirError> {
-        let session = self.state_dir.join(SESSIONS).join(session.as_str());
+        let room = self.session(session);
         let own = self.state_dir.join(SANDBOXES).join(sandbox.as_str());
         let dirs = SandboxDirs {
-            workspace: session.join("workspace"),
-            home: session.join("home"),
+            workspace: room.join(WORKSPACE),
+            home: room.join(HOME),
             journal: own.join("journal"),
             door: door_dir(&self.state_dir, sandbox),
         };
-        make(&session, PRIVATE)?;
+        make(&room, PRIVATE)?;
         make(&own, PRIVATE)?;
+        let image = self.state_dir.join(VOLUMES).join(format!("{session}.img"));
+        if self.volumes.is_none() && image.symlink_metadata().is_ok() && !volume::is_mounted(&room) {
+            // An empty workspace in its place would look as if the session's work were lost.
+            let why = "the session has a volume, and this server cannot mount any; start it as one that can";
+            return Err(failed("open", &room)(io::Error::new(io::ErrorKind::Unsupported, why)));
+        }
+        if let Some(volumes) = &self.volumes {
+            let _mounting = self.mounting();
+            // One from before there were volumes stays as it is, and is measured.
+            if volumes.has(session.as_str()) || dirs.workspace.symlink_metadata().is_err() {
+                mount(volumes, session.as_str(), &room, (cap.mib, Kept::Lasting))?;
+            }
+            mount(volumes, sandbox.as_str(), &own, (JOURNAL_VOLUME_MIB, Kept::Passing))?;
+        }
         for given in [&dirs.workspace, &dirs.home, &dirs.journal] {
             make(given, PRIVATE)?;
             give(given, owner)?;
@@ -108,11 +139,54 @@ impl Dirs {
         Ok(dirs)
     }
 
+    fn mounting(&self) -> MutexGuard<'_, ()> {
+        // It guards no data.
+        self.mounting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn session(&self, session: &SessionId) -> PathBuf {
+        self.state_dir.join(SESSIONS).join(session.as_str())
+    }
+
+    /// How full a session's room is.
+    pub(crate) fn room(&self, session: &SessionId, cap: Cap) -> Result<Room, DirError> {
+        let room = self.session(session);
+        Room::look(&room, cap).map_err(failed("measure", &room))
+    }
+
+    /// The sessions whose volumes are mounted.
+    pub(crate) fn mounted_sessions(&self) -> Result<Vec<SessionId>, DirError> {
+        let directory = self.state_dir.join(SESSIONS);
+        let points = volume::points_in(&directory).map_err(failed("look for mounts in", &directory))?;
+        Ok(points.iter().filter_map(|point| point.file_name()?.to_str()?.parse().ok()).collect())
+    }
+
+    /// Unmounts a session's volume unless `is_used`, which is asked while nobody can mount one. The files stay in its image.
+    pub(crate) fn unmount_session(
+        &self,
+        session: &SessionId,
+        is_used: impl FnOnce() -> bool,
+    ) -> Result<(), DirError> {
+        let room = self.session(session);
+        let _mounting = self.mounting();
+        if is_used() || !volume::is_mounted(&room) {
+            return Ok(());
+        }
+        volume::unmount(&room).map_err(failed("unmount", &room))
+    }
+
     /// Removes the sandbox's journal and door; the session's directories stay. Fine if they are gone.
     pub(crate) fn remove(&self, sandbox: &SandboxId) -> Result<(), DirError> {
         let trash = self.state_dir.join(TRASH).join(sandbox.as_str());
         let parts =
             [self.state_dir.join(SANDBOXES).join(sandbox.as_str()), door_dir(&self.state_dir, sandbox)];
+        if volume::is_mounted(&parts[0]) {
+            let _mounting = self.mounting();
+            volume::unmount(&parts[0]).map_err(failed("unmount", &parts[0]))?;
+        }
+        if let Some(volumes) = &self.volumes {
+            volumes.remove(sandbox.as_str()).map_err(failed("remove the volume of", &parts[0]))?;
+        }
         if ![&trash, &parts[0], &parts[1]].iter().any(|path| path.symlink_metadata().is_ok()) {
             return Ok(());
         }
@@ -136,11 +210,12 @@ impl Dirs {
         Ok(found)
     }
 
-    /// Free space for the server on the disk of the state directory, in bytes.
-    pub(crate) fn free_bytes(&self) -> Result<u64, DirError> {
+    /// Free space for the server on the disk of the state directory.
+    pub(crate) fn free(&self) -> Result<Free, DirError> {
         let stat = nix::sys::statvfs::statvfs(&self.state_dir)
             .map_err(|errno| failed("look at the disk of", &self.state_dir)(errno.into()))?;
-        Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
+        let bytes = stat.blocks_available().saturating_mul(stat.fragment_size());
+        Ok(Free { bytes, files: (stat.files() > 0).then(|| stat.files_available()) })
     }
 }
 
@@ -154,6 +229,13 @@ pub(crate) async fn blocking<T: Send + 'static>(
         source: io::Error::other(source),
     };
     tokio::task::spawn_blocking(work).await.map_err(lost)?
+}
+
+/// Mounts a volume at a directory that [`make`] has made.
+fn mount(volumes: &Volumes, name: &str, at: &Path, size: (u32, Kept)) -> Result<(), DirError> {
+    volumes.mount(name, at, size).map_err(failed("mount the volume of", at))?;
+    // The root of a file system has a mode of its own.
+    make(at, PRIVATE)
 }
 
 fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DirError {
@@ -194,8 +276,14 @@ mod tests {
 
     fn dirs() -> (tempfile::TempDir, Dirs) {
         let root = tempfile::tempdir().unwrap();
-        let dirs = Dirs::open(root.path().join("state")).unwrap();
+        let dirs = Dirs::open(&root.path().join("state"), caps()).unwrap();
         (root, dirs)
+    }
+
+    const CAP: Cap = Cap { mib: 64 };
+
+    fn caps() -> DiskCaps {
+        DiskCaps::Measured { reason: "a test".to_owned() }
     }
 
     fn ids() -> (SessionId, SandboxId) {
@@ -215,14 +303,14 @@ mod tests {
     fn a_sandbox_gets_private_directories_and_a_readable_door() {
         let (_root, dirs) = dirs();
         let (session, sandbox) = ids();
-        let made = dirs.make(&session, &sandbox, me()).unwrap();
+        let made = dirs.make((&session, CAP), &sandbox, me()).unwrap();
         for path in [&made.workspace, &made.home, &made.journal] {
             assert_eq!(mode(path), 0o700, "{path:?}");
             assert_eq!(mode(path.parent().unwrap()), 0o700, "{path:?}");
         }
         assert_eq!(mode(&made.door), 0o755);
         assert_eq!(made.door, door_dir(&dirs.state_dir, &sandbox));
-        assert_eq!(dirs.make(&session, &sandbox, me()).unwrap(), made, "again");
+        assert_eq!(dirs.make((&session, CAP), &sandbox, me()).unwrap(), made, "again");
     }
 
     #[test]
@@ -230,7 +318,7 @@ mod tests {
         if !nix::unistd::geteuid().is_root() {
             let (_root, dirs) = dirs();
             let (session, sandbox) = ids();
-            let error = dirs.make(&session, &sandbox, Owner { uid: 1, gid: 1 }).unwrap_err();
+            let error = dirs.make((&session, CAP), &sandbox, Owner { uid: 1, gid: 1 }).unwrap_err();
             assert_eq!(
                 (error.operation, error.source.kind()),
                 ("give away", io::ErrorKind::PermissionDenied)
@@ -239,7 +327,7 @@ mod tests {
         }
         let (_root, dirs) = dirs();
         let (session, sandbox) = ids();
-        let made = dirs.make(&session, &sandbox, Owner { uid: 200_001, gid: 200_001 }).unwrap();
+        let made = dirs.make((&session, CAP), &sandbox, Owner { uid: 200_001, gid: 200_001 }).unwrap();
         for path in [&made.workspace, &made.home, &made.journal] {
             let found = path.symlink_metadata().unwrap();
             assert_eq!((found.uid(), found.gid()), (200_001, 200_001), "{path:?}");
@@ -252,7 +340,7 @@ mod tests {
     fn removing_a_sandbox_keeps_its_session() {
         let (_root, dirs) = dirs();
         let (session, sandbox) = ids();
-        let made = dirs.make(&session, &sandbox, me()).unwrap();
+        let made = dirs.make((&session, CAP), &sandbox, me()).unwrap();
         fs::write(made.workspace.join("file"), "x").unwrap();
         fs::write(made.journal.join("journal"), "x").unwrap();
         fs::write(made.door.join("gateway.sock"), "x").unwrap();
@@ -282,10 +370,10 @@ mod tests {
         let own = dirs.state_dir.join(SESSIONS).join(session.as_str());
         fs::create_dir(&own).unwrap();
         std::os::unix::fs::symlink(root.path(), own.join("workspace")).unwrap();
-        let error = dirs.make(&session, &sandbox, me()).unwrap_err();
+        let error = dirs.make((&session, CAP), &sandbox, me()).unwrap_err();
         assert_eq!(error.source.kind(), io::ErrorKind::NotADirectory);
         assert!(error.to_string().starts_with("cannot make ") && !error.is_full(), "{error}");
-        assert!(Dirs::open(own.join("workspace/../no\0name")).is_err());
+        assert!(Dirs::open(&own.join("workspace/../no\0name"), caps()).is_err());
     }
 
     #[test]
@@ -299,8 +387,8 @@ mod tests {
     #[test]
     fn free_space_is_read_from_the_state_directorys_disk() {
         let (root, dirs) = dirs();
-        assert!(dirs.free_bytes().unwrap() > 0);
+        assert!(dirs.free().unwrap().bytes > 0);
         drop(root);
-        assert!(dirs.free_bytes().is_err());
+        assert!(dirs.free().is_err());
     }
 }

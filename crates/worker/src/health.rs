@@ -146,7 +146,7 @@ async fn find(ctx: &Context) -> Vec<PlacementProblem> {
     };
     let (dirs, config) = (ctx.dirs.clone(), ctx.config.clone());
     let here = blocking(move || {
-        let disk = disk_problem(dirs.free_bytes()?, config.min_free_disk_bytes);
+        let disk = disk_problem(dirs.free()?.bytes, config.min_free_disk_bytes);
         Ok([agent_problem(config.agent_dir.as_deref()), disk])
     });
     match here.await {

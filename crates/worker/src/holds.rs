@@ -89,6 +89,11 @@ impl Holds {
         })
     }
 
+    /// Whether there is any sandbox of the session.
+    pub(crate) fn has_session(&self, session: &SessionId) -> bool {
+        self.entries().values().any(|entry| entry.session.as_ref() == Some(session))
+    }
+
     /// The sandboxes that are stuck.
     pub(crate) fn stuck(&self) -> Vec<SandboxId> {
         let stuck =
@@ -115,6 +120,11 @@ impl Hold {
     /// The sandbox held.
     pub(crate) fn sandbox(&self) -> &SandboxId {
         &self.sandbox
+    }
+
+    /// The session of the sandbox held, if it is known.
+    pub(crate) fn session(&self) -> Option<SessionId> {
+        self.holds.entries().get(&self.sandbox).and_then(|entry| entry.session.clone())
     }
 
     /// Lets go of a sandbox of which nothing is left.

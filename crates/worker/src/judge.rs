@@ -12,6 +12,9 @@ use caisson_domain::run::{Failure, FailureKind, RunSpec, RunStatus, cut};
 use caisson_sandbox::Exit;
 use caisson_store::{Finish, Progress};
 
+use crate::disk::places::Cut;
+use crate::disk::{Bound, DEPTH, Room};
+
 /// The shim measures the time limit by another clock: how much earlier it may call it passed, in milliseconds.
 pub const TIMEOUT_SLACK_MS: i64 = 2_000;
 
@@ -27,6 +30,24 @@ pub(crate) struct Facts<'a> {
     pub(crate) deadline_ms: i64,
     /// First and longest delay of a run that goes back to the queue.
     pub(crate) requeue: (Duration, Duration),
+    /// What the worker saw of the disk.
+    pub(crate) disk: Disk,
+}
+
+/// What the worker saw of the disk, and what it did by itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Disk {
+    /// Why it had the sandbox end.
+    pub(crate) cut: Option<Cut>,
+    /// The bound that the session's room had reached at the end.
+    pub(crate) full: Option<(Bound, Room)>,
+}
+
+impl Facts<'_> {
+    /// With what was seen of the disk.
+    pub(crate) fn with(self, disk: &Disk) -> Self {
+        Self { disk: *disk, ..self }
+    }
 }
 
 /// How a sandbox ended without telling an outcome.
@@ -90,10 +111,7 @@ pub(crate) fn by_outcome(facts: &Facts<'_>, outcome: &Outcome) -> Finish {
         Ending::Stopped(StopReason::Cancel) if facts.progress.cancel_requested => {
             (RunStatus::Cancelled, None)
         }
-        Ending::Stopped(StopReason::Timeout) if timeout_passed(facts) => {
-            (RunStatus::Failed, Some(timed_out(facts)))
-        }
-        Ending::Stopped(reason) => (RunStatus::Failed, Some(never_told(*reason))),
+        Ending::Stopped(reason) => (RunStatus::Failed, Some(stopped(facts, *reason))),
     };
     Finish { status, failure, result }
 }
@@ -103,9 +121,13 @@ pub(crate) fn by_end(facts: &Facts<'_>, end: &End) -> Verdict {
     if facts.progress.cancel_requested {
         return Verdict::Finish(Finish { status: RunStatus::Cancelled, failure: None, result: None });
     }
-    if facts.progress.stop_requested_at_ms.is_some() {
-        // Only cancelling and the time limit stop a run.
-        return failed(timed_out(facts));
+    if let Some(failure) = cut_short(facts) {
+        return failed(failure);
+    }
+    if let Some(told_at_ms) = facts.progress.stop_requested_at_ms {
+        // Only cancelling, the time limit and a full room stop a run.
+        let early = told_at_ms.saturating_add(TIMEOUT_SLACK_MS) < facts.deadline_ms;
+        return failed(if early { room_full(facts) } else { timed_out(facts) });
     }
     if let End::Exited(exit) = end
         && exit.ended_by_oom()
@@ -170,10 +192,21 @@ fn push_fault(facts: &Facts<'_>, outcome: &Outcome) -> Option<Failure> {
 /// Longest text taken for a commit's id: SHA-256 in hexadecimal digits.
 const COMMIT_BYTES: usize = 64;
 
+/// A run that says that it was told to stop, by whom but a canceller.
+fn stopped(facts: &Facts<'_>, reason: StopReason) -> Failure {
+    let told = facts.progress.stop_requested_at_ms.is_some() && !facts.progress.cancel_requested;
+    match (cut_short(facts), reason) {
+        (Some(failure), _) => failure,
+        (None, StopReason::Timeout) if timeout_passed(facts) => timed_out(facts),
+        (None, StopReason::DiskFull) if told => room_full(facts),
+        (None, StopReason::Cancel | StopReason::Timeout | StopReason::DiskFull) => never_told(reason),
+    }
+}
+
 /// A failure as the shim told it, within our bounds. A claim about the model API is shown beside what the gateway saw.
 fn told(facts: &Facts<'_>, failure: &Failure) -> Failure {
     let message = cut(&failure.message, RESULT_TEXT_BYTES).to_owned();
-    let mut failure = Failure { message, ..failure.clone() };
+    let mut failure = disk_word(facts, Failure { message, ..failure.clone() });
     let about_provider = matches!(
         failure.kind,
         FailureKind::ProviderAuth | FailureKind::ProviderLimit | FailureKind::ProviderDown
@@ -269,6 +302,77 @@ fn last_call(facts: &Facts<'_>) -> String {
 
 fn failed(failure: Failure) -> Verdict {
     Verdict::Finish(Finish { status: RunStatus::Failed, failure: Some(failure), result: None })
+}
+
+/// Why this worker itself had the sandbox end, if it did.
+fn cut_short(facts: &Facts<'_>) -> Option<Failure> {
+    match facts.disk.cut? {
+        Cut::Time => Some(timed_out(facts)),
+        Cut::Full(bound, room) => Some(bound_reached(bound, &room)),
+        Cut::Floor { free_bytes, used } => {
+            let message = "the server's disk ran full, and of the sessions that grew this one was the largest; its workspace \
+                           is kept; make room on the server, or lower limits.workspace_mib";
+            let evidence = format!(
+                "{free_bytes} bytes were free on the server; the session had {} bytes in {} files",
+                used.bytes, used.files
+            );
+            Some(Failure::new(FailureKind::DiskFull, message).with_evidence(evidence))
+        }
+    }
+}
+
+/// A session's room is full, and nobody knows how any more.
+fn room_full(facts: &Facts<'_>) -> Failure {
+    match facts.disk.full {
+        Some((bound, room)) => bound_reached(bound, &room),
+        None => Failure::new(
+            FailureKind::DiskFull,
+            format!("the session used all of its disk space; {MORE_ROOM}"),
+        ),
+    }
+}
+
+const MORE_ROOM: &str = "raise caisson.resources.workspace_mib in the workflow (up to the server's limits.workspace_mib), or have the \
+                         agent write less";
+
+fn bound_reached(bound: Bound, room: &Room) -> Failure {
+    const MIB: u64 = 1024 * 1024;
+    let (used, most) = (room.used, room.most);
+    let message = match bound {
+        Bound::Space => format!(
+            "the session used all of its {} MiB of disk space for workspace and home; {MORE_ROOM}",
+            most.bytes / MIB
+        ),
+        Bound::Files => {
+            format!("the session has all of the {} files that its disk space allows; {MORE_ROOM}", most.files)
+        }
+        Bound::Depth => format!(
+            "the session has directories nested deeper than {DEPTH} levels, whose size cannot be measured; have the agent nest less"
+        ),
+    };
+    let evidence = format!("{} bytes in {} files", used.bytes, used.files);
+    Failure::new(FailureKind::DiskFull, message).with_evidence(evidence)
+}
+
+/// What failed with a full room, failed for it.
+fn disk_word(facts: &Facts<'_>, told: Failure) -> Failure {
+    let by_a_full_disk = matches!(
+        told.kind,
+        FailureKind::DiskFull
+            | FailureKind::AgentError
+            | FailureKind::AgentHung
+            | FailureKind::SetupFailed
+            | FailureKind::Internal
+    );
+    match facts.disk.full.filter(|_| by_a_full_disk) {
+        None => told,
+        Some((bound, room)) => {
+            let failure = bound_reached(bound, &room);
+            let seen = failure.evidence.clone().unwrap_or_default();
+            let said = told.evidence.map(|evidence| format!(": {evidence}")).unwrap_or_default();
+            failure.with_evidence(format!("{seen}; reported as {}: {}{said}", told.kind, told.message))
+        }
+    }
 }
 
 #[cfg(test)]

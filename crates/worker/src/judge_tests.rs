@@ -2,8 +2,10 @@ use caisson_domain::run::Resources;
 use caisson_domain::workflow::Workflow;
 
 use super::*;
+use crate::disk::Amount;
 
 const NOW: i64 = 1_000_000;
+const DEADLINE: i64 = NOW + 600_000;
 const HEAD: &str = "1111111111111111111111111111111111111111";
 const OTHER: &str = "2222222222222222222222222222222222222222";
 
@@ -43,7 +45,7 @@ fn progress() -> Progress {
 /// Judges with the time limit far away, in the first attempt.
 fn facts<'a>(spec: &'a RunSpec, progress: &'a Progress) -> Facts<'a> {
     let requeue = (Duration::from_secs(1), Duration::from_secs(30));
-    Facts { spec, attempt: 1, progress, now_ms: NOW, deadline_ms: NOW + 600_000, requeue }
+    Facts { spec, attempt: 1, progress, now_ms: NOW, deadline_ms: DEADLINE, requeue, disk: Disk::default() }
 }
 
 fn outcome(ending: Ending) -> Outcome {
@@ -175,13 +177,14 @@ fn an_end_without_an_outcome_is_judged_by_what_was_asked_and_seen() {
     let killed = exit(Some(137), false);
     let broke = exit(Some(1), true);
     let unknown = exit(None, false);
-    let cases: [Case<'_>; 12] = [
+    let cases: [Case<'_>; 13] = [
         (&killed, true, Some(NOW), CANCELLED, ""),
         (&oom, true, Some(NOW), CANCELLED, ""),
         (&End::Gone, true, Some(NOW), CANCELLED, ""),
         (&never_ran(FaultClass::Retry), true, Some(NOW), CANCELLED, ""),
-        (&killed, false, Some(NOW), failed_as(FailureKind::Timeout), ""),
-        (&never_ran(FaultClass::Passing), false, Some(NOW), failed_as(FailureKind::Timeout), ""),
+        (&killed, false, Some(DEADLINE), failed_as(FailureKind::Timeout), ""),
+        (&never_ran(FaultClass::Passing), false, Some(DEADLINE), failed_as(FailureKind::Timeout), ""),
+        (&killed, false, Some(NOW), failed_as(FailureKind::DiskFull), ""),
         (&oom, false, None, failed_as(FailureKind::Oom), ""),
         (&killed, false, None, failed_as(FailureKind::SandboxLost), "exit code 137; no model call"),
         (
@@ -288,4 +291,80 @@ fn the_gateways_word_on_the_model_counts_more_than_the_agents() {
     }
     let finish = by_outcome(&facts(&spec, &progress), &outcome(Ending::Completed));
     assert_eq!(kind(&finish), SUCCEEDED, "a run that did its work all the same");
+}
+
+fn amount(bytes: u64) -> Amount {
+    Amount { bytes, files: 7, too_deep: false }
+}
+
+fn full_room(bytes: u64) -> (Bound, Room) {
+    (Bound::Space, Room { used: amount(bytes), most: amount(64 << 20), walled: true })
+}
+
+#[test]
+fn what_failed_in_a_full_room_failed_for_want_of_disk_space_and_says_what_was_reported() {
+    let (spec, progress) = (spec(), progress());
+    let with = |full| facts(&spec, &progress).with(&Disk { cut: None, full });
+    let told = |kind, full| {
+        let failure = Failure::new(kind, "the agent ended with code 1").with_evidence("ENOSPC");
+        by_outcome(&with(full), &outcome(Ending::Failed(failure))).failure.unwrap()
+    };
+    for kind in
+        [FailureKind::AgentError, FailureKind::AgentHung, FailureKind::Internal, FailureKind::DiskFull]
+    {
+        let failure = told(kind, Some(full_room(1)));
+        assert_eq!(failure.kind, FailureKind::DiskFull);
+        assert!(
+            failure.message.contains("64 MiB") && failure.message.contains("workspace_mib"),
+            "{failure:?}"
+        );
+        let evidence = failure.evidence.unwrap();
+        assert!(
+            evidence.contains(&format!("reported as {kind}: the agent ended with code 1: ENOSPC")),
+            "{evidence}"
+        );
+        assert_eq!(told(kind, None).kind, kind);
+    }
+    assert_eq!(told(FailureKind::RepoAuth, Some(full_room(1))).kind, FailureKind::RepoAuth);
+    assert_eq!(
+        by_outcome(&with(Some(full_room(1))), &outcome(Ending::Completed)).status,
+        RunStatus::Succeeded
+    );
+}
+
+#[test]
+fn a_run_that_the_worker_cut_off_says_why_whatever_its_sandbox_says() {
+    let (spec, progress) = (spec(), progress());
+    let (bound, room) = full_room(64 << 20);
+    let cases = [
+        (Cut::Time, FailureKind::Timeout, "time limit of 600 s"),
+        (Cut::Full(bound, room), FailureKind::DiskFull, "all of its 64 MiB"),
+        (Cut::Full(Bound::Files, room), FailureKind::DiskFull, "all of the 7 files"),
+        (Cut::Full(Bound::Depth, room), FailureKind::DiskFull, "nested deeper than 256 levels"),
+        (Cut::Floor { free_bytes: 5, used: amount(9) }, FailureKind::DiskFull, "the server's disk ran full"),
+    ];
+    for (why, kind, text) in cases {
+        let facts = facts(&spec, &progress).with(&Disk { cut: Some(why), full: None });
+        let Verdict::Finish(ended) = by_end(&facts, &exit(Some(137), false)) else { panic!("{why:?}") };
+        let stopped = by_outcome(&facts, &outcome(Ending::Stopped(StopReason::DiskFull)));
+        for finish in [ended, stopped] {
+            let failure = finish.failure.unwrap();
+            assert_eq!(failure.kind, kind);
+            assert!(failure.message.contains(text), "{failure:?}");
+        }
+        let cancelled = Progress { cancel_requested: true, ..progress.clone() };
+        let facts = Facts { progress: &cancelled, ..facts };
+        let Verdict::Finish(finish) = by_end(&facts, &End::Gone) else { panic!("{why:?}") };
+        assert_eq!(finish.status, RunStatus::Cancelled);
+    }
+}
+
+#[test]
+fn a_shim_that_stops_for_want_of_disk_space_must_have_been_told_to() {
+    let spec = spec();
+    let told = Progress { stop_requested_at_ms: Some(NOW), ..progress() };
+    let ending = outcome(Ending::Stopped(StopReason::DiskFull));
+    let of = |progress: &Progress| by_outcome(&facts(&spec, progress), &ending).failure.unwrap().kind;
+    assert_eq!(of(&told), FailureKind::DiskFull);
+    assert_eq!(of(&progress()), FailureKind::AgentError);
 }

@@ -19,6 +19,8 @@ mod attend;
 mod config;
 mod context;
 mod dirs;
+mod disk;
+mod guard;
 mod health;
 mod holds;
 mod judge;
@@ -34,7 +36,7 @@ use std::sync::Arc;
 use caisson_domain::server::PlacementProblem;
 use caisson_sandbox::Engine;
 use caisson_store::{Random, Store, StoreError};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info_span};
@@ -43,12 +45,18 @@ pub use attend::KILL_GRACE_S;
 pub use config::{ConfigError, SLOTS, SLOTS_DEFAULT, Timing, UidPlan, WorkerConfig};
 pub use context::{STARTS, TEARDOWNS};
 pub use dirs::{DirError, door_dir};
+pub use disk::floor::{END_WAIT, FLOOR_PARTS, FREE_FILES, GROWTH_BYTES, GROWTH_FILES, NEAR_TIMES};
+pub use disk::places::GROWTH_WINDOW;
+pub use disk::{
+    BYTES_PER_FILE, DEPTH, DiskCaps, FULL_BYTES, FULL_FILES, JOURNAL_VOLUME_MIB, TOOL_S, VolumeTools,
+};
 pub use health::Probe;
 pub use judge::TIMEOUT_SLACK_MS;
 pub use steps::{Step, StepHook};
 
 use crate::context::Context;
 use crate::dirs::Dirs;
+use crate::disk::places::Places;
 use crate::health::Health;
 use crate::holds::Holds;
 
@@ -102,7 +110,8 @@ impl Worker {
     pub async fn start(config: WorkerConfig, parts: Parts) -> Result<Self, WorkerError> {
         config.validate()?;
         let state_dir = config.state_dir.clone();
-        let dirs = dirs::blocking(move || Dirs::open(state_dir)).await?;
+        let caps = config.disk_caps.clone();
+        let dirs = dirs::blocking(move || Dirs::open(&state_dir, caps)).await?;
         let ctx = Arc::new(Context {
             slots: Arc::new(Semaphore::new(config.slots)),
             starts: Semaphore::new(STARTS),
@@ -117,13 +126,22 @@ impl Worker {
             dirs,
             holds: Holds::new(),
             health: Health::new(),
+            places: Places::default(),
+            near_floor: watch::Sender::new(false),
             reconcile: Notify::new(),
             random: Random::system(),
         });
         ctx.store.register_server(&ctx.config.server).await?;
         health::check(&ctx).await?;
-        let (tended, watched) = (Arc::clone(&ctx), Arc::clone(&ctx));
+        let (tended, watched, floored) = (Arc::clone(&ctx), Arc::clone(&ctx), Arc::clone(&ctx));
         ctx.tracker.spawn(async move { health::keep(&watched).await }.instrument(info_span!("health")));
+        ctx.tracker.spawn(
+            async move {
+                // It ends with the server only.
+                disk::floor::keep(&floored).await.ok();
+            }
+            .instrument(info_span!("floor")),
+        );
         ctx.tracker.spawn(async move { tend(&tended).await });
         Ok(Self { ctx })
     }

@@ -145,7 +145,8 @@ async fn build(attempt: &Attempt, sandbox: &SandboxId) -> Result<(), Stop> {
 
 async fn make_dirs(attempt: &Attempt, sandbox: &SandboxId, owner: Owner) -> Result<SandboxDirs, Fault> {
     let (dirs, session, sandbox) = (attempt.ctx.dirs.clone(), attempt.run.session.clone(), sandbox.clone());
-    blocking(move || dirs.make(&session, &sandbox, owner)).await.map_err(|error| {
+    let cap = attempt.cap();
+    blocking(move || dirs.make((&session, cap), &sandbox, owner)).await.map_err(|error| {
         attempt.ctx.health.suspect();
         dir_fault(&error)
     })
@@ -255,6 +256,7 @@ pub(crate) async fn announce(
     if !ctx.config.weaknesses.is_empty() {
         data["weaknesses"] = ctx.config.weaknesses.clone().into();
     }
+    data["workspace_mib"] = attempt.cap().mib.into();
     if let Some(start_ms) = start_ms {
         data["start_ms"] = start_ms.into();
     }

@@ -112,10 +112,13 @@ impl Listing {
 async fn sweep(ctx: &Context, owned: Vec<OwnedSandbox>) -> Result<(), Halt> {
     let (store, server) = (&ctx.store, &ctx.config.server);
     let rows = match ctx.insist("list sandboxes", move || store.sandboxes_of(server)).await {
-        Ok(rows) => rows,
+        Ok(rows) => Some(rows),
         Err(Halt::Shutdown) => return Err(Halt::Shutdown),
-        Err(Halt::Corrupt(_)) => Vec::new(),
+        // Nobody knows which sessions have a sandbox then.
+        Err(Halt::Corrupt(_)) => None,
     };
+    let in_use: Option<BTreeSet<SessionId>> =
+        rows.as_ref().map(|rows| rows.iter().map(|row| row.session.clone()).collect());
     let dirs = ctx.dirs.clone();
     let left = blocking(move || dirs.sandboxes()).await.unwrap_or_else(|error| {
         warn!(error = described(&error), "could not list the directories of sandboxes");
@@ -124,7 +127,7 @@ async fn sweep(ctx: &Context, owned: Vec<OwnedSandbox>) -> Result<(), Halt> {
     let mut known: BTreeMap<SandboxId, Option<SessionId>> = left.into_iter().map(|id| (id, None)).collect();
     known.extend(ctx.holds.stuck().into_iter().map(|id| (id, None)));
     known.extend(owned.into_iter().map(|owned| (owned.id, owned.session)));
-    known.extend(rows.into_iter().map(|row| (row.id, Some(row.session))));
+    known.extend(rows.into_iter().flatten().map(|row| (row.id, Some(row.session))));
     for (sandbox, session) in known {
         if ctx.cancel.is_cancelled() {
             return Err(Halt::Shutdown);
@@ -133,7 +136,24 @@ async fn sweep(ctx: &Context, owned: Vec<OwnedSandbox>) -> Result<(), Halt> {
             reconcile_one(ctx, hold).await?;
         }
     }
+    if let Some(in_use) = in_use {
+        unmount_unused(ctx, in_use).await;
+    }
     Ok(())
+}
+
+/// Unmounts the volumes of sessions that have no sandbox: a crash may have left them.
+async fn unmount_unused(ctx: &Context, in_use: BTreeSet<SessionId>) {
+    let (dirs, holds) = (ctx.dirs.clone(), ctx.holds.clone());
+    let unmounted = blocking(move || {
+        for session in dirs.mounted_sessions()?.iter().filter(|session| !in_use.contains(session)) {
+            dirs.unmount_session(session, || holds.has_session(session))?;
+        }
+        Ok(())
+    });
+    if let Err(error) = unmounted.await {
+        warn!(error = described(&error), "could not unmount the volumes of sessions without a sandbox");
+    }
 }
 
 async fn reconcile_one(ctx: &Context, hold: Hold) -> Result<(), Halt> {

@@ -52,6 +52,13 @@ pub(crate) async fn destroy(ctx: &Context, hold: Hold) -> bool {
     if let Err(error) = blocking(move || dirs.remove(&id)).await {
         warn!(sandbox.id = %sandbox, error = described(&error), "could not remove the directories of sandbox {sandbox}");
     }
+    if let Some(session) = hold.session() {
+        let (dirs, id) = (ctx.dirs.clone(), session.clone());
+        // No other sandbox of the session is made before this one is let go.
+        if let Err(error) = blocking(move || dirs.unmount_session(&id, || false)).await {
+            warn!(session.id = %session, error = described(&error), "could not unmount the volume of session {session}; a later pass tries again");
+        }
+    }
     ctx.step(Step::Cleared).await;
     hold.release();
     true

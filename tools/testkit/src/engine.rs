@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::docker;
 use crate::parts::Parts;
+use crate::volumes;
 
 /// How long a supervisor may take to end its sandbox.
 const END: Duration = Duration::from_secs(20);
@@ -48,7 +49,7 @@ impl Engine {
         }
     }
 
-    /// Takes every sandbox of a server away, without the server.
+    /// Takes every sandbox of a server away, and what is mounted for them, without the server.
     ///
     /// # Errors
     /// The engine refuses, or a sandbox does not go.
@@ -59,7 +60,7 @@ impl Engine {
                 Self::Local => end_supervisor(&state_dir.join("local").join(&sandbox), &sandbox)?,
             }
         }
-        Ok(())
+        volumes::unmount_all(state_dir)
     }
 
     /// What this machine calls a sandbox: by these, processes around it, control groups and mounts are found.

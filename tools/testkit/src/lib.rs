@@ -8,4 +8,5 @@ pub mod git_host;
 pub mod parts;
 pub mod process;
 pub mod repository;
+pub mod volumes;
 pub mod world;

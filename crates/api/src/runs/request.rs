@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use caisson_domain::budget::RUN_BUDGET_MICRO_USD;
 use caisson_domain::limits;
-use caisson_domain::workflow::{CPU_MILLIS, MEMORY_MIB, PIDS, TMP_MIB};
+use caisson_domain::workflow::{CPU_MILLIS, MEMORY_MIB, PIDS, TMP_MIB, WORKSPACE_MIB};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -81,6 +81,10 @@ pub struct CreateRunResources {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 16, maximum = 65_536)]
     pub tmp_mib: Option<u32>,
+    /// Workspace and home of the session together, in MiB; at most what the server gives, and fixed by its first run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 64, maximum = 1_048_576)]
+    pub workspace_mib: Option<u32>,
 }
 
 /// What a request names for [`RepositoryChoice::ServerDefault`]. No repository is called so: they are URLs and absolute paths.
@@ -170,6 +174,7 @@ fn read_resources(mut fields: Fields, faults: &mut Faults) -> CreateRunResources
         pids: fields.take_number("pids", &PIDS, faults),
         cpu_millis: fields.take_number("cpu_millis", &CPU_MILLIS, faults),
         tmp_mib: fields.take_number("tmp_mib", &TMP_MIB, faults),
+        workspace_mib: fields.take_number("workspace_mib", &WORKSPACE_MIB, faults),
     };
     fields.finish(faults);
     resources

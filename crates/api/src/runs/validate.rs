@@ -11,7 +11,7 @@ use caisson_domain::git::{BranchName, Repository};
 use caisson_domain::image::check_image_name;
 use caisson_domain::limits;
 use caisson_domain::run::{Resources, RunSpec};
-use caisson_domain::workflow::{CPU_MILLIS, MEMORY_MIB, PIDS, TMP_MIB, Workflow};
+use caisson_domain::workflow::{CPU_MILLIS, MEMORY_MIB, PIDS, TMP_MIB, WORKSPACE_MIB, Workflow};
 
 use super::request::{CreateRun, RepositoryChoice};
 use crate::config::ApiConfig;
@@ -182,6 +182,7 @@ fn check_resources(request: &CreateRun, faults: &mut Faults) {
     check_range("resources.pids", resources.pids, &PIDS, faults);
     check_range("resources.cpu_millis", resources.cpu_millis, &CPU_MILLIS, faults);
     check_range("resources.tmp_mib", resources.tmp_mib, &TMP_MIB, faults);
+    check_range("resources.workspace_mib", resources.workspace_mib, &WORKSPACE_MIB, faults);
 }
 
 /// The request's values over the workflow's, over the defaults.
@@ -193,6 +194,7 @@ fn resolve(request: &CreateRun, workflow: &Workflow) -> Resources {
         pids: above.pids.unwrap_or(below.pids),
         cpu_millis: above.cpu_millis.unwrap_or(below.cpu_millis),
         tmp_mib: above.tmp_mib.unwrap_or(below.tmp_mib),
+        workspace_mib: above.workspace_mib.or(below.workspace_mib),
     }
 }
 

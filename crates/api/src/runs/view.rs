@@ -130,6 +130,9 @@ pub struct ResourcesView {
     pub cpu_millis: u32,
     /// Size of `/tmp`, in MiB; it counts as memory.
     pub tmp_mib: u32,
+    /// Workspace and home of the session together, in MiB, where it was asked for; what the server gives is also the most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workspace_mib: Option<u32>,
 }
 
 /// Tokens and cost.
@@ -265,8 +268,8 @@ impl FailureView {
 
 impl From<Resources> for ResourcesView {
     fn from(resources: Resources) -> Self {
-        let Resources { memory_mib, pids, cpu_millis, tmp_mib } = resources;
-        Self { memory_mib, pids, cpu_millis, tmp_mib }
+        let Resources { memory_mib, pids, cpu_millis, tmp_mib, workspace_mib } = resources;
+        Self { memory_mib, pids, cpu_millis, tmp_mib, workspace_mib }
     }
 }
 

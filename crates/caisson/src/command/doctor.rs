@@ -6,6 +6,7 @@ use caisson_domain::id::{ProjectId, ServerId};
 use caisson_sandbox::docker::{Capabilities, DockerEngine, Seccomp};
 use caisson_sandbox::local::{LimitsBy, LocalCapabilities};
 use caisson_store::{ApiKey, Clock, Look, Store};
+use caisson_worker::DiskCaps;
 use nix::unistd::{AccessFlags, access};
 
 use super::{DONE, print, serve_settings};
@@ -202,6 +203,19 @@ async fn engine(settings: &Settings, server: Option<&ServerId>, store: Option<&S
             chosen.weaknesses().into_iter().for_each(|text| report.tell("weaker", Ok(text)));
         }
     }
+    disk_caps(settings, elsewhere.path(), report);
+}
+
+/// How sessions would be kept within their bounds: tried in a directory of its own.
+fn disk_caps(settings: &Settings, directory: &Path, report: &mut Report) {
+    let caps = DiskCaps::find(settings.limits.volumes, directory);
+    let mib = settings.limits.workspace_mib;
+    let kind = match caps {
+        DiskCaps::Volumes(_) => "in a file system of its own",
+        DiskCaps::Measured { .. } => "measured",
+    };
+    report.tell("sessions", Ok(format!("up to {mib} MiB each, {kind}")));
+    caps.weakness().into_iter().for_each(|text| report.tell("weaker", Ok(text)));
 }
 
 async fn docker(engine: &DockerEngine, image: &str, report: &mut Report) {

@@ -13,8 +13,9 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
 use nix::unistd::{getegid, geteuid};
@@ -37,11 +38,12 @@ pub(crate) enum Stage {
 
 impl Stage {
     /// Puts the sources where the sandbox's uid finds them. The process must have one thread only, and goes on in a mount
-    /// namespace of its own; if it is not root, in a user namespace as well, in which it is still who it was.
+    /// namespace of its own; if it is not root, in a user namespace as well, in which it is still who it was. What is mounted
+    /// below the `foreign` directories is let go of there.
     ///
     /// # Errors
     /// A source is gone, or this process may not mount.
-    pub(crate) fn prepare(binds: &[Shown], as_root: bool) -> io::Result<Self> {
+    pub(crate) fn prepare(binds: &[Shown], foreign: &[PathBuf], as_root: bool) -> io::Result<Self> {
         let (uid, gid) = (geteuid(), getegid());
         let namespaces = if as_root { CloneFlags::empty() } else { CloneFlags::CLONE_NEWUSER };
         unshare(namespaces | CloneFlags::CLONE_NEWNS)?;
@@ -70,6 +72,7 @@ impl Stage {
             mount(Some(&from), &place, None::<&str>, flags, None::<&str>)?;
         }
         mount_plain(Path::new(STAGE), flags | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY)?;
+        let_go(foreign)?;
         Ok(Self::Private)
     }
 
@@ -90,6 +93,27 @@ fn hold(shown: &Shown) -> io::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     open(shown.source.as_str(), flags, Mode::empty())
         .map_err(|error| io::Error::new(io::Error::from(error).kind(), format!("{}: {error}", shown.source)))
+}
+
+/// Unmounts, in this namespace alone, what is mounted below some directories. What of it is staged has a mount of its own.
+fn let_go(foreign: &[PathBuf]) -> io::Result<()> {
+    let below = |point: &Path| foreign.iter().any(|directory| point.starts_with(directory));
+    for point in mount_points(&fs::read_to_string("/proc/self/mountinfo")?).filter(|point| below(point)).rev()
+    {
+        match umount2(&point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            // It went with one above it.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// The places of all mounts (proc(5)); pure. One whose name has characters that are written with a backslash is left out:
+/// then it stays, which costs its owner a little patience.
+fn mount_points(mountinfo: &str) -> impl DoubleEndedIterator<Item = PathBuf> {
+    let point = |line: &str| line.split(' ').nth(4).filter(|point| !point.contains('\\')).map(PathBuf::from);
+    mountinfo.lines().filter_map(point).collect::<Vec<_>>().into_iter()
 }
 
 fn mount_plain(target: &Path, flags: MsFlags) -> io::Result<()> {

@@ -10,7 +10,7 @@ use caisson_domain::limits::EVENT_PAGE_ITEMS;
 use caisson_domain::run::{Failure, Resources, Run, RunSpec, RunStatus};
 use caisson_domain::workflow::Workflow;
 use caisson_store::{Clock, CreateRun, NewRun, SandboxState, Store};
-use caisson_worker::{StepHook, Timing, UidPlan, WorkerConfig};
+use caisson_worker::{DiskCaps, StepHook, Timing, UidPlan, WorkerConfig};
 use serde_json::Value;
 use tokio_util::task::TaskTracker;
 
@@ -50,6 +50,10 @@ fn timing() -> Timing {
         pending_push: Duration::from_millis(50),
         exit_grace: Duration::from_millis(200),
         predecessor: Duration::from_secs(5),
+        disk_look: Duration::from_millis(50),
+        disk_look_near: Duration::from_millis(10),
+        room_look: Duration::from_millis(50),
+        full_patience: Duration::from_millis(200),
     }
 }
 
@@ -81,6 +85,8 @@ impl World {
             agent_dir: Some(agent_dir),
             uids: own_uids(),
             min_free_disk_bytes: 0,
+            workspace_mib: 1024,
+            disk_caps: DiskCaps::Measured { reason: "a test".to_owned() },
             timing: timing(),
         };
         let setup = Setup { config, database, clock, engine: engine.clone(), probe: None, hook: None };

@@ -277,7 +277,7 @@ pub(crate) fn check_branch(bare: &Path, branch: &str) -> anyhow::Result<()> {
 /// The flags of the docker client that ask for the profile of a sandbox. The client cannot ask for one thing that the
 /// service does ask for, a container without any of the engine's networking, which is quicker to start.
 fn profile(name: &str, id: &str, uid: u32, resources: Resources) -> Vec<String> {
-    let Resources { memory_mib, pids, cpu_millis, tmp_mib } = resources;
+    let Resources { memory_mib, pids, cpu_millis, tmp_mib, workspace_mib: _ } = resources;
     let cores = u32::try_from(super::cores()).unwrap_or(u32::MAX);
     let cpus = f64::from(cpu_millis.min(cores.saturating_mul(1000))) / 1000.0;
     let flags = [

@@ -69,13 +69,20 @@ fn out_of_processes() -> Failure {
 
 /// Git's own words for a process that it could not start.
 const NO_PROCESS: &str = "cannot fork";
-/// Git's own words for a full disk.
-const NO_SPACE: &str = "No space left on device";
+/// The words for a full disk, the system's and git's own.
+const NO_SPACE: [&str; 3] = ["No space left on device", "Out of diskspace", "Disk quota exceeded"];
+
+fn says_full(stderr: &str) -> bool {
+    NO_SPACE.iter().any(|words| stderr.contains(words))
+}
 
 /// A git command failed.
 pub(crate) fn git_command(what: &str, stderr: &str) -> Failure {
-    let failure = if stderr.contains(NO_SPACE) {
-        Failure::new(FailureKind::DiskFull, "the workspace's disk is full; give the server more disk space")
+    let failure = if says_full(stderr) {
+        Failure::new(
+            FailureKind::DiskFull,
+            "the workspace's disk is full; give it more disk space, or have the agent write less",
+        )
     } else if stderr.contains(NO_PROCESS) {
         out_of_processes()
     } else {
@@ -95,7 +102,7 @@ pub(crate) fn git_remote(
         Some(problem) => {
             Failure::new(problem_kind(&problem.code).unwrap_or(kind), problem.message).with_evidence(stderr)
         }
-        None if stderr.contains(NO_SPACE) || stderr.contains(NO_PROCESS) => git_command("", stderr),
+        None if says_full(stderr) || stderr.contains(NO_PROCESS) => git_command("", stderr),
         None => Failure::new(kind, message).with_evidence(stderr),
     }
 }
@@ -241,6 +248,8 @@ mod tests {
         let words = "fatal: write error: No space left on device";
         assert_eq!(git_command("add", words).kind, FailureKind::DiskFull);
         assert_eq!(git_remote(FailureKind::RepoUnreachable, "x", None, words).kind, FailureKind::DiskFull);
+        let words = "fatal: sha1 file '.git/index.lock' write error. Out of diskspace";
+        assert_eq!(git_command("status", words).kind, FailureKind::DiskFull);
         assert_eq!(git_command("add", "fatal: x").kind, FailureKind::Internal);
         assert_eq!(unwritten(&WriteError::Full).kind, FailureKind::DiskFull);
         assert_eq!(unwritten(&WriteError::Other(std::io::Error::other("x"))).kind, FailureKind::Internal);

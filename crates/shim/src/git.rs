@@ -54,6 +54,8 @@ pub(crate) struct Git {
     pub(crate) path: String,
     pub(crate) workspace: PathBuf,
     pub(crate) home: PathBuf,
+    /// Directory for temporary files, which has a bound of its own.
+    pub(crate) tmp: PathBuf,
     /// The loopback listener, for example `http://127.0.0.1:4180`.
     pub(crate) loopback: String,
     pub(crate) work: GitWork,
@@ -90,6 +92,8 @@ impl Git {
             .env("HOME", &self.home)
             .env("LC_ALL", "C")
             .env("GIT_TERMINAL_PROMPT", "0")
+            // To look at a workspace must not need room in it.
+            .env("GIT_OPTIONAL_LOCKS", "0")
             .env("GIT_CONFIG_NOSYSTEM", "1")
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
             .env("GIT_EDITOR", ":")

@@ -57,6 +57,7 @@ pub(crate) async fn run(shim: &Shim, work: &RunWork) {
             path: shim.path.clone(),
             workspace: shim.places.workspace.clone(),
             home: shim.places.home.clone(),
+            tmp: shim.places.tmp.clone(),
             loopback: shim.loopback.clone(),
             work: git.clone(),
             local: shim.patience.git,

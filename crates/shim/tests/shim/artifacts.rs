@@ -1,6 +1,7 @@
 //! What is kept of a run beside its branch.
 
 use caisson_domain::protocol::{Ending, StopReason};
+use caisson_domain::run::FailureKind;
 use caisson_domain::workflow::Publish;
 
 use crate::publishing::{COMMITTING, assert_published};
@@ -84,4 +85,47 @@ async fn a_stop_after_the_push_does_not_undo_that_the_work_is_pushed() {
     sandbox.gateway.with(|state| state.hold = None);
     sandbox.exit().await;
     assert_eq!(sandbox.artifact("work.bundle"), None, "the branch has it");
+}
+
+#[tokio::test]
+async fn work_in_a_full_workspace_is_saved_without_what_filled_it() {
+    let mut sandbox = Sandbox::with_repository(
+        "
+def prompt(uuid, text, number):
+    write('a.txt', 'two\\n'); write('small.txt', 'small\\n')
+    with open('ballast', 'wb', buffering=0) as ballast:
+        try:
+            while True:
+                ballast.write(os.urandom(65536))
+        except OSError as error:
+            sys.stderr.write(str(error) + '\\n')
+    done(uuid)
+",
+    );
+    // A small disk of its own, seen by the shim and its agent alone.
+    let workspace = sandbox.place("workspace");
+    let script = "mount -t tmpfs -o size=4m tmpfs \"$0\" && exec \"$@\"";
+    let work = git_work("Fix it");
+    sandbox.deliver(work.clone());
+    std::fs::create_dir_all(&workspace).unwrap();
+    sandbox.start_under(&[
+        "unshare",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        script,
+        workspace.to_str().unwrap(),
+    ]);
+    let outcome = sandbox.outcome(&work.run).await;
+    let Ending::Failed(failure) = outcome.ending else { panic!("{outcome:?}") };
+    assert_eq!(failure.kind, FailureKind::DiskFull, "{failure:?}");
+    sandbox.exit().await;
+    let saved = sandbox.artifact("uncommitted.patch").unwrap();
+    assert!(saved.contains("+two") && saved.contains("+small") && !saved.contains("ballast"), "{saved}");
+    assert!(
+        sandbox.notes().iter().any(|note| note.contains("1 new files larger than")),
+        "{:?}",
+        sandbox.notes()
+    );
 }

@@ -96,10 +96,6 @@ impl ActiveEngine {
             toolchains: settings.local.toolchains.clone(),
             hidden: settings.own_paths().context("the working directory cannot be used")?,
             control_groups: settings.local.control_groups,
-            // Where the worker mounts the volumes of sessions and sandboxes.
-            foreign_mounts: ["sessions", "sandboxes", "volumes"]
-                .map(|part| settings.state_dir.join(part))
-                .to_vec(),
             // This very program, also when another version has been put in its place meanwhile.
             supervisor: (PathBuf::from("/proc/self/exe"), vec!["supervise".to_owned()]),
         };

@@ -88,14 +88,26 @@ async fn nothing_mounted(state_dir: &Path) {
         if left.0.is_empty() && left.1.is_empty() {
             return;
         }
-        assert!(start.elapsed() < Duration::from_secs(20), "{left:?}");
+        assert!(start.elapsed() < Duration::from_secs(20), "{left:?} held by {:?}", holders(&left.1));
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
+/// Processes that have one of the devices mounted, in whatever namespace.
+fn holders(devices: &[String]) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let mounts = std::fs::read_to_string(entry.path().join("mountinfo")).unwrap_or_default();
+        if devices.iter().any(|device| mounts.contains(&format!("/dev/{device} "))) {
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            found.push(String::from_utf8_lossy(&line).replace('\0', " "));
+        }
+    }
+    found
+}
+
 /// Changes a file first, so that there is work to be saved, and then fills the disk.
-const FILL: &str =
-    "printf '\\n# a change\\n' >> shop/pricing.py; dd if=/dev/urandom of=ballast bs=1M; true";
+const FILL: &str = "printf '\\n# a change\\n' >> shop/pricing.py; dd if=/dev/urandom of=ballast bs=1M; true";
 
 async fn a_session_that_fills_its_volume_fails_alone_and_its_work_is_saved(engine: Engine) {
     let Some(parts) = parts_for_volumes() else { return };

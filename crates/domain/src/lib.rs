@@ -13,6 +13,7 @@ pub mod image;
 pub mod limits;
 pub mod principal;
 pub mod protocol;
+pub mod redact;
 pub mod run;
 pub mod server;
 pub mod sse;

@@ -17,6 +17,9 @@ mod profile;
 mod seccomp;
 mod spec;
 
+/// Directory, in a server's own, of the images of volumes that its sandboxes' files lie in: `<session or sandbox>.img`.
+pub const VOLUMES_DIR: &str = "volumes";
+
 pub use caisson_domain::image::{IMAGE_BYTES, IMAGE_NAME_BYTES, ImageNameError, check_image_name};
 pub use engine::{Engine, Exit, Liveness, OwnedSandbox, SandboxUsage};
 pub use error::{BoxError, EngineError};

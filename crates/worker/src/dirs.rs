@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use caisson_domain::id::{SandboxId, SessionId};
+use caisson_sandbox::VOLUMES_DIR as VOLUMES;
 
 use crate::config::Owner;
 use crate::disk::floor::Free;
@@ -30,7 +31,6 @@ const SESSIONS: &str = "sessions";
 const SANDBOXES: &str = "sandboxes";
 const DOORS: &str = "doors";
 const TRASH: &str = "trash";
-const VOLUMES: &str = "volumes";
 
 /// Only the owner.
 const PRIVATE: u32 = 0o700;

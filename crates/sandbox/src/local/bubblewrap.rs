@@ -217,7 +217,6 @@ mod tests {
             group: None,
             uid: 7,
             gid: 8,
-            foreign_mounts: Vec::new(),
             binds: vec![shown("/a", "/caisson/shim", false), shown("/b", "/workspace", true)],
             search: vec!["/opt/tool/bin".to_owned()],
             environment: vec![("GRANT".to_owned(), "a secret\nof two lines".to_owned())],

@@ -119,7 +119,6 @@ impl LocalEngine {
             uid: spec.uid,
             gid: spec.gid,
             binds,
-            foreign_mounts: self.config.foreign_mounts.clone(),
             search: search.collect(),
             environment: spec.environment.clone(),
             limits: spec.limits,

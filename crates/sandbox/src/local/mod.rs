@@ -53,9 +53,6 @@ pub struct LocalConfig {
     pub hidden: Vec<PathBuf>,
     /// Whether control groups are used where they can be had.
     pub control_groups: bool,
-    /// Directories in which the server mounts things for other sandboxes, absolute and without links. A supervisor of a root
-    /// server has a copy of every mount, and lets go of those below, so that they can end while its own sandbox lives.
-    pub foreign_mounts: Vec<PathBuf>,
     /// The program that calls [`supervise`], and the arguments that make it do so; the sandbox's id is added.
     pub supervisor: (PathBuf, Vec<String>),
 }

@@ -31,9 +31,6 @@ pub(crate) struct Order {
     pub(crate) group: Option<Group>,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// What is mounted below these directories is let go of once the sandbox's own part is in hand.
-    #[serde(default)]
-    pub(crate) foreign_mounts: Vec<PathBuf>,
     /// What of the host is seen in it, beside the system's own programs.
     pub(crate) binds: Vec<Shown>,
     /// Programs of these directories are found before the system's.

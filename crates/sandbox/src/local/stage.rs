@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use caisson_domain::id::{SandboxId, SessionId};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -21,6 +22,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{getegid, geteuid};
 
 use super::order::Shown;
+use crate::VOLUMES_DIR;
 
 /// A directory that every system has (Filesystem Hierarchy Standard 3.0) and bubblewrap has no other use for.
 const STAGE: &str = "/mnt";
@@ -38,12 +40,12 @@ pub(crate) enum Stage {
 
 impl Stage {
     /// Puts the sources where the sandbox's uid finds them. The process must have one thread only, and goes on in a mount
-    /// namespace of its own; if it is not root, in a user namespace as well, in which it is still who it was. What is mounted
-    /// below the `foreign` directories is let go of there.
+    /// namespace of its own; if it is not root, in a user namespace as well, in which it is still who it was. It lets go of the
+    /// volumes of other sandboxes there.
     ///
     /// # Errors
     /// A source is gone, or this process may not mount.
-    pub(crate) fn prepare(binds: &[Shown], foreign: &[PathBuf], as_root: bool) -> io::Result<Self> {
+    pub(crate) fn prepare(binds: &[Shown], as_root: bool) -> io::Result<Self> {
         let (uid, gid) = (geteuid(), getegid());
         let namespaces = if as_root { CloneFlags::empty() } else { CloneFlags::CLONE_NEWUSER };
         unshare(namespaces | CloneFlags::CLONE_NEWNS)?;
@@ -72,7 +74,7 @@ impl Stage {
             mount(Some(&from), &place, None::<&str>, flags, None::<&str>)?;
         }
         mount_plain(Path::new(STAGE), flags | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY)?;
-        let_go(foreign)?;
+        let_go()?;
         Ok(Self::Private)
     }
 
@@ -95,11 +97,15 @@ fn hold(shown: &Shown) -> io::Result<OwnedFd> {
         .map_err(|error| io::Error::new(io::Error::from(error).kind(), format!("{}: {error}", shown.source)))
 }
 
-/// Unmounts, in this namespace alone, what is mounted below some directories. What of it is staged has a mount of its own.
-fn let_go(foreign: &[PathBuf]) -> io::Result<()> {
-    let below = |point: &Path| foreign.iter().any(|directory| point.starts_with(directory));
-    for point in mount_points(&fs::read_to_string("/proc/self/mountinfo")?).filter(|point| below(point)).rev()
-    {
+/// Unmounts, in this namespace alone, the volumes of all sandboxes: a copy of somebody else's mount would keep it in use for
+/// as long as this sandbox lives. What of this sandbox's own is staged has a mount of its own.
+fn let_go() -> io::Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    for (point, device) in loop_mounts(&mounts).rev() {
+        let image = fs::read_to_string(Path::new("/sys/block").join(device).join("loop/backing_file"));
+        if point.starts_with(STAGE) || !image.is_ok_and(|image| is_volume(Path::new(image.trim_end()))) {
+            continue;
+        }
         match umount2(&point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
             // It went with one above it.
             Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
@@ -109,13 +115,50 @@ fn let_go(foreign: &[PathBuf]) -> io::Result<()> {
     Ok(())
 }
 
-/// The places of all mounts (proc(5)); pure. One whose name has characters that are written with a backslash is left out:
-/// then it stays, which costs its owner a little patience.
-fn mount_points(mountinfo: &str) -> impl DoubleEndedIterator<Item = PathBuf> {
-    let point = |line: &str| line.split(' ').nth(4).filter(|point| !point.contains('\\')).map(PathBuf::from);
-    mountinfo.lines().filter_map(point).collect::<Vec<_>>().into_iter()
+/// Where loop devices are mounted, and which (proc(5)); pure. A place whose name has characters that are written with a
+/// backslash is left out: it stays, which costs its owner a little patience.
+fn loop_mounts(mountinfo: &str) -> impl DoubleEndedIterator<Item = (PathBuf, &str)> {
+    let read = |line| {
+        let (own, behind) = str::split_once(line, " - ")?;
+        let point = own.split(' ').nth(4).filter(|point| !point.contains('\\'))?;
+        let device = behind.split(' ').nth(1)?.strip_prefix("/dev/")?;
+        device.starts_with("loop").then(|| (PathBuf::from(point), device))
+    };
+    mountinfo.lines().filter_map(read).collect::<Vec<_>>().into_iter()
+}
+
+/// Whether an image is a volume of a Caisson server, this one or another on the same machine.
+fn is_volume(image: &Path) -> bool {
+    let in_volumes = image.parent().and_then(Path::file_name).is_some_and(|name| name == VOLUMES_DIR);
+    let name = image.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+    in_volumes && (name.parse::<SessionId>().is_ok() || name.parse::<SandboxId>().is_ok())
 }
 
 fn mount_plain(target: &Path, flags: MsFlags) -> io::Result<()> {
     mount(None::<&str>, target, None::<&str>, flags, None::<&str>).map_err(Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_volumes_of_servers_are_let_go_of() {
+        let (session, sandbox) = (SessionId::new(1, [1; 10]), SandboxId::new(1, [2; 10]));
+        for name in [session.as_str(), sandbox.as_str()] {
+            assert!(is_volume(Path::new(&format!("/srv/caisson/volumes/{name}.img"))));
+            assert!(!is_volume(Path::new(&format!("/srv/caisson/other/{name}.img"))));
+        }
+        assert!(!is_volume(Path::new("/var/lib/volumes/disk.img")) && !is_volume(Path::new("")));
+    }
+
+    #[test]
+    fn loop_mounts_are_read_and_others_are_not() {
+        let text = "27 1 254:0 / / rw - ext4 /dev/vda rw
+42 27 7:0 / /s/ses rw,nosuid shared:1 - ext4 /dev/loop0 rw
+43 27 7:1 / /s/with\\040space rw - ext4 /dev/loop1 rw
+44 27 0:9 / /t rw - tmpfs tmpfs rw
+";
+        assert_eq!(loop_mounts(text).collect::<Vec<_>>(), [(PathBuf::from("/s/ses"), "loop0")]);
+    }
 }

@@ -58,14 +58,12 @@ pub fn supervise() -> Result<(), SuperviseError> {
     let mut text = Vec::new();
     io::stdin().take(ORDER_BYTES).read_to_end(&mut text).map_err(system("reading the order"))?;
     let errand = serde_json::from_slice(&text).map_err(SuperviseError::NoOrder)?;
-    let prepare = |binds: &[Shown], foreign: &[PathBuf]| {
-        prepare(binds, foreign).inspect_err(|error| answer(&Answer::Failed(told(error))))
-    };
+    let prepare = |binds: &[Shown]| prepare(binds).inspect_err(|error| answer(&Answer::Failed(told(error))));
     let order = match errand {
         Errand::Make(order) => order,
-        Errand::Try => return prepare(&[], &[]).map(|_| answer(&Answer::Ready)),
+        Errand::Try => return prepare(&[]).map(|_| answer(&Answer::Ready)),
     };
-    let stage = prepare(&order.binds, &order.foreign_mounts)?;
+    let stage = prepare(&order.binds)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -74,7 +72,7 @@ pub fn supervise() -> Result<(), SuperviseError> {
 }
 
 /// What concerns the whole process, while it has one thread.
-fn prepare(binds: &[Shown], foreign: &[PathBuf]) -> Result<Stage, SuperviseError> {
+fn prepare(binds: &[Shown]) -> Result<Stage, SuperviseError> {
     // What the server inherited from whoever started it is not the sandbox's.
     close_fds::set_fds_cloexec(FIRST_INHERITED, &[]);
     // The server's terminal is not the sandbox's, and Ctrl-C on it is not meant for it.
@@ -82,7 +80,7 @@ fn prepare(binds: &[Shown], foreign: &[PathBuf]) -> Result<Stage, SuperviseError
     // Should bubblewrap be killed, the first process comes to this one.
     set_child_subreaper(true).map_err(io::Error::from).map_err(system("becoming a reaper"))?;
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
-    let stage = Stage::prepare(binds, foreign, geteuid().is_root());
+    let stage = Stage::prepare(binds, geteuid().is_root());
     let stage = stage.map_err(system("preparing the mounts"))?;
     limit_open_files().map_err(system("limiting open files"))?;
     Ok(stage)

@@ -115,7 +115,6 @@ fn try_open(
     change: impl FnOnce(&mut LocalConfig),
 ) -> Result<LocalEngine, EngineError> {
     let mut config = LocalConfig {
-        foreign_mounts: Vec::new(),
         records_dir: records(places),
         bubblewrap: None,
         read_only: Vec::new(),

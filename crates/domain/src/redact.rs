@@ -1,0 +1,426 @@
+//! Taking live secrets out of what is about to be stored: the second line of defence, behind keeping them out of sandboxes.
+//!
+//! A secret is looked for as it is and in the forms in which tools write one: base64 in both alphabets and wherever it
+//! begins in a longer text, percent-encoded, in hexadecimal digits, escaped as in JSON. Whatever else somebody may do to
+//! hide one is not found. Pure, and the same however a text is cut into pieces.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::fmt::{self, Write as _};
+use std::ops::Range;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use aho_corasick::AhoCorasick;
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
+
+/// What stands in a secret's place.
+pub const MARKER: &str = "[redacted]";
+/// A shorter secret is not looked for, in bytes: it would be found where it is not meant. Configurations refuse such.
+pub const SECRET_BYTES_MIN: usize = 8;
+/// Most bytes of all secrets together that are looked for; what is beyond is not. Configurations refuse more.
+pub const SECRETS_BYTES: usize = 32 * 1024;
+/// A longer secret, such as a private key, is looked for in pieces of so many bytes.
+const PIECE_BYTES: usize = 512;
+
+/// Why secrets cannot be looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SecretFault {
+    /// It would be found everywhere.
+    #[error(
+        "the secret is shorter than {SECRET_BYTES_MIN} bytes and could not be told from other text; use a longer one"
+    )]
+    TooShort,
+    /// There are too many, or they are too long.
+    #[error("the secrets are longer than {SECRETS_BYTES} bytes together; use fewer or shorter ones")]
+    TooMany,
+}
+
+/// Checks that all of these secrets would be looked for.
+///
+/// # Errors
+/// The first [`SecretFault`].
+pub fn check<'a>(secrets: impl IntoIterator<Item = &'a SecretString>) -> Result<(), SecretFault> {
+    let mut bytes = 0;
+    for secret in secrets {
+        bytes += secret.expose_secret().len();
+        if secret.expose_secret().len() < SECRET_BYTES_MIN {
+            return Err(SecretFault::TooShort);
+        }
+    }
+    if bytes > SECRETS_BYTES { Err(SecretFault::TooMany) } else { Ok(()) }
+}
+
+/// Finds secrets and puts [`MARKER`] in their place.
+#[derive(Default)]
+pub struct Redactor {
+    /// None without a secret.
+    finder: Option<AhoCorasick>,
+    /// What is looked for, sorted.
+    forms: Vec<Vec<u8>>,
+    longest: usize,
+}
+
+impl fmt::Debug for Redactor {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Redactor({} forms)", self.forms.len())
+    }
+}
+
+impl Redactor {
+    /// Looks for these secrets, within [`SECRETS_BYTES`] and [`SECRET_BYTES_MIN`]; see [`check`].
+    #[must_use]
+    pub fn new<'a>(secrets: impl IntoIterator<Item = &'a SecretString>) -> Self {
+        let mut left = SECRETS_BYTES;
+        let fits = |secret: &&str| {
+            let rest = left.checked_sub(secret.len());
+            left = rest.unwrap_or(left);
+            secret.len() >= SECRET_BYTES_MIN && rest.is_some()
+        };
+        let secrets = secrets.into_iter().map(ExposeSecret::expose_secret).filter(fits);
+        let forms: BTreeSet<Vec<u8>> = secrets.flat_map(pieces).flat_map(forms).collect();
+        let forms: Vec<_> = forms.into_iter().collect();
+        let longest = forms.iter().map(Vec::len).max().unwrap_or(0);
+        // It fails only beyond billions of states, which the bounds above keep away.
+        let finder = (!forms.is_empty()).then(|| AhoCorasick::new(&forms).ok()).flatten();
+        Self { finder, forms, longest }
+    }
+
+    /// The text without secrets; borrowed if there is none in it.
+    #[must_use]
+    pub fn text<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        let found = self.find(text.as_bytes());
+        if found.is_empty() {
+            return Cow::Borrowed(text);
+        }
+        let mut kept = String::with_capacity(text.len());
+        let mut behind = 0;
+        for range in found {
+            // Every form begins with the first byte of a character and ends with the last one of another.
+            kept.push_str(text.get(behind..range.start).unwrap_or_default());
+            kept.push_str(MARKER);
+            behind = range.end;
+        }
+        kept.push_str(text.get(behind..).unwrap_or_default());
+        Cow::Owned(kept)
+    }
+
+    /// As [`Redactor::text`], for the beginning of a longer text: a secret that is cut off at its end goes too.
+    #[must_use]
+    pub fn cut_text<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        let begun = self.begun(text.as_bytes());
+        if begun < SECRET_BYTES_MIN {
+            return self.text(text);
+        }
+        let whole = text.get(..text.len() - begun).unwrap_or_default();
+        Cow::Owned(self.text(whole).into_owned() + MARKER)
+    }
+
+    /// A JSON text without secrets, in its strings also where they are written with `\u`; none if there is none in it.
+    /// Everything else in it stays as it is, unless what was found is not a part of one string.
+    #[must_use]
+    pub fn json(&self, text: &str) -> Option<String> {
+        self.finder.as_ref()?;
+        let escaped = text.contains("\\u");
+        let kept = self.text(text);
+        if !escaped {
+            match &kept {
+                Cow::Borrowed(_) => return None,
+                Cow::Owned(kept) if serde_json::from_str::<&serde_json::value::RawValue>(kept).is_ok() => {
+                    return Some(kept.clone());
+                }
+                Cow::Owned(_) => {}
+            }
+        }
+        let Ok(mut value) = serde_json::from_str::<Value>(text) else {
+            return Some(Value::from(kept).to_string());
+        };
+        if self.value(&mut value) {
+            return Some(value.to_string());
+        }
+        match kept {
+            Cow::Borrowed(_) => None,
+            // Found, but only across the borders of strings: it stays a text.
+            Cow::Owned(kept) => match serde_json::from_str::<&serde_json::value::RawValue>(&kept) {
+                Ok(_) => Some(kept),
+                Err(_) => Some(Value::from(kept).to_string()),
+            },
+        }
+    }
+
+    /// Takes secrets out of every string and every name in a JSON value; whether there was one.
+    fn value(&self, value: &mut Value) -> bool {
+        match value {
+            Value::String(text) => match self.text(text) {
+                Cow::Borrowed(_) => false,
+                Cow::Owned(kept) => {
+                    *text = kept;
+                    true
+                }
+            },
+            Value::Array(items) => items.iter_mut().fold(false, |found, item| self.value(item) | found),
+            Value::Object(fields) => {
+                let mut found = fields.values_mut().fold(false, |found, field| self.value(field) | found);
+                let named: Vec<String> =
+                    fields.keys().filter(|name| !self.find(name.as_bytes()).is_empty()).cloned().collect();
+                for name in named {
+                    found = true;
+                    if let Some(field) = fields.remove(&name) {
+                        fields.insert(self.text(&name).into_owned(), field);
+                    }
+                }
+                found
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) => false,
+        }
+    }
+
+    /// Where secrets stand, in order; those that overlap are one.
+    fn find(&self, bytes: &[u8]) -> Vec<Range<usize>> {
+        let Some(finder) = &self.finder else { return Vec::new() };
+        let mut found: Vec<Range<usize>> = Vec::new();
+        // In the order of their ends, so a later one may begin before several earlier ones.
+        for next in finder.find_overlapping_iter(bytes) {
+            let mut range = next.range();
+            while let Some(last) = found.pop_if(|last| last.end > range.start) {
+                range.start = range.start.min(last.start);
+            }
+            found.push(range);
+        }
+        found
+    }
+
+    /// How many bytes at the end may be the beginning of a secret.
+    fn begun(&self, bytes: &[u8]) -> usize {
+        let most = self.longest.saturating_sub(1).min(bytes.len());
+        let begins = |length: &usize| {
+            let tail = &bytes[bytes.len() - length..];
+            let at = self.forms.partition_point(|form| form.as_slice() < tail);
+            self.forms.get(at).is_some_and(|form| form.len() > tail.len() && form.starts_with(tail))
+                || self.forms.get(at + 1).is_some_and(|form| form.starts_with(tail))
+        };
+        (1..=most).rev().find(begins).unwrap_or(0)
+    }
+}
+
+/// Takes secrets out of a text that comes in pieces, wherever it is cut.
+#[derive(Debug)]
+pub struct Stream {
+    redactor: Arc<Redactor>,
+    /// The end of what came: what is not decided yet, and before that as much as a secret is long.
+    window: Vec<u8>,
+    /// Bytes of the window that were decided.
+    decided: usize,
+    /// Whether the last decided byte was a secret's.
+    inside: bool,
+    hold_bytes: usize,
+    found: u64,
+}
+
+impl Stream {
+    /// Nothing of a secret passes: what may be the beginning of one waits for what follows.
+    #[must_use]
+    pub fn new(redactor: Arc<Redactor>) -> Self {
+        Self::holding(redactor, 1)
+    }
+
+    /// As [`Stream::new`], but shorter beginnings than `hold_bytes` pass at once: for live text, whose last letters must
+    /// not wait for a next piece that may never come.
+    #[must_use]
+    pub fn holding(redactor: Arc<Redactor>, hold_bytes: usize) -> Self {
+        Self { redactor, window: Vec::new(), decided: 0, inside: false, hold_bytes, found: 0 }
+    }
+
+    /// How many secrets were found so far.
+    #[must_use]
+    pub fn found(&self) -> u64 {
+        self.found
+    }
+
+    /// Takes a piece in; returns what is decided. At most the longest form of a secret waits.
+    #[must_use]
+    pub fn push(&mut self, piece: &[u8]) -> Vec<u8> {
+        if self.redactor.finder.is_none() {
+            return piece.to_vec();
+        }
+        self.window.extend_from_slice(piece);
+        let begun = self.redactor.begun(&self.window);
+        let waits = if begun < self.hold_bytes { 0 } else { begun };
+        // What has passed already stays so.
+        self.decide((self.window.len() - waits).max(self.decided))
+    }
+
+    /// Returns what waited.
+    #[must_use]
+    pub fn finish(&mut self) -> Vec<u8> {
+        self.decide(self.window.len())
+    }
+
+    fn decide(&mut self, until: usize) -> Vec<u8> {
+        let mut out = Vec::with_capacity(until.saturating_sub(self.decided));
+        let mut at = self.decided;
+        for range in self.redactor.find(&self.window) {
+            let (start, end) = (range.start.max(at), range.end.min(until));
+            if end <= at || start >= until {
+                continue;
+            }
+            out.extend_from_slice(&self.window[at..start]);
+            // One that goes on from before has its marker already.
+            if !(self.inside && range.start < self.decided) {
+                out.extend_from_slice(MARKER.as_bytes());
+                self.found += 1;
+            }
+            at = end;
+        }
+        if at < until {
+            out.extend_from_slice(&self.window[at..until]);
+            self.inside = false;
+        } else if until > self.decided {
+            self.inside = true;
+        }
+        let past = until.saturating_sub(self.redactor.longest.saturating_sub(1));
+        self.window.drain(..past);
+        self.decided = until - past;
+        out
+    }
+}
+
+/// The secrets that are live now, for everybody who stores something; clones share them.
+///
+/// Whoever holds the credentials sets them: from the configuration at the start, and again whenever one changes. An old one
+/// should stay among them for as long as something may still say it.
+#[derive(Debug, Clone, Default)]
+pub struct LiveSecrets(Arc<RwLock<Arc<Redactor>>>);
+
+impl LiveSecrets {
+    /// These secrets.
+    #[must_use]
+    pub fn new<'a>(secrets: impl IntoIterator<Item = &'a SecretString>) -> Self {
+        let live = Self::default();
+        live.replace(secrets);
+        live
+    }
+
+    /// From now on these secrets and no others.
+    pub fn replace<'a>(&self, secrets: impl IntoIterator<Item = &'a SecretString>) {
+        let redactor = Arc::new(Redactor::new(secrets));
+        // A single assignment: nobody leaves half of one.
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = redactor;
+    }
+
+    /// What takes them out.
+    #[must_use]
+    pub fn redactor(&self) -> Arc<Redactor> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A secret in pieces; none is short, however it ends.
+fn pieces(secret: &str) -> Vec<&str> {
+    let mut pieces = Vec::new();
+    let mut rest = secret;
+    while rest.len() >= PIECE_BYTES + SECRET_BYTES_MIN {
+        let (piece, behind) = rest.split_at(rest.floor_char_boundary(PIECE_BYTES));
+        pieces.push(piece);
+        rest = behind;
+    }
+    pieces.push(rest);
+    pieces
+}
+
+/// Everything that is looked for because of one secret.
+fn forms(secret: &str) -> Vec<Vec<u8>> {
+    let escaped = json_escaped(secret);
+    let mut forms = vec![
+        secret.to_owned(),
+        json_escaped(&escaped),
+        escaped,
+        ascii_escaped(secret),
+        hex::encode(secret),
+        hex::encode_upper(secret),
+    ];
+    // RFC 3986, HTML forms, and what browsers and Node call encodeURIComponent.
+    for kept in [b"-._~".as_slice(), b"-._*", b"-._~!'()*"] {
+        let percent = percent_encoded(secret, kept);
+        for percent in [lowercase_percent(&percent), percent] {
+            forms.push(percent.replace("%20", "+"));
+            forms.push(percent);
+        }
+    }
+    for alphabet in [STANDARD, URL_SAFE] {
+        forms.extend((0..3).map(|before| base64_core(secret.as_bytes(), before, alphabet)));
+    }
+    forms.into_iter().map(String::into_bytes).filter(|form| !form.is_empty()).collect()
+}
+
+/// As in a JSON string, without the quotes.
+fn json_escaped(text: &str) -> String {
+    let quoted = Value::from(text).to_string();
+    quoted[1..quoted.len() - 1].to_owned()
+}
+
+/// As Python and others write a JSON string: nothing but ASCII.
+fn ascii_escaped(text: &str) -> String {
+    let mut escaped = String::new();
+    for character in json_escaped(text).chars() {
+        if character.is_ascii() {
+            escaped.push(character);
+            continue;
+        }
+        for unit in character.encode_utf16(&mut [0; 2]) {
+            write!(escaped, "\\u{unit:04x}").expect("writing to a string never fails");
+        }
+    }
+    escaped
+}
+
+fn percent_encoded(text: &str, kept: &[u8]) -> String {
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || kept.contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            write!(encoded, "%{byte:02X}").expect("writing to a string never fails");
+        }
+    }
+    encoded
+}
+
+/// The same with small letters in the digits of its escapes alone.
+fn lowercase_percent(encoded: &str) -> String {
+    let mut parts = encoded.split('%');
+    let mut lower = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (digits, rest) = part.split_at(2.min(part.len()));
+        lower.push('%');
+        lower.push_str(&digits.to_ascii_lowercase());
+        lower.push_str(rest);
+    }
+    lower
+}
+
+const STANDARD: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+const URL_SAFE: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+/// The part of the base64 of a text, with `before` bytes before the secret in its first group of three, that the secret
+/// alone decides. The digits at its ends, which its neighbours decide as well, are left out.
+fn base64_core(secret: &[u8], before: usize, alphabet: &[u8; 64]) -> String {
+    let bit = |at: usize| {
+        let byte = secret[at / 8];
+        (byte >> (7 - at % 8)) & 1
+    };
+    // Digits begin at every sixth bit of the whole; the first whole one of the secret is this far into it.
+    let first = (6 - before * 8 % 6) % 6;
+    let bits = secret.len() * 8;
+    let digits = (bits - first) / 6;
+    let digit = |number: usize| {
+        let at = first + number * 6;
+        let value = (at..at + 6).fold(0, |value: u8, at| value << 1 | bit(at));
+        char::from(alphabet[usize::from(value)])
+    };
+    (0..digits).map(digit).collect()
+}
+
+#[cfg(test)]
+#[path = "redact_tests.rs"]
+mod tests;

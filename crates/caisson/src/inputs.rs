@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use caisson_domain::git::{AllowList, Repository};
+use caisson_domain::redact;
 use caisson_domain::usage::PriceTable;
 use caisson_domain::workflow::Workflow;
 use caisson_gateway::{
@@ -127,6 +128,11 @@ pub(crate) fn read(settings: &Settings) -> Result<Inputs, Faults> {
         // The state directory may not be there yet.
         let apart = GitUpstreams { forbidden: Vec::new(), ..git.clone() };
         faults.keep(Part::Gateway, Gateway::check(model, &apart, egress).map_err(Into::into));
+        let secrets = caisson_gateway::secrets(model, git, egress);
+        faults.keep(
+            Part::Gateway,
+            redact::check(&secrets).context("a credential cannot be kept out of the record"),
+        );
     }
     let workflows = faults.keep(Part::Workflows, workflows(settings.workflows_dir.as_deref()));
     match (shim, model, prices, repositories, git, egress, workflows) {

@@ -8,6 +8,7 @@ mod command;
 mod engines;
 mod exposure;
 mod inputs;
+mod log;
 mod presets;
 mod render;
 mod serve;
@@ -18,11 +19,9 @@ mod tls;
 
 use std::process::ExitCode;
 
-use clap::FromArgMatches;
-use tracing_subscriber::EnvFilter;
-
 use crate::cli::{Cli, Command};
 use crate::settings::Environment;
+use clap::FromArgMatches;
 
 /// Exit code of a command that failed.
 const FAILED: u8 = 1;
@@ -52,7 +51,7 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 
 async fn run(cli: Cli) -> ExitCode {
     let environment = read_environment();
-    start_log(&environment, matches!(cli.command, Command::Serve(_)));
+    log::start(&environment, matches!(cli.command, Command::Serve(_)));
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         tracing::warn!("a TLS provider was installed already");
     }
@@ -67,14 +66,4 @@ fn read_environment() -> Environment {
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
         .collect();
     Environment { variables, root: nix::unistd::geteuid().is_root() }
-}
-
-/// Logs to standard error: `CAISSON_LOG` filters; other commands than `serve` say only what went wrong.
-fn start_log(environment: &Environment, serving: bool) {
-    let default = if serving { "info" } else { "error" };
-    let filter = environment
-        .get("CAISSON_LOG")
-        .and_then(|text| EnvFilter::try_new(text).ok())
-        .unwrap_or_else(|| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 }

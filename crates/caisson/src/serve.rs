@@ -26,6 +26,7 @@ use crate::audit_head::{HeadKeeper, keeper_or_warn};
 use crate::engines::ActiveEngine;
 use crate::exposure;
 use crate::inputs::{self, Inputs};
+use crate::log;
 use crate::server_id::server_id;
 use crate::settings::Settings;
 use crate::shim;
@@ -58,6 +59,8 @@ impl Server {
         for weakness in exposure::weaknesses(&settings) {
             warn!("{weakness}");
         }
+        let secrets = caisson_gateway::secrets(&inputs.model, &inputs.git, &inputs.egress);
+        log::secrets().replace(&secrets);
         make_directory(&settings.state_dir)?;
         let lock = lock_state(&settings.state_dir)?;
         let listener = TcpListener::bind(settings.listen).await.with_context(|| {
@@ -235,6 +238,7 @@ fn gateway_config(settings: &Settings, inputs: &Inputs, id: &ServerId) -> Gatewa
         prices: inputs.prices.clone(),
         git: inputs.git.clone(),
         egress: inputs.egress.clone(),
+        secrets: log::secrets().clone(),
         identity: GitIdentity {
             name: settings.git.author_name.clone(),
             email: settings.git.author_email.clone(),

@@ -123,7 +123,7 @@ async fn wrong_credentials_fail_fast_and_by_name(engine: Engine) {
     assert_eq!(failure(&world, &world.run_body()).await.0, "provider_auth");
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 
-    std::fs::write(world.directory.path().join("git-token"), "wrong").unwrap();
+    std::fs::write(world.directory.path().join("git-token"), "wrong-token").unwrap();
     let mut world = world;
     world.server.terminate().await.unwrap();
     world.server = world.spec.start().await.unwrap();

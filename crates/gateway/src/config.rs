@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use caisson_domain::git::AllowList;
 use caisson_domain::id::ServerId;
+use caisson_domain::redact::LiveSecrets;
 use caisson_domain::usage::PriceTable;
 use caisson_store::StoreError;
 use reqwest::header::HeaderValue;
@@ -35,6 +36,8 @@ pub struct GatewayConfig {
     pub egress: EgressUpstreams,
     /// Who signs the commits made in a sandbox.
     pub identity: GitIdentity,
+    /// What must never be stored. Whoever changes a credential changes them too.
+    pub secrets: LiveSecrets,
 }
 
 /// The model API behind `/model`.
@@ -77,6 +80,20 @@ pub struct GitUpstreams {
     /// The git program that serves repositories that are directories on the server: absolute, or a plain name that is
     /// looked for once, at start, as [`find_program`] does.
     pub git_program: PathBuf,
+}
+
+/// Every secret in the upstreams' configuration: the credentials, and the passwords of proxies.
+#[must_use]
+pub fn secrets(model: &ModelUpstream, git: &GitUpstreams, egress: &EgressUpstreams) -> Vec<SecretString> {
+    let credential = model.credential.iter().map(|credential| match credential {
+        ModelCredential::ApiKey(secret) | ModelCredential::Bearer(secret) => secret.clone(),
+    });
+    let tokens = git.credentials.iter().map(|credential| credential.token.clone());
+    let proxies = [&model.outbound_proxy, &git.outbound_proxy].into_iter().flatten();
+    let passwords =
+        proxies.filter_map(|proxy| proxy.password()).map(|text| SecretString::from(text.to_owned()));
+    let outside = egress.credentials.iter().map(|credential| credential.token.clone());
+    credential.chain(tokens).chain(outside).chain(passwords).collect()
 }
 
 /// Where programs are looked for, by the gateway and by the git that it starts: not in the server's own `PATH`.

@@ -36,7 +36,7 @@ use tokio_util::task::TaskTracker;
 use crate::bounds::Bounds;
 pub use crate::config::{
     GatewayConfig, GatewayError, GitCredential, GitIdentity, GitUpstreams, ModelCredential, ModelUpstream,
-    find_program,
+    find_program, secrets,
 };
 use crate::doors::Doors;
 pub use crate::egress::{EgressCredential, EgressUpstreams};
@@ -102,6 +102,7 @@ impl Gateway {
         }
         let shared = Arc::new(Shared {
             store,
+            secrets: config.secrets,
             artifacts_dir: config.artifacts_dir,
             model,
             prices: config.prices,

@@ -1,6 +1,9 @@
 //! Refusals: what the door answers when it does not do what was asked.
 
+use std::borrow::Cow;
+
 use caisson_domain::protocol::DoorProblem;
+use caisson_domain::redact::LiveSecrets;
 use caisson_store::StoreError;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
@@ -26,6 +29,14 @@ pub(crate) struct Refusal {
 impl Refusal {
     pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into() }
+    }
+
+    /// Without secrets, wherever its words may come from.
+    pub(crate) fn without(mut self, secrets: &LiveSecrets) -> Self {
+        if let Cow::Owned(clean) = secrets.redactor().text(&self.message) {
+            self.message = clean;
+        }
+        self
     }
 
     /// The presented grant opens nothing here.

@@ -99,7 +99,8 @@ async fn answer(door: &Arc<Door>, request: Request<Incoming>) -> Result<Response
     } else if let Some(rest) = below(&path, paths::GIT) {
         git::answer(door, request, rest).await
     } else {
-        Ok(control::answer(door, request).await.unwrap_or_else(Refusal::into_response))
+        let answered = control::answer(door, request).await;
+        Ok(answered.unwrap_or_else(|refusal| refusal.without(&door.shared.secrets).into_response()))
     }
 }
 

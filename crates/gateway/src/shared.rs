@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{RunId, SandboxId, SessionId};
+use caisson_domain::redact::LiveSecrets;
 use caisson_domain::usage::PriceTable;
 use caisson_store::{CredentialUse, Store};
 use tokio::sync::Semaphore;
@@ -16,8 +17,8 @@ use crate::bounds::{
     ARTIFACT_UPLOADS, BODY_POOL_BYTES, Bounds, CONNECTIONS, GIT_EXCHANGES, MODEL_CALLS, TOLD_EVENTS,
 };
 use crate::config::GitIdentity;
-use crate::control::DeltaWindow;
 use crate::egress::{EgressSide, RunEgress};
+use crate::control::{DeltaWindow, LiveText};
 use crate::git::{GitSide, Pushes};
 use crate::hold::hold;
 use crate::model::ModelSide;
@@ -26,6 +27,7 @@ use crate::problem::Refusal;
 /// What all doors of this server share.
 pub(crate) struct Shared {
     pub(crate) store: Store,
+    pub(crate) secrets: LiveSecrets,
     pub(crate) artifacts_dir: PathBuf,
     pub(crate) model: ModelSide,
     pub(crate) prices: PriceTable,
@@ -89,6 +91,8 @@ pub(crate) struct Door {
     pub(crate) deltas: Mutex<DeltaWindow>,
     /// The way outside of the run that used it last.
     pub(crate) egress: Mutex<Option<Arc<RunEgress>>>,
+    /// Their text, for secrets that lie over the border of two.
+    pub(crate) live_text: LiveText,
     /// Events told of a run so far.
     told: Mutex<Option<(RunId, u32)>>,
 }
@@ -107,6 +111,7 @@ impl Door {
             uploads: Arc::new(Semaphore::new(ARTIFACT_UPLOADS)),
             deltas: Mutex::new(DeltaWindow::default()),
             egress: Mutex::new(None),
+            live_text: LiveText::default(),
             told: Mutex::new(None),
         }
     }
@@ -119,6 +124,8 @@ impl Door {
             return;
         }
         let event = NewEvent::new(kind, &data);
+        let clean = self.shared.secrets.redactor().json(event.data.get());
+        let event = clean.and_then(|clean| NewEvent::from_raw(kind, clean)).unwrap_or(event);
         if let Err(error) = self.shared.store.append_gateway_event(run, event).await {
             tracing::warn!(run.id = %run, event.kind = %kind, error = %error, "an event of {run} was not written");
         }

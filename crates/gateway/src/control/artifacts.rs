@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use caisson_domain::id::RunId;
 use caisson_domain::limits::{ARTIFACT_BYTES, ARTIFACT_NAME_BYTES, RUN_ARTIFACTS};
 use caisson_domain::protocol::paths;
+use caisson_domain::redact::Stream;
 use caisson_store::{NewArtifact, PutArtifact};
 use futures_util::StreamExt;
 use http::{Request, Response, StatusCode};
@@ -17,6 +19,7 @@ use tokio::fs::{self, File, OpenOptions};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
+use super::redaction;
 use crate::body::{self, Body, BodyFault};
 use crate::problem::{Refusal, bare};
 use crate::shared::Door;
@@ -48,6 +51,8 @@ struct Upload {
     path: PathBuf,
     size: i64,
     sha256: String,
+    /// Secrets taken out.
+    redacted: u64,
 }
 
 pub(super) async fn put(door: &Arc<Door>, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
@@ -71,7 +76,12 @@ pub(super) async fn put(door: &Arc<Door>, request: Request<Incoming>) -> Result<
     let number = UPLOADS.fetch_add(1, Ordering::Relaxed);
     let path = door.shared.artifacts_dir.join(INCOMING).join(number.to_string());
     let kept = match receive(door, request.into_body(), path.clone()).await {
-        Ok(upload) => keep(door, &run, name, upload).await,
+        Ok(upload) => {
+            if upload.redacted > 0 {
+                redaction::alarm(door, Some(&run), &format!("artifact {name}")).await;
+            }
+            keep(door, &run, name, upload).await
+        }
         Err(refusal) => Err(refusal),
     };
     if kept.is_err() {
@@ -109,7 +119,7 @@ fn parse(path: &str) -> Result<(RunId, String), Refusal> {
     Ok((run, name.to_owned()))
 }
 
-/// Streams the body to `path`, counting and hashing, and brings it to disk.
+/// Streams the body to `path`, without secrets, counting and hashing, and brings it to disk.
 async fn receive(door: &Door, body: Incoming, path: PathBuf) -> Result<Upload, Refusal> {
     let idle = door.shared.bounds.body_idle;
     let mut file = OpenOptions::new()
@@ -119,27 +129,36 @@ async fn receive(door: &Door, body: Incoming, path: PathBuf) -> Result<Upload, R
         .open(&path)
         .await
         .map_err(|error| disk(&error))?;
+    let mut stream = Stream::new(door.shared.secrets.redactor());
     let mut hash = Sha256::new();
-    let mut size = 0_usize;
+    let (mut size, mut kept) = (0_usize, 0_usize);
     let mut chunks = std::pin::pin!(body::frames(body));
     loop {
         let chunk = match timeout(idle, chunks.next()).await {
-            Ok(None) => break,
-            Ok(Some(Ok(chunk))) => chunk,
+            Ok(None) => None,
+            Ok(Some(Ok(chunk))) => Some(chunk),
             Ok(Some(Err(error))) => return Err(refused(&BodyFault::Broken(error))),
             Err(_) => return Err(refused(&BodyFault::TimedOut)),
         };
-        size += chunk.len();
+        size += chunk.as_ref().map_or(0, Bytes::len);
         if size > ARTIFACT_BYTES {
             return Err(refused(&BodyFault::TooLarge));
         }
-        hash.update(&chunk);
-        file.write_all(&chunk).await.map_err(|error| disk(&error))?;
+        let clean = match &chunk {
+            Some(chunk) => stream.push(chunk),
+            None => stream.finish(),
+        };
+        kept += clean.len();
+        hash.update(&clean);
+        file.write_all(&clean).await.map_err(|error| disk(&error))?;
+        if chunk.is_none() {
+            break;
+        }
     }
     file.flush().await.map_err(|error| disk(&error))?;
     file.sync_all().await.map_err(|error| disk(&error))?;
-    let size = i64::try_from(size).unwrap_or(i64::MAX);
-    Ok(Upload { path, size, sha256: hex::encode(hash.finalize()) })
+    let size = i64::try_from(kept).unwrap_or(i64::MAX);
+    Ok(Upload { path, size, sha256: hex::encode(hash.finalize()), redacted: stream.found() })
 }
 
 fn refused(fault: &BodyFault) -> Refusal {

@@ -8,7 +8,7 @@ use caisson_store::JournalAppend;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 
-use super::{heavy, number, read_body, record};
+use super::{heavy, number, read_body, record, redaction};
 use crate::body::Body;
 use crate::problem::{Refusal, json_response};
 use crate::shared::Door;
@@ -24,13 +24,15 @@ pub(super) async fn append(door: &Arc<Door>, request: Request<Incoming>) -> Resu
         let message = "the batch does not end with a line end; send whole lines";
         return Err(Refusal::new(StatusCode::BAD_REQUEST, "journal_incomplete", message));
     }
-    let batch = heavy(bytes.len(), move || record::read(&bytes)).await?;
+    let redactor = door.shared.secrets.redactor();
+    let batch = heavy(bytes.len(), move || record::read(&bytes, &redactor)).await?;
     drop(permit);
     let end = offset
         .checked_add(batch.bytes)
         .ok_or_else(|| Refusal::bad_request("the journal's offset is too large"))?;
     let store = &door.shared.store;
-    let run = if batch.is_understood() {
+    let redacted = batch.redacted;
+    let run = if batch.is_understood() && !redacted {
         None
     } else {
         store.door_run(&door.sandbox).await.map_err(|error| Refusal::store(&error))?
@@ -43,6 +45,9 @@ pub(super) async fn append(door: &Arc<Door>, request: Request<Incoming>) -> Resu
     let stored = store.append_journal(&door.sandbox, offset, end, entries).await;
     match stored.map_err(|error| Refusal::store(&error))? {
         JournalAppend::Stored { acknowledged, skipped } => {
+            if redacted {
+                redaction::alarm(door, run.as_ref().map(|run| &run.id), "the record").await;
+            }
             if skipped > 0 {
                 tracing::warn!(sandbox.id = %door.sandbox, skipped, "left out journal entries of other runs");
             }

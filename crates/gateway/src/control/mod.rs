@@ -6,6 +6,7 @@ mod deltas;
 pub(crate) mod fuzz;
 mod journal;
 mod record;
+mod redaction;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use tokio::time::{Instant, timeout};
 
 pub(crate) use self::artifacts::prepare as prepare_artifacts;
 pub(crate) use self::deltas::Window as DeltaWindow;
+pub(crate) use self::redaction::LiveText;
 use crate::body::{self, Body, BodyFault};
 use crate::bounds::{BODY_POOL_BYTES, INLINE_BYTES};
 use crate::grants;

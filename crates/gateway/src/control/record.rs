@@ -5,10 +5,12 @@ use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::RunId;
 use caisson_domain::limits::{JOURNAL_LINE_BYTES, RESULT_TEXT_BYTES};
 use caisson_domain::protocol::{Ending, JournalBody, JournalRecord, NoteLevel, Outcome};
+use caisson_domain::redact::Redactor;
 use caisson_domain::run::{Failure, cut};
 use caisson_store::{JournalEffect, JournalEntry};
 use serde_json::json;
 
+use super::redaction::Cleaner;
 use crate::bounds::{EXCERPT_BYTES, JOURNAL_BATCH_LINES, JOURNAL_NOTES, NOTE_BYTES};
 
 /// A batch as read.
@@ -18,6 +20,8 @@ pub(super) struct Batch {
     /// Bytes of the lines that were read: less than the batch has if it has more than
     /// [`JOURNAL_BATCH_LINES`].
     pub(super) bytes: u64,
+    /// Whether a secret was in it.
+    pub(super) redacted: bool,
 }
 
 #[derive(Debug)]
@@ -31,7 +35,8 @@ enum Item {
 }
 
 /// Reads whole lines. Empty ones mean nothing.
-pub(super) fn read(batch: &[u8]) -> Batch {
+pub(super) fn read(batch: &[u8], redactor: &Redactor) -> Batch {
+    let mut cleaner = Cleaner::new(redactor);
     let mut items = Vec::new();
     let mut bytes = 0;
     for (index, line) in batch.split_inclusive(|byte| *byte == b'\n').take(JOURNAL_BATCH_LINES).enumerate() {
@@ -41,11 +46,14 @@ pub(super) fn read(batch: &[u8]) -> Batch {
             continue;
         }
         items.push(match serde_json::from_slice::<JournalRecord>(text) {
-            Ok(record) => Item::Entry(Box::new(entry(record))),
-            Err(_) => Item::Puzzle { line: index + 1, excerpt: excerpt(text) },
+            Ok(record) => {
+                let body = cleaner.body(record.body);
+                Item::Entry(Box::new(entry(JournalRecord { body, ..record })))
+            }
+            Err(_) => Item::Puzzle { line: index + 1, excerpt: excerpt(text, &mut cleaner) },
         });
     }
-    Batch { items, bytes }
+    Batch { items, bytes, redacted: cleaner.found }
 }
 
 impl Batch {
@@ -88,9 +96,10 @@ impl Batch {
     }
 }
 
-fn excerpt(line: &[u8]) -> String {
-    let bytes = &line[..line.len().min(EXCERPT_BYTES)];
-    cut(&String::from_utf8_lossy(bytes), EXCERPT_BYTES).to_owned()
+/// The whole line is cleaned, since a secret may lie over the excerpt's end.
+fn excerpt(line: &[u8], cleaner: &mut Cleaner<'_>) -> String {
+    let clean = cleaner.text(String::from_utf8_lossy(line).into_owned());
+    cut(&clean, EXCERPT_BYTES).to_owned()
 }
 
 fn puzzle_note((run, attempt): (&RunId, i64), message: &str) -> JournalEntry {

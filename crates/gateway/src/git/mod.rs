@@ -203,7 +203,7 @@ pub(crate) async fn answer(
     match serve(door, request, rest).await {
         Ok(response) => Ok(response),
         Err(refusal) if door.shared.leaves(&refusal) => Err(Unanswered),
-        Err(refusal) => Ok(refusal.into_git_response(for_git)),
+        Err(refusal) => Ok(refusal.without(&door.shared.secrets).into_git_response(for_git)),
     }
 }
 

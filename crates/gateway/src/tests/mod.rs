@@ -17,6 +17,7 @@ mod model_faults;
 mod model_host;
 mod model_retry;
 mod outside;
+mod redaction;
 mod stop;
 pub(crate) mod support;
 mod tls;

@@ -12,6 +12,7 @@ use caisson_domain::git::AllowList;
 use caisson_domain::grant::{GrantKind, Token};
 use caisson_domain::id::{Epoch, ProjectId, RunId, SandboxId, ServerId};
 use caisson_domain::protocol::{JournalBody, JournalRecord};
+use caisson_domain::redact::LiveSecrets;
 use caisson_domain::run::{Resources, Run, RunSpec, RunStatus};
 use caisson_domain::usage::{PriceTable, UsageTotals};
 use caisson_domain::workflow::{CaissonBlock, PermissionMode, Workflow};
@@ -178,6 +179,7 @@ impl World {
             git: setup.git.clone(),
             egress: setup.egress.clone(),
             identity: GitIdentity { name: "Caisson".to_owned(), email: "caisson@example.com".to_owned() },
+            secrets: LiveSecrets::new(&crate::secrets(&setup.model, &setup.git, &setup.egress)),
         }
     }
 

@@ -1,0 +1,80 @@
+//! The log on standard error. Live secrets go out of it: an error of somebody else's library may repeat what it was given.
+
+use std::io::{self, Write};
+use std::sync::LazyLock;
+
+use caisson_domain::redact::LiveSecrets;
+use tracing_subscriber::EnvFilter;
+
+use crate::settings::Environment;
+
+/// The secrets that the log must not show. There is one log in a process, and it begins before any secret is read.
+static SECRETS: LazyLock<LiveSecrets> = LazyLock::new(LiveSecrets::default);
+
+/// The secrets that the log must not show; whoever reads one sets them.
+pub(crate) fn secrets() -> &'static LiveSecrets {
+    &SECRETS
+}
+
+/// Begins the log: `CAISSON_LOG` filters; other commands than `serve` say only what went wrong.
+pub(crate) fn start(environment: &Environment, serving: bool) {
+    let default = if serving { "info" } else { "error" };
+    let filter = environment
+        .get("CAISSON_LOG")
+        .and_then(|text| EnvFilter::try_new(text).ok())
+        .unwrap_or_else(|| EnvFilter::new(default));
+    let writer = || Redacting { inner: io::stderr(), secrets: secrets() };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false).init();
+}
+
+/// Takes secrets out of what is written. Each write is one whole entry: so the log's formatter does it.
+struct Redacting<W> {
+    inner: W,
+    secrets: &'static LiveSecrets,
+}
+
+impl<W: Write> Write for Redacting<W> {
+    fn write(&mut self, entry: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(entry);
+        self.inner.write_all(self.secrets.redactor().text(&text).as_bytes())?;
+        Ok(entry.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_entry_shows_no_secret_in_its_message_or_its_fields() {
+        static LIVE: LazyLock<LiveSecrets> =
+            LazyLock::new(|| LiveSecrets::new(&["log-canary-1234".to_owned().into()]));
+        let kept = Kept::default();
+        let inner = kept.clone();
+        let writer = move || Redacting { inner: inner.clone(), secrets: &LIVE };
+        let subscriber = tracing_subscriber::fmt().with_writer(writer).with_ansi(false).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::error!(error = "sent log-canary-1234", "could not reach log-canary-1234@host");
+        });
+        let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+        assert!(!text.contains("canary") && text.matches("[redacted]").count() == 2, "{text}");
+    }
+}

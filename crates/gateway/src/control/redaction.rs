@@ -1,0 +1,202 @@
+//! Live secrets go out of what a sandbox says before anything of it is cut, stored or shown. None should ever be in it:
+//! finding one means that a wall has a hole, so it is told loudly.
+
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use caisson_domain::event::{DeltaKind, EventKind};
+use caisson_domain::id::RunId;
+use caisson_domain::protocol::{Ending, JournalBody, Outcome};
+use caisson_domain::redact::{Redactor, Stream};
+use caisson_domain::run::Failure;
+use serde_json::json;
+
+use crate::shared::Door;
+
+/// Beginnings of a secret up to this long pass in live text without waiting for what follows, in bytes.
+const DELTA_HOLD_BYTES: usize = 4;
+
+/// Takes secrets out and remembers whether there was one.
+pub(super) struct Cleaner<'a> {
+    redactor: &'a Redactor,
+    pub(super) found: bool,
+}
+
+impl<'a> Cleaner<'a> {
+    pub(super) fn new(redactor: &'a Redactor) -> Self {
+        Self { redactor, found: false }
+    }
+
+    pub(super) fn text(&mut self, text: String) -> String {
+        match self.redactor.text(&text) {
+            Cow::Borrowed(_) => text,
+            Cow::Owned(kept) => self.note(kept),
+        }
+    }
+
+    fn cut_text(&mut self, text: String) -> String {
+        match self.redactor.cut_text(&text) {
+            Cow::Borrowed(_) => text,
+            Cow::Owned(kept) => self.note(kept),
+        }
+    }
+
+    fn json(&mut self, text: String) -> String {
+        match self.redactor.json(&text) {
+            None => text,
+            Some(kept) => self.note(kept),
+        }
+    }
+
+    fn note(&mut self, kept: String) -> String {
+        self.found = true;
+        kept
+    }
+
+    fn outcome(&mut self, outcome: Outcome) -> Outcome {
+        let Outcome { ending, result, head, pushed } = outcome;
+        let ending = match ending {
+            Ending::Failed(failure) => Ending::Failed(Failure {
+                message: self.text(failure.message),
+                evidence: failure.evidence.map(|evidence| self.text(evidence)),
+                ..failure
+            }),
+            ending @ (Ending::Completed | Ending::Stopped(_)) => ending,
+        };
+        Outcome { ending, result: result.map(|text| self.text(text)), head, pushed }
+    }
+
+    /// A journal record's body. Commits and branches are checked elsewhere to be nothing else.
+    pub(super) fn body(&mut self, body: JournalBody) -> JournalBody {
+        match body {
+            JournalBody::Line { line } => JournalBody::Line { line: self.json(line) },
+            JournalBody::Text { text, cut_bytes: 0 } => {
+                JournalBody::Text { text: self.text(text), cut_bytes: 0 }
+            }
+            JournalBody::Text { text, cut_bytes } => {
+                JournalBody::Text { text: self.cut_text(text), cut_bytes }
+            }
+            JournalBody::AgentExited { code, signal, stderr } => {
+                JournalBody::AgentExited { code, signal, stderr: self.text(stderr) }
+            }
+            JournalBody::Commit { commit, message, author } => {
+                JournalBody::Commit { commit, message: self.text(message), author }
+            }
+            JournalBody::Note { level, message } => JournalBody::Note { level, message: self.text(message) },
+            JournalBody::Finished(outcome) => JournalBody::Finished(self.outcome(outcome)),
+            body @ (JournalBody::Phase { .. } | JournalBody::Prepared { .. } | JournalBody::AgentStarted) => {
+                body
+            }
+        }
+    }
+}
+
+/// Says that a secret was in what a sandbox sent, to the operator and, where there is a run, to whoever reads it.
+pub(super) async fn alarm(door: &Door, run: Option<&RunId>, place: &str) {
+    tracing::error!(
+        sandbox.id = %door.sandbox,
+        "a live credential was in {place} of sandbox {} and was redacted: find out how it got there, and replace it",
+        door.sandbox
+    );
+    if let Some(run) = run {
+        let message = format!(
+            "a live credential of the server was in {place} and was redacted; the operator should replace it"
+        );
+        door.tell(run, EventKind::Note, json!({"level": "warn", "message": message})).await;
+    }
+}
+
+/// Live text of one run, which comes in pieces: a secret may lie over their borders.
+#[derive(Debug, Default)]
+pub(crate) struct LiveText(Mutex<Option<Pieces>>);
+
+#[derive(Debug)]
+struct Pieces {
+    run: RunId,
+    kind: DeltaKind,
+    stream: Stream,
+}
+
+impl LiveText {
+    /// The next piece without secrets; what may be the beginning of one comes with the piece behind it.
+    pub(super) fn push(
+        &self,
+        (run, kind): (&RunId, DeltaKind),
+        piece: &str,
+        redactor: &Arc<Redactor>,
+    ) -> String {
+        let mut pieces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let goes_on = pieces.as_ref().is_some_and(|pieces| pieces.run == *run && pieces.kind == kind);
+        if !goes_on {
+            // What waited of another text has no place here.
+            let stream = Stream::holding(Arc::clone(redactor), DELTA_HOLD_BYTES);
+            *pieces = Some(Pieces { run: run.clone(), kind, stream });
+        }
+        let clean = pieces.as_mut().map(|pieces| pieces.stream.push(piece.as_bytes())).unwrap_or_default();
+        String::from_utf8_lossy(&clean).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use caisson_domain::redact::{LiveSecrets, MARKER};
+    use caisson_domain::run::FailureKind;
+
+    use super::*;
+
+    const SECRET: &str = "sk-ant-canary-7f3a9b2c5d8e1f40";
+
+    fn redactor() -> Arc<Redactor> {
+        LiveSecrets::new(&[SECRET.to_owned().into()]).redactor()
+    }
+
+    #[test]
+    fn every_text_of_every_record_is_cleaned() {
+        let said = format!("a {SECRET} b");
+        let failure = Failure::new(FailureKind::AgentError, said.clone()).with_evidence(said.clone());
+        let outcome = Outcome {
+            ending: Ending::Failed(failure),
+            result: Some(said.clone()),
+            head: None,
+            pushed: false,
+        };
+        let bodies = [
+            JournalBody::Line { line: json!({ "text": said }).to_string() },
+            JournalBody::Text { text: said.clone(), cut_bytes: 0 },
+            JournalBody::Text { text: format!("a {}", &SECRET[..20]), cut_bytes: 10 },
+            JournalBody::AgentExited { code: Some(1), signal: None, stderr: said.clone() },
+            JournalBody::Commit {
+                commit: String::new(),
+                message: said.clone(),
+                author: caisson_domain::protocol::MessageAuthor::Agent,
+            },
+            JournalBody::Note { level: caisson_domain::protocol::NoteLevel::Info, message: said },
+            JournalBody::Finished(outcome),
+        ];
+        for body in bodies {
+            let redactor = redactor();
+            let mut cleaner = Cleaner::new(&redactor);
+            let clean = serde_json::to_string(&cleaner.body(body)).unwrap();
+            assert!(cleaner.found && clean.contains(MARKER) && !clean.contains("canary-7f"), "{clean}");
+        }
+        let redactor = redactor();
+        let mut cleaner = Cleaner::new(&redactor);
+        let line = "{\"b\" : 1,  \"a\":\"\\u0000\"}".to_owned();
+        assert_eq!(cleaner.body(JournalBody::Line { line: line.clone() }), JournalBody::Line { line });
+        assert!(!cleaner.found);
+    }
+
+    #[test]
+    fn a_secret_over_several_pieces_of_live_text_is_cleaned_and_other_runs_begin_anew() {
+        let (live, redactor) = (LiveText::default(), redactor());
+        let run = RunId::new(1, [1; 10]);
+        let push = |kind, piece: &str| live.push((&run, kind), piece, &redactor);
+        let (first, second) = SECRET.split_at(11);
+        let shown =
+            [push(DeltaKind::Text, "see "), push(DeltaKind::Text, first), push(DeltaKind::Text, second)];
+        assert_eq!(shown.concat(), format!("see {MARKER}"));
+        assert_eq!(push(DeltaKind::Text, first), "");
+        assert_eq!(push(DeltaKind::Thinking, "other"), "other");
+        assert_eq!(push(DeltaKind::Text, second), second, "a part without its beginning is no secret");
+    }
+}

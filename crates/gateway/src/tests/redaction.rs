@@ -1,0 +1,150 @@
+//! What a sandbox says never brings a live secret to disk, however it is written and cut.
+
+use base64::Engine as _;
+use caisson_domain::event::{DeltaKind, EventKind};
+use caisson_domain::protocol::{DeltaBatch, DeltaItem, Ending, JournalBody, NoteLevel, Outcome};
+use caisson_domain::redact::{LiveSecrets, MARKER};
+use caisson_domain::run::{Failure, FailureKind};
+use http::Method;
+use secrecy::SecretString;
+use serde_json::json;
+
+use super::support::{MODEL_KEY, OK, Sandbox, Setup, World, run_spec};
+use crate::config::{GitCredential, ModelCredential};
+use crate::problem::Refusal;
+
+const TOKEN: &str = "ghp_canary1A2b3C4d5E6f7G8h9I0j";
+
+fn setup() -> Setup {
+    let mut setup = Setup::new();
+    setup.git.credentials = vec![GitCredential {
+        url_prefix: "https://git.example.com/".parse().unwrap(),
+        username: "x-access-token".to_owned(),
+        token: TOKEN.to_owned().into(),
+    }];
+    setup
+}
+
+async fn world() -> (World, Sandbox) {
+    let world = World::new().await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    world.start(setup()).await;
+    (world, sandbox)
+}
+
+/// Every form that must not be on disk.
+fn needles() -> Vec<String> {
+    let base64 = base64::engine::general_purpose::STANDARD_NO_PAD;
+    [MODEL_KEY, TOKEN]
+        .iter()
+        .flat_map(|secret| {
+            let core = |text: String| text[4..text.len() - 4].to_owned();
+            [
+                (*secret).to_owned(),
+                hex::encode(secret),
+                core(base64.encode(secret)),
+                core(base64.encode(format!("x-access-token:{secret}"))[20..].to_owned()),
+            ]
+        })
+        .collect()
+}
+
+fn said(secret: &str) -> String {
+    let base64 = base64::engine::general_purpose::STANDARD;
+    let basic = base64.encode(format!("x-access-token:{secret}"));
+    format!("key {secret}, basic {basic}, hex {}, alone {}.", hex::encode(secret), base64.encode(secret))
+}
+
+#[tokio::test]
+async fn nothing_that_a_sandbox_journals_brings_a_secret_to_disk() {
+    let (world, sandbox) = world().await;
+    let said = said(TOKEN) + &said(MODEL_KEY);
+    let failure = Failure::new(FailureKind::AgentError, said.clone()).with_evidence(said.clone());
+    let outcome =
+        Outcome { ending: Ending::Failed(failure), result: Some(said.clone()), head: None, pushed: false };
+    let bodies = [
+        JournalBody::Line { line: json!({"type": "assistant", "text": said, "n": 1.5}).to_string() },
+        JournalBody::Text { text: said.clone(), cut_bytes: 0 },
+        JournalBody::AgentExited { code: Some(1), signal: None, stderr: said.clone() },
+        JournalBody::Note { level: NoteLevel::Info, message: said.clone() },
+        JournalBody::Finished(outcome),
+    ];
+    let mut batch: Vec<u8> = bodies.into_iter().flat_map(|body| sandbox.line(body)).collect();
+    // A line that is not understood is shown in part: the secret lies over the end of what is shown.
+    batch.extend(format!("{}{MODEL_KEY}\n", "x".repeat(crate::bounds::EXCERPT_BYTES - 10)).as_bytes());
+    let reply = sandbox.control(Method::POST, "/journal?offset=0", batch).await;
+    assert_eq!(reply.status, OK, "{}", reply.text());
+    let line = &world.events(&sandbox.run.id, EventKind::AgentLine).await[0];
+    assert_eq!(line["n"], 1.5);
+    assert!(line["text"].as_str().unwrap().starts_with(&format!("key {MARKER}, basic ")), "{line}");
+    let notes = world.events(&sandbox.run.id, EventKind::Note).await;
+    let alarms = notes.iter().filter(|note| note["message"].to_string().contains("was redacted")).count();
+    assert_eq!(alarms, 1, "{notes:?}");
+    world.stop().await;
+    world.store.close().await.unwrap();
+    for needle in needles() {
+        assert!(!world.disk_has(&needle), "{needle}");
+    }
+    assert!(!world.disk_has(&MODEL_KEY[..10]), "nor a part of one at the end of an excerpt");
+    assert!(world.disk_has(MARKER), "the search finds");
+}
+
+#[tokio::test]
+async fn an_artifact_is_kept_without_the_secret_that_comes_in_two_pieces() {
+    let (world, sandbox) = world().await;
+    let (first, second) = TOKEN.split_at(11);
+    let zeros = vec![0_u8; 100_000];
+    let pieces = [&zeros, first.as_bytes(), second.as_bytes(), &zeros, TOKEN.as_bytes()];
+    let pieces: Vec<_> = pieces.iter().map(|piece| Ok::<_, std::io::Error>(piece.to_vec())).collect();
+    let body = reqwest::Body::wrap_stream(futures_util::stream::iter(pieces));
+    let path = format!("/artifacts/{}/work.patch", sandbox.run.id);
+    assert_eq!(sandbox.control(Method::PUT, &path, body).await.status, 204);
+    let kept = world.store.artifact(&sandbox.run.id, "work.patch").await.unwrap().unwrap();
+    let bytes = std::fs::read(world.root.path().join("artifacts").join(&kept.path)).unwrap();
+    assert_eq!(bytes, [&zeros, MARKER.as_bytes(), &zeros, MARKER.as_bytes()].concat());
+    assert_eq!(usize::try_from(kept.size_bytes).unwrap(), bytes.len());
+    let notes = world.events(&sandbox.run.id, EventKind::Note).await;
+    assert!(notes[0]["message"].to_string().contains("artifact work.patch"), "{notes:?}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn live_text_is_shown_without_the_secret_that_comes_in_two_deltas() {
+    let (world, sandbox) = world().await;
+    let mut live = world.store.subscribe_deltas(&sandbox.run.session);
+    let item = |text: &str| DeltaItem { kind: DeltaKind::Text, text: text.to_owned() };
+    for items in [vec![item("it is "), item(&TOKEN[..9])], vec![item(&TOKEN[9..]), item(" indeed")]] {
+        let batch = DeltaBatch { run: sandbox.run.id.clone(), items };
+        let reply = sandbox.control(Method::POST, "/deltas", serde_json::to_vec(&batch).unwrap()).await;
+        assert_eq!(reply.status, 204);
+    }
+    let mut shown = String::new();
+    while !shown.ends_with("indeed") {
+        shown.push_str(&live.recv().await.unwrap().text);
+    }
+    assert_eq!(shown, format!("it is {MARKER} indeed"));
+    world.stop().await;
+}
+
+#[test]
+fn a_refusal_repeats_no_secret_and_a_replaced_one_counts_at_once() {
+    let secrets = LiveSecrets::new(&crate::secrets(&setup().model, &setup().git, &setup().egress));
+    let refused = || Refusal::bad_request(format!("the host said {TOKEN}, {MODEL_KEY} and another-secret"));
+    let message = refused().without(&secrets).message;
+    assert_eq!(message, format!("the host said {MARKER}, {MARKER} and another-secret"));
+    secrets.replace(&[SecretString::from("another-secret")]);
+    let message = refused().without(&secrets).message;
+    assert!(message.contains(TOKEN) && message.ends_with(MARKER), "{message}");
+}
+
+#[test]
+fn every_secret_of_the_configuration_is_live() {
+    let mut setup = setup();
+    setup.model.credential = Some(ModelCredential::Bearer("bearer-canary".to_owned().into()));
+    setup.model.outbound_proxy = Some("http://user:proxy-canary@proxy:1/".parse().unwrap());
+    setup.git.outbound_proxy = Some("http://proxy:1/".parse().unwrap());
+    let redactor = LiveSecrets::new(&crate::secrets(&setup.model, &setup.git, &setup.egress)).redactor();
+    for secret in ["bearer-canary", "proxy-canary", TOKEN] {
+        assert_eq!(redactor.text(secret), MARKER);
+    }
+}

@@ -9,6 +9,7 @@ mod bounds;
 mod calls;
 mod crash;
 mod damage;
+mod disk;
 mod engine;
 mod life;
 mod pushes;

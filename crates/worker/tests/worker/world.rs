@@ -1,6 +1,6 @@
 //! Everything that a test needs around a server, and what must be true at its end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ const NEVER: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(5);
 
 pub(crate) struct World {
+    // Unmounted before the directory goes.
+    _small: Option<SmallDisk>,
     pub(crate) root: tempfile::TempDir,
     pub(crate) store: Store,
     pub(crate) engine: FakeEngine,
@@ -63,7 +65,17 @@ impl World {
     }
 
     pub(crate) async fn with_clock(clock: Clock) -> Self {
+        Self::on(clock, tempfile::tempdir().unwrap(), None).await
+    }
+
+    /// Database and state directory on a disk of their own of so many MiB. Only root can mount one.
+    pub(crate) async fn on_a_small_disk(mib: u32) -> Self {
         let root = tempfile::tempdir().unwrap();
+        let small = SmallDisk::mount(root.path(), mib);
+        Self::on(Clock::system(), root, Some(small)).await
+    }
+
+    async fn on(clock: Clock, root: tempfile::TempDir, small: Option<SmallDisk>) -> Self {
         let agent_dir = root.path().join("agent");
         std::fs::create_dir(&agent_dir).unwrap();
         let agent = agent_dir.join("claude");
@@ -90,7 +102,7 @@ impl World {
             timing: timing(),
         };
         let setup = Setup { config, database, clock, engine: engine.clone(), probe: None, hook: None };
-        Self { root, store, engine, shims, setup }
+        Self { _small: small, root, store, engine, shims, setup }
     }
 
     pub(crate) async fn boot(&self) -> Server {
@@ -213,6 +225,31 @@ impl World {
             .flat_map(|part| std::fs::read_dir(self.setup.config.state_dir.join(part)).into_iter().flatten())
             .map(|entry| entry.unwrap().path())
             .collect()
+    }
+}
+
+/// A small disk, unmounted when it is dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path, mib: u32) -> Self {
+        let options = format!("size={mib}m");
+        nix::mount::mount(
+            Some("tmpfs"),
+            at,
+            Some("tmpfs"),
+            nix::mount::MsFlags::empty(),
+            Some(options.as_str()),
+        )
+        .expect("only root can mount a small disk");
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Whoever still has files open keeps them.
+        nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH).ok();
     }
 }
 

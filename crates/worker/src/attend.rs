@@ -140,7 +140,8 @@ async fn seen_of_disk(attempt: &Attempt, place: &Place, outcome: &Outcome) -> Di
         return Disk { cut, full: None };
     }
     let (dirs, session, cap) = (attempt.ctx.dirs.clone(), attempt.run.session.clone(), attempt.cap());
-    let room = blocking(move || dirs.room(&session, cap)).await;
+    let sandbox = place.sandbox.clone();
+    let room = blocking(move || dirs.room(&session, &sandbox, cap)).await;
     Disk { cut, full: room.ok().and_then(|room| Some((room.full()?, room))) }
 }
 

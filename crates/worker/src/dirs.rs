@@ -29,6 +29,7 @@ use crate::trash::Trash;
 
 const SESSIONS: &str = "sessions";
 const SANDBOXES: &str = "sandboxes";
+const JOURNAL: &str = "journal";
 const DOORS: &str = "doors";
 const TRASH: &str = "trash";
 
@@ -112,7 +113,7 @@ impl Dirs {
         let dirs = SandboxDirs {
             workspace: room.join(WORKSPACE),
             home: room.join(HOME),
-            journal: own.join("journal"),
+            journal: own.join(JOURNAL),
             door: door_dir(&self.state_dir, sandbox),
         };
         make(&room, PRIVATE)?;
@@ -148,10 +149,11 @@ impl Dirs {
         self.state_dir.join(SESSIONS).join(session.as_str())
     }
 
-    /// How full a session's room is.
-    pub(crate) fn room(&self, session: &SessionId, cap: Cap) -> Result<Room, DirError> {
+    /// How full a session's room is, and its sandbox's journal.
+    pub(crate) fn room(&self, session: &SessionId, sandbox: &SandboxId, cap: Cap) -> Result<Room, DirError> {
         let room = self.session(session);
-        Room::look(&room, cap).map_err(failed("measure", &room))
+        let journal = self.state_dir.join(SANDBOXES).join(sandbox.as_str()).join(JOURNAL);
+        Room::look(&room, &journal, cap).map_err(failed("measure", &room))
     }
 
     /// The sessions whose volumes are mounted.

@@ -61,7 +61,7 @@ async fn watch_room(attempt: &Attempt, place: &Place) {
     let mut full_since: Option<Instant> = None;
     loop {
         let begun = Instant::now();
-        let looked = look(attempt).await;
+        let looked = look(attempt, place).await;
         let took = begun.elapsed();
         if let Some(room) = looked {
             place.note(room.used);
@@ -93,9 +93,10 @@ async fn watch_room(attempt: &Attempt, place: &Place) {
     }
 }
 
-async fn look(attempt: &Attempt) -> Option<Room> {
+async fn look(attempt: &Attempt, place: &Place) -> Option<Room> {
     let (dirs, session, cap) = (attempt.ctx.dirs.clone(), attempt.run.session.clone(), attempt.cap());
-    let looked = blocking(move || dirs.room(&session, cap)).await;
+    let sandbox = place.sandbox.clone();
+    let looked = blocking(move || dirs.room(&session, &sandbox, cap)).await;
     let run = &attempt.run.id;
     looked
         .inspect_err(|error| warn!(run.id = %run, error = described(error), "could not measure the disk space of {run}"))
@@ -141,7 +142,8 @@ mod tests {
     #[test]
     fn a_room_is_looked_at_before_it_can_be_full() {
         let amount = |bytes| Amount { bytes, ..Amount::default() };
-        let room = |used, most| Room { used: amount(used), most: amount(most), walled: false };
+        let room =
+            |used, most| Room { used: amount(used), most: amount(most), walled: false, journal_full: false };
         assert_eq!(until_full(&room(0, WRITE_BYTES_PER_S)), Duration::from_secs(1));
         assert_eq!(until_full(&room(WRITE_BYTES_PER_S / 2, WRITE_BYTES_PER_S)), Duration::from_millis(500));
         assert_eq!(until_full(&room(2, 1)), Duration::ZERO);

@@ -13,7 +13,7 @@ use caisson_sandbox::Exit;
 use caisson_store::{Finish, Progress};
 
 use crate::disk::places::Cut;
-use crate::disk::{Bound, DEPTH, Room};
+use crate::disk::{Bound, DEPTH, JOURNAL_VOLUME_MIB, Room};
 
 /// The shim measures the time limit by another clock: how much earlier it may call it passed, in milliseconds.
 pub const TIMEOUT_SLACK_MS: i64 = 2_000;
@@ -346,6 +346,9 @@ fn bound_reached(bound: Bound, room: &Room) -> Failure {
         Bound::Files => {
             format!("the session has all of the {} files that its disk space allows; {MORE_ROOM}", most.files)
         }
+        Bound::Journal => format!(
+            "the sandbox's journal directory holds more than {JOURNAL_VOLUME_MIB} MiB, and none but the shim should write there"
+        ),
         Bound::Depth => format!(
             "the session has directories nested deeper than {DEPTH} levels, whose size cannot be measured; have the agent nest less"
         ),

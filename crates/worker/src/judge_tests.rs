@@ -298,7 +298,7 @@ fn amount(bytes: u64) -> Amount {
 }
 
 fn full_room(bytes: u64) -> (Bound, Room) {
-    (Bound::Space, Room { used: amount(bytes), most: amount(64 << 20), walled: true })
+    (Bound::Space, Room { used: amount(bytes), most: amount(64 << 20), walled: true, journal_full: false })
 }
 
 #[test]
@@ -341,6 +341,7 @@ fn a_run_that_the_worker_cut_off_says_why_whatever_its_sandbox_says() {
         (Cut::Full(bound, room), FailureKind::DiskFull, "all of its 64 MiB"),
         (Cut::Full(Bound::Files, room), FailureKind::DiskFull, "all of the 7 files"),
         (Cut::Full(Bound::Depth, room), FailureKind::DiskFull, "nested deeper than 256 levels"),
+        (Cut::Full(Bound::Journal, room), FailureKind::DiskFull, "journal directory holds more than 128 MiB"),
         (Cut::Floor { free_bytes: 5, used: amount(9) }, FailureKind::DiskFull, "the server's disk ran full"),
     ];
     for (why, kind, text) in cases {

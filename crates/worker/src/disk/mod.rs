@@ -101,6 +101,8 @@ pub(crate) enum Bound {
     Space,
     Files,
     Depth,
+    /// Of the sandbox's journal directory.
+    Journal,
 }
 
 /// How full a room is.
@@ -110,14 +112,17 @@ pub(crate) struct Room {
     pub(crate) most: Amount,
     /// Whether the kernel keeps it within its bounds.
     pub(crate) walled: bool,
+    /// Whether the sandbox's journal directory holds more than its own bound.
+    pub(crate) journal_full: bool,
 }
 
 impl Room {
-    /// Looks at the room of a session: its directory, in which workspace and home lie. Blocks on the file system.
+    /// Looks at the room of a session: its directory, in which workspace and home lie, and at the journal of its sandbox,
+    /// in which the agent can write too. Blocks on the file system.
     ///
     /// # Errors
     /// It cannot be looked at.
-    pub(crate) fn look(session: &Path, cap: Cap) -> io::Result<Self> {
+    pub(crate) fn look(session: &Path, journal: &Path, cap: Cap) -> io::Result<Self> {
         if volume::is_mounted(session) {
             let stat = nix::sys::statvfs::statvfs(session)?;
             let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
@@ -127,19 +132,25 @@ impl Room {
                 files: most.files.saturating_sub(stat.files_available()),
                 too_deep: false,
             };
-            return Ok(Self { used, most, walled: true });
+            return Ok(Self { used, most, walled: true, journal_full: false });
         }
+        let journal_cap = Cap { mib: JOURNAL_VOLUME_MIB };
+        // It goes with its sandbox, which may have ended.
+        let journal = measure(&[journal], journal_cap.files()).unwrap_or_default();
+        let journal_full = journal.bytes > journal_cap.bytes() || journal.files > journal_cap.files();
         let (workspace, home) = (session.join(WORKSPACE), session.join(HOME));
         let used = measure(&[&workspace, &home], cap.files())?;
         let most = Amount { bytes: cap.bytes(), files: cap.files(), too_deep: false };
-        Ok(Self { used, most, walled: false })
+        Ok(Self { used, most, walled: false, journal_full })
     }
 
     /// The bound that is reached.
     pub(crate) fn full(&self) -> Option<Bound> {
         let (used, most) = (self.used, self.most);
         let (bytes, files) = if self.walled { (FULL_BYTES, FULL_FILES) } else { (0, 0) };
-        if used.too_deep {
+        if self.journal_full {
+            Some(Bound::Journal)
+        } else if used.too_deep {
             Some(Bound::Depth)
         } else if used.bytes > most.bytes.saturating_sub(bytes) {
             Some(Bound::Space)
@@ -161,7 +172,7 @@ mod tests {
 
     fn room(bytes: u64, files: u64, walled: bool) -> Room {
         let most = Amount { bytes: 64 * MIB, files: 1000, too_deep: false };
-        Room { used: Amount { bytes, files, too_deep: false }, most, walled }
+        Room { used: Amount { bytes, files, too_deep: false }, most, walled, journal_full: false }
     }
 
     #[test]
@@ -175,6 +186,7 @@ mod tests {
         assert_eq!(room(0, 1001, false).full(), Some(Bound::Files));
         let deep = Room { used: Amount { too_deep: true, ..Amount::default() }, ..room(0, 0, false) };
         assert_eq!(deep.full(), Some(Bound::Depth));
+        assert_eq!(Room { journal_full: true, ..deep }.full(), Some(Bound::Journal));
     }
 
     #[test]

@@ -174,3 +174,20 @@ async fn too_many_files_end_a_run_and_links_out_of_it_count_for_nothing() {
     assert!(failure.message.contains(&format!("all of the {most} files")), "{failure:?}");
     server.kill();
 }
+
+#[tokio::test]
+async fn a_journal_directory_that_the_agent_fills_ends_its_run() {
+    let world = World::new().await;
+    world.shims.by_default(Play::Work { obeys: true });
+    let run = world.queue().await;
+    let server = world.boot().await;
+    world.attended(&run).await;
+    let sandbox = world.run(&run).await.sandbox.unwrap();
+    let journal = world.setup.config.state_dir.join("sandboxes").join(sandbox.as_str()).join("journal");
+    grow(&journal.join("file"), u64::from(caisson_worker::JOURNAL_VOLUME_MIB) * MIB + MIB);
+    let failure = world.failed(&run).await;
+    assert_eq!(failure.kind, FailureKind::DiskFull);
+    assert!(failure.message.contains("journal directory"), "{failure:?}");
+    world.clean().await;
+    server.kill();
+}

@@ -1,0 +1,142 @@
+//! Sandboxes that take all they can get: lines, output, processes and files without end hurt neither the server nor other
+//! runs, and the server's memory stays bounded.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use testkit::engine::Engine;
+use testkit::parts::Parts;
+use testkit::world::{World, WorldSpec};
+
+const WAIT: Duration = Duration::from_secs(200);
+/// The most memory that the server may have of its own while all this goes on, in bytes.
+const SERVER_BYTES: u64 = 384 * 1024 * 1024;
+/// The longest that the API may take to answer meanwhile.
+const ANSWER: Duration = Duration::from_secs(5);
+/// A line a hundred times as long as one may be.
+const LINE_BYTES: u64 = 100 * 1024 * 1024;
+
+testkit::on_every_engine! {
+    sandboxes_that_take_all_they_can_get_hurt_neither_the_server_nor_each_other
+}
+
+/// The agent's own standard output, as a tool of it reaches it: what is written there comes to the shim.
+const STREAM: &str = "/proc/$PPID/fd/1";
+
+fn scenario(name: &str, command: &str) -> String {
+    let run = json!({"tool": {"name": "Bash", "input": {"command": command, "timeout": 110_000}}});
+    json!({name: {"prompts": [[run, {"text": "Done."}]]}}).to_string()
+}
+
+fn scenarios() -> Vec<String> {
+    let line = format!("head -c {LINE_BYTES} /dev/zero | tr '\\0' x > {STREAM}; echo > {STREAM}; echo wrote");
+    // More than the events of a run may have together, and a gigabyte for the agent itself.
+    let flood = format!(
+        "yes \"$(head -c 120000 /dev/zero | tr '\\0' y)\" | head -c 330000000 > {STREAM}; echo > {STREAM}; \
+         head -c 1000000000 /dev/zero | tr '\\0' z"
+    );
+    let forks = "timeout 8 bash -c 'f() { f | f & }; f; sleep 6'; true";
+    let files = "python3 -c '
+import os
+held = []
+try:
+    while True: held.append(os.open(\"/dev/null\", os.O_RDONLY))
+except OSError as error: print(len(held), error)'";
+    vec![
+        scenario("line", &line),
+        scenario("flood", &flood),
+        scenario("forks", forks),
+        scenario("files", files),
+    ]
+}
+
+/// Proportional memory of a process, in bytes.
+fn pss(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+/// Looks at the server again and again.
+struct Watch {
+    over: Arc<AtomicBool>,
+    most_bytes: Arc<AtomicU64>,
+    slowest_ms: Arc<AtomicU64>,
+}
+
+impl Watch {
+    fn begin(world: &World) -> Self {
+        let watch = Self { over: Arc::default(), most_bytes: Arc::default(), slowest_ms: Arc::default() };
+        let (over, most, slowest) =
+            (Arc::clone(&watch.over), Arc::clone(&watch.most_bytes), Arc::clone(&watch.slowest_ms));
+        let (pid, api) = (world.server.id(), testkit::api::Api::new(&world.server.base, &world.key).unwrap());
+        #[expect(clippy::disallowed_methods, reason = "a test has no tracker")]
+        drop(tokio::spawn(async move {
+            while !over.load(Ordering::Relaxed) {
+                most.fetch_max(pss(pid), Ordering::Relaxed);
+                let asked = Instant::now();
+                assert_eq!(api.get("/v1/runs").await.unwrap().status, 200);
+                slowest.fetch_max(u64::try_from(asked.elapsed().as_millis()).unwrap(), Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }));
+        watch
+    }
+
+    fn end(self) -> (u64, Duration) {
+        self.over.store(true, Ordering::Relaxed);
+        let slowest = Duration::from_millis(self.slowest_ms.load(Ordering::Relaxed));
+        (self.most_bytes.load(Ordering::Relaxed), slowest)
+    }
+}
+
+async fn submit(world: &World, scenario: &str) -> String {
+    let mut body = world.run_body();
+    body["prompt"] = json!(format!("Fix the bug. [[scn:{scenario}]]"));
+    body["resources"] = json!({"pids": 160, "memory_mib": 1024});
+    world.api.submit(&body).await.unwrap()
+}
+
+/// All events of a run, over its pages.
+async fn events(world: &World, id: &str) -> Vec<Value> {
+    world.api.events(id).await.unwrap()
+}
+
+async fn sandboxes_that_take_all_they_can_get_hurt_neither_the_server_nor_each_other(engine: Engine) {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let spec = WorldSpec { scenarios: scenarios(), ..WorldSpec::on(engine) };
+    let world = World::start(&parts, spec).await.unwrap();
+    let watch = Watch::begin(&world);
+    let mut runs = Vec::new();
+    for name in ["line", "flood", "forks", "files"] {
+        runs.push((name, submit(&world, name).await));
+    }
+    let honest = submit(&world, "cart").await;
+    let run = world.api.wait_end(&honest, WAIT).await.unwrap();
+    assert_eq!(run["status"], "succeeded", "{run:#}");
+
+    for (name, id) in &runs {
+        let run = world.api.wait_end(id, WAIT).await.unwrap();
+        let failure = &run["failure"];
+        assert!(failure.is_null() || failure["message"].as_str().unwrap().len() > 10, "{name}: {run:#}");
+    }
+    let (most_bytes, slowest) = watch.end();
+    assert!(most_bytes > 10 * 1024 * 1024, "the server was looked at");
+    assert!(most_bytes < SERVER_BYTES, "the server had {} MiB", most_bytes >> 20);
+    assert!(slowest < ANSWER, "the API took {slowest:?}");
+
+    let said = |name: &str| runs.iter().find(|(run, _)| *run == name).unwrap().1.clone();
+    let line = events(&world, &said("line")).await;
+    let cut = line.iter().filter_map(|event| event["data"]["cut_bytes"].as_u64()).max();
+    assert!(cut.is_some_and(|cut| cut > LINE_BYTES / 10 * 9), "the long line came and was cut: {cut:?}");
+    let flood = events(&world, &said("flood")).await;
+    let bytes: usize = flood.iter().map(|event| event["data"].to_string().len()).sum();
+    assert!(bytes > 200 << 20 && bytes < 300 << 20, "{bytes} bytes of the flood are kept");
+    let files = events(&world, &said("files")).await;
+    assert!(serde_json::to_string(&files).unwrap().contains("Too many open files"), "{files:#?}");
+    world.wait_tidy().await.unwrap();
+}

@@ -55,9 +55,13 @@ fn values_are_checked_at_their_bounds() {
     assert!(Workflow::parse(&file(&budget(most))).is_ok());
     assert!(fault(&budget(0)).contains("budget_micro_usd"));
     assert!(fault(&budget(most + 1)).contains("budget_micro_usd"));
-    for (key, range) in
-        [("memory_mib", MEMORY_MIB), ("pids", PIDS), ("cpu_millis", CPU_MILLIS), ("tmp_mib", TMP_MIB)]
-    {
+    for (key, range) in [
+        ("memory_mib", MEMORY_MIB),
+        ("pids", PIDS),
+        ("cpu_millis", CPU_MILLIS),
+        ("tmp_mib", TMP_MIB),
+        ("workspace_mib", WORKSPACE_MIB),
+    ] {
         let front = |value: u32| format!("caisson: {{resources: {{{key}: {value}}}}}\n");
         assert!(Workflow::parse(&file(&front(*range.start()))).is_ok());
         assert!(Workflow::parse(&file(&front(*range.end()))).is_ok());

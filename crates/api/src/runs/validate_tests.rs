@@ -175,6 +175,9 @@ fn numbers_are_taken_at_their_bounds_and_refused_beyond() {
         ("resources.pids", PIDS, |request, value| resources(request).pids = Some(value)),
         ("resources.cpu_millis", CPU_MILLIS, |request, value| resources(request).cpu_millis = Some(value)),
         ("resources.tmp_mib", TMP_MIB, |request, value| resources(request).tmp_mib = Some(value)),
+        ("resources.workspace_mib", WORKSPACE_MIB, |request, value| {
+            resources(request).workspace_mib = Some(value);
+        }),
     ];
     for (field, range, put) in cases {
         let with = |value: u32| {
@@ -207,7 +210,7 @@ fn an_environment_holds_only_allowed_names_and_short_values() {
 #[test]
 fn the_requests_values_win_and_the_workflows_fill_in() {
     let flow = workflow(
-        "{image: debian, timeout_s: 60, budget_micro_usd: 5, resources: {memory_mib: 256, pids: 64}}",
+        "{image: debian, timeout_s: 60, budget_micro_usd: 5, resources: {memory_mib: 256, pids: 64, workspace_mib: 100}}",
     );
     let silent = accepted(&request(), &flow, &config());
     assert_eq!(silent.model.as_deref(), Some("sonnet"));
@@ -215,7 +218,10 @@ fn the_requests_values_win_and_the_workflows_fill_in() {
     assert_eq!(silent.image.as_deref(), Some("debian"));
     assert_eq!(silent.timeout_s, 60);
     assert_eq!(silent.budget_micro_usd, Some(5));
-    assert_eq!(silent.resources, Resources { memory_mib: 256, pids: 64, ..Resources::default() });
+    assert_eq!(
+        silent.resources,
+        Resources { memory_mib: 256, pids: 64, workspace_mib: Some(100), ..Resources::default() }
+    );
     assert_eq!(silent.workflow, flow);
     let loud = CreateRun {
         model: Some("opus".to_owned()),
@@ -232,5 +238,8 @@ fn the_requests_values_win_and_the_workflows_fill_in() {
     assert_eq!(loud.image.as_deref(), Some("alpine"));
     assert_eq!(loud.timeout_s, 3600);
     assert_eq!(loud.budget_micro_usd, Some(7));
-    assert_eq!(loud.resources, Resources { memory_mib: 512, pids: 64, ..Resources::default() });
+    assert_eq!(
+        loud.resources,
+        Resources { memory_mib: 512, pids: 64, workspace_mib: Some(100), ..Resources::default() }
+    );
 }

@@ -266,3 +266,7 @@ pub(super) fn probe(tools: &VolumeTools, directory: &Path) -> Result<(), String>
 
 /// Size of the volume that is tried with, in MiB.
 const PROBE_MIB: u32 = 2;
+
+#[cfg(test)]
+#[path = "volume_tests.rs"]
+mod tests;

@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::body::Body;
 use crate::bounds::{HEADER_BYTES, HEADERS};
-use crate::problem::{Refusal, Unanswered};
+use crate::problem::Unanswered;
 use crate::shared::Door;
 use crate::{control, egress, git, model};
 

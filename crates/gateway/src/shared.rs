@@ -17,8 +17,8 @@ use crate::bounds::{
     ARTIFACT_UPLOADS, BODY_POOL_BYTES, Bounds, CONNECTIONS, GIT_EXCHANGES, MODEL_CALLS, TOLD_EVENTS,
 };
 use crate::config::GitIdentity;
-use crate::egress::{EgressSide, RunEgress};
 use crate::control::{DeltaWindow, LiveText};
+use crate::egress::{EgressSide, RunEgress};
 use crate::git::{GitSide, Pushes};
 use crate::hold::hold;
 use crate::model::ModelSide;
@@ -68,6 +68,13 @@ impl Shared {
             () = stopped => {}
         }
     }
+}
+
+/// An event without live secrets: what it tells of may be words of the agent or of a host outside.
+pub(crate) fn event(secrets: &LiveSecrets, kind: EventKind, data: &serde_json::Value) -> NewEvent {
+    let event = NewEvent::new(kind, data);
+    let clean = secrets.redactor().json(event.data.get());
+    clean.and_then(|clean| NewEvent::from_raw(kind, clean)).unwrap_or(event)
 }
 
 /// The door of one sandbox.
@@ -123,9 +130,7 @@ impl Door {
             tracing::debug!(run.id = %run, event.kind = %kind, "{run} has had its share of such events");
             return;
         }
-        let event = NewEvent::new(kind, &data);
-        let clean = self.shared.secrets.redactor().json(event.data.get());
-        let event = clean.and_then(|clean| NewEvent::from_raw(kind, clean)).unwrap_or(event);
+        let event = event(&self.shared.secrets, kind, &data);
         if let Err(error) = self.shared.store.append_gateway_event(run, event).await {
             tracing::warn!(run.id = %run, event.kind = %kind, error = %error, "an event of {run} was not written");
         }

@@ -167,7 +167,7 @@ fn numbers_are_taken_at_their_bounds_and_refused_beyond() {
         request.resources.get_or_insert_default()
     }
     let timeout_s = limits::RUN_TIMEOUT_S_MIN..=limits::RUN_TIMEOUT_S_MAX;
-    let cases: [(&str, RangeInclusive<u32>, Put); 7] = [
+    let cases: [(&str, RangeInclusive<u32>, Put); 8] = [
         ("max_turns", 1..=limits::MAX_TURNS_MAX, |request, value| request.max_turns = Some(value)),
         ("timeout_s", timeout_s, |request, value| request.timeout_s = Some(value)),
         ("budget_micro_usd", RUN_BUDGET_MICRO_USD, |request, value| request.budget_micro_usd = Some(value)),

@@ -62,7 +62,7 @@ pub(crate) async fn answer(door: &Arc<Door>, request: Request<Incoming>) -> Resp
     };
     // Of a refused CONNECT most tools show the status line alone.
     let reason = ReasonPhrase::try_from(format!("Refused by the sandbox: {}", refused.code));
-    let mut response = refused.into_response();
+    let mut response = refused.without(&door.shared.secrets).into_response();
     if let Ok(reason) = reason {
         response.extensions_mut().insert(reason);
     }

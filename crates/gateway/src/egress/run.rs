@@ -7,6 +7,7 @@ use std::time::Duration;
 use caisson_domain::egress::Wanted;
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{ProjectId, RunId};
+use caisson_domain::redact::LiveSecrets;
 use caisson_domain::run::Run;
 use caisson_store::{Store, StoreError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::fault::Fault;
 use super::ledger::{Ledger, Moved, Noted};
 use crate::bounds::{Bounds, EGRESS_CONNECTIONS, EGRESS_TOLD_FIRST, EGRESS_TOLD_MOST};
-use crate::shared::Door;
+use crate::shared::{Door, event};
 
 /// One run's way outside, as long as this process serves it.
 #[derive(Debug)]
@@ -33,6 +34,7 @@ pub(crate) struct RunEgress {
     /// [`crate::bounds::EGRESS_TOTAL`], [`crate::bounds::EGRESS_SENT_BYTES`], [`crate::bounds::EGRESS_RECEIVED_BYTES`].
     bounds: (u64, u64, u64),
     ledger: Mutex<Ledger>,
+    secrets: LiveSecrets,
 }
 
 /// One connection on its way: it has a slot and is counted.
@@ -45,7 +47,7 @@ pub(super) struct Passage {
 }
 
 impl RunEgress {
-    fn new(run: &Run, bounds: &Bounds) -> Self {
+    fn new(run: &Run, bounds: &Bounds, secrets: &LiveSecrets) -> Self {
         Self {
             run: run.id.clone(),
             project: run.project.clone(),
@@ -56,6 +58,7 @@ impl RunEgress {
             received: AtomicU64::new(0),
             bounds: (bounds.egress_total, bounds.egress_sent_bytes, bounds.egress_received_bytes),
             ledger: Mutex::default(),
+            secrets: secrets.clone(),
         }
     }
 
@@ -65,7 +68,7 @@ impl RunEgress {
         if let Some(known) = current.as_ref().filter(|known| known.run == run.id) {
             return Arc::clone(known);
         }
-        let fresh = Arc::new(Self::new(run, &door.shared.bounds));
+        let fresh = Arc::new(Self::new(run, &door.shared.bounds, &door.shared.secrets));
         if let Some(before) = current.replace(Arc::clone(&fresh)) {
             before.over.cancel();
         }
@@ -116,8 +119,10 @@ impl RunEgress {
         let Noted::First(data) = noted else { return };
         let subject = wanted.map_or_else(|| "unreadable".to_owned(), |wanted| wanted.target.to_string());
         let subject = format!("{subject} {}", fault.reason());
+        let subject = self.secrets.redactor().text(&subject).into_owned();
         let audited = store.audit(&self.project, self.run.as_str(), "egress.deny", &subject).await;
-        let told = store.append_gateway_event(&self.run, NewEvent::new(EventKind::EgressDenied, &data)).await;
+        let told =
+            store.append_gateway_event(&self.run, event(&self.secrets, EventKind::EgressDenied, &data)).await;
         if let Err(error) = audited.and(told) {
             tracing::warn!(run.id = %self.run, error = %error, "a denied connection of {} was not written down", self.run);
         }
@@ -127,16 +132,18 @@ impl RunEgress {
     async fn tell(&self, store: &Store, last: bool) {
         let events: Vec<NewEvent> = {
             let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-            let used = ledger.used().into_iter().map(|data| NewEvent::new(EventKind::EgressUsed, &data));
+            let used =
+                ledger.used().into_iter().map(|data| event(&self.secrets, EventKind::EgressUsed, &data));
             let mut events: Vec<_> = used.collect();
             if last {
                 let repeated = ledger.repeated();
-                events.extend(repeated.iter().map(|data| NewEvent::new(EventKind::EgressDenied, data)));
+                events
+                    .extend(repeated.iter().map(|data| event(&self.secrets, EventKind::EgressDenied, data)));
             }
             events
         };
-        for event in events {
-            if let Err(error) = store.append_gateway_event(&self.run, event).await {
+        for told in events {
+            if let Err(error) = store.append_gateway_event(&self.run, told).await {
                 tracing::warn!(run.id = %self.run, error = %error, "what {} moved was not written down", self.run);
             }
         }

@@ -54,13 +54,11 @@ impl Server {
     /// # Errors
     /// The state directory is in use or cannot be used, the address is taken, or a file that the settings name is bad.
     pub(crate) async fn start(settings: Settings) -> anyhow::Result<Self> {
-        let inputs = inputs::read(&settings)?;
+        let inputs = read_inputs(&settings)?;
         let certificate = Certificate::of(&settings)?;
         for weakness in exposure::weaknesses(&settings) {
             warn!("{weakness}");
         }
-        let secrets = caisson_gateway::secrets(&inputs.model, &inputs.git, &inputs.egress);
-        log::secrets().replace(&secrets);
         make_directory(&settings.state_dir)?;
         let lock = lock_state(&settings.state_dir)?;
         let listener = TcpListener::bind(settings.listen).await.with_context(|| {
@@ -244,6 +242,14 @@ fn gateway_config(settings: &Settings, inputs: &Inputs, id: &ServerId) -> Gatewa
             email: settings.git.author_email.clone(),
         },
     }
+}
+
+/// What the settings name; from then on the log shows no secret of it.
+fn read_inputs(settings: &Settings) -> anyhow::Result<Inputs> {
+    let inputs = inputs::read(settings)?;
+    let secrets = caisson_gateway::secrets(&inputs.model, &inputs.git, &inputs.egress);
+    log::secrets().replace(&secrets);
+    Ok(inputs)
 }
 
 /// How sessions can be kept within their bounds, tried in the state directory.

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use testkit::engine::{Engine, kill_9, leftovers, lives, parent, signal, supervisor};
 use testkit::parts::Parts;
 use testkit::repository::run_git;
+use testkit::volumes::SessionFiles;
 use testkit::world::{World, WorldSpec};
 
 /// How long an end may be waited for.
@@ -113,8 +114,8 @@ fn assert_workspace_kept(world: &World, run: &Value, events: &[Value]) {
     let exits: Vec<_> = events.iter().filter(|event| event["kind"] == "sandbox.exited").collect();
     let [exit] = exits[..] else { panic!("one exit: {exits:?}") };
     assert!(exit["data"]["message"].to_string().contains("its session's workspace is kept"), "{exit:#}");
-    let session = world.state_dir().join("sessions").join(run["session_id"].as_str().unwrap());
-    let read = |name: &str| std::fs::read_to_string(session.join("workspace").join(name)).unwrap();
+    let files = SessionFiles::open(world.state_dir(), run["session_id"].as_str().unwrap()).unwrap();
+    let read = |name: &str| std::fs::read_to_string(files.directory().join("workspace").join(name)).unwrap();
     assert!(read("shop/pricing.py").contains("quantity >= BULK_QUANTITY"), "what was committed");
     assert!(read("shop/cart.py").contains("# later") && read("later.txt") == "later\n", "what was not");
 }

@@ -46,3 +46,59 @@ pub fn unmount_all(state_dir: &Path) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// The files of a session without a sandbox: its directory, or its volume mounted elsewhere until this is dropped.
+#[derive(Debug)]
+pub struct SessionFiles {
+    mounted: Option<tempfile::TempDir>,
+    directory: PathBuf,
+}
+
+impl SessionFiles {
+    /// Waits until no sandbox uses them, 15 s at most, and opens them.
+    ///
+    /// # Errors
+    /// They are still in use, or the volume cannot be mounted.
+    pub fn open(state_dir: &Path, session: &str) -> anyhow::Result<Self> {
+        let directory = state_dir.join("sessions").join(session);
+        let image = state_dir.join("volumes").join(format!("{session}.img"));
+        if !image.exists() {
+            return Ok(Self { mounted: None, directory });
+        }
+        let start = std::time::Instant::now();
+        let place = directory.canonicalize()?;
+        while mounted(state_dir)?.contains(&place) {
+            anyhow::ensure!(start.elapsed().as_secs() < 15, "{} is still in use", place.display());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        let point = tempfile::tempdir()?;
+        #[expect(clippy::disallowed_methods, reason = "mount(8) is started here, with an argument vector")]
+        let mounting = std::process::Command::new("mount")
+            .args(["-o", "loop"])
+            .arg(&image)
+            .arg(point.path())
+            .output()?;
+        let said = String::from_utf8_lossy(&mounting.stderr);
+        anyhow::ensure!(mounting.status.success(), "{} could not be mounted: {said}", image.display());
+        Ok(Self { directory: point.path().to_owned(), mounted: Some(point) })
+    }
+
+    /// The directory in which `workspace` and `home` lie.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+}
+
+impl Drop for SessionFiles {
+    fn drop(&mut self) {
+        if let Some(point) = &self.mounted {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "umount(8) is started here, with an argument vector"
+            )]
+            let unmounted = std::process::Command::new("umount").arg(point.path()).status();
+            drop(unmounted);
+        }
+    }
+}

@@ -154,11 +154,10 @@ mod tests {
 
     #[test]
     fn loop_mounts_are_read_and_others_are_not() {
-        let text = "27 1 254:0 / / rw - ext4 /dev/vda rw
-42 27 7:0 / /s/ses rw,nosuid shared:1 - ext4 /dev/loop0 rw
-43 27 7:1 / /s/with\\040space rw - ext4 /dev/loop1 rw
-44 27 0:9 / /t rw - tmpfs tmpfs rw
-";
+        let text = "27 1 254:0 / / rw - ext4 /dev/vda rw\n\
+            42 27 7:0 / /s/ses rw,nosuid shared:1 - ext4 /dev/loop0 rw\n\
+            43 27 7:1 / /s/with\\040space rw - ext4 /dev/loop1 rw\n\
+            44 27 0:9 / /t rw - tmpfs tmpfs rw\n";
         assert_eq!(loop_mounts(text).collect::<Vec<_>>(), [(PathBuf::from("/s/ses"), "loop0")]);
     }
 }

@@ -56,12 +56,11 @@ fn unescaped(text: &str) -> PathBuf {
 mod tests {
     use super::*;
 
-    const TEXT: &str = "27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
-42 27 7:0 / /s/sessions/ses_1 rw,nosuid,nodev,noatime shared:1 master:2 - ext4 /dev/loop0 rw
-43 27 7:1 / /s/with\\040space/ses\\134x rw - ext4 /dev/loop1 rw
-nonsense
-44 42 7:2 / /s/sessions/ses_1/deeper rw - tmpfs none rw
-";
+    const TEXT: &str = "27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard\n\
+        42 27 7:0 / /s/sessions/ses_1 rw,nosuid,nodev,noatime shared:1 master:2 - ext4 /dev/loop0 rw\n\
+        43 27 7:1 / /s/with\\040space/ses\\134x rw - ext4 /dev/loop1 rw\n\
+        nonsense\n\
+        44 42 7:2 / /s/sessions/ses_1/deeper rw - tmpfs none rw\n";
 
     #[test]
     fn mounts_are_read_with_and_without_propagation_fields() {

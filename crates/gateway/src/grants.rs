@@ -2,7 +2,7 @@
 
 use caisson_domain::grant::{GrantKind, TokenHash};
 use caisson_domain::run::Run;
-use caisson_store::StoreError;
+use caisson_store::{DoorRun, Knock, StoreError};
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName, PROXY_AUTHORIZATION};
 
@@ -67,6 +67,19 @@ async fn run_of(door: &Door, presented: Option<&str>) -> Result<Run, Refusal> {
     }
     let run = hold(cancel, patience, || door.shared.store.door_run(&door.sandbox)).await;
     run.map_err(|error| Refusal::store(&error))?.ok_or_else(Refusal::no_run)
+}
+
+/// As [`agent`], for paths that need to know of the run who it is and no more: a single small read.
+pub(crate) async fn knock(door: &Door, headers: &HeaderMap) -> Result<DoorRun, Refusal> {
+    let Some(secret) = presented(headers, AUTHORIZATION) else { return Err(Refusal::grant()) };
+    let hash = TokenHash::of(secret);
+    let (cancel, patience) = (&door.shared.cancel, door.shared.bounds.store_hold);
+    let knock = hold(cancel, patience, || door.shared.store.knock(&door.sandbox, &hash)).await;
+    match knock.map_err(|error| Refusal::store(&error))? {
+        Knock::Refused => Err(Refusal::grant()),
+        Knock::NoRun => Err(Refusal::no_run()),
+        Knock::Open(run) => Ok(run),
+    }
 }
 
 #[cfg(test)]

@@ -127,25 +127,56 @@ pub(crate) enum Room {
     Over(OverBudget),
 }
 
+/// What there is room for, as columns of a query on one run; `$2` is the call's own row, `$3` its day, from `$4` to `$5`.
 /// Each sum is made only where there is a budget to compare it with.
-const ROOM: &str = "select run.id, \
-     run.budget_micro_usd as run_budget, run.cost_micro_usd as run_spent, \
-     case when run.budget_micro_usd is not null then (select sum(reserved_micro_usd) from usage \
-       where run_id = run.id and state = 'pending' and id <> $2) end as run_reserved, \
-     project.budget_micro_usd as project_budget, project.cost_micro_usd as project_spent, \
-     case when project.budget_micro_usd is not null then (select sum(reserved_micro_usd) from usage \
-       where project_id = project.id and state = 'pending' and id <> $2) end as project_reserved, \
-     project.day_budget_micro_usd as day_budget, \
-     (select cost_micro_usd from project_day where project_id = project.id and day = $3) as day_spent, \
-     case when project.day_budget_micro_usd is not null then (select sum(reserved_micro_usd) from usage \
-       where project_id = project.id and state = 'pending' and id <> $2 \
-       and begun_at_ms >= $4 and begun_at_ms < $5) end as day_reserved \
-     from run join project on project.id = run.project_id where run.id = $1 and run.status = 'running'";
+macro_rules! room_columns {
+    () => {
+        "run.budget_micro_usd as run_budget, run.cost_micro_usd as run_spent, \
+         case when run.budget_micro_usd is not null then (select sum(reserved_micro_usd) from usage \
+           where run_id = run.id and state = 'pending' and id <> $2) end as run_reserved, \
+         (select budget_micro_usd from project where project.id = run.project_id) as project_budget, \
+         (select cost_micro_usd from project where project.id = run.project_id) as project_spent, \
+         case when (select budget_micro_usd from project where project.id = run.project_id) is not null then \
+           (select sum(reserved_micro_usd) from usage \
+           where project_id = run.project_id and state = 'pending' and id <> $2) end as project_reserved, \
+         (select day_budget_micro_usd from project where project.id = run.project_id) as day_budget, \
+         (select cost_micro_usd from project_day where project_id = run.project_id and day = $3) as day_spent, \
+         case when (select day_budget_micro_usd from project where project.id = run.project_id) is not null then \
+           (select sum(reserved_micro_usd) from usage \
+           where project_id = run.project_id and state = 'pending' and id <> $2 \
+           and begun_at_ms >= $4 and begun_at_ms < $5) end as day_reserved"
+    };
+}
 
-/// Looks whether the reservation fits into every budget there is; none if the run is not running.
+const ROOM: &str = concat!(
+    "select run.id, run.session_id, ",
+    room_columns!(),
+    " from run where run.id = $1 and run.status = 'running'"
+);
+
+/// Counts the call as begun in the same statement: each one is a wait for whoever calls.
+const BEGUN: &str = concat!(
+    "update run set calls = calls + 1 where id = $1 and status = 'running' returning run.id, run.session_id, ",
+    room_columns!()
+);
+
+/// Looks whether a longer reservation fits into every budget there is; none if the run is not running.
 pub(crate) async fn room(tx: &mut Tx<'_>, need: Need<'_>) -> Result<Option<Room>, StoreError> {
+    let row = look(tx, ROOM, need).await?;
+    row.map(|row| judge(&Columns::of("run", &row)?, need)).transpose()
+}
+
+/// Counts a call of the run as begun and looks whether its reservation fits; with the run's session. None if the run is not
+/// running. Where there is no room, the caller must roll back.
+pub(crate) async fn begin(tx: &mut Tx<'_>, need: Need<'_>) -> Result<Option<(String, Room)>, StoreError> {
+    let Some(row) = look(tx, BEGUN, need).await? else { return Ok(None) };
+    let columns = Columns::of("run", &row)?;
+    Ok(Some((columns.get("session_id")?, judge(&columns, need)?)))
+}
+
+async fn look(tx: &mut Tx<'_>, sql: &'static str, need: Need<'_>) -> Result<Option<SqliteRow>, StoreError> {
     let day = day_of(need.begun_at_ms);
-    let row = sqlx::query(ROOM)
+    let row = sqlx::query(sql)
         .bind(need.run.as_str())
         .bind(need.call)
         .bind(day)
@@ -153,8 +184,10 @@ pub(crate) async fn room(tx: &mut Tx<'_>, need: Need<'_>) -> Result<Option<Room>
         .bind((day + 1) * DAY_MS)
         .fetch_optional(&mut *tx.db)
         .await?;
-    let Some(row) = row else { return Ok(None) };
-    let columns = Columns::of("run", &row)?;
+    Ok(row)
+}
+
+fn judge(columns: &Columns<'_>, need: Need<'_>) -> Result<Room, StoreError> {
     let number = |name: &str| columns.get::<Option<i64>>(name);
     let mut room = Room::Unbounded;
     for (scope, [budget, spent, reserved]) in [
@@ -172,17 +205,15 @@ pub(crate) async fn room(tx: &mut Tx<'_>, need: Need<'_>) -> Result<Option<Room>
         };
         let wanted =
             over.spent_micro_usd.saturating_add(over.reserved_micro_usd).saturating_add(need.micro_usd);
+        let full = wanted > budget_micro_usd || (need.only_alone && over.reserved_micro_usd > 0);
         room = match room {
             // Of two, the one that waiting does not help is told.
-            Room::Over(first) if !first.may_pass() => Room::Over(first),
-            _ if wanted > budget_micro_usd || (need.only_alone && over.reserved_micro_usd > 0) => {
-                Room::Over(over)
-            }
-            Room::Over(first) => Room::Over(first),
-            Room::Unbounded | Room::Fits => Room::Fits,
+            Room::Over(first) if !full || !first.may_pass() => Room::Over(first),
+            _ if full => Room::Over(over),
+            Room::Over(_) | Room::Unbounded | Room::Fits => Room::Fits,
         };
     }
-    Ok(Some(room))
+    Ok(room)
 }
 
 const ADD_TO_PROJECT: &str = "update project set cost_micro_usd = cost_micro_usd + $2 where id = $1";

@@ -109,9 +109,7 @@ const ORPHAN_ITEMS: i64 = 100;
 const INSERT: &str = "insert into usage (id, project_id, session_id, run_id, server_id, state, model, input_tokens, \
      output_tokens, cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cost_micro_usd, estimated, \
      begun_at_ms, reserved_micro_usd) select $1, project_id, session_id, id, home_server_id, 'pending', $3, $4, $5, \
-     $6, $7, $8, $9, 1, $10, $11 from run where id = $2 and status = 'running' returning session_id";
-
-const BEGUN_RUN: &str = "update run set calls = calls + 1 where id = $1";
+     $6, $7, $8, $9, 1, $10, $11 from run where id = $2";
 
 const BEGUN_SESSION: &str = "update session set calls = calls + 1 where id = $1";
 
@@ -148,15 +146,18 @@ impl Store {
         let reserve = bounded_cost(call.reserve_micro_usd);
         let need =
             Need { run, call: "", begun_at_ms: tx.now_ms, micro_usd: reserve, only_alone: call.only_alone };
-        let bounded = match budgets::room(&mut tx, need).await? {
+        let (session, bounded) = match budgets::begin(&mut tx, need).await? {
             None => return Ok(BeginCall::NotRunning),
-            Some(Room::Over(over)) => return Ok(BeginCall::Refused(over)),
-            Some(Room::Unbounded) => false,
-            Some(Room::Fits) => true,
+            Some((_, Room::Over(over))) => {
+                tx.rollback().await?;
+                return Ok(BeginCall::Refused(over));
+            }
+            Some((session, Room::Unbounded)) => (session, false),
+            Some((session, Room::Fits)) => (session, true),
         };
         let id = UsageId::new(tx.now_ms, tx.random());
         let tokens = bounded_tokens(&call.estimate);
-        let session: Option<String> = sqlx::query_scalar(INSERT)
+        sqlx::query(INSERT)
             .bind(id.as_str())
             .bind(run.as_str())
             .bind(call.model.as_str())
@@ -168,10 +169,8 @@ impl Store {
             .bind(bounded_cost(call.estimate_cost_micro_usd))
             .bind(tx.now_ms)
             .bind(reserve)
-            .fetch_optional(&mut *tx.db)
+            .execute(&mut *tx.db)
             .await?;
-        let Some(session) = session else { return Ok(BeginCall::NotRunning) };
-        sqlx::query(BEGUN_RUN).bind(run.as_str()).execute(&mut *tx.db).await?;
         sqlx::query(BEGUN_SESSION).bind(session).execute(&mut *tx.db).await?;
         tx.commit().await?;
         Ok(BeginCall::Begun { id, bounded })
@@ -374,16 +373,9 @@ async fn settle(tx: &mut Tx<'_>, id: &UsageId, call: &Settlement<'_>) -> Result<
     let columns = Columns::of("usage", &row)?;
     let run: RunId = columns.parse("run_id")?;
     let session: SessionId = columns.parse("session_id")?;
-    add(tx, ADD_TO_RUN, run.as_str(), call).await?;
-    add(tx, ADD_TO_SESSION, session.as_str(), call).await?;
     let project: ProjectId = columns.parse("project_id")?;
+    add(tx, &run, &session, call).await?;
     budgets::spend(tx, &project, columns.get("begun_at_ms")?, call.cost_micro_usd).await?;
-    if let Some(status) = call.status {
-        sqlx::query(PROVIDER_STATUS).bind(run.as_str()).bind(status).execute(&mut *tx.db).await?;
-    }
-    if call.was_answered() {
-        sqlx::query(ANSWERED).bind(run.as_str()).execute(&mut *tx.db).await?;
-    }
     events::append(tx, &session, &run, &[event(call)]).await?;
     tx.wake(Topic::Run(run));
     Ok(true)
@@ -403,39 +395,50 @@ fn event(call: &Settlement<'_>) -> NewEvent {
 }
 
 macro_rules! add_to {
-    ($table:literal) => {
+    ($table:literal, $more:literal) => {
         concat!(
             "update ",
             $table,
             " set estimated_calls = estimated_calls + $2, input_tokens = input_tokens + $3, \
              output_tokens = output_tokens + $4, cache_read_tokens = cache_read_tokens + $5, \
              cache_write_5m_tokens = cache_write_5m_tokens + $6, cache_write_1h_tokens = cache_write_1h_tokens + $7, \
-             cost_micro_usd = cost_micro_usd + $8 where id = $1"
+             cost_micro_usd = cost_micro_usd + $8",
+            $more,
+            " where id = $1"
         )
     };
 }
 
-const ADD_TO_RUN: &str = add_to!("run");
+/// A call that is answered takes back what an earlier one was given up for.
+const ADD_TO_RUN: &str = add_to!(
+    "run",
+    ", provider_status = coalesce($9, provider_status), \
+     model_failure = case when $10 = 1 then null else model_failure end"
+);
 
-const ADD_TO_SESSION: &str = add_to!("session");
+const ADD_TO_SESSION: &str = add_to!("session", "");
 
-/// Only the rare run has something to take back.
-const ANSWERED: &str = "update run set model_failure = null where id = $1 and model_failure is not null";
-
-const PROVIDER_STATUS: &str = "update run set provider_status = $2 where id = $1";
-
-async fn add(tx: &mut Tx<'_>, sql: &'static str, to: &str, call: &Settlement<'_>) -> Result<(), StoreError> {
-    sqlx::query(sql)
-        .bind(to)
-        .bind(i64::from(call.estimated))
-        .bind(call.tokens.input)
-        .bind(call.tokens.output)
-        .bind(call.tokens.cache_read)
-        .bind(call.tokens.cache_write_5m)
-        .bind(call.tokens.cache_write_1h)
-        .bind(call.cost_micro_usd)
-        .execute(&mut *tx.db)
-        .await?;
+/// Adds a call to its run and to its session.
+async fn add(
+    tx: &mut Tx<'_>,
+    run: &RunId,
+    session: &SessionId,
+    call: &Settlement<'_>,
+) -> Result<(), StoreError> {
+    let totals = |sql: &'static str, to| {
+        sqlx::query(sql)
+            .bind(to)
+            .bind(i64::from(call.estimated))
+            .bind(call.tokens.input)
+            .bind(call.tokens.output)
+            .bind(call.tokens.cache_read)
+            .bind(call.tokens.cache_write_5m)
+            .bind(call.tokens.cache_write_1h)
+            .bind(call.cost_micro_usd)
+    };
+    let run = totals(ADD_TO_RUN, run.as_str()).bind(call.status).bind(i64::from(call.was_answered()));
+    run.execute(&mut *tx.db).await?;
+    totals(ADD_TO_SESSION, session.as_str()).execute(&mut *tx.db).await?;
     Ok(())
 }
 

@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use caisson_domain::budget::OverBudget;
 use caisson_domain::id::UsageId;
-use caisson_domain::run::Run;
 use caisson_domain::usage::TokenCounts;
-use caisson_store::{BeginCall, CallExtension, ExtendCall, NewModelCall, SettledCall, StoreError};
+use caisson_store::{BeginCall, CallExtension, DoorRun, ExtendCall, NewModelCall, SettledCall, StoreError};
 use tokio::time::{Instant, timeout};
 
 use super::meter::Reading;
@@ -31,7 +30,7 @@ pub(super) struct Account {
 
 struct Pending {
     id: UsageId,
-    run: Run,
+    run: DoorRun,
     ask: Ask,
     /// Whether a budget bounds it.
     bounded: bool,
@@ -50,7 +49,7 @@ impl Account {
     /// calls hold what this one needs, it waits for a bounded time until they have told what they really cost.
     pub(super) async fn begin(
         shared: Arc<Shared>,
-        run: &Run,
+        run: &DoorRun,
         ask: Option<Ask>,
         reply: &mut Reply,
     ) -> Result<Self, NoShare> {
@@ -204,7 +203,7 @@ impl Pending {
     }
 }
 
-async fn reserve(shared: &Shared, run: &Run, ask: Ask, reply: &mut Reply) -> Result<Pending, NoShare> {
+async fn reserve(shared: &Shared, run: &DoorRun, ask: Ask, reply: &mut Reply) -> Result<Pending, NoShare> {
     let outputs = ask.reserved_output();
     let needed = outputs.map(|output| ask.needed_micro_usd(output, &shared.prices));
     let call = NewModelCall {

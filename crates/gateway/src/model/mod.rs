@@ -14,8 +14,7 @@ mod words;
 
 use std::sync::Arc;
 
-use caisson_domain::run::Run;
-use caisson_store::CredentialUse;
+use caisson_store::{CredentialUse, DoorRun};
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -56,7 +55,7 @@ impl ModelSide {
 /// by.
 struct Call {
     door: Arc<Door>,
-    run: Run,
+    run: DoorRun,
     request: reqwest::Request,
     /// None if the call costs nothing.
     ask: Option<request::Ask>,
@@ -85,7 +84,7 @@ async fn forward(
     request: Request<Incoming>,
     rest: &str,
 ) -> Result<Response<Body>, Refusal> {
-    let run = grants::agent(door, request.headers()).await?;
+    let run = grants::knock(door, request.headers()).await?;
     let route = request::route(request.method(), rest).ok_or_else(|| {
         let message =
             "the gateway forwards v1/messages, v1/messages/count_tokens and v1/models, and nothing else";
@@ -106,7 +105,7 @@ async fn forward(
 /// Reads the request and makes the one that goes upstream: the same bytes, with the real credential.
 async fn prepare(
     door: &Arc<Door>,
-    run: Run,
+    run: DoorRun,
     request: Request<Incoming>,
     route: Route,
     rest: &str,

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use caisson_domain::budget::OverBudget;
 use caisson_domain::event::EventKind;
-use caisson_domain::run::{Failure, FailureKind, Run};
+use caisson_domain::run::{Failure, FailureKind};
+use caisson_store::DoorRun;
 use http::StatusCode;
 use serde_json::json;
 use tokio::time::{sleep, timeout};
@@ -49,7 +50,7 @@ enum Trouble {
 /// Tries until there is a reply to pass on. Each try has a row of its own, so that every request that upstream saw is
 /// counted.
 pub(super) async fn reach(
-    (door, run): (&Door, &Run),
+    (door, run): (&Door, &DoorRun),
     ask: Option<Ask>,
     mut tries: Tries,
     reply: &mut Reply,
@@ -87,7 +88,11 @@ pub(super) async fn reach(
     }
 }
 
-async fn begin((door, run): (&Door, &Run), ask: Option<Ask>, reply: &mut Reply) -> Result<Account, Refusal> {
+async fn begin(
+    (door, run): (&Door, &DoorRun),
+    ask: Option<Ask>,
+    reply: &mut Reply,
+) -> Result<Account, Refusal> {
     match Account::begin(Arc::clone(&door.shared), run, ask, reply).await {
         Ok(account) => Ok(account),
         Err(NoShare::NoRun) => Err(Refusal::no_run()),
@@ -98,7 +103,7 @@ async fn begin((door, run): (&Door, &Run), ask: Option<Ask>, reply: &mut Reply) 
 }
 
 /// A refusal of a call that a budget has no room for, written down as the run's failure.
-pub(super) async fn over_budget((door, run): (&Door, &Run), over: &OverBudget) -> Refusal {
+pub(super) async fn over_budget((door, run): (&Door, &DoorRun), over: &OverBudget) -> Refusal {
     let data = json!({
         "what": "model call",
         "rule": "budget",
@@ -115,7 +120,7 @@ pub(super) async fn over_budget((door, run): (&Door, &Run), over: &OverBudget) -
 /// Notes why the run's calls are given up and makes the answer that ends the agent: 429 with a long wait, since Claude Code
 /// 2.1.330 tries every other status again, but for 403, which it takes for its own credential's fault. The word in front
 /// of the sentence is the failure's.
-async fn stop_run((door, run): (&Door, &Run), failure: Failure) -> Refusal {
+async fn stop_run((door, run): (&Door, &DoorRun), failure: Failure) -> Refusal {
     let shared = &door.shared;
     let noted =
         hold(&shared.cancel, shared.bounds.store_hold, || shared.store.note_model_failure(&run.id, &failure))
@@ -221,7 +226,7 @@ impl Trouble {
         }
     }
 
-    async fn tell(&self, door: &Door, run: &Run, wait: Option<Duration>) {
+    async fn tell(&self, door: &Door, run: &DoorRun, wait: Option<Duration>) {
         if matches!(self, Self::Fault(Fault::Abandoned)) {
             return;
         }
@@ -237,7 +242,7 @@ impl Trouble {
 }
 
 /// The last answer of a call that came to nothing.
-async fn give_up((door, run): (&Door, &Run), trouble: &Trouble, tries: &str) -> Refusal {
+async fn give_up((door, run): (&Door, &DoorRun), trouble: &Trouble, tries: &str) -> Refusal {
     // What may pass is left to the next server; what is the request's own fault is not.
     let left = door.shared.cancel.is_cancelled() && trouble.may_pass();
     if left || matches!(trouble, Trouble::Fault(Fault::Abandoned)) {
@@ -279,7 +284,7 @@ fn refused(status: StatusCode, words: &str, tries: &str) -> Failure {
 }
 
 /// A refusal that is passed on as it is, and that no later call will fare better with.
-pub(super) async fn note_forbidden((door, run): (&Door, &Run)) {
+pub(super) async fn note_forbidden((door, run): (&Door, &DoorRun)) {
     let data = json!({"upstream": "model", "kind": "auth", "status": StatusCode::FORBIDDEN.as_u16()});
     door.tell(&run.id, EventKind::GatewayUpstreamFailed, data).await;
     let message = "the model API does not let the server's credential do this; give it the rights, or replace it in the \

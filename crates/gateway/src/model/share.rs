@@ -4,8 +4,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use caisson_domain::budget::OverBudget;
-use caisson_domain::run::Run;
-use caisson_store::{StoreError, Topic};
+use caisson_store::{DoorRun, StoreError, Topic};
 use tokio::time::Instant;
 
 use crate::bounds::BUDGET_POLL;
@@ -38,7 +37,7 @@ pub(super) struct Sizes {
 #[derive(Clone, Copy)]
 pub(super) struct Wait<'w> {
     pub(super) shared: &'w Shared,
-    pub(super) run: &'w Run,
+    pub(super) run: &'w DoorRun,
     pub(super) patience: Duration,
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use caisson_domain::budget::OverBudget;
-use caisson_domain::run::Run;
+use caisson_store::DoorRun;
 use http::{Response, StatusCode};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -46,7 +46,7 @@ pub(super) async fn carry(call: Call, mut reply: Reply) {
 
 /// Passes a reply on and settles it.
 async fn deliver(
-    (door, run): (&Door, &Run),
+    (door, run): (&Door, &DoorRun),
     mut account: Account,
     upstream: reqwest::Response,
     reply: Reply,

@@ -30,6 +30,7 @@ mod hints;
 mod idempotency;
 mod journal;
 mod keys;
+mod knock;
 mod lists;
 mod model;
 mod pushes;

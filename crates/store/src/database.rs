@@ -22,8 +22,11 @@ const BUSY_MS: u64 = 5_000;
 const STATEMENTS: usize = 256;
 /// Size to which the write-ahead log is cut back after a checkpoint, in bytes.
 const LOG_BYTES: &str = "67108864";
-/// Takes the write lock at once: a transaction that reads first and writes later would fail instead of waiting.
-const BEGIN_WRITE: &str = "begin immediate";
+/// Takes the write lock at once: a transaction that reads first and writes later would fail instead of waiting. Each one
+/// says anew whether its commit waits for the disk, so that none inherits it from the one before.
+const BEGIN_WRITE: &str = "pragma synchronous = full; begin immediate";
+/// The same, but the commit does not wait for the disk.
+const BEGIN_UNSYNCED: &str = "pragma synchronous = normal; begin immediate";
 
 const HAS_MIGRATIONS: &str =
     "select 1 from sqlite_master where type = 'table' and name = '_sqlx_migrations' limit 1";
@@ -178,6 +181,13 @@ impl Store {
     /// Begins a writing transaction and reads the clock, once and under the lock, so that times follow commits.
     pub(crate) async fn begin(&self) -> Result<Tx<'_>, StoreError> {
         let db = self.shared.database.writer.begin_with(BEGIN_WRITE).await?;
+        Ok(Tx { db, now_ms: self.now_ms(), store: self, wakes: Vec::new() })
+    }
+
+    /// Begins a transaction whose commit outlives the death of any process, but a power cut only once a later one has waited
+    /// for the disk: for what nobody is told of, and somebody waits for.
+    pub(crate) async fn begin_unsynced(&self) -> Result<Tx<'_>, StoreError> {
+        let db = self.shared.database.writer.begin_with(BEGIN_UNSYNCED).await?;
         Ok(Tx { db, now_ms: self.now_ms(), store: self, wakes: Vec::new() })
     }
 

@@ -53,6 +53,22 @@ async fn a_full_disk_is_told_apart_and_passes_when_there_is_room() {
 }
 
 #[tokio::test]
+async fn only_a_transaction_that_says_so_does_not_wait_for_the_disk() {
+    let (store, _directory) = store().await;
+    let synced = async |mut tx: Tx<'_>| {
+        let level: i64 = sqlx::query_scalar("pragma synchronous").fetch_one(&mut *tx.db).await.unwrap();
+        level == 2
+    };
+    for _ in 0..2 {
+        assert!(synced(store.begin().await.unwrap()).await);
+        assert!(!synced(store.begin_unsynced().await.unwrap()).await, "it was dropped without a commit");
+    }
+    let tx = store.begin_unsynced().await.unwrap();
+    tx.commit().await.unwrap();
+    assert!(synced(store.begin().await.unwrap()).await);
+}
+
+#[tokio::test]
 async fn a_lock_held_elsewhere_is_unavailable_until_it_is_gone() {
     let (store, directory) = store().await;
     pragma(&store, "pragma busy_timeout = 1".to_owned()).await;

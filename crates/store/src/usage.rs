@@ -135,14 +135,15 @@ const HAS_OPEN: &str = "select exists (select 1 from usage where run_id = $1 and
 impl Store {
     /// Writes down a call before it is forwarded, so that none is ever unmetered, counts it as begun, and reserves what it
     /// needs of the budgets of its run, its project and the day, all in one transaction: calls at once cannot overshoot
-    /// together.
+    /// together. It outlives the death of any process at once, and a power cut with the next commit that waits for the disk:
+    /// the agent waits for this one.
     ///
     /// # Errors
     /// As every write.
     /// # Cancel safety
     /// A dropped call may have written the row; it is settled as an estimate when its run ends or its server starts.
     pub async fn begin_model_call(&self, run: &RunId, call: &NewModelCall) -> Result<BeginCall, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_unsynced().await?;
         let reserve = bounded_cost(call.reserve_micro_usd);
         let need =
             Need { run, call: "", begun_at_ms: tx.now_ms, micro_usd: reserve, only_alone: call.only_alone };
@@ -188,7 +189,7 @@ impl Store {
         id: &UsageId,
         extension: &CallExtension,
     ) -> Result<ExtendCall, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_unsynced().await?;
         let row = sqlx::query(HELD).bind(id.as_str()).fetch_optional(&mut *tx.db).await?;
         let Some(row) = row else { return Ok(ExtendCall::Over) };
         let columns = Columns::of("usage", &row)?;
@@ -234,7 +235,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: repeatable.
     pub async fn note_model_failure(&self, run: &RunId, failure: &Failure) -> Result<bool, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_unsynced().await?;
         let noted = sqlx::query(NOTE_FAILURE)
             .bind(run.as_str())
             .bind(document("run.model_failure", failure)?)

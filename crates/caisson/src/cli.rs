@@ -57,8 +57,8 @@ pub(crate) enum Command {
     ///
     /// Takes the flags of `serve`, changes nothing, and looks, in this order, at the state directory, the database, its API keys and
     /// the audit log's head, the engine and its image, the agent, the shim, git, free disk space, the model API's credential, prices,
-    /// repositories, git hosts, the gateway's settings, workflows, TLS, and the address of the API. No credential is tried. Then it
-    /// tells of settings that let more people in than most mean to; those fail nothing.
+    /// repositories, git hosts, where tools may go, the gateway's settings, workflows, TLS, and the address of the API. No credential
+    /// is tried. Then it tells of settings that let more people in than most mean to; those fail nothing.
     Doctor(Serve),
     /// Do the main job once, end to end, and check the result.
     Demo(Demo),

@@ -92,6 +92,10 @@ fn rules_are_read_and_written_the_same() {
 #[test]
 fn what_is_no_rule_is_refused_with_a_reason() {
     let many = format!("h:{}", (1..=17).map(|port| port.to_string()).collect::<Vec<_>>().join(","));
+    let methods = format!(
+        "http://h/#{}",
+        (b'A'..b'R').map(|b| char::from(b).to_string()).collect::<Vec<_>>().join(",")
+    );
     let long = format!("http://h/{}", "x".repeat(RULE_PATH_BYTES));
     for (text, reason) in [
         ("*", "no host name"),
@@ -109,6 +113,7 @@ fn what_is_no_rule_is_refused_with_a_reason() {
         (&long, "plain prefix"),
         ("http://h/#get", "method"),
         ("http://h/#GET,", "method"),
+        (&methods, "method"),
         ("127.1:80", "four decimal"),
     ] {
         let error = text.parse::<Rule>().unwrap_err().to_string();

@@ -51,7 +51,8 @@ pub mod environment {
 }
 
 /// Paths of the door. `/model/…` and `/git/…` take the agent grant, all others the control grant; a grant is sent as
-/// `Authorization: Bearer …`.
+/// `Authorization: Bearer …`. What tools ask of hosts outside comes as `CONNECT` and in absolute form, with the agent grant as
+/// `Proxy-Authorization: Bearer …`, whatever its path.
 pub mod paths {
     /// `GET`: long poll for [`super::Work`]; 204 when there is none yet.
     pub const NEXT: &str = "/next";

@@ -254,6 +254,8 @@ pub(crate) struct Bounds {
     pub(crate) egress_resolve: Duration,
     /// [`EGRESS_CHECK`].
     pub(crate) egress_check: Duration,
+    /// [`EGRESS_TOLD_FIRST`].
+    pub(crate) egress_told_first: Duration,
 }
 
 impl Default for Bounds {
@@ -292,6 +294,7 @@ impl Default for Bounds {
             egress_connect: EGRESS_CONNECT,
             egress_resolve: EGRESS_RESOLVE,
             egress_check: EGRESS_CHECK,
+            egress_told_first: EGRESS_TOLD_FIRST,
         }
     }
 }

@@ -358,8 +358,8 @@ fn repositories(settings: &Settings) -> Result<String, String> {
 fn egress(settings: &Settings) -> Result<String, String> {
     let (upstreams, notes) =
         settings.egress.upstreams(&settings.clients).map_err(|error| format!("{error:#}"))?;
-    if let Some(note) = notes.first() {
-        return Err(note.clone());
+    if upstreams.presets.iter().any(|(_, rules)| rules.is_empty()) {
+        return Err(notes.join("; "));
     }
     let rules = upstreams.rules.len() + upstreams.presets.iter().map(|(_, rules)| rules.len()).sum::<usize>();
     Ok(match rules {

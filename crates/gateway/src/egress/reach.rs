@@ -19,17 +19,23 @@ use crate::bounds::{Bounds, EGRESS_ADDRESSES, EGRESS_LOOKUPS};
 /// Finds a name's addresses.
 pub(crate) type Resolve = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> + Send + Sync>;
 
-/// The operating system's resolver, for at most [`EGRESS_LOOKUPS`] names at once: a lookup cannot be given up, so it
-/// holds its place until it has ended, whoever waits for it.
+/// The operating system's resolver, for at most [`EGRESS_LOOKUPS`] names at once.
 pub(crate) fn system() -> Resolve {
-    let places = Arc::new(Semaphore::new(EGRESS_LOOKUPS));
+    let ask = |name: &str| Ok((name, 0_u16).to_socket_addrs()?.map(|one| one.ip()).collect());
+    blocking(EGRESS_LOOKUPS, Arc::new(ask))
+}
+
+type Ask = Arc<dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync>;
+
+/// A resolver that blocks. A lookup cannot be given up, so it holds its place until it has ended, whoever waits for it.
+fn blocking(places: usize, ask: Ask) -> Resolve {
+    let places = Arc::new(Semaphore::new(places));
     Arc::new(move |name| {
-        let places = Arc::clone(&places);
+        let (places, ask) = (Arc::clone(&places), Arc::clone(&ask));
         async move {
             let place = places.acquire_owned().await.map_err(io::Error::other)?;
             let lookup = tokio::task::spawn_blocking(move || {
-                let found =
-                    (name.as_str(), 0_u16).to_socket_addrs().map(|all| all.map(|one| one.ip()).collect());
+                let found = ask(&name);
                 drop(place);
                 found
             });
@@ -104,5 +110,39 @@ impl Reach {
             }
             Err(_) => Err(Fault::ResolveTimeout),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lookup_holds_its_place_until_it_has_ended() {
+        let (go_on, held) = channel::<()>();
+        let held = Mutex::new(held);
+        let ask: Ask = Arc::new(move |name| {
+            if name == "slow.example" {
+                held.lock().unwrap().recv().map_err(io::Error::other)?;
+            }
+            Ok(vec![IpAddr::from([1, 1, 1, 1])])
+        });
+        let resolve = blocking(1, ask);
+        // Whoever asked has left, and the lookup goes on.
+        assert!(timeout(Duration::from_millis(50), resolve("slow.example".to_owned())).await.is_err());
+        let mut next = Box::pin(resolve("next.example".to_owned()));
+        assert!(timeout(Duration::from_millis(50), next.as_mut()).await.is_err());
+        go_on.send(()).unwrap();
+        assert_eq!(next.await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_systems_resolver_knows_this_machine() {
+        let found = system()("localhost".to_owned()).await.unwrap();
+        assert!(!found.is_empty() && found.iter().all(IpAddr::is_loopback), "{found:?}");
     }
 }

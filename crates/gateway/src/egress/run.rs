@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::fault::Fault;
 use super::ledger::{Ledger, Moved, Noted};
-use crate::bounds::{Bounds, EGRESS_CONNECTIONS, EGRESS_TOLD_FIRST, EGRESS_TOLD_MOST};
+use crate::bounds::{Bounds, EGRESS_CONNECTIONS, EGRESS_TOLD_MOST};
 use crate::shared::{Door, event};
 
 /// One run's way outside, as long as this process serves it.
@@ -170,7 +170,7 @@ pub(crate) async fn before_outcome(door: &Door) {
 /// Tells from time to time what was moved, and notices that the run is over although nobody said so.
 async fn keep(door: Arc<Door>, egress: Arc<RunEgress>) {
     let (store, bounds) = (&door.shared.store, &door.shared.bounds);
-    let mut wait = EGRESS_TOLD_FIRST;
+    let mut wait = bounds.egress_told_first;
     let mut tell_at = Instant::now() + wait;
     loop {
         tokio::select! {

@@ -1,4 +1,5 @@
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::outside::{Outside, Tool, ask, denials, finish, head, setup, tunnel, uses};
 use super::support::{Setup, World, eventually, run_spec};
-use crate::bounds::{Bounds, EGRESS_CONNECTIONS};
+use crate::bounds::{Bounds, EGRESS_ADDRESSES, EGRESS_CONNECTIONS};
 
 const REPLY: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 const SHORT: Duration = Duration::from_millis(100);
@@ -47,6 +48,53 @@ async fn connections_at_once_end_and_a_closed_one_makes_room() {
     })
     .await;
     assert_eq!(reasons(&denials(&world, &sandbox).await), ["too_many_at_once"]);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn plain_requests_give_their_place_back() {
+    let (world, sandbox, outside, target) = world(Bounds::default()).await;
+    for _ in 0..EGRESS_CONNECTIONS * 2 {
+        assert!(ask(&sandbox, &format!("GET http://{target}/"), "").await.ends_with("ok"));
+    }
+    assert_eq!(outside.heard().len(), EGRESS_CONNECTIONS * 2);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn only_so_many_addresses_of_a_name_are_tried() {
+    let world = World::new().await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    let outside = Outside::start(&world, "127.0.0.1:0", REPLY).await;
+    let target = |host: &str| format!("{host}.example:{}", outside.address.port());
+    let mut setup = setup(&[&target("*")], &["127.0.0.0/8"]);
+    setup.resolve = Arc::new(|name| {
+        // Nobody listens at the others.
+        let dead = if name == "last.example" { EGRESS_ADDRESSES - 1 } else { EGRESS_ADDRESSES };
+        let dead = (0..dead).map(|number| IpAddr::from([127, 0, 1, u8::try_from(number).unwrap()]));
+        let all: Vec<IpAddr> = dead.chain([IpAddr::from([127, 0, 0, 1])]).collect();
+        async { Ok(all) }.boxed()
+    });
+    world.start(setup).await;
+    assert!(ask(&sandbox, &format!("GET http://{}/", target("last")), "").await.ends_with("ok"));
+    let answer = ask(&sandbox, &format!("GET http://{}/", target("behind")), "").await;
+    assert!(answer.contains("egress_unreachable"), "{answer}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_long_connection_moves_is_told_while_it_is_open() {
+    let bounds = Bounds { egress_check: SHORT, egress_told_first: SHORT, ..Bounds::default() };
+    let (world, sandbox, _outside, target) = world(bounds).await;
+    let mut tool = tunnel(&sandbox, &target).await;
+    assert_eq!(tool.say("hello").await, "hello");
+    let told = eventually(|| async { uses(&world, &sandbox).await.pop() }).await;
+    assert_eq!((&told["connections"], &told["sent_bytes"]), (&json!(1), &json!(5)));
+    assert_eq!(tool.say("on").await, "on");
+    finish(&sandbox).await;
+    let all = uses(&world, &sandbox).await;
+    let sent: u64 = all.iter().map(|item| item["sent_bytes"].as_u64().unwrap()).sum();
+    assert_eq!(sent, 7, "{all:?}");
     world.stop().await;
 }
 

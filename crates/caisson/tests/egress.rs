@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use testkit::engine::Engine;
 use testkit::parts::Parts;
+use testkit::process::ServerSpec;
 use testkit::world::{World, WorldSpec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -172,4 +173,27 @@ async fn a_workflow_that_chose_nothing_reaches_nothing(engine: Engine) {
     let denied = of_kind(&events, "egress.denied");
     assert_eq!((denied.len(), &denied[0]["setting"]), (1, &json!("caisson.egress")));
     assert!(of_kind(&events, "egress.used").is_empty());
+}
+
+#[test]
+fn the_doctor_says_which_preset_came_to_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let parts = Parts {
+        docker_host: "unix:///nonexistent/docker.sock".to_owned(),
+        agents_dir: directory.path().join("agents"),
+        shim: env!("CARGO_BIN_EXE_caisson").into(),
+        caisson: env!("CARGO_BIN_EXE_caisson").into(),
+    };
+    let spec = ServerSpec::new(&parts, &directory.path().join("state"), "http://127.0.0.1:9").unwrap();
+    let doctor = |variables: &[(&str, &str)]| {
+        let mut command = spec.command(&["doctor"]);
+        let output = command.env("CAISSON_EGRESS__PRESETS", "cargo").envs(variables.iter().copied()).output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    let said = doctor(&[]);
+    let line = said.lines().find(|line| line.contains("egress")).unwrap();
+    assert!(line.starts_with("FAIL") && line.contains("preset cargo: its configuration"), "{said}");
+    let said = doctor(&[("CARGO_REGISTRIES_MIRROR_INDEX", "sparse+https://mirror.example.com/index/")]);
+    let line = said.lines().find(|line| line.contains("egress")).unwrap();
+    assert!(line.starts_with("ok") && line.contains("1 rule"), "{said}");
 }

@@ -32,6 +32,7 @@ pub use build::{
 };
 pub use check::{API_VERSION_MIN, Capabilities, Seccomp};
 pub use lifecycle::LIST_CONTAINERS;
+pub use seccomp::seccomp_profile;
 pub use wait::WAIT_RECONNECT_S;
 
 /// Where Docker listens if nothing else is configured.

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 use crate::seccomp::{ENOSYS, EPERM, Lists};
 
+/// What the option of a container begins with.
+const SECCOMP: &str = "seccomp=";
 /// What libseccomp calls the answers.
 const ALLOW: &str = "SCMP_ACT_ALLOW";
 const ERRNO: &str = "SCMP_ACT_ERRNO";
@@ -21,12 +23,18 @@ const CONDITIONS: &str = include_str!("seccomp_conditions.json");
 /// Named apart, since engines that know no default answer but `EPERM` would give that one, and programs fall back on this one alone.
 const FALLEN_BACK_FROM: [&str; 4] = ["clone3", "io_uring_enter", "io_uring_register", "io_uring_setup"];
 
+/// The filter of system calls as a document that the engine and its client read, for whoever makes a container like a sandbox.
+#[must_use]
+pub fn seccomp_profile() -> &'static str {
+    option().strip_prefix(SECCOMP).unwrap_or_default()
+}
+
 /// The option of a container that sets its filter.
 pub(crate) fn option() -> &'static str {
     static OPTION: LazyLock<String> = LazyLock::new(|| {
         let lists = Lists::read().expect("a test reads the lists");
         let conditions = serde_json::from_str(CONDITIONS).expect("a test reads the conditions");
-        format!("seccomp={}", profile(&lists, conditions))
+        format!("{SECCOMP}{}", profile(&lists, conditions))
     });
     &OPTION
 }
@@ -72,8 +80,7 @@ mod tests {
 
     #[test]
     fn a_call_stands_in_one_kind_of_rule() {
-        let text = option().strip_prefix("seccomp=").unwrap();
-        let profile: Value = serde_json::from_str(text).unwrap();
+        let profile: Value = serde_json::from_str(seccomp_profile()).unwrap();
         let mut seen = BTreeSet::new();
         let rules = profile["syscalls"].as_array().unwrap();
         for name in rules.iter().filter(|rule| rule.get("args").is_none()).flat_map(names) {

@@ -10,6 +10,7 @@ use caisson_claude::{EnvironmentSpec, Launch, PermissionMode, SessionMode, Uuid,
 use caisson_domain::protocol::places;
 use caisson_domain::run::Resources;
 use caisson_domain::workflow::Workflow;
+use caisson_sandbox::docker::seccomp_profile;
 use testkit::parts::Parts;
 use testkit::repository;
 
@@ -27,6 +28,8 @@ const REPOSITORY: &str = "/repository";
 pub(super) const TOKEN: &str = "bench-key-of-the-script";
 /// File name of the model's socket.
 pub(super) const SOCKET: &str = "model.sock";
+/// File name of the containers' filter of system calls.
+const CALLS: &str = "calls.json";
 /// The name in the model's URL; the socket leads there, whatever it is.
 const MODEL_URL: &str = "http://model.local";
 /// User and group of the script's container where the bench runs as root; it may not be root's.
@@ -107,6 +110,7 @@ impl Script {
             own,
         };
         fs::write(script.ground.join("baseline.sh"), SCRIPT)?;
+        fs::write(script.ground.join(CALLS), seccomp_profile())?;
         fs::write(script.ground.join("task.jsonl"), user_prompt(&random_uuid()?, &spec.prompt)?)?;
         fs::write(script.ground.join("question.jsonl"), user_prompt(&random_uuid()?, QUESTION)?)?;
         give(&script.repository, script.owner)?;
@@ -193,7 +197,9 @@ impl Script {
     }
 
     fn profile(&self, name: &str) -> Vec<String> {
-        profile(name, &self.id, self.owner, self.workflow.caisson.resources.resolve())
+        let calls = format!("--security-opt=seccomp={}", self.ground.join(CALLS).display());
+        let resources = self.workflow.caisson.resources.resolve();
+        profile(name, &self.id, self.owner, resources).into_iter().chain([calls]).collect()
     }
 
     fn job_arguments(&self, number: u32, branch: &str) -> anyhow::Result<Vec<String>> {
@@ -298,7 +304,7 @@ fn profile(name: &str, id: &str, uid: u32, resources: Resources) -> Vec<String> 
         ("pids-limit", pids.to_string()),
         ("shm-size", "64m".to_owned()),
         ("oom-score-adj", "500".to_owned()),
-        ("ulimit", "core=0".to_owned()),
+        ("ulimit", "core=1".to_owned()),
         ("ulimit", "nofile=16384".to_owned()),
         ("cap-drop", "ALL".to_owned()),
         ("security-opt", "no-new-privileges:true".to_owned()),

@@ -3,6 +3,7 @@
 //! This crate is floor 0: no I/O, no async, no clock, no randomness. Whatever needs time or random bytes takes
 //! them as arguments, so that every rule written here can be tested as a plain function.
 
+pub mod credential;
 pub mod event;
 pub mod git;
 pub mod grant;

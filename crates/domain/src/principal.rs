@@ -10,6 +10,8 @@ text_enum! {
         RunsRead = "runs:read",
         /// Create and cancel runs of the project.
         RunsWrite = "runs:write",
+        /// Add, rotate, list and remove credentials of the project; nobody can read one.
+        Credentials = "credentials",
         /// Everything in the project.
         Admin = "admin",
     }

@@ -11,6 +11,7 @@
 mod artifacts;
 mod audit;
 mod clock;
+mod credentials;
 mod damage;
 mod database;
 mod deltas;
@@ -30,6 +31,7 @@ mod sandboxes;
 mod servers;
 mod sessions;
 mod usage;
+mod vault;
 mod workflows;
 
 use std::path::Path;
@@ -39,13 +41,19 @@ use caisson_domain::event::Delta;
 use caisson_domain::id::SessionId;
 use tokio::sync::broadcast;
 
+use credentials::CredentialUses;
 use database::Database;
 use deltas::Deltas;
 use hints::Hints;
 use keys::KeyUses;
+use vault::Keyring;
 
 pub use artifacts::{Artifact, NewArtifact, PutArtifact};
 pub use clock::{Clock, ClockHandle};
+pub use credentials::{
+    CREDENTIAL_USES_KEPT, Credential, CredentialActor, CredentialError, CredentialUse, NewCredential,
+    OpenedCredential, SigningKey, SigningKeyError,
+};
 pub use deltas::DELTA_CHANNEL_ITEMS;
 pub use door::NextWork;
 pub use error::{BoxError, StoreError};
@@ -59,6 +67,7 @@ pub use runs::{CancelRun, CreateRun, Idempotency, NewRun, RunFilter};
 pub use sandboxes::{NewSandbox, SandboxRow, SandboxState, UnknownSandboxState};
 pub use sessions::Session;
 pub use usage::{CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX, NewModelCall, SettledCall};
+pub use vault::{MasterKeyError, MasterKeyFile, RekeyStep, Rekeyed};
 pub use workflows::StoredWorkflow;
 
 /// The store. Cheap to clone; all clones share one database, one set of watchers and one set of delta channels.
@@ -75,6 +84,8 @@ struct Shared {
     hints: Arc<Hints>,
     deltas: Deltas,
     key_uses: KeyUses,
+    credential_uses: CredentialUses,
+    keyring: Keyring,
 }
 
 /// What [`Store::look`] finds.
@@ -126,6 +137,8 @@ impl Store {
             hints: Arc::default(),
             deltas: Deltas::default(),
             key_uses: KeyUses::default(),
+            credential_uses: CredentialUses::default(),
+            keyring: Keyring::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -157,9 +170,10 @@ impl Store {
     /// # Cancel safety
     /// Safe: whatever was acknowledged is on disk already.
     pub async fn close(&self) -> Result<(), StoreError> {
-        let written = self.write_key_uses().await;
+        let keys_written = self.write_key_uses().await;
+        let credentials_written = self.write_credential_uses(true).await;
         self.shared.database.close().await;
-        written
+        keys_written.and(credentials_written)
     }
 
     /// Proves that the database takes writes, by making one.

@@ -1,5 +1,8 @@
 use super::*;
 
+/// Fields by name.
+type Given<'a> = &'a [(&'static str, &'a str)];
+
 fn fields(settings: &[(&'static str, &str)], secret: &[(&'static str, &str)]) -> CredentialFields {
     CredentialFields {
         settings: settings.iter().map(|(name, text)| (*name, (*text).to_owned())).collect(),
@@ -16,7 +19,7 @@ const PEM: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\
 
 #[test]
 fn each_kind_reads_its_own_settings_and_is_stored_and_read_back() {
-    let cases: [(CredentialKind, &[(&'static str, &str)], Option<&str>); 7] = [
+    let cases: [(CredentialKind, Given<'_>, Option<&str>); 7] = [
         (CredentialKind::ModelApiKey, &[], None),
         (
             CredentialKind::ModelApiKey,
@@ -113,7 +116,7 @@ fn secrets_are_bounded_and_a_fault_never_repeats_one() {
         .is_ok()
     );
     let long = format!("{longest}x");
-    let cases: [(CredentialKind, &[(&'static str, &str)], &str, &str); 9] = [
+    let cases: [(CredentialKind, Given<'_>, &str, &str); 9] = [
         (CredentialKind::GitToken, &[], "value", "missing_field"),
         (CredentialKind::GitToken, &[("value", &long)], "value", "invalid_value"),
         (CredentialKind::GitToken, &[("value", "")], "value", "invalid_value"),

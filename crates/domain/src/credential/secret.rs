@@ -69,6 +69,9 @@ impl CredentialSecret {
     }
 
     /// The text to be sealed.
+    ///
+    /// # Panics
+    /// Never: texts and a number can be written to memory.
     #[must_use]
     pub fn to_plain(&self) -> SecretSlice<u8> {
         let empty = Written {

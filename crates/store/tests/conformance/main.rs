@@ -19,6 +19,7 @@ macro_rules! conformance {
 mod artifacts;
 mod cancel;
 mod corrupt;
+mod credentials;
 mod door;
 mod durability;
 mod events;
@@ -36,4 +37,5 @@ mod runs;
 mod sandboxes;
 mod servers;
 mod usage;
+mod vault;
 mod workflows;

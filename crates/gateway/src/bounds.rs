@@ -121,6 +121,25 @@ pub(crate) const STDERR_BYTES: usize = 4 * 1024;
 /// Subject of the deterministic commit message, in characters.
 pub(crate) const SUBJECT_CHARS: usize = 60;
 
+/// How long one call for a token may take.
+pub(crate) const TOKEN_CALL: Duration = Duration::from_secs(30);
+/// Answer to such a call, in bytes.
+pub(crate) const TOKEN_REPLY_BYTES: usize = 64 * 1024;
+/// How long after a failed call for a token there is no other with the same credential.
+pub(crate) const TOKEN_PAUSE: Duration = Duration::from_secs(5);
+/// Credentials whose tokens are looked after at once.
+pub(crate) const FLIGHTS: usize = 1000;
+/// Clients for model credentials that have a proxy or certificates of their own.
+pub(crate) const MODEL_CLIENTS: usize = 100;
+/// How long before its end an access token is refreshed, in milliseconds.
+pub(crate) const OAUTH_SKEW_MS: i64 = 60_000;
+/// Life of an access token whose endpoint names none, in milliseconds.
+pub(crate) const OAUTH_LIFETIME_MS: i64 = 60 * 60 * 1000;
+/// Longest life of an access token, in milliseconds (a year).
+pub(crate) const OAUTH_LIFETIME_MS_MOST: i64 = 365 * 24 * 60 * 60 * 1000;
+/// How long before its end an installation token is used no more, in milliseconds: a clone may take a while.
+pub(crate) const INSTALLATION_TOKEN_SKEW_MS: i64 = 5 * 60 * 1000;
+
 /// Bounds that tests shorten.
 #[derive(Debug, Clone)]
 pub(crate) struct Bounds {

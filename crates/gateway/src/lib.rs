@@ -12,6 +12,7 @@ mod body;
 mod bounds;
 mod config;
 mod control;
+mod credentials;
 mod doors;
 mod git;
 mod grants;
@@ -93,6 +94,7 @@ impl Gateway {
             model,
             prices: config.prices,
             git,
+            credentials: credentials::CredentialSide::default(),
             pushes: Arc::default(),
             identity: config.identity,
             bounds,

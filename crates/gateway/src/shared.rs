@@ -17,6 +17,7 @@ use crate::bounds::{
 };
 use crate::config::GitIdentity;
 use crate::control::DeltaWindow;
+use crate::credentials::CredentialSide;
 use crate::git::{GitSide, Pushes};
 use crate::model::ModelSide;
 use crate::problem::Refusal;
@@ -28,6 +29,7 @@ pub(crate) struct Shared {
     pub(crate) model: ModelSide,
     pub(crate) prices: PriceTable,
     pub(crate) git: GitSide,
+    pub(crate) credentials: CredentialSide,
     pub(crate) pushes: Arc<Pushes>,
     pub(crate) identity: GitIdentity,
     pub(crate) bounds: Bounds,

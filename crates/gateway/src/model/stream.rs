@@ -44,14 +44,14 @@ type Reply = oneshot::Sender<Result<Response<Body>, Refusal>>;
 /// Carries the call to its end and settles it. The head of the reply goes to `reply`, if somebody still waits
 /// for it.
 pub(super) async fn carry(call: Call, mut reply: Reply) {
-    let Call { door, run, request, ask, permits: (_slot, share) } = call;
+    let Call { door, run, client, request, ask, permits: (_slot, share) } = call;
     let shared = &door.shared;
     let mut account = match Account::begin(Arc::clone(shared), &run.id, ask).await {
         Ok(Some(account)) => account,
         Ok(None) => return hand_over(reply, Err(Refusal::no_run())),
         Err(error) => return hand_over(reply, Err(Refusal::store(&error))),
     };
-    let head = send(shared, request, &mut reply).await;
+    let head = send(shared, (&client, request), &mut reply).await;
     drop(share);
     let upstream = match head {
         Ok(upstream) => upstream,
@@ -101,10 +101,10 @@ fn hand_over(reply: Reply, answer: Result<Response<Body>, Refusal>) {
 /// Sends the request and waits for the head of the reply.
 async fn send(
     shared: &Shared,
-    request: reqwest::Request,
+    (client, request): (&reqwest::Client, reqwest::Request),
     reply: &mut Reply,
 ) -> Result<reqwest::Response, Fault> {
-    let answer = timeout(shared.bounds.first_byte, shared.model.client.execute(request));
+    let answer = timeout(shared.bounds.first_byte, client.execute(request));
     tokio::select! {
         answer = answer => match answer {
             Ok(Ok(upstream)) => Ok(upstream),
@@ -155,8 +155,7 @@ async fn refused(door: &Door, run: &Run, status: StatusCode) -> Option<Refusal> 
         door.tell(&run.id, EventKind::GatewayUpstreamFailed, data).await;
     }
     if status == StatusCode::UNAUTHORIZED {
-        let message =
-            "the model API refused the server's credential; replace it in the server's configuration";
+        let message = "the model API refused the server's credential; rotate it with `caisson credential rotate`, or replace it in the server's configuration";
         return Some(Refusal::new(StatusCode::FORBIDDEN, "model_auth", message));
     }
     if status.is_redirection() {

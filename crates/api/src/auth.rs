@@ -19,6 +19,17 @@ pub(crate) struct Reader(pub(crate) Principal);
 /// A caller who may create and cancel.
 pub(crate) struct Writer(pub(crate) Principal);
 
+/// A caller who may add, rotate, list and remove credentials.
+pub(crate) struct Keeper(pub(crate) Principal);
+
+impl FromRequestParts<App> for Keeper {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        caller(&parts.headers, app, Scope::Credentials).await.map(Self)
+    }
+}
+
 impl FromRequestParts<App> for Reader {
     type Rejection = ApiError;
 

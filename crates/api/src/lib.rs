@@ -9,6 +9,7 @@
 mod agents;
 mod auth;
 pub mod config;
+mod credentials;
 mod docs;
 mod events;
 mod extract;
@@ -29,6 +30,7 @@ mod workflows;
 /// What the API answers with, for clients written in Rust.
 pub mod view {
     pub use crate::agents::{AgentList, AgentView};
+    pub use crate::credentials::{CreateCredential, CredentialList, CredentialView, RotateCredential};
     pub use crate::events::{DeltaView, EndView, EventPage, EventView};
     pub use crate::health::Health;
     pub use crate::problem::{Fault, Problem};

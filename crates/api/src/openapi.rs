@@ -17,7 +17,7 @@ use utoipa_axum::routes;
 use crate::negotiate::{JSON, json_only};
 use crate::problem::PROBLEM_JSON;
 use crate::state::App;
-use crate::{agents, events, health, runs, sessions, workflows};
+use crate::{agents, credentials, events, health, runs, sessions, workflows};
 
 /// Name of the scheme in which a key is a bearer token.
 const BEARER: &str = "bearer";
@@ -50,6 +50,12 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(agents::list_agents))
         .routes(routes!(workflows::list_workflows))
         .routes(routes!(workflows::get_workflow))
+        .routes(routes!(credentials::add_credential, credentials::list_credentials))
+        .routes(routes!(
+            credentials::get_credential,
+            credentials::rotate_credential,
+            credentials::remove_credential
+        ))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
         .routes(routes!(openapi_json))
@@ -77,7 +83,9 @@ pub(crate) fn complete(mut document: OpenApi) -> OpenApi {
     let header = ApiKeyValue::new(crate::auth::API_KEY.as_str());
     components.add_security_scheme(HEADER, SecurityScheme::ApiKey(ApiKey::Header(header)));
     for item in document.paths.paths.values_mut() {
-        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+        for operation in
+            [&mut item.get, &mut item.post, &mut item.put, &mut item.delete].into_iter().flatten()
+        {
             add_common(operation);
         }
     }

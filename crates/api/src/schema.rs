@@ -29,6 +29,7 @@ texts! {
     FailureKind: caisson_domain::run::FailureKind, "Why a run failed.";
     EventKind: caisson_domain::event::EventKind, "What an event tells of.";
     DeltaKind: caisson_domain::event::DeltaKind, "What a piece of live text is part of.";
+    CredentialKind: caisson_domain::credential::CredentialKind, "What a credential opens.";
     Publish: caisson_domain::workflow::Publish, "What happens to the agent's work.";
     PermissionMode: caisson_domain::workflow::PermissionMode, "How the agent asks for permission.";
 }

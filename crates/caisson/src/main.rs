@@ -10,6 +10,7 @@ mod render;
 mod serve;
 mod server_id;
 mod settings;
+mod vault;
 
 use std::process::ExitCode;
 

@@ -26,6 +26,7 @@ use crate::engines::ActiveEngine;
 use crate::inputs::{self, Inputs};
 use crate::server_id::server_id;
 use crate::settings::Settings;
+use crate::vault::{has_model_credential, unlock};
 
 /// How long a stopping server waits for its tasks.
 const STOP_WAIT: Duration = Duration::from_secs(10);
@@ -56,6 +57,7 @@ impl Server {
         })?;
         let address = listener.local_addr()?;
         let store = open_store(&settings.state_dir).await?;
+        unlock(&settings, &store).await?;
         put_workflows(&store, &inputs.workflows).await?;
         let id = server_id(&settings.state_dir, &store).await?;
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
@@ -63,6 +65,11 @@ impl Server {
         let engine = ActiveEngine::choose(&settings, &id, Some(&store)).await?;
         for weakness in engine.weaknesses() {
             warn!("weaker than it could be: {weakness}");
+        }
+        if inputs.model.credential.is_none() && !has_model_credential(&store).await? {
+            warn!(
+                "no model credential is there: agents will be refused; add one with `caisson credential add`, or set model.api_key_file"
+            );
         }
         Gateway::start(gateway_config(&settings, &inputs, &id), store.clone(), &tracker, cancel.clone())
             .await
@@ -163,9 +170,6 @@ fn api_config(settings: &Settings, inputs: &Inputs, engine: &ActiveEngine) -> Ap
 }
 
 fn gateway_config(settings: &Settings, inputs: &Inputs, id: &ServerId) -> GatewayConfig {
-    if inputs.model.credential.is_none() {
-        warn!("no model credential is configured: agents will be refused; set model.api_key_file");
-    }
     GatewayConfig {
         server: id.clone(),
         doors_dir: settings.state_dir.join("doors"),

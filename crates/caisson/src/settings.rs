@@ -48,6 +48,9 @@ pub(crate) struct Settings {
     pub prices_file: Option<PathBuf>,
     /// First uid of sandboxes when the server runs as root; each session has its own. Default 200000. `CAISSON_UID_BASE`.
     pub uid_base: u32,
+    /// File with the master key that credentials are sealed with; it must be there. Default: `master.key` in the state
+    /// directory, made at the first start. `CAISSON_MASTER_KEY_FILE`.
+    pub master_key_file: Option<PathBuf>,
     /// The Docker Engine.
     pub docker: Docker,
     /// The local engine.

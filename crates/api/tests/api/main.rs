@@ -6,6 +6,7 @@ mod artifacts;
 mod auth;
 mod connections;
 mod create;
+mod credentials;
 mod docs;
 mod faults;
 mod health;

@@ -2,6 +2,7 @@
 
 mod agent;
 mod artifacts;
+mod credential;
 mod demo;
 mod demo_project;
 mod doctor;
@@ -45,6 +46,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Artifacts(flags) => artifacts::run(flags).await,
         Command::Cancel(flags) => runs::cancel(flags).await,
         Command::Key(key) => key::run(key, environment).await,
+        Command::Credential(credential) => credential::run(credential, environment).await,
         Command::Agent(agent) => agent::run(agent, environment),
         Command::Image(image) => image::run(image, environment).await,
         Command::Doctor(flags) => doctor::run(flags, environment).await,

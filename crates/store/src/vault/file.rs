@@ -64,6 +64,10 @@ impl MasterKeyFile {
         &self.path
     }
 
+    pub(crate) const fn is_made(&self) -> bool {
+        self.made
+    }
+
     /// The key that comes after it.
     pub(crate) fn next_path(&self) -> PathBuf {
         self.beside(".next")

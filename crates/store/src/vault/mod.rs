@@ -155,16 +155,8 @@ impl Store {
     /// Safe: a file that was made is used by the next call.
     pub async fn unlock(&self, file: MasterKeyFile) -> Result<(), MasterKeyError> {
         let mut keys = read(&file).await?;
-        let mut active = self.active_key().await?;
-        if active.as_deref().is_none_or(|id| keys.find(id).is_none()) {
-            let credentials: i64 = sqlx::query_scalar(COUNT).fetch_one(self.reader()).await?;
-            if let (Some(wanted), true) = (active, credentials > 0) {
-                let path = file.path().to_owned();
-                return Err(match keys.current {
-                    None => MasterKeyError::Lost { path, credentials },
-                    Some(_) => MasterKeyError::Wrong { path, wanted },
-                });
-            }
+        let mut active = self.usable_key(&file, &keys).await?;
+        if active.is_none() {
             if keys.current.is_none() {
                 keys = make(&file, self.shared.random.bytes(), self.shared.random.bytes()).await?;
             }
@@ -181,6 +173,35 @@ impl Store {
         }
         self.shared.keyring.set(file, keys);
         Ok(())
+    }
+
+    /// Looks whether [`Store::unlock`] would find its key, and makes nothing: `false` if one would be made.
+    ///
+    /// # Errors
+    /// As [`Store::unlock`].
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn check_master_key(&self, file: &MasterKeyFile) -> Result<bool, MasterKeyError> {
+        let keys = read(file).await?;
+        if self.usable_key(file, &keys).await?.is_some() || keys.current.is_some() {
+            return Ok(true);
+        }
+        if file.is_made() { Ok(false) } else { Err(MasterKeyError::Missing { path: file.path().to_owned() }) }
+    }
+
+    /// The id of the key in use, if the files have it; none if nothing was sealed, so that any key will do.
+    async fn usable_key(&self, file: &MasterKeyFile, keys: &Keys) -> Result<Option<String>, MasterKeyError> {
+        let Some(wanted) = self.active_key().await? else { return Ok(None) };
+        if keys.find(&wanted).is_some() {
+            return Ok(Some(wanted));
+        }
+        let credentials: i64 = sqlx::query_scalar(COUNT).fetch_one(self.reader()).await?;
+        let path = file.path().to_owned();
+        match (credentials, &keys.current) {
+            (0, _) => Ok(None),
+            (_, None) => Err(MasterKeyError::Lost { path, credentials }),
+            (_, Some(_)) => Err(MasterKeyError::Wrong { path, wanted }),
+        }
     }
 
     /// Writes down whose key the first credential will be sealed with.

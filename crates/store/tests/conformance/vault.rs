@@ -26,7 +26,9 @@ fn key_text(fixture: &Fixture) -> String {
 }
 
 async fn a_master_key_is_made_at_the_first_start_and_kept(fixture: Fixture) {
+    assert!(!fixture.store.check_master_key(&fixture.key_file()).await.unwrap());
     let fixture = fixture.unlocked().await;
+    assert!(fixture.store.check_master_key(&fixture.key_file()).await.unwrap());
     let path = fixture.directory().join("master.key");
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let text = key_text(&fixture);
@@ -47,6 +49,8 @@ async fn a_lost_or_wrong_master_key_is_told_and_replaced_only_when_nothing_needs
     let error = fixture.store.unlock(fixture.key_file()).await.unwrap_err();
     assert!(matches!(error, MasterKeyError::Lost { credentials: 1, .. }), "{error}");
     assert!(!path.exists(), "none is made in its place");
+    let told = fixture.store.check_master_key(&fixture.key_file()).await.unwrap_err();
+    assert!(matches!(told, MasterKeyError::Lost { .. }), "{told}");
     std::fs::write(&path, "ab".repeat(32)).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
     let error = fixture.store.unlock(fixture.key_file()).await.unwrap_err();
@@ -69,8 +73,13 @@ async fn a_lost_or_wrong_master_key_is_told_and_replaced_only_when_nothing_needs
 async fn a_named_master_key_must_be_there(fixture: Fixture) {
     let path = fixture.directory().join("elsewhere.key");
     let named = || MasterKeyFile::named(path.clone());
-    let error = fixture.store.unlock(named()).await.unwrap_err();
-    assert!(matches!(error, MasterKeyError::Missing { .. }), "{error}");
+    let errors = [
+        fixture.store.unlock(named()).await.unwrap_err(),
+        fixture.store.check_master_key(&named()).await.unwrap_err(),
+    ];
+    for error in errors {
+        assert!(matches!(error, MasterKeyError::Missing { .. }), "{error}");
+    }
     std::fs::write(&path, "cd".repeat(32)).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
     fixture.store.unlock(named()).await.unwrap();

@@ -299,7 +299,7 @@ pub(crate) struct AddCredential {
     /// What it opens: `model_api_key`, `model_oauth`, `git_token`, `git_github_app`, `mcp_header` or `registry_token`.
     #[arg(long)]
     pub kind: String,
-    /// What is public about it, such as url_prefix=https://git.example.com/team; may be given several times.
+    /// What is public about it, such as `url_prefix=https://git.example.com/team`; may be given several times.
     #[arg(long = "set", value_name = "FIELD=VALUE", value_parser = name_and_value)]
     pub settings: Vec<(String, String)>,
     /// PEM file with further certificate authorities of a model API.
@@ -314,7 +314,7 @@ pub(crate) struct AddCredential {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SecretFlags {
     /// File with the secret, "-" for standard input: one line for a key or token, PEM for `git_github_app`, and for
-    /// `model_oauth` JSON with access_token, refresh_token and expires_at_ms.
+    /// `model_oauth` JSON with `access_token`, `refresh_token` and `expires_at_ms`.
     #[arg(long, value_name = "FILE", default_value = "-")]
     pub from: PathBuf,
     /// File with USER:PASSWORD of a model API's outbound proxy.

@@ -11,8 +11,8 @@ use caisson_domain::credential::{
 use caisson_domain::id::{CredentialId, DEFAULT_PROJECT, ProjectId};
 use caisson_store::{Credential as Stored, CredentialActor, NewCredential, Store};
 use comfy_table::{Table, presets};
+use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
-use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 
 use super::{DONE, complain, print, print_json, settings};

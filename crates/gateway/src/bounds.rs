@@ -163,6 +163,8 @@ pub(crate) struct Bounds {
     pub(crate) end_hold: Duration,
     /// [`FIRST_BYTE`].
     pub(crate) first_byte: Duration,
+    /// [`TOKEN_CALL`].
+    pub(crate) token_call: Duration,
     /// [`IDLE`].
     pub(crate) idle: Duration,
     /// [`DRAIN`].
@@ -196,6 +198,7 @@ impl Default for Bounds {
             push_look: PUSH_LOOK,
             end_hold: END_HOLD,
             first_byte: FIRST_BYTE,
+            token_call: TOKEN_CALL,
             idle: IDLE,
             drain: DRAIN,
             drain_bytes: DRAIN_BYTES,

@@ -75,7 +75,8 @@ pub(super) async fn token(
 /// Asks for a token; no fault of the endpoint if the request cannot even be made.
 async fn mint(shared: &Shared, opened: &OpenedCredential) -> Result<(SecretString, i64), Option<TokenFault>> {
     let request = request(opened, shared.store.now_ms() / 1000).ok_or(None)?;
-    let answer: Answer = token::call(&shared.git.client, request).await.map_err(Some)?;
+    let answer: Answer =
+        token::call(&shared.git.client, request, shared.bounds.token_call).await.map_err(Some)?;
     let expires_at_ms = utc_ms(&answer.expires_at).ok_or(Some(TokenFault::Unreadable))?;
     let id = &opened.credential.id;
     tracing::info!(credential.id = %id, "got an installation token for the credential {id}");

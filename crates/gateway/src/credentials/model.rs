@@ -1,7 +1,7 @@
 //! How a run's model calls leave: with which key, to which URL, through which client.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use caisson_domain::credential::{CredentialKind, CredentialSecret, CredentialSettings, SendAs};
 use caisson_domain::id::CredentialId;
@@ -92,17 +92,35 @@ fn route(
 #[derive(Default)]
 pub(super) struct Clients(Mutex<HashMap<CredentialId, (i64, reqwest::Client)>>);
 
+impl Clients {
+    fn lock(&self) -> MutexGuard<'_, HashMap<CredentialId, (i64, reqwest::Client)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, credential: &Credential) -> Option<reqwest::Client> {
+        let clients = self.lock();
+        let (version, client) = clients.get(&credential.id)?;
+        (*version == credential.version).then(|| client.clone())
+    }
+
+    fn keep(&self, credential: &Credential, client: reqwest::Client) {
+        let mut clients = self.lock();
+        if clients.len() >= MODEL_CLIENTS && !clients.contains_key(&credential.id) {
+            // Rare, and each is made again when it is needed.
+            clients.clear();
+        }
+        clients.insert(credential.id.clone(), (credential.version, client));
+    }
+}
+
 fn client_for(shared: &Shared, opened: &OpenedCredential) -> Result<reqwest::Client, CredentialFault> {
     let credential = &opened.credential;
     let reach = credential.settings.reach().ok_or_else(|| CredentialFault::unusable(credential))?;
     if reach.outbound_proxy.is_none() && reach.ca_pem.is_none() {
         return Ok(shared.model.client.clone());
     }
-    let mut clients = shared.credentials.clients.0.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((version, client)) = clients.get(&credential.id)
-        && *version == credential.version
-    {
-        return Ok(client.clone());
+    if let Some(client) = shared.credentials.clients.find(credential) {
+        return Ok(client);
     }
     let configured = &shared.model.upstream;
     let own_proxy = reach.outbound_proxy.as_ref();
@@ -117,11 +135,7 @@ fn client_for(shared: &Shared, opened: &OpenedCredential) -> Result<reqwest::Cli
         tracing::error!(credential.id = %credential.id, error = %error, "no client for {}", credential.id);
         CredentialFault::unusable(credential)
     })?;
-    if clients.len() >= MODEL_CLIENTS {
-        // Rare, and each is made again when it is needed.
-        clients.clear();
-    }
-    clients.insert(credential.id.clone(), (credential.version, made.clone()));
+    shared.credentials.clients.keep(credential, made.clone());
     Ok(made)
 }
 
@@ -131,4 +145,43 @@ fn with_login(credential: &Credential, proxy: &Url, login: &SecretString) -> Res
     let (user, password) = login.expose_secret().split_once(':').unwrap_or((login.expose_secret(), ""));
     let set = url.set_username(user).and_then(|()| url.set_password(Some(password)));
     set.map(|()| url).map_err(|()| CredentialFault::unusable(credential))
+}
+
+#[cfg(test)]
+mod tests {
+    use caisson_domain::credential::ModelReach;
+    use caisson_domain::id::ProjectId;
+
+    use super::*;
+
+    #[test]
+    fn clients_are_bounded_and_go_with_the_version_of_their_credential() {
+        crate::tests::install_crypto();
+        let clients = Clients::default();
+        let credential = |number: usize, version| Credential {
+            id: CredentialId::new(i64::try_from(number).unwrap(), [0; 10]),
+            project: ProjectId::default_project(),
+            name: "x".to_owned(),
+            settings: CredentialSettings::ModelApiKey {
+                reach: ModelReach::default(),
+                send_as: SendAs::XApiKey,
+            },
+            version,
+            created_at_ms: 0,
+            rotated_at_ms: None,
+            last_used_at_ms: None,
+        };
+        let made = client("the model API", None, None).unwrap();
+        for number in 0..MODEL_CLIENTS {
+            clients.keep(&credential(number, 1), made.clone());
+        }
+        assert_eq!(clients.lock().len(), MODEL_CLIENTS);
+        assert!(clients.find(&credential(0, 1)).is_some());
+        assert!(clients.find(&credential(0, 2)).is_none(), "its login may be another one");
+        clients.keep(&credential(0, 2), made.clone());
+        assert!(clients.find(&credential(0, 2)).is_some());
+        assert_eq!(clients.lock().len(), MODEL_CLIENTS);
+        clients.keep(&credential(MODEL_CLIENTS, 1), made);
+        assert_eq!(clients.lock().len(), 1);
+    }
 }

@@ -116,7 +116,8 @@ async fn refresh(
         return Err(unusable());
     };
     let request = request(token_url, *token_format, refresh_token, client_id.as_deref());
-    let answer: Answer = token::call(client, request).await.map_err(Failed::Token)?;
+    let answer: Answer =
+        token::call(client, request, shared.bounds.token_call).await.map_err(Failed::Token)?;
     let lifetime_ms = answer.expires_in.map_or(OAUTH_LIFETIME_MS, |seconds| seconds.saturating_mul(1000));
     let secret = CredentialSecret::Oauth {
         access_token: answer.access_token,

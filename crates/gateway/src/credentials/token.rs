@@ -1,11 +1,13 @@
 //! One call to whoever gives tokens: bounded in time and size, and nothing of the answer is logged.
 
+use std::time::Duration;
+
 use reqwest::StatusCode;
 use secrecy::zeroize::Zeroizing;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
-use crate::bounds::{TOKEN_CALL, TOKEN_REPLY_BYTES};
+use crate::bounds::TOKEN_REPLY_BYTES;
 
 /// Why there is no token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -27,8 +29,9 @@ pub(crate) enum TokenFault {
 pub(super) async fn call<T: DeserializeOwned>(
     client: &reqwest::Client,
     request: reqwest::Request,
+    patience: Duration,
 ) -> Result<T, TokenFault> {
-    timeout(TOKEN_CALL, exchange(client, request)).await.unwrap_or(Err(TokenFault::Unreachable))
+    timeout(patience, exchange(client, request)).await.unwrap_or(Err(TokenFault::Unreachable))
 }
 
 async fn exchange<T: DeserializeOwned>(

@@ -1,6 +1,7 @@
 //! Tokens that are had with a credential: refreshed access tokens and an app's installation tokens.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -15,7 +16,7 @@ use tokio::sync::Notify;
 
 use super::model_host::{END, ModelHost, Piece, START, Script, piece};
 use super::support::{OK, Reply, Sandbox, Setup, World, eventually, run_spec};
-use crate::bounds::{OAUTH_SKEW_MS, TOKEN_REPLY_BYTES};
+use crate::bounds::{OAUTH_LIFETIME_MS_MOST, OAUTH_SKEW_MS, TOKEN_REPLY_BYTES};
 
 /// Requests at once.
 const PARALLEL: usize = 20;
@@ -43,12 +44,16 @@ impl Scene {
     /// A model credential whose access token ends in `left_ms`.
     async fn oauth(answer: Script, settings: &[(&'static str, &str)], left_ms: i64) -> Self {
         let model = ModelHost::start(Script::stream(vec![piece(START), piece(END)])).await;
+        let answer_hangs = answer.hangs;
         let tokens = ModelHost::start(answer).await;
         let world = World::new().await;
         world.unlock().await;
         let sandbox = world.sandbox(run_spec(None)).await;
         let mut setup = Setup::new();
         setup.model.base_url = model.url.clone();
+        if answer_hangs {
+            setup.bounds.token_call = Duration::from_millis(100);
+        }
         world.start(setup).await;
         let settings = [&[("token_url", tokens.url.as_str())], settings].concat();
         let secret = oauth("old", world.store.now_ms() + left_ms);
@@ -155,6 +160,33 @@ async fn a_refused_refresh_is_told_and_not_tried_again_at_once() {
         scene.world.rotate(&scene.credential, &oauth("fresh", i64::MAX / 2)).await;
         assert_eq!(scene.ask().await.status, OK);
         assert_eq!(scene.bearers(), ["Bearer fresh"]);
+        scene.world.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_token_endpoint_that_does_not_answer_is_waited_for_a_bounded_time() {
+    let hanging = Script { hangs: true, ..renewed() };
+    let scene = Scene::oauth(hanging, &[], 0).await;
+    let reply = scene.ask().await;
+    assert_eq!(reply.status, 502, "{}", reply.text());
+    assert_eq!(scene.tokens.seen().len(), 1);
+    scene.world.stop().await;
+}
+
+#[tokio::test]
+async fn the_life_of_an_access_token_is_bounded() {
+    for (seconds, least_ms, most_ms) in
+        [(i64::MAX, OAUTH_LIFETIME_MS_MOST - 60_000, OAUTH_LIFETIME_MS_MOST), (-1, -60_000, 0)]
+    {
+        let answer = Script::json(200, &format!("{{\"access_token\":\"new\",\"expires_in\":{seconds}}}"));
+        let scene = Scene::oauth(answer, &[], 0).await;
+        assert_eq!(scene.ask().await.status, OK);
+        let at = (&scene.credential.project, &scene.credential.id);
+        let stored = scene.world.store.open_credential(at.0, at.1).await.unwrap().unwrap();
+        let CredentialSecret::Oauth { expires_at_ms, .. } = stored.secret else { panic!() };
+        let left_ms = expires_at_ms - scene.world.store.now_ms();
+        assert!((least_ms..=most_ms).contains(&left_ms), "{left_ms}");
         scene.world.stop().await;
     }
 }

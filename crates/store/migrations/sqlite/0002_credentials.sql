@@ -18,7 +18,7 @@ create table credential (
     key_id          text not null,    -- the master key that wraps the data key
     data_key        text not null,
     sealed          text not null,
-    settings        text not null check (json_valid(settings)),
+    settings        text not null check (json_valid(settings)), -- sealed with these very bytes: text in every database
     unique (project_id, name)
 ) strict, without rowid;
 

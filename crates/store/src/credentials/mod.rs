@@ -141,6 +141,8 @@ const OF_KIND: &str = concat!(
 const ONE: &str =
     concat!("select ", credential_columns!(), " from credential where project_id = $1 and id = $2");
 
+const SETTINGS: &str = "select settings from credential where project_id = $1 and id = $2";
+
 const SEALED: &str = concat!(
     "select ",
     credential_columns!(),
@@ -234,7 +236,10 @@ impl Store {
         let Some(credential) = self.credential(project, id).await? else { return Ok(None) };
         check(&credential.settings, secret)?;
         let mut tx = self.begin().await?;
-        let sealed = self.seal_for(&mut tx, &credential, secret).await?;
+        let Some(sealed) = self.seal_for(&mut tx, &credential, secret).await? else {
+            tx.rollback().await?;
+            return Ok(None);
+        };
         let row = sqlx::query(ROTATE)
             .bind(project.as_str())
             .bind(id.as_str())
@@ -242,12 +247,8 @@ impl Store {
             .bind(&sealed.key_id)
             .bind(&sealed.data_key)
             .bind(&sealed.secret)
-            .fetch_optional(&mut *tx.db)
+            .fetch_one(&mut *tx.db)
             .await?;
-        let Some(row) = row else {
-            tx.rollback().await?;
-            return Ok(None);
-        };
         let rotated = credential_of(&row)?;
         audit::record(&mut tx, project, actor.as_str(), ("credential.rotate", id.as_str())).await?;
         tx.commit().await?;
@@ -268,7 +269,10 @@ impl Store {
     ) -> Result<Option<Credential>, CredentialError> {
         check(&renewed.settings, secret)?;
         let mut tx = self.begin().await?;
-        let sealed = self.seal_for(&mut tx, renewed, secret).await?;
+        let Some(sealed) = self.seal_for(&mut tx, renewed, secret).await? else {
+            tx.rollback().await?;
+            return Ok(None);
+        };
         let row = sqlx::query(RENEW)
             .bind(renewed.project.as_str())
             .bind(renewed.id.as_str())
@@ -405,20 +409,27 @@ impl Store {
         Ok(Some(OpenedCredential { credential: credential_of(&row)?, secret }))
     }
 
+    /// Seals a new secret of a credential; none if it was removed.
     async fn seal_for(
         &self,
         tx: &mut Tx<'_>,
         credential: &Credential,
         secret: &CredentialSecret,
-    ) -> Result<Sealed, CredentialError> {
-        let settings = document("credential.settings", &credential.settings)?;
+    ) -> Result<Option<Sealed>, CredentialError> {
+        // As they are stored: another version might write the same settings otherwise.
+        let settings: Option<String> = sqlx::query_scalar(SETTINGS)
+            .bind(credential.project.as_str())
+            .bind(credential.id.as_str())
+            .fetch_optional(&mut *tx.db)
+            .await?;
+        let Some(settings) = settings else { return Ok(None) };
         let label = Label {
             id: credential.id.as_str(),
             project: credential.project.as_str(),
             kind: credential.settings.kind().as_str(),
             settings: &settings,
         };
-        self.seal(tx, label, secret).await
+        self.seal(tx, label, secret).await.map(Some)
     }
 
     async fn seal(

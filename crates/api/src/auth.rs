@@ -36,6 +36,8 @@ callers! {
     Reader: RunsRead;
     /// A caller who may create and cancel.
     Writer: RunsWrite;
+    /// A caller who may add, rotate, list and remove credentials.
+    Keeper: Credentials;
     /// A caller who may read the audit log.
     Auditor: Audit;
     /// A caller who may do everything in the project.

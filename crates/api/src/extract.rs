@@ -102,7 +102,7 @@ impl FromRequestParts<App> for ArtifactPath {
 }
 
 /// One decoded part of the path; none if it is not UTF-8.
-async fn path_param(parts: &mut Parts, app: &App, name: &str) -> Option<String> {
+pub(crate) async fn path_param(parts: &mut Parts, app: &App, name: &str) -> Option<String> {
     let params = RawPathParams::from_request_parts(parts, app).await.ok()?;
     params.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_owned())
 }

@@ -11,6 +11,7 @@ mod agents;
 mod audit;
 mod auth;
 pub mod config;
+mod credentials;
 mod docs;
 mod events;
 mod extract;
@@ -35,6 +36,7 @@ mod workflows;
 pub mod view {
     pub use crate::agents::{AgentList, AgentView};
     pub use crate::audit::{AuditPage, AuditView};
+    pub use crate::credentials::{CreateCredential, CredentialList, CredentialView, RotateCredential};
     pub use crate::events::{DeltaView, EndView, EventPage, EventView};
     pub use crate::health::Health;
     pub use crate::keys::{CreateKey, KeyPage, KeyView, NewKeyView};

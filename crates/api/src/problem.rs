@@ -149,6 +149,10 @@ pub(crate) enum ApiError {
     NotAcceptable(&'static [&'static str]),
     #[error("the run was not accepted: {}", .0.count())]
     Invalid(Faults),
+    #[error("the credential was not accepted: {}", .0.count())]
+    InvalidCredential(Faults),
+    #[error("{detail}")]
+    Conflict { code: &'static str, detail: String },
     #[error("the idempotency key was used with another request before; use a new key for a new run")]
     KeyReused,
     #[error("the key was not made: {}", .0.count())]
@@ -243,6 +247,10 @@ impl ApiError {
             Self::Unknown { code, .. } => (StatusCode::NOT_FOUND, *code),
             Self::NotAcceptable(_) => (StatusCode::NOT_ACCEPTABLE, "not_acceptable"),
             Self::Invalid(faults) => return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_run")),
+            Self::InvalidCredential(faults) => {
+                return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_credential"));
+            }
+            Self::Conflict { code, .. } => (StatusCode::CONFLICT, *code),
             Self::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
             Self::QueueFull => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
             Self::StreamsFull => (StatusCode::TOO_MANY_REQUESTS, "streams_full"),
@@ -287,6 +295,8 @@ impl ApiError {
             | Self::Invalid(_)
             | Self::InvalidKey(_)
             | Self::KeysFull
+            | Self::InvalidCredential(_)
+            | Self::Conflict { .. }
             | Self::KeyReused
             | Self::Store(StoreError::Corrupt { .. } | StoreError::Migration(_))
             | Self::Internal(_) => None,
@@ -296,7 +306,11 @@ impl ApiError {
     fn into_told(self, status: StatusCode, code: String) -> Told {
         let ours = matches!(self, Self::Store(_) | Self::Internal(_));
         let detail = (!ours).then(|| self.to_string());
-        let errors = if let Self::Query(faults) | Self::Invalid(faults) | Self::InvalidKey(faults) = self {
+        let errors = if let Self::Query(faults)
+        | Self::Invalid(faults)
+        | Self::InvalidKey(faults)
+        | Self::InvalidCredential(faults) = self
+        {
             faults.into_items()
         } else if let Self::Unplaceable(problems) = self {
             problems.into_iter().map(Fault::from).collect()

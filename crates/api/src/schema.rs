@@ -30,6 +30,7 @@ texts! {
     EventKind: caisson_domain::event::EventKind, "What an event tells of.";
     DeltaKind: caisson_domain::event::DeltaKind, "What a piece of live text is part of.";
     Scope: caisson_domain::principal::Scope, "What an API key allows.";
+    CredentialKind: caisson_domain::credential::CredentialKind, "What a credential opens.";
     Publish: caisson_domain::workflow::Publish, "What happens to the agent's work.";
     PermissionMode: caisson_domain::workflow::PermissionMode, "How the agent asks for permission.";
 }

@@ -16,6 +16,7 @@ mod server_id;
 mod settings;
 mod shim;
 mod tls;
+mod vault;
 
 use std::process::ExitCode;
 

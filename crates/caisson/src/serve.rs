@@ -31,6 +31,7 @@ use crate::server_id::server_id;
 use crate::settings::Settings;
 use crate::shim;
 use crate::tls::Certificate;
+use crate::vault::{has_model_credential, unlock};
 
 /// How long a stopping server waits for its tasks.
 const STOP_WAIT: Duration = Duration::from_secs(10);
@@ -66,6 +67,7 @@ impl Server {
         })?;
         let address = listener.local_addr()?;
         let store = open_store(&settings.state_dir).await?;
+        unlock(&settings, &store).await?;
         put_workflows(&store, &inputs.workflows).await?;
         put_budgets(&store, &settings).await?;
         let id = server_id(&settings.state_dir, &store).await?;
@@ -74,12 +76,8 @@ impl Server {
 
         let engine = ActiveEngine::choose(&settings, &id, Some(&store)).await?;
         let caps = disk_caps(&settings).await?;
-        for weakness in engine.weaknesses().into_iter().chain(caps.weakness()) {
-            warn!("weaker than it could be: {weakness}");
-        }
-        for note in &inputs.egress_notes {
-            warn!("{note}");
-        }
+        let weaknesses = engine.weaknesses().into_iter().chain(caps.weakness());
+        warn_of(weaknesses, &inputs, has_model_credential(&store).await?);
         Gateway::start(gateway_config(&settings, &inputs, &id), store.clone(), &tracker, cancel.clone())
             .await
             .context("the gateway cannot start")?;
@@ -225,9 +223,6 @@ fn api_config(settings: &Settings, inputs: &Inputs, engine: &ActiveEngine) -> Ap
 }
 
 fn gateway_config(settings: &Settings, inputs: &Inputs, id: &ServerId) -> GatewayConfig {
-    if inputs.model.credential.is_none() {
-        warn!("no model credential is configured: agents will be refused; set model.api_key_file");
-    }
     GatewayConfig {
         server: id.clone(),
         doors_dir: settings.state_dir.join("doors"),
@@ -241,6 +236,21 @@ fn gateway_config(settings: &Settings, inputs: &Inputs, id: &ServerId) -> Gatewa
             name: settings.git.author_name.clone(),
             email: settings.git.author_email.clone(),
         },
+    }
+}
+
+/// What whoever started the server should know.
+fn warn_of(weaknesses: impl Iterator<Item = String>, inputs: &Inputs, stored_model_credential: bool) {
+    for weakness in weaknesses {
+        warn!("weaker than it could be: {weakness}");
+    }
+    for note in &inputs.egress_notes {
+        warn!("{note}");
+    }
+    if inputs.model.credential.is_none() && !stored_model_credential {
+        warn!(
+            "no model credential is there: agents will be refused; add one with `caisson credential add`, or set model.api_key_file"
+        );
     }
 }
 

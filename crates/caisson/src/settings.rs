@@ -64,6 +64,9 @@ pub(crate) struct Settings {
     pub budget: Budget,
     /// Bounds that keep others safe.
     pub limits: Limits,
+    /// File with the master key that credentials are sealed with; it must be there. Default: `master.key` in the state
+    /// directory, made at the first start. `CAISSON_MASTER_KEY_FILE`.
+    pub master_key_file: Option<PathBuf>,
     /// The Docker Engine.
     pub docker: Docker,
     /// The local engine.
@@ -320,10 +323,11 @@ impl Settings {
     /// # Errors
     /// The working directory, which relative paths start from, is gone.
     pub(crate) fn own_paths(&self) -> std::io::Result<Vec<PathBuf>> {
-        let files = [&self.file, &self.model.api_key_file, &self.model.auth_token_file, &self.tls.key_file];
+        let model = [&self.model.api_key_file, &self.model.auth_token_file];
+        let files = [&self.file, &self.tls.key_file, &self.master_key_file].into_iter().chain(model);
         let tokens = self.git.credentials.iter().map(|credential| &credential.token_file);
         let outside = self.egress.credentials.iter().map(|credential| &credential.token_file);
-        let paths = files.into_iter().flatten().chain(tokens).chain(outside).chain([&self.state_dir]);
+        let paths = files.flatten().chain(tokens).chain(outside).chain([&self.state_dir]);
         let socket = self.docker.host.as_deref().and_then(|host| host.strip_prefix("unix://"));
         paths.map(PathBuf::as_path).chain(socket.map(Path::new)).map(std::path::absolute).collect()
     }

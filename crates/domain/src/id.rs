@@ -116,6 +116,10 @@ id!(
     ApiKeyId, "an API key", "key_"
 );
 id!(
+    /// A credential (the handle, never the secret).
+    CredentialId, "a credential", "crd_"
+);
+id!(
     /// A file kept for a run.
     ArtifactId, "an artifact", "art_"
 );

@@ -93,3 +93,12 @@ pub const WORKFLOW_BYTES: usize = 100 * 1024;
 pub const MCP_BYTES: usize = 100 * 1024;
 /// Longest sentence kept as a run's result or failure evidence, in bytes.
 pub const RESULT_TEXT_BYTES: usize = 64 * 1024;
+
+/// Credentials of a project.
+pub const CREDENTIALS: i64 = 100;
+/// One secret of a credential, in bytes: a private key of 8192 bits fits.
+pub const CREDENTIAL_SECRET_BYTES: usize = 16 * 1024;
+/// One setting of a credential, in bytes.
+pub const CREDENTIAL_TEXT_BYTES: usize = 1024;
+/// The certificates of a credential, in bytes of PEM.
+pub const CREDENTIAL_CA_BYTES: usize = 32 * 1024;

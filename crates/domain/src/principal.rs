@@ -12,7 +12,7 @@ text_enum! {
         RunsWrite = "runs:write",
         /// Change workflows of the project.
         Workflows = "workflows",
-        /// Change credentials of the project.
+        /// Add, rotate, list and remove credentials of the project; nobody can read one.
         Credentials = "credentials",
         /// Read the project's audit log.
         Audit = "audit",

@@ -5,7 +5,7 @@
 //! hide one is not found. Pure, and the same however a text is cut into pieces.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::{self, Write as _};
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -285,12 +285,41 @@ impl Stream {
     }
 }
 
+/// How many generations of a kept credential's secrets are looked for: something may still say the one before.
+const GENERATIONS: usize = 2;
+
 /// The secrets that are live now, for everybody who stores something; clones share them.
 ///
-/// Whoever holds the credentials sets them: from the configuration at the start, and again whenever one changes. An old one
-/// should stay among them for as long as something may still say it.
+/// Those of the configuration are set at the start, those of the store whenever one is opened.
 #[derive(Debug, Clone, Default)]
-pub struct LiveSecrets(Arc<RwLock<Arc<Redactor>>>);
+pub struct LiveSecrets(Arc<RwLock<Live>>);
+
+#[derive(Debug, Default)]
+struct Live {
+    configured: Vec<SecretString>,
+    /// By whose they are, the newest generation first.
+    kept: BTreeMap<String, VecDeque<Vec<SecretString>>>,
+    redactor: Arc<Redactor>,
+}
+
+impl Live {
+    fn all(&self) -> impl Iterator<Item = &SecretString> {
+        let generation = |place: usize| self.kept.values().filter_map(move |kept| kept.get(place)).flatten();
+        // What there is no room for is the oldest.
+        self.configured.iter().chain((0..GENERATIONS).flat_map(generation))
+    }
+
+    fn has(&self, whose: &str, secrets: &[SecretString]) -> bool {
+        let same = |one: &SecretString, two: &SecretString| one.expose_secret() == two.expose_secret();
+        self.kept.get(whose).and_then(VecDeque::front).is_some_and(|kept| {
+            kept.len() == secrets.len() && kept.iter().zip(secrets).all(|(one, two)| same(one, two))
+        })
+    }
+
+    fn renew(&mut self) {
+        self.redactor = Arc::new(Redactor::new(self.all()));
+    }
+}
 
 impl LiveSecrets {
     /// These secrets.
@@ -301,17 +330,33 @@ impl LiveSecrets {
         live
     }
 
-    /// From now on these secrets and no others.
+    /// From now on these secrets of the configuration and no others of it.
     pub fn replace<'a>(&self, secrets: impl IntoIterator<Item = &'a SecretString>) {
-        let redactor = Arc::new(Redactor::new(secrets));
-        // A single assignment: nobody leaves half of one.
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = redactor;
+        let mut live = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        live.configured = secrets.into_iter().cloned().collect();
+        live.renew();
+    }
+
+    /// From now on these secrets of `whose`, and for the time being those before as well.
+    ///
+    /// # Errors
+    /// [`SecretFault`] if not all secrets can be looked for; those that can be are.
+    pub fn keep(&self, whose: &str, secrets: Vec<SecretString>) -> Result<(), SecretFault> {
+        if self.0.read().unwrap_or_else(PoisonError::into_inner).has(whose, &secrets) {
+            return Ok(());
+        }
+        let mut live = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let generations = live.kept.entry(whose.to_owned()).or_default();
+        generations.push_front(secrets);
+        generations.truncate(GENERATIONS);
+        live.renew();
+        check(live.all())
     }
 
     /// What takes them out.
     #[must_use]
     pub fn redactor(&self) -> Arc<Redactor> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner).redactor)
     }
 }
 

@@ -238,3 +238,28 @@ proptest! {
         prop_assert_eq!(kept["a"][1].as_i64(), Some(i64::from(number)));
     }
 }
+
+#[test]
+fn secrets_of_a_store_are_live_beside_those_of_the_configuration_and_the_one_before_stays_for_a_while() {
+    let secret = |text: &str| SecretString::from(text.to_owned());
+    let live = LiveSecrets::new([&secret("configured-1")]);
+    let seen = |text: &str| live.redactor().text(text).into_owned();
+    for generation in ["stored-one", "stored-two", "stored-two", "stored-three"] {
+        live.keep("cred", vec![secret(generation)]).unwrap();
+    }
+    assert_eq!(
+        seen("configured-1 stored-one stored-two stored-three"),
+        "[redacted] stored-one [redacted] [redacted]"
+    );
+    live.replace([&secret("configured-2")]);
+    assert_eq!(seen("configured-1 configured-2 stored-two"), "configured-1 [redacted] [redacted]");
+    assert_eq!(live.keep("short", vec![secret("1234567")]), Err(SecretFault::TooShort));
+    assert_eq!(
+        live.keep("short", vec![secret("12345678")]),
+        Err(SecretFault::TooShort),
+        "it may still be said"
+    );
+    live.keep("short", vec![secret("123456789")]).unwrap();
+    assert_eq!(live.keep("long", vec![secret(&"x".repeat(SECRETS_BYTES))]), Err(SecretFault::TooMany));
+    assert_eq!(seen("configured-2 stored-three"), "[redacted] [redacted]");
+}

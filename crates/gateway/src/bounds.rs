@@ -184,6 +184,24 @@ pub(crate) const EGRESS_CHECK: Duration = Duration::from_secs(5);
 pub(crate) const EGRESS_TOLD_FIRST: Duration = Duration::from_secs(10);
 /// Longest time after which it is told what tools moved.
 pub(crate) const EGRESS_TOLD_MOST: Duration = Duration::from_mins(5);
+/// How long one call for a token may take.
+pub(crate) const TOKEN_CALL: Duration = Duration::from_secs(30);
+/// Answer to such a call, in bytes.
+pub(crate) const TOKEN_REPLY_BYTES: usize = 64 * 1024;
+/// How long after a failed call for a token there is no other with the same credential.
+pub(crate) const TOKEN_PAUSE: Duration = Duration::from_secs(5);
+/// Credentials whose tokens are looked after at once.
+pub(crate) const FLIGHTS: usize = 1000;
+/// Clients for model credentials that have a proxy or certificates of their own.
+pub(crate) const MODEL_CLIENTS: usize = 100;
+/// How long before its end an access token is refreshed, in milliseconds.
+pub(crate) const OAUTH_SKEW_MS: i64 = 60_000;
+/// Life of an access token whose endpoint names none, in milliseconds.
+pub(crate) const OAUTH_LIFETIME_MS: i64 = 60 * 60 * 1000;
+/// Longest life of an access token, in milliseconds (a year).
+pub(crate) const OAUTH_LIFETIME_MS_MOST: i64 = 365 * 24 * 60 * 60 * 1000;
+/// How long before its end an installation token is used no more, in milliseconds: a clone may take a while.
+pub(crate) const INSTALLATION_TOKEN_SKEW_MS: i64 = 5 * 60 * 1000;
 
 /// Bounds that tests shorten.
 #[derive(Debug, Clone)]
@@ -208,6 +226,8 @@ pub(crate) struct Bounds {
     pub(crate) end_hold: Duration,
     /// [`FIRST_BYTE`].
     pub(crate) first_byte: Duration,
+    /// [`TOKEN_CALL`].
+    pub(crate) token_call: Duration,
     /// [`IDLE`].
     pub(crate) idle: Duration,
     /// [`DRAIN`].
@@ -271,6 +291,7 @@ impl Default for Bounds {
             push_look: PUSH_LOOK,
             end_hold: END_HOLD,
             first_byte: FIRST_BYTE,
+            token_call: TOKEN_CALL,
             idle: IDLE,
             drain: DRAIN,
             drain_bytes: DRAIN_BYTES,

@@ -15,6 +15,7 @@ use caisson_store::{SandboxRow, StoreError, Topic};
 use tokio::net::UnixListener;
 
 use crate::bounds::RECONCILE;
+use crate::credentials;
 use crate::serve;
 use crate::shared::{Door, Shared};
 
@@ -83,6 +84,8 @@ impl Doors {
                 return;
             }
         };
+        // Some may have been added or rotated since.
+        credentials::keep_out_of_the_record(&self.shared).await;
         let door = Arc::new(Door::new(Arc::clone(&self.shared), id.clone(), row.session));
         self.shared.tracker.spawn(serve::accept(Arc::clone(&door), listener));
         tracing::info!(sandbox.id = %id, "opened the door of {id}");

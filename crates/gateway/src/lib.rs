@@ -12,6 +12,7 @@ mod body;
 mod bounds;
 mod config;
 mod control;
+mod credentials;
 mod doors;
 mod egress;
 #[cfg(any(test, feature = "fuzz"))]
@@ -108,12 +109,14 @@ impl Gateway {
             prices: config.prices,
             git,
             egress,
+            credentials: credentials::CredentialSide::default(),
             pushes: Arc::default(),
             identity: config.identity,
             bounds,
             tracker: tracker.clone(),
             cancel,
         });
+        credentials::keep_out_of_the_record(&shared).await;
         // Before a door is open, so that what is pending can only be an earlier process's.
         git::resume(&shared, &config.server).await?;
         let mut doors = Doors::new(shared, config.server, config.doors_dir);

@@ -18,6 +18,7 @@ use crate::bounds::{
 };
 use crate::config::GitIdentity;
 use crate::control::{DeltaWindow, LiveText};
+use crate::credentials::CredentialSide;
 use crate::egress::{EgressSide, RunEgress};
 use crate::git::{GitSide, Pushes};
 use crate::hold::hold;
@@ -33,6 +34,7 @@ pub(crate) struct Shared {
     pub(crate) prices: PriceTable,
     pub(crate) git: GitSide,
     pub(crate) egress: EgressSide,
+    pub(crate) credentials: CredentialSide,
     pub(crate) pushes: Arc<Pushes>,
     pub(crate) identity: GitIdentity,
     pub(crate) bounds: Bounds,

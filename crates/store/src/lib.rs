@@ -12,6 +12,7 @@ mod artifacts;
 mod audit;
 mod budgets;
 mod clock;
+mod credentials;
 mod damage;
 mod database;
 mod deltas;
@@ -32,6 +33,7 @@ mod sandboxes;
 mod servers;
 mod sessions;
 mod usage;
+mod vault;
 mod workflows;
 
 use std::path::Path;
@@ -41,10 +43,12 @@ use caisson_domain::event::Delta;
 use caisson_domain::id::SessionId;
 use tokio::sync::broadcast;
 
+use credentials::CredentialUses;
 use database::Database;
 use deltas::Deltas;
 use hints::Hints;
 use keys::KeyUses;
+use vault::Keyring;
 
 pub use artifacts::{Artifact, NewArtifact, PutArtifact};
 pub use audit::{
@@ -53,6 +57,10 @@ pub use audit::{
 };
 pub use budgets::ProjectSpending;
 pub use clock::{Clock, ClockHandle};
+pub use credentials::{
+    CREDENTIAL_USES_KEPT, Credential, CredentialError, CredentialUsage, NewCredential, OpenedCredential,
+    SigningKey, SigningKeyError,
+};
 pub use deltas::DELTA_CHANNEL_ITEMS;
 pub use door::NextWork;
 pub use error::{BoxError, StoreError};
@@ -69,6 +77,7 @@ pub use sessions::Session;
 pub use usage::{
     BeginCall, CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX, CallExtension, ExtendCall, NewModelCall, SettledCall,
 };
+pub use vault::{MasterKeyError, MasterKeyFile, RekeyStep, Rekeyed};
 pub use workflows::StoredWorkflow;
 
 /// The store. Cheap to clone; all clones share one database, one set of watchers and one set of delta channels.
@@ -87,6 +96,8 @@ struct Shared {
     key_uses: KeyUses,
     /// The server whose chain of audit records this store writes.
     audit_chain: OnceLock<String>,
+    credential_uses: CredentialUses,
+    keyring: Keyring,
 }
 
 /// What [`Store::look`] finds.
@@ -139,6 +150,8 @@ impl Store {
             deltas: Deltas::default(),
             key_uses: KeyUses::default(),
             audit_chain: OnceLock::new(),
+            credential_uses: CredentialUses::default(),
+            keyring: Keyring::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -170,9 +183,10 @@ impl Store {
     /// # Cancel safety
     /// Safe: whatever was acknowledged is on disk already.
     pub async fn close(&self) -> Result<(), StoreError> {
-        let written = self.write_key_uses().await;
+        let keys_written = self.write_key_uses().await;
+        let credentials_written = self.write_credential_uses(true).await;
         self.shared.database.close().await;
-        written
+        keys_written.and(credentials_written)
     }
 
     /// Proves that the database takes writes, by making one.

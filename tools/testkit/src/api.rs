@@ -60,6 +60,14 @@ impl Api {
         answer(self.http.post(format!("{}{path}", self.base)).bearer_auth(&self.key).json(body)).await
     }
 
+    /// Puts a JSON body.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub async fn put(&self, path: &str, body: &Value) -> anyhow::Result<Answer> {
+        answer(self.http.put(format!("{}{path}", self.base)).bearer_auth(&self.key).json(body)).await
+    }
+
     /// Submits a run and returns its id.
     ///
     /// # Errors

@@ -29,7 +29,7 @@ pub struct GitHost {
 #[derive(Debug)]
 struct HostState {
     root: PathBuf,
-    token: Option<String>,
+    token: Mutex<Option<String>>,
     shown: Mutex<Vec<String>>,
     /// Requests whose path or query has this part wait.
     held: watch::Sender<Option<&'static str>>,
@@ -45,7 +45,7 @@ impl GitHost {
     pub async fn start(root: &Path, token: Option<&str>) -> anyhow::Result<Self> {
         let state = Arc::new(HostState {
             root: root.to_owned(),
-            token: token.map(str::to_owned),
+            token: Mutex::new(token.map(str::to_owned)),
             shown: Mutex::default(),
             held: watch::Sender::new(None),
             waited: watch::Sender::new(0),
@@ -80,6 +80,11 @@ impl GitHost {
         Ok(())
     }
 
+    /// Takes another token from now on, and no longer the one before.
+    pub fn set_token(&self, token: &str) {
+        *self.state.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.to_owned());
+    }
+
     /// Every password shown so far.
     #[must_use]
     pub fn shown_tokens(&self) -> Vec<String> {
@@ -88,13 +93,14 @@ impl GitHost {
 }
 
 async fn serve(State(state): State<Arc<HostState>>, request: Request) -> Response {
+    let token = state.token.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if let Some(password) = password(request.headers()) {
-        let right = state.token.as_deref() == Some(password.as_str());
+        let right = token.as_deref() == Some(password.as_str());
         state.shown.lock().unwrap_or_else(PoisonError::into_inner).push(password);
-        if state.token.is_some() && !right {
+        if token.is_some() && !right {
             return StatusCode::FORBIDDEN.into_response();
         }
-    } else if state.token.is_some() {
+    } else if token.is_some() {
         return (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=\"git\"")])
             .into_response();
     }

@@ -16,6 +16,8 @@ use crate::repository;
 
 /// The model key of a test's server; a canary: it must be found nowhere but at the model.
 pub const MODEL_KEY: &str = "sk-ant-canary-7f3a9b2c5d8e1f40";
+/// Another key that the model takes: one to rotate to.
+pub const NEXT_MODEL_KEY: &str = "sk-ant-canary-next-2b7e61c09d4f83a5";
 /// The git token of a test's server; a canary as well.
 pub const GIT_TOKEN: &str = "ghp_canary1A2b3C4d5E6f7G8h9I0j";
 /// Where the examples are, seen from a crate or tool of the workspace.
@@ -102,7 +104,7 @@ impl World {
             scenarios: vec![Path::new(EXAMPLES).to_owned()],
             inline_scenarios: [vec![SCENARIOS.to_owned()], wanted.scenarios].concat(),
             default_scenario: wanted.scenario,
-            required_keys: vec![KeyDigest::of(MODEL_KEY)],
+            required_keys: vec![KeyDigest::of(MODEL_KEY), KeyDigest::of(NEXT_MODEL_KEY)],
             delay_scale: DelayScale::new(wanted.delay_scale)?,
             ..Options::default()
         })

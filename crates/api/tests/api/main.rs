@@ -8,6 +8,7 @@ mod audit;
 mod auth;
 mod connections;
 mod create;
+mod credentials;
 mod docs;
 mod faults;
 mod health;

@@ -21,6 +21,7 @@ use crate::serve::chain;
 use crate::server_id::{check_not_lost, known_server_id};
 use crate::settings::{Environment, Settings};
 use crate::tls::Certificate;
+use crate::vault::{has_model_credential, master_key_file};
 
 /// Keys that never expire which are named one by one.
 const LASTING_NAMES: usize = 5;
@@ -79,6 +80,7 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
         let looked = audit_head::look(&settings.state_dir, &settings.audit_head(), store).await;
         report.tell("audit log", looked.map_err(|error| format!("{error:#}")));
     }
+    report.tell("master key", master_key(&settings, store.as_ref()).await);
     engine(&settings, server.as_ref(), store.as_ref(), &mut report).await;
     report.tell("agent", agent(&settings));
     let faults = inputs::read(&settings).err().unwrap_or_default();
@@ -87,7 +89,13 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
             report.tell("git", git());
             report.tell("disk", disk(&settings));
         }
-        report.tell(part.name(), input(&settings, part, &faults));
+        let looked = match (part, &store) {
+            (Part::Model, Some(store)) if has_model_credential(store).await.unwrap_or(false) => {
+                stored_model(&settings, &faults)
+            }
+            _ => input(&settings, part, &faults),
+        };
+        report.tell(part.name(), looked);
     }
     report.tell("TLS", tls(&settings));
     report.tell("address", address(&settings, server.as_ref(), store.as_ref()).await);
@@ -332,10 +340,32 @@ fn free_mib(path: &Path) -> nix::Result<u64> {
     Ok(stat.blocks_available() * stat.fragment_size() / (1024 * 1024))
 }
 
+/// The model where the store has a credential for it; settings that cannot be used keep a server from starting all the same.
+fn stored_model(settings: &Settings, faults: &Faults) -> Result<String, String> {
+    match faults.0.iter().find(|(part, _)| *part == Part::Model) {
+        Some((_, error)) => Err(format!("{error:#}")),
+        None => Ok(format!("{}, credential in the store", settings.model.base_url)),
+    }
+}
+
+/// The master key that the server would find.
+async fn master_key(settings: &Settings, store: Option<&Store>) -> Result<String, String> {
+    let file = master_key_file(settings);
+    let Some(store) = store else {
+        return Ok("looked at when there is a database of this version".to_owned());
+    };
+    match store.check_master_key(&file).await {
+        Ok(true) => Ok(file.path().display().to_string()),
+        Ok(false) => Ok("none yet; it is made when it is needed".to_owned()),
+        Err(error) => Err(chain(&error)),
+    }
+}
+
 fn model(settings: &Settings) -> Result<String, String> {
     let model = &settings.model;
     if model.api_key.is_none() && model.api_key_file.is_none() && model.auth_token_file.is_none() {
-        return Err("no credential for the model API; set model.api_key_file (CAISSON_MODEL__API_KEY_FILE)"
+        return Err("no credential for the model API; add one with `caisson credential add`, or set model.api_key_file \
+                    (CAISSON_MODEL__API_KEY_FILE)"
             .to_owned());
     }
     Ok(format!("{}, credential configured", model.base_url))

@@ -3,6 +3,7 @@
 mod agent;
 mod artifacts;
 mod audit;
+mod credential;
 mod demo;
 mod demo_project;
 mod doctor;
@@ -49,6 +50,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Egress(crate::cli::Egress::Suggest(flags)) => egress::suggest(flags).await,
         Command::Key(key) => key::run(key, environment).await,
         Command::Audit(audit) => audit::run(audit, environment).await,
+        Command::Credential(credential) => credential::run(credential, environment).await,
         Command::Agent(agent) => agent::run(agent, environment),
         Command::Image(image) => image::run(image, environment).await,
         Command::Doctor(flags) => doctor::run(flags, environment).await,

@@ -2,6 +2,7 @@
 
 use http::StatusCode;
 
+use crate::credentials::{CredentialFault, TokenFault};
 use crate::problem::Refusal;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub(super) enum Fault {
     Busy,
     /// The git host refused the credential, or wants one.
     Auth { status: u16, with_credential: bool },
+    /// The store's credential cannot be sent.
+    Credential(CredentialFault),
     /// The git host says there is none.
     NotFound { status: u16 },
     /// The git host sends the client elsewhere.
@@ -55,6 +58,7 @@ impl Fault {
             | Self::NotFound { status }
             | Self::Redirect { status, .. }
             | Self::Failed { status, .. } => Some(*status),
+            Self::Credential(fault) => Some(fault.status()),
             Self::NotGit => Some(200),
             Self::Connect | Self::NoRepository | Self::Busy | Self::Local { .. } => Some(0),
         }
@@ -76,6 +80,7 @@ impl Fault {
             | Self::CheckedOut { .. }
             | Self::Busy
             | Self::Auth { .. }
+            | Self::Credential(_)
             | Self::NotFound { .. }
             | Self::Redirect { .. }
             | Self::NotGit
@@ -93,7 +98,12 @@ impl Fault {
             }
             Self::CheckedOut { .. } => (StatusCode::FORBIDDEN, "push_rejected"),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
-            Self::Auth { .. } => (StatusCode::FORBIDDEN, "repo_auth"),
+            Self::Credential(CredentialFault::Away) => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
+            Self::Credential(CredentialFault::Internal) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+            Self::Credential(CredentialFault::Token { fault: TokenFault::Unreachable, .. }) => {
+                (StatusCode::BAD_GATEWAY, "repo_unreachable")
+            }
+            Self::Auth { .. } | Self::Credential(_) => (StatusCode::FORBIDDEN, "repo_auth"),
             Self::NotFound { .. } | Self::NoRepository => (StatusCode::NOT_FOUND, "repo_unreachable"),
             Self::Redirect { .. }
             | Self::NotGit
@@ -135,9 +145,10 @@ impl Fault {
                 "the git host refused the credential (status {status}); give the server one that may do this"
             ),
             Self::Auth { status, with_credential: false } => format!(
-                "the git host wants a credential (status {status}) and the server has none for this URL; add one to \
-                 its configuration"
+                "the git host wants a credential (status {status}) and the server has none for this URL; add one with \
+                 `caisson credential add`"
             ),
+            Self::Credential(fault) => fault.message(),
             Self::NotFound { status } => format!(
                 "the repository does not exist, or the credential cannot see it (status {status}); check its URL"
             ),

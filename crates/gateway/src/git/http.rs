@@ -8,11 +8,9 @@ use ::http::header::{
     USER_AGENT,
 };
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use caisson_store::CredentialUse;
+use caisson_domain::run::Run;
+use caisson_store::{CredentialUse, DoorRun};
 use futures_util::stream::{self, StreamExt};
-use secrecy::ExposeSecret;
 use tokio::time::timeout;
 use url::Url;
 
@@ -20,6 +18,7 @@ use super::fault::Fault;
 use super::{Answer, Exchange, Service};
 use crate::body::{self, Chunks};
 use crate::config::{GitCredential, secret_header};
+use crate::credentials::{self, GitLogin, basic, covers, prefix_length};
 use crate::shared::Shared;
 
 /// Git hosts serve smart HTTP to clients that say they are git.
@@ -31,26 +30,25 @@ const GATHERED_BYTES: u64 = 1024 * 1024;
 pub(super) struct HttpRepository {
     shared: Arc<Shared>,
     url: Url,
-    authorization: Option<HeaderValue>,
-    /// The URL prefix of the credential, which names it.
-    credential: Option<String>,
+    login: Option<GitLogin>,
 }
 
 impl HttpRepository {
-    pub(super) fn new(shared: Arc<Shared>, url: Url) -> Result<Self, Fault> {
-        let credential = credential_for(&shared.git.credentials, &url);
-        let authorization = credential
-            .map(|credential| secret_header("a git credential", &basic(credential)))
-            .transpose()
-            .map_err(|_| Fault::Auth { status: 0, with_credential: true })?;
-        let credential = credential.map(|credential| credential.url_prefix.to_string());
-        Ok(Self { shared, url, authorization, credential })
+    /// With the store's credential for the URL, else the configuration's.
+    pub(super) async fn new(shared: &Arc<Shared>, run: &Run, url: Url) -> Result<Self, Fault> {
+        let run = DoorRun { id: run.id.clone(), project: run.project.clone() };
+        let stored = credentials::git(shared, &run, &url).await.map_err(Fault::Credential)?;
+        let login = match stored {
+            Some(login) => Some(login),
+            None => configured(&shared.git.credentials, &url)?,
+        };
+        Ok(Self { shared: Arc::clone(shared), url, login })
     }
 
     /// What is recorded of the credential that goes along; none if none does.
     pub(super) fn credential_use(&self, purpose: &'static str) -> Option<CredentialUse> {
         let host = self.url.host_str().unwrap_or_default().to_owned();
-        self.credential.clone().map(|credential| CredentialUse { credential, host, purpose })
+        self.login.as_ref().map(|login| CredentialUse { credential: login.name.clone(), host, purpose })
     }
 
     pub(super) async fn advertise(&self, service: Service, protocol: Option<&str>) -> Result<Answer, Fault> {
@@ -106,8 +104,8 @@ impl HttpRepository {
         if let Some(value) = protocol.and_then(|protocol| HeaderValue::from_str(protocol).ok()) {
             headers.insert("git-protocol", value);
         }
-        if let Some(authorization) = &self.authorization {
-            headers.insert(AUTHORIZATION, authorization.clone());
+        if let Some(login) = &self.login {
+            headers.insert(AUTHORIZATION, login.authorization.clone());
         }
         request
     }
@@ -143,7 +141,12 @@ impl HttpRepository {
         let number = status.as_u16();
         match number {
             200 => Ok(()),
-            401 | 403 => Err(Fault::Auth { status: number, with_credential: self.authorization.is_some() }),
+            401 | 403 => {
+                if let Some(login) = &self.login {
+                    login.refused(&self.shared);
+                }
+                Err(Fault::Auth { status: number, with_credential: self.login.is_some() })
+            }
             404 | 410 => Err(Fault::NotFound { status: number }),
             300..=399 => Err(Fault::Redirect { status: number, to: target(&self.url, headers) }),
             _ => Err(Fault::Failed { status: number, detail: "failed" }),
@@ -189,10 +192,12 @@ fn target(base: &Url, headers: &HeaderMap) -> Option<String> {
     Some(repository.chars().take(caisson_domain::limits::REPOSITORY_BYTES).collect())
 }
 
-/// Basic authentication, as text.
-pub(super) fn basic(credential: &GitCredential) -> String {
-    let pair = format!("{}:{}", credential.username, credential.token.expose_secret());
-    format!("Basic {}", STANDARD.encode(pair))
+/// What the configuration's credential makes of a request.
+fn configured(credentials: &[GitCredential], url: &Url) -> Result<Option<GitLogin>, Fault> {
+    let Some(credential) = credential_for(credentials, url) else { return Ok(None) };
+    let header = secret_header("a git credential", &basic(&credential.username, &credential.token));
+    let header = header.map_err(|_| Fault::Auth { status: 0, with_credential: true })?;
+    Ok(Some(GitLogin::of_settings(header, credential.url_prefix.to_string())))
 }
 
 /// The credential with the longest prefix that covers `url`.
@@ -200,17 +205,7 @@ fn credential_for<'a>(credentials: &'a [GitCredential], url: &Url) -> Option<&'a
     credentials
         .iter()
         .filter(|credential| covers(&credential.url_prefix, url))
-        .max_by_key(|credential| credential.url_prefix.path().trim_end_matches('/').len())
-}
-
-/// Same origin, and `prefix`'s path is a beginning of `url`'s in whole parts.
-fn covers(prefix: &Url, url: &Url) -> bool {
-    let path = prefix.path().trim_end_matches('/');
-    let bare = |path: &str| path.trim_end_matches('/').trim_end_matches(".git").to_owned();
-    let rest = url.path().strip_prefix(path);
-    prefix.origin() == url.origin()
-        && (rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-            || bare(path) == bare(url.path()))
+        .max_by_key(|credential| prefix_length(&credential.url_prefix))
 }
 
 #[cfg(test)]

@@ -40,13 +40,14 @@ use crate::body::{self, Body, Chunks};
 use crate::config::{
     GatewayError, GitCredential, GitUpstreams, check_url, client, find_program, secret_header,
 };
+use crate::credentials::basic;
 use crate::grants;
 use crate::problem::{Refusal, Unanswered};
 use crate::shared::{Door, Shared};
 
 /// The git hosts as this gateway reaches them.
 pub(crate) struct GitSide {
-    client: reqwest::Client,
+    pub(crate) client: reqwest::Client,
     credentials: Vec<GitCredential>,
     allow: AllowList,
     /// Resolved.
@@ -60,7 +61,7 @@ impl GitSide {
     pub(crate) fn new(upstreams: GitUpstreams, processes: usize) -> Result<Self, GatewayError> {
         for credential in &upstreams.credentials {
             check_url("a git credential's URL prefix", &credential.url_prefix)?;
-            secret_header("a git credential", &http::basic(credential))?;
+            secret_header("a git credential", &basic(&credential.username, &credential.token))?;
         }
         let client =
             client("git hosts", upstreams.outbound_proxy.as_ref(), upstreams.extra_ca_pem.as_deref())?;
@@ -140,12 +141,12 @@ enum Upstream {
 
 impl Upstream {
     /// The run's repository, if the allow-list (still) has it.
-    async fn of(shared: &Arc<Shared>, repository: &Repository) -> Result<Self, Fault> {
+    async fn of(shared: &Arc<Shared>, run: &Run, repository: &Repository) -> Result<Self, Fault> {
         if !shared.git.allow.allows(repository) {
             return Err(Fault::NotAllowed);
         }
         match repository {
-            Repository::Url(url) => Ok(Self::Http(HttpRepository::new(Arc::clone(shared), url.clone())?)),
+            Repository::Url(url) => Ok(Self::Http(HttpRepository::new(shared, run, url.clone()).await?)),
             Repository::Path(path) => {
                 Ok(Self::Local(LocalRepository::open(Arc::clone(shared), path.clone()).await?))
             }
@@ -224,7 +225,7 @@ async fn serve(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Resu
         let message = "too many git requests of this sandbox are under way; try again";
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message));
     };
-    let upstream = match Upstream::of(shared, repository).await {
+    let upstream = match Upstream::of(shared, &run, repository).await {
         Ok(upstream) => upstream,
         Err(fault) => return Err(tell(door, &run, fault).await),
     };

@@ -14,26 +14,29 @@ mod words;
 
 use std::sync::Arc;
 
+use caisson_domain::event::EventKind;
 use caisson_store::{CredentialUse, DoorRun};
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
-use url::Url;
 
 use self::request::Route;
 use crate::body::Body;
 use crate::bounds::MODEL_BODY_BYTES;
 use crate::config::{GatewayError, ModelUpstream, check_url, client};
 use crate::control::{heavy, read_body};
+use crate::credentials::{self, CredentialFault, ModelRoute, TokenFault};
 use crate::grants;
 use crate::problem::{Refusal, Unanswered, bare};
 use crate::shared::Door;
 
 /// The model API as this gateway reaches it.
 pub(crate) struct ModelSide {
-    client: reqwest::Client,
-    base_url: Url,
+    pub(crate) client: reqwest::Client,
+    /// As configured.
+    pub(crate) upstream: ModelUpstream,
     credential: Option<(HeaderName, HeaderValue)>,
     /// Bytes of requests that may be kept to be sent again.
     copies: Arc<Semaphore>,
@@ -47,7 +50,7 @@ impl ModelSide {
         let credential =
             upstream.credential.as_ref().map(crate::config::ModelCredential::header).transpose()?;
         let copies = Arc::new(Semaphore::new(copies_bytes));
-        Ok(Self { client, base_url: upstream.base_url.clone(), credential, copies })
+        Ok(Self { client, upstream: upstream.clone(), credential, copies })
     }
 }
 
@@ -56,6 +59,7 @@ impl ModelSide {
 struct Call {
     door: Arc<Door>,
     run: DoorRun,
+    route: ModelRoute,
     request: reqwest::Request,
     /// None if the call costs nothing.
     ask: Option<request::Ask>,
@@ -110,23 +114,14 @@ async fn prepare(
     route: Route,
     rest: &str,
 ) -> Result<Call, Refusal> {
-    let side = &door.shared.model;
-    let (name, value) = side.credential.as_ref().ok_or_else(|| {
-        let message = "the server has no credential for the model API; set one in its configuration";
-        Refusal::new(StatusCode::FORBIDDEN, "no_credential", message)
-    })?;
     let slot = timeout(door.shared.bounds.store_hold, Arc::clone(&door.calls).acquire_owned()).await;
     let Ok(Ok(slot)) = slot else {
         let message = "too many model calls of this sandbox are under way; try again";
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message));
     };
-    let host = side.base_url.host_str().unwrap_or_default().to_owned();
-    let used = CredentialUse { credential: "model".to_owned(), host, purpose: "model" };
-    door.shared.note_use(&run.id, &used).await?;
     let method = request.method().clone();
-    let url = request::upstream_url(&side.base_url, rest, request.uri().query());
+    let query = request.uri().query().map(str::to_owned);
     let mut headers = request::request_headers(request.headers());
-    headers.insert(name, value.clone());
     let (bytes, share) = read_body(door, request, MODEL_BODY_BYTES).await?;
     let ask = match route {
         Route::Messages => {
@@ -135,10 +130,54 @@ async fn prepare(
         }
         Route::CountTokens | Route::Models | Route::Head => None,
     };
+    let route = credential_route(door, &run).await?;
+    let host = route.base_url.host_str().unwrap_or_default().to_owned();
+    let used = CredentialUse { credential: route.name.clone(), host, purpose: "model" };
+    door.shared.note_use(&run.id, &used).await?;
+    let url = request::upstream_url(&route.base_url, rest, query.as_deref());
+    route.add_to(&mut headers);
     let mut upstream = reqwest::Request::new(method, url);
     *upstream.headers_mut() = headers;
     if !bytes.is_empty() {
         *upstream.body_mut() = Some(bytes.into());
     }
-    Ok(Call { door: Arc::clone(door), run, request: upstream, ask, permits: (slot, share) })
+    Ok(Call { door: Arc::clone(door), run, route, request: upstream, ask, permits: (slot, share) })
+}
+
+/// With what the call is sent: the store's credential, else the configuration's.
+async fn credential_route(door: &Arc<Door>, run: &DoorRun) -> Result<ModelRoute, Refusal> {
+    let side = &door.shared.model;
+    match credentials::model(&door.shared, run).await {
+        Ok(Some(route)) => Ok(route),
+        Ok(None) => {
+            let header = side.credential.clone().ok_or_else(|| {
+                let message = "the server has no credential for the model API; add one with `caisson credential add`, or \
+                               set one in its configuration";
+                Refusal::new(StatusCode::FORBIDDEN, "no_credential", message)
+            })?;
+            let (client, base_url) = (side.client.clone(), side.upstream.base_url.clone());
+            Ok(ModelRoute::of_settings(client, base_url, header))
+        }
+        Err(fault) => Err(no_credential(door, run, &fault).await),
+    }
+}
+
+/// Tells of a credential that cannot be used and makes the refusal of it.
+async fn no_credential(door: &Door, run: &DoorRun, fault: &CredentialFault) -> Refusal {
+    let (status, code, kind) = match fault {
+        CredentialFault::Away => {
+            return Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", fault.message());
+        }
+        CredentialFault::Token { fault: TokenFault::Unreachable, .. } => {
+            (StatusCode::BAD_GATEWAY, "model_unreachable", "connect")
+        }
+        // The agent would retry a 500 for minutes, and nothing changes before somebody acts.
+        CredentialFault::Internal | CredentialFault::Token { .. } | CredentialFault::Unusable { .. } => {
+            (StatusCode::FORBIDDEN, "model_auth", "auth")
+        }
+    };
+    let message = fault.message();
+    let data = json!({"upstream": "model", "kind": kind, "status": fault.status(), "message": message});
+    door.tell(&run.id, EventKind::GatewayUpstreamFailed, data).await;
+    Refusal::new(status, code, message)
 }

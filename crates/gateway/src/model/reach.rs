@@ -19,6 +19,7 @@ use super::retry::{Advice, Tries, may_pass};
 use super::share::NoShare;
 use super::stream::Reply;
 use super::words::words;
+use crate::credentials::ModelRoute;
 use crate::hold::hold;
 use crate::problem::Refusal;
 use crate::shared::{Door, Shared};
@@ -51,6 +52,7 @@ enum Trouble {
 /// counted.
 pub(super) async fn reach(
     (door, run): (&Door, &DoorRun),
+    route: &ModelRoute,
     ask: Option<Ask>,
     mut tries: Tries,
     reply: &mut Reply,
@@ -62,7 +64,7 @@ pub(super) async fn reach(
             account.settle_free(0).await;
             return Err(unsent());
         };
-        let trouble = match send(shared, request, reply).await {
+        let trouble = match send(shared, (&route.client, request), reply).await {
             Ok(upstream) if passes(upstream.status()) => {
                 account.answered();
                 return Ok((account, upstream));
@@ -71,7 +73,7 @@ pub(super) async fn reach(
                 account.answered();
                 let (status, advice) = (upstream.status(), Advice::of(upstream.headers()));
                 account.settle_free(status.as_u16()).await;
-                let words = words(upstream, shared.model.credential.as_ref()).await;
+                let words = words(upstream, &route.header.1).await;
                 Trouble::Refused { status, words, advice }
             }
             Err(fault) => {
@@ -151,10 +153,10 @@ fn passes(status: StatusCode) -> bool {
 /// Sends the request and waits for the head of the reply.
 async fn send(
     shared: &Shared,
-    request: reqwest::Request,
+    (client, request): (&reqwest::Client, reqwest::Request),
     reply: &mut Reply,
 ) -> Result<reqwest::Response, Fault> {
-    let answer = timeout(shared.bounds.first_byte, shared.model.client.execute(request));
+    let answer = timeout(shared.bounds.first_byte, client.execute(request));
     tokio::select! {
         answer = answer => match answer {
             Ok(Ok(upstream)) => Ok(upstream),

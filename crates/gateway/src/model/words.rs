@@ -1,6 +1,6 @@
 //! What the model API says when it refuses: read within bounds, and fit to be shown.
 
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderValue, StatusCode};
 use serde_json::Value;
 use tokio::time::timeout;
 
@@ -10,10 +10,7 @@ use crate::bounds::{WORDS, WORDS_BYTES};
 const SENTENCE_CHARS: usize = 500;
 
 /// Reads the beginning of a refusal's body and finds its sentence. The real credential is taken out, should it be in it.
-pub(super) async fn words(
-    mut upstream: reqwest::Response,
-    credential: Option<&(HeaderName, HeaderValue)>,
-) -> String {
+pub(super) async fn words(mut upstream: reqwest::Response, credential: &HeaderValue) -> String {
     let status = upstream.status();
     let mut body = Vec::new();
     let read = async {
@@ -27,9 +24,7 @@ pub(super) async fn words(
     };
     // What came in time is enough.
     drop(timeout(WORDS, read).await);
-    let secret = credential
-        .and_then(|(_, value)| value.to_str().ok())
-        .map(|value| value.strip_prefix("Bearer ").unwrap_or(value));
+    let secret = credential.to_str().ok().map(|value| value.strip_prefix("Bearer ").unwrap_or(value));
     sentence(status, &body, secret)
 }
 

@@ -1,6 +1,8 @@
 //! The gateway as a whole: real sockets, a real store, real git, and small upstreams made here.
 
 mod control;
+mod credentials;
+mod credentials_tokens;
 mod doors;
 mod egress;
 mod egress_bounds;

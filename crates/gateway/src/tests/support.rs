@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use caisson_domain::credential::{CredentialFields, CredentialKind, CredentialSecret};
 use caisson_domain::event::EventKind;
 use caisson_domain::git::AllowList;
 use caisson_domain::grant::{GrantKind, Token};
@@ -16,7 +17,9 @@ use caisson_domain::redact::LiveSecrets;
 use caisson_domain::run::{Resources, Run, RunSpec, RunStatus};
 use caisson_domain::usage::{PriceTable, UsageTotals};
 use caisson_domain::workflow::{CaissonBlock, PermissionMode, Workflow};
-use caisson_store::{Clock, NewRun, NewSandbox, SandboxState, Store};
+use caisson_store::{
+    Actor, Clock, Credential, MasterKeyFile, NewCredential, NewRun, NewSandbox, SandboxState, Store,
+};
 use futures_util::FutureExt;
 use http::{Method, StatusCode};
 use tokio_util::sync::CancellationToken;
@@ -235,6 +238,36 @@ impl World {
         }
     }
 
+    /// Lets the store keep credentials.
+    pub(crate) async fn unlock(&self) {
+        self.store.unlock(MasterKeyFile::in_state_dir(self.root.path())).await.unwrap();
+    }
+
+    /// Adds a credential to the store.
+    pub(crate) async fn add_credential(
+        &self,
+        name: &str,
+        kind: CredentialKind,
+        settings: &[(&'static str, &str)],
+        secret: CredentialSecret,
+    ) -> Credential {
+        let settings = settings.iter().map(|(name, text)| (*name, (*text).to_owned())).collect();
+        let fields = CredentialFields { settings, ..CredentialFields::default() };
+        let new = NewCredential {
+            project: ProjectId::default_project(),
+            name: name.to_owned(),
+            settings: fields.settings(kind).unwrap(),
+            secret,
+        };
+        self.store.add_credential(new, &Actor::Operator).await.unwrap()
+    }
+
+    /// Replaces a credential's secret.
+    pub(crate) async fn rotate(&self, credential: &Credential, secret: &CredentialSecret) {
+        let at = (&credential.project, &credential.id);
+        self.store.rotate_credential(at, secret, &Actor::Operator).await.unwrap().unwrap();
+    }
+
     pub(crate) async fn run(&self, id: &RunId) -> Run {
         self.store.run(&ProjectId::default_project(), id).await.unwrap().unwrap()
     }
@@ -328,3 +361,8 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(mut check: impl
 }
 
 pub(crate) const OK: u16 = StatusCode::OK.as_u16();
+
+/// A key or token as the secret of a credential.
+pub(crate) fn value(text: &str) -> CredentialSecret {
+    CredentialSecret::Value { value: text.to_owned().into(), proxy_login: None }
+}

@@ -5,12 +5,13 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::Arc;
 
+use caisson_domain::credential::CredentialKind;
 use http::Method;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-use super::support::{OK, Setup, World, run_spec};
+use super::support::{OK, Setup, World, run_spec, value};
 
 const AUTHORITY: &[u8] = include_bytes!("tls/ca.pem");
 const CERTIFICATE: &[u8] = include_bytes!("tls/leaf.pem");
@@ -47,7 +48,7 @@ async fn an_authority_of_ones_own_is_trusted_where_it_is_configured_and_only_the
     let config = Arc::new(config.unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    let server = std::thread::spawn(move || serve(&listener, &config, 2));
+    let server = std::thread::spawn(move || serve(&listener, &config, 3));
     for (extra_ca_pem, status) in [(None, 429), (Some(AUTHORITY.to_vec()), OK)] {
         let world = World::new().await;
         let sandbox = world.sandbox(run_spec(None)).await;
@@ -60,5 +61,16 @@ async fn an_authority_of_ones_own_is_trusted_where_it_is_configured_and_only_the
         assert_eq!(reply.status, status, "{}", reply.text());
         world.stop().await;
     }
+    // A credential may bring the authority with it.
+    let world = World::new().await;
+    world.unlock().await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    world.start(Setup::new()).await;
+    let url = format!("https://localhost:{port}/");
+    let settings = [("base_url", url.as_str()), ("ca_pem", std::str::from_utf8(AUTHORITY).unwrap())];
+    world.add_credential("own", CredentialKind::ModelApiKey, &settings, value("k")).await;
+    let reply = sandbox.agent(Method::GET, "/model/v1/models", "").await;
+    assert_eq!(reply.status, OK, "{}", reply.text());
+    world.stop().await;
     server.join().unwrap();
 }

@@ -1,0 +1,277 @@
+//! Credentials of the store in the hands of a person: added, rotated while a run lives, wrapped anew, killed in between.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
+
+use caisson_domain::credential::CredentialSecret;
+use caisson_domain::id::ProjectId;
+use caisson_store::{Clock, MasterKeyFile, Store};
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use testkit::engine::Engine;
+use testkit::parts::Parts;
+use testkit::process::ServerSpec;
+use testkit::world::{GIT_TOKEN, MODEL_KEY, NEXT_MODEL_KEY, World, WorldSpec};
+
+const WAIT: Duration = Duration::from_mins(1);
+const NEXT_GIT_TOKEN: &str = "ghp_canaryNext9Z8y7X6w5V4u3T2s";
+
+testkit::on_every_engine! {
+    a_run_uses_the_stores_credentials_and_goes_on_with_those_they_are_rotated_to
+}
+
+fn bare_spec(directory: &Path) -> ServerSpec {
+    let parts = Parts {
+        docker_host: "unix:///nonexistent/docker.sock".to_owned(),
+        agents_dir: directory.join("agents"),
+        shim: env!("CARGO_BIN_EXE_caisson").into(),
+        caisson: env!("CARGO_BIN_EXE_caisson").into(),
+    };
+    ServerSpec::new(&parts, &directory.join("state"), "http://127.0.0.1:9").unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs `caisson credential` with a secret on standard input.
+fn credential(spec: &ServerSpec, arguments: &[&str], secret: &str) -> Output {
+    let mut command = spec.command(&[&["credential"], arguments].concat());
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // A command that wants no secret may be gone by now.
+    child.stdin.take().unwrap().write_all(secret.as_bytes()).ok();
+    child.wait_with_output().unwrap()
+}
+
+fn done(spec: &ServerSpec, arguments: &[&str], secret: &str) -> String {
+    let output = credential(spec, arguments, secret);
+    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Where a secret stands in the files below a directory, raw or in base64 of its own.
+fn hunt(root: &Path, secrets: &[&str]) -> (usize, Vec<String>) {
+    use base64::Engine as _;
+    let (mut files, mut found, mut pending) = (0, Vec::new(), vec![root.to_owned()]);
+    while let Some(directory) = pending.pop() {
+        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let kind = entry.file_type().unwrap();
+            if kind.is_dir() {
+                pending.push(entry.path());
+            } else if kind.is_file()
+                && let Ok(bytes) = std::fs::read(entry.path())
+            {
+                files += 1;
+                for secret in secrets {
+                    let encoded = base64::engine::general_purpose::STANDARD.encode(secret);
+                    if [secret.as_bytes(), encoded.as_bytes()]
+                        .iter()
+                        .any(|needle| memchr::memmem::find(&bytes, needle).is_some())
+                    {
+                        found.push(entry.path().display().to_string());
+                    }
+                }
+            }
+        }
+    }
+    (files, found)
+}
+
+async fn a_run_uses_the_stores_credentials_and_goes_on_with_those_they_are_rotated_to(engine: Engine) {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    // The settings have no git credential, and a model key that the model refuses.
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    let variables = vec![
+        ("CONFIG".to_owned(), empty.path().display().to_string()),
+        ("MODEL__API_KEY".to_owned(), "sk-not-this-one".to_owned()),
+    ];
+    let slow =
+        WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, variables, ..WorldSpec::on(engine) };
+    let world = World::start(&parts, slow).await.unwrap();
+    // One comes by the command line, the other over the API; the server runs already.
+    let prefix = format!("url_prefix={}", world.host.url(""));
+    done(&world.spec, &["add", "git", "--kind", "git_token", "--set", &prefix], &format!("{GIT_TOKEN}\n"));
+    let body = json!({"name": "model", "kind": "model_api_key", "secret": {"value": MODEL_KEY}});
+    let added = world.api.post("/v1/credentials", &body).await.unwrap();
+    assert_eq!(added.status, 403, "the key of a test may not do this: {}", added.body);
+    let keeper = world.spec.command(&["key", "create", "keeper", "--scope", "credentials"]).output().unwrap();
+    let keeper = testkit::api::Api::new(&world.server.base, text(&keeper.stdout).trim()).unwrap();
+    let added = keeper.post("/v1/credentials", &body).await.unwrap();
+    assert_eq!(added.status, 201, "{}", added.body);
+    let place = format!("/v1/credentials/{}", added.body["id"].as_str().unwrap());
+
+    let id = world.api.submit(&world.run_body()).await.unwrap();
+    let sleeps =
+        |event: &Value| event["kind"] == "agent.line" && event["data"].to_string().contains("time.sleep");
+    world.api.wait_event(&id, WAIT, sleeps).await.unwrap();
+    let before = world.model_calls().len();
+    let rotated = keeper.put(&place, &json!({"secret": {"value": NEXT_MODEL_KEY}})).await.unwrap();
+    assert_eq!((rotated.status, &rotated.body["version"]), (200, &json!(2)), "{}", rotated.body);
+    done(&world.spec, &["rotate", "git"], NEXT_GIT_TOKEN);
+    world.host.set_token(NEXT_GIT_TOKEN);
+    // A running server follows a master key that another process replaces.
+    assert!(done(&world.spec, &["rekey"], "").contains("wraps 2 credentials"));
+
+    let run = world.api.wait_end(&id, WAIT).await.unwrap();
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
+    assert!(run["pushed_commit"].is_string(), "{run:#}");
+    let sent: Vec<String> =
+        world.model_calls().iter().map(|call| call.x_api_key.as_ref().unwrap().sha256.clone()).collect();
+    let digest = |key: &str| hex::encode(Sha256::digest(key));
+    assert!(before > 0 && sent.len() > before, "{before} of {} calls", sent.len());
+    assert!(sent[..before].iter().all(|sent| *sent == digest(MODEL_KEY)));
+    assert!(sent[before..].iter().all(|sent| *sent == digest(NEXT_MODEL_KEY)));
+    let shown = world.host.shown_tokens();
+    assert_eq!(
+        (shown.first().unwrap().as_str(), shown.last().unwrap().as_str()),
+        (GIT_TOKEN, NEXT_GIT_TOKEN)
+    );
+
+    let listed = done(&world.spec, &["list", "--json"], "");
+    let listed: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(listed.iter().all(|one| one["last_used_at_ms"].is_i64() && one["version"] == 2), "{listed:?}");
+    let secrets = [MODEL_KEY, NEXT_MODEL_KEY, GIT_TOKEN, NEXT_GIT_TOKEN];
+    let (files, found) = hunt(world.state_dir(), &secrets);
+    assert!(files > 20 && found.is_empty(), "{found:?}");
+    std::fs::write(world.state_dir().join("planted"), format!("x{NEXT_MODEL_KEY}y")).unwrap();
+    assert_eq!(hunt(world.state_dir(), &secrets).1.len(), 1, "the hunt can find");
+    let said = format!("{listed:?}{}{}", rotated.body, world.server.log());
+    assert!(secrets.iter().all(|secret| !said.contains(secret)));
+}
+
+#[test]
+fn credentials_are_added_listed_rotated_and_removed_and_never_shown() {
+    let directory = tempfile::tempdir().unwrap();
+    let spec = bare_spec(directory.path());
+    let prefix = "url_prefix=https://git.example.com/team";
+    let added = done(&spec, &["add", "team", "--kind", "git_token", "--set", prefix], "canary1\n");
+    let id = added.split_whitespace().find(|word| word.starts_with("crd_")).unwrap().to_owned();
+    let key = directory.path().join("tokens.json");
+    std::fs::write(
+        &key,
+        r#"{"claudeAiOauth":{"accessToken":"canary2","refreshToken":"canary3","expiresAt":5,"scopes":[]}}"#,
+    )
+    .unwrap();
+    let token_url = "token_url=https://id.example.com/token";
+    let from = key.to_str().unwrap();
+    done(&spec, &["add", "oauth", "--kind", "model_oauth", "--set", token_url, "--from", from], "");
+    let listed = done(&spec, &["list"], "");
+    for part in ["team", "git_token", "https://git.example.com/team", "model_oauth", "never", &id] {
+        assert!(listed.contains(part), "{part} in {listed}");
+    }
+    done(&spec, &["rotate", "team"], "canary4");
+    assert!(done(&spec, &["list"], "").contains("just now"));
+    assert!(done(&spec, &["rekey"], "").contains("wraps 2 credentials"));
+    let refused: [(&[&str], &str); 8] = [
+        (&["add", "team", "--kind", "git_token", "--set", prefix], "already"),
+        (&["add", "x", "--kind", "git_token"], "url_prefix: it is required"),
+        (&["add", "x", "--kind", "secret"], "model_api_key"),
+        (&["add", "x", "--kind", "git_token", "--set", "value=canary"], "there is no field"),
+        (&["add", "x", "--kind", "model_oauth", "--set", token_url], "no JSON object"),
+        (
+            &["add", "x", "--kind", "git_github_app", "--set", "app_id=1", "--set", "installation_id=2"],
+            "private_key",
+        ),
+        (&["rotate", "nobody"], "caisson credential list"),
+        (&["remove", "nobody"], "caisson credential list"),
+    ];
+    for (arguments, part) in refused {
+        let output = credential(&spec, arguments, "canary5");
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(said.contains(part) && !said.contains("canary5"), "{arguments:?}: {said}");
+    }
+    let long = credential(&spec, &["rotate", "team"], &"x".repeat(70_000));
+    assert!(text(&long.stderr).contains("longer than 65536 bytes"), "{}", text(&long.stderr));
+    let state = directory.path().join("state");
+    let canaries = ["canary1", "canary2", "canary3", "canary4", "canary5"];
+    assert_eq!(hunt(&state, &canaries).1, Vec::<String>::new());
+    done(&spec, &["remove", &id], "");
+    assert!(!done(&spec, &["list"], "").contains("git_token"));
+}
+
+#[test]
+fn a_lost_or_open_master_key_stops_the_server_with_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let spec = bare_spec(directory.path());
+    done(&spec, &["add", "model", "--kind", "model_api_key"], "canary");
+    let key = directory.path().join("state/master.key");
+    let saved = std::fs::read(&key).unwrap();
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let serve = || text(&spec.command(&["serve"]).output().unwrap().stderr);
+    let said = serve();
+    assert!(said.contains("chmod 600"), "{said}");
+    std::fs::remove_file(&key).unwrap();
+    let said = serve();
+    assert!(
+        said.contains("restore it from a backup") && said.contains("caisson credential remove"),
+        "{said}"
+    );
+    let doctor = text(&spec.command(&["doctor"]).output().unwrap().stdout);
+    assert!(doctor.contains("FAIL  master key"), "{doctor}");
+    assert!(!key.exists());
+    // Where somebody else keeps it, nothing is made.
+    let mut elsewhere = spec.clone();
+    elsewhere.set("MASTER_KEY_FILE", directory.path().join("kept.key").to_str().unwrap());
+    let said = text(&elsewhere.command(&["serve"]).output().unwrap().stderr);
+    assert!(said.contains("kept.key"), "{said}");
+    std::fs::write(directory.path().join("kept.key"), saved).unwrap();
+    std::fs::set_permissions(
+        directory.path().join("kept.key"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o400),
+    )
+    .unwrap();
+    let doctor = text(&elsewhere.command(&["doctor"]).output().unwrap().stdout);
+    assert!(doctor.contains("ok    master key"), "{doctor}");
+    assert!(doctor.contains("credential in the store"), "{doctor}");
+    // Without the key, what was sealed with it can still be removed, and then a new one is made.
+    done(&spec, &["remove", "model"], "");
+    done(&spec, &["add", "model", "--kind", "model_api_key"], "canary");
+    assert!(key.exists());
+}
+
+/// Opens the only credential as the next process would.
+async fn opened(state: &Path) -> String {
+    let store = Store::open(&state.join("caisson.db"), Clock::system()).await.unwrap();
+    store.unlock(MasterKeyFile::in_state_dir(state)).await.unwrap();
+    let project = ProjectId::default_project();
+    let id = store.list_credentials(&project).await.unwrap()[0].id.clone();
+    let found = store.open_credential(&project, &id).await.unwrap().unwrap();
+    store.close().await.unwrap();
+    let CredentialSecret::Value { value, .. } = found.secret else { panic!("another kind") };
+    value.expose_secret().to_owned()
+}
+
+#[tokio::test]
+async fn a_rekey_that_is_killed_at_any_instant_loses_nothing() {
+    const KILLS: u32 = 30;
+    let directory = tempfile::tempdir().unwrap();
+    let (spec, state) = (bare_spec(directory.path()), directory.path().join("state"));
+    done(&spec, &["add", "model", "--kind", "model_api_key"], "canary");
+    let begun = Instant::now();
+    done(&spec, &["rekey"], "");
+    let whole = begun.elapsed();
+    let (mut killed, mut ended) = (0, 0);
+    for kill in 0..KILLS {
+        let mut command = spec.command(&["credential", "rekey"]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(whole * kill / KILLS);
+        child.kill().ok();
+        if child.wait().unwrap().success() {
+            ended += 1;
+        } else {
+            killed += 1;
+        }
+        assert_eq!(opened(&state).await, "canary", "after kill {kill}");
+    }
+    assert!(killed > 0, "{killed} killed, {ended} ended");
+    done(&spec, &["rekey"], "");
+    assert_eq!(opened(&state).await, "canary");
+    assert!(!state.join("master.key.next").exists());
+}

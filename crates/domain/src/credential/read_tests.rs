@@ -1,0 +1,151 @@
+use super::*;
+
+/// Fields by name.
+type Given<'a> = &'a [(&'static str, &'a str)];
+
+fn fields(settings: &[(&'static str, &str)], secret: &[(&'static str, &str)]) -> CredentialFields {
+    CredentialFields {
+        settings: settings.iter().map(|(name, text)| (*name, (*text).to_owned())).collect(),
+        secret: secret.iter().map(|(name, text)| (*name, (*text).to_owned().into())).collect(),
+    }
+}
+
+fn faults(kind: CredentialKind, settings: &[(&'static str, &str)]) -> Vec<(&'static str, &'static str)> {
+    let read = fields(settings, &[]).settings(kind);
+    read.unwrap_err().into_iter().map(|fault| (fault.field, fault.code)).collect()
+}
+
+const PEM: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+
+#[test]
+fn each_kind_reads_its_own_settings_and_is_stored_and_read_back() {
+    let cases: [(CredentialKind, Given<'_>, Option<&str>); 7] = [
+        (CredentialKind::ModelApiKey, &[], None),
+        (
+            CredentialKind::ModelApiKey,
+            &[
+                ("base_url", "https://model.example.com/v9"),
+                ("outbound_proxy", "http://proxy.example.com:3128"),
+                ("ca_pem", PEM),
+                ("send_as", "bearer"),
+            ],
+            Some("https://model.example.com/v9"),
+        ),
+        (
+            CredentialKind::ModelOauth,
+            &[("token_url", "https://id.example.com/token"), ("client_id", "c"), ("token_format", "json")],
+            None,
+        ),
+        (
+            CredentialKind::GitToken,
+            &[("url_prefix", "https://git.example.com/team"), ("username", "robot")],
+            Some("https://git.example.com/team"),
+        ),
+        (
+            CredentialKind::GitGithubApp,
+            &[("app_id", "12"), ("installation_id", "34")],
+            Some("https://github.com/"),
+        ),
+        (
+            CredentialKind::McpHeader,
+            &[("url", "https://mcp.example.com/x"), ("header", "X-Token")],
+            Some("https://mcp.example.com/x"),
+        ),
+        (
+            CredentialKind::RegistryToken,
+            &[("host", "packages.example.com:8443")],
+            Some("packages.example.com:8443"),
+        ),
+    ];
+    for (kind, given, scope) in cases {
+        let settings = fields(given, &[]).settings(kind).unwrap();
+        assert_eq!((settings.kind(), settings.scope()), (kind, scope));
+        let stored = serde_json::to_string(&settings).unwrap();
+        assert!(stored.contains(kind.as_str()), "{stored}");
+        assert_eq!(serde_json::from_str::<CredentialSettings>(&stored).unwrap(), settings);
+    }
+}
+
+#[test]
+fn settings_that_are_missing_wrong_or_of_another_kind_are_told_together() {
+    assert_eq!(faults(CredentialKind::GitToken, &[]), [("url_prefix", "missing_field")]);
+    assert_eq!(
+        faults(CredentialKind::GitGithubApp, &[("installation_id", "x"), ("host", "h")]),
+        [("app_id", "missing_field"), ("installation_id", "invalid_value"), ("host", "unknown_field")]
+    );
+    let long = "x".repeat(CREDENTIAL_TEXT_BYTES + 1);
+    for (kind, field, bad) in [
+        (CredentialKind::ModelApiKey, "base_url", "ftp://h/"),
+        (CredentialKind::ModelApiKey, "base_url", "https://u:p@h/"),
+        (CredentialKind::ModelApiKey, "outbound_proxy", "http://u:p@h/"),
+        (CredentialKind::ModelApiKey, "ca_pem", "nonsense"),
+        (CredentialKind::ModelApiKey, "send_as", "cookie"),
+        (CredentialKind::ModelOauth, "token_format", "xml"),
+        (CredentialKind::ModelOauth, "client_id", "a\nb"),
+        (CredentialKind::ModelOauth, "anthropic_beta", &long),
+        (CredentialKind::GitToken, "url_prefix", "https://h/team/..;/x"),
+        (CredentialKind::GitToken, "url_prefix", "/srv/git"),
+        (CredentialKind::GitToken, "username", "a:b"),
+        (CredentialKind::McpHeader, "header", "x y"),
+        (CredentialKind::McpHeader, "header", "Host"),
+        (CredentialKind::McpHeader, "url", ""),
+        (CredentialKind::RegistryToken, "host", "h/path"),
+        (CredentialKind::RegistryToken, "host", "u@h"),
+    ] {
+        let found = faults(kind, &[(field, bad)]);
+        assert!(found.contains(&(field, "invalid_value")), "{field} {bad}: {found:?}");
+    }
+    let pem = format!("{PEM}{}", "x".repeat(CREDENTIAL_CA_BYTES + 1 - PEM.len()));
+    assert_eq!(faults(CredentialKind::ModelApiKey, &[("ca_pem", &pem)]), [("ca_pem", "invalid_value")]);
+    assert!(
+        fields(&[("ca_pem", &pem[..CREDENTIAL_CA_BYTES])], &[]).settings(CredentialKind::ModelApiKey).is_ok()
+    );
+}
+
+#[test]
+fn secrets_are_bounded_and_a_fault_never_repeats_one() {
+    let read = |kind, secret: &[(&'static str, &str)]| fields(&[], secret).secret(kind);
+    let longest = "x".repeat(CREDENTIAL_SECRET_BYTES);
+    assert!(read(CredentialKind::GitToken, &[("value", &longest)]).is_ok());
+    assert!(read(CredentialKind::GitGithubApp, &[("private_key", "-----BEGIN\nX\n")]).is_ok());
+    assert!(
+        read(
+            CredentialKind::ModelOauth,
+            &[("access_token", "a"), ("refresh_token", "r"), ("expires_at_ms", "9")]
+        )
+        .is_ok()
+    );
+    let long = format!("{longest}x");
+    let cases: [(CredentialKind, Given<'_>, &str, &str); 9] = [
+        (CredentialKind::GitToken, &[], "value", "missing_field"),
+        (CredentialKind::GitToken, &[("value", &long)], "value", "invalid_value"),
+        (CredentialKind::GitToken, &[("value", "")], "value", "invalid_value"),
+        (CredentialKind::GitToken, &[("value", "canary\n")], "value", "invalid_value"),
+        (
+            CredentialKind::GitToken,
+            &[("value", "x"), ("proxy_login", "canary")],
+            "proxy_login",
+            "unknown_field",
+        ),
+        (
+            CredentialKind::ModelApiKey,
+            &[("value", "x"), ("proxy_login", "canary")],
+            "proxy_login",
+            "invalid_value",
+        ),
+        (
+            CredentialKind::ModelOauth,
+            &[("access_token", "a"), ("refresh_token", "r"), ("expires_at_ms", "canary")],
+            "expires_at_ms",
+            "invalid_value",
+        ),
+        (CredentialKind::ModelOauth, &[("access_token", "canary")], "refresh_token", "missing_field"),
+        (CredentialKind::GitGithubApp, &[("private_key", &long)], "private_key", "invalid_value"),
+    ];
+    for (kind, given, field, code) in cases {
+        let found = read(kind, given).unwrap_err();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!((found[0].field, found[0].code), (field, code), "{found:?}");
+        assert!(!format!("{found:?}").contains("canary"), "{found:?}");
+    }
+}

@@ -1,0 +1,121 @@
+//! Installation tokens of a GitHub App: signed for with the app's key, kept until shortly before they end.
+//!
+//! <https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app>
+
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use caisson_domain::credential::{CredentialSecret, CredentialSettings};
+use caisson_store::{OpenedCredential, SigningKey};
+use http::Method;
+use http::header::{ACCEPT, AUTHORIZATION, USER_AGENT};
+use reqwest::header::HeaderValue;
+use secrecy::SecretString;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::oneshot;
+use url::Url;
+
+use super::time::utc_ms;
+use super::token::{self, TokenFault};
+use super::{CredentialFault, keep_out};
+use crate::bounds::INSTALLATION_TOKEN_SKEW_MS;
+use crate::config::secret_header;
+use crate::shared::Shared;
+
+/// GitHub refuses requests without one.
+const AGENT: &str = concat!("caisson/", env!("CARGO_PKG_VERSION"));
+/// How far back the app's own token is dated, in seconds, for a clock that is ahead.
+const BACKDATED_S: i64 = 60;
+/// How long the app's own token lives, in seconds: GitHub takes at most ten minutes.
+const APP_TOKEN_S: i64 = 9 * 60;
+
+#[derive(Deserialize)]
+struct Answer {
+    token: SecretString,
+    expires_at: String,
+}
+
+/// The app's installation token.
+pub(super) async fn token(
+    shared: &Arc<Shared>,
+    opened: OpenedCredential,
+) -> Result<SecretString, CredentialFault> {
+    let credential = opened.credential.clone();
+    let mut flight = shared.credentials.flights.take(&credential.id).await;
+    if let Some((version, token, expires_at_ms)) = &flight.minted
+        && *version == credential.version
+        && *expires_at_ms > shared.store.now_ms() + INSTALLATION_TOKEN_SKEW_MS
+    {
+        return Ok(token.clone());
+    }
+    if let Some(fault) = flight.failed_just_now(credential.version) {
+        return Err(CredentialFault::token(&credential, fault));
+    }
+    let (sender, receiver) = oneshot::channel();
+    let shared = Arc::clone(shared);
+    let version = credential.version;
+    shared.tracker.clone().spawn(async move {
+        let minted = mint(&shared, &opened).await;
+        if let Ok((token, _)) = &minted {
+            keep_out(&shared, &format!("{} token", opened.credential.id), vec![token.clone()]);
+        }
+        flight.note(version, minted.as_ref().err().and_then(|fault| *fault));
+        flight.minted =
+            minted.as_ref().ok().map(|(token, expires_at_ms)| (version, token.clone(), *expires_at_ms));
+        // Whoever wanted it may have left; the next one finds it.
+        drop(sender.send(minted.map(|(token, _)| token)));
+    });
+    match receiver.await {
+        Ok(Ok(token)) => Ok(token),
+        Ok(Err(Some(fault))) => Err(CredentialFault::token(&credential, fault)),
+        Ok(Err(None)) => Err(CredentialFault::unusable(&credential)),
+        Err(_) => Err(CredentialFault::Internal),
+    }
+}
+
+/// Asks for a token; no fault of the endpoint if the request cannot even be made.
+async fn mint(shared: &Shared, opened: &OpenedCredential) -> Result<(SecretString, i64), Option<TokenFault>> {
+    let request = request(opened, shared.store.now_ms() / 1000).ok_or(None)?;
+    let answer: Answer =
+        token::call(&shared.git.client, request, shared.bounds.token_call).await.map_err(Some)?;
+    let expires_at_ms = utc_ms(&answer.expires_at).ok_or(Some(TokenFault::Unreadable))?;
+    let id = &opened.credential.id;
+    tracing::info!(credential.id = %id, "got an installation token for the credential {id}");
+    Ok((answer.token, expires_at_ms))
+}
+
+fn request(opened: &OpenedCredential, now_s: i64) -> Option<reqwest::Request> {
+    let CredentialSettings::GitGithubApp { api_base_url, app_id, installation_id, .. } =
+        &opened.credential.settings
+    else {
+        return None;
+    };
+    let CredentialSecret::PrivateKey { private_key } = &opened.secret else { return None };
+    let app_token = app_token(&SigningKey::from_pem(private_key).ok()?, app_id, now_s)?;
+    let mut request = reqwest::Request::new(Method::POST, below(api_base_url, *installation_id));
+    let headers = request.headers_mut();
+    headers.insert(AUTHORIZATION, secret_header("an app's token", &format!("Bearer {app_token}")).ok()?);
+    headers.insert(ACCEPT, HeaderValue::from_static("application/vnd.github+json"));
+    headers.insert("x-github-api-version", HeaderValue::from_static("2022-11-28"));
+    headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+    Some(request)
+}
+
+fn below(base: &Url, installation: u64) -> Url {
+    let mut url = base.clone();
+    let path = base.path().trim_end_matches('/');
+    url.set_path(&format!("{path}/app/installations/{installation}/access_tokens"));
+    url
+}
+
+/// A JSON Web Token by which the app proves who it is.
+fn app_token(key: &SigningKey, app_id: &str, now_s: i64) -> Option<String> {
+    let part = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let head = part(json!({"alg": "RS256", "typ": "JWT"}));
+    let claims = part(json!({"iat": now_s - BACKDATED_S, "exp": now_s + APP_TOKEN_S, "iss": app_id}));
+    let signed = format!("{head}.{claims}");
+    let signature = key.sign(signed.as_bytes()).ok()?;
+    Some(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
+}

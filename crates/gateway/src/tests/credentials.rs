@@ -1,0 +1,192 @@
+//! Credentials of the store: asked for each request, before those of the settings.
+
+use caisson_domain::credential::{CredentialKind, CredentialSecret};
+use caisson_domain::event::EventKind;
+use caisson_domain::git::AllowList;
+use caisson_domain::id::ProjectId;
+use caisson_store::{Actor, Clock, MasterKeyFile, Store};
+use http::Method;
+use tokio_util::sync::CancellationToken;
+
+use super::git_host::{Client, GitHost, Mood, bare_repository, git};
+use super::model_host::{END, ModelHost, START, Script, piece};
+use super::support::{GIT_TOKEN, MODEL_KEY, OK, Reply, Sandbox, Setup, World, run_spec, value};
+use crate::{GitCredential, ModelCredential};
+
+const MESSAGES: &str = "/model/v1/messages";
+const BRANCH: &str = "caisson/fixer/1";
+
+async fn world() -> (World, Sandbox, ModelHost) {
+    let host = ModelHost::start(Script::stream(vec![piece(START), piece(END)])).await;
+    let world = World::new().await;
+    world.unlock().await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    let mut setup = Setup::new();
+    setup.model.base_url = host.url.clone();
+    setup.model.credential = Some(ModelCredential::ApiKey("of-the-settings".to_owned().into()));
+    world.start(setup).await;
+    (world, sandbox, host)
+}
+
+async fn ask(sandbox: &Sandbox) -> Reply {
+    sandbox.agent(Method::POST, MESSAGES, "{\"model\":\"claude-opus-5-5\"}").await
+}
+
+async fn key_sent(sandbox: &Sandbox, host: &ModelHost) -> String {
+    let reply = ask(sandbox).await;
+    assert_eq!(reply.status, OK, "{}", reply.text());
+    host.seen().last().unwrap().headers["x-api-key"].to_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_rotation_and_a_removal_act_on_the_next_call_of_the_same_grant() {
+    let (world, sandbox, host) = world().await;
+    assert_eq!(key_sent(&sandbox, &host).await, "of-the-settings");
+    let kind = CredentialKind::ModelApiKey;
+    let credential = world.add_credential("model", kind, &[], value(MODEL_KEY)).await;
+    assert_eq!(key_sent(&sandbox, &host).await, MODEL_KEY);
+    let rotated = format!("rotated-{MODEL_KEY}");
+    world.rotate(&credential, &value(&rotated)).await;
+    assert_eq!(key_sent(&sandbox, &host).await, rotated);
+    let newer = world.add_credential("newer", kind, &[], value("newer")).await;
+    assert_eq!(key_sent(&sandbox, &host).await, "newer", "the newest wins");
+    for gone in [newer, credential.clone()] {
+        assert!(world.store.remove_credential(&gone.project, &gone.id, &Actor::Operator).await.unwrap());
+    }
+    assert_eq!(key_sent(&sandbox, &host).await, "of-the-settings");
+    let used = world.store.credentials_used(&sandbox.run.id).await.unwrap();
+    assert_eq!(used.len(), 2);
+    assert_eq!(used[0].credential, credential.id);
+    world.stop().await;
+    world.store.close().await.unwrap();
+    assert!(!world.disk_has(MODEL_KEY));
+    assert!(world.disk_has(credential.id.as_str()), "the search finds what is there");
+}
+
+#[tokio::test]
+async fn another_projects_credential_is_not_used() {
+    let (world, sandbox, host) = world().await;
+    let credential = world.add_credential("model", CredentialKind::ModelApiKey, &[], value(MODEL_KEY)).await;
+    assert_eq!(key_sent(&sandbox, &host).await, MODEL_KEY);
+    let other: ProjectId = "other".parse().unwrap();
+    assert!(world.store.open_credential(&other, &credential.id).await.unwrap().is_none());
+    let kinds = [CredentialKind::ModelApiKey, CredentialKind::ModelOauth];
+    assert!(world.store.credentials_of_kinds(&other, kinds).await.unwrap().is_empty());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_credential_brings_its_own_url_header_and_proxy() {
+    let (world, sandbox, host) = world().await;
+    let own = ModelHost::start(Script::json(200, "{\"type\":\"message\"}")).await;
+    let settings = [("base_url", own.url.as_str()), ("send_as", "bearer")];
+    world.add_credential("own", CredentialKind::ModelApiKey, &settings, value(MODEL_KEY)).await;
+    assert_eq!(ask(&sandbox).await.status, OK);
+    let seen = own.seen();
+    assert_eq!(seen[0].uri, "/base/v1/messages");
+    assert_eq!(seen[0].headers["authorization"], format!("Bearer {MODEL_KEY}"));
+    assert!(!seen[0].headers.contains_key("x-api-key"));
+    // A proxy for plain HTTP is asked for the whole URL.
+    let proxy = ModelHost::start(Script::json(200, "{\"type\":\"message\"}")).await;
+    let origin = proxy.url.origin().ascii_serialization();
+    let settings = [("base_url", "http://model.invalid/api"), ("outbound_proxy", origin.as_str())];
+    let login = |password: &str| CredentialSecret::Value {
+        value: MODEL_KEY.to_owned().into(),
+        proxy_login: Some(format!("me:{password}").into()),
+    };
+    let kind = CredentialKind::ModelApiKey;
+    let credential = world.add_credential("proxied", kind, &settings, login("p@ss:1")).await;
+    let proxied = async |expected: &str| {
+        assert_eq!(ask(&sandbox).await.status, OK);
+        let seen = proxy.seen();
+        let last = seen.last().unwrap();
+        assert_eq!(last.uri, "http://model.invalid/api/v1/messages");
+        let basic = crate::credentials::basic("me", &expected.to_owned().into());
+        assert_eq!(last.headers["proxy-authorization"], basic.as_str());
+    };
+    proxied("p@ss:1").await;
+    world.rotate(&credential, &login("p2")).await;
+    proxied("p2").await;
+    assert!(host.seen().is_empty());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_credential_that_cannot_be_opened_or_sent_is_told_and_nothing_is_sent() {
+    let (world, sandbox, host) = world().await;
+    let pem = "-----BEGIN CERTIFICATE-----\nMAEA\n-----END CERTIFICATE-----\n";
+    let kind = CredentialKind::ModelApiKey;
+    let unusable = world.add_credential("unusable", kind, &[("ca_pem", pem)], value(MODEL_KEY)).await;
+    let reply = ask(&sandbox).await;
+    assert_eq!((reply.status, &reply.json()["error"]["type"]), (403, &"permission_error".into()));
+    assert!(reply.text().contains("the credential \\\"unusable\\\" cannot be sent"), "{}", reply.text());
+    let failed = world.events(&sandbox.run.id, EventKind::GatewayUpstreamFailed).await;
+    assert_eq!((failed.len(), &failed[0]["kind"]), (1, &"auth".into()));
+    let project = ProjectId::default_project();
+    let removed = world.store.remove_credential(&project, &unusable.id, &Actor::Operator).await;
+    assert!(removed.unwrap());
+    world.add_credential("sealed", kind, &[], value(MODEL_KEY)).await;
+    assert_eq!(key_sent(&sandbox, &host).await, MODEL_KEY);
+    let (calls, key) = (host.seen().len(), world.root.path().join("master.key"));
+    // A process that has the wrong key, as a restored database would.
+    std::fs::write(&key, "ab".repeat(32)).unwrap();
+    let other = MasterKeyFile::named(key);
+    assert!(world.store.unlock(other).await.is_err());
+    world.stop().await;
+    let path = world.root.path().join("caisson.db");
+    let store = Store::open(&path, Clock::system()).await.unwrap();
+    let world = World { store, cancel: CancellationToken::new(), ..world };
+    let mut setup = Setup::new();
+    setup.model.base_url = host.url.clone();
+    world.start(setup).await;
+    let reply = ask(&sandbox).await;
+    assert_eq!(reply.status, 403, "{}", reply.text());
+    assert!(reply.text().contains("log says why"), "{}", reply.text());
+    assert_eq!(host.seen().len(), calls);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_git_token_of_the_store_is_used_and_its_rotation_acts_on_a_living_sandbox() {
+    let world = World::new().await;
+    world.unlock().await;
+    let root = world.root.path().join("host");
+    let bare = root.join("team/one.git");
+    std::fs::create_dir_all(bare.parent().unwrap()).unwrap();
+    bare_repository(&bare).await;
+    git(&bare, &["config", "http.receivepack", "true"]).await;
+    let host = GitHost::start(&root, Mood::Serves).await;
+    let sandbox = world.sandbox(run_spec(Some(&format!("{}/team/one.git", host.url)))).await;
+    let mut setup = Setup::new();
+    setup.git.allow = AllowList::new(&[format!("{}/*", host.url)], Vec::new()).unwrap();
+    // The settings' longer prefix does not come before the store's.
+    setup.git.credentials = vec![GitCredential {
+        url_prefix: format!("{}/team/one.git", host.url).parse().unwrap(),
+        username: "robot".to_owned(),
+        token: "of-the-settings".to_owned().into(),
+    }];
+    world.start(setup).await;
+    let prefix = format!("{}/team", host.url);
+    let settings = [("url_prefix", prefix.as_str()), ("username", "robot")];
+    let stored = world.add_credential("git", CredentialKind::GitToken, &settings, value("wrong")).await;
+    let client = Client::new(&sandbox, world.root.path().join("client")).await;
+    let refused = client.clone().await;
+    assert!(!refused.ok && refused.said.contains("refused the credential"), "{}", refused.said);
+    world.rotate(&stored, &value(GIT_TOKEN)).await;
+    client.clone_and_commit().await;
+    world.rotate(&stored, &value("wrong again")).await;
+    let refused = client.push(&[&format!("HEAD:{BRANCH}")]).await;
+    assert!(!refused.ok && refused.said.contains("refused the credential"), "{}", refused.said);
+    world.rotate(&stored, &value(GIT_TOKEN)).await;
+    let pushed = client.push(&[&format!("HEAD:{BRANCH}")]).await;
+    assert!(pushed.ok, "{}", pushed.said);
+    let removed = world.store.remove_credential(&stored.project, &stored.id, &Actor::Operator).await;
+    assert!(removed.unwrap());
+    let path = "/git/origin/info/refs?service=git-upload-pack";
+    assert_eq!(sandbox.agent(Method::GET, path, "").await.status, 403);
+    let basic = crate::credentials::basic("robot", &"of-the-settings".to_owned().into());
+    assert_eq!(host.seen().last().unwrap().1["authorization"], basic.as_str());
+    world.stop().await;
+    world.store.close().await.unwrap();
+    assert!(!world.disk_has(GIT_TOKEN));
+}

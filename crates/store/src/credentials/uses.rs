@@ -1,0 +1,204 @@
+//! When and by which run a credential was used.
+//!
+//! A run's first use is written before the credential is sent; for what and to which host is in the audit log. Further ones are counted in memory
+//! and written by the next heartbeat that comes a minute later, so that a busy run costs a write a minute and a kill
+//! loses a minute of the count, never the fact.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use caisson_domain::id::{CredentialId, RunId};
+use caisson_domain::limits::PAGE_ITEMS;
+
+use super::Credential;
+use crate::database::Tx;
+use crate::rows::Columns;
+use crate::{Store, StoreError};
+
+/// How exactly it is known when a credential was last used, and how often uses are written, in milliseconds.
+const USE_STEP_MS: i64 = 60_000;
+/// Pairs of credential and run whose uses are counted in memory; further ones are written one by one.
+pub const CREDENTIAL_USES_KEPT: usize = 1_000;
+
+/// How often a run used a credential.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CredentialUsage {
+    /// The credential, which may have been removed since.
+    pub credential: CredentialId,
+    /// How often; exact to a minute.
+    pub uses: i64,
+    /// Unix ms.
+    pub first_used_at_ms: i64,
+    /// Unix ms; exact to a minute.
+    pub last_used_at_ms: i64,
+}
+
+/// Uses that are not written yet.
+#[derive(Debug, Default)]
+pub(crate) struct CredentialUses(Mutex<HashMap<(CredentialId, RunId), Counted>>);
+
+#[derive(Debug, Clone)]
+struct Counted {
+    uses: i64,
+    last_at_ms: i64,
+    written_at_ms: i64,
+}
+
+impl CredentialUses {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(CredentialId, RunId), Counted>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a use of a pair that was written not long ago; `false` if it must be written.
+    fn count(&self, pair: &(CredentialId, RunId), now_ms: i64) -> bool {
+        let mut kept = self.lock();
+        let Some(counted) = kept.get_mut(pair) else { return false };
+        counted.uses += 1;
+        counted.last_at_ms = now_ms;
+        true
+    }
+
+    fn keep(&self, pair: (CredentialId, RunId), now_ms: i64) {
+        let mut kept = self.lock();
+        if kept.len() < CREDENTIAL_USES_KEPT {
+            let counted = Counted { uses: 0, last_at_ms: now_ms, written_at_ms: now_ms };
+            // Another use of the pair may have been counted meanwhile.
+            kept.entry(pair).or_insert(counted);
+        }
+    }
+
+    /// Takes what is due; pairs that were not used since are forgotten.
+    fn take_due(&self, now_ms: i64, all: bool) -> Vec<((CredentialId, RunId), Counted)> {
+        let mut due = Vec::new();
+        self.lock().retain(|pair, counted| {
+            // A clock that jumped back must not keep them for ever.
+            let young = (0..USE_STEP_MS).contains(&now_ms.saturating_sub(counted.written_at_ms));
+            if young && !all {
+                return true;
+            }
+            if counted.uses > 0 {
+                due.push((pair.clone(), counted.clone()));
+            }
+            false
+        });
+        due
+    }
+
+    /// Gives back what could not be written.
+    fn give_back(&self, due: Vec<((CredentialId, RunId), Counted)>) {
+        let mut kept = self.lock();
+        for (pair, counted) in due {
+            if let Some(newer) = kept.get_mut(&pair) {
+                newer.uses += counted.uses;
+            } else if kept.len() < CREDENTIAL_USES_KEPT {
+                kept.insert(pair, counted);
+            }
+        }
+    }
+
+    fn last_at_ms(&self, credential: &CredentialId) -> Option<i64> {
+        let kept = self.lock();
+        kept.iter().filter(|((id, _), _)| id == credential).map(|(_, counted)| counted.last_at_ms).max()
+    }
+}
+
+const USED: &str = "insert into credential_use \
+     (credential_id, run_id, project_id, uses, first_used_at_ms, last_used_at_ms) \
+     select $1, $2, run.project_id, $3, $4, $4 from run where run.id = $2 \
+     on conflict (credential_id, run_id) do update set uses = credential_use.uses + excluded.uses, \
+     last_used_at_ms = case when credential_use.last_used_at_ms > excluded.last_used_at_ms \
+     then credential_use.last_used_at_ms else excluded.last_used_at_ms end returning uses";
+
+const LAST: &str = "update credential set last_used_at_ms = $2 where id = $1 \
+     and (last_used_at_ms is null or last_used_at_ms < $2)";
+
+const OF_RUN: &str = "select credential_id, uses, first_used_at_ms, last_used_at_ms from credential_use \
+     where run_id = $1 order by credential_id limit $2";
+
+impl Store {
+    /// Counts a use of a credential by a run, before it is sent.
+    ///
+    /// # Errors
+    /// As every write; [`StoreError::Corrupt`] if there is no such run.
+    /// # Cancel safety
+    /// A dropped call may have counted it; repeating it may count it twice.
+    pub async fn use_credential(&self, credential: &Credential, run: &RunId) -> Result<(), StoreError> {
+        let pair = (credential.id.clone(), run.clone());
+        let now_ms = self.now_ms();
+        if self.shared.credential_uses.count(&pair, now_ms) {
+            return Ok(());
+        }
+        let mut tx = self.begin().await?;
+        let uses = write(&mut tx, &pair, (1, now_ms)).await?;
+        uses.ok_or_else(|| StoreError::missing("run", run.as_str()))?;
+        tx.commit().await?;
+        self.shared.credential_uses.keep(pair, now_ms);
+        Ok(())
+    }
+
+    /// The credentials that a run used, and how often; at most [`PAGE_ITEMS`].
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn credentials_used(&self, run: &RunId) -> Result<Vec<CredentialUsage>, StoreError> {
+        let rows = sqlx::query(OF_RUN).bind(run.as_str()).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
+        let read = rows.iter().map(|row| {
+            let columns = Columns::keyed("credential_use", row, "credential_id")?;
+            Ok(CredentialUsage {
+                credential: columns.parse("credential_id")?,
+                uses: columns.get("uses")?,
+                first_used_at_ms: columns.get("first_used_at_ms")?,
+                last_used_at_ms: columns.get("last_used_at_ms")?,
+            })
+        });
+        read.collect()
+    }
+
+    /// Writes the uses that are due; at the end all of them.
+    pub(crate) async fn write_credential_uses(&self, all: bool) -> Result<(), StoreError> {
+        let due = self.shared.credential_uses.take_due(self.now_ms(), all);
+        if due.is_empty() {
+            return Ok(());
+        }
+        let written = self.write_uses(&due).await;
+        if written.is_err() {
+            self.shared.credential_uses.give_back(due);
+        }
+        written
+    }
+
+    async fn write_uses(&self, due: &[((CredentialId, RunId), Counted)]) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        for (pair, counted) in due {
+            // A run that is gone by now has no count any more.
+            write(&mut tx, pair, (counted.uses, counted.last_at_ms)).await?;
+        }
+        tx.commit().await
+    }
+
+    /// With uses that are not written yet.
+    pub(super) fn seen_used(&self, mut credential: Credential) -> Credential {
+        let last = self.shared.credential_uses.last_at_ms(&credential.id);
+        credential.last_used_at_ms = credential.last_used_at_ms.max(last);
+        credential
+    }
+}
+
+/// Adds to the count and answers what it is then; none if there is no such run.
+async fn write(
+    tx: &mut Tx<'_>,
+    (credential, run): &(CredentialId, RunId),
+    (uses, at_ms): (i64, i64),
+) -> Result<Option<i64>, StoreError> {
+    let count: Option<i64> = sqlx::query_scalar(USED)
+        .bind(credential.as_str())
+        .bind(run.as_str())
+        .bind(uses)
+        .bind(at_ms)
+        .fetch_optional(&mut *tx.db)
+        .await?;
+    sqlx::query(LAST).bind(credential.as_str()).bind(at_ms).execute(&mut *tx.db).await?;
+    Ok(count)
+}

@@ -71,7 +71,8 @@ fn stand_on(ground: &Ground<'_>, surroundings: &Surroundings) -> anyhow::Result<
     let side = ground.standing.map_or("open".to_owned(), |wall| format!("wall{wall}"));
     let values = surroundings.values(attempt.name, &side);
     let attempts = surroundings.attempts().to_str().context("a temporary path is not UTF-8")?;
-    let filters = filter::programs()?.iter().map(|program| inherited(program)).collect::<Result<Vec<_>, _>>()?;
+    let filters =
+        filter::programs()?.iter().map(|program| inherited(program)).collect::<Result<Vec<_>, _>>()?;
     let numbers: Vec<i32> = filters.iter().map(AsRawFd::as_raw_fd).collect();
     #[expect(clippy::disallowed_methods, reason = "the control is started here, with an argument vector")]
     let mut command = Command::new("bwrap");

@@ -15,17 +15,36 @@ pub(crate) const ROOT: Place = Place { text: "mounted read-only", with: &[], wit
 /// Where the attempts' files are seen.
 pub(super) const ATTEMPTS: &str = "/tmp/attempts";
 /// What every sandbox has of the machine, and where it may write.
-const SEALED: [&str; 31] = [
-    "--perms", "0777", "--tmpfs", "/",
-    "--ro-bind", "/usr", "/usr",
-    "--symlink", "usr/bin", "/bin",
-    "--symlink", "usr/lib", "/lib",
-    "--symlink", "usr/lib64", "/lib64",
-    "--proc", "/proc",
-    "--dev", "/dev",
-    "--perms", "1777", "--tmpfs", "/tmp",
-    "--dir", "/caisson",
-    "--unshare-uts", "--cap-add", "ALL",
+const SEALED: [&str; 29] = [
+    "--perms",
+    "0777",
+    "--tmpfs",
+    "/",
+    "--ro-bind",
+    "/usr",
+    "/usr",
+    "--symlink",
+    "usr/bin",
+    "/bin",
+    "--symlink",
+    "usr/lib",
+    "/lib",
+    "--symlink",
+    "usr/lib64",
+    "/lib64",
+    "--proc",
+    "/proc",
+    "--dev",
+    "/dev",
+    "--perms",
+    "1777",
+    "--tmpfs",
+    "/tmp",
+    "--dir",
+    "/caisson",
+    "--unshare-uts",
+    "--cap-add",
+    "ALL",
 ];
 
 /// Surroundings of one control.
@@ -61,10 +80,15 @@ impl Ground<'_> {
     ) -> anyhow::Result<Vec<String>> {
         let mut list: Vec<String> = SEALED.iter().map(|word| (*word).to_owned()).collect();
         let mut add = |words: &[&str]| list.extend(words.iter().map(|word| fill(word, values)));
-        let namespaces =
-            [(Kind::Network, "--unshare-net"), (Kind::Processes, "--unshare-pid"), (Kind::Messages, "--unshare-ipc")];
+        let namespaces = [
+            (Kind::Network, "--unshare-net"),
+            (Kind::Processes, "--unshare-pid"),
+            (Kind::Messages, "--unshare-ipc"),
+        ];
         for (kind, option) in namespaces {
-            add(if self.has(kind) { &[option] } else { &[] });
+            if self.has(kind) {
+                add(&[option]);
+            }
         }
         if self.has(Kind::Users) {
             add(&["--unshare-user", "--uid", &UID.to_string(), "--gid", &UID.to_string()]);
@@ -88,7 +112,9 @@ impl Ground<'_> {
         add(&["--ro-bind", attempts, ATTEMPTS]);
         add(if self.has(Kind::Place(ROOT)) { &["--remount-ro", "/"] } else { &[] });
         if self.has(Kind::Filter) {
-            filters.iter().for_each(|filter| add(&["--add-seccomp-fd", &filter.to_string()]));
+            for filter in filters {
+                add(&["--add-seccomp-fd", &filter.to_string()]);
+            }
         }
         add(&["--"]);
         let user = self.user()?;

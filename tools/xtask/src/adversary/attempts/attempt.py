@@ -1,11 +1,12 @@
-"""One attempt to get out of a sandbox, to what is not the agent's: python3 attempt.py NAME [KEY=VALUE...]
+"""One attempt to get out of a sandbox, to what is not the agent's: python3 attempt.py NAME [KEY=VALUE...], or python3 attempt.py NAME @FILE
 
 Prints one line, "attempt NAME through ..." or "attempt NAME refused ERROR ...". An attempt is a function that comes back when
 it got through, and raises what the system said when it did not: an OSError by its name, or "NOTHING" where there was nothing
-to be seen.
+to be seen. FILE is a JSON document with the arguments of every attempt by its name.
 """
 
 import errno
+import json
 import sys
 
 import host
@@ -18,7 +19,11 @@ MODULES = {"secrets": secrets_of_others, "network": network, "host": host, "serv
 
 
 def main():
-    name, pairs = sys.argv[1], dict(pair.split("=", 1) for pair in sys.argv[2:])
+    name, words = sys.argv[1], sys.argv[2:]
+    if words and words[0].startswith("@"):
+        with open(words[0][1:]) as file:
+            words = json.load(file)[name]
+    pairs = dict(pair.split("=", 1) for pair in words)
     module, function = name.split(".")
     try:
         told = getattr(MODULES[module], function)(**pairs)

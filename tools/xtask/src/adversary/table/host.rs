@@ -9,7 +9,10 @@ use super::{Attempt, Needs, attempt};
 
 /// Settings of the kernel: mounted read-only in a container; what a local sandbox has is that it is not root.
 const SETTINGS: &[Wall] = &[
-    met(Stands::Docker, read_only(&["--ro-bind", "/proc/sys", "/proc/sys"], &["--bind", "/proc/sys", "/proc/sys"])),
+    met(
+        Stands::Docker,
+        read_only(&["--ro-bind", "/proc/sys", "/proc/sys"], &["--bind", "/proc/sys", "/proc/sys"]),
+    ),
     met(Stands::Local, wall(Kind::NotRoot, &["EACCES"])),
 ];
 /// Control groups: not shown in a local sandbox, shown read-only in a container, and another user's in both.
@@ -19,7 +22,8 @@ const GROUPS: &[Wall] = &[
     met(Stands::Behind, wall(Kind::NotRoot, &["EACCES"])),
 ];
 /// A file of the kernel's with which another one is mounted in a container.
-const MASKED: Place = Place { text: "masked", with: &["--dev-bind", "/dev/null", "/proc/kcore"], without: &[] };
+const MASKED: Place =
+    Place { text: "masked", with: &["--dev-bind", "/dev/null", "/proc/kcore"], without: &[] };
 /// What only a right opens, and the filter refuses besides.
 const RIGHTS_AND_FILTER: &[Wall] = &[RIGHTS, FILTER];
 
@@ -43,23 +47,35 @@ pub(super) const ALL: &[Attempt] = &[
         &[read_only(&["--ro-bind", "{agent}", "/caisson/door"], &["--bind", "{agent}", "/caisson/door"])],
     ),
     attempt("host.root_directory", &[], &[wall(Kind::Place(super::super::ground::ROOT), &["EROFS"])]),
-    attempt(
-        "host.system_programs",
-        &[],
-        &[read_only(&["--remount-ro", "/usr/bin"], &[])],
-    )
-    .in_control(&[
-        "--perms", "0777", "--tmpfs", "/usr/bin",
-        "--ro-bind", "{python}", "/usr/bin/python3",
-        "--ro-bind", "{setpriv}", "/usr/bin/setpriv",
+    attempt("host.system_programs", &[], &[read_only(&["--remount-ro", "/usr/bin"], &[])]).in_control(&[
+        "--perms",
+        "0777",
+        "--tmpfs",
+        "/usr/bin",
+        "--ro-bind",
+        "{python}",
+        "/usr/bin/python3",
+        "--ro-bind",
+        "{setpriv}",
+        "/usr/bin/setpriv",
     ]),
     attempt("host.kernel_settings", &[], SETTINGS),
     attempt("host.core_pattern", &[], SETTINGS),
     attempt("host.host_name", &[], SETTINGS),
-    attempt("host.magic_keys", &[], &[
-        met(Stands::Docker, read_only(&["--ro-bind", "/proc/sysrq-trigger", "/proc/sysrq-trigger"], &["--bind", "/proc/sysrq-trigger", "/proc/sysrq-trigger"])),
-        met(Stands::Local, wall(Kind::NotRoot, &["EACCES"])),
-    ])
+    attempt(
+        "host.magic_keys",
+        &[],
+        &[
+            met(
+                Stands::Docker,
+                read_only(
+                    &["--ro-bind", "/proc/sysrq-trigger", "/proc/sysrq-trigger"],
+                    &["--bind", "/proc/sysrq-trigger", "/proc/sysrq-trigger"],
+                ),
+            ),
+            met(Stands::Local, wall(Kind::NotRoot, &["EACCES"])),
+        ],
+    )
     .needs(Needs::File("/proc/sysrq-trigger")),
     attempt("host.control_groups", &[], GROUPS),
     attempt("host.limits_of_groups", &[], GROUPS),
@@ -112,7 +128,4 @@ pub(super) const ALL: &[Attempt] = &[
 ];
 
 /// Nobody else is in a local sandbox's user namespace; a container's user may become nobody else.
-const BECOME: &[Wall] = &[
-    met(Stands::Docker, RIGHTS),
-    met(Stands::Local, wall(Kind::Users, &["EINVAL"])),
-];
+const BECOME: &[Wall] = &[met(Stands::Docker, RIGHTS), met(Stands::Local, wall(Kind::Users, &["EINVAL"]))];

@@ -121,11 +121,7 @@ fn has_disk() -> bool {
     entries.into_iter().any(|entry| entry.file_type().is_ok_and(|kind| kind.is_block_device()))
 }
 
-const fn attempt(
-    name: &'static str,
-    arguments: &'static [&'static str],
-    walls: &'static [Wall],
-) -> Attempt {
+const fn attempt(name: &'static str, arguments: &'static [&'static str], walls: &'static [Wall]) -> Attempt {
     let (more, past, absent) = (&[], &[], &[]);
     Attempt { name, arguments, walls, more, instead: None, past, absent, needs: Needs::Nothing, only: None }
 }

@@ -32,11 +32,7 @@ pub(super) const ALL: &[Attempt] = &[
         &[],
         &[not_shown(&["--ro-bind", "{sibling_socket}", "/tmp/sibling.sock"])],
     ),
-    attempt(
-        "siblings.shared_memory",
-        &["sibling_key={sibling_key}"],
-        &[wall(Kind::Messages, &["ENOENT"])],
-    ),
+    attempt("siblings.shared_memory", &["sibling_key={sibling_key}"], &[wall(Kind::Messages, &["ENOENT"])]),
     attempt("server.signal", &["server_pid={server_pid}"], &[PROCESSES]),
     attempt("server.environment", &["server_pid={server_pid}"], &[PROCESSES_SHOWN]),
     attempt("server.memory", &["server_pid={server_pid}"], &[PROCESSES]),

@@ -17,6 +17,8 @@ use super::table::Attempt;
 use super::verdict::Verdict;
 use super::walls::{Kind, Wall};
 
+/// The rights that attempts on the filter ask for.
+const RIGHTS: [&str; 3] = ["SYS_ADMIN", "SYSLOG", "DAC_READ_SEARCH"];
 /// Where the attempts' files are seen.
 const ATTEMPTS: &str = "/attempts";
 
@@ -86,7 +88,12 @@ impl Container {
         let mut words = vec!["run", "--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp"];
         words.extend(["--security-opt", "no-new-privileges", "--user", &user, "--volume", &mount]);
         words.extend(filter.iter().flat_map(|filter| ["--security-opt", filter]));
-        words.extend(if with_rights { ["--cap-add", "ALL"] } else { ["--cap-drop", "ALL"] });
+        words.extend(["--cap-drop", "ALL"]);
+        if with_rights {
+            words.extend(RIGHTS.iter().flat_map(|right| ["--cap-add", right]));
+            // Where the machine has it, it refuses mounts even to those who have the right.
+            words.extend(["--security-opt", "apparmor=unconfined"]);
+        }
         let program = format!("{ATTEMPTS}/attempt.py");
         words.extend(["--entrypoint", "/usr/bin/python3", &self.image, &program, attempt.name]);
         let output = docker(parts, &words)?;

@@ -128,7 +128,7 @@ mod tests {
     fn what_the_kernel_has_not_is_no_attempt_and_what_it_refuses_behind_the_wall_is_one() {
         let told = [(None, refused("EAFNOSUPPORT")), (Some(0), refused("EPERM"))];
         assert!(matches!(judge(named("network.vsock"), &told), Shown::Absent(_)));
-        let told = [(None, refused("EOPNOTSUPP")), (Some(0), refused("EPERM"))];
+        let told = [(None, refused("ENOTSUP")), (Some(0), refused("EPERM"))];
         assert_eq!(judge(named("network.add_device"), &told), Shown::Real(2));
     }
 }

@@ -93,6 +93,10 @@ impl Ground<'_> {
         if self.has(Kind::Users) {
             add(&["--unshare-user", "--uid", &UID.to_string(), "--gid", &UID.to_string()]);
         }
+        // Bubblewrap makes directories above a file for root alone, where it is not told of them.
+        for place in ["/etc", "/run", "{root}/sibling", "{root}/doors/other", "{docker_place}"] {
+            add(&["--dir", place]);
+        }
         add(self.attempt.more);
         for wall in self.attempt.walls {
             if let Kind::Place(place) = wall.kind

@@ -130,6 +130,7 @@ impl Surroundings {
         let engine_path = root.join("engine.sock");
         let engine_socket = UnixListener::bind(&engine_path)?;
         fs::set_permissions(&engine_path, fs::Permissions::from_mode(0o666))?;
+        let engine = docker_socket(parts)?;
         let witness = Witness::start()?;
         let sibling = Sibling::new("outside")?;
         let outside = Outside::start(&sibling, &attempts, &root.join("sibling"))?;
@@ -141,7 +142,9 @@ impl Surroundings {
             ("agent", text(&agent)?),
             ("doors", text(&root.join("doors"))?),
             ("engine_socket", text(&engine_path)?),
-            ("docker_socket", docker_socket(parts)?),
+            ("root", text(root)?),
+            ("docker_place", text(engine.parent().context("the engine's socket has a directory")?)?),
+            ("docker_socket", text(&engine)?),
             ("home_of_root", identity("/root")?),
             ("password_hashes", identity("/etc/shadow")?),
             ("pid", pid.clone()),
@@ -224,9 +227,9 @@ fn text(path: &Path) -> anyhow::Result<String> {
 }
 
 /// Where the engine listens, links resolved.
-fn docker_socket(parts: &Parts) -> anyhow::Result<String> {
+fn docker_socket(parts: &Parts) -> anyhow::Result<PathBuf> {
     let path = parts.docker_host.trim_start_matches("unix://");
-    text(&Path::new(path).canonicalize().with_context(|| format!("no engine listens on {path}"))?)
+    Path::new(path).canonicalize().with_context(|| format!("no engine listens on {path}"))
 }
 
 /// What tells a file of this machine from one of the same name.

@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn every_attempt_is_a_function_and_every_function_an_attempt() {
         let modules = [
-            ("secrets", "secrets_of_others.py", 5),
+            ("secrets", "secrets_of_others.py", 6),
             ("network", "network.py", 1),
             ("host", "host.py", 1),
             ("server", "server.py", 0),

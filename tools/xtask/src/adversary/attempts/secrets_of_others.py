@@ -55,9 +55,14 @@ def environment_of_first_process():
 
 
 def memory_of_first_process():
-    with open("/proc/1/maps") as maps:
+    return memory_of(1)
+
+
+def memory_of(pid):
+    """A piece of a process's memory, by its files."""
+    with open(f"/proc/{pid}/maps") as maps:
         areas = [line.split() for line in maps]
-    with open("/proc/1/mem", "rb", 0) as memory:
+    with open(f"/proc/{pid}/mem", "rb", 0) as memory:
         for area in areas:
             if "r" in area[1]:
                 memory.seek(int(area[0].split("-")[0], 16))

@@ -4,7 +4,7 @@ import os
 import socket
 
 import calls
-from secrets_of_others import search, seen
+from secrets_of_others import memory_of, search, seen
 
 
 def signal(server_pid):
@@ -18,7 +18,7 @@ def environment(server_pid):
 
 
 def memory(server_pid):
-    return calls.read_memory(calls.outside(server_pid))
+    return memory_of(calls.outside(server_pid))
 
 
 def trace(server_pid):

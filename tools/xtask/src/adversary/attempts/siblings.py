@@ -5,7 +5,7 @@ import os
 import socket
 
 import calls
-from secrets_of_others import first, read, search, seen
+from secrets_of_others import first, memory_of, read, search, seen
 
 WAIT = 3
 
@@ -37,7 +37,7 @@ def environment(sibling_pid):
 
 
 def memory(sibling_pid):
-    return calls.read_memory(calls.outside(sibling_pid))
+    return memory_of(calls.outside(sibling_pid))
 
 
 def trace(sibling_pid):

@@ -21,6 +21,6 @@ pub(super) const ALL: &[Attempt] = &[
     attempt("network.raw_packets", &[], &[RIGHTS, met(Stands::Local, FILTER)]),
     attempt("network.raw_ip", &[], &[RIGHTS]),
     // Whoever has the right is told where the kernel has no such device.
-    attempt("network.add_device", &[], &[RIGHTS]).past(&["EOPNOTSUPP"]),
+    attempt("network.add_device", &[], &[RIGHTS]).past(&["ENOTSUP"]),
     attempt("network.give_address", &[], &[RIGHTS]),
 ];

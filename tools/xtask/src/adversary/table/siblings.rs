@@ -7,7 +7,7 @@ pub(super) const ALL: &[Attempt] = &[
     attempt("siblings.processes", &[], &[PROCESSES_SHOWN]),
     attempt("siblings.signal", &["sibling_pid={sibling_pid}"], &[PROCESSES]),
     attempt("siblings.environment", &["sibling_pid={sibling_pid}"], &[PROCESSES_SHOWN]),
-    attempt("siblings.memory", &["sibling_pid={sibling_pid}"], &[PROCESSES]),
+    attempt("siblings.memory", &["sibling_pid={sibling_pid}"], &[PROCESSES_SHOWN]),
     attempt("siblings.trace", &["sibling_pid={sibling_pid}"], &[PROCESSES]),
     attempt("siblings.files_by_its_root", &["sibling_pid={sibling_pid}"], &[PROCESSES_SHOWN]),
     attempt(
@@ -35,7 +35,7 @@ pub(super) const ALL: &[Attempt] = &[
     attempt("siblings.shared_memory", &["sibling_key={sibling_key}"], &[wall(Kind::Messages, &["ENOENT"])]),
     attempt("server.signal", &["server_pid={server_pid}"], &[PROCESSES]),
     attempt("server.environment", &["server_pid={server_pid}"], &[PROCESSES_SHOWN]),
-    attempt("server.memory", &["server_pid={server_pid}"], &[PROCESSES]),
+    attempt("server.memory", &["server_pid={server_pid}"], &[PROCESSES_SHOWN]),
     attempt("server.trace", &["server_pid={server_pid}"], &[PROCESSES]),
     attempt("server.files_by_its_root", &["server_pid={server_pid}"], &[PROCESSES_SHOWN]),
     attempt(

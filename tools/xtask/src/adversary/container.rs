@@ -1,6 +1,5 @@
 //! The controls of Docker's own walls: the same container as a sandbox's, but for its filter, or for that and its rights. A
-//! container's user that is not root has no rights whatever is added, so that whoever is to have them is root there; and the
-//! filter alone is shown only where no right is a wall as well, since Docker's own filter lets through what a right is for.
+//! container's user that is not root has no rights whatever is added, so that whoever is to have them is root there.
 
 use std::io::Write;
 
@@ -18,7 +17,7 @@ use super::verdict::Verdict;
 use super::walls::{Kind, Wall};
 
 /// The rights that attempts on the filter ask for.
-const RIGHTS: [&str; 3] = ["SYS_ADMIN", "SYSLOG", "DAC_READ_SEARCH"];
+const RIGHTS: [&str; 4] = ["SYS_ADMIN", "SYSLOG", "DAC_READ_SEARCH", "NET_RAW"];
 /// Where the attempts' files are seen.
 const ATTEMPTS: &str = "/attempts";
 
@@ -26,7 +25,7 @@ const ATTEMPTS: &str = "/attempts";
 #[derive(Debug)]
 pub(crate) struct Container {
     image: String,
-    /// A filter of our own, as text; none is the engine's.
+    /// Caisson's own filter; none is the engine's, which its administrator chose.
     filter: Option<NamedTempFile>,
 }
 
@@ -61,7 +60,8 @@ impl Container {
     ) -> anyhow::Result<Shown> {
         let mut told = vec![(None, self.stand_in(attempt, None, parts, surroundings)?)];
         for (place, wall) in attempt.walls.iter().enumerate() {
-            if wall.kind == Kind::Rights || attempt.walls.len() == 1 {
+            // The engine's own filter lets through what a right is for, so that it cannot be shown to stand alone.
+            if self.filter.is_some() || wall.kind == Kind::Rights || attempt.walls.len() == 1 {
                 told.push((Some(place), self.stand_in(attempt, Some(wall), parts, surroundings)?));
             }
         }
@@ -132,6 +132,6 @@ mod tests {
         check(&all).unwrap();
         let names: Vec<_> = all.iter().filter(|one| meets_its_filter(one)).map(|one| one.name).collect();
         assert!(names.contains(&"network.vsock") && names.contains(&"host.mount"), "{names:?}");
-        assert!(!names.contains(&"network.raw_packets") && !names.contains(&"host.terminal_input"));
+        assert!(!names.contains(&"network.raw_ip") && !names.contains(&"host.terminal_input"));
     }
 }

@@ -1,11 +1,11 @@
-//! The local engine's system call filter, made from its own lists, for the controls that are to have it.
+//! The system call filter as the local engine has it, made from the same lists, for the controls that are to have it.
 
 use anyhow::Context;
 use seccompiler::{BpfProgram, TargetArch, compile_from_json};
 use serde_json::{Value, json};
 
-/// The lists, as the engine has them.
-const LISTS: &str = include_str!("../../../../crates/sandbox/src/local/seccomp.json");
+/// The lists, as both engines have them.
+const LISTS: &str = include_str!("../../../../crates/sandbox/src/seccomp.json");
 /// What the first filter answers to a call that is not listed: function not implemented.
 const ENOSYS: u32 = 38;
 /// What the second filter answers to a call that is listed: operation not permitted.

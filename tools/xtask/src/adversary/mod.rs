@@ -62,6 +62,8 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
     ensure!(nix::unistd::geteuid().is_root(), "the controls need root; run `sudo make adversary`");
     let caisson = Path::new(WORKSPACE).canonicalize()?.join(&options.caisson);
     ensure!(caisson.is_file(), "\"{}\" is not built; run `make adversary`", caisson.display());
+    // Attempts know a server outside by its program's name.
+    ensure!(caisson.ends_with("caisson"), "\"{}\" is not called \"caisson\"", caisson.display());
     let parts = Parts::require(caisson.to_str().context("the workspace's path is not UTF-8")?)?;
     let chosen: Vec<_> = table::all().filter(|found| found.name.contains(&options.only)).collect();
     ensure!(!chosen.is_empty(), "no attempt has a name with \"{}\" in it", options.only);

@@ -90,6 +90,7 @@ pub(crate) async fn attack(
     repository::bare_from(&repositories, "sibling.git", project.path())?;
     world.api.submit(&body(&format!("[[scn:{SIBLING}]] Wait."), &world.host.url("sibling.git"))).await?;
     let living = living_sibling(&world).await?;
+    check_users(side.server, world.server.id(), living.pid)?;
     let container = match side.engine {
         Engine::Docker => Some(Container::of(parts, &living.sandbox)?),
         Engine::Local => None,
@@ -112,6 +113,23 @@ pub(crate) async fn attack(
     let verdicts =
         attempts.iter().map(|attempt| Ok((attempt.name, judge(attempt, &name, &told, surroundings)?)));
     Ok(Attacked { verdicts: verdicts.collect::<anyhow::Result<_>>()?, container })
+}
+
+/// Whether the server and the sibling belong to whom they should, seen from this machine.
+fn check_users(server: Server, server_pid: u32, sibling_pid: u32) -> anyhow::Result<()> {
+    let (servers, siblings) = (uid_of(server_pid)?, uid_of(sibling_pid)?);
+    let right = match server {
+        Server::Root => servers == 0 && siblings != 0,
+        Server::Ordinary => servers == ORDINARY && siblings == ORDINARY,
+    };
+    ensure!(right, "the server has uid {servers} and its sandbox {siblings}, which is not {server:?}");
+    Ok(())
+}
+
+fn uid_of(pid: u32) -> anyhow::Result<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).context("no uid")?;
+    Ok(line.split_whitespace().next().context("no uid")?.parse()?)
 }
 
 /// Everything that a server needs, where an ordinary user can read it.

@@ -108,7 +108,7 @@ pub(super) const ALL: &[Attempt] = &[
     attempt("host.trace_outside", &["pid={pid}"], &[PROCESSES]),
     attempt("host.signal_outside", &["pid={pid}"], &[PROCESSES]),
     attempt("host.descriptor_of_outside", &["pid={pid}"], &[PROCESSES, met(Stands::Behind, FILTER)]),
-    // A container has no terminal of the host's, and Docker's own filter lets it through.
+    // A container has no terminal of the host's, and its filter lets it through.
     attempt("host.terminal_input", &[], &[FILTER]).past(&["EIO"]).only(Engine::Local),
     attempt("host.keyring", &[], &[FILTER]).absent(&["ENOSYS"]),
     attempt("host.asynchronous_calls", &[], &[wall(Kind::Filter, &["EPERM", "ENOSYS"])])

@@ -139,13 +139,8 @@ mod tests {
     fn every_attempt_meets_a_wall_in_every_sandbox_that_it_fits() {
         for attempt in all() {
             for engine in [Engine::Docker, Engine::Local] {
-                assert_eq!(
-                    attempt.refusals(engine).is_empty(),
-                    !attempt.fits(engine),
-                    "{} on {}",
-                    attempt.name,
-                    engine.name()
-                );
+                let meets = !attempt.refusals(engine).is_empty();
+                assert!(meets || !attempt.fits(engine), "{} on {}", attempt.name, engine.name());
             }
             assert!(attempt.walls.iter().all(|wall| !wall.refuses.is_empty()), "{}", attempt.name);
         }

@@ -1,6 +1,6 @@
 //! Ways to the network.
 
-use super::super::walls::{FILTER, Kind, NETWORK, NETWORK_SHOWN, RIGHTS, Stands, Wall, met, wall};
+use super::super::walls::{Kind, NETWORK, NETWORK_SHOWN, RIGHTS, Wall, wall};
 use super::{Attempt, attempt};
 
 /// The filter, where it may also answer as a kernel without such sockets.
@@ -17,8 +17,7 @@ pub(super) const ALL: &[Attempt] = &[
     attempt("network.devices", &[], &[NETWORK_SHOWN]),
     attempt("network.vsock", &[], &[FAMILIES]).absent(&["EAFNOSUPPORT"]),
     attempt("network.socket_pairs", &[], &[FAMILIES]).absent(&["EAFNOSUPPORT"]),
-    // Docker's own filter lets the family through.
-    attempt("network.raw_packets", &[], &[RIGHTS, met(Stands::Local, FILTER)]),
+    attempt("network.raw_packets", &[], &[RIGHTS, FAMILIES]),
     attempt("network.raw_ip", &[], &[RIGHTS]),
     // Whoever has the right is told where the kernel has no such device.
     attempt("network.add_device", &[], &[RIGHTS]).past(&["ENOTSUP"]),

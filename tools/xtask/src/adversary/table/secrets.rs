@@ -1,7 +1,5 @@
 //! Ways to credentials.
 
-use testkit::engine::Engine;
-
 use super::super::walls::{PROCESSES_SHOWN, SHIM, not_shown, outside};
 use super::{Attempt, attempt};
 
@@ -39,8 +37,7 @@ pub(super) const ALL: &[Attempt] = &[
     ),
     attempt("secrets.environment_of_first_process", &[], &[SHIM]).in_control(FIRST),
     attempt("secrets.memory_of_first_process", &[], &[SHIM]).in_control(FIRST),
-    // Docker's own filter refuses the call before version 23, whoever is asked for.
-    attempt("secrets.memory_by_call", &[], &[SHIM]).in_control(FIRST).only(Engine::Local),
+    attempt("secrets.memory_by_call", &[], &[SHIM]).in_control(FIRST),
     attempt("secrets.descriptors_of_first_process", &[], &[SHIM]).in_control(FIRST),
     attempt("secrets.trace_of_first_process", &[], &[SHIM]).in_control(FIRST),
     attempt("secrets.sockets_of_others", &[], &[not_shown(&["--ro-bind", "{doors}", "/caisson"])]),

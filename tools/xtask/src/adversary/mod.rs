@@ -1,6 +1,9 @@
 //! `xtask adversary`: the real agent, told by the scripted model, tries every way out of a real sandbox that we can think of.
-//! Each attempt has a control: the same attempt where nothing but the wall in question is missing gets through, so that the
-//! attempt is known to be a real one.
+//!
+//! Each attempt names the walls that are to stop it, and the errors by which each refuses: any other error is unclear, and fails as
+//! getting through does. Its controls are the same attempt in surroundings that are sealed but for those walls, where it gets
+//! through, and with one of them standing alone, which refuses by its own errors; so the attempt is known to be a real one, and
+//! each wall to stop it by itself. Another sandbox of the same server lives meanwhile, with a credential wherever it can hold one.
 
 mod container;
 mod control;

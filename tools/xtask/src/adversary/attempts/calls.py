@@ -71,7 +71,7 @@ IPC_CREAT = 0o1000
 def shared_memory(key, flags=0):
     """The number of a segment of shared memory (System V)."""
     ctypes.set_errno(0)
-    number = LIBC.shmget(ctypes.c_int(key), ctypes.c_size_t(64), ctypes.c_int(0o600 | flags))
+    number = LIBC.shmget(ctypes.c_int(key), ctypes.c_size_t(64), ctypes.c_int(0o666 | flags))
     if number < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -23,12 +23,10 @@ def write_agent(place="/caisson/agent"):
 
 
 def replace_shim(shim="/caisson/shim"):
-    # The kernel looks at the mount before it looks at the owner only where it changes the file's own data.
+    # Here the kernel looks at the mount before it looks at the owner; for writing it is the other way round. Whoever may change
+    # the mode may write a moment later.
     os.chmod(shim, stat.S_IMODE(os.stat(shim).st_mode))
-    with open(shim, "r+b") as file:
-        byte = file.read(1)
-        file.seek(0)
-        file.write(byte)
+    return "may change its mode"
 
 
 def unlink_door(door="/caisson/door"):

@@ -33,7 +33,7 @@ model-bench: setup ## Measure what the model door adds to a call (docs/benchmark
 	cargo build --quiet --locked --release -p caisson -p xtask
 	source .caisson/env && target/release/xtask model-bench $(FLAGS)
 
-adversary: setup ## Have the real agent try every way out of a real sandbox, each with a control without its wall (as root)
+adversary: setup ## Have the real agent try every way out of a real sandbox, each with controls without its walls (as root)
 	cargo build --quiet --locked -p xtask
 	source .caisson/env && target/debug/xtask adversary $(FLAGS)
 

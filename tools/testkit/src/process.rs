@@ -25,6 +25,17 @@ pub struct ServerSpec {
     pub listen: String,
     /// Further `CAISSON_*` variables.
     pub variables: Vec<(String, String)>,
+    /// Who runs it, if not whoever runs the test.
+    pub user: Option<Somebody>,
+}
+
+/// An ordinary user. Only root can run a server as one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Somebody {
+    /// Its uid, and its gid.
+    pub uid: u32,
+    /// A further group, such as the one that may use the engine's socket.
+    pub group: Option<u32>,
 }
 
 impl ServerSpec {
@@ -39,6 +50,7 @@ impl ServerSpec {
             state_dir: state_dir.to_owned(),
             listen: format!("127.0.0.1:{port}"),
             variables: Vec::new(),
+            user: None,
         };
         spec.set("MODEL__BASE_URL", model_url);
         spec.set("MODEL__API_KEY", "sk-test-key");
@@ -57,8 +69,15 @@ impl ServerSpec {
     /// A `caisson` command with the server's environment and nothing else.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
+        let program = if self.user.is_some() { "setpriv".as_ref() } else { self.parts.caisson.as_path() };
         #[expect(clippy::disallowed_methods, reason = "the server is started here, with an argument vector")]
-        let mut command = Command::new(&self.parts.caisson);
+        let mut command = Command::new(program);
+        if let Some(user) = &self.user {
+            // It becomes the server itself, so that their process ids are one.
+            let groups = user.group.map_or("--clear-groups".to_owned(), |group| format!("--groups={group}"));
+            let ids = [format!("--reuid={}", user.uid), format!("--regid={}", user.uid), groups];
+            command.args(ids).arg("--").arg(&self.parts.caisson);
+        }
         command
             .args(arguments)
             .env_clear()

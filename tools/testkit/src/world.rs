@@ -1,5 +1,6 @@
 //! Everything an end-to-end test needs, started together: scripted model, git host, repository, server, key.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use crate::api::Api;
 use crate::engine::Engine;
 use crate::git_host::GitHost;
 use crate::parts::Parts;
-use crate::process::{ServerProcess, ServerSpec};
+use crate::process::{ServerProcess, ServerSpec, Somebody};
 use crate::repository;
 
 /// The model key of a test's server; a canary: it must be found nowhere but at the model.
@@ -77,6 +78,8 @@ pub struct WorldSpec {
     pub variables: Vec<(String, String)>,
     /// What makes the sandboxes.
     pub engine: Engine,
+    /// Who runs the server, if not whoever runs the test; must be able to read the parts.
+    pub user: Option<Somebody>,
 }
 
 impl WorldSpec {
@@ -89,6 +92,7 @@ impl WorldSpec {
             delay_scale: 0.0,
             variables: Vec::new(),
             engine,
+            user: None,
         }
     }
 }
@@ -121,6 +125,12 @@ impl World {
         spec.set("ENGINE", wanted.engine.name());
         for (name, value) in &wanted.variables {
             spec.set(name, value);
+        }
+        if let Some(user) = wanted.user {
+            std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755))?;
+            std::fs::create_dir(&spec.state_dir)?;
+            std::os::unix::fs::chown(&spec.state_dir, Some(user.uid), Some(user.uid))?;
+            spec.user = Some(user);
         }
         let key = spec.create_key()?;
         let server = spec.start().await?;

@@ -1,15 +1,22 @@
 //! `xtask adversary`: the real agent, told by the scripted model, tries every way out of a real sandbox that we can think of.
-//! Each attempt has a control: the same attempt where nothing but the wall in question is missing gets through, so that the
-//! attempt is known to be a real one.
+//!
+//! Each attempt names the walls that are to stop it, and the errors by which each refuses: any other error is unclear, and fails as
+//! getting through does. Its controls are the same attempt in surroundings that are sealed but for those walls, where it gets
+//! through, and with one of them standing alone, which refuses by its own errors; so the attempt is known to be a real one, and
+//! each wall to stop it by itself. Another sandbox of the same server lives meanwhile, with a credential wherever it can hold one.
 
+mod container;
 mod control;
+mod filter;
+mod ground;
+mod report;
 mod surroundings;
 mod table;
 mod verdict;
+mod walls;
 mod witness;
 mod world;
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
@@ -17,9 +24,12 @@ use clap::{Args, ValueEnum};
 use testkit::engine::Engine;
 use testkit::parts::Parts;
 
+use container::{Container, meets_its_filter};
+use control::Shown;
+use report::{Report, Tried};
 use surroundings::Surroundings;
 use table::Attempt;
-use verdict::Verdict;
+use world::{Server, Side};
 
 /// The workspace, seen from this crate.
 const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
@@ -30,6 +40,9 @@ pub(crate) struct Options {
     /// The engines whose sandboxes are attacked.
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["docker", "local"])]
     engine: Vec<EngineName>,
+    /// Whose servers' sandboxes are attacked.
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["root", "ordinary"])]
+    server: Vec<Server>,
     /// Only attempts whose name holds this.
     #[arg(long, default_value = "")]
     only: String,
@@ -38,76 +51,92 @@ pub(crate) struct Options {
     caisson: std::path::PathBuf,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum EngineName {
     Docker,
     Local,
 }
 
-/// Tries everything, prints what came of it, and says whether nothing got through.
+/// Tries everything, prints what came of it, and says whether nothing got through and everything was told clearly.
 ///
 /// # Errors
-/// A part is missing, this is not root, a control does not get through, or an attempt told nothing.
+/// A part is missing, this is not root, or an attempt told nothing.
 pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
     ensure!(nix::unistd::geteuid().is_root(), "the controls need root; run `sudo make adversary`");
     let caisson = Path::new(WORKSPACE).canonicalize()?.join(&options.caisson);
     ensure!(caisson.is_file(), "\"{}\" is not built; run `make adversary`", caisson.display());
+    // Attempts know a server outside by its program's name.
+    ensure!(caisson.ends_with("caisson"), "\"{}\" is not called \"caisson\"", caisson.display());
     let parts = Parts::require(caisson.to_str().context("the workspace's path is not UTF-8")?)?;
-    let (chosen, absent): (Vec<&Attempt>, Vec<&Attempt>) = table::ALL
-        .iter()
-        .filter(|found| found.name.contains(&options.only))
-        .partition(|found| found.control.is_possible());
-    for attempt in absent {
-        say(&format!("not tried: {}, for what it aims at is not on this machine", attempt.name));
-    }
+    let chosen: Vec<_> = table::all().filter(|found| found.name.contains(&options.only)).collect();
     ensure!(!chosen.is_empty(), "no attempt has a name with \"{}\" in it", options.only);
+    container::check(&chosen)?;
 
     let surroundings = Surroundings::open(&parts)?;
-    let mut inside = Vec::new();
-    for name in &options.engine {
-        let engine = match name {
+    let mut report = Report::default();
+    let tried = controls(&chosen, &surroundings, &mut report)?;
+    let mut container = None;
+    for engine in &options.engine {
+        let engine = match engine {
             EngineName::Docker => Engine::Docker,
             EngineName::Local => Engine::Local,
         };
-        let fitting: Vec<_> = chosen.iter().copied().filter(|attempt| attempt.fits(engine)).collect();
-        say(&format!("{} attempts in a sandbox of the {} engine", fitting.len(), engine.name()));
-        inside.push((engine, world::attack(&parts, engine, &fitting, &surroundings).await?));
-    }
-    say("the same attempts, each without its wall");
-    let mut controls = Vec::new();
-    for attempt in &chosen {
-        controls.push(control::run(attempt, &surroundings)?);
-    }
-    conclude(&chosen, &inside, &controls)
-}
-
-/// Prints every attempt, and then the line that scripts look for.
-fn conclude(
-    attempts: &[&Attempt],
-    inside: &[(Engine, HashMap<&str, Verdict>)],
-    controls: &[Verdict],
-) -> anyhow::Result<bool> {
-    let (mut tried, mut through, mut idle) = (0, 0, Vec::new());
-    for (number, attempt) in attempts.iter().enumerate() {
-        let control = &controls[number];
-        for (engine, verdicts) in inside {
-            let Some(verdict) = verdicts.get(attempt.name) else { continue };
-            tried += 1;
-            through += usize::from(verdict.is_through());
-            let mark = if verdict.is_through() { "THROUGH" } else { "refused" };
-            say(&format!("{mark} {:6} {} ({}): {verdict}", engine.name(), attempt.name, attempt.wall));
-            if !control.shows(attempt.control.shows, verdict) {
-                idle.push(format!("{} ({}): {control}", attempt.name, engine.name()));
+        let fitting: Vec<_> = tried.iter().copied().filter(|attempt| attempt.fits(engine)).collect();
+        for server in &options.server {
+            let side = Side { engine, server: *server };
+            say(&format!("{} attempts in a sandbox of {}", fitting.len(), side.name()));
+            let attacked = world::attack(&parts, side, &fitting, &surroundings).await?;
+            container = attacked.container.or(container);
+            for attempt in &fitting {
+                let verdict = attacked.verdicts[attempt.name].clone();
+                report.tried.push(Tried { attempt, side, verdict });
             }
         }
     }
-    ensure!(
-        idle.is_empty(),
-        "the controls of these attempts are stopped as well, so that they prove nothing:\n  {}",
-        idle.join("\n  ")
-    );
-    say(&format!("adversary: {tried} tried, {through} through"));
-    Ok(through == 0)
+    if let Some(container) = container {
+        controls_of_docker(&tried, &container, &parts, &surroundings, &mut report)?;
+    }
+    report.lines().iter().for_each(|line| say(line));
+    Ok(report.is_good())
+}
+
+/// Makes each attempt without its walls and with each of them alone; those that this machine can make come back.
+fn controls<'a>(
+    chosen: &[&'a Attempt],
+    surroundings: &Surroundings,
+    report: &mut Report<'a>,
+) -> anyhow::Result<Vec<&'a Attempt>> {
+    say(&format!("{} attempts without their walls, and with each wall alone", chosen.len()));
+    let mut tried = Vec::new();
+    for attempt in chosen {
+        let shown = match attempt.needs.missing() {
+            Some(why) => Shown::Absent(why),
+            None => control::run(attempt, surroundings)?,
+        };
+        if matches!(shown, Shown::Absent(_)) {
+            report.skip(attempt, shown);
+            continue;
+        }
+        report.take(shown);
+        tried.push(*attempt);
+    }
+    Ok(tried)
+}
+
+/// The same for Docker's own filter.
+fn controls_of_docker<'a>(
+    tried: &[&'a Attempt],
+    container: &Container,
+    parts: &Parts,
+    surroundings: &Surroundings,
+    report: &mut Report<'a>,
+) -> anyhow::Result<()> {
+    let meeting: Vec<_> = tried.iter().filter(|attempt| meets_its_filter(attempt)).collect();
+    say(&format!("{} attempts in a container without Docker's filter", meeting.len()));
+    for attempt in meeting {
+        report.take(container.control(attempt, parts, surroundings)?);
+    }
+    Ok(())
 }
 
 /// Prints for whoever reads the report.

@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::net::TcpListener;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tempfile::TempDir;
@@ -18,14 +20,21 @@ use super::witness::{Witness, token};
 /// The user of the controls, and of the process that is aimed at.
 pub(super) const UID: u32 = 65_432;
 /// The Python files of the attempts.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 9] = [
     ("attempt.py", include_str!("attempts/attempt.py")),
     ("calls.py", include_str!("attempts/calls.py")),
     ("first.py", include_str!("attempts/first.py")),
     ("host.py", include_str!("attempts/host.py")),
     ("network.py", include_str!("attempts/network.py")),
     ("secrets_of_others.py", include_str!("attempts/secrets_of_others.py")),
+    ("server.py", include_str!("attempts/server.py")),
+    ("sibling.py", include_str!("attempts/sibling.py")),
+    ("siblings.py", include_str!("attempts/siblings.py")),
 ];
+/// How long a sibling lives if nobody ends it, in seconds.
+const SIBLING_S: &str = "1200";
+/// How long a sibling may take until it listens.
+const READY: Duration = Duration::from_secs(20);
 
 /// Everything that attempts aim at. Dropping it ends its process and removes its files.
 #[derive(Debug)]
@@ -41,14 +50,51 @@ pub(crate) struct Surroundings {
     _directory: TempDir,
 }
 
-/// A process outside with a credential in its environment and its arguments.
+/// A process outside with a credential in its environment, its memory and its arguments; what a sibling and a server are in a
+/// sandbox's surroundings, it is in a control's.
 #[derive(Debug)]
 struct Outside(Child);
 
 impl Drop for Outside {
     fn drop(&mut self) {
-        self.0.kill().ok();
+        // It takes away what it has in the kernel.
+        testkit::engine::signal(self.0.id(), "TERM").ok();
         self.0.wait().ok();
+    }
+}
+
+/// How to reach a sibling, besides its process.
+#[derive(Debug, Clone)]
+pub(crate) struct Sibling {
+    pub(crate) port: u16,
+    pub(crate) name: String,
+    pub(crate) key: u32,
+}
+
+impl Sibling {
+    /// One that no other has been.
+    ///
+    /// # Errors
+    /// No port is free.
+    pub(crate) fn new(side: &str) -> anyhow::Result<Self> {
+        let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+        let name = format!("caisson-sibling-{side}-{}", std::process::id());
+        Ok(Self { port, name, key: 0x00ca_0000 + u32::from(port) })
+    }
+
+    /// Its command line, without the program; `place` is where it keeps its files.
+    pub(crate) fn arguments(&self, place: &str) -> Vec<String> {
+        let (port, key) = (self.port.to_string(), self.key.to_string());
+        vec![port, self.name.clone(), key, place.to_owned(), SIBLING_S.to_owned()]
+    }
+
+    /// What is filled in for it.
+    pub(crate) fn values(&self) -> [(&'static str, String); 3] {
+        [
+            ("sibling_port", self.port.to_string()),
+            ("sibling_name", self.name.clone()),
+            ("sibling_key", self.key.to_string()),
+        ]
     }
 }
 
@@ -76,30 +122,48 @@ impl Surroundings {
         for path in [&agent, &agent.join("shim")] {
             chown(path, Some(UID), Some(UID))?;
         }
-        for name in ["doors/own", "doors/other"] {
+        for name in ["doors/door", "doors/other", "sibling", "state"] {
             fs::create_dir_all(root.join(name))?;
         }
+        chown(root.join("sibling"), Some(UID), Some(UID))?;
         let other_door = UnixListener::bind(root.join("doors/other/door.sock"))?;
         let engine_path = root.join("engine.sock");
         let engine_socket = UnixListener::bind(&engine_path)?;
+        fs::set_permissions(&engine_path, fs::Permissions::from_mode(0o666))?;
+        let engine = docker_socket(parts)?;
         let witness = Witness::start()?;
-        let outside = Outside::start()?;
-        let text = |path: &Path| path.to_str().map(str::to_owned).context("a temporary path is not UTF-8");
-        let values = HashMap::from([
+        let sibling = Sibling::new("outside")?;
+        let outside = Outside::start(&sibling, &attempts, &root.join("sibling"))?;
+        let pid = outside.0.id().to_string();
+        let mut values = HashMap::from([
             ("canary", MODEL_KEY.to_owned()),
             ("secret_file", text(&secret)?),
             ("git_config", text(&config)?),
             ("agent", text(&agent)?),
             ("doors", text(&root.join("doors"))?),
-            ("engine_socket", parts.docker_host.trim_start_matches("unix://").to_owned()),
-            ("pid", outside.0.id().to_string()),
+            ("engine_socket", text(&engine_path)?),
+            ("root", text(root)?),
+            ("docker_place", text(engine.parent().context("the engine's socket has a directory")?)?),
+            ("docker_socket", text(&engine)?),
+            ("home_of_root", identity("/root")?),
+            ("password_hashes", identity("/etc/shadow")?),
+            ("pid", pid.clone()),
+            ("server_pid", pid.clone()),
+            ("sibling_pid", pid),
+            ("sibling_file", text(&root.join("sibling/sibling-secret"))?),
+            ("sibling_socket", text(&root.join("sibling/sibling.sock"))?),
+            ("sibling_door", text(&root.join("doors/other/door.sock"))?),
+            ("state_dir", text(&root.join("state"))?),
+            ("api_port", witness.port.to_string()),
             ("port", witness.port.to_string()),
             ("port6", witness.port6.to_string()),
             ("udp_port", witness.udp_port.to_string()),
             ("abstract", witness.name.clone()),
             ("host", address_of_this_machine()?),
             ("python", text(&Path::new("/usr/bin/python3").canonicalize()?)?),
+            ("setpriv", text(&Path::new("/usr/bin/setpriv").canonicalize()?)?),
         ]);
+        values.extend(sibling.values());
         Ok(Self {
             witness,
             values,
@@ -135,18 +199,43 @@ impl Surroundings {
 }
 
 impl Outside {
-    fn start() -> anyhow::Result<Self> {
+    fn start(sibling: &Sibling, attempts: &Path, place: &Path) -> anyhow::Result<Self> {
         #[expect(clippy::disallowed_methods, reason = "a process to aim at, with an argument vector")]
         let mut command = Command::new("/usr/bin/python3");
         command
-            .args(["-c", "import time; time.sleep(3600)", MODEL_KEY])
+            .arg(attempts.join("sibling.py"))
+            .args(sibling.arguments(&text(place)?))
+            .arg(MODEL_KEY)
             .env_clear()
             .env("HELD", MODEL_KEY)
+            .env("PYTHONDONTWRITEBYTECODE", "1")
             .stdin(Stdio::null())
             .uid(UID)
             .gid(UID);
-        Ok(Self(command.spawn().context("python3 cannot be started")?))
+        let started = Self(command.spawn().context("python3 cannot be started")?);
+        let start = Instant::now();
+        while !place.join("sibling-ready").exists() {
+            anyhow::ensure!(start.elapsed() < READY, "the process to aim at did not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(started)
     }
+}
+
+fn text(path: &Path) -> anyhow::Result<String> {
+    path.to_str().map(str::to_owned).context("a path is not UTF-8")
+}
+
+/// Where the engine listens, links resolved.
+fn docker_socket(parts: &Parts) -> anyhow::Result<PathBuf> {
+    let path = parts.docker_host.trim_start_matches("unix://");
+    Path::new(path).canonicalize().with_context(|| format!("no engine listens on {path}"))
+}
+
+/// What tells a file of this machine from one of the same name.
+fn identity(path: &str) -> anyhow::Result<String> {
+    let found = fs::symlink_metadata(path).with_context(|| format!("this machine has no {path}"))?;
+    Ok(format!("{}:{}", found.dev(), found.ino()))
 }
 
 /// Writes the attempts' files.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::table::{Attempt, Shows};
+use super::table::Attempt;
 use super::witness::Witness;
 
 /// What came of an attempt.
@@ -10,8 +10,35 @@ use super::witness::Witness;
 pub(crate) enum Verdict {
     /// It got through, and how it or a witness told so.
     Through(String),
-    /// It did not, and what the system said.
-    Refused(String),
+    /// It did not.
+    Refused {
+        /// The error, as `errno` names it, or a word of the attempt's own.
+        error: String,
+        /// What the system said.
+        said: String,
+    },
+}
+
+/// What a verdict says about the walls that were to stop an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Judgement {
+    /// They did not.
+    Through,
+    /// They did.
+    Refused,
+    /// Something else did.
+    Inconclusive,
+}
+
+impl Judgement {
+    /// In the report.
+    pub(crate) fn mark(self) -> &'static str {
+        match self {
+            Self::Through => "THROUGH",
+            Self::Refused => "refused",
+            Self::Inconclusive => "UNCLEAR",
+        }
+    }
 }
 
 impl Verdict {
@@ -22,7 +49,10 @@ impl Verdict {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         match word {
             "through" => Some(Self::Through(rest.to_owned())),
-            "refused" => Some(Self::Refused(rest.to_owned())),
+            "refused" => {
+                let (error, said) = rest.split_once(' ').unwrap_or((rest, ""));
+                (!error.is_empty()).then(|| Self::Refused { error: error.to_owned(), said: said.to_owned() })
+            }
             _ => None,
         }
     }
@@ -34,8 +64,10 @@ impl Verdict {
         }
         match self {
             _ if witness.heard(token) => Self::Through("it was heard outside".to_owned()),
-            Self::Through(said) => Self::Refused(format!("{said}, and nobody heard it")),
-            said @ Self::Refused(_) => said,
+            Self::Through(said) => {
+                Self::Refused { error: "UNHEARD".to_owned(), said: format!("{said}, and nobody heard it") }
+            }
+            said @ Self::Refused { .. } => said,
         }
     }
 
@@ -44,19 +76,23 @@ impl Verdict {
         matches!(self, Self::Through(_))
     }
 
-    /// Whether a control with this verdict shows that the attempt is a real one, which ended as `inside` in a sandbox.
-    pub(crate) fn shows(&self, shows: Shows, inside: &Self) -> bool {
-        match shows {
-            Shows::Through | Shows::Having(_) => self.is_through(),
-            Shows::OtherWords => self.is_through() || self != inside,
+    /// What it says about walls that refuse by these errors.
+    pub(crate) fn judge(&self, refusals: &[&str]) -> Judgement {
+        match self {
+            Self::Through(_) => Judgement::Through,
+            Self::Refused { error, .. } if refusals.contains(&error.as_str()) => Judgement::Refused,
+            Self::Refused { .. } => Judgement::Inconclusive,
         }
     }
 }
 
 impl fmt::Display for Verdict {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Through(text) | Self::Refused(text)) = self;
-        out.write_str(if text.is_empty() { "it says no more" } else { text })
+        match self {
+            Self::Through(text) if text.is_empty() => out.write_str("it says no more"),
+            Self::Through(text) => out.write_str(text),
+            Self::Refused { error, said } => write!(out, "{error} {said}"),
+        }
     }
 }
 
@@ -64,24 +100,24 @@ impl fmt::Display for Verdict {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_line_of_an_attempt_is_found_and_no_other() {
-        let text = "noise\nattempt a.b refused OSError [Errno 1] no\nattempt a.bc through yes\n";
-        assert_eq!(Verdict::read("a.b", text), Some(Verdict::Refused("OSError [Errno 1] no".to_owned())));
-        assert_eq!(Verdict::read("a.bc", text), Some(Verdict::Through("yes".to_owned())));
-        assert_eq!(Verdict::read("a", text), None);
-        assert_eq!(Verdict::read("a.b", "attempt a.b maybe"), None);
+    fn refused(error: &str, said: &str) -> Verdict {
+        Verdict::Refused { error: error.to_owned(), said: said.to_owned() }
     }
 
     #[test]
-    fn a_control_proves_something_only_if_it_ends_otherwise() {
-        let refused = |text: &str| Verdict::Refused(text.to_owned());
-        let through = Verdict::Through(String::new());
-        assert!(
-            through.shows(Shows::Through, &refused("1")) && through.shows(Shows::OtherWords, &refused("1"))
-        );
-        assert!(!refused("2").shows(Shows::Through, &refused("1")));
-        assert!(refused("2").shows(Shows::OtherWords, &refused("1")));
-        assert!(!refused("1").shows(Shows::OtherWords, &refused("1")));
+    fn the_line_of_an_attempt_is_found_and_no_other() {
+        let text = "noise\nattempt a.b refused EPERM [Errno 1] no\nattempt a.bc through yes\n";
+        assert_eq!(Verdict::read("a.b", text), Some(refused("EPERM", "[Errno 1] no")));
+        assert_eq!(Verdict::read("a.bc", text), Some(Verdict::Through("yes".to_owned())));
+        assert_eq!(Verdict::read("a", text), None);
+        assert_eq!(Verdict::read("a.b", "attempt a.b maybe"), None);
+        assert_eq!(Verdict::read("a.b", "attempt a.b refused"), None, "without an error nothing is told");
+    }
+
+    #[test]
+    fn only_the_errors_of_a_wall_say_that_it_stopped_the_attempt() {
+        assert_eq!(refused("EROFS", "").judge(&["EROFS"]), Judgement::Refused);
+        assert_eq!(refused("EACCES", "").judge(&["EROFS"]), Judgement::Inconclusive);
+        assert_eq!(Verdict::Through(String::new()).judge(&["EROFS"]), Judgement::Through);
     }
 }

@@ -1,5 +1,6 @@
 """Ways to the network. TOKEN is what a listener outside of the sandbox waits for."""
 
+import errno
 import fcntl
 import os
 import socket
@@ -77,6 +78,27 @@ def give_address():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
         address = struct.pack("HH4s8x", socket.AF_INET, 0, socket.inet_aton("169.254.169.254"))
         fcntl.ioctl(out, 0x8916, struct.pack("16s", b"lo") + address)
+
+
+def vsock():
+    """The way to a virtual machine's host, whatever the network namespace."""
+    socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()
+
+
+def socket_pairs():
+    """Pairs of families whose sockets are refused: that the kernel's own code for one answers is enough."""
+    vsock, alg, tipc, can, bluetooth, rds, rxrpc, kcm, smc = 40, 38, 30, 29, 31, 21, 33, 41, 43
+    last = LookupError("no family was tried")
+    for family in [vsock, alg, tipc, can, bluetooth, rds, rxrpc, kcm, smc]:
+        try:
+            for end in socket.socketpair(family, socket.SOCK_STREAM):
+                end.close()
+            return f"a pair of family {family}"
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.ESOCKTNOSUPPORT, errno.EPROTONOSUPPORT):
+                return f"family {family} itself answers {errno.errorcode[error.errno]}"
+            last = error
+    raise last
 
 
 def devices():

@@ -51,31 +51,27 @@ def command_lines():
 
 
 def environment_of_first_process():
-    return search(read("/proc/1/environ"))
+    return f"read {len(read('/proc/1/environ'))} bytes"
 
 
 def memory_of_first_process():
-    with open("/proc/1/maps") as maps:
+    return memory_of(1)
+
+
+def memory_of(pid):
+    """A piece of a process's memory, by its files."""
+    with open(f"/proc/{pid}/maps") as maps:
         areas = [line.split() for line in maps]
-    with open("/proc/1/mem", "rb", 0) as memory:
+    with open(f"/proc/{pid}/mem", "rb", 0) as memory:
         for area in areas:
-            begin, end = (int(part, 16) for part in area[0].split("-"))
-            if "r" not in area[1] or end - begin > FILE_BYTES:
-                continue
-            memory.seek(begin)
-            try:
-                return search(memory.read(end - begin))
-            except (OSError, LookupError):
-                continue
-    raise LookupError("no credential in it")
+            if "r" in area[1]:
+                memory.seek(int(area[0].split("-")[0], 16))
+                return f"read {len(memory.read(64))} bytes"
+    raise LookupError("it has none that can be read")
 
 
 def descriptors_of_first_process():
-    names = os.listdir("/proc/1/fd")
-    for name in names:
-        os.close(os.open("/proc/1/fd/" + name, os.O_RDONLY | os.O_NONBLOCK))
-        return "opened its descriptor " + name
-    raise LookupError("it has none")
+    return f"sees {len(os.listdir('/proc/1/fd'))} descriptors"
 
 
 def trace_of_first_process():
@@ -83,7 +79,7 @@ def trace_of_first_process():
 
 
 def memory_by_call():
-    return search(calls.read_memory(1))
+    return calls.read_memory(1)
 
 
 def files():
@@ -123,45 +119,43 @@ def git_credential_helper():
     return search(told.stdout)
 
 
-def sockets_of_others(place="/caisson/door"):
-    own = {os.path.realpath(path) for path in glob.glob("/caisson/door/*")}
-    around = [os.path.realpath(path) for path in glob.glob(place + "/../**/*", recursive=True)]
-    found = [path for path in around if path not in own and is_socket(path)]
-    for path in found:
-        with socket.socket(socket.AF_UNIX) as other:
-            other.connect(path)
-        return "connected to " + path
+def sockets_of_others(door="/caisson/door"):
+    own = {os.path.realpath(path) for path in glob.glob(door + "/*")}
+    around = [os.path.realpath(path) for path in glob.glob(door + "/../**/*", recursive=True)]
+    for path in around:
+        if path not in own and stat.S_ISSOCK(os.lstat(path).st_mode):
+            return "sees " + path
     raise LookupError("there is none")
 
 
-def is_socket(path):
-    try:
-        return stat.S_ISSOCK(os.stat(path).st_mode)
-    except OSError:
-        return False
+def engine_socket(docker, containerd):
+    """That one of them can be seen is enough."""
+    return first(lambda path=path: seen(path) for path in [docker, "/var/run/docker.sock", containerd])
 
 
-def engine_socket():
-    def connect(path):
-        with socket.socket(socket.AF_UNIX) as engine:
-            engine.connect(path)
-        return "connected to " + path
-
-    return first(
-        lambda path=path: connect(path)
-        for path in ["/var/run/docker.sock", "/run/docker.sock", "/run/containerd/containerd.sock"]
-    )
+def connection_to_engine(stand_in):
+    """A socket as the engine's, to which anybody may connect."""
+    with socket.socket(socket.AF_UNIX) as engine:
+        engine.connect(stand_in)
+    return "connected to " + stand_in
 
 
-def home_of_root():
-    names = os.listdir("/root")
-    if not names:
-        raise LookupError("it is empty")
-    return "/root has " + names[0]
+def home_of_root(same):
+    return the_same("/root", same)
 
 
-def password_hashes():
-    for line in read("/etc/shadow").splitlines():
-        if len(line.split(b":")) > 2:
-            return "read /etc/shadow"
-    raise LookupError("it is empty")
+def password_hashes(same):
+    return the_same("/etc/shadow", same)
+
+
+def seen(path):
+    os.lstat(path)
+    return "sees " + path
+
+
+def the_same(path, same):
+    """Whether a path shows what it shows outside, and not something of the image's: that it can be seen is enough."""
+    found = os.lstat(path)
+    if f"{found.st_dev}:{found.st_ino}" != same:
+        raise LookupError("it is another one")
+    return "sees " + path

@@ -1,0 +1,124 @@
+//! What came of everything; pure.
+
+use super::control::Shown;
+use super::table::Attempt;
+use super::verdict::{Judgement, Verdict};
+use super::world::Side;
+
+/// An attempt in a sandbox.
+#[derive(Debug)]
+pub(super) struct Tried<'a> {
+    pub(super) attempt: &'a Attempt,
+    pub(super) side: Side,
+    pub(super) verdict: Verdict,
+}
+
+/// Everything that was tried, and what the controls showed.
+#[derive(Debug, Default)]
+pub(super) struct Report<'a> {
+    pub(super) tried: Vec<Tried<'a>>,
+    /// Attempts that this machine cannot make, and why.
+    skipped: Vec<(&'a str, String)>,
+    /// Controls that showed nothing.
+    idle: Vec<String>,
+    /// Number of those that showed something.
+    controls: usize,
+}
+
+impl<'a> Report<'a> {
+    /// Notes an attempt that was not made.
+    pub(super) fn skip(&mut self, attempt: &'a Attempt, shown: Shown) {
+        if let Shown::Absent(why) = shown {
+            self.skipped.push((attempt.name, why));
+        }
+    }
+
+    /// Notes what an attempt's controls showed.
+    pub(super) fn take(&mut self, shown: Shown) {
+        match shown {
+            Shown::Real(number) => self.controls += number,
+            Shown::Nothing(why) => self.idle.extend(why),
+            Shown::Absent(why) => self.idle.push(why),
+        }
+    }
+
+    /// Whether nothing got through, and everything was told clearly.
+    pub(super) fn is_good(&self) -> bool {
+        self.idle.is_empty() && self.tried.iter().all(|tried| tried.judge() == Judgement::Refused)
+    }
+
+    /// Every attempt, and then the line that scripts look for.
+    pub(super) fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<_> = self.tried.iter().map(Tried::line).collect();
+        lines.extend(self.skipped.iter().map(|(name, why)| format!("not tried: {name}: {why}")));
+        lines.extend(self.idle.iter().map(|why| format!("IDLE control of {why}")));
+        let count = |wanted| self.tried.iter().filter(|tried| tried.judge() == wanted).count();
+        lines.push(format!(
+            "adversary: {} tried, {} through, {} unclear, {} skipped; {} controls, {} idle",
+            self.tried.len(),
+            count(Judgement::Through),
+            count(Judgement::Inconclusive),
+            self.skipped.len(),
+            self.controls,
+            self.idle.len(),
+        ));
+        lines
+    }
+}
+
+impl Tried<'_> {
+    fn judge(&self) -> Judgement {
+        self.verdict.judge(&self.attempt.refusals(self.side.engine))
+    }
+
+    fn line(&self) -> String {
+        let (mark, side) = (self.judge().mark(), self.side.name());
+        let walls = self.attempt.walls_text(self.side.engine);
+        format!("{mark} {side:15} {} ({walls}): {}", self.attempt.name, self.verdict)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use testkit::engine::Engine;
+
+    use super::super::table;
+    use super::super::world::Server;
+    use super::*;
+
+    fn report(verdict: Verdict) -> Report<'static> {
+        let attempt = table::all().find(|found| found.name == "host.write_agent").unwrap();
+        let side = Side { engine: Engine::Local, server: Server::Ordinary };
+        Report { tried: vec![Tried { attempt, side, verdict }], ..Report::default() }
+    }
+
+    fn refused(error: &str) -> Verdict {
+        Verdict::Refused { error: error.to_owned(), said: "no".to_owned() }
+    }
+
+    #[test]
+    fn only_a_refusal_of_the_wall_itself_is_good() {
+        let good = report(refused("EROFS"));
+        assert!(good.is_good());
+        assert_eq!(good.lines()[0], "refused local-ordinary  host.write_agent (mounted read-only): EROFS no");
+        let last = |report: &Report<'_>| report.lines().pop().unwrap();
+        assert!(last(&good).starts_with("adversary: 1 tried, 0 through, 0 unclear, 0 skipped;"));
+        let other = report(refused("EACCES"));
+        assert!(!other.is_good() && last(&other).contains("1 unclear"));
+        let through = report(Verdict::Through(String::new()));
+        assert!(!through.is_good() && last(&through).contains("1 through"));
+    }
+
+    #[test]
+    fn a_control_that_shows_nothing_is_no_success_and_a_skipped_attempt_is_counted_as_that() {
+        let mut idle = report(refused("EROFS"));
+        idle.take(Shown::Nothing(vec!["why".to_owned()]));
+        assert!(!idle.is_good() && idle.lines().contains(&"IDLE control of why".to_owned()));
+        let mut skipped = report(refused("EROFS"));
+        skipped.skip(skipped.tried[0].attempt, Shown::Absent("no such kernel".to_owned()));
+        skipped.take(Shown::Real(2));
+        assert!(
+            skipped.is_good() && skipped.lines().pop().unwrap().ends_with("1 skipped; 2 controls, 0 idle")
+        );
+    }
+}

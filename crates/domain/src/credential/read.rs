@@ -10,6 +10,9 @@ use crate::git::Repository;
 use crate::limits::{CREDENTIAL_CA_BYTES, CREDENTIAL_SECRET_BYTES, CREDENTIAL_TEXT_BYTES};
 use crate::redact::SECRET_BYTES_MIN;
 
+/// The one field with the secrets that is none.
+const EXPIRES_AT_MS: &str = "expires_at_ms";
+
 /// Every field that may be public, of any kind.
 pub const SETTING_FIELDS: [&str; 16] = [
     "base_url",
@@ -31,7 +34,7 @@ pub const SETTING_FIELDS: [&str; 16] = [
 ];
 /// Every field that may be secret, of any kind.
 pub const SECRET_FIELDS: [&str; 6] =
-    ["value", "access_token", "refresh_token", "expires_at_ms", "private_key", "proxy_login"];
+    ["value", "access_token", "refresh_token", EXPIRES_AT_MS, "private_key", "proxy_login"];
 
 /// User name that is sent with a git token whose credential names none; GitHub wants it with installation tokens.
 const GIT_USER: &str = "x-access-token";
@@ -299,7 +302,7 @@ fn secret(
 ) -> Option<CredentialSecret> {
     let mut line = |field: &'static str, faults: &mut Vec<CredentialFault>| {
         let secret = fields.remove(field)?;
-        let short = secret.expose_secret().len() < SECRET_BYTES_MIN;
+        let short = field != EXPIRES_AT_MS && secret.expose_secret().len() < SECRET_BYTES_MIN;
         let short = short.then(|| {
             format!("it is shorter than {SECRET_BYTES_MIN} bytes and could not be kept out of the record")
         });
@@ -330,10 +333,10 @@ fn secret(
         CredentialKind::ModelOauth => {
             let (access, refresh) = (line("access_token", faults), line("refresh_token", faults));
             let proxy_login = proxy_login(line("proxy_login", faults), faults);
-            let expires = line("expires_at_ms", faults).map_or(Some(0), |text| {
+            let expires = line(EXPIRES_AT_MS, faults).map_or(Some(0), |text| {
                 let number = text.expose_secret().parse().ok().filter(|ms: &i64| *ms >= 0);
                 if number.is_none() {
-                    faults.push(invalid("expires_at_ms", "it is not a time in Unix milliseconds"));
+                    faults.push(invalid(EXPIRES_AT_MS, "it is not a time in Unix milliseconds"));
                 }
                 number
             });

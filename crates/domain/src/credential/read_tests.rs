@@ -111,35 +111,36 @@ fn secrets_are_bounded_and_a_fault_never_repeats_one() {
     assert!(
         read(
             CredentialKind::ModelOauth,
-            &[("access_token", "a"), ("refresh_token", "r"), ("expires_at_ms", "9")]
+            &[("access_token", "8 bytes."), ("refresh_token", "8 bytes."), ("expires_at_ms", "9")]
         )
         .is_ok()
     );
     let long = format!("{longest}x");
-    let cases: [(CredentialKind, Given<'_>, &str, &str); 9] = [
+    let cases: [(CredentialKind, Given<'_>, &str, &str); 10] = [
         (CredentialKind::GitToken, &[], "value", "missing_field"),
         (CredentialKind::GitToken, &[("value", &long)], "value", "invalid_value"),
         (CredentialKind::GitToken, &[("value", "")], "value", "invalid_value"),
+        (CredentialKind::GitToken, &[("value", "7 bytes")], "value", "invalid_value"),
         (CredentialKind::GitToken, &[("value", "canary\n")], "value", "invalid_value"),
         (
             CredentialKind::GitToken,
-            &[("value", "x"), ("proxy_login", "canary")],
+            &[("value", "8 bytes."), ("proxy_login", "canary--")],
             "proxy_login",
             "unknown_field",
         ),
         (
             CredentialKind::ModelApiKey,
-            &[("value", "x"), ("proxy_login", "canary")],
+            &[("value", "8 bytes."), ("proxy_login", "canary--")],
             "proxy_login",
             "invalid_value",
         ),
         (
             CredentialKind::ModelOauth,
-            &[("access_token", "a"), ("refresh_token", "r"), ("expires_at_ms", "canary")],
+            &[("access_token", "8 bytes."), ("refresh_token", "8 bytes."), ("expires_at_ms", "canary")],
             "expires_at_ms",
             "invalid_value",
         ),
-        (CredentialKind::ModelOauth, &[("access_token", "canary")], "refresh_token", "missing_field"),
+        (CredentialKind::ModelOauth, &[("access_token", "canary--")], "refresh_token", "missing_field"),
         (CredentialKind::GitGithubApp, &[("private_key", &long)], "private_key", "invalid_value"),
     ];
     for (kind, given, field, code) in cases {

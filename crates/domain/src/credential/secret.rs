@@ -4,6 +4,8 @@ use secrecy::zeroize::Zeroize;
 use secrecy::{ExposeSecret, SecretSlice, SecretString};
 use serde::{Deserialize, Serialize};
 
+use crate::redact::SECRET_BYTES_MIN;
+
 /// The secret of a credential.
 #[derive(Debug, Clone)]
 pub enum CredentialSecret {
@@ -72,7 +74,9 @@ impl CredentialSecret {
     #[must_use]
     pub fn texts(&self) -> Vec<SecretString> {
         let password = |login: &SecretString| {
-            login.expose_secret().split_once(':').map(|(_, password)| SecretString::from(password.to_owned()))
+            let (_, password) = login.expose_secret().split_once(':')?;
+            // A shorter one could not be told from other text.
+            (password.len() >= SECRET_BYTES_MIN).then(|| SecretString::from(password.to_owned()))
         };
         let login = self.proxy_login().into_iter();
         let own = match self {

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use testkit::engine::Engine;
 use testkit::parts::Parts;
 use testkit::process::ServerSpec;
+use testkit::volumes::SessionFiles;
 use testkit::world::{GIT_TOKEN, MODEL_KEY, NEXT_MODEL_KEY, World, WorldSpec};
 
 const WAIT: Duration = Duration::from_mins(1);
@@ -62,6 +63,10 @@ fn hunt(root: &Path, secrets: &[&str]) -> (usize, Vec<String>) {
     while let Some(directory) = pending.pop() {
         for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
             let kind = entry.file_type().unwrap();
+            // An image of a volume is sparse, and looked at where it is mounted.
+            if entry.path().extension().is_some_and(|extension| extension == "img") {
+                continue;
+            }
             if kind.is_dir() {
                 pending.push(entry.path());
             } else if kind.is_file()
@@ -137,8 +142,9 @@ async fn a_run_uses_the_stores_credentials_and_goes_on_with_those_they_are_rotat
     let listed: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(listed.iter().all(|one| one["last_used_at_ms"].is_i64() && one["version"] == 2), "{listed:?}");
     let secrets = [MODEL_KEY, NEXT_MODEL_KEY, GIT_TOKEN, NEXT_GIT_TOKEN];
-    let (files, found) = hunt(world.state_dir(), &secrets);
-    assert!(files > 20 && found.is_empty(), "{found:?}");
+    let session = SessionFiles::open(world.state_dir(), run["session_id"].as_str().unwrap()).unwrap();
+    let (own, sessions) = (hunt(world.state_dir(), &secrets), hunt(session.directory(), &secrets));
+    assert!(own.0 + sessions.0 > 20 && own.1.is_empty() && sessions.1.is_empty(), "{own:?} {sessions:?}");
     std::fs::write(world.state_dir().join("planted"), format!("x{NEXT_MODEL_KEY}y")).unwrap();
     assert_eq!(hunt(world.state_dir(), &secrets).1.len(), 1, "the hunt can find");
     let said = format!("{listed:?}{}{}", rotated.body, world.server.log());
@@ -150,12 +156,12 @@ fn credentials_are_added_listed_rotated_and_removed_and_never_shown() {
     let directory = tempfile::tempdir().unwrap();
     let spec = bare_spec(directory.path());
     let prefix = "url_prefix=https://git.example.com/team";
-    let added = done(&spec, &["add", "team", "--kind", "git_token", "--set", prefix], "canary1\n");
+    let added = done(&spec, &["add", "team", "--kind", "git_token", "--set", prefix], "canary-1\n");
     let id = added.split_whitespace().find(|word| word.starts_with("crd_")).unwrap().to_owned();
     let key = directory.path().join("tokens.json");
     std::fs::write(
         &key,
-        r#"{"claudeAiOauth":{"accessToken":"canary2","refreshToken":"canary3","expiresAt":5,"scopes":[]}}"#,
+        r#"{"claudeAiOauth":{"accessToken":"canary-2","refreshToken":"canary-3","expiresAt":5,"scopes":[]}}"#,
     )
     .unwrap();
     let token_url = "token_url=https://id.example.com/token";
@@ -165,7 +171,7 @@ fn credentials_are_added_listed_rotated_and_removed_and_never_shown() {
     for part in ["team", "git_token", "https://git.example.com/team", "model_oauth", "never", &id] {
         assert!(listed.contains(part), "{part} in {listed}");
     }
-    done(&spec, &["rotate", "team"], "canary4");
+    done(&spec, &["rotate", "team"], "canary-4");
     assert!(done(&spec, &["list"], "").contains("just now"));
     assert!(done(&spec, &["rekey"], "").contains("wraps 2 credentials"));
     let refused: [(&[&str], &str); 8] = [
@@ -182,15 +188,15 @@ fn credentials_are_added_listed_rotated_and_removed_and_never_shown() {
         (&["remove", "nobody"], "caisson credential list"),
     ];
     for (arguments, part) in refused {
-        let output = credential(&spec, arguments, "canary5");
+        let output = credential(&spec, arguments, "canary-5");
         let said = text(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
-        assert!(said.contains(part) && !said.contains("canary5"), "{arguments:?}: {said}");
+        assert!(said.contains(part) && !said.contains("canary-5"), "{arguments:?}: {said}");
     }
     let long = credential(&spec, &["rotate", "team"], &"x".repeat(70_000));
     assert!(text(&long.stderr).contains("longer than 65536 bytes"), "{}", text(&long.stderr));
     let state = directory.path().join("state");
-    let canaries = ["canary1", "canary2", "canary3", "canary4", "canary5"];
+    let canaries = ["canary-1", "canary-2", "canary-3", "canary-4", "canary-5"];
     assert_eq!(hunt(&state, &canaries).1, Vec::<String>::new());
     done(&spec, &["remove", &id], "");
     assert!(!done(&spec, &["list"], "").contains("git_token"));
@@ -200,7 +206,7 @@ fn credentials_are_added_listed_rotated_and_removed_and_never_shown() {
 fn a_lost_or_open_master_key_stops_the_server_with_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
     let spec = bare_spec(directory.path());
-    done(&spec, &["add", "model", "--kind", "model_api_key"], "canary");
+    done(&spec, &["add", "model", "--kind", "model_api_key"], "canary-0");
     let key = directory.path().join("state/master.key");
     let saved = std::fs::read(&key).unwrap();
     std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
@@ -232,7 +238,7 @@ fn a_lost_or_open_master_key_stops_the_server_with_what_to_do() {
     assert!(doctor.contains("credential in the store"), "{doctor}");
     // Without the key, what was sealed with it can still be removed, and then a new one is made.
     done(&spec, &["remove", "model"], "");
-    done(&spec, &["add", "model", "--kind", "model_api_key"], "canary");
+    done(&spec, &["add", "model", "--kind", "model_api_key"], "canary-0");
     assert!(key.exists());
 }
 
@@ -253,7 +259,7 @@ async fn a_rekey_that_is_killed_at_any_instant_loses_nothing() {
     const KILLS: u32 = 30;
     let directory = tempfile::tempdir().unwrap();
     let (spec, state) = (bare_spec(directory.path()), directory.path().join("state"));
-    done(&spec, &["add", "model", "--kind", "model_api_key"], "canary");
+    done(&spec, &["add", "model", "--kind", "model_api_key"], "canary-0");
     let begun = Instant::now();
     done(&spec, &["rekey"], "");
     let whole = begun.elapsed();
@@ -268,10 +274,10 @@ async fn a_rekey_that_is_killed_at_any_instant_loses_nothing() {
         } else {
             killed += 1;
         }
-        assert_eq!(opened(&state).await, "canary", "after kill {kill}");
+        assert_eq!(opened(&state).await, "canary-0", "after kill {kill}");
     }
     assert!(killed > 0, "{killed} killed, {ended} ended");
     done(&spec, &["rekey"], "");
-    assert_eq!(opened(&state).await, "canary");
+    assert_eq!(opened(&state).await, "canary-0");
     assert!(!state.join("master.key.next").exists());
 }

@@ -17,5 +17,11 @@ pub(crate) const OPEN_FILES: u64 = 16_384;
 /// Longest core file, in bytes. Not 0: with 0 the kernel still hands a dump to a program that the host's `core_pattern` may name, and
 /// with 1 to none (core(5)).
 pub(crate) const CORE_BYTES: u64 = 1;
+/// Kernel views that tell of the host and of other sandboxes: boot arguments, and which disks and volumes there are and what is written
+/// to them.
+pub(crate) const HIDDEN_FILES: [&str; 4] =
+    ["/proc/cmdline", "/proc/diskstats", "/proc/partitions", "/proc/swaps"];
+/// The same, directories.
+pub(crate) const HIDDEN_DIRECTORIES: [&str; 1] = ["/proc/fs"];
 /// Most that is kept of what the shim writes as its own diagnostics, in bytes.
 pub(crate) const LOG_BYTES: usize = 1024 * 1024;

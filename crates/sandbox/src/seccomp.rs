@@ -2,8 +2,10 @@
 //!
 //! What is not listed is answered with `ENOSYS`, as an older kernel would, so that programs fall back: `clone3`, whose flags no filter
 //! can see, becomes `clone`, and `io_uring` becomes what it stands in for. What is known to be dangerous is answered with `EPERM`: what
-//! makes or changes namespaces and mounts, keys, the host's clock and modules, characters pushed into a terminal, and sockets of other
-//! families than unix, IPv4, IPv6 and netlink.
+//! makes or changes namespaces and mounts, keys, the host's clock and modules, characters pushed into a terminal, sockets of other
+//! families than unix, IPv4, IPv6 and netlink's routing, and what draws on pools that the whole machine shares and no limit of a
+//! sandbox counts: filters of sockets and of system calls, whose exhaustion keeps every other sandbox from starting, and huge pages.
+//! Asynchronous input and output of the old kind (`io_setup`) is not listed for the same reason.
 //!
 //! `ptrace` and `process_vm_readv` are let through, as Docker does since Linux 4.8: debuggers need them, they reach only
 //! processes of the same sandbox, and the shim hides itself from them. The lists are data, [`seccomp.json`](../../src/seccomp.json).

@@ -13,7 +13,7 @@ use caisson_domain::protocol::places;
 
 use crate::SandboxSpec;
 use crate::mounts::Bind;
-use crate::profile::{CORE_BYTES, NO_NAMESERVER, OPEN_FILES};
+use crate::profile::{CORE_BYTES, HIDDEN_DIRECTORIES, HIDDEN_FILES, NO_NAMESERVER, OPEN_FILES};
 pub(crate) use crate::profile::{HOSTNAME, OOM_SCORE_ADJ, SHM_BYTES, TMP_PATH};
 use crate::spec::Access;
 
@@ -108,6 +108,7 @@ impl Profile<'_> {
             mounts: Some(self.binds().iter().map(mount).collect()),
             cap_drop: Some(vec!["ALL".to_owned()]),
             security_opt: Some(self.security_options()),
+            masked_paths: Some(masked_paths()),
             privileged: Some(false),
             init: Some(false),
             ipc_mode: Some("private".to_owned()),
@@ -177,6 +178,35 @@ pub(crate) fn log_config() -> HostConfigLogConfig {
         typ: Some("json-file".to_owned()),
         config: Some(HashMap::from([option("max-size", LOG_SIZE), option("max-file", "1")])),
     }
+}
+
+/// Kernel views that are hidden: all that Docker 29 hides by default, and what tells of the host's disks and of other sandboxes' volumes.
+/// Those that a kernel does not have are passed over by the runtime.
+pub(crate) fn masked_paths() -> Vec<String> {
+    const BY_DEFAULT: [&str; 13] = [
+        "/proc/acpi",
+        "/proc/asound",
+        "/proc/interrupts",
+        "/proc/kcore",
+        "/proc/keys",
+        "/proc/latency_stats",
+        "/proc/sched_debug",
+        "/proc/scsi",
+        "/proc/timer_list",
+        "/proc/timer_stats",
+        "/sys/devices/virtual/powercap",
+        "/sys/devices/system/cpu/cpu0/thermal_throttle",
+        "/sys/firmware",
+    ];
+    const DISKS: [&str; 5] =
+        ["/sys/block", "/sys/class/block", "/sys/dev/block", "/sys/devices/virtual/block", "/sys/fs/ext4"];
+    BY_DEFAULT
+        .iter()
+        .chain(&DISKS)
+        .chain(&HIDDEN_FILES)
+        .chain(&HIDDEN_DIRECTORIES)
+        .map(ToString::to_string)
+        .collect()
 }
 
 pub(crate) fn ulimits() -> Vec<ResourcesUlimits> {

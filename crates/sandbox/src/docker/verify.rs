@@ -132,8 +132,9 @@ fn limits(profile: &Profile<'_>, host: &HostConfig) -> Verdict {
 
 /// Parts of `/proc` and `/sys` that an engine hides, unless somebody asks it not to.
 fn kernel_views(host: &HostConfig) -> Verdict {
-    contains("HostConfig.MaskedPaths", "/proc/kcore", host.masked_paths.as_ref())?;
-    contains("HostConfig.MaskedPaths", "/sys/firmware", host.masked_paths.as_ref())?;
+    for path in profile::masked_paths() {
+        contains("HostConfig.MaskedPaths", &path, host.masked_paths.as_ref())?;
+    }
     contains("HostConfig.ReadonlyPaths", "/proc/sys", host.readonly_paths.as_ref())
 }
 

@@ -7,8 +7,8 @@ use super::*;
 use crate::mounts::Bind;
 use crate::{Mounts, ResourceLimits, SandboxSpec};
 
-/// Recorded from Docker 20.10.24 (API 1.41): the container that [`spec`] asks for; its paths and its core limit were
-/// changed.
+/// Recorded from Docker 20.10.24 (API 1.41): the container that [`spec`] asks for; its paths, its core limit and what is
+/// masked in it were changed.
 const RECORDED: &str = include_str!("testdata/inspected_by_20_10.json");
 
 fn spec() -> SandboxSpec {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use caisson_domain::protocol::places;
 
 use super::order::Order;
-use crate::profile::{HOSTNAME, HOSTS, NO_NAMESERVER, SHM_BYTES, TMP_PATH};
+use crate::profile::{HIDDEN_DIRECTORIES, HIDDEN_FILES, HOSTNAME, HOSTS, NO_NAMESERVER, SHM_BYTES, TMP_PATH};
 
 /// Where the system's programs are looked for.
 const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -47,6 +47,9 @@ pub(crate) enum SystemDirectory {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Host {
     pub(crate) directories: Vec<(&'static str, SystemDirectory)>,
+    /// Those of the kernel views to be hidden that this kernel has.
+    pub(crate) hidden_files: Vec<&'static str>,
+    pub(crate) hidden_directories: Vec<&'static str>,
 }
 
 impl Host {
@@ -60,7 +63,12 @@ impl Host {
             }
             data.is_dir().then_some((path, SystemDirectory::Directory))
         };
-        Self { directories: SYSTEM_DIRECTORIES.into_iter().filter_map(look).collect() }
+        let there = |path: &&'static str| Path::new(path).exists();
+        Self {
+            directories: SYSTEM_DIRECTORIES.into_iter().filter_map(look).collect(),
+            hidden_files: HIDDEN_FILES.into_iter().filter(there).collect(),
+            hidden_directories: HIDDEN_DIRECTORIES.into_iter().filter(there).collect(),
+        }
     }
 }
 
@@ -115,6 +123,7 @@ pub(crate) fn arguments(
         list.add(&["--perms", "0444", "--file", &descriptor.to_string(), file.path]);
     }
     list.devices(order.limits.tmp_bytes);
+    list.hide(host);
     for (index, shown) in order.binds.iter().enumerate() {
         let option = if shown.writable { "--bind" } else { "--ro-bind" };
         list.add_path(option, &staged(index), &shown.target);
@@ -188,6 +197,16 @@ impl Arguments {
         }
     }
 
+    /// Puts nothing in the place of what tells of the host.
+    fn hide(&mut self, host: &Host) {
+        for path in &host.hidden_files {
+            self.add(&["--ro-bind", "/dev/null", path]);
+        }
+        for path in &host.hidden_directories {
+            self.add(&["--size", "4096", "--tmpfs", path, "--remount-ro", path]);
+        }
+    }
+
     /// What every program expects. Execution in `/tmp` is allowed: build tools write programs there and run them.
     fn devices(&mut self, tmp_bytes: u64) {
         self.add(&["--proc", "/proc", "--dev", "/dev"]);
@@ -229,7 +248,9 @@ mod tests {
             vec![("/bin", SystemDirectory::Link("usr/bin".to_owned())), ("/lib", SystemDirectory::Directory)];
         let descriptors = Descriptors { files: &[10, 11, 12, 13, 14, 15], filters: &[20, 21] };
         let staged = |index| PathBuf::from(format!("/stage/{index}"));
-        let bytes = arguments(order, &Host { directories }, &descriptors, staged);
+        let host =
+            Host { directories, hidden_files: vec!["/proc/cmdline"], hidden_directories: vec!["/proc/fs"] };
+        let bytes = arguments(order, &host, &descriptors, staged);
         assert_eq!(bytes.last(), Some(&0), "each argument is ended");
         let text = String::from_utf8(bytes).unwrap();
         text.trim_end_matches('\0').split('\0').map(str::to_owned).collect()
@@ -259,6 +280,8 @@ mod tests {
         let words = words(&order());
         assert!(!words.iter().any(|word| word.starts_with("--unshare") && word.ends_with("-try")));
         assert!(!words.iter().any(|word| word == "--die-with-parent" || word == "--share-net"));
+        assert!(has(&words, &["--ro-bind", "/dev/null", "/proc/cmdline"]));
+        assert!(has(&words, &["--tmpfs", "/proc/fs", "--remount-ro", "/proc/fs"]));
         let closed = words.windows(2).position(|pair| pair == ["--remount-ro", "/"]).unwrap();
         let made = ["--ro-bind", "--bind", "--tmpfs", "--file", "--dir", "--symlink", "--dev", "--proc"];
         assert!(words[closed..].iter().all(|word| !made.contains(&word.as_str())));

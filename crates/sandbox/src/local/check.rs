@@ -75,7 +75,7 @@ pub(super) fn weaknesses(limits: &LimitsBy, own_uids: bool) -> Vec<String> {
     match limits {
         LimitsBy::ControlGroups { weakness, .. } => found.extend(weakness.clone()),
         LimitsBy::ProcessLimits { reason } => found.push(format!(
-            "no control groups ({reason}): memory is limited for each process and not for the sandbox, and CPU is not limited"
+            "no control groups ({reason}): memory is limited for each process, but for shared memory, and not for the sandbox, and CPU is not limited"
         )),
     }
     found

@@ -32,6 +32,8 @@ use crate::{
 const ANSWER_S: u64 = 60;
 /// How long a supervisor that was told to end, or a sandbox that was killed, may take, in seconds.
 const END_S: u64 = 30;
+/// How often processes of a sandbox that nobody wrote down are looked for.
+const LOOKS: u32 = 2;
 /// What is done when a supervisor is started, for errors.
 const STARTING: &str = "starting a supervisor";
 /// What a supervisor is called in a list of processes.
@@ -249,11 +251,15 @@ impl LocalEngine {
 
     /// Kills what there is of a sandbox that nobody wrote down, or whose record is damaged.
     async fn kill_marked(&self, id: &SandboxId) -> Result<(), EngineError> {
-        let (mark, record) = (mark(id), self.record(id));
-        let found = blocking("looking for processes", move || marked(&mark, record.dir())).await?;
-        for process in found.map_err(|error| refused("looking for processes", &error))? {
-            if let Ok(Some(held)) = process.hold() {
-                kill(&held).await.map_err(|error| refused("removing a sandbox", &error))?;
+        // More than once: one that is between two programs while it is looked for has no name of either.
+        for _ in 0..LOOKS {
+            let (mark, sandbox, record) = (mark(id), id.clone(), self.record(id));
+            let look = move || marked(&mark, (&sandbox, record.dir()));
+            let found = blocking("looking for processes", look).await?;
+            for process in found.map_err(|error| refused("looking for processes", &error))? {
+                if let Ok(Some(held)) = process.hold() {
+                    kill(&held).await.map_err(|error| refused("removing a sandbox", &error))?;
+                }
             }
         }
         Ok(())
@@ -356,18 +362,22 @@ async fn kill(held: &Held) -> io::Result<()> {
     Err(io::Error::other(format!("a process that was killed has not ended in {END_S} s")))
 }
 
-/// Every process of bubblewrap with this mark and every supervisor in this record's directory, and their children.
-fn marked(mark: &str, record: &Path) -> io::Result<Vec<super::identity::Identity>> {
+/// Every process of bubblewrap with this mark and every supervisor of this sandbox, and their children. A supervisor is in the record's
+/// directory; what it has just forked is not any more, but still has its arguments, of which the sandbox is the last.
+fn marked(mark: &str, (id, record): (&SandboxId, &Path)) -> io::Result<Vec<super::identity::Identity>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let name = line.split(|byte| *byte == 0).next().unwrap_or_default();
+        let words: Vec<_> = line.split(|byte| *byte == 0).filter(|word| !word.is_empty()).collect();
+        let (name, last) = (words.first().copied().unwrap_or_default(), words.last().copied());
         let supervises = || {
+            let of_it = last == Some(id.as_str().as_bytes());
             name == SUPERVISOR_NAME.as_bytes()
-                && fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|directory| directory == record)
+                && (of_it
+                    || fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|directory| directory == record))
         };
         if name == mark.as_bytes() || supervises() {
             found.extend(

@@ -262,3 +262,16 @@ pub(crate) async fn a_program_that_cannot_run_is_refused_at_start(ground: &Groun
     assert!(error.to_string().to_lowercase().contains("permission denied"), "{error}");
     ground.engine.destroy(&spec.id).await.unwrap();
 }
+
+pub(crate) async fn boot_arguments_and_disks_of_the_host_are_not_told(ground: &Ground<'_>) {
+    let looks = "for file in cmdline diskstats partitions swaps; do cat /proc/$file; done > /workspace/told 2>/dev/null
+        for place in /proc/fs /sys/block /sys/class/block /sys/fs/ext4; do ls -A $place; done >> /workspace/told 2>/dev/null
+        exit 0";
+    let spec = (ground.make)(looks);
+    ground.started(&spec).await;
+    assert_eq!(ground.engine.wait(&spec.id).await.unwrap().code, Some(0));
+    assert_eq!(written(&spec, "told"), "");
+    for file in ["/proc/cmdline", "/proc/diskstats"] {
+        assert_ne!(std::fs::read_to_string(file).unwrap(), "", "the host has {file}");
+    }
+}

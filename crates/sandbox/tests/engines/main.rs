@@ -58,4 +58,5 @@ contract! {
     want_of_memory_that_ends_only_a_child_is_not_the_sandbox_s_end
     processes_are_limited
     a_program_that_cannot_run_is_refused_at_start
+    boot_arguments_and_disks_of_the_host_are_not_told
 }

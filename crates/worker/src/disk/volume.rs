@@ -105,10 +105,12 @@ impl Volumes {
 
     /// Removes the image of a volume that is not mounted; fine if there is none.
     pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
-        match fs::remove_file(self.image(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            Ok(()) | Err(_) => Ok(()),
-        }
+        remove_file(&self.half_made(name))?;
+        remove_file(&self.image(name))
+    }
+
+    fn half_made(&self, name: &str) -> PathBuf {
+        self.images.join(format!("{name}.new"))
     }
 
     fn image(&self, name: &str) -> PathBuf {
@@ -117,11 +119,8 @@ impl Volumes {
 
     /// Makes an image under a name of its own first, so that a half-made one is never taken for a whole one.
     fn make(&self, name: &str, mib: u32, kept: Kept) -> io::Result<()> {
-        let new = self.images.join(format!("{name}.new"));
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
+        let new = self.half_made(name);
+        remove_file(&new)?;
         let bytes = u64::from(mib) * MIB;
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
         file.set_len(bytes)?;
@@ -153,6 +152,14 @@ impl Volumes {
         }
         let other = format!("{} is mounted at {} already", found.source.display(), found.point.display());
         Err(io::Error::new(io::ErrorKind::AlreadyExists, other))
+    }
+}
+
+/// Removes a file; fine if there is none.
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

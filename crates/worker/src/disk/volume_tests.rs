@@ -80,7 +80,9 @@ fn a_volume_is_mounted_once_kept_when_it_is_unmounted_and_leaves_no_device() {
     assert_eq!(fs::read_to_string(bench.point.join("file")).unwrap(), "kept");
     unmount(&bench.point).unwrap();
     for _ in 0..2 {
+        fs::write(bench.volumes.half_made("a"), "what a killed mkfs left").unwrap();
         bench.volumes.remove("a").unwrap();
+        assert!(!bench.volumes.half_made("a").exists());
     }
     assert!(!bench.volumes.has("a"));
 }

@@ -14,6 +14,9 @@ use crate::{ResourceLimits, SandboxUsage};
 /// work.
 const SHARES: &str = "512";
 
+/// Most that buffers of TCP and UDP sockets may take, in bytes, beside the memory: the machine has one pool of them for all.
+const SOCKET_BYTES: u64 = 64 * 1024 * 1024;
+
 /// The root of each hierarchy that is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Roots {
@@ -91,6 +94,11 @@ impl Directories {
         let swap = self.memory.join("memory.memsw.limit_in_bytes");
         if swap.exists() {
             write(&swap, &memory)?;
+        }
+        // Sockets' buffers count as memory from version 2 on. Kernels that do not count them at all lack the file.
+        let sockets = self.memory.join("memory.kmem.tcp.limit_in_bytes");
+        if sockets.exists() {
+            write(&sockets, &SOCKET_BYTES.min(limits.memory_bytes).to_string())?;
         }
         write(&self.pids.join("pids.max"), &limits.pids.to_string())?;
         write(&self.cpu.join("cpu.cfs_period_us"), &PERIOD_MICROS.to_string())?;

@@ -17,12 +17,17 @@ const ATTEMPTS: &str = include_str!("../local/attempts.py");
 const EPERM: &str = "refused 1 ";
 const ENOSYS: &str = "refused 38 ";
 /// Each attempt with the filter's answer.
-const ALL: [(&str, &str); 7] = [
+const ALL: [(&str, &str); 12] = [
     ("foreign_socket", EPERM),
     ("foreign_pair", EPERM),
     ("keyring", EPERM),
     ("user_namespace", EPERM),
     ("cloned_namespace", EPERM),
+    ("socket_filter", EPERM),
+    ("call_filter", EPERM),
+    ("kernel_events", EPERM),
+    ("huge_pages", EPERM),
+    ("asynchronous_disk", ENOSYS),
     ("asynchronous_calls", ENOSYS),
     ("renewed_clone", ENOSYS),
 ];

@@ -4,12 +4,15 @@ import ctypes
 import fcntl
 import os
 import pty
+import socket
+import struct
 import sys
 import termios
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 # x86-64 numbers.
-ADD_KEY, CLONE, CLONE3, IO_URING_SETUP = 248, 56, 435, 425
+ADD_KEY, CLONE, CLONE3, IO_SETUP, IO_URING_SETUP = 248, 56, 435, 206, 425
+PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SO_ATTACH_FILTER = 22, 38, 26
 PTRACE_ATTACH, PTRACE_DETACH, CLONE_NEWUSER, MKNOD_CHAR, AF_VSOCK = 16, 17, 0x10000000, 0o020000, 40
 
 
@@ -107,6 +110,40 @@ def foreign_pair():
 def renewed_clone():
     # What programs fall back to `clone` from.
     checked(LIBC.syscall(CLONE3, None, 0))
+
+
+def one_instruction():
+    # BPF_RET|BPF_K: take all of a packet, or let a call through.
+    class Program(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p)]
+
+    instructions = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0x7FFF0000))
+    return Program(1, ctypes.addressof(instructions)), instructions
+
+
+def socket_filter():
+    program, kept = one_instruction()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+        checked(LIBC.setsockopt(end.fileno(), socket.SOL_SOCKET, SO_ATTACH_FILTER, ctypes.byref(program), ctypes.sizeof(program)))
+
+
+def call_filter():
+    program, kept = one_instruction()
+    checked(LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    checked(LIBC.prctl(PR_SET_SECCOMP, 2, ctypes.byref(program), 0, 0))
+
+
+def kernel_events():
+    checked(LIBC.socket(socket.AF_NETLINK, socket.SOCK_RAW, 15))
+
+
+def huge_pages():
+    LIBC.mmap.restype = ctypes.c_long
+    checked(LIBC.mmap(None, ctypes.c_size_t(1 << 21), 3, 0x40022, -1, ctypes.c_long(0)))
+
+
+def asynchronous_disk():
+    checked(LIBC.syscall(IO_SETUP, 1, ctypes.byref(ctypes.c_ulong(0))))
 
 
 def asynchronous_calls():

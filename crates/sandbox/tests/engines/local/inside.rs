@@ -66,7 +66,7 @@ const fn by_root(name: &'static str, refused: &'static [i32], more: &'static [&'
 }
 
 /// Each attempt with what its control has in place of the wall.
-const ALL: [Attempt; 17] = [
+const ALL: [Attempt; 22] = [
     // The directory is the agent's own: only the mount is in the way.
     by_agent("read_only_mount", &[EROFS], &["--tmpfs", "/mnt", "--bind", "{agent}", "/mnt"]),
     Attempt { name: "root_directory", refused: &[EROFS], who: Who::Agent, without: [OPEN_ROOT, &[]] },
@@ -83,6 +83,11 @@ const ALL: [Attempt; 17] = [
     by_agent("cloned_namespace", &[EPERM], &[]),
     by_agent("foreign_socket", &[EPERM], &[]),
     by_agent("foreign_pair", &[EPERM], &[]),
+    by_agent("socket_filter", &[EPERM], &[]),
+    by_agent("call_filter", &[EPERM], &[]),
+    by_agent("kernel_events", &[EPERM], &[]),
+    by_agent("huge_pages", &[EPERM], &[]),
+    by_agent("asynchronous_disk", &[ENOSYS], &[]),
     by_agent("asynchronous_calls", &[ENOSYS], &[]),
     by_agent("host_network", &[EADDRNOTAVAIL], &[]),
     by_root("host_home", &[ENOENT], &[]),
@@ -90,8 +95,8 @@ const ALL: [Attempt; 17] = [
 
 /// Calls that a kernel may refuse by itself, for a terminal, for want of a module, for a wrong argument: but in other words than the
 /// filter, which the control shows not to be there.
-const ANSWERED_OTHERWISE: [&str; 4] =
-    ["terminal_input", "foreign_socket", "foreign_pair", "asynchronous_calls"];
+const ANSWERED_OTHERWISE: [&str; 5] =
+    ["terminal_input", "foreign_socket", "foreign_pair", "huge_pages", "asynchronous_calls"];
 
 /// What an attempt printed: nothing if it got through, else the error's number.
 fn told(text: &str) -> Option<i32> {

@@ -1,6 +1,7 @@
 //! The walls, looked at from the host's side.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use caisson_sandbox::local::LimitsBy;
@@ -213,6 +214,11 @@ async fn limits_hold_in_the_kernel() {
         let groups = of(bench.first(&spec), "cgroup");
         let inside = groups.lines().filter(|line| line.contains(spec.id.as_str())).count();
         assert!(inside >= if version == 1 { 4 } else { 1 }, "{groups}");
+        if version == 1 {
+            let group = PathBuf::from("/sys/fs/cgroup/memory/caisson").join(spec.id.as_str());
+            let sockets = std::fs::read_to_string(group.join("memory.kmem.tcp.limit_in_bytes")).unwrap();
+            assert_eq!(sockets.trim(), (64 << 20).to_string(), "buffers of sockets");
+        }
         // Half a core: over two seconds of wall time, about one of CPU time.
         let (began, before) = (Instant::now(), bench.engine.usage(&spec.id).await.unwrap().cpu_micros);
         tokio::time::sleep(Duration::from_secs(2)).await;

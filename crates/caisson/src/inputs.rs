@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 use caisson_domain::git::{AllowList, Repository};
 use caisson_domain::usage::PriceTable;
 use caisson_domain::workflow::Workflow;
-use caisson_gateway::{Gateway, GitCredential, GitUpstreams, ModelCredential, ModelUpstream};
+use caisson_gateway::{Gateway, GitCredential, GitUpstreams, ModelCredential, ModelUpstream, PushRules};
 
 use crate::settings::{self, Settings};
 
@@ -215,6 +215,12 @@ fn git(settings: &Settings, allow: AllowList) -> anyhow::Result<GitUpstreams> {
         outbound_proxy: settings.git.outbound_proxy.clone(),
         extra_ca_pem: read_pem(settings.git.extra_ca_file.as_deref())?,
         git_program: PathBuf::from("git"),
+        pushes: PushRules {
+            forbidden_paths: settings.git.forbidden_paths.clone(),
+            file_bytes: u64::from(settings.git.max_file_mib) * 1024 * 1024,
+            secret_rules_off: settings.git.secret_rules_off.clone(),
+            any_submodules: settings.git.any_submodules,
+        },
     })
 }
 

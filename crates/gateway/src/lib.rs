@@ -33,7 +33,7 @@ use tokio_util::task::TaskTracker;
 use crate::bounds::Bounds;
 pub use crate::config::{
     GatewayConfig, GatewayError, GitCredential, GitIdentity, GitUpstreams, ModelCredential, ModelUpstream,
-    find_program,
+    PushRules, find_program,
 };
 use crate::doors::Doors;
 use crate::shared::Shared;
@@ -49,7 +49,7 @@ impl Gateway {
     /// As [`Gateway::start`], for what the upstreams have to do with.
     pub fn check(model: &ModelUpstream, git: &GitUpstreams) -> Result<(), GatewayError> {
         model::ModelSide::new(model)?;
-        git::GitSide::new(git.clone(), 0)?;
+        git::GitSide::new(git.clone(), git::Beside { model, quarantine_dir: None, processes: 0 })?;
         Ok(())
     }
 
@@ -81,7 +81,12 @@ impl Gateway {
         bounds: Bounds,
     ) -> Result<Self, GatewayError> {
         let model = model::ModelSide::new(&config.model)?;
-        let git = git::GitSide::new(config.git, bounds.local_git)?;
+        let beside = git::Beside {
+            model: &config.model,
+            quarantine_dir: Some(config.quarantine_dir),
+            processes: bounds.local_git,
+        };
+        let git = git::GitSide::new(config.git, beside)?;
         control::prepare_artifacts(&config.artifacts_dir).await.map_err(GatewayError::Artifacts)?;
         let orphans = store.settle_orphaned_calls(&config.server).await?;
         if orphans > 0 {

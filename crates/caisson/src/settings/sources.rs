@@ -16,8 +16,14 @@ const NOT_SETTINGS: [&str; 4] = ["CAISSON_URL", "CAISSON_API_KEY", "CAISSON_CONF
 /// Separator of nested keys in a variable: `CAISSON_MODEL__BASE_URL` is `model.base_url`.
 const NESTED: &str = "__";
 /// Keys whose variables hold lists, separated by spaces.
-const LISTS: [&[&str]; 4] =
-    [&["repositories"], &["allow_repo"], &["local", "read_only"], &["local", "toolchains"]];
+const LISTS: [&[&str]; 6] = [
+    &["repositories"],
+    &["allow_repo"],
+    &["local", "read_only"],
+    &["local", "toolchains"],
+    &["git", "forbidden_paths"],
+    &["git", "secret_rules_off"],
+];
 
 /// One key with its value, and where it stands.
 struct Entry {

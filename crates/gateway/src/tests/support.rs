@@ -1,6 +1,7 @@
 //! A world for tests: a store, sandboxes with runs in them, a gateway before them, and a client.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -22,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use crate::bounds::Bounds;
 use crate::{
     Gateway, GatewayConfig, GatewayError, GitIdentity, GitUpstreams, ModelCredential, ModelUpstream,
+    PushRules,
 };
 
 /// Whatever takes longer is a fault.
@@ -108,6 +110,7 @@ impl Setup {
             extra_ca_pem: None,
             forbidden: Vec::new(),
             git_program: PathBuf::from("git"),
+            pushes: PushRules::default(),
         };
         Self { bounds, model, git }
     }
@@ -137,6 +140,8 @@ impl World {
         super::install_crypto();
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("doors")).unwrap();
+        // As the server's state directory: only the server passes it.
+        std::fs::DirBuilder::new().mode(0o700).create(root.path().join("held")).unwrap();
         let store = Store::open(&root.path().join("caisson.db"), Clock::system()).await.unwrap();
         let server = ServerId::new(1, [9; 10]);
         store.register_server(&server).await.unwrap();
@@ -155,6 +160,7 @@ impl World {
             server: self.server.clone(),
             doors_dir: self.root.path().join("doors"),
             artifacts_dir: self.root.path().join("artifacts"),
+            quarantine_dir: self.root.path().join("held/quarantine"),
             model: setup.model.clone(),
             prices: PriceTable::shipped(),
             git: setup.git.clone(),

@@ -11,7 +11,7 @@ use caisson_domain::redact;
 use caisson_domain::usage::PriceTable;
 use caisson_domain::workflow::Workflow;
 use caisson_gateway::{
-    EgressUpstreams, Gateway, GitCredential, GitUpstreams, ModelCredential, ModelUpstream,
+    EgressUpstreams, Gateway, GitCredential, GitUpstreams, ModelCredential, ModelUpstream, PushRules,
 };
 
 use crate::settings::{self, Settings};
@@ -245,6 +245,12 @@ fn git(settings: &Settings, allow: AllowList) -> anyhow::Result<GitUpstreams> {
         outbound_proxy: settings.git.outbound_proxy.clone(),
         extra_ca_pem: read_pem(settings.git.extra_ca_file.as_deref())?,
         git_program: PathBuf::from("git"),
+        pushes: PushRules {
+            forbidden_paths: settings.git.forbidden_paths.clone(),
+            file_bytes: u64::from(settings.git.max_file_mib) * 1024 * 1024,
+            secret_rules_off: settings.git.secret_rules_off.clone(),
+            any_submodules: settings.git.any_submodules,
+        },
     })
 }
 

@@ -226,6 +226,7 @@ fn gateway_config(settings: &Settings, inputs: &Inputs, id: &ServerId) -> Gatewa
     GatewayConfig {
         server: id.clone(),
         doors_dir: settings.state_dir.join("doors"),
+        quarantine_dir: settings.state_dir.join("quarantine"),
         artifacts_dir: settings.state_dir.join("artifacts"),
         model: inputs.model.clone(),
         prices: inputs.prices.clone(),

@@ -215,6 +215,14 @@ pub(crate) struct Git {
     pub author_name: String,
     /// The author's address. `CAISSON_GIT__AUTHOR_EMAIL`.
     pub author_email: String,
+    /// Patterns of paths that no push may change; none by default. `CAISSON_GIT__FORBIDDEN_PATHS`.
+    pub forbidden_paths: Vec<String>,
+    /// Largest file in a push, in MiB, 1 to 1024; 100 by default. `CAISSON_GIT__MAX_FILE_MIB`.
+    pub max_file_mib: u32,
+    /// Rules for secrets that are not applied; none by default. `CAISSON_GIT__SECRET_RULES_OFF`.
+    pub secret_rules_off: Vec<String>,
+    /// Whether a push may add submodules from everywhere; false by default. `CAISSON_GIT__ANY_SUBMODULES`.
+    pub any_submodules: bool,
 }
 
 /// One git credential.
@@ -365,6 +373,9 @@ impl Settings {
         if !matches!(self.model.base_url.scheme(), "http" | "https") {
             faults.push(format!("model.base_url \"{}\" is neither http nor https", self.model.base_url));
         }
+        if !(1..=1024).contains(&self.git.max_file_mib) {
+            faults.push(format!("git.max_file_mib is {}; give 1 to 1024", self.git.max_file_mib));
+        }
         self.check_api(&mut faults);
         self.egress.check(&mut faults);
         for directory in &self.allow_repo {
@@ -452,6 +463,10 @@ fn defaults(
         .set_default("local.control_groups", true)?
         .set_default("model.base_url", "https://api.anthropic.com")?
         .set_default("git.credentials", empty.clone())?
+        .set_default("git.forbidden_paths", empty.clone())?
+        .set_default("git.secret_rules_off", empty.clone())?
+        .set_default("git.max_file_mib", 100)?
+        .set_default("git.any_submodules", false)?
         .set_default("egress.allow", empty.clone())?
         .set_default("egress.presets", empty.clone())?
         .set_default("egress.allow_private", empty.clone())?

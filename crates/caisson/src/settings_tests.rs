@@ -52,6 +52,23 @@ fn nested_keys_and_lists_come_from_variables() {
 }
 
 #[test]
+fn what_pushes_must_not_hold_is_read_from_both() {
+    let variables = [
+        ("CAISSON_GIT__FORBIDDEN_PATHS", ".github/workflows **/*.pem"),
+        ("CAISSON_GIT__MAX_FILE_MIB", "7"),
+        ("CAISSON_GIT__ANY_SUBMODULES", "true"),
+    ];
+    let git = load("[git]\nsecret_rules_off = [\"generic-secret\"]\n", &variables).unwrap().git;
+    assert_eq!(git.forbidden_paths, [".github/workflows", "**/*.pem"]);
+    assert_eq!((git.max_file_mib, git.any_submodules), (7, true));
+    assert_eq!(git.secret_rules_off, ["generic-secret"]);
+    assert!(fault("[git]\nmax_file_mib = 0\n", &[]).contains("git.max_file_mib is 0"));
+    let default = load("", &[]).unwrap().git;
+    assert_eq!((default.max_file_mib, default.any_submodules), (100, false));
+    assert!(default.forbidden_paths.is_empty() && default.secret_rules_off.is_empty());
+}
+
+#[test]
 fn unknown_keys_are_errors_wherever_they_stand() {
     assert!(fault("slot = 1\n", &[]).contains("slot"));
     assert!(fault("[model]\nkey = 1\n", &[]).contains("key"));

@@ -20,6 +20,7 @@ testkit::on_every_engine! {
     an_agent_that_commits_by_itself_is_not_asked_again
     a_repository_on_this_machine_is_worked_on_only_below_an_allowed_directory
     a_run_without_a_repository_has_an_empty_workspace
+    a_run_whose_work_must_not_be_pushed_ends_as_policy_denied
     the_demo_ends_with_demo_ok
 }
 
@@ -128,6 +129,26 @@ async fn a_run_without_a_repository_has_an_empty_workspace(engine: Engine) {
     assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
     assert!(run["pushed_commit"].is_null() && run["branch"].is_null());
     assert!(!run["result"].as_str().unwrap().is_empty());
+}
+
+async fn a_run_whose_work_must_not_be_pushed_ends_as_policy_denied(engine: Engine) {
+    let Some(parts) = parts() else { return };
+    let variables = vec![("GIT__FORBIDDEN_PATHS".to_owned(), "**/*.py".to_owned())];
+    let world = World::start(&parts, WorldSpec { variables, ..WorldSpec::on(engine) }).await.unwrap();
+    let id = world.api.submit(&world.run_body()).await.unwrap();
+    let run = world.api.wait_end(&id, END).await.unwrap();
+    assert_eq!(run["failure"]["kind"], "policy_denied", "{run:#}\n{}", world.server.log());
+    let message = run["failure"]["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("the push was refused: a change in ") && message.contains(".py"),
+        "{message}"
+    );
+    assert!(run["pushed_commit"].is_null());
+    assert!(run_git(&world.bare, &["rev-parse", "--verify", run["branch"].as_str().unwrap()]).is_err());
+    let events = world.api.events(&id).await.unwrap();
+    let denied = events.iter().find(|event| event["kind"] == "gateway.denied").unwrap();
+    assert_eq!(denied["data"]["rule"], "forbidden_path");
+    assert!(denied["data"]["commit"].is_string(), "{denied}");
 }
 
 async fn the_demo_ends_with_demo_ok(engine: Engine) {

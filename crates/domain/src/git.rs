@@ -262,10 +262,10 @@ impl AllowList {
         Ok(list)
     }
 
-    /// Whether it may allow any directory on the server.
+    /// Whether it allows nothing.
     #[must_use]
-    pub const fn has_directories(&self) -> bool {
-        !self.directories.is_empty()
+    pub const fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.below.is_empty() && self.directories.is_empty()
     }
 
     /// Whether a run may work on `repository`. For a path this compares text alone: whoever opens it must resolve
@@ -445,9 +445,12 @@ mod tests {
     }
 
     #[test]
-    fn a_list_says_whether_it_has_directories() {
-        assert!(!AllowList::default().has_directories());
-        assert!(AllowList::new(&[], vec![PathBuf::from("/srv/git")]).unwrap().has_directories());
+    fn a_list_says_whether_it_allows_anything() {
+        assert!(AllowList::default().is_empty());
+        assert!(!AllowList::new(&[], vec![PathBuf::from("/srv/git")]).unwrap().is_empty());
+        for pattern in ["https://h.example/*", "https://h.example/x"] {
+            assert!(!AllowList::new(&[pattern.to_owned()], Vec::new()).unwrap().is_empty());
+        }
     }
 
     #[test]

@@ -122,10 +122,20 @@ pub(crate) const BYTES_PER_TOKEN: usize = 4;
 /// Name of a model, in bytes.
 pub(crate) const MODEL_NAME_BYTES: usize = 128;
 
-/// Exchanges with git hosts that one sandbox may have under way: each of a local repository is a process.
+/// Exchanges with git hosts that one sandbox may have under way; one is counted from when its body begins to arrive.
 pub(crate) const GIT_EXCHANGES: usize = 8;
-/// Git's own processes on the server, for all sandboxes together; further exchanges wait.
+/// Git's own processes on the server for repositories that are directories, for all sandboxes together, beside the one
+/// that each sandbox has for itself: what others hold open never keeps a sandbox from its repository.
 pub(crate) const LOCAL_GIT: usize = 16;
+/// Longest wait in all for a sandbox that reads an answer slower than it comes: this long, and as long as
+/// [`SLOW_READER_BYTES`] a second take.
+pub(crate) const SLOW_READER: Duration = Duration::from_mins(2);
+/// See [`SLOW_READER`]; bytes a second.
+pub(crate) const SLOW_READER_BYTES: u64 = 256 * 1024;
+/// Pushes that one sandbox may have in quarantine.
+pub(crate) const PUSHES: usize = 2;
+/// Pushes that are looked at at once, for all sandboxes together; further ones wait their turn.
+pub(crate) const INSPECTIONS: usize = 4;
 /// Largest piece of memory that git takes for a push on the server, in bytes. A commit of 1 GiB comes as 1 MiB, and without
 /// this git 2.47 took twice its size for it.
 pub(crate) const GIT_ALLOC_BYTES: u64 = 256 * 1024 * 1024;
@@ -202,6 +212,53 @@ pub(crate) const OAUTH_LIFETIME_MS: i64 = 60 * 60 * 1000;
 pub(crate) const OAUTH_LIFETIME_MS_MOST: i64 = 365 * 24 * 60 * 60 * 1000;
 /// How long before its end an installation token is used no more, in milliseconds: a clone may take a while.
 pub(crate) const INSTALLATION_TOKEN_SKEW_MS: i64 = 5 * 60 * 1000;
+/// What a push may hold and what looking at it may take.
+#[derive(Debug, Clone)]
+pub(crate) struct PushBounds {
+    /// Objects.
+    pub(crate) objects: u32,
+    /// Commits.
+    pub(crate) commits: usize,
+    /// All trees and commits together, in bytes.
+    pub(crate) tree_bytes: u64,
+    /// Longest chain of deltas: git makes none that is longer.
+    pub(crate) delta_depth: usize,
+    /// Directories below one another.
+    pub(crate) path_depth: usize,
+    /// Files that a checkout of one of its trees would make, those of directories that are used twice counted twice.
+    pub(crate) paths: u64,
+    /// Findings that are compared with what the branch had before.
+    pub(crate) candidates: usize,
+    /// What is fetched of the repository to compare with, in bytes.
+    pub(crate) base_bytes: u64,
+    /// Processor time of one of git's processes, in seconds.
+    pub(crate) cpu_s: u64,
+    /// Memory that one of git's processes may fill, files that it reads left out, in bytes.
+    pub(crate) memory_bytes: u64,
+    /// How long looking at a push may take in all, the wait for its turn left out.
+    pub(crate) time: Duration,
+    /// Free disk space that receiving a push leaves, in bytes.
+    pub(crate) free_bytes: u64,
+}
+
+impl Default for PushBounds {
+    fn default() -> Self {
+        Self {
+            objects: 500_000,
+            commits: 10_000,
+            tree_bytes: 128 * 1024 * 1024,
+            delta_depth: 4095,
+            path_depth: 128,
+            paths: 5_000_000,
+            candidates: 1_000,
+            base_bytes: 256 * 1024 * 1024,
+            cpu_s: 60,
+            memory_bytes: 1024 * 1024 * 1024,
+            time: Duration::from_mins(5),
+            free_bytes: 256 * 1024 * 1024,
+        }
+    }
+}
 
 /// Bounds that tests shorten.
 #[derive(Debug, Clone)]
@@ -276,6 +333,10 @@ pub(crate) struct Bounds {
     pub(crate) egress_check: Duration,
     /// [`EGRESS_TOLD_FIRST`].
     pub(crate) egress_told_first: Duration,
+    /// [`SLOW_READER`].
+    pub(crate) slow_reader: Duration,
+    /// Of the content of pushes.
+    pub(crate) push: PushBounds,
 }
 
 impl Default for Bounds {
@@ -316,6 +377,8 @@ impl Default for Bounds {
             egress_resolve: EGRESS_RESOLVE,
             egress_check: EGRESS_CHECK,
             egress_told_first: EGRESS_TOLD_FIRST,
+            slow_reader: SLOW_READER,
+            push: PushBounds::default(),
         }
     }
 }

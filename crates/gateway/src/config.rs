@@ -26,6 +26,9 @@ pub struct GatewayConfig {
     pub doors_dir: PathBuf,
     /// Directory of the artifacts' bytes, for this server alone.
     pub artifacts_dir: PathBuf,
+    /// Directory in which pushes are looked at before they are forwarded, for this server alone. What is in it at the
+    /// start is removed.
+    pub quarantine_dir: PathBuf,
     /// The model API.
     pub model: ModelUpstream,
     /// What its tokens cost.
@@ -80,6 +83,34 @@ pub struct GitUpstreams {
     /// The git program that serves repositories that are directories on the server: absolute, or a plain name that is
     /// looked for once, at start, as [`find_program`] does.
     pub git_program: PathBuf,
+    /// What pushes must not hold.
+    pub pushes: PushRules,
+}
+
+/// What pushes must not hold, beside what git itself refuses.
+#[derive(Debug, Clone)]
+pub struct PushRules {
+    /// Patterns of paths that no push may add, change or remove: `*` and `?` stay within one part of a path, `**` stands
+    /// for any number of parts; a pattern that names a directory covers everything in it. Case does not matter.
+    pub forbidden_paths: Vec<String>,
+    /// Largest file, in bytes.
+    pub file_bytes: u64,
+    /// Names of rules for secrets that are not applied, such as `generic-secret`.
+    pub secret_rules_off: Vec<String>,
+    /// Whether a push may add submodules from everywhere, and not only from allowed repositories.
+    pub any_submodules: bool,
+}
+
+impl Default for PushRules {
+    /// No path is forbidden, and a file has at most 100 MiB, which is what large git hosts take.
+    fn default() -> Self {
+        Self {
+            forbidden_paths: Vec::new(),
+            file_bytes: 100 * 1024 * 1024,
+            secret_rules_off: Vec::new(),
+            any_submodules: false,
+        }
+    }
 }
 
 /// Every secret in the upstreams' configuration: the credentials, and the passwords of proxies.
@@ -166,7 +197,20 @@ pub enum GatewayError {
     /// The artifacts' directory cannot be used.
     #[error("cannot prepare the artifacts' directory")]
     Artifacts(#[source] std::io::Error),
-    /// There is no such program, and repositories on the server need it.
+    /// A rule for pushes cannot be used.
+    #[error("{which} \"{value}\" cannot be used: {reason}")]
+    PushRule {
+        /// Which setting.
+        which: &'static str,
+        /// The value.
+        value: String,
+        /// What to do.
+        reason: &'static str,
+    },
+    /// The directory for pushes cannot be used.
+    #[error("cannot prepare the directory in which pushes are looked at")]
+    Quarantine(#[source] std::io::Error),
+    /// There is no such program, and repositories need it.
     #[error("cannot find \"{}\" as an absolute path or in {PROGRAMS}; install it there", program.display())]
     Program {
         /// As configured.

@@ -37,7 +37,7 @@ use tokio_util::task::TaskTracker;
 use crate::bounds::Bounds;
 pub use crate::config::{
     GatewayConfig, GatewayError, GitCredential, GitIdentity, GitUpstreams, ModelCredential, ModelUpstream,
-    find_program, secrets,
+    PushRules, find_program, secrets,
 };
 use crate::doors::Doors;
 pub use crate::egress::{EgressCredential, EgressUpstreams};
@@ -59,7 +59,7 @@ impl Gateway {
         egress: &EgressUpstreams,
     ) -> Result<(), GatewayError> {
         model::ModelSide::new(model, 0)?;
-        git::GitSide::new(git.clone(), 0)?;
+        git::GitSide::new(git.clone(), git::Beside { model, quarantine_dir: None, processes: 0 })?;
         EgressSide::new(egress, egress::system())?;
         Ok(())
     }
@@ -94,7 +94,12 @@ impl Gateway {
         resolve: Resolve,
     ) -> Result<Self, GatewayError> {
         let model = model::ModelSide::new(&config.model, bounds.retry_copies_bytes)?;
-        let git = git::GitSide::new(config.git, bounds.local_git)?;
+        let beside = git::Beside {
+            model: &config.model,
+            quarantine_dir: Some(config.quarantine_dir),
+            processes: bounds.local_git,
+        };
+        let git = git::GitSide::new(config.git, beside)?;
         let egress = EgressSide::new(&config.egress, resolve)?;
         control::prepare_artifacts(&config.artifacts_dir).await.map_err(GatewayError::Artifacts)?;
         let orphans = store.settle_orphaned_calls(&config.server).await?;

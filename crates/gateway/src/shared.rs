@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::bounds::{
-    ARTIFACT_UPLOADS, BODY_POOL_BYTES, Bounds, CONNECTIONS, GIT_EXCHANGES, MODEL_CALLS, TOLD_EVENTS,
+    ARTIFACT_UPLOADS, BODY_POOL_BYTES, Bounds, CONNECTIONS, GIT_EXCHANGES, MODEL_CALLS, PUSHES, TOLD_EVENTS,
 };
 use crate::config::GitIdentity;
 use crate::control::{DeltaWindow, LiveText};
@@ -94,6 +94,10 @@ pub(crate) struct Door {
     pub(crate) calls: Arc<Semaphore>,
     /// [`GIT_EXCHANGES`].
     pub(crate) exchanges: Arc<Semaphore>,
+    /// [`PUSHES`].
+    pub(crate) pushes: Arc<Semaphore>,
+    /// One of git's processes on the server that no other sandbox takes; see [`crate::bounds::LOCAL_GIT`].
+    pub(crate) git_process: Arc<Semaphore>,
     /// [`ARTIFACT_UPLOADS`].
     pub(crate) uploads: Arc<Semaphore>,
     /// Text deltas of this second.
@@ -117,6 +121,8 @@ impl Door {
             bodies: Arc::new(Semaphore::new(BODY_POOL_BYTES)),
             calls: Arc::new(Semaphore::new(MODEL_CALLS)),
             exchanges: Arc::new(Semaphore::new(GIT_EXCHANGES)),
+            pushes: Arc::new(Semaphore::new(PUSHES)),
+            git_process: Arc::new(Semaphore::new(1)),
             uploads: Arc::new(Semaphore::new(ARTIFACT_UPLOADS)),
             deltas: Mutex::new(DeltaWindow::default()),
             egress: Mutex::new(None),

@@ -6,6 +6,8 @@ use caisson_domain::run::{Failure, FailureKind};
 use crate::git::{Git, text};
 use crate::process::Output;
 
+/// What the gateway's own reasons begin with; the others are the git host's.
+const GATEWAYS: &str = "caisson: ";
 /// Most files that a failure names.
 const FILES_NAMED: usize = 20;
 
@@ -113,12 +115,20 @@ fn read_answer(success: bool, porcelain: &str) -> Answer {
 fn refused(git: &Git, answer: &Answer, output: &Output) -> Failure {
     match answer {
         Answer::Rejected(reason) => {
-            let message = format!("the git host refused the push: {reason}");
-            git.refusal(FailureKind::PushRejected, &message, output)
+            let (kind, message) = refusal(reason);
+            git.refusal(kind, &message, output)
         }
         Answer::Done | Answer::Behind | Answer::Failed => {
             git.refusal(FailureKind::RepoUnreachable, "the branch could not be pushed", output)
         }
+    }
+}
+
+/// Whose refusal it is, by its words; pure.
+fn refusal(reason: &str) -> (FailureKind, String) {
+    match reason.strip_prefix(GATEWAYS) {
+        Some(reason) => (FailureKind::PolicyDenied, format!("the push was refused: {reason}")),
+        None => (FailureKind::PushRejected, format!("the git host refused the push: {reason}")),
     }
 }
 
@@ -178,6 +188,22 @@ mod tests {
         assert_eq!(read_answer(false, refused), Answer::Rejected("protected branch".to_owned()));
         assert_eq!(read_answer(false, ""), Answer::Failed);
         assert_eq!(read_answer(true, "To x\n=\tHEAD:refs/heads/b\t[up to date]\nDone"), Answer::Done);
+    }
+
+    #[test]
+    fn the_gateways_refusal_is_told_from_the_hosts() {
+        let gateways = "To x\n!\tHEAD:refs/heads/b\t[remote rejected] (caisson: a secret in f (really))\n";
+        let Answer::Rejected(reason) = read_answer(false, gateways) else { panic!("it is refused") };
+        let told = refusal(&reason);
+        assert_eq!(
+            told,
+            (FailureKind::PolicyDenied, "the push was refused: a secret in f (really".to_owned())
+        );
+        let (kind, message) = refusal("hook declined");
+        assert_eq!(
+            (kind, message.as_str()),
+            (FailureKind::PushRejected, "the git host refused the push: hook declined")
+        );
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub use hints::{Topic, Watch};
 pub use journal::{JournalAppend, JournalEffect, JournalEntry};
 pub use keys::{ApiKey, NewApiKey};
 pub use knock::{DoorRun, Knock};
-pub use pushes::{BeginPush, Push, PushRecord};
+pub use pushes::{BeginPush, Push, PushRecord, SessionPush};
 pub use queue::{Claimed, Finish, Progress};
 pub use random::Random;
 pub use runs::{CancelRun, CreateRun, Idempotency, NewRun, RunFilter};

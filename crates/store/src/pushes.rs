@@ -2,7 +2,7 @@
 
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::git::BranchName;
-use caisson_domain::id::{RunId, ServerId};
+use caisson_domain::id::{RunId, ServerId, SessionId};
 use caisson_domain::run::{Run, RunStatus};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -35,6 +35,15 @@ pub struct PushRecord {
     pub message: Option<String>,
 }
 
+/// A push that a git host took, to a branch of a session's runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionPush {
+    /// The run that pushed it.
+    pub run: RunId,
+    /// What was asked.
+    pub push: Push,
+}
+
 /// What came of beginning a push.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BeginPush {
@@ -61,6 +70,23 @@ const BEGIN: &str = "update run set pending_push = $2 where id = $1 and status =
 const CLEAR: &str = "update run set pending_push = null where id = $1 and pending_push = $2";
 
 const PUSHED: &str = "update run set pushed_commit = $2 where id = $1 and status = 'running'";
+
+/// The kind is named so that its own small index is used.
+const OF_SESSION: &str =
+    "select run_id, data from event where session_id = $1 and kind = 'git.push' order by seq limit $2";
+
+/// Pushes of a session that are read, those that were refused included.
+const SESSION_PUSHES: usize = 10_000;
+
+/// The details of an event of a push, as [`append`] writes them.
+#[derive(Deserialize)]
+struct Told {
+    #[serde(rename = "ref")]
+    ref_name: String,
+    old: String,
+    new: String,
+    ok: bool,
+}
 
 impl Store {
     /// Writes down a push before its first byte is forwarded, so that none is ever unrecorded. A run has one pending
@@ -155,6 +181,40 @@ impl Store {
         let row = sqlx::query(PENDING).bind(run.as_str()).fetch_optional(self.reader()).await?;
         let Some(row) = row else { return Ok(None) };
         Columns::of("run", &row)?.json_optional("pending_push")
+    }
+
+    /// The pushes to `ref_name` that the session's runs made and git hosts took, oldest first. Empty also for a session
+    /// that has pushed more often than anybody needs: then nobody can say which was the last.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn session_pushes(
+        &self,
+        session: &SessionId,
+        ref_name: &str,
+    ) -> Result<Vec<SessionPush>, StoreError> {
+        let rows = sqlx::query(OF_SESSION)
+            .bind(session.as_str())
+            .bind(i64::try_from(SESSION_PUSHES + 1).unwrap_or(i64::MAX))
+            .fetch_all(self.reader())
+            .await?;
+        if rows.len() > SESSION_PUSHES {
+            return Ok(Vec::new());
+        }
+        let mut pushes = Vec::new();
+        for row in &rows {
+            let columns = Columns::keyed("event", row, "run_id")?;
+            let Told { ref_name: told, old, new, ok } = columns.json("data")?;
+            if ok && told == ref_name {
+                pushes.push(SessionPush {
+                    run: columns.parse("run_id")?,
+                    push: Push { ref_name: told, old, new },
+                });
+            }
+        }
+        Ok(pushes)
     }
 
     /// The pending pushes of the running runs whose home is `server`: for a server that has just started, those of

@@ -17,7 +17,7 @@ const NOT_SETTINGS: [&str; 5] =
 /// Separator of nested keys in a variable: `CAISSON_MODEL__BASE_URL` is `model.base_url`.
 const NESTED: &str = "__";
 /// Keys whose variables hold lists, separated by spaces.
-const LISTS: [&[&str]; 9] = [
+const LISTS: [&[&str]; 11] = [
     &["repositories"],
     &["allow_repo"],
     &["local", "read_only"],
@@ -27,6 +27,8 @@ const LISTS: [&[&str]; 9] = [
     &["egress", "allow_private"],
     &["egress", "hosts"],
     &["api", "cors_origins"],
+    &["git", "forbidden_paths"],
+    &["git", "secret_rules_off"],
 ];
 
 /// One key with its value, and where it stands.

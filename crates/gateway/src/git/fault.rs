@@ -11,6 +11,8 @@ pub(super) enum Fault {
     NotAllowed,
     /// A directory's `.git` leads out of the allowed directories.
     LeadsOut,
+    /// Objects or refs of a directory lie outside of the allowed directories.
+    StraysOut { what: String },
     /// The directory, or what it leads to, overlaps one in which agents write.
     Forbidden,
     /// The run's workflow publishes nothing.
@@ -37,6 +39,10 @@ pub(super) enum Fault {
     NoRepository,
     /// Git on the server could not serve the directory.
     Local { detail: String },
+    /// A push could not be looked at, by no fault of its own.
+    Uninspected { detail: String },
+    /// There is too little disk space to receive a push.
+    DiskFull,
     /// The request is larger than its bound.
     TooLarge { bytes: u64 },
     /// The request's encoding is not known.
@@ -49,6 +55,7 @@ impl Fault {
         match self {
             Self::NotAllowed
             | Self::LeadsOut
+            | Self::StraysOut { .. }
             | Self::Forbidden
             | Self::PublishesNothing
             | Self::CheckedOut { .. }
@@ -60,7 +67,12 @@ impl Fault {
             | Self::Failed { status, .. } => Some(*status),
             Self::Credential(fault) => Some(fault.status()),
             Self::NotGit => Some(200),
-            Self::Connect | Self::NoRepository | Self::Busy | Self::Local { .. } => Some(0),
+            Self::Connect
+            | Self::NoRepository
+            | Self::Busy
+            | Self::Local { .. }
+            | Self::Uninspected { .. }
+            | Self::DiskFull => Some(0),
         }
     }
 
@@ -75,6 +87,7 @@ impl Fault {
             Self::Failed { .. } | Self::Local { .. } => true,
             Self::NotAllowed
             | Self::LeadsOut
+            | Self::StraysOut { .. }
             | Self::Forbidden
             | Self::PublishesNothing
             | Self::CheckedOut { .. }
@@ -86,6 +99,8 @@ impl Fault {
             | Self::NotGit
             | Self::Connect
             | Self::NoRepository
+            | Self::Uninspected { .. }
+            | Self::DiskFull
             | Self::TooLarge { .. }
             | Self::Encoding => false,
         }
@@ -93,9 +108,11 @@ impl Fault {
 
     pub(super) fn refusal(&self) -> Refusal {
         let (status, code) = match self {
-            Self::NotAllowed | Self::LeadsOut | Self::Forbidden | Self::PublishesNothing => {
-                (StatusCode::FORBIDDEN, "policy_denied")
-            }
+            Self::NotAllowed
+            | Self::LeadsOut
+            | Self::StraysOut { .. }
+            | Self::Forbidden
+            | Self::PublishesNothing => (StatusCode::FORBIDDEN, "policy_denied"),
             Self::CheckedOut { .. } => (StatusCode::FORBIDDEN, "push_rejected"),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             Self::Credential(CredentialFault::Away) => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
@@ -103,12 +120,14 @@ impl Fault {
             Self::Credential(CredentialFault::Token { fault: TokenFault::Unreachable, .. }) => {
                 (StatusCode::BAD_GATEWAY, "repo_unreachable")
             }
+            Self::DiskFull => (StatusCode::SERVICE_UNAVAILABLE, "disk_full"),
             Self::Auth { .. } | Self::Credential(_) => (StatusCode::FORBIDDEN, "repo_auth"),
             Self::NotFound { .. } | Self::NoRepository => (StatusCode::NOT_FOUND, "repo_unreachable"),
             Self::Redirect { .. }
             | Self::NotGit
             | Self::Connect
             | Self::Failed { .. }
+            | Self::Uninspected { .. }
             | Self::Local { .. } => (StatusCode::BAD_GATEWAY, "repo_unreachable"),
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
             Self::Encoding => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "bad_request"),
@@ -126,6 +145,10 @@ impl Fault {
                                leads to as well"
                     .to_owned()
             }
+            Self::StraysOut { what } => format!(
+                "the repository holds objects or refs from elsewhere: {what} out of the allowed directories; make it whole \
+                 by itself, or allow the directory that they are in as well"
+            ),
             Self::Forbidden => {
                 "the repository is, or its .git leads, where the server keeps what agents write; keep \
                  repositories elsewhere"
@@ -170,6 +193,12 @@ impl Fault {
                 "there is no git repository at the path on the server; check the path".to_owned()
             }
             Self::Local { detail } => format!("git on the server could not serve the repository: {detail}"),
+            Self::Uninspected { detail } => {
+                format!("the server could not look at the push before forwarding it: {detail}; push again")
+            }
+            Self::DiskFull => {
+                "the server has too little disk space to receive the push; give it more, then push again".to_owned()
+            }
             Self::TooLarge { bytes } => format!("the request is larger than {bytes} bytes"),
             Self::Encoding => "the request's content encoding is not known; use gzip or none".to_owned(),
         }

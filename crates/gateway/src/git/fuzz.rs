@@ -16,10 +16,10 @@ fn section(bytes: &[u8], size: usize) -> Option<(Section, Vec<u8>)> {
 }
 
 fn asking_for(capability: &str) -> Section {
-    Section { commands: Vec::new(), capabilities: vec![capability.to_owned()], raw: bytes::Bytes::new() }
+    Section { commands: Vec::new(), capabilities: vec![capability.to_owned()] }
 }
 
-/// The commands of a push and what is behind them: together they are the bytes that came.
+/// The commands of a push and what is behind them, whatever the pieces in which they come; and what is forwarded says the same.
 ///
 /// # Panics
 /// A find.
@@ -27,8 +27,11 @@ pub fn packets(data: &[u8]) {
     let Some((size, bytes)) = cut(data) else { return };
     let whole = section(bytes, bytes.len().max(1));
     assert_eq!(section(bytes, size), whole);
-    if let Some((section, rest)) = whole {
-        assert_eq!([section.raw.as_ref(), &rest].concat(), bytes);
+    if let Some((read, rest)) = whole {
+        assert!(bytes.ends_with(&rest));
+        let forwarded = read.encode();
+        let again = section(&forwarded, forwarded.len());
+        assert_eq!(again.map(|(again, rest)| (again.commands, rest)), Some((read.commands, Vec::new())));
     }
 }
 

@@ -10,12 +10,13 @@ use bytes::Bytes;
 use caisson_domain::git::{BranchName, Repository};
 use caisson_store::BoxError;
 use futures_util::stream::{self, StreamExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::io::ReaderStream;
 
 use super::fault::Fault;
 use super::process::{EXIT, Owner, Running, feed, git, last_words, plain_git};
-use super::{Answer, Exchange, Service, pktline};
+use super::{Answer, Exchange, Service, links, pktline};
 use crate::body::{self, Chunks};
 use crate::shared::Shared;
 
@@ -26,11 +27,17 @@ pub(super) struct LocalRepository {
     shared: Arc<Shared>,
     path: PathBuf,
     owner: Option<Owner>,
+    /// The process that the sandbox has for itself.
+    own: Option<Arc<Semaphore>>,
 }
 
 impl LocalRepository {
     /// Resolves links and asks the allow-list again with what they lead to.
-    pub(super) async fn open(shared: Arc<Shared>, path: PathBuf) -> Result<Self, Fault> {
+    pub(super) async fn open(
+        shared: Arc<Shared>,
+        path: PathBuf,
+        own: Option<Arc<Semaphore>>,
+    ) -> Result<Self, Fault> {
         let asked = Arc::clone(&shared);
         let resolved = tokio::task::spawn_blocking(move || {
             let allows = |path: &Path| asked.git.allow.allows(&Repository::Path(path.to_owned()));
@@ -42,7 +49,7 @@ impl LocalRepository {
             Ok((path, owner))
         });
         let (path, owner) = resolved.await.map_err(|_| Fault::NoRepository)??;
-        Ok(Self { shared, path, owner })
+        Ok(Self { shared, path, owner, own })
     }
 
     pub(super) async fn advertise(&self, service: Service, protocol: Option<&str>) -> Result<Answer, Fault> {
@@ -64,7 +71,7 @@ impl LocalRepository {
         protocol: Option<&str>,
         exchange: Exchange,
     ) -> Result<Answer, Fault> {
-        let chunks = self.run(service, protocol, Some(exchange.chunks)).await?;
+        let chunks = self.run(service, protocol, Some(exchange)).await?;
         Ok(Answer { chunks, encoding: None })
     }
 
@@ -80,11 +87,32 @@ impl LocalRepository {
         !matches!(allowed.as_deref(), Some("ignore" | "warn" | "updateInstead" | "false"))
     }
 
+    /// The place of one of git's processes: the sandbox's own, or one of those for all.
+    async fn slot(&self) -> Result<OwnedSemaphorePermit, Fault> {
+        let own = self.own.as_ref().and_then(|own| Arc::clone(own).try_acquire_owned().ok());
+        if let Some(slot) = own {
+            return Ok(slot);
+        }
+        let shared = Arc::clone(&self.shared.git.processes).acquire_owned();
+        let own = async {
+            match &self.own {
+                Some(own) => Arc::clone(own).acquire_owned().await,
+                None => std::future::pending().await,
+            }
+        };
+        let either = async {
+            tokio::select! {
+                slot = shared => slot,
+                slot = own => slot,
+            }
+        };
+        timeout(self.shared.bounds.first_byte, either).await.ok().and_then(Result::ok).ok_or(Fault::Busy)
+    }
+
     /// One line that git says about the repository; none if it fails or takes too long.
     async fn ask(&self, arguments: &[&str]) -> Option<String> {
         let bounds = &self.shared.bounds;
-        let slot = Arc::clone(&self.shared.git.processes).acquire_owned();
-        let _slot = timeout(bounds.first_byte, slot).await.ok()?.ok()?;
+        let _slot = self.slot().await.ok()?;
         let mut command =
             plain_git(&self.shared.git.program, self.owner, &[("safe.directory", "*".to_owned())]);
         command.arg("--git-dir").arg(&self.path).args(arguments).stdin(Stdio::null());
@@ -97,12 +125,12 @@ impl LocalRepository {
         &self,
         service: Service,
         protocol: Option<&str>,
-        input: Option<Chunks>,
+        input: Option<Exchange>,
     ) -> Result<Chunks, Fault> {
         let bounds = &self.shared.bounds;
-        let slot = Arc::clone(&self.shared.git.processes).acquire_owned();
-        let Ok(Ok(slot)) = timeout(bounds.first_byte, slot).await else { return Err(Fault::Busy) };
-        let mut command = git(&self.shared.git.program, service, self.owner, bounds);
+        let slot = self.slot().await?;
+        let rewrites = input.as_ref().is_some_and(|input| input.rewrites);
+        let mut command = git(&self.shared.git.program, (service, rewrites), self.owner, bounds);
         if input.is_none() {
             command.arg("--advertise-refs");
         }
@@ -111,13 +139,13 @@ impl LocalRepository {
             command.env("GIT_PROTOCOL", protocol);
         }
         command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
-        let (running, pipes) = Running::start(command, slot).map_err(|error| {
+        let (running, pipes) = Running::start(command, Some(slot)).map_err(|error| {
             tracing::error!(error = %error, "git could not be started");
             Fault::Local { detail: "the git program could not be started".to_owned() }
         })?;
         let tracker = &self.shared.tracker;
         if let (Some(stdin), Some(input)) = (pipes.stdin, input) {
-            tracker.spawn(feed(stdin, input, (bounds.idle, bounds.drain)));
+            tracker.spawn(feed(stdin, input.chunks, (bounds.idle, bounds.drain)));
         }
         let said = pipes.stderr.map(|stderr| tracker.spawn(last_words(stderr, bounds.exchange)));
         let Some(stdout) = pipes.stdout else {
@@ -187,7 +215,14 @@ fn resolve(path: &Path, allows: &dyn Fn(&Path) -> bool, forbidden: &[PathBuf]) -
     {
         return Err(Fault::Forbidden);
     }
-    if allows(&directory) && allows(&shared) { Ok(directory) } else { Err(Fault::LeadsOut) }
+    if !allows(&directory) || !allows(&shared) {
+        return Err(Fault::LeadsOut);
+    }
+    let inside = |path: &Path| allows(path) && !overlaps(path);
+    match links::stray(&shared, &inside).or_else(|| links::stray(&directory, &inside)) {
+        Some(what) => Err(Fault::StraysOut { what }),
+        None => Ok(directory),
+    }
 }
 
 /// Where the repository at `path` keeps what git reads and writes: there itself, or where its `.git` is or leads.

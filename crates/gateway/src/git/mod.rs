@@ -1,18 +1,34 @@
 //! `/git/origin`: the run's repository by smart HTTP. Fetches of it, and pushes to the run's own branch
 //! alone.
 
+mod advert;
+mod answer;
+mod base;
+mod compare;
 mod fault;
+mod finding;
+mod forward;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
+mod globs;
+mod helper;
 mod http;
 mod inflate;
+mod inspect;
+mod lease;
+mod links;
 mod local;
+mod objects;
 mod pktline;
 mod process;
 mod push;
+mod quarantine;
 mod receive;
 mod report;
+mod scan;
+mod secrets;
 mod settle;
+mod submodules;
 mod under_way;
 
 use std::path::PathBuf;
@@ -24,21 +40,24 @@ use caisson_domain::event::EventKind;
 use caisson_domain::git::{AllowList, BranchName, Repository};
 use caisson_domain::protocol::paths;
 use caisson_domain::run::{Phase, Run};
-use caisson_store::CredentialUse;
+use caisson_store::{BoxError, CredentialUse};
 use futures_util::stream::{self, StreamExt};
 use hyper::body::Incoming;
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
+use url::Url;
 
+use self::answer::carried;
 use self::fault::Fault;
 use self::http::HttpRepository;
+use self::inspect::{Inspector, Parts};
 use self::local::LocalRepository;
 pub(crate) use self::settle::{before_outcome, resume};
 pub(crate) use self::under_way::Pushes;
-use crate::body::{self, Body, Chunks};
+use crate::body::{self, Body, BodyFault, Chunks};
 use crate::config::{
-    GatewayError, GitCredential, GitUpstreams, check_url, client, find_program, secret_header,
+    GatewayError, GitCredential, GitUpstreams, ModelUpstream, check_url, client, find_program, secret_header,
 };
 use crate::credentials::basic;
 use crate::grants;
@@ -55,25 +74,46 @@ pub(crate) struct GitSide {
     program: PathBuf,
     /// [`crate::bounds::LOCAL_GIT`].
     processes: Arc<Semaphore>,
+    /// None if no repository is allowed, so that nothing can be pushed.
+    inspector: Option<Inspector>,
+}
+
+/// What the git hosts' side needs of the rest of the configuration.
+pub(crate) struct Beside<'a> {
+    /// The model API, whose credential must not be pushed.
+    pub(crate) model: &'a ModelUpstream,
+    /// Where pushes are looked at; none if nothing is to be started.
+    pub(crate) quarantine_dir: Option<PathBuf>,
+    /// [`crate::bounds::LOCAL_GIT`].
+    pub(crate) processes: usize,
 }
 
 impl GitSide {
-    pub(crate) fn new(upstreams: GitUpstreams, processes: usize) -> Result<Self, GatewayError> {
+    pub(crate) fn new(upstreams: GitUpstreams, beside: Beside<'_>) -> Result<Self, GatewayError> {
         for credential in &upstreams.credentials {
             check_url("a git credential's URL prefix", &credential.url_prefix)?;
             secret_header("a git credential", &basic(&credential.username, &credential.token))?;
         }
         let client =
             client("git hosts", upstreams.outbound_proxy.as_ref(), upstreams.extra_ca_pem.as_deref())?;
-        let GitUpstreams { credentials, allow, forbidden, git_program, .. } = upstreams;
+        let Beside { model, quarantine_dir, processes } = beside;
+        let used = !upstreams.allow.is_empty();
+        let program =
+            if used { find_program(&upstreams.git_program)? } else { upstreams.git_program.clone() };
+        let proxies: Vec<&Url> =
+            [&model.outbound_proxy, &upstreams.outbound_proxy].into_iter().flatten().collect();
+        let parts = used.then(|| Parts::new(&program, &upstreams, model.credential.as_ref(), &proxies));
+        let inspector = match (parts.transpose()?, quarantine_dir) {
+            (Some(parts), Some(directory)) => Some(Inspector::new(parts, directory)?),
+            (_, _) => None,
+        };
+        let GitUpstreams { credentials, allow, forbidden, .. } = upstreams;
         let forbidden = forbidden
             .into_iter()
             .map(|directory| {
                 directory.canonicalize().map_err(|source| GatewayError::Forbidden { directory, source })
             })
             .collect::<Result<_, _>>()?;
-        // Git hosts are reached without it.
-        let program = if allow.has_directories() { find_program(&git_program)? } else { git_program };
         Ok(Self {
             client,
             credentials,
@@ -81,6 +121,7 @@ impl GitSide {
             forbidden,
             program,
             processes: Arc::new(Semaphore::new(processes)),
+            inspector,
         })
     }
 }
@@ -125,6 +166,8 @@ struct Exchange {
     chunks: Chunks,
     /// Its length, if it is known beforehand.
     length: Option<u64>,
+    /// Whether a push may take commits away from its branch, which was found to be right.
+    rewrites: bool,
 }
 
 /// A git host's answer: a service's own bytes.
@@ -140,15 +183,21 @@ enum Upstream {
 }
 
 impl Upstream {
-    /// The run's repository, if the allow-list (still) has it.
-    async fn of(shared: &Arc<Shared>, run: &Run, repository: &Repository) -> Result<Self, Fault> {
+    /// The run's repository, if the allow-list (still) has it. `own` is the process that its sandbox has for itself.
+    async fn of(
+        shared: &Arc<Shared>,
+        run: &Run,
+        repository: &Repository,
+        own: Option<&Arc<Semaphore>>,
+    ) -> Result<Self, Fault> {
         if !shared.git.allow.allows(repository) {
             return Err(Fault::NotAllowed);
         }
         match repository {
             Repository::Url(url) => Ok(Self::Http(HttpRepository::new(shared, run, url.clone()).await?)),
             Repository::Path(path) => {
-                Ok(Self::Local(LocalRepository::open(Arc::clone(shared), path.clone()).await?))
+                let own = own.map(Arc::clone);
+                Ok(Self::Local(LocalRepository::open(Arc::clone(shared), path.clone(), own).await?))
             }
         }
     }
@@ -220,12 +269,17 @@ async fn serve(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Resu
         return Err(tell(door, &run, Fault::PublishesNothing).await);
     }
     let shared = &door.shared;
-    let slot = timeout(shared.bounds.store_hold, Arc::clone(&door.exchanges).acquire_owned()).await;
-    let Ok(Ok(slot)) = slot else {
-        let message = "too many git requests of this sandbox are under way; try again";
-        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message));
+    let protocol = protocol(request.headers());
+    // Whoever keeps a request back takes nobody's place.
+    let begun = match operation {
+        Operation::Advertise(_) => None,
+        Operation::Fetch | Operation::Push => match incoming(shared, request) {
+            Ok(exchange) => Some(begun(exchange).await?),
+            Err(fault) => return Err(tell(door, &run, fault).await),
+        },
     };
-    let upstream = match Upstream::of(shared, &run, repository).await {
+    let slot = slot_of(door, &door.exchanges).await?;
+    let upstream = match Upstream::of(shared, &run, repository, Some(&door.git_process)).await {
         Ok(upstream) => upstream,
         Err(fault) => return Err(tell(door, &run, fault).await),
     };
@@ -239,18 +293,100 @@ async fn serve(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Resu
     if let Some(used) = upstream.credential_use(pushing) {
         shared.note_use(&run.id, &used).await?;
     }
-    let protocol = protocol(request.headers());
-    let answered = match operation {
-        Operation::Push => return push::answer(door, (run, slot), upstream, request).await,
-        Operation::Advertise(service) => upstream.advertise(service, protocol.as_deref()).await,
-        Operation::Fetch => match fetch_request(shared, request) {
-            Ok(exchange) => upstream.exchange(Service::UploadPack, protocol.as_deref(), exchange).await,
-            Err(fault) => Err(fault),
-        },
+    let answered = match (operation, begun) {
+        (Operation::Push, Some(exchange)) => {
+            return push::answer(door, (run, slot), upstream, exchange).await;
+        }
+        (Operation::Fetch, Some(exchange)) => {
+            // The sandbox's share of memory is free again when the request was sent.
+            let (exchange, _share) = match gathered(door, exchange).await? {
+                Ok(gathered) => gathered,
+                Err(fault) => return Err(tell(door, &run, fault).await),
+            };
+            upstream.exchange(Service::UploadPack, protocol.as_deref(), exchange).await
+        }
+        (Operation::Advertise(service), _) => upstream.advertise(service, protocol.as_deref()).await,
+        (Operation::Fetch | Operation::Push, None) => {
+            return Err(Refusal::bad_request("the request has no body"));
+        }
     };
     match answered {
-        Ok(answer) => Ok(respond(operation, Answer { chunks: holding(slot, answer.chunks), ..answer })),
+        Ok(answer) => {
+            let offered = offered(operation, &answer);
+            let chunks = carried(&shared.tracker, &shared.bounds, slot, offered(answer.chunks));
+            Ok(respond(operation, Answer { chunks, ..answer }))
+        }
         Err(fault) => Err(tell(door, &run, fault).await),
+    }
+}
+
+/// A place among the sandbox's own; it is waited for, but not for long.
+async fn slot_of(door: &Door, places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Refusal> {
+    let slot = timeout(door.shared.bounds.store_hold, Arc::clone(places).acquire_owned()).await;
+    slot.ok().and_then(Result::ok).ok_or_else(|| {
+        let message = "too many git requests of this sandbox are under way; try again";
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message)
+    })
+}
+
+/// Waits until the request's body has begun.
+async fn begun(exchange: Exchange) -> Result<Exchange, Refusal> {
+    let Exchange { mut chunks, .. } = exchange;
+    let Some(first) = chunks.next().await else {
+        return Ok(Exchange { chunks: stream::empty().boxed(), ..exchange });
+    };
+    let first = first.map_err(|error| refused_body(error, 0))?;
+    Ok(Exchange { chunks: stream::iter([Ok(first)]).chain(chunks).boxed(), ..exchange })
+}
+
+fn refused_body(error: BoxError, bound: u64) -> Refusal {
+    let fault = error.downcast::<BodyFault>().map_or_else(BodyFault::Broken, |fault| *fault);
+    Refusal::body(&fault, bound)
+}
+
+/// The whole request in memory, within the sandbox's share of it: no process waits for the rest of one. The outer error
+/// is the sender's fault, the inner one told of.
+async fn gathered(
+    door: &Door,
+    exchange: Exchange,
+) -> Result<Result<(Exchange, Vec<OwnedSemaphorePermit>), Fault>, Refusal> {
+    let bounds = &door.shared.bounds;
+    let bound = bounds.fetch_request_bytes;
+    if exchange.length.is_some_and(|length| length > bound) {
+        return Ok(Err(Fault::TooLarge { bytes: bound }));
+    }
+    let mut chunks = body::bounded(exchange.chunks, bound);
+    let (mut pieces, mut share, mut bytes) = (Vec::new(), Vec::new(), 0);
+    while let Some(chunk) = chunks.next().await {
+        let chunk = match chunk {
+            Ok(chunk) => chunk,
+            Err(error) => match refused_body(error, bound) {
+                refusal if refusal.status == StatusCode::PAYLOAD_TOO_LARGE => {
+                    return Ok(Err(Fault::TooLarge { bytes: bound }));
+                }
+                refusal => return Err(refusal),
+            },
+        };
+        let size = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
+        let permit = timeout(bounds.store_hold, Arc::clone(&door.bodies).acquire_many_owned(size)).await;
+        let Ok(Ok(permit)) = permit else {
+            let message = "too many large requests of this sandbox are under way; try again";
+            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message));
+        };
+        share.push(permit);
+        bytes += u64::from(size);
+        pieces.push(Ok(chunk));
+    }
+    let exchange = Exchange { chunks: stream::iter(pieces).boxed(), length: Some(bytes), rewrites: false };
+    Ok(Ok((exchange, share)))
+}
+
+/// What makes of a service's answer what the gateway offers.
+fn offered(operation: Operation, answer: &Answer) -> fn(Chunks) -> Chunks {
+    if operation == Operation::Advertise(Service::ReceivePack) && answer.encoding.is_none() {
+        advert::asking_for_whole_packs
+    } else {
+        std::convert::identity
     }
 }
 
@@ -258,15 +394,6 @@ async fn serve(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Resu
 fn to_be_pushed(run: &Run) -> Option<&BranchName> {
     let pushes = run.spec.workflow.caisson.publish.pushes() && run.phase == Some(Phase::Prepare);
     run.spec.branch.as_ref().filter(|_| pushes)
-}
-
-/// The chunks, with a slot that is free again when they were read or dropped.
-fn holding(slot: OwnedSemaphorePermit, chunks: Chunks) -> Chunks {
-    stream::unfold((slot, chunks), |(slot, mut chunks)| async move {
-        let chunk = chunks.next().await?;
-        Some((chunk, (slot, chunks)))
-    })
-    .boxed()
 }
 
 fn operation(method: &Method, rest: &str, query: Option<&str>) -> Result<Operation, Refusal> {
@@ -295,16 +422,6 @@ fn protocol(headers: &HeaderMap) -> Option<String> {
     matches!(value, "version=0" | "version=1" | "version=2").then(|| value.to_owned())
 }
 
-/// The request's body, within its bounds. It is decoded, so that its bound is one of what it says.
-fn fetch_request(shared: &Shared, request: Request<Incoming>) -> Result<Exchange, Fault> {
-    let bound = shared.bounds.fetch_request_bytes;
-    let exchange = incoming(shared, request)?;
-    if exchange.length.is_some_and(|length| length > bound) {
-        return Err(Fault::TooLarge { bytes: bound });
-    }
-    Ok(Exchange { chunks: body::bounded(exchange.chunks, bound), ..exchange })
-}
-
 /// A request's body: silence in it is bounded, and a compressed one is decoded as it comes.
 fn incoming(shared: &Shared, request: Request<Incoming>) -> Result<Exchange, Fault> {
     let (parts, body) = request.into_parts();
@@ -314,9 +431,11 @@ fn incoming(shared: &Shared, request: Request<Incoming>) -> Result<Exchange, Fau
     match text(CONTENT_ENCODING).map(str::to_ascii_lowercase).as_deref() {
         None | Some("" | "identity") => {
             let length = text(CONTENT_LENGTH).and_then(|length| length.parse().ok());
-            Ok(Exchange { chunks, length })
+            Ok(Exchange { chunks, length, rewrites: false })
         }
-        Some("gzip" | "x-gzip") => Ok(Exchange { chunks: inflate::gunzip(chunks), length: None }),
+        Some("gzip" | "x-gzip") => {
+            Ok(Exchange { chunks: inflate::gunzip(chunks), length: None, rewrites: false })
+        }
         Some(_) => Err(Fault::Encoding),
     }
 }
@@ -375,19 +494,6 @@ mod tests {
         for path in ["origin/HEAD", "origin/objects/info/packs", "other/info/refs", "origin", ""] {
             assert_eq!(of(Method::GET, path, None).unwrap_err().status.as_u16(), 404, "{path}");
         }
-    }
-
-    #[tokio::test]
-    async fn a_slot_is_held_until_the_answer_is_read_or_dropped() {
-        let slots = Arc::new(tokio::sync::Semaphore::new(2));
-        let answer = || stream::iter([Ok(bytes::Bytes::new())]).boxed();
-        let mut read = holding(Arc::clone(&slots).try_acquire_owned().unwrap(), answer());
-        let dropped = holding(Arc::clone(&slots).try_acquire_owned().unwrap(), answer());
-        assert!(read.next().await.is_some());
-        assert_eq!(slots.available_permits(), 0);
-        drop(dropped);
-        assert!(read.next().await.is_none());
-        assert_eq!(slots.available_permits(), 2);
     }
 
     #[test]

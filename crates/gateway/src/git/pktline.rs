@@ -112,9 +112,21 @@ pub(super) struct Section {
     pub(super) commands: Vec<Command>,
     /// What the client asks for, from the first command's line.
     pub(super) capabilities: Vec<String>,
-    /// Exactly the bytes of the section, its flush included.
-    pub(super) raw: Bytes,
 }
+
+/// Capabilities of a client that a host is told of (gitprotocol-capabilities(5)); the others ask for something that no
+/// push of a run needs.
+const FORWARDED: [&str; 9] = [
+    "report-status",
+    "report-status-v2",
+    "side-band",
+    "side-band-64k",
+    "quiet",
+    "atomic",
+    "ofs-delta",
+    "object-format",
+    "agent",
+];
 
 impl Section {
     /// With a value or without: git takes `name=value` for the capability `name`, whether it has values or not.
@@ -122,13 +134,33 @@ impl Section {
         let name = |offered: &String| offered.split('=').next() == Some(capability);
         self.capabilities.iter().any(name)
     }
+
+    /// The section as it is forwarded: what was read, and nothing that was not.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let named = |capability: &&String| {
+            let name = capability.split('=').next().unwrap_or_default();
+            FORWARDED.contains(&name) && capability.bytes().all(|byte| byte.is_ascii_graphic())
+        };
+        let capabilities: Vec<&str> = self.capabilities.iter().filter(named).map(String::as_str).collect();
+        let mut out = Vec::new();
+        for (number, Command { old, new, ref_name }) in self.commands.iter().enumerate() {
+            let mut line = format!("{old} {new} {ref_name}");
+            if number == 0 {
+                line.push('\0');
+                line.push_str(&capabilities.join(" "));
+            }
+            write(&mut out, line.as_bytes());
+        }
+        out.extend_from_slice(FLUSH);
+        out
+    }
 }
 
 /// Reads the section from bytes that come in pieces.
 #[derive(Debug, Default)]
 pub(super) struct SectionReader {
     reader: Reader,
-    raw: BytesMut,
+    bytes: usize,
     commands: Vec<Command>,
     capabilities: Vec<String>,
 }
@@ -136,11 +168,11 @@ pub(super) struct SectionReader {
 impl SectionReader {
     /// Takes a piece; answers the section and the bytes behind it as soon as its flush is there.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Result<Option<(Section, Bytes)>, PacketError> {
-        self.raw.extend_from_slice(bytes);
+        self.bytes += bytes.len();
         self.reader.push(bytes);
         loop {
             let packet = self.reader.next()?;
-            if self.raw.len() - self.reader.pending() > COMMAND_SECTION_BYTES {
+            if self.bytes - self.reader.pending() > COMMAND_SECTION_BYTES {
                 return Err(PacketError::TooLong);
             }
             match packet {
@@ -155,12 +187,9 @@ impl SectionReader {
 
     fn finish(&mut self) -> (Section, Bytes) {
         let rest = std::mem::take(&mut self.reader).into_rest();
-        let mut raw = std::mem::take(&mut self.raw);
-        raw.truncate(raw.len() - rest.len());
         let section = Section {
             commands: std::mem::take(&mut self.commands),
             capabilities: std::mem::take(&mut self.capabilities),
-            raw: raw.freeze(),
         };
         (section, rest)
     }
@@ -229,15 +258,24 @@ mod tests {
     fn commands_and_capabilities_are_read_and_the_pack_is_left() {
         let first = format!("{}\0 report-status side-band-64k agent=git/2", update("refs/heads/a"));
         let mut bytes = section(&[first, format!("{}\n", update("refs/heads/b"))]);
-        let length = bytes.len();
         bytes.extend_from_slice(b"PACK...");
         let (section, rest) = read(&bytes).unwrap().unwrap();
         assert_eq!(section.commands.len(), 2);
         assert_eq!(section.commands[1].ref_name, "refs/heads/b");
         assert!(section.has("side-band-64k") && !section.has("atomic"));
-        assert_eq!((section.raw.len(), &rest[..]), (length, &b"PACK..."[..]));
+        assert_eq!(&rest[..], b"PACK...");
         let (empty, _) = read(FLUSH).unwrap().unwrap();
         assert!(empty.commands.is_empty());
+    }
+
+    #[test]
+    fn what_is_forwarded_is_what_was_read_and_asks_for_nothing_else() {
+        let capabilities = "report-status side-band-64k push-cert=x agent=git/2 session-id=1\0hidden atomic";
+        let bytes = section(&[format!("{}\0 {capabilities}", update("refs/heads/a"))]);
+        let (read_one, _) = read(&bytes).unwrap().unwrap();
+        let text = String::from_utf8(read_one.encode()).unwrap();
+        let wanted = format!("{}\0report-status side-band-64k agent=git/2 atomic", update("refs/heads/a"));
+        assert_eq!(text, format!("{:04x}{wanted}0000", wanted.len() + 4));
     }
 
     #[test]

@@ -52,9 +52,14 @@ impl Owner {
     }
 }
 
-/// One of git's services.
-pub(super) fn git(program: &Path, service: Service, owner: Option<Owner>, bounds: &Bounds) -> Command {
-    let mut command = plain_git(program, owner, &settings(service, bounds));
+/// One of git's services; a push that `rewrites` may take commits away from its branch.
+pub(super) fn git(
+    program: &Path,
+    (service, rewrites): (Service, bool),
+    owner: Option<Owner>,
+    bounds: &Bounds,
+) -> Command {
+    let mut command = plain_git(program, owner, &settings(service, rewrites, bounds));
     if service == Service::ReceivePack {
         // Git refuses any larger piece of memory. It is in no manual; 2.47 has it (wrapper.c).
         command.env("GIT_ALLOC_LIMIT", bounds.git_alloc_bytes.to_string());
@@ -94,15 +99,16 @@ pub(super) fn plain_git(
 }
 
 /// Settings that the repository's own cannot change. What is pushed comes from an agent: it is checked, stays a pack
-/// (whose large files are never in memory as a whole) and adds to a branch's history without taking from it.
-fn settings(service: Service, bounds: &Bounds) -> Vec<(&'static str, String)> {
+/// (whose large files are never in memory as a whole) and adds to a branch's history without taking from it, unless it
+/// was found that it may.
+fn settings(service: Service, rewrites: bool, bounds: &Bounds) -> Vec<(&'static str, String)> {
     let mut settings = vec![("safe.directory", "*".to_owned())];
     match service {
         Service::UploadPack => settings.push(("uploadpack.allowFilter", "true".to_owned())),
         Service::ReceivePack => settings.extend([
             ("receive.fsckObjects", "true".to_owned()),
             ("receive.autogc", "false".to_owned()),
-            ("receive.denyNonFastForwards", "true".to_owned()),
+            ("receive.denyNonFastForwards", (!rewrites).to_string()),
             ("receive.unpackLimit", "1".to_owned()),
             ("receive.maxInputSize", bounds.push_bytes.to_string()),
             ("core.bigFileThreshold", "1m".to_owned()),
@@ -117,7 +123,7 @@ fn settings(service: Service, bounds: &Bounds) -> Vec<(&'static str, String)> {
 pub(super) struct Running {
     group: Group,
     child: Child,
-    _slot: OwnedSemaphorePermit,
+    _slot: Option<OwnedSemaphorePermit>,
 }
 
 struct Group(Option<Pid>);
@@ -140,8 +146,11 @@ pub(super) struct Pipes {
 }
 
 impl Running {
-    /// Starts it. The slot is free again at its end.
-    pub(super) fn start(mut command: Command, slot: OwnedSemaphorePermit) -> io::Result<(Self, Pipes)> {
+    /// Starts it. The slot, if it takes one, is free again at its end.
+    pub(super) fn start(
+        mut command: Command,
+        slot: Option<OwnedSemaphorePermit>,
+    ) -> io::Result<(Self, Pipes)> {
         let mut child = command.spawn()?;
         let pid = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
         let pipes =
@@ -223,7 +232,7 @@ mod tests {
     #[test]
     fn only_pushes_have_a_bound_on_memory() {
         let limit = |service| {
-            let command = git(Path::new("/usr/bin/git"), service, None, &Bounds::default());
+            let command = git(Path::new("/usr/bin/git"), (service, false), None, &Bounds::default());
             let mut variables = command.as_std().get_envs();
             let found = variables.find(|(name, _)| *name == OsStr::new("GIT_ALLOC_LIMIT"));
             found.and_then(|(_, value)| value).map(OsStr::to_owned)

@@ -1,8 +1,12 @@
 //! The rule for pushes, and the answer to one that breaks it: pure.
 
+use serde_json::{Map, Value};
+
 use super::pktline::{self, Command, PACKET_BYTES, Section};
 use crate::bounds::REF_BYTES;
 
+/// What our reasons begin with, so that nobody takes them for the git host's.
+const OURS: &str = "caisson: ";
 /// Room for a payload on a side band: the packet without its length and the band's number.
 const BAND_BYTES: usize = PACKET_BYTES - 5;
 /// The same for the older, small side band (gitprotocol-capabilities(5)).
@@ -16,13 +20,20 @@ pub(super) struct Denial {
     pub(super) rule: &'static str,
     /// What git shows behind the ref: a reason with its remedy.
     pub(super) reason: String,
+    /// What else the event tells.
+    pub(super) details: Map<String, Value>,
+}
+
+impl Denial {
+    pub(super) fn new(ref_name: &str, rule: &'static str, reason: impl Into<String>) -> Self {
+        Self { ref_name: ref_name.to_owned(), rule, reason: reason.into(), details: Map::new() }
+    }
 }
 
 /// The refs that break the rule: a push creates or updates `branch` (a full ref), nothing else, once. Empty
 /// means: forward it.
 pub(super) fn judge(section: &Section, branch: &str) -> Vec<Denial> {
-    let deny =
-        |command: &Command, rule, reason: String| Denial { ref_name: command.ref_name.clone(), rule, reason };
+    let deny = |command: &Command, rule, reason: String| Denial::new(&command.ref_name, rule, reason);
     let short = branch.trim_start_matches("refs/heads/");
     let mut denials: Vec<Denial> = section
         .commands
@@ -59,7 +70,7 @@ pub(super) fn judge(section: &Section, branch: &str) -> Vec<Denial> {
 /// every one is taken.
 pub(super) fn answer(section: &Section, denials: &[Denial]) -> Vec<u8> {
     let mut report = Vec::new();
-    // The pack was not looked at, so there is nothing wrong with it: refs are refused as a hook would.
+    // Whatever was wrong, refs are refused as a hook would.
     pktline::write(&mut report, b"unpack ok\n");
     for command in &section.commands {
         if denials.is_empty() {
@@ -68,7 +79,7 @@ pub(super) fn answer(section: &Section, denials: &[Denial]) -> Vec<u8> {
         }
         let denial = denials.iter().find(|denial| denial.ref_name == command.ref_name);
         let reason = denial.map_or("refused with the others of this push", |denial| denial.reason.as_str());
-        pktline::write(&mut report, format!("ng {} {reason}\n", command.ref_name).as_bytes());
+        pktline::write(&mut report, format!("ng {} {OURS}{reason}\n", command.ref_name).as_bytes());
     }
     report.extend_from_slice(pktline::FLUSH);
     let room = match (section.has("side-band-64k"), section.has("side-band")) {
@@ -102,7 +113,6 @@ fn band(out: &mut Vec<u8>, number: u8, payload: &[u8], room: usize) {
 mod tests {
     use super::super::report::{Report, Verdict};
     use super::*;
-    use bytes::Bytes;
 
     const BRANCH: &str = "refs/heads/caisson/x/1";
 
@@ -117,7 +127,7 @@ mod tests {
             })
             .collect();
         let capabilities = capabilities.split_whitespace().map(str::to_owned).collect();
-        Section { commands, capabilities, raw: Bytes::new() }
+        Section { commands, capabilities }
     }
 
     fn rules(refs: &[(&str, &str)], capabilities: &str) -> Vec<&'static str> {
@@ -146,7 +156,8 @@ mod tests {
         };
         let plain = of("report-status");
         assert!(
-            plain.starts_with("000eunpack ok\n") && plain.contains("ng refs/heads/main this run may push")
+            plain.starts_with("000eunpack ok\n")
+                && plain.contains("ng refs/heads/main caisson: this run may push")
         );
         assert!(plain.ends_with("\n0000"));
         let banded = of("report-status side-band-64k");

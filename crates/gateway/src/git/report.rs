@@ -162,13 +162,12 @@ impl<'a> RefSearch<'a> {
 mod tests {
     use super::super::pktline;
     use super::*;
-    use bytes::Bytes;
 
     const REF: &str = "refs/heads/x";
 
     fn section(capabilities: &[&str]) -> Section {
         let capabilities = capabilities.iter().map(|text| (*text).to_owned()).collect();
-        Section { commands: Vec::new(), capabilities, raw: Bytes::new() }
+        Section { commands: Vec::new(), capabilities }
     }
 
     fn lines(lines: &[&str]) -> Vec<u8> {

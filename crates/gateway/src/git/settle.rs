@@ -68,7 +68,7 @@ async fn search(upstream: &Upstream, push: &Push) -> Seen {
 /// Records `push` if the host has it and nobody recorded it meanwhile.
 async fn settle(shared: &Arc<Shared>, run: &Run, push: &Push) -> Result<Seen, StoreError> {
     let Some(repository) = &run.spec.repository else { return Ok(Seen::Missing) };
-    let seen = match Upstream::of(shared, run, repository).await {
+    let seen = match Upstream::of(shared, run, repository, None).await {
         Ok(upstream) => look(shared, run, &upstream, push).await,
         Err(fault) => {
             tracing::warn!(run.id = %run.id, fault = ?fault, "the repository of {} cannot be asked", run.id);

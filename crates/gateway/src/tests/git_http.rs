@@ -114,7 +114,8 @@ async fn a_large_push_and_a_compressed_fetch_reach_the_host() {
     assert!(pushed.ok, "{}", pushed.said);
     let seen = scene.host.seen();
     let push = seen.iter().rfind(|(path, _)| path.ends_with("git-receive-pack")).unwrap();
-    assert_eq!(push.1["transfer-encoding"], "chunked");
+    assert!(!push.1.contains_key("transfer-encoding"), "not every host takes a push without its length");
+    assert!(push.1["content-length"].to_str().unwrap().parse::<u64>().unwrap() > 1_600_000);
     let url = client.git("work", &["remote", "get-url", "origin"]).await.out;
     let mirror = client.git(".", &["clone", "-q", "--mirror", &url, "mirror"]).await;
     assert!(mirror.ok, "{}", mirror.said);

@@ -8,7 +8,7 @@ use caisson_domain::git::AllowList;
 use http::Method;
 
 use super::git_host::{Client, bare_repository, git, git_with};
-use super::support::{OK, PATIENCE, Sandbox, Setup, World, eventually, fetch, run_spec};
+use super::support::{PATIENCE, Sandbox, Setup, World, eventually, fetch, run_spec};
 
 const BRANCH: &str = "caisson/fixer/1";
 const REFS: &str = "/git/origin/info/refs?service=git-upload-pack";
@@ -118,47 +118,6 @@ async fn what_is_pushed_stays_a_pack_and_is_checked_whatever_the_repository_says
     let bad = scene.commit_of(&tree).await;
     let pushed = scene.client.push(&[&format!("{bad}:refs/heads/{BRANCH}")]).await;
     assert!(!pushed.ok && pushed.said.contains("hasDotgit"), "{}", pushed.said);
-    scene.world.stop().await;
-}
-
-#[tokio::test]
-async fn a_branch_on_the_server_is_never_rewritten() {
-    let scene = scene(|_| {}, |_| {}).await;
-    let own = format!("HEAD:{BRANCH}");
-    assert!(scene.client.push(&[&own]).await.ok);
-    let first = git(&scene.bare, &["rev-parse", BRANCH]).await;
-    git(&scene.client.directory.join("work"), &["commit", "-q", "--amend", "-m", "other"]).await;
-    let forced = scene.client.push(&["--force", &own]).await;
-    assert!(!forced.ok && forced.said.contains("non-fast-forward"), "{}", forced.said);
-    assert_eq!(git(&scene.bare, &["rev-parse", BRANCH]).await, first);
-    scene.world.stop().await;
-}
-
-#[tokio::test]
-async fn gits_processes_are_bounded_for_all_sandboxes_together() {
-    let scene = scene(
-        |setup| {
-            setup.bounds.local_git = 1;
-            setup.bounds.first_byte = Duration::from_millis(300);
-            setup.bounds.grace = Duration::from_millis(50);
-        },
-        |_| {},
-    )
-    .await;
-    let mut spec = run_spec(Some(scene.bare.to_str().unwrap()));
-    spec.branch = Some("caisson/fixer/2".parse().unwrap());
-    let other = scene.world.sandbox(spec).await;
-    let get = || fetch(other.request(Method::GET, REFS, &other.agent));
-    eventually(|| async { other.socket.exists().then_some(()) }).await;
-    assert_eq!(get().await.status, OK);
-    let silent = futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>();
-    let request = scene.sandbox.request(Method::POST, "/git/origin/git-upload-pack", &scene.sandbox.agent);
-    let mut waiting = tokio::task::JoinSet::new();
-    waiting.spawn(request.body(reqwest::Body::wrap_stream(silent)).send());
-    let busy = eventually(|| async { Some(get().await).filter(|reply| reply.status != OK) }).await;
-    assert_eq!((busy.status, busy.code().as_str()), (503, "busy"));
-    drop(waiting);
-    eventually(|| async { (get().await.status == OK).then_some(()) }).await;
     scene.world.stop().await;
 }
 

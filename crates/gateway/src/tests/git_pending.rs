@@ -20,7 +20,7 @@ use crate::GitCredential;
 const REF: &str = "refs/heads/caisson/fixer/1";
 const RECEIVE: &str = "/git/origin/git-receive-pack";
 /// A pack without objects: what it would hold is on the host already. (gitformat-pack(5))
-const EMPTY_PACK: &[u8] = b"PACK\0\0\0\x02\0\0\0\0\
+pub(crate) const EMPTY_PACK: &[u8] = b"PACK\0\0\0\x02\0\0\0\0\
     \x02\x9d\x08\x82\x3b\xd8\xa8\xea\xb5\x10\xad\x6a\xc7\x5c\x82\x3c\xfd\x3e\xd3\x1e";
 
 struct Scene {

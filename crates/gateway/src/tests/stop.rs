@@ -7,6 +7,7 @@ use caisson_domain::git::AllowList;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
+use super::git_pending::EMPTY_PACK;
 use super::support::{PATIENCE, Sandbox, Setup, World, run_spec};
 
 const NEW: &str = "1111111111111111111111111111111111111111";
@@ -32,25 +33,25 @@ async fn scene(grace: Duration) -> Scene {
 }
 
 impl Scene {
-    async fn send(&self, path: &str, body: &str) -> UnixStream {
+    async fn send(&self, path: &str, body: &[u8]) -> UnixStream {
         let mut stream = UnixStream::connect(&self.sandbox.socket).await.unwrap();
         let request = format!(
-            "POST {path} HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n{body}",
+            "POST {path} HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n",
             self.sandbox.agent,
             body.len()
         );
-        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.write_all(&[request.as_bytes(), body].concat()).await.unwrap();
         stream
     }
 
     async fn ask(&self) -> UnixStream {
-        self.send("/model/v1/messages", r#"{"model":"claude-opus-5-5"}"#).await
+        self.send("/model/v1/messages", br#"{"model":"claude-opus-5-5"}"#).await
     }
 
     async fn push(&self) -> UnixStream {
         let command = format!("{} {NEW} refs/heads/caisson/fixer/1\0 report-status", "0".repeat(40));
         let section = format!("{:04x}{command}0000", command.len() + 4);
-        self.send("/git/origin/git-receive-pack", &section).await
+        self.send("/git/origin/git-receive-pack", &[section.as_bytes(), EMPTY_PACK].concat()).await
     }
 
     /// The request as it comes to the upstream, which answers nothing yet.

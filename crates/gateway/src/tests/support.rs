@@ -1,6 +1,7 @@
 //! A world for tests: a store, sandboxes with runs in them, a gateway before them, and a client.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -29,7 +30,7 @@ use crate::bounds::Bounds;
 use crate::egress::Resolve;
 use crate::{
     EgressUpstreams, Gateway, GatewayConfig, GatewayError, GitIdentity, GitUpstreams, ModelCredential,
-    ModelUpstream,
+    ModelUpstream, PushRules,
 };
 
 /// Whatever takes longer is a fault.
@@ -123,6 +124,7 @@ impl Setup {
             extra_ca_pem: None,
             forbidden: Vec::new(),
             git_program: PathBuf::from("git"),
+            pushes: PushRules::default(),
         };
         let resolve: Resolve = Arc::new(|_| async { Err(std::io::Error::other("no name is known")) }.boxed());
         Self { bounds, model, git, egress: EgressUpstreams::default(), resolve }
@@ -159,6 +161,8 @@ impl World {
         super::install_crypto();
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("doors")).unwrap();
+        // As the server's state directory: only the server passes it.
+        std::fs::DirBuilder::new().mode(0o700).create(root.path().join("held")).unwrap();
         let store = Store::open(&root.path().join("caisson.db"), Clock::system()).await.unwrap();
         let server = ServerId::new(1, [9; 10]);
         store.register_server(&server).await.unwrap();
@@ -177,6 +181,7 @@ impl World {
             server: self.server.clone(),
             doors_dir: self.root.path().join("doors"),
             artifacts_dir: self.root.path().join("artifacts"),
+            quarantine_dir: self.root.path().join("held/quarantine"),
             model: setup.model.clone(),
             prices: PriceTable::shipped(),
             git: setup.git.clone(),

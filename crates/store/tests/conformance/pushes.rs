@@ -5,7 +5,7 @@ use std::time::Duration;
 use caisson_domain::event::EventKind;
 use caisson_domain::id::RunId;
 use caisson_domain::run::RunStatus;
-use caisson_store::{BeginPush, Finish, Push, PushRecord};
+use caisson_store::{BeginPush, Finish, Push, PushRecord, SessionPush};
 use serde_json::json;
 
 use crate::fixture::{Fixture, Placed, assert_corrupt, server_id, spec_on};
@@ -28,6 +28,7 @@ conformance! {
     only_the_servers_own_pushes_are_pending_there,
     a_pending_push_that_is_not_one_is_named,
     a_push_of_an_unknown_run_is_refused,
+    a_session_knows_the_pushes_that_were_taken,
 }
 
 const BRANCH: &str = "refs/heads/fix/1";
@@ -286,4 +287,19 @@ async fn a_push_of_an_unknown_run_is_refused(fixture: Fixture) {
     assert_corrupt(fixture.store.record_push(&unknown, &record).await, unknown.as_str());
     assert_corrupt(fixture.store.settle_push(&unknown, &record).await, unknown.as_str());
     assert_eq!(fixture.store.pending_push(&unknown).await.unwrap(), None);
+}
+
+async fn a_session_knows_the_pushes_that_were_taken(fixture: Fixture) {
+    let placed = placed_on_branch(&fixture).await;
+    let (run, session) = (&placed.run.id, &placed.run.session);
+    for record in
+        [taken(BRANCH, "b1"), refused(BRANCH, "b2"), taken("refs/heads/other", "b3"), taken(BRANCH, "b4")]
+    {
+        fixture.store.record_push(run, &record).await.unwrap();
+    }
+    let of = |new: &str| SessionPush { run: run.clone(), push: push(BRANCH, new) };
+    assert_eq!(fixture.store.session_pushes(session, BRANCH).await.unwrap(), [of("b1"), of("b4")]);
+    assert!(fixture.store.session_pushes(session, "refs/heads/none").await.unwrap().is_empty());
+    let other = caisson_domain::id::SessionId::new(1, [77; 10]);
+    assert!(fixture.store.session_pushes(&other, BRANCH).await.unwrap().is_empty());
 }

@@ -1,0 +1,307 @@
+//! What the commits of a push change, against what the repository had: for what cannot be told from the push alone.
+//!
+//! A push holds only what is new. Whether a secret was there before, whether a path was changed or merely lies in the same
+//! directory, and which commit brought something, is told by the trees that its commits come after; they are fetched when
+//! there is such a question, and only then.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+
+use super::Upstream;
+use super::base::{self, Abilities, BaseError, Wanted};
+use super::helper::{Helper, HelperError};
+use super::objects::{Contents, FORMAT, Id, Looking, ReadError};
+use super::quarantine::{Quarantine, Quarantines, Room};
+use crate::bounds::Bounds;
+
+/// Files of before that are read to see whether a secret was there.
+const OLD_FILES: usize = 2_000;
+
+/// Why a push could not be compared.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CompareError {
+    #[error(transparent)]
+    Base(#[from] BaseError),
+    #[error(transparent)]
+    Helper(#[from] HelperError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("the server's disk could not be written")]
+    Disk(#[from] std::io::Error),
+    #[error("git's list of changes cannot be read")]
+    Changes,
+}
+
+/// One path that a commit has otherwise than every one of its parents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Change {
+    pub(super) commit: Id,
+    pub(super) path: Vec<u8>,
+    /// None if it is gone, or is no file.
+    pub(super) new: Option<Id>,
+    /// In the parents.
+    pub(super) old: Vec<Id>,
+}
+
+/// What a push changes.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    pub(super) all: Vec<Change>,
+    /// Every file that a commit's parents have and it has not, or has otherwise.
+    before: HashMap<Id, HashSet<Id>>,
+}
+
+/// Compares one push.
+pub(super) struct Comparison<'a> {
+    pub(super) helper: &'a Helper,
+    pub(super) quarantines: &'a Quarantines,
+    pub(super) quarantine: &'a Quarantine,
+    pub(super) upstream: &'a Upstream,
+    pub(super) bounds: &'a Bounds,
+    pub(super) looking: Looking<'a>,
+    /// Digits of an id.
+    pub(super) digits: usize,
+}
+
+/// What was fetched to compare with.
+pub(super) struct Base {
+    directory: PathBuf,
+    abilities: Abilities,
+    /// Fetched files, beside what came with the trees.
+    packs: u32,
+}
+
+impl Comparison<'_> {
+    fn room(&self) -> Room {
+        let bounds = &self.bounds.push;
+        Room { bytes: bounds.base_bytes, objects: u32::MAX, free_bytes: bounds.free_bytes }
+    }
+
+    fn hex(&self, id: Id) -> String {
+        id.hex(self.digits / 2)
+    }
+
+    /// Fetches what the push's commits come after, without files where the host can leave them out.
+    pub(super) async fn base(&self, contents: &Contents) -> Result<Base, CompareError> {
+        // Beside the push's own objects, where git finds them.
+        let directory = self.quarantine.directory.clone();
+        let mut base = Base { directory, abilities: Abilities::default(), packs: 0 };
+        let objects: Vec<String> = contents.boundary().into_iter().map(|id| self.hex(id)).collect();
+        if objects.is_empty() {
+            return Ok(base);
+        }
+        base.abilities = base::abilities(self.upstream).await?;
+        let filter = base.abilities.filter.then_some("blob:none");
+        self.fetch(&mut base, &Wanted { objects, alone: true, filter, have: None }).await?;
+        Ok(base)
+    }
+
+    async fn fetch(&self, base: &mut Base, wanted: &Wanted<'_>) -> Result<(), CompareError> {
+        let pack = format!("objects/pack/fetched-{}.pack", base.packs);
+        base.packs += 1;
+        base::fetch(self.upstream, wanted, &base.directory.join(&pack), self.room()).await?;
+        self.helper.run(&base.directory, &["index-pack", &pack], b"", self.bounds).await?;
+        Ok(())
+    }
+
+    /// Whether `old` comes before the push although no commit of the push says so: by what the repository has itself.
+    pub(super) async fn comes_after(
+        &self,
+        contents: &Contents,
+        new: Id,
+        old: Id,
+    ) -> Result<bool, CompareError> {
+        let directory = self.quarantines.make_within(self.quarantine, "history", self.digits).await?;
+        let abilities = base::abilities(self.upstream).await?;
+        let mut base = Base { directory, abilities, packs: 0 };
+        let mut ends = contents.boundary();
+        if !contents.commits.contains_key(&new) {
+            ends.push(new);
+        }
+        let objects = ends.iter().map(|id| self.hex(*id)).collect();
+        let (have, filter) = (self.hex(old), base.abilities.filter.then_some("tree:0"));
+        self.fetch(&mut base, &Wanted { objects, have: Some(&have), alone: false, filter }).await?;
+        let listing = ["cat-file", "--batch-all-objects", "--unordered", FORMAT];
+        let listing = self.helper.run(&base.directory, &listing, b"", self.bounds).await?;
+        let theirs = Contents::read(&listing[..], &self.looking)?;
+        let parents = |id| {
+            let known = contents.commits.get(&id).or_else(|| theirs.commits.get(&id));
+            known.map(|facts| facts.parents.as_slice())
+        };
+        Ok(super::objects::reaches(new, old, parents))
+    }
+
+    /// What each commit of the push changes.
+    pub(super) async fn changes(&self, contents: &Contents) -> Result<Changes, CompareError> {
+        let mut pairs = Vec::new();
+        for (commit, facts) in &contents.commits {
+            let commit = self.hex(*commit);
+            pairs.extend(facts.parents.iter().map(|parent| format!("{commit} {}\n", self.hex(*parent))));
+            if facts.parents.is_empty() {
+                pairs.push(format!("{commit}\n"));
+            }
+        }
+        let pairs = pairs.concat();
+        let arguments =
+            ["diff-tree", "--stdin", "-r", "--root", "-z", "--raw", "--no-renames", "--no-abbrev"];
+        let out =
+            self.helper.run(&self.quarantine.directory, &arguments, pairs.as_bytes(), self.bounds).await?;
+        let parents =
+            |commit: &Id| contents.commits.get(commit).map_or(1, |facts| facts.parents.len().max(1));
+        parse_changes(&out, parents).ok_or(CompareError::Changes)
+    }
+
+    /// Makes sure that these files can be read.
+    async fn have_files(
+        &self,
+        base: &mut Base,
+        contents: &Contents,
+        files: &[Id],
+    ) -> Result<(), CompareError> {
+        let missing: Vec<String> = files
+            .iter()
+            .filter(|id| !contents.blobs.contains(id))
+            .take(OLD_FILES)
+            .map(|id| self.hex(*id))
+            .collect();
+        if missing.is_empty() || !base.abilities.filter {
+            return Ok(());
+        }
+        self.fetch(base, &Wanted { objects: missing, ..Wanted::default() }).await
+    }
+
+    /// The secrets that were there before in the files that `commits` have changed, by commit.
+    pub(super) async fn known(
+        &self,
+        base: &mut Base,
+        contents: &Contents,
+        (changes, commits): (&Changes, &HashSet<Id>),
+    ) -> Result<HashMap<Id, HashSet<[u8; 32]>>, CompareError> {
+        let before = commits.iter().filter_map(|commit| changes.before.get(commit)).flatten();
+        let mut files: Vec<Id> = before.copied().collect::<HashSet<_>>().into_iter().collect();
+        files.sort_unstable();
+        self.have_files(base, contents, &files).await?;
+        let theirs: Vec<Id> =
+            files.into_iter().filter(|id| !contents.blobs.contains(id)).take(OLD_FILES).collect();
+        let list: Vec<String> = theirs.iter().map(|id| format!("{}\n", self.hex(*id))).collect();
+        let old = if theirs.is_empty() {
+            Contents::default()
+        } else {
+            let listing = self
+                .helper
+                .run(&base.directory, &["cat-file", FORMAT], list.concat().as_bytes(), self.bounds)
+                .await?;
+            Contents::read(&listing[..], &self.looking)?
+        };
+        let mut of_file: HashMap<Id, Vec<[u8; 32]>> = HashMap::new();
+        for candidate in contents.candidates.iter().chain(&old.candidates) {
+            of_file.entry(candidate.object).or_default().push(candidate.found.hit.hash);
+        }
+        let hashes = |commit: &Id| {
+            let files = changes.before.get(commit).into_iter().flatten();
+            files.filter_map(|file| of_file.get(file)).flatten().copied().collect()
+        };
+        Ok(commits.iter().map(|commit| (*commit, hashes(commit))).collect())
+    }
+
+    /// The contents of some files.
+    pub(super) async fn texts(
+        &self,
+        base: &mut Base,
+        contents: &Contents,
+        files: &[Id],
+    ) -> Result<HashMap<Id, Vec<u8>>, CompareError> {
+        self.have_files(base, contents, files).await?;
+        let mut texts = HashMap::new();
+        for file in files {
+            let arguments = ["cat-file", "blob", &self.hex(*file)];
+            let text = self.helper.run(&self.quarantine.directory, &arguments, b"", self.bounds).await?;
+            texts.insert(*file, text);
+        }
+        Ok(texts)
+    }
+}
+
+/// Reads `git diff-tree --stdin -z --raw`: a commit, then what it changes against one parent, and so on. What is not
+/// changed against every parent came by a merge.
+fn parse_changes(out: &[u8], parents: impl Fn(&Id) -> usize) -> Option<Changes> {
+    let mut fields = out.split(|byte| *byte == 0);
+    let mut changes = Changes::default();
+    let mut found: HashMap<(Id, Vec<u8>), (usize, Change)> = HashMap::new();
+    let mut order = Vec::new();
+    let mut commit = None;
+    while let Some(field) = fields.next().filter(|field| !field.is_empty()) {
+        let text = std::str::from_utf8(field).ok()?;
+        let Some(entry) = text.strip_prefix(':') else {
+            commit = Some(Id::parse(text)?);
+            continue;
+        };
+        let commit = commit?;
+        let path = fields.next()?.to_vec();
+        let mut parts = entry.split(' ');
+        let (old_mode, new_mode) = (parts.next()?, parts.next()?);
+        let file = |mode: &str, id: &str| Id::parse(id).filter(|_| !matches!(mode, "160000" | "040000"));
+        let (old, new) = (file(old_mode, parts.next()?), file(new_mode, parts.next()?));
+        changes.before.entry(commit).or_default().extend(old);
+        let key = (commit, path.clone());
+        let (count, change) = found.entry(key.clone()).or_insert_with(|| {
+            order.push(key);
+            (0, Change { commit, path, new, old: Vec::new() })
+        });
+        *count += 1;
+        change.old.extend(old);
+    }
+    for key in order {
+        if let Some((count, change)) = found.remove(&key)
+            && count >= parents(&change.commit)
+        {
+            changes.all.push(change);
+        }
+    }
+    Some(changes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(digit: &str) -> Id {
+        Id::parse(&digit.repeat(40)).unwrap()
+    }
+
+    fn entry(modes: (&str, &str), ids: (&str, &str), path: &str) -> String {
+        format!(":{} {} {} {} M\0{path}\0", modes.0, modes.1, ids.0.repeat(40), ids.1.repeat(40))
+    }
+
+    #[test]
+    fn changes_are_read_and_those_that_a_merge_brings_are_left_out() {
+        let merge = "a".repeat(40);
+        let file = ("100644", "100644");
+        let out = [
+            format!("{merge}\0"),
+            entry(file, ("1", "2"), "both"),
+            entry(file, ("3", "4"), "one side"),
+            format!("{merge}\0"),
+            entry(file, ("5", "2"), "both"),
+            format!("{}\0", "b".repeat(40)),
+            entry(("000000", "160000"), ("0", "6"), "submodule"),
+            entry(("100644", "000000"), ("7", "0"), "gone"),
+        ]
+        .concat();
+        let changes = parse_changes(out.as_bytes(), |commit| if *commit == id("a") { 2 } else { 1 }).unwrap();
+        let paths: Vec<_> = changes.all.iter().map(|change| change.path.as_slice()).collect();
+        assert_eq!(paths, [&b"both"[..], b"submodule", b"gone"]);
+        assert_eq!((changes.all[0].new, changes.all[0].old.clone()), (Some(id("2")), vec![id("1"), id("5")]));
+        assert_eq!((changes.all[1].new, changes.all[2].new), (None, None));
+        assert_eq!(changes.before[&id("a")], HashSet::from([id("1"), id("3"), id("5")]));
+        assert_eq!(changes.before[&id("b")], HashSet::from([id("7")]));
+    }
+
+    #[test]
+    fn what_is_no_list_of_changes_is_not_read() {
+        for bad in ["x\0", ":100644 1\0p\0", &format!("{}\0:1 2\0p\0", "a".repeat(40))] {
+            assert!(parse_changes(bad.as_bytes(), |_| 1).is_none(), "{bad}");
+        }
+        assert!(parse_changes(b"", |_| 1).unwrap().all.is_empty());
+    }
+}

@@ -1,0 +1,236 @@
+//! Git at work on a quarantine: in nobody's repository, with nothing of the server's, as nobody where the server is root,
+//! and within bounds of memory, processor time and file size that the kernel keeps.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use futures_util::future::OptionFuture;
+use nix::unistd::geteuid;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::process::{Pipes, Running, last_words, plain_git};
+use crate::bounds::{Bounds, PushBounds};
+use crate::config::{GatewayError, find_program};
+
+/// Uid and gid of nobody.
+const NOBODY: u32 = 65534;
+/// Largest file that git makes in a quarantine: the list of a pack's objects, in bytes.
+const FILE_BYTES: u64 = 256 * 1024 * 1024;
+/// Most output of [`Helper::run`], in bytes.
+const OUTPUT_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Why git did not do its work on a quarantine.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HelperError {
+    #[error("git could not be started on the server")]
+    Start(#[source] io::Error),
+    /// What it said: it does not like what it was given.
+    #[error("{0}")]
+    Failed(String),
+    /// It took more than it may.
+    #[error("git took more time or memory for it than it may")]
+    Exceeded,
+    #[error("git's pipes broke on the server")]
+    Pipes(#[from] io::Error),
+}
+
+/// How git is started on a quarantine.
+#[derive(Debug, Clone)]
+pub(super) struct Helper {
+    git: PathBuf,
+    /// It sets the bounds before git begins: whoever is not root any more takes none from outside.
+    prlimit: PathBuf,
+    /// It gives root up; needed where the server is root. The standard library would do that before it changes to the
+    /// quarantine, above which are directories that nobody else may pass.
+    setpriv: Option<PathBuf>,
+}
+
+impl Helper {
+    /// # Errors
+    /// [`GatewayError::Program`] if `prlimit` is missing, or `setpriv` where the server is root; both are util-linux's.
+    pub(super) fn new(git: &Path) -> Result<Self, GatewayError> {
+        let root = geteuid().is_root();
+        let setpriv = root.then(|| find_program(Path::new("setpriv"))).transpose()?;
+        Ok(Self { git: git.to_owned(), prlimit: find_program(Path::new("prlimit"))?, setpriv })
+    }
+
+    /// Whose the quarantine must be, if not the server's own.
+    pub(super) fn owner(&self) -> Option<u32> {
+        self.setpriv.as_ref().map(|_| NOBODY)
+    }
+
+    /// Runs git over `input`, and answers what it printed.
+    ///
+    /// # Errors
+    /// [`HelperError`].
+    /// # Cancel safety
+    /// Dropped, it kills git.
+    pub(super) async fn run(
+        &self,
+        directory: &Path,
+        arguments: &[&str],
+        input: &[u8],
+        bounds: &Bounds,
+    ) -> Result<Vec<u8>, HelperError> {
+        let (running, pipes) = self.start(directory, arguments, bounds)?;
+        let Pipes { stdin, stdout, stderr } = pipes;
+        let feeding = async {
+            if let Some(mut stdin) = stdin {
+                // A git that does not read on says why.
+                drop(stdin.write_all(input).await);
+            }
+        };
+        let reading = async {
+            let mut out = Vec::new();
+            if let Some(stdout) = stdout {
+                stdout.take(OUTPUT_BYTES + 1).read_to_end(&mut out).await?;
+            }
+            Ok::<_, io::Error>(out)
+        };
+        let saying = OptionFuture::from(stderr.map(|stderr| last_words(stderr, bounds.push.time)));
+        let all = async { tokio::join!(feeding, reading, saying) };
+        let ((), out, said) = timeout(bounds.push.time, all).await.map_err(|_| HelperError::Exceeded)?;
+        let out = out?;
+        if out.len() as u64 > OUTPUT_BYTES {
+            return Err(HelperError::Exceeded);
+        }
+        finish(running, said).await.map(|()| out)
+    }
+
+    /// Starts git; its standard input is a pipe.
+    ///
+    /// # Errors
+    /// [`HelperError::Start`].
+    pub(super) fn start(
+        &self,
+        directory: &Path,
+        arguments: &[&str],
+        bounds: &Bounds,
+    ) -> Result<(Running, Pipes), HelperError> {
+        let mut command = self.command(directory, arguments, bounds);
+        command.stdin(Stdio::piped());
+        Running::start(command, None).map_err(HelperError::Start)
+    }
+
+    fn command(&self, directory: &Path, arguments: &[&str], bounds: &Bounds) -> Command {
+        let settings = [
+            ("core.bigFileThreshold", "1m"),
+            ("core.packedGitWindowSize", "16m"),
+            ("core.packedGitLimit", "128m"),
+            ("core.deltaBaseCacheLimit", "64m"),
+            ("pack.threads", "1"),
+            ("gc.auto", "0"),
+        ];
+        let settings = settings.map(|(key, value)| (key, value.to_owned()));
+        let mut command = plain_git(&self.prlimit, None, &settings);
+        let PushBounds { cpu_s, memory_bytes, .. } = bounds.push;
+        for limit in [
+            format!("--cpu={cpu_s}"),
+            format!("--data={memory_bytes}"),
+            format!("--fsize={FILE_BYTES}"),
+            "--core=0".to_owned(),
+        ] {
+            command.arg(limit);
+        }
+        if let Some(setpriv) = &self.setpriv {
+            let ids = [format!("--reuid={NOBODY}"), format!("--regid={NOBODY}")];
+            command.arg(setpriv).args(ids).args(["--clear-groups", "--no-new-privs"]);
+        }
+        command.arg(&self.git);
+        command.env("GIT_ALLOC_LIMIT", bounds.git_alloc_bytes.to_string());
+        // Relative, so that no directory above it is asked for.
+        command.env("GIT_DIR", ".").current_dir(directory);
+        command.args(arguments.iter().map(OsStr::new));
+        command
+    }
+}
+
+/// Waits for git's end.
+///
+/// # Errors
+/// [`HelperError`], with what it said.
+pub(super) async fn finish(running: Running, said: Option<String>) -> Result<(), HelperError> {
+    match running.end().await {
+        Some(status) if status.success() => Ok(()),
+        // By a signal: the kernel's, since nobody else sends one.
+        Some(status) if status.code().is_none() => Err(HelperError::Exceeded),
+        Some(_) => Err(HelperError::Failed(said.unwrap_or_default())),
+        None => Err(HelperError::Exceeded),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bounds(change: fn(&mut PushBounds)) -> Bounds {
+        let mut bounds = Bounds::default();
+        change(&mut bounds.push);
+        bounds
+    }
+
+    /// Git that does what an alias says, in a place like a quarantine's.
+    async fn done(alias: &str, bounds: &Bounds) -> Result<String, HelperError> {
+        let helper = Helper::new(&find_program(Path::new("git")).unwrap()).unwrap();
+        let root = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(root.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        let quarantines =
+            super::super::quarantine::Quarantines::prepare(root.path().join("q"), helper.owner()).unwrap();
+        let quarantine = quarantines.make(40).await.unwrap();
+        let alias = format!("alias.x=!{alias}");
+        let out = helper.run(&quarantine.directory, &["-c", &alias, "x"], b"input", bounds).await?;
+        Ok(String::from_utf8(out).unwrap().trim().to_owned())
+    }
+
+    #[tokio::test]
+    async fn git_is_nobody_with_nothing_of_the_servers_and_within_its_bounds() {
+        let bounds = bounds(|_| {});
+        assert_eq!(done("cat", &bounds).await.unwrap(), "input");
+        let limits = done("cat /proc/self/limits", &bounds).await.unwrap();
+        let limit = |name: &str| {
+            let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
+            line[name.len()..].split_whitespace().next().unwrap().to_owned()
+        };
+        assert_eq!(limit("Max cpu time"), bounds.push.cpu_s.to_string());
+        assert_eq!(limit("Max data size"), bounds.push.memory_bytes.to_string());
+        assert_eq!(
+            (limit("Max file size"), limit("Max core file size")),
+            (FILE_BYTES.to_string(), "0".to_owned())
+        );
+        assert!(!done("env", &bounds).await.unwrap().contains("CARGO"));
+        if !geteuid().is_root() {
+            println!("SKIPPED: only root can become somebody else");
+            return;
+        }
+        assert_eq!(done("id -u; id -G", &bounds).await.unwrap(), "65534\n65534");
+        let status = done("cat /proc/self/status", &bounds).await.unwrap();
+        assert!(
+            status.contains("NoNewPrivs:\t1") && status.contains("CapEff:\t0000000000000000"),
+            "{status}"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_takes_more_than_it_may_is_ended() {
+        let late = bounds(|bounds| bounds.time = std::time::Duration::from_millis(100));
+        assert!(matches!(done("exec sleep 600", &late).await, Err(HelperError::Exceeded)));
+        let busy = bounds(|bounds| bounds.cpu_s = 1);
+        // The shell that git starts has the same bounds, and tells of its signal by its exit code.
+        let said = done("while :; do :; done", &busy).await;
+        assert!(matches!(said, Err(HelperError::Exceeded | HelperError::Failed(_))), "{said:?}");
+        let hungry = "head -c 64m /dev/zero | tail -c 64m | wc -c";
+        assert_eq!(done(hungry, &bounds(|_| {})).await.unwrap(), (64 << 20).to_string());
+        let small = bounds(|bounds| bounds.memory_bytes = 16 << 20);
+        assert_ne!(done(hungry, &small).await.unwrap_or_default(), (64 << 20).to_string());
+    }
+
+    #[tokio::test]
+    async fn a_git_that_fails_says_why() {
+        let said = done("echo no such luck >&2; exit 3", &bounds(|_| {})).await;
+        assert!(matches!(&said, Err(HelperError::Failed(said)) if said.contains("no such luck")), "{said:?}");
+    }
+}

@@ -1,0 +1,390 @@
+//! Looking at a push in its quarantine: git's own checks of its objects, bounds, secrets, paths and submodules.
+//!
+//! Everything in the pack is looked at, whether a commit leads to it or not: a host keeps all of it. Where something is
+//! found that may have been there before, the commits are compared with what the repository has.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io::{self, BufRead, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes};
+use caisson_domain::git::{AllowList, Repository};
+use futures_util::future::OptionFuture;
+use futures_util::stream::StreamExt;
+use secrecy::ExposeSecret;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_util::io::ReaderStream;
+use url::Url;
+
+use super::Upstream;
+use super::compare::{Base, Change, Changes, CompareError, Comparison};
+use super::finding::{Finding, Place, shown};
+use super::globs::Globs;
+use super::helper::{Helper, HelperError, finish};
+use super::objects::{Candidate, Contents, FORMAT, Id, Looking, ReadError, is_gitmodules};
+use super::process::{Pipes, last_words};
+use super::quarantine::{PACK, Quarantine, Quarantines};
+use super::secrets::Secrets;
+use super::submodules::{GITMODULES_BYTES, is_allowed, urls};
+use crate::bounds::{Bounds, CHUNKS, INSPECTIONS};
+use crate::config::{GatewayError, GitUpstreams, ModelCredential, PushRules};
+
+/// Taken from git's output at once, in bytes.
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// What looks at pushes, for the whole server.
+pub(super) struct Inspector {
+    pub(super) helper: Helper,
+    pub(super) quarantines: Quarantines,
+    secrets: Arc<Secrets>,
+    globs: Globs,
+    rules: PushRules,
+    /// [`INSPECTIONS`].
+    turns: Semaphore,
+}
+
+/// The parts of an inspector that the configuration decides, found fit.
+pub(super) struct Parts {
+    helper: Helper,
+    secrets: Arc<Secrets>,
+    globs: Globs,
+    rules: PushRules,
+}
+
+/// Why a push was not looked at to its end.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum InspectError {
+    #[error("{0}")]
+    Helper(#[from] HelperError),
+    #[error("{0}")]
+    Read(#[from] ReadError),
+    #[error("it could not be compared with what the repository has: {0}")]
+    Compare(#[from] CompareError),
+    #[error("it took too long")]
+    Late,
+    #[error("the server stops")]
+    Stopping,
+}
+
+/// What a push is judged by.
+pub(super) struct Case<'a> {
+    pub(super) quarantine: &'a Quarantine,
+    pub(super) upstream: &'a Upstream,
+    pub(super) repository: &'a Repository,
+    pub(super) allow: &'a AllowList,
+    pub(super) bounds: &'a Bounds,
+    /// Digits of an id.
+    pub(super) digits: usize,
+}
+
+impl Parts {
+    /// # Errors
+    /// [`GatewayError`] for a rule or a credential that cannot be used, and where a program is missing.
+    pub(super) fn new(
+        git: &Path,
+        upstreams: &GitUpstreams,
+        model: Option<&ModelCredential>,
+        proxies: &[&Url],
+    ) -> Result<Self, GatewayError> {
+        let mut live: Vec<&str> =
+            upstreams.credentials.iter().map(|credential| credential.token.expose_secret()).collect();
+        match model {
+            Some(ModelCredential::ApiKey(key) | ModelCredential::Bearer(key)) => {
+                live.push(key.expose_secret());
+            }
+            None => {}
+        }
+        live.extend(proxies.iter().filter_map(|proxy| proxy.password()));
+        let rules = upstreams.pushes.clone();
+        Ok(Self {
+            helper: Helper::new(git)?,
+            secrets: Arc::new(Secrets::new(&live, &rules.secret_rules_off)?),
+            globs: Globs::new(&rules.forbidden_paths)?,
+            rules,
+        })
+    }
+}
+
+impl Inspector {
+    /// # Errors
+    /// [`GatewayError::Quarantine`].
+    pub(super) fn new(parts: Parts, directory: PathBuf) -> Result<Self, GatewayError> {
+        let Parts { helper, secrets, globs, rules } = parts;
+        let quarantines =
+            Quarantines::prepare(directory, helper.owner()).map_err(GatewayError::Quarantine)?;
+        Ok(Self { helper, quarantines, secrets, globs, rules, turns: Semaphore::new(INSPECTIONS) })
+    }
+
+    /// Looks at the pack in the quarantine. Without findings it may be forwarded, but for its commits' order.
+    ///
+    /// # Errors
+    /// [`InspectError`]; a fault of the push itself is a finding.
+    /// # Cancel safety
+    /// Dropped, it kills its processes.
+    pub(super) async fn inspect(&self, case: &Case<'_>) -> Result<(Contents, Vec<Finding>), InspectError> {
+        let Ok(_turn) = self.turns.acquire().await else { return Err(InspectError::Stopping) };
+        timeout(case.bounds.push.time, self.look(case)).await.map_err(|_| InspectError::Late)?
+    }
+
+    async fn look(&self, case: &Case<'_>) -> Result<(Contents, Vec<Finding>), InspectError> {
+        let none = || Contents::default();
+        match self.check(case).await {
+            Ok(()) => {}
+            Err(HelperError::Failed(said)) => return Ok((none(), vec![Finding::pack(&said)])),
+            Err(error @ HelperError::Exceeded) => {
+                return Ok((none(), vec![Finding::pack(&error.to_string())]));
+            }
+            Err(error @ (HelperError::Start(_) | HelperError::Pipes(_))) => return Err(error.into()),
+        }
+        let contents = match self.read(case).await {
+            Ok(contents) => contents,
+            Err(InspectError::Read(ReadError::Excess(excess))) => {
+                return Ok((none(), vec![Finding::pack(&excess.to_string())]));
+            }
+            Err(InspectError::Helper(error @ HelperError::Exceeded)) => {
+                return Ok((none(), vec![Finding::pack(&error.to_string())]));
+            }
+            Err(error) => return Err(error),
+        };
+        let mut findings: Vec<Finding> =
+            contents.elsewhere.iter().map(|candidate| elsewhere(candidate, &contents, case)).collect();
+        if contents.too_many_candidates {
+            findings.push(Finding::too_many(case.bounds.push.candidates));
+        }
+        if self.has_questions(&contents) {
+            match self.compare(case, &contents).await {
+                Ok(found) => findings.extend(found),
+                // What was found may have been there before, and nobody can say.
+                Err(error) if contents.candidates.is_empty() && contents.oversize.is_empty() => {
+                    return Err(error.into());
+                }
+                Err(error) => {
+                    tracing::warn!(error = %error, "a push with findings could not be compared");
+                    findings.extend(self.unplaced(&contents));
+                }
+            }
+        }
+        Ok((contents, findings))
+    }
+
+    /// Git's own checks; they also make the list of the pack's objects.
+    async fn check(&self, case: &Case<'_>) -> Result<(), HelperError> {
+        let most = format!("--max-input-size={}", case.bounds.push_bytes);
+        let arguments = ["index-pack", "--fsck-objects", &most, PACK];
+        self.helper.run(&case.quarantine.directory, &arguments, b"", case.bounds).await.map(drop)
+    }
+
+    fn looking<'a>(&'a self, bounds: &'a Bounds) -> Looking<'a> {
+        Looking { secrets: &self.secrets, bounds: &bounds.push, file_bytes: self.rules.file_bytes }
+    }
+
+    /// Reads every object once, as git prints them.
+    async fn read(&self, case: &Case<'_>) -> Result<Contents, InspectError> {
+        let arguments = ["cat-file", "--batch-all-objects", "--unordered", "--buffer", FORMAT];
+        let (running, pipes) = self.helper.start(&case.quarantine.directory, &arguments, case.bounds)?;
+        let Pipes { stdin, stdout, stderr } = pipes;
+        drop(stdin);
+        let (sender, receiver) = mpsc::channel(CHUNKS);
+        let feeding = async move {
+            let Some(stdout) = stdout else { return };
+            let mut stdout = ReaderStream::with_capacity(stdout, PIECE_BYTES);
+            while let Some(chunk) = stdout.next().await {
+                if sender.send(chunk).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let (secrets, bounds) = (Arc::clone(&self.secrets), case.bounds.push.clone());
+        let file_bytes = self.rules.file_bytes;
+        // Searching keeps a processor busy.
+        let reading = tokio::task::spawn_blocking(move || {
+            let looking = Looking { secrets: &secrets, bounds: &bounds, file_bytes };
+            Contents::read(Listing { receiver, chunk: Bytes::new() }, &looking)
+        });
+        let time = case.bounds.push.time;
+        let saying = OptionFuture::from(stderr.map(|stderr| last_words(stderr, time)));
+        let ((), contents, said) = tokio::join!(feeding, reading, saying);
+        match contents.map_err(|_| InspectError::Stopping)? {
+            Err(ReadError::Cut(error)) => {
+                // Git says better why.
+                finish(running, said).await?;
+                Err(ReadError::Cut(error).into())
+            }
+            Err(error @ ReadError::Excess(_)) => Err(error.into()),
+            Ok(contents) => finish(running, said).await.map(|()| contents).map_err(Into::into),
+        }
+    }
+
+    /// Whether there is something that the push alone does not tell.
+    fn has_questions(&self, contents: &Contents) -> bool {
+        !contents.candidates.is_empty()
+            || !contents.oversize.is_empty()
+            || (contents.submodules && !self.rules.any_submodules)
+            || (!self.globs.is_empty() && !contents.commits.is_empty())
+    }
+
+    async fn compare(&self, case: &Case<'_>, contents: &Contents) -> Result<Vec<Finding>, CompareError> {
+        let comparison = self.comparison(case);
+        let mut base = comparison.base(contents).await?;
+        let changes = comparison.changes(contents).await?;
+        let forbidden = changes.all.iter().filter(|change| self.globs.cover(&change.path));
+        let mut findings: Vec<Finding> =
+            forbidden.map(|change| Finding::path(self.place(change, case))).collect();
+        for (blob, _) in &contents.oversize {
+            let change = changes.all.iter().find(|change| change.new == Some(*blob));
+            let place = change.map(|change| self.place(change, case)).unwrap_or_default();
+            findings.push(Finding::file_size(self.rules.file_bytes, place));
+        }
+        if !self.rules.any_submodules {
+            findings.extend(self.submodules(case, (&comparison, &mut base), (contents, &changes)).await?);
+        }
+        if !contents.candidates.is_empty() {
+            findings.extend(self.added(case, (&comparison, &mut base), (contents, &changes)).await?);
+        }
+        Ok(findings)
+    }
+
+    /// Whether `new` comes after `old`; see [`Comparison::comes_after`].
+    pub(super) async fn comes_after(
+        &self,
+        case: &Case<'_>,
+        contents: &Contents,
+        (new, old): (Id, Id),
+    ) -> Result<bool, InspectError> {
+        let asking = async { Ok(self.comparison(case).comes_after(contents, new, old).await?) };
+        timeout(case.bounds.push.time, asking).await.map_err(|_| InspectError::Late)?
+    }
+
+    fn comparison<'a>(&'a self, case: &Case<'a>) -> Comparison<'a> {
+        Comparison {
+            helper: &self.helper,
+            quarantines: &self.quarantines,
+            quarantine: case.quarantine,
+            upstream: case.upstream,
+            bounds: case.bounds,
+            looking: self.looking(case.bounds),
+            digits: case.digits,
+        }
+    }
+
+    /// Submodules that commits of the push bring from where nothing may come from.
+    async fn submodules(
+        &self,
+        case: &Case<'_>,
+        (comparison, base): (&Comparison<'_>, &mut Base),
+        (contents, changes): (&Contents, &Changes),
+    ) -> Result<Vec<Finding>, CompareError> {
+        let name = |path: &[u8]| path.rsplit(|byte| *byte == b'/').next().is_some_and(is_gitmodules);
+        let written: Vec<&Change> =
+            changes.all.iter().filter(|change| change.new.is_some() && name(&change.path)).collect();
+        let files = written.iter().flat_map(|change| change.new.iter().chain(&change.old));
+        let files: Vec<Id> = files.copied().collect::<HashSet<_>>().into_iter().collect();
+        let texts = comparison.texts(base, contents, &files).await?;
+        let text = |id: &Id| texts.get(id).map(Vec::as_slice).unwrap_or_default();
+        let mut findings = Vec::new();
+        for change in written {
+            let new = change.new.as_ref().map(text).unwrap_or_default();
+            let known: BTreeSet<String> = change.old.iter().flat_map(|old| urls(text(old))).collect();
+            let mut added = urls(new).into_iter().filter(|url| !known.contains(url));
+            if new.len() > GITMODULES_BYTES || !added.all(|url| is_allowed(&url, case.repository, case.allow))
+            {
+                findings.push(Finding::submodule(self.place(change, case)));
+            }
+        }
+        Ok(findings)
+    }
+
+    /// The secrets that commits of the push bring: those that none of the files had that they changed.
+    async fn added(
+        &self,
+        case: &Case<'_>,
+        (comparison, base): (&Comparison<'_>, &mut Base),
+        (contents, changes): (&Contents, &Changes),
+    ) -> Result<Vec<Finding>, CompareError> {
+        let mut of_file: HashMap<Id, Vec<&Candidate>> = HashMap::new();
+        for candidate in &contents.candidates {
+            of_file.entry(candidate.object).or_default().push(candidate);
+        }
+        let brings = |change: &&Change| change.new.is_some_and(|new| of_file.contains_key(&new));
+        let bringing: Vec<&Change> = changes.all.iter().filter(brings).collect();
+        let commits: HashSet<Id> = bringing.iter().map(|change| change.commit).collect();
+        let known = comparison.known(base, contents, (changes, &commits)).await?;
+        let mut findings = Vec::new();
+        for change in &bringing {
+            let known = known.get(&change.commit);
+            let is_known = |hash: &[u8; 32]| known.is_some_and(|known| known.contains(hash));
+            let candidates = change.new.and_then(|new| of_file.get(&new)).into_iter().flatten();
+            for candidate in candidates.filter(|candidate| !is_known(&candidate.found.hit.hash)) {
+                let place = Place { line: Some(candidate.found.line), ..self.place(change, case) };
+                findings.push(Finding::secret(&candidate.found.hit.rule, place));
+            }
+        }
+        // A host would keep what no commit leads to.
+        let led_to: HashSet<Id> = bringing.iter().filter_map(|change| change.new).collect();
+        let hidden = contents.candidates.iter().filter(|candidate| !led_to.contains(&candidate.object));
+        findings.extend(hidden.map(|candidate| Finding::secret(&candidate.found.hit.rule, Place::default())));
+        findings.sort_by(|one, other| one.place.cmp(&other.place));
+        Ok(findings)
+    }
+
+    /// What was found in files, without its place.
+    fn unplaced(&self, contents: &Contents) -> Vec<Finding> {
+        let secrets = contents.candidates.iter().map(|candidate| {
+            let place = Place { line: Some(candidate.found.line), ..Place::default() };
+            Finding::secret(&candidate.found.hit.rule, place)
+        });
+        let large =
+            contents.oversize.iter().map(|_| Finding::file_size(self.rules.file_bytes, Place::default()));
+        secrets.chain(large).collect()
+    }
+
+    fn place(&self, change: &Change, case: &Case<'_>) -> Place {
+        let hidden = !self.secrets.find(&change.path, false).is_empty();
+        let path = if hidden { "a path that holds a secret".to_owned() } else { shown(&change.path) };
+        Place { path: Some(path), line: None, commit: Some(change.commit.hex(case.digits / 2)) }
+    }
+}
+
+/// A secret in a commit, in a tag or in a file's name.
+fn elsewhere(candidate: &Candidate, contents: &Contents, case: &Case<'_>) -> Finding {
+    let commit =
+        contents.commits.contains_key(&candidate.object).then(|| candidate.object.hex(case.digits / 2));
+    let place = match commit {
+        Some(commit) => Place { path: Some("the message".to_owned()), line: None, commit: Some(commit) },
+        None => Place { path: Some("a name".to_owned()), ..Place::default() },
+    };
+    Finding::secret(&candidate.found.hit.rule, place)
+}
+
+/// Git's listing, read where waiting is allowed.
+struct Listing {
+    receiver: mpsc::Receiver<io::Result<Bytes>>,
+    chunk: Bytes,
+}
+
+impl Read for Listing {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.fill_buf()?.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&self.chunk[..count]);
+        self.consume(count);
+        Ok(count)
+    }
+}
+
+impl BufRead for Listing {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.chunk.is_empty() {
+            match self.receiver.blocking_recv() {
+                None => break,
+                Some(chunk) => self.chunk = chunk?,
+            }
+        }
+        Ok(&self.chunk)
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.chunk.advance(count);
+    }
+}

@@ -1,0 +1,411 @@
+//! Git's objects as `git cat-file --batch` prints them, and what a push is made of: pure.
+//!
+//! Sources: git-cat-file(1) "BATCH OUTPUT", gitformat-commit and the tree format in Git's own documentation.
+
+use std::collections::{HashMap, HashSet};
+use std::io::{self, BufRead, Read};
+
+use super::scan::{Found, scan};
+use super::secrets::Secrets;
+use crate::bounds::PushBounds;
+
+/// What `cat-file` is asked to print before each object.
+pub(super) const FORMAT: &str = "--batch=%(objectname) %(objecttype) %(objectsize) %(deltabase)";
+/// Longest line before an object, in bytes.
+const HEAD_BYTES: u64 = 256;
+/// Mode of a tree in a tree, and of a commit in it.
+const TREE_MODE: &[u8] = b"40000";
+
+/// An object's id: SHA-1, filled up with zeros, or SHA-256.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Id([u8; 32]);
+
+impl Id {
+    /// From hexadecimal digits; none if it is no id, or is all zeros.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let bytes = hex::decode(text).ok().filter(|bytes| matches!(bytes.len(), 20 | 32))?;
+        Self::of(&bytes)
+    }
+
+    fn of(bytes: &[u8]) -> Option<Self> {
+        let mut id = [0; 32];
+        id.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        (id != [0; 32]).then_some(Self(id))
+    }
+
+    /// Its digits in a repository whose ids have `bytes` bytes.
+    pub(super) fn hex(&self, bytes: usize) -> String {
+        hex::encode(&self.0[..bytes.min(32)])
+    }
+}
+
+/// What there is to say against a push as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Excess {
+    #[error("it has more than {0} commits; push fewer at once")]
+    Commits(usize),
+    #[error("its directories take more than {0} bytes; push fewer commits at once")]
+    Trees(u64),
+    #[error("its chains of deltas are longer than {0}; repack with git's own settings")]
+    DeltaDepth(usize),
+    #[error("its directories lie more than {0} deep")]
+    PathDepth(usize),
+    #[error("a checkout of it would have more than {0} files")]
+    Paths(u64),
+}
+
+/// Why a listing could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReadError {
+    #[error(transparent)]
+    Excess(#[from] Excess),
+    #[error("git's listing of the objects was cut or cannot be read")]
+    Cut(#[from] io::Error),
+}
+
+/// What is read of a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct CommitFacts {
+    pub(super) parents: Vec<Id>,
+}
+
+/// What is read of a tree.
+#[derive(Debug, Default)]
+struct TreeFacts {
+    /// Entries that are no trees.
+    files: u64,
+    trees: Vec<Id>,
+}
+
+/// A secret in an object, which may have been there before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Candidate {
+    pub(super) object: Id,
+    pub(super) found: Found,
+}
+
+/// Everything in a push.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    pub(super) commits: HashMap<Id, CommitFacts>,
+    trees: HashMap<Id, TreeFacts>,
+    pub(super) blobs: HashSet<Id>,
+    /// Files larger than they may be, with their size.
+    pub(super) oversize: Vec<(Id, u64)>,
+    /// In files.
+    pub(super) candidates: Vec<Candidate>,
+    /// In commits, tags and names of files: these are new, whatever the files are.
+    pub(super) elsewhere: Vec<Candidate>,
+    /// More than were kept.
+    pub(super) too_many_candidates: bool,
+    /// Whether a directory has submodules written down.
+    pub(super) submodules: bool,
+    bases: HashMap<Id, Id>,
+    tree_bytes: u64,
+}
+
+/// What to look for.
+pub(super) struct Looking<'a> {
+    pub(super) secrets: &'a Secrets,
+    pub(super) bounds: &'a PushBounds,
+    pub(super) file_bytes: u64,
+}
+
+/// One line before an object.
+struct Head {
+    id: Id,
+    kind: Kind,
+    size: u64,
+    base: Option<Id>,
+    id_bytes: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Commit,
+    Tree,
+    Blob,
+    Tag,
+}
+
+impl Contents {
+    /// Reads a listing to its end.
+    ///
+    /// # Errors
+    /// [`ReadError`] if the push holds too much, or the listing breaks off.
+    pub(super) fn read(mut listing: impl BufRead, looking: &Looking<'_>) -> Result<Self, ReadError> {
+        let mut contents = Self::default();
+        let mut buffer = Vec::new();
+        while let Some(head) = head(&mut listing)? {
+            contents.take(&head, &mut listing, looking, &mut buffer)?;
+            let mut end = [0];
+            listing.read_exact(&mut end)?;
+            if end != *b"\n" {
+                return Err(malformed().into());
+            }
+        }
+        contents.check(looking.bounds)?;
+        Ok(contents)
+    }
+
+    fn take(
+        &mut self,
+        head: &Head,
+        listing: &mut impl BufRead,
+        looking: &Looking<'_>,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), ReadError> {
+        if let Some(base) = head.base {
+            self.bases.insert(head.id, base);
+        }
+        let mut body = listing.take(head.size);
+        if head.kind == Kind::Blob {
+            self.blobs.insert(head.id);
+            if head.size > looking.file_bytes {
+                self.oversize.push((head.id, head.size));
+                io::copy(&mut body, &mut io::sink())?;
+            } else {
+                let found = scan(looking.secrets, &mut body, buffer)?;
+                self.keep(head.id, found, looking.bounds, |contents| &mut contents.candidates);
+            }
+        } else {
+            self.tree_bytes = self.tree_bytes.saturating_add(head.size);
+            if self.tree_bytes > looking.bounds.tree_bytes {
+                return Err(Excess::Trees(looking.bounds.tree_bytes).into());
+            }
+            let mut bytes = Vec::new();
+            body.read_to_end(&mut bytes)?;
+            let found = scan(looking.secrets, &bytes[..], buffer)?;
+            self.keep(head.id, found, looking.bounds, |contents| &mut contents.elsewhere);
+            self.parse(head, &bytes, looking.bounds)?;
+        }
+        if body.limit() > 0 {
+            return Err(malformed().into());
+        }
+        Ok(())
+    }
+
+    fn parse(&mut self, head: &Head, bytes: &[u8], bounds: &PushBounds) -> Result<(), ReadError> {
+        match head.kind {
+            Kind::Commit => {
+                self.commits.insert(head.id, commit(bytes));
+                if self.commits.len() > bounds.commits {
+                    return Err(Excess::Commits(bounds.commits).into());
+                }
+            }
+            Kind::Tree => {
+                let mut facts = TreeFacts::default();
+                for entry in (Entries { rest: bytes, id_bytes: head.id_bytes }) {
+                    if entry.mode == TREE_MODE {
+                        facts.trees.push(entry.id);
+                    } else {
+                        facts.files += 1;
+                        self.submodules |= is_gitmodules(entry.name);
+                    }
+                }
+                self.trees.insert(head.id, facts);
+            }
+            Kind::Blob | Kind::Tag => {}
+        }
+        Ok(())
+    }
+
+    fn keep(
+        &mut self,
+        object: Id,
+        found: Vec<Found>,
+        bounds: &PushBounds,
+        place: impl Fn(&mut Self) -> &mut Vec<Candidate>,
+    ) {
+        for found in found {
+            if self.candidates.len() + self.elsewhere.len() == bounds.candidates {
+                self.too_many_candidates = true;
+                return;
+            }
+            place(self).push(Candidate { object, found });
+        }
+    }
+
+    fn check(&self, bounds: &PushBounds) -> Result<(), Excess> {
+        if self.has_deep_delta(bounds.delta_depth) {
+            return Err(Excess::DeltaDepth(bounds.delta_depth));
+        }
+        let mut known: HashMap<Id, Size> = HashMap::new();
+        for root in self.trees.keys() {
+            let size = self.measure(*root, &mut known);
+            if size.depth > bounds.path_depth {
+                return Err(Excess::PathDepth(bounds.path_depth));
+            }
+            if size.paths > bounds.paths {
+                return Err(Excess::Paths(bounds.paths));
+            }
+        }
+        Ok(())
+    }
+
+    fn has_deep_delta(&self, most: usize) -> bool {
+        let mut depths: HashMap<Id, usize> = HashMap::new();
+        for start in self.bases.keys() {
+            let mut chain = Vec::new();
+            let mut at = *start;
+            let mut depth = loop {
+                if let Some(depth) = depths.get(&at) {
+                    break *depth;
+                }
+                let Some(base) = self.bases.get(&at) else { break 0 };
+                chain.push(at);
+                at = *base;
+                if chain.len() > most {
+                    return true;
+                }
+            };
+            for object in chain.into_iter().rev() {
+                depth += 1;
+                depths.insert(object, depth);
+            }
+            if depth > most {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// How deep and how large a tree is, as far as it is in the push. Trees hold one another by their hashes, so that
+    /// none holds itself; each is measured once.
+    fn measure(&self, root: Id, known: &mut HashMap<Id, Size>) -> Size {
+        let mut open = vec![root];
+        while let Some(at) = open.last().copied() {
+            let Some(facts) = self.trees.get(&at).filter(|_| !known.contains_key(&at)) else {
+                open.pop();
+                continue;
+            };
+            let inner = facts.trees.iter().filter(|tree| self.trees.contains_key(tree));
+            let unknown: Vec<Id> = inner.filter(|tree| !known.contains_key(tree)).copied().collect();
+            if unknown.is_empty() {
+                let mut size = Size { depth: 1, paths: facts.files };
+                for tree in &facts.trees {
+                    let inner = known.get(tree).copied().unwrap_or(Size { depth: 1, paths: 1 });
+                    size.depth = size.depth.max(inner.depth + 1);
+                    size.paths = size.paths.saturating_add(inner.paths);
+                }
+                known.insert(at, size);
+                open.pop();
+            } else {
+                open.extend(unknown);
+            }
+        }
+        known.get(&root).copied().unwrap_or_default()
+    }
+
+    /// The parents of the push's commits that are not in it.
+    pub(super) fn boundary(&self) -> Vec<Id> {
+        let parents = self.commits.values().flat_map(|facts| &facts.parents);
+        let outside: HashSet<Id> = parents.filter(|id| !self.commits.contains_key(id)).copied().collect();
+        let mut outside: Vec<Id> = outside.into_iter().collect();
+        outside.sort_unstable();
+        outside
+    }
+
+    /// Whether `to` comes before `from`, as far as the commits of the push say, or is it.
+    pub(super) fn reaches(&self, from: Id, to: Id) -> bool {
+        reaches(from, to, |id| self.commits.get(&id).map(|facts| facts.parents.as_slice()))
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Size {
+    depth: usize,
+    paths: u64,
+}
+
+/// Whether `to` is `from` or comes before it.
+pub(super) fn reaches<'a>(from: Id, to: Id, parents: impl Fn(Id) -> Option<&'a [Id]>) -> bool {
+    let mut seen = HashSet::from([from]);
+    let mut open = vec![from];
+    while let Some(at) = open.pop() {
+        if at == to {
+            return true;
+        }
+        let before = parents(at).unwrap_or_default().iter().copied();
+        open.extend(before.filter(|id| seen.insert(*id)));
+    }
+    false
+}
+
+fn malformed() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "a listing that is not git's")
+}
+
+/// The line before an object; none at the end.
+fn head(listing: &mut impl BufRead) -> io::Result<Option<Head>> {
+    let mut line = Vec::new();
+    let count = listing.take(HEAD_BYTES).read_until(b'\n', &mut line)?;
+    if count == 0 {
+        return Ok(None);
+    }
+    let parse = || {
+        let text = std::str::from_utf8(&line).ok()?.strip_suffix('\n')?;
+        let mut parts = text.split(' ');
+        let name = parts.next()?;
+        let id = Id::parse(name)?;
+        let kind = match parts.next()? {
+            "commit" => Kind::Commit,
+            "tree" => Kind::Tree,
+            "blob" => Kind::Blob,
+            "tag" => Kind::Tag,
+            _ => return None,
+        };
+        let size = parts.next()?.parse().ok()?;
+        Some(Head { id, kind, size, base: Id::parse(parts.next()?), id_bytes: name.len() / 2 })
+    };
+    parse().map(Some).ok_or_else(malformed)
+}
+
+/// The commit's parents, from its header.
+fn commit(bytes: &[u8]) -> CommitFacts {
+    let lines = bytes.split(|byte| *byte == b'\n').take_while(|line| !line.is_empty());
+    let parents = lines.filter_map(|line| line.strip_prefix(b"parent "));
+    let parents = parents.filter_map(|id| std::str::from_utf8(id).ok().and_then(Id::parse)).collect();
+    CommitFacts { parents }
+}
+
+/// One entry of a tree.
+struct Entry<'a> {
+    mode: &'a [u8],
+    name: &'a [u8],
+    id: Id,
+}
+
+/// `mode SP name NUL id`, again and again. What is malformed ends it; `index-pack` has refused that before.
+struct Entries<'a> {
+    rest: &'a [u8],
+    id_bytes: usize,
+}
+
+impl<'a> Iterator for Entries<'a> {
+    type Item = Entry<'a>;
+
+    fn next(&mut self) -> Option<Entry<'a>> {
+        let space = memchr::memchr(b' ', self.rest)?;
+        let (mode, rest) = (&self.rest[..space], &self.rest[space + 1..]);
+        let end = memchr::memchr(0, rest)?;
+        let (name, rest) = (&rest[..end], &rest[end + 1..]);
+        let (id, rest) = rest.split_at_checked(self.id_bytes)?;
+        self.rest = rest;
+        Some(Entry { mode, name, id: Id::of(id)? })
+    }
+}
+
+/// Whether some file system takes the name for `.gitmodules`: git itself reads it then.
+pub(super) fn is_gitmodules(name: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(name) else { return false };
+    // HFS+ leaves these out, NTFS what is behind a colon and dots and spaces at the end.
+    let seen = |c: &char| !matches!(c, '\u{200c}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{206a}'..='\u{206f}' | '\u{feff}');
+    let text: String = text.chars().filter(seen).collect::<String>().to_lowercase();
+    let text = text.split(':').next().unwrap_or_default().trim_end_matches(['.', ' ']);
+    text == ".gitmodules" || text.starts_with("gitmod~") || text.starts_with("gi7eba~")
+}
+
+#[cfg(test)]
+#[path = "objects_tests.rs"]
+mod tests;

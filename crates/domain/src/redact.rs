@@ -353,6 +353,13 @@ impl LiveSecrets {
         check(live.all())
     }
 
+    /// All of them, and what takes them out; as long as that is the same, so are they.
+    #[must_use]
+    pub fn now(&self) -> (Arc<Redactor>, Vec<SecretString>) {
+        let live = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        (Arc::clone(&live.redactor), live.all().cloned().collect())
+    }
+
     /// What takes them out.
     #[must_use]
     pub fn redactor(&self) -> Arc<Redactor> {

@@ -6,13 +6,14 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::{self, BufRead, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, Bytes};
 use caisson_domain::git::{AllowList, Repository};
+use caisson_domain::redact::{LiveSecrets, Redactor};
 use futures_util::future::OptionFuture;
 use futures_util::stream::StreamExt;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::io::ReaderStream;
@@ -38,7 +39,9 @@ const PIECE_BYTES: usize = 64 * 1024;
 pub(super) struct Inspector {
     pub(super) helper: Helper,
     pub(super) quarantines: Quarantines,
-    secrets: Arc<Secrets>,
+    live: Vec<SecretString>,
+    /// What is looked for, and of which secrets it was made.
+    secrets: Mutex<(Option<Arc<Redactor>>, Arc<Secrets>)>,
     globs: Globs,
     rules: PushRules,
     /// [`INSPECTIONS`].
@@ -48,6 +51,8 @@ pub(super) struct Inspector {
 /// The parts of an inspector that the configuration decides, found fit.
 pub(super) struct Parts {
     helper: Helper,
+    /// The credentials of the configuration.
+    live: Vec<SecretString>,
     secrets: Arc<Secrets>,
     globs: Globs,
     rules: PushRules,
@@ -75,6 +80,7 @@ pub(super) struct Case<'a> {
     pub(super) repository: &'a Repository,
     pub(super) allow: &'a AllowList,
     pub(super) bounds: &'a Bounds,
+    pub(super) secrets: Arc<Secrets>,
     /// Digits of an id.
     pub(super) digits: usize,
 }
@@ -88,19 +94,18 @@ impl Parts {
         model: Option<&ModelCredential>,
         proxies: &[&Url],
     ) -> Result<Self, GatewayError> {
-        let mut live: Vec<&str> =
-            upstreams.credentials.iter().map(|credential| credential.token.expose_secret()).collect();
+        let mut live: Vec<SecretString> =
+            upstreams.credentials.iter().map(|credential| credential.token.clone()).collect();
         match model {
-            Some(ModelCredential::ApiKey(key) | ModelCredential::Bearer(key)) => {
-                live.push(key.expose_secret());
-            }
+            Some(ModelCredential::ApiKey(key) | ModelCredential::Bearer(key)) => live.push(key.clone()),
             None => {}
         }
-        live.extend(proxies.iter().filter_map(|proxy| proxy.password()));
+        live.extend(proxies.iter().filter_map(|proxy| proxy.password()).map(SecretString::from));
         let rules = upstreams.pushes.clone();
         Ok(Self {
             helper: Helper::new(git)?,
-            secrets: Arc::new(Secrets::new(&live, &rules.secret_rules_off)?),
+            secrets: Arc::new(Secrets::new(&exposed(&live), &rules.secret_rules_off)?),
+            live,
             globs: Globs::new(&rules.forbidden_paths)?,
             rules,
         })
@@ -111,10 +116,27 @@ impl Inspector {
     /// # Errors
     /// [`GatewayError::Quarantine`].
     pub(super) fn new(parts: Parts, directory: PathBuf) -> Result<Self, GatewayError> {
-        let Parts { helper, secrets, globs, rules } = parts;
+        let Parts { helper, live, secrets, globs, rules } = parts;
         let quarantines =
             Quarantines::prepare(directory, helper.owner()).map_err(GatewayError::Quarantine)?;
-        Ok(Self { helper, quarantines, secrets, globs, rules, turns: Semaphore::new(INSPECTIONS) })
+        let (secrets, turns) = (Mutex::new((None, secrets)), Semaphore::new(INSPECTIONS));
+        Ok(Self { helper, quarantines, live, secrets, globs, rules, turns })
+    }
+
+    /// What is looked for now: the credentials of the configuration and of the store, and what looks like one.
+    pub(super) fn secrets(&self, stored: &LiveSecrets) -> Arc<Secrets> {
+        let (version, texts) = stored.now();
+        let mut known = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.0.as_ref().is_some_and(|of| Arc::ptr_eq(of, &version)) {
+            return Arc::clone(&known.1);
+        }
+        let all = [exposed(&self.live), exposed(&texts)].concat();
+        match Secrets::new(&all, &self.rules.secret_rules_off) {
+            Ok(secrets) => *known = (Some(version), Arc::new(secrets)),
+            // There are bounds on how many there can be, so that this does not happen.
+            Err(error) => tracing::error!(%error, "credentials cannot be looked for in pushes"),
+        }
+        Arc::clone(&known.1)
     }
 
     /// Looks at the pack in the quarantine. Without findings it may be forwarded, but for its commits' order.
@@ -176,8 +198,8 @@ impl Inspector {
         self.helper.run(&case.quarantine.directory, &arguments, b"", case.bounds).await.map(drop)
     }
 
-    fn looking<'a>(&'a self, bounds: &'a Bounds) -> Looking<'a> {
-        Looking { secrets: &self.secrets, bounds: &bounds.push, file_bytes: self.rules.file_bytes }
+    fn looking<'a>(&'a self, case: &'a Case<'_>) -> Looking<'a> {
+        Looking { secrets: &case.secrets, bounds: &case.bounds.push, file_bytes: self.rules.file_bytes }
     }
 
     /// Reads every object once, as git prints them.
@@ -196,7 +218,7 @@ impl Inspector {
                 }
             }
         };
-        let (secrets, bounds) = (Arc::clone(&self.secrets), case.bounds.push.clone());
+        let (secrets, bounds) = (Arc::clone(&case.secrets), case.bounds.push.clone());
         let file_bytes = self.rules.file_bytes;
         // Searching keeps a processor busy.
         let reading = tokio::task::spawn_blocking(move || {
@@ -231,10 +253,10 @@ impl Inspector {
         let changes = comparison.changes(contents).await?;
         let forbidden = changes.all.iter().filter(|change| self.globs.cover(&change.path));
         let mut findings: Vec<Finding> =
-            forbidden.map(|change| Finding::path(self.place(change, case))).collect();
+            forbidden.map(|change| Finding::path(Self::place(change, case))).collect();
         for (blob, _) in &contents.oversize {
             let change = changes.all.iter().find(|change| change.new == Some(*blob));
-            let place = change.map(|change| self.place(change, case)).unwrap_or_default();
+            let place = change.map(|change| Self::place(change, case)).unwrap_or_default();
             findings.push(Finding::file_size(self.rules.file_bytes, place));
         }
         if !self.rules.any_submodules {
@@ -257,14 +279,14 @@ impl Inspector {
         timeout(case.bounds.push.time, asking).await.map_err(|_| InspectError::Late)?
     }
 
-    fn comparison<'a>(&'a self, case: &Case<'a>) -> Comparison<'a> {
+    fn comparison<'a>(&'a self, case: &'a Case<'_>) -> Comparison<'a> {
         Comparison {
             helper: &self.helper,
             quarantines: &self.quarantines,
             quarantine: case.quarantine,
             upstream: case.upstream,
             bounds: case.bounds,
-            looking: self.looking(case.bounds),
+            looking: self.looking(case),
             digits: case.digits,
         }
     }
@@ -290,7 +312,7 @@ impl Inspector {
             let mut added = urls(new).into_iter().filter(|url| !known.contains(url));
             if new.len() > GITMODULES_BYTES || !added.all(|url| is_allowed(&url, case.repository, case.allow))
             {
-                findings.push(Finding::submodule(self.place(change, case)));
+                findings.push(Finding::submodule(Self::place(change, case)));
             }
         }
         Ok(findings)
@@ -317,7 +339,7 @@ impl Inspector {
             let is_known = |hash: &[u8; 32]| known.is_some_and(|known| known.contains(hash));
             let candidates = change.new.and_then(|new| of_file.get(&new)).into_iter().flatten();
             for candidate in candidates.filter(|candidate| !is_known(&candidate.found.hit.hash)) {
-                let place = Place { line: Some(candidate.found.line), ..self.place(change, case) };
+                let place = Place { line: Some(candidate.found.line), ..Self::place(change, case) };
                 findings.push(Finding::secret(&candidate.found.hit.rule, place));
             }
         }
@@ -340,11 +362,15 @@ impl Inspector {
         secrets.chain(large).collect()
     }
 
-    fn place(&self, change: &Change, case: &Case<'_>) -> Place {
-        let hidden = !self.secrets.find(&change.path, false).is_empty();
+    fn place(change: &Change, case: &Case<'_>) -> Place {
+        let hidden = !case.secrets.find(&change.path, false).is_empty();
         let path = if hidden { "a path that holds a secret".to_owned() } else { shown(&change.path) };
         Place { path: Some(path), line: None, commit: Some(change.commit.hex(case.digits / 2)) }
     }
+}
+
+fn exposed(secrets: &[SecretString]) -> Vec<&str> {
+    secrets.iter().map(ExposeSecret::expose_secret).collect()
 }
 
 /// A secret in a commit, in a tag or in a file's name.

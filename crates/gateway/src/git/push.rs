@@ -26,6 +26,7 @@ use super::under_way::UnderWay;
 use super::{Answer, Exchange, Operation, Upstream, refused_body, respond, slot_of, tell};
 use crate::body::{Body, Chunks};
 use crate::bounds::{COMMAND_SECTION_BYTES, DENIED_BYTES};
+use crate::credentials;
 use crate::problem::Refusal;
 use crate::shared::{Door, Shared};
 
@@ -224,7 +225,10 @@ async fn examine(
     let bytes = received.map_err(|error| not_received(error, push, bounds.push_bytes))?;
     let Some(repository) = &run.spec.repository else { return Err(Halt::Refused(Refusal::no_run())) };
     let digits = push.new.len();
-    let case = Case { quarantine, upstream, repository, allow: &shared.git.allow, bounds, digits };
+    // Some may have been added or rotated since.
+    credentials::keep_out_of_the_record(shared).await;
+    let secrets = inspector.secrets(&shared.secrets);
+    let case = Case { quarantine, upstream, repository, allow: &shared.git.allow, bounds, secrets, digits };
     let (contents, findings) = inspector.inspect(&case).await.map_err(|error| not_inspected(&error, push))?;
     if !findings.is_empty() {
         let told = findings.iter().take(FINDINGS);

@@ -1,5 +1,7 @@
 //! Pushes in quarantine: nothing that must not be pushed reaches the repository, whatever it is wrapped in.
 
+use caisson_domain::credential::{CredentialKind, CredentialSecret};
+
 use super::git_host::{git, git_with};
 use super::git_scene::{BRANCH, KINDS, Kind, scene};
 use super::support::{GIT_TOKEN, MODEL_KEY, OK};
@@ -292,5 +294,28 @@ async fn a_push_for_which_the_disk_has_no_room_is_not_taken() {
     assert!(!pushed.ok, "{}", pushed.said);
     let reply = scene.forge(&"1".repeat(40), "", b"PACK").await;
     assert_eq!((reply.status, reply.code().as_str()), (503, "disk_full"));
+    scene.world.stop().await;
+}
+
+#[tokio::test]
+async fn a_stored_credential_is_refused_from_its_adding_and_its_rotation_on() {
+    let scene = scene(Kind::Directory, |_| {}, |_| {}).await;
+    scene.world.unlock().await;
+    let secret = |text: &str| CredentialSecret::Value { value: text.to_owned().into(), proxy_login: None };
+    let settings = [("url_prefix", "https://other.example/team")];
+    let kind = CredentialKind::GitToken;
+    let stored = scene.world.add_credential("other", kind, &settings, secret("first-of-the-store")).await;
+    for text in ["first-of-the-store", "second-of-the-store"] {
+        scene.write("notes.txt", &format!("one\n{text}\n"));
+        scene.commit("take notes").await;
+        let (denied, said) = scene.refused(&[]).await;
+        assert_eq!((&denied["rule"], &denied["line"]), (&"secret".into(), &2.into()));
+        assert!(!said.contains(text), "{said}");
+        git(&scene.work, &["reset", "-q", "--hard", "HEAD~1"]).await;
+        scene.world.rotate(&stored, &secret("second-of-the-store")).await;
+    }
+    scene.write("notes.txt", "nothing of the store\n");
+    scene.commit("take notes").await;
+    scene.accepted(&[]).await;
     scene.world.stop().await;
 }

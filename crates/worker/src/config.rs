@@ -109,6 +109,9 @@ pub struct Timing {
     pub requeue_most: Duration,
     /// Time that a run told to stop has before its sandbox is killed.
     pub stop_grace: Duration,
+    /// How much later than time limit and grace the worker's own clock ends a sandbox: a run is told to stop by way of a database that
+    /// may be slow, and has its grace from then on.
+    pub told_late: Duration,
     /// Time that the last words of an ended sandbox have to reach the store.
     pub settle: Duration,
     /// Time that the model calls of a run that ends have to be settled; what is open then counts as estimated.
@@ -145,6 +148,7 @@ impl Default for Timing {
             requeue_first: Duration::from_secs(1),
             requeue_most: Duration::from_secs(30),
             stop_grace: Duration::from_secs(u64::from(limits::STOP_GRACE_S)),
+            told_late: Duration::from_secs(10),
             settle: Duration::from_millis(500),
             open_calls: Duration::from_secs(5),
             pending_push: Duration::from_secs(45),

@@ -45,12 +45,13 @@ pub(crate) async fn guard(attempt: &Attempt, place: &Place) -> Infallible {
     std::future::pending().await
 }
 
-/// Cuts the sandbox off when its time limit and the grace of whoever was told so have passed.
+/// Cuts the sandbox off when its time limit and the grace of whoever was told so have passed, also if telling took a while.
 async fn watch_time(attempt: &Attempt, place: &Place) {
     let ctx = &attempt.ctx;
     let left_ms = attempt.deadline_ms().saturating_sub(ctx.store.now_ms());
     let left = Duration::from_millis(u64::try_from(left_ms).unwrap_or(0));
-    tokio::time::sleep(left.saturating_add(ctx.timing().stop_grace)).await;
+    let timing = ctx.timing();
+    tokio::time::sleep(left.saturating_add(timing.stop_grace).saturating_add(timing.told_late)).await;
     place.cut(Cut::Time);
 }
 

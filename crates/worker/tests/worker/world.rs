@@ -47,6 +47,8 @@ fn timing() -> Timing {
         requeue_first: Duration::from_millis(1),
         requeue_most: Duration::from_millis(10),
         stop_grace: Duration::from_millis(100),
+        // Clocks of tests that stand still say nothing to this one.
+        told_late: Duration::from_mins(1),
         settle: Duration::from_millis(50),
         open_calls: Duration::from_millis(50),
         pending_push: Duration::from_millis(50),
@@ -86,6 +88,10 @@ impl World {
         let store = Store::open(&database, clock.clone()).await.unwrap();
         let (engine, starts) = FakeEngine::new();
         let shims = Shims::play(store.clone(), engine.clone(), starts, &TaskTracker::new());
+        let mut timing = timing();
+        if small.is_some() {
+            timing.told_late = Duration::from_millis(100);
+        }
         let config = WorkerConfig {
             server: ServerId::new(1, [7; 10]),
             engine_name: "fake".to_owned(),
@@ -99,7 +105,7 @@ impl World {
             min_free_disk_bytes: 0,
             workspace_mib: 1024,
             disk_caps: DiskCaps::Measured { reason: "a test".to_owned() },
-            timing: timing(),
+            timing,
         };
         let setup = Setup { config, database, clock, engine: engine.clone(), probe: None, hook: None };
         Self { _small: small, root, store, engine, shims, setup }

@@ -34,7 +34,9 @@ model-bench: setup ## Measure what the model door adds to a call (docs/benchmark
 	source .caisson/env && target/release/xtask model-bench $(FLAGS)
 
 adversary: setup ## Have the real agent try every way out of a real sandbox, each with controls without its walls (as root)
-	cargo build --quiet --locked -p xtask
+	cargo build --quiet --locked -p caisson --features checks-off
+	install -D -m 755 target/debug/caisson .caisson/bin/checks-off/caisson
+	cargo build --quiet --locked -p caisson -p xtask
 	source .caisson/env && target/debug/xtask adversary $(FLAGS)
 
 fuzz: ## Feed the parsers of strangers' bytes with libFuzzer (SECONDS_EACH=30)

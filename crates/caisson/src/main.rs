@@ -45,6 +45,18 @@ fn main() -> ExitCode {
     }
 }
 
+/// What the build for the controls of `make adversary` is for.
+#[cfg(feature = "checks-off")]
+fn leave_out_checks(mut environment: Environment) -> anyhow::Result<Environment> {
+    const OFF: &str = "CAISSON_CHECKS_OFF";
+    let off = environment.get(OFF).unwrap_or_default().to_owned();
+    environment.variables.retain(|(name, _)| name != OFF);
+    caisson_domain::checks::leave_out(&off)
+        .map_err(|name| anyhow::anyhow!("there is no check \"{name}\""))?;
+    command::complain(&format!("warning: this build leaves out checks and is for controls alone: {off}"));
+    Ok(environment)
+}
+
 fn failed(error: &anyhow::Error) -> ExitCode {
     command::complain(&format!("error: {error:#}"));
     ExitCode::from(FAILED)
@@ -52,6 +64,11 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 
 async fn run(cli: Cli) -> ExitCode {
     let environment = read_environment();
+    #[cfg(feature = "checks-off")]
+    let environment = match leave_out_checks(environment) {
+        Ok(environment) => environment,
+        Err(error) => return failed(&error),
+    };
     log::start(&environment, matches!(cli.command, Command::Serve(_)));
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         tracing::warn!("a TLS provider was installed already");

@@ -4,6 +4,7 @@
 //! them as arguments, so that every rule written here can be tested as a plain function.
 
 pub mod budget;
+pub mod checks;
 pub mod credential;
 pub mod egress;
 pub mod event;

@@ -1,5 +1,6 @@
 //! What was found in a push, in words for people: never the secret itself.
 
+use caisson_domain::checks::Check;
 use serde_json::{Map, Value, json};
 
 use super::receive::Denial;
@@ -78,6 +79,17 @@ impl Finding {
             place,
             what,
             remedy: "leave it out of every commit of the push",
+        }
+    }
+
+    /// The check whose finding it is; none for what git itself or a bound refuses.
+    pub(super) fn check(&self) -> Option<Check> {
+        match self.rule {
+            "secret" => Some(Check::Secrets),
+            "forbidden_path" => Some(Check::ForbiddenPaths),
+            "file_size" => Some(Check::FileSize),
+            "submodule" => Some(Check::Submodules),
+            _ => None,
         }
     }
 

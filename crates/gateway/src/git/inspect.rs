@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, Bytes};
+use caisson_domain::checks::{Check, stands};
 use caisson_domain::git::{AllowList, Repository};
 use caisson_domain::redact::{LiveSecrets, Redactor};
 use futures_util::future::OptionFuture;
@@ -188,13 +189,16 @@ impl Inspector {
                 }
             }
         }
+        findings.retain(|finding| finding.check().is_none_or(stands));
         Ok((contents, findings))
     }
 
     /// Git's own checks; they also make the list of the pack's objects.
     async fn check(&self, case: &Case<'_>) -> Result<(), HelperError> {
         let most = format!("--max-input-size={}", case.bounds.push_bytes);
-        let arguments = ["index-pack", "--fsck-objects", &most, PACK];
+        let fsck = stands(Check::Fsck).then_some("--fsck-objects");
+        let arguments: Vec<&str> =
+            ["index-pack"].into_iter().chain(fsck).chain([most.as_str(), PACK]).collect();
         self.helper.run(&case.quarantine.directory, &arguments, b"", case.bounds).await.map(drop)
     }
 

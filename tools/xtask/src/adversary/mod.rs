@@ -7,6 +7,7 @@
 
 mod container;
 mod control;
+mod door;
 mod filter;
 mod ground;
 mod report;
@@ -69,12 +70,17 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
     ensure!(caisson.ends_with("caisson"), "\"{}\" is not called \"caisson\"", caisson.display());
     let parts = Parts::require(caisson.to_str().context("the workspace's path is not UTF-8")?)?;
     let chosen: Vec<_> = table::all().filter(|found| found.name.contains(&options.only)).collect();
-    ensure!(!chosen.is_empty(), "no attempt has a name with \"{}\" in it", options.only);
+    ensure!(
+        !chosen.is_empty() || door::has(&options.only),
+        "no attempt has a name with \"{}\" in it",
+        options.only
+    );
     container::check(&chosen)?;
 
     let surroundings = Surroundings::open(&parts)?;
     let mut report = Report::default();
     let tried = controls(&chosen, &surroundings, &mut report)?;
+    door::controls(&parts, &options.only, &surroundings, &mut report).await?;
     let mut container = None;
     for engine in &options.engine {
         let engine = match engine {
@@ -84,12 +90,18 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
         let fitting: Vec<_> = tried.iter().copied().filter(|attempt| attempt.fits(engine)).collect();
         for server in &options.server {
             let side = Side { engine, server: *server };
+            if door::has(&options.only) {
+                door::attack(&parts, side, &options.only, &surroundings, &mut report).await?;
+            }
+            if fitting.is_empty() {
+                continue;
+            }
             say(&format!("{} attempts in a sandbox of {}", fitting.len(), side.name()));
             let attacked = world::attack(&parts, side, &fitting, &surroundings).await?;
             container = attacked.container.or(container);
             for attempt in &fitting {
                 let verdict = attacked.verdicts[attempt.name].clone();
-                report.tried.push(Tried { attempt, side, verdict });
+                report.tried.push(Tried::of(attempt, side, verdict));
             }
         }
     }
@@ -104,7 +116,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
 fn controls<'a>(
     chosen: &[&'a Attempt],
     surroundings: &Surroundings,
-    report: &mut Report<'a>,
+    report: &mut Report,
 ) -> anyhow::Result<Vec<&'a Attempt>> {
     say(&format!("{} attempts without their walls, and with each wall alone", chosen.len()));
     let mut tried = Vec::new();
@@ -124,12 +136,12 @@ fn controls<'a>(
 }
 
 /// The same for Docker's own filter.
-fn controls_of_docker<'a>(
-    tried: &[&'a Attempt],
+fn controls_of_docker(
+    tried: &[&Attempt],
     container: &Container,
     parts: &Parts,
     surroundings: &Surroundings,
-    report: &mut Report<'a>,
+    report: &mut Report,
 ) -> anyhow::Result<()> {
     let meeting: Vec<_> = tried.iter().filter(|attempt| meets_its_filter(attempt)).collect();
     say(&format!("{} attempts in a container without Docker's filter", meeting.len()));

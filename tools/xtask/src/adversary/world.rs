@@ -133,7 +133,7 @@ fn uid_of(pid: u32) -> anyhow::Result<u32> {
 }
 
 /// Everything that a server needs, where an ordinary user can read it.
-fn stage(parts: &Parts) -> anyhow::Result<(tempfile::TempDir, Parts)> {
+pub(super) fn stage(parts: &Parts) -> anyhow::Result<(tempfile::TempDir, Parts)> {
     let directory = tempfile::tempdir_in("/var/tmp")?;
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
     let place = |name: &str| directory.path().join(name);
@@ -164,7 +164,7 @@ fn copy_all(from: &Path, to: &Path) -> anyhow::Result<()> {
 }
 
 /// An ordinary user, in the group that may use the engine's socket where that is needed.
-fn ordinary(parts: &Parts, engine: Engine) -> anyhow::Result<Somebody> {
+pub(super) fn ordinary(parts: &Parts, engine: Engine) -> anyhow::Result<Somebody> {
     let group = match engine {
         Engine::Local => None,
         Engine::Docker => {
@@ -180,9 +180,9 @@ fn body(prompt: &str, repository: &str) -> Value {
 }
 
 /// The sibling, once it lives.
-struct Living {
-    sandbox: String,
-    pid: u32,
+pub(super) struct Living {
+    pub(super) sandbox: String,
+    pub(super) pid: u32,
     workspace: PathBuf,
 }
 
@@ -205,7 +205,7 @@ impl Living {
 }
 
 /// Waits until the sibling listens.
-async fn living_sibling(world: &World) -> anyhow::Result<Living> {
+pub(super) async fn living_sibling(world: &World) -> anyhow::Result<Living> {
     let start = Instant::now();
     loop {
         let is_ready = |path: &Path| path.file_name().is_some_and(|name| name == "sibling-ready");
@@ -227,7 +227,7 @@ fn is_sibling(pid: u32) -> bool {
 }
 
 /// The first file below a directory that is wanted; links are not followed.
-fn find(directory: &Path, wanted: &dyn Fn(&Path) -> bool) -> Option<PathBuf> {
+pub(super) fn find(directory: &Path, wanted: &dyn Fn(&Path) -> bool) -> Option<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.into_iter().find_map(|entry| {
         let path = entry.path();
@@ -284,25 +284,30 @@ fn scenario(attempts: &[&Attempt]) -> String {
     json!({ SCENARIO: { "prompts": [steps, [{ "text": "chore: try everything" }]] } }).to_string()
 }
 
-fn sibling_scenario(sibling: &Sibling) -> String {
+pub(super) fn sibling_scenario(sibling: &Sibling) -> String {
     let command = format!("python3 sibling.py {}", sibling.arguments("/workspace").join(" "));
     let steps = json!([bash(&command, 600_000), { "text": "Waited." }]);
     json!({ SIBLING: { "prompts": [steps, [{ "text": "chore: wait" }]] } }).to_string()
 }
 
-fn bash(command: &str, timeout_ms: u32) -> Value {
+pub(super) fn bash(command: &str, timeout_ms: u32) -> Value {
     let input = json!({ "command": command, "description": "Try", "timeout": timeout_ms });
     json!({ "tool": { "name": "Bash", "input": input } })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::table;
+    use super::super::{door, table};
     use super::*;
 
     /// Where the attempts' files are.
     fn files() -> std::path::PathBuf {
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/adversary/attempts")
+    }
+
+    fn names() -> impl Iterator<Item = &'static str> {
+        let at_the_door = door::table::ALL.iter().map(|attempt| attempt.name);
+        table::all().map(|attempt| attempt.name).chain(at_the_door)
     }
 
     #[test]
@@ -313,6 +318,10 @@ mod tests {
             ("host", "host.py", 1),
             ("server", "server.py", 0),
             ("siblings", "siblings.py", 1),
+            ("door", "door.py", 1),
+            ("egress", "egress.py", 3),
+            ("pushes", "pushes.py", 12),
+            ("record", "record.py", 2),
         ];
         for (module, file, helpers) in modules {
             let text = std::fs::read_to_string(files().join(file)).unwrap();
@@ -320,18 +329,18 @@ mod tests {
                 .lines()
                 .filter_map(|line| line.strip_prefix("def ")?.split_once('(').map(|(name, _)| name))
                 .collect();
-            let tried: Vec<_> =
-                table::all().filter_map(|found| found.name.strip_prefix(&format!("{module}."))).collect();
+            let begin = format!("{module}.");
+            let tried: Vec<_> = names().filter_map(|name| name.strip_prefix(&begin)).collect();
             for name in &tried {
                 assert!(functions.contains(name), "{module}.{name} is no function");
             }
             let spare: Vec<_> = functions.iter().filter(|name| !tried.contains(name)).collect();
             assert!(spare.len() <= helpers, "{module}: nobody tries {spare:?}");
         }
-        let mut names: Vec<_> = table::all().map(|attempt| attempt.name).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), table::all().count());
+        let mut all: Vec<_> = names().collect();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), names().count());
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod door;
 mod filter;
 mod ground;
 mod report;
+mod resources;
 mod surroundings;
 mod table;
 mod verdict;
@@ -71,7 +72,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
     let parts = Parts::require(caisson.to_str().context("the workspace's path is not UTF-8")?)?;
     let chosen: Vec<_> = table::all().filter(|found| found.name.contains(&options.only)).collect();
     ensure!(
-        !chosen.is_empty() || door::has(&options.only),
+        !chosen.is_empty() || door::has(&options.only) || resources::has(&options.only),
         "no attempt has a name with \"{}\" in it",
         options.only
     );
@@ -81,6 +82,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
     let mut report = Report::default();
     let tried = controls(&chosen, &surroundings, &mut report)?;
     door::controls(&parts, &options.only, &surroundings, &mut report).await?;
+    resources::controls(&options.only, &surroundings, &mut report)?;
     let mut container = None;
     for engine in &options.engine {
         let engine = match engine {
@@ -92,6 +94,9 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
             let side = Side { engine, server: *server };
             if door::has(&options.only) {
                 door::attack(&parts, side, &options.only, &surroundings, &mut report).await?;
+            }
+            if resources::has(&options.only) {
+                resources::attack(&parts, side, &options.only, &mut report).await?;
             }
             if fitting.is_empty() {
                 continue;

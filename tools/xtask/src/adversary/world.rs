@@ -243,7 +243,7 @@ fn judge(attempt: &Attempt, side: &str, told: &str, surroundings: &Surroundings)
 }
 
 /// What the agent's tools answered, as its lines tell it.
-fn results(events: &[Value]) -> String {
+pub(super) fn results(events: &[Value]) -> String {
     let lines =
         events.iter().filter(|event| event["kind"] == "agent.line" && event["data"]["type"] == "user");
     let blocks = lines.flat_map(|event| event["data"]["message"]["content"].as_array().into_iter().flatten());
@@ -297,7 +297,7 @@ pub(super) fn bash(command: &str, timeout_ms: u32) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{door, table};
+    use super::super::{door, resources, table};
     use super::*;
 
     /// Where the attempts' files are.
@@ -307,7 +307,8 @@ mod tests {
 
     fn names() -> impl Iterator<Item = &'static str> {
         let at_the_door = door::table::ALL.iter().map(|attempt| attempt.name);
-        table::all().map(|attempt| attempt.name).chain(at_the_door)
+        let of_resources = resources::limited();
+        table::all().map(|attempt| attempt.name).chain(at_the_door).chain(of_resources)
     }
 
     #[test]
@@ -322,6 +323,7 @@ mod tests {
             ("egress", "egress.py", 3),
             ("pushes", "pushes.py", 12),
             ("record", "record.py", 2),
+            ("resources", "resources.py", 0),
         ];
         for (module, file, helpers) in modules {
             let text = std::fs::read_to_string(files().join(file)).unwrap();

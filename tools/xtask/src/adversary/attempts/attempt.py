@@ -16,13 +16,14 @@ import host
 import network
 import pushes
 import record
+import resources
 import secrets_of_others
 import server
 import siblings
 
 MODULES = {
     "secrets": secrets_of_others, "network": network, "host": host, "server": server, "siblings": siblings,
-    "door": door, "egress": egress, "pushes": pushes, "record": record,
+    "door": door, "egress": egress, "pushes": pushes, "record": record, "resources": resources,
 }
 
 

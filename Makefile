@@ -6,7 +6,7 @@ MODEL ?= scripted
 ENGINE ?= auto
 SECONDS_EACH ?= 30
 
-.PHONY: help demo test build setup bench model-bench adversary fuzz lint deny engine-stop clean
+.PHONY: help demo test build setup bench model-bench adversary canary fuzz lint deny engine-stop clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,6 +38,10 @@ adversary: setup ## Have the real agent try every way out of a real sandbox, eac
 	install -D -m 755 target/debug/caisson .caisson/bin/checks-off/caisson
 	cargo build --quiet --locked -p caisson -p xtask
 	source .caisson/env && target/debug/xtask adversary $(FLAGS)
+
+canary: setup ## Have runs of the real agent use a secret of each kind, and look for it everywhere else (as root)
+	cargo build --quiet --locked -p xtask
+	source .caisson/env && target/debug/xtask canary $(FLAGS)
 
 fuzz: ## Feed the parsers of strangers' bytes with libFuzzer (SECONDS_EACH=30)
 	scripts/fuzz $(SECONDS_EACH)

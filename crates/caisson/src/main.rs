@@ -39,6 +39,10 @@ fn main() -> ExitCode {
             Err(error) => failed(&error.into()),
         };
     }
+    // Secrets are in its memory: no core file, and no other process of its user may look into it.
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        return failed(&error.into());
+    }
     match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime.block_on(run(cli)),
         Err(error) => failed(&error.into()),

@@ -55,7 +55,8 @@ const LIMITS: [Limit; 4] = [
         name: "resources.memory",
         argument: || format!("bound_mib={MEMORY_MIB}"),
         wall: "a bound on memory",
-        refuses: &["KILLED"],
+        // Without control groups it is each process that has the bound.
+        refuses: &["KILLED", "ENOMEM"],
     },
     Limit {
         name: "resources.descriptors",
@@ -75,7 +76,7 @@ const LIMITS: [Limit; 4] = [
 struct Taken {
     name: &'static str,
     wall: &'static str,
-    refuses: &'static str,
+    refuses: &'static [&'static str],
     /// What the agent does.
     command: fn() -> String,
     /// What it does in the control, and how much disk it has there.
@@ -102,23 +103,23 @@ fn taken() -> [Taken; 4] {
         Taken {
             name: "resources.disk",
             wall: "a bound on the session's disk",
-            refuses: "disk_full",
+            refuses: &["ENOSPC", "disk_full"],
             command: fill,
             control: (fill, MORE_DISK_MIB),
-            judge: by_outcome,
+            judge: by_space,
         },
         Taken {
             name: "resources.number_of_files",
             wall: "a bound on the session's files",
-            refuses: "disk_full",
+            refuses: &["ENOSPC", "disk_full"],
             command: files,
             control: (files, MORE_DISK_MIB),
-            judge: by_outcome,
+            judge: by_space,
         },
         Taken {
             name: "resources.line_of_output",
             wall: "a bound on lines",
-            refuses: "CUT",
+            refuses: &["CUT"],
             command: line,
             control: (short, DISK_MIB),
             judge: |_, events| by_line(events),
@@ -126,7 +127,7 @@ fn taken() -> [Taken; 4] {
         Taken {
             name: "resources.output",
             wall: "a bound on a run's record",
-            refuses: "CUT",
+            refuses: &["CUT"],
             command: flood,
             control: (drops, DISK_MIB),
             judge: |_, events| by_bytes(events),
@@ -206,7 +207,7 @@ pub(super) async fn attack(parts: &Parts, side: Side, only: &str, report: &mut R
         report.tried.push(tried(
             taken.name,
             taken.wall,
-            &[taken.refuses],
+            taken.refuses,
             side,
             (taken.judge)(&outcome, &events),
         ));
@@ -269,8 +270,11 @@ async fn run(world: &World, scenario: &str, disk_mib: u64) -> anyhow::Result<(Va
     Ok((run, world.api.events(&id).await?))
 }
 
-/// Refused if the run failed, by the kind of its failure.
-fn by_outcome(run: &Value, _: &[Value]) -> Verdict {
+/// Refused if the agent met the end of the disk, or if the run failed, by the kind of its failure.
+fn by_space(run: &Value, events: &[Value]) -> Verdict {
+    if results(events).contains("No space left on device") {
+        return Verdict::Refused { error: "ENOSPC".to_owned(), said: "the agent was told so".to_owned() };
+    }
     match run["failure"]["kind"].as_str() {
         None => Verdict::Through(format!("the run {}", run["status"])),
         Some(kind) => {

@@ -40,12 +40,17 @@ def memory(bound_mib):
         except OSError:
             pass
         held = []
-        for _ in range((int(bound_mib) + MORE_MIB) // 16):
-            held.append(os.urandom(16) * (1024 * 1024))
+        try:
+            for _ in range((int(bound_mib) + MORE_MIB) // 16):
+                held.append(os.urandom(16) * (1024 * 1024))
+        except MemoryError:
+            os._exit(errno.ENOMEM)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         raise Refusal("KILLED", f"by signal {os.WTERMSIG(status)}")
+    if os.WEXITSTATUS(status) == errno.ENOMEM:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     if os.WEXITSTATUS(status):
         raise Refusal("FAILED", f"exit code {os.WEXITSTATUS(status)}")
     return f"filled {int(bound_mib) + MORE_MIB} MiB"

@@ -144,7 +144,7 @@ impl ActiveEngine {
         let (engine, image) = match self {
             Self::Docker(engine, image) => (engine, image),
             Self::Local(engine) => {
-                return match engine.check().await {
+                return match engine.look().await {
                     Ok(_) => Vec::new(),
                     Err(error) => problem(ProblemCode::EngineUnavailable, chain(&error)),
                 };

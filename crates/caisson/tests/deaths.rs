@@ -344,3 +344,55 @@ async fn readiness(world: &World, status: u16) -> Value {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_sandbox_that_was_half_made_when_its_server_was_killed_is_not_told_of() {
+    const TRIES: usize = 20;
+    let Some(mut world) = world(Engine::Local).await else { return };
+    let mut body = world.run_body();
+    body["prompt"] = json!("[[scn:cart]] The test suite fails. Fix the bug.");
+    for _ in 0..TRIES {
+        let id = world.api.submit(&body).await.unwrap();
+        let half_made = kill_while_it_is_made(&mut world);
+        world.server = world.spec.start().await.unwrap();
+        let run = world.api.wait_end(&id, WAIT).await.unwrap();
+        assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
+        world.wait_tidy().await.unwrap();
+        let Some(sandbox) = half_made else { continue };
+        assert_eq!(run["attempt"], 2, "{run:#}");
+        let events = events_with_one_end(&world, &id).await;
+        let of_it = |event: &&Value| {
+            event["kind"].as_str().is_some_and(|kind| kind.starts_with("sandbox."))
+                && event.to_string().contains(&sandbox)
+        };
+        assert_eq!(events.iter().filter(of_it).collect::<Vec<_>>(), Vec::<&Value>::new());
+        assert_eq!(count(&events, "sandbox.started"), 1);
+        let again = events.iter().find(|event| event["kind"] == "run.requeued").unwrap();
+        assert!(again.to_string().contains("the server stopped while"), "{again:#}");
+        assert_eq!(leftovers(&sandbox).unwrap(), Vec::<String>::new());
+        return;
+    }
+    panic!("the moment was never met in {TRIES} tries");
+}
+
+/// Kills the server when the next sandbox's record is there, and the sandbox's supervisor if there is one yet; the sandbox, if
+/// its first process was not written down before.
+fn kill_while_it_is_made(world: &mut World) -> Option<String> {
+    let begun = std::time::Instant::now();
+    let sandbox = loop {
+        assert!(begun.elapsed() < WAIT, "no sandbox is made");
+        if let Some(sandbox) = world.sandboxes().unwrap().pop() {
+            break sandbox;
+        }
+    };
+    world.server.kill().unwrap();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if line.starts_with(b"caisson\0") && line.ends_with(format!("\0{sandbox}\0").as_bytes()) {
+            // It may have ended by itself.
+            kill_9(entry.file_name().to_str().unwrap().parse().unwrap()).ok();
+        }
+    }
+    let first = world.state_dir().join("local").join(&sandbox).join("first.json");
+    (!first.exists()).then_some(sandbox)
+}

@@ -19,7 +19,7 @@ use tracing::warn;
 use super::cgroup::Group;
 use super::identity::Held;
 use super::order::{Answer, Errand, Order, Shown, Started};
-use super::record::{CONTROL, FIRST, First, Label, Record, list};
+use super::record::{CONTROL, EXIT, Ended, FIRST, First, Label, Record, list};
 use super::{HOST, LocalEngine, shown, tree};
 use crate::mounts::resolve;
 use crate::spec::{Access, within};
@@ -36,6 +36,8 @@ const END_S: u64 = 30;
 const LOOKS: u32 = 2;
 /// What is done when a supervisor is started, for errors.
 const STARTING: &str = "starting a supervisor";
+/// What is done when a sandbox is started, for errors.
+const STARTING_SANDBOX: &str = "starting a sandbox";
 /// What a supervisor is called in a list of processes.
 const SUPERVISOR_NAME: &str = "caisson";
 /// Longest answer of a supervisor, in bytes.
@@ -164,7 +166,11 @@ impl LocalEngine {
     pub(super) async fn start_sandbox(&self, id: &SandboxId) -> Result<(), EngineError> {
         match self.liveness(id)? {
             Liveness::Running => return Ok(()),
-            Liveness::Exited(_) => return Err(EngineError::Ended { id: id.clone() }),
+            Liveness::Exited(_) if self.has_run(id)? => return Err(EngineError::Ended { id: id.clone() }),
+            Liveness::Exited(_) => {
+                let message = "its supervisor ended before it could be started".to_owned();
+                return Err(EngineError::Refused { operation: STARTING_SANDBOX, message });
+            }
             Liveness::Created => {}
         }
         let talk = async {
@@ -174,11 +180,9 @@ impl LocalEngine {
             let client = UnixStream::connect(socket).await?;
             read_line::<Started>(Some(client)).await
         };
-        match within_time("starting a sandbox", talk).await? {
+        match within_time(STARTING_SANDBOX, talk).await? {
             Started::Running => Ok(()),
-            Started::Failed(message) => {
-                Err(EngineError::Refused { operation: "starting a sandbox", message })
-            }
+            Started::Failed(message) => Err(EngineError::Refused { operation: STARTING_SANDBOX, message }),
         }
     }
 
@@ -296,6 +300,13 @@ impl LocalEngine {
             None => tree::usage(first.process.pid),
         });
         used.await?.ok_or_else(not_running)
+    }
+
+    /// Whether a sandbox that has ended ever had a first process.
+    fn has_run(&self, id: &SandboxId) -> Result<bool, EngineError> {
+        let record = self.record(id);
+        let ended: Option<Ended> = record.read(EXIT).map_err(|error| bad_record(error.into()))?;
+        Ok(ended.is_some() || read_first(&record)?.is_some())
     }
 
     fn record(&self, id: &SandboxId) -> Record {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use caisson_sandbox::{Engine, Exit, Liveness, SandboxSpec};
+use caisson_sandbox::{Engine, EngineError, Exit, Liveness, SandboxSpec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -98,9 +98,7 @@ async fn a_sandbox_outlives_its_supervisor_and_only_its_exit_code_is_lost() {
         let spec = running(bench, LISTENS).await;
         kill_9(bench.supervisor(&spec));
         let next = bench.started_again();
-        while std::path::Path::new(&format!("/proc/{}/exe", bench.supervisor(&spec))).exists() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        ended(bench.supervisor(&spec)).await;
         assert_eq!(liveness(&next, &spec).await, Some(Liveness::Running));
         let (exit, ()) = tokio::join!(next.wait(&spec.id), async { next.stop(&spec.id, 60).await.unwrap() });
         let unknown = Exit { code: None, oom_killed: false, finished_at_ms: None };
@@ -151,10 +149,39 @@ async fn a_killed_first_process_takes_the_whole_tree_along() {
     .await;
 }
 
+/// Waits until a process is gone, or is left for its parent to take in.
+async fn ended(pid: i32) {
+    let begun = std::time::Instant::now();
+    while std::path::Path::new(&format!("/proc/{pid}/exe")).exists() {
+        assert!(begun.elapsed() < Duration::from_mins(1), "{pid} lives on");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 async fn destroyed_after_end(bench: &Bench, spec: &SandboxSpec) {
     assert_eq!(left(spec), Vec::<String>::new(), "the supervisor has cleared up");
     bench.engine.destroy(&spec.id).await.unwrap();
     assert!(!bench.record(spec).exists());
+}
+
+#[tokio::test]
+async fn a_sandbox_whose_supervisor_is_killed_before_its_start_never_ran() {
+    on_bench(async |bench| {
+        let spec = bench.sandbox("touch /workspace/ran");
+        bench.engine.create(&spec).await.unwrap();
+        let supervisor = bench.supervisor(&spec);
+        kill_9(supervisor);
+        ended(supervisor).await;
+        for _ in 0..2 {
+            let error = bench.engine.start(&spec.id).await.unwrap_err();
+            assert!(matches!(error, EngineError::Refused { .. }), "it did not run and end: {error}");
+            assert!(error.to_string().contains("supervisor ended"), "{error}");
+        }
+        assert!(!spec.mounts.workspace_dir.join("ran").exists());
+        bench.engine.destroy(&spec.id).await.unwrap();
+        assert_eq!(left(&spec), Vec::<String>::new());
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -178,13 +178,17 @@ async fn attend(listener: &UnixListener, mut child: Child, signals: &mut Signals
     }
 }
 
-/// Writes down how the sandbox ended, then ends whatever is left in its group: with the group goes what it has counted.
+/// Writes down how the sandbox ended, then ends whatever is left in its group. With the group goes what it has counted, so it stays
+/// where that could not be written down.
 fn close(order: &Order, record: &Record, end: End) -> io::Result<()> {
     let oom_killed = order.group.as_ref().is_some_and(|group| group.oom_kills() > 0);
     let written = record.write(EXIT, &Ended { code: end.code, oom_killed, finished_at_ms: now_ms() });
     if let Some(group) = &order.group {
-        // What cannot be removed now is removed when the sandbox is destroyed.
-        group.kill().and_then(|()| group.remove()).ok();
+        let killed = group.kill();
+        if written.is_ok() {
+            // What cannot be removed now is removed when the sandbox is destroyed.
+            killed.and_then(|()| group.remove()).ok();
+        }
     }
     written
 }

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use caisson_sandbox::{Engine, EngineError, Exit, Liveness, SandboxSpec};
+use caisson_sandbox::local::LimitsBy;
+use caisson_sandbox::{Engine, EngineError, Exit, Liveness, MEMORY_BYTES_MIN, SandboxSpec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::bench::{Bench, on_bench};
-use crate::places::ready;
+use crate::places::{ready, skipped};
 
 /// Says that it is ready, and ends with 5 when it is asked to.
 const LISTENS: &str = "trap 'exit 5' TERM; echo ready > /workspace/ready; sleep 600 & wait";
@@ -145,6 +146,32 @@ async fn a_killed_first_process_takes_the_whole_tree_along() {
         let exit = bench.engine.wait(&spec.id).await.unwrap();
         assert_eq!((exit.code, exit.oom_killed), (Some(137), false));
         destroyed_after_end(bench, &spec).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn want_of_memory_is_told_also_where_the_end_could_not_be_written_down() {
+    on_bench(async |bench| {
+        let capabilities = bench.engine.check().await.unwrap();
+        if let LimitsBy::ProcessLimits { reason } = capabilities.limits {
+            return skipped(&reason).unwrap_or_default();
+        }
+        let mut spec =
+            bench.sandbox("echo ready > /workspace/ready; read go < /workspace/go; exec tail /dev/zero");
+        spec.limits.memory_bytes = MEMORY_BYTES_MIN;
+        bench.engine.create(&spec).await.unwrap();
+        bench.engine.start(&spec.id).await.unwrap();
+        assert_eq!(ready(&spec).await, "ready");
+        let in_the_way = bench.record(&spec).join("exit.json");
+        std::fs::create_dir(&in_the_way).unwrap();
+        std::fs::write(spec.mounts.workspace_dir.join("go"), "go\n").unwrap();
+        ended(bench.supervisor(&spec)).await;
+        std::fs::remove_dir(&in_the_way).unwrap();
+        let starved = Exit { code: None, oom_killed: true, finished_at_ms: None };
+        assert_eq!(bench.engine.wait(&spec.id).await.unwrap(), starved);
+        bench.engine.destroy(&spec.id).await.unwrap();
+        assert_eq!(left(&spec), Vec::<String>::new());
     })
     .await;
 }

@@ -1,6 +1,6 @@
 //! Which engine makes this server's sandboxes, and whether it can.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,25 @@ const LOCAL: &str = "local";
 /// The local engine's records in the state directory.
 const RECORDS: &str = "local";
 
+/// What an engine is taken for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Purpose<'a> {
+    /// To make sandboxes.
+    Serving,
+    /// To be looked at. What it keeps in a server's state directory is put into this one.
+    LookingAt(&'a Path),
+}
+
+impl<'a> Purpose<'a> {
+    /// Where the engine keeps its files.
+    fn place(self, settings: &'a Settings) -> &'a Path {
+        match self {
+            Self::Serving => &settings.state_dir,
+            Self::LookingAt(elsewhere) => elsewhere,
+        }
+    }
+}
+
 /// The engine of this server.
 #[derive(Debug, Clone)]
 pub(crate) enum ActiveEngine {
@@ -42,6 +61,7 @@ impl ActiveEngine {
         settings: &Settings,
         server: &ServerId,
         store: Option<&Store>,
+        purpose: Purpose<'_>,
     ) -> anyhow::Result<Self> {
         let living = match store {
             Some(store) => living(server, store).await?,
@@ -50,9 +70,13 @@ impl ActiveEngine {
         match (settings.engine, living.as_deref()) {
             (EngineChoice::Docker, Some(LOCAL)) => anyhow::bail!(another(DOCKER, LOCAL)),
             (EngineChoice::Local, Some(DOCKER)) => anyhow::bail!(another(LOCAL, DOCKER)),
-            (EngineChoice::Docker, _) | (EngineChoice::Auto, Some(DOCKER)) => Self::docker(settings, server),
-            (EngineChoice::Local, _) | (EngineChoice::Auto, Some(LOCAL)) => Self::local(settings, server),
-            (EngineChoice::Auto, _) => Self::by_itself(settings, server).await,
+            (EngineChoice::Docker, _) | (EngineChoice::Auto, Some(DOCKER)) => {
+                Self::docker(settings, server, purpose)
+            }
+            (EngineChoice::Local, _) | (EngineChoice::Auto, Some(LOCAL)) => {
+                Self::local(settings, server, purpose)
+            }
+            (EngineChoice::Auto, _) => Self::by_itself(settings, server, purpose).await,
         }
     }
 
@@ -60,8 +84,8 @@ impl ActiveEngine {
     ///
     /// # Errors
     /// The engine cannot be used.
-    pub(crate) async fn by_itself(settings: &Settings, server: &ServerId) -> anyhow::Result<Self> {
-        let docker = Self::docker(settings, server);
+    async fn by_itself(settings: &Settings, server: &ServerId, purpose: Purpose<'_>) -> anyhow::Result<Self> {
+        let docker = Self::docker(settings, server, purpose);
         if let Ok(Self::Docker(engine, _)) = &docker {
             let answer = tokio::time::timeout(ANSWER, engine.check()).await;
             let away = |error: &EngineError| {
@@ -72,25 +96,25 @@ impl ActiveEngine {
                 return docker;
             }
         }
-        Self::local(settings, server)
+        Self::local(settings, server, purpose)
     }
 
-    fn docker(settings: &Settings, server: &ServerId) -> anyhow::Result<Self> {
+    fn docker(settings: &Settings, server: &ServerId, purpose: Purpose<'_>) -> anyhow::Result<Self> {
         let config = DockerConfig { host: settings.docker.host.clone() };
         let engine = DockerEngine::connect(&config, server.clone())
-            .and_then(|engine| engine.with_hosts_file_in(&settings.state_dir))
+            .and_then(|engine| engine.with_hosts_file_in(purpose.place(settings)))
             .context("the Docker Engine cannot be used")?;
         let image = settings.default_image.clone().unwrap_or_else(|| DEFAULT_IMAGE.to_owned());
         Ok(Self::Docker(Arc::new(engine), image))
     }
 
-    fn local(settings: &Settings, server: &ServerId) -> anyhow::Result<Self> {
+    fn local(settings: &Settings, server: &ServerId, purpose: Purpose<'_>) -> anyhow::Result<Self> {
         anyhow::ensure!(
             settings.default_image.is_none(),
             "default_image is set, but the local engine has no images; leave it out, or choose --engine docker"
         );
         let config = LocalConfig {
-            records_dir: settings.state_dir.join(RECORDS),
+            records_dir: purpose.place(settings).join(RECORDS),
             bubblewrap: settings.local.bubblewrap.clone(),
             read_only: settings.local.read_only.clone(),
             toolchains: settings.local.toolchains.clone(),

@@ -204,6 +204,23 @@ fn the_doctor_finds_what_a_server_would_end_of_and_changes_nothing() {
     assert!(said.contains("--allow-repo DIR"), "{said}");
 }
 
+#[test]
+fn the_doctor_finds_that_sandboxes_would_see_the_server_s_own_state() {
+    // Not in `/tmp`, which sandboxes have one of their own for.
+    let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+    let spec = bare_spec(directory.path());
+    let variables =
+        [("CAISSON_ENGINE", "local"), ("CAISSON_LOCAL__READ_ONLY", directory.path().to_str().unwrap())];
+    let state = spec.state_dir.display().to_string();
+    let said = text(&run(&spec, &["doctor"], &variables).stdout);
+    let fault = |line: &str| line.starts_with("FAIL  engine") && line.contains(&state);
+    assert!(said.lines().any(fault), "{said}");
+    assert!(!spec.state_dir.exists());
+    let served = run(&spec, &["serve"], &variables);
+    assert_eq!(served.status.code(), Some(1));
+    assert!(text(&served.stderr).contains(&state), "{}", text(&served.stderr));
+}
+
 async fn the_doctor_is_content_with_the_flags_that_a_server_gets(engine: Engine) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
     let mut world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();

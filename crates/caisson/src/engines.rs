@@ -8,7 +8,7 @@ use anyhow::Context;
 use caisson_domain::id::ServerId;
 use caisson_domain::server::{PlacementProblem, ProblemCode};
 use caisson_sandbox::docker::{DEFAULT_IMAGE, DockerConfig, DockerEngine};
-use caisson_sandbox::local::{LocalConfig, LocalEngine};
+use caisson_sandbox::local::{ControlGroups, LocalConfig, LocalEngine};
 use caisson_sandbox::{Engine, EngineError};
 use caisson_store::Store;
 
@@ -29,7 +29,7 @@ const RECORDS: &str = "local";
 pub(crate) enum Purpose<'a> {
     /// To make sandboxes.
     Serving,
-    /// To be looked at. What it keeps in a server's state directory is put into this one.
+    /// To be looked at: it changes nothing of the machine, and what it keeps in a server's state directory is put into this one.
     LookingAt(&'a Path),
 }
 
@@ -119,7 +119,11 @@ impl ActiveEngine {
             read_only: settings.local.read_only.clone(),
             toolchains: settings.local.toolchains.clone(),
             hidden: settings.own_paths().context("the working directory cannot be used")?,
-            control_groups: settings.local.control_groups,
+            control_groups: match purpose {
+                _ if !settings.local.control_groups => ControlGroups::Off,
+                Purpose::Serving => ControlGroups::Use,
+                Purpose::LookingAt(_) => ControlGroups::Look,
+            },
             // This very program, also when another version has been put in its place meanwhile.
             supervisor: (PathBuf::from("/proc/self/exe"), vec!["supervise".to_owned()]),
         };

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
@@ -219,6 +219,45 @@ fn the_doctor_finds_that_sandboxes_would_see_the_server_s_own_state() {
     let served = run(&spec, &["serve"], &variables);
     assert_eq!(served.status.code(), Some(1));
     assert!(text(&served.stderr).contains(&state), "{}", text(&served.stderr));
+}
+
+/// The weights of all sandboxes together, of either version: what a server writes first when it arranges control groups.
+fn weights() -> Vec<PathBuf> {
+    let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+    let places = hierarchies.map(|entry| entry.path()).chain(["/sys/fs/cgroup".into()]);
+    let files =
+        places.flat_map(|place| ["cpu.shares", "cpu.weight"].map(|file| place.join("caisson").join(file)));
+    files.filter(|file| file.exists()).collect()
+}
+
+#[test]
+fn the_doctor_leaves_the_machine_s_control_groups_as_they_are() {
+    const OTHER: &str = "77";
+    /// How often somebody else may come between: a server that starts meanwhile writes to them.
+    const TRIES: usize = 5;
+    let directory = tempfile::tempdir().unwrap();
+    let spec = bare_spec(directory.path());
+    let before = weights();
+    let was: Vec<_> = before.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    let mut changed = Vec::new();
+    for _ in 0..TRIES {
+        if nix::unistd::geteuid().is_root() {
+            before.iter().for_each(|file| std::fs::write(file, OTHER).unwrap());
+        }
+        let read = |file: &PathBuf| std::fs::read_to_string(file).unwrap();
+        let set: Vec<_> = before.iter().map(read).collect();
+        let said = text(&run(&spec, &["doctor", "--engine", "local"], &[]).stdout);
+        assert!(said.contains("local: bubblewrap"), "{said}");
+        changed = before.iter().filter(|file| !set.contains(&read(file))).collect();
+        if changed.is_empty() {
+            break;
+        }
+    }
+    if nix::unistd::geteuid().is_root() {
+        before.iter().zip(was).for_each(|(file, was)| std::fs::write(file, was).unwrap());
+    }
+    assert_eq!(changed, Vec::<&PathBuf>::new());
+    assert_eq!(weights(), before, "nothing was made");
 }
 
 async fn the_doctor_is_content_with_the_flags_that_a_server_gets(engine: Engine) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use caisson_sandbox::local::LimitsBy;
+use caisson_sandbox::local::{ControlGroups, LimitsBy};
 use caisson_sandbox::{Engine, EngineError, Exit, Liveness, MEMORY_BYTES_MIN, SandboxSpec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -293,7 +293,7 @@ async fn a_first_process_whose_makers_are_killed_before_it_is_written_down_never
 #[tokio::test]
 async fn a_living_sandbox_whose_record_is_damaged_is_listed_and_removed_whole() {
     on_bench(async |bench| {
-        for control_groups in [true, false] {
+        for control_groups in [ControlGroups::Use, ControlGroups::Off] {
             let engine = bench.engine_with(|config| config.control_groups = control_groups);
             for torn in
                 [&["supervisor.json", "first.json"][..], &["label.json", "first.json", "supervisor.json"]]

@@ -187,13 +187,31 @@ async fn only_the_workspace_the_home_the_journal_and_tmp_can_be_written_to() {
 }
 
 #[tokio::test]
-async fn an_image_and_another_user_are_errors() {
+async fn an_image_is_an_error() {
     on_bench(async |bench| {
         let mut spec = bench.sandbox("exit 0");
         spec.image = Some("debian:bookworm".to_owned());
         let error = bench.engine.create(&spec).await.unwrap_err();
         assert!(matches!(error, EngineError::BadSpec(SpecError::ImageUnsupported { .. })), "{error}");
         assert!(error.to_string().contains("has no images"), "{error}");
+        assert!(!bench.record(&spec).exists());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_is_not_root_makes_sandboxes_for_nobody_else() {
+    on_bench(async |bench| {
+        let mut spec = bench.sandbox("exit 0");
+        (spec.uid, spec.gid) = (spec.uid + 1, spec.gid + 1);
+        if nix::unistd::geteuid().is_root() {
+            // The same by an ordinary user: `ordinary.rs` runs these tests again as one.
+            bench.engine.create(&spec).await.unwrap();
+            return;
+        }
+        let error = bench.engine.create(&spec).await.unwrap_err();
+        assert!(matches!(error, EngineError::BadSpec(SpecError::ForeignUser { .. })), "{error}");
+        assert!(error.to_string().contains(&spec.uid.to_string()), "{error}");
         assert!(!bench.record(&spec).exists());
     })
     .await;

@@ -251,6 +251,8 @@ async fn limits_hold_in_the_kernel() {
 #[tokio::test]
 async fn a_start_takes_milliseconds() {
     const STARTS: usize = 9;
+    /// Ten times what an idle machine takes.
+    const MEDIAN: Duration = Duration::from_millis(500);
     on_bench(async |bench| {
         let mut times = Vec::new();
         for _ in 0..STARTS {
@@ -262,8 +264,9 @@ async fn a_start_takes_milliseconds() {
             bench.engine.destroy(&spec.id).await.unwrap();
         }
         times.sort();
-        tell(&format!("create and start: {:?} (median of {STARTS})", times[STARTS / 2]));
-        assert!(times[STARTS - 1] < Duration::from_secs(10), "{times:?}");
+        let median = times[STARTS / 2];
+        tell(&format!("create and start: {median:?} (median of {STARTS})"));
+        assert!(median < MEDIAN, "{times:?}");
     })
     .await;
 }

@@ -1,5 +1,6 @@
 //! `kill -9` of everything that can be killed: the sandbox's end is as promised, and nothing is left.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use caisson_sandbox::local::{ControlGroups, LimitsBy};
@@ -219,6 +220,27 @@ async fn a_sandbox_whose_supervisor_is_killed_before_its_start_never_ran() {
         assert!(!spec.mounts.workspace_dir.join("ran").exists());
         bench.engine.destroy(&spec.id).await.unwrap();
         assert_eq!(left(&spec), Vec::<String>::new());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_supervisor_that_ends_before_its_sandbox_runs_leaves_nothing_behind() {
+    on_bench(async |bench| {
+        let told_to_end = bench.sandbox("exit 0");
+        bench.engine.create(&told_to_end).await.unwrap();
+        let supervisor = bench.supervisor(&told_to_end);
+        kill(Pid::from_raw(supervisor), Signal::SIGTERM).unwrap();
+        ended(supervisor).await;
+        assert_eq!(left(&told_to_end), Vec::<String>::new());
+
+        let cannot_run = bench.sandbox("exit 0");
+        std::fs::set_permissions(&cannot_run.mounts.shim, std::fs::Permissions::from_mode(0o644)).unwrap();
+        bench.engine.create(&cannot_run).await.unwrap();
+        let supervisor = bench.supervisor(&cannot_run);
+        bench.engine.start(&cannot_run.id).await.unwrap_err();
+        ended(supervisor).await;
+        assert_eq!(left(&cannot_run), Vec::<String>::new());
     })
     .await;
 }

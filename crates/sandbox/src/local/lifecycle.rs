@@ -222,9 +222,8 @@ impl LocalEngine {
             }
         }
         // Its supervisor writes down how it ended.
-        within_time("stopping a sandbox", async { self.wait_for_exit(id).await.map_err(io::Error::other) })
-            .await?;
-        Ok(())
+        let ended = tokio::time::timeout(Duration::from_secs(ANSWER_S), self.wait_for_exit(id)).await;
+        ended.map_err(|elapsed| unavailable("stopping a sandbox", elapsed))?.map(drop)
     }
 
     pub(super) async fn destroy_sandbox(&self, id: &SandboxId) -> Result<(), EngineError> {
@@ -419,13 +418,15 @@ async fn within_time<T>(
     operation: &'static str,
     talk: impl Future<Output = io::Result<T>>,
 ) -> Result<T, EngineError> {
-    let unavailable =
-        |source: BoxError| EngineError::Unavailable { operation, host: HOST.to_owned(), source };
     match tokio::time::timeout(Duration::from_secs(ANSWER_S), talk).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(unavailable(error.into())),
-        Err(elapsed) => Err(unavailable(elapsed.into())),
+        Ok(Err(error)) => Err(unavailable(operation, error)),
+        Err(elapsed) => Err(unavailable(operation, elapsed)),
     }
+}
+
+fn unavailable(operation: &'static str, source: impl Into<BoxError>) -> EngineError {
+    EngineError::Unavailable { operation, host: HOST.to_owned(), source: source.into() }
 }
 
 async fn blocking<T: Send + 'static>(
@@ -433,9 +434,5 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, EngineError> {
     // It neither panics nor is aborted, but its handle cannot know that.
-    tokio::task::spawn_blocking(work).await.map_err(|error| EngineError::Unavailable {
-        operation,
-        host: HOST.to_owned(),
-        source: error.into(),
-    })
+    tokio::task::spawn_blocking(work).await.map_err(|error| unavailable(operation, error))
 }

@@ -246,6 +246,28 @@ async fn a_supervisor_that_ends_before_its_sandbox_runs_leaves_nothing_behind() 
 }
 
 #[tokio::test]
+async fn a_stop_whose_sandbox_is_gone_when_it_has_ended_says_so() {
+    on_bench(async |bench| {
+        let spec = running(bench, "echo ready > /workspace/ready; exec sleep 600").await;
+        let (supervisor, first) = (bench.supervisor(&spec), bench.first(&spec));
+        // It would write down how the sandbox ended.
+        kill(Pid::from_raw(supervisor), Signal::SIGSTOP).unwrap();
+        let (stopped, ()) = tokio::join!(bench.engine.stop(&spec.id, 60), async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            std::fs::remove_dir_all(bench.record(&spec)).unwrap();
+            kill_9(first);
+        });
+        kill(Pid::from_raw(supervisor), Signal::SIGCONT).unwrap();
+        let error = stopped.unwrap_err();
+        assert!(matches!(error, EngineError::NotFound { .. }), "{error:?}");
+        ended(supervisor).await;
+        bench.engine.destroy(&spec.id).await.unwrap();
+        assert_eq!(left(&spec), Vec::<String>::new());
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_record_that_a_crash_left_half_made_is_listed_and_removed() {
     on_bench(async |bench| {
         let spec = bench.sandbox("exit 0");

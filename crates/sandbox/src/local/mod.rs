@@ -15,6 +15,7 @@ mod descriptors;
 mod identity;
 mod launch;
 mod lifecycle;
+mod mountinfo;
 mod order;
 mod record;
 mod seccomp;

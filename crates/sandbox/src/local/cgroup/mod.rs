@@ -4,7 +4,6 @@
 //! one for all: a server makes its groups in the one that was delegated to it (systemd's `Delegate=yes`); where none was, one
 //! that is root makes them below the root.
 
-mod mountinfo;
 mod v1;
 mod v2;
 
@@ -19,8 +18,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{AccessFlags, Pid, access};
 use serde::{Deserialize, Serialize};
 
+use super::mountinfo::Mount;
 use crate::{ResourceLimits, SandboxUsage};
-use mountinfo::Mount;
 
 /// Name of the directory above all groups of version 1, and beginning of the names of those of version 2.
 const NAME: &str = "caisson";

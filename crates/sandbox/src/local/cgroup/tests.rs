@@ -169,7 +169,7 @@ fn who_only_looks_at_version_1_finds_the_same_and_makes_nothing() {
         let place = root.path().join(controller);
         fs::create_dir(&place).unwrap();
         let (kind, options) = ("cgroup".to_owned(), vec!["rw".to_owned(), controller.to_owned()]);
-        Mount { root: "/".into(), place, kind, options }
+        Mount { root: "/".into(), place, kind, source: "cgroup".into(), options }
     });
     let roots = v1::Roots::find(&mounts).unwrap();
     let before = everything(root.path());

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::mountinfo::Mount;
+use super::super::mountinfo::Mount;
 use super::{Does, NAME, PERIOD_MICROS, keyed, named, quota_micros, read_number, writable, write};
 use crate::{ResourceLimits, SandboxUsage};
 

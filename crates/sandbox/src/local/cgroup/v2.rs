@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access};
 
-use super::mountinfo::Mount;
+use super::super::mountinfo::Mount;
 use super::{Does, PERIOD_MICROS, keyed, named, quota_micros, read_number, writable, write};
 use crate::{ResourceLimits, SandboxUsage};
 

@@ -26,6 +26,7 @@ fn unified(files: &[(&str, &str)]) -> (tempfile::TempDir, Vec<Mount>) {
         root: "/".into(),
         place: root.path().to_owned(),
         kind: "cgroup2".to_owned(),
+        source: "none".into(),
         options: vec!["rw".to_owned()],
     };
     (root, vec![mount])

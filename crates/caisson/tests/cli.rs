@@ -242,7 +242,9 @@ fn the_doctor_leaves_the_machine_s_control_groups_as_they_are() {
     let mut changed = Vec::new();
     for _ in 0..TRIES {
         if nix::unistd::geteuid().is_root() {
-            before.iter().for_each(|file| std::fs::write(file, OTHER).unwrap());
+            for file in &before {
+                std::fs::write(file, OTHER).unwrap();
+            }
         }
         let read = |file: &PathBuf| std::fs::read_to_string(file).unwrap();
         let set: Vec<_> = before.iter().map(read).collect();
@@ -254,7 +256,9 @@ fn the_doctor_leaves_the_machine_s_control_groups_as_they_are() {
         }
     }
     if nix::unistd::geteuid().is_root() {
-        before.iter().zip(was).for_each(|(file, was)| std::fs::write(file, was).unwrap());
+        for (file, was) in before.iter().zip(was) {
+            std::fs::write(file, was).unwrap();
+        }
     }
     assert_eq!(changed, Vec::<&PathBuf>::new());
     assert_eq!(weights(), before, "nothing was made");

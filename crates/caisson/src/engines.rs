@@ -9,7 +9,7 @@ use caisson_domain::id::ServerId;
 use caisson_domain::server::{PlacementProblem, ProblemCode};
 use caisson_sandbox::docker::{DEFAULT_IMAGE, DockerConfig, DockerEngine};
 use caisson_sandbox::local::{ControlGroups, LocalConfig, LocalEngine};
-use caisson_sandbox::{Engine, EngineError};
+use caisson_sandbox::{Engine, EngineError, SHARED_UID};
 use caisson_store::Store;
 
 use crate::serve::chain;
@@ -159,8 +159,11 @@ impl ActiveEngine {
     pub(crate) fn weaknesses(&self) -> Vec<String> {
         match self {
             Self::Docker(..) => {
-                let shared = "sandboxes have this server's uid, since it is not root".to_owned();
-                if nix::unistd::geteuid().is_root() { Vec::new() } else { vec![shared] }
+                if nix::unistd::geteuid().is_root() {
+                    Vec::new()
+                } else {
+                    vec![SHARED_UID.to_owned()]
+                }
             }
             Self::Local(engine) => engine.weaknesses(),
         }

@@ -11,7 +11,7 @@ use super::bubblewrap::{Host, probe_arguments};
 use super::cgroup::Controllers;
 use super::order::{Answer, Errand};
 use super::{HOST, LocalEngine};
-use crate::EngineError;
+use crate::{EngineError, SHARED_UID};
 
 /// Oldest bubblewrap that will do: the first with `--disable-userns`.
 const BUBBLEWRAP_MIN: (u32, u32) = (0, 8);
@@ -70,7 +70,7 @@ pub(super) fn own_uids() -> bool {
 pub(super) fn weaknesses(limits: &LimitsBy, own_uids: bool) -> Vec<String> {
     let mut found = Vec::new();
     if !own_uids {
-        found.push("sandboxes have this server's uid, since it is not root".to_owned());
+        found.push(SHARED_UID.to_owned());
     }
     match limits {
         LimitsBy::ControlGroups { weakness, .. } => found.extend(weakness.clone()),

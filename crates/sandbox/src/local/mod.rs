@@ -1,6 +1,6 @@
 //! Sandboxes without a daemon: bubblewrap over the host's own, read-only `/usr`.
 //!
-//! The same profile as everywhere, from the kernel's own parts: all namespaces unshared, no network but loopback, no
+//! The same profile as everywhere, from the kernel's own parts: all namespaces but that of time unshared, no network but loopback, no
 //! capability, no new privileges, a system call filter, and limits by control groups where they can be had. An image is an
 //! error here: the host's programs are the image.
 //!

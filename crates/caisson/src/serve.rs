@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use crate::agents::Agents;
 use crate::audit_head::{HeadKeeper, keeper_or_warn};
-use crate::engines::ActiveEngine;
+use crate::engines::{ActiveEngine, Purpose};
 use crate::exposure;
 use crate::inputs::{self, Inputs};
 use crate::log;
@@ -74,7 +74,7 @@ impl Server {
         let head = keep_audit(&settings, &store, &id).await?;
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
 
-        let engine = ActiveEngine::choose(&settings, &id, Some(&store)).await?;
+        let engine = ActiveEngine::choose(&settings, &id, Some(&store), Purpose::Serving).await?;
         let caps = disk_caps(&settings).await?;
         let weaknesses = engine.weaknesses().into_iter().chain(caps.weakness());
         warn_of(weaknesses, &inputs, has_model_credential(&store).await?);

@@ -18,7 +18,7 @@ const AGENT_FILE: &str = "claude";
 #[async_trait]
 pub trait Probe: Send + Sync {
     /// What keeps the engine from making sandboxes; empty when nothing does. Each answer costs at most one small
-    /// request, because it is asked every few seconds.
+    /// request or a few short processes, because it is asked every few seconds.
     ///
     /// # Cancel safety
     /// Must be safe to drop: an answer that takes longer than [`crate::Timing::probe`] is not waited for.

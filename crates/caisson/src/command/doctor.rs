@@ -13,7 +13,7 @@ use super::{DONE, print, serve_settings};
 use crate::agents::Agents;
 use crate::audit_head;
 use crate::cli::Serve;
-use crate::engines::ActiveEngine;
+use crate::engines::{ActiveEngine, Purpose};
 use crate::exposure;
 use crate::inputs::{self, Faults, Part};
 use crate::render::clean;
@@ -197,8 +197,7 @@ async fn engine(settings: &Settings, server: Option<&ServerId>, store: Option<&S
         Ok(directory) => directory,
         Err(error) => return report.tell("engine", Err(format!("no temporary directory: {error}"))),
     };
-    let apart = Settings { state_dir: elsewhere.path().to_owned(), ..settings.clone() };
-    match ActiveEngine::choose(&apart, &server, store).await {
+    match ActiveEngine::choose(settings, &server, store, Purpose::LookingAt(elsewhere.path())).await {
         Err(error) => report.tell("engine", Err(format!("{error:#}"))),
         Ok(chosen) => {
             match &chosen {

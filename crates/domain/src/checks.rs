@@ -29,6 +29,8 @@ pub enum Check {
     ForbiddenPaths,
     /// Whether a push takes away commits that the run did not push.
     Rewrites,
+    /// How long a request's head may be.
+    Heads,
     /// The hosts that tools may reach.
     EgressRules,
     /// The addresses that names may lead to.
@@ -49,7 +51,7 @@ pub enum Check {
 
 impl Check {
     /// Every check.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Grant,
         Self::OwnBranch,
         Self::NoDelete,
@@ -61,6 +63,7 @@ impl Check {
         Self::FileSize,
         Self::ForbiddenPaths,
         Self::Rewrites,
+        Self::Heads,
         Self::EgressRules,
         Self::EgressAddresses,
         Self::EgressHost,
@@ -86,6 +89,7 @@ impl Check {
             Self::FileSize => "file_size",
             Self::ForbiddenPaths => "forbidden_paths",
             Self::Rewrites => "rewrites",
+            Self::Heads => "heads",
             Self::EgressRules => "egress_rules",
             Self::EgressAddresses => "egress_addresses",
             Self::EgressHost => "egress_host",

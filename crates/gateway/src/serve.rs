@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use caisson_domain::checks::{Check, stands};
 use caisson_domain::protocol::paths;
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
@@ -67,10 +68,11 @@ where
             async move { answer(&door, request).await }
         })
     };
+    let head_bytes = if stands(Check::Heads) { HEADER_BYTES } else { usize::MAX / 2 };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(bounds.header_read)
-        .max_header_size(HEADER_BYTES)
+        .max_header_size(head_bytes)
         .max_headers(HEADERS)
         .serve_connection(TokioIo::new(io), service)
         .with_upgrades();

@@ -14,6 +14,7 @@ mod report;
 mod resources;
 mod surroundings;
 mod table;
+mod traces;
 mod verdict;
 mod walls;
 mod witness;
@@ -72,7 +73,10 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
     let parts = Parts::require(caisson.to_str().context("the workspace's path is not UTF-8")?)?;
     let chosen: Vec<_> = table::all().filter(|found| found.name.contains(&options.only)).collect();
     ensure!(
-        !chosen.is_empty() || door::has(&options.only) || resources::has(&options.only),
+        !chosen.is_empty()
+            || door::has(&options.only)
+            || resources::has(&options.only)
+            || traces::has(&options.only),
         "no attempt has a name with \"{}\" in it",
         options.only
     );
@@ -97,6 +101,9 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
             }
             if resources::has(&options.only) {
                 resources::attack(&parts, side, &options.only, &mut report).await?;
+            }
+            if traces::has(&options.only) {
+                traces::attack(&parts, side, &surroundings, &mut report).await?;
             }
             if fitting.is_empty() {
                 continue;

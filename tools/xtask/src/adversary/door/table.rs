@@ -120,6 +120,7 @@ pub(crate) const ALL: &[Attempt] = &[
     heard("egress.path_in_other_spelling", &["web={web}", "token={token}"], &[RULES]),
     heard("egress.lookups_over_http", &["denied={denied}", "token={token}"], &[RULES]),
     heard("egress.second_request_behind_the_first", &["web={web}", "token={token}"], &[RULES]),
+    heard("egress.huge_head", &["web={web}", "token={token}"], &[wall(Check::Heads, &["HTTP431"])]),
     heard("egress.another_host_field", &["web={web}", "denied={denied}", "token={token}"], &[HOST]),
     heard(
         "egress.another_host_field_of_a_tunnel",

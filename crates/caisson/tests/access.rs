@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
+use caisson_domain::id::ProjectId;
+use caisson_store::{Clock, Store};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
 use testkit::parts::Parts;
@@ -152,6 +154,42 @@ async fn a_tampered_audit_log_is_named_at_its_first_broken_link() {
     assert!(text(&missing.stdout).contains("elsewhere\" is missing"), "{}", text(&missing.stdout));
     key(&spec, "f", "audit");
     assert!(said(&spec, &["audit", "verify"]).contains("signed up to record 6"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_done_with_credentials_on_the_machine_is_in_the_servers_signed_chain() {
+    let directory = tempfile::tempdir().unwrap();
+    let spec = spec(directory.path());
+    let secret = directory.path().join("secret");
+    std::fs::write(&secret, "ghp_0123456789abcdef\n").unwrap();
+    let from = ["--from", secret.to_str().unwrap()];
+    let kind = ["--kind", "git_token", "--set", "url_prefix=https://git.example.com/"];
+    for (number, arguments) in [
+        [&["credential", "add", "git"], &from[..], &kind[..]].concat(),
+        [&["credential", "rotate", "git"], &from[..]].concat(),
+        vec!["credential", "rekey"],
+        vec!["credential", "remove", "git"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        said(&spec, &arguments);
+        let told = said(&spec, &["audit", "verify"]);
+        let wanted = format!("{0} records, signed up to record {0}\n", number + 1);
+        assert!(told.starts_with("ok    srv_") && told.ends_with(&wanted), "{arguments:?}: {told}");
+    }
+    assert!(!run(&spec, &["credential", "remove", "git"]).status.success());
+    let bad = tampered(directory.path(), &spec, "delete from audit where seq >= 3").await;
+    let output = run(&bad, &["audit", "verify"]);
+    let told = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("record 3 is missing: the signed head is record 4"), "{told}");
+    // As commands of earlier versions recorded it: a chain of its own, which no head signs.
+    let store = Store::open(&spec.state_dir.join("caisson.db"), Clock::system()).await.unwrap();
+    store.audit(&ProjectId::default_project(), "operator", "credential.add", "x").await.unwrap();
+    store.close().await.unwrap();
+    let told = said(&spec, &["audit", "verify"]);
+    assert!(told.contains("warn  local: 1 records") && !told.contains("ok    local"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

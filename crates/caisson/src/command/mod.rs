@@ -10,6 +10,7 @@ mod doctor;
 mod egress;
 mod image;
 mod key;
+mod machine;
 mod runs;
 mod submit;
 

@@ -52,7 +52,9 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 
 async fn run(cli: Cli) -> ExitCode {
     let environment = read_environment();
-    log::start(&environment, matches!(cli.command, Command::Serve(_)));
+    if let Err(error) = log::start(&environment, matches!(cli.command, Command::Serve(_))) {
+        return failed(&error);
+    }
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         tracing::warn!("a TLS provider was installed already");
     }

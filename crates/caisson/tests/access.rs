@@ -286,18 +286,35 @@ async fn the_server_speaks_tls_and_the_command_line_knows_its_authority() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(server.log().contains("listening on https://"), "{}", server.log());
-    let ps = |ca: Option<&str>| {
+    let ps = |spec: &ServerSpec, url: &str, ca: Option<&str>| {
         let mut command = spec.command(&["ps", "--json"]);
-        command.env("CAISSON_URL", &url).env("CAISSON_API_KEY", &secret);
+        command.env("CAISSON_URL", url).env("CAISSON_API_KEY", &secret);
         if let Some(ca) = ca {
             command.env("CAISSON_CA_FILE", ca);
         }
         command.output().unwrap()
     };
-    let known = ps(Some(&format!("{FIXTURES}/ca.pem")));
+    let authority = format!("{FIXTURES}/ca.pem");
+    let known = ps(&spec, &url, Some(&authority));
     assert!(known.status.success(), "{}", text(&known.stderr));
-    assert!(!ps(None).status.success(), "an authority that nobody named is not trusted");
+    let fails = |spec: &ServerSpec, url: &str, part: &str| {
+        let output = ps(spec, url, None);
+        let told = text(&output.stderr);
+        assert!(!output.status.success() && told.contains(part), "{url}: {told}");
+        assert!(!told.contains("start one with"), "{url}: {told}");
+    };
+    // An authority that nobody named is not trusted.
+    fails(&spec, &url, "--ca-file or CAISSON_CA_FILE");
+    fails(&spec, &url.replace("https", "http"), "set CAISSON_URL to https://");
     assert!(server.terminate().await.unwrap().success());
+
+    let gone = text(&ps(&spec, &url, Some(&authority)).stderr);
+    assert!(gone.contains("no server answers") && gone.contains("start one with"), "{gone}");
+    spec.variables.retain(|(name, _)| !name.starts_with("CAISSON_TLS__"));
+    let mut plain = spec.spawn().unwrap();
+    answering(&testkit::api::Api::new(&plain.base, &secret).unwrap()).await;
+    fails(&spec, &url, "set CAISSON_URL to http://");
+    assert!(plain.terminate().await.unwrap().success());
 }
 
 #[test]

@@ -140,7 +140,9 @@ impl Checked {
 /// What a person should know of a run's artifacts when it has ended; none when its branch has everything.
 pub(crate) fn told(run: &RunInfo, kept: &[ArtifactInfo]) -> Option<String> {
     let pushed = run.text("pushed_commit").is_some();
-    let kept: Vec<_> = kept.iter().filter(|artifact| !pushed || artifact.name != DIFF).cloned().collect();
+    // A run that changed nothing has an empty patch.
+    let is_work = |artifact: &&ArtifactInfo| artifact.size_bytes > 0 && (!pushed || artifact.name != DIFF);
+    let kept: Vec<_> = kept.iter().filter(is_work).cloned().collect();
     (!kept.is_empty())
         .then(|| format!("work that was not pushed is kept: {}\n{}", names(&kept), how_to_fetch(&run.id)))
 }
@@ -199,5 +201,6 @@ mod tests {
         assert!(!told(&ended(Some("abc")), &kept).unwrap().contains("diff.patch"));
         assert_eq!(told(&ended(Some("abc")), &kept[..1]), None);
         assert_eq!(told(&ended(None), &[]), None);
+        assert_eq!(told(&ended(None), &[artifact("diff.patch", 0)]), None, "nothing was changed");
     }
 }

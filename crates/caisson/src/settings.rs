@@ -157,7 +157,7 @@ pub(crate) struct Docker {
 
 /// What makes sandboxes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
+#[serde(try_from = "String")]
 pub(crate) enum EngineChoice {
     /// Docker where a Docker Engine answers, else local.
     Auto,
@@ -165,6 +165,15 @@ pub(crate) enum EngineChoice {
     Docker,
     /// Bubblewrap over this machine's own programs; no daemon, no image, no root needed.
     Local,
+}
+
+impl TryFrom<String> for EngineChoice {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        <Self as clap::ValueEnum>::from_str(&text, false)
+            .map_err(|_| format!("engine is \"{}\"; give auto, docker or local", text.escape_debug()))
+    }
 }
 
 /// The local engine.

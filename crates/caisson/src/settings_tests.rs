@@ -148,6 +148,16 @@ fn budgets_are_none_unless_they_are_set_and_bounded() {
 }
 
 #[test]
+fn an_engine_that_is_none_is_told_with_those_there_are() {
+    assert_eq!(load("engine = \"local\"\n", &[]).unwrap().engine, EngineChoice::Local);
+    assert_eq!(load("", &[("CAISSON_ENGINE", "docker")]).unwrap().engine, EngineChoice::Docker);
+    for message in [fault("", &[("CAISSON_ENGINE", "podman")]), fault("engine = \"podman\"\n", &[])] {
+        let told = "engine is \"podman\"; give auto, docker or local";
+        assert!(message.contains(told) && !message.contains("variant"), "{message}");
+    }
+}
+
+#[test]
 fn slots_are_bounded_at_256() {
     assert!(load("slots = 256\n", &[]).is_ok());
     assert!(fault("slots = 257\n", &[]).contains("slots"));

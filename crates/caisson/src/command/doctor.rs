@@ -20,7 +20,6 @@ use crate::render::clean;
 use crate::serve::chain;
 use crate::server_id::{check_not_lost, known_server_id};
 use crate::settings::{Environment, Settings};
-use crate::tls::Certificate;
 use crate::vault::{has_model_credential, master_key_file};
 
 /// Keys that never expire which are named one by one.
@@ -67,6 +66,10 @@ impl Report {
 pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Result<u8> {
     let settings = serve_settings(flags, environment)?;
     let mut report = Report::default();
+    let faults = inputs::read(&settings).err().unwrap_or_default();
+    if let Some(text) = faults.of(Part::Settings) {
+        report.tell(Part::Settings.name(), Err(text));
+    }
     let server = known_server_id(&settings.state_dir);
     report.tell("state", state(&settings, &server));
     let server = server.ok().flatten();
@@ -83,8 +86,7 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
     report.tell("master key", master_key(&settings, store.as_ref()).await);
     engine(&settings, server.as_ref(), store.as_ref(), &mut report).await;
     report.tell("agent", agent(&settings));
-    let faults = inputs::read(&settings).err().unwrap_or_default();
-    for part in Part::ALL {
+    for part in Part::ALL.into_iter().filter(|part| *part != Part::Settings) {
         if part == Part::Model {
             report.tell("git", git());
             report.tell("disk", disk(&settings));
@@ -97,7 +99,6 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
         };
         report.tell(part.name(), looked);
     }
-    report.tell("TLS", tls(&settings));
     report.tell("address", address(&settings, server.as_ref(), store.as_ref()).await);
     for text in exposure::weaknesses(&settings) {
         Report::warn("exposed", &text);
@@ -180,14 +181,6 @@ async fn database(settings: &Settings, report: &mut Report) -> Option<Store> {
         );
     }
     store
-}
-
-fn tls(settings: &Settings) -> Result<String, String> {
-    match Certificate::of(settings) {
-        Ok(Some(_)) => Ok("certificate and key belong together".to_owned()),
-        Ok(None) => Ok("none; the API speaks plain HTTP".to_owned()),
-        Err(error) => Err(format!("{error:#}")),
-    }
 }
 
 /// The engine that a server with these settings would take. What engines keep in the state directory is put elsewhere.
@@ -276,11 +269,12 @@ fn agent(settings: &Settings) -> Result<String, String> {
 
 /// What `serve` would read; beyond that, what no run can do without.
 fn input(settings: &Settings, part: Part, faults: &Faults) -> Result<String, String> {
-    if let Some((_, error)) = faults.0.iter().find(|(faulty, _)| *faulty == part) {
-        return Err(format!("{error:#}"));
+    if let Some(text) = faults.of(part) {
+        return Err(text);
     }
     let shown = |file: &Option<PathBuf>| file.as_ref().map(|file| file.display().to_string());
     match part {
+        Part::Settings => Ok("every value fits".to_owned()),
         Part::Shim => Ok(shown(&settings.shim).unwrap_or_else(|| "beside this program".to_owned())),
         Part::Model => model(settings),
         Part::Prices => Ok(shown(&settings.prices_file).unwrap_or_else(|| "shipped".to_owned())),
@@ -289,6 +283,8 @@ fn input(settings: &Settings, part: Part, faults: &Faults) -> Result<String, Str
         Part::Egress => egress(settings),
         Part::Gateway if faults.0.is_empty() => Ok("takes these settings".to_owned()),
         Part::Gateway => Ok("nothing else is wrong".to_owned()),
+        Part::Tls if settings.tls.cert_file.is_none() => Ok("none; the API speaks plain HTTP".to_owned()),
+        Part::Tls => Ok("certificate and key belong together".to_owned()),
         Part::Workflows => {
             Ok(shown(&settings.workflows_dir)
                 .map_or("shipped".to_owned(), |dir| format!("shipped, and {dir}")))
@@ -342,8 +338,8 @@ fn free_mib(path: &Path) -> nix::Result<u64> {
 
 /// The model where the store has a credential for it; settings that cannot be used keep a server from starting all the same.
 fn stored_model(settings: &Settings, faults: &Faults) -> Result<String, String> {
-    match faults.0.iter().find(|(part, _)| *part == Part::Model) {
-        Some((_, error)) => Err(format!("{error:#}")),
+    match faults.of(Part::Model) {
+        Some(text) => Err(text),
         None => Ok(format!("{}, credential in the store", settings.model.base_url)),
     }
 }

@@ -207,6 +207,12 @@ fn the_doctor_finds_what_a_server_would_end_of_and_changes_nothing() {
     let said = text(&run(&spec, &["doctor", "--listen", &address], &[]).stdout);
     assert!(said.contains(&format!("{address} cannot be listened on")), "{said}");
     assert!(said.contains("--allow-repo DIR"), "{said}");
+    // What depends on a state directory that cannot be used is not looked at.
+    let said = text(&run(&spec, &["doctor", "--state-dir", &format!("{empty}/state")], &[]).stdout);
+    assert!(said.contains("FAIL  state") && said.contains("note  state"), "{said}");
+    for silent in ["database     ", "API keys     ", "master key   ", "when it is needed", "key create"] {
+        assert!(!said.contains(silent), "{silent}: {said}");
+    }
 }
 
 async fn the_doctor_is_content_with_the_flags_that_a_server_gets(engine: Engine) {

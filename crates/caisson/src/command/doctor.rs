@@ -71,9 +71,15 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
         report.tell(Part::Settings.name(), Err(text));
     }
     let server = known_server_id(&settings.state_dir);
-    report.tell("state", state(&settings, &server));
+    let usable = writable(&settings.state_dir);
+    report.tell("state", state(&settings, &server, &usable));
     let server = server.ok().flatten();
-    let store = database(&settings, &mut report).await;
+    let store = if usable.is_ok() {
+        database(&settings, &mut report).await
+    } else {
+        Report::note("state", "database, API keys and master key are not looked at before it can be used");
+        None
+    };
     if let (None, Some(store)) = (&server, &store)
         && let Err(error) = check_not_lost(&settings.state_dir, store).await
     {
@@ -83,7 +89,9 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
         let looked = audit_head::look(&settings.state_dir, &settings.audit_head(), store).await;
         report.tell("audit log", looked.map_err(|error| format!("{error:#}")));
     }
-    report.tell("master key", master_key(&settings, store.as_ref()).await);
+    if usable.is_ok() {
+        report.tell("master key", master_key(&settings, store.as_ref()).await);
+    }
     engine(&settings, server.as_ref(), store.as_ref(), &mut report).await;
     report.tell("agent", agent(&settings));
     for part in Part::ALL.into_iter().filter(|part| *part != Part::Settings) {
@@ -114,19 +122,27 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
     Ok(UNWELL)
 }
 
-fn state(settings: &Settings, server: &anyhow::Result<Option<ServerId>>) -> Result<String, String> {
-    let directory = &settings.state_dir;
+fn state(
+    settings: &Settings,
+    server: &anyhow::Result<Option<ServerId>>,
+    usable: &Result<&Path, String>,
+) -> Result<String, String> {
+    let there = usable.clone()?;
     if let Err(error) = server {
         return Err(format!("{error:#}"));
     }
-    let there = directory.ancestors().find(|part| part.exists()).unwrap_or(Path::new("/"));
-    let usable = there.is_dir() && access(there, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
-    if !usable {
-        let place = there.display();
-        return Err(format!("\"{place}\" is no directory that can be written; choose another --state-dir"));
-    }
+    let directory = &settings.state_dir;
     let yet = if there == directory { "" } else { " (not there yet; it is made when it is needed)" };
     Ok(format!("{}{yet}", directory.display()))
+}
+
+/// The part of a state directory's path that is there, if it is a directory that can be written.
+fn writable(directory: &Path) -> Result<&Path, String> {
+    let there = directory.ancestors().find(|part| part.exists()).unwrap_or(Path::new("/"));
+    if there.is_dir() && access(there, AccessFlags::W_OK | AccessFlags::X_OK).is_ok() {
+        return Ok(there);
+    }
+    Err(format!("\"{}\" is no directory that can be written; choose another --state-dir", there.display()))
 }
 
 /// The database as it is, for reading alone; none if there is none that can be read.

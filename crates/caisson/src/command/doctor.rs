@@ -189,10 +189,11 @@ async fn database(settings: &Settings, report: &mut Report) -> Option<Store> {
     if !lasting.is_empty() {
         let names = lasting.iter().take(LASTING_NAMES).map(String::as_str).collect::<Vec<_>>().join(", ");
         let more = if lasting.len() > LASTING_NAMES { " and others" } else { "" };
+        let expire = if lasting.len() == 1 { "expires" } else { "expire" };
         Report::note(
             "API keys",
             &format!(
-                "{names}{more} never expire; `caisson key create NAME --expires 30d` makes one that does"
+                "{names}{more} never {expire}; `caisson key create NAME --expires 30d` makes one that does"
             ),
         );
     }

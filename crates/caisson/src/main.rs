@@ -73,7 +73,9 @@ async fn run(cli: Cli) -> ExitCode {
         Ok(environment) => environment,
         Err(error) => return failed(&error),
     };
-    log::start(&environment, matches!(cli.command, Command::Serve(_)));
+    if let Err(error) = log::start(&environment, matches!(cli.command, Command::Serve(_))) {
+        return failed(&error);
+    }
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         tracing::warn!("a TLS provider was installed already");
     }

@@ -30,7 +30,6 @@ use crate::log;
 use crate::server_id::server_id;
 use crate::settings::Settings;
 use crate::shim;
-use crate::tls::Certificate;
 use crate::vault::{has_model_credential, unlock};
 
 /// How long a stopping server waits for its tasks.
@@ -56,7 +55,7 @@ impl Server {
     /// The state directory is in use or cannot be used, the address is taken, or a file that the settings name is bad.
     pub(crate) async fn start(settings: Settings) -> anyhow::Result<Self> {
         let inputs = read_inputs(&settings)?;
-        let certificate = Certificate::of(&settings)?;
+        let certificate = inputs.certificate.clone();
         for weakness in exposure::weaknesses(&settings) {
             warn!("{weakness}");
         }

@@ -183,6 +183,10 @@ fn the_doctor_finds_what_a_server_would_end_of_and_changes_nothing() {
         ("DEFAULT_REPOSITORY", "https://git.example.com/x", "not among the allowed"),
         ("REPOSITORIES", "https://*", "https://*"),
         ("SHIM", "/no/such/shim", "/no/such/shim"),
+        ("ALLOW_REPO", "/no/such/src", "allow_repo \"/no/such/src\""),
+        ("MODEL__API_KEY_FILE", "/nope", "model.api_key_file: the secret file \"/nope\""),
+        ("TLS__CERT_FILE", "/nope", "tls has only one"),
+        ("SLOTS", "0", "slots is 0"),
     ];
     for (name, value, part) in cases {
         let mut spec = spec.clone();
@@ -192,6 +196,7 @@ fn the_doctor_finds_what_a_server_would_end_of_and_changes_nothing() {
         let said = text(&doctor.stdout);
         assert_eq!(doctor.status.code(), Some(1), "{name}: {said}");
         assert!(said.lines().any(|line| line.starts_with("FAIL") && line.contains(part)), "{name}: {said}");
+        assert!(said.contains("checks failed"), "it goes on: {said}");
         let served = run(&spec, &["serve"], &[(&variable, value)]);
         assert_eq!(served.status.code(), Some(1), "{name}");
         assert!(text(&served.stderr).contains(part), "{name}: {}", text(&served.stderr));
@@ -202,6 +207,12 @@ fn the_doctor_finds_what_a_server_would_end_of_and_changes_nothing() {
     let said = text(&run(&spec, &["doctor", "--listen", &address], &[]).stdout);
     assert!(said.contains(&format!("{address} cannot be listened on")), "{said}");
     assert!(said.contains("--allow-repo DIR"), "{said}");
+    // What depends on a state directory that cannot be used is not looked at.
+    let said = text(&run(&spec, &["doctor", "--state-dir", &format!("{empty}/state")], &[]).stdout);
+    assert!(said.contains("FAIL  state") && said.contains("note  state"), "{said}");
+    for silent in ["database     ", "API keys     ", "master key   ", "when it is needed", "key create"] {
+        assert!(!said.contains(silent), "{silent}: {said}");
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::failure::Halt;
 use crate::git::Git;
 use crate::history::put_right;
 use crate::message::{check, fallback, from_answer, question, question_again, question_for_commit};
-use crate::push::{is_rebasing, named, push};
+use crate::push::{Pushed, is_rebasing, named, push};
 use crate::recorder::Recorder;
 use crate::run::Live;
 use crate::salvage::{DIFF, keep_diff};
@@ -219,12 +219,22 @@ impl Live<'_> {
             pushed = pushing => pushed?,
             never = beside => match never {},
         };
-        if let Some(rebased) = pushed {
-            self.pushed = true;
-            if let Some(onto) = rebased {
-                self.head = tell_rebased(git, &recorder, &onto, commits).await?;
+        match pushed {
+            None => {}
+            Some(Pushed::Nothing) => {
+                self.head = git.resolve("HEAD").await?;
+                set_base(git, self.head.as_deref());
+                let branch = &git.work.branch;
+                let note = format!("branch \"{branch}\" has this change already; nothing was pushed");
+                recorder.note(NoteLevel::Info, note).await?;
             }
-            set_base(git, self.head.as_deref());
+            Some(Pushed::Done(rebased)) => {
+                self.pushed = true;
+                if let Some(onto) = rebased {
+                    self.head = tell_rebased(git, &recorder, &onto, commits).await?;
+                }
+                set_base(git, self.head.as_deref());
+            }
         }
         // If the agent does not end by itself, it is killed with everything else.
         let (_kept, _ended) = tokio::join!(

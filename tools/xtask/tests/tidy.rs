@@ -247,6 +247,38 @@ fn no_product_line_is_unfinished_or_silences_a_lint() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
+/// The texts in quotation marks that look like `thing.verb`.
+fn actions_in(text: &str) -> Vec<String> {
+    let part = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+    let quoted = text.split('"').skip(1).step_by(2);
+    quoted
+        .filter(move |text| text.split_once('.').is_some_and(|(thing, verb)| part(thing) && part(verb)))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_action_of_the_audit_log_is_in_its_documents_table_and_no_other() {
+    let makers =
+        ["NewAudit::new(", "NewAudit::of_run(", " changed(", "&changed(", ".audit(", "audit::record("];
+    let mut written = BTreeSet::new();
+    for path in product_sources() {
+        let text = fs::read_to_string(path).unwrap();
+        let lines: Vec<_> = product_lines(&text).into_iter().map(|(_, line)| line).collect();
+        let text = lines.join("\n");
+        for maker in makers {
+            let calls = text.split(maker).skip(1).filter_map(|rest| rest.split(';').next());
+            written.extend(calls.flat_map(actions_in));
+        }
+    }
+    let document = fs::read_to_string(root().join("docs/audit.md")).unwrap();
+    let first_column = document.lines().filter_map(|line| line.strip_prefix("| `")?.split('|').next());
+    let told: BTreeSet<_> =
+        first_column.flat_map(|cell| actions_in(&format!("`{cell}").replace('`', "\""))).collect();
+    assert!(written.contains("run.create") && written.contains("egress.deny"), "{written:?}");
+    assert_eq!(written, told);
+}
+
 #[test]
 fn unsafe_code_is_forbidden_everywhere() {
     let manifest: toml::Table = fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();

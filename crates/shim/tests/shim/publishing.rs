@@ -306,6 +306,28 @@ async fn a_branch_that_moved_on_is_rebased_onto_once() {
 }
 
 #[tokio::test]
+async fn work_that_the_branch_has_already_is_not_claimed_as_pushed() {
+    let pulling = "
+def prompt(uuid, text, number):
+    sh('git', 'fetch', '-q', 'origin', 'BRANCH'); sh('git', 'reset', '-q', '--hard', 'FETCH_HEAD')
+    done(uuid)
+";
+    for agent in [COMMITTING.to_owned(), pulling.replace("BRANCH", BRANCH)] {
+        let mut sandbox = Sandbox::with_repository(&agent);
+        git(&sandbox.place("seed"), &["checkout", "-q", "-b", BRANCH]);
+        sandbox.seed("a.txt", "two\n", "fix: the same by somebody else");
+        let before = sandbox.remote(&["rev-parse", BRANCH]);
+        let outcome = sandbox.run(git_work("Fix it")).await;
+        assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+        assert!(!outcome.pushed, "the gateway carried nothing");
+        assert_eq!(outcome.head.as_ref(), Some(&before));
+        assert_eq!(sandbox.remote(&["rev-parse", BRANCH]), before);
+        let notes = sandbox.notes();
+        assert!(notes.iter().any(|note| note.contains("has this change already")), "{notes:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_conflict_names_its_files_and_the_work_is_saved() {
     let mut sandbox = Sandbox::with_repository(COMMITTING);
     racing(&sandbox, "a.txt");

@@ -400,6 +400,17 @@ async fn a_missing_agent_is_told_before_the_start_is_over_and_stops_claiming() {
 }
 
 #[tokio::test]
+async fn an_agent_that_the_probe_misses_too_is_told_of_once_and_in_its_words() {
+    let mut world = World::new().await;
+    world.setup.config.agent_dir = Some("/nonexistent".into());
+    let told = PlacementProblem { code: ProblemCode::AgentMissing, message: "install it".to_owned() };
+    world.setup.probe = Some(FakeProbe::answering(Some(vec![told])));
+    let server = world.boot().await;
+    assert_eq!(problems(&world).await, [ProblemCode::AgentMissing]);
+    server.kill();
+}
+
+#[tokio::test]
 async fn a_nearly_full_disk_and_a_silent_engine_stop_claiming() {
     let mut world = World::new().await;
     world.setup.config.min_free_disk_bytes = u64::MAX;

@@ -238,7 +238,8 @@ mod tests {
         assert_eq!(hunt.found.len(), 1, "{:?}", hunt.found);
         hunt.found.clear();
         hunt.look("a part", b"canary/4f7a+b2c1");
-        assert!(hunt.found.is_empty() && hunt.places == 2 && hunt.needles() > 9);
+        assert!(hunt.found.is_empty(), "{:?}", hunt.found);
+        assert_eq!((hunt.places, hunt.needles()), (2, forms(CANARY.secret).len()));
         assert!(Hunt::new(&[Canary { name: "x", secret: "short" }]).is_err());
     }
 

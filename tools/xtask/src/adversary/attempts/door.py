@@ -52,10 +52,6 @@ def journal_written_with_agents_grant():
     return passed(send(f"POST /journal?offset={offset} HTTP/1.1", [*headers, ("Content-Length", 0)]))
 
 
-def inputs_with_agents_grant():
-    return passed(send("GET /inputs?after=-1 HTTP/1.1", authority(own_grant())))
-
-
 def artifact_with_agents_grant(own_run):
     return passed(send(f"PUT /artifacts/{own_run}/forged HTTP/1.1", [*authority(own_grant()), ("Content-Length", 1)], b"x"))
 

@@ -1,8 +1,6 @@
 """Ways to the repository that are not the run's own: what is pushed, and where to. TOKEN names what must not appear there."""
 
-import hashlib
 import os
-import struct
 import subprocess
 import tempfile
 
@@ -238,21 +236,6 @@ def forged_commands(token):
     second = f"{'0' * 40} {new} refs/heads/{token}\n".encode()
     body = line(first) + line(second) + b"0000" + pack
     return received(body)
-
-
-def pack_of_another_count(token):
-    """A pack that says that it holds one object and holds another one behind it."""
-    here, branch = clone()
-    made(here, token)
-    old, new = git("rev-parse", f"origin/{branch}", at=here), git("rev-parse", "HEAD", at=here)
-    pack = subprocess.run(
-        ["git", "pack-objects", "--stdout", "--revs", "-q"], cwd=here, input=f"{new}\n".encode(), capture_output=True, check=True
-    ).stdout
-    count = struct.unpack(">I", pack[8:12])[0]
-    forged = pack[:8] + struct.pack(">I", count - 1) + pack[12:-20]
-    forged += hashlib.sha1(forged).digest()
-    first = f"{old} {new} refs/heads/{branch}".encode() + b"\0 report-status\n"
-    return received(line(first) + b"0000" + forged)
 
 
 def received(body):

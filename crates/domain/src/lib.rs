@@ -6,8 +6,10 @@
 pub mod budget;
 pub mod credential;
 pub mod egress;
+mod environment_name;
 pub mod event;
 pub mod git;
+pub mod globs;
 pub mod grant;
 pub mod id;
 pub mod image;
@@ -19,5 +21,6 @@ pub mod run;
 pub mod server;
 pub mod sse;
 pub mod tools;
+pub mod trust;
 pub mod usage;
 pub mod workflow;

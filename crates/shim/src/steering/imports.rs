@@ -51,7 +51,7 @@ fn imports(path: &str, text: &str) -> Vec<String> {
 }
 
 fn inside(directory: &str, named: &str) -> Option<String> {
-    if named.starts_with(['/', '~']) {
+    if named.is_empty() || named.starts_with(['/', '~']) {
         return None;
     }
     let mut names: Vec<&str> = directory.split('/').filter(|name| !name.is_empty()).collect();

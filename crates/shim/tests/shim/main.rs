@@ -17,3 +17,4 @@ mod publishing;
 mod real_cli;
 mod runs;
 mod sandbox;
+mod steering;

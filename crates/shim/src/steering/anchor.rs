@@ -195,9 +195,9 @@ async fn ask(git: &Git, anchor: &str, how: &str, entries: &[&Entry]) -> Result<S
     if entries.is_empty() {
         return Ok(Said(Vec::new()));
     }
-    let names: String = entries.iter().map(|entry| format!("{anchor}:{}\n", entry.path)).collect();
+    let names: Vec<String> = entries.iter().map(|entry| format!("{anchor}:{}\n", entry.path)).collect();
     let mut command = git.command(&["cat-file", how, "--follow-symlinks"])?;
-    let output = git.answer(&mut command, names.as_bytes()).await?;
+    let output = git.answer(&mut command, names.concat().as_bytes()).await?;
     if !output.exit.success() || output.cut {
         return Err(git_command("cat-file", &output.stderr));
     }

@@ -54,15 +54,15 @@ fn inside(directory: &str, named: &str) -> Option<String> {
     if named.is_empty() || named.starts_with(['/', '~']) {
         return None;
     }
-    let mut names: Vec<&str> = directory.split('/').filter(|name| !name.is_empty()).collect();
+    let mut parts: Vec<&str> = directory.split('/').filter(|name| !name.is_empty()).collect();
     for name in named.split('/') {
         match name {
             "" | "." => {}
-            ".." => drop(names.pop()?),
-            name => names.push(name),
+            ".." => drop(parts.pop()?),
+            name => parts.push(name),
         }
     }
-    let path = names.join("/");
+    let path = parts.join("/");
     is_path(&path).then_some(path)
 }
 

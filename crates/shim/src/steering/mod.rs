@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use caisson_domain::git::BranchName;
 use caisson_domain::protocol::RunWork;
 use caisson_domain::run::{Failure, FailureKind};
 use caisson_domain::trust::{STEERING_PATHS, Steering, Trust};
@@ -71,8 +72,7 @@ pub(crate) async fn steer(git: &Git, checkout: &Checkout, trust: Trust) -> Resul
         files.read(git, anchor, chosen.entries(), &mut steered.notes).await?;
         imports::follow(git, anchor, &mut files, &mut steered.notes).await?;
         files.write(&place).map_err(|error| unwritten(&error))?;
-        let origin =
-            Origin { branch: git.work.anchor.as_ref().map(|branch| branch.as_str()), commit: anchor };
+        let origin = Origin { branch: git.work.anchor.as_ref().map(BranchName::as_str), commit: anchor };
         instructions::give(&git.home, &place, &chosen, &files, &origin).map_err(|error| unwritten(&error))?;
         steered.notes.extend(chosen.notes);
     }

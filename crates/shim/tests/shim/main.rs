@@ -10,6 +10,7 @@
 
 mod artifacts;
 mod branches;
+mod drivers;
 mod faults;
 mod gateway;
 mod hostile;

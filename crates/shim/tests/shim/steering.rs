@@ -5,6 +5,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use caisson_domain::git::BranchName;
 use caisson_domain::protocol::{Ending, JournalBody, RunWork};
 use caisson_domain::run::FailureKind;
 use caisson_domain::trust::{Steering, Trust};
@@ -164,7 +165,7 @@ async fn a_branch_does_not_steer_its_own_run() {
         assert!(told[0].replaced.iter().any(|replaced| replaced == path), "{path}: {:?}", told[0]);
     }
     assert!(told[0].files.iter().any(|file| file == "docs/guide.md"), "{:?}", told[0]);
-    assert_eq!(told[0].files_count as usize, told[0].files.len());
+    assert_eq!(told[0].files_count, told[0].files.len() as u64);
     scene.model.shutdown().await;
 }
 
@@ -203,7 +204,7 @@ async fn a_trusted_branch_steers_its_own_run() {
     );
     assert_eq!(scene.marks(), ["head-mcp", "head-session", "head-tool"]);
     let told = &scene.told()[0];
-    assert_eq!((told.replaced_count, told.anchor.as_ref().map(|name| name.as_str())), (0, Some(HEAD)));
+    assert_eq!((told.replaced_count, told.anchor.as_ref().map(BranchName::as_str)), (0, Some(HEAD)));
     scene.model.shutdown().await;
 }
 
@@ -294,7 +295,8 @@ async fn odd_files_of_a_branch_do_not_steer() {
     let modules = "[submodule \"m\"]\n\tpath = m\n\turl = ext::sh -c 'touch head'\n[submodule \"n\"]\n\tpath = ../n\n\turl = --upload-pack=x\n";
     std::fs::write(seed.join(".gitmodules"), modules).unwrap();
     std::fs::write(seed.join(".lfsconfig"), "[lfs]\n\turl = http://head.example/\n").unwrap();
-    let attributes = "* filter=lfs diff=head merge=head\nx.txt export-subst ident\na.txt -diff\nsub/x.txt text eol=crlf\n";
+    let attributes =
+        "* filter=lfs diff=head merge=head\nx.txt export-subst ident\na.txt -diff\nsub/x.txt text eol=crlf\n";
     std::fs::write(seed.join(".gitattributes"), attributes).unwrap();
     scene.push(HEAD, "feat: odd files");
     let outcome = scene.sandbox.run(on(HEAD, INSTRUCTIONS)).await;

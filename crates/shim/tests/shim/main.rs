@@ -19,3 +19,4 @@ mod real_cli;
 mod runs;
 mod sandbox;
 mod steering;
+mod steering_bounds;

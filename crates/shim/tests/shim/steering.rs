@@ -12,6 +12,7 @@ use caisson_domain::trust::{Steering, Trust};
 use scripted_model::ScriptedModel;
 use serde_json::{Value, json};
 
+use crate::gateway::PATIENCE;
 use crate::real_cli::{bash, real, sandbox};
 use crate::sandbox::{BRANCH, Sandbox, failed, git, git_work, run_id};
 
@@ -205,6 +206,28 @@ async fn a_trusted_branch_steers_its_own_run() {
     assert_eq!(scene.marks(), ["head-mcp", "head-session", "head-tool"]);
     let told = &scene.told()[0];
     assert_eq!((told.replaced_count, told.anchor.as_ref().map(BranchName::as_str)), (0, Some(HEAD)));
+    scene.model.shutdown().await;
+}
+
+/// The agent is started beside the clone and held: however long that takes, it has not looked for instructions before.
+#[tokio::test]
+async fn an_agent_that_is_held_for_a_slow_clone_has_its_instructions() {
+    let Some(mut scene) = Scene::hostile().await else { return };
+    scene.sandbox.gateway.with(|state| state.hold = Some("/git/"));
+    let work = on(HEAD, INSTRUCTIONS);
+    scene.sandbox.deliver(work.clone());
+    scene.sandbox.start();
+    let held = async {
+        while !scene.sandbox.states().contains(&'T') {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, held).await.expect("the agent is held");
+    scene.sandbox.gateway.with(|state| state.hold = None);
+    assert_eq!(scene.sandbox.outcome(&work.run).await.ending, Ending::Completed);
+    scene.sandbox.exit().await;
+    let calls = scene.calls();
+    assert!(TEXTS.iter().all(|text| calls.contains(&format!("base-{text}"))) && !calls.contains("head-"));
     scene.model.shutdown().await;
 }
 

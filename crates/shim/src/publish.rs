@@ -41,7 +41,11 @@ impl Live<'_> {
     pub(crate) async fn publish(&mut self, git: &Git, base: Option<&str>) -> Result<(), Halt> {
         // What the agent left running could change files under git's hands, or leave it no room for a process.
         self.shim.reaper.end_strays().await;
-        let ((), found) = tokio::join!(quiet(self.agent.as_mut()), survey(git, base));
+        let surveyed = async {
+            git.learn_drivers().await?;
+            survey(git, base).await
+        };
+        let ((), found) = tokio::join!(quiet(self.agent.as_mut()), surveyed);
         self.recorder.phase(Phase::Publish).await?;
         let mut found = self.settle(git, base, found?).await?;
         if !found.on_base {

@@ -105,6 +105,7 @@ fn body(flags: &Run) -> anyhow::Result<Value> {
     let repository = flags.repo.as_deref().map_or(Ok(SERVER_DEFAULT.to_owned()), repository)?;
     set("repository", Some(if flags.no_repo { Value::Null } else { Value::String(repository) }));
     set("base", flags.base.as_ref().map(|text| json!(text)));
+    set("anchor", flags.anchor.as_ref().map(|text| json!(text)));
     set("branch", flags.branch.as_ref().map(|text| json!(text)));
     set("model", flags.model.as_ref().map(|text| json!(text)));
     set("image", flags.image.as_ref().map(|text| json!(text)));

@@ -282,7 +282,7 @@ async fn a_run_that_changes_nothing_pushes_nothing() {
 }
 
 /// An agent that changes `a.txt` and commits, while somebody else pushes the run's branch.
-fn racing(sandbox: &Sandbox, file: &str) {
+pub(crate) fn racing(sandbox: &Sandbox, file: &str) {
     git(&sandbox.place("seed"), &["checkout", "-q", "-b", BRANCH]);
     sandbox.seed(file, "somebody else\n", "docs: somebody else");
 }

@@ -115,9 +115,7 @@ async fn tools_reach_what_is_allowed_and_are_told_what_is_not(engine: Engine) {
 
     told(&events, port);
 
-    let mut command = world.spec.command(&["egress", "suggest", &id, "--json"]);
-    let output =
-        command.env("CAISSON_URL", &world.server.base).env("CAISSON_API_KEY", &world.key).output().unwrap();
+    let output = world.client(&["egress", "suggest", &id, "--json"]).output().unwrap();
     let suggested: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(
         suggested["allow"],

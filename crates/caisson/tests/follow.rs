@@ -31,8 +31,7 @@ async fn world(engine: Engine) -> Option<World> {
 
 /// A command of somebody who has the server's URL and a key.
 fn command(world: &World, arguments: &[&str]) -> Command {
-    let mut command = Command::from(world.spec.command(arguments));
-    command.env("CAISSON_URL", &world.server.base).env("CAISSON_API_KEY", &world.key);
+    let mut command = Command::from(world.client(arguments));
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     command
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use aho_corasick::AhoCorasick;
 use anyhow::{Context, ensure};
@@ -200,26 +200,6 @@ fn forms(secret: &str) -> Vec<(String, Vec<u8>)> {
     let mut known = BTreeSet::new();
     forms.retain(|(_, needle)| known.insert(needle.clone()));
     forms
-}
-
-/// Where core files of processes that a test ends may lie: `directory` and below it.
-///
-/// # Errors
-/// A file cannot be looked at.
-pub fn core_files(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    let mut pending = vec![directory.to_owned()];
-    while let Some(directory) = pending.pop() {
-        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if entry.file_type()?.is_dir() {
-                pending.push(entry.path());
-            } else if name == "core" || name.starts_with("core.") {
-                found.push(entry.path());
-            }
-        }
-    }
-    Ok(found)
 }
 
 #[cfg(test)]

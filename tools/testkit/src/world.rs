@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -186,6 +187,14 @@ impl World {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         Ok(sandbox)
+    }
+
+    /// A `caisson` command as whoever has the world's key would give it.
+    #[must_use]
+    pub fn client(&self, arguments: &[&str]) -> Command {
+        let mut command = self.spec.command(arguments);
+        command.env("CAISSON_URL", &self.server.base).env("CAISSON_API_KEY", &self.key);
+        command
     }
 
     /// The model calls that the scripted model has seen.

@@ -3,6 +3,7 @@
 mod adversary;
 mod bench;
 mod canary;
+mod engine_name;
 
 use std::process::ExitCode;
 

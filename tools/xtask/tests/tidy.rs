@@ -247,6 +247,26 @@ fn no_product_line_is_unfinished_or_silences_a_lint() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
+#[test]
+fn only_the_controls_of_the_adversary_leave_checks_out() {
+    let named =
+        |file: &str| std::fs::read_to_string(root().join(file)).unwrap().matches("checks-off").count();
+    // The feature itself, and the binary's, which turns it on; nothing has it by default.
+    assert_eq!((named("crates/domain/Cargo.toml"), named("crates/caisson/Cargo.toml")), (1, 2));
+    for file in [
+        "Cargo.toml",
+        "scripts/setup",
+        "scripts/test",
+        "crates/gateway/Cargo.toml",
+        "crates/store/Cargo.toml",
+    ] {
+        assert_eq!(named(file), 0, "{file}");
+    }
+    let only = "\tcargo build --quiet --locked -p caisson --features checks-off";
+    let makefile = std::fs::read_to_string(root().join("Makefile")).unwrap();
+    assert_eq!(makefile.lines().filter(|line| line.contains("--features")).collect::<Vec<_>>(), [only]);
+}
+
 /// The texts in quotation marks that look like `thing.verb`.
 fn actions_in(text: &str) -> Vec<String> {
     let part = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');

@@ -130,13 +130,15 @@ async fn pass(
             hold(&shared.cancel, shared.bounds.store_hold, || egress.audit_use(&shared.store, wanted));
         audited.await.map_err(|error| Stop::Store(Refusal::store(&error)))?;
     }
-    let outside = side.reach.connect(&wanted.target, &shared.bounds).await?;
     if request.method() != Method::CONNECT {
         let of_run = DoorRun { id: run.id.clone(), project: run.project.clone() };
+        // Nobody outside waits for the store.
         let stored = credentials::registry(shared, &of_run, &wanted.target).await?;
+        let outside = side.reach.connect(&wanted.target, &shared.bounds).await?;
         let credential = stored.as_ref().or_else(|| side.policy.credential(wanted));
         return Ok(http::exchange(door, outside, passage, (wanted, credential), request).await?);
     }
+    let outside = side.reach.connect(&wanted.target, &shared.bounds).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     shared.tracker.spawn(tunnel::carry(Arc::clone(door), upgrade, outside, passage));
     let mut response = Response::new(body::empty());

@@ -222,4 +222,15 @@ async fn a_registrys_token_goes_to_its_host_over_plain_http_and_acts_at_once() {
     world.stop().await;
     assert!(!world.disk_has("registry-canary"));
     assert!(world.disk_has(token.id.as_str()), "its use is written down");
+
+    // Without the master key nobody is asked without the token.
+    let store = Store::open(&world.root.path().join("caisson.db"), Clock::system()).await.unwrap();
+    let world = World { store, cancel: CancellationToken::new(), ..world };
+    let outside = Outside::start(&world, &format!("127.0.0.1:{port}"), REPLY).await;
+    world.start(egress_setup(&[&registry, &other], &["127.0.0.1/32"])).await;
+    let answer = ask_outside(&sandbox, &get(&registry), "").await;
+    assert!(answer.starts_with("HTTP/1.1 500") && answer.contains("egress_credential"), "{answer}");
+    assert!(ask_outside(&sandbox, &get(&other), "").await.ends_with("ok"));
+    assert_eq!(outside.heard().len(), 1, "and nothing of the registry's");
+    world.stop().await;
 }

@@ -1,4 +1,6 @@
-//! `xtask adversary`: the real agent, told by the scripted model, tries every way out of a real sandbox that we can think of.
+//! `xtask adversary`: the real agent, told by the scripted model, tries every way out of a real sandbox that we can think of: past
+//! its walls, through its door ([`door`]), to more of the machine than it may have ([`resources`]), and by what it leaves behind
+//! for others ([`traces`]).
 //!
 //! Each attempt names the walls that are to stop it, and the errors by which each refuses: any other error is unclear, and fails as
 //! getting through does. Its controls are the same attempt in surroundings that are sealed but for those walls, where it gets
@@ -23,7 +25,7 @@ mod world;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use testkit::engine::Engine;
 use testkit::parts::Parts;
 
@@ -33,6 +35,8 @@ use report::{Report, Tried};
 use surroundings::Surroundings;
 use table::Attempt;
 use world::{Server, Side};
+
+use crate::engine_name::EngineName;
 
 /// The workspace, seen from this crate.
 const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
@@ -52,12 +56,6 @@ pub(crate) struct Options {
     /// The server's binary.
     #[arg(long, value_name = "FILE", default_value = ".caisson/bin/caisson")]
     caisson: std::path::PathBuf,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum EngineName {
-    Docker,
-    Local,
 }
 
 /// Tries everything, prints what came of it, and says whether nothing got through and everything was told clearly.
@@ -89,10 +87,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
     resources::controls(&options.only, &surroundings, &mut report)?;
     let mut container = None;
     for engine in &options.engine {
-        let engine = match engine {
-            EngineName::Docker => Engine::Docker,
-            EngineName::Local => Engine::Local,
-        };
+        let engine = Engine::from(*engine);
         let fitting: Vec<_> = tried.iter().copied().filter(|attempt| attempt.fits(engine)).collect();
         for server in &options.server {
             let side = Side { engine, server: *server };

@@ -2,11 +2,12 @@
 //! the server, or whoever reads the record; the control of each is a reader that does fall for it.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use serde_json::{Value, json};
 use testkit::parts::Parts;
 use testkit::volumes::SessionFiles;
@@ -17,7 +18,7 @@ use super::report::{Report, Tried};
 use super::surroundings::{Surroundings, UID};
 use super::verdict::Verdict;
 use super::witness::token;
-use super::world::{Server, Side, bash, ordinary, stage};
+use super::world::{Owner, Side, bash};
 
 const WAIT: Duration = Duration::from_mins(2);
 /// What an agent claims that its run has cost, in dollars, and what no run here costs, in micro-USD.
@@ -47,7 +48,8 @@ true"#;
 
 /// The attempts by name, with who must not fall for them.
 const HOOKS: (&str, &str) = ("traces.programs_for_git", "nobody outside runs git on a workspace");
-const LINKS: (&str, &str) = ("traces.links_to_the_host", "nobody outside follows links of a workspace");
+const LINKS: (&str, &str) =
+    ("traces.links_to_the_host", "nobody outside works on what links of a workspace lead to");
 const USAGE: (&str, &str) = ("traces.false_usage", "usage is counted at the door");
 const TERMINAL: (&str, &str) =
     ("traces.what_a_terminal_obeys", "control characters are taken out before anything is printed");
@@ -69,34 +71,27 @@ pub(super) async fn attack(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     super::say(&format!("{} traces of a run of {}", ALL.len(), side.name()));
-    let staged = match side.server {
-        Server::Root => None,
-        Server::Ordinary => Some(stage(parts)?),
-    };
-    let parts = staged.as_ref().map_or(parts, |(_, parts)| parts);
+    let owner = side.owner(parts)?;
     let victim = tempfile::tempdir()?;
     fs::set_permissions(victim.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
     let file = victim.path().join("victim");
     fs::write(&file, "as it was")?;
-    let before = fs::metadata(&file)?;
+    let before = state(&file)?;
     let told = token("traces", &side.name());
     let plant = PLANT
         .replace("PORT", &surroundings.witness.port.to_string())
         .replace("TOKEN", &told)
         .replace("COST", &CLAIMED_USD.to_string())
         .replace("VICTIM", victim.path().to_str().context("a temporary path is not UTF-8")?);
-    let world = open(parts, side, &plant).await?;
+    let world = open(&owner, side, &plant).await?;
     let id = world.api.submit(&world.run_body()).await?;
     let run = world.api.wait_end(&id, WAIT).await?;
-    ensure!(run["phase"].is_null() || !run["status"].is_null(), "the run has no end: {run:#}");
     world.wait_tidy().await?;
     let events = world.api.events(&id).await?;
     let session = run["session_id"].as_str().context("the run has no session")?;
 
     tell(report, side, HOOKS, surroundings.witness.heard(&told).then_some("it ran outside"), "UNHEARD");
-    let after = fs::metadata(&file)?;
-    let touched = fs::read_to_string(&file)? != "as it was"
-        || (after.modified()?, after.len()) != (before.modified()?, before.len());
+    let touched = state(&file).ok().as_ref() != Some(&before);
     tell(report, side, LINKS, touched.then_some("a file of the host was changed"), "UNCHANGED");
     let cost = run["usage"]["cost_micro_usd"].as_i64().context("the run has no cost")?;
     tell(
@@ -147,30 +142,24 @@ fn tell(
     });
 }
 
-async fn open(parts: &Parts, side: Side, plant: &str) -> anyhow::Result<World> {
-    let user = match side.server {
-        Server::Root => None,
-        Server::Ordinary => Some(ordinary(parts, side.engine)?),
-    };
+async fn open(owner: &Owner, side: Side, plant: &str) -> anyhow::Result<World> {
     let steps = json!([bash(plant, 60_000), { "text": "Left everything behind." }]);
     let scenario =
         json!({ "traces": { "prompts": [steps, [{ "text": "chore: leave everything behind" }]] } });
     let spec = WorldSpec {
         scenario: "traces".to_owned(),
         scenarios: vec![scenario.to_string()],
-        user,
+        user: owner.user.clone(),
         ..WorldSpec::on(side.engine)
     };
-    World::start(parts, spec).await
+    World::start(&owner.parts, spec).await
 }
 
 /// What the command line prints of a run.
 fn printed(world: &World, id: &str) -> anyhow::Result<String> {
     let mut all = String::new();
     for arguments in [&["logs", id][..], &["logs", id, "--json"], &["show", id]] {
-        let mut command = world.spec.command(arguments);
-        command.env("CAISSON_URL", &world.server.base).env("CAISSON_API_KEY", &world.key);
-        let output = command.output()?;
+        let output = world.client(arguments).output()?;
         all.push_str(&String::from_utf8_lossy(&output.stdout));
         all.push_str(&String::from_utf8_lossy(&output.stderr));
     }
@@ -182,42 +171,31 @@ fn runs_git(workspace: &Path) -> anyhow::Result<bool> {
     let (uid, gid) = (format!("--reuid={UID}"), format!("--regid={UID}"));
     let copy = tempfile::tempdir()?;
     let place: PathBuf = copy.path().join("workspace");
-    for arguments in [
-        vec!["/bin/cp", "-a", path(workspace)?, path(&place)?],
-        vec!["/bin/chown", "-R", &UID.to_string(), path(copy.path())?],
-        vec![
-            "/usr/bin/setpriv",
-            &uid,
-            &gid,
-            "--clear-groups",
-            "/usr/bin/git",
-            "-C",
-            path(&place)?,
-            "diff",
-            "HEAD",
-        ],
-        vec![
-            "/usr/bin/setpriv",
-            &uid,
-            &gid,
-            "--clear-groups",
-            "/usr/bin/git",
-            "-C",
-            path(&place)?,
-            "add",
-            "-A",
-        ],
-    ] {
-        #[expect(clippy::disallowed_methods, reason = "a careless reader, with an argument vector")]
-        let mut command = Command::new(arguments[0]);
-        command.args(&arguments[1..]).env_clear().env("PATH", "/usr/bin:/bin").env("HOME", "/nonexistent");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
-    }
+    let git = ["/usr/bin/setpriv", &uid, &gid, "--clear-groups", "/usr/bin/git", "-C", path(&place)?];
+    start(&["/bin/cp", "-a", path(workspace)?, path(&place)?])?;
+    start(&["/bin/chown", "-hR", &UID.to_string(), path(copy.path())?])?;
+    start(&[&git[..], &["diff", "HEAD"]].concat())?;
+    start(&[&git[..], &["add", "-A"]].concat())?;
     Ok(place.join(".git").is_dir())
+}
+
+/// Starts a program of a careless reader's, whatever becomes of it.
+fn start(words: &[&str]) -> anyhow::Result<()> {
+    #[expect(clippy::disallowed_methods, reason = "a careless reader, with an argument vector")]
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).env_clear().env("PATH", "/usr/bin:/bin").env("HOME", "/nonexistent");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+    Ok(())
 }
 
 fn path(path: &Path) -> anyhow::Result<&str> {
     path.to_str().context("a path is not UTF-8")
+}
+
+/// What of a file of the host would tell that somebody worked on it: its text, its owner, its mode, its names and its times.
+fn state(file: &Path) -> anyhow::Result<(String, [u32; 2], u64, SystemTime)> {
+    let found = fs::metadata(file)?;
+    Ok((fs::read_to_string(file)?, [found.uid(), found.mode()], found.nlink(), found.modified()?))
 }
 
 fn leads_to(link: &Path, file: &Path) -> bool {

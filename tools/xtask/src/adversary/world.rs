@@ -55,6 +55,31 @@ impl Side {
     }
 }
 
+/// Whose a server is, with what it needs for that.
+pub(super) struct Owner {
+    /// The parts, where their owner can read them.
+    pub(super) parts: Parts,
+    pub(super) user: Option<Somebody>,
+    _staged: Option<tempfile::TempDir>,
+}
+
+impl Side {
+    /// Gets everything ready for who runs the server.
+    ///
+    /// # Errors
+    /// The disk refuses, or the engine's socket cannot be looked at.
+    pub(super) fn owner(self, parts: &Parts) -> anyhow::Result<Owner> {
+        match self.server {
+            Server::Root => Ok(Owner { parts: parts.clone(), user: None, _staged: None }),
+            Server::Ordinary => {
+                let (staged, parts) = stage(parts)?;
+                let user = Some(ordinary(&parts, self.engine)?);
+                Ok(Owner { parts, user, _staged: Some(staged) })
+            }
+        }
+    }
+}
+
 /// What came of the attempts in a sandbox.
 #[derive(Debug)]
 pub(crate) struct Attacked {
@@ -74,15 +99,17 @@ pub(crate) async fn attack(
     surroundings: &Surroundings,
 ) -> anyhow::Result<Attacked> {
     let name = side.name();
-    let (staged, user) = match side.server {
-        Server::Root => (None, None),
-        Server::Ordinary => (Some(stage(parts)?), Some(ordinary(parts, side.engine)?)),
-    };
-    let parts = staged.as_ref().map_or(parts, |(_, parts)| parts);
+    let owner = side.owner(parts)?;
+    let parts = &owner.parts;
     let sibling = Sibling::new(&name)?;
     // The attempts' arguments are known once the sibling lives: the agent finds them in a file of its repository.
     let scenarios = vec![scenario(attempts), sibling_scenario(&sibling)];
-    let spec = WorldSpec { scenario: SCENARIO.to_owned(), scenarios, user, ..WorldSpec::on(side.engine) };
+    let spec = WorldSpec {
+        scenario: SCENARIO.to_owned(),
+        scenarios,
+        user: owner.user.clone(),
+        ..WorldSpec::on(side.engine)
+    };
     let world = World::start(parts, spec).await?;
     let project = tempfile::tempdir()?;
     write_attempts(project.path())?;
@@ -133,7 +160,7 @@ fn uid_of(pid: u32) -> anyhow::Result<u32> {
 }
 
 /// Everything that a server needs, where an ordinary user can read it.
-pub(super) fn stage(parts: &Parts) -> anyhow::Result<(tempfile::TempDir, Parts)> {
+fn stage(parts: &Parts) -> anyhow::Result<(tempfile::TempDir, Parts)> {
     let directory = tempfile::tempdir_in("/var/tmp")?;
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
     let place = |name: &str| directory.path().join(name);
@@ -164,7 +191,7 @@ fn copy_all(from: &Path, to: &Path) -> anyhow::Result<()> {
 }
 
 /// An ordinary user, in the group that may use the engine's socket where that is needed.
-pub(super) fn ordinary(parts: &Parts, engine: Engine) -> anyhow::Result<Somebody> {
+fn ordinary(parts: &Parts, engine: Engine) -> anyhow::Result<Somebody> {
     let group = match engine {
         Engine::Local => None,
         Engine::Docker => {

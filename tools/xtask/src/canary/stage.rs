@@ -11,12 +11,13 @@ use anyhow::{Context, ensure};
 use base64::Engine as _;
 use serde_json::{Value, json};
 use testkit::docker::{docker, inspect};
-use testkit::engine::{Engine, signal};
-use testkit::hunt::{Hunt, core_files};
+use testkit::engine::Engine;
+use testkit::hunt::Hunt;
 use testkit::parts::Parts;
 use testkit::volumes::SessionFiles;
 use testkit::world::{GIT_TOKEN, MODEL_KEY, World, WorldSpec};
 
+use super::crash;
 use super::secrets::{
     FIRST_ACCESS, INSTALLATION, NEXT_ACCESS, REFRESH, REGISTRY, STORED_GIT, STORED_KEY, STORED_REGISTRY,
     Secret, known,
@@ -278,22 +279,13 @@ impl Stage {
         Ok(())
     }
 
-    /// What a crash leaves: the server is ended by a signal that makes core files where it may.
-    pub(super) async fn crash(&mut self, hunt: &mut Hunt) -> anyhow::Result<()> {
-        let pid = self.world.server.id();
-        // Nobody but root may look into a process that makes no core file: its files are root's.
-        signal(pid, "ABRT")?;
-        let start = Instant::now();
-        while testkit::engine::lives(pid) && start.elapsed() < WAIT {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        for place in [self.world.directory.path(), &std::env::current_dir()?] {
-            for file in core_files_near(place)? {
-                hunt.look(&file.display().to_string(), &fs::read(&file)?);
-            }
+    /// What a crash of the server leaves. Where it makes no core file it is only known why if another process does.
+    pub(super) async fn crash(&mut self, hunt: &mut Hunt) -> anyhow::Result<bool> {
+        if crash::core_of(self.world.server.id()).await?.is_some() {
+            hunt.found.insert("everything in a core file of the server".to_owned());
         }
         hunt.tree(self.world.state_dir(), &["master.key"]);
-        Ok(())
+        crash::is_seen().await
     }
 
     fn add(&self, arguments: &[&str], secret: &str) -> anyhow::Result<()> {
@@ -302,8 +294,7 @@ impl Stage {
 
     /// What a command of the binary prints, both ways.
     fn command(&self, arguments: &[&str], input: &str) -> anyhow::Result<Vec<u8>> {
-        let mut command = self.world.spec.command(arguments);
-        command.env("CAISSON_URL", &self.world.server.base).env("CAISSON_API_KEY", &self.world.key);
+        let mut command = self.world.client(arguments);
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         // One that wants no input may be gone by now.
@@ -317,19 +308,6 @@ impl Stage {
         );
         Ok([output.stdout, output.stderr].concat())
     }
-}
-
-/// Core files of a directory itself; of the hunt's own below it as well.
-fn core_files_near(place: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    if place.join("Cargo.toml").exists() {
-        let entries = fs::read_dir(place)?.flatten().map(|entry| entry.path());
-        let is_core = |path: &PathBuf| {
-            path.is_file()
-                && path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"core"))
-        };
-        return Ok(entries.filter(is_core).collect());
-    }
-    core_files(place)
 }
 
 fn scenario(name: &str, host: &str) -> String {

@@ -14,33 +14,32 @@ use super::super::control::Shown;
 use super::super::report::{Report, Tried};
 use super::super::surroundings::{Sibling, write_attempts};
 use super::super::verdict::Verdict;
-use super::super::world::{Server, Side, find, living_sibling, ordinary, sibling_scenario, stage};
+use super::super::world::{Side, find, living_sibling, sibling_scenario};
 use super::stage::{STRAY, variable};
 
 /// In reports.
 pub(super) const NAME: &str = "door.grant_after_the_run";
 const WAIT: Duration = Duration::from_mins(2);
-/// The words by which a door that is shut refuses: those of its grants and of a run that is none, and that nobody is there.
-const REFUSALS: [&str; 5] = ["permission_error", "CLOSED", "NotFound", "ConnectionRefused", "BrokenPipe"];
+/// The words by which a door that is shut refuses: that of its grants and of a run that is none, and that nobody is there.
+const REFUSALS: [&str; 5] = [REFUSED, CLOSED, "ConnectionRefused", "ConnectionReset", "BrokenPipe"];
+const REFUSED: &str = "permission_error";
+const CLOSED: &str = "CLOSED";
 
 /// Calls the model with a run's grant while it runs, which is the control, and after its end.
 ///
 /// # Errors
 /// A part does not start, or the run does not end.
 pub(super) async fn attack(parts: &Parts, side: Side, report: &mut Report) -> anyhow::Result<()> {
-    let staged = match side.server {
-        Server::Root => None,
-        Server::Ordinary => Some(stage(parts)?),
-    };
-    let parts = staged.as_ref().map_or(parts, |(_, parts)| parts);
-    let user = match side.server {
-        Server::Root => None,
-        Server::Ordinary => Some(ordinary(parts, side.engine)?),
-    };
+    let owner = side.owner(parts)?;
     let sibling = Sibling::new(&format!("after-{}", side.name()))?;
     let scenarios = vec![sibling_scenario(&sibling), STRAY.to_owned()];
-    let spec = WorldSpec { scenario: "sibling".to_owned(), scenarios, user, ..WorldSpec::on(side.engine) };
-    let world = World::start(parts, spec).await?;
+    let spec = WorldSpec {
+        scenario: "sibling".to_owned(),
+        scenarios,
+        user: owner.user.clone(),
+        ..WorldSpec::on(side.engine)
+    };
+    let world = World::start(&owner.parts, spec).await?;
     let project = tempfile::tempdir()?;
     write_attempts(project.path())?;
     let repositories = world.bare.parent().context("the repository has a directory")?;
@@ -108,9 +107,8 @@ fn call(mut stream: UnixStream, grant: &str) -> anyhow::Result<Verdict> {
     if answer.starts_with("HTTP/1.1 200") {
         return Ok(Verdict::Through("the model answered".to_owned()));
     }
-    let words = ["permission_error"];
-    let word = words.into_iter().find(|word| answer.contains(word)).unwrap_or("CLOSED");
-    ensure!(answer.is_empty() || word != "CLOSED", "the door said something else: {answer}");
+    let word = if answer.contains(REFUSED) { REFUSED } else { CLOSED };
+    ensure!(answer.is_empty() || word == REFUSED, "the door said something else: {answer}");
     Ok(Verdict::Refused {
         error: word.to_owned(),
         said: answer.lines().last().unwrap_or_default().to_owned(),

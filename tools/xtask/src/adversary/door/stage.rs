@@ -16,7 +16,7 @@ use testkit::world::{World, WorldSpec};
 use super::super::surroundings::{Sibling, Surroundings, write_attempts};
 use super::super::verdict::Verdict;
 use super::super::witness::{fill, token};
-use super::super::world::{Server, Side, bash, find, living_sibling, ordinary, sibling_scenario, stage};
+use super::super::world::{Owner, Side, bash, find, living_sibling, sibling_scenario};
 use super::table::{Attempt, Sees};
 
 /// How long a run may take until its agent waits for the attempts' arguments.
@@ -66,12 +66,8 @@ impl Stage<'_> {
         &self,
         attempts: &[&'a Attempt],
     ) -> anyhow::Result<Vec<(&'a Attempt, Verdict)>> {
-        let staged = match self.side.server {
-            Server::Root => None,
-            Server::Ordinary => Some(stage(self.parts)?),
-        };
-        let parts = staged.as_ref().map_or(self.parts, |(_, parts)| parts);
-        let scene = self.open(parts, attempts).await?;
+        let owner = self.side.owner(self.parts)?;
+        let scene = self.open(&owner, attempts).await?;
         let label = self.label();
         let arguments = arguments(attempts, &label, &scene.values);
         let place = scene.workspace.join(".git/arguments.json");
@@ -140,20 +136,16 @@ impl Stage<'_> {
         format!("{}-{}", self.side.name(), off.join("-")).replace('_', "")
     }
 
-    async fn open(&self, parts: &Parts, attempts: &[&Attempt]) -> anyhow::Result<Scene> {
+    async fn open(&self, owner: &Owner, attempts: &[&Attempt]) -> anyhow::Result<Scene> {
         let sibling = Sibling::new(&self.label())?;
-        let user = match self.side.server {
-            Server::Root => None,
-            Server::Ordinary => Some(ordinary(parts, self.side.engine)?),
-        };
         let spec = WorldSpec {
             scenario: SCENARIO.to_owned(),
             scenarios: vec![scenario(attempts), sibling_scenario(&sibling), STRAY.to_owned()],
             variables: self.variables(),
-            user,
+            user: owner.user.clone(),
             ..WorldSpec::on(self.side.engine)
         };
-        let world = World::start(parts, spec).await?;
+        let world = World::start(&owner.parts, spec).await?;
         let bare = repositories(&world)?;
         let refs = refs(&bare)?;
         let mut values = self.values(&world);

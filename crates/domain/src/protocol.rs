@@ -39,6 +39,8 @@ pub mod places {
     pub const WORKSPACE: &str = "/workspace";
     /// The agent's home.
     pub const HOME: &str = "/home/agent";
+    /// Directory in the agent's home in which the shim puts the files that steer the agent.
+    pub const STEERING: &str = ".caisson";
     /// Port of the shim's listener on 127.0.0.1 in the sandbox's own network namespace.
     pub const LOOPBACK_PORT: u16 = 4180;
 }

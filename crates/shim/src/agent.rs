@@ -7,10 +7,12 @@ use std::time::Duration;
 use caisson_claude::{
     Action, CommandState, Conversation, Delta, EnvironmentSpec, Launch, Line,
     PermissionMode as CliPermissionMode, SessionMode, SettingSource, Uuid, environment, parse,
+    settings_of_no_repository,
 };
 use caisson_domain::event::DeltaKind;
 use caisson_domain::id::RunId;
 use caisson_domain::limits::JOURNAL_LINE_BYTES;
+use caisson_domain::protocol::places::STEERING;
 use caisson_domain::protocol::{AgentWork, JournalBody, RunWork, paths};
 use caisson_domain::run::{Failure, FailureKind, cut};
 use caisson_domain::workflow::PermissionMode;
@@ -347,7 +349,8 @@ fn launch(run: &RunWork, acting: &Acting) -> Result<Launch, Failure> {
     if steering::acts(run) {
         // What is the user's there, the shim has put there. Of the workspace nothing is read.
         launch.setting_sources = vec![SettingSource::User];
-        launch.settings = Some(acting.settings.clone().unwrap_or_else(steering::without_settings));
+        launch.settings =
+            Some(acting.settings.clone().unwrap_or_else(|| settings_of_no_repository(STEERING)));
     }
     let mut servers = acting.mcp_servers.clone();
     servers.extend(work.mcp_servers.clone());

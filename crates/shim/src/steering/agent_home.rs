@@ -4,12 +4,11 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use caisson_domain::protocol::places::STEERING;
 use serde_json::{Map, Value};
 
 use crate::plain_file;
 
-/// The directory in the home that is the shim's own.
-pub(super) const OWN: &str = ".caisson";
 /// The agent's own directory.
 pub(super) const DIRECTORY: &str = ".claude";
 /// The agent's own file, which holds more than it should: with an `env` in it, it sets variables.
@@ -25,7 +24,7 @@ const KEPT: [&str; 5] = ["projects", "file-history", "tasks", "todos", "plans"];
 /// # Errors
 /// That of the operating system.
 pub(crate) fn clear(home: &Path) -> io::Result<()> {
-    remove(&home.join(OWN))?;
+    remove(&home.join(STEERING))?;
     let directory = home.join(DIRECTORY);
     match directory.symlink_metadata() {
         Ok(found) if found.is_dir() => {

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use caisson_domain::git::BranchName;
 use caisson_domain::protocol::RunWork;
+use caisson_domain::protocol::places::STEERING;
 use caisson_domain::run::{Failure, FailureKind};
 use caisson_domain::trust::{STEERING_PATHS, Steering, Trust};
 use serde_json::{Map, Value};
@@ -24,7 +25,6 @@ use crate::checkout::Checkout;
 use crate::git::Git;
 
 pub(crate) use agent_home::clear;
-pub(crate) use settings::without_settings;
 
 use anchor::{Entry, Files, INSTRUCTIONS, SETTINGS};
 
@@ -118,7 +118,7 @@ struct Origin<'a> {
 
 /// Where the anchor's files are copied to.
 fn place(home: &Path) -> PathBuf {
-    home.join(agent_home::OWN).join("anchor")
+    home.join(STEERING).join("anchor")
 }
 
 fn unwritten(error: &io::Error) -> Failure {

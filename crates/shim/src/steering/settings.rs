@@ -6,12 +6,14 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use caisson_claude::closed_to_tools;
+use caisson_domain::protocol::places::STEERING;
 use caisson_domain::run::{Failure, FailureKind};
 use caisson_domain::workflow::check_environment_name;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::Acting;
-use super::agent_home::{DIRECTORY, OWN};
+use super::agent_home::DIRECTORY;
 use super::anchor::Files;
 
 const SETTINGS: &str = ".claude/settings.json";
@@ -29,21 +31,6 @@ const PROJECT: [&str; 5] = [
     "${CLAUDE_PROJECT_DIR}/",
     "./",
 ];
-
-/// Settings for an agent that follows no repository's: no hook runs, and no tool that writes files makes some act.
-pub(crate) fn without_settings() -> Value {
-    json!({ "disableAllHooks": true, "permissions": { "deny": closed() } })
-}
-
-/// What the agent's own tools must not write: it would steer the agent from then on.
-fn closed() -> Vec<String> {
-    let below = ["agents", "commands", "output-styles", "plugins", "rules", "skills"];
-    let own = [format!("Edit(~/{OWN}/**)"), "Edit(~/.claude.json)".to_owned()];
-    let files =
-        ["settings*.json", "CLAUDE.md", "AGENTS.md"].map(|name| format!("Edit(~/{DIRECTORY}/{name})"));
-    let directories = below.map(|name| format!("Edit(~/{DIRECTORY}/{name}/**)"));
-    own.into_iter().chain(files).chain(directories).collect()
-}
 
 /// What the agent is started with, of the files at `place`.
 ///
@@ -82,7 +69,7 @@ fn object(files: &Files, path: &str) -> Result<Map<String, Value>, Failure> {
 /// What acts of the settings; pure.
 fn taken(settings: Map<String, Value>, place: &str, notes: &mut Vec<String>) -> Value {
     let mut taken = Map::new();
-    let mut denied: Vec<Value> = closed().into_iter().map(Value::String).collect();
+    let mut denied: Vec<Value> = closed_to_tools(STEERING).into_iter().map(Value::String).collect();
     let mut permissions = Map::new();
     let mut left = Vec::new();
     for (name, mut value) in settings {
@@ -170,6 +157,7 @@ pub(super) fn give(home: &Path, place: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::steering::anchor::Entry;
+    use serde_json::json;
 
     fn files(contents: &[(&str, &str)]) -> Files {
         let mut files = Files::default();
@@ -242,6 +230,5 @@ mod tests {
             assert_eq!(failure.kind, FailureKind::BadWorkflow, "{content}");
             assert!(failure.message.starts_with(path), "{}", failure.message);
         }
-        assert!(without_settings()["disableAllHooks"] == true);
     }
 }

@@ -60,6 +60,12 @@ pub fn interrupt(request_id: &str) -> String {
     request(request_id, "interrupt")
 }
 
+/// Asks how the MCP servers are, before the first prompt as well; [`crate::server_statuses`] reads the answer.
+#[must_use]
+pub fn mcp_status(request_id: &str) -> String {
+    request(request_id, "mcp_status")
+}
+
 /// Interrupts the running turn, if any, and ends the process.
 #[must_use]
 pub fn end_session(request_id: &str) -> String {

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use caisson_domain::credential::{CredentialKind, CredentialSecret, CredentialSettings};
+use caisson_domain::redact::SECRET_BYTES_MIN;
 use caisson_store::{Credential, DoorRun};
 use http::HeaderName;
 use reqwest::header::HeaderValue;
 use secrecy::ExposeSecret;
 use url::Url;
 
-use super::{CHOICES, CredentialFault, candidates, open, recorded_name, used};
+use super::{CHOICES, CredentialFault, candidates, keep_out, open, recorded_name, used};
 use crate::config::secret_header;
 use crate::shared::Shared;
 
@@ -43,8 +44,12 @@ pub(crate) async fn mcp(
             return Err(unusable());
         };
         let name = HeaderName::try_from(header.as_str()).map_err(|_| unusable())?;
-        let value =
-            secret_header("an MCP server's credential", value.expose_secret()).map_err(|_| unusable())?;
+        let text = value.expose_secret();
+        let value = secret_header("an MCP server's credential", text).map_err(|_| unusable())?;
+        // Whoever is sent `Bearer …` knows the token, and may say it alone.
+        if let Some((_, token)) = text.rsplit_once(' ').filter(|(_, token)| token.len() >= SECRET_BYTES_MIN) {
+            keep_out(shared, &format!("{} token", credential.id), vec![token.to_owned().into()]);
+        }
         used(shared, &credential, run).await?;
         let recorded = recorded_name(&credential);
         return Ok(Some(McpHeader { header: (name, value), recorded, name: credential.name }));

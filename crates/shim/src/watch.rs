@@ -60,7 +60,7 @@ impl Patience {
             keep: Duration::from_secs(10),
             flush: Duration::from_secs(5),
             head_start: Duration::from_millis(100),
-            servers: Duration::from_secs(8),
+            servers: Duration::from_secs(7),
             git: Duration::from_mins(5),
         }
     }

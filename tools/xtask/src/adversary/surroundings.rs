@@ -28,6 +28,7 @@ const FILES: [(&str, &str); 15] = [
     ("egress.py", include_str!("attempts/egress.py")),
     ("first.py", include_str!("attempts/first.py")),
     ("host.py", include_str!("attempts/host.py")),
+    ("mcp.py", include_str!("attempts/mcp.py")),
     ("network.py", include_str!("attempts/network.py")),
     ("pushes.py", include_str!("attempts/pushes.py")),
     ("record.py", include_str!("attempts/record.py")),

@@ -27,9 +27,9 @@ testkit::on_every_engine! {
 }
 
 /// Writes a workflow with these servers.
-fn workflow(directory: &Path, name: &str, servers: &Value) {
+fn workflow(directory: &Path, name: &str, mode: &str, servers: &Value) {
     let text = format!(
-        "---\nname: {name}\ndescription: Asks servers\npermissionMode: dontAsk\ntools: [Bash]\nmcpServers: {servers}\n---\nAsk.\n"
+        "---\nname: {name}\ndescription: Asks servers\npermissionMode: {mode}\nmcpServers: {servers}\n---\nAsk.\n"
     );
     std::fs::write(directory.join(format!("{name}.md")), text).unwrap();
 }
@@ -38,7 +38,7 @@ fn workflow(directory: &Path, name: &str, servers: &Value) {
 fn scenario() -> String {
     let ask = json!({"name": "mcp__notes__echo", "input": {"text": "hello"}});
     let wait = json!({"name": "Bash", "input": {"description": "Wait",
-        "command": "python3 -c 'import time; time.sleep(4)'"}});
+        "command": "python3 -c 'import time; time.sleep(8)'"}});
     json!({"mcp": {"prompts": [[
         {"text": "I ask.", "tool": ask}, {"text": "I wait.", "tool": wait}, {"text": "Done."}
     ]]}})
@@ -82,7 +82,8 @@ async fn a_tool_of_a_server_is_called_and_its_credential_stays_outside(engine: E
     let url = server.url("notes.example");
     let workflows = tempfile::tempdir().unwrap();
     let notes = json!({"notes": {"type": "http", "url": url, "required": true}});
-    workflow(workflows.path(), "asking", &notes);
+    workflow(workflows.path(), "asking", "bypassPermissions", &notes);
+    workflow(workflows.path(), "quiet", "dontAsk", &notes);
     let allow = format!("notes.example:{}", server.address.port());
     let world = World::start(&parts, spec(engine, workflows.path(), &allow)).await.unwrap();
     store_credential(&world, &url);
@@ -93,7 +94,6 @@ async fn a_tool_of_a_server_is_called_and_its_credential_stays_outside(engine: E
     let mut told = Vec::new();
     for pid in world.processes(&sandbox).unwrap() {
         hunt.process(pid).unwrap();
-        hunt.memory(pid).unwrap();
         told.extend(std::fs::read(format!("/proc/{pid}/cmdline")).unwrap());
     }
     let first = world.processes(&sandbox).unwrap()[0];
@@ -136,6 +136,12 @@ async fn a_tool_of_a_server_is_called_and_its_credential_stays_outside(engine: E
         of_kind(&events, "mcp.denied").is_empty() && of_kind(&events, "gateway.upstream_failed").is_empty()
     );
     assert!(!text.contains("caisson-servers-"), "the shim's own questions are no events");
+
+    // What a workflow's own server offers needs no asking, even where nothing is asked.
+    let id = submit(&world, "quiet").await;
+    assert_eq!(world.api.wait_end(&id, END).await.unwrap()["status"], "succeeded");
+    let text = serde_json::to_string(&world.api.events(&id).await.unwrap()).unwrap();
+    assert!(text.contains("outside heard hello from [redacted]"), "{text}");
 }
 
 /// A host that takes connections and says nothing.
@@ -159,11 +165,21 @@ async fn a_required_server_that_does_not_connect_fails_the_run_before_its_prompt
     let workflows = tempfile::tempdir().unwrap();
     let http =
         |url: String, required: bool| json!({"notes": {"type": "http", "url": url, "required": required}});
-    workflow(workflows.path(), "denied", &http("https://denied.example/mcp".to_owned(), true));
-    workflow(workflows.path(), "locked", &http(server.url("notes.example"), true));
-    workflow(workflows.path(), "silent", &http(format!("http://notes.example:{silent}/mcp"), true));
-    workflow(workflows.path(), "program", &json!({"notes": {"command": "/bin/false", "required": true}}));
-    workflow(workflows.path(), "optional", &http("https://denied.example/mcp".to_owned(), false));
+    workflow(workflows.path(), "denied", "dontAsk", &http("https://denied.example/mcp".to_owned(), true));
+    workflow(workflows.path(), "locked", "dontAsk", &http(server.url("notes.example"), true));
+    workflow(
+        workflows.path(),
+        "silent",
+        "dontAsk",
+        &http(format!("http://notes.example:{silent}/mcp"), true),
+    );
+    workflow(
+        workflows.path(),
+        "program",
+        "dontAsk",
+        &json!({"notes": {"command": "/bin/false", "required": true}}),
+    );
+    workflow(workflows.path(), "optional", "dontAsk", &http("https://denied.example/mcp".to_owned(), false));
     let allow = format!("notes.example:{},{silent}", server.address.port());
     let world = World::start(&parts, spec(engine, workflows.path(), &allow)).await.unwrap();
     for (workflow, words) in [

@@ -139,6 +139,7 @@ mod tests {
         let lines = [
             user_prompt(&uuid(), "two\nlines\r\u{85}\u{2028}\u{2029}").unwrap(),
             initialize(id),
+            mcp_status(id),
             interrupt(id),
             end_session(id),
             answer_success(id, &json!({ "behavior": "allow", "updatedInput": { "a": "\n" } })),

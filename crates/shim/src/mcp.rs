@@ -9,7 +9,7 @@ use caisson_domain::protocol::DoorProblem;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 
 use crate::activity::Activity;
 use crate::door::{Body, BoxError, Door, DoorError, HOST_NAME, whole};
@@ -33,7 +33,9 @@ pub(crate) async fn answer(
     let mut response = sent.map_err(|error| DoorError::Garbled(error.into()))?;
     let headers = std::mem::take(response.headers_mut());
     *response.headers_mut() = carried(headers);
-    let json = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    // The gateway says how long a refusal is; what a server answers comes piece by piece.
+    let short = response.body().size_hint().exact().is_some_and(|length| length <= PROBLEM_BYTES as u64);
+    let json = short && response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
     if response.status().as_u16() < 400 || !json {
         if response.status().is_success() {
             activity.mcp_reached(&server);

@@ -77,7 +77,7 @@ fn program(fields: Map<String, Value>) -> Result<Reach, String> {
 }
 
 fn http(fields: &Map<String, Value>) -> Result<Reach, String> {
-    for key in fields.keys().filter(|key| !matches!(key.as_str(), "type" | "url")) {
+    if let Some(key) = fields.keys().find(|key| !matches!(key.as_str(), "type" | "url")) {
         return Err(match key.as_str() {
             "headers" | "headersHelper" | "oauth" => format!(
                 "{key} cannot be given here, where everybody who reads the workflow reads it; store a credential of the kind \
@@ -139,13 +139,9 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn read(server: Value) -> Result<Server, String> {
-        Server::read(&server)
-    }
-
     #[test]
     fn a_server_is_a_program_or_a_url() {
-        let program = read(json!({"command": "serve", "args": ["-x"], "required": true})).unwrap();
+        let program = Server::read(&json!({"command": "serve", "args": ["-x"], "required": true})).unwrap();
         assert!(program.required);
         let Reach::Program(fields) = program.reach else { panic!() };
         assert_eq!(
@@ -153,8 +149,11 @@ mod tests {
             json!({"command": "serve", "args": ["-x"]}),
             "the agent does not see our word"
         );
-        assert!(matches!(read(json!({"type": "stdio", "command": "x"})).unwrap().reach, Reach::Program(_)));
-        let server = read(json!({"type": "http", "url": "https://mcp.example.com/x/mcp"})).unwrap();
+        assert!(matches!(
+            Server::read(&json!({"type": "stdio", "command": "x"})).unwrap().reach,
+            Reach::Program(_)
+        ));
+        let server = Server::read(&json!({"type": "http", "url": "https://mcp.example.com/x/mcp"})).unwrap();
         let url = "https://mcp.example.com/x/mcp".parse().unwrap();
         assert_eq!(server, Server { required: false, reach: Reach::Http(url) });
     }
@@ -184,7 +183,7 @@ mod tests {
             (http("https://h:0/"), "no port"),
             (http("https://a..b/"), "host name"),
         ] {
-            let told = read(server.clone()).unwrap_err();
+            let told = Server::read(&server).unwrap_err();
             assert!(told.contains(words), "{server}: {told}");
         }
     }
@@ -193,7 +192,7 @@ mod tests {
     fn a_url_is_read_up_to_its_bound() {
         let of = |length: usize| {
             let url = format!("https://h.example/{}", "x".repeat(length - "https://h.example/".len()));
-            read(json!({"type": "http", "url": url}))
+            Server::read(&json!({"type": "http", "url": url}))
         };
         assert!(of(URL_BYTES).is_ok());
         assert!(of(URL_BYTES + 1).unwrap_err().contains("1024 bytes"));

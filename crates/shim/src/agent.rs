@@ -285,10 +285,8 @@ impl Listener {
             if is_main_answer(&line) {
                 self.deltas.clear();
             }
-            let written = match servers::is_answer(&line) {
-                true => Ok(0),
-                false => self.recorder.write(record(raw, &line)).await,
-            };
+            let written =
+                if servers::is_answer(&line) { Ok(0) } else { self.recorder.write(record(raw, &line)).await };
             let heard = match written {
                 Ok(_) => Heard::Line(Box::new(line)),
                 Err(error) => Heard::Unwritten(error),

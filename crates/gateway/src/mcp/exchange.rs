@@ -137,13 +137,13 @@ fn incoming(
 ) -> Response<Body> {
     let redactor = door.shared.secrets.redactor();
     let mut headers = kept(response.headers(), &RETURNED);
-    let shows = |value: &HeaderValue| {
+    let has_secret = |value: &HeaderValue| {
         let text = String::from_utf8_lossy(value.as_bytes());
         redactor.text(&text) != text
     };
-    let shown: Vec<_> =
-        headers.iter().filter(|(_, value)| shows(value)).map(|(name, _)| name.clone()).collect();
-    for name in shown {
+    let secret: Vec<_> =
+        headers.iter().filter(|(_, value)| has_secret(value)).map(|(name, _)| name.clone()).collect();
+    for name in secret {
         headers.remove(name);
     }
     let (status, empty) = (response.status(), response.content_length() == Some(0));

@@ -145,7 +145,25 @@ impl Fault {
                 let bits = if address.is_ipv4() { 32 } else { 128 };
                 Some(("mcp.allow_private", format!("{address}/{bits}")))
             }
-            _ => None,
+            Self::Path
+            | Self::Unknown
+            | Self::Method
+            | Self::TooManyAtOnce { .. }
+            | Self::TooManyRequests { .. }
+            | Self::RequestTooLarge { .. }
+            | Self::ReplyTooLarge { .. }
+            | Self::TooMuchSent { .. }
+            | Self::TooMuchReceived { .. }
+            | Self::Over
+            | Self::NoCredential { .. }
+            | Self::Refused { .. }
+            | Self::Redirect { .. }
+            | Self::Encoded
+            | Self::Unresolved
+            | Self::ResolveTimeout
+            | Self::Unreachable
+            | Self::Broken
+            | Self::Idle => None,
         }
     }
 

@@ -140,9 +140,9 @@ async fn a_credential_is_added_for_its_own_server_and_rotation_and_removal_act_o
     let known = world.store.credential(&credential.project, &credential.id).await.unwrap().unwrap();
     assert!(known.last_used_at_ms.is_some());
     let audit = world.audit().await;
-    let uses: Vec<_> = audit.iter().filter(|(action, ..)| action == "credential.use").collect();
-    assert_eq!(uses.len(), 1, "once for each run, purpose, credential and host: {uses:?}");
-    assert_eq!((uses[0].1.as_str(), uses[0].3.as_deref()), ("mcp", Some("notes.example")));
+    let recorded: Vec<_> = audit.iter().filter(|(action, ..)| action == "credential.use").collect();
+    assert_eq!(recorded.len(), 1, "once for each run, purpose, credential and host: {recorded:?}");
+    assert_eq!((recorded[0].1.as_str(), recorded[0].3.as_deref()), ("mcp", Some("notes.example")));
     assert!(audit.iter().any(|(action, subject, ..)| action == "mcp.allow" && subject.starts_with("notes notes.example:")));
     assert!(
         world.store.remove_credential(&credential.project, &credential.id, &Actor::Operator).await.unwrap()

@@ -102,6 +102,7 @@ impl Account {
             "gateway.denied" => {
                 one(Sign::Bad, format!("denied {}: {}", text(data, "what"), text(data, "remedy")))
             }
+            "mcp.denied" => one(Sign::Bad, mcp_denied(data)),
             "egress.denied" => one(Sign::Bad, denied(data)),
             "gateway.upstream_failed" => {
                 one(Sign::Bad, format!("upstream failed: {}", upstream_failed(data)))
@@ -205,6 +206,17 @@ fn denied(data: &Value) -> String {
     let rule = data["rule"].as_str().map(|rule| format!("; {} = \"{}\"", text(data, "setting"), clean(rule)));
     let rule = rule.unwrap_or_default();
     format!("denied the way to {}{port}: {}{rule}{times}", text(data, "host"), text(data, "reason"))
+}
+
+/// A request to an MCP server that was refused.
+fn mcp_denied(data: &Value) -> String {
+    let rule = data["rule"].as_str().map(|rule| format!("; {} = \"{}\"", text(data, "setting"), clean(rule)));
+    format!(
+        "denied the MCP server {}: {}{}",
+        text(data, "server"),
+        text(data, "reason"),
+        rule.unwrap_or_default()
+    )
 }
 
 /// How a sandbox ended by itself or was killed, and what that means for the work in it.

@@ -231,6 +231,7 @@ fn gateway_config(settings: &Settings, inputs: &Inputs, id: &ServerId) -> Gatewa
         prices: inputs.prices.clone(),
         git: inputs.git.clone(),
         egress: inputs.egress.clone(),
+        mcp: inputs.mcp.clone(),
         secrets: log::secrets().clone(),
         identity: GitIdentity {
             name: settings.git.author_name.clone(),

@@ -4,6 +4,7 @@
 //! fit. Secrets come from files or, for the model's key, a variable; they are never shown.
 
 pub(crate) mod egress;
+pub(crate) mod mcp;
 mod sources;
 
 use std::net::SocketAddr;
@@ -77,6 +78,8 @@ pub(crate) struct Settings {
     pub git: Git,
     /// Where tools in sandboxes may go.
     pub egress: egress::Egress,
+    /// Which MCP servers workflows may name.
+    pub mcp: mcp::Mcp,
     /// Where the package managers' configuration is, for presets.
     #[serde(skip)]
     pub clients: Clients,
@@ -403,6 +406,7 @@ impl Settings {
         }
         self.check_api(&mut faults);
         self.egress.check(&mut faults);
+        self.mcp.check(&mut faults);
         faults
     }
 
@@ -439,6 +443,14 @@ fn defaults(
     environment: &Environment,
 ) -> Result<config::ConfigBuilder<config::builder::DefaultState>, config::ConfigError> {
     let empty: Vec<String> = Vec::new();
+    let git = ["git.credentials", "git.forbidden_paths", "git.secret_rules_off"];
+    let egress =
+        ["egress.allow", "egress.presets", "egress.allow_private", "egress.hosts", "egress.credentials"];
+    let others = ["local.read_only", "local.toolchains", "mcp.allow", "mcp.allow_private"];
+    let mut builder = builder;
+    for list in git.into_iter().chain(egress).chain(others) {
+        builder = builder.set_default(list, empty.clone())?;
+    }
     let nothing = || config::Value::new(None, config::ValueKind::Table(config::Map::new()));
     builder
         .set_default("state_dir", environment.default_state_dir())?
@@ -459,20 +471,10 @@ fn defaults(
         .set_default("limits.workspace_mib", 10_240)?
         .set_default("limits.volumes", true)?
         .set_default("docker", nothing())?
-        .set_default("local.read_only", empty.clone())?
-        .set_default("local.toolchains", empty.clone())?
         .set_default("local.control_groups", true)?
         .set_default("model.base_url", "https://api.anthropic.com")?
-        .set_default("git.credentials", empty.clone())?
-        .set_default("git.forbidden_paths", empty.clone())?
-        .set_default("git.secret_rules_off", empty.clone())?
         .set_default("git.max_file_mib", 100)?
         .set_default("git.any_submodules", false)?
-        .set_default("egress.allow", empty.clone())?
-        .set_default("egress.presets", empty.clone())?
-        .set_default("egress.allow_private", empty.clone())?
-        .set_default("egress.hosts", empty.clone())?
-        .set_default("egress.credentials", empty)?
         .set_default("git.author_name", "Caisson")?
         .set_default("git.author_email", "caisson@localhost")
 }

@@ -37,6 +37,12 @@ pub enum Check {
     EgressAddresses,
     /// Whether `Host` names what the request line names.
     EgressHost,
+    /// The hosts that workflows' MCP servers may be on.
+    McpHosts,
+    /// Whether a path names an MCP server and nothing below it.
+    McpPath,
+    /// Whether an MCP server is one of the run's own workflow.
+    McpServers,
     /// Whether the journal goes on where it is acknowledged.
     JournalOffset,
     /// Whether the journal's entries are of the run that runs in the sandbox.
@@ -51,7 +57,7 @@ pub enum Check {
 
 impl Check {
     /// Every check.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 23] = [
         Self::Grant,
         Self::OwnBranch,
         Self::NoDelete,
@@ -67,6 +73,9 @@ impl Check {
         Self::EgressRules,
         Self::EgressAddresses,
         Self::EgressHost,
+        Self::McpHosts,
+        Self::McpPath,
+        Self::McpServers,
         Self::JournalOffset,
         Self::JournalRun,
         Self::ArtifactRun,
@@ -93,6 +102,9 @@ impl Check {
             Self::EgressRules => "egress_rules",
             Self::EgressAddresses => "egress_addresses",
             Self::EgressHost => "egress_host",
+            Self::McpHosts => "mcp_hosts",
+            Self::McpPath => "mcp_path",
+            Self::McpServers => "mcp_servers",
             Self::JournalOffset => "journal_offset",
             Self::JournalRun => "journal_run",
             Self::ArtifactRun => "artifact_run",

@@ -50,6 +50,12 @@ text_enum! {
         /// T: what tools moved since the event before. Data: items of host, port, via, methods, path, connections, sent
         /// and received bytes.
         EgressUsed = "egress.used",
+        /// T: the gateway refused a request to an MCP server of the workflow. Data: server, host, port, reason, rule that would
+        /// allow it, message.
+        McpDenied = "mcp.denied",
+        /// T: what the run moved to and from its MCP servers. Data: items of server, host, port, requests, sent and received
+        /// bytes.
+        McpUsed = "mcp.used",
         /// T: an upstream behind the gateway failed. Data: which, kind, status.
         GatewayUpstreamFailed = "gateway.upstream_failed",
         /// T: a model call was settled. Data: model, tokens, cost, status, estimated.

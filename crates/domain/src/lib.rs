@@ -15,6 +15,7 @@ pub mod grant;
 pub mod id;
 pub mod image;
 pub mod limits;
+pub mod mcp;
 pub mod principal;
 pub mod protocol;
 pub mod redact;

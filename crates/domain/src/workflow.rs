@@ -12,6 +12,7 @@ use crate::globs::Globs;
 use crate::id::{NameError, check_name};
 use crate::image::check_image_name;
 use crate::limits;
+use crate::mcp;
 use crate::run::{Resources, cut, text_enum};
 use crate::tools;
 use crate::trust::{TrustBlock, TrustFront};
@@ -76,7 +77,7 @@ pub struct Workflow {
     pub permission_mode: PermissionMode,
     /// Most turns.
     pub max_turns: Option<u32>,
-    /// MCP servers that run inside the sandbox, in the agent's format.
+    /// MCP servers as written; [`mcp::Server::read`] reads one.
     pub mcp_servers: serde_json::Map<String, serde_json::Value>,
     /// What Caisson itself reads.
     pub caisson: CaissonBlock,
@@ -425,17 +426,7 @@ impl Workflow {
             let reason = format!("it is longer than {} bytes as JSON", limits::MCP_BYTES);
             return Err(WorkflowError::Value { field: "mcpServers", reason });
         }
-        for (name, server) in &self.mcp_servers {
-            if server.get("command").is_none_or(|command| !command.is_string()) {
-                return Err(WorkflowError::Value {
-                    field: "mcpServers",
-                    reason: format!(
-                        "\"{name}\" has no command; this version starts MCP servers inside the sandbox only"
-                    ),
-                });
-            }
-        }
-        Ok(())
+        mcp::check(&self.mcp_servers).map_err(|reason| WorkflowError::Value { field: "mcpServers", reason })
     }
 }
 

@@ -114,9 +114,14 @@ fn reserved_environment_names_are_refused() {
 }
 
 #[test]
-fn an_mcp_server_without_a_command_is_refused() {
-    assert!(fault("mcpServers: {x: {type: http, url: \"http://a\"}}\n").contains("inside the sandbox"));
-    assert!(Workflow::parse(&file("mcpServers: {x: {command: serve}}\n")).is_ok());
+fn mcp_servers_are_programs_and_urls() {
+    assert!(fault("mcpServers: {x: {args: [a]}}\n").contains("\"x\": it has no command"));
+    assert!(fault("mcpServers: {x: {type: sse, url: \"http://a\"}}\n").contains("type: http"));
+    assert!(Workflow::parse(&file("mcpServers: {x: {command: serve, required: true}}\n")).is_ok());
+    let http =
+        Workflow::parse(&file("mcpServers: {x: {type: http, url: \"https://a.example/mcp\"}}\n")).unwrap();
+    let read = mcp::Server::read(&http.mcp_servers["x"]).unwrap();
+    assert!(matches!(read.reach, mcp::Reach::Http(url) if url.as_str() == "https://a.example/mcp"));
 }
 
 #[test]

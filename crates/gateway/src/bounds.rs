@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::mcp::McpBounds;
+
 /// Connections of one sandbox that are served at once; further ones wait in the socket's backlog.
 pub(crate) const CONNECTIONS: usize = 64;
 /// Request line and headers of one request, in bytes.
@@ -337,6 +339,8 @@ pub(crate) struct Bounds {
     pub(crate) slow_reader: Duration,
     /// Of the content of pushes.
     pub(crate) push: PushBounds,
+    /// Of the way to MCP servers.
+    pub(crate) mcp: McpBounds,
 }
 
 impl Default for Bounds {
@@ -379,6 +383,7 @@ impl Default for Bounds {
             egress_told_first: EGRESS_TOLD_FIRST,
             slow_reader: SLOW_READER,
             push: PushBounds::default(),
+            mcp: McpBounds::default(),
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::body::Body;
 use crate::bounds::{HEADER_BYTES, HEADERS};
 use crate::problem::Unanswered;
 use crate::shared::Door;
-use crate::{control, egress, git, model};
+use crate::{control, egress, git, mcp, model};
 
 /// Wait after a failed accept (out of file descriptors, mostly), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -100,6 +100,8 @@ async fn answer(door: &Arc<Door>, request: Request<Incoming>) -> Result<Response
         model::answer(door, request, rest).await
     } else if let Some(rest) = below(&path, paths::GIT) {
         git::answer(door, request, rest).await
+    } else if let Some(rest) = below(&path, paths::MCP) {
+        Ok(mcp::answer(door, request, rest).await)
     } else {
         let answered = control::answer(door, request).await;
         Ok(answered.unwrap_or_else(|refusal| refusal.without(&door.shared.secrets).into_response()))

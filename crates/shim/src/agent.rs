@@ -32,6 +32,7 @@ use crate::lines::{Lines, RawLine};
 use crate::process::{Tail, command};
 use crate::reaper::{Child, Exit};
 use crate::recorder::Recorder;
+use crate::servers;
 use crate::shim::Shim;
 use crate::steering::{self, Acting};
 use crate::watch::Patience;
@@ -87,7 +88,7 @@ impl Agent {
         acting: &Acting,
     ) -> Result<Self, Failure> {
         let mut program = command(&shim.places.agent, &shim.places.workspace);
-        program.args(launch(work, acting)?.argv().map_err(|error| bad_workflow(&error))?);
+        program.args(launch(shim, work, acting)?.argv().map_err(|error| bad_workflow(&error))?);
         program.envs(variables(shim, &work.agent)?);
         let mut child = shim.reaper.spawn(&mut program).map_err(|error| {
             Failure::new(FailureKind::Internal, "the agent's program cannot be started in the sandbox")
@@ -284,7 +285,8 @@ impl Listener {
             if is_main_answer(&line) {
                 self.deltas.clear();
             }
-            let written = self.recorder.write(record(raw, &line)).await;
+            let written =
+                if servers::is_answer(&line) { Ok(0) } else { self.recorder.write(record(raw, &line)).await };
             let heard = match written {
                 Ok(_) => Heard::Line(Box::new(line)),
                 Err(error) => Heard::Unwritten(error),
@@ -328,7 +330,7 @@ fn record(raw: RawLine, line: &Line) -> JournalBody {
     JournalBody::Text { text: text.to_owned(), cut_bytes }
 }
 
-fn launch(run: &RunWork, acting: &Acting) -> Result<Launch, Failure> {
+fn launch(shim: &Shim, run: &RunWork, acting: &Acting) -> Result<Launch, Failure> {
     let work = &run.agent;
     let conversation = Uuid::parse(&work.conversation).map_err(|error| bad_workflow(&error))?;
     let session =
@@ -352,8 +354,10 @@ fn launch(run: &RunWork, acting: &Acting) -> Result<Launch, Failure> {
         launch.settings =
             Some(acting.settings.clone().unwrap_or_else(|| settings_of_no_repository(STEERING)));
     }
-    let mut servers = acting.mcp_servers.clone();
-    servers.extend(work.mcp_servers.clone());
+    if work.permission_mode != PermissionMode::Plan {
+        launch.allowed_tools = servers::allowed(work);
+    }
+    let servers = servers::configured(&acting.mcp_servers, work, &shim.loopback);
     if !servers.is_empty() {
         launch.mcp_config = Some(json!({ "mcpServers": servers }).to_string());
     }

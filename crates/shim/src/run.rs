@@ -130,7 +130,7 @@ impl Live<'_> {
         tokio::select! {
             biased;
             reason = stop.told() => return Err(Halt::Stopped(reason)),
-            begun = self.prepare() => begun?,
+            begun = self.prepare_with_servers() => begun?,
         }
         let base_commit = self.checkout.as_ref().and_then(|checkout| checkout.base.clone());
         let branch = self.checkout.as_ref().map(|checkout| checkout.branch.clone());
@@ -144,6 +144,13 @@ impl Live<'_> {
             self.recorder.note(NoteLevel::Warn, note).await?;
         }
         Ok(())
+    }
+
+    async fn prepare_with_servers(&mut self) -> Result<(), Halt> {
+        self.prepare().await?;
+        let Some(agent) = self.agent.as_mut() else { return Ok(()) };
+        let (required, patience) = (&self.work.agent.mcp_required, self.shim.patience.servers);
+        Ok(agent.wait_for_servers(required, &self.shim.activity, patience).await?)
     }
 
     async fn prepare(&mut self) -> Result<(), Halt> {

@@ -17,7 +17,7 @@ const NOT_SETTINGS: [&str; 5] =
 /// Separator of nested keys in a variable: `CAISSON_MODEL__BASE_URL` is `model.base_url`.
 const NESTED: &str = "__";
 /// Keys whose variables hold lists, separated by spaces.
-const LISTS: [&[&str]; 11] = [
+const LISTS: [&[&str]; 13] = [
     &["repositories"],
     &["allow_repo"],
     &["local", "read_only"],
@@ -25,6 +25,8 @@ const LISTS: [&[&str]; 11] = [
     &["egress", "allow"],
     &["egress", "presets"],
     &["egress", "allow_private"],
+    &["mcp", "allow"],
+    &["mcp", "allow_private"],
     &["egress", "hosts"],
     &["api", "cors_origins"],
     &["git", "forbidden_paths"],

@@ -27,10 +27,9 @@ use hyper::ext::ReasonPhrase;
 use serde_json::json;
 
 pub use self::config::{EgressCredential, EgressUpstreams};
-use self::fault::Fault;
+pub(crate) use self::fault::Fault;
 use self::policy::Policy;
-use self::reach::Reach;
-pub(crate) use self::reach::{Resolve, system};
+pub(crate) use self::reach::{Reach, Resolve, system};
 pub(crate) use self::run::{RunEgress, before_outcome};
 use crate::body::{self, Body};
 use crate::bounds::EXCERPT_BYTES;

@@ -47,14 +47,14 @@ fn blocking(places: usize, ask: Ask) -> Resolve {
 }
 
 /// Names to addresses to connections.
-pub(super) struct Reach {
+pub(crate) struct Reach {
     resolve: Resolve,
     hosts: Vec<(String, IpAddr)>,
     allow_private: Vec<AddressRange>,
 }
 
 impl Reach {
-    pub(super) fn new(upstreams: &EgressUpstreams, resolve: Resolve) -> Self {
+    pub(crate) fn new(upstreams: &EgressUpstreams, resolve: Resolve) -> Self {
         Self { resolve, hosts: upstreams.hosts.clone(), allow_private: upstreams.allow_private.clone() }
     }
 
@@ -81,7 +81,8 @@ impl Reach {
         Err(fault)
     }
 
-    async fn addresses(&self, target: &Target, bounds: &Bounds) -> Result<Vec<IpAddr>, Fault> {
+    /// The addresses of the target that may be reached.
+    pub(crate) async fn addresses(&self, target: &Target, bounds: &Bounds) -> Result<Vec<IpAddr>, Fault> {
         let mut found = match &target.host {
             Host::Address(address) => vec![*address],
             Host::Name(name) => {

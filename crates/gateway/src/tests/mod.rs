@@ -17,6 +17,8 @@ mod git_quarantine;
 mod git_rules;
 mod git_scene;
 mod grants;
+mod mcp;
+mod mcp_bounds;
 mod model;
 mod model_budget;
 mod model_faults;

@@ -359,6 +359,8 @@ pub(crate) fn plain_work(prompt: &str) -> RunWork {
             max_turns: None,
             system_prompt: None,
             mcp_servers: serde_json::Map::new(),
+            mcp_http: Vec::new(),
+            mcp_required: Vec::new(),
             environment: BTreeMap::new(),
         },
         git: None,

@@ -20,7 +20,7 @@ use super::witness::{Witness, token};
 /// The user of the controls, and of the process that is aimed at.
 pub(super) const UID: u32 = 65_432;
 /// The Python files of the attempts.
-const FILES: [(&str, &str); 15] = [
+const FILES: [(&str, &str); 16] = [
     ("attempt.py", include_str!("attempts/attempt.py")),
     ("calls.py", include_str!("attempts/calls.py")),
     ("door.py", include_str!("attempts/door.py")),
@@ -28,6 +28,7 @@ const FILES: [(&str, &str); 15] = [
     ("egress.py", include_str!("attempts/egress.py")),
     ("first.py", include_str!("attempts/first.py")),
     ("host.py", include_str!("attempts/host.py")),
+    ("mcp.py", include_str!("attempts/mcp.py")),
     ("network.py", include_str!("attempts/network.py")),
     ("pushes.py", include_str!("attempts/pushes.py")),
     ("record.py", include_str!("attempts/record.py")),

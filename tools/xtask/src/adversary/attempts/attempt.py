@@ -13,6 +13,7 @@ import door
 import door_calls
 import egress
 import host
+import mcp
 import network
 import pushes
 import record
@@ -23,7 +24,7 @@ import siblings
 
 MODULES = {
     "secrets": secrets_of_others, "network": network, "host": host, "server": server, "siblings": siblings,
-    "door": door, "egress": egress, "pushes": pushes, "record": record, "resources": resources,
+    "door": door, "egress": egress, "mcp": mcp, "pushes": pushes, "record": record, "resources": resources,
 }
 
 

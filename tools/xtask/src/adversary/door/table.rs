@@ -90,8 +90,10 @@ const SECRETS: Wall = wall(Check::Secrets, &["secret"]);
 const RULES: Wall = wall(Check::EgressRules, &["egress_not_allowed"]);
 const ADDRESSES: Wall = wall(Check::EgressAddresses, &["egress_private_address"]);
 const HOST: Wall = wall(Check::EgressHost, &["egress_host_mismatch"]);
+const MCP_PATH: Wall = wall(Check::McpPath, &["mcp_path"]);
 /// Whoever removes a branch sends no pack, and without one there is nothing to look at.
 const NO_PACK: &[&str] = &["pack"];
+const WORD: &[&str] = &["token={token}"];
 const STOLEN: &str = "own_control_grant={own_control_grant}";
 
 /// Every attempt.
@@ -137,6 +139,14 @@ pub(crate) const ALL: &[Attempt] = &[
         &[RULES, ADDRESSES],
     ),
     attempt("egress.repository_by_address", &["other_repository={other_repository}"], &[RULES]),
+    heard("mcp.another_workflows_server", WORD, &[wall(Check::McpServers, &["mcp_unknown"])]),
+    heard("mcp.denied_host", WORD, &[wall(Check::McpHosts, &["mcp_not_allowed"])]),
+    heard("mcp.private_address_by_name", WORD, &[wall(Check::EgressAddresses, &["mcp_private_address"])]),
+    heard("mcp.below_its_url", WORD, &[MCP_PATH]),
+    heard("mcp.path_that_leaves", WORD, &[MCP_PATH]),
+    heard("mcp.with_a_query", WORD, &[MCP_PATH]),
+    heard("mcp.without_grant", WORD, &[GRANT]),
+    heard("mcp.with_siblings_grant", &["token={token}", "sibling_grant={sibling_grant}"], &[GRANT]),
     attempt("pushes.another_branch", &["token={token}"], &[OWN_BRANCH]),
     attempt("pushes.default_branch", &["token={token}"], &[OWN_BRANCH]),
     attempt("pushes.tag", &["token={token}"], &[OWN_BRANCH]),

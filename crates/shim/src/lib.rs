@@ -20,6 +20,7 @@ mod journal;
 mod lines;
 mod loopback;
 mod message;
+mod messages;
 mod outside;
 mod places;
 mod plain_file;

@@ -154,9 +154,15 @@ const ROOM: &str = concat!(
     " from run where run.id = $1 and run.status = 'running'"
 );
 
-/// Counts the call as begun in the same statement: each one is a wait for whoever calls.
+/// Counts the call as begun in the same statement: each one is a wait for whoever calls. The first one notes what was spent
+/// before the run.
 const BEGUN: &str = concat!(
-    "update run set calls = calls + 1 where id = $1 and status = 'running' returning run.id, run.session_id, ",
+    "update run set calls = calls + 1, first_call_day = coalesce(first_call_day, $3), \
+     project_spent_before_micro_usd = coalesce(project_spent_before_micro_usd, \
+       (select cost_micro_usd from project where project.id = run.project_id)), \
+     day_spent_before_micro_usd = coalesce(day_spent_before_micro_usd, \
+       (select cost_micro_usd from project_day where project_id = run.project_id and day = $3), 0) \
+     where id = $1 and status = 'running' returning run.id, run.session_id, ",
     room_columns!()
 );
 

@@ -32,6 +32,7 @@ mod runs;
 mod sandboxes;
 mod servers;
 mod sessions;
+mod soft_budgets;
 mod usage;
 mod vault;
 mod workflows;

@@ -47,6 +47,7 @@ fn extension(micro_usd: i64) -> CallExtension {
     CallExtension {
         estimate: TokenCounts { output: 7, ..TokenCounts::default() },
         estimate_cost_micro_usd: micro_usd,
+        come_to_micro_usd: micro_usd,
         reserve_micro_usd: micro_usd,
         only_alone: false,
     }

@@ -65,12 +65,10 @@ impl std::fmt::Display for OverBudget {
         let (whose, remedy) = match self.scope {
             BudgetScope::Run => ("the run's budget", "give the run a larger budget_micro_usd"),
             BudgetScope::Project => ("the project's budget", "raise it with `caisson budget set --total`"),
-            BudgetScope::Day => {
-                (
-                    "the project's budget of this day",
-                    "raise it with `caisson budget set --day`, or wait until midnight UTC",
-                )
-            }
+            BudgetScope::Day => (
+                "the project's budget of this day",
+                "raise it with `caisson budget set --day`, or wait until midnight UTC",
+            ),
         };
         let usd = |micro: i64| Usd(micro);
         write!(
@@ -183,7 +181,10 @@ mod tests {
         let most = SoftBudget { budget_micro_usd: PROJECT_BUDGET_MICRO_USD_MAX, percent: 99, ..soft };
         assert!(!most.is_reached() && SoftBudget { spent_micro_usd: i64::MAX, ..most }.is_reached());
         let text = soft.wrap_up();
-        assert!(text.contains("0.000200 USD of this task's budget are left") && text.contains("commit"), "{text}");
+        assert!(
+            text.contains("0.000200 USD of this task's budget are left") && text.contains("commit"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -205,7 +205,9 @@ impl Live<'_> {
             agent.finish(Duration::ZERO).await;
         }
         if self.messages.close() > 0 {
-            self.recorder.note(NoteLevel::Info, "a message came after the agent's turn and was not given").await?;
+            self.recorder
+                .note(NoteLevel::Info, "a message came after the agent's turn and was not given")
+                .await?;
         }
         self.judge(end)
     }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use caisson_claude::{
-    Action, ConversationError, Finished, InputError, Line, ResultLine, Unanswered, Uuid, Verdict, interrupt, judge,
-    user_prompt,
+    Action, ConversationError, Finished, InputError, Line, ResultLine, Unanswered, Uuid, Verdict, interrupt,
+    judge, user_prompt,
 };
 use caisson_domain::protocol::StopReason;
 use tokio::time::Instant;
@@ -164,7 +164,9 @@ impl Turn {
                 None
             }
             Action::Finished(finished) => self.finished(finished),
-            Action::Unanswered { prompt, why } if prompt == self.prompt.as_str() => Some(TurnEnd::Untaken(why)),
+            Action::Unanswered { prompt, why } if prompt == self.prompt.as_str() => {
+                Some(TurnEnd::Untaken(why))
+            }
             Action::Unanswered { prompt, .. } => {
                 self.messages.retain(|message| message.as_str() != prompt);
                 self.complete()

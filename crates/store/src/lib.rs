@@ -56,7 +56,7 @@ pub use audit::{
     AUDIT_HASH_START, AUDIT_TEXT_BYTES, Actor, AuditFault, AuditFilter, AuditHead, AuditRecord, AuditReport,
     ChainReport, CredentialUse, NewAudit,
 };
-pub use budgets::ProjectSpending;
+pub use budgets::{BudgetChange, ChangeBudgets, ProjectSpending, Spending};
 pub use clock::{Clock, ClockHandle};
 pub use credentials::{
     CREDENTIAL_USES_KEPT, Credential, CredentialError, CredentialUsage, NewCredential, OpenedCredential,

@@ -196,7 +196,8 @@ impl Store {
         let Some(row) = row else { return Ok(ExtendCall::Over) };
         let columns = Columns::of("usage", &row)?;
         let (run, project): (RunId, ProjectId) = (columns.parse("run_id")?, columns.parse("project_id")?);
-        let (held, begun_at_ms): (i64, i64) = (columns.get("reserved_micro_usd")?, columns.get("begun_at_ms")?);
+        let (held, begun_at_ms): (i64, i64) =
+            (columns.get("reserved_micro_usd")?, columns.get("begun_at_ms")?);
         let reserve = bounded_cost(extension.reserve_micro_usd);
         if reserve > held {
             let need = Need {

@@ -82,7 +82,8 @@ async fn a_message_that_comes_with_the_last_reply_is_answered_before_the_work_is
     assert_eq!(told(&sandbox), [false, false, true, true]);
     // Claude Code 2.1.330 begins another turn; what came of the task is what its own turn ended with.
     assert!(outcome.result.is_some_and(|text| text.starts_with("All is done now.")));
-    let by_agent = |body: &JournalBody| matches!(body, JournalBody::Commit { author: MessageAuthor::Agent, .. });
+    let by_agent =
+        |body: &JournalBody| matches!(body, JournalBody::Commit { author: MessageAuthor::Agent, .. });
     assert_eq!(sandbox.bodies().iter().filter(|body| by_agent(body)).count(), 1);
     model.shutdown().await;
 }
@@ -98,7 +99,8 @@ async fn a_run_that_was_told_to_wrap_up_can_still_be_stopped() {
     let queued = |body: &JournalBody| {
         json_line(body).is_some_and(|line| line["type"] == "command_lifecycle" && line["state"] == "queued")
     };
-    let waits = |bodies: Vec<JournalBody>| (bodies.iter().filter(|body| queued(body)).count() == 2).then_some(());
+    let waits =
+        |bodies: Vec<JournalBody>| (bodies.iter().filter(|body| queued(body)).count() == 2).then_some(());
     sandbox.gateway.wait_for("the message in the agent's queue", |state| waits(state.bodies())).await;
     sandbox.stop(&work.run, StopReason::Timeout);
     assert_eq!(sandbox.outcome(&work.run).await.ending, Ending::Stopped(StopReason::Timeout));

@@ -24,7 +24,12 @@ conformance! {
     soft_limits_come_to_a_database_that_has_runs_already,
 }
 
-async fn placed(fixture: &Fixture, budget_micro_usd: Option<u32>, percent: Option<u32>, number: u8) -> Placed {
+async fn placed(
+    fixture: &Fixture,
+    budget_micro_usd: Option<u32>,
+    percent: Option<u32>,
+    number: u8,
+) -> Placed {
     fixture.created(RunSpec { budget_micro_usd, budget_soft_percent: percent, ..spec() }).await;
     let claimed = fixture.claim().await;
     fixture.place(claimed, number).await
@@ -103,7 +108,11 @@ async fn a_run_is_told_once_over_a_restart_and_by_what_the_dead_server_left(fixt
     for run in [&early, &late] {
         let id = begun(begin(&fixture, &run.run.id, 100).await);
         let extension = CallExtension { come_to_micro_usd: 1, ..extension(499) };
-        fixture.store.extend_model_call(&id, &CallExtension { reserve_micro_usd: 100, ..extension }).await.unwrap();
+        fixture
+            .store
+            .extend_model_call(&id, &CallExtension { reserve_micro_usd: 100, ..extension })
+            .await
+            .unwrap();
     }
     spend(&fixture, &late.run.id, 1).await;
     assert_eq!((told(&fixture, &early).await.len(), told(&fixture, &late).await.len()), (1, 0));
@@ -219,7 +228,8 @@ async fn soft_limits_come_to_a_database_that_has_runs_already(fixture: Fixture) 
     let fixture = fixture.reopen().await;
     spend(&fixture, &run.run.id, 700).await;
     assert_eq!(told(&fixture, &run).await.len(), 0, "its sandbox may be older than the message");
-    let told: bool = fixture.value("select budget_is_setting = 1 and day_budget_is_setting = 0 from project").await;
+    let told: bool =
+        fixture.value("select budget_is_setting = 1 and day_budget_is_setting = 0 from project").await;
     assert!(told, "budgets were the settings' alone");
     assert_eq!(fixture.store.project_spending(&project()).await.unwrap().unwrap().spent_micro_usd, 800);
 }

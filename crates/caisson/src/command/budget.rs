@@ -33,7 +33,7 @@ fn body(flags: &SetBudget) -> Value {
 
 fn table(budget: &Value) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(["", "BUDGET", "SPENT", "HELD", "LEFT", "SET BY"]);
+    table.load_style(presets::NOTHING).set_header(["", "BUDGET", "SPENT", "HELD", "LEFT", "SET BY"]);
     for (name, title) in [("total", "in all"), ("day", "today (UTC)")] {
         let part = &budget[name];
         let amount = |field: &str, none: &str| part[field].as_i64().map_or_else(|| none.to_owned(), dollars);
@@ -51,5 +51,5 @@ fn table(budget: &Value) -> String {
             by.to_owned(),
         ]);
     }
-    table.to_string()
+    table.trim_fmt()
 }

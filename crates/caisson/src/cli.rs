@@ -1,5 +1,6 @@
 //! The command line: what can be typed, and nothing of what it does.
 
+mod budget;
 mod credential;
 
 use std::net::SocketAddr;
@@ -12,6 +13,7 @@ use url::Url;
 
 use crate::settings::EngineChoice;
 
+pub(crate) use budget::{Budget, SetBudget};
 pub(crate) use credential::{AddCredential, Credential, SecretFlags};
 
 /// Runs Claude Code, each session sealed in its own container, behind one async HTTP API.
@@ -42,6 +44,9 @@ pub(crate) enum Command {
     Artifacts(Artifacts),
     /// Ask for a run's end; its work is saved first.
     Cancel(One),
+    /// Show and set what the project's runs may spend, together.
+    #[command(subcommand)]
+    Budget(Budget),
     /// Learn where the tools of a run went and wanted to go.
     #[command(subcommand)]
     Egress(Egress),
@@ -171,6 +176,9 @@ pub(crate) struct Run {
     /// What the run may spend on the model API, in USD, such as 1.50; at its end the run fails as budget.
     #[arg(long, value_name = "USD", value_parser = micro_usd)]
     pub budget: Option<u32>,
+    /// Share of each budget at which the agent is told to wrap up, in percent, 1 to 100; 100: never.
+    #[arg(long, value_name = "PERCENT")]
+    pub budget_soft: Option<u32>,
     /// Environment of the agent, among the names that the workflow allows; may be given several times.
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = name_and_value)]
     pub environment: Vec<(String, String)>,
@@ -413,12 +421,7 @@ fn name_and_value(text: &str) -> Result<(String, String), &'static str> {
 
 /// An amount in USD as whole micro-USD; nothing is rounded.
 fn micro_usd(text: &str) -> Result<u32, String> {
-    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
-    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-    if text.is_empty() || part.len() > 6 || !digits(whole) || !digits(part) || text == "." {
-        return Err("write it like 1.50, with at most six digits behind the point".to_owned());
-    }
-    let micro = format!("{whole}{part:0<6}").parse::<u32>().ok();
+    let micro = budget::micro_usd(text)?.try_into().ok();
     micro.filter(|micro| RUN_BUDGET_MICRO_USD.contains(micro)).ok_or_else(|| {
         let most = RUN_BUDGET_MICRO_USD.end() / 1_000_000;
         format!("a run may have from 0.000001 to {most} USD")

@@ -3,6 +3,7 @@
 //! Every key is known; an unknown one is an error. What cannot be read is reported together, and then what does not
 //! fit. Secrets come from files or, for the model's key, a variable; they are never shown.
 
+mod budget;
 pub(crate) mod egress;
 pub(crate) mod mcp;
 mod sources;
@@ -11,13 +12,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use caisson_domain::budget::PROJECT_BUDGET_MICRO_USD_MAX;
 use caisson_domain::workflow::WORKSPACE_MIB;
 use secrecy::SecretString;
 use serde::Deserialize;
 use url::Url;
 
 use crate::presets::Clients;
+use budget::Budget;
 
 /// Everything `caisson serve` can be told.
 #[derive(Debug, Clone, Deserialize)]
@@ -86,32 +87,6 @@ pub(crate) struct Settings {
     /// The file that they were read from.
     #[serde(skip)]
     pub file: Option<PathBuf>,
-}
-
-/// What the runs of the default project may spend on the model API, together.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Budget {
-    /// In all, in micro-USD, 0 to 10^15. Default: no bound. `CAISSON_BUDGET__PROJECT_MICRO_USD`.
-    pub project_micro_usd: Option<i64>,
-    /// Each day from midnight to midnight UTC, in micro-USD, 0 to 10^15. Default: no bound. `CAISSON_BUDGET__DAY_MICRO_USD`.
-    pub day_micro_usd: Option<i64>,
-}
-
-impl Budget {
-    fn check(&self, faults: &mut Vec<String>) {
-        for (key, value) in [
-            ("budget.project_micro_usd", self.project_micro_usd),
-            ("budget.day_micro_usd", self.day_micro_usd),
-        ] {
-            if value.is_some_and(|value| !(0..=PROJECT_BUDGET_MICRO_USD_MAX).contains(&value)) {
-                faults.push(format!(
-                    "{key} is {}; give 0 to {PROJECT_BUDGET_MICRO_USD_MAX}, in micro-USD",
-                    value.unwrap_or_default()
-                ));
-            }
-        }
-    }
 }
 
 /// The HTTP API.

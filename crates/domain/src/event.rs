@@ -20,6 +20,9 @@ text_enum! {
         RunPhase = "run.phase",
         /// T: somebody asked for the run's end, or its time limit passed. Data: reason.
         RunStopRequested = "run.stop_requested",
+        /// T: the run has used its soft share of a budget, and its agent is told once to wrap up. Data: scope, percent,
+        /// budget, spent, under way, and what was spent before the run.
+        RunBudgetSoft = "run.budget_soft",
         /// T: the run ended. Data: status, failure, result, pushed commit, usage.
         RunFinished = "run.finished",
         /// T: the sandbox runs. Data: sandbox, image.

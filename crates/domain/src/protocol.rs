@@ -326,6 +326,11 @@ pub enum InputBody {
         /// Why.
         reason: StopReason,
     },
+    /// Give the agent this text within its turn. The shim of an older server's sandbox skips it.
+    Steer {
+        /// What to tell it, bounded like a prompt.
+        text: String,
+    },
 }
 
 /// Messages in order.

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::budget::RUN_BUDGET_MICRO_USD;
+use crate::budget::{RUN_BUDGET_MICRO_USD, SOFT_PERCENT};
 use crate::egress;
 pub use crate::environment_name::check_environment_name;
 use crate::globs::Globs;
@@ -95,6 +95,9 @@ pub struct CaissonBlock {
     /// What a run may spend on the model API, in micro-USD; none means no bound of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget_micro_usd: Option<u32>,
+    /// Share of each budget, in percent, at which the agent is told to wrap up; none means the server's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget_soft_percent: Option<u32>,
     /// What the sandbox may use.
     pub resources: ResourcesBlock,
     /// Names that a run's `environment` may set; never secrets.
@@ -117,6 +120,7 @@ impl Default for CaissonBlock {
             image: None,
             timeout_s: limits::RUN_TIMEOUT_S_DEFAULT,
             budget_micro_usd: None,
+            budget_soft_percent: None,
             resources: ResourcesBlock::default(),
             environment: Vec::new(),
             publish: Publish::Branch,
@@ -227,6 +231,7 @@ struct CaissonFront {
     image: Option<String>,
     timeout_s: Option<u32>,
     budget_micro_usd: Option<u32>,
+    budget_soft_percent: Option<u32>,
     resources: ResourcesFront,
     environment: Vec<String>,
     publish: Option<Publish>,
@@ -253,6 +258,7 @@ impl From<CaissonFront> for CaissonBlock {
             image,
             timeout_s,
             budget_micro_usd,
+            budget_soft_percent,
             resources,
             environment,
             publish,
@@ -267,6 +273,7 @@ impl From<CaissonFront> for CaissonBlock {
             image,
             timeout_s: timeout_s.unwrap_or(default.timeout_s),
             budget_micro_usd,
+            budget_soft_percent,
             resources: ResourcesBlock { memory_mib, pids, cpu_millis, tmp_mib, workspace_mib },
             environment,
             publish: publish.unwrap_or(default.publish),
@@ -340,6 +347,9 @@ impl Workflow {
         in_range("caisson.resources.tmp_mib", resources.tmp_mib, &TMP_MIB)?;
         if let Some(budget) = self.caisson.budget_micro_usd {
             in_range("caisson.budget_micro_usd", budget, &RUN_BUDGET_MICRO_USD)?;
+        }
+        if let Some(percent) = self.caisson.budget_soft_percent {
+            in_range("caisson.budget_soft_percent", percent, &SOFT_PERCENT)?;
         }
         if let Some(mib) = resources.workspace_mib {
             in_range("caisson.resources.workspace_mib", mib, &WORKSPACE_MIB)?;

@@ -56,6 +56,13 @@ fn values_are_checked_at_their_bounds() {
     assert!(Workflow::parse(&file(&budget(most))).is_ok());
     assert!(fault(&budget(0)).contains("budget_micro_usd"));
     assert!(fault(&budget(most + 1)).contains("budget_micro_usd"));
+    let soft = |value: u32| format!("caisson: {{budget_soft_percent: {value}}}\n");
+    for value in [1, 100] {
+        assert_eq!(Workflow::parse(&file(&soft(value))).unwrap().caisson.budget_soft_percent, Some(value));
+    }
+    for value in [0, 101] {
+        assert!(fault(&soft(value)).contains("budget_soft_percent"), "{value}");
+    }
     for (key, range) in [
         ("memory_mib", MEMORY_MIB),
         ("pids", PIDS),

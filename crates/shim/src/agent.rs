@@ -61,8 +61,8 @@ pub(crate) struct Agent {
     pub(crate) heard: mpsc::Receiver<Heard>,
     /// Whether its output has ended.
     pub(crate) closed: bool,
-    /// The prompt whose turn has begun and is not told to be done.
-    undone: Option<String>,
+    /// Prompts whose turn has begun and is not told to be done.
+    undone: Vec<String>,
     pub(crate) conversation: Conversation,
     pub(crate) recorder: Recorder,
     pub(crate) patience: Patience,
@@ -119,7 +119,7 @@ impl Agent {
             input: Some(input),
             heard,
             closed: false,
-            undone: None,
+            undone: Vec::new(),
             conversation: Conversation::new(&[]),
             recorder: recorder.clone(),
             patience: shim.patience,
@@ -180,9 +180,9 @@ impl Agent {
     pub(crate) fn note(&mut self, line: &Line) {
         let Line::CommandLifecycle(lifecycle) = line else { return };
         match lifecycle.state {
-            CommandState::Started => self.undone = Some(lifecycle.command_uuid.clone()),
+            CommandState::Started => self.undone.push(lifecycle.command_uuid.clone()),
             CommandState::Completed | CommandState::Cancelled => {
-                self.undone.take_if(|prompt| *prompt == lifecycle.command_uuid);
+                self.undone.retain(|prompt| *prompt != lifecycle.command_uuid);
             }
             CommandState::Queued | CommandState::Other(_) => {}
         }
@@ -193,7 +193,7 @@ impl Agent {
     pub(crate) async fn quiet(&mut self) {
         let patience = self.patience.quiet;
         let last_line = async {
-            while self.undone.is_some() && !self.closed {
+            while !self.undone.is_empty() && !self.closed {
                 match self.heard.recv().await {
                     Some(Heard::Line(line)) => {
                         self.note(&line);
@@ -207,7 +207,7 @@ impl Agent {
             }
         };
         if tokio::time::timeout(patience, last_line).await.is_err() {
-            self.undone = None;
+            self.undone.clear();
         }
     }
 

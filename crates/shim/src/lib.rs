@@ -21,6 +21,7 @@ mod lines;
 mod loopback;
 mod mcp;
 mod message;
+mod messages;
 mod outside;
 mod places;
 mod plain_file;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use caisson_domain::budget::RUN_BUDGET_MICRO_USD;
+use caisson_domain::budget::{RUN_BUDGET_MICRO_USD, SOFT_PERCENT};
 use caisson_domain::limits;
 use caisson_domain::workflow::{CPU_MILLIS, MEMORY_MIB, PIDS, TMP_MIB, WORKSPACE_MIB};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -57,6 +57,10 @@ pub struct CreateRun {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 4_000_000_000_u32)]
     pub budget_micro_usd: Option<u32>,
+    /// Share of each budget that bounds the run, in percent, at which its agent is told to wrap up and commit; 100: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 100)]
+    pub budget_soft_percent: Option<u32>,
     /// What the sandbox may use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<CreateRunResources>,
@@ -153,6 +157,7 @@ impl CreateRun {
             image: fields.take("image", faults),
             timeout_s: fields.take_number("timeout_s", &TIMEOUT_S, faults),
             budget_micro_usd: fields.take_number("budget_micro_usd", &RUN_BUDGET_MICRO_USD, faults),
+            budget_soft_percent: fields.take_number("budget_soft_percent", &SOFT_PERCENT, faults),
             resources: fields.take_object("resources", faults).map(|fields| read_resources(fields, faults)),
             environment: read_environment(&mut fields, faults),
         };

@@ -3,6 +3,7 @@
 mod agent;
 mod artifacts;
 mod audit;
+mod budget;
 mod credential;
 mod demo;
 mod demo_project;
@@ -48,6 +49,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Diff(flags) => runs::diff(flags).await,
         Command::Artifacts(flags) => artifacts::run(flags).await,
         Command::Cancel(flags) => runs::cancel(flags).await,
+        Command::Budget(budget) => budget::run(budget).await,
         Command::Egress(crate::cli::Egress::Suggest(flags)) => egress::suggest(flags).await,
         Command::Key(key) => key::run(key, environment).await,
         Command::Audit(audit) => audit::run(audit, environment).await,

@@ -24,6 +24,7 @@ mod model_budget;
 mod model_faults;
 mod model_host;
 mod model_retry;
+mod model_soft;
 mod outside;
 mod redaction;
 mod stop;

@@ -64,6 +64,7 @@ pub(crate) fn run_spec(repository: Option<&str>) -> RunSpec {
         image: None,
         timeout_s: 600,
         budget_micro_usd: None,
+        budget_soft_percent: None,
         resources: Resources::default(),
         environment: BTreeMap::new(),
     }

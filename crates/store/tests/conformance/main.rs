@@ -39,6 +39,7 @@ mod queue;
 mod runs;
 mod sandboxes;
 mod servers;
+mod soft_budgets;
 mod usage;
 mod vault;
 mod workflows;

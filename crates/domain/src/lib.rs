@@ -7,6 +7,8 @@ pub mod budget;
 pub mod credential;
 pub mod egress;
 pub mod event;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod git;
 pub mod grant;
 pub mod id;

@@ -53,6 +53,14 @@ pub(crate) async fn accept(door: Arc<Door>, listener: UnixListener) {
     }
 }
 
+/// What reads the requests of a connection, each head within `header_read` and the bounds of its size.
+pub(crate) fn reader(header_read: Duration) -> http1::Builder {
+    let mut reader = http1::Builder::new();
+    reader.timer(TokioTimer::new()).header_read_timeout(header_read);
+    reader.max_header_size(HEADER_BYTES).max_headers(HEADERS);
+    reader
+}
+
 /// Serves one connection, over whatever carries its bytes. When the door closes, requests under way have the
 /// grace to end.
 pub(crate) async fn connection<I>(door: Arc<Door>, io: I)
@@ -67,13 +75,7 @@ where
             async move { answer(&door, request).await }
         })
     };
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(bounds.header_read)
-        .max_header_size(HEADER_BYTES)
-        .max_headers(HEADERS)
-        .serve_connection(TokioIo::new(io), service)
-        .with_upgrades();
+    let connection = reader(bounds.header_read).serve_connection(TokioIo::new(io), service).with_upgrades();
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

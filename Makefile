@@ -5,8 +5,9 @@ SHELL := /bin/bash
 MODEL ?= scripted
 ENGINE ?= auto
 SECONDS_EACH ?= 30
+SECONDS ?= 180
 
-.PHONY: help demo test build setup bench model-bench adversary fuzz lint deny engine-stop clean
+.PHONY: help demo test build setup bench model-bench adversary fuzz api-fuzz lint deny engine-stop clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +40,9 @@ adversary: setup ## Have the real agent try every way out of a real sandbox, eac
 
 fuzz: ## Feed the parsers of strangers' bytes with libFuzzer (SECONDS_EACH=30)
 	scripts/fuzz $(SECONDS_EACH)
+
+api-fuzz: setup ## Check the API of a real server against its own OpenAPI document with Schemathesis (SECONDS=180)
+	scripts/api-fuzz $(SECONDS)
 
 lint: ## Formatting and lints alone
 	cargo fmt --all --check

@@ -5,6 +5,7 @@ mod audit_head;
 mod cli;
 mod client;
 mod command;
+mod debian;
 mod engines;
 mod exposure;
 mod inputs;

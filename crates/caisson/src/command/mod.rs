@@ -9,6 +9,7 @@ mod demo_project;
 mod doctor;
 mod egress;
 mod image;
+mod image_scan;
 mod key;
 mod runs;
 mod submit;

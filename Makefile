@@ -7,7 +7,7 @@ ENGINE ?= auto
 SECONDS_EACH ?= 30
 SECONDS ?= 180
 
-.PHONY: help demo test build setup bench model-bench adversary fuzz api-fuzz lint deny engine-stop clean
+.PHONY: help demo test build setup bench model-bench adversary fuzz api-fuzz lint deny advisories sbom engine-stop clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -51,6 +51,12 @@ lint: ## Formatting and lints alone
 deny: ## Licences, bans and sources of the dependencies (needs cargo-deny)
 	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing; install it with: cargo install --locked cargo-deny" >&2; exit 1; }
 	cargo deny --locked check bans licenses sources
+
+advisories: ## Known holes in the dependencies, by the RustSec database (ADVISORY_DB=DIR for a local copy); fails where it cannot be had
+	scripts/supply advisories
+
+sbom: setup ## CycloneDX bills of materials of the program and of the default image, in .caisson/sbom
+	scripts/supply sbom
 
 engine-stop: ## Stop the Docker Engine that setup started
 	scripts/setup stop

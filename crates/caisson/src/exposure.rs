@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use caisson_sandbox::docker::DEFAULT_IMAGE;
+
 use crate::settings::Settings;
 
 /// Bits of a file's mode that let others than its owner read or write it.
@@ -20,7 +22,30 @@ pub(crate) fn weaknesses(settings: &Settings) -> Vec<String> {
             settings.listen
         )
     });
-    plain.into_iter().chain(secret_files(settings).iter().filter_map(|file| wide(file))).collect()
+    let others = [unpinned(settings), unlimited(settings)];
+    let files = secret_files(settings);
+    plain
+        .into_iter()
+        .chain(files.iter().filter_map(|file| wide(file)))
+        .chain(others.into_iter().flatten())
+        .collect()
+}
+
+/// An image named by its tag is whatever its registry, or whoever builds on this engine, puts there next.
+fn unpinned(settings: &Settings) -> Option<String> {
+    let image =
+        settings.default_image.as_deref().filter(|image| !image.contains('@') && *image != DEFAULT_IMAGE)?;
+    Some(format!(
+        "default_image \"{image}\" is named by its tag: another image may stand there tomorrow; name it by its digest, as in \
+         {image}@sha256:… (`docker inspect --format '{{{{index .RepoDigests 0}}}}' {image}` shows it)"
+    ))
+}
+
+fn unlimited(settings: &Settings) -> Option<String> {
+    let unlimited = settings.api.rate_per_minute == 0;
+    unlimited.then(|| {
+        "api.rate_per_minute is 0: one API key may use up the whole server; leave it out for 3000 a minute".to_owned()
+    })
 }
 
 /// Every file that holds a secret, as far as there is one.
@@ -28,7 +53,8 @@ fn secret_files(settings: &Settings) -> Vec<PathBuf> {
     let named = [&settings.model.api_key_file, &settings.model.auth_token_file, &settings.tls.key_file];
     let mut files: Vec<PathBuf> = named.into_iter().flatten().cloned().collect();
     files.extend(settings.git.credentials.iter().map(|credential| credential.token_file.clone()));
-    files.extend(["", "caisson.db", "audit_key"].map(|name| settings.state_dir.join(name)));
+    files.extend(settings.egress.credentials.iter().map(|credential| credential.token_file.clone()));
+    files.extend(["", "caisson.db", "caisson.db-wal", "audit_key"].map(|name| settings.state_dir.join(name)));
     files
 }
 
@@ -61,6 +87,54 @@ mod tests {
 
     fn chmod(file: &Path, mode: u32) {
         fs::set_permissions(file, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn an_image_by_its_tag_and_keys_without_a_limit_are_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let of = |image: Option<&str>, rate_per_minute: u32| {
+            let mut settings = settings(directory.path(), "127.0.0.1:1");
+            settings.default_image = image.map(str::to_owned);
+            settings.api.rate_per_minute = rate_per_minute;
+            weaknesses(&settings)
+        };
+        let pinned = format!("r.example/x:1@sha256:{}", "a".repeat(64));
+        for fine in [None, Some(DEFAULT_IMAGE), Some(pinned.as_str())] {
+            assert_eq!(of(fine, 1), Vec::<String>::new());
+        }
+        let told = of(Some("r.example/x:1"), 0);
+        assert!(
+            told.len() == 2
+                && told[0].contains("r.example/x:1@sha256:")
+                && told[1].contains("rate_per_minute"),
+            "{told:?}"
+        );
+    }
+
+    #[test]
+    fn a_token_for_a_registry_that_others_can_read_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("registry-token");
+        fs::write(&file, "t").unwrap();
+        let configuration = directory.path().join("caisson.toml");
+        let lines = format!(
+            "[[egress.credentials]]\nurl_prefix = \"http://r.example/\"\ntoken_file = \"{}\"\n",
+            file.display()
+        );
+        fs::write(&configuration, lines).unwrap();
+        let environment = Environment {
+            variables: vec![(
+                "CAISSON_STATE_DIR".to_owned(),
+                directory.path().join("state").display().to_string(),
+            )],
+            root: false,
+        };
+        let told = |mode: u32| {
+            chmod(&file, mode);
+            weaknesses(&Settings::load(Some(&configuration), &environment, Overrides::default()).unwrap())
+        };
+        assert_eq!(told(0o600), Vec::<String>::new());
+        assert!(told(0o644)[0].contains("registry-token"));
     }
 
     #[test]

@@ -7,12 +7,15 @@ ENGINE ?= auto
 SECONDS_EACH ?= 30
 SECONDS ?= 180
 
-.PHONY: help demo test build setup bench model-bench adversary fuzz api-fuzz lint deny advisories sbom engine-stop clean
+.PHONY: help demo test build setup setup-all bench model-bench adversary canary fuzz api-fuzz lint deny advisories sbom engine-stop clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: ## Install and build what demo and test need
+setup: ## Install and build what a server needs (ENGINE=docker or local; else Docker where an engine answers, and local where none does)
+	scripts/setup demo $(ENGINE)
+
+setup-all: ## Install and build what the tests need: both engines
 	scripts/setup
 
 build: ## Build the binaries into .caisson/bin
@@ -23,20 +26,26 @@ demo: ## Do the main job end to end (MODEL=real talks to the real API and needs 
 	source .caisson/env && CAISSON_AGENTS_DIR="$$TEST_AGENTS_DIR" \
 	  .caisson/bin/caisson demo --state-dir .caisson/state --model $(MODEL) --engine $(ENGINE)
 
-test: setup ## Run every test: formatting, lints, unit, conformance, engine, end to end
+test: setup-all ## Run every test: formatting, lints, unit, conformance, engine, end to end
 	scripts/test
 
-bench: setup ## Measure against a shell script that does the same, in one run (docs/benchmarks.md; FLAGS=--write puts the figures there)
+bench: setup-all ## Measure against a shell script that does the same, in one run (docs/benchmarks.md; FLAGS=--write puts the figures there)
 	cargo build --quiet --locked --release -p caisson -p xtask
 	source .caisson/env && target/release/xtask bench $(FLAGS)
 
-model-bench: setup ## Measure what the model door adds to a call (docs/benchmarks.md; FLAGS=--write puts the figures there)
+model-bench: setup-all ## Measure what the model door adds to a call (docs/benchmarks.md; FLAGS=--write puts the figures there)
 	cargo build --quiet --locked --release -p caisson -p xtask
 	source .caisson/env && target/release/xtask model-bench $(FLAGS)
 
-adversary: setup ## Have the real agent try every way out of a real sandbox, each with controls without its walls (as root)
-	cargo build --quiet --locked -p xtask
+adversary: setup-all ## Have the real agent try every way out of a real sandbox, each with controls without its walls (as root)
+	cargo build --quiet --locked -p caisson --features checks-off
+	install -D -m 755 target/debug/caisson .caisson/bin/checks-off/caisson
+	cargo build --quiet --locked -p caisson -p xtask
 	source .caisson/env && target/debug/xtask adversary $(FLAGS)
+
+canary: setup-all ## Have runs of the real agent use a secret of each kind, and look for it everywhere else (as root)
+	cargo build --quiet --locked -p xtask
+	source .caisson/env && target/debug/xtask canary $(FLAGS)
 
 fuzz: ## Feed the parsers of strangers' bytes with libFuzzer (SECONDS_EACH=30)
 	scripts/fuzz $(SECONDS_EACH)

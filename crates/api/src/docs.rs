@@ -11,7 +11,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use flate2::read::GzDecoder;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -41,7 +41,10 @@ static SITE: LazyLock<Site> = LazyLock::new(Site::build);
 
 /// The routes of the page, for callers without a key.
 pub(crate) fn routes() -> Router {
-    Router::new().route("/docs", get(page)).route("/docs/{file}", get(file))
+    Router::new()
+        .route("/docs", get(page))
+        .route("/docs/", get(async || Redirect::permanent("/docs")))
+        .route("/docs/{file}", get(file))
 }
 
 async fn page(headers: HeaderMap) -> Response {

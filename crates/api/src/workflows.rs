@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use caisson_domain::trust::TrustBlock;
 use caisson_domain::workflow::{PermissionMode, Publish};
 use caisson_store::StoredWorkflow;
 use serde::{Deserialize, Serialize};
@@ -81,6 +82,28 @@ pub struct CaissonView {
     pub commit_type: String,
     /// Presets and rules of where tools may go, among what the operator allows; none means all of that.
     pub egress: Option<Vec<String>>,
+    /// Whose files steer the agent.
+    pub trust: TrustView,
+    /// Patterns of paths that no push may touch, beside those that the server forbids.
+    pub forbidden_paths: Vec<String>,
+}
+
+/// Whose files steer the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TrustView {
+    /// Branches that may, beside the repository's default branch: names, and prefixes that end in `/*`.
+    pub branches: Vec<String>,
+    /// Whether their instructions are given to the agent.
+    pub instructions: bool,
+    /// Whether their settings act: hooks, MCP servers, subagents, commands, skills.
+    pub settings: bool,
+}
+
+impl From<TrustBlock> for TrustView {
+    fn from(trust: TrustBlock) -> Self {
+        let TrustBlock { branches, instructions, settings } = trust;
+        Self { branches, instructions, settings }
+    }
 }
 
 impl From<StoredWorkflow> for WorkflowSummary {
@@ -117,6 +140,8 @@ impl From<StoredWorkflow> for WorkflowView {
                 publish: workflow.caisson.publish,
                 commit_type: workflow.caisson.commit_type,
                 egress: workflow.caisson.egress,
+                trust: workflow.caisson.trust.into(),
+                forbidden_paths: workflow.caisson.forbidden_paths,
             },
         }
     }

@@ -150,6 +150,9 @@ pub(crate) struct Run {
     /// Branch to start from.
     #[arg(long)]
     pub base: Option<String>,
+    /// Branch whose instructions and settings steer the agent, one that the workflow trusts.
+    #[arg(long, value_name = "BRANCH")]
+    pub anchor: Option<String>,
     /// Branch to make and push.
     #[arg(long)]
     pub branch: Option<String>,

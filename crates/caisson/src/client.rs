@@ -152,8 +152,9 @@ impl Client {
     }
 
     async fn send(&self, request: RequestBuilder) -> anyhow::Result<reqwest::Response> {
-        let response = request.send().await.with_context(|| {
-            format!("no server answers at {}; start one with `caisson serve` or set CAISSON_URL", self.base)
+        let response = request.send().await.map_err(|error| {
+            let message = unanswered(&self.base, &error);
+            anyhow::Error::new(error).context(message)
         })?;
         if response.status().is_success() {
             return Ok(response);
@@ -361,6 +362,45 @@ impl Client {
         }
         Ok(false)
     }
+}
+
+/// What to do where no answer came: whether nobody is there, or whether the two sides do not understand one another.
+fn unanswered(base: &Url, error: &reqwest::Error) -> String {
+    match tls_fault(error) {
+        Some(rustls::Error::InvalidCertificate(_)) => format!(
+            "the certificate of the server at {base} cannot be trusted; give a PEM file with its authority as --ca-file or \
+             CAISSON_CA_FILE, and use a name or address that the certificate has"
+        ),
+        Some(rustls::Error::InvalidMessage(_)) => format!(
+            "what answers at {base} does not speak TLS; if the server has no certificate, set CAISSON_URL to http://…"
+        ),
+        Some(_) => format!("no TLS connection can be made to the server at {base}"),
+        None if error.is_connect() || error.is_timeout() => {
+            format!("no server answers at {base}; start one with `caisson serve` or set CAISSON_URL")
+        }
+        None if base.scheme() == "http" => format!(
+            "what answers at {base} broke off or does not speak plain HTTP; if the server has a certificate, set \
+             CAISSON_URL to https://…"
+        ),
+        None => format!("the server at {base} broke off before it answered"),
+    }
+}
+
+/// The fault of TLS among an error's causes.
+fn tls_fault(error: &reqwest::Error) -> Option<&rustls::Error> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(fault) = error.downcast_ref() {
+            return Some(fault);
+        }
+        // An I/O error passes over what it is made of.
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        cause = match inner {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    None
 }
 
 /// An event of the stream. One that cannot be read is shown as such: asking again would bring the same.

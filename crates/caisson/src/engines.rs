@@ -1,6 +1,6 @@
 //! Which engine makes this server's sandboxes, and whether it can.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use anyhow::Context;
 use caisson_domain::id::ServerId;
 use caisson_domain::server::{PlacementProblem, ProblemCode};
 use caisson_sandbox::docker::{DEFAULT_IMAGE, DockerConfig, DockerEngine};
-use caisson_sandbox::local::{LocalConfig, LocalEngine};
-use caisson_sandbox::{Engine, EngineError};
+use caisson_sandbox::local::{ControlGroups, LocalConfig, LocalEngine};
+use caisson_sandbox::{Engine, EngineError, SHARED_UID};
 use caisson_store::Store;
 
 use crate::serve::chain;
@@ -23,6 +23,25 @@ const DOCKER: &str = "docker";
 const LOCAL: &str = "local";
 /// The local engine's records in the state directory.
 const RECORDS: &str = "local";
+
+/// What an engine is taken for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Purpose<'a> {
+    /// To make sandboxes.
+    Serving,
+    /// To be looked at: it changes nothing of the machine, and what it keeps in a server's state directory is put into this one.
+    LookingAt(&'a Path),
+}
+
+impl<'a> Purpose<'a> {
+    /// Where the engine keeps its files.
+    fn place(self, settings: &'a Settings) -> &'a Path {
+        match self {
+            Self::Serving => &settings.state_dir,
+            Self::LookingAt(elsewhere) => elsewhere,
+        }
+    }
+}
 
 /// The engine of this server.
 #[derive(Debug, Clone)]
@@ -42,6 +61,7 @@ impl ActiveEngine {
         settings: &Settings,
         server: &ServerId,
         store: Option<&Store>,
+        purpose: Purpose<'_>,
     ) -> anyhow::Result<Self> {
         let living = match store {
             Some(store) => living(server, store).await?,
@@ -50,9 +70,13 @@ impl ActiveEngine {
         match (settings.engine, living.as_deref()) {
             (EngineChoice::Docker, Some(LOCAL)) => anyhow::bail!(another(DOCKER, LOCAL)),
             (EngineChoice::Local, Some(DOCKER)) => anyhow::bail!(another(LOCAL, DOCKER)),
-            (EngineChoice::Docker, _) | (EngineChoice::Auto, Some(DOCKER)) => Self::docker(settings, server),
-            (EngineChoice::Local, _) | (EngineChoice::Auto, Some(LOCAL)) => Self::local(settings, server),
-            (EngineChoice::Auto, _) => Self::by_itself(settings, server).await,
+            (EngineChoice::Docker, _) | (EngineChoice::Auto, Some(DOCKER)) => {
+                Self::docker(settings, server, purpose)
+            }
+            (EngineChoice::Local, _) | (EngineChoice::Auto, Some(LOCAL)) => {
+                Self::local(settings, server, purpose)
+            }
+            (EngineChoice::Auto, _) => Self::by_itself(settings, server, purpose).await,
         }
     }
 
@@ -60,8 +84,8 @@ impl ActiveEngine {
     ///
     /// # Errors
     /// The engine cannot be used.
-    pub(crate) async fn by_itself(settings: &Settings, server: &ServerId) -> anyhow::Result<Self> {
-        let docker = Self::docker(settings, server);
+    async fn by_itself(settings: &Settings, server: &ServerId, purpose: Purpose<'_>) -> anyhow::Result<Self> {
+        let docker = Self::docker(settings, server, purpose);
         if let Ok(Self::Docker(engine, _)) = &docker {
             let answer = tokio::time::timeout(ANSWER, engine.check()).await;
             let away = |error: &EngineError| {
@@ -72,30 +96,34 @@ impl ActiveEngine {
                 return docker;
             }
         }
-        Self::local(settings, server)
+        Self::local(settings, server, purpose)
     }
 
-    fn docker(settings: &Settings, server: &ServerId) -> anyhow::Result<Self> {
+    fn docker(settings: &Settings, server: &ServerId, purpose: Purpose<'_>) -> anyhow::Result<Self> {
         let config = DockerConfig { host: settings.docker.host.clone() };
         let engine = DockerEngine::connect(&config, server.clone())
-            .and_then(|engine| engine.with_hosts_file_in(&settings.state_dir))
+            .and_then(|engine| engine.with_hosts_file_in(purpose.place(settings)))
             .context("the Docker Engine cannot be used")?;
         let image = settings.default_image.clone().unwrap_or_else(|| DEFAULT_IMAGE.to_owned());
         Ok(Self::Docker(Arc::new(engine), image))
     }
 
-    fn local(settings: &Settings, server: &ServerId) -> anyhow::Result<Self> {
+    fn local(settings: &Settings, server: &ServerId, purpose: Purpose<'_>) -> anyhow::Result<Self> {
         anyhow::ensure!(
             settings.default_image.is_none(),
             "default_image is set, but the local engine has no images; leave it out, or choose --engine docker"
         );
         let config = LocalConfig {
-            records_dir: settings.state_dir.join(RECORDS),
+            records_dir: purpose.place(settings).join(RECORDS),
             bubblewrap: settings.local.bubblewrap.clone(),
             read_only: settings.local.read_only.clone(),
             toolchains: settings.local.toolchains.clone(),
             hidden: settings.own_paths().context("the working directory cannot be used")?,
-            control_groups: settings.local.control_groups,
+            control_groups: match purpose {
+                _ if !settings.local.control_groups => ControlGroups::Off,
+                Purpose::Serving => ControlGroups::Use,
+                Purpose::LookingAt(_) => ControlGroups::Look,
+            },
             // This very program, also when another version has been put in its place meanwhile.
             supervisor: (PathBuf::from("/proc/self/exe"), vec!["supervise".to_owned()]),
         };
@@ -131,8 +159,11 @@ impl ActiveEngine {
     pub(crate) fn weaknesses(&self) -> Vec<String> {
         match self {
             Self::Docker(..) => {
-                let shared = "sandboxes have this server's uid, since it is not root".to_owned();
-                if nix::unistd::geteuid().is_root() { Vec::new() } else { vec![shared] }
+                if nix::unistd::geteuid().is_root() {
+                    Vec::new()
+                } else {
+                    vec![SHARED_UID.to_owned()]
+                }
             }
             Self::Local(engine) => engine.weaknesses(),
         }
@@ -144,7 +175,7 @@ impl ActiveEngine {
         let (engine, image) = match self {
             Self::Docker(engine, image) => (engine, image),
             Self::Local(engine) => {
-                return match engine.check().await {
+                return match engine.look().await {
                     Ok(_) => Vec::new(),
                     Err(error) => problem(ProblemCode::EngineUnavailable, chain(&error)),
                 };

@@ -12,6 +12,9 @@ use crate::settings::Settings;
 /// Bits of a file's mode that let others than its owner read or write it.
 const OTHERS: u32 = 0o077;
 
+/// Files by which a state directory is known that has been used.
+const OWN: [&str; 4] = ["caisson.db", "audit_key", "master.key", "server_id"];
+
 /// Every weakness of the settings and of the files they name, each with what to do.
 pub(crate) fn weaknesses(settings: &Settings) -> Vec<String> {
     let plain = settings.tls.cert_file.is_none() && !settings.listen.ip().is_loopback();
@@ -54,7 +57,11 @@ fn secret_files(settings: &Settings) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = named.into_iter().flatten().cloned().collect();
     files.extend(settings.git.credentials.iter().map(|credential| credential.token_file.clone()));
     files.extend(settings.egress.credentials.iter().map(|credential| credential.token_file.clone()));
-    files.extend(["", "caisson.db", "caisson.db-wal", "audit_key"].map(|name| settings.state_dir.join(name)));
+    // A directory that holds nothing of ours may be somebody else's, named by mistake.
+    if OWN.iter().any(|name| settings.state_dir.join(name).exists()) {
+        files.push(settings.state_dir.clone());
+    }
+    files.extend(["caisson.db", "caisson.db-wal", "audit_key"].map(|name| settings.state_dir.join(name)));
     files
 }
 
@@ -170,9 +177,13 @@ mod tests {
             );
         }
         chmod(&key, 0o600);
-        assert!(told_of(&state, 0o755)[0].contains("chmod 0700"));
-        chmod(&state, 0o700);
+        assert_eq!(told_of(&state, 0o755), Vec::<String>::new(), "it may be anybody's");
         fs::write(state.join("audit_key"), "x").unwrap();
+        chmod(&state.join("audit_key"), 0o600);
+        let told = told_of(&state, 0o755);
+        let remedy = format!("`chmod 0700 {}`", state.display());
+        assert!(told.len() == 1 && told[0].ends_with(&remedy), "{told:?}");
+        chmod(&state, 0o700);
         assert!(told_of(&state.join("audit_key"), 0o644)[0].contains("audit_key"));
     }
 }

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use caisson_domain::git::{AllowList, Repository};
@@ -15,6 +16,7 @@ use caisson_gateway::{
 };
 
 use crate::settings::{self, Settings};
+use crate::tls::Certificate;
 
 /// The workflows that ship with Caisson.
 const SHIPPED_WORKFLOWS: [&str; 1] = [include_str!("../../../workflows/bug-fixer.md")];
@@ -41,11 +43,15 @@ pub(crate) struct Inputs {
     pub egress_notes: Vec<String>,
     /// The shim's binary.
     pub shim: PathBuf,
+    /// The API's certificate; none for plain HTTP.
+    pub certificate: Option<Arc<Certificate>>,
 }
 
 /// A part of [`Inputs`], in the order in which they are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
+    /// Values of the settings themselves.
+    Settings,
     /// The shim's binary.
     Shim,
     /// The model API's credential and certificates.
@@ -62,11 +68,14 @@ pub(crate) enum Part {
     Gateway,
     /// The workflows.
     Workflows,
+    /// The API's certificate and its key.
+    Tls,
 }
 
 impl Part {
     /// All of them, in order.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Settings,
         Self::Shim,
         Self::Model,
         Self::Prices,
@@ -75,11 +84,13 @@ impl Part {
         Self::Egress,
         Self::Gateway,
         Self::Workflows,
+        Self::Tls,
     ];
 
     /// Its name for people.
     pub(crate) const fn name(self) -> &'static str {
         match self {
+            Self::Settings => "settings",
             Self::Shim => "shim",
             Self::Model => "model",
             Self::Prices => "prices",
@@ -88,6 +99,7 @@ impl Part {
             Self::Egress => "egress",
             Self::Gateway => "gateway",
             Self::Workflows => "workflows",
+            Self::Tls => "TLS",
         }
     }
 }
@@ -100,12 +112,31 @@ impl Faults {
     fn keep<T>(&mut self, part: Part, read: anyhow::Result<T>) -> Option<T> {
         read.map_err(|error| self.0.push((part, error))).ok()
     }
+
+    fn keep_all<T>(&mut self, part: Part, read: Result<T, Vec<anyhow::Error>>) -> Option<T> {
+        read.map_err(|errors| self.0.extend(errors.into_iter().map(|error| (part, error)))).ok()
+    }
+
+    /// Those of a part, in one line; none if it has none.
+    pub(crate) fn of(&self, part: Part) -> Option<String> {
+        let told: Vec<_> =
+            self.0.iter().filter(|(of, _)| *of == part).map(|(_, error)| format!("{error:#}")).collect();
+        (!told.is_empty()).then(|| told.join("; "))
+    }
+}
+
+/// What was read, or everything that is wrong with it.
+fn whole<T>(read: T, faults: Vec<anyhow::Error>) -> Result<T, Vec<anyhow::Error>> {
+    if faults.is_empty() { Ok(read) } else { Err(faults) }
 }
 
 impl fmt::Display for Faults {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "the server cannot start with these settings:")?;
-        self.0.iter().try_for_each(|(part, error)| write!(out, "\n  - {}: {error:#}", part.name()))
+        self.0.iter().try_for_each(|(part, error)| {
+            let name = if *part == Part::Settings { String::new() } else { format!("{}: ", part.name()) };
+            write!(out, "\n  - {name}{error:#}")
+        })
     }
 }
 
@@ -116,13 +147,15 @@ impl std::error::Error for Faults {}
 /// # Errors
 /// [`Faults`], every one of them.
 pub(crate) fn read(settings: &Settings) -> Result<Inputs, Faults> {
-    let mut faults = Faults::default();
+    let mut faults = Faults(
+        settings.faults().into_iter().map(|fault| (Part::Settings, anyhow::Error::msg(fault))).collect(),
+    );
     let shim = faults.keep(Part::Shim, find_shim(settings));
     let model = faults.keep(Part::Model, model(settings));
     let prices = faults.keep(Part::Prices, prices(settings));
-    let repositories = faults.keep(Part::Repositories, repositories(settings));
+    let repositories = faults.keep_all(Part::Repositories, repositories(settings));
     let allow = repositories.as_ref().map(|(allow, _)| allow.clone()).unwrap_or_default();
-    let git = faults.keep(Part::GitHosts, git(settings, allow));
+    let git = faults.keep_all(Part::GitHosts, git(settings, allow));
     let egress = faults.keep(Part::Egress, settings.egress.upstreams(&settings.clients));
     if let (Some(model), Some(git), Some((egress, _))) = (&model, &git, &egress) {
         // The state directory may not be there yet.
@@ -134,8 +167,9 @@ pub(crate) fn read(settings: &Settings) -> Result<Inputs, Faults> {
             redact::check(&secrets).context("a credential cannot be kept out of the record"),
         );
     }
-    let workflows = faults.keep(Part::Workflows, workflows(settings.workflows_dir.as_deref()));
-    match (shim, model, prices, repositories, git, egress, workflows) {
+    let workflows = faults.keep_all(Part::Workflows, workflows(settings.workflows_dir.as_deref()));
+    let certificate = faults.keep(Part::Tls, Certificate::of(settings));
+    match (shim, model, prices, repositories, git, egress, workflows, certificate) {
         (
             Some(shim),
             Some(model),
@@ -144,6 +178,7 @@ pub(crate) fn read(settings: &Settings) -> Result<Inputs, Faults> {
             Some(git),
             Some((egress, egress_notes)),
             Some(workflows),
+            Some(certificate),
         ) if faults.0.is_empty() => Ok(Inputs {
             allow,
             default_repository,
@@ -154,6 +189,7 @@ pub(crate) fn read(settings: &Settings) -> Result<Inputs, Faults> {
             egress,
             egress_notes,
             shim,
+            certificate,
         }),
         _ => Err(faults),
     }
@@ -176,49 +212,76 @@ fn find_shim(settings: &Settings) -> anyhow::Result<PathBuf> {
 fn model(settings: &Settings) -> anyhow::Result<ModelUpstream> {
     let model = &settings.model;
     let credential = match (&model.api_key_file, &model.api_key, &model.auth_token_file) {
-        (Some(file), _, _) => Some(ModelCredential::ApiKey(settings::read_secret(file)?)),
+        (Some(file), _, _) => {
+            Some(ModelCredential::ApiKey(settings::read_secret("model.api_key_file", file)?))
+        }
         (None, Some(key), _) => Some(ModelCredential::ApiKey(key.clone())),
-        (None, None, Some(file)) => Some(ModelCredential::Bearer(settings::read_secret(file)?)),
+        (None, None, Some(file)) => {
+            Some(ModelCredential::Bearer(settings::read_secret("model.auth_token_file", file)?))
+        }
         (None, None, None) => None,
     };
     Ok(ModelUpstream {
         base_url: model.base_url.clone(),
         credential,
         outbound_proxy: model.outbound_proxy.clone(),
-        extra_ca_pem: read_pem(model.extra_ca_file.as_deref())?,
+        extra_ca_pem: read_pem("model.extra_ca_file", model.extra_ca_file.as_deref())?,
     })
 }
 
 fn prices(settings: &Settings) -> anyhow::Result<PriceTable> {
     let Some(file) = &settings.prices_file else { return Ok(PriceTable::shipped()) };
-    let text = fs::read_to_string(file).with_context(|| format!("\"{}\" cannot be read", file.display()))?;
-    PriceTable::from_json(&text).with_context(|| format!("\"{}\" cannot be used", file.display()))
+    let text = fs::read_to_string(file)
+        .with_context(|| format!("prices_file: \"{}\" cannot be read", file.display()))?;
+    PriceTable::from_json(&text)
+        .with_context(|| format!("prices_file: \"{}\" cannot be used", file.display()))
 }
 
 /// The allow-list, with links resolved, and the default repository. What agents write lies below the state directory,
 /// and git runs hooks of the repositories that it is given: the two must have nothing in common.
-fn repositories(settings: &Settings) -> anyhow::Result<(AllowList, Option<Repository>)> {
-    let state_dir = resolved(&settings.state_dir)?;
-    let resolve = |directory: &PathBuf| {
-        directory.canonicalize().with_context(|| format!("\"{}\" cannot be resolved", directory.display()))
-    };
-    let directories: Vec<PathBuf> = settings.allow_repo.iter().map(resolve).collect::<anyhow::Result<_>>()?;
-    for directory in &directories {
-        ensure!(
-            !directory.starts_with(&state_dir) && !state_dir.starts_with(directory),
-            "allow_repo \"{}\" and the state directory \"{}\" lie within one another; repositories must be kept apart from what agents write",
-            directory.display(),
-            state_dir.display()
-        );
+fn repositories(settings: &Settings) -> Result<(AllowList, Option<Repository>), Vec<anyhow::Error>> {
+    let state_dir = resolved(&settings.state_dir).map_err(|error| vec![error])?;
+    let (mut directories, mut faults) = (Vec::new(), Vec::new());
+    for directory in &settings.allow_repo {
+        match allowed_directory(directory, &state_dir) {
+            Ok(directory) => directories.push(directory),
+            Err(error) => faults.push(error),
+        }
     }
-    let allow = AllowList::new(&settings.repositories, directories)?;
-    let Some(text) = &settings.default_repository else { return Ok((allow, None)) };
+    for pattern in &settings.repositories {
+        let alone = AllowList::new(std::slice::from_ref(pattern), Vec::new());
+        faults.extend(alone.err().map(|error| anyhow::Error::new(error).context("repositories")));
+    }
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    let allow = AllowList::new(&settings.repositories, directories).map_err(|error| vec![error.into()])?;
+    let default = default_repository(settings, &allow).map_err(|error| vec![error])?;
+    Ok((allow, default))
+}
+
+fn allowed_directory(named: &Path, state_dir: &Path) -> anyhow::Result<PathBuf> {
+    let shown = named.display();
+    let directory = named
+        .canonicalize()
+        .with_context(|| format!("allow_repo \"{shown}\" cannot be used; name a directory that is there"))?;
+    ensure!(directory.is_dir(), "allow_repo \"{shown}\" is no directory");
+    ensure!(
+        !directory.starts_with(state_dir) && !state_dir.starts_with(&directory),
+        "allow_repo \"{shown}\" and the state directory \"{}\" lie within one another; repositories must be kept apart from what agents write",
+        state_dir.display()
+    );
+    Ok(directory)
+}
+
+fn default_repository(settings: &Settings, allow: &AllowList) -> anyhow::Result<Option<Repository>> {
+    let Some(text) = &settings.default_repository else { return Ok(None) };
     let repository: Repository = text.parse().context("default_repository cannot be used")?;
     ensure!(
         allow.allows(&repository),
         "default_repository \"{repository}\" is not among the allowed ones; add it to repositories or allow_repo"
     );
-    Ok((allow, Some(repository)))
+    Ok(Some(repository))
 }
 
 /// A path with every link resolved, as far as it is there.
@@ -230,20 +293,28 @@ fn resolved(path: &Path) -> anyhow::Result<PathBuf> {
     Ok(if rest.as_os_str().is_empty() { there } else { there.join(rest) })
 }
 
-fn git(settings: &Settings, allow: AllowList) -> anyhow::Result<GitUpstreams> {
-    let credential = |credential: &settings::GitCredential| {
-        Ok(GitCredential {
-            url_prefix: credential.url_prefix.clone(),
-            username: credential.username.clone(),
-            token: settings::read_secret(&credential.token_file)?,
-        })
-    };
-    Ok(GitUpstreams {
-        credentials: settings.git.credentials.iter().map(credential).collect::<anyhow::Result<_>>()?,
-        forbidden: vec![resolved(&settings.state_dir)?],
+fn git(settings: &Settings, allow: AllowList) -> Result<GitUpstreams, Vec<anyhow::Error>> {
+    let (mut credentials, mut faults) = (Vec::new(), Vec::new());
+    for credential in &settings.git.credentials {
+        match settings::read_secret("git.credentials.token_file", &credential.token_file) {
+            Ok(token) => credentials.push(GitCredential {
+                url_prefix: credential.url_prefix.clone(),
+                username: credential.username.clone(),
+                token,
+            }),
+            Err(error) => faults.push(error),
+        }
+    }
+    let mut kept = |error| faults.push(error);
+    let forbidden = resolved(&settings.state_dir).map_err(&mut kept).ok().into_iter().collect();
+    let extra_ca = read_pem("git.extra_ca_file", settings.git.extra_ca_file.as_deref());
+    let extra_ca_pem = extra_ca.map_err(kept).ok().flatten();
+    let upstreams = GitUpstreams {
+        credentials,
+        forbidden,
         allow,
         outbound_proxy: settings.git.outbound_proxy.clone(),
-        extra_ca_pem: read_pem(settings.git.extra_ca_file.as_deref())?,
+        extra_ca_pem,
         git_program: PathBuf::from("git"),
         pushes: PushRules {
             forbidden_paths: settings.git.forbidden_paths.clone(),
@@ -251,40 +322,50 @@ fn git(settings: &Settings, allow: AllowList) -> anyhow::Result<GitUpstreams> {
             secret_rules_off: settings.git.secret_rules_off.clone(),
             any_submodules: settings.git.any_submodules,
         },
-    })
+    };
+    whole(upstreams, faults)
 }
 
-fn read_pem(file: Option<&Path>) -> anyhow::Result<Option<Vec<u8>>> {
-    file.map(|file| fs::read(file).with_context(|| format!("\"{}\" cannot be read", file.display())))
+fn read_pem(key: &str, file: Option<&Path>) -> anyhow::Result<Option<Vec<u8>>> {
+    file.map(|file| fs::read(file).with_context(|| format!("{key}: \"{}\" cannot be read", file.display())))
         .transpose()
 }
 
-fn workflows(directory: Option<&Path>) -> anyhow::Result<Vec<Workflow>> {
-    let mut texts: Vec<(String, String)> =
-        SHIPPED_WORKFLOWS.iter().map(|text| ("shipped".to_owned(), (*text).to_owned())).collect();
-    if let Some(directory) = directory {
-        let unread = || format!("the workflows directory \"{}\" cannot be read", directory.display());
-        let entries = fs::read_dir(directory).with_context(unread)?;
-        let mut files: Vec<PathBuf> = entries
-            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-            .filter(|path| path.extension().is_some_and(|end| end == "md"))
-            .collect();
-        files.sort();
-        ensure!(
-            files.len() <= WORKFLOW_FILES,
-            "\"{}\" holds more than {WORKFLOW_FILES} workflows",
-            directory.display()
-        );
-        for file in files {
-            let text = fs::read_to_string(&file)
-                .with_context(|| format!("\"{}\" cannot be read", file.display()))?;
-            texts.push((file.display().to_string(), text));
+fn workflows(directory: Option<&Path>) -> Result<Vec<Workflow>, Vec<anyhow::Error>> {
+    let (mut workflows, mut faults) = (Vec::new(), Vec::new());
+    let files = directory.map_or(Ok(Vec::new()), workflow_files).map_err(|error| vec![error])?;
+    let shipped = SHIPPED_WORKFLOWS.iter().map(|text| ("shipped".to_owned(), Ok((*text).to_owned())));
+    let own = files.into_iter().map(|file| {
+        let text =
+            fs::read_to_string(&file).with_context(|| format!("\"{}\" cannot be read", file.display()));
+        (file.display().to_string(), text)
+    });
+    for (origin, text) in shipped.chain(own) {
+        let parsed = text.and_then(|text| {
+            Workflow::parse(&text).with_context(|| format!("the workflow of \"{origin}\" cannot be used"))
+        });
+        match parsed {
+            Ok(workflow) => workflows.push(workflow),
+            Err(error) => faults.push(error),
         }
     }
-    let parse = |(origin, text): (String, String)| {
-        Workflow::parse(&text).with_context(|| format!("the workflow of \"{origin}\" cannot be used"))
-    };
-    texts.into_iter().map(parse).collect()
+    whole(workflows, faults)
+}
+
+fn workflow_files(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let unread = || format!("workflows_dir: \"{}\" cannot be read", directory.display());
+    let entries = fs::read_dir(directory).with_context(unread)?;
+    let mut files: Vec<PathBuf> = entries
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| path.extension().is_some_and(|end| end == "md"))
+        .collect();
+    files.sort();
+    ensure!(
+        files.len() <= WORKFLOW_FILES,
+        "workflows_dir: \"{}\" holds more than {WORKFLOW_FILES} workflows",
+        directory.display()
+    );
+    Ok(files)
 }
 
 #[cfg(test)]
@@ -319,8 +400,8 @@ mod tests {
             (&state, &link),
             (&new, &state),
         ] {
-            let error = repositories(&settings(state, overlapping)).unwrap_err().to_string();
-            assert!(error.contains("kept apart"), "{}: {error}", overlapping.display());
+            let error = repositories(&settings(state, overlapping)).unwrap_err();
+            assert!(error[0].to_string().contains("kept apart"), "{}: {error:?}", overlapping.display());
         }
     }
 
@@ -335,7 +416,60 @@ mod tests {
         };
         let inside = allowed.canonicalize().unwrap().join("x");
         assert!(with(inside.to_str().unwrap()).unwrap().1.is_some());
-        assert!(with("/elsewhere").unwrap_err().to_string().contains("not among the allowed"));
-        assert!(with("nonsense").unwrap_err().to_string().contains("default_repository"));
+        let fault = |text: &str| with(text).unwrap_err()[0].to_string();
+        assert!(fault("/elsewhere").contains("not among the allowed"));
+        assert!(fault("nonsense").contains("default_repository"));
+    }
+
+    #[test]
+    fn faults_of_every_stage_are_told_together_and_with_their_settings() {
+        let root = tempfile::tempdir().unwrap();
+        let place = |name: &str| root.path().join(name).display().to_string();
+        fs::create_dir(root.path().join("workflows")).unwrap();
+        for name in ["one.md", "two.md"] {
+            fs::write(root.path().join("workflows").join(name), "no front matter").unwrap();
+        }
+        let gone = |name: &str| (name.to_owned(), place(&format!("gone/{}", name.to_lowercase())));
+        let mut variables = vec![
+            ("CAISSON_SLOTS".to_owned(), "0".to_owned()),
+            ("CAISSON_REPOSITORIES".to_owned(), "nonsense https://*.example/x".to_owned()),
+            ("CAISSON_ALLOW_REPO".to_owned(), format!("{} {}", place("gone/a"), place("gone/b"))),
+            ("CAISSON_WORKFLOWS_DIR".to_owned(), place("workflows")),
+        ];
+        variables.extend(
+            [
+                "SHIM",
+                "MODEL__API_KEY_FILE",
+                "PRICES_FILE",
+                "GIT__EXTRA_CA_FILE",
+                "TLS__CERT_FILE",
+                "TLS__KEY_FILE",
+            ]
+            .map(|name| gone(&format!("CAISSON_{name}"))),
+        );
+        let environment = Environment { variables, root: false };
+        let read_settings = Settings::read(None, &environment, Overrides::default()).unwrap();
+        let told = read(&read_settings).err().unwrap().to_string();
+        for part in [
+            "\n  - slots is 0",
+            "shim: the shim \"",
+            "model.api_key_file: ",
+            "prices_file: ",
+            "git.extra_ca_file: ",
+            "tls.cert_file: ",
+            "tls.key_file: ",
+            "\"nonsense\"",
+            "https://*.example/x",
+            "allow_repo \"",
+            "gone/a\"",
+            "gone/b\"",
+            "one.md",
+            "two.md",
+        ] {
+            assert!(told.contains(part), "{part} in {told}");
+        }
+        let missing = Settings { workflows_dir: Some(root.path().join("none")), ..read_settings };
+        let told = read(&missing).err().unwrap().of(Part::Workflows).unwrap();
+        assert!(told.starts_with("workflows_dir: "), "{told}");
     }
 }

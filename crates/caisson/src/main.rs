@@ -40,10 +40,26 @@ fn main() -> ExitCode {
             Err(error) => failed(&error.into()),
         };
     }
+    // Secrets are in its memory: no core file, and no other process of its user may look into it.
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        return failed(&error.into());
+    }
     match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime.block_on(run(cli)),
         Err(error) => failed(&error.into()),
     }
+}
+
+/// What the build for the controls of `make adversary` is for.
+#[cfg(feature = "checks-off")]
+fn leave_out_checks(mut environment: Environment) -> anyhow::Result<Environment> {
+    const OFF: &str = "CAISSON_CHECKS_OFF";
+    let off = environment.get(OFF).unwrap_or_default().to_owned();
+    environment.variables.retain(|(name, _)| name != OFF);
+    caisson_domain::checks::leave_out(&off)
+        .map_err(|name| anyhow::anyhow!("there is no check \"{name}\""))?;
+    command::complain(&format!("warning: this build leaves out checks and is for controls alone: {off}"));
+    Ok(environment)
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
@@ -53,7 +69,14 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 
 async fn run(cli: Cli) -> ExitCode {
     let environment = read_environment();
-    log::start(&environment, matches!(cli.command, Command::Serve(_)));
+    #[cfg(feature = "checks-off")]
+    let environment = match leave_out_checks(environment) {
+        Ok(environment) => environment,
+        Err(error) => return failed(&error),
+    };
+    if let Err(error) = log::start(&environment, matches!(cli.command, Command::Serve(_))) {
+        return failed(&error);
+    }
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         tracing::warn!("a TLS provider was installed already");
     }

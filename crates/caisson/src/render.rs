@@ -89,6 +89,7 @@ impl Account {
                 ),
                 None => one(Sign::Step, "empty workspace".to_owned()),
             },
+            "workspace.steered" => steered(data),
             "agent.line" => agent_lines(data),
             "git.commit" => one(
                 Sign::Good,
@@ -181,6 +182,19 @@ fn sandbox_lines(data: &Value) -> Vec<(Sign, String)> {
             weaknesses.map(|weakness| (Sign::Warn, format!("weaker than it could be: {}", clean(weakness)))),
         )
         .collect()
+}
+
+/// Whose files steer the agent, and how many of the branch's do not.
+fn steered(data: &Value) -> Vec<(Sign, String)> {
+    let anchor = data["anchor"].as_str().map_or_else(|| "the default branch".to_owned(), clean);
+    let commit = text(data, "commit");
+    let replaced = data["replaced_count"].as_u64().unwrap_or_default();
+    let steered = (Sign::Step, format!("steered by {anchor} at {}", short(&commit)));
+    let first = data["replaced"][0].as_str().map(clean).unwrap_or_default();
+    let other = (replaced > 0).then(|| {
+        (Sign::Warn, format!("the branch has {replaced} such files of its own that do not steer: {first}, …"))
+    });
+    std::iter::once(steered).chain(other).collect()
 }
 
 /// What was denied, and what would allow it.

@@ -51,6 +51,25 @@ fn a_run_reads_as_an_account() {
 }
 
 #[test]
+fn whose_files_steer_is_told_with_those_of_the_branch_that_do_not() {
+    let mut account = Account::new(false);
+    let told = |data| event(1, 0, "workspace.steered", data);
+    let plain =
+        account.tell(&told(json!({"anchor": null, "commit": "0123456789abcdef", "replaced_count": 0})));
+    assert!(
+        plain.contains("steered by the default branch at 0123456") && plain.lines().count() == 1,
+        "{plain}"
+    );
+    let other =
+        json!({"anchor": "release/1\u{1b}", "commit": "x", "replaced": ["CLAUDE.md"], "replaced_count": 3});
+    let other = account.tell(&told(other));
+    assert!(
+        other.contains("3 such files") && other.contains("CLAUDE.md") && !other.contains('\u{1b}'),
+        "{other}"
+    );
+}
+
+#[test]
 fn live_text_is_completed_by_its_event_and_never_repeated() {
     let said = |text: &str| {
         let content = json!([{"type": "text", "text": text}]);

@@ -23,14 +23,13 @@ use tracing::{info, warn};
 
 use crate::agents::Agents;
 use crate::audit_head::{HeadKeeper, keeper_or_warn};
-use crate::engines::ActiveEngine;
+use crate::engines::{ActiveEngine, Purpose};
 use crate::exposure;
 use crate::inputs::{self, Inputs};
 use crate::log;
 use crate::server_id::server_id;
 use crate::settings::Settings;
 use crate::shim;
-use crate::tls::Certificate;
 use crate::vault::{has_model_credential, unlock};
 
 /// How long a stopping server waits for its tasks.
@@ -56,7 +55,7 @@ impl Server {
     /// The state directory is in use or cannot be used, the address is taken, or a file that the settings name is bad.
     pub(crate) async fn start(settings: Settings) -> anyhow::Result<Self> {
         let inputs = read_inputs(&settings)?;
-        let certificate = Certificate::of(&settings)?;
+        let certificate = inputs.certificate.clone();
         for weakness in exposure::weaknesses(&settings) {
             warn!("{weakness}");
         }
@@ -74,7 +73,7 @@ impl Server {
         let head = keep_audit(&settings, &store, &id).await?;
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
 
-        let engine = ActiveEngine::choose(&settings, &id, Some(&store)).await?;
+        let engine = ActiveEngine::choose(&settings, &id, Some(&store), Purpose::Serving).await?;
         let caps = disk_caps(&settings).await?;
         let weaknesses = engine.weaknesses().into_iter().chain(caps.weakness());
         warn_of(weaknesses, &inputs, has_model_credential(&store).await?);

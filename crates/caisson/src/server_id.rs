@@ -125,6 +125,7 @@ mod tests {
             prompt: "x".to_owned(),
             repository: None,
             base: None,
+            anchor: None,
             branch: None,
             model: None,
             max_turns: None,

@@ -157,7 +157,7 @@ pub(crate) struct Docker {
 
 /// What makes sandboxes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
+#[serde(try_from = "String")]
 pub(crate) enum EngineChoice {
     /// Docker where a Docker Engine answers, else local.
     Auto,
@@ -165,6 +165,15 @@ pub(crate) enum EngineChoice {
     Docker,
     /// Bubblewrap over this machine's own programs; no daemon, no image, no root needed.
     Local,
+}
+
+impl TryFrom<String> for EngineChoice {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        <Self as clap::ValueEnum>::from_str(&text, false)
+            .map_err(|_| format!("engine is \"{}\"; give auto, docker or local", text.escape_debug()))
+    }
 }
 
 /// The local engine.
@@ -284,11 +293,26 @@ impl Environment {
 }
 
 impl Settings {
-    /// Reads file and variables, and applies the flags.
+    /// Reads file and variables, applies the flags, and looks whether every value fits.
     ///
     /// # Errors
     /// One error that lists every fault with its remedy.
     pub(crate) fn load(
+        file: Option<&Path>,
+        environment: &Environment,
+        overrides: Overrides,
+    ) -> anyhow::Result<Self> {
+        let settings = Self::read(file, environment, overrides)?;
+        let faults = settings.faults();
+        anyhow::ensure!(faults.is_empty(), "the configuration has faults:\n  - {}", faults.join("\n  - "));
+        Ok(settings)
+    }
+
+    /// Reads file and variables, and applies the flags. Values that do not fit are for [`Settings::faults`] to tell.
+    ///
+    /// # Errors
+    /// One error that lists everything that cannot be read.
+    pub(crate) fn read(
         file: Option<&Path>,
         environment: &Environment,
         overrides: Overrides,
@@ -310,7 +334,6 @@ impl Settings {
         settings.clients = Clients::new(Path::new("/"), &environment.variables);
         settings.state_dir = std::path::absolute(&settings.state_dir)?;
         settings.file = file.map(Path::to_owned);
-        settings.check()?;
         Ok(settings)
     }
 
@@ -340,7 +363,9 @@ impl Settings {
         paths.map(PathBuf::as_path).chain(socket.map(Path::new)).map(std::path::absolute).collect()
     }
 
-    fn check(&self) -> anyhow::Result<()> {
+    /// Every value that does not fit, with its remedy. What the settings name (files, directories, repositories) is not
+    /// looked at.
+    pub(crate) fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         if !(1..=256).contains(&self.slots) {
             faults.push(format!("slots is {}; give 1 to 256", self.slots));
@@ -378,31 +403,7 @@ impl Settings {
         }
         self.check_api(&mut faults);
         self.egress.check(&mut faults);
-        for directory in &self.allow_repo {
-            if !directory.is_dir() {
-                faults.push(format!("allow_repo names \"{}\", which is no directory", directory.display()));
-            }
-        }
-        for file in [
-            &self.model.api_key_file,
-            &self.model.auth_token_file,
-            &self.model.extra_ca_file,
-            &self.git.extra_ca_file,
-            &self.prices_file,
-            &self.tls.cert_file,
-            &self.tls.key_file,
-        ]
-        .into_iter()
-        .flatten()
-        .chain(self.git.credentials.iter().map(|credential| &credential.token_file))
-        .chain(self.egress.credentials.iter().map(|credential| &credential.token_file))
-        {
-            if let Err(error) = std::fs::File::open(file) {
-                faults.push(format!("the file \"{}\" cannot be read: {error}", file.display()));
-            }
-        }
-        anyhow::ensure!(faults.is_empty(), "the configuration has faults:\n  - {}", faults.join("\n  - "));
-        Ok(())
+        faults
     }
 
     fn check_api(&self, faults: &mut Vec<String>) {
@@ -476,17 +477,17 @@ fn defaults(
         .set_default("git.author_email", "caisson@localhost")
 }
 
-/// Reads a secret from a file: its text without the final line end.
+/// Reads the secret from the file that the setting `key` names: its text without the final line end.
 ///
 /// # Errors
 /// The file cannot be read, is empty or has more than one line.
-pub(crate) fn read_secret(file: &Path) -> anyhow::Result<SecretString> {
+pub(crate) fn read_secret(key: &str, file: &Path) -> anyhow::Result<SecretString> {
     let text = std::fs::read_to_string(file)
-        .with_context(|| format!("the secret file \"{}\" cannot be read", file.display()))?;
+        .with_context(|| format!("{key}: the secret file \"{}\" cannot be read", file.display()))?;
     let text = text.trim_end_matches(['\r', '\n']);
     anyhow::ensure!(
         !text.is_empty() && !text.contains('\n'),
-        "the secret file \"{}\" must hold exactly one line",
+        "{key}: the secret file \"{}\" must hold exactly one line",
         file.display()
     );
     Ok(text.to_owned().into())

@@ -79,8 +79,8 @@ fn unknown_keys_are_errors_wherever_they_stand() {
 
 #[test]
 fn every_fault_is_reported_together() {
-    let message = fault("slots = 0\nuid_base = 10\nallow_repo = [\"/no/such/directory\"]\n", &[]);
-    for part in ["slots is 0", "uid_base is 10", "/no/such/directory"] {
+    let message = fault("slots = 0\nuid_base = 10\n[egress]\nallow = [\"https://x.example/\"]\n", &[]);
+    for part in ["slots is 0", "uid_base is 10", "egress.allow: "] {
         assert!(message.contains(part), "{message}");
     }
 }
@@ -148,6 +148,16 @@ fn budgets_are_none_unless_they_are_set_and_bounded() {
 }
 
 #[test]
+fn an_engine_that_is_none_is_told_with_those_there_are() {
+    assert_eq!(load("engine = \"local\"\n", &[]).unwrap().engine, EngineChoice::Local);
+    assert_eq!(load("", &[("CAISSON_ENGINE", "docker")]).unwrap().engine, EngineChoice::Docker);
+    for message in [fault("", &[("CAISSON_ENGINE", "podman")]), fault("engine = \"podman\"\n", &[])] {
+        let told = "engine is \"podman\"; give auto, docker or local";
+        assert!(message.contains(told) && !message.contains("variant"), "{message}");
+    }
+}
+
+#[test]
 fn slots_are_bounded_at_256() {
     assert!(load("slots = 256\n", &[]).is_ok());
     assert!(fault("slots = 257\n", &[]).contains("slots"));
@@ -159,10 +169,10 @@ fn a_secret_file_holds_exactly_one_line() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("key");
     std::fs::write(&file, "abc\n").unwrap();
-    assert_eq!(read_secret(&file).unwrap().expose_secret(), "abc");
+    assert_eq!(read_secret("a.key", &file).unwrap().expose_secret(), "abc");
     for bad in ["", "\n", "a\nb\n"] {
         std::fs::write(&file, bad).unwrap();
-        assert!(read_secret(&file).is_err(), "{bad:?}");
+        assert!(read_secret("a.key", &file).unwrap_err().to_string().starts_with("a.key: "), "{bad:?}");
     }
 }
 

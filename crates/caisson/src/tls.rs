@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
@@ -22,6 +22,10 @@ use crate::settings::Settings;
 
 /// Time between two looks at the files.
 const LOOK: Duration = Duration::from_secs(2);
+/// The setting that names the certificate's file.
+const CERT: &str = "tls.cert_file";
+/// The setting that names the key's file.
+const KEY: &str = "tls.key_file";
 /// Longest file that is read, in bytes.
 const FILE_BYTES: u64 = 1024 * 1024;
 
@@ -55,7 +59,11 @@ impl Certificate {
             return Ok(None);
         };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let read = (read(cert_file)?, read(key_file)?);
+        let read = match (read(CERT, cert_file), read(KEY, key_file)) {
+            (Ok(cert), Ok(key)) => (cert, key),
+            (Err(cert), Err(key)) => bail!("{cert:#}; {key:#}"),
+            (Err(fault), Ok(_)) | (Ok(_), Err(fault)) => return Err(fault),
+        };
         let key = Arc::new(certified(&read, &provider)?);
         let current = RwLock::new(Current { read, key });
         let (cert_file, key_file) = (cert_file.clone(), key_file.clone());
@@ -80,7 +88,7 @@ impl Certificate {
     /// # Errors
     /// The files changed and cannot be used. The same files are not complained of twice.
     pub(crate) fn look(&self) -> anyhow::Result<bool> {
-        let read = (read(&self.cert_file)?, read(&self.key_file)?);
+        let read = (read(CERT, &self.cert_file)?, read(KEY, &self.key_file)?);
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         if current.read == read {
             return Ok(false);
@@ -122,10 +130,10 @@ impl ResolvesServerCert for Certificate {
     }
 }
 
-fn read(file: &PathBuf) -> anyhow::Result<Vec<u8>> {
-    let cannot = || format!("\"{}\" cannot be read", file.display());
+fn read(key: &str, file: &PathBuf) -> anyhow::Result<Vec<u8>> {
+    let cannot = || format!("{key}: \"{}\" cannot be read", file.display());
     let size = fs::metadata(file).with_context(cannot)?.len();
-    ensure!(size <= FILE_BYTES, "\"{}\" is longer than {FILE_BYTES} bytes", file.display());
+    ensure!(size <= FILE_BYTES, "{key}: \"{}\" is longer than {FILE_BYTES} bytes", file.display());
     fs::read(file).with_context(cannot)
 }
 

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
+use caisson_domain::id::ProjectId;
+use caisson_store::{Clock, Store};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
 use testkit::parts::Parts;
@@ -155,6 +157,42 @@ async fn a_tampered_audit_log_is_named_at_its_first_broken_link() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_done_with_credentials_on_the_machine_is_in_the_servers_signed_chain() {
+    let directory = tempfile::tempdir().unwrap();
+    let spec = spec(directory.path());
+    let secret = directory.path().join("secret");
+    std::fs::write(&secret, "ghp_0123456789abcdef\n").unwrap();
+    let from = ["--from", secret.to_str().unwrap()];
+    let kind = ["--kind", "git_token", "--set", "url_prefix=https://git.example.com/"];
+    for (number, arguments) in [
+        [&["credential", "add", "git"], &from[..], &kind[..]].concat(),
+        [&["credential", "rotate", "git"], &from[..]].concat(),
+        vec!["credential", "rekey"],
+        vec!["credential", "remove", "git"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        said(&spec, &arguments);
+        let told = said(&spec, &["audit", "verify"]);
+        let wanted = format!("{0} records, signed up to record {0}\n", number + 1);
+        assert!(told.starts_with("ok    srv_") && told.ends_with(&wanted), "{arguments:?}: {told}");
+    }
+    assert!(!run(&spec, &["credential", "remove", "git"]).status.success());
+    let bad = tampered(directory.path(), &spec, "delete from audit where seq >= 3").await;
+    let output = run(&bad, &["audit", "verify"]);
+    let told = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("record 3 is missing: the signed head is record 4"), "{told}");
+    // As commands of earlier versions recorded it: a chain of its own, which no head signs.
+    let store = Store::open(&spec.state_dir.join("caisson.db"), Clock::system()).await.unwrap();
+    store.audit(&ProjectId::default_project(), "operator", "credential.add", "x").await.unwrap();
+    store.close().await.unwrap();
+    let told = said(&spec, &["audit", "verify"]);
+    assert!(told.contains("warn  local: 1 records") && !told.contains("ok    local"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_log_is_exported_and_the_server_signs_what_comes_over_the_api() {
     let directory = tempfile::tempdir().unwrap();
     let spec = spec(directory.path());
@@ -248,18 +286,35 @@ async fn the_server_speaks_tls_and_the_command_line_knows_its_authority() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(server.log().contains("listening on https://"), "{}", server.log());
-    let ps = |ca: Option<&str>| {
+    let ps = |spec: &ServerSpec, url: &str, ca: Option<&str>| {
         let mut command = spec.command(&["ps", "--json"]);
-        command.env("CAISSON_URL", &url).env("CAISSON_API_KEY", &secret);
+        command.env("CAISSON_URL", url).env("CAISSON_API_KEY", &secret);
         if let Some(ca) = ca {
             command.env("CAISSON_CA_FILE", ca);
         }
         command.output().unwrap()
     };
-    let known = ps(Some(&format!("{FIXTURES}/ca.pem")));
+    let authority = format!("{FIXTURES}/ca.pem");
+    let known = ps(&spec, &url, Some(&authority));
     assert!(known.status.success(), "{}", text(&known.stderr));
-    assert!(!ps(None).status.success(), "an authority that nobody named is not trusted");
+    let fails = |spec: &ServerSpec, url: &str, part: &str| {
+        let output = ps(spec, url, None);
+        let told = text(&output.stderr);
+        assert!(!output.status.success() && told.contains(part), "{url}: {told}");
+        assert!(!told.contains("start one with"), "{url}: {told}");
+    };
+    // An authority that nobody named is not trusted.
+    fails(&spec, &url, "--ca-file or CAISSON_CA_FILE");
+    fails(&spec, &url.replace("https", "http"), "set CAISSON_URL to https://");
     assert!(server.terminate().await.unwrap().success());
+
+    let gone = text(&ps(&spec, &url, Some(&authority)).stderr);
+    assert!(gone.contains("no server answers") && gone.contains("start one with"), "{gone}");
+    spec.variables.retain(|(name, _)| !name.starts_with("CAISSON_TLS__"));
+    let mut plain = spec.spawn().unwrap();
+    answering(&testkit::api::Api::new(&plain.base, &secret).unwrap()).await;
+    fails(&spec, &url, "set CAISSON_URL to http://");
+    assert!(plain.terminate().await.unwrap().success());
 }
 
 #[test]

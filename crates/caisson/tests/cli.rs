@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
@@ -183,6 +183,10 @@ fn the_doctor_finds_what_a_server_would_end_of_and_changes_nothing() {
         ("DEFAULT_REPOSITORY", "https://git.example.com/x", "not among the allowed"),
         ("REPOSITORIES", "https://*", "https://*"),
         ("SHIM", "/no/such/shim", "/no/such/shim"),
+        ("ALLOW_REPO", "/no/such/src", "allow_repo \"/no/such/src\""),
+        ("MODEL__API_KEY_FILE", "/nope", "model.api_key_file: the secret file \"/nope\""),
+        ("TLS__CERT_FILE", "/nope", "tls has only one"),
+        ("SLOTS", "0", "slots is 0"),
     ];
     for (name, value, part) in cases {
         let mut spec = spec.clone();
@@ -192,6 +196,7 @@ fn the_doctor_finds_what_a_server_would_end_of_and_changes_nothing() {
         let said = text(&doctor.stdout);
         assert_eq!(doctor.status.code(), Some(1), "{name}: {said}");
         assert!(said.lines().any(|line| line.starts_with("FAIL") && line.contains(part)), "{name}: {said}");
+        assert!(said.contains("checks failed"), "it goes on: {said}");
         let served = run(&spec, &["serve"], &[(&variable, value)]);
         assert_eq!(served.status.code(), Some(1), "{name}");
         assert!(text(&served.stderr).contains(part), "{name}: {}", text(&served.stderr));
@@ -202,6 +207,72 @@ fn the_doctor_finds_what_a_server_would_end_of_and_changes_nothing() {
     let said = text(&run(&spec, &["doctor", "--listen", &address], &[]).stdout);
     assert!(said.contains(&format!("{address} cannot be listened on")), "{said}");
     assert!(said.contains("--allow-repo DIR"), "{said}");
+    // What depends on a state directory that cannot be used is not looked at.
+    let said = text(&run(&spec, &["doctor", "--state-dir", &format!("{empty}/state")], &[]).stdout);
+    assert!(said.contains("FAIL  state") && said.contains("note  state"), "{said}");
+    for silent in ["database     ", "API keys     ", "master key   ", "when it is needed", "key create"] {
+        assert!(!said.contains(silent), "{silent}: {said}");
+    }
+}
+
+#[test]
+fn the_doctor_finds_that_sandboxes_would_see_the_server_s_own_state() {
+    // Not in `/tmp`, which sandboxes have one of their own for.
+    let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+    let spec = bare_spec(directory.path());
+    let variables =
+        [("CAISSON_ENGINE", "local"), ("CAISSON_LOCAL__READ_ONLY", directory.path().to_str().unwrap())];
+    let state = spec.state_dir.display().to_string();
+    let said = text(&run(&spec, &["doctor"], &variables).stdout);
+    let fault = |line: &str| line.starts_with("FAIL  engine") && line.contains(&state);
+    assert!(said.lines().any(fault), "{said}");
+    assert!(!spec.state_dir.exists());
+    let served = run(&spec, &["serve"], &variables);
+    assert_eq!(served.status.code(), Some(1));
+    assert!(text(&served.stderr).contains(&state), "{}", text(&served.stderr));
+}
+
+/// The weights of all sandboxes together, of either version: what a server writes first when it arranges control groups.
+fn weights() -> Vec<PathBuf> {
+    let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+    let places = hierarchies.map(|entry| entry.path()).chain(["/sys/fs/cgroup".into()]);
+    let files =
+        places.flat_map(|place| ["cpu.shares", "cpu.weight"].map(|file| place.join("caisson").join(file)));
+    files.filter(|file| file.exists()).collect()
+}
+
+#[test]
+fn the_doctor_leaves_the_machine_s_control_groups_as_they_are() {
+    const OTHER: &str = "77";
+    /// How often somebody else may come between: a server that starts meanwhile writes to them.
+    const TRIES: usize = 5;
+    let directory = tempfile::tempdir().unwrap();
+    let spec = bare_spec(directory.path());
+    let before = weights();
+    let was: Vec<_> = before.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    let mut changed = Vec::new();
+    for _ in 0..TRIES {
+        if nix::unistd::geteuid().is_root() {
+            for file in &before {
+                std::fs::write(file, OTHER).unwrap();
+            }
+        }
+        let read = |file: &PathBuf| std::fs::read_to_string(file).unwrap();
+        let set: Vec<_> = before.iter().map(read).collect();
+        let said = text(&run(&spec, &["doctor", "--engine", "local"], &[]).stdout);
+        assert!(said.contains("local: bubblewrap"), "{said}");
+        changed = before.iter().filter(|file| !set.contains(&read(file))).collect();
+        if changed.is_empty() {
+            break;
+        }
+    }
+    if nix::unistd::geteuid().is_root() {
+        for (file, was) in before.iter().zip(was) {
+            std::fs::write(file, was).unwrap();
+        }
+    }
+    assert_eq!(changed, Vec::<&PathBuf>::new());
+    assert_eq!(weights(), before, "nothing was made");
 }
 
 async fn the_doctor_is_content_with_the_flags_that_a_server_gets(engine: Engine) {

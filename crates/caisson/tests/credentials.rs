@@ -14,6 +14,7 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use testkit::engine::Engine;
+use testkit::hunt::{Canary, Hunt};
 use testkit::parts::Parts;
 use testkit::process::ServerSpec;
 use testkit::volumes::SessionFiles;
@@ -56,36 +57,13 @@ fn done(spec: &ServerSpec, arguments: &[&str], secret: &str) -> String {
     text(&output.stdout)
 }
 
-/// Where a secret stands in the files below a directory, raw or in base64 of its own.
+/// How many files there are below a directory, and where a secret stands in them. An image of a volume is sparse, and looked at
+/// where it is mounted.
 fn hunt(root: &Path, secrets: &[&str]) -> (usize, Vec<String>) {
-    use base64::Engine as _;
-    let (mut files, mut found, mut pending) = (0, Vec::new(), vec![root.to_owned()]);
-    while let Some(directory) = pending.pop() {
-        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
-            let kind = entry.file_type().unwrap();
-            // An image of a volume is sparse, and looked at where it is mounted.
-            if entry.path().extension().is_some_and(|extension| extension == "img") {
-                continue;
-            }
-            if kind.is_dir() {
-                pending.push(entry.path());
-            } else if kind.is_file()
-                && let Ok(bytes) = std::fs::read(entry.path())
-            {
-                files += 1;
-                for secret in secrets {
-                    let encoded = base64::engine::general_purpose::STANDARD.encode(secret);
-                    if [secret.as_bytes(), encoded.as_bytes()]
-                        .iter()
-                        .any(|needle| memchr::memmem::find(&bytes, needle).is_some())
-                    {
-                        found.push(entry.path().display().to_string());
-                    }
-                }
-            }
-        }
-    }
-    (files, found)
+    let canaries: Vec<_> = secrets.iter().map(|secret| Canary { name: "a secret", secret }).collect();
+    let mut hunt = Hunt::new(&canaries).unwrap();
+    let files = hunt.tree(root, &["volumes"]);
+    (files, hunt.found.into_iter().collect())
 }
 
 async fn a_run_uses_the_stores_credentials_and_goes_on_with_those_they_are_rotated_to(engine: Engine) {

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use scripted_model::Record;
@@ -15,6 +16,9 @@ use testkit::world::{World, WorldSpec};
 
 /// How long an end may be waited for.
 const WAIT: Duration = Duration::from_mins(2);
+
+/// Longer than three tries to place a run take, with the waits between them.
+const THREE_TRIES: Duration = Duration::from_secs(4);
 
 /// A reply of which so many bytes were served has begun to tell its text.
 const BEGUN_BYTES: u64 = 600;
@@ -291,4 +295,104 @@ async fn a_run_whose_supervisor_and_first_process_are_killed_is_lost_by_an_unkno
     assert_lost(&world, &id, "unknown exit code").await;
     seen.assert_nothing_left(&world).await;
     assert_next_succeeds(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn without_bubblewrap_nothing_is_claimed_or_accepted_until_it_is_back() {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    // Where the sandboxes' users find it.
+    let place = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (bubblewrap, aside) = (place.path().join("bwrap"), place.path().join("aside"));
+    std::fs::copy("/usr/bin/bwrap", &bubblewrap).unwrap();
+    let named = ("LOCAL__BUBBLEWRAP".to_owned(), bubblewrap.display().to_string());
+    let spec = WorldSpec { variables: vec![named], ..WorldSpec::on(Engine::Local) };
+    let world = World::start(&parts, spec).await.unwrap();
+
+    std::fs::rename(&bubblewrap, &aside).unwrap();
+    // Accepted before anybody has noticed, or not at all.
+    let early = world.api.post("/v1/runs", &world.run_body()).await.unwrap();
+    assert!(early.status == 202 || early.status == 503, "{}", early.body);
+    let told = readiness(&world, 503).await;
+    assert!(told.to_string().contains("bubblewrap"), "{told:#}");
+    let refused = world.api.post("/v1/runs", &world.run_body()).await.unwrap();
+    assert_eq!(refused.status, 503, "{}", refused.body);
+    tokio::time::sleep(THREE_TRIES).await;
+    if let Some(id) = early.body["id"].as_str() {
+        let run = world.api.get(&format!("/v1/runs/{id}")).await.unwrap().body;
+        assert_eq!(run["status"], "queued", "{run:#}");
+        assert!(run["attempt"].as_u64().is_some_and(|attempt| attempt <= 1), "{run:#}");
+    }
+    std::fs::rename(&aside, &bubblewrap).unwrap();
+    readiness(&world, 200).await;
+    if let Some(id) = early.body["id"].as_str() {
+        let run = world.api.wait_end(id, WAIT).await.unwrap();
+        assert_succeeded(&world, &run, world.model_calls().len()).await;
+    }
+    assert_next_succeeds(&world).await;
+}
+
+/// Waits for an answer of the server on whether it can place runs.
+async fn readiness(world: &World, status: u16) -> Value {
+    let begun = std::time::Instant::now();
+    loop {
+        let answer = world.api.get("/readyz").await.unwrap();
+        if answer.status == status {
+            return answer.body;
+        }
+        assert!(begun.elapsed() < WAIT, "{}", answer.body);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_sandbox_that_was_half_made_when_its_server_was_killed_is_not_told_of() {
+    const TRIES: usize = 20;
+    let Some(mut world) = world(Engine::Local).await else { return };
+    let mut body = world.run_body();
+    body["prompt"] = json!("[[scn:cart]] The test suite fails. Fix the bug.");
+    for _ in 0..TRIES {
+        let id = world.api.submit(&body).await.unwrap();
+        let half_made = kill_while_it_is_made(&mut world);
+        world.server = world.spec.start().await.unwrap();
+        let run = world.api.wait_end(&id, WAIT).await.unwrap();
+        assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
+        world.wait_tidy().await.unwrap();
+        let Some(sandbox) = half_made else { continue };
+        assert_eq!(run["attempt"], 2, "{run:#}");
+        let events = events_with_one_end(&world, &id).await;
+        let of_it = |event: &&Value| {
+            event["kind"].as_str().is_some_and(|kind| kind.starts_with("sandbox."))
+                && event.to_string().contains(&sandbox)
+        };
+        assert_eq!(events.iter().filter(of_it).collect::<Vec<_>>(), Vec::<&Value>::new());
+        assert_eq!(count(&events, "sandbox.started"), 1);
+        let again = events.iter().find(|event| event["kind"] == "run.requeued").unwrap();
+        assert!(again.to_string().contains("the server stopped while"), "{again:#}");
+        assert_eq!(leftovers(&sandbox).unwrap(), Vec::<String>::new());
+        return;
+    }
+    panic!("the moment was never met in {TRIES} tries");
+}
+
+/// Kills the server when the next sandbox's record is there, and the sandbox's supervisor if there is one yet; the sandbox, if
+/// its first process was not written down before.
+fn kill_while_it_is_made(world: &mut World) -> Option<String> {
+    let begun = std::time::Instant::now();
+    let sandbox = loop {
+        assert!(begun.elapsed() < WAIT, "no sandbox is made");
+        if let Some(sandbox) = world.sandboxes().unwrap().pop() {
+            break sandbox;
+        }
+    };
+    world.server.kill().unwrap();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if line.starts_with(b"caisson\0") && line.ends_with(format!("\0{sandbox}\0").as_bytes()) {
+            // It may have ended by itself.
+            kill_9(entry.file_name().to_str().unwrap().parse().unwrap()).ok();
+        }
+    }
+    let first = world.state_dir().join("local").join(&sandbox).join("first.json");
+    (!first.exists()).then_some(sandbox)
 }

@@ -17,6 +17,7 @@ const WAIT: Duration = Duration::from_mins(2);
 
 testkit::on_every_engine! {
     ctrl_c_leaves_a_run_that_goes_on_and_is_come_back_to
+    ctrl_c_in_the_demo_cancels_its_run_and_leaves_no_sandbox
     a_follower_outlives_its_server_and_misses_and_repeats_nothing
     a_run_that_is_cancelled_ends_its_follower_with_4
     a_run_that_is_not_followed_is_submitted_and_told_by_its_id
@@ -30,8 +31,7 @@ async fn world(engine: Engine) -> Option<World> {
 
 /// A command of somebody who has the server's URL and a key.
 fn command(world: &World, arguments: &[&str]) -> Command {
-    let mut command = Command::from(world.spec.command(arguments));
-    command.env("CAISSON_URL", &world.server.base).env("CAISSON_API_KEY", &world.key);
+    let mut command = Command::from(world.client(arguments));
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     command
 }
@@ -97,6 +97,20 @@ async fn ctrl_c_leaves_a_run_that_goes_on_and_is_come_back_to(engine: Engine) {
     }
     assert!(said.contains(&format!("caisson diff {id}")), "{said}");
     world.wait_tidy().await.unwrap();
+}
+
+async fn ctrl_c_in_the_demo_cancels_its_run_and_leaves_no_sandbox(engine: Engine) {
+    let Some(world) = world(engine).await else { return };
+    let arguments = ["demo", "--engine", engine.name(), "--delay-scale", "100"];
+    let (child, mut lines) = spawned(command(&world, &arguments));
+    read_to(&mut lines, "phase agent").await;
+    signal(child.id().unwrap(), "INT").unwrap();
+    let left = output(child).await;
+    let said = text(&left.stderr);
+    assert_eq!(left.status.code(), Some(130), "{said}");
+    assert!(said.contains("cancelling the run") && !said.contains("goes on"), "{said}");
+    let state = world.state_dir().join("demo/state");
+    assert_eq!(engine.sandboxes(&world.spec.parts, &state).unwrap(), Vec::<String>::new());
 }
 
 async fn a_follower_outlives_its_server_and_misses_and_repeats_nothing(engine: Engine) {

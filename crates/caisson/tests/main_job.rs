@@ -17,6 +17,7 @@ const END: Duration = Duration::from_mins(1);
 
 testkit::on_every_engine! {
     a_task_becomes_a_tested_commit_on_a_branch
+    a_branch_that_has_the_fix_already_stays_and_the_run_succeeds
     an_agent_that_commits_by_itself_is_not_asked_again
     a_repository_on_this_machine_is_worked_on_only_below_an_allowed_directory
     a_run_without_a_repository_has_an_empty_workspace
@@ -79,6 +80,27 @@ async fn a_task_becomes_a_tested_commit_on_a_branch(engine: Engine) {
     let names: Vec<_> =
         diff.body["items"].as_array().unwrap().iter().map(|item| item["name"].clone()).collect();
     assert!(names.contains(&json!("diff.patch")), "{names:?}");
+}
+
+async fn a_branch_that_has_the_fix_already_stays_and_the_run_succeeds(engine: Engine) {
+    let Some(parts) = parts() else { return };
+    let world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
+    let mut body = world.run_body();
+    body["base"] = json!("main");
+    body["branch"] = json!("feat/tenth-piece");
+    let mut tips = Vec::new();
+    for pushes in [1, 0] {
+        let id = world.api.submit(&body).await.unwrap();
+        let run = world.api.wait_end(&id, END).await.unwrap();
+        assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
+        assert_eq!(run["pushed_commit"].is_string(), pushes == 1, "{run:#}");
+        let events = world.api.events(&id).await.unwrap();
+        assert_eq!(kinds(&events).iter().filter(|kind| **kind == "git.push").count(), pushes);
+        let note = |event: &Value| event["data"].to_string().contains("has this change already");
+        assert_eq!(events.iter().any(note), pushes == 0, "{events:?}");
+        tips.push(run_git(&world.bare, &["rev-parse", "feat/tenth-piece"]).unwrap());
+    }
+    assert_eq!(tips[0], tips[1]);
 }
 
 async fn an_agent_that_commits_by_itself_is_not_asked_again(engine: Engine) {

@@ -2,13 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE};
+use base64::engine::general_purpose::STANDARD;
 use testkit::docker::{docker, inspect};
 use testkit::engine::Engine;
+use testkit::hunt::{Canary, Hunt};
 use testkit::parts::Parts;
 use testkit::world::{GIT_TOKEN, MODEL_KEY, World, WorldSpec};
 
@@ -19,46 +20,11 @@ testkit::on_every_engine! {
     a_sandbox_is_sealed_as_the_host_sees_it
 }
 
-/// The canaries in every form that a leak could have.
-fn needles() -> Vec<(String, Vec<u8>)> {
-    let mut needles = Vec::new();
-    for (name, secret) in [("model key", MODEL_KEY), ("git token", GIT_TOKEN)] {
-        let basic = format!("x-access-token:{secret}");
-        needles.push((format!("{name}, raw"), secret.as_bytes().to_vec()));
-        needles.push((format!("{name}, base64"), STANDARD.encode(secret).into_bytes()));
-        needles.push((format!("{name}, url-safe base64"), URL_SAFE.encode(secret).into_bytes()));
-        needles.push((format!("{name}, basic"), STANDARD.encode(basic).into_bytes()));
-        needles.push((format!("{name}, hex"), hex::encode(secret).into_bytes()));
-    }
-    needles
-}
-
-/// Says where a canary stands in `bytes`.
-fn hunt(place: &str, bytes: &[u8], found: &mut Vec<String>) {
-    for (name, needle) in needles() {
-        if memchr::memmem::find(bytes, &needle).is_some() {
-            found.push(format!("{name} in {place}"));
-        }
-    }
-}
-
-fn hunt_tree(root: &Path, found: &mut Vec<String>) -> usize {
-    let mut looked_at = 0;
-    let mut pending = vec![root.to_owned()];
-    while let Some(directory) = pending.pop() {
-        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
-            let kind = entry.file_type().unwrap();
-            if kind.is_dir() {
-                pending.push(entry.path());
-            } else if kind.is_file()
-                && let Ok(bytes) = std::fs::read(entry.path())
-            {
-                looked_at += 1;
-                hunt(&entry.path().display().to_string(), &bytes, found);
-            }
-        }
-    }
-    looked_at
+/// The hunt for both canaries.
+fn hunt() -> Hunt {
+    let canaries =
+        [Canary { name: "model key", secret: MODEL_KEY }, Canary { name: "git token", secret: GIT_TOKEN }];
+    Hunt::new(&canaries).unwrap()
 }
 
 async fn working(parts: &Parts, engine: Engine) -> (World, String, String) {
@@ -77,19 +43,19 @@ async fn working(parts: &Parts, engine: Engine) -> (World, String, String) {
 }
 
 /// What the engine itself shows of a sandbox: its settings, its log, its files.
-fn hunt_engine(world: &World, sandbox: &str, found: &mut Vec<String>) {
+fn hunt_engine(world: &World, sandbox: &str, hunt: &mut Hunt) {
     let parts = &world.spec.parts;
     match world.engine {
         Engine::Docker => {
-            hunt("docker inspect", inspect(parts, sandbox).unwrap().to_string().as_bytes(), found);
-            hunt("docker logs", &docker(parts, &["logs", sandbox]).unwrap(), found);
+            hunt.look("docker inspect", inspect(parts, sandbox).unwrap().to_string().as_bytes());
+            hunt.look("docker logs", &docker(parts, &["logs", sandbox]).unwrap());
             let file_system = docker(parts, &["export", sandbox]).unwrap();
             assert!(
                 file_system.len() > 50_000_000,
                 "the export holds the image: {} bytes",
                 file_system.len()
             );
-            hunt("docker export", &file_system, found);
+            hunt.look("docker export", &file_system);
         }
         Engine::Local => {
             // Records and log are in the state directory. Of the file system, `/usr` is the host's own.
@@ -106,7 +72,7 @@ fn hunt_engine(world: &World, sandbox: &str, found: &mut Vec<String>) {
                 "home",
                 "workspace",
             ];
-            let looked_at: usize = own.iter().map(|place| hunt_tree(&root.join(place), found)).sum();
+            let looked_at: usize = own.iter().map(|place| hunt.tree(&root.join(place), &[])).sum();
             assert!(looked_at > 30, "{looked_at} files of the sandbox were looked at");
         }
     }
@@ -122,32 +88,28 @@ fn status_field(pid: u32, field: &str) -> String {
 async fn canaries_reach_the_upstreams_and_nothing_else(engine: Engine) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
     let (world, id, sandbox) = working(&parts, engine).await;
-    let mut found = Vec::new();
+    let mut hunt = hunt();
 
     // While the agent works: the sandbox as the kernel and the engine show it.
     let pids = world.processes(&sandbox).unwrap();
     assert!(pids.len() >= 3, "shim, agent and tool were expected: {pids:?}");
     for pid in pids {
-        for file in ["environ", "cmdline"] {
-            let bytes = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-            assert!(!bytes.is_empty(), "{file} of {pid} cannot be read from the host");
-            hunt(&format!("{file} of {pid}"), &bytes, &mut found);
-        }
+        hunt.process(pid).unwrap();
     }
-    hunt_engine(&world, &sandbox, &mut found);
-    let while_working = hunt_tree(world.state_dir(), &mut found);
+    hunt_engine(&world, &sandbox, &mut hunt);
+    let while_working = hunt.tree(world.state_dir(), &[]);
 
     let run = world.api.wait_end(&id, WAIT).await.unwrap();
     assert_eq!(run["status"], "succeeded", "{run:#}");
     // When it is done: database, logs, artifacts, workspace with its git configuration, events, the pushed repository.
-    let afterwards = hunt_tree(world.state_dir(), &mut found);
+    let afterwards = hunt.tree(world.state_dir(), &[]);
     // By then the session's files are inside one image, if it has a volume.
     assert!(while_working > 20 && afterwards > 5, "{while_working} and {afterwards} files looked at");
     let events = serde_json::to_vec(&world.api.events(&id).await.unwrap()).unwrap();
     assert!(events.len() > 1_000);
-    hunt("events", &events, &mut found);
-    hunt_tree(&world.bare, &mut found);
-    assert!(found.is_empty(), "{found:#?}");
+    hunt.look("events", &events);
+    hunt.repository(&world.bare).unwrap();
+    assert!(hunt.found.is_empty(), "{:#?}", hunt.found);
 
     // The hunt can find: the upstreams did receive both.
     assert!(world.host.shown_tokens().iter().any(|token| token == GIT_TOKEN));
@@ -160,8 +122,8 @@ async fn canaries_reach_the_upstreams_and_nothing_else(engine: Engine) {
     );
     let planted: PathBuf = world.state_dir().join("planted");
     std::fs::write(&planted, format!("x{}y", STANDARD.encode(GIT_TOKEN))).unwrap();
-    hunt_tree(world.state_dir(), &mut found);
-    assert!(found.iter().any(|place| place.contains("planted")), "{found:?}");
+    hunt.tree(world.state_dir(), &[]);
+    assert!(hunt.found.iter().any(|place| place.contains("planted")), "{:?}", hunt.found);
 }
 
 async fn a_sandbox_is_sealed_as_the_host_sees_it(engine: Engine) {

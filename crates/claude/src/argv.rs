@@ -102,6 +102,8 @@ pub struct Launch {
     pub mcp_config: Option<String>,
     /// Whether to print answers while they are being made.
     pub partial_messages: bool,
+    /// Settings of the caller's own: a JSON object, which counts more than every file.
+    pub settings: Option<Value>,
     /// Settings that are read; none by default.
     pub setting_sources: Vec<SettingSource>,
 }
@@ -154,6 +156,7 @@ const TOOLS: &str = "--tools";
 const ALLOWED_TOOLS: &str = "--allowedTools";
 const DISALLOWED_TOOLS: &str = "--disallowedTools";
 const APPEND_SYSTEM_PROMPT: &str = "--append-system-prompt";
+const SETTINGS: &str = "--settings";
 const MCP_CONFIG: &str = "--mcp-config";
 
 impl Launch {
@@ -172,6 +175,7 @@ impl Launch {
             append_system_prompt: None,
             mcp_config: None,
             partial_messages: true,
+            settings: None,
             setting_sources: Vec::new(),
         }
     }
@@ -206,6 +210,9 @@ impl Launch {
         self.push_limits(&mut argv)?;
         if let Some(text) = &self.append_system_prompt {
             argv.push(long(APPEND_SYSTEM_PROMPT, text)?);
+        }
+        if let Some(settings) = &self.settings {
+            argv.push(long(SETTINGS, &settings.to_string())?);
         }
         if let Some(config) = &self.mcp_config {
             argv.push(mcp_config(config)?);

@@ -25,6 +25,7 @@ fn whole() -> Launch {
         append_system_prompt: Some("--dangerously-skip-permissions\nSecond line.".to_owned()),
         mcp_config: Some("{\"mcpServers\":{}}".to_owned()),
         partial_messages: false,
+        settings: Some(serde_json::json!({"disableAllHooks": true})),
         setting_sources: vec![SettingSource::User, SettingSource::Project, SettingSource::Local],
     }
 }

@@ -16,6 +16,7 @@ mod input;
 mod json;
 pub mod limits;
 mod line;
+mod settings;
 mod uuid;
 mod verdict;
 
@@ -31,5 +32,6 @@ pub use input::{
     user_prompt,
 };
 pub use line::{Line, parse};
+pub use settings::{closed_to_tools, settings_of_no_repository};
 pub use uuid::{Uuid, UuidError};
 pub use verdict::{Ending, Exit, Reason, Verdict, conclude, judge};

@@ -28,6 +28,8 @@ text_enum! {
         SandboxExited = "sandbox.exited",
         /// S: the workspace is checked out. Data: base commit, branch.
         WorkspacePrepared = "workspace.prepared",
+        /// S: whose files steer the agent. Data: anchor, commit, settings, files, replaced, and how many there are of each.
+        WorkspaceSteered = "workspace.steered",
         /// S: the prompt goes to the agent now; committed before it does.
         AgentStarted = "agent.started",
         /// S: one line of the agent's standard output, as it came.

@@ -4,12 +4,15 @@
 //! them as arguments, so that every rule written here can be tested as a plain function.
 
 pub mod budget;
+pub mod checks;
 pub mod credential;
 pub mod egress;
+mod environment_name;
 pub mod event;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 pub mod git;
+pub mod globs;
 pub mod grant;
 pub mod id;
 pub mod image;
@@ -21,5 +24,6 @@ pub mod run;
 pub mod server;
 pub mod sse;
 pub mod tools;
+pub mod trust;
 pub mod usage;
 pub mod workflow;

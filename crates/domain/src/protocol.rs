@@ -11,6 +11,7 @@ use crate::event::DeltaKind;
 use crate::git::BranchName;
 use crate::id::{Epoch, RunId};
 use crate::run::{Failure, Phase, text_enum};
+use crate::trust::{Steering, Trust};
 use crate::workflow::{PermissionMode, Publish};
 
 /// The protocol's version; the shim sends it in [`VERSION_HEADER`] with every control request.
@@ -38,6 +39,8 @@ pub mod places {
     pub const WORKSPACE: &str = "/workspace";
     /// The agent's home.
     pub const HOME: &str = "/home/agent";
+    /// Directory in the agent's home in which the shim puts the files that steer the agent.
+    pub const STEERING: &str = ".caisson";
     /// Port of the shim's listener on 127.0.0.1 in the sandbox's own network namespace.
     pub const LOOPBACK_PORT: u16 = 4180;
 }
@@ -101,6 +104,12 @@ pub struct RunWork {
     pub git: Option<GitWork>,
     /// What to do with the work.
     pub publish: Publish,
+    /// What of the anchor acts.
+    #[serde(default)]
+    pub trust: Trust,
+    /// Patterns of paths that no push may touch, so that the agent can be told before it tries.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forbidden_paths: Vec<String>,
     /// Time left for agent and publishing together, in milliseconds; the worker enforces it from outside as well.
     pub timeout_ms: u64,
 }
@@ -135,6 +144,9 @@ pub struct AgentWork {
 pub struct GitWork {
     /// Branch to start from; none means the remote's default.
     pub base: Option<BranchName>,
+    /// Branch whose files steer the agent; none means the remote's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anchor: Option<BranchName>,
     /// Branch to make and push.
     pub branch: BranchName,
     /// Author and committer name.
@@ -177,6 +189,8 @@ pub enum JournalBody {
         /// The branch; none without a repository.
         branch: Option<BranchName>,
     },
+    /// Whose files steer the agent; told where there are any, or where the branch has others.
+    Steered(Steering),
     /// The prompt goes to the agent as soon as this is acknowledged.
     AgentStarted,
     /// One line of the agent's standard output that is a JSON object, byte for byte.

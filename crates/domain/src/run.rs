@@ -261,6 +261,9 @@ pub struct RunSpec {
     pub repository: Option<Repository>,
     /// The branch to start from; none means the repository's default branch.
     pub base: Option<BranchName>,
+    /// The branch whose files steer the agent; none means the repository's default branch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anchor: Option<BranchName>,
     /// The branch made and pushed; none without a repository.
     pub branch: Option<BranchName>,
     /// Model id, where the run or its workflow names one.

@@ -7,11 +7,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::budget::RUN_BUDGET_MICRO_USD;
 use crate::egress;
+pub use crate::environment_name::check_environment_name;
+use crate::globs::Globs;
 use crate::id::{NameError, check_name};
 use crate::image::check_image_name;
 use crate::limits;
 use crate::run::{Resources, cut, text_enum};
 use crate::tools;
+use crate::trust::{TrustBlock, TrustFront};
 
 text_enum! {
     /// What happens to the agent's work.
@@ -101,6 +104,10 @@ pub struct CaissonBlock {
     pub commit_type: String,
     /// Where tools may go: presets and rules, among what the operator allows. None means all of that, an empty list nothing.
     pub egress: Option<Vec<String>>,
+    /// Whose files steer the agent.
+    pub trust: TrustBlock,
+    /// Patterns of paths that no push may add, change or remove, beside those that the server forbids.
+    pub forbidden_paths: Vec<String>,
 }
 
 impl Default for CaissonBlock {
@@ -114,6 +121,8 @@ impl Default for CaissonBlock {
             publish: Publish::Branch,
             commit_type: "chore".to_owned(),
             egress: None,
+            trust: TrustBlock::default(),
+            forbidden_paths: Vec::new(),
         }
     }
 }
@@ -222,6 +231,8 @@ struct CaissonFront {
     publish: Option<Publish>,
     commit_type: Option<String>,
     egress: Option<Vec<String>>,
+    trust: TrustFront,
+    forbidden_paths: Vec<String>,
 }
 
 /// The resources as written.
@@ -246,6 +257,8 @@ impl From<CaissonFront> for CaissonBlock {
             publish,
             commit_type,
             egress,
+            trust,
+            forbidden_paths,
         } = front;
         let ResourcesFront { memory_mib, pids, cpu_millis, tmp_mib, workspace_mib } = resources;
         let default = Self::default();
@@ -258,6 +271,8 @@ impl From<CaissonFront> for CaissonBlock {
             publish: publish.unwrap_or(default.publish),
             commit_type: commit_type.unwrap_or(default.commit_type),
             egress,
+            trust: trust.into(),
+            forbidden_paths,
         }
     }
 }
@@ -345,6 +360,7 @@ impl Workflow {
         self.validate_publish()?;
         self.validate_commit_type()?;
         self.validate_egress()?;
+        self.validate_trust()?;
         self.validate_mcp_servers()
     }
 
@@ -380,6 +396,13 @@ impl Workflow {
             None => return Ok(()),
         };
         Err(WorkflowError::Value { field: "caisson.egress", reason })
+    }
+
+    fn validate_trust(&self) -> Result<(), WorkflowError> {
+        let fault = |field, reason| WorkflowError::Value { field, reason };
+        self.caisson.trust.check().map_err(|reason| fault("caisson.trust.branches", reason))?;
+        let globs = Globs::new(&self.caisson.forbidden_paths).map(drop);
+        globs.map_err(|error| fault("caisson.forbidden_paths", error.to_string()))
     }
 
     fn validate_tools(&self) -> Result<(), WorkflowError> {
@@ -428,45 +451,6 @@ fn in_range(
     }
     let reason = format!("{value} is not from {} to {}", range.start(), range.end());
     Err(WorkflowError::Value { field, reason })
-}
-
-/// Prefixes of names that only Caisson may set, since they steer the agent or the loader.
-const RESERVED_PREFIXES: [&str; 7] = ["ANTHROPIC_", "CLAUDE", "CAISSON_", "LD_", "GIT_", "DISABLE_", "BUN_"];
-/// Names that only Caisson may set.
-const RESERVED_NAMES: [&str; 15] = [
-    "PATH",
-    "HOME",
-    "SHELL",
-    "TMPDIR",
-    "IS_SANDBOX",
-    "BASH_ENV",
-    "LANG",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "ALL_PROXY",
-    "NO_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "all_proxy",
-    "no_proxy",
-];
-/// Longest environment name, in bytes.
-const ENVIRONMENT_NAME_BYTES: usize = 128;
-
-/// Checks the name of an environment variable that a run wants to set.
-///
-/// # Errors
-/// A sentence that says what is wrong with it.
-pub fn check_environment_name(name: &str) -> Result<(), String> {
-    let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
-    let rest = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    if !first || !rest || name.len() > ENVIRONMENT_NAME_BYTES {
-        return Err(format!("\"{}\" is not an environment variable's name", name.escape_debug()));
-    }
-    if RESERVED_NAMES.contains(&name) || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
-        return Err(format!("\"{name}\" is reserved for Caisson"));
-    }
-    Ok(())
 }
 
 /// Front matter and body; `None` if there is no front matter.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::environment_name::ENVIRONMENT_NAME_BYTES;
 
 fn file(front: &str) -> String {
     format!("---\nname: x\ndescription: does x\n{front}---\n\nDo it.\n")
@@ -181,4 +182,39 @@ fn egress_is_a_list_of_presets_and_rules() {
     assert!(error.contains("caisson.egress") && error.contains("host:443"), "{error}");
     let many = vec!["example.com"; crate::egress::RULES + 1].join(", ");
     assert!(with(&format!("[{many}]")).unwrap_err().to_string().contains("256 entries"));
+}
+
+#[test]
+fn a_workflow_trusts_nothing_but_what_it_names() {
+    let block = |text: &str| {
+        let text = format!("---\nname: x\ndescription: y\ncaisson: {text}\n---\n");
+        Workflow::parse(&text).map(|workflow| workflow.caisson)
+    };
+    assert_eq!(block("{}").unwrap().trust, TrustBlock::default());
+    let opted = block("{trust: {branches: [release/*], settings: true}}").unwrap().trust;
+    assert_eq!(
+        (opted.instructions, opted.settings, opted.branches),
+        (true, true, vec!["release/*".to_owned()])
+    );
+    assert!(!block("{trust: {instructions: false}}").unwrap().trust.instructions);
+    for bad in ["{trust: {hooks: true}}", "{trust: {branches: ['*']}}", "{trust: true}"] {
+        assert!(block(bad).is_err(), "{bad}");
+    }
+    // One that another version wrote, without the block.
+    assert_eq!(serde_json::from_str::<CaissonBlock>("{}").unwrap().trust, TrustBlock::default());
+}
+
+#[test]
+fn forbidden_paths_are_patterns_with_a_bound() {
+    let parse = |patterns: &str| {
+        let text = format!("---\nname: x\ndescription: y\ncaisson: {{forbidden_paths: {patterns}}}\n---\n");
+        Workflow::parse(&text).map(|workflow| workflow.caisson.forbidden_paths)
+    };
+    assert_eq!(parse("['.github/**', '*.pem']").unwrap(), [".github/**", "*.pem"]);
+    for bad in ["['a//b']", "['']", "['a/x**']"] {
+        assert!(parse(bad).unwrap_err().to_string().contains("caisson.forbidden_paths"), "{bad}");
+    }
+    let many = |count| format!("[{}]", vec!["a"; count].join(","));
+    assert!(parse(&many(crate::globs::PATTERNS)).is_ok());
+    assert!(parse(&many(crate::globs::PATTERNS + 1)).is_err());
 }

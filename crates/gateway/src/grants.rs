@@ -1,5 +1,6 @@
 //! Grants: the second hurdle of the door, after "which socket".
 
+use caisson_domain::checks::{Check, stands};
 use caisson_domain::grant::{GrantKind, TokenHash};
 use caisson_domain::run::Run;
 use caisson_store::{DoorRun, Knock, StoreError};
@@ -30,6 +31,7 @@ fn presented(headers: &HeaderMap, field: HeaderName) -> Option<&str> {
 /// request, so that a revocation acts at once.
 async fn holds(door: &Door, kind: GrantKind, presented: Option<&str>) -> Result<bool, StoreError> {
     match presented {
+        _ if !stands(Check::Grant) => Ok(true),
         None => Ok(false),
         Some(secret) => {
             let hash = TokenHash::of(secret);
@@ -71,6 +73,10 @@ async fn run_of(door: &Door, presented: Option<&str>) -> Result<Run, Refusal> {
 
 /// As [`agent`], for paths that need to know of the run who it is and no more: a single small read.
 pub(crate) async fn knock(door: &Door, headers: &HeaderMap) -> Result<DoorRun, Refusal> {
+    if !stands(Check::Grant) {
+        let run = agent(door, headers).await?;
+        return Ok(DoorRun { id: run.id, project: run.project });
+    }
     let Some(secret) = presented(headers, AUTHORIZATION) else { return Err(Refusal::grant()) };
     let hash = TokenHash::of(secret);
     let (cancel, patience) = (&door.shared.cancel, door.shared.bounds.store_hold);

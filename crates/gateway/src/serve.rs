@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use caisson_domain::checks::{Check, stands};
 use caisson_domain::protocol::paths;
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
@@ -57,7 +58,8 @@ pub(crate) async fn accept(door: Arc<Door>, listener: UnixListener) {
 pub(crate) fn reader(header_read: Duration) -> http1::Builder {
     let mut reader = http1::Builder::new();
     reader.timer(TokioTimer::new()).header_read_timeout(header_read);
-    reader.max_header_size(HEADER_BYTES).max_headers(HEADERS);
+    let head_bytes = if stands(Check::Heads) { HEADER_BYTES } else { usize::MAX / 2 };
+    reader.max_header_size(head_bytes).max_headers(HEADERS);
     reader
 }
 

@@ -3,6 +3,7 @@
 use caisson_domain::id::Epoch;
 use caisson_domain::protocol::{AgentWork, GitWork, RunWork};
 use caisson_domain::run::Run;
+use caisson_domain::trust::Trust;
 
 use crate::bounds::SUBJECT_CHARS;
 use crate::config::GitIdentity;
@@ -29,6 +30,7 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
         (Some(_), None) => return Err(NoBranch),
         (Some(_), Some(branch)) => Some(GitWork {
             base: run.spec.base.clone(),
+            anchor: run.spec.anchor.clone(),
             branch: branch.clone(),
             author_name: identity.name.clone(),
             author_email: identity.email.clone(),
@@ -51,6 +53,7 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
         mcp_servers: workflow.mcp_servers,
         environment: spec.environment,
     };
+    let trust = workflow.caisson.trust;
     Ok(RunWork {
         run: run.id,
         epoch,
@@ -59,6 +62,8 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
         agent,
         git,
         publish: workflow.caisson.publish,
+        trust: Trust { instructions: trust.instructions, settings: trust.settings },
+        forbidden_paths: workflow.caisson.forbidden_paths,
         timeout_ms,
     })
 }

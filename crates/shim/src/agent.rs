@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use caisson_claude::{
     Action, CommandState, Conversation, Delta, EnvironmentSpec, Launch, Line,
-    PermissionMode as CliPermissionMode, SessionMode, Uuid, environment, parse,
+    PermissionMode as CliPermissionMode, SessionMode, SettingSource, Uuid, environment, parse,
+    settings_of_no_repository,
 };
 use caisson_domain::event::DeltaKind;
 use caisson_domain::id::RunId;
 use caisson_domain::limits::JOURNAL_LINE_BYTES;
+use caisson_domain::protocol::places::STEERING;
 use caisson_domain::protocol::{AgentWork, JournalBody, RunWork, paths};
 use caisson_domain::run::{Failure, FailureKind, cut};
 use caisson_domain::workflow::PermissionMode;
@@ -31,6 +33,7 @@ use crate::process::{Tail, command};
 use crate::reaper::{Child, Exit};
 use crate::recorder::Recorder;
 use crate::shim::Shim;
+use crate::steering::{self, Acting};
 use crate::watch::Patience;
 
 /// Lines that may wait for the driver; then the agent's output is not read on.
@@ -77,9 +80,14 @@ impl Agent {
     ///
     /// # Errors
     /// [`Failure`] if the work cannot be made a command line, or the program cannot be started.
-    pub(crate) fn start(shim: &Shim, work: &RunWork, recorder: &Recorder) -> Result<Self, Failure> {
+    pub(crate) fn start(
+        shim: &Shim,
+        work: &RunWork,
+        recorder: &Recorder,
+        acting: &Acting,
+    ) -> Result<Self, Failure> {
         let mut program = command(&shim.places.agent, &shim.places.workspace);
-        program.args(launch(&work.agent)?.argv().map_err(|error| bad_workflow(&error))?);
+        program.args(launch(work, acting)?.argv().map_err(|error| bad_workflow(&error))?);
         program.envs(variables(shim, &work.agent)?);
         let mut child = shim.reaper.spawn(&mut program).map_err(|error| {
             Failure::new(FailureKind::Internal, "the agent's program cannot be started in the sandbox")
@@ -320,7 +328,8 @@ fn record(raw: RawLine, line: &Line) -> JournalBody {
     JournalBody::Text { text: text.to_owned(), cut_bytes }
 }
 
-fn launch(work: &AgentWork) -> Result<Launch, Failure> {
+fn launch(run: &RunWork, acting: &Acting) -> Result<Launch, Failure> {
+    let work = &run.agent;
     let conversation = Uuid::parse(&work.conversation).map_err(|error| bad_workflow(&error))?;
     let session =
         if work.resume { SessionMode::Resume(conversation) } else { SessionMode::New(conversation) };
@@ -336,11 +345,32 @@ fn launch(work: &AgentWork) -> Result<Launch, Failure> {
     launch.tools.clone_from(&work.tools);
     launch.disallowed_tools.clone_from(&work.disallowed_tools);
     launch.max_turns = work.max_turns;
-    launch.append_system_prompt = work.system_prompt.clone().filter(|prompt| !prompt.trim().is_empty());
-    if !work.mcp_servers.is_empty() {
-        launch.mcp_config = Some(json!({ "mcpServers": work.mcp_servers }).to_string());
+    launch.append_system_prompt = system_prompt(run);
+    if steering::acts(run) {
+        // What is the user's there, the shim has put there. Of the workspace nothing is read.
+        launch.setting_sources = vec![SettingSource::User];
+        launch.settings =
+            Some(acting.settings.clone().unwrap_or_else(|| settings_of_no_repository(STEERING)));
+    }
+    let mut servers = acting.mcp_servers.clone();
+    servers.extend(work.mcp_servers.clone());
+    if !servers.is_empty() {
+        launch.mcp_config = Some(json!({ "mcpServers": servers }).to_string());
     }
     Ok(launch)
+}
+
+/// The workflow's prompt, and what the agent would otherwise learn when its push is refused.
+fn system_prompt(run: &RunWork) -> Option<String> {
+    let own = run.agent.system_prompt.as_deref().filter(|prompt| !prompt.trim().is_empty());
+    if run.forbidden_paths.is_empty() {
+        return own.map(str::to_owned);
+    }
+    let paths = run.forbidden_paths.join("\n- ");
+    let rule = format!(
+        "Your work is pushed only if none of its commits adds, changes or removes a file that one of these patterns covers:\n- {paths}\nIf the task needs that, leave it and say so in your last message."
+    );
+    Some(own.map_or_else(|| rule.clone(), |own| format!("{own}\n\n{rule}")))
 }
 
 fn variables(shim: &Shim, work: &AgentWork) -> Result<Vec<(String, String)>, Failure> {

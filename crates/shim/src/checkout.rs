@@ -12,6 +12,7 @@ use caisson_domain::git::BranchName;
 use caisson_domain::protocol::paths;
 use caisson_domain::run::{Failure, FailureKind};
 
+use crate::anchor;
 use crate::git::{Git, is_empty, is_object_name, text};
 use crate::plain_file;
 
@@ -31,6 +32,8 @@ pub(crate) struct Checkout {
     pub(crate) base: Option<String>,
     /// The branch.
     pub(crate) branch: BranchName,
+    /// The anchor's commit; none if the repository has no such branch.
+    pub(crate) anchor: Option<String>,
 }
 
 /// Brings the workspace to the run's branch.
@@ -45,13 +48,13 @@ pub(crate) async fn prepare(git: &Git) -> Result<Checkout, Failure> {
     if preparing.exists() {
         empty(&git.workspace).map_err(|error| unusable("cannot be emptied", &error))?;
     }
-    let base = if is_empty(&git.workspace) {
+    let (base, anchor) = if is_empty(&git.workspace) {
         plain_file::write(&preparing, b"")
             .map_err(|error| unusable("has a home that cannot be written", &error))?;
-        let base = fresh(git).await?;
+        let (base, anchor) = fresh(git).await?;
         set_base(git, base.as_deref());
         fs::remove_file(&preparing).map_err(|error| unusable("has a home that cannot be written", &error))?;
-        base
+        (base, anchor)
     } else if git.file("").is_dir() {
         existing(git).await?
     } else {
@@ -60,7 +63,7 @@ pub(crate) async fn prepare(git: &Git) -> Result<Checkout, Failure> {
             "the workspace has files but no repository any more; begin a new session to get a fresh checkout",
         ));
     };
-    Ok(Checkout { base, branch: git.work.branch.clone() })
+    Ok(Checkout { base, branch: git.work.branch.clone(), anchor })
 }
 
 /// Notes which commit later work of this workspace starts from. Without the note it starts from its `HEAD`.
@@ -70,8 +73,12 @@ pub(crate) fn set_base(git: &Git, base: Option<&str>) {
     }
 }
 
-async fn fresh(git: &Git) -> Result<Option<String>, Failure> {
+/// The commit that the work starts from, and the anchor's.
+type Commits = (Option<String>, Option<String>);
+
+async fn fresh(git: &Git) -> Result<Commits, Failure> {
     let work = &git.work;
+    let is_anchor = work.base == work.anchor;
     let (name, email) =
         (format!("user.name={}", work.author_name), format!("user.email={}", work.author_email));
     let url = git.url();
@@ -79,6 +86,10 @@ async fn fresh(git: &Git) -> Result<Option<String>, Failure> {
     clone.extend(["--origin", paths::GIT_REMOTE, "--config", &name, "--config", &email]);
     if let Some(base) = &work.base {
         clone.extend(["--branch", base.as_str()]);
+    }
+    if !is_anchor {
+        // Files come when it is known whose attributes they follow.
+        clone.push("--no-checkout");
     }
     clone.extend([url.as_str(), "."]);
     let output = git.talk_again(&clone, || unfinished_emptied(git)).await?;
@@ -90,13 +101,27 @@ async fn fresh(git: &Git) -> Result<Option<String>, Failure> {
             }
         });
     }
-    // The commit is the same before and after the branch is made, so both are done at once.
-    let (base, switched) = tokio::join!(git.resolve("HEAD"), switch(git));
-    switched?;
-    match base? {
-        Some(base) => Ok(Some(base)),
-        None => without_commits(git).await,
+    if is_anchor {
+        // The commit is the same before and after the branch is made, so both are done at once.
+        let (base, switched) = tokio::join!(git.resolve("HEAD"), switch(git));
+        switched?;
+        return match base? {
+            Some(base) => Ok((Some(base.clone()), Some(base))),
+            None => Ok((without_commits(git).await?, None)),
+        };
     }
+    let Some(base) = git.resolve("HEAD").await? else {
+        switch(git).await?;
+        return Ok((without_commits(git).await?, None));
+    };
+    let anchor = anchor::fetch(git).await?;
+    anchor::give_attributes(git, anchor.as_deref()).await?;
+    if work.base.as_ref() == Some(&work.branch) {
+        git.run(&["checkout", "--quiet", work.branch.as_str(), "--"]).await?;
+    } else {
+        switch(git).await?;
+    }
+    Ok((Some(base), anchor))
 }
 
 /// Removes what a clone that broke off left. The agent's process may wait in the directory, which stays.
@@ -133,7 +158,7 @@ async fn without_commits(git: &Git) -> Result<Option<String>, Failure> {
     ))
 }
 
-fn missing_branch(base: &BranchName) -> Failure {
+pub(crate) fn missing_branch(base: &BranchName) -> Failure {
     Failure::new(
         FailureKind::RepoUnreachable,
         format!("branch \"{base}\" does not exist in the repository; name one that does"),
@@ -141,13 +166,15 @@ fn missing_branch(base: &BranchName) -> Failure {
 }
 
 /// Takes up the checkout that is there: an earlier run or attempt worked on it.
-async fn existing(git: &Git) -> Result<Option<String>, Failure> {
+async fn existing(git: &Git) -> Result<Commits, Failure> {
     let branch_lock = format!("{}.lock", git.work.branch.full_ref());
     for lock in LOCKS.into_iter().chain([branch_lock.as_str()]) {
         // Usually there is none.
         let _absent = fs::remove_file(git.file(lock));
     }
     let branch = git.work.branch.as_str();
+    git.learn_drivers().await?;
+    let anchor = anchor::fetch(git).await?;
     git.run(&["config", "user.name", &git.work.author_name]).await?;
     git.run(&["config", "user.email", &git.work.author_email]).await?;
     let current = git.attempt(&["symbolic-ref", "--quiet", "--short", "HEAD"]).await?;
@@ -169,7 +196,8 @@ async fn existing(git: &Git) -> Result<Option<String>, Failure> {
             .with_evidence(output.stderr));
         }
     }
-    noted_base(git).await
+    anchor::give_attributes(git, anchor.as_deref()).await?;
+    Ok((noted_base(git).await?, anchor))
 }
 
 /// The commit that [`set_base`] noted; where there is no usable note, `HEAD`.

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::activity::Activity;
 use crate::backoff::Backoff;
+use crate::drivers::Drivers;
 use crate::failure::{git_command, git_process, git_remote};
 use crate::forward::HOLD_MS;
 use crate::process::{Bounds, Output, command, run};
@@ -23,7 +24,7 @@ const REMOTE_MS: u64 = 60 * 60 * 1000;
 const STDOUT_BYTES: usize = 4 * 1024 * 1024;
 
 /// Settings of every command. Hooks and helpers are the agent's to write, so none runs here; only HTTP leads anywhere.
-const SETTINGS: [&str; 17] = [
+const SETTINGS: [&str; 19] = [
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
     "core.askPass=",
@@ -41,6 +42,8 @@ const SETTINGS: [&str; 17] = [
     "protocol.allow=never",
     "protocol.http.allow=always",
     "safe.directory=*",
+    "core.attributesFile=/dev/null",
+    "core.alternateRefsCommand=",
 ];
 
 /// Everything that a git command needs to know.
@@ -61,6 +64,8 @@ pub(crate) struct Git {
     pub(crate) work: GitWork,
     /// Time of a command that works on the workspace alone.
     pub(crate) local: Duration,
+    /// Programs that the repository's own settings would have git start.
+    pub(crate) drivers: Drivers,
 }
 
 impl Git {
@@ -95,6 +100,9 @@ impl Git {
             // To look at a workspace must not need room in it.
             .env("GIT_OPTIONAL_LOCKS", "0")
             .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("GIT_ATTR_NOSYSTEM", "1")
+            // Counts more than what the repository's own settings allow.
+            .env("GIT_ALLOW_PROTOCOL", "http")
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
             .env("GIT_EDITOR", ":")
             .env("GIT_AUTHOR_NAME", &work.author_name)
@@ -104,6 +112,7 @@ impl Git {
         for setting in SETTINGS {
             command.args(["-c", setting]);
         }
+        self.drivers.put_out_of_work(&mut command);
         command.args(arguments);
         Ok(command)
     }
@@ -132,6 +141,14 @@ impl Git {
         let what = subcommand(command);
         let output = self.finish(command, input, self.local).await?;
         if output.exit.success() { Ok(text(&output)) } else { Err(git_command(&what, &output.stderr)) }
+    }
+
+    /// Runs a command with standard input, whatever its exit.
+    ///
+    /// # Errors
+    /// [`Failure`] if it did not start or end.
+    pub(crate) async fn answer(&self, command: &mut Command, input: &[u8]) -> Result<Output, Failure> {
+        self.finish(command, input, self.local).await
     }
 
     /// Asks whether a commit or ref exists, and which commit it is.

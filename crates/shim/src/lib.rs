@@ -3,12 +3,14 @@
 
 mod activity;
 mod agent;
+mod anchor;
 mod artifacts;
 mod backoff;
 mod checkout;
 mod deltas;
 mod diagnostics;
 mod door;
+mod drivers;
 mod failure;
 mod forward;
 mod git;
@@ -29,6 +31,7 @@ mod recorder;
 mod run;
 mod salvage;
 mod shim;
+mod steering;
 mod stop;
 mod survey;
 mod turn;

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 fn git(kind: &str, subject: &str) -> GitWork {
     GitWork {
         base: None,
+        anchor: None,
         branch: "b".parse().unwrap(),
         author_name: "A".to_owned(),
         author_email: "a@example.com".to_owned(),

@@ -18,7 +18,7 @@ use crate::failure::Halt;
 use crate::git::Git;
 use crate::history::put_right;
 use crate::message::{check, fallback, from_answer, question, question_again, question_for_commit};
-use crate::push::{is_rebasing, named, push};
+use crate::push::{Pushed, is_rebasing, named, push};
 use crate::recorder::Recorder;
 use crate::run::Live;
 use crate::salvage::{DIFF, keep_diff};
@@ -41,7 +41,11 @@ impl Live<'_> {
     pub(crate) async fn publish(&mut self, git: &Git, base: Option<&str>) -> Result<(), Halt> {
         // What the agent left running could change files under git's hands, or leave it no room for a process.
         self.shim.reaper.end_strays().await;
-        let ((), found) = tokio::join!(quiet(self.agent.as_mut()), survey(git, base));
+        let surveyed = async {
+            git.learn_drivers().await?;
+            survey(git, base).await
+        };
+        let ((), found) = tokio::join!(quiet(self.agent.as_mut()), surveyed);
         self.recorder.phase(Phase::Publish).await?;
         let mut found = self.settle(git, base, found?).await?;
         if !found.on_base {
@@ -219,12 +223,22 @@ impl Live<'_> {
             pushed = pushing => pushed?,
             never = beside => match never {},
         };
-        if let Some(rebased) = pushed {
-            self.pushed = true;
-            if let Some(onto) = rebased {
-                self.head = tell_rebased(git, &recorder, &onto, commits).await?;
+        match pushed {
+            None => {}
+            Some(Pushed::Nothing) => {
+                self.head = git.resolve("HEAD").await?;
+                set_base(git, self.head.as_deref());
+                let branch = &git.work.branch;
+                let note = format!("branch \"{branch}\" has this change already; nothing was pushed");
+                recorder.note(NoteLevel::Info, note).await?;
             }
-            set_base(git, self.head.as_deref());
+            Some(Pushed::Done(rebased)) => {
+                self.pushed = true;
+                if let Some(onto) = rebased {
+                    self.head = tell_rebased(git, &recorder, &onto, commits).await?;
+                }
+                set_base(git, self.head.as_deref());
+            }
         }
         // If the agent does not end by itself, it is killed with everything else.
         let (_kept, _ended) = tokio::join!(

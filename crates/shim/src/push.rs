@@ -1,5 +1,7 @@
 //! Pushing the run's branch, and bringing it up to date once where it has moved on.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use caisson_domain::protocol::paths;
 use caisson_domain::run::{Failure, FailureKind};
 
@@ -16,6 +18,8 @@ const FILES_NAMED: usize = 20;
 enum Answer {
     /// The branch has it.
     Done,
+    /// The branch had it before.
+    Same,
     /// The branch has something else that is not in it.
     Behind,
     /// The git host or the gateway refused it, in these words.
@@ -24,23 +28,33 @@ enum Answer {
     Failed,
 }
 
-/// Pushes `HEAD` to the run's branch. Answers the commit that it was rebased onto, if it had to be.
+/// What became of the work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Pushed {
+    /// The branch has it now; with the commit that it was rebased onto, if it had to be.
+    Done(Option<String>),
+    /// The branch had all of it before, so that nothing was pushed. `HEAD` is the branch's last commit.
+    Nothing,
+}
+
+/// Pushes `HEAD` to the run's branch.
 ///
 /// # Errors
 /// [`Failure`] for people; the work is in the workspace as it was.
 ///
 /// # Cancel safety
 /// The branch may have it or not.
-pub(crate) async fn push(git: &Git, base: Option<&str>) -> Result<Option<String>, Failure> {
+pub(crate) async fn push(git: &Git, base: Option<&str>) -> Result<Pushed, Failure> {
     let (answer, output) = push_once(git).await?;
     match answer {
-        Answer::Done => return Ok(None),
+        Answer::Done => return Ok(Pushed::Done(None)),
+        Answer::Same => return Ok(Pushed::Nothing),
         Answer::Behind => {}
         Answer::Rejected(_) => {
             // The next request would forget why.
             let refusal = refused(git, &answer, &output);
             return match fetch(git).await {
-                Ok((there, here)) if there == here => Ok(None),
+                Ok((there, here)) if there == here => Ok(Pushed::Done(None)),
                 Ok(_) | Err(_) => Err(refusal),
             };
         }
@@ -50,13 +64,18 @@ pub(crate) async fn push(git: &Git, base: Option<&str>) -> Result<Option<String>
     let (there, here) = fetch(git).await?;
     if there == here {
         // An earlier try got through, and only its answer was lost.
-        return Ok(None);
+        return Ok(Pushed::Done(None));
     }
     let tracking = tracking(git);
     rebase(git, &tracking, base).await?;
+    if git.resolve("HEAD").await? == there {
+        // A rebase leaves out what the branch has already.
+        return Ok(Pushed::Nothing);
+    }
     let (answer, output) = push_once(git).await?;
     match answer {
-        Answer::Done => Ok(there),
+        Answer::Done => Ok(Pushed::Done(there)),
+        Answer::Same => Ok(Pushed::Nothing),
         Answer::Behind => Err(Failure::new(
             FailureKind::Conflict,
             format!("branch \"{branch}\" moved on again while the work was brought up to date; run it again"),
@@ -86,15 +105,26 @@ async fn fetch(git: &Git) -> Result<(Option<String>, Option<String>), Failure> {
 async fn push_once(git: &Git) -> Result<(Answer, Output), Failure> {
     let refspec = format!("HEAD:{}", git.work.branch.full_ref());
     // By its URL: what the agent made of the remote's name does not count.
-    let output = git.talk(&["push", "--porcelain", "--no-verify", &git.url(), &refspec]).await?;
-    let answer = read_answer(output.exit.success(), &text(&output));
+    let arguments = ["push", "--porcelain", "--no-verify", &git.url(), &refspec];
+    let repeated = AtomicBool::new(false);
+    let before_again = || {
+        repeated.store(true, Ordering::Relaxed);
+        Ok(())
+    };
+    let output = git.talk_again(&arguments, before_again).await?;
+    let mut answer = read_answer(output.exit.success(), &text(&output));
+    if answer == Answer::Same && repeated.load(Ordering::Relaxed) {
+        // It has it by the try before, whose answer was lost.
+        answer = Answer::Done;
+    }
     Ok((answer, output))
 }
 
 /// Reads `git push --porcelain`: a line of flag, refs and summary for each ref; pure.
 fn read_answer(success: bool, porcelain: &str) -> Answer {
     if success {
-        return Answer::Done;
+        let same = porcelain.lines().any(|line| line.starts_with("=\t"));
+        return if same { Answer::Same } else { Answer::Done };
     }
     let summary = porcelain
         .lines()
@@ -118,7 +148,7 @@ fn refused(git: &Git, answer: &Answer, output: &Output) -> Failure {
             let (kind, message) = refusal(reason);
             git.refusal(kind, &message, output)
         }
-        Answer::Done | Answer::Behind | Answer::Failed => {
+        Answer::Done | Answer::Same | Answer::Behind | Answer::Failed => {
             git.refusal(FailureKind::RepoUnreachable, "the branch could not be pushed", output)
         }
     }
@@ -187,7 +217,9 @@ mod tests {
         let refused = "To x\n!\tHEAD:refs/heads/b\t[remote rejected] (protected branch)\n";
         assert_eq!(read_answer(false, refused), Answer::Rejected("protected branch".to_owned()));
         assert_eq!(read_answer(false, ""), Answer::Failed);
-        assert_eq!(read_answer(true, "To x\n=\tHEAD:refs/heads/b\t[up to date]\nDone"), Answer::Done);
+        assert_eq!(read_answer(true, "To x\n=\tHEAD:refs/heads/b\t[up to date]\nDone"), Answer::Same);
+        assert_eq!(read_answer(true, "To x\n \tHEAD:refs/heads/b\tab..cd\nDone"), Answer::Done);
+        assert_eq!(read_answer(true, "To x\n*\tHEAD:refs/heads/b\t[new branch]\nDone"), Answer::Done);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use caisson_claude::{Conversation, Ending as AgentEnding, Exit as AgentExit, ResultLine, conclude, judge};
 use caisson_domain::limits::RESULT_TEXT_BYTES;
-use caisson_domain::protocol::{Ending, JournalBody, Outcome, RunWork, StopReason};
+use caisson_domain::protocol::{Ending, JournalBody, NoteLevel, Outcome, RunWork, StopReason};
 use caisson_domain::run::{Failure, FailureKind, Phase, cut};
 use caisson_domain::workflow::Publish;
 
@@ -13,6 +13,7 @@ use crate::agent::Agent;
 use crate::artifacts::Artifacts;
 use crate::checkout::{Checkout, prepare};
 use crate::diagnostics::say;
+use crate::drivers::Drivers;
 use crate::failure::{Halt, verdict};
 use crate::git::Git;
 use crate::journal::WriteError;
@@ -22,8 +23,12 @@ use crate::reaper::Exit;
 use crate::recorder::Recorder;
 use crate::salvage::salvage;
 use crate::shim::Shim;
+use crate::steering::{self, Acting, Steered, steer};
 use crate::stop::{Stop, Stopper};
 use crate::turn::TurnEnd;
+
+/// Most notes on what steers the agent.
+const STEERING_NOTES: usize = 20;
 
 /// A run that goes on.
 pub(crate) struct Live<'a> {
@@ -34,6 +39,7 @@ pub(crate) struct Live<'a> {
     pub(crate) agent: Option<Agent>,
     git: Option<Git>,
     checkout: Option<Checkout>,
+    steered: Steered,
     agent_started: bool,
     publishing: bool,
     result: Option<String>,
@@ -61,8 +67,10 @@ pub(crate) async fn run(shim: &Shim, work: &RunWork) {
             loopback: shim.loopback.clone(),
             work: git.clone(),
             local: shim.patience.git,
+            drivers: Drivers::default(),
         }),
         checkout: None,
+        steered: Steered::default(),
         agent_started: false,
         publishing: false,
         result: None,
@@ -128,27 +136,48 @@ impl Live<'_> {
         let branch = self.checkout.as_ref().map(|checkout| checkout.branch.clone());
         self.head.clone_from(&base_commit);
         self.recorder.write(JournalBody::Prepared { base_commit, branch }).await?;
+        let steered = std::mem::take(&mut self.steered);
+        if let Some(told) = steered.told {
+            self.recorder.write(JournalBody::Steered(told)).await?;
+        }
+        for note in steered.notes.into_iter().take(STEERING_NOTES) {
+            self.recorder.note(NoteLevel::Warn, note).await?;
+        }
         Ok(())
     }
 
     async fn prepare(&mut self) -> Result<(), Halt> {
-        let agent = Agent::start(self.shim, self.work, &self.recorder)?;
-        if let Some(git) = &self.git {
-            let preparing = prepare(git);
+        steering::clear(&self.shim.places.home).map_err(|error| uncleared(&error))?;
+        let Some(git) = &self.git else {
+            let nothing = Acting::default();
+            self.agent = Some(Agent::start(self.shim, self.work, &self.recorder, &nothing)?);
+            return Ok(());
+        };
+        let preparing = async {
+            let checkout = prepare(git).await?;
+            let steered = steer(git, &checkout, self.work.trust).await?;
+            Ok::<_, Failure>((checkout, steered))
+        };
+        let (agent, (checkout, steered)) = if self.work.trust.settings {
+            // It reads its settings as soon as it starts.
+            let prepared = preparing.await?;
+            (Agent::start(self.shim, self.work, &self.recorder, &prepared.1.acting)?, prepared)
+        } else {
+            let agent = Agent::start(self.shim, self.work, &self.recorder, &Acting::default())?;
             tokio::pin!(preparing);
-            let checkout = tokio::select! {
+            let prepared = tokio::select! {
                 biased;
-                checkout = &mut preparing => checkout,
+                prepared = &mut preparing => prepared,
                 () = tokio::time::sleep(self.shim.patience.head_start) => {
                     agent.hold();
-                    let checkout = preparing.await;
+                    let prepared = preparing.await;
                     agent.go_on();
-                    checkout
+                    prepared
                 }
             };
-            self.checkout = Some(checkout?);
-        }
-        self.agent = Some(agent);
+            (agent, prepared?)
+        };
+        (self.agent, self.checkout, self.steered) = (Some(agent), Some(checkout), steered);
         Ok(())
     }
 
@@ -237,6 +266,8 @@ impl Live<'_> {
         // One that the agent left unfinished fails publishing before the shim begins its own, so this is the shim's.
         let own_rebase = self.publishing && matches!(done, Err(Halt::Stopped(_))) && is_rebasing(git);
         let saving = async {
+            // What it cannot learn, it goes without: the commands below say what is wrong.
+            let _learned = git.learn_drivers().await;
             if own_rebase && let Err(failure) = abort_rebase(git).await {
                 say(format_args!("cannot give up a rebase: {}", failure.message));
             }
@@ -273,6 +304,11 @@ impl Live<'_> {
             .inspect_err(|error| say(format_args!("cannot write one of a run's last records: {error}")))
             .ok()
     }
+}
+
+fn uncleared(error: &std::io::Error) -> Failure {
+    let message = "what an earlier agent left in its home cannot be removed; begin a new session";
+    Failure::new(FailureKind::Internal, message).with_evidence(error.to_string())
 }
 
 fn last_words(result: &ResultLine) -> Option<String> {

@@ -108,6 +108,8 @@ mod tests {
             },
             git: None,
             publish: Publish::None,
+            trust: caisson_domain::trust::Trust::default(),
+            forbidden_paths: Vec::new(),
             timeout_ms: 1,
         }
     }

@@ -18,7 +18,7 @@ const AGENT_FILE: &str = "claude";
 #[async_trait]
 pub trait Probe: Send + Sync {
     /// What keeps the engine from making sandboxes; empty when nothing does. Each answer costs at most one small
-    /// request, because it is asked every few seconds.
+    /// request or a few short processes, because it is asked every few seconds.
     ///
     /// # Cancel safety
     /// Must be safe to drop: an answer that takes longer than [`crate::Timing::probe`] is not waited for.
@@ -145,9 +145,11 @@ async fn find(ctx: &Context) -> Vec<PlacementProblem> {
         },
     };
     let (dirs, config) = (ctx.dirs.clone(), ctx.config.clone());
+    let told = problems.iter().any(|problem| problem.code == ProblemCode::AgentMissing);
     let here = blocking(move || {
         let disk = disk_problem(dirs.free()?.bytes, config.min_free_disk_bytes);
-        Ok([agent_problem(config.agent_dir.as_deref()), disk])
+        let agent = agent_problem(config.agent_dir.as_deref()).filter(|_| !told);
+        Ok([agent, disk])
     });
     match here.await {
         Ok(found) => problems.extend(found.into_iter().flatten()),

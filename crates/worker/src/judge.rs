@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use caisson_domain::checks::{Check, stands};
 use caisson_domain::limits::{PLACE_ATTEMPTS, RESULT_TEXT_BYTES};
 use caisson_domain::protocol::{Ending, Outcome, StopReason};
 use caisson_domain::run::{Failure, FailureKind, RunSpec, RunStatus, cut};
@@ -174,7 +175,7 @@ fn delay_ms(facts: &Facts<'_>) -> i64 {
 
 /// What contradicts the shim's word that the work is published.
 fn push_fault(facts: &Facts<'_>, outcome: &Outcome) -> Option<Failure> {
-    if !outcome.pushed {
+    if !outcome.pushed || !stands(Check::ReportedPush) {
         return None;
     }
     let claimed = outcome.head.as_deref();

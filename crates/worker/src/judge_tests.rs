@@ -16,6 +16,7 @@ fn spec() -> RunSpec {
         prompt: "p".to_owned(),
         repository: None,
         base: None,
+        anchor: None,
         branch: None,
         model: None,
         max_turns: None,

@@ -214,7 +214,8 @@ async fn bring_up(attempt: &Attempt, spec: &SandboxSpec) -> Result<i64, Stop> {
     let default_image = spec.image == ctx.config.default_image;
     let failed = |error: EngineError| {
         let fault = engine_fault(&error, default_image);
-        if fault.class == FaultClass::Passing {
+        // An engine that is broken may well answer, and refuse. What is the requester's affair says nothing about it.
+        if fault.class != FaultClass::Final {
             ctx.health.suspect();
         }
         warn!(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use caisson_domain::id::{Epoch, RunId};
 use caisson_domain::run::{Failure, FailureKind, RunStatus};
-use caisson_sandbox::Liveness;
+use caisson_sandbox::{Exit, Liveness};
 use caisson_store::{Claimed, Finish, SandboxState, StoreError, Topic};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Instrument, error, info, info_span, warn};
@@ -190,7 +190,10 @@ async fn resume(attempt: &Attempt, found: Found) -> Result<Resumed, Halt> {
         // It was being taken away because its agent had not started, or it never began.
         (_, SandboxState::Stopping | SandboxState::Destroyed)
         | (Some(Liveness::Created), _)
-        | (None, SandboxState::Creating) => Ok(Resumed::NeverRan(hold)),
+        // A sandbox that was only half made has an end of which nobody knows anything. If it did run, the agent's start tells.
+        | (None | Some(Liveness::Exited(Exit { code: None, .. })), SandboxState::Creating) => {
+            Ok(Resumed::NeverRan(hold))
+        }
         (Some(Liveness::Running | Liveness::Exited(_)), SandboxState::Creating) => {
             let image = row.map(|row| row.image).unwrap_or_default();
             let ours = announce(attempt, sandbox, &image, None).await?;

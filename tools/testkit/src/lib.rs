@@ -5,6 +5,7 @@ pub mod api;
 pub mod docker;
 pub mod engine;
 pub mod git_host;
+pub mod hunt;
 pub mod parts;
 pub mod process;
 pub mod repository;

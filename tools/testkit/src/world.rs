@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -72,6 +73,8 @@ pub struct WorldSpec {
     pub scenario: String,
     /// Further scenarios, as JSON text.
     pub scenarios: Vec<String>,
+    /// Keys that the model takes beside those of every world.
+    pub model_keys: Vec<String>,
     /// Factor on the scenario's delays.
     pub delay_scale: f64,
     /// Further `CAISSON_*` variables, without the prefix.
@@ -89,6 +92,7 @@ impl WorldSpec {
         Self {
             scenario: "cart".to_owned(),
             scenarios: Vec::new(),
+            model_keys: Vec::new(),
             delay_scale: 0.0,
             variables: Vec::new(),
             engine,
@@ -108,7 +112,7 @@ impl World {
             scenarios: vec![Path::new(EXAMPLES).to_owned()],
             inline_scenarios: [vec![SCENARIOS.to_owned()], wanted.scenarios].concat(),
             default_scenario: wanted.scenario,
-            required_keys: vec![KeyDigest::of(MODEL_KEY), KeyDigest::of(NEXT_MODEL_KEY)],
+            required_keys: known_keys(&wanted.model_keys),
             delay_scale: DelayScale::new(wanted.delay_scale)?,
             ..Options::default()
         })
@@ -185,6 +189,14 @@ impl World {
         Ok(sandbox)
     }
 
+    /// A `caisson` command as whoever has the world's key would give it.
+    #[must_use]
+    pub fn client(&self, arguments: &[&str]) -> Command {
+        let mut command = self.spec.command(arguments);
+        command.env("CAISSON_URL", &self.server.base).env("CAISSON_API_KEY", &self.key);
+        command
+    }
+
     /// The model calls that the scripted model has seen.
     #[must_use]
     pub fn model_calls(&self) -> Vec<Record> {
@@ -246,6 +258,11 @@ impl Drop for World {
             }
         }
     }
+}
+
+fn known_keys(more: &[String]) -> Vec<KeyDigest> {
+    let all = [MODEL_KEY, NEXT_MODEL_KEY].into_iter().chain(more.iter().map(String::as_str));
+    all.map(KeyDigest::of).collect()
 }
 
 /// Whether a process is a tool that sleeps, and not a shell that starts it.

@@ -2,6 +2,8 @@
 
 mod adversary;
 mod bench;
+mod canary;
+mod engine_name;
 
 use std::process::ExitCode;
 
@@ -22,6 +24,8 @@ enum Task {
     Bench(bench::Options),
     /// Try every way out of a sandbox, each with a control without its wall.
     Adversary(adversary::Options),
+    /// Have runs use a secret of each kind, and look for it everywhere else.
+    Canary(canary::Options),
     /// Measure what the model door adds to a call of the model API, and print the figures.
     ModelBench(bench::model::Options),
 }
@@ -45,6 +49,7 @@ fn run(task: &Task) -> anyhow::Result<bool> {
     match task {
         Task::Bench(options) => runtime.block_on(bench::run(options)),
         Task::Adversary(options) => runtime.block_on(adversary::run(options)),
+        Task::Canary(options) => runtime.block_on(canary::run(options)),
         Task::ModelBench(options) => runtime.block_on(bench::model::run(options)),
     }
 }

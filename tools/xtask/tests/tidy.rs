@@ -248,6 +248,58 @@ fn no_product_line_is_unfinished_or_silences_a_lint() {
 }
 
 #[test]
+fn only_the_controls_of_the_adversary_leave_checks_out() {
+    let named =
+        |file: &str| std::fs::read_to_string(root().join(file)).unwrap().matches("checks-off").count();
+    // The feature itself, and the binary's, which turns it on; nothing has it by default.
+    assert_eq!((named("crates/domain/Cargo.toml"), named("crates/caisson/Cargo.toml")), (1, 2));
+    for file in [
+        "Cargo.toml",
+        "scripts/setup",
+        "scripts/test",
+        "crates/gateway/Cargo.toml",
+        "crates/store/Cargo.toml",
+    ] {
+        assert_eq!(named(file), 0, "{file}");
+    }
+    let only = "\tcargo build --quiet --locked -p caisson --features checks-off";
+    let makefile = std::fs::read_to_string(root().join("Makefile")).unwrap();
+    assert_eq!(makefile.lines().filter(|line| line.contains("--features")).collect::<Vec<_>>(), [only]);
+}
+
+/// The texts in quotation marks that look like `thing.verb`.
+fn actions_in(text: &str) -> Vec<String> {
+    let part = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+    let quoted = text.split('"').skip(1).step_by(2);
+    quoted
+        .filter(move |text| text.split_once('.').is_some_and(|(thing, verb)| part(thing) && part(verb)))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_action_of_the_audit_log_is_in_its_documents_table_and_no_other() {
+    let makers =
+        ["NewAudit::new(", "NewAudit::of_run(", " changed(", "&changed(", ".audit(", "audit::record("];
+    let mut written = BTreeSet::new();
+    for path in product_sources() {
+        let text = fs::read_to_string(path).unwrap();
+        let lines: Vec<_> = product_lines(&text).into_iter().map(|(_, line)| line).collect();
+        let text = lines.join("\n");
+        for maker in makers {
+            let calls = text.split(maker).skip(1).filter_map(|rest| rest.split(';').next());
+            written.extend(calls.flat_map(actions_in));
+        }
+    }
+    let document = fs::read_to_string(root().join("docs/audit.md")).unwrap();
+    let first_column = document.lines().filter_map(|line| line.strip_prefix("| `")?.split('|').next());
+    let told: BTreeSet<_> =
+        first_column.flat_map(|cell| actions_in(&format!("`{cell}").replace('`', "\""))).collect();
+    assert!(written.contains("run.create") && written.contains("egress.deny"), "{written:?}");
+    assert_eq!(written, told);
+}
+
+#[test]
 fn unsafe_code_is_forbidden_everywhere() {
     let manifest: toml::Table = fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
     assert_eq!(manifest["workspace"]["lints"]["rust"]["unsafe_code"].as_str(), Some("forbid"));

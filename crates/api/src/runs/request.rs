@@ -35,6 +35,10 @@ pub struct CreateRun {
     /// The branch to start from; left out, the repository's default branch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
+    /// The branch whose instructions and settings steer the agent, one that the workflow trusts; left out, `base` if the
+    /// workflow trusts it, and else the repository's default branch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anchor: Option<String>,
     /// The branch to make and push; left out, `caisson/<workflow>/<short run id>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branch: Option<String>,
@@ -147,6 +151,7 @@ impl CreateRun {
             prompt: fields.require("prompt", faults).unwrap_or_default(),
             repository: read_repository(&mut fields, faults),
             base: fields.take("base", faults),
+            anchor: fields.take("anchor", faults),
             branch: fields.take("branch", faults),
             model: fields.take("model", faults),
             max_turns: fields.take_number("max_turns", &MAX_TURNS, faults),

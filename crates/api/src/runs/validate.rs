@@ -36,6 +36,7 @@ pub(super) fn specification(
     let repository = check_repository(&request.repository, config, faults);
     let has_repository = repository.is_some() || faults.mention("repository");
     let base = check_branch("base", request.base.as_deref(), has_repository, faults);
+    let asked = check_branch("anchor", request.anchor.as_deref(), has_repository, faults);
     let branch = check_branch("branch", request.branch.as_deref(), has_repository, faults);
     check_model(request.model.as_deref(), faults);
     check_image(request.image.as_deref(), faults);
@@ -48,10 +49,15 @@ pub(super) fn specification(
     let image = request.image.clone().or_else(|| workflow.caisson.image.clone());
     check_image_support(image.as_deref(), config, faults);
     check_environment_names(request.environment.keys(), workflow, faults);
+    let anchor = workflow.caisson.trust.anchor(base.as_ref(), asked.as_ref()).unwrap_or_else(|error| {
+        faults.add("anchor", "anchor_not_trusted", error.to_string());
+        None
+    });
     Some(RunSpec {
         prompt: request.prompt.clone(),
         repository,
         base,
+        anchor,
         branch,
         model: request.model.clone().or_else(|| workflow.model.clone()),
         max_turns: request.max_turns.or(workflow.max_turns),

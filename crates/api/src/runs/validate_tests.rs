@@ -138,6 +138,26 @@ fn branches_follow_gits_rules_and_need_a_repository() {
 }
 
 #[test]
+fn only_a_branch_that_the_workflow_trusts_steers_the_agent() {
+    let flow = workflow("{trust: {branches: [release/*]}}");
+    let based = |base: &str, anchor: Option<&str>| CreateRun {
+        base: Some(base.to_owned()),
+        anchor: anchor.map(str::to_owned),
+        ..with_repository(URL)
+    };
+    let anchor = |request| accepted(&request, &flow, &config()).anchor.map(String::from);
+    assert_eq!(anchor(based("pr/7", None)), None);
+    assert_eq!(anchor(based("release/1", None)).as_deref(), Some("release/1"));
+    assert_eq!(anchor(based("pr/7", Some("release/1"))).as_deref(), Some("release/1"));
+    let refused = based("pr/7", Some("pr/7"));
+    assert_eq!(faults_under(&refused, &flow, &config()), one("anchor", "anchor_not_trusted"));
+    assert_eq!(faults(&based("release/1", Some("release/1"))), one("anchor", "anchor_not_trusted"));
+    assert_eq!(faults(&based("x", Some("a b"))), one("anchor", "branch_invalid"));
+    let nowhere = CreateRun { anchor: Some("release/1".to_owned()), ..request() };
+    assert_eq!(faults(&nowhere), one("anchor", "branch_without_repository"));
+}
+
+#[test]
 fn a_model_or_image_cannot_look_like_an_option_or_a_path() {
     let model = |text: &str| faults(&CreateRun { model: Some(text.to_owned()), ..request() });
     for good in ["sonnet", "claude-opus-4-1[1m]", "us.anthropic.x-v1:0", &"m".repeat(MODEL_BYTES)] {

@@ -44,6 +44,8 @@ pub struct RunView {
     pub repository: Option<String>,
     /// The branch it starts from; none means the repository's default branch.
     pub base: Option<String>,
+    /// The branch whose instructions and settings steer the agent; none means the repository's default branch.
+    pub anchor: Option<String>,
     /// The branch it makes and pushes.
     pub branch: Option<String>,
     /// The model asked for.
@@ -217,6 +219,7 @@ impl RunView {
             abridged: detail == Detail::Listed,
             repository: spec.repository.map(|repository| repository.to_string()),
             base: spec.base.map(String::from),
+            anchor: spec.anchor.map(String::from),
             branch: spec.branch.map(String::from),
             model: spec.model,
             max_turns: spec.max_turns,

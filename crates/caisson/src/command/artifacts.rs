@@ -140,9 +140,14 @@ impl Checked {
 /// What a person should know of a run's artifacts when it has ended; none when its branch has everything.
 pub(crate) fn told(run: &RunInfo, kept: &[ArtifactInfo]) -> Option<String> {
     let pushed = run.text("pushed_commit").is_some();
-    let kept: Vec<_> = kept.iter().filter(|artifact| !pushed || artifact.name != DIFF).cloned().collect();
-    (!kept.is_empty())
-        .then(|| format!("work that was not pushed is kept: {}\n{}", names(&kept), how_to_fetch(&run.id)))
+    // A run that changed nothing has an empty patch.
+    let is_work = |artifact: &&ArtifactInfo| artifact.size_bytes > 0 && (!pushed || artifact.name != DIFF);
+    let kept: Vec<_> = kept.iter().filter(is_work).cloned().collect();
+    // Without its commits beside it, the patch tells of a change that the branch had before.
+    let had = run.status == "succeeded" && kept.iter().all(|artifact| artifact.name == DIFF);
+    let what =
+        if had { "nothing was pushed; the run's change is kept" } else { "work that was not pushed is kept" };
+    (!kept.is_empty()).then(|| format!("{what}: {}\n{}", names(&kept), how_to_fetch(&run.id)))
 }
 
 /// Names and sizes, in one line.
@@ -199,5 +204,9 @@ mod tests {
         assert!(!told(&ended(Some("abc")), &kept).unwrap().contains("diff.patch"));
         assert_eq!(told(&ended(Some("abc")), &kept[..1]), None);
         assert_eq!(told(&ended(None), &[]), None);
+        assert_eq!(told(&ended(None), &[artifact("diff.patch", 0)]), None, "nothing was changed");
+        let had = RunInfo { status: "succeeded".to_owned(), ..ended(None) };
+        assert!(told(&had, &kept[..1]).unwrap().starts_with("nothing was pushed; "));
+        assert!(told(&had, &kept).unwrap().starts_with("work that was not pushed is kept: "));
     }
 }

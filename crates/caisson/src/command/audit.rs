@@ -107,14 +107,17 @@ fn tell(report: &AuditReport, signed: &Signed, json: bool) -> anyhow::Result<u8>
             }))?;
             continue;
         }
-        let signed = match chain.vouched {
-            Some(seq) => format!("signed up to record {seq}"),
-            None => "not signed".to_owned(),
-        };
-        match fault {
-            None => print(&format!("ok    {}: {} records, {signed}", chain.chain, chain.records)),
-            Some(fault) => print(&format!("FAIL  {}: {fault}", chain.chain)),
-        }
+        let (name, records) = (&chain.chain, chain.records);
+        print(&match (fault, chain.vouched, signed) {
+            (Some(fault), _, _) => format!("FAIL  {name}: {fault}"),
+            (None, Some(seq), _) => format!("ok    {name}: {records} records, signed up to record {seq}"),
+            // No server has a key yet; what that means is told once.
+            (None, None, Signed::None) => format!("ok    {name}: {records} records, not signed"),
+            (None, None, Signed::Head(_) | Signed::Untrusted(_)) => format!(
+                "warn  {name}: {records} records whose links fit, but this head does not sign them: what was cut off \
+                 would not be seen"
+            ),
+        });
     }
     let head = match signed {
         Signed::Untrusted(fault) => Some(fault.as_str()),

@@ -9,16 +9,17 @@ use caisson_domain::credential::{
     CredentialFault, CredentialFields, CredentialKind, CredentialSecret, SECRET_FIELDS, SETTING_FIELDS,
 };
 use caisson_domain::id::{CredentialId, DEFAULT_PROJECT, ProjectId};
-use caisson_store::{Actor, Credential as Stored, NewCredential, Store};
+use caisson_store::{Actor, Credential as Stored, NewCredential, Rekeyed, Store};
 use comfy_table::{Table, presets};
 use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
 use serde_json::{Value, json};
 
+use super::machine::Machine;
 use super::{DONE, complain, print, print_json, settings};
-use crate::cli::{AddCredential, Credential, SecretFlags, ServerFlags};
+use crate::cli::{AddCredential, Credential, SecretFlags};
 use crate::serve::open_store;
-use crate::settings::{Environment, Settings};
+use crate::settings::Environment;
 use crate::vault::{master_key_file, unlock};
 
 /// Longest file with a secret, in bytes.
@@ -32,47 +33,60 @@ pub(crate) async fn run(command: Credential, environment: &Environment) -> anyho
     match command {
         Credential::Add(flags) => add(flags, environment).await?,
         Credential::List { server, project, json } => {
-            let (_, store) = open(&server, environment).await?;
+            let store = open_store(&settings(&server, environment)?.state_dir).await?;
             list(&store.list_credentials(&project.parse()?).await?, store.now_ms(), json)?;
             store.close().await.ok();
         }
         Credential::Rotate { server, secret, credential, project } => {
             let project = project.parse()?;
-            let (settings, store) = open(&server, environment).await?;
-            let found = find(&store, &project, &credential).await?;
-            let given = read_secret(found.settings.kind(), &secret)?;
-            unlock(&settings, &store).await?;
-            let at = (&project, &found.id);
-            let rotated = store.rotate_credential(at, &given, &Actor::Operator).await?;
-            store.close().await.ok();
-            ensure!(rotated.is_some(), "the credential \"{credential}\" was removed meanwhile");
-            print(&format!("credential {} is rotated", found.id));
+            let machine = Machine::open(&server, environment).await?;
+            let rotated = rotate(&machine, &project, &credential, &secret).await;
+            machine.close().await;
+            print(&format!("credential {} is rotated", rotated?));
         }
         Credential::Remove { server, credential, project } => {
             let project = project.parse()?;
-            let (_, store) = open(&server, environment).await?;
-            let found = find(&store, &project, &credential).await?;
-            store.remove_credential(&project, &found.id, &Actor::Operator).await?;
-            store.close().await.ok();
-            print(&format!("credential {} is removed", found.id));
+            let machine = Machine::open(&server, environment).await?;
+            let removed = remove(&machine.store, &project, &credential).await;
+            machine.close().await;
+            print(&format!("credential {} is removed", removed?));
         }
         Credential::Rekey { server } => {
-            let (settings, store) = open(&server, environment).await?;
-            unlock(&settings, &store).await?;
-            let rekeyed = store.rekey().await.context("the master key was not replaced")?;
-            store.close().await.ok();
+            let machine = Machine::open(&server, environment).await?;
+            let rekeyed = rekey(&machine).await;
+            let path = master_key_file(&machine.settings).path().display().to_string();
+            machine.close().await;
+            let rekeyed = rekeyed?;
             print(&format!("master key {} wraps {} credentials", rekeyed.key_id, rekeyed.credentials));
-            let path = master_key_file(&settings).path().display().to_string();
             complain(&format!("\"{path}\" is another file now: back it up, apart from the database"));
         }
     }
     Ok(DONE)
 }
 
-async fn open(server: &ServerFlags, environment: &Environment) -> anyhow::Result<(Settings, Store)> {
-    let settings = settings(server, environment)?;
-    let store = open_store(&settings.state_dir).await?;
-    Ok((settings, store))
+async fn rotate(
+    machine: &Machine,
+    project: &ProjectId,
+    credential: &str,
+    secret: &SecretFlags,
+) -> anyhow::Result<CredentialId> {
+    let found = find(&machine.store, project, credential).await?;
+    let given = read_secret(found.settings.kind(), secret)?;
+    unlock(&machine.settings, &machine.store).await?;
+    let rotated = machine.store.rotate_credential((project, &found.id), &given, &Actor::Operator).await?;
+    ensure!(rotated.is_some(), "the credential \"{credential}\" was removed meanwhile");
+    Ok(found.id)
+}
+
+async fn remove(store: &Store, project: &ProjectId, credential: &str) -> anyhow::Result<CredentialId> {
+    let found = find(store, project, credential).await?;
+    store.remove_credential(project, &found.id, &Actor::Operator).await?;
+    Ok(found.id)
+}
+
+async fn rekey(machine: &Machine) -> anyhow::Result<Rekeyed> {
+    unlock(&machine.settings, &machine.store).await?;
+    machine.store.rekey().await.context("the master key was not replaced")
 }
 
 async fn add(flags: AddCredential, environment: &Environment) -> anyhow::Result<()> {
@@ -94,13 +108,18 @@ async fn add(flags: AddCredential, environment: &Environment) -> anyhow::Result<
     }
     let public = fields.settings(kind).map_err(faults)?;
     let secret = read_secret(kind, &flags.secret)?;
-    let (settings, store) = open(&flags.server, environment).await?;
-    unlock(&settings, &store).await?;
     let new = NewCredential { project, name: flags.name, settings: public, secret };
-    let added = store.add_credential(new, &Actor::Operator).await?;
-    store.close().await.ok();
+    let machine = Machine::open(&flags.server, environment).await?;
+    let added = put(&machine, new).await;
+    machine.close().await;
+    let added = added?;
     print(&format!("credential {} \"{}\" is added", added.id, added.name));
     Ok(())
+}
+
+async fn put(machine: &Machine, new: NewCredential) -> anyhow::Result<Stored> {
+    unlock(&machine.settings, &machine.store).await?;
+    Ok(machine.store.add_credential(new, &Actor::Operator).await?)
 }
 
 /// The credential of that name or id.

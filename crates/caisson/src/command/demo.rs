@@ -14,7 +14,7 @@ use serde_json::json;
 use url::Url;
 
 use super::demo_project::{DemoRepository, SCENARIO};
-use super::{DETACHED, DONE, print, settings_with_engine, submit};
+use super::{DETACHED, DONE, complain, print, settings_with_engine, submit};
 use crate::cli::{Demo, DemoModel};
 use crate::client::Client;
 use crate::serve::Server;
@@ -26,6 +26,8 @@ const TASK: &str = "The test suite of this project fails. Find the bug, fix it, 
 const READY: Duration = Duration::from_secs(15);
 /// How long the sandbox may take to be gone after the run.
 const TIDY: Duration = Duration::from_secs(10);
+/// The same after a run that was cancelled: its agent has a grace before it is killed.
+const CANCEL: Duration = Duration::from_secs(45);
 /// The scripted model's own key: it opens nothing else.
 const SCRIPTED_KEY: &str = "demo-key-of-the-scripted-model";
 /// Variable with the real key; read for `--model real` alone.
@@ -52,7 +54,7 @@ pub(crate) async fn run(flags: Demo, environment: &Environment) -> anyhow::Resul
     let model = model(&flags, environment, &mut settings).await?;
     let server = Server::start(isolated(settings, &home)).await?;
     let ended = job(&server, &repository).await;
-    tidy(&server).await;
+    tidy(&server, if matches!(ended, Ok(Job::Cancelled)) { CANCEL } else { TIDY }).await;
     server.stop().await;
     if let Some(model) = model {
         print(&format!(
@@ -62,7 +64,7 @@ pub(crate) async fn run(flags: Demo, environment: &Environment) -> anyhow::Resul
         model.shutdown().await;
     }
     match ended? {
-        Job::Detached => Ok(DETACHED),
+        Job::Cancelled => Ok(DETACHED),
         Job::Done(branch) => {
             check(&repository, &branch, started)?;
             Ok(DONE)
@@ -121,7 +123,8 @@ fn isolated(settings: Settings, home: &Path) -> Settings {
 
 enum Job {
     Done(BranchName),
-    Detached,
+    /// By Ctrl-C.
+    Cancelled,
 }
 
 async fn job(server: &Server, repository: &DemoRepository) -> anyhow::Result<Job> {
@@ -134,9 +137,14 @@ async fn job(server: &Server, repository: &DemoRepository) -> anyhow::Result<Job
     let run = client.create_run(&body, &hex::encode(rand::random::<[u8; 16]>())).await?;
     print(&format!("run         {}\n", run.id));
     let ended = submit::watch(&client, &run.id, false).await?;
+    if ended.is_none() {
+        // Nobody could come back to it: its server ends with this process.
+        complain("\ncancelling the run, since its server ends with the demo");
+        client.cancel(&run.id).await?;
+    }
     server.store.revoke_api_key(&key_id).await?;
     match ended {
-        None => Ok(Job::Detached),
+        None => Ok(Job::Cancelled),
         Some(run) if run.status == "succeeded" => {
             Ok(Job::Done(run.text("branch").context("the run has no branch")?.parse()?))
         }
@@ -161,9 +169,9 @@ async fn wait_ready(server: &Server) -> anyhow::Result<()> {
 }
 
 /// Waits until the sandbox is gone, so that the demo leaves nothing behind.
-async fn tidy(server: &Server) {
+async fn tidy(server: &Server, at_most: Duration) {
     let start = Instant::now();
-    while start.elapsed() < TIDY {
+    while start.elapsed() < at_most {
         let servers = server.store.live_servers().await.unwrap_or_default();
         let mut left = 0;
         for live in servers {

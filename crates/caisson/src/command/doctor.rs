@@ -13,14 +13,13 @@ use super::{DONE, print, serve_settings};
 use crate::agents::Agents;
 use crate::audit_head;
 use crate::cli::Serve;
-use crate::engines::ActiveEngine;
+use crate::engines::{ActiveEngine, Purpose};
 use crate::exposure;
 use crate::inputs::{self, Faults, Part};
 use crate::render::clean;
 use crate::serve::chain;
 use crate::server_id::{check_not_lost, known_server_id};
 use crate::settings::{Environment, Settings};
-use crate::tls::Certificate;
 use crate::vault::{has_model_credential, master_key_file};
 
 /// Keys that never expire which are named one by one.
@@ -67,10 +66,20 @@ impl Report {
 pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Result<u8> {
     let settings = serve_settings(flags, environment)?;
     let mut report = Report::default();
+    let faults = inputs::read(&settings).err().unwrap_or_default();
+    if let Some(text) = faults.of(Part::Settings) {
+        report.tell(Part::Settings.name(), Err(text));
+    }
     let server = known_server_id(&settings.state_dir);
-    report.tell("state", state(&settings, &server));
+    let usable = writable(&settings.state_dir);
+    report.tell("state", state(&settings, &server, &usable));
     let server = server.ok().flatten();
-    let store = database(&settings, &mut report).await;
+    let store = if usable.is_ok() {
+        database(&settings, &mut report).await
+    } else {
+        Report::note("state", "database, API keys and master key are not looked at before it can be used");
+        None
+    };
     if let (None, Some(store)) = (&server, &store)
         && let Err(error) = check_not_lost(&settings.state_dir, store).await
     {
@@ -80,11 +89,12 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
         let looked = audit_head::look(&settings.state_dir, &settings.audit_head(), store).await;
         report.tell("audit log", looked.map_err(|error| format!("{error:#}")));
     }
-    report.tell("master key", master_key(&settings, store.as_ref()).await);
+    if usable.is_ok() {
+        report.tell("master key", master_key(&settings, store.as_ref()).await);
+    }
     engine(&settings, server.as_ref(), store.as_ref(), &mut report).await;
     report.tell("agent", agent(&settings));
-    let faults = inputs::read(&settings).err().unwrap_or_default();
-    for part in Part::ALL {
+    for part in Part::ALL.into_iter().filter(|part| *part != Part::Settings) {
         if part == Part::Model {
             report.tell("git", git());
             report.tell("disk", disk(&settings));
@@ -97,7 +107,6 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
         };
         report.tell(part.name(), looked);
     }
-    report.tell("TLS", tls(&settings));
     report.tell("address", address(&settings, server.as_ref(), store.as_ref()).await);
     for text in exposure::weaknesses(&settings) {
         Report::warn("exposed", &text);
@@ -113,19 +122,27 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
     Ok(UNWELL)
 }
 
-fn state(settings: &Settings, server: &anyhow::Result<Option<ServerId>>) -> Result<String, String> {
-    let directory = &settings.state_dir;
+fn state(
+    settings: &Settings,
+    server: &anyhow::Result<Option<ServerId>>,
+    usable: &Result<&Path, String>,
+) -> Result<String, String> {
+    let there = usable.clone()?;
     if let Err(error) = server {
         return Err(format!("{error:#}"));
     }
-    let there = directory.ancestors().find(|part| part.exists()).unwrap_or(Path::new("/"));
-    let usable = there.is_dir() && access(there, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
-    if !usable {
-        let place = there.display();
-        return Err(format!("\"{place}\" is no directory that can be written; choose another --state-dir"));
-    }
+    let directory = &settings.state_dir;
     let yet = if there == directory { "" } else { " (not there yet; it is made when it is needed)" };
     Ok(format!("{}{yet}", directory.display()))
+}
+
+/// The part of a state directory's path that is there, if it is a directory that can be written.
+fn writable(directory: &Path) -> Result<&Path, String> {
+    let there = directory.ancestors().find(|part| part.exists()).unwrap_or(Path::new("/"));
+    if there.is_dir() && access(there, AccessFlags::W_OK | AccessFlags::X_OK).is_ok() {
+        return Ok(there);
+    }
+    Err(format!("\"{}\" is no directory that can be written; choose another --state-dir", there.display()))
 }
 
 /// The database as it is, for reading alone; none if there is none that can be read.
@@ -172,22 +189,15 @@ async fn database(settings: &Settings, report: &mut Report) -> Option<Store> {
     if !lasting.is_empty() {
         let names = lasting.iter().take(LASTING_NAMES).map(String::as_str).collect::<Vec<_>>().join(", ");
         let more = if lasting.len() > LASTING_NAMES { " and others" } else { "" };
+        let expire = if lasting.len() == 1 { "expires" } else { "expire" };
         Report::note(
             "API keys",
             &format!(
-                "{names}{more} never expire; `caisson key create NAME --expires 30d` makes one that does"
+                "{names}{more} never {expire}; `caisson key create NAME --expires 30d` makes one that does"
             ),
         );
     }
     store
-}
-
-fn tls(settings: &Settings) -> Result<String, String> {
-    match Certificate::of(settings) {
-        Ok(Some(_)) => Ok("certificate and key belong together".to_owned()),
-        Ok(None) => Ok("none; the API speaks plain HTTP".to_owned()),
-        Err(error) => Err(format!("{error:#}")),
-    }
 }
 
 /// The engine that a server with these settings would take. What engines keep in the state directory is put elsewhere.
@@ -197,8 +207,7 @@ async fn engine(settings: &Settings, server: Option<&ServerId>, store: Option<&S
         Ok(directory) => directory,
         Err(error) => return report.tell("engine", Err(format!("no temporary directory: {error}"))),
     };
-    let apart = Settings { state_dir: elsewhere.path().to_owned(), ..settings.clone() };
-    match ActiveEngine::choose(&apart, &server, store).await {
+    match ActiveEngine::choose(settings, &server, store, Purpose::LookingAt(elsewhere.path())).await {
         Err(error) => report.tell("engine", Err(format!("{error:#}"))),
         Ok(chosen) => {
             match &chosen {
@@ -276,11 +285,12 @@ fn agent(settings: &Settings) -> Result<String, String> {
 
 /// What `serve` would read; beyond that, what no run can do without.
 fn input(settings: &Settings, part: Part, faults: &Faults) -> Result<String, String> {
-    if let Some((_, error)) = faults.0.iter().find(|(faulty, _)| *faulty == part) {
-        return Err(format!("{error:#}"));
+    if let Some(text) = faults.of(part) {
+        return Err(text);
     }
     let shown = |file: &Option<PathBuf>| file.as_ref().map(|file| file.display().to_string());
     match part {
+        Part::Settings => Ok("every value fits".to_owned()),
         Part::Shim => Ok(shown(&settings.shim).unwrap_or_else(|| "beside this program".to_owned())),
         Part::Model => model(settings),
         Part::Prices => Ok(shown(&settings.prices_file).unwrap_or_else(|| "shipped".to_owned())),
@@ -289,6 +299,8 @@ fn input(settings: &Settings, part: Part, faults: &Faults) -> Result<String, Str
         Part::Egress => egress(settings),
         Part::Gateway if faults.0.is_empty() => Ok("takes these settings".to_owned()),
         Part::Gateway => Ok("nothing else is wrong".to_owned()),
+        Part::Tls if settings.tls.cert_file.is_none() => Ok("none; the API speaks plain HTTP".to_owned()),
+        Part::Tls => Ok("certificate and key belong together".to_owned()),
         Part::Workflows => {
             Ok(shown(&settings.workflows_dir)
                 .map_or("shipped".to_owned(), |dir| format!("shipped, and {dir}")))
@@ -342,8 +354,8 @@ fn free_mib(path: &Path) -> nix::Result<u64> {
 
 /// The model where the store has a credential for it; settings that cannot be used keep a server from starting all the same.
 fn stored_model(settings: &Settings, faults: &Faults) -> Result<String, String> {
-    match faults.0.iter().find(|(part, _)| *part == Part::Model) {
-        Some((_, error)) => Err(format!("{error:#}")),
+    match faults.of(Part::Model) {
+        Some(text) => Err(text),
         None => Ok(format!("{}, credential in the store", settings.model.base_url)),
     }
 }
@@ -384,12 +396,12 @@ fn repositories(settings: &Settings) -> Result<String, String> {
     Ok(format!("{urls} and {} allowed", counted(directories, "directory", "directories")))
 }
 
-/// A preset that came to nothing is a wish that is not granted.
+/// As a server does, warns of a preset that came to nothing.
 fn egress(settings: &Settings) -> Result<String, String> {
     let (upstreams, notes) =
         settings.egress.upstreams(&settings.clients).map_err(|error| format!("{error:#}"))?;
-    if upstreams.presets.iter().any(|(_, rules)| rules.is_empty()) {
-        return Err(notes.join("; "));
+    for note in &notes {
+        Report::warn(Part::Egress.name(), note);
     }
     let rules = upstreams.rules.len() + upstreams.presets.iter().map(|(_, rules)| rules.len()).sum::<usize>();
     Ok(match rules {

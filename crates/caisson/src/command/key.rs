@@ -1,20 +1,17 @@
 //! `caisson key`: API keys, made on the server's machine.
 
-use std::sync::Arc;
-
 use anyhow::Context;
 use caisson_domain::id::{ApiKeyId, DEFAULT_PROJECT, ProjectId};
 use caisson_domain::limits::{API_KEY_NAME_CHARS, API_KEYS};
 use caisson_domain::principal::Scope;
-use caisson_store::{Actor, ApiKey, NewApiKey, Store};
+use caisson_store::{Actor, ApiKey, NewApiKey};
 use comfy_table::{Table, presets};
 
+use super::machine::Machine;
 use super::{DONE, complain, print, settings};
-use crate::audit_head::HeadKeeper;
-use crate::cli::{Key, ServerFlags};
+use crate::cli::Key;
 use crate::render::{clean, utc};
-use crate::serve::{keep_audit, open_store};
-use crate::server_id::server_id;
+use crate::serve::open_store;
 use crate::settings::Environment;
 
 /// Makes, lists or revokes.
@@ -63,29 +60,6 @@ pub(crate) async fn run(command: Key, environment: &Environment) -> anyhow::Resu
         }
     }
     Ok(DONE)
-}
-
-/// The store of this machine's server, opened for what the audit log tells of.
-struct Machine {
-    store: Store,
-    head: Option<Arc<HeadKeeper>>,
-}
-
-impl Machine {
-    async fn open(flags: &ServerFlags, environment: &Environment) -> anyhow::Result<Self> {
-        let settings = settings(flags, environment)?;
-        let store = open_store(&settings.state_dir).await?;
-        let server = server_id(&settings.state_dir, &store).await?;
-        let head = keep_audit(&settings, &store, &server).await?;
-        Ok(Self { store, head })
-    }
-
-    async fn close(self) {
-        if let Some(head) = &self.head {
-            head.keep_or_log(&self.store).await;
-        }
-        self.store.close().await.ok();
-    }
 }
 
 fn check(new: &NewApiKey) -> anyhow::Result<()> {

@@ -11,6 +11,7 @@ mod egress;
 mod image;
 mod image_scan;
 mod key;
+mod machine;
 mod runs;
 mod submit;
 
@@ -81,7 +82,7 @@ async fn serve(flags: Serve, environment: &Environment) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-/// Settings of `serve`.
+/// Settings of `serve`; whether they fit is found by [`crate::inputs::read`], together with what they name.
 pub(crate) fn serve_settings(flags: Serve, environment: &Environment) -> anyhow::Result<Settings> {
     let overrides = Overrides {
         state_dir: flags.server.state_dir,
@@ -89,7 +90,7 @@ pub(crate) fn serve_settings(flags: Serve, environment: &Environment) -> anyhow:
         allow_repo: flags.allow_repo,
         engine: flags.engine.engine,
     };
-    Settings::load(flags.server.config.as_deref(), environment, overrides)
+    Settings::read(flags.server.config.as_deref(), environment, overrides)
 }
 
 /// Settings of a command that works on the server's own machine.

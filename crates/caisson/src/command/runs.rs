@@ -126,8 +126,9 @@ fn usage_line(usage: &Value) -> String {
         0 => String::new(),
         some => format!(" ({some} of them estimated)"),
     };
+    let plural = if number("calls") == 1 { "" } else { "s" };
     format!(
-        "{} calls{estimated}, {} in, {} out, {} read from the cache, {} written to it; {}",
+        "{} call{plural}{estimated}, {} in, {} out, {} read from the cache, {} written to it; {}",
         number("calls"),
         number("input"),
         number("output"),
@@ -202,6 +203,8 @@ mod tests {
         });
         let told = "6 calls, 1 in, 2 out, 3 read from the cache, 9 written to it; $0.0941";
         assert_eq!(usage_line(&usage), told);
+        let one = json!({"calls": 1, "estimated_calls": 0});
+        assert!(usage_line(&one).starts_with("1 call, 0 in"), "{}", usage_line(&one));
         usage["estimated_calls"] = json!(2);
         assert!(usage_line(&usage).starts_with("6 calls (2 of them estimated), "), "{}", usage_line(&usage));
     }

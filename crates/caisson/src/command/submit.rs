@@ -46,14 +46,19 @@ pub(crate) async fn run(flags: Run) -> anyhow::Result<u8> {
 /// # Errors
 /// The server refuses or stays away.
 pub(crate) async fn follow(client: &Client, id: &str, json: bool) -> anyhow::Result<u8> {
-    let Some(run) = watch(client, id, json).await? else { return Ok(DETACHED) };
+    let Some(run) = watch(client, id, json).await? else {
+        complain(&format!(
+            "\ndetached; the run goes on. Come back with: caisson logs -f {id}\nEnd it with:    caisson cancel {id}"
+        ));
+        return Ok(DETACHED);
+    };
     if !json {
         summarise(client, &run).await;
     }
     Ok(exit_code(&run.status))
 }
 
-/// Shows a run to its end; none if it was left by Ctrl-C.
+/// Shows a run to its end; none if Ctrl-C came before, of which nothing is said here.
 ///
 /// # Errors
 /// The server refuses or stays away.
@@ -70,7 +75,6 @@ pub(crate) async fn watch(client: &Client, id: &str, json: bool) -> anyhow::Resu
         followed = client.follow(id, 0, show) => followed?,
         interrupted = tokio::signal::ctrl_c() => {
             interrupted?;
-            complain(&format!("\ndetached; the run goes on. Come back with: caisson logs -f {id}\nEnd it with:    caisson cancel {id}"));
             return Ok(None);
         }
     }
@@ -101,6 +105,7 @@ fn body(flags: &Run) -> anyhow::Result<Value> {
     let repository = flags.repo.as_deref().map_or(Ok(SERVER_DEFAULT.to_owned()), repository)?;
     set("repository", Some(if flags.no_repo { Value::Null } else { Value::String(repository) }));
     set("base", flags.base.as_ref().map(|text| json!(text)));
+    set("anchor", flags.anchor.as_ref().map(|text| json!(text)));
     set("branch", flags.branch.as_ref().map(|text| json!(text)));
     set("model", flags.model.as_ref().map(|text| json!(text)));
     set("image", flags.image.as_ref().map(|text| json!(text)));

@@ -71,7 +71,7 @@ impl Egress {
             Ok(EgressCredential {
                 url_prefix: credential.url_prefix.clone(),
                 username: credential.username.clone(),
-                token: super::read_secret(&credential.token_file)?,
+                token: super::read_secret("egress.credentials.token_file", &credential.token_file)?,
             })
         };
         let upstreams = EgressUpstreams {

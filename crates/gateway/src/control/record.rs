@@ -7,6 +7,7 @@ use caisson_domain::limits::{JOURNAL_LINE_BYTES, RESULT_TEXT_BYTES};
 use caisson_domain::protocol::{Ending, JournalBody, JournalRecord, NoteLevel, Outcome};
 use caisson_domain::redact::Redactor;
 use caisson_domain::run::{Failure, cut};
+use caisson_domain::trust::Steering;
 use caisson_store::{JournalEffect, JournalEntry};
 use serde_json::json;
 
@@ -129,6 +130,7 @@ fn translate(attempt: i64, body: JournalBody) -> (Option<NewEvent>, JournalEffec
             let event = NewEvent::new(EventKind::WorkspacePrepared, &data);
             (Some(event), JournalEffect::Prepared { base_commit })
         }
+        JournalBody::Steered(steering) => (Some(steered(steering)), JournalEffect::None),
         JournalBody::AgentStarted => {
             let event = NewEvent::new(EventKind::AgentStarted, &json!({"attempt": attempt}));
             (Some(event), JournalEffect::AgentStarted)
@@ -148,6 +150,21 @@ fn translate(attempt: i64, body: JournalBody) -> (Option<NewEvent>, JournalEffec
         JournalBody::Note { level, message } => (Some(note(level, &message)), JournalEffect::None),
         JournalBody::Finished(outcome) => (None, JournalEffect::Finished(bounded(outcome))),
     }
+}
+
+fn steered(steering: Steering) -> NewEvent {
+    let steering = steering.bounded();
+    let commit = Some(steering.commit.as_str()).filter(|commit| is_commit(commit));
+    let data = json!({
+        "anchor": steering.anchor,
+        "commit": commit,
+        "settings": steering.settings,
+        "files": steering.files,
+        "files_count": steering.files_count,
+        "replaced": steering.replaced,
+        "replaced_count": steering.replaced_count,
+    });
+    NewEvent::new(EventKind::WorkspaceSteered, &data)
 }
 
 /// The agent's line as it came. Anything that is not one line with one JSON object is kept as text, and so is what a

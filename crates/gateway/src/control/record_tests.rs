@@ -1,6 +1,7 @@
 use super::*;
 use caisson_domain::protocol::{MessageAuthor, StopReason};
 use caisson_domain::run::{FailureKind, Phase};
+use caisson_domain::trust::STEERING_PATHS;
 
 fn run() -> RunId {
     RunId::new(1, [7; 10])
@@ -31,6 +32,18 @@ fn kind(entry: &JournalEntry) -> Option<EventKind> {
     entry.event.as_ref().map(|event| event.kind)
 }
 
+fn steering(commit: &str, paths: usize) -> Steering {
+    Steering {
+        anchor: Some("main".parse().unwrap()),
+        commit: commit.to_owned(),
+        settings: false,
+        files: vec!["CLAUDE.md".to_owned()],
+        files_count: 1,
+        replaced: vec!["x".to_owned(); paths],
+        replaced_count: paths as u64,
+    }
+}
+
 #[test]
 fn each_kind_becomes_its_event_and_effect() {
     let commit = "a".repeat(40);
@@ -40,6 +53,12 @@ fn each_kind_becomes_its_event_and_effect() {
     let phase = one(JournalBody::Phase { phase: Phase::Agent });
     assert_eq!((kind(&phase), phase.attempt), (Some(EventKind::RunPhase), 2));
     assert!(matches!(phase.effect, JournalEffect::Phase(Phase::Agent)));
+    let steered = one(JournalBody::Steered(steering("not a commit", STEERING_PATHS + 1)));
+    assert_eq!(kind(&steered), Some(EventKind::WorkspaceSteered));
+    let told = data(&steered);
+    assert_eq!(told["commit"], json!(null));
+    assert_eq!(told["replaced"].as_array().unwrap().len(), STEERING_PATHS);
+    assert_eq!((&told["replaced_count"], &told["anchor"]), (&json!(101), &json!("main")));
     let started = one(JournalBody::AgentStarted);
     assert!(matches!(started.effect, JournalEffect::AgentStarted));
     assert_eq!(data(&started), json!({"attempt": 2}));

@@ -9,6 +9,7 @@ use caisson_domain::id::RunId;
 use caisson_domain::protocol::{Ending, JournalBody, Outcome};
 use caisson_domain::redact::{Redactor, Stream};
 use caisson_domain::run::Failure;
+use caisson_domain::trust::Steering;
 use serde_json::json;
 
 use crate::shared::Door;
@@ -53,6 +54,13 @@ impl<'a> Cleaner<'a> {
         kept
     }
 
+    fn steering(&mut self, steering: Steering) -> Steering {
+        let Steering { files, replaced, .. } = steering;
+        let files = files.into_iter().map(|path| self.text(path)).collect();
+        let replaced = replaced.into_iter().map(|path| self.text(path)).collect();
+        Steering { files, replaced, ..steering }
+    }
+
     fn outcome(&mut self, outcome: Outcome) -> Outcome {
         let Outcome { ending, result, head, pushed } = outcome;
         let ending = match ending {
@@ -89,6 +97,7 @@ impl<'a> Cleaner<'a> {
                 JournalBody::Commit { commit: self.text(commit), message: self.text(message), author }
             }
             JournalBody::Note { level, message } => JournalBody::Note { level, message: self.text(message) },
+            JournalBody::Steered(steering) => JournalBody::Steered(self.steering(steering)),
             JournalBody::Finished(outcome) => JournalBody::Finished(self.outcome(outcome)),
             body @ (JournalBody::Phase { .. } | JournalBody::AgentStarted) => body,
         }

@@ -9,6 +9,7 @@ mod flight;
 mod github_app;
 mod model;
 mod oauth;
+mod registry;
 mod time;
 mod token;
 
@@ -28,6 +29,7 @@ pub(crate) use self::fault::CredentialFault;
 use self::flight::Flights;
 use self::model::Clients;
 pub(crate) use self::model::{ModelRoute, model};
+pub(crate) use self::registry::registry;
 pub(crate) use self::token::TokenFault;
 use crate::config::secret_header;
 use crate::hold::hold;

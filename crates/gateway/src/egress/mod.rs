@@ -23,6 +23,7 @@ use ::http::{Method, Request, Response, StatusCode};
 use caisson_domain::egress::Wanted;
 use caisson_domain::event::EventKind;
 use caisson_domain::run::{Run, cut};
+use caisson_store::DoorRun;
 use hyper::body::Incoming;
 use hyper::ext::ReasonPhrase;
 use serde_json::json;
@@ -36,6 +37,7 @@ pub(crate) use self::run::{RunEgress, before_outcome};
 use crate::body::{self, Body};
 use crate::bounds::EXCERPT_BYTES;
 use crate::config::GatewayError;
+use crate::credentials::{self, CredentialFault};
 use crate::grants;
 use crate::hold::hold;
 use crate::problem::Refusal;
@@ -101,6 +103,18 @@ impl From<Fault> for Stop {
     }
 }
 
+impl From<CredentialFault> for Stop {
+    fn from(fault: CredentialFault) -> Self {
+        let (status, code) = match fault {
+            CredentialFault::Away => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
+            CredentialFault::Internal | CredentialFault::Unusable { .. } | CredentialFault::Token { .. } => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "egress_credential")
+            }
+        };
+        Self::Store(Refusal::new(status, code, fault.message()))
+    }
+}
+
 async fn pass(
     door: &Arc<Door>,
     egress: &Arc<RunEgress>,
@@ -118,11 +132,15 @@ async fn pass(
             hold(&shared.cancel, shared.bounds.store_hold, || egress.audit_use(&shared.store, wanted));
         audited.await.map_err(|error| Stop::Store(Refusal::store(&error)))?;
     }
-    let outside = side.reach.connect(&wanted.target, &shared.bounds).await?;
     if request.method() != Method::CONNECT {
-        let credential = side.policy.credential(wanted);
+        let of_run = DoorRun { id: run.id.clone(), project: run.project.clone() };
+        // Nobody outside waits for the store.
+        let stored = credentials::registry(shared, &of_run, &wanted.target).await?;
+        let outside = side.reach.connect(&wanted.target, &shared.bounds).await?;
+        let credential = stored.as_ref().or_else(|| side.policy.credential(wanted));
         return Ok(http::exchange(door, outside, passage, (wanted, credential), request).await?);
     }
+    let outside = side.reach.connect(&wanted.target, &shared.bounds).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     shared.tracker.spawn(tunnel::carry(Arc::clone(door), upgrade, outside, passage));
     let mut response = Response::new(body::empty());

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
+use caisson_domain::checks::{Check, stands};
 use caisson_domain::egress::{AddressRange, Host, Target};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -91,7 +92,9 @@ impl Reach {
         };
         found.dedup();
         let Some(first) = found.first().copied() else { return Err(Fault::Unresolved) };
-        let refused = |address: &IpAddr| address::refused(*address, &self.allow_private);
+        let refused = |address: &IpAddr| {
+            address::refused(*address, &self.allow_private).filter(|_| stands(Check::EgressAddresses))
+        };
         let what = refused(&first);
         found.retain(|address| refused(address).is_none());
         found.truncate(EGRESS_ADDRESSES);

@@ -1,5 +1,6 @@
 //! From a request's head to what is wanted: strict, since two readers of one request must not come to two hosts.
 
+use caisson_domain::checks::{Check, stands};
 use caisson_domain::egress::{METHOD_BYTES, Target, Via, Wanted};
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Uri};
@@ -42,6 +43,9 @@ pub(super) fn wanted(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<
 
 /// A `Host` field must name what the request line names. One is enough; none is what HTTP/1.0 has.
 fn same_host(target: &Target, default: Option<u16>, headers: &HeaderMap) -> Result<(), Fault> {
+    if !stands(Check::EgressHost) {
+        return Ok(());
+    }
     let mut hosts = headers.get_all(HOST).iter();
     let Some(host) = hosts.next() else { return Ok(()) };
     // Some clients leave the port of a tunnel out of it.

@@ -1,5 +1,7 @@
 //! What was found in a push, in words for people: never the secret itself.
 
+use caisson_domain::checks::Check;
+use caisson_domain::globs::GlobError;
 use serde_json::{Map, Value, json};
 
 use super::receive::Denial;
@@ -31,6 +33,15 @@ pub(super) struct Place {
     pub(super) commit: Option<String>,
 }
 
+/// Who forbids a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Forbids {
+    /// The server's settings, to every run.
+    Server,
+    /// The run's own workflow.
+    Workflow,
+}
+
 impl Finding {
     /// The pack is not what git takes, or more than it may be.
     pub(super) fn pack(why: &str) -> Self {
@@ -54,9 +65,22 @@ impl Finding {
         Self { rule: "secret", secret: None, place: Place::default(), what, remedy }
     }
 
-    pub(super) fn path(place: Place) -> Self {
-        let remedy = "this server lets no run change it: leave it as it was, in every commit of the push";
+    pub(super) fn path(whose: Forbids, place: Place) -> Self {
+        let remedy = match whose {
+            Forbids::Server => {
+                "this server lets no run change it: leave it as it was, in every commit of the push"
+            }
+            Forbids::Workflow => {
+                "the run's workflow forbids to change it: leave it as it was, in every commit of the push"
+            }
+        };
         Self { rule: "forbidden_path", secret: None, place, what: "a change".to_owned(), remedy }
+    }
+
+    /// What the workflow forbids cannot be read.
+    pub(super) fn unknown_path(error: &GlobError) -> Self {
+        let what = format!("a pattern of the workflow's caisson.forbidden_paths: {error}");
+        Self { rule: "forbidden_path", secret: None, place: Place::default(), what, remedy: "" }
     }
 
     pub(super) fn file_size(most: u64, place: Place) -> Self {
@@ -78,6 +102,17 @@ impl Finding {
             place,
             what,
             remedy: "leave it out of every commit of the push",
+        }
+    }
+
+    /// The check whose finding it is; none for what git itself or a bound refuses.
+    pub(super) fn check(&self) -> Option<Check> {
+        match self.rule {
+            "secret" => Some(Check::Secrets),
+            "forbidden_path" => Some(Check::ForbiddenPaths),
+            "file_size" => Some(Check::FileSize),
+            "submodule" => Some(Check::Submodules),
+            _ => None,
         }
     }
 

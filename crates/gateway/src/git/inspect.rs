@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, Bytes};
+use caisson_domain::checks::{Check, stands};
 use caisson_domain::git::{AllowList, Repository};
+use caisson_domain::globs::{GlobError, Globs};
 use caisson_domain::redact::{LiveSecrets, Redactor};
 use futures_util::future::OptionFuture;
 use futures_util::stream::StreamExt;
@@ -21,8 +23,7 @@ use url::Url;
 
 use super::Upstream;
 use super::compare::{Base, Change, Changes, CompareError, Comparison};
-use super::finding::{Finding, Place, shown};
-use super::globs::Globs;
+use super::finding::{Finding, Forbids, Place, shown};
 use super::helper::{Helper, HelperError, finish};
 use super::objects::{Candidate, Contents, FORMAT, Id, Looking, ReadError, is_gitmodules};
 use super::process::{Pipes, last_words};
@@ -81,6 +82,8 @@ pub(super) struct Case<'a> {
     pub(super) allow: &'a AllowList,
     pub(super) bounds: &'a Bounds,
     pub(super) secrets: Arc<Secrets>,
+    /// What the run's workflow forbids beside the settings.
+    pub(super) forbidden: Globs,
     /// Digits of an id.
     pub(super) digits: usize,
 }
@@ -106,7 +109,9 @@ impl Parts {
             helper: Helper::new(git)?,
             secrets: Arc::new(Secrets::new(&exposed(&live), &rules.secret_rules_off)?),
             live,
-            globs: Globs::new(&rules.forbidden_paths)?,
+            globs: Globs::new(&rules.forbidden_paths).map_err(|GlobError { value, reason }| {
+                GatewayError::PushRule { which: "git.forbidden_paths", value, reason }
+            })?,
             rules,
         })
     }
@@ -175,7 +180,7 @@ impl Inspector {
         if contents.too_many_candidates {
             findings.push(Finding::too_many(case.bounds.push.candidates));
         }
-        if self.has_questions(&contents) {
+        if self.has_questions(case, &contents) {
             match self.compare(case, &contents).await {
                 Ok(found) => findings.extend(found),
                 // What was found may have been there before, and nobody can say.
@@ -188,13 +193,16 @@ impl Inspector {
                 }
             }
         }
+        findings.retain(|finding| finding.check().is_none_or(stands));
         Ok((contents, findings))
     }
 
     /// Git's own checks; they also make the list of the pack's objects.
     async fn check(&self, case: &Case<'_>) -> Result<(), HelperError> {
         let most = format!("--max-input-size={}", case.bounds.push_bytes);
-        let arguments = ["index-pack", "--fsck-objects", &most, PACK];
+        let fsck = stands(Check::Fsck).then_some("--fsck-objects");
+        let arguments: Vec<&str> =
+            ["index-pack"].into_iter().chain(fsck).chain([most.as_str(), PACK]).collect();
         self.helper.run(&case.quarantine.directory, &arguments, b"", case.bounds).await.map(drop)
     }
 
@@ -240,20 +248,21 @@ impl Inspector {
     }
 
     /// Whether there is something that the push alone does not tell.
-    fn has_questions(&self, contents: &Contents) -> bool {
+    fn has_questions(&self, case: &Case<'_>, contents: &Contents) -> bool {
+        let forbids = !self.globs.is_empty() || !case.forbidden.is_empty();
         !contents.candidates.is_empty()
             || !contents.oversize.is_empty()
             || (contents.submodules && !self.rules.any_submodules)
-            || (!self.globs.is_empty() && !contents.commits.is_empty())
+            || (forbids && !contents.commits.is_empty())
     }
 
     async fn compare(&self, case: &Case<'_>, contents: &Contents) -> Result<Vec<Finding>, CompareError> {
         let comparison = self.comparison(case);
         let mut base = comparison.base(contents).await?;
         let changes = comparison.changes(contents).await?;
-        let forbidden = changes.all.iter().filter(|change| self.globs.cover(&change.path));
+        let forbidden = changes.all.iter().filter_map(|change| Some((self.forbids(case, change)?, change)));
         let mut findings: Vec<Finding> =
-            forbidden.map(|change| Finding::path(Self::place(change, case))).collect();
+            forbidden.map(|(whose, change)| Finding::path(whose, Self::place(change, case))).collect();
         for (blob, _) in &contents.oversize {
             let change = changes.all.iter().find(|change| change.new == Some(*blob));
             let place = change.map(|change| Self::place(change, case)).unwrap_or_default();
@@ -266,6 +275,14 @@ impl Inspector {
             findings.extend(self.added(case, (&comparison, &mut base), (contents, &changes)).await?);
         }
         Ok(findings)
+    }
+
+    /// Who forbids the change: a workflow adds to what the server forbids, and takes nothing away.
+    fn forbids(&self, case: &Case<'_>, change: &Change) -> Option<Forbids> {
+        if self.globs.cover(&change.path) {
+            return Some(Forbids::Server);
+        }
+        case.forbidden.cover(&change.path).then_some(Forbids::Workflow)
     }
 
     /// Whether `new` comes after `old`; see [`Comparison::comes_after`].

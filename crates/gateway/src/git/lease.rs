@@ -3,6 +3,7 @@
 //! Only what a run has pushed itself: its session made the branch, the branch is where the run's last push put it (the
 //! push's own old id is the lease, which the host compares once more), and what was there before the run stays.
 
+use caisson_domain::checks::{Check, stands};
 use caisson_domain::id::RunId;
 use caisson_domain::run::Run;
 use caisson_store::{Push, SessionPush};
@@ -52,6 +53,9 @@ pub(super) async fn judge(
         Leave::Granted => return Ok(true),
         Leave::After(start) if contents.reaches(new, start) => return Ok(true),
         Leave::After(_) | Leave::Refused => {}
+    }
+    if !stands(Check::Rewrites) {
+        return Ok(true);
     }
     // The way from one to the other may lead through commits that the host has and the push has not.
     match inspector.comes_after(case, contents, (new, old)).await {

@@ -10,7 +10,6 @@ mod finding;
 mod forward;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
-mod globs;
 mod helper;
 mod http;
 mod inflate;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ::http::{Response, StatusCode};
 use bytes::Bytes;
 use caisson_domain::event::EventKind;
+use caisson_domain::globs::Globs;
 use caisson_domain::run::Run;
 use caisson_store::{BoxError, Push};
 use futures_util::stream::{self, StreamExt};
@@ -228,7 +229,11 @@ async fn examine(
     // Some may have been added or rotated since.
     credentials::keep_out_of_the_record(shared).await;
     let secrets = inspector.secrets(&shared.secrets);
-    let case = Case { quarantine, upstream, repository, allow: &shared.git.allow, bounds, secrets, digits };
+    // Checked when the workflow was accepted; should another version have done that, nothing passes.
+    let forbidden = Globs::new(&run.spec.workflow.caisson.forbidden_paths)
+        .map_err(|error| Halt::Denied(vec![Finding::unknown_path(&error).denial(&push.ref_name)]))?;
+    let allow = &shared.git.allow;
+    let case = Case { quarantine, upstream, repository, allow, bounds, secrets, forbidden, digits };
     let (contents, findings) = inspector.inspect(&case).await.map_err(|error| not_inspected(&error, push))?;
     if !findings.is_empty() {
         let told = findings.iter().take(FINDINGS);

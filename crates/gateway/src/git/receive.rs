@@ -1,5 +1,6 @@
 //! The rule for pushes, and the answer to one that breaks it: pure.
 
+use caisson_domain::checks::{Check, stands};
 use serde_json::{Map, Value};
 
 use super::pktline::{self, Command, PACKET_BYTES, Section};
@@ -39,9 +40,9 @@ pub(super) fn judge(section: &Section, branch: &str) -> Vec<Denial> {
         .commands
         .iter()
         .filter_map(|command| {
-            let (rule, reason) = if command.ref_name != branch {
+            let (rule, reason) = if command.ref_name != branch && stands(Check::OwnBranch) {
                 ("own_branch", format!("this run may push {short} only; push HEAD:{short} instead"))
-            } else if command.is_delete() {
+            } else if command.is_delete() && stands(Check::NoDelete) {
                 ("no_delete", "a run may not delete its branch; push commits to it instead".to_owned())
             } else {
                 return None;
@@ -51,7 +52,7 @@ pub(super) fn judge(section: &Section, branch: &str) -> Vec<Denial> {
         .collect();
     let whole = if section.has("push-options") {
         Some(("no_options", "push options do not pass the door; push without --push-option"))
-    } else if section.commands.len() > 1 {
+    } else if section.commands.len() > 1 && stands(Check::OneRef) {
         Some(("one_ref", "one ref at a time passes the door; push this one alone"))
     } else {
         None

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::git_host::{Client, GitHost, Mood, bare_repository, git};
 use super::model_host::{END, ModelHost, START, Script, piece};
+use super::outside::{Outside, ask as ask_outside, setup as egress_setup};
 use super::support::{GIT_TOKEN, MODEL_KEY, OK, Reply, Sandbox, Setup, World, run_spec, value};
 use crate::{GitCredential, ModelCredential};
 
@@ -189,4 +190,47 @@ async fn a_git_token_of_the_store_is_used_and_its_rotation_acts_on_a_living_sand
     world.stop().await;
     world.store.close().await.unwrap();
     assert!(!world.disk_has(GIT_TOKEN));
+}
+
+#[tokio::test]
+async fn a_registrys_token_goes_to_its_host_over_plain_http_and_acts_at_once() {
+    const REPLY: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+    let world = World::new().await;
+    world.unlock().await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    let outside = Outside::start(&world, "127.0.0.1:0", REPLY).await;
+    let port = outside.address.port();
+    let (registry, other) = (format!("npm.example:{port}"), format!("other.example:{port}"));
+    world.start(egress_setup(&[&registry, &other], &["127.0.0.1/32"])).await;
+    let kind = CredentialKind::RegistryToken;
+    let host = [("host", registry.as_str())];
+    let token = world.add_credential("npm", kind, &host, value("registry-canary-1")).await;
+    let get = |host: &str| format!("GET http://{host}/package");
+    assert!(ask_outside(&sandbox, &get(&registry), "").await.ends_with("ok"));
+    assert!(ask_outside(&sandbox, &get(&other), "").await.ends_with("ok"));
+    world.rotate(&token, &value("registry-canary-2")).await;
+    assert!(ask_outside(&sandbox, &get(&registry), "authorization: Bearer own\r\n").await.ends_with("ok"));
+    let named = [("host", registry.as_str()), ("username", "team")];
+    world.add_credential("newer", kind, &named, value("registry-canary-3")).await;
+    assert!(ask_outside(&sandbox, &get(&registry), "").await.ends_with("ok"));
+    let heard = outside.heard();
+    assert!(heard[0].contains("authorization: Bearer registry-canary-1\r\n"), "{heard:?}");
+    assert!(!heard[1].contains("authorization"), "{heard:?}");
+    assert!(heard[2].contains("Bearer registry-canary-2") && !heard[2].contains("own"), "{heard:?}");
+    // team:registry-canary-3
+    assert!(heard[3].contains("authorization: Basic dGVhbTpyZWdpc3RyeS1jYW5hcnktMw==\r\n"), "{heard:?}");
+    world.stop().await;
+    assert!(!world.disk_has("registry-canary"));
+    assert!(world.disk_has(token.id.as_str()), "its use is written down");
+
+    // Without the master key nobody is asked without the token.
+    let store = Store::open(&world.root.path().join("caisson.db"), Clock::system()).await.unwrap();
+    let world = World { store, cancel: CancellationToken::new(), ..world };
+    let outside = Outside::start(&world, &format!("127.0.0.1:{port}"), REPLY).await;
+    world.start(egress_setup(&[&registry, &other], &["127.0.0.1/32"])).await;
+    let answer = ask_outside(&sandbox, &get(&registry), "").await;
+    assert!(answer.starts_with("HTTP/1.1 500") && answer.contains("egress_credential"), "{answer}");
+    assert!(ask_outside(&sandbox, &get(&other), "").await.ends_with("ok"));
+    assert_eq!(outside.heard().len(), 1, "and nothing of the registry's");
+    world.stop().await;
 }

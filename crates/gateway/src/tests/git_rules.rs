@@ -6,7 +6,7 @@ use caisson_domain::event::EventKind;
 use caisson_domain::git::AllowList;
 
 use super::git_host::{Client, git};
-use super::git_scene::{BRANCH, KINDS, Kind, Scene, scene};
+use super::git_scene::{BRANCH, KINDS, Kind, Scene, scene, scene_of};
 use super::support::{Setup, World, run_spec};
 
 fn seed_workflow(seeding: &Path) {
@@ -58,6 +58,52 @@ async fn a_forbidden_path_is_not_changed_by_any_commit() {
         scene.accepted(&[]).await;
         scene.world.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_workflow_forbids_paths_beside_those_that_the_server_forbids() {
+    for kind in KINDS {
+        let scene = scene_of(
+            kind,
+            |setup| setup.git.pushes.forbidden_paths = vec!["Makefile".to_owned()],
+            seed_workflow,
+            // What the server forbids cannot be allowed again.
+            |spec| spec.workflow.caisson.forbidden_paths = vec!["docs/**".to_owned(), "!Makefile".to_owned()],
+        )
+        .await;
+        let base = git(&scene.work, &["rev-parse", "HEAD"]).await;
+        for (path, whose) in
+            [("docs/guide/ci.yml", "the run's workflow forbids"), ("Makefile", "this server lets no run")]
+        {
+            scene.write(path, "other");
+            scene.commit("change").await;
+            let (denied, said) = scene.refused(&[]).await;
+            assert_eq!(
+                (&denied["rule"], &denied["path"]),
+                (&"forbidden_path".into(), &path.into()),
+                "{kind:?}"
+            );
+            assert!(said.contains(whose), "{said}");
+            git(&scene.work, &["reset", "-q", "--hard", &base]).await;
+        }
+        scene.write("src/a", "other");
+        scene.commit("fine").await;
+        scene.accepted(&[]).await;
+        scene.world.stop().await;
+    }
+    // A pattern that another version has taken and this one cannot read lets nothing pass.
+    let scene = scene_of(
+        Kind::Host,
+        |_| {},
+        |_| {},
+        |spec| spec.workflow.caisson.forbidden_paths = vec!["a//b".to_owned()],
+    )
+    .await;
+    scene.write("x", "x");
+    scene.commit("harmless").await;
+    let (denied, said) = scene.refused(&[]).await;
+    assert!(denied["rule"] == "forbidden_path" && said.contains("caisson.forbidden_paths"), "{said}");
+    scene.world.stop().await;
 }
 
 #[tokio::test]

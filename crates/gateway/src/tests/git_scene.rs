@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use caisson_domain::event::EventKind;
 use caisson_domain::git::AllowList;
+use caisson_domain::run::RunSpec;
 use http::Method;
 use serde_json::Value;
 
@@ -35,6 +36,16 @@ pub(crate) struct Scene {
 
 /// A bare repository whose `main` has what `seed` wrote on top of the first commit, and a clone of it.
 pub(crate) async fn scene(kind: Kind, shorten: fn(&mut Setup), seed: fn(&Path)) -> Scene {
+    scene_of(kind, shorten, seed, |_| {}).await
+}
+
+/// As [`scene`], for a run with another specification.
+pub(crate) async fn scene_of(
+    kind: Kind,
+    shorten: fn(&mut Setup),
+    seed: fn(&Path),
+    specify: fn(&mut RunSpec),
+) -> Scene {
     let world = World::new().await;
     let root = world.root.path().canonicalize().unwrap();
     let bare = root.join("host/team/one.git");
@@ -64,7 +75,9 @@ pub(crate) async fn scene(kind: Kind, shorten: fn(&mut Setup), seed: fn(&Path)) 
     };
     setup.git.credentials = host.iter().map(credential).collect();
     shorten(&mut setup);
-    let sandbox = world.sandbox(run_spec(Some(&repository))).await;
+    let mut spec = run_spec(Some(&repository));
+    specify(&mut spec);
+    let sandbox = world.sandbox(spec).await;
     world.start(setup).await;
     let client = Client::new(&sandbox, root.join("client")).await;
     let cloned = client.clone().await;

@@ -5,6 +5,7 @@ use caisson_domain::event::{DeltaKind, EventKind};
 use caisson_domain::protocol::{DeltaBatch, DeltaItem, Ending, JournalBody, NoteLevel, Outcome};
 use caisson_domain::redact::{LiveSecrets, MARKER};
 use caisson_domain::run::{Failure, FailureKind};
+use caisson_domain::trust::Steering;
 use http::Method;
 use secrecy::SecretString;
 use serde_json::json;
@@ -67,6 +68,15 @@ async fn nothing_that_a_sandbox_journals_brings_a_secret_to_disk() {
         JournalBody::Text { text: said.clone(), cut_bytes: 0 },
         JournalBody::AgentExited { code: Some(1), signal: None, stderr: said.clone() },
         JournalBody::Note { level: NoteLevel::Info, message: said.clone() },
+        JournalBody::Steered(Steering {
+            anchor: None,
+            commit: "a".repeat(40),
+            settings: false,
+            files: vec![said.clone()],
+            files_count: 1,
+            replaced: vec![said.clone()],
+            replaced_count: 1,
+        }),
         JournalBody::Finished(outcome),
     ];
     let mut batch: Vec<u8> = bodies.into_iter().flat_map(|body| sandbox.line(body)).collect();

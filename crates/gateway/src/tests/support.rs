@@ -57,6 +57,7 @@ pub(crate) fn run_spec(repository: Option<&str>) -> RunSpec {
         prompt: "Fix the add function".to_owned(),
         repository: repository.map(|text| text.parse().unwrap()),
         base: None,
+        anchor: None,
         branch: repository.map(|_| "caisson/fixer/1".parse().unwrap()),
         model: None,
         max_turns: Some(7),

@@ -11,7 +11,7 @@ use super::bubblewrap::{Host, probe_arguments};
 use super::cgroup::Controllers;
 use super::order::{Answer, Errand};
 use super::{HOST, LocalEngine};
-use crate::EngineError;
+use crate::{EngineError, SHARED_UID};
 
 /// Oldest bubblewrap that will do: the first with `--disable-userns`.
 const BUBBLEWRAP_MIN: (u32, u32) = (0, 8);
@@ -70,7 +70,7 @@ pub(super) fn own_uids() -> bool {
 pub(super) fn weaknesses(limits: &LimitsBy, own_uids: bool) -> Vec<String> {
     let mut found = Vec::new();
     if !own_uids {
-        found.push("sandboxes have this server's uid, since it is not root".to_owned());
+        found.push(SHARED_UID.to_owned());
     }
     match limits {
         LimitsBy::ControlGroups { weakness, .. } => found.extend(weakness.clone()),
@@ -82,17 +82,25 @@ pub(super) fn weaknesses(limits: &LimitsBy, own_uids: bool) -> Vec<String> {
 }
 
 impl LocalEngine {
-    /// Looks at what this machine can do; the answer is kept once it is good.
+    /// Looks at what this machine can do; the answer is kept once it is good. What has changed since is seen by
+    /// [`LocalEngine::look`] alone.
     ///
     /// # Errors
-    /// [`EngineError::Unfit`] if it cannot make sandboxes that are safe.
+    /// As [`LocalEngine::look`].
     /// # Cancel safety
     /// Safe: it only looks.
     pub async fn check(&self) -> Result<LocalCapabilities, EngineError> {
         self.fitness.get_or_try_init(|| self.look()).await.cloned()
     }
 
-    async fn look(&self) -> Result<LocalCapabilities, EngineError> {
+    /// Looks at what this machine can do now, which takes milliseconds: bubblewrap may be removed, and the kernel be told
+    /// otherwise, while a server runs.
+    ///
+    /// # Errors
+    /// [`EngineError::Unfit`] if it cannot make sandboxes that are safe.
+    /// # Cancel safety
+    /// Safe: it only looks.
+    pub async fn look(&self) -> Result<LocalCapabilities, EngineError> {
         let bubblewrap_version = version(&self.bubblewrap).await?;
         probe(&self.bubblewrap).await?;
         self.probe_mounts().await?;

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use caisson_domain::id::SandboxId;
 use nix::unistd::{getegid, geteuid};
@@ -19,7 +19,7 @@ use tracing::warn;
 use super::cgroup::Group;
 use super::identity::Held;
 use super::order::{Answer, Errand, Order, Shown, Started};
-use super::record::{CONTROL, FIRST, First, Label, Record, list};
+use super::record::{CONTROL, EXIT, Ended, FIRST, First, Label, Record, list};
 use super::{HOST, LocalEngine, shown, tree};
 use crate::mounts::resolve;
 use crate::spec::{Access, within};
@@ -34,8 +34,12 @@ const ANSWER_S: u64 = 60;
 const END_S: u64 = 30;
 /// How often processes of a sandbox that nobody wrote down are looked for.
 const LOOKS: u32 = 2;
+/// How long one such look may take, in seconds; what it finds is killed within the engine's own limits.
+const SCAN_S: u64 = 20;
 /// What is done when a supervisor is started, for errors.
 const STARTING: &str = "starting a supervisor";
+/// What is done when a sandbox is started, for errors.
+const STARTING_SANDBOX: &str = "starting a sandbox";
 /// What a supervisor is called in a list of processes.
 const SUPERVISOR_NAME: &str = "caisson";
 /// Longest answer of a supervisor, in bytes.
@@ -58,20 +62,7 @@ impl LocalEngine {
         })
         .await??;
         let record = self.record(&spec.id);
-        let label = Label {
-            server: spec.server.clone(),
-            session: spec.session.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        };
-        if !record.make(&label).map_err(|error| refused("writing a sandbox down", &error))? {
-            return Err(EngineError::AlreadyExists { id: spec.id.clone() });
-        }
-        let group = self.controllers().make(spec.id.as_str(), &spec.limits);
-        // Not this sandbox's, so its end is not the way to be rid of it.
-        let foreign = group.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists);
-        if foreign {
-            record.remove().map_err(|error| refused("removing a sandbox", &error))?;
-        }
+        let (group, foreign) = self.make_places(spec, &record).await?;
         let made = match group {
             Ok(group) => self.supervise(spec, group, binds, &record).await,
             Err(error) => Err(refused("making a sandbox's control group", &error)),
@@ -84,6 +75,34 @@ impl LocalEngine {
             warn!(sandbox.id = %spec.id, %error, "could not remove sandbox {} that was not made", spec.id);
         }
         made
+    }
+
+    /// Makes a sandbox's record and its control group. A group that is somebody else's is told with `true`; the record is gone then.
+    async fn make_places(
+        &self,
+        spec: &SandboxSpec,
+        record: &Record,
+    ) -> Result<(io::Result<Option<Group>>, bool), EngineError> {
+        let label = Label {
+            server: spec.server.clone(),
+            session: spec.session.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let (id, limits, record) = (spec.id.clone(), spec.limits, record.clone());
+        let controllers = self.controllers().clone();
+        blocking("writing a sandbox down", move || {
+            if !record.make(&label).map_err(|error| refused("writing a sandbox down", &error))? {
+                return Err(EngineError::AlreadyExists { id });
+            }
+            let group = controllers.make(id.as_str(), &limits);
+            // Not this sandbox's, so its end is not the way to be rid of it.
+            let foreign = group.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists);
+            if foreign {
+                record.remove().map_err(|error| refused("removing a sandbox", &error))?;
+            }
+            Ok((group, foreign))
+        })
+        .await?
     }
 
     fn validate(&self, spec: &SandboxSpec) -> Result<(), SpecError> {
@@ -162,9 +181,13 @@ impl LocalEngine {
     }
 
     pub(super) async fn start_sandbox(&self, id: &SandboxId) -> Result<(), EngineError> {
-        match self.liveness(id)? {
+        match self.liveness(id).await? {
             Liveness::Running => return Ok(()),
-            Liveness::Exited(_) => return Err(EngineError::Ended { id: id.clone() }),
+            Liveness::Exited(_) if self.has_run(id)? => return Err(EngineError::Ended { id: id.clone() }),
+            Liveness::Exited(_) => {
+                let message = "its supervisor ended before it could be started".to_owned();
+                return Err(EngineError::Refused { operation: STARTING_SANDBOX, message });
+            }
             Liveness::Created => {}
         }
         let talk = async {
@@ -174,18 +197,16 @@ impl LocalEngine {
             let client = UnixStream::connect(socket).await?;
             read_line::<Started>(Some(client)).await
         };
-        match within_time("starting a sandbox", talk).await? {
+        match within_time(STARTING_SANDBOX, talk).await? {
             Started::Running => Ok(()),
-            Started::Failed(message) => {
-                Err(EngineError::Refused { operation: "starting a sandbox", message })
-            }
+            Started::Failed(message) => Err(EngineError::Refused { operation: STARTING_SANDBOX, message }),
         }
     }
 
     pub(super) async fn wait_for_exit(&self, id: &SandboxId) -> Result<Exit, EngineError> {
         let record = self.record(id);
         loop {
-            if let Liveness::Exited(exit) = self.liveness(id)? {
+            if let Liveness::Exited(exit) = self.liveness(id).await? {
                 // It clears up what is left, and tells nobody whether it could: what is left then is removed with the sandbox.
                 if let Some(supervisor) = hold_supervisor(&record)? {
                     let ended = supervisor.ended_within(Duration::from_secs(END_S)).await;
@@ -206,7 +227,7 @@ impl LocalEngine {
 
     pub(super) async fn stop_sandbox(&self, id: &SandboxId, grace_s: u32) -> Result<(), EngineError> {
         within("grace_s", grace_s.into(), 0, STOP_GRACE_S_MAX.into())?;
-        if self.liveness(id)? != Liveness::Running {
+        if self.liveness(id).await? != Liveness::Running {
             return Ok(());
         }
         let record = self.record(id);
@@ -218,9 +239,8 @@ impl LocalEngine {
             }
         }
         // Its supervisor writes down how it ended.
-        within_time("stopping a sandbox", async { self.wait_for_exit(id).await.map_err(io::Error::other) })
-            .await?;
-        Ok(())
+        let ended = tokio::time::timeout(Duration::from_secs(ANSWER_S), self.wait_for_exit(id)).await;
+        ended.map_err(|elapsed| unavailable("stopping a sandbox", elapsed))?.map(drop)
     }
 
     pub(super) async fn destroy_sandbox(&self, id: &SandboxId) -> Result<(), EngineError> {
@@ -233,8 +253,13 @@ impl LocalEngine {
             if let Some(supervisor) = hold_supervisor(&record)? {
                 end(&supervisor).await.map_err(failed)?;
             }
-            match hold_first(&record)? {
-                Some(first) => kill(&first).await.map_err(failed)?,
+            match read_first(&record)? {
+                // Written down, it is the whole sandbox: with it goes everything else.
+                Some(first) => {
+                    if let Some(first) = first.process.hold().map_err(failed)? {
+                        kill(&first).await.map_err(failed)?;
+                    }
+                }
                 // A supervisor that was killed between making the sandbox and writing it down has left it unwritten.
                 None => self.kill_marked(id).await?,
             }
@@ -254,7 +279,7 @@ impl LocalEngine {
         // More than once: one that is between two programs while it is looked for has no name of either.
         for _ in 0..LOOKS {
             let (mark, sandbox, record) = (mark(id), id.clone(), self.record(id));
-            let look = move || marked(&mark, (&sandbox, record.dir()));
+            let look = move || marked(&mark, (&sandbox, record.dir()), Duration::from_secs(SCAN_S));
             let found = blocking("looking for processes", look).await?;
             for process in found.map_err(|error| refused("looking for processes", &error))? {
                 if let Ok(Some(held)) = process.hold() {
@@ -287,7 +312,7 @@ impl LocalEngine {
 
     pub(super) async fn read_usage(&self, id: &SandboxId) -> Result<SandboxUsage, EngineError> {
         let not_running = || EngineError::NotRunning { id: id.clone() };
-        if self.liveness(id)? != Liveness::Running {
+        if self.liveness(id).await? != Liveness::Running {
             return Err(not_running());
         }
         let first = read_first(&self.record(id))?.ok_or_else(not_running)?;
@@ -298,14 +323,22 @@ impl LocalEngine {
         used.await?.ok_or_else(not_running)
     }
 
+    /// Whether a sandbox that has ended ever had a first process.
+    fn has_run(&self, id: &SandboxId) -> Result<bool, EngineError> {
+        let record = self.record(id);
+        let ended: Option<Ended> = record.read(EXIT).map_err(|error| bad_record(error.into()))?;
+        Ok(ended.is_some() || read_first(&record)?.is_some())
+    }
+
     fn record(&self, id: &SandboxId) -> Record {
         Record::of(&self.config.records_dir, id)
     }
 
     /// How far this server's sandbox has come.
-    fn liveness(&self, id: &SandboxId) -> Result<Liveness, EngineError> {
-        self.record(id)
-            .liveness()
+    async fn liveness(&self, id: &SandboxId) -> Result<Liveness, EngineError> {
+        let record = self.record(id);
+        blocking("reading a sandbox's record", move || record.liveness())
+            .await?
             .map_err(|error| bad_record(error.into()))?
             .ok_or_else(|| EngineError::NotFound { id: id.clone() })
     }
@@ -364,9 +397,16 @@ async fn kill(held: &Held) -> io::Result<()> {
 
 /// Every process of bubblewrap with this mark and every supervisor of this sandbox, and their children. A supervisor is in the record's
 /// directory; what it has just forked is not any more, but still has its arguments, of which the sandbox is the last.
-fn marked(mark: &str, (id, record): (&SandboxId, &Path)) -> io::Result<Vec<super::identity::Identity>> {
-    let mut found = Vec::new();
+fn marked(
+    mark: &str,
+    (id, record): (&SandboxId, &Path),
+    at_most: Duration,
+) -> io::Result<Vec<super::identity::Identity>> {
+    let (mut found, begun) = (Vec::new(), Instant::now());
     for entry in fs::read_dir("/proc")? {
+        if begun.elapsed() > at_most {
+            return Err(io::Error::other(format!("looking at every process takes more than {at_most:?}")));
+        }
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
@@ -408,13 +448,15 @@ async fn within_time<T>(
     operation: &'static str,
     talk: impl Future<Output = io::Result<T>>,
 ) -> Result<T, EngineError> {
-    let unavailable =
-        |source: BoxError| EngineError::Unavailable { operation, host: HOST.to_owned(), source };
     match tokio::time::timeout(Duration::from_secs(ANSWER_S), talk).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(unavailable(error.into())),
-        Err(elapsed) => Err(unavailable(elapsed.into())),
+        Ok(Err(error)) => Err(unavailable(operation, error)),
+        Err(elapsed) => Err(unavailable(operation, elapsed)),
     }
+}
+
+fn unavailable(operation: &'static str, source: impl Into<BoxError>) -> EngineError {
+    EngineError::Unavailable { operation, host: HOST.to_owned(), source: source.into() }
 }
 
 async fn blocking<T: Send + 'static>(
@@ -422,9 +464,18 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, EngineError> {
     // It neither panics nor is aborted, but its handle cannot know that.
-    tokio::task::spawn_blocking(work).await.map_err(|error| EngineError::Unavailable {
-        operation,
-        host: HOST.to_owned(),
-        source: error.into(),
-    })
+    tokio::task::spawn_blocking(work).await.map_err(|error| unavailable(operation, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_at_every_process_is_bounded() {
+        let (id, record) = (SandboxId::new(1, [1; 10]), Path::new("/nowhere"));
+        assert_eq!(marked("caisson-none", (&id, record), Duration::from_secs(SCAN_S)).unwrap(), []);
+        let error = marked("caisson-none", (&id, record), Duration::ZERO).unwrap_err();
+        assert!(error.to_string().contains("every process"), "{error}");
+    }
 }

@@ -1,6 +1,6 @@
 //! Sandboxes without a daemon: bubblewrap over the host's own, read-only `/usr`.
 //!
-//! The same profile as everywhere, from the kernel's own parts: all namespaces unshared, no network but loopback, no
+//! The same profile as everywhere, from the kernel's own parts: all namespaces but that of time unshared, no network but loopback, no
 //! capability, no new privileges, a system call filter, and limits by control groups where they can be had. An image is an
 //! error here: the host's programs are the image.
 //!
@@ -15,6 +15,7 @@ mod descriptors;
 mod identity;
 mod launch;
 mod lifecycle;
+mod mountinfo;
 mod order;
 mod record;
 mod seccomp;
@@ -30,7 +31,7 @@ use async_trait::async_trait;
 use caisson_domain::id::{SandboxId, ServerId};
 
 use crate::{Engine, EngineError, Exit, OwnedSandbox, SandboxSpec, SandboxUsage};
-use cgroup::Controllers;
+use cgroup::{Controllers, Does};
 
 pub use check::{LimitsBy, LocalCapabilities};
 pub use supervisor::{SuperviseError, supervise};
@@ -51,10 +52,21 @@ pub struct LocalConfig {
     pub toolchains: Vec<PathBuf>,
     /// What no sandbox may see: the server's own state and secrets. What is shown may not be, contain or lie in one of them.
     pub hidden: Vec<PathBuf>,
-    /// Whether control groups are used where they can be had.
-    pub control_groups: bool,
+    /// What is done with control groups.
+    pub control_groups: ControlGroups,
     /// The program that calls [`supervise`], and the arguments that make it do so; the sandbox's id is added.
     pub supervisor: (PathBuf, Vec<String>),
+}
+
+/// What a local engine does with control groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ControlGroups {
+    /// Arranges those that can be had as its sandboxes need them.
+    Use,
+    /// Only looks which could be had, for an engine that makes no sandboxes.
+    Look,
+    /// Leaves them alone.
+    Off,
 }
 
 /// Bubblewrap as a maker of sandboxes.
@@ -98,11 +110,12 @@ impl LocalEngine {
 
     /// What limits can be had by; see [`LocalCapabilities`].
     fn controllers(&self) -> &Controllers {
-        self.controllers.get_or_init(|| {
-            if self.config.control_groups {
-                return Controllers::find();
+        self.controllers.get_or_init(|| match self.config.control_groups {
+            ControlGroups::Use => Controllers::find(Does::Arrange),
+            ControlGroups::Look => Controllers::find(Does::Look),
+            ControlGroups::Off => {
+                Controllers::None { reason: "switched off by the configuration".to_owned() }
             }
-            Controllers::None { reason: "switched off by the configuration".to_owned() }
         })
     }
 }

@@ -189,11 +189,16 @@ impl Record {
     /// # Errors
     /// The disk refuses.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        match fs::remove_dir_all(&self.dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            Ok(()) | Err(_) => Ok(()),
-        }
+        // Half removed, it would tell of an end that nobody saw. A crash may have left what was put aside.
+        let aside = self.dir.with_extension("gone");
+        fine_if_gone(fs::remove_dir_all(&aside))?;
+        fine_if_gone(fs::rename(&self.dir, &aside))?;
+        fine_if_gone(fs::remove_dir_all(&aside))
     }
+}
+
+fn fine_if_gone(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// Every record in a directory, by its sandbox; names that are no sandbox's are left alone.
@@ -257,8 +262,12 @@ mod tests {
         assert_eq!(list(dir.path()).unwrap().len(), 1);
         fs::create_dir(dir.path().join("other")).unwrap();
         assert_eq!(list(dir.path()).unwrap().len(), 1);
+        // A crash in the middle of removing it: nothing is told of it, and the next time removes the rest.
+        fs::rename(record.dir(), record.dir().with_extension("gone")).unwrap();
+        assert_eq!((record.liveness().unwrap(), list(dir.path()).unwrap().len()), (None, 0));
         record.remove().unwrap();
         record.remove().unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the other directory");
         assert_eq!(record.liveness().unwrap(), None);
     }
 

@@ -21,6 +21,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
 use nix::unistd::{getegid, geteuid};
 
+use super::mountinfo::Mount;
 use super::order::Shown;
 use crate::VOLUMES_DIR;
 
@@ -40,8 +41,8 @@ pub(crate) enum Stage {
 
 impl Stage {
     /// Puts the sources where the sandbox's uid finds them. The process must have one thread only, and goes on in a mount
-    /// namespace of its own; if it is not root, in a user namespace as well, in which it is still who it was. It lets go of the
-    /// volumes of other sandboxes there.
+    /// namespace of its own; if it is not root, in a user namespace as well, in which it is still who it was. As root it lets go of
+    /// the volumes of other sandboxes there; only a server that is root has any.
     ///
     /// # Errors
     /// A source is gone, or this process may not mount.
@@ -100,8 +101,8 @@ fn hold(shown: &Shown) -> io::Result<OwnedFd> {
 /// Unmounts, in this namespace alone, the volumes of all sandboxes: a copy of somebody else's mount would keep it in use for
 /// as long as this sandbox lives. What of this sandbox's own is staged has a mount of its own.
 fn let_go() -> io::Result<()> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    for (point, device) in loop_mounts(&mounts).rev() {
+    let mounts = fs::read("/proc/self/mountinfo")?;
+    for (point, device) in loop_mounts(&mounts).into_iter().rev() {
         let image = fs::read_to_string(Path::new("/sys/block").join(device).join("loop/backing_file"));
         if point.starts_with(STAGE) || !image.is_ok_and(|image| is_volume(Path::new(image.trim_end()))) {
             continue;
@@ -115,16 +116,13 @@ fn let_go() -> io::Result<()> {
     Ok(())
 }
 
-/// Where loop devices are mounted, and which (proc(5)); pure. A place whose name has characters that are written with a
-/// backslash is left out: it stays, which costs its owner a little patience.
-fn loop_mounts(mountinfo: &str) -> impl DoubleEndedIterator<Item = (PathBuf, &str)> {
-    let read = |line| {
-        let (own, behind) = str::split_once(line, " - ")?;
-        let point = own.split(' ').nth(4).filter(|point| !point.contains('\\'))?;
-        let device = behind.split(' ').nth(1)?.strip_prefix("/dev/")?;
-        device.starts_with("loop").then(|| (PathBuf::from(point), device))
+/// Where loop devices are mounted, and which; pure.
+fn loop_mounts(mountinfo: &[u8]) -> Vec<(PathBuf, String)> {
+    let read = |mount: Mount| {
+        let device = mount.source.to_str()?.strip_prefix("/dev/")?.to_owned();
+        device.starts_with("loop").then_some((mount.place, device))
     };
-    mountinfo.lines().filter_map(read).collect::<Vec<_>>().into_iter()
+    Mount::all(mountinfo).into_iter().filter_map(read).collect()
 }
 
 /// Whether an image is a volume of a Caisson server, this one or another on the same machine.
@@ -154,10 +152,11 @@ mod tests {
 
     #[test]
     fn loop_mounts_are_read_and_others_are_not() {
-        let text = "27 1 254:0 / / rw - ext4 /dev/vda rw\n\
+        let text = b"27 1 254:0 / / rw - ext4 /dev/vda rw\n\
             42 27 7:0 / /s/ses rw,nosuid shared:1 - ext4 /dev/loop0 rw\n\
             43 27 7:1 / /s/with\\040space rw - ext4 /dev/loop1 rw\n\
             44 27 0:9 / /t rw - tmpfs tmpfs rw\n";
-        assert_eq!(loop_mounts(text).collect::<Vec<_>>(), [(PathBuf::from("/s/ses"), "loop0")]);
+        let expected = [("/s/ses", "loop0"), ("/s/with space", "loop1")];
+        assert_eq!(loop_mounts(text), expected.map(|(place, name)| (place.into(), name.to_owned())));
     }
 }

@@ -116,7 +116,10 @@ async fn serve(order: &Order, stage: &Stage) -> Result<(), SuperviseError> {
     answer(&Answer::Ready);
     let client = tokio::select! {
         client = listener.accept() => client.map_err(system("waiting for the word to start"))?.0,
-        _ = signals.terminate.recv() => return Ok(()),
+        _ = signals.terminate.recv() => {
+            clear(order);
+            return Ok(());
+        }
     };
     let (child, ended) = match start(order, stage, &record, &mut signals).await {
         Ok(started) => {
@@ -124,6 +127,7 @@ async fn serve(order: &Order, stage: &Stage) -> Result<(), SuperviseError> {
             started
         }
         Err(fault) => {
+            clear(order);
             reply(client, &Started::Failed(fault)).await;
             return Ok(());
         }
@@ -178,13 +182,23 @@ async fn attend(listener: &UnixListener, mut child: Child, signals: &mut Signals
     }
 }
 
-/// Writes down how the sandbox ended, then ends whatever is left in its group: with the group goes what it has counted.
-fn close(order: &Order, record: &Record, end: End) -> io::Result<()> {
-    let oom_killed = order.group.as_ref().is_some_and(|group| group.oom_kills() > 0);
-    let written = record.write(EXIT, &Ended { code: end.code, oom_killed, finished_at_ms: now_ms() });
+/// Ends what there is in the group of a sandbox that does not run, and removes it.
+fn clear(order: &Order) {
     if let Some(group) = &order.group {
         // What cannot be removed now is removed when the sandbox is destroyed.
         group.kill().and_then(|()| group.remove()).ok();
+    }
+}
+
+/// Writes down how the sandbox ended, then ends whatever is left in its group. With the group goes what it has counted, so it stays
+/// where that could not be written down.
+fn close(order: &Order, record: &Record, end: End) -> io::Result<()> {
+    let oom_killed = order.group.as_ref().is_some_and(|group| group.oom_kills() > 0);
+    let written = record.write(EXIT, &Ended { code: end.code, oom_killed, finished_at_ms: now_ms() });
+    match (&order.group, &written) {
+        (_, Ok(())) => clear(order),
+        (Some(group), Err(_)) => drop(group.kill().ok()),
+        (None, Err(_)) => {}
     }
     written
 }

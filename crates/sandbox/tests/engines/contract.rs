@@ -186,6 +186,21 @@ pub(crate) async fn a_wait_ends_when_the_sandbox_is_destroyed(ground: &Ground<'_
     assert!(matches!(ground.engine.wait(&spec.id).await, Err(EngineError::NotFound { .. })));
 }
 
+pub(crate) async fn a_stop_ends_when_the_sandbox_is_destroyed(ground: &Ground<'_>) {
+    // Which of the two is ahead at which of their steps is chance.
+    for wait_ms in [0, 0, 1, 2, 5, 10] {
+        let spec = ground.running(LIVES_ON).await;
+        let (stopped, ()) = tokio::join!(ground.engine.stop(&spec.id, 30), async {
+            tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+            ground.engine.destroy(&spec.id).await.unwrap();
+        });
+        match stopped {
+            Ok(()) | Err(EngineError::NotFound { .. }) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+}
+
 pub(crate) async fn a_list_shows_only_this_server_s_own(ground: &Ground<'_>) {
     let (one, two) = ((ground.make)(LIVES_ON), (ground.make)(LIVES_ON));
     ground.engine.create(&one).await.unwrap();

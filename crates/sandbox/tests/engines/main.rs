@@ -52,6 +52,7 @@ contract! {
     start_is_repeatable_while_it_runs_and_not_after
     stop_asks_first_and_kills_after_the_grace
     a_wait_ends_when_the_sandbox_is_destroyed
+    a_stop_ends_when_the_sandbox_is_destroyed
     a_list_shows_only_this_server_s_own
     usage_is_told_while_it_runs
     want_of_memory_ends_the_sandbox

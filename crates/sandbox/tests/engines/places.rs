@@ -124,7 +124,8 @@ pub(crate) fn written(spec: &SandboxSpec, name: &str) -> String {
 #[expect(clippy::print_stderr, reason = "a skipped test must not look like one that passed")]
 pub(crate) fn skipped<T>(reason: &str) -> Option<T> {
     assert!(variable("TEST_REQUIRE").as_deref() != Some("1"), "no test may be skipped here: {reason}");
-    eprintln!("SKIPPED: {reason}");
+    // A test's thread bears its name.
+    eprintln!("SKIPPED: {}: {reason}", std::thread::current().name().unwrap_or("a test"));
     None
 }
 

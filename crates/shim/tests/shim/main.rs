@@ -10,6 +10,7 @@
 
 mod artifacts;
 mod branches;
+mod drivers;
 mod faults;
 mod gateway;
 mod hostile;
@@ -17,3 +18,5 @@ mod publishing;
 mod real_cli;
 mod runs;
 mod sandbox;
+mod steering;
+mod steering_bounds;

@@ -282,7 +282,7 @@ async fn a_run_that_changes_nothing_pushes_nothing() {
 }
 
 /// An agent that changes `a.txt` and commits, while somebody else pushes the run's branch.
-fn racing(sandbox: &Sandbox, file: &str) {
+pub(crate) fn racing(sandbox: &Sandbox, file: &str) {
     git(&sandbox.place("seed"), &["checkout", "-q", "-b", BRANCH]);
     sandbox.seed(file, "somebody else\n", "docs: somebody else");
 }
@@ -303,6 +303,28 @@ async fn a_branch_that_moved_on_is_rebased_onto_once() {
     assert_eq!(commits(&sandbox).len(), 2, "the commit is told of again, since the rebase made a new one");
     let told = |body: &JournalBody| matches!(body, JournalBody::Commit { commit, .. } if Some(commit) == outcome.head.as_ref());
     assert!(sandbox.bodies().iter().any(told));
+}
+
+#[tokio::test]
+async fn work_that_the_branch_has_already_is_not_claimed_as_pushed() {
+    let pulling = "
+def prompt(uuid, text, number):
+    sh('git', 'fetch', '-q', 'origin', 'BRANCH'); sh('git', 'reset', '-q', '--hard', 'FETCH_HEAD')
+    done(uuid)
+";
+    for agent in [COMMITTING.to_owned(), pulling.replace("BRANCH", BRANCH)] {
+        let mut sandbox = Sandbox::with_repository(&agent);
+        git(&sandbox.place("seed"), &["checkout", "-q", "-b", BRANCH]);
+        sandbox.seed("a.txt", "two\n", "fix: the same by somebody else");
+        let before = sandbox.remote(&["rev-parse", BRANCH]);
+        let outcome = sandbox.run(git_work("Fix it")).await;
+        assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+        assert!(!outcome.pushed, "the gateway carried nothing");
+        assert_eq!(outcome.head.as_ref(), Some(&before));
+        assert_eq!(sandbox.remote(&["rev-parse", BRANCH]), before);
+        let notes = sandbox.notes();
+        assert!(notes.iter().any(|note| note.contains("has this change already")), "{notes:?}");
+    }
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use crate::gateway::{Model, PATIENCE, json_line};
 use crate::sandbox::{BRANCH, Sandbox, failed, git_work, plain_work, run_id};
 
 /// A sandbox with the real agent, and the scripted model behind its gateway; none if the agent is not there.
-async fn sandbox(scenario: Value) -> Option<(Sandbox, ScriptedModel)> {
+pub(crate) async fn sandbox(scenario: Value) -> Option<(Sandbox, ScriptedModel)> {
     let Some(program) = variable("TEST_CLAUDE_BIN") else {
         assert_ne!(variable("TEST_REQUIRE").as_deref(), Some("1"), "TEST_CLAUDE_BIN is not set");
         skipped();
@@ -43,12 +43,12 @@ fn variable(name: &str) -> Option<String> {
 }
 
 /// The CLI refuses to skip permissions as root, which tests may be, unless it is told that it is in a sandbox.
-fn real(mut work: RunWork) -> RunWork {
+pub(crate) fn real(mut work: RunWork) -> RunWork {
     work.agent.environment.insert("IS_SANDBOX".to_owned(), "1".to_owned());
     work
 }
 
-fn bash(command: &str) -> Value {
+pub(crate) fn bash(command: &str) -> Value {
     json!({ "tool": { "name": "Bash", "input": { "command": command, "description": "Run it" } } })
 }
 

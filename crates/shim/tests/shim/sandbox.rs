@@ -363,6 +363,8 @@ pub(crate) fn plain_work(prompt: &str) -> RunWork {
         },
         git: None,
         publish: Publish::None,
+        trust: caisson_domain::trust::Trust::default(),
+        forbidden_paths: Vec::new(),
         timeout_ms: 600_000,
     }
 }
@@ -371,6 +373,7 @@ pub(crate) fn plain_work(prompt: &str) -> RunWork {
 pub(crate) fn git_work(prompt: &str) -> RunWork {
     let git = GitWork {
         base: Some("main".parse().unwrap()),
+        anchor: None,
         branch: BRANCH.parse().unwrap(),
         author_name: "Caisson \"the\" Agent".to_owned(),
         author_email: "agent@example.com".to_owned(),

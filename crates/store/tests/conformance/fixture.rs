@@ -216,6 +216,7 @@ pub(crate) fn spec() -> RunSpec {
         prompt: "Fix the bug".to_owned(),
         repository: None,
         base: None,
+        anchor: None,
         branch: None,
         model: None,
         max_turns: None,

@@ -1,5 +1,7 @@
 //! `kill -9` at every step of a run, and a new start.
 
+use std::time::Duration;
+
 use caisson_domain::event::EventKind;
 use caisson_domain::run::{FailureKind, RunStatus};
 use caisson_worker::Step;
@@ -147,6 +149,32 @@ async fn a_sandbox_that_ended_while_no_server_was_there_is_judged_at_the_next_st
         assert_eq!(world.told(run, EventKind::SandboxExited).await.len(), 1);
         assert_eq!(world.shims.agents(run), 1);
     }
+    server.kill();
+}
+
+#[tokio::test]
+async fn a_sandbox_that_a_crash_left_half_made_is_not_told_of_and_its_run_goes_back_at_once() {
+    let mut world = World::new().await;
+    // Only what was interrupted comes again without a wait.
+    world.setup.config.timing.requeue_first = Duration::from_hours(1);
+    world.setup.config.timing.requeue_most = Duration::from_hours(1);
+    let run = world.queue().await;
+    let (hook, reached) = StopAt::hook(Step::Placed);
+    let server = world.boot_with(hook).await;
+    reached.await.unwrap();
+    server.kill();
+    let placed = world.run(&run).await;
+    let half_made = placed.sandbox.unwrap();
+    world.engine.plant_half_made(&half_made, &placed.session);
+    let server = world.boot().await;
+    let ended = world.finished(&run).await;
+    assert_eq!((ended.status, ended.attempt), (RunStatus::Succeeded, 2));
+    let started = world.told(&run, EventKind::SandboxStarted).await;
+    assert_eq!(started.len(), 1);
+    assert_ne!(started[0]["sandbox"], half_made.as_str());
+    assert!(world.told(&run, EventKind::SandboxExited).await.is_empty());
+    world.clean().await;
+    world.told_once(&run).await;
     server.kill();
 }
 

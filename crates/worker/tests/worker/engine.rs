@@ -124,6 +124,13 @@ impl FakeEngine {
         self.sandboxes().insert(sandbox.clone(), Fake { session: session.clone(), spec: None, state });
     }
 
+    /// What there is of a sandbox whose server died while it was being made.
+    pub(crate) fn plant_half_made(&self, sandbox: &SandboxId, session: &SessionId) {
+        let unknown = Exit { code: None, oom_killed: false, finished_at_ms: None };
+        let state = watch::Sender::new(Liveness::Exited(unknown));
+        self.sandboxes().insert(sandbox.clone(), Fake { session: session.clone(), spec: None, state });
+    }
+
     /// The sandbox is gone, as if somebody had removed it.
     pub(crate) fn forget(&self, sandbox: &SandboxId) {
         self.sandboxes().remove(sandbox);

@@ -74,6 +74,39 @@ async fn the_servers_own_image_is_waited_for() {
 }
 
 #[tokio::test]
+async fn an_engine_that_refuses_because_it_is_broken_is_waited_for() {
+    for call in [Call::Create, Call::Start] {
+        let mut world = World::new().await;
+        let probe = FakeProbe::answering(Some(Vec::new()));
+        world.setup.probe = Some(probe.clone());
+        // Only a suspicion makes anybody look.
+        world.setup.config.timing.health_check = Duration::from_hours(1);
+        world.engine.set_create_gate(false);
+        world.engine.next(call, Mishap::Refused);
+        let run = world.queue().await;
+        let server = world.boot().await;
+        until("it is being placed", || async { world.engine.creations().0 == 1 }).await;
+        probe.answer(vec![problem(ProblemCode::EngineUnavailable)]);
+        world.engine.set_create_gate(true);
+        until("the problem is known", || async {
+            problems(&world).await == [ProblemCode::EngineUnavailable]
+        })
+        .await;
+        until("it is back in the queue", || async { world.run(&run).await.status == RunStatus::Queued })
+            .await;
+        passes(&world).await;
+        assert_eq!(world.run(&run).await.attempt, 1, "nothing is claimed meanwhile");
+        server.kill();
+        probe.answer(Vec::new());
+        let server = world.boot().await;
+        let ended = world.finished(&run).await;
+        assert_eq!((ended.status, ended.attempt), (RunStatus::Succeeded, 2));
+        world.clean().await;
+        server.kill();
+    }
+}
+
+#[tokio::test]
 async fn a_sandbox_that_cannot_be_specified_fails_the_run_at_once() {
     let world = World::new().await;
     world.engine.next(Call::Create, Mishap::BadSpec);
@@ -363,6 +396,17 @@ async fn a_missing_agent_is_told_before_the_start_is_over_and_stops_claiming() {
     mode(0o755);
     assert_eq!(world.finished(&run).await.status, RunStatus::Succeeded);
     assert!(problems(&world).await.is_empty());
+    server.kill();
+}
+
+#[tokio::test]
+async fn an_agent_that_the_probe_misses_too_is_told_of_once_and_in_its_words() {
+    let mut world = World::new().await;
+    world.setup.config.agent_dir = Some("/nonexistent".into());
+    let told = PlacementProblem { code: ProblemCode::AgentMissing, message: "install it".to_owned() };
+    world.setup.probe = Some(FakeProbe::answering(Some(vec![told])));
+    let server = world.boot().await;
+    assert_eq!(problems(&world).await, [ProblemCode::AgentMissing]);
     server.kill();
 }
 

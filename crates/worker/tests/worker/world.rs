@@ -130,6 +130,7 @@ impl World {
             prompt: "fix it".to_owned(),
             repository: None,
             base: None,
+            anchor: None,
             branch: None,
             model: None,
             max_turns: None,

@@ -1,4 +1,6 @@
-//! `xtask adversary`: the real agent, told by the scripted model, tries every way out of a real sandbox that we can think of.
+//! `xtask adversary`: the real agent, told by the scripted model, tries every way out of a real sandbox that we can think of: past
+//! its walls, through its door ([`door`]), to more of the machine than it may have ([`resources`]), and by what it leaves behind
+//! for others ([`traces`]).
 //!
 //! Each attempt names the walls that are to stop it, and the errors by which each refuses: any other error is unclear, and fails as
 //! getting through does. Its controls are the same attempt in surroundings that are sealed but for those walls, where it gets
@@ -7,11 +9,14 @@
 
 mod container;
 mod control;
+mod door;
 mod filter;
 mod ground;
 mod report;
+mod resources;
 mod surroundings;
 mod table;
+mod traces;
 mod verdict;
 mod walls;
 mod witness;
@@ -20,7 +25,7 @@ mod world;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use testkit::engine::Engine;
 use testkit::parts::Parts;
 
@@ -30,6 +35,8 @@ use report::{Report, Tried};
 use surroundings::Surroundings;
 use table::Attempt;
 use world::{Server, Side};
+
+use crate::engine_name::EngineName;
 
 /// The workspace, seen from this crate.
 const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
@@ -51,12 +58,6 @@ pub(crate) struct Options {
     caisson: std::path::PathBuf,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum EngineName {
-    Docker,
-    Local,
-}
-
 /// Tries everything, prints what came of it, and says whether nothing got through and everything was told clearly.
 ///
 /// # Errors
@@ -69,27 +70,45 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
     ensure!(caisson.ends_with("caisson"), "\"{}\" is not called \"caisson\"", caisson.display());
     let parts = Parts::require(caisson.to_str().context("the workspace's path is not UTF-8")?)?;
     let chosen: Vec<_> = table::all().filter(|found| found.name.contains(&options.only)).collect();
-    ensure!(!chosen.is_empty(), "no attempt has a name with \"{}\" in it", options.only);
+    ensure!(
+        !chosen.is_empty()
+            || door::has(&options.only)
+            || resources::has(&options.only)
+            || traces::has(&options.only),
+        "no attempt has a name with \"{}\" in it",
+        options.only
+    );
     container::check(&chosen)?;
 
     let surroundings = Surroundings::open(&parts)?;
     let mut report = Report::default();
     let tried = controls(&chosen, &surroundings, &mut report)?;
+    door::controls(&parts, &options.only, &surroundings, &mut report).await?;
+    resources::controls(&options.only, &surroundings, &mut report)?;
     let mut container = None;
     for engine in &options.engine {
-        let engine = match engine {
-            EngineName::Docker => Engine::Docker,
-            EngineName::Local => Engine::Local,
-        };
+        let engine = Engine::from(*engine);
         let fitting: Vec<_> = tried.iter().copied().filter(|attempt| attempt.fits(engine)).collect();
         for server in &options.server {
             let side = Side { engine, server: *server };
+            if door::has(&options.only) {
+                door::attack(&parts, side, &options.only, &surroundings, &mut report).await?;
+            }
+            if resources::has(&options.only) {
+                resources::attack(&parts, side, &options.only, &mut report).await?;
+            }
+            if traces::has(&options.only) {
+                traces::attack(&parts, side, &surroundings, &mut report).await?;
+            }
+            if fitting.is_empty() {
+                continue;
+            }
             say(&format!("{} attempts in a sandbox of {}", fitting.len(), side.name()));
             let attacked = world::attack(&parts, side, &fitting, &surroundings).await?;
             container = attacked.container.or(container);
             for attempt in &fitting {
                 let verdict = attacked.verdicts[attempt.name].clone();
-                report.tried.push(Tried { attempt, side, verdict });
+                report.tried.push(Tried::of(attempt, side, verdict));
             }
         }
     }
@@ -104,7 +123,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
 fn controls<'a>(
     chosen: &[&'a Attempt],
     surroundings: &Surroundings,
-    report: &mut Report<'a>,
+    report: &mut Report,
 ) -> anyhow::Result<Vec<&'a Attempt>> {
     say(&format!("{} attempts without their walls, and with each wall alone", chosen.len()));
     let mut tried = Vec::new();
@@ -124,12 +143,12 @@ fn controls<'a>(
 }
 
 /// The same for Docker's own filter.
-fn controls_of_docker<'a>(
-    tried: &[&'a Attempt],
+fn controls_of_docker(
+    tried: &[&Attempt],
     container: &Container,
     parts: &Parts,
     surroundings: &Surroundings,
-    report: &mut Report<'a>,
+    report: &mut Report,
 ) -> anyhow::Result<()> {
     let meeting: Vec<_> = tried.iter().filter(|attempt| meets_its_filter(attempt)).collect();
     say(&format!("{} attempts in a container without Docker's filter", meeting.len()));

@@ -7,27 +7,32 @@ use super::world::Side;
 
 /// An attempt in a sandbox.
 #[derive(Debug)]
-pub(super) struct Tried<'a> {
-    pub(super) attempt: &'a Attempt,
-    pub(super) side: Side,
+pub(super) struct Tried {
+    pub(super) name: &'static str,
+    /// What was to stop it, for people.
+    pub(super) walls: String,
+    /// The errors by which that refuses.
+    pub(super) refusals: Vec<&'static str>,
+    /// Whose sandbox it was.
+    pub(super) side: String,
     pub(super) verdict: Verdict,
 }
 
 /// Everything that was tried, and what the controls showed.
 #[derive(Debug, Default)]
-pub(super) struct Report<'a> {
-    pub(super) tried: Vec<Tried<'a>>,
+pub(super) struct Report {
+    pub(super) tried: Vec<Tried>,
     /// Attempts that this machine cannot make, and why.
-    skipped: Vec<(&'a str, String)>,
+    skipped: Vec<(&'static str, String)>,
     /// Controls that showed nothing.
     idle: Vec<String>,
     /// Number of those that showed something.
     controls: usize,
 }
 
-impl<'a> Report<'a> {
+impl Report {
     /// Notes an attempt that was not made.
-    pub(super) fn skip(&mut self, attempt: &'a Attempt, shown: Shown) {
+    pub(super) fn skip(&mut self, attempt: &Attempt, shown: Shown) {
         if let Shown::Absent(why) = shown {
             self.skipped.push((attempt.name, why));
         }
@@ -66,15 +71,20 @@ impl<'a> Report<'a> {
     }
 }
 
-impl Tried<'_> {
+impl Tried {
+    /// An attempt in the sandbox of a side.
+    pub(super) fn of(attempt: &Attempt, side: Side, verdict: Verdict) -> Self {
+        let (walls, refusals) = (attempt.walls_text(side.engine), attempt.refusals(side.engine));
+        Self { name: attempt.name, walls, refusals, side: side.name(), verdict }
+    }
+
     fn judge(&self) -> Judgement {
-        self.verdict.judge(&self.attempt.refusals(self.side.engine))
+        self.verdict.judge(&self.refusals)
     }
 
     fn line(&self) -> String {
-        let (mark, side) = (self.judge().mark(), self.side.name());
-        let walls = self.attempt.walls_text(self.side.engine);
-        format!("{mark} {side:15} {} ({walls}): {}", self.attempt.name, self.verdict)
+        let Self { name, walls, side, verdict, .. } = self;
+        format!("{} {side:15} {name} ({walls}): {verdict}", self.judge().mark())
     }
 }
 
@@ -86,10 +96,13 @@ mod tests {
     use super::super::world::Server;
     use super::*;
 
-    fn report(verdict: Verdict) -> Report<'static> {
-        let attempt = table::all().find(|found| found.name == "host.write_agent").unwrap();
+    fn write_agent() -> &'static Attempt {
+        table::all().find(|found| found.name == "host.write_agent").unwrap()
+    }
+
+    fn report(verdict: Verdict) -> Report {
         let side = Side { engine: Engine::Local, server: Server::Ordinary };
-        Report { tried: vec![Tried { attempt, side, verdict }], ..Report::default() }
+        Report { tried: vec![Tried::of(write_agent(), side, verdict)], ..Report::default() }
     }
 
     fn refused(error: &str) -> Verdict {
@@ -101,7 +114,7 @@ mod tests {
         let good = report(refused("EROFS"));
         assert!(good.is_good());
         assert_eq!(good.lines()[0], "refused local-ordinary  host.write_agent (mounted read-only): EROFS no");
-        let last = |report: &Report<'_>| report.lines().pop().unwrap();
+        let last = |report: &Report| report.lines().pop().unwrap();
         assert!(last(&good).starts_with("adversary: 1 tried, 0 through, 0 unclear, 0 skipped;"));
         let other = report(refused("EACCES"));
         assert!(!other.is_good() && last(&other).contains("1 unclear"));
@@ -115,7 +128,7 @@ mod tests {
         idle.take(Shown::Nothing(vec!["why".to_owned()]));
         assert!(!idle.is_good() && idle.lines().contains(&"IDLE control of why".to_owned()));
         let mut skipped = report(refused("EROFS"));
-        skipped.skip(skipped.tried[0].attempt, Shown::Absent("no such kernel".to_owned()));
+        skipped.skip(write_agent(), Shown::Absent("no such kernel".to_owned()));
         skipped.take(Shown::Real(2));
         assert!(
             skipped.is_good() && skipped.lines().pop().unwrap().ends_with("1 skipped; 2 controls, 0 idle")

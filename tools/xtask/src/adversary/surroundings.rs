@@ -20,12 +20,18 @@ use super::witness::{Witness, token};
 /// The user of the controls, and of the process that is aimed at.
 pub(super) const UID: u32 = 65_432;
 /// The Python files of the attempts.
-const FILES: [(&str, &str); 9] = [
+const FILES: [(&str, &str); 15] = [
     ("attempt.py", include_str!("attempts/attempt.py")),
     ("calls.py", include_str!("attempts/calls.py")),
+    ("door.py", include_str!("attempts/door.py")),
+    ("door_calls.py", include_str!("attempts/door_calls.py")),
+    ("egress.py", include_str!("attempts/egress.py")),
     ("first.py", include_str!("attempts/first.py")),
     ("host.py", include_str!("attempts/host.py")),
     ("network.py", include_str!("attempts/network.py")),
+    ("pushes.py", include_str!("attempts/pushes.py")),
+    ("record.py", include_str!("attempts/record.py")),
+    ("resources.py", include_str!("attempts/resources.py")),
     ("secrets_of_others.py", include_str!("attempts/secrets_of_others.py")),
     ("server.py", include_str!("attempts/server.py")),
     ("sibling.py", include_str!("attempts/sibling.py")),

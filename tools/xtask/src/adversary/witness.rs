@@ -1,8 +1,8 @@
 //! Listeners outside of every sandbox: what reaches them got out, whatever an attempt says.
 
 use std::collections::HashMap;
-use std::io::Read;
-use std::net::{TcpListener, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +12,8 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Longest word, in bytes.
 const WORD: usize = 512;
+/// What is answered to whoever speaks HTTP.
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
 
 /// The listeners, which end with this process.
 #[derive(Debug)]
@@ -48,9 +50,9 @@ impl Witness {
         for listener in [tcp, tcp6] {
             let heard = Arc::clone(&heard);
             std::thread::spawn(move || {
-                for mut stream in listener.incoming().flatten() {
-                    stream.set_read_timeout(Some(PATIENCE)).ok();
-                    take(&mut stream, &heard);
+                for stream in listener.incoming().flatten() {
+                    let heard = Arc::clone(&heard);
+                    std::thread::spawn(move || converse(stream, &heard));
                 }
             });
         }
@@ -84,6 +86,18 @@ impl Witness {
     }
 }
 
+/// Listens to everything that is said on a connection, and answers once.
+fn converse(mut stream: TcpStream, heard: &Mutex<Vec<u8>>) {
+    stream.set_read_timeout(Some(PATIENCE)).ok();
+    let (mut word, mut answered) = ([0; WORD], false);
+    while let Ok(length @ 1..) = stream.read(&mut word) {
+        keep(&word[..length], heard);
+        if !answered && word.windows(4).any(|end| end == b"\r\n\r\n") {
+            answered = stream.write_all(ANSWER).is_ok();
+        }
+    }
+}
+
 fn take(stream: &mut impl Read, heard: &Mutex<Vec<u8>>) {
     let mut word = [0; WORD];
     if let Ok(length) = stream.read(&mut word) {
@@ -110,9 +124,6 @@ pub(crate) fn fill(text: &str, values: &HashMap<&'static str, String>) -> String
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::net::TcpStream;
-
     use super::*;
 
     #[test]

@@ -55,6 +55,31 @@ impl Side {
     }
 }
 
+/// Whose a server is, with what it needs for that.
+pub(super) struct Owner {
+    /// The parts, where their owner can read them.
+    pub(super) parts: Parts,
+    pub(super) user: Option<Somebody>,
+    _staged: Option<tempfile::TempDir>,
+}
+
+impl Side {
+    /// Gets everything ready for who runs the server.
+    ///
+    /// # Errors
+    /// The disk refuses, or the engine's socket cannot be looked at.
+    pub(super) fn owner(self, parts: &Parts) -> anyhow::Result<Owner> {
+        match self.server {
+            Server::Root => Ok(Owner { parts: parts.clone(), user: None, _staged: None }),
+            Server::Ordinary => {
+                let (staged, parts) = stage(parts)?;
+                let user = Some(ordinary(&parts, self.engine)?);
+                Ok(Owner { parts, user, _staged: Some(staged) })
+            }
+        }
+    }
+}
+
 /// What came of the attempts in a sandbox.
 #[derive(Debug)]
 pub(crate) struct Attacked {
@@ -74,15 +99,17 @@ pub(crate) async fn attack(
     surroundings: &Surroundings,
 ) -> anyhow::Result<Attacked> {
     let name = side.name();
-    let (staged, user) = match side.server {
-        Server::Root => (None, None),
-        Server::Ordinary => (Some(stage(parts)?), Some(ordinary(parts, side.engine)?)),
-    };
-    let parts = staged.as_ref().map_or(parts, |(_, parts)| parts);
+    let owner = side.owner(parts)?;
+    let parts = &owner.parts;
     let sibling = Sibling::new(&name)?;
     // The attempts' arguments are known once the sibling lives: the agent finds them in a file of its repository.
     let scenarios = vec![scenario(attempts), sibling_scenario(&sibling)];
-    let spec = WorldSpec { scenario: SCENARIO.to_owned(), scenarios, user, ..WorldSpec::on(side.engine) };
+    let spec = WorldSpec {
+        scenario: SCENARIO.to_owned(),
+        scenarios,
+        user: owner.user.clone(),
+        ..WorldSpec::on(side.engine)
+    };
     let world = World::start(parts, spec).await?;
     let project = tempfile::tempdir()?;
     write_attempts(project.path())?;
@@ -180,9 +207,9 @@ fn body(prompt: &str, repository: &str) -> Value {
 }
 
 /// The sibling, once it lives.
-struct Living {
-    sandbox: String,
-    pid: u32,
+pub(super) struct Living {
+    pub(super) sandbox: String,
+    pub(super) pid: u32,
     workspace: PathBuf,
 }
 
@@ -205,7 +232,7 @@ impl Living {
 }
 
 /// Waits until the sibling listens.
-async fn living_sibling(world: &World) -> anyhow::Result<Living> {
+pub(super) async fn living_sibling(world: &World) -> anyhow::Result<Living> {
     let start = Instant::now();
     loop {
         let is_ready = |path: &Path| path.file_name().is_some_and(|name| name == "sibling-ready");
@@ -227,7 +254,7 @@ fn is_sibling(pid: u32) -> bool {
 }
 
 /// The first file below a directory that is wanted; links are not followed.
-fn find(directory: &Path, wanted: &dyn Fn(&Path) -> bool) -> Option<PathBuf> {
+pub(super) fn find(directory: &Path, wanted: &dyn Fn(&Path) -> bool) -> Option<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.into_iter().find_map(|entry| {
         let path = entry.path();
@@ -243,7 +270,7 @@ fn judge(attempt: &Attempt, side: &str, told: &str, surroundings: &Surroundings)
 }
 
 /// What the agent's tools answered, as its lines tell it.
-fn results(events: &[Value]) -> String {
+pub(super) fn results(events: &[Value]) -> String {
     let lines =
         events.iter().filter(|event| event["kind"] == "agent.line" && event["data"]["type"] == "user");
     let blocks = lines.flat_map(|event| event["data"]["message"]["content"].as_array().into_iter().flatten());
@@ -284,25 +311,31 @@ fn scenario(attempts: &[&Attempt]) -> String {
     json!({ SCENARIO: { "prompts": [steps, [{ "text": "chore: try everything" }]] } }).to_string()
 }
 
-fn sibling_scenario(sibling: &Sibling) -> String {
+pub(super) fn sibling_scenario(sibling: &Sibling) -> String {
     let command = format!("python3 sibling.py {}", sibling.arguments("/workspace").join(" "));
     let steps = json!([bash(&command, 600_000), { "text": "Waited." }]);
     json!({ SIBLING: { "prompts": [steps, [{ "text": "chore: wait" }]] } }).to_string()
 }
 
-fn bash(command: &str, timeout_ms: u32) -> Value {
+pub(super) fn bash(command: &str, timeout_ms: u32) -> Value {
     let input = json!({ "command": command, "description": "Try", "timeout": timeout_ms });
     json!({ "tool": { "name": "Bash", "input": input } })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::table;
+    use super::super::{door, resources, table};
     use super::*;
 
     /// Where the attempts' files are.
     fn files() -> std::path::PathBuf {
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/adversary/attempts")
+    }
+
+    fn names() -> impl Iterator<Item = &'static str> {
+        let at_the_door = door::table::ALL.iter().map(|attempt| attempt.name);
+        let of_resources = resources::limited();
+        table::all().map(|attempt| attempt.name).chain(at_the_door).chain(of_resources)
     }
 
     #[test]
@@ -313,6 +346,11 @@ mod tests {
             ("host", "host.py", 1),
             ("server", "server.py", 0),
             ("siblings", "siblings.py", 1),
+            ("door", "door.py", 1),
+            ("egress", "egress.py", 3),
+            ("pushes", "pushes.py", 12),
+            ("record", "record.py", 2),
+            ("resources", "resources.py", 0),
         ];
         for (module, file, helpers) in modules {
             let text = std::fs::read_to_string(files().join(file)).unwrap();
@@ -320,18 +358,18 @@ mod tests {
                 .lines()
                 .filter_map(|line| line.strip_prefix("def ")?.split_once('(').map(|(name, _)| name))
                 .collect();
-            let tried: Vec<_> =
-                table::all().filter_map(|found| found.name.strip_prefix(&format!("{module}."))).collect();
+            let begin = format!("{module}.");
+            let tried: Vec<_> = names().filter_map(|name| name.strip_prefix(&begin)).collect();
             for name in &tried {
                 assert!(functions.contains(name), "{module}.{name} is no function");
             }
             let spare: Vec<_> = functions.iter().filter(|name| !tried.contains(name)).collect();
             assert!(spare.len() <= helpers, "{module}: nobody tries {spare:?}");
         }
-        let mut names: Vec<_> = table::all().map(|attempt| attempt.name).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), table::all().count());
+        let mut all: Vec<_> = names().collect();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), names().count());
     }
 
     #[test]

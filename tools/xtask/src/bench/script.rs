@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use caisson_claude::{EnvironmentSpec, Launch, PermissionMode, SessionMode, Uuid, environment, user_prompt};
+use caisson_claude::{
+    EnvironmentSpec, Launch, PermissionMode, SessionMode, SettingSource, Uuid, environment,
+    settings_of_no_repository, user_prompt,
+};
 use caisson_domain::protocol::places;
 use caisson_domain::run::Resources;
 use caisson_domain::workflow::Workflow;
@@ -339,6 +342,9 @@ fn agent_arguments(workflow: &Workflow, conversation: Uuid) -> anyhow::Result<Ve
     launch.disallowed_tools.clone_from(&workflow.disallowed_tools);
     launch.max_turns = workflow.max_turns;
     launch.append_system_prompt = Some(workflow.prompt.clone());
+    // As for a run whose repository has nothing that steers.
+    launch.setting_sources = vec![SettingSource::User];
+    launch.settings = Some(settings_of_no_repository(places::STEERING));
     Ok(launch.argv()?)
 }
 

@@ -4,7 +4,6 @@
 //! one for all: a server makes its groups in the one that was delegated to it (systemd's `Delegate=yes`); where none was, one
 //! that is root makes them below the root.
 
-mod mountinfo;
 mod v1;
 mod v2;
 
@@ -16,11 +15,11 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{AccessFlags, Pid, access};
 use serde::{Deserialize, Serialize};
 
+use super::mountinfo::Mount;
 use crate::{ResourceLimits, SandboxUsage};
-use mountinfo::Mount;
 
 /// Name of the directory above all groups of version 1, and beginning of the names of those of version 2.
 const NAME: &str = "caisson";
@@ -30,6 +29,15 @@ const PERIOD_MICROS: u64 = 100_000;
 const ROUNDS: u32 = 500;
 /// Time between two such looks.
 const ROUND: Duration = Duration::from_millis(10);
+
+/// What is done about groups that are not yet as sandboxes need them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Does {
+    /// They are made so.
+    Arrange,
+    /// It is looked whether they could be made so, as far as that can be known before; nothing is changed.
+    Look,
+}
 
 /// Which control groups this process can use for its sandboxes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,18 +59,18 @@ pub(crate) enum Controllers {
 }
 
 impl Controllers {
-    /// Looks at this machine; may make a group for this process itself, as version 2 wants it.
-    pub(crate) fn find() -> Self {
+    /// Looks at this machine. What it arranges may be a group for this process itself, as version 2 wants it.
+    pub(crate) fn find(does: Does) -> Self {
         let mounts = Mount::all(&fs::read("/proc/self/mountinfo").unwrap_or_default());
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let v1 = match v1::Roots::find(&mounts) {
-            Some(roots) => match roots.usable() {
+            Some(roots) => match roots.usable(does) {
                 Ok(()) => return Self::V1(roots),
                 Err(error) => Some(format!("version 1 cannot be used: {error}")),
             },
             None => None,
         };
-        match v2::Server::own(&own).find(&mounts) {
+        match v2::Server::own(&own, does).find(&mounts) {
             Ok(v2::Found { base, weakness }) => Self::V2 { base, weakness },
             Err(error) => Self::None { reason: v1.unwrap_or(error) },
         }
@@ -254,6 +262,11 @@ fn quota_micros(limits: &ResourceLimits) -> u64 {
 /// Writes one value to a file of the kernel's, with the file's name in the error.
 fn write(file: &Path, text: &str) -> io::Result<()> {
     fs::write(file, text).map_err(|error| named(&error, file))
+}
+
+/// Whether this process may write to a file or in a directory of the kernel's.
+fn writable(place: &Path) -> io::Result<()> {
+    access(place, AccessFlags::W_OK).map_err(|error| named(&error.into(), place))
 }
 
 fn named(error: &io::Error, file: &Path) -> io::Error {

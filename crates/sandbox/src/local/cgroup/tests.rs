@@ -23,7 +23,7 @@ pub(super) fn skipped(reason: &str) {
 
 /// A group of this machine; says so and gives none where there are none.
 fn group(name: &str, limits: &ResourceLimits) -> Option<Group> {
-    let controllers = Controllers::find();
+    let controllers = Controllers::find(Does::Arrange);
     if let Controllers::None { reason } = &controllers {
         skipped(reason);
         return None;
@@ -74,7 +74,7 @@ fn want_of_memory_is_counted() {
 
 #[test]
 fn a_group_that_cannot_have_its_limits_is_not_left() {
-    let controllers = Controllers::find();
+    let controllers = Controllers::find(Does::Arrange);
     // More than the kernel's counters hold.
     let limits = ResourceLimits { pids: u32::MAX, ..ResourceLimits::default() };
     if let Controllers::None { reason } = &controllers {
@@ -91,7 +91,8 @@ fn a_group_that_is_there_already_is_refused_and_stays_as_it_is() {
     let Some(group) = group("there", &limits) else { return };
     let mut child = start("/bin/sleep", &["600"]);
     group.add(pid(&child)).unwrap();
-    let (controllers, name) = (Controllers::find(), format!("test_there_{}", std::process::id()));
+    let (controllers, name) =
+        (Controllers::find(Does::Arrange), format!("test_there_{}", std::process::id()));
     let error = controllers.make(&name, &ResourceLimits { pids: 99, ..limits }).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{error}");
     assert!(error.to_string().contains(&name), "{error}");
@@ -144,6 +145,48 @@ fn what_is_killed_cannot_start_anything_meanwhile() {
     group.kill().unwrap();
     waiting.join().unwrap();
     group.remove().unwrap();
+}
+
+/// Everything below a directory, with what is in its files.
+pub(super) fn everything(directory: &Path) -> Vec<(PathBuf, Option<String>)> {
+    let mut found = Vec::new();
+    let mut left = vec![directory.to_owned()];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(directory).unwrap().flatten() {
+            let path = entry.path();
+            found.push((path.clone(), fs::read_to_string(&path).ok()));
+            left.extend(path.is_dir().then_some(path));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn who_only_looks_at_version_1_finds_the_same_and_makes_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let mounts = ["memory", "pids", "cpu", "cpuacct"].map(|controller| {
+        let place = root.path().join(controller);
+        fs::create_dir(&place).unwrap();
+        let (kind, options) = ("cgroup".to_owned(), vec!["rw".to_owned(), controller.to_owned()]);
+        Mount { root: "/".into(), place, kind, source: "cgroup".into(), options }
+    });
+    let roots = v1::Roots::find(&mounts).unwrap();
+    let before = everything(root.path());
+    roots.usable(Does::Look).unwrap();
+    assert_eq!(everything(root.path()), before);
+    roots.usable(Does::Arrange).unwrap();
+    let shares = root.path().join("cpu/caisson/cpu.shares");
+    assert_eq!(fs::read_to_string(&shares).unwrap(), "512");
+    // What is there already is not written to either.
+    fs::write(&shares, "7").unwrap();
+    roots.usable(Does::Look).unwrap();
+    assert_eq!(fs::read_to_string(&shares).unwrap(), "7");
+    fs::remove_dir(root.path().join("pids/caisson")).unwrap();
+    fs::remove_dir(root.path().join("pids")).unwrap();
+    for does in [Does::Look, Does::Arrange] {
+        roots.usable(does).unwrap_err();
+    }
 }
 
 const HYBRID: &str = "\

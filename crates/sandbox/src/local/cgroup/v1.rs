@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::mountinfo::Mount;
-use super::{NAME, PERIOD_MICROS, keyed, named, quota_micros, read_number, write};
+use super::super::mountinfo::Mount;
+use super::{Does, NAME, PERIOD_MICROS, keyed, named, quota_micros, read_number, writable, write};
 use crate::{ResourceLimits, SandboxUsage};
 
 /// CPU weight of all sandboxes together (usual is 1024): half of what a process outside has, so that the server answers while they
@@ -38,10 +38,14 @@ impl Roots {
         Some(Self { memory: of("memory")?, pids: of("pids")?, cpu: of("cpu")?, cpuacct: of("cpuacct")? })
     }
 
-    /// Makes the directory above all groups.
-    pub(super) fn usable(&self) -> io::Result<()> {
+    /// Makes the directory above all groups, or looks whether it is or could be there.
+    pub(super) fn usable(&self, does: Does) -> io::Result<()> {
         for root in [&self.memory, &self.pids, &self.cpu, &self.cpuacct] {
             let directory = root.join(NAME);
+            if does == Does::Look && !directory.exists() {
+                writable(root)?;
+                continue;
+            }
             match fs::create_dir(&directory) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                     return Err(named(&error, &directory));
@@ -49,10 +53,14 @@ impl Roots {
                 Ok(()) | Err(_) => {}
             }
             // One that is another user's is not ours to use.
-            nix::unistd::access(&directory, nix::unistd::AccessFlags::W_OK)
-                .map_err(|error| named(&error.into(), &directory))?;
+            writable(&directory)?;
         }
-        write(&self.cpu.join(NAME).join("cpu.shares"), SHARES)
+        let shares = self.cpu.join(NAME).join("cpu.shares");
+        match does {
+            Does::Arrange => write(&shares, SHARES),
+            Does::Look if shares.exists() => writable(&shares),
+            Does::Look => Ok(()),
+        }
     }
 
     pub(super) fn group(&self, name: &str) -> Directories {

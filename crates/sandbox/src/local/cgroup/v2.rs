@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access};
 
-use super::mountinfo::Mount;
-use super::{PERIOD_MICROS, keyed, named, quota_micros, read_number, write};
+use super::super::mountinfo::Mount;
+use super::{Does, PERIOD_MICROS, keyed, named, quota_micros, read_number, writable, write};
 use crate::{ResourceLimits, SandboxUsage};
 
 /// What sandboxes need.
@@ -34,6 +34,7 @@ pub(super) struct Server<'a> {
     pub(super) groups: &'a str,
     pub(super) owns: Owns,
     pub(super) needs: &'a [&'a str],
+    pub(super) does: Does,
 }
 
 /// By what a server knows that the group it is in was given to it.
@@ -59,14 +60,14 @@ pub(super) struct Found {
 
 impl<'a> Server<'a> {
     /// This process.
-    pub(super) fn own(groups: &'a str) -> Self {
+    pub(super) fn own(groups: &'a str, does: Does) -> Self {
         let owns = match (nix::unistd::geteuid().is_root(), Path::new("/run/systemd/system").is_dir()) {
             (false, _) => Owns::Writable,
             // Its presence says that systemd runs the machine (sd_booted(3)).
             (true, true) => Owns::Marked,
             (true, false) => Owns::All,
         };
-        Self { pid: 0, groups, owns, needs: &CONTROLLERS }
+        Self { pid: 0, groups, owns, needs: &CONTROLLERS, does }
     }
 
     /// The group below which sandboxes can get theirs: in the one given to this server, so that its limits bound them too, else
@@ -117,6 +118,10 @@ impl<'a> Server<'a> {
                 base.display()
             )));
         }
+        if self.does == Does::Look {
+            self.could_move(base)?;
+            return Ok(base.to_owned());
+        }
         let made = make_directory(&leaf)?;
         let pid = self.pid.to_string();
         let moved = write(&leaf.join("cgroup.procs"), &pid).and_then(|()| self.delegate(base));
@@ -129,6 +134,19 @@ impl<'a> Server<'a> {
             return Err(error);
         }
         Ok(base.to_owned())
+    }
+
+    /// Whether the server could move out of its group into one below: the kernel refuses that where others are in it as well.
+    fn could_move(&self, base: &Path) -> io::Result<()> {
+        writable(base)?;
+        self.delegate(base)?;
+        let file = base.join("cgroup.procs");
+        let own = if self.pid == 0 { std::process::id() } else { self.pid }.to_string();
+        let processes = fs::read_to_string(&file).map_err(|error| named(&error, &file))?;
+        if processes.lines().all(|process| process == own) {
+            return Ok(());
+        }
+        Err(named(&io::ErrorKind::ResourceBusy.into(), &base.join("cgroup.subtree_control")))
     }
 
     fn is_given(&self, group: &Path) -> bool {
@@ -152,6 +170,9 @@ impl<'a> Server<'a> {
     /// The group of servers that are root, right below the root that is seen.
     fn below_root(&self, top: &Path) -> io::Result<PathBuf> {
         let base = top.join(ROOT_GROUP);
+        if self.does == Does::Look {
+            return self.could_be_below_root(top, &base).map(|()| base);
+        }
         let made = make_directory(&base)?;
         let ready = self
             .delegate(top)
@@ -166,6 +187,16 @@ impl<'a> Server<'a> {
         Ok(base)
     }
 
+    fn could_be_below_root(&self, top: &Path, base: &Path) -> io::Result<()> {
+        self.delegate(top)?;
+        if !base.exists() {
+            return writable(top);
+        }
+        self.delegate(base)?;
+        let weight = base.join("cpu.weight");
+        if weight.exists() { writable(&weight) } else { Ok(()) }
+    }
+
     fn has_controllers(&self, group: &Path) -> io::Result<()> {
         let file = group.join("cgroup.controllers");
         let available = fs::read_to_string(&file).map_err(|error| named(&error, &file))?;
@@ -177,13 +208,18 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Hands the controllers on to the groups below one: all at once, so that the kernel does so with all or none.
+    /// Hands the controllers on to the groups below one, or looks whether it may: all at once, so that the kernel does so with all
+    /// or none.
     fn delegate(&self, group: &Path) -> io::Result<()> {
         let file = group.join("cgroup.subtree_control");
         let has = fs::read_to_string(&file).map_err(|error| named(&error, &file))?;
         let missing: Vec<_> =
             self.needs.iter().filter(|name| !names(&has, name)).map(|name| format!("+{name}")).collect();
-        if missing.is_empty() { Ok(()) } else { write(&file, &missing.join(" ")) }
+        match self.does {
+            _ if missing.is_empty() => Ok(()),
+            Does::Arrange => write(&file, &missing.join(" ")),
+            Does::Look => writable(&file),
+        }
     }
 }
 

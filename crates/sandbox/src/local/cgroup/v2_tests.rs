@@ -8,7 +8,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 use super::super::Group;
-use super::super::tests::{pid, skipped, start};
+use super::super::tests::{everything, pid, skipped, start};
 use super::*;
 
 const ALL: &str = "cpuset cpu io memory pids\n";
@@ -26,14 +26,22 @@ fn unified(files: &[(&str, &str)]) -> (tempfile::TempDir, Vec<Mount>) {
         root: "/".into(),
         place: root.path().to_owned(),
         kind: "cgroup2".to_owned(),
+        source: "none".into(),
         options: vec!["rw".to_owned()],
     };
     (root, vec![mount])
 }
 
-/// What a server in this group finds.
+/// What a server in this group finds; who only looks finds the same, and changes nothing.
 fn find(mounts: &[Mount], group: &str, owns: Owns) -> Result<Found, String> {
-    Server { pid: 0, groups: &format!("0::{group}\n"), owns, needs: &CONTROLLERS }.find(mounts)
+    let groups = format!("0::{group}\n");
+    let server = |does| Server { pid: 0, groups: &groups, owns, needs: &CONTROLLERS, does };
+    let before = mounts.first().map(|mount| everything(&mount.place));
+    let looked = server(Does::Look).find(mounts);
+    assert_eq!(mounts.first().map(|mount| everything(&mount.place)), before);
+    let found = server(Does::Arrange).find(mounts);
+    assert_eq!(looked, found);
+    found
 }
 
 const UNIT: &str = "system.slice/caisson.service";
@@ -119,7 +127,8 @@ fn what_is_missing_is_told() {
     assert!(error.contains("no control group is delegated to this server"), "{error}");
     assert!(!root.path().join("caisson").exists(), "what was made on the way is gone");
     assert!(find(&[], "/", Owns::All).is_err());
-    let server = Server { pid: 0, groups: "1:memory:/\n", owns: Owns::All, needs: &CONTROLLERS };
+    let server =
+        Server { pid: 0, groups: "1:memory:/\n", owns: Owns::All, needs: &CONTROLLERS, does: Does::Arrange };
     assert!(server.find(&mounts).is_err());
 }
 
@@ -214,13 +223,26 @@ impl Kernels {
     }
 
     fn find(&self, process: u32, owns: Owns) -> Result<Found, String> {
-        Server { pid: process, groups: &groups(process), owns, needs: &self.needs }.find(&self.mounts)
+        let groups = groups(process);
+        let server = |does| Server { pid: process, groups: &groups, owns, needs: &self.needs, does };
+        let before: Vec<_> = self.groups.iter().map(|group| made(group)).collect();
+        let looked = server(Does::Look).find(&self.mounts);
+        assert_eq!(self.groups.iter().map(|group| made(group)).collect::<Vec<_>>(), before);
+        assert_eq!(self::groups(process), groups, "who only looks does not move");
+        let found = server(Does::Arrange).find(&self.mounts);
+        assert_eq!(looked, found);
+        found
     }
 
     /// What a server is told that is in a group of systemd's.
     fn refusal(&self, process: u32, group: &Path) -> io::Error {
-        let server =
-            Server { pid: process, groups: &groups(process), owns: Owns::Marked, needs: &self.needs };
+        let server = Server {
+            pid: process,
+            groups: &groups(process),
+            owns: Owns::Marked,
+            needs: &self.needs,
+            does: Does::Arrange,
+        };
         server.delegated(group, &self.place).unwrap_err()
     }
 }
@@ -242,6 +264,14 @@ impl Drop for Kernels {
         }
         umount2(&self.place, MntFlags::MNT_DETACH).ok();
     }
+}
+
+/// The groups below one, and what it hands on to them.
+fn made(group: &Path) -> (Vec<PathBuf>, String) {
+    let below = fs::read_dir(group).unwrap().flatten().map(|entry| entry.path());
+    let mut below: Vec<_> = below.filter(|path| path.is_dir()).collect();
+    below.sort();
+    (below, fs::read_to_string(group.join("cgroup.subtree_control")).unwrap())
 }
 
 /// The text of a process's groups.
@@ -311,9 +341,12 @@ fn the_kernel_refuses_a_group_with_others_in_it_and_all_is_as_it_was() {
         let base = kernels.group("shared");
         let (server, other) = (kernels.process(&base), kernels.process(&base));
         let before = (groups(server), groups(other));
-        let asks = Server { pid: server, groups: &before.0, owns: Owns::All, needs: &kernels.needs };
-        let error = asks.delegated(&base, &kernels.place).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::ResourceBusy, "{error}");
+        for does in [Does::Look, Does::Arrange] {
+            let asks =
+                Server { pid: server, groups: &before.0, owns: Owns::All, needs: &kernels.needs, does };
+            let error = asks.delegated(&base, &kernels.place).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ResourceBusy, "{does:?}: {error}");
+        }
         assert_eq!((groups(server), groups(other)), before);
         assert!(!base.join(OWN).exists());
     });

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use caisson_domain::id::ServerId;
-use caisson_sandbox::local::{LimitsBy, LocalConfig, LocalEngine};
+use caisson_sandbox::local::{ControlGroups, LimitsBy, LocalConfig, LocalEngine};
 use caisson_sandbox::{EngineError, SandboxSpec};
 
 use crate::contract::Ground;
@@ -120,7 +120,7 @@ fn try_open(
         read_only: Vec::new(),
         toolchains: Vec::new(),
         hidden: Vec::new(),
-        control_groups: true,
+        control_groups: ControlGroups::Use,
         supervisor: (supervise(), Vec::new()),
     };
     change(&mut config);

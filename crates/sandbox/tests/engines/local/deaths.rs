@@ -1,16 +1,21 @@
 //! `kill -9` of everything that can be killed: the sandbox's end is as promised, and nothing is left.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use caisson_sandbox::{Engine, Exit, Liveness, SandboxSpec};
+use caisson_sandbox::local::{ControlGroups, LimitsBy};
+use caisson_sandbox::{Engine, EngineError, Exit, Liveness, MEMORY_BYTES_MIN, SandboxSpec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::bench::{Bench, on_bench};
-use crate::places::ready;
+use crate::places::{ready, skipped};
 
 /// Says that it is ready, and ends with 5 when it is asked to.
 const LISTENS: &str = "trap 'exit 5' TERM; echo ready > /workspace/ready; sleep 600 & wait";
+
+/// How long what ends by itself may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 async fn running(bench: &Bench, script: &str) -> SandboxSpec {
     let spec = bench.sandbox(script);
@@ -67,6 +72,11 @@ async fn destroyed(bench: &Bench, spec: &SandboxSpec) {
     // Whoever inherited it may not have taken in its end yet.
     let state = std::fs::read_to_string(format!("/proc/{first}/stat")).unwrap_or_default();
     assert!(state.is_empty() || state.contains(") Z "), "{state}");
+    // Without a supervisor, bubblewrap's own process ends by itself a moment after the sandbox's first.
+    let begun = std::time::Instant::now();
+    while left(spec).iter().any(|line| line.starts_with("caisson-")) && begun.elapsed() < PATIENCE {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     assert_eq!(left(spec), Vec::<String>::new());
     assert!(!bench.record(spec).exists());
 }
@@ -98,9 +108,7 @@ async fn a_sandbox_outlives_its_supervisor_and_only_its_exit_code_is_lost() {
         let spec = running(bench, LISTENS).await;
         kill_9(bench.supervisor(&spec));
         let next = bench.started_again();
-        while std::path::Path::new(&format!("/proc/{}/exe", bench.supervisor(&spec))).exists() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        ended(bench.supervisor(&spec)).await;
         assert_eq!(liveness(&next, &spec).await, Some(Liveness::Running));
         let (exit, ()) = tokio::join!(next.wait(&spec.id), async { next.stop(&spec.id, 60).await.unwrap() });
         let unknown = Exit { code: None, oom_killed: false, finished_at_ms: None };
@@ -151,10 +159,112 @@ async fn a_killed_first_process_takes_the_whole_tree_along() {
     .await;
 }
 
+#[tokio::test]
+async fn want_of_memory_is_told_also_where_the_end_could_not_be_written_down() {
+    on_bench(async |bench| {
+        let capabilities = bench.engine.check().await.unwrap();
+        if let LimitsBy::ProcessLimits { reason } = capabilities.limits {
+            return skipped(&reason).unwrap_or_default();
+        }
+        let mut spec =
+            bench.sandbox("echo ready > /workspace/ready; read go < /workspace/go; exec tail /dev/zero");
+        spec.limits.memory_bytes = MEMORY_BYTES_MIN;
+        bench.engine.create(&spec).await.unwrap();
+        bench.engine.start(&spec.id).await.unwrap();
+        assert_eq!(ready(&spec).await, "ready");
+        let in_the_way = bench.record(&spec).join("exit.json");
+        std::fs::create_dir(&in_the_way).unwrap();
+        std::fs::write(spec.mounts.workspace_dir.join("go"), "go\n").unwrap();
+        ended(bench.supervisor(&spec)).await;
+        std::fs::remove_dir(&in_the_way).unwrap();
+        let starved = Exit { code: None, oom_killed: true, finished_at_ms: None };
+        assert_eq!(bench.engine.wait(&spec.id).await.unwrap(), starved);
+        bench.engine.destroy(&spec.id).await.unwrap();
+        assert_eq!(left(&spec), Vec::<String>::new());
+    })
+    .await;
+}
+
+/// Waits until a process is gone, or is left for its parent to take in.
+async fn ended(pid: i32) {
+    let begun = std::time::Instant::now();
+    let is_over = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ")
+    };
+    while !is_over() {
+        assert!(begun.elapsed() < Duration::from_mins(1), "{pid} lives on");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 async fn destroyed_after_end(bench: &Bench, spec: &SandboxSpec) {
     assert_eq!(left(spec), Vec::<String>::new(), "the supervisor has cleared up");
     bench.engine.destroy(&spec.id).await.unwrap();
     assert!(!bench.record(spec).exists());
+}
+
+#[tokio::test]
+async fn a_sandbox_whose_supervisor_is_killed_before_its_start_never_ran() {
+    on_bench(async |bench| {
+        let spec = bench.sandbox("touch /workspace/ran");
+        bench.engine.create(&spec).await.unwrap();
+        let supervisor = bench.supervisor(&spec);
+        kill_9(supervisor);
+        ended(supervisor).await;
+        for _ in 0..2 {
+            let error = bench.engine.start(&spec.id).await.unwrap_err();
+            assert!(matches!(error, EngineError::Refused { .. }), "it did not run and end: {error}");
+            assert!(error.to_string().contains("supervisor ended"), "{error}");
+        }
+        assert!(!spec.mounts.workspace_dir.join("ran").exists());
+        bench.engine.destroy(&spec.id).await.unwrap();
+        assert_eq!(left(&spec), Vec::<String>::new());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_supervisor_that_ends_before_its_sandbox_runs_leaves_nothing_behind() {
+    on_bench(async |bench| {
+        let told_to_end = bench.sandbox("exit 0");
+        bench.engine.create(&told_to_end).await.unwrap();
+        let supervisor = bench.supervisor(&told_to_end);
+        kill(Pid::from_raw(supervisor), Signal::SIGTERM).unwrap();
+        ended(supervisor).await;
+        assert_eq!(left(&told_to_end), Vec::<String>::new());
+
+        let cannot_run = bench.sandbox("exit 0");
+        std::fs::set_permissions(&cannot_run.mounts.shim, std::fs::Permissions::from_mode(0o644)).unwrap();
+        bench.engine.create(&cannot_run).await.unwrap();
+        let supervisor = bench.supervisor(&cannot_run);
+        bench.engine.start(&cannot_run.id).await.unwrap_err();
+        ended(supervisor).await;
+        assert_eq!(left(&cannot_run), Vec::<String>::new());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stop_whose_sandbox_is_gone_when_it_has_ended_says_so() {
+    on_bench(async |bench| {
+        let spec = running(bench, "echo ready > /workspace/ready; exec sleep 600").await;
+        let (supervisor, first) = (bench.supervisor(&spec), bench.first(&spec));
+        // It would write down how the sandbox ended.
+        kill(Pid::from_raw(supervisor), Signal::SIGSTOP).unwrap();
+        let (stopped, ()) = tokio::join!(bench.engine.stop(&spec.id, 60), async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            std::fs::remove_dir_all(bench.record(&spec)).unwrap();
+            kill_9(first);
+        });
+        kill(Pid::from_raw(supervisor), Signal::SIGCONT).unwrap();
+        let error = stopped.unwrap_err();
+        assert!(matches!(error, EngineError::NotFound { .. }), "{error:?}");
+        ended(supervisor).await;
+        bench.engine.destroy(&spec.id).await.unwrap();
+        assert_eq!(left(&spec), Vec::<String>::new());
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -239,7 +349,7 @@ async fn a_first_process_whose_makers_are_killed_before_it_is_written_down_never
 #[tokio::test]
 async fn a_living_sandbox_whose_record_is_damaged_is_listed_and_removed_whole() {
     on_bench(async |bench| {
-        for control_groups in [true, false] {
+        for control_groups in [ControlGroups::Use, ControlGroups::Off] {
             let engine = bench.engine_with(|config| config.control_groups = control_groups);
             for torn in
                 [&["supervisor.json", "first.json"][..], &["label.json", "first.json", "supervisor.json"]]

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use caisson_sandbox::local::LimitsBy;
+use caisson_sandbox::local::{ControlGroups, LimitsBy};
 use caisson_sandbox::{Engine, EngineError, MEMORY_BYTES_MIN, PIDS_MIN};
 
 use super::bench::on_bench;
@@ -47,7 +47,7 @@ async fn toolchains_come_first_and_what_is_shown_is_read_only() {
 #[tokio::test]
 async fn without_control_groups_single_processes_are_limited_and_it_is_said() {
     on_bench(async |bench| {
-        let engine = bench.engine_with(|config| config.control_groups = false);
+        let engine = bench.engine_with(|config| config.control_groups = ControlGroups::Off);
         let found = engine.check().await.unwrap();
         assert!(matches!(found.limits, LimitsBy::ProcessLimits { .. }), "{found:?}");
         assert!(engine.weaknesses().iter().any(|weakness| weakness.contains("CPU is not limited")));
@@ -76,7 +76,7 @@ async fn without_control_groups_single_processes_are_limited_and_it_is_said() {
 #[tokio::test]
 async fn usage_is_told_without_control_groups() {
     on_bench(async |bench| {
-        let engine = bench.engine_with(|config| config.control_groups = false);
+        let engine = bench.engine_with(|config| config.control_groups = ControlGroups::Off);
         let spec = bench.sandbox("sleep 600 & echo ready > /workspace/ready; wait");
         engine.create(&spec).await.unwrap();
         engine.start(&spec.id).await.unwrap();

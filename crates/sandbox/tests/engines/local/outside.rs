@@ -187,13 +187,31 @@ async fn only_the_workspace_the_home_the_journal_and_tmp_can_be_written_to() {
 }
 
 #[tokio::test]
-async fn an_image_and_another_user_are_errors() {
+async fn an_image_is_an_error() {
     on_bench(async |bench| {
         let mut spec = bench.sandbox("exit 0");
         spec.image = Some("debian:bookworm".to_owned());
         let error = bench.engine.create(&spec).await.unwrap_err();
         assert!(matches!(error, EngineError::BadSpec(SpecError::ImageUnsupported { .. })), "{error}");
         assert!(error.to_string().contains("has no images"), "{error}");
+        assert!(!bench.record(&spec).exists());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_is_not_root_makes_sandboxes_for_nobody_else() {
+    on_bench(async |bench| {
+        let mut spec = bench.sandbox("exit 0");
+        (spec.uid, spec.gid) = (spec.uid + 1, spec.gid + 1);
+        if nix::unistd::geteuid().is_root() {
+            // The same by an ordinary user: `ordinary.rs` runs these tests again as one.
+            bench.engine.create(&spec).await.unwrap();
+            return;
+        }
+        let error = bench.engine.create(&spec).await.unwrap_err();
+        assert!(matches!(error, EngineError::BadSpec(SpecError::ForeignUser { .. })), "{error}");
+        assert!(error.to_string().contains(&spec.uid.to_string()), "{error}");
         assert!(!bench.record(&spec).exists());
     })
     .await;
@@ -233,6 +251,8 @@ async fn limits_hold_in_the_kernel() {
 #[tokio::test]
 async fn a_start_takes_milliseconds() {
     const STARTS: usize = 9;
+    /// Ten times what an idle machine takes.
+    const MEDIAN: Duration = Duration::from_millis(500);
     on_bench(async |bench| {
         let mut times = Vec::new();
         for _ in 0..STARTS {
@@ -244,8 +264,9 @@ async fn a_start_takes_milliseconds() {
             bench.engine.destroy(&spec.id).await.unwrap();
         }
         times.sort();
-        tell(&format!("create and start: {:?} (median of {STARTS})", times[STARTS / 2]));
-        assert!(times[STARTS - 1] < Duration::from_secs(10), "{times:?}");
+        let median = times[STARTS / 2];
+        tell(&format!("create and start: {median:?} (median of {STARTS})"));
+        assert!(median < MEDIAN, "{times:?}");
     })
     .await;
 }

@@ -1,23 +1,34 @@
 //! Patterns of paths: pure.
 
-use crate::config::GatewayError;
-
 /// Most patterns.
-const PATTERNS: usize = 200;
+pub const PATTERNS: usize = 200;
 /// Longest pattern, in bytes.
-const PATTERN_BYTES: usize = 500;
+pub const PATTERN_BYTES: usize = 500;
+/// How much of a pattern an error shows, in characters.
+const SHOWN_CHARS: usize = 80;
+
+/// What is no pattern, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("\"{value}\" cannot be used: {reason}")]
+pub struct GlobError {
+    /// The pattern, cut.
+    pub value: String,
+    /// What to change.
+    pub reason: &'static str,
+}
 
 /// Patterns, each of which covers a file, or a directory with everything in it.
-#[derive(Debug, Default)]
-pub(super) struct Globs(Vec<Vec<String>>);
+#[derive(Debug, Clone, Default)]
+pub struct Globs(Vec<Vec<String>>);
 
 impl Globs {
-    pub(super) fn new(patterns: &[String]) -> Result<Self, GatewayError> {
-        let fault = |value: &str, reason| GatewayError::PushRule {
-            which: "git.forbidden_paths",
-            value: value.chars().take(80).collect(),
-            reason,
-        };
+    /// Reads patterns. Small letters and capitals are the same.
+    ///
+    /// # Errors
+    /// [`GlobError`] for the first that is none.
+    pub fn new(patterns: &[String]) -> Result<Self, GlobError> {
+        let fault =
+            |value: &str, reason| GlobError { value: value.chars().take(SHOWN_CHARS).collect(), reason };
         if patterns.len() > PATTERNS {
             return Err(fault("", "there are more than 200 patterns; use ** in fewer"));
         }
@@ -38,12 +49,15 @@ impl Globs {
         patterns.iter().map(parse).collect::<Result<_, _>>().map(Self)
     }
 
-    pub(super) const fn is_empty(&self) -> bool {
+    /// Whether there is no pattern.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Whether a pattern covers the path of a file.
-    pub(super) fn cover(&self, path: &[u8]) -> bool {
+    #[must_use]
+    pub fn cover(&self, path: &[u8]) -> bool {
         let path = path.to_ascii_lowercase();
         let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
         self.0.iter().any(|pattern| covers(pattern, &parts))
@@ -147,8 +161,7 @@ mod tests {
     #[test]
     fn what_is_no_pattern_is_refused() {
         for bad in ["", "a//b", "a/x**", &"x".repeat(PATTERN_BYTES + 1)] {
-            let error = Globs::new(&[bad.to_owned()]).unwrap_err();
-            assert!(matches!(error, GatewayError::PushRule { .. }), "{bad}");
+            assert!(Globs::new(&[bad.to_owned()]).is_err(), "{bad}");
         }
         assert!(Globs::new(&vec!["a".to_owned(); PATTERNS]).is_ok());
         assert!(Globs::new(&vec!["a".to_owned(); PATTERNS + 1]).is_err());

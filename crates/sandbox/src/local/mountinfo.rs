@@ -1,22 +1,24 @@
-//! Where control groups are mounted.
+//! What is mounted where (proc(5)).
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-/// A mount of control groups.
+/// A mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mount {
-    /// Which part of the hierarchy is seen.
+    /// Which part of the file system is seen.
     pub(super) root: PathBuf,
     pub(super) place: PathBuf,
     pub(super) kind: String,
-    /// Options of the hierarchy, its controllers among them.
+    /// What the file system lies on, such as a device.
+    pub(super) source: PathBuf,
+    /// Options of the file system; of a hierarchy of control groups its controllers are among them.
     pub(super) options: Vec<String>,
 }
 
 impl Mount {
-    /// Every mount of control groups in the text of a `mountinfo` (proc(5)), which need not be UTF-8.
+    /// Every mount in the text of a `mountinfo`, which need not be UTF-8.
     pub(super) fn all(text: &[u8]) -> Vec<Self> {
         text.split(|byte| *byte == b'\n').filter_map(Self::parse).collect()
     }
@@ -24,15 +26,13 @@ impl Mount {
     fn parse(line: &[u8]) -> Option<Self> {
         let mut fields = line.split(|byte| *byte == b' ');
         let (root, place) = (fields.nth(3)?, fields.next()?);
-        // Optional fields end at a hyphen; then come kind, source and the hierarchy's options.
+        // Optional fields end at a hyphen; then come kind, source and the file system's options.
         fields.by_ref().find(|field| *field == b"-")?;
         let kind = String::from_utf8(fields.next()?.to_vec()).ok()?;
-        if !kind.starts_with("cgroup") {
-            return None;
-        }
-        let options = fields.nth(1)?.split(|byte| *byte == b',');
+        let source = plain(fields.next()?).into();
+        let options = fields.next()?.split(|byte| *byte == b',');
         let options = options.map(|option| String::from_utf8_lossy(option).into_owned()).collect();
-        Some(Self { root: plain(root).into(), place: plain(place).into(), kind, options })
+        Some(Self { root: plain(root).into(), place: plain(place).into(), kind, source, options })
     }
 }
 
@@ -68,6 +68,7 @@ mod tests {
         assert_eq!(mounts.len(), 1);
         assert_eq!((mounts[0].root.as_path(), mounts[0].place.as_os_str()), ("/a b".as_ref(), place));
         assert_eq!((mounts[0].kind.as_str(), mounts[0].options.len()), ("cgroup2", 2));
+        assert_eq!(mounts[0].source.as_os_str(), "none");
         for (written, meant) in [(r"\400", r"\400"), (r"\08x", r"\08x"), (r"a\", r"a\"), (r"\377", "\u{ff}")]
         {
             let meant: Vec<u8> = meant.chars().map(|char| char as u8).collect();

@@ -1,0 +1,44 @@
+//! The store of this machine's server, in the hands of a command that does what the audit log tells of.
+
+use std::sync::Arc;
+
+use caisson_store::Store;
+
+use super::settings;
+use crate::audit_head::HeadKeeper;
+use crate::cli::ServerFlags;
+use crate::serve::{keep_audit, open_store};
+use crate::server_id::server_id;
+use crate::settings::{Environment, Settings};
+
+/// The store, opened so that records go to the server's own chain and its head is signed when the command ends.
+pub(super) struct Machine {
+    /// What the command was told.
+    pub settings: Settings,
+    /// The store.
+    pub store: Store,
+    head: Option<Arc<HeadKeeper>>,
+}
+
+impl Machine {
+    /// Opens it as the server does.
+    ///
+    /// # Errors
+    /// The settings have faults, the state directory cannot be used, or the server's id is lost.
+    pub(super) async fn open(flags: &ServerFlags, environment: &Environment) -> anyhow::Result<Self> {
+        let settings = settings(flags, environment)?;
+        let store = open_store(&settings.state_dir).await?;
+        let server = server_id(&settings.state_dir, &store).await?;
+        let head = keep_audit(&settings, &store, &server).await?;
+        Ok(Self { settings, store, head })
+    }
+
+    /// Signs the head for what the command recorded, and closes the store. To be called whether the command succeeded or
+    /// not.
+    pub(super) async fn close(self) {
+        if let Some(head) = &self.head {
+            head.keep_or_log(&self.store).await;
+        }
+        self.store.close().await.ok();
+    }
+}

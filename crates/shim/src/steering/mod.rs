@@ -1,0 +1,132 @@
+//! Whose files steer the agent: the anchor's, whatever is checked out.
+//!
+//! Claude Code reads nothing of the workspace by itself. What of the anchor acts is copied into the agent's home, from the
+//! anchor's commit and never from the work tree: its instructions as the user's own, and, where the workflow says so, its
+//! hooks, MCP servers, subagents, commands and skills. So nothing in the work tree, in the index or in a commit changes.
+
+mod agent_home;
+mod anchor;
+mod imports;
+mod instructions;
+mod settings;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use caisson_domain::git::BranchName;
+use caisson_domain::protocol::RunWork;
+use caisson_domain::protocol::places::STEERING;
+use caisson_domain::run::{Failure, FailureKind};
+use caisson_domain::trust::{STEERING_PATHS, Steering, Trust};
+use serde_json::{Map, Value};
+
+use crate::checkout::Checkout;
+use crate::git::Git;
+
+pub(crate) use agent_home::clear;
+
+use anchor::{Entry, Files, INSTRUCTIONS, SETTINGS};
+
+/// What the agent's process is started with.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Acting {
+    /// Settings of the anchor, as far as they are let act; none means that none do.
+    pub(crate) settings: Option<Value>,
+    /// Its MCP servers.
+    pub(crate) mcp_servers: Map<String, Value>,
+}
+
+/// What became of the anchor's files.
+#[derive(Debug, Default)]
+pub(crate) struct Steered {
+    /// What the agent is started with.
+    pub(crate) acting: Acting,
+    /// What is told of it; none if there is nothing to tell.
+    pub(crate) told: Option<Steering>,
+    /// What did not go as its author may have meant, for people.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Whether anything of the anchor may act in a run.
+pub(crate) fn acts(work: &RunWork) -> bool {
+    work.git.is_some() && (work.trust.instructions || work.trust.settings)
+}
+
+/// Puts the anchor's files where the agent finds them. The agent's home was cleared before.
+///
+/// # Errors
+/// [`Failure`] for people.
+///
+/// # Cancel safety
+/// May be given up at any point and done again after another [`clear`].
+pub(crate) async fn steer(git: &Git, checkout: &Checkout, trust: Trust) -> Result<Steered, Failure> {
+    let Some(anchor) = &checkout.anchor else { return Ok(Steered::default()) };
+    let replaced = anchor::differing(git, anchor).await?;
+    let mut steered = Steered::default();
+    let mut files = Files::default();
+    let place = place(&git.home);
+    if trust.instructions {
+        let entries = anchor::list(git, anchor, &INSTRUCTIONS).await?;
+        let chosen = instructions::choose(entries);
+        files.read(git, anchor, chosen.entries(), &mut steered.notes).await?;
+        imports::follow(git, anchor, &mut files, &mut steered.notes).await?;
+        files.write(&place).map_err(|error| unwritten(&error))?;
+        let origin = Origin { branch: git.work.anchor.as_ref().map(BranchName::as_str), commit: anchor };
+        instructions::give(&git.home, &place, &chosen, &files, &origin).map_err(|error| unwritten(&error))?;
+        steered.notes.extend(chosen.notes);
+    }
+    if trust.settings {
+        let entries = anchor::list(git, anchor, &SETTINGS).await?;
+        let before = steered.notes.len();
+        files.read(git, anchor, &entries, &mut steered.notes).await?;
+        if let Some(left_out) = steered.notes.get(before) {
+            // A hook that is left out may be the one that forbids something.
+            let message = format!("the settings of the anchor cannot be used: {left_out}");
+            return Err(Failure::new(FailureKind::BadWorkflow, message));
+        }
+        files.write(&place).map_err(|error| unwritten(&error))?;
+        steered.acting = settings::acting(&files, &place, &mut steered.notes)?;
+        settings::give(&git.home, &place).map_err(|error| unwritten(&error))?;
+    }
+    if !files.contents.is_empty() || !replaced.is_empty() {
+        steered.told = Some(tell(git, anchor, trust, &files, &replaced));
+    }
+    Ok(steered)
+}
+
+fn tell(git: &Git, anchor: &str, trust: Trust, files: &Files, replaced: &[String]) -> Steering {
+    let few = |paths: &mut dyn Iterator<Item = String>| paths.take(STEERING_PATHS).collect();
+    Steering {
+        anchor: git.work.anchor.clone(),
+        commit: anchor.to_owned(),
+        settings: trust.settings,
+        files: few(&mut files.contents.keys().cloned()),
+        files_count: files.contents.len() as u64,
+        replaced: few(&mut replaced.iter().cloned()),
+        replaced_count: replaced.len() as u64,
+    }
+    .bounded()
+}
+
+/// Where files come from, for people and the agent.
+struct Origin<'a> {
+    /// None is the default branch.
+    branch: Option<&'a str>,
+    commit: &'a str,
+}
+
+/// Where the anchor's files are copied to.
+fn place(home: &Path) -> PathBuf {
+    home.join(STEERING).join("anchor")
+}
+
+fn unwritten(error: &io::Error) -> Failure {
+    let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+    let kind = if full { FailureKind::DiskFull } else { FailureKind::Internal };
+    Failure::new(kind, "the files that steer the agent cannot be written to its home")
+        .with_evidence(error.to_string())
+}
+
+/// Paths with what is in them.
+type Contents = BTreeMap<String, (Entry, Vec<u8>)>;

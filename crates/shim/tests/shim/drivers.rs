@@ -1,0 +1,99 @@
+//! Programs that the repository's own settings would have git start: none runs in the shim's commands.
+
+use caisson_domain::protocol::Ending;
+use caisson_domain::run::FailureKind;
+use caisson_domain::workflow::Publish;
+
+use crate::publishing::{assert_published, commits, pushed_messages, racing};
+use crate::sandbox::{BRANCH, Sandbox, failed, git_work, run_id};
+
+/// An agent that has git start programs of its own on every file, and leaves its work uncommitted.
+fn arming(ending: &str) -> String {
+    format!(
+        "
+def prompt(uuid, text, number):
+    if number:
+        return done(uuid, 'fix: two')
+    ran = 'touch ' + os.environ['HOME'] + '/ran-'
+    write('.gitattributes', '* filter=own diff=own merge=own\\n')
+    write('b.txt', 'two\\n')
+    for key, value in [('filter.own.clean', ran + 'clean; cat'), ('filter.own.smudge', ran + 'smudge; cat'),
+                       ('filter.own.required', 'true'), ('filter.own.x=y.clean', ran + 'odd; cat'),
+                       ('diff.own.command', ran + 'diff'), ('diff.own.textconv', ran + 'textconv'),
+                       ('merge.own.driver', ran + 'merge'), ('core.fsmonitor', ran + 'monitor'),
+                       ('core.alternateRefsCommand', ran + 'refs'), ('hook.own.command', ran + 'hook'),
+                       ('hook.own.event', 'pre-commit'), ('gpg.program', ran + 'gpg'),
+                       ('protocol.ext.allow', 'always'), ('protocol.allow', 'always'),
+                       ('url.ext::sh -c ' + (ran + 'ext').replace(' ', '% ') + '.pushInsteadOf', 'nothing://')]:
+        sh('git', 'config', key, value)
+    {ending}
+"
+    )
+}
+
+fn ran(sandbox: &Sandbox) -> Vec<String> {
+    let names = std::fs::read_dir(sandbox.place("home")).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with("ran-")).collect()
+}
+
+#[tokio::test]
+async fn no_program_of_the_repository_runs_when_work_is_published() {
+    let mut sandbox = Sandbox::with_repository(&arming("done(uuid)"));
+    // Somebody else was faster, so that files are merged and checked out as well.
+    racing(&sandbox, "other.txt");
+    let outcome = sandbox.run(git_work("Fix it")).await;
+    assert_published(&sandbox, &outcome);
+    assert_eq!(pushed_messages(&sandbox), "docs: somebody else\n\nfix: two");
+    assert_eq!(commits(&sandbox).len(), 2);
+    assert_eq!(sandbox.remote(&["show", &format!("{BRANCH}:b.txt")]), "two");
+    assert_eq!(ran(&sandbox), Vec::<String>::new());
+    // And in the next run, whose shim finds all this in place.
+    sandbox.begin_anew();
+    let mut second = git_work("more");
+    second.run = run_id(2);
+    std::fs::write(sandbox.place("workspace/c.txt"), "three\n").unwrap();
+    assert_eq!(sandbox.run(second).await.ending, Ending::Completed, "{}", sandbox.shim_log());
+    assert_eq!(ran(&sandbox), Vec::<String>::new());
+    // The control: git would have run them, by the attributes that are there and not the anchor's.
+    std::fs::write(sandbox.place("workspace/b.txt"), "four\n").unwrap();
+    sandbox.workspace(&["-c", "core.fsmonitor=false", "-c", "attr.tree=HEAD", "add", "--all"]);
+    assert!(ran(&sandbox).contains(&"ran-clean".to_owned()), "{:?}", ran(&sandbox));
+}
+
+#[tokio::test]
+async fn no_program_of_the_repository_runs_when_work_is_saved() {
+    let ending = "sh('git', 'add', 'b.txt'); sh('rm', '-f', *[os.environ['HOME'] + '/ran-clean']); write('b.txt', 'three\\n'); done(uuid)";
+    let mut sandbox = Sandbox::with_repository(&arming(ending));
+    let mut work = git_work("Fix it");
+    work.publish = Publish::None;
+    assert_eq!(sandbox.run(work).await.ending, Ending::Completed, "{}", sandbox.shim_log());
+    assert!(sandbox.artifact("uncommitted.patch").unwrap().contains("+three"));
+    // The agent itself had git look for changes.
+    let ran: Vec<_> = ran(&sandbox).into_iter().filter(|name| name != "ran-monitor").collect();
+    assert_eq!(ran, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn settings_that_name_too_many_programs_fail_the_run() {
+    let many = |count: usize| {
+        format!(
+            "
+def prompt(uuid, text, number):
+    if number:
+        return done(uuid, 'fix: two')
+    with open('.git/config', 'a') as file:
+        for number in range({count}):
+            file.write(f'[filter \"{{number}}\"]\\n\\tclean = cat\\n')
+    write('a.txt', 'two\\n')
+    done(uuid)
+"
+        )
+    };
+    let mut sandbox = Sandbox::with_repository(&many(500));
+    let outcome = sandbox.run(git_work("Fix it")).await;
+    assert_published(&sandbox, &outcome);
+    let mut sandbox = Sandbox::with_repository(&many(501));
+    let message = failed(&sandbox.run(git_work("Fix it")).await, FailureKind::PolicyDenied);
+    assert!(message.contains("500 programs"), "{message}");
+}

@@ -1,0 +1,323 @@
+//! A server, a git host and listeners for attempts at the door, and who looks at what came of them.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use caisson_domain::checks::Check;
+use serde_json::{Value, json};
+use testkit::parts::Parts;
+use testkit::repository::{self, run_git};
+use testkit::world::{World, WorldSpec};
+
+use super::super::surroundings::{Sibling, Surroundings, write_attempts};
+use super::super::verdict::Verdict;
+use super::super::witness::{fill, token};
+use super::super::world::{Owner, Side, bash, find, living_sibling, sibling_scenario};
+use super::table::{Attempt, Sees};
+
+/// How long a run may take until its agent waits for the attempts' arguments.
+const READY: Duration = Duration::from_mins(2);
+/// How long all attempts of a run may take, and its end behind them.
+const WAIT: Duration = Duration::from_mins(6);
+/// How long a word may take into another run's record.
+const SEEN: Duration = Duration::from_secs(2);
+/// The branch of the run, on which others have worked, and one that has nothing to do with it.
+const BRANCH: &str = "team/work";
+const SPARE: &str = "spare";
+/// Name of the scenario.
+const SCENARIO: &str = "door";
+/// A model call beside the conversation.
+pub(super) const STRAY: &str = r#"{"stray": {"prompts": [[{"text": "Hello."}]]}}"#;
+
+/// Where attempts at the door are made.
+#[derive(Debug)]
+pub(super) struct Stage<'a> {
+    pub(super) parts: &'a Parts,
+    pub(super) side: Side,
+    /// The checks that the server leaves out; its build must be one that can.
+    pub(super) off: Vec<Check>,
+    pub(super) surroundings: &'a Surroundings,
+}
+
+/// A world with its run.
+struct Scene {
+    world: World,
+    run: String,
+    /// The sibling's run.
+    sibling: Option<String>,
+    /// What is filled in for this scene.
+    values: HashMap<&'static str, String>,
+    /// Where the agent's verdicts are.
+    workspace: PathBuf,
+    /// The refs that nobody may have changed.
+    refs: Vec<String>,
+}
+
+impl Stage<'_> {
+    /// Has an agent make the attempts, one tool call each, in one run.
+    ///
+    /// # Errors
+    /// The run does not come so far, an attempt told nothing, or something was changed by what was refused.
+    pub(super) async fn make<'a>(
+        &self,
+        attempts: &[&'a Attempt],
+    ) -> anyhow::Result<Vec<(&'a Attempt, Verdict)>> {
+        let owner = self.side.owner(self.parts)?;
+        let scene = self.open(&owner, attempts).await?;
+        let label = self.label();
+        let arguments = arguments(attempts, &label, &scene.values);
+        let place = scene.workspace.join(".git/arguments.json");
+        fs::write(&place, arguments)?;
+        fs::set_permissions(&place, fs::Permissions::from_mode(0o644))?;
+        let told = scene.told(attempts).await?;
+        let mut verdicts = Vec::new();
+        for attempt in attempts {
+            let said = Verdict::read(attempt.name, &told)
+                .with_context(|| format!("{} told nothing at the door: {told}", attempt.name))?;
+            let token = token(attempt.name, &label);
+            verdicts.push((*attempt, self.seen(attempt, said, &token, &scene).await?));
+        }
+        let in_order = attempts.iter().all(|attempt| !attempt.sees.is_alone());
+        if self.off.is_empty() && in_order {
+            scene.is_unchanged().await?;
+        }
+        Ok(verdicts)
+    }
+
+    /// What witnesses say, and where there is none, the attempt.
+    async fn seen(
+        &self,
+        attempt: &Attempt,
+        said: Verdict,
+        token: &str,
+        scene: &Scene,
+    ) -> anyhow::Result<Verdict> {
+        match attempt.sees {
+            Sees::Told => Ok(said),
+            Sees::Heard => Ok(match said {
+                _ if self.surroundings.witness.heard(token) => {
+                    Verdict::Through("it was heard outside".to_owned())
+                }
+                Verdict::Through(said) => Verdict::Refused { error: "UNHEARD".to_owned(), said },
+                refused @ Verdict::Refused { .. } => refused,
+            }),
+            Sees::Records => {
+                let other = scene.sibling.as_deref().context("there is no other run")?;
+                tokio::time::sleep(SEEN).await;
+                let mut notes = Vec::new();
+                for run in [other, &scene.run] {
+                    let events = scene.world.api.events(run).await?;
+                    notes.extend(events.into_iter().filter(|event| event["kind"] == "note"));
+                }
+                Ok(if serde_json::to_string(&notes)?.contains(token) {
+                    Verdict::Through("a record has it".to_owned())
+                } else {
+                    Verdict::Refused { error: "UNSEEN".to_owned(), said: said.to_string() }
+                })
+            }
+            Sees::Outcome => {
+                let run = scene.world.api.wait_end(&scene.run, WAIT).await?;
+                Ok(if run["status"] == "succeeded" {
+                    Verdict::Through("the run is said to have succeeded".to_owned())
+                } else {
+                    let error = run["failure"]["kind"].as_str().unwrap_or("none").to_owned();
+                    Verdict::Refused { error, said: run["failure"]["message"].to_string() }
+                })
+            }
+        }
+    }
+
+    fn label(&self) -> String {
+        let off: Vec<_> = self.off.iter().map(|check| check.name()).collect();
+        format!("{}-{}", self.side.name(), off.join("-")).replace('_', "")
+    }
+
+    async fn open(&self, owner: &Owner, attempts: &[&Attempt]) -> anyhow::Result<Scene> {
+        let sibling = Sibling::new(&self.label())?;
+        let spec = WorldSpec {
+            scenario: SCENARIO.to_owned(),
+            scenarios: vec![scenario(attempts), sibling_scenario(&sibling), STRAY.to_owned()],
+            variables: self.variables(),
+            user: owner.user.clone(),
+            ..WorldSpec::on(self.side.engine)
+        };
+        let world = World::start(&owner.parts, spec).await?;
+        let bare = repositories(&world)?;
+        let refs = refs(&bare)?;
+        let mut values = self.values(&world);
+        let mut other = None;
+        if attempts.iter().any(|attempt| attempt.needs_sibling()) {
+            let body = json!({ "workflow": "bug-fixer", "prompt": "[[scn:sibling]] Wait.", "max_turns": 1000,
+                "repository": world.host.url("sibling.git") });
+            let run = world.api.submit(&body).await?;
+            let living = living_sibling(&world).await?;
+            let pid = living.pid;
+            values.insert("sibling_run", run.clone());
+            values.insert("sibling_grant", variable(pid, "ANTHROPIC_AUTH_TOKEN")?);
+            other = Some((run, living.sandbox));
+        }
+        let body = json!({ "workflow": "bug-fixer", "prompt": "Try everything.", "max_turns": 1000,
+            "repository": world.host.url("door.git"), "branch": BRANCH });
+        let run = world.api.submit(&body).await?;
+        let workspace = ready(&world).await?;
+        let sandboxes = world.sandboxes()?;
+        let own = sandboxes.iter().find(|name| other.as_ref().is_none_or(|(_, sandbox)| sandbox != *name));
+        let first = world.processes(own.context("the run has no sandbox")?)?;
+        let first = first.first().context("the sandbox has no process")?;
+        values.insert("own_control_grant", variable(*first, "CAISSON_CONTROL_GRANT")?);
+        values.insert("own_run", run.clone());
+        Ok(Scene { world, run, sibling: other.map(|(run, _)| run), values, workspace, refs })
+    }
+
+    /// Settings of the server: what is allowed, and which names lead where.
+    fn variables(&self) -> Vec<(String, String)> {
+        let (port, port6) = (self.surroundings.witness.port, self.surroundings.witness.port6);
+        let allow = [
+            format!("http://web.example:{port}/ok#GET"),
+            format!("tunnel.example:{port}"),
+            format!("inside.example:{port}"),
+            format!("http://inside.example:{port}/"),
+            format!("six.example:{port6}"),
+            format!("mapped.example:{port}"),
+        ];
+        let hosts = [
+            "web.example=127.0.0.1",
+            "tunnel.example=127.0.0.1",
+            "other.example=127.0.0.1",
+            "inside.example=127.0.0.2",
+            "six.example=::1",
+            "mapped.example=::ffff:127.0.0.2",
+        ];
+        let mut variables = vec![
+            ("EGRESS__ALLOW", allow.join(" ")),
+            ("EGRESS__HOSTS", hosts.join(" ")),
+            ("EGRESS__ALLOW_PRIVATE", "127.0.0.1/32".to_owned()),
+            ("GIT__MAX_FILE_MIB", "1".to_owned()),
+        ];
+        if !self.off.contains(&Check::PushBounds) {
+            // Comparing paths opens every directory, which is a bound of its own.
+            variables.push(("GIT__FORBIDDEN_PATHS", ".github/**".to_owned()));
+        }
+        if !self.off.is_empty() {
+            let off: Vec<_> = self.off.iter().map(|check| check.name()).collect();
+            variables.push(("CHECKS_OFF", off.join(",")));
+        }
+        variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    fn values(&self, world: &World) -> HashMap<&'static str, String> {
+        let (port, port6) = (self.surroundings.witness.port, self.surroundings.witness.port6);
+        HashMap::from([
+            ("web", format!("web.example:{port}")),
+            ("tunnel", format!("tunnel.example:{port}")),
+            ("denied", format!("other.example:{port}")),
+            ("private", format!("inside.example:{port}")),
+            ("private6", format!("six.example:{port6}")),
+            ("mapped", format!("mapped.example:{port}")),
+            ("host_service", format!("127.0.0.2:{port}")),
+            ("other_repository", world.host.url("sibling.git")),
+        ])
+    }
+}
+
+impl Scene {
+    /// Waits until every attempt has told.
+    async fn told(&self, attempts: &[&Attempt]) -> anyhow::Result<String> {
+        let (start, file) = (Instant::now(), self.workspace.join(".git/verdicts"));
+        loop {
+            let told = fs::read_to_string(&file).unwrap_or_default();
+            if attempts.iter().all(|attempt| Verdict::read(attempt.name, &told).is_some()) {
+                return Ok(told);
+            }
+            ensure!(
+                start.elapsed() < WAIT,
+                "not every attempt at the door told: {told}\n{}",
+                self.world.server.log()
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// The run succeeds, and nothing else has happened to the repository.
+    async fn is_unchanged(&self) -> anyhow::Result<()> {
+        let run = self.world.api.wait_end(&self.run, WAIT).await?;
+        ensure!(
+            run["status"] == "succeeded",
+            "the run did not succeed: {run:#}\n{}",
+            self.world.server.log()
+        );
+        let bare = self.world.bare.parent().context("the repository has a directory")?.join("door.git");
+        let (before, after) = (&self.refs, refs(&bare)?);
+        ensure!(*before == after, "refs were changed: {before:?} to {after:?}");
+        Ok(())
+    }
+}
+
+/// The repositories of the run and of its sibling, with branches that others have made.
+fn repositories(world: &World) -> anyhow::Result<PathBuf> {
+    let project = tempfile::tempdir()?;
+    write_attempts(project.path())?;
+    let repositories = world.bare.parent().context("the repository has a directory")?;
+    repository::bare_from(repositories, "sibling.git", project.path())?;
+    let bare = repository::bare_from(repositories, "door.git", project.path())?;
+    run_git(&bare, &["branch", SPARE, "main"])?;
+    let commit = run_git(&bare, &["commit-tree", "main^{tree}", "-p", "main", "-m", "feat: work of others"])?;
+    run_git(&bare, &["update-ref", &format!("refs/heads/{BRANCH}"), &commit])?;
+    Ok(bare)
+}
+
+fn refs(bare: &Path) -> anyhow::Result<Vec<String>> {
+    let text = run_git(bare, &["for-each-ref", "--format=%(refname) %(objectname)"])?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+/// The workspace of the run whose agent waits for its arguments.
+async fn ready(world: &World) -> anyhow::Result<PathBuf> {
+    let start = Instant::now();
+    loop {
+        let is_ready = |path: &Path| path.file_name().is_some_and(|name| name == "door-ready");
+        if let Some(found) = find(&world.state_dir().join("sessions"), &is_ready) {
+            let git = found.parent().context("a file has a directory")?;
+            return Ok(git.parent().context("a repository has a directory")?.to_owned());
+        }
+        ensure!(start.elapsed() < READY, "the agent did not come to its attempts:\n{}", world.server.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A variable of a process's environment, as it was started.
+pub(super) fn variable(pid: u32, name: &str) -> anyhow::Result<String> {
+    let all = fs::read(format!("/proc/{pid}/environ"))?;
+    let begin = format!("{name}=");
+    let found = all.split(|byte| *byte == 0).find_map(|one| one.strip_prefix(begin.as_bytes()));
+    Ok(String::from_utf8(found.with_context(|| format!("process {pid} has no {name}"))?.to_vec())?)
+}
+
+/// The agent waits for the arguments, which are known once it lives, and then tries one after another.
+fn scenario(attempts: &[&Attempt]) -> String {
+    let wait = "touch .git/door-ready; until test -s .git/arguments.json; do sleep 0.05; done";
+    let mut steps = vec![bash(wait, 120_000)];
+    steps.extend(attempts.iter().map(|attempt| {
+        bash(
+            &format!("python3 -B attempt.py {} @.git/arguments.json | tee -a .git/verdicts", attempt.name),
+            180_000,
+        )
+    }));
+    steps.push(json!({ "text": "Tried everything." }));
+    json!({ SCENARIO: { "prompts": [steps, [{ "text": "chore: try everything" }]] } }).to_string()
+}
+
+/// The attempts' arguments, by their names.
+fn arguments(attempts: &[&Attempt], label: &str, here: &HashMap<&'static str, String>) -> String {
+    let all = attempts.iter().map(|attempt| {
+        let mut values = here.clone();
+        values.insert("token", token(attempt.name, label));
+        let words: Vec<_> = attempt.arguments.iter().map(|word| fill(word, &values)).collect();
+        (attempt.name.to_owned(), json!(words))
+    });
+    Value::Object(all.collect()).to_string()
+}

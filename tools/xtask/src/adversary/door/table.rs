@@ -1,0 +1,213 @@
+//! Attempts at the door, with the checks that are to stop each and the words by which each check refuses.
+
+use caisson_domain::checks::Check;
+
+/// One way through the door.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attempt {
+    /// `module.function` of the Python files beside those of the other attempts.
+    pub(crate) name: &'static str,
+    /// Arguments, `KEY=VALUE`; `{…}` is filled in by the stage.
+    pub(crate) arguments: &'static [&'static str],
+    /// What is to stop it, each by itself.
+    pub(crate) walls: &'static [Wall],
+    /// Who says whether it got through.
+    pub(crate) sees: Sees,
+    /// Words that are given only to whoever is past every check, where what it asks for cannot be done for another reason.
+    pub(crate) past: &'static [&'static str],
+}
+
+/// A check in the way of an attempt.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wall {
+    pub(crate) check: Check,
+    /// The words by which it refuses.
+    pub(crate) refuses: &'static [&'static str],
+}
+
+/// Who says whether an attempt got through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sees {
+    /// The attempt: whoever is answered so has passed.
+    Told,
+    /// A listener outside.
+    Heard,
+    /// The events of its run and of the sibling's, in which there is a note with its word. It leaves its run's record in
+    /// disorder.
+    Records,
+    /// The outcome of its run, which it ends.
+    Outcome,
+}
+
+impl Sees {
+    /// Whether the attempt needs a run of its own.
+    pub(crate) const fn is_alone(self) -> bool {
+        matches!(self, Self::Records | Self::Outcome)
+    }
+}
+
+impl Attempt {
+    /// The words by which it may be refused.
+    pub(crate) fn refusals(&self) -> Vec<&'static str> {
+        self.walls.iter().flat_map(|wall| wall.refuses.iter().copied()).collect()
+    }
+
+    const fn past(self, past: &'static [&'static str]) -> Self {
+        Self { past, ..self }
+    }
+
+    /// The checks, for people.
+    pub(crate) fn walls_text(&self) -> String {
+        self.walls.iter().map(|wall| wall.check.name()).collect::<Vec<_>>().join("; ")
+    }
+
+    /// Whether it aims at another sandbox.
+    pub(crate) fn needs_sibling(&self) -> bool {
+        self.sees == Sees::Records || self.arguments.iter().any(|word| word.contains("{sibling_"))
+    }
+}
+
+const fn attempt(name: &'static str, arguments: &'static [&'static str], walls: &'static [Wall]) -> Attempt {
+    Attempt { name, arguments, walls, sees: Sees::Told, past: &[] }
+}
+
+const fn heard(name: &'static str, arguments: &'static [&'static str], walls: &'static [Wall]) -> Attempt {
+    Attempt { name, arguments, walls, sees: Sees::Heard, past: &[] }
+}
+
+const fn wall(check: Check, refuses: &'static [&'static str]) -> Wall {
+    Wall { check, refuses }
+}
+
+const GRANT: Wall = wall(Check::Grant, &["grant_refused"]);
+/// The same in the model API's own words.
+const MODEL_GRANT: Wall = wall(Check::Grant, &["permission_error"]);
+const OWN_BRANCH: Wall = wall(Check::OwnBranch, &["own_branch"]);
+const NO_DELETE: Wall = wall(Check::NoDelete, &["no_delete"]);
+const ONE_REF: Wall = wall(Check::OneRef, &["one_ref"]);
+const FSCK: Wall = wall(Check::Fsck, &["pack"]);
+const SECRETS: Wall = wall(Check::Secrets, &["secret"]);
+const RULES: Wall = wall(Check::EgressRules, &["egress_not_allowed"]);
+const ADDRESSES: Wall = wall(Check::EgressAddresses, &["egress_private_address"]);
+const HOST: Wall = wall(Check::EgressHost, &["egress_host_mismatch"]);
+/// Whoever removes a branch sends no pack, and without one there is nothing to look at.
+const NO_PACK: &[&str] = &["pack"];
+const STOLEN: &str = "own_control_grant={own_control_grant}";
+
+/// Every attempt.
+pub(crate) const ALL: &[Attempt] = &[
+    attempt("door.model_without_grant", &[], &[MODEL_GRANT]),
+    attempt("door.model_with_siblings_grant", &["sibling_grant={sibling_grant}"], &[MODEL_GRANT]),
+    attempt("door.model_with_made_up_grant", &[], &[MODEL_GRANT]),
+    attempt("door.model_with_control_grant", &[STOLEN], &[MODEL_GRANT]),
+    attempt("door.repository_without_grant", &[], &[GRANT]),
+    attempt("door.repository_with_siblings_grant", &["sibling_grant={sibling_grant}"], &[GRANT]),
+    attempt("door.outside_without_grant", &["web={web}"], &[GRANT]),
+    attempt("door.journal_with_agents_grant", &[], &[GRANT]),
+    attempt("door.journal_written_with_agents_grant", &[], &[GRANT]),
+    attempt("door.artifact_with_agents_grant", &["own_run={own_run}"], &[GRANT]),
+    attempt("door.live_text_with_agents_grant", &["own_run={own_run}"], &[GRANT]),
+    heard("egress.tunnel_without_grant", &["tunnel_host={tunnel}", "token={token}"], &[GRANT]),
+    heard(
+        "egress.tunnel_with_siblings_grant",
+        &["tunnel_host={tunnel}", "token={token}", "sibling_grant={sibling_grant}"],
+        &[GRANT],
+    ),
+    heard("egress.denied_host", &["denied={denied}", "token={token}"], &[RULES]),
+    heard("egress.denied_tunnel", &["denied={denied}", "token={token}"], &[RULES]),
+    heard("egress.denied_path", &["web={web}", "token={token}"], &[RULES]),
+    heard("egress.denied_method", &["web={web}", "token={token}"], &[RULES]),
+    heard("egress.path_in_other_spelling", &["web={web}", "token={token}"], &[RULES]),
+    heard("egress.lookups_over_http", &["denied={denied}", "token={token}"], &[RULES]),
+    heard("egress.second_request_behind_the_first", &["web={web}", "token={token}"], &[RULES]),
+    heard("egress.huge_head", &["web={web}", "token={token}"], &[wall(Check::Heads, &["HTTP431"])]),
+    heard("egress.another_host_field", &["web={web}", "denied={denied}", "token={token}"], &[HOST]),
+    heard(
+        "egress.another_host_field_of_a_tunnel",
+        &["tunnel_host={tunnel}", "denied={denied}", "token={token}"],
+        &[HOST],
+    ),
+    heard("egress.private_address_by_name", &["private={private}", "token={token}"], &[ADDRESSES]),
+    heard("egress.private_address_by_ipv6", &["private6={private6}", "token={token}"], &[ADDRESSES]),
+    heard("egress.private_address_mapped", &["mapped={mapped}", "token={token}"], &[ADDRESSES]),
+    heard("egress.private_address_by_http", &["private={private}", "token={token}"], &[ADDRESSES]),
+    heard(
+        "egress.service_of_the_host",
+        &["host_service={host_service}", "token={token}"],
+        &[RULES, ADDRESSES],
+    ),
+    attempt("egress.repository_by_address", &["other_repository={other_repository}"], &[RULES]),
+    attempt("pushes.another_branch", &["token={token}"], &[OWN_BRANCH]),
+    attempt("pushes.default_branch", &["token={token}"], &[OWN_BRANCH]),
+    attempt("pushes.tag", &["token={token}"], &[OWN_BRANCH]),
+    attempt("pushes.other_ref", &["token={token}"], &[OWN_BRANCH]),
+    attempt("pushes.remove_another_branch", &[], &[OWN_BRANCH, NO_DELETE]).past(NO_PACK),
+    attempt("pushes.remove_own_branch", &[], &[NO_DELETE]).past(NO_PACK),
+    attempt("pushes.two_refs", &["token={token}"], &[OWN_BRANCH, ONE_REF]),
+    attempt("pushes.mirror", &["token={token}"], &[OWN_BRANCH, NO_DELETE, ONE_REF]),
+    attempt("pushes.forged_commands", &["token={token}"], &[OWN_BRANCH, ONE_REF]),
+    attempt("pushes.rewrite", &["token={token}"], &[wall(Check::Rewrites, &["no_rewrite"])]),
+    attempt("pushes.with_secret", &["token={token}"], &[SECRETS]),
+    attempt("pushes.with_secret_in_history", &["token={token}"], &[SECRETS]),
+    attempt("pushes.with_submodule", &[], &[wall(Check::Submodules, &["submodule"])]),
+    attempt("pushes.with_large_file", &[], &[wall(Check::FileSize, &["file_size"])]),
+    attempt(
+        "pushes.with_forbidden_path",
+        &["token={token}"],
+        &[wall(Check::ForbiddenPaths, &["forbidden_path"])],
+    ),
+    attempt("pushes.with_git_directory", &["token={token}"], &[FSCK]),
+    attempt("pushes.with_linked_gitmodules", &[], &[FSCK]),
+    attempt("pushes.with_path_that_leaves", &[], &[FSCK]),
+    attempt("pushes.with_tree_bomb", &[], &[wall(Check::PushBounds, &["pack"])]),
+    attempt(
+        "record.rewrite_what_is_acknowledged",
+        &[STOLEN, "own_run={own_run}", "token={token}"],
+        &[wall(Check::JournalOffset, &["HTTP409"])],
+    ),
+    attempt(
+        "record.artifact_of_another_run",
+        &[STOLEN, "sibling_run={sibling_run}"],
+        &[wall(Check::ArtifactRun, &["artifact_refused"])],
+    ),
+    attempt(
+        "record.artifact_that_leaves_its_place",
+        &[STOLEN, "own_run={own_run}"],
+        &[wall(Check::ArtifactName, &["artifact_name"])],
+    ),
+    Attempt {
+        name: "record.entry_of_another_run",
+        arguments: &[STOLEN, "sibling_run={sibling_run}", "token={token}"],
+        walls: &[wall(Check::JournalRun, &["UNSEEN"])],
+        sees: Sees::Records,
+        past: &[],
+    },
+    Attempt {
+        name: "record.claim_of_a_push",
+        arguments: &[STOLEN, "own_run={own_run}"],
+        walls: &[wall(Check::ReportedPush, &["push_rejected"])],
+        sees: Sees::Outcome,
+        past: &[],
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_check_stops_an_attempt() {
+        for check in Check::ALL {
+            let stops = |attempt: &Attempt| attempt.walls.iter().any(|wall| wall.check == check);
+            assert!(ALL.iter().any(stops), "nobody tries {}", check.name());
+        }
+    }
+
+    #[test]
+    fn who_is_heard_has_a_word_to_say() {
+        for attempt in ALL {
+            let says = attempt.arguments.contains(&"token={token}");
+            assert!(says || !matches!(attempt.sees, Sees::Heard | Sees::Records), "{}", attempt.name);
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! One server whose runs use the secrets, and every place where they could have got to.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use base64::Engine as _;
+use serde_json::{Value, json};
+use testkit::docker::{docker, inspect};
+use testkit::engine::Engine;
+use testkit::hunt::Hunt;
+use testkit::parts::Parts;
+use testkit::volumes::SessionFiles;
+use testkit::world::{GIT_TOKEN, MODEL_KEY, World, WorldSpec};
+
+use super::crash;
+use super::secrets::{
+    FIRST_ACCESS, INSTALLATION, NEXT_ACCESS, REFRESH, REGISTRY, STORED_GIT, STORED_KEY, STORED_REGISTRY,
+    Secret, known,
+};
+use super::upstreams::Upstreams;
+
+const WAIT: Duration = Duration::from_mins(2);
+/// The agent asks the registry, has a program crash, changes a file, and then waits until it was looked at.
+const WORK: &str = r#"exec 2>&1
+env | sort; cat /proc/self/cmdline; git config --list --show-origin
+curl -sS http://HOST/package
+python3 -c 'import os; os.abort()'
+sed -i 's/quantity > BULK/quantity >= BULK/' shop/pricing.py; date +%N >> found.txt
+touch .git/canary-ready
+python3 -c 'import os, time
+while not os.path.exists(".git/canary-go"): time.sleep(0.05)'
+rm .git/canary-go .git/canary-ready"#;
+/// What of a sandbox's file system is its own, where the rest is the host's.
+const OWN: [&str; 9] =
+    ["etc", "tmp", "run", "var", "dev/shm", "caisson/door", "caisson/journal", "home", "workspace"];
+/// A key for a GitHub App, made for each hunt.
+const KEY_BITS: &str = "rsa_keygen_bits:2048";
+
+/// A world, what its secrets are for, and the runs so far.
+pub(super) struct Stage {
+    world: World,
+    upstreams: Upstreams,
+    app_key: String,
+    runs: Vec<Value>,
+}
+
+impl Stage {
+    pub(super) async fn open(parts: &Parts, engine: Engine) -> anyhow::Result<Self> {
+        let upstreams = Upstreams::start()?;
+        let (config, store) =
+            (format!("config.example:{}", upstreams.port), format!("store.example:{}", upstreams.port));
+        let scenarios = vec![scenario("config", &config), scenario("store", &store)];
+        let variables = vec![
+            ("EGRESS__ALLOW".to_owned(), format!("{config} {store}")),
+            ("EGRESS__HOSTS".to_owned(), "config.example=127.0.0.1 store.example=127.0.0.1".to_owned()),
+            ("EGRESS__ALLOW_PRIVATE".to_owned(), "127.0.0.1/32".to_owned()),
+            // Afterwards a workspace is an image, which is read whole.
+            ("LIMITS__WORKSPACE_MIB".to_owned(), "128".to_owned()),
+            ("LOG".to_owned(), "debug".to_owned()),
+        ];
+        let spec = WorldSpec {
+            scenario: "config".to_owned(),
+            scenarios,
+            model_keys: vec![STORED_KEY.to_owned(), NEXT_ACCESS.to_owned()],
+            variables,
+            ..WorldSpec::on(engine)
+        };
+        let mut world = World::start(parts, spec).await?;
+        // The registry's token is in the file with the git host's, which the server reads when it starts.
+        let file = world.directory.path().join("caisson.toml");
+        let token = world.directory.path().join("registry-token");
+        fs::write(&token, REGISTRY)?;
+        fs::set_permissions(&token, fs::Permissions::from_mode(0o600))?;
+        let text = fs::read_to_string(&file)?;
+        let token = token.display();
+        let registry =
+            format!("[[egress.credentials]]\nurl_prefix = \"http://{config}/\"\ntoken_file = \"{token}\"\n");
+        fs::write(&file, format!("{text}\n{registry}"))?;
+        world.server.kill()?;
+        world.server = world.spec.start().await?;
+        let app_key = app_key(world.directory.path())?;
+        Ok(Self { world, upstreams, app_key, runs: Vec::new() })
+    }
+
+    /// The secrets, with those that the server or this hunt has made.
+    pub(super) fn canaries(&self) -> Vec<Secret> {
+        let mut all = known();
+        all.push(Secret::new("API key", &self.world.key));
+        let lines: Vec<&str> = self.app_key.lines().filter(|line| !line.starts_with("--")).collect();
+        all.push(Secret::new("key of a GitHub App", lines[lines.len() / 2]));
+        if let Ok(master) = fs::read_to_string(self.world.state_dir().join("master.key")) {
+            all.push(Secret::new("master key", master.trim()));
+        }
+        all
+    }
+
+    pub(super) async fn run_with_the_configurations(&mut self, hunt: &mut Hunt) -> anyhow::Result<()> {
+        self.run("config", hunt).await?;
+        self.upstreams.expect(&format!("Bearer {REGISTRY}"))?;
+        self.shown(GIT_TOKEN, &[MODEL_KEY])
+    }
+
+    /// An OAuth login and a GitHub App: what is sent is not what is stored.
+    pub(super) async fn run_with_what_stands_for_others(&mut self, hunt: &mut Hunt) -> anyhow::Result<()> {
+        let host = self.world.host.url("");
+        let base = format!("http://127.0.0.1:{}/", self.upstreams.port);
+        self.add(
+            &[
+                "app",
+                "--kind",
+                "git_github_app",
+                "--set",
+                "app_id=7",
+                "--set",
+                "installation_id=8",
+                "--set",
+                &format!("url_prefix={host}"),
+                "--set",
+                &format!("api_base_url={base}"),
+            ],
+            &self.app_key,
+        )?;
+        let login = json!({ "access_token": FIRST_ACCESS, "refresh_token": REFRESH, "expires_at_ms": 1 });
+        let token_url = format!("token_url={base}oauth/token");
+        self.add(&["login", "--kind", "model_oauth", "--set", &token_url], &login.to_string())?;
+        self.world.host.set_token(INSTALLATION);
+        self.run("config", hunt).await?;
+        self.upstreams.expect(&encoded(REFRESH))?;
+        self.upstreams.expect("/app/installations/8/access_tokens")?;
+        self.shown(INSTALLATION, &[NEXT_ACCESS])?;
+        self.command(&["credential", "remove", "app"], "")?;
+        self.command(&["credential", "remove", "login"], "").map(drop)
+    }
+
+    pub(super) async fn run_with_the_stores(&mut self, hunt: &mut Hunt) -> anyhow::Result<()> {
+        let host = format!("url_prefix={}", self.world.host.url(""));
+        let registry = format!("host=store.example:{}", self.upstreams.port);
+        self.add(&["model", "--kind", "model_api_key"], STORED_KEY)?;
+        self.add(&["git", "--kind", "git_token", "--set", &host], STORED_GIT)?;
+        self.add(
+            &["registry", "--kind", "registry_token", "--set", &registry, "--set", "username=u"],
+            STORED_REGISTRY,
+        )?;
+        self.world.host.set_token(STORED_GIT);
+        self.run("store", hunt).await?;
+        let basic = base64::engine::general_purpose::STANDARD.encode(format!("u:{STORED_REGISTRY}"));
+        self.upstreams.expect(&basic)?;
+        self.shown(STORED_GIT, &[STORED_KEY])
+    }
+
+    /// That the git host and the model were sent these.
+    fn shown(&self, git: &str, model: &[&str]) -> anyhow::Result<()> {
+        ensure!(
+            self.world.host.shown_tokens().iter().any(|token| token == git),
+            "the git host was not sent its token"
+        );
+        let calls = self.world.model_calls();
+        for key in model {
+            let digest = sha256(key);
+            let sent = calls.iter().any(|call| {
+                let keys = [&call.x_api_key, &call.authorization];
+                keys.into_iter().flatten().any(|key| key.sha256 == digest && key.matched == Some(true))
+            });
+            ensure!(sent, "the model was not sent its key");
+        }
+        Ok(())
+    }
+
+    /// One run, looked at while it lives and when it is done.
+    async fn run(&mut self, scenario: &str, hunt: &mut Hunt) -> anyhow::Result<()> {
+        let mut body = self.world.run_body();
+        body["prompt"] = json!(format!("[[scn:{scenario}]] Fix the bug."));
+        let id = self.world.api.submit(&body).await?;
+        let workspace = self.ready().await?;
+        self.hunt_sandbox(hunt)?;
+        hunt.tree(self.world.state_dir(), &["master.key"]);
+        hunt.repository(&workspace)?;
+        fs::write(workspace.join(".git/canary-go"), "")?;
+        let run = self.world.api.wait_end(&id, WAIT).await?;
+        ensure!(
+            run["status"] == "succeeded",
+            "the run did not succeed: {run:#}\n{}",
+            self.world.server.log()
+        );
+        ensure!(run["pushed_commit"].is_string(), "the run pushed nothing: {run:#}");
+        let events = self.world.api.events(&id).await?;
+        let said = serde_json::to_string(&events)?;
+        ensure!(said.contains("a package"), "the registry did not answer the agent: {said}");
+        hunt.look("the run", run.to_string().as_bytes());
+        hunt.look("events", said.as_bytes());
+        hunt.look("the event stream", &self.world.api.open_events(&id).await?.bytes().await?);
+        for arguments in [&["show", &id][..], &["logs", &id], &["diff", &id], &["artifacts", &id]] {
+            hunt.look(&format!("caisson {}", arguments[0]), &self.command(arguments, "")?);
+        }
+        let session = run["session_id"].as_str().context("the run has no session")?;
+        let files = SessionFiles::open(self.world.state_dir(), session)?;
+        ensure!(hunt.tree(files.directory(), &[]) > 30, "the session has too few files");
+        self.runs.push(run);
+        Ok(())
+    }
+
+    /// The workspace of the run that waits to be looked at.
+    async fn ready(&self) -> anyhow::Result<PathBuf> {
+        let start = Instant::now();
+        loop {
+            for session in
+                fs::read_dir(self.world.state_dir().join("sessions")).into_iter().flatten().flatten()
+            {
+                let workspace = session.path().join("workspace");
+                if workspace.join(".git/canary-ready").exists() {
+                    return Ok(workspace);
+                }
+            }
+            ensure!(start.elapsed() < WAIT, "the agent did not come so far:\n{}", self.world.server.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The living sandbox as the kernel and the engine show it, with the memory of all of its processes.
+    fn hunt_sandbox(&self, hunt: &mut Hunt) -> anyhow::Result<()> {
+        let (world, parts) = (&self.world, &self.world.spec.parts);
+        let sandbox = world.sandboxes()?.pop().context("the run has no sandbox")?;
+        let pids = world.processes(&sandbox)?;
+        ensure!(pids.len() >= 3, "shim, agent and tool were expected: {pids:?}");
+        let mut memory = 0;
+        for pid in &pids {
+            hunt.process(*pid)?;
+            memory += hunt.memory(*pid)?;
+        }
+        ensure!(memory > 50_000_000, "only {memory} bytes of memory could be read");
+        match world.engine {
+            Engine::Docker => {
+                hunt.look("docker inspect", inspect(parts, &sandbox)?.to_string().as_bytes());
+                hunt.look("docker logs", &docker(parts, &["logs", &sandbox])?);
+                hunt.look("docker export", &docker(parts, &["export", &sandbox])?);
+            }
+            Engine::Local => {
+                let root = PathBuf::from(format!("/proc/{}/root", pids[0]));
+                let looked_at: usize = OWN.iter().map(|place| hunt.tree(&root.join(place), &[])).sum();
+                ensure!(looked_at > 30, "the sandbox has too few files");
+            }
+        }
+        Ok(())
+    }
+
+    /// What is left when all runs are done: the whole state directory with database, logs and artifacts, the git host's
+    /// repository, and what the API and the command line tell.
+    pub(super) async fn hunt_afterwards(&self, hunt: &mut Hunt) -> anyhow::Result<()> {
+        let world = &self.world;
+        world.wait_tidy().await?;
+        ensure!(hunt.tree(world.state_dir(), &["master.key"]) > 5, "the state directory has too few files");
+        hunt.repository(&world.bare)?;
+        for path in ["/v1/runs", "/v1/workflows", "/v1/agents", "/v1/openapi.json", "/readyz"] {
+            hunt.look(path, world.api.get(path).await?.body.to_string().as_bytes());
+        }
+        for run in &self.runs {
+            let id = run["id"].as_str().context("the run has no id")?;
+            let listed = world.api.get(&format!("/v1/runs/{id}/artifacts")).await?.body;
+            for artifact in listed["items"].as_array().into_iter().flatten() {
+                let name = artifact["name"].as_str().context("an artifact has no name")?;
+                hunt.look(name, &world.api.bytes(&format!("/v1/runs/{id}/artifacts/{name}")).await?);
+            }
+        }
+        let commands = [
+            &["credential", "list", "--json"][..],
+            &["audit", "export"],
+            &["ps"],
+            &["key", "list"],
+            &["doctor"],
+        ];
+        for arguments in commands {
+            hunt.look(&format!("caisson {}", arguments.join(" ")), &self.command(arguments, "")?);
+        }
+        Ok(())
+    }
+
+    /// What a crash of the server leaves. Where it makes no core file it is only known why if another process does.
+    pub(super) async fn crash(&mut self, hunt: &mut Hunt) -> anyhow::Result<bool> {
+        if crash::core_of(self.world.server.id()).await?.is_some() {
+            hunt.found.insert("everything in a core file of the server".to_owned());
+        }
+        hunt.tree(self.world.state_dir(), &["master.key"]);
+        crash::is_seen().await
+    }
+
+    fn add(&self, arguments: &[&str], secret: &str) -> anyhow::Result<()> {
+        self.command(&[&["credential", "add"], arguments].concat(), secret).map(drop)
+    }
+
+    /// What a command of the binary prints, both ways.
+    fn command(&self, arguments: &[&str], input: &str) -> anyhow::Result<Vec<u8>> {
+        let mut command = self.world.client(arguments);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        // One that wants no input may be gone by now.
+        drop(child.stdin.take().context("no input")?.write_all(input.as_bytes()));
+        let output = child.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success() || arguments == ["doctor"],
+            "caisson {}: {said}",
+            arguments.join(" ")
+        );
+        Ok([output.stdout, output.stderr].concat())
+    }
+}
+
+fn scenario(name: &str, host: &str) -> String {
+    let work = json!({ "command": WORK.replace("HOST", host), "description": "Fix", "timeout": 110_000 });
+    let steps = json!([{ "tool": { "name": "Bash", "input": work } }, { "text": "Done." }]);
+    json!({ name: { "prompts": [steps, [{ "text": "fix(cart): count the tenth piece" }]] } }).to_string()
+}
+
+/// A fresh key, as GitHub gives one for an app.
+fn app_key(directory: &Path) -> anyhow::Result<String> {
+    let file = directory.join("app.pem");
+    #[expect(clippy::disallowed_methods, reason = "openssl is started here, with an argument vector")]
+    let output = std::process::Command::new("openssl")
+        .args(["genpkey", "-algorithm", "RSA", "-pkeyopt", KEY_BITS, "-out"])
+        .arg(&file)
+        .output()
+        .context("openssl cannot be started")?;
+    ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
+    let text = fs::read_to_string(&file)?;
+    fs::remove_file(&file)?;
+    Ok(text)
+}
+
+/// As a form encodes it.
+fn encoded(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let each = text
+        .bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") });
+    each.collect::<Vec<_>>().concat()
+}
+
+fn sha256(text: &str) -> String {
+    use sha2::{Digest, Sha256};
+    hex::encode(Sha256::digest(text))
+}

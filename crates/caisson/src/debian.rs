@@ -138,6 +138,11 @@ impl Advisories {
         self.0.len()
     }
 
+    /// Whether anything at all is said about the release. The tracker forgets old ones, and silence is no good news.
+    pub(crate) fn knows(&self, release: &str) -> bool {
+        self.0.values().flat_map(BTreeMap::values).any(|hole| hole.releases.contains_key(release))
+    }
+
     /// What is known about these packages in this release.
     pub(crate) fn about(&self, packages: &[Package], release: &str) -> Findings {
         let mut installed: Vec<(&str, &str)> = packages

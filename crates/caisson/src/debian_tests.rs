@@ -49,6 +49,7 @@ fn only_what_a_later_version_of_the_release_closes_is_fixable() {
         findings.fixable.iter().map(|known| (known.id.as_str(), known.fixed.as_str())).collect();
     assert_eq!((ids, findings.open), (vec![("CVE-2024-1", "3.0.13-1~deb12u1")], 1));
     assert_eq!(known.about(&packages, "sid"), Findings::default());
+    assert!(known.knows("bookworm") && known.knows("trixie") && !known.knows("sid") && !known.knows(""));
     assert!(Advisories::read(b"[]").is_err() && Advisories::read(b"<html>").is_err());
 }
 

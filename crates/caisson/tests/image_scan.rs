@@ -2,10 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Output;
 
 use serde_json::{Value, json};
+use testkit::docker::docker;
 use testkit::parts::Parts;
 use testkit::process::ServerSpec;
 
@@ -75,8 +78,66 @@ fn the_default_image_is_listed_and_compared_with_what_is_known() {
     std::fs::File::create(&large).unwrap().set_len(256 * 1024 * 1024 + 1).unwrap();
     let (code, _, why) = scan(&spec, &["--advisories", large.to_str().unwrap()]);
     assert!(code == 1 && why.contains("has more than 268435456 bytes"), "{code} {why}");
+    // The tracker forgets old releases; that it is silent about one says nothing about its packages.
+    let elsewhere = json!({source: {"CVE-2099-0001": hole("another", "1:999")}});
+    let (code, _, why) = scan(&spec, &["--advisories", &written(directory.path(), &elsewhere)]);
+    assert!(code == 4 && why.contains("says nothing about the release"), "{code} {why}");
+}
+
+#[test]
+fn an_engine_or_an_image_that_cannot_be_looked_at_is_an_error_with_a_remedy() {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let mut spec = ServerSpec::new(&parts, &directory.path().join("state"), "http://127.0.0.1:9").unwrap();
     let (code, _, why) = scan(&spec, &["caisson-test:does-not-exist"]);
     assert!(code == 1 && why.contains("does-not-exist"), "{code} {why}");
+    let (code, _, why) = scan(&spec, &["--not:an image"]);
+    assert_eq!(code, 2, "{why}");
+
+    // An image of one file, without a package manager.
+    let archive = directory.path().join("image.tar");
+    let mut tar = tar::Builder::new(std::fs::File::create(&archive).unwrap());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(1);
+    tar.append_data(&mut header, "only", &b"x"[..]).unwrap();
+    tar.into_inner().unwrap();
+    let image = format!("caisson-test:bare-{}", std::process::id());
+    docker(&parts, &["import", archive.to_str().unwrap(), &image]).unwrap();
+    let bare = scan(&spec, &[&image, "--advisories", "http://127.0.0.1:9/"]);
+    docker(&parts, &["image", "rm", &image]).unwrap();
+    let (code, listed, why) = bare;
+    assert!(code == 1 && why.contains("has no Debian package database") && listed.is_empty(), "{code} {why}");
+
+    spec.set("DOCKER__HOST", "unix:///nonexistent/docker.sock");
+    let (code, _, why) = scan(&spec, &[]);
+    assert!(code == 1 && why.contains("/nonexistent/docker.sock"), "{code} {why}");
+}
+
+#[test]
+fn a_source_that_answers_badly_is_never_taken_for_good_news() {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let mut spec = ServerSpec::new(&parts, &directory.path().join("state"), "http://127.0.0.1:9").unwrap();
+    for (answer, expected, part) in [
+        ("404 Not Found\r\ncontent-length: 2\r\n\r\n{}", 4, "404 Not Found"),
+        ("503 Busy\r\ncontent-length: 0\r\n\r\n", 4, "--advisories FILE"),
+        ("200 OK\r\ncontent-length: 99\r\n\r\n{\"git\": {}}", 4, "cannot be had"),
+        ("200 OK\r\ncontent-length: 9\r\n\r\n{\"git\": {", 1, "no JSON of Debian's security tracker"),
+        ("200 OK\r\ncontent-length: 11\r\n\r\n{\"git\": {}}", 4, "says nothing about the release"),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // The server's settings are read as well: the variable is none of them.
+        spec.set("ADVISORIES", &format!("http://{}/data.json", listener.local_addr().unwrap()));
+        let serve = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let read = stream.read(&mut [0; 4096]).unwrap();
+            assert!(read > 0, "a request came");
+            stream.write_all(format!("HTTP/1.1 {answer}").as_bytes()).unwrap();
+        });
+        let (code, _, why) = scan(&spec, &[]);
+        serve.join().unwrap();
+        assert!(code == expected && why.contains(part), "{answer}: {code} {why}");
+    }
 }
 
 #[test]

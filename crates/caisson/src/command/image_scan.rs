@@ -30,7 +30,7 @@ const DOWNLOAD: Duration = Duration::from_mins(3);
 /// Reads the image's package database through the engine, without running anything of the image, and tells what is known.
 ///
 /// # Errors
-/// The engine is away, the image is missing or has no package database, or a file of advisories cannot be read.
+/// The engine is away, the image is missing or has no package database, or what is said to be known is nothing of the kind.
 pub(super) async fn run(flags: ScanImage, engine: &DockerEngine) -> anyhow::Result<u8> {
     let image = flags.image.as_deref().unwrap_or(DEFAULT_IMAGE);
     let databases = engine.image_files(image, &[STATUS, STATUS_DIR]).await?;
@@ -88,6 +88,9 @@ async fn compare(
     let known = Advisories::read(&bytes)
         .with_context(|| format!("\"{source}\" is no JSON of Debian's security tracker"))?;
     ensure!(known.sources() > 0, "\"{source}\" knows nothing about any package");
+    if !known.knows(release) {
+        return Ok(Err(format!("\"{source}\" says nothing about the release {}", clean(release))));
+    }
     Ok(Ok(known.about(packages, release)))
 }
 

@@ -1,6 +1,7 @@
 //! Reading files of an image without running anything of it: a container is made, read through the engine, and removed; it is
 //! never started.
 
+use std::collections::HashMap;
 use std::io::Read as _;
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use crate::{EngineError, SpecError, check_image_name};
 /// Most bytes of one file or directory of an image that are read.
 pub const IMAGE_FILE_BYTES: usize = 64 * 1024 * 1024;
 
+/// The image that a container was made to read.
+const LABEL_READS: &str = "caisson.reads";
 const READING: &str = "reading an image's files";
 
 impl DockerEngine {
@@ -29,13 +32,15 @@ impl DockerEngine {
     /// [`EngineError::BadSpec`] if `image` is no image name, [`EngineError::ImageMissing`], [`EngineError::BadReply`] if there is
     /// more than [`IMAGE_FILE_BYTES`] at a path, and the general ones.
     /// # Cancel safety
-    /// If dropped, a container that was never started may stay.
+    /// If dropped, a container that was never started may stay; it has the label `caisson.reads`.
     pub async fn image_files(&self, image: &str, paths: &[&str]) -> Result<Vec<Vec<u8>>, EngineError> {
         check_image_name(image).map_err(SpecError::from)?;
         // Whatever the image would run, it is not run; and there must be something, or the engine refuses.
         let body = ContainerCreateBody {
             image: Some(image.to_owned()),
             cmd: Some(vec!["never-started".to_owned()]),
+            // Whatever is left of it after a death is known by it.
+            labels: Some(HashMap::from([(LABEL_READS.to_owned(), image.to_owned())])),
             host_config: Some(HostConfig { network_mode: Some("none".to_owned()), ..HostConfig::default() }),
             ..ContainerCreateBody::default()
         };

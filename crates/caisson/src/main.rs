@@ -6,6 +6,8 @@ mod cli;
 mod client;
 mod command;
 mod debian;
+#[cfg(test)]
+mod documents_tests;
 mod engines;
 mod exposure;
 mod inputs;

@@ -80,7 +80,10 @@ fn refused(words: &[String], named: bool) -> Option<String> {
             | ErrorKind::MissingSubcommand
             | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
     );
-    (!asked && !(named && unfinished)).then(|| format!("{}: {error}", words.join(" ")))
+    // `--budget USD` stands for a value.
+    let stands_in = kind == ErrorKind::ValueValidation
+        && words.iter().any(|word| word.len() > 2 && word.bytes().all(|byte| byte.is_ascii_uppercase()));
+    (!asked && !(named && (unfinished || stands_in))).then(|| format!("{}: {error}", words.join(" ")))
 }
 
 #[test]

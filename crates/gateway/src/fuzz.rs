@@ -3,7 +3,7 @@
 
 pub use crate::control::fuzz::journal;
 pub use crate::egress::fuzz::request_head;
-pub use crate::git::fuzz::{packets, push_report};
+pub use crate::git::fuzz::{packets, push_contents, push_report};
 pub use crate::model::fuzz::{model_reply, model_request};
 
 /// The size of pieces, and what comes in them.
@@ -20,8 +20,9 @@ mod tests {
     #[test]
     fn every_target_takes_its_seeds() {
         type Target = fn(&[u8]);
-        let targets: [(&str, Target); 6] = [
+        let targets: [(&str, Target); 7] = [
             ("packets", packets),
+            ("push_contents", push_contents),
             ("push_report", push_report),
             ("model_reply", model_reply),
             ("model_request", model_request),

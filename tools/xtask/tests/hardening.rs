@@ -118,16 +118,10 @@ fn what_does_not_exist_is_found() {
 #[test]
 fn every_target_of_make_that_hardening_names_exists() {
     let (document, makefile) = (text("docs/hardening.md"), text("Makefile"));
-    let named: BTreeSet<_> = document
-        .split("make ")
-        .skip(1)
-        .filter_map(|rest| {
-            words(rest, |c| c.is_ascii_lowercase() || c == '-').next().filter(|word| rest.starts_with(word))
-        })
-        .filter(|word| {
-            document.contains(&format!("`make {word}`")) || document.contains(&format!("\nmake {word}"))
-        })
-        .collect();
+    let mut lines: BTreeSet<String> = spans(&document);
+    lines.extend(blocks(&document, "sh").iter().flat_map(|block| block.lines()).map(str::to_owned));
+    let named: BTreeSet<_> =
+        lines.iter().filter_map(|line| line.strip_prefix("make ")?.split_whitespace().next()).collect();
     assert!(named.contains("sbom") && named.contains("adversary"), "{named:?}");
     for target in named {
         assert!(makefile.contains(&format!("\n{target}:")), "there is no make {target}");

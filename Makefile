@@ -57,9 +57,8 @@ lint: ## Formatting and lints alone
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
-deny: ## Licences, bans and sources of the dependencies (needs cargo-deny)
-	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing; install it with: cargo install --locked cargo-deny" >&2; exit 1; }
-	cargo deny --locked check bans licenses sources
+deny: ## Licences, bans and sources of the dependencies
+	scripts/supply deny
 
 advisories: ## Known holes in the dependencies, by the RustSec database (ADVISORY_DB=DIR for a local copy); fails where it cannot be had
 	scripts/supply advisories

@@ -174,11 +174,11 @@ async fn the_job_of_gitlab_ends_as_its_run_does(engine: Engine) {
     let world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
     let directory = world.directory.path();
     let bin = Path::new(&world.spec.parts.caisson).parent().unwrap();
-    let path = format!("{}:/usr/bin:/bin", bin.display());
+    let search = format!("{}:/usr/bin:/bin", bin.display());
     let url = world.repository_url();
     let job = |branch: &str, title: &str, once: &str| {
         let variables = [
-            ("PATH", path.as_str()),
+            ("PATH", search.as_str()),
             ("CAISSON_URL", &world.server.base),
             ("CAISSON_API_KEY", &world.key),
             ("CI_PROJECT_URL", url.strip_suffix(".git").unwrap()),

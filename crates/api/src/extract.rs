@@ -304,7 +304,7 @@ impl Fields {
         faults: &mut Faults,
     ) -> Option<u32> {
         let value = self.take_value(name).filter(|value| !value.is_null())?;
-        let taken = serde_json::from_value(value).ok();
+        let taken = whole_number(&value);
         if taken.is_none() {
             let message = format!("it is not a whole number from {} to {}", range.start(), range.end());
             faults.add(&self.path(name), "wrong_type", message);
@@ -335,6 +335,18 @@ impl Fields {
             let message = format!("there is no such field; known ones: {known}");
             faults.add(&self.path(name), "unknown_field", message);
         }
+    }
+}
+
+/// A whole number, also one written with a fraction of zero: to JSON Schema both are integers.
+fn whole_number(value: &Value) -> Option<u32> {
+    let whole = |number: f64| number.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&number);
+    match value.as_u64() {
+        Some(number) => u32::try_from(number).ok(),
+        None => value
+            .as_f64()
+            .filter(|number| whole(*number))
+            .and_then(|number| format!("{number:.0}").parse().ok()),
     }
 }
 

@@ -10,6 +10,8 @@ mod argv;
 mod conversation;
 mod environment;
 mod event;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod input;
 mod json;
 pub mod limits;

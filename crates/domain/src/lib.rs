@@ -9,6 +9,8 @@ pub mod credential;
 pub mod egress;
 mod environment_name;
 pub mod event;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod git;
 pub mod globs;
 pub mod grant;

@@ -54,6 +54,15 @@ pub(crate) async fn accept(door: Arc<Door>, listener: UnixListener) {
     }
 }
 
+/// What reads the requests of a connection, each head within `header_read` and the bounds of its size.
+pub(crate) fn reader(header_read: Duration) -> http1::Builder {
+    let mut reader = http1::Builder::new();
+    reader.timer(TokioTimer::new()).header_read_timeout(header_read);
+    let head_bytes = if stands(Check::Heads) { HEADER_BYTES } else { usize::MAX / 2 };
+    reader.max_header_size(head_bytes).max_headers(HEADERS);
+    reader
+}
+
 /// Serves one connection, over whatever carries its bytes. When the door closes, requests under way have the
 /// grace to end.
 pub(crate) async fn connection<I>(door: Arc<Door>, io: I)
@@ -68,14 +77,7 @@ where
             async move { answer(&door, request).await }
         })
     };
-    let head_bytes = if stands(Check::Heads) { HEADER_BYTES } else { usize::MAX / 2 };
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(bounds.header_read)
-        .max_header_size(head_bytes)
-        .max_headers(HEADERS)
-        .serve_connection(TokioIo::new(io), service)
-        .with_upgrades();
+    let connection = reader(bounds.header_read).serve_connection(TokioIo::new(io), service).with_upgrades();
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

@@ -18,10 +18,13 @@ use crate::problem::Faults;
 #[serde(deny_unknown_fields)]
 pub struct CreateRun {
     /// The workflow to follow, by name.
-    #[schema(example = "bug-fixer")]
+    #[schema(example = "bug-fixer", pattern = "^[a-z0-9][a-z0-9-]{0,62}$")]
     pub workflow: String,
     /// The task, in your words: 1 byte to 1 MiB of UTF-8, not blank.
-    #[schema(example = "The parser drops the last line of a file without a line end. Fix it.")]
+    #[schema(
+        example = "The parser drops the last line of a file without a line end. Fix it.",
+        pattern = r"^[^\x00]*[^\x00\s][^\x00]*$"
+    )]
     pub prompt: String,
     /// The repository to work on: an http or https URL, or an absolute path on the server. `default` is the server's
     /// default repository, and is refused if there is none; left out, it is that one too, but an empty workspace if there
@@ -41,6 +44,7 @@ pub struct CreateRun {
     pub branch: Option<String>,
     /// The model's id or alias.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = r"^[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,127}$")]
     pub model: Option<String>,
     /// Most turns of the agent, 1 to 1000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -66,6 +70,7 @@ pub struct CreateRun {
     pub resources: Option<CreateRunResources>,
     /// Environment variables for the agent, never secrets; only names that the workflow allows.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = Option<BTreeMap<String, String>>)]
     pub environment: BTreeMap<String, String>,
 }
 

@@ -111,6 +111,9 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
     for text in exposure::weaknesses(&settings) {
         Report::warn("exposed", &text);
     }
+    for text in exposure::notes(&settings) {
+        Report::note("hardening", &text);
+    }
     if let Some(store) = store {
         store.close().await.ok();
     }

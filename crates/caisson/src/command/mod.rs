@@ -10,6 +10,7 @@ mod demo_project;
 mod doctor;
 mod egress;
 mod image;
+mod image_scan;
 mod key;
 mod machine;
 mod runs;

@@ -12,8 +12,14 @@ use super::{Environment, Settings, defaults};
 /// Prefix of every variable.
 const PREFIX: &str = "CAISSON_";
 /// Variables with the prefix that belong to the client and to logging, not to the server's settings.
-const NOT_SETTINGS: [&str; 5] =
-    ["CAISSON_URL", "CAISSON_API_KEY", "CAISSON_CA_FILE", "CAISSON_CONFIG", "CAISSON_LOG"];
+const NOT_SETTINGS: [&str; 6] = [
+    "CAISSON_URL",
+    "CAISSON_API_KEY",
+    "CAISSON_CA_FILE",
+    "CAISSON_CONFIG",
+    "CAISSON_LOG",
+    "CAISSON_ADVISORIES",
+];
 /// Separator of nested keys in a variable: `CAISSON_MODEL__BASE_URL` is `model.base_url`.
 const NESTED: &str = "__";
 /// Keys whose variables hold lists, separated by spaces.

@@ -7,6 +7,8 @@
 mod address;
 mod config;
 mod fault;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod http;
 mod ledger;
 mod policy;

@@ -11,6 +11,8 @@ pub enum Check {
     Grant,
     /// Whether a push is for the run's own branch.
     OwnBranch,
+    /// Whether a request for git is for the run's own repository.
+    OwnRepository,
     /// Whether a push removes its branch.
     NoDelete,
     /// Whether a push has one command.
@@ -19,6 +21,8 @@ pub enum Check {
     Fsck,
     /// How large and deep what a push holds may be.
     PushBounds,
+    /// What git may take of the machine while it looks at a push.
+    PushMemory,
     /// Secrets in a push.
     Secrets,
     /// Submodules from elsewhere in a push.
@@ -35,6 +39,10 @@ pub enum Check {
     EgressRules,
     /// The addresses that names may lead to.
     EgressAddresses,
+    /// Whether a connection goes to the addresses that were checked, and not to what the name leads to by then.
+    EgressPinned,
+    /// Whether a request to the outside is taken apart and put together again.
+    EgressFraming,
     /// Whether `Host` names what the request line names.
     EgressHost,
     /// Whether the journal goes on where it is acknowledged.
@@ -51,13 +59,15 @@ pub enum Check {
 
 impl Check {
     /// Every check.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 24] = [
         Self::Grant,
         Self::OwnBranch,
+        Self::OwnRepository,
         Self::NoDelete,
         Self::OneRef,
         Self::Fsck,
         Self::PushBounds,
+        Self::PushMemory,
         Self::Secrets,
         Self::Submodules,
         Self::FileSize,
@@ -66,6 +76,8 @@ impl Check {
         Self::Heads,
         Self::EgressRules,
         Self::EgressAddresses,
+        Self::EgressPinned,
+        Self::EgressFraming,
         Self::EgressHost,
         Self::JournalOffset,
         Self::JournalRun,
@@ -80,10 +92,12 @@ impl Check {
         match self {
             Self::Grant => "grant",
             Self::OwnBranch => "own_branch",
+            Self::OwnRepository => "own_repository",
             Self::NoDelete => "no_delete",
             Self::OneRef => "one_ref",
             Self::Fsck => "fsck",
             Self::PushBounds => "push_bounds",
+            Self::PushMemory => "push_memory",
             Self::Secrets => "secrets",
             Self::Submodules => "submodules",
             Self::FileSize => "file_size",
@@ -92,6 +106,8 @@ impl Check {
             Self::Heads => "heads",
             Self::EgressRules => "egress_rules",
             Self::EgressAddresses => "egress_addresses",
+            Self::EgressPinned => "egress_pinned",
+            Self::EgressFraming => "egress_framing",
             Self::EgressHost => "egress_host",
             Self::JournalOffset => "journal_offset",
             Self::JournalRun => "journal_run",

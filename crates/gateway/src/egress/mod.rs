@@ -14,6 +14,8 @@ mod reach;
 mod run;
 mod target;
 mod tunnel;
+#[cfg(feature = "checks-off")]
+mod unframed;
 
 use std::sync::Arc;
 
@@ -32,6 +34,8 @@ use self::policy::Policy;
 use self::reach::Reach;
 pub(crate) use self::reach::{Resolve, system};
 pub(crate) use self::run::{RunEgress, before_outcome};
+#[cfg(feature = "checks-off")]
+pub(crate) use self::unframed::unframed;
 use crate::body::{self, Body};
 use crate::bounds::EXCERPT_BYTES;
 use crate::config::GatewayError;

@@ -35,8 +35,8 @@ use std::sync::Arc;
 
 use ::http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT};
 use ::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use caisson_domain::event::EventKind;
 use caisson_domain::checks::{Check, stands};
+use caisson_domain::event::EventKind;
 use caisson_domain::git::{AllowList, BranchName, Repository};
 use caisson_domain::protocol::paths;
 use caisson_domain::run::{Phase, Run};

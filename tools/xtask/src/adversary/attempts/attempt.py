@@ -12,6 +12,7 @@ import sys
 import door
 import door_calls
 import egress
+import framing
 import host
 import network
 import pushes
@@ -23,7 +24,7 @@ import siblings
 
 MODULES = {
     "secrets": secrets_of_others, "network": network, "host": host, "server": server, "siblings": siblings,
-    "door": door, "egress": egress, "pushes": pushes, "record": record, "resources": resources,
+    "door": door, "egress": egress, "framing": framing, "pushes": pushes, "record": record, "resources": resources,
 }
 
 

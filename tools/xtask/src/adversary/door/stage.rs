@@ -143,6 +143,10 @@ impl Stage<'_> {
             scenarios: vec![scenario(attempts), sibling_scenario(&sibling), STRAY.to_owned()],
             variables: self.variables(),
             user: owner.user.clone(),
+            resolver: attempts
+                .iter()
+                .any(|attempt| attempt.needs_names())
+                .then(|| self.surroundings.names.resolver.clone()),
             ..WorldSpec::on(self.side.engine)
         };
         let world = World::start(&owner.parts, spec).await?;
@@ -173,6 +177,11 @@ impl Stage<'_> {
         Ok(Scene { world, run, sibling: other.map(|(run, _)| run), values, workspace, refs })
     }
 
+    /// A name that this stage alone looks up, with its port.
+    fn name(&self, first: &str) -> String {
+        format!("{first}.{}.example:{}", self.label().trim_end_matches('-'), self.surroundings.names.port)
+    }
+
     /// Settings of the server: what is allowed, and which names lead where.
     fn variables(&self) -> Vec<(String, String)> {
         let (port, port6) = (self.surroundings.witness.port, self.surroundings.witness.port6);
@@ -183,12 +192,17 @@ impl Stage<'_> {
             format!("http://inside.example:{port}/"),
             format!("six.example:{port6}"),
             format!("mapped.example:{port}"),
+            format!("http://framed.example:{}/ok#POST", self.surroundings.framed),
+            self.name("moves.one"),
+            self.name("moves.two"),
+            self.name("both"),
         ];
         let hosts = [
             "web.example=127.0.0.1",
             "tunnel.example=127.0.0.1",
             "other.example=127.0.0.1",
             "inside.example=127.0.0.2",
+            "framed.example=127.0.0.1",
             "six.example=::1",
             "mapped.example=::ffff:127.0.0.2",
         ];
@@ -217,6 +231,10 @@ impl Stage<'_> {
             ("denied", format!("other.example:{port}")),
             ("private", format!("inside.example:{port}")),
             ("private6", format!("six.example:{port6}")),
+            ("framed", format!("framed.example:{}", self.surroundings.framed)),
+            ("moving", self.name("moves.one")),
+            ("moved", self.name("moves.two")),
+            ("both", self.name("both")),
             ("mapped", format!("mapped.example:{port}")),
             ("host_service", format!("127.0.0.2:{port}")),
             ("other_repository", world.host.url("sibling.git")),

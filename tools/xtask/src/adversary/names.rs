@@ -32,6 +32,8 @@ const QUESTION_A: [u8; 4] = [0, 1, 0, 1];
 pub(crate) struct Names {
     /// Port of both addresses.
     pub(crate) port: u16,
+    /// A port of the private address alone.
+    pub(crate) private_port: u16,
     /// What a resolver reads to ask here.
     pub(crate) resolver: PathBuf,
 }
@@ -44,12 +46,14 @@ impl Names {
     pub(crate) fn start(directory: &Path, heard: &Heard) -> anyhow::Result<Self> {
         let public = TcpListener::bind((PUBLIC, 0))?;
         let port = public.local_addr()?.port();
-        let private = TcpListener::bind((PRIVATE, port))?;
+        let (private, alone) = (TcpListener::bind((PRIVATE, port))?, TcpListener::bind((PRIVATE, 0))?);
+        let private_port = alone.local_addr()?.port();
         let udp = UdpSocket::bind((SERVER, PORT)).with_context(|| format!("{SERVER} has no port {PORT}"))?;
         let resolver = directory.join("resolv.conf");
         fs::write(&resolver, format!("nameserver {SERVER}\noptions timeout:1 attempts:2\n"))?;
         listen(public, None);
         listen(private, Some(heard.clone()));
+        listen(alone, Some(heard.clone()));
         std::thread::spawn(move || {
             let (mut message, mut asked) = ([0; MESSAGE], HashMap::new());
             while let Ok((length, from)) = udp.recv_from(&mut message) {
@@ -58,7 +62,7 @@ impl Names {
                 }
             }
         });
-        Ok(Self { port, resolver })
+        Ok(Self { port, private_port, resolver })
     }
 }
 

@@ -133,5 +133,5 @@ def name_that_has_moved(moved, token):
 
 
 def name_with_two_addresses(both, token):
-    """The forbidden one of them comes first."""
+    """Only the forbidden one of them takes a connection."""
     return tunnel(both, token)

@@ -139,7 +139,8 @@ fn grounds<'a>(attempts: &[&'a Attempt]) -> Vec<Ground<'a>> {
 
 /// What is made in one run: those that leave it in order together, each of the others by itself.
 fn runs<'a>(attempts: impl IntoIterator<Item = &'a Attempt>) -> Vec<Vec<&'a Attempt>> {
-    let (alone, others): (Vec<&'a Attempt>, Vec<&'a Attempt>) = attempts.into_iter().partition(|attempt| attempt.sees.is_alone());
+    let (alone, others): (Vec<&'a Attempt>, Vec<&'a Attempt>) =
+        attempts.into_iter().partition(|attempt| attempt.sees.is_alone());
     // Only these have a server that asks another resolver.
     let (moving, together): (Vec<_>, Vec<_>) = others.into_iter().partition(|attempt| attempt.needs_names());
     let runs = [together, moving].into_iter().chain(alone.into_iter().map(|attempt| vec![attempt]));

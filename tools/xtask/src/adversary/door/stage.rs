@@ -178,8 +178,8 @@ impl Stage<'_> {
     }
 
     /// A name that this stage alone looks up, with its port.
-    fn name(&self, first: &str) -> String {
-        format!("{first}.{}.example:{}", self.label().trim_end_matches('-'), self.surroundings.names.port)
+    fn name(&self, first: &str, port: u16) -> String {
+        format!("{first}.{}.example:{port}", self.label().trim_end_matches('-'))
     }
 
     /// Settings of the server: what is allowed, and which names lead where.
@@ -193,9 +193,9 @@ impl Stage<'_> {
             format!("six.example:{port6}"),
             format!("mapped.example:{port}"),
             format!("http://framed.example:{}/ok#POST", self.surroundings.framed),
-            self.name("moves.one"),
-            self.name("moves.two"),
-            self.name("both"),
+            self.name("moves.one", self.surroundings.names.port),
+            self.name("moves.two", self.surroundings.names.port),
+            self.name("both", self.surroundings.names.private_port),
         ];
         let hosts = [
             "web.example=127.0.0.1",
@@ -232,9 +232,9 @@ impl Stage<'_> {
             ("private", format!("inside.example:{port}")),
             ("private6", format!("six.example:{port6}")),
             ("framed", format!("framed.example:{}", self.surroundings.framed)),
-            ("moving", self.name("moves.one")),
-            ("moved", self.name("moves.two")),
-            ("both", self.name("both")),
+            ("moving", self.name("moves.one", self.surroundings.names.port)),
+            ("moved", self.name("moves.two", self.surroundings.names.port)),
+            ("both", self.name("both", self.surroundings.names.private_port)),
             ("mapped", format!("mapped.example:{port}")),
             ("host_service", format!("127.0.0.2:{port}")),
             ("other_repository", world.host.url("sibling.git")),

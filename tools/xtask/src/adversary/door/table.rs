@@ -158,7 +158,7 @@ pub(crate) const ALL: &[Attempt] = &[
     heard(
         "egress.name_with_two_addresses",
         &["both={both}", "token={token}"],
-        &[wall(Check::EgressAddresses, &["UNHEARD"])],
+        &[wall(Check::EgressAddresses, &["egress_unreachable"])],
     ),
     heard("framing.length_before_chunks", FRAMED, &[FRAMING]),
     heard("framing.chunks_before_length", FRAMED, &[FRAMING]),

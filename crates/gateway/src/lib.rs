@@ -59,7 +59,10 @@ impl Gateway {
         egress: &EgressUpstreams,
     ) -> Result<(), GatewayError> {
         model::ModelSide::new(model, 0)?;
-        git::GitSide::new(git.clone(), git::Beside { model, quarantine_dir: None, processes: 0 })?;
+        git::GitSide::new(
+            git.clone(),
+            git::Beside { model, quarantine_dir: None, processes: 0, inspections: 0 },
+        )?;
         EgressSide::new(egress, egress::system())?;
         Ok(())
     }
@@ -98,6 +101,7 @@ impl Gateway {
             model: &config.model,
             quarantine_dir: Some(config.quarantine_dir),
             processes: bounds.local_git,
+            inspections: bounds.inspections,
         };
         let git = git::GitSide::new(config.git, beside)?;
         let egress = EgressSide::new(&config.egress, resolve)?;

@@ -86,6 +86,8 @@ pub(crate) struct Beside<'a> {
     pub(crate) quarantine_dir: Option<PathBuf>,
     /// [`crate::bounds::LOCAL_GIT`].
     pub(crate) processes: usize,
+    /// [`crate::bounds::INSPECTIONS`].
+    pub(crate) inspections: usize,
 }
 
 impl GitSide {
@@ -96,7 +98,7 @@ impl GitSide {
         }
         let client =
             client("git hosts", upstreams.outbound_proxy.as_ref(), upstreams.extra_ca_pem.as_deref())?;
-        let Beside { model, quarantine_dir, processes } = beside;
+        let Beside { model, quarantine_dir, processes, inspections } = beside;
         let used = !upstreams.allow.is_empty();
         let program =
             if used { find_program(&upstreams.git_program)? } else { upstreams.git_program.clone() };
@@ -104,7 +106,7 @@ impl GitSide {
             [&model.outbound_proxy, &upstreams.outbound_proxy].into_iter().flatten().collect();
         let parts = used.then(|| Parts::new(&program, &upstreams, model.credential.as_ref(), &proxies));
         let inspector = match (parts.transpose()?, quarantine_dir) {
-            (Some(parts), Some(directory)) => Some(Inspector::new(parts, directory)?),
+            (Some(parts), Some(directory)) => Some(Inspector::new(parts, directory, inspections)?),
             (_, _) => None,
         };
         let GitUpstreams { credentials, allow, forbidden, .. } = upstreams;

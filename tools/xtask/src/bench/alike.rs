@@ -26,13 +26,23 @@ const OF_THE_SCRIPT: [&str; 5] = [
     "GIT_COMMITTER_NAME",
 ];
 /// Variables of a run's agent alone: its tools go outside through the gateway, for which the script has nothing.
-const OF_A_RUN: [&str; 6] =
-    ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"];
+const OF_A_RUN: [&str; 8] = [
+    "ALL_PROXY",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NO_PROXY",
+    "all_proxy",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+];
+/// The server that scripts/setup has built.
+const CAISSON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../.caisson/bin/caisson");
 const WAIT: Duration = Duration::from_mins(1);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_scripts_agent_is_started_as_a_runs_agent_is() {
-    let Some(parts) = Parts::find("target/debug/caisson") else { return };
+    let Some(parts) = Parts::find(CAISSON) else { return };
     let (arguments, names) = of_a_run(&parts).await;
     let root = tempfile::tempdir().unwrap();
     let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/cart");

@@ -23,6 +23,7 @@ mod process;
 mod push;
 mod quarantine;
 mod receive;
+mod remote;
 mod report;
 mod scan;
 mod secrets;
@@ -35,7 +36,6 @@ use std::sync::Arc;
 
 use ::http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT};
 use ::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use caisson_domain::checks::{Check, stands};
 use caisson_domain::event::EventKind;
 use caisson_domain::git::{AllowList, BranchName, Repository};
 use caisson_domain::protocol::paths;
@@ -266,7 +266,7 @@ async fn serve(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Resu
         let message = "this run has no repository; name one when you create a run";
         return Err(Refusal::new(StatusCode::FORBIDDEN, "no_repository", message));
     };
-    let repository = &named(rest, repository);
+    let repository = &remote::named(rest, repository);
     let pushing = matches!(operation, Operation::Push | Operation::Advertise(Service::ReceivePack));
     if pushing && !run.spec.workflow.caisson.publish.pushes() {
         return Err(tell(door, &run, Fault::PublishesNothing).await);
@@ -393,22 +393,6 @@ fn offered(operation: Operation, answer: &Answer) -> fn(Chunks) -> Chunks {
     }
 }
 
-/// Whether the remote that a request names is the run's own repository: there is no other.
-fn is_own(remote: &str) -> bool {
-    remote == paths::GIT_REMOTE || !stands(Check::OwnRepository)
-}
-
-/// The repository of a request: the run's, whatever it says. Where that check is left out, it is the one of that name beside
-/// the run's.
-fn named(rest: &str, own: &Repository) -> Repository {
-    match (rest.split_once('/'), own) {
-        (Some((remote, _)), Repository::Url(url)) if remote != paths::GIT_REMOTE && is_own(remote) => {
-            url.join(remote).map_or_else(|_| own.clone(), Repository::Url)
-        }
-        (_, _) => own.clone(),
-    }
-}
-
 /// The branch that the run will push, while its workspace is prepared.
 fn to_be_pushed(run: &Run) -> Option<&BranchName> {
     let pushes = run.spec.workflow.caisson.publish.pushes() && run.phase == Some(Phase::Prepare);
@@ -416,7 +400,7 @@ fn to_be_pushed(run: &Run) -> Option<&BranchName> {
 }
 
 fn operation(method: &Method, rest: &str, query: Option<&str>) -> Result<Operation, Refusal> {
-    let named = rest.split_once('/').filter(|(remote, _)| is_own(remote));
+    let named = rest.split_once('/').filter(|(name, _)| remote::is_own(name));
     let path = named.map(|(_, path)| path);
     match (method, path) {
         (&Method::GET, Some("info/refs")) => {

@@ -78,18 +78,18 @@ impl Log {
 /// Pushes what holds secrets in texts and names, which must not pass; answers what git printed.
 async fn pushed(scene: &Scene, log: &Log) -> String {
     let before = scene.refs().await;
-    let said = scene.push(&[]).await;
-    assert!(!said.ok, "{}", said.said);
+    let answer = scene.push(&[]).await;
+    assert!(!answer.ok, "{}", answer.said);
     assert_eq!(scene.refs().await, before);
     let log = log.text();
     let events = serde_json::to_string(&scene.told().await).unwrap();
     for secret in [&token(), MODEL_KEY] {
-        for (what, text) in [("the sandbox", &said.said), ("the log", &log), ("an event", &events)] {
+        for (what, text) in [("the sandbox", &answer.said), ("the log", &log), ("an event", &events)] {
             // The names that git was asked to push are the sandbox's own.
             assert!(!text.contains(secret), "{what} is shown a secret: {text}");
         }
     }
-    said.said
+    answer.said
 }
 
 async fn with_secrets(scene: &Scene) {

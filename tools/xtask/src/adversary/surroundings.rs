@@ -141,8 +141,7 @@ impl Surroundings {
         chown(root.join("sibling"), Some(UID), Some(UID))?;
         let other_door = UnixListener::bind(root.join("doors/other/door.sock"))?;
         let engine_path = root.join("engine.sock");
-        let engine_socket = UnixListener::bind(&engine_path)?;
-        fs::set_permissions(&engine_path, fs::Permissions::from_mode(0o666))?;
+        let engine_socket = open_to_all(&engine_path)?;
         let engine = docker_socket(parts)?;
         let witness = Witness::start()?;
         let (names, framed) = (Names::start(root, &witness.heard)?, framing::listen(&witness.heard)?);
@@ -240,6 +239,13 @@ impl Outside {
 
 fn text(path: &Path) -> anyhow::Result<String> {
     path.to_str().map(str::to_owned).context("a path is not UTF-8")
+}
+
+/// A socket that anybody may connect to.
+fn open_to_all(path: &Path) -> anyhow::Result<UnixListener> {
+    let socket = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
+    Ok(socket)
 }
 
 /// Where the engine listens, links resolved.

@@ -38,7 +38,6 @@ use ::http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TY
 use ::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use caisson_domain::event::EventKind;
 use caisson_domain::git::{AllowList, BranchName, Repository};
-use caisson_domain::protocol::paths;
 use caisson_domain::run::{Phase, Run};
 use caisson_store::{BoxError, CredentialUse};
 use futures_util::stream::{self, StreamExt};

@@ -106,7 +106,7 @@ async fn git_that_breaks_while_it_looks_at_a_push_shows_no_secret_of_it() {
     let (log, _guard) = Log::begin();
     let scene = scene(Kind::Host, |setup| setup.git.git_program = place().join("git"), |_| {}).await;
     with_secrets(&scene).await;
-    let long = format!("{}{}", token(), " and more".repeat(32));
+    let lengthy = format!("{}{}", token(), " and more".repeat(32));
     for step in ["index-pack", "--batch-all-objects", "diff-tree"] {
         for (half, said, killed) in [
             ("", "", "yes"),
@@ -115,7 +115,7 @@ async fn git_that_breaks_while_it_looks_at_a_push_shows_no_secret_of_it() {
             ("120", token().as_str(), ""),
             ("120", "", "yes"),
             // Its end is shown, and begins within the secret.
-            ("", long.as_str(), ""),
+            ("", lengthy.as_str(), ""),
         ] {
             breaks(&format!("step={step}\nhalf={half}\nsaid='{said}'\nkilled={killed}"));
             let told = pushed(&scene, &log).await;

@@ -379,3 +379,29 @@ impl<'de> Visitor<'de> for ObjectVisitor {
         Ok(Object(map))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::stream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn of_a_body_without_end_so_much_is_thrown_away_and_no_more() {
+        const PIECE_BYTES: usize = 64 * 1024;
+        let read = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&read);
+        let pieces = stream::repeat_with(move || {
+            counted.fetch_add(PIECE_BYTES, Ordering::Relaxed);
+            Ok::<_, std::io::Error>(vec![b' '; PIECE_BYTES])
+        });
+        let refused = read_body(Body::from_stream(pieces)).await;
+        assert!(matches!(refused, Err(ApiError::BodyTooLarge)));
+        let most = limits::API_BODY_BYTES + DISCARDED_BYTES;
+        let read = read.load(Ordering::Relaxed);
+        assert!(read > most && read <= most + PIECE_BYTES, "{read}");
+    }
+}

@@ -63,7 +63,10 @@ impl Gateway {
         mcp: &McpUpstreams,
     ) -> Result<(), GatewayError> {
         model::ModelSide::new(model, 0)?;
-        git::GitSide::new(git.clone(), git::Beside { model, quarantine_dir: None, processes: 0 })?;
+        git::GitSide::new(
+            git.clone(),
+            git::Beside { model, quarantine_dir: None, processes: 0, inspections: 0 },
+        )?;
         EgressSide::new(egress, egress::system())?;
         McpSide::new(mcp, egress::system(), &Bounds::default())?;
         Ok(())
@@ -103,6 +106,7 @@ impl Gateway {
             model: &config.model,
             quarantine_dir: Some(config.quarantine_dir),
             processes: bounds.local_git,
+            inspections: bounds.inspections,
         };
         let git = git::GitSide::new(config.git, beside)?;
         let egress = EgressSide::new(&config.egress, Arc::clone(&resolve))?;

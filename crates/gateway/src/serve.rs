@@ -70,6 +70,8 @@ where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let bounds = &door.shared.bounds;
+    #[cfg(feature = "checks-off")]
+    let Some(io) = egress::unframed(&door, io).await else { return };
     let service = {
         let door = Arc::clone(&door);
         service_fn(move |request| {

@@ -16,6 +16,8 @@ mod reach;
 mod run;
 mod target;
 mod tunnel;
+#[cfg(feature = "checks-off")]
+mod unframed;
 
 use std::sync::Arc;
 
@@ -33,6 +35,8 @@ pub(crate) use self::fault::Fault;
 use self::policy::Policy;
 pub(crate) use self::reach::{Reach, Resolve, system};
 pub(crate) use self::run::{RunEgress, before_outcome};
+#[cfg(feature = "checks-off")]
+pub(crate) use self::unframed::unframed;
 use crate::body::{self, Body};
 use crate::bounds::EXCERPT_BYTES;
 use crate::config::GatewayError;

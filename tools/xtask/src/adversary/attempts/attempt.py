@@ -12,6 +12,7 @@ import sys
 import door
 import door_calls
 import egress
+import framing
 import host
 import mcp
 import network
@@ -24,7 +25,8 @@ import siblings
 
 MODULES = {
     "secrets": secrets_of_others, "network": network, "host": host, "server": server, "siblings": siblings,
-    "door": door, "egress": egress, "mcp": mcp, "pushes": pushes, "record": record, "resources": resources,
+    "door": door, "egress": egress, "framing": framing, "mcp": mcp, "pushes": pushes, "record": record,
+    "resources": resources,
 }
 
 

@@ -151,6 +151,10 @@ impl Stage<'_> {
             scenarios: vec![scenario(attempts), sibling_scenario(&sibling), STRAY.to_owned()],
             variables,
             user: owner.user.clone(),
+            resolver: attempts
+                .iter()
+                .any(|attempt| attempt.needs_names())
+                .then(|| self.surroundings.names.resolver.clone()),
             ..WorldSpec::on(self.side.engine)
         };
         let world = World::start(&owner.parts, spec).await?;
@@ -189,6 +193,11 @@ impl Stage<'_> {
         })
     }
 
+    /// A name that this stage alone looks up, with its port.
+    fn name(&self, first: &str, port: u16) -> String {
+        format!("{first}.{}.example:{port}", self.label().trim_end_matches('-'))
+    }
+
     /// Settings of the server: what is allowed, and which names lead where.
     fn variables(&self) -> Vec<(String, String)> {
         let (port, port6) = (self.surroundings.witness.port, self.surroundings.witness.port6);
@@ -199,12 +208,17 @@ impl Stage<'_> {
             format!("http://inside.example:{port}/"),
             format!("six.example:{port6}"),
             format!("mapped.example:{port}"),
+            format!("http://framed.example:{}/ok#POST", self.surroundings.framed),
+            self.name("moves.one", self.surroundings.names.port),
+            self.name("moves.two", self.surroundings.names.port),
+            self.name("both", self.surroundings.names.private_port),
         ];
         let hosts = [
             "web.example=127.0.0.1",
             "tunnel.example=127.0.0.1",
             "other.example=127.0.0.1",
             "inside.example=127.0.0.2",
+            "framed.example=127.0.0.1",
             "six.example=::1",
             "mapped.example=::ffff:127.0.0.2",
         ];
@@ -235,6 +249,10 @@ impl Stage<'_> {
             ("denied", format!("other.example:{port}")),
             ("private", format!("inside.example:{port}")),
             ("private6", format!("six.example:{port6}")),
+            ("framed", format!("framed.example:{}", self.surroundings.framed)),
+            ("moving", self.name("moves.one", self.surroundings.names.port)),
+            ("moved", self.name("moves.two", self.surroundings.names.port)),
+            ("both", self.name("both", self.surroundings.names.private_port)),
             ("mapped", format!("mapped.example:{port}")),
             ("host_service", format!("127.0.0.2:{port}")),
             ("other_repository", world.host.url("sibling.git")),

@@ -231,6 +231,14 @@ impl Stream {
         Self { redactor, window: Vec::new(), decided: 0, inside: false, hold_bytes, found: 0 }
     }
 
+    /// Goes on with what is live now: a stream may be open for longer than a secret is.
+    pub fn follow(&mut self, redactor: &Arc<Redactor>) {
+        // Without any secret nothing would give out what waits.
+        if redactor.finder.is_some() {
+            self.redactor = Arc::clone(redactor);
+        }
+    }
+
     /// How many secrets were found so far.
     #[must_use]
     pub fn found(&self) -> u64 {

@@ -153,6 +153,24 @@ fn live_text_waits_only_for_a_beginning_that_says_something() {
 }
 
 #[test]
+fn an_open_stream_goes_on_with_what_is_live_by_then() {
+    let (old, new) = ("the-secret-of-before", "the-secret-of-now-that-is-longer");
+    let mut stream = Stream::new(redactor(&[old]));
+    assert_eq!(stream.push(b"a the-sec"), b"a ");
+    stream.follow(&redactor(&[old, new]));
+    assert_eq!(
+        stream.push(format!("ret-of-before {new} {}", &new[..9]).as_bytes()),
+        b"[redacted] [redacted] "
+    );
+    stream.follow(&redactor(&[]));
+    assert_eq!(stream.push(b"!"), format!("{}!", &new[..9]).as_bytes(), "what waited is not lost");
+    let mut stream = Stream::new(redactor(&[]));
+    assert_eq!(stream.push(b"plain "), b"plain ");
+    stream.follow(&redactor(&[new]));
+    assert_eq!([stream.push(new.as_bytes()), stream.finish()].concat(), b"[redacted]");
+}
+
+#[test]
 fn replaced_secrets_are_live_for_every_clone_and_never_shown() {
     let live = LiveSecrets::default();
     let other = live.clone();

@@ -90,6 +90,9 @@ pub(crate) const OUTPUT_ESTIMATE_TOKENS: i64 = 1000;
 /// has written as many. More than most replies have: of calls at once against the end of a budget, few that end are better
 /// than many that are all cut.
 pub(crate) const OUTPUT_SLICE_TOKENS: i64 = 4000;
+/// Output tokens that are reserved for a reply that cannot be cut and whose request does not plainly say how long it may
+/// get: as many as any model writes into one reply. Source: the Messages API's table of models (`max output`), 2026.
+pub(crate) const OUTPUT_UNSTATED_TOKENS: i64 = 128_000;
 /// Output tokens that a streamed call is content with at the end of a budget, when no other call holds any of it.
 pub(crate) const OUTPUT_LAST_TOKENS: i64 = 1000;
 /// Output tokens that a reply under way is content with at the very end.
@@ -202,6 +205,9 @@ pub(crate) const TOKEN_CALL: Duration = Duration::from_secs(30);
 pub(crate) const TOKEN_REPLY_BYTES: usize = 64 * 1024;
 /// How long after a failed call for a token there is no other with the same credential.
 pub(crate) const TOKEN_PAUSE: Duration = Duration::from_secs(5);
+/// How long a refreshed access token is not refreshed again when the model API refuses it: another one would fare no better,
+/// and an agent that goes on asking would have the endpoint asked as often.
+pub(crate) const RENEWAL_PAUSE: Duration = Duration::from_mins(1);
 /// Credentials whose tokens are looked after at once.
 pub(crate) const FLIGHTS: usize = 1000;
 /// Clients for model credentials that have a proxy or certificates of their own.

@@ -145,7 +145,11 @@ impl LiveText {
             let stream = Stream::holding(Arc::clone(redactor), DELTA_HOLD_BYTES);
             *pieces = Some(Pieces { run: run.clone(), kind, stream });
         }
-        let clean = pieces.as_mut().map(|pieces| pieces.stream.push(piece.as_bytes())).unwrap_or_default();
+        let clean = pieces.as_mut().map(|pieces| {
+            pieces.stream.follow(redactor);
+            pieces.stream.push(piece.as_bytes())
+        });
+        let clean = clean.unwrap_or_default();
         String::from_utf8_lossy(&clean).into_owned()
     }
 }

@@ -60,7 +60,7 @@ pub(super) async fn fresh(
 }
 
 /// The credential with another access token than the one that was `refused` however long it was said to live; none if it was
-/// removed. Of many calls that were refused at once, one refreshes it.
+/// removed, or if that token is a new one already. Of many calls that were refused at once, one refreshes it.
 pub(super) async fn renewed(
     shared: &Arc<Shared>,
     client: &reqwest::Client,
@@ -71,6 +71,9 @@ pub(super) async fn renewed(
     let version = opened.credential.version;
     if version > refused.version {
         return Ok(Some(opened));
+    }
+    if flight.brought_just_now(version) {
+        return Ok(None);
     }
     if let Some(fault) = flight.failed_just_now(version) {
         return Err(CredentialFault::token(&opened.credential, fault));
@@ -93,6 +96,9 @@ async fn fly(
     shared.tracker.clone().spawn(async move {
         let refreshed = refresh(&shared, &client, &opened).await;
         flight.note(opened.credential.version, refreshed.as_ref().err().and_then(Failed::token));
+        if let Ok(Some(brought)) = &refreshed {
+            flight.note_brought(brought.credential.version);
+        }
         // Whoever wanted it may have left.
         drop(sender.send(refreshed));
     });

@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use http::header::{
     ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH,
-    CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT,
+    CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING, USER_AGENT,
 };
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
@@ -125,8 +125,10 @@ fn judge(status: StatusCode, headers: &HeaderMap, credential: Option<&McpHeader>
     if status.is_redirection() {
         return Err(Fault::Redirect { status: number });
     }
-    let plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
-    if headers.get_all(CONTENT_ENCODING).iter().all(plain) { Ok(()) } else { Err(Fault::Encoded) }
+    let is = |value: &HeaderValue, name: &[u8]| value.as_bytes().eq_ignore_ascii_case(name);
+    let plain = headers.get_all(CONTENT_ENCODING).iter().all(|value| is(value, b"identity"))
+        && headers.get_all(TRANSFER_ENCODING).iter().all(|value| is(value, b"chunked"));
+    if plain { Ok(()) } else { Err(Fault::Encoded) }
 }
 
 fn incoming(
@@ -216,6 +218,7 @@ impl Reading {
             let Some(piece) = piece else { return Ok(None) };
             let piece = piece.map_err(|_| Fault::Broken)?;
             self.passage.received(piece.len())?;
+            self.clean.follow(&self.door.shared.secrets.redactor());
             let clean = self.clean.push(&piece);
             if !clean.is_empty() {
                 return Ok(Some(clean.into()));
@@ -228,6 +231,24 @@ impl Reading {
 mod tests {
     use super::*;
     use http::header::{AUTHORIZATION, COOKIE, SET_COOKIE, WWW_AUTHENTICATE};
+
+    #[test]
+    fn a_reply_that_is_encoded_by_either_header_is_not_read() {
+        for (name, value, plain) in [
+            (CONTENT_ENCODING, "identity", true),
+            (CONTENT_ENCODING, "gzip", false),
+            (CONTENT_ENCODING, "identity, br", false),
+            (TRANSFER_ENCODING, "Chunked", true),
+            (TRANSFER_ENCODING, "gzip, chunked", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.append(name.clone(), HeaderValue::from_static(value));
+            let judged = judge(StatusCode::OK, &headers, None);
+            assert_eq!(judged.is_ok(), plain, "{name}: {value}");
+            headers.append(name, HeaderValue::from_static("deflate"));
+            assert!(matches!(judge(StatusCode::OK, &headers, None), Err(Fault::Encoded)));
+        }
+    }
 
     #[test]
     fn only_what_the_protocol_needs_passes_either_way() {

@@ -11,7 +11,9 @@ use serde_json::Value;
 use url::Url;
 
 use super::meter::model_name;
-use crate::bounds::{BYTES_PER_TOKEN, OUTPUT_ESTIMATE_TOKENS, OUTPUT_LAST_TOKENS, OUTPUT_SLICE_TOKENS};
+use crate::bounds::{
+    BYTES_PER_TOKEN, OUTPUT_ESTIMATE_TOKENS, OUTPUT_LAST_TOKENS, OUTPUT_SLICE_TOKENS, OUTPUT_UNSTATED_TOKENS,
+};
 
 /// What may be asked of the model API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,13 +133,14 @@ impl Caching {
 
 impl Ask {
     /// Output tokens that are reserved before the call is forwarded, at first and at least: a slice of a reply that is
-    /// streamed, since it can be cut, and all of one that is not.
+    /// streamed, since it can be cut, and all of one that is not. A request that two readers may take for different ones
+    /// (`64000.0`, a name that stands twice) says nothing plainly, so it holds the most that there is.
     pub(super) fn reserved_output(&self) -> [i64; 2] {
         let most = self.output_most.unwrap_or(i64::MAX);
         if self.streamed {
             [most.min(OUTPUT_SLICE_TOKENS), most.min(OUTPUT_LAST_TOKENS)]
         } else {
-            [self.output_most.unwrap_or(OUTPUT_SLICE_TOKENS); 2]
+            [self.output_most.unwrap_or(OUTPUT_UNSTATED_TOKENS); 2]
         }
     }
 
@@ -284,7 +287,20 @@ mod tests {
         assert_eq!(of(r#"{"stream":true,"max_tokens":64000}"#), [slice, last]);
         assert_eq!(of(r#"{"stream":true,"max_tokens":7}"#), [7, 7]);
         assert_eq!(of(r#"{"stream":false,"max_tokens":64000}"#), [64_000; 2]);
-        assert_eq!(of(r#"{"max_tokens":-1}"#), [slice; 2]);
+        for unstated in [
+            r#"{"max_tokens":-1}"#,
+            r#"{"max_tokens":64000.0}"#,
+            r#"{"max_tokens":"64000"}"#,
+            r#"{"max_tokens":6.4e4}"#,
+            r#"{"max_tokens":1,"max_tokens":64000}"#,
+            r#"{"stream":true,"stream":false,"max_tokens":1}"#,
+            r#"{"stream":"true"}"#,
+            "{}",
+            "[1]",
+        ] {
+            assert_eq!(of(unstated), [OUTPUT_UNSTATED_TOKENS; 2], "{unstated}");
+        }
+        assert_eq!(of(r#"{"stream":true,"max_tokens":64000.0}"#), [slice, last], "it can be cut");
     }
 
     #[test]

@@ -347,5 +347,9 @@ async fn a_renewed_access_token_that_is_refused_as_well_is_told_after_one_retry(
     );
     let failed = scene.world.events(&scene.sandbox.run.id, EventKind::GatewayUpstreamFailed).await;
     assert_eq!((failed.len(), &failed[0]["kind"]), (1, &serde_json::json!("auth")));
+    for _ in 0..3 {
+        assert_eq!(scene.ask().await.status, 403);
+    }
+    assert_eq!(scene.tokens.seen().len(), 1, "a new token that is refused is not refreshed for each call");
     scene.world.stop().await;
 }

@@ -174,6 +174,28 @@ async fn a_server_that_sends_its_credential_back_is_read_without_it() {
 }
 
 #[tokio::test]
+async fn a_stream_that_was_open_before_a_rotation_shows_nothing_of_the_new_credential() {
+    let gate = std::sync::Arc::new(tokio::sync::Notify::new());
+    let rotated = format!("rotated-{SECRET}");
+    let late = piece(&format!("data: {rotated}\n\n"));
+    let pieces = vec![piece("data: open\n\n"), Piece::Gate(std::sync::Arc::clone(&gate)), late];
+    let (world, sandbox, host) = world(vec![Script::stream(pieces), answer()]).await;
+    let url = url_of(&host);
+    let settings = [("url", url.as_str()), ("header", "X-Notes")];
+    let credential =
+        world.add_credential("notes", CredentialKind::McpHeader, &settings, value("of-before")).await;
+    let request = sandbox.request(Method::GET, "/mcp/notes", &sandbox.agent);
+    let mut open = request.header("accept", "text/event-stream").send().await.unwrap();
+    assert_eq!(open.chunk().await.unwrap().unwrap(), "data: open\n\n");
+    world.rotate(&credential, &value(&rotated)).await;
+    assert_eq!(call(&sandbox).await.status, OK);
+    assert_eq!(host.seen()[1].headers["x-notes"], rotated.as_str());
+    gate.notify_one();
+    assert_eq!(open.text().await.unwrap(), "data: [redacted]\n\n");
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn only_the_agents_grant_opens_it() {
     let (world, sandbox, host) = world(vec![answer()]).await;
     let other = world.sandbox(naming(&url_of(&host))).await;

@@ -264,6 +264,9 @@ async fn a_reply_that_cannot_be_cut_is_reserved_whole() {
     let sandbox = sandbox(&world, Some(output(63_000))).await;
     let whole = r#"{"model":"claude-opus-5-5","stream":false,"max_tokens":64000}"#;
     assert!(matches!(ask(&sandbox, whole).await, Ended::Refused(_)));
+    // To a reader who takes it for a number it is the same request.
+    let odd = r#"{"model":"claude-opus-5-5","stream":false,"max_tokens":64000.0}"#;
+    assert!(matches!(ask(&sandbox, odd).await, Ended::Refused(_)));
     assert!(host.seen().is_empty());
     let small = r#"{"model":"claude-opus-5-5","stream":false,"max_tokens":60000}"#;
     assert_eq!(ask(&sandbox, small).await, Ended::Whole);

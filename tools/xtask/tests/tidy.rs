@@ -254,12 +254,7 @@ fn only_the_controls_of_the_adversary_leave_checks_out() {
     // The feature itself, the gateway's, and the binary's, which turns both on; nothing has it by default.
     let features = ["domain", "gateway", "caisson"].map(|name| named(&format!("crates/{name}/Cargo.toml")));
     assert_eq!(features, [1, 2, 3]);
-    for file in [
-        "Cargo.toml",
-        "scripts/setup",
-        "scripts/test",
-        "crates/store/Cargo.toml",
-    ] {
+    for file in ["Cargo.toml", "scripts/setup", "scripts/test", "crates/store/Cargo.toml"] {
         assert_eq!(named(file), 0, "{file}");
     }
     let only = "\tcargo build --quiet --locked -p caisson --features checks-off";

@@ -7,9 +7,8 @@ use caisson_domain::budget::{
     BudgetScope, DAY_MS, OverBudget, PROJECT_BUDGET_MICRO_USD_MAX, ProjectBudgets, day_of,
 };
 use caisson_domain::id::{ProjectId, RunId};
-use sqlx::sqlite::SqliteRow;
 
-use crate::database::Tx;
+use crate::database::{Row, Tx, sql};
 use crate::rows::Columns;
 use crate::{Store, StoreError, Topic, audit};
 
@@ -28,7 +27,7 @@ pub struct ProjectSpending {
 
 const BUDGETS: &str = "select id, budget_micro_usd, day_budget_micro_usd, cost_micro_usd, \
      (select cost_micro_usd from project_day where project_id = id and day = $2) as day_cost_micro_usd, \
-     (select sum(reserved_micro_usd) from usage where project_id = project.id and state = 'pending') \
+     (select cast(sum(reserved_micro_usd) as bigint) from usage where project_id = project.id and state = 'pending') \
        as reserved_micro_usd from project where id = $1";
 
 const SET: &str = "update project set budget_micro_usd = $2, day_budget_micro_usd = $3 where id = $1";
@@ -41,7 +40,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn project_spending(&self, project: &ProjectId) -> Result<Option<ProjectSpending>, StoreError> {
-        let row = sqlx::query(BUDGETS)
+        let row = sql::query(BUDGETS)
             .bind(project.as_str())
             .bind(day_of(self.now_ms()))
             .fetch_optional(self.reader())
@@ -67,7 +66,7 @@ impl Store {
             day_micro_usd: bound(budgets.day_micro_usd),
         };
         let mut tx = self.begin().await?;
-        let row = sqlx::query(BUDGETS)
+        let row = sql::query(BUDGETS)
             .bind(project.as_str())
             .bind(day_of(tx.now_ms))
             .fetch_optional(&mut *tx.db)
@@ -77,7 +76,7 @@ impl Store {
             tx.rollback().await?;
             return Ok(false);
         }
-        sqlx::query(SET)
+        sql::query(SET)
             .bind(project.as_str())
             .bind(wanted.total_micro_usd)
             .bind(wanted.day_micro_usd)
@@ -90,7 +89,7 @@ impl Store {
     }
 }
 
-fn spending(row: &SqliteRow) -> Result<ProjectSpending, StoreError> {
+fn spending(row: &Row) -> Result<ProjectSpending, StoreError> {
     let columns = Columns::of("project", row)?;
     Ok(ProjectSpending {
         budgets: ProjectBudgets {
@@ -132,17 +131,17 @@ pub(crate) enum Room {
 macro_rules! room_columns {
     () => {
         "run.budget_micro_usd as run_budget, run.cost_micro_usd as run_spent, \
-         case when run.budget_micro_usd is not null then (select sum(reserved_micro_usd) from usage \
+         case when run.budget_micro_usd is not null then (select cast(sum(reserved_micro_usd) as bigint) from usage \
            where run_id = run.id and state = 'pending' and id <> $2) end as run_reserved, \
          (select budget_micro_usd from project where project.id = run.project_id) as project_budget, \
          (select cost_micro_usd from project where project.id = run.project_id) as project_spent, \
          case when (select budget_micro_usd from project where project.id = run.project_id) is not null then \
-           (select sum(reserved_micro_usd) from usage \
+           (select cast(sum(reserved_micro_usd) as bigint) from usage \
            where project_id = run.project_id and state = 'pending' and id <> $2) end as project_reserved, \
          (select day_budget_micro_usd from project where project.id = run.project_id) as day_budget, \
          (select cost_micro_usd from project_day where project_id = run.project_id and day = $3) as day_spent, \
          case when (select day_budget_micro_usd from project where project.id = run.project_id) is not null then \
-           (select sum(reserved_micro_usd) from usage \
+           (select cast(sum(reserved_micro_usd) as bigint) from usage \
            where project_id = run.project_id and state = 'pending' and id <> $2 \
            and begun_at_ms >= $4 and begun_at_ms < $5) end as day_reserved"
     };
@@ -174,9 +173,9 @@ pub(crate) async fn begin(tx: &mut Tx<'_>, need: Need<'_>) -> Result<Option<(Str
     Ok(Some((columns.get("session_id")?, judge(&columns, need)?)))
 }
 
-async fn look(tx: &mut Tx<'_>, sql: &'static str, need: Need<'_>) -> Result<Option<SqliteRow>, StoreError> {
+async fn look(tx: &mut Tx<'_>, sql: &'static str, need: Need<'_>) -> Result<Option<Row>, StoreError> {
     let day = day_of(need.begun_at_ms);
-    let row = sqlx::query(sql)
+    let row = sql::query(sql)
         .bind(need.run.as_str())
         .bind(need.call)
         .bind(day)
@@ -228,8 +227,8 @@ pub(crate) async fn spend(
     begun_at_ms: i64,
     cost_micro_usd: i64,
 ) -> Result<(), StoreError> {
-    sqlx::query(ADD_TO_PROJECT).bind(project.as_str()).bind(cost_micro_usd).execute(&mut *tx.db).await?;
-    sqlx::query(ADD_TO_DAY)
+    sql::query(ADD_TO_PROJECT).bind(project.as_str()).bind(cost_micro_usd).execute(&mut *tx.db).await?;
+    sql::query(ADD_TO_DAY)
         .bind(project.as_str())
         .bind(day_of(begun_at_ms))
         .bind(cost_micro_usd)

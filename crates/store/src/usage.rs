@@ -7,10 +7,9 @@ use caisson_domain::id::{ProjectId, RunId, ServerId, SessionId, UsageId};
 use caisson_domain::run::Failure;
 use caisson_domain::usage::TokenCounts;
 use serde_json::json;
-use sqlx::sqlite::SqliteRow;
 
 use crate::budgets::{self, Need, Room};
-use crate::database::Tx;
+use crate::database::{Row, Tx, sql};
 use crate::rows::{Columns, document};
 use crate::{Store, StoreError, Topic, events};
 
@@ -158,7 +157,7 @@ impl Store {
         };
         let id = UsageId::new(tx.now_ms, tx.random());
         let tokens = bounded_tokens(&call.estimate);
-        sqlx::query(INSERT)
+        sql::query(INSERT)
             .bind(id.as_str())
             .bind(run.as_str())
             .bind(call.model.as_str())
@@ -172,7 +171,7 @@ impl Store {
             .bind(reserve)
             .execute(&mut *tx.db)
             .await?;
-        sqlx::query(BEGUN_SESSION).bind(session).execute(&mut *tx.db).await?;
+        sql::query(BEGUN_SESSION).bind(session).execute(&mut *tx.db).await?;
         tx.commit().await?;
         Ok(BeginCall::Begun { id, bounded })
     }
@@ -190,7 +189,7 @@ impl Store {
         extension: &CallExtension,
     ) -> Result<ExtendCall, StoreError> {
         let mut tx = self.begin_unsynced().await?;
-        let row = sqlx::query(HELD).bind(id.as_str()).fetch_optional(&mut *tx.db).await?;
+        let row = sql::query(HELD).bind(id.as_str()).fetch_optional(&mut *tx.db).await?;
         let Some(row) = row else { return Ok(ExtendCall::Over) };
         let columns = Columns::of("usage", &row)?;
         let (run, project): (RunId, ProjectId) = (columns.parse("run_id")?, columns.parse("project_id")?);
@@ -209,7 +208,7 @@ impl Store {
             }
         }
         let tokens = bounded_tokens(&extension.estimate);
-        sqlx::query(EXTEND)
+        sql::query(EXTEND)
             .bind(id.as_str())
             .bind(tokens.input)
             .bind(tokens.output)
@@ -236,7 +235,7 @@ impl Store {
     /// Safe: repeatable.
     pub async fn note_model_failure(&self, run: &RunId, failure: &Failure) -> Result<bool, StoreError> {
         let mut tx = self.begin_unsynced().await?;
-        let noted = sqlx::query(NOTE_FAILURE)
+        let noted = sql::query(NOTE_FAILURE)
             .bind(run.as_str())
             .bind(document("run.model_failure", failure)?)
             .execute(&mut *tx.db)
@@ -254,7 +253,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn has_open_calls(&self, run: &RunId) -> Result<bool, StoreError> {
-        let open: i64 = sqlx::query_scalar(HAS_OPEN).bind(run.as_str()).fetch_one(self.reader()).await?;
+        let open: i64 = sql::query_scalar(HAS_OPEN).bind(run.as_str()).fetch_one(self.reader()).await?;
         Ok(open != 0)
     }
 
@@ -295,7 +294,7 @@ impl Store {
         loop {
             let mut tx = self.begin().await?;
             let orphans =
-                sqlx::query(ORPHANS).bind(server.as_str()).bind(ORPHAN_ITEMS).fetch_all(&mut *tx.db).await?;
+                sql::query(ORPHANS).bind(server.as_str()).bind(ORPHAN_ITEMS).fetch_all(&mut *tx.db).await?;
             if orphans.is_empty() {
                 return Ok(settled);
             }
@@ -328,13 +327,13 @@ impl Settlement<'_> {
 
 /// Settles the run's open calls with their estimates, so that its end tells the whole of its usage.
 pub(crate) async fn settle_open(tx: &mut Tx<'_>, run: &str) -> Result<(), StoreError> {
-    for row in sqlx::query(OPEN).bind(run).fetch_all(&mut *tx.db).await? {
+    for row in sql::query(OPEN).bind(run).fetch_all(&mut *tx.db).await? {
         settle_orphan(tx, &row).await?;
     }
     Ok(())
 }
 
-async fn settle_orphan(tx: &mut Tx<'_>, row: &SqliteRow) -> Result<bool, StoreError> {
+async fn settle_orphan(tx: &mut Tx<'_>, row: &Row) -> Result<bool, StoreError> {
     let columns = Columns::of("usage", row)?;
     let call = Settlement {
         model: columns.get("model")?,
@@ -354,7 +353,7 @@ const SETTLE: &str = "update usage set state = 'settled', model = $2, status = $
      where id = $1 and state = 'pending' returning id, run_id, session_id, project_id, begun_at_ms";
 
 async fn settle(tx: &mut Tx<'_>, id: &UsageId, call: &Settlement<'_>) -> Result<bool, StoreError> {
-    let row = sqlx::query(SETTLE)
+    let row = sql::query(SETTLE)
         .bind(id.as_str())
         .bind(call.model)
         .bind(call.status)
@@ -427,7 +426,7 @@ async fn add(
     call: &Settlement<'_>,
 ) -> Result<(), StoreError> {
     let totals = |sql: &'static str, to| {
-        sqlx::query(sql)
+        sql::query(sql)
             .bind(to)
             .bind(i64::from(call.estimated))
             .bind(call.tokens.input)

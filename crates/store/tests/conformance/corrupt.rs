@@ -68,6 +68,11 @@ async fn a_damaged_run_ends_when_it_is_claimed_and_others_go_on(fixture: Fixture
     assert_eq!(fixture.store.claim(&fixture.server).await.unwrap(), None);
 }
 
+const REMOVE_WORKFLOW: (&str, &str) = (
+    "update run set spec = json_remove(spec, '$.workflow')",
+    "update run set spec = cast(cast(spec as jsonb) - 'workflow' as text)",
+);
+
 async fn a_damaged_run_ends_when_it_is_adopted_and_others_go_on(fixture: Fixture) {
     let placed = fixture.placed().await;
     let call = NewModelCall {
@@ -79,7 +84,7 @@ async fn a_damaged_run_ends_when_it_is_adopted_and_others_go_on(fixture: Fixture
     };
     fixture.store.begin_model_call(&placed.run.id, &call).await.unwrap();
     fixture.store.request_cancel(&project(), &placed.run.id, None).await.unwrap();
-    fixture.execute("update run set spec = json_remove(spec, '$.workflow')").await;
+    fixture.execute(REMOVE_WORKFLOW).await;
     fixture.queued().await;
     let sound = fixture.claim().await;
     let adopted = fixture.store.adopt(&fixture.server).await.unwrap();

@@ -4,7 +4,6 @@ use caisson_domain::id::{Epoch, RunId};
 use caisson_domain::protocol::StopReason;
 use caisson_domain::run::{Failure, FailureKind, RunStatus};
 use caisson_store::{Finish, Store};
-use sqlx::Row as _;
 
 use crate::fixture::{Fixture, Placed, note};
 

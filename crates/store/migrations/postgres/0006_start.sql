@@ -129,13 +129,13 @@ create table run (
     started_at_ms          bigint,
     finished_at_ms         bigint,
     created_by             text collate "C" references api_key (id),
-    failure                text collate "C" check (cast(failure as json) is not null),
-    outcome                text collate "C" check (cast(outcome as json) is not null),
-    pending_push           text collate "C" check (cast(pending_push as json) is not null),
+    failure                text collate "C" check (failure is null or cast(failure as json) is not null),
+    outcome                text collate "C" check (outcome is null or cast(outcome as json) is not null),
+    pending_push           text collate "C" check (pending_push is null or cast(pending_push as json) is not null),
     result                 text collate "C",
     spec                   text collate "C" not null check (cast(spec as json) is not null),
     budget_micro_usd       bigint check (budget_micro_usd > 0),
-    model_failure          text collate "C" check (cast(model_failure as json) is not null), -- why its calls were refused
+    model_failure          text collate "C" check (model_failure is null or cast(model_failure as json) is not null), -- why its calls were refused
     foreign key (sandbox_id, session_id) references sandbox (id, session_id),
     check ((status in ('succeeded', 'failed', 'cancelled')) = (finished_at_ms is not null)),
     check (status = 'running' or lease_expires_at_ms is null),

@@ -15,7 +15,6 @@ conformance! {
     a_damaged_run_ends_when_it_is_claimed_and_others_go_on,
     a_damaged_run_ends_when_it_is_adopted_and_others_go_on,
     a_running_run_that_cannot_be_read_is_ended_unread_once,
-    a_damaged_run_without_a_session_ends_without_an_event,
     fields_of_another_version_are_tolerated,
     an_id_that_is_none_is_named,
     an_event_of_an_unknown_kind_is_named,
@@ -26,6 +25,11 @@ conformance! {
     a_key_with_unknown_scopes_is_named,
     the_database_itself_refuses_unknown_states,
     the_database_itself_refuses_two_live_runs_of_a_session,
+}
+
+// PostgreSQL checks the key again when the row is written, so there is no such run.
+only_sqlite! {
+    a_damaged_run_without_a_session_ends_without_an_event,
 }
 
 async fn a_run_whose_specification_is_not_one_is_named(fixture: Fixture) {
@@ -134,10 +138,12 @@ async fn fields_of_another_version_are_tolerated(fixture: Fixture) {
     let placed = fixture.placed().await;
     fixture.journal(&placed, JournalEffect::Finished(completed("done"))).await;
     fixture
-        .execute(
+        .execute((
             "update run set outcome = json_set(outcome, '$.new', 1), spec = json_set(spec, '$.new', 1, \
              '$.workflow.new', 1, '$.workflow.caisson.new', 1, '$.workflow.caisson.resources.new', 1)",
-        )
+            "update run set outcome = cast(cast(outcome as jsonb) || '{\"new\":1}' as text), \
+             spec = cast(jsonb_set(cast(spec as jsonb) || '{\"new\":1}', '{workflow,new}', '{}') as text)",
+        ))
         .await;
     assert_eq!(fixture.run(&placed.run.id).await.spec, placed.run.spec);
     let adopted = fixture.store.adopt(&fixture.server).await.unwrap().remove(0);

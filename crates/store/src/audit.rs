@@ -12,7 +12,7 @@ mod verify;
 use caisson_domain::git::Repository;
 use caisson_domain::id::{ApiKeyId, ProjectId, RunId, ServerId, SessionId};
 use caisson_domain::limits::PAGE_ITEMS;
-use caisson_domain::run::{Run, cut};
+use caisson_domain::run::Run;
 
 use crate::database::{Tx, sql};
 use crate::{Store, StoreError, Topic};
@@ -302,7 +302,7 @@ pub(crate) async fn record(
 
 /// Writes a record in the transaction that does what it tells of.
 pub(crate) async fn write(tx: &mut Tx<'_>, new: &NewAudit) -> Result<(), StoreError> {
-    let text = |text: &Option<String>| text.as_deref().map(|text| cut(text, AUDIT_TEXT_BYTES).to_owned());
+    let text = |text: &Option<String>| text.as_deref().map(record::text);
     let actor = new.actor.as_str();
     let record = AuditRecord {
         at_ms: tx.now_ms,

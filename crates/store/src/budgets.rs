@@ -1,7 +1,7 @@
 //! Budgets: whether there is room for what a call needs, beside what is spent and what calls under way hold.
 //!
-//! Everything is decided in the transaction that writes the reservation down, under the write lock. On a database that
-//! locks rows and not the whole, the project's row must be locked first.
+//! Everything is decided in the transaction that writes the reservation down, alone with the budgets: under the write lock,
+//! or where sessions do not wait for one another under a lock on the project's row.
 
 use caisson_domain::budget::{
     BudgetScope, DAY_MS, OverBudget, PROJECT_BUDGET_MICRO_USD_MAX, ProjectBudgets, day_of,
@@ -173,7 +173,12 @@ pub(crate) async fn begin(tx: &mut Tx<'_>, need: Need<'_>) -> Result<Option<(Str
     Ok(Some((columns.get("session_id")?, judge(&columns, need)?)))
 }
 
+/// Keeps the budgets that bound the run's project to this transaction, where there are any.
+const LOCK_PROJECT: &str = "select 1 from project where id = (select project_id from run where run.id = $1) \
+     and (budget_micro_usd is not null or day_budget_micro_usd is not null) for no key update";
+
 async fn look(tx: &mut Tx<'_>, sql: &'static str, need: Need<'_>) -> Result<Option<Row>, StoreError> {
+    tx.lock_rows(LOCK_PROJECT, need.run.as_str()).await?;
     let day = day_of(need.begun_at_ms);
     let row = sql::query(sql)
         .bind(need.run.as_str())

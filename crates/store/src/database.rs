@@ -1,16 +1,21 @@
 //! Opening and transactions, the same for every database. What differs is in the modules below, and in the few
 //! [`sql::Statement::Each`].
 
+pub(crate) mod notify;
 pub(crate) mod postgres;
 pub(crate) mod sql;
 pub(crate) mod sqlite;
 
 use std::path::Path;
+use std::sync::Arc;
 
+use caisson_domain::id::{RunId, SandboxId, UsageId};
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgDatabaseError;
 
-use crate::{Store, StoreError, Topic};
+use crate::hints::Hints;
+use crate::{Random, Store, StoreError, Topic};
+use notify::Notifier;
 use postgres::{PostgresDatabase, PostgresPlace};
 use sql::{Connection, Reader};
 use sqlite::SqliteDatabase;
@@ -27,6 +32,20 @@ const MIGRATIONS: &str = "select version, checksum from _sqlx_migrations order b
 pub(crate) enum Database {
     Sqlite(SqliteDatabase),
     Postgres(PostgresDatabase),
+}
+
+/// What a writing transaction keeps from every other until it ends, where the database can keep less than the whole.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Hold<'h> {
+    /// Everything: it runs as if it were alone. For whatever is not known to be one of those below.
+    Everything,
+    /// What belongs to the session of a run. Such a transaction may change nothing else but what is added to its project's
+    /// spending, writes no audit record, and frees nothing that a claim looks at.
+    SessionOfRun(&'h RunId),
+    /// The same, for the session of a sandbox.
+    SessionOfSandbox(&'h SandboxId),
+    /// The same, for the session of a model call.
+    SessionOfCall(&'h UsageId),
 }
 
 /// Whether a commit waits for the disk.
@@ -62,6 +81,14 @@ impl Database {
         let (database, missing) = PostgresDatabase::open_read_only(place).await?;
         let reader = Reader::Postgres(database.reader.clone());
         Ok((Self::Postgres(database), reader, missing))
+    }
+
+    /// What tells other processes of hints; none for a database that one process has, or few that do not hurry.
+    pub(crate) fn notifier(&self, hints: &Arc<Hints>) -> Option<Notifier> {
+        match self {
+            Self::Sqlite(_) => None,
+            Self::Postgres(database) => Some(database.notifier(Random::system().bytes(), Arc::clone(hints))),
+        }
     }
 
     pub(crate) async fn close(&self) {
@@ -153,23 +180,28 @@ pub(crate) struct Tx<'s> {
 impl Store {
     /// Begins a writing transaction and reads the clock, once and under the lock, so that times follow commits.
     pub(crate) async fn begin(&self) -> Result<Tx<'_>, StoreError> {
-        self.begin_with(Sync::Waits).await
+        self.begin_with(Hold::Everything, Sync::Waits).await
+    }
+
+    /// Begins a transaction that other sessions' need not wait for.
+    pub(crate) async fn begin_in(&self, hold: Hold<'_>) -> Result<Tx<'_>, StoreError> {
+        self.begin_with(hold, Sync::Waits).await
     }
 
     /// Begins a transaction whose commit outlives the death of any process, but a power cut only once a later one has waited
     /// for the disk: for what nobody is told of, and somebody waits for.
-    pub(crate) async fn begin_unsynced(&self) -> Result<Tx<'_>, StoreError> {
-        self.begin_with(Sync::DoesNotWait).await
+    pub(crate) async fn begin_unsynced(&self, hold: Hold<'_>) -> Result<Tx<'_>, StoreError> {
+        self.begin_with(hold, Sync::DoesNotWait).await
     }
 
-    async fn begin_with(&self, sync: Sync) -> Result<Tx<'_>, StoreError> {
+    async fn begin_with(&self, hold: Hold<'_>, sync: Sync) -> Result<Tx<'_>, StoreError> {
         let (db, now_ms) = match &self.shared.database {
             Database::Sqlite(database) => {
                 let tx = database.begin(sync).await?;
                 (Connection::SqliteTx(tx), self.now_ms())
             }
             Database::Postgres(database) => {
-                let (tx, database_ms) = database.begin().await?;
+                let (tx, database_ms) = database.begin(hold).await?;
                 (Connection::PostgresTx(tx), self.shared.clock.follow(database_ms))
             }
         };
@@ -192,6 +224,18 @@ impl Tx<'_> {
     pub(crate) async fn commit(self) -> Result<(), StoreError> {
         self.db.commit().await?;
         self.store.shared.hints.wake(&self.wakes);
+        if let Some(notifier) = &self.store.shared.notifier {
+            notifier.wake(self.wakes);
+        }
+        Ok(())
+    }
+
+    /// Locks the rows that a query for `PostgreSQL` answers with, until the transaction ends; nothing on a database whose
+    /// transactions are alone anyway.
+    pub(crate) async fn lock_rows(&mut self, sql: &'static str, id: &str) -> Result<(), StoreError> {
+        if let Connection::PostgresTx(tx) = &mut *self.db {
+            sqlx::query(sql).bind(id).execute(&mut **tx).await?;
+        }
         Ok(())
     }
 

@@ -70,9 +70,12 @@ async fn only_a_transaction_that_says_so_does_not_wait_for_the_disk() {
     };
     for _ in 0..2 {
         assert!(synced(store.begin().await.unwrap()).await);
-        assert!(!synced(store.begin_unsynced().await.unwrap()).await, "it was dropped without a commit");
+        assert!(
+            !synced(store.begin_unsynced(Hold::Everything).await.unwrap()).await,
+            "it was dropped without a commit"
+        );
     }
-    let tx = store.begin_unsynced().await.unwrap();
+    let tx = store.begin_unsynced(Hold::Everything).await.unwrap();
     tx.commit().await.unwrap();
     assert!(synced(store.begin().await.unwrap()).await);
 }

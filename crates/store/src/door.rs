@@ -7,7 +7,7 @@ use caisson_domain::limits::PENDING_INPUTS;
 use caisson_domain::protocol::Input;
 use caisson_domain::run::Run;
 
-use crate::database::{Row, Tx, sql};
+use crate::database::{Hold, Row, Tx, sql};
 use crate::rows::{Columns, run_columns};
 use crate::{Actor, NewAudit, SandboxState, Store, StoreError, audit, events, rows};
 
@@ -152,13 +152,16 @@ impl Store {
     /// # Cancel safety
     /// A dropped call may have appended it; repeating it may append it twice.
     pub async fn append_gateway_event(&self, run: &RunId, event: NewEvent) -> Result<bool, StoreError> {
-        let mut tx = self.begin().await?;
+        let denied = event.kind == EventKind::GatewayDenied;
+        // A record of the audit log is not the session's alone.
+        let hold = if denied { Hold::Everything } else { Hold::SessionOfRun(run) };
+        let mut tx = self.begin_in(hold).await?;
         let run = known_run(&mut tx, run).await?;
         if run.status.is_final() {
             tx.rollback().await?;
             return Ok(false);
         }
-        if event.kind == EventKind::GatewayDenied {
+        if denied {
             audit::write(&mut tx, &denial(&run, &event)).await?;
         }
         events::append(&mut tx, &run.session, &run.id, &[event]).await?;

@@ -8,7 +8,7 @@ use caisson_domain::protocol::{NoteLevel, Outcome};
 use caisson_domain::run::Phase;
 use serde_json::json;
 
-use crate::database::{Tx, sql};
+use crate::database::{Hold, Tx, sql};
 use crate::rows::{Columns, document};
 use crate::{SandboxState, Store, StoreError, Topic, events};
 
@@ -108,7 +108,7 @@ impl Store {
             let what = format!("the journal batch of {sandbox}");
             return Err(StoreError::corrupt(what, format!("it ends at {end} and begins at {offset}")));
         };
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_in(Hold::SessionOfSandbox(sandbox)).await?;
         let row = sql::query(OPEN).bind(sandbox.as_str()).fetch_optional(&mut *tx.db).await?;
         let row = row.ok_or_else(|| StoreError::missing("sandbox", sandbox.as_str()))?;
         let columns = Columns::of("sandbox", &row)?;

@@ -45,6 +45,7 @@ use tokio::sync::broadcast;
 
 use credentials::CredentialUses;
 use database::Database;
+use database::notify::Notifier;
 use database::sql::{self, Reader};
 use deltas::Deltas;
 use hints::Hints;
@@ -95,6 +96,8 @@ struct Shared {
     clock: Clock,
     random: Random,
     hints: Arc<Hints>,
+    /// Tells other processes of hints, where there can be any.
+    notifier: Option<Notifier>,
     deltas: Deltas,
     key_uses: KeyUses,
     /// The server whose chain of audit records this store writes.
@@ -141,7 +144,7 @@ impl Store {
     /// # Cancel safety
     /// As [`Store::open`].
     pub async fn open_with(path: &Path, clock: Clock, random: Random) -> Result<Self, StoreError> {
-        Ok(Self::around(Database::open_file(path).await?, clock, random))
+        Ok(Self::around(Database::open_file(path).await?, (Arc::default(), None), clock, random))
     }
 
     /// Connects to a `PostgreSQL` database (15 or later) and migrates it. Servers that do so at the same time wait for one
@@ -167,16 +170,25 @@ impl Store {
         clock: Clock,
         random: Random,
     ) -> Result<Self, StoreError> {
-        Ok(Self::around(Database::open_postgres(place).await?, clock, random))
+        let opened = Database::open_postgres(place).await?;
+        let hints = Arc::<Hints>::default();
+        let notifier = opened.0.notifier(&hints);
+        Ok(Self::around(opened, (hints, notifier), clock, random))
     }
 
-    fn around((database, reader): (Database, Reader), clock: Clock, random: Random) -> Self {
+    fn around(
+        (database, reader): (Database, Reader),
+        (hints, notifier): (Arc<Hints>, Option<Notifier>),
+        clock: Clock,
+        random: Random,
+    ) -> Self {
         let shared = Shared {
             database,
             reader,
             clock,
             random,
-            hints: Arc::default(),
+            hints,
+            notifier,
             deltas: Deltas::default(),
             key_uses: KeyUses::default(),
             audit_chain: OnceLock::new(),
@@ -219,7 +231,8 @@ impl Store {
             database.close().await;
             return Ok(Look::Behind { migrations: missing });
         }
-        Ok(Look::Ready(Self::around((database, reader), clock, Random::system())))
+        let around = Self::around((database, reader), (Arc::default(), None), clock, Random::system());
+        Ok(Look::Ready(around))
     }
 
     /// Closes the database after the transactions under way; calls that come later answer

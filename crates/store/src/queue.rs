@@ -7,7 +7,7 @@ use caisson_domain::protocol::{Outcome, StopReason};
 use caisson_domain::run::{Failure, Phase, Run, RunStatus, cut};
 use serde_json::json;
 
-use crate::database::{Row, Tx, sql};
+use crate::database::{Hold, Row, Tx, sql};
 use crate::events::Ended;
 use crate::rows::{Columns, document, run_columns};
 use crate::sessions::uid_offset;
@@ -167,7 +167,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: extended or not.
     pub async fn heartbeat(&self, run: &RunId, epoch: Epoch) -> Result<Option<i64>, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_in(Hold::SessionOfRun(run)).await?;
         let expires_at_ms = sql::query_scalar(HEARTBEAT)
             .bind(run.as_str())
             .bind(epoch.0)
@@ -294,7 +294,7 @@ impl Store {
         epoch: Epoch,
         event: NewEvent,
     ) -> Result<bool, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_in(Hold::SessionOfRun(run)).await?;
         let Some(run) = owned(&mut tx, run, epoch).await? else { return Ok(false) };
         events::append(&mut tx, &run.session, &run.id, &[event]).await?;
         tx.commit().await?;

@@ -9,7 +9,7 @@ use caisson_domain::usage::TokenCounts;
 use serde_json::json;
 
 use crate::budgets::{self, Need, Room};
-use crate::database::{Row, Tx, sql};
+use crate::database::{Hold, Row, Tx, sql};
 use crate::rows::{Columns, document};
 use crate::{Store, StoreError, Topic, events};
 
@@ -142,7 +142,7 @@ impl Store {
     /// # Cancel safety
     /// A dropped call may have written the row; it is settled as an estimate when its run ends or its server starts.
     pub async fn begin_model_call(&self, run: &RunId, call: &NewModelCall) -> Result<BeginCall, StoreError> {
-        let mut tx = self.begin_unsynced().await?;
+        let mut tx = self.begin_unsynced(Hold::SessionOfRun(run)).await?;
         let reserve = bounded_cost(call.reserve_micro_usd);
         let need =
             Need { run, call: "", begun_at_ms: tx.now_ms, micro_usd: reserve, only_alone: call.only_alone };
@@ -188,7 +188,7 @@ impl Store {
         id: &UsageId,
         extension: &CallExtension,
     ) -> Result<ExtendCall, StoreError> {
-        let mut tx = self.begin_unsynced().await?;
+        let mut tx = self.begin_unsynced(Hold::SessionOfCall(id)).await?;
         let row = sql::query(HELD).bind(id.as_str()).fetch_optional(&mut *tx.db).await?;
         let Some(row) = row else { return Ok(ExtendCall::Over) };
         let columns = Columns::of("usage", &row)?;
@@ -234,7 +234,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: repeatable.
     pub async fn note_model_failure(&self, run: &RunId, failure: &Failure) -> Result<bool, StoreError> {
-        let mut tx = self.begin_unsynced().await?;
+        let mut tx = self.begin_unsynced(Hold::SessionOfRun(run)).await?;
         let noted = sql::query(NOTE_FAILURE)
             .bind(run.as_str())
             .bind(document("run.model_failure", failure)?)
@@ -267,7 +267,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: repeatable.
     pub async fn settle_model_call(&self, id: &UsageId, settled: &SettledCall) -> Result<bool, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_in(Hold::SessionOfCall(id)).await?;
         let call = Settlement {
             model: &settled.model,
             status: Some(settled.status),

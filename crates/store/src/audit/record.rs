@@ -64,10 +64,15 @@ pub struct AuditRecord {
     pub hash: String,
 }
 
+/// A text as every database keeps it, so that it still has the hash it was written with: cut at its bound, and without the
+/// character NUL.
+pub(super) fn text(text: &str) -> String {
+    cut(&text.replace('\0', "\u{fffd}"), AUDIT_TEXT_BYTES).to_owned()
+}
+
 impl AuditRecord {
     /// A record without particulars and without a place.
     pub(super) fn bare(project: &str, actor: &str, (action, subject): (&str, &str)) -> Self {
-        let text = |text: &str| cut(text, AUDIT_TEXT_BYTES).to_owned();
         Self {
             number: 0,
             chain: String::new(),
@@ -233,5 +238,6 @@ mod tests {
         let long = "s".repeat(AUDIT_TEXT_BYTES + 1);
         let cut = AuditRecord::bare("default", "operator", (&long, &long[1..]));
         assert_eq!((cut.action.len(), cut.subject.len()), (AUDIT_TEXT_BYTES, AUDIT_TEXT_BYTES));
+        assert_eq!(text("a\0b"), "a\u{fffd}b");
     }
 }

@@ -1,12 +1,15 @@
 //! `PostgreSQL`: where it is, its pools, the locks of a writing transaction, and what its error codes mean.
 //!
 //! **Isolation.** Every transaction runs under READ COMMITTED and begins by taking the store's write lock, an advisory
-//! lock that is given back by the commit. Each later statement sees whatever was committed before that, so what is true
-//! of `SQLite`'s one writer is true here, over all servers: nothing that a transaction has read changes until it ends.
-//! The one lock is taken first and nothing is locked before it, so there is nothing to deadlock with, and READ COMMITTED
-//! knows no serialization failures.
+//! lock that the commit gives back; each later statement sees whatever was committed before that. So what is true of
+//! `SQLite`'s one writer is true here, over all servers: nothing that a transaction has read changes until it ends.
+//!
+//! What comes often and concerns one session alone ([`Hold`]) takes that lock shared and locks its session's row, so that
+//! sessions do not wait for one another. Locks are taken in one order, write lock, session, project, so there is nothing
+//! to deadlock with, and READ COMMITTED knows no serialization failures: nothing is ever tried again here.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::MigrateError;
@@ -14,9 +17,11 @@ use sqlx::pool::PoolOptions;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres, Transaction};
 
-use super::{Fault, migration_error, missing_migrations};
+use super::notify::Notifier;
+use super::sql::Reader;
+use super::{Fault, Hold, migration_error, missing_migrations};
 use crate::StoreError;
-use crate::database::sql::Reader;
+use crate::hints::Hints;
 
 /// The oldest version that is known to work, as `server_version_num` has it.
 const OLDEST_VERSION: i64 = 150_000;
@@ -29,8 +34,10 @@ const SILENT_MS: u64 = 10_000;
 const MIGRATE_MS: u64 = 600_000;
 /// Prepared statements kept on each connection: more than this crate has.
 const STATEMENTS: usize = 256;
-/// Fewest connections: one that writes, one that reads and one that listens.
-pub const POSTGRES_CONNECTIONS_MIN: u32 = 3;
+/// Fewest connections: one that writes, one that reads, and two for wake-ups.
+pub const POSTGRES_CONNECTIONS_MIN: u32 = 4;
+/// Connections for wake-ups.
+const NOTIFYING: u32 = 2;
 /// Begins the number of the write lock, so that it is not another program's in the same database.
 const LOCK_DOMAIN: i64 = 0x4341_4953 << 32;
 
@@ -39,6 +46,24 @@ const BEGIN: &str = "begin isolation level read committed read write";
 /// The clock is read only when the lock is held: a materialised query is finished before another one reads it.
 const LOCK: &str = "with held as materialized (select pg_advisory_xact_lock($1)) \
      select cast(extract(epoch from clock_timestamp()) * 1000 as bigint) from held";
+
+/// Rows are locked last of all in a query, so that the session is when the write lock is held, and counted by the next.
+macro_rules! lock_session {
+    ($session:literal) => {
+        concat!(
+            "with held as materialized (select pg_advisory_xact_lock_shared($1)), \
+             owner as materialized (select 1 from session, held where session.id = (",
+            $session,
+            ") for no key update of session), \
+             counted as materialized (select count(*) from owner) \
+             select cast(extract(epoch from clock_timestamp()) * 1000 as bigint) from counted, held"
+        )
+    };
+}
+
+const LOCK_OF_RUN: &str = lock_session!("select session_id from run where run.id = $2");
+const LOCK_OF_SANDBOX: &str = lock_session!("select session_id from sandbox where sandbox.id = $2");
+const LOCK_OF_CALL: &str = lock_session!("select session_id from usage where usage.id = $2");
 
 const SERVER: &str = "select cast(current_setting('server_version_num') as bigint), \
      current_setting('server_encoding'), current_setting('synchronous_commit'), current_setting('fsync')";
@@ -149,6 +174,8 @@ impl fmt::Debug for PostgresPlace {
 pub(crate) struct PostgresDatabase {
     pub(crate) writer: PgPool,
     pub(crate) reader: PgPool,
+    /// Two connections: one listens and one sends.
+    notifying: PgPool,
     lock: i64,
 }
 
@@ -162,11 +189,12 @@ impl PostgresDatabase {
         migrated.map_err(|_| late())?.map_err(migration_error)?;
         let lock = LOCK_DOMAIN | sqlx::query_scalar::<_, i64>(LOCK_NUMBER).fetch_one(&mut connection).await?;
         connection.close().await?;
-        let writers = place.limits.connections.max(POSTGRES_CONNECTIONS_MIN) / 2;
-        let readers = place.limits.connections.max(POSTGRES_CONNECTIONS_MIN) - writers - 1;
+        let rest = place.limits.connections.max(POSTGRES_CONNECTIONS_MIN) - NOTIFYING;
+        let writers = rest / 2;
         let writer = pool(place, writers).connect_with(options.clone()).await?;
-        let reader = pool(place, readers).connect_with(reading(options)).await?;
-        Ok(Self { writer, reader, lock })
+        let notifying = pool(place, NOTIFYING).connect_lazy_with(reading(options.clone()));
+        let reader = pool(place, rest - writers).connect_with(reading(options)).await?;
+        Ok(Self { writer, reader, notifying, lock })
     }
 
     /// Connects for reading alone, and counts the migrations that the database lacks.
@@ -177,17 +205,36 @@ impl PostgresDatabase {
         let reader = pool(place, 1).connect_with(reading(options)).await?;
         let missing =
             missing_migrations(&Reader::Postgres(reader.clone()), HAS_MIGRATIONS, &MIGRATOR).await?;
-        Ok((Self { writer: reader.clone(), reader, lock: LOCK_DOMAIN }, missing))
+        let (writer, notifying) = (reader.clone(), reader.clone());
+        Ok((Self { writer, reader, notifying, lock: LOCK_DOMAIN }, missing))
     }
 
     /// Begins a writing transaction and reads the database's clock (Unix ms) once it has the write lock.
-    pub(super) async fn begin(&self) -> Result<(Transaction<'static, Postgres>, i64), sqlx::Error> {
+    pub(super) async fn begin(
+        &self,
+        hold: Hold<'_>,
+    ) -> Result<(Transaction<'static, Postgres>, i64), sqlx::Error> {
         let mut tx = self.writer.begin_with(BEGIN).await?;
-        let now_ms = sqlx::query_scalar(LOCK).bind(self.lock).fetch_one(&mut *tx).await?;
+        let locking = match hold {
+            Hold::Everything => sqlx::query_scalar(LOCK).bind(self.lock),
+            Hold::SessionOfRun(run) => sqlx::query_scalar(LOCK_OF_RUN).bind(self.lock).bind(run.as_str()),
+            Hold::SessionOfSandbox(sandbox) => {
+                sqlx::query_scalar(LOCK_OF_SANDBOX).bind(self.lock).bind(sandbox.as_str())
+            }
+            Hold::SessionOfCall(call) => sqlx::query_scalar(LOCK_OF_CALL).bind(self.lock).bind(call.as_str()),
+        };
+        let now_ms = locking.fetch_one(&mut *tx).await?;
         Ok((tx, now_ms))
     }
 
+    /// Sends and receives wake-ups on a connection of its own.
+    pub(crate) fn notifier(&self, random: [u8; 8], hints: Arc<Hints>) -> Notifier {
+        let channel = format!("caisson_{:x}", self.lock);
+        Notifier::start(self.notifying.clone(), channel, hex::encode(random), hints)
+    }
+
     pub(super) async fn close(&self) {
+        self.notifying.close().await;
         self.reader.close().await;
         self.writer.close().await;
     }

@@ -145,6 +145,28 @@ impl Database {
         }
     }
 
+    /// Locks a session's row as a transaction of another server does.
+    pub(crate) async fn hold_session(&self, session: &str) -> Held {
+        let Self::Postgres { schema, .. } = self else { panic!("only rows of PostgreSQL are locked") };
+        let mut connection = schema.connection(Checks::On).await;
+        sqlx::query("begin").execute(&mut connection).await.unwrap();
+        let lock = "select 1 from session where id = $1 for update";
+        sqlx::query(lock).bind(session).fetch_one(&mut connection).await.unwrap();
+        Held(connection)
+    }
+
+    /// Ends every connection to the database but the one that says so.
+    pub(crate) async fn cut_connections(&self) {
+        let Self::Postgres { schema, .. } = self else { panic!("a file has no connections") };
+        let mut connection = schema.connection(Checks::On).await;
+        // Those of this process: other tests use the same database.
+        let cut = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
+             where application_name = $1 and pid <> pg_backend_pid()";
+        let ended: i64 = sqlx::query_scalar(cut).bind(&schema.name).fetch_one(&mut connection).await.unwrap();
+        assert!(ended > 1, "there were some");
+        connection.close().await.unwrap();
+    }
+
     async fn raw(&self, checks: Checks) -> Raw {
         match self {
             Self::Sqlite { path, .. } => Raw::Sqlite(sqlite_connection(path).await),
@@ -189,6 +211,15 @@ impl Database {
             Look::Ready(store) => store,
             Look::Missing | Look::Behind { .. } => panic!("the copy is not ready"),
         }
+    }
+}
+
+/// A locked row.
+pub(crate) struct Held(PgConnection);
+
+impl Held {
+    pub(crate) async fn release(self) {
+        self.0.close().await.unwrap();
     }
 }
 
@@ -313,7 +344,7 @@ impl Schema {
 
 fn place(url: &str, schema: &str) -> PostgresPlace {
     let joint = if url.contains('?') { '&' } else { '?' };
-    let url = format!("{url}{joint}options[search_path]={schema}");
+    let url = format!("{url}{joint}options[search_path]={schema}&application_name={schema}");
     let limits = PostgresLimits { connections: 8, ..PostgresLimits::default() };
     PostgresPlace::from_url(&url, limits).expect("a URL")
 }

@@ -64,6 +64,7 @@ mod queue;
 mod runs;
 mod sandboxes;
 mod servers;
+mod together;
 mod usage;
 mod vault;
 mod workflows;

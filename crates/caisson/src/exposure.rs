@@ -28,8 +28,9 @@ pub(crate) fn weaknesses(settings: &Settings) -> Vec<String> {
 
 /// Every file that holds a secret, as far as there is one.
 fn secret_files(settings: &Settings) -> Vec<PathBuf> {
-    let named = [&settings.model.api_key_file, &settings.model.auth_token_file, &settings.tls.key_file];
-    let mut files: Vec<PathBuf> = named.into_iter().flatten().cloned().collect();
+    let model = [&settings.model.api_key_file, &settings.model.auth_token_file];
+    let named = model.into_iter().chain([&settings.tls.key_file, &settings.database.url_file]);
+    let mut files: Vec<PathBuf> = named.flatten().cloned().collect();
     files.extend(settings.git.credentials.iter().map(|credential| credential.token_file.clone()));
     // A directory that holds nothing of ours may be somebody else's, named by mistake.
     if OWN.iter().any(|name| settings.state_dir.join(name).exists()) {

@@ -261,6 +261,12 @@ impl Store {
         tx.commit().await
     }
 
+    /// Whether servers on other machines can use the same database.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        matches!(self.shared.database, Database::Postgres(_))
+    }
+
     /// The time by the store's clock, Unix ms.
     #[must_use]
     pub fn now_ms(&self) -> i64 {

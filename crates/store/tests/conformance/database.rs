@@ -367,6 +367,9 @@ impl Drop for Schema {
 async fn drop_schemas(url: &str, name: &str) -> Result<(), sqlx::Error> {
     let options: PgConnectOptions = url.parse()?;
     let mut connection = options.options([("lock_timeout", "5000")]).connect().await?;
+    // The test's runtime does nothing any more, so what is under way there would never end.
+    let cut = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where starts_with(application_name, $1)";
+    sqlx::query(cut).bind(name).fetch_all(&mut connection).await?;
     let names: Vec<(String,)> = sqlx::query_as(
         "select nspname::text from pg_namespace where nspname = $1 or starts_with(nspname, $1 || '_')",
     )

@@ -63,6 +63,7 @@ mod pushes;
 mod queue;
 mod runs;
 mod sandboxes;
+mod schema;
 mod servers;
 mod together;
 mod usage;

@@ -7,6 +7,7 @@ pub mod engine;
 pub mod git_host;
 pub mod hunt;
 pub mod parts;
+pub mod postgres;
 pub mod process;
 pub mod repository;
 pub mod volumes;

@@ -1,0 +1,67 @@
+//! The main job with `PostgreSQL` behind the server, also while the database is away.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
+use std::time::Duration;
+
+use testkit::engine::Engine;
+use testkit::parts::Parts;
+use testkit::postgres::Postgres;
+use testkit::repository::{clone_branch, run_python_tests};
+use testkit::world::{World, WorldSpec};
+
+const END: Duration = Duration::from_mins(2);
+/// How long the database is away: longer than a call waits for a connection.
+const AWAY: Duration = Duration::from_secs(20);
+
+testkit::on_every_engine! {
+    a_task_becomes_a_tested_commit_and_the_runs_state_is_in_the_database
+    a_database_that_goes_away_is_waited_for
+}
+
+async fn world(engine: Engine, variables: &[(&str, &str)]) -> Option<(World, Postgres)> {
+    let parts = Parts::find(env!("CARGO_BIN_EXE_caisson"))?;
+    let postgres = Postgres::make().await.unwrap()?;
+    let mut spec = WorldSpec::on(engine);
+    spec.variables.push(("DATABASE__URL".to_owned(), postgres.url()));
+    spec.variables.extend(variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    Some((World::start(&parts, spec).await.unwrap(), postgres))
+}
+
+async fn assert_fixed(world: &World, id: &str) {
+    let run = world.api.wait_end(id, END).await.unwrap();
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
+    let after = clone_branch(&world.bare, run["branch"].as_str().unwrap()).unwrap();
+    assert!(run_python_tests(&after.path().join("checkout")).unwrap().status.success());
+    let events = world.api.events(id).await.unwrap();
+    let numbers: Vec<_> = events.iter().filter_map(|event| event["seq"].as_i64()).collect();
+    assert_eq!(numbers, (1..=i64::try_from(numbers.len()).unwrap()).collect::<Vec<_>>());
+    for kind in ["run.started", "agent.started", "git.push", "run.finished"] {
+        let told = events.iter().filter(|event| event["kind"] == kind).count();
+        assert_eq!(told, 1, "{kind} in {events:#?}");
+    }
+    assert_eq!(run["usage"]["calls"].as_u64(), Some(world.model_calls().len() as u64));
+}
+
+async fn a_task_becomes_a_tested_commit_and_the_runs_state_is_in_the_database(engine: Engine) {
+    let Some((world, postgres)) = world(engine, &[]).await else { return };
+    let id = world.api.submit(&world.run_body()).await.unwrap();
+    assert_fixed(&world, &id).await;
+    assert_eq!(postgres.value("select id || ' ' || status from run").unwrap(), format!("{id} succeeded"));
+    assert!(!world.state_dir().join("caisson.db").exists(), "nothing is in a file");
+    let verified = world.spec.command(&["audit", "verify"]).output().unwrap();
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
+}
+
+async fn a_database_that_goes_away_is_waited_for(engine: Engine) {
+    let Some((world, postgres)) = world(engine, &[("DATABASE__ACQUIRE_TIMEOUT_MS", "2000")]).await else {
+        return;
+    };
+    let id = world.api.submit(&world.run_body()).await.unwrap();
+    world.api.wait_event(&id, END, |event| event["kind"] == "agent.started").await.unwrap();
+    postgres.set_reachable(false);
+    assert!(world.api.get(&format!("/v1/runs/{id}")).await.unwrap().status >= 500);
+    tokio::time::sleep(AWAY).await;
+    postgres.set_reachable(true);
+    assert_fixed(&world, &id).await;
+}

@@ -54,7 +54,9 @@ async fn end(tx: &mut Tx<'_>, run: &str, epoch: Epoch, failure: &Failure) -> Res
     if running.is_none() {
         return Ok(false);
     }
-    tolerant(usage::settle_open(tx, run).await)?;
+    tx.mark().await?;
+    let settled = usage::settle_open(tx, run).await;
+    tolerant(tx, settled).await?;
     let row = sql::query(END)
         .bind(run)
         .bind(document("run.failure", failure)?)
@@ -66,7 +68,9 @@ async fn end(tx: &mut Tx<'_>, run: &str, epoch: Epoch, failure: &Failure) -> Res
     if let Ok(Some(sandbox)) = columns.parse_optional::<SandboxId>("sandbox_id") {
         tx.wake(Topic::Sandbox(sandbox));
     }
-    tolerant(tell(tx, &columns, failure).await)?;
+    tx.mark().await?;
+    let told = tell(tx, &columns, failure).await;
+    tolerant(tx, told).await?;
     Ok(true)
 }
 
@@ -83,9 +87,10 @@ async fn tell(tx: &mut Tx<'_>, columns: &Columns<'_>, failure: &Failure) -> Resu
 }
 
 /// What cannot be read or told is left out: the end itself is what counts.
-fn tolerant(done: Result<(), StoreError>) -> Result<(), StoreError> {
+async fn tolerant(tx: &mut Tx<'_>, done: Result<(), StoreError>) -> Result<(), StoreError> {
     match done {
-        Ok(()) | Err(StoreError::Corrupt { .. }) => Ok(()),
+        Ok(()) => Ok(()),
+        Err(StoreError::Corrupt { .. }) => tx.undo().await,
         Err(error) => Err(error),
     }
 }

@@ -244,6 +244,24 @@ impl Tx<'_> {
         Ok(self.db.rollback().await?)
     }
 
+    /// Marks a place that [`Tx::undo`] goes back to. `PostgreSQL` gives a transaction up with the first statement that fails;
+    /// on `SQLite` only the statement fails, and this does nothing.
+    pub(crate) async fn mark(&mut self) -> Result<(), StoreError> {
+        self.postgres_only("savepoint mark").await
+    }
+
+    /// Goes back to the last [`Tx::mark`], after something failed that is not to end the transaction.
+    pub(crate) async fn undo(&mut self) -> Result<(), StoreError> {
+        self.postgres_only("rollback to savepoint mark").await
+    }
+
+    async fn postgres_only(&mut self, sql: &'static str) -> Result<(), StoreError> {
+        if let Connection::PostgresTx(tx) = &mut *self.db {
+            sqlx::raw_sql(sql).execute(&mut **tx).await?;
+        }
+        Ok(())
+    }
+
     /// The chain that audit records of this transaction go to.
     pub(crate) fn audit_chain(&self) -> &str {
         self.store.shared.audit_chain.get().map_or(crate::audit::LOCAL_CHAIN, String::as_str)

@@ -119,12 +119,14 @@ impl Store {
                 tx.rollback().await?;
                 return Ok(None);
             };
+            tx.mark().await?;
             match start(&mut tx, &row, server).await {
                 Ok(claimed) => {
                     tx.commit().await?;
                     return Ok(Some(claimed));
                 }
                 Err(StoreError::Corrupt { what, source }) => {
+                    tx.undo().await?;
                     damage::end_row(&mut tx, &row, (&what, &source)).await?;
                     tx.commit().await?;
                 }

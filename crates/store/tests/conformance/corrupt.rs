@@ -14,6 +14,7 @@ conformance! {
     a_run_whose_specification_is_not_one_is_named,
     a_damaged_run_ends_when_it_is_claimed_and_others_go_on,
     a_damaged_run_ends_when_it_is_adopted_and_others_go_on,
+    a_run_whose_events_cannot_be_numbered_ends_when_it_is_claimed_and_others_go_on,
     a_running_run_that_cannot_be_read_is_ended_unread_once,
     fields_of_another_version_are_tolerated,
     an_id_that_is_none_is_named,
@@ -99,6 +100,17 @@ async fn a_damaged_run_ends_when_it_is_adopted_and_others_go_on(fixture: Fixture
     assert!(!fixture.store.is_sandbox_needed(&placed.sandbox).await.unwrap());
     assert_eq!(fixture.value::<i64>("select count(*) from input").await, 0);
     assert_eq!(fixture.store.adopt(&fixture.server).await.unwrap().len(), 1, "it is over");
+}
+
+async fn a_run_whose_events_cannot_be_numbered_ends_when_it_is_claimed_and_others_go_on(fixture: Fixture) {
+    let damaged = fixture.queued().await;
+    fixture.execute("update session set last_seq = 0").await;
+    fixture.clock.advance(1);
+    let next = fixture.queued().await;
+    assert_eq!(fixture.claim().await.run.id, next.id);
+    let damaged = fixture.run(&damaged.id).await;
+    assert_eq!(damaged.status, RunStatus::Failed);
+    assert!(damaged.failure.unwrap().message.contains("a constraint"));
 }
 
 async fn a_running_run_that_cannot_be_read_is_ended_unread_once(fixture: Fixture) {

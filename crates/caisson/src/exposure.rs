@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::settings::Settings;
+use crate::settings::database::Place;
 
 /// Bits of a file's mode that let others than its owner read or write it.
 const OTHERS: u32 = 0o077;
@@ -23,7 +24,13 @@ pub(crate) fn weaknesses(settings: &Settings) -> Vec<String> {
             settings.listen
         )
     });
-    plain.into_iter().chain(secret_files(settings).iter().filter_map(|file| wide(file))).collect()
+    let database = match settings.database_place() {
+        Ok(Place::Postgres(place)) => place.weakness(),
+        // A URL that cannot be read is told of by whoever opens it.
+        Ok(Place::File(_)) | Err(_) => None,
+    };
+    let wide = secret_files(settings);
+    plain.into_iter().chain(database).chain(wide.iter().filter_map(|file| self::wide(file))).collect()
 }
 
 /// Every file that holds a secret, as far as there is one.

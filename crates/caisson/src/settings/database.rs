@@ -188,6 +188,31 @@ mod tests {
     }
 
     #[test]
+    fn a_way_on_which_others_may_be_is_told_of() {
+        let weakness = |url: &str| {
+            let Place::Postgres(place) =
+                read(&[("CAISSON_DATABASE__URL", url)]).unwrap().database_place().unwrap()
+            else {
+                panic!("a server")
+            };
+            place.weakness()
+        };
+        for safe in [
+            "postgres://c@127.0.0.1/c",
+            "postgres://c@localhost/c",
+            "postgres:///c?host=/run/postgresql",
+            "postgres://c@db.example.com/c?sslmode=verify-full",
+            "postgres://c@db.example.com/c?sslmode=verify-ca",
+        ] {
+            assert_eq!(weakness(safe), None, "{safe}");
+        }
+        for open in ["postgres://c@db.example.com/c", "postgres://c:hunter2@10.0.0.1/c?sslmode=require"] {
+            let told = weakness(open).unwrap();
+            assert!(told.contains("sslmode=verify-full") && !told.contains("hunter2"), "{told}");
+        }
+    }
+
+    #[test]
     fn bounds_and_double_answers_are_told() {
         let error = read(&[
             ("CAISSON_DATABASE__URL", "postgres://db/runs"),

@@ -9,12 +9,13 @@
 //! to deadlock with, and READ COMMITTED knows no serialization failures: nothing is ever tried again here.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::MigrateError;
 use sqlx::pool::PoolOptions;
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres, Transaction};
 
 use super::notify::Notifier;
@@ -149,6 +150,22 @@ impl PostgresPlace {
         }
         let options: PgConnectOptions = url.parse().map_err(|_| UnusableUrl::Malformed)?;
         Ok(Self { options: options.statement_cache_capacity(STATEMENTS).disable_statement_logging(), limits })
+    }
+
+    /// What whoever is between this machine and the server could do, if anything.
+    #[must_use]
+    pub fn weakness(&self) -> Option<String> {
+        let host = self.options.get_host();
+        let local = self.options.get_socket().is_some()
+            || host == "localhost"
+            || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        let checked = matches!(self.options.get_ssl_mode(), PgSslMode::VerifyCa | PgSslMode::VerifyFull);
+        (!local && !checked).then(|| {
+            format!(
+                "the connection to {self} does not check who answers: whoever is on the way can read and change \
+                 everything; add sslmode=verify-full to the database's URL"
+            )
+        })
     }
 }
 

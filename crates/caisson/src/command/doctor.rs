@@ -166,7 +166,10 @@ async fn database(settings: &Settings, report: &mut Report) -> Option<Store> {
         }
         Ok(Look::Ready(_)) if unwritable(&place) => (Err(format!("\"{place}\" cannot be written")), None),
         Ok(Look::Ready(store)) => (Ok(place.to_string()), Some(store)),
-        Err(error) => (Err(chain(&error)), None),
+        Err(error) => match place {
+            Place::File(_) => (Err(chain(&error)), None),
+            Place::Postgres(_) => (Err(format!("{place}: {}", chain(&error))), None),
+        },
     };
     report.tell("database", database);
     let keys = match &store {

@@ -10,6 +10,7 @@ mod access;
 mod agents;
 mod audit;
 mod auth;
+mod budget;
 pub mod config;
 mod credentials;
 mod docs;
@@ -36,6 +37,7 @@ mod workflows;
 pub mod view {
     pub use crate::agents::{AgentList, AgentView};
     pub use crate::audit::{AuditPage, AuditView};
+    pub use crate::budget::{BudgetPart, BudgetView, SetBudget};
     pub use crate::credentials::{CreateCredential, CredentialList, CredentialView, RotateCredential};
     pub use crate::events::{DeltaView, EndView, EventPage, EventView};
     pub use crate::health::Health;

@@ -149,6 +149,8 @@ pub(crate) enum ApiError {
     NotAcceptable(&'static [&'static str]),
     #[error("the run was not accepted: {}", .0.count())]
     Invalid(Faults),
+    #[error("the budget was not set: {}", .0.count())]
+    InvalidBudget(Faults),
     #[error("the credential was not accepted: {}", .0.count())]
     InvalidCredential(Faults),
     #[error("{detail}")]
@@ -247,6 +249,9 @@ impl ApiError {
             Self::Unknown { code, .. } => (StatusCode::NOT_FOUND, *code),
             Self::NotAcceptable(_) => (StatusCode::NOT_ACCEPTABLE, "not_acceptable"),
             Self::Invalid(faults) => return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_run")),
+            Self::InvalidBudget(faults) => {
+                return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_budget"));
+            }
             Self::InvalidCredential(faults) => {
                 return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_credential"));
             }
@@ -295,6 +300,7 @@ impl ApiError {
             | Self::Invalid(_)
             | Self::InvalidKey(_)
             | Self::KeysFull
+            | Self::InvalidBudget(_)
             | Self::InvalidCredential(_)
             | Self::Conflict { .. }
             | Self::KeyReused
@@ -309,6 +315,7 @@ impl ApiError {
         let errors = if let Self::Query(faults)
         | Self::Invalid(faults)
         | Self::InvalidKey(faults)
+        | Self::InvalidBudget(faults)
         | Self::InvalidCredential(faults) = self
         {
             faults.into_items()

@@ -224,6 +224,22 @@ impl Client {
         self.items(request).await
     }
 
+    /// Reads the project's budgets.
+    ///
+    /// # Errors
+    /// The server's problem.
+    pub(crate) async fn budget(&self) -> anyhow::Result<Value> {
+        self.json(self.request(Method::GET, "/v1/budget")?).await
+    }
+
+    /// Sets the project's budgets.
+    ///
+    /// # Errors
+    /// The server's problem.
+    pub(crate) async fn set_budget(&self, body: &Value) -> anyhow::Result<Value> {
+        self.json(self.request(Method::PUT, "/v1/budget")?.json(body)).await
+    }
+
     /// Finds the run that `text` names: a whole id, the end of one among the newest 200, or the newest.
     ///
     /// # Errors

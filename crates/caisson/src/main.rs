@@ -5,6 +5,9 @@ mod audit_head;
 mod cli;
 mod client;
 mod command;
+mod debian;
+#[cfg(test)]
+mod documents_tests;
 mod engines;
 mod exposure;
 mod inputs;

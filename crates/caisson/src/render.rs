@@ -79,6 +79,7 @@ impl Account {
             "run.queued" => one(Sign::Step, format!("queued ({})", text(data, "workflow"))),
             "run.requeued" => one(Sign::Warn, format!("back in the queue: {}", text(data, "reason"))),
             "run.phase" => one(Sign::Step, format!("phase {}", text(data, "phase"))),
+            "run.budget_soft" => one(Sign::Warn, budget_soft(data)),
             "run.stop_requested" => one(Sign::Warn, format!("told to stop: {}", text(data, "reason"))),
             "sandbox.started" => sandbox_lines(data),
             "sandbox.exited" => one(Sign::Warn, sandbox_exited(data)),
@@ -102,6 +103,7 @@ impl Account {
             "gateway.denied" => {
                 one(Sign::Bad, format!("denied {}: {}", text(data, "what"), text(data, "remedy")))
             }
+            "mcp.denied" => one(Sign::Bad, mcp_denied(data)),
             "egress.denied" => one(Sign::Bad, denied(data)),
             "gateway.upstream_failed" => {
                 one(Sign::Bad, format!("upstream failed: {}", upstream_failed(data)))
@@ -205,6 +207,17 @@ fn denied(data: &Value) -> String {
     let rule = data["rule"].as_str().map(|rule| format!("; {} = \"{}\"", text(data, "setting"), clean(rule)));
     let rule = rule.unwrap_or_default();
     format!("denied the way to {}{port}: {}{rule}{times}", text(data, "host"), text(data, "reason"))
+}
+
+/// A request to an MCP server that was refused.
+fn mcp_denied(data: &Value) -> String {
+    let rule = data["rule"].as_str().map(|rule| format!("; {} = \"{}\"", text(data, "setting"), clean(rule)));
+    format!(
+        "denied the MCP server {}: {}{}",
+        text(data, "server"),
+        text(data, "reason"),
+        rule.unwrap_or_default()
+    )
 }
 
 /// How a sandbox ended by itself or was killed, and what that means for the work in it.
@@ -362,6 +375,22 @@ pub(crate) fn utc(at_ms: i64) -> String {
 
 /// Micro-USD for people.
 #[must_use]
+/// Of which budget the agent was told.
+fn budget_soft(data: &Value) -> String {
+    let number = |name: &str| data[name].as_i64().unwrap_or_default();
+    let used = number("spent_micro_usd").saturating_add(number("under_way_micro_usd"));
+    let whose = match data["scope"].as_str() {
+        Some("day") => "the project's budget of this day",
+        Some("project") => "the project's budget",
+        _ => "the run's budget",
+    };
+    format!(
+        "told to wrap up: {} of {} of {whose} are used",
+        dollars(used),
+        dollars(number("budget_micro_usd"))
+    )
+}
+
 pub(crate) fn dollars(micro_usd: i64) -> String {
     format!("${}.{:04}", micro_usd / 1_000_000, micro_usd % 1_000_000 / 100)
 }

@@ -193,7 +193,7 @@ async fn put_workflows(store: &Store, workflows: &[Workflow]) -> anyhow::Result<
     Ok(())
 }
 
-/// The settings are the only place in which budgets of the default project are set.
+/// What the settings say of the default project's budgets; what they do not say is for the API to set.
 async fn put_budgets(store: &Store, settings: &Settings) -> anyhow::Result<()> {
     let budgets = ProjectBudgets {
         total_micro_usd: settings.budget.project_micro_usd,
@@ -213,6 +213,7 @@ fn api_config(settings: &Settings, inputs: &Inputs, engine: &ActiveEngine) -> Ap
         default_repository: inputs.default_repository.clone(),
         artifacts_dir: settings.state_dir.join("artifacts"),
         without_images: engine.default_image().is_none(),
+        budget_soft_percent: Some(settings.budget.soft_percent),
         agent: AgentInfo { version },
         cors_origins: settings.api.cors_origins.clone(),
         tls: settings.tls.cert_file.is_some(),
@@ -230,6 +231,7 @@ fn gateway_config(settings: &Settings, inputs: &Inputs, id: &ServerId) -> Gatewa
         prices: inputs.prices.clone(),
         git: inputs.git.clone(),
         egress: inputs.egress.clone(),
+        mcp: inputs.mcp.clone(),
         secrets: log::secrets().clone(),
         identity: GitIdentity {
             name: settings.git.author_name.clone(),

@@ -145,6 +145,7 @@ mod tests {
             image: None,
             timeout_s: 600,
             budget_micro_usd: None,
+            budget_soft_percent: None,
             resources: Resources::default(),
             environment: std::collections::BTreeMap::new(),
         };

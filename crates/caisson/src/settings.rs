@@ -3,21 +3,23 @@
 //! Every key is known; an unknown one is an error. What cannot be read is reported together, and then what does not
 //! fit. Secrets come from files or, for the model's key, a variable; they are never shown.
 
+mod budget;
 pub(crate) mod database;
 pub(crate) mod egress;
+pub(crate) mod mcp;
 mod secrets;
 mod sources;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use caisson_domain::budget::PROJECT_BUDGET_MICRO_USD_MAX;
 use caisson_domain::workflow::WORKSPACE_MIB;
 use secrecy::SecretString;
 use serde::Deserialize;
 use url::Url;
 
 use crate::presets::Clients;
+use budget::Budget;
 
 pub(crate) use secrets::read_secret;
 
@@ -82,38 +84,14 @@ pub(crate) struct Settings {
     pub git: Git,
     /// Where tools in sandboxes may go.
     pub egress: egress::Egress,
+    /// Which MCP servers workflows may name.
+    pub mcp: mcp::Mcp,
     /// Where the package managers' configuration is, for presets.
     #[serde(skip)]
     pub clients: Clients,
     /// The file that they were read from.
     #[serde(skip)]
     pub file: Option<PathBuf>,
-}
-
-/// What the runs of the default project may spend on the model API, together.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Budget {
-    /// In all, in micro-USD, 0 to 10^15. Default: no bound. `CAISSON_BUDGET__PROJECT_MICRO_USD`.
-    pub project_micro_usd: Option<i64>,
-    /// Each day from midnight to midnight UTC, in micro-USD, 0 to 10^15. Default: no bound. `CAISSON_BUDGET__DAY_MICRO_USD`.
-    pub day_micro_usd: Option<i64>,
-}
-
-impl Budget {
-    fn check(&self, faults: &mut Vec<String>) {
-        for (key, value) in [
-            ("budget.project_micro_usd", self.project_micro_usd),
-            ("budget.day_micro_usd", self.day_micro_usd),
-        ] {
-            if value.is_some_and(|value| !(0..=PROJECT_BUDGET_MICRO_USD_MAX).contains(&value)) {
-                faults.push(format!(
-                    "{key} is {}; give 0 to {PROJECT_BUDGET_MICRO_USD_MAX}, in micro-USD",
-                    value.unwrap_or_default()
-                ));
-            }
-        }
-    }
 }
 
 /// The HTTP API.
@@ -411,6 +389,7 @@ impl Settings {
         }
         self.check_api(&mut faults);
         self.egress.check(&mut faults);
+        self.mcp.check(&mut faults);
         faults
     }
 
@@ -447,6 +426,14 @@ fn defaults(
     environment: &Environment,
 ) -> Result<config::ConfigBuilder<config::builder::DefaultState>, config::ConfigError> {
     let empty: Vec<String> = Vec::new();
+    let git = ["git.credentials", "git.forbidden_paths", "git.secret_rules_off"];
+    let egress =
+        ["egress.allow", "egress.presets", "egress.allow_private", "egress.hosts", "egress.credentials"];
+    let others = ["local.read_only", "local.toolchains", "mcp.allow", "mcp.allow_private"];
+    let mut builder = builder;
+    for list in git.into_iter().chain(egress).chain(others) {
+        builder = builder.set_default(list, empty.clone())?;
+    }
     let nothing = || config::Value::new(None, config::ValueKind::Table(config::Map::new()));
     builder
         .set_default("state_dir", environment.default_state_dir())?
@@ -468,20 +455,10 @@ fn defaults(
         .set_default("limits.workspace_mib", 10_240)?
         .set_default("limits.volumes", true)?
         .set_default("docker", nothing())?
-        .set_default("local.read_only", empty.clone())?
-        .set_default("local.toolchains", empty.clone())?
         .set_default("local.control_groups", true)?
         .set_default("model.base_url", "https://api.anthropic.com")?
-        .set_default("git.credentials", empty.clone())?
-        .set_default("git.forbidden_paths", empty.clone())?
-        .set_default("git.secret_rules_off", empty.clone())?
         .set_default("git.max_file_mib", 100)?
         .set_default("git.any_submodules", false)?
-        .set_default("egress.allow", empty.clone())?
-        .set_default("egress.presets", empty.clone())?
-        .set_default("egress.allow_private", empty.clone())?
-        .set_default("egress.hosts", empty.clone())?
-        .set_default("egress.credentials", empty)?
         .set_default("git.author_name", "Caisson")?
         .set_default("git.author_email", "caisson@localhost")
 }

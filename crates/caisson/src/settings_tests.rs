@@ -139,6 +139,16 @@ fn budgets_are_none_unless_they_are_set_and_bounded() {
         (settings.budget.project_micro_usd, settings.budget.day_micro_usd),
         (Some(0), Some(5_000_000))
     );
+    assert_eq!(settings.budget.soft_percent, 80);
+    for percent in [1, 100] {
+        assert_eq!(
+            load(&format!("[budget]\nsoft_percent = {percent}\n"), &[]).unwrap().budget.soft_percent,
+            percent
+        );
+    }
+    for percent in [0, 101] {
+        assert!(fault(&format!("[budget]\nsoft_percent = {percent}\n"), &[]).contains("budget.soft_percent"));
+    }
     assert!(load("[budget]\nday_micro_usd = 1000000000000000\n", &[]).is_ok());
     assert!(fault("[budget]\nday_micro_usd = 1000000000000001\n", &[]).contains("budget.day_micro_usd"));
     assert!(fault("[budget]\nproject_micro_usd = -1\n", &[]).contains("budget.project_micro_usd"));

@@ -11,6 +11,8 @@ pub enum Check {
     Grant,
     /// Whether a push is for the run's own branch.
     OwnBranch,
+    /// Whether a request for git is for the run's own repository.
+    OwnRepository,
     /// Whether a push removes its branch.
     NoDelete,
     /// Whether a push has one command.
@@ -19,6 +21,8 @@ pub enum Check {
     Fsck,
     /// How large and deep what a push holds may be.
     PushBounds,
+    /// What git may take of the machine while it looks at a push.
+    PushMemory,
     /// Secrets in a push.
     Secrets,
     /// Submodules from elsewhere in a push.
@@ -35,8 +39,18 @@ pub enum Check {
     EgressRules,
     /// The addresses that names may lead to.
     EgressAddresses,
+    /// Whether a connection goes to the addresses that were checked, and not to what the name leads to by then.
+    EgressPinned,
+    /// Whether a request to the outside is taken apart and put together again.
+    EgressFraming,
     /// Whether `Host` names what the request line names.
     EgressHost,
+    /// The hosts that workflows' MCP servers may be on.
+    McpHosts,
+    /// Whether a path names an MCP server and nothing below it.
+    McpPath,
+    /// Whether an MCP server is one of the run's own workflow.
+    McpServers,
     /// Whether the journal goes on where it is acknowledged.
     JournalOffset,
     /// Whether the journal's entries are of the run that runs in the sandbox.
@@ -51,13 +65,15 @@ pub enum Check {
 
 impl Check {
     /// Every check.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 27] = [
         Self::Grant,
         Self::OwnBranch,
+        Self::OwnRepository,
         Self::NoDelete,
         Self::OneRef,
         Self::Fsck,
         Self::PushBounds,
+        Self::PushMemory,
         Self::Secrets,
         Self::Submodules,
         Self::FileSize,
@@ -66,7 +82,12 @@ impl Check {
         Self::Heads,
         Self::EgressRules,
         Self::EgressAddresses,
+        Self::EgressPinned,
+        Self::EgressFraming,
         Self::EgressHost,
+        Self::McpHosts,
+        Self::McpPath,
+        Self::McpServers,
         Self::JournalOffset,
         Self::JournalRun,
         Self::ArtifactRun,
@@ -80,10 +101,12 @@ impl Check {
         match self {
             Self::Grant => "grant",
             Self::OwnBranch => "own_branch",
+            Self::OwnRepository => "own_repository",
             Self::NoDelete => "no_delete",
             Self::OneRef => "one_ref",
             Self::Fsck => "fsck",
             Self::PushBounds => "push_bounds",
+            Self::PushMemory => "push_memory",
             Self::Secrets => "secrets",
             Self::Submodules => "submodules",
             Self::FileSize => "file_size",
@@ -92,7 +115,12 @@ impl Check {
             Self::Heads => "heads",
             Self::EgressRules => "egress_rules",
             Self::EgressAddresses => "egress_addresses",
+            Self::EgressPinned => "egress_pinned",
+            Self::EgressFraming => "egress_framing",
             Self::EgressHost => "egress_host",
+            Self::McpHosts => "mcp_hosts",
+            Self::McpPath => "mcp_path",
+            Self::McpServers => "mcp_servers",
             Self::JournalOffset => "journal_offset",
             Self::JournalRun => "journal_run",
             Self::ArtifactRun => "artifact_run",

@@ -116,12 +116,12 @@ impl Redactor {
         Cow::Owned(self.text(whole).into_owned() + MARKER)
     }
 
-    /// A JSON text without secrets, in its strings also where they are written with `\u`; none if there is none in it.
+    /// A JSON text without secrets, in its strings also where they are written with `\u` or `\/`; none if there is none in it.
     /// Everything else in it stays as it is, unless what was found is not a part of one string.
     #[must_use]
     pub fn json(&self, text: &str) -> Option<String> {
         self.finder.as_ref()?;
-        let escaped = text.contains("\\u");
+        let escaped = text.contains("\\u") || text.contains("\\/");
         let kept = self.text(text);
         if !escaped {
             match &kept {
@@ -381,11 +381,13 @@ fn pieces(secret: &str) -> Vec<&str> {
 }
 
 /// Everything that is looked for because of one secret.
-fn forms(secret: &str) -> Vec<Vec<u8>> {
+pub(crate) fn forms(secret: &str) -> Vec<Vec<u8>> {
     let escaped = json_escaped(secret);
     let mut forms = vec![
         secret.to_owned(),
         json_escaped(&escaped),
+        // As PHP and others write a JSON string.
+        escaped.replace('/', "\\/"),
         escaped,
         ascii_escaped(secret),
         hex::encode(secret),

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::mcp::McpBounds;
+
 /// Connections of one sandbox that are served at once; further ones wait in the socket's backlog.
 pub(crate) const CONNECTIONS: usize = 64;
 /// Request line and headers of one request, in bytes.
@@ -229,6 +231,8 @@ pub(crate) struct PushBounds {
     pub(crate) paths: u64,
     /// Findings that are compared with what the branch had before.
     pub(crate) candidates: usize,
+    /// Files of before that are read to see whether a secret was there; what lies beyond counts as new.
+    pub(crate) old_files: usize,
     /// What is fetched of the repository to compare with, in bytes.
     pub(crate) base_bytes: u64,
     /// Processor time of one of git's processes, in seconds.
@@ -251,6 +255,7 @@ impl Default for PushBounds {
             path_depth: 128,
             paths: 5_000_000,
             candidates: 1_000,
+            old_files: 2_000,
             base_bytes: 256 * 1024 * 1024,
             cpu_s: 60,
             memory_bytes: 1024 * 1024 * 1024,
@@ -311,6 +316,8 @@ pub(crate) struct Bounds {
     pub(crate) exchange: Duration,
     /// [`LOCAL_GIT`].
     pub(crate) local_git: usize,
+    /// [`INSPECTIONS`].
+    pub(crate) inspections: usize,
     /// [`GIT_ALLOC_BYTES`].
     pub(crate) git_alloc_bytes: u64,
     /// [`PUSH_BYTES`].
@@ -337,6 +344,8 @@ pub(crate) struct Bounds {
     pub(crate) slow_reader: Duration,
     /// Of the content of pushes.
     pub(crate) push: PushBounds,
+    /// Of the way to MCP servers.
+    pub(crate) mcp: McpBounds,
 }
 
 impl Default for Bounds {
@@ -366,6 +375,7 @@ impl Default for Bounds {
             run_artifact_bytes: caisson_domain::limits::RUN_ARTIFACT_BYTES,
             exchange: EXCHANGE,
             local_git: LOCAL_GIT,
+            inspections: INSPECTIONS,
             git_alloc_bytes: GIT_ALLOC_BYTES,
             push_bytes: PUSH_BYTES,
             fetch_request_bytes: FETCH_REQUEST_BYTES,
@@ -379,6 +389,7 @@ impl Default for Bounds {
             egress_told_first: EGRESS_TOLD_FIRST,
             slow_reader: SLOW_READER,
             push: PushBounds::default(),
+            mcp: McpBounds::default(),
         }
     }
 }

@@ -32,6 +32,7 @@ use crate::lines::{Lines, RawLine};
 use crate::process::{Tail, command};
 use crate::reaper::{Child, Exit};
 use crate::recorder::Recorder;
+use crate::servers;
 use crate::shim::Shim;
 use crate::steering::{self, Acting};
 use crate::watch::Patience;
@@ -60,8 +61,8 @@ pub(crate) struct Agent {
     pub(crate) heard: mpsc::Receiver<Heard>,
     /// Whether its output has ended.
     pub(crate) closed: bool,
-    /// The prompt whose turn has begun and is not told to be done.
-    undone: Option<String>,
+    /// Prompts whose turn has begun and is not told to be done.
+    undone: Vec<String>,
     pub(crate) conversation: Conversation,
     pub(crate) recorder: Recorder,
     pub(crate) patience: Patience,
@@ -87,7 +88,7 @@ impl Agent {
         acting: &Acting,
     ) -> Result<Self, Failure> {
         let mut program = command(&shim.places.agent, &shim.places.workspace);
-        program.args(launch(work, acting)?.argv().map_err(|error| bad_workflow(&error))?);
+        program.args(launch(shim, work, acting)?.argv().map_err(|error| bad_workflow(&error))?);
         program.envs(variables(shim, &work.agent)?);
         let mut child = shim.reaper.spawn(&mut program).map_err(|error| {
             Failure::new(FailureKind::Internal, "the agent's program cannot be started in the sandbox")
@@ -118,7 +119,7 @@ impl Agent {
             input: Some(input),
             heard,
             closed: false,
-            undone: None,
+            undone: Vec::new(),
             conversation: Conversation::new(&[]),
             recorder: recorder.clone(),
             patience: shim.patience,
@@ -179,9 +180,9 @@ impl Agent {
     pub(crate) fn note(&mut self, line: &Line) {
         let Line::CommandLifecycle(lifecycle) = line else { return };
         match lifecycle.state {
-            CommandState::Started => self.undone = Some(lifecycle.command_uuid.clone()),
+            CommandState::Started => self.undone.push(lifecycle.command_uuid.clone()),
             CommandState::Completed | CommandState::Cancelled => {
-                self.undone.take_if(|prompt| *prompt == lifecycle.command_uuid);
+                self.undone.retain(|prompt| *prompt != lifecycle.command_uuid);
             }
             CommandState::Queued | CommandState::Other(_) => {}
         }
@@ -192,7 +193,7 @@ impl Agent {
     pub(crate) async fn quiet(&mut self) {
         let patience = self.patience.quiet;
         let last_line = async {
-            while self.undone.is_some() && !self.closed {
+            while !self.undone.is_empty() && !self.closed {
                 match self.heard.recv().await {
                     Some(Heard::Line(line)) => {
                         self.note(&line);
@@ -206,7 +207,7 @@ impl Agent {
             }
         };
         if tokio::time::timeout(patience, last_line).await.is_err() {
-            self.undone = None;
+            self.undone.clear();
         }
     }
 
@@ -284,7 +285,8 @@ impl Listener {
             if is_main_answer(&line) {
                 self.deltas.clear();
             }
-            let written = self.recorder.write(record(raw, &line)).await;
+            let written =
+                if servers::is_answer(&line) { Ok(0) } else { self.recorder.write(record(raw, &line)).await };
             let heard = match written {
                 Ok(_) => Heard::Line(Box::new(line)),
                 Err(error) => Heard::Unwritten(error),
@@ -328,7 +330,7 @@ fn record(raw: RawLine, line: &Line) -> JournalBody {
     JournalBody::Text { text: text.to_owned(), cut_bytes }
 }
 
-fn launch(run: &RunWork, acting: &Acting) -> Result<Launch, Failure> {
+fn launch(shim: &Shim, run: &RunWork, acting: &Acting) -> Result<Launch, Failure> {
     let work = &run.agent;
     let conversation = Uuid::parse(&work.conversation).map_err(|error| bad_workflow(&error))?;
     let session =
@@ -352,8 +354,10 @@ fn launch(run: &RunWork, acting: &Acting) -> Result<Launch, Failure> {
         launch.settings =
             Some(acting.settings.clone().unwrap_or_else(|| settings_of_no_repository(STEERING)));
     }
-    let mut servers = acting.mcp_servers.clone();
-    servers.extend(work.mcp_servers.clone());
+    if work.permission_mode != PermissionMode::Plan {
+        launch.allowed_tools = servers::allowed(work);
+    }
+    let servers = servers::configured(&acting.mcp_servers, work, &shim.loopback);
     if !servers.is_empty() {
         launch.mcp_config = Some(json!({ "mcpServers": servers }).to_string());
     }

@@ -37,6 +37,8 @@ pub struct Patience {
     /// How long the agent may load itself while the workspace is not ready; then it is held until it is. Claude Code
     /// 2.1.330 looks at its directory 200 ms after its start, or later.
     pub head_start: Duration,
+    /// From the start of the agent to the connection of the MCP servers that the workflow requires.
+    pub servers: Duration,
     /// For one git command of the shim's on the workspace alone: a pipe among its files would block git for ever.
     pub git: Duration,
 }
@@ -58,6 +60,7 @@ impl Patience {
             keep: Duration::from_secs(10),
             flush: Duration::from_secs(5),
             head_start: Duration::from_millis(100),
+            servers: Duration::from_secs(7),
             git: Duration::from_mins(5),
         }
     }

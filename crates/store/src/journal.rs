@@ -258,3 +258,32 @@ async fn apply(tx: &mut Tx<'_>, entry: &JournalEntry) -> Result<(), StoreError> 
     tx.wake(Topic::Run(entry.run.clone()));
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room(items: i64, bytes: i64) -> Room {
+        Room { items, bytes, told: false, told_now: false }
+    }
+
+    #[test]
+    fn a_run_tells_so_many_events_and_what_moves_it_has_room_behind_them() {
+        let event = NewEvent::new(EventKind::Note, &json!({ "message": "x" }));
+        let size = events::bytes(&event);
+        let mut by_number = room(RUN_EVENTS - 1, 0);
+        assert!(by_number.takes(&event, false), "the last one");
+        assert!(!by_number.takes(&event, false));
+        assert!(by_number.takes(&event, true));
+        by_number.items = RUN_EVENTS + RUN_EVENTS_RESERVED - 1;
+        assert!(by_number.takes(&event, true), "the last one that moves the run");
+        assert!(!by_number.takes(&event, true));
+        let mut by_size = room(0, RUN_EVENT_BYTES - size);
+        assert!(by_size.takes(&event, false), "to the last byte");
+        assert!(!by_size.takes(&event, false));
+        by_size.bytes = RUN_EVENT_BYTES + RUN_EVENT_RESERVED_BYTES - size;
+        assert!(by_size.takes(&event, true), "to the last byte");
+        assert!(!by_size.takes(&event, true));
+        assert!(!by_size.told, "only what is kept tells");
+    }
+}

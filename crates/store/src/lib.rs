@@ -32,6 +32,7 @@ mod runs;
 mod sandboxes;
 mod servers;
 mod sessions;
+mod soft_budgets;
 mod usage;
 mod vault;
 mod workflows;
@@ -57,7 +58,7 @@ pub use audit::{
     AUDIT_HASH_START, AUDIT_TEXT_BYTES, Actor, AuditFault, AuditFilter, AuditHead, AuditRecord, AuditReport,
     ChainReport, CredentialUse, NewAudit,
 };
-pub use budgets::ProjectSpending;
+pub use budgets::{BudgetChange, ChangeBudgets, ProjectSpending, Spending};
 pub use clock::{Clock, ClockHandle};
 pub use credentials::{
     CREDENTIAL_USES_KEPT, Credential, CredentialError, CredentialUsage, NewCredential, OpenedCredential,

@@ -322,7 +322,8 @@ async fn insert_session(tx: &mut Tx<'_>, run: &Run) -> Result<(), StoreError> {
 
 const INSERT_RUN: &str = "insert into run \
      (id, project_id, session_id, workflow, repository, repository_key, branch, status, not_before_ms, created_at_ms, \
-     created_by, spec, budget_micro_usd) values ($1, $2, $3, $4, $5, $6, $7, 'queued', $8, $8, $9, $10, $11)";
+     created_by, spec, budget_micro_usd, budget_soft_percent) \
+     values ($1, $2, $3, $4, $5, $6, $7, 'queued', $8, $8, $9, $10, $11, coalesce($12, 100))";
 
 async fn insert_run(tx: &mut Tx<'_>, run: &Run, created_by: Option<&ApiKeyId>) -> Result<(), StoreError> {
     sql::query(INSERT_RUN)
@@ -337,6 +338,7 @@ async fn insert_run(tx: &mut Tx<'_>, run: &Run, created_by: Option<&ApiKeyId>) -
         .bind(created_by.map(ApiKeyId::as_str))
         .bind(document("run.spec", &run.spec)?)
         .bind(run.spec.budget_micro_usd)
+        .bind(run.spec.budget_soft_percent)
         .execute(&mut *tx.db)
         .await?;
     Ok(())
@@ -372,10 +374,11 @@ async fn cancel_running(tx: &mut Tx<'_>, id: &RunId) -> Result<Run, StoreError> 
     Ok(run)
 }
 
-const NEXT_INPUT: &str = "update session set last_input_seq = last_input_seq + 1 \
+/// The session's next number for an input, unless the run was given the same one before.
+pub(crate) const NEXT_INPUT: &str = "update session set last_input_seq = last_input_seq + 1 \
      where id = $1 and not exists (select 1 from input where run_id = $2 and body = $3) returning last_input_seq";
 
-const INSERT_INPUT: &str = "insert into input (session_id, seq, project_id, run_id, created_at_ms, body) \
+pub(crate) const INSERT_INPUT: &str = "insert into input (session_id, seq, project_id, run_id, created_at_ms, body) \
      values ($1, $2, $3, $4, $5, $6)";
 
 const STOP_REQUESTED: &str =

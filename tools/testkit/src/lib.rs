@@ -6,6 +6,7 @@ pub mod docker;
 pub mod engine;
 pub mod git_host;
 pub mod hunt;
+pub mod mcp_server;
 pub mod parts;
 pub mod postgres;
 pub mod process;

@@ -58,6 +58,8 @@ pub struct RunView {
     pub timeout_s: u32,
     /// What it may spend on the model API, in micro-USD; none means no bound of its own.
     pub budget_micro_usd: Option<u32>,
+    /// Share of each budget at which the agent is told to wrap up, in percent; 100, or none for a run of an older version: never.
+    pub budget_soft_percent: Option<u32>,
     /// What the sandbox may use.
     pub resources: ResourcesView,
     /// Extra environment of the agent; none in a list.
@@ -226,6 +228,7 @@ impl RunView {
             image: spec.image,
             timeout_s: spec.timeout_s,
             budget_micro_usd: spec.budget_micro_usd,
+            budget_soft_percent: spec.budget_soft_percent,
             resources: spec.resources.into(),
             environment: (detail == Detail::Full).then_some(spec.environment),
             publish: spec.workflow.caisson.publish,

@@ -103,6 +103,17 @@ async fn each_fault_alone_has_its_own_code() {
 }
 
 #[tokio::test]
+async fn a_whole_number_may_be_written_with_a_fraction_of_zero() {
+    let api = Api::start().await;
+    let changes = serde_json::from_str(r#"{"max_turns": 7.0, "timeout_s": 1e2}"#).unwrap();
+    let answer = api.post("/v1/runs", &body_with(&changes)).await;
+    assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text());
+    let run = answer.json();
+    assert_eq!((run["max_turns"].as_i64(), run["timeout_s"].as_i64()), (Some(7), Some(100)));
+    refused(&api, &json!({"max_turns": 4_294_967_296.0})).await.assert_problem(422, "wrong_type");
+}
+
+#[tokio::test]
 async fn a_number_that_is_none_is_refused_with_the_range() {
     let api = Api::start().await;
     for (changes, range) in [

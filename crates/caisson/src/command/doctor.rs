@@ -112,6 +112,9 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
     for text in exposure::weaknesses(&settings) {
         Report::warn("exposed", &text);
     }
+    for text in exposure::notes(&settings) {
+        Report::note("hardening", &text);
+    }
     if let Some(store) = store {
         store.close().await.ok();
     }
@@ -308,6 +311,8 @@ fn input(settings: &Settings, part: Part, faults: &Faults) -> Result<String, Str
         Part::Repositories => repositories(settings),
         Part::GitHosts => Ok(counted(settings.git.credentials.len(), "credential", "credentials")),
         Part::Egress => egress(settings),
+        Part::Mcp if settings.mcp.allow.is_empty() => Ok("workflows may name no HTTP servers".to_owned()),
+        Part::Mcp => Ok(counted(settings.mcp.allow.len(), "host", "hosts")),
         Part::Gateway if faults.0.is_empty() => Ok("takes these settings".to_owned()),
         Part::Gateway => Ok("nothing else is wrong".to_owned()),
         Part::Tls if settings.tls.cert_file.is_none() => Ok("none; the API speaks plain HTTP".to_owned()),

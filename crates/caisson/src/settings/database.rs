@@ -96,8 +96,9 @@ impl Place {
     /// As [`Store::open`] and [`Store::connect`].
     pub(crate) async fn open(&self, clock: Clock) -> Result<Store, StoreError> {
         match self {
-            Self::File(path) => Store::open(path, clock).await,
-            Self::Postgres(place) => Store::connect(place, clock).await,
+            Self::File(path) => Box::pin(Store::open(path, clock)).await,
+            // Boxed, since every command's future holds it.
+            Self::Postgres(place) => Box::pin(Store::connect(place, clock)).await,
         }
     }
 
@@ -107,8 +108,8 @@ impl Place {
     /// As [`Store::look`] and [`Store::look_at`].
     pub(crate) async fn look(&self, clock: Clock) -> Result<Look, StoreError> {
         match self {
-            Self::File(path) => Store::look(path, clock).await,
-            Self::Postgres(place) => Store::look_at(place, clock).await,
+            Self::File(path) => Box::pin(Store::look(path, clock)).await,
+            Self::Postgres(place) => Box::pin(Store::look_at(place, clock)).await,
         }
     }
 }

@@ -12,12 +12,18 @@ use super::{Environment, Settings, defaults};
 /// Prefix of every variable.
 const PREFIX: &str = "CAISSON_";
 /// Variables with the prefix that belong to the client and to logging, not to the server's settings.
-const NOT_SETTINGS: [&str; 5] =
-    ["CAISSON_URL", "CAISSON_API_KEY", "CAISSON_CA_FILE", "CAISSON_CONFIG", "CAISSON_LOG"];
+const NOT_SETTINGS: [&str; 6] = [
+    "CAISSON_URL",
+    "CAISSON_API_KEY",
+    "CAISSON_CA_FILE",
+    "CAISSON_CONFIG",
+    "CAISSON_LOG",
+    "CAISSON_ADVISORIES",
+];
 /// Separator of nested keys in a variable: `CAISSON_MODEL__BASE_URL` is `model.base_url`.
 const NESTED: &str = "__";
 /// Keys whose variables hold lists, separated by spaces.
-const LISTS: [&[&str]; 11] = [
+const LISTS: [&[&str]; 13] = [
     &["repositories"],
     &["allow_repo"],
     &["local", "read_only"],
@@ -25,6 +31,8 @@ const LISTS: [&[&str]; 11] = [
     &["egress", "allow"],
     &["egress", "presets"],
     &["egress", "allow_private"],
+    &["mcp", "allow"],
+    &["mcp", "allow_private"],
     &["egress", "hosts"],
     &["api", "cors_origins"],
     &["git", "forbidden_paths"],

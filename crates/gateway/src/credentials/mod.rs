@@ -7,6 +7,7 @@
 mod fault;
 mod flight;
 mod github_app;
+mod mcp;
 mod model;
 mod oauth;
 mod registry;
@@ -27,6 +28,7 @@ use url::Url;
 
 pub(crate) use self::fault::CredentialFault;
 use self::flight::Flights;
+pub(crate) use self::mcp::{McpHeader, mcp};
 use self::model::Clients;
 pub(crate) use self::model::{ModelRoute, model};
 pub(crate) use self::registry::registry;

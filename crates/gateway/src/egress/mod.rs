@@ -7,6 +7,8 @@
 mod address;
 mod config;
 mod fault;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod http;
 mod ledger;
 mod policy;
@@ -14,6 +16,8 @@ mod reach;
 mod run;
 mod target;
 mod tunnel;
+#[cfg(feature = "checks-off")]
+mod unframed;
 
 use std::sync::Arc;
 
@@ -27,11 +31,12 @@ use hyper::ext::ReasonPhrase;
 use serde_json::json;
 
 pub use self::config::{EgressCredential, EgressUpstreams};
-use self::fault::Fault;
+pub(crate) use self::fault::Fault;
 use self::policy::Policy;
-use self::reach::Reach;
-pub(crate) use self::reach::{Resolve, system};
+pub(crate) use self::reach::{Reach, Resolve, system};
 pub(crate) use self::run::{RunEgress, before_outcome};
+#[cfg(feature = "checks-off")]
+pub(crate) use self::unframed::unframed;
 use crate::body::{self, Body};
 use crate::bounds::EXCERPT_BYTES;
 use crate::config::GatewayError;

@@ -48,7 +48,7 @@ enum Trouble {
     },
 }
 
-/// Tries until there is a reply to pass on. Each try has a row of its own, so that every request that upstream saw is
+/// Tries until there is a reply to pass on; an access token that is refused is renewed once, without a word. Each try has a row of its own, so that every request that upstream saw is
 /// counted.
 pub(super) async fn reach(
     (door, run): (&Door, &DoorRun),
@@ -58,7 +58,10 @@ pub(super) async fn reach(
     reply: &mut Reply,
 ) -> Result<(Account, reqwest::Response), Refusal> {
     let shared = &door.shared;
+    // An access token that was refused is had anew, once.
+    let mut renewed: Option<ModelRoute> = None;
     loop {
+        let route = renewed.as_ref().unwrap_or(route);
         let mut account = begin((door, run), ask.clone(), reply).await?;
         let Some(request) = tries.next() else {
             account.settle_free(0).await;
@@ -81,6 +84,13 @@ pub(super) async fn reach(
                 Trouble::Fault(fault)
             }
         };
+        if renewed.is_none() && trouble.status() == StatusCode::UNAUTHORIZED.as_u16() {
+            let other = route.renewed(shared, run).await;
+            if let Some(other) = other.filter(|other| tries.renew(&other.header)) {
+                renewed = Some(other);
+                continue;
+            }
+        }
         let wait = trouble.advice().and_then(|advice| tries.wait(advice, account.spread()));
         trouble.tell(door, run, wait).await;
         match wait {

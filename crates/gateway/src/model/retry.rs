@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
@@ -82,6 +82,13 @@ impl Tries {
         }
     }
 
+    /// Has what is tried next carry another credential; false if there is nothing left to try.
+    pub(super) fn renew(&mut self, (name, value): &(HeaderName, HeaderValue)) -> bool {
+        let Some(request) = &mut self.request else { return false };
+        request.headers_mut().insert(name, value.clone());
+        true
+    }
+
     /// How long to wait for the next try; none if there is none. `spread` keeps calls that failed together apart.
     pub(super) fn wait(&self, advice: Advice, spread: u8) -> Option<Duration> {
         if advice.never || self.done >= self.most || self.request.is_none() {
@@ -107,7 +114,6 @@ impl Tries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
 
     fn tries(most: u32) -> Tries {
         let url = "http://h/".parse().unwrap();

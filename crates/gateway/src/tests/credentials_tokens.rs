@@ -44,6 +44,16 @@ impl Scene {
     /// A model credential whose access token ends in `left_ms`.
     async fn oauth(answer: Script, settings: &[(&'static str, &str)], left_ms: i64) -> Self {
         let model = ModelHost::start(Script::stream(vec![piece(START), piece(END)])).await;
+        Self::beside(model, answer, settings, left_ms).await
+    }
+
+    /// The same beside a model API.
+    async fn beside(
+        model: ModelHost,
+        answer: Script,
+        settings: &[(&'static str, &str)],
+        left_ms: i64,
+    ) -> Self {
         let answer_hangs = answer.hangs;
         let tokens = ModelHost::start(answer).await;
         let world = World::new().await;
@@ -289,4 +299,53 @@ async fn an_app_whose_token_is_refused_is_told_as_such() {
     let failed = app.world.events(&app.sandbox.run.id, EventKind::GatewayUpstreamFailed).await;
     assert_eq!((failed.len(), &failed[0]["upstream"]), (1, &"git".into()));
     app.world.stop().await;
+}
+
+/// A model that takes no access token but the new one, and a token endpoint that answers when the gate opens.
+async fn with_a_refused_token(next: &'static str, gate: Option<&Arc<Notify>>) -> Scene {
+    let mut answer = renewed();
+    if let Some(gate) = gate {
+        answer.pieces.insert(0, Piece::Gate(Arc::clone(gate)));
+    }
+    let model = ModelHost::start_judging(move |headers| match headers["authorization"].to_str() {
+        Ok(bearer) if bearer == next => Script::stream(vec![piece(START), piece(END)]),
+        Ok(_) | Err(_) => Script::json(401, "{\"error\":{\"message\":\"the token was revoked\"}}"),
+    });
+    Scene::beside(model.await, answer, &[("anthropic_beta", "oauth-x")], 60 * 60 * 1000).await
+}
+
+#[tokio::test]
+async fn a_refused_access_token_is_renewed_once_for_all_calls_that_it_was_refused_to() {
+    let gate = Arc::new(Notify::new());
+    let scene = with_a_refused_token("Bearer new", Some(&gate)).await;
+    let both_were_refused = async {
+        eventually(|| async { (scene.model.seen().len() == 2).then_some(()) }).await;
+        eventually(|| async { (!scene.tokens.seen().is_empty()).then_some(()) }).await;
+        gate.notify_one();
+    };
+    let (one, other, ()) = tokio::join!(scene.ask(), scene.ask(), both_were_refused);
+    assert_eq!((one.status, other.status), (OK, OK), "{} {}", one.text(), other.text());
+    assert_eq!(scene.tokens.seen().len(), 1, "one refresh");
+    assert_eq!(scene.bearers(), ["Bearer old", "Bearer old", "Bearer new", "Bearer new"]);
+    assert_eq!(scene.model.seen()[3].headers.get_all("anthropic-beta").iter().count(), 1);
+    let failed = scene.world.events(&scene.sandbox.run.id, EventKind::GatewayUpstreamFailed).await;
+    assert!(failed.is_empty(), "nobody is told of what was mended: {failed:?}");
+    assert_eq!(scene.ask().await.status, OK);
+    assert_eq!(scene.tokens.seen().len(), 1);
+    scene.world.stop().await;
+}
+
+#[tokio::test]
+async fn a_renewed_access_token_that_is_refused_as_well_is_told_after_one_retry() {
+    let scene = with_a_refused_token("Bearer other", None).await;
+    let reply = scene.ask().await;
+    assert_eq!(reply.status, 403, "{}", reply.text());
+    assert!(reply.text().contains("provider_auth") && !reply.text().contains("Bearer"), "{}", reply.text());
+    assert_eq!(
+        (scene.tokens.seen().len(), scene.bearers()),
+        (1, vec!["Bearer old".into(), "Bearer new".into()])
+    );
+    let failed = scene.world.events(&scene.sandbox.run.id, EventKind::GatewayUpstreamFailed).await;
+    assert_eq!((failed.len(), &failed[0]["kind"]), (1, &serde_json::json!("auth")));
+    scene.world.stop().await;
 }

@@ -80,6 +80,36 @@ async fn a_secret_that_was_there_before_passes_wherever_its_file_goes() {
 }
 
 #[tokio::test]
+async fn secrets_of_before_are_known_in_so_many_files_and_beyond_them_count_as_new() {
+    for kind in KINDS {
+        let scene = scene(
+            kind,
+            |setup| setup.bounds.push.old_files = 2,
+            |seeding| {
+                for (name, digit) in [("a", '5'), ("b", '6'), ("c", '7')] {
+                    std::fs::write(seeding.join(name), format!("TOKEN={}\n", token(digit))).unwrap();
+                }
+            },
+        )
+        .await;
+        let edit = |names: &[&str]| {
+            for name in names {
+                let text = std::fs::read_to_string(scene.work.join(name)).unwrap();
+                scene.write(name, &format!("{text}one more\n"));
+            }
+        };
+        edit(&["a", "b"]);
+        scene.commit("edit two").await;
+        scene.accepted(&[]).await;
+        edit(&["a", "b", "c"]);
+        let commit = scene.commit("edit three").await;
+        let (denied, _) = scene.refused(&[]).await;
+        assert_eq!((&denied["rule"], &denied["commit"]), (&"secret".into(), &commit.into()));
+        scene.world.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn a_secret_in_a_commit_between_is_refused_though_the_last_one_has_it_no_more() {
     for kind in KINDS {
         let scene = scene(kind, |_| {}, |_| {}).await;

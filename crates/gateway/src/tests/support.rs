@@ -29,8 +29,8 @@ use tokio_util::task::TaskTracker;
 use crate::bounds::Bounds;
 use crate::egress::Resolve;
 use crate::{
-    EgressUpstreams, Gateway, GatewayConfig, GatewayError, GitIdentity, GitUpstreams, ModelCredential,
-    ModelUpstream, PushRules,
+    EgressUpstreams, Gateway, GatewayConfig, GatewayError, GitIdentity, GitUpstreams, McpUpstreams,
+    ModelCredential, ModelUpstream, PushRules,
 };
 
 /// Whatever takes longer is a fault.
@@ -64,6 +64,7 @@ pub(crate) fn run_spec(repository: Option<&str>) -> RunSpec {
         image: None,
         timeout_s: 600,
         budget_micro_usd: None,
+        budget_soft_percent: None,
         resources: Resources::default(),
         environment: BTreeMap::new(),
     }
@@ -101,6 +102,7 @@ pub(crate) struct Setup {
     pub(crate) model: ModelUpstream,
     pub(crate) git: GitUpstreams,
     pub(crate) egress: EgressUpstreams,
+    pub(crate) mcp: McpUpstreams,
     pub(crate) resolve: Resolve,
 }
 
@@ -128,7 +130,7 @@ impl Setup {
             pushes: PushRules::default(),
         };
         let resolve: Resolve = Arc::new(|_| async { Err(std::io::Error::other("no name is known")) }.boxed());
-        Self { bounds, model, git, egress: EgressUpstreams::default(), resolve }
+        Self { bounds, model, git, egress: EgressUpstreams::default(), mcp: McpUpstreams::default(), resolve }
     }
 }
 
@@ -187,6 +189,7 @@ impl World {
             prices: PriceTable::shipped(),
             git: setup.git.clone(),
             egress: setup.egress.clone(),
+            mcp: setup.mcp.clone(),
             identity: GitIdentity { name: "Caisson".to_owned(), email: "caisson@example.com".to_owned() },
             secrets: LiveSecrets::new(&crate::secrets(&setup.model, &setup.git, &setup.egress)),
         }

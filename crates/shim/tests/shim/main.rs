@@ -14,6 +14,7 @@ mod drivers;
 mod faults;
 mod gateway;
 mod hostile;
+mod messages;
 mod publishing;
 mod real_cli;
 mod runs;

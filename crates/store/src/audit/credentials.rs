@@ -14,7 +14,7 @@ pub struct CredentialUse {
     pub credential: String,
     /// The host that gets it.
     pub host: String,
-    /// What for: `model`, `git fetch` or `git push`.
+    /// What for: `model`, `mcp`, `git fetch` or `git push`.
     pub purpose: &'static str,
 }
 

@@ -31,12 +31,12 @@ only_sqlite! {
     budgets_come_to_a_database_that_has_calls_already,
 }
 
-async fn running(fixture: &Fixture, budget_micro_usd: Option<u32>) -> Claimed {
+pub(crate) async fn running(fixture: &Fixture, budget_micro_usd: Option<u32>) -> Claimed {
     fixture.created(caisson_domain::run::RunSpec { budget_micro_usd, ..spec() }).await;
     fixture.claim().await
 }
 
-fn call(micro_usd: i64) -> NewModelCall {
+pub(crate) fn call(micro_usd: i64) -> NewModelCall {
     NewModelCall {
         model: "m".to_owned(),
         estimate: TokenCounts::default(),
@@ -46,32 +46,33 @@ fn call(micro_usd: i64) -> NewModelCall {
     }
 }
 
-fn extension(micro_usd: i64) -> CallExtension {
+pub(crate) fn extension(micro_usd: i64) -> CallExtension {
     CallExtension {
         estimate: TokenCounts { output: 7, ..TokenCounts::default() },
         estimate_cost_micro_usd: micro_usd,
+        come_to_micro_usd: micro_usd,
         reserve_micro_usd: micro_usd,
         only_alone: false,
     }
 }
 
-async fn begin(fixture: &Fixture, run: &RunId, micro_usd: i64) -> BeginCall {
+pub(crate) async fn begin(fixture: &Fixture, run: &RunId, micro_usd: i64) -> BeginCall {
     fixture.store.begin_model_call(run, &call(micro_usd)).await.unwrap()
 }
 
 #[track_caller]
-fn begun(call: BeginCall) -> UsageId {
+pub(crate) fn begun(call: BeginCall) -> UsageId {
     let BeginCall::Begun { id, bounded: true } = call else { panic!("not begun within a budget: {call:?}") };
     id
 }
 
 #[track_caller]
-fn over(call: &BeginCall) -> OverBudget {
+pub(crate) fn over(call: &BeginCall) -> OverBudget {
     let BeginCall::Refused(over) = call else { panic!("not refused: {call:?}") };
     *over
 }
 
-async fn settle(fixture: &Fixture, id: &UsageId, cost_micro_usd: i64) {
+pub(crate) async fn settle(fixture: &Fixture, id: &UsageId, cost_micro_usd: i64) {
     let settled = SettledCall {
         model: "m".to_owned(),
         status: 200,
@@ -84,12 +85,12 @@ async fn settle(fixture: &Fixture, id: &UsageId, cost_micro_usd: i64) {
     assert!(fixture.store.settle_model_call(id, &settled).await.unwrap());
 }
 
-async fn budgets(fixture: &Fixture, total: Option<i64>, day: Option<i64>) {
+pub(crate) async fn budgets(fixture: &Fixture, total: Option<i64>, day: Option<i64>) {
     let budgets = ProjectBudgets { total_micro_usd: total, day_micro_usd: day };
     assert!(fixture.store.set_budgets(&project(), &budgets).await.unwrap());
 }
 
-async fn spending(fixture: &Fixture) -> ProjectSpending {
+pub(crate) async fn spending(fixture: &Fixture) -> ProjectSpending {
     fixture.store.project_spending(&project()).await.unwrap().unwrap()
 }
 

@@ -225,6 +225,7 @@ pub(crate) fn spec() -> RunSpec {
         image: None,
         timeout_s: 600,
         budget_micro_usd: None,
+        budget_soft_percent: None,
         resources: Resources::default(),
         environment: std::collections::BTreeMap::new(),
     }

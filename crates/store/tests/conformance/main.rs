@@ -65,6 +65,7 @@ mod runs;
 mod sandboxes;
 mod schema;
 mod servers;
+mod soft_budgets;
 mod together;
 mod usage;
 mod vault;

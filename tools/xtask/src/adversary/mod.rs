@@ -11,7 +11,10 @@ mod container;
 mod control;
 mod door;
 mod filter;
+mod framing;
 mod ground;
+mod names;
+mod races;
 mod report;
 mod resources;
 mod surroundings;
@@ -74,7 +77,8 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
         !chosen.is_empty()
             || door::has(&options.only)
             || resources::has(&options.only)
-            || traces::has(&options.only),
+            || traces::has(&options.only)
+            || races::has(&options.only),
         "no attempt has a name with \"{}\" in it",
         options.only
     );
@@ -99,6 +103,9 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
             }
             if traces::has(&options.only) {
                 traces::attack(&parts, side, &surroundings, &mut report).await?;
+            }
+            if races::has(&options.only) {
+                races::attack(&parts, side, &mut report).await?;
             }
             if fitting.is_empty() {
                 continue;

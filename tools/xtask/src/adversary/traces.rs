@@ -53,7 +53,10 @@ const LINKS: (&str, &str) =
 const USAGE: (&str, &str) = ("traces.false_usage", "usage is counted at the door");
 const TERMINAL: (&str, &str) =
     ("traces.what_a_terminal_obeys", "control characters are taken out before anything is printed");
-const ALL: [(&str, &str); 4] = [HOOKS, LINKS, USAGE, TERMINAL];
+const PAGE: (&str, &str) = ("traces.what_a_browser_obeys", "answers are data, and say so");
+const ALL: [(&str, &str); 5] = [HOOKS, LINKS, USAGE, TERMINAL, PAGE];
+/// What a browser would run.
+const MARKUP: &str = "<script>";
 
 /// Whether an attempt has this in its name.
 pub(super) fn has(only: &str) -> bool {
@@ -103,6 +106,8 @@ pub(super) async fn attack(
     );
     let printed = printed(&world, &id)?;
     tell(report, side, TERMINAL, printed.contains('\u{1b}').then_some("it is printed"), "REMOVED");
+    let (shown, obeyed) = pages(&world, &id, session, &told).await?;
+    tell(report, side, PAGE, obeyed.as_deref(), "DATA");
 
     let files = SessionFiles::open(world.state_dir(), session)?;
     let workspace = files.directory().join("workspace");
@@ -110,6 +115,8 @@ pub(super) async fn attack(
         (HOOKS, runs_git(&workspace)? && surroundings.witness.heard(&told)),
         (LINKS, leads_to(&workspace.join("link"), &file) && leads_to(&workspace.join("links/victim"), &file)),
         (USAGE, says(&events, &format!("\"total_cost_usd\":{CLAIMED_USD}"))),
+        // Whoever made a page of it.
+        (PAGE, shown),
         (TERMINAL, events.iter().any(|event| holds(event, CLEAR)) && printed.contains(&told)),
     ];
     for ((name, _), falls) in falls_for_it {
@@ -155,6 +162,46 @@ async fn open(owner: &Owner, side: Side, plant: &str) -> anyhow::Result<World> {
     World::start(&owner.parts, spec).await
 }
 
+/// Whether answers of the API have the agent's markup as it is, and which of them a browser would take for a page, as it comes
+/// with a link that somebody follows.
+async fn pages(world: &World, id: &str, session: &str, told: &str) -> anyhow::Result<(bool, Option<String>)> {
+    let (mut shown, mut obeyed) = (false, None);
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    let artifacts = world.api.get(&format!("/v1/runs/{id}/artifacts")).await?.body;
+    let names = artifacts["artifacts"].as_array().or(artifacts["items"].as_array()).into_iter().flatten();
+    let names = names.filter_map(|artifact| artifact["name"].as_str());
+    let mut paths: Vec<_> = names.map(|name| format!("/v1/runs/{id}/artifacts/{name}")).collect();
+    anyhow::ensure!(!paths.is_empty(), "the run has no artifact: {artifacts}");
+    paths.extend([
+        format!("/v1/runs/{id}"),
+        format!("/v1/runs/{id}/events?limit=1000"),
+        format!("/v1/sessions/{session}"),
+        format!("/v1/runs?session={session}"),
+        format!("/v1/runs/%3Cscript%3E{told}"),
+    ]);
+    for path in paths {
+        let request = client.get(format!("{}{path}", world.server.base)).bearer_auth(&world.key);
+        let answer = request.header("accept", "text/html,*/*").send().await?;
+        let field = |name: &str| {
+            answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+        };
+        let (kind, sniffing) = (field("content-type"), field("x-content-type-options"));
+        let policy = field("content-security-policy");
+        let text = answer.text().await?;
+        let has_markup = text.contains(MARKUP) && text.contains(told);
+        shown |= has_markup;
+        let is_data = kind.starts_with("application/json") || kind.starts_with("application/problem+json");
+        let is_data = is_data
+            || kind.starts_with("application/octet-stream")
+            || kind.starts_with("text/plain")
+            || kind.starts_with("text/x-");
+        if !is_data || sniffing != "nosniff" || !policy.starts_with("default-src 'none'") {
+            obeyed = Some(format!("{path} is {kind}, {sniffing}, {policy}"));
+        }
+    }
+    Ok((shown, obeyed))
+}
+
 /// What the command line prints of a run.
 fn printed(world: &World, id: &str) -> anyhow::Result<String> {
     let mut all = String::new();
@@ -193,9 +240,19 @@ fn path(path: &Path) -> anyhow::Result<&str> {
 }
 
 /// What of a file of the host would tell that somebody worked on it: its text, its owner, its mode, its names and its times.
-fn state(file: &Path) -> anyhow::Result<(String, [u32; 2], u64, SystemTime)> {
+pub(super) fn state(file: &Path) -> anyhow::Result<(String, [u32; 2], u64, SystemTime)> {
     let found = fs::metadata(file)?;
     Ok((fs::read_to_string(file)?, [found.uid(), found.mode()], found.nlink(), found.modified()?))
+}
+
+/// Whether a file below a directory has a text in it; links are not followed.
+pub(super) fn find_text(directory: &Path, text: &str) -> bool {
+    let has = |path: &Path| {
+        let is_file = fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
+        is_file
+            && fs::read(path).is_ok_and(|bytes| bytes.windows(text.len()).any(|part| part == text.as_bytes()))
+    };
+    super::world::find(directory, &has).is_some()
 }
 
 fn leads_to(link: &Path, file: &Path) -> bool {

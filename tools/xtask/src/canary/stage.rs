@@ -13,14 +13,15 @@ use serde_json::{Value, json};
 use testkit::docker::{docker, inspect};
 use testkit::engine::Engine;
 use testkit::hunt::Hunt;
+use testkit::mcp_server::{HeardRequest, McpServer};
 use testkit::parts::Parts;
 use testkit::volumes::SessionFiles;
 use testkit::world::{GIT_TOKEN, MODEL_KEY, World, WorldSpec};
 
 use super::crash;
 use super::secrets::{
-    FIRST_ACCESS, INSTALLATION, NEXT_ACCESS, REFRESH, REGISTRY, STORED_GIT, STORED_KEY, STORED_REGISTRY,
-    Secret, known,
+    FIRST_ACCESS, INSTALLATION, NEXT_ACCESS, REFRESH, REGISTRY, STORED_GIT, STORED_KEY, STORED_MCP,
+    STORED_REGISTRY, Secret, known,
 };
 use super::upstreams::Upstreams;
 
@@ -38,6 +39,10 @@ rm .git/canary-go .git/canary-ready"#;
 /// What of a sandbox's file system is its own, where the rest is the host's.
 const OWN: [&str; 9] =
     ["etc", "tmp", "run", "var", "dev/shm", "caisson/door", "caisson/journal", "home", "workspace"];
+/// The workflow of the runs.
+const WORKFLOW: &str = "canary";
+/// The header that the MCP server wants.
+const MCP_HEADER: &str = "x-mcp-key";
 /// A key for a GitHub App, made for each hunt.
 const KEY_BITS: &str = "rsa_keygen_bits:2048";
 
@@ -45,6 +50,8 @@ const KEY_BITS: &str = "rsa_keygen_bits:2048";
 pub(super) struct Stage {
     world: World,
     upstreams: Upstreams,
+    /// It says what it was sent.
+    notes: McpServer,
     app_key: String,
     runs: Vec<Value>,
 }
@@ -52,12 +59,18 @@ pub(super) struct Stage {
 impl Stage {
     pub(super) async fn open(parts: &Parts, engine: Engine) -> anyhow::Result<Self> {
         let upstreams = Upstreams::start()?;
+        let notes = McpServer::start(MCP_HEADER, STORED_MCP).await?;
         let (config, store) =
             (format!("config.example:{}", upstreams.port), format!("store.example:{}", upstreams.port));
-        let scenarios = vec![scenario("config", &config), scenario("store", &store)];
+        let scenarios = vec![scenario("config", &config, &[]), scenario("store", &store, &[ask_notes()])];
         let variables = vec![
             ("EGRESS__ALLOW".to_owned(), format!("{config} {store}")),
-            ("EGRESS__HOSTS".to_owned(), "config.example=127.0.0.1 store.example=127.0.0.1".to_owned()),
+            (
+                "EGRESS__HOSTS".to_owned(),
+                "config.example=127.0.0.1 store.example=127.0.0.1 notes.example=127.0.0.1".to_owned(),
+            ),
+            ("MCP__ALLOW".to_owned(), format!("notes.example:{}", notes.address.port())),
+            ("MCP__ALLOW_PRIVATE".to_owned(), "127.0.0.1/32".to_owned()),
             ("EGRESS__ALLOW_PRIVATE".to_owned(), "127.0.0.1/32".to_owned()),
             // Afterwards a workspace is an image, which is read whole.
             ("LIMITS__WORKSPACE_MIB".to_owned(), "128".to_owned()),
@@ -81,10 +94,13 @@ impl Stage {
         let registry =
             format!("[[egress.credentials]]\nurl_prefix = \"http://{config}/\"\ntoken_file = \"{token}\"\n");
         fs::write(&file, format!("{text}\n{registry}"))?;
+        let workflows = world.directory.path().join("workflows");
+        write_workflow(&workflows, &notes.url("notes.example"))?;
+        world.spec.set("WORKFLOWS_DIR", &workflows.display().to_string());
         world.server.kill()?;
         world.server = world.spec.start().await?;
         let app_key = app_key(world.directory.path())?;
-        Ok(Self { world, upstreams, app_key, runs: Vec::new() })
+        Ok(Self { world, upstreams, notes, app_key, runs: Vec::new() })
     }
 
     /// The secrets, with those that the server or this hunt has made.
@@ -146,8 +162,13 @@ impl Stage {
             &["registry", "--kind", "registry_token", "--set", &registry, "--set", "username=u"],
             STORED_REGISTRY,
         )?;
+        let url = format!("url={}", self.notes.url("notes.example"));
+        let header = format!("header={MCP_HEADER}");
+        self.add(&["notes", "--kind", "mcp_header", "--set", &url, "--set", &header], STORED_MCP)?;
         self.world.host.set_token(STORED_GIT);
         self.run("store", hunt).await?;
+        let called = |one: &HeardRequest| one.call == "tools/call" && one.status == 200;
+        ensure!(self.notes.heard().iter().any(called), "the MCP server was not sent its header");
         let basic = base64::engine::general_purpose::STANDARD.encode(format!("u:{STORED_REGISTRY}"));
         self.upstreams.expect(&basic)?;
         self.shown(STORED_GIT, &[STORED_KEY])
@@ -174,6 +195,7 @@ impl Stage {
     /// One run, looked at while it lives and when it is done.
     async fn run(&mut self, scenario: &str, hunt: &mut Hunt) -> anyhow::Result<()> {
         let mut body = self.world.run_body();
+        body["workflow"] = json!(WORKFLOW);
         body["prompt"] = json!(format!("[[scn:{scenario}]] Fix the bug."));
         let id = self.world.api.submit(&body).await?;
         let workspace = self.ready().await?;
@@ -310,9 +332,25 @@ impl Stage {
     }
 }
 
-fn scenario(name: &str, host: &str) -> String {
+/// The agent asks the MCP server, which says what it was sent.
+fn ask_notes() -> Value {
+    json!({ "tool": { "name": "mcp__notes__echo", "input": { "text": "hello" } } })
+}
+
+/// A workflow as the one that ships, with an MCP server.
+fn write_workflow(directory: &Path, url: &str) -> anyhow::Result<()> {
+    let servers = json!({ "notes": { "type": "http", "url": url } });
+    let text = format!(
+        "---\nname: {WORKFLOW}\ndescription: Fixes a bug\npermissionMode: bypassPermissions\nmcpServers: {servers}\n---\nFix.\n"
+    );
+    fs::create_dir(directory)?;
+    Ok(fs::write(directory.join("canary.md"), text)?)
+}
+
+fn scenario(name: &str, host: &str, before: &[Value]) -> String {
     let work = json!({ "command": WORK.replace("HOST", host), "description": "Fix", "timeout": 110_000 });
-    let steps = json!([{ "tool": { "name": "Bash", "input": work } }, { "text": "Done." }]);
+    let work = [json!({ "tool": { "name": "Bash", "input": work } }), json!({ "text": "Done." })];
+    let steps = json!([before, &work].concat());
     json!({ name: { "prompts": [steps, [{ "text": "fix(cart): count the tenth piece" }]] } }).to_string()
 }
 

@@ -139,9 +139,11 @@ fn grounds<'a>(attempts: &[&'a Attempt]) -> Vec<Ground<'a>> {
 
 /// What is made in one run: those that leave it in order together, each of the others by itself.
 fn runs<'a>(attempts: impl IntoIterator<Item = &'a Attempt>) -> Vec<Vec<&'a Attempt>> {
-    let (alone, together): (Vec<_>, Vec<_>) =
+    let (alone, others): (Vec<&'a Attempt>, Vec<&'a Attempt>) =
         attempts.into_iter().partition(|attempt| attempt.sees.is_alone());
-    let runs = std::iter::once(together).chain(alone.into_iter().map(|attempt| vec![attempt]));
+    // Only these have a server that asks another resolver.
+    let (moving, together): (Vec<_>, Vec<_>) = others.into_iter().partition(|attempt| attempt.needs_names());
+    let runs = [together, moving].into_iter().chain(alone.into_iter().map(|attempt| vec![attempt]));
     runs.filter(|run| !run.is_empty()).collect()
 }
 

@@ -160,22 +160,16 @@ async fn overlap(shorten: fn(&mut super::support::Setup)) -> bool {
 
 #[tokio::test]
 async fn no_more_pushes_than_their_bound_are_looked_at_at_once() {
-    assert!(
-        !overlap(|setup| {
-            setup.git.git_program = place().join("git");
-            setup.bounds.inspections = 1;
-        })
-        .await,
-        "one waits for its turn"
-    );
-    assert!(
-        overlap(|setup| {
-            setup.git.git_program = place().join("git");
-            setup.bounds.inspections = 2;
-        })
-        .await,
-        "there is room for both"
-    );
+    let of_one = Box::pin(overlap(|setup| {
+        setup.git.git_program = place().join("git");
+        setup.bounds.inspections = 1;
+    }));
+    assert!(!of_one.await, "one waits for its turn");
+    let of_two = Box::pin(overlap(|setup| {
+        setup.git.git_program = place().join("git");
+        setup.bounds.inspections = 2;
+    }));
+    assert!(of_two.await, "there is room for both");
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ use super::witness::{Witness, token};
 /// The user of the controls, and of the process that is aimed at.
 pub(super) const UID: u32 = 65_432;
 /// The Python files of the attempts.
-const FILES: [(&str, &str); 16] = [
+const FILES: [(&str, &str); 17] = [
     ("attempt.py", include_str!("attempts/attempt.py")),
     ("calls.py", include_str!("attempts/calls.py")),
     ("door.py", include_str!("attempts/door.py")),

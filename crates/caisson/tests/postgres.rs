@@ -4,9 +4,11 @@
 
 use std::time::Duration;
 
+use testkit::api::Api;
 use testkit::engine::Engine;
 use testkit::parts::Parts;
 use testkit::postgres::Postgres;
+use testkit::process::ServerSpec;
 use testkit::repository::{clone_branch, run_python_tests};
 use testkit::world::{World, WorldSpec};
 
@@ -17,6 +19,7 @@ const AWAY: Duration = Duration::from_secs(20);
 testkit::on_every_engine! {
     a_task_becomes_a_tested_commit_and_the_runs_state_is_in_the_database
     a_database_that_goes_away_is_waited_for
+    two_servers_share_the_work_and_each_answers_for_both
 }
 
 async fn world(engine: Engine, variables: &[(&str, &str)]) -> Option<(World, Postgres)> {
@@ -65,4 +68,34 @@ async fn a_database_that_goes_away_is_waited_for(engine: Engine) {
     tokio::time::sleep(AWAY).await;
     postgres.set_reachable(true);
     assert_fixed(&world, &id).await;
+}
+
+async fn two_servers_share_the_work_and_each_answers_for_both(engine: Engine) {
+    let Some((world, postgres)) = world(engine, &[("SLOTS", "1")]).await else { return };
+    let mut spec = ServerSpec::new(&world.spec.parts, &world.directory.path().join("other"), "").unwrap();
+    for (name, value) in &world.spec.variables {
+        spec.set(name.trim_start_matches("CAISSON_"), value);
+    }
+    spec.set("MASTER_KEY_FILE", &world.state_dir().join("master.key").display().to_string());
+    let other = spec.start().await.unwrap();
+    let api = Api::new(&other.base, &world.key).unwrap();
+
+    let ids =
+        [api.submit(&world.run_body()).await.unwrap(), world.api.submit(&world.run_body()).await.unwrap()];
+    for id in &ids {
+        let (run, seen) = (api.wait_end(id, END).await.unwrap(), world.api.wait_end(id, END).await.unwrap());
+        assert_eq!(run["status"], "succeeded", "{run:#}\n{}\n{}", world.server.log(), other.log());
+        assert_eq!(seen["pushed_commit"], run["pushed_commit"]);
+        assert_eq!(api.events(id).await.unwrap(), world.api.events(id).await.unwrap());
+    }
+    // One slot each, and the second run came while the first was running.
+    assert_eq!(
+        postgres.value("select count(distinct server_id) || ' ' || count(*) from attempt").unwrap(),
+        "2 2"
+    );
+    let verified = world.spec.command(&["audit", "verify"]).output().unwrap();
+    let chains = String::from_utf8_lossy(&verified.stdout).into_owned();
+    assert!(verified.status.success() && chains.lines().count() >= 2, "{chains}");
+    drop(other);
+    engine.remove_all(&spec.parts, &spec.state_dir).unwrap();
 }

@@ -10,6 +10,7 @@ use caisson_domain::egress::{AddressRange, HostPattern, Rule};
 use caisson_sandbox::docker::{DEFAULT_HOST, DEFAULT_IMAGE};
 use url::{Host, Url};
 
+use crate::settings::database::Place;
 use crate::settings::{EngineChoice, Settings};
 
 /// Bits of a file's mode that let others than its owner read or write it.
@@ -54,7 +55,12 @@ fn of_settings(settings: &Settings) -> Vec<String> {
     });
     let own_uid = nix::unistd::geteuid().as_raw();
     let files = secret_files(settings);
-    let mut found: Vec<String> = plain.into_iter().collect();
+    let database = match settings.database_place() {
+        Ok(Place::Postgres(place)) => place.weakness(),
+        // A URL that cannot be read is told of by whoever opens it.
+        Ok(Place::File(_)) | Err(_) => None,
+    };
+    let mut found: Vec<String> = plain.into_iter().chain(database).collect();
     found.extend(files.iter().filter_map(|file| wide(file)));
     let configuration = settings.file.iter();
     found.extend(configuration.clone().filter_map(|file| writable(file)));
@@ -125,8 +131,9 @@ fn unlimited(settings: &Settings) -> Option<String> {
 
 /// Every file that holds a secret, as far as there is one.
 fn secret_files(settings: &Settings) -> Vec<PathBuf> {
-    let named = [&settings.model.api_key_file, &settings.model.auth_token_file, &settings.tls.key_file];
-    let mut files: Vec<PathBuf> = named.into_iter().flatten().cloned().collect();
+    let model = [&settings.model.api_key_file, &settings.model.auth_token_file];
+    let named = model.into_iter().chain([&settings.tls.key_file, &settings.database.url_file]);
+    let mut files: Vec<PathBuf> = named.flatten().cloned().collect();
     files.extend(settings.git.credentials.iter().map(|credential| credential.token_file.clone()));
     files.extend(settings.egress.credentials.iter().map(|credential| credential.token_file.clone()));
     // A directory that holds nothing of ours may be somebody else's, named by mistake.

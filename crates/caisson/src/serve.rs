@@ -65,7 +65,7 @@ impl Server {
             format!("{} cannot be listened on; choose another address with --listen", settings.listen)
         })?;
         let address = listener.local_addr()?;
-        let store = open_store(&settings.state_dir).await?;
+        let store = open_store(&settings).await?;
         unlock(&settings, &store).await?;
         put_workflows(&store, &inputs.workflows).await?;
         put_budgets(&store, &settings).await?;
@@ -149,15 +149,14 @@ pub(crate) async fn keep_audit(
     Ok(keeper_or_warn(&settings.state_dir, &settings.audit_head(), server).map(Arc::new))
 }
 
-/// Opens the store of a state directory.
+/// Makes the state directory and opens the store.
 ///
 /// # Errors
 /// The directory or the database cannot be used.
-pub(crate) async fn open_store(state_dir: &Path) -> anyhow::Result<Store> {
-    make_directory(state_dir)?;
-    Store::open(&state_dir.join("caisson.db"), Clock::system())
-        .await
-        .with_context(|| format!("the database in \"{}\" cannot be opened", state_dir.display()))
+pub(crate) async fn open_store(settings: &Settings) -> anyhow::Result<Store> {
+    make_directory(&settings.state_dir)?;
+    let place = settings.database_place()?;
+    place.open(Clock::system()).await.with_context(|| format!("the database cannot be opened: {place}"))
 }
 
 fn make_directory(directory: &Path) -> anyhow::Result<()> {

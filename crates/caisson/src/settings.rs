@@ -4,14 +4,15 @@
 //! fit. Secrets come from files or, for the model's key, a variable; they are never shown.
 
 mod budget;
+pub(crate) mod database;
 pub(crate) mod egress;
 pub(crate) mod mcp;
+mod secrets;
 mod sources;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use caisson_domain::workflow::WORKSPACE_MIB;
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -19,6 +20,8 @@ use url::Url;
 
 use crate::presets::Clients;
 use budget::Budget;
+
+pub(crate) use secrets::read_secret;
 
 /// Everything `caisson serve` can be told.
 #[derive(Debug, Clone, Deserialize)]
@@ -58,6 +61,8 @@ pub(crate) struct Settings {
     /// File that the signed head of the audit log is kept in. Default: `audit_head` in the state directory; better a place
     /// that whoever can write the database cannot write. `CAISSON_AUDIT_HEAD`.
     pub audit_head: Option<PathBuf>,
+    /// The database.
+    pub database: database::Database,
     /// The HTTP API.
     pub api: Api,
     /// TLS of the API.
@@ -333,7 +338,9 @@ impl Settings {
     /// The working directory, which relative paths start from, is gone.
     pub(crate) fn own_paths(&self) -> std::io::Result<Vec<PathBuf>> {
         let model = [&self.model.api_key_file, &self.model.auth_token_file];
-        let files = [&self.file, &self.tls.key_file, &self.master_key_file].into_iter().chain(model);
+        let files = [&self.file, &self.tls.key_file, &self.master_key_file, &self.database.url_file]
+            .into_iter()
+            .chain(model);
         let tokens = self.git.credentials.iter().map(|credential| &credential.token_file);
         let outside = self.egress.credentials.iter().map(|credential| &credential.token_file);
         let paths = files.flatten().chain(tokens).chain(outside).chain([&self.state_dir]);
@@ -355,6 +362,7 @@ impl Settings {
             ));
         }
         self.budget.check(&mut faults);
+        self.database.check(&mut faults);
         if !WORKSPACE_MIB.contains(&self.limits.workspace_mib) {
             faults.push(format!(
                 "limits.workspace_mib is {}; give {} to {}",
@@ -443,6 +451,7 @@ fn defaults(
         .set_default("api.cors_origins", empty.clone())?
         .set_default("tls", nothing())?
         .set_default("budget", nothing())?
+        .set_default("database", nothing())?
         .set_default("limits.workspace_mib", 10_240)?
         .set_default("limits.volumes", true)?
         .set_default("docker", nothing())?
@@ -452,22 +461,6 @@ fn defaults(
         .set_default("git.any_submodules", false)?
         .set_default("git.author_name", "Caisson")?
         .set_default("git.author_email", "caisson@localhost")
-}
-
-/// Reads the secret from the file that the setting `key` names: its text without the final line end.
-///
-/// # Errors
-/// The file cannot be read, is empty or has more than one line.
-pub(crate) fn read_secret(key: &str, file: &Path) -> anyhow::Result<SecretString> {
-    let text = std::fs::read_to_string(file)
-        .with_context(|| format!("{key}: the secret file \"{}\" cannot be read", file.display()))?;
-    let text = text.trim_end_matches(['\r', '\n']);
-    anyhow::ensure!(
-        !text.is_empty() && !text.contains('\n'),
-        "{key}: the secret file \"{}\" must hold exactly one line",
-        file.display()
-    );
-    Ok(text.to_owned().into())
 }
 
 #[cfg(test)]

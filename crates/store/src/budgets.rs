@@ -1,15 +1,14 @@
 //! Budgets: whether there is room for what a call needs, beside what is spent and what calls under way hold.
 //!
-//! Everything is decided in the transaction that writes the reservation down, under the write lock. On a database that
-//! locks rows and not the whole, the project's row must be locked first.
+//! Everything is decided in the transaction that writes the reservation down, alone with the budgets: under the write lock,
+//! or where sessions do not wait for one another under a lock on the project's row.
 
 use caisson_domain::budget::{
     BudgetScope, DAY_MS, OverBudget, PROJECT_BUDGET_MICRO_USD_MAX, ProjectBudgets, day_of,
 };
 use caisson_domain::id::{ProjectId, RunId};
-use sqlx::sqlite::SqliteRow;
 
-use crate::database::Tx;
+use crate::database::{Row, Tx, sql};
 use crate::rows::Columns;
 use crate::{Actor, NewAudit, Store, StoreError, Topic, audit};
 
@@ -102,9 +101,9 @@ pub enum ChangeBudgets {
 const BUDGETS: &str = "select id, budget_micro_usd, day_budget_micro_usd, cost_micro_usd, \
      budget_is_setting, day_budget_is_setting, \
      (select cost_micro_usd from project_day where project_id = id and day = $2) as day_cost_micro_usd, \
-     (select sum(reserved_micro_usd) from usage where project_id = project.id and state = 'pending') \
+     (select cast(sum(reserved_micro_usd) as bigint) from usage where project_id = project.id and state = 'pending') \
        as reserved_micro_usd, \
-     (select sum(reserved_micro_usd) from usage where project_id = project.id and state = 'pending' \
+     (select cast(sum(reserved_micro_usd) as bigint) from usage where project_id = project.id and state = 'pending' \
        and begun_at_ms >= $2 * $3 and begun_at_ms < ($2 + 1) * $3) as day_reserved_micro_usd from project where id = $1";
 
 const SET: &str = "update project set budget_micro_usd = $2, day_budget_micro_usd = $3, budget_is_setting = $4, \
@@ -118,7 +117,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn project_spending(&self, project: &ProjectId) -> Result<Option<ProjectSpending>, StoreError> {
-        let row = sqlx::query(BUDGETS)
+        let row = sql::query(BUDGETS)
             .bind(project.as_str())
             .bind(day_of(self.now_ms()))
             .bind(DAY_MS)
@@ -222,7 +221,7 @@ fn bounded(micro_usd: i64) -> i64 {
 }
 
 async fn current(tx: &mut Tx<'_>, project: &ProjectId) -> Result<ProjectSpending, StoreError> {
-    let row = sqlx::query(BUDGETS)
+    let row = sql::query(BUDGETS)
         .bind(project.as_str())
         .bind(day_of(tx.now_ms))
         .bind(DAY_MS)
@@ -239,7 +238,7 @@ async fn write(
     by: Actor,
 ) -> Result<(), StoreError> {
     let ProjectBudgets { total_micro_usd, day_micro_usd } = wanted.budgets;
-    sqlx::query(SET)
+    sql::query(SET)
         .bind(project.as_str())
         .bind(total_micro_usd)
         .bind(day_micro_usd)
@@ -255,7 +254,7 @@ async fn write(
     Ok(())
 }
 
-fn spending(row: &SqliteRow) -> Result<ProjectSpending, StoreError> {
+fn spending(row: &Row) -> Result<ProjectSpending, StoreError> {
     let columns = Columns::of("project", row)?;
     let sum = |name: &str| Ok::<_, StoreError>(columns.get::<Option<i64>>(name)?.unwrap_or(0));
     Ok(ProjectSpending {
@@ -301,17 +300,17 @@ pub(crate) enum Room {
 macro_rules! room_columns {
     () => {
         "run.budget_micro_usd as run_budget, run.cost_micro_usd as run_spent, \
-         case when run.budget_micro_usd is not null then (select sum(reserved_micro_usd) from usage \
+         case when run.budget_micro_usd is not null then (select cast(sum(reserved_micro_usd) as bigint) from usage \
            where run_id = run.id and state = 'pending' and id <> $2) end as run_reserved, \
          (select budget_micro_usd from project where project.id = run.project_id) as project_budget, \
          (select cost_micro_usd from project where project.id = run.project_id) as project_spent, \
          case when (select budget_micro_usd from project where project.id = run.project_id) is not null then \
-           (select sum(reserved_micro_usd) from usage \
+           (select cast(sum(reserved_micro_usd) as bigint) from usage \
            where project_id = run.project_id and state = 'pending' and id <> $2) end as project_reserved, \
          (select day_budget_micro_usd from project where project.id = run.project_id) as day_budget, \
          (select cost_micro_usd from project_day where project_id = run.project_id and day = $3) as day_spent, \
          case when (select day_budget_micro_usd from project where project.id = run.project_id) is not null then \
-           (select sum(reserved_micro_usd) from usage \
+           (select cast(sum(reserved_micro_usd) as bigint) from usage \
            where project_id = run.project_id and state = 'pending' and id <> $2 \
            and begun_at_ms >= $4 and begun_at_ms < $5) end as day_reserved"
     };
@@ -349,9 +348,14 @@ pub(crate) async fn begin(tx: &mut Tx<'_>, need: Need<'_>) -> Result<Option<(Str
     Ok(Some((columns.get("session_id")?, judge(&columns, need)?)))
 }
 
-async fn look(tx: &mut Tx<'_>, sql: &'static str, need: Need<'_>) -> Result<Option<SqliteRow>, StoreError> {
+/// Keeps the budgets that bound the run's project to this transaction, where there are any.
+pub(crate) const LOCK_PROJECT: &str = "select 1 from project where id = (select project_id from run where run.id = $1) \
+     and (budget_micro_usd is not null or day_budget_micro_usd is not null) for no key update";
+
+async fn look(tx: &mut Tx<'_>, sql: &'static str, need: Need<'_>) -> Result<Option<Row>, StoreError> {
+    tx.lock_rows(LOCK_PROJECT, need.run.as_str()).await?;
     let day = day_of(need.begun_at_ms);
-    let row = sqlx::query(sql)
+    let row = sql::query(sql)
         .bind(need.run.as_str())
         .bind(need.call)
         .bind(day)
@@ -403,8 +407,8 @@ pub(crate) async fn spend(
     begun_at_ms: i64,
     cost_micro_usd: i64,
 ) -> Result<(), StoreError> {
-    sqlx::query(ADD_TO_PROJECT).bind(project.as_str()).bind(cost_micro_usd).execute(&mut *tx.db).await?;
-    sqlx::query(ADD_TO_DAY)
+    sql::query(ADD_TO_PROJECT).bind(project.as_str()).bind(cost_micro_usd).execute(&mut *tx.db).await?;
+    sql::query(ADD_TO_DAY)
         .bind(project.as_str())
         .bind(day_of(begun_at_ms))
         .bind(cost_micro_usd)

@@ -2,8 +2,10 @@
 
 use caisson_domain::id::ProjectId;
 use caisson_domain::workflow::{CaissonBlock, PermissionMode, Workflow};
-use sqlx::AssertSqlSafe;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AssertSqlSafe, SqliteConnection};
 
+use super::sqlite::{BEGIN_WRITE, MIGRATOR};
 use super::*;
 use crate::{Clock, Look};
 
@@ -14,8 +16,16 @@ async fn store() -> (Store, tempfile::TempDir) {
     (store, directory)
 }
 
+/// The store's own writing connection.
+fn writer(store: &Store) -> &sqlx::SqlitePool {
+    match &store.shared.database {
+        Database::Sqlite(database) => &database.writer,
+        Database::Postgres(_) => panic!("a database of its own kind"),
+    }
+}
+
 async fn pragma(store: &Store, text: String) {
-    sqlx::query(AssertSqlSafe(text)).fetch_all(&store.shared.database.writer).await.unwrap();
+    sqlx::query(AssertSqlSafe(text)).fetch_all(writer(store)).await.unwrap();
 }
 
 fn large_workflow() -> Workflow {
@@ -36,8 +46,7 @@ fn large_workflow() -> Workflow {
 #[tokio::test]
 async fn a_full_disk_is_told_apart_and_passes_when_there_is_room() {
     let (store, _directory) = store().await;
-    let pages: i64 =
-        sqlx::query_scalar("pragma page_count").fetch_one(&store.shared.database.writer).await.unwrap();
+    let pages: i64 = sqlx::query_scalar("pragma page_count").fetch_one(writer(&store)).await.unwrap();
     pragma(&store, format!("pragma max_page_count = {}", pages + 10)).await;
     let project = ProjectId::default_project();
     for _ in 0..3 {
@@ -56,14 +65,17 @@ async fn a_full_disk_is_told_apart_and_passes_when_there_is_room() {
 async fn only_a_transaction_that_says_so_does_not_wait_for_the_disk() {
     let (store, _directory) = store().await;
     let synced = async |mut tx: Tx<'_>| {
-        let level: i64 = sqlx::query_scalar("pragma synchronous").fetch_one(&mut *tx.db).await.unwrap();
+        let level: i64 = sql::query_scalar("pragma synchronous").fetch_one(&mut *tx.db).await.unwrap();
         level == 2
     };
     for _ in 0..2 {
         assert!(synced(store.begin().await.unwrap()).await);
-        assert!(!synced(store.begin_unsynced().await.unwrap()).await, "it was dropped without a commit");
+        assert!(
+            !synced(store.begin_unsynced(Hold::Everything).await.unwrap()).await,
+            "it was dropped without a commit"
+        );
     }
-    let tx = store.begin_unsynced().await.unwrap();
+    let tx = store.begin_unsynced(Hold::Everything).await.unwrap();
     tx.commit().await.unwrap();
     assert!(synced(store.begin().await.unwrap()).await);
 }
@@ -147,7 +159,7 @@ async fn a_look_changes_nothing_and_tells_an_earlier_version() {
 async fn acknowledged_writes_wait_for_the_disk_and_keys_are_checked() {
     let (store, _directory) = store().await;
     let value = async |text: &'static str| -> String {
-        let row: (String,) = sqlx::query_as(text).fetch_one(&store.shared.database.writer).await.unwrap();
+        let row: (String,) = sqlx::query_as(text).fetch_one(writer(&store)).await.unwrap();
         row.0
     };
     // SQLite: 2 is FULL.
@@ -159,16 +171,16 @@ async fn acknowledged_writes_wait_for_the_disk_and_keys_are_checked() {
 #[tokio::test]
 async fn readers_cannot_write() {
     let (store, _directory) = store().await;
-    let written = sqlx::query("delete from project").execute(store.reader()).await;
+    let written = sql::query("delete from project").execute(store.reader()).await;
     assert!(written.is_err());
 }
 
 #[tokio::test]
 async fn a_statement_that_does_not_fit_the_schema_is_corrupt() {
     let (store, _directory) = store().await;
-    sqlx::query("drop table artifact").execute(&store.shared.database.writer).await.unwrap();
+    sqlx::query("drop table artifact").execute(writer(&store)).await.unwrap();
     let error =
-        StoreError::from(sqlx::query("select id from artifact").fetch_all(store.reader()).await.unwrap_err());
+        StoreError::from(sql::query("select id from artifact").fetch_all(store.reader()).await.unwrap_err());
     assert!(matches!(&error, StoreError::Corrupt { what, .. } if what == "the schema"), "{error:?}");
     let error = StoreError::from(sqlx::Error::RowNotFound);
     assert!(matches!(&error, StoreError::Corrupt { what, .. } if what == "a row"), "{error:?}");
@@ -241,7 +253,7 @@ async fn records_of_a_version_without_chains_are_chained_in_their_order_once() {
         "what is new comes behind what was there"
     );
     for statement in ["update audit_before set actor = 'x'", "delete from audit_before where number = 1"] {
-        let changed = sqlx::query(statement).execute(&store.shared.database.writer).await;
+        let changed = sqlx::query(statement).execute(writer(&store)).await;
         assert!(changed.is_err(), "{statement}");
     }
     // The old key lives on and never expires.

@@ -8,7 +8,7 @@ use caisson_domain::protocol::{NoteLevel, Outcome};
 use caisson_domain::run::Phase;
 use serde_json::json;
 
-use crate::database::Tx;
+use crate::database::{Hold, Tx, sql};
 use crate::rows::{Columns, document};
 use crate::{SandboxState, Store, StoreError, Topic, events};
 
@@ -82,7 +82,7 @@ impl Store {
     /// Safe: it only reads.
     pub async fn journal_offset(&self, sandbox: &SandboxId) -> Result<u64, StoreError> {
         let offset: Option<i64> =
-            sqlx::query_scalar(OFFSET).bind(sandbox.as_str()).fetch_optional(self.reader()).await?;
+            sql::query_scalar(OFFSET).bind(sandbox.as_str()).fetch_optional(self.reader()).await?;
         let offset = offset.ok_or_else(|| StoreError::missing("sandbox", sandbox.as_str()))?;
         u64::try_from(offset)
             .map_err(|error| StoreError::corrupt(format!("sandbox.journal_offset of {sandbox}"), error))
@@ -108,8 +108,8 @@ impl Store {
             let what = format!("the journal batch of {sandbox}");
             return Err(StoreError::corrupt(what, format!("it ends at {end} and begins at {offset}")));
         };
-        let mut tx = self.begin().await?;
-        let row = sqlx::query(OPEN).bind(sandbox.as_str()).fetch_optional(&mut *tx.db).await?;
+        let mut tx = self.begin_in(Hold::SessionOfSandbox(sandbox)).await?;
+        let row = sql::query(OPEN).bind(sandbox.as_str()).fetch_optional(&mut *tx.db).await?;
         let row = row.ok_or_else(|| StoreError::missing("sandbox", sandbox.as_str()))?;
         let columns = Columns::of("sandbox", &row)?;
         let acknowledged: u64 = columns.number("journal_offset")?;
@@ -136,11 +136,11 @@ impl Store {
             let mut room = Room::read(&columns)?;
             let events = room.keep(ours);
             if room.told_now {
-                sqlx::query(FULL).bind(run.as_str()).execute(&mut *tx.db).await?;
+                sql::query(FULL).bind(run.as_str()).execute(&mut *tx.db).await?;
             }
             events::append(&mut tx, &columns.parse("session_id")?, &run, &events).await?;
         }
-        sqlx::query(ADVANCE).bind(sandbox.as_str()).bind(new_offset).execute(&mut *tx.db).await?;
+        sql::query(ADVANCE).bind(sandbox.as_str()).bind(new_offset).execute(&mut *tx.db).await?;
         tx.commit().await?;
         Ok(JournalAppend::Stored { acknowledged: end, skipped: skipped as u64 })
     }
@@ -236,14 +236,14 @@ async fn apply(tx: &mut Tx<'_>, entry: &JournalEntry) -> Result<(), StoreError> 
     match &entry.effect {
         JournalEffect::None => return Ok(()),
         JournalEffect::Phase(phase) => {
-            sqlx::query(PHASE).bind(run).bind(phase.as_str()).execute(&mut *tx.db).await?;
+            sql::query(PHASE).bind(run).bind(phase.as_str()).execute(&mut *tx.db).await?;
         }
         JournalEffect::Prepared { base_commit } => {
-            sqlx::query(PREPARED).bind(run).bind(base_commit.as_deref()).execute(&mut *tx.db).await?;
+            sql::query(PREPARED).bind(run).bind(base_commit.as_deref()).execute(&mut *tx.db).await?;
         }
         JournalEffect::AgentStarted => {
-            sqlx::query(AGENT_STARTED).bind(run).execute(&mut *tx.db).await?;
-            sqlx::query(ATTEMPT_STARTED)
+            sql::query(AGENT_STARTED).bind(run).execute(&mut *tx.db).await?;
+            sql::query(ATTEMPT_STARTED)
                 .bind(run)
                 .bind(entry.attempt)
                 .bind(tx.now_ms)
@@ -252,7 +252,7 @@ async fn apply(tx: &mut Tx<'_>, entry: &JournalEntry) -> Result<(), StoreError> 
         }
         JournalEffect::Finished(outcome) => {
             let outcome = document("run.outcome", outcome)?;
-            sqlx::query(FINISHED).bind(run).bind(outcome).execute(&mut *tx.db).await?;
+            sql::query(FINISHED).bind(run).bind(outcome).execute(&mut *tx.db).await?;
         }
     }
     tx.wake(Topic::Run(entry.run.clone()));

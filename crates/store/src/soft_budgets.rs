@@ -5,9 +5,9 @@ use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{ProjectId, RunId, SandboxId, SessionId};
 use caisson_domain::protocol::InputBody;
 use serde_json::json;
-use sqlx::sqlite::SqliteRow;
 
-use crate::database::Tx;
+use crate::budgets::LOCK_PROJECT;
+use crate::database::{Row, Tx, sql};
 use crate::rows::{Columns, document};
 use crate::runs::{INSERT_INPUT, NEXT_INPUT};
 use crate::{StoreError, Topic, events};
@@ -17,16 +17,16 @@ use crate::{StoreError, Topic, events};
 /// done, or that was told to stop, is told nothing more.
 const USED: &str = "select run.id, run.session_id, run.project_id, run.sandbox_id, budget_soft_percent, \
      run.budget_micro_usd as run_budget, run.cost_micro_usd as run_spent, 0 as run_before, \
-     case when run.budget_micro_usd is not null then (select sum(come_to_micro_usd) from usage \
+     case when run.budget_micro_usd is not null then (select cast(sum(come_to_micro_usd) as bigint) from usage \
        where run_id = run.id and state = 'pending') end as run_under_way, \
      project.budget_micro_usd as project_budget, project.cost_micro_usd as project_spent, \
      project_spent_before_micro_usd as project_before, \
-     case when project.budget_micro_usd is not null then (select sum(come_to_micro_usd) from usage \
+     case when project.budget_micro_usd is not null then (select cast(sum(come_to_micro_usd) as bigint) from usage \
        where project_id = project.id and state = 'pending') end as project_under_way, \
      day_budget_micro_usd as day_budget, \
      (select cost_micro_usd from project_day where project_id = project.id and day = $2) as day_spent, \
      case when first_call_day = $2 then day_spent_before_micro_usd else 0 end as day_before, \
-     case when day_budget_micro_usd is not null then (select sum(come_to_micro_usd) from usage \
+     case when day_budget_micro_usd is not null then (select cast(sum(come_to_micro_usd) as bigint) from usage \
        where project_id = project.id and state = 'pending' and begun_at_ms >= $3 and begun_at_ms < $4) end \
        as day_under_way \
      from run join project on project.id = run.project_id where run.id = $1 and status = 'running' \
@@ -38,8 +38,10 @@ const TOLD: &str = "update run set budget_soft_at_ms = $2 where id = $1 and budg
 /// Tells the run's agent to wrap up if it has used its share of a budget and was not told before. `begun_at_ms` is when the
 /// call began whose cost has grown.
 pub(crate) async fn look(tx: &mut Tx<'_>, run: &RunId, begun_at_ms: i64) -> Result<(), StoreError> {
+    // Two runs whose replies grow at once must not both miss what they come to together.
+    tx.lock_rows(LOCK_PROJECT, run.as_str()).await?;
     let day = day_of(begun_at_ms);
-    let row = sqlx::query(USED)
+    let row = sql::query(USED)
         .bind(run.as_str())
         .bind(day)
         .bind(day * DAY_MS)
@@ -54,10 +56,10 @@ pub(crate) async fn look(tx: &mut Tx<'_>, run: &RunId, begun_at_ms: i64) -> Resu
 }
 
 /// Of the budgets whose share is used, the one with the least left.
-fn nearest(row: &SqliteRow) -> Result<Option<SoftBudget>, StoreError> {
+fn nearest(row: &Row) -> Result<Option<SoftBudget>, StoreError> {
     let columns = Columns::of("run", row)?;
     let number = |name: &str| columns.get::<Option<i64>>(name);
-    let percent = columns.get("budget_soft_percent")?;
+    let percent = columns.number("budget_soft_percent")?;
     let mut nearest: Option<SoftBudget> = None;
     for (scope, [budget, spent, before, under_way]) in [
         (BudgetScope::Run, ["run_budget", "run_spent", "run_before", "run_under_way"]),
@@ -80,22 +82,22 @@ fn nearest(row: &SqliteRow) -> Result<Option<SoftBudget>, StoreError> {
     Ok(nearest)
 }
 
-async fn tell(tx: &mut Tx<'_>, run: &RunId, row: &SqliteRow, soft: &SoftBudget) -> Result<(), StoreError> {
+async fn tell(tx: &mut Tx<'_>, run: &RunId, row: &Row, soft: &SoftBudget) -> Result<(), StoreError> {
     let columns = Columns::of("run", row)?;
     let session: SessionId = columns.parse("session_id")?;
     let project: ProjectId = columns.parse("project_id")?;
-    if sqlx::query(TOLD).bind(run.as_str()).bind(tx.now_ms).execute(&mut *tx.db).await?.rows_affected() != 1 {
+    if sql::query(TOLD).bind(run.as_str()).bind(tx.now_ms).execute(&mut *tx.db).await?.rows_affected() != 1 {
         return Ok(());
     }
     let body = document("input.body", &InputBody::Steer { text: soft.wrap_up() })?;
-    let seq: Option<i64> = sqlx::query_scalar(NEXT_INPUT)
+    let seq: Option<i64> = sql::query_scalar(NEXT_INPUT)
         .bind(session.as_str())
         .bind(run.as_str())
         .bind(body.as_str())
         .fetch_optional(&mut *tx.db)
         .await?;
     let Some(seq) = seq else { return Ok(()) };
-    sqlx::query(INSERT_INPUT)
+    sql::query(INSERT_INPUT)
         .bind(session.as_str())
         .bind(seq)
         .bind(project.as_str())

@@ -7,10 +7,9 @@ use caisson_domain::id::{ProjectId, RunId, ServerId, SessionId, UsageId};
 use caisson_domain::run::Failure;
 use caisson_domain::usage::TokenCounts;
 use serde_json::json;
-use sqlx::sqlite::SqliteRow;
 
 use crate::budgets::{self, Need, Room};
-use crate::database::Tx;
+use crate::database::{Hold, Row, Tx, sql};
 use crate::rows::{Columns, document};
 use crate::{Store, StoreError, Topic, events, soft_budgets};
 
@@ -145,7 +144,7 @@ impl Store {
     /// # Cancel safety
     /// A dropped call may have written the row; it is settled as an estimate when its run ends or its server starts.
     pub async fn begin_model_call(&self, run: &RunId, call: &NewModelCall) -> Result<BeginCall, StoreError> {
-        let mut tx = self.begin_unsynced().await?;
+        let mut tx = self.begin_unsynced(Hold::SessionOfRun(run)).await?;
         let reserve = bounded_cost(call.reserve_micro_usd);
         let need =
             Need { run, call: "", begun_at_ms: tx.now_ms, micro_usd: reserve, only_alone: call.only_alone };
@@ -160,7 +159,7 @@ impl Store {
         };
         let id = UsageId::new(tx.now_ms, tx.random());
         let tokens = bounded_tokens(&call.estimate);
-        sqlx::query(INSERT)
+        sql::query(INSERT)
             .bind(id.as_str())
             .bind(run.as_str())
             .bind(call.model.as_str())
@@ -174,7 +173,7 @@ impl Store {
             .bind(reserve)
             .execute(&mut *tx.db)
             .await?;
-        sqlx::query(BEGUN_SESSION).bind(session).execute(&mut *tx.db).await?;
+        sql::query(BEGUN_SESSION).bind(session).execute(&mut *tx.db).await?;
         tx.commit().await?;
         Ok(BeginCall::Begun { id, bounded })
     }
@@ -191,8 +190,8 @@ impl Store {
         id: &UsageId,
         extension: &CallExtension,
     ) -> Result<ExtendCall, StoreError> {
-        let mut tx = self.begin_unsynced().await?;
-        let row = sqlx::query(HELD).bind(id.as_str()).fetch_optional(&mut *tx.db).await?;
+        let mut tx = self.begin_unsynced(Hold::SessionOfCall(id)).await?;
+        let row = sql::query(HELD).bind(id.as_str()).fetch_optional(&mut *tx.db).await?;
         let Some(row) = row else { return Ok(ExtendCall::Over) };
         let columns = Columns::of("usage", &row)?;
         let (run, project): (RunId, ProjectId) = (columns.parse("run_id")?, columns.parse("project_id")?);
@@ -212,7 +211,7 @@ impl Store {
             }
         }
         let tokens = bounded_tokens(&extension.estimate);
-        sqlx::query(EXTEND)
+        sql::query(EXTEND)
             .bind(id.as_str())
             .bind(tokens.input)
             .bind(tokens.output)
@@ -240,8 +239,8 @@ impl Store {
     /// # Cancel safety
     /// Safe: repeatable.
     pub async fn note_model_failure(&self, run: &RunId, failure: &Failure) -> Result<bool, StoreError> {
-        let mut tx = self.begin_unsynced().await?;
-        let noted = sqlx::query(NOTE_FAILURE)
+        let mut tx = self.begin_unsynced(Hold::SessionOfRun(run)).await?;
+        let noted = sql::query(NOTE_FAILURE)
             .bind(run.as_str())
             .bind(document("run.model_failure", failure)?)
             .execute(&mut *tx.db)
@@ -259,7 +258,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn has_open_calls(&self, run: &RunId) -> Result<bool, StoreError> {
-        let open: i64 = sqlx::query_scalar(HAS_OPEN).bind(run.as_str()).fetch_one(self.reader()).await?;
+        let open: i64 = sql::query_scalar(HAS_OPEN).bind(run.as_str()).fetch_one(self.reader()).await?;
         Ok(open != 0)
     }
 
@@ -273,7 +272,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: repeatable.
     pub async fn settle_model_call(&self, id: &UsageId, settled: &SettledCall) -> Result<bool, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_in(Hold::SessionOfCall(id)).await?;
         let call = Settlement {
             model: &settled.model,
             status: Some(settled.status),
@@ -303,7 +302,7 @@ impl Store {
         loop {
             let mut tx = self.begin().await?;
             let orphans =
-                sqlx::query(ORPHANS).bind(server.as_str()).bind(ORPHAN_ITEMS).fetch_all(&mut *tx.db).await?;
+                sql::query(ORPHANS).bind(server.as_str()).bind(ORPHAN_ITEMS).fetch_all(&mut *tx.db).await?;
             if orphans.is_empty() {
                 return Ok(settled);
             }
@@ -339,13 +338,13 @@ impl Settlement<'_> {
 
 /// Settles the run's open calls with their estimates, so that its end tells the whole of its usage.
 pub(crate) async fn settle_open(tx: &mut Tx<'_>, run: &str) -> Result<(), StoreError> {
-    for row in sqlx::query(OPEN).bind(run).fetch_all(&mut *tx.db).await? {
+    for row in sql::query(OPEN).bind(run).fetch_all(&mut *tx.db).await? {
         settle_orphan(tx, &row).await?;
     }
     Ok(())
 }
 
-async fn settle_orphan(tx: &mut Tx<'_>, row: &SqliteRow) -> Result<Option<(RunId, i64)>, StoreError> {
+async fn settle_orphan(tx: &mut Tx<'_>, row: &Row) -> Result<Option<(RunId, i64)>, StoreError> {
     let columns = Columns::of("usage", row)?;
     let call = Settlement {
         model: columns.get("model")?,
@@ -370,7 +369,7 @@ async fn settle(
     id: &UsageId,
     call: &Settlement<'_>,
 ) -> Result<Option<(RunId, i64)>, StoreError> {
-    let row = sqlx::query(SETTLE)
+    let row = sql::query(SETTLE)
         .bind(id.as_str())
         .bind(call.model)
         .bind(call.status)
@@ -444,7 +443,7 @@ async fn add(
     call: &Settlement<'_>,
 ) -> Result<(), StoreError> {
     let totals = |sql: &'static str, to| {
-        sqlx::query(sql)
+        sql::query(sql)
             .bind(to)
             .bind(i64::from(call.estimated))
             .bind(call.tokens.input)

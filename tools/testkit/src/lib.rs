@@ -8,6 +8,7 @@ pub mod git_host;
 pub mod hunt;
 pub mod mcp_server;
 pub mod parts;
+pub mod postgres;
 pub mod process;
 pub mod repository;
 pub mod volumes;

@@ -33,7 +33,7 @@ pub(crate) async fn run(command: Credential, environment: &Environment) -> anyho
     match command {
         Credential::Add(flags) => add(flags, environment).await?,
         Credential::List { server, project, json } => {
-            let store = open_store(&settings(&server, environment)?.state_dir).await?;
+            let store = open_store(&settings(&server, environment)?).await?;
             list(&store.list_credentials(&project.parse()?).await?, store.now_ms(), json)?;
             store.close().await.ok();
         }

@@ -19,6 +19,7 @@ use crate::inputs::{self, Faults, Part};
 use crate::render::clean;
 use crate::serve::chain;
 use crate::server_id::{check_not_lost, known_server_id};
+use crate::settings::database::Place;
 use crate::settings::{Environment, Settings};
 use crate::vault::{has_model_credential, master_key_file};
 
@@ -150,18 +151,28 @@ fn writable(directory: &Path) -> Result<&Path, String> {
 
 /// The database as it is, for reading alone; none if there is none that can be read.
 async fn database(settings: &Settings, report: &mut Report) -> Option<Store> {
-    let path = settings.state_dir.join("caisson.db");
-    let (database, store) = match Store::look(&path, Clock::system()).await {
-        Ok(Look::Missing) => (Ok("none yet; it is made when it is needed".to_owned()), None),
-        Ok(Look::Behind { migrations }) => (
-            Ok(format!("{}; the next start brings it up to date ({migrations} steps)", path.display())),
-            None,
-        ),
-        Ok(Look::Ready(_)) if access(&path, AccessFlags::W_OK).is_err() => {
-            (Err(format!("\"{}\" cannot be written", path.display())), None)
+    let place = match settings.database_place() {
+        Ok(place) => place,
+        Err(error) => {
+            report.tell("database", Err(format!("{error:#}")));
+            return None;
         }
-        Ok(Look::Ready(store)) => (Ok(path.display().to_string()), Some(store)),
-        Err(error) => (Err(chain(&error)), None),
+    };
+    let unwritable = |place: &Place| match place {
+        Place::File(path) => access(path, AccessFlags::W_OK).is_err(),
+        Place::Postgres(_) => false,
+    };
+    let (database, store) = match place.look(Clock::system()).await {
+        Ok(Look::Missing) => (Ok("none yet; it is made when it is needed".to_owned()), None),
+        Ok(Look::Behind { migrations }) => {
+            (Ok(format!("{place}; the next start brings it up to date ({migrations} steps)")), None)
+        }
+        Ok(Look::Ready(_)) if unwritable(&place) => (Err(format!("\"{place}\" cannot be written")), None),
+        Ok(Look::Ready(store)) => (Ok(place.to_string()), Some(store)),
+        Err(error) => match place {
+            Place::File(_) => (Err(chain(&error)), None),
+            Place::Postgres(_) => (Err(format!("{place}: {}", chain(&error))), None),
+        },
     };
     report.tell("database", database);
     let keys = match &store {

@@ -46,7 +46,7 @@ pub(crate) async fn run(command: Key, environment: &Environment) -> anyhow::Resu
             print(token.expose());
         }
         Key::List { server, project } => {
-            let store = open_store(&settings(&server, environment)?.state_dir).await?;
+            let store = open_store(&settings(&server, environment)?).await?;
             let keys = store.list_api_keys(&project.parse()?).await?;
             print(&table(&keys, store.now_ms()));
         }

@@ -27,7 +27,7 @@ impl Machine {
     /// The settings have faults, the state directory cannot be used, or the server's id is lost.
     pub(super) async fn open(flags: &ServerFlags, environment: &Environment) -> anyhow::Result<Self> {
         let settings = settings(flags, environment)?;
-        let store = open_store(&settings.state_dir).await?;
+        let store = open_store(&settings).await?;
         let server = server_id(&settings.state_dir, &store).await?;
         let head = keep_audit(&settings, &store, &server).await?;
         Ok(Self { settings, store, head })

@@ -42,7 +42,8 @@ pub(crate) const DETACHED: u8 = 130;
 /// What went wrong, for people.
 pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::Result<u8> {
     match command {
-        Command::Serve(flags) => serve(flags, environment).await,
+        // The largest of them by far, boxed so that the others need not be as large.
+        Command::Serve(flags) => Box::pin(serve(flags, environment)).await,
         Command::Run(flags) => submit::run(*flags).await,
         Command::Logs(flags) => runs::logs(flags).await,
         Command::Ps(flags) => runs::ps(flags).await,
@@ -58,7 +59,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Agent(agent) => agent::run(agent, environment),
         Command::Image(image) => image::run(image, environment).await,
         Command::Doctor(flags) => doctor::run(flags, environment).await,
-        Command::Demo(flags) => demo::run(flags, environment).await,
+        Command::Demo(flags) => Box::pin(demo::run(flags, environment)).await,
         Command::Supervise { .. } => {
             // Done by `main`, before there is a second thread.
             anyhow::bail!("a supervisor is started by the server")

@@ -1,9 +1,9 @@
 //! Records of the credentials that the gateway adds to what it forwards.
 
 use caisson_domain::id::RunId;
-use sqlx::SqliteConnection;
 
 use super::{Actor, NewAudit};
+use crate::database::sql::{self, Executor};
 use crate::door::known_run;
 use crate::{Store, StoreError, audit};
 
@@ -31,12 +31,12 @@ impl Store {
     /// # Cancel safety
     /// Safe: repeatable.
     pub async fn note_credential_use(&self, run: &RunId, used: &CredentialUse) -> Result<(), StoreError> {
-        if is_noted(&mut *self.reader().acquire().await?, run, used).await? {
+        if is_noted(self.reader(), run, used).await? {
             return Ok(());
         }
         let mut tx = self.begin().await?;
         // Two requests may have come here at once.
-        if is_noted(&mut tx.db, run, used).await? {
+        if is_noted(&mut *tx.db, run, used).await? {
             return tx.rollback().await;
         }
         let run = known_run(&mut tx, run).await?;
@@ -52,8 +52,12 @@ impl Store {
     }
 }
 
-async fn is_noted(db: &mut SqliteConnection, run: &RunId, used: &CredentialUse) -> Result<bool, StoreError> {
-    let noted: i64 = sqlx::query_scalar(NOTED)
+async fn is_noted<'c>(
+    db: impl Into<Executor<'c>>,
+    run: &RunId,
+    used: &CredentialUse,
+) -> Result<bool, StoreError> {
+    let noted: i64 = sql::query_scalar(NOTED)
         .bind(run.as_str())
         .bind(used.purpose)
         .bind(used.credential.as_str())

@@ -237,6 +237,7 @@ fn model(settings: &Settings) -> anyhow::Result<ModelUpstream> {
         credential,
         outbound_proxy: model.outbound_proxy.clone(),
         extra_ca_pem: read_pem("model.extra_ca_file", model.extra_ca_file.as_deref())?,
+        provider_tools: model.provider_tools(),
     })
 }
 

@@ -13,6 +13,7 @@ mod sources;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use caisson_domain::provider::ProviderTool;
 use caisson_domain::workflow::WORKSPACE_MIB;
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -191,6 +192,14 @@ pub(crate) struct Model {
     pub outbound_proxy: Option<Url>,
     /// PEM file with further certificate authorities. `CAISSON_MODEL__EXTRA_CA_FILE`.
     pub extra_ca_file: Option<PathBuf>,
+    /// What agents may have the provider do outside. Default: nothing. `CAISSON_MODEL__PROVIDER_TOOLS`.
+    pub provider_tools: Vec<String>,
+}
+
+impl Model {
+    pub(crate) fn provider_tools(&self) -> Vec<ProviderTool> {
+        egress::parsed(&self.provider_tools)
+    }
 }
 
 /// Git hosts.
@@ -381,6 +390,7 @@ impl Settings {
                 "model has more than one of api_key_file, api_key and auth_token_file; keep one".to_owned(),
             );
         }
+        faults.extend(egress::faults_of::<ProviderTool>("model.provider_tools", &self.model.provider_tools));
         if !matches!(self.model.base_url.scheme(), "http" | "https") {
             faults.push(format!("model.base_url \"{}\" is neither http nor https", self.model.base_url));
         }
@@ -457,6 +467,7 @@ fn defaults(
         .set_default("docker", nothing())?
         .set_default("local.control_groups", true)?
         .set_default("model.base_url", "https://api.anthropic.com")?
+        .set_default("model.provider_tools", Vec::<String>::new())?
         .set_default("git.max_file_mib", 100)?
         .set_default("git.any_submodules", false)?
         .set_default("git.author_name", "Caisson")?

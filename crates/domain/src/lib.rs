@@ -20,6 +20,7 @@ pub mod limits;
 pub mod mcp;
 pub mod principal;
 pub mod protocol;
+pub mod provider;
 pub mod redact;
 pub mod run;
 pub mod server;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use caisson_domain::git::AllowList;
 use caisson_domain::id::ServerId;
+use caisson_domain::provider::ProviderTool;
 use caisson_domain::redact::LiveSecrets;
 use caisson_domain::usage::PriceTable;
 use caisson_store::StoreError;
@@ -58,6 +59,8 @@ pub struct ModelUpstream {
     pub outbound_proxy: Option<Url>,
     /// Further certificate authorities, PEM.
     pub extra_ca_pem: Option<Vec<u8>>,
+    /// What agents may have the provider do outside; calls that ask for more are refused.
+    pub provider_tools: Vec<ProviderTool>,
 }
 
 /// How the model API knows us.

@@ -23,7 +23,8 @@ const NOT_SETTINGS: [&str; 6] = [
 /// Separator of nested keys in a variable: `CAISSON_MODEL__BASE_URL` is `model.base_url`.
 const NESTED: &str = "__";
 /// Keys whose variables hold lists, separated by spaces.
-const LISTS: [&[&str]; 13] = [
+const LISTS: [&[&str]; 14] = [
+    &["model", "provider_tools"],
     &["repositories"],
     &["allow_repo"],
     &["local", "read_only"],

@@ -124,11 +124,20 @@ impl Caching {
     /// the Messages API's documentation of prompt caching (`cache_control`, `ttl`).
     fn of(body: &[u8]) -> Self {
         match std::str::from_utf8(body) {
+            // A letter that is written as an escape, as no client does, may be one of those words'.
+            Ok(text) if has_escaped_letter(text) => Self::Hour,
             Ok(text) if !text.contains("cache_control") => Self::None,
             Ok(text) if !text.contains("\"1h\"") => Self::FiveMinutes,
             Ok(_) | Err(_) => Self::Hour,
         }
     }
+}
+
+/// Whether a printable letter of ASCII is written as `\\u00XX`.
+fn has_escaped_letter(text: &str) -> bool {
+    text.match_indices("\\u00").any(|(at, escape)| {
+        text.as_bytes().get(at + escape.len()).is_some_and(|digit| matches!(digit, b'2'..=b'7'))
+    })
 }
 
 impl Ask {
@@ -315,6 +324,10 @@ mod tests {
         assert_eq!(needed(&opus(r#","system":[{"cache_control":{"type":"ephemeral"}}]"#)), 5_000 + 200);
         let hour = r#","system":[{"cache_control":{"type":"ephemeral", "ttl": "1h"}}]"#;
         assert_eq!(needed(&opus(hour)), 8_000 + 200);
+        for hidden in [r#","x":[{"cache_contr\u006fl":1}]"#, r#","cache_control":{"ttl":"1\u0068"}"#] {
+            assert_eq!(needed(&opus(hidden)), 8_000 + 200, "{hidden}");
+        }
+        assert_eq!(needed(&opus(r#","x":"\u001b[0m\u00e9""#)), 4_000 + 200, "as every client writes them");
         assert_eq!(needed(&[&opus("")[..], b"\xff"].concat()), 8_000 + 200, "what cannot be read");
     }
 }

@@ -119,6 +119,7 @@ impl Setup {
             credential: Some(ModelCredential::ApiKey(MODEL_KEY.to_owned().into())),
             outbound_proxy: None,
             extra_ca_pem: None,
+            provider_tools: Vec::new(),
         };
         let git = GitUpstreams {
             credentials: Vec::new(),
@@ -202,7 +203,7 @@ impl World {
     }
 
     pub(crate) async fn start(&self, setup: Setup) {
-        self.try_start(setup).await.unwrap();
+        Box::pin(self.try_start(setup)).await.unwrap();
     }
 
     /// Stops the gateway as the binary does and waits for its last task.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use caisson_domain::id::ServerId;
 use caisson_store::{AuditHead, Store, Topic};
+use nix::unistd::{AccessFlags, access};
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -216,6 +217,13 @@ impl HeadKeeper {
 /// # Errors
 /// It does not, or there is no telling.
 pub(crate) async fn look(state_dir: &Path, path: &Path, store: &Store) -> anyhow::Result<String> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // The state directory itself is made when it is needed.
+    ensure!(
+        directory == state_dir || access(directory, AccessFlags::W_OK | AccessFlags::X_OK).is_ok(),
+        "no head can be written to \"{}\": make that directory for the server's user, or set audit_head to another place",
+        directory.display()
+    );
     let Some(signed) = SignedHead::read(path)? else {
         return Ok("no head was signed yet; the next record makes one".to_owned());
     };

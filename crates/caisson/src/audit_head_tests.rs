@@ -45,6 +45,17 @@ impl World {
 }
 
 #[tokio::test]
+async fn a_place_where_no_head_can_be_written_is_told() {
+    let world = World::new().await;
+    let state_dir = world.directory.path();
+    let told = look(state_dir, &world.head(), &world.store).await.unwrap();
+    assert!(told.contains("no head was signed yet"), "{told}");
+    let missing = state_dir.join("not-there").join("head");
+    let fault = look(state_dir, &missing, &world.store).await.unwrap_err().to_string();
+    assert!(fault.contains("not-there\"") && fault.contains("set audit_head"), "{fault}");
+}
+
+#[tokio::test]
 async fn the_head_follows_the_log_and_verifies_with_the_key_alone() {
     let world = World::new().await;
     let keeper = world.keeper();

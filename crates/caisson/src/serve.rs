@@ -67,10 +67,14 @@ impl Server {
         let address = listener.local_addr()?;
         let store = open_store(&settings.state_dir).await?;
         unlock(&settings, &store).await?;
+        for weakness in exposure::weaknesses_of_store(&store).await? {
+            warn!("{weakness}");
+        }
         put_workflows(&store, &inputs.workflows).await?;
-        put_budgets(&store, &settings).await?;
         let id = server_id(&settings.state_dir, &store).await?;
         let head = keep_audit(&settings, &store, &id).await?;
+        // Audited, so not before the store knows whose chain it writes.
+        put_budgets(&store, &settings).await?;
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
 
         let engine = ActiveEngine::choose(&settings, &id, Some(&store), Purpose::Serving).await?;

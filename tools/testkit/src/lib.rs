@@ -11,4 +11,5 @@ pub mod parts;
 pub mod process;
 pub mod repository;
 pub mod volumes;
+pub mod words;
 pub mod world;

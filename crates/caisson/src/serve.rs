@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::agents::Agents;
-use crate::audit_head::{HeadKeeper, keeper_or_warn};
+use crate::audit_head::{HeadKeeper, check_place, keeper_or_warn};
 use crate::engines::{ActiveEngine, Purpose};
 use crate::exposure;
 use crate::inputs::{self, Inputs};
@@ -60,6 +60,7 @@ impl Server {
             warn!("{weakness}");
         }
         make_directory(&settings.state_dir)?;
+        check_place(&settings.state_dir, &settings.audit_head())?;
         let lock = lock_state(&settings.state_dir)?;
         let listener = TcpListener::bind(settings.listen).await.with_context(|| {
             format!("{} cannot be listened on; choose another address with --listen", settings.listen)

@@ -88,7 +88,8 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
         report.tell("server id", Err(format!("{error:#}")));
     }
     if let Some(store) = &store {
-        let looked = audit_head::look(&settings.state_dir, &settings.audit_head(), store).await;
+        let looked =
+            audit_head::look((&settings.state_dir, &settings.audit_head()), store, server.as_ref()).await;
         report.tell("audit log", looked.map_err(|error| format!("{error:#}")));
     }
     if usable.is_ok() {

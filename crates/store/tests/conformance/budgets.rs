@@ -136,7 +136,8 @@ async fn parallel_calls_cannot_overshoot_together(fixture: Fixture) {
 
 async fn a_refusal_says_whether_the_settings_hold_the_budget(fixture: Fixture) {
     let run = running(&fixture, None).await.run.id;
-    let by_api = |total, day| fixture.store.change_budgets(&project(), total, day, Actor::Operator);
+    let project = project();
+    let by_api = |total, day| fixture.store.change_budgets(&project, total, day, Actor::Operator);
     by_api(BudgetChange::Bound(5), BudgetChange::Keep).await.unwrap();
     budgets(&fixture, None, Some(9)).await;
     let refused = over(&begin(&fixture, &run, 6).await);

@@ -462,6 +462,11 @@ async fn problem(response: reqwest::Response) -> anyhow::Error {
     if status == StatusCode::UNAUTHORIZED {
         message.push_str("; set CAISSON_API_KEY to a key of this server");
     }
+    if code.as_deref() == Some("scope_missing") {
+        message.push_str(
+            "; `caisson key create NAME --scope SCOPE` on the server's machine makes a key that has it",
+        );
+    }
     if status.is_server_error() { anyhow::anyhow!(message) } else { Refused { message, code }.into() }
 }
 

@@ -74,6 +74,8 @@ pub(crate) struct Findings {
     pub fixable: Vec<Known>,
     /// How many are known that no version of the release closes yet.
     pub open: usize,
+    /// How many are known of which nobody has said yet whether the release has them.
+    pub undetermined: usize,
 }
 
 /// Reads package databases: all packages that are installed, sorted.
@@ -114,14 +116,33 @@ fn package(paragraph: &str) -> Option<Package> {
     })
 }
 
-/// The release's code name, such as `bookworm`, if this is Debian's `os-release`.
-pub(crate) fn release(os_release: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(os_release);
-    let field = |name: &str| {
-        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-        value.map(|value| value.trim().trim_matches('"').to_owned())
-    };
-    field("ID").filter(|id| id == "debian").and_then(|_| field("VERSION_CODENAME"))
+/// The distribution that an image is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Distribution {
+    /// Such as `debian` or `ubuntu`; the namespace of its packages.
+    pub id: String,
+    /// Its release's code name, such as `bookworm`.
+    pub codename: Option<String>,
+}
+
+impl Distribution {
+    /// Reads os-release(5), as far as it says what it may; one that says nothing is of `linux`, by that page.
+    pub(crate) fn read(os_release: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(os_release);
+        let field = |name: &str| {
+            let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            let value = value.map(|value| value.trim().trim_matches(['"', '\'']).to_owned())?;
+            let is_word =
+                |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
+            (!value.is_empty() && value.chars().all(is_word)).then_some(value)
+        };
+        Self { id: field("ID").unwrap_or_else(|| "linux".to_owned()), codename: field("VERSION_CODENAME") }
+    }
+
+    /// The release's code name if this is Debian itself, which alone its security tracker knows.
+    pub(crate) fn debian_release(&self) -> Option<&str> {
+        self.codename.as_deref().filter(|_| self.id == "debian")
+    }
 }
 
 impl Advisories {
@@ -167,6 +188,7 @@ impl Advisories {
                         });
                     }
                     "open" if here.urgency != "unimportant" => findings.open += 1,
+                    "undetermined" => findings.undetermined += 1,
                     _ => {}
                 }
             }

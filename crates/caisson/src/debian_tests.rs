@@ -18,6 +18,7 @@ const KNOWN: &str = r#"{
     "CVE-2024-3": {"releases": {"bookworm": {"status": "resolved", "fixed_version": "0", "urgency": "low"}}},
     "CVE-2024-4": {"releases": {"bookworm": {"status": "open", "urgency": "medium"}}},
     "CVE-2024-5": {"releases": {"bookworm": {"status": "open", "urgency": "unimportant"}}},
+    "CVE-2024-9": {"releases": {"bookworm": {"status": "undetermined", "urgency": "not yet assigned"}}},
     "CVE-2024-6": {"releases": {"trixie": {"status": "open", "urgency": "high"}}}},
   "gcc-12": {"CVE-2024-7": {"releases": {"bookworm": {"status": "resolved", "fixed_version": "12.2.0-14", "urgency": "low"}}}},
   "gone": {"CVE-2024-8": {"releases": {"bookworm": {"status": "resolved", "fixed_version": "2", "urgency": "high"}}}}
@@ -48,6 +49,7 @@ fn only_what_a_later_version_of_the_release_closes_is_fixable() {
     let ids: Vec<_> =
         findings.fixable.iter().map(|known| (known.id.as_str(), known.fixed.as_str())).collect();
     assert_eq!((ids, findings.open), (vec![("CVE-2024-1", "3.0.13-1~deb12u1")], 1));
+    assert_eq!(findings.undetermined, 1, "neither good news nor bad");
     assert_eq!(known.about(&packages, "sid"), Findings::default());
     assert!(known.knows("bookworm") && known.knows("trixie") && !known.knows("sid") && !known.knows(""));
     assert!(Advisories::read(b"[]").is_err() && Advisories::read(b"<html>").is_err());
@@ -55,7 +57,7 @@ fn only_what_a_later_version_of_the_release_closes_is_fixable() {
 
 #[test]
 fn the_release_is_debians_alone() {
-    let of = |text: &str| release(text.as_bytes());
+    let of = |text: &str| Distribution::read(text.as_bytes()).debian_release().map(str::to_owned);
     assert_eq!(of("NAME=x\nID=debian\nVERSION_CODENAME=bookworm\n"), Some("bookworm".to_owned()));
     assert_eq!(of("ID=\"debian\"\nVERSION_CODENAME=\"trixie\"\n"), Some("trixie".to_owned()));
     assert_eq!(of("ID=ubuntu\nVERSION_CODENAME=noble\n"), None);

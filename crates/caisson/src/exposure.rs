@@ -6,10 +6,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use caisson_domain::budget::ProjectBudgets;
+use caisson_domain::credential::CredentialSettings;
 use caisson_domain::egress::{AddressRange, HostPattern, Rule};
+use caisson_domain::id::ProjectId;
 use caisson_sandbox::docker::{DEFAULT_HOST, DEFAULT_IMAGE};
+use caisson_store::{Spending, Store, StoreError};
 use url::{Host, Url};
 
+use crate::render::clean;
 use crate::settings::database::Place;
 use crate::settings::{EngineChoice, Settings};
 
@@ -76,14 +81,16 @@ fn of_settings(settings: &Settings) -> Vec<String> {
     found
 }
 
-/// What may well be meant so, and is worth a second look before others use the server.
-pub(crate) fn notes(settings: &Settings) -> Vec<String> {
+/// What may well be meant so, and is worth a second look before others use the server; `stored` is what is set over the API.
+pub(crate) fn notes(settings: &Settings, stored: ProjectBudgets) -> Vec<String> {
+    let named = [settings.budget.project_micro_usd, settings.budget.day_micro_usd];
+    let set = [stored.total_micro_usd, stored.day_micro_usd];
     let beside = |file: &Path| file.starts_with(&settings.state_dir);
     let hosts = !settings.repositories.is_empty();
     let notes = [
         (
-            settings.budget.project_micro_usd.is_none() && settings.budget.day_micro_usd.is_none(),
-            "no budget bounds what agents may spend; set budget.day_micro_usd",
+            named.iter().chain(&set).all(Option::is_none),
+            "no budget bounds what agents may spend; set budget.day_micro_usd, or use `caisson budget set --day`",
         ),
         (
             hosts && settings.git.forbidden_paths.is_empty(),
@@ -202,6 +209,16 @@ fn shared_uids(base: u32, users: &str) -> Option<String> {
     ))
 }
 
+/// The budgets that are set over the API. What earlier settings named goes at the next start.
+///
+/// # Errors
+/// As every read of the store.
+pub(crate) async fn stored_budgets(store: &Store) -> Result<ProjectBudgets, StoreError> {
+    let spending = store.project_spending(&ProjectId::default_project()).await?.unwrap_or_default();
+    let set = |part: Spending| part.budget_micro_usd.filter(|_| !part.is_setting);
+    Ok(ProjectBudgets { total_micro_usd: set(spending.total()), day_micro_usd: set(spending.today()) })
+}
+
 /// Ways on which a credential, or what a page says, can be read and changed by others.
 fn unencrypted(settings: &Settings) -> Vec<String> {
     let mut found = Vec::new();
@@ -234,25 +251,64 @@ fn is_open(url: &Url) -> bool {
     url.scheme() == "http" && !is_here
 }
 
-/// Ways outside that are wider than a rule should be. What cannot be read is told elsewhere.
+/// Ways outside that are wider than a rule should be, for tools and for MCP. What cannot be read is told elsewhere.
 fn wide_ways(settings: &Settings) -> Vec<String> {
-    let rules = settings.egress.allow.iter().filter(|text| {
+    let (egress, mcp) = (&settings.egress, &settings.mcp);
+    let mut found = wide_section("egress", &egress.allow, &egress.allow_private);
+    found.extend(wide_section("mcp", &mcp.allow, &mcp.allow_private));
+    found
+}
+
+fn wide_section(section: &str, allow: &[String], allow_private: &[String]) -> Vec<String> {
+    let rules = allow.iter().filter(|text| {
         let rule = text.parse::<Rule>();
         rule.is_ok_and(|rule| matches!(rule.host, HostPattern::Below(suffix) if !suffix.contains('.')))
     });
     let rules = rules.map(|text| {
-        format!("egress.allow has {text}: everybody can have a name there; allow the hosts that are needed")
+        format!(
+            "{section}.allow has {text}: everybody can have a name there; allow the hosts that are needed"
+        )
     });
     let inside = |text: &&String| {
         text.parse::<AddressRange>().is_ok_and(|range| INSIDE.iter().any(|address| range.contains(*address)))
     };
-    let ranges = settings.egress.allow_private.iter().filter(inside).map(|text| {
+    let ranges = allow_private.iter().filter(inside).map(|text| {
         format!(
-            "egress.allow_private has {text}: tools may reach this machine's own services, or the credentials that a cloud \
-             gives to it; allow the mirrors' own addresses"
+            "{section}.allow_private has {text}: agents may reach this machine's own services, or the credentials that a cloud \
+             gives to it; allow the addresses that are needed"
         )
     });
     rules.chain(ranges).collect()
+}
+
+/// What the store holds that is sent where others can read it, each with what to do. Registries' tokens are for plain HTTP.
+///
+/// # Errors
+/// As every read of the store.
+pub(crate) async fn weaknesses_of_store(store: &Store) -> Result<Vec<String>, StoreError> {
+    let credentials = store.list_credentials(&ProjectId::default_project()).await?;
+    Ok(credentials
+        .iter()
+        .filter_map(|credential| open_credential(&credential.name, &credential.settings))
+        .collect())
+}
+
+fn open_credential(name: &str, settings: &CredentialSettings) -> Option<String> {
+    let (name, kind) = (clean(name), settings.kind());
+    let url = match settings {
+        CredentialSettings::RegistryToken { .. } => None,
+        CredentialSettings::ModelApiKey { reach, .. } | CredentialSettings::ModelOauth { reach, .. } => {
+            reach.base_url.as_ref()
+        }
+        CredentialSettings::GitToken { url_prefix: url, .. }
+        | CredentialSettings::GitGithubApp { url_prefix: url, .. }
+        | CredentialSettings::McpHeader { url, .. } => Some(url),
+    };
+    let url = url.filter(|url| is_open(url))?;
+    Some(format!(
+        "the credential \"{name}\" ({kind}) is sent to {url} over plain HTTP, where it can be read; add it anew for an https URL, \
+         then `caisson credential remove` it"
+    ))
 }
 
 #[cfg(test)]

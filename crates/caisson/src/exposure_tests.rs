@@ -1,3 +1,5 @@
+use caisson_store::{Actor, BudgetChange, Clock};
+
 use super::*;
 use crate::settings::{Environment, Overrides};
 
@@ -112,7 +114,7 @@ fn told_of(change: impl FnOnce(&mut Settings)) -> (Vec<String>, Vec<String>) {
     settings.master_key_file = Some("/elsewhere/master.key".into());
     settings.audit_head = Some("/elsewhere/head".into());
     change(&mut settings);
-    (of_settings(&settings), notes(&settings))
+    (of_settings(&settings), notes(&settings, ProjectBudgets::default()))
 }
 
 fn warned(change: impl FnOnce(&mut Settings)) -> Vec<String> {
@@ -228,20 +230,73 @@ fn credentials_and_pages_without_encryption_are_told() {
 
 #[test]
 fn ways_outside_to_everybody_or_to_this_machine_are_told() {
-    let ways = |rule: &str| warned(|settings| settings.egress.allow = vec![rule.to_owned()]);
-    for narrow in ["*.cdn.example.com", "registry.example.com", "http://10.0.0.1/pool/#GET"] {
-        assert_eq!(ways(narrow), Vec::<String>::new(), "{narrow}");
+    let put = |section: &str, settings: &mut Settings, allow: &[&str], allow_private: &[&str]| {
+        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        let (rules, ranges) = match section {
+            "egress" => (&mut settings.egress.allow, &mut settings.egress.allow_private),
+            _ => (&mut settings.mcp.allow, &mut settings.mcp.allow_private),
+        };
+        (*rules, *ranges) = (texts(allow), texts(allow_private));
+    };
+    for section in ["egress", "mcp"] {
+        let ways = |rule: &str| warned(|settings| put(section, settings, &[rule], &[]));
+        for narrow in ["*.cdn.example.com", "registry.example.com", "http://10.0.0.1/pool/#GET"] {
+            assert_eq!(ways(narrow), Vec::<String>::new(), "{narrow}");
+        }
+        for wide in ["*.com", "*.com:443,8443", "http://*.dev/"] {
+            assert!(only(&ways(wide), &[&format!("{section}.allow "), wide]), "{section} {wide}");
+        }
+        let ranges = |range: &str| warned(|settings| put(section, settings, &[], &[range]));
+        for narrow in ["10.20.0.0/16", "169.254.1.0/24", "fd12::/16"] {
+            assert_eq!(ranges(narrow), Vec::<String>::new(), "{narrow}");
+        }
+        for inside in ["169.254.0.0/16", "127.0.0.1", "fd00::/8", "::1"] {
+            assert!(only(&ranges(inside), &[&format!("{section}.allow_private "), inside]), "{inside}");
+        }
     }
-    for wide in ["*.com", "*.com:443,8443", "http://*.dev/"] {
-        assert!(only(&ways(wide), &["egress.allow", wide]), "{wide}");
+}
+
+#[test]
+fn stored_credentials_that_are_sent_without_encryption_are_told() {
+    let mcp =
+        |url: &str| CredentialSettings::McpHeader { url: url.parse().unwrap(), header: "x-key".to_owned() };
+    let git = |url: &str| CredentialSettings::GitToken {
+        url_prefix: url.parse().unwrap(),
+        username: "x".to_owned(),
+    };
+    for settings in [mcp("https://m.example/mcp"), mcp("http://127.0.0.1:9/mcp"), git("https://g.example/")] {
+        assert_eq!(open_credential("notes", &settings), None, "{settings:?}");
     }
-    let ranges = |range: &str| warned(|settings| settings.egress.allow_private = vec![range.to_owned()]);
-    for narrow in ["10.20.0.0/16", "169.254.1.0/24", "fd12::/16"] {
-        assert_eq!(ranges(narrow), Vec::<String>::new(), "{narrow}");
+    let registry = CredentialSettings::RegistryToken { host: "r.example".to_owned(), username: None };
+    assert_eq!(open_credential("registry", &registry), None, "it is for plain HTTP alone");
+    for (settings, kind) in
+        [(mcp("http://m.example/mcp"), "mcp_header"), (git("http://g.example/"), "git_token")]
+    {
+        let told = open_credential("no\u{7}tes", &settings).unwrap();
+        assert!(told.contains(kind) && told.contains(".example/") && told.contains("https"), "{told}");
+        assert!(!told.contains('\u{7}'), "{told}");
     }
-    for inside in ["169.254.0.0/16", "127.0.0.1", "fd00::/8", "::1"] {
-        assert!(only(&ranges(inside), &["egress.allow_private", inside]), "{inside}");
-    }
+}
+
+#[tokio::test]
+async fn what_the_store_holds_is_told_of_and_a_budget_there_is_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("caisson.db"), Clock::system()).await.unwrap();
+    assert_eq!(weaknesses_of_store(&store).await.unwrap(), Vec::<String>::new());
+    let unbounded = |stored: ProjectBudgets| {
+        let mut settings = settings(directory.path(), "127.0.0.1:1");
+        settings.budget.day_micro_usd = None;
+        notes(&settings, stored).iter().any(|text| text.contains("no budget"))
+    };
+    assert!(unbounded(stored_budgets(&store).await.unwrap()));
+    let project = ProjectId::default_project();
+    let named = ProjectBudgets { total_micro_usd: Some(1), day_micro_usd: None };
+    store.set_budgets(&project, &named).await.unwrap();
+    assert!(unbounded(stored_budgets(&store).await.unwrap()), "it goes with the setting");
+    store.set_budgets(&project, &ProjectBudgets::default()).await.unwrap();
+    let day = BudgetChange::Bound(1);
+    store.change_budgets(&project, BudgetChange::Keep, day, Actor::Operator).await.unwrap();
+    assert!(!unbounded(stored_budgets(&store).await.unwrap()));
 }
 
 #[test]

@@ -100,9 +100,7 @@ impl Account {
                 one(Sign::Good, format!("pushed {} to {}", short(&text(data, "new")), text(data, "ref")))
             }
             "git.push" => one(Sign::Bad, format!("push refused: {}", text(data, "message"))),
-            "gateway.denied" => {
-                one(Sign::Bad, format!("denied {}: {}", text(data, "what"), text(data, "remedy")))
-            }
+            "gateway.denied" => one(Sign::Bad, gateway_denied(data)),
             "mcp.denied" => one(Sign::Bad, mcp_denied(data)),
             "egress.denied" => one(Sign::Bad, denied(data)),
             "gateway.upstream_failed" => {
@@ -371,6 +369,27 @@ pub(crate) fn utc(at_ms: i64) -> String {
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// A budget has no remedy of its own: the run's failure says it.
+fn gateway_denied(data: &Value) -> String {
+    let what = text(data, "what");
+    let why = match (data["remedy"].as_str(), data["budget_micro_usd"].as_i64()) {
+        (Some(remedy), _) => clean(remedy),
+        (None, Some(budget)) => {
+            let amount = |name: &str| dollars(data[name].as_i64().unwrap_or(0));
+            format!(
+                "the budget of {} ({}) has no room: {} is spent, other calls hold {}, this one needs {}",
+                dollars(budget),
+                text(data, "scope"),
+                amount("spent_micro_usd"),
+                amount("reserved_micro_usd"),
+                amount("needed_micro_usd")
+            )
+        }
+        (None, None) => text(data, "rule"),
+    };
+    format!("denied {what}: {why}")
 }
 
 /// Micro-USD for people.

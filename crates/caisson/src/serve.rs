@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::agents::Agents;
-use crate::audit_head::{HeadKeeper, keeper_or_warn};
+use crate::audit_head::{HeadKeeper, check_place, keeper_or_warn};
 use crate::engines::{ActiveEngine, Purpose};
 use crate::exposure;
 use crate::inputs::{self, Inputs};
@@ -60,6 +60,7 @@ impl Server {
             warn!("{weakness}");
         }
         make_directory(&settings.state_dir)?;
+        check_place(&settings.state_dir, &settings.audit_head())?;
         let lock = lock_state(&settings.state_dir)?;
         let listener = TcpListener::bind(settings.listen).await.with_context(|| {
             format!("{} cannot be listened on; choose another address with --listen", settings.listen)
@@ -67,10 +68,14 @@ impl Server {
         let address = listener.local_addr()?;
         let store = open_store(&settings).await?;
         unlock(&settings, &store).await?;
+        for weakness in exposure::weaknesses_of_store(&store).await? {
+            warn!("{weakness}");
+        }
         put_workflows(&store, &inputs.workflows).await?;
-        put_budgets(&store, &settings).await?;
         let id = server_id(&settings.state_dir, &store).await?;
         let head = keep_audit(&settings, &store, &id).await?;
+        // Audited, so not before the store knows whose chain it writes.
+        put_budgets(&store, &settings).await?;
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
 
         let engine = ActiveEngine::choose(&settings, &id, Some(&store), Purpose::Serving).await?;

@@ -18,12 +18,16 @@ use tokio::net::TcpListener;
 const END: Duration = Duration::from_mins(1);
 const HEADER: &str = "x-notes-key";
 const SECRET: &str = "notes-canary-4b8d17e2c0a95f";
+/// How long the agent may take from its prompt to its first line, in milliseconds: less than the 30 s for which Claude Code
+/// tries to connect to a server, and more than the 3 s for which its first turn waits.
+const BEGIN_MS: i64 = 15_000;
 /// How long a run may take to fail by a server that it requires, in milliseconds.
 const SETUP_MS: i64 = 10_000;
 
 testkit::on_every_engine! {
     a_tool_of_a_server_is_called_and_its_credential_stays_outside
     a_required_server_that_does_not_connect_fails_the_run_before_its_prompt
+    an_optional_server_that_says_nothing_does_not_hold_the_prompt_up
 }
 
 /// Writes a workflow with these servers.
@@ -214,4 +218,27 @@ async fn a_required_server_that_does_not_connect_fails_the_run_before_its_prompt
         init["data"]["mcp_servers"][0]["status"], "failed",
         "the agent's own word is an event as well"
     );
+}
+
+async fn an_optional_server_that_says_nothing_does_not_hold_the_prompt_up(engine: Engine) {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let silent = silent().await;
+    let workflows = tempfile::tempdir().unwrap();
+    let servers = json!({
+        "notes": {"type": "http", "url": format!("http://notes.example:{silent}/mcp")},
+        "program": {"command": "sleep", "args": ["600"]},
+    });
+    workflow(workflows.path(), "patient", "dontAsk", &servers);
+    let spec = spec(engine, workflows.path(), &format!("notes.example:{silent}"));
+    let world = World::start(&parts, WorldSpec { scenario: "text".to_owned(), ..spec }).await.unwrap();
+    let id = submit(&world, "patient").await;
+    let run = world.api.wait_end(&id, END).await.unwrap();
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
+    let events = world.api.events(&id).await.unwrap();
+    let at_ms = |found: &dyn Fn(&Value) -> bool| {
+        events.iter().find(|event| found(event)).unwrap()["at_ms"].as_i64().unwrap()
+    };
+    let prompted = at_ms(&|event| event["kind"] == "agent.started");
+    let begun = at_ms(&|event| event["kind"] == "agent.line" && event["data"]["subtype"] == "init");
+    assert!(begun - prompted < BEGIN_MS, "it began {} ms after its prompt", begun - prompted);
 }

@@ -41,6 +41,8 @@ pub struct ProjectBudgets {
 pub struct OverBudget {
     /// Whose budget.
     pub scope: BudgetScope,
+    /// Whether the settings hold it, so that nobody can change it over the API.
+    pub is_setting: bool,
     /// How much it is, in micro-USD.
     pub budget_micro_usd: i64,
     /// What is spent of it, in micro-USD.
@@ -62,12 +64,23 @@ impl OverBudget {
 impl std::fmt::Display for OverBudget {
     /// One sentence with the remedy.
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (whose, remedy) = match self.scope {
-            BudgetScope::Run => ("the run's budget", "give the run a larger budget_micro_usd"),
-            BudgetScope::Project => ("the project's budget", "raise it with `caisson budget set --total`"),
-            BudgetScope::Day => (
+        let (whose, remedy) = match (self.scope, self.is_setting) {
+            (BudgetScope::Run, _) => ("the run's budget", "give the run a larger budget_micro_usd"),
+            (BudgetScope::Project, false) => {
+                ("the project's budget", "raise it with `caisson budget set --total`")
+            }
+            (BudgetScope::Project, true) => (
+                "the project's budget",
+                "raise the setting budget.project_micro_usd (CAISSON_BUDGET__PROJECT_MICRO_USD) and restart the server",
+            ),
+            (BudgetScope::Day, false) => (
                 "the project's budget of this day",
                 "raise it with `caisson budget set --day`, or wait until midnight UTC",
+            ),
+            (BudgetScope::Day, true) => (
+                "the project's budget of this day",
+                "raise the setting budget.day_micro_usd (CAISSON_BUDGET__DAY_MICRO_USD) and restart the server, or wait until \
+                 midnight UTC",
             ),
         };
         let usd = |micro: i64| Usd(micro);
@@ -191,6 +204,7 @@ mod tests {
     fn a_budget_that_is_only_held_by_others_may_have_room_later() {
         let over = OverBudget {
             scope: BudgetScope::Run,
+            is_setting: false,
             budget_micro_usd: 1_500_000,
             spent_micro_usd: 500_000,
             reserved_micro_usd: 900_000,
@@ -204,5 +218,29 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("budget_micro_usd"), "{text}");
+    }
+
+    #[test]
+    fn where_a_budget_can_be_raised_is_told() {
+        let told = |scope, is_setting| {
+            let amount = 1;
+            OverBudget {
+                scope,
+                is_setting,
+                budget_micro_usd: amount,
+                spent_micro_usd: amount,
+                reserved_micro_usd: 0,
+                needed_micro_usd: amount,
+            }
+            .to_string()
+        };
+        for (scope, flag, setting) in [
+            (BudgetScope::Project, "set --total", "CAISSON_BUDGET__PROJECT_MICRO_USD"),
+            (BudgetScope::Day, "set --day", "CAISSON_BUDGET__DAY_MICRO_USD"),
+        ] {
+            let (api, settings) = (told(scope, false), told(scope, true));
+            assert!(api.contains(flag) && !api.contains(setting), "{api}");
+            assert!(settings.contains(setting) && !settings.contains(flag), "{settings}");
+        }
     }
 }

@@ -6,6 +6,7 @@ use caisson_domain::protocol::{AgentWork, GitWork, RunWork};
 use caisson_domain::run::Run;
 use caisson_domain::trust::Trust;
 use caisson_domain::workflow::Workflow;
+use serde_json::Value;
 
 use crate::bounds::SUBJECT_CHARS;
 use crate::config::GitIdentity;
@@ -82,12 +83,17 @@ struct Servers {
 }
 
 impl Servers {
-    /// One that cannot be read, which another version may have written, is left out.
+    /// One that cannot be read, which another version may have written, is left out; if it may be a required one, the shim
+    /// fails the run by it.
     fn of(workflow: &Workflow) -> Self {
         let mut servers = Self::default();
         for (name, written) in &workflow.mcp_servers {
             let read = mcp::Server::read(written);
-            if read.as_ref().is_ok_and(|server| server.required) {
+            let is_required = match &read {
+                Ok(server) => server.required,
+                Err(_) => !matches!(written.get("required"), None | Some(Value::Bool(false))),
+            };
+            if is_required {
                 servers.required.push(name.clone());
             }
             match read.map(|server| server.reach) {
@@ -209,6 +215,21 @@ mod tests {
         );
         assert_eq!(agent.mcp_http, ["also", "there"]);
         assert_eq!(agent.mcp_required, ["here", "there"]);
+    }
+
+    #[test]
+    fn a_required_server_that_cannot_be_read_does_not_become_optional() {
+        let mut run = a_run(run_spec(None));
+        let servers = serde_json::json!({
+            "later": {"type": "websocket", "url": "wss://mcp.example.com/", "required": true},
+            "odd": {"command": "serve", "required": "always"},
+            "optional": {"type": "websocket", "required": false},
+            "unsaid": {"type": "websocket"},
+        });
+        run.spec.workflow.mcp_servers = servers.as_object().unwrap().clone();
+        let agent = run_work(delivery(run), &identity(), 0).unwrap().agent;
+        assert!(agent.mcp_servers.is_empty() && agent.mcp_http.is_empty());
+        assert_eq!(agent.mcp_required, ["later", "odd"]);
     }
 
     #[test]

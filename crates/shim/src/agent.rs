@@ -32,7 +32,7 @@ use crate::lines::{Lines, RawLine};
 use crate::process::{Tail, command};
 use crate::reaper::{Child, Exit};
 use crate::recorder::Recorder;
-use crate::servers;
+use crate::servers::{self, Questions};
 use crate::shim::Shim;
 use crate::steering::{self, Acting};
 use crate::watch::Patience;
@@ -67,6 +67,7 @@ pub(crate) struct Agent {
     pub(crate) recorder: Recorder,
     pub(crate) patience: Patience,
     moved: Arc<Mutex<Instant>>,
+    pub(crate) questions: Questions,
     activity: Arc<Activity>,
     run: RunId,
     attempt: i64,
@@ -98,12 +99,14 @@ impl Agent {
         let (hear, heard) = mpsc::channel(HEARD);
         let moved = Arc::new(Mutex::new(Instant::now()));
         let deltas = Deltas::new(work.run.clone());
+        let questions = Questions::default();
         let stderr = Tail::default();
         let spawn = |task| AbortOnDropHandle::new(shim.tracker.spawn(task));
         let listener = Listener {
             recorder: recorder.clone(),
             deltas: Arc::clone(&deltas),
             moved: Arc::clone(&moved),
+            questions: questions.clone(),
             hear,
         };
         let stdout = child.stdout.take();
@@ -124,6 +127,7 @@ impl Agent {
             recorder: recorder.clone(),
             patience: shim.patience,
             moved,
+            questions,
             activity: Arc::clone(&shim.activity),
             run: work.run.clone(),
             attempt: work.attempt,
@@ -268,6 +272,7 @@ struct Listener {
     recorder: Recorder,
     deltas: Arc<Deltas>,
     moved: Arc<Mutex<Instant>>,
+    questions: Questions,
     hear: mpsc::Sender<Heard>,
 }
 
@@ -285,8 +290,8 @@ impl Listener {
             if is_main_answer(&line) {
                 self.deltas.clear();
             }
-            let written =
-                if servers::is_answer(&line) { Ok(0) } else { self.recorder.write(record(raw, &line)).await };
+            let is_answer = self.questions.are_answered_by(&line);
+            let written = if is_answer { Ok(0) } else { self.recorder.write(record(raw, &line)).await };
             let heard = match written {
                 Ok(_) => Heard::Line(Box::new(line)),
                 Err(error) => Heard::Unwritten(error),

@@ -24,6 +24,7 @@ use crate::push::{abort_rebase, is_rebasing};
 use crate::reaper::Exit;
 use crate::recorder::Recorder;
 use crate::salvage::salvage;
+use crate::servers;
 use crate::shim::Shim;
 use crate::steering::{self, Acting, Steered, steer};
 use crate::stop::{Stop, Stopper};
@@ -153,6 +154,9 @@ impl Live<'_> {
     }
 
     async fn prepare_with_servers(&mut self) -> Result<(), Halt> {
+        if let Some(name) = servers::unreadable(&self.work.agent) {
+            return Err(unreadable(name).into());
+        }
         self.prepare().await?;
         let Some(agent) = self.agent.as_mut() else { return Ok(()) };
         let (required, patience) = (&self.work.agent.mcp_required, self.shim.patience.servers);
@@ -327,6 +331,13 @@ impl Live<'_> {
 fn uncleared(error: &std::io::Error) -> Failure {
     let message = "what an earlier agent left in its home cannot be removed; begin a new session";
     Failure::new(FailureKind::Internal, message).with_evidence(error.to_string())
+}
+
+fn unreadable(server: &str) -> Failure {
+    let message = format!(
+        "the MCP server \"{server}\", which the workflow requires, cannot be read by this version; write it anew"
+    );
+    Failure::new(FailureKind::BadWorkflow, message)
 }
 
 fn last_words(result: &ResultLine) -> Option<String> {

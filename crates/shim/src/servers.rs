@@ -1,5 +1,8 @@
 //! MCP servers: how the agent is told of them, and waiting for those that a workflow cannot do without.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use caisson_claude::{Action, Line, ServerState, ServerStatus, mcp_status, server_statuses};
@@ -33,6 +36,12 @@ pub(crate) fn configured(
     servers
 }
 
+/// The first required server that the agent is not told of: the gateway could not read how it is reached.
+pub(crate) fn unreadable(work: &AgentWork) -> Option<&str> {
+    let is_told = |name: &String| work.mcp_servers.contains_key(name) || work.mcp_http.contains(name);
+    work.mcp_required.iter().find(|name| !is_told(name)).map(String::as_str)
+}
+
 /// Rules for the tools of the workflow's own servers: whoever wrote it wants them used, and nobody is there to be asked.
 pub(crate) fn allowed(work: &AgentWork) -> Vec<String> {
     let names = work.mcp_servers.keys().chain(&work.mcp_http);
@@ -40,8 +49,18 @@ pub(crate) fn allowed(work: &AgentWork) -> Vec<String> {
     names.filter(|name| caisson_domain::mcp::is_name(name)).map(|name| format!("mcp__{name}")).collect()
 }
 
-/// Whether the line answers a question of [`Agent::wait_for_servers`].
-pub(crate) fn is_answer(line: &Line) -> bool {
+/// The questions of [`Agent::wait_for_servers`] that are not answered yet.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Questions(Arc<AtomicU32>);
+
+impl Questions {
+    /// Whether the line answers one of them. What only looks like it is journaled like all else.
+    pub(crate) fn are_answered_by(&self, line: &Line) -> bool {
+        is_answer(line) && self.0.fetch_update(Relaxed, Relaxed, |open| open.checked_sub(1)).is_ok()
+    }
+}
+
+fn is_answer(line: &Line) -> bool {
     matches!(line, Line::ControlResponse(answer) if answer.request_id.starts_with(QUESTION))
 }
 
@@ -75,8 +94,8 @@ impl Agent {
     /// Waits until the required servers are connected, before the agent has a prompt.
     ///
     /// # Errors
-    /// [`Failure`] when one of them fails, or is not connected within `patience`. That the agent itself ends, or does not answer
-    /// such questions, is left to the turn to tell.
+    /// [`Failure`] when one of them fails, or is not connected within `patience`, and when the agent does not tell within it
+    /// whether they are. That the agent itself ends is left to the turn to tell.
     pub(crate) async fn wait_for_servers(
         &mut self,
         required: &[String],
@@ -88,14 +107,19 @@ impl Agent {
         }
         let end = Instant::now() + patience;
         let mut waits_for = required[0].clone();
+        let mut is_told = false;
         for number in 0_u32.. {
+            self.questions.0.fetch_add(1, Relaxed);
             self.write(mcp_status(&format!("{QUESTION}{number}")));
             let ask_again = Instant::now() + Duration::from_millis(ASK_EVERY_MS);
-            let Some(told) = self.next_answer(end).await else { break };
-            match state(required, &told) {
-                State::Ready => return Ok(()),
-                State::Lost(name, error) => return Err(lost(&name, error.as_deref(), activity)),
-                State::Waiting(name) => waits_for = name,
+            let Some(answer) = self.next_answer(end).await else { break };
+            if let Some(told) = answer {
+                is_told = true;
+                match state(required, &told) {
+                    State::Ready => return Ok(()),
+                    State::Lost(name, error) => return Err(lost(&name, error.as_deref(), activity)),
+                    State::Waiting(name) => waits_for = name,
+                }
             }
             if ask_again > end {
                 break;
@@ -105,20 +129,14 @@ impl Agent {
         if self.closed {
             return Ok(());
         }
-        let seconds = patience.as_secs();
         Err(match activity.take_mcp_problem(&waits_for) {
             Some(problem) => Failure::new(FailureKind::SetupFailed, problem.message),
-            None => Failure::new(
-                FailureKind::SetupFailed,
-                format!(
-                    "the MCP server \"{waits_for}\", which the workflow requires, did not connect within {seconds} s"
-                ),
-            ),
+            None => late(&waits_for, is_told, patience),
         })
     }
 
-    /// The next answer; none when the output ends or `end` has come.
-    async fn next_answer(&mut self, end: Instant) -> Option<Vec<ServerStatus>> {
+    /// The next answer, itself none if the agent could not give one; none when the output ends or `end` has come.
+    async fn next_answer(&mut self, end: Instant) -> Option<Option<Vec<ServerStatus>>> {
         loop {
             let heard = tokio::select! {
                 heard = self.heard.recv(), if !self.closed => heard,
@@ -130,7 +148,7 @@ impl Agent {
                     if let Line::ControlResponse(answer) = &*line
                         && is_answer(&line)
                     {
-                        return Some(server_statuses(answer).unwrap_or_default());
+                        return Some(server_statuses(answer));
                     }
                     if let Some(Action::Write(answer)) = self.conversation.observe(&line) {
                         self.write(answer);
@@ -145,6 +163,20 @@ impl Agent {
             }
         }
     }
+}
+
+/// Nobody knows more than that the time is over.
+fn late(name: &str, is_told: bool, patience: Duration) -> Failure {
+    let seconds = patience.as_secs_f32();
+    let message = if is_told {
+        format!("the MCP server \"{name}\", which the workflow requires, did not connect within {seconds} s")
+    } else {
+        format!(
+            "the agent did not tell within {seconds} s whether the MCP server \"{name}\", which the workflow requires, is \
+             connected"
+        )
+    };
+    Failure::new(FailureKind::SetupFailed, message)
 }
 
 /// The gateway's word counts more than the agent's.

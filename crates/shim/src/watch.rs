@@ -37,7 +37,7 @@ pub struct Patience {
     /// How long the agent may load itself while the workspace is not ready; then it is held until it is. Claude Code
     /// 2.1.330 looks at its directory 200 ms after its start, or later.
     pub head_start: Duration,
-    /// From the start of the agent to the connection of the MCP servers that the workflow requires.
+    /// From the moment that workspace and agent are there to the connection of the MCP servers that the workflow requires.
     pub servers: Duration,
     /// For one git command of the shim's on the workspace alone: a pipe among its files would block git for ever.
     pub git: Duration,

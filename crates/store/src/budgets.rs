@@ -336,8 +336,9 @@ const BEGUN: &str = concat!(
 
 /// Looks whether a longer reservation fits into every budget there is; none if the run is not running.
 pub(crate) async fn room(tx: &mut Tx<'_>, need: Need<'_>) -> Result<Option<Room>, StoreError> {
-    let row = look(tx, ROOM, need).await?;
-    row.map(|row| judge(&Columns::of("run", &row)?, need)).transpose()
+    let Some(row) = look(tx, ROOM, need).await? else { return Ok(None) };
+    let room = judge(&Columns::of("run", &row)?, need)?;
+    Ok(Some(who_holds(tx, need.run, room).await?))
 }
 
 /// Counts a call of the run as begun and looks whether its reservation fits; with the run's session. None if the run is not
@@ -345,7 +346,24 @@ pub(crate) async fn room(tx: &mut Tx<'_>, need: Need<'_>) -> Result<Option<Room>
 pub(crate) async fn begin(tx: &mut Tx<'_>, need: Need<'_>) -> Result<Option<(String, Room)>, StoreError> {
     let Some(row) = look(tx, BEGUN, need).await? else { return Ok(None) };
     let columns = Columns::of("run", &row)?;
-    Ok(Some((columns.get("session_id")?, judge(&columns, need)?)))
+    let (session, room) = (columns.get("session_id")?, judge(&columns, need)?);
+    Ok(Some((session, who_holds(tx, need.run, room).await?)))
+}
+
+/// Asked only once there is no room, so that calls that fit do not wait for it.
+const HOLDERS: &str = "select id, budget_is_setting, day_budget_is_setting from project \
+     where id = (select project_id from run where run.id = $1)";
+
+/// Adds whether the settings hold the budget in which there is no room.
+async fn who_holds(tx: &mut Tx<'_>, run: &RunId, room: Room) -> Result<Room, StoreError> {
+    let Room::Over(over) = room else { return Ok(room) };
+    let column = match over.scope {
+        BudgetScope::Run => return Ok(room),
+        BudgetScope::Project => "budget_is_setting",
+        BudgetScope::Day => "day_budget_is_setting",
+    };
+    let row = sqlx::query(HOLDERS).bind(run.as_str()).fetch_one(&mut *tx.db).await?;
+    Ok(Room::Over(OverBudget { is_setting: Columns::of("project", &row)?.flag(column)?, ..over }))
 }
 
 /// Keeps the budgets that bound the run's project to this transaction, where there are any.
@@ -377,6 +395,7 @@ fn judge(columns: &Columns<'_>, need: Need<'_>) -> Result<Room, StoreError> {
         let Some(budget_micro_usd) = number(budget)? else { continue };
         let over = OverBudget {
             scope,
+            is_setting: false,
             budget_micro_usd,
             spent_micro_usd: number(spent)?.unwrap_or(0),
             reserved_micro_usd: number(reserved)?.unwrap_or(0),

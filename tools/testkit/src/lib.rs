@@ -12,4 +12,5 @@ pub mod postgres;
 pub mod process;
 pub mod repository;
 pub mod volumes;
+pub mod words;
 pub mod world;

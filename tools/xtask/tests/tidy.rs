@@ -248,6 +248,23 @@ fn no_product_line_is_unfinished_or_silences_a_lint() {
 }
 
 #[test]
+fn no_script_and_no_example_puts_a_key_into_an_argument() {
+    let mut shown: Vec<_> = ["scripts", "examples", "docs", "deploy"]
+        .iter()
+        .flat_map(|name| files(&root().join(name), ""))
+        .collect();
+    shown.push(root().join("README.md"));
+    let found = offences(&shown, |line| {
+        let line = line.to_lowercase();
+        line.contains("-h \"authorization:") || line.contains("-h \"x-api-key:")
+    });
+    assert!(
+        found.is_empty(),
+        "any user of the machine can read arguments; give it by -H @<(printf …): {found:#?}"
+    );
+}
+
+#[test]
 fn only_the_controls_of_the_adversary_leave_checks_out() {
     let named =
         |file: &str| std::fs::read_to_string(root().join(file)).unwrap().matches("checks-off").count();

@@ -15,7 +15,7 @@ use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
 use serde_json::{Value, json};
 
-use super::machine::Machine;
+use super::machine::{Machine, ensure_known};
 use super::{DONE, complain, print, print_json, settings};
 use crate::cli::{AddCredential, Credential, SecretFlags};
 use crate::serve::open_store;
@@ -33,26 +33,28 @@ pub(crate) async fn run(command: Credential, environment: &Environment) -> anyho
     match command {
         Credential::Add(flags) => add(flags, environment).await?,
         Credential::List { server, project, json } => {
-            let store = open_store(&settings(&server, environment)?).await?;
+            let settings = settings(&server, environment)?;
+            ensure_known(&settings)?;
+            let store = open_store(&settings).await?;
             list(&store.list_credentials(&project.parse()?).await?, store.now_ms(), json)?;
             store.close().await.ok();
         }
         Credential::Rotate { server, secret, credential, project } => {
             let project = project.parse()?;
-            let machine = Machine::open(&server, environment).await?;
+            let machine = Machine::open_known(&server, environment).await?;
             let rotated = rotate(&machine, &project, &credential, &secret).await;
             machine.close().await;
             print(&format!("credential {} is rotated", rotated?));
         }
         Credential::Remove { server, credential, project } => {
             let project = project.parse()?;
-            let machine = Machine::open(&server, environment).await?;
+            let machine = Machine::open_known(&server, environment).await?;
             let removed = remove(&machine.store, &project, &credential).await;
             machine.close().await;
             print(&format!("credential {} is removed", removed?));
         }
         Credential::Rekey { server } => {
-            let machine = Machine::open(&server, environment).await?;
+            let machine = Machine::open_known(&server, environment).await?;
             let rekeyed = rekey(&machine).await;
             let path = master_key_file(&machine.settings).path().display().to_string();
             machine.close().await;

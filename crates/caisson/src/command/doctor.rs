@@ -1,7 +1,9 @@
 //! `caisson doctor`: everything a server needs, each with its remedy.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use caisson_domain::budget::ProjectBudgets;
 use caisson_domain::id::{ProjectId, ServerId};
 use caisson_sandbox::docker::{Capabilities, DockerEngine, Seccomp};
 use caisson_sandbox::local::{LimitsBy, LocalCapabilities};
@@ -13,7 +15,7 @@ use super::{DONE, print, serve_settings};
 use crate::agents::Agents;
 use crate::audit_head;
 use crate::cli::Serve;
-use crate::engines::{ActiveEngine, Purpose};
+use crate::engines::{ActiveEngine, Purpose, image_remedy};
 use crate::exposure;
 use crate::inputs::{self, Faults, Part};
 use crate::render::clean;
@@ -87,7 +89,8 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
         report.tell("server id", Err(format!("{error:#}")));
     }
     if let Some(store) = &store {
-        let looked = audit_head::look(&settings.state_dir, &settings.audit_head(), store).await;
+        let looked =
+            audit_head::look((&settings.state_dir, &settings.audit_head()), store, server.as_ref()).await;
         report.tell("audit log", looked.map_err(|error| format!("{error:#}")));
     }
     if usable.is_ok() {
@@ -109,12 +112,7 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
         report.tell(part.name(), looked);
     }
     report.tell("address", address(&settings, server.as_ref(), store.as_ref()).await);
-    for text in exposure::weaknesses(&settings) {
-        Report::warn("exposed", &text);
-    }
-    for text in exposure::notes(&settings) {
-        Report::note("hardening", &text);
-    }
+    exposed(&settings, store.as_ref()).await;
     if let Some(store) = store {
         store.close().await.ok();
     }
@@ -124,6 +122,21 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
     }
     print(&format!("{} of {} checks failed", report.missing, report.looked_at));
     Ok(UNWELL)
+}
+
+/// What lets in more people, or shows more, than most mean. A store that cannot be read was told of before.
+async fn exposed(settings: &Settings, store: Option<&Store>) {
+    let (mut found, mut budgets) = (exposure::weaknesses(settings), ProjectBudgets::default());
+    if let Some(store) = store {
+        found.extend(exposure::weaknesses_of_store(store).await.unwrap_or_default());
+        budgets = exposure::stored_budgets(store).await.unwrap_or_default();
+    }
+    for text in found {
+        Report::warn("exposed", &text);
+    }
+    for text in exposure::notes(settings, budgets) {
+        Report::note("hardening", &text);
+    }
 }
 
 fn state(
@@ -265,7 +278,7 @@ async fn docker(engine: &DockerEngine, image: &str, report: &mut Report) {
     }
     let image_result = match engine.image_present(image).await {
         Ok(true) => Ok(image.to_owned()),
-        Ok(false) => Err(format!("{image} is missing; run `caisson image build`")),
+        Ok(false) => Err(image_remedy(image)),
         Err(error) => Err(chain(&error)),
     };
     report.tell("image", image_result);
@@ -329,16 +342,22 @@ async fn address(
     server: Option<&ServerId>,
     store: Option<&Store>,
 ) -> Result<String, String> {
-    if let (Some(server), Some(store)) = (server, store)
-        && store.live_servers().await.is_ok_and(|live| live.iter().any(|live| live.id == *server))
-    {
-        return Ok("a server runs with this state directory".to_owned());
-    }
-    match std::net::TcpListener::bind(settings.listen) {
-        Ok(_) => Ok(format!("{} is free", settings.listen)),
-        Err(error) => {
-            Err(format!("{} cannot be listened on ({error}); choose another with --listen", settings.listen))
+    let is_live = match (server, store) {
+        (Some(server), Some(store)) => {
+            store.live_servers().await.is_ok_and(|live| live.iter().any(|live| live.id == *server))
         }
+        (None, _) | (_, None) => false,
+    };
+    can_listen(settings.listen, std::net::TcpListener::bind(settings.listen).map(drop), is_live)
+}
+
+/// What it means that the address could be listened on or not, and that a server was alive lately: one that has stopped
+/// counts as alive for a while.
+fn can_listen(listen: SocketAddr, tried: std::io::Result<()>, is_live: bool) -> Result<String, String> {
+    match tried {
+        Ok(()) => Ok(format!("{listen} is free")),
+        Err(_) if is_live => Ok("a server runs with this state directory".to_owned()),
+        Err(error) => Err(format!("{listen} cannot be listened on ({error}); choose another with --listen")),
     }
 }
 
@@ -428,4 +447,29 @@ fn egress(settings: &Settings) -> Result<String, String> {
 
 fn counted(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
+}
+
+#[cfg(test)]
+mod tests {
+    use caisson_sandbox::docker::DEFAULT_IMAGE;
+
+    use super::*;
+
+    #[test]
+    fn a_server_that_has_just_stopped_does_not_run() {
+        let listen: SocketAddr = "127.0.0.1:7070".parse().unwrap();
+        let taken = || Err(std::io::ErrorKind::AddrInUse.into());
+        for is_live in [true, false] {
+            assert_eq!(can_listen(listen, Ok(()), is_live), Ok("127.0.0.1:7070 is free".to_owned()));
+        }
+        assert!(can_listen(listen, taken(), true).unwrap().contains("a server runs"));
+        assert!(can_listen(listen, taken(), false).unwrap_err().contains("--listen"));
+    }
+
+    #[test]
+    fn only_the_default_image_is_built_here() {
+        assert!(image_remedy(DEFAULT_IMAGE).contains("caisson image build"));
+        let own = image_remedy("r.example/x@sha256:0");
+        assert!(own.contains("docker pull r.example/x@sha256:0") && !own.contains("image build"), "{own}");
+    }
 }

@@ -11,7 +11,7 @@ use url::Url;
 
 use super::{DONE, complain, print};
 use crate::cli::{ScanFormat, ScanImage};
-use crate::debian::{Advisories, Findings, OS_RELEASE, Package, STATUS, STATUS_DIR, packages, release};
+use crate::debian::{Advisories, Distribution, Findings, OS_RELEASE, Package, STATUS, STATUS_DIR, packages};
 use crate::render::clean;
 
 /// Exit code when a later version closes a hole in an installed package.
@@ -40,24 +40,24 @@ pub(super) async fn run(flags: ScanImage, engine: &DockerEngine) -> anyhow::Resu
         "the image {image} has no Debian package database; only such images can be looked at"
     );
     let os_release = engine.image_files(image, &[OS_RELEASE]).await?;
-    let release = os_release.first().and_then(|text| release(text));
+    let distribution = Distribution::read(os_release.first().map_or(&[], Vec::as_slice));
     if flags.format == ScanFormat::Cyclonedx {
-        print(&serde_json::to_string_pretty(&bill(image, release.as_deref(), &packages))?);
+        print(&serde_json::to_string_pretty(&bill(image, &distribution, &packages))?);
         return Ok(DONE);
     }
     let source = flags.advisories.as_deref().unwrap_or(TRACKER);
-    let compared = compare(source, release.as_deref(), &packages).await?;
+    let compared = compare(source, &distribution, &packages).await?;
     match flags.format {
         ScanFormat::Json => {
             let (findings, why) = match &compared {
                 Ok(findings) => (json!(findings), Value::Null),
                 Err(why) => (Value::Null, json!(why)),
             };
-            let told = json!({"image": image, "release": release, "source": source, "packages": packages,
+            let told = json!({"image": image, "distribution": distribution.id, "release": distribution.codename, "source": source, "packages": packages,
                 "findings": findings, "not_compared": why});
             print(&serde_json::to_string_pretty(&told)?);
         }
-        ScanFormat::Text | ScanFormat::Cyclonedx => tell(image, release.as_deref(), &packages, &compared),
+        ScanFormat::Text | ScanFormat::Cyclonedx => tell(image, &distribution, &packages, &compared),
     }
     Ok(match compared {
         Err(_) => NOT_COMPARED,
@@ -69,11 +69,14 @@ pub(super) async fn run(flags: ScanImage, engine: &DockerEngine) -> anyhow::Resu
 /// What is known of the packages, or why nothing could be compared. A file that was named and cannot be used is an error.
 async fn compare(
     source: &str,
-    release: Option<&str>,
+    distribution: &Distribution,
     packages: &[Package],
 ) -> anyhow::Result<Result<Findings, String>> {
-    let Some(release) = release else {
-        return Ok(Err("the image does not say which release of Debian it is".to_owned()));
+    let Some(release) = distribution.debian_release() else {
+        return Ok(Err(match distribution.id.as_str() {
+            "debian" => "the image does not say which release of Debian it is".to_owned(),
+            id => format!("the image is of \"{id}\", and what is known here is about Debian alone"),
+        }));
     };
     let bytes = match source.parse::<Url>() {
         Ok(url) if matches!(url.scheme(), "http" | "https") => match download(&url).await {
@@ -112,9 +115,9 @@ async fn download(url: &Url) -> anyhow::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn tell(image: &str, release: Option<&str>, packages: &[Package], compared: &Result<Findings, String>) {
+fn tell(image: &str, distribution: &Distribution, packages: &[Package], compared: &Result<Findings, String>) {
     let release =
-        release.map_or("no known release".to_owned(), |release| format!("Debian {}", clean(release)));
+        format!("{} {}", distribution.id, distribution.codename.as_deref().unwrap_or("of no known release"));
     let sources: std::collections::BTreeSet<_> = packages.iter().map(|package| &package.source).collect();
     let count = packages.len();
     print(&format!("{image}: {count} packages from {} sources, {release}", sources.len()));
@@ -137,21 +140,25 @@ fn tell(image: &str, release: Option<&str>, packages: &[Package], compared: &Res
         print(&table.trim_fmt());
     }
     print(&format!(
-        "{} known holes are closed by later versions (rebuild the image: `caisson image build`); {} are open in this release",
+        "{} known holes are closed by later versions (rebuild the image: `caisson image build`); {} are open in this release; of {} \
+         nobody has said whether it has them",
         findings.fixable.len(),
-        findings.open
+        findings.open,
+        findings.undetermined
     ));
 }
 
 /// The packages as a `CycloneDX` 1.5 bill of materials. It has no time and no serial number, so that the same image has the same.
-fn bill(image: &str, release: Option<&str>, packages: &[Package]) -> Value {
-    let distro = release.map(|release| format!("&distro={release}")).unwrap_or_default();
+fn bill(image: &str, distribution: &Distribution, packages: &[Package]) -> Value {
+    let namespace = &distribution.id;
+    let distro =
+        distribution.codename.as_ref().map(|release| format!("&distro={release}")).unwrap_or_default();
     let components: Vec<Value> = packages
         .iter()
         .map(|package| {
             let encoded = |text: &str| text.replace('%', "%25").replace('+', "%2B").replace('~', "%7E").replace(':', "%3A");
             let (name, version) = (encoded(&package.name), encoded(&package.version));
-            let purl = format!("pkg:deb/debian/{name}@{version}?arch={}{distro}", package.architecture);
+            let purl = format!("pkg:deb/{namespace}/{name}@{version}?arch={}{distro}", package.architecture);
             json!({
                 "type": "library", "name": package.name, "version": package.version, "purl": purl, "bom-ref": purl,
                 "properties": [
@@ -169,4 +176,39 @@ fn bill(image: &str, release: Option<&str>, packages: &[Package]) -> Value {
         },
         "components": components,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::debian::Distribution;
+
+    #[test]
+    fn packages_are_named_for_the_distribution_that_they_are_of() {
+        let status = b"Package: libc6\nStatus: install ok installed\nVersion: 2.39-0ubuntu8\nArchitecture: amd64\nSource: glibc\n";
+        let packages = packages(&[status.to_vec()]);
+        let purl = |os_release: &str| {
+            let bill = bill("x", &Distribution::read(os_release.as_bytes()), &packages);
+            bill["components"][0]["purl"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(
+            purl("ID=ubuntu\nVERSION_CODENAME=noble\n"),
+            "pkg:deb/ubuntu/libc6@2.39-0ubuntu8?arch=amd64&distro=noble"
+        );
+        assert_eq!(
+            purl("ID=debian\nVERSION_CODENAME=bookworm\n"),
+            "pkg:deb/debian/libc6@2.39-0ubuntu8?arch=amd64&distro=bookworm"
+        );
+        assert_eq!(purl("ID=\"a/b&c\"\n"), "pkg:deb/linux/libc6@2.39-0ubuntu8?arch=amd64");
+    }
+
+    #[tokio::test]
+    async fn another_distribution_is_not_compared_with_debians_holes() {
+        let ubuntu = Distribution::read(b"ID=ubuntu\nVERSION_CODENAME=noble\n");
+        let why = compare("/nonexistent", &ubuntu, &[]).await.unwrap().unwrap_err();
+        assert!(why.contains("\"ubuntu\"") && why.contains("Debian alone"), "{why}");
+        let unnamed = Distribution::read(b"ID=debian\n");
+        let why = compare("/nonexistent", &unnamed, &[]).await.unwrap().unwrap_err();
+        assert!(why.contains("which release of Debian"), "{why}");
+    }
 }

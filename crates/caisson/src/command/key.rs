@@ -7,7 +7,7 @@ use caisson_domain::principal::Scope;
 use caisson_store::{Actor, ApiKey, NewApiKey};
 use comfy_table::{Table, presets};
 
-use super::machine::Machine;
+use super::machine::{Machine, ensure_known};
 use super::{DONE, complain, print, settings};
 use crate::cli::Key;
 use crate::render::{clean, utc};
@@ -46,13 +46,15 @@ pub(crate) async fn run(command: Key, environment: &Environment) -> anyhow::Resu
             print(token.expose());
         }
         Key::List { server, project } => {
-            let store = open_store(&settings(&server, environment)?).await?;
+            let settings = settings(&server, environment)?;
+            ensure_known(&settings)?;
+            let store = open_store(&settings).await?;
             let keys = store.list_api_keys(&project.parse()?).await?;
             print(&table(&keys, store.now_ms()));
         }
         Key::Revoke { server, id } => {
             let id: ApiKeyId = id.parse().context("`caisson key list` shows the ids")?;
-            let machine = Machine::open(&server, environment).await?;
+            let machine = Machine::open_known(&server, environment).await?;
             let revoked = machine.store.revoke_api_key(&id).await?;
             machine.close().await;
             anyhow::ensure!(revoked, "there is no valid key {id}");

@@ -48,8 +48,8 @@ enum Trouble {
     },
 }
 
-/// Tries until there is a reply to pass on; an access token that is refused is renewed once, without a word. Each try has a row of its own, so that every request that upstream saw is
-/// counted.
+/// Tries until there is a reply to pass on; an access token that is refused is renewed once, without a word. Each try has a row of
+/// its own, so that every request that upstream saw is counted.
 pub(super) async fn reach(
     (door, run): (&Door, &DoorRun),
     route: &ModelRoute,

@@ -30,19 +30,25 @@ fn token() -> String {
     format!("ghp_{}", "9".repeat(36))
 }
 
-/// Where the broken git of this process is; whoever is nobody must be able to start it.
-fn place() -> PathBuf {
-    std::env::temp_dir().join(format!("caisson-broken-git-{}", std::process::id()))
+/// Where the git that breaks is.
+const BREAKS: &str = "breaks";
+/// Where the git that counts is.
+const COUNTS: &str = "counts";
+
+/// A directory of each test's own, since tests may share a process; whoever is nobody must be able to start the git in it.
+fn place(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("caisson-git-{name}-{}", std::process::id()))
 }
 
 /// Puts a git there.
-fn script(text: &str) -> PathBuf {
-    fs::create_dir_all(place()).unwrap();
-    fs::set_permissions(place(), fs::Permissions::from_mode(0o777)).unwrap();
-    let script = place().join("git");
+fn script(name: &str, text: &str) -> PathBuf {
+    let place = place(name);
+    fs::create_dir_all(&place).unwrap();
+    fs::set_permissions(&place, fs::Permissions::from_mode(0o777)).unwrap();
+    let script = place.join("git");
     fs::write(&script, text).unwrap();
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    place()
+    place
 }
 
 /// What was logged on this thread.
@@ -100,11 +106,11 @@ async fn with_secrets(scene: &Scene) {
 
 #[tokio::test]
 async fn git_that_breaks_while_it_looks_at_a_push_shows_no_secret_of_it() {
-    script(BROKEN_GIT);
-    let breaks = |text: &str| fs::write(place().join("mode"), text).unwrap();
+    script(BREAKS, BROKEN_GIT);
+    let breaks = |text: &str| fs::write(place(BREAKS).join("mode"), text).unwrap();
     breaks("step=none");
     let (log, _guard) = Log::begin();
-    let scene = scene(Kind::Host, |setup| setup.git.git_program = place().join("git"), |_| {}).await;
+    let scene = scene(Kind::Host, |setup| setup.git.git_program = place(BREAKS).join("git"), |_| {}).await;
     with_secrets(&scene).await;
     let lengthy = format!("{}{}", token(), " and more".repeat(32));
     for step in ["index-pack", "--batch-all-objects", "diff-tree"] {
@@ -128,7 +134,7 @@ async fn git_that_breaks_while_it_looks_at_a_push_shows_no_secret_of_it() {
     scene.commit("harmless").await;
     scene.accepted(&[]).await;
     scene.world.stop().await;
-    fs::remove_dir_all(place()).unwrap();
+    fs::remove_dir_all(place(BREAKS)).unwrap();
 }
 
 /// A git that tells, in the directory beside it, when two of it look at packs at once.
@@ -146,7 +152,7 @@ exec /usr/bin/git "$@"
 
 /// Whether two pushes that come at once are looked at at once.
 async fn overlap(shorten: fn(&mut super::support::Setup)) -> bool {
-    let place = script(COUNTING_GIT);
+    let place = script(COUNTS, COUNTING_GIT);
     let scene = scene(Kind::Host, shorten, |_| {}).await;
     let new = scene.commit("twice").await;
     let pack = scene.pack(&[], &format!("{new}\n")).await;
@@ -161,12 +167,12 @@ async fn overlap(shorten: fn(&mut super::support::Setup)) -> bool {
 #[tokio::test]
 async fn no_more_pushes_than_their_bound_are_looked_at_at_once() {
     let of_one = Box::pin(overlap(|setup| {
-        setup.git.git_program = place().join("git");
+        setup.git.git_program = place(COUNTS).join("git");
         setup.bounds.inspections = 1;
     }));
     assert!(!of_one.await, "one waits for its turn");
     let of_two = Box::pin(overlap(|setup| {
-        setup.git.git_program = place().join("git");
+        setup.git.git_program = place(COUNTS).join("git");
         setup.bounds.inspections = 2;
     }));
     assert!(of_two.await, "there is room for both");

@@ -19,5 +19,6 @@ mod publishing;
 mod real_cli;
 mod runs;
 mod sandbox;
+mod servers;
 mod steering;
 mod steering_bounds;

@@ -37,6 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             question: time("question_ms", product.question),
             git: time("git_ms", product.git),
             keep: time("keep_ms", product.keep),
+            servers: time("servers_ms", product.servers),
             head_start: time("head_start_ms", product.head_start),
             ..product
         },

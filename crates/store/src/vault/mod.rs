@@ -37,7 +37,8 @@ pub enum MasterKeyError {
     /// There is no file, but credentials that were sealed with it.
     #[error(
         "the master key file \"{}\" is missing, and {credentials} credentials were sealed with the key that it held; \
-         restore it from a backup, or remove the credentials (`caisson credential list`, `caisson credential remove`)",
+         restore it from a backup, give the configuration that names another file (CAISSON_CONFIG), or remove the credentials \
+         (`caisson credential list`, `caisson credential remove`)",
         path.display()
     )]
     Lost {
@@ -49,8 +50,8 @@ pub enum MasterKeyError {
     /// The file holds another key than the one the credentials were sealed with.
     #[error(
         "the master key file \"{}\" holds another key than the one that the credentials were sealed with (key {wanted}); \
-         restore the right file from a backup, or remove the credentials (`caisson credential list`, \
-         `caisson credential remove`)",
+         restore the right file from a backup, give the configuration that names another file (CAISSON_CONFIG), or remove the \
+         credentials (`caisson credential list`, `caisson credential remove`)",
         path.display()
     )]
     Wrong {

@@ -5,8 +5,8 @@ use caisson_domain::id::{ProjectId, RunId, UsageId};
 use caisson_domain::run::{Failure, FailureKind};
 use caisson_domain::usage::TokenCounts;
 use caisson_store::{
-    BeginCall, CallExtension, Claimed, ExtendCall, NewModelCall, ProjectSpending, SettledCall, StoreError,
-    Topic,
+    Actor, BeginCall, BudgetChange, CallExtension, Claimed, ExtendCall, NewModelCall, ProjectSpending,
+    SettledCall, StoreError, Topic,
 };
 
 use crate::fixture::{Fixture, START_MS, assert_corrupt, project, spec, woken};
@@ -14,6 +14,7 @@ use crate::fixture::{Fixture, START_MS, assert_corrupt, project, spec, woken};
 conformance! {
     a_reservation_that_does_not_fit_is_refused_and_leaves_nothing,
     parallel_calls_cannot_overshoot_together,
+    a_refusal_says_whether_the_settings_hold_the_budget,
     a_settled_call_gives_back_what_it_held_and_spends_what_it_cost,
     a_call_is_extended_while_there_is_room_and_keeps_what_it_has_else,
     a_call_that_must_be_alone_is_refused_while_another_one_holds_a_share,
@@ -100,6 +101,7 @@ async fn a_reservation_that_does_not_fit_is_refused_and_leaves_nothing(fixture: 
     let refused = over(&begin(&fixture, &run, 41).await);
     let expected = OverBudget {
         scope: BudgetScope::Run,
+        is_setting: false,
         budget_micro_usd: 100,
         spent_micro_usd: 0,
         reserved_micro_usd: 60,
@@ -133,6 +135,26 @@ async fn parallel_calls_cannot_overshoot_together(fixture: Fixture) {
     }
     let spent = spending(&fixture).await;
     assert_eq!((spent.spent_micro_usd, spent.reserved_micro_usd), (1_000, 0));
+}
+
+async fn a_refusal_says_whether_the_settings_hold_the_budget(fixture: Fixture) {
+    let run = running(&fixture, None).await.run.id;
+    let project = project();
+    let by_api = |total, day| fixture.store.change_budgets(&project, total, day, Actor::Operator);
+    by_api(BudgetChange::Bound(5), BudgetChange::Keep).await.unwrap();
+    budgets(&fixture, None, Some(9)).await;
+    let refused = over(&begin(&fixture, &run, 6).await);
+    assert_eq!((refused.scope, refused.is_setting), (BudgetScope::Project, false));
+    by_api(BudgetChange::Unbound, BudgetChange::Keep).await.unwrap();
+    let refused = over(&begin(&fixture, &run, 10).await);
+    assert_eq!((refused.scope, refused.is_setting), (BudgetScope::Day, true));
+    // The same while a reply comes.
+    let id = begun(begin(&fixture, &run, 9).await);
+    let ExtendCall::Refused(refused) = fixture.store.extend_model_call(&id, &extension(10)).await.unwrap()
+    else {
+        panic!("there is no room")
+    };
+    assert!(refused.is_setting);
 }
 
 async fn a_settled_call_gives_back_what_it_held_and_spends_what_it_cost(fixture: Fixture) {

@@ -1,5 +1,5 @@
 //! The script's agent is started as a run's agent is: what differs is listed here, and anything else fails. Else the bench would
-//! measure two different agents, as it once did unnoticed.
+//! measure two different agents, and nobody would notice.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -15,6 +15,7 @@ mod control;
 mod credentials;
 mod doors;
 mod egress;
+mod first;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod git;

@@ -31,7 +31,7 @@ use self::flight::Flights;
 pub(crate) use self::mcp::{McpHeader, mcp};
 use self::model::Clients;
 pub(crate) use self::model::{ModelRoute, model};
-pub(crate) use self::registry::registry;
+pub(crate) use self::registry::{RegistryLogin, registry};
 pub(crate) use self::token::TokenFault;
 use crate::config::secret_header;
 use crate::hold::hold;

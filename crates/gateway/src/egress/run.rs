@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::fault::Fault;
 use super::ledger::{Ledger, Moved, Noted};
 use crate::bounds::{Bounds, EGRESS_CONNECTIONS, EGRESS_TOLD_MOST};
+use crate::first::FirstUse;
 use crate::shared::{Door, event};
 
 /// One run's way outside, as long as this process serves it.
@@ -76,17 +77,17 @@ impl RunEgress {
         fresh
     }
 
-    /// Takes a slot and counts a connection; `true` beside it if it is the first of its kind.
-    pub(super) fn admit(self: &Arc<Self>, wanted: &Wanted) -> Result<(Passage, bool), Fault> {
+    /// Takes a slot and counts a connection; beside it the record of the first one of its kind.
+    pub(super) fn admit(self: &Arc<Self>, wanted: &Wanted) -> Result<(Passage, FirstUse), Fault> {
         if self.over.is_cancelled() {
             return Err(Fault::Over);
         }
         self.spent()?;
         let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| Fault::TooManyAtOnce)?;
-        let (moved, first) = self.ledger.lock().unwrap_or_else(PoisonError::into_inner).begin(wanted)?;
+        let (moved, record) = self.ledger.lock().unwrap_or_else(PoisonError::into_inner).begin(wanted)?;
         self.total.fetch_add(1, Ordering::Relaxed);
         let touched = Mutex::new(Instant::now());
-        Ok((Passage { egress: Arc::clone(self), moved, touched, _slot: slot }, first))
+        Ok((Passage { egress: Arc::clone(self), moved, touched, _slot: slot }, record))
     }
 
     fn spent(&self) -> Result<(), Fault> {

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::bounds::McpBounds;
 use super::fault::Fault;
 use crate::bounds::EGRESS_TOLD_MOST;
+use crate::first::FirstUse;
 use crate::shared::{Door, event};
 
 /// One run's way to MCP servers, as long as this process serves it.
@@ -49,6 +50,7 @@ struct Ledger {
 #[derive(Debug)]
 struct Use {
     target: Target,
+    record: FirstUse,
     requests: u64,
     moved: Arc<Moved>,
     /// Requests, sent and received bytes that were told.
@@ -103,8 +105,12 @@ impl RunMcp {
         fresh
     }
 
-    /// Takes a slot and counts a request; `true` beside it if it is the first to this server.
-    pub(super) fn admit(self: &Arc<Self>, server: &str, target: &Target) -> Result<(Passage, bool), Fault> {
+    /// Takes a slot and counts a request; beside it the record of the first one to this server.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        server: &str,
+        target: &Target,
+    ) -> Result<(Passage, FirstUse), Fault> {
         if self.over.is_cancelled() {
             return Err(Fault::Over);
         }
@@ -125,12 +131,13 @@ impl RunMcp {
         let mut ledger = self.lock();
         let used = ledger.uses.entry(server.to_owned()).or_insert_with(|| Use {
             target: target.clone(),
+            record: FirstUse::default(),
             requests: 0,
             moved: Arc::default(),
             told: (0, 0, 0),
         });
         used.requests += 1;
-        let (first, moved) = (used.requests == 1, Arc::clone(&used.moved));
+        let (record, moved) = (used.record.clone(), Arc::clone(&used.moved));
         drop(ledger);
         let passage = Passage {
             run: Arc::clone(self),
@@ -139,7 +146,7 @@ impl RunMcp {
             met: OnceLock::new(),
             _slot: slot,
         };
-        Ok((passage, first))
+        Ok((passage, record))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Ledger> {

@@ -28,6 +28,7 @@ mod serve;
 mod shared;
 #[cfg(test)]
 mod tests;
+mod way;
 mod work;
 
 use std::sync::Arc;

@@ -223,8 +223,8 @@ async fn a_registrys_token_goes_to_its_host_over_plain_http_and_acts_at_once() {
     let used = audit.iter().filter(|(action, ..)| action == "credential.use");
     let used: Vec<_> =
         used.map(|(_, purpose, name, host)| (purpose.as_str(), name.as_deref(), host.as_deref())).collect();
-    let names = [format!("{} npm", token.id), format!("{} newer", newer.id)];
-    let expected = names.each_ref().map(|name| ("registry", Some(name.as_str()), Some("npm.example")));
+    let recorded = [format!("{} npm", token.id), format!("{} newer", newer.id)];
+    let expected = recorded.each_ref().map(|name| ("registry", Some(name.as_str()), Some("npm.example")));
     assert_eq!(used, expected, "once for each run, credential and host");
     world.stop().await;
     assert!(!world.disk_has("registry-canary"));

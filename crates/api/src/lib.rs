@@ -44,8 +44,8 @@ pub mod view {
     pub use crate::keys::{CreateKey, KeyPage, KeyView, NewKeyView};
     pub use crate::problem::{Fault, Problem};
     pub use crate::runs::{
-        ArtifactList, ArtifactView, CreateRun, CreateRunResources, FailureView, RepositoryChoice,
-        ResourcesView, RunLinks, RunPage, RunView, UsageView,
+        ArtifactList, ArtifactView, CreateRun, CreateRunResources, CredentialUseView, FailureView,
+        RepositoryChoice, ResourcesView, RunLinks, RunPage, RunView, UsageView,
     };
     pub use crate::sessions::{SessionLinks, SessionPage, SessionView};
     pub use crate::workflows::{CaissonView, WorkflowList, WorkflowSummary, WorkflowView};

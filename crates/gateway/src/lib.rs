@@ -15,6 +15,7 @@ mod control;
 mod credentials;
 mod doors;
 mod egress;
+mod first;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod git;
@@ -27,6 +28,7 @@ mod serve;
 mod shared;
 #[cfg(test)]
 mod tests;
+mod way;
 mod work;
 
 use std::sync::Arc;

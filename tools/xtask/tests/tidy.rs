@@ -312,6 +312,28 @@ fn every_action_of_the_audit_log_is_in_its_documents_table_and_no_other() {
 }
 
 #[test]
+fn every_purpose_of_a_credential_is_in_the_audit_logs_document_and_no_other() {
+    let mut written = BTreeSet::new();
+    for path in product_sources().into_iter().filter(|path| path.starts_with(root().join("crates/gateway"))) {
+        let text = fs::read_to_string(path).unwrap();
+        for (_, line) in product_lines(&text) {
+            // Where a use is made, and where its purpose is chosen.
+            if let Some((_, rest)) =
+                line.split_once("purpose: ").or_else(|| line.split_once("let purpose = "))
+            {
+                written.extend(rest.split('"').skip(1).step_by(2).map(str::to_owned));
+            }
+        }
+    }
+    let document = fs::read_to_string(root().join("docs/audit.md")).unwrap();
+    let row = document.lines().find(|line| line.starts_with("| `credential.use` |")).unwrap();
+    let told: BTreeSet<_> =
+        row.split('|').nth(2).unwrap().split('`').skip(1).step_by(2).map(str::to_owned).collect();
+    assert!(written.contains("registry") && written.contains("git push"), "{written:?}");
+    assert_eq!(written, told);
+}
+
+#[test]
 fn unsafe_code_is_forbidden_everywhere() {
     let manifest: toml::Table = fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
     assert_eq!(manifest["workspace"]["lints"]["rust"]["unsafe_code"].as_str(), Some("forbid"));

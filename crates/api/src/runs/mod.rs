@@ -25,7 +25,8 @@ pub(crate) use create::check_placeable;
 pub use request::{CreateRun, CreateRunResources, RepositoryChoice};
 pub(crate) use view::Detail;
 pub use view::{
-    ArtifactList, ArtifactView, FailureView, ResourcesView, RunLinks, RunPage, RunView, UsageView,
+    ArtifactList, ArtifactView, CredentialUseView, FailureView, ResourcesView, RunLinks, RunPage, RunView,
+    UsageView,
 };
 
 /// Create a run
@@ -141,7 +142,8 @@ pub(crate) async fn get_run(
     _: NoParams,
 ) -> Result<Json<RunView>, ApiError> {
     let run = app.store().run(&caller.project, &id).await?.ok_or_else(unknown_run)?;
-    Ok(Json(RunView::new(run, Detail::Full)))
+    let uses = app.store().credentials_used(&run.id).await?;
+    Ok(Json(RunView::new(run, Detail::Full).with_credential_uses(uses)))
 }
 
 /// Cancel a run

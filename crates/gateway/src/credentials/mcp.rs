@@ -7,10 +7,10 @@ use caisson_domain::redact::SECRET_BYTES_MIN;
 use caisson_store::{Credential, DoorRun};
 use http::HeaderName;
 use reqwest::header::HeaderValue;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::{CHOICES, CredentialFault, candidates, keep_out, open, recorded_name, used};
+use super::{CHOICES, CredentialFault, candidates, open, recorded_name, used};
 use crate::config::secret_header;
 use crate::shared::Shared;
 
@@ -44,17 +44,20 @@ pub(crate) async fn mcp(
             return Err(unusable());
         };
         let name = HeaderName::try_from(header.as_str()).map_err(|_| unusable())?;
-        let text = value.expose_secret();
-        let value = secret_header("an MCP server's credential", text).map_err(|_| unusable())?;
-        // Whoever is sent `Bearer …` knows the token, and may say it alone.
-        if let Some((_, token)) = text.rsplit_once(' ').filter(|(_, token)| token.len() >= SECRET_BYTES_MIN) {
-            keep_out(shared, &format!("{} token", credential.id), vec![token.to_owned().into()]);
-        }
+        let value = secret_header("an MCP server's credential", value.expose_secret());
+        let value = value.map_err(|_| unusable())?;
         used(shared, &credential, run).await?;
         let recorded = recorded_name(&credential);
         return Ok(Some(McpHeader { header: (name, value), recorded, name: credential.name }));
     }
     Ok(None)
+}
+
+/// What stands behind the scheme of a header (`Bearer …`): whoever is sent it knows the token, and may say it alone.
+pub(super) fn bare_token(header: &SecretString) -> Option<SecretString> {
+    let (_, token) = header.expose_secret().rsplit_once(' ')?;
+    // A shorter one could not be told from other text.
+    (token.len() >= SECRET_BYTES_MIN).then(|| token.to_owned().into())
 }
 
 /// The same URL, whether or not it ends in a slash: a header goes nowhere but to its own server.

@@ -39,6 +39,11 @@ impl ModelRoute {
         Self { client, base_url, name: "model".to_owned(), header, beta: None, renewable: None }
     }
 
+    /// Whether it is sent with an access token that can be had anew.
+    pub(crate) const fn is_renewable(&self) -> bool {
+        self.renewable.is_some()
+    }
+
     /// With another access token, once the model API has refused this one: had by one refresh, however many calls it was
     /// refused to. None if there is none to be had: it is no such credential, was removed or is another kind by now, or the
     /// token endpoint gives none.

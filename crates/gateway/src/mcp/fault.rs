@@ -83,115 +83,57 @@ impl From<egress::Fault> for Fault {
 }
 
 impl Fault {
-    /// A stable code; what follows `mcp_` in it is the reason in events.
-    pub(super) const fn code(&self) -> &'static str {
+    /// A stable code, of which what follows `mcp_` is the reason in events; the answer's status; and whether the gateway
+    /// refused by a rule or a bound of its own: else the server failed.
+    const fn kind(&self) -> (&'static str, StatusCode, bool) {
+        const DEPENDENCY: StatusCode = StatusCode::FAILED_DEPENDENCY;
         match self {
-            Self::Path => "mcp_path",
-            Self::Unknown => "mcp_unknown",
-            Self::Method => "mcp_method",
-            Self::NotAllowed { .. } => "mcp_not_allowed",
-            Self::PrivateAddress { .. } => "mcp_private_address",
-            Self::TooManyAtOnce { .. } => "mcp_too_many_at_once",
-            Self::TooManyRequests { .. } => "mcp_too_many_requests",
-            Self::RequestTooLarge { .. } => "mcp_request_too_large",
-            Self::ReplyTooLarge { .. } => "mcp_reply_too_large",
-            Self::TooMuchSent { .. } => "mcp_too_much_sent",
-            Self::TooMuchReceived { .. } => "mcp_too_much_received",
-            Self::Over => "mcp_run_over",
-            Self::NoCredential { .. } => "mcp_no_credential",
-            Self::Refused { .. } => "mcp_refused",
-            Self::Redirect { .. } => "mcp_redirect",
-            Self::Encoded => "mcp_encoded",
-            Self::Unresolved => "mcp_unresolved",
-            Self::ResolveTimeout => "mcp_resolve_timeout",
-            Self::Unreachable => "mcp_unreachable",
-            Self::Broken => "mcp_broken",
-            Self::Idle => "mcp_idle",
+            Self::Path => ("mcp_path", StatusCode::NOT_FOUND, true),
+            Self::Unknown => ("mcp_unknown", StatusCode::NOT_FOUND, true),
+            Self::Method => ("mcp_method", StatusCode::METHOD_NOT_ALLOWED, true),
+            Self::NotAllowed { .. } => ("mcp_not_allowed", DEPENDENCY, true),
+            Self::PrivateAddress { .. } => ("mcp_private_address", DEPENDENCY, true),
+            Self::TooManyAtOnce { .. } => ("mcp_too_many_at_once", StatusCode::SERVICE_UNAVAILABLE, true),
+            Self::TooManyRequests { .. } => ("mcp_too_many_requests", DEPENDENCY, true),
+            Self::RequestTooLarge { .. } => ("mcp_request_too_large", StatusCode::PAYLOAD_TOO_LARGE, true),
+            Self::ReplyTooLarge { .. } => ("mcp_reply_too_large", DEPENDENCY, true),
+            Self::TooMuchSent { .. } => ("mcp_too_much_sent", DEPENDENCY, true),
+            Self::TooMuchReceived { .. } => ("mcp_too_much_received", DEPENDENCY, true),
+            Self::Over => ("mcp_run_over", DEPENDENCY, true),
+            Self::NoCredential { .. } => ("mcp_no_credential", DEPENDENCY, false),
+            Self::Refused { .. } => ("mcp_refused", DEPENDENCY, false),
+            Self::Redirect { .. } => ("mcp_redirect", DEPENDENCY, false),
+            Self::Encoded => ("mcp_encoded", DEPENDENCY, false),
+            Self::Unresolved => ("mcp_unresolved", StatusCode::BAD_GATEWAY, false),
+            Self::ResolveTimeout => ("mcp_resolve_timeout", StatusCode::GATEWAY_TIMEOUT, false),
+            Self::Unreachable => ("mcp_unreachable", StatusCode::BAD_GATEWAY, false),
+            Self::Broken => ("mcp_broken", StatusCode::BAD_GATEWAY, false),
+            Self::Idle => ("mcp_idle", StatusCode::GATEWAY_TIMEOUT, false),
         }
     }
 
-    /// Whether the gateway refused by a rule or a bound of its own; else the server failed.
+    pub(super) const fn code(&self) -> &'static str {
+        self.kind().0
+    }
+
     pub(super) const fn is_denial(&self) -> bool {
-        match self {
-            Self::Path
-            | Self::Unknown
-            | Self::Method
-            | Self::NotAllowed { .. }
-            | Self::PrivateAddress { .. }
-            | Self::TooManyAtOnce { .. }
-            | Self::TooManyRequests { .. }
-            | Self::RequestTooLarge { .. }
-            | Self::ReplyTooLarge { .. }
-            | Self::TooMuchSent { .. }
-            | Self::TooMuchReceived { .. }
-            | Self::Over => true,
-            Self::NoCredential { .. }
-            | Self::Refused { .. }
-            | Self::Redirect { .. }
-            | Self::Encoded
-            | Self::Unresolved
-            | Self::ResolveTimeout
-            | Self::Unreachable
-            | Self::Broken
-            | Self::Idle => false,
-        }
+        self.kind().2
     }
 
     /// The setting that would let it through; none where no setting can.
     pub(super) fn remedy(&self) -> Option<(&'static str, String)> {
-        match self {
-            Self::NotAllowed { rule } => Some(("mcp.allow", rule.clone())),
-            Self::PrivateAddress { address, .. } => {
-                let bits = if address.is_ipv4() { 32 } else { 128 };
-                Some(("mcp.allow_private", format!("{address}/{bits}")))
-            }
-            Self::Path
-            | Self::Unknown
-            | Self::Method
-            | Self::TooManyAtOnce { .. }
-            | Self::TooManyRequests { .. }
-            | Self::RequestTooLarge { .. }
-            | Self::ReplyTooLarge { .. }
-            | Self::TooMuchSent { .. }
-            | Self::TooMuchReceived { .. }
-            | Self::Over
-            | Self::NoCredential { .. }
-            | Self::Refused { .. }
-            | Self::Redirect { .. }
-            | Self::Encoded
-            | Self::Unresolved
-            | Self::ResolveTimeout
-            | Self::Unreachable
-            | Self::Broken
-            | Self::Idle => None,
+        if let Self::NotAllowed { rule } = self {
+            return Some(("mcp.allow", rule.clone()));
         }
-    }
-
-    const fn status(&self) -> StatusCode {
-        match self {
-            Self::Path | Self::Unknown => StatusCode::NOT_FOUND,
-            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::RequestTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::TooManyAtOnce { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            Self::NotAllowed { .. }
-            | Self::PrivateAddress { .. }
-            | Self::TooManyRequests { .. }
-            | Self::ReplyTooLarge { .. }
-            | Self::TooMuchSent { .. }
-            | Self::TooMuchReceived { .. }
-            | Self::Over
-            | Self::NoCredential { .. }
-            | Self::Refused { .. }
-            | Self::Redirect { .. }
-            | Self::Encoded => StatusCode::FAILED_DEPENDENCY,
-            Self::Unresolved | Self::Unreachable | Self::Broken => StatusCode::BAD_GATEWAY,
-            Self::ResolveTimeout | Self::Idle => StatusCode::GATEWAY_TIMEOUT,
-        }
+        let Self::PrivateAddress { address, .. } = self else { return None };
+        let bits = if address.is_ipv4() { 32 } else { 128 };
+        Some(("mcp.allow_private", format!("{address}/{bits}")))
     }
 
     /// The refusal; `server` is the name that was asked for, `host` where it is.
     pub(super) fn refusal(&self, server: &str, host: &str) -> Refusal {
-        Refusal::new(self.status(), self.code(), self.message(server, host))
+        let (code, status, _) = self.kind();
+        Refusal::new(status, code, self.message(server, host))
     }
 
     fn message(&self, server: &str, host: &str) -> String {

@@ -33,7 +33,6 @@ use crate::config::{GatewayError, build_client};
 use crate::credentials::{self, CredentialFault, McpHeader};
 use crate::egress::{EgressUpstreams, Reach, Resolve};
 use crate::grants;
-use crate::hold::hold;
 use crate::problem::Refusal;
 use crate::shared::{Door, Shared};
 
@@ -180,14 +179,10 @@ async fn pass(
 ) -> Result<Response<Body>, Stop> {
     let shared = &door.shared;
     shared.mcp.judge(&asked.target, &shared.bounds).await?;
-    let (passage, first) = mcp.admit(&asked.server, &asked.target)?;
-    if first {
-        // Nobody is asked unrecorded.
-        let audited = hold(&shared.cancel, shared.bounds.store_hold, || {
-            mcp.audit_use(&shared.store, &asked.server, &asked.target)
-        });
-        audited.await.map_err(|error| Stop::Other(Refusal::store(&error)))?;
-    }
+    let (passage, record) = mcp.admit(&asked.server, &asked.target)?;
+    // Nobody is asked unrecorded.
+    let recorded = record.ensure(shared, || mcp.audit_use(&shared.store, &asked.server, &asked.target)).await;
+    recorded.map_err(|error| Stop::Other(Refusal::store(&error)))?;
     let credential = credential(shared, run, asked).await?;
     Ok(exchange::exchange(door, passage, asked, credential.as_ref(), request).await?)
 }

@@ -3,39 +3,30 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
 
 use caisson_domain::egress::Target;
 use caisson_domain::event::EventKind;
-use caisson_domain::id::{ProjectId, RunId};
 use caisson_domain::redact::LiveSecrets;
 use caisson_domain::run::Run;
 use caisson_store::{Store, StoreError};
 use serde_json::{Value, json};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::bounds::McpBounds;
 use super::fault::Fault;
-use crate::bounds::EGRESS_TOLD_MOST;
+use crate::first::FirstUse;
 use crate::shared::{Door, event};
+use crate::way::{self, Common, Way};
 
 /// One run's way to MCP servers, as long as this process serves it.
 #[derive(Debug)]
 pub(crate) struct RunMcp {
-    run: RunId,
-    project: ProjectId,
-    /// The run is over; nothing is asked any more, and what is open is cut.
-    over: CancellationToken,
-    /// [`super::bounds::MCP_STREAMS`].
-    slots: Arc<Semaphore>,
+    common: Common,
     requests: AtomicU64,
     sent: AtomicU64,
     received: AtomicU64,
     bounds: McpBounds,
     ledger: Mutex<Ledger>,
-    secrets: LiveSecrets,
 }
 
 #[derive(Debug, Default)]
@@ -49,6 +40,7 @@ struct Ledger {
 #[derive(Debug)]
 struct Use {
     target: Target,
+    record: FirstUse,
     requests: u64,
     moved: Arc<Moved>,
     /// Requests, sent and received bytes that were told.
@@ -76,36 +68,27 @@ pub(super) struct Passage {
 impl RunMcp {
     fn new(run: &Run, bounds: &McpBounds, secrets: &LiveSecrets) -> Self {
         Self {
-            run: run.id.clone(),
-            project: run.project.clone(),
-            over: CancellationToken::new(),
-            slots: Arc::new(Semaphore::new(bounds.streams)),
+            common: Common::new(run, bounds.streams, secrets),
             requests: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             bounds: bounds.clone(),
             ledger: Mutex::default(),
-            secrets: secrets.clone(),
         }
     }
 
     /// That of the run, begun if there is none. A sandbox has one run at a time: that of another one is over.
     pub(super) fn of(door: &Arc<Door>, run: &Run) -> Arc<Self> {
-        let mut current = door.mcp.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = current.as_ref().filter(|known| known.run == run.id) {
-            return Arc::clone(known);
-        }
-        let fresh = Arc::new(Self::new(run, &door.shared.bounds.mcp, &door.shared.secrets));
-        if let Some(before) = current.replace(Arc::clone(&fresh)) {
-            before.over.cancel();
-        }
-        door.shared.tracker.spawn(keep(Arc::clone(door), Arc::clone(&fresh)));
-        fresh
+        way::of(door, &door.mcp, run, || Self::new(run, &door.shared.bounds.mcp, &door.shared.secrets))
     }
 
-    /// Takes a slot and counts a request; `true` beside it if it is the first to this server.
-    pub(super) fn admit(self: &Arc<Self>, server: &str, target: &Target) -> Result<(Passage, bool), Fault> {
-        if self.over.is_cancelled() {
+    /// Takes a slot and counts a request; beside it the record of the first one to this server.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        server: &str,
+        target: &Target,
+    ) -> Result<(Passage, FirstUse), Fault> {
+        if self.common.is_over() {
             return Err(Fault::Over);
         }
         let McpBounds { requests, sent_bytes, received_bytes, .. } = self.bounds;
@@ -118,19 +101,18 @@ impl RunMcp {
         if self.received.load(Ordering::Relaxed) > received_bytes {
             return Err(Fault::TooMuchReceived { bound: received_bytes });
         }
-        let slot = Arc::clone(&self.slots)
-            .try_acquire_owned()
-            .map_err(|_| Fault::TooManyAtOnce { bound: self.bounds.streams })?;
+        let slot = self.common.slot().ok_or(Fault::TooManyAtOnce { bound: self.bounds.streams })?;
         self.requests.fetch_add(1, Ordering::Relaxed);
         let mut ledger = self.lock();
         let used = ledger.uses.entry(server.to_owned()).or_insert_with(|| Use {
             target: target.clone(),
+            record: FirstUse::default(),
             requests: 0,
             moved: Arc::default(),
             told: (0, 0, 0),
         });
         used.requests += 1;
-        let (first, moved) = (used.requests == 1, Arc::clone(&used.moved));
+        let (record, moved) = (used.record.clone(), Arc::clone(&used.moved));
         drop(ledger);
         let passage = Passage {
             run: Arc::clone(self),
@@ -139,7 +121,7 @@ impl RunMcp {
             met: OnceLock::new(),
             _slot: slot,
         };
-        Ok((passage, first))
+        Ok((passage, record))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Ledger> {
@@ -148,7 +130,7 @@ impl RunMcp {
 
     /// Ends when the run is over.
     pub(super) async fn over(&self) {
-        self.over.cancelled().await;
+        self.common.over().await;
     }
 
     /// Writes down that a server is asked for the first time, before it is.
@@ -158,7 +140,7 @@ impl RunMcp {
         server: &str,
         target: &Target,
     ) -> Result<(), StoreError> {
-        store.audit(&self.project, self.run.as_str(), "mcp.allow", &format!("{server} {target}")).await
+        self.common.audit(store, "mcp.allow", &format!("{server} {target}")).await
     }
 
     /// Tells of a refusal or a failure, each kind once for each server: by an event, and a refusal in the audit log as well.
@@ -171,6 +153,7 @@ impl RunMcp {
         if !fresh {
             return;
         }
+        let Common { run, secrets, .. } = &self.common;
         let host = target.map_or_else(String::new, ToString::to_string);
         let refusal = fault.refusal(server, &host);
         if !fault.is_denial() {
@@ -178,14 +161,12 @@ impl RunMcp {
                 "upstream": "mcp", "server": server, "kind": refusal.code, "status": refusal.status.as_u16(),
                 "message": refusal.message,
             });
-            return door.tell(&self.run, EventKind::GatewayUpstreamFailed, data).await;
+            return door.tell(run, EventKind::GatewayUpstreamFailed, data).await;
         }
         let reason = refusal.code.trim_start_matches("mcp_");
-        let subject = self.secrets.redactor().text(&format!("{server} {host} {reason}")).into_owned();
-        if let Err(error) =
-            door.shared.store.audit(&self.project, self.run.as_str(), "mcp.deny", &subject).await
-        {
-            tracing::warn!(run.id = %self.run, error = %error, "a refused MCP request of {} was not audited", self.run);
+        let subject = secrets.redactor().text(&format!("{server} {host} {reason}")).into_owned();
+        if let Err(error) = self.common.audit(&door.shared.store, "mcp.deny", &subject).await {
+            tracing::warn!(run.id = %run, error = %error, "a refused MCP request of {run} was not audited");
         }
         let remedy = fault.remedy();
         let data = json!({
@@ -197,19 +178,7 @@ impl RunMcp {
             "rule": remedy.as_ref().map(|(_, rule)| rule),
             "message": refusal.message,
         });
-        door.tell(&self.run, EventKind::McpDenied, data).await;
-    }
-
-    /// Tells what was moved since the last time.
-    async fn tell_moved(&self, store: &Store) {
-        let items = self.moved();
-        if items.is_empty() {
-            return;
-        }
-        let told = event(&self.secrets, EventKind::McpUsed, &json!({ "items": items }));
-        if let Err(error) = store.append_gateway_event(&self.run, told).await {
-            tracing::warn!(run.id = %self.run, error = %error, "what {} moved to MCP servers was not written down", self.run);
-        }
+        door.tell(run, EventKind::McpDenied, data).await;
     }
 
     fn moved(&self) -> Vec<Value> {
@@ -231,49 +200,29 @@ impl RunMcp {
         }
         items
     }
+}
 
-    /// Cuts what is open, and tells the rest.
-    async fn finish(&self, store: &Store, grace: Duration) {
-        self.over.cancel();
-        let all = u32::try_from(self.bounds.streams).unwrap_or(u32::MAX);
-        // Whoever does not let go in time is counted without its last bytes.
-        drop(timeout(grace, self.slots.acquire_many(all)).await);
-        self.tell_moved(store).await;
+impl Way for RunMcp {
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    async fn tell_moved(&self, store: &Store, _last: bool) {
+        let items = self.moved();
+        if items.is_empty() {
+            return;
+        }
+        let Common { run, secrets, .. } = &self.common;
+        let told = event(secrets, EventKind::McpUsed, &json!({ "items": items }));
+        if let Err(error) = store.append_gateway_event(run, told).await {
+            tracing::warn!(run.id = %run, error = %error, "what {run} moved to MCP servers was not written down");
+        }
     }
 }
 
-/// Before a run's outcome is stored: its way to MCP servers is cut, so that what is told of it is whole.
+/// Before a run's outcome is stored; see [`way::before_outcome`].
 pub(crate) async fn before_outcome(door: &Door) {
-    let current = door.mcp.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    if let Some(mcp) = current {
-        mcp.finish(&door.shared.store, door.shared.bounds.grace).await;
-    }
-}
-
-/// Tells from time to time what was moved, and notices that the run is over although nobody said so.
-async fn keep(door: Arc<Door>, mcp: Arc<RunMcp>) {
-    let (store, bounds) = (&door.shared.store, &door.shared.bounds);
-    let mut wait = bounds.egress_told_first;
-    let mut tell_at = Instant::now() + wait;
-    loop {
-        tokio::select! {
-            () = mcp.over.cancelled() => break,
-            () = door.closed.cancelled() => break,
-            () = sleep(bounds.egress_check) => {}
-        }
-        match store.door_run(&door.sandbox).await {
-            Ok(Some(run)) if run.id == mcp.run => {}
-            // The next look tells.
-            Err(error) => tracing::debug!(error = %error, "a run could not be looked at"),
-            Ok(_) => break,
-        }
-        if Instant::now() >= tell_at {
-            mcp.tell_moved(store).await;
-            wait = (wait * 2).min(EGRESS_TOLD_MOST);
-            tell_at = Instant::now() + wait;
-        }
-    }
-    mcp.finish(store, bounds.grace).await;
+    way::before_outcome(door, &door.mcp).await;
 }
 
 impl Passage {

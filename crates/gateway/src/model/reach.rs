@@ -48,8 +48,8 @@ enum Trouble {
     },
 }
 
-/// Tries until there is a reply to pass on; an access token that is refused is renewed once, without a word. Each try has a row of
-/// its own, so that every request that upstream saw is counted.
+/// Tries until there is a reply to pass on; an access token that is refused is renewed once, without a word if the call can be
+/// tried once more. Each try has a row of its own, so that every request that upstream saw is counted.
 pub(super) async fn reach(
     (door, run): (&Door, &DoorRun),
     route: &ModelRoute,
@@ -85,10 +85,16 @@ pub(super) async fn reach(
             }
         };
         if renewed.is_none() && trouble.status() == StatusCode::UNAUTHORIZED.as_u16() {
-            let other = route.renewed(shared, run).await;
-            if let Some(other) = other.filter(|other| tries.renew(&other.header)) {
-                renewed = Some(other);
-                continue;
+            match route.renewed(shared, run).await {
+                Some(other) if tries.renew(&other.header) => {
+                    renewed = Some(other);
+                    continue;
+                }
+                Some(_) => {
+                    trouble.tell(door, run, None).await;
+                    return Err(renewed_too_late());
+                }
+                None => {}
             }
         }
         let wait = trouble.advice().and_then(|advice| tries.wait(advice, account.spread()));
@@ -153,6 +159,12 @@ async fn stop_run((door, run): (&Door, &DoorRun), failure: Failure) -> Refusal {
 fn unsent() -> Refusal {
     let message = "the call was not waited for any longer";
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message)
+}
+
+/// There is a good token now, and no copy of the call: the agent has one, and tries a server that is busy again at once.
+fn renewed_too_late() -> Refusal {
+    let message = "the server's access token was refused, and another one was had since; try again";
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "token_renewed", message)
 }
 
 /// Whether a reply is passed on as it is: all but what may pass, what names our credential, and what leads elsewhere.

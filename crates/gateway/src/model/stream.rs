@@ -35,7 +35,7 @@ pub(super) type Reply = oneshot::Sender<Result<Response<Body>, Refusal>>;
 /// for it.
 pub(super) async fn carry(call: Call, mut reply: Reply) {
     let Call { door, run, route, request, ask, permits: (_slot, share) } = call;
-    let tries = Tries::new(&door.shared, request);
+    let tries = Tries::new(&door.shared, request, route.is_renewable());
     let reached = reach((&door, &run), &route, ask, tries, &mut reply).await;
     drop(share);
     match reached {

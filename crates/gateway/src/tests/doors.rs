@@ -37,6 +37,18 @@ async fn a_door_is_opened_for_a_new_sandbox_and_closed_for_a_destroyed_one() {
     world.stop().await;
 }
 
+/// What the other tests build on: the gateway opens a door a moment after it has heard of the sandbox.
+#[tokio::test]
+async fn a_sandbox_that_is_made_beside_a_running_gateway_has_its_door() {
+    let world = World::new().await;
+    world.start(Setup::new()).await;
+    for _ in 0..5 {
+        let sandbox = world.sandbox(run_spec(None)).await;
+        assert_eq!(sandbox.control(Method::GET, "/next", "").await.status, OK);
+    }
+    world.stop().await;
+}
+
 #[tokio::test]
 async fn a_restarted_server_opens_the_doors_of_living_sandboxes_again() {
     let world = World::new().await;

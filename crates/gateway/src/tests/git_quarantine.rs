@@ -4,7 +4,7 @@ use caisson_domain::credential::{CredentialKind, CredentialSecret};
 
 use super::git_host::{git, git_with};
 use super::git_scene::{BRANCH, KINDS, Kind, scene};
-use super::support::{GIT_TOKEN, MODEL_KEY, OK};
+use super::support::{GIT_TOKEN, MODEL_KEY, OK, value};
 
 /// Put together here, so that no scanner takes this file for a leak.
 fn token(digit: char) -> String {
@@ -347,5 +347,18 @@ async fn a_stored_credential_is_refused_from_its_adding_and_its_rotation_on() {
     scene.write("notes.txt", "nothing of the store\n");
     scene.commit("take notes").await;
     scene.accepted(&[]).await;
+    scene.world.stop().await;
+}
+
+#[tokio::test]
+async fn the_token_of_an_mcp_header_is_refused_before_any_server_was_sent_it() {
+    let scene = scene(Kind::Directory, |_| {}, |_| {}).await;
+    scene.world.unlock().await;
+    let settings = [("url", "https://mcp.example.com/"), ("header", "Authorization")];
+    let header = value("Bearer token-of-notes-1");
+    scene.world.add_credential("notes", CredentialKind::McpHeader, &settings, header).await;
+    scene.write("a", "it is token-of-notes-1\n");
+    scene.commit("a").await;
+    assert_eq!(scene.refused(&[]).await.0["secret_rule"], "live-credential");
     scene.world.stop().await;
 }

@@ -20,6 +20,7 @@ mod git_scene;
 mod grants;
 mod mcp;
 mod mcp_bounds;
+mod mcp_faults;
 mod model;
 mod model_budget;
 mod model_faults;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,6 +23,8 @@ use caisson_store::{
 };
 use futures_util::FutureExt;
 use http::{Method, StatusCode};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions as _, SqliteConnection};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -142,6 +144,8 @@ pub(crate) struct World {
     pub(crate) tracker: TaskTracker,
     pub(crate) cancel: CancellationToken,
     pub(crate) count: AtomicU8,
+    /// Whether a gateway runs, which opens the doors of sandboxes at its own time.
+    pub(crate) serves: AtomicBool,
 }
 
 /// One sandbox with its grants and the run that was placed in it.
@@ -177,6 +181,7 @@ impl World {
             tracker: TaskTracker::new(),
             cancel: CancellationToken::new(),
             count: AtomicU8::new(1),
+            serves: AtomicBool::new(false),
         }
     }
 
@@ -204,16 +209,18 @@ impl World {
 
     pub(crate) async fn start(&self, setup: Setup) {
         Box::pin(self.try_start(setup)).await.unwrap();
+        self.serves.store(true, Ordering::Relaxed);
     }
 
     /// Stops the gateway as the binary does and waits for its last task.
     pub(crate) async fn stop(&self) {
         self.cancel.cancel();
+        self.serves.store(false, Ordering::Relaxed);
         self.tracker.close();
         tokio::time::timeout(PATIENCE, self.tracker.wait()).await.unwrap();
     }
 
-    /// A running sandbox with a running run in it.
+    /// A running sandbox with a running run in it; beside a running gateway, with its door.
     pub(crate) async fn sandbox(&self, spec: RunSpec) -> Sandbox {
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         let project = ProjectId::default_project();
@@ -238,14 +245,26 @@ impl World {
         self.store.create_sandbox(&sandbox).await.unwrap();
         assert!(self.store.place(&claimed.run.id, claimed.epoch, &id).await.unwrap());
         assert!(self.store.set_sandbox_state(&id, SandboxState::Running).await.unwrap());
+        let socket = directory.join("gateway.sock");
+        if self.serves.load(Ordering::Relaxed) {
+            eventually(|| async { socket.exists().then_some(()) }).await;
+        }
         Sandbox {
             run: self.run(&claimed.run.id).await,
             id,
             epoch: claimed.epoch,
             control: control.expose().to_owned(),
             agent: agent.expose().to_owned(),
-            socket: directory.join("gateway.sock"),
+            socket,
         }
+    }
+
+    /// As long as this lives nobody can write to the database.
+    pub(crate) async fn locked(&self) -> SqliteConnection {
+        let options = SqliteConnectOptions::new().filename(self.root.path().join("caisson.db"));
+        let mut database = options.connect().await.unwrap();
+        sqlx::query("begin immediate").execute(&mut database).await.unwrap();
+        database
     }
 
     /// Lets the store keep credentials.

@@ -14,7 +14,7 @@ pub struct CredentialUse {
     pub credential: String,
     /// The host that gets it.
     pub host: String,
-    /// What for: `model`, `mcp`, `git fetch` or `git push`.
+    /// What for: `model`, `mcp`, `registry`, `git fetch` or `git push`.
     pub purpose: &'static str,
 }
 
@@ -23,8 +23,7 @@ const NOTED: &str = "select exists (select 1 from audit where run_id = $1 and ac
 
 impl Store {
     /// Records that a credential is used for a run: before it is, once for each run, purpose, credential and host, so
-    /// that an agent cannot fill the log. How often is told elsewhere: each model call has its usage, each push its own
-    /// record.
+    /// that an agent cannot fill the log. How often is told elsewhere: [`Store::credentials_used`].
     ///
     /// # Errors
     /// As every write; [`StoreError::Corrupt`] if there is no such run.

@@ -32,10 +32,10 @@ const WORK: &str = r#"exec 2>&1
 env | sort; cat /proc/self/cmdline; git config --list --show-origin
 curl -sS http://HOST/package
 python3 -c 'import os; os.abort()'
-sed -i 's/quantity > BULK/quantity >= BULK/' shop/pricing.py; date +%N >> found.txt
-touch .git/canary-ready"#;
-/// Waits until all was looked at, or until the tool would be ended for its time: then the agent waits once more.
-const WAITING: &str = r#"python3 -c 'import os, time
+sed -i 's/quantity > BULK/quantity >= BULK/' shop/pricing.py; date +%N >> found.txt"#;
+/// Says that the hunt may begin, and waits until all was looked at, or until the tool would be ended for its time: then the agent
+/// waits once more.
+const WAITING: &str = r#"touch .git/canary-ready; python3 -c 'import os, time
 end = time.monotonic() + 500
 while not os.path.exists(".git/canary-go") and time.monotonic() < end: time.sleep(0.05)'"#;
 /// Most times that the agent waits: as long as a run may take.

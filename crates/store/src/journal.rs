@@ -238,7 +238,7 @@ async fn believe_cost(tx: &mut Tx<'_>, entry: &JournalEntry) -> Result<(), Store
     };
     let line: serde_json::Value = serde_json::from_str(event.data.get()).unwrap_or_default();
     let claimed = line["total_cost_usd"].as_u64().and_then(|usd| i64::try_from(usd).ok()).unwrap_or_default();
-    sqlx::query(CLAIMED)
+    sql::query(CLAIMED)
         .bind(entry.run.as_str())
         .bind(claimed.saturating_mul(1_000_000))
         .execute(&mut *tx.db)

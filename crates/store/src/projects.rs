@@ -2,8 +2,8 @@
 
 use caisson_domain::id::{DEFAULT_PROJECT, ProjectId};
 use caisson_domain::limits::{PAGE_ITEMS, PROJECTS};
-use sqlx::sqlite::SqliteRow;
 
+use crate::database::{Row, sql};
 use crate::rows::Columns;
 use crate::{Actor, NewAudit, Store, StoreError, audit};
 
@@ -48,14 +48,14 @@ impl Store {
     /// Safe: made or not.
     pub async fn create_project(&self, id: &ProjectId, by: Actor) -> Result<CreateProject, StoreError> {
         let mut tx = self.begin().await?;
-        let count: i64 = sqlx::query_scalar(COUNT).fetch_one(&mut *tx.db).await?;
+        let count: i64 = sql::query_scalar(COUNT).fetch_one(&mut *tx.db).await?;
         let inserted =
-            sqlx::query(INSERT).bind(id.as_str()).bind(tx.now_ms).execute(&mut *tx.db).await?.rows_affected();
+            sql::query(INSERT).bind(id.as_str()).bind(tx.now_ms).execute(&mut *tx.db).await?.rows_affected();
         if inserted == 0 || count >= PROJECTS {
             tx.rollback().await?;
             return Ok(if inserted == 0 { CreateProject::Exists } else { CreateProject::Full });
         }
-        sqlx::query(COPY_WORKFLOWS)
+        sql::query(COPY_WORKFLOWS)
             .bind(id.as_str())
             .bind(tx.now_ms)
             .bind(DEFAULT_PROJECT)
@@ -79,7 +79,7 @@ impl Store {
         after: Option<&ProjectId>,
         limit: u32,
     ) -> Result<Vec<Project>, StoreError> {
-        let rows = sqlx::query(LIST)
+        let rows = sql::query(LIST)
             .bind(after.map_or("", ProjectId::as_str))
             .bind(limit.min(PAGE_ITEMS + 1))
             .fetch_all(self.reader())
@@ -94,12 +94,12 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn project(&self, id: &ProjectId) -> Result<Option<Project>, StoreError> {
-        let row = sqlx::query(ONE).bind(id.as_str()).fetch_optional(self.reader()).await?;
+        let row = sql::query(ONE).bind(id.as_str()).fetch_optional(self.reader()).await?;
         row.as_ref().map(project).transpose()
     }
 }
 
-fn project(row: &SqliteRow) -> Result<Project, StoreError> {
+fn project(row: &Row) -> Result<Project, StoreError> {
     let columns = Columns::of("project", row)?;
     Ok(Project { id: columns.parse("id")?, created_at_ms: columns.get("created_at_ms")? })
 }

@@ -99,7 +99,8 @@ async fn nothing_of_one_project_is_seen_or_changed_by_keys_of_another() {
     assert_eq!(run.status, StatusCode::ACCEPTED, "{}", run.text());
     let run = run.json();
     let (id, session) = (run["id"].as_str().unwrap(), run["session_id"].as_str().unwrap());
-    let credential = json!({ "name": "model", "kind": "model_api_key", "secret": { "value": "sk-ant-a-secret-of-one" } });
+    let credential =
+        json!({ "name": "model", "kind": "model_api_key", "secret": { "value": "sk-ant-a-secret-of-one" } });
     let credential = ask(&api, (Method::POST, "/v1/credentials"), &one, Some(&credential)).await;
     assert_eq!(credential.status, StatusCode::CREATED, "{}", credential.text());
     let credential = credential.json()["id"].as_str().unwrap().to_owned();

@@ -4,7 +4,7 @@ use axum::body::Body;
 use caisson_domain::id::ProjectId;
 use caisson_domain::limits::PROJECTS;
 use caisson_domain::principal::Scope;
-use caisson_store::Actor;
+use caisson_store::{Actor, MasterKeyFile};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -91,6 +91,7 @@ async fn a_request_for_a_project_is_refused_by_name_number_scope_and_project() {
 #[tokio::test]
 async fn nothing_of_one_project_is_seen_or_changed_by_keys_of_another() {
     let api = Api::start().await;
+    api.store.unlock(MasterKeyFile::in_state_dir(api.dir.path())).await.unwrap();
     let (one, other) = (made(&api, "one").await, made(&api, "other").await);
     let workflow =
         get(&api, "/v1/workflows", &one).await.json()["items"][0]["name"].as_str().unwrap().to_owned();
@@ -121,7 +122,7 @@ async fn nothing_of_one_project_is_seen_or_changed_by_keys_of_another() {
         ] {
             let answer = get(&api, &path, stranger).await;
             assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}: {}", answer.text());
-            assert_eq!(get(&api, &path, &one).await.status.is_server_error(), false, "{path}");
+            assert!(!get(&api, &path, &one).await.status.is_server_error(), "{path}");
         }
         let rotated = json!({ "secret": { "value": "sk-ant-another-secret" } });
         for (method, path, body) in [

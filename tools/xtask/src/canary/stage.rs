@@ -28,11 +28,11 @@ use super::upstreams::Upstreams;
 /// How long a run may take to come to where it is hunted, and from there to its end; the hunt itself takes as long as it takes.
 const WAIT: Duration = Duration::from_mins(10);
 /// The agent asks the registry, has a program crash, changes a file, and then waits until it was looked at.
-const WORK: &str = r#"exec 2>&1
+const WORK: &str = r"exec 2>&1
 env | sort; cat /proc/self/cmdline; git config --list --show-origin
 curl -sS http://HOST/package
 python3 -c 'import os; os.abort()'
-sed -i 's/quantity > BULK/quantity >= BULK/' shop/pricing.py; date +%N >> found.txt"#;
+sed -i 's/quantity > BULK/quantity >= BULK/' shop/pricing.py; date +%N >> found.txt";
 /// Says that the hunt may begin, and waits until all was looked at, or until the tool would be ended for its time: then the agent
 /// waits once more.
 const WAITING: &str = r#"touch .git/canary-ready; python3 -c 'import os, time

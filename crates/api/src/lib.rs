@@ -24,6 +24,7 @@ mod middleware;
 mod negotiate;
 mod openapi;
 mod problem;
+mod projects;
 mod quota;
 mod runs;
 mod schema;
@@ -43,6 +44,7 @@ pub mod view {
     pub use crate::health::Health;
     pub use crate::keys::{CreateKey, KeyPage, KeyView, NewKeyView};
     pub use crate::problem::{Fault, Problem};
+    pub use crate::projects::{CreateProject, NewProjectView, ProjectPage, ProjectView};
     pub use crate::runs::{
         ArtifactList, ArtifactView, CreateRun, CreateRunResources, CredentialUseView, FailureView,
         RepositoryChoice, ResourcesView, RunLinks, RunPage, RunView, UsageView,

@@ -18,7 +18,7 @@ use utoipa_axum::routes;
 use crate::negotiate::{JSON, json_only};
 use crate::problem::PROBLEM_JSON;
 use crate::state::App;
-use crate::{agents, audit, budget, credentials, events, health, keys, runs, sessions, workflows};
+use crate::{agents, audit, budget, credentials, events, health, keys, projects, runs, sessions, workflows};
 
 /// Name of the scheme in which a key is a bearer token.
 const BEARER: &str = "bearer";
@@ -55,6 +55,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(audit::list_audit))
         .routes(routes!(keys::create_key, keys::list_keys))
         .routes(routes!(keys::revoke_key))
+        .routes(routes!(projects::create_project, projects::list_projects))
         .routes(routes!(budget::get_budget, budget::set_budget))
         .routes(routes!(credentials::add_credential, credentials::list_credentials))
         .routes(routes!(

@@ -2,6 +2,7 @@
 
 mod budget;
 mod credential;
+mod project;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use crate::settings::EngineChoice;
 
 pub(crate) use budget::{Budget, SetBudget};
 pub(crate) use credential::{AddCredential, Credential, SecretFlags};
+pub(crate) use project::Project;
 
 /// Runs Claude Code, each session sealed in its own container, behind one async HTTP API.
 #[derive(Debug, Parser)]
@@ -50,6 +52,9 @@ pub(crate) enum Command {
     /// Learn where the tools of a run went and wanted to go.
     #[command(subcommand)]
     Egress(Egress),
+    /// Make and list projects, on the server's machine.
+    #[command(subcommand)]
+    Project(Project),
     /// Make, list and revoke API keys, on the server's machine.
     #[command(subcommand)]
     Key(Key),

@@ -3,6 +3,7 @@
 //! Everything shown comes from a sandbox or a repository, so control characters are taken out first: no output of an
 //! agent can move the cursor or change a title.
 
+use caisson_domain::checks::{Check, stands};
 use serde_json::Value;
 
 use crate::client::{EventInfo, Followed};
@@ -323,6 +324,9 @@ fn text(value: &Value, field: &str) -> String {
 /// Takes out every control character but line feeds and tabs, and what turns or hides text.
 #[must_use]
 pub(crate) fn clean(text: &str) -> String {
+    if !stands(Check::PrintedText) {
+        return text.to_owned();
+    }
     text.chars().filter(|c| matches!(c, '\n' | '\t') || !(c.is_control() || is_invisible(*c))).collect()
 }
 

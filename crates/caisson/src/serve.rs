@@ -11,6 +11,7 @@ use anyhow::Context;
 use caisson_api::{AgentInfo, ApiConfig, ApiLimits, ServeLimits};
 use caisson_domain::budget::ProjectBudgets;
 use caisson_domain::id::{ProjectId, ServerId};
+use caisson_domain::limits::{PAGE_ITEMS, PROJECTS};
 use caisson_domain::server::{PlacementProblem, ProblemCode};
 use caisson_domain::workflow::Workflow;
 use caisson_gateway::{Gateway, GatewayConfig, GitIdentity};
@@ -187,12 +188,16 @@ fn lock_state(state_dir: &Path) -> anyhow::Result<fs::File> {
     }
 }
 
+/// Every project has the server's workflows.
 async fn put_workflows(store: &Store, workflows: &[Workflow]) -> anyhow::Result<()> {
-    let project = ProjectId::default_project();
-    for workflow in workflows {
-        let stored = store.workflow(&project, &workflow.name).await?;
-        if stored.is_none_or(|stored| stored.workflow != *workflow) {
-            store.put_workflow(&project, workflow).await?;
+    // One page: there are no more projects.
+    const { assert!(PROJECTS <= PAGE_ITEMS as i64) };
+    for project in store.list_projects(None, PAGE_ITEMS).await? {
+        for workflow in workflows {
+            let stored = store.workflow(&project.id, &workflow.name).await?;
+            if stored.is_none_or(|stored| stored.workflow != *workflow) {
+                store.put_workflow(&project.id, workflow).await?;
+            }
         }
     }
     Ok(())

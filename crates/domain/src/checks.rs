@@ -61,11 +61,23 @@ pub enum Check {
     ArtifactName,
     /// Whether a reported push was carried.
     ReportedPush,
+    /// What a terminal would obey in what is printed of a run.
+    PrintedText,
+    /// Whether a browser is told that an answer of the API is data.
+    AnswersAreData,
+    /// Whether what a run has cost is counted at the door, and not told by its agent.
+    CountedUsage,
+    /// How much a run's record keeps.
+    RecordBounds,
+    /// Links to elsewhere, where the server measures what lies in a workspace.
+    Links,
+    /// Whether what a sandbox tells is kept out of the audit log.
+    AuditSource,
 }
 
 impl Check {
     /// Every check.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 33] = [
         Self::Grant,
         Self::OwnBranch,
         Self::OwnRepository,
@@ -93,6 +105,12 @@ impl Check {
         Self::ArtifactRun,
         Self::ArtifactName,
         Self::ReportedPush,
+        Self::PrintedText,
+        Self::AnswersAreData,
+        Self::CountedUsage,
+        Self::RecordBounds,
+        Self::Links,
+        Self::AuditSource,
     ];
 
     /// Its name, in small letters with underscores.
@@ -126,6 +144,12 @@ impl Check {
             Self::ArtifactRun => "artifact_run",
             Self::ArtifactName => "artifact_name",
             Self::ReportedPush => "reported_push",
+            Self::PrintedText => "printed_text",
+            Self::AnswersAreData => "answers_are_data",
+            Self::CountedUsage => "counted_usage",
+            Self::RecordBounds => "record_bounds",
+            Self::Links => "links",
+            Self::AuditSource => "audit_source",
         }
     }
 

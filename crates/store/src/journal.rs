@@ -2,7 +2,7 @@
 
 use caisson_domain::checks::{Check, stands};
 use caisson_domain::event::{EventKind, NewEvent};
-use caisson_domain::id::{RunId, SandboxId};
+use caisson_domain::id::{ProjectId, RunId, SandboxId};
 use caisson_domain::limits::{RUN_EVENT_BYTES, RUN_EVENT_RESERVED_BYTES, RUN_EVENTS, RUN_EVENTS_RESERVED};
 use caisson_domain::protocol::{NoteLevel, Outcome};
 use caisson_domain::run::Phase;
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::database::{Hold, Tx, sql};
 use crate::rows::{Columns, document};
-use crate::{SandboxState, Store, StoreError, Topic, events};
+use crate::{Actor, NewAudit, SandboxState, Store, StoreError, Topic, audit, events};
 
 /// One entry of a journal.
 #[derive(Debug, Clone)]
@@ -132,6 +132,12 @@ impl Store {
             skipped -= ours.len();
             for entry in &ours {
                 apply(&mut tx, entry).await?;
+                if !stands(Check::CountedUsage) {
+                    believe_cost(&mut tx, entry).await?;
+                }
+                if !stands(Check::AuditSource) {
+                    believe_note(&mut tx, entry).await?;
+                }
             }
             let mut room = Room::read(&columns)?;
             let events = room.keep(ours);
@@ -198,6 +204,9 @@ impl Room {
         let (more_items, more_bytes) =
             if reserved { (RUN_EVENTS_RESERVED, RUN_EVENT_RESERVED_BYTES) } else { (0, 0) };
         let bytes = self.bytes.saturating_add(events::bytes(event));
+        if !stands(Check::RecordBounds) {
+            return true;
+        }
         if self.items >= RUN_EVENTS + more_items || bytes > RUN_EVENT_BYTES + more_bytes {
             return false;
         }
@@ -218,6 +227,34 @@ fn full() -> NewEvent {
         RUN_EVENT_BYTES / (1024 * 1024)
     );
     NewEvent::new(EventKind::Note, &json!({ "level": NoteLevel::Warn, "message": message }))
+}
+
+const CLAIMED: &str = "update run set cost_micro_usd = cost_micro_usd + $2 where id = $1";
+
+/// Counts what an agent says that its run has cost, as nobody does but a control that leaves the check out.
+async fn believe_cost(tx: &mut Tx<'_>, entry: &JournalEntry) -> Result<(), StoreError> {
+    let Some(event) = entry.event.as_ref().filter(|event| event.kind == EventKind::AgentLine) else {
+        return Ok(());
+    };
+    let line: serde_json::Value = serde_json::from_str(event.data.get()).unwrap_or_default();
+    let claimed = line["total_cost_usd"].as_u64().and_then(|usd| i64::try_from(usd).ok()).unwrap_or_default();
+    sql::query(CLAIMED)
+        .bind(entry.run.as_str())
+        .bind(claimed.saturating_mul(1_000_000))
+        .execute(&mut *tx.db)
+        .await?;
+    Ok(())
+}
+
+/// Records in the audit log what a sandbox tells, as nobody does but a control that leaves the check out.
+async fn believe_note(tx: &mut Tx<'_>, entry: &JournalEntry) -> Result<(), StoreError> {
+    let Some(event) = entry.event.as_ref().filter(|event| event.kind == EventKind::Note) else {
+        return Ok(());
+    };
+    let line: serde_json::Value = serde_json::from_str(event.data.get()).unwrap_or_default();
+    let subject = line["message"].as_str().unwrap_or_default();
+    let project = ProjectId::default_project();
+    audit::write(tx, &NewAudit::new(&project, Actor::Server, "key.revoke", subject)).await
 }
 
 const PHASE: &str = "update run set phase = $2 where id = $1";

@@ -17,6 +17,7 @@ mod idempotency;
 mod keys;
 mod openapi;
 mod pages;
+mod projects;
 mod runs;
 mod sessions;
 mod stream;

@@ -8,7 +8,7 @@ use anyhow::{Context, bail, ensure};
 use caisson_domain::credential::{
     CredentialFault, CredentialFields, CredentialKind, CredentialSecret, SECRET_FIELDS, SETTING_FIELDS,
 };
-use caisson_domain::id::{CredentialId, DEFAULT_PROJECT, ProjectId};
+use caisson_domain::id::{CredentialId, ProjectId};
 use caisson_store::{Actor, Credential as Stored, NewCredential, Rekeyed, Store};
 use comfy_table::{Table, presets};
 use secrecy::SecretString;
@@ -16,6 +16,7 @@ use secrecy::zeroize::Zeroizing;
 use serde_json::{Value, json};
 
 use super::machine::{Machine, ensure_known};
+use super::project::require;
 use super::{DONE, complain, print, print_json, settings};
 use crate::cli::{AddCredential, Credential, SecretFlags};
 use crate::serve::open_store;
@@ -93,10 +94,6 @@ async fn rekey(machine: &Machine) -> anyhow::Result<Rekeyed> {
 
 async fn add(flags: AddCredential, environment: &Environment) -> anyhow::Result<()> {
     let project: ProjectId = flags.project.parse()?;
-    ensure!(
-        project == ProjectId::default_project(),
-        "there is no project \"{project}\"; this version has the project \"{DEFAULT_PROJECT}\" alone"
-    );
     let kind: CredentialKind = flags.kind.parse()?;
     let mut fields = CredentialFields::default();
     for (name, value) in flags.settings {
@@ -120,6 +117,7 @@ async fn add(flags: AddCredential, environment: &Environment) -> anyhow::Result<
 }
 
 async fn put(machine: &Machine, new: NewCredential) -> anyhow::Result<Stored> {
+    require(&machine.store, &new.project).await?;
     unlock(&machine.settings, &machine.store).await?;
     Ok(machine.store.add_credential(new, &Actor::Operator).await?)
 }

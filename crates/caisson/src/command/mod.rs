@@ -13,6 +13,7 @@ mod image;
 mod image_scan;
 mod key;
 mod machine;
+mod project;
 mod runs;
 mod submit;
 
@@ -53,6 +54,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Cancel(flags) => runs::cancel(flags).await,
         Command::Budget(budget) => budget::run(budget).await,
         Command::Egress(crate::cli::Egress::Suggest(flags)) => egress::suggest(flags).await,
+        Command::Project(project) => project::run(project, environment).await,
         Command::Key(key) => key::run(key, environment).await,
         Command::Audit(audit) => audit::run(audit, environment).await,
         Command::Credential(credential) => credential::run(credential, environment).await,

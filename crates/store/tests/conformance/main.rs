@@ -59,6 +59,7 @@ mod keys;
 mod knock;
 mod lists;
 mod model;
+mod projects;
 mod pushes;
 mod queue;
 mod runs;

@@ -88,7 +88,11 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
     let mut report = Report::default();
     let tried = controls(&chosen, &surroundings, &mut report)?;
     door::controls(&parts, &options.only, &surroundings, &mut report).await?;
-    resources::controls(&options.only, &surroundings, &mut report)?;
+    resources::controls(&parts, &options.only, &surroundings, &mut report).await?;
+    traces::controls(&parts, &options.only, &surroundings, &mut report).await?;
+    if races::has(&options.only) {
+        races::controls(&parts, &mut report).await?;
+    }
     let mut container = None;
     for engine in &options.engine {
         let engine = Engine::from(*engine);
@@ -102,7 +106,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
                 resources::attack(&parts, side, &options.only, &mut report).await?;
             }
             if traces::has(&options.only) {
-                traces::attack(&parts, side, &surroundings, &mut report).await?;
+                traces::attack(&parts, side, &options.only, &surroundings, &mut report).await?;
             }
             if races::has(&options.only) {
                 races::attack(&parts, side, &mut report).await?;

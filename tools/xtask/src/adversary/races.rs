@@ -1,6 +1,7 @@
 //! Races for the directories that a sandbox shares with the server: an agent exchanges files and directories for links to the
-//! host's, without end, while the server measures them, the shim publishes and artifacts are kept. The control is a reader that
-//! looks before it opens, as most do, and falls for it.
+//! host's, without end, while the server measures them, the shim publishes and artifacts are kept. The control is a server that
+//! follows links where it measures; that the race is a real one on each side is shown by a reader beside it, who looks before it
+//! opens, as most do. What the shim does is done inside, where the host's files are not: there is no check to be left out.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use caisson_domain::checks::Check;
 use serde_json::{Value, json};
 use testkit::parts::Parts;
 use testkit::repository::run_git;
@@ -15,18 +17,21 @@ use testkit::volumes::SessionFiles;
 use testkit::world::{World, WorldSpec};
 
 use super::control::Shown;
+use super::door::{CONTROLS, without, without_checks};
 use super::report::{Report, Tried};
 use super::traces::{find_text, state};
 use super::verdict::Verdict;
-use super::world::{Side, bash, find};
+use super::world::{Owner, Side, bash, find};
 
+/// The check that the control leaves out.
+pub(super) const CHECK: Check = Check::Links;
 const NAME: &str = "shared.raced_directories";
 const WAIT: Duration = Duration::from_mins(2);
 /// How long the agent goes on while the server measures, in seconds, and how long the control may take of that.
 const RACE_S: u32 = 20;
 const CONTROL: Duration = Duration::from_secs(15);
 /// What a run may fill, and what of the host's it would be said to fill by whoever follows its links, in MiB.
-const DISK_MIB: u64 = 96;
+pub(super) const DISK_MIB: u64 = 96;
 const BIG_MIB: u64 = 400;
 /// What nobody but the host has.
 const MARK: &str = "a-mark-of-the-host-4f1c";
@@ -64,7 +69,45 @@ pub(super) fn has(only: &str) -> bool {
 /// A part does not start, or the run does not end.
 pub(super) async fn attack(parts: &Parts, side: Side, report: &mut Report) -> anyhow::Result<()> {
     super::say(&format!("races for the directories of a run of {}", side.name()));
-    let owner = side.owner(parts)?;
+    let (fell, verdict) = race(&side.owner(parts)?, side, Vec::new()).await?;
+    report.take(if fell {
+        Shown::Real(1)
+    } else {
+        Shown::Nothing(vec![format!("{NAME} of {}: a careless reader never fell for it", side.name())])
+    });
+    report.tried.push(Tried {
+        name: NAME,
+        walls: "no link of a shared directory is followed outside".to_owned(),
+        refusals: vec!["UNCHANGED"],
+        side: side.name(),
+        verdict,
+    });
+    Ok(())
+}
+
+/// The control: the same on a server that follows links where it measures.
+///
+/// # Errors
+/// As of [`attack`]; the build is missing.
+pub(super) async fn controls(parts: &Parts, report: &mut Report) -> anyhow::Result<()> {
+    super::say("races for the directories of a run on a server that follows links");
+    let owner = CONTROLS.owner(&without_checks(parts)?)?;
+    let (_, verdict) = race(&owner, CONTROLS, without(CHECK)).await?;
+    report.take(match verdict {
+        Verdict::Through(_) => Shown::Real(1),
+        refused @ Verdict::Refused { .. } => {
+            Shown::Nothing(vec![format!("{NAME} without {}: refused: {refused}", CHECK.name())])
+        }
+    });
+    Ok(())
+}
+
+/// One run that races: whether a careless reader fell for it, and what came of it.
+async fn race(
+    owner: &Owner,
+    side: Side,
+    variables: Vec<(String, String)>,
+) -> anyhow::Result<(bool, Verdict)> {
     let victim = Victim::make()?;
     let before = state(&victim.file)?;
     let plant = PLANT.replace("RACE", &RACE_S.to_string()).replace("VICTIM", victim.path()?);
@@ -74,6 +117,7 @@ pub(super) async fn attack(parts: &Parts, side: Side, report: &mut Report) -> an
         scenario: "races".to_owned(),
         scenarios: vec![scenario.to_string()],
         user: owner.user.clone(),
+        variables,
         ..WorldSpec::on(side.engine)
     };
     let world = World::start(&owner.parts, spec).await?;
@@ -82,11 +126,6 @@ pub(super) async fn attack(parts: &Parts, side: Side, report: &mut Report) -> an
     let id = world.api.submit(&body).await?;
     let places = racing(&world).await?;
     let fell = tokio::task::spawn_blocking(move || falls_for_it(&places)).await?;
-    report.take(if fell {
-        Shown::Real(1)
-    } else {
-        Shown::Nothing(vec![format!("{NAME} of {}: a careless reader never fell for it", side.name())])
-    });
     let run = world.api.wait_end(&id, WAIT).await?;
     world.wait_tidy().await?;
     let verdict = match said_through(&world, &run, &id).await? {
@@ -98,24 +137,21 @@ pub(super) async fn attack(parts: &Parts, side: Side, report: &mut Report) -> an
             Verdict::Refused { error: "UNCHANGED".to_owned(), said: format!("the run {}", run["status"]) }
         }
     };
-    report.tried.push(Tried {
-        name: NAME,
-        walls: "no link of a shared directory is followed outside".to_owned(),
-        refusals: vec!["UNCHANGED"],
-        side: side.name(),
-        verdict,
-    });
-    Ok(())
+    Ok((fell, verdict))
 }
 
 /// Files of the host that the links lead to.
-struct Victim {
+pub(super) struct Victim {
     directory: tempfile::TempDir,
-    file: PathBuf,
+    pub(super) file: PathBuf,
 }
 
 impl Victim {
-    fn make() -> anyhow::Result<Self> {
+    /// Makes them, one of them large.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub(super) fn make() -> anyhow::Result<Self> {
         // Not in /tmp, of which each sandbox has its own.
         let directory = tempfile::tempdir_in("/var/tmp")?;
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777))?;
@@ -126,7 +162,11 @@ impl Victim {
         Ok(Self { directory, file })
     }
 
-    fn path(&self) -> anyhow::Result<&str> {
+    /// Their directory.
+    ///
+    /// # Errors
+    /// It is not UTF-8.
+    pub(super) fn path(&self) -> anyhow::Result<&str> {
         self.directory.path().to_str().context("a temporary path is not UTF-8")
     }
 }

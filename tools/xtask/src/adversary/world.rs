@@ -349,6 +349,7 @@ mod tests {
             ("door", "door.py", 1),
             ("egress", "egress.py", 3),
             ("framing", "framing.py", 2),
+            ("mcp", "mcp.py", 1),
             ("pushes", "pushes.py", 14),
             ("record", "record.py", 2),
             ("resources", "resources.py", 0),

@@ -25,17 +25,25 @@ use super::secrets::{
 };
 use super::upstreams::Upstreams;
 
-const WAIT: Duration = Duration::from_mins(2);
+/// How long a run may take to come to where it is hunted, and from there to its end; the hunt itself takes as long as it takes.
+const WAIT: Duration = Duration::from_mins(10);
 /// The agent asks the registry, has a program crash, changes a file, and then waits until it was looked at.
-const WORK: &str = r#"exec 2>&1
+const WORK: &str = r"exec 2>&1
 env | sort; cat /proc/self/cmdline; git config --list --show-origin
 curl -sS http://HOST/package
 python3 -c 'import os; os.abort()'
-sed -i 's/quantity > BULK/quantity >= BULK/' shop/pricing.py; date +%N >> found.txt
-touch .git/canary-ready
-python3 -c 'import os, time
-while not os.path.exists(".git/canary-go"): time.sleep(0.05)'
-rm .git/canary-go .git/canary-ready"#;
+sed -i 's/quantity > BULK/quantity >= BULK/' shop/pricing.py; date +%N >> found.txt";
+/// Says that the hunt may begin, and waits until all was looked at, or until the tool would be ended for its time: then the agent
+/// waits once more.
+const WAITING: &str = r#"touch .git/canary-ready; python3 -c 'import os, time
+end = time.monotonic() + 500
+while not os.path.exists(".git/canary-go") and time.monotonic() < end: time.sleep(0.05)'"#;
+/// Most times that the agent waits: as long as a run may take.
+const WAITINGS: usize = 7;
+/// The hunt must be over by then; nothing of it is pushed.
+const GO_ON: &str = "rm .git/canary-go .git/canary-ready";
+/// The longest that a tool of the agent may take, in milliseconds.
+const TOOL_MS: u32 = 600_000;
 /// What of a sandbox's file system is its own, where the rest is the host's.
 const OWN: [&str; 9] =
     ["etc", "tmp", "run", "var", "dev/shm", "caisson/door", "caisson/journal", "home", "workspace"];
@@ -87,13 +95,14 @@ impl Stage {
         // The registry's token is in the file with the git host's, which the server reads when it starts.
         let file = world.directory.path().join("caisson.toml");
         let token = world.directory.path().join("registry-token");
-        fs::write(&token, REGISTRY)?;
-        fs::set_permissions(&token, fs::Permissions::from_mode(0o600))?;
-        let text = fs::read_to_string(&file)?;
+        written(&token, REGISTRY)?;
+        fs::set_permissions(&token, fs::Permissions::from_mode(0o600))
+            .context("the registry token's file")?;
+        let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
         let token = token.display();
         let registry =
             format!("[[egress.credentials]]\nurl_prefix = \"http://{config}/\"\ntoken_file = \"{token}\"\n");
-        fs::write(&file, format!("{text}\n{registry}"))?;
+        written(&file, &format!("{text}\n{registry}"))?;
         let workflows = world.directory.path().join("workflows");
         write_workflow(&workflows, &notes.url("notes.example"))?;
         world.spec.set("WORKFLOWS_DIR", &workflows.display().to_string());
@@ -202,7 +211,9 @@ impl Stage {
         self.hunt_sandbox(hunt)?;
         hunt.tree(self.world.state_dir(), &["master.key"]);
         hunt.repository(&workspace)?;
-        fs::write(workspace.join(".git/canary-go"), "")?;
+        let go = workspace.join(".git/canary-go");
+        fs::write(&go, "")
+            .with_context(|| format!("the run went on before the hunt was over: {}", go.display()))?;
         let run = self.world.api.wait_end(&id, WAIT).await?;
         ensure!(
             run["status"] == "succeeded",
@@ -220,7 +231,7 @@ impl Stage {
             hunt.look(&format!("caisson {}", arguments[0]), &self.command(arguments, "")?);
         }
         let session = run["session_id"].as_str().context("the run has no session")?;
-        let files = SessionFiles::open(self.world.state_dir(), session)?;
+        let files = SessionFiles::open(self.world.state_dir(), session).context("the session's files")?;
         ensure!(hunt.tree(files.directory(), &[]) > 30, "the session has too few files");
         self.runs.push(run);
         Ok(())
@@ -246,14 +257,19 @@ impl Stage {
     /// The living sandbox as the kernel and the engine show it, with the memory of all of its processes.
     fn hunt_sandbox(&self, hunt: &mut Hunt) -> anyhow::Result<()> {
         let (world, parts) = (&self.world, &self.world.spec.parts);
-        let sandbox = world.sandboxes()?.pop().context("the run has no sandbox")?;
-        let pids = world.processes(&sandbox)?;
-        ensure!(pids.len() >= 3, "shim, agent and tool were expected: {pids:?}");
-        let mut memory = 0;
-        for pid in &pids {
-            hunt.process(*pid)?;
-            memory += hunt.memory(*pid)?;
-        }
+        let sandbox = world.sandboxes().context("the sandboxes")?.pop().context("the run has no sandbox")?;
+        let pids = world.processes(&sandbox).context("the sandbox's processes")?;
+        let hunted: Vec<u64> = pids
+            .iter()
+            .filter_map(|pid| hunt.process(*pid).transpose())
+            .collect::<anyhow::Result<_>>()
+            .context("the living sandbox is looked at")?;
+        ensure!(
+            hunted.len() >= 3,
+            "shim, agent and tool were expected to live: {} of {pids:?}",
+            hunted.len()
+        );
+        let memory: u64 = hunted.iter().sum();
         ensure!(memory > 50_000_000, "only {memory} bytes of memory could be read");
         match world.engine {
             Engine::Docker => {
@@ -317,17 +333,14 @@ impl Stage {
     /// What a command of the binary prints, both ways.
     fn command(&self, arguments: &[&str], input: &str) -> anyhow::Result<Vec<u8>> {
         let mut command = self.world.client(arguments);
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let name = || format!("caisson {}", arguments.join(" "));
+        let mut child = child.with_context(name)?;
         // One that wants no input may be gone by now.
         drop(child.stdin.take().context("no input")?.write_all(input.as_bytes()));
-        let output = child.wait_with_output()?;
+        let output = child.wait_with_output().with_context(name)?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.success() || arguments == ["doctor"],
-            "caisson {}: {said}",
-            arguments.join(" ")
-        );
+        ensure!(output.status.success() || arguments == ["doctor"], "{}: {said}", name());
         Ok([output.stdout, output.stderr].concat())
     }
 }
@@ -343,14 +356,25 @@ fn write_workflow(directory: &Path, url: &str) -> anyhow::Result<()> {
     let text = format!(
         "---\nname: {WORKFLOW}\ndescription: Fixes a bug\npermissionMode: bypassPermissions\nmcpServers: {servers}\n---\nFix.\n"
     );
-    fs::create_dir(directory)?;
-    Ok(fs::write(directory.join("canary.md"), text)?)
+    fs::create_dir(directory).with_context(|| format!("{} cannot be made", directory.display()))?;
+    written(&directory.join("canary.md"), &text)
+}
+
+fn written(file: &Path, text: &str) -> anyhow::Result<()> {
+    fs::write(file, text).with_context(|| format!("{} cannot be written", file.display()))
 }
 
 fn scenario(name: &str, host: &str, before: &[Value]) -> String {
-    let work = json!({ "command": WORK.replace("HOST", host), "description": "Fix", "timeout": 110_000 });
-    let work = [json!({ "tool": { "name": "Bash", "input": work } }), json!({ "text": "Done." })];
-    let steps = json!([before, &work].concat());
+    let work = WORK.replace("HOST", host);
+    let waiting = std::iter::repeat_n(WAITING, WAITINGS);
+    let commands = std::iter::once(work.as_str()).chain(waiting).chain([GO_ON]);
+    let bash = |command: &str| {
+        let input = json!({ "command": command, "description": "Fix", "timeout": TOOL_MS });
+        json!({ "tool": { "name": "Bash", "input": input } })
+    };
+    let mut steps = before.to_vec();
+    steps.extend(commands.map(bash));
+    steps.push(json!({ "text": "Done." }));
     json!({ name: { "prompts": [steps, [{ "text": "fix(cart): count the tenth piece" }]] } }).to_string()
 }
 
@@ -364,8 +388,8 @@ fn app_key(directory: &Path) -> anyhow::Result<String> {
         .output()
         .context("openssl cannot be started")?;
     ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
-    let text = fs::read_to_string(&file)?;
-    fs::remove_file(&file)?;
+    let text = fs::read_to_string(&file).context("openssl wrote no key")?;
+    fs::remove_file(&file).context("the key that openssl wrote")?;
     Ok(text)
 }
 

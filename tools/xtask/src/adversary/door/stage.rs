@@ -15,9 +15,11 @@ use testkit::repository::{self, run_git};
 use testkit::world::{World, WorldSpec};
 
 use super::super::surroundings::{Sibling, Surroundings, write_attempts};
+use super::super::traces::{CLAIMED_USD, TOO_MUCH_MICRO_USD};
 use super::super::verdict::Verdict;
 use super::super::witness::{fill, token};
 use super::super::world::{Owner, Side, bash, find, living_sibling, sibling_scenario};
+use super::ledger;
 use super::table::{Attempt, Sees};
 
 /// How long a run may take until its agent waits for the attempts' arguments.
@@ -58,6 +60,8 @@ struct Scene {
     workspace: PathBuf,
     /// The refs that nobody may have changed.
     refs: Vec<String>,
+    /// The audit log as it was before the attempts.
+    audit: Vec<String>,
     /// Kept as long as its server may read it.
     _workflows: TempDir,
 }
@@ -124,6 +128,20 @@ impl Stage<'_> {
                     Verdict::Refused { error: "UNSEEN".to_owned(), said: said.to_string() }
                 })
             }
+            Sees::Usage => {
+                tokio::time::sleep(SEEN).await;
+                let run = scene.world.api.get(&format!("/v1/runs/{}", scene.run)).await?.body;
+                let cost = run["usage"]["cost_micro_usd"].as_i64().context("the run has no cost")?;
+                Ok(if cost >= TOO_MUCH_MICRO_USD {
+                    Verdict::Through(format!("{cost} micro-USD are in the run's usage"))
+                } else {
+                    Verdict::Refused { error: "UNCOUNTED".to_owned(), said: said.to_string() }
+                })
+            }
+            Sees::Audit => {
+                tokio::time::sleep(SEEN).await;
+                ledger::seen(&scene.world, &scene.audit, (token, &scene.values["denied"]), &said)
+            }
             Sees::Outcome => {
                 let run = scene.world.api.wait_end(&scene.run, WAIT).await?;
                 Ok(if run["status"] == "succeeded" {
@@ -182,9 +200,11 @@ impl Stage<'_> {
         let first = first.first().context("the sandbox has no process")?;
         values.insert("own_control_grant", variable(*first, "CAISSON_CONTROL_GRANT")?);
         values.insert("own_run", run.clone());
+        let audit = ledger::export(&world)?;
         Ok(Scene {
             world,
             run,
+            audit,
             sibling: other.map(|(run, _)| run),
             values,
             workspace,
@@ -254,6 +274,7 @@ impl Stage<'_> {
             ("moved", self.name("moves.two", self.surroundings.names.port)),
             ("both", self.name("both", self.surroundings.names.private_port)),
             ("mapped", format!("mapped.example:{port}")),
+            ("claimed_usd", CLAIMED_USD.to_string()),
             ("host_service", format!("127.0.0.2:{port}")),
             ("other_repository", world.host.url("sibling.git")),
         ])

@@ -37,12 +37,17 @@ pub(crate) enum Sees {
     Records,
     /// The outcome of its run, which it ends.
     Outcome,
+    /// What its run is said to have cost. It leaves its run's record in disorder.
+    Usage,
+    /// The audit log: `caisson audit verify`, the records before it, the one that it has to have, and its word in any of another kind.
+    /// It leaves its run's record in disorder.
+    Audit,
 }
 
 impl Sees {
     /// Whether the attempt needs a run of its own.
     pub(crate) const fn is_alone(self) -> bool {
-        matches!(self, Self::Records | Self::Outcome)
+        matches!(self, Self::Records | Self::Outcome | Self::Usage | Self::Audit)
     }
 }
 
@@ -229,6 +234,20 @@ pub(crate) const ALL: &[Attempt] = &[
         past: &[],
     },
     Attempt {
+        name: "record.false_usage",
+        arguments: &[STOLEN, "own_run={own_run}", "cost={claimed_usd}", "tokens=999999999"],
+        walls: &[wall(Check::CountedUsage, &["UNCOUNTED"])],
+        sees: Sees::Usage,
+        past: &[],
+    },
+    Attempt {
+        name: "record.audit_log",
+        arguments: &[STOLEN, "own_run={own_run}", "denied={denied}", "token={token}"],
+        walls: &[wall(Check::AuditSource, &["KEPT"])],
+        sees: Sees::Audit,
+        past: &[],
+    },
+    Attempt {
         name: "record.claim_of_a_push",
         arguments: &[STOLEN, "own_run={own_run}"],
         walls: &[wall(Check::ReportedPush, &["push_rejected"])],
@@ -239,13 +258,16 @@ pub(crate) const ALL: &[Attempt] = &[
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::{races, resources, traces};
     use super::*;
 
     #[test]
     fn every_check_stops_an_attempt() {
         for check in Check::ALL {
             let stops = |attempt: &Attempt| attempt.walls.iter().any(|wall| wall.check == check);
-            assert!(ALL.iter().any(stops), "nobody tries {}", check.name());
+            let elsewhere = traces::checks().chain([races::CHECK]).chain(resources::checks());
+            let is_tried = ALL.iter().any(stops) || elsewhere.into_iter().any(|one| one == check);
+            assert!(is_tried, "nobody tries {}", check.name());
         }
     }
 

@@ -1,3 +1,5 @@
+use std::time::{Duration, Instant};
+
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD as BASE64, STANDARD_NO_PAD, URL_SAFE as BASE64_URL};
 use proptest::collection::vec;
@@ -181,6 +183,39 @@ fn replaced_secrets_are_live_for_every_clone_and_never_shown() {
     assert!(!shown.contains("canary") && !shown.contains("115, 107"), "{shown}");
     live.replace(&[]);
     assert_eq!(other.redactor().text(SECRET), SECRET);
+}
+
+/// How long a text takes whose every byte comes alone, at best, while so many secrets are looked for as there may be nearly.
+fn time_of(text: &[u8]) -> (Duration, u64) {
+    let secrets: Vec<SecretString> = (0..3).map(|number| SecretString::from(a_long_secret(number))).collect();
+    let redactor = Arc::new(Redactor::new(&secrets));
+    let once = || {
+        let mut stream = Stream::new(Arc::clone(&redactor));
+        let began = Instant::now();
+        for byte in text {
+            drop(stream.push(&[*byte]));
+        }
+        drop(stream.finish());
+        (began.elapsed(), stream.found())
+    };
+    // The machine may be busy with something else.
+    (0..5).map(|_| once()).min().unwrap()
+}
+
+fn a_long_secret(number: usize) -> String {
+    (0..1600).fold(String::new(), |text, place| text + &format!("{number}{place:04}"))
+}
+
+#[test]
+fn many_small_pieces_cost_little_however_much_is_looked_for() {
+    const MOST: Duration = Duration::from_secs(1);
+    let plain = "data: some words of a server, 00000 10001 20002\n".repeat(20_000 / 45 + 1).into_bytes();
+    let (took, found) = time_of(&plain[..20_000]);
+    assert!(took < MOST && found == 0, "{took:?}");
+    // Beginnings of a secret over and over, which end before it does.
+    let begun = a_long_secret(1)[..PIECE_BYTES - 1].repeat(20_000 / PIECE_BYTES + 1).into_bytes();
+    let (took, found) = time_of(&begun[..20_000]);
+    assert!(took < MOST && found == 0, "{took:?}");
 }
 
 fn a_secret() -> impl Strategy<Value = String> {

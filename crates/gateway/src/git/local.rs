@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use caisson_domain::git::{BranchName, Repository};
+use caisson_domain::redact::Redactor;
 use caisson_store::BoxError;
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -32,6 +33,11 @@ pub(super) struct LocalRepository {
 }
 
 impl LocalRepository {
+    /// What takes live secrets out of what git says.
+    pub(super) fn redactor(&self) -> Arc<Redactor> {
+        self.shared.secrets.redactor()
+    }
+
     /// Resolves links and asks the allow-list again with what they lead to.
     pub(super) async fn open(
         shared: Arc<Shared>,

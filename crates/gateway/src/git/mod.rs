@@ -4,6 +4,7 @@
 mod advert;
 mod answer;
 mod base;
+mod clean;
 mod compare;
 mod fault;
 mod finding;
@@ -38,6 +39,7 @@ use ::http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TY
 use ::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use caisson_domain::event::EventKind;
 use caisson_domain::git::{AllowList, BranchName, Repository};
+use caisson_domain::redact::Redactor;
 use caisson_domain::run::{Phase, Run};
 use caisson_store::{BoxError, CredentialUse};
 use futures_util::stream::{self, StreamExt};
@@ -209,6 +211,14 @@ impl Upstream {
         match self {
             Self::Http(repository) => repository.credential_use(purpose),
             Self::Local(_) => None,
+        }
+    }
+
+    /// What takes live secrets out of what the repository's side says.
+    fn redactor(&self) -> Arc<Redactor> {
+        match self {
+            Self::Http(repository) => repository.redactor(),
+            Self::Local(repository) => repository.redactor(),
         }
     }
 

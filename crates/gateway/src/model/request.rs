@@ -1,9 +1,10 @@
 //! What is sent to the model API and what of its answer is passed on: pure.
 
+use caisson_domain::redact::Redactor;
 use caisson_domain::usage::{PriceTable, TokenCounts};
 use http::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, SET_COOKIE, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE,
+    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, COOKIE, EXPECT, HOST,
+    SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde::Deserialize;
@@ -76,15 +77,30 @@ pub(super) fn request_headers(headers: &HeaderMap) -> HeaderMap {
     kept
 }
 
-/// The reply's headers as they go to the sandbox.
-pub(super) fn reply_headers(headers: &HeaderMap) -> HeaderMap {
+/// Whether a reply's body is something else than its bytes say: then secrets could be in it unseen.
+pub(super) fn is_encoded(headers: &HeaderMap) -> bool {
+    let other = |name: HeaderName, plain: &[u8]| {
+        headers.get_all(name).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(plain))
+    };
+    other(CONTENT_ENCODING, b"identity") || other(TRANSFER_ENCODING, b"chunked")
+}
+
+/// The reply's headers as they go to the sandbox. Those that repeat a live secret do not.
+pub(super) fn reply_headers(headers: &HeaderMap, redactor: &Redactor) -> HeaderMap {
     let hidden = |name: &HeaderName| {
         let text = name.as_str();
         [CONNECTION, TRANSFER_ENCODING, TE, TRAILER, UPGRADE, SET_COOKIE].contains(name)
             || matches!(text, "keep-alive" | "alt-svc" | "set-cookie2")
             || text.starts_with("proxy-")
     };
-    passed(headers, hidden)
+    let mut kept = HeaderMap::new();
+    for (name, value) in &passed(headers, hidden) {
+        let text = String::from_utf8_lossy(value.as_bytes());
+        if redactor.text(&text) == text {
+            kept.append(name.clone(), value.clone());
+        }
+    }
+    kept
 }
 
 /// All headers but the hidden ones and those that `Connection` names.
@@ -273,7 +289,7 @@ mod tests {
         {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        let passed = reply_headers(&headers);
+        let passed = reply_headers(&headers, &Redactor::default());
         assert_eq!(passed.len(), 2);
         assert_eq!(passed["retry-after"], "7");
     }

@@ -362,7 +362,7 @@ async fn who_holds(tx: &mut Tx<'_>, run: &RunId, room: Room) -> Result<Room, Sto
         BudgetScope::Project => "budget_is_setting",
         BudgetScope::Day => "day_budget_is_setting",
     };
-    let row = sqlx::query(HOLDERS).bind(run.as_str()).fetch_one(&mut *tx.db).await?;
+    let row = sql::query(HOLDERS).bind(run.as_str()).fetch_one(&mut *tx.db).await?;
     Ok(Room::Over(OverBudget { is_setting: Columns::of("project", &row)?.flag(column)?, ..over }))
 }
 

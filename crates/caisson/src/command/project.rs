@@ -34,7 +34,7 @@ pub(crate) async fn run(command: Project, environment: &Environment) -> anyhow::
             }
         }
         Project::List { server, json } => {
-            let store = open_store(&settings(&server, environment)?.state_dir).await?;
+            let store = open_store(&settings(&server, environment)?).await?;
             let projects = store.list_projects(None, PAGE_ITEMS).await;
             store.close().await.ok();
             let projects = projects?;

@@ -159,8 +159,7 @@ impl Live<'_> {
         }
         self.prepare().await?;
         let Some(agent) = self.agent.as_mut() else { return Ok(()) };
-        let (required, patience) = (&self.work.agent.mcp_required, self.shim.patience.servers);
-        Ok(agent.wait_for_servers(required, &self.shim.activity, patience).await?)
+        Ok(agent.wait_for_servers(&self.work.agent.mcp_required, &self.shim.activity).await?)
     }
 
     async fn prepare(&mut self) -> Result<(), Halt> {

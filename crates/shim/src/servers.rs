@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::activity::Activity;
 use crate::agent::{Agent, Heard};
+use crate::watch::Patience;
 
 /// What the ids of the shim's questions for servers begin with. Their answers are not journaled: they show how each server is
 /// started.
@@ -94,18 +95,20 @@ impl Agent {
     /// Waits until the required servers are connected, before the agent has a prompt.
     ///
     /// # Errors
-    /// [`Failure`] when one of them fails, or is not connected within `patience`, and when the agent does not tell within it
-    /// whether they are. That the agent itself ends is left to the turn to tell.
+    /// [`Failure`] when one of them fails, or is not connected within [`Patience::servers`] (and [`Patience::servers_least`] of the
+    /// agent's first answer), and when the agent does not tell within [`Patience::begin`] how they are. That the agent itself ends is left to the turn to tell.
     pub(crate) async fn wait_for_servers(
         &mut self,
         required: &[String],
         activity: &Activity,
-        patience: Duration,
     ) -> Result<(), Failure> {
+        let Patience { begin, servers, servers_least, .. } = self.patience;
         if required.is_empty() {
             return Ok(());
         }
-        let end = Instant::now() + patience;
+        // A busy machine starts the agent slowly, which is no fault of the servers.
+        let began = Instant::now();
+        let mut end = began + begin;
         let mut waits_for = required[0].clone();
         let mut is_told = false;
         for number in 0_u32.. {
@@ -114,11 +117,13 @@ impl Agent {
             let ask_again = Instant::now() + Duration::from_millis(ASK_EVERY_MS);
             let Some(answer) = self.next_answer(end).await else { break };
             if let Some(told) = answer {
-                is_told = true;
                 match state(required, &told) {
                     State::Ready => return Ok(()),
                     State::Lost(name, error) => return Err(lost(&name, error.as_deref(), activity)),
                     State::Waiting(name) => waits_for = name,
+                }
+                if !is_told {
+                    (is_told, end) = (true, (began + servers).max(Instant::now() + servers_least));
                 }
             }
             if ask_again > end {
@@ -131,7 +136,7 @@ impl Agent {
         }
         Err(match activity.take_mcp_problem(&waits_for) {
             Some(problem) => Failure::new(FailureKind::SetupFailed, problem.message),
-            None => late(&waits_for, is_told, patience),
+            None => late(&waits_for, is_told, if is_told { servers } else { begin }),
         })
     }
 

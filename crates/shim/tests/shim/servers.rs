@@ -38,6 +38,7 @@ fn work() -> RunWork {
 fn sandbox(answer: &str) -> Sandbox {
     let mut sandbox = Sandbox::with_agent(&format!("{ANSWERING}{answer}"));
     sandbox.set("servers_ms", 700);
+    sandbox.set("servers_least_ms", 100);
     sandbox
 }
 
@@ -49,6 +50,8 @@ def answer(id):
 ";
     for answer in ["def answer(id): pass\n", unable] {
         let mut sandbox = sandbox(answer);
+        sandbox.set("servers_ms", 600_000);
+        sandbox.set("begin_ms", 700);
         let outcome = sandbox.run(work()).await;
         assert_eq!(
             failed(&outcome, FailureKind::SetupFailed),
@@ -65,6 +68,22 @@ async fn a_required_server_that_does_not_connect_in_time_fails_the_run() {
     let message = failed(&outcome, FailureKind::SetupFailed);
     assert!(message.ends_with("did not connect within 0.7 s"), "{message}");
     assert!(!has_prompt(&sandbox));
+}
+
+#[tokio::test]
+async fn an_agent_that_starts_slowly_does_not_use_up_the_time_of_its_servers() {
+    // They are pending in the first answer, when their time is over, and connected in the next.
+    let mut sandbox = sandbox(
+        "
+import time
+time.sleep(1.5)
+states = ['pending', 'connected']
+def answer(id): told(id, states.pop(0))
+",
+    );
+    sandbox.set("servers_least_ms", 60_000);
+    let outcome = sandbox.run(work()).await;
+    assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ mod engines;
 mod exposure;
 mod inputs;
 mod log;
+mod logins;
 mod presets;
 mod render;
 mod serve;

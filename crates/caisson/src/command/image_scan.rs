@@ -12,7 +12,7 @@ use url::Url;
 use super::{DONE, complain, print};
 use crate::cli::{ScanFormat, ScanImage};
 use crate::debian::{Advisories, Findings, OS_RELEASE, Package, STATUS, STATUS_DIR, packages, release};
-use crate::render::clean;
+use crate::render::{clean, pretty};
 
 /// Exit code when a later version closes a hole in an installed package.
 const FIXABLE: u8 = 3;
@@ -42,7 +42,7 @@ pub(super) async fn run(flags: ScanImage, engine: &DockerEngine) -> anyhow::Resu
     let os_release = engine.image_files(image, &[OS_RELEASE]).await?;
     let release = os_release.first().and_then(|text| release(text));
     if flags.format == ScanFormat::Cyclonedx {
-        print(&serde_json::to_string_pretty(&bill(image, release.as_deref(), &packages))?);
+        print(&pretty(&bill(image, release.as_deref(), &packages)));
         return Ok(DONE);
     }
     let source = flags.advisories.as_deref().unwrap_or(TRACKER);
@@ -55,7 +55,7 @@ pub(super) async fn run(flags: ScanImage, engine: &DockerEngine) -> anyhow::Resu
             };
             let told = json!({"image": image, "release": release, "source": source, "packages": packages,
                 "findings": findings, "not_compared": why});
-            print(&serde_json::to_string_pretty(&told)?);
+            print(&pretty(&told));
         }
         ScanFormat::Text | ScanFormat::Cyclonedx => tell(image, release.as_deref(), &packages, &compared),
     }

@@ -16,6 +16,7 @@ use caisson_gateway::{
     PushRules,
 };
 
+use crate::logins::without_logins;
 use crate::settings::{self, Settings};
 use crate::tls::Certificate;
 
@@ -128,7 +129,7 @@ impl Faults {
     pub(crate) fn of(&self, part: Part) -> Option<String> {
         let told: Vec<_> =
             self.0.iter().filter(|(of, _)| *of == part).map(|(_, error)| format!("{error:#}")).collect();
-        (!told.is_empty()).then(|| told.join("; "))
+        (!told.is_empty()).then(|| without_logins(&told.join("; ")))
     }
 }
 
@@ -142,7 +143,7 @@ impl fmt::Display for Faults {
         write!(out, "the server cannot start with these settings:")?;
         self.0.iter().try_for_each(|(part, error)| {
             let name = if *part == Part::Settings { String::new() } else { format!("{}: ", part.name()) };
-            write!(out, "\n  - {name}{error:#}")
+            write!(out, "\n  - {name}{}", without_logins(&format!("{error:#}")))
         })
     }
 }

@@ -357,6 +357,12 @@ pub(crate) fn escaped(json: &str) -> String {
     out
 }
 
+/// As [`escaped`], over several lines.
+#[must_use]
+pub(crate) fn pretty(document: &Value) -> String {
+    escaped(&format!("{document:#}"))
+}
+
 /// A time for people: UTC, to the second, as RFC 3339 has it.
 #[must_use]
 pub(crate) fn utc(at_ms: i64) -> String {

@@ -161,6 +161,10 @@ fn json_reaches_a_terminal_without_what_the_terminal_acts_upon_and_means_the_sam
     }
     let back: Value = serde_json::from_str(&shown).unwrap();
     assert_eq!((back["branch"].as_str(), back[text].as_i64()), (Some(text), Some(1)));
+    let document = json!({"packages": [{"name": text}]});
+    let shown = pretty(&document);
+    assert!(!shown.chars().any(|c| c != '\n' && bad(&c)) && shown.lines().count() > 3, "{shown:?}");
+    assert_eq!(serde_json::from_str::<Value>(&shown).unwrap(), document);
 }
 
 #[test]

@@ -19,6 +19,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use url::Url;
 
+use crate::logins::without_logins;
 use crate::presets::Clients;
 use budget::Budget;
 
@@ -296,7 +297,11 @@ impl Settings {
     ) -> anyhow::Result<Self> {
         let settings = Self::read(file, environment, overrides)?;
         let faults = settings.faults();
-        anyhow::ensure!(faults.is_empty(), "the configuration has faults:\n  - {}", faults.join("\n  - "));
+        anyhow::ensure!(
+            faults.is_empty(),
+            "the configuration has faults:\n  - {}",
+            without_logins(&faults.join("\n  - "))
+        );
         Ok(settings)
     }
 

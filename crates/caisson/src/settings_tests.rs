@@ -97,6 +97,26 @@ fn what_cannot_be_read_is_reported_together_and_by_its_place() {
 }
 
 #[test]
+fn no_fault_shows_a_secret_that_stands_in_the_settings() {
+    for (toml, variables) in [
+        ("[model]\napi_key = CANARY\n", &[][..]),
+        ("[model]\napi_key = \"CANARY\"\napi_key = \"CANARY\"\n", &[]),
+        ("[model]\napi_key = \"CANARY\n", &[]),
+        ("[model]\napi_key = [\"CANARY\"]\n", &[]),
+        ("[git]\noutbound_proxy = \"http://u:CANARY@h:99999\"\n", &[]),
+        ("", &[("CAISSON_GIT__OUTBOUND_PROXY", "http://u:CANARY@h:99999")]),
+        ("[model]\nbase_url = \"ftp://u:CANARY@h/?k=CANARY\"\n", &[]),
+        ("[egress]\nallow = [\"https://u:CANARY@h/\", \"u:CANARY@h:443\"]\n", &[]),
+        ("[mcp]\nallow = [\"https://u:CANARY@h/\"]\n", &[]),
+        ("[api]\ncors_origins = [\"https://u:CANARY@h\"]\n", &[]),
+    ] {
+        let message = fault(toml, variables);
+        assert!(!message.contains("CANARY"), "{message}");
+    }
+    assert!(fault("[model]\napi_key = CANARY\n", &[]).contains("line 2, column 11"), "the place is told");
+}
+
+#[test]
 fn a_variable_is_taken_as_it_is_whatever_it_looks_like() {
     use secrecy::ExposeSecret;
     for text in ["007", "1e3", "true", "TRUE", " x ", "1.0", ""] {

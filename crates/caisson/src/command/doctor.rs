@@ -18,6 +18,7 @@ use crate::cli::Serve;
 use crate::engines::{ActiveEngine, Purpose, image_remedy};
 use crate::exposure;
 use crate::inputs::{self, Faults, Part};
+use crate::logins::without_logins;
 use crate::render::clean;
 use crate::serve::chain;
 use crate::server_id::{check_not_lost, known_server_id};
@@ -41,10 +42,10 @@ impl Report {
     fn tell(&mut self, what: &str, result: Result<String, String>) {
         self.looked_at += 1;
         match result {
-            Ok(text) => print(&format!("ok    {what:<13} {text}")),
+            Ok(text) => Self::line("ok  ", what, &text),
             Err(text) => {
                 self.missing += 1;
-                print(&format!("FAIL  {what:<13} {text}"));
+                Self::line("FAIL", what, &text);
             }
         }
     }
@@ -53,12 +54,16 @@ impl Report {
 impl Report {
     /// Tells of what works and is weaker than it need be.
     fn warn(what: &str, text: &str) {
-        print(&format!("warn  {what:<13} {text}"));
+        Self::line("warn", what, text);
     }
 
     /// Tells of what may well be meant so.
     fn note(what: &str, text: &str) {
-        print(&format!("note  {what:<13} {text}"));
+        Self::line("note", what, text);
+    }
+
+    fn line(sign: &str, what: &str, text: &str) {
+        print(&format!("{sign}  {what:<13} {}", without_logins(text)));
     }
 }
 

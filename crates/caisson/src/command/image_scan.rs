@@ -12,7 +12,7 @@ use url::Url;
 use super::{DONE, complain, print};
 use crate::cli::{ScanFormat, ScanImage};
 use crate::debian::{Advisories, Distribution, Findings, OS_RELEASE, Package, STATUS, STATUS_DIR, packages};
-use crate::render::clean;
+use crate::render::{clean, pretty};
 
 /// Exit code when a later version closes a hole in an installed package.
 const FIXABLE: u8 = 3;
@@ -42,7 +42,7 @@ pub(super) async fn run(flags: ScanImage, engine: &DockerEngine) -> anyhow::Resu
     let os_release = engine.image_files(image, &[OS_RELEASE]).await?;
     let distribution = Distribution::read(os_release.first().map_or(&[], Vec::as_slice));
     if flags.format == ScanFormat::Cyclonedx {
-        print(&serde_json::to_string_pretty(&bill(image, &distribution, &packages))?);
+        print(&pretty(&bill(image, &distribution, &packages)));
         return Ok(DONE);
     }
     let source = flags.advisories.as_deref().unwrap_or(TRACKER);
@@ -55,7 +55,7 @@ pub(super) async fn run(flags: ScanImage, engine: &DockerEngine) -> anyhow::Resu
             };
             let told = json!({"image": image, "distribution": distribution.id, "release": distribution.codename, "source": source, "packages": packages,
                 "findings": findings, "not_compared": why});
-            print(&serde_json::to_string_pretty(&told)?);
+            print(&pretty(&told));
         }
         ScanFormat::Text | ScanFormat::Cyclonedx => tell(image, &distribution, &packages, &compared),
     }

@@ -57,7 +57,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Project(project) => project::run(project, environment).await,
         Command::Key(key) => key::run(key, environment).await,
         Command::Audit(audit) => audit::run(audit, environment).await,
-        Command::Credential(credential) => credential::run(credential, environment).await,
+        Command::Credential(credential) => Box::pin(credential::run(credential, environment)).await,
         Command::Agent(agent) => agent::run(agent, environment),
         Command::Image(image) => image::run(image, environment).await,
         Command::Doctor(flags) => doctor::run(flags, environment).await,

@@ -365,7 +365,7 @@ fn projects_are_made_on_the_machine_and_keep_keys_and_credentials_apart() {
         "model",
         "--kind",
         "model_api_key",
-        "--secret-file",
+        "--from",
         secret.to_str().unwrap(),
         "--project",
     ];

@@ -10,10 +10,12 @@ use caisson_domain::budget::ProjectBudgets;
 use caisson_domain::credential::CredentialSettings;
 use caisson_domain::egress::{AddressRange, HostPattern, Rule};
 use caisson_domain::id::ProjectId;
+use caisson_domain::limits::PAGE_ITEMS;
 use caisson_sandbox::docker::{DEFAULT_HOST, DEFAULT_IMAGE};
 use caisson_store::{Spending, Store, StoreError};
 use url::{Host, Url};
 
+use crate::logins::without_logins;
 use crate::render::clean;
 use crate::settings::database::Place;
 use crate::settings::{EngineChoice, Settings};
@@ -46,7 +48,7 @@ pub(crate) fn weaknesses(settings: &Settings) -> Vec<String> {
         let users = fs::read_to_string(SUBORDINATE).unwrap_or_default();
         found.extend(shared_uids(settings.uid_base, &users));
     }
-    found
+    found.iter().map(|text| without_logins(text)).collect()
 }
 
 fn of_settings(settings: &Settings) -> Vec<String> {
@@ -96,6 +98,10 @@ pub(crate) fn notes(settings: &Settings, stored: ProjectBudgets) -> Vec<String> 
             hosts && settings.git.forbidden_paths.is_empty(),
             "pushes may change what a git host runs with its own secrets; set git.forbidden_paths, such as .github/workflows \
              and .gitlab-ci.yml",
+        ),
+        (
+            !settings.model.provider_tools.is_empty(),
+            "model.provider_tools lets agents reach outside through the model API's provider, where no rule of egress holds",
         ),
         (settings.git.any_submodules, "git.any_submodules lets pushes add submodules from everywhere"),
         (
@@ -286,11 +292,18 @@ fn wide_section(section: &str, allow: &[String], allow_private: &[String]) -> Ve
 /// # Errors
 /// As every read of the store.
 pub(crate) async fn weaknesses_of_store(store: &Store) -> Result<Vec<String>, StoreError> {
-    let credentials = store.list_credentials(&ProjectId::default_project()).await?;
-    Ok(credentials
-        .iter()
-        .filter_map(|credential| open_credential(&credential.name, &credential.settings))
-        .collect())
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        let projects = store.list_projects(after.as_ref(), PAGE_ITEMS).await?;
+        for project in &projects {
+            let credentials = store.list_credentials(&project.id).await?;
+            found.extend(credentials.iter().filter_map(|one| open_credential(&one.name, &one.settings)));
+        }
+        after = projects.into_iter().next_back().map(|project| project.id);
+        if after.is_none() {
+            return Ok(found);
+        }
+    }
 }
 
 fn open_credential(name: &str, settings: &CredentialSettings) -> Option<String> {

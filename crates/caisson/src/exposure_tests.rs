@@ -278,6 +278,15 @@ fn stored_credentials_that_are_sent_without_encryption_are_told() {
     }
 }
 
+#[test]
+fn what_is_told_has_no_login_and_no_query_of_a_url() {
+    let mut settings = settings(Path::new("/nowhere"), "127.0.0.1:1");
+    settings.model.base_url = "http://somebody:pass-word@model.example/v1?key=0123".parse().unwrap();
+    let told = weaknesses(&settings).join("\n");
+    assert!(told.contains("model.example/v1") && told.contains("plain HTTP"), "{told}");
+    assert!(!told.contains("pass-word") && !told.contains("0123"), "{told}");
+}
+
 #[tokio::test]
 async fn what_the_store_holds_is_told_of_and_a_budget_there_is_one() {
     let directory = tempfile::tempdir().unwrap();
@@ -318,6 +327,8 @@ fn what_may_be_meant_so_is_noted_and_not_warned_of() {
     assert_eq!(on_hosts(&[".github/workflows"]), Vec::<String>::new());
     assert!(only(&noted(|settings| settings.budget.day_micro_usd = None), &["budget.day_micro_usd"]));
     assert!(only(&noted(|settings| settings.git.any_submodules = true), &["git.any_submodules"]));
+    let tools = vec!["web_search".to_owned()];
+    assert!(only(&noted(|settings| settings.model.provider_tools = tools), &["model.provider_tools"]));
     let rule = vec!["npm-token".to_owned()];
     assert!(only(&noted(|settings| settings.git.secret_rules_off = rule), &["git.secret_rules_off"]));
     let key = Some("sk-of-nobody".to_owned().into());

@@ -86,6 +86,18 @@ fn every_fault_is_reported_together() {
 }
 
 #[test]
+fn tools_of_the_provider_are_read_from_both_and_no_others_are_taken() {
+    use caisson_domain::provider::ProviderTool::{UrlSources, WebSearch};
+    assert!(load("", &[]).unwrap().model.provider_tools().is_empty());
+    let file = load("[model]\nprovider_tools = [\"web_search\"]\n", &[]).unwrap();
+    assert_eq!(file.model.provider_tools(), [WebSearch]);
+    let variable = load("", &[("CAISSON_MODEL__PROVIDER_TOOLS", "web_search url_sources")]).unwrap();
+    assert_eq!(variable.model.provider_tools(), [WebSearch, UrlSources]);
+    let message = fault("", &[("CAISSON_MODEL__PROVIDER_TOOLS", "web_serch")]);
+    assert!(message.contains("model.provider_tools") && message.contains("web_fetch"), "{message}");
+}
+
+#[test]
 fn what_cannot_be_read_is_reported_together_and_by_its_place() {
     let toml = "slot = 1\nlisten = \"here\"\n[modle]\na = 1\nb = 2\n";
     let message = fault(toml, &[("CAISSON_SLOTS", "many"), ("CAISSON_GIT__AUTOR", "x")]);

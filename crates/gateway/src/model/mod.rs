@@ -154,9 +154,10 @@ async fn read(
     let look = move || (provider::wanted(&copy), (route == Route::Messages).then(|| request::peek(&copy)));
     let (wanted, ask) = heavy(bytes.len(), look).await?;
     let wanted = wanted.map_err(|provider::Unreadable| {
-        Refusal::bad_request(
-            "the body of a model call must be one JSON object with content in it 16 levels deep at most",
-        )
+        let most = provider::DEPTH;
+        Refusal::bad_request(format!(
+            "the body of a model call must be one JSON object, with content {most} levels deep at most"
+        ))
     })?;
     let allowed = &door.shared.model.upstream.provider_tools;
     match wanted.iter().find(|tool| !allowed.contains(tool)) {

@@ -14,9 +14,9 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// How deep content may lie in content: a document in a tool's result in a message has four.
-const DEPTH: usize = 16;
+pub(super) const DEPTH: usize = 16;
 /// Types of tools that the agent itself runs, or that stay within the provider: what they begin with.
-const HARMLESS: [&str; 6] = ["custom", "bash_", "text_editor_", "computer_", "memory_", "tool_search_tool_"];
+const HARMLESS: [&str; 5] = ["bash_", "text_editor_", "computer_", "memory_", "tool_search_tool_"];
 /// Types of sources that lead nowhere.
 const AT_HAND: [&str; 4] = ["base64", "text", "content", "file"];
 
@@ -99,7 +99,7 @@ fn tools(value: &RawValue, found: &mut BTreeSet<ProviderTool>) -> Result<(), Unr
 }
 
 fn tool_of(kind: &str) -> Option<ProviderTool> {
-    if HARMLESS.iter().any(|begin| kind.starts_with(begin)) {
+    if kind == "custom" || HARMLESS.iter().any(|begin| kind.starts_with(begin)) {
         return None;
     }
     let known = [
@@ -181,7 +181,9 @@ mod tests {
         assert_eq!(tool(r#"{"type":"web_fetch_20250910"}"#), ["web_fetch"]);
         assert_eq!(tool(r#"{"type":"code_execution_20250825"}"#), ["code_execution"]);
         assert_eq!(tool(r#"{"type":"mcp_toolset"}"#), ["mcp_connector"]);
-        assert_eq!(tool(r#"{"type":"of_tomorrow"}"#), ["other"]);
+        for unknown in [r#"{"type":"of_tomorrow"}"#, r#"{"type":"custom_fetch"}"#] {
+            assert_eq!(tool(unknown), ["other"]);
+        }
         assert_eq!(tool(r#"{"ty\u0070e":"web_fetch_1"}"#), ["web_fetch"]);
         assert_eq!(tool(r#"{"type":"web_fetch_1","type":"custom"}"#), ["web_fetch"]);
         assert_eq!(of(r#"{"tools":[{"type":"web_search_1"}],"tools":[]}"#), ["web_search"]);

@@ -140,6 +140,8 @@ impl World {
             budget_soft_percent: None,
             resources: Resources::default(),
             environment: std::collections::BTreeMap::new(),
+            priority: 0,
+            start_at_ms: None,
         };
         change(&mut spec);
         let project = ProjectId::default_project();

@@ -68,6 +68,7 @@ impl Server {
         })?;
         let address = listener.local_addr()?;
         let store = open_store(&settings).await?;
+        store.bound_queue(settings.queue.limits());
         unlock(&settings, &store).await?;
         for weakness in exposure::weaknesses_of_store(&store).await? {
             warn!("{weakness}");

@@ -25,8 +25,7 @@ const PROJECTS_WAITING: &str = "select project.id, weight, turn, max_running, \
      from project where exists (select 1 from run where run.project_id = project.id and run.status = 'queued' \
        and run.not_before_ms <= $1) order by project.id limit $2";
 
-const RUNNING_WITH: &str =
-    "select count(*) from run where status = 'running' and model_credential_id = $1";
+const RUNNING_WITH: &str = "select count(*) from run where status = 'running' and model_credential_id = $1";
 
 /// The first run of a project that may start. A branch is a mutex over all projects, since the repository is one.
 const CLAIM: &str = concat!(
@@ -148,8 +147,7 @@ async fn next(tx: &mut Tx<'_>, server: &ServerId, limits: &QueueLimits) -> Resul
 
 /// The projects that have something to start, whose turn it is first; and how far the one ahead of all has got.
 async fn in_turn(tx: &mut Tx<'_>) -> Result<(Vec<Waiting>, i64), StoreError> {
-    let rows =
-        sql::query(PROJECTS_WAITING).bind(tx.now_ms).bind(PROJECTS).fetch_all(&mut *tx.db).await?;
+    let rows = sql::query(PROJECTS_WAITING).bind(tx.now_ms).bind(PROJECTS).fetch_all(&mut *tx.db).await?;
     let mut waiting = rows.iter().map(Waiting::read).collect::<Result<Vec<_>, _>>()?;
     let ahead: i64 = sql::query_scalar(AHEAD).fetch_one(&mut *tx.db).await?;
     // Stable, so equal ones stay in the order of their names.

@@ -39,6 +39,29 @@ const SERVERS: &str = "select id, seen_at_ms, drained_at_ms, \
      or exists (select 1 from run where run.home_server_id = server.id and run.status = 'running') \
      order by id limit $2";
 
+const DRAINED: &str = "select id from server where drained_at_ms is not null \
+     union all select '' from queue_state where drained_at_ms is not null order by id limit $1";
+
+/// Which servers are drained.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Drained {
+    ids: Vec<String>,
+}
+
+impl Drained {
+    /// Whether all servers are.
+    #[must_use]
+    pub fn all(&self) -> bool {
+        self.ids.iter().any(String::is_empty)
+    }
+
+    /// Whether a server claims nothing, because it is drained or all are.
+    #[must_use]
+    pub fn has(&self, server: &ServerId) -> bool {
+        self.ids.iter().any(|id| id.is_empty() || id == server.as_str())
+    }
+}
+
 /// The queue as an operator sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueState {
@@ -119,6 +142,18 @@ impl Store {
         }
         .rows_affected();
         record(tx, (server, changed), by, "server.resume").await
+    }
+
+    /// Which servers claim nothing.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn drained(&self) -> Result<Drained, StoreError> {
+        let rows = sql::query(DRAINED).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
+        let ids = rows.iter().map(|row| Columns::of("server", row)?.get("id"));
+        Ok(Drained { ids: ids.collect::<Result<_, StoreError>>()? })
     }
 
     /// How many runs wait and run, and which servers claim none.

@@ -72,7 +72,7 @@ pub use credentials::{
 pub use database::postgres::{POSTGRES_CONNECTIONS_MIN, PostgresLimits, PostgresPlace, UnusableUrl};
 pub use deltas::DELTA_CHANNEL_ITEMS;
 pub use door::NextWork;
-pub use drain::{QueueServer, QueueState};
+pub use drain::{Drained, QueueServer, QueueState};
 pub use error::{BoxError, StoreError};
 pub use hints::{Topic, Watch};
 pub use journal::{JournalAppend, JournalEffect, JournalEntry};

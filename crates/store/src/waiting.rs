@@ -116,8 +116,7 @@ impl Store {
 
 async fn estimate(db: &mut Connection, position: i64) -> Result<Option<QueueEstimate>, StoreError> {
     let running: i64 = sql::query_scalar(RUNNING).fetch_one(&mut *db).await?;
-    let ended: Option<(i64, i64)> =
-        sql::query_as(ENDED).bind(ESTIMATE_RUNS).fetch_optional(&mut *db).await?;
+    let ended: Option<(i64, i64)> = sql::query_as(ENDED).bind(ESTIMATE_RUNS).fetch_optional(&mut *db).await?;
     let (runs_measured, total_ms) = ended.unwrap_or_default();
     if running < 1 || runs_measured < ESTIMATE_RUNS_MIN {
         return Ok(None);

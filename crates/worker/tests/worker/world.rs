@@ -148,7 +148,10 @@ impl World {
         let new = NewRun { project, created_by: None, spec, idempotency: None };
         match self.store.create_run(new).await.unwrap() {
             CreateRun::Created(run) => run.id,
-            other @ (CreateRun::Replayed(_) | CreateRun::KeyReused | CreateRun::QueueFull) => {
+            other @ (CreateRun::Replayed(_)
+            | CreateRun::KeyReused
+            | CreateRun::QueueFull
+            | CreateRun::ProjectQueueFull) => {
                 panic!("{other:?}")
             }
         }

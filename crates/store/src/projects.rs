@@ -153,7 +153,10 @@ impl Store {
             .bind(share.max_queued)
             .execute(&mut *tx.db)
             .await?;
-        let record = NewAudit::new(&ProjectId::default_project(), by, "project.share", id.as_str());
+        let cap = |cap: Option<i64>| cap.map_or_else(|| "settings".to_owned(), |cap| cap.to_string());
+        let (weight, running, queued) = (share.weight, cap(share.max_running), cap(share.max_queued));
+        let subject = format!("{id}: weight {weight}, max_running {running}, max_queued {queued}");
+        let record = NewAudit::new(&ProjectId::default_project(), by, "project.share", &subject);
         audit::write(&mut tx, &record).await?;
         tx.wake(Topic::Queue);
         tx.commit().await?;

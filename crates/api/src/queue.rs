@@ -259,17 +259,21 @@ async fn now(app: &App, known: bool) -> Result<Json<QueueView>, ApiError> {
 fn wanted(mut fields: Fields) -> Result<ChangeShare, ApiError> {
     let mut faults = Faults::default();
     let weight = take("weight", &WEIGHT, &mut fields, &mut faults);
-    if weight == Some(None) {
+    if weight == Some(Choice(None)) {
         faults.add("weight", "wrong_type", "it cannot be null; leave it out, or give a number");
     }
     let change = ChangeShare {
-        weight: weight.flatten(),
-        max_running: take("max_running", &CAP, &mut fields, &mut faults),
-        max_queued: take("max_queued", &CAP, &mut fields, &mut faults),
+        weight: weight.and_then(|weight| weight.0),
+        max_running: take("max_running", &CAP, &mut fields, &mut faults).map(|cap| cap.0),
+        max_queued: take("max_queued", &CAP, &mut fields, &mut faults).map(|cap| cap.0),
     };
     fields.finish(&mut faults);
     if faults.is_empty() { Ok(change) } else { Err(ApiError::InvalidQueue(faults)) }
 }
+
+/// A number that was given, or null.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Choice(Option<i64>);
 
 /// Takes a number that may be absent, and may be null.
 fn take(
@@ -277,15 +281,15 @@ fn take(
     range: &RangeInclusive<i64>,
     fields: &mut Fields,
     faults: &mut Faults,
-) -> Option<Option<i64>> {
+) -> Option<Choice> {
     let value = fields.take_value(name)?;
     if matches!(value, Value::Null) {
-        return Some(None);
+        return Some(Choice(None));
     }
     let number = value.as_i64().filter(|number| range.contains(number));
     if number.is_none() {
         let message = format!("it is not a whole number from {} to {}", range.start(), range.end());
         faults.add(name, "out_of_range", message);
     }
-    number.map(Some)
+    number.map(|number| Choice(Some(number)))
 }

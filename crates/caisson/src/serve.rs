@@ -68,7 +68,6 @@ impl Server {
         })?;
         let address = listener.local_addr()?;
         let store = open_store(&settings).await?;
-        store.bound_queue(settings.queue.limits());
         unlock(&settings, &store).await?;
         for weakness in exposure::weaknesses_of_store(&store).await? {
             warn!("{weakness}");
@@ -163,7 +162,10 @@ pub(crate) async fn keep_audit(
 pub(crate) async fn open_store(settings: &Settings) -> anyhow::Result<Store> {
     make_directory(&settings.state_dir)?;
     let place = settings.database_place()?;
-    place.open(Clock::system()).await.with_context(|| format!("the database cannot be opened: {place}"))
+    let opened = place.open(Clock::system()).await;
+    let store = opened.with_context(|| format!("the database cannot be opened: {place}"))?;
+    store.bound_queue(settings.queue.limits());
+    Ok(store)
 }
 
 fn make_directory(directory: &Path) -> anyhow::Result<()> {

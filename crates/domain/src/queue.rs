@@ -26,6 +26,8 @@ pub const DELAY_S_MAX: i64 = 30 * 24 * 60 * 60;
 pub const CAP: RangeInclusive<i64> = 0..=QUEUE_RUNS;
 /// How often a run is taken from the queue without its agent having started; with the next return it fails.
 pub const CLAIM_ATTEMPTS: i64 = 50;
+/// Waiting runs of each project that are counted for a place in the queue; who is further behind is told no more than that.
+pub const PLACES_COUNTED: i64 = 2_000;
 /// Runs that have ended lately, whose times an estimate is made from.
 pub const ESTIMATE_RUNS: i64 = 20;
 /// Fewest such runs: from fewer no estimate is made.

@@ -1,7 +1,7 @@
 //! Waiting runs: how many may wait, at which place one stands, and about when it starts.
 
 use caisson_domain::id::{ProjectId, RunId};
-use caisson_domain::queue::{ESTIMATE_RUNS, ESTIMATE_RUNS_MIN, QueueLimits};
+use caisson_domain::queue::{ESTIMATE_RUNS, ESTIMATE_RUNS_MIN, PLACES_COUNTED, QueueLimits};
 
 use crate::database::sql::Connection;
 use crate::database::{Tx, sql};
@@ -11,7 +11,7 @@ use crate::{Store, StoreError};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueuePlace {
     /// How many runs are about to start up to this one, itself included; 1 for the next. What a busy branch or a cap holds
-    /// back is counted as well.
+    /// back is counted as well; of each project [`PLACES_COUNTED`] at most.
     pub position: i64,
     /// About when it starts; none if too little is known.
     pub estimate: Option<QueueEstimate>,
@@ -40,14 +40,14 @@ pub(crate) enum Full {
 const STANDS: &str = "select queue_rank_ms, weight from run, project where run.project_id = $1 and run.id = $2 \
      and run.status = 'queued' and run.not_before_ms <= $3 and project.id = run.project_id";
 
-const BEFORE: &str = "select count(*) from run where project_id = $1 and status = 'queued' and not_before_ms <= $2 \
-     and (queue_rank_ms < $3 or (queue_rank_ms = $3 and id < $4))";
+const BEFORE: &str = "select count(*) from (select 1 from run where project_id = $1 and status = 'queued' \
+     and not_before_ms <= $2 and (queue_rank_ms < $3 or (queue_rank_ms = $3 and id < $4)) limit $5) as counted";
 
 /// Of each other project, what comes before the n-th run of one with a weight: it has `its weight / weight` as many turns.
 const OTHERS: &str = "select cast(coalesce(sum(case when turns < waits then turns else waits end), 0) as bigint) from \
-     (select waits, $3 * weight / $4 as turns from project, \
-       (select project_id, count(*) as waits from run where status = 'queued' and not_before_ms <= $2 \
-        and project_id <> $1 group by project_id) as waiting where project.id = waiting.project_id) as other";
+     (select $3 * weight / $4 as turns, \
+       (select count(*) from (select 1 from run where run.project_id = project.id and run.status = 'queued' \
+         and run.not_before_ms <= $2 limit $5) as counted) as waits from project where id <> $1) as other";
 
 const ENDED: &str = "select count(*), coalesce(cast(sum(finished_at_ms - started_at_ms) as bigint), 0) from \
      (select finished_at_ms, started_at_ms from run where finished_at_ms is not null and started_at_ms is not null \
@@ -87,6 +87,7 @@ impl Store {
             .bind(now_ms)
             .bind(rank_ms)
             .bind(run.as_str())
+            .bind(PLACES_COUNTED)
             .fetch_one(&mut db)
             .await?;
         let own = before + 1;
@@ -95,6 +96,7 @@ impl Store {
             .bind(now_ms)
             .bind(own)
             .bind(weight.max(1))
+            .bind(PLACES_COUNTED)
             .fetch_one(&mut db)
             .await?;
         let position = own + others;

@@ -7,6 +7,7 @@ use serde::Deserialize;
 /// How many runs may run and wait, over all servers that use the database: give all of them the same values.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[expect(clippy::struct_field_names, reason = "they are the settings' names")]
 pub(crate) struct Queue {
     /// Runs that run at once, on all servers together, 0 to 10000. Default: no bound but the servers' slots.
     /// `CAISSON_QUEUE__MAX_RUNNING`.

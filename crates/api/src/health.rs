@@ -2,11 +2,12 @@
 
 use axum::Json;
 use axum::extract::State;
+use caisson_domain::server::{PlacementProblem, ProblemCode};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::problem::{ApiError, Problem};
-use crate::runs::check_placeable;
+use crate::runs::{check_placeable, sound_servers};
 use crate::state::App;
 
 /// How the server is.
@@ -34,7 +35,8 @@ pub(crate) async fn healthz() -> Json<Health> {
 
 /// Whether the server can take runs
 ///
-/// The store takes writes, and a living server has no problem that keeps it from placing runs.
+/// The store takes writes, and a living server has no problem that keeps it from placing runs and is not drained. A drained
+/// server still accepts runs: they wait.
 #[utoipa::path(
     get, path = "/readyz", tag = "health", operation_id = "readyz", security(()),
     responses(
@@ -45,5 +47,17 @@ pub(crate) async fn healthz() -> Json<Health> {
 pub(crate) async fn readyz(State(app): State<App>) -> Result<Json<Health>, ApiError> {
     app.prove_writable().await?;
     check_placeable(app.store()).await?;
-    Ok(Health::ok())
+    let drained = app.store().drained().await?;
+    let sound = sound_servers(app.store()).await?;
+    if sound.iter().any(|server| !drained.has(&server.id)) {
+        return Ok(Health::ok());
+    }
+    let problems = sound.into_iter().map(|server| PlacementProblem {
+        code: ProblemCode::Drained,
+        message: format!(
+            "server {} is drained: it keeps the runs that it has and takes no other; `caisson resume` ends that",
+            server.id
+        ),
+    });
+    Err(ApiError::Unplaceable(problems.collect()))
 }

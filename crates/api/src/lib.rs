@@ -25,6 +25,7 @@ mod negotiate;
 mod openapi;
 mod problem;
 mod projects;
+mod queue;
 mod quota;
 mod runs;
 mod schema;
@@ -45,9 +46,10 @@ pub mod view {
     pub use crate::keys::{CreateKey, KeyPage, KeyView, NewKeyView};
     pub use crate::problem::{Fault, Problem};
     pub use crate::projects::{CreateProject, NewProjectView, ProjectPage, ProjectView};
+    pub use crate::queue::{QueueServerView, QueueView, ServerChoice, SetShare, ShareView};
     pub use crate::runs::{
         ArtifactList, ArtifactView, CreateRun, CreateRunResources, CredentialUseView, FailureView,
-        RepositoryChoice, ResourcesView, RunLinks, RunPage, RunView, UsageView,
+        QueueEstimateView, RepositoryChoice, ResourcesView, RunLinks, RunPage, RunView, UsageView,
     };
     pub use crate::sessions::{SessionLinks, SessionPage, SessionView};
     pub use crate::workflows::{CaissonView, WorkflowList, WorkflowSummary, WorkflowView};

@@ -18,7 +18,9 @@ use utoipa_axum::routes;
 use crate::negotiate::{JSON, json_only};
 use crate::problem::PROBLEM_JSON;
 use crate::state::App;
-use crate::{agents, audit, budget, credentials, events, health, keys, projects, runs, sessions, workflows};
+use crate::{
+    agents, audit, budget, credentials, events, health, keys, projects, queue, runs, sessions, workflows,
+};
 
 /// Name of the scheme in which a key is a bearer token.
 const BEARER: &str = "bearer";
@@ -56,6 +58,10 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(keys::create_key, keys::list_keys))
         .routes(routes!(keys::revoke_key))
         .routes(routes!(projects::create_project, projects::list_projects))
+        .routes(routes!(queue::get_queue))
+        .routes(routes!(queue::drain))
+        .routes(routes!(queue::resume))
+        .routes(routes!(queue::set_project_queue))
         .routes(routes!(budget::get_budget, budget::set_budget))
         .routes(routes!(credentials::add_credential, credentials::list_credentials))
         .routes(routes!(

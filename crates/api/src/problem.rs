@@ -170,8 +170,14 @@ pub(crate) enum ApiError {
         "projects are made with a key of the default project, or by the operator: `caisson project create`"
     )]
     DefaultProjectOnly,
-    #[error("{} runs wait already; come again later", caisson_domain::limits::QUEUE_RUNS)]
+    #[error("as many runs wait already as may (queue.max_queued); come again later")]
     QueueFull,
+    #[error("as many runs of the project wait already as may (its max_queued); come again later")]
+    ProjectQueueFull,
+    #[error("the queue was not changed: {}", .0.count())]
+    InvalidQueue(Faults),
+    #[error("the queue belongs to all projects: use a key of the default project, with the scope admin")]
+    OperatorsOnly,
     #[error("too many event streams are open; come again later, or read pages")]
     StreamsFull,
     #[error("{}", unplaceable(.0))]
@@ -268,6 +274,11 @@ impl ApiError {
             Self::Conflict { code, .. } => (StatusCode::CONFLICT, *code),
             Self::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
             Self::QueueFull => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
+            Self::ProjectQueueFull => (StatusCode::TOO_MANY_REQUESTS, "project_queue_full"),
+            Self::InvalidQueue(faults) => {
+                return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_queue"));
+            }
+            Self::OperatorsOnly => (StatusCode::FORBIDDEN, "operators_only"),
             Self::StreamsFull => (StatusCode::TOO_MANY_REQUESTS, "streams_full"),
             Self::Unplaceable(problems) => {
                 (StatusCode::SERVICE_UNAVAILABLE, problems.first().map_or("no_server", |p| p.code.as_str()))
@@ -292,6 +303,7 @@ impl ApiError {
                 Some((header::RETRY_AFTER, HeaderValue::from(*retry_after_s)))
             }
             Self::QueueFull
+            | Self::ProjectQueueFull
             | Self::StreamsFull
             | Self::Unplaceable(_)
             | Self::Store(StoreError::Unavailable(_) | StoreError::Full(_)) => {
@@ -312,6 +324,8 @@ impl ApiError {
             | Self::KeysFull
             | Self::InvalidProject(_)
             | Self::DefaultProjectOnly
+            | Self::OperatorsOnly
+            | Self::InvalidQueue(_)
             | Self::InvalidBudget(_)
             | Self::InvalidCredential(_)
             | Self::Conflict { .. }
@@ -329,6 +343,7 @@ impl ApiError {
         | Self::InvalidKey(faults)
         | Self::InvalidProject(faults)
         | Self::InvalidBudget(faults)
+        | Self::InvalidQueue(faults)
         | Self::InvalidCredential(faults) = self
         {
             faults.into_items()

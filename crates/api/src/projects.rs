@@ -17,6 +17,7 @@ use crate::extract::{Fields, JsonObject, NoParams, Params};
 use crate::keys::NewKeyView;
 use crate::listing::{PageQuery, encode};
 use crate::problem::{ApiError, Faults, Problem};
+use crate::queue::ShareView;
 use crate::state::App;
 
 /// Name of the first key of a project that is made over the API.
@@ -30,6 +31,8 @@ pub struct ProjectView {
     pub id: ProjectId,
     /// Unix ms; 0 of the one that exists from the start.
     pub created_at_ms: i64,
+    /// Its part of the queue.
+    pub queue: ShareView,
 }
 
 /// A project that was just made.
@@ -62,7 +65,7 @@ pub struct CreateProject {
 
 impl From<Project> for ProjectView {
     fn from(project: Project) -> Self {
-        Self { id: project.id, created_at_ms: project.created_at_ms }
+        Self { id: project.id, created_at_ms: project.created_at_ms, queue: project.share.into() }
     }
 }
 

@@ -3,6 +3,7 @@
 mod budget;
 mod credential;
 mod project;
+mod queue;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use crate::settings::EngineChoice;
 pub(crate) use budget::{Budget, SetBudget};
 pub(crate) use credential::{AddCredential, Credential, SecretFlags};
 pub(crate) use project::Project;
+pub(crate) use queue::{Drain, Queue, Resume, SetProject, StartFlags};
 
 /// Runs Claude Code, each session sealed in its own container, behind one async HTTP API.
 #[derive(Debug, Parser)]
@@ -46,6 +48,12 @@ pub(crate) enum Command {
     Artifacts(Artifacts),
     /// Ask for a run's end; its work is saved first.
     Cancel(One),
+    /// Show how many runs wait and run, on which servers. Needs an admin key of the default project.
+    Queue(Queue),
+    /// Have servers take no more runs; what runs goes on. Needs an admin key of the default project.
+    Drain(Drain),
+    /// Have drained servers take runs again. Needs an admin key of the default project.
+    Resume(Resume),
     /// Show and set what the project's runs may spend, together.
     #[command(subcommand)]
     Budget(Budget),
@@ -187,6 +195,8 @@ pub(crate) struct Run {
     /// Environment of the agent, among the names that the workflow allows; may be given several times.
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = name_and_value)]
     pub environment: Vec<(String, String)>,
+    #[command(flatten)]
+    pub start: StartFlags,
     /// Makes a repeated submission harmless.
     #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,
@@ -466,32 +476,5 @@ fn micro_usd(text: &str) -> Result<u32, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_amount_in_usd_is_read_without_rounding() {
-        for (text, micro) in [
-            ("1.50", 1_500_000),
-            ("2", 2_000_000),
-            (".25", 250_000),
-            ("0.000001", 1),
-            ("4000", 4_000_000_000),
-        ] {
-            assert_eq!(micro_usd(text), Ok(micro), "{text}");
-        }
-        for bad in ["", ".", "0", "-1", "1,5", "1e3", "0.0000001", "4000.000001", "99999999999", "one"] {
-            assert!(micro_usd(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn the_life_of_a_key_has_a_unit_and_bounds() {
-        assert_eq!(life_s("30d"), Ok(30 * 24 * 60 * 60));
-        assert_eq!((life_s("60s"), life_s("1m"), life_s("2w")), (Ok(60), Ok(60), Ok(14 * 24 * 60 * 60)));
-        assert_eq!(life_s("3650d"), Ok(API_KEY_LIFE_S_MAX));
-        for bad in ["", "d", "30", "59s", "3651d", "-1d", "1.5d", "99999999999d", "4294967295w", "30 d"] {
-            assert!(life_s(bad).is_err(), "{bad}");
-        }
-    }
-}
+#[path = "cli_tests.rs"]
+mod tests;

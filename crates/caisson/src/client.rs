@@ -245,6 +245,18 @@ impl Client {
         self.json(self.request(Method::PUT, "/v1/budget")?.json(body)).await
     }
 
+    /// Reads the queue, or does something to it and reads it then: `drain` or `resume`, with what is sent along.
+    ///
+    /// # Errors
+    /// The server's problem.
+    pub(crate) async fn queue(&self, change: Option<(&str, &Value)>) -> anyhow::Result<Value> {
+        self.json(match change {
+            None => self.request(Method::GET, "/v1/queue")?,
+            Some((verb, body)) => self.request(Method::POST, &format!("/v1/queue/{verb}"))?.json(body),
+        })
+        .await
+    }
+
     /// Finds the run that `text` names: a whole id, the end of one among the newest 200, or the newest.
     ///
     /// # Errors

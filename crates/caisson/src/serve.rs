@@ -162,7 +162,10 @@ pub(crate) async fn keep_audit(
 pub(crate) async fn open_store(settings: &Settings) -> anyhow::Result<Store> {
     make_directory(&settings.state_dir)?;
     let place = settings.database_place()?;
-    place.open(Clock::system()).await.with_context(|| format!("the database cannot be opened: {place}"))
+    let opened = place.open(Clock::system()).await;
+    let store = opened.with_context(|| format!("the database cannot be opened: {place}"))?;
+    store.bound_queue(settings.queue.limits());
+    Ok(store)
 }
 
 fn make_directory(directory: &Path) -> anyhow::Result<()> {

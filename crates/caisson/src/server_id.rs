@@ -148,6 +148,8 @@ mod tests {
             budget_soft_percent: None,
             resources: Resources::default(),
             environment: std::collections::BTreeMap::new(),
+            priority: 0,
+            start_at_ms: None,
         };
         let project = ProjectId::default_project();
         NewRun { project, created_by: None, spec, idempotency: None }

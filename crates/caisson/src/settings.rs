@@ -7,6 +7,7 @@ mod budget;
 pub(crate) mod database;
 pub(crate) mod egress;
 pub(crate) mod mcp;
+mod queue;
 mod secrets;
 mod sources;
 
@@ -71,6 +72,8 @@ pub(crate) struct Settings {
     pub tls: Tls,
     /// What may be spent on the model API.
     pub budget: Budget,
+    /// How many runs may run and wait.
+    pub queue: queue::Queue,
     /// Bounds that keep others safe.
     pub limits: Limits,
     /// File with the master key that credentials are sealed with; it must be there. Default: `master.key` in the state
@@ -377,6 +380,7 @@ impl Settings {
         }
         self.budget.check(&mut faults);
         self.database.check(&mut faults);
+        self.queue.check(&mut faults);
         if !WORKSPACE_MIB.contains(&self.limits.workspace_mib) {
             faults.push(format!(
                 "limits.workspace_mib is {}; give {} to {}",
@@ -467,6 +471,7 @@ fn defaults(
         .set_default("tls", nothing())?
         .set_default("budget", nothing())?
         .set_default("database", nothing())?
+        .set_default("queue", nothing())?
         .set_default("limits.workspace_mib", 10_240)?
         .set_default("limits.volumes", true)?
         .set_default("docker", nothing())?

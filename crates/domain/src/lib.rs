@@ -21,6 +21,7 @@ pub mod mcp;
 pub mod principal;
 pub mod protocol;
 pub mod provider;
+pub mod queue;
 pub mod redact;
 pub mod run;
 pub mod server;

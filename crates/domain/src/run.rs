@@ -284,6 +284,17 @@ pub struct RunSpec {
     pub resources: Resources,
     /// Extra environment of the agent; never secrets.
     pub environment: BTreeMap<String, String>,
+    /// Which of its project's runs start first, within [`crate::queue::PRIORITY`]; 0 unless somebody says otherwise.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i64,
+    /// Before when it does not start, Unix ms; none: it may start at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_at_ms: Option<i64>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+const fn is_zero(number: &i64) -> bool {
+    *number == 0
 }
 
 /// One run as the store knows it.

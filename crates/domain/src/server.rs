@@ -16,6 +16,8 @@ text_enum! {
         AgentMissing = "agent_missing",
         /// Too little free disk space.
         DiskLow = "disk_low",
+        /// An operator has drained it: it takes no new run.
+        Drained = "drained",
     }
 }
 

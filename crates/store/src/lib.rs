@@ -11,12 +11,14 @@
 mod artifacts;
 mod audit;
 mod budgets;
+mod claim;
 mod clock;
 mod credentials;
 mod damage;
 mod database;
 mod deltas;
 mod door;
+mod drain;
 mod error;
 mod events;
 mod hints;
@@ -36,6 +38,7 @@ mod sessions;
 mod soft_budgets;
 mod usage;
 mod vault;
+mod waiting;
 mod workflows;
 
 use std::path::Path;
@@ -43,6 +46,7 @@ use std::sync::{Arc, OnceLock};
 
 use caisson_domain::event::Delta;
 use caisson_domain::id::SessionId;
+use caisson_domain::queue::QueueLimits;
 use tokio::sync::broadcast;
 
 use credentials::CredentialUses;
@@ -68,12 +72,13 @@ pub use credentials::{
 pub use database::postgres::{POSTGRES_CONNECTIONS_MIN, PostgresLimits, PostgresPlace, UnusableUrl};
 pub use deltas::DELTA_CHANNEL_ITEMS;
 pub use door::NextWork;
+pub use drain::{Drained, QueueServer, QueueState};
 pub use error::{BoxError, StoreError};
 pub use hints::{Topic, Watch};
 pub use journal::{JournalAppend, JournalEffect, JournalEntry};
 pub use keys::{ApiKey, NewApiKey};
 pub use knock::{DoorRun, Knock};
-pub use projects::{CreateProject, Project};
+pub use projects::{ChangeShare, CreateProject, Project};
 pub use pushes::{BeginPush, Push, PushRecord, SessionPush};
 pub use queue::{Claimed, Finish, Progress};
 pub use random::Random;
@@ -84,6 +89,7 @@ pub use usage::{
     BeginCall, CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX, CallExtension, ExtendCall, NewModelCall, SettledCall,
 };
 pub use vault::{MasterKeyError, MasterKeyFile, RekeyStep, Rekeyed};
+pub use waiting::{QueueEstimate, QueuePlace};
 pub use workflows::StoredWorkflow;
 
 /// The store. Cheap to clone; all clones share one database, one set of watchers and one set of delta channels.
@@ -107,6 +113,7 @@ struct Shared {
     audit_chain: OnceLock<String>,
     credential_uses: CredentialUses,
     keyring: Keyring,
+    queue_limits: OnceLock<QueueLimits>,
 }
 
 /// What [`Store::look`] finds.
@@ -197,6 +204,7 @@ impl Store {
             audit_chain: OnceLock::new(),
             credential_uses: CredentialUses::default(),
             keyring: Keyring::default(),
+            queue_limits: OnceLock::new(),
         };
         Self { shared: Arc::new(shared) }
     }

@@ -2,10 +2,11 @@
 
 use caisson_domain::id::{DEFAULT_PROJECT, ProjectId};
 use caisson_domain::limits::{PAGE_ITEMS, PROJECTS};
+use caisson_domain::queue::{CAP, ProjectShare, WEIGHT};
 
 use crate::database::{Row, sql};
 use crate::rows::Columns;
-use crate::{Actor, NewAudit, Store, StoreError, audit};
+use crate::{Actor, NewAudit, Store, StoreError, Topic, audit};
 
 /// A tenant: whose runs, sessions, keys, credentials, budgets and audit records are its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +15,19 @@ pub struct Project {
     pub id: ProjectId,
     /// When it was made, Unix ms; 0 of the one that exists from the start.
     pub created_at_ms: i64,
+    /// Its part of the queue.
+    pub share: ProjectShare,
+}
+
+/// A change to a project's part of the queue; what is `None` stays as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ChangeShare {
+    /// Its weight, within [`WEIGHT`].
+    pub weight: Option<i64>,
+    /// Most runs of it that run at once; `Some(None)`: as the settings say.
+    pub max_running: Option<Option<i64>>,
+    /// Most runs of it that wait; `Some(None)`: as the settings say.
+    pub max_queued: Option<Option<i64>>,
 }
 
 /// What came of making a project.
@@ -34,9 +48,11 @@ const INSERT: &str = "insert into project (id, created_at_ms) values ($1, $2) on
 const COPY_WORKFLOWS: &str = "insert into workflow (project_id, name, version, updated_at_ms, definition) \
      select $1, name, 1, $2, definition from workflow where project_id = $3";
 
-const LIST: &str = "select id, created_at_ms from project where id > $1 order by id limit $2";
+const LIST: &str = "select id, created_at_ms, weight, max_running, max_queued from project where id > $1 order by id limit $2";
 
-const ONE: &str = "select id, created_at_ms from project where id = $1";
+const ONE: &str = "select id, created_at_ms, weight, max_running, max_queued from project where id = $1";
+
+const SET_SHARE: &str = "update project set weight = $2, max_running = $3, max_queued = $4 where id = $1";
 
 impl Store {
     /// Makes a project that has the workflows of the default one, and nothing else. That is recorded in the default
@@ -61,7 +77,8 @@ impl Store {
             .bind(DEFAULT_PROJECT)
             .execute(&mut *tx.db)
             .await?;
-        let project = Project { id: id.clone(), created_at_ms: tx.now_ms };
+        let share = ProjectShare::default();
+        let project = Project { id: id.clone(), created_at_ms: tx.now_ms, share };
         let record = NewAudit::new(&ProjectId::default_project(), by, "project.create", id.as_str());
         audit::write(&mut tx, &record).await?;
         tx.commit().await?;
@@ -97,9 +114,62 @@ impl Store {
         let row = sql::query(ONE).bind(id.as_str()).fetch_optional(self.reader()).await?;
         row.as_ref().map(project).transpose()
     }
+
+    /// Changes a project's part of the queue and answers with the project as it is then; `None` if there is no such project.
+    /// It holds from the next claim and the next request on; what runs and waits already stays. Recorded in the default
+    /// project's audit log, since it is not the project's own to change.
+    ///
+    /// # Errors
+    /// As every write; [`StoreError::Corrupt`] for a value outside its range.
+    /// # Cancel safety
+    /// Safe: repeatable.
+    pub async fn change_share(
+        &self,
+        id: &ProjectId,
+        change: &ChangeShare,
+        by: Actor,
+    ) -> Result<Option<Project>, StoreError> {
+        let mut tx = self.begin().await?;
+        let row = sql::query(ONE).bind(id.as_str()).fetch_optional(&mut *tx.db).await?;
+        let Some(before) = row.as_ref().map(project).transpose()? else { return Ok(None) };
+        let share = ProjectShare {
+            weight: change.weight.unwrap_or(before.share.weight),
+            max_running: change.max_running.unwrap_or(before.share.max_running),
+            max_queued: change.max_queued.unwrap_or(before.share.max_queued),
+        };
+        let caps = [share.max_running, share.max_queued];
+        if !WEIGHT.contains(&share.weight) || caps.iter().flatten().any(|cap| !CAP.contains(cap)) {
+            return Err(StoreError::corrupt(format!("the share of {id}"), "a value is outside its range"));
+        }
+        let unchanged = share == before.share;
+        let project = Project { share, ..before };
+        if unchanged {
+            return Ok(Some(project));
+        }
+        sql::query(SET_SHARE)
+            .bind(id.as_str())
+            .bind(share.weight)
+            .bind(share.max_running)
+            .bind(share.max_queued)
+            .execute(&mut *tx.db)
+            .await?;
+        let cap = |cap: Option<i64>| cap.map_or_else(|| "settings".to_owned(), |cap| cap.to_string());
+        let (weight, running, queued) = (share.weight, cap(share.max_running), cap(share.max_queued));
+        let subject = format!("{id}: weight {weight}, max_running {running}, max_queued {queued}");
+        let record = NewAudit::new(&ProjectId::default_project(), by, "project.share", &subject);
+        audit::write(&mut tx, &record).await?;
+        tx.wake(Topic::Queue);
+        tx.commit().await?;
+        Ok(Some(project))
+    }
 }
 
 fn project(row: &Row) -> Result<Project, StoreError> {
     let columns = Columns::of("project", row)?;
-    Ok(Project { id: columns.parse("id")?, created_at_ms: columns.get("created_at_ms")? })
+    let share = ProjectShare {
+        weight: columns.get("weight")?,
+        max_running: columns.get("max_running")?,
+        max_queued: columns.get("max_queued")?,
+    };
+    Ok(Project { id: columns.parse("id")?, created_at_ms: columns.get("created_at_ms")?, share })
 }

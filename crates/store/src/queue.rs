@@ -1,10 +1,11 @@
-//! The queue: claim, keep, place, give back and finish runs. Each method but claiming is fenced by the lease epoch.
+//! The queue: keep, place, give back and finish runs that were claimed. Each method is fenced by the lease epoch.
 
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{Epoch, RunId, SandboxId, ServerId};
 use caisson_domain::limits::{LEASE_MS, RESULT_TEXT_BYTES};
 use caisson_domain::protocol::{Outcome, StopReason};
-use caisson_domain::run::{Failure, Phase, Run, RunStatus, cut};
+use caisson_domain::queue::CLAIM_ATTEMPTS;
+use caisson_domain::run::{Failure, FailureKind, Phase, Run, RunStatus, cut};
 use serde_json::json;
 
 use crate::database::{Hold, Row, Tx, sql};
@@ -63,20 +64,6 @@ pub struct Finish {
     pub result: Option<String>,
 }
 
-/// The oldest run that may start. A branch is a mutex over all projects, since the repository is one.
-const CLAIM: &str = concat!(
-    "update run set status = 'running', phase = 'prepare', lease_epoch = lease_epoch + 1, attempt = attempt + 1, \
-     lease_expires_at_ms = $2, home_server_id = $1, started_at_ms = coalesce(started_at_ms, $3) \
-     where status = 'queued' and id = (select waiting.id from run as waiting \
-       where waiting.status = 'queued' and waiting.not_before_ms <= $3 \
-       and not exists (select 1 from run as live where live.status = 'running' \
-         and live.session_id = waiting.session_id) \
-       and not exists (select 1 from run as live where live.status = 'running' \
-         and live.repository_key = waiting.repository_key and live.branch = waiting.branch) \
-       order by waiting.created_at_ms, waiting.id limit 1) returning ",
-    run_columns!()
-);
-
 const INSERT_ATTEMPT: &str = "insert into attempt (run_id, number, project_id, session_id, server_id, started_at_ms) \
      values ($1, $2, $3, $4, $5, $6)";
 
@@ -97,44 +84,6 @@ const PROGRESS: &str = "select id, cancel_requested_at_ms, stop_requested_at_ms,
      where id = $1 and lease_epoch = $2 and status = 'running'";
 
 impl Store {
-    /// Claims the oldest waiting run whose session and branch are free, with a new epoch, a new attempt and a lease of
-    /// [`LEASE_MS`]; `None` if there is none. A run that cannot be read ends as failed on the way, so that it stops no
-    /// other one.
-    ///
-    /// # Errors
-    /// As every write; [`StoreError::Corrupt`] if the server is not registered.
-    /// # Cancel safety
-    /// A dropped call may have claimed the run; [`Store::adopt`] finds it at the next start.
-    pub async fn claim(&self, server: &ServerId) -> Result<Option<Claimed>, StoreError> {
-        // Bounded: a row that cannot be read has ended before the next one is looked for.
-        loop {
-            let mut tx = self.begin().await?;
-            let row = sql::query(CLAIM)
-                .bind(server.as_str())
-                .bind(tx.now_ms + LEASE_MS)
-                .bind(tx.now_ms)
-                .fetch_optional(&mut *tx.db)
-                .await?;
-            let Some(row) = row else {
-                tx.rollback().await?;
-                return Ok(None);
-            };
-            tx.mark().await?;
-            match start(&mut tx, &row, server).await {
-                Ok(claimed) => {
-                    tx.commit().await?;
-                    return Ok(Some(claimed));
-                }
-                Err(StoreError::Corrupt { what, source }) => {
-                    tx.undo().await?;
-                    damage::end_row(&mut tx, &row, (&what, &source)).await?;
-                    tx.commit().await?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
     /// Takes over every running run whose home is `server`, with new epochs and leases: for a server that has just
     /// started. No event tells of it and the attempt stays the same, since the sandbox goes on undisturbed. Oldest
     /// first; as many as the server has slots. A run that cannot be read ends as failed instead.
@@ -236,7 +185,8 @@ impl Store {
     }
 
     /// Gives the run back to the queue, to be claimed again after `delay_ms`; `false` if the caller has lost the run or
-    /// its agent was started. A run that somebody has asked to cancel is not queued again but ends as cancelled.
+    /// its agent was started. A run that somebody has asked to cancel is not queued again but ends as cancelled, and one
+    /// that was claimed [`CLAIM_ATTEMPTS`] times as failed.
     ///
     /// # Errors
     /// As every write.
@@ -315,7 +265,7 @@ async fn owned(tx: &mut Tx<'_>, run: &RunId, epoch: Epoch) -> Result<Option<Run>
 }
 
 /// What a claim writes besides the run itself.
-async fn start(tx: &mut Tx<'_>, row: &Row, server: &ServerId) -> Result<Claimed, StoreError> {
+pub(crate) async fn start(tx: &mut Tx<'_>, row: &Row, server: &ServerId) -> Result<Claimed, StoreError> {
     let claimed = claimed(tx, row).await?;
     let run = &claimed.run;
     sql::query(INSERT_ATTEMPT)
@@ -370,7 +320,17 @@ const GIVE_BACK: &str = "update run set status = 'queued', phase = null, waiting
      stop_requested_at_ms = null, home_server_id = null, sandbox_id = null, base_commit = null, outcome = null, \
      pending_push = null, not_before_ms = $2 where id = $1 and status = 'running'";
 
+/// The run's agent must not have been started.
 async fn give_back(tx: &mut Tx<'_>, run: &Run, reason: &str, delay_ms: i64) -> Result<(), StoreError> {
+    if run.attempt >= CLAIM_ATTEMPTS {
+        // Whatever it is that stops its agent from being started would go on for ever.
+        let message = format!(
+            "the run was taken from the queue {CLAIM_ATTEMPTS} times and its agent never started; see the server's log for why"
+        );
+        let failure = Failure::new(FailureKind::Internal, message).with_evidence(reason);
+        let finish = Finish { status: RunStatus::Failed, failure: Some(failure), result: None };
+        return end(tx, run, &finish).await;
+    }
     sql::query(GIVE_BACK)
         .bind(run.id.as_str())
         .bind(tx.now_ms.saturating_add(delay_ms))

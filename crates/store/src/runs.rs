@@ -3,8 +3,9 @@
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::git::{BranchName, Repository};
 use caisson_domain::id::{ApiKeyId, ProjectId, RunId, SessionId};
-use caisson_domain::limits::{IDEMPOTENCY_MS, PAGE_ITEMS, QUEUE_RUNS};
+use caisson_domain::limits::{IDEMPOTENCY_MS, PAGE_ITEMS};
 use caisson_domain::protocol::{InputBody, StopReason};
+use caisson_domain::queue::rank_ms;
 use caisson_domain::run::{Run, RunSpec, RunStatus};
 use caisson_domain::usage::UsageTotals;
 use serde_json::json;
@@ -14,6 +15,7 @@ use crate::database::{Tx, sql};
 use crate::events::Ended;
 use crate::random::uuid_v4;
 use crate::rows::{document, run_columns};
+use crate::waiting::{self, Full};
 use crate::{Actor, NewAudit, Store, StoreError, Topic, audit, events, rows, usage};
 
 /// A run to be made.
@@ -48,8 +50,10 @@ pub enum CreateRun {
     Replayed(Run),
     /// The idempotency key was used with another request.
     KeyReused,
-    /// [`caisson_domain::limits::QUEUE_RUNS`] runs wait already.
+    /// As many runs wait as may.
     QueueFull,
+    /// As many runs of the project wait as may.
+    ProjectQueueFull,
 }
 
 /// Which runs to list. Each field that is set narrows the list.
@@ -107,9 +111,12 @@ impl Store {
             tx.rollback().await?;
             return Ok(answer);
         }
-        if queue_is_full(&mut tx).await? {
+        if let Some(full) = waiting::full(&mut tx, &new.project, &self.queue_limits()).await? {
             tx.rollback().await?;
-            return Ok(CreateRun::QueueFull);
+            return Ok(match full {
+                Full::Queue => CreateRun::QueueFull,
+                Full::Project => CreateRun::ProjectQueueFull,
+            });
         }
         let run = new_run(&tx, new.project, new.spec)?;
         insert_session(&mut tx, &run).await?;
@@ -262,13 +269,6 @@ async fn remember(tx: &mut Tx<'_>, run: &Run, idempotency: &Idempotency) -> Resu
     Ok(())
 }
 
-const QUEUED: &str = "select count(*) from (select 1 from run where status = 'queued' limit $1) as waiting";
-
-async fn queue_is_full(tx: &mut Tx<'_>) -> Result<bool, StoreError> {
-    let waiting: i64 = sql::query_scalar(QUEUED).bind(QUEUE_RUNS).fetch_one(&mut *tx.db).await?;
-    Ok(waiting >= QUEUE_RUNS)
-}
-
 fn new_run(tx: &Tx<'_>, project: ProjectId, mut spec: RunSpec) -> Result<Run, StoreError> {
     let id = RunId::new(tx.now_ms, tx.random());
     if spec.branch.is_none() && spec.repository.is_some() {
@@ -322,10 +322,12 @@ async fn insert_session(tx: &mut Tx<'_>, run: &Run) -> Result<(), StoreError> {
 
 const INSERT_RUN: &str = "insert into run \
      (id, project_id, session_id, workflow, repository, repository_key, branch, status, not_before_ms, created_at_ms, \
-     created_by, spec, budget_micro_usd, budget_soft_percent) \
-     values ($1, $2, $3, $4, $5, $6, $7, 'queued', $8, $8, $9, $10, $11, coalesce($12, 100))";
+     created_by, spec, budget_micro_usd, budget_soft_percent, queue_rank_ms) \
+     values ($1, $2, $3, $4, $5, $6, $7, 'queued', $13, $8, $9, $10, $11, coalesce($12, 100), $14)";
 
 async fn insert_run(tx: &mut Tx<'_>, run: &Run, created_by: Option<&ApiKeyId>) -> Result<(), StoreError> {
+    // A run whose start is put off begins to wait only then.
+    let waits_since_ms = run.spec.start_at_ms.map_or(tx.now_ms, |start_ms| start_ms.max(tx.now_ms));
     sql::query(INSERT_RUN)
         .bind(run.id.as_str())
         .bind(run.project.as_str())
@@ -339,6 +341,8 @@ async fn insert_run(tx: &mut Tx<'_>, run: &Run, created_by: Option<&ApiKeyId>) -
         .bind(document("run.spec", &run.spec)?)
         .bind(run.spec.budget_micro_usd)
         .bind(run.spec.budget_soft_percent)
+        .bind(waits_since_ms)
+        .bind(rank_ms(waits_since_ms, run.spec.priority))
         .execute(&mut *tx.db)
         .await?;
     Ok(())

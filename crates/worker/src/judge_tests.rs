@@ -26,6 +26,8 @@ fn spec() -> RunSpec {
         budget_soft_percent: None,
         resources: Resources::default(),
         environment: std::collections::BTreeMap::new(),
+        priority: 0,
+        start_at_ms: None,
     }
 }
 

@@ -3,13 +3,14 @@
 use caisson_domain::limits;
 use caisson_domain::principal::Principal;
 use caisson_domain::run::Run;
+use caisson_domain::server::Server;
 use caisson_domain::workflow::Workflow;
 use caisson_store::{self as store, Idempotency, NewRun, Store};
 use http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 
 use super::request::CreateRun;
-use super::validate;
+use super::{queueing, validate};
 use crate::extract::Fields;
 use crate::problem::{ApiError, Faults};
 use crate::state::App;
@@ -31,7 +32,7 @@ pub(super) struct Accepted {
 ///
 /// # Errors
 /// [`ApiError::Invalid`] with every fault of the request; [`ApiError::Unplaceable`] when no server could place it;
-/// [`ApiError::KeyReused`], [`ApiError::QueueFull`], [`ApiError::Store`].
+/// [`ApiError::KeyReused`], [`ApiError::QueueFull`], [`ApiError::ProjectQueueFull`], [`ApiError::Store`].
 /// # Cancel safety
 /// A dropped call may have queued the run; with an idempotency key, asking again finds it.
 pub(super) async fn create(
@@ -50,7 +51,10 @@ pub(super) async fn create(
         return accepted(answer);
     }
     let workflow = find_workflow(app.store(), &caller, &request.workflow, &mut faults).await?;
-    let spec = validate::specification(&request, workflow.as_ref(), app.config(), &mut faults);
+    let mut spec = validate::specification(&request, workflow.as_ref(), app.config(), &mut faults);
+    if let Some(spec) = &mut spec {
+        queueing::complete(spec, &request, app.store().now_ms(), &mut faults);
+    }
     let spec = match spec {
         Some(spec) if faults.is_empty() => spec,
         Some(_) | None => return Err(ApiError::Invalid(faults)),
@@ -69,6 +73,7 @@ fn accepted(answer: store::CreateRun) -> Result<Accepted, ApiError> {
         store::CreateRun::Replayed(run) => Ok(Accepted { run, replayed: true }),
         store::CreateRun::KeyReused => Err(ApiError::KeyReused),
         store::CreateRun::QueueFull => Err(ApiError::QueueFull),
+        store::CreateRun::ProjectQueueFull => Err(ApiError::ProjectQueueFull),
     }
 }
 
@@ -136,6 +141,13 @@ pub(crate) async fn check_placeable(store: &Store) -> Result<(), ApiError> {
     }
     let problems = servers.into_iter().flat_map(|server| server.problems).collect();
     Err(ApiError::Unplaceable(problems))
+}
+
+/// The living servers that are free of problems.
+pub(crate) async fn sound_servers(store: &Store) -> Result<Vec<Server>, ApiError> {
+    let mut servers = store.live_servers().await?;
+    servers.retain(|server| server.problems.is_empty());
+    Ok(servers)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod artifacts;
 mod create;
+mod queueing;
 mod request;
 mod validate;
 mod view;
@@ -21,7 +22,8 @@ use crate::problem::{ApiError, Problem};
 use crate::state::App;
 
 pub(crate) use artifacts::*;
-pub(crate) use create::check_placeable;
+pub(crate) use create::{check_placeable, sound_servers};
+pub use queueing::QueueEstimateView;
 pub use request::{CreateRun, CreateRunResources, RepositoryChoice};
 pub(crate) use view::Detail;
 pub use view::{
@@ -47,7 +49,7 @@ pub use view::{
         (status = 413, description = "The body is longer than 4 MiB", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "Faults in the request, told together", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "The queue is full", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "The queue is full, or the project's part of it; see Retry-After", body = Problem, content_type = "application/problem+json"),
     ),
 )]
 pub(crate) async fn create_run(
@@ -143,7 +145,9 @@ pub(crate) async fn get_run(
 ) -> Result<Json<RunView>, ApiError> {
     let run = app.store().run(&caller.project, &id).await?.ok_or_else(unknown_run)?;
     let uses = app.store().credentials_used(&run.id).await?;
-    Ok(Json(RunView::new(run, Detail::Full).with_credential_uses(uses)))
+    let waits = run.status == RunStatus::Queued;
+    let place = if waits { app.store().queue_place(&caller.project, &run.id).await? } else { None };
+    Ok(Json(RunView::new(run, Detail::Full).with_credential_uses(uses).with_queue_place(place)))
 }
 
 /// Cancel a run

@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::queueing;
 use super::validate::{MAX_TURNS, TIMEOUT_S};
 use crate::extract::Fields;
 use crate::problem::Faults;
@@ -72,6 +73,19 @@ pub struct CreateRun {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = Option<BTreeMap<String, String>>)]
     pub environment: BTreeMap<String, String>,
+    /// Which of the project's runs start first: -10 to 10, 0 if left out. Each 10 minutes of waiting count as one step, so
+    /// that none waits for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = -10, maximum = 10)]
+    pub priority: Option<i64>,
+    /// Before when it does not start, Unix ms, at most 30 days ahead; a time that has passed means now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0)]
+    pub start_at_ms: Option<i64>,
+    /// The same as seconds from now on, by the server's clock; not both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 2_592_000)]
+    pub delay_s: Option<i64>,
 }
 
 /// What the sandbox of a run may use; what is left out has the workflow's value.
@@ -165,6 +179,9 @@ impl CreateRun {
             budget_soft_percent: fields.take_number("budget_soft_percent", &SOFT_PERCENT, faults),
             resources: fields.take_object("resources", faults).map(|fields| read_resources(fields, faults)),
             environment: read_environment(&mut fields, faults),
+            priority: queueing::take_priority(&mut fields, faults),
+            start_at_ms: queueing::take_start_at_ms(&mut fields, faults),
+            delay_s: queueing::take_delay_s(&mut fields, faults),
         };
         fields.finish(faults);
         request

@@ -71,6 +71,8 @@ pub(super) fn specification(
             .or(config.budget_soft_percent),
         resources: resolve(request, workflow),
         environment: request.environment.clone(),
+        priority: 0,
+        start_at_ms: None,
         workflow: workflow.clone(),
     })
 }

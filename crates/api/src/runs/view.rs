@@ -6,9 +6,11 @@ use caisson_domain::id::{CredentialId, ProjectId, RunId, SessionId};
 use caisson_domain::run::{Failure, FailureKind, Phase, Resources, Run, RunStatus, Waiting, cut};
 use caisson_domain::usage::UsageTotals;
 use caisson_domain::workflow::Publish;
-use caisson_store::{Artifact, CredentialUsage};
+use caisson_store::{Artifact, CredentialUsage, QueuePlace};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use super::queueing::{QueueEstimateView, told};
 
 /// Longest prompt, result or evidence in a list, in bytes; the run itself has all of it.
 pub(crate) const LISTED_TEXT_BYTES: usize = 1024;
@@ -79,6 +81,15 @@ pub struct RunView {
     pub usage: UsageView,
     /// The stored credentials that the gateway used for it, and how often; none unless the run itself is read.
     pub credential_uses: Option<Vec<CredentialUseView>>,
+    /// Which of its project's runs start first, -10 to 10.
+    pub priority: i64,
+    /// Before when it does not start, Unix ms.
+    pub start_at_ms: Option<i64>,
+    /// How many runs are about to start up to this one, itself included, while it waits; none before `start_at_ms`, and none
+    /// unless the run itself is read. Runs that a busy branch or a cap holds back are counted as well.
+    pub queue_position: Option<i64>,
+    /// About when it starts; none where there is no position, or too little is known.
+    pub queue_estimate: Option<QueueEstimateView>,
     /// How often it was given to an agent, 0 while queued.
     pub attempt: i64,
     /// When somebody asked for its end, Unix ms.
@@ -254,6 +265,10 @@ impl RunView {
             pushed_commit: run.pushed_commit,
             usage: run.usage.into(),
             credential_uses: None,
+            priority: spec.priority,
+            start_at_ms: spec.start_at_ms,
+            queue_position: None,
+            queue_estimate: None,
             attempt: run.attempt,
             cancel_requested_at_ms: run.cancel_requested_at_ms,
             created_at_ms: run.created_at_ms,
@@ -261,6 +276,12 @@ impl RunView {
             finished_at_ms: run.finished_at_ms,
             links,
         }
+    }
+
+    /// With its place in the queue.
+    pub(crate) fn with_queue_place(self, place: Option<QueuePlace>) -> Self {
+        let (queue_position, queue_estimate) = told(place);
+        Self { queue_position, queue_estimate, ..self }
     }
 
     /// With the credentials that it used.

@@ -27,6 +27,7 @@ async fn an_accepted_run_is_answered_with_its_path_and_view() {
     let mut asked = api.get(&format!("/v1/runs/{id}")).await.json();
     // Told only where one run is asked for.
     assert_eq!(asked["credential_uses"].take(), json!([]));
+    assert_eq!(asked["queue_position"].take(), json!(1));
     assert_eq!(asked, answer.json());
 }
 
@@ -36,7 +37,7 @@ async fn every_field_of_a_request_reaches_the_run() {
     let wanted = json!({
         "workflow": "fix", "prompt": "Fix it.\n", "repository": REPOSITORY, "base": "main", "branch": "fix/it",
         "model": "opus", "max_turns": 3, "image": "debian:bookworm-slim", "timeout_s": 90,
-        "budget_micro_usd": 1_500_000,
+        "budget_micro_usd": 1_500_000, "priority": -4, "start_at_ms": NOW_MS + 5,
         "resources": {"memory_mib": 512, "pids": 100, "cpu_millis": 500, "tmp_mib": 64}, "environment": {"CI": "1"},
     });
     let answer = api.post("/v1/runs", &wanted).await;

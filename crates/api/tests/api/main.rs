@@ -18,6 +18,7 @@ mod keys;
 mod openapi;
 mod pages;
 mod projects;
+mod queue;
 mod runs;
 mod sessions;
 mod stream;

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use super::ServerFlags;
+use super::{ServerFlags, SetProject};
 
 /// Projects: whose runs, sessions, keys, credentials, budgets and audit records are its own.
 #[derive(Debug, Clone, Subcommand)]
@@ -14,6 +14,8 @@ pub(crate) enum Project {
         /// Its name: 1 to 63 lower-case letters, digits and hyphens.
         name: String,
     },
+    /// Set a project's weight among the others, and its caps; `queue` in docs/projects.md.
+    Set(SetProject),
     /// List projects by name.
     List {
         #[command(flatten)]

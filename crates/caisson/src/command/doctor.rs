@@ -116,6 +116,11 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
         report.tell(part.name(), looked);
     }
     report.tell("address", address(&settings, server.as_ref(), store.as_ref()).await);
+    if let (Some(store), Some(server)) = (&store, &server)
+        && let Some(text) = super::queue::drained(store, server).await
+    {
+        Report::warn("queue", &text);
+    }
     exposed(&settings, store.as_ref()).await;
     if let Some(store) = store {
         store.close().await.ok();

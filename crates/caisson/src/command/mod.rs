@@ -14,6 +14,7 @@ mod image_scan;
 mod key;
 mod machine;
 mod project;
+mod queue;
 mod runs;
 mod submit;
 
@@ -52,6 +53,9 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Diff(flags) => runs::diff(flags).await,
         Command::Artifacts(flags) => artifacts::run(flags).await,
         Command::Cancel(flags) => runs::cancel(flags).await,
+        Command::Queue(flags) => queue::show(flags).await,
+        Command::Drain(flags) => queue::drain(flags).await,
+        Command::Resume(flags) => queue::resume(flags).await,
         Command::Budget(budget) => budget::run(budget).await,
         Command::Egress(crate::cli::Egress::Suggest(flags)) => egress::suggest(flags).await,
         Command::Project(project) => project::run(project, environment).await,

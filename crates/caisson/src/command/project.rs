@@ -4,12 +4,12 @@ use anyhow::{bail, ensure};
 use caisson_api::view::ProjectView;
 use caisson_domain::id::ProjectId;
 use caisson_domain::limits::{PAGE_ITEMS, PROJECTS};
-use caisson_store::{Actor, CreateProject, Project as Stored, Store};
+use caisson_store::{Actor, ChangeShare, CreateProject, Project as Stored, Store};
 use comfy_table::{Table, presets};
 
 use super::machine::Machine;
 use super::{DONE, print, print_json, settings};
-use crate::cli::Project;
+use crate::cli::{Project, SetProject};
 use crate::render::utc;
 use crate::serve::open_store;
 use crate::settings::Environment;
@@ -33,6 +33,7 @@ pub(crate) async fn run(command: Project, environment: &Environment) -> anyhow::
                 }
             }
         }
+        Project::Set(flags) => set(&flags, environment).await?,
         Project::List { server, json } => {
             let store = open_store(&settings(&server, environment)?).await?;
             let projects = store.list_projects(None, PAGE_ITEMS).await;
@@ -50,6 +51,23 @@ pub(crate) async fn run(command: Project, environment: &Environment) -> anyhow::
     Ok(DONE)
 }
 
+async fn set(flags: &SetProject, environment: &Environment) -> anyhow::Result<()> {
+    let id: ProjectId = flags.name.parse()?;
+    let change = ChangeShare {
+        weight: flags.weight,
+        max_running: flags.max_running.map(|cap| cap.0),
+        max_queued: flags.max_queued.map(|cap| cap.0),
+    };
+    let machine = Machine::open(&flags.server, environment).await?;
+    let set = machine.store.change_share(&id, &change, Actor::Operator).await;
+    machine.close().await;
+    match set? {
+        Some(project) => print(&table(&[project])),
+        None => bail!("there is no project \"{id}\"; `caisson project list` shows those there are"),
+    }
+    Ok(())
+}
+
 /// That there is such a project.
 ///
 /// # Errors
@@ -64,11 +82,15 @@ pub(super) async fn require(store: &Store, project: &ProjectId) -> anyhow::Resul
 
 fn table(projects: &[Stored]) -> String {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["PROJECT", "MADE"]);
+    table.load_style(presets::NOTHING).set_header(["PROJECT", "WEIGHT", "MAX RUNNING", "MAX QUEUED", "MADE"]);
+    let cap = |cap: Option<i64>| cap.map_or_else(|| "settings".to_owned(), |cap| cap.to_string());
     for project in projects {
         let made =
             if project.created_at_ms == 0 { "from the start".to_owned() } else { utc(project.created_at_ms) };
-        table.add_row([project.id.as_str(), &made]);
+        let share = project.share;
+        let (weight, running, queued) =
+            (share.weight.to_string(), cap(share.max_running), cap(share.max_queued));
+        table.add_row([project.id.as_str(), &weight, &running, &queued, &made]);
     }
     table.trim_fmt()
 }
@@ -79,7 +101,11 @@ mod tests {
 
     #[test]
     fn the_list_tells_since_when_there_is_a_project() {
-        let project = |name: &str, created_at_ms| Stored { id: name.parse().unwrap(), created_at_ms };
+        let project = |name: &str, created_at_ms| Stored {
+            id: name.parse().unwrap(),
+            created_at_ms,
+            share: caisson_domain::queue::ProjectShare::default(),
+        };
         let text = table(&[project("default", 0), project("team-a", 1_700_000_000_000)]);
         let lines: Vec<_> = text.lines().map(str::trim).collect();
         assert_eq!(lines.len(), 3, "{text}");

@@ -113,6 +113,9 @@ fn body(flags: &Run) -> anyhow::Result<Value> {
     set("timeout_s", flags.timeout.map(|number| json!(number)));
     set("budget_micro_usd", flags.budget.map(|micro| json!(micro)));
     set("budget_soft_percent", flags.budget_soft.map(|percent| json!(percent)));
+    set("priority", flags.start.priority.map(|priority| json!(priority)));
+    set("start_at_ms", flags.start.start_at.map(|start_ms| json!(start_ms)));
+    set("delay_s", flags.start.delay.map(|delay_s| json!(delay_s)));
     if !flags.environment.is_empty() {
         set("environment", Some(flags.environment.iter().cloned().collect()));
     }
@@ -166,6 +169,12 @@ mod tests {
         assert!(body.as_object().unwrap().contains_key("repository"));
         assert_eq!(body["environment"], json!({"A": "b=c"}));
         assert_eq!(body["timeout_s"], 60);
+        let body = parsed(&["x", "--priority", "-3", "--delay", "2h"]);
+        assert_eq!((&body["priority"], &body["delay_s"]), (&json!(-3), &json!(7_200)));
+        assert_eq!(
+            parsed(&["x", "--start-at", "2030-01-31T22:00:00Z"])["start_at_ms"],
+            1_896_127_200_000_i64
+        );
     }
 
     #[test]

@@ -69,6 +69,8 @@ pub(crate) fn run_spec(repository: Option<&str>) -> RunSpec {
         budget_soft_percent: None,
         resources: Resources::default(),
         environment: BTreeMap::new(),
+        priority: 0,
+        start_at_ms: None,
     }
 }
 

@@ -1,59 +1,35 @@
 //! The queue against a model of it: whatever happens in whatever order, both agree on every answer and every row.
 
+mod steps;
+
 use caisson_domain::event::EventKind;
-use caisson_domain::id::{Epoch, RunId, SandboxId, ServerId};
+use caisson_domain::id::{Epoch, ProjectId, RunId, SandboxId, ServerId};
 use caisson_domain::limits::LEASE_MS;
-use caisson_domain::run::RunStatus;
-use caisson_store::{CancelRun, Claimed, Finish, JournalAppend, JournalEffect};
+use caisson_domain::queue::{PRIORITY_STEP_MS, QueueLimits, TURN};
+use caisson_domain::run::{Run, RunSpec, RunStatus};
+use caisson_store::{
+    Actor, CancelRun, ChangeShare, Claimed, CreateProject, CreateRun, Finish, JournalAppend, JournalEffect,
+    NewRun,
+};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::fixture::{Fixture, START_MS, assert_gapless, entry, project, server_id, spec, spec_on};
+use self::steps::{PROJECTS, Step, limits, step};
+use crate::fixture::{Fixture, START_MS, assert_gapless, entry, new_run, project, server_id, spec, spec_on};
 
-/// Sequences tried.
+/// Sequences tried, unless the variable says how many.
 const CASES: u32 = 48;
+/// The variable: `make queue-model` sets it.
+const CASES_VARIABLE: &str = "TEST_QUEUE_CASES";
 /// Longest sequence.
 const STEPS: usize = 60;
-
-/// Something that somebody does. A run is named by its place in the order of creation, modulo how many there are.
-#[derive(Debug, Clone)]
-enum Step {
-    Create { branch: Option<u8> },
-    Claim { server: u8 },
-    Adopt { server: u8 },
-    Heartbeat { run: usize, stale: bool },
-    Place { run: usize, stale: bool },
-    StartAgent { run: usize },
-    Requeue { run: usize, stale: bool, delay_ms: i64 },
-    Finish { run: usize, stale: bool, status: RunStatus },
-    Cancel { run: usize },
-    Advance { ms: i64 },
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let run = 0..8_usize;
-    let stale = prop::bool::weighted(0.25);
-    let status = prop::sample::select(&[RunStatus::Succeeded, RunStatus::Failed, RunStatus::Cancelled][..]);
-    prop_oneof![
-        4 => prop::option::of(0..2_u8).prop_map(|branch| Step::Create { branch }),
-        5 => (1..3_u8).prop_map(|server| Step::Claim { server }),
-        1 => (1..3_u8).prop_map(|server| Step::Adopt { server }),
-        1 => (run.clone(), stale).prop_map(|(run, stale)| Step::Heartbeat { run, stale }),
-        3 => (run.clone(), stale).prop_map(|(run, stale)| Step::Place { run, stale }),
-        2 => run.clone().prop_map(|run| Step::StartAgent { run }),
-        3 => (run.clone(), stale, 0..2_i64)
-            .prop_map(|(run, stale, delay)| Step::Requeue { run, stale, delay_ms: delay * 500 }),
-        3 => (run.clone(), stale, status)
-            .prop_map(|(run, stale, status)| Step::Finish { run, stale, status }),
-        2 => run.prop_map(|run| Step::Cancel { run }),
-        2 => prop::sample::select(&[1, 499, LEASE_MS + 1][..]).prop_map(|ms| Step::Advance { ms }),
-    ]
-}
 
 /// A run as the model has it.
 #[derive(Debug, Clone)]
 struct Expected {
     id: RunId,
+    project: usize,
+    rank_ms: i64,
     branch: Option<u8>,
     created_at_ms: i64,
     status: RunStatus,
@@ -84,30 +60,64 @@ impl Expected {
     }
 }
 
+/// A project as the model has it.
+#[derive(Debug, Clone)]
+struct Tenant {
+    id: ProjectId,
+    weight: i64,
+    turn: i64,
+    max_running: Option<i64>,
+    max_queued: Option<i64>,
+}
+
 /// Store and model side by side.
 struct Pair {
     fixture: Fixture,
+    limits: QueueLimits,
     now_ms: i64,
     runs: Vec<Expected>,
+    tenants: Vec<Tenant>,
+    drained: Vec<u8>,
+    all_drained: bool,
     sandboxes: u8,
 }
 
 impl Pair {
-    async fn new(fixture: Fixture) -> Self {
+    async fn new(fixture: Fixture, limits: QueueLimits) -> Self {
         fixture.store.register_server(&server_id(2)).await.unwrap();
-        Self { fixture, now_ms: START_MS, runs: Vec::new(), sandboxes: 0 }
+        fixture.store.bound_queue(limits);
+        let mut tenants = Vec::new();
+        for number in 0..PROJECTS {
+            let id = if number == 0 { project() } else { format!("p-{number}").parse().unwrap() };
+            if number > 0 {
+                let made = fixture.store.create_project(&id, Actor::Operator).await.unwrap();
+                assert!(matches!(made, CreateProject::Created(_)));
+            }
+            tenants.push(Tenant { id, weight: 1, turn: 0, max_running: None, max_queued: None });
+        }
+        let (runs, drained) = (Vec::new(), Vec::new());
+        Self { fixture, limits, now_ms: START_MS, runs, tenants, drained, all_drained: false, sandboxes: 0 }
     }
 
     async fn take(&mut self, step: &Step) {
         let at = |run: usize| run % self.runs.len().max(1);
         match *step {
-            Step::Create { branch } => self.create(branch).await,
+            Step::Create { project, branch, priority, delay_ms } => {
+                let spec =
+                    branch.map_or_else(spec, |branch| spec_on("/srv/git/x", &format!("branch-{branch}")));
+                // One millisecond a run, so that few have the same rank.
+                self.advance(1);
+                let start_at_ms = (delay_ms > 0).then_some(self.now_ms + delay_ms);
+                self.create(project, branch, RunSpec { priority, start_at_ms, ..spec }).await;
+            }
             Step::Claim { server } => self.claim(server).await,
             Step::Adopt { server } => self.adopt(server).await,
-            Step::Advance { ms } => {
-                self.now_ms += ms;
-                self.fixture.clock.advance(ms);
+            Step::Advance { ms } => self.advance(ms),
+            Step::Share { project, weight, max_running, max_queued } => {
+                self.share(project, weight, max_running, max_queued).await;
             }
+            Step::Drain { server } => self.drain(server).await,
+            Step::Resume { server } => self.resume(server).await,
             _ if self.runs.is_empty() => {}
             Step::Heartbeat { run, stale } => self.heartbeat(at(run), stale).await,
             Step::Place { run, stale } => self.place(at(run), stale).await,
@@ -118,21 +128,42 @@ impl Pair {
         }
     }
 
-    async fn create(&mut self, branch: Option<u8>) {
-        // One millisecond a run, so that the order of creation is the order of age.
-        self.now_ms += 1;
-        self.fixture.clock.advance(1);
-        let spec = branch.map_or_else(spec, |branch| spec_on("/srv/git/x", &format!("branch-{branch}")));
-        let run = self.fixture.created(spec).await;
+    fn advance(&mut self, ms: i64) {
+        self.now_ms += ms;
+        self.fixture.clock.advance(ms);
+    }
+
+    async fn create(&mut self, project: usize, branch: Option<u8>, spec: RunSpec) {
+        let tenant = &self.tenants[project];
+        let since_ms = spec.start_at_ms.unwrap_or(self.now_ms);
+        let rank_ms = since_ms - spec.priority * PRIORITY_STEP_MS;
+        let created = self
+            .fixture
+            .store
+            .create_run(NewRun { project: tenant.id.clone(), ..new_run(spec) })
+            .await
+            .unwrap();
+        let own = self.count(|run| run.status == RunStatus::Queued && run.project == project);
+        if self.count(|run| run.status == RunStatus::Queued) >= self.limits.max_queued {
+            assert_eq!(created, CreateRun::QueueFull);
+            return;
+        }
+        if tenant.max_queued.or(self.limits.max_queued_per_project).is_some_and(|most| own >= most) {
+            assert_eq!(created, CreateRun::ProjectQueueFull);
+            return;
+        }
+        let CreateRun::Created(run) = created else { panic!("{created:?}") };
         self.runs.push(Expected {
             id: run.id,
+            project,
+            rank_ms,
             branch,
             created_at_ms: self.now_ms,
             status: RunStatus::Queued,
             epoch: 0,
             attempt: 0,
             lease_expires_at_ms: 0,
-            not_before_ms: self.now_ms,
+            not_before_ms: since_ms,
             home: None,
             sandbox: None,
             agent_started: false,
@@ -141,31 +172,99 @@ impl Pair {
         });
     }
 
+    fn count(&self, which: impl Fn(&Expected) -> bool) -> i64 {
+        i64::try_from(self.runs.iter().filter(|run| which(run)).count()).unwrap()
+    }
+
+    fn is_due(&self, run: &Expected) -> bool {
+        run.status == RunStatus::Queued && run.not_before_ms <= self.now_ms
+    }
+
+    /// The run that a server has to get.
+    fn next(&self, server: u8) -> Option<usize> {
+        let running = |which: &dyn Fn(&Expected) -> bool| {
+            self.count(|run| run.status == RunStatus::Running && which(run))
+        };
+        let full = |cap: Option<i64>, running: i64| cap.is_some_and(|cap| running >= cap);
+        if self.all_drained || self.drained.contains(&server) {
+            return None;
+        }
+        let all = running(&|_| true);
+        // No project has a credential of its own, so all of them use the same one.
+        if full(self.limits.max_running, all) || full(self.limits.max_running_per_credential, all) {
+            return None;
+        }
+        let ahead = self.tenants.iter().map(|tenant| tenant.turn).max().unwrap();
+        let of = |project: usize| running(&|run| run.project == project);
+        let mut order: Vec<usize> = (0..PROJECTS).collect();
+        order.sort_by(|left, right| {
+            let (one, other) = (&self.tenants[*left], &self.tenants[*right]);
+            let share = (of(*left) * other.weight).cmp(&(of(*right) * one.weight));
+            let turn = one.turn.max(ahead - TURN).cmp(&other.turn.max(ahead - TURN));
+            share.then(turn).then(one.id.as_str().cmp(other.id.as_str()))
+        });
+        let on_repository = running(&|run| run.branch.is_some());
+        order.into_iter().find_map(|project| {
+            let cap = self.tenants[project].max_running.or(self.limits.max_running_per_project);
+            if full(cap, of(project)) {
+                return None;
+            }
+            let may_start = |run: &Expected| {
+                let branch = run.branch;
+                let taken = branch.is_some() && running(&|live| live.branch == branch) > 0;
+                let crowded = branch.is_some() && full(self.limits.max_running_per_repository, on_repository);
+                run.project == project && self.is_due(run) && !taken && !crowded
+            };
+            let first = self.runs.iter().enumerate().filter(|(_, run)| may_start(run));
+            first.min_by_key(|(_, run)| (run.rank_ms, run.id.clone())).map(|(at, _)| at)
+        })
+    }
+
     async fn claim(&mut self, server: u8) {
         let claimed = self.fixture.store.claim(&server_id(server)).await.unwrap();
-        let busy: Vec<u8> = self
-            .runs
-            .iter()
-            .filter(|run| run.status == RunStatus::Running)
-            .filter_map(|run| run.branch)
-            .collect();
-        let now_ms = self.now_ms;
-        let next = self.runs.iter_mut().find(|run| {
-            run.status == RunStatus::Queued
-                && run.not_before_ms <= now_ms
-                && run.branch.is_none_or(|branch| !busy.contains(&branch))
-        });
-        let Some(next) = next else {
+        let Some(at) = self.next(server) else {
             assert_eq!(claimed, None);
             return;
         };
+        let ahead = self.tenants.iter().map(|tenant| tenant.turn).max().unwrap();
+        let next = &mut self.runs[at];
         next.status = RunStatus::Running;
         next.epoch += 1;
         next.attempt += 1;
         next.home = Some(server);
-        next.lease_expires_at_ms = now_ms + LEASE_MS;
+        next.lease_expires_at_ms = self.now_ms + LEASE_MS;
         next.kinds.push(EventKind::RunStarted);
+        let tenant = &mut self.tenants[next.project];
+        tenant.turn = tenant.turn.max(ahead - TURN) + TURN / tenant.weight;
         assert_claimed(&claimed.expect("the model claims one"), next);
+    }
+
+    async fn share(&mut self, project: usize, weight: i64, running: Option<i64>, queued: Option<i64>) {
+        let tenant = &mut self.tenants[project];
+        (tenant.weight, tenant.max_running, tenant.max_queued) = (weight, running, queued);
+        let change =
+            ChangeShare { weight: Some(weight), max_running: Some(running), max_queued: Some(queued) };
+        let changed = self.fixture.store.change_share(&tenant.id, &change, Actor::Operator).await.unwrap();
+        let share = changed.unwrap().share;
+        assert_eq!((share.weight, share.max_running, share.max_queued), (weight, running, queued));
+    }
+
+    async fn drain(&mut self, server: Option<u8>) {
+        match server {
+            Some(server) => self.drained.push(server),
+            None => self.all_drained = true,
+        }
+        let id = server.map(server_id);
+        assert!(self.fixture.store.drain(id.as_ref(), &Actor::Operator).await.unwrap());
+    }
+
+    async fn resume(&mut self, server: Option<u8>) {
+        if server.is_none() {
+            self.all_drained = false;
+        }
+        self.drained.retain(|drained| server.is_some_and(|server| *drained != server));
+        let id = server.map(server_id);
+        assert!(self.fixture.store.resume(id.as_ref(), &Actor::Operator).await.unwrap());
     }
 
     async fn adopt(&mut self, server: u8) {
@@ -178,6 +277,8 @@ impl Pair {
             run.lease_expires_at_ms = self.now_ms + LEASE_MS;
             expected.push(run.clone());
         }
+        // Ids begin with the time, which may have been set back.
+        expected.sort_by(|left, right| left.id.cmp(&right.id));
         assert_eq!(adopted.len(), expected.len());
         for (adopted, expected) in adopted.iter().zip(&expected) {
             assert_claimed(adopted, expected);
@@ -198,7 +299,7 @@ impl Pair {
     async fn place(&mut self, at: usize, stale: bool) {
         self.sandboxes += 1;
         let run = &mut self.runs[at];
-        let session = self.fixture.run(&run.id).await.session;
+        let session = row(&self.fixture, &self.tenants, run).await.session;
         let (sandbox, _, _) = self.fixture.sandbox(&session, self.sandboxes).await;
         let store = &self.fixture.store;
         let placed = store.place(&run.id, run.claimed_epoch(stale), &sandbox).await.unwrap();
@@ -214,7 +315,7 @@ impl Pair {
         let Some(sandbox) = &run.sandbox else { return };
         let store = &self.fixture.store;
         let offset = store.journal_offset(sandbox).await.unwrap();
-        let mut started = entry(&self.fixture.run(&run.id).await, JournalEffect::AgentStarted);
+        let mut started = entry(&row(&self.fixture, &self.tenants, run).await, JournalEffect::AgentStarted);
         started.attempt = run.attempt;
         let appended = store.append_journal(sandbox, offset, offset + 1, vec![started]).await.unwrap();
         let believed = run.status == RunStatus::Running;
@@ -254,7 +355,8 @@ impl Pair {
 
     async fn cancel(&mut self, at: usize) {
         let run = &mut self.runs[at];
-        let answer = self.fixture.store.request_cancel(&project(), &run.id, None).await.unwrap();
+        let project = &self.tenants[run.project].id;
+        let answer = self.fixture.store.request_cancel(project, &run.id, None).await.unwrap();
         match run.status {
             RunStatus::Queued => {
                 assert!(matches!(answer, CancelRun::Cancelled(_)), "{answer:?}");
@@ -274,10 +376,30 @@ impl Pair {
         }
     }
 
+    /// At which place a waiting run stands.
+    fn position(&self, of: &Expected) -> Option<i64> {
+        let weight = |project: usize| self.tenants[project].weight;
+        self.is_due(of).then(|| {
+            let before = |run: &Expected| (run.rank_ms, &run.id) < (of.rank_ms, &of.id);
+            let own = 1 + self.count(|run| self.is_due(run) && run.project == of.project && before(run));
+            let others = (0..PROJECTS).filter(|project| *project != of.project).map(|project| {
+                let waits = self.count(|run| self.is_due(run) && run.project == project);
+                waits.min(own * weight(project) / weight(of.project))
+            });
+            own + others.sum::<i64>()
+        })
+    }
+
     /// Every row is what the model says.
     async fn compare(&self) {
+        let state = self.fixture.store.queue_state().await.unwrap();
+        assert_eq!(state.queued, self.count(|run| run.status == RunStatus::Queued));
+        assert_eq!(state.running, self.count(|run| run.status == RunStatus::Running));
+        assert_eq!(state.drained_at_ms.is_some(), self.all_drained);
         for expected in &self.runs {
-            let run = self.fixture.run(&expected.id).await;
+            let run = row(&self.fixture, &self.tenants, expected).await;
+            let place = self.fixture.store.queue_place(&run.project, &run.id).await.unwrap();
+            assert_eq!(place.map(|place| place.position), self.position(expected));
             assert_eq!(run.status, expected.status);
             assert_eq!((run.attempt, run.agent_started), (expected.attempt, expected.agent_started));
             assert_eq!(run.cancel_requested_at_ms.is_some(), expected.cancel_requested);
@@ -295,6 +417,10 @@ impl Pair {
     }
 }
 
+async fn row(fixture: &Fixture, tenants: &[Tenant], run: &Expected) -> Run {
+    fixture.store.run(&tenants[run.project].id, &run.id).await.unwrap().unwrap()
+}
+
 #[track_caller]
 fn assert_claimed(claimed: &Claimed, expected: &Expected) {
     assert_eq!(claimed.run.id, expected.id);
@@ -305,16 +431,22 @@ fn assert_claimed(claimed: &Claimed, expected: &Expected) {
     assert_eq!(claimed.run.home, home);
 }
 
+#[expect(clippy::disallowed_methods, reason = "how long to try, only whoever starts the tests knows")]
+fn cases() -> u32 {
+    let variable = std::env::var(CASES_VARIABLE).ok();
+    variable.map_or(CASES, |text| text.parse().expect("TEST_QUEUE_CASES is a number"))
+}
+
 /// Runs every sequence on a database of its own.
 fn agree_on<Open: AsyncFn() -> Option<Fixture>>(cases: u32, open: Open) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let config = Config { cases, failure_persistence: None, ..Config::default() };
-    let steps = prop::collection::vec(step(), 1..STEPS);
+    let sequences = (limits(), prop::collection::vec(step(), 1..STEPS));
     TestRunner::new(config)
-        .run(&steps, |steps| {
+        .run(&sequences, |(limits, steps)| {
             runtime.block_on(async {
                 let Some(fixture) = open().await else { return };
-                let mut pair = Pair::new(fixture).await;
+                let mut pair = Pair::new(fixture, limits).await;
                 for step in &steps {
                     pair.take(step).await;
                 }
@@ -328,7 +460,7 @@ fn agree_on<Open: AsyncFn() -> Option<Fixture>>(cases: u32, open: Open) {
 mod sqlite {
     #[test]
     fn store_and_model_agree_on_every_sequence() {
-        super::agree_on(super::CASES, async || Some(crate::fixture::Fixture::sqlite().await));
+        super::agree_on(super::cases(), async || Some(crate::fixture::Fixture::sqlite().await));
     }
 }
 
@@ -336,6 +468,6 @@ mod postgres {
     #[test]
     fn store_and_model_agree_on_every_sequence() {
         // Each case makes its tables anew, which takes longer than the case.
-        super::agree_on(super::CASES / 4, crate::fixture::Fixture::postgres);
+        super::agree_on(super::cases() / 4, crate::fixture::Fixture::postgres);
     }
 }

@@ -98,9 +98,9 @@ async fn one_run_a_session_at_a_time(fixture: Fixture) {
     let first = fixture.queued().await;
     fixture
         .execute(
-            "insert into run (id, project_id, session_id, workflow, status, not_before_ms, created_at_ms, spec) \
+            "insert into run (id, project_id, session_id, workflow, status, not_before_ms, created_at_ms, queue_rank_ms, spec) \
              select 'run_ffffffffffffffffffffffffffffffff', project_id, session_id, workflow, status, not_before_ms, \
-             created_at_ms, spec from run",
+             created_at_ms, queue_rank_ms, spec from run",
         )
         .await;
     let claimed = fixture.claim().await;

@@ -140,13 +140,18 @@ impl World {
             budget_soft_percent: None,
             resources: Resources::default(),
             environment: std::collections::BTreeMap::new(),
+            priority: 0,
+            start_at_ms: None,
         };
         change(&mut spec);
         let project = ProjectId::default_project();
         let new = NewRun { project, created_by: None, spec, idempotency: None };
         match self.store.create_run(new).await.unwrap() {
             CreateRun::Created(run) => run.id,
-            other @ (CreateRun::Replayed(_) | CreateRun::KeyReused | CreateRun::QueueFull) => {
+            other @ (CreateRun::Replayed(_)
+            | CreateRun::KeyReused
+            | CreateRun::QueueFull
+            | CreateRun::ProjectQueueFull) => {
                 panic!("{other:?}")
             }
         }

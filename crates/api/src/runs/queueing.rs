@@ -1,0 +1,95 @@
+//! When a run starts: its priority, and a start that is put off.
+
+use std::ops::RangeInclusive;
+
+use caisson_domain::queue::{DELAY_S_MAX, PRIORITY};
+use caisson_domain::run::RunSpec;
+use caisson_store::{QueueEstimate, QueuePlace};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::request::CreateRun;
+use crate::extract::Fields;
+use crate::problem::Faults;
+
+/// Delays, in seconds.
+const DELAY_S: RangeInclusive<i64> = 0..=DELAY_S_MAX;
+/// Times that any clock may show, Unix ms; which of them are too late depends on when it is.
+const TIME_MS: RangeInclusive<i64> = 0..=i64::MAX;
+
+/// About when a waiting run starts: `mean_run_ms` × `queue_position` / `running`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct QueueEstimateView {
+    /// In about how many seconds.
+    pub seconds: i64,
+    /// What a run took from its start to its end, on average, in milliseconds.
+    pub mean_run_ms: i64,
+    /// The runs, of all projects, that this was seen of: the last ones that ended, 3 to 20.
+    pub runs_measured: i64,
+    /// How many runs run now, which is taken for how many can.
+    pub running: i64,
+}
+
+impl From<QueueEstimate> for QueueEstimateView {
+    fn from(estimate: QueueEstimate) -> Self {
+        let QueueEstimate { seconds, mean_run_ms, runs_measured, running } = estimate;
+        Self { seconds, mean_run_ms, runs_measured, running }
+    }
+}
+
+/// Position and estimate as a view has them.
+pub(super) fn told(place: Option<QueuePlace>) -> (Option<i64>, Option<QueueEstimateView>) {
+    let estimate = place.and_then(|place| place.estimate).map(QueueEstimateView::from);
+    (place.map(|place| place.position), estimate)
+}
+
+pub(super) fn take_priority(fields: &mut Fields, faults: &mut Faults) -> Option<i64> {
+    take("priority", &PRIORITY, fields, faults)
+}
+
+pub(super) fn take_start_at_ms(fields: &mut Fields, faults: &mut Faults) -> Option<i64> {
+    take("start_at_ms", &TIME_MS, fields, faults)
+}
+
+pub(super) fn take_delay_s(fields: &mut Fields, faults: &mut Faults) -> Option<i64> {
+    take("delay_s", &DELAY_S, fields, faults)
+}
+
+/// Takes a whole number that may be absent or `null`, and must lie in `range`.
+fn take(
+    name: &'static str,
+    range: &RangeInclusive<i64>,
+    fields: &mut Fields,
+    faults: &mut Faults,
+) -> Option<i64> {
+    let value: Value = fields.take_value(name).filter(|value| !value.is_null())?;
+    let number = value.as_i64();
+    let taken = number.filter(|number| range.contains(number));
+    if taken.is_none() {
+        let code = if number.is_some() { "out_of_range" } else { "wrong_type" };
+        let message = if *range.end() == i64::MAX {
+            "it is not a time in Unix milliseconds".to_owned()
+        } else {
+            format!("it is not a whole number from {} to {}", range.start(), range.end())
+        };
+        faults.add(&fields.path(name), code, message);
+    }
+    taken
+}
+
+/// Writes into the specification when the run starts.
+pub(super) fn complete(spec: &mut RunSpec, request: &CreateRun, now_ms: i64, faults: &mut Faults) {
+    if request.start_at_ms.is_some() && request.delay_s.is_some() {
+        faults.add("delay_s", "contradiction", "there is a start_at_ms as well; give one of them");
+    }
+    let latest_ms = now_ms.saturating_add(DELAY_S_MAX * 1_000);
+    if request.start_at_ms.is_some_and(|start_ms| start_ms > latest_ms) {
+        let message = format!("it is more than {DELAY_S_MAX} s ahead");
+        faults.add("start_at_ms", "out_of_range", message);
+    }
+    let delayed = request.delay_s.map(|delay_s| now_ms.saturating_add(delay_s.saturating_mul(1_000)));
+    spec.priority = request.priority.unwrap_or_default();
+    // What has come already is now.
+    spec.start_at_ms = request.start_at_ms.or(delayed).filter(|start_ms| *start_ms > now_ms);
+}

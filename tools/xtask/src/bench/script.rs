@@ -37,8 +37,6 @@ const CALLS: &str = "calls.json";
 const MODEL_URL: &str = "http://model.local";
 /// User and group of the script's container where the bench runs as root; it may not be root's.
 const UID: u32 = 65_433;
-/// Time limit of one job.
-const JOB: Duration = Duration::from_mins(1);
 /// The question for the commit message, as a script's author would put it.
 const QUESTION: &str = "Write the commit message for the staged changes. Follow Conventional Commits 1.0.0: a first line \
     `type(optional scope): description` of at most 100 characters, then, only if it helps, an empty line and a short \
@@ -58,6 +56,7 @@ pub(crate) struct Script {
     repository: PathBuf,
     workflow: Workflow,
     token: String,
+    limit: Duration,
     /// Who owns what the containers may write to, and who the bench is.
     owner: u32,
     own: u32,
@@ -78,6 +77,8 @@ pub(crate) struct ScriptSpec {
     pub(crate) token: String,
     /// The task.
     pub(crate) prompt: String,
+    /// Time limit of one job.
+    pub(crate) limit: Duration,
 }
 
 /// One job of the script.
@@ -109,6 +110,7 @@ impl Script {
             repository,
             workflow: spec.workflow,
             token: spec.token,
+            limit: spec.limit,
             owner: if own == 0 { UID } else { own },
             own,
         };
@@ -141,7 +143,7 @@ impl Script {
         let arguments = self.job_arguments(number, &branch)?;
         let mut timeline = Timeline::default();
         timeline.note(Moment::Asked, wall_us());
-        let output = docker::call(&self.parts, &arguments, JOB).await?;
+        let output = docker::call(&self.parts, &arguments, self.limit).await?;
         timeline.note(Moment::Known, wall_us());
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "the script failed ({}): {}", output.status, said.trim());
@@ -451,6 +453,7 @@ mod tests {
             workflow: Workflow::parse(include_str!("../../../../workflows/bug-fixer.md")).unwrap(),
             token: "a-key".to_owned(),
             prompt: "The tests fail. Find the bug.".to_owned(),
+            limit: Duration::from_mins(1),
         };
         let id = spec.id.clone();
         let script = Script::make(&parts, root.path(), &project, spec).unwrap();

@@ -28,6 +28,7 @@ mod pushes;
 mod queue;
 mod random;
 mod rows;
+mod run_lists;
 mod runs;
 mod sandboxes;
 mod servers;

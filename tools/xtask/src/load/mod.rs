@@ -119,6 +119,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
     let plan = Plan { prefix: "load-", scenarios: scenario::all(sizes.words)?, job_limit: SCRIPT_JOB };
     let project = workspace.join("examples/cart");
     let stage = Stage::open(&parts, &workspace.join(".caisson"), &project, shim, plan).await?;
+    say(&format!("working in {}", stage.root().display()));
     let measured = unless_interrupted(limit, measure(&stage, options, &sizes)).await;
     let closed = stage.close().await;
     let figures = measured?;

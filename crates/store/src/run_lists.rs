@@ -1,0 +1,84 @@
+//! The texts that list runs. Each names one field whose index it reads; the other fields are looked at row by row. One text
+//! for all filters would read every run of the project where few fit.
+
+use caisson_domain::run::RunStatus;
+
+use crate::RunFilter;
+use crate::rows::run_columns;
+
+/// Newest first: an id begins with the time at which the run was created.
+macro_rules! list {
+    ($by:literal) => {
+        concat!(
+            "select ",
+            run_columns!(),
+            " from run where project_id = $1 and id < $2",
+            $by,
+            " and ($3 is null or status = $3) and ($4 is null or workflow = $4) \
+             and ($5 is null or session_id = $5) and ($6 is null or repository = $6) order by id desc limit $7"
+        )
+    };
+}
+
+const ALL: &str = list!("");
+const BY_STATUS: &str = list!(" and status = $3");
+const BY_WORKFLOW: &str = list!(" and workflow = $4");
+const BY_SESSION: &str = list!(" and session_id = $5");
+const BY_REPOSITORY: &str = list!(" and repository = $6");
+
+/// The text for a filter, by the field that most likely leaves the fewest rows.
+pub(crate) fn text(filter: &RunFilter) -> &'static str {
+    // Nearly all runs succeed, so that this says little.
+    let seldom = filter.status.filter(|status| *status != RunStatus::Succeeded);
+    if filter.session.is_some() {
+        BY_SESSION
+    } else if seldom.is_some() {
+        BY_STATUS
+    } else if filter.repository.is_some() {
+        BY_REPOSITORY
+    } else if filter.workflow.is_some() {
+        BY_WORKFLOW
+    } else if filter.status.is_some() {
+        BY_STATUS
+    } else {
+        ALL
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{AssertSqlSafe, Row};
+
+    use super::*;
+    use crate::{Clock, Store};
+
+    #[tokio::test]
+    async fn every_list_reads_the_index_of_its_field_and_sorts_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("caisson.db"), Clock::fixed_at(0).0).await.unwrap();
+        for (text, index) in [
+            (ALL, "run_of_project (project_id=? AND id<?)"),
+            (BY_STATUS, "run_of_status (project_id=? AND status=? AND id<?)"),
+            (BY_WORKFLOW, "run_of_workflow (project_id=? AND workflow=? AND id<?)"),
+            (BY_SESSION, "run_of_session (session_id=? AND id<?)"),
+            (BY_REPOSITORY, "run_of_repository (project_id=? AND repository=? AND id<?)"),
+        ] {
+            let explain = AssertSqlSafe(format!("explain query plan {text}"));
+            let rows = sqlx::query(explain).fetch_all(store.reader()).await.unwrap();
+            let steps: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+            assert_eq!(steps, [format!("SEARCH run USING INDEX {index}")]);
+        }
+    }
+
+    #[test]
+    fn the_field_that_leaves_the_fewest_rows_is_taken() {
+        let status = |status| RunFilter { status: Some(status), ..RunFilter::default() };
+        let workflow = |filter: RunFilter| RunFilter { workflow: Some("w".to_owned()), ..filter };
+        let repository = |filter: RunFilter| RunFilter { repository: Some("r".to_owned()), ..filter };
+        assert_eq!(text(&RunFilter::default()), ALL);
+        assert_eq!(text(&status(RunStatus::Succeeded)), BY_STATUS);
+        assert_eq!(text(&workflow(status(RunStatus::Succeeded))), BY_WORKFLOW);
+        assert_eq!(text(&repository(workflow(status(RunStatus::Succeeded)))), BY_REPOSITORY);
+        assert_eq!(text(&repository(workflow(status(RunStatus::Running)))), BY_STATUS);
+    }
+}

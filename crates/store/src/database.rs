@@ -2,6 +2,7 @@
 //! begins, and what their error codes mean.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::MigrateError;
@@ -9,6 +10,7 @@ use sqlx::pool::PoolOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{Connection, Sqlite, SqliteConnection, SqlitePool, Transaction};
 
+use crate::disk::Disk;
 use crate::opening::{Turn, make_private_file};
 use crate::{Store, StoreError, Topic};
 
@@ -22,11 +24,8 @@ const BUSY_MS: u64 = 5_000;
 const STATEMENTS: usize = 256;
 /// Size to which the write-ahead log is cut back after a checkpoint, in bytes.
 const LOG_BYTES: &str = "67108864";
-/// Takes the write lock at once: a transaction that reads first and writes later would fail instead of waiting. Each one
-/// says anew whether its commit waits for the disk, so that none inherits it from the one before.
-const BEGIN_WRITE: &str = "pragma synchronous = full; begin immediate";
-/// The same, but the commit does not wait for the disk.
-const BEGIN_UNSYNCED: &str = "pragma synchronous = normal; begin immediate";
+/// Takes the write lock at once: a transaction that reads first and writes later would fail instead of waiting.
+const BEGIN_WRITE: &str = "begin immediate";
 
 const HAS_MIGRATIONS: &str =
     "select 1 from sqlite_master where type = 'table' and name = '_sqlx_migrations' limit 1";
@@ -40,6 +39,7 @@ static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
 pub(crate) struct Database {
     pub(crate) writer: SqlitePool,
     pub(crate) reader: SqlitePool,
+    pub(crate) disk: Arc<Disk>,
 }
 
 impl Database {
@@ -52,17 +52,18 @@ impl Database {
             .foreign_keys(true)
             .busy_timeout(Duration::from_millis(BUSY_MS))
             .statement_cache_capacity(STATEMENTS);
-        // FULL and not NORMAL: what was acknowledged must survive a power cut, so each commit waits for the disk.
+        // NORMAL: SQLite itself waits for the disk only when it folds the log into the file. What was acknowledged must
+        // survive a power cut, so that a commit waits for it here, outside of the lock and with others: see [`Disk`].
         let writing = shared
             .clone()
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
+            .synchronous(SqliteSynchronous::Normal)
             .pragma("journal_size_limit", LOG_BYTES);
         let writer = pool(1).connect_with(writing).await?;
         MIGRATOR.run(&writer).await.map_err(migration_error)?;
         drop(turn);
         let reader = pool(READERS).connect_with(shared.read_only(true)).await?;
-        Ok(Self { writer, reader })
+        Ok(Self { writer, reader, disk: Arc::new(Disk::of(path)) })
     }
 
     /// Opens a file that is there for reading alone, and counts the migrations that it lacks. While no write-ahead log is
@@ -77,7 +78,7 @@ impl Database {
             .busy_timeout(Duration::from_millis(BUSY_MS));
         let reader = pool(1).connect_with(options).await?;
         let missing = missing_migrations(&reader).await?;
-        Ok((Self { writer: reader.clone(), reader }, missing))
+        Ok((Self { writer: reader.clone(), reader, disk: Arc::new(Disk::of(path)) }, missing))
     }
 
     pub(crate) async fn close(&self) {
@@ -175,20 +176,26 @@ pub(crate) struct Tx<'s> {
     pub(crate) now_ms: i64,
     store: &'s Store,
     wakes: Vec<Topic>,
+    /// Whether the commit waits for the disk.
+    kept: bool,
 }
 
 impl Store {
     /// Begins a writing transaction and reads the clock, once and under the lock, so that times follow commits.
     pub(crate) async fn begin(&self) -> Result<Tx<'_>, StoreError> {
         let db = self.shared.database.writer.begin_with(BEGIN_WRITE).await?;
-        Ok(Tx { db, now_ms: self.now_ms(), store: self, wakes: Vec::new() })
+        Ok(Tx { db, now_ms: self.now_ms(), store: self, wakes: Vec::new(), kept: true })
     }
 
     /// Begins a transaction whose commit outlives the death of any process, but a power cut only once a later one has waited
     /// for the disk: for what nobody is told of, and somebody waits for.
     pub(crate) async fn begin_unsynced(&self) -> Result<Tx<'_>, StoreError> {
-        let db = self.shared.database.writer.begin_with(BEGIN_UNSYNCED).await?;
-        Ok(Tx { db, now_ms: self.now_ms(), store: self, wakes: Vec::new() })
+        Ok(Tx { kept: false, ..self.begin().await? })
+    }
+
+    /// Waits until everything that was committed is on the disk, for whoever is about to show it.
+    pub(crate) async fn settled(&self) -> Result<(), StoreError> {
+        self.shared.database.disk.settled().await.map_err(|error| StoreError::Unavailable(error.into()))
     }
 
     pub(crate) fn reader(&self) -> &SqlitePool {
@@ -206,6 +213,10 @@ impl Tx<'_> {
 
     pub(crate) async fn commit(self) -> Result<(), StoreError> {
         self.db.commit().await?;
+        if self.kept {
+            let kept = self.store.shared.database.disk.keep().await;
+            kept.map_err(|error| StoreError::Unavailable(error.into()))?;
+        }
         self.store.shared.hints.wake(&self.wakes);
         Ok(())
     }

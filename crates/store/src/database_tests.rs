@@ -55,17 +55,24 @@ async fn a_full_disk_is_told_apart_and_passes_when_there_is_room() {
 #[tokio::test]
 async fn only_a_transaction_that_says_so_does_not_wait_for_the_disk() {
     let (store, _directory) = store().await;
-    let synced = async |mut tx: Tx<'_>| {
-        let level: i64 = sqlx::query_scalar("pragma synchronous").fetch_one(&mut *tx.db).await.unwrap();
-        level == 2
-    };
-    for _ in 0..2 {
-        assert!(synced(store.begin().await.unwrap()).await);
-        assert!(!synced(store.begin_unsynced().await.unwrap()).await, "it was dropped without a commit");
+    let waits = || store.shared.database.disk.waits();
+    for number in 1..=2 {
+        store.begin().await.unwrap().commit().await.unwrap();
+        assert_eq!(waits(), number);
+        store.begin_unsynced().await.unwrap().commit().await.unwrap();
+        assert_eq!(waits(), number);
     }
-    let tx = store.begin_unsynced().await.unwrap();
-    tx.commit().await.unwrap();
-    assert!(synced(store.begin().await.unwrap()).await);
+    store.begin().await.unwrap().rollback().await.unwrap();
+    assert_eq!(waits(), 2);
+}
+
+#[tokio::test]
+async fn transactions_at_once_wait_for_the_disk_together() {
+    let (store, _directory) = store().await;
+    let pings = futures_util::future::join_all((0..20).map(|_| store.ping())).await;
+    pings.into_iter().for_each(|ping| ping.unwrap());
+    let waits = store.shared.database.disk.waits();
+    assert!((1..20).contains(&waits), "{waits}");
 }
 
 #[tokio::test]
@@ -144,14 +151,14 @@ async fn a_look_changes_nothing_and_tells_an_earlier_version() {
 }
 
 #[tokio::test]
-async fn acknowledged_writes_wait_for_the_disk_and_keys_are_checked() {
+async fn the_log_is_waited_for_by_us_and_keys_are_checked() {
     let (store, _directory) = store().await;
     let value = async |text: &'static str| -> String {
         let row: (String,) = sqlx::query_as(text).fetch_one(&store.shared.database.writer).await.unwrap();
         row.0
     };
-    // SQLite: 2 is FULL.
-    assert_eq!(value("select cast(synchronous as text) from pragma_synchronous").await, "2");
+    // SQLite: 1 is NORMAL.
+    assert_eq!(value("select cast(synchronous as text) from pragma_synchronous").await, "1");
     assert_eq!(value("select journal_mode from pragma_journal_mode").await, "wal");
     assert_eq!(value("select cast(foreign_keys as text) from pragma_foreign_keys").await, "1");
 }

@@ -82,6 +82,8 @@ impl Store {
     ) -> Result<Vec<Event>, StoreError> {
         let limit = limit.min(EVENT_PAGE_ITEMS + 1);
         let rows = sqlx::query(sql).bind(of).bind(after).bind(limit).fetch_all(self.reader()).await?;
+        // A reader goes on behind the last number that it has seen: none may come twice, with another event.
+        self.settled().await?;
         rows.iter().map(rows::event).collect()
     }
 }

@@ -16,6 +16,7 @@ mod credentials;
 mod damage;
 mod database;
 mod deltas;
+mod disk;
 mod door;
 mod error;
 mod events;

@@ -122,7 +122,7 @@ async fn warm_up(stage: &Stage, service: &Service, body: &Value) -> anyhow::Resu
     let found = alike.context("the agent said nothing")??;
     service.wait_tidy().await?;
     let script = stage.script.job(0).await?;
-    stage.script.check(&script.branch)?;
+    stage.script.check(0, &script.branch)?;
     fair::compare_containers(&stage.parts, &found, &stage.script.container(0))?;
     stage.script.remove(0).await?;
     stage.script.bare_start_ms(0).await.map(drop)
@@ -170,7 +170,7 @@ async fn script_job(stage: &Stage, number: u32) -> anyhow::Result<super::timelin
     let mut job = stage.script.job(number).await?;
     stage.note_first_request(&mut job.timeline, before);
     stage.script.remove(number).await?;
-    stage.script.check(&job.branch)?;
+    stage.script.check(number, &job.branch)?;
     Ok(job.timeline)
 }
 

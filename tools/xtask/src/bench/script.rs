@@ -54,6 +54,8 @@ pub(crate) struct Script {
     /// The directory that the containers see at [`GROUND`]; the model's socket belongs into it.
     ground: PathBuf,
     repository: PathBuf,
+    /// Those of the first jobs, where each has its own.
+    apart: Vec<PathBuf>,
     workflow: Workflow,
     token: String,
     limit: Duration,
@@ -79,6 +81,8 @@ pub(crate) struct ScriptSpec {
     pub(crate) prompt: String,
     /// Time limit of one job.
     pub(crate) limit: Duration,
+    /// How many of the first jobs have a repository of their own.
+    pub(crate) apart: u32,
 }
 
 /// One job of the script.
@@ -108,6 +112,7 @@ impl Script {
             root: root.to_owned(),
             ground,
             repository,
+            apart: repositories(root, project, spec.apart)?,
             workflow: spec.workflow,
             token: spec.token,
             limit: spec.limit,
@@ -118,7 +123,9 @@ impl Script {
         fs::write(script.ground.join(CALLS), seccomp_profile())?;
         fs::write(script.ground.join("task.jsonl"), user_prompt(&random_uuid()?, &spec.prompt)?)?;
         fs::write(script.ground.join("question.jsonl"), user_prompt(&random_uuid()?, QUESTION)?)?;
-        give(&script.repository, script.owner)?;
+        for repository in script.apart.iter().chain([&script.repository]) {
+            give(repository, script.owner)?;
+        }
         Ok(script)
     }
 
@@ -170,7 +177,7 @@ impl Script {
         let name = format!("{}-start-{number}", self.id);
         let mut arguments = vec!["run".to_owned(), "--detach".to_owned()];
         arguments.extend(self.profile(&name));
-        arguments.extend(mounts(&self.places(&directory)));
+        arguments.extend(mounts(&self.places(number, &directory)));
         arguments.extend([self.image.clone(), "/bin/true".to_owned()]);
         let asked_us = wall_us();
         let output = docker::call(&self.parts, &arguments, docker::CALL).await?;
@@ -185,12 +192,18 @@ impl Script {
     ///
     /// # Errors
     /// It is not one commit with the expected message on which the project's tests pass.
-    pub(crate) fn check(&self, branch: &str) -> anyhow::Result<()> {
+    pub(crate) fn check(&self, number: u32, branch: &str) -> anyhow::Result<()> {
+        let repository = self.repository(number);
         // Git reads no repository that belongs to somebody else.
-        give(&self.repository, self.own)?;
-        let checked = check_branch(&self.repository, branch);
-        give(&self.repository, self.owner)?;
+        give(repository, self.own)?;
+        let checked = check_branch(repository, branch);
+        give(repository, self.owner)?;
         checked
+    }
+
+    fn repository(&self, number: u32) -> &Path {
+        let own = number.checked_sub(1).and_then(|index| self.apart.get(index as usize));
+        own.unwrap_or(&self.repository)
     }
 
     /// The agent's command line, which is the service's but for the conversation's id.
@@ -211,7 +224,7 @@ impl Script {
         let directory = self.directories(number)?;
         let mut arguments = vec!["run".to_owned()];
         arguments.extend(self.profile(&self.container(number)));
-        arguments.extend(mounts(&self.places(&directory)));
+        arguments.extend(mounts(&self.places(number, &directory)));
         for (name, value) in self.environment()? {
             arguments.extend(["--env".to_owned(), format!("{name}={value}")]);
         }
@@ -255,15 +268,24 @@ impl Script {
         Ok(directory)
     }
 
-    fn places(&self, directory: &Path) -> [(PathBuf, &'static str, bool); 5] {
+    fn places(&self, number: u32, directory: &Path) -> [(PathBuf, &'static str, bool); 5] {
         [
             (self.agent_dir.clone(), places::AGENT_DIR, false),
             (self.ground.clone(), GROUND, false),
-            (self.repository.clone(), REPOSITORY, true),
+            (self.repository(number).to_owned(), REPOSITORY, true),
             (directory.join("workspace"), places::WORKSPACE, true),
             (directory.join("home"), places::HOME, true),
         ]
     }
+}
+
+/// Bare repositories that are alike. Who works on one alone meets nobody: agents that do the same at the same second make the
+/// same commit, and git 2.47 refuses one of two packs that are alike and come at once.
+///
+/// # Errors
+/// The disk or git refuses.
+pub(crate) fn repositories(root: &Path, project: &Path, count: u32) -> anyhow::Result<Vec<PathBuf>> {
+    (1..=count).map(|number| repository::bare_from(root, &format!("cart-{number}.git"), project)).collect()
 }
 
 /// One commit on the branch, with the message that the agent gave, on which the tests pass.
@@ -454,6 +476,7 @@ mod tests {
             token: "a-key".to_owned(),
             prompt: "The tests fail. Find the bug.".to_owned(),
             limit: Duration::from_mins(1),
+            apart: 0,
         };
         let id = spec.id.clone();
         let script = Script::make(&parts, root.path(), &project, spec).unwrap();
@@ -472,7 +495,7 @@ mod tests {
         let job = script.job(1).await;
         docker::remove_labelled(&parts, docker::LABEL, &id).await.unwrap();
         let job = job.unwrap();
-        script.check(&job.branch).unwrap();
+        script.check(1, &job.branch).unwrap();
         let steps = job.timeline.steps_ms();
         assert!(job.timeline.total_ms().unwrap() > 0.0);
         assert_eq!(steps.iter().filter(|step| step.is_some()).count(), 7, "{steps:?}");

@@ -35,6 +35,8 @@ pub(crate) struct Plan {
     pub(crate) scenarios: String,
     /// Time limit of one job of the script.
     pub(crate) job_limit: Duration,
+    /// Repositories, on either side, that one job alone works on.
+    pub(crate) apart: u32,
 }
 
 impl Plan {
@@ -43,7 +45,8 @@ impl Plan {
     /// # Errors
     /// The examples' scenarios do not fit.
     pub(crate) fn bench() -> anyhow::Result<Self> {
-        Ok(Self { prefix: "bench-", scenarios: scenarios::all(EXAMPLES)?, job_limit: Duration::from_mins(1) })
+        let scenarios = scenarios::all(EXAMPLES)?;
+        Ok(Self { prefix: "bench-", scenarios, job_limit: Duration::from_mins(1), apart: 0 })
     }
 }
 
@@ -60,6 +63,8 @@ pub(crate) struct Stage {
     pub(crate) service: ServiceSpec,
     /// The repository of the service's side.
     pub(crate) repository: PathBuf,
+    /// Those that one job alone works on.
+    pub(crate) apart: Vec<PathBuf>,
     /// Version of the agent.
     pub(crate) agent_version: String,
     id: String,
@@ -92,6 +97,7 @@ impl Stage {
             token: script::TOKEN.to_owned(),
             prompt: TASK.to_owned(),
             limit: plan.job_limit,
+            apart: plan.apart,
         };
         let script = Arc::new(Script::make(parts, &root.join("script"), project, spec)?);
         let model = ScriptedModel::start(Options {
@@ -104,6 +110,7 @@ impl Stage {
         .await?;
         let repositories = root.join("repositories");
         let repository = make_repository(&repositories, project)?;
+        let apart = script::repositories(&repositories, project, plan.apart)?;
         let service = ServiceSpec {
             engine: Engine::Docker,
             state_dir: root.join("state"),
@@ -114,7 +121,17 @@ impl Stage {
             slots: 1,
             settings: Vec::new(),
         };
-        Ok(Self { parts: parts.clone(), model, script, service, repository, agent_version, id, directory })
+        Ok(Self {
+            parts: parts.clone(),
+            model,
+            script,
+            service,
+            repository,
+            apart,
+            agent_version,
+            id,
+            directory,
+        })
     }
 
     /// Starts the server that most is measured on.

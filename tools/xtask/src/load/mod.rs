@@ -116,7 +116,8 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
     }
     let parts = Parts::require(caisson.to_str().context("the workspace's path is not UTF-8")?)?;
     let (sizes, limit) = if options.short { (Sizes::short(), WHOLE_SHORT) } else { (Sizes::whole(), WHOLE) };
-    let plan = Plan { prefix: "load-", scenarios: scenario::all(sizes.words)?, job_limit: SCRIPT_JOB };
+    let apart = sizes.real.iter().copied().max().unwrap_or(0);
+    let plan = Plan { prefix: "load-", scenarios: scenario::all(sizes.words)?, job_limit: SCRIPT_JOB, apart };
     let project = workspace.join("examples/cart");
     let stage = Stage::open(&parts, &workspace.join(".caisson"), &project, shim, plan).await?;
     say(&format!("working in {}", stage.root().display()));

@@ -39,7 +39,7 @@ def copy(run, session, number):
     if number % 1000 < 20:
         failure = {"kind": "agent_error", "message": "The agent failed.", "evidence": None, "retry_can_help": True}
         new_run |= {"status": "failed", "failure": json.dumps(failure), "outcome": None}
-    elif number % 1000 == 500:
+    elif number % 1000 == 501:
         new_run |= {"status": "cancelled"}
     if number % 10 == 0:
         new_run["workflow"] = "other"

@@ -17,14 +17,14 @@ use crate::measuring::reader::{Arrival, follow, stamped_lines};
 pub(crate) struct Session {
     /// Its run.
     pub(crate) run: String,
-    /// Its branch, if it has one.
-    pub(crate) branch: Option<String>,
+    /// Its repository and branch, if it has them.
+    pub(crate) branch: Option<(String, String)>,
     /// When it was asked for, in Unix microseconds.
     pub(crate) asked_us: i64,
     /// From the request to its 202, in milliseconds.
     pub(crate) post_ms: f64,
-    /// When a slot took it, by the server's clock.
-    pub(crate) claimed_us: i64,
+    /// When the server began to make its sandbox, by the server's clock.
+    pub(crate) placed_us: i64,
     /// From its acceptance until a slot took it, in milliseconds.
     pub(crate) picked_up_ms: f64,
     /// When the agent's first line was there.
@@ -59,24 +59,30 @@ pub(super) async fn work(
     let run = accepted["id"].as_str().context("a run without an id")?.to_owned();
     known.send_modify(|runs| runs.push(run.clone()));
     let arrivals = follow(&api, &run, |_| {}).await?;
-    let branch = accepted["branch"].as_str().map(str::to_owned);
+    let text = |name: &str| accepted[name].as_str().map(str::to_owned);
+    let branch = text("repository").zip(text("branch"));
     Session::of(run, branch, (asked_us, reply.took_ms()), &arrivals)
 }
 
 impl Session {
     fn of(
         run: String,
-        branch: Option<String>,
+        branch: Option<(String, String)>,
         (asked_us, post_ms): (i64, f64),
         arrivals: &[Arrival],
     ) -> anyhow::Result<Self> {
-        let (mut seen, mut queued_ms, mut claimed_ms) = (Vec::new(), None, None);
+        let (mut seen, mut queued_ms, mut claimed_ms, mut placed_ms) = (Vec::new(), None, None, None);
         for arrival in arrivals.iter().filter(|arrival| !matches!(arrival.kind.as_str(), "delta" | "end")) {
             let event = arrival.json()?;
             seen.extend(event["seq"].as_i64());
             match arrival.kind.as_str() {
                 "run.queued" => queued_ms = queued_ms.or(event["at_ms"].as_i64()),
                 "run.started" => claimed_ms = claimed_ms.or(event["at_ms"].as_i64()),
+                // The event is written when the sandbox runs, and tells how long that took.
+                "sandbox.started" => {
+                    let took_ms = event["data"]["start_ms"].as_i64().unwrap_or(0);
+                    placed_ms = placed_ms.or(event["at_ms"].as_i64().map(|at_ms| at_ms - took_ms));
+                }
                 _ => {}
             }
         }
@@ -88,7 +94,7 @@ impl Session {
             branch,
             asked_us,
             post_ms,
-            claimed_us: claimed_ms.saturating_mul(1000),
+            placed_us: placed_ms.unwrap_or(claimed_ms).saturating_mul(1000),
             picked_up_ms: f64::from(waited_ms),
             agent_us: first_line.map_or(0, |line| line.at_us),
             known_us: arrivals.last().map_or(0, |end| end.at_us),
@@ -108,7 +114,7 @@ impl Session {
             branch: None,
             asked_us: 0,
             post_ms: 1.0,
-            claimed_us: 0,
+            placed_us: 0,
             picked_up_ms: 0.0,
             agent_us: 0,
             known_us: 50_000_000,
@@ -162,14 +168,15 @@ mod tests {
         let arrivals = [
             arrival(1, "run.queued", r#"{"seq": 1, "at_ms": 1000}"#),
             arrival(2, "run.started", r#"{"seq": 2, "at_ms": 1007}"#),
-            arrival(5_000, "agent.line", r#"{"seq": 3, "at_ms": 5, "data": {"stamp_ns": 3000000}}"#),
+            arrival(3, "sandbox.started", r#"{"seq": 3, "at_ms": 1107, "data": {"start_ms": 80}}"#),
+            arrival(5_000, "agent.line", r#"{"seq": 4, "at_ms": 5, "data": {"stamp_ns": 3000000}}"#),
             arrival(6_000, "delta", "{}"),
             arrival(7_000, "end", "{}"),
         ];
         let session = Session::of("run_1".to_owned(), None, (0, 1.5), &arrivals).unwrap();
         assert!((session.picked_up_ms - 7.0).abs() < 1e-9);
-        assert_eq!((session.claimed_us, session.agent_us, session.known_us), (1_007_000, 5_000, 7_000));
-        assert_eq!((session.seen.as_slice(), session.deltas), (&[1, 2, 3][..], 1));
+        assert_eq!((session.placed_us, session.agent_us, session.known_us), (1_027_000, 5_000, 7_000));
+        assert_eq!((session.seen.as_slice(), session.deltas), (&[1, 2, 3, 4][..], 1));
         assert_eq!(session.lines.len(), 1);
         assert!(Session::of("run_1".to_owned(), None, (0, 1.5), &arrivals[..1]).is_err());
     }

@@ -5,6 +5,7 @@ mod client;
 mod polls;
 pub(super) mod script;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -89,9 +90,10 @@ impl Batch {
 pub(super) async fn real(stage: &Stage, count: u32) -> anyhow::Result<Batch> {
     say(&format!("{count} sessions at the same time"));
     let spec = spec(stage, &format!("state-{count}"), count);
-    let body = job_body(TASK, &stage.repository);
+    let repositories = stage.apart.get(..count as usize).context("there are too few repositories")?;
+    let bodies = repositories.iter().map(|repository| job_body(TASK, repository)).collect();
     let before = stage.calls();
-    let mut batch = measure(&stage.parts, &spec, (count, body)).await?;
+    let mut batch = measure(&stage.parts, &spec, bodies).await?;
     let records = stage.model.records();
     let firsts = records.iter().filter(|record| {
         let first = record.script.as_ref().is_some_and(|place| place.prompt == 1 && place.step == 0);
@@ -103,8 +105,8 @@ pub(super) async fn real(stage: &Stage, count: u32) -> anyhow::Result<Batch> {
         .context("the model was not asked")?
         .saturating_mul(1000);
     for session in &batch.sessions {
-        let branch = session.branch.as_deref().unwrap_or("no branch");
-        if let Err(error) = check_branch(&stage.repository, branch) {
+        let (repository, branch) = session.branch.as_ref().context("a session without a branch")?;
+        if let Err(error) = check_branch(Path::new(repository), branch) {
             batch.failed.push(format!("run {}: {error:#}", session.run));
         }
     }
@@ -127,7 +129,7 @@ pub(super) async fn stand_ins(stage: &Stage, count: u32, words: usize) -> anyhow
         "lines": STAND_IN_LINES, "pace_ms": WORD_PACE_MS, "deltas": words, "delta_pace_ms": WORD_PACE_MS,
     });
     let body = json!({ "workflow": "bug-fixer", "prompt": prompt.to_string(), "repository": null });
-    let mut batch = measure(&parts, &spec, (count, body)).await?;
+    let mut batch = measure(&parts, &spec, vec![body; count as usize]).await?;
     batch.stand_in = true;
     batch.started_us =
         batch.sessions.iter().map(|session| session.agent_us).max().context("no session has begun")?;
@@ -146,9 +148,9 @@ fn spec(stage: &Stage, name: &str, slots: u32) -> ServiceSpec {
     }
 }
 
-async fn measure(parts: &Parts, spec: &ServiceSpec, work: (u32, Value)) -> anyhow::Result<Batch> {
+async fn measure(parts: &Parts, spec: &ServiceSpec, bodies: Vec<Value>) -> anyhow::Result<Batch> {
     let service = Service::start(parts, spec).await?;
-    let measured = tokio::time::timeout(BATCH, on_server(&service, work)).await;
+    let measured = tokio::time::timeout(BATCH, on_server(&service, bodies)).await;
     let log = service.process.log();
     let closed = service.close().await;
     let measured = measured.with_context(|| format!("the sessions took longer than {BATCH:?}")).flatten();
@@ -156,17 +158,17 @@ async fn measure(parts: &Parts, spec: &ServiceSpec, work: (u32, Value)) -> anyho
     closed.map(|()| measured)
 }
 
-async fn on_server(service: &Service, (count, body): (u32, Value)) -> anyhow::Result<Batch> {
+async fn on_server(service: &Service, bodies: Vec<Value>) -> anyhow::Result<Batch> {
+    let count = u32::try_from(bodies.len())?;
     let callers = Caller::many(&service.process.base, &service.key, count).await?;
-    let body = Bytes::from(body.to_string());
     let together = Arc::new(Barrier::new(callers.len()));
     let (known, runs) = watch::channel(Vec::new());
     let known = Arc::new(known);
     let mut census = Census::begin(service.process.id())?;
     let mut tasks = JoinSet::new();
-    for caller in callers {
+    for (caller, body) in callers.into_iter().zip(bodies) {
         let (api, together, known) = (service.api.clone(), Arc::clone(&together), Arc::clone(&known));
-        tasks.spawn(client::work(api, caller, body.clone(), (together, known)));
+        tasks.spawn(client::work(api, caller, Bytes::from(body.to_string()), (together, known)));
     }
     let mut polling = JoinSet::new();
     let (stop, stopped) = watch::channel(false);

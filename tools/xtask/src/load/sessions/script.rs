@@ -1,5 +1,5 @@
 //! The same sessions by the bench's script: as many containers with the same profile, each started at the moment at which
-//! the service took the run that stands beside it.
+//! the service began with the sandbox of the run that stands beside it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,27 +44,28 @@ pub(crate) async fn measure(stage: &Stage, batch: &Batch) -> anyhow::Result<Scri
         let script = Arc::clone(&script);
         tasks.spawn(async move {
             tokio::time::sleep_until(began + offset).await;
-            script.job(number).await
+            anyhow::Ok((number, script.job(number).await?.branch))
         });
     }
     let mut branches = Vec::new();
     while let Some(done) = tasks.join_next().await {
-        branches.push(done??.branch);
+        branches.push(done??);
     }
     let wall_ms = began.elapsed().as_secs_f64() * 1000.0;
-    for (number, branch) in (1..).zip(&branches) {
+    branches.sort_unstable();
+    for (number, branch) in branches {
         script.remove(number).await?;
-        script.check(branch).with_context(|| format!("the script's work on {branch}"))?;
+        script.check(number, &branch).with_context(|| format!("the script's work on {branch}"))?;
     }
     Ok(Scripted { count: batch.count, wall_ms, service_ms: batch.wall_ms() })
 }
 
-/// When each run was taken by a slot, from the first request on.
+/// When the making of each sandbox began, from the first request on.
 fn offsets(batch: &Batch) -> Vec<Duration> {
     let began_us = batch.sessions.iter().map(|session| session.asked_us).min().unwrap_or(0);
-    let since = |claimed_us: i64| u64::try_from(claimed_us - began_us).unwrap_or(0);
+    let since = |placed_us: i64| u64::try_from(placed_us - began_us).unwrap_or(0);
     let mut offsets: Vec<_> =
-        batch.sessions.iter().map(|session| Duration::from_micros(since(session.claimed_us))).collect();
+        batch.sessions.iter().map(|session| Duration::from_micros(since(session.placed_us))).collect();
     offsets.sort_unstable();
     offsets
 }

@@ -18,8 +18,8 @@ use testkit::parts::Parts;
 use testkit::repository;
 
 use super::clock::wall_us;
-use super::docker;
 use super::timeline::{Moment, Timeline};
+use super::{docker, stage};
 
 /// The script.
 const SCRIPT: &str = include_str!("baseline.sh");
@@ -112,7 +112,7 @@ impl Script {
             root: root.to_owned(),
             ground,
             repository,
-            apart: repositories(root, project, spec.apart)?,
+            apart: stage::repositories(root, project, spec.apart)?,
             workflow: spec.workflow,
             token: spec.token,
             limit: spec.limit,
@@ -277,15 +277,6 @@ impl Script {
             (directory.join("home"), places::HOME, true),
         ]
     }
-}
-
-/// Bare repositories that are alike. Who works on one alone meets nobody: agents that do the same at the same second make the
-/// same commit, and git 2.47 refuses one of two packs that are alike and come at once.
-///
-/// # Errors
-/// The disk or git refuses.
-pub(crate) fn repositories(root: &Path, project: &Path, count: u32) -> anyhow::Result<Vec<PathBuf>> {
-    (1..=count).map(|number| repository::bare_from(root, &format!("cart-{number}.git"), project)).collect()
 }
 
 /// One commit on the branch, with the message that the agent gave, on which the tests pass.

@@ -10,6 +10,7 @@ use scripted_model::{KeyDigest, Options, Record, ScriptedModel};
 use tempfile::TempDir;
 use testkit::engine::Engine;
 use testkit::parts::Parts;
+use testkit::repository;
 
 use super::script::{Script, ScriptSpec};
 use super::service::{Service, ServiceSpec, make_repository};
@@ -110,7 +111,7 @@ impl Stage {
         .await?;
         let repositories = root.join("repositories");
         let repository = make_repository(&repositories, project)?;
-        let apart = script::repositories(&repositories, project, plan.apart)?;
+        let apart = self::repositories(&repositories, project, plan.apart)?;
         let service = ServiceSpec {
             engine: Engine::Docker,
             state_dir: root.join("state"),
@@ -178,6 +179,15 @@ impl Stage {
         let path = self.directory.path().to_owned();
         gone.and(self.directory.close().with_context(|| format!("\"{}\" cannot be removed", path.display())))
     }
+}
+
+/// Bare repositories that are alike. Who works on one alone meets nobody: agents that do the same at the same second make the
+/// same commit, and git 2.47 refuses one of two packs that are alike and come at once.
+///
+/// # Errors
+/// The disk or git refuses.
+pub(crate) fn repositories(root: &Path, project: &Path, count: u32) -> anyhow::Result<Vec<PathBuf>> {
+    (1..=count).map(|number| repository::bare_from(root, &format!("cart-{number}.git"), project)).collect()
 }
 
 /// The directories of servers that were started below `root`.

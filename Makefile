@@ -5,8 +5,9 @@ SHELL := /bin/bash
 MODEL ?= scripted
 ENGINE ?= auto
 SECONDS_EACH ?= 30
+SECONDS ?= 180
 
-.PHONY: help demo test build setup setup-all bench load model-bench adversary canary fuzz lint deny engine-stop clean
+.PHONY: help demo test build setup setup-all bench load model-bench adversary canary fuzz api-fuzz lint deny advisories sbom engine-stop clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,13 +54,21 @@ canary: setup-all ## Have runs of the real agent use a secret of each kind, and 
 fuzz: ## Feed the parsers of strangers' bytes with libFuzzer (SECONDS_EACH=30)
 	scripts/fuzz $(SECONDS_EACH)
 
+api-fuzz: setup ## Check the API of a real server against its own OpenAPI document with Schemathesis (SECONDS=180)
+	scripts/api-fuzz $(SECONDS)
+
 lint: ## Formatting and lints alone
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
-deny: ## Licences, bans and sources of the dependencies (needs cargo-deny)
-	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing; install it with: cargo install --locked cargo-deny" >&2; exit 1; }
-	cargo deny --locked check bans licenses sources
+deny: ## Licences, bans and sources of the dependencies
+	scripts/supply deny
+
+advisories: ## Known holes in the dependencies, by the RustSec database (ADVISORY_DB=DIR for a local copy); fails where it cannot be had
+	scripts/supply advisories
+
+sbom: setup ## CycloneDX bills of materials of the program and of the default image, in .caisson/sbom
+	scripts/supply sbom
 
 engine-stop: ## Stop the Docker Engine that setup started
 	scripts/setup stop

@@ -13,7 +13,8 @@ use crate::state::App;
 /// Name of the only agent.
 const CLAUDE_CODE: &str = "claude-code";
 /// What it can do here.
-const CAPABILITIES: [&str; 6] = ["cancel", "events", "live_text", "max_turns", "mcp_stdio", "model"];
+const CAPABILITIES: [&str; 7] =
+    ["cancel", "events", "live_text", "max_turns", "mcp_http", "mcp_stdio", "model"];
 
 /// A coding CLI that works in sandboxes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -109,7 +109,7 @@ const CURSOR: &str = "aud_";
     get, path = "/v1/audit", tag = "audit", operation_id = "list_audit",
     params(
         ("action" = Option<String>, Query, description = "Only records of that action, such as `run.cancel`"),
-        ("run" = Option<String>, Query, description = "Only records of that run"),
+        ("run" = Option<String>, Query, description = "Only records of that run", pattern = "^run_[0-9a-f]{32}$"),
         ("actor" = Option<String>, Query, description = "Only what that one did: `operator`, `server` or the id of a key"),
         ("cursor" = Option<String>, Query, description = "The `next_cursor` of the page before"),
         ("limit" = Option<i64>, Query, description = "Items of the page, 50 if left out", minimum = 1, maximum = 200),

@@ -26,17 +26,17 @@ use crate::state::App;
 #[serde(deny_unknown_fields)]
 pub struct CreateCredential {
     /// A name, unique in the project: 1 to 63 lower-case letters, digits and hyphens.
-    #[schema(example = "github-team")]
+    #[schema(example = "github-team", pattern = "^[a-z0-9][a-z0-9-]{0,62}$")]
     pub name: String,
     /// What it opens.
     #[schema(value_type = crate::schema::CredentialKind, example = "git_token")]
     pub kind: String,
     /// What is public, and stays as it is; which fields there are depends on the kind.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Object, example = json!({"url_prefix": "https://github.com/acme/"}))]
     pub settings: Value,
     /// What is secret; which fields there are depends on the kind.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Object, example = json!({"value": "the-token-itself"}))]
     pub secret: Value,
 }
 
@@ -45,7 +45,7 @@ pub struct CreateCredential {
 #[serde(deny_unknown_fields)]
 pub struct RotateCredential {
     /// What is secret, whole; which fields there are depends on the kind.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Object, example = json!({"value": "the-new-token"}))]
     pub secret: Value,
 }
 
@@ -139,7 +139,10 @@ fn unknown() -> ApiError {
     responses(
         (status = 201, description = "The credential", body = CredentialView),
         (status = 400, description = "A body that is not JSON", body = Problem, content_type = "application/problem+json"),
+        (status = 408, description = "The body did not arrive in time", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The name is taken, or the project has as many as it may", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is longer than 4 MiB", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "A credential that cannot be used", body = Problem, content_type = "application/problem+json"),
     ),
 )]
@@ -202,6 +205,9 @@ pub(crate) async fn get_credential(
         (status = 200, description = "The credential, without its secret", body = CredentialView),
         (status = 400, description = "A body that is not JSON", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "The project has no such credential", body = Problem, content_type = "application/problem+json"),
+        (status = 408, description = "The body did not arrive in time", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is longer than 4 MiB", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "A secret that cannot be used", body = Problem, content_type = "application/problem+json"),
     ),
 )]

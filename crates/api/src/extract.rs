@@ -304,7 +304,7 @@ impl Fields {
         faults: &mut Faults,
     ) -> Option<u32> {
         let value = self.take_value(name).filter(|value| !value.is_null())?;
-        let taken = serde_json::from_value(value).ok();
+        let taken = whole_number(&value);
         if taken.is_none() {
             let message = format!("it is not a whole number from {} to {}", range.start(), range.end());
             faults.add(&self.path(name), "wrong_type", message);
@@ -338,6 +338,18 @@ impl Fields {
     }
 }
 
+/// A whole number, also one written with a fraction of zero: to JSON Schema both are integers.
+fn whole_number(value: &Value) -> Option<u32> {
+    let whole = |number: f64| number.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&number);
+    match value.as_u64() {
+        Some(number) => u32::try_from(number).ok(),
+        None => value
+            .as_f64()
+            .filter(|number| whole(*number))
+            .and_then(|number| format!("{number:.0}").parse().ok()),
+    }
+}
+
 /// A JSON object in which no field comes twice: of two, one would be dropped silently.
 struct Object(BTreeMap<String, Value>);
 
@@ -365,5 +377,31 @@ impl<'de> Visitor<'de> for ObjectVisitor {
             map.insert(name, value);
         }
         Ok(Object(map))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::stream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn of_a_body_without_end_so_much_is_thrown_away_and_no_more() {
+        const PIECE_BYTES: usize = 64 * 1024;
+        let read = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&read);
+        let pieces = stream::repeat_with(move || {
+            counted.fetch_add(PIECE_BYTES, Ordering::Relaxed);
+            Ok::<_, std::io::Error>(vec![b' '; PIECE_BYTES])
+        });
+        let refused = read_body(Body::from_stream(pieces)).await;
+        assert!(matches!(refused, Err(ApiError::BodyTooLarge)));
+        let most = limits::API_BODY_BYTES + DISCARDED_BYTES;
+        let read = read.load(Ordering::Relaxed);
+        assert!(read > most && read <= most + PIECE_BYTES, "{read}");
     }
 }

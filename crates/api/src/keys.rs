@@ -69,12 +69,18 @@ pub struct KeyPage {
 
 /// A key to be made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct CreateKey {
     /// A name for people: 1 to 100 characters without control characters.
-    #[schema(example = "ci")]
+    #[schema(
+        example = "ci",
+        min_length = 1,
+        max_length = 100,
+        pattern = r"^(?=.*\S)[^\x00-\x1f\x7f-\x9f]+$"
+    )]
     pub name: String,
     /// What it allows; `runs:read` and `runs:write` if left out.
-    #[schema(value_type = Option<Vec<crate::schema::Scope>>)]
+    #[schema(value_type = Option<Vec<crate::schema::Scope>>, min_items = 1)]
     pub scopes: Option<Vec<Scope>>,
     /// Its life in seconds, 60 to 315360000; for ever if left out.
     #[schema(minimum = 60, maximum = 315_360_000)]

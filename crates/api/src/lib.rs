@@ -10,6 +10,7 @@ mod access;
 mod agents;
 mod audit;
 mod auth;
+mod budget;
 pub mod config;
 mod credentials;
 mod docs;
@@ -23,6 +24,7 @@ mod middleware;
 mod negotiate;
 mod openapi;
 mod problem;
+mod projects;
 mod quota;
 mod runs;
 mod schema;
@@ -36,14 +38,16 @@ mod workflows;
 pub mod view {
     pub use crate::agents::{AgentList, AgentView};
     pub use crate::audit::{AuditPage, AuditView};
+    pub use crate::budget::{BudgetPart, BudgetView, SetBudget};
     pub use crate::credentials::{CreateCredential, CredentialList, CredentialView, RotateCredential};
     pub use crate::events::{DeltaView, EndView, EventPage, EventView};
     pub use crate::health::Health;
     pub use crate::keys::{CreateKey, KeyPage, KeyView, NewKeyView};
     pub use crate::problem::{Fault, Problem};
+    pub use crate::projects::{CreateProject, NewProjectView, ProjectPage, ProjectView};
     pub use crate::runs::{
-        ArtifactList, ArtifactView, CreateRun, CreateRunResources, FailureView, RepositoryChoice,
-        ResourcesView, RunLinks, RunPage, RunView, UsageView,
+        ArtifactList, ArtifactView, CreateRun, CreateRunResources, CredentialUseView, FailureView,
+        RepositoryChoice, ResourcesView, RunLinks, RunPage, RunView, UsageView,
     };
     pub use crate::sessions::{SessionLinks, SessionPage, SessionView};
     pub use crate::workflows::{CaissonView, WorkflowList, WorkflowSummary, WorkflowView};

@@ -4,12 +4,13 @@ use axum::extract::State;
 use axum::middleware::from_fn;
 use axum::response::IntoResponse;
 use http::header;
-use utoipa::openapi::path::Operation;
+use utoipa::openapi::path::{Operation, Parameter};
+use utoipa::openapi::schema::{SchemaType, Type};
 use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
 };
 use utoipa::openapi::{
-    ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, Response, ResponseBuilder,
+    ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, Response, ResponseBuilder, Schema,
 };
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -17,7 +18,7 @@ use utoipa_axum::routes;
 use crate::negotiate::{JSON, json_only};
 use crate::problem::PROBLEM_JSON;
 use crate::state::App;
-use crate::{agents, audit, credentials, events, health, keys, runs, sessions, workflows};
+use crate::{agents, audit, budget, credentials, events, health, keys, projects, runs, sessions, workflows};
 
 /// Name of the scheme in which a key is a bearer token.
 const BEARER: &str = "bearer";
@@ -54,6 +55,8 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(audit::list_audit))
         .routes(routes!(keys::create_key, keys::list_keys))
         .routes(routes!(keys::revoke_key))
+        .routes(routes!(projects::create_project, projects::list_projects))
+        .routes(routes!(budget::get_budget, budget::set_budget))
         .routes(routes!(credentials::add_credential, credentials::list_credentials))
         .routes(routes!(
             credentials::get_credential,
@@ -89,10 +92,23 @@ pub(crate) fn complete(mut document: OpenApi) -> OpenApi {
     for item in document.paths.paths.values_mut() {
         let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.delete];
         for operation in operations.into_iter().flatten() {
+            operation.parameters.iter_mut().flatten().for_each(without_null);
             add_common(operation);
         }
     }
     document
+}
+
+/// A parameter may be left out; a null it cannot be, since there is none outside of bodies.
+fn without_null(parameter: &mut RefOr<Parameter>) {
+    let RefOr::T(parameter) = parameter else { return };
+    let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema else { return };
+    if let SchemaType::Array(types) = &mut schema.schema_type {
+        types.retain(|kind| *kind != Type::Null);
+        if let [only] = types.as_slice() {
+            schema.schema_type = SchemaType::Type(only.clone());
+        }
+    }
 }
 
 fn add_common(operation: &mut Operation) {

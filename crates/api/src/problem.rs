@@ -149,6 +149,8 @@ pub(crate) enum ApiError {
     NotAcceptable(&'static [&'static str]),
     #[error("the run was not accepted: {}", .0.count())]
     Invalid(Faults),
+    #[error("the budget was not set: {}", .0.count())]
+    InvalidBudget(Faults),
     #[error("the credential was not accepted: {}", .0.count())]
     InvalidCredential(Faults),
     #[error("{detail}")]
@@ -162,6 +164,12 @@ pub(crate) enum ApiError {
         caisson_domain::limits::API_KEYS
     )]
     KeysFull,
+    #[error("the project was not made: {}", .0.count())]
+    InvalidProject(Faults),
+    #[error(
+        "projects are made with a key of the default project, or by the operator: `caisson project create`"
+    )]
+    DefaultProjectOnly,
     #[error("{} runs wait already; come again later", caisson_domain::limits::QUEUE_RUNS)]
     QueueFull,
     #[error("too many event streams are open; come again later, or read pages")]
@@ -243,10 +251,17 @@ impl ApiError {
                 return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_key"));
             }
             Self::KeysFull => (StatusCode::CONFLICT, "keys_full"),
+            Self::InvalidProject(faults) => {
+                return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_project"));
+            }
+            Self::DefaultProjectOnly => (StatusCode::FORBIDDEN, "default_project_only"),
             Self::ScopeMissing(_) => (StatusCode::FORBIDDEN, "scope_missing"),
             Self::Unknown { code, .. } => (StatusCode::NOT_FOUND, *code),
             Self::NotAcceptable(_) => (StatusCode::NOT_ACCEPTABLE, "not_acceptable"),
             Self::Invalid(faults) => return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_run")),
+            Self::InvalidBudget(faults) => {
+                return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_budget"));
+            }
             Self::InvalidCredential(faults) => {
                 return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_credential"));
             }
@@ -295,6 +310,9 @@ impl ApiError {
             | Self::Invalid(_)
             | Self::InvalidKey(_)
             | Self::KeysFull
+            | Self::InvalidProject(_)
+            | Self::DefaultProjectOnly
+            | Self::InvalidBudget(_)
             | Self::InvalidCredential(_)
             | Self::Conflict { .. }
             | Self::KeyReused
@@ -309,6 +327,8 @@ impl ApiError {
         let errors = if let Self::Query(faults)
         | Self::Invalid(faults)
         | Self::InvalidKey(faults)
+        | Self::InvalidProject(faults)
+        | Self::InvalidBudget(faults)
         | Self::InvalidCredential(faults) = self
         {
             faults.into_items()

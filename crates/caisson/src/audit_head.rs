@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use caisson_domain::id::ServerId;
 use caisson_store::{AuditHead, Store, Topic};
+use nix::unistd::{AccessFlags, access};
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -211,12 +212,44 @@ impl HeadKeeper {
     }
 }
 
+/// Whether a head can be written to `path`. The state directory itself is made when it is needed.
+///
+/// # Errors
+/// Its directory is not there, or is not this user's to write to.
+pub(crate) fn check_place(state_dir: &Path, path: &Path) -> anyhow::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    ensure!(
+        directory == state_dir || access(directory, AccessFlags::W_OK | AccessFlags::X_OK).is_ok(),
+        "audit_head: no head can be written to \"{}\"; make or mount that directory for the server's user, or name another \
+         place",
+        directory.display()
+    );
+    Ok(())
+}
+
 /// Whether the log still has the record that the head names, for people; nothing is changed and no chain is walked.
 ///
 /// # Errors
 /// It does not, or there is no telling.
-pub(crate) async fn look(state_dir: &Path, path: &Path, store: &Store) -> anyhow::Result<String> {
+pub(crate) async fn look(
+    (state_dir, path): (&Path, &Path),
+    store: &Store,
+    server: Option<&ServerId>,
+) -> anyhow::Result<String> {
+    check_place(state_dir, path)?;
     let Some(signed) = SignedHead::read(path)? else {
+        let last = match server {
+            Some(server) => store.audit_head(server).await?,
+            None => None,
+        };
+        if let Some(last) = last {
+            bail!(
+                "the log has {} records and no head signs them; put the head back, from a backup or from where it was before \
+                 audit_head named \"{}\"; the next record makes a new one",
+                last.seq,
+                path.display()
+            );
+        }
         return Ok("no head was signed yet; the next record makes one".to_owned());
     };
     let key = public_key(state_dir)?;

@@ -45,6 +45,24 @@ impl World {
 }
 
 #[tokio::test]
+async fn a_place_where_no_head_can_be_written_is_told() {
+    let world = World::new().await;
+    let (state_dir, head) = (world.directory.path(), world.head());
+    let server = Some(&world.server);
+    let told = look((state_dir, &head), &world.store, server).await.unwrap();
+    assert!(told.contains("no head was signed yet"), "{told}");
+    let missing = state_dir.join("not-there").join("head");
+    let fault = look((state_dir, &missing), &world.store, server).await.unwrap_err().to_string();
+    assert!(fault.contains("not-there\"") && fault.contains("audit_head"), "{fault}");
+    // Records that no head signs may have been cut off at any place.
+    world.note("one").await;
+    let fault = look((state_dir, &head), &world.store, server).await.unwrap_err().to_string();
+    assert!(fault.contains("1 records and no head"), "{fault}");
+    world.keeper().keep(&world.store).await.unwrap();
+    assert!(look((state_dir, &head), &world.store, server).await.unwrap().contains("signed up to record 1"));
+}
+
+#[tokio::test]
 async fn the_head_follows_the_log_and_verifies_with_the_key_alone() {
     let world = World::new().await;
     let keeper = world.keeper();

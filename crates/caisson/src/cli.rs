@@ -1,6 +1,8 @@
 //! The command line: what can be typed, and nothing of what it does.
 
+mod budget;
 mod credential;
+mod project;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,7 +14,9 @@ use url::Url;
 
 use crate::settings::EngineChoice;
 
+pub(crate) use budget::{Budget, SetBudget};
 pub(crate) use credential::{AddCredential, Credential, SecretFlags};
+pub(crate) use project::Project;
 
 /// Runs Claude Code, each session sealed in its own container, behind one async HTTP API.
 #[derive(Debug, Parser)]
@@ -42,9 +46,15 @@ pub(crate) enum Command {
     Artifacts(Artifacts),
     /// Ask for a run's end; its work is saved first.
     Cancel(One),
+    /// Show and set what the project's runs may spend, together.
+    #[command(subcommand)]
+    Budget(Budget),
     /// Learn where the tools of a run went and wanted to go.
     #[command(subcommand)]
     Egress(Egress),
+    /// Make and list projects, on the server's machine.
+    #[command(subcommand)]
+    Project(Project),
     /// Make, list and revoke API keys, on the server's machine.
     #[command(subcommand)]
     Key(Key),
@@ -57,7 +67,7 @@ pub(crate) enum Command {
     /// Install and list agents (Claude Code) by exact version.
     #[command(subcommand)]
     Agent(Agent),
-    /// Build the default sandbox image.
+    /// Build the default sandbox image, and look what is in an image.
     #[command(subcommand)]
     Image(Image),
     /// Check everything a server needs, and say how to mend what is missing.
@@ -171,6 +181,9 @@ pub(crate) struct Run {
     /// What the run may spend on the model API, in USD, such as 1.50; at its end the run fails as budget.
     #[arg(long, value_name = "USD", value_parser = micro_usd)]
     pub budget: Option<u32>,
+    /// Share of each budget at which the agent is told to wrap up, in percent, 1 to 100; 100: never.
+    #[arg(long, value_name = "PERCENT")]
+    pub budget_soft: Option<u32>,
     /// Environment of the agent, among the names that the workflow allows; may be given several times.
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = name_and_value)]
     pub environment: Vec<(String, String)>,
@@ -341,6 +354,38 @@ pub(crate) enum Image {
     },
     /// Print the default image's name.
     Tag,
+    /// List an image's Debian packages, and those with holes that a later version closes.
+    ///
+    /// Nothing of the image is run: its package database is read through the engine, out of a container that is never
+    /// started. Exit code 0: compared, nothing to mend; 3: a later version closes a known hole; 4: the packages could not be
+    /// compared with anything; 1: an error.
+    Scan(ScanImage),
+}
+
+/// Flags of `image scan`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ScanImage {
+    #[command(flatten)]
+    pub server: ServerFlags,
+    /// The image. Default: the default sandbox image.
+    pub image: Option<String>,
+    /// What is known: the JSON of Debian's security tracker, as a file or a URL. Default: the tracker itself.
+    #[arg(long, env = "CAISSON_ADVISORIES", value_name = "FILE|URL")]
+    pub advisories: Option<String>,
+    /// How it is told; `cyclonedx` is a bill of materials and compares nothing.
+    #[arg(long, value_enum, default_value_t = ScanFormat::Text)]
+    pub format: ScanFormat,
+}
+
+/// How a scan is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ScanFormat {
+    /// For people.
+    Text,
+    /// Packages and findings as JSON.
+    Json,
+    /// Packages as a `CycloneDX` bill of materials.
+    Cyclonedx,
 }
 
 /// Which model the demo talks to.
@@ -413,12 +458,7 @@ fn name_and_value(text: &str) -> Result<(String, String), &'static str> {
 
 /// An amount in USD as whole micro-USD; nothing is rounded.
 fn micro_usd(text: &str) -> Result<u32, String> {
-    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
-    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-    if text.is_empty() || part.len() > 6 || !digits(whole) || !digits(part) || text == "." {
-        return Err("write it like 1.50, with at most six digits behind the point".to_owned());
-    }
-    let micro = format!("{whole}{part:0<6}").parse::<u32>().ok();
+    let micro = budget::micro_usd(text)?.try_into().ok();
     micro.filter(|micro| RUN_BUDGET_MICRO_USD.contains(micro)).ok_or_else(|| {
         let most = RUN_BUDGET_MICRO_USD.end() / 1_000_000;
         format!("a run may have from 0.000001 to {most} USD")

@@ -224,6 +224,22 @@ impl Client {
         self.items(request).await
     }
 
+    /// Reads the project's budgets.
+    ///
+    /// # Errors
+    /// The server's problem.
+    pub(crate) async fn budget(&self) -> anyhow::Result<Value> {
+        self.json(self.request(Method::GET, "/v1/budget")?).await
+    }
+
+    /// Sets the project's budgets.
+    ///
+    /// # Errors
+    /// The server's problem.
+    pub(crate) async fn set_budget(&self, body: &Value) -> anyhow::Result<Value> {
+        self.json(self.request(Method::PUT, "/v1/budget")?.json(body)).await
+    }
+
     /// Finds the run that `text` names: a whole id, the end of one among the newest 200, or the newest.
     ///
     /// # Errors
@@ -445,6 +461,11 @@ async fn problem(response: reqwest::Response) -> anyhow::Error {
     }
     if status == StatusCode::UNAUTHORIZED {
         message.push_str("; set CAISSON_API_KEY to a key of this server");
+    }
+    if code.as_deref() == Some("scope_missing") {
+        message.push_str(
+            "; `caisson key create NAME --scope SCOPE` on the server's machine makes a key that has it",
+        );
     }
     if status.is_server_error() { anyhow::anyhow!(message) } else { Refused { message, code }.into() }
 }

@@ -186,13 +186,20 @@ impl ActiveEngine {
         }
         match engine.image_present(image).await {
             Ok(true) => Vec::new(),
-            Ok(false) => problem(
-                ProblemCode::ImageMissing,
-                format!("the sandbox image {image} is missing; run `caisson image build`"),
-            ),
+            Ok(false) => {
+                problem(ProblemCode::ImageMissing, format!("the sandbox image {}", image_remedy(image)))
+            }
             Err(error) => problem(ProblemCode::EngineUnavailable, chain(&error)),
         }
     }
+}
+
+/// How an image comes onto the engine that is not there.
+pub(crate) fn image_remedy(image: &str) -> String {
+    if image == DEFAULT_IMAGE {
+        return format!("{image} is missing; run `caisson image build`");
+    }
+    format!("{image} is missing; pull or load it on the engine, as by `docker pull {image}`")
 }
 
 /// The engine of this server's living sandboxes; none without any.

@@ -1,20 +1,57 @@
 //! Settings that let more people in, or see more, than most mean them to. `doctor` and the server's log tell of them; none
-//! keeps a server from starting.
+//! keeps a server from starting. What each is good for: `docs/hardening.md`.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::settings::Settings;
+use caisson_domain::budget::ProjectBudgets;
+use caisson_domain::credential::CredentialSettings;
+use caisson_domain::egress::{AddressRange, HostPattern, Rule};
+use caisson_domain::id::ProjectId;
+use caisson_domain::limits::PAGE_ITEMS;
+use caisson_sandbox::docker::{DEFAULT_HOST, DEFAULT_IMAGE};
+use caisson_store::{Spending, Store, StoreError};
+use url::{Host, Url};
+
+use crate::logins::without_logins;
+use crate::render::clean;
+use crate::settings::database::Place;
+use crate::settings::{EngineChoice, Settings};
 
 /// Bits of a file's mode that let others than its owner read or write it.
 const OTHERS: u32 = 0o077;
+/// Bits of a file's mode that let others than its owner write it.
+const OTHERS_WRITE: u32 = 0o022;
 
 /// Files by which a state directory is known that has been used.
 const OWN: [&str; 4] = ["caisson.db", "audit_key", "master.key", "server_id"];
+/// Which users of the machine have further uids.
+const SUBORDINATE: &str = "/etc/subuid";
+/// Where clouds tell a machine its own credentials (`169.254.169.254`, `fd00:ec2::254`), and the machine itself.
+const INSIDE: [IpAddr; 4] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V4(Ipv4Addr::LOCALHOST),
+    IpAddr::V6(Ipv6Addr::LOCALHOST),
+];
 
-/// Every weakness of the settings and of the files they name, each with what to do.
+/// Every weakness of the settings, of the files they name and of the machine, each with what to do.
 pub(crate) fn weaknesses(settings: &Settings) -> Vec<String> {
+    let mut found = of_settings(settings);
+    if settings.engine != EngineChoice::Local {
+        let host = settings.docker.host.as_deref().unwrap_or(DEFAULT_HOST);
+        found.extend(host.strip_prefix("unix://").and_then(|socket| open_socket(Path::new(socket))));
+    }
+    if nix::unistd::geteuid().is_root() {
+        let users = fs::read_to_string(SUBORDINATE).unwrap_or_default();
+        found.extend(shared_uids(settings.uid_base, &users));
+    }
+    found.iter().map(|text| without_logins(text)).collect()
+}
+
+fn of_settings(settings: &Settings) -> Vec<String> {
     let plain = settings.tls.cert_file.is_none() && !settings.listen.ip().is_loopback();
     let plain = plain.then(|| {
         format!(
@@ -23,19 +60,100 @@ pub(crate) fn weaknesses(settings: &Settings) -> Vec<String> {
             settings.listen
         )
     });
-    plain.into_iter().chain(secret_files(settings).iter().filter_map(|file| wide(file))).collect()
+    let own_uid = nix::unistd::geteuid().as_raw();
+    let files = secret_files(settings);
+    let database = match settings.database_place() {
+        Ok(Place::Postgres(place)) => place.weakness(),
+        // A URL that cannot be read is told of by whoever opens it.
+        Ok(Place::File(_)) | Err(_) => None,
+    };
+    let mut found: Vec<String> = plain.into_iter().chain(database).collect();
+    found.extend(files.iter().filter_map(|file| wide(file)));
+    let configuration = settings.file.iter();
+    found.extend(configuration.clone().filter_map(|file| writable(file)));
+    found.extend(configuration.chain(&files).filter_map(|file| foreign(file, own_uid)));
+    found.extend(unpinned(settings));
+    found.extend(unlimited(settings));
+    found.extend(unencrypted(settings));
+    found.extend(wide_ways(settings));
+    found.extend((settings.min_free_disk_mib == 0).then(|| {
+        "min_free_disk_mib is 0: nothing keeps sandboxes from filling the disk; leave it out for 1024"
+            .to_owned()
+    }));
+    found
+}
+
+/// What may well be meant so, and is worth a second look before others use the server; `stored` is what is set over the API.
+pub(crate) fn notes(settings: &Settings, stored: ProjectBudgets) -> Vec<String> {
+    let named = [settings.budget.project_micro_usd, settings.budget.day_micro_usd];
+    let set = [stored.total_micro_usd, stored.day_micro_usd];
+    let beside = |file: &Path| file.starts_with(&settings.state_dir);
+    let hosts = !settings.repositories.is_empty();
+    let notes = [
+        (
+            named.iter().chain(&set).all(Option::is_none),
+            "no budget bounds what agents may spend; set budget.day_micro_usd, or use `caisson budget set --day`",
+        ),
+        (
+            hosts && settings.git.forbidden_paths.is_empty(),
+            "pushes may change what a git host runs with its own secrets; set git.forbidden_paths, such as .github/workflows \
+             and .gitlab-ci.yml",
+        ),
+        (
+            !settings.model.provider_tools.is_empty(),
+            "model.provider_tools lets agents reach outside through the model API's provider, where no rule of egress holds",
+        ),
+        (settings.git.any_submodules, "git.any_submodules lets pushes add submodules from everywhere"),
+        (
+            !settings.git.secret_rules_off.is_empty(),
+            "git.secret_rules_off leaves out rules for secrets in pushes; keep the list short",
+        ),
+        (
+            settings.model.api_key.is_some(),
+            "model.api_key holds the key itself, which backups and `systemctl show` show; use `caisson credential add`, or \
+             model.api_key_file",
+        ),
+        (
+            settings.master_key_file.as_deref().is_none_or(beside),
+            "the master key lies beside the database that it opens, and so in each copy of both; set master_key_file",
+        ),
+        (
+            beside(&settings.audit_head()),
+            "the audit log's head lies beside the database; set audit_head to where only heads are kept, or copy it elsewhere",
+        ),
+    ];
+    notes.into_iter().filter(|(is_so, _)| *is_so).map(|(_, text)| text.to_owned()).collect()
+}
+
+/// An image named by its tag is whatever its registry, or whoever builds on this engine, puts there next.
+fn unpinned(settings: &Settings) -> Option<String> {
+    let image =
+        settings.default_image.as_deref().filter(|image| !image.contains('@') && *image != DEFAULT_IMAGE)?;
+    Some(format!(
+        "default_image \"{image}\" is named by its tag: another image may stand there tomorrow; name it by its digest, as in \
+         {image}@sha256:… (`docker inspect --format '{{{{index .RepoDigests 0}}}}' {image}` shows it)"
+    ))
+}
+
+fn unlimited(settings: &Settings) -> Option<String> {
+    let unlimited = settings.api.rate_per_minute == 0;
+    unlimited.then(|| {
+        "api.rate_per_minute is 0: one API key may use up the whole server; leave it out for 3000 a minute".to_owned()
+    })
 }
 
 /// Every file that holds a secret, as far as there is one.
 fn secret_files(settings: &Settings) -> Vec<PathBuf> {
-    let named = [&settings.model.api_key_file, &settings.model.auth_token_file, &settings.tls.key_file];
-    let mut files: Vec<PathBuf> = named.into_iter().flatten().cloned().collect();
+    let model = [&settings.model.api_key_file, &settings.model.auth_token_file];
+    let named = model.into_iter().chain([&settings.tls.key_file, &settings.database.url_file]);
+    let mut files: Vec<PathBuf> = named.flatten().cloned().collect();
     files.extend(settings.git.credentials.iter().map(|credential| credential.token_file.clone()));
+    files.extend(settings.egress.credentials.iter().map(|credential| credential.token_file.clone()));
     // A directory that holds nothing of ours may be somebody else's, named by mistake.
     if OWN.iter().any(|name| settings.state_dir.join(name).exists()) {
         files.push(settings.state_dir.clone());
     }
-    files.extend(["caisson.db", "audit_key"].map(|name| settings.state_dir.join(name)));
+    files.extend(["caisson.db", "caisson.db-wal", "audit_key"].map(|name| settings.state_dir.join(name)));
     files
 }
 
@@ -48,68 +166,164 @@ fn wide(file: &Path) -> Option<String> {
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::settings::{Environment, Overrides};
+/// A file that others can write: whoever does that says where the server sends its credentials.
+fn writable(file: &Path) -> Option<String> {
+    let mode = fs::metadata(file).ok()?.permissions().mode() & 0o777;
+    let narrow = mode & !OTHERS_WRITE;
+    (mode & OTHERS_WRITE != 0).then(|| {
+        let file = file.display();
+        format!(
+            "\"{file}\" has mode {mode:04o}: others can change the configuration; `chmod {narrow:04o} {file}`"
+        )
+    })
+}
 
-    fn settings(directory: &Path, listen: &str) -> Settings {
-        let key = directory.join("model-key");
-        let environment = Environment {
-            variables: vec![
-                ("CAISSON_STATE_DIR".to_owned(), directory.join("state").display().to_string()),
-                ("CAISSON_MODEL__API_KEY_FILE".to_owned(), key.display().to_string()),
-            ],
-            root: false,
-        };
-        let overrides = Overrides { listen: Some(listen.parse().unwrap()), ..Overrides::default() };
-        Settings::load(None, &environment, overrides).unwrap()
+/// A file of another user's, who can change it whatever its mode is. Root's is nobody else's.
+fn foreign(file: &Path, own_uid: u32) -> Option<String> {
+    let owner = fs::metadata(file).ok()?.uid();
+    (owner != own_uid && owner != 0).then(|| {
+        let file = file.display();
+        format!("\"{file}\" belongs to uid {owner}, who can change it; `chown {own_uid} {file}`")
+    })
+}
+
+/// Whoever may use the engine's socket is root on this machine.
+fn open_socket(socket: &Path) -> Option<String> {
+    let mode = fs::metadata(socket).ok()?.permissions().mode() & 0o777;
+    (mode & 0o002 != 0).then(|| {
+        let socket = socket.display();
+        format!(
+            "the engine's socket \"{socket}\" has mode {mode:04o}: every user of this machine can become root by it; \
+             `chmod o-rwx {socket}`"
+        )
+    })
+}
+
+/// Lines of subuid(5), `user:first:count`, whose users have sandboxes' uids. A session gets the next uid from `base` on.
+fn shared_uids(base: u32, users: &str) -> Option<String> {
+    let ranges = users.lines().filter_map(|line| {
+        let mut fields = line.trim().split(':');
+        let (user, first, count) = (fields.next()?, fields.next()?, fields.next()?);
+        let end = first.parse::<u64>().ok()?.checked_add(count.parse().ok()?)?;
+        (end > u64::from(base)).then_some((user, end))
+    });
+    let (user, end) = ranges.max_by_key(|(_, end)| *end)?;
+    Some(format!(
+        "{SUBORDINATE} gives \"{}\" uids that sandboxes have, too, from uid_base {base} on: that user can enter them; set \
+         uid_base to {end} or more on a server without sessions",
+        user.escape_debug()
+    ))
+}
+
+/// The budgets that are set over the API. What earlier settings named goes at the next start.
+///
+/// # Errors
+/// As every read of the store.
+pub(crate) async fn stored_budgets(store: &Store) -> Result<ProjectBudgets, StoreError> {
+    let spending = store.project_spending(&ProjectId::default_project()).await?.unwrap_or_default();
+    let set = |part: Spending| part.budget_micro_usd.filter(|_| !part.is_setting);
+    Ok(ProjectBudgets { total_micro_usd: set(spending.total()), day_micro_usd: set(spending.today()) })
+}
+
+/// Ways on which a credential, or what a page says, can be read and changed by others.
+fn unencrypted(settings: &Settings) -> Vec<String> {
+    let mut found = Vec::new();
+    if is_open(&settings.model.base_url) {
+        found.push(format!(
+            "model.base_url {} is plain HTTP: the model's key and all that agents read can be read on the way; use https",
+            settings.model.base_url
+        ));
     }
+    let prefixes = settings.git.credentials.iter().map(|credential| &credential.url_prefix);
+    found.extend(prefixes.filter(|url| is_open(url)).map(|url| {
+        format!("git.credentials sends a token to {url} over plain HTTP, where it can be read; use https")
+    }));
+    let origins =
+        settings.api.cors_origins.iter().filter(|origin| origin.parse().is_ok_and(|url| is_open(&url)));
+    found.extend(origins.map(|origin| {
+        format!("api.cors_origins has {origin}: whoever is on the way to that page can use the API through it; use https")
+    }));
+    found
+}
 
-    fn chmod(file: &Path, mode: u32) {
-        fs::set_permissions(file, fs::Permissions::from_mode(mode)).unwrap();
-    }
+/// Whether what is said to the URL leaves this machine without encryption.
+fn is_open(url: &Url) -> bool {
+    let is_here = match url.host() {
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost",
+        None => false,
+    };
+    url.scheme() == "http" && !is_here
+}
 
-    #[test]
-    fn an_open_address_and_files_that_others_can_use_are_told() {
-        let directory = tempfile::tempdir().unwrap();
-        let (key, state) = (directory.path().join("model-key"), directory.path().join("state"));
-        fs::write(&key, "k").unwrap();
-        fs::create_dir(&state).unwrap();
-        chmod(&key, 0o600);
-        chmod(&state, 0o700);
-        for narrow in ["127.0.0.1:7070", "[::1]:7070"] {
-            assert_eq!(weaknesses(&settings(directory.path(), narrow)), Vec::<String>::new());
+/// Ways outside that are wider than a rule should be, for tools and for MCP. What cannot be read is told elsewhere.
+fn wide_ways(settings: &Settings) -> Vec<String> {
+    let (egress, mcp) = (&settings.egress, &settings.mcp);
+    let mut found = wide_section("egress", &egress.allow, &egress.allow_private);
+    found.extend(wide_section("mcp", &mcp.allow, &mcp.allow_private));
+    found
+}
+
+fn wide_section(section: &str, allow: &[String], allow_private: &[String]) -> Vec<String> {
+    let rules = allow.iter().filter(|text| {
+        let rule = text.parse::<Rule>();
+        rule.is_ok_and(|rule| matches!(rule.host, HostPattern::Below(suffix) if !suffix.contains('.')))
+    });
+    let rules = rules.map(|text| {
+        format!(
+            "{section}.allow has {text}: everybody can have a name there; allow the hosts that are needed"
+        )
+    });
+    let inside = |text: &&String| {
+        text.parse::<AddressRange>().is_ok_and(|range| INSIDE.iter().any(|address| range.contains(*address)))
+    };
+    let ranges = allow_private.iter().filter(inside).map(|text| {
+        format!(
+            "{section}.allow_private has {text}: agents may reach this machine's own services, or the credentials that a cloud \
+             gives to it; allow the addresses that are needed"
+        )
+    });
+    rules.chain(ranges).collect()
+}
+
+/// What the store holds that is sent where others can read it, each with what to do. Registries' tokens are for plain HTTP.
+///
+/// # Errors
+/// As every read of the store.
+pub(crate) async fn weaknesses_of_store(store: &Store) -> Result<Vec<String>, StoreError> {
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        let projects = store.list_projects(after.as_ref(), PAGE_ITEMS).await?;
+        for project in &projects {
+            let credentials = store.list_credentials(&project.id).await?;
+            found.extend(credentials.iter().filter_map(|one| open_credential(&one.name, &one.settings)));
         }
-        for open in ["0.0.0.0:7070", "[::]:7070", "192.0.2.1:7070"] {
-            let told = weaknesses(&settings(directory.path(), open));
-            assert!(
-                told.len() == 1 && told[0].contains(open) && told[0].contains("tls.cert_file"),
-                "{told:?}"
-            );
+        after = projects.into_iter().next_back().map(|project| project.id);
+        if after.is_none() {
+            return Ok(found);
         }
-        let mut secured = settings(directory.path(), "0.0.0.0:7070");
-        secured.tls.cert_file = Some(key.clone());
-        assert_eq!(weaknesses(&secured), Vec::<String>::new());
-        let told_of = |file: &Path, mode: u32| {
-            chmod(file, mode);
-            weaknesses(&settings(directory.path(), "127.0.0.1:1"))
-        };
-        for mode in [0o640, 0o604, 0o620, 0o601] {
-            let told = told_of(&key, mode);
-            assert!(
-                told.len() == 1 && told[0].contains("model-key") && told[0].contains("chmod 0600"),
-                "{told:?}"
-            );
-        }
-        chmod(&key, 0o600);
-        assert_eq!(told_of(&state, 0o755), Vec::<String>::new(), "it may be anybody's");
-        fs::write(state.join("audit_key"), "x").unwrap();
-        chmod(&state.join("audit_key"), 0o600);
-        let told = told_of(&state, 0o755);
-        let remedy = format!("`chmod 0700 {}`", state.display());
-        assert!(told.len() == 1 && told[0].ends_with(&remedy), "{told:?}");
-        chmod(&state, 0o700);
-        assert!(told_of(&state.join("audit_key"), 0o644)[0].contains("audit_key"));
     }
 }
+
+fn open_credential(name: &str, settings: &CredentialSettings) -> Option<String> {
+    let (name, kind) = (clean(name), settings.kind());
+    let url = match settings {
+        CredentialSettings::RegistryToken { .. } => None,
+        CredentialSettings::ModelApiKey { reach, .. } | CredentialSettings::ModelOauth { reach, .. } => {
+            reach.base_url.as_ref()
+        }
+        CredentialSettings::GitToken { url_prefix: url, .. }
+        | CredentialSettings::GitGithubApp { url_prefix: url, .. }
+        | CredentialSettings::McpHeader { url, .. } => Some(url),
+    };
+    let url = url.filter(|url| is_open(url))?;
+    Some(format!(
+        "the credential \"{name}\" ({kind}) is sent to {url} over plain HTTP, where it can be read; add it anew for an https URL, \
+         then `caisson credential remove` it"
+    ))
+}
+
+#[cfg(test)]
+#[path = "exposure_tests.rs"]
+mod tests;

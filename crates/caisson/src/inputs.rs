@@ -12,9 +12,11 @@ use caisson_domain::redact;
 use caisson_domain::usage::PriceTable;
 use caisson_domain::workflow::Workflow;
 use caisson_gateway::{
-    EgressUpstreams, Gateway, GitCredential, GitUpstreams, ModelCredential, ModelUpstream, PushRules,
+    EgressUpstreams, Gateway, GitCredential, GitUpstreams, McpUpstreams, ModelCredential, ModelUpstream,
+    PushRules,
 };
 
+use crate::logins::without_logins;
 use crate::settings::{self, Settings};
 use crate::tls::Certificate;
 
@@ -41,6 +43,8 @@ pub(crate) struct Inputs {
     pub egress: EgressUpstreams,
     /// What people should know of where tools may go.
     pub egress_notes: Vec<String>,
+    /// Which MCP servers workflows may name.
+    pub mcp: McpUpstreams,
     /// The shim's binary.
     pub shim: PathBuf,
     /// The API's certificate; none for plain HTTP.
@@ -64,6 +68,8 @@ pub(crate) enum Part {
     GitHosts,
     /// Where tools may go.
     Egress,
+    /// Which MCP servers workflows may name.
+    Mcp,
     /// Whether the gateway takes URLs, credentials, certificates and proxies.
     Gateway,
     /// The workflows.
@@ -74,7 +80,7 @@ pub(crate) enum Part {
 
 impl Part {
     /// All of them, in order.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Settings,
         Self::Shim,
         Self::Model,
@@ -82,6 +88,7 @@ impl Part {
         Self::Repositories,
         Self::GitHosts,
         Self::Egress,
+        Self::Mcp,
         Self::Gateway,
         Self::Workflows,
         Self::Tls,
@@ -97,6 +104,7 @@ impl Part {
             Self::Repositories => "repositories",
             Self::GitHosts => "git hosts",
             Self::Egress => "egress",
+            Self::Mcp => "MCP",
             Self::Gateway => "gateway",
             Self::Workflows => "workflows",
             Self::Tls => "TLS",
@@ -121,7 +129,7 @@ impl Faults {
     pub(crate) fn of(&self, part: Part) -> Option<String> {
         let told: Vec<_> =
             self.0.iter().filter(|(of, _)| *of == part).map(|(_, error)| format!("{error:#}")).collect();
-        (!told.is_empty()).then(|| told.join("; "))
+        (!told.is_empty()).then(|| without_logins(&told.join("; ")))
     }
 }
 
@@ -135,7 +143,7 @@ impl fmt::Display for Faults {
         write!(out, "the server cannot start with these settings:")?;
         self.0.iter().try_for_each(|(part, error)| {
             let name = if *part == Part::Settings { String::new() } else { format!("{}: ", part.name()) };
-            write!(out, "\n  - {name}{error:#}")
+            write!(out, "\n  - {name}{}", without_logins(&format!("{error:#}")))
         })
     }
 }
@@ -157,10 +165,12 @@ pub(crate) fn read(settings: &Settings) -> Result<Inputs, Faults> {
     let allow = repositories.as_ref().map(|(allow, _)| allow.clone()).unwrap_or_default();
     let git = faults.keep_all(Part::GitHosts, git(settings, allow));
     let egress = faults.keep(Part::Egress, settings.egress.upstreams(&settings.clients));
-    if let (Some(model), Some(git), Some((egress, _))) = (&model, &git, &egress) {
+    let hosts = egress.as_ref().map(|(egress, _)| egress.hosts.clone()).unwrap_or_default();
+    let mcp = faults.keep(Part::Mcp, settings.mcp.upstreams(hosts));
+    if let (Some(model), Some(git), Some((egress, _)), Some(mcp)) = (&model, &git, &egress, &mcp) {
         // The state directory may not be there yet.
         let apart = GitUpstreams { forbidden: Vec::new(), ..git.clone() };
-        faults.keep(Part::Gateway, Gateway::check(model, &apart, egress).map_err(Into::into));
+        faults.keep(Part::Gateway, Gateway::check(model, &apart, egress, mcp).map_err(Into::into));
         let secrets = caisson_gateway::secrets(model, git, egress);
         faults.keep(
             Part::Gateway,
@@ -169,7 +179,7 @@ pub(crate) fn read(settings: &Settings) -> Result<Inputs, Faults> {
     }
     let workflows = faults.keep_all(Part::Workflows, workflows(settings.workflows_dir.as_deref()));
     let certificate = faults.keep(Part::Tls, Certificate::of(settings));
-    match (shim, model, prices, repositories, git, egress, workflows, certificate) {
+    match (shim, model, prices, repositories, git, egress, mcp, workflows, certificate) {
         (
             Some(shim),
             Some(model),
@@ -177,6 +187,7 @@ pub(crate) fn read(settings: &Settings) -> Result<Inputs, Faults> {
             Some((allow, default_repository)),
             Some(git),
             Some((egress, egress_notes)),
+            Some(mcp),
             Some(workflows),
             Some(certificate),
         ) if faults.0.is_empty() => Ok(Inputs {
@@ -188,6 +199,7 @@ pub(crate) fn read(settings: &Settings) -> Result<Inputs, Faults> {
             git,
             egress,
             egress_notes,
+            mcp,
             shim,
             certificate,
         }),
@@ -226,6 +238,7 @@ fn model(settings: &Settings) -> anyhow::Result<ModelUpstream> {
         credential,
         outbound_proxy: model.outbound_proxy.clone(),
         extra_ca_pem: read_pem("model.extra_ca_file", model.extra_ca_file.as_deref())?,
+        provider_tools: model.provider_tools(),
     })
 }
 
@@ -326,7 +339,7 @@ fn git(settings: &Settings, allow: AllowList) -> Result<GitUpstreams, Vec<anyhow
     whole(upstreams, faults)
 }
 
-fn read_pem(key: &str, file: Option<&Path>) -> anyhow::Result<Option<Vec<u8>>> {
+pub(crate) fn read_pem(key: &str, file: Option<&Path>) -> anyhow::Result<Option<Vec<u8>>> {
     file.map(|file| fs::read(file).with_context(|| format!("{key}: \"{}\" cannot be read", file.display())))
         .transpose()
 }

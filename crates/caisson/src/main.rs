@@ -5,10 +5,14 @@ mod audit_head;
 mod cli;
 mod client;
 mod command;
+mod debian;
+#[cfg(test)]
+mod documents_tests;
 mod engines;
 mod exposure;
 mod inputs;
 mod log;
+mod logins;
 mod presets;
 mod render;
 mod serve;
@@ -79,7 +83,7 @@ async fn run(cli: Cli) -> ExitCode {
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         tracing::warn!("a TLS provider was installed already");
     }
-    match command::run(cli.command, &environment).await {
+    match Box::pin(command::run(cli.command, &environment)).await {
         Ok(code) => ExitCode::from(code),
         Err(error) => failed(&error),
     }

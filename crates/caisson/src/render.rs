@@ -3,6 +3,7 @@
 //! Everything shown comes from a sandbox or a repository, so control characters are taken out first: no output of an
 //! agent can move the cursor or change a title.
 
+use caisson_domain::checks::{Check, stands};
 use serde_json::Value;
 
 use crate::client::{EventInfo, Followed};
@@ -79,6 +80,7 @@ impl Account {
             "run.queued" => one(Sign::Step, format!("queued ({})", text(data, "workflow"))),
             "run.requeued" => one(Sign::Warn, format!("back in the queue: {}", text(data, "reason"))),
             "run.phase" => one(Sign::Step, format!("phase {}", text(data, "phase"))),
+            "run.budget_soft" => one(Sign::Warn, budget_soft(data)),
             "run.stop_requested" => one(Sign::Warn, format!("told to stop: {}", text(data, "reason"))),
             "sandbox.started" => sandbox_lines(data),
             "sandbox.exited" => one(Sign::Warn, sandbox_exited(data)),
@@ -99,9 +101,8 @@ impl Account {
                 one(Sign::Good, format!("pushed {} to {}", short(&text(data, "new")), text(data, "ref")))
             }
             "git.push" => one(Sign::Bad, format!("push refused: {}", text(data, "message"))),
-            "gateway.denied" => {
-                one(Sign::Bad, format!("denied {}: {}", text(data, "what"), text(data, "remedy")))
-            }
+            "gateway.denied" => one(Sign::Bad, gateway_denied(data)),
+            "mcp.denied" => one(Sign::Bad, mcp_denied(data)),
             "egress.denied" => one(Sign::Bad, denied(data)),
             "gateway.upstream_failed" => {
                 one(Sign::Bad, format!("upstream failed: {}", upstream_failed(data)))
@@ -205,6 +206,17 @@ fn denied(data: &Value) -> String {
     let rule = data["rule"].as_str().map(|rule| format!("; {} = \"{}\"", text(data, "setting"), clean(rule)));
     let rule = rule.unwrap_or_default();
     format!("denied the way to {}{port}: {}{rule}{times}", text(data, "host"), text(data, "reason"))
+}
+
+/// A request to an MCP server that was refused.
+fn mcp_denied(data: &Value) -> String {
+    let rule = data["rule"].as_str().map(|rule| format!("; {} = \"{}\"", text(data, "setting"), clean(rule)));
+    format!(
+        "denied the MCP server {}: {}{}",
+        text(data, "server"),
+        text(data, "reason"),
+        rule.unwrap_or_default()
+    )
 }
 
 /// How a sandbox ended by itself or was killed, and what that means for the work in it.
@@ -312,6 +324,9 @@ fn text(value: &Value, field: &str) -> String {
 /// Takes out every control character but line feeds and tabs, and what turns or hides text.
 #[must_use]
 pub(crate) fn clean(text: &str) -> String {
+    if !stands(Check::PrintedText) {
+        return text.to_owned();
+    }
     text.chars().filter(|c| matches!(c, '\n' | '\t') || !(c.is_control() || is_invisible(*c))).collect()
 }
 
@@ -342,6 +357,12 @@ pub(crate) fn escaped(json: &str) -> String {
     out
 }
 
+/// As [`escaped`], over several lines.
+#[must_use]
+pub(crate) fn pretty(document: &Value) -> String {
+    escaped(&format!("{document:#}"))
+}
+
 /// A time for people: UTC, to the second, as RFC 3339 has it.
 #[must_use]
 pub(crate) fn utc(at_ms: i64) -> String {
@@ -360,8 +381,45 @@ pub(crate) fn utc(at_ms: i64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
+/// A budget has no remedy of its own: the run's failure says it.
+fn gateway_denied(data: &Value) -> String {
+    let what = text(data, "what");
+    let why = match (data["remedy"].as_str(), data["budget_micro_usd"].as_i64()) {
+        (Some(remedy), _) => clean(remedy),
+        (None, Some(budget)) => {
+            let amount = |name: &str| dollars(data[name].as_i64().unwrap_or(0));
+            format!(
+                "the budget of {} ({}) has no room: {} is spent, other calls hold {}, this one needs {}",
+                dollars(budget),
+                text(data, "scope"),
+                amount("spent_micro_usd"),
+                amount("reserved_micro_usd"),
+                amount("needed_micro_usd")
+            )
+        }
+        (None, None) => text(data, "rule"),
+    };
+    format!("denied {what}: {why}")
+}
+
 /// Micro-USD for people.
 #[must_use]
+/// Of which budget the agent was told.
+fn budget_soft(data: &Value) -> String {
+    let number = |name: &str| data[name].as_i64().unwrap_or_default();
+    let used = number("spent_micro_usd").saturating_add(number("under_way_micro_usd"));
+    let whose = match data["scope"].as_str() {
+        Some("day") => "the project's budget of this day",
+        Some("project") => "the project's budget",
+        _ => "the run's budget",
+    };
+    format!(
+        "told to wrap up: {} of {} of {whose} are used",
+        dollars(used),
+        dollars(number("budget_micro_usd"))
+    )
+}
+
 pub(crate) fn dollars(micro_usd: i64) -> String {
     format!("${}.{:04}", micro_usd / 1_000_000, micro_usd % 1_000_000 / 100)
 }

@@ -101,6 +101,20 @@ fn a_failure_is_told_with_its_kind() {
 }
 
 #[test]
+fn a_denial_is_told_with_its_remedy_or_its_numbers() {
+    let told = |data: Value| Account::new(false).tell(&event(1, 0, "gateway.denied", data));
+    let push = told(json!({"what": "push", "remedy": "push to the run's own branch"}));
+    assert!(push.trim_end().ends_with("denied push: push to the run's own branch"), "{push}");
+    let budget =
+        told(json!({"what": "model call", "rule": "budget", "scope": "day", "budget_micro_usd": 10_000,
+        "spent_micro_usd": 9_000, "reserved_micro_usd": 0, "needed_micro_usd": 82_200}));
+    assert!(budget.contains("the budget of $0.0100 (day) has no room: $0.0090 is spent"), "{budget}");
+    assert!(budget.trim_end().ends_with("this one needs $0.0822"), "{budget}");
+    let bare = told(json!({"what": "request", "rule": "some_rule"}));
+    assert!(bare.trim_end().ends_with("denied request: some_rule"), "{bare}");
+}
+
+#[test]
 fn a_sandbox_that_ended_alone_tells_of_the_work_in_it() {
     let mut account = Account::new(false);
     let killed = json!({"killed": true, "message": "its session's workspace is kept"});
@@ -147,6 +161,10 @@ fn json_reaches_a_terminal_without_what_the_terminal_acts_upon_and_means_the_sam
     }
     let back: Value = serde_json::from_str(&shown).unwrap();
     assert_eq!((back["branch"].as_str(), back[text].as_i64()), (Some(text), Some(1)));
+    let document = json!({"packages": [{"name": text}]});
+    let shown = pretty(&document);
+    assert!(!shown.chars().any(|c| c != '\n' && bad(&c)) && shown.lines().count() > 3, "{shown:?}");
+    assert_eq!(serde_json::from_str::<Value>(&shown).unwrap(), document);
 }
 
 #[test]

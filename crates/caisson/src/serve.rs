@@ -11,6 +11,7 @@ use anyhow::Context;
 use caisson_api::{AgentInfo, ApiConfig, ApiLimits, ServeLimits};
 use caisson_domain::budget::ProjectBudgets;
 use caisson_domain::id::{ProjectId, ServerId};
+use caisson_domain::limits::{PAGE_ITEMS, PROJECTS};
 use caisson_domain::server::{PlacementProblem, ProblemCode};
 use caisson_domain::workflow::Workflow;
 use caisson_gateway::{Gateway, GatewayConfig, GitIdentity};
@@ -22,7 +23,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::agents::Agents;
-use crate::audit_head::{HeadKeeper, keeper_or_warn};
+use crate::audit_head::{HeadKeeper, check_place, keeper_or_warn};
 use crate::engines::{ActiveEngine, Purpose};
 use crate::exposure;
 use crate::inputs::{self, Inputs};
@@ -60,17 +61,22 @@ impl Server {
             warn!("{weakness}");
         }
         make_directory(&settings.state_dir)?;
+        check_place(&settings.state_dir, &settings.audit_head())?;
         let lock = lock_state(&settings.state_dir)?;
         let listener = TcpListener::bind(settings.listen).await.with_context(|| {
             format!("{} cannot be listened on; choose another address with --listen", settings.listen)
         })?;
         let address = listener.local_addr()?;
-        let store = open_store(&settings.state_dir).await?;
+        let store = open_store(&settings).await?;
         unlock(&settings, &store).await?;
+        for weakness in exposure::weaknesses_of_store(&store).await? {
+            warn!("{weakness}");
+        }
         put_workflows(&store, &inputs.workflows).await?;
-        put_budgets(&store, &settings).await?;
         let id = server_id(&settings.state_dir, &store).await?;
         let head = keep_audit(&settings, &store, &id).await?;
+        // Audited, so not before the store knows whose chain it writes.
+        put_budgets(&store, &settings).await?;
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
 
         let engine = ActiveEngine::choose(&settings, &id, Some(&store), Purpose::Serving).await?;
@@ -149,15 +155,14 @@ pub(crate) async fn keep_audit(
     Ok(keeper_or_warn(&settings.state_dir, &settings.audit_head(), server).map(Arc::new))
 }
 
-/// Opens the store of a state directory.
+/// Makes the state directory and opens the store.
 ///
 /// # Errors
 /// The directory or the database cannot be used.
-pub(crate) async fn open_store(state_dir: &Path) -> anyhow::Result<Store> {
-    make_directory(state_dir)?;
-    Store::open(&state_dir.join("caisson.db"), Clock::system())
-        .await
-        .with_context(|| format!("the database in \"{}\" cannot be opened", state_dir.display()))
+pub(crate) async fn open_store(settings: &Settings) -> anyhow::Result<Store> {
+    make_directory(&settings.state_dir)?;
+    let place = settings.database_place()?;
+    place.open(Clock::system()).await.with_context(|| format!("the database cannot be opened: {place}"))
 }
 
 fn make_directory(directory: &Path) -> anyhow::Result<()> {
@@ -183,18 +188,22 @@ fn lock_state(state_dir: &Path) -> anyhow::Result<fs::File> {
     }
 }
 
+/// Every project has the server's workflows.
 async fn put_workflows(store: &Store, workflows: &[Workflow]) -> anyhow::Result<()> {
-    let project = ProjectId::default_project();
-    for workflow in workflows {
-        let stored = store.workflow(&project, &workflow.name).await?;
-        if stored.is_none_or(|stored| stored.workflow != *workflow) {
-            store.put_workflow(&project, workflow).await?;
+    // One page: there are no more projects.
+    const { assert!(PROJECTS <= PAGE_ITEMS as i64) };
+    for project in store.list_projects(None, PAGE_ITEMS).await? {
+        for workflow in workflows {
+            let stored = store.workflow(&project.id, &workflow.name).await?;
+            if stored.is_none_or(|stored| stored.workflow != *workflow) {
+                store.put_workflow(&project.id, workflow).await?;
+            }
         }
     }
     Ok(())
 }
 
-/// The settings are the only place in which budgets of the default project are set.
+/// What the settings say of the default project's budgets; what they do not say is for the API to set.
 async fn put_budgets(store: &Store, settings: &Settings) -> anyhow::Result<()> {
     let budgets = ProjectBudgets {
         total_micro_usd: settings.budget.project_micro_usd,
@@ -214,6 +223,7 @@ fn api_config(settings: &Settings, inputs: &Inputs, engine: &ActiveEngine) -> Ap
         default_repository: inputs.default_repository.clone(),
         artifacts_dir: settings.state_dir.join("artifacts"),
         without_images: engine.default_image().is_none(),
+        budget_soft_percent: Some(settings.budget.soft_percent),
         agent: AgentInfo { version },
         cors_origins: settings.api.cors_origins.clone(),
         tls: settings.tls.cert_file.is_some(),
@@ -231,6 +241,7 @@ fn gateway_config(settings: &Settings, inputs: &Inputs, id: &ServerId) -> Gatewa
         prices: inputs.prices.clone(),
         git: inputs.git.clone(),
         egress: inputs.egress.clone(),
+        mcp: inputs.mcp.clone(),
         secrets: log::secrets().clone(),
         identity: GitIdentity {
             name: settings.git.author_name.clone(),

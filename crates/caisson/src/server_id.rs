@@ -56,6 +56,19 @@ pub(crate) async fn server_id(state_dir: &Path, store: &Store) -> anyhow::Result
 /// Something carries the id that the directory held, or the database cannot be read.
 pub(crate) async fn check_not_lost(state_dir: &Path, store: &Store) -> anyhow::Result<()> {
     let orphans = store.servers_in_use().await?;
+    if store.is_shared() {
+        // They may be other machines', which are only away.
+        let live = store.live_servers().await?;
+        let silent: Vec<_> = orphans.iter().filter(|id| live.iter().all(|live| live.id != **id)).collect();
+        if !silent.is_empty() {
+            tracing::warn!(
+                "the database has running runs or living sandboxes of servers that are silent: {silent:?}; if one of them \
+                 was this one, stop it and write that id into \"{}\"",
+                file(state_dir).display()
+            );
+        }
+        return Ok(());
+    }
     anyhow::ensure!(orphans.is_empty(), lost_id(&file(state_dir), &orphans));
     Ok(())
 }
@@ -83,7 +96,7 @@ mod tests {
     use caisson_store::NewRun;
 
     async fn store(state_dir: &Path) -> Store {
-        crate::serve::open_store(state_dir).await.unwrap()
+        Store::open(&state_dir.join("caisson.db"), caisson_store::Clock::system()).await.unwrap()
     }
 
     #[tokio::test]
@@ -132,6 +145,7 @@ mod tests {
             image: None,
             timeout_s: 600,
             budget_micro_usd: None,
+            budget_soft_percent: None,
             resources: Resources::default(),
             environment: std::collections::BTreeMap::new(),
         };

@@ -3,20 +3,27 @@
 //! Every key is known; an unknown one is an error. What cannot be read is reported together, and then what does not
 //! fit. Secrets come from files or, for the model's key, a variable; they are never shown.
 
+mod budget;
+pub(crate) mod database;
 pub(crate) mod egress;
+pub(crate) mod mcp;
+mod secrets;
 mod sources;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
-use caisson_domain::budget::PROJECT_BUDGET_MICRO_USD_MAX;
+use caisson_domain::provider::ProviderTool;
 use caisson_domain::workflow::WORKSPACE_MIB;
 use secrecy::SecretString;
 use serde::Deserialize;
 use url::Url;
 
+use crate::logins::without_logins;
 use crate::presets::Clients;
+use budget::Budget;
+
+pub(crate) use secrets::read_secret;
 
 /// Everything `caisson serve` can be told.
 #[derive(Debug, Clone, Deserialize)]
@@ -56,6 +63,8 @@ pub(crate) struct Settings {
     /// File that the signed head of the audit log is kept in. Default: `audit_head` in the state directory; better a place
     /// that whoever can write the database cannot write. `CAISSON_AUDIT_HEAD`.
     pub audit_head: Option<PathBuf>,
+    /// The database.
+    pub database: database::Database,
     /// The HTTP API.
     pub api: Api,
     /// TLS of the API.
@@ -77,38 +86,14 @@ pub(crate) struct Settings {
     pub git: Git,
     /// Where tools in sandboxes may go.
     pub egress: egress::Egress,
+    /// Which MCP servers workflows may name.
+    pub mcp: mcp::Mcp,
     /// Where the package managers' configuration is, for presets.
     #[serde(skip)]
     pub clients: Clients,
     /// The file that they were read from.
     #[serde(skip)]
     pub file: Option<PathBuf>,
-}
-
-/// What the runs of the default project may spend on the model API, together.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Budget {
-    /// In all, in micro-USD, 0 to 10^15. Default: no bound. `CAISSON_BUDGET__PROJECT_MICRO_USD`.
-    pub project_micro_usd: Option<i64>,
-    /// Each day from midnight to midnight UTC, in micro-USD, 0 to 10^15. Default: no bound. `CAISSON_BUDGET__DAY_MICRO_USD`.
-    pub day_micro_usd: Option<i64>,
-}
-
-impl Budget {
-    fn check(&self, faults: &mut Vec<String>) {
-        for (key, value) in [
-            ("budget.project_micro_usd", self.project_micro_usd),
-            ("budget.day_micro_usd", self.day_micro_usd),
-        ] {
-            if value.is_some_and(|value| !(0..=PROJECT_BUDGET_MICRO_USD_MAX).contains(&value)) {
-                faults.push(format!(
-                    "{key} is {}; give 0 to {PROJECT_BUDGET_MICRO_USD_MAX}, in micro-USD",
-                    value.unwrap_or_default()
-                ));
-            }
-        }
-    }
 }
 
 /// The HTTP API.
@@ -208,6 +193,14 @@ pub(crate) struct Model {
     pub outbound_proxy: Option<Url>,
     /// PEM file with further certificate authorities. `CAISSON_MODEL__EXTRA_CA_FILE`.
     pub extra_ca_file: Option<PathBuf>,
+    /// What agents may have the provider do outside. Default: nothing. `CAISSON_MODEL__PROVIDER_TOOLS`.
+    pub provider_tools: Vec<String>,
+}
+
+impl Model {
+    pub(crate) fn provider_tools(&self) -> Vec<ProviderTool> {
+        egress::parsed(&self.provider_tools)
+    }
 }
 
 /// Git hosts.
@@ -304,7 +297,11 @@ impl Settings {
     ) -> anyhow::Result<Self> {
         let settings = Self::read(file, environment, overrides)?;
         let faults = settings.faults();
-        anyhow::ensure!(faults.is_empty(), "the configuration has faults:\n  - {}", faults.join("\n  - "));
+        anyhow::ensure!(
+            faults.is_empty(),
+            "the configuration has faults:\n  - {}",
+            without_logins(&faults.join("\n  - "))
+        );
         Ok(settings)
     }
 
@@ -355,7 +352,9 @@ impl Settings {
     /// The working directory, which relative paths start from, is gone.
     pub(crate) fn own_paths(&self) -> std::io::Result<Vec<PathBuf>> {
         let model = [&self.model.api_key_file, &self.model.auth_token_file];
-        let files = [&self.file, &self.tls.key_file, &self.master_key_file].into_iter().chain(model);
+        let files = [&self.file, &self.tls.key_file, &self.master_key_file, &self.database.url_file]
+            .into_iter()
+            .chain(model);
         let tokens = self.git.credentials.iter().map(|credential| &credential.token_file);
         let outside = self.egress.credentials.iter().map(|credential| &credential.token_file);
         let paths = files.flatten().chain(tokens).chain(outside).chain([&self.state_dir]);
@@ -377,6 +376,7 @@ impl Settings {
             ));
         }
         self.budget.check(&mut faults);
+        self.database.check(&mut faults);
         if !WORKSPACE_MIB.contains(&self.limits.workspace_mib) {
             faults.push(format!(
                 "limits.workspace_mib is {}; give {} to {}",
@@ -395,6 +395,7 @@ impl Settings {
                 "model has more than one of api_key_file, api_key and auth_token_file; keep one".to_owned(),
             );
         }
+        faults.extend(egress::faults_of::<ProviderTool>("model.provider_tools", &self.model.provider_tools));
         if !matches!(self.model.base_url.scheme(), "http" | "https") {
             faults.push(format!("model.base_url \"{}\" is neither http nor https", self.model.base_url));
         }
@@ -403,6 +404,7 @@ impl Settings {
         }
         self.check_api(&mut faults);
         self.egress.check(&mut faults);
+        self.mcp.check(&mut faults);
         faults
     }
 
@@ -439,6 +441,14 @@ fn defaults(
     environment: &Environment,
 ) -> Result<config::ConfigBuilder<config::builder::DefaultState>, config::ConfigError> {
     let empty: Vec<String> = Vec::new();
+    let git = ["git.credentials", "git.forbidden_paths", "git.secret_rules_off"];
+    let egress =
+        ["egress.allow", "egress.presets", "egress.allow_private", "egress.hosts", "egress.credentials"];
+    let others = ["local.read_only", "local.toolchains", "mcp.allow", "mcp.allow_private"];
+    let mut builder = builder;
+    for list in git.into_iter().chain(egress).chain(others) {
+        builder = builder.set_default(list, empty.clone())?;
+    }
     let nothing = || config::Value::new(None, config::ValueKind::Table(config::Map::new()));
     builder
         .set_default("state_dir", environment.default_state_dir())?
@@ -456,41 +466,17 @@ fn defaults(
         .set_default("api.cors_origins", empty.clone())?
         .set_default("tls", nothing())?
         .set_default("budget", nothing())?
+        .set_default("database", nothing())?
         .set_default("limits.workspace_mib", 10_240)?
         .set_default("limits.volumes", true)?
         .set_default("docker", nothing())?
-        .set_default("local.read_only", empty.clone())?
-        .set_default("local.toolchains", empty.clone())?
         .set_default("local.control_groups", true)?
         .set_default("model.base_url", "https://api.anthropic.com")?
-        .set_default("git.credentials", empty.clone())?
-        .set_default("git.forbidden_paths", empty.clone())?
-        .set_default("git.secret_rules_off", empty.clone())?
+        .set_default("model.provider_tools", Vec::<String>::new())?
         .set_default("git.max_file_mib", 100)?
         .set_default("git.any_submodules", false)?
-        .set_default("egress.allow", empty.clone())?
-        .set_default("egress.presets", empty.clone())?
-        .set_default("egress.allow_private", empty.clone())?
-        .set_default("egress.hosts", empty.clone())?
-        .set_default("egress.credentials", empty)?
         .set_default("git.author_name", "Caisson")?
         .set_default("git.author_email", "caisson@localhost")
-}
-
-/// Reads the secret from the file that the setting `key` names: its text without the final line end.
-///
-/// # Errors
-/// The file cannot be read, is empty or has more than one line.
-pub(crate) fn read_secret(key: &str, file: &Path) -> anyhow::Result<SecretString> {
-    let text = std::fs::read_to_string(file)
-        .with_context(|| format!("{key}: the secret file \"{}\" cannot be read", file.display()))?;
-    let text = text.trim_end_matches(['\r', '\n']);
-    anyhow::ensure!(
-        !text.is_empty() && !text.contains('\n'),
-        "{key}: the secret file \"{}\" must hold exactly one line",
-        file.display()
-    );
-    Ok(text.to_owned().into())
 }
 
 #[cfg(test)]

@@ -86,6 +86,18 @@ fn every_fault_is_reported_together() {
 }
 
 #[test]
+fn tools_of_the_provider_are_read_from_both_and_no_others_are_taken() {
+    use caisson_domain::provider::ProviderTool::{UrlSources, WebSearch};
+    assert!(load("", &[]).unwrap().model.provider_tools().is_empty());
+    let file = load("[model]\nprovider_tools = [\"web_search\"]\n", &[]).unwrap();
+    assert_eq!(file.model.provider_tools(), [WebSearch]);
+    let variable = load("", &[("CAISSON_MODEL__PROVIDER_TOOLS", "web_search url_sources")]).unwrap();
+    assert_eq!(variable.model.provider_tools(), [WebSearch, UrlSources]);
+    let message = fault("", &[("CAISSON_MODEL__PROVIDER_TOOLS", "web_serch")]);
+    assert!(message.contains("model.provider_tools") && message.contains("web_fetch"), "{message}");
+}
+
+#[test]
 fn what_cannot_be_read_is_reported_together_and_by_its_place() {
     let toml = "slot = 1\nlisten = \"here\"\n[modle]\na = 1\nb = 2\n";
     let message = fault(toml, &[("CAISSON_SLOTS", "many"), ("CAISSON_GIT__AUTOR", "x")]);
@@ -94,6 +106,26 @@ fn what_cannot_be_read_is_reported_together_and_by_its_place() {
     }
     assert_eq!(message.matches("caisson.toml\": ").count(), 3, "{message}");
     assert!(fault("slots = ", &[("CAISSON_SLOTS", "many")]).contains("CAISSON_SLOTS"), "{message}");
+}
+
+#[test]
+fn no_fault_shows_a_secret_that_stands_in_the_settings() {
+    for (toml, variables) in [
+        ("[model]\napi_key = CANARY\n", &[][..]),
+        ("[model]\napi_key = \"CANARY\"\napi_key = \"CANARY\"\n", &[]),
+        ("[model]\napi_key = \"CANARY\n", &[]),
+        ("[model]\napi_key = [\"CANARY\"]\n", &[]),
+        ("[git]\noutbound_proxy = \"http://u:CANARY@h:99999\"\n", &[]),
+        ("", &[("CAISSON_GIT__OUTBOUND_PROXY", "http://u:CANARY@h:99999")]),
+        ("[model]\nbase_url = \"ftp://u:CANARY@h/?k=CANARY\"\n", &[]),
+        ("[egress]\nallow = [\"https://u:CANARY@h/\", \"u:CANARY@h:443\"]\n", &[]),
+        ("[mcp]\nallow = [\"https://u:CANARY@h/\"]\n", &[]),
+        ("[api]\ncors_origins = [\"https://u:CANARY@h\"]\n", &[]),
+    ] {
+        let message = fault(toml, variables);
+        assert!(!message.contains("CANARY"), "{message}");
+    }
+    assert!(fault("[model]\napi_key = CANARY\n", &[]).contains("line 2, column 11"), "the place is told");
 }
 
 #[test]
@@ -139,6 +171,16 @@ fn budgets_are_none_unless_they_are_set_and_bounded() {
         (settings.budget.project_micro_usd, settings.budget.day_micro_usd),
         (Some(0), Some(5_000_000))
     );
+    assert_eq!(settings.budget.soft_percent, 80);
+    for percent in [1, 100] {
+        assert_eq!(
+            load(&format!("[budget]\nsoft_percent = {percent}\n"), &[]).unwrap().budget.soft_percent,
+            percent
+        );
+    }
+    for percent in [0, 101] {
+        assert!(fault(&format!("[budget]\nsoft_percent = {percent}\n"), &[]).contains("budget.soft_percent"));
+    }
     assert!(load("[budget]\nday_micro_usd = 1000000000000000\n", &[]).is_ok());
     assert!(fault("[budget]\nday_micro_usd = 1000000000000001\n", &[]).contains("budget.day_micro_usd"));
     assert!(fault("[budget]\nproject_micro_usd = -1\n", &[]).contains("budget.project_micro_usd"));

@@ -342,3 +342,55 @@ fn the_doctor_tells_of_what_is_open_wider_than_most_mean_it_to_be() {
     let told = text(&run(&spec, &["doctor"]).stdout);
     assert!(told.lines().any(|line| line.starts_with("FAIL  TLS")), "{told}");
 }
+
+#[test]
+fn projects_are_made_on_the_machine_and_keep_keys_and_credentials_apart() {
+    let directory = tempfile::tempdir().unwrap();
+    let spec = spec(directory.path());
+    let refused = |arguments: &[&str], why: &str| {
+        let output = run(&spec, arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(text(&output.stderr).contains(why), "{}", text(&output.stderr));
+    };
+    assert_eq!(said(&spec, &["project", "create", "team-a"]), "project team-a is made\n");
+    refused(&["project", "create", "team-a"], "there is a project \"team-a\" already");
+    refused(&["project", "create", "Team A"], "is not a project name");
+    refused(&["key", "create", "x", "--project", "team-b"], "`caisson project create` makes one");
+    let secret = directory.path().join("secret");
+    std::fs::write(&secret, "sk-ant-a-secret-of-team-a").unwrap();
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let add = [
+        "credential",
+        "add",
+        "model",
+        "--kind",
+        "model_api_key",
+        "--from",
+        secret.to_str().unwrap(),
+        "--project",
+    ];
+    refused(&[&add[..], &["team-b"]].concat(), "there is no project \"team-b\"");
+    said(&spec, &[&add[..], &["team-a"]].concat());
+    said(&spec, &["key", "create", "boss", "--scope", "admin", "--project", "team-a"]);
+    let listed = said(&spec, &["project", "list", "--json"]);
+    let names: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(
+        names.iter().map(|one| one["id"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["default", "team-a"]
+    );
+    for list in ["key", "credential"] {
+        let (own, other) =
+            (said(&spec, &[list, "list", "--project", "team-a"]), said(&spec, &[list, "list"]));
+        assert_eq!((own.lines().count(), other.lines().count()), (2, 1), "{own}{other}");
+    }
+    let audit: Vec<Value> =
+        said(&spec, &["audit", "export"]).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<_> =
+        audit.iter().map(|one| (one["project"].as_str().unwrap(), one["action"].as_str().unwrap())).collect();
+    assert!(told.contains(&("default", "project.create")), "{told:?}");
+    assert!(
+        told.contains(&("team-a", "key.create")) && told.contains(&("team-a", "credential.add")),
+        "{told:?}"
+    );
+    said(&spec, &["audit", "verify"]);
+}

@@ -12,6 +12,8 @@ use testkit::world::{World, WorldSpec};
 
 testkit::on_every_engine! {
     a_run_is_stopped_inside_its_turn_by_its_budget_and_its_work_is_kept
+    an_agent_that_is_told_to_wrap_up_commits_and_its_run_succeeds_within_its_budget
+    an_agent_that_does_not_wrap_up_is_told_once_over_a_restart_and_ended_with_its_work_kept
     a_days_budget_of_the_project_stops_its_runs
     a_model_api_that_stays_away_fails_the_run_at_once_with_its_own_words
     a_model_api_that_recovers_costs_the_run_nothing_but_time
@@ -78,15 +80,110 @@ async fn a_run_is_stopped_inside_its_turn_by_its_budget_and_its_work_is_kept(eng
     );
     assert_eq!(world.model_calls().len(), 2, "nothing was forwarded after that");
     let cut = &world.model_calls()[1];
-    // What was served in vain after the cut is what sockets hold.
-    let told = usage["output"].as_u64().unwrap();
-    assert!(cut.bytes_served > 4 * (told - 100), "{} bytes served, {told} tokens counted", cut.bytes_served);
+    testkit::words::assert_counted(cut.bytes_served, usage["output"].as_u64().unwrap());
     let id = run["id"].as_str().unwrap();
     let patch = world.api.get(&format!("/v1/runs/{id}/artifacts")).await.unwrap().body;
     let names: Vec<_> = patch["items"].as_array().unwrap().iter().map(|item| item["name"].clone()).collect();
     assert!(names.contains(&json!("uncommitted.patch")), "{names:?}");
     assert!(run["pushed_commit"].is_null());
     world.wait_tidy().await.unwrap();
+}
+
+/// Spends 16 cents, of which 14 in one reply, is then inside a tool for a second, and goes on as it is told or not told.
+fn spends(told: &Value) -> Value {
+    let wait = "python3 -c 'import time; time.sleep(1)'";
+    json!({"prompts": [
+        [
+            {"tool": {"name": "Write", "input": {"file_path": "$CWD/half.txt", "content": "half done\n"}},
+             "usage": {"output_tokens": 1_000}},
+            {"tool": {"name": "Bash", "input": {"command": wait, "description": "Wait"}}, "usage": {"output_tokens": 7_000}},
+            {"text": "Nobody has told me anything."},
+        ],
+        {"when_prompt_contains": "money for this task is running out", "steps": told},
+        {"when_prompt_contains": "commit message", "steps": [{"text": "feat: begin"}]},
+    ]})
+}
+
+/// The events in which the agent's own lines are of that kind.
+fn lines<'e>(events: &'e [Value], kind: &str) -> Vec<&'e Value> {
+    let lines = events.iter().filter(|event| event["kind"] == "agent.line").map(|event| &event["data"]);
+    lines.filter(|line| line["type"] == kind).collect()
+}
+
+/// How often the agent was told, by the server's events and by what the agent itself echoed.
+fn told(events: &[Value]) -> (Vec<&Value>, usize) {
+    let soft = events.iter().filter(|event| event["kind"] == "run.budget_soft").map(|event| &event["data"]);
+    let echoes = lines(events, "user").into_iter().filter(|line| line["isReplay"] == true);
+    (soft.collect(), echoes.filter(|line| line.to_string().contains("is running out")).count())
+}
+
+async fn an_agent_that_is_told_to_wrap_up_commits_and_its_run_succeeds_within_its_budget(engine: Engine) {
+    let Some(parts) = parts() else { return };
+    let commit = "git add -A && git commit -q -m 'feat: keep the half that is done'";
+    let scenario = spends(&json!([
+        {"tool": {"name": "Bash", "input": {"command": commit, "description": "Commit"}}},
+        {"text": "Half of it is done."},
+    ]));
+    let world = world(&parts, engine, &scenario, &[("BUDGET__SOFT_PERCENT", "40")]).await;
+    let mut body = world.run_body();
+    body["budget_micro_usd"] = json!(400_000);
+    let (run, _) = ended(&world, &body).await;
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
+    assert_eq!((&run["result"], &run["budget_soft_percent"]), (&json!("Half of it is done."), &json!(40)));
+    let commit = run["pushed_commit"].as_str().unwrap();
+    let branch = run["branch"].as_str().unwrap();
+    let git = testkit::repository::run_git(&world.bare, &["log", "-1", "--format=%H %s", branch]).unwrap();
+    assert_eq!(git.trim(), format!("{commit} feat: keep the half that is done"));
+    let events = world.api.events(run["id"].as_str().unwrap()).await.unwrap();
+    let (soft, echoes) = told(&events);
+    assert_eq!((soft.len(), echoes), (1, 1), "{soft:?}");
+    assert_eq!(
+        (&soft[0]["scope"], &soft[0]["percent"], &soft[0]["budget_micro_usd"]),
+        (&json!("run"), &json!(40), &json!(400_000))
+    );
+    let used = ["spent_micro_usd", "under_way_micro_usd"].map(|name| soft[0][name].as_i64().unwrap());
+    assert!((160_000..170_000).contains(&used.iter().sum::<i64>()), "{soft:?}");
+    assert_eq!(lines(&events, "result").len(), 1, "it was told within its turn");
+    // The third request of the turn has the message, and is answered by its words.
+    let places: Vec<_> = world.model_calls().iter().map(|call| call.script.clone().unwrap()).collect();
+    let places: Vec<_> = places.iter().map(|place| (place.prompt, place.step)).collect();
+    assert_eq!(places, [(1, 0), (1, 1), (2, 0), (2, 1)]);
+    let usage = &run["usage"];
+    assert_eq!(usage["estimated_calls"], 0);
+    let cost = usage["cost_micro_usd"].as_i64().unwrap();
+    assert!(cost > 160_000 && cost < 170_000, "{cost}");
+}
+
+async fn an_agent_that_does_not_wrap_up_is_told_once_over_a_restart_and_ended_with_its_work_kept(
+    engine: Engine,
+) {
+    let Some(parts) = parts() else { return };
+    let wait = "python3 -c 'import time; time.sleep(3)'";
+    let scenario = spends(&json!([
+        {"tool": {"name": "Bash", "input": {"command": wait, "description": "Wait"}}},
+        {"text": "word ", "text_repeat": 11_200, "chunk_delay_ms": 1, "usage": {"output_tokens": 14_000}},
+    ]));
+    let mut world = world(&parts, engine, &scenario, &[]).await;
+    let mut body = world.run_body();
+    let budget = 300_000;
+    (body["budget_micro_usd"], body["budget_soft_percent"]) = (json!(budget), json!(50));
+    let id = world.api.submit(&body).await.unwrap();
+    let third =
+        |event: &Value| event["kind"] == "agent.line" && event["data"].to_string().contains("time.sleep(3)");
+    world.api.wait_event(&id, END, third).await.unwrap();
+    // It is told by now, and is told no second time by the server's next process.
+    world.server.kill().unwrap();
+    world.server = world.spec.start().await.unwrap();
+    let run = world.api.wait_end(&id, END).await.unwrap();
+    assert_eq!(run["failure"]["kind"], "budget", "{run:#}\n{}", world.server.log());
+    let events = world.api.events(&id).await.unwrap();
+    let (soft, echoes) = told(&events);
+    assert_eq!((soft.len(), echoes), (1, 1), "{soft:?}");
+    let cost = run["usage"]["cost_micro_usd"].as_i64().unwrap();
+    assert!(cost > 200_000 && cost < budget + 4_000 * OUTPUT_MICRO_USD, "{cost} of {budget}");
+    let kept = world.api.get(&format!("/v1/runs/{id}/artifacts")).await.unwrap().body.to_string();
+    assert!(kept.contains("uncommitted.patch"), "{kept}");
+    assert!(run["pushed_commit"].is_null());
 }
 
 async fn a_days_budget_of_the_project_stops_its_runs(engine: Engine) {

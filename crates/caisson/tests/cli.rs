@@ -106,6 +106,28 @@ fn a_server_that_is_not_caisson_is_told() {
 }
 
 #[test]
+fn commands_on_what_is_not_there_make_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let spec = bare_spec(directory.path());
+    let key = "key_00000000000000000000000000000001";
+    for arguments in [
+        &["key", "list"][..],
+        &["key", "revoke", key],
+        &["credential", "list"],
+        &["credential", "remove", "x"],
+    ] {
+        let output = run(&spec, arguments, &[]);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {error}");
+        assert!(
+            error.contains("there is no database in") && error.contains("--state-dir"),
+            "{arguments:?}: {error}"
+        );
+    }
+    assert!(!directory.path().join("state/caisson.db").exists());
+}
+
+#[test]
 fn keys_are_made_listed_and_revoked() {
     let directory = tempfile::tempdir().unwrap();
     let spec = bare_spec(directory.path());

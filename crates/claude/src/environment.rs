@@ -8,7 +8,8 @@ use std::fmt;
 
 use crate::event::cut;
 use crate::limits::{
-    EXTRA_NAME_BYTES_MAX, EXTRA_NAMES_MAX, EXTRA_VALUE_BYTES_MAX, MODEL_RETRIES, STREAM_IDLE_MS,
+    EXTRA_NAME_BYTES_MAX, EXTRA_NAMES_MAX, EXTRA_VALUE_BYTES_MAX, MCP_STARTUP_WAIT_MS, MODEL_RETRIES,
+    STREAM_IDLE_MS,
 };
 
 /// What differs from sandbox to sandbox.
@@ -114,6 +115,7 @@ fn fixed(spec: &EnvironmentSpec<'_>) -> Vec<(String, String)> {
         ("DISABLE_ERROR_REPORTING", "1".to_owned()),
         ("CLAUDE_CODE_MAX_RETRIES", MODEL_RETRIES.to_string()),
         ("CLAUDE_BYTE_STREAM_IDLE_TIMEOUT_MS", STREAM_IDLE_MS.to_string()),
+        ("CLAUDE_CODE_MCP_STARTUP_WAIT_MS", MCP_STARTUP_WAIT_MS.to_string()),
         // One prompt, one turn, one result: without it a command left behind keeps the CLI waiting.
         ("CLAUDE_CODE_DISABLE_BACKGROUND_TASKS", "1".to_owned()),
     ];

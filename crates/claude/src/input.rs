@@ -60,6 +60,12 @@ pub fn interrupt(request_id: &str) -> String {
     request(request_id, "interrupt")
 }
 
+/// Asks how the MCP servers are, before the first prompt as well; [`crate::server_statuses`] reads the answer.
+#[must_use]
+pub fn mcp_status(request_id: &str) -> String {
+    request(request_id, "mcp_status")
+}
+
 /// Interrupts the running turn, if any, and ends the process.
 #[must_use]
 pub fn end_session(request_id: &str) -> String {
@@ -133,6 +139,7 @@ mod tests {
         let lines = [
             user_prompt(&uuid(), "two\nlines\r\u{85}\u{2028}\u{2029}").unwrap(),
             initialize(id),
+            mcp_status(id),
             interrupt(id),
             end_session(id),
             answer_success(id, &json!({ "behavior": "allow", "updatedInput": { "a": "\n" } })),

@@ -10,10 +10,13 @@ mod argv;
 mod conversation;
 mod environment;
 mod event;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod input;
 mod json;
 pub mod limits;
 mod line;
+mod servers;
 mod settings;
 mod uuid;
 mod verdict;
@@ -27,9 +30,10 @@ pub use event::{
 };
 pub use input::{
     InputError, answer_error, answer_success, answer_unsupported, end_session, initialize, interrupt,
-    user_prompt,
+    mcp_status, user_prompt,
 };
 pub use line::{Line, parse};
+pub use servers::{ServerState, ServerStatus, server_statuses};
 pub use settings::{closed_to_tools, settings_of_no_repository};
 pub use uuid::{Uuid, UuidError};
 pub use verdict::{Ending, Exit, Reason, Verdict, conclude, judge};

@@ -20,6 +20,9 @@ pub const EXTRA_VALUE_BYTES_MAX: usize = 8 * 1024;
 pub const MODEL_RETRIES: u32 = 4;
 /// How long a model reply may be silent before the CLI gives it up, in milliseconds. The CLI knows no less than 20 s.
 pub const STREAM_IDLE_MS: u32 = 120_000;
+/// How long the CLI's first turn may wait for MCP servers that are not connected yet, in milliseconds; those go on connecting
+/// beside it. Its own default is 30 s where servers are given by `--mcp-config`.
+pub const MCP_STARTUP_WAIT_MS: u32 = 3_000;
 /// Most bytes of a prompt.
 pub const PROMPT_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Most bytes of the preview of a tool's output or of an injected message.

@@ -8,6 +8,10 @@ use crate::run::text_enum;
 pub const RUN_BUDGET_MICRO_USD: std::ops::RangeInclusive<u32> = 1..=4_000_000_000;
 /// Largest budget of a project, in micro-USD: a billion USD, far from overflowing a sum.
 pub const PROJECT_BUDGET_MICRO_USD_MAX: i64 = 1_000_000_000_000_000;
+/// Soft shares of a budget, in percent; the last one means that nobody is told.
+pub const SOFT_PERCENT: std::ops::RangeInclusive<u32> = 1..=100;
+/// The soft share of a run that nobody chose one for.
+pub const SOFT_PERCENT_DEFAULT: u32 = 80;
 /// A day, in milliseconds.
 pub const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
@@ -37,6 +41,8 @@ pub struct ProjectBudgets {
 pub struct OverBudget {
     /// Whose budget.
     pub scope: BudgetScope,
+    /// Whether the settings hold it, so that nobody can change it over the API.
+    pub is_setting: bool,
     /// How much it is, in micro-USD.
     pub budget_micro_usd: i64,
     /// What is spent of it, in micro-USD.
@@ -58,12 +64,24 @@ impl OverBudget {
 impl std::fmt::Display for OverBudget {
     /// One sentence with the remedy.
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (whose, remedy) = match self.scope {
-            BudgetScope::Run => ("the run's budget", "give the run a larger budget_micro_usd"),
-            BudgetScope::Project => ("the project's budget", "raise budget.project_micro_usd"),
-            BudgetScope::Day => {
-                ("the project's budget of this day", "raise budget.day_micro_usd, or wait until midnight UTC")
+        let (whose, remedy) = match (self.scope, self.is_setting) {
+            (BudgetScope::Run, _) => ("the run's budget", "give the run a larger budget_micro_usd"),
+            (BudgetScope::Project, false) => {
+                ("the project's budget", "raise it with `caisson budget set --total`")
             }
+            (BudgetScope::Project, true) => (
+                "the project's budget",
+                "raise the setting budget.project_micro_usd (CAISSON_BUDGET__PROJECT_MICRO_USD) and restart the server",
+            ),
+            (BudgetScope::Day, false) => (
+                "the project's budget of this day",
+                "raise it with `caisson budget set --day`, or wait until midnight UTC",
+            ),
+            (BudgetScope::Day, true) => (
+                "the project's budget of this day",
+                "raise the setting budget.day_micro_usd (CAISSON_BUDGET__DAY_MICRO_USD) and restart the server, or wait until \
+                 midnight UTC",
+            ),
         };
         let usd = |micro: i64| Usd(micro);
         write!(
@@ -73,6 +91,58 @@ impl std::fmt::Display for OverBudget {
             usd(self.spent_micro_usd),
             usd(self.reserved_micro_usd),
             usd(self.needed_micro_usd)
+        )
+    }
+}
+
+/// A budget of which a run has used its soft share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SoftBudget {
+    /// Whose budget.
+    pub scope: BudgetScope,
+    /// The share, in percent.
+    pub percent: u32,
+    /// How much the budget is, in micro-USD.
+    pub budget_micro_usd: i64,
+    /// What was spent of it before the run's first call, in micro-USD; the share is one of the rest.
+    pub before_micro_usd: i64,
+    /// What is spent of it, in micro-USD.
+    pub spent_micro_usd: i64,
+    /// What the replies under way have come to, in micro-USD.
+    pub under_way_micro_usd: i64,
+}
+
+impl SoftBudget {
+    /// What is left of the budget, in micro-USD; below zero if it was overspent.
+    #[must_use]
+    pub const fn left_micro_usd(&self) -> i64 {
+        let used = self.spent_micro_usd.saturating_add(self.under_way_micro_usd);
+        self.budget_micro_usd.saturating_sub(used)
+    }
+
+    /// Whether the share is used: of what there was when the run began, so that a run which begins near the end of a
+    /// project's budget still has its share of the rest. Of a budget that was used up before, no share is left to use.
+    #[must_use]
+    pub const fn is_reached(&self) -> bool {
+        let whole = self.budget_micro_usd.saturating_sub(self.before_micro_usd);
+        let used = whole.saturating_sub(self.left_micro_usd());
+        whole > 0 && used.saturating_mul(100) >= whole.saturating_mul(self.percent as i64)
+    }
+
+    /// What the agent is told.
+    #[must_use]
+    pub fn wrap_up(&self) -> String {
+        let whose = match self.scope {
+            BudgetScope::Run => "this task's budget",
+            BudgetScope::Project => "the project's budget",
+            BudgetScope::Day => "the project's budget of this day",
+        };
+        format!(
+            "The money for this task is running out: {} of {whose} are left, and at its end you will be cut off in the middle of a \
+             sentence. Wrap up now. Begin nothing new; bring what you are doing to a state that works, or take it back. If you work \
+             in a git repository, commit what is worth keeping. Then end your turn with a short summary of what is done and what is \
+             not.",
+            Usd(self.left_micro_usd())
         )
     }
 }
@@ -104,9 +174,37 @@ mod tests {
     }
 
     #[test]
+    fn a_soft_share_is_reached_to_the_micro_usd_and_is_one_of_what_the_run_found() {
+        let soft = SoftBudget {
+            scope: BudgetScope::Run,
+            percent: 80,
+            budget_micro_usd: 1_000,
+            before_micro_usd: 0,
+            spent_micro_usd: 700,
+            under_way_micro_usd: 100,
+        };
+        assert!(soft.is_reached());
+        assert!(!SoftBudget { under_way_micro_usd: 99, ..soft }.is_reached());
+        // It found 200, of which 160 are its share.
+        let late = SoftBudget { scope: BudgetScope::Day, before_micro_usd: 800, ..soft };
+        assert!(!late.is_reached());
+        assert!(!SoftBudget { spent_micro_usd: 859, ..late }.is_reached());
+        assert!(SoftBudget { spent_micro_usd: 860, ..late }.is_reached());
+        assert!(!SoftBudget { before_micro_usd: 1_000, spent_micro_usd: 1_000, ..soft }.is_reached());
+        let most = SoftBudget { budget_micro_usd: PROJECT_BUDGET_MICRO_USD_MAX, percent: 99, ..soft };
+        assert!(!most.is_reached() && SoftBudget { spent_micro_usd: i64::MAX, ..most }.is_reached());
+        let text = soft.wrap_up();
+        assert!(
+            text.contains("0.000200 USD of this task's budget are left") && text.contains("commit"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn a_budget_that_is_only_held_by_others_may_have_room_later() {
         let over = OverBudget {
             scope: BudgetScope::Run,
+            is_setting: false,
             budget_micro_usd: 1_500_000,
             spent_micro_usd: 500_000,
             reserved_micro_usd: 900_000,
@@ -120,5 +218,29 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("budget_micro_usd"), "{text}");
+    }
+
+    #[test]
+    fn where_a_budget_can_be_raised_is_told() {
+        let told = |scope, is_setting| {
+            let amount = 1;
+            OverBudget {
+                scope,
+                is_setting,
+                budget_micro_usd: amount,
+                spent_micro_usd: amount,
+                reserved_micro_usd: 0,
+                needed_micro_usd: amount,
+            }
+            .to_string()
+        };
+        for (scope, flag, setting) in [
+            (BudgetScope::Project, "set --total", "CAISSON_BUDGET__PROJECT_MICRO_USD"),
+            (BudgetScope::Day, "set --day", "CAISSON_BUDGET__DAY_MICRO_USD"),
+        ] {
+            let (api, settings) = (told(scope, false), told(scope, true));
+            assert!(api.contains(flag) && !api.contains(setting), "{api}");
+            assert!(settings.contains(setting) && !settings.contains(flag), "{settings}");
+        }
     }
 }

@@ -11,6 +11,8 @@ pub enum Check {
     Grant,
     /// Whether a push is for the run's own branch.
     OwnBranch,
+    /// Whether a request for git is for the run's own repository.
+    OwnRepository,
     /// Whether a push removes its branch.
     NoDelete,
     /// Whether a push has one command.
@@ -19,6 +21,8 @@ pub enum Check {
     Fsck,
     /// How large and deep what a push holds may be.
     PushBounds,
+    /// What git may take of the machine while it looks at a push.
+    PushMemory,
     /// Secrets in a push.
     Secrets,
     /// Submodules from elsewhere in a push.
@@ -35,8 +39,18 @@ pub enum Check {
     EgressRules,
     /// The addresses that names may lead to.
     EgressAddresses,
+    /// Whether a connection goes to the addresses that were checked, and not to what the name leads to by then.
+    EgressPinned,
+    /// Whether a request to the outside is taken apart and put together again.
+    EgressFraming,
     /// Whether `Host` names what the request line names.
     EgressHost,
+    /// The hosts that workflows' MCP servers may be on.
+    McpHosts,
+    /// Whether a path names an MCP server and nothing below it.
+    McpPath,
+    /// Whether an MCP server is one of the run's own workflow.
+    McpServers,
     /// Whether the journal goes on where it is acknowledged.
     JournalOffset,
     /// Whether the journal's entries are of the run that runs in the sandbox.
@@ -47,17 +61,31 @@ pub enum Check {
     ArtifactName,
     /// Whether a reported push was carried.
     ReportedPush,
+    /// What a terminal would obey in what is printed of a run.
+    PrintedText,
+    /// Whether a browser is told that an answer of the API is data.
+    AnswersAreData,
+    /// Whether what a run has cost is counted at the door, and not told by its agent.
+    CountedUsage,
+    /// How much a run's record keeps.
+    RecordBounds,
+    /// Links to elsewhere, where the server measures what lies in a workspace.
+    Links,
+    /// Whether what a sandbox tells is kept out of the audit log.
+    AuditSource,
 }
 
 impl Check {
     /// Every check.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 33] = [
         Self::Grant,
         Self::OwnBranch,
+        Self::OwnRepository,
         Self::NoDelete,
         Self::OneRef,
         Self::Fsck,
         Self::PushBounds,
+        Self::PushMemory,
         Self::Secrets,
         Self::Submodules,
         Self::FileSize,
@@ -66,12 +94,23 @@ impl Check {
         Self::Heads,
         Self::EgressRules,
         Self::EgressAddresses,
+        Self::EgressPinned,
+        Self::EgressFraming,
         Self::EgressHost,
+        Self::McpHosts,
+        Self::McpPath,
+        Self::McpServers,
         Self::JournalOffset,
         Self::JournalRun,
         Self::ArtifactRun,
         Self::ArtifactName,
         Self::ReportedPush,
+        Self::PrintedText,
+        Self::AnswersAreData,
+        Self::CountedUsage,
+        Self::RecordBounds,
+        Self::Links,
+        Self::AuditSource,
     ];
 
     /// Its name, in small letters with underscores.
@@ -80,10 +119,12 @@ impl Check {
         match self {
             Self::Grant => "grant",
             Self::OwnBranch => "own_branch",
+            Self::OwnRepository => "own_repository",
             Self::NoDelete => "no_delete",
             Self::OneRef => "one_ref",
             Self::Fsck => "fsck",
             Self::PushBounds => "push_bounds",
+            Self::PushMemory => "push_memory",
             Self::Secrets => "secrets",
             Self::Submodules => "submodules",
             Self::FileSize => "file_size",
@@ -92,12 +133,23 @@ impl Check {
             Self::Heads => "heads",
             Self::EgressRules => "egress_rules",
             Self::EgressAddresses => "egress_addresses",
+            Self::EgressPinned => "egress_pinned",
+            Self::EgressFraming => "egress_framing",
             Self::EgressHost => "egress_host",
+            Self::McpHosts => "mcp_hosts",
+            Self::McpPath => "mcp_path",
+            Self::McpServers => "mcp_servers",
             Self::JournalOffset => "journal_offset",
             Self::JournalRun => "journal_run",
             Self::ArtifactRun => "artifact_run",
             Self::ArtifactName => "artifact_name",
             Self::ReportedPush => "reported_push",
+            Self::PrintedText => "printed_text",
+            Self::AnswersAreData => "answers_are_data",
+            Self::CountedUsage => "counted_usage",
+            Self::RecordBounds => "record_bounds",
+            Self::Links => "links",
+            Self::AuditSource => "audit_source",
         }
     }
 

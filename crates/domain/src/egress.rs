@@ -322,9 +322,6 @@ impl FromStr for Rule {
 
     fn from_str(text: &str) -> Result<Self, EgressTextError> {
         let fault = |reason| EgressTextError::new(text, reason);
-        if text.contains('@') {
-            return Err(fault("has a user name; a rule has none"));
-        }
         let (authority, default, scope) = if let Some(rest) = text.strip_prefix("http://") {
             let (rest, methods) = rest.split_once('#').map_or((rest, ""), |(rest, methods)| (rest, methods));
             let (authority, path) = rest.find('/').map_or((rest, "/"), |slash| rest.split_at(slash));
@@ -340,6 +337,9 @@ impl FromStr for Rule {
         } else {
             (text, TUNNEL_PORT, Scope::Tunnel)
         };
+        if authority.contains('@') {
+            return Err(fault("has a user name; a rule has none"));
+        }
         let (host, ports) = split_port(authority);
         let mut ports: Vec<u16> = match ports {
             None => vec![default],

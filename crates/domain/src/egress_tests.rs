@@ -181,6 +181,7 @@ fn the_smallest_rule_for_a_wish_allows_it_and_can_be_written_down() {
         tunnel("[::1]:443"),
         http("h.example:8080", "GET", "/a/b"),
         http("h.example", "GET", "/@scope%2fname"),
+        http("h.example", "GET", "/@scope/name"),
         http("h.example", "GET", "/a#b"),
     ] {
         let smallest = Rule::exactly(&wanted);

@@ -20,6 +20,9 @@ text_enum! {
         RunPhase = "run.phase",
         /// T: somebody asked for the run's end, or its time limit passed. Data: reason.
         RunStopRequested = "run.stop_requested",
+        /// T: the run has used its soft share of a budget, and its agent is told once to wrap up. Data: scope, percent,
+        /// budget, spent, under way, and what was spent before the run.
+        RunBudgetSoft = "run.budget_soft",
         /// T: the run ended. Data: status, failure, result, pushed commit, usage.
         RunFinished = "run.finished",
         /// T: the sandbox runs. Data: sandbox, image.
@@ -50,6 +53,12 @@ text_enum! {
         /// T: what tools moved since the event before. Data: items of host, port, via, methods, path, connections, sent
         /// and received bytes.
         EgressUsed = "egress.used",
+        /// T: the gateway refused a request to an MCP server of the workflow. Data: server, host, port, reason, rule that would
+        /// allow it, message.
+        McpDenied = "mcp.denied",
+        /// T: what the run moved to and from its MCP servers. Data: items of server, host, port, requests, sent and received
+        /// bytes.
+        McpUsed = "mcp.used",
         /// T: an upstream behind the gateway failed. Data: which, kind, status.
         GatewayUpstreamFailed = "gateway.upstream_failed",
         /// T: a model call was settled. Data: model, tokens, cost, status, estimated.

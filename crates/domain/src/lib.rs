@@ -9,14 +9,18 @@ pub mod credential;
 pub mod egress;
 mod environment_name;
 pub mod event;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod git;
 pub mod globs;
 pub mod grant;
 pub mod id;
 pub mod image;
 pub mod limits;
+pub mod mcp;
 pub mod principal;
 pub mod protocol;
+pub mod provider;
 pub mod redact;
 pub mod run;
 pub mod server;

@@ -15,6 +15,8 @@ pub const PAGE_ITEMS_DEFAULT: u32 = 50;
 /// Largest page of events.
 pub const EVENT_PAGE_ITEMS: u32 = 1000;
 
+/// Projects of a server, the default one among them; the next one is refused.
+pub const PROJECTS: i64 = 200;
 /// Valid API keys of a project; the next one is refused.
 pub const API_KEYS: i64 = 1_000;
 /// Longest name of an API key, in characters.

@@ -53,7 +53,7 @@ pub mod environment {
     pub const AGENT_GRANT: &str = "CAISSON_AGENT_GRANT";
 }
 
-/// Paths of the door. `/model/…` and `/git/…` take the agent grant, all others the control grant; a grant is sent as
+/// Paths of the door. `/model/…`, `/git/…` and `/mcp/…` take the agent grant, all others the control grant; a grant is sent as
 /// `Authorization: Bearer …`. What tools ask of hosts outside comes as `CONNECT` and in absolute form, with the agent grant as
 /// `Proxy-Authorization: Bearer …`, whatever its path.
 pub mod paths {
@@ -74,6 +74,8 @@ pub mod paths {
     pub const GIT: &str = "/git";
     /// Name of the run's repository below [`GIT`], and of its remote in the checkout.
     pub const GIT_REMOTE: &str = "origin";
+    /// The workflow's MCP servers over HTTP: `/mcp/<name>`, and nothing below.
+    pub const MCP: &str = "/mcp";
 }
 
 /// The next piece of work of a sandbox.
@@ -133,8 +135,14 @@ pub struct AgentWork {
     pub max_turns: Option<u32>,
     /// The workflow's prompt, added to the agent's own system prompt.
     pub system_prompt: Option<String>,
-    /// MCP servers of the workflow, in the agent's format.
+    /// MCP servers of the workflow that run inside the sandbox, in the agent's format.
     pub mcp_servers: serde_json::Map<String, serde_json::Value>,
+    /// Names of the workflow's MCP servers behind [`paths::MCP`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mcp_http: Vec<String>,
+    /// Names of those of both that must connect before the agent gets its prompt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mcp_required: Vec<String>,
     /// Extra environment; never secrets.
     pub environment: BTreeMap<String, String>,
 }
@@ -317,6 +325,11 @@ pub enum InputBody {
     Stop {
         /// Why.
         reason: StopReason,
+    },
+    /// Give the agent this text within its turn. The shim of an older server's sandbox skips it.
+    Steer {
+        /// What to tell it, bounded like a prompt.
+        text: String,
     },
 }
 

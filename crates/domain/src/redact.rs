@@ -4,15 +4,20 @@
 //! begins in a longer text, percent-encoded, in hexadecimal digits, escaped as in JSON. Whatever else somebody may do to
 //! hide one is not found. Pure, and the same however a text is cut into pieces.
 
+mod forms;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use aho_corasick::AhoCorasick;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
+
+pub(crate) use self::forms::forms;
+use self::forms::pieces;
 
 /// What stands in a secret's place.
 pub const MARKER: &str = "[redacted]";
@@ -108,20 +113,20 @@ impl Redactor {
     /// As [`Redactor::text`], for the beginning of a longer text: a secret that is cut off at its end goes too.
     #[must_use]
     pub fn cut_text<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        let begun = self.begun(text.as_bytes());
-        if begun < SECRET_BYTES_MIN {
+        let begun = self.begun(text.as_bytes(), 0);
+        if text.len() - begun < SECRET_BYTES_MIN {
             return self.text(text);
         }
-        let whole = text.get(..text.len() - begun).unwrap_or_default();
+        let whole = text.get(..begun).unwrap_or_default();
         Cow::Owned(self.text(whole).into_owned() + MARKER)
     }
 
-    /// A JSON text without secrets, in its strings also where they are written with `\u`; none if there is none in it.
+    /// A JSON text without secrets, in its strings also where they are written with `\u` or `\/`; none if there is none in it.
     /// Everything else in it stays as it is, unless what was found is not a part of one string.
     #[must_use]
     pub fn json(&self, text: &str) -> Option<String> {
         self.finder.as_ref()?;
-        let escaped = text.contains("\\u");
+        let escaped = text.contains("\\u") || text.contains("\\/");
         let kept = self.text(text);
         if !escaped {
             match &kept {
@@ -177,33 +182,45 @@ impl Redactor {
 
     /// Where secrets stand, in order; those that overlap are one.
     fn find(&self, bytes: &[u8]) -> Vec<Range<usize>> {
-        let Some(finder) = &self.finder else { return Vec::new() };
-        let mut found: Vec<Range<usize>> = Vec::new();
+        let mut found = Vec::new();
+        self.find_on(bytes, 0..0, &mut found);
+        found
+    }
+
+    /// Adds to those found in the bytes until `known.end` those that end behind it; none of these begins before `known.start`.
+    fn find_on(&self, bytes: &[u8], known: Range<usize>, found: &mut Vec<Range<usize>>) {
+        let Some(finder) = &self.finder else { return };
+        let unknown = &bytes[known.start..];
         // In the order of their ends, so a later one may begin before several earlier ones.
-        for next in finder.find_overlapping_iter(bytes) {
-            let mut range = next.range();
+        for next in finder.find_overlapping_iter(unknown) {
+            let mut range = known.start + next.start()..known.start + next.end();
+            if range.end <= known.end {
+                continue;
+            }
             while let Some(last) = found.pop_if(|last| last.end > range.start) {
                 range.start = range.start.min(last.start);
             }
             found.push(range);
         }
-        found
     }
 
-    /// How many bytes at the end may be the beginning of a secret.
-    fn begun(&self, bytes: &[u8]) -> usize {
+    /// Where the longest end of the bytes begins that may be the beginning of a secret; none does before `from`.
+    fn begun(&self, bytes: &[u8], from: usize) -> usize {
         let most = self.longest.saturating_sub(1).min(bytes.len());
-        let begins = |length: &usize| {
-            let tail = &bytes[bytes.len() - length..];
+        let begins = |start: &usize| {
+            let tail = &bytes[*start..];
             let at = self.forms.partition_point(|form| form.as_slice() < tail);
             self.forms.get(at).is_some_and(|form| form.len() > tail.len() && form.starts_with(tail))
                 || self.forms.get(at + 1).is_some_and(|form| form.starts_with(tail))
         };
-        (1..=most).rev().find(begins).unwrap_or(0)
+        (from.max(bytes.len() - most)..bytes.len()).find(begins).unwrap_or(bytes.len())
     }
 }
 
 /// Takes secrets out of a text that comes in pieces, wherever it is cut.
+///
+/// A piece costs what it has, however much is looked for: of what came before, only what may be the beginning of a secret is
+/// looked at again.
 #[derive(Debug)]
 pub struct Stream {
     redactor: Arc<Redactor>,
@@ -211,6 +228,12 @@ pub struct Stream {
     window: Vec<u8>,
     /// Bytes of the window that were decided.
     decided: usize,
+    /// Bytes of the window that were looked at.
+    looked: usize,
+    /// Where in these the longest end begins that may be the beginning of a secret.
+    begun: usize,
+    /// Where in these secrets stand, as far as they reach beyond what is decided.
+    secrets: Vec<Range<usize>>,
     /// Whether the last decided byte was a secret's.
     inside: bool,
     hold_bytes: usize,
@@ -228,7 +251,28 @@ impl Stream {
     /// not wait for a next piece that may never come.
     #[must_use]
     pub fn holding(redactor: Arc<Redactor>, hold_bytes: usize) -> Self {
-        Self { redactor, window: Vec::new(), decided: 0, inside: false, hold_bytes, found: 0 }
+        let (window, secrets) = (Vec::new(), Vec::new());
+        Self {
+            redactor,
+            window,
+            decided: 0,
+            looked: 0,
+            begun: 0,
+            secrets,
+            inside: false,
+            hold_bytes,
+            found: 0,
+        }
+    }
+
+    /// Goes on with what is live now: a stream may be open for longer than a secret is.
+    pub fn follow(&mut self, redactor: &Arc<Redactor>) {
+        // Without any secret nothing would give out what waits.
+        if redactor.finder.is_some() && !Arc::ptr_eq(redactor, &self.redactor) {
+            self.redactor = Arc::clone(redactor);
+            (self.looked, self.begun) = (0, 0);
+            self.secrets.clear();
+        }
     }
 
     /// How many secrets were found so far.
@@ -244,7 +288,8 @@ impl Stream {
             return piece.to_vec();
         }
         self.window.extend_from_slice(piece);
-        let begun = self.redactor.begun(&self.window);
+        self.look();
+        let begun = self.window.len() - self.begun;
         let waits = if begun < self.hold_bytes { 0 } else { begun };
         // What has passed already stays so.
         self.decide((self.window.len() - waits).max(self.decided))
@@ -253,13 +298,21 @@ impl Stream {
     /// Returns what waited.
     #[must_use]
     pub fn finish(&mut self) -> Vec<u8> {
+        self.look();
         self.decide(self.window.len())
+    }
+
+    /// Looks at what is new. A secret that ends in it began in it, or in what might be the beginning of one.
+    fn look(&mut self) {
+        self.redactor.find_on(&self.window, self.begun..self.looked, &mut self.secrets);
+        self.begun = self.redactor.begun(&self.window, self.begun);
+        self.looked = self.window.len();
     }
 
     fn decide(&mut self, until: usize) -> Vec<u8> {
         let mut out = Vec::with_capacity(until.saturating_sub(self.decided));
         let mut at = self.decided;
-        for range in self.redactor.find(&self.window) {
+        for range in &self.secrets {
             let (start, end) = (range.start.max(at), range.end.min(until));
             if end <= at || start >= until {
                 continue;
@@ -281,6 +334,12 @@ impl Stream {
         let past = until.saturating_sub(self.redactor.longest.saturating_sub(1));
         self.window.drain(..past);
         self.decided = until - past;
+        self.looked -= past;
+        self.begun = self.begun.saturating_sub(past);
+        self.secrets.retain(|range| range.end > until);
+        for range in &mut self.secrets {
+            *range = range.start.saturating_sub(past)..range.end - past;
+        }
         out
     }
 }
@@ -365,112 +424,6 @@ impl LiveSecrets {
     pub fn redactor(&self) -> Arc<Redactor> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner).redactor)
     }
-}
-
-/// A secret in pieces; none is short, however it ends.
-fn pieces(secret: &str) -> Vec<&str> {
-    let mut pieces = Vec::new();
-    let mut rest = secret;
-    while rest.len() >= PIECE_BYTES + SECRET_BYTES_MIN {
-        let (piece, behind) = rest.split_at(rest.floor_char_boundary(PIECE_BYTES));
-        pieces.push(piece);
-        rest = behind;
-    }
-    pieces.push(rest);
-    pieces
-}
-
-/// Everything that is looked for because of one secret.
-fn forms(secret: &str) -> Vec<Vec<u8>> {
-    let escaped = json_escaped(secret);
-    let mut forms = vec![
-        secret.to_owned(),
-        json_escaped(&escaped),
-        escaped,
-        ascii_escaped(secret),
-        hex::encode(secret),
-        hex::encode_upper(secret),
-    ];
-    // RFC 3986, HTML forms, and what browsers and Node call encodeURIComponent.
-    for kept in [b"-._~".as_slice(), b"-._*", b"-._~!'()*"] {
-        let percent = percent_encoded(secret, kept);
-        for percent in [lowercase_percent(&percent), percent] {
-            forms.push(percent.replace("%20", "+"));
-            forms.push(percent);
-        }
-    }
-    for alphabet in [STANDARD, URL_SAFE] {
-        forms.extend((0..3).map(|before| base64_core(secret.as_bytes(), before, alphabet)));
-    }
-    forms.into_iter().map(String::into_bytes).filter(|form| !form.is_empty()).collect()
-}
-
-/// As in a JSON string, without the quotes.
-fn json_escaped(text: &str) -> String {
-    let quoted = Value::from(text).to_string();
-    quoted[1..quoted.len() - 1].to_owned()
-}
-
-/// As Python and others write a JSON string: nothing but ASCII.
-fn ascii_escaped(text: &str) -> String {
-    let mut escaped = String::new();
-    for character in json_escaped(text).chars() {
-        if character.is_ascii() {
-            escaped.push(character);
-            continue;
-        }
-        for unit in character.encode_utf16(&mut [0; 2]) {
-            write!(escaped, "\\u{unit:04x}").expect("writing to a string never fails");
-        }
-    }
-    escaped
-}
-
-fn percent_encoded(text: &str, kept: &[u8]) -> String {
-    let mut encoded = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || kept.contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            write!(encoded, "%{byte:02X}").expect("writing to a string never fails");
-        }
-    }
-    encoded
-}
-
-/// The same with small letters in the digits of its escapes alone.
-fn lowercase_percent(encoded: &str) -> String {
-    let mut parts = encoded.split('%');
-    let mut lower = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let (digits, rest) = part.split_at(2.min(part.len()));
-        lower.push('%');
-        lower.push_str(&digits.to_ascii_lowercase());
-        lower.push_str(rest);
-    }
-    lower
-}
-
-const STANDARD: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-const URL_SAFE: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-
-/// The part of the base64 of a text, with `before` bytes before the secret in its first group of three, that the secret
-/// alone decides. The digits at its ends, which its neighbours decide as well, are left out.
-fn base64_core(secret: &[u8], before: usize, alphabet: &[u8; 64]) -> String {
-    let bit = |at: usize| {
-        let byte = secret[at / 8];
-        (byte >> (7 - at % 8)) & 1
-    };
-    // Digits begin at every sixth bit of the whole; the first whole one of the secret is this far into it.
-    let first = (6 - before * 8 % 6) % 6;
-    let bits = secret.len() * 8;
-    let digits = (bits - first) / 6;
-    let digit = |number: usize| {
-        let at = first + number * 6;
-        let value = (at..at + 6).fold(0, |value: u8, at| value << 1 | bit(at));
-        char::from(alphabet[usize::from(value)])
-    };
-    (0..digits).map(digit).collect()
 }
 
 #[cfg(test)]

@@ -276,6 +276,10 @@ pub struct RunSpec {
     pub timeout_s: u32,
     /// What the run may spend on the model API, in micro-USD; none means no bound of its own.
     pub budget_micro_usd: Option<u32>,
+    /// Share of each budget, in percent, at which the agent is told to wrap up; 100 tells it nothing. None is that of a run
+    /// which was made before there was one, and means 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_soft_percent: Option<u32>,
     /// What the sandbox may use.
     pub resources: Resources,
     /// Extra environment of the agent; never secrets.

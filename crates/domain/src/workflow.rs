@@ -5,13 +5,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::budget::RUN_BUDGET_MICRO_USD;
+use crate::budget::{RUN_BUDGET_MICRO_USD, SOFT_PERCENT};
 use crate::egress;
 pub use crate::environment_name::check_environment_name;
 use crate::globs::Globs;
 use crate::id::{NameError, check_name};
 use crate::image::check_image_name;
 use crate::limits;
+use crate::mcp;
 use crate::run::{Resources, cut, text_enum};
 use crate::tools;
 use crate::trust::{TrustBlock, TrustFront};
@@ -76,7 +77,7 @@ pub struct Workflow {
     pub permission_mode: PermissionMode,
     /// Most turns.
     pub max_turns: Option<u32>,
-    /// MCP servers that run inside the sandbox, in the agent's format.
+    /// MCP servers as written; [`mcp::Server::read`] reads one.
     pub mcp_servers: serde_json::Map<String, serde_json::Value>,
     /// What Caisson itself reads.
     pub caisson: CaissonBlock,
@@ -94,6 +95,9 @@ pub struct CaissonBlock {
     /// What a run may spend on the model API, in micro-USD; none means no bound of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget_micro_usd: Option<u32>,
+    /// Share of each budget, in percent, at which the agent is told to wrap up; none means the server's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget_soft_percent: Option<u32>,
     /// What the sandbox may use.
     pub resources: ResourcesBlock,
     /// Names that a run's `environment` may set; never secrets.
@@ -116,6 +120,7 @@ impl Default for CaissonBlock {
             image: None,
             timeout_s: limits::RUN_TIMEOUT_S_DEFAULT,
             budget_micro_usd: None,
+            budget_soft_percent: None,
             resources: ResourcesBlock::default(),
             environment: Vec::new(),
             publish: Publish::Branch,
@@ -226,6 +231,7 @@ struct CaissonFront {
     image: Option<String>,
     timeout_s: Option<u32>,
     budget_micro_usd: Option<u32>,
+    budget_soft_percent: Option<u32>,
     resources: ResourcesFront,
     environment: Vec<String>,
     publish: Option<Publish>,
@@ -252,6 +258,7 @@ impl From<CaissonFront> for CaissonBlock {
             image,
             timeout_s,
             budget_micro_usd,
+            budget_soft_percent,
             resources,
             environment,
             publish,
@@ -266,6 +273,7 @@ impl From<CaissonFront> for CaissonBlock {
             image,
             timeout_s: timeout_s.unwrap_or(default.timeout_s),
             budget_micro_usd,
+            budget_soft_percent,
             resources: ResourcesBlock { memory_mib, pids, cpu_millis, tmp_mib, workspace_mib },
             environment,
             publish: publish.unwrap_or(default.publish),
@@ -339,6 +347,9 @@ impl Workflow {
         in_range("caisson.resources.tmp_mib", resources.tmp_mib, &TMP_MIB)?;
         if let Some(budget) = self.caisson.budget_micro_usd {
             in_range("caisson.budget_micro_usd", budget, &RUN_BUDGET_MICRO_USD)?;
+        }
+        if let Some(percent) = self.caisson.budget_soft_percent {
+            in_range("caisson.budget_soft_percent", percent, &SOFT_PERCENT)?;
         }
         if let Some(mib) = resources.workspace_mib {
             in_range("caisson.resources.workspace_mib", mib, &WORKSPACE_MIB)?;
@@ -425,17 +436,7 @@ impl Workflow {
             let reason = format!("it is longer than {} bytes as JSON", limits::MCP_BYTES);
             return Err(WorkflowError::Value { field: "mcpServers", reason });
         }
-        for (name, server) in &self.mcp_servers {
-            if server.get("command").is_none_or(|command| !command.is_string()) {
-                return Err(WorkflowError::Value {
-                    field: "mcpServers",
-                    reason: format!(
-                        "\"{name}\" has no command; this version starts MCP servers inside the sandbox only"
-                    ),
-                });
-            }
-        }
-        Ok(())
+        mcp::check(&self.mcp_servers).map_err(|reason| WorkflowError::Value { field: "mcpServers", reason })
     }
 }
 

@@ -56,6 +56,13 @@ fn values_are_checked_at_their_bounds() {
     assert!(Workflow::parse(&file(&budget(most))).is_ok());
     assert!(fault(&budget(0)).contains("budget_micro_usd"));
     assert!(fault(&budget(most + 1)).contains("budget_micro_usd"));
+    let soft = |value: u32| format!("caisson: {{budget_soft_percent: {value}}}\n");
+    for value in [1, 100] {
+        assert_eq!(Workflow::parse(&file(&soft(value))).unwrap().caisson.budget_soft_percent, Some(value));
+    }
+    for value in [0, 101] {
+        assert!(fault(&soft(value)).contains("budget_soft_percent"), "{value}");
+    }
     for (key, range) in [
         ("memory_mib", MEMORY_MIB),
         ("pids", PIDS),
@@ -114,9 +121,14 @@ fn reserved_environment_names_are_refused() {
 }
 
 #[test]
-fn an_mcp_server_without_a_command_is_refused() {
-    assert!(fault("mcpServers: {x: {type: http, url: \"http://a\"}}\n").contains("inside the sandbox"));
-    assert!(Workflow::parse(&file("mcpServers: {x: {command: serve}}\n")).is_ok());
+fn mcp_servers_are_programs_and_urls() {
+    assert!(fault("mcpServers: {x: {args: [a]}}\n").contains("\"x\": it has no command"));
+    assert!(fault("mcpServers: {x: {type: sse, url: \"http://a\"}}\n").contains("type: http"));
+    assert!(Workflow::parse(&file("mcpServers: {x: {command: serve, required: true}}\n")).is_ok());
+    let http =
+        Workflow::parse(&file("mcpServers: {x: {type: http, url: \"https://a.example/mcp\"}}\n")).unwrap();
+    let read = mcp::Server::read(&http.mcp_servers["x"]).unwrap();
+    assert!(matches!(read.reach, mcp::Reach::Http(url) if url.as_str() == "https://a.example/mcp"));
 }
 
 #[test]

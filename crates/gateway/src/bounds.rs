@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::mcp::McpBounds;
+
 /// Connections of one sandbox that are served at once; further ones wait in the socket's backlog.
 pub(crate) const CONNECTIONS: usize = 64;
 /// Request line and headers of one request, in bytes.
@@ -88,6 +90,9 @@ pub(crate) const OUTPUT_ESTIMATE_TOKENS: i64 = 1000;
 /// has written as many. More than most replies have: of calls at once against the end of a budget, few that end are better
 /// than many that are all cut.
 pub(crate) const OUTPUT_SLICE_TOKENS: i64 = 4000;
+/// Output tokens that are reserved for a reply that cannot be cut and whose request does not plainly say how long it may
+/// get: as many as any model writes into one reply. Source: the Messages API's table of models (`max output`), 2026.
+pub(crate) const OUTPUT_UNSTATED_TOKENS: i64 = 128_000;
 /// Output tokens that a streamed call is content with at the end of a budget, when no other call holds any of it.
 pub(crate) const OUTPUT_LAST_TOKENS: i64 = 1000;
 /// Output tokens that a reply under way is content with at the very end.
@@ -200,6 +205,9 @@ pub(crate) const TOKEN_CALL: Duration = Duration::from_secs(30);
 pub(crate) const TOKEN_REPLY_BYTES: usize = 64 * 1024;
 /// How long after a failed call for a token there is no other with the same credential.
 pub(crate) const TOKEN_PAUSE: Duration = Duration::from_secs(5);
+/// How long a refreshed access token is not refreshed again when the model API refuses it: another one would fare no better,
+/// and an agent that goes on asking would have the endpoint asked as often.
+pub(crate) const RENEWAL_PAUSE: Duration = Duration::from_mins(1);
 /// Credentials whose tokens are looked after at once.
 pub(crate) const FLIGHTS: usize = 1000;
 /// Clients for model credentials that have a proxy or certificates of their own.
@@ -229,6 +237,8 @@ pub(crate) struct PushBounds {
     pub(crate) paths: u64,
     /// Findings that are compared with what the branch had before.
     pub(crate) candidates: usize,
+    /// Files of before that are read to see whether a secret was there; what lies beyond counts as new.
+    pub(crate) old_files: usize,
     /// What is fetched of the repository to compare with, in bytes.
     pub(crate) base_bytes: u64,
     /// Processor time of one of git's processes, in seconds.
@@ -251,6 +261,7 @@ impl Default for PushBounds {
             path_depth: 128,
             paths: 5_000_000,
             candidates: 1_000,
+            old_files: 2_000,
             base_bytes: 256 * 1024 * 1024,
             cpu_s: 60,
             memory_bytes: 1024 * 1024 * 1024,
@@ -311,6 +322,8 @@ pub(crate) struct Bounds {
     pub(crate) exchange: Duration,
     /// [`LOCAL_GIT`].
     pub(crate) local_git: usize,
+    /// [`INSPECTIONS`].
+    pub(crate) inspections: usize,
     /// [`GIT_ALLOC_BYTES`].
     pub(crate) git_alloc_bytes: u64,
     /// [`PUSH_BYTES`].
@@ -337,6 +350,8 @@ pub(crate) struct Bounds {
     pub(crate) slow_reader: Duration,
     /// Of the content of pushes.
     pub(crate) push: PushBounds,
+    /// Of the way to MCP servers.
+    pub(crate) mcp: McpBounds,
 }
 
 impl Default for Bounds {
@@ -366,6 +381,7 @@ impl Default for Bounds {
             run_artifact_bytes: caisson_domain::limits::RUN_ARTIFACT_BYTES,
             exchange: EXCHANGE,
             local_git: LOCAL_GIT,
+            inspections: INSPECTIONS,
             git_alloc_bytes: GIT_ALLOC_BYTES,
             push_bytes: PUSH_BYTES,
             fetch_request_bytes: FETCH_REQUEST_BYTES,
@@ -379,6 +395,7 @@ impl Default for Bounds {
             egress_told_first: EGRESS_TOLD_FIRST,
             slow_reader: SLOW_READER,
             push: PushBounds::default(),
+            mcp: McpBounds::default(),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use caisson_domain::git::AllowList;
 use caisson_domain::id::ServerId;
+use caisson_domain::provider::ProviderTool;
 use caisson_domain::redact::LiveSecrets;
 use caisson_domain::usage::PriceTable;
 use caisson_store::StoreError;
@@ -14,6 +15,7 @@ use url::Url;
 
 use crate::bounds;
 use crate::egress::EgressUpstreams;
+use crate::mcp::McpUpstreams;
 
 /// Everything the gateway must know at start. It has no `Debug`, since an outbound proxy's URL may hold a
 /// password.
@@ -37,6 +39,8 @@ pub struct GatewayConfig {
     pub git: GitUpstreams,
     /// Where tools may go.
     pub egress: EgressUpstreams,
+    /// Which MCP servers workflows may name.
+    pub mcp: McpUpstreams,
     /// Who signs the commits made in a sandbox.
     pub identity: GitIdentity,
     /// What must never be stored. Whoever changes a credential changes them too.
@@ -55,6 +59,8 @@ pub struct ModelUpstream {
     pub outbound_proxy: Option<Url>,
     /// Further certificate authorities, PEM.
     pub extra_ca_pem: Option<Vec<u8>>,
+    /// What agents may have the provider do outside; calls that ask for more are refused.
+    pub provider_tools: Vec<ProviderTool>,
 }
 
 /// How the model API knows us.
@@ -237,8 +243,18 @@ pub(crate) fn client(
     proxy: Option<&Url>,
     extra_ca_pem: Option<&[u8]>,
 ) -> Result<reqwest::Client, GatewayError> {
+    build_client(which, reqwest::Client::builder(), proxy, extra_ca_pem)
+}
+
+/// The same, with a resolver of its own.
+pub(crate) fn build_client(
+    which: &'static str,
+    builder: reqwest::ClientBuilder,
+    proxy: Option<&Url>,
+    extra_ca_pem: Option<&[u8]>,
+) -> Result<reqwest::Client, GatewayError> {
     let build = || {
-        let mut builder = reqwest::Client::builder()
+        let mut builder = builder
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)

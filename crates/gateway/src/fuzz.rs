@@ -2,7 +2,8 @@
 //! input. The first byte says in pieces of which size the rest comes, where nothing may depend on that.
 
 pub use crate::control::fuzz::journal;
-pub use crate::git::fuzz::{packets, push_report};
+pub use crate::egress::fuzz::request_head;
+pub use crate::git::fuzz::{packets, push_contents, push_report};
 pub use crate::model::fuzz::{model_reply, model_request};
 
 /// The size of pieces, and what comes in them.
@@ -19,12 +20,14 @@ mod tests {
     #[test]
     fn every_target_takes_its_seeds() {
         type Target = fn(&[u8]);
-        let targets: [(&str, Target); 5] = [
+        let targets: [(&str, Target); 7] = [
             ("packets", packets),
+            ("push_contents", push_contents),
             ("push_report", push_report),
             ("model_reply", model_reply),
             ("model_request", model_request),
             ("journal", journal),
+            ("request_head", request_head),
         ];
         for (name, target) in targets {
             let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/");

@@ -2,7 +2,7 @@
 //!
 //! Each sandbox has a unix socket of its own, so identity is which socket; two grants are the second hurdle.
 //! Behind the control grant lie the shim's paths (work, journal, inputs, deltas, artifacts), behind the agent
-//! grant the model API, the run's repository and the hosts that tools may reach. Every real credential is added here and nowhere else, usage
+//! grant the model API, the run's repository, the MCP servers of its workflow and the hosts that tools may reach. Every real credential is added here and nowhere else, usage
 //! is counted here from the model API's own replies, and pushes are recorded here from the git traffic
 //! itself.
 //!
@@ -15,17 +15,20 @@ mod control;
 mod credentials;
 mod doors;
 mod egress;
+mod first;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod git;
 mod grants;
 mod hold;
+mod mcp;
 mod model;
 mod problem;
 mod serve;
 mod shared;
 #[cfg(test)]
 mod tests;
+mod way;
 mod work;
 
 use std::sync::Arc;
@@ -42,6 +45,8 @@ pub use crate::config::{
 use crate::doors::Doors;
 pub use crate::egress::{EgressCredential, EgressUpstreams};
 use crate::egress::{EgressSide, Resolve};
+use crate::mcp::McpSide;
+pub use crate::mcp::McpUpstreams;
 use crate::shared::Shared;
 
 /// A gateway that has started. Its work goes on in tasks of the tracker it was given.
@@ -57,10 +62,15 @@ impl Gateway {
         model: &ModelUpstream,
         git: &GitUpstreams,
         egress: &EgressUpstreams,
+        mcp: &McpUpstreams,
     ) -> Result<(), GatewayError> {
         model::ModelSide::new(model, 0)?;
-        git::GitSide::new(git.clone(), git::Beside { model, quarantine_dir: None, processes: 0 })?;
+        git::GitSide::new(
+            git.clone(),
+            git::Beside { model, quarantine_dir: None, processes: 0, inspections: 0 },
+        )?;
         EgressSide::new(egress, egress::system())?;
+        McpSide::new(mcp, egress::system(), &Bounds::default())?;
         Ok(())
     }
 
@@ -98,9 +108,11 @@ impl Gateway {
             model: &config.model,
             quarantine_dir: Some(config.quarantine_dir),
             processes: bounds.local_git,
+            inspections: bounds.inspections,
         };
         let git = git::GitSide::new(config.git, beside)?;
-        let egress = EgressSide::new(&config.egress, resolve)?;
+        let egress = EgressSide::new(&config.egress, Arc::clone(&resolve))?;
+        let mcp = McpSide::new(&config.mcp, resolve, &bounds)?;
         control::prepare_artifacts(&config.artifacts_dir).await.map_err(GatewayError::Artifacts)?;
         let orphans = store.settle_orphaned_calls(&config.server).await?;
         if orphans > 0 {
@@ -114,6 +126,7 @@ impl Gateway {
             prices: config.prices,
             git,
             egress,
+            mcp,
             credentials: credentials::CredentialSide::default(),
             pushes: Arc::default(),
             identity: config.identity,

@@ -19,7 +19,7 @@ use crate::body::Body;
 use crate::bounds::{HEADER_BYTES, HEADERS};
 use crate::problem::Unanswered;
 use crate::shared::Door;
-use crate::{control, egress, git, model};
+use crate::{control, egress, git, mcp, model};
 
 /// Wait after a failed accept (out of file descriptors, mostly), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -54,6 +54,15 @@ pub(crate) async fn accept(door: Arc<Door>, listener: UnixListener) {
     }
 }
 
+/// What reads the requests of a connection, each head within `header_read` and the bounds of its size.
+pub(crate) fn reader(header_read: Duration) -> http1::Builder {
+    let mut reader = http1::Builder::new();
+    reader.timer(TokioTimer::new()).header_read_timeout(header_read);
+    let head_bytes = if stands(Check::Heads) { HEADER_BYTES } else { usize::MAX / 2 };
+    reader.max_header_size(head_bytes).max_headers(HEADERS);
+    reader
+}
+
 /// Serves one connection, over whatever carries its bytes. When the door closes, requests under way have the
 /// grace to end.
 pub(crate) async fn connection<I>(door: Arc<Door>, io: I)
@@ -61,6 +70,8 @@ where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let bounds = &door.shared.bounds;
+    #[cfg(feature = "checks-off")]
+    let Some(io) = egress::unframed(&door, io).await else { return };
     let service = {
         let door = Arc::clone(&door);
         service_fn(move |request| {
@@ -68,14 +79,7 @@ where
             async move { answer(&door, request).await }
         })
     };
-    let head_bytes = if stands(Check::Heads) { HEADER_BYTES } else { usize::MAX / 2 };
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(bounds.header_read)
-        .max_header_size(head_bytes)
-        .max_headers(HEADERS)
-        .serve_connection(TokioIo::new(io), service)
-        .with_upgrades();
+    let connection = reader(bounds.header_read).serve_connection(TokioIo::new(io), service).with_upgrades();
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -100,6 +104,8 @@ async fn answer(door: &Arc<Door>, request: Request<Incoming>) -> Result<Response
         model::answer(door, request, rest).await
     } else if let Some(rest) = below(&path, paths::GIT) {
         git::answer(door, request, rest).await
+    } else if let Some(rest) = below(&path, paths::MCP) {
+        Ok(mcp::answer(door, request, rest).await)
     } else {
         let answered = control::answer(door, request).await;
         Ok(answered.unwrap_or_else(|refusal| refusal.without(&door.shared.secrets).into_response()))

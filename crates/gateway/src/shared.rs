@@ -22,6 +22,7 @@ use crate::credentials::CredentialSide;
 use crate::egress::{EgressSide, RunEgress};
 use crate::git::{GitSide, Pushes};
 use crate::hold::hold;
+use crate::mcp::{McpSide, RunMcp};
 use crate::model::ModelSide;
 use crate::problem::Refusal;
 
@@ -34,6 +35,7 @@ pub(crate) struct Shared {
     pub(crate) prices: PriceTable,
     pub(crate) git: GitSide,
     pub(crate) egress: EgressSide,
+    pub(crate) mcp: McpSide,
     pub(crate) credentials: CredentialSide,
     pub(crate) pushes: Arc<Pushes>,
     pub(crate) identity: GitIdentity,
@@ -104,6 +106,8 @@ pub(crate) struct Door {
     pub(crate) deltas: Mutex<DeltaWindow>,
     /// The way outside of the run that used it last.
     pub(crate) egress: Mutex<Option<Arc<RunEgress>>>,
+    /// The way to MCP servers of the run that used it last.
+    pub(crate) mcp: Mutex<Option<Arc<RunMcp>>>,
     /// Their text, for secrets that lie over the border of two.
     pub(crate) live_text: LiveText,
     /// Events told of a run so far.
@@ -126,6 +130,7 @@ impl Door {
             uploads: Arc::new(Semaphore::new(ARTIFACT_UPLOADS)),
             deltas: Mutex::new(DeltaWindow::default()),
             egress: Mutex::new(None),
+            mcp: Mutex::new(None),
             live_text: LiveText::default(),
             told: Mutex::new(None),
         }

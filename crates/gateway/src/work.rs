@@ -1,9 +1,12 @@
 //! What the shim is told about a run: pure.
 
 use caisson_domain::id::Epoch;
+use caisson_domain::mcp;
 use caisson_domain::protocol::{AgentWork, GitWork, RunWork};
 use caisson_domain::run::Run;
 use caisson_domain::trust::Trust;
+use caisson_domain::workflow::Workflow;
+use serde_json::Value;
 
 use crate::bounds::SUBJECT_CHARS;
 use crate::config::GitIdentity;
@@ -39,6 +42,7 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
         }),
     };
     let timeout_ms = time_left_ms(&run, now_ms);
+    let servers = Servers::of(&run.spec.workflow);
     let spec = run.spec;
     let workflow = spec.workflow;
     let agent = AgentWork {
@@ -50,7 +54,9 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
         disallowed_tools: workflow.disallowed_tools,
         max_turns: spec.max_turns,
         system_prompt: Some(workflow.prompt).filter(|prompt| !prompt.trim().is_empty()),
-        mcp_servers: workflow.mcp_servers,
+        mcp_servers: servers.programs,
+        mcp_http: servers.http,
+        mcp_required: servers.required,
         environment: spec.environment,
     };
     let trust = workflow.caisson.trust;
@@ -66,6 +72,41 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
         forbidden_paths: workflow.caisson.forbidden_paths,
         timeout_ms,
     })
+}
+
+/// The workflow's MCP servers, as the shim starts the agent with them.
+#[derive(Debug, Default)]
+struct Servers {
+    programs: serde_json::Map<String, serde_json::Value>,
+    http: Vec<String>,
+    required: Vec<String>,
+}
+
+impl Servers {
+    /// One that cannot be read, which another version may have written, is left out; if it may be a required one, the shim
+    /// fails the run by it.
+    fn of(workflow: &Workflow) -> Self {
+        let mut servers = Self::default();
+        for (name, written) in &workflow.mcp_servers {
+            let read = mcp::Server::read(written);
+            let is_required = match &read {
+                Ok(server) => server.required,
+                Err(_) => !matches!(written.get("required"), None | Some(Value::Bool(false))),
+            };
+            if is_required {
+                servers.required.push(name.clone());
+            }
+            match read.map(|server| server.reach) {
+                Ok(mcp::Reach::Program(program)) => {
+                    servers.programs.insert(name.clone(), program.into());
+                }
+                // Where it is the gateway alone has to know.
+                Ok(mcp::Reach::Http(_)) => servers.http.push(name.clone()),
+                Err(_) => {}
+            }
+        }
+        servers
+    }
 }
 
 /// What is left of the run's time limit; a clock that jumped back does not lengthen it.
@@ -156,6 +197,39 @@ mod tests {
         assert_eq!((git.author_name.as_str(), git.commit_type.as_str()), ("Agent", "chore"));
         let none = run_work(delivery(a_run(run_spec(None))), &identity(), 0).unwrap();
         assert!(none.git.is_none());
+    }
+
+    #[test]
+    fn where_an_http_server_is_the_sandbox_does_not_learn() {
+        let mut run = a_run(run_spec(None));
+        let servers = serde_json::json!({
+            "here": {"command": "serve", "required": true},
+            "there": {"type": "http", "url": "https://mcp.example.com/secret-place", "required": true},
+            "also": {"type": "http", "url": "https://mcp.example.com/"},
+        });
+        run.spec.workflow.mcp_servers = servers.as_object().unwrap().clone();
+        let agent = run_work(delivery(run), &identity(), 0).unwrap().agent;
+        assert_eq!(
+            serde_json::Value::from(agent.mcp_servers),
+            serde_json::json!({"here": {"command": "serve"}})
+        );
+        assert_eq!(agent.mcp_http, ["also", "there"]);
+        assert_eq!(agent.mcp_required, ["here", "there"]);
+    }
+
+    #[test]
+    fn a_required_server_that_cannot_be_read_does_not_become_optional() {
+        let mut run = a_run(run_spec(None));
+        let servers = serde_json::json!({
+            "later": {"type": "websocket", "url": "wss://mcp.example.com/", "required": true},
+            "odd": {"command": "serve", "required": "always"},
+            "optional": {"type": "websocket", "required": false},
+            "unsaid": {"type": "websocket"},
+        });
+        run.spec.workflow.mcp_servers = servers.as_object().unwrap().clone();
+        let agent = run_work(delivery(run), &identity(), 0).unwrap().agent;
+        assert!(agent.mcp_servers.is_empty() && agent.mcp_http.is_empty());
+        assert_eq!(agent.mcp_required, ["later", "odd"]);
     }
 
     #[test]

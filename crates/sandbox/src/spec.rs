@@ -163,6 +163,9 @@ pub enum SpecError {
         /// The server that uses the engine.
         own: ServerId,
     },
+    /// More than one of these.
+    #[error("{}", told(.0))]
+    Several(Vec<SpecError>),
 }
 
 /// What is wrong with a path that is to be seen in a sandbox.
@@ -201,6 +204,27 @@ pub enum MountFault {
     /// What is read-only at one place could be written at another.
     #[error("is writable and is or contains the source of mount {0}")]
     Overlaps(&'static str),
+}
+
+impl SpecError {
+    /// All of them as one.
+    ///
+    /// # Errors
+    /// The only one, or [`SpecError::Several`].
+    pub(crate) fn all(mut faults: Vec<Self>) -> Result<(), Self> {
+        match faults.pop() {
+            None => Ok(()),
+            Some(only) if faults.is_empty() => Err(only),
+            Some(last) => {
+                faults.push(last);
+                Err(Self::Several(faults))
+            }
+        }
+    }
+}
+
+fn told(faults: &[SpecError]) -> String {
+    faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 impl SandboxSpec {

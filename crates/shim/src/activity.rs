@@ -1,8 +1,10 @@
 //! Signs of life that do not come from the agent's output: bytes of model replies, and requests that are held while
 //! the gateway is away. The watchdogs count them.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
+use caisson_domain::mcp::SERVERS;
 use caisson_domain::protocol::DoorProblem;
 use tokio::time::Instant;
 
@@ -21,6 +23,8 @@ pub(crate) struct Activity {
 struct State {
     model: Option<Instant>,
     git_problem: Option<DoorProblem>,
+    /// By the server's name, [`SERVERS`] at most.
+    mcp_problems: BTreeMap<String, DoorProblem>,
 }
 
 impl Activity {
@@ -52,6 +56,25 @@ impl Activity {
     /// Takes the last refusal of a git request.
     pub(crate) fn take_git_problem(&self) -> Option<DoorProblem> {
         self.with(|state| state.git_problem.take())
+    }
+
+    /// Notes why the gateway refused a request to an MCP server; the last reason stays until the server is reached.
+    pub(crate) fn mcp_refused(&self, server: &str, problem: DoorProblem) {
+        self.with(|state| {
+            if state.mcp_problems.len() < SERVERS || state.mcp_problems.contains_key(server) {
+                state.mcp_problems.insert(server.to_owned(), problem);
+            }
+        });
+    }
+
+    /// Notes that an MCP server answered.
+    pub(crate) fn mcp_reached(&self, server: &str) {
+        self.with(|state| state.mcp_problems.remove(server));
+    }
+
+    /// Takes the last refusal of a request to an MCP server.
+    pub(crate) fn take_mcp_problem(&self, server: &str) -> Option<DoorProblem> {
+        self.with(|state| state.mcp_problems.remove(server))
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {

@@ -32,6 +32,7 @@ use crate::lines::{Lines, RawLine};
 use crate::process::{Tail, command};
 use crate::reaper::{Child, Exit};
 use crate::recorder::Recorder;
+use crate::servers::{self, Questions};
 use crate::shim::Shim;
 use crate::steering::{self, Acting};
 use crate::watch::Patience;
@@ -60,12 +61,13 @@ pub(crate) struct Agent {
     pub(crate) heard: mpsc::Receiver<Heard>,
     /// Whether its output has ended.
     pub(crate) closed: bool,
-    /// The prompt whose turn has begun and is not told to be done.
-    undone: Option<String>,
+    /// Prompts whose turn has begun and is not told to be done.
+    undone: Vec<String>,
     pub(crate) conversation: Conversation,
     pub(crate) recorder: Recorder,
     pub(crate) patience: Patience,
     moved: Arc<Mutex<Instant>>,
+    pub(crate) questions: Questions,
     activity: Arc<Activity>,
     run: RunId,
     attempt: i64,
@@ -87,7 +89,7 @@ impl Agent {
         acting: &Acting,
     ) -> Result<Self, Failure> {
         let mut program = command(&shim.places.agent, &shim.places.workspace);
-        program.args(launch(work, acting)?.argv().map_err(|error| bad_workflow(&error))?);
+        program.args(launch(shim, work, acting)?.argv().map_err(|error| bad_workflow(&error))?);
         program.envs(variables(shim, &work.agent)?);
         let mut child = shim.reaper.spawn(&mut program).map_err(|error| {
             Failure::new(FailureKind::Internal, "the agent's program cannot be started in the sandbox")
@@ -97,12 +99,14 @@ impl Agent {
         let (hear, heard) = mpsc::channel(HEARD);
         let moved = Arc::new(Mutex::new(Instant::now()));
         let deltas = Deltas::new(work.run.clone());
+        let questions = Questions::default();
         let stderr = Tail::default();
         let spawn = |task| AbortOnDropHandle::new(shim.tracker.spawn(task));
         let listener = Listener {
             recorder: recorder.clone(),
             deltas: Arc::clone(&deltas),
             moved: Arc::clone(&moved),
+            questions: questions.clone(),
             hear,
         };
         let stdout = child.stdout.take();
@@ -118,11 +122,12 @@ impl Agent {
             input: Some(input),
             heard,
             closed: false,
-            undone: None,
+            undone: Vec::new(),
             conversation: Conversation::new(&[]),
             recorder: recorder.clone(),
             patience: shim.patience,
             moved,
+            questions,
             activity: Arc::clone(&shim.activity),
             run: work.run.clone(),
             attempt: work.attempt,
@@ -179,9 +184,9 @@ impl Agent {
     pub(crate) fn note(&mut self, line: &Line) {
         let Line::CommandLifecycle(lifecycle) = line else { return };
         match lifecycle.state {
-            CommandState::Started => self.undone = Some(lifecycle.command_uuid.clone()),
+            CommandState::Started => self.undone.push(lifecycle.command_uuid.clone()),
             CommandState::Completed | CommandState::Cancelled => {
-                self.undone.take_if(|prompt| *prompt == lifecycle.command_uuid);
+                self.undone.retain(|prompt| *prompt != lifecycle.command_uuid);
             }
             CommandState::Queued | CommandState::Other(_) => {}
         }
@@ -192,7 +197,7 @@ impl Agent {
     pub(crate) async fn quiet(&mut self) {
         let patience = self.patience.quiet;
         let last_line = async {
-            while self.undone.is_some() && !self.closed {
+            while !self.undone.is_empty() && !self.closed {
                 match self.heard.recv().await {
                     Some(Heard::Line(line)) => {
                         self.note(&line);
@@ -206,7 +211,7 @@ impl Agent {
             }
         };
         if tokio::time::timeout(patience, last_line).await.is_err() {
-            self.undone = None;
+            self.undone.clear();
         }
     }
 
@@ -267,6 +272,7 @@ struct Listener {
     recorder: Recorder,
     deltas: Arc<Deltas>,
     moved: Arc<Mutex<Instant>>,
+    questions: Questions,
     hear: mpsc::Sender<Heard>,
 }
 
@@ -284,7 +290,8 @@ impl Listener {
             if is_main_answer(&line) {
                 self.deltas.clear();
             }
-            let written = self.recorder.write(record(raw, &line)).await;
+            let is_answer = self.questions.are_answered_by(&line);
+            let written = if is_answer { Ok(0) } else { self.recorder.write(record(raw, &line)).await };
             let heard = match written {
                 Ok(_) => Heard::Line(Box::new(line)),
                 Err(error) => Heard::Unwritten(error),
@@ -328,7 +335,7 @@ fn record(raw: RawLine, line: &Line) -> JournalBody {
     JournalBody::Text { text: text.to_owned(), cut_bytes }
 }
 
-fn launch(run: &RunWork, acting: &Acting) -> Result<Launch, Failure> {
+fn launch(shim: &Shim, run: &RunWork, acting: &Acting) -> Result<Launch, Failure> {
     let work = &run.agent;
     let conversation = Uuid::parse(&work.conversation).map_err(|error| bad_workflow(&error))?;
     let session =
@@ -352,8 +359,10 @@ fn launch(run: &RunWork, acting: &Acting) -> Result<Launch, Failure> {
         launch.settings =
             Some(acting.settings.clone().unwrap_or_else(|| settings_of_no_repository(STEERING)));
     }
-    let mut servers = acting.mcp_servers.clone();
-    servers.extend(work.mcp_servers.clone());
+    if work.permission_mode != PermissionMode::Plan {
+        launch.allowed_tools = servers::allowed(work);
+    }
+    let servers = servers::configured(&acting.mcp_servers, work, &shim.loopback);
     if !servers.is_empty() {
         launch.mcp_config = Some(json!({ "mcpServers": servers }).to_string());
     }

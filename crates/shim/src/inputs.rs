@@ -16,12 +16,20 @@ use tokio::time::Instant;
 use crate::backoff::Backoff;
 use crate::diagnostics::{Complaint, say};
 use crate::door::{Caller, Door};
+use crate::messages::Messenger;
 use crate::stop::Stopper;
 
 /// How much longer than the gateway's own wait an answer may take, in milliseconds.
 pub(crate) const POLL_SLACK_MS: u64 = 10_000;
 /// An answer without news that comes sooner than this, in milliseconds, was not waited for.
 pub(crate) const POLL_LEAST_MS: u64 = 1000;
+
+/// Who in the run hears of its messages.
+#[derive(Debug)]
+pub(crate) struct Hearers {
+    pub(crate) stopper: Stopper,
+    pub(crate) messenger: Messenger,
+}
 
 /// How far the session's messages were read.
 #[derive(Debug)]
@@ -45,7 +53,7 @@ impl Inputs {
     ///
     /// # Cancel safety
     /// Safe: a message that was not taken in comes again.
-    pub(crate) async fn follow(&self, door: &Arc<Door>, run: &RunId, stopper: &Stopper) {
+    pub(crate) async fn follow(&self, door: &Arc<Door>, run: &RunId, hearers: &Hearers) {
         let mut caller = Caller::new(door);
         let mut backoff = Backoff::new();
         let mut complaint = Complaint::default();
@@ -54,7 +62,7 @@ impl Inputs {
             let asked = Instant::now();
             let limit = Duration::from_millis(LONG_POLL_MS + POLL_SLACK_MS);
             let news = match caller.call(Method::GET, &path, "", limit).await {
-                Ok(reply) if reply.status.is_success() => self.take_in(&reply.body, run, stopper),
+                Ok(reply) if reply.status.is_success() => self.take_in(&reply.body, run, hearers),
                 Ok(reply) => {
                     complaint.say(format_args!("the gateway gives no messages: {}", reply.problem().message));
                     false
@@ -71,16 +79,17 @@ impl Inputs {
     }
 
     /// Takes in an answer; whether there was a message in it.
-    fn take_in(&self, body: &[u8], run: &RunId, stopper: &Stopper) -> bool {
+    fn take_in(&self, body: &[u8], run: &RunId, hearers: &Hearers) -> bool {
         let Ok(received) = serde_json::from_slice::<Received<'_>>(body) else { return false };
         for item in &received.items {
             let seq =
                 serde_json::from_str::<Value>(item.get()).ok().and_then(|item| item.get("seq")?.as_i64());
             self.after.fetch_max(seq.unwrap_or(0), Ordering::Relaxed);
             match serde_json::from_str::<Input>(item.get()) {
-                Ok(Input { run: meant, body: InputBody::Stop { reason }, .. }) if meant == *run => {
-                    stopper.tell(reason);
-                }
+                Ok(Input { run: meant, body, .. }) if meant == *run => match body {
+                    InputBody::Stop { reason } => hearers.stopper.tell(reason),
+                    InputBody::Steer { text } => hearers.messenger.give(text),
+                },
                 Ok(_) => {}
                 Err(_) => say("a message of a kind that this shim does not know was skipped"),
             }
@@ -92,7 +101,8 @@ impl Inputs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stop::Stopper;
+    use crate::messages::Messages;
+    use crate::stop::Stop;
     use caisson_domain::protocol::{Inputs as Sent, StopReason};
 
     fn run(number: i64) -> RunId {
@@ -103,38 +113,52 @@ mod tests {
         Input { seq, run: run.clone(), body: InputBody::Stop { reason } }
     }
 
+    fn hearers() -> (Hearers, Stop, Messages) {
+        let (stopper, stop) = Stopper::new();
+        let (messenger, messages) = Messenger::new();
+        (Hearers { stopper, messenger }, stop, messages)
+    }
+
+    fn steer(seq: i64, run: &RunId, text: &str) -> Input {
+        Input { seq, run: run.clone(), body: InputBody::Steer { text: text.to_owned() } }
+    }
+
     #[tokio::test]
     async fn only_messages_for_this_run_act_and_all_are_counted() {
-        let (inputs, (stopper, mut told)) = (Inputs::new(), Stopper::new());
+        let (inputs, (hearers, mut told, mut messages)) = (Inputs::new(), hearers());
         let items = vec![
+            steer(2, &run(1), "for another run"),
             stop(3, &run(1), StopReason::Timeout),
+            steer(3, &run(2), "for this one"),
             stop(4, &run(2), StopReason::Cancel),
             stop(9, &run(3), StopReason::Timeout),
         ];
         let body = serde_json::to_vec(&Sent { items }).unwrap();
-        assert!(inputs.take_in(&body, &run(2), &stopper));
+        assert!(inputs.take_in(&body, &run(2), &hearers));
         assert_eq!(told.told().await, StopReason::Cancel);
+        assert_eq!(messages.next().await, "for this one");
+        assert_eq!(messages.close(), 0);
         assert_eq!(inputs.after.load(Ordering::Relaxed), 9);
     }
 
     #[tokio::test]
     async fn a_message_of_an_unknown_kind_does_not_hide_the_others() {
-        let (inputs, (stopper, mut told)) = (Inputs::new(), Stopper::new());
+        let (inputs, (hearers, mut told, _messages)) = (Inputs::new(), hearers());
         let body = format!(
-            r#"{{"items":[{{"seq":1,"run":"{0}","body":{{"kind":"steer","data":{{"text":"x"}}}}}},
+            r#"{{"items":[{{"seq":1,"run":"{0}","body":{{"kind":"approve","data":{{"text":"x"}}}}}},
                 {{"seq":2,"run":"{0}","body":{{"kind":"stop","data":{{"reason":"cancel"}}}}}}]}}"#,
             run(1)
         );
-        assert!(inputs.take_in(body.as_bytes(), &run(1), &stopper));
+        assert!(inputs.take_in(body.as_bytes(), &run(1), &hearers));
         assert_eq!(told.told().await, StopReason::Cancel);
         assert_eq!(inputs.after.load(Ordering::Relaxed), 2);
     }
 
     #[test]
     fn an_answer_without_messages_is_no_news() {
-        let (inputs, (stopper, _told)) = (Inputs::new(), Stopper::new());
+        let (inputs, (hearers, _told, _messages)) = (Inputs::new(), hearers());
         for body in ["", "{}", r#"{"items":[]}"#] {
-            assert!(!inputs.take_in(body.as_bytes(), &run(1), &stopper), "{body}");
+            assert!(!inputs.take_in(body.as_bytes(), &run(1), &hearers), "{body}");
         }
     }
 }

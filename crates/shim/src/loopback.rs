@@ -1,5 +1,5 @@
 //! The listener on 127.0.0.1 in the sandbox's own network namespace: the agent's way to the model API and git's way to
-//! the repository. It carries `/model/…` and `/git/…` to the door, and what tools ask of hosts outside
+//! the repository. It carries `/model/…`, `/git/…` and `/mcp/…` to the door, and what tools ask of hosts outside
 //! ([`crate::outside`]), and nothing else: the control paths cannot be reached over it.
 
 use std::convert::Infallible;
@@ -25,6 +25,7 @@ use crate::backoff::Backoff;
 use crate::diagnostics::say;
 use crate::door::{Body, BoxError, Door, DoorError, HOST_NAME, whole};
 use crate::forward::{Head, carry, keep};
+use crate::mcp;
 use crate::outside;
 
 /// Connections at once; the next one waits until one of them ends.
@@ -34,7 +35,7 @@ pub(crate) const HEAD_BYTES: usize = 64 * 1024;
 /// How long a connection may stay without a request, in milliseconds: longer than the agent keeps one.
 const IDLE_MS: u64 = 10 * 60 * 1000;
 /// Longest refusal of a git request that is read for its reason, in bytes.
-const PROBLEM_BYTES: usize = 64 * 1024;
+pub(crate) const PROBLEM_BYTES: usize = 64 * 1024;
 
 /// Headers that are about one connection (RFC 9110, section 7.6.1), or that only the shim itself may send.
 const NOT_CARRIED: [HeaderName; 12] = [
@@ -57,6 +58,7 @@ const NOT_CARRIED: [HeaderName; 12] = [
 enum Route {
     Model,
     Git,
+    Mcp,
     Outside,
 }
 
@@ -81,7 +83,7 @@ impl Refused {
         let (code, message) = match self {
             Self::NoPath => (
                 "not_found",
-                "there is nothing at this path; only /model/ and /git/ can be reached from a sandbox",
+                "there is nothing at this path; only /model/, /git/ and /mcp/ can be reached from a sandbox",
             ),
             Self::Away => (AWAY, "the gateway did not answer; try again later"),
         };
@@ -114,6 +116,8 @@ fn route(method: &Method, uri: &Uri) -> Result<Route, Refused> {
         Ok(Route::Model)
     } else if below(paths::GIT) {
         Ok(Route::Git)
+    } else if below(paths::MCP) {
+        Ok(Route::Mcp)
     } else {
         Err(Refused::NoPath)
     }
@@ -201,6 +205,7 @@ impl Loopback {
         };
         let answered = match route {
             Route::Outside => outside::answer(&self.door, request).await,
+            Route::Mcp => mcp::answer((&self.door, &self.activity), request).await,
             Route::Model | Route::Git => self.forward(route, request).await,
         };
         match answered {
@@ -233,7 +238,7 @@ impl Loopback {
         let response = carry(&self.door, &Head::new(parts, headers), body, waits).await?;
         match route {
             Route::Model => Ok(self.watched(response)),
-            Route::Git | Route::Outside => self.explained(response).await,
+            Route::Git | Route::Mcp | Route::Outside => self.explained(response).await,
         }
     }
 

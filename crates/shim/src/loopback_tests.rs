@@ -103,10 +103,11 @@ fn post(path: &str, body: &str) -> String {
 }
 
 #[test]
-fn only_the_model_and_the_repository_have_paths() {
+fn only_the_model_the_repository_and_mcp_servers_have_paths() {
     let route = |text: &str| route(&Method::GET, &text.parse().unwrap());
     assert_eq!(route("/model/v1/messages?beta=true"), Ok(Route::Model));
     assert_eq!(route("/git/origin/info/refs?service=git-upload-pack"), Ok(Route::Git));
+    assert_eq!(route("/mcp/notes"), Ok(Route::Mcp));
     for nowhere in [
         "/",
         "/next",
@@ -117,6 +118,11 @@ fn only_the_model_and_the_repository_have_paths() {
         "/modelx/y",
         "/git",
         "/gitx",
+        "/mcp",
+        "/mcpx/y",
+        "/mcp/notes/../secret",
+        "/mcp/%2e%2e/next",
+        "/.well-known/oauth-protected-resource/mcp/notes",
         "/model/../next",
         "/model/./x",
         "/git/%2e%2e/next",
@@ -175,6 +181,42 @@ async fn git_gets_the_agent_grant_and_the_agent_brings_its_own() {
     assert!(!request.contains("csa_1") && request.ends_with("\r\n\r\nbody"), "{request}");
     assert!(request.contains("content-length: 4\r\n"), "{request}");
     assert!(world.activity.model_moved_at().is_some());
+}
+
+#[tokio::test]
+async fn a_request_to_an_mcp_server_has_the_agent_grant_and_is_sent_once() {
+    const REFUSED: &str = "HTTP/1.1 424 Failed Dependency\r\ncontent-type: application/json\r\ncontent-length: 39\r\n\r\n\
+                           {\"code\":\"mcp_idle\",\"message\":\"because\"}";
+    const OTHER: &str = "HTTP/1.1 500 X\r\ncontent-type: application/json\r\ncontent-length: 32\r\n\r\n\
+                         {\"code\":\"x\",\"message\":\"its own\"}";
+    let world = World::new().await;
+    // Nobody opens the door yet: the request is held before it is sent.
+    let call = "POST /mcp/notes HTTP/1.1\r\nhost: x\r\nauthorization: Bearer own\r\nmcp-session-id: s\r\ncontent-length: 2\r\n\
+                connection: close\r\n\r\n{}";
+    let held = world.send(call);
+    let mut seen =
+        world.open(&[Act::Answer(OK), Act::Break, Act::Answer(REFUSED), Act::Answer(OTHER), Act::Answer(OK)]);
+    assert!(held.await.unwrap().ends_with("ok"));
+    let carried = seen.recv().await.unwrap();
+    assert!(
+        carried.starts_with("POST /mcp/notes HTTP/1.1\r\n") && carried.ends_with("\r\n\r\n{}"),
+        "{carried}"
+    );
+    for there in ["authorization: Bearer csa_1\r\n", "mcp-session-id: s\r\n", "content-length: 2\r\n"] {
+        assert!(carried.contains(there), "{there:?} in {carried}");
+    }
+    assert!(!carried.contains("own"), "{carried}");
+    let reply = world.send(call).await.unwrap();
+    assert!(reply.starts_with("HTTP/1.1 503") && reply.contains("gateway_away"), "{reply}");
+    seen.recv().await.unwrap();
+    let reply = world.send(call).await.unwrap();
+    assert!(reply.starts_with("HTTP/1.1 424") && reply.contains("because"), "it is the next one: {reply}");
+    // A refusal of the gateway is kept, a server's own words are not, and an answer takes it back.
+    assert!(world.send(call).await.unwrap().contains("its own"));
+    assert_eq!(world.activity.take_mcp_problem("notes").unwrap().message, "because");
+    world.activity.mcp_refused("notes", DoorProblem { code: "mcp_idle".to_owned(), message: String::new() });
+    world.send(call).await.unwrap();
+    assert_eq!(world.activity.take_mcp_problem("notes"), None);
 }
 
 #[tokio::test]

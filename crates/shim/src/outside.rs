@@ -50,7 +50,11 @@ pub(crate) async fn answer(
     }
 }
 
-async fn held(door: &Door) -> Result<SendRequest<Body>, DoorError> {
+/// A connection to the door, as soon as there is one.
+///
+/// # Errors
+/// [`DoorError`] when the gateway was away for [`HOLD_MS`].
+pub(crate) async fn held(door: &Door) -> Result<SendRequest<Body>, DoorError> {
     let until = Instant::now() + Duration::from_millis(HOLD_MS);
     let mut backoff = Backoff::new();
     loop {

@@ -16,12 +16,15 @@ use crate::diagnostics::say;
 use crate::drivers::Drivers;
 use crate::failure::{Halt, verdict};
 use crate::git::Git;
+use crate::inputs::Hearers;
 use crate::journal::WriteError;
+use crate::messages::{Messages, Messenger};
 use crate::process::find_program;
 use crate::push::{abort_rebase, is_rebasing};
 use crate::reaper::Exit;
 use crate::recorder::Recorder;
 use crate::salvage::salvage;
+use crate::servers;
 use crate::shim::Shim;
 use crate::steering::{self, Acting, Steered, steer};
 use crate::stop::{Stop, Stopper};
@@ -36,6 +39,7 @@ pub(crate) struct Live<'a> {
     pub(crate) work: &'a RunWork,
     pub(crate) recorder: Recorder,
     pub(crate) stop: Stop,
+    messages: Messages,
     pub(crate) agent: Option<Agent>,
     git: Option<Git>,
     checkout: Option<Checkout>,
@@ -50,11 +54,14 @@ pub(crate) struct Live<'a> {
 /// Does a run and returns when the gateway has stored its last record.
 pub(crate) async fn run(shim: &Shim, work: &RunWork) {
     let (stopper, stop) = Stopper::new();
+    let (messenger, messages) = Messenger::new();
+    let hearers = Hearers { stopper, messenger };
     let mut live = Live {
         shim,
         work,
         recorder: Recorder::new(&shim.journal, &work.run, work.attempt),
         stop,
+        messages,
         agent: None,
         git: work.git.as_ref().map(|git| Git {
             reaper: Arc::clone(&shim.reaper),
@@ -80,12 +87,12 @@ pub(crate) async fn run(shim: &Shim, work: &RunWork) {
     shim.journal.reserve();
     let until_timeout = async {
         tokio::time::sleep(Duration::from_millis(work.timeout_ms)).await;
-        stopper.tell(StopReason::Timeout);
+        hearers.stopper.tell(StopReason::Timeout);
         std::future::pending::<()>().await;
     };
     let last = tokio::select! {
         last = live.go() => last,
-        () = shim.inputs.follow(&shim.door, &work.run, &stopper) => None,
+        () = shim.inputs.follow(&shim.door, &work.run, &hearers) => None,
         () = until_timeout => None,
     };
     if let Some(last) = last {
@@ -130,7 +137,7 @@ impl Live<'_> {
         tokio::select! {
             biased;
             reason = stop.told() => return Err(Halt::Stopped(reason)),
-            begun = self.prepare() => begun?,
+            begun = self.prepare_with_servers() => begun?,
         }
         let base_commit = self.checkout.as_ref().and_then(|checkout| checkout.base.clone());
         let branch = self.checkout.as_ref().map(|checkout| checkout.branch.clone());
@@ -144,6 +151,15 @@ impl Live<'_> {
             self.recorder.note(NoteLevel::Warn, note).await?;
         }
         Ok(())
+    }
+
+    async fn prepare_with_servers(&mut self) -> Result<(), Halt> {
+        if let Some(name) = servers::unreadable(&self.work.agent) {
+            return Err(unreadable(name).into());
+        }
+        self.prepare().await?;
+        let Some(agent) = self.agent.as_mut() else { return Ok(()) };
+        Ok(agent.wait_for_servers(&self.work.agent.mcp_required, &self.shim.activity).await?)
     }
 
     async fn prepare(&mut self) -> Result<(), Halt> {
@@ -193,10 +209,15 @@ impl Live<'_> {
             reason = stop.told() => return Err(Halt::Stopped(reason)),
         }
         let Some(agent) = self.agent.as_mut() else { return Ok(()) };
-        let end = agent.turn(&self.work.prompt, &mut stop).await;
+        let end = agent.turn_with(&self.work.prompt, &mut stop, &mut self.messages).await;
         if matches!(end, TurnEnd::Exited(_)) {
             // Its last words may still be on their way.
             agent.finish(Duration::ZERO).await;
+        }
+        if self.messages.close() > 0 {
+            self.recorder
+                .note(NoteLevel::Info, "a message came after the agent's turn and was not given")
+                .await?;
         }
         self.judge(end)
     }
@@ -309,6 +330,13 @@ impl Live<'_> {
 fn uncleared(error: &std::io::Error) -> Failure {
     let message = "what an earlier agent left in its home cannot be removed; begin a new session";
     Failure::new(FailureKind::Internal, message).with_evidence(error.to_string())
+}
+
+fn unreadable(server: &str) -> Failure {
+    let message = format!(
+        "the MCP server \"{server}\", which the workflow requires, cannot be read by this version; write it anew"
+    );
+    Failure::new(FailureKind::BadWorkflow, message)
 }
 
 fn last_words(result: &ResultLine) -> Option<String> {

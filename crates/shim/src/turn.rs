@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use caisson_claude::{
-    Action, ConversationError, InputError, Line, ResultLine, Unanswered, Uuid, interrupt, user_prompt,
+    Action, ConversationError, Finished, InputError, Line, ResultLine, Unanswered, Uuid, Verdict, interrupt,
+    judge, user_prompt,
 };
 use caisson_domain::protocol::StopReason;
 use tokio::time::Instant;
 
 use crate::agent::{Agent, DRAIN_MS, Heard};
+use crate::diagnostics::say;
 use crate::journal::WriteError;
+use crate::messages::{Messages, Messenger};
 use crate::reaper::Exit;
 use crate::stop::Stop;
 use crate::watch::{Hung, Watch};
@@ -58,6 +61,10 @@ enum Until {
 /// A turn that goes on.
 struct Turn {
     prompt: Uuid,
+    /// Messages that were given to it and are not answered yet.
+    messages: Vec<Uuid>,
+    /// Its result, while a message that the agent did not take up within the turn has a turn of its own.
+    result: Option<Box<ResultLine>>,
     watch: Watch,
     /// When the process was seen to have ended, or its output to be closed.
     ended: Option<Instant>,
@@ -67,12 +74,25 @@ struct Turn {
 impl Agent {
     /// Gives the agent a prompt and waits for the end of its turn. Told to stop, it interrupts the agent first.
     pub(crate) async fn turn(&mut self, text: &str, stop: &mut Stop) -> TurnEnd {
+        let (_messenger, mut none) = Messenger::new();
+        self.turn_with(text, stop, &mut none).await
+    }
+
+    /// The same, and passes messages on as they come. The agent takes them up before its next request to the model; one
+    /// that comes too late for that has a turn of its own, which belongs to this one.
+    pub(crate) async fn turn_with(
+        &mut self,
+        text: &str,
+        stop: &mut Stop,
+        messages: &mut Messages,
+    ) -> TurnEnd {
         let prompt = match self.send_prompt(text) {
             Ok(prompt) => prompt,
             Err(unsent) => return TurnEnd::Unsent(unsent),
         };
         let watch = Watch::new(self.patience, Instant::now());
-        let mut turn = Turn { prompt, watch, ended: None, stopping: None };
+        let mut turn =
+            Turn { prompt, messages: Vec::new(), result: None, watch, ended: None, stopping: None };
         loop {
             if self.exit.is_some() || self.closed {
                 turn.ended.get_or_insert_with(Instant::now);
@@ -96,6 +116,10 @@ impl Agent {
                     self.write(interrupt(turn.prompt.as_str()));
                     turn.stopping = Some((reason, Instant::now()));
                 }
+                text = messages.next(), if turn.takes_messages() => match self.send_prompt(&text) {
+                    Ok(message) => turn.messages.push(message),
+                    Err(unsent) => say(format_args!("a message was not given to the agent: {unsent}")),
+                },
                 () = tokio::time::sleep_until(deadline) => {
                     if let Some(end) = turn.ran_out(self, until) {
                         return turn.end(end);
@@ -139,16 +163,45 @@ impl Turn {
                 agent.write(answer);
                 None
             }
-            Action::Finished(finished) => {
-                let ours = finished.prompts.iter().any(|prompt| prompt == self.prompt.as_str());
-                ours.then_some(TurnEnd::Result(finished.result))
+            Action::Finished(finished) => self.finished(finished),
+            Action::Unanswered { prompt, why } if prompt == self.prompt.as_str() => {
+                Some(TurnEnd::Untaken(why))
             }
-            Action::Unanswered { prompt, why } => {
-                (prompt == self.prompt.as_str()).then_some(TurnEnd::Untaken(why))
+            Action::Unanswered { prompt, .. } => {
+                self.messages.retain(|message| message.as_str() != prompt);
+                self.complete()
             }
             // No kind of request is answered here, so neither of them comes.
             Action::Answer(_) | Action::Withdrawn { .. } => None,
         }
+    }
+
+    /// Whether the agent can still be given a message.
+    fn takes_messages(&self) -> bool {
+        self.stopping.is_none() && self.ended.is_none() && self.result.is_none()
+    }
+
+    /// Takes in a result; the end, if nothing of the turn is open any more. What came of the task is told by the result
+    /// that names its prompt: what comes of a message behind it undoes no work.
+    fn finished(&mut self, finished: Finished) -> Option<TurnEnd> {
+        let named = |prompt: &Uuid| finished.prompts.iter().any(|name| name == prompt.as_str());
+        let (ours, before) = (named(&self.prompt), self.messages.len());
+        self.messages.retain(|message| !named(message));
+        if !ours && self.messages.len() == before {
+            return None;
+        }
+        if ours {
+            if self.stopping.is_some() || judge(&finished.result) != Verdict::Succeeded {
+                return Some(TurnEnd::Result(finished.result));
+            }
+            self.result = Some(finished.result);
+        }
+        self.complete()
+    }
+
+    /// The end, if there is a result and every message is answered.
+    fn complete(&mut self) -> Option<TurnEnd> {
+        if self.messages.is_empty() { self.result.take().map(TurnEnd::Result) } else { None }
     }
 
     /// A wait has passed; the end, if it means one.
@@ -168,11 +221,16 @@ impl Turn {
         }
     }
 
-    /// The end of a turn that was told to stop is that stop, however it came.
-    fn end(&self, end: TurnEnd) -> TurnEnd {
+    /// The end of a turn that was told to stop is that stop, however it came; and of one whose result was there already, that
+    /// result.
+    fn end(&mut self, end: TurnEnd) -> TurnEnd {
         match self.stopping {
             Some((reason, _)) => TurnEnd::Stopped(reason),
-            None => end,
+            // The task was done before.
+            None => match (end, self.result.take()) {
+                (TurnEnd::Exited(_) | TurnEnd::Hung(_), Some(result)) => TurnEnd::Result(result),
+                (end, _) => end,
+            },
         }
     }
 }

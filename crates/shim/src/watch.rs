@@ -37,6 +37,10 @@ pub struct Patience {
     /// How long the agent may load itself while the workspace is not ready; then it is held until it is. Claude Code
     /// 2.1.330 looks at its directory 200 ms after its start, or later.
     pub head_start: Duration,
+    /// From the moment that workspace and agent are there to the connection of the MCP servers that the workflow requires.
+    pub servers: Duration,
+    /// For the same, from the agent's first answer on, if it starts slowly.
+    pub servers_least: Duration,
     /// For one git command of the shim's on the workspace alone: a pipe among its files would block git for ever.
     pub git: Duration,
 }
@@ -58,6 +62,8 @@ impl Patience {
             keep: Duration::from_secs(10),
             flush: Duration::from_secs(5),
             head_start: Duration::from_millis(100),
+            servers: Duration::from_secs(7),
+            servers_least: Duration::from_secs(3),
             git: Duration::from_mins(5),
         }
     }

@@ -104,6 +104,8 @@ mod tests {
                 max_turns: None,
                 system_prompt: None,
                 mcp_servers: serde_json::Map::new(),
+                mcp_http: Vec::new(),
+                mcp_required: Vec::new(),
                 environment: std::collections::BTreeMap::new(),
             },
             git: None,

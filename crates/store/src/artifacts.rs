@@ -4,8 +4,8 @@ use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{ArtifactId, RunId};
 use caisson_domain::limits::RUN_ARTIFACTS;
 use serde_json::json;
-use sqlx::sqlite::SqliteRow;
 
+use crate::database::{Row, sql};
 use crate::rows::Columns;
 use crate::{Store, StoreError, door, events};
 
@@ -72,7 +72,7 @@ impl Store {
     pub async fn put_artifact(&self, run: &RunId, artifact: &NewArtifact) -> Result<PutArtifact, StoreError> {
         let mut tx = self.begin().await?;
         let run = door::known_run(&mut tx, run).await?;
-        let others: i64 = sqlx::query_scalar(OTHERS)
+        let others: i64 = sql::query_scalar(OTHERS)
             .bind(run.id.as_str())
             .bind(artifact.name.as_str())
             .fetch_one(&mut *tx.db)
@@ -81,7 +81,7 @@ impl Store {
             return Ok(PutArtifact::TooMany);
         }
         let id = ArtifactId::new(tx.now_ms, tx.random());
-        sqlx::query(PUT)
+        sql::query(PUT)
             .bind(id.as_str())
             .bind(run.project.as_str())
             .bind(run.id.as_str())
@@ -108,7 +108,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn artifacts(&self, run: &RunId) -> Result<Vec<Artifact>, StoreError> {
-        let rows = sqlx::query(LIST).bind(run.as_str()).bind(RUN_ARTIFACTS).fetch_all(self.reader()).await?;
+        let rows = sql::query(LIST).bind(run.as_str()).bind(RUN_ARTIFACTS).fetch_all(self.reader()).await?;
         rows.iter().map(artifact).collect()
     }
 
@@ -119,12 +119,12 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn artifact(&self, run: &RunId, name: &str) -> Result<Option<Artifact>, StoreError> {
-        let row = sqlx::query(ONE).bind(run.as_str()).bind(name).fetch_optional(self.reader()).await?;
+        let row = sql::query(ONE).bind(run.as_str()).bind(name).fetch_optional(self.reader()).await?;
         row.as_ref().map(artifact).transpose()
     }
 }
 
-fn artifact(row: &SqliteRow) -> Result<Artifact, StoreError> {
+fn artifact(row: &Row) -> Result<Artifact, StoreError> {
     let columns = Columns::of("artifact", row)?;
     Ok(Artifact {
         id: columns.parse("id")?,

@@ -12,9 +12,9 @@ mod verify;
 use caisson_domain::git::Repository;
 use caisson_domain::id::{ApiKeyId, ProjectId, RunId, ServerId, SessionId};
 use caisson_domain::limits::PAGE_ITEMS;
-use caisson_domain::run::{Run, cut};
+use caisson_domain::run::Run;
 
-use crate::database::Tx;
+use crate::database::{Tx, sql};
 use crate::{Store, StoreError, Topic};
 
 pub use credentials::CredentialUse;
@@ -160,7 +160,7 @@ impl Store {
     async fn adopt_before(&self) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
         let rows: Vec<(i64, String, i64, String, String, String)> =
-            sqlx::query_as(BEFORE).bind(ADOPT_ITEMS).fetch_all(&mut *tx.db).await?;
+            sql::query_as(BEFORE).bind(ADOPT_ITEMS).fetch_all(&mut *tx.db).await?;
         if rows.is_empty() {
             tx.rollback().await?;
             return Ok(false);
@@ -226,7 +226,7 @@ impl Store {
         after: Option<i64>,
         limit: u32,
     ) -> Result<Vec<AuditRecord>, StoreError> {
-        let rows = sqlx::query(LIST)
+        let rows = sql::query(LIST)
             .bind(project.as_str())
             .bind(after.unwrap_or(i64::MAX))
             .bind(filter.action.as_deref())
@@ -246,7 +246,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn audit_after(&self, after: i64) -> Result<Vec<AuditRecord>, StoreError> {
-        let rows = sqlx::query(PAGE).bind(after).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
+        let rows = sql::query(PAGE).bind(after).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
         rows.iter().map(record::read).collect()
     }
 
@@ -258,7 +258,7 @@ impl Store {
     /// Safe: it only reads.
     pub async fn audit_head(&self, server: &ServerId) -> Result<Option<AuditHead>, StoreError> {
         let tail: Option<(i64, String)> =
-            sqlx::query_as(TAIL).bind(server.as_str()).fetch_optional(self.reader()).await?;
+            sql::query_as(TAIL).bind(server.as_str()).fetch_optional(self.reader()).await?;
         Ok(tail.map(|(seq, hash)| AuditHead { chain: server.as_str().to_owned(), seq, hash }))
     }
 }
@@ -273,7 +273,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn audit_hash(&self, server: &ServerId, seq: i64) -> Result<Option<String>, StoreError> {
-        Ok(sqlx::query_scalar(HASH).bind(server.as_str()).bind(seq).fetch_optional(self.reader()).await?)
+        Ok(sql::query_scalar(HASH).bind(server.as_str()).bind(seq).fetch_optional(self.reader()).await?)
     }
 }
 
@@ -302,7 +302,7 @@ pub(crate) async fn record(
 
 /// Writes a record in the transaction that does what it tells of.
 pub(crate) async fn write(tx: &mut Tx<'_>, new: &NewAudit) -> Result<(), StoreError> {
-    let text = |text: &Option<String>| text.as_deref().map(|text| cut(text, AUDIT_TEXT_BYTES).to_owned());
+    let text = |text: &Option<String>| text.as_deref().map(record::text);
     let actor = new.actor.as_str();
     let record = AuditRecord {
         at_ms: tx.now_ms,
@@ -323,14 +323,14 @@ async fn key_name(tx: &mut Tx<'_>, actor: &str) -> Result<Option<String>, StoreE
     if actor.parse::<ApiKeyId>().is_err() {
         return Ok(None);
     }
-    Ok(sqlx::query_scalar(KEY_NAME).bind(actor).fetch_optional(&mut *tx.db).await?)
+    Ok(sql::query_scalar(KEY_NAME).bind(actor).fetch_optional(&mut *tx.db).await?)
 }
 
 /// Puts a record at the end of the store's chain. The transaction holds the write lock, so the end stays the end.
 async fn append(tx: &mut Tx<'_>, mut record: AuditRecord) -> Result<(), StoreError> {
     tx.audit_chain().clone_into(&mut record.chain);
     let tail: Option<(i64, String)> =
-        sqlx::query_as(TAIL).bind(record.chain.as_str()).fetch_optional(&mut *tx.db).await?;
+        sql::query_as(TAIL).bind(record.chain.as_str()).fetch_optional(&mut *tx.db).await?;
     let (last, prev_hash) = tail.unwrap_or_else(|| (0, AUDIT_HASH_START.to_owned()));
     record.seq = last + 1;
     record.prev_hash = prev_hash;

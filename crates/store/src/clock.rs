@@ -10,7 +10,8 @@ pub struct Clock(Source);
 
 #[derive(Debug, Clone)]
 enum Source {
-    System,
+    /// The machine's clock, and how far a database's clock that is followed is ahead of it, in milliseconds.
+    System(Arc<AtomicI64>),
     Fixed(Arc<AtomicI64>),
 }
 
@@ -21,8 +22,8 @@ pub struct ClockHandle(Arc<AtomicI64>);
 impl Clock {
     /// The machine's clock.
     #[must_use]
-    pub const fn system() -> Self {
-        Self(Source::System)
+    pub fn system() -> Self {
+        Self(Source::System(Arc::default()))
     }
 
     /// A clock that stands at `now_ms` (Unix ms) until its handle moves it.
@@ -36,7 +37,19 @@ impl Clock {
     #[must_use]
     pub fn now_ms(&self) -> i64 {
         match &self.0 {
-            Source::System => system_now_ms(),
+            Source::System(ahead_ms) => system_now_ms().saturating_add(ahead_ms.load(Ordering::Relaxed)),
+            Source::Fixed(now) => now.load(Ordering::SeqCst),
+        }
+    }
+
+    /// Follows a database's clock, which is the only one that several servers share, and returns its time. A clock that
+    /// stands still goes on doing so.
+    pub(crate) fn follow(&self, database_ms: i64) -> i64 {
+        match &self.0 {
+            Source::System(ahead_ms) => {
+                ahead_ms.store(database_ms.saturating_sub(system_now_ms()), Ordering::Relaxed);
+                database_ms
+            }
             Source::Fixed(now) => now.load(Ordering::SeqCst),
         }
     }
@@ -75,6 +88,18 @@ mod tests {
         assert_eq!(copy.now_ms(), 600);
         handle.set(5);
         assert_eq!(clock.now_ms(), 5);
+    }
+
+    #[test]
+    fn a_system_clock_follows_a_database_and_a_fixed_one_does_not() {
+        let clock = Clock::system();
+        let copy = clock.clone();
+        assert_eq!(clock.follow(5_000_000_000_000), 5_000_000_000_000);
+        assert!((5_000_000_000_000..5_000_000_060_000).contains(&copy.now_ms()));
+        let other = Clock::system().now_ms();
+        assert!(other < 5_000_000_000_000, "only the clocks of one store");
+        let (clock, _) = Clock::fixed_at(7);
+        assert_eq!((clock.follow(5_000), clock.now_ms()), (7, 7));
     }
 
     #[test]

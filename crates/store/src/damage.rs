@@ -2,9 +2,8 @@
 
 use caisson_domain::id::{Epoch, RunId, SandboxId};
 use caisson_domain::run::{Failure, FailureKind, RunStatus};
-use sqlx::sqlite::SqliteRow;
 
-use crate::database::Tx;
+use crate::database::{Row, Tx, sql};
 use crate::events::{self, Ended};
 use crate::rows::{Columns, document};
 use crate::{BoxError, Store, StoreError, Topic, queue, usage};
@@ -30,7 +29,7 @@ impl Store {
 /// Ends the running run of a row that has `id` and `lease_epoch`, because something about it cannot be read.
 pub(crate) async fn end_row(
     tx: &mut Tx<'_>,
-    row: &SqliteRow,
+    row: &Row,
     (what, source): (&str, &BoxError),
 ) -> Result<(), StoreError> {
     let columns = Columns::of("run", row)?;
@@ -51,12 +50,14 @@ const END: &str = "update run set status = 'failed', failure = $2, result = null
      cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cost_micro_usd";
 
 async fn end(tx: &mut Tx<'_>, run: &str, epoch: Epoch, failure: &Failure) -> Result<bool, StoreError> {
-    let running = sqlx::query(RUNNING).bind(run).bind(epoch.0).fetch_optional(&mut *tx.db).await?;
+    let running = sql::query(RUNNING).bind(run).bind(epoch.0).fetch_optional(&mut *tx.db).await?;
     if running.is_none() {
         return Ok(false);
     }
-    tolerant(usage::settle_open(tx, run).await)?;
-    let row = sqlx::query(END)
+    tx.mark().await?;
+    let settled = usage::settle_open(tx, run).await;
+    tolerant(tx, settled).await?;
+    let row = sql::query(END)
         .bind(run)
         .bind(document("run.failure", failure)?)
         .bind(tx.now_ms)
@@ -67,7 +68,9 @@ async fn end(tx: &mut Tx<'_>, run: &str, epoch: Epoch, failure: &Failure) -> Res
     if let Ok(Some(sandbox)) = columns.parse_optional::<SandboxId>("sandbox_id") {
         tx.wake(Topic::Sandbox(sandbox));
     }
-    tolerant(tell(tx, &columns, failure).await)?;
+    tx.mark().await?;
+    let told = tell(tx, &columns, failure).await;
+    tolerant(tx, told).await?;
     Ok(true)
 }
 
@@ -84,9 +87,10 @@ async fn tell(tx: &mut Tx<'_>, columns: &Columns<'_>, failure: &Failure) -> Resu
 }
 
 /// What cannot be read or told is left out: the end itself is what counts.
-fn tolerant(done: Result<(), StoreError>) -> Result<(), StoreError> {
+async fn tolerant(tx: &mut Tx<'_>, done: Result<(), StoreError>) -> Result<(), StoreError> {
     match done {
-        Ok(()) | Err(StoreError::Corrupt { .. }) => Ok(()),
+        Ok(()) => Ok(()),
+        Err(StoreError::Corrupt { .. }) => tx.undo().await,
         Err(error) => Err(error),
     }
 }

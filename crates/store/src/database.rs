@@ -1,124 +1,144 @@
-//! Opening, pools, transactions, and the few matters in which databases differ: pragmas, how a writing transaction
-//! begins, and what their error codes mean.
+//! Opening and transactions, the same for every database. What differs is in the modules below, and in the few
+//! [`sql::Statement::Each`].
+
+pub(crate) mod notify;
+pub(crate) mod postgres;
+pub(crate) mod sql;
+pub(crate) mod sqlite;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use sqlx::migrate::MigrateError;
-use sqlx::pool::PoolOptions;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{Connection, Sqlite, SqliteConnection, SqlitePool, Transaction};
+use caisson_domain::id::{RunId, SandboxId, UsageId};
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::postgres::PgDatabaseError;
 
-use crate::disk::Disk;
-use crate::opening::{Turn, make_private_file};
-use crate::{Store, StoreError, Topic};
+use crate::hints::Hints;
+use crate::{Random, Store, StoreError, Topic};
+use notify::Notifier;
+use postgres::{PostgresDatabase, PostgresPlace};
+use sql::{Connection, Reader};
+use sqlite::SqliteDatabase;
 
-/// Connections that read at the same time.
-const READERS: u32 = 4;
+pub(crate) use sql::Row;
+
 /// How long a call waits for a connection, in milliseconds.
 const ACQUIRE_MS: u64 = 10_000;
-/// How long a transaction waits for a lock that another process holds, in milliseconds.
-const BUSY_MS: u64 = 5_000;
-/// Prepared statements kept on each connection: more than this crate has.
-const STATEMENTS: usize = 256;
-/// Size to which the write-ahead log is cut back after a checkpoint, in bytes.
-const LOG_BYTES: &str = "67108864";
-/// Takes the write lock at once: a transaction that reads first and writes later would fail instead of waiting.
-const BEGIN_WRITE: &str = "begin immediate";
-
-const HAS_MIGRATIONS: &str =
-    "select 1 from sqlite_master where type = 'table' and name = '_sqlx_migrations' limit 1";
 
 const MIGRATIONS: &str = "select version, checksum from _sqlx_migrations order by version limit 10000";
 
-static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
+/// Whichever database is behind the store.
+#[derive(Debug)]
+pub(crate) enum Database {
+    Sqlite(SqliteDatabase),
+    Postgres(PostgresDatabase),
+}
 
-/// One connection that writes and a few that read.
-#[derive(Debug, Clone)]
-pub(crate) struct Database {
-    pub(crate) writer: SqlitePool,
-    pub(crate) reader: SqlitePool,
-    pub(crate) disk: Arc<Disk>,
+/// What a writing transaction keeps from every other until it ends, where the database can keep less than the whole.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Hold<'h> {
+    /// Everything: it runs as if it were alone. For whatever is not known to be one of those below.
+    Everything,
+    /// What belongs to the session of a run. Such a transaction may change nothing else but what is added to its project's
+    /// spending, writes no audit record, and frees nothing that a claim looks at.
+    SessionOfRun(&'h RunId),
+    /// The same, for the session of a sandbox.
+    SessionOfSandbox(&'h SandboxId),
+    /// The same, for the session of a model call.
+    SessionOfCall(&'h UsageId),
+}
+
+/// Whether a commit waits for the disk.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Sync {
+    Waits,
+    /// On a database whose own death loses no commit, that is on `SQLite`; elsewhere it waits all the same.
+    DoesNotWait,
 }
 
 impl Database {
-    pub(crate) async fn open(path: &Path) -> Result<Self, StoreError> {
-        let unavailable = |error: std::io::Error| StoreError::Unavailable(error.into());
-        let turn = Turn::take(path).await.map_err(unavailable)?;
-        make_private_file(path).map_err(unavailable)?;
-        let shared = SqliteConnectOptions::new()
-            .filename(path)
-            .foreign_keys(true)
-            .busy_timeout(Duration::from_millis(BUSY_MS))
-            .statement_cache_capacity(STATEMENTS);
-        // NORMAL: SQLite itself waits for the disk only when it folds the log into the file. What was acknowledged must
-        // survive a power cut, so that a commit waits for it here, outside of the lock and with others: see [`Disk`].
-        let writing = shared
-            .clone()
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Normal)
-            .pragma("journal_size_limit", LOG_BYTES);
-        let writer = pool(1).connect_with(writing).await?;
-        MIGRATOR.run(&writer).await.map_err(migration_error)?;
-        drop(turn);
-        let reader = pool(READERS).connect_with(shared.read_only(true)).await?;
-        Ok(Self { writer, reader, disk: Arc::new(Disk::of(path)) })
+    pub(crate) async fn open_file(path: &Path) -> Result<(Self, Reader), StoreError> {
+        let database = SqliteDatabase::open(path).await?;
+        let reader = Reader::Sqlite(database.reader.clone());
+        Ok((Self::Sqlite(database), reader))
     }
 
-    /// Opens a file that is there for reading alone, and counts the migrations that it lacks. While no write-ahead log is
-    /// there nobody writes, and then `SQLite` is told so: else it would make the log's files for itself.
-    pub(crate) async fn open_read_only(path: &Path) -> Result<(Self, usize), StoreError> {
-        let mut log = path.as_os_str().to_owned();
-        log.push("-wal");
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .read_only(true)
-            .immutable(!Path::new(&log).exists())
-            .busy_timeout(Duration::from_millis(BUSY_MS));
-        let reader = pool(1).connect_with(options).await?;
-        let missing = missing_migrations(&reader).await?;
-        Ok((Self { writer: reader.clone(), reader, disk: Arc::new(Disk::of(path)) }, missing))
+    pub(crate) async fn open_postgres(place: &PostgresPlace) -> Result<(Self, Reader), StoreError> {
+        let database = PostgresDatabase::open(place).await?;
+        let reader = Reader::Postgres(database.reader.clone());
+        Ok((Self::Postgres(database), reader))
+    }
+
+    /// Opens a file for reading alone and counts the migrations that it lacks.
+    pub(crate) async fn look_at_file(path: &Path) -> Result<(Self, Reader, usize), StoreError> {
+        let (database, missing) = SqliteDatabase::open_read_only(path).await?;
+        let reader = Reader::Sqlite(database.reader.clone());
+        Ok((Self::Sqlite(database), reader, missing))
+    }
+
+    /// Connects for reading alone and counts the migrations that the database lacks.
+    pub(crate) async fn look_at_postgres(place: &PostgresPlace) -> Result<(Self, Reader, usize), StoreError> {
+        let (database, missing) = PostgresDatabase::open_read_only(place).await?;
+        let reader = Reader::Postgres(database.reader.clone());
+        Ok((Self::Postgres(database), reader, missing))
+    }
+
+    /// What tells other processes of hints; none for a database that one process has, or few that do not hurry.
+    pub(crate) fn notifier(&self, hints: &Arc<Hints>) -> Option<Notifier> {
+        match self {
+            Self::Sqlite(_) => None,
+            Self::Postgres(database) => Some(database.notifier(Random::system().bytes(), Arc::clone(hints))),
+        }
+    }
+
+    /// Waits until a commit that was made just before is on the disk: the server of `PostgreSQL` did so within the commit.
+    async fn keep(&self) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(database) => database.disk.keep().await.map_err(unkept),
+            Self::Postgres(_) => Ok(()),
+        }
+    }
+
+    async fn settled(&self) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(database) => database.disk.settled().await.map_err(unkept),
+            Self::Postgres(_) => Ok(()),
+        }
     }
 
     pub(crate) async fn close(&self) {
-        // Readers first: the last connection to go folds the write-ahead log into the file.
-        self.reader.close().await;
-        self.writer.close().await;
+        match self {
+            Self::Sqlite(database) => database.close().await,
+            Self::Postgres(database) => database.close().await,
+        }
     }
+}
+
+fn unkept(error: std::io::Error) -> StoreError {
+    StoreError::Unavailable(error.into())
 }
 
 /// How many migrations a database lacks.
 ///
 /// # Errors
 /// [`StoreError::Migration`] if it has one that this version does not know, or another one.
-async fn missing_migrations(reader: &SqlitePool) -> Result<usize, StoreError> {
-    if sqlx::query(HAS_MIGRATIONS).fetch_optional(reader).await?.is_none() {
-        return Ok(MIGRATOR.iter().count());
+async fn missing_migrations(
+    reader: &Reader,
+    has_migrations: &'static str,
+    migrator: &Migrator,
+) -> Result<usize, StoreError> {
+    if sql::query(has_migrations).fetch_optional(reader).await?.is_none() {
+        return Ok(migrator.iter().count());
     }
-    let applied: Vec<(i64, Vec<u8>)> = sqlx::query_as(MIGRATIONS).fetch_all(reader).await?;
+    let applied: Vec<(i64, Vec<u8>)> = sql::query_as(MIGRATIONS).fetch_all(reader).await?;
     for (version, checksum) in &applied {
-        match MIGRATOR.iter().find(|known| known.version == *version) {
+        match migrator.iter().find(|known| known.version == *version) {
             Some(known) if known.checksum.as_ref() == checksum => {}
             Some(_) => return Err(StoreError::Migration(MigrateError::VersionMismatch(*version))),
             None => return Err(StoreError::Migration(MigrateError::VersionMissing(*version))),
         }
     }
-    Ok(MIGRATOR.iter().count().saturating_sub(applied.len()))
-}
-
-fn pool(connections: u32) -> PoolOptions<Sqlite> {
-    PoolOptions::new()
-        .max_connections(connections)
-        .acquire_timeout(Duration::from_millis(ACQUIRE_MS))
-        .idle_timeout(None)
-        .max_lifetime(None)
-        .test_before_acquire(false)
-        // SQLite rolls back by itself when the disk is full; sqlx 0.9.0 then still counts the transaction as open and
-        // refuses every later one on that connection. Such a connection is thrown away here.
-        .before_acquire(|connection: &mut SqliteConnection, _| {
-            Box::pin(async move { Ok(!connection.is_in_transaction()) })
-        })
+    Ok(migrator.iter().count().saturating_sub(applied.len()))
 }
 
 fn migration_error(error: MigrateError) -> StoreError {
@@ -144,7 +164,7 @@ pub(crate) enum Fault {
     Broken(&'static str),
 }
 
-/// Sorts an error of sqlx. The codes: <https://www.sqlite.org/rescode.html>; the low byte is the class.
+/// Sorts an error of sqlx.
 pub(crate) fn fault(error: &sqlx::Error) -> Fault {
     let Some(database) = error.as_database_error() else {
         let broken = matches!(
@@ -159,47 +179,62 @@ pub(crate) fn fault(error: &sqlx::Error) -> Fault {
         );
         return if broken { Fault::Broken("a row") } else { Fault::Away };
     };
-    let code = database.code().and_then(|code| code.parse::<i32>().ok()).unwrap_or(0);
-    match code & 0xff {
-        13 => Fault::Full,
-        1 => Fault::Broken("the schema"),
-        11 | 26 => Fault::Broken("the database file"),
-        12 | 19 | 20 => Fault::Broken("a constraint"),
-        _ => Fault::Away,
+    let code = database.code();
+    if database.try_downcast_ref::<PgDatabaseError>().is_some() {
+        postgres::fault(code.as_deref())
+    } else {
+        sqlite::fault(code.as_deref())
     }
 }
 
 /// A writing transaction: what it did becomes visible, and is told of, all at once.
 pub(crate) struct Tx<'s> {
-    pub(crate) db: Transaction<'static, Sqlite>,
+    pub(crate) db: Box<Connection>,
     /// The time of everything that this transaction writes.
     pub(crate) now_ms: i64,
     store: &'s Store,
     wakes: Vec<Topic>,
-    /// Whether the commit waits for the disk.
-    kept: bool,
+    sync: Sync,
 }
 
 impl Store {
     /// Begins a writing transaction and reads the clock, once and under the lock, so that times follow commits.
     pub(crate) async fn begin(&self) -> Result<Tx<'_>, StoreError> {
-        let db = self.shared.database.writer.begin_with(BEGIN_WRITE).await?;
-        Ok(Tx { db, now_ms: self.now_ms(), store: self, wakes: Vec::new(), kept: true })
+        self.begin_with(Hold::Everything, Sync::Waits).await
+    }
+
+    /// Begins a transaction that other sessions' need not wait for.
+    pub(crate) async fn begin_in(&self, hold: Hold<'_>) -> Result<Tx<'_>, StoreError> {
+        self.begin_with(hold, Sync::Waits).await
     }
 
     /// Begins a transaction whose commit outlives the death of any process, but a power cut only once a later one has waited
     /// for the disk: for what nobody is told of, and somebody waits for.
-    pub(crate) async fn begin_unsynced(&self) -> Result<Tx<'_>, StoreError> {
-        Ok(Tx { kept: false, ..self.begin().await? })
+    pub(crate) async fn begin_unsynced(&self, hold: Hold<'_>) -> Result<Tx<'_>, StoreError> {
+        self.begin_with(hold, Sync::DoesNotWait).await
     }
 
     /// Waits until everything that was committed is on the disk, for whoever is about to show it.
     pub(crate) async fn settled(&self) -> Result<(), StoreError> {
-        self.shared.database.disk.settled().await.map_err(|error| StoreError::Unavailable(error.into()))
+        self.shared.database.settled().await
     }
 
-    pub(crate) fn reader(&self) -> &SqlitePool {
-        &self.shared.database.reader
+    async fn begin_with(&self, hold: Hold<'_>, sync: Sync) -> Result<Tx<'_>, StoreError> {
+        let (db, now_ms) = match &self.shared.database {
+            Database::Sqlite(database) => {
+                let tx = database.begin().await?;
+                (Connection::SqliteTx(tx), self.now_ms())
+            }
+            Database::Postgres(database) => {
+                let (tx, database_ms) = database.begin(hold).await?;
+                (Connection::PostgresTx(tx), self.shared.clock.follow(database_ms))
+            }
+        };
+        Ok(Tx { db: Box::new(db), now_ms, store: self, wakes: Vec::new(), sync })
+    }
+
+    pub(crate) fn reader(&self) -> &Reader {
+        &self.shared.reader
     }
 }
 
@@ -213,17 +248,46 @@ impl Tx<'_> {
 
     pub(crate) async fn commit(self) -> Result<(), StoreError> {
         self.db.commit().await?;
-        if self.kept {
-            let kept = self.store.shared.database.disk.keep().await;
-            kept.map_err(|error| StoreError::Unavailable(error.into()))?;
+        if matches!(self.sync, Sync::Waits) {
+            self.store.shared.database.keep().await?;
         }
         self.store.shared.hints.wake(&self.wakes);
+        if let Some(notifier) = &self.store.shared.notifier {
+            notifier.wake(self.wakes);
+        }
+        Ok(())
+    }
+
+    /// Locks the rows that a query for `PostgreSQL` answers with, until the transaction ends; nothing on a database whose
+    /// transactions are alone anyway.
+    pub(crate) async fn lock_rows(&mut self, sql: &'static str, id: &str) -> Result<(), StoreError> {
+        if let Connection::PostgresTx(tx) = &mut *self.db {
+            sqlx::query(sql).bind(id).execute(&mut **tx).await?;
+        }
         Ok(())
     }
 
     /// Gives up what was done. Dropping does the same a little later.
     pub(crate) async fn rollback(self) -> Result<(), StoreError> {
         Ok(self.db.rollback().await?)
+    }
+
+    /// Marks a place that [`Tx::undo`] goes back to. `PostgreSQL` gives a transaction up with the first statement that fails;
+    /// on `SQLite` only the statement fails, and this does nothing.
+    pub(crate) async fn mark(&mut self) -> Result<(), StoreError> {
+        self.postgres_only("savepoint mark").await
+    }
+
+    /// Goes back to the last [`Tx::mark`], after something failed that is not to end the transaction.
+    pub(crate) async fn undo(&mut self) -> Result<(), StoreError> {
+        self.postgres_only("rollback to savepoint mark").await
+    }
+
+    async fn postgres_only(&mut self, sql: &'static str) -> Result<(), StoreError> {
+        if let Connection::PostgresTx(tx) = &mut *self.db {
+            sqlx::raw_sql(sql).execute(&mut **tx).await?;
+        }
+        Ok(())
     }
 
     /// The chain that audit records of this transaction go to.

@@ -2,8 +2,10 @@
 
 use caisson_domain::id::ProjectId;
 use caisson_domain::workflow::{CaissonBlock, PermissionMode, Workflow};
-use sqlx::AssertSqlSafe;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AssertSqlSafe, SqliteConnection};
 
+use super::sqlite::{BEGIN_WRITE, MIGRATOR};
 use super::*;
 use crate::{Clock, Look};
 
@@ -14,8 +16,23 @@ async fn store() -> (Store, tempfile::TempDir) {
     (store, directory)
 }
 
+/// The store's own writing connection.
+fn writer(store: &Store) -> &sqlx::SqlitePool {
+    match &store.shared.database {
+        Database::Sqlite(database) => &database.writer,
+        Database::Postgres(_) => panic!("a database of its own kind"),
+    }
+}
+
+fn disk(store: &Store) -> &Arc<crate::disk::Disk> {
+    match &store.shared.database {
+        Database::Sqlite(database) => &database.disk,
+        Database::Postgres(_) => panic!("a database of its own kind"),
+    }
+}
+
 async fn pragma(store: &Store, text: String) {
-    sqlx::query(AssertSqlSafe(text)).fetch_all(&store.shared.database.writer).await.unwrap();
+    sqlx::query(AssertSqlSafe(text)).fetch_all(writer(store)).await.unwrap();
 }
 
 fn large_workflow() -> Workflow {
@@ -36,8 +53,7 @@ fn large_workflow() -> Workflow {
 #[tokio::test]
 async fn a_full_disk_is_told_apart_and_passes_when_there_is_room() {
     let (store, _directory) = store().await;
-    let pages: i64 =
-        sqlx::query_scalar("pragma page_count").fetch_one(&store.shared.database.writer).await.unwrap();
+    let pages: i64 = sqlx::query_scalar("pragma page_count").fetch_one(writer(&store)).await.unwrap();
     pragma(&store, format!("pragma max_page_count = {}", pages + 10)).await;
     let project = ProjectId::default_project();
     for _ in 0..3 {
@@ -55,15 +71,15 @@ async fn a_full_disk_is_told_apart_and_passes_when_there_is_room() {
 #[tokio::test]
 async fn only_a_transaction_that_says_so_does_not_wait_for_the_disk() {
     let (store, _directory) = store().await;
-    let waits = || store.shared.database.disk.waits();
+    let disk = Arc::clone(disk(&store));
     for number in 1..=2 {
         store.begin().await.unwrap().commit().await.unwrap();
-        assert_eq!(waits(), number);
-        store.begin_unsynced().await.unwrap().commit().await.unwrap();
-        assert_eq!(waits(), number);
+        assert_eq!(disk.waits(), number);
+        store.begin_unsynced(Hold::Everything).await.unwrap().commit().await.unwrap();
+        assert_eq!(disk.waits(), number);
     }
     store.begin().await.unwrap().rollback().await.unwrap();
-    assert_eq!(waits(), 2);
+    assert_eq!(disk.waits(), 2);
 }
 
 #[tokio::test]
@@ -71,7 +87,7 @@ async fn transactions_at_once_wait_for_the_disk_together() {
     let (store, _directory) = store().await;
     let pings = futures_util::future::join_all((0..20).map(|_| store.ping())).await;
     assert!(pings.iter().all(Result::is_ok), "{pings:?}");
-    let waits = store.shared.database.disk.waits();
+    let waits = disk(&store).waits();
     assert!((1..20).contains(&waits), "{waits}");
 }
 
@@ -154,7 +170,7 @@ async fn a_look_changes_nothing_and_tells_an_earlier_version() {
 async fn the_log_is_waited_for_by_us_and_keys_are_checked() {
     let (store, _directory) = store().await;
     let value = async |text: &'static str| -> String {
-        let row: (String,) = sqlx::query_as(text).fetch_one(&store.shared.database.writer).await.unwrap();
+        let row: (String,) = sqlx::query_as(text).fetch_one(writer(&store)).await.unwrap();
         row.0
     };
     // SQLite: 1 is NORMAL.
@@ -166,16 +182,16 @@ async fn the_log_is_waited_for_by_us_and_keys_are_checked() {
 #[tokio::test]
 async fn readers_cannot_write() {
     let (store, _directory) = store().await;
-    let written = sqlx::query("delete from project").execute(store.reader()).await;
+    let written = sql::query("delete from project").execute(store.reader()).await;
     assert!(written.is_err());
 }
 
 #[tokio::test]
 async fn a_statement_that_does_not_fit_the_schema_is_corrupt() {
     let (store, _directory) = store().await;
-    sqlx::query("drop table artifact").execute(&store.shared.database.writer).await.unwrap();
+    sqlx::query("drop table artifact").execute(writer(&store)).await.unwrap();
     let error =
-        StoreError::from(sqlx::query("select id from artifact").fetch_all(store.reader()).await.unwrap_err());
+        StoreError::from(sql::query("select id from artifact").fetch_all(store.reader()).await.unwrap_err());
     assert!(matches!(&error, StoreError::Corrupt { what, .. } if what == "the schema"), "{error:?}");
     let error = StoreError::from(sqlx::Error::RowNotFound);
     assert!(matches!(&error, StoreError::Corrupt { what, .. } if what == "a row"), "{error:?}");
@@ -248,7 +264,7 @@ async fn records_of_a_version_without_chains_are_chained_in_their_order_once() {
         "what is new comes behind what was there"
     );
     for statement in ["update audit_before set actor = 'x'", "delete from audit_before where number = 1"] {
-        let changed = sqlx::query(statement).execute(&store.shared.database.writer).await;
+        let changed = sqlx::query(statement).execute(writer(&store)).await;
         assert!(changed.is_err(), "{statement}");
     }
     // The old key lives on and never expires.

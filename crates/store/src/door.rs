@@ -6,9 +6,8 @@ use caisson_domain::id::{Epoch, RunId, SandboxId};
 use caisson_domain::limits::PENDING_INPUTS;
 use caisson_domain::protocol::Input;
 use caisson_domain::run::Run;
-use sqlx::sqlite::SqliteRow;
 
-use crate::database::Tx;
+use crate::database::{Hold, Row, Tx, sql};
 use crate::rows::{Columns, run_columns};
 use crate::{Actor, NewAudit, SandboxState, Store, StoreError, audit, events, rows};
 
@@ -85,7 +84,7 @@ impl Store {
         kind: GrantKind,
         presented: &TokenHash,
     ) -> Result<bool, StoreError> {
-        let stored: Option<String> = sqlx::query_scalar(GRANT)
+        let stored: Option<String> = sql::query_scalar(GRANT)
             .bind(sandbox.as_str())
             .bind(kind.as_str())
             .fetch_optional(self.reader())
@@ -100,7 +99,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn door_run(&self, sandbox: &SandboxId) -> Result<Option<Run>, StoreError> {
-        let row = sqlx::query(PLACED).bind(sandbox.as_str()).fetch_optional(self.reader()).await?;
+        let row = sql::query(PLACED).bind(sandbox.as_str()).fetch_optional(self.reader()).await?;
         row.as_ref().map(rows::run).transpose()
     }
 
@@ -113,12 +112,12 @@ impl Store {
     /// Safe: it only reads.
     pub async fn next_work(&self, sandbox: &SandboxId) -> Result<NextWork, StoreError> {
         // Two reads and no transaction: a sandbox only ever goes forward, so it is told to end by the next call.
-        let row = sqlx::query(STATE).bind(sandbox.as_str()).fetch_optional(self.reader()).await?;
+        let row = sql::query(STATE).bind(sandbox.as_str()).fetch_optional(self.reader()).await?;
         let Some(row) = row else { return Ok(NextWork::Exit) };
         if Columns::of("sandbox", &row)?.parse::<SandboxState>("state")? >= SandboxState::Stopping {
             return Ok(NextWork::Exit);
         }
-        let row = sqlx::query(WORK).bind(sandbox.as_str()).fetch_optional(self.reader()).await?;
+        let row = sql::query(WORK).bind(sandbox.as_str()).fetch_optional(self.reader()).await?;
         let Some(row) = row else { return Ok(NextWork::Nothing) };
         let columns = Columns::of("run", &row)?;
         Ok(NextWork::Run {
@@ -136,7 +135,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn inputs_after(&self, sandbox: &SandboxId, after: i64) -> Result<Vec<Input>, StoreError> {
-        let rows = sqlx::query(INPUTS)
+        let rows = sql::query(INPUTS)
             .bind(sandbox.as_str())
             .bind(after)
             .bind(PENDING_INPUTS)
@@ -153,13 +152,16 @@ impl Store {
     /// # Cancel safety
     /// A dropped call may have appended it; repeating it may append it twice.
     pub async fn append_gateway_event(&self, run: &RunId, event: NewEvent) -> Result<bool, StoreError> {
-        let mut tx = self.begin().await?;
+        let denied = event.kind == EventKind::GatewayDenied;
+        // A record of the audit log is not the session's alone.
+        let hold = if denied { Hold::Everything } else { Hold::SessionOfRun(run) };
+        let mut tx = self.begin_in(hold).await?;
         let run = known_run(&mut tx, run).await?;
         if run.status.is_final() {
             tx.rollback().await?;
             return Ok(false);
         }
-        if event.kind == EventKind::GatewayDenied {
+        if denied {
             audit::write(&mut tx, &denial(&run, &event)).await?;
         }
         events::append(&mut tx, &run.session, &run.id, &[event]).await?;
@@ -174,7 +176,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn is_sandbox_needed(&self, sandbox: &SandboxId) -> Result<bool, StoreError> {
-        let needed: i64 = sqlx::query_scalar(NEEDED).bind(sandbox.as_str()).fetch_one(self.reader()).await?;
+        let needed: i64 = sql::query_scalar(NEEDED).bind(sandbox.as_str()).fetch_one(self.reader()).await?;
         Ok(needed != 0)
     }
 }
@@ -183,11 +185,11 @@ const KNOWN: &str = concat!("select ", run_columns!(), " from run where id = $1"
 
 /// A run that the caller has seen before, whatever its status.
 pub(crate) async fn known_run(tx: &mut Tx<'_>, run: &RunId) -> Result<Run, StoreError> {
-    let row = sqlx::query(KNOWN).bind(run.as_str()).fetch_optional(&mut *tx.db).await?;
+    let row = sql::query(KNOWN).bind(run.as_str()).fetch_optional(&mut *tx.db).await?;
     rows::run(&row.ok_or_else(|| StoreError::missing("run", run.as_str()))?)
 }
 
-fn input(row: &SqliteRow) -> Result<Input, StoreError> {
+fn input(row: &Row) -> Result<Input, StoreError> {
     let columns = Columns::keyed("input", row, "session_id")?;
     Ok(Input { seq: columns.get("seq")?, run: columns.parse("run_id")?, body: columns.json("body")? })
 }

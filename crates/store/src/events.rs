@@ -9,9 +9,8 @@ use caisson_domain::run::{Failure, Run, RunStatus};
 use caisson_domain::usage::UsageTotals;
 use serde::Serialize;
 use serde_json::json;
-use sqlx::AssertSqlSafe;
 
-use crate::database::Tx;
+use crate::database::{Tx, sql};
 use crate::{Store, StoreError, Topic, rows};
 
 const OF_RUN: &str = "select session_id, seq, run_id, at_ms, kind, data from event \
@@ -22,9 +21,20 @@ const OF_SESSION: &str = "select session_id, seq, run_id, at_ms, kind, data from
 
 /// The two kinds are named so that their own small index is used; the guard keeps all other data, which need not be
 /// JSON by the database's rules, from being read.
-const TELLS_OF_SANDBOX: &str = "select exists (select 1 from event where run_id = $1 and kind = $2 \
-     and kind in ('sandbox.started', 'sandbox.exited') \
-     and case when kind = $2 then json_extract(data, '$.sandbox') = $3 end)";
+macro_rules! tells_of_sandbox {
+    ($named:literal) => {
+        concat!(
+            "select exists (select 1 from event where run_id = $1 and kind = $2 \
+             and kind in ('sandbox.started', 'sandbox.exited') and case when kind = $2 then ",
+            $named,
+            " = $3 end)"
+        )
+    };
+}
+const TELLS_OF_SANDBOX: sql::Statement = sql::Statement::Each {
+    sqlite: tells_of_sandbox!("json_extract(data, '$.sandbox')"),
+    postgres: tells_of_sandbox!("cast(data as json) ->> 'sandbox'"),
+};
 
 impl Store {
     /// The events of one run behind `after`, in order. At most one more than [`EVENT_PAGE_ITEMS`].
@@ -64,7 +74,7 @@ impl Store {
         kind: EventKind,
         sandbox: &SandboxId,
     ) -> Result<bool, StoreError> {
-        let told: i64 = sqlx::query_scalar(TELLS_OF_SANDBOX)
+        let told: i64 = sql::query_scalar(TELLS_OF_SANDBOX)
             .bind(run.as_str())
             .bind(kind.as_str())
             .bind(sandbox.as_str())
@@ -81,7 +91,7 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<Event>, StoreError> {
         let limit = limit.min(EVENT_PAGE_ITEMS + 1);
-        let rows = sqlx::query(sql).bind(of).bind(after).bind(limit).fetch_all(self.reader()).await?;
+        let rows = sql::query(sql).bind(of).bind(after).bind(limit).fetch_all(self.reader()).await?;
         // A reader goes on behind the last number that it has seen: none may come twice, with another event.
         self.settled().await?;
         rows.iter().map(rows::event).collect()
@@ -106,7 +116,7 @@ pub(crate) async fn append(
     }
     let count =
         i64::try_from(events.len()).map_err(|error| StoreError::corrupt("a batch of events", error))?;
-    let numbered: Option<(i64, String)> = sqlx::query_as(NUMBER)
+    let numbered: Option<(i64, String)> = sql::query_as(NUMBER)
         .bind(session.as_str())
         .bind(count)
         .bind(tx.now_ms)
@@ -118,7 +128,7 @@ pub(crate) async fn append(
     while !rest.is_empty() {
         let size = rest.len().ilog2().min(LARGEST_INSERT);
         let (now, later) = rest.split_at(1 << size);
-        let mut query = sqlx::query(AssertSqlSafe(Arc::clone(&INSERTS[size as usize])))
+        let mut query = sql::query(sql::Statement::Built(Arc::clone(&INSERTS[size as usize])))
             .bind(session.as_str())
             .bind(project.as_str())
             .bind(run.as_str())
@@ -131,7 +141,7 @@ pub(crate) async fn append(
         rest = later;
     }
     let bytes: i64 = events.iter().map(bytes).sum();
-    sqlx::query(COUNT).bind(run.as_str()).bind(count).bind(bytes).execute(&mut *tx.db).await?;
+    sql::query(COUNT).bind(run.as_str()).bind(count).bind(bytes).execute(&mut *tx.db).await?;
     tx.wake(Topic::Session(session.clone()));
     Ok(())
 }

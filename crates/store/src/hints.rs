@@ -49,6 +49,13 @@ impl Hints {
         }
     }
 
+    /// Wakes whoever watches anything: for when hints may have been missed.
+    pub(crate) fn wake_all(&self) {
+        for channel in self.lock().values() {
+            channel.send_replace(());
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Channels> {
         // A panic elsewhere leaves the map whole: each change to it is a single insertion or removal.
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)

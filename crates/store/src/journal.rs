@@ -2,15 +2,15 @@
 
 use caisson_domain::checks::{Check, stands};
 use caisson_domain::event::{EventKind, NewEvent};
-use caisson_domain::id::{RunId, SandboxId};
+use caisson_domain::id::{ProjectId, RunId, SandboxId};
 use caisson_domain::limits::{RUN_EVENT_BYTES, RUN_EVENT_RESERVED_BYTES, RUN_EVENTS, RUN_EVENTS_RESERVED};
 use caisson_domain::protocol::{NoteLevel, Outcome};
 use caisson_domain::run::Phase;
 use serde_json::json;
 
-use crate::database::Tx;
+use crate::database::{Hold, Tx, sql};
 use crate::rows::{Columns, document};
-use crate::{SandboxState, Store, StoreError, Topic, events};
+use crate::{Actor, NewAudit, SandboxState, Store, StoreError, Topic, audit, events};
 
 /// One entry of a journal.
 #[derive(Debug, Clone)]
@@ -82,7 +82,7 @@ impl Store {
     /// Safe: it only reads.
     pub async fn journal_offset(&self, sandbox: &SandboxId) -> Result<u64, StoreError> {
         let offset: Option<i64> =
-            sqlx::query_scalar(OFFSET).bind(sandbox.as_str()).fetch_optional(self.reader()).await?;
+            sql::query_scalar(OFFSET).bind(sandbox.as_str()).fetch_optional(self.reader()).await?;
         let offset = offset.ok_or_else(|| StoreError::missing("sandbox", sandbox.as_str()))?;
         u64::try_from(offset)
             .map_err(|error| StoreError::corrupt(format!("sandbox.journal_offset of {sandbox}"), error))
@@ -108,8 +108,8 @@ impl Store {
             let what = format!("the journal batch of {sandbox}");
             return Err(StoreError::corrupt(what, format!("it ends at {end} and begins at {offset}")));
         };
-        let mut tx = self.begin().await?;
-        let row = sqlx::query(OPEN).bind(sandbox.as_str()).fetch_optional(&mut *tx.db).await?;
+        let mut tx = self.begin_in(Hold::SessionOfSandbox(sandbox)).await?;
+        let row = sql::query(OPEN).bind(sandbox.as_str()).fetch_optional(&mut *tx.db).await?;
         let row = row.ok_or_else(|| StoreError::missing("sandbox", sandbox.as_str()))?;
         let columns = Columns::of("sandbox", &row)?;
         let acknowledged: u64 = columns.number("journal_offset")?;
@@ -132,15 +132,21 @@ impl Store {
             skipped -= ours.len();
             for entry in &ours {
                 apply(&mut tx, entry).await?;
+                if !stands(Check::CountedUsage) {
+                    believe_cost(&mut tx, entry).await?;
+                }
+                if !stands(Check::AuditSource) {
+                    believe_note(&mut tx, entry).await?;
+                }
             }
             let mut room = Room::read(&columns)?;
             let events = room.keep(ours);
             if room.told_now {
-                sqlx::query(FULL).bind(run.as_str()).execute(&mut *tx.db).await?;
+                sql::query(FULL).bind(run.as_str()).execute(&mut *tx.db).await?;
             }
             events::append(&mut tx, &columns.parse("session_id")?, &run, &events).await?;
         }
-        sqlx::query(ADVANCE).bind(sandbox.as_str()).bind(new_offset).execute(&mut *tx.db).await?;
+        sql::query(ADVANCE).bind(sandbox.as_str()).bind(new_offset).execute(&mut *tx.db).await?;
         tx.commit().await?;
         Ok(JournalAppend::Stored { acknowledged: end, skipped: skipped as u64 })
     }
@@ -198,6 +204,9 @@ impl Room {
         let (more_items, more_bytes) =
             if reserved { (RUN_EVENTS_RESERVED, RUN_EVENT_RESERVED_BYTES) } else { (0, 0) };
         let bytes = self.bytes.saturating_add(events::bytes(event));
+        if !stands(Check::RecordBounds) {
+            return true;
+        }
         if self.items >= RUN_EVENTS + more_items || bytes > RUN_EVENT_BYTES + more_bytes {
             return false;
         }
@@ -220,6 +229,34 @@ fn full() -> NewEvent {
     NewEvent::new(EventKind::Note, &json!({ "level": NoteLevel::Warn, "message": message }))
 }
 
+const CLAIMED: &str = "update run set cost_micro_usd = cost_micro_usd + $2 where id = $1";
+
+/// Counts what an agent says that its run has cost, as nobody does but a control that leaves the check out.
+async fn believe_cost(tx: &mut Tx<'_>, entry: &JournalEntry) -> Result<(), StoreError> {
+    let Some(event) = entry.event.as_ref().filter(|event| event.kind == EventKind::AgentLine) else {
+        return Ok(());
+    };
+    let line: serde_json::Value = serde_json::from_str(event.data.get()).unwrap_or_default();
+    let claimed = line["total_cost_usd"].as_u64().and_then(|usd| i64::try_from(usd).ok()).unwrap_or_default();
+    sql::query(CLAIMED)
+        .bind(entry.run.as_str())
+        .bind(claimed.saturating_mul(1_000_000))
+        .execute(&mut *tx.db)
+        .await?;
+    Ok(())
+}
+
+/// Records in the audit log what a sandbox tells, as nobody does but a control that leaves the check out.
+async fn believe_note(tx: &mut Tx<'_>, entry: &JournalEntry) -> Result<(), StoreError> {
+    let Some(event) = entry.event.as_ref().filter(|event| event.kind == EventKind::Note) else {
+        return Ok(());
+    };
+    let line: serde_json::Value = serde_json::from_str(event.data.get()).unwrap_or_default();
+    let subject = line["message"].as_str().unwrap_or_default();
+    let project = ProjectId::default_project();
+    audit::write(tx, &NewAudit::new(&project, Actor::Server, "key.revoke", subject)).await
+}
+
 const PHASE: &str = "update run set phase = $2 where id = $1";
 
 const PREPARED: &str = "update run set base_commit = $2 where id = $1";
@@ -236,14 +273,14 @@ async fn apply(tx: &mut Tx<'_>, entry: &JournalEntry) -> Result<(), StoreError> 
     match &entry.effect {
         JournalEffect::None => return Ok(()),
         JournalEffect::Phase(phase) => {
-            sqlx::query(PHASE).bind(run).bind(phase.as_str()).execute(&mut *tx.db).await?;
+            sql::query(PHASE).bind(run).bind(phase.as_str()).execute(&mut *tx.db).await?;
         }
         JournalEffect::Prepared { base_commit } => {
-            sqlx::query(PREPARED).bind(run).bind(base_commit.as_deref()).execute(&mut *tx.db).await?;
+            sql::query(PREPARED).bind(run).bind(base_commit.as_deref()).execute(&mut *tx.db).await?;
         }
         JournalEffect::AgentStarted => {
-            sqlx::query(AGENT_STARTED).bind(run).execute(&mut *tx.db).await?;
-            sqlx::query(ATTEMPT_STARTED)
+            sql::query(AGENT_STARTED).bind(run).execute(&mut *tx.db).await?;
+            sql::query(ATTEMPT_STARTED)
                 .bind(run)
                 .bind(entry.attempt)
                 .bind(tx.now_ms)
@@ -252,9 +289,38 @@ async fn apply(tx: &mut Tx<'_>, entry: &JournalEntry) -> Result<(), StoreError> 
         }
         JournalEffect::Finished(outcome) => {
             let outcome = document("run.outcome", outcome)?;
-            sqlx::query(FINISHED).bind(run).bind(outcome).execute(&mut *tx.db).await?;
+            sql::query(FINISHED).bind(run).bind(outcome).execute(&mut *tx.db).await?;
         }
     }
     tx.wake(Topic::Run(entry.run.clone()));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room(items: i64, bytes: i64) -> Room {
+        Room { items, bytes, told: false, told_now: false }
+    }
+
+    #[test]
+    fn a_run_tells_so_many_events_and_what_moves_it_has_room_behind_them() {
+        let event = NewEvent::new(EventKind::Note, &json!({ "message": "x" }));
+        let size = events::bytes(&event);
+        let mut by_number = room(RUN_EVENTS - 1, 0);
+        assert!(by_number.takes(&event, false), "the last one");
+        assert!(!by_number.takes(&event, false));
+        assert!(by_number.takes(&event, true));
+        by_number.items = RUN_EVENTS + RUN_EVENTS_RESERVED - 1;
+        assert!(by_number.takes(&event, true), "the last one that moves the run");
+        assert!(!by_number.takes(&event, true));
+        let mut by_size = room(0, RUN_EVENT_BYTES - size);
+        assert!(by_size.takes(&event, false), "to the last byte");
+        assert!(!by_size.takes(&event, false));
+        by_size.bytes = RUN_EVENT_BYTES + RUN_EVENT_RESERVED_BYTES - size;
+        assert!(by_size.takes(&event, true), "to the last byte");
+        assert!(!by_size.takes(&event, true));
+        assert!(!by_size.told, "only what is kept tells");
+    }
 }

@@ -7,8 +7,8 @@ use caisson_domain::grant::{Token, TokenHash};
 use caisson_domain::id::{ApiKeyId, ProjectId};
 use caisson_domain::limits::{API_KEYS, PAGE_ITEMS};
 use caisson_domain::principal::{Principal, Scope};
-use sqlx::sqlite::SqliteRow;
 
+use crate::database::{Row, sql};
 use crate::rows::{Columns, document};
 use crate::{Actor, NewAudit, Store, StoreError, audit};
 
@@ -118,7 +118,7 @@ impl Store {
     /// A dropped call may have made a key whose secret nobody knows; it opens nothing for anybody.
     pub async fn make_api_key(&self, new: &NewApiKey) -> Result<Option<(ApiKey, Token)>, StoreError> {
         let mut tx = self.begin().await?;
-        let valid: i64 = sqlx::query_scalar(COUNT)
+        let valid: i64 = sql::query_scalar(COUNT)
             .bind(new.project.as_str())
             .bind(tx.now_ms)
             .bind(API_KEYS)
@@ -130,7 +130,7 @@ impl Store {
         }
         let id = ApiKeyId::new(tx.now_ms, tx.random());
         let secret = Token::api_key(tx.random());
-        sqlx::query(INSERT)
+        sql::query(INSERT)
             .bind(id.as_str())
             .bind(new.project.as_str())
             .bind(new.name.as_str())
@@ -178,7 +178,7 @@ impl Store {
         after: Option<&ApiKeyId>,
         limit: u32,
     ) -> Result<Vec<ApiKey>, StoreError> {
-        let rows = sqlx::query(LIST)
+        let rows = sql::query(LIST)
             .bind(project.as_str())
             .bind(after.map_or("", ApiKeyId::as_str))
             .bind(limit.min(PAGE_ITEMS + 1))
@@ -216,7 +216,7 @@ impl Store {
         by: Actor,
     ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
-        let row = sqlx::query(REVOKE)
+        let row = sql::query(REVOKE)
             .bind(id.as_str())
             .bind(tx.now_ms)
             .bind(project.map(ProjectId::as_str))
@@ -240,7 +240,7 @@ impl Store {
     /// Safe: it only reads.
     pub async fn is_key_valid(&self, id: &ApiKeyId) -> Result<bool, StoreError> {
         let valid: i64 =
-            sqlx::query_scalar(VALID).bind(id.as_str()).bind(self.now_ms()).fetch_one(self.reader()).await?;
+            sql::query_scalar(VALID).bind(id.as_str()).bind(self.now_ms()).fetch_one(self.reader()).await?;
         Ok(valid != 0)
     }
 
@@ -258,7 +258,7 @@ impl Store {
         let hash = TokenHash::of(secret);
         let now_ms = self.now_ms();
         let row =
-            sqlx::query(BY_SECRET).bind(hash.as_str()).bind(now_ms).fetch_optional(self.reader()).await?;
+            sql::query(BY_SECRET).bind(hash.as_str()).bind(now_ms).fetch_optional(self.reader()).await?;
         let Some(row) = row else { return Ok(None) };
         let columns = Columns::of("api_key", &row)?;
         let principal = Principal {
@@ -283,13 +283,13 @@ impl Store {
         }
         let mut tx = self.begin().await?;
         for (id, at_ms) in &uses {
-            sqlx::query(USED).bind(id.as_str()).bind(at_ms).execute(&mut *tx.db).await?;
+            sql::query(USED).bind(id.as_str()).bind(at_ms).execute(&mut *tx.db).await?;
         }
         tx.commit().await
     }
 }
 
-fn api_key(row: &SqliteRow) -> Result<ApiKey, StoreError> {
+fn api_key(row: &Row) -> Result<ApiKey, StoreError> {
     let columns = Columns::of("api_key", row)?;
     Ok(ApiKey {
         id: columns.parse("id")?,

@@ -3,6 +3,7 @@
 use caisson_domain::grant::{GrantKind, TokenHash};
 use caisson_domain::id::{ProjectId, RunId, SandboxId};
 
+use crate::database::sql;
 use crate::rows::Columns;
 use crate::{Store, StoreError};
 
@@ -39,7 +40,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn knock(&self, sandbox: &SandboxId, presented: &TokenHash) -> Result<Knock, StoreError> {
-        let row = sqlx::query(KNOCK)
+        let row = sql::query(KNOCK)
             .bind(sandbox.as_str())
             .bind(GrantKind::Agent.as_str())
             .fetch_optional(self.reader())

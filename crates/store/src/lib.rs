@@ -25,6 +25,7 @@ mod journal;
 mod keys;
 mod knock;
 mod opening;
+mod projects;
 mod pushes;
 mod queue;
 mod random;
@@ -34,6 +35,7 @@ mod runs;
 mod sandboxes;
 mod servers;
 mod sessions;
+mod soft_budgets;
 mod usage;
 mod vault;
 mod workflows;
@@ -47,6 +49,8 @@ use tokio::sync::broadcast;
 
 use credentials::CredentialUses;
 use database::Database;
+use database::notify::Notifier;
+use database::sql::{self, Reader};
 use deltas::Deltas;
 use hints::Hints;
 use keys::KeyUses;
@@ -57,12 +61,13 @@ pub use audit::{
     AUDIT_HASH_START, AUDIT_TEXT_BYTES, Actor, AuditFault, AuditFilter, AuditHead, AuditRecord, AuditReport,
     ChainReport, CredentialUse, NewAudit,
 };
-pub use budgets::ProjectSpending;
+pub use budgets::{BudgetChange, ChangeBudgets, ProjectSpending, Spending};
 pub use clock::{Clock, ClockHandle};
 pub use credentials::{
     CREDENTIAL_USES_KEPT, Credential, CredentialError, CredentialUsage, NewCredential, OpenedCredential,
     SigningKey, SigningKeyError,
 };
+pub use database::postgres::{POSTGRES_CONNECTIONS_MIN, PostgresLimits, PostgresPlace, UnusableUrl};
 pub use deltas::DELTA_CHANNEL_ITEMS;
 pub use door::NextWork;
 pub use error::{BoxError, StoreError};
@@ -70,6 +75,7 @@ pub use hints::{Topic, Watch};
 pub use journal::{JournalAppend, JournalEffect, JournalEntry};
 pub use keys::{ApiKey, NewApiKey};
 pub use knock::{DoorRun, Knock};
+pub use projects::{CreateProject, Project};
 pub use pushes::{BeginPush, Push, PushRecord, SessionPush};
 pub use queue::{Claimed, Finish, Progress};
 pub use random::Random;
@@ -91,9 +97,12 @@ pub struct Store {
 #[derive(Debug)]
 struct Shared {
     database: Database,
+    reader: Reader,
     clock: Clock,
     random: Random,
     hints: Arc<Hints>,
+    /// Tells other processes of hints, where there can be any.
+    notifier: Option<Notifier>,
     deltas: Deltas,
     key_uses: KeyUses,
     /// The server whose chain of audit records this store writes.
@@ -140,15 +149,51 @@ impl Store {
     /// # Cancel safety
     /// As [`Store::open`].
     pub async fn open_with(path: &Path, clock: Clock, random: Random) -> Result<Self, StoreError> {
-        Ok(Self::around(Database::open(path).await?, clock, random))
+        Ok(Self::around(Database::open_file(path).await?, (Arc::default(), None), clock, random))
     }
 
-    fn around(database: Database, clock: Clock, random: Random) -> Self {
+    /// Connects to a `PostgreSQL` database (15 or later) and migrates it. Servers that do so at the same time wait for one
+    /// another. A [`Clock::system`] follows the database's clock from then on.
+    ///
+    /// # Errors
+    /// [`StoreError::Migration`] if the database or its server is of a version that this one cannot use,
+    /// [`StoreError::Unavailable`] if it does not answer.
+    /// # Cancel safety
+    /// Safe: each migration is applied wholly or not at all.
+    pub async fn connect(place: &PostgresPlace, clock: Clock) -> Result<Self, StoreError> {
+        Self::connect_with(place, clock, Random::system()).await
+    }
+
+    /// Connects like [`Store::connect`], with the caller's randomness, so that tests can repeat themselves.
+    ///
+    /// # Errors
+    /// As [`Store::connect`].
+    /// # Cancel safety
+    /// As [`Store::connect`].
+    pub async fn connect_with(
+        place: &PostgresPlace,
+        clock: Clock,
+        random: Random,
+    ) -> Result<Self, StoreError> {
+        let opened = Database::open_postgres(place).await?;
+        let hints = Arc::<Hints>::default();
+        let notifier = opened.0.notifier(&hints);
+        Ok(Self::around(opened, (hints, notifier), clock, random))
+    }
+
+    fn around(
+        (database, reader): (Database, Reader),
+        (hints, notifier): (Arc<Hints>, Option<Notifier>),
+        clock: Clock,
+        random: Random,
+    ) -> Self {
         let shared = Shared {
             database,
+            reader,
             clock,
             random,
-            hints: Arc::default(),
+            hints,
+            notifier,
             deltas: Deltas::default(),
             key_uses: KeyUses::default(),
             audit_chain: OnceLock::new(),
@@ -169,12 +214,30 @@ impl Store {
         if !path.exists() {
             return Ok(Look::Missing);
         }
-        let (database, missing) = Database::open_read_only(path).await?;
+        Self::looked(Database::look_at_file(path).await?, clock).await
+    }
+
+    /// Looks at a `PostgreSQL` database: makes nothing, migrates nothing, and every write of the store it may answer with
+    /// fails.
+    ///
+    /// # Errors
+    /// As [`Store::connect`].
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn look_at(place: &PostgresPlace, clock: Clock) -> Result<Look, StoreError> {
+        Self::looked(Database::look_at_postgres(place).await?, clock).await
+    }
+
+    async fn looked(
+        (database, reader, missing): (Database, Reader, usize),
+        clock: Clock,
+    ) -> Result<Look, StoreError> {
         if missing > 0 {
             database.close().await;
             return Ok(Look::Behind { migrations: missing });
         }
-        Ok(Look::Ready(Self::around(database, clock, Random::system())))
+        let around = Self::around((database, reader), (Arc::default(), None), clock, Random::system());
+        Ok(Look::Ready(around))
     }
 
     /// Closes the database after the transactions under way; calls that come later answer
@@ -199,8 +262,14 @@ impl Store {
     /// Safe: the write means nothing.
     pub async fn ping(&self) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
-        sqlx::query(PING).execute(&mut *tx.db).await?;
+        sql::query(PING).execute(&mut *tx.db).await?;
         tx.commit().await
+    }
+
+    /// Whether servers on other machines can use the same database.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        matches!(self.shared.database, Database::Postgres(_))
     }
 
     /// The time by the store's clock, Unix ms.

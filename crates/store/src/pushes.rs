@@ -7,9 +7,8 @@ use caisson_domain::id::{RunId, ServerId, SessionId};
 use caisson_domain::run::{Run, RunStatus};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sqlx::sqlite::SqliteRow;
 
-use crate::database::Tx;
+use crate::database::{Row, Tx, sql};
 use crate::door::known_run;
 use crate::rows::{Columns, document, run_columns};
 use crate::{Actor, NewAudit, Store, StoreError, Topic, audit, events, rows};
@@ -105,10 +104,10 @@ impl Store {
             tx.rollback().await?;
             return Ok(BeginPush::Refused);
         }
-        let row = sqlx::query(PENDING).bind(run.as_str()).fetch_one(&mut *tx.db).await?;
+        let row = sql::query(PENDING).bind(run.as_str()).fetch_one(&mut *tx.db).await?;
         let before: Option<Push> = Columns::of("run", &row)?.json_optional("pending_push")?;
         let pending = document("run.pending_push", push)?;
-        sqlx::query(BEGIN).bind(run.as_str()).bind(pending).execute(&mut *tx.db).await?;
+        sql::query(BEGIN).bind(run.as_str()).bind(pending).execute(&mut *tx.db).await?;
         tx.commit().await?;
         Ok(if before.as_ref() == Some(push) {
             BeginPush::Repeated
@@ -180,7 +179,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn pending_push(&self, run: &RunId) -> Result<Option<Push>, StoreError> {
-        let row = sqlx::query(PENDING).bind(run.as_str()).fetch_optional(self.reader()).await?;
+        let row = sql::query(PENDING).bind(run.as_str()).fetch_optional(self.reader()).await?;
         let Some(row) = row else { return Ok(None) };
         Columns::of("run", &row)?.json_optional("pending_push")
     }
@@ -197,7 +196,7 @@ impl Store {
         session: &SessionId,
         ref_name: &str,
     ) -> Result<Vec<SessionPush>, StoreError> {
-        let rows = sqlx::query(OF_SESSION)
+        let rows = sql::query(OF_SESSION)
             .bind(session.as_str())
             .bind(i64::try_from(SESSION_PUSHES + 1).unwrap_or(i64::MAX))
             .fetch_all(self.reader())
@@ -228,12 +227,12 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn pending_pushes(&self, server: &ServerId) -> Result<Vec<(Run, Push)>, StoreError> {
-        let rows = sqlx::query(PENDING_AT_HOME).bind(server.as_str()).fetch_all(self.reader()).await?;
+        let rows = sql::query(PENDING_AT_HOME).bind(server.as_str()).fetch_all(self.reader()).await?;
         Ok(rows.iter().filter_map(|row| pending(row).ok()).collect())
     }
 }
 
-fn pending(row: &SqliteRow) -> Result<(Run, Push), StoreError> {
+fn pending(row: &Row) -> Result<(Run, Push), StoreError> {
     Ok((rows::run(row)?, Columns::of("run", row)?.json("pending_push")?))
 }
 
@@ -245,7 +244,7 @@ fn is_own(run: &Run, push: &Push) -> bool {
 /// Ends the push's being pending; `false` if it was not.
 async fn clear(tx: &mut Tx<'_>, run: &RunId, push: &Push) -> Result<bool, StoreError> {
     let pending = document("run.pending_push", push)?;
-    let cleared = sqlx::query(CLEAR).bind(run.as_str()).bind(pending).execute(&mut *tx.db).await?;
+    let cleared = sql::query(CLEAR).bind(run.as_str()).bind(pending).execute(&mut *tx.db).await?;
     let cleared = cleared.rows_affected() == 1;
     if cleared {
         // The run's end waits for it.
@@ -257,7 +256,7 @@ async fn clear(tx: &mut Tx<'_>, run: &RunId, push: &Push) -> Result<bool, StoreE
 async fn append(tx: &mut Tx<'_>, run: &Run, record: &PushRecord) -> Result<(), StoreError> {
     let push = &record.push;
     if record.ok && is_own(run, push) {
-        sqlx::query(PUSHED).bind(run.id.as_str()).bind(push.new.as_str()).execute(&mut *tx.db).await?;
+        sql::query(PUSHED).bind(run.id.as_str()).bind(push.new.as_str()).execute(&mut *tx.db).await?;
         tx.wake(Topic::Run(run.id.clone()));
     }
     let data = json!({

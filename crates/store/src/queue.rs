@@ -6,9 +6,8 @@ use caisson_domain::limits::{LEASE_MS, RESULT_TEXT_BYTES};
 use caisson_domain::protocol::{Outcome, StopReason};
 use caisson_domain::run::{Failure, Phase, Run, RunStatus, cut};
 use serde_json::json;
-use sqlx::sqlite::SqliteRow;
 
-use crate::database::Tx;
+use crate::database::{Hold, Row, Tx, sql};
 use crate::events::Ended;
 use crate::rows::{Columns, document, run_columns};
 use crate::sessions::uid_offset;
@@ -110,7 +109,7 @@ impl Store {
         // Bounded: a row that cannot be read has ended before the next one is looked for.
         loop {
             let mut tx = self.begin().await?;
-            let row = sqlx::query(CLAIM)
+            let row = sql::query(CLAIM)
                 .bind(server.as_str())
                 .bind(tx.now_ms + LEASE_MS)
                 .bind(tx.now_ms)
@@ -120,12 +119,14 @@ impl Store {
                 tx.rollback().await?;
                 return Ok(None);
             };
+            tx.mark().await?;
             match start(&mut tx, &row, server).await {
                 Ok(claimed) => {
                     tx.commit().await?;
                     return Ok(Some(claimed));
                 }
                 Err(StoreError::Corrupt { what, source }) => {
+                    tx.undo().await?;
                     damage::end_row(&mut tx, &row, (&what, &source)).await?;
                     tx.commit().await?;
                 }
@@ -144,11 +145,8 @@ impl Store {
     /// Safe: adopting again raises the epochs again.
     pub async fn adopt(&self, server: &ServerId) -> Result<Vec<Claimed>, StoreError> {
         let mut tx = self.begin().await?;
-        let rows = sqlx::query(ADOPT)
-            .bind(server.as_str())
-            .bind(tx.now_ms + LEASE_MS)
-            .fetch_all(&mut *tx.db)
-            .await?;
+        let rows =
+            sql::query(ADOPT).bind(server.as_str()).bind(tx.now_ms + LEASE_MS).fetch_all(&mut *tx.db).await?;
         let mut adopted = Vec::with_capacity(rows.len());
         for row in &rows {
             match claimed(&mut tx, row).await {
@@ -171,8 +169,8 @@ impl Store {
     /// # Cancel safety
     /// Safe: extended or not.
     pub async fn heartbeat(&self, run: &RunId, epoch: Epoch) -> Result<Option<i64>, StoreError> {
-        let mut tx = self.begin().await?;
-        let expires_at_ms = sqlx::query_scalar(HEARTBEAT)
+        let mut tx = self.begin_in(Hold::SessionOfRun(run)).await?;
+        let expires_at_ms = sql::query_scalar(HEARTBEAT)
             .bind(run.as_str())
             .bind(epoch.0)
             .bind(tx.now_ms + LEASE_MS)
@@ -190,7 +188,7 @@ impl Store {
     /// Safe: repeatable.
     pub async fn place(&self, run: &RunId, epoch: Epoch, sandbox: &SandboxId) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
-        let placed = sqlx::query(PLACE)
+        let placed = sql::query(PLACE)
             .bind(run.as_str())
             .bind(epoch.0)
             .bind(sandbox.as_str())
@@ -213,8 +211,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn progress(&self, run: &RunId, epoch: Epoch) -> Result<Option<Progress>, StoreError> {
-        let row =
-            sqlx::query(PROGRESS).bind(run.as_str()).bind(epoch.0).fetch_optional(self.reader()).await?;
+        let row = sql::query(PROGRESS).bind(run.as_str()).bind(epoch.0).fetch_optional(self.reader()).await?;
         row.as_ref().map(progress).transpose()
     }
 
@@ -299,7 +296,7 @@ impl Store {
         epoch: Epoch,
         event: NewEvent,
     ) -> Result<bool, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_in(Hold::SessionOfRun(run)).await?;
         let Some(run) = owned(&mut tx, run, epoch).await? else { return Ok(false) };
         events::append(&mut tx, &run.session, &run.id, &[event]).await?;
         tx.commit().await?;
@@ -313,15 +310,15 @@ const OWNED: &str =
 /// The run, if it is running and `epoch` is still its epoch. The transaction holds the write lock, so what it reads
 /// here stays true until it commits.
 async fn owned(tx: &mut Tx<'_>, run: &RunId, epoch: Epoch) -> Result<Option<Run>, StoreError> {
-    let row = sqlx::query(OWNED).bind(run.as_str()).bind(epoch.0).fetch_optional(&mut *tx.db).await?;
+    let row = sql::query(OWNED).bind(run.as_str()).bind(epoch.0).fetch_optional(&mut *tx.db).await?;
     row.as_ref().map(rows::run).transpose()
 }
 
 /// What a claim writes besides the run itself.
-async fn start(tx: &mut Tx<'_>, row: &SqliteRow, server: &ServerId) -> Result<Claimed, StoreError> {
+async fn start(tx: &mut Tx<'_>, row: &Row, server: &ServerId) -> Result<Claimed, StoreError> {
     let claimed = claimed(tx, row).await?;
     let run = &claimed.run;
-    sqlx::query(INSERT_ATTEMPT)
+    sql::query(INSERT_ATTEMPT)
         .bind(run.id.as_str())
         .bind(run.attempt)
         .bind(run.project.as_str())
@@ -338,10 +335,10 @@ async fn start(tx: &mut Tx<'_>, row: &SqliteRow, server: &ServerId) -> Result<Cl
 
 const SESSION_NUMBER: &str = "select number from session where id = $1";
 
-async fn claimed(tx: &mut Tx<'_>, row: &SqliteRow) -> Result<Claimed, StoreError> {
+async fn claimed(tx: &mut Tx<'_>, row: &Row) -> Result<Claimed, StoreError> {
     let run = rows::run(row)?;
     let number: Option<i64> =
-        sqlx::query_scalar(SESSION_NUMBER).bind(run.session.as_str()).fetch_optional(&mut *tx.db).await?;
+        sql::query_scalar(SESSION_NUMBER).bind(run.session.as_str()).fetch_optional(&mut *tx.db).await?;
     let number = number.ok_or_else(|| StoreError::missing("session", run.session.as_str()))?;
     let epoch = rows::epoch(row)?;
     Ok(Claimed {
@@ -352,7 +349,7 @@ async fn claimed(tx: &mut Tx<'_>, row: &SqliteRow) -> Result<Claimed, StoreError
     })
 }
 
-fn progress(row: &SqliteRow) -> Result<Progress, StoreError> {
+fn progress(row: &Row) -> Result<Progress, StoreError> {
     let columns = Columns::of("run", row)?;
     let status: Option<i64> = columns.get("provider_status")?;
     Ok(Progress {
@@ -374,7 +371,7 @@ const GIVE_BACK: &str = "update run set status = 'queued', phase = null, waiting
      pending_push = null, not_before_ms = $2 where id = $1 and status = 'running'";
 
 async fn give_back(tx: &mut Tx<'_>, run: &Run, reason: &str, delay_ms: i64) -> Result<(), StoreError> {
-    sqlx::query(GIVE_BACK)
+    sql::query(GIVE_BACK)
         .bind(run.id.as_str())
         .bind(tx.now_ms.saturating_add(delay_ms))
         .execute(&mut *tx.db)
@@ -393,7 +390,7 @@ const END: &str = concat!(
 async fn end(tx: &mut Tx<'_>, run: &Run, finish: &Finish) -> Result<(), StoreError> {
     let failure = finish.failure.as_ref().map(|failure| document("run.failure", failure)).transpose()?;
     usage::settle_open(tx, run.id.as_str()).await?;
-    let row = sqlx::query(END)
+    let row = sql::query(END)
         .bind(run.id.as_str())
         .bind(finish.status.as_str())
         .bind(failure)
@@ -421,8 +418,8 @@ const END_ATTEMPT: &str = "update attempt set ended_at_ms = $3 where run_id = $1
 /// What all ways out of `running` share: the attempt is over, nothing is left to be told to its sandbox, and session
 /// and branch are free for others.
 pub(crate) async fn release(tx: &mut Tx<'_>, run: &str, attempt: i64) -> Result<(), StoreError> {
-    sqlx::query(DROP_INPUTS).bind(run).execute(&mut *tx.db).await?;
-    sqlx::query(END_ATTEMPT).bind(run).bind(attempt).bind(tx.now_ms).execute(&mut *tx.db).await?;
+    sql::query(DROP_INPUTS).bind(run).execute(&mut *tx.db).await?;
+    sql::query(END_ATTEMPT).bind(run).bind(attempt).bind(tx.now_ms).execute(&mut *tx.db).await?;
     tx.wake(Topic::Queue);
     if let Ok(run) = run.parse() {
         tx.wake(Topic::Run(run));

@@ -8,9 +8,9 @@ use caisson_domain::run::Run;
 use caisson_domain::usage::{TokenCounts, UsageTotals};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Decode, Row as _, Sqlite, Type};
 
+use crate::database::Row;
+use crate::database::sql::Read;
 use crate::{BoxError, StoreError};
 
 /// The columns that make a [`Run`].
@@ -26,25 +26,25 @@ pub(crate) use run_columns;
 
 /// One row, read column by column.
 pub(crate) struct Columns<'r> {
-    row: &'r SqliteRow,
+    row: &'r Row,
     table: &'static str,
     id: String,
 }
 
 impl<'r> Columns<'r> {
     /// A row of a table whose key is `id`.
-    pub(crate) fn of(table: &'static str, row: &'r SqliteRow) -> Result<Self, StoreError> {
+    pub(crate) fn of(table: &'static str, row: &'r Row) -> Result<Self, StoreError> {
         Self::keyed(table, row, "id")
     }
 
     /// A row of a table with another text key.
-    pub(crate) fn keyed(table: &'static str, row: &'r SqliteRow, key: &str) -> Result<Self, StoreError> {
-        let id = row.try_get(key).map_err(|error| StoreError::corrupt(format!("{table}.{key}"), error))?;
+    pub(crate) fn keyed(table: &'static str, row: &'r Row, key: &str) -> Result<Self, StoreError> {
+        let id = row.get(key).map_err(|error| StoreError::corrupt(format!("{table}.{key}"), error))?;
         Ok(Self { row, table, id })
     }
 
-    pub(crate) fn get<T: Decode<'r, Sqlite> + Type<Sqlite>>(&self, column: &str) -> Result<T, StoreError> {
-        self.row.try_get(column).map_err(|error| self.corrupt(column, error))
+    pub(crate) fn get<T: Read<'r>>(&self, column: &str) -> Result<T, StoreError> {
+        self.row.get(column).map_err(|error| self.corrupt(column, error))
     }
 
     pub(crate) fn parse<T>(&self, column: &str) -> Result<T, StoreError>
@@ -108,7 +108,7 @@ impl<'r> Columns<'r> {
 }
 
 /// The run of a row that has [`run_columns`].
-pub(crate) fn run(row: &SqliteRow) -> Result<Run, StoreError> {
+pub(crate) fn run(row: &Row) -> Result<Run, StoreError> {
     let columns = Columns::of("run", row)?;
     Ok(Run {
         id: columns.parse("id")?,
@@ -135,12 +135,12 @@ pub(crate) fn run(row: &SqliteRow) -> Result<Run, StoreError> {
 }
 
 /// The lease epoch of a row that has [`run_columns`].
-pub(crate) fn epoch(row: &SqliteRow) -> Result<Epoch, StoreError> {
+pub(crate) fn epoch(row: &Row) -> Result<Epoch, StoreError> {
     Columns::of("run", row)?.get("lease_epoch").map(Epoch)
 }
 
 /// The event of a row with all of its columns.
-pub(crate) fn event(row: &SqliteRow) -> Result<Event, StoreError> {
+pub(crate) fn event(row: &Row) -> Result<Event, StoreError> {
     let mut columns = Columns::keyed("event", row, "session_id")?;
     let seq: i64 = columns.get("seq")?;
     columns.id = format!("{} number {seq}", columns.id);

@@ -47,9 +47,8 @@ pub(crate) fn text(filter: &RunFilter) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use sqlx::{AssertSqlSafe, Row};
-
     use super::*;
+    use crate::database::sql;
     use crate::{Clock, Store};
 
     #[tokio::test]
@@ -63,9 +62,9 @@ mod tests {
             (BY_SESSION, "run_of_session (session_id=? AND id<?)"),
             (BY_REPOSITORY, "run_of_repository (project_id=? AND repository=? AND id<?)"),
         ] {
-            let explain = AssertSqlSafe(format!("explain query plan {text}"));
-            let rows = sqlx::query(explain).fetch_all(store.reader()).await.unwrap();
-            let steps: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+            let explain = sql::Statement::Built(format!("explain query plan {text}").into());
+            let rows = sql::query(explain).fetch_all(store.reader()).await.unwrap();
+            let steps: Vec<String> = rows.iter().map(|row| row.get("detail").unwrap()).collect();
             assert_eq!(steps, [format!("SEARCH run USING INDEX {index}")]);
         }
     }

@@ -8,9 +8,9 @@ use caisson_domain::protocol::{InputBody, StopReason};
 use caisson_domain::run::{Run, RunSpec, RunStatus};
 use caisson_domain::usage::UsageTotals;
 use serde_json::json;
-use sqlx::SqliteConnection;
 
-use crate::database::Tx;
+use crate::database::sql::Connection;
+use crate::database::{Tx, sql};
 use crate::events::Ended;
 use crate::random::uuid_v4;
 use crate::rows::{document, run_columns};
@@ -140,7 +140,7 @@ impl Store {
     /// Safe: it only reads.
     pub async fn run(&self, project: &ProjectId, id: &RunId) -> Result<Option<Run>, StoreError> {
         let row =
-            sqlx::query(ONE).bind(project.as_str()).bind(id.as_str()).fetch_optional(self.reader()).await?;
+            sql::query(ONE).bind(project.as_str()).bind(id.as_str()).fetch_optional(self.reader()).await?;
         row.as_ref().map(rows::run).transpose()
     }
 
@@ -158,7 +158,7 @@ impl Store {
         after: Option<&RunId>,
         limit: u32,
     ) -> Result<Vec<Run>, StoreError> {
-        let rows = sqlx::query(run_lists::text(filter))
+        let rows = sql::query(run_lists::text(filter))
             .bind(project.as_str())
             .bind(after.map_or(BEHIND_ALL, RunId::as_str))
             .bind(filter.status.map(RunStatus::as_str))
@@ -186,7 +186,7 @@ impl Store {
     ) -> Result<CancelRun, StoreError> {
         let mut tx = self.begin().await?;
         let row =
-            sqlx::query(ONE).bind(project.as_str()).bind(id.as_str()).fetch_optional(&mut *tx.db).await?;
+            sql::query(ONE).bind(project.as_str()).bind(id.as_str()).fetch_optional(&mut *tx.db).await?;
         let Some(row) = row else { return Ok(CancelRun::Unknown) };
         let run = rows::run(&row)?;
         let answer = match run.status {
@@ -210,12 +210,12 @@ const REMEMBERED: &str = "select request_sha256, run_id from idempotency where p
 
 /// What was answered to the same key before, if it is still remembered.
 async fn replay(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     now_ms: i64,
     project: &ProjectId,
     idempotency: &Idempotency,
 ) -> Result<Option<CreateRun>, StoreError> {
-    let remembered: Option<(String, String)> = sqlx::query_as(REMEMBERED)
+    let remembered: Option<(String, String)> = sql::query_as(REMEMBERED)
         .bind(project.as_str())
         .bind(idempotency.key.as_str())
         .bind(now_ms)
@@ -225,7 +225,7 @@ async fn replay(
     if request_sha256 != idempotency.request_sha256 {
         return Ok(Some(CreateRun::KeyReused));
     }
-    let row = sqlx::query(ONE).bind(project.as_str()).bind(run.as_str()).fetch_optional(&mut *db).await?;
+    let row = sql::query(ONE).bind(project.as_str()).bind(run.as_str()).fetch_optional(&mut *db).await?;
     let row = row.ok_or_else(|| StoreError::missing("run", &run))?;
     Ok(Some(CreateRun::Replayed(rows::run(&row)?)))
 }
@@ -241,8 +241,8 @@ const REMEMBER: &str = "insert into idempotency (project_id, key, request_sha256
      request_sha256 = excluded.request_sha256, run_id = excluded.run_id, expires_at_ms = excluded.expires_at_ms";
 
 async fn remember(tx: &mut Tx<'_>, run: &Run, idempotency: &Idempotency) -> Result<(), StoreError> {
-    sqlx::query(FORGET).bind(tx.now_ms).bind(FORGET_ITEMS).execute(&mut *tx.db).await?;
-    sqlx::query(REMEMBER)
+    sql::query(FORGET).bind(tx.now_ms).bind(FORGET_ITEMS).execute(&mut *tx.db).await?;
+    sql::query(REMEMBER)
         .bind(run.project.as_str())
         .bind(idempotency.key.as_str())
         .bind(idempotency.request_sha256.as_str())
@@ -256,7 +256,7 @@ async fn remember(tx: &mut Tx<'_>, run: &Run, idempotency: &Idempotency) -> Resu
 const QUEUED: &str = "select count(*) from (select 1 from run where status = 'queued' limit $1) as waiting";
 
 async fn queue_is_full(tx: &mut Tx<'_>) -> Result<bool, StoreError> {
-    let waiting: i64 = sqlx::query_scalar(QUEUED).bind(QUEUE_RUNS).fetch_one(&mut *tx.db).await?;
+    let waiting: i64 = sql::query_scalar(QUEUED).bind(QUEUE_RUNS).fetch_one(&mut *tx.db).await?;
     Ok(waiting >= QUEUE_RUNS)
 }
 
@@ -298,7 +298,7 @@ const INSERT_SESSION: &str = "insert into session \
 
 async fn insert_session(tx: &mut Tx<'_>, run: &Run) -> Result<(), StoreError> {
     let conversation = uuid_v4(tx.random());
-    sqlx::query(INSERT_SESSION)
+    sql::query(INSERT_SESSION)
         .bind(run.session.as_str())
         .bind(run.project.as_str())
         .bind(run.spec.workflow.name.as_str())
@@ -313,10 +313,11 @@ async fn insert_session(tx: &mut Tx<'_>, run: &Run) -> Result<(), StoreError> {
 
 const INSERT_RUN: &str = "insert into run \
      (id, project_id, session_id, workflow, repository, repository_key, branch, status, not_before_ms, created_at_ms, \
-     created_by, spec, budget_micro_usd) values ($1, $2, $3, $4, $5, $6, $7, 'queued', $8, $8, $9, $10, $11)";
+     created_by, spec, budget_micro_usd, budget_soft_percent) \
+     values ($1, $2, $3, $4, $5, $6, $7, 'queued', $8, $8, $9, $10, $11, coalesce($12, 100))";
 
 async fn insert_run(tx: &mut Tx<'_>, run: &Run, created_by: Option<&ApiKeyId>) -> Result<(), StoreError> {
-    sqlx::query(INSERT_RUN)
+    sql::query(INSERT_RUN)
         .bind(run.id.as_str())
         .bind(run.project.as_str())
         .bind(run.session.as_str())
@@ -328,6 +329,7 @@ async fn insert_run(tx: &mut Tx<'_>, run: &Run, created_by: Option<&ApiKeyId>) -
         .bind(created_by.map(ApiKeyId::as_str))
         .bind(document("run.spec", &run.spec)?)
         .bind(run.spec.budget_micro_usd)
+        .bind(run.spec.budget_soft_percent)
         .execute(&mut *tx.db)
         .await?;
     Ok(())
@@ -342,7 +344,7 @@ const CANCEL_QUEUED: &str = concat!(
 async fn cancel_queued(tx: &mut Tx<'_>, id: &RunId) -> Result<Run, StoreError> {
     // An attempt that went back to the queue may have left calls open.
     usage::settle_open(tx, id.as_str()).await?;
-    let row = sqlx::query(CANCEL_QUEUED).bind(id.as_str()).bind(tx.now_ms).fetch_one(&mut *tx.db).await?;
+    let row = sql::query(CANCEL_QUEUED).bind(id.as_str()).bind(tx.now_ms).fetch_one(&mut *tx.db).await?;
     let run = rows::run(&row)?;
     events::append(tx, &run.session, id, &[Ended::of(&run).event()]).await?;
     tx.wake(Topic::Run(id.clone()));
@@ -356,17 +358,18 @@ const CANCEL_RUNNING: &str = concat!(
 );
 
 async fn cancel_running(tx: &mut Tx<'_>, id: &RunId) -> Result<Run, StoreError> {
-    let row = sqlx::query(CANCEL_RUNNING).bind(id.as_str()).bind(tx.now_ms).fetch_one(&mut *tx.db).await?;
+    let row = sql::query(CANCEL_RUNNING).bind(id.as_str()).bind(tx.now_ms).fetch_one(&mut *tx.db).await?;
     let run = rows::run(&row)?;
     stop(tx, &run, StopReason::Cancel).await?;
     tx.wake(Topic::Run(id.clone()));
     Ok(run)
 }
 
-const NEXT_INPUT: &str = "update session set last_input_seq = last_input_seq + 1 \
+/// The session's next number for an input, unless the run was given the same one before.
+pub(crate) const NEXT_INPUT: &str = "update session set last_input_seq = last_input_seq + 1 \
      where id = $1 and not exists (select 1 from input where run_id = $2 and body = $3) returning last_input_seq";
 
-const INSERT_INPUT: &str = "insert into input (session_id, seq, project_id, run_id, created_at_ms, body) \
+pub(crate) const INSERT_INPUT: &str = "insert into input (session_id, seq, project_id, run_id, created_at_ms, body) \
      values ($1, $2, $3, $4, $5, $6)";
 
 const STOP_REQUESTED: &str =
@@ -375,14 +378,14 @@ const STOP_REQUESTED: &str =
 /// Tells the sandbox of a running run to stop, once for each reason; `false` if it was told before.
 pub(crate) async fn stop(tx: &mut Tx<'_>, run: &Run, reason: StopReason) -> Result<bool, StoreError> {
     let body = document("input.body", &InputBody::Stop { reason })?;
-    let seq: Option<i64> = sqlx::query_scalar(NEXT_INPUT)
+    let seq: Option<i64> = sql::query_scalar(NEXT_INPUT)
         .bind(run.session.as_str())
         .bind(run.id.as_str())
         .bind(body.as_str())
         .fetch_optional(&mut *tx.db)
         .await?;
     let Some(seq) = seq else { return Ok(false) };
-    sqlx::query(INSERT_INPUT)
+    sql::query(INSERT_INPUT)
         .bind(run.session.as_str())
         .bind(seq)
         .bind(run.project.as_str())
@@ -391,7 +394,7 @@ pub(crate) async fn stop(tx: &mut Tx<'_>, run: &Run, reason: StopReason) -> Resu
         .bind(body)
         .execute(&mut *tx.db)
         .await?;
-    sqlx::query(STOP_REQUESTED).bind(run.id.as_str()).bind(tx.now_ms).execute(&mut *tx.db).await?;
+    sql::query(STOP_REQUESTED).bind(run.id.as_str()).bind(tx.now_ms).execute(&mut *tx.db).await?;
     let event = NewEvent::new(EventKind::RunStopRequested, &json!({ "reason": reason }));
     events::append(tx, &run.session, &run.id, &[event]).await?;
     tx.wake(Topic::Run(run.id.clone()));

@@ -2,9 +2,8 @@
 
 use caisson_domain::grant::{GrantKind, TokenHash};
 use caisson_domain::id::{SandboxId, ServerId, SessionId};
-use sqlx::sqlite::SqliteRow;
 
-use crate::database::Tx;
+use crate::database::{Row, Tx, sql};
 use crate::rows::Columns;
 use crate::{Store, StoreError, Topic};
 
@@ -126,7 +125,7 @@ impl Store {
     /// A dropped call may have written it; reconciling destroys what nobody uses.
     pub async fn create_sandbox(&self, new: &NewSandbox) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
-        let project: Option<String> = sqlx::query_scalar(INSERT)
+        let project: Option<String> = sql::query_scalar(INSERT)
             .bind(new.id.as_str())
             .bind(new.session.as_str())
             .bind(new.server.as_str())
@@ -138,7 +137,7 @@ impl Store {
             .await?;
         let project = project.ok_or_else(|| StoreError::missing("session", new.session.as_str()))?;
         for (kind, hash) in [(GrantKind::Control, &new.control), (GrantKind::Agent, &new.agent)] {
-            sqlx::query(INSERT_GRANT)
+            sql::query(INSERT_GRANT)
                 .bind(new.id.as_str())
                 .bind(kind.as_str())
                 .bind(project.as_str())
@@ -158,7 +157,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn sandboxes_of(&self, server: &ServerId) -> Result<Vec<SandboxRow>, StoreError> {
-        let rows = sqlx::query(ALIVE).bind(server.as_str()).fetch_all(self.reader()).await?;
+        let rows = sql::query(ALIVE).bind(server.as_str()).fetch_all(self.reader()).await?;
         rows.iter().map(sandbox).collect()
     }
 
@@ -171,13 +170,13 @@ impl Store {
     /// Safe: repeatable.
     pub async fn set_sandbox_state(&self, id: &SandboxId, state: SandboxState) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
-        let row = sqlx::query(ONE).bind(id.as_str()).fetch_optional(&mut *tx.db).await?;
+        let row = sql::query(ONE).bind(id.as_str()).fetch_optional(&mut *tx.db).await?;
         let Some(row) = row else { return Ok(false) };
         let old = sandbox(&row)?;
         if old.state >= state {
             return Ok(false);
         }
-        let moved = sqlx::query(MOVE)
+        let moved = sql::query(MOVE)
             .bind(id.as_str())
             .bind(old.state.as_str())
             .bind(state.as_str())
@@ -202,7 +201,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn sandbox(&self, id: &SandboxId) -> Result<Option<SandboxRow>, StoreError> {
-        let row = sqlx::query(ONE).bind(id.as_str()).fetch_optional(self.reader()).await?;
+        let row = sql::query(ONE).bind(id.as_str()).fetch_optional(self.reader()).await?;
         row.as_ref().map(sandbox).transpose()
     }
 }
@@ -219,11 +218,11 @@ impl SandboxState {
 }
 
 async fn revoke(tx: &mut Tx<'_>, id: &SandboxId, kind: GrantKind) -> Result<(), StoreError> {
-    sqlx::query(REVOKE).bind(id.as_str()).bind(kind.as_str()).bind(tx.now_ms).execute(&mut *tx.db).await?;
+    sql::query(REVOKE).bind(id.as_str()).bind(kind.as_str()).bind(tx.now_ms).execute(&mut *tx.db).await?;
     Ok(())
 }
 
-fn sandbox(row: &SqliteRow) -> Result<SandboxRow, StoreError> {
+fn sandbox(row: &Row) -> Result<SandboxRow, StoreError> {
     let columns = Columns::of("sandbox", row)?;
     Ok(SandboxRow {
         id: columns.parse("id")?,

@@ -3,8 +3,8 @@
 use caisson_domain::id::ServerId;
 use caisson_domain::limits::{PAGE_ITEMS, SERVER_SILENT_MS};
 use caisson_domain::server::{PlacementProblem, Server};
-use sqlx::sqlite::SqliteRow;
 
+use crate::database::{Row, sql};
 use crate::rows::{Columns, document};
 use crate::{Store, StoreError};
 
@@ -53,7 +53,7 @@ impl Store {
     /// Safe: it only reads.
     pub async fn live_servers(&self) -> Result<Vec<Server>, StoreError> {
         let since_ms = self.now_ms() - SERVER_SILENT_MS;
-        let rows = sqlx::query(LIVE).bind(since_ms).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
+        let rows = sql::query(LIVE).bind(since_ms).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
         rows.iter().map(server).collect()
     }
 
@@ -65,13 +65,13 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn servers_in_use(&self) -> Result<Vec<ServerId>, StoreError> {
-        let rows = sqlx::query(IN_USE).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
+        let rows = sql::query(IN_USE).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
         rows.iter().map(|row| Columns::of("server", row)?.parse("id")).collect()
     }
 
     async fn upsert_server(&self, id: &ServerId, problems: &[PlacementProblem]) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
-        sqlx::query(UPSERT)
+        sql::query(UPSERT)
             .bind(id.as_str())
             .bind(tx.now_ms)
             .bind(document("server.problems", &problems)?)
@@ -81,7 +81,7 @@ impl Store {
     }
 }
 
-fn server(row: &SqliteRow) -> Result<Server, StoreError> {
+fn server(row: &Row) -> Result<Server, StoreError> {
     let columns = Columns::of("server", row)?;
     Ok(Server {
         id: columns.parse("id")?,

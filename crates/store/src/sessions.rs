@@ -5,8 +5,8 @@ use caisson_domain::id::{ProjectId, RunId, SessionId};
 use caisson_domain::limits::PAGE_ITEMS;
 use caisson_domain::run::RunStatus;
 use caisson_domain::usage::UsageTotals;
-use sqlx::sqlite::SqliteRow;
 
+use crate::database::{Row, sql};
 use crate::rows::Columns;
 use crate::{Store, StoreError};
 
@@ -67,7 +67,7 @@ impl Store {
     /// Safe: it only reads.
     pub async fn session(&self, project: &ProjectId, id: &SessionId) -> Result<Option<Session>, StoreError> {
         let row =
-            sqlx::query(ONE).bind(project.as_str()).bind(id.as_str()).fetch_optional(self.reader()).await?;
+            sql::query(ONE).bind(project.as_str()).bind(id.as_str()).fetch_optional(self.reader()).await?;
         row.as_ref().map(session).transpose()
     }
 
@@ -83,7 +83,7 @@ impl Store {
         after: Option<&SessionId>,
         limit: u32,
     ) -> Result<Vec<Session>, StoreError> {
-        let rows = sqlx::query(LIST)
+        let rows = sql::query(LIST)
             .bind(project.as_str())
             .bind(after.map_or(BEHIND_ALL, SessionId::as_str))
             .bind(limit.min(PAGE_ITEMS + 1))
@@ -93,7 +93,7 @@ impl Store {
     }
 }
 
-fn session(row: &SqliteRow) -> Result<Session, StoreError> {
+fn session(row: &Row) -> Result<Session, StoreError> {
     let columns = Columns::of("session", row)?;
     Ok(Session {
         id: columns.parse("id")?,

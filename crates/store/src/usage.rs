@@ -7,12 +7,11 @@ use caisson_domain::id::{ProjectId, RunId, ServerId, SessionId, UsageId};
 use caisson_domain::run::Failure;
 use caisson_domain::usage::TokenCounts;
 use serde_json::json;
-use sqlx::sqlite::SqliteRow;
 
 use crate::budgets::{self, Need, Room};
-use crate::database::Tx;
+use crate::database::{Hold, Row, Tx, sql};
 use crate::rows::{Columns, document};
-use crate::{Store, StoreError, Topic, events};
+use crate::{Store, StoreError, Topic, events, soft_budgets};
 
 /// A model call that is about to be forwarded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +62,8 @@ pub struct CallExtension {
     pub estimate: TokenCounts,
     /// Cost of the estimate.
     pub estimate_cost_micro_usd: i64,
+    /// What the reply has come to so far, in micro-USD, whatever is held beyond it.
+    pub come_to_micro_usd: i64,
     /// How much of every budget it holds from now on, in micro-USD: more than before, or less.
     pub reserve_micro_usd: i64,
     /// Whether it may hold more only while no other call holds any of the budgets that bound it.
@@ -117,7 +118,7 @@ const HELD: &str = "select id, run_id, project_id, begun_at_ms, reserved_micro_u
      where id = $1 and state = 'pending'";
 
 const EXTEND: &str = "update usage set input_tokens = $2, output_tokens = $3, cache_read_tokens = $4, \
-     cache_write_5m_tokens = $5, cache_write_1h_tokens = $6, cost_micro_usd = $7, reserved_micro_usd = $8 \
+     cache_write_5m_tokens = $5, cache_write_1h_tokens = $6, cost_micro_usd = $7, reserved_micro_usd = $8, come_to_micro_usd = $9 \
      where id = $1 and state = 'pending'";
 
 const NOTE_FAILURE: &str = "update run set model_failure = $2 where id = $1 and status = 'running'";
@@ -143,7 +144,7 @@ impl Store {
     /// # Cancel safety
     /// A dropped call may have written the row; it is settled as an estimate when its run ends or its server starts.
     pub async fn begin_model_call(&self, run: &RunId, call: &NewModelCall) -> Result<BeginCall, StoreError> {
-        let mut tx = self.begin_unsynced().await?;
+        let mut tx = self.begin_unsynced(Hold::SessionOfRun(run)).await?;
         let reserve = bounded_cost(call.reserve_micro_usd);
         let need =
             Need { run, call: "", begun_at_ms: tx.now_ms, micro_usd: reserve, only_alone: call.only_alone };
@@ -158,7 +159,7 @@ impl Store {
         };
         let id = UsageId::new(tx.now_ms, tx.random());
         let tokens = bounded_tokens(&call.estimate);
-        sqlx::query(INSERT)
+        sql::query(INSERT)
             .bind(id.as_str())
             .bind(run.as_str())
             .bind(call.model.as_str())
@@ -172,7 +173,7 @@ impl Store {
             .bind(reserve)
             .execute(&mut *tx.db)
             .await?;
-        sqlx::query(BEGUN_SESSION).bind(session).execute(&mut *tx.db).await?;
+        sql::query(BEGUN_SESSION).bind(session).execute(&mut *tx.db).await?;
         tx.commit().await?;
         Ok(BeginCall::Begun { id, bounded })
     }
@@ -189,18 +190,19 @@ impl Store {
         id: &UsageId,
         extension: &CallExtension,
     ) -> Result<ExtendCall, StoreError> {
-        let mut tx = self.begin_unsynced().await?;
-        let row = sqlx::query(HELD).bind(id.as_str()).fetch_optional(&mut *tx.db).await?;
+        let mut tx = self.begin_unsynced(Hold::SessionOfCall(id)).await?;
+        let row = sql::query(HELD).bind(id.as_str()).fetch_optional(&mut *tx.db).await?;
         let Some(row) = row else { return Ok(ExtendCall::Over) };
         let columns = Columns::of("usage", &row)?;
         let (run, project): (RunId, ProjectId) = (columns.parse("run_id")?, columns.parse("project_id")?);
-        let held: i64 = columns.get("reserved_micro_usd")?;
+        let (held, begun_at_ms): (i64, i64) =
+            (columns.get("reserved_micro_usd")?, columns.get("begun_at_ms")?);
         let reserve = bounded_cost(extension.reserve_micro_usd);
         if reserve > held {
             let need = Need {
                 run: &run,
                 call: id.as_str(),
-                begun_at_ms: columns.get("begun_at_ms")?,
+                begun_at_ms,
                 micro_usd: reserve,
                 only_alone: extension.only_alone,
             };
@@ -209,7 +211,7 @@ impl Store {
             }
         }
         let tokens = bounded_tokens(&extension.estimate);
-        sqlx::query(EXTEND)
+        sql::query(EXTEND)
             .bind(id.as_str())
             .bind(tokens.input)
             .bind(tokens.output)
@@ -218,8 +220,10 @@ impl Store {
             .bind(tokens.cache_write_1h)
             .bind(bounded_cost(extension.estimate_cost_micro_usd))
             .bind(reserve)
+            .bind(bounded_cost(extension.come_to_micro_usd))
             .execute(&mut *tx.db)
             .await?;
+        soft_budgets::look(&mut tx, &run, begun_at_ms).await?;
         if reserve < held {
             tx.wake(Topic::Budget(project));
         }
@@ -235,8 +239,8 @@ impl Store {
     /// # Cancel safety
     /// Safe: repeatable.
     pub async fn note_model_failure(&self, run: &RunId, failure: &Failure) -> Result<bool, StoreError> {
-        let mut tx = self.begin_unsynced().await?;
-        let noted = sqlx::query(NOTE_FAILURE)
+        let mut tx = self.begin_unsynced(Hold::SessionOfRun(run)).await?;
+        let noted = sql::query(NOTE_FAILURE)
             .bind(run.as_str())
             .bind(document("run.model_failure", failure)?)
             .execute(&mut *tx.db)
@@ -254,7 +258,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn has_open_calls(&self, run: &RunId) -> Result<bool, StoreError> {
-        let open: i64 = sqlx::query_scalar(HAS_OPEN).bind(run.as_str()).fetch_one(self.reader()).await?;
+        let open: i64 = sql::query_scalar(HAS_OPEN).bind(run.as_str()).fetch_one(self.reader()).await?;
         Ok(open != 0)
     }
 
@@ -268,7 +272,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: repeatable.
     pub async fn settle_model_call(&self, id: &UsageId, settled: &SettledCall) -> Result<bool, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_in(Hold::SessionOfCall(id)).await?;
         let call = Settlement {
             model: &settled.model,
             status: Some(settled.status),
@@ -278,9 +282,12 @@ impl Store {
             first_byte_ms: settled.first_byte_ms,
             duration_ms: Some(settled.duration_ms),
         };
-        let first = settle(&mut tx, id, &call).await?;
+        let settled = settle(&mut tx, id, &call).await?;
+        if let Some((run, begun_at_ms)) = &settled {
+            soft_budgets::look(&mut tx, run, *begun_at_ms).await?;
+        }
         tx.commit().await?;
-        Ok(first)
+        Ok(settled.is_some())
     }
 
     /// Settles every pending call of the server's runs with its stored estimate and returns how many there were: for a
@@ -295,12 +302,15 @@ impl Store {
         loop {
             let mut tx = self.begin().await?;
             let orphans =
-                sqlx::query(ORPHANS).bind(server.as_str()).bind(ORPHAN_ITEMS).fetch_all(&mut *tx.db).await?;
+                sql::query(ORPHANS).bind(server.as_str()).bind(ORPHAN_ITEMS).fetch_all(&mut *tx.db).await?;
             if orphans.is_empty() {
                 return Ok(settled);
             }
             for row in &orphans {
-                settled += u64::from(settle_orphan(&mut tx, row).await?);
+                if let Some((run, begun_at_ms)) = settle_orphan(&mut tx, row).await? {
+                    soft_budgets::look(&mut tx, &run, begun_at_ms).await?;
+                    settled += 1;
+                }
             }
             tx.commit().await?;
         }
@@ -328,13 +338,13 @@ impl Settlement<'_> {
 
 /// Settles the run's open calls with their estimates, so that its end tells the whole of its usage.
 pub(crate) async fn settle_open(tx: &mut Tx<'_>, run: &str) -> Result<(), StoreError> {
-    for row in sqlx::query(OPEN).bind(run).fetch_all(&mut *tx.db).await? {
+    for row in sql::query(OPEN).bind(run).fetch_all(&mut *tx.db).await? {
         settle_orphan(tx, &row).await?;
     }
     Ok(())
 }
 
-async fn settle_orphan(tx: &mut Tx<'_>, row: &SqliteRow) -> Result<bool, StoreError> {
+async fn settle_orphan(tx: &mut Tx<'_>, row: &Row) -> Result<Option<(RunId, i64)>, StoreError> {
     let columns = Columns::of("usage", row)?;
     let call = Settlement {
         model: columns.get("model")?,
@@ -353,8 +363,13 @@ const SETTLE: &str = "update usage set state = 'settled', model = $2, status = $
      cost_micro_usd = $9, estimated = $10, first_byte_ms = $11, duration_ms = $12, settled_at_ms = $13 \
      where id = $1 and state = 'pending' returning id, run_id, session_id, project_id, begun_at_ms";
 
-async fn settle(tx: &mut Tx<'_>, id: &UsageId, call: &Settlement<'_>) -> Result<bool, StoreError> {
-    let row = sqlx::query(SETTLE)
+/// Settles a call that is pending; whose it was and when it began.
+async fn settle(
+    tx: &mut Tx<'_>,
+    id: &UsageId,
+    call: &Settlement<'_>,
+) -> Result<Option<(RunId, i64)>, StoreError> {
+    let row = sql::query(SETTLE)
         .bind(id.as_str())
         .bind(call.model)
         .bind(call.status)
@@ -370,16 +385,17 @@ async fn settle(tx: &mut Tx<'_>, id: &UsageId, call: &Settlement<'_>) -> Result<
         .bind(tx.now_ms)
         .fetch_optional(&mut *tx.db)
         .await?;
-    let Some(row) = row else { return Ok(false) };
+    let Some(row) = row else { return Ok(None) };
     let columns = Columns::of("usage", &row)?;
     let run: RunId = columns.parse("run_id")?;
     let session: SessionId = columns.parse("session_id")?;
     let project: ProjectId = columns.parse("project_id")?;
     add(tx, &run, &session, call).await?;
-    budgets::spend(tx, &project, columns.get("begun_at_ms")?, call.cost_micro_usd).await?;
+    let begun_at_ms = columns.get("begun_at_ms")?;
+    budgets::spend(tx, &project, begun_at_ms, call.cost_micro_usd).await?;
     events::append(tx, &session, &run, &[event(call)]).await?;
-    tx.wake(Topic::Run(run));
-    Ok(true)
+    tx.wake(Topic::Run(run.clone()));
+    Ok(Some((run, begun_at_ms)))
 }
 
 fn event(call: &Settlement<'_>) -> NewEvent {
@@ -427,7 +443,7 @@ async fn add(
     call: &Settlement<'_>,
 ) -> Result<(), StoreError> {
     let totals = |sql: &'static str, to| {
-        sqlx::query(sql)
+        sql::query(sql)
             .bind(to)
             .bind(i64::from(call.estimated))
             .bind(call.tokens.input)

@@ -3,8 +3,8 @@
 use caisson_domain::id::ProjectId;
 use caisson_domain::limits::PAGE_ITEMS;
 use caisson_domain::workflow::Workflow;
-use sqlx::sqlite::SqliteRow;
 
+use crate::database::{Row, sql};
 use crate::rows::{Columns, document};
 use crate::{Store, StoreError};
 
@@ -39,7 +39,7 @@ impl Store {
     /// Safe: repeatable.
     pub async fn put_workflow(&self, project: &ProjectId, workflow: &Workflow) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
-        sqlx::query(UPSERT)
+        sql::query(UPSERT)
             .bind(project.as_str())
             .bind(workflow.name.as_str())
             .bind(tx.now_ms)
@@ -60,7 +60,7 @@ impl Store {
         project: &ProjectId,
         name: &str,
     ) -> Result<Option<StoredWorkflow>, StoreError> {
-        let row = sqlx::query(ONE).bind(project.as_str()).bind(name).fetch_optional(self.reader()).await?;
+        let row = sql::query(ONE).bind(project.as_str()).bind(name).fetch_optional(self.reader()).await?;
         row.as_ref().map(stored_workflow).transpose()
     }
 
@@ -71,12 +71,12 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn list_workflows(&self, project: &ProjectId) -> Result<Vec<StoredWorkflow>, StoreError> {
-        let rows = sqlx::query(LIST).bind(project.as_str()).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
+        let rows = sql::query(LIST).bind(project.as_str()).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
         rows.iter().map(stored_workflow).collect()
     }
 }
 
-fn stored_workflow(row: &SqliteRow) -> Result<StoredWorkflow, StoreError> {
+fn stored_workflow(row: &Row) -> Result<StoredWorkflow, StoreError> {
     let columns = Columns::keyed("workflow", row, "name")?;
     Ok(StoredWorkflow {
         workflow: columns.json("definition")?,

@@ -23,6 +23,7 @@ fn spec() -> RunSpec {
         image: None,
         timeout_s: 600,
         budget_micro_usd: None,
+        budget_soft_percent: None,
         resources: Resources::default(),
         environment: std::collections::BTreeMap::new(),
     }

@@ -1,13 +1,16 @@
 //! What a Messages API request says about the conversation it continues.
 //!
 //! The client is Claude Code 2.1.330, whose requests carry more than prompts in `role: "user"` messages: tool results,
-//! and reminders in `<system-reminder>` tags. Both are told apart from what a person asked.
+//! and reminders in `<system-reminder>` tags. Both are told apart from what a person asked. What a person says while a turn
+//! goes on comes in a `role: "system"` message, and is a prompt of its own here.
 
 use serde::Deserialize;
 
 /// The scenario marker in a prompt: `[[scn:NAME]]`.
 const MARKER_START: &str = "[[scn:";
 const MARKER_END: &str = "]]";
+/// What stands before it.
+const WITHIN_TURN: &str = "The user sent a new message while you were working:";
 const REMINDER: &str = "<system-reminder>";
 /// What stands before the agent's working directory in the text the CLI sends about its environment.
 const DIRECTORY_LABEL: &str = "Primary working directory: ";
@@ -86,6 +89,10 @@ impl Content {
 impl Message {
     /// Returns the words of a person, or `None` for tool results, reminders and other roles.
     fn prompt(&self) -> Option<String> {
+        if self.role == "system" {
+            let said = self.content.texts().into_iter().find(|text| text.starts_with(WITHIN_TURN))?;
+            return Some(said.to_owned());
+        }
         if self.role != "user" || self.content.has_tool_result() {
             return None;
         }
@@ -195,6 +202,23 @@ mod tests {
         let parsed = parse(&[user("<system-reminder>y</system-reminder>"), reminder, reply(), result()]);
         assert_eq!((parsed.prompts, parsed.answered), (vec!["do it".to_owned()], 1));
         assert_eq!(parsed.scenario, None);
+    }
+
+    #[test]
+    fn what_a_person_says_while_the_agent_works_is_a_prompt() {
+        let said = format!("{WITHIN_TURN}\nhurry\n\nThis is how Claude Code surfaces it.");
+        let mut messages = vec![
+            json!({"role": "user", "content": "do it"}),
+            json!({"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "Bash", "input": {}}]}),
+            json!({"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "ok"}]}),
+            json!({"role": "system", "content": [{"type": "text", "text": said}]}),
+        ];
+        let parsed = parse(&messages);
+        assert_eq!((parsed.prompts, parsed.answered), (vec!["do it".to_owned(), said.clone()], 0));
+        messages.push(json!({"role": "assistant", "content": "yes"}));
+        messages.push(json!({"role": "system", "content": "Today is another day."}));
+        let parsed = parse(&messages);
+        assert_eq!((parsed.prompts.len(), parsed.answered), (2, 1));
     }
 
     #[test]

@@ -5,16 +5,21 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
+use std::time::Duration;
 
 use aho_corasick::AhoCorasick;
 use anyhow::{Context, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 
+use crate::engine::lives;
 use crate::repository::git;
 
 /// Most of a process's memory that is read at once, in bytes.
 const PIECE: u64 = 64 * 1024 * 1024;
+/// How often, and how long after each other, a process that starts a program is looked at again.
+const STARTING_LOOKS: u32 = 100;
+const STARTING: Duration = Duration::from_millis(20);
 
 /// A secret, and what it is called.
 #[derive(Debug, Clone, Copy)]
@@ -95,30 +100,47 @@ impl Hunt {
         looked_at
     }
 
-    /// Looks at a process's environment and command line.
+    /// Looks at a process's environment, its command line and what it has in memory of its own, and says how many bytes of memory
+    /// there were; none if the process ended before all of that was looked at.
     ///
     /// # Errors
-    /// They cannot be read, for which it takes root.
-    pub fn process(&mut self, pid: u32) -> anyhow::Result<()> {
-        for file in ["environ", "cmdline"] {
-            let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-            ensure!(!bytes.is_empty(), "{file} of {pid} cannot be read from the host");
-            self.look(&format!("{file} of {pid}"), &bytes);
+    /// A process that lives cannot be read, for which it takes root.
+    pub fn process(&mut self, pid: u32) -> anyhow::Result<Option<u64>> {
+        let read = ["environ", "cmdline"]
+            .into_iter()
+            .try_for_each(|file| self.shown(pid, file))
+            .and_then(|()| self.memory(pid).with_context(|| format!("memory of process {pid}")));
+        match read {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(_) if !lives(pid) => Ok(None),
+            Err(error) => Err(error),
         }
-        Ok(())
     }
 
-    /// Looks at what a process has in memory of its own, and says how many bytes there were.
-    ///
-    /// # Errors
-    /// It cannot be opened, for which it takes root.
-    pub fn memory(&mut self, pid: u32) -> anyhow::Result<u64> {
-        let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
-        let mut memory = File::open(format!("/proc/{pid}/mem"))?;
+    /// What the kernel shows of a process in a file that is empty for a moment while the process starts a program.
+    fn shown(&mut self, pid: u32, file: &str) -> anyhow::Result<()> {
+        let path = format!("/proc/{pid}/{file}");
+        for _ in 0..STARTING_LOOKS {
+            let bytes = fs::read(&path).with_context(|| format!("{path} cannot be read from the host"))?;
+            if !bytes.is_empty() {
+                self.look(&format!("{file} of {pid}"), &bytes);
+                return Ok(());
+            }
+            ensure!(lives(pid), "process {pid} has ended");
+            std::thread::sleep(STARTING);
+        }
+        anyhow::bail!("{path} is empty, although the process lives")
+    }
+
+    /// What a process has in memory of its own.
+    fn memory(&mut self, pid: u32) -> anyhow::Result<u64> {
+        let open = |file: &str| format!("/proc/{pid}/{file} cannot be opened from the host");
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).with_context(|| open("maps"))?;
+        let mut memory = File::open(format!("/proc/{pid}/mem")).with_context(|| open("mem"))?;
         let mut total = 0;
         for line in maps.lines().filter(|line| line.contains(" rw")) {
             let range = line.split(' ').next().and_then(|range| range.split_once('-'));
-            let (begin, end) = range.context("a line of maps has no range")?;
+            let (begin, end) = range.with_context(|| format!("a line of maps has no range: {line}"))?;
             let (mut at, end) = (u64::from_str_radix(begin, 16)?, u64::from_str_radix(end, 16)?);
             while at < end {
                 let mut piece = vec![0; usize::try_from((end - at).min(PIECE))?];
@@ -143,7 +165,8 @@ impl Hunt {
     pub fn repository(&mut self, directory: &Path) -> anyhow::Result<()> {
         let owned = format!("safe.directory={}", directory.display());
         for arguments in [&["cat-file", "--batch-all-objects", "--batch"][..], &["for-each-ref"]] {
-            let output = git(directory).args(["-c", &owned]).args(arguments).output()?;
+            let output = git(directory).args(["-c", &owned]).args(arguments).output();
+            let output = output.context("git cannot be started")?;
             ensure!(output.status.success(), "git: {}", String::from_utf8_lossy(&output.stderr));
             self.look(&format!("git {} of {}", arguments[0], directory.display()), &output.stdout);
         }
@@ -160,10 +183,10 @@ impl Hunt {
             for (form, needle) in forms(canary.secret) {
                 let place = directory.join("planted");
                 let leak = [b"x".repeat(70_000), needle, b"y".repeat(70_000)].concat();
-                fs::write(&place, leak)?;
+                fs::write(&place, leak).with_context(|| format!("{} cannot be written", place.display()))?;
                 let mut hunt = Self::new(&[*canary])?;
                 hunt.tree(directory, &[]);
-                fs::remove_file(&place)?;
+                fs::remove_file(&place).with_context(|| format!("{} cannot be removed", place.display()))?;
                 let planted = |found: &String| found.contains(&form) && found.ends_with("planted");
                 ensure!(hunt.found.iter().any(planted), "{}, {form} would not be found", canary.name);
             }
@@ -232,5 +255,23 @@ mod tests {
         assert!(hunt.tree(&bare, &[]) > 5 && hunt.found.is_empty());
         hunt.repository(&bare).unwrap();
         assert_eq!(hunt.found.len(), 1);
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a process to be hunted, with an argument vector")]
+    fn a_process_is_hunted_in_its_environment_and_memory_and_passed_over_once_it_has_ended() {
+        let mut hunt = Hunt::new(&[CANARY]).unwrap();
+        let mut sleeping =
+            std::process::Command::new("sleep").arg("60").env("CANARY", CANARY.secret).spawn().unwrap();
+        assert!(hunt.process(sleeping.id()).unwrap().is_some_and(|bytes| bytes > 0));
+        let place = format!("environ of {}", sleeping.id());
+        assert!(hunt.found.iter().any(|found| found.ends_with(&place)), "{:?}", hunt.found);
+        sleeping.kill().unwrap();
+        while lives(sleeping.id()) {
+            std::thread::sleep(STARTING);
+        }
+        assert_eq!(hunt.process(sleeping.id()).unwrap(), None, "left for its parent");
+        sleeping.wait().unwrap();
+        assert_eq!(hunt.process(sleeping.id()).unwrap(), None, "gone");
     }
 }

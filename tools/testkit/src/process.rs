@@ -1,6 +1,7 @@
 //! The real server as a process: started with a clean environment, killed with SIGKILL, started again on the same
 //! state directory.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -27,7 +28,14 @@ pub struct ServerSpec {
     pub variables: Vec<(String, String)>,
     /// Who runs it, if not whoever runs the test.
     pub user: Option<Somebody>,
+    /// What it reads for `/etc/resolv.conf`, if not that; it has mounts of its own then, but for those below its state
+    /// directory.
+    pub resolver: Option<PathBuf>,
 }
+
+/// Mounts a file over another and becomes a program; `/` is nobody else's there, so that nobody else sees it.
+const WITH_RESOLVER: &str =
+    r#"mount --make-private / && mount --bind "$1" /etc/resolv.conf && shift && exec "$@""#;
 
 /// An ordinary user. Only root can run a server as one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +59,7 @@ impl ServerSpec {
             listen: format!("127.0.0.1:{port}"),
             variables: Vec::new(),
             user: None,
+            resolver: None,
         };
         spec.set("MODEL__BASE_URL", model_url);
         spec.set("MODEL__API_KEY", "sk-test-key");
@@ -69,16 +78,24 @@ impl ServerSpec {
     /// A `caisson` command with the server's environment and nothing else.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let program = if self.user.is_some() { "setpriv".as_ref() } else { self.parts.caisson.as_path() };
-        #[expect(clippy::disallowed_methods, reason = "the server is started here, with an argument vector")]
-        let mut command = Command::new(program);
-        if let Some(user) = &self.user {
-            // It becomes the server itself, so that their process ids are one.
-            let groups = user.group.map_or("--clear-groups".to_owned(), |group| format!("--groups={group}"));
-            let ids = [format!("--reuid={}", user.uid), format!("--regid={}", user.uid), groups];
-            command.args(ids).arg("--").arg(&self.parts.caisson);
+        // Each becomes the next, so that the server's process id is that of the first.
+        let mut words: Vec<OsString> = Vec::new();
+        if let Some(resolver) = &self.resolver {
+            let own_mounts =
+                ["unshare", "--mount", "--propagation", "unchanged", "sh", "-c", WITH_RESOLVER, "sh"];
+            words.extend(own_mounts.map(OsString::from));
+            words.push(resolver.into());
         }
+        if let Some(user) = &self.user {
+            let groups = user.group.map_or("--clear-groups".to_owned(), |group| format!("--groups={group}"));
+            let (uid, gid) = (format!("--reuid={}", user.uid), format!("--regid={}", user.uid));
+            words.extend(["setpriv".to_owned(), uid, gid, groups, "--".to_owned()].map(OsString::from));
+        }
+        words.push(self.parts.caisson.clone().into());
+        #[expect(clippy::disallowed_methods, reason = "the server is started here, with an argument vector")]
+        let mut command = Command::new(&words[0]);
         command
+            .args(&words[1..])
             .args(arguments)
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")

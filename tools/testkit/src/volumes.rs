@@ -30,6 +30,21 @@ pub fn loop_devices(state_dir: &Path) -> anyhow::Result<Vec<String>> {
     Ok(found)
 }
 
+/// Makes a directory one whose mounts are seen by who has mounts of their own as well; it is unmounted with those.
+///
+/// # Errors
+/// This is not root.
+pub fn share(directory: &Path) -> anyhow::Result<()> {
+    for arguments in [&["--bind", "."][..], &["--make-shared"]] {
+        #[expect(clippy::disallowed_methods, reason = "mount(8) is started here, with an argument vector")]
+        let mut mount = std::process::Command::new("mount");
+        let done = mount.args(arguments).arg(directory).current_dir(directory).output()?;
+        let said = String::from_utf8_lossy(&done.stderr);
+        anyhow::ensure!(done.status.success(), "{} could not be shared: {said}", directory.display());
+    }
+    Ok(())
+}
+
 /// Unmounts everything below a state directory whose server and sandboxes are gone.
 ///
 /// # Errors

@@ -83,6 +83,8 @@ pub struct WorldSpec {
     pub engine: Engine,
     /// Who runs the server, if not whoever runs the test; must be able to read the parts.
     pub user: Option<Somebody>,
+    /// What the server reads for `/etc/resolv.conf`, if not that; only for root.
+    pub resolver: Option<PathBuf>,
 }
 
 impl WorldSpec {
@@ -97,6 +99,7 @@ impl WorldSpec {
             variables: Vec::new(),
             engine,
             user: None,
+            resolver: None,
         }
     }
 }
@@ -135,6 +138,11 @@ impl World {
             std::fs::create_dir(&spec.state_dir)?;
             std::os::unix::fs::chown(&spec.state_dir, Some(user.uid), Some(user.uid))?;
             spec.user = Some(user);
+        }
+        if let Some(resolver) = wanted.resolver {
+            std::fs::create_dir_all(&spec.state_dir)?;
+            crate::volumes::share(&spec.state_dir)?;
+            spec.resolver = Some(resolver);
         }
         let key = spec.create_key()?;
         let server = spec.start().await?;

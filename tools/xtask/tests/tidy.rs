@@ -248,18 +248,30 @@ fn no_product_line_is_unfinished_or_silences_a_lint() {
 }
 
 #[test]
+fn no_script_and_no_example_puts_a_key_into_an_argument() {
+    let mut shown: Vec<_> = ["scripts", "examples", "docs", "deploy"]
+        .iter()
+        .flat_map(|name| files(&root().join(name), ""))
+        .collect();
+    shown.push(root().join("README.md"));
+    let found = offences(&shown, |line| {
+        let line = line.to_lowercase();
+        line.contains("-h \"authorization:") || line.contains("-h \"x-api-key:")
+    });
+    assert!(
+        found.is_empty(),
+        "any user of the machine can read arguments; give it by -H @<(printf …): {found:#?}"
+    );
+}
+
+#[test]
 fn only_the_controls_of_the_adversary_leave_checks_out() {
     let named =
         |file: &str| std::fs::read_to_string(root().join(file)).unwrap().matches("checks-off").count();
-    // The feature itself, and the binary's, which turns it on; nothing has it by default.
-    assert_eq!((named("crates/domain/Cargo.toml"), named("crates/caisson/Cargo.toml")), (1, 2));
-    for file in [
-        "Cargo.toml",
-        "scripts/setup",
-        "scripts/test",
-        "crates/gateway/Cargo.toml",
-        "crates/store/Cargo.toml",
-    ] {
+    // The feature itself, the gateway's, and the binary's, which turns both on; nothing has it by default.
+    let features = ["domain", "gateway", "caisson"].map(|name| named(&format!("crates/{name}/Cargo.toml")));
+    assert_eq!(features, [1, 2, 3]);
+    for file in ["Cargo.toml", "scripts/setup", "scripts/test", "crates/store/Cargo.toml"] {
         assert_eq!(named(file), 0, "{file}");
     }
     let only = "\tcargo build --quiet --locked -p caisson --features checks-off";
@@ -296,6 +308,28 @@ fn every_action_of_the_audit_log_is_in_its_documents_table_and_no_other() {
     let told: BTreeSet<_> =
         first_column.flat_map(|cell| actions_in(&format!("`{cell}").replace('`', "\""))).collect();
     assert!(written.contains("run.create") && written.contains("egress.deny"), "{written:?}");
+    assert_eq!(written, told);
+}
+
+#[test]
+fn every_purpose_of_a_credential_is_in_the_audit_logs_document_and_no_other() {
+    let mut written = BTreeSet::new();
+    for path in product_sources().into_iter().filter(|path| path.starts_with(root().join("crates/gateway"))) {
+        let text = fs::read_to_string(path).unwrap();
+        for (_, line) in product_lines(&text) {
+            // Where a use is made, and where its purpose is chosen.
+            if let Some((_, rest)) =
+                line.split_once("purpose: ").or_else(|| line.split_once("let purpose = "))
+            {
+                written.extend(rest.split('"').skip(1).step_by(2).map(str::to_owned));
+            }
+        }
+    }
+    let document = fs::read_to_string(root().join("docs/audit.md")).unwrap();
+    let row = document.lines().find(|line| line.starts_with("| `credential.use` |")).unwrap();
+    let told: BTreeSet<_> =
+        row.split('|').nth(2).unwrap().split('`').skip(1).step_by(2).map(str::to_owned).collect();
+    assert!(written.contains("registry") && written.contains("git push"), "{written:?}");
     assert_eq!(written, told);
 }
 

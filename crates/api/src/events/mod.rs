@@ -44,7 +44,7 @@ const SEQ: RangeInclusive<i64> = 0..=i64::MAX;
         ("id" = String, Path, description = "The run's id"),
         ("after" = Option<i64>, Query, description = "Only events behind this number, 0 if left out", minimum = 0),
         ("limit" = Option<i64>, Query, description = "Most items of a page, 100 if left out; long events make a page shorter", minimum = 1, maximum = 1000),
-        ("Last-Event-ID" = Option<String>, Header, description = "As `after`, for streams; of both, it counts"),
+        ("Last-Event-ID" = Option<String>, Header, description = "As `after`, for streams; of both, it counts", pattern = "^([0-9]{1,18})?$"),
     ),
     responses(
         (status = 200, description = "A page, or a stream", content(
@@ -78,7 +78,7 @@ pub(crate) async fn read_run_events(
         ("id" = String, Path, description = "The session's id"),
         ("after" = Option<i64>, Query, description = "Only events behind this number, 0 if left out", minimum = 0),
         ("limit" = Option<i64>, Query, description = "Most items of a page, 100 if left out; long events make a page shorter", minimum = 1, maximum = 1000),
-        ("Last-Event-ID" = Option<String>, Header, description = "As `after`, for streams; of both, it counts"),
+        ("Last-Event-ID" = Option<String>, Header, description = "As `after`, for streams; of both, it counts", pattern = "^([0-9]{1,18})?$"),
     ),
     responses(
         (status = 200, description = "A page, or a stream", content(

@@ -57,6 +57,7 @@ pub(super) fn stream(app: &App, key: ApiKeyId, source: Source, after: i64) -> Re
         deltas: None,
         older_deltas: 0,
         look_at: Instant::now(),
+        has_looked: false,
         looked_for_end_at: None,
         stage: Stage::Live,
         _permit: app.stream_permit()?,
@@ -113,6 +114,9 @@ struct Feed {
     older_deltas: usize,
     /// When to read the store again, unless a hint comes first.
     look_at: Instant,
+    /// Whether it was read at all: every stream hands out something of what there is, so that a reader who comes again and
+    /// again comes to the end.
+    has_looked: bool,
     /// When the run's status was last looked at.
     looked_for_end_at: Option<Instant>,
     stage: Stage,
@@ -143,7 +147,7 @@ impl Feed {
 
     async fn advance(&mut self) -> Result<Option<Message>, StoreError> {
         loop {
-            if self.stage == Stage::Ended || self.is_over() || !self.may_go_on().await? {
+            if self.stage == Stage::Ended || self.cancel.is_cancelled() || !self.may_go_on().await? {
                 return Ok(None);
             }
             if let Some(event) = self.read.pop_front() {
@@ -153,12 +157,17 @@ impl Feed {
                 self.stage = Stage::Ended;
                 return self.end_message().await;
             }
+            // What was read already is not read again by whoever comes next.
+            if self.has_looked && Instant::now() >= self.deadline {
+                return Ok(None);
+            }
             if let Some(delta) = self.older_delta() {
                 return Ok(Some(delta_message(delta)));
             }
             // Not after every piece of live text: those may be many, and a hint that came meanwhile is kept.
             if Instant::now() >= self.look_at {
                 self.read = self.source.read(&self.store, self.after, READ_EVENTS).await?.into();
+                self.has_looked = true;
                 if !self.read.is_empty() || self.find_end().await? {
                     continue;
                 }
@@ -184,10 +193,6 @@ impl Feed {
         let valid = self.app.access().is_valid(&self.store, &self.key).await?;
         self.look_at_key_at = Instant::now() + VALID_FOR;
         Ok(valid)
-    }
-
-    fn is_over(&self) -> bool {
-        self.cancel.is_cancelled() || Instant::now() >= self.deadline
     }
 
     fn hand_out(&mut self, event: Event) -> Message {

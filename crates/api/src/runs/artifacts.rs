@@ -6,6 +6,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use caisson_domain::checks::{Check, stands};
 use caisson_domain::id::RunId;
 use caisson_domain::principal::Principal;
 use caisson_store::Artifact;
@@ -101,10 +102,15 @@ pub(crate) async fn get_artifact(
         detail: "the run has no such artifact".to_owned(),
     })?;
     let body = open(&app, &artifact).await?;
+    let (kind, shown) = if stands(Check::AnswersAreData) {
+        (BYTES, disposition(&artifact.name))
+    } else {
+        ("text/html", "inline".to_owned())
+    };
     let headers = [
-        (header::CONTENT_TYPE, BYTES.to_owned()),
+        (header::CONTENT_TYPE, kind.to_owned()),
         (header::CONTENT_LENGTH, artifact.size_bytes.to_string()),
-        (header::CONTENT_DISPOSITION, disposition(&artifact.name)),
+        (header::CONTENT_DISPOSITION, shown),
     ];
     Ok((headers, body).into_response())
 }

@@ -25,7 +25,8 @@ pub(crate) use create::check_placeable;
 pub use request::{CreateRun, CreateRunResources, RepositoryChoice};
 pub(crate) use view::Detail;
 pub use view::{
-    ArtifactList, ArtifactView, FailureView, ResourcesView, RunLinks, RunPage, RunView, UsageView,
+    ArtifactList, ArtifactView, CredentialUseView, FailureView, ResourcesView, RunLinks, RunPage, RunView,
+    UsageView,
 };
 
 /// Create a run
@@ -35,7 +36,7 @@ pub use view::{
 #[utoipa::path(
     post, path = "/v1/runs", tag = "runs", operation_id = "create_run",
     request_body = CreateRun,
-    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters", max_length = 255)),
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters", pattern = "^[!-~]{1,255}$")),
     responses(
         (status = 202, description = "Accepted", body = RunView, headers(
             ("Location" = String, description = "The run's path"),
@@ -70,9 +71,9 @@ pub(crate) async fn create_run(
 #[utoipa::path(
     get, path = "/v1/runs", tag = "runs", operation_id = "list_runs",
     params(
-        ("status" = Option<String>, Query, description = "Only runs that stand there: queued, running, succeeded, failed or cancelled"),
+        ("status" = Option<crate::schema::RunStatus>, Query, description = "Only runs that stand there"),
         ("workflow" = Option<String>, Query, description = "Only runs of that workflow"),
-        ("session" = Option<String>, Query, description = "Only runs of that session"),
+        ("session" = Option<String>, Query, description = "Only runs of that session", pattern = "^ses_[0-9a-f]{32}$"),
         ("repository" = Option<String>, Query, description = "Only runs on that repository, spelled as the run shows it"),
         ("cursor" = Option<String>, Query, description = "The `next_cursor` of the page before"),
         ("limit" = Option<i64>, Query, description = "Items of the page, 50 if left out", minimum = 1, maximum = 200),
@@ -141,7 +142,8 @@ pub(crate) async fn get_run(
     _: NoParams,
 ) -> Result<Json<RunView>, ApiError> {
     let run = app.store().run(&caller.project, &id).await?.ok_or_else(unknown_run)?;
-    Ok(Json(RunView::new(run, Detail::Full)))
+    let uses = app.store().credentials_used(&run.id).await?;
+    Ok(Json(RunView::new(run, Detail::Full).with_credential_uses(uses)))
 }
 
 /// Cancel a run

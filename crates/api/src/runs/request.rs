@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use caisson_domain::budget::RUN_BUDGET_MICRO_USD;
+use caisson_domain::budget::{RUN_BUDGET_MICRO_USD, SOFT_PERCENT};
 use caisson_domain::limits;
 use caisson_domain::workflow::{CPU_MILLIS, MEMORY_MIB, PIDS, TMP_MIB, WORKSPACE_MIB};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -18,10 +18,13 @@ use crate::problem::Faults;
 #[serde(deny_unknown_fields)]
 pub struct CreateRun {
     /// The workflow to follow, by name.
-    #[schema(example = "bug-fixer")]
+    #[schema(example = "bug-fixer", pattern = "^[a-z0-9][a-z0-9-]{0,62}$")]
     pub workflow: String,
     /// The task, in your words: 1 byte to 1 MiB of UTF-8, not blank.
-    #[schema(example = "The parser drops the last line of a file without a line end. Fix it.")]
+    #[schema(
+        example = "The parser drops the last line of a file without a line end. Fix it.",
+        pattern = r"^[^\x00]*[^\x00\s][^\x00]*$"
+    )]
     pub prompt: String,
     /// The repository to work on: an http or https URL, or an absolute path on the server. `default` is the server's
     /// default repository, and is refused if there is none; left out, it is that one too, but an empty workspace if there
@@ -41,6 +44,7 @@ pub struct CreateRun {
     pub branch: Option<String>,
     /// The model's id or alias.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = r"^[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,127}$")]
     pub model: Option<String>,
     /// Most turns of the agent, 1 to 1000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -57,11 +61,16 @@ pub struct CreateRun {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 4_000_000_000_u32)]
     pub budget_micro_usd: Option<u32>,
+    /// Share of each budget that bounds the run, in percent, at which its agent is told to wrap up and commit; 100: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 100)]
+    pub budget_soft_percent: Option<u32>,
     /// What the sandbox may use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<CreateRunResources>,
     /// Environment variables for the agent, never secrets; only names that the workflow allows.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = Option<BTreeMap<String, String>>)]
     pub environment: BTreeMap<String, String>,
 }
 
@@ -153,6 +162,7 @@ impl CreateRun {
             image: fields.take("image", faults),
             timeout_s: fields.take_number("timeout_s", &TIMEOUT_S, faults),
             budget_micro_usd: fields.take_number("budget_micro_usd", &RUN_BUDGET_MICRO_USD, faults),
+            budget_soft_percent: fields.take_number("budget_soft_percent", &SOFT_PERCENT, faults),
             resources: fields.take_object("resources", faults).map(|fields| read_resources(fields, faults)),
             environment: read_environment(&mut fields, faults),
         };

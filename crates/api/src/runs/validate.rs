@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use caisson_domain::budget::RUN_BUDGET_MICRO_USD;
+use caisson_domain::budget::{RUN_BUDGET_MICRO_USD, SOFT_PERCENT};
 use caisson_domain::git::{BranchName, Repository};
 use caisson_domain::image::check_image_name;
 use caisson_domain::limits;
@@ -43,6 +43,7 @@ pub(super) fn specification(
     check_range("max_turns", request.max_turns, &MAX_TURNS, faults);
     check_range("timeout_s", request.timeout_s, &TIMEOUT_S, faults);
     check_range("budget_micro_usd", request.budget_micro_usd, &RUN_BUDGET_MICRO_USD, faults);
+    check_range("budget_soft_percent", request.budget_soft_percent, &SOFT_PERCENT, faults);
     check_resources(request, faults);
     check_environment_values(&request.environment, faults);
     let workflow = workflow?;
@@ -64,6 +65,10 @@ pub(super) fn specification(
         image,
         timeout_s: request.timeout_s.unwrap_or(workflow.caisson.timeout_s),
         budget_micro_usd: request.budget_micro_usd.or(workflow.caisson.budget_micro_usd),
+        budget_soft_percent: request
+            .budget_soft_percent
+            .or(workflow.caisson.budget_soft_percent)
+            .or(config.budget_soft_percent),
         resources: resolve(request, workflow),
         environment: request.environment.clone(),
         workflow: workflow.clone(),

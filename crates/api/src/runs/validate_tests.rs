@@ -187,10 +187,11 @@ fn numbers_are_taken_at_their_bounds_and_refused_beyond() {
         request.resources.get_or_insert_default()
     }
     let timeout_s = limits::RUN_TIMEOUT_S_MIN..=limits::RUN_TIMEOUT_S_MAX;
-    let cases: [(&str, RangeInclusive<u32>, Put); 8] = [
+    let cases: [(&str, RangeInclusive<u32>, Put); 9] = [
         ("max_turns", 1..=limits::MAX_TURNS_MAX, |request, value| request.max_turns = Some(value)),
         ("timeout_s", timeout_s, |request, value| request.timeout_s = Some(value)),
         ("budget_micro_usd", RUN_BUDGET_MICRO_USD, |request, value| request.budget_micro_usd = Some(value)),
+        ("budget_soft_percent", SOFT_PERCENT, |request, value| request.budget_soft_percent = Some(value)),
         ("resources.memory_mib", MEMORY_MIB, |request, value| resources(request).memory_mib = Some(value)),
         ("resources.pids", PIDS, |request, value| resources(request).pids = Some(value)),
         ("resources.cpu_millis", CPU_MILLIS, |request, value| resources(request).cpu_millis = Some(value)),
@@ -230,14 +231,14 @@ fn an_environment_holds_only_allowed_names_and_short_values() {
 #[test]
 fn the_requests_values_win_and_the_workflows_fill_in() {
     let flow = workflow(
-        "{image: debian, timeout_s: 60, budget_micro_usd: 5, resources: {memory_mib: 256, pids: 64, workspace_mib: 100}}",
+        "{image: debian, timeout_s: 60, budget_micro_usd: 5, budget_soft_percent: 60, resources: {memory_mib: 256, pids: 64, workspace_mib: 100}}",
     );
     let silent = accepted(&request(), &flow, &config());
     assert_eq!(silent.model.as_deref(), Some("sonnet"));
     assert_eq!(silent.max_turns, Some(9));
     assert_eq!(silent.image.as_deref(), Some("debian"));
     assert_eq!(silent.timeout_s, 60);
-    assert_eq!(silent.budget_micro_usd, Some(5));
+    assert_eq!((silent.budget_micro_usd, silent.budget_soft_percent), (Some(5), Some(60)));
     assert_eq!(
         silent.resources,
         Resources { memory_mib: 256, pids: 64, workspace_mib: Some(100), ..Resources::default() }
@@ -249,15 +250,19 @@ fn the_requests_values_win_and_the_workflows_fill_in() {
         image: Some("alpine".to_owned()),
         timeout_s: Some(3600),
         budget_micro_usd: Some(7),
+        budget_soft_percent: Some(100),
         resources: Some(CreateRunResources { memory_mib: Some(512), ..CreateRunResources::default() }),
         ..request()
     };
     let loud = accepted(&loud, &flow, &config());
+    let of_the_server = ApiConfig { budget_soft_percent: Some(70), ..config() };
+    assert_eq!(accepted(&request(), &workflow("{}"), &of_the_server).budget_soft_percent, Some(70));
+    assert_eq!(accepted(&request(), &flow, &of_the_server).budget_soft_percent, Some(60));
     assert_eq!(loud.model.as_deref(), Some("opus"));
     assert_eq!(loud.max_turns, Some(1));
     assert_eq!(loud.image.as_deref(), Some("alpine"));
     assert_eq!(loud.timeout_s, 3600);
-    assert_eq!(loud.budget_micro_usd, Some(7));
+    assert_eq!((loud.budget_micro_usd, loud.budget_soft_percent), (Some(7), Some(100)));
     assert_eq!(
         loud.resources,
         Resources { memory_mib: 512, pids: 64, workspace_mib: Some(100), ..Resources::default() }

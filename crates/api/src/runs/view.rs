@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use caisson_domain::id::{ProjectId, RunId, SessionId};
+use caisson_domain::id::{CredentialId, ProjectId, RunId, SessionId};
 use caisson_domain::run::{Failure, FailureKind, Phase, Resources, Run, RunStatus, Waiting, cut};
 use caisson_domain::usage::UsageTotals;
 use caisson_domain::workflow::Publish;
-use caisson_store::Artifact;
+use caisson_store::{Artifact, CredentialUsage};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -58,6 +58,8 @@ pub struct RunView {
     pub timeout_s: u32,
     /// What it may spend on the model API, in micro-USD; none means no bound of its own.
     pub budget_micro_usd: Option<u32>,
+    /// Share of each budget at which the agent is told to wrap up, in percent; 100, or none for a run of an older version: never.
+    pub budget_soft_percent: Option<u32>,
     /// What the sandbox may use.
     pub resources: ResourcesView,
     /// Extra environment of the agent; none in a list.
@@ -75,6 +77,8 @@ pub struct RunView {
     pub pushed_commit: Option<String>,
     /// Tokens and cost, as the gateway counted them.
     pub usage: UsageView,
+    /// The stored credentials that the gateway used for it, and how often; none unless the run itself is read.
+    pub credential_uses: Option<Vec<CredentialUseView>>,
     /// How often it was given to an agent, 0 while queued.
     pub attempt: i64,
     /// When somebody asked for its end, Unix ms.
@@ -158,6 +162,20 @@ pub struct UsageView {
     pub cost_micro_usd: i64,
 }
 
+/// How often a run used a stored credential.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CredentialUseView {
+    /// The credential, which may have been removed since.
+    #[schema(value_type = String)]
+    pub credential_id: CredentialId,
+    /// How often; exact a minute after the last use.
+    pub uses: i64,
+    /// Unix ms.
+    pub first_used_at_ms: i64,
+    /// Unix ms; exact to a minute.
+    pub last_used_at_ms: i64,
+}
+
 /// A page of runs, newest first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RunPage {
@@ -226,6 +244,7 @@ impl RunView {
             image: spec.image,
             timeout_s: spec.timeout_s,
             budget_micro_usd: spec.budget_micro_usd,
+            budget_soft_percent: spec.budget_soft_percent,
             resources: spec.resources.into(),
             environment: (detail == Detail::Full).then_some(spec.environment),
             publish: spec.workflow.caisson.publish,
@@ -234,6 +253,7 @@ impl RunView {
             base_commit: run.base_commit,
             pushed_commit: run.pushed_commit,
             usage: run.usage.into(),
+            credential_uses: None,
             attempt: run.attempt,
             cancel_requested_at_ms: run.cancel_requested_at_ms,
             created_at_ms: run.created_at_ms,
@@ -241,6 +261,18 @@ impl RunView {
             finished_at_ms: run.finished_at_ms,
             links,
         }
+    }
+
+    /// With the credentials that it used.
+    pub(crate) fn with_credential_uses(self, uses: Vec<CredentialUsage>) -> Self {
+        Self { credential_uses: Some(uses.into_iter().map(CredentialUseView::from).collect()), ..self }
+    }
+}
+
+impl From<CredentialUsage> for CredentialUseView {
+    fn from(usage: CredentialUsage) -> Self {
+        let CredentialUsage { credential, uses, first_used_at_ms, last_used_at_ms } = usage;
+        Self { credential_id: credential, uses, first_used_at_ms, last_used_at_ms }
     }
 }
 

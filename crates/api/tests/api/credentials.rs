@@ -1,7 +1,7 @@
 //! Credentials over the API: secrets go in and never come out.
 
 use axum::body::Body;
-use caisson_domain::id::ProjectId;
+use caisson_domain::id::{CredentialId, ProjectId};
 use caisson_domain::limits::{CREDENTIAL_SECRET_BYTES, CREDENTIALS};
 use caisson_domain::principal::Scope;
 use caisson_store::MasterKeyFile;
@@ -214,4 +214,33 @@ async fn without_a_master_key_nothing_is_taken_and_the_reason_stays_inside() {
     let answer = add(&api, &git("team")).await;
     answer.assert_problem(500, "internal");
     assert!(!answer.text().contains("master") && !answer.text().contains(CANARY), "{}", answer.text());
+}
+
+#[tokio::test]
+async fn a_run_tells_which_credentials_it_used_and_how_often() {
+    let api = unlocked().await;
+    let id: CredentialId = add(&api, &git("team")).await.json()["id"].as_str().unwrap().parse().unwrap();
+    let project = ProjectId::default_project();
+    let credential = api.store.credential(&project, &id).await.unwrap().unwrap();
+    let run = api.queued().await;
+    let place = format!("/v1/runs/{}", run.id);
+    assert_eq!(api.get(&place).await.json()["credential_uses"], json!([]));
+    for _ in 0..3 {
+        api.clock.advance(1_000);
+        api.store.use_credential(&credential, &run.id).await.unwrap();
+    }
+    // What is counted in memory is written when a minute is over.
+    api.clock.advance(60_000);
+    api.store.heartbeat_server(&api.server, &[]).await.unwrap();
+    let told = api.get(&place).await.json();
+    let (first, last) = (crate::support::NOW_MS + 1_000, crate::support::NOW_MS + 3_000);
+    let expected = json!([{
+        "credential_id": id.as_str(), "uses": 3, "first_used_at_ms": first, "last_used_at_ms": last,
+    }]);
+    assert_eq!(told["credential_uses"], expected);
+    let removed = send(&api, Method::DELETE, &format!("/v1/credentials/{id}"), &Value::Null).await;
+    assert!(removed.status.is_success(), "{}", removed.text());
+    assert_eq!(api.get(&place).await.json()["credential_uses"], expected, "what was used stays told");
+    let listed = api.get("/v1/runs").await.json();
+    assert_eq!(listed["items"][0]["credential_uses"], json!(null));
 }

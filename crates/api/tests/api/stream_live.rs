@@ -215,6 +215,18 @@ async fn a_stream_ends_when_its_time_is_over_and_can_be_resumed() {
 }
 
 #[tokio::test]
+async fn a_stream_whose_time_is_over_before_it_was_read_hands_out_what_there_is() {
+    let api = Api::with(|config| config.limits.stream_life = Duration::ZERO).await;
+    let claimed = api.running().await;
+    let seen = api.stream(&events_of(&claimed.run.id), None).await.rest().await;
+    assert_eq!((ids(&seen), count(&seen, "end")), (vec![1, 2], 0));
+    assert!(api.stream(&events_of(&claimed.run.id), Some("2")).await.rest().await.is_empty());
+    api.finish(&claimed).await;
+    let rest = api.stream(&events_of(&claimed.run.id), Some("2")).await.rest().await;
+    assert_eq!((ids(&rest), count(&rest, "end")), (vec![3], 1));
+}
+
+#[tokio::test]
 async fn streams_are_counted_and_the_next_one_beyond_the_bound_is_refused() {
     let api = Api::with(|config| config.limits.streams = 2).await;
     let claimed = api.running().await;

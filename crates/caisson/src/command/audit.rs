@@ -77,14 +77,14 @@ fn signed_head(settings: &Settings, file: Option<&Path>, key: Option<&str>) -> a
 }
 
 async fn look(settings: &Settings) -> anyhow::Result<Store> {
-    let path = settings.state_dir.join("caisson.db");
-    match Store::look(&path, Clock::system()).await {
+    let place = settings.database_place()?;
+    match place.look(Clock::system()).await {
         Ok(Look::Ready(store)) => Ok(store),
         Ok(Look::Missing) => bail!("there is no database in \"{}\"", settings.state_dir.display()),
         Ok(Look::Behind { .. }) => {
             bail!("the database is of an earlier version; the next start of the server brings it up to date")
         }
-        Err(error) => Err(error).with_context(|| format!("\"{}\" cannot be read", path.display())),
+        Err(error) => Err(error).with_context(|| format!("{place} cannot be read")),
     }
 }
 

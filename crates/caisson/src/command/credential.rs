@@ -8,14 +8,15 @@ use anyhow::{Context, bail, ensure};
 use caisson_domain::credential::{
     CredentialFault, CredentialFields, CredentialKind, CredentialSecret, SECRET_FIELDS, SETTING_FIELDS,
 };
-use caisson_domain::id::{CredentialId, DEFAULT_PROJECT, ProjectId};
+use caisson_domain::id::{CredentialId, ProjectId};
 use caisson_store::{Actor, Credential as Stored, NewCredential, Rekeyed, Store};
 use comfy_table::{Table, presets};
 use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
 use serde_json::{Value, json};
 
-use super::machine::Machine;
+use super::machine::{Machine, ensure_known};
+use super::project::require;
 use super::{DONE, complain, print, print_json, settings};
 use crate::cli::{AddCredential, Credential, SecretFlags};
 use crate::serve::open_store;
@@ -33,26 +34,28 @@ pub(crate) async fn run(command: Credential, environment: &Environment) -> anyho
     match command {
         Credential::Add(flags) => add(flags, environment).await?,
         Credential::List { server, project, json } => {
-            let store = open_store(&settings(&server, environment)?.state_dir).await?;
+            let settings = settings(&server, environment)?;
+            ensure_known(&settings)?;
+            let store = open_store(&settings).await?;
             list(&store.list_credentials(&project.parse()?).await?, store.now_ms(), json)?;
             store.close().await.ok();
         }
         Credential::Rotate { server, secret, credential, project } => {
             let project = project.parse()?;
-            let machine = Machine::open(&server, environment).await?;
+            let machine = Machine::open_known(&server, environment).await?;
             let rotated = rotate(&machine, &project, &credential, &secret).await;
             machine.close().await;
             print(&format!("credential {} is rotated", rotated?));
         }
         Credential::Remove { server, credential, project } => {
             let project = project.parse()?;
-            let machine = Machine::open(&server, environment).await?;
+            let machine = Machine::open_known(&server, environment).await?;
             let removed = remove(&machine.store, &project, &credential).await;
             machine.close().await;
             print(&format!("credential {} is removed", removed?));
         }
         Credential::Rekey { server } => {
-            let machine = Machine::open(&server, environment).await?;
+            let machine = Machine::open_known(&server, environment).await?;
             let rekeyed = rekey(&machine).await;
             let path = master_key_file(&machine.settings).path().display().to_string();
             machine.close().await;
@@ -91,10 +94,6 @@ async fn rekey(machine: &Machine) -> anyhow::Result<Rekeyed> {
 
 async fn add(flags: AddCredential, environment: &Environment) -> anyhow::Result<()> {
     let project: ProjectId = flags.project.parse()?;
-    ensure!(
-        project == ProjectId::default_project(),
-        "there is no project \"{project}\"; this version has the project \"{DEFAULT_PROJECT}\" alone"
-    );
     let kind: CredentialKind = flags.kind.parse()?;
     let mut fields = CredentialFields::default();
     for (name, value) in flags.settings {
@@ -118,6 +117,7 @@ async fn add(flags: AddCredential, environment: &Environment) -> anyhow::Result<
 }
 
 async fn put(machine: &Machine, new: NewCredential) -> anyhow::Result<Stored> {
+    require(&machine.store, &new.project).await?;
     unlock(&machine.settings, &machine.store).await?;
     Ok(machine.store.add_credential(new, &Actor::Operator).await?)
 }

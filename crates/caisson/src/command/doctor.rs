@@ -1,7 +1,9 @@
 //! `caisson doctor`: everything a server needs, each with its remedy.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use caisson_domain::budget::ProjectBudgets;
 use caisson_domain::id::{ProjectId, ServerId};
 use caisson_sandbox::docker::{Capabilities, DockerEngine, Seccomp};
 use caisson_sandbox::local::{LimitsBy, LocalCapabilities};
@@ -13,12 +15,14 @@ use super::{DONE, print, serve_settings};
 use crate::agents::Agents;
 use crate::audit_head;
 use crate::cli::Serve;
-use crate::engines::{ActiveEngine, Purpose};
+use crate::engines::{ActiveEngine, Purpose, image_remedy};
 use crate::exposure;
 use crate::inputs::{self, Faults, Part};
+use crate::logins::without_logins;
 use crate::render::clean;
 use crate::serve::chain;
 use crate::server_id::{check_not_lost, known_server_id};
+use crate::settings::database::Place;
 use crate::settings::{Environment, Settings};
 use crate::vault::{has_model_credential, master_key_file};
 
@@ -38,10 +42,10 @@ impl Report {
     fn tell(&mut self, what: &str, result: Result<String, String>) {
         self.looked_at += 1;
         match result {
-            Ok(text) => print(&format!("ok    {what:<13} {text}")),
+            Ok(text) => Self::line("ok  ", what, &text),
             Err(text) => {
                 self.missing += 1;
-                print(&format!("FAIL  {what:<13} {text}"));
+                Self::line("FAIL", what, &text);
             }
         }
     }
@@ -50,12 +54,16 @@ impl Report {
 impl Report {
     /// Tells of what works and is weaker than it need be.
     fn warn(what: &str, text: &str) {
-        print(&format!("warn  {what:<13} {text}"));
+        Self::line("warn", what, text);
     }
 
     /// Tells of what may well be meant so.
     fn note(what: &str, text: &str) {
-        print(&format!("note  {what:<13} {text}"));
+        Self::line("note", what, text);
+    }
+
+    fn line(sign: &str, what: &str, text: &str) {
+        print(&format!("{sign}  {what:<13} {}", without_logins(text)));
     }
 }
 
@@ -86,7 +94,8 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
         report.tell("server id", Err(format!("{error:#}")));
     }
     if let Some(store) = &store {
-        let looked = audit_head::look(&settings.state_dir, &settings.audit_head(), store).await;
+        let looked =
+            audit_head::look((&settings.state_dir, &settings.audit_head()), store, server.as_ref()).await;
         report.tell("audit log", looked.map_err(|error| format!("{error:#}")));
     }
     if usable.is_ok() {
@@ -108,9 +117,7 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
         report.tell(part.name(), looked);
     }
     report.tell("address", address(&settings, server.as_ref(), store.as_ref()).await);
-    for text in exposure::weaknesses(&settings) {
-        Report::warn("exposed", &text);
-    }
+    exposed(&settings, store.as_ref()).await;
     if let Some(store) = store {
         store.close().await.ok();
     }
@@ -120,6 +127,21 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
     }
     print(&format!("{} of {} checks failed", report.missing, report.looked_at));
     Ok(UNWELL)
+}
+
+/// What lets in more people, or shows more, than most mean. A store that cannot be read was told of before.
+async fn exposed(settings: &Settings, store: Option<&Store>) {
+    let (mut found, mut budgets) = (exposure::weaknesses(settings), ProjectBudgets::default());
+    if let Some(store) = store {
+        found.extend(exposure::weaknesses_of_store(store).await.unwrap_or_default());
+        budgets = exposure::stored_budgets(store).await.unwrap_or_default();
+    }
+    for text in found {
+        Report::warn("exposed", &text);
+    }
+    for text in exposure::notes(settings, budgets) {
+        Report::note("hardening", &text);
+    }
 }
 
 fn state(
@@ -147,18 +169,28 @@ fn writable(directory: &Path) -> Result<&Path, String> {
 
 /// The database as it is, for reading alone; none if there is none that can be read.
 async fn database(settings: &Settings, report: &mut Report) -> Option<Store> {
-    let path = settings.state_dir.join("caisson.db");
-    let (database, store) = match Store::look(&path, Clock::system()).await {
-        Ok(Look::Missing) => (Ok("none yet; it is made when it is needed".to_owned()), None),
-        Ok(Look::Behind { migrations }) => (
-            Ok(format!("{}; the next start brings it up to date ({migrations} steps)", path.display())),
-            None,
-        ),
-        Ok(Look::Ready(_)) if access(&path, AccessFlags::W_OK).is_err() => {
-            (Err(format!("\"{}\" cannot be written", path.display())), None)
+    let place = match settings.database_place() {
+        Ok(place) => place,
+        Err(error) => {
+            report.tell("database", Err(format!("{error:#}")));
+            return None;
         }
-        Ok(Look::Ready(store)) => (Ok(path.display().to_string()), Some(store)),
-        Err(error) => (Err(chain(&error)), None),
+    };
+    let unwritable = |place: &Place| match place {
+        Place::File(path) => access(path, AccessFlags::W_OK).is_err(),
+        Place::Postgres(_) => false,
+    };
+    let (database, store) = match place.look(Clock::system()).await {
+        Ok(Look::Missing) => (Ok("none yet; it is made when it is needed".to_owned()), None),
+        Ok(Look::Behind { migrations }) => {
+            (Ok(format!("{place}; the next start brings it up to date ({migrations} steps)")), None)
+        }
+        Ok(Look::Ready(_)) if unwritable(&place) => (Err(format!("\"{place}\" cannot be written")), None),
+        Ok(Look::Ready(store)) => (Ok(place.to_string()), Some(store)),
+        Err(error) => match place {
+            Place::File(_) => (Err(chain(&error)), None),
+            Place::Postgres(_) => (Err(format!("{place}: {}", chain(&error))), None),
+        },
     };
     report.tell("database", database);
     let keys = match &store {
@@ -251,7 +283,7 @@ async fn docker(engine: &DockerEngine, image: &str, report: &mut Report) {
     }
     let image_result = match engine.image_present(image).await {
         Ok(true) => Ok(image.to_owned()),
-        Ok(false) => Err(format!("{image} is missing; run `caisson image build`")),
+        Ok(false) => Err(image_remedy(image)),
         Err(error) => Err(chain(&error)),
     };
     report.tell("image", image_result);
@@ -297,6 +329,8 @@ fn input(settings: &Settings, part: Part, faults: &Faults) -> Result<String, Str
         Part::Repositories => repositories(settings),
         Part::GitHosts => Ok(counted(settings.git.credentials.len(), "credential", "credentials")),
         Part::Egress => egress(settings),
+        Part::Mcp if settings.mcp.allow.is_empty() => Ok("workflows may name no HTTP servers".to_owned()),
+        Part::Mcp => Ok(counted(settings.mcp.allow.len(), "host", "hosts")),
         Part::Gateway if faults.0.is_empty() => Ok("takes these settings".to_owned()),
         Part::Gateway => Ok("nothing else is wrong".to_owned()),
         Part::Tls if settings.tls.cert_file.is_none() => Ok("none; the API speaks plain HTTP".to_owned()),
@@ -313,16 +347,22 @@ async fn address(
     server: Option<&ServerId>,
     store: Option<&Store>,
 ) -> Result<String, String> {
-    if let (Some(server), Some(store)) = (server, store)
-        && store.live_servers().await.is_ok_and(|live| live.iter().any(|live| live.id == *server))
-    {
-        return Ok("a server runs with this state directory".to_owned());
-    }
-    match std::net::TcpListener::bind(settings.listen) {
-        Ok(_) => Ok(format!("{} is free", settings.listen)),
-        Err(error) => {
-            Err(format!("{} cannot be listened on ({error}); choose another with --listen", settings.listen))
+    let is_live = match (server, store) {
+        (Some(server), Some(store)) => {
+            store.live_servers().await.is_ok_and(|live| live.iter().any(|live| live.id == *server))
         }
+        (None, _) | (_, None) => false,
+    };
+    can_listen(settings.listen, std::net::TcpListener::bind(settings.listen).map(drop), is_live)
+}
+
+/// What it means that the address could be listened on or not, and that a server was alive lately: one that has stopped
+/// counts as alive for a while.
+fn can_listen(listen: SocketAddr, tried: std::io::Result<()>, is_live: bool) -> Result<String, String> {
+    match tried {
+        Ok(()) => Ok(format!("{listen} is free")),
+        Err(_) if is_live => Ok("a server runs with this state directory".to_owned()),
+        Err(error) => Err(format!("{listen} cannot be listened on ({error}); choose another with --listen")),
     }
 }
 
@@ -412,4 +452,29 @@ fn egress(settings: &Settings) -> Result<String, String> {
 
 fn counted(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
+}
+
+#[cfg(test)]
+mod tests {
+    use caisson_sandbox::docker::DEFAULT_IMAGE;
+
+    use super::*;
+
+    #[test]
+    fn a_server_that_has_just_stopped_does_not_run() {
+        let listen: SocketAddr = "127.0.0.1:7070".parse().unwrap();
+        let taken = || Err(std::io::ErrorKind::AddrInUse.into());
+        for is_live in [true, false] {
+            assert_eq!(can_listen(listen, Ok(()), is_live), Ok("127.0.0.1:7070 is free".to_owned()));
+        }
+        assert!(can_listen(listen, taken(), true).unwrap().contains("a server runs"));
+        assert!(can_listen(listen, taken(), false).unwrap_err().contains("--listen"));
+    }
+
+    #[test]
+    fn only_the_default_image_is_built_here() {
+        assert!(image_remedy(DEFAULT_IMAGE).contains("caisson image build"));
+        let own = image_remedy("r.example/x@sha256:0");
+        assert!(own.contains("docker pull r.example/x@sha256:0") && !own.contains("image build"), "{own}");
+    }
 }

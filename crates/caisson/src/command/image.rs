@@ -4,8 +4,8 @@ use anyhow::Context;
 use caisson_domain::id::ServerId;
 use caisson_sandbox::docker::{DEFAULT_IMAGE, DockerConfig, DockerEngine, ImageBuild};
 
-use super::{DONE, print, settings};
-use crate::cli::Image;
+use super::{DONE, image_scan, print, settings};
+use crate::cli::{Image, ServerFlags};
 use crate::settings::Environment;
 
 /// Builds, or names it.
@@ -16,18 +16,23 @@ pub(crate) async fn run(command: Image, environment: &Environment) -> anyhow::Re
     match command {
         Image::Tag => print(DEFAULT_IMAGE),
         Image::Build { server, base } => {
-            let settings = settings(&server, environment)?;
-            // A build makes no sandbox, so any id serves.
-            let engine = DockerEngine::connect(
-                &DockerConfig { host: settings.docker.host },
-                ServerId::new(0, [0; 10]),
-            )?;
+            let engine = engine(&server, environment)?;
             engine
                 .build_image(&ImageBuild::default_image(&base), &mut |line: &str| print(line))
                 .await
                 .with_context(|| format!("the image {DEFAULT_IMAGE} could not be built; where {base} cannot be pulled, deploy/image/make-base.sh makes a base, to be named with --base"))?;
             print(&format!("built {DEFAULT_IMAGE}"));
         }
+        Image::Scan(flags) => {
+            let engine = engine(&flags.server, environment)?;
+            return image_scan::run(flags, &engine).await;
+        }
     }
     Ok(DONE)
+}
+
+/// The engine of the settings. It makes no sandbox here, so any id serves.
+fn engine(server: &ServerFlags, environment: &Environment) -> anyhow::Result<DockerEngine> {
+    let host = settings(server, environment)?.docker.host;
+    Ok(DockerEngine::connect(&DockerConfig { host }, ServerId::new(0, [0; 10]))?)
 }

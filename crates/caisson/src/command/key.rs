@@ -1,13 +1,14 @@
 //! `caisson key`: API keys, made on the server's machine.
 
 use anyhow::Context;
-use caisson_domain::id::{ApiKeyId, DEFAULT_PROJECT, ProjectId};
+use caisson_domain::id::ApiKeyId;
 use caisson_domain::limits::{API_KEY_NAME_CHARS, API_KEYS};
 use caisson_domain::principal::Scope;
 use caisson_store::{Actor, ApiKey, NewApiKey};
 use comfy_table::{Table, presets};
 
-use super::machine::Machine;
+use super::machine::{Machine, ensure_known};
+use super::project::require;
 use super::{DONE, complain, print, settings};
 use crate::cli::Key;
 use crate::render::{clean, utc};
@@ -30,6 +31,10 @@ pub(crate) async fn run(command: Key, environment: &Environment) -> anyhow::Resu
             };
             check(&new)?;
             let machine = Machine::open(&server, environment).await?;
+            if let Err(error) = require(&machine.store, &new.project).await {
+                machine.close().await;
+                return Err(error);
+            }
             new.expires_at_ms = expires.map(|life_s| machine.store.now_ms() + i64::from(life_s) * 1000);
             let made = machine.store.make_api_key(&new).await?;
             machine.close().await;
@@ -46,13 +51,15 @@ pub(crate) async fn run(command: Key, environment: &Environment) -> anyhow::Resu
             print(token.expose());
         }
         Key::List { server, project } => {
-            let store = open_store(&settings(&server, environment)?.state_dir).await?;
+            let settings = settings(&server, environment)?;
+            ensure_known(&settings)?;
+            let store = open_store(&settings).await?;
             let keys = store.list_api_keys(&project.parse()?).await?;
             print(&table(&keys, store.now_ms()));
         }
         Key::Revoke { server, id } => {
             let id: ApiKeyId = id.parse().context("`caisson key list` shows the ids")?;
-            let machine = Machine::open(&server, environment).await?;
+            let machine = Machine::open_known(&server, environment).await?;
             let revoked = machine.store.revoke_api_key(&id).await?;
             machine.close().await;
             anyhow::ensure!(revoked, "there is no valid key {id}");
@@ -63,11 +70,6 @@ pub(crate) async fn run(command: Key, environment: &Environment) -> anyhow::Resu
 }
 
 fn check(new: &NewApiKey) -> anyhow::Result<()> {
-    let project = &new.project;
-    anyhow::ensure!(
-        *project == ProjectId::default_project(),
-        "there is no project \"{project}\"; this version has the project \"{DEFAULT_PROJECT}\" alone"
-    );
     let fits = !new.name.trim().is_empty()
         && new.name.chars().count() <= API_KEY_NAME_CHARS
         && !new.name.chars().any(char::is_control);
@@ -107,6 +109,8 @@ fn scopes(given: &[String]) -> anyhow::Result<Vec<Scope>> {
 
 #[cfg(test)]
 mod tests {
+    use caisson_domain::id::ProjectId;
+
     use super::*;
 
     #[test]

@@ -9,6 +9,7 @@ use crate::audit_head::HeadKeeper;
 use crate::cli::ServerFlags;
 use crate::serve::{keep_audit, open_store};
 use crate::server_id::server_id;
+use crate::settings::database::Place;
 use crate::settings::{Environment, Settings};
 
 /// The store, opened so that records go to the server's own chain and its head is signed when the command ends.
@@ -27,10 +28,19 @@ impl Machine {
     /// The settings have faults, the state directory cannot be used, or the server's id is lost.
     pub(super) async fn open(flags: &ServerFlags, environment: &Environment) -> anyhow::Result<Self> {
         let settings = settings(flags, environment)?;
-        let store = open_store(&settings.state_dir).await?;
+        let store = open_store(&settings).await?;
         let server = server_id(&settings.state_dir, &store).await?;
         let head = keep_audit(&settings, &store, &server).await?;
         Ok(Self { settings, store, head })
+    }
+
+    /// Opens what is there, for commands that change something that must be there as well.
+    ///
+    /// # Errors
+    /// As [`Machine::open`], and where there is no database.
+    pub(super) async fn open_known(flags: &ServerFlags, environment: &Environment) -> anyhow::Result<Self> {
+        ensure_known(&settings(flags, environment)?)?;
+        Self::open(flags, environment).await
     }
 
     /// Signs the head for what the command recorded, and closes the store. To be called whether the command succeeded or
@@ -41,4 +51,19 @@ impl Machine {
         }
         self.store.close().await.ok();
     }
+}
+
+/// Whoever names the wrong state directory finds nothing there, and makes nothing there.
+///
+/// # Errors
+/// There is no database, or its settings cannot be used.
+pub(super) fn ensure_known(settings: &Settings) -> anyhow::Result<()> {
+    let Place::File(file) = settings.database_place()? else { return Ok(()) };
+    anyhow::ensure!(
+        file.exists(),
+        "there is no database in \"{}\" that this user can see; name the server's with --state-dir, or its configuration with \
+         --config",
+        settings.state_dir.display()
+    );
+    Ok(())
 }

@@ -3,14 +3,17 @@
 mod agent;
 mod artifacts;
 mod audit;
+mod budget;
 mod credential;
 mod demo;
 mod demo_project;
 mod doctor;
 mod egress;
 mod image;
+mod image_scan;
 mod key;
 mod machine;
+mod project;
 mod runs;
 mod submit;
 
@@ -40,7 +43,8 @@ pub(crate) const DETACHED: u8 = 130;
 /// What went wrong, for people.
 pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::Result<u8> {
     match command {
-        Command::Serve(flags) => serve(flags, environment).await,
+        // The largest of them by far, boxed so that the others need not be as large.
+        Command::Serve(flags) => Box::pin(serve(flags, environment)).await,
         Command::Run(flags) => submit::run(*flags).await,
         Command::Logs(flags) => runs::logs(flags).await,
         Command::Ps(flags) => runs::ps(flags).await,
@@ -48,14 +52,16 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Diff(flags) => runs::diff(flags).await,
         Command::Artifacts(flags) => artifacts::run(flags).await,
         Command::Cancel(flags) => runs::cancel(flags).await,
+        Command::Budget(budget) => budget::run(budget).await,
         Command::Egress(crate::cli::Egress::Suggest(flags)) => egress::suggest(flags).await,
+        Command::Project(project) => project::run(project, environment).await,
         Command::Key(key) => key::run(key, environment).await,
         Command::Audit(audit) => audit::run(audit, environment).await,
-        Command::Credential(credential) => credential::run(credential, environment).await,
+        Command::Credential(credential) => Box::pin(credential::run(credential, environment)).await,
         Command::Agent(agent) => agent::run(agent, environment),
         Command::Image(image) => image::run(image, environment).await,
         Command::Doctor(flags) => doctor::run(flags, environment).await,
-        Command::Demo(flags) => demo::run(flags, environment).await,
+        Command::Demo(flags) => Box::pin(demo::run(flags, environment)).await,
         Command::Supervise { .. } => {
             // Done by `main`, before there is a second thread.
             anyhow::bail!("a supervisor is started by the server")

@@ -112,6 +112,7 @@ fn body(flags: &Run) -> anyhow::Result<Value> {
     set("max_turns", flags.max_turns.map(|number| json!(number)));
     set("timeout_s", flags.timeout.map(|number| json!(number)));
     set("budget_micro_usd", flags.budget.map(|micro| json!(micro)));
+    set("budget_soft_percent", flags.budget_soft.map(|percent| json!(percent)));
     if !flags.environment.is_empty() {
         set("environment", Some(flags.environment.iter().cloned().collect()));
     }

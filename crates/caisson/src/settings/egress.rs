@@ -86,11 +86,11 @@ impl Egress {
 }
 
 /// Those that can be read; the others were found by [`Egress::check`].
-fn parsed<T: FromStr>(texts: &[String]) -> Vec<T> {
+pub(super) fn parsed<T: FromStr>(texts: &[String]) -> Vec<T> {
     texts.iter().filter_map(|text| text.parse().ok()).collect()
 }
 
-fn faults_of<T: FromStr>(key: &str, texts: &[String]) -> Vec<String>
+pub(super) fn faults_of<T: FromStr>(key: &str, texts: &[String]) -> Vec<String>
 where
     T::Err: std::fmt::Display,
 {

@@ -8,16 +8,24 @@ use std::path::Path;
 use config::{Config, FileFormat, Map, Source, Value, ValueKind};
 
 use super::{Environment, Settings, defaults};
+use crate::logins::without_logins;
 
 /// Prefix of every variable.
 const PREFIX: &str = "CAISSON_";
 /// Variables with the prefix that belong to the client and to logging, not to the server's settings.
-const NOT_SETTINGS: [&str; 5] =
-    ["CAISSON_URL", "CAISSON_API_KEY", "CAISSON_CA_FILE", "CAISSON_CONFIG", "CAISSON_LOG"];
+const NOT_SETTINGS: [&str; 6] = [
+    "CAISSON_URL",
+    "CAISSON_API_KEY",
+    "CAISSON_CA_FILE",
+    "CAISSON_CONFIG",
+    "CAISSON_LOG",
+    "CAISSON_ADVISORIES",
+];
 /// Separator of nested keys in a variable: `CAISSON_MODEL__BASE_URL` is `model.base_url`.
 const NESTED: &str = "__";
 /// Keys whose variables hold lists, separated by spaces.
-const LISTS: [&[&str]; 11] = [
+const LISTS: [&[&str]; 14] = [
+    &["model", "provider_tools"],
     &["repositories"],
     &["allow_repo"],
     &["local", "read_only"],
@@ -25,6 +33,8 @@ const LISTS: [&[&str]; 11] = [
     &["egress", "allow"],
     &["egress", "presets"],
     &["egress", "allow_private"],
+    &["mcp", "allow"],
+    &["mcp", "allow_private"],
     &["egress", "hosts"],
     &["api", "cors_origins"],
     &["git", "forbidden_paths"],
@@ -49,7 +59,7 @@ pub(super) fn read(file: Option<&Path>, environment: &Environment) -> anyhow::Re
         let origin = format!("the file \"{}\"", file.display());
         match config::File::from(file).format(FileFormat::Toml).collect() {
             Ok(table) => leaves(&origin, &[], table, &mut entries),
-            Err(error) => faults.push(format!("{origin}: {error}")),
+            Err(error) => faults.push(format!("{origin}: {}", without_lines(&error.to_string()))),
         }
     }
     entries.extend(variables(environment));
@@ -65,9 +75,18 @@ pub(super) fn read(file: Option<&Path>, environment: &Environment) -> anyhow::Re
     anyhow::ensure!(
         faults.is_empty(),
         "the configuration cannot be read; docs/configuration.md lists every key\n  - {}",
-        faults.join("\n  - ")
+        without_logins(&faults.join("\n  - "))
     );
-    Ok(load(environment, &entries)?)
+    load(environment, &entries).map_err(|error| anyhow::Error::msg(without_logins(&error.to_string())))
+}
+
+/// What a reader of TOML says, without the lines of the file that it shows: a key may stand there.
+fn without_lines(said: &str) -> String {
+    let shows = |line: &&str| {
+        let line = line.trim_start().trim_start_matches(|c: char| c.is_ascii_digit());
+        line.trim_start().starts_with('|')
+    };
+    said.lines().filter(|line| !shows(line)).collect::<Vec<_>>().join(": ")
 }
 
 fn load(environment: &Environment, entries: &[Entry]) -> Result<Settings, config::ConfigError> {

@@ -71,10 +71,11 @@ impl<'a> Cleaner<'a> {
             }),
             ending @ (Ending::Completed | Ending::Stopped(_)) => ending,
         };
-        Outcome { ending, result: result.map(|text| self.text(text)), head, pushed }
+        let (result, head) = (result.map(|text| self.text(text)), head.map(|commit| self.text(commit)));
+        Outcome { ending, result, head, pushed }
     }
 
-    /// A journal record's body. Commits and branches are checked elsewhere to be nothing else.
+    /// A journal record's body. What claims to be a commit or a branch may be a secret that looks like one.
     pub(super) fn body(&mut self, body: JournalBody) -> JournalBody {
         match body {
             JournalBody::Line { line } => JournalBody::Line { line: self.json(line) },
@@ -87,15 +88,18 @@ impl<'a> Cleaner<'a> {
             JournalBody::AgentExited { code, signal, stderr } => {
                 JournalBody::AgentExited { code, signal, stderr: self.text(stderr) }
             }
+            JournalBody::Prepared { base_commit, branch } => {
+                let base_commit = base_commit.map(|commit| self.text(commit));
+                let branch = branch.filter(|branch| self.text(branch.to_string()) == branch.as_str());
+                JournalBody::Prepared { base_commit, branch }
+            }
             JournalBody::Commit { commit, message, author } => {
-                JournalBody::Commit { commit, message: self.text(message), author }
+                JournalBody::Commit { commit: self.text(commit), message: self.text(message), author }
             }
             JournalBody::Note { level, message } => JournalBody::Note { level, message: self.text(message) },
             JournalBody::Steered(steering) => JournalBody::Steered(self.steering(steering)),
             JournalBody::Finished(outcome) => JournalBody::Finished(self.outcome(outcome)),
-            body @ (JournalBody::Phase { .. } | JournalBody::Prepared { .. } | JournalBody::AgentStarted) => {
-                body
-            }
+            body @ (JournalBody::Phase { .. } | JournalBody::AgentStarted) => body,
         }
     }
 }
@@ -141,7 +145,11 @@ impl LiveText {
             let stream = Stream::holding(Arc::clone(redactor), DELTA_HOLD_BYTES);
             *pieces = Some(Pieces { run: run.clone(), kind, stream });
         }
-        let clean = pieces.as_mut().map(|pieces| pieces.stream.push(piece.as_bytes())).unwrap_or_default();
+        let clean = pieces.as_mut().map(|pieces| {
+            pieces.stream.follow(redactor);
+            pieces.stream.push(piece.as_bytes())
+        });
+        let clean = clean.unwrap_or_default();
         String::from_utf8_lossy(&clean).into_owned()
     }
 }

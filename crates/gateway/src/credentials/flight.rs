@@ -9,12 +9,14 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
 use super::token::TokenFault;
-use crate::bounds::{FLIGHTS, TOKEN_PAUSE};
+use crate::bounds::{FLIGHTS, RENEWAL_PAUSE, TOKEN_PAUSE};
 
 /// What is known of a credential's tokens, for one at a time.
 #[derive(Debug, Default)]
 pub(super) struct Flight {
     failed: Option<(i64, Instant, TokenFault)>,
+    /// The version that the last refresh made, and when.
+    brought: Option<(i64, Instant)>,
     /// An installation token, the version of the credential it was had with, and when it ends (Unix ms).
     pub(super) minted: Option<(i64, SecretString, i64)>,
 }
@@ -27,8 +29,17 @@ impl Flight {
         (of == version && at.elapsed() < TOKEN_PAUSE).then_some(fault)
     }
 
+    /// Whether this version's token was had just now, [`RENEWAL_PAUSE`] ago at most.
+    pub(super) fn brought_just_now(&self, version: i64) -> bool {
+        self.brought.is_some_and(|(of, at)| of == version && at.elapsed() < RENEWAL_PAUSE)
+    }
+
     pub(super) fn note(&mut self, version: i64, fault: Option<TokenFault>) {
         self.failed = fault.map(|fault| (version, Instant::now(), fault));
+    }
+
+    pub(super) fn note_brought(&mut self, version: i64) {
+        self.brought = Some((version, Instant::now()));
     }
 }
 
@@ -89,6 +100,17 @@ mod tests {
             held.push(flights.take(&id(number)).await);
         }
         assert_eq!(flights.lock().len(), FLIGHTS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_is_new_for_its_pause_and_its_version() {
+        let mut flight = Flight::default();
+        assert!(!flight.brought_just_now(2));
+        flight.note_brought(2);
+        assert!(flight.brought_just_now(2));
+        assert!(!flight.brought_just_now(3), "a rotated credential is another one");
+        tokio::time::advance(RENEWAL_PAUSE).await;
+        assert!(!flight.brought_just_now(2));
     }
 
     #[tokio::test(start_paused = true)]

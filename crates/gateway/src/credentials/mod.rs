@@ -7,6 +7,7 @@
 mod fault;
 mod flight;
 mod github_app;
+mod mcp;
 mod model;
 mod oauth;
 mod registry;
@@ -27,9 +28,10 @@ use url::Url;
 
 pub(crate) use self::fault::CredentialFault;
 use self::flight::Flights;
+pub(crate) use self::mcp::{McpHeader, mcp};
 use self::model::Clients;
 pub(crate) use self::model::{ModelRoute, model};
-pub(crate) use self::registry::registry;
+pub(crate) use self::registry::{RegistryLogin, registry};
 pub(crate) use self::token::TokenFault;
 use crate::config::secret_header;
 use crate::hold::hold;
@@ -170,9 +172,20 @@ async fn open(shared: &Shared, credential: &Credential) -> Result<Option<OpenedC
     let opened = opened.await.map_err(|error| CredentialFault::store(&error))?;
     let opened = opened.map_err(|error| CredentialFault::vault(credential, &error))?;
     if let Some(opened) = &opened {
-        keep_out(shared, credential.id.as_str(), opened.secret.texts());
+        keep_out(shared, credential.id.as_str(), live_texts(opened));
     }
     Ok(opened)
+}
+
+/// Every text of a credential that must not be shown.
+fn live_texts(opened: &OpenedCredential) -> Vec<SecretString> {
+    let mut texts = opened.secret.texts();
+    if let (CredentialSettings::McpHeader { .. }, CredentialSecret::Value { value, .. }) =
+        (&opened.credential.settings, &opened.secret)
+    {
+        texts.extend(mcp::bare_token(value));
+    }
+    texts
 }
 
 /// Opens every credential of the store, so that its secrets are kept out of the record before anybody uses it. What cannot be
@@ -185,7 +198,7 @@ pub(crate) async fn keep_out_of_the_record(shared: &Shared) {
     for credential in listed {
         // Nobody waits for a key that is not there.
         match shared.store.open_credential(&credential.project, &credential.id).await {
-            Ok(Some(opened)) => keep_out(shared, credential.id.as_str(), opened.secret.texts()),
+            Ok(Some(opened)) => keep_out(shared, credential.id.as_str(), live_texts(&opened)),
             Ok(None) => {}
             Err(error) => {
                 tracing::debug!(credential.id = %credential.id, %error, "{} could not be opened", credential.id);

@@ -25,6 +25,8 @@ pub(crate) struct ModelRoute {
     /// What must not be shown.
     pub(crate) header: (HeaderName, HeaderValue),
     beta: Option<HeaderValue>,
+    /// The credential whose access token it is, which can be had anew.
+    renewable: Option<Credential>,
 }
 
 impl ModelRoute {
@@ -34,7 +36,36 @@ impl ModelRoute {
         base_url: Url,
         header: (HeaderName, HeaderValue),
     ) -> Self {
-        Self { client, base_url, name: "model".to_owned(), header, beta: None }
+        Self { client, base_url, name: "model".to_owned(), header, beta: None, renewable: None }
+    }
+
+    /// Whether it is sent with an access token that can be had anew.
+    pub(crate) const fn is_renewable(&self) -> bool {
+        self.renewable.is_some()
+    }
+
+    /// With another access token, once the model API has refused this one: had by one refresh, however many calls it was
+    /// refused to. None if there is none to be had: it is no such credential, was removed or is another kind by now, or the
+    /// token endpoint gives none.
+    /// # Cancel safety
+    /// Safe: a refresh that was begun is stored all the same.
+    pub(crate) async fn renewed(&self, shared: &Arc<Shared>, run: &DoorRun) -> Option<Self> {
+        let refused = self.renewable.as_ref()?;
+        let renewing = async {
+            let Some(opened) = oauth::renewed(shared, &self.client, refused).await? else { return Ok(None) };
+            // Rotated meanwhile, it may be for another URL, and the request is made already.
+            let route = route(shared, self.client.clone(), &opened)?;
+            if route.base_url != self.base_url || opened.credential.settings != refused.settings {
+                return Ok(None);
+            }
+            used(shared, &opened.credential, run).await?;
+            Ok::<_, CredentialFault>(Some(route))
+        };
+        renewing.await.unwrap_or_else(|fault| {
+            let (id, fault) = (&refused.id, fault.message());
+            tracing::warn!(credential.id = %id, "the access token of {id} was refused and is not renewed: {fault}");
+            None
+        })
     }
 
     /// Adds what the agent must not know.
@@ -88,9 +119,10 @@ fn route(
     };
     let header = known.header().map_err(|_| unusable())?;
     let beta = beta.map(HeaderValue::from_str).transpose().map_err(|_| unusable())?;
+    let renewable = matches!(opened.secret, CredentialSecret::Oauth { .. }).then(|| credential.clone());
     let own = credential.settings.reach().and_then(|reach| reach.base_url.clone());
     let base_url = own.unwrap_or_else(|| shared.model.upstream.base_url.clone());
-    Ok(ModelRoute { client, base_url, name: recorded_name(credential), header, beta })
+    Ok(ModelRoute { client, base_url, name: recorded_name(credential), header, beta, renewable })
 }
 
 /// Clients of credentials with a proxy or certificates of their own, and the version they were made for:

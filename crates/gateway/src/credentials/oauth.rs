@@ -6,17 +6,18 @@
 use std::sync::Arc;
 
 use caisson_domain::credential::{CredentialSecret, CredentialSettings, TokenFormat};
-use caisson_store::OpenedCredential;
+use caisson_store::{Credential, OpenedCredential};
 use http::Method;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::header::HeaderValue;
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedMutexGuard, oneshot};
 use url::Url;
 use url::form_urlencoded::Serializer;
 
+use super::flight::Flight;
 use super::token::{self, TokenFault};
 use super::{CredentialFault, held, keep_out, open};
 use crate::bounds::{OAUTH_LIFETIME_MS, OAUTH_LIFETIME_MS_MOST, OAUTH_SKEW_MS};
@@ -41,7 +42,7 @@ pub(super) async fn fresh(
     if expires_at_ms(&seen) > shared.store.now_ms() + OAUTH_SKEW_MS {
         return Ok(Some(seen));
     }
-    let mut flight = shared.credentials.flights.take(&seen.credential.id).await;
+    let flight = shared.credentials.flights.take(&seen.credential.id).await;
     // Whoever had the flight before may have refreshed it, or somebody rotated it.
     let Some(opened) = open(shared, &seen.credential).await? else { return Ok(None) };
     let (version, left_ms) = (opened.credential.version, expires_at_ms(&opened) - shared.store.now_ms());
@@ -51,21 +52,57 @@ pub(super) async fn fresh(
     if let Some(fault) = flight.failed_just_now(version) {
         return still_good(opened, left_ms, fault).map(Some);
     }
+    match fly(shared, client, opened.clone(), flight).await {
+        Ok(refreshed) => Ok(refreshed),
+        Err(Failed::Token(fault)) => still_good(opened, left_ms, fault).map(Some),
+        Err(Failed::Other(fault)) => Err(fault),
+    }
+}
+
+/// The credential with another access token than the one that was `refused` however long it was said to live; none if it was
+/// removed, or if that token is a new one already. Of many calls that were refused at once, one refreshes it.
+pub(super) async fn renewed(
+    shared: &Arc<Shared>,
+    client: &reqwest::Client,
+    refused: &Credential,
+) -> Result<Option<OpenedCredential>, CredentialFault> {
+    let flight = shared.credentials.flights.take(&refused.id).await;
+    let Some(opened) = open(shared, refused).await? else { return Ok(None) };
+    let version = opened.credential.version;
+    if version > refused.version {
+        return Ok(Some(opened));
+    }
+    if flight.brought_just_now(version) {
+        return Ok(None);
+    }
+    if let Some(fault) = flight.failed_just_now(version) {
+        return Err(CredentialFault::token(&opened.credential, fault));
+    }
+    fly(shared, client, opened, flight).await.map_err(|failed| match failed {
+        Failed::Token(fault) => CredentialFault::token(refused, fault),
+        Failed::Other(fault) => fault,
+    })
+}
+
+/// Refreshes in a task of its own, which holds the flight until it has ended.
+async fn fly(
+    shared: &Arc<Shared>,
+    client: &reqwest::Client,
+    opened: OpenedCredential,
+    mut flight: OwnedMutexGuard<Flight>,
+) -> Result<Option<OpenedCredential>, Failed> {
     let (sender, receiver) = oneshot::channel();
     let (shared, client) = (Arc::clone(shared), client.clone());
-    let known = opened.clone();
     shared.tracker.clone().spawn(async move {
         let refreshed = refresh(&shared, &client, &opened).await;
-        flight.note(version, refreshed.as_ref().err().and_then(Failed::token));
+        flight.note(opened.credential.version, refreshed.as_ref().err().and_then(Failed::token));
+        if let Ok(Some(brought)) = &refreshed {
+            flight.note_brought(brought.credential.version);
+        }
         // Whoever wanted it may have left.
         drop(sender.send(refreshed));
     });
-    match receiver.await {
-        Ok(Ok(refreshed)) => Ok(refreshed),
-        Ok(Err(Failed::Token(fault))) => still_good(known, left_ms, fault).map(Some),
-        Ok(Err(Failed::Other(fault))) => Err(fault),
-        Err(_) => Err(CredentialFault::Internal),
-    }
+    receiver.await.unwrap_or(Err(Failed::Other(CredentialFault::Internal)))
 }
 
 /// Why a refresh failed.

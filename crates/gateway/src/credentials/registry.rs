@@ -9,19 +9,27 @@ use reqwest::header::HeaderValue;
 use secrecy::ExposeSecret;
 use secrecy::zeroize::Zeroizing;
 
-use super::{CHOICES, CredentialFault, basic, candidates, open, used};
+use super::{CHOICES, CredentialFault, basic, candidates, open, recorded_name, used};
 use crate::config::secret_header;
 use crate::shared::Shared;
 
 /// Port of plain HTTP.
 const HTTP_PORT: u16 = 80;
 
+/// What a plain request to a registry is sent with.
+#[derive(Debug, Clone)]
+pub(crate) struct RegistryLogin {
+    pub(crate) authorization: HeaderValue,
+    /// What the record calls the credential.
+    pub(crate) name: String,
+}
+
 /// The newest of the store's tokens for a registry's host; none if it has none. Its use is written down.
 pub(crate) async fn registry(
     shared: &Arc<Shared>,
     run: &DoorRun,
     target: &Target,
-) -> Result<Option<HeaderValue>, CredentialFault> {
+) -> Result<Option<RegistryLogin>, CredentialFault> {
     const KINDS: [CredentialKind; 2] = [CredentialKind::RegistryToken; 2];
     for _ in 0..CHOICES {
         let found = candidates(shared, run, KINDS).await?;
@@ -38,10 +46,10 @@ pub(crate) async fn registry(
             Some(username) => basic(username, value),
             None => Zeroizing::new(format!("Bearer {}", value.expose_secret())),
         };
-        let header = secret_header("a registry's token", &text);
-        let header = header.map_err(|_| CredentialFault::unusable(&credential))?;
+        let authorization = secret_header("a registry's token", &text);
+        let authorization = authorization.map_err(|_| CredentialFault::unusable(&credential))?;
         used(shared, &credential, run).await?;
-        return Ok(Some(header));
+        return Ok(Some(RegistryLogin { authorization, name: recorded_name(&credential) }));
     }
     Ok(None)
 }

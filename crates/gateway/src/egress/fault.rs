@@ -8,7 +8,7 @@ use crate::bounds::{EGRESS_CONNECTIONS, EGRESS_TARGETS};
 use crate::problem::Refusal;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// The request is none that can be judged.
     BadRequest { reason: String },
     /// The request line and the `Host` field name different hosts.

@@ -7,6 +7,7 @@ use caisson_domain::egress::Wanted;
 use futures_util::StreamExt;
 use futures_util::stream;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
 use http::{Request, Response, Uri, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -24,7 +25,7 @@ use crate::shared::Door;
 const HTTP_PORT: u16 = 80;
 
 /// Headers about one connection (RFC 9110, section 7.6.1), and those that only a proxy reads.
-const NOT_CARRIED: [HeaderName; 11] = [
+pub(super) const NOT_CARRIED: [HeaderName; 11] = [
     header::CONNECTION,
     header::TE,
     header::TRAILER,
@@ -87,6 +88,24 @@ fn outgoing(
     passage: &Arc<Passage>,
 ) -> Result<Request<Body>, Fault> {
     let (parts, incoming) = request.into_parts();
+    let head = head(parts, wanted, credential)?;
+    let path = head.uri().path_and_query().map_or(0, |path| path.as_str().len());
+    passage.sent(head.method().as_str().len() + path + headers_bytes(head.headers()))?;
+    let body = if incoming.is_end_stream() {
+        body::empty()
+    } else {
+        let counting = Arc::clone(passage);
+        counted(incoming, move |bytes| counting.sent(bytes))
+    };
+    Ok(head.map(|()| body))
+}
+
+/// The head that is sent for one that was read: what was judged, and nothing about one connection.
+pub(super) fn head(
+    parts: Parts,
+    wanted: &Wanted,
+    credential: Option<&HeaderValue>,
+) -> Result<Request<()>, Fault> {
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     let mut headers = carried(parts.headers);
     let target = &wanted.target;
@@ -95,20 +114,12 @@ fn outgoing(
     if let Some(credential) = credential {
         headers.insert(header::AUTHORIZATION, credential.clone());
     }
-    let head = parts.method.as_str().len() + path.len() + headers_bytes(&headers);
-    passage.sent(head)?;
-    let body = if incoming.is_end_stream() {
-        body::empty()
-    } else {
-        let counting = Arc::clone(passage);
-        counted(incoming, move |bytes| counting.sent(bytes))
-    };
-    let mut outgoing = Request::new(body);
-    *outgoing.method_mut() = parts.method;
-    *outgoing.uri_mut() = path.parse::<Uri>().map_err(|_| Fault::Broken)?;
-    *outgoing.version_mut() = Version::HTTP_11;
-    *outgoing.headers_mut() = headers;
-    Ok(outgoing)
+    let mut head = Request::new(());
+    *head.method_mut() = parts.method;
+    *head.uri_mut() = path.parse::<Uri>().map_err(|_| Fault::Broken)?;
+    *head.version_mut() = Version::HTTP_11;
+    *head.headers_mut() = headers;
+    Ok(head)
 }
 
 fn incoming(response: Response<Incoming>, passage: Arc<Passage>) -> Response<Body> {

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::fault::Fault;
 use crate::bounds::{EGRESS_DENIALS, EGRESS_TARGETS, EGRESS_USED_ITEMS, EXCERPT_BYTES};
+use crate::first::FirstUse;
 
 /// Bytes of one kind of use.
 #[derive(Debug, Default)]
@@ -30,6 +31,7 @@ struct UseKey {
 #[derive(Debug, Default)]
 struct Use {
     moved: Arc<Moved>,
+    record: FirstUse,
     connections: u64,
     /// What all paths so far have in common.
     path: Option<String>,
@@ -71,24 +73,23 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// Counts a use; `true` if it is the first of its kind.
+    /// Counts a use; beside its bytes the record of the first one of its kind.
     ///
     /// # Errors
     /// [`Fault::TooManyTargets`] beyond [`EGRESS_TARGETS`] kinds.
-    pub(super) fn begin(&mut self, wanted: &Wanted) -> Result<(Arc<Moved>, bool), Fault> {
+    pub(super) fn begin(&mut self, wanted: &Wanted) -> Result<(Arc<Moved>, FirstUse), Fault> {
         let (method, path) = parts(&wanted.via);
         let key = UseKey { target: wanted.target.clone(), method };
         if !self.uses.contains_key(&key) && self.uses.len() >= EGRESS_TARGETS {
             return Err(Fault::TooManyTargets);
         }
         let entry = self.uses.entry(key).or_default();
-        let first = entry.connections == 0;
         entry.connections += 1;
         entry.path = match (entry.path.take(), path) {
             (Some(known), Some(path)) => Some(common_path(&known, path)),
             (known, path) => known.or_else(|| path.map(str::to_owned)),
         };
-        Ok((Arc::clone(&entry.moved), first))
+        Ok((Arc::clone(&entry.moved), entry.record.clone()))
     }
 
     /// Counts a denial.

@@ -16,11 +16,12 @@ fn not_allowed(wanted: &Wanted) -> Fault {
 #[test]
 fn uses_are_told_as_what_was_moved_since() {
     let mut ledger = Ledger::default();
-    let (moved, first) = ledger.begin(&get("a.example", "/x/1")).unwrap();
-    assert!(first);
+    let (moved, record) = ledger.begin(&get("a.example", "/x/1")).unwrap();
     moved.sent.fetch_add(3, Ordering::Relaxed);
     moved.received.fetch_add(5, Ordering::Relaxed);
-    assert!(!ledger.begin(&get("a.example", "/x/2")).unwrap().1);
+    let of = |other: FirstUse| record.is_of(&other);
+    assert!(of(ledger.begin(&get("a.example", "/x/2")).unwrap().1), "one record for both");
+    assert!(!of(Ledger::default().begin(&get("a.example", "/x/2")).unwrap().1));
     let items = &ledger.used()[0]["items"];
     assert_eq!(
         items,

@@ -7,6 +7,8 @@
 mod address;
 mod config;
 mod fault;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod http;
 mod ledger;
 mod policy;
@@ -14,6 +16,8 @@ mod reach;
 mod run;
 mod target;
 mod tunnel;
+#[cfg(feature = "checks-off")]
+mod unframed;
 
 use std::sync::Arc;
 
@@ -21,25 +25,25 @@ use ::http::{Method, Request, Response, StatusCode};
 use caisson_domain::egress::Wanted;
 use caisson_domain::event::EventKind;
 use caisson_domain::run::{Run, cut};
-use caisson_store::DoorRun;
+use caisson_store::{CredentialUse, DoorRun};
 use hyper::body::Incoming;
 use hyper::ext::ReasonPhrase;
 use serde_json::json;
 
 pub use self::config::{EgressCredential, EgressUpstreams};
-use self::fault::Fault;
+pub(crate) use self::fault::Fault;
 use self::policy::Policy;
-use self::reach::Reach;
-pub(crate) use self::reach::{Resolve, system};
+pub(crate) use self::reach::{Reach, Resolve, system};
 pub(crate) use self::run::{RunEgress, before_outcome};
+#[cfg(feature = "checks-off")]
+pub(crate) use self::unframed::unframed;
 use crate::body::{self, Body};
 use crate::bounds::EXCERPT_BYTES;
 use crate::config::GatewayError;
-use crate::credentials::{self, CredentialFault};
+use crate::credentials::{self, CredentialFault, RegistryLogin};
 use crate::grants;
-use crate::hold::hold;
 use crate::problem::Refusal;
-use crate::shared::Door;
+use crate::shared::{Door, Shared};
 
 /// The outside as this gateway reaches it.
 pub(crate) struct EgressSide {
@@ -123,20 +127,16 @@ async fn pass(
     let shared = &door.shared;
     let side = &shared.egress;
     side.policy.judge(run.spec.workflow.caisson.egress.as_deref(), wanted)?;
-    let (passage, first) = egress.admit(wanted)?;
-    if first {
-        // Nobody goes out unrecorded.
-        let audited =
-            hold(&shared.cancel, shared.bounds.store_hold, || egress.audit_use(&shared.store, wanted));
-        audited.await.map_err(|error| Stop::Store(Refusal::store(&error)))?;
-    }
+    let (passage, record) = egress.admit(wanted)?;
+    // Nobody goes out unrecorded.
+    let recorded = record.ensure(shared, || egress.audit_use(&shared.store, wanted)).await;
+    recorded.map_err(|error| Stop::Store(Refusal::store(&error)))?;
     if request.method() != Method::CONNECT {
-        let of_run = DoorRun { id: run.id.clone(), project: run.project.clone() };
         // Nobody outside waits for the store.
-        let stored = credentials::registry(shared, &of_run, &wanted.target).await?;
+        let login = login(shared, run, wanted).await?;
         let outside = side.reach.connect(&wanted.target, &shared.bounds).await?;
-        let credential = stored.as_ref().or_else(|| side.policy.credential(wanted));
-        return Ok(http::exchange(door, outside, passage, (wanted, credential), request).await?);
+        let authorization = login.as_ref().map(|login| &login.authorization);
+        return Ok(http::exchange(door, outside, passage, (wanted, authorization), request).await?);
     }
     let outside = side.reach.connect(&wanted.target, &shared.bounds).await?;
     let upgrade = hyper::upgrade::on(&mut request);
@@ -144,6 +144,19 @@ async fn pass(
     let mut response = Response::new(body::empty());
     *response.status_mut() = StatusCode::OK;
     Ok(response)
+}
+
+/// What the host gets now, the store's before the configuration's; its use is written down before.
+async fn login(shared: &Arc<Shared>, run: &Run, wanted: &Wanted) -> Result<Option<RegistryLogin>, Stop> {
+    let of_run = DoorRun { id: run.id.clone(), project: run.project.clone() };
+    let stored = credentials::registry(shared, &of_run, &wanted.target).await?;
+    let Some(login) = stored.or_else(|| shared.egress.policy.credential(wanted).cloned()) else {
+        return Ok(None);
+    };
+    let host = wanted.target.host.to_string();
+    let used = CredentialUse { credential: login.name.clone(), host, purpose: "registry" };
+    shared.note_use(&run.id, &used).await.map_err(Stop::Store)?;
+    Ok(Some(login))
 }
 
 /// Tells of a fault and makes the refusal of it.

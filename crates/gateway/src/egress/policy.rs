@@ -4,18 +4,18 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use caisson_domain::checks::{Check, stands};
 use caisson_domain::egress::{Choice, Preset, Rule, Via, Wanted, is_plain};
-use http::HeaderValue;
 use secrecy::ExposeSecret;
 
 use super::config::{EgressCredential, EgressUpstreams};
 use super::fault::Fault;
 use crate::config::{GatewayError, check_url, secret_header};
+use crate::credentials::RegistryLogin;
 
 /// The operator's rules, ready to be asked.
 pub(super) struct Policy {
     rules: Vec<Rule>,
     presets: Vec<(Preset, Vec<Rule>)>,
-    credentials: Vec<(EgressCredential, HeaderValue)>,
+    credentials: Vec<(EgressCredential, RegistryLogin)>,
 }
 
 impl Policy {
@@ -32,7 +32,9 @@ impl Policy {
                 Some(username) => format!("Basic {}", STANDARD.encode(format!("{username}:{token}"))),
                 None => format!("Bearer {token}"),
             };
-            Ok((credential.clone(), secret_header("an egress credential", &text)?))
+            let authorization = secret_header("an egress credential", &text)?;
+            let name = credential.url_prefix.to_string();
+            Ok((credential.clone(), RegistryLogin { authorization, name }))
         };
         Ok(Self {
             rules: upstreams.rules.clone(),
@@ -65,7 +67,7 @@ impl Policy {
     }
 
     /// The credential that a plain request is sent with: that of the longest prefix.
-    pub(super) fn credential(&self, wanted: &Wanted) -> Option<&HeaderValue> {
+    pub(super) fn credential(&self, wanted: &Wanted) -> Option<&RegistryLogin> {
         let Via::Http { path, .. } = &wanted.via else { return None };
         let covers = |credential: &EgressCredential| {
             let url = &credential.url_prefix;
@@ -77,7 +79,7 @@ impl Policy {
                 && (prefix.is_empty() || (below && is_plain(path)))
         };
         let fitting = self.credentials.iter().filter(|(credential, _)| covers(credential));
-        fitting.max_by_key(|(credential, _)| credential.url_prefix.path().len()).map(|(_, header)| header)
+        fitting.max_by_key(|(credential, _)| credential.url_prefix.path().len()).map(|(_, login)| login)
     }
 }
 
@@ -143,7 +145,9 @@ mod tests {
         let credentials =
             vec![credential("http://r.example/", "all"), credential("http://r.example/team/", "team")];
         let policy = Policy::new(&EgressUpstreams { credentials, ..EgressUpstreams::default() }).unwrap();
-        let of = |wanted: &Wanted| policy.credential(wanted).map(|value| value.to_str().unwrap().to_owned());
+        let of = |wanted: &Wanted| {
+            policy.credential(wanted).map(|login| login.authorization.to_str().unwrap().to_owned())
+        };
         assert_eq!(of(&get("r.example", "/team/x")).as_deref(), Some("Bearer team"));
         assert_eq!(of(&get("r.example", "/team")).as_deref(), Some("Bearer team"));
         for path in ["/teamwork", "/team/../x", "/team/%2e%2e/x", "/"] {

@@ -47,21 +47,24 @@ fn blocking(places: usize, ask: Ask) -> Resolve {
 }
 
 /// Names to addresses to connections.
-pub(super) struct Reach {
+pub(crate) struct Reach {
     resolve: Resolve,
     hosts: Vec<(String, IpAddr)>,
     allow_private: Vec<AddressRange>,
 }
 
 impl Reach {
-    pub(super) fn new(upstreams: &EgressUpstreams, resolve: Resolve) -> Self {
+    pub(crate) fn new(upstreams: &EgressUpstreams, resolve: Resolve) -> Self {
         Self { resolve, hosts: upstreams.hosts.clone(), allow_private: upstreams.allow_private.clone() }
     }
 
     /// Connects to an address of the target that may be reached. The name is resolved here and nowhere else: what is
     /// connected to is what was checked, whatever the name leads to a moment later.
     pub(super) async fn connect(&self, target: &Target, bounds: &Bounds) -> Result<TcpStream, Fault> {
-        let addresses = self.addresses(target, bounds).await?;
+        let mut addresses = self.addresses(target, bounds).await?;
+        if !stands(Check::EgressPinned) {
+            addresses = self.found(target, bounds).await?;
+        }
         let end = Instant::now() + bounds.egress_connect;
         let mut fault = Fault::Unreachable;
         for address in addresses {
@@ -81,15 +84,20 @@ impl Reach {
         Err(fault)
     }
 
-    async fn addresses(&self, target: &Target, bounds: &Bounds) -> Result<Vec<IpAddr>, Fault> {
-        let mut found = match &target.host {
-            Host::Address(address) => vec![*address],
-            Host::Name(name) => {
-                let known: Vec<IpAddr> =
-                    self.hosts.iter().filter(|(host, _)| host == name).map(|(_, address)| *address).collect();
-                if known.is_empty() { self.look_up(name, bounds).await? } else { known }
-            }
+    /// What the target's name leads to.
+    async fn found(&self, target: &Target, bounds: &Bounds) -> Result<Vec<IpAddr>, Fault> {
+        let name = match &target.host {
+            Host::Address(address) => return Ok(vec![*address]),
+            Host::Name(name) => name,
         };
+        let known: Vec<IpAddr> =
+            self.hosts.iter().filter(|(host, _)| host == name).map(|(_, address)| *address).collect();
+        if known.is_empty() { self.look_up(name, bounds).await } else { Ok(known) }
+    }
+
+    /// The addresses of the target that may be reached.
+    pub(crate) async fn addresses(&self, target: &Target, bounds: &Bounds) -> Result<Vec<IpAddr>, Fault> {
+        let mut found = self.found(target, bounds).await?;
         found.dedup();
         let Some(first) = found.first().copied() else { return Err(Fault::Unresolved) };
         let refused = |address: &IpAddr| {

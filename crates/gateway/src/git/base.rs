@@ -4,8 +4,10 @@
 //! Source: gitprotocol-v2(5), "fetch".
 
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use caisson_domain::redact::Redactor;
 use caisson_store::BoxError;
 use futures_util::stream::{self, StreamExt};
 
@@ -16,6 +18,8 @@ use crate::body::Chunks;
 
 /// Most of a host's list of what it can do, in bytes.
 const CAPABILITY_BYTES: usize = 64 * 1024;
+/// Most of a host's words that is told, in characters.
+const WORDS_CHARS: usize = 200;
 /// Packet between the parts of a request.
 const DELIMITER: &[u8] = b"0001";
 const VERSION: Option<&str> = Some("version=2");
@@ -92,7 +96,7 @@ pub(super) async fn fetch(
     let exchange = Exchange { chunks, length, rewrites: false };
     let answer = upstream.exchange(Service::UploadPack, VERSION, exchange).await;
     let answer = answer.map_err(|fault| BaseError::Refused(fault.refusal().message))?;
-    match receive(&mut packfile(answer.chunks), path, room).await {
+    match receive(&mut packfile(answer.chunks, upstream.redactor()), path, room).await {
         Err(ReceiveError::Broken(error)) => {
             Err(error.downcast().map_or_else(BaseError::Broken, |error| *error))
         }
@@ -130,8 +134,9 @@ fn request(wanted: &Wanted<'_>) -> Vec<u8> {
 }
 
 /// The pack in an answer. A host that says an error, or nothing that is an answer, ends it with one.
-fn packfile(chunks: Chunks) -> Chunks {
-    let state = Some((Answer::default(), chunks));
+fn packfile(chunks: Chunks, redactor: Arc<Redactor>) -> Chunks {
+    let answer = Answer { reader: Reader::default(), redactor, in_pack: false, ended: false };
+    let state = Some((answer, chunks));
     stream::unfold(state, |state| async move {
         let (mut answer, mut chunks) = state?;
         loop {
@@ -151,9 +156,9 @@ fn packfile(chunks: Chunks) -> Chunks {
     .boxed()
 }
 
-#[derive(Default)]
 struct Answer {
     reader: Reader,
+    redactor: Arc<Redactor>,
     in_pack: bool,
     ended: bool,
 }
@@ -164,11 +169,11 @@ impl Answer {
             match packet {
                 Packet::Data(data) if self.in_pack => match data.first() {
                     Some(1) => return Ok(Some(data.slice(1..))),
-                    Some(3) => return Err(BaseError::Host(words(&data[1..]))),
+                    Some(3) => return Err(BaseError::Host(words(&data[1..], &self.redactor))),
                     Some(_) | None => {}
                 },
                 Packet::Data(data) if data.starts_with(b"ERR ") => {
-                    return Err(BaseError::Host(words(&data[4..])));
+                    return Err(BaseError::Host(words(&data[4..], &self.redactor)));
                 }
                 Packet::Data(data) => self.in_pack = data.trim_ascii_end() == b"packfile",
                 Packet::Flush if self.in_pack => {
@@ -182,16 +187,19 @@ impl Answer {
     }
 }
 
-/// Somebody else's words, on one line.
-fn words(text: &[u8]) -> String {
-    let text: String =
-        String::from_utf8_lossy(text).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    text.trim().chars().take(200).collect()
+/// Somebody else's words, on one line, without live secrets. They are taken out before the words are cut: the beginning of
+/// one would not be found any more.
+fn words(text: &[u8], redactor: &Redactor) -> String {
+    let text = String::from_utf8_lossy(text);
+    let line: String = redactor.text(&text).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    line.trim().chars().take(WORDS_CHARS).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const TOKEN: &str = "ghp_canaryTokenOfTheHost0123";
 
     fn packets(lines: &[&[u8]]) -> Vec<u8> {
         let mut out = Vec::new();
@@ -207,7 +215,8 @@ mod tests {
 
     async fn pack_of(bytes: &[u8], size: usize) -> Result<Vec<u8>, String> {
         let pieces: Vec<_> = bytes.chunks(size).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
-        let mut chunks = packfile(stream::iter(pieces).boxed());
+        let redactor = Arc::new(Redactor::new([&secrecy::SecretString::from(TOKEN)]));
+        let mut chunks = packfile(stream::iter(pieces).boxed(), redactor);
         let mut all = Vec::new();
         while let Some(chunk) = chunks.next().await {
             all.extend_from_slice(&chunk.map_err(|error| error.to_string())?);
@@ -238,6 +247,15 @@ mod tests {
         );
         let failed = packets(&[b"packfile\n", b"\x01PA", b"\x03out of memory"]);
         assert_eq!(pack_of(&failed, 9).await.unwrap_err(), "the git host said: out of memory");
+    }
+
+    #[tokio::test]
+    async fn a_secret_in_a_hosts_words_goes_before_they_are_cut() {
+        for fill in WORDS_CHARS - TOKEN.len()..WORDS_CHARS {
+            let said = format!("ERR {}{TOKEN} {TOKEN}", "x".repeat(fill));
+            let told = pack_of(&packets(&[said.as_bytes()]), 1000).await.unwrap_err();
+            assert!(!told.contains("ghp_") && told.chars().count() <= WORDS_CHARS + 30, "{told}");
+        }
     }
 
     #[test]

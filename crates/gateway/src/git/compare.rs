@@ -14,9 +14,6 @@ use super::objects::{Contents, FORMAT, Id, Looking, ReadError};
 use super::quarantine::{Quarantine, Quarantines, Room};
 use crate::bounds::Bounds;
 
-/// Files of before that are read to see whether a secret was there.
-const OLD_FILES: usize = 2_000;
-
 /// Why a push could not be compared.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CompareError {
@@ -161,7 +158,7 @@ impl Comparison<'_> {
         let missing: Vec<String> = files
             .iter()
             .filter(|id| !contents.blobs.contains(id))
-            .take(OLD_FILES)
+            .take(self.bounds.push.old_files)
             .map(|id| self.hex(*id))
             .collect();
         if missing.is_empty() || !base.abilities.filter {
@@ -181,8 +178,9 @@ impl Comparison<'_> {
         let mut files: Vec<Id> = before.copied().collect::<HashSet<_>>().into_iter().collect();
         files.sort_unstable();
         self.have_files(base, contents, &files).await?;
+        let most = self.bounds.push.old_files;
         let theirs: Vec<Id> =
-            files.into_iter().filter(|id| !contents.blobs.contains(id)).take(OLD_FILES).collect();
+            files.into_iter().filter(|id| !contents.blobs.contains(id)).take(most).collect();
         let list: Vec<String> = theirs.iter().map(|id| format!("{}\n", self.hex(*id))).collect();
         let old = if theirs.is_empty() {
             Contents::default()

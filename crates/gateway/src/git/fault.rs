@@ -36,7 +36,7 @@ pub(super) enum Fault {
     /// No answer, or an error: what was sent may have been taken.
     Failed { status: u16, detail: &'static str },
     /// There is no such directory, or it is no repository.
-    NoRepository,
+    NoRepository { path: String },
     /// Git on the server could not serve the directory.
     Local { detail: String },
     /// A push could not be looked at, by no fault of its own.
@@ -68,7 +68,7 @@ impl Fault {
             Self::Credential(fault) => Some(fault.status()),
             Self::NotGit => Some(200),
             Self::Connect
-            | Self::NoRepository
+            | Self::NoRepository { .. }
             | Self::Busy
             | Self::Local { .. }
             | Self::Uninspected { .. }
@@ -98,7 +98,7 @@ impl Fault {
             | Self::Redirect { .. }
             | Self::NotGit
             | Self::Connect
-            | Self::NoRepository
+            | Self::NoRepository { .. }
             | Self::Uninspected { .. }
             | Self::DiskFull
             | Self::TooLarge { .. }
@@ -122,7 +122,7 @@ impl Fault {
             }
             Self::DiskFull => (StatusCode::SERVICE_UNAVAILABLE, "disk_full"),
             Self::Auth { .. } | Self::Credential(_) => (StatusCode::FORBIDDEN, "repo_auth"),
-            Self::NotFound { .. } | Self::NoRepository => (StatusCode::NOT_FOUND, "repo_unreachable"),
+            Self::NotFound { .. } | Self::NoRepository { .. } => (StatusCode::NOT_FOUND, "repo_unreachable"),
             Self::Redirect { .. }
             | Self::NotGit
             | Self::Connect
@@ -189,8 +189,8 @@ impl Fault {
             }
             Self::Failed { status: 0, detail } => format!("the git host {detail}; try again"),
             Self::Failed { status, detail } => format!("the git host {detail} (status {status}); try again"),
-            Self::NoRepository => {
-                "there is no git repository at the path on the server; check the path".to_owned()
+            Self::NoRepository { path } => {
+                format!("there is no git repository at {path} on the server; check the path")
             }
             Self::Local { detail } => format!("git on the server could not serve the repository: {detail}"),
             Self::Uninspected { detail } => {

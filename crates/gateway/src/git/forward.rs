@@ -8,6 +8,7 @@ use caisson_store::{BeginPush, Push, PushRecord, StoreError};
 use futures_util::stream::{self, StreamExt};
 use tokio::time::timeout;
 
+use super::clean::Clean;
 use super::fault::Fault;
 use super::push::{Carriage, Reply, hand_over, taken};
 use super::quarantine::Quarantine;
@@ -98,6 +99,13 @@ async fn forward(carriage: Carriage, exchange: Exchange, mut reply: Reply) {
             Err(Fault::Failed { status: 0, detail: "was not waited for any longer" })
         }
     };
+    // What is compressed could hold the credential unseen.
+    let sent = sent.and_then(|answer| match answer.encoding {
+        None => Ok(answer),
+        Some(_) => {
+            Err(Fault::Failed { status: 200, detail: "answered in an encoding that was not asked for" })
+        }
+    });
     let answer = match sent {
         Ok(answer) => answer,
         Err(fault) => {
@@ -116,17 +124,18 @@ async fn forward(carriage: Carriage, exchange: Exchange, mut reply: Reply) {
             return hand_over(reply, Err(refusal));
         }
     };
-    let mut report = answer.encoding.is_none().then(|| Report::of(&section));
+    let mut report = Report::of(&section);
+    let clean = Clean::of(&section, &shared.secrets.redactor());
     let (sender, body) = body::channel(CHUNKS);
     let mut response = respond(Operation::Push, Answer { chunks: stream::empty().boxed(), ..answer });
     *response.body_mut() = body;
     hand_over(reply, Ok(response));
     let left = sender.clone();
     let passed = tokio::select! {
-        passed = pass(shared, answer.chunks, sender, report.as_mut()) => passed,
+        passed = pass(shared, answer.chunks, sender, (clean, &mut report)) => passed,
         () = shared.patience(left.closed(), shared.bounds.drain) => Err(()),
     };
-    let verdict = match report.map_or(Verdict::Unknown, |report| report.verdict(&push.ref_name)) {
+    let verdict = match report.verdict(&push.ref_name) {
         Verdict::Unknown if passed.is_err() => Verdict::Unheard,
         verdict @ (Verdict::Taken | Verdict::Refused(_) | Verdict::Unknown | Verdict::Unheard) => verdict,
     };
@@ -140,26 +149,34 @@ async fn forward(carriage: Carriage, exchange: Exchange, mut reply: Reply) {
     drop(slots);
 }
 
-/// Passes the answer on but for its last piece, which is given back: it waits until the push is recorded.
+/// Passes the answer on without live secrets but for its last piece, which is given back: it waits until the push is
+/// recorded. What is recorded is read from what is passed on.
 async fn pass(
     shared: &Shared,
     mut chunks: Chunks,
     sender: ChunkSender,
-    mut report: Option<&mut Report>,
+    (mut clean, report): (Clean, &mut Report),
 ) -> Result<Option<Bytes>, ()> {
     let mut held: Option<Bytes> = None;
-    while let Some(chunk) = chunks.next().await {
+    loop {
+        let chunk = chunks.next().await.transpose();
         let chunk = chunk.map_err(|error| tracing::debug!(error = %error, "a git host's answer was cut"))?;
-        if let Some(report) = report.as_mut() {
-            report.feed(&chunk);
+        let (piece, ended) = match chunk {
+            Some(chunk) => (Bytes::from(clean.push(&chunk)), false),
+            None => (Bytes::from(clean.finish()), true),
+        };
+        if !piece.is_empty() {
+            report.feed(&piece);
+            if let Some(due) = held.replace(piece)
+                && timeout(shared.bounds.idle, sender.send(Ok(due))).await.is_err()
+            {
+                return Err(());
+            }
         }
-        if let Some(due) = held.replace(chunk)
-            && timeout(shared.bounds.idle, sender.send(Ok(due))).await.is_err()
-        {
-            return Err(());
+        if ended {
+            return Ok(held);
         }
     }
-    Ok(held)
 }
 
 /// Records the push. Where the host's word did not arrive, its list of refs is asked: a push that was taken and not

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use caisson_domain::checks::{Check, stands};
 use futures_util::future::OptionFuture;
 use nix::unistd::geteuid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -128,20 +129,17 @@ impl Helper {
         let settings = settings.map(|(key, value)| (key, value.to_owned()));
         let mut command = plain_git(&self.prlimit, None, &settings);
         let PushBounds { cpu_s, memory_bytes, .. } = bounds.push;
-        for limit in [
-            format!("--cpu={cpu_s}"),
-            format!("--data={memory_bytes}"),
-            format!("--fsize={FILE_BYTES}"),
-            "--core=0".to_owned(),
-        ] {
-            command.arg(limit);
-        }
+        let memory = stands(Check::PushMemory).then(|| format!("--data={memory_bytes}"));
+        let others = [format!("--cpu={cpu_s}"), format!("--fsize={FILE_BYTES}"), "--core=0".to_owned()];
+        command.args(memory.into_iter().chain(others));
         if let Some(setpriv) = &self.setpriv {
             let ids = [format!("--reuid={NOBODY}"), format!("--regid={NOBODY}")];
             command.arg(setpriv).args(ids).args(["--clear-groups", "--no-new-privs"]);
         }
         command.arg(&self.git);
-        command.env("GIT_ALLOC_LIMIT", bounds.git_alloc_bytes.to_string());
+        if stands(Check::PushMemory) {
+            command.env("GIT_ALLOC_LIMIT", bounds.git_alloc_bytes.to_string());
+        }
         // Relative, so that no directory above it is asked for.
         command.env("GIT_DIR", ".").current_dir(directory);
         command.args(arguments.iter().map(OsStr::new));

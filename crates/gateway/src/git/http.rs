@@ -8,6 +8,7 @@ use ::http::header::{
     USER_AGENT,
 };
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use caisson_domain::redact::Redactor;
 use caisson_domain::run::Run;
 use caisson_store::{CredentialUse, DoorRun};
 use futures_util::stream::{self, StreamExt};
@@ -43,6 +44,11 @@ impl HttpRepository {
             None => configured(&shared.git.credentials, &url)?,
         };
         Ok(Self { shared: Arc::clone(shared), url, login })
+    }
+
+    /// What takes live secrets out of what the host says.
+    pub(super) fn redactor(&self) -> Arc<Redactor> {
+        self.shared.secrets.redactor()
     }
 
     /// What is recorded of the credential that goes along; none if none does.
@@ -148,7 +154,9 @@ impl HttpRepository {
                 Err(Fault::Auth { status: number, with_credential: self.login.is_some() })
             }
             404 | 410 => Err(Fault::NotFound { status: number }),
-            300..=399 => Err(Fault::Redirect { status: number, to: target(&self.url, headers) }),
+            300..=399 => {
+                Err(Fault::Redirect { status: number, to: target(&self.url, headers, &self.redactor()) })
+            }
             _ => Err(Fault::Failed { status: number, detail: "failed" }),
         }
     }
@@ -175,8 +183,8 @@ async fn gathered(mut chunks: Chunks) -> (Chunks, Option<u64>) {
     (stream::iter(seen).chain(chunks).boxed(), None)
 }
 
-/// Where a redirect leads, as the URL of a repository: without what could be a secret.
-fn target(base: &Url, headers: &HeaderMap) -> Option<String> {
+/// Where a redirect leads, as the URL of a repository: without what could be a secret, which goes before the URL is cut.
+fn target(base: &Url, headers: &HeaderMap, redactor: &Redactor) -> Option<String> {
     let location = headers.get(LOCATION)?.to_str().ok()?;
     let mut url = base.join(location).ok()?;
     if !matches!(url.scheme(), "http" | "https") {
@@ -189,6 +197,7 @@ fn target(base: &Url, headers: &HeaderMap) -> Option<String> {
     let text = url.to_string();
     let ends = ["/info/refs", "/git-upload-pack", "/git-receive-pack"];
     let repository = ends.iter().find_map(|end| text.strip_suffix(end)).unwrap_or(&text);
+    let repository = redactor.text(repository);
     Some(repository.chars().take(caisson_domain::limits::REPOSITORY_BYTES).collect())
 }
 
@@ -248,10 +257,11 @@ mod tests {
 
     #[test]
     fn a_redirects_target_is_named_without_what_could_be_secret() {
-        let of = |location: &'static str| {
+        let of = |location: &str| {
             let mut headers = HeaderMap::new();
-            headers.insert(LOCATION, HeaderValue::from_static(location));
-            target(&url("http://h.example/a/b.git"), &headers)
+            headers.insert(LOCATION, location.parse().unwrap());
+            let redactor = Redactor::new([&secrecy::SecretString::from("ghp_canaryToken0123")]);
+            target(&url("http://h.example/a/b.git"), &headers, &redactor)
         };
         assert_eq!(
             of("https://u:p@new.example/c.git/info/refs?service=x&token=y").as_deref(),
@@ -259,5 +269,10 @@ mod tests {
         );
         assert_eq!(of("/login").as_deref(), Some("http://h.example/login"));
         assert_eq!(of("ftp://x/"), None);
+        // The secret lies over the end of what is shown.
+        let base = "http://h.example/";
+        let fill = "x".repeat(caisson_domain::limits::REPOSITORY_BYTES - base.len() - 10);
+        let shown = of(&format!("{base}{fill}ghp_canaryToken0123")).unwrap();
+        assert!(shown.ends_with("x[redacted]"), "{shown}");
     }
 }

@@ -30,7 +30,7 @@ use super::process::{Pipes, last_words};
 use super::quarantine::{PACK, Quarantine, Quarantines};
 use super::secrets::Secrets;
 use super::submodules::{GITMODULES_BYTES, is_allowed, urls};
-use crate::bounds::{Bounds, CHUNKS, INSPECTIONS};
+use crate::bounds::{Bounds, CHUNKS};
 use crate::config::{GatewayError, GitUpstreams, ModelCredential, PushRules};
 
 /// Taken from git's output at once, in bytes.
@@ -45,7 +45,7 @@ pub(super) struct Inspector {
     secrets: Mutex<(Option<Arc<Redactor>>, Arc<Secrets>)>,
     globs: Globs,
     rules: PushRules,
-    /// [`INSPECTIONS`].
+    /// [`crate::bounds::INSPECTIONS`].
     turns: Semaphore,
 }
 
@@ -118,13 +118,15 @@ impl Parts {
 }
 
 impl Inspector {
+    /// `most` pushes are looked at at once.
+    ///
     /// # Errors
     /// [`GatewayError::Quarantine`].
-    pub(super) fn new(parts: Parts, directory: PathBuf) -> Result<Self, GatewayError> {
+    pub(super) fn new(parts: Parts, directory: PathBuf, most: usize) -> Result<Self, GatewayError> {
         let Parts { helper, live, secrets, globs, rules } = parts;
         let quarantines =
             Quarantines::prepare(directory, helper.owner()).map_err(GatewayError::Quarantine)?;
-        let (secrets, turns) = (Mutex::new((None, secrets)), Semaphore::new(INSPECTIONS));
+        let (secrets, turns) = (Mutex::new((None, secrets)), Semaphore::new(most));
         Ok(Self { helper, quarantines, live, secrets, globs, rules, turns })
     }
 
@@ -159,7 +161,9 @@ impl Inspector {
         let none = || Contents::default();
         match self.check(case).await {
             Ok(()) => {}
-            Err(HelperError::Failed(said)) => return Ok((none(), vec![Finding::pack(&said)])),
+            Err(HelperError::Failed(said)) => {
+                return Ok((none(), vec![Finding::pack(&case.secrets.none_in(said))]));
+            }
             Err(error @ HelperError::Exceeded) => {
                 return Ok((none(), vec![Finding::pack(&error.to_string())]));
             }
@@ -188,7 +192,8 @@ impl Inspector {
                     return Err(error.into());
                 }
                 Err(error) => {
-                    tracing::warn!(error = %error, "a push with findings could not be compared");
+                    let error = case.secrets.none_in(error.to_string());
+                    tracing::warn!(%error, "a push with findings could not be compared");
                     findings.extend(self.unplaced(&contents));
                 }
             }

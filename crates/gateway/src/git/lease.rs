@@ -62,7 +62,8 @@ pub(super) async fn judge(
         Ok(true) => return Ok(false),
         Ok(false) => {}
         Err(error) => {
-            tracing::warn!(run.id = %run.id, error = %error, "the history of a push's branch is unknown");
+            let error = case.secrets.none_in(error.to_string());
+            tracing::warn!(run.id = %run.id, %error, "the history of a push's branch is unknown");
         }
     }
     let branch = push.ref_name.trim_start_matches("refs/heads/");

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use caisson_domain::git::{BranchName, Repository};
+use caisson_domain::redact::Redactor;
 use caisson_store::BoxError;
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -32,13 +33,18 @@ pub(super) struct LocalRepository {
 }
 
 impl LocalRepository {
+    /// What takes live secrets out of what git says.
+    pub(super) fn redactor(&self) -> Arc<Redactor> {
+        self.shared.secrets.redactor()
+    }
+
     /// Resolves links and asks the allow-list again with what they lead to.
     pub(super) async fn open(
         shared: Arc<Shared>,
         path: PathBuf,
         own: Option<Arc<Semaphore>>,
     ) -> Result<Self, Fault> {
-        let asked = Arc::clone(&shared);
+        let (asked, named) = (Arc::clone(&shared), path.clone());
         let resolved = tokio::task::spawn_blocking(move || {
             let allows = |path: &Path| asked.git.allow.allows(&Repository::Path(path.to_owned()));
             let path = resolve(&path, &allows, &asked.git.forbidden)?;
@@ -48,7 +54,7 @@ impl LocalRepository {
             })?;
             Ok((path, owner))
         });
-        let (path, owner) = resolved.await.map_err(|_| Fault::NoRepository)??;
+        let (path, owner) = resolved.await.map_err(|_| none(&named))??;
         Ok(Self { shared, path, owner, own })
     }
 
@@ -195,17 +201,18 @@ impl LocalRepository {
 fn resolve(path: &Path, allows: &dyn Fn(&Path) -> bool, forbidden: &[PathBuf]) -> Result<PathBuf, Fault> {
     let overlaps =
         |path: &Path| forbidden.iter().any(|held| path.starts_with(held) || held.starts_with(path));
-    let path = path.canonicalize().map_err(|_| Fault::NoRepository)?;
+    let named = path;
+    let path = named.canonicalize().map_err(|_| none(named))?;
     if overlaps(&path) {
         return Err(Fault::Forbidden);
     }
     if !allows(&path) {
         return Err(Fault::NotAllowed);
     }
-    let directory = git_directory(path)?;
+    let directory = git_directory(path).ok_or_else(|| none(named))?;
     // A linked worktree has its settings, hooks and objects elsewhere.
     let shared = match named_in(&directory.join("commondir"), "") {
-        Some(named) => directory.join(named).canonicalize().map_err(|_| Fault::NoRepository)?,
+        Some(common) => directory.join(common).canonicalize().map_err(|_| none(named))?,
         None => directory.clone(),
     };
     let parts = ["config", "hooks", "objects", "refs"];
@@ -225,17 +232,23 @@ fn resolve(path: &Path, allows: &dyn Fn(&Path) -> bool, forbidden: &[PathBuf]) -
     }
 }
 
-/// Where the repository at `path` keeps what git reads and writes: there itself, or where its `.git` is or leads.
-fn git_directory(path: PathBuf) -> Result<PathBuf, Fault> {
+/// There is no repository at the path that the run names.
+fn none(named: &Path) -> Fault {
+    Fault::NoRepository { path: named.display().to_string() }
+}
+
+/// Where the repository at `path` keeps what git reads and writes: there itself, or where its `.git` is or leads. None if there
+/// is no repository.
+fn git_directory(path: PathBuf) -> Option<PathBuf> {
     let inner = path.join(".git");
     let Ok(kind) = inner.metadata() else {
         // Git itself would also try the name with ".git" behind it, which nobody has allowed.
         let bare = path.join("HEAD").is_file() && path.join("objects").is_dir();
-        return if bare { Ok(path) } else { Err(Fault::NoRepository) };
+        return bare.then_some(path);
     };
     let inner =
         if kind.is_file() { named_in(&inner, "gitdir: ").map(|named| path.join(named)) } else { Some(inner) };
-    inner.and_then(|inner| inner.canonicalize().ok()).ok_or(Fault::NoRepository)
+    inner.and_then(|inner| inner.canonicalize().ok())
 }
 
 /// The directory that a `.git` or `commondir` file names behind `mark`, see gitrepository-layout(5).
@@ -285,9 +298,9 @@ mod tests {
         assert_eq!(of("far"), Err(Fault::LeadsOut));
         // Read up to its bound it names the root directory.
         assert_eq!(of("long"), Err(Fault::LeadsOut));
-        assert_eq!(of("plain"), Err(Fault::NoRepository));
-        assert_eq!(of("only"), Err(Fault::NoRepository));
-        assert_eq!(of("missing"), Err(Fault::NoRepository));
+        assert_eq!(of("plain"), Err(none(&inside.join("plain"))));
+        assert_eq!(of("only"), Err(none(&inside.join("only"))));
+        assert_eq!(of("missing"), Err(none(&inside.join("missing"))));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod advert;
 mod answer;
 mod base;
+mod clean;
 mod compare;
 mod fault;
 mod finding;
@@ -23,6 +24,7 @@ mod process;
 mod push;
 mod quarantine;
 mod receive;
+mod remote;
 mod report;
 mod scan;
 mod secrets;
@@ -37,7 +39,7 @@ use ::http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TY
 use ::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use caisson_domain::event::EventKind;
 use caisson_domain::git::{AllowList, BranchName, Repository};
-use caisson_domain::protocol::paths;
+use caisson_domain::redact::Redactor;
 use caisson_domain::run::{Phase, Run};
 use caisson_store::{BoxError, CredentialUse};
 use futures_util::stream::{self, StreamExt};
@@ -85,6 +87,8 @@ pub(crate) struct Beside<'a> {
     pub(crate) quarantine_dir: Option<PathBuf>,
     /// [`crate::bounds::LOCAL_GIT`].
     pub(crate) processes: usize,
+    /// [`crate::bounds::INSPECTIONS`].
+    pub(crate) inspections: usize,
 }
 
 impl GitSide {
@@ -95,7 +99,7 @@ impl GitSide {
         }
         let client =
             client("git hosts", upstreams.outbound_proxy.as_ref(), upstreams.extra_ca_pem.as_deref())?;
-        let Beside { model, quarantine_dir, processes } = beside;
+        let Beside { model, quarantine_dir, processes, inspections } = beside;
         let used = !upstreams.allow.is_empty();
         let program =
             if used { find_program(&upstreams.git_program)? } else { upstreams.git_program.clone() };
@@ -103,7 +107,7 @@ impl GitSide {
             [&model.outbound_proxy, &upstreams.outbound_proxy].into_iter().flatten().collect();
         let parts = used.then(|| Parts::new(&program, &upstreams, model.credential.as_ref(), &proxies));
         let inspector = match (parts.transpose()?, quarantine_dir) {
-            (Some(parts), Some(directory)) => Some(Inspector::new(parts, directory)?),
+            (Some(parts), Some(directory)) => Some(Inspector::new(parts, directory, inspections)?),
             (_, _) => None,
         };
         let GitUpstreams { credentials, allow, forbidden, .. } = upstreams;
@@ -210,6 +214,14 @@ impl Upstream {
         }
     }
 
+    /// What takes live secrets out of what the repository's side says.
+    fn redactor(&self) -> Arc<Redactor> {
+        match self {
+            Self::Http(repository) => repository.redactor(),
+            Self::Local(repository) => repository.redactor(),
+        }
+    }
+
     async fn advertise(&self, service: Service, protocol: Option<&str>) -> Result<Answer, Fault> {
         match self {
             Self::Http(repository) => repository.advertise(service, protocol).await,
@@ -263,6 +275,7 @@ async fn serve(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Resu
         let message = "this run has no repository; name one when you create a run";
         return Err(Refusal::new(StatusCode::FORBIDDEN, "no_repository", message));
     };
+    let repository = &remote::named(rest, repository);
     let pushing = matches!(operation, Operation::Push | Operation::Advertise(Service::ReceivePack));
     if pushing && !run.spec.workflow.caisson.publish.pushes() {
         return Err(tell(door, &run, Fault::PublishesNothing).await);
@@ -396,7 +409,8 @@ fn to_be_pushed(run: &Run) -> Option<&BranchName> {
 }
 
 fn operation(method: &Method, rest: &str, query: Option<&str>) -> Result<Operation, Refusal> {
-    let path = rest.strip_prefix(paths::GIT_REMOTE).and_then(|path| path.strip_prefix('/'));
+    let named = rest.split_once('/').filter(|(name, _)| remote::is_own(name));
+    let path = named.map(|(_, path)| path);
     match (method, path) {
         (&Method::GET, Some("info/refs")) => {
             let query = query.unwrap_or_default();

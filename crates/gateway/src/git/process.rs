@@ -213,7 +213,11 @@ pub(super) async fn last_words<R: AsyncRead + Unpin + Send>(mut stderr: R, total
         tracing::debug!("git's standard error stayed open");
     }
     let text = String::from_utf8_lossy(&kept).split_whitespace().collect::<Vec<_>>().join(" ");
-    text[text.ceil_char_boundary(text.len().saturating_sub(DETAIL_BYTES))..].to_owned()
+    // From the beginning of a word: half a secret would be shown as none.
+    let is_cut = kept.len() >= STDERR_BYTES || text.len() > DETAIL_BYTES;
+    let end = &text[text.ceil_char_boundary(text.len().saturating_sub(DETAIL_BYTES))..];
+    let whole = if is_cut { end.split_once(' ').map_or("", |(_, whole)| whole) } else { end };
+    whole.to_owned()
 }
 
 #[cfg(test)]
@@ -225,8 +229,14 @@ mod tests {
     async fn the_end_of_what_git_said_is_kept() {
         let said = format!("{}fatal:  no\nrepository\n", "warning\n".repeat(STDERR_BYTES));
         let kept = last_words(said.as_bytes(), Duration::from_secs(1)).await;
-        assert!(kept.len() == DETAIL_BYTES && kept.ends_with("warning fatal: no repository"), "{kept}");
-        assert_eq!(last_words("ää".repeat(DETAIL_BYTES).as_bytes(), EXIT).await.len(), DETAIL_BYTES);
+        assert!(kept.len() > DETAIL_BYTES - 10 && kept.ends_with("warning fatal: no repository"), "{kept}");
+        assert!(kept.starts_with("warning "), "{kept}");
+        assert_eq!(last_words(" ää".repeat(DETAIL_BYTES).as_bytes(), EXIT).await.len(), DETAIL_BYTES - 1);
+        assert_eq!(
+            last_words("ää".repeat(DETAIL_BYTES).as_bytes(), EXIT).await,
+            "",
+            "the end of a word is none"
+        );
     }
 
     #[test]

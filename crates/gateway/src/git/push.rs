@@ -23,6 +23,7 @@ use super::lease::{self, Unfit};
 use super::pktline::{Command, Section, SectionReader};
 use super::quarantine::{PACK, Quarantine, ReceiveError, Room, receive};
 use super::receive::{self, Denial};
+use super::secrets::Secrets;
 use super::under_way::UnderWay;
 use super::{Answer, Exchange, Operation, Upstream, refused_body, respond, slot_of, tell};
 use crate::body::{Body, Chunks};
@@ -234,7 +235,8 @@ async fn examine(
         .map_err(|error| Halt::Denied(vec![Finding::unknown_path(&error).denial(&push.ref_name)]))?;
     let allow = &shared.git.allow;
     let case = Case { quarantine, upstream, repository, allow, bounds, secrets, forbidden, digits };
-    let (contents, findings) = inspector.inspect(&case).await.map_err(|error| not_inspected(&error, push))?;
+    let (contents, findings) =
+        inspector.inspect(&case).await.map_err(|error| not_inspected(&error, push, &case.secrets))?;
     if !findings.is_empty() {
         let told = findings.iter().take(FINDINGS);
         return Err(Halt::Denied(told.map(|finding| finding.denial(&push.ref_name)).collect()));
@@ -257,7 +259,7 @@ fn not_received(error: ReceiveError, push: &Push, bound: u64) -> Halt {
     }
 }
 
-fn not_inspected(error: &InspectError, push: &Push) -> Halt {
+fn not_inspected(error: &InspectError, push: &Push, secrets: &Secrets) -> Halt {
     match error {
         InspectError::Late => Halt::Denied(vec![
             Finding::pack("looking at it took too long; push fewer commits at once").denial(&push.ref_name),
@@ -266,8 +268,9 @@ fn not_inspected(error: &InspectError, push: &Push) -> Halt {
         | InspectError::Read(_)
         | InspectError::Compare(_)
         | InspectError::Stopping => {
-            tracing::warn!(error = %error, "a push could not be looked at");
-            Halt::Fault(Fault::Uninspected { detail: error.to_string() })
+            let detail = secrets.none_in(error.to_string());
+            tracing::warn!(error = %detail, "a push could not be looked at");
+            Halt::Fault(Fault::Uninspected { detail })
         }
     }
 }

@@ -83,11 +83,7 @@ pub(super) fn answer(section: &Section, denials: &[Denial]) -> Vec<u8> {
         pktline::write(&mut report, format!("ng {} {OURS}{reason}\n", command.ref_name).as_bytes());
     }
     report.extend_from_slice(pktline::FLUSH);
-    let room = match (section.has("side-band-64k"), section.has("side-band")) {
-        (true, _) => BAND_BYTES,
-        (false, true) => SMALL_BAND_BYTES,
-        (false, false) => return report,
-    };
+    let Some(room) = band_room(section) else { return report };
     let mut out = Vec::new();
     for denial in denials {
         let name = &denial.ref_name[..denial.ref_name.floor_char_boundary(REF_BYTES.min(200))];
@@ -100,8 +96,17 @@ pub(super) fn answer(section: &Section, denials: &[Denial]) -> Vec<u8> {
     out
 }
 
+/// Most of a payload in one packet of a side band; none if the push asks for no such answer.
+pub(super) fn band_room(section: &Section) -> Option<usize> {
+    match (section.has("side-band-64k"), section.has("side-band")) {
+        (true, _) => Some(BAND_BYTES),
+        (false, true) => Some(SMALL_BAND_BYTES),
+        (false, false) => None,
+    }
+}
+
 /// A payload on a side band, in as many packets as it takes.
-fn band(out: &mut Vec<u8>, number: u8, payload: &[u8], room: usize) {
+pub(super) fn band(out: &mut Vec<u8>, number: u8, payload: &[u8], room: usize) {
     for part in payload.chunks(room) {
         let mut packet = Vec::with_capacity(part.len() + 1);
         packet.push(number);

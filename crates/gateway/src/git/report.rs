@@ -1,4 +1,5 @@
-//! The git host's report on a push, read while it passes: pure and bounded.
+//! The git host's report on a push, read while it passes: pure and bounded. It is read behind [`super::clean`], since
+//! what is cut here could be a secret's beginning, and is recorded.
 //!
 //! Source: gitprotocol-pack(5) "Report Status" and gitprotocol-capabilities(5) "side-band".
 

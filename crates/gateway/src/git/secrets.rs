@@ -129,6 +129,15 @@ impl Secrets {
         Ok(Self { rules, live, words, search })
     }
 
+    /// The text, unless there is a secret in it: what git says of a push may have some of it, such as a name.
+    pub(super) fn none_in(&self, text: String) -> String {
+        if self.find(text.as_bytes(), false).is_empty() {
+            text
+        } else {
+            "what git says of it has a secret in it, and is not shown".to_owned()
+        }
+    }
+
     /// Every secret in `text`; `binary` says that it is no text.
     pub(super) fn find(&self, text: &[u8], binary: bool) -> Vec<Hit> {
         let mut hits = Vec::new();

@@ -196,6 +196,9 @@ impl Pending {
         CallExtension {
             estimate: tokens,
             estimate_cost_micro_usd: cost_micro_usd,
+            come_to_micro_usd: shared
+                .prices
+                .cost_micro_usd(model, &TokenCounts { output: reading.output_so_far(), ..tokens }),
             // Until the reply has told its input, what was reserved for it stays reserved.
             reserve_micro_usd: if known { cost_micro_usd } else { cost_micro_usd.max(self.held_micro_usd) },
             only_alone: false,

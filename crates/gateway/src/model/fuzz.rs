@@ -4,6 +4,7 @@ use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
 
 use super::meter::{Meter, Reading};
+use super::provider::wanted;
 use super::request::peek;
 use crate::bounds::MODEL_NAME_BYTES;
 use crate::fuzz::cut;
@@ -43,6 +44,13 @@ pub fn model_reply(data: &[u8]) {
 /// A find.
 pub fn model_request(data: &[u8]) {
     let ask = peek(data);
+    // What cannot be read is refused; what can be read is an object to every reader.
+    if wanted(data).is_ok() {
+        assert!(
+            serde_json::from_slice::<std::collections::BTreeMap<String, &serde_json::value::RawValue>>(data)
+                .is_ok()
+        );
+    }
     assert!(ask.model.len() <= MODEL_NAME_BYTES);
     assert!(ask.estimate.input >= 0 && ask.estimate.output >= 0, "{:?}", ask.estimate);
 }

@@ -4,6 +4,7 @@ mod account;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
 mod meter;
+mod provider;
 mod reach;
 mod request;
 mod retry;
@@ -15,6 +16,7 @@ mod words;
 use std::sync::Arc;
 
 use caisson_domain::event::EventKind;
+use caisson_domain::provider::ProviderTool;
 use caisson_store::{CredentialUse, DoorRun};
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -123,13 +125,7 @@ async fn prepare(
     let query = request.uri().query().map(str::to_owned);
     let mut headers = request::request_headers(request.headers());
     let (bytes, share) = read_body(door, request, MODEL_BODY_BYTES).await?;
-    let ask = match route {
-        Route::Messages => {
-            let copy = bytes.clone();
-            Some(heavy(bytes.len(), move || request::peek(&copy)).await?)
-        }
-        Route::CountTokens | Route::Models | Route::Head => None,
-    };
+    let ask = read(door, &run, route, &bytes).await?;
     let route = credential_route(door, &run).await?;
     let host = route.base_url.host_str().unwrap_or_default().to_owned();
     let used = CredentialUse { credential: route.name.clone(), host, purpose: "model" };
@@ -142,6 +138,44 @@ async fn prepare(
         *upstream.body_mut() = Some(bytes.into());
     }
     Ok(Call { door: Arc::clone(door), run, route, request: upstream, ask, permits: (slot, share) })
+}
+
+/// What the call is counted as; none if it costs nothing. Judges first what it would have the provider do.
+async fn read(
+    door: &Arc<Door>,
+    run: &DoorRun,
+    route: Route,
+    bytes: &bytes::Bytes,
+) -> Result<Option<request::Ask>, Refusal> {
+    if !matches!(route, Route::Messages | Route::CountTokens) {
+        return Ok(None);
+    }
+    let copy = bytes.clone();
+    let look = move || (provider::wanted(&copy), (route == Route::Messages).then(|| request::peek(&copy)));
+    let (wanted, ask) = heavy(bytes.len(), look).await?;
+    let wanted = wanted.map_err(|provider::Unreadable| {
+        let most = provider::DEPTH;
+        Refusal::bad_request(format!(
+            "the body of a model call must be one JSON object, with content {most} levels deep at most"
+        ))
+    })?;
+    let allowed = &door.shared.model.upstream.provider_tools;
+    match wanted.iter().find(|tool| !allowed.contains(tool)) {
+        Some(tool) => Err(no_provider_tool(door, run, *tool).await),
+        None => Ok(ask),
+    }
+}
+
+/// Tells of a call that would have the provider do something outside, and makes the refusal of it.
+async fn no_provider_tool(door: &Door, run: &DoorRun, tool: ProviderTool) -> Refusal {
+    let data = json!({"what": "model call", "rule": "provider_tools", "tool": tool, "setting": "model.provider_tools"});
+    door.tell(&run.id, EventKind::GatewayDenied, data).await;
+    let message = format!(
+        "this call asks the model API's provider for {tool}, which would reach outside past the rules for this sandbox; \
+         the operator can allow it by model.provider_tools"
+    );
+    // Not 403, which the agent would take for its own credential's fault.
+    Refusal::new(StatusCode::BAD_REQUEST, "provider_tool", message)
 }
 
 /// With what the call is sent: the store's credential, else the configuration's.

@@ -48,8 +48,8 @@ enum Trouble {
     },
 }
 
-/// Tries until there is a reply to pass on. Each try has a row of its own, so that every request that upstream saw is
-/// counted.
+/// Tries until there is a reply to pass on; an access token that is refused is renewed once, without a word if the call can be
+/// tried once more. Each try has a row of its own, so that every request that upstream saw is counted.
 pub(super) async fn reach(
     (door, run): (&Door, &DoorRun),
     route: &ModelRoute,
@@ -58,7 +58,10 @@ pub(super) async fn reach(
     reply: &mut Reply,
 ) -> Result<(Account, reqwest::Response), Refusal> {
     let shared = &door.shared;
+    // An access token that was refused is had anew, once.
+    let mut renewed: Option<ModelRoute> = None;
     loop {
+        let route = renewed.as_ref().unwrap_or(route);
         let mut account = begin((door, run), ask.clone(), reply).await?;
         let Some(request) = tries.next() else {
             account.settle_free(0).await;
@@ -73,7 +76,7 @@ pub(super) async fn reach(
                 account.answered();
                 let (status, advice) = (upstream.status(), Advice::of(upstream.headers()));
                 account.settle_free(status.as_u16()).await;
-                let words = words(upstream, &route.header.1).await;
+                let words = words(upstream, &shared.secrets.redactor()).await;
                 Trouble::Refused { status, words, advice }
             }
             Err(fault) => {
@@ -81,6 +84,19 @@ pub(super) async fn reach(
                 Trouble::Fault(fault)
             }
         };
+        if renewed.is_none() && trouble.status() == StatusCode::UNAUTHORIZED.as_u16() {
+            match route.renewed(shared, run).await {
+                Some(other) if tries.renew(&other.header) => {
+                    renewed = Some(other);
+                    continue;
+                }
+                Some(_) => {
+                    trouble.tell(door, run, None).await;
+                    return Err(renewed_too_late());
+                }
+                None => {}
+            }
+        }
         let wait = trouble.advice().and_then(|advice| tries.wait(advice, account.spread()));
         trouble.tell(door, run, wait).await;
         match wait {
@@ -143,6 +159,12 @@ async fn stop_run((door, run): (&Door, &DoorRun), failure: Failure) -> Refusal {
 fn unsent() -> Refusal {
     let message = "the call was not waited for any longer";
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message)
+}
+
+/// There is a good token now, and no copy of the call: the agent has one, and tries a server that is busy again at once.
+fn renewed_too_late() -> Refusal {
+    let message = "the server's access token was refused, and another one was had since; try again";
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "token_renewed", message)
 }
 
 /// Whether a reply is passed on as it is: all but what may pass, what names our credential, and what leads elsewhere.

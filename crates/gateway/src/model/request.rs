@@ -1,9 +1,10 @@
 //! What is sent to the model API and what of its answer is passed on: pure.
 
+use caisson_domain::redact::Redactor;
 use caisson_domain::usage::{PriceTable, TokenCounts};
 use http::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, SET_COOKIE, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE,
+    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, COOKIE, EXPECT, HOST,
+    SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde::Deserialize;
@@ -11,7 +12,9 @@ use serde_json::Value;
 use url::Url;
 
 use super::meter::model_name;
-use crate::bounds::{BYTES_PER_TOKEN, OUTPUT_ESTIMATE_TOKENS, OUTPUT_LAST_TOKENS, OUTPUT_SLICE_TOKENS};
+use crate::bounds::{
+    BYTES_PER_TOKEN, OUTPUT_ESTIMATE_TOKENS, OUTPUT_LAST_TOKENS, OUTPUT_SLICE_TOKENS, OUTPUT_UNSTATED_TOKENS,
+};
 
 /// What may be asked of the model API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,15 +77,30 @@ pub(super) fn request_headers(headers: &HeaderMap) -> HeaderMap {
     kept
 }
 
-/// The reply's headers as they go to the sandbox.
-pub(super) fn reply_headers(headers: &HeaderMap) -> HeaderMap {
+/// Whether a reply's body is something else than its bytes say: then secrets could be in it unseen.
+pub(super) fn is_encoded(headers: &HeaderMap) -> bool {
+    let other = |name: HeaderName, plain: &[u8]| {
+        headers.get_all(name).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(plain))
+    };
+    other(CONTENT_ENCODING, b"identity") || other(TRANSFER_ENCODING, b"chunked")
+}
+
+/// The reply's headers as they go to the sandbox. Those that repeat a live secret do not.
+pub(super) fn reply_headers(headers: &HeaderMap, redactor: &Redactor) -> HeaderMap {
     let hidden = |name: &HeaderName| {
         let text = name.as_str();
         [CONNECTION, TRANSFER_ENCODING, TE, TRAILER, UPGRADE, SET_COOKIE].contains(name)
             || matches!(text, "keep-alive" | "alt-svc" | "set-cookie2")
             || text.starts_with("proxy-")
     };
-    passed(headers, hidden)
+    let mut kept = HeaderMap::new();
+    for (name, value) in &passed(headers, hidden) {
+        let text = String::from_utf8_lossy(value.as_bytes());
+        if redactor.text(&text) == text {
+            kept.append(name.clone(), value.clone());
+        }
+    }
+    kept
 }
 
 /// All headers but the hidden ones and those that `Connection` names.
@@ -122,6 +140,8 @@ impl Caching {
     /// the Messages API's documentation of prompt caching (`cache_control`, `ttl`).
     fn of(body: &[u8]) -> Self {
         match std::str::from_utf8(body) {
+            // A letter that is written as an escape, as no client does, may be one of those words'.
+            Ok(text) if has_escaped_letter(text) => Self::Hour,
             Ok(text) if !text.contains("cache_control") => Self::None,
             Ok(text) if !text.contains("\"1h\"") => Self::FiveMinutes,
             Ok(_) | Err(_) => Self::Hour,
@@ -129,15 +149,23 @@ impl Caching {
     }
 }
 
+/// Whether a printable letter of ASCII is written as `\\u00XX`.
+fn has_escaped_letter(text: &str) -> bool {
+    text.match_indices("\\u00").any(|(at, escape)| {
+        text.as_bytes().get(at + escape.len()).is_some_and(|digit| matches!(digit, b'2'..=b'7'))
+    })
+}
+
 impl Ask {
     /// Output tokens that are reserved before the call is forwarded, at first and at least: a slice of a reply that is
-    /// streamed, since it can be cut, and all of one that is not.
+    /// streamed, since it can be cut, and all of one that is not. A request that two readers may take for different ones
+    /// (`64000.0`, a name that stands twice) says nothing plainly, so it holds the most that there is.
     pub(super) fn reserved_output(&self) -> [i64; 2] {
         let most = self.output_most.unwrap_or(i64::MAX);
         if self.streamed {
             [most.min(OUTPUT_SLICE_TOKENS), most.min(OUTPUT_LAST_TOKENS)]
         } else {
-            [self.output_most.unwrap_or(OUTPUT_SLICE_TOKENS); 2]
+            [self.output_most.unwrap_or(OUTPUT_UNSTATED_TOKENS); 2]
         }
     }
 
@@ -261,7 +289,7 @@ mod tests {
         {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        let passed = reply_headers(&headers);
+        let passed = reply_headers(&headers, &Redactor::default());
         assert_eq!(passed.len(), 2);
         assert_eq!(passed["retry-after"], "7");
     }
@@ -284,7 +312,20 @@ mod tests {
         assert_eq!(of(r#"{"stream":true,"max_tokens":64000}"#), [slice, last]);
         assert_eq!(of(r#"{"stream":true,"max_tokens":7}"#), [7, 7]);
         assert_eq!(of(r#"{"stream":false,"max_tokens":64000}"#), [64_000; 2]);
-        assert_eq!(of(r#"{"max_tokens":-1}"#), [slice; 2]);
+        for unstated in [
+            r#"{"max_tokens":-1}"#,
+            r#"{"max_tokens":64000.0}"#,
+            r#"{"max_tokens":"64000"}"#,
+            r#"{"max_tokens":6.4e4}"#,
+            r#"{"max_tokens":1,"max_tokens":64000}"#,
+            r#"{"stream":true,"stream":false,"max_tokens":1}"#,
+            r#"{"stream":"true"}"#,
+            "{}",
+            "[1]",
+        ] {
+            assert_eq!(of(unstated), [OUTPUT_UNSTATED_TOKENS; 2], "{unstated}");
+        }
+        assert_eq!(of(r#"{"stream":true,"max_tokens":64000.0}"#), [slice, last], "it can be cut");
     }
 
     #[test]
@@ -299,6 +340,10 @@ mod tests {
         assert_eq!(needed(&opus(r#","system":[{"cache_control":{"type":"ephemeral"}}]"#)), 5_000 + 200);
         let hour = r#","system":[{"cache_control":{"type":"ephemeral", "ttl": "1h"}}]"#;
         assert_eq!(needed(&opus(hour)), 8_000 + 200);
+        for hidden in [r#","x":[{"cache_contr\u006fl":1}]"#, r#","cache_control":{"ttl":"1\u0068"}"#] {
+            assert_eq!(needed(&opus(hidden)), 8_000 + 200, "{hidden}");
+        }
+        assert_eq!(needed(&opus(r#","x":"\u001b[0m\u00e9""#)), 4_000 + 200, "as every client writes them");
         assert_eq!(needed(&[&opus("")[..], b"\xff"].concat()), 8_000 + 200, "what cannot be read");
     }
 }

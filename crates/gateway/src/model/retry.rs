@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
@@ -46,6 +46,8 @@ pub(super) struct Tries {
     /// Whether the request may be kept; its share of the bound.
     copy: Option<OwnedSemaphorePermit>,
     most: u32,
+    /// Whether one try more is to be had with another credential.
+    spare: bool,
     done: u32,
     began: Instant,
     first: Duration,
@@ -53,7 +55,8 @@ pub(super) struct Tries {
 }
 
 impl Tries {
-    pub(super) fn new(shared: &Shared, request: reqwest::Request) -> Self {
+    /// `renewable`: its credential may be had anew, and then it is tried once more, also after the last try.
+    pub(super) fn new(shared: &Shared, request: reqwest::Request, renewable: bool) -> Self {
         let bytes = request.body().and_then(reqwest::Body::as_bytes).map_or(0, <[u8]>::len);
         let copy = u32::try_from(bytes)
             .ok()
@@ -61,6 +64,7 @@ impl Tries {
         Self {
             request: Some(request),
             most: if copy.is_some() { shared.bounds.model_tries } else { 1 },
+            spare: renewable && copy.is_some(),
             copy,
             done: 0,
             began: Instant::now(),
@@ -72,7 +76,7 @@ impl Tries {
     /// The request of the next try; the last one takes it away.
     pub(super) fn next(&mut self) -> Option<reqwest::Request> {
         self.done += 1;
-        let again = self.done < self.most;
+        let again = self.done < self.most || self.spare;
         match &self.request {
             Some(request) if again => request.try_clone(),
             Some(_) | None => {
@@ -80,6 +84,15 @@ impl Tries {
                 self.request.take()
             }
         }
+    }
+
+    /// Has what is tried next carry another credential; false if no copy of the request is kept.
+    pub(super) fn renew(&mut self, (name, value): &(HeaderName, HeaderValue)) -> bool {
+        let Some(request) = &mut self.request else { return false };
+        request.headers_mut().insert(name, value.clone());
+        self.spare = false;
+        self.most = self.most.max(self.done + 1);
+        true
     }
 
     /// How long to wait for the next try; none if there is none. `spread` keeps calls that failed together apart.
@@ -107,7 +120,6 @@ impl Tries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
 
     fn tries(most: u32) -> Tries {
         let url = "http://h/".parse().unwrap();
@@ -115,6 +127,7 @@ mod tests {
             request: Some(reqwest::Request::new(http::Method::POST, url)),
             copy: None,
             most,
+            spare: false,
             done: 0,
             began: Instant::now(),
             first: Duration::from_millis(400),
@@ -136,6 +149,17 @@ mod tests {
         let expected = [300, 600, 1200, 2400, 4800, 9600, 15_000, 15_000];
         assert_eq!(waits, expected);
         assert_eq!((tries.wait(Advice::default(), 0), RETRY_MOST.as_secs()), (None, 20));
+    }
+
+    #[test]
+    fn another_credential_has_one_try_of_its_own() {
+        let header = (header::AUTHORIZATION, HeaderValue::from_static("new"));
+        let mut tries = Tries { spare: true, ..tries(1) };
+        assert!(tries.next().is_some());
+        assert_eq!(tries.wait(Advice::default(), 0), None, "it is for no other fault");
+        assert!(tries.renew(&header));
+        assert_eq!(tries.next().unwrap().headers()[header::AUTHORIZATION], "new");
+        assert!(!tries.renew(&header) && tries.next().is_none());
     }
 
     #[tokio::test(start_paused = true)]

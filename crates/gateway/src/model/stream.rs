@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use caisson_domain::budget::OverBudget;
+use caisson_domain::redact;
 use caisson_store::DoorRun;
+use http::header::CONTENT_LENGTH;
 use http::{Response, StatusCode};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -35,7 +37,7 @@ pub(super) type Reply = oneshot::Sender<Result<Response<Body>, Refusal>>;
 /// for it.
 pub(super) async fn carry(call: Call, mut reply: Reply) {
     let Call { door, run, route, request, ask, permits: (_slot, share) } = call;
-    let tries = Tries::new(&door.shared, request);
+    let tries = Tries::new(&door.shared, request, route.is_renewable());
     let reached = reach((&door, &run), &route, ask, tries, &mut reply).await;
     drop(share);
     match reached {
@@ -60,14 +62,24 @@ async fn deliver(
     if status == StatusCode::FORBIDDEN {
         note_forbidden((door, run)).await;
     }
+    let refused = status.as_u16() >= 400;
+    if refused && request::is_encoded(upstream.headers()) {
+        return hand_over(reply, Err(unseen(status)));
+    }
+    let redactor = shared.secrets.redactor();
     let (sender, body) = body::channel(CHUNKS);
     let mut response = Response::new(body);
     *response.status_mut() = status;
-    *response.headers_mut() = request::reply_headers(upstream.headers());
+    *response.headers_mut() = request::reply_headers(upstream.headers(), &redactor);
+    // A reply is the model's own words; a refusal may be those of who looked at the credential.
+    let clean = refused.then(|| redact::Stream::new(redactor));
+    if refused {
+        response.headers_mut().remove(CONTENT_LENGTH);
+    }
     hand_over(reply, Ok(response));
     let left = sender.clone();
     let end = tokio::select! {
-        end = pass(shared, upstream, sender, (&mut meter, &mut account)) => end,
+        end = pass(shared, upstream, (sender, clean), (&mut meter, &mut account)) => end,
         () = shared.patience(left.closed(), shared.bounds.drain) => End::Cut,
     };
     if end != End::Complete {
@@ -84,6 +96,15 @@ async fn deliver(
     }
 }
 
+/// A refusal whose words cannot be looked into.
+fn unseen(status: StatusCode) -> Refusal {
+    let message = format!(
+        "the model API refused the call (HTTP {}), in an encoding that was not asked for, so what it says is not shown",
+        status.as_u16()
+    );
+    Refusal::new(status, "model_encoded", message)
+}
+
 /// Gives the reply to whoever waits for it.
 fn hand_over(reply: Reply, answer: Result<Response<Body>, Refusal>) {
     if reply.send(answer).is_err() {
@@ -91,11 +112,12 @@ fn hand_over(reply: Reply, answer: Result<Response<Body>, Refusal>) {
     }
 }
 
-/// Passes the reply on, piece by piece. The piece that completes it waits until the call is settled.
+/// Passes the reply on, piece by piece, and a refusal without live secrets. The piece that completes it waits until the call is
+/// settled.
 async fn pass(
     shared: &Shared,
     mut upstream: reqwest::Response,
-    sender: ChunkSender,
+    (sender, mut clean): (ChunkSender, Option<redact::Stream>),
     (meter, account): (&mut Meter, &mut Account),
 ) -> End {
     let status = upstream.status().as_u16();
@@ -115,6 +137,13 @@ async fn pass(
         if meter.is_complete() && !complete {
             account.settle_before_end(status, meter.reading()).await;
         }
+        let chunk = match &mut clean {
+            Some(clean) => {
+                clean.follow(&shared.secrets.redactor());
+                clean.push(&chunk).into()
+            }
+            None => chunk,
+        };
         let due = if meter.ends_with_its_last_byte() { held.replace(chunk) } else { Some(chunk) };
         reader.take(due).await;
         if let Err(over) = account.keep_up(meter.reading()).await {
@@ -127,6 +156,7 @@ async fn pass(
     meter.end();
     account.settle_before_end(status, meter.reading()).await;
     reader.take(held).await;
+    reader.take(clean.map(|mut clean| clean.finish().into())).await;
     // A reader that was too slow has missed bytes: for it this is no end.
     if reader.sender.is_some() { End::Complete } else { End::Cut }
 }

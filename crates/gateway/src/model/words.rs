@@ -1,6 +1,7 @@
 //! What the model API says when it refuses: read within bounds, and fit to be shown.
 
-use http::{HeaderValue, StatusCode};
+use caisson_domain::redact::Redactor;
+use http::StatusCode;
 use serde_json::Value;
 use tokio::time::timeout;
 
@@ -9,8 +10,8 @@ use crate::bounds::{WORDS, WORDS_BYTES};
 /// Longest sentence taken from a refusal, in characters.
 const SENTENCE_CHARS: usize = 500;
 
-/// Reads the beginning of a refusal's body and finds its sentence. The real credential is taken out, should it be in it.
-pub(super) async fn words(mut upstream: reqwest::Response, credential: &HeaderValue) -> String {
+/// Reads the beginning of a refusal's body and finds its sentence, without live secrets should they be in it.
+pub(super) async fn words(mut upstream: reqwest::Response, redactor: &Redactor) -> String {
     let status = upstream.status();
     let mut body = Vec::new();
     let read = async {
@@ -24,12 +25,12 @@ pub(super) async fn words(mut upstream: reqwest::Response, credential: &HeaderVa
     };
     // What came in time is enough.
     drop(timeout(WORDS, read).await);
-    let secret = credential.to_str().ok().map(|value| value.strip_prefix("Bearer ").unwrap_or(value));
-    sentence(status, &body, secret)
+    sentence(status, &body, redactor)
 }
 
-/// One line: the status, and what the body says.
-fn sentence(status: StatusCode, body: &[u8], secret: Option<&str>) -> String {
+/// One line: the status, and what the body says. Secrets go before anything is cut, since the beginning of one would not be
+/// found any more; so does one that the end of what was read cuts off.
+fn sentence(status: StatusCode, body: &[u8], redactor: &Redactor) -> String {
     let json: Option<Value> = serde_json::from_slice(body).ok();
     let error = json.as_ref().and_then(|json| json.get("error"));
     let said = error.and_then(|error| error.get("message").and_then(Value::as_str).or(error.as_str()));
@@ -39,10 +40,7 @@ fn sentence(status: StatusCode, body: &[u8], secret: Option<&str>) -> String {
         (None, Some(said)) => said.to_owned(),
         (_, None) => String::from_utf8_lossy(body).into_owned(),
     };
-    let text = match secret.filter(|secret| !secret.is_empty()) {
-        Some(secret) => text.replace(secret, "[credential]"),
-        None => text,
-    };
+    let text = redactor.cut_text(&text);
     let plain = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
     let line = plain.collect::<Vec<_>>().join(" ");
     let line: String = line.chars().take(SENTENCE_CHARS).collect();
@@ -57,8 +55,11 @@ fn sentence(status: StatusCode, body: &[u8], secret: Option<&str>) -> String {
 mod tests {
     use super::*;
 
+    const KEY: &str = "sk-canary-of-the-api";
+
     fn of(body: &str) -> String {
-        sentence(StatusCode::TOO_MANY_REQUESTS, body.as_bytes(), Some("sk-canary"))
+        let redactor = Redactor::new([&secrecy::SecretString::from(KEY)]);
+        sentence(StatusCode::TOO_MANY_REQUESTS, body.as_bytes(), &redactor)
     }
 
     #[test]
@@ -73,9 +74,16 @@ mod tests {
     #[test]
     fn it_is_short_and_without_the_credential() {
         assert_eq!(
-            of(r#"{"error":{"message":"key sk-canary is bad"}}"#),
-            "HTTP 429, key [credential] is bad"
+            of(&format!(r#"{{"error":{{"message":"key {KEY} is bad"}}}}"#)),
+            "HTTP 429, key [redacted] is bad"
         );
+        for (fill, secret) in (400..500).flat_map(|fill| [(fill, KEY.to_owned()), (fill, hex::encode(KEY))]) {
+            let said = of(&format!(r#"{{"error":{{"message":"{}{secret}"}}}}"#, "x".repeat(fill)));
+            assert!(!said.contains("sk-") && !said.contains(&secret[..6]), "{said}");
+        }
+        // Cut off where reading ends, behind nothing that is shown.
+        let fill = " ".repeat(WORDS_BYTES - 12);
+        assert_eq!(of(&format!("no{fill}{}", &KEY[..10])), "HTTP 429, no [redacted]");
         assert_eq!(of(&"x".repeat(WORDS_BYTES)).chars().count(), "HTTP 429, ".len() + SENTENCE_CHARS);
     }
 }

@@ -211,7 +211,7 @@ async fn a_registrys_token_goes_to_its_host_over_plain_http_and_acts_at_once() {
     world.rotate(&token, &value("registry-canary-2")).await;
     assert!(ask_outside(&sandbox, &get(&registry), "authorization: Bearer own\r\n").await.ends_with("ok"));
     let named = [("host", registry.as_str()), ("username", "team")];
-    world.add_credential("newer", kind, &named, value("registry-canary-3")).await;
+    let newer = world.add_credential("newer", kind, &named, value("registry-canary-3")).await;
     assert!(ask_outside(&sandbox, &get(&registry), "").await.ends_with("ok"));
     let heard = outside.heard();
     assert!(heard[0].contains("authorization: Bearer registry-canary-1\r\n"), "{heard:?}");
@@ -219,9 +219,15 @@ async fn a_registrys_token_goes_to_its_host_over_plain_http_and_acts_at_once() {
     assert!(heard[2].contains("Bearer registry-canary-2") && !heard[2].contains("own"), "{heard:?}");
     // team:registry-canary-3
     assert!(heard[3].contains("authorization: Basic dGVhbTpyZWdpc3RyeS1jYW5hcnktMw==\r\n"), "{heard:?}");
+    let audit = world.audit().await;
+    let used = audit.iter().filter(|(action, ..)| action == "credential.use");
+    let used: Vec<_> =
+        used.map(|(_, purpose, name, host)| (purpose.as_str(), name.as_deref(), host.as_deref())).collect();
+    let recorded = [format!("{} npm", token.id), format!("{} newer", newer.id)];
+    let expected = recorded.each_ref().map(|name| ("registry", Some(name.as_str()), Some("npm.example")));
+    assert_eq!(used, expected, "once for each run, credential and host");
     world.stop().await;
     assert!(!world.disk_has("registry-canary"));
-    assert!(world.disk_has(token.id.as_str()), "its use is written down");
 
     // Without the master key nobody is asked without the token.
     let store = Store::open(&world.root.path().join("caisson.db"), Clock::system()).await.unwrap();

@@ -16,11 +16,13 @@ use tokio::sync::Notify;
 
 use super::model_host::{END, ModelHost, Piece, START, Script, piece};
 use super::support::{OK, Reply, Sandbox, Setup, World, eventually, run_spec};
-use crate::bounds::{OAUTH_LIFETIME_MS_MOST, OAUTH_SKEW_MS, TOKEN_REPLY_BYTES};
+use crate::bounds::{Bounds, OAUTH_LIFETIME_MS_MOST, OAUTH_SKEW_MS, TOKEN_REPLY_BYTES};
 
 /// Requests at once.
 const PARALLEL: usize = 20;
 const KEY: &str = include_str!("../../../store/src/credentials/test_keys/pkcs1.pem");
+/// A life that is far from its end.
+const LONG_MS: i64 = 60 * 60 * 1000;
 const REFS: &str = "/git/origin/info/refs?service=git-upload-pack";
 
 fn oauth(access: &str, expires_at_ms: i64) -> CredentialSecret {
@@ -44,6 +46,16 @@ impl Scene {
     /// A model credential whose access token ends in `left_ms`.
     async fn oauth(answer: Script, settings: &[(&'static str, &str)], left_ms: i64) -> Self {
         let model = ModelHost::start(Script::stream(vec![piece(START), piece(END)])).await;
+        Self::beside((model, answer), settings, left_ms, |_| {}).await
+    }
+
+    /// The same beside a model API, with other bounds.
+    async fn beside(
+        (model, answer): (ModelHost, Script),
+        settings: &[(&'static str, &str)],
+        left_ms: i64,
+        change: impl FnOnce(&mut Bounds),
+    ) -> Self {
         let answer_hangs = answer.hangs;
         let tokens = ModelHost::start(answer).await;
         let world = World::new().await;
@@ -54,6 +66,7 @@ impl Scene {
         if answer_hangs {
             setup.bounds.token_call = Duration::from_millis(100);
         }
+        change(&mut setup.bounds);
         world.start(setup).await;
         let settings = [&[("token_url", tokens.url.as_str())], settings].concat();
         let secret = oauth("old", world.store.now_ms() + left_ms);
@@ -289,4 +302,116 @@ async fn an_app_whose_token_is_refused_is_told_as_such() {
     let failed = app.world.events(&app.sandbox.run.id, EventKind::GatewayUpstreamFailed).await;
     assert_eq!((failed.len(), &failed[0]["upstream"]), (1, &"git".into()));
     app.world.stop().await;
+}
+
+/// A model that takes no access token but the new one, and a token endpoint that answers when the gate opens.
+async fn with_a_refused_token(next: &'static str, gate: Option<&Arc<Notify>>) -> Scene {
+    let mut answer = renewed();
+    if let Some(gate) = gate {
+        answer.pieces.insert(0, Piece::Gate(Arc::clone(gate)));
+    }
+    let model = ModelHost::start_judging(move |headers| match headers["authorization"].to_str() {
+        Ok(bearer) if bearer == next => served(),
+        Ok(_) | Err(_) => revoked(),
+    });
+    Scene::beside((model.await, answer), &[("anthropic_beta", "oauth-x")], LONG_MS, |_| {}).await
+}
+
+/// What a model says of a token that was revoked before its time.
+fn revoked() -> Script {
+    Script::json(401, "{\"error\":{\"message\":\"the token was revoked\"}}")
+}
+
+fn served() -> Script {
+    Script::stream(vec![piece(START), piece(END)])
+}
+
+#[tokio::test]
+async fn a_token_that_is_refused_at_the_last_try_is_tried_once_more() {
+    let down = || Script::json(503, "{}");
+    for (before, tries) in [(vec![], 1), (vec![down()], 2)] {
+        let bearers = [vec!["Bearer old"; before.len() + 1], vec!["Bearer new"]].concat();
+        let model = ModelHost::start_with([before, vec![revoked(), served()]].concat()).await;
+        let scene =
+            Scene::beside((model, renewed()), &[], LONG_MS, |bounds| bounds.model_tries = tries).await;
+        let reply = scene.ask().await;
+        assert_eq!(reply.status, OK, "{}", reply.text());
+        assert_eq!(
+            (scene.tokens.seen().len(), scene.bearers()),
+            (1, bearers.iter().map(ToString::to_string).collect())
+        );
+        scene.world.stop().await;
+    }
+    // One try more, and no second one.
+    let model = ModelHost::start_with(vec![revoked(), down(), served()]).await;
+    let scene = Scene::beside((model, renewed()), &[], LONG_MS, |bounds| bounds.model_tries = 1).await;
+    assert_eq!(scene.ask().await.status, 429);
+    assert_eq!(scene.bearers(), ["Bearer old", "Bearer new"]);
+    scene.world.stop().await;
+}
+
+#[tokio::test]
+async fn a_call_of_which_no_copy_is_kept_is_left_to_the_agent_once_its_token_is_renewed() {
+    let model = ModelHost::start_with(vec![revoked(), served()]).await;
+    let scene = Scene::beside((model, renewed()), &[], LONG_MS, |bounds| bounds.retry_copies_bytes = 0).await;
+    let reply = scene.ask().await;
+    // As when the server is busy: the agent tries again at once, three times at most.
+    assert_eq!((reply.status, &reply.json()["error"]["type"]), (529, &"overloaded_error".into()));
+    assert!(!reply.text().contains("provider_auth"), "{}", reply.text());
+    assert_eq!(scene.ask().await.status, OK);
+    assert_eq!(
+        (scene.tokens.seen().len(), scene.bearers()),
+        (1, vec!["Bearer old".into(), "Bearer new".into()])
+    );
+    let failed = scene.world.events(&scene.sandbox.run.id, EventKind::GatewayUpstreamFailed).await;
+    assert_eq!((failed.len(), &failed[0]["kind"]), (1, &serde_json::json!("auth")));
+    scene.world.stop().await;
+
+    // Without another token it is the run's failure, as ever.
+    let model = ModelHost::start(revoked()).await;
+    let refused = Script::json(400, "{}");
+    let scene = Scene::beside((model, refused), &[], LONG_MS, |bounds| bounds.retry_copies_bytes = 0).await;
+    let reply = scene.ask().await;
+    assert!(reply.status == 403 && reply.text().contains("provider_auth"), "{}", reply.text());
+    scene.world.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_access_token_is_renewed_once_for_all_calls_that_it_was_refused_to() {
+    let gate = Arc::new(Notify::new());
+    let scene = with_a_refused_token("Bearer new", Some(&gate)).await;
+    let both_were_refused = async {
+        eventually(|| async { (scene.model.seen().len() == 2).then_some(()) }).await;
+        eventually(|| async { (!scene.tokens.seen().is_empty()).then_some(()) }).await;
+        gate.notify_one();
+    };
+    let (one, other, ()) = tokio::join!(scene.ask(), scene.ask(), both_were_refused);
+    assert_eq!((one.status, other.status), (OK, OK), "{} {}", one.text(), other.text());
+    assert_eq!(scene.tokens.seen().len(), 1, "one refresh");
+    assert_eq!(scene.bearers(), ["Bearer old", "Bearer old", "Bearer new", "Bearer new"]);
+    assert_eq!(scene.model.seen()[3].headers.get_all("anthropic-beta").iter().count(), 1);
+    let failed = scene.world.events(&scene.sandbox.run.id, EventKind::GatewayUpstreamFailed).await;
+    assert!(failed.is_empty(), "nobody is told of what was mended: {failed:?}");
+    assert_eq!(scene.ask().await.status, OK);
+    assert_eq!(scene.tokens.seen().len(), 1);
+    scene.world.stop().await;
+}
+
+#[tokio::test]
+async fn a_renewed_access_token_that_is_refused_as_well_is_told_after_one_retry() {
+    let scene = with_a_refused_token("Bearer other", None).await;
+    let reply = scene.ask().await;
+    assert_eq!(reply.status, 403, "{}", reply.text());
+    assert!(reply.text().contains("provider_auth") && !reply.text().contains("Bearer"), "{}", reply.text());
+    assert_eq!(
+        (scene.tokens.seen().len(), scene.bearers()),
+        (1, vec!["Bearer old".into(), "Bearer new".into()])
+    );
+    let failed = scene.world.events(&scene.sandbox.run.id, EventKind::GatewayUpstreamFailed).await;
+    assert_eq!((failed.len(), &failed[0]["kind"]), (1, &serde_json::json!("auth")));
+    for _ in 0..3 {
+        assert_eq!(scene.ask().await.status, 403);
+    }
+    assert_eq!(scene.tokens.seen().len(), 1, "a new token that is refused is not refreshed for each call");
+    scene.world.stop().await;
 }

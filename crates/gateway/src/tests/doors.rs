@@ -1,4 +1,5 @@
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use caisson_domain::event::EventKind;
@@ -34,6 +35,29 @@ async fn a_door_is_opened_for_a_new_sandbox_and_closed_for_a_destroyed_one() {
     assert_eq!(sandbox.control(Method::GET, "/next", "").await.status, OK);
     assert!(world.store.set_sandbox_state(&sandbox.id, SandboxState::Destroyed).await.unwrap());
     eventually(|| async { (!sandbox.socket.exists()).then_some(()) }).await;
+    world.stop().await;
+}
+
+/// What the other tests build on: a gateway opens a door some time after it has heard of the sandbox.
+#[tokio::test]
+async fn a_sandbox_that_is_made_beside_a_slow_gateway_has_its_door() {
+    let world = World::new().await;
+    world.serves.store(true, Ordering::Relaxed);
+    let made = async {
+        let sandbox = world.sandbox(run_spec(None)).await;
+        (sandbox.socket.exists(), sandbox)
+    };
+    let start = async {
+        eventually(|| async {
+            let rows = world.store.sandboxes_of(&world.server).await.unwrap();
+            rows.iter().any(|row| row.state == SandboxState::Running).then_some(())
+        })
+        .await;
+        world.start(Setup::new()).await;
+    };
+    let ((open, sandbox), ()) = tokio::join!(made, start);
+    assert!(open);
+    assert_eq!(sandbox.control(Method::GET, "/next", "").await.status, OK);
     world.stop().await;
 }
 

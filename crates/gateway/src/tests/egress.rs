@@ -179,8 +179,40 @@ async fn a_credential_is_added_to_plain_http_below_its_prefix_and_shown_to_nobod
     assert!(heard[0].contains(&format!("authorization: Bearer {TOKEN}\r\n")), "{heard:?}");
     assert!(!heard[0].contains("own") && heard[1].contains("Bearer own"), "{heard:?}");
     assert_eq!(heard.len(), 2);
+    let audit = world.audit().await;
+    let used: Vec<_> = audit.into_iter().filter(|(action, ..)| action == "credential.use").collect();
+    let name = Some(format!("http://{target}/team"));
+    let host = Some("npm.example".to_owned());
+    assert_eq!(used, [("credential.use".to_owned(), "registry".to_owned(), name, host)]);
     world.stop().await;
     assert!(!world.disk_has(TOKEN));
+}
+
+#[tokio::test]
+async fn nobody_goes_out_unrecorded_however_often_the_record_cannot_be_written() {
+    let world = World::new().await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    let outside = Outside::start(&world, "127.0.0.1:0", REPLY).await;
+    let target = format!("there.example:{}", outside.address.port());
+    let mut setup = setup(&[&target], &["127.0.0.1/32"]);
+    setup.bounds.store_hold = std::time::Duration::from_millis(10);
+    world.start(setup).await;
+    let get = format!("GET http://{target}/a");
+    let locked = world.locked().await;
+    // The second one finds the record of the first one under way.
+    let (one, other) = tokio::join!(ask(&sandbox, &get, ""), ask(&sandbox, &get, ""));
+    for answer in [one, other, ask(&sandbox, &get, "").await] {
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("store_unavailable"), "{answer}");
+    }
+    assert!(outside.heard().is_empty());
+    drop(locked);
+    for _ in 0..2 {
+        assert!(ask(&sandbox, &get, "").await.ends_with("ok"));
+    }
+    let audit = world.audit().await;
+    let allowed: Vec<_> = audit.iter().filter(|(action, ..)| action == "egress.allow").collect();
+    assert_eq!((allowed.len(), allowed[0].1.as_str()), (1, target.as_str()));
+    world.stop().await;
 }
 
 #[tokio::test]

@@ -166,6 +166,10 @@ pub(crate) enum Mood {
     Hangs,
     /// Shows its refs, and is at work on every push until its mood changes.
     HoldsPushes,
+    /// Refuses pushes in words that repeat the login, first with so many letters before it.
+    RepeatsLogin(usize),
+    /// Takes pushes and says so in an encoding that nobody asked for.
+    EncodesReports,
 }
 
 struct State {
@@ -248,7 +252,11 @@ async fn answer(state: Arc<State>, request: Request<axum::body::Body>) -> Answer
         Mood::HoldsPushes if pushes => {
             state.mood.subscribe().wait_for(|mood| *mood != Mood::HoldsPushes).await.map(drop).unwrap();
         }
-        Mood::Serves | Mood::SwallowsReports | Mood::HoldsPushes => {}
+        Mood::Serves
+        | Mood::SwallowsReports
+        | Mood::HoldsPushes
+        | Mood::RepeatsLogin(_)
+        | Mood::EncodesReports => {}
     }
     if let Some(password) = &state.password {
         let expected = base64::engine::general_purpose::STANDARD.encode(format!("robot:{password}"));
@@ -257,7 +265,15 @@ async fn answer(state: Arc<State>, request: Request<axum::body::Body>) -> Answer
             return fail(401, Some(("www-authenticate", "Basic realm=git")));
         }
     }
-    let answer = backend(&state, &parts, body).await;
+    if let (Mood::RepeatsLogin(fill), true) = (mood, pushes) {
+        let mut response = Response::new(axum::body::Body::from(repeated_login(&body, fill)));
+        response.headers_mut().insert("content-type", RESULT.parse().unwrap());
+        return response;
+    }
+    let mut answer = backend(&state, &parts, body).await;
+    if mood == Mood::EncodesReports && pushes {
+        answer.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
+    }
     if mood == Mood::SwallowsReports && pushes {
         let broken = futures_util::stream::iter([Err::<Bytes, _>(std::io::Error::other("swallowed"))]);
         let (mut parts, _) = answer.into_parts();
@@ -265,6 +281,23 @@ async fn answer(state: Arc<State>, request: Request<axum::body::Body>) -> Answer
         return Response::from_parts(parts, axum::body::Body::from_stream(broken));
     }
     answer
+}
+
+const RESULT: &str = "application/x-git-receive-pack-result";
+
+/// Refuses the ref of this push in words that have the login in several forms, and says it on the band of progress as well,
+/// cut in two.
+fn repeated_login(push: &[u8], fill: usize) -> Vec<u8> {
+    let head = String::from_utf8_lossy(&push[..200]).into_owned();
+    let name = head.split([' ', '\0']).find(|word| word.starts_with("refs/")).unwrap();
+    let base64 = base64::engine::general_purpose::STANDARD.encode(format!("robot:{GIT_TOKEN}"));
+    let said = format!("{}{GIT_TOKEN} {base64} {}", "x".repeat(fill), hex::encode(GIT_TOKEN));
+    let packet = |text: &str| format!("{:04x}{text}", text.len() + 4);
+    let report = packet("unpack ok\n") + &packet(&format!("ng {name} {said}\n")) + "0000";
+    let (first, second) = GIT_TOKEN.split_at(9);
+    let progress = [format!("\u{2}you are {first}"), format!("\u{2}{second}, are you?\n")];
+    let bands = packet(&progress[0]) + &packet(&format!("\u{1}{report}")) + &packet(&progress[1]);
+    (bands + "0000").into_bytes()
 }
 
 /// Runs `git http-backend` as a web server would (CGI).

@@ -9,12 +9,12 @@ use super::git_host::{Client, GitHost, Mood, bare_repository, git};
 use super::support::{GIT_TOKEN, Reply, Sandbox, Setup, World, fetch, run_spec};
 use crate::GitCredential;
 
-const BRANCH: &str = "caisson/fixer/1";
+pub(super) const BRANCH: &str = "caisson/fixer/1";
 
-struct Scene {
-    world: World,
-    sandbox: Sandbox,
-    host: GitHost,
+pub(super) struct Scene {
+    pub(super) world: World,
+    pub(super) sandbox: Sandbox,
+    pub(super) host: GitHost,
     bare: PathBuf,
 }
 
@@ -27,7 +27,7 @@ fn credential(prefix: &str) -> GitCredential {
 }
 
 /// A host with `team/one.git`; the server has a credential for what `prefix` (below the host's URL) covers.
-async fn scene(mood: Mood, repository: &str, prefix: &str) -> Scene {
+pub(super) async fn scene(mood: Mood, repository: &str, prefix: &str) -> Scene {
     let world = World::new().await;
     let root = world.root.path().join("host");
     let bare = root.join("team/one.git");
@@ -47,7 +47,7 @@ async fn scene(mood: Mood, repository: &str, prefix: &str) -> Scene {
 }
 
 impl Scene {
-    async fn client(&self) -> Client {
+    pub(super) async fn client(&self) -> Client {
         Client::new(&self.sandbox, self.world.root.path().join("client")).await
     }
 
@@ -56,7 +56,7 @@ impl Scene {
         fetch(self.sandbox.request(Method::GET, path, &self.sandbox.agent)).await
     }
 
-    async fn events(&self, kind: EventKind) -> Vec<serde_json::Value> {
+    pub(super) async fn events(&self, kind: EventKind) -> Vec<serde_json::Value> {
         self.world.events(&self.sandbox.run.id, kind).await
     }
 }

@@ -302,7 +302,7 @@ async fn a_push_of_a_run_that_ended_meanwhile_is_not_forwarded() {
         let (run, epoch) = (&scene.sandbox.run.id, scene.sandbox.epoch);
         assert!(scene.world.store.finish(run, epoch, &finish).await.unwrap());
     };
-    let answer = scene.send_it_around(end).await;
+    let answer = Box::pin(scene.send_it_around(end)).await;
     assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("no_run"), "{answer}");
     assert!(host.unwrap().seen().is_empty());
     scene.world.stop().await;

@@ -4,7 +4,7 @@ use caisson_domain::credential::{CredentialKind, CredentialSecret};
 
 use super::git_host::{git, git_with};
 use super::git_scene::{BRANCH, KINDS, Kind, scene};
-use super::support::{GIT_TOKEN, MODEL_KEY, OK};
+use super::support::{GIT_TOKEN, MODEL_KEY, OK, value};
 
 /// Put together here, so that no scanner takes this file for a leak.
 fn token(digit: char) -> String {
@@ -75,6 +75,36 @@ async fn a_secret_that_was_there_before_passes_wherever_its_file_goes() {
         let (denied, _) = scene.refused(&[]).await;
         assert_eq!((&denied["path"], &denied["line"]), (&"new.env".into(), &53.into()));
         assert_eq!(scene.denied().await.len(), 1);
+        scene.world.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn secrets_of_before_are_known_in_so_many_files_and_beyond_them_count_as_new() {
+    for kind in KINDS {
+        let scene = scene(
+            kind,
+            |setup| setup.bounds.push.old_files = 2,
+            |seeding| {
+                for (name, digit) in [("a", '5'), ("b", '6'), ("c", '7')] {
+                    std::fs::write(seeding.join(name), format!("TOKEN={}\n", token(digit))).unwrap();
+                }
+            },
+        )
+        .await;
+        let edit = |names: &[&str]| {
+            for name in names {
+                let text = std::fs::read_to_string(scene.work.join(name)).unwrap();
+                scene.write(name, &format!("{text}one more\n"));
+            }
+        };
+        edit(&["a", "b"]);
+        scene.commit("edit two").await;
+        scene.accepted(&[]).await;
+        edit(&["a", "b", "c"]);
+        let commit = scene.commit("edit three").await;
+        let (denied, _) = scene.refused(&[]).await;
+        assert_eq!((&denied["rule"], &denied["commit"]), (&"secret".into(), &commit.into()));
         scene.world.stop().await;
     }
 }
@@ -317,5 +347,18 @@ async fn a_stored_credential_is_refused_from_its_adding_and_its_rotation_on() {
     scene.write("notes.txt", "nothing of the store\n");
     scene.commit("take notes").await;
     scene.accepted(&[]).await;
+    scene.world.stop().await;
+}
+
+#[tokio::test]
+async fn the_token_of_an_mcp_header_is_refused_before_any_server_was_sent_it() {
+    let scene = scene(Kind::Directory, |_| {}, |_| {}).await;
+    scene.world.unlock().await;
+    let settings = [("url", "https://mcp.example.com/"), ("header", "Authorization")];
+    let header = value("Bearer token-of-notes-1");
+    scene.world.add_credential("notes", CredentialKind::McpHeader, &settings, header).await;
+    scene.write("a", "it is token-of-notes-1\n");
+    scene.commit("a").await;
+    assert_eq!(scene.refused(&[]).await.0["secret_rule"], "live-credential");
     scene.world.stop().await;
 }

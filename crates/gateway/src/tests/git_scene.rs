@@ -139,6 +139,12 @@ impl Scene {
         git(&self.bare, &["for-each-ref"]).await
     }
 
+    /// Everything that was told of the run.
+    pub(crate) async fn told(&self) -> Vec<Value> {
+        let events = self.world.store.events(&self.sandbox.run.id, 0, 1000).await.unwrap();
+        events.iter().map(|event| serde_json::from_str(event.data.get()).unwrap()).collect()
+    }
+
     pub(crate) async fn denied(&self) -> Vec<Value> {
         self.world.events(&self.sandbox.run.id, EventKind::GatewayDenied).await
     }

@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use caisson_domain::event::EventKind;
+use caisson_domain::provider::ProviderTool;
 use caisson_domain::usage::PriceTable;
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -234,12 +235,44 @@ async fn other_paths_of_the_model_api_are_not_there() {
 #[tokio::test]
 async fn a_request_is_taken_up_to_its_bound() {
     let (world, sandbox, host) = world(whole()).await;
-    let fits = sandbox.agent(Method::POST, MESSAGES, vec![b' '; MODEL_BODY_BYTES]).await;
+    let object = |bytes: usize| format!("{{{}}}", " ".repeat(bytes - 2));
+    let fits = sandbox.agent(Method::POST, MESSAGES, object(MODEL_BODY_BYTES)).await;
     assert_eq!(fits.status, OK);
     assert_eq!(host.seen()[0].body.len(), MODEL_BODY_BYTES);
-    let large = sandbox.agent(Method::POST, MESSAGES, vec![b' '; MODEL_BODY_BYTES + 1]).await;
+    let large = sandbox.agent(Method::POST, MESSAGES, object(MODEL_BODY_BYTES + 1)).await;
     assert_eq!((large.status, &large.json()["error"]["type"]), (413, &"request_too_large".into()));
     assert_eq!(host.seen().len(), 1);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_the_provider_would_do_outside_is_refused_unless_it_is_allowed() {
+    let host = ModelHost::start(whole()).await;
+    let world = World::new().await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    let mut setup = Setup::new();
+    setup.model.base_url = host.url.clone();
+    setup.model.provider_tools = vec![ProviderTool::WebSearch];
+    world.start(setup).await;
+    let fetch = r#"{"tools":[{"type":"web_fetch_20250910"}],"messages":[]}"#;
+    let image = r#"{"messages":[{"content":[{"type":"image","source":{"type":"url","url":"https://x.example/?d"}}]}]}"#;
+    for (body, named) in [(fetch, "web_fetch"), (image, "url_sources"), ("[]", "one JSON object")] {
+        for path in [MESSAGES, "/model/v1/messages/count_tokens"] {
+            let reply = sandbox.agent(Method::POST, path, body).await;
+            assert_eq!(reply.status, 400, "{path} {body}");
+            assert!(
+                reply.text().contains(named) && reply.text().contains("invalid_request_error"),
+                "{}",
+                reply.text()
+            );
+        }
+    }
+    assert!(host.seen().is_empty());
+    let denied = world.events(&sandbox.run.id, EventKind::GatewayDenied).await;
+    assert_eq!((denied.len(), &denied[0]["tool"]), (4, &"web_fetch".into()));
+    let search = r#"{"model":"m","tools":[{"type":"web_search_20250305"}]}"#;
+    assert_eq!(sandbox.agent(Method::POST, MESSAGES, search).await.status, OK);
+    assert_eq!(host.seen()[0].body, search.as_bytes());
     world.stop().await;
 }
 

@@ -14,9 +14,9 @@ use super::model_host::{END, ModelHost, Piece, START, Script, piece};
 use super::support::{OK, Sandbox, Setup, World, eventually, run_spec};
 use crate::bounds::{BYTES_PER_TOKEN, OUTPUT_LAST_TOKENS, OUTPUT_SLICE_TOKENS};
 
-const MESSAGES: &str = "/model/v1/messages";
+pub(super) const MESSAGES: &str = "/model/v1/messages";
 const MODEL: &str = "claude-opus-5-5";
-const ASK: &str = r#"{"model":"claude-opus-5-5","stream":true,"max_tokens":64000}"#;
+pub(super) const ASK: &str = r#"{"model":"claude-opus-5-5","stream":true,"max_tokens":64000}"#;
 
 /// One event with so many tokens of text.
 fn text(tokens: i64) -> Piece {
@@ -28,7 +28,7 @@ fn text(tokens: i64) -> Piece {
 }
 
 /// A reply of so many tokens, an event for each hundred, and what it costs in micro-USD.
-fn reply(tokens: i64) -> (Script, i64) {
+pub(super) fn reply(tokens: i64) -> (Script, i64) {
     let mut pieces = vec![piece(START)];
     pieces.extend((0..tokens / 100).map(|_| text(100)));
     pieces.push(piece(&END.replace("50}", &format!("{tokens}}}"))));
@@ -37,12 +37,12 @@ fn reply(tokens: i64) -> (Script, i64) {
 }
 
 /// What so much output costs, in micro-USD.
-fn output(tokens: i64) -> i64 {
+pub(super) fn output(tokens: i64) -> i64 {
     let counts = TokenCounts { output: tokens, ..TokenCounts::default() };
     PriceTable::shipped().cost_micro_usd(MODEL, &counts)
 }
 
-async fn start(script: Script, change: impl FnOnce(&mut Setup)) -> (World, ModelHost) {
+pub(super) async fn start(script: Script, change: impl FnOnce(&mut Setup)) -> (World, ModelHost) {
     let host = ModelHost::start(script).await;
     let world = World::new().await;
     let mut setup = Setup::new();
@@ -66,20 +66,20 @@ async fn project_budget(world: &World, total_micro_usd: i64) {
     assert!(world.store.set_budgets(&ProjectId::default_project(), &budgets).await.unwrap());
 }
 
-async fn spent(world: &World) -> (i64, i64) {
+pub(super) async fn spent(world: &World) -> (i64, i64) {
     let spending = world.store.project_spending(&ProjectId::default_project()).await.unwrap().unwrap();
     (spending.spent_micro_usd, spending.reserved_micro_usd)
 }
 
 /// How a call ended for the agent.
 #[derive(Debug, PartialEq, Eq)]
-enum Ended {
+pub(super) enum Ended {
     Whole,
     Cut,
     Refused(String),
 }
 
-async fn ask(sandbox: &Sandbox, body: &'static str) -> Ended {
+pub(super) async fn ask(sandbox: &Sandbox, body: &'static str) -> Ended {
     let request = sandbox.request(Method::POST, MESSAGES, &sandbox.agent).body(body);
     let response = request.send().await.unwrap();
     match response.status().as_u16() {
@@ -264,6 +264,9 @@ async fn a_reply_that_cannot_be_cut_is_reserved_whole() {
     let sandbox = sandbox(&world, Some(output(63_000))).await;
     let whole = r#"{"model":"claude-opus-5-5","stream":false,"max_tokens":64000}"#;
     assert!(matches!(ask(&sandbox, whole).await, Ended::Refused(_)));
+    // To a reader who takes it for a number it is the same request.
+    let odd = r#"{"model":"claude-opus-5-5","stream":false,"max_tokens":64000.0}"#;
+    assert!(matches!(ask(&sandbox, odd).await, Ended::Refused(_)));
     assert!(host.seen().is_empty());
     let small = r#"{"model":"claude-opus-5-5","stream":false,"max_tokens":60000}"#;
     assert_eq!(ask(&sandbox, small).await, Ended::Whole);

@@ -79,14 +79,27 @@ impl ModelHost {
 
     /// Answers each request with the next script; the last one repeats.
     pub(crate) async fn start_with(scripts: Vec<Script>) -> Self {
+        Self::start_choosing(move |number, _| scripts[number.min(scripts.len() - 1)].clone()).await
+    }
+
+    /// Answers each request by its headers.
+    pub(crate) async fn start_judging(
+        judge: impl Fn(&HeaderMap) -> Script + Clone + Send + Sync + 'static,
+    ) -> Self {
+        Self::start_choosing(move |_, headers| judge(headers)).await
+    }
+
+    async fn start_choosing(
+        choose: impl Fn(usize, &HeaderMap) -> Script + Clone + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/base/", listener.local_addr().unwrap()).parse().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&seen);
         let app = axum::Router::new().fallback(move |request: Request<axum::body::Body>| {
             let log = Arc::clone(&log);
-            let next = log.lock().unwrap().len().min(scripts.len() - 1);
-            let script = scripts[next].clone();
+            let number = log.lock().unwrap().len();
+            let script = choose(number, request.headers());
             async move { answer(script, &log, request).await }
         });
         let mut task = JoinSet::new();

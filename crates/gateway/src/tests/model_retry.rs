@@ -162,7 +162,7 @@ async fn a_refused_credential_ends_the_agent_at_once_and_is_the_runs_failure() {
     assert_eq!((reply.status, host.seen().len()), (403, 1));
     let (kind, message) = failure(&world, &sandbox).await.unwrap();
     assert_eq!(kind, FailureKind::ProviderAuth);
-    assert!(message.contains("authentication_error: bad key [credential]"), "{message}");
+    assert!(message.contains("authentication_error: bad key [redacted]"), "{message}");
     assert!(!reply.text().contains(MODEL_KEY) && !world.disk_has(MODEL_KEY));
     world.stop().await;
 }

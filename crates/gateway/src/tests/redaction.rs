@@ -1,6 +1,7 @@
 //! What a sandbox says never brings a live secret to disk, however it is written and cut.
 
 use base64::Engine as _;
+use caisson_domain::credential::CredentialKind;
 use caisson_domain::event::{DeltaKind, EventKind};
 use caisson_domain::protocol::{DeltaBatch, DeltaItem, Ending, JournalBody, NoteLevel, Outcome};
 use caisson_domain::redact::{LiveSecrets, MARKER};
@@ -10,7 +11,7 @@ use http::Method;
 use secrecy::SecretString;
 use serde_json::json;
 
-use super::support::{MODEL_KEY, OK, Sandbox, Setup, World, run_spec};
+use super::support::{MODEL_KEY, OK, Sandbox, Setup, World, run_spec, value};
 use crate::config::{GitCredential, ModelCredential};
 use crate::problem::Refusal;
 
@@ -97,6 +98,25 @@ async fn nothing_that_a_sandbox_journals_brings_a_secret_to_disk() {
     }
     assert!(!world.disk_has(&MODEL_KEY[..10]), "nor a part of one at the end of an excerpt");
     assert!(world.disk_has(MARKER), "the search finds");
+}
+
+#[tokio::test]
+async fn the_token_of_an_mcp_header_is_kept_out_before_any_server_was_sent_it() {
+    let world = World::new().await;
+    world.unlock().await;
+    let settings = [("url", "https://mcp.example.com/"), ("header", "Authorization")];
+    let header = format!("Bearer {TOKEN}");
+    world.add_credential("notes", CredentialKind::McpHeader, &settings, value(&header)).await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    world.start(Setup::new()).await;
+    let line = sandbox.line(JournalBody::Text { text: format!("I know {TOKEN}."), cut_bytes: 0 });
+    assert_eq!(sandbox.control(Method::POST, "/journal?offset=0", line).await.status, OK);
+    let path = format!("/artifacts/{}/work.patch", sandbox.run.id);
+    assert_eq!(sandbox.control(Method::PUT, &path, TOKEN).await.status, 204);
+    world.stop().await;
+    world.store.close().await.unwrap();
+    assert!(!world.disk_has(TOKEN));
+    assert!(world.disk_has(&format!("I know {MARKER}.")));
 }
 
 #[tokio::test]

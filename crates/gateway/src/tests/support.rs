@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,14 +23,16 @@ use caisson_store::{
 };
 use futures_util::FutureExt;
 use http::{Method, StatusCode};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions as _, SqliteConnection};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::bounds::Bounds;
 use crate::egress::Resolve;
 use crate::{
-    EgressUpstreams, Gateway, GatewayConfig, GatewayError, GitIdentity, GitUpstreams, ModelCredential,
-    ModelUpstream, PushRules,
+    EgressUpstreams, Gateway, GatewayConfig, GatewayError, GitIdentity, GitUpstreams, McpUpstreams,
+    ModelCredential, ModelUpstream, PushRules,
 };
 
 /// Whatever takes longer is a fault.
@@ -64,6 +66,7 @@ pub(crate) fn run_spec(repository: Option<&str>) -> RunSpec {
         image: None,
         timeout_s: 600,
         budget_micro_usd: None,
+        budget_soft_percent: None,
         resources: Resources::default(),
         environment: BTreeMap::new(),
     }
@@ -101,6 +104,7 @@ pub(crate) struct Setup {
     pub(crate) model: ModelUpstream,
     pub(crate) git: GitUpstreams,
     pub(crate) egress: EgressUpstreams,
+    pub(crate) mcp: McpUpstreams,
     pub(crate) resolve: Resolve,
 }
 
@@ -117,6 +121,7 @@ impl Setup {
             credential: Some(ModelCredential::ApiKey(MODEL_KEY.to_owned().into())),
             outbound_proxy: None,
             extra_ca_pem: None,
+            provider_tools: Vec::new(),
         };
         let git = GitUpstreams {
             credentials: Vec::new(),
@@ -128,7 +133,7 @@ impl Setup {
             pushes: PushRules::default(),
         };
         let resolve: Resolve = Arc::new(|_| async { Err(std::io::Error::other("no name is known")) }.boxed());
-        Self { bounds, model, git, egress: EgressUpstreams::default(), resolve }
+        Self { bounds, model, git, egress: EgressUpstreams::default(), mcp: McpUpstreams::default(), resolve }
     }
 }
 
@@ -139,6 +144,8 @@ pub(crate) struct World {
     pub(crate) tracker: TaskTracker,
     pub(crate) cancel: CancellationToken,
     pub(crate) count: AtomicU8,
+    /// Whether a gateway runs, which opens the doors of sandboxes at its own time.
+    pub(crate) serves: AtomicBool,
 }
 
 /// One sandbox with its grants and the run that was placed in it.
@@ -174,6 +181,7 @@ impl World {
             tracker: TaskTracker::new(),
             cancel: CancellationToken::new(),
             count: AtomicU8::new(1),
+            serves: AtomicBool::new(false),
         }
     }
 
@@ -187,6 +195,7 @@ impl World {
             prices: PriceTable::shipped(),
             git: setup.git.clone(),
             egress: setup.egress.clone(),
+            mcp: setup.mcp.clone(),
             identity: GitIdentity { name: "Caisson".to_owned(), email: "caisson@example.com".to_owned() },
             secrets: LiveSecrets::new(&crate::secrets(&setup.model, &setup.git, &setup.egress)),
         }
@@ -199,17 +208,19 @@ impl World {
     }
 
     pub(crate) async fn start(&self, setup: Setup) {
-        self.try_start(setup).await.unwrap();
+        Box::pin(self.try_start(setup)).await.unwrap();
+        self.serves.store(true, Ordering::Relaxed);
     }
 
     /// Stops the gateway as the binary does and waits for its last task.
     pub(crate) async fn stop(&self) {
         self.cancel.cancel();
+        self.serves.store(false, Ordering::Relaxed);
         self.tracker.close();
         tokio::time::timeout(PATIENCE, self.tracker.wait()).await.unwrap();
     }
 
-    /// A running sandbox with a running run in it.
+    /// A running sandbox with a running run in it; beside a running gateway, with its door.
     pub(crate) async fn sandbox(&self, spec: RunSpec) -> Sandbox {
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         let project = ProjectId::default_project();
@@ -234,14 +245,26 @@ impl World {
         self.store.create_sandbox(&sandbox).await.unwrap();
         assert!(self.store.place(&claimed.run.id, claimed.epoch, &id).await.unwrap());
         assert!(self.store.set_sandbox_state(&id, SandboxState::Running).await.unwrap());
+        let socket = directory.join("gateway.sock");
+        if self.serves.load(Ordering::Relaxed) {
+            eventually(|| async { socket.exists().then_some(()) }).await;
+        }
         Sandbox {
             run: self.run(&claimed.run.id).await,
             id,
             epoch: claimed.epoch,
             control: control.expose().to_owned(),
             agent: agent.expose().to_owned(),
-            socket: directory.join("gateway.sock"),
+            socket,
         }
+    }
+
+    /// As long as this lives nobody can write to the database.
+    pub(crate) async fn locked(&self) -> SqliteConnection {
+        let options = SqliteConnectOptions::new().filename(self.root.path().join("caisson.db"));
+        let mut database = options.connect().await.unwrap();
+        sqlx::query("begin immediate").execute(&mut database).await.unwrap();
+        database
     }
 
     /// Lets the store keep credentials.

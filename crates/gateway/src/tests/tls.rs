@@ -11,6 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
+use super::mcp::{naming, setup as mcp_setup};
 use super::support::{OK, Setup, World, run_spec, value};
 
 const AUTHORITY: &[u8] = include_bytes!("tls/ca.pem");
@@ -39,8 +40,8 @@ fn serve(listener: &TcpListener, config: &Arc<ServerConfig>, connections: usize)
     }
 }
 
-#[tokio::test]
-async fn an_authority_of_ones_own_is_trusted_where_it_is_configured_and_only_there() {
+/// A server for so many connections, and its port.
+fn start(connections: usize) -> (u16, std::thread::JoinHandle<()>) {
     super::install_crypto();
     let certificate = CertificateDer::from_pem_slice(CERTIFICATE).unwrap();
     let key = PrivateKeyDer::from_pem_slice(KEY).unwrap();
@@ -48,7 +49,12 @@ async fn an_authority_of_ones_own_is_trusted_where_it_is_configured_and_only_the
     let config = Arc::new(config.unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    let server = std::thread::spawn(move || serve(&listener, &config, 3));
+    (port, std::thread::spawn(move || serve(&listener, &config, connections)))
+}
+
+#[tokio::test]
+async fn an_authority_of_ones_own_is_trusted_where_it_is_configured_and_only_there() {
+    let (port, server) = start(3);
     for (extra_ca_pem, status) in [(None, 429), (Some(AUTHORITY.to_vec()), OK)] {
         let world = World::new().await;
         let sandbox = world.sandbox(run_spec(None)).await;
@@ -72,5 +78,26 @@ async fn an_authority_of_ones_own_is_trusted_where_it_is_configured_and_only_the
     let reply = sandbox.agent(Method::GET, "/model/v1/models", "").await;
     assert_eq!(reply.status, OK, "{}", reply.text());
     world.stop().await;
+    server.join().unwrap();
+}
+
+#[tokio::test]
+async fn an_mcp_server_is_known_by_its_certificate_whatever_its_name_leads_to() {
+    let (port, server) = start(3);
+    for (host, extra_ca_pem, status) in [
+        ("localhost", None, 502),
+        ("localhost", Some(AUTHORITY.to_vec()), OK),
+        ("other.example", Some(AUTHORITY.to_vec()), 502),
+    ] {
+        let world = World::new().await;
+        let sandbox = world.sandbox(naming(&format!("https://{host}:{port}/mcp"))).await;
+        let mut setup = mcp_setup(&[&format!("{host}:{port}")], &["127.0.0.1/32"]);
+        setup.mcp.extra_ca_pem = extra_ca_pem;
+        world.start(setup).await;
+        let reply = sandbox.agent(Method::GET, "/mcp/notes", "").await;
+        assert_eq!(reply.status, status, "{}", reply.text());
+        assert!(status == OK || reply.code() == "mcp_unreachable", "{}", reply.text());
+        world.stop().await;
+    }
     server.join().unwrap();
 }

@@ -3,6 +3,7 @@
 mod build;
 mod check;
 mod fault;
+mod files;
 mod lifecycle;
 mod profile;
 mod reading;
@@ -31,6 +32,7 @@ pub use build::{
     BUILD_SILENCE_S, BUILD_TIMEOUT_S, DEFAULT_BASE, DEFAULT_IMAGE, DOCKERFILE, ImageBuild, LOCAL_BASE,
 };
 pub use check::{API_VERSION_MIN, Capabilities, Seccomp};
+pub use files::IMAGE_FILE_BYTES;
 pub use lifecycle::LIST_CONTAINERS;
 pub use seccomp::seccomp_profile;
 pub use wait::WAIT_RECONNECT_S;

@@ -19,7 +19,7 @@ use tracing::warn;
 use super::cgroup::Group;
 use super::identity::Held;
 use super::order::{Answer, Errand, Order, Shown, Started};
-use super::record::{CONTROL, EXIT, Ended, FIRST, First, Label, Record, list};
+use super::record::{CONTROL, EXIT, Ended, FIRST, First, Label, Record, owned};
 use super::{HOST, LocalEngine, shown, tree};
 use crate::mounts::resolve;
 use crate::spec::{Access, within};
@@ -292,22 +292,9 @@ impl LocalEngine {
 
     pub(super) async fn list_sandboxes(&self) -> Result<Vec<OwnedSandbox>, EngineError> {
         let (records, server) = (self.config.records_dir.clone(), self.server.clone());
-        blocking("listing sandboxes", move || {
-            let mut owned = Vec::new();
-            for (id, record) in list(&records)? {
-                // A record without a label is one that is being made or removed, or that a crash has left half made.
-                let label = record.read::<Label>(super::record::LABEL)?;
-                if label.as_ref().is_some_and(|label| label.server != server) {
-                    continue;
-                }
-                if let Some(liveness) = record.liveness()? {
-                    owned.push(OwnedSandbox { id, session: label.map(|label| label.session), liveness });
-                }
-            }
-            Ok(owned)
-        })
-        .await?
-        .map_err(|error: io::Error| refused("listing sandboxes", &error))
+        blocking("listing sandboxes", move || owned(&records, &server))
+            .await?
+            .map_err(|error: io::Error| refused("listing sandboxes", &error))
     }
 
     pub(super) async fn read_usage(&self, id: &SandboxId) -> Result<SandboxUsage, EngineError> {

@@ -30,7 +30,7 @@ use std::sync::OnceLock;
 use async_trait::async_trait;
 use caisson_domain::id::{SandboxId, ServerId};
 
-use crate::{Engine, EngineError, Exit, OwnedSandbox, SandboxSpec, SandboxUsage};
+use crate::{Engine, EngineError, Exit, OwnedSandbox, SandboxSpec, SandboxUsage, SpecError};
 use cgroup::{Controllers, Does};
 
 pub use check::{LimitsBy, LocalCapabilities};
@@ -84,7 +84,7 @@ impl LocalEngine {
     /// Takes a configuration; the sandboxes of `server` are then its own. Blocks on the file system.
     ///
     /// # Errors
-    /// [`EngineError::BadSpec`] if a path that sandboxes are to see cannot be shown, and [`EngineError::Refused`] if the records'
+    /// [`EngineError::BadSpec`] for all paths that sandboxes are to see and that cannot be shown, and [`EngineError::Refused`] if the records'
     /// directory cannot be made.
     pub fn open(mut config: LocalConfig, server: ServerId) -> Result<Self, EngineError> {
         lifecycle::make_records(&config.records_dir)?;
@@ -93,9 +93,10 @@ impl LocalEngine {
             .canonicalize()
             .map_err(|error| lifecycle::refused("resolving the records' directory", &error))?;
         config.hidden.push(config.records_dir.clone());
-        shown::check_hidden(&config.hidden)?;
-        shown::check(&config.read_only, "read_only", &config.hidden)?;
-        shown::check_toolchains(&config.toolchains, &config.hidden)?;
+        let hidden = shown::check_hidden(&config.hidden).err();
+        let read_only = shown::check(&config.read_only, "read_only", &config.hidden);
+        let toolchains = shown::check_toolchains(&config.toolchains, &config.hidden);
+        SpecError::all(hidden.into_iter().chain(read_only).chain(toolchains).collect())?;
         let bubblewrap = config.bubblewrap.clone().unwrap_or_else(check::find_bubblewrap);
         let (controllers, fitness) = (OnceLock::new(), tokio::sync::OnceCell::new());
         Ok(Self { config, server, bubblewrap, controllers, fitness })

@@ -23,7 +23,7 @@ use tracing::warn;
 
 use super::cgroup::Group;
 use super::identity::Identity;
-use crate::{Exit, Liveness};
+use crate::{Exit, Liveness, OwnedSandbox};
 
 /// Whose it is.
 pub(crate) const LABEL: &str = "label.json";
@@ -133,7 +133,13 @@ impl Record {
             Err(error) => return Err(error),
         };
         let mut bytes = Vec::new();
-        file.take(RECORD_BYTES + 1).read_to_end(&mut bytes)?;
+        match file.take(RECORD_BYTES + 1).read_to_end(&mut bytes) {
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                warn!("{} is a directory, and taken as not written", path.display());
+                return Ok(None);
+            }
+            read => drop(read?),
+        }
         if bytes.len() as u64 > RECORD_BYTES {
             warn!("{} is too long, and taken as not written", path.display());
             return Ok(None);
@@ -217,6 +223,34 @@ pub(crate) fn list(records: &Path) -> io::Result<Vec<(SandboxId, Record)>> {
     Ok(found)
 }
 
+/// The sandboxes of a server, by their records. One whose record cannot be read is told as running, whosever it is, so that
+/// whoever looks after it meets the fault, and nobody else.
+///
+/// # Errors
+/// The directory cannot be listed.
+pub(crate) fn owned(records: &Path, server: &ServerId) -> io::Result<Vec<OwnedSandbox>> {
+    let look = |id: &SandboxId, record: &Record| {
+        // A record without a label is one that is being made or removed, or that a crash has left half made.
+        let label = record.read::<Label>(LABEL)?;
+        if label.as_ref().is_some_and(|label| label.server != *server) {
+            return Ok(None);
+        }
+        let session = label.map(|label| label.session);
+        Ok::<_, io::Error>(record.liveness()?.map(|liveness| OwnedSandbox {
+            id: id.clone(),
+            session,
+            liveness,
+        }))
+    };
+    let found = list(records)?.into_iter().filter_map(|(id, record)| {
+        look(&id, &record).unwrap_or_else(|error| {
+            warn!(sandbox.id = %id, %error, "the record of sandbox {id} cannot be read; look at {}", record.dir().display());
+            Some(OwnedSandbox { id, session: None, liveness: Liveness::Running })
+        })
+    });
+    Ok(found.collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -292,8 +326,45 @@ mod tests {
         }
         assert_eq!(record.liveness().unwrap(), Some(Liveness::Exited(unknown)));
         assert_eq!(record.read::<Label>(LABEL).unwrap(), None);
-        fs::remove_file(record.dir().join(LABEL)).unwrap();
-        fs::create_dir(record.dir().join(LABEL)).unwrap();
+        for name in [LABEL, EXIT] {
+            fs::remove_file(record.dir().join(name)).unwrap();
+            fs::create_dir(record.dir().join(name)).unwrap();
+        }
+        assert_eq!(record.read::<Label>(LABEL).unwrap(), None);
+        assert_eq!(record.liveness().unwrap(), Some(Liveness::Exited(unknown)));
+        fs::remove_dir(record.dir().join(LABEL)).unwrap();
+        std::os::unix::fs::symlink(LABEL, record.dir().join(LABEL)).unwrap();
         assert!(record.read::<Label>(LABEL).is_err(), "the disk's own faults are told");
+    }
+
+    #[test]
+    fn a_damaged_record_holds_up_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let (server, session) = (ServerId::new(1, [2; 10]), SessionId::new(1, [3; 10]));
+        let label = Label { server: server.clone(), session: session.clone(), version: "0".to_owned() };
+        let ids: Vec<_> = (1..=4).map(|number| SandboxId::new(number, [1; 10])).collect();
+        for id in &ids {
+            assert!(Record::of(dir.path(), id).make(&label).unwrap());
+        }
+        let place = |number: usize, name: &str| Record::of(dir.path(), &ids[number]).dir().join(name);
+        fs::create_dir(place(0, EXIT)).unwrap();
+        // What the disk does not give back.
+        std::os::unix::fs::symlink(SUPERVISOR, place(1, SUPERVISOR)).unwrap();
+        let other = Label { server: ServerId::new(2, [2; 10]), ..label };
+        fs::write(place(2, LABEL), serde_json::to_vec(&other).unwrap()).unwrap();
+        let exited = Liveness::Exited(Exit { code: None, oom_killed: false, finished_at_ms: None });
+        let told = |number: usize, session: Option<&SessionId>, liveness| OwnedSandbox {
+            id: ids[number].clone(),
+            session: session.cloned(),
+            liveness,
+        };
+        assert_eq!(
+            owned(dir.path(), &server).unwrap(),
+            [
+                told(0, Some(&session), exited),
+                told(1, None, Liveness::Running),
+                told(3, Some(&session), exited)
+            ]
+        );
     }
 }

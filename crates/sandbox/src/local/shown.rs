@@ -18,11 +18,10 @@ const HOSTS_OWN: [&str; 4] = ["/proc", "/dev", "/sys", "/run"];
 
 /// Checks paths that sandboxes are to see, of which none may be, contain or lie in a hidden one; blocks on the file system.
 ///
-/// # Errors
-/// [`SpecError::Mount`] for the first that cannot be shown.
-pub(super) fn check(paths: &[PathBuf], what: &'static str, hidden: &[PathBuf]) -> Result<(), SpecError> {
-    let found = paths.iter().find_map(|path| Some((path, look_at(path, hidden).err()?)));
-    found.map_or(Ok(()), |(path, fault)| Err(SpecError::Mount { mount: what, path: path.clone(), fault }))
+/// Every [`SpecError::Mount`] for one that cannot be shown.
+pub(super) fn check(paths: &[PathBuf], what: &'static str, hidden: &[PathBuf]) -> Vec<SpecError> {
+    let found = paths.iter().filter_map(|path| Some((path, look_at(path, hidden).err()?)));
+    found.map(|(path, fault)| SpecError::Mount { mount: what, path: path.clone(), fault }).collect()
 }
 
 /// Checks that nothing hidden lies where every sandbox sees the host's own; blocks on the file system.
@@ -87,22 +86,20 @@ fn resolved(path: &Path) -> PathBuf {
 
 /// Checks directories whose programs are to be found; blocks on the file system.
 ///
-/// # Errors
 /// As [`check`], and [`MountFault::Colon`].
-pub(super) fn check_toolchains(paths: &[PathBuf], hidden: &[PathBuf]) -> Result<(), SpecError> {
+pub(super) fn check_toolchains(paths: &[PathBuf], hidden: &[PathBuf]) -> Vec<SpecError> {
     let what = "toolchains";
-    check(paths, what, hidden)?;
-    match paths.iter().find(|path| path.as_os_str().as_encoded_bytes().contains(&b':')) {
-        Some(path) => Err(SpecError::Mount { mount: what, path: path.clone(), fault: MountFault::Colon }),
-        None => Ok(()),
-    }
+    let colons = paths.iter().filter(|path| path.as_os_str().as_encoded_bytes().contains(&b':'));
+    let colons =
+        colons.map(|path| SpecError::Mount { mount: what, path: path.clone(), fault: MountFault::Colon });
+    check(paths, what, hidden).into_iter().chain(colons).collect()
 }
 
 /// The binds of paths that were checked, as they are now, so they are checked again: a link may lead elsewhere meanwhile. Those that
 /// are gone are left out.
 ///
 /// # Errors
-/// As [`check`].
+/// [`SpecError::Mount`] for the first that cannot be shown.
 pub(super) fn binds(paths: &[PathBuf], hidden: &[PathBuf]) -> Result<Vec<Shown>, SpecError> {
     let mut binds = Vec::new();
     for path in paths {
@@ -199,12 +196,40 @@ mod tests {
         for path in [&colon, &plain] {
             std::fs::create_dir(path).unwrap();
         }
-        assert!(check_toolchains(std::slice::from_ref(&plain), &[]).is_ok());
-        let error = check_toolchains(&[plain, colon.clone()], &[]).unwrap_err();
+        assert!(check_toolchains(std::slice::from_ref(&plain), &[]).is_empty());
+        let [error] = &check_toolchains(&[plain, colon.clone()], &[])[..] else { panic!("one fault") };
         assert!(
-            matches!(&error, SpecError::Mount { path, fault: MountFault::Colon, .. } if *path == colon),
+            matches!(error, SpecError::Mount { path, fault: MountFault::Colon, .. } if *path == colon),
             "{error}"
         );
+    }
+
+    #[test]
+    fn every_path_that_cannot_be_shown_is_told_at_once() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let config = crate::local::LocalConfig {
+            records_dir: dir.path().join("records"),
+            bubblewrap: None,
+            read_only: ["opt", "/proc/self", "/usr/share"].map(PathBuf::from).to_vec(),
+            toolchains: vec!["/does/not/exist".into(), dir.path().into()],
+            hidden: Vec::new(),
+            control_groups: crate::local::ControlGroups::Off,
+            supervisor: ("/bin/false".into(), Vec::new()),
+        };
+        let error = crate::local::LocalEngine::open(config, caisson_domain::id::ServerId::new(1, [1; 10]))
+            .unwrap_err();
+        let crate::EngineError::BadSpec(told) = &error else { panic!("{error}") };
+        let SpecError::Several(faults) = told else { panic!("{told}") };
+        assert_eq!(faults.len(), 5, "{told}");
+        for part in [
+            "opt is not an absolute path",
+            "/proc/self is",
+            "/usr/share is",
+            "/does/not/exist cannot",
+            "no sandbox may see",
+        ] {
+            assert!(error.to_string().contains(part), "{part}: {error}");
+        }
     }
 
     #[test]

@@ -84,8 +84,9 @@ def prompt(uuid, text, number):
     state(uuid, 'started')
     write('a.txt', 'two\\n')
     done(uuid, 'fix: two')
+    # What an agent still runs then is ended by the shim, which is no fault of the agent's.
     for _ in range(20):
-        sh('true')
+        subprocess.run(['true'])
     state(uuid, 'completed')
 ",
     );

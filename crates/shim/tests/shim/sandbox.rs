@@ -237,9 +237,18 @@ impl Sandbox {
 
     /// Tells a run to stop.
     pub(crate) fn stop(&self, run: &RunId, reason: StopReason) {
+        self.give(run, InputBody::Stop { reason });
+    }
+
+    /// Gives a run's agent a message.
+    pub(crate) fn steer(&self, run: &RunId, text: &str) {
+        self.give(run, InputBody::Steer { text: text.to_owned() });
+    }
+
+    fn give(&self, run: &RunId, body: InputBody) {
         self.gateway.with(|state| {
             let seq = i64::try_from(state.inputs.len()).unwrap() + 1;
-            state.inputs.push(Input { seq, run: run.clone(), body: InputBody::Stop { reason } });
+            state.inputs.push(Input { seq, run: run.clone(), body });
         });
     }
 
@@ -359,6 +368,8 @@ pub(crate) fn plain_work(prompt: &str) -> RunWork {
             max_turns: None,
             system_prompt: None,
             mcp_servers: serde_json::Map::new(),
+            mcp_http: Vec::new(),
+            mcp_required: Vec::new(),
             environment: BTreeMap::new(),
         },
         git: None,

@@ -37,6 +37,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             question: time("question_ms", product.question),
             git: time("git_ms", product.git),
             keep: time("keep_ms", product.keep),
+            servers: time("servers_ms", product.servers),
+            servers_least: time("servers_least_ms", product.servers_least),
             head_start: time("head_start_ms", product.head_start),
             ..product
         },

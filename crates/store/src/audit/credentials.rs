@@ -1,9 +1,9 @@
 //! Records of the credentials that the gateway adds to what it forwards.
 
 use caisson_domain::id::RunId;
-use sqlx::SqliteConnection;
 
 use super::{Actor, NewAudit};
+use crate::database::sql::{self, Executor};
 use crate::door::known_run;
 use crate::{Store, StoreError, audit};
 
@@ -14,7 +14,7 @@ pub struct CredentialUse {
     pub credential: String,
     /// The host that gets it.
     pub host: String,
-    /// What for: `model`, `git fetch` or `git push`.
+    /// What for: `model`, `mcp`, `registry`, `git fetch` or `git push`.
     pub purpose: &'static str,
 }
 
@@ -23,20 +23,19 @@ const NOTED: &str = "select exists (select 1 from audit where run_id = $1 and ac
 
 impl Store {
     /// Records that a credential is used for a run: before it is, once for each run, purpose, credential and host, so
-    /// that an agent cannot fill the log. How often is told elsewhere: each model call has its usage, each push its own
-    /// record.
+    /// that an agent cannot fill the log. How often is told elsewhere: [`Store::credentials_used`].
     ///
     /// # Errors
     /// As every write; [`StoreError::Corrupt`] if there is no such run.
     /// # Cancel safety
     /// Safe: repeatable.
     pub async fn note_credential_use(&self, run: &RunId, used: &CredentialUse) -> Result<(), StoreError> {
-        if is_noted(&mut *self.reader().acquire().await?, run, used).await? {
+        if is_noted(self.reader(), run, used).await? {
             return Ok(());
         }
         let mut tx = self.begin().await?;
         // Two requests may have come here at once.
-        if is_noted(&mut tx.db, run, used).await? {
+        if is_noted(&mut *tx.db, run, used).await? {
             return tx.rollback().await;
         }
         let run = known_run(&mut tx, run).await?;
@@ -52,8 +51,12 @@ impl Store {
     }
 }
 
-async fn is_noted(db: &mut SqliteConnection, run: &RunId, used: &CredentialUse) -> Result<bool, StoreError> {
-    let noted: i64 = sqlx::query_scalar(NOTED)
+async fn is_noted<'c>(
+    db: impl Into<Executor<'c>>,
+    run: &RunId,
+    used: &CredentialUse,
+) -> Result<bool, StoreError> {
+    let noted: i64 = sql::query_scalar(NOTED)
         .bind(run.as_str())
         .bind(used.purpose)
         .bind(used.credential.as_str())

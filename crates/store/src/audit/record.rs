@@ -2,14 +2,12 @@
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use sqlx::Row as _;
-use sqlx::sqlite::SqliteRow;
 
 use caisson_domain::run::cut;
 
 use super::AUDIT_TEXT_BYTES;
 use crate::StoreError;
-use crate::database::Tx;
+use crate::database::{Row, Tx, sql};
 
 /// What a chain's first record has in place of the hash of the one before.
 pub const AUDIT_HASH_START: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -66,10 +64,15 @@ pub struct AuditRecord {
     pub hash: String,
 }
 
+/// A text as every database keeps it, so that it still has the hash it was written with: cut at its bound, and without the
+/// character NUL.
+pub(super) fn text(text: &str) -> String {
+    cut(&text.replace('\0', "\u{fffd}"), AUDIT_TEXT_BYTES).to_owned()
+}
+
 impl AuditRecord {
     /// A record without particulars and without a place.
     pub(super) fn bare(project: &str, actor: &str, (action, subject): (&str, &str)) -> Self {
-        let text = |text: &str| cut(text, AUDIT_TEXT_BYTES).to_owned();
         Self {
             number: 0,
             chain: String::new(),
@@ -126,7 +129,7 @@ const INSERT: &str = "insert into audit (chain, seq, project_id, at_ms, actor, a
      values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)";
 
 pub(super) async fn insert(tx: &mut Tx<'_>, record: &AuditRecord) -> Result<(), StoreError> {
-    sqlx::query(INSERT)
+    sql::query(INSERT)
         .bind(record.chain.as_str())
         .bind(record.seq)
         .bind(record.project.as_str())
@@ -150,27 +153,27 @@ pub(super) async fn insert(tx: &mut Tx<'_>, record: &AuditRecord) -> Result<(), 
 }
 
 /// The record of a row that has the columns.
-pub(super) fn read(row: &SqliteRow) -> Result<AuditRecord, StoreError> {
+pub(super) fn read(row: &Row) -> Result<AuditRecord, StoreError> {
     let read = || -> Result<AuditRecord, sqlx::Error> {
         Ok(AuditRecord {
-            number: row.try_get("number")?,
-            chain: row.try_get("chain")?,
-            seq: row.try_get("seq")?,
-            project: row.try_get("project_id")?,
-            at_ms: row.try_get("at_ms")?,
-            actor: row.try_get("actor")?,
-            actor_name: row.try_get("actor_name")?,
-            action: row.try_get("action")?,
-            subject: row.try_get("subject")?,
-            run: row.try_get("run_id")?,
-            session: row.try_get("session_id")?,
-            credential: row.try_get("credential")?,
-            host: row.try_get("host")?,
-            ref_name: row.try_get("ref_name")?,
-            decision: row.try_get("decision")?,
-            before: row.try_get("before_number")?,
-            prev_hash: row.try_get("prev_hash")?,
-            hash: row.try_get("hash")?,
+            number: row.get("number")?,
+            chain: row.get("chain")?,
+            seq: row.get("seq")?,
+            project: row.get("project_id")?,
+            at_ms: row.get("at_ms")?,
+            actor: row.get("actor")?,
+            actor_name: row.get("actor_name")?,
+            action: row.get("action")?,
+            subject: row.get("subject")?,
+            run: row.get("run_id")?,
+            session: row.get("session_id")?,
+            credential: row.get("credential")?,
+            host: row.get("host")?,
+            ref_name: row.get("ref_name")?,
+            decision: row.get("decision")?,
+            before: row.get("before_number")?,
+            prev_hash: row.get("prev_hash")?,
+            hash: row.get("hash")?,
         })
     };
     read().map_err(|error| StoreError::corrupt("a row of audit", error))
@@ -235,5 +238,6 @@ mod tests {
         let long = "s".repeat(AUDIT_TEXT_BYTES + 1);
         let cut = AuditRecord::bare("default", "operator", (&long, &long[1..]));
         assert_eq!((cut.action.len(), cut.subject.len()), (AUDIT_TEXT_BYTES, AUDIT_TEXT_BYTES));
+        assert_eq!(text("a\0b"), "a\u{fffd}b");
     }
 }

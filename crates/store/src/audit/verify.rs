@@ -6,6 +6,7 @@ use std::fmt;
 use caisson_domain::limits::PAGE_ITEMS;
 
 use super::record::{self, AUDIT_HASH_START, AuditRecord, audit_columns};
+use crate::database::sql;
 use crate::{Store, StoreError};
 
 /// The end of a chain, or a place in it that somebody vouches for.
@@ -120,12 +121,12 @@ impl Store {
     pub async fn verify_audit(&self, heads: &[AuditHead]) -> Result<AuditReport, StoreError> {
         let mut heads: BTreeMap<_, _> = heads.iter().map(|head| (head.chain.as_str(), head)).collect();
         let mut report = AuditReport {
-            unchained: sqlx::query_scalar(UNCHAINED).fetch_one(self.reader()).await?,
+            unchained: sql::query_scalar(UNCHAINED).fetch_one(self.reader()).await?,
             ..AuditReport::default()
         };
         let mut last = String::new();
         while let Some(chain) =
-            sqlx::query_scalar::<_, String>(NEXT_CHAIN).bind(&last).fetch_optional(self.reader()).await?
+            sql::query_scalar::<String>(NEXT_CHAIN).bind(&last).fetch_optional(self.reader()).await?
         {
             report.chains.push(self.verify_chain(&chain, heads.remove(chain.as_str())).await?);
             last = chain;
@@ -148,7 +149,7 @@ impl Store {
             fault,
         };
         loop {
-            let rows = sqlx::query(CHAIN_PAGE)
+            let rows = sql::query(CHAIN_PAGE)
                 .bind(chain)
                 // Places below 1 are no gap in front of the first record: they are faults as well.
                 .bind(if walk.seq == 0 { i64::MIN } else { walk.seq })

@@ -10,9 +10,8 @@ use caisson_domain::credential::{CredentialKind, CredentialSecret, CredentialSet
 use caisson_domain::id::{CredentialId, ProjectId, check_name};
 use caisson_domain::limits::CREDENTIALS;
 use secrecy::ExposeSecret;
-use sqlx::sqlite::SqliteRow;
 
-use crate::database::Tx;
+use crate::database::{Row, Tx, sql};
 use crate::rows::{Columns, document};
 use crate::vault::{self, Fresh, Label, MasterKeyError, Sealed};
 use crate::{Actor, NewAudit, Store, StoreError, audit};
@@ -139,11 +138,11 @@ impl Store {
         check(&new.settings, &new.secret)?;
         let mut tx = self.begin().await?;
         let project = new.project.as_str();
-        if sqlx::query(NAMED).bind(project).bind(&name).fetch_optional(&mut *tx.db).await?.is_some() {
+        if sql::query(NAMED).bind(project).bind(&name).fetch_optional(&mut *tx.db).await?.is_some() {
             tx.rollback().await?;
             return Err(CredentialError::NameTaken(name));
         }
-        let count: i64 = sqlx::query_scalar(COUNT).bind(project).fetch_one(&mut *tx.db).await?;
+        let count: i64 = sql::query_scalar(COUNT).bind(project).fetch_one(&mut *tx.db).await?;
         if count >= CREDENTIALS {
             tx.rollback().await?;
             return Err(CredentialError::Full);
@@ -153,7 +152,7 @@ impl Store {
         let kind = new.settings.kind().as_str();
         let label = Label { id: id.as_str(), project, kind, settings: &settings };
         let sealed = self.seal(&mut tx, label, &new.secret).await?;
-        sqlx::query(INSERT)
+        sql::query(INSERT)
             .bind(id.as_str())
             .bind(project)
             .bind(&name)
@@ -200,7 +199,7 @@ impl Store {
             tx.rollback().await?;
             return Ok(None);
         };
-        let row = sqlx::query(ROTATE)
+        let row = sql::query(ROTATE)
             .bind(project.as_str())
             .bind(id.as_str())
             .bind(tx.now_ms)
@@ -234,7 +233,7 @@ impl Store {
             tx.rollback().await?;
             return Ok(None);
         };
-        let row = sqlx::query(RENEW)
+        let row = sql::query(RENEW)
             .bind(renewed.project.as_str())
             .bind(renewed.id.as_str())
             .bind(renewed.version)
@@ -261,7 +260,7 @@ impl Store {
         actor: &Actor,
     ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
-        let removed: Option<String> = sqlx::query_scalar(REMOVE)
+        let removed: Option<String> = sql::query_scalar(REMOVE)
             .bind(project.as_str())
             .bind(id.as_str())
             .fetch_optional(&mut *tx.db)
@@ -282,8 +281,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn list_credentials(&self, project: &ProjectId) -> Result<Vec<Credential>, StoreError> {
-        let rows =
-            sqlx::query(LIST).bind(project.as_str()).bind(CREDENTIALS).fetch_all(self.reader()).await?;
+        let rows = sql::query(LIST).bind(project.as_str()).bind(CREDENTIALS).fetch_all(self.reader()).await?;
         rows.iter().map(|row| Ok(self.seen_used(credential_of(row)?))).collect()
     }
 
@@ -294,7 +292,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn every_credential(&self) -> Result<Vec<Credential>, StoreError> {
-        let rows = sqlx::query(EVERY).fetch_all(self.reader()).await?;
+        let rows = sql::query(EVERY).fetch_all(self.reader()).await?;
         rows.iter().map(credential_of).collect()
     }
 
@@ -310,7 +308,7 @@ impl Store {
         id: &CredentialId,
     ) -> Result<Option<Credential>, StoreError> {
         let row =
-            sqlx::query(ONE).bind(project.as_str()).bind(id.as_str()).fetch_optional(self.reader()).await?;
+            sql::query(ONE).bind(project.as_str()).bind(id.as_str()).fetch_optional(self.reader()).await?;
         row.map(|row| Ok(self.seen_used(credential_of(&row)?))).transpose()
     }
 
@@ -326,7 +324,7 @@ impl Store {
         project: &ProjectId,
         kinds: [CredentialKind; 2],
     ) -> Result<Vec<Credential>, StoreError> {
-        let rows = sqlx::query(OF_KIND)
+        let rows = sql::query(OF_KIND)
             .bind(project.as_str())
             .bind(kinds[0].as_str())
             .bind(kinds[1].as_str())
@@ -359,11 +357,8 @@ impl Store {
         project: &ProjectId,
         id: &CredentialId,
     ) -> Result<Option<OpenedCredential>, CredentialError> {
-        let row = sqlx::query(SEALED)
-            .bind(project.as_str())
-            .bind(id.as_str())
-            .fetch_optional(self.reader())
-            .await?;
+        let row =
+            sql::query(SEALED).bind(project.as_str()).bind(id.as_str()).fetch_optional(self.reader()).await?;
         let Some(row) = row else { return Ok(None) };
         let columns = Columns::of("credential", &row)?;
         let label = Label {
@@ -392,7 +387,7 @@ impl Store {
         secret: &CredentialSecret,
     ) -> Result<Option<Sealed>, CredentialError> {
         // As they are stored: another version might write the same settings otherwise.
-        let settings: Option<String> = sqlx::query_scalar(SETTINGS)
+        let settings: Option<String> = sql::query_scalar(SETTINGS)
             .bind(credential.project.as_str())
             .bind(credential.id.as_str())
             .fetch_optional(&mut *tx.db)
@@ -450,7 +445,7 @@ fn check(settings: &CredentialSettings, secret: &CredentialSecret) -> Result<(),
     }
 }
 
-fn credential_of(row: &SqliteRow) -> Result<Credential, StoreError> {
+fn credential_of(row: &Row) -> Result<Credential, StoreError> {
     let columns = Columns::of("credential", row)?;
     let settings: CredentialSettings = columns.json("settings")?;
     let kind: CredentialKind = columns.parse("kind")?;

@@ -11,7 +11,7 @@ use caisson_domain::id::{CredentialId, RunId};
 use caisson_domain::limits::PAGE_ITEMS;
 
 use super::Credential;
-use crate::database::Tx;
+use crate::database::{Tx, sql};
 use crate::rows::Columns;
 use crate::{Store, StoreError};
 
@@ -143,7 +143,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn credentials_used(&self, run: &RunId) -> Result<Vec<CredentialUsage>, StoreError> {
-        let rows = sqlx::query(OF_RUN).bind(run.as_str()).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
+        let rows = sql::query(OF_RUN).bind(run.as_str()).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
         let read = rows.iter().map(|row| {
             let columns = Columns::keyed("credential_use", row, "credential_id")?;
             Ok(CredentialUsage {
@@ -192,13 +192,13 @@ async fn write(
     (credential, run): &(CredentialId, RunId),
     (uses, at_ms): (i64, i64),
 ) -> Result<Option<i64>, StoreError> {
-    let count: Option<i64> = sqlx::query_scalar(USED)
+    let count: Option<i64> = sql::query_scalar(USED)
         .bind(credential.as_str())
         .bind(run.as_str())
         .bind(uses)
         .bind(at_ms)
         .fetch_optional(&mut *tx.db)
         .await?;
-    sqlx::query(LAST).bind(credential.as_str()).bind(at_ms).execute(&mut *tx.db).await?;
+    sql::query(LAST).bind(credential.as_str()).bind(at_ms).execute(&mut *tx.db).await?;
     Ok(count)
 }

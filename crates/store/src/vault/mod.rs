@@ -11,7 +11,7 @@ mod seal;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::database::Tx;
+use crate::database::{Tx, sql};
 use crate::{Store, StoreError};
 
 pub use file::MasterKeyFile;
@@ -37,7 +37,8 @@ pub enum MasterKeyError {
     /// There is no file, but credentials that were sealed with it.
     #[error(
         "the master key file \"{}\" is missing, and {credentials} credentials were sealed with the key that it held; \
-         restore it from a backup, or remove the credentials (`caisson credential list`, `caisson credential remove`)",
+         restore it from a backup, give the configuration that names another file (CAISSON_CONFIG), or remove the credentials \
+         (`caisson credential list`, `caisson credential remove`)",
         path.display()
     )]
     Lost {
@@ -49,8 +50,8 @@ pub enum MasterKeyError {
     /// The file holds another key than the one the credentials were sealed with.
     #[error(
         "the master key file \"{}\" holds another key than the one that the credentials were sealed with (key {wanted}); \
-         restore the right file from a backup, or remove the credentials (`caisson credential list`, \
-         `caisson credential remove`)",
+         restore the right file from a backup, give the configuration that names another file (CAISSON_CONFIG), or remove the \
+         credentials (`caisson credential list`, `caisson credential remove`)",
         path.display()
     )]
     Wrong {
@@ -195,7 +196,7 @@ impl Store {
         if keys.find(&wanted).is_some() {
             return Ok(Some(wanted));
         }
-        let credentials: i64 = sqlx::query_scalar(COUNT).fetch_one(self.reader()).await?;
+        let credentials: i64 = sql::query_scalar(COUNT).fetch_one(self.reader()).await?;
         let path = file.path().to_owned();
         match (credentials, &keys.current) {
             (0, _) => Ok(None),
@@ -209,8 +210,8 @@ impl Store {
         let missing = || MasterKeyError::Missing { path: file.path().to_owned() };
         let key = keys.current.as_ref().ok_or_else(missing)?;
         let mut tx = self.begin().await?;
-        sqlx::query(FIRST).bind(key.id()).execute(&mut *tx.db).await?;
-        let active: String = sqlx::query_scalar(ACTIVE).fetch_one(&mut *tx.db).await?;
+        sql::query(FIRST).bind(key.id()).execute(&mut *tx.db).await?;
+        let active: String = sql::query_scalar(ACTIVE).fetch_one(&mut *tx.db).await?;
         tx.commit().await?;
         if keys.find(&active).is_none() {
             return Err(MasterKeyError::Wrong { path: file.path().to_owned(), wanted: active });
@@ -219,7 +220,7 @@ impl Store {
     }
 
     pub(crate) async fn active_key(&self) -> Result<Option<String>, StoreError> {
-        Ok(sqlx::query_scalar(ACTIVE).fetch_optional(self.reader()).await?)
+        Ok(sql::query_scalar(ACTIVE).fetch_optional(self.reader()).await?)
     }
 
     /// The master key with this id.
@@ -237,7 +238,7 @@ impl Store {
 
     /// The master key that writes seal with. The transaction keeps a replacement away until it is committed.
     pub(crate) async fn sealing_key(&self, tx: &mut Tx<'_>) -> Result<Arc<MasterKey>, MasterKeyError> {
-        let active: Option<String> = sqlx::query_scalar(ACTIVE).fetch_optional(&mut *tx.db).await?;
+        let active: Option<String> = sql::query_scalar(ACTIVE).fetch_optional(&mut *tx.db).await?;
         self.master_key(&active.ok_or(MasterKeyError::Absent)?).await
     }
 }

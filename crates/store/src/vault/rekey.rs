@@ -8,11 +8,10 @@
 //! A running server finds an id that it does not know and reads the files again.
 
 use caisson_domain::id::ProjectId;
-use sqlx::Row as _;
 
 use super::file::Replacing;
 use super::{Label, MasterKey, MasterKeyError, MasterKeyFile, blocking, read, seal};
-use crate::database::Tx;
+use crate::database::{Tx, sql};
 use crate::rows::Columns;
 use crate::{Actor, NewAudit, Store, audit};
 
@@ -88,7 +87,7 @@ impl Store {
         let mut tx = self.begin().await?;
         let credentials = wrap_all(&mut tx, &old, &new).await?;
         // Both the lock and the condition keep another replacement out.
-        let moved = sqlx::query(ACTIVATE).bind(old.id()).bind(new.id()).execute(&mut *tx.db).await?;
+        let moved = sql::query(ACTIVATE).bind(old.id()).bind(new.id()).execute(&mut *tx.db).await?;
         if moved.rows_affected() != 1 {
             tx.rollback().await?;
             return Err(MasterKeyError::Busy { path: file.path().to_owned() });
@@ -115,10 +114,10 @@ impl Store {
 async fn wrap_all(tx: &mut Tx<'_>, old: &MasterKey, new: &MasterKey) -> Result<u64, MasterKeyError> {
     let (mut after, mut count) = (String::new(), 0);
     loop {
-        let rows = sqlx::query(WRAPPED).bind(after.as_str()).bind(BATCH).fetch_all(&mut *tx.db).await?;
+        let rows = sql::query(WRAPPED).bind(after.as_str()).bind(BATCH).fetch_all(&mut *tx.db).await?;
         for row in &rows {
             let columns = Columns::of("credential", row)?;
-            let id: &str = row.try_get("id")?;
+            let id: &str = row.get("id")?;
             let label = Label {
                 id,
                 project: columns.get("project_id")?,
@@ -127,7 +126,7 @@ async fn wrap_all(tx: &mut Tx<'_>, old: &MasterKey, new: &MasterKey) -> Result<u
             };
             let damaged = |_| MasterKeyError::Damaged { id: id.to_owned() };
             let data_key = seal::rewrap((old, new), label, columns.get("data_key")?, tx.random());
-            let changed = sqlx::query(REWRAP)
+            let changed = sql::query(REWRAP)
                 .bind(id)
                 .bind(old.id())
                 .bind(new.id())

@@ -5,13 +5,12 @@ use caisson_domain::id::ApiKeyId;
 use caisson_domain::limits::PAGE_ITEMS;
 use caisson_domain::principal::Scope;
 use caisson_store::{
-    Actor, AuditFault, AuditFilter, AuditHead, AuditRecord, Clock, CredentialUse, Look, NewAudit, Push,
-    PushRecord, Store,
+    Actor, AuditFault, AuditFilter, AuditHead, AuditRecord, Clock, CredentialUse, NewAudit, Push, PushRecord,
+    Store,
 };
 use serde_json::json;
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
 
+use crate::database::Checks;
 use crate::fixture::{Fixture, new_run, project, spec, spec_on};
 
 conformance! {
@@ -133,59 +132,37 @@ async fn what_is_given_up_leaves_no_record(fixture: Fixture) {
 async fn the_database_refuses_to_change_records(fixture: Fixture) {
     note(&fixture, &["a", "b"]).await;
     let before = all(&fixture.store).await;
-    let copy = "(number, chain, seq, project_id, at_ms, actor, action, subject, prev_hash, hash) \
-         select number, chain, seq, project_id, at_ms, 'nobody', action, subject, prev_hash, hash from audit";
-    let statements = [
-        "update audit set actor = 'nobody'".to_owned(),
-        "delete from audit where seq = 2".to_owned(),
-        "delete from audit".to_owned(),
-        // Both delete the old row without a trigger for deleting.
-        format!("insert or replace into audit {copy} where seq = 2"),
-        "insert or replace into audit (chain, seq, project_id, at_ms, actor, action, subject, prev_hash, hash) \
-         select chain, seq, project_id, 1, 'nobody', action, subject, prev_hash, hash from audit where seq = 1"
-            .to_owned(),
+    for statement in [
+        "update audit set actor = 'nobody'",
+        "delete from audit where seq = 2",
+        "delete from audit",
         // A gap, and a place below the first.
         "insert into audit (chain, seq, project_id, at_ms, actor, action, subject, prev_hash, hash) \
-         select chain, 9, project_id, 1, 'nobody', action, subject, prev_hash, hash from audit where seq = 1"
-            .to_owned(),
-        "update audit_before set actor = 'nobody'".to_owned(),
-        "insert into audit_before (project_id, at_ms, actor, action, subject) values ('default', 1, 'x', 'y', 'z')"
-            .to_owned(),
-    ];
-    let mut connection = raw(&fixture.path).await;
-    for (at, statement) in statements.into_iter().enumerate() {
-        let executed = sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await;
-        // A table without rows has nothing to refuse an update of.
-        assert!(executed.is_err() || at == 6, "statement {at}");
+         select chain, 9, project_id, 1, 'nobody', action, subject, prev_hash, hash from audit where seq = 1",
+        "insert into audit_before (project_id, at_ms, actor, action, subject) values ('default', 1, 'x', 'y', 'z')",
+    ] {
+        assert!(fixture.database.try_execute(statement.into(), Checks::On).await.is_err(), "{statement}");
+    }
+    // What removes rows, or puts others in their place, without a trigger for deleting being asked.
+    for statement in [
+        (
+            "insert or replace into audit \
+             (number, chain, seq, project_id, at_ms, actor, action, subject, prev_hash, hash) \
+             select number, chain, seq, project_id, at_ms, 'nobody', action, subject, prev_hash, hash from audit \
+             where seq = 2",
+            "truncate audit",
+        ),
+        (
+            "insert or replace into audit (chain, seq, project_id, at_ms, actor, action, subject, prev_hash, hash) \
+             select chain, seq, project_id, 1, 'nobody', action, subject, prev_hash, hash from audit where seq = 1",
+            "insert into audit (number, chain, seq, project_id, at_ms, actor, action, subject, prev_hash, hash) \
+             select 1, chain, 3, project_id, 1, 'nobody', action, subject, prev_hash, hash from audit where seq = 1 \
+             on conflict (number) do update set actor = 'nobody'",
+        ),
+    ] {
+        assert!(fixture.database.try_execute(statement.into(), Checks::On).await.is_err(), "{statement:?}");
     }
     assert_eq!(all(&fixture.store).await, before);
-}
-
-/// A connection past every check.
-async fn raw(path: &std::path::Path) -> sqlx::SqliteConnection {
-    SqliteConnectOptions::new().filename(path).foreign_keys(false).connect().await.unwrap()
-}
-
-/// A copy of the database in which somebody with all rights ran `sql`.
-async fn tampered(fixture: &Fixture, name: &str, sql: &str) -> Store {
-    let path = fixture.directory().join(name);
-    let mut whole = raw(&fixture.path).await;
-    let copy = format!("vacuum into '{}'", path.display());
-    sqlx::query(AssertSqlSafe(copy)).execute(&mut whole).await.unwrap();
-    let mut connection = raw(&path).await;
-    for trigger in ["audit_kept", "audit_left", "audit_appended"] {
-        let drop = format!("drop trigger {trigger}");
-        sqlx::query(AssertSqlSafe(drop)).execute(&mut connection).await.unwrap();
-    }
-    for statement in sql.split(';').filter(|statement| !statement.trim().is_empty()) {
-        let done = sqlx::query(AssertSqlSafe(statement.to_owned())).execute(&mut connection).await.unwrap();
-        assert!(done.rows_affected() > 0, "{statement}");
-    }
-    connection.close().await.unwrap();
-    match Store::look(&path, Clock::fixed_at(1).0).await.unwrap() {
-        Look::Ready(store) => store,
-        Look::Missing | Look::Behind { .. } => panic!("the copy is not ready"),
-    }
 }
 
 async fn fault(store: &Store, heads: &[AuditHead]) -> Option<AuditFault> {
@@ -218,7 +195,7 @@ async fn a_tampered_log_is_found_out_at_its_first_broken_link(fixture: Fixture) 
         ("update audit set prev_hash = hash where seq = 4", AuditFault::Changed { seq: 4 }),
     ];
     for (at, (sql, expected)) in cases.into_iter().enumerate() {
-        let store = tampered(&fixture, &format!("{at}.db"), sql).await;
+        let store = fixture.database.tampered(&format!("tampered_{at}"), sql).await;
         assert_eq!(fault(&store, &[]).await, Some(expected), "{sql}");
         store.close().await.unwrap();
     }
@@ -229,10 +206,10 @@ async fn a_cut_tail_and_a_chain_made_anew_are_seen_by_a_head(fixture: Fixture) {
     fixture.store.keep_audit(&fixture.server).await.unwrap();
     note(&fixture, &["a", "b", "c"]).await;
     let head = fixture.store.audit_head(&fixture.server).await.unwrap().unwrap();
-    let cut = tampered(&fixture, "cut.db", "delete from audit where seq >= 2").await;
+    let cut = fixture.database.tampered("cut", "delete from audit where seq >= 2").await;
     assert_eq!(fault(&cut, &[]).await, None, "nothing in the chain itself tells of it");
     assert_eq!(fault(&cut, std::slice::from_ref(&head)).await, Some(AuditFault::Cut { last: 1, head: 3 }));
-    let empty = tampered(&fixture, "empty.db", "delete from audit").await;
+    let empty = fixture.database.tampered("empty", "delete from audit").await;
     assert_eq!(fault(&empty, std::slice::from_ref(&head)).await, Some(AuditFault::Cut { last: 0, head: 3 }));
 
     // Whoever knows how, makes a chain whose hashes all fit.
@@ -248,11 +225,11 @@ async fn a_cut_tail_and_a_chain_made_anew_are_seen_by_a_head(fixture: Fixture) {
             "update audit set subject = '{subject}', prev_hash = '{prev_hash}', hash = '{hash}' where seq = {seq};"
         ));
     }
-    let forged = tampered(&fixture, "forged.db", &statements.concat()).await;
+    let forged = fixture.database.tampered("forged", &statements.concat()).await;
     assert_eq!(fault(&forged, &[]).await, None);
     assert_eq!(fault(&forged, std::slice::from_ref(&head)).await, Some(AuditFault::Rewritten { seq: 3 }));
     // Only the first of the two was made to fit.
-    let half = tampered(&fixture, "half.db", &statements[0]).await;
+    let half = fixture.database.tampered("half", &statements[0]).await;
     assert_eq!(fault(&half, &[]).await, Some(AuditFault::Unlinked { seq: 3 }));
     // More records than the head knows of are no fault.
     note(&fixture, &["d"]).await;
@@ -290,7 +267,7 @@ async fn chains_of_two_servers_are_apart(fixture: Fixture) {
     fixture.store.keep_audit(&fixture.server).await.unwrap();
     note(&fixture, &["a"]).await;
     let (clock, _) = Clock::fixed_at(crate::fixture::START_MS);
-    let second = Store::open(&fixture.path, clock).await.unwrap();
+    let second = fixture.beside(clock).await.unwrap();
     let server = crate::fixture::server_id(2);
     second.keep_audit(&server).await.unwrap();
     second.append_audit(&NewAudit::new(&project(), Actor::Server, "test.note", "b")).await.unwrap();

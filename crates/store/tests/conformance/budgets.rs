@@ -5,8 +5,8 @@ use caisson_domain::id::{ProjectId, RunId, UsageId};
 use caisson_domain::run::{Failure, FailureKind};
 use caisson_domain::usage::TokenCounts;
 use caisson_store::{
-    BeginCall, CallExtension, Claimed, ExtendCall, NewModelCall, ProjectSpending, SettledCall, StoreError,
-    Topic,
+    Actor, BeginCall, BudgetChange, CallExtension, Claimed, ExtendCall, NewModelCall, ProjectSpending,
+    SettledCall, StoreError, Topic,
 };
 
 use crate::fixture::{Fixture, START_MS, assert_corrupt, project, spec, woken};
@@ -14,6 +14,7 @@ use crate::fixture::{Fixture, START_MS, assert_corrupt, project, spec, woken};
 conformance! {
     a_reservation_that_does_not_fit_is_refused_and_leaves_nothing,
     parallel_calls_cannot_overshoot_together,
+    a_refusal_says_whether_the_settings_hold_the_budget,
     a_settled_call_gives_back_what_it_held_and_spends_what_it_cost,
     a_call_is_extended_while_there_is_room_and_keeps_what_it_has_else,
     a_call_that_must_be_alone_is_refused_while_another_one_holds_a_share,
@@ -24,16 +25,19 @@ conformance! {
     whoever_waits_for_room_is_told_when_there_may_be_some,
     a_projects_budgets_are_bounded_and_set_once,
     what_days_and_project_have_spent_is_what_their_calls_cost,
-    budgets_come_to_a_database_that_has_calls_already,
     a_model_failure_is_known_until_a_call_is_answered,
 }
 
-async fn running(fixture: &Fixture, budget_micro_usd: Option<u32>) -> Claimed {
+only_sqlite! {
+    budgets_come_to_a_database_that_has_calls_already,
+}
+
+pub(crate) async fn running(fixture: &Fixture, budget_micro_usd: Option<u32>) -> Claimed {
     fixture.created(caisson_domain::run::RunSpec { budget_micro_usd, ..spec() }).await;
     fixture.claim().await
 }
 
-fn call(micro_usd: i64) -> NewModelCall {
+pub(crate) fn call(micro_usd: i64) -> NewModelCall {
     NewModelCall {
         model: "m".to_owned(),
         estimate: TokenCounts::default(),
@@ -43,32 +47,33 @@ fn call(micro_usd: i64) -> NewModelCall {
     }
 }
 
-fn extension(micro_usd: i64) -> CallExtension {
+pub(crate) fn extension(micro_usd: i64) -> CallExtension {
     CallExtension {
         estimate: TokenCounts { output: 7, ..TokenCounts::default() },
         estimate_cost_micro_usd: micro_usd,
+        come_to_micro_usd: micro_usd,
         reserve_micro_usd: micro_usd,
         only_alone: false,
     }
 }
 
-async fn begin(fixture: &Fixture, run: &RunId, micro_usd: i64) -> BeginCall {
+pub(crate) async fn begin(fixture: &Fixture, run: &RunId, micro_usd: i64) -> BeginCall {
     fixture.store.begin_model_call(run, &call(micro_usd)).await.unwrap()
 }
 
 #[track_caller]
-fn begun(call: BeginCall) -> UsageId {
+pub(crate) fn begun(call: BeginCall) -> UsageId {
     let BeginCall::Begun { id, bounded: true } = call else { panic!("not begun within a budget: {call:?}") };
     id
 }
 
 #[track_caller]
-fn over(call: &BeginCall) -> OverBudget {
+pub(crate) fn over(call: &BeginCall) -> OverBudget {
     let BeginCall::Refused(over) = call else { panic!("not refused: {call:?}") };
     *over
 }
 
-async fn settle(fixture: &Fixture, id: &UsageId, cost_micro_usd: i64) {
+pub(crate) async fn settle(fixture: &Fixture, id: &UsageId, cost_micro_usd: i64) {
     let settled = SettledCall {
         model: "m".to_owned(),
         status: 200,
@@ -81,12 +86,12 @@ async fn settle(fixture: &Fixture, id: &UsageId, cost_micro_usd: i64) {
     assert!(fixture.store.settle_model_call(id, &settled).await.unwrap());
 }
 
-async fn budgets(fixture: &Fixture, total: Option<i64>, day: Option<i64>) {
+pub(crate) async fn budgets(fixture: &Fixture, total: Option<i64>, day: Option<i64>) {
     let budgets = ProjectBudgets { total_micro_usd: total, day_micro_usd: day };
     assert!(fixture.store.set_budgets(&project(), &budgets).await.unwrap());
 }
 
-async fn spending(fixture: &Fixture) -> ProjectSpending {
+pub(crate) async fn spending(fixture: &Fixture) -> ProjectSpending {
     fixture.store.project_spending(&project()).await.unwrap().unwrap()
 }
 
@@ -96,6 +101,7 @@ async fn a_reservation_that_does_not_fit_is_refused_and_leaves_nothing(fixture: 
     let refused = over(&begin(&fixture, &run, 41).await);
     let expected = OverBudget {
         scope: BudgetScope::Run,
+        is_setting: false,
         budget_micro_usd: 100,
         spent_micro_usd: 0,
         reserved_micro_usd: 60,
@@ -129,6 +135,26 @@ async fn parallel_calls_cannot_overshoot_together(fixture: Fixture) {
     }
     let spent = spending(&fixture).await;
     assert_eq!((spent.spent_micro_usd, spent.reserved_micro_usd), (1_000, 0));
+}
+
+async fn a_refusal_says_whether_the_settings_hold_the_budget(fixture: Fixture) {
+    let run = running(&fixture, None).await.run.id;
+    let project = project();
+    let by_api = |total, day| fixture.store.change_budgets(&project, total, day, Actor::Operator);
+    by_api(BudgetChange::Bound(5), BudgetChange::Keep).await.unwrap();
+    budgets(&fixture, None, Some(9)).await;
+    let refused = over(&begin(&fixture, &run, 6).await);
+    assert_eq!((refused.scope, refused.is_setting), (BudgetScope::Project, false));
+    by_api(BudgetChange::Unbound, BudgetChange::Keep).await.unwrap();
+    let refused = over(&begin(&fixture, &run, 10).await);
+    assert_eq!((refused.scope, refused.is_setting), (BudgetScope::Day, true));
+    // The same while a reply comes.
+    let id = begun(begin(&fixture, &run, 9).await);
+    let ExtendCall::Refused(refused) = fixture.store.extend_model_call(&id, &extension(10)).await.unwrap()
+    else {
+        panic!("there is no room")
+    };
+    assert!(refused.is_setting);
 }
 
 async fn a_settled_call_gives_back_what_it_held_and_spends_what_it_cost(fixture: Fixture) {
@@ -261,9 +287,9 @@ async fn a_projects_budgets_are_bounded_and_set_once(fixture: Fixture) {
     assert_eq!(fixture.store.project_spending(&nobody).await.unwrap(), None);
 }
 
-const SUMS: &str = "select json_array((select sum(cost_micro_usd) from usage where state = 'settled'), \
-     (select sum(cost_micro_usd) from project), (select sum(cost_micro_usd) from project_day), \
-     (select sum(cost_micro_usd) from run), (select sum(cost_micro_usd) from session))";
+const SUMS: &str = "select '[' || (select sum(cost_micro_usd) from usage where state = 'settled') || ',' || \
+     (select sum(cost_micro_usd) from project) || ',' || (select sum(cost_micro_usd) from project_day) || ',' || \
+     (select sum(cost_micro_usd) from run) || ',' || (select sum(cost_micro_usd) from session) || ']'";
 
 async fn what_days_and_project_have_spent_is_what_their_calls_cost(fixture: Fixture) {
     for day in 0..3 {

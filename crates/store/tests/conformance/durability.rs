@@ -11,13 +11,16 @@ conformance! {
     what_was_acknowledged_survives_a_kill,
     an_unfinished_transaction_leaves_nothing,
     a_dropped_call_leaves_the_store_usable,
-    only_the_owner_may_read_the_files,
     a_closed_store_is_unavailable,
-    closing_leaves_one_file_that_opens_again,
     a_ping_writes,
     migrations_leave_the_rows_of_an_older_start_alone,
     a_database_of_a_newer_version_is_refused,
     a_database_with_a_changed_migration_is_refused,
+}
+
+only_sqlite! {
+    only_the_owner_may_read_the_files,
+    closing_leaves_one_file_that_opens_again,
     a_file_that_is_no_database_is_corrupt,
     a_directory_that_does_not_exist_is_unavailable,
     seeded_randomness_makes_the_same_ids,
@@ -45,12 +48,15 @@ async fn an_unfinished_transaction_leaves_nothing(fixture: Fixture) {
     let placed = fixture.placed().await;
     // The event fails after the effect has been written.
     fixture
-        .execute("create trigger break before insert on event begin select raise(abort, 'broken'); end")
+        .execute((
+            "create trigger break before insert on event begin select raise(abort, 'broken'); end",
+            "alter table event add constraint break check (seq < 0) not valid",
+        ))
         .await;
     let entries = vec![entry(&placed.run, JournalEffect::AgentStarted)];
     let appended = fixture.store.append_journal(&placed.sandbox, 0, 10, entries.clone()).await;
     assert!(appended.is_err());
-    fixture.execute("drop trigger break").await;
+    fixture.execute(("drop trigger break", "alter table event drop constraint break")).await;
     let fixture = fixture.reopen().await;
     assert!(!fixture.run(&placed.run.id).await.agent_started);
     assert_eq!(fixture.store.journal_offset(&placed.sandbox).await.unwrap(), 0);
@@ -127,21 +133,28 @@ async fn migrations_leave_the_rows_of_an_older_start_alone(fixture: Fixture) {
 
 /// Opens the fixture's database a second time.
 async fn open(fixture: &Fixture) -> Result<Store, StoreError> {
-    Store::open(&fixture.path, Clock::system()).await
+    fixture.beside(Clock::system()).await
 }
 
 async fn a_database_of_a_newer_version_is_refused(fixture: Fixture) {
     fixture
-        .execute(
+        .execute((
             "insert into _sqlx_migrations (version, description, success, checksum, execution_time) \
              values (9999, 'from the future', true, x'00', 0)",
-        )
+            "insert into _sqlx_migrations (version, description, success, checksum, execution_time) \
+             values (9999, 'from the future', true, '\\x00', 0)",
+        ))
         .await;
     assert!(matches!(open(&fixture).await, Err(StoreError::Migration(_))));
 }
 
 async fn a_database_with_a_changed_migration_is_refused(fixture: Fixture) {
-    fixture.execute("update _sqlx_migrations set checksum = x'00'").await;
+    fixture
+        .execute((
+            "update _sqlx_migrations set checksum = x'00'",
+            "update _sqlx_migrations set checksum = '\\x00'",
+        ))
+        .await;
     assert!(matches!(open(&fixture).await, Err(StoreError::Migration(_))));
 }
 

@@ -4,7 +4,6 @@ use caisson_domain::id::{Epoch, RunId};
 use caisson_domain::protocol::StopReason;
 use caisson_domain::run::{Failure, FailureKind, RunStatus};
 use caisson_store::{Finish, Store};
-use sqlx::Row as _;
 
 use crate::fixture::{Fixture, Placed, note};
 
@@ -20,11 +19,11 @@ conformance! {
 const FINISH: Finish = Finish { status: RunStatus::Succeeded, failure: None, result: None };
 
 /// Every row of every table that a worker's method could have changed.
-const EVERYTHING: &str = "select 'run ' || id || status || lease_epoch || coalesce(lease_expires_at_ms, '') || attempt \
-     || coalesce(sandbox_id, '') || coalesce(stop_requested_at_ms, '') || not_before_ms as line from run \
+const EVERYTHING: &str = "select 'run ' || id || status || lease_epoch || coalesce(cast(lease_expires_at_ms as text), '') || attempt \
+     || coalesce(cast(sandbox_id as text), '') || coalesce(cast(stop_requested_at_ms as text), '') || not_before_ms as line from run \
      union all select 'event ' || session_id || seq || kind || data from event \
      union all select 'input ' || session_id || seq || body from input \
-     union all select 'attempt ' || run_id || number || coalesce(ended_at_ms, '') from attempt \
+     union all select 'attempt ' || run_id || number || coalesce(cast(ended_at_ms as text), '') from attempt \
      union all select 'session ' || id || last_seq || last_input_seq from session order by line";
 
 async fn everything(fixture: &Fixture) -> Vec<String> {

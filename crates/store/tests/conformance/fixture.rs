@@ -1,6 +1,6 @@
 //! A store on a real database of its own, and short ways to the situations that tests begin with.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use caisson_domain::event::{Event, EventKind, NewEvent};
 use caisson_domain::grant::{GrantKind, Token};
@@ -10,12 +10,12 @@ use caisson_domain::run::{Resources, Run, RunSpec};
 use caisson_domain::workflow::{CaissonBlock, PermissionMode, Workflow};
 use caisson_store::{
     Claimed, Clock, ClockHandle, CreateRun, JournalAppend, JournalEffect, JournalEntry, NewRun, NewSandbox,
-    Store, StoreError, Watch,
+    Random, Store, StoreError, Watch,
 };
 use futures_util::FutureExt as _;
 use serde_json::json;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteRow};
-use sqlx::{ConnectOptions as _, Connection as _, Row as _, Sqlite, SqliteConnection};
+
+use crate::database::{Checks, Database, Readable, Sql, TestRow};
 
 /// When every test begins, Unix ms.
 pub(crate) const START_MS: i64 = 1_700_000_000_000;
@@ -28,8 +28,8 @@ pub(crate) struct Fixture {
     pub(crate) store: Store,
     pub(crate) clock: ClockHandle,
     pub(crate) server: ServerId,
-    pub(crate) path: PathBuf,
-    directory: tempfile::TempDir,
+    /// Goes last: it is taken away when it is dropped.
+    pub(crate) database: Database,
 }
 
 /// A claimed run in its sandbox.
@@ -44,62 +44,64 @@ pub(crate) struct Placed {
 impl Fixture {
     /// A new database file with one registered server.
     pub(crate) async fn sqlite() -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let path = directory.path().join("caisson.db");
+        Self::on(Database::sqlite()).await
+    }
+
+    /// A new schema with one registered server; none where there is no `PostgreSQL`.
+    pub(crate) async fn postgres() -> Option<Self> {
+        Some(Self::on(Database::postgres().await?).await)
+    }
+
+    async fn on(database: Database) -> Self {
         let (clock, handle) = Clock::fixed_at(START_MS);
-        let store = Store::open(&path, clock).await.expect("a new database opens");
+        let store = database.open(clock, Random::system()).await.expect("a new database opens");
         let server = server_id(1);
         store.register_server(&server).await.expect("a server registers");
-        Self { store, clock: handle, server, path, directory }
+        Self { store, clock: handle, server, database }
     }
 
     /// Drops the store as a killed process would, without closing it, and opens the same database again.
     pub(crate) async fn reopen(self) -> Self {
         drop(self.store);
         let (clock, handle) = Clock::fixed_at(START_MS);
-        let store = Store::open(&self.path, clock).await.expect("the database opens again");
-        Self { store, clock: handle, server: self.server, path: self.path, directory: self.directory }
+        let store = self.database.open(clock, Random::system()).await.expect("the database opens again");
+        Self { store, clock: handle, server: self.server, database: self.database }
     }
 
-    /// Where the database keeps its files.
+    /// Opens the same database once more, as another server does.
+    pub(crate) async fn beside(&self, clock: Clock) -> Result<Store, StoreError> {
+        self.database.open(clock, Random::system()).await
+    }
+
+    /// A directory of the test's own; a database file is in it.
     pub(crate) fn directory(&self) -> &Path {
-        self.directory.path()
+        self.database.directory()
     }
 
     /// Changes the database behind the store's back.
-    pub(crate) async fn execute(&self, sql: &'static str) {
+    pub(crate) async fn execute(&self, sql: impl Into<Sql>) {
         self.try_execute(sql).await.expect("the statement is valid");
     }
 
     /// Tries to change the database behind the store's back.
-    pub(crate) async fn try_execute(&self, sql: &'static str) -> Result<(), sqlx::Error> {
-        let mut connection = self.raw().await;
-        let executed = sqlx::query(sql).execute(&mut connection).await.map(drop);
-        connection.close().await.expect("the connection closes");
-        executed
+    pub(crate) async fn try_execute(&self, sql: impl Into<Sql>) -> Result<(), sqlx::Error> {
+        self.database.try_execute(sql.into(), Checks::Off).await.map(drop)
     }
 
     /// Reads one value behind the store's back.
-    pub(crate) async fn value<T>(&self, sql: &'static str) -> T
-    where
-        T: for<'r> sqlx::Decode<'r, Sqlite> + sqlx::Type<Sqlite>,
-    {
-        let rows = self.rows(sql).await;
-        rows[0].try_get(0).expect("the column has the type")
+    pub(crate) async fn value<T: for<'r> Readable<'r>>(&self, sql: impl Into<Sql>) -> T {
+        self.rows(sql).await[0].get(0)
     }
 
     /// Reads rows behind the store's back.
-    pub(crate) async fn rows(&self, sql: &'static str) -> Vec<SqliteRow> {
-        let mut connection = self.raw().await;
-        let rows = sqlx::query(sql).fetch_all(&mut connection).await.expect("the query is valid");
-        connection.close().await.expect("the connection closes");
-        rows
+    pub(crate) async fn rows(&self, sql: impl Into<Sql>) -> Vec<TestRow> {
+        self.database.rows(sql.into()).await
     }
 
-    /// A connection without the store's checks.
-    async fn raw(&self) -> SqliteConnection {
-        let options = SqliteConnectOptions::new().filename(&self.path).foreign_keys(false);
-        options.connect().await.expect("the database opens beside the store")
+    /// Whether anything that is stored holds these bytes.
+    pub(crate) async fn holds(&self, needle: &[u8]) -> bool {
+        let contents = self.database.contents().await;
+        contents.iter().any(|bytes| bytes.windows(needle.len()).any(|window| window == needle))
     }
 
     /// Queues a run without a repository.
@@ -223,6 +225,7 @@ pub(crate) fn spec() -> RunSpec {
         image: None,
         timeout_s: 600,
         budget_micro_usd: None,
+        budget_soft_percent: None,
         resources: Resources::default(),
         environment: std::collections::BTreeMap::new(),
     }

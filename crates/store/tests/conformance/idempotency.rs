@@ -79,7 +79,7 @@ async fn a_full_queue_still_answers_a_repeated_request(fixture: Fixture) {
         .execute(
             "with recursive number (n) as (select 2 union all select n + 1 from number where n < 10000) \
              insert into run (id, project_id, session_id, workflow, status, not_before_ms, created_at_ms, spec) \
-             select printf('run_%032x', n), project_id, session_id, workflow, status, not_before_ms, created_at_ms, \
+             select 'run_00000000000000000000000' || cast(100000000 + n as text), project_id, session_id, workflow, status, not_before_ms, created_at_ms, \
              spec from run, number",
         )
         .await;

@@ -306,8 +306,12 @@ async fn every_event_of_a_run_is_counted(fixture: Fixture) {
     fixture.journal(&placed, JournalEffect::AgentStarted).await;
     let finish = Finish { status: RunStatus::Failed, failure: None, result: None };
     fixture.store.finish(&placed.run.id, placed.epoch, &finish).await.unwrap();
-    let off = "select count(*) from run where event_items <> (select count(*) from event where run_id = run.id) \
-         or event_bytes <> (select sum(length(cast(data as blob))) from event where run_id = run.id)";
+    let off = (
+        "select count(*) from run where event_items <> (select count(*) from event where run_id = run.id) \
+         or event_bytes <> (select sum(length(cast(data as blob))) from event where run_id = run.id)",
+        "select count(*) from run where event_items <> (select count(*) from event where run_id = run.id) \
+         or event_bytes <> (select sum(octet_length(data)) from event where run_id = run.id)",
+    );
     assert_eq!(fixture.value::<i64>(off).await, 0);
     assert_eq!(fixture.value::<i64>("select event_items from run").await, 5);
 }

@@ -4,7 +4,6 @@ use caisson_domain::id::{ApiKeyId, ProjectId};
 use caisson_domain::limits::API_KEYS;
 use caisson_domain::principal::Scope;
 use caisson_store::{Actor, NewApiKey};
-use sqlx::Row as _;
 
 use crate::fixture::{Fixture, START_MS, assert_corrupt, project};
 
@@ -74,13 +73,8 @@ async fn the_secret_of_a_key_is_nowhere_in_the_database(fixture: Fixture) {
     let raw = (0..digits.len() / 2)
         .map(|at| u8::from_str_radix(std::str::from_utf8(&digits[2 * at..2 * at + 2]).unwrap(), 16).unwrap())
         .collect::<Vec<u8>>();
-    let mut hash_found = false;
-    for file in std::fs::read_dir(fixture.directory()).unwrap() {
-        let bytes = std::fs::read(file.unwrap().path()).unwrap();
-        let holds = |needle: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
-        assert!(!holds(digits) && !holds(&raw));
-        hash_found |= holds(secret.hash().as_str().as_bytes());
-    }
+    assert!(!fixture.holds(digits).await && !fixture.holds(&raw).await);
+    let hash_found = fixture.holds(secret.hash().as_str().as_bytes()).await;
     assert!(hash_found, "the search must be able to find something");
 }
 
@@ -163,7 +157,7 @@ async fn a_key_opens_until_its_expiry_and_not_at_it(fixture: Fixture) {
 
 async fn a_revoked_key_is_not_valid_in_any_store_and_its_project_alone_may_revoke_it(fixture: Fixture) {
     let (key, secret) = fixture.store.make_api_key(&new_key(None)).await.unwrap().unwrap();
-    let beside = caisson_store::Store::open(&fixture.path, caisson_store::Clock::system()).await.unwrap();
+    let beside = fixture.beside(caisson_store::Clock::system()).await.unwrap();
     assert!(fixture.store.is_key_valid(&key.id).await.unwrap());
     let other: ProjectId = "other".parse().unwrap();
     let by = Actor::Key(key.id.clone());

@@ -95,7 +95,7 @@ async fn a_page_is_bounded_whatever_is_asked_for(fixture: Fixture) {
         .execute(
             "with recursive number (n) as (select 1 union all select n + 1 from number where n < 300) \
              insert into run (id, project_id, session_id, workflow, status, not_before_ms, created_at_ms, spec) \
-             select printf('run_%032x', n), project_id, session_id, workflow, status, not_before_ms, created_at_ms, \
+             select 'run_00000000000000000000000' || cast(100000000 + n as text), project_id, session_id, workflow, status, not_before_ms, created_at_ms, \
              spec from run, number",
         )
         .await;
@@ -103,7 +103,7 @@ async fn a_page_is_bounded_whatever_is_asked_for(fixture: Fixture) {
         .execute(
             "with recursive number (n) as (select 1 union all select n + 1 from number where n < 300) \
              insert into session (id, project_id, workflow, conversation, created_at_ms, updated_at_ms) \
-             select printf('ses_%032x', n), project_id, workflow, conversation, created_at_ms, updated_at_ms \
+             select 'ses_00000000000000000000000' || cast(100000000 + n as text), project_id, workflow, conversation, created_at_ms, updated_at_ms \
              from session, number",
         )
         .await;

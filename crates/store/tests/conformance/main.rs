@@ -13,6 +13,30 @@ macro_rules! conformance {
                 }
             )+
         }
+        mod postgres {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    if let Some(fixture) = crate::fixture::Fixture::postgres().await {
+                        super::$name(fixture).await;
+                    }
+                }
+            )+
+        }
+    };
+}
+
+/// Makes a test of each function for one database alone, because of what only that one has, such as a file.
+macro_rules! only_sqlite {
+    ($($name:ident),+ $(,)?) => {
+        mod only_sqlite {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    super::$name(crate::fixture::Fixture::sqlite().await).await;
+                }
+            )+
+        }
     };
 }
 
@@ -22,6 +46,7 @@ mod budgets;
 mod cancel;
 mod corrupt;
 mod credentials;
+mod database;
 mod door;
 mod durability;
 mod events;
@@ -34,11 +59,15 @@ mod keys;
 mod knock;
 mod lists;
 mod model;
+mod projects;
 mod pushes;
 mod queue;
 mod runs;
 mod sandboxes;
+mod schema;
 mod servers;
+mod soft_budgets;
+mod together;
 mod usage;
 mod vault;
 mod workflows;

@@ -306,14 +306,15 @@ fn assert_claimed(claimed: &Claimed, expected: &Expected) {
 }
 
 /// Runs every sequence on a database of its own.
-fn agree_on<Open: AsyncFn() -> Fixture>(open: Open) {
+fn agree_on<Open: AsyncFn() -> Option<Fixture>>(cases: u32, open: Open) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
+    let config = Config { cases, failure_persistence: None, ..Config::default() };
     let steps = prop::collection::vec(step(), 1..STEPS);
     TestRunner::new(config)
         .run(&steps, |steps| {
             runtime.block_on(async {
-                let mut pair = Pair::new(open().await).await;
+                let Some(fixture) = open().await else { return };
+                let mut pair = Pair::new(fixture).await;
                 for step in &steps {
                     pair.take(step).await;
                 }
@@ -327,6 +328,14 @@ fn agree_on<Open: AsyncFn() -> Fixture>(open: Open) {
 mod sqlite {
     #[test]
     fn store_and_model_agree_on_every_sequence() {
-        super::agree_on(crate::fixture::Fixture::sqlite);
+        super::agree_on(super::CASES, async || Some(crate::fixture::Fixture::sqlite().await));
+    }
+}
+
+mod postgres {
+    #[test]
+    fn store_and_model_agree_on_every_sequence() {
+        // Each case makes its tables anew, which takes longer than the case.
+        super::agree_on(super::CASES / 4, crate::fixture::Fixture::postgres);
     }
 }

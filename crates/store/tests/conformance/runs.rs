@@ -8,7 +8,6 @@ use caisson_domain::run::RunStatus;
 use caisson_domain::usage::UsageTotals;
 use caisson_store::{CreateRun, NewRun, RunFilter};
 use serde_json::json;
-use sqlx::Row as _;
 
 use crate::fixture::{Fixture, START_MS, assert_corrupt, new_run, project, spec, spec_on};
 
@@ -88,7 +87,7 @@ async fn the_queue_takes_its_bound_and_not_one_more(fixture: Fixture) {
         .execute(
             "with recursive number (n) as (select 3 union all select n + 1 from number where n < 10000) \
              insert into run (id, project_id, session_id, workflow, status, not_before_ms, created_at_ms, spec) \
-             select printf('run_%032x', n), project_id, session_id, workflow, status, not_before_ms, created_at_ms, \
+             select 'run_00000000000000000000000' || cast(100000000 + n as text), project_id, session_id, workflow, status, not_before_ms, created_at_ms, \
              spec from run, number",
         )
         .await;

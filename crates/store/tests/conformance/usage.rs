@@ -6,7 +6,6 @@ use caisson_domain::run::RunStatus;
 use caisson_domain::usage::{TokenCounts, UsageTotals};
 use caisson_store::{BeginCall, CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX, Finish, NewModelCall, SettledCall};
 use serde_json::json;
-use sqlx::Row as _;
 
 use crate::fixture::{Fixture, project, server_id};
 
@@ -197,12 +196,31 @@ async fn a_call_open_in_a_run_that_is_cancelled_in_the_queue_counts_as_estimated
 }
 
 /// Calls, estimated calls, cost and tokens of a table that has the totals.
-const SUMS: &str = "select (select json_array(sum(calls), sum(estimated_calls), sum(cost_micro_usd), sum(input_tokens), \
-     sum(output_tokens), sum(cache_read_tokens), sum(cache_write_5m_tokens), sum(cache_write_1h_tokens)) from run) as runs, \
-     (select json_array(sum(calls), sum(estimated_calls), sum(cost_micro_usd), sum(input_tokens), sum(output_tokens), \
-     sum(cache_read_tokens), sum(cache_write_5m_tokens), sum(cache_write_1h_tokens)) from session) as sessions, \
-     (select json_array(count(*), sum(estimated), sum(cost_micro_usd), sum(input_tokens), sum(output_tokens), \
-     sum(cache_read_tokens), sum(cache_write_5m_tokens), sum(cache_write_1h_tokens)) from usage) as calls";
+macro_rules! sums {
+    ($calls:literal, $estimated:literal, $table:literal) => {
+        concat!(
+            "(select '[' || ",
+            $calls,
+            " || ',' || ",
+            $estimated,
+            " || ',' || sum(cost_micro_usd) || ',' || sum(input_tokens) || ',' || sum(output_tokens) \
+             || ',' || sum(cache_read_tokens) || ',' || sum(cache_write_5m_tokens) || ',' || sum(cache_write_1h_tokens) \
+             || ']' from ",
+            $table,
+            ")"
+        )
+    };
+}
+
+const SUMS: &str = concat!(
+    "select ",
+    sums!("sum(calls)", "sum(estimated_calls)", "run"),
+    " as runs, ",
+    sums!("sum(calls)", "sum(estimated_calls)", "session"),
+    " as sessions, ",
+    sums!("count(*)", "sum(estimated)", "usage"),
+    " as calls"
+);
 
 async fn what_calls_add_up_to_is_what_run_and_session_have_however_they_ended(fixture: Fixture) {
     for (number, status) in RunStatus::ALL.iter().filter(|status| status.is_final()).enumerate() {
@@ -229,7 +247,7 @@ async fn what_calls_add_up_to_is_what_run_and_session_have_however_they_ended(fi
         );
     }
     let row = fixture.rows(SUMS).await.remove(0);
-    let [runs, sessions, calls] = ["runs", "sessions", "calls"].map(|column| row.get::<String, _>(column));
+    let [runs, sessions, calls] = ["runs", "sessions", "calls"].map(|column| row.get::<String>(column));
     assert!(calls.starts_with("[13,"), "{calls}");
     assert_eq!((&runs, &sessions), (&calls, &calls));
 }

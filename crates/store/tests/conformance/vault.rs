@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use caisson_domain::credential::CredentialKind;
-use caisson_store::{Actor, CredentialError, MasterKeyError, MasterKeyFile, NewCredential, RekeyStep, Store};
+use caisson_store::{Actor, CredentialError, MasterKeyError, MasterKeyFile, NewCredential, RekeyStep};
 
 use crate::credentials::{CANARY, add, opened, settings, value};
 use crate::fixture::{Fixture, project};
@@ -110,7 +110,6 @@ async fn every_credential_is_wrapped_by_the_new_key_and_the_old_one_opens_nothin
 }
 
 async fn sealed(fixture: &Fixture) -> Vec<String> {
-    use sqlx::Row as _;
     let rows = fixture.rows("select sealed from credential order by id").await;
     rows.iter().map(|row| row.get("sealed")).collect()
 }
@@ -157,7 +156,7 @@ async fn a_running_server_follows_a_key_that_another_process_replaced(fixture: F
     let fixture = fixture.unlocked().await;
     let credential = add(&fixture, "one").await;
     let (clock, _) = caisson_store::Clock::fixed_at(crate::fixture::START_MS);
-    let other = Store::open(&fixture.path, clock).await.unwrap();
+    let other = fixture.beside(clock).await.unwrap();
     other.unlock(fixture.key_file()).await.unwrap();
     for step in [RekeyStep::Wrapped, RekeyStep::Done, RekeyStep::Done] {
         other.rekey_until(step).await.unwrap();

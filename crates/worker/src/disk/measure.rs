@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use caisson_domain::checks::{Check, stands};
 use nix::dir::{Dir, Type};
 use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::sys::stat::{Mode, fstatat};
@@ -40,8 +41,9 @@ pub(crate) fn measure(roots: &[&Path], most_files: u64) -> io::Result<Amount> {
     Ok(amount)
 }
 
-const DIRECTORY: OFlag =
-    OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+const DIRECTORY: OFlag = LINKED.union(OFlag::O_NOFOLLOW);
+/// The same where a link leads there.
+const LINKED: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
 /// A directory on the way down, and those in it that are still to be looked into.
 struct Level {
@@ -60,7 +62,8 @@ fn walk(root: OwnedFd, most_files: u64, amount: &mut Amount) -> io::Result<()> {
             return Ok(());
         }
         // Gone, exchanged for something else, or closed to us: there is nothing to be counted then.
-        let Ok(directory) = openat(&level.directory, name.as_c_str(), DIRECTORY, Mode::empty()) else {
+        let how = if stands(Check::Links) { DIRECTORY } else { LINKED };
+        let Ok(directory) = openat(&level.directory, name.as_c_str(), how, Mode::empty()) else {
             continue;
         };
         if levels.len() >= DEPTH {
@@ -88,10 +91,13 @@ fn look(directory: OwnedFd, most_files: u64, amount: &mut Amount) -> io::Result<
         if amount.files > most_files {
             break;
         }
-        let Ok(found) = fstatat(&directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) else { continue };
+        let how = if stands(Check::Links) { AtFlags::AT_SYMLINK_NOFOLLOW } else { AtFlags::empty() };
+        let Ok(found) = fstatat(&directory, name, how) else { continue };
         // A file with several names is met that often.
         let names = found.st_nlink.max(1);
-        let is_directory = entry.file_type().is_none_or(|kind| kind == Type::Directory);
+        let is_directory = entry
+            .file_type()
+            .is_none_or(|kind| kind == Type::Directory || (kind == Type::Symlink && !stands(Check::Links)));
         let bytes = u64::try_from(found.st_blocks).unwrap_or(0).saturating_mul(BLOCK_BYTES);
         amount.bytes = amount.bytes.saturating_add(if is_directory { bytes } else { bytes / names });
         if is_directory {

@@ -11,7 +11,10 @@ mod container;
 mod control;
 mod door;
 mod filter;
+mod framing;
 mod ground;
+mod names;
+mod races;
 mod report;
 mod resources;
 mod surroundings;
@@ -74,7 +77,8 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
         !chosen.is_empty()
             || door::has(&options.only)
             || resources::has(&options.only)
-            || traces::has(&options.only),
+            || traces::has(&options.only)
+            || races::has(&options.only),
         "no attempt has a name with \"{}\" in it",
         options.only
     );
@@ -84,7 +88,11 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
     let mut report = Report::default();
     let tried = controls(&chosen, &surroundings, &mut report)?;
     door::controls(&parts, &options.only, &surroundings, &mut report).await?;
-    resources::controls(&options.only, &surroundings, &mut report)?;
+    resources::controls(&parts, &options.only, &surroundings, &mut report).await?;
+    traces::controls(&parts, &options.only, &surroundings, &mut report).await?;
+    if races::has(&options.only) {
+        races::controls(&parts, &mut report).await?;
+    }
     let mut container = None;
     for engine in &options.engine {
         let engine = Engine::from(*engine);
@@ -98,7 +106,10 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
                 resources::attack(&parts, side, &options.only, &mut report).await?;
             }
             if traces::has(&options.only) {
-                traces::attack(&parts, side, &surroundings, &mut report).await?;
+                traces::attack(&parts, side, &options.only, &surroundings, &mut report).await?;
+            }
+            if races::has(&options.only) {
+                races::attack(&parts, side, &mut report).await?;
             }
             if fitting.is_empty() {
                 continue;

@@ -1,24 +1,27 @@
 //! Attempts at more of the machine than a sandbox may have: processes, memory, descriptors, disk, and room in the record.
 //!
 //! Each stops by itself a little beyond its bound, and its control without the bound runs within limits of its own, so that the
-//! machine is safe from both. Where the bound is the server's to watch, the control is a run with a larger one, or an
-//! attempt that stays within it: that what is taken arrives at all.
+//! machine is safe from both. Where the bound is the server's to watch, the control is a run with a larger one, or the same attempt
+//! on a server that leaves the bound out. The shim, which cuts lines, is one program that no build leaves anything out of: there the
+//! control is a line within the bound, which arrives.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
+use caisson_domain::checks::Check;
 use serde_json::{Value, json};
 use testkit::parts::Parts;
 use testkit::world::{World, WorldSpec};
 
 use super::control::Shown;
+use super::door::{CONTROLS, without, without_checks};
 use super::report::{Report, Tried};
 use super::surroundings::{Surroundings, UID, write_attempts};
 use super::verdict::Verdict;
 use super::world::{Owner, Side, bash, results};
 
-const WAIT: Duration = Duration::from_mins(6);
+const WAIT: Duration = Duration::from_mins(15);
 /// What the sandboxes may have: processes; and memory, temporary files and disk in MiB.
 const PIDS: u32 = 200;
 const MEMORY_MIB: u32 = 768;
@@ -35,6 +38,12 @@ const STREAM: &str = "/proc/$PPID/fd/1";
 /// Longest line and most bytes of events that a run's record keeps, with some room for what is around them.
 const LINE_BYTES: usize = 1024 * 1024 + 64 * 1024;
 const EVENTS_BYTES: usize = 280 * 1024 * 1024;
+/// What an agent writes to its output, in bytes.
+const OUTPUT_BYTES: usize = 1_000_000_000;
+/// What of a text is kept here while events are looked at, in characters.
+const BEGINNING: usize = 64;
+/// How long a tool of the agent may take, in milliseconds.
+const TOOL_MS: u32 = 590_000;
 
 /// An attempt that the system refuses.
 struct Limit {
@@ -79,12 +88,42 @@ struct Taken {
     refuses: &'static [&'static str],
     /// What the agent does.
     command: fn() -> String,
-    /// What it does in the control, and how much disk it has there.
-    control: (fn() -> String, u64),
+    control: Control,
     judge: fn(&Value, &[Value]) -> Verdict,
 }
 
-fn taken() -> [Taken; 4] {
+/// How an attempt of a run of its own gets through.
+enum Control {
+    /// With so much disk, in MiB.
+    MoreDisk(u64),
+    /// Within the bound, by another command.
+    Within(fn() -> String),
+    /// On a server that leaves this out.
+    Without(Check),
+}
+
+/// Fills the disk behind a file of four thousand names, which it keeps where nobody has looked yet or where everybody has: whoever
+/// counts a file by its names finds little of it.
+const HARD_LINKS: &str = r#"cat > race.py <<'END'
+import ctypes, os, time
+exchange = ctypes.CDLL(None, use_errno=True).renameat2
+place = os.environ["HOME"] + "/.races"
+os.makedirs(place + "/a/names"); os.makedirs(place + "/b/names")
+open(place + "/big", "w").close()
+for number in range(4000): os.link(place + "/big", f"{place}/a/names/{number}")
+open("race-ready", "w").close()
+one, other = (f"{place}/{part}/names".encode() for part in "ab")
+end = time.monotonic() + 120
+while time.monotonic() < end:
+    if exchange(-100, one, -100, other, 2):
+        raise OSError(ctypes.get_errno())
+    time.sleep(0.002)
+END
+setsid nohup python3 race.py > race.log 2>&1 < /dev/null &
+until test -e race-ready; do sleep 0.1; test -s race.log && cat race.log && exit 1; done
+dd if=/dev/urandom of=$HOME/.races/big conv=notrunc bs=1M count=COUNT; sleep 20; cat race.log; rm race.py race.log race-ready; true"#;
+
+fn taken() -> [Taken; 5] {
     let fill = || format!("dd if=/dev/urandom of=$HOME/ballast bs=1M count={}; sleep 3", DISK_MIB * 2);
     let files = || {
         "mkdir $HOME/many; cd $HOME/many; python3 -c 'for n in range(30000): open(str(n), \"w\").close()'; sleep 3".to_owned()
@@ -93,19 +132,17 @@ fn taken() -> [Taken; 4] {
     let short = || format!("head -c 100000 /dev/zero | tr '\\0' x > {STREAM}; echo > {STREAM}");
     let flood = || {
         format!(
-            "yes \"$(head -c 120000 /dev/zero | tr '\\0' y)\" | head -c 330000000 > {STREAM}; echo > {STREAM}"
+            "yes \"$(head -c 120000 /dev/zero | tr '\\0' y)\" | head -c {OUTPUT_BYTES} > {STREAM}; echo > {STREAM}"
         )
     };
-    let drops = || {
-        format!("yes \"$(head -c 1200 /dev/zero | tr '\\0' y)\" | head -c 300000 > {STREAM}; echo > {STREAM}")
-    };
+    let names = || HARD_LINKS.replace("COUNT", &(DISK_MIB * 2).to_string());
     [
         Taken {
             name: "resources.disk",
             wall: "a bound on the session's disk",
             refuses: &["ENOSPC", "disk_full"],
             command: fill,
-            control: (fill, MORE_DISK_MIB),
+            control: Control::MoreDisk(MORE_DISK_MIB),
             judge: by_space,
         },
         Taken {
@@ -113,7 +150,15 @@ fn taken() -> [Taken; 4] {
             wall: "a bound on the session's files",
             refuses: &["ENOSPC", "disk_full"],
             command: files,
-            control: (files, MORE_DISK_MIB),
+            control: Control::MoreDisk(MORE_DISK_MIB),
+            judge: by_space,
+        },
+        Taken {
+            name: "shared.raced_hard_links",
+            wall: "a bound on the session's disk",
+            refuses: &["ENOSPC", "disk_full"],
+            command: names,
+            control: Control::MoreDisk(MORE_DISK_MIB),
             judge: by_space,
         },
         Taken {
@@ -121,7 +166,7 @@ fn taken() -> [Taken; 4] {
             wall: "a bound on lines",
             refuses: &["CUT"],
             command: line,
-            control: (short, DISK_MIB),
+            control: Control::Within(short),
             judge: |_, events| by_line(events),
         },
         Taken {
@@ -129,7 +174,7 @@ fn taken() -> [Taken; 4] {
             wall: "a bound on a run's record",
             refuses: &["CUT"],
             command: flood,
-            control: (drops, DISK_MIB),
+            control: Control::Without(Check::RecordBounds),
             judge: |_, events| by_bytes(events),
         },
     ]
@@ -138,6 +183,15 @@ fn taken() -> [Taken; 4] {
 /// Whether an attempt has this in its name.
 pub(super) fn has(only: &str) -> bool {
     names().any(|name| name.contains(only))
+}
+
+/// The checks that stop something of it.
+#[cfg(test)]
+pub(super) fn checks() -> impl Iterator<Item = Check> {
+    taken().into_iter().filter_map(|taken| match taken.control {
+        Control::Without(check) => Some(check),
+        Control::MoreDisk(_) | Control::Within(_) => None,
+    })
 }
 
 /// Those that are functions.
@@ -150,11 +204,29 @@ fn names() -> impl Iterator<Item = &'static str> {
     LIMITS.iter().map(|limit| limit.name).chain(taken().map(|taken| taken.name))
 }
 
-/// The controls of what the system refuses: the same beyond no bound.
+/// The controls of what the system refuses, the same beyond no bound; and of what the server does, on one that does not.
 ///
 /// # Errors
-/// Python cannot be started.
-pub(super) fn controls(only: &str, surroundings: &Surroundings, report: &mut Report) -> anyhow::Result<()> {
+/// Python cannot be started, or the build that leaves out checks is missing.
+pub(super) async fn controls(
+    parts: &Parts,
+    only: &str,
+    surroundings: &Surroundings,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    for taken in taken().iter().filter(|taken| taken.name.contains(only)) {
+        let Control::Without(check) = taken.control else { continue };
+        super::say(&format!("{} on a server without {}", taken.name, check.name()));
+        let owner = CONTROLS.owner(&without_checks(parts)?)?;
+        let world = open(&owner, CONTROLS, without(check)).await?;
+        let (outcome, events) = run(&world, taken.name, DISK_MIB).await?;
+        report.take(match (taken.judge)(&outcome, &events) {
+            Verdict::Through(_) => Shown::Real(1),
+            refused @ Verdict::Refused { .. } => {
+                Shown::Nothing(vec![format!("{} without {}: refused: {refused}", taken.name, check.name())])
+            }
+        });
+    }
     for limit in LIMITS.iter().filter(|limit| limit.name.contains(only)) {
         let (uid, gid) = (format!("--reuid={UID}"), format!("--regid={UID}"));
         #[expect(clippy::disallowed_methods, reason = "the control is started here, with an argument vector")]
@@ -187,7 +259,7 @@ pub(super) async fn attack(parts: &Parts, side: Side, only: &str, report: &mut R
         side.name()
     ));
     let owner = side.owner(parts)?;
-    let world = open(&owner, side).await?;
+    let world = open(&owner, side, Vec::new()).await?;
     let limits: Vec<_> = LIMITS.iter().filter(|limit| limit.name.contains(only)).collect();
     if !limits.is_empty() {
         let (_, events) = run(&world, "limits", DISK_MIB).await?;
@@ -207,7 +279,12 @@ pub(super) async fn attack(parts: &Parts, side: Side, only: &str, report: &mut R
             side,
             (taken.judge)(&outcome, &events),
         ));
-        let (outcome, events) = run(&world, &format!("{}.control", taken.name), taken.control.1).await?;
+        let (scenario, disk_mib) = match taken.control {
+            Control::MoreDisk(mib) => (taken.name.to_owned(), mib),
+            Control::Within(_) => (format!("{}.control", taken.name), DISK_MIB),
+            Control::Without(_) => continue,
+        };
+        let (outcome, events) = run(&world, &scenario, disk_mib).await?;
         report.take(match (taken.judge)(&outcome, &events) {
             Verdict::Through(_) => Shown::Real(1),
             refused @ Verdict::Refused { .. } => Shown::Nothing(vec![format!(
@@ -224,18 +301,19 @@ fn tried(name: &'static str, wall: &str, refusals: &[&'static str], side: Side, 
     Tried { name, walls: wall.to_owned(), refusals: refusals.to_vec(), side: side.name(), verdict }
 }
 
-async fn open(owner: &Owner, side: Side) -> anyhow::Result<World> {
+async fn open(owner: &Owner, side: Side, more: Vec<(String, String)>) -> anyhow::Result<World> {
     let user = owner.user.clone();
     let limits = LIMITS
         .iter()
         .map(|limit| bash(&format!("python3 -B attempt.py {} {}", limit.name, (limit.argument)()), 120_000));
     let mut scenarios = vec![scenario("limits", limits.collect())];
     for taken in taken() {
-        scenarios.push(scenario(taken.name, vec![bash(&(taken.command)(), 240_000)]));
-        scenarios
-            .push(scenario(&format!("{}.control", taken.name), vec![bash(&(taken.control.0)(), 240_000)]));
+        scenarios.push(scenario(taken.name, vec![bash(&(taken.command)(), TOOL_MS)]));
+        if let Control::Within(command) = taken.control {
+            scenarios.push(scenario(&format!("{}.control", taken.name), vec![bash(&command(), TOOL_MS)]));
+        }
     }
-    let variables = vec![("LIMITS__WORKSPACE_MIB".to_owned(), MORE_DISK_MIB.to_string())];
+    let variables = [vec![("LIMITS__WORKSPACE_MIB".to_owned(), MORE_DISK_MIB.to_string())], more].concat();
     let spec =
         WorldSpec { scenario: "limits".to_owned(), scenarios, variables, user, ..WorldSpec::on(side.engine) };
     let world = World::start(&owner.parts, spec).await?;
@@ -259,7 +337,35 @@ async fn run(world: &World, scenario: &str, disk_mib: u64) -> anyhow::Result<(Va
         "repository": world.host.url("resources.git"), "resources": resources });
     let id = world.api.submit(&body).await?;
     let run = world.api.wait_end(&id, WAIT).await?;
-    Ok((run, world.api.events(&id).await?))
+    Ok((run, told(world, &id).await?))
+}
+
+/// The events of a run, of whose texts only the beginning is kept, each with its length in `bytes`: a gigabyte of them need not be
+/// here at once.
+async fn told(world: &World, id: &str) -> anyhow::Result<Vec<Value>> {
+    let mut all: Vec<Value> = Vec::new();
+    loop {
+        let after = all.last().map_or(0, |event| event["seq"].as_i64().unwrap_or(0));
+        let page = world.api.get(&format!("/v1/runs/{id}/events?after={after}&limit=100")).await?;
+        let items = page.body["items"].as_array().with_context(|| format!("no items: {}", page.status))?;
+        if items.is_empty() {
+            return Ok(all);
+        }
+        all.extend(items.iter().map(short));
+    }
+}
+
+fn short(event: &Value) -> Value {
+    let mut short = event.clone();
+    short["bytes"] = json!(event.to_string().len());
+    if let Some(text) = event["data"]["text"].as_str() {
+        short["data"]["text"] = json!(text.chars().take(BEGINNING).collect::<String>());
+    }
+    short
+}
+
+fn bytes(event: &Value) -> usize {
+    event["bytes"].as_u64().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_default()
 }
 
 /// Refused if the agent met the end of the disk, or if the run failed, by the kind of its failure.
@@ -281,7 +387,7 @@ fn by_line(events: &[Value]) -> Verdict {
         .iter()
         .filter(|event| event["data"]["text"].as_str().is_some_and(|text| text.starts_with("xxxx")));
     let cut = texts.clone().filter_map(|event| event["data"]["cut_bytes"].as_u64()).max();
-    let longest = events.iter().map(|event| event.to_string().len()).max().unwrap_or(0);
+    let longest = events.iter().map(bytes).max().unwrap_or(0);
     match cut {
         Some(cut @ 1..) if longest < LINE_BYTES => {
             Verdict::Refused { error: "CUT".to_owned(), said: format!("{cut} bytes of it") }
@@ -293,12 +399,16 @@ fn by_line(events: &[Value]) -> Verdict {
 
 /// Refused if the record is full and told so; through if all of it came.
 fn by_bytes(events: &[Value]) -> Verdict {
-    let bytes: usize = events.iter().map(|event| event["data"].to_string().len()).sum();
+    let bytes: usize = events.iter().map(bytes).sum();
     let full = events
         .iter()
         .any(|event| event["kind"] == "note" && event["data"].to_string().contains("the run has told"));
     match (full, bytes < EVENTS_BYTES) {
         (true, true) => Verdict::Refused { error: "CUT".to_owned(), said: format!("{bytes} bytes are kept") },
+        (false, true) if bytes < OUTPUT_BYTES / 2 => Verdict::Refused {
+            error: "LOST".to_owned(),
+            said: format!("{bytes} bytes are kept, and nobody says why"),
+        },
         (_, _) => Verdict::Through(format!("{bytes} bytes are kept")),
     }
 }
@@ -309,7 +419,9 @@ mod tests {
 
     #[test]
     fn a_line_is_cut_or_whole_or_lost() {
-        let line = |text: String, cut: u64| json!({ "kind": "agent.text", "data": { "text": text, "cut_bytes": cut } });
+        let line = |text: String, cut: u64| {
+            short(&json!({ "kind": "agent.text", "data": { "text": text, "cut_bytes": cut } }))
+        };
         assert!(by_line(&[line("xxxxx".to_owned(), 0)]).is_through());
         assert!(
             by_line(&[line("x".repeat(LINE_BYTES + 1), 7)]).is_through(),
@@ -320,5 +432,18 @@ mod tests {
             super::super::verdict::Judgement::Refused
         );
         assert!(matches!(by_line(&[]), Verdict::Refused { error, .. } if error == "LOST"));
+    }
+
+    #[test]
+    fn output_is_kept_whole_or_cut_with_a_word_or_lost() {
+        let text = |bytes: usize| json!({ "kind": "agent.text", "data": { "text": "y" }, "bytes": bytes });
+        let full = json!({ "kind": "note", "data": { "message": "the run has told 1 events" }, "bytes": 9 });
+        assert!(by_bytes(&[text(OUTPUT_BYTES)]).is_through());
+        assert!(
+            by_bytes(&[text(EVENTS_BYTES), full.clone()]).is_through(),
+            "told, and too much all the same"
+        );
+        assert!(matches!(by_bytes(&[text(100), full]), Verdict::Refused { error, .. } if error == "CUT"));
+        assert!(matches!(by_bytes(&[text(100)]), Verdict::Refused { error, .. } if error == "LOST"));
     }
 }

@@ -15,19 +15,23 @@ use tempfile::TempDir;
 use testkit::parts::Parts;
 use testkit::world::MODEL_KEY;
 
+use super::framing;
+use super::names::Names;
 use super::witness::{Witness, token};
 
 /// The user of the controls, and of the process that is aimed at.
 pub(super) const UID: u32 = 65_432;
 /// The Python files of the attempts.
-const FILES: [(&str, &str); 15] = [
+const FILES: [(&str, &str); 17] = [
     ("attempt.py", include_str!("attempts/attempt.py")),
     ("calls.py", include_str!("attempts/calls.py")),
     ("door.py", include_str!("attempts/door.py")),
     ("door_calls.py", include_str!("attempts/door_calls.py")),
     ("egress.py", include_str!("attempts/egress.py")),
     ("first.py", include_str!("attempts/first.py")),
+    ("framing.py", include_str!("attempts/framing.py")),
     ("host.py", include_str!("attempts/host.py")),
+    ("mcp.py", include_str!("attempts/mcp.py")),
     ("network.py", include_str!("attempts/network.py")),
     ("pushes.py", include_str!("attempts/pushes.py")),
     ("record.py", include_str!("attempts/record.py")),
@@ -47,6 +51,10 @@ const READY: Duration = Duration::from_secs(20);
 pub(crate) struct Surroundings {
     /// What gets out arrives here.
     pub(crate) witness: Witness,
+    /// Names that lead elsewhere from one look-up to the next.
+    pub(crate) names: Names,
+    /// Where a careless reader of HTTP listens.
+    pub(crate) framed: u16,
     values: HashMap<&'static str, String>,
     /// The attempts' files.
     attempts: PathBuf,
@@ -134,10 +142,10 @@ impl Surroundings {
         chown(root.join("sibling"), Some(UID), Some(UID))?;
         let other_door = UnixListener::bind(root.join("doors/other/door.sock"))?;
         let engine_path = root.join("engine.sock");
-        let engine_socket = UnixListener::bind(&engine_path)?;
-        fs::set_permissions(&engine_path, fs::Permissions::from_mode(0o666))?;
+        let engine_socket = open_to_all(&engine_path)?;
         let engine = docker_socket(parts)?;
         let witness = Witness::start()?;
+        let (names, framed) = (Names::start(root, &witness.heard)?, framing::listen(&witness.heard)?);
         let sibling = Sibling::new("outside")?;
         let outside = Outside::start(&sibling, &attempts, &root.join("sibling"))?;
         let pid = outside.0.id().to_string();
@@ -172,6 +180,8 @@ impl Surroundings {
         values.extend(sibling.values());
         Ok(Self {
             witness,
+            names,
+            framed,
             values,
             attempts,
             outside,
@@ -230,6 +240,13 @@ impl Outside {
 
 fn text(path: &Path) -> anyhow::Result<String> {
     path.to_str().map(str::to_owned).context("a path is not UTF-8")
+}
+
+/// A socket that anybody may connect to.
+fn open_to_all(path: &Path) -> anyhow::Result<UnixListener> {
+    let socket = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
+    Ok(socket)
 }
 
 /// Where the engine listens, links resolved.

@@ -1,5 +1,6 @@
 //! What an agent leaves behind for others to fall for: in its repository, on the disk, in what it says of itself. Who is meant is
-//! the server, or whoever reads the record; the control of each is a reader that does fall for it.
+//! the server, or whoever reads the record. The control of each is the same on a server that leaves out the check which stops it;
+//! where no check does, since nobody outside does such a thing at all, it is somebody who does.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,12 +9,15 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
+use caisson_domain::checks::Check;
 use serde_json::{Value, json};
 use testkit::parts::Parts;
 use testkit::volumes::SessionFiles;
 use testkit::world::{World, WorldSpec};
 
 use super::control::Shown;
+use super::door::{CONTROLS, without, without_checks};
+use super::races::{DISK_MIB, Victim};
 use super::report::{Report, Tried};
 use super::surroundings::{Surroundings, UID};
 use super::verdict::Verdict;
@@ -22,10 +26,10 @@ use super::world::{Owner, Side, bash};
 
 const WAIT: Duration = Duration::from_mins(2);
 /// What an agent claims that its run has cost, in dollars, and what no run here costs, in micro-USD.
-const CLAIMED_USD: u32 = 4242;
-const TOO_MUCH_MICRO_USD: i64 = 1_000_000_000;
-/// What clears a reader's terminal.
-const CLEAR: &str = "\u{1b}[2J";
+pub(super) const CLAIMED_USD: u32 = 4242;
+pub(super) const TOO_MUCH_MICRO_USD: i64 = 1_000_000_000;
+/// How long the agent goes on while the server measures what it left, in seconds.
+const MEASURED_S: u32 = 6;
 
 /// Programs for whoever runs git here: the checkout's own hooks, filters, watchers and helpers, all of which tell a listener on the
 /// host of it; a second `.git` that leads elsewhere; links to the host's files; a result that is none; and what clears a terminal.
@@ -44,20 +48,95 @@ git config alias.status '!.git/tell'; git config diff.external .git/tell
 mkdir -p .git/info; echo '* filter=tell' > .git/info/attributes
 mkdir other; ln -s VICTIM other/.git; ln -s VICTIM links; ln -s VICTIM/victim link
 printf '{"type":"result","subtype":"success","is_error":false,"total_cost_usd":COST,"usage":{"input_tokens":1,"output_tokens":999999999},"result":"\\u001b[2J\\u001b]0;TOKEN\\u0007<script>TOKEN</script>"}\n' > /proc/$PPID/fd/1
-true"#;
+sleep MEASURED; true"#;
 
-/// The attempts by name, with who must not fall for them.
-const HOOKS: (&str, &str) = ("traces.programs_for_git", "nobody outside runs git on a workspace");
-const LINKS: (&str, &str) =
-    ("traces.links_to_the_host", "nobody outside works on what links of a workspace lead to");
-const USAGE: (&str, &str) = ("traces.false_usage", "usage is counted at the door");
-const TERMINAL: (&str, &str) =
-    ("traces.what_a_terminal_obeys", "control characters are taken out before anything is printed");
-const ALL: [(&str, &str); 4] = [HOOKS, LINKS, USAGE, TERMINAL];
+/// What is left behind.
+struct Trace {
+    name: &'static str,
+    /// Who must not fall for it.
+    wall: &'static str,
+    /// The word of a refusal.
+    word: &'static str,
+    /// The check that the control leaves out. There is none where the wall is that nobody outside does such a thing at all: no
+    /// build has code that would, and the control is somebody else who does.
+    check: Option<Check>,
+}
+
+const HOOKS: Trace = Trace {
+    name: "traces.programs_for_git",
+    wall: "nobody outside runs git on a workspace",
+    word: "UNHEARD",
+    check: None,
+};
+const LINKS: Trace = Trace {
+    name: "traces.links_to_the_host",
+    wall: "nobody outside works on what links of a workspace lead to",
+    word: "UNCHANGED",
+    check: Some(Check::Links),
+};
+const USAGE: Trace = Trace {
+    name: "traces.false_usage",
+    wall: "usage is counted at the door",
+    word: "UNCOUNTED",
+    check: Some(Check::CountedUsage),
+};
+const TERMINAL: Trace = Trace {
+    name: "traces.what_a_terminal_obeys",
+    wall: "control characters are taken out before anything is printed",
+    word: "REMOVED",
+    check: Some(Check::PrintedText),
+};
+const PAGE: Trace = Trace {
+    name: "traces.what_a_browser_obeys",
+    wall: "answers are data, and say so",
+    word: "DATA",
+    check: Some(Check::AnswersAreData),
+};
+const ALL: [Trace; 5] = [HOOKS, LINKS, USAGE, TERMINAL, PAGE];
+/// What a browser would run.
+const MARKUP: &str = "<script>";
 
 /// Whether an attempt has this in its name.
 pub(super) fn has(only: &str) -> bool {
-    ALL.iter().any(|(name, _)| name.contains(only))
+    !chosen(only).is_empty()
+}
+
+/// The checks that stop a trace.
+#[cfg(test)]
+pub(super) fn checks() -> impl Iterator<Item = Check> {
+    ALL.into_iter().filter_map(|trace| trace.check)
+}
+
+fn chosen(only: &str) -> Vec<&'static Trace> {
+    const { &ALL }.iter().filter(|trace| trace.name.contains(only)).collect()
+}
+
+/// The controls: the same on a server that leaves out that one check.
+///
+/// # Errors
+/// As of [`attack`]; the build is missing.
+pub(super) async fn controls(
+    parts: &Parts,
+    only: &str,
+    surroundings: &Surroundings,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let checked: Vec<_> = chosen(only).into_iter().filter_map(|trace| Some((trace, trace.check?))).collect();
+    if checked.is_empty() {
+        return Ok(());
+    }
+    super::say(&format!("{} traces on servers without the check that stops each", checked.len()));
+    let owner = CONTROLS.owner(&without_checks(parts)?)?;
+    for (trace, check) in checked {
+        let left = Left::leave(&owner, CONTROLS, Some(check), surroundings).await?;
+        report.take(match left.fallen_for(trace, surroundings).await? {
+            Some(_) => Shown::Real(1),
+            None => {
+                Shown::Nothing(vec![format!("{} without {}: nobody fell for it", trace.name, check.name())])
+            }
+        });
+    }
+    Ok(())
 }
 
 /// Leaves everything behind in one run of a side, and looks at who fell for it.
@@ -67,82 +146,108 @@ pub(super) fn has(only: &str) -> bool {
 pub(super) async fn attack(
     parts: &Parts,
     side: Side,
+    only: &str,
     surroundings: &Surroundings,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    super::say(&format!("{} traces of a run of {}", ALL.len(), side.name()));
+    let chosen = chosen(only);
+    super::say(&format!("{} traces of a run of {}", chosen.len(), side.name()));
     let owner = side.owner(parts)?;
-    let victim = tempfile::tempdir()?;
-    fs::set_permissions(victim.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
-    let file = victim.path().join("victim");
-    fs::write(&file, "as it was")?;
-    let before = state(&file)?;
-    let told = token("traces", &side.name());
-    let plant = PLANT
-        .replace("PORT", &surroundings.witness.port.to_string())
-        .replace("TOKEN", &told)
-        .replace("COST", &CLAIMED_USD.to_string())
-        .replace("VICTIM", victim.path().to_str().context("a temporary path is not UTF-8")?);
-    let world = open(&owner, side, &plant).await?;
-    let id = world.api.submit(&world.run_body()).await?;
-    let run = world.api.wait_end(&id, WAIT).await?;
-    world.wait_tidy().await?;
-    let events = world.api.events(&id).await?;
-    let session = run["session_id"].as_str().context("the run has no session")?;
-
-    tell(report, side, HOOKS, surroundings.witness.heard(&told).then_some("it ran outside"), "UNHEARD");
-    let touched = state(&file).ok().as_ref() != Some(&before);
-    tell(report, side, LINKS, touched.then_some("a file of the host was changed"), "UNCHANGED");
-    let cost = run["usage"]["cost_micro_usd"].as_i64().context("the run has no cost")?;
-    tell(
-        report,
-        side,
-        USAGE,
-        (cost >= TOO_MUCH_MICRO_USD).then_some("it is in the run's usage"),
-        "UNCOUNTED",
-    );
-    let printed = printed(&world, &id)?;
-    tell(report, side, TERMINAL, printed.contains('\u{1b}').then_some("it is printed"), "REMOVED");
-
-    let files = SessionFiles::open(world.state_dir(), session)?;
-    let workspace = files.directory().join("workspace");
-    let falls_for_it = [
-        (HOOKS, runs_git(&workspace)? && surroundings.witness.heard(&told)),
-        (LINKS, leads_to(&workspace.join("link"), &file) && leads_to(&workspace.join("links/victim"), &file)),
-        (USAGE, says(&events, &format!("\"total_cost_usd\":{CLAIMED_USD}"))),
-        (TERMINAL, events.iter().any(|event| holds(event, CLEAR)) && printed.contains(&told)),
-    ];
-    for ((name, _), falls) in falls_for_it {
-        report.take(if falls {
+    let left = Left::leave(&owner, side, None, surroundings).await?;
+    for trace in &chosen {
+        let verdict = match left.fallen_for(trace, surroundings).await? {
+            Some(how) => Verdict::Through(how),
+            None => Verdict::Refused { error: trace.word.to_owned(), said: "nobody fell for it".to_owned() },
+        };
+        report.tried.push(Tried {
+            name: trace.name,
+            walls: trace.wall.to_owned(),
+            refusals: vec![trace.word],
+            side: side.name(),
+            verdict,
+        });
+    }
+    if chosen.iter().any(|trace| trace.name == HOOKS.name) {
+        let files = SessionFiles::open(left.world.state_dir(), &left.session)?;
+        let ran = runs_git(&files.directory().join("workspace"))? && surroundings.witness.heard(&left.told);
+        report.take(if ran {
             Shown::Real(1)
         } else {
-            Shown::Nothing(vec![format!("{name} of {}: nobody would fall for it", side.name())])
+            Shown::Nothing(vec![format!("{} of {}: nobody would fall for it", HOOKS.name, side.name())])
         });
     }
     Ok(())
 }
 
-fn tell(
-    report: &mut Report,
-    side: Side,
-    (name, wall): (&'static str, &str),
-    through: Option<&str>,
-    word: &'static str,
-) {
-    let verdict = match through {
-        Some(how) => Verdict::Through(how.to_owned()),
-        None => Verdict::Refused { error: word.to_owned(), said: "nobody fell for it".to_owned() },
-    };
-    report.tried.push(Tried {
-        name,
-        walls: wall.to_owned(),
-        refusals: vec![word],
-        side: side.name(),
-        verdict,
-    });
+/// A run that has left everything behind.
+struct Left {
+    world: World,
+    id: String,
+    run: Value,
+    session: String,
+    victim: Victim,
+    before: State,
+    /// The word of this run.
+    told: String,
 }
 
-async fn open(owner: &Owner, side: Side, plant: &str) -> anyhow::Result<World> {
+impl Left {
+    async fn leave(
+        owner: &Owner,
+        side: Side,
+        off: Option<Check>,
+        surroundings: &Surroundings,
+    ) -> anyhow::Result<Self> {
+        let victim = Victim::make()?;
+        let before = state(&victim.file)?;
+        let told =
+            token("traces", &format!("{}-{}", side.name(), off.map_or("", Check::name)).replace('_', ""));
+        let plant = PLANT
+            .replace("PORT", &surroundings.witness.port.to_string())
+            .replace("TOKEN", &told)
+            .replace("COST", &CLAIMED_USD.to_string())
+            .replace("VICTIM", victim.path()?)
+            .replace("MEASURED", &MEASURED_S.to_string());
+        let world = open(owner, side, &plant, off).await?;
+        let mut body = world.run_body();
+        body["resources"] = json!({ "workspace_mib": DISK_MIB });
+        let id = world.api.submit(&body).await?;
+        let run = world.api.wait_end(&id, WAIT).await?;
+        world.wait_tidy().await?;
+        let session = run["session_id"].as_str().context("the run has no session")?.to_owned();
+        Ok(Self { world, id, run, session, victim, before, told })
+    }
+
+    /// How somebody fell for it; none if nobody did.
+    async fn fallen_for(&self, trace: &Trace, surroundings: &Surroundings) -> anyhow::Result<Option<String>> {
+        let said = |so: bool, how: &str| so.then(|| how.to_owned());
+        Ok(match trace.name {
+            name if name == HOOKS.name => said(surroundings.witness.heard(&self.told), "it ran outside"),
+            name if name == LINKS.name => {
+                let touched = state(&self.victim.file).ok().as_ref() != Some(&self.before);
+                let measured = self.run["failure"]["kind"] == "disk_full";
+                said(touched, "a file of the host was changed")
+                    .or_else(|| said(measured, "what a link leads to was measured"))
+            }
+            name if name == USAGE.name => {
+                let cost = self.run["usage"]["cost_micro_usd"].as_i64().context("the run has no cost")?;
+                said(cost >= TOO_MUCH_MICRO_USD, "it is in the run's usage")
+            }
+            name if name == TERMINAL.name => {
+                let printed = printed(&self.world, &self.id)?;
+                anyhow::ensure!(printed.contains(&self.told), "what the run said is not printed: {printed}");
+                said(printed.contains('\u{1b}'), "it is printed")
+            }
+            _ => {
+                let (shown, obeyed) = pages(&self.world, &self.id, &self.session, &self.told).await?;
+                anyhow::ensure!(shown, "no answer has the agent's markup");
+                obeyed
+            }
+        })
+    }
+}
+
+async fn open(owner: &Owner, side: Side, plant: &str, off: Option<Check>) -> anyhow::Result<World> {
     let steps = json!([bash(plant, 60_000), { "text": "Left everything behind." }]);
     let scenario =
         json!({ "traces": { "prompts": [steps, [{ "text": "chore: leave everything behind" }]] } });
@@ -150,9 +255,50 @@ async fn open(owner: &Owner, side: Side, plant: &str) -> anyhow::Result<World> {
         scenario: "traces".to_owned(),
         scenarios: vec![scenario.to_string()],
         user: owner.user.clone(),
+        variables: off.map(without).unwrap_or_default(),
         ..WorldSpec::on(side.engine)
     };
     World::start(&owner.parts, spec).await
+}
+
+/// Whether answers of the API have the agent's markup as it is, and which of them a browser would take for a page, as it comes
+/// with a link that somebody follows.
+async fn pages(world: &World, id: &str, session: &str, told: &str) -> anyhow::Result<(bool, Option<String>)> {
+    let (mut shown, mut obeyed) = (false, None);
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    let artifacts = world.api.get(&format!("/v1/runs/{id}/artifacts")).await?.body;
+    let names = artifacts["artifacts"].as_array().or(artifacts["items"].as_array()).into_iter().flatten();
+    let names = names.filter_map(|artifact| artifact["name"].as_str());
+    let mut paths: Vec<_> = names.map(|name| format!("/v1/runs/{id}/artifacts/{name}")).collect();
+    anyhow::ensure!(!paths.is_empty(), "the run has no artifact: {artifacts}");
+    paths.extend([
+        format!("/v1/runs/{id}"),
+        format!("/v1/runs/{id}/events?limit=1000"),
+        format!("/v1/sessions/{session}"),
+        format!("/v1/runs?session={session}"),
+        format!("/v1/runs/%3Cscript%3E{told}"),
+    ]);
+    for path in paths {
+        let request = client.get(format!("{}{path}", world.server.base)).bearer_auth(&world.key);
+        let answer = request.header("accept", "text/html,*/*").send().await?;
+        let field = |name: &str| {
+            answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+        };
+        let (kind, sniffing) = (field("content-type"), field("x-content-type-options"));
+        let policy = field("content-security-policy");
+        let text = answer.text().await?;
+        let has_markup = text.contains(MARKUP) && text.contains(told);
+        shown |= has_markup;
+        let is_data = kind.starts_with("application/json") || kind.starts_with("application/problem+json");
+        let is_data = is_data
+            || kind.starts_with("application/octet-stream")
+            || kind.starts_with("text/plain")
+            || kind.starts_with("text/x-");
+        if !is_data || sniffing != "nosniff" || !policy.starts_with("default-src 'none'") {
+            obeyed = Some(format!("{path} is {kind}, {sniffing}, {policy}"));
+        }
+    }
+    Ok((shown, obeyed))
 }
 
 /// What the command line prints of a run.
@@ -193,25 +339,19 @@ fn path(path: &Path) -> anyhow::Result<&str> {
 }
 
 /// What of a file of the host would tell that somebody worked on it: its text, its owner, its mode, its names and its times.
-fn state(file: &Path) -> anyhow::Result<(String, [u32; 2], u64, SystemTime)> {
+type State = (String, [u32; 2], u64, SystemTime);
+
+pub(super) fn state(file: &Path) -> anyhow::Result<State> {
     let found = fs::metadata(file)?;
     Ok((fs::read_to_string(file)?, [found.uid(), found.mode()], found.nlink(), found.modified()?))
 }
 
-fn leads_to(link: &Path, file: &Path) -> bool {
-    link.canonicalize().is_ok_and(|place| file.canonicalize().is_ok_and(|file| place == file))
-}
-
-fn says(events: &[Value], text: &str) -> bool {
-    events.iter().any(|event| event["data"].to_string().contains(text))
-}
-
-/// Whether a text in an event has this in it, once it is read.
-fn holds(value: &Value, text: &str) -> bool {
-    match value {
-        Value::String(held) => held.contains(text),
-        Value::Array(values) => values.iter().any(|value| holds(value, text)),
-        Value::Object(fields) => fields.values().any(|value| holds(value, text)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => false,
-    }
+/// Whether a file below a directory has a text in it; links are not followed.
+pub(super) fn find_text(directory: &Path, text: &str) -> bool {
+    let has = |path: &Path| {
+        let is_file = fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
+        is_file
+            && fs::read(path).is_ok_and(|bytes| bytes.windows(text.len()).any(|part| part == text.as_bytes()))
+    };
+    super::world::find(directory, &has).is_some()
 }

@@ -15,6 +15,19 @@ const WORD: usize = 512;
 /// What is answered to whoever speaks HTTP.
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
 
+/// Everything that was said outside.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Heard(Arc<Mutex<Vec<u8>>>);
+
+impl Heard {
+    /// Keeps a word.
+    pub(crate) fn keep(&self, word: &[u8]) {
+        let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.extend_from_slice(word);
+        heard.push(b'\n');
+    }
+}
+
 /// The listeners, which end with this process.
 #[derive(Debug)]
 pub(crate) struct Witness {
@@ -26,7 +39,8 @@ pub(crate) struct Witness {
     pub(crate) udp_port: u16,
     /// Name of the abstract socket.
     pub(crate) name: String,
-    heard: Arc<Mutex<Vec<u8>>>,
+    /// What they hear.
+    pub(crate) heard: Heard,
 }
 
 impl Witness {
@@ -35,7 +49,7 @@ impl Witness {
     /// # Errors
     /// The system gives no port.
     pub(crate) fn start() -> anyhow::Result<Self> {
-        let heard = Arc::new(Mutex::new(Vec::new()));
+        let heard = Heard::default();
         let (tcp, tcp6) = (TcpListener::bind("0.0.0.0:0")?, TcpListener::bind("[::1]:0")?);
         let udp = UdpSocket::bind("127.0.0.1:0")?;
         let name = format!("caisson-adversary-{}", std::process::id());
@@ -45,22 +59,22 @@ impl Witness {
             port6: tcp6.local_addr()?.port(),
             udp_port: udp.local_addr()?.port(),
             name,
-            heard: Arc::clone(&heard),
+            heard: heard.clone(),
         };
         for listener in [tcp, tcp6] {
-            let heard = Arc::clone(&heard);
+            let heard = heard.clone();
             std::thread::spawn(move || {
                 for stream in listener.incoming().flatten() {
-                    let heard = Arc::clone(&heard);
+                    let heard = heard.clone();
                     std::thread::spawn(move || converse(stream, &heard));
                 }
             });
         }
-        let of_datagrams = Arc::clone(&heard);
+        let of_datagrams = heard.clone();
         std::thread::spawn(move || {
             let mut word = [0; WORD];
             while let Ok(length) = udp.recv(&mut word) {
-                keep(&word[..length], &of_datagrams);
+                of_datagrams.keep(&word[..length]);
             }
         });
         std::thread::spawn(move || {
@@ -75,7 +89,7 @@ impl Witness {
     /// Whether a word has come, waiting a moment for one that is on its way.
     pub(crate) fn heard(&self, token: &str) -> bool {
         for _ in 0..20 {
-            let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+            let heard = self.heard.0.lock().unwrap_or_else(PoisonError::into_inner);
             if heard.windows(token.len()).any(|word| word == token.as_bytes()) {
                 return true;
             }
@@ -87,28 +101,22 @@ impl Witness {
 }
 
 /// Listens to everything that is said on a connection, and answers once.
-fn converse(mut stream: TcpStream, heard: &Mutex<Vec<u8>>) {
+fn converse(mut stream: TcpStream, heard: &Heard) {
     stream.set_read_timeout(Some(PATIENCE)).ok();
     let (mut word, mut answered) = ([0; WORD], false);
     while let Ok(length @ 1..) = stream.read(&mut word) {
-        keep(&word[..length], heard);
+        heard.keep(&word[..length]);
         if !answered && word.windows(4).any(|end| end == b"\r\n\r\n") {
             answered = stream.write_all(ANSWER).is_ok();
         }
     }
 }
 
-fn take(stream: &mut impl Read, heard: &Mutex<Vec<u8>>) {
+fn take(stream: &mut impl Read, heard: &Heard) {
     let mut word = [0; WORD];
     if let Ok(length) = stream.read(&mut word) {
-        keep(&word[..length], heard);
+        heard.keep(&word[..length]);
     }
-}
-
-fn keep(word: &[u8], heard: &Mutex<Vec<u8>>) {
-    let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
-    heard.extend_from_slice(word);
-    heard.push(b'\n');
 }
 
 /// A word that only one attempt says.

@@ -348,7 +348,9 @@ mod tests {
             ("siblings", "siblings.py", 1),
             ("door", "door.py", 1),
             ("egress", "egress.py", 3),
-            ("pushes", "pushes.py", 12),
+            ("framing", "framing.py", 2),
+            ("mcp", "mcp.py", 1),
+            ("pushes", "pushes.py", 14),
             ("record", "record.py", 2),
             ("resources", "resources.py", 0),
         ];

@@ -1,6 +1,8 @@
 //! `xtask bench`: the demo's job through the service against the same steps by a shell script, and what else
 //! `docs/benchmarks.md` tells. Everything is measured in one run, since machines drift and only ratios last.
 
+#[cfg(test)]
+mod alike;
 mod engines;
 mod fair;
 mod figures;

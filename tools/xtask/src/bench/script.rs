@@ -236,7 +236,7 @@ impl Script {
     }
 
     /// The agent's environment, which is the service's but for the way to the model, and what git needs to commit.
-    fn environment(&self) -> anyhow::Result<Vec<(String, String)>> {
+    pub(super) fn environment(&self) -> anyhow::Result<Vec<(String, String)>> {
         let spec = EnvironmentSpec {
             home: places::HOME,
             path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",

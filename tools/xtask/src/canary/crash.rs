@@ -15,10 +15,12 @@ const WAIT: Duration = Duration::from_secs(20);
 /// # Errors
 /// `prlimit` cannot be started, or the process does not end.
 pub(super) async fn core_of(pid: u32) -> anyhow::Result<Option<PathBuf>> {
-    let place = fs::read_link(format!("/proc/{pid}/cwd"))?;
+    let place = fs::read_link(format!("/proc/{pid}/cwd"))
+        .with_context(|| format!("process {pid} has no working directory"))?;
     #[expect(clippy::disallowed_methods, reason = "prlimit is started here, with an argument vector")]
     let mut command = Command::new("prlimit");
-    let unbounded = command.args(["--pid", &pid.to_string(), "--core=unlimited:unlimited"]).status()?;
+    let unbounded = command.args(["--pid", &pid.to_string(), "--core=unlimited:unlimited"]).status();
+    let unbounded = unbounded.context("prlimit cannot be started")?;
     ensure!(unbounded.success(), "prlimit gives process {pid} no room for a core file");
     let before = cores(&place)?;
     signal(pid, "ABRT")?;
@@ -29,7 +31,7 @@ pub(super) async fn core_of(pid: u32) -> anyhow::Result<Option<PathBuf>> {
     }
     let made = cores(&place)?.into_iter().find(|file| !before.contains(file));
     if let Some(file) = &made {
-        fs::remove_file(file)?;
+        fs::remove_file(file).with_context(|| format!("{} cannot be removed", file.display()))?;
     }
     Ok(made)
 }
@@ -42,7 +44,8 @@ pub(super) async fn is_seen() -> anyhow::Result<bool> {
     let place = tempfile::tempdir()?;
     #[expect(clippy::disallowed_methods, reason = "a process to be ended, with an argument vector")]
     let mut command = Command::new("sleep");
-    let mut sleeping = command.arg("60").current_dir(place.path()).stdin(Stdio::null()).spawn()?;
+    let sleeping = command.arg("60").current_dir(place.path()).stdin(Stdio::null()).spawn();
+    let mut sleeping = sleeping.context("sleep cannot be started")?;
     let made = core_of(sleeping.id()).await;
     sleeping.kill().ok();
     sleeping.wait().context("a process that was ended")?;
@@ -51,8 +54,10 @@ pub(super) async fn is_seen() -> anyhow::Result<bool> {
 
 /// Core files of a directory, as the kernel calls them where nobody says otherwise.
 fn cores(place: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let files =
-        fs::read_dir(place)?.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
+    let files = fs::read_dir(place)
+        .with_context(|| format!("{} cannot be listed", place.display()))?
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
     let is_core = |name: &str| name == "core" || name.starts_with("core.");
     let files = files.filter(|entry| entry.file_name().to_str().is_some_and(is_core));
     Ok(files.map(|entry| entry.path()).collect())

@@ -46,7 +46,8 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
     let mut found = Vec::new();
     for engine in &options.engine {
         let engine = Engine::from(*engine);
-        let Hunt { places, bytes, found: here, .. } = &hunt(&parts, engine).await?;
+        let Hunt { places, bytes, found: here, .. } =
+            &hunt(&parts, engine).await.with_context(|| format!("on {}", engine.name()))?;
         say(&format!("{}: looked at {places} places, {} MiB", engine.name(), bytes >> 20));
         hunted += places;
         found.extend(here.iter().map(|found| format!("FOUND on {}: {found}", engine.name())));
@@ -59,7 +60,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
 }
 
 async fn hunt(parts: &Parts, engine: Engine) -> anyhow::Result<Hunt> {
-    let mut stage = Stage::open(parts, engine).await?;
+    let mut stage = Stage::open(parts, engine).await.context("the stage")?;
     let canaries = stage.canaries();
     let plain: Vec<_> = canaries.iter().map(secrets::Secret::canary).collect();
     let planted = tempfile::tempdir()?;
@@ -71,11 +72,17 @@ async fn hunt(parts: &Parts, engine: Engine) -> anyhow::Result<Hunt> {
         plain.len(),
         hunt.needles()
     ));
-    stage.run_with_the_configurations(&mut hunt).await?;
-    stage.run_with_what_stands_for_others(&mut hunt).await?;
-    stage.run_with_the_stores(&mut hunt).await?;
-    stage.hunt_afterwards(&mut hunt).await?;
-    if !stage.crash(&mut hunt).await? {
+    stage
+        .run_with_the_configurations(&mut hunt)
+        .await
+        .context("the run with the configuration's credentials")?;
+    stage
+        .run_with_what_stands_for_others(&mut hunt)
+        .await
+        .context("the run with credentials that stand for others")?;
+    stage.run_with_the_stores(&mut hunt).await.context("the run with the store's credentials")?;
+    stage.hunt_afterwards(&mut hunt).await.context("the hunt after all runs")?;
+    if !stage.crash(&mut hunt).await.context("the crash of the server")? {
         say(&format!("{}: not hunted: core files, which this machine puts elsewhere", engine.name()));
     }
     Ok(hunt)

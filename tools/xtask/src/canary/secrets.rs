@@ -17,6 +17,9 @@ pub(super) const STORED_GIT: &str = "ghp_canaryStored3Vn8Lw5Rt1";
 pub(super) const REGISTRY: &str = "registry-canary/config+a05f=";
 pub(super) const STORED_REGISTRY: &str = "registry-canary/stored+b71c=";
 
+/// The store's header for an MCP server.
+pub(super) const STORED_MCP: &str = "mcp-canary/stored+c93e=";
+
 /// A secret with its name; those that are made by the server are known once it runs.
 #[derive(Debug, Clone)]
 pub(super) struct Secret {
@@ -47,5 +50,6 @@ pub(super) fn known() -> Vec<Secret> {
         Secret::new("git token of the store", STORED_GIT),
         Secret::new("registry token of the configuration", REGISTRY),
         Secret::new("registry token of the store", STORED_REGISTRY),
+        Secret::new("header of an MCP server", STORED_MCP),
     ]
 }

@@ -13,31 +13,44 @@ use serde_json::{Value, json};
 use testkit::docker::{docker, inspect};
 use testkit::engine::Engine;
 use testkit::hunt::Hunt;
+use testkit::mcp_server::{HeardRequest, McpServer};
 use testkit::parts::Parts;
 use testkit::volumes::SessionFiles;
 use testkit::world::{GIT_TOKEN, MODEL_KEY, World, WorldSpec};
 
 use super::crash;
 use super::secrets::{
-    FIRST_ACCESS, INSTALLATION, NEXT_ACCESS, REFRESH, REGISTRY, STORED_GIT, STORED_KEY, STORED_REGISTRY,
-    Secret, known,
+    FIRST_ACCESS, INSTALLATION, NEXT_ACCESS, REFRESH, REGISTRY, STORED_GIT, STORED_KEY, STORED_MCP,
+    STORED_REGISTRY, Secret, known,
 };
 use super::upstreams::Upstreams;
 
-const WAIT: Duration = Duration::from_mins(2);
+/// How long a run may take to come to where it is hunted, and from there to its end; the hunt itself takes as long as it takes.
+const WAIT: Duration = Duration::from_mins(10);
 /// The agent asks the registry, has a program crash, changes a file, and then waits until it was looked at.
-const WORK: &str = r#"exec 2>&1
+const WORK: &str = r"exec 2>&1
 env | sort; cat /proc/self/cmdline; git config --list --show-origin
 curl -sS http://HOST/package
 python3 -c 'import os; os.abort()'
-sed -i 's/quantity > BULK/quantity >= BULK/' shop/pricing.py; date +%N >> found.txt
-touch .git/canary-ready
-python3 -c 'import os, time
-while not os.path.exists(".git/canary-go"): time.sleep(0.05)'
-rm .git/canary-go .git/canary-ready"#;
+sed -i 's/quantity > BULK/quantity >= BULK/' shop/pricing.py; date +%N >> found.txt";
+/// Says that the hunt may begin, and waits until all was looked at, or until the tool would be ended for its time: then the agent
+/// waits once more.
+const WAITING: &str = r#"touch .git/canary-ready; python3 -c 'import os, time
+end = time.monotonic() + 500
+while not os.path.exists(".git/canary-go") and time.monotonic() < end: time.sleep(0.05)'"#;
+/// Most times that the agent waits: as long as a run may take.
+const WAITINGS: usize = 7;
+/// The hunt must be over by then; nothing of it is pushed.
+const GO_ON: &str = "rm .git/canary-go .git/canary-ready";
+/// The longest that a tool of the agent may take, in milliseconds.
+const TOOL_MS: u32 = 600_000;
 /// What of a sandbox's file system is its own, where the rest is the host's.
 const OWN: [&str; 9] =
     ["etc", "tmp", "run", "var", "dev/shm", "caisson/door", "caisson/journal", "home", "workspace"];
+/// The workflow of the runs.
+const WORKFLOW: &str = "canary";
+/// The header that the MCP server wants.
+const MCP_HEADER: &str = "x-mcp-key";
 /// A key for a GitHub App, made for each hunt.
 const KEY_BITS: &str = "rsa_keygen_bits:2048";
 
@@ -45,6 +58,8 @@ const KEY_BITS: &str = "rsa_keygen_bits:2048";
 pub(super) struct Stage {
     world: World,
     upstreams: Upstreams,
+    /// It says what it was sent.
+    notes: McpServer,
     app_key: String,
     runs: Vec<Value>,
 }
@@ -52,12 +67,18 @@ pub(super) struct Stage {
 impl Stage {
     pub(super) async fn open(parts: &Parts, engine: Engine) -> anyhow::Result<Self> {
         let upstreams = Upstreams::start()?;
+        let notes = McpServer::start(MCP_HEADER, STORED_MCP).await?;
         let (config, store) =
             (format!("config.example:{}", upstreams.port), format!("store.example:{}", upstreams.port));
-        let scenarios = vec![scenario("config", &config), scenario("store", &store)];
+        let scenarios = vec![scenario("config", &config, &[]), scenario("store", &store, &[ask_notes()])];
         let variables = vec![
             ("EGRESS__ALLOW".to_owned(), format!("{config} {store}")),
-            ("EGRESS__HOSTS".to_owned(), "config.example=127.0.0.1 store.example=127.0.0.1".to_owned()),
+            (
+                "EGRESS__HOSTS".to_owned(),
+                "config.example=127.0.0.1 store.example=127.0.0.1 notes.example=127.0.0.1".to_owned(),
+            ),
+            ("MCP__ALLOW".to_owned(), format!("notes.example:{}", notes.address.port())),
+            ("MCP__ALLOW_PRIVATE".to_owned(), "127.0.0.1/32".to_owned()),
             ("EGRESS__ALLOW_PRIVATE".to_owned(), "127.0.0.1/32".to_owned()),
             // Afterwards a workspace is an image, which is read whole.
             ("LIMITS__WORKSPACE_MIB".to_owned(), "128".to_owned()),
@@ -74,17 +95,21 @@ impl Stage {
         // The registry's token is in the file with the git host's, which the server reads when it starts.
         let file = world.directory.path().join("caisson.toml");
         let token = world.directory.path().join("registry-token");
-        fs::write(&token, REGISTRY)?;
-        fs::set_permissions(&token, fs::Permissions::from_mode(0o600))?;
-        let text = fs::read_to_string(&file)?;
+        written(&token, REGISTRY)?;
+        fs::set_permissions(&token, fs::Permissions::from_mode(0o600))
+            .context("the registry token's file")?;
+        let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
         let token = token.display();
         let registry =
             format!("[[egress.credentials]]\nurl_prefix = \"http://{config}/\"\ntoken_file = \"{token}\"\n");
-        fs::write(&file, format!("{text}\n{registry}"))?;
+        written(&file, &format!("{text}\n{registry}"))?;
+        let workflows = world.directory.path().join("workflows");
+        write_workflow(&workflows, &notes.url("notes.example"))?;
+        world.spec.set("WORKFLOWS_DIR", &workflows.display().to_string());
         world.server.kill()?;
         world.server = world.spec.start().await?;
         let app_key = app_key(world.directory.path())?;
-        Ok(Self { world, upstreams, app_key, runs: Vec::new() })
+        Ok(Self { world, upstreams, notes, app_key, runs: Vec::new() })
     }
 
     /// The secrets, with those that the server or this hunt has made.
@@ -146,8 +171,13 @@ impl Stage {
             &["registry", "--kind", "registry_token", "--set", &registry, "--set", "username=u"],
             STORED_REGISTRY,
         )?;
+        let url = format!("url={}", self.notes.url("notes.example"));
+        let header = format!("header={MCP_HEADER}");
+        self.add(&["notes", "--kind", "mcp_header", "--set", &url, "--set", &header], STORED_MCP)?;
         self.world.host.set_token(STORED_GIT);
         self.run("store", hunt).await?;
+        let called = |one: &HeardRequest| one.call == "tools/call" && one.status == 200;
+        ensure!(self.notes.heard().iter().any(called), "the MCP server was not sent its header");
         let basic = base64::engine::general_purpose::STANDARD.encode(format!("u:{STORED_REGISTRY}"));
         self.upstreams.expect(&basic)?;
         self.shown(STORED_GIT, &[STORED_KEY])
@@ -174,13 +204,16 @@ impl Stage {
     /// One run, looked at while it lives and when it is done.
     async fn run(&mut self, scenario: &str, hunt: &mut Hunt) -> anyhow::Result<()> {
         let mut body = self.world.run_body();
+        body["workflow"] = json!(WORKFLOW);
         body["prompt"] = json!(format!("[[scn:{scenario}]] Fix the bug."));
         let id = self.world.api.submit(&body).await?;
         let workspace = self.ready().await?;
         self.hunt_sandbox(hunt)?;
         hunt.tree(self.world.state_dir(), &["master.key"]);
         hunt.repository(&workspace)?;
-        fs::write(workspace.join(".git/canary-go"), "")?;
+        let go = workspace.join(".git/canary-go");
+        fs::write(&go, "")
+            .with_context(|| format!("the run went on before the hunt was over: {}", go.display()))?;
         let run = self.world.api.wait_end(&id, WAIT).await?;
         ensure!(
             run["status"] == "succeeded",
@@ -198,7 +231,7 @@ impl Stage {
             hunt.look(&format!("caisson {}", arguments[0]), &self.command(arguments, "")?);
         }
         let session = run["session_id"].as_str().context("the run has no session")?;
-        let files = SessionFiles::open(self.world.state_dir(), session)?;
+        let files = SessionFiles::open(self.world.state_dir(), session).context("the session's files")?;
         ensure!(hunt.tree(files.directory(), &[]) > 30, "the session has too few files");
         self.runs.push(run);
         Ok(())
@@ -224,14 +257,19 @@ impl Stage {
     /// The living sandbox as the kernel and the engine show it, with the memory of all of its processes.
     fn hunt_sandbox(&self, hunt: &mut Hunt) -> anyhow::Result<()> {
         let (world, parts) = (&self.world, &self.world.spec.parts);
-        let sandbox = world.sandboxes()?.pop().context("the run has no sandbox")?;
-        let pids = world.processes(&sandbox)?;
-        ensure!(pids.len() >= 3, "shim, agent and tool were expected: {pids:?}");
-        let mut memory = 0;
-        for pid in &pids {
-            hunt.process(*pid)?;
-            memory += hunt.memory(*pid)?;
-        }
+        let sandbox = world.sandboxes().context("the sandboxes")?.pop().context("the run has no sandbox")?;
+        let pids = world.processes(&sandbox).context("the sandbox's processes")?;
+        let hunted: Vec<u64> = pids
+            .iter()
+            .filter_map(|pid| hunt.process(*pid).transpose())
+            .collect::<anyhow::Result<_>>()
+            .context("the living sandbox is looked at")?;
+        ensure!(
+            hunted.len() >= 3,
+            "shim, agent and tool were expected to live: {} of {pids:?}",
+            hunted.len()
+        );
+        let memory: u64 = hunted.iter().sum();
         ensure!(memory > 50_000_000, "only {memory} bytes of memory could be read");
         match world.engine {
             Engine::Docker => {
@@ -295,24 +333,48 @@ impl Stage {
     /// What a command of the binary prints, both ways.
     fn command(&self, arguments: &[&str], input: &str) -> anyhow::Result<Vec<u8>> {
         let mut command = self.world.client(arguments);
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let name = || format!("caisson {}", arguments.join(" "));
+        let mut child = child.with_context(name)?;
         // One that wants no input may be gone by now.
         drop(child.stdin.take().context("no input")?.write_all(input.as_bytes()));
-        let output = child.wait_with_output()?;
+        let output = child.wait_with_output().with_context(name)?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.success() || arguments == ["doctor"],
-            "caisson {}: {said}",
-            arguments.join(" ")
-        );
+        ensure!(output.status.success() || arguments == ["doctor"], "{}: {said}", name());
         Ok([output.stdout, output.stderr].concat())
     }
 }
 
-fn scenario(name: &str, host: &str) -> String {
-    let work = json!({ "command": WORK.replace("HOST", host), "description": "Fix", "timeout": 110_000 });
-    let steps = json!([{ "tool": { "name": "Bash", "input": work } }, { "text": "Done." }]);
+/// The agent asks the MCP server, which says what it was sent.
+fn ask_notes() -> Value {
+    json!({ "tool": { "name": "mcp__notes__echo", "input": { "text": "hello" } } })
+}
+
+/// A workflow as the one that ships, with an MCP server.
+fn write_workflow(directory: &Path, url: &str) -> anyhow::Result<()> {
+    let servers = json!({ "notes": { "type": "http", "url": url } });
+    let text = format!(
+        "---\nname: {WORKFLOW}\ndescription: Fixes a bug\npermissionMode: bypassPermissions\nmcpServers: {servers}\n---\nFix.\n"
+    );
+    fs::create_dir(directory).with_context(|| format!("{} cannot be made", directory.display()))?;
+    written(&directory.join("canary.md"), &text)
+}
+
+fn written(file: &Path, text: &str) -> anyhow::Result<()> {
+    fs::write(file, text).with_context(|| format!("{} cannot be written", file.display()))
+}
+
+fn scenario(name: &str, host: &str, before: &[Value]) -> String {
+    let work = WORK.replace("HOST", host);
+    let waiting = std::iter::repeat_n(WAITING, WAITINGS);
+    let commands = std::iter::once(work.as_str()).chain(waiting).chain([GO_ON]);
+    let bash = |command: &str| {
+        let input = json!({ "command": command, "description": "Fix", "timeout": TOOL_MS });
+        json!({ "tool": { "name": "Bash", "input": input } })
+    };
+    let mut steps = before.to_vec();
+    steps.extend(commands.map(bash));
+    steps.push(json!({ "text": "Done." }));
     json!({ name: { "prompts": [steps, [{ "text": "fix(cart): count the tenth piece" }]] } }).to_string()
 }
 
@@ -326,8 +388,8 @@ fn app_key(directory: &Path) -> anyhow::Result<String> {
         .output()
         .context("openssl cannot be started")?;
     ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
-    let text = fs::read_to_string(&file)?;
-    fs::remove_file(&file)?;
+    let text = fs::read_to_string(&file).context("openssl wrote no key")?;
+    fs::remove_file(&file).context("the key that openssl wrote")?;
     Ok(text)
 }
 

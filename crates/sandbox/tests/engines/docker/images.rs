@@ -1,6 +1,6 @@
 //! Images: built by the engine, missing, or with wishes of their own.
 
-use bollard::query_parameters::RemoveImageOptions;
+use bollard::query_parameters::{ListContainersOptions, RemoveImageOptions};
 use caisson_domain::id::SandboxId;
 use caisson_sandbox::docker::{DEFAULT_IMAGE, ImageBuild};
 use caisson_sandbox::{Engine, EngineError};
@@ -103,6 +103,41 @@ async fn an_image_that_declares_a_volume_is_not_as_asked_and_leaves_nothing() {
         assert!(matches!(error, EngineError::NotAsAsked { field: "Mounts", .. }), "{error:?}");
         assert!(error.to_string().contains("/data"), "{error}");
         assert_eq!(bench.engine.list_owned().await.unwrap(), []);
+        remove(bench, &image.tag).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn files_of_an_image_are_read_and_nothing_of_it_is_run() {
+    on_bench(async |bench| {
+        // Whatever ran would be seen in the file, and the command is not one that could run.
+        let instructions = "USER root\nRUN mkdir /kept && printf one > /kept/a && printf two > /kept/b && ln -s a /kept/link\n\
+                            ENTRYPOINT [\"/bin/sh\", \"-c\", \"printf ran > /kept/a\"]";
+        let (image, result, _) = build(bench, instructions).await;
+        result.unwrap();
+        let files = Box::pin(bench.engine.image_files(&image.tag, &["/kept/a", "/missing", "/kept"])).await.unwrap();
+        let mut files: Vec<_> = files.iter().map(|bytes| String::from_utf8_lossy(bytes)).collect();
+        files.sort();
+        assert_eq!(files, ["one", "one", "two"]);
+        let missing = Box::pin(bench.engine.image_files("caisson-test:does-not-exist", &["/kept"])).await.unwrap_err();
+        assert!(matches!(missing, EngineError::ImageMissing { .. }), "{missing:?}");
+        let filters = std::collections::HashMap::from([("ancestor".to_owned(), vec![image.tag.clone()])]);
+        let options = ListContainersOptions { all: true, filters: Some(filters), ..Default::default() };
+        assert_eq!(bench.docker().list_containers(Some(options)).await.unwrap().len(), 0, "nothing is left");
+        remove(bench, &image.tag).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn more_of_an_image_than_the_bound_is_not_read() {
+    on_bench(async |bench| {
+        let size = caisson_sandbox::docker::IMAGE_FILE_BYTES + 1;
+        let (image, result, _) = build(bench, &format!("USER root\nRUN truncate -s {size} /large")).await;
+        result.unwrap();
+        let error = Box::pin(bench.engine.image_files(&image.tag, &["/large"])).await.unwrap_err();
+        assert!(matches!(&error, EngineError::BadReply { .. }), "{error:?}");
         remove(bench, &image.tag).await;
     })
     .await;

@@ -12,7 +12,9 @@ import sys
 import door
 import door_calls
 import egress
+import framing
 import host
+import mcp
 import network
 import pushes
 import record
@@ -23,7 +25,8 @@ import siblings
 
 MODULES = {
     "secrets": secrets_of_others, "network": network, "host": host, "server": server, "siblings": siblings,
-    "door": door, "egress": egress, "pushes": pushes, "record": record, "resources": resources,
+    "door": door, "egress": egress, "framing": framing, "mcp": mcp, "pushes": pushes, "record": record,
+    "resources": resources,
 }
 
 

@@ -119,3 +119,19 @@ def tunnel_with_siblings_grant(tunnel_host, token, sibling_grant):
 
 def tunnel_without_grant(tunnel_host, token):
     return tunnel(tunnel_host, token, headers=[])
+
+
+def name_that_moves(moving, token):
+    """Where the name leads is asked once for the rules, and whoever asks again to connect comes to another address."""
+    return tunnel(moving, token)
+
+
+def name_that_has_moved(moved, token):
+    """As above, by two connections: of the first one's answer nothing may be left for the second."""
+    tunnel(moved, "hello")
+    return tunnel(moved, token)
+
+
+def name_with_two_addresses(both, token):
+    """Only the forbidden one of them takes a connection."""
+    return tunnel(both, token)

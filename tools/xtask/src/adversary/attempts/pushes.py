@@ -1,10 +1,13 @@
 """Ways to the repository that are not the run's own: what is pushed, and where to. TOKEN names what must not appear there."""
 
+import hashlib
 import os
+import struct
 import subprocess
 import tempfile
+import zlib
 
-from door_calls import Refusal, authority, own_grant, send
+from door_calls import Refusal, authority, own_grant, passed, send
 
 # What the gateway says of each of its rules.
 RULES = [
@@ -238,13 +241,81 @@ def forged_commands(token):
     return received(body)
 
 
-def received(body):
+def another_repository(token):
+    """The door has one remote: this asks for another one, which this server serves to another run."""
+    here, branch = clone()
+    git("checkout", "-q", "--orphan", "apart", at=here)
+    made(here, token)
+    new = git("rev-parse", "HEAD", at=here)
+    pack = subprocess.run(
+        ["git", "pack-objects", "--stdout", "--revs", "-q"], cwd=here, input=f"{new}\n".encode(), capture_output=True, check=True
+    ).stdout
+    body = line(f"{'0' * 40} {new} refs/heads/{branch}".encode() + b"\0 report-status\n") + b"0000" + pack
+    return received(body, "sibling.git")
+
+
+def read_another_repository():
+    told = send("GET /git/sibling.git/info/refs?service=git-upload-pack HTTP/1.1", authority(own_grant()))
+    return passed(told)
+
+
+def member(kind, size, body):
+    """An object of a pack."""
+    first, size = (kind << 4) | (size & 15), size >> 4
+    head = bytearray()
+    while size:
+        head.append(first | 0x80)
+        first, size = size & 0x7F, size >> 7
+    head.append(first)
+    return bytes(head) + body
+
+
+def length(size):
+    """A size in a delta."""
+    out = bytearray()
+    while size > 0x7F:
+        out.append((size & 0x7F) | 0x80)
+        size >>= 7
+    out.append(size)
+    return bytes(out)
+
+
+def with_delta_bomb():
+    """A file of half a gigabyte in some kilobytes: a delta that says "the whole base" again and again."""
+    here, branch = clone(empty=True)
+    old = git("rev-parse", "HEAD", at=here)
+    base, times = b"x" * (1024 * 1024), 512
+    copy = b"\xf0" + struct.pack("<I", len(base))[:3]
+    delta = length(len(base)) + length(times * len(base)) + copy * times
+    bomb = hashlib.sha1(f"blob {times * len(base)}\0".encode())
+    for _ in range(times):
+        bomb.update(base)
+    names = {}
+    for kind, content in [("blob", base), ("tree", entry("100644", "bomb", bomb.hexdigest()))]:
+        names[kind] = hashlib.sha1(f"{kind} {len(content)}\0".encode() + content).digest(), content
+    new = f"tree {names['tree'][0].hex()}\nparent {old}\nauthor A <a@example.com> 1 +0000\ncommitter A <a@example.com> 1 +0000\n\nfeat: try\n"
+    commit_id = hashlib.sha1(f"commit {len(new)}\0{new}".encode()).hexdigest()
+    members = [
+        member(1, len(new), zlib.compress(new.encode())),
+        member(2, len(names["tree"][1]), zlib.compress(names["tree"][1])),
+        member(3, len(base), zlib.compress(base)),
+        member(7, len(delta), names["blob"][0] + zlib.compress(delta)),
+    ]
+    pack = b"PACK" + struct.pack(">II", 2, len(members)) + b"".join(members)
+    pack += hashlib.sha1(pack).digest()
+    body = line(f"{old} {commit_id} refs/heads/{branch}".encode() + b"\0 report-status\n") + b"0000" + pack
+    return received(body)
+
+
+def received(body, remote="origin"):
     headers = [*authority(own_grant()), ("Content-Type", "application/x-git-receive-pack-request"), ("Content-Length", len(body))]
-    status, said = send("POST /git/origin/git-receive-pack HTTP/1.1", headers, body)
+    status, said = send(f"POST /git/{remote}/git-receive-pack HTTP/1.1", headers, body)
     text = said.decode(errors="replace")
     for rule, words in RULES:
         if words in text:
             raise Refusal(rule, " ".join(text.split())[:250])
+    if status == 404:
+        passed((status, said))
     if status != 200 or "unpack ok" not in text or "ng " in text:
         raise Refusal(f"HTTP{status}", " ".join(text.split())[:250])
     return "the push was taken"

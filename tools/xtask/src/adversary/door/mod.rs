@@ -5,6 +5,7 @@
 //! attempt gets through there, and where several are to stop it, with each of them alone it is refused in that one's words.
 
 mod after;
+mod ledger;
 mod stage;
 pub(super) mod table;
 
@@ -77,10 +78,7 @@ pub(super) async fn controls(
     if chosen.is_empty() {
         return Ok(());
     }
-    let caisson = Path::new(super::WORKSPACE).canonicalize()?.join(WITHOUT_CHECKS);
-    ensure!(caisson.is_file(), "\"{}\" is not built; run `make adversary`", caisson.display());
-    let parts = &Parts { caisson, ..parts.clone() };
-    let side = Side { engine: Engine::Local, server: Server::Root };
+    let (parts, side) = (&without_checks(parts)?, CONTROLS);
     let grounds = grounds(&chosen);
     say(&format!(
         "{} attempts at the door of {} servers without some of the checks",
@@ -103,6 +101,25 @@ pub(super) async fn controls(
         report.take(judge(attempt, &of_it));
     }
     Ok(())
+}
+
+/// Where controls without a check of ours are made.
+pub(super) const CONTROLS: Side = Side { engine: Engine::Local, server: Server::Root };
+
+/// The parts with the build that can leave checks out.
+///
+/// # Errors
+/// It is not built.
+pub(super) fn without_checks(parts: &Parts) -> anyhow::Result<Parts> {
+    let caisson = Path::new(super::WORKSPACE).canonicalize()?.join(WITHOUT_CHECKS);
+    ensure!(caisson.is_file(), "\"{}\" is not built; run `make adversary`", caisson.display());
+    Ok(Parts { caisson, ..parts.clone() })
+}
+
+/// Variables of a server that leaves a check out, and measures what its sessions hold, which is where some checks are.
+pub(super) fn without(check: Check) -> Vec<(String, String)> {
+    let off = ("CHECKS_OFF".to_owned(), check.name().to_owned());
+    vec![off, ("LIMITS__VOLUMES".to_owned(), "false".to_owned())]
 }
 
 fn chosen(only: &str) -> Vec<&'static Attempt> {
@@ -139,9 +156,11 @@ fn grounds<'a>(attempts: &[&'a Attempt]) -> Vec<Ground<'a>> {
 
 /// What is made in one run: those that leave it in order together, each of the others by itself.
 fn runs<'a>(attempts: impl IntoIterator<Item = &'a Attempt>) -> Vec<Vec<&'a Attempt>> {
-    let (alone, together): (Vec<_>, Vec<_>) =
+    let (alone, others): (Vec<&'a Attempt>, Vec<&'a Attempt>) =
         attempts.into_iter().partition(|attempt| attempt.sees.is_alone());
-    let runs = std::iter::once(together).chain(alone.into_iter().map(|attempt| vec![attempt]));
+    // Only these have a server that asks another resolver.
+    let (moving, together): (Vec<_>, Vec<_>) = others.into_iter().partition(|attempt| attempt.needs_names());
+    let runs = [together, moving].into_iter().chain(alone.into_iter().map(|attempt| vec![attempt]));
     runs.filter(|run| !run.is_empty()).collect()
 }
 

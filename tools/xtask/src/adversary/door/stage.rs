@@ -9,14 +9,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use caisson_domain::checks::Check;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use testkit::parts::Parts;
 use testkit::repository::{self, run_git};
 use testkit::world::{World, WorldSpec};
 
 use super::super::surroundings::{Sibling, Surroundings, write_attempts};
+use super::super::traces::{CLAIMED_USD, TOO_MUCH_MICRO_USD};
 use super::super::verdict::Verdict;
 use super::super::witness::{fill, token};
 use super::super::world::{Owner, Side, bash, find, living_sibling, sibling_scenario};
+use super::ledger;
 use super::table::{Attempt, Sees};
 
 /// How long a run may take until its agent waits for the attempts' arguments.
@@ -28,6 +31,8 @@ const SEEN: Duration = Duration::from_secs(2);
 /// The branch of the run, on which others have worked, and one that has nothing to do with it.
 const BRANCH: &str = "team/work";
 const SPARE: &str = "spare";
+/// The workflow of the run.
+const OWN_WORKFLOW: &str = "door";
 /// Name of the scenario.
 const SCENARIO: &str = "door";
 /// A model call beside the conversation.
@@ -55,6 +60,10 @@ struct Scene {
     workspace: PathBuf,
     /// The refs that nobody may have changed.
     refs: Vec<String>,
+    /// The audit log as it was before the attempts.
+    audit: Vec<String>,
+    /// Kept as long as its server may read it.
+    _workflows: TempDir,
 }
 
 impl Stage<'_> {
@@ -119,6 +128,20 @@ impl Stage<'_> {
                     Verdict::Refused { error: "UNSEEN".to_owned(), said: said.to_string() }
                 })
             }
+            Sees::Usage => {
+                tokio::time::sleep(SEEN).await;
+                let run = scene.world.api.get(&format!("/v1/runs/{}", scene.run)).await?.body;
+                let cost = run["usage"]["cost_micro_usd"].as_i64().context("the run has no cost")?;
+                Ok(if cost >= TOO_MUCH_MICRO_USD {
+                    Verdict::Through(format!("{cost} micro-USD are in the run's usage"))
+                } else {
+                    Verdict::Refused { error: "UNCOUNTED".to_owned(), said: said.to_string() }
+                })
+            }
+            Sees::Audit => {
+                tokio::time::sleep(SEEN).await;
+                ledger::seen(&scene.world, &scene.audit, (token, &scene.values["denied"]), &said)
+            }
             Sees::Outcome => {
                 let run = scene.world.api.wait_end(&scene.run, WAIT).await?;
                 Ok(if run["status"] == "succeeded" {
@@ -138,11 +161,18 @@ impl Stage<'_> {
 
     async fn open(&self, owner: &Owner, attempts: &[&Attempt]) -> anyhow::Result<Scene> {
         let sibling = Sibling::new(&self.label())?;
+        let workflows = workflows(self.surroundings.witness.port)?;
+        let mut variables = self.variables();
+        variables.push(("WORKFLOWS_DIR".to_owned(), workflows.path().display().to_string()));
         let spec = WorldSpec {
             scenario: SCENARIO.to_owned(),
             scenarios: vec![scenario(attempts), sibling_scenario(&sibling), STRAY.to_owned()],
-            variables: self.variables(),
+            variables,
             user: owner.user.clone(),
+            resolver: attempts
+                .iter()
+                .any(|attempt| attempt.needs_names())
+                .then(|| self.surroundings.names.resolver.clone()),
             ..WorldSpec::on(self.side.engine)
         };
         let world = World::start(&owner.parts, spec).await?;
@@ -160,7 +190,7 @@ impl Stage<'_> {
             values.insert("sibling_grant", variable(pid, "ANTHROPIC_AUTH_TOKEN")?);
             other = Some((run, living.sandbox));
         }
-        let body = json!({ "workflow": "bug-fixer", "prompt": "Try everything.", "max_turns": 1000,
+        let body = json!({ "workflow": OWN_WORKFLOW, "prompt": "Try everything.", "max_turns": 1000,
             "repository": world.host.url("door.git"), "branch": BRANCH });
         let run = world.api.submit(&body).await?;
         let workspace = ready(&world).await?;
@@ -170,7 +200,22 @@ impl Stage<'_> {
         let first = first.first().context("the sandbox has no process")?;
         values.insert("own_control_grant", variable(*first, "CAISSON_CONTROL_GRANT")?);
         values.insert("own_run", run.clone());
-        Ok(Scene { world, run, sibling: other.map(|(run, _)| run), values, workspace, refs })
+        let audit = ledger::export(&world)?;
+        Ok(Scene {
+            world,
+            run,
+            audit,
+            sibling: other.map(|(run, _)| run),
+            values,
+            workspace,
+            refs,
+            _workflows: workflows,
+        })
+    }
+
+    /// A name that this stage alone looks up, with its port.
+    fn name(&self, first: &str, port: u16) -> String {
+        format!("{first}.{}.example:{port}", self.label().trim_end_matches('-'))
     }
 
     /// Settings of the server: what is allowed, and which names lead where.
@@ -183,12 +228,17 @@ impl Stage<'_> {
             format!("http://inside.example:{port}/"),
             format!("six.example:{port6}"),
             format!("mapped.example:{port}"),
+            format!("http://framed.example:{}/ok#POST", self.surroundings.framed),
+            self.name("moves.one", self.surroundings.names.port),
+            self.name("moves.two", self.surroundings.names.port),
+            self.name("both", self.surroundings.names.private_port),
         ];
         let hosts = [
             "web.example=127.0.0.1",
             "tunnel.example=127.0.0.1",
             "other.example=127.0.0.1",
             "inside.example=127.0.0.2",
+            "framed.example=127.0.0.1",
             "six.example=::1",
             "mapped.example=::ffff:127.0.0.2",
         ];
@@ -196,6 +246,8 @@ impl Stage<'_> {
             ("EGRESS__ALLOW", allow.join(" ")),
             ("EGRESS__HOSTS", hosts.join(" ")),
             ("EGRESS__ALLOW_PRIVATE", "127.0.0.1/32".to_owned()),
+            ("MCP__ALLOW", format!("tunnel.example:{port} inside.example:{port}")),
+            ("MCP__ALLOW_PRIVATE", "127.0.0.1/32".to_owned()),
             ("GIT__MAX_FILE_MIB", "1".to_owned()),
         ];
         if !self.off.contains(&Check::PushBounds) {
@@ -217,7 +269,12 @@ impl Stage<'_> {
             ("denied", format!("other.example:{port}")),
             ("private", format!("inside.example:{port}")),
             ("private6", format!("six.example:{port6}")),
+            ("framed", format!("framed.example:{}", self.surroundings.framed)),
+            ("moving", self.name("moves.one", self.surroundings.names.port)),
+            ("moved", self.name("moves.two", self.surroundings.names.port)),
+            ("both", self.name("both", self.surroundings.names.private_port)),
             ("mapped", format!("mapped.example:{port}")),
+            ("claimed_usd", CLAIMED_USD.to_string()),
             ("host_service", format!("127.0.0.2:{port}")),
             ("other_repository", world.host.url("sibling.git")),
         ])
@@ -255,6 +312,27 @@ impl Scene {
         ensure!(*before == after, "refs were changed: {before:?} to {after:?}");
         Ok(())
     }
+}
+
+/// Workflows with MCP servers: the run's own, and one that has a server of its own.
+fn workflows(port: u16) -> anyhow::Result<TempDir> {
+    let directory = tempfile::tempdir()?;
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
+    let server =
+        |host: &str, path: &str| json!({ "type": "http", "url": format!("http://{host}:{port}/{path}") });
+    let own = json!({ "notes": server("tunnel.example", "notes"), "denied": server("other.example", "denied"),
+        "private": server("inside.example", "private") });
+    for (name, servers) in
+        [(OWN_WORKFLOW, own), ("elsewhere", json!({ "secret": server("tunnel.example", "secret") }))]
+    {
+        let text = format!(
+            "---\nname: {name}\ndescription: Tries everything\npermissionMode: bypassPermissions\nmcpServers: {servers}\n---\nTry.\n"
+        );
+        let file = directory.path().join(format!("{name}.md"));
+        fs::write(&file, text)?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644))?;
+    }
+    Ok(directory)
 }
 
 /// The repositories of the run and of its sibling, with branches that others have made.

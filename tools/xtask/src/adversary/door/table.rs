@@ -37,12 +37,17 @@ pub(crate) enum Sees {
     Records,
     /// The outcome of its run, which it ends.
     Outcome,
+    /// What its run is said to have cost. It leaves its run's record in disorder.
+    Usage,
+    /// The audit log: `caisson audit verify`, the records before it, the one that it has to have, and its word in any of another kind.
+    /// It leaves its run's record in disorder.
+    Audit,
 }
 
 impl Sees {
     /// Whether the attempt needs a run of its own.
     pub(crate) const fn is_alone(self) -> bool {
-        matches!(self, Self::Records | Self::Outcome)
+        matches!(self, Self::Records | Self::Outcome | Self::Usage | Self::Audit)
     }
 }
 
@@ -59,6 +64,13 @@ impl Attempt {
     /// The checks, for people.
     pub(crate) fn walls_text(&self) -> String {
         self.walls.iter().map(|wall| wall.check.name()).collect::<Vec<_>>().join("; ")
+    }
+
+    /// Whether it needs names that move.
+    pub(crate) fn needs_names(&self) -> bool {
+        self.arguments
+            .iter()
+            .any(|word| ["{moving}", "{moved}", "{both}"].iter().any(|name| word.contains(name)))
     }
 
     /// Whether it aims at another sandbox.
@@ -90,8 +102,15 @@ const SECRETS: Wall = wall(Check::Secrets, &["secret"]);
 const RULES: Wall = wall(Check::EgressRules, &["egress_not_allowed"]);
 const ADDRESSES: Wall = wall(Check::EgressAddresses, &["egress_private_address"]);
 const HOST: Wall = wall(Check::EgressHost, &["egress_host_mismatch"]);
+const MCP_PATH: Wall = wall(Check::McpPath, &["mcp_path"]);
+const WORD: &[&str] = &["token={token}"];
+/// An answer that nobody outside heard of, or a request that is none.
+const FRAMING: Wall =
+    wall(Check::EgressFraming, &["UNHEARD", "HTTP400", "egress_bad_request", "egress_broken"]);
+const OWN_REPOSITORY: Wall = wall(Check::OwnRepository, &["not_found"]);
 /// Whoever removes a branch sends no pack, and without one there is nothing to look at.
 const NO_PACK: &[&str] = &["pack"];
+const FRAMED: &[&str] = &["framed={framed}", "token={token}"];
 const STOLEN: &str = "own_control_grant={own_control_grant}";
 
 /// Every attempt.
@@ -137,6 +156,36 @@ pub(crate) const ALL: &[Attempt] = &[
         &[RULES, ADDRESSES],
     ),
     attempt("egress.repository_by_address", &["other_repository={other_repository}"], &[RULES]),
+    heard("mcp.another_workflows_server", WORD, &[wall(Check::McpServers, &["mcp_unknown"])]),
+    heard("mcp.denied_host", WORD, &[wall(Check::McpHosts, &["mcp_not_allowed"])]),
+    heard("mcp.private_address_by_name", WORD, &[wall(Check::EgressAddresses, &["mcp_private_address"])]),
+    heard("mcp.below_its_url", WORD, &[MCP_PATH]),
+    heard("mcp.path_that_leaves", WORD, &[MCP_PATH]),
+    heard("mcp.with_a_query", WORD, &[MCP_PATH]),
+    heard("mcp.without_grant", WORD, &[GRANT]),
+    heard("mcp.with_siblings_grant", &["token={token}", "sibling_grant={sibling_grant}"], &[GRANT]),
+    heard(
+        "egress.name_that_moves",
+        &["moving={moving}", "token={token}"],
+        &[wall(Check::EgressPinned, &["UNHEARD"])],
+    ),
+    heard("egress.name_that_has_moved", &["moved={moved}", "token={token}"], &[ADDRESSES]),
+    heard(
+        "egress.name_with_two_addresses",
+        &["both={both}", "token={token}"],
+        &[wall(Check::EgressAddresses, &["egress_unreachable"])],
+    ),
+    heard("framing.length_before_chunks", FRAMED, &[FRAMING]),
+    heard("framing.chunks_before_length", FRAMED, &[FRAMING]),
+    heard("framing.chunks_by_another_name", FRAMED, &[FRAMING]),
+    heard("framing.chunks_in_odd_spelling", FRAMED, &[FRAMING]),
+    heard("framing.size_with_a_sign", FRAMED, &[FRAMING]),
+    heard("framing.size_beyond_all_bounds", FRAMED, &[FRAMING]),
+    heard("framing.extension_with_a_line_end", FRAMED, &[FRAMING]),
+    heard("framing.junk_behind_a_chunk", FRAMED, &[FRAMING]),
+    heard("framing.two_lengths", FRAMED, &[FRAMING]),
+    attempt("pushes.another_repository", &["token={token}"], &[OWN_REPOSITORY]),
+    attempt("pushes.read_another_repository", &[], &[OWN_REPOSITORY]),
     attempt("pushes.another_branch", &["token={token}"], &[OWN_BRANCH]),
     attempt("pushes.default_branch", &["token={token}"], &[OWN_BRANCH]),
     attempt("pushes.tag", &["token={token}"], &[OWN_BRANCH]),
@@ -160,6 +209,8 @@ pub(crate) const ALL: &[Attempt] = &[
     attempt("pushes.with_linked_gitmodules", &[], &[FSCK]),
     attempt("pushes.with_path_that_leaves", &[], &[FSCK]),
     attempt("pushes.with_tree_bomb", &[], &[wall(Check::PushBounds, &["pack"])]),
+    // Whoever unpacks it all finds how large it is.
+    attempt("pushes.with_delta_bomb", &[], &[wall(Check::PushMemory, &["pack"])]).past(&["file_size"]),
     attempt(
         "record.rewrite_what_is_acknowledged",
         &[STOLEN, "own_run={own_run}", "token={token}"],
@@ -183,6 +234,20 @@ pub(crate) const ALL: &[Attempt] = &[
         past: &[],
     },
     Attempt {
+        name: "record.false_usage",
+        arguments: &[STOLEN, "own_run={own_run}", "cost={claimed_usd}", "tokens=999999999"],
+        walls: &[wall(Check::CountedUsage, &["UNCOUNTED"])],
+        sees: Sees::Usage,
+        past: &[],
+    },
+    Attempt {
+        name: "record.audit_log",
+        arguments: &[STOLEN, "own_run={own_run}", "denied={denied}", "token={token}"],
+        walls: &[wall(Check::AuditSource, &["KEPT"])],
+        sees: Sees::Audit,
+        past: &[],
+    },
+    Attempt {
         name: "record.claim_of_a_push",
         arguments: &[STOLEN, "own_run={own_run}"],
         walls: &[wall(Check::ReportedPush, &["push_rejected"])],
@@ -193,13 +258,16 @@ pub(crate) const ALL: &[Attempt] = &[
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::{races, resources, traces};
     use super::*;
 
     #[test]
     fn every_check_stops_an_attempt() {
         for check in Check::ALL {
             let stops = |attempt: &Attempt| attempt.walls.iter().any(|wall| wall.check == check);
-            assert!(ALL.iter().any(stops), "nobody tries {}", check.name());
+            let elsewhere = traces::checks().chain([races::CHECK]).chain(resources::checks());
+            let is_tried = ALL.iter().any(stops) || elsewhere.into_iter().any(|one| one == check);
+            assert!(is_tried, "nobody tries {}", check.name());
         }
     }
 

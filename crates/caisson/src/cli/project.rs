@@ -1,0 +1,25 @@
+//! `caisson project`, as it is typed.
+
+use clap::Subcommand;
+
+use super::ServerFlags;
+
+/// Projects: whose runs, sessions, keys, credentials, budgets and audit records are its own.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum Project {
+    /// Make a project, with the server's workflows; `caisson key create --project` makes its first key.
+    Create {
+        #[command(flatten)]
+        server: ServerFlags,
+        /// Its name: 1 to 63 lower-case letters, digits and hyphens.
+        name: String,
+    },
+    /// List projects by name.
+    List {
+        #[command(flatten)]
+        server: ServerFlags,
+        /// Print JSON, one document a line.
+        #[arg(long)]
+        json: bool,
+    },
+}

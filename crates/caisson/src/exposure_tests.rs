@@ -1,0 +1,346 @@
+use caisson_store::{Actor, BudgetChange, Clock};
+
+use super::*;
+use crate::settings::{Environment, Overrides};
+
+fn settings(directory: &Path, listen: &str) -> Settings {
+    let key = directory.join("model-key");
+    let environment = Environment {
+        variables: vec![
+            ("CAISSON_STATE_DIR".to_owned(), directory.join("state").display().to_string()),
+            ("CAISSON_MODEL__API_KEY_FILE".to_owned(), key.display().to_string()),
+        ],
+        root: false,
+    };
+    let overrides = Overrides { listen: Some(listen.parse().unwrap()), ..Overrides::default() };
+    Settings::load(None, &environment, overrides).unwrap()
+}
+
+fn chmod(file: &Path, mode: u32) {
+    fs::set_permissions(file, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn an_image_by_its_tag_and_keys_without_a_limit_are_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let of = |image: Option<&str>, rate_per_minute: u32| {
+        let mut settings = settings(directory.path(), "127.0.0.1:1");
+        settings.default_image = image.map(str::to_owned);
+        settings.api.rate_per_minute = rate_per_minute;
+        of_settings(&settings)
+    };
+    let pinned = format!("r.example/x:1@sha256:{}", "a".repeat(64));
+    for fine in [None, Some(DEFAULT_IMAGE), Some(pinned.as_str())] {
+        assert_eq!(of(fine, 1), Vec::<String>::new());
+    }
+    let told = of(Some("r.example/x:1"), 0);
+    assert!(
+        told.len() == 2 && told[0].contains("r.example/x:1@sha256:") && told[1].contains("rate_per_minute"),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn a_token_for_a_registry_that_others_can_read_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("registry-token");
+    fs::write(&file, "t").unwrap();
+    let configuration = directory.path().join("caisson.toml");
+    let lines = format!(
+        "[[egress.credentials]]\nurl_prefix = \"http://r.example/\"\ntoken_file = \"{}\"\n",
+        file.display()
+    );
+    fs::write(&configuration, lines).unwrap();
+    let environment = Environment {
+        variables: vec![(
+            "CAISSON_STATE_DIR".to_owned(),
+            directory.path().join("state").display().to_string(),
+        )],
+        root: false,
+    };
+    let told = |mode: u32| {
+        chmod(&file, mode);
+        of_settings(&Settings::load(Some(&configuration), &environment, Overrides::default()).unwrap())
+    };
+    assert_eq!(told(0o600), Vec::<String>::new());
+    assert!(told(0o644)[0].contains("registry-token"));
+}
+
+#[test]
+fn an_open_address_and_files_that_others_can_use_are_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let (key, state) = (directory.path().join("model-key"), directory.path().join("state"));
+    fs::write(&key, "k").unwrap();
+    fs::create_dir(&state).unwrap();
+    chmod(&key, 0o600);
+    chmod(&state, 0o700);
+    for narrow in ["127.0.0.1:7070", "[::1]:7070"] {
+        assert_eq!(of_settings(&settings(directory.path(), narrow)), Vec::<String>::new());
+    }
+    for open in ["0.0.0.0:7070", "[::]:7070", "192.0.2.1:7070"] {
+        let told = of_settings(&settings(directory.path(), open));
+        assert!(told.len() == 1 && told[0].contains(open) && told[0].contains("tls.cert_file"), "{told:?}");
+    }
+    let mut secured = settings(directory.path(), "0.0.0.0:7070");
+    secured.tls.cert_file = Some(key.clone());
+    assert_eq!(of_settings(&secured), Vec::<String>::new());
+    let told_of = |file: &Path, mode: u32| {
+        chmod(file, mode);
+        of_settings(&settings(directory.path(), "127.0.0.1:1"))
+    };
+    for mode in [0o640, 0o604, 0o620, 0o601] {
+        let told = told_of(&key, mode);
+        assert!(
+            told.len() == 1 && told[0].contains("model-key") && told[0].contains("chmod 0600"),
+            "{told:?}"
+        );
+    }
+    chmod(&key, 0o600);
+    assert_eq!(told_of(&state, 0o755), Vec::<String>::new(), "it may be anybody's");
+    fs::write(state.join("audit_key"), "x").unwrap();
+    chmod(&state.join("audit_key"), 0o600);
+    let told = told_of(&state, 0o755);
+    let remedy = format!("`chmod 0700 {}`", state.display());
+    assert!(told.len() == 1 && told[0].ends_with(&remedy), "{told:?}");
+    chmod(&state, 0o700);
+    assert!(told_of(&state.join("audit_key"), 0o644)[0].contains("audit_key"));
+}
+
+/// What is told of settings that `change` was done to.
+fn told_of(change: impl FnOnce(&mut Settings)) -> (Vec<String>, Vec<String>) {
+    let directory = tempfile::tempdir().unwrap();
+    let mut settings = settings(directory.path(), "127.0.0.1:1");
+    settings.budget.day_micro_usd = Some(1);
+    settings.master_key_file = Some("/elsewhere/master.key".into());
+    settings.audit_head = Some("/elsewhere/head".into());
+    change(&mut settings);
+    (of_settings(&settings), notes(&settings, ProjectBudgets::default()))
+}
+
+fn warned(change: impl FnOnce(&mut Settings)) -> Vec<String> {
+    told_of(change).0
+}
+
+fn noted(change: impl FnOnce(&mut Settings)) -> Vec<String> {
+    told_of(change).1
+}
+
+fn only(told: &[String], parts: &[&str]) -> bool {
+    told.len() == 1 && parts.iter().all(|part| told[0].contains(part))
+}
+
+#[test]
+fn a_configuration_that_others_can_write_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("caisson.toml");
+    fs::write(&file, "").unwrap();
+    let told = |mode: u32| {
+        chmod(&file, mode);
+        warned(|settings| settings.file = Some(file.clone()))
+    };
+    for narrow in [0o600, 0o640, 0o644] {
+        assert_eq!(told(narrow), Vec::<String>::new(), "{narrow:o}");
+    }
+    for (open, remedy) in [(0o664, "chmod 0644"), (0o602, "chmod 0600")] {
+        assert!(only(&told(open), &["caisson.toml", "change the configuration", remedy]), "{open:o}");
+    }
+}
+
+#[test]
+fn a_file_of_another_users_is_told_unless_it_is_roots() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("token");
+    fs::write(&file, "t").unwrap();
+    let own_uid = nix::unistd::geteuid().as_raw();
+    assert_eq!(foreign(&file, own_uid), None);
+    assert_eq!(foreign(Path::new("/proc/1/cmdline"), own_uid), None, "root is nobody else");
+    if own_uid != 0 {
+        return eprintln!("SKIPPED: only root can give a file away");
+    }
+    std::os::unix::fs::chown(&file, Some(4711), None).unwrap();
+    let told = warned(|settings| settings.model.api_key_file = Some(file.clone()));
+    assert!(told.iter().any(|text| text.contains("belongs to uid 4711")), "{told:?}");
+    assert_eq!(foreign(&file, 4711), None);
+}
+
+#[test]
+fn an_engines_socket_for_everybody_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("docker.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let told = |mode: u32, engine: EngineChoice| {
+        chmod(&socket, mode);
+        let mut settings = settings(directory.path(), "127.0.0.1:1");
+        settings.docker.host = Some(format!("unix://{}", socket.display()));
+        settings.engine = engine;
+        let told = weaknesses(&settings);
+        told.iter().any(|text| text.contains("docker.sock\" has mode 0666") && text.contains("chmod o-rwx"))
+    };
+    assert!(told(0o666, EngineChoice::Docker) && told(0o666, EngineChoice::Auto));
+    assert!(!told(0o666, EngineChoice::Local) && !told(0o660, EngineChoice::Docker));
+    assert_eq!(open_socket(&directory.path().join("none")), None);
+}
+
+#[test]
+fn users_who_have_uids_of_sandboxes_are_told() {
+    for fine in [
+        "",
+        "# nothing\n",
+        "anna:100000:65536\n",
+        "anna:134464:65536",
+        "anna:x:y\nbob:1",
+        "a:9:18446744073709551615",
+    ] {
+        assert_eq!(shared_uids(200_000, fine), None, "{fine}");
+    }
+    for (users, parts) in [
+        ("anna:165536:65536\n", ["\"anna\"", "231072 or more"]),
+        ("anna:100000:65536\nbob:300000:65536\ncarl:231072:65536\n", ["\"bob\"", "365536 or more"]),
+    ] {
+        let told = shared_uids(200_000, users).unwrap();
+        assert!(parts.iter().all(|part| told.contains(part)), "{told}");
+    }
+}
+
+#[test]
+fn credentials_and_pages_without_encryption_are_told() {
+    let url = |text: &str| Url::parse(text).unwrap();
+    for near in ["https://m.example/", "http://127.0.0.1:9/", "http://[::1]:9/", "http://localhost:9/"] {
+        assert_eq!(warned(|settings| settings.model.base_url = url(near)), Vec::<String>::new(), "{near}");
+        let origin = near.trim_end_matches('/').to_owned();
+        assert_eq!(
+            warned(|settings| settings.api.cors_origins = vec![origin]),
+            Vec::<String>::new(),
+            "{near}"
+        );
+    }
+    let told = warned(|settings| settings.model.base_url = url("http://m.example/"));
+    assert!(only(&told, &["model.base_url http://m.example/", "use https"]), "{told:?}");
+    let told = warned(|settings| settings.api.cors_origins = vec!["http://ui.example".to_owned()]);
+    assert!(only(&told, &["api.cors_origins has http://ui.example", "use https"]), "{told:?}");
+    let token = |prefix: &str| crate::settings::GitCredential {
+        url_prefix: url(prefix),
+        username: "x".to_owned(),
+        token_file: "/nowhere/token".into(),
+    };
+    let told = |prefix: &str| warned(|settings| settings.git.credentials = vec![token(prefix)]);
+    assert_eq!(told("https://g.example/team/"), Vec::<String>::new());
+    assert!(only(&told("http://g.example/team/"), &["http://g.example/team/ over plain HTTP"]));
+}
+
+#[test]
+fn ways_outside_to_everybody_or_to_this_machine_are_told() {
+    let put = |section: &str, settings: &mut Settings, allow: &[&str], allow_private: &[&str]| {
+        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        let (rules, ranges) = match section {
+            "egress" => (&mut settings.egress.allow, &mut settings.egress.allow_private),
+            _ => (&mut settings.mcp.allow, &mut settings.mcp.allow_private),
+        };
+        (*rules, *ranges) = (texts(allow), texts(allow_private));
+    };
+    for section in ["egress", "mcp"] {
+        let ways = |rule: &str| warned(|settings| put(section, settings, &[rule], &[]));
+        for narrow in ["*.cdn.example.com", "registry.example.com", "http://10.0.0.1/pool/#GET"] {
+            assert_eq!(ways(narrow), Vec::<String>::new(), "{narrow}");
+        }
+        for wide in ["*.com", "*.com:443,8443", "http://*.dev/"] {
+            assert!(only(&ways(wide), &[&format!("{section}.allow "), wide]), "{section} {wide}");
+        }
+        let ranges = |range: &str| warned(|settings| put(section, settings, &[], &[range]));
+        for narrow in ["10.20.0.0/16", "169.254.1.0/24", "fd12::/16"] {
+            assert_eq!(ranges(narrow), Vec::<String>::new(), "{narrow}");
+        }
+        for inside in ["169.254.0.0/16", "127.0.0.1", "fd00::/8", "::1"] {
+            assert!(only(&ranges(inside), &[&format!("{section}.allow_private "), inside]), "{inside}");
+        }
+    }
+}
+
+#[test]
+fn stored_credentials_that_are_sent_without_encryption_are_told() {
+    let mcp =
+        |url: &str| CredentialSettings::McpHeader { url: url.parse().unwrap(), header: "x-key".to_owned() };
+    let git = |url: &str| CredentialSettings::GitToken {
+        url_prefix: url.parse().unwrap(),
+        username: "x".to_owned(),
+    };
+    for settings in [mcp("https://m.example/mcp"), mcp("http://127.0.0.1:9/mcp"), git("https://g.example/")] {
+        assert_eq!(open_credential("notes", &settings), None, "{settings:?}");
+    }
+    let registry = CredentialSettings::RegistryToken { host: "r.example".to_owned(), username: None };
+    assert_eq!(open_credential("registry", &registry), None, "it is for plain HTTP alone");
+    for (settings, kind) in
+        [(mcp("http://m.example/mcp"), "mcp_header"), (git("http://g.example/"), "git_token")]
+    {
+        let told = open_credential("no\u{7}tes", &settings).unwrap();
+        assert!(told.contains(kind) && told.contains(".example/") && told.contains("https"), "{told}");
+        assert!(!told.contains('\u{7}'), "{told}");
+    }
+}
+
+#[test]
+fn what_is_told_has_no_login_and_no_query_of_a_url() {
+    let mut settings = settings(Path::new("/nowhere"), "127.0.0.1:1");
+    settings.model.base_url = "http://somebody:pass-word@model.example/v1?key=0123".parse().unwrap();
+    let told = weaknesses(&settings).join("\n");
+    assert!(told.contains("model.example/v1") && told.contains("plain HTTP"), "{told}");
+    assert!(!told.contains("pass-word") && !told.contains("0123"), "{told}");
+}
+
+#[tokio::test]
+async fn what_the_store_holds_is_told_of_and_a_budget_there_is_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("caisson.db"), Clock::system()).await.unwrap();
+    assert_eq!(weaknesses_of_store(&store).await.unwrap(), Vec::<String>::new());
+    let unbounded = |stored: ProjectBudgets| {
+        let mut settings = settings(directory.path(), "127.0.0.1:1");
+        settings.budget.day_micro_usd = None;
+        notes(&settings, stored).iter().any(|text| text.contains("no budget"))
+    };
+    assert!(unbounded(stored_budgets(&store).await.unwrap()));
+    let project = ProjectId::default_project();
+    let named = ProjectBudgets { total_micro_usd: Some(1), day_micro_usd: None };
+    store.set_budgets(&project, &named).await.unwrap();
+    assert!(unbounded(stored_budgets(&store).await.unwrap()), "it goes with the setting");
+    store.set_budgets(&project, &ProjectBudgets::default()).await.unwrap();
+    let day = BudgetChange::Bound(1);
+    store.change_budgets(&project, BudgetChange::Keep, day, Actor::Operator).await.unwrap();
+    assert!(!unbounded(stored_budgets(&store).await.unwrap()));
+}
+
+#[test]
+fn a_disk_without_a_floor_is_told() {
+    assert_eq!(warned(|settings| settings.min_free_disk_mib = 1), Vec::<String>::new());
+    assert!(only(&warned(|settings| settings.min_free_disk_mib = 0), &["min_free_disk_mib is 0"]));
+}
+
+#[test]
+fn what_may_be_meant_so_is_noted_and_not_warned_of() {
+    assert_eq!(told_of(|_| {}), (Vec::new(), Vec::new()));
+    let on_hosts = |paths: &[&str]| {
+        noted(|settings| {
+            settings.repositories = vec!["https://g.example/team/*".to_owned()];
+            settings.git.forbidden_paths = paths.iter().map(|path| (*path).to_owned()).collect();
+        })
+    };
+    assert!(only(&on_hosts(&[]), &["git.forbidden_paths"]));
+    assert_eq!(on_hosts(&[".github/workflows"]), Vec::<String>::new());
+    assert!(only(&noted(|settings| settings.budget.day_micro_usd = None), &["budget.day_micro_usd"]));
+    assert!(only(&noted(|settings| settings.git.any_submodules = true), &["git.any_submodules"]));
+    let tools = vec!["web_search".to_owned()];
+    assert!(only(&noted(|settings| settings.model.provider_tools = tools), &["model.provider_tools"]));
+    let rule = vec!["npm-token".to_owned()];
+    assert!(only(&noted(|settings| settings.git.secret_rules_off = rule), &["git.secret_rules_off"]));
+    let key = Some("sk-of-nobody".to_owned().into());
+    assert!(only(
+        &noted(|settings| settings.model.api_key = key),
+        &["model.api_key", "caisson credential add"]
+    ));
+    assert!(only(&noted(|settings| settings.master_key_file = None), &["set master_key_file"]));
+    let within = |settings: &mut Settings| settings.state_dir.join("inner");
+    assert!(only(
+        &noted(|settings| settings.master_key_file = Some(within(settings))),
+        &["set master_key_file"]
+    ));
+    assert!(only(&noted(|settings| settings.audit_head = None), &["set audit_head"]));
+}

@@ -1,0 +1,243 @@
+//! MCP servers: how the agent is told of them, and waiting for those that a workflow cannot do without.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use caisson_claude::{Action, Line, ServerState, ServerStatus, mcp_status, server_statuses};
+use caisson_domain::protocol::{AgentWork, paths};
+use caisson_domain::run::{Failure, FailureKind};
+use serde_json::{Map, Value, json};
+use tokio::time::{Instant, sleep_until};
+
+use crate::activity::Activity;
+use crate::agent::{Agent, Heard};
+use crate::watch::Patience;
+
+/// What the ids of the shim's questions for servers begin with. Their answers are not journaled: they show how each server is
+/// started.
+const QUESTION: &str = "caisson-servers-";
+/// Time between two questions, in milliseconds.
+const ASK_EVERY_MS: u64 = 200;
+
+/// The servers of the agent's configuration: those of the anchor, and in their place those of the workflow that have the same
+/// names. Those behind the door have no more than the listener's address; the shim adds the grant.
+pub(crate) fn configured(
+    acting: &Map<String, Value>,
+    work: &AgentWork,
+    loopback: &str,
+) -> Map<String, Value> {
+    let mut servers = acting.clone();
+    servers.extend(work.mcp_servers.clone());
+    servers.extend(work.mcp_http.iter().map(|name| {
+        let url = format!("{loopback}{}/{name}", paths::MCP);
+        (name.clone(), json!({"type": "http", "url": url}))
+    }));
+    servers
+}
+
+/// The first required server that the agent is not told of: the gateway could not read how it is reached.
+pub(crate) fn unreadable(work: &AgentWork) -> Option<&str> {
+    let is_told = |name: &String| work.mcp_servers.contains_key(name) || work.mcp_http.contains(name);
+    work.mcp_required.iter().find(|name| !is_told(name)).map(String::as_str)
+}
+
+/// Rules for the tools of the workflow's own servers: whoever wrote it wants them used, and nobody is there to be asked.
+pub(crate) fn allowed(work: &AgentWork) -> Vec<String> {
+    let names = work.mcp_servers.keys().chain(&work.mcp_http);
+    // A rule with other characters would be read as another one.
+    names.filter(|name| caisson_domain::mcp::is_name(name)).map(|name| format!("mcp__{name}")).collect()
+}
+
+/// The questions of [`Agent::wait_for_servers`] that are not answered yet.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Questions(Arc<AtomicU32>);
+
+impl Questions {
+    /// Whether the line answers one of them. What only looks like it is journaled like all else.
+    pub(crate) fn are_answered_by(&self, line: &Line) -> bool {
+        is_answer(line) && self.0.fetch_update(Relaxed, Relaxed, |open| open.checked_sub(1)).is_ok()
+    }
+}
+
+fn is_answer(line: &Line) -> bool {
+    matches!(line, Line::ControlResponse(answer) if answer.request_id.starts_with(QUESTION))
+}
+
+/// Why the agent has no prompt yet.
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    /// All of them are connected.
+    Ready,
+    /// One is not yet.
+    Waiting(String),
+    /// One will not be.
+    Lost(String, Option<String>),
+}
+
+/// How the required servers are; one that is not told of is not yet there.
+fn state(required: &[String], told: &[ServerStatus]) -> State {
+    let mut waiting = None;
+    for name in required {
+        match told.iter().find(|server| server.name == *name).map(|server| (&server.state, &server.error)) {
+            Some((ServerState::Connected, _)) => {}
+            Some((ServerState::Lost(_), error)) => return State::Lost(name.clone(), error.clone()),
+            Some((ServerState::Pending, _)) | None => {
+                waiting.get_or_insert_with(|| name.clone());
+            }
+        }
+    }
+    waiting.map_or(State::Ready, State::Waiting)
+}
+
+impl Agent {
+    /// Waits until the required servers are connected, before the agent has a prompt.
+    ///
+    /// # Errors
+    /// [`Failure`] when one of them fails, or is not connected within [`Patience::servers`] (and [`Patience::servers_least`] of the
+    /// agent's first answer), and when the agent does not tell within [`Patience::begin`] how they are. That the agent itself ends is left to the turn to tell.
+    pub(crate) async fn wait_for_servers(
+        &mut self,
+        required: &[String],
+        activity: &Activity,
+    ) -> Result<(), Failure> {
+        let Patience { begin, servers, servers_least, .. } = self.patience;
+        if required.is_empty() {
+            return Ok(());
+        }
+        // A busy machine starts the agent slowly, which is no fault of the servers.
+        let began = Instant::now();
+        let mut end = began + begin;
+        let mut waits_for = required[0].clone();
+        let mut is_told = false;
+        for number in 0_u32.. {
+            self.questions.0.fetch_add(1, Relaxed);
+            self.write(mcp_status(&format!("{QUESTION}{number}")));
+            let ask_again = Instant::now() + Duration::from_millis(ASK_EVERY_MS);
+            let Some(answer) = self.next_answer(end).await else { break };
+            if let Some(told) = answer {
+                match state(required, &told) {
+                    State::Ready => return Ok(()),
+                    State::Lost(name, error) => return Err(lost(&name, error.as_deref(), activity)),
+                    State::Waiting(name) => waits_for = name,
+                }
+                if !is_told {
+                    (is_told, end) = (true, (began + servers).max(Instant::now() + servers_least));
+                }
+            }
+            if ask_again > end {
+                break;
+            }
+            sleep_until(ask_again).await;
+        }
+        if self.closed {
+            return Ok(());
+        }
+        Err(match activity.take_mcp_problem(&waits_for) {
+            Some(problem) => Failure::new(FailureKind::SetupFailed, problem.message),
+            None => late(&waits_for, is_told, if is_told { servers } else { begin }),
+        })
+    }
+
+    /// The next answer, itself none if the agent could not give one; none when the output ends or `end` has come.
+    async fn next_answer(&mut self, end: Instant) -> Option<Option<Vec<ServerStatus>>> {
+        loop {
+            let heard = tokio::select! {
+                heard = self.heard.recv(), if !self.closed => heard,
+                () = sleep_until(end) => return None,
+            };
+            match heard {
+                Some(Heard::Line(line)) => {
+                    self.note(&line);
+                    if let Line::ControlResponse(answer) = &*line
+                        && is_answer(&line)
+                    {
+                        return Some(server_statuses(answer));
+                    }
+                    if let Some(Action::Write(answer)) = self.conversation.observe(&line) {
+                        self.write(answer);
+                    }
+                }
+                // The turn meets the same, and fails by it.
+                Some(Heard::Unwritten(_)) => {}
+                None => {
+                    self.closed = true;
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+/// Nobody knows more than that the time is over.
+fn late(name: &str, is_told: bool, patience: Duration) -> Failure {
+    let seconds = patience.as_secs_f32();
+    let message = if is_told {
+        format!("the MCP server \"{name}\", which the workflow requires, did not connect within {seconds} s")
+    } else {
+        format!(
+            "the agent did not tell within {seconds} s whether the MCP server \"{name}\", which the workflow requires, is \
+             connected"
+        )
+    };
+    Failure::new(FailureKind::SetupFailed, message)
+}
+
+/// The gateway's word counts more than the agent's.
+fn lost(name: &str, error: Option<&str>, activity: &Activity) -> Failure {
+    if let Some(problem) = activity.take_mcp_problem(name) {
+        return Failure::new(FailureKind::SetupFailed, problem.message);
+    }
+    let message = format!("the MCP server \"{name}\", which the workflow requires, did not start or connect");
+    let failure = Failure::new(FailureKind::SetupFailed, message);
+    match error {
+        Some(error) => failure.with_evidence(error),
+        None => failure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use caisson_domain::protocol::DoorProblem;
+
+    fn told(servers: &[(&str, ServerState)]) -> Vec<ServerStatus> {
+        let one = |(name, state): &(&str, ServerState)| ServerStatus {
+            name: (*name).to_owned(),
+            state: state.clone(),
+            error: Some("why".to_owned()),
+        };
+        servers.iter().map(one).collect()
+    }
+
+    #[test]
+    fn one_that_is_lost_counts_more_than_those_that_are_waited_for() {
+        let required = ["a".to_owned(), "b".to_owned()];
+        let lost = || ServerState::Lost("failed".to_owned());
+        let connected = || ServerState::Connected;
+        assert_eq!(
+            state(&required, &told(&[("a", connected()), ("b", connected()), ("c", lost())])),
+            State::Ready
+        );
+        assert_eq!(state(&required, &told(&[("a", connected())])), State::Waiting("b".to_owned()));
+        assert_eq!(
+            state(&required, &told(&[("a", ServerState::Pending), ("b", connected())])),
+            State::Waiting("a".to_owned())
+        );
+        let both = told(&[("a", ServerState::Pending), ("b", lost())]);
+        assert_eq!(state(&required, &both), State::Lost("b".to_owned(), Some("why".to_owned())));
+    }
+
+    #[test]
+    fn the_gateways_reason_counts_more_than_the_agents() {
+        let activity = Activity::default();
+        activity.mcp_refused("a", DoorProblem { code: "mcp_x".to_owned(), message: "because".to_owned() });
+        assert_eq!(lost("a", Some("cli"), &activity).message, "because");
+        let own = lost("b", Some("cli"), &activity);
+        assert_eq!((own.kind, own.evidence.as_deref()), (FailureKind::SetupFailed, Some("cli")));
+        activity.mcp_refused("a", DoorProblem { code: "mcp_x".to_owned(), message: "because".to_owned() });
+        activity.mcp_reached("a");
+        assert_eq!(activity.take_mcp_problem("a"), None, "it was reached since");
+    }
+}

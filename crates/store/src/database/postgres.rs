@@ -1,0 +1,325 @@
+//! `PostgreSQL`: where it is, its pools, the locks of a writing transaction, and what its error codes mean.
+//!
+//! **Isolation.** Every transaction runs under READ COMMITTED and begins by taking the store's write lock, an advisory
+//! lock that the commit gives back; each later statement sees whatever was committed before that. So what is true of
+//! `SQLite`'s one writer is true here, over all servers: nothing that a transaction has read changes until it ends.
+//!
+//! What comes often and concerns one session alone ([`Hold`]) takes that lock shared and locks its session's row, so that
+//! sessions do not wait for one another. Locks are taken in one order, write lock, session, project, so there is nothing
+//! to deadlock with, and READ COMMITTED knows no serialization failures: nothing is ever tried again here.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::migrate::MigrateError;
+use sqlx::pool::PoolOptions;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres, Transaction};
+
+use super::notify::Notifier;
+use super::sql::Reader;
+use super::{Fault, Hold, migration_error, missing_migrations};
+use crate::StoreError;
+use crate::hints::Hints;
+
+/// The oldest version that is known to work, as `server_version_num` has it.
+const OLDEST_VERSION: i64 = 150_000;
+/// How long a transaction waits for the write lock, in milliseconds.
+const LOCK_MS: u64 = 5_000;
+/// How long the server lets a transaction of ours be silent, in milliseconds: a machine that went away in the middle of one
+/// keeps the others waiting no longer than that.
+const SILENT_MS: u64 = 10_000;
+/// Longest time for migrations, those of another server included, in milliseconds.
+const MIGRATE_MS: u64 = 600_000;
+/// Prepared statements kept on each connection: more than this crate has.
+const STATEMENTS: usize = 256;
+/// Fewest connections: one that writes, one that reads, and two for wake-ups.
+pub const POSTGRES_CONNECTIONS_MIN: u32 = 4;
+/// Connections for wake-ups.
+const NOTIFYING: u32 = 2;
+/// Begins the number of the write lock, so that it is not another program's in the same database.
+const LOCK_DOMAIN: i64 = 0x4341_4953 << 32;
+
+const BEGIN: &str = "begin isolation level read committed read write";
+
+/// The clock is read only when the lock is held: a materialised query is finished before another one reads it.
+const LOCK: &str = "with held as materialized (select pg_advisory_xact_lock($1)) \
+     select cast(extract(epoch from clock_timestamp()) * 1000 as bigint) from held";
+
+/// Rows are locked last of all in a query, so that the session is when the write lock is held, and counted by the next.
+macro_rules! lock_session {
+    ($session:literal) => {
+        concat!(
+            "with held as materialized (select pg_advisory_xact_lock_shared($1)), \
+             owner as materialized (select 1 from session, held where session.id = (",
+            $session,
+            ") for no key update of session), \
+             counted as materialized (select count(*) from owner) \
+             select cast(extract(epoch from clock_timestamp()) * 1000 as bigint) from counted, held"
+        )
+    };
+}
+
+const LOCK_OF_RUN: &str = lock_session!("select session_id from run where run.id = $2");
+const LOCK_OF_SANDBOX: &str = lock_session!("select session_id from sandbox where sandbox.id = $2");
+const LOCK_OF_CALL: &str = lock_session!("select session_id from usage where usage.id = $2");
+
+const SERVER: &str = "select cast(current_setting('server_version_num') as bigint), \
+     current_setting('server_encoding'), current_setting('synchronous_commit'), current_setting('fsync')";
+
+/// The lock has the number of a table of ours, so that several stores in one database do not share it.
+const LOCK_NUMBER: &str = "select cast(cast(cast('project' as regclass) as oid) as bigint)";
+
+const HAS_MIGRATIONS: &str = "select 1 where to_regclass('_sqlx_migrations') is not null";
+
+pub(super) static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("migrations/postgres");
+
+/// Bounds for the connections to a `PostgreSQL` server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PostgresLimits {
+    /// How many connections this process keeps at most; at least [`POSTGRES_CONNECTIONS_MIN`]. Half of them write.
+    pub connections: u32,
+    /// How long a call waits for a connection, in milliseconds.
+    pub acquire_timeout_ms: u64,
+    /// How long the server works on one statement, in milliseconds.
+    pub statement_timeout_ms: u64,
+}
+
+impl Default for PostgresLimits {
+    fn default() -> Self {
+        Self { connections: 16, acquire_timeout_ms: 10_000, statement_timeout_ms: 30_000 }
+    }
+}
+
+/// Where a `PostgreSQL` database is. Neither `Debug` nor `Display` shows its password.
+#[derive(Clone)]
+pub struct PostgresPlace {
+    options: PgConnectOptions,
+    limits: PostgresLimits,
+}
+
+/// Why a URL names no `PostgreSQL` database. It never holds the URL, which may have a password in it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnusableUrl {
+    /// It is not one.
+    #[error("it is not a URL of the form postgres://user:password@host:port/database")]
+    Malformed,
+    /// It has a parameter that means nothing.
+    #[error(
+        "it has the parameter \"{0}\"; known are application_name, dbname, host, hostaddr, options, password, port, \
+         sslcert, sslkey, sslmode, sslrootcert and user"
+    )]
+    Parameter(String),
+}
+
+/// The parameters of a URL that the driver knows. It logs others together with their values.
+const PARAMETERS: &[&str] = &[
+    "application_name",
+    "dbname",
+    "host",
+    "hostaddr",
+    "options",
+    "password",
+    "port",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslrootcert",
+    "user",
+];
+
+impl PostgresPlace {
+    /// Reads a URL such as `postgres://caisson:secret@db.example.com/caisson?sslmode=verify-full`.
+    ///
+    /// # Errors
+    /// [`UnusableUrl`].
+    pub fn from_url(url: &str, limits: PostgresLimits) -> Result<Self, UnusableUrl> {
+        if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
+            return Err(UnusableUrl::Malformed);
+        }
+        let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);
+        let parameters = parameters.split_once('#').map_or(parameters, |(parameters, _)| parameters);
+        for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
+            let name = parameter.split_once('=').map_or(parameter, |(name, _)| name);
+            if !PARAMETERS.contains(&name) && !name.starts_with("options[") && !name.starts_with("options%5B")
+            {
+                return Err(UnusableUrl::Parameter(name.chars().take(64).collect()));
+            }
+        }
+        let options: PgConnectOptions = url.parse().map_err(|_| UnusableUrl::Malformed)?;
+        Ok(Self { options: options.statement_cache_capacity(STATEMENTS).disable_statement_logging(), limits })
+    }
+
+    /// What whoever is between this machine and the server could do, if anything.
+    #[must_use]
+    pub fn weakness(&self) -> Option<String> {
+        let host = self.options.get_host();
+        let local = self.options.get_socket().is_some()
+            || host == "localhost"
+            || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        let checked = matches!(self.options.get_ssl_mode(), PgSslMode::VerifyCa | PgSslMode::VerifyFull);
+        (!local && !checked).then(|| {
+            format!(
+                "the connection to {self} does not check who answers: whoever is on the way can read and change \
+                 everything; add sslmode=verify-full to the database's URL"
+            )
+        })
+    }
+}
+
+impl fmt::Display for PostgresPlace {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let host = self.options.get_socket().map_or_else(
+            || format!("{}:{}", self.options.get_host(), self.options.get_port()),
+            |socket| socket.display().to_string(),
+        );
+        let user = self.options.get_username();
+        write!(out, "PostgreSQL at {host}, database {}", self.options.get_database().unwrap_or(user))
+    }
+}
+
+impl fmt::Debug for PostgresPlace {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "PostgresPlace({self})")
+    }
+}
+
+/// Connections that write, connections that read, and the number of the write lock.
+#[derive(Debug, Clone)]
+pub(crate) struct PostgresDatabase {
+    pub(crate) writer: PgPool,
+    pub(crate) reader: PgPool,
+    /// Two connections: one listens and one sends.
+    notifying: PgPool,
+    lock: i64,
+}
+
+impl PostgresDatabase {
+    pub(crate) async fn open(place: &PostgresPlace) -> Result<Self, StoreError> {
+        let mut connection = connect(place).await?;
+        let options = server_options(&mut connection, place).await?;
+        let migrated = MIGRATOR.run(&mut connection);
+        let late = || StoreError::Unavailable(sqlx::Error::PoolTimedOut);
+        let migrated = tokio::time::timeout(Duration::from_millis(MIGRATE_MS), migrated).await;
+        migrated.map_err(|_| late())?.map_err(migration_error)?;
+        let lock = LOCK_DOMAIN | sqlx::query_scalar::<_, i64>(LOCK_NUMBER).fetch_one(&mut connection).await?;
+        connection.close().await?;
+        let rest = place.limits.connections.max(POSTGRES_CONNECTIONS_MIN) - NOTIFYING;
+        let writers = rest / 2;
+        let writer = pool(place, writers).connect_with(options.clone()).await?;
+        let notifying = pool(place, NOTIFYING).connect_lazy_with(reading(options.clone()));
+        let reader = pool(place, rest - writers).connect_with(reading(options)).await?;
+        Ok(Self { writer, reader, notifying, lock })
+    }
+
+    /// Connects for reading alone, and counts the migrations that the database lacks.
+    pub(crate) async fn open_read_only(place: &PostgresPlace) -> Result<(Self, usize), StoreError> {
+        let mut connection = connect(place).await?;
+        let options = server_options(&mut connection, place).await?;
+        connection.close().await?;
+        let reader = pool(place, 1).connect_with(reading(options)).await?;
+        let missing =
+            missing_migrations(&Reader::Postgres(reader.clone()), HAS_MIGRATIONS, &MIGRATOR).await?;
+        let (writer, notifying) = (reader.clone(), reader.clone());
+        Ok((Self { writer, reader, notifying, lock: LOCK_DOMAIN }, missing))
+    }
+
+    /// Begins a writing transaction and reads the database's clock (Unix ms) once it has the write lock.
+    pub(super) async fn begin(
+        &self,
+        hold: Hold<'_>,
+    ) -> Result<(Transaction<'static, Postgres>, i64), sqlx::Error> {
+        let mut tx = self.writer.begin_with(BEGIN).await?;
+        let locking = match hold {
+            Hold::Everything => sqlx::query_scalar(LOCK).bind(self.lock),
+            Hold::SessionOfRun(run) => sqlx::query_scalar(LOCK_OF_RUN).bind(self.lock).bind(run.as_str()),
+            Hold::SessionOfSandbox(sandbox) => {
+                sqlx::query_scalar(LOCK_OF_SANDBOX).bind(self.lock).bind(sandbox.as_str())
+            }
+            Hold::SessionOfCall(call) => sqlx::query_scalar(LOCK_OF_CALL).bind(self.lock).bind(call.as_str()),
+        };
+        let now_ms = locking.fetch_one(&mut *tx).await?;
+        Ok((tx, now_ms))
+    }
+
+    /// Sends and receives wake-ups on a connection of its own.
+    pub(crate) fn notifier(&self, random: [u8; 8], hints: Arc<Hints>) -> Notifier {
+        let channel = format!("caisson_{:x}", self.lock);
+        Notifier::start(self.notifying.clone(), channel, hex::encode(random), hints)
+    }
+
+    pub(super) async fn close(&self) {
+        self.notifying.close().await;
+        self.reader.close().await;
+        self.writer.close().await;
+    }
+}
+
+/// A connection without time limits, for what is done once.
+async fn connect(place: &PostgresPlace) -> Result<PgConnection, StoreError> {
+    let connecting = place.options.connect();
+    let limit = Duration::from_millis(place.limits.acquire_timeout_ms);
+    let connected = tokio::time::timeout(limit, connecting).await;
+    Ok(connected.unwrap_or(Err(sqlx::Error::PoolTimedOut))?)
+}
+
+/// Refuses a server that cannot serve, and says how connections to this one are made.
+async fn server_options(
+    connection: &mut PgConnection,
+    place: &PostgresPlace,
+) -> Result<PgConnectOptions, StoreError> {
+    let (version, encoding, commit, fsync): (i64, String, String, String) =
+        sqlx::query_as(SERVER).fetch_one(connection).await?;
+    let refuse =
+        |why: String| StoreError::Migration(MigrateError::Execute(sqlx::Error::Configuration(why.into())));
+    if version < OLDEST_VERSION {
+        return Err(refuse(format!(
+            "the server is PostgreSQL {}; Caisson needs 15 or later",
+            version / 10_000
+        )));
+    }
+    if encoding != "UTF8" {
+        return Err(refuse(format!("the database's encoding is {encoding}; Caisson needs UTF8")));
+    }
+    if fsync != "on" {
+        tracing::warn!(
+            "the PostgreSQL server runs with fsync = {fsync}: a power cut may damage the database"
+        );
+    }
+    let limits = [
+        ("statement_timeout", place.limits.statement_timeout_ms),
+        ("lock_timeout", LOCK_MS.min(place.limits.statement_timeout_ms)),
+        ("idle_in_transaction_session_timeout", SILENT_MS),
+    ];
+    let options = place.options.clone().options(limits.map(|(name, ms)| (name, ms.to_string())));
+    // What was acknowledged must be on the disk, whatever the role's own default is; a stricter one stays.
+    Ok(if commit == "off" { options.options([("synchronous_commit", "on")]) } else { options })
+}
+
+fn reading(options: PgConnectOptions) -> PgConnectOptions {
+    options.options([("default_transaction_read_only", "on")])
+}
+
+fn pool(place: &PostgresPlace, connections: u32) -> PoolOptions<Postgres> {
+    PoolOptions::new()
+        .max_connections(connections.max(1))
+        .acquire_timeout(Duration::from_millis(place.limits.acquire_timeout_ms))
+        // A server that was restarted has cut every connection; those are found out here.
+        .test_before_acquire(true)
+}
+
+/// Sorts an error by its code: <https://www.postgresql.org/docs/15/errcodes-appendix.html>; two characters are the class.
+pub(super) fn fault(code: Option<&str>) -> Fault {
+    let code = code.unwrap_or_default();
+    match (code, code.get(..2).unwrap_or_default()) {
+        ("53100", _) => Fault::Full,
+        ("XX001" | "XX002", _) => Fault::Broken("the database file"),
+        (_, "42" | "3F" | "0A") => Fault::Broken("the schema"),
+        (_, "22" | "23" | "54" | "P0") => Fault::Broken("a constraint"),
+        // A lost connection, a server that starts, stops or takes no writes now, too many connections, a lock or a
+        // statement that took too long.
+        _ => Fault::Away,
+    }
+}

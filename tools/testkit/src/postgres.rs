@@ -1,0 +1,111 @@
+//! A database of a test's own on the `PostgreSQL` server for tests, behind a relay that can be cut.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Where the server is, as `scripts/setup` writes it down.
+const URL: &str = "TEST_POSTGRES_URL";
+
+/// A schema of its own and the way to it. Dropping it removes both.
+#[derive(Debug)]
+pub struct Postgres {
+    url: String,
+    schema: String,
+    port: u16,
+    reachable: Arc<watch::Sender<bool>>,
+    relay: JoinHandle<()>,
+}
+
+impl Postgres {
+    /// Makes a schema; none, and a word about it, where there is no server.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    /// # Panics
+    /// There is no server and all parts are required.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the test kit asks where parts are, and holds its relay's task"
+    )]
+    pub async fn make() -> anyhow::Result<Option<Self>> {
+        let Ok(url) = std::env::var(URL) else {
+            let missing = format!("{URL} is not set; run scripts/setup, then scripts/postgres start");
+            assert!(std::env::var("TEST_REQUIRE").is_err(), "{missing}");
+            #[expect(clippy::print_stderr, reason = "a skipped test says so")]
+            {
+                eprintln!("SKIPPED: {missing}");
+            }
+            return Ok(None);
+        };
+        let socket =
+            url.split_once("?host=").map(|(_, directory)| Path::new(directory).join(".s.PGSQL.5432"));
+        let socket = socket.with_context(|| format!("{URL} names no socket"))?;
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let port = listener.local_addr()?.port();
+        let schema = format!("e2e_{}_{port}", std::process::id());
+        psql(&url, &format!("create schema {schema}"))?;
+        let reachable = Arc::new(watch::Sender::new(true));
+        let relay = tokio::spawn(relay(listener, socket, Arc::clone(&reachable)));
+        Ok(Some(Self { url, schema, port, reachable, relay }))
+    }
+
+    /// The URL for a server's settings.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let Self { schema, port, .. } = self;
+        format!("postgres://caisson@127.0.0.1:{port}/postgres?sslmode=disable&options[search_path]={schema}")
+    }
+
+    /// Cuts every connection and takes no new one, as a database does that is restarted; or takes them again.
+    pub fn set_reachable(&self, reachable: bool) {
+        self.reachable.send_replace(reachable);
+    }
+
+    /// Reads one value, past the relay.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub fn value(&self, sql: &str) -> anyhow::Result<String> {
+        psql(&self.url, &format!("set search_path = {}; {sql}", self.schema))
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.relay.abort();
+        self.reachable.send_replace(false);
+        let cut = "set lock_timeout = '10s'";
+        drop(psql(&self.url, &format!("{cut}; drop schema {} cascade", self.schema)));
+    }
+}
+
+fn psql(url: &str, sql: &str) -> anyhow::Result<String> {
+    #[expect(clippy::disallowed_methods, reason = "psql is started here, with an argument vector")]
+    let output = std::process::Command::new("psql")
+        .args(["-qAt", "-v", "ON_ERROR_STOP=1", "-c", sql, url])
+        .output()?;
+    ensure!(output.status.success(), "psql: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+async fn relay(listener: TcpListener, socket: PathBuf, reachable: Arc<watch::Sender<bool>>) {
+    while let Ok((client, _)) = listener.accept().await {
+        if *reachable.borrow() {
+            #[expect(clippy::disallowed_methods, reason = "each connection ends with either of its ends")]
+            drop(tokio::spawn(carry(client, socket.clone(), reachable.subscribe())));
+        }
+    }
+}
+
+async fn carry(mut client: TcpStream, socket: PathBuf, mut reachable: watch::Receiver<bool>) {
+    let Ok(mut server) = UnixStream::connect(&socket).await else { return };
+    tokio::select! {
+        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+        _ = reachable.wait_for(|reachable| !reachable) => {}
+    }
+}

@@ -91,14 +91,6 @@ impl Database {
         }
     }
 
-    /// Waits until a commit that was made just before is on the disk: the server of `PostgreSQL` did so within the commit.
-    async fn keep(&self) -> Result<(), StoreError> {
-        match self {
-            Self::Sqlite(database) => database.disk.keep().await.map_err(unkept),
-            Self::Postgres(_) => Ok(()),
-        }
-    }
-
     async fn settled(&self) -> Result<(), StoreError> {
         match self {
             Self::Sqlite(database) => database.disk.settled().await.map_err(unkept),
@@ -247,9 +239,14 @@ impl Tx<'_> {
     }
 
     pub(crate) async fn commit(self) -> Result<(), StoreError> {
-        self.db.commit().await?;
-        if matches!(self.sync, Sync::Waits) {
-            self.store.shared.database.keep().await?;
+        match (&self.store.shared.database, self.sync) {
+            (Database::Sqlite(database), Sync::Waits) => {
+                let commit = database.disk.announce();
+                self.db.commit().await?;
+                database.disk.keep(commit).await.map_err(unkept)?;
+            }
+            // The server of PostgreSQL waits within the commit.
+            (Database::Sqlite(_), Sync::DoesNotWait) | (Database::Postgres(_), _) => self.db.commit().await?,
         }
         self.store.shared.hints.wake(&self.wakes);
         if let Some(notifier) = &self.store.shared.notifier {
@@ -267,9 +264,14 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Gives up what was done. Dropping does the same a little later.
+    /// Gives up what was done. Dropping does the same a little later. Whoever answers with what was there already, as for a
+    /// request that comes twice, acknowledges it: so that is waited for as well.
     pub(crate) async fn rollback(self) -> Result<(), StoreError> {
-        Ok(self.db.rollback().await?)
+        self.db.rollback().await?;
+        match self.sync {
+            Sync::Waits => self.store.settled().await,
+            Sync::DoesNotWait => Ok(()),
+        }
     }
 
     /// Marks a place that [`Tx::undo`] goes back to. `PostgreSQL` gives a transaction up with the first statement that fails;

@@ -83,6 +83,20 @@ async fn only_a_transaction_that_says_so_does_not_wait_for_the_disk() {
 }
 
 #[tokio::test]
+async fn whoever_answers_with_what_is_there_already_waits_for_it_too() {
+    let (store, _directory) = store().await;
+    let disk = Arc::clone(disk(&store));
+    for waits in [1, 2] {
+        // A commit that is made, and whoever made it went away before the disk was waited for.
+        let tx = store.begin().await.unwrap();
+        disk.announce();
+        tx.db.commit().await.unwrap();
+        store.begin().await.unwrap().rollback().await.unwrap();
+        assert_eq!(disk.waits(), waits);
+    }
+}
+
+#[tokio::test]
 async fn transactions_at_once_wait_for_the_disk_together() {
     let (store, _directory) = store().await;
     let pings = futures_util::future::join_all((0..20).map(|_| store.ping())).await;

@@ -13,10 +13,10 @@ use serde_json::json;
 use crate::database::{Tx, sql};
 use crate::{Store, StoreError, Topic, rows};
 
-const OF_RUN: &str = "select session_id, seq, run_id, at_ms, kind, data from event \
+pub(crate) const OF_RUN: &str = "select session_id, seq, run_id, at_ms, kind, data from event \
      where run_id = $1 and seq > $2 order by seq limit $3";
 
-const OF_SESSION: &str = "select session_id, seq, run_id, at_ms, kind, data from event \
+pub(crate) const OF_SESSION: &str = "select session_id, seq, run_id, at_ms, kind, data from event \
      where session_id = $1 and seq > $2 order by seq limit $3";
 
 /// The two kinds are named so that their own small index is used; the guard keeps all other data, which need not be

@@ -25,6 +25,8 @@ mod journal;
 mod keys;
 mod knock;
 mod opening;
+#[cfg(test)]
+mod plans;
 mod projects;
 mod pushes;
 mod queue;

@@ -78,7 +78,8 @@ pub enum CancelRun {
     Requested(Run),
 }
 
-const ONE: &str = concat!("select ", run_columns!(), " from run where project_id = $1 and id = $2");
+pub(crate) const ONE: &str =
+    concat!("select ", run_columns!(), " from run where project_id = $1 and id = $2");
 
 /// Comes behind every id of a run, whose digits end at `f`.
 const BEHIND_ALL: &str = "run_g";
@@ -159,6 +160,7 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<Run>, StoreError> {
         let rows = sql::query(run_lists::text(filter))
+            .planned_for_its_values()
             .bind(project.as_str())
             .bind(after.map_or(BEHIND_ALL, RunId::as_str))
             .bind(filter.status.map(RunStatus::as_str))

@@ -78,7 +78,10 @@ impl SqliteDatabase {
     }
 
     pub(super) async fn begin(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
-        self.writer.begin_with(BEGIN_WRITE).await
+        let tx = self.writer.begin_with(BEGIN_WRITE).await?;
+        // There is no other connection that writes.
+        self.disk.quiet();
+        Ok(tx)
     }
 
     pub(super) async fn close(&self) {

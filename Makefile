@@ -35,7 +35,8 @@ bench: setup-all ## Measure against a shell script that does the same, in one ru
 
 load: setup-all ## Put the service under load: 50 sessions with the real agent, 200 with a stand-in, requests, events, lists (docs/benchmarks.md; FLAGS=--write puts the figures there)
 	cargo build --quiet --locked --release -p caisson -p xtask
-	source .caisson/env && target/release/xtask load $(FLAGS)
+	source .caisson/env && started=$$(scripts/postgres start) && { [ -z "$$started" ] || trap 'scripts/postgres stop' EXIT; } && \
+	  target/release/xtask load $(FLAGS)
 
 model-bench: setup-all ## Measure what the model door adds to a call (docs/benchmarks.md; FLAGS=--write puts the figures there)
 	cargo build --quiet --locked --release -p caisson -p xtask

@@ -7,6 +7,7 @@ use caisson_domain::workflow::{CaissonBlock, PermissionMode, Workflow};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, Row as _};
 
+use crate::credentials::uses;
 use crate::database::sql;
 use crate::{
     Clock, CreateRun, NewRun, PostgresLimits, PostgresPlace, Random, Store, events, keys, run_lists, runs,
@@ -40,7 +41,7 @@ enum Planned {
 
 const LISTED: &str = "text, text, text, text, text, text, bigint";
 
-const QUESTIONS: [Question; 10] = [
+const QUESTIONS: [Question; 11] = [
     Question {
         text: run_lists::ALL,
         sqlite: "SEARCH run USING INDEX run_of_project (project_id=? AND id<?)",
@@ -83,6 +84,14 @@ const QUESTIONS: [Question; 10] = [
     },
     Question {
         text: runs::ONE,
+        sqlite: "SEARCH run USING INDEX sqlite_autoindex_run_1 (id=?)",
+        postgres: "Index Scan using run_",
+        types: "text, text",
+        values: "'default', 'run_00000000000000000000000000000100'",
+        planned: Planned::Once,
+    },
+    Question {
+        text: uses::RUN,
         sqlite: "SEARCH run USING INDEX sqlite_autoindex_run_1 (id=?)",
         postgres: "Index Scan using run_",
         types: "text, text",
@@ -142,6 +151,8 @@ const FILL: &[&str] = &[
     "insert into event (session_id, project_id, run_id, at_ms, seq, kind, data) \
      select session_id, project_id, id, 0, seq, 'note', '{}' from run, generate_series(10, 209) as seq \
      where right(id, 2) = '00' order by id, seq",
+    "insert into credential_use (credential_id, run_id, project_id, uses, first_used_at_ms, last_used_at_ms) \
+     select 'cred_1', id, project_id, 1, 0, 0 from run",
     "analyze",
 ];
 

@@ -40,8 +40,10 @@ fn the_short_form_does_every_part_and_loses_nothing() {
     for table in [
         "**Sessions at the same time**",
         "**A server without runs**",
-        "**Events of 500 bytes, 100 in a batch, of 3 sessions**",
-        "**Lists over 2000 runs, ms**",
+        "**Events of 500 bytes, 100 in a batch, of 3 sessions, SQLite**",
+        "**Events of 500 bytes, 100 in a batch, of 3 sessions, PostgreSQL**",
+        "**Lists over 2000 runs, SQLite, ms**",
+        "**Lists over 2000 runs, PostgreSQL, ms**",
         "| sessions_failed    |      0 | at most 0 | met |",
         "| sessions_with_gaps |      0 | at most 0 | met |",
         "| events_lost        |      0 | at most 0 | met |",

@@ -23,8 +23,8 @@ pub(super) struct Figures {
     pub(super) batches: Vec<Batch>,
     pub(super) script: Option<Scripted>,
     pub(super) requests: Option<Requests>,
-    pub(super) events: Option<Events>,
-    pub(super) lists: Option<Lists>,
+    pub(super) events: Vec<Events>,
+    pub(super) lists: Vec<Lists>,
 }
 
 /// While sessions start, and when all of them have.
@@ -94,11 +94,7 @@ impl Figures {
                     .map(|script| Bar::new("wall_ratio", Some(script.ratio()), Bound::AtMost(1.10), 3)),
             );
             bars.extend(self.requests.iter().flat_map(of_requests));
-            bars.extend(
-                self.events.iter().map(|events| {
-                    Bar::new("events_per_second", Some(events.rate), Bound::AtLeast(10_000.0), 0)
-                }),
-            );
+            bars.extend(self.events.iter().map(of_events));
             bars.extend(self.lists.iter().flat_map(of_lists));
         }
         bars
@@ -115,7 +111,10 @@ impl Figures {
             bars.push(Bar::new("sessions_failed", count(failed), none, 0));
             bars.push(Bar::new("sessions_with_gaps", count(gaps), none, 0));
         }
-        bars.extend(self.events.iter().map(|events| Bar::new("events_lost", count(events.lost), none, 0)));
+        if !self.events.is_empty() {
+            let lost = self.events.iter().map(|events| events.lost).sum();
+            bars.push(Bar::new("events_lost", count(lost), none, 0));
+        }
         bars
     }
 
@@ -146,16 +145,27 @@ fn of_requests(requests: &Requests) -> [Bar; 6] {
     ]
 }
 
+fn of_events(events: &Events) -> Bar {
+    let (name, least) =
+        events.database.of(("events_per_second", 10_000.0), ("postgres_events_per_second", 5_000.0));
+    Bar::new(name, Some(events.rate), Bound::AtLeast(least), 0)
+}
+
 fn of_lists(lists: &Lists) -> [Bar; 2] {
     let slowest = lists.kinds.iter().map(|kind| kind.took_ms.p99).reduce(f64::max);
+    let [list, status] = lists.database.of(
+        ["list_p99_ms", "status_of_many_p99_ms"],
+        ["postgres_list_p99_ms", "postgres_status_of_many_p99_ms"],
+    );
     [
-        Bar::new("list_p99_ms", slowest, Bound::Below(20.0), 1),
-        Bar::new("status_of_many_p99_ms", Some(lists.status_ms.p99), Bound::Below(2.0), 2),
+        Bar::new(list, slowest, Bound::Below(20.0), 1),
+        Bar::new(status, Some(lists.status_ms.p99), Bound::Below(2.0), 2),
     ]
 }
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::databases;
     use super::super::lists::Kind;
     use super::super::sessions::Batch;
     use super::*;
@@ -178,23 +188,34 @@ pub(super) mod tests {
                 paced_ms: summary(2.0),
                 burst_ms: summary(50.0),
             }),
-            events: Some(Events {
-                sessions: 50,
-                acknowledged: 600_000,
-                rate: 10_000.0,
-                batch_ms: summary(400.0),
-                cpu_us: 60.0,
-                read_rate: 50_000.0,
-                lost: 0,
-            }),
-            lists: Some(Lists {
-                runs: 100_000,
-                kinds: vec![
-                    Kind { name: "all", took_ms: summary(3.0) },
-                    Kind { name: "some", took_ms: summary(19.0) },
-                ],
-                status_ms: summary(0.5),
-            }),
+            events: vec![
+                events(databases::Kind::Sqlite, 10_000.0),
+                events(databases::Kind::Postgres, 5_000.0),
+            ],
+            lists: [databases::Kind::Sqlite, databases::Kind::Postgres].map(lists).to_vec(),
+        }
+    }
+
+    fn events(database: databases::Kind, rate: f64) -> Events {
+        Events {
+            database,
+            sessions: 50,
+            acknowledged: 600_000,
+            rate,
+            batch_ms: Summary::of(&[400.0]).unwrap(),
+            cpu_us: 60.0,
+            read_rate: 50_000.0,
+            lost: 0,
+        }
+    }
+
+    fn lists(database: databases::Kind) -> Lists {
+        let kind = |name, ms: f64| Kind { name, took_ms: Summary::of(&[ms]).unwrap() };
+        Lists {
+            database,
+            runs: 100_000,
+            kinds: vec![kind("all", 3.0), kind("some", 19.0)],
+            status_ms: Summary::of(&[0.5]).unwrap(),
         }
     }
 
@@ -217,7 +238,7 @@ pub(super) mod tests {
     #[test]
     fn a_good_service_meets_every_bar() {
         assert_eq!(missed(&figures()), Vec::<String>::new());
-        assert_eq!(figures().bars().len(), 3 + 6 + 1 + 6 + 1 + 2);
+        assert_eq!(figures().bars().len(), 3 + 6 + 1 + 6 + 2 + 4);
     }
 
     #[test]
@@ -250,7 +271,7 @@ pub(super) mod tests {
         figures.batches[1].usage.server_peak_mib = 1e9;
         figures.batches[0].failed.push("run 1: failed".to_owned());
         figures.batches[1].sessions[0].gapless = false;
-        figures.events.as_mut().unwrap().lost = 3;
+        figures.events[1].lost = 3;
         assert_eq!(missed(&figures), ["sessions_failed 1 0", "sessions_with_gaps 1 0", "events_lost 3 0"]);
     }
 
@@ -260,17 +281,29 @@ pub(super) mod tests {
             batches: Vec::new(),
             script: None,
             requests: None,
-            events: None,
-            lists: None,
+            events: Vec::new(),
+            lists: Vec::new(),
             ..figures()
         };
         assert_eq!(figures.bars(), Vec::new());
     }
 
     #[test]
-    fn the_slowest_kind_of_list_counts() {
+    fn the_slowest_kind_of_list_counts_and_each_database_has_its_bars() {
         let mut figures = figures();
-        figures.lists.as_mut().unwrap().kinds[0].took_ms.p99 = 20.0;
-        assert_eq!(missed(&figures), ["list_p99_ms 20.0 20.0"]);
+        figures.lists[0].kinds[0].took_ms.p99 = 20.0;
+        figures.lists[1].status_ms.p99 = 2.0;
+        for events in &mut figures.events {
+            events.rate -= 1.0;
+        }
+        assert_eq!(
+            missed(&figures),
+            [
+                "events_per_second 9999 10000",
+                "postgres_events_per_second 4999 5000",
+                "list_p99_ms 20.0 20.0",
+                "postgres_status_of_many_p99_ms 2.00 2.00",
+            ]
+        );
     }
 }

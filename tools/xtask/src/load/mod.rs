@@ -2,6 +2,7 @@
 //! stand-in for it, a server that is asked as fast as it can answer, events as fast as they are stored, and lists over many
 //! runs. Everything is measured in one run.
 
+mod databases;
 mod events;
 mod figures;
 mod http;
@@ -22,6 +23,7 @@ use crate::bench::stage::{Plan, Stage};
 use crate::measuring::document;
 use crate::measuring::machine::Machine;
 use crate::measuring::{WORKSPACE, conclude, say, unless_interrupted, write_figures};
+use databases::Database;
 use figures::Figures;
 
 /// Time limit of everything together.
@@ -142,8 +144,8 @@ async fn measure(stage: &Stage, options: &Options, sizes: &Sizes) -> anyhow::Res
         batches: Vec::new(),
         script: None,
         requests: None,
-        events: None,
-        lists: None,
+        events: Vec::new(),
+        lists: Vec::new(),
     };
     if wanted(Part::Requests) {
         figures.requests = Some(requests::measure(stage, &sizes.requests).await?);
@@ -159,10 +161,14 @@ async fn measure(stage: &Stage, options: &Options, sizes: &Sizes) -> anyhow::Res
         figures.batches.push(sessions::stand_ins(stage, sizes.stand_ins, sizes.words).await?);
     }
     if wanted(Part::Events) {
-        figures.events = Some(events::measure(stage, &sizes.events).await?);
+        for database in Database::both().await? {
+            figures.events.push(events::measure(stage, &database, &sizes.events).await?);
+        }
     }
     if wanted(Part::Lists) {
-        figures.lists = Some(lists::measure(stage, &sizes.lists).await?);
+        for database in Database::both().await? {
+            figures.lists.push(lists::measure(stage, &database, &sizes.lists).await?);
+        }
     }
     Ok(figures)
 }

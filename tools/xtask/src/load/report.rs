@@ -198,8 +198,9 @@ fn events(events: &Events) -> Table {
     let line = |name: &str, figure: String| vec![name.to_owned(), figure];
     Table {
         title: format!(
-            "Events of {EVENT_BYTES} bytes, {BATCH_EVENTS} in a batch, of {} sessions",
-            events.sessions
+            "Events of {EVENT_BYTES} bytes, {BATCH_EVENTS} in a batch, of {} sessions, {}",
+            events.sessions,
+            events.database.name()
         ),
         head: texts(["", "figure"]),
         rows: vec![
@@ -218,7 +219,7 @@ fn lists(lists: &Lists) -> Table {
     let mut rows: Vec<_> = lists.kinds.iter().map(|kind| latency(kind.name, &kind.took_ms)).collect();
     rows.push(latency("the status of one run", &lists.status_ms));
     Table {
-        title: format!("Lists over {} runs, ms", lists.runs),
+        title: format!("Lists over {} runs, {}, ms", lists.runs, lists.database.name()),
         head: texts(["", "count", "p50", "p99", "max"]),
         rows,
     }
@@ -239,8 +240,10 @@ mod tests {
             "| the same by the script, s ",
             "**Cost of one session more**",
             "**A server without runs**",
-            "**Events of 500 bytes, 100 in a batch, of 50 sessions**",
-            "**Lists over 100000 runs, ms**",
+            "**Events of 500 bytes, 100 in a batch, of 50 sessions, SQLite**",
+            "**Events of 500 bytes, 100 in a batch, of 50 sessions, PostgreSQL**",
+            "**Lists over 100000 runs, SQLite, ms**",
+            "**Lists over 100000 runs, PostgreSQL, ms**",
         ] {
             assert!(text.contains(said), "{said} in {text}");
         }

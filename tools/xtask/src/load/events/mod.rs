@@ -16,6 +16,7 @@ use testkit::engine::Engine;
 use tokio::task::JoinSet;
 
 use self::door::Door;
+use super::databases::{Database, Kind};
 use super::http::Caller;
 use crate::bench::service::{Service, ServiceSpec};
 use crate::bench::stage::Stage;
@@ -57,6 +58,8 @@ impl Sizes {
 /// What was measured.
 #[derive(Debug, Clone)]
 pub(super) struct Events {
+    /// Where they were stored.
+    pub(super) database: Kind,
     /// Sessions.
     pub(super) sessions: u32,
     /// Events that were acknowledged, and in a second.
@@ -79,28 +82,34 @@ struct Sent {
     batch_ms: Vec<f64>,
 }
 
-pub(super) async fn measure(stage: &Stage, sizes: &Sizes) -> anyhow::Result<Events> {
-    say(&format!("events through the doors of {} sandboxes", sizes.sessions));
+pub(super) async fn measure(stage: &Stage, database: &Database, sizes: &Sizes) -> anyhow::Result<Events> {
+    let name = database.kind.name();
+    say(&format!("events through the doors of {} sandboxes into {name}", sizes.sessions));
     let shim = stage.root().join("stand-in-shim");
     std::fs::write(&shim, SHIM)?;
     std::fs::set_permissions(&shim, std::fs::Permissions::from_mode(0o755))?;
     let spec = ServiceSpec {
         engine: Engine::Local,
-        state_dir: stage.root().join("state-events"),
+        state_dir: stage.root().join(database.kind.of("state-events", "state-events-postgres")),
         shim,
         slots: sizes.sessions,
-        settings: vec![("API__RATE_PER_MINUTE", "0".to_owned())],
+        settings: [vec![("API__RATE_PER_MINUTE", "0".to_owned())], database.settings()].concat(),
         ..stage.service.clone()
     };
     let service = Service::start(&stage.parts, &spec).await?;
-    let measured = on_server(&service, &spec.state_dir, sizes).await;
+    let measured = on_server(&service, &spec.state_dir, database.kind, sizes).await;
     let log = service.process.log();
     let closed = service.close().await;
     let measured = measured.with_context(|| format!("the server's log ends with:\n{}", tail(&log)))?;
     closed.map(|()| measured)
 }
 
-async fn on_server(service: &Service, state_dir: &Path, sizes: &Sizes) -> anyhow::Result<Events> {
+async fn on_server(
+    service: &Service,
+    state_dir: &Path,
+    database: Kind,
+    sizes: &Sizes,
+) -> anyhow::Result<Events> {
     let body = json!({ "workflow": "bug-fixer", "prompt": "Nobody reads this.", "repository": null });
     let mut runs = Vec::new();
     for _ in 0..sizes.sessions {
@@ -138,6 +147,7 @@ async fn on_server(service: &Service, state_dir: &Path, sizes: &Sizes) -> anyhow
     service.wait_tidy_within(WAIT).await?;
     let count = f64::from(u32::try_from(acknowledged)?);
     Ok(Events {
+        database,
         sessions: sizes.sessions,
         acknowledged,
         rate: count / took.as_secs_f64(),

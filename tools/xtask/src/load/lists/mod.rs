@@ -1,4 +1,6 @@
-//! Lists over many runs. The database is filled past the server, by a script that copies a run which really ran.
+//! Lists over many runs. The database is filled past the server, with copies of a run that really ran.
+
+mod fill;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -7,6 +9,7 @@ use anyhow::{Context, ensure};
 use serde_json::Value;
 use testkit::engine::Engine;
 
+use super::databases::{self, Database};
 use super::http::Caller;
 use crate::bench::scenarios;
 use crate::bench::service::{Service, ServiceSpec, scenario_body};
@@ -14,10 +17,6 @@ use crate::bench::stage::Stage;
 use crate::measuring::stats::Summary;
 use crate::measuring::{say, tail};
 
-/// What fills the database.
-const FILL: &str = include_str!("fill.py");
-/// Time limit of filling it.
-const FILLING: Duration = Duration::from_mins(5);
 /// Time limit of the run that is copied.
 const RUN: Duration = Duration::from_mins(1);
 /// Requests of a kind that come first and do not count.
@@ -54,6 +53,8 @@ pub(super) struct Kind {
 /// What was measured.
 #[derive(Debug, Clone)]
 pub(super) struct Lists {
+    /// Where the runs are.
+    pub(super) database: databases::Kind,
     /// Runs in the database.
     pub(super) runs: u32,
     /// Lists, filters and pages.
@@ -62,29 +63,37 @@ pub(super) struct Lists {
     pub(super) status_ms: Summary,
 }
 
-pub(super) async fn measure(stage: &Stage, sizes: &Sizes) -> anyhow::Result<Lists> {
-    say(&format!("a database of {} runs", sizes.runs));
+pub(super) async fn measure(stage: &Stage, database: &Database, sizes: &Sizes) -> anyhow::Result<Lists> {
+    say(&format!("{} runs in {}", sizes.runs, database.kind.name()));
     let spec = ServiceSpec {
         engine: Engine::Local,
-        state_dir: stage.root().join("state-lists"),
-        settings: vec![("API__RATE_PER_MINUTE", "0".to_owned())],
+        state_dir: stage.root().join(database.kind.of("state-lists", "state-lists-postgres")),
+        settings: [vec![("API__RATE_PER_MINUTE", "0".to_owned())], database.settings()].concat(),
         ..stage.service.clone()
     };
     let mut service = Service::start(&stage.parts, &spec).await?;
-    let measured = on_server(&mut service, &spec.state_dir, sizes).await;
+    let measured = on_server(&mut service, &spec.state_dir, database, sizes).await;
     let log = service.process.log();
     let closed = service.close().await;
     let measured = measured.with_context(|| format!("the server's log ends with:\n{}", tail(&log)))?;
     closed.map(|()| measured)
 }
 
-async fn on_server(service: &mut Service, state_dir: &Path, sizes: &Sizes) -> anyhow::Result<Lists> {
+async fn on_server(
+    service: &mut Service,
+    state_dir: &Path,
+    database: &Database,
+    sizes: &Sizes,
+) -> anyhow::Result<Lists> {
     let run = service.api.submit(&scenario_body(scenarios::TURN, "Say that you are there.")).await?;
     let ended = service.api.wait_end(&run, RUN).await?;
     ensure!(ended["status"] == "succeeded", "the run that is copied did not succeed: {ended:#}");
     service.wait_tidy().await?;
     service.process.terminate().await?;
-    fill(state_dir, &run, sizes.runs).await?;
+    match database.postgres() {
+        None => fill::sqlite(state_dir, &run, sizes.runs).await?,
+        Some(postgres) => fill::postgres(postgres, &run, sizes.runs).await?,
+    }
     service.process = service.spec.start().await?;
 
     say("lists, filters and pages");
@@ -98,7 +107,7 @@ async fn on_server(service: &mut Service, state_dir: &Path, sizes: &Sizes) -> an
     let ids = ids(&caller_page(&mut caller, "/v1/runs?limit=200").await?)?;
     let status = |number: usize| format!("/v1/runs/{}", ids[number % ids.len()]);
     let status_ms = repeat(&mut caller, sizes.requests * 5, status, None).await?;
-    Ok(Lists { runs: sizes.runs, kinds, status_ms })
+    Ok(Lists { database: database.kind, runs: sizes.runs, kinds, status_ms })
 }
 
 /// Each kind of list: its name, its path, and whether it has something to show.
@@ -192,17 +201,4 @@ fn ids(page: &Value) -> anyhow::Result<Vec<String>> {
     let ids: Vec<_> = items.iter().filter_map(|run| run["id"].as_str().map(str::to_owned)).collect();
     ensure!(!ids.is_empty(), "a page without runs");
     Ok(ids)
-}
-
-async fn fill(state_dir: &Path, run: &str, count: u32) -> anyhow::Result<()> {
-    let script = state_dir.join("fill.py");
-    std::fs::write(&script, FILL)?;
-    #[expect(clippy::disallowed_methods, reason = "Python is started here, with an argument vector")]
-    let mut command = tokio::process::Command::new("/usr/bin/python3");
-    command.arg(&script).arg(state_dir.join("caisson.db")).args([run, &count.to_string()]).kill_on_drop(true);
-    let done = tokio::time::timeout(FILLING, command.output()).await;
-    let output = done.with_context(|| format!("filling took longer than {FILLING:?}"))??;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "the database was not filled: {said}");
-    Ok(())
 }

@@ -90,7 +90,7 @@ pub(super) async fn measure(stage: &Stage, database: &Database, sizes: &Sizes) -
     std::fs::set_permissions(&shim, std::fs::Permissions::from_mode(0o755))?;
     let spec = ServiceSpec {
         engine: Engine::Local,
-        state_dir: stage.root().join(database.kind.of("state-events", "state-events-postgres")),
+        state_dir: stage.root().join(database.kind.of("state-events", "events-pg")),
         shim,
         slots: sizes.sessions,
         settings: [vec![("API__RATE_PER_MINUTE", "0".to_owned())], database.settings()].concat(),

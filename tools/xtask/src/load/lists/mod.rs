@@ -67,7 +67,7 @@ pub(super) async fn measure(stage: &Stage, database: &Database, sizes: &Sizes) -
     say(&format!("{} runs in {}", sizes.runs, database.kind.name()));
     let spec = ServiceSpec {
         engine: Engine::Local,
-        state_dir: stage.root().join(database.kind.of("state-lists", "state-lists-postgres")),
+        state_dir: stage.root().join(database.kind.of("state-lists", "lists-pg")),
         settings: [vec![("API__RATE_PER_MINUTE", "0".to_owned())], database.settings()].concat(),
         ..stage.service.clone()
     };

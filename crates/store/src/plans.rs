@@ -239,7 +239,7 @@ async fn postgres_reads_the_index_of_each_question_and_sorts_nothing() {
 }
 
 /// A schema of the test's own; none where no server is named, which fails if tests are required.
-#[expect(clippy::disallowed_methods, clippy::print_stderr, reason = "where the server is, only tests ask")]
+#[expect(clippy::disallowed_methods, reason = "where the server is, only tests ask")]
 async fn schema() -> Option<(String, String)> {
     let Ok(url) = std::env::var(URL) else {
         assert!(std::env::var("TEST_REQUIRE").is_err(), "{URL} is not set; scripts/setup starts a server");

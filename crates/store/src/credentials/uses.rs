@@ -178,8 +178,8 @@ impl Store {
     ) -> Result<Option<(Run, Vec<CredentialUsage>)>, StoreError> {
         let query = sql::query(RUN).bind(project.as_str()).bind(id.as_str());
         let Some(row) = query.fetch_optional(self.reader()).await? else { return Ok(None) };
-        let used: i64 = Columns::of("run", &row)?.get("used")?;
-        let uses = if used == 0 { Vec::new() } else { self.credentials_used(id).await? };
+        let has_used: i64 = Columns::of("run", &row)?.get("used")?;
+        let uses = if has_used == 0 { Vec::new() } else { self.credentials_used(id).await? };
         Ok(Some((rows::run(&row)?, uses)))
     }
 

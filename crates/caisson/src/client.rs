@@ -137,6 +137,11 @@ impl Client {
                 std::fs::read(file).with_context(|| format!("\"{}\" cannot be read", file.display()))?;
             let authorities = reqwest::Certificate::from_pem_bundle(&pem)
                 .with_context(|| format!("\"{}\" is no PEM file of certificates", file.display()))?;
+            ensure!(
+                !authorities.is_empty(),
+                "\"{}\" holds no certificate; give a PEM file with the certificate of the server's authority",
+                file.display()
+            );
             builder = builder.tls_certs_merge(authorities);
         }
         let http = builder.build()?;
@@ -480,5 +485,16 @@ mod tests {
             sse::Message { id: Some("7".to_owned()), data: "{\"n\":1e999}".to_owned(), event: None };
         let event = read_event(&message);
         assert_eq!((event.seq, event.kind.as_str()), (7, "note"));
+    }
+
+    #[test]
+    fn a_file_without_a_certificate_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("key.pem");
+        std::fs::write(&file, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n").unwrap();
+        let base: Url = "https://localhost:1".parse().unwrap();
+        let made = Client::new(base, Some("csk_x".to_owned()), Some(&file));
+        let said = made.err().unwrap().to_string();
+        assert!(said.contains("key.pem") && said.contains("holds no certificate"), "{said}");
     }
 }

@@ -6,13 +6,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use caisson_domain::budget::ProjectBudgets;
 use caisson_domain::credential::CredentialSettings;
 use caisson_domain::egress::{AddressRange, HostPattern, Rule};
 use caisson_domain::id::ProjectId;
 use caisson_domain::limits::PAGE_ITEMS;
 use caisson_sandbox::docker::{DEFAULT_HOST, DEFAULT_IMAGE};
-use caisson_store::{Spending, Store, StoreError};
+use caisson_store::{ProjectSpending, Spending, Store, StoreError};
 use url::{Host, Url};
 
 use crate::logins::without_logins;
@@ -27,6 +26,8 @@ const OTHERS_WRITE: u32 = 0o022;
 
 /// Files by which a state directory is known that has been used.
 const OWN: [&str; 4] = ["caisson.db", "audit_key", "master.key", "server_id"];
+/// How many projects a note names.
+const PROJECTS_NAMED: usize = 5;
 /// Which users of the machine have further uids.
 const SUBORDINATE: &str = "/etc/subuid";
 /// Where clouds tell a machine its own credentials (`169.254.169.254`, `fd00:ec2::254`), and the machine itself.
@@ -83,17 +84,12 @@ fn of_settings(settings: &Settings) -> Vec<String> {
     found
 }
 
-/// What may well be meant so, and is worth a second look before others use the server; `stored` is what is set over the API.
-pub(crate) fn notes(settings: &Settings, stored: ProjectBudgets) -> Vec<String> {
-    let named = [settings.budget.project_micro_usd, settings.budget.day_micro_usd];
-    let set = [stored.total_micro_usd, stored.day_micro_usd];
+/// What may well be meant so, and is worth a second look before others use the server; `unbounded` are the projects without a
+/// budget ([`unbounded`]).
+pub(crate) fn notes(settings: &Settings, unbounded: &[ProjectId]) -> Vec<String> {
     let beside = |file: &Path| file.starts_with(&settings.state_dir);
     let hosts = !settings.repositories.is_empty();
     let notes = [
-        (
-            named.iter().chain(&set).all(Option::is_none),
-            "no budget bounds what agents may spend; set budget.day_micro_usd, or use `caisson budget set --day`",
-        ),
         (
             hosts && settings.git.forbidden_paths.is_empty(),
             "pushes may change what a git host runs with its own secrets; set git.forbidden_paths, such as .github/workflows \
@@ -122,7 +118,9 @@ pub(crate) fn notes(settings: &Settings, stored: ProjectBudgets) -> Vec<String> 
             "the audit log's head lies beside the database; set audit_head to where only heads are kept, or copy it elsewhere",
         ),
     ];
-    notes.into_iter().filter(|(is_so, _)| *is_so).map(|(_, text)| text.to_owned()).collect()
+    let budgets = spend_freely(unbounded);
+    let notes = notes.into_iter().filter(|(is_so, _)| *is_so).map(|(_, text)| text.to_owned());
+    budgets.into_iter().chain(notes).collect()
 }
 
 /// An image named by its tag is whatever its registry, or whoever builds on this engine, puts there next.
@@ -215,14 +213,67 @@ fn shared_uids(base: u32, users: &str) -> Option<String> {
     ))
 }
 
-/// The budgets that are set over the API. What earlier settings named goes at the next start.
+/// The projects without a budget of a day or for good, neither of the settings, which are the default project's, nor set over the
+/// API; without a store, which has the others, the default one alone is looked at. What earlier settings named is none: it goes
+/// at the next start.
 ///
 /// # Errors
 /// As every read of the store.
-pub(crate) async fn stored_budgets(store: &Store) -> Result<ProjectBudgets, StoreError> {
-    let spending = store.project_spending(&ProjectId::default_project()).await?.unwrap_or_default();
-    let set = |part: Spending| part.budget_micro_usd.filter(|_| !part.is_setting);
-    Ok(ProjectBudgets { total_micro_usd: set(spending.total()), day_micro_usd: set(spending.today()) })
+pub(crate) async fn unbounded(
+    settings: &Settings,
+    store: Option<&Store>,
+) -> Result<Vec<ProjectId>, StoreError> {
+    let default = ProjectId::default_project();
+    let named = settings.budget.project_micro_usd.or(settings.budget.day_micro_usd).is_some();
+    let mut found = Vec::new();
+    let projects = match store {
+        Some(store) => projects(store).await?,
+        None => vec![default.clone()],
+    };
+    for project in projects {
+        let spending = match store {
+            Some(store) => store.project_spending(&project).await?.unwrap_or_default(),
+            None => ProjectSpending::default(),
+        };
+        let is_set = |part: Spending| part.budget_micro_usd.is_some() && !part.is_setting;
+        let by_settings = named && project == default;
+        if !by_settings && !is_set(spending.total()) && !is_set(spending.today()) {
+            found.push(project);
+        }
+    }
+    Ok(found)
+}
+
+/// What is said of projects without a budget: one note of the default project, and one of all others.
+fn spend_freely(unbounded: &[ProjectId]) -> Vec<String> {
+    let default = ProjectId::default_project();
+    let own = unbounded.contains(&default).then(|| {
+        "no budget bounds what agents may spend; set budget.day_micro_usd, or use `caisson budget set --day`".to_owned()
+    });
+    let others: Vec<_> =
+        unbounded.iter().filter(|project| **project != default).map(ProjectId::as_str).collect();
+    let more = others.len().saturating_sub(PROJECTS_NAMED);
+    let named = others[..others.len() - more].join(", ");
+    let and_more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    let others = (!others.is_empty()).then(|| {
+        format!(
+            "no budget bounds what agents of other projects may spend: {named}{and_more}; use `caisson budget set --day` with a \
+             key of the project that has the scope admin"
+        )
+    });
+    own.into_iter().chain(others).collect()
+}
+
+/// Every project.
+async fn projects(store: &Store) -> Result<Vec<ProjectId>, StoreError> {
+    let mut all: Vec<ProjectId> = Vec::new();
+    loop {
+        let page = store.list_projects(all.last(), PAGE_ITEMS).await?;
+        if page.is_empty() {
+            return Ok(all);
+        }
+        all.extend(page.into_iter().map(|project| project.id));
+    }
 }
 
 /// Ways on which a credential, or what a page says, can be read and changed by others.
@@ -292,18 +343,12 @@ fn wide_section(section: &str, allow: &[String], allow_private: &[String]) -> Ve
 /// # Errors
 /// As every read of the store.
 pub(crate) async fn weaknesses_of_store(store: &Store) -> Result<Vec<String>, StoreError> {
-    let (mut found, mut after) = (Vec::new(), None);
-    loop {
-        let projects = store.list_projects(after.as_ref(), PAGE_ITEMS).await?;
-        for project in &projects {
-            let credentials = store.list_credentials(&project.id).await?;
-            found.extend(credentials.iter().filter_map(|one| open_credential(&one.name, &one.settings)));
-        }
-        after = projects.into_iter().next_back().map(|project| project.id);
-        if after.is_none() {
-            return Ok(found);
-        }
+    let mut found = Vec::new();
+    for project in projects(store).await? {
+        let credentials = store.list_credentials(&project).await?;
+        found.extend(credentials.iter().filter_map(|one| open_credential(&one.name, &one.settings)));
     }
+    Ok(found)
 }
 
 fn open_credential(name: &str, settings: &CredentialSettings) -> Option<String> {

@@ -1,4 +1,6 @@
-use caisson_store::{Actor, BudgetChange, Clock};
+use caisson_domain::budget::ProjectBudgets;
+use caisson_domain::credential::{CredentialFields, CredentialKind, CredentialSecret};
+use caisson_store::{Actor, BudgetChange, Clock, MasterKeyFile, NewCredential};
 
 use super::*;
 use crate::settings::{Environment, Overrides};
@@ -114,7 +116,10 @@ fn told_of(change: impl FnOnce(&mut Settings)) -> (Vec<String>, Vec<String>) {
     settings.master_key_file = Some("/elsewhere/master.key".into());
     settings.audit_head = Some("/elsewhere/head".into());
     change(&mut settings);
-    (of_settings(&settings), notes(&settings, ProjectBudgets::default()))
+    // As `unbounded` has it where there is no store.
+    let named = settings.budget.project_micro_usd.or(settings.budget.day_micro_usd).is_some();
+    let unbounded = if named { Vec::new() } else { vec![ProjectId::default_project()] };
+    (of_settings(&settings), notes(&settings, &unbounded))
 }
 
 fn warned(change: impl FnOnce(&mut Settings)) -> Vec<String> {
@@ -287,25 +292,81 @@ fn what_is_told_has_no_login_and_no_query_of_a_url() {
     assert!(!told.contains("pass-word") && !told.contains("0123"), "{told}");
 }
 
+async fn store(directory: &Path) -> Store {
+    Store::open(&directory.join("caisson.db"), Clock::system()).await.unwrap()
+}
+
 #[tokio::test]
-async fn what_the_store_holds_is_told_of_and_a_budget_there_is_one() {
+async fn a_budget_that_the_store_holds_is_one_and_every_project_is_looked_at() {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::open(&directory.path().join("caisson.db"), Clock::system()).await.unwrap();
-    assert_eq!(weaknesses_of_store(&store).await.unwrap(), Vec::<String>::new());
-    let unbounded = |stored: ProjectBudgets| {
-        let mut settings = settings(directory.path(), "127.0.0.1:1");
-        settings.budget.day_micro_usd = None;
-        notes(&settings, stored).iter().any(|text| text.contains("no budget"))
+    let store = store(directory.path()).await;
+    let mut bounded = settings(directory.path(), "127.0.0.1:1");
+    bounded.budget.project_micro_usd = Some(1);
+    let settings = settings(directory.path(), "127.0.0.1:1");
+    let told = async |settings: &Settings, store: Option<&Store>| {
+        let found = unbounded(settings, store).await.unwrap();
+        let notes: Vec<_> =
+            notes(settings, &found).into_iter().filter(|text| text.contains("budget")).collect();
+        (found.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "), notes)
     };
-    assert!(unbounded(stored_budgets(&store).await.unwrap()));
+    for known in [None, Some(&store)] {
+        let (found, notes) = told(&settings, known).await;
+        assert!(found == "default" && only(&notes, &["set budget.day_micro_usd"]), "{notes:?}");
+        assert_eq!(told(&bounded, known).await, (String::new(), Vec::new()));
+    }
     let project = ProjectId::default_project();
     let named = ProjectBudgets { total_micro_usd: Some(1), day_micro_usd: None };
     store.set_budgets(&project, &named).await.unwrap();
-    assert!(unbounded(stored_budgets(&store).await.unwrap()), "it goes with the setting");
+    assert_eq!(told(&settings, Some(&store)).await.0, "default", "it goes with the setting");
     store.set_budgets(&project, &ProjectBudgets::default()).await.unwrap();
-    let day = BudgetChange::Bound(1);
-    store.change_budgets(&project, BudgetChange::Keep, day, Actor::Operator).await.unwrap();
-    assert!(!unbounded(stored_budgets(&store).await.unwrap()));
+    let day = async |project: &ProjectId| {
+        let day = BudgetChange::Bound(1);
+        store.change_budgets(project, BudgetChange::Keep, day, Actor::Operator).await.unwrap();
+    };
+    day(&project).await;
+    assert_eq!(told(&settings, Some(&store)).await, (String::new(), Vec::new()));
+
+    let others: Vec<ProjectId> =
+        (1..=PROJECTS_NAMED + 1).map(|n| format!("team-{n}").parse().unwrap()).collect();
+    for other in &others {
+        store.create_project(other, Actor::Operator).await.unwrap();
+    }
+    // The settings' budgets are the default project's alone.
+    let (found, notes) = told(&bounded, Some(&store)).await;
+    assert_eq!(found.split(' ').count(), PROJECTS_NAMED + 1);
+    assert!(only(&notes, &["team-1, team-2, team-3, team-4, team-5 and 1 more; ", "--day"]), "{notes:?}");
+    for other in &others[1..] {
+        day(other).await;
+    }
+    let (found, notes) = told(&settings, Some(&store)).await;
+    assert!(found == "team-1" && only(&notes, &["other projects may spend: team-1; "]), "{notes:?}");
+}
+
+#[tokio::test]
+async fn credentials_of_every_project_are_looked_at() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(directory.path()).await;
+    store.unlock(MasterKeyFile::in_state_dir(directory.path())).await.unwrap();
+    assert_eq!(weaknesses_of_store(&store).await.unwrap(), Vec::<String>::new());
+    let (first, second): (ProjectId, ProjectId) = ("team-a".parse().unwrap(), "team-b".parse().unwrap());
+    for (project, name, url) in [
+        (ProjectId::default_project(), "sealed", "https://g.example/"),
+        (first, "fine", "http://127.0.0.1:1/"),
+        (second, "told", "http://g.example/"),
+    ] {
+        store.create_project(&project, Actor::Operator).await.unwrap();
+        let kind = CredentialKind::GitToken;
+        let fields = CredentialFields {
+            settings: [("url_prefix", url.to_owned())].into_iter().collect(),
+            ..CredentialFields::default()
+        };
+        let settings = fields.settings(kind).unwrap();
+        let secret = CredentialSecret::Value { value: "nobodys-token".to_owned().into(), proxy_login: None };
+        let new = NewCredential { project, name: name.to_owned(), settings, secret };
+        store.add_credential(new, &Actor::Operator).await.unwrap();
+    }
+    let told = weaknesses_of_store(&store).await.unwrap();
+    assert!(only(&told, &["\"told\"", "http://g.example/"]), "{told:?}");
 }
 
 #[test]

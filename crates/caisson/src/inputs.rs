@@ -1,6 +1,7 @@
 //! What the settings name, read and found fit. `serve` starts with it, and `doctor` tells of it: what one finds wrong the
 //! other does as well. Nothing is made or changed here.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -141,10 +142,17 @@ fn whole<T>(read: T, faults: Vec<anyhow::Error>) -> Result<T, Vec<anyhow::Error>
 impl fmt::Display for Faults {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "the server cannot start with these settings:")?;
-        self.0.iter().try_for_each(|(part, error)| {
-            let name = if *part == Part::Settings { String::new() } else { format!("{}: ", part.name()) };
-            write!(out, "\n  - {name}{}", without_logins(&format!("{error:#}")))
-        })
+        let mut told = HashSet::new();
+        for (part, error) in &self.0 {
+            let text = without_logins(&format!("{error:#}"));
+            let begin = format!("{}: ", part.name());
+            let begin = if *part == Part::Settings || text.starts_with(&begin) { "" } else { &begin };
+            // Two parts may read the same setting.
+            if told.insert(text.clone()) {
+                write!(out, "\n  - {begin}{text}")?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -481,8 +489,12 @@ mod tests {
         ] {
             assert!(told.contains(part), "{part} in {told}");
         }
-        let missing = Settings { workflows_dir: Some(root.path().join("none")), ..read_settings };
-        let told = read(&missing).err().unwrap().of(Part::Workflows).unwrap();
+        assert!(!told.contains("repositories: repositories: "), "{told}");
+        let mut missing = Settings { workflows_dir: Some(root.path().join("none")), ..read_settings };
+        missing.tls.key_file = None;
+        let faults = read(&missing).err().unwrap();
+        assert_eq!(faults.to_string().matches("tls has only one").count(), 1, "{faults}");
+        let told = faults.of(Part::Workflows).unwrap();
         assert!(told.starts_with("workflows_dir: "), "{told}");
     }
 }

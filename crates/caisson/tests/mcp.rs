@@ -21,8 +21,11 @@ const SECRET: &str = "notes-canary-4b8d17e2c0a95f";
 /// How long the agent may take from its prompt to its first line, in milliseconds: less than the 30 s for which Claude Code
 /// tries to connect to a server, and more than the 3 s for which its first turn waits.
 const BEGIN_MS: i64 = 15_000;
-/// How long a run may take to fail by a server that it requires, in milliseconds.
+/// How long a run may take to fail by a server that it requires, in milliseconds, on an idle machine.
 const SETUP_MS: i64 = 10_000;
+/// How long of that an idle machine takes to make the sandbox and start the agent, at most. What a busy one takes longer for the
+/// same, by a run that waits for no server, is no part of the failing; the rest of the bound is the same everywhere.
+const START_MS: i64 = 4_000;
 
 testkit::on_every_engine! {
     a_tool_of_a_server_is_called_and_its_credential_stays_outside
@@ -186,6 +189,8 @@ async fn a_required_server_that_does_not_connect_fails_the_run_before_its_prompt
     workflow(workflows.path(), "optional", "dontAsk", &http("https://denied.example/mcp".to_owned(), false));
     let allow = format!("notes.example:{},{silent}", server.address.port());
     let world = World::start(&parts, spec(engine, workflows.path(), &allow)).await.unwrap();
+    let before = start_ms(&world, "optional").await;
+    let (calls, mut took) = (world.model_calls().len(), Vec::new());
     for (workflow, words) in [
         ("denied", "\"denied.example:443\" in mcp.allow"),
         ("locked", "wants a credential (status 401)"),
@@ -197,12 +202,14 @@ async fn a_required_server_that_does_not_connect_fails_the_run_before_its_prompt
         assert_eq!(run["failure"]["kind"], "setup_failed", "{workflow}: {run:#}\n{}", world.server.log());
         let message = run["failure"]["message"].as_str().unwrap();
         assert!(message.contains(words), "{workflow}: {message}");
-        let took = run["finished_at_ms"].as_i64().unwrap() - run["started_at_ms"].as_i64().unwrap();
-        assert!(took < SETUP_MS, "{workflow}: {took} ms");
+        took.push((
+            workflow,
+            run["finished_at_ms"].as_i64().unwrap() - run["started_at_ms"].as_i64().unwrap(),
+        ));
         let events = world.api.events(&id).await.unwrap();
         assert!(of_kind(&events, "agent.started").is_empty(), "{workflow}: it got its prompt");
     }
-    assert!(world.model_calls().is_empty());
+    assert_eq!(world.model_calls().len(), calls, "who has no prompt asks no model");
     // The agent looked for no login at the door, and what it asked for went to the server's own URL.
     assert!(server.heard().iter().all(|one| one.line.ends_with(" /team/mcp")), "{:?}", server.heard());
 
@@ -218,6 +225,22 @@ async fn a_required_server_that_does_not_connect_fails_the_run_before_its_prompt
         init["data"]["mcp_servers"][0]["status"], "failed",
         "the agent's own word is an event as well"
     );
+    let start = before.max(begun_ms(&run, &events));
+    let bound = SETUP_MS + (start - START_MS).max(0);
+    assert!(took.iter().all(|(_, took)| *took < bound), "{took:?}; {start} ms to start, and so {bound} ms");
+}
+
+/// How long a run of the workflow, which waits for no server, takes until its agent says its first line, in milliseconds.
+async fn start_ms(world: &World, workflow: &str) -> i64 {
+    let id = submit(world, workflow).await;
+    let run = world.api.wait_end(&id, END).await.unwrap();
+    begun_ms(&run, &world.api.events(&id).await.unwrap())
+}
+
+fn begun_ms(run: &Value, events: &[Value]) -> i64 {
+    let init = |event: &&Value| event["kind"] == "agent.line" && event["data"]["subtype"] == "init";
+    let init = events.iter().find(init).unwrap();
+    init["at_ms"].as_i64().unwrap() - run["started_at_ms"].as_i64().unwrap()
 }
 
 async fn an_optional_server_that_says_nothing_does_not_hold_the_prompt_up(engine: Engine) {

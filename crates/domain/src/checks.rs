@@ -61,6 +61,8 @@ pub enum Check {
     ArtifactName,
     /// Whether a reported push was carried.
     ReportedPush,
+    /// Whether a model call has the model API's provider reach outside.
+    ProviderTools,
     /// What a terminal would obey in what is printed of a run.
     PrintedText,
     /// Whether a browser is told that an answer of the API is data.
@@ -77,7 +79,7 @@ pub enum Check {
 
 impl Check {
     /// Every check.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::Grant,
         Self::OwnBranch,
         Self::OwnRepository,
@@ -105,6 +107,7 @@ impl Check {
         Self::ArtifactRun,
         Self::ArtifactName,
         Self::ReportedPush,
+        Self::ProviderTools,
         Self::PrintedText,
         Self::AnswersAreData,
         Self::CountedUsage,
@@ -144,6 +147,7 @@ impl Check {
             Self::ArtifactRun => "artifact_run",
             Self::ArtifactName => "artifact_name",
             Self::ReportedPush => "reported_push",
+            Self::ProviderTools => "provider_tools",
             Self::PrintedText => "printed_text",
             Self::AnswersAreData => "answers_are_data",
             Self::CountedUsage => "counted_usage",

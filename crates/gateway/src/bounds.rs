@@ -139,6 +139,10 @@ pub(crate) const SLOW_READER: Duration = Duration::from_mins(2);
 pub(crate) const SLOW_READER_BYTES: u64 = 256 * 1024;
 /// Pushes that one sandbox may have in quarantine.
 pub(crate) const PUSHES: usize = 2;
+/// Before a push is sent once more that a git host could not move to its place; so it is sent one time more than these.
+pub(crate) const PUSH_PAUSES: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(1)];
+/// How long a git host's answer to a push is read ahead, before it is passed on as it comes.
+pub(crate) const PUSH_AHEAD: Duration = Duration::from_secs(10);
 /// Pushes that are looked at at once, for all sandboxes together; further ones wait their turn.
 pub(crate) const INSPECTIONS: usize = 4;
 /// Largest piece of memory that git takes for a push on the server, in bytes. A commit of 1 GiB comes as 1 MiB, and without

@@ -119,7 +119,10 @@ async fn find_workflow(
     let message = if names.is_empty() {
         "there is no such workflow, and none is known at all".to_owned()
     } else {
-        format!("there is no such workflow; known ones: {}", names.join(", "))
+        format!(
+            "there is no such workflow; known ones: {} (files of workflows_dir are read when the server starts)",
+            names.join(", ")
+        )
     };
     faults.add("workflow", "unknown_workflow", message);
     Ok(None)

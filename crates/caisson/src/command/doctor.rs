@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use caisson_domain::budget::ProjectBudgets;
 use caisson_domain::id::{ProjectId, ServerId};
 use caisson_sandbox::docker::{Capabilities, DockerEngine, Seccomp};
 use caisson_sandbox::local::{LimitsBy, LocalCapabilities};
@@ -131,15 +130,15 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
 
 /// What lets in more people, or shows more, than most mean. A store that cannot be read was told of before.
 async fn exposed(settings: &Settings, store: Option<&Store>) {
-    let (mut found, mut budgets) = (exposure::weaknesses(settings), ProjectBudgets::default());
+    let mut found = exposure::weaknesses(settings);
     if let Some(store) = store {
         found.extend(exposure::weaknesses_of_store(store).await.unwrap_or_default());
-        budgets = exposure::stored_budgets(store).await.unwrap_or_default();
     }
+    let unbounded = exposure::unbounded(settings, store).await.unwrap_or_default();
     for text in found {
         Report::warn("exposed", &text);
     }
-    for text in exposure::notes(settings, budgets) {
+    for text in exposure::notes(settings, &unbounded) {
         Report::note("hardening", &text);
     }
 }

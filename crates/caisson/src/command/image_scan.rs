@@ -150,15 +150,15 @@ fn tell(image: &str, distribution: &Distribution, packages: &[Package], compared
 
 /// The packages as a `CycloneDX` 1.5 bill of materials. It has no time and no serial number, so that the same image has the same.
 fn bill(image: &str, distribution: &Distribution, packages: &[Package]) -> Value {
-    let namespace = &distribution.id;
-    let distro =
-        distribution.codename.as_ref().map(|release| format!("&distro={release}")).unwrap_or_default();
+    let namespace = encoded(&distribution.id);
+    let codename = distribution.codename.as_deref();
+    let distro = codename.map(|release| format!("&distro={}", encoded(release))).unwrap_or_default();
     let components: Vec<Value> = packages
         .iter()
         .map(|package| {
-            let encoded = |text: &str| text.replace('%', "%25").replace('+', "%2B").replace('~', "%7E").replace(':', "%3A");
             let (name, version) = (encoded(&package.name), encoded(&package.version));
-            let purl = format!("pkg:deb/{namespace}/{name}@{version}?arch={}{distro}", package.architecture);
+            let arch = encoded(&package.architecture);
+            let purl = format!("pkg:deb/{namespace}/{name}@{version}?arch={arch}{distro}");
             json!({
                 "type": "library", "name": package.name, "version": package.version, "purl": purl, "bom-ref": purl,
                 "properties": [
@@ -176,6 +176,17 @@ fn bill(image: &str, distribution: &Distribution, packages: &[Package]) -> Value
         },
         "components": components,
     })
+}
+
+/// A part of a package URL. What would begin another part is no letter of it, whoever has written the image's files.
+///
+/// Source: the purl specification, "Character encoding"; `~` is encoded as well, as it always was here.
+fn encoded(text: &str) -> String {
+    let each = text.bytes().map(|byte| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'-' | b'_' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    });
+    each.collect()
 }
 
 #[cfg(test)]
@@ -200,6 +211,19 @@ mod tests {
             "pkg:deb/debian/libc6@2.39-0ubuntu8?arch=amd64&distro=bookworm"
         );
         assert_eq!(purl("ID=\"a/b&c\"\n"), "pkg:deb/linux/libc6@2.39-0ubuntu8?arch=amd64");
+    }
+
+    #[test]
+    fn no_part_of_a_package_url_begins_another() {
+        let status = "Package: a/b?c\nStatus: install ok installed\nVersion: 1:2+3~4@5#6 \u{e9}%\nArchitecture: amd64&distro=x#y\n";
+        let found = packages(&[status.as_bytes().to_vec()]);
+        let distribution =
+            Distribution { id: "de/bian".to_owned(), codename: Some("book&arch=worm".to_owned()) };
+        let bill = bill("x", &distribution, &found);
+        assert_eq!(
+            bill["components"][0]["purl"],
+            "pkg:deb/de%2Fbian/a%2Fb%3Fc@1%3A2%2B3%7E4%405%236%20%C3%A9%25?arch=amd64%26distro%3Dx%23y&distro=book%26arch%3Dworm"
+        );
     }
 
     #[tokio::test]

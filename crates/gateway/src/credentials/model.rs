@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use caisson_domain::credential::{CredentialKind, CredentialSecret, CredentialSettings, SendAs};
-use caisson_domain::id::CredentialId;
+use caisson_domain::id::{CredentialId, ProjectId};
 use caisson_store::{Credential, DoorRun, OpenedCredential};
 use http::{HeaderMap, HeaderName};
 use reqwest::header::HeaderValue;
@@ -24,6 +24,8 @@ pub(crate) struct ModelRoute {
     pub(crate) name: String,
     /// What must not be shown.
     pub(crate) header: (HeaderName, HeaderValue),
+    /// Of the store: the credential's name and project.
+    stored: Option<(String, ProjectId)>,
     beta: Option<HeaderValue>,
     /// The credential whose access token it is, which can be had anew.
     renewable: Option<Credential>,
@@ -36,12 +38,33 @@ impl ModelRoute {
         base_url: Url,
         header: (HeaderName, HeaderValue),
     ) -> Self {
-        Self { client, base_url, name: "model".to_owned(), header, beta: None, renewable: None }
+        Self { client, base_url, name: "model".to_owned(), header, stored: None, beta: None, renewable: None }
     }
 
     /// Whether it is sent with an access token that can be had anew.
     pub(crate) const fn is_renewable(&self) -> bool {
         self.renewable.is_some()
+    }
+
+    /// What it is sent with, for people.
+    pub(crate) fn credential_text(&self) -> String {
+        match &self.stored {
+            Some((name, _)) => format!("the credential \"{name}\""),
+            None => "the server's credential".to_owned(),
+        }
+    }
+
+    /// How whoever runs the server puts another secret into its place.
+    pub(crate) fn replace_text(&self) -> String {
+        match &self.stored {
+            Some((name, project)) if *project == ProjectId::default_project() => {
+                format!("replace its secret by `caisson credential rotate {name}` on the server's machine")
+            }
+            Some((name, project)) => format!(
+                "replace its secret by `caisson credential rotate {name} --project {project}` on the server's machine"
+            ),
+            None => "replace it in the server's configuration".to_owned(),
+        }
     }
 
     /// With another access token, once the model API has refused this one: had by one refresh, however many calls it was
@@ -120,9 +143,10 @@ fn route(
     let header = known.header().map_err(|_| unusable())?;
     let beta = beta.map(HeaderValue::from_str).transpose().map_err(|_| unusable())?;
     let renewable = matches!(opened.secret, CredentialSecret::Oauth { .. }).then(|| credential.clone());
+    let stored = Some((credential.name.clone(), credential.project.clone()));
     let own = credential.settings.reach().and_then(|reach| reach.base_url.clone());
     let base_url = own.unwrap_or_else(|| shared.model.upstream.base_url.clone());
-    Ok(ModelRoute { client, base_url, name: recorded_name(credential), header, beta, renewable })
+    Ok(ModelRoute { client, base_url, name: recorded_name(credential), header, stored, beta, renewable })
 }
 
 /// Clients of credentials with a proxy or certificates of their own, and the version they were made for:
@@ -188,7 +212,6 @@ fn with_login(credential: &Credential, proxy: &Url, login: &SecretString) -> Res
 #[cfg(test)]
 mod tests {
     use caisson_domain::credential::ModelReach;
-    use caisson_domain::id::ProjectId;
 
     use super::*;
 

@@ -6,8 +6,9 @@ use bytes::Bytes;
 use caisson_domain::run::Run;
 use caisson_store::{BeginPush, Push, PushRecord, StoreError};
 use futures_util::stream::{self, StreamExt};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
+use super::again;
 use super::clean::Clean;
 use super::fault::Fault;
 use super::push::{Carriage, Reply, hand_over, taken};
@@ -17,7 +18,7 @@ use super::settle::{Seen, follow, look};
 use super::under_way::UnderWay;
 use super::{Answer, Exchange, Operation, Service, Upstream, respond, tell};
 use crate::body::{self, BodyFault, ChunkSender, Chunks};
-use crate::bounds::CHUNKS;
+use crate::bounds::{CHUNKS, PUSH_AHEAD, PUSH_PAUSES};
 use crate::hold::hold;
 use crate::problem::Refusal;
 use crate::shared::Shared;
@@ -32,21 +33,43 @@ pub(super) struct Cleared {
 }
 
 /// Writes the push down, then forwards it from its quarantine, unless the git host has it already.
-pub(super) async fn carry(carriage: Carriage, quarantine: &Quarantine, cleared: Cleared, reply: Reply) {
+pub(super) async fn carry(carriage: Carriage, quarantine: &Quarantine, cleared: Cleared, mut reply: Reply) {
     let Carriage { door, run, upstream, push, .. } = &carriage;
     match begin(&door.shared, run, upstream, push).await {
         Ok(false) => {}
         Ok(true) => return hand_over(reply, Ok(taken(&carriage.section))),
         Err(refusal) => return hand_over(reply, Err(refusal)),
     }
-    match exchange(&carriage, quarantine, cleared).await {
-        Ok(exchange) => forward(carriage, exchange, reply).await,
-        Err(fault) => {
-            forget(&door.shared, run, push).await;
-            let refusal = tell(door, run, fault).await;
-            hand_over(reply, Err(refusal));
-        }
+    match send(&carriage, (quarantine, cleared), &mut reply).await {
+        Ok(answer) => deliver(carriage, answer, reply).await,
+        Err(fault) => fail(carriage, fault, reply).await,
     }
+}
+
+/// Sends the push, and again where the host refused it for a reason that passes ([`again`]).
+async fn send(
+    carriage: &Carriage,
+    (quarantine, cleared): (&Quarantine, Cleared),
+    reply: &mut Reply,
+) -> Result<Answer, Fault> {
+    let Carriage { door, run, section, push, .. } = carriage;
+    let cancel = &door.shared.cancel;
+    for pause in PUSH_PAUSES {
+        let answer = send_once(carriage, exchange(carriage, quarantine, cleared).await?, reply).await?;
+        let left = async {
+            tokio::select! {
+                () = reply.closed() => {}
+                () = cancel.cancelled() => {}
+            }
+        };
+        let (answer, again) = again::look((section, &push.ref_name), answer, (PUSH_AHEAD, left)).await;
+        if !again || reply.is_closed() || cancel.is_cancelled() {
+            return Ok(answer);
+        }
+        tracing::info!(run.id = %run.id, "a git host could not move a push of {} to its place; it gets it again", run.id);
+        sleep(pause).await;
+    }
+    send_once(carriage, exchange(carriage, quarantine, cleared).await?, reply).await
 }
 
 /// The push as the git host gets it: what was read of its commands, and the pack that was looked at.
@@ -89,41 +112,46 @@ async fn begin(shared: &Shared, run: &Run, upstream: &Upstream, push: &Push) -> 
     settled.await.map_err(refused).map(|()| true)
 }
 
-/// Forwards the push, passes the answer on and records what became of it.
-async fn forward(carriage: Carriage, exchange: Exchange, mut reply: Reply) {
-    let Carriage { door, run, under_way, slots, upstream, section, push } = carriage;
-    let shared = &door.shared;
-    let sent = tokio::select! {
-        sent = upstream.exchange(Service::ReceivePack, None, exchange) => sent,
+async fn send_once(carriage: &Carriage, exchange: Exchange, reply: &mut Reply) -> Result<Answer, Fault> {
+    let shared = &carriage.door.shared;
+    let answer = tokio::select! {
+        sent = carriage.upstream.exchange(Service::ReceivePack, None, exchange) => sent,
         () = shared.patience(reply.closed(), shared.bounds.drain) => {
             Err(Fault::Failed { status: 0, detail: "was not waited for any longer" })
         }
-    };
+    }?;
     // What is compressed could hold the credential unseen.
-    let sent = sent.and_then(|answer| match answer.encoding {
+    match answer.encoding {
         None => Ok(answer),
         Some(_) => {
             Err(Fault::Failed { status: 200, detail: "answered in an encoding that was not asked for" })
         }
-    });
-    let answer = match sent {
-        Ok(answer) => answer,
-        Err(fault) => {
-            if fault.is_unclear() && shared.cancel.is_cancelled() {
-                // The next server gets it again and looks first; a word from here would say that it failed.
-                tracing::info!(run.id = %run.id, "a push of {} stays pending, because the server stops", run.id);
-                return;
-            }
-            if fault.is_unclear() {
-                let verdict = if fault.may_go_on() { Verdict::Unheard } else { Verdict::Unknown };
-                record(shared, (&run, under_way), &upstream, (&push, verdict)).await;
-            } else {
-                forget(shared, &run, &push).await;
-            }
-            let refusal = tell(&door, &run, fault).await;
-            return hand_over(reply, Err(refusal));
-        }
-    };
+    }
+}
+
+/// Records what became of a push without an answer, as far as that is known, and tells of it.
+async fn fail(carriage: Carriage, fault: Fault, reply: Reply) {
+    let Carriage { door, run, under_way, upstream, push, .. } = carriage;
+    let shared = &door.shared;
+    if fault.is_unclear() && shared.cancel.is_cancelled() {
+        // The next server gets it again and looks first; a word from here would say that it failed.
+        tracing::info!(run.id = %run.id, "a push of {} stays pending, because the server stops", run.id);
+        return;
+    }
+    if fault.is_unclear() {
+        let verdict = if fault.may_go_on() { Verdict::Unheard } else { Verdict::Unknown };
+        record(shared, (&run, under_way), &upstream, (&push, verdict)).await;
+    } else {
+        forget(shared, &run, &push).await;
+    }
+    let refusal = tell(&door, &run, fault).await;
+    hand_over(reply, Err(refusal));
+}
+
+/// Passes the answer on and records what became of the push.
+async fn deliver(carriage: Carriage, answer: Answer, reply: Reply) {
+    let Carriage { door, run, under_way, slots, upstream, section, push } = carriage;
+    let shared = &door.shared;
     let mut report = Report::of(&section);
     let clean = Clean::of(&section, &shared.secrets.redactor());
     let (sender, body) = body::channel(CHUNKS);

@@ -2,6 +2,7 @@
 //! alone.
 
 mod advert;
+mod again;
 mod answer;
 mod base;
 mod clean;

@@ -101,7 +101,7 @@ pub(super) async fn reach(
         trouble.tell(door, run, wait).await;
         match wait {
             Some(wait) => pause(shared, wait, reply).await?,
-            None => return Err(give_up((door, run), &trouble, &tries.told()).await),
+            None => return Err(give_up((door, run), route, &trouble, &tries.told()).await),
         }
     }
 }
@@ -266,7 +266,12 @@ impl Trouble {
 }
 
 /// The last answer of a call that came to nothing.
-async fn give_up((door, run): (&Door, &DoorRun), trouble: &Trouble, tries: &str) -> Refusal {
+async fn give_up(
+    (door, run): (&Door, &DoorRun),
+    route: &ModelRoute,
+    trouble: &Trouble,
+    tries: &str,
+) -> Refusal {
     // What may pass is left to the next server; what is the request's own fault is not.
     let left = door.shared.cancel.is_cancelled() && trouble.may_pass();
     if left || matches!(trouble, Trouble::Fault(Fault::Abandoned)) {
@@ -284,17 +289,16 @@ async fn give_up((door, run): (&Door, &DoorRun), trouble: &Trouble, tries: &str)
                 format!("the model API {what} ({tries}); see the server's model.base_url"),
             )
         }
-        Trouble::Refused { status, words, .. } => refused(*status, words, tries),
+        Trouble::Refused { status, words, .. } => refused(route, *status, words, tries),
     };
     stop_run((door, run), failure).await
 }
 
 /// What a refusal means for the run, with the model API's own words.
-fn refused(status: StatusCode, words: &str, tries: &str) -> Failure {
+fn refused(route: &ModelRoute, status: StatusCode, words: &str, tries: &str) -> Failure {
     let (kind, message) = if status == StatusCode::UNAUTHORIZED {
-        let message =
-            "the model API refused the server's credential; replace it in the server's configuration";
-        (FailureKind::ProviderAuth, message.to_owned())
+        let (credential, replace) = (route.credential_text(), route.replace_text());
+        (FailureKind::ProviderAuth, format!("the model API refused {credential}; {replace}"))
     } else if status.is_redirection() {
         let message = "the model API's URL redirects; set the final URL in the server's configuration";
         (FailureKind::ProviderDown, message.to_owned())
@@ -308,10 +312,11 @@ fn refused(status: StatusCode, words: &str, tries: &str) -> Failure {
 }
 
 /// A refusal that is passed on as it is, and that no later call will fare better with.
-pub(super) async fn note_forbidden((door, run): (&Door, &DoorRun)) {
+pub(super) async fn note_forbidden((door, run): (&Door, &DoorRun), route: &ModelRoute) {
     let data = json!({"upstream": "model", "kind": "auth", "status": StatusCode::FORBIDDEN.as_u16()});
     door.tell(&run.id, EventKind::GatewayUpstreamFailed, data).await;
-    let message = "the model API does not let the server's credential do this; give it the rights, or replace it in the \
-                   server's configuration";
+    let (credential, replace) = (route.credential_text(), route.replace_text());
+    let message =
+        format!("the model API does not let {credential} do this; give it the rights, or {replace}");
     drop(stop_run((door, run), Failure::new(FailureKind::ProviderAuth, message)).await);
 }

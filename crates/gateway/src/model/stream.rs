@@ -18,6 +18,7 @@ use super::retry::Tries;
 use super::{Call, request};
 use crate::body::{self, Body, BodyFault, ChunkSender};
 use crate::bounds::{CHUNK_BYTES, CHUNKS};
+use crate::credentials::ModelRoute;
 use crate::problem::Refusal;
 use crate::shared::{Door, Shared};
 
@@ -41,14 +42,14 @@ pub(super) async fn carry(call: Call, mut reply: Reply) {
     let reached = reach((&door, &run), &route, ask, tries, &mut reply).await;
     drop(share);
     match reached {
-        Ok((account, upstream)) => deliver((&door, &run), account, upstream, reply).await,
+        Ok((account, upstream)) => deliver((&door, &run, &route), account, upstream, reply).await,
         Err(refusal) => hand_over(reply, Err(refusal)),
     }
 }
 
 /// Passes a reply on and settles it.
 async fn deliver(
-    (door, run): (&Door, &DoorRun),
+    (door, run, route): (&Door, &DoorRun, &ModelRoute),
     mut account: Account,
     upstream: reqwest::Response,
     reply: Reply,
@@ -60,7 +61,7 @@ async fn deliver(
         account.settle_free(status.as_u16()).await;
     }
     if status == StatusCode::FORBIDDEN {
-        note_forbidden((door, run)).await;
+        note_forbidden((door, run), route).await;
     }
     let refused = status.as_u16() >= 400;
     if refused && request::is_encoded(upstream.headers()) {

@@ -65,6 +65,36 @@ async fn a_rotation_and_a_removal_act_on_the_next_call_of_the_same_grant() {
 }
 
 #[tokio::test]
+async fn a_refused_credential_is_named_with_what_replaces_it() {
+    for status in [401, 403] {
+        let host = ModelHost::start(Script::json(status, "{\"type\":\"error\"}")).await;
+        let world = World::new().await;
+        world.unlock().await;
+        let sandbox = world.sandbox(run_spec(None)).await;
+        let mut setup = Setup::new();
+        setup.model.base_url = host.url.clone();
+        world.start(setup).await;
+        ask(&sandbox).await;
+        let failure = async || {
+            let progress = world.store.progress(&sandbox.run.id, sandbox.epoch).await.unwrap().unwrap();
+            progress.model_failure.unwrap().message
+        };
+        let said = failure().await;
+        let in_settings = "the server's credential";
+        assert!(said.contains(in_settings) && said.contains("in the server's configuration"), "{said}");
+        assert!(!said.contains("caisson credential"), "{said}");
+
+        world.add_credential("team-key", CredentialKind::ModelApiKey, &[], value(MODEL_KEY)).await;
+        ask(&sandbox).await;
+        let said = failure().await;
+        assert!(said.contains("the credential \"team-key\""), "{said}");
+        assert!(said.contains("`caisson credential rotate team-key` on the server's machine"), "{said}");
+        assert!(!said.contains("configuration"), "{said}");
+        world.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn another_projects_credential_is_not_used() {
     let (world, sandbox, host) = world().await;
     let credential = world.add_credential("model", CredentialKind::ModelApiKey, &[], value(MODEL_KEY)).await;

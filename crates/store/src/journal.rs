@@ -83,6 +83,8 @@ impl Store {
     pub async fn journal_offset(&self, sandbox: &SandboxId) -> Result<u64, StoreError> {
         let offset: Option<i64> =
             sql::query_scalar(OFFSET).bind(sandbox.as_str()).fetch_optional(self.reader()).await?;
+        // The sandbox sends nothing again that lies before it.
+        self.settled().await?;
         let offset = offset.ok_or_else(|| StoreError::missing("sandbox", sandbox.as_str()))?;
         u64::try_from(offset)
             .map_err(|error| StoreError::corrupt(format!("sandbox.journal_offset of {sandbox}"), error))

@@ -73,7 +73,7 @@ const COUNT: &str = "select count(*) from (select 1 from api_key where project_i
 const REVOKE: &str = "update api_key set revoked_at_ms = $2 \
      where id = $1 and revoked_at_ms is null and ($3 is null or project_id = $3) returning id, project_id";
 
-const BY_SECRET: &str = "select id, project_id, name, scopes, expires_at_ms, last_used_at_ms from api_key \
+pub(crate) const BY_SECRET: &str = "select id, project_id, name, scopes, expires_at_ms, last_used_at_ms from api_key \
      where secret_hash = $1 and revoked_at_ms is null and (expires_at_ms is null or expires_at_ms > $2)";
 
 const VALID: &str = "select exists (select 1 from api_key where id = $1 and revoked_at_ms is null \

@@ -16,7 +16,7 @@ use crate::events::Ended;
 use crate::random::uuid_v4;
 use crate::rows::{document, run_columns};
 use crate::waiting::{self, Full};
-use crate::{Actor, NewAudit, Store, StoreError, Topic, audit, events, rows, usage};
+use crate::{Actor, NewAudit, Store, StoreError, Topic, audit, events, rows, run_lists, usage};
 
 /// A run to be made.
 #[derive(Debug, Clone)]
@@ -82,19 +82,11 @@ pub enum CancelRun {
     Requested(Run),
 }
 
-const ONE: &str = concat!("select ", run_columns!(), " from run where project_id = $1 and id = $2");
+pub(crate) const ONE: &str =
+    concat!("select ", run_columns!(), " from run where project_id = $1 and id = $2");
 
 /// Comes behind every id of a run, whose digits end at `f`.
 const BEHIND_ALL: &str = "run_g";
-
-/// Newest first: an id begins with the time at which the run was created.
-const LIST: &str = concat!(
-    "select ",
-    run_columns!(),
-    " from run where project_id = $1 and id < $2 and ($3 is null or status = $3) \
-     and ($4 is null or workflow = $4) and ($5 is null or session_id = $5) and ($6 is null or repository = $6) \
-     order by id desc limit $7"
-);
 
 impl Store {
     /// Queues a run in a new session.
@@ -174,7 +166,8 @@ impl Store {
         after: Option<&RunId>,
         limit: u32,
     ) -> Result<Vec<Run>, StoreError> {
-        let rows = sql::query(LIST)
+        let rows = sql::query(run_lists::text(filter))
+            .planned_for_its_values()
             .bind(project.as_str())
             .bind(after.map_or(BEHIND_ALL, RunId::as_str))
             .bind(filter.status.map(RunStatus::as_str))

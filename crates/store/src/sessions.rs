@@ -51,12 +51,13 @@ macro_rules! select_session {
     };
 }
 
-const ONE: &str = concat!(select_session!(), "where project_id = $1 and id = $2");
+pub(crate) const ONE: &str = concat!(select_session!(), "where project_id = $1 and id = $2");
 
 /// Comes behind every id of a session, whose digits end at `f`.
 const BEHIND_ALL: &str = "ses_g";
 
-const LIST: &str = concat!(select_session!(), "where project_id = $1 and id < $2 order by id desc limit $3");
+pub(crate) const LIST: &str =
+    concat!(select_session!(), "where project_id = $1 and id < $2 order by id desc limit $3");
 
 impl Store {
     /// The session, if it belongs to the project.
@@ -84,6 +85,7 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<Session>, StoreError> {
         let rows = sql::query(LIST)
+            .planned_for_its_values()
             .bind(project.as_str())
             .bind(after.map_or(BEHIND_ALL, SessionId::as_str))
             .bind(limit.min(PAGE_ITEMS + 1))

@@ -107,6 +107,8 @@ pub struct Timing {
     pub requeue_first: Duration,
     /// Longest delay of a run that goes back to the queue.
     pub requeue_most: Duration,
+    /// Longest time that a sandbox counts as starting, and keeps others from it, after it was started.
+    pub starting: Duration,
     /// Time that a run told to stop has before its sandbox is killed.
     pub stop_grace: Duration,
     /// How much later than time limit and grace the worker's own clock ends a sandbox: a run is told to stop by way of a database that
@@ -147,6 +149,7 @@ impl Default for Timing {
             retry_most: Duration::from_secs(5),
             requeue_first: Duration::from_secs(1),
             requeue_most: Duration::from_secs(30),
+            starting: Duration::from_secs(5),
             stop_grace: Duration::from_secs(u64::from(limits::STOP_GRACE_S)),
             told_late: Duration::from_secs(10),
             settle: Duration::from_millis(500),

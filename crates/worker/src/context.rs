@@ -18,7 +18,7 @@ use crate::health::{Health, Probe};
 use crate::holds::Holds;
 use crate::steps::{Step, StepHook};
 
-/// Sandboxes that are being made and started at one time: starting is what costs CPU.
+/// Sandboxes that are being made and started at one time, until their agents have: starting is what costs CPU.
 pub const STARTS: usize = 2;
 /// Finished runs whose sandboxes are being taken away at one time. A slot is free as soon as its run is finished and one
 /// of these places is, so that there are at most slots + `TEARDOWNS` sandboxes.
@@ -37,7 +37,7 @@ pub(crate) struct Context {
     pub(crate) holds: Holds,
     pub(crate) health: Health,
     pub(crate) slots: Arc<Semaphore>,
-    pub(crate) starts: Semaphore,
+    pub(crate) starts: Arc<Semaphore>,
     pub(crate) teardowns: Arc<Semaphore>,
     /// The living sandboxes as users of the disk.
     pub(crate) places: Places,

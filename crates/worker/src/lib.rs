@@ -114,7 +114,7 @@ impl Worker {
         let dirs = dirs::blocking(move || Dirs::open(&state_dir, caps)).await?;
         let ctx = Arc::new(Context {
             slots: Arc::new(Semaphore::new(config.slots)),
-            starts: Semaphore::new(STARTS),
+            starts: Arc::new(Semaphore::new(STARTS)),
             teardowns: Arc::new(Semaphore::new(TEARDOWNS)),
             config,
             store: parts.store,

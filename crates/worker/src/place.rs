@@ -1,12 +1,15 @@
 //! Puts a claimed run into a new sandbox.
 
+use std::sync::Arc;
+
 use caisson_domain::event::EventKind;
 use caisson_domain::grant::{GrantKind, Token};
 use caisson_domain::id::SandboxId;
 use caisson_domain::protocol::environment;
 use caisson_sandbox::{EngineError, Mounts, ResourceLimits, SandboxSpec};
-use caisson_store::{NewSandbox, SandboxState};
+use caisson_store::{NewSandbox, SandboxState, Topic};
 use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -59,7 +62,7 @@ pub(crate) async fn place(attempt: &Attempt) -> Result<Placing, Halt> {
     if let Err(stop) = clear_session(attempt).await {
         return stopped(stop, None);
     }
-    let Ok(_start) = ctx.starts.acquire().await else { return Err(Halt::Shutdown) };
+    let Ok(start) = Arc::clone(&ctx.starts).acquire_owned().await else { return Err(Halt::Shutdown) };
     let sandbox = SandboxId::new(ctx.store.now_ms(), ctx.random.bytes());
     let Some(hold) = ctx.holds.take(&sandbox, Some(&attempt.run.session)) else {
         return Ok(Placing::Failed(
@@ -68,9 +71,36 @@ pub(crate) async fn place(attempt: &Attempt) -> Result<Placing, Halt> {
         ));
     };
     match build(attempt, &sandbox).await {
-        Ok(()) => Ok(Placing::Placed(hold)),
+        Ok(()) => {
+            until_agent_started(attempt, start);
+            Ok(Placing::Placed(hold))
+        }
         Err(stop) => stopped(stop, Some(hold)),
     }
+}
+
+/// Keeps the place among those that start until the agent has started, or for as long as starting may count.
+fn until_agent_started(attempt: &Attempt, start: OwnedSemaphorePermit) {
+    let (ctx, run, epoch) = (Arc::clone(&attempt.ctx), attempt.run.id.clone(), attempt.epoch);
+    let tracker = ctx.tracker.clone();
+    tracker.spawn(async move {
+        let mut watch = ctx.store.watch(Topic::Run(run.clone()));
+        let started = async {
+            // A store that is away, and a run that is another's, are for whoever attends to the run.
+            while let Ok(Some(progress)) = ctx.store.progress(&run, epoch).await
+                && !progress.agent_started
+                && progress.outcome.is_none()
+            {
+                watch.changed(ctx.timing().run_poll).await;
+            }
+        };
+        tokio::select! {
+            () = ctx.cancel.cancelled() => {}
+            () = started => {}
+            () = tokio::time::sleep(ctx.timing().starting) => {}
+        }
+        drop(start);
+    });
 }
 
 fn stopped(stop: Stop, hold: Option<Hold>) -> Result<Placing, Halt> {

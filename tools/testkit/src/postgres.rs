@@ -61,6 +61,12 @@ impl Postgres {
         format!("postgres://caisson@127.0.0.1:{port}/postgres?sslmode=disable&options[search_path]={schema}")
     }
 
+    /// The URL past the relay, for what is measured.
+    #[must_use]
+    pub fn direct_url(&self) -> String {
+        format!("{}&options[search_path]={}", self.url, self.schema)
+    }
+
     /// Cuts every connection and takes no new one, as a database does that is restarted; or takes them again.
     pub fn set_reachable(&self, reachable: bool) {
         self.reachable.send_replace(reachable);

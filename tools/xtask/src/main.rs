@@ -4,6 +4,8 @@ mod adversary;
 mod bench;
 mod canary;
 mod engine_name;
+mod load;
+mod measuring;
 
 use std::process::ExitCode;
 
@@ -26,6 +28,8 @@ enum Task {
     Adversary(adversary::Options),
     /// Have runs use a secret of each kind, and look for it everywhere else.
     Canary(canary::Options),
+    /// Put the service under load, and measure how it bears it.
+    Load(load::Options),
     /// Measure what the model door adds to a call of the model API, and print the figures.
     ModelBench(bench::model::Options),
 }
@@ -50,6 +54,7 @@ fn run(task: &Task) -> anyhow::Result<bool> {
         Task::Bench(options) => runtime.block_on(bench::run(options)),
         Task::Adversary(options) => runtime.block_on(adversary::run(options)),
         Task::Canary(options) => runtime.block_on(canary::run(options)),
+        Task::Load(options) => runtime.block_on(load::run(options)),
         Task::ModelBench(options) => runtime.block_on(bench::model::run(options)),
     }
 }

@@ -143,8 +143,8 @@ pub(crate) async fn get_run(
     RunPath(id): RunPath,
     _: NoParams,
 ) -> Result<Json<RunView>, ApiError> {
-    let run = app.store().run(&caller.project, &id).await?.ok_or_else(unknown_run)?;
-    let uses = app.store().credentials_used(&run.id).await?;
+    let found = app.store().run_and_credentials_used(&caller.project, &id).await?;
+    let (run, uses) = found.ok_or_else(unknown_run)?;
     let waits = run.status == RunStatus::Queued;
     let place = if waits { app.store().queue_place(&caller.project, &run.id).await? } else { None };
     Ok(Json(RunView::new(run, Detail::Full).with_credential_uses(uses).with_queue_place(place)))

@@ -4,7 +4,7 @@
 mod error;
 mod pem;
 mod signing;
-mod uses;
+pub(crate) mod uses;
 
 use caisson_domain::credential::{CredentialKind, CredentialSecret, CredentialSettings};
 use caisson_domain::id::{CredentialId, ProjectId, check_name};

@@ -7,13 +7,14 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use caisson_domain::id::{CredentialId, RunId};
+use caisson_domain::id::{CredentialId, ProjectId, RunId};
 use caisson_domain::limits::PAGE_ITEMS;
+use caisson_domain::run::Run;
 
 use super::Credential;
 use crate::database::{Tx, sql};
-use crate::rows::Columns;
-use crate::{Store, StoreError};
+use crate::rows::{Columns, run_columns};
+use crate::{Store, StoreError, rows};
 
 /// How exactly it is known when a credential was last used, and how often uses are written, in milliseconds.
 const USE_STEP_MS: i64 = 60_000;
@@ -112,6 +113,13 @@ const USED: &str = "insert into credential_use \
 const LAST: &str = "update credential set last_used_at_ms = $2 where id = $1 \
      and (last_used_at_ms is null or last_used_at_ms < $2)";
 
+pub(crate) const RUN: &str = concat!(
+    "select ",
+    run_columns!(),
+    ", exists (select 1 from credential_use where credential_use.run_id = run.id) as used \
+     from run where project_id = $1 and id = $2"
+);
+
 const OF_RUN: &str = "select credential_id, uses, first_used_at_ms, last_used_at_ms from credential_use \
      where run_id = $1 order by credential_id limit $2";
 
@@ -154,6 +162,25 @@ impl Store {
             })
         });
         read.collect()
+    }
+
+    /// The run, if it belongs to the project, and the credentials that it used, as [`Store::credentials_used`]. Nearly no
+    /// run has used one, and then this asks the database once.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn run_and_credentials_used(
+        &self,
+        project: &ProjectId,
+        id: &RunId,
+    ) -> Result<Option<(Run, Vec<CredentialUsage>)>, StoreError> {
+        let query = sql::query(RUN).bind(project.as_str()).bind(id.as_str());
+        let Some(row) = query.fetch_optional(self.reader()).await? else { return Ok(None) };
+        let has_used: i64 = Columns::of("run", &row)?.get("used")?;
+        let uses = if has_used == 0 { Vec::new() } else { self.credentials_used(id).await? };
+        Ok(Some((rows::run(&row)?, uses)))
     }
 
     /// Writes the uses that are due; at the end all of them.

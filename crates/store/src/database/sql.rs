@@ -204,11 +204,12 @@ impl Done {
 pub(crate) struct Query<'q> {
     statement: Statement,
     values: Vec<Value<'q>>,
+    each_time: bool,
 }
 
 /// Begins a statement; values are bound in the order of their placeholders, `$1` first.
 pub(crate) fn query<'q>(statement: impl Into<Statement>) -> Query<'q> {
-    Query { statement: statement.into(), values: Vec::new() }
+    Query { statement: statement.into(), values: Vec::new(), each_time: false }
 }
 
 /// Begins a statement that answers with one column.
@@ -224,14 +225,16 @@ pub(crate) fn query_as<'q, T>(statement: impl Into<Statement>) -> QueryAs<'q, T>
 /// Calls the driver that `$executor` is of with the statement, bound and ready.
 macro_rules! run {
     ($query:expr, $executor:expr, $call:ident, $answer:path) => {{
-        let Query { statement, values } = $query;
+        let Query { statement, values, each_time } = $query;
         match $executor.into() {
             Executor::Sqlite(connection) => sqlite(statement, values).$call(connection).await.map($answer),
             Executor::SqlitePool(pool) => sqlite(statement, values).$call(pool).await.map($answer),
             Executor::Postgres(connection) => {
-                postgres(statement, values).$call(connection).await.map($answer)
+                postgres(statement, values, each_time).$call(connection).await.map($answer)
             }
-            Executor::PostgresPool(pool) => postgres(statement, values).$call(pool).await.map($answer),
+            Executor::PostgresPool(pool) => {
+                postgres(statement, values, each_time).$call(pool).await.map($answer)
+            }
         }
     }};
 }
@@ -240,6 +243,12 @@ impl<'q> Query<'q> {
     pub(crate) fn bind(mut self, value: impl Into<Value<'q>>) -> Self {
         self.values.push(value.into());
         self
+    }
+
+    /// Has `PostgreSQL` plan the statement for its values each time, which takes less than a millisecond. A statement that
+    /// it keeps, it soon plans for all values at once, and then reads a whole table where few rows fit.
+    pub(crate) fn planned_for_its_values(self) -> Self {
+        Self { each_time: true, ..self }
     }
 
     pub(crate) async fn execute<'c>(self, on: impl Into<Executor<'c>>) -> Result<Done, sqlx::Error> {
@@ -290,8 +299,9 @@ fn sqlite(
 fn postgres(
     statement: Statement,
     values: Vec<Value<'_>>,
+    each_time: bool,
 ) -> sqlx::query::Query<'static, Postgres, sqlx::postgres::PgArguments> {
-    let query = sqlx::query(statement.for_postgres());
+    let query = sqlx::query(statement.for_postgres()).persistent(!each_time);
     values.into_iter().fold(query, |query, value| match value {
         Value::Integer(value) => query.bind(value),
         Value::Text(value) => query.bind(value.map(without_nul)),

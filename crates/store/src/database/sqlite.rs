@@ -1,15 +1,17 @@
 //! `SQLite`: one connection that writes and a few that read, the pragmas, and what its error codes mean.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::pool::PoolOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{Connection as _, Sqlite, SqliteConnection, SqlitePool, Transaction};
 
-use super::{ACQUIRE_MS, Fault, Sync, migration_error, missing_migrations};
+use super::{ACQUIRE_MS, Fault, migration_error, missing_migrations};
 use crate::StoreError;
 use crate::database::sql::Reader;
+use crate::disk::Disk;
 use crate::opening::{Turn, make_private_file};
 
 /// Connections that read at the same time.
@@ -20,11 +22,8 @@ const BUSY_MS: u64 = 5_000;
 const STATEMENTS: usize = 256;
 /// Size to which the write-ahead log is cut back after a checkpoint, in bytes.
 const LOG_BYTES: &str = "67108864";
-/// Takes the write lock at once: a transaction that reads first and writes later would fail instead of waiting. Each one
-/// says anew whether its commit waits for the disk, so that none inherits it from the one before.
-pub(super) const BEGIN_WRITE: &str = "pragma synchronous = full; begin immediate";
-/// The same, but the commit does not wait for the disk.
-const BEGIN_UNSYNCED: &str = "pragma synchronous = normal; begin immediate";
+/// Takes the write lock at once: a transaction that reads first and writes later would fail instead of waiting.
+pub(super) const BEGIN_WRITE: &str = "begin immediate";
 
 const HAS_MIGRATIONS: &str =
     "select 1 from sqlite_master where type = 'table' and name = '_sqlx_migrations' limit 1";
@@ -36,6 +35,7 @@ pub(super) static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("migrations
 pub(crate) struct SqliteDatabase {
     pub(crate) writer: SqlitePool,
     pub(crate) reader: SqlitePool,
+    pub(crate) disk: Arc<Disk>,
 }
 
 impl SqliteDatabase {
@@ -48,17 +48,18 @@ impl SqliteDatabase {
             .foreign_keys(true)
             .busy_timeout(Duration::from_millis(BUSY_MS))
             .statement_cache_capacity(STATEMENTS);
-        // FULL and not NORMAL: what was acknowledged must survive a power cut, so each commit waits for the disk.
+        // NORMAL: SQLite itself waits for the disk only when it folds the log into the file. What was acknowledged must
+        // survive a power cut, so that a commit waits for it here, outside of the lock and with others: see [`Disk`].
         let writing = shared
             .clone()
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
+            .synchronous(SqliteSynchronous::Normal)
             .pragma("journal_size_limit", LOG_BYTES);
         let writer = pool(1).connect_with(writing).await?;
         MIGRATOR.run(&writer).await.map_err(migration_error)?;
         drop(turn);
         let reader = pool(READERS).connect_with(shared.read_only(true)).await?;
-        Ok(Self { writer, reader })
+        Ok(Self { writer, reader, disk: Arc::new(Disk::of(path)) })
     }
 
     /// Opens a file that is there for reading alone, and counts the migrations that it lacks. While no write-ahead log is
@@ -73,15 +74,14 @@ impl SqliteDatabase {
             .busy_timeout(Duration::from_millis(BUSY_MS));
         let reader = pool(1).connect_with(options).await?;
         let missing = missing_migrations(&Reader::Sqlite(reader.clone()), HAS_MIGRATIONS, &MIGRATOR).await?;
-        Ok((Self { writer: reader.clone(), reader }, missing))
+        Ok((Self { writer: reader.clone(), reader, disk: Arc::new(Disk::of(path)) }, missing))
     }
 
-    pub(super) async fn begin(&self, sync: Sync) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
-        let statement = match sync {
-            Sync::Waits => BEGIN_WRITE,
-            Sync::DoesNotWait => BEGIN_UNSYNCED,
-        };
-        self.writer.begin_with(statement).await
+    pub(super) async fn begin(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
+        let tx = self.writer.begin_with(BEGIN_WRITE).await?;
+        // There is no other connection that writes.
+        self.disk.quiet();
+        Ok(tx)
     }
 
     pub(super) async fn close(&self) {

@@ -3,6 +3,7 @@
 use caisson_domain::credential::{CredentialFields, CredentialKind, CredentialSecret, CredentialSettings};
 use caisson_domain::id::{CredentialId, ProjectId};
 use caisson_domain::limits::CREDENTIALS;
+use caisson_domain::run::Run;
 use caisson_store::{
     Actor, CREDENTIAL_USES_KEPT, Credential, CredentialError, MasterKeyError, MasterKeyFile, NewCredential,
     StoreError,
@@ -254,6 +255,13 @@ async fn uses_are_counted_by_run_and_written_once_a_minute(fixture: Fixture) {
     }
     let used = || fixture.store.credentials_used(&run.id);
     let first = used().await.unwrap();
+    let with_run = async |project: &ProjectId, run: &Run| {
+        fixture.store.run_and_credentials_used(project, &run.id).await.unwrap()
+    };
+    assert_eq!(with_run(&project(), &run).await, Some((run.clone(), first.clone())));
+    let other = fixture.queued().await;
+    assert_eq!(with_run(&project(), &other).await, Some((other.clone(), Vec::new())));
+    assert_eq!(with_run(&"other".parse().unwrap(), &run).await, None);
     assert_eq!((first.len(), first[0].uses, first[0].first_used_at_ms), (1, 1, START_MS + 10));
     let seen = fixture.store.credential(&project(), &credential.id).await.unwrap().unwrap();
     assert_eq!(seen.last_used_at_ms, Some(START_MS + 30), "it is seen at once");

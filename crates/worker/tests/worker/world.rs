@@ -46,6 +46,7 @@ fn timing() -> Timing {
         retry_most: Duration::from_millis(20),
         requeue_first: Duration::from_millis(1),
         requeue_most: Duration::from_millis(10),
+        starting: Duration::from_millis(100),
         stop_grace: Duration::from_millis(100),
         // Clocks of tests that stand still say nothing to this one.
         told_late: Duration::from_mins(1),

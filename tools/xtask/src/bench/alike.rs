@@ -47,6 +47,8 @@ async fn the_scripts_agent_is_started_as_a_runs_agent_is() {
     let root = tempfile::tempdir().unwrap();
     let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/cart");
     let spec = ScriptSpec {
+        limit: std::time::Duration::from_mins(1),
+        apart: 0,
         id: "alike".to_owned(),
         image: caisson_sandbox::docker::DEFAULT_IMAGE.to_owned(),
         agent_version: super::stage::installed_version(&parts.agents_dir).unwrap(),

@@ -1,6 +1,8 @@
 //! Everything that was measured, and the bars that it must meet.
 
+use super::bar::{Bar, Bound};
 use super::engines::Engines;
+use super::machine::Machine;
 use super::proc::{Cpu, Memory};
 use super::requests::Requests;
 use super::sampler::Peaks;
@@ -21,23 +23,6 @@ const LOCAL_START_MS: f64 = 30.0;
 /// Most that a run of one turn on the local engine may take on top of the bare agent, in milliseconds (median of the
 /// rounds).
 const LOCAL_OVER_BARE_MS: f64 = 150.0;
-
-/// Where it was measured.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Machine {
-    /// Cores.
-    pub(crate) cores: usize,
-    /// Memory in GiB.
-    pub(crate) memory_gib: f64,
-    /// Version of the kernel.
-    pub(crate) kernel: String,
-    /// Version of the engine.
-    pub(crate) engine: String,
-    /// Version of the agent.
-    pub(crate) agent: String,
-    /// The day, in UTC.
-    pub(crate) date: String,
-}
 
 /// One job on either side, done one right after the other.
 #[derive(Debug, Clone, Copy)]
@@ -100,33 +85,6 @@ pub(crate) struct Figures {
     pub(crate) engines: Engines,
 }
 
-/// A figure and the most that it may be.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Bar {
-    /// What it is called in the last lines of the bench.
-    pub(crate) name: &'static str,
-    /// What was measured.
-    pub(crate) figure: f64,
-    /// The most that it may be.
-    pub(crate) most: f64,
-    /// Digits behind the point.
-    pub(crate) digits: usize,
-}
-
-impl Bar {
-    /// Whether the figure is within the bar.
-    #[must_use]
-    pub(crate) fn is_met(&self) -> bool {
-        self.figure <= self.most
-    }
-
-    /// The line that tells a missed bar.
-    #[must_use]
-    pub(crate) fn short(&self) -> String {
-        format!("bench short: {} {:.*} {:.*}", self.name, self.digits, self.figure, self.digits, self.most)
-    }
-}
-
 impl Figures {
     /// How long each side took, in milliseconds: service, script.
     #[must_use]
@@ -149,12 +107,7 @@ impl Figures {
     /// Every bar. A figure that is missing misses its bar.
     #[must_use]
     pub(crate) fn bars(&self) -> [Bar; 6] {
-        let bar = |name, figure: Option<f64>, most, digits| Bar {
-            name,
-            figure: figure.unwrap_or(f64::INFINITY),
-            most,
-            digits,
-        };
+        let bar = |name, figure, most, digits| Bar::new(name, figure, Bound::AtMost(most), digits);
         let slowest = Summary::of(&self.starts_ms).map(|starts| starts.max);
         [
             bar("ratio", median(&self.ratios()), RATIO, 3),
@@ -187,14 +140,7 @@ pub(super) mod tests {
         let summary = Summary::of(&[1.0, 2.0, 3.0]).unwrap();
         let memory = Memory { pss_mib: 10.0, rss_mib: 20.0 };
         Figures {
-            machine: Machine {
-                cores: 2,
-                memory_gib: 23.5,
-                kernel: "6.1.0".to_owned(),
-                engine: "20.10".to_owned(),
-                agent: "2.1.330".to_owned(),
-                date: "2026-11-22".to_owned(),
-            },
+            machine: super::super::machine::tests::machine(),
             pairs: totals_ms.iter().map(pair).collect(),
             starts_ms: vec![140.0, 150.0],
             bare_starts_ms: vec![300.0, 310.0],
@@ -221,9 +167,9 @@ pub(super) mod tests {
     #[test]
     fn bars_are_on_the_medians_of_the_pairs() {
         assert_eq!(missed(&figures(&[(1100, 1000), (5000, 1000), (1000, 1000)])), Vec::<String>::new());
-        assert_eq!(missed(&figures(&[(1101, 1000)])), ["bench short: ratio 1.101 1.100"]);
+        assert_eq!(missed(&figures(&[(1101, 1000)])), ["ratio 1.101 1.100"]);
         assert_eq!(missed(&figures(&[(2150, 2000)])), Vec::<String>::new());
-        assert_eq!(missed(&figures(&[(2151, 2000)])), ["bench short: difference_ms 151 150"]);
+        assert_eq!(missed(&figures(&[(2151, 2000)])), ["difference_ms 151 150"]);
     }
 
     #[test]
@@ -231,10 +177,7 @@ pub(super) mod tests {
         let mut slow = figures(&[(1000, 1000)]);
         slow.live.exact.p50 = 20.1;
         slow.starts_ms.push(10_001.0);
-        assert_eq!(
-            missed(&slow),
-            ["bench short: line_to_reader_p50_ms 20.1 20.0", "bench short: sandbox_start_max_ms 10001 10000"]
-        );
+        assert_eq!(missed(&slow), ["line_to_reader_p50_ms 20.1 20.0", "sandbox_start_max_ms 10001 10000"]);
         assert_eq!(missed(&figures(&[])).len(), 2);
     }
 
@@ -244,10 +187,7 @@ pub(super) mod tests {
         slow.engines.local.starts_ms[1] = 30.1;
         slow.engines.local.runs_ms[1] = 560.6;
         slow.engines.local.runs_ms[2] = 571.0;
-        assert_eq!(
-            missed(&slow),
-            ["bench short: local_start_p50_ms 30.1 30.0", "bench short: local_over_bare_ms 151 150"]
-        );
+        assert_eq!(missed(&slow), ["local_start_p50_ms 30.1 30.0", "local_over_bare_ms 151 150"]);
         slow.engines = Engines::default();
         assert_eq!(missed(&slow).len(), 2);
     }

@@ -6,8 +6,9 @@ use anyhow::Context;
 use serde_json::Value;
 use testkit::docker::inspect;
 
-use super::clock::{date, wall_us};
-use super::figures::{Figures, Live, Load, Machine, Pair};
+use super::clock::wall_us;
+use super::figures::{Figures, Live, Load, Pair};
+use super::machine::Machine;
 use super::reader::Arrival;
 use super::sampler::{Peaks, container};
 use super::script::check_branch;
@@ -15,7 +16,7 @@ use super::service::{Service, ServiceSpec, job_body, scenario_body};
 use super::stage::{Stage, TASK, is_message};
 use super::stats::Summary;
 use super::words::Growth;
-use super::{cores, docker, engines, fair, proc, requests, sampler, say, scenarios, stand_in, words};
+use super::{engines, fair, proc, requests, sampler, say, scenarios, stand_in, tail, words};
 
 /// Runs that are sampled.
 const SAMPLED: usize = 3;
@@ -27,7 +28,7 @@ const IDLE: Duration = Duration::from_secs(5);
 /// # Errors
 /// Anything does not come out as it must.
 pub(crate) async fn all(stage: &Stage, pairs: u32) -> anyhow::Result<Figures> {
-    let machine = machine(stage).await?;
+    let machine = Machine::look(&stage.parts, &stage.agent_version).await?;
     let service = stage.serve().await?;
     let measured = on_server(stage, &service, pairs).await;
     let log = service.process.log();
@@ -121,7 +122,7 @@ async fn warm_up(stage: &Stage, service: &Service, body: &Value) -> anyhow::Resu
     let found = alike.context("the agent said nothing")??;
     service.wait_tidy().await?;
     let script = stage.script.job(0).await?;
-    stage.script.check(&script.branch)?;
+    stage.script.check(0, &script.branch)?;
     fair::compare_containers(&stage.parts, &found, &stage.script.container(0))?;
     stage.script.remove(0).await?;
     stage.script.bare_start_ms(0).await.map(drop)
@@ -169,7 +170,7 @@ async fn script_job(stage: &Stage, number: u32) -> anyhow::Result<super::timelin
     let mut job = stage.script.job(number).await?;
     stage.note_first_request(&mut job.timeline, before);
     stage.script.remove(number).await?;
-    stage.script.check(&job.branch)?;
+    stage.script.check(number, &job.branch)?;
     Ok(job.timeline)
 }
 
@@ -188,20 +189,4 @@ async fn slow_reply(stage: &Stage, service: &Service) -> anyhow::Result<Summary>
     let (_records, job) = tokio::try_join!(async { anyhow::Ok(watched.await) }, service.job(&body, |_| {}))?;
     service.wait_tidy().await?;
     Summary::of(&words::latencies(&growth, &job.arrivals)?).context("nothing was measured")
-}
-
-async fn machine(stage: &Stage) -> anyhow::Result<Machine> {
-    Ok(Machine {
-        cores: cores(),
-        memory_gib: proc::machine_memory_gib()?,
-        kernel: proc::kernel()?,
-        engine: docker::ask(&stage.parts, &["version", "--format", "{{.Server.Version}}"]).await?,
-        agent: stage.agent_version.clone(),
-        date: date(wall_us()),
-    })
-}
-
-fn tail(log: &str) -> String {
-    let lines: Vec<_> = log.lines().rev().take(15).collect();
-    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
 }

@@ -3,38 +3,34 @@
 
 #[cfg(test)]
 mod alike;
-mod clock;
-mod docker;
-mod document;
 mod engines;
 mod fair;
 mod figures;
 mod measure;
 pub(crate) mod model;
-mod proc;
-mod reader;
 mod report;
 mod requests;
 mod sampler;
-mod scenarios;
-mod script;
-mod service;
-mod stage;
-mod stand_in;
-mod stats;
+pub(crate) mod scenarios;
+pub(crate) mod script;
+pub(crate) mod service;
+pub(crate) mod stage;
+pub(crate) mod stand_in;
 mod timeline;
 mod words;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::Args;
 use testkit::parts::Parts;
-use tokio::signal::unix::{SignalKind, signal};
 
-use figures::{Bar, Figures};
-use stage::Stage;
+use crate::measuring::{
+    WORKSPACE, bar, clock, conclude, cores, docker, document, machine, proc, reader, say, stats, table, tail,
+    unless_interrupted, write_figures,
+};
+use stage::{Plan, Stage};
 
 /// Fewest pairs from which a median is taken.
 const PAIRS_MIN: u32 = 7;
@@ -42,10 +38,6 @@ const PAIRS_MIN: u32 = 7;
 const PAIRS_MAX: u32 = 100;
 /// Time limit of everything together.
 const WHOLE: Duration = Duration::from_mins(30);
-/// The workspace, seen from this crate.
-const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-/// The document with the figures.
-const DOCUMENT: &str = "docs/benchmarks.md";
 
 /// Flags of `bench`.
 #[derive(Debug, Clone, Args)]
@@ -75,9 +67,15 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
         ensure!(binary.is_file(), "\"{}\" is not built; run `make bench`", binary.display());
     }
     let parts = Parts::require(caisson.to_str().context("the workspace's path is not UTF-8")?)?;
-    let stage =
-        Stage::open(&parts, &workspace.join(".caisson"), &workspace.join("examples/cart"), shim).await?;
-    let measured = unless_interrupted(measure::all(&stage, options.pairs)).await;
+    let stage = Stage::open(
+        &parts,
+        &workspace.join(".caisson"),
+        &workspace.join("examples/cart"),
+        shim,
+        Plan::bench()?,
+    )
+    .await?;
+    let measured = unless_interrupted(WHOLE, measure::all(&stage, options.pairs)).await;
     let closed = stage.close().await;
     let figures = measured?;
     closed?;
@@ -85,38 +83,9 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
     let text = report::render(&figures, &command(options));
     say(&text);
     if options.write {
-        let path = workspace.join(DOCUMENT);
-        let document =
-            std::fs::read_to_string(&path).with_context(|| format!("{DOCUMENT} cannot be read"))?;
-        std::fs::write(&path, document::replace(&document, &text)?)?;
-        say(&format!("wrote {DOCUMENT}"));
+        write_figures(&workspace, document::Part::Bench, &text)?;
     }
-    Ok(conclude(&figures))
-}
-
-/// The last lines: what a script looks for.
-fn conclude(figures: &Figures) -> bool {
-    let short: Vec<_> = figures.bars().iter().filter(|bar| !bar.is_met()).map(Bar::short).collect();
-    if short.is_empty() {
-        say("bench ok");
-    }
-    for line in &short {
-        say(line);
-    }
-    short.is_empty()
-}
-
-/// Gives up when somebody asks for it or the time is over, so that whatever was started is taken away all the same.
-async fn unless_interrupted(
-    measuring: impl Future<Output = anyhow::Result<Figures>>,
-) -> anyhow::Result<Figures> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        measured = measuring => measured,
-        _ = interrupt.recv() => bail!("interrupted"),
-        _ = terminate.recv() => bail!("told to end"),
-        () = tokio::time::sleep(WHOLE) => bail!("the bench took longer than {WHOLE:?}"),
-    }
+    Ok(conclude("bench", &figures.bars()))
 }
 
 /// The command that makes the same figures again.
@@ -126,15 +95,4 @@ fn command(options: &Options) -> String {
     } else {
         format!("xtask bench --pairs {}", options.pairs)
     }
-}
-
-/// Cores of the machine.
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-}
-
-/// Prints for whoever reads the bench.
-#[expect(clippy::print_stdout, reason = "the figures are what the command is for")]
-fn say(text: &str) {
-    println!("{text}");
 }

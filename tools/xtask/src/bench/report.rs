@@ -1,56 +1,26 @@
 //! The figures as tables that read well both on a terminal and as Markdown; pure.
 
-use std::fmt::Write;
-
-use super::figures::{Bar, Figures};
+use super::bar;
+use super::figures::Figures;
 use super::stats::Summary;
+use super::table::Table;
 use super::timeline::{STEPS, median_steps};
-
-/// A table with a title. The first column is left-aligned, the others are figures.
-struct Table {
-    title: &'static str,
-    head: Vec<&'static str>,
-    rows: Vec<Vec<String>>,
-}
 
 /// The whole report: machine, then every table.
 #[must_use]
 pub(crate) fn render(figures: &Figures, command: &str) -> String {
-    let machine = &figures.machine;
-    let mut text = format!(
-        "`{command}` on {}: {} cores, {:.0} GiB of memory, Linux {}, Docker Engine {}, Claude Code {}; {} pairs.\n",
-        machine.date,
-        machine.cores,
-        machine.memory_gib,
-        machine.kernel,
-        machine.engine,
-        machine.agent,
-        figures.pairs.len()
-    );
-    for table in
-        [bars(figures), engines(figures), pairs(figures), steps(figures), latencies(figures), load(figures)]
-    {
+    let mut text = format!("{}; {} pairs.\n", figures.machine.line(command), figures.pairs.len());
+    for table in [
+        bar::table(&figures.bars()),
+        engines(figures),
+        pairs(figures),
+        steps(figures),
+        latencies(figures),
+        load(figures),
+    ] {
         table.write(&mut text);
     }
     text
-}
-
-fn bars(figures: &Figures) -> Table {
-    let row = |bar: &Bar| {
-        let digits = bar.digits;
-        let verdict = if bar.is_met() { "met" } else { "SHORT" };
-        vec![
-            bar.name.to_owned(),
-            format!("{:.digits$}", bar.figure),
-            format!("{:.digits$}", bar.most),
-            verdict.to_owned(),
-        ]
-    };
-    Table {
-        title: "Bars",
-        head: vec!["bar", "figure", "at most", ""],
-        rows: figures.bars().iter().map(row).collect(),
-    }
 }
 
 /// A row of a series: its median, least and greatest figure.
@@ -68,8 +38,8 @@ fn spread(name: &str, figures: &[f64], digits: usize) -> Vec<String> {
 fn engines(figures: &Figures) -> Table {
     let engines = &figures.engines;
     Table {
-        title: "A run of one turn, on each engine and without any",
-        head: vec!["", "p50", "min", "max"],
+        title: "A run of one turn, on each engine and without any".to_owned(),
+        head: ["", "p50", "min", "max"].map(str::to_owned).to_vec(),
         rows: vec![
             spread("the bare agent, ms", &engines.bare_ms, 0),
             spread("through the service, local engine, ms", &engines.local.runs_ms, 0),
@@ -85,8 +55,8 @@ fn engines(figures: &Figures) -> Table {
 fn pairs(figures: &Figures) -> Table {
     let (service, script) = figures.totals_ms();
     Table {
-        title: "The job",
-        head: vec!["", "p50", "min", "max"],
+        title: "The job".to_owned(),
+        head: ["", "p50", "min", "max"].map(str::to_owned).to_vec(),
         rows: vec![
             spread("through the service, ms", &service, 0),
             spread("by the script, ms", &script, 0),
@@ -106,8 +76,8 @@ fn steps(figures: &Figures) -> Table {
     let cell = |figure: Option<f64>| figure.map_or_else(|| "–".to_owned(), |figure| format!("{figure:.0}"));
     let row = |index: usize| vec![STEPS[index].1.to_owned(), cell(service[index]), cell(script[index])];
     Table {
-        title: "Where the time goes: each step since the one before, median, ms",
-        head: vec!["until", "service", "script"],
+        title: "Where the time goes: each step since the one before, median, ms".to_owned(),
+        head: ["until", "service", "script"].map(str::to_owned).to_vec(),
         rows: (0..STEPS.len()).map(row).collect(),
     }
 }
@@ -124,8 +94,8 @@ fn latencies(figures: &Figures) -> Table {
     };
     let (requests, live) = (&figures.requests, &figures.live);
     Table {
-        title: "Latencies, ms",
-        head: vec!["", "count", "p50", "p99", "max"],
+        title: "Latencies, ms".to_owned(),
+        head: ["", "count", "p50", "p99", "max"].map(str::to_owned).to_vec(),
         rows: vec![
             row("POST a run → 202", &requests.post),
             row("GET a run", &requests.get),
@@ -141,8 +111,8 @@ fn load(figures: &Figures) -> Table {
     let row =
         |name: &str, figure: f64, unit: &str| vec![name.to_owned(), format!("{figure:.1}"), unit.to_owned()];
     Table {
-        title: "What it takes",
-        head: vec!["", "figure", "unit"],
+        title: "What it takes".to_owned(),
+        head: ["", "figure", "unit"].map(str::to_owned).to_vec(),
         rows: vec![
             row("server, idle: PSS", load.idle.pss_mib, "MiB"),
             row("server, idle: RSS", load.idle.rss_mib, "MiB"),
@@ -156,41 +126,6 @@ fn load(figures: &Figures) -> Table {
             row("shim, CPU of a run", load.peaks.shim_cpu_ms, "ms"),
         ],
     }
-}
-
-impl Table {
-    fn write(&self, text: &mut String) {
-        let head: Vec<String> = self.head.iter().map(|&cell| cell.to_owned()).collect();
-        let width = |column: usize| {
-            let cells = self.rows.iter().chain([&head]).filter_map(|row| row.get(column));
-            cells.map(|cell| cell.chars().count()).max().unwrap_or(0).max(3)
-        };
-        let widths: Vec<usize> = (0..head.len()).map(width).collect();
-        let rule = |(column, width): (usize, &usize)| match column {
-            0 => "-".repeat(*width),
-            _ => format!("{}:", "-".repeat(width - 1)),
-        };
-        let rules: Vec<String> = widths.iter().enumerate().map(rule).collect();
-        push(text, format_args!("\n**{}**\n\n", self.title));
-        for row in [&head, &rules].into_iter().chain(&self.rows) {
-            write_row(text, row, &widths);
-        }
-    }
-}
-
-fn write_row(text: &mut String, row: &[String], widths: &[usize]) {
-    for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
-        let fill = " ".repeat(width - cell.chars().count());
-        match column {
-            0 => push(text, format_args!("| {cell}{fill} ")),
-            _ => push(text, format_args!("| {fill}{cell} ")),
-        }
-    }
-    text.push_str("|\n");
-}
-
-fn push(text: &mut String, piece: std::fmt::Arguments<'_>) {
-    text.write_fmt(piece).expect("writing to memory does not fail");
 }
 
 #[cfg(test)]

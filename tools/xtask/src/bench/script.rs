@@ -18,8 +18,8 @@ use testkit::parts::Parts;
 use testkit::repository;
 
 use super::clock::wall_us;
-use super::docker;
 use super::timeline::{Moment, Timeline};
+use super::{docker, stage};
 
 /// The script.
 const SCRIPT: &str = include_str!("baseline.sh");
@@ -37,8 +37,6 @@ const CALLS: &str = "calls.json";
 const MODEL_URL: &str = "http://model.local";
 /// User and group of the script's container where the bench runs as root; it may not be root's.
 const UID: u32 = 65_433;
-/// Time limit of one job.
-const JOB: Duration = Duration::from_mins(1);
 /// The question for the commit message, as a script's author would put it.
 const QUESTION: &str = "Write the commit message for the staged changes. Follow Conventional Commits 1.0.0: a first line \
     `type(optional scope): description` of at most 100 characters, then, only if it helps, an empty line and a short \
@@ -56,8 +54,11 @@ pub(crate) struct Script {
     /// The directory that the containers see at [`GROUND`]; the model's socket belongs into it.
     ground: PathBuf,
     repository: PathBuf,
+    /// Those of the first jobs, where each has its own.
+    apart: Vec<PathBuf>,
     workflow: Workflow,
     token: String,
+    limit: Duration,
     /// Who owns what the containers may write to, and who the bench is.
     owner: u32,
     own: u32,
@@ -78,6 +79,10 @@ pub(crate) struct ScriptSpec {
     pub(crate) token: String,
     /// The task.
     pub(crate) prompt: String,
+    /// Time limit of one job.
+    pub(crate) limit: Duration,
+    /// How many of the first jobs have a repository of their own.
+    pub(crate) apart: u32,
 }
 
 /// One job of the script.
@@ -107,8 +112,10 @@ impl Script {
             root: root.to_owned(),
             ground,
             repository,
+            apart: stage::repositories(root, project, spec.apart)?,
             workflow: spec.workflow,
             token: spec.token,
+            limit: spec.limit,
             owner: if own == 0 { UID } else { own },
             own,
         };
@@ -116,7 +123,9 @@ impl Script {
         fs::write(script.ground.join(CALLS), seccomp_profile())?;
         fs::write(script.ground.join("task.jsonl"), user_prompt(&random_uuid()?, &spec.prompt)?)?;
         fs::write(script.ground.join("question.jsonl"), user_prompt(&random_uuid()?, QUESTION)?)?;
-        give(&script.repository, script.owner)?;
+        for repository in script.apart.iter().chain([&script.repository]) {
+            give(repository, script.owner)?;
+        }
         Ok(script)
     }
 
@@ -141,7 +150,7 @@ impl Script {
         let arguments = self.job_arguments(number, &branch)?;
         let mut timeline = Timeline::default();
         timeline.note(Moment::Asked, wall_us());
-        let output = docker::call(&self.parts, &arguments, JOB).await?;
+        let output = docker::call(&self.parts, &arguments, self.limit).await?;
         timeline.note(Moment::Known, wall_us());
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "the script failed ({}): {}", output.status, said.trim());
@@ -168,7 +177,7 @@ impl Script {
         let name = format!("{}-start-{number}", self.id);
         let mut arguments = vec!["run".to_owned(), "--detach".to_owned()];
         arguments.extend(self.profile(&name));
-        arguments.extend(mounts(&self.places(&directory)));
+        arguments.extend(mounts(&self.places(number, &directory)));
         arguments.extend([self.image.clone(), "/bin/true".to_owned()]);
         let asked_us = wall_us();
         let output = docker::call(&self.parts, &arguments, docker::CALL).await?;
@@ -183,12 +192,18 @@ impl Script {
     ///
     /// # Errors
     /// It is not one commit with the expected message on which the project's tests pass.
-    pub(crate) fn check(&self, branch: &str) -> anyhow::Result<()> {
+    pub(crate) fn check(&self, number: u32, branch: &str) -> anyhow::Result<()> {
+        let repository = self.repository(number);
         // Git reads no repository that belongs to somebody else.
-        give(&self.repository, self.own)?;
-        let checked = check_branch(&self.repository, branch);
-        give(&self.repository, self.owner)?;
+        give(repository, self.own)?;
+        let checked = check_branch(repository, branch);
+        give(repository, self.owner)?;
         checked
+    }
+
+    fn repository(&self, number: u32) -> &Path {
+        let own = number.checked_sub(1).and_then(|index| self.apart.get(index as usize));
+        own.unwrap_or(&self.repository)
     }
 
     /// The agent's command line, which is the service's but for the conversation's id.
@@ -209,7 +224,7 @@ impl Script {
         let directory = self.directories(number)?;
         let mut arguments = vec!["run".to_owned()];
         arguments.extend(self.profile(&self.container(number)));
-        arguments.extend(mounts(&self.places(&directory)));
+        arguments.extend(mounts(&self.places(number, &directory)));
         for (name, value) in self.environment()? {
             arguments.extend(["--env".to_owned(), format!("{name}={value}")]);
         }
@@ -253,11 +268,11 @@ impl Script {
         Ok(directory)
     }
 
-    fn places(&self, directory: &Path) -> [(PathBuf, &'static str, bool); 5] {
+    fn places(&self, number: u32, directory: &Path) -> [(PathBuf, &'static str, bool); 5] {
         [
             (self.agent_dir.clone(), places::AGENT_DIR, false),
             (self.ground.clone(), GROUND, false),
-            (self.repository.clone(), REPOSITORY, true),
+            (self.repository(number).to_owned(), REPOSITORY, true),
             (directory.join("workspace"), places::WORKSPACE, true),
             (directory.join("home"), places::HOME, true),
         ]
@@ -451,6 +466,8 @@ mod tests {
             workflow: Workflow::parse(include_str!("../../../../workflows/bug-fixer.md")).unwrap(),
             token: "a-key".to_owned(),
             prompt: "The tests fail. Find the bug.".to_owned(),
+            limit: Duration::from_mins(1),
+            apart: 0,
         };
         let id = spec.id.clone();
         let script = Script::make(&parts, root.path(), &project, spec).unwrap();
@@ -469,7 +486,7 @@ mod tests {
         let job = script.job(1).await;
         docker::remove_labelled(&parts, docker::LABEL, &id).await.unwrap();
         let job = job.unwrap();
-        script.check(&job.branch).unwrap();
+        script.check(1, &job.branch).unwrap();
         let steps = job.timeline.steps_ms();
         assert!(job.timeline.total_ms().unwrap() > 0.0);
         assert_eq!(steps.iter().filter(|step| step.is_some()).count(), 7, "{steps:?}");

@@ -30,6 +30,8 @@ pub(crate) struct Service {
     pub(crate) process: ServerProcess,
     /// Its API.
     pub(crate) api: Api,
+    /// The key that the API is used with.
+    pub(crate) key: String,
     engine: Engine,
     state_dir: PathBuf,
 }
@@ -49,6 +51,10 @@ pub(crate) struct ServiceSpec {
     pub(crate) model_key: String,
     /// Directory below which runs may name repositories.
     pub(crate) repositories: PathBuf,
+    /// Runs at the same time.
+    pub(crate) slots: u32,
+    /// Further `CAISSON_*` variables, without the prefix.
+    pub(crate) settings: Vec<(&'static str, String)>,
 }
 
 /// One job of the service.
@@ -67,7 +73,7 @@ pub(crate) struct ServiceJob {
 }
 
 impl Service {
-    /// Starts a server and waits until it can place runs. It takes one run at a time, so that further ones wait.
+    /// Starts a server and waits until it can place runs.
     ///
     /// # Errors
     /// It does not start.
@@ -77,11 +83,14 @@ impl Service {
         spec.set("MODEL__API_KEY", &wanted.model_key);
         spec.set("SHIM", &wanted.shim.display().to_string());
         spec.set("ALLOW_REPO", &wanted.repositories.display().to_string());
-        spec.set("SLOTS", "1");
+        spec.set("SLOTS", &wanted.slots.to_string());
+        for (name, value) in &wanted.settings {
+            spec.set(name, value);
+        }
         let key = spec.create_key()?;
         let process = spec.start().await?;
         let api = Api::new(&process.base, &key)?;
-        Ok(Self { spec, process, api, engine: wanted.engine, state_dir: wanted.state_dir.clone() })
+        Ok(Self { spec, process, api, key, engine: wanted.engine, state_dir: wanted.state_dir.clone() })
     }
 
     /// Does a run, from the request to the end of its stream, and checks that it succeeded.
@@ -132,13 +141,21 @@ impl Service {
     /// # Errors
     /// One stays.
     pub(crate) async fn wait_tidy(&self) -> anyhow::Result<()> {
+        self.wait_tidy_within(TIDY).await
+    }
+
+    /// The same with another time limit.
+    ///
+    /// # Errors
+    /// As [`Service::wait_tidy`].
+    pub(crate) async fn wait_tidy_within(&self, limit: Duration) -> anyhow::Result<()> {
         let gone = async {
             while !self.engine.sandboxes(&self.spec.parts, &self.state_dir)?.is_empty() {
                 tokio::time::sleep(LOOK).await;
             }
             Ok(())
         };
-        tokio::time::timeout(TIDY, gone).await.context("the server did not take its sandboxes away")?
+        tokio::time::timeout(limit, gone).await.context("the server did not take its sandboxes away")?
     }
 
     /// Ends the server, and removes what a broken measurement has left of its sandboxes.

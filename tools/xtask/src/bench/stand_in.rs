@@ -44,7 +44,10 @@ pub(crate) async fn measure(
 }
 
 /// Puts the program where the server looks for the agent of that version.
-fn install(agents_dir: &Path, version: &str) -> anyhow::Result<()> {
+///
+/// # Errors
+/// The disk refuses.
+pub(crate) fn install(agents_dir: &Path, version: &str) -> anyhow::Result<()> {
     let directory = agents_dir.join("claude-code").join(version);
     fs::create_dir_all(&directory)?;
     let program = directory.join("claude");

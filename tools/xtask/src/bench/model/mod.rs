@@ -12,7 +12,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use testkit::parts::Parts;
 
-use super::{DOCUMENT, WORKSPACE, document, say};
+use super::{WORKSPACE, document, say, write_figures};
 use calls::{Call, Way};
 use report::Figures;
 use scene::Scene;
@@ -56,11 +56,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
     let text = report::render(&figures)?;
     say(&text);
     if options.write {
-        let path = workspace.join(DOCUMENT);
-        let document =
-            std::fs::read_to_string(&path).with_context(|| format!("{DOCUMENT} cannot be read"))?;
-        std::fs::write(&path, document::replace_model(&document, &text)?)?;
-        say(&format!("wrote {DOCUMENT}"));
+        write_figures(&workspace, document::Part::ModelBench, &text)?;
     }
     for line in figures.short() {
         say(&line);

@@ -72,6 +72,42 @@ pub(crate) fn fine_cpu_ms(pid: u32) -> anyhow::Result<f64> {
     Ok(sum)
 }
 
+/// CPU time that the whole machine has used since it was started, in milliseconds, on all its cores together.
+///
+/// # Errors
+/// `/proc` is not there.
+pub(crate) fn machine_cpu_ms() -> anyhow::Result<f64> {
+    parse_busy_ms(&fs::read_to_string("/proc/stat")?).context("/proc/stat does not tell the CPU time")
+}
+
+/// Every process of this machine, as `/proc/<pid>/stat` tells of it; those that end meanwhile are left out.
+///
+/// # Errors
+/// `/proc` is not there.
+pub(crate) fn all() -> anyhow::Result<Vec<Process>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        found.extend(parse_process(pid, &stat));
+    }
+    Ok(found)
+}
+
+/// A process at a moment.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Process {
+    /// Its number.
+    pub(crate) pid: u32,
+    /// When it was started, in ticks since the machine was: with the number, this names it for good.
+    pub(crate) started: u64,
+    /// What it is called.
+    pub(crate) name: String,
+    /// Its CPU time so far.
+    pub(crate) cpu: Cpu,
+}
+
 /// The machine's memory in GiB.
 ///
 /// # Errors
@@ -79,6 +115,15 @@ pub(crate) fn fine_cpu_ms(pid: u32) -> anyhow::Result<f64> {
 pub(crate) fn machine_memory_gib() -> anyhow::Result<f64> {
     let text = fs::read_to_string("/proc/meminfo")?;
     kibibytes(&text, "MemTotal:").map(|kib| kib / 1024.0 / 1024.0).context("/proc/meminfo names no total")
+}
+
+/// Memory that the machine could give to new processes, in MiB.
+///
+/// # Errors
+/// `/proc` is not there.
+pub(crate) fn available_mib() -> anyhow::Result<f64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    kibibytes(&text, "MemAvailable:").map(|kib| kib / 1024.0).context("/proc/meminfo names nothing available")
 }
 
 /// The kernel's version, without what its builder added.
@@ -113,6 +158,21 @@ fn parse_cpu(text: &str) -> Option<Cpu> {
     Some(Cpu { own_ms: ms(user + system), children_ms: ms(children_user + children_system) })
 }
 
+fn parse_process(pid: u32, stat: &str) -> Option<Process> {
+    let (head, rest) = stat.rsplit_once(')')?;
+    let name = head.split_once('(')?.1.to_owned();
+    let started = rest.split_whitespace().nth(19)?.parse().ok()?;
+    Some(Process { pid, started, name, cpu: parse_cpu(stat)? })
+}
+
+/// Everything in the first line but idling and waiting for the disk. What guests use is in there already.
+fn parse_busy_ms(stat: &str) -> Option<f64> {
+    let line = stat.lines().next()?.strip_prefix("cpu ")?;
+    let ticks = line.split_whitespace().take(8).map(str::parse::<f64>).collect::<Result<Vec<_>, _>>().ok()?;
+    let [user, nice, system, _idle, _waiting, interrupts, soft, stolen] = <[f64; 8]>::try_from(ticks).ok()?;
+    Some((user + nice + system + interrupts + soft + stolen) * 1000.0 / TICKS)
+}
+
 fn parse_schedstat_ms(text: &str) -> Option<f64> {
     text.split(' ').next()?.parse::<f64>().ok().map(|nanos| nanos / 1e6)
 }
@@ -142,13 +202,32 @@ mod tests {
     }
 
     #[test]
+    fn a_process_is_known_by_number_and_start() {
+        let text = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 150 50 30 20 20 0 1 0 4711 9";
+        let found = parse_process(7, text).unwrap();
+        assert_eq!((found.pid, found.started, found.name.as_str()), (7, 4711, "a) b"));
+        assert_eq!(parse_process(7, "7 (a) S 1"), None);
+        let me = std::process::id();
+        assert!(all().unwrap().iter().any(|process| process.pid == me));
+    }
+
+    #[test]
+    fn idling_is_no_cpu_time() {
+        assert!(
+            (parse_busy_ms("cpu  100 10 50 9000 800 5 5 30 7 7\ncpu0 1\n").unwrap() - 2000.0).abs() < 1e-9
+        );
+        assert_eq!(parse_busy_ms("cpu 1 2"), None);
+        assert!(machine_cpu_ms().unwrap() > 0.0);
+    }
+
+    #[test]
     fn this_process_can_be_looked_at() {
         let pid = std::process::id();
         assert!(memory(pid).unwrap().rss_mib > 0.0);
         assert!(cpu(pid).unwrap().own_ms >= 0.0);
         assert!(fine_cpu_ms(pid).unwrap() > 0.0);
         assert!(memory(u32::MAX).is_err() && cpu(u32::MAX).is_err() && fine_cpu_ms(u32::MAX).is_err());
-        assert!(machine_memory_gib().unwrap() > 0.0);
+        assert!(machine_memory_gib().unwrap() * 1024.0 > available_mib().unwrap());
         assert!(!kernel().unwrap().is_empty());
     }
 

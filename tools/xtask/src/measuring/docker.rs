@@ -8,8 +8,6 @@ use testkit::parts::Parts;
 
 /// Label of every container that the bench itself makes; its value is the bench's id.
 pub(crate) const LABEL: &str = "caisson.bench";
-/// Label by which a server marks its sandboxes.
-const SERVER_LABEL: &str = "caisson.server";
 /// Time limit of one call.
 pub(crate) const CALL: Duration = Duration::from_mins(1);
 
@@ -60,14 +58,6 @@ pub(crate) async fn remove_labelled(parts: &Parts, label: &str, value: &str) -> 
         ask(parts, &["rm", "--force", "--volumes", &name]).await?;
     }
     Ok(())
-}
-
-/// Removes the sandboxes of a server that has ended.
-///
-/// # Errors
-/// The engine refuses.
-pub(crate) async fn remove_sandboxes(parts: &Parts, server: &str) -> anyhow::Result<()> {
-    remove_labelled(parts, SERVER_LABEL, server).await
 }
 
 async fn labelled(parts: &Parts, label: &str, value: &str) -> anyhow::Result<Vec<String>> {

@@ -72,7 +72,15 @@ pub(crate) async fn follow(
 /// # Errors
 /// A message is not JSON.
 pub(crate) fn stamped_line_latencies(arrivals: &[Arrival]) -> anyhow::Result<Vec<f64>> {
-    let mut latencies = Vec::new();
+    Ok(stamped_lines(arrivals)?.into_iter().map(|(_, latency_ms)| latency_ms).collect())
+}
+
+/// The same, each with the moment of its arrival, in Unix microseconds.
+///
+/// # Errors
+/// A message is not JSON.
+pub(crate) fn stamped_lines(arrivals: &[Arrival]) -> anyhow::Result<Vec<(i64, f64)>> {
+    let mut lines = Vec::new();
     for arrival in arrivals.iter().filter(|arrival| arrival.kind == "agent.line") {
         let event = arrival.json()?;
         let line = &event["data"];
@@ -80,10 +88,10 @@ pub(crate) fn stamped_line_latencies(arrivals: &[Arrival]) -> anyhow::Result<Vec
         let exact = line["stamp_ns"].as_i64().map(|nanos| nanos / 1000);
         let rounded = || line["timestamp"].as_str().and_then(parse_stamp);
         if let Some(stamp_us) = exact.or_else(rounded) {
-            latencies.push(ms_between(stamp_us, arrival.at_us));
+            lines.push((arrival.at_us, ms_between(stamp_us, arrival.at_us)));
         }
     }
-    Ok(latencies)
+    Ok(lines)
 }
 
 #[cfg(test)]

@@ -1,0 +1,263 @@
+//! How both databases read what clients ask for again and again: by the index that is named here, sorting nothing and
+//! reading no table from end to end.
+
+use caisson_domain::id::ProjectId;
+use caisson_domain::run::{Resources, RunSpec};
+use caisson_domain::workflow::{CaissonBlock, PermissionMode, Workflow};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, Row as _};
+
+use crate::credentials::uses;
+use crate::database::sql;
+use crate::{
+    Clock, CreateRun, NewRun, PostgresLimits, PostgresPlace, Random, Store, events, keys, run_lists, runs,
+    sessions,
+};
+
+/// Where the server for tests is.
+const URL: &str = "TEST_POSTGRES_URL";
+
+/// What is asked.
+struct Question {
+    text: &'static str,
+    /// The first step of `SQLite`'s plan. Every other is a search as well.
+    sqlite: &'static str,
+    /// `PostgreSQL`'s index, and whether it is read backwards.
+    postgres: &'static str,
+    /// The parameters' types and values, for `PostgreSQL`.
+    types: &'static str,
+    values: &'static str,
+    planned: Planned,
+}
+
+/// For what `PostgreSQL` plans.
+#[derive(PartialEq)]
+enum Planned {
+    /// For its values, each time ([`sql::Query::planned_for_its_values`]).
+    EachTime,
+    /// For the values of the first few times, and then perhaps for all.
+    Once,
+}
+
+const LISTED: &str = "text, text, text, text, text, text, bigint";
+
+const QUESTIONS: [Question; 11] = [
+    Question {
+        text: run_lists::ALL,
+        sqlite: "SEARCH run USING INDEX run_of_project (project_id=? AND id<?)",
+        postgres: "Index Scan Backward using run_of_project",
+        types: LISTED,
+        values: "'default', 'run_g', null, null, null, null, 51",
+        planned: Planned::EachTime,
+    },
+    Question {
+        text: run_lists::BY_STATUS,
+        sqlite: "SEARCH run USING INDEX run_of_status (project_id=? AND status=? AND id<?)",
+        postgres: "Index Scan Backward using run_of_status",
+        types: LISTED,
+        values: "'default', 'run_g', 'cancelled', null, null, null, 51",
+        planned: Planned::EachTime,
+    },
+    Question {
+        text: run_lists::BY_WORKFLOW,
+        sqlite: "SEARCH run USING INDEX run_of_workflow (project_id=? AND workflow=? AND id<?)",
+        postgres: "Index Scan Backward using run_of_workflow",
+        types: LISTED,
+        values: "'default', 'run_g', null, 'seldom', null, null, 51",
+        planned: Planned::EachTime,
+    },
+    Question {
+        text: run_lists::BY_SESSION,
+        sqlite: "SEARCH run USING INDEX run_of_session (session_id=? AND id<?)",
+        postgres: "Index Scan Backward using run_of_session",
+        types: LISTED,
+        values: "'default', 'run_g', null, null, 'ses_00000000000000000000000000000100', null, 51",
+        planned: Planned::EachTime,
+    },
+    Question {
+        text: run_lists::BY_REPOSITORY,
+        sqlite: "SEARCH run USING INDEX run_of_repository (project_id=? AND repository=? AND id<?)",
+        postgres: "Index Scan Backward using run_of_repository",
+        types: LISTED,
+        values: "'default', 'run_g', null, null, null, 'seldom', 51",
+        planned: Planned::EachTime,
+    },
+    Question {
+        text: runs::ONE,
+        sqlite: "SEARCH run USING INDEX sqlite_autoindex_run_1 (id=?)",
+        postgres: "Index Scan using run_",
+        types: "text, text",
+        values: "'default', 'run_00000000000000000000000000000100'",
+        planned: Planned::Once,
+    },
+    Question {
+        text: uses::RUN,
+        sqlite: "SEARCH run USING INDEX sqlite_autoindex_run_1 (id=?)",
+        postgres: "Index Scan using run_",
+        types: "text, text",
+        values: "'default', 'run_00000000000000000000000000000100'",
+        planned: Planned::Once,
+    },
+    Question {
+        text: sessions::LIST,
+        sqlite: "SEARCH session USING INDEX session_of_project (project_id=? AND id<?)",
+        postgres: "Index Scan Backward using session_of_project",
+        types: "text, text, bigint",
+        values: "'default', 'ses_g', 51",
+        planned: Planned::EachTime,
+    },
+    Question {
+        text: events::OF_RUN,
+        sqlite: "SEARCH event USING INDEX event_of_run (run_id=? AND seq>?)",
+        postgres: "Index Scan using event_of_run",
+        types: "text, bigint, bigint",
+        values: "'run_00000000000000000000000000000100', 3, 11",
+        planned: Planned::Once,
+    },
+    Question {
+        text: events::OF_SESSION,
+        sqlite: "SEARCH event USING INDEX sqlite_autoindex_event_1 (session_id=? AND seq>?)",
+        postgres: "Index Scan using event_pkey",
+        types: "text, bigint, bigint",
+        values: "'ses_00000000000000000000000000000100', 3, 11",
+        planned: Planned::Once,
+    },
+    Question {
+        text: keys::BY_SECRET,
+        sqlite: "SEARCH api_key USING INDEX sqlite_autoindex_api_key_2 (secret_hash=?)",
+        postgres: "Index Scan using api_key_secret_hash_key",
+        types: "text, bigint",
+        values: "'00000100', 0",
+        planned: Planned::Once,
+    },
+];
+
+/// What `PostgreSQL` plans depends on how many rows there are. Nearly all are another project's.
+const FILL: &[&str] = &[
+    "set session_replication_role = replica",
+    "insert into project (id, created_at_ms) values ('other', 0)",
+    "insert into api_key (id, project_id, name, scopes, secret_hash, created_at_ms) \
+     select 'key_' || n, 'default', 'key', '[]', lpad(to_hex(n), 8, '0'), 0 from generate_series(1, 5000) as n",
+    "insert into session select (jsonb_populate_record(session, jsonb_build_object(\
+     'number', number + n, 'id', 'ses_' || lpad(to_hex(n), 32, '0'), \
+     'project_id', case when n % 20 = 0 then 'default' else 'other' end))).* \
+     from session, generate_series(1, 8000) as n",
+    "insert into run select (jsonb_populate_record(run, jsonb_build_object(\
+     'id', 'run_' || lpad(to_hex(n), 32, '0'), 'session_id', 'ses_' || lpad(to_hex(n), 32, '0'), \
+     'project_id', case when n % 20 = 0 then 'default' else 'other' end, 'finished_at_ms', 1, \
+     'status', case when n % 200 = 0 then 'cancelled' else 'succeeded' end, \
+     'workflow', case when n % 100 = 0 then 'seldom' else 'usual' end, \
+     'repository', case when n % 200 = 0 then 'seldom' end))).* from run, generate_series(1, 8000) as n",
+    "insert into event (session_id, project_id, run_id, at_ms, seq, kind, data) \
+     select session_id, project_id, id, 0, seq, 'note', '{}' from run, generate_series(10, 209) as seq \
+     where right(id, 2) = '00' order by id, seq",
+    "insert into credential_use (credential_id, run_id, project_id, uses, first_used_at_ms, last_used_at_ms) \
+     select 'cred_1', id, project_id, 1, 0, 0 from run",
+    "analyze",
+];
+
+fn run() -> NewRun {
+    let workflow = Workflow {
+        name: "usual".to_owned(),
+        description: String::new(),
+        prompt: String::new(),
+        tools: None,
+        disallowed_tools: Vec::new(),
+        model: None,
+        permission_mode: PermissionMode::Default,
+        max_turns: None,
+        mcp_servers: serde_json::Map::new(),
+        caisson: CaissonBlock::default(),
+    };
+    let spec = RunSpec {
+        workflow,
+        prompt: "Fix the bug".to_owned(),
+        repository: None,
+        base: None,
+        anchor: None,
+        branch: None,
+        model: None,
+        max_turns: None,
+        image: None,
+        timeout_s: 600,
+        budget_micro_usd: None,
+        budget_soft_percent: None,
+        resources: Resources::default(),
+        environment: std::collections::BTreeMap::new(),
+    };
+    NewRun { project: ProjectId::default_project(), created_by: None, spec, idempotency: None }
+}
+
+#[tokio::test]
+async fn sqlite_reads_the_index_of_each_question_and_sorts_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("caisson.db"), Clock::fixed_at(0).0).await.unwrap();
+    for question in QUESTIONS {
+        let explain = sql::Statement::Built(format!("explain query plan {}", question.text).into());
+        let rows = sql::query(explain).fetch_all(store.reader()).await.unwrap();
+        let steps: Vec<String> = rows.iter().map(|row| row.get("detail").unwrap()).collect();
+        assert_eq!(steps[0], question.sqlite, "{}", question.text);
+        let searches = |step: &String| step.starts_with("SEARCH ") || step.starts_with("CORRELATED ");
+        assert!(steps.iter().all(searches), "{steps:?} for {}", question.text);
+    }
+}
+
+#[tokio::test]
+async fn postgres_reads_the_index_of_each_question_and_sorts_nothing() {
+    let Some((url, schema)) = schema().await else { return };
+    let place = format!("{url}&options[search_path]={schema}");
+    let place = PostgresPlace::from_url(&place, PostgresLimits::default()).unwrap();
+    let store = Store::connect(&place, Clock::fixed_at(0).0).await.unwrap();
+    assert!(matches!(store.create_run(run()).await.unwrap(), CreateRun::Created(_)));
+    store.close().await.unwrap();
+    let mut connection = connect(&url).await;
+    execute(&mut connection, &format!("set search_path = {schema}")).await;
+    for text in FILL {
+        execute(&mut connection, text).await;
+    }
+    let mut wrong = Vec::new();
+    for mode in ["force_custom_plan", "force_generic_plan"] {
+        execute(&mut connection, &format!("set plan_cache_mode = {mode}")).await;
+        for Question { text, postgres, types, values, planned, .. } in QUESTIONS {
+            if planned == Planned::EachTime && mode == "force_generic_plan" {
+                continue;
+            }
+            execute(&mut connection, &format!("prepare question ({types}) as {text}")).await;
+            let explain = AssertSqlSafe(format!("explain (costs off) execute question ({values})"));
+            let rows = sqlx::raw_sql(explain).fetch_all(&mut connection).await.unwrap();
+            execute(&mut connection, "deallocate question").await;
+            let plan: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+            let plan = plan.join("\n");
+            if !plan.contains(postgres) || ["Sort", "Seq Scan"].iter().any(|slow| plan.contains(slow)) {
+                wrong.push(format!("{mode}, not {postgres}:\n{plan}"));
+            }
+        }
+    }
+    execute(&mut connection, &format!("drop schema {schema} cascade")).await;
+    connection.close().await.unwrap();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+/// A schema of the test's own; none where no server is named, which fails if tests are required.
+#[expect(clippy::disallowed_methods, reason = "where the server is, only tests ask")]
+async fn schema() -> Option<(String, String)> {
+    let Ok(url) = std::env::var(URL) else {
+        assert!(std::env::var("TEST_REQUIRE").is_err(), "{URL} is not set; scripts/setup starts a server");
+        eprintln!("skipped: {URL} is not set, so there is no PostgreSQL to test with");
+        return None;
+    };
+    let name = format!("plans_{}", hex::encode(Random::system().bytes::<8>()));
+    let mut connection = connect(&url).await;
+    execute(&mut connection, &format!("create schema {name}")).await;
+    connection.close().await.unwrap();
+    Some((url, name))
+}
+
+async fn connect(url: &str) -> PgConnection {
+    let options: PgConnectOptions = url.parse().unwrap();
+    options.connect().await.unwrap()
+}
+
+async fn execute(connection: &mut PgConnection, text: &str) {
+    sqlx::raw_sql(AssertSqlSafe(text.to_owned())).execute(connection).await.unwrap();
+}

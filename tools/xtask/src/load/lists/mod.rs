@@ -1,0 +1,204 @@
+//! Lists over many runs. The database is filled past the server, with copies of a run that really ran.
+
+mod fill;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+use testkit::engine::Engine;
+
+use super::databases::{self, Database};
+use super::http::Caller;
+use crate::bench::scenarios;
+use crate::bench::service::{Service, ServiceSpec, scenario_body};
+use crate::bench::stage::Stage;
+use crate::measuring::stats::Summary;
+use crate::measuring::{say, tail};
+
+/// Time limit of the run that is copied.
+const RUN: Duration = Duration::from_mins(1);
+/// Requests of a kind that come first and do not count.
+const WARM_UP: usize = 3;
+/// How long one kind is asked for: far longer than its bar would have it.
+const KIND: Duration = Duration::from_secs(10);
+
+/// How much is measured.
+#[derive(Debug, Clone)]
+pub(super) struct Sizes {
+    runs: u32,
+    requests: usize,
+}
+
+impl Sizes {
+    pub(super) fn whole() -> Self {
+        Self { runs: 100_000, requests: 200 }
+    }
+
+    pub(super) fn short() -> Self {
+        Self { runs: 2_000, requests: 10 }
+    }
+}
+
+/// One kind of request.
+#[derive(Debug, Clone)]
+pub(super) struct Kind {
+    /// What is asked for.
+    pub(super) name: &'static str,
+    /// How long each answer took, in milliseconds.
+    pub(super) took_ms: Summary,
+}
+
+/// What was measured.
+#[derive(Debug, Clone)]
+pub(super) struct Lists {
+    /// Where the runs are.
+    pub(super) database: databases::Kind,
+    /// Runs in the database.
+    pub(super) runs: u32,
+    /// Lists, filters and pages.
+    pub(super) kinds: Vec<Kind>,
+    /// The status of one run.
+    pub(super) status_ms: Summary,
+}
+
+pub(super) async fn measure(stage: &Stage, database: &Database, sizes: &Sizes) -> anyhow::Result<Lists> {
+    say(&format!("{} runs in {}", sizes.runs, database.kind.name()));
+    let spec = ServiceSpec {
+        engine: Engine::Local,
+        state_dir: stage.root().join(database.kind.of("state-lists", "lists-pg")),
+        settings: [vec![("API__RATE_PER_MINUTE", "0".to_owned())], database.settings()].concat(),
+        ..stage.service.clone()
+    };
+    let mut service = Service::start(&stage.parts, &spec).await?;
+    let measured = on_server(&mut service, &spec.state_dir, database, sizes).await;
+    let log = service.process.log();
+    let closed = service.close().await;
+    let measured = measured.with_context(|| format!("the server's log ends with:\n{}", tail(&log)))?;
+    closed.map(|()| measured)
+}
+
+async fn on_server(
+    service: &mut Service,
+    state_dir: &Path,
+    database: &Database,
+    sizes: &Sizes,
+) -> anyhow::Result<Lists> {
+    let run = service.api.submit(&scenario_body(scenarios::TURN, "Say that you are there.")).await?;
+    let ended = service.api.wait_end(&run, RUN).await?;
+    ensure!(ended["status"] == "succeeded", "the run that is copied did not succeed: {ended:#}");
+    service.wait_tidy().await?;
+    service.process.terminate().await?;
+    match database.postgres() {
+        None => fill::sqlite(state_dir, &run, sizes.runs).await?,
+        Some(postgres) => fill::postgres(postgres, &run, sizes.runs).await?,
+    }
+    service.process = service.spec.start().await?;
+
+    say("lists, filters and pages");
+    let mut caller = Caller::tcp(&service.process.base, &service.key).await?;
+    let (oldest, middle) = walk(&mut caller, sizes).await?;
+    let mut kinds = Vec::new();
+    for (name, path, items) in paths(&oldest, &middle) {
+        let took_ms = repeat(&mut caller, sizes.requests, |_| path.clone(), items).await?;
+        kinds.push(Kind { name, took_ms });
+    }
+    let ids = ids(&caller_page(&mut caller, "/v1/runs?limit=200").await?)?;
+    let status = |number: usize| format!("/v1/runs/{}", ids[number % ids.len()]);
+    let status_ms = repeat(&mut caller, sizes.requests * 5, status, None).await?;
+    Ok(Lists { database: database.kind, runs: sizes.runs, kinds, status_ms })
+}
+
+/// Each kind of list: its name, its path, and whether it has something to show.
+fn paths(oldest: &Value, cursor: &str) -> Vec<(&'static str, String, Option<bool>)> {
+    let session = oldest["session_id"].as_str().unwrap_or_default();
+    let repository = "https%3A%2F%2Fgit.example.com%2Fteam%2Fseldom.git";
+    vec![
+        ("the newest 50", "/v1/runs".to_owned(), Some(true)),
+        ("the newest 200", "/v1/runs?limit=200".to_owned(), Some(true)),
+        ("a page from the middle", format!("/v1/runs?cursor={cursor}"), Some(true)),
+        ("failed, 2 % of them", "/v1/runs?status=failed".to_owned(), Some(true)),
+        ("cancelled, 1 ‰ of them", "/v1/runs?status=cancelled".to_owned(), Some(true)),
+        ("running, of which there is none", "/v1/runs?status=running".to_owned(), Some(false)),
+        ("of a workflow, 10 % of them", "/v1/runs?workflow=other".to_owned(), Some(true)),
+        ("of a workflow that has none", "/v1/runs?workflow=nothing".to_owned(), Some(false)),
+        ("of a repository, 1 % of them", format!("/v1/runs?repository={repository}"), Some(true)),
+        ("failed ones of that repository", format!("/v1/runs?status=failed&repository={repository}"), None),
+        (
+            "cancelled ones of a workflow",
+            "/v1/runs?status=cancelled&workflow=bug-fixer".to_owned(),
+            Some(true),
+        ),
+        ("of one session", format!("/v1/runs?session={session}"), Some(true)),
+        ("the newest 50 sessions", "/v1/sessions".to_owned(), Some(true)),
+    ]
+}
+
+/// Asks again and again, one request after another; the first few do not count.
+async fn repeat(
+    caller: &mut Caller,
+    requests: usize,
+    path: impl Fn(usize) -> String,
+    shows: Option<bool>,
+) -> anyhow::Result<Summary> {
+    let (mut took_ms, began) = (Vec::new(), Instant::now());
+    for number in 0..WARM_UP + requests {
+        if began.elapsed() > KIND && !took_ms.is_empty() {
+            break;
+        }
+        let path = path(number);
+        let reply = caller.get(&path).await?;
+        ensure!(reply.status == 200, "{path} was answered with {}", reply.status);
+        if number == 0
+            && let Some(shows) = shows
+        {
+            let items = reply.json(200)?["items"].as_array().map_or(0, Vec::len);
+            ensure!((items > 0) == shows, "{path} shows {items} runs");
+        }
+        if number >= WARM_UP {
+            took_ms.push(reply.took_ms());
+        }
+    }
+    Summary::of(&took_ms).context("nothing was asked")
+}
+
+/// Goes through all runs page by page, and counts them: the oldest one, and a cursor to the middle.
+async fn walk(caller: &mut Caller, sizes: &Sizes) -> anyhow::Result<(Value, String)> {
+    let began = Instant::now();
+    let (mut count, mut pages, mut last) = (0_u32, 0_u32, Value::Null);
+    let (mut cursor, mut middle) = (None::<String>, None);
+    // One more page than there can be.
+    for _ in 0..sizes.runs / 200 + 2 {
+        let path = cursor.map_or_else(
+            || "/v1/runs?limit=200".to_owned(),
+            |cursor| format!("/v1/runs?limit=200&cursor={cursor}"),
+        );
+        let mut page = caller_page(caller, &path).await?;
+        let items = page["items"].as_array_mut().context("a page without items")?;
+        count += u32::try_from(items.len())?;
+        pages += 1;
+        last = items.pop().unwrap_or(last);
+        cursor = page["next_cursor"].as_str().map(str::to_owned);
+        if count * 2 >= sizes.runs {
+            middle = middle.or_else(|| cursor.clone());
+        }
+        if cursor.is_none() {
+            break;
+        }
+    }
+    ensure!(count == sizes.runs + 1, "the pages show {count} runs instead of {}", sizes.runs + 1);
+    say(&format!("{pages} pages of 200 in {:.1} s", began.elapsed().as_secs_f64()));
+    Ok((last, middle.context("there is no middle")?))
+}
+
+async fn caller_page(caller: &mut Caller, path: &str) -> anyhow::Result<Value> {
+    caller.get(path).await?.json(200)
+}
+
+fn ids(page: &Value) -> anyhow::Result<Vec<String>> {
+    let items = page["items"].as_array().context("a page without items")?;
+    let ids: Vec<_> = items.iter().filter_map(|run| run["id"].as_str().map(str::to_owned)).collect();
+    ensure!(!ids.is_empty(), "a page without runs");
+    Ok(ids)
+}

@@ -1,0 +1,79 @@
+//! The generated part of `docs/benchmarks.md`; pure.
+
+use anyhow::{Context, ensure};
+
+/// A generated part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// That of `bench`.
+    Bench,
+    /// That of `model-bench`.
+    ModelBench,
+    /// That of `load`.
+    Load,
+}
+
+impl Part {
+    /// What stands before it, and behind it.
+    fn marks(self) -> [String; 2] {
+        let name = match self {
+            Self::Bench => "bench",
+            Self::ModelBench => "model-bench",
+            Self::Load => "load",
+        };
+        ["begin", "end"].map(|place| format!("<!-- {name}: {place} -->"))
+    }
+}
+
+/// Puts new text between the two marks of a part.
+///
+/// # Errors
+/// The document does not have each mark once, in this order.
+pub(crate) fn replace(document: &str, part: Part, generated: &str) -> anyhow::Result<String> {
+    let marks = part.marks();
+    let [begin, end] = marks.each_ref().map(String::as_str);
+    for mark in [begin, end] {
+        ensure!(document.matches(mark).count() == 1, "the document must have the mark {mark} once");
+    }
+    let (before, rest) = document.split_once(begin).context("a mark that was there is gone")?;
+    let (_, after) =
+        rest.split_once(end).context("the mark of the end stands before the mark of the beginning")?;
+    Ok(format!("{before}{begin}\n{}\n{end}{after}", generated.trim_end()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_between_the_marks_changes() {
+        let document = "# Title\n<!-- load: begin -->\nold\n<!-- load: end -->\nend\n";
+        let new = replace(document, Part::Load, "new\n\n").unwrap();
+        assert_eq!(new, "# Title\n<!-- load: begin -->\nnew\n<!-- load: end -->\nend\n");
+        assert_eq!(replace(&new, Part::Load, "new").unwrap(), new);
+    }
+
+    #[test]
+    fn a_document_without_its_marks_is_left_alone() {
+        let [begin, end] = Part::Bench.marks();
+        for bad in [
+            String::new(),
+            begin.clone(),
+            end.clone(),
+            format!("{end}{begin}"),
+            format!("{begin}{begin}{end}"),
+        ] {
+            assert!(replace(&bad, Part::Bench, "new").is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_projects_document_has_its_marks() {
+        let mut document = include_str!("../../../../docs/benchmarks.md").to_owned();
+        for part in [Part::Bench, Part::ModelBench, Part::Load] {
+            let text = format!("new of {part:?}");
+            document = replace(&document, part, &text).unwrap();
+            assert!(document.contains(&format!("\n{text}\n")));
+        }
+    }
+}

@@ -63,7 +63,8 @@ pub struct Finish {
     pub result: Option<String>,
 }
 
-/// The oldest run that may start. A branch is a mutex over all projects, since the repository is one.
+/// The oldest run that may start. A branch is a mutex over all projects, since the repository is one. A session whose agent
+/// has worked on another server waits for that one, until it is lost ($4): its workspace is there.
 const CLAIM: &str = concat!(
     "update run set status = 'running', phase = 'prepare', lease_epoch = lease_epoch + 1, attempt = attempt + 1, \
      lease_expires_at_ms = $2, home_server_id = $1, started_at_ms = coalesce(started_at_ms, $3) \
@@ -73,6 +74,10 @@ const CLAIM: &str = concat!(
          and live.session_id = waiting.session_id) \
        and not exists (select 1 from run as live where live.status = 'running' \
          and live.repository_key = waiting.repository_key and live.branch = waiting.branch) \
+       and not exists (select 1 from attempt as begun, server as home where begun.session_id = waiting.session_id \
+         and begun.agent_started_at_ms is not null and home.id = begun.server_id and home.id <> $1 \
+         and home.seen_at_ms > $4 and not exists (select 1 from attempt as later \
+           where later.session_id = begun.session_id and later.agent_started_at_ms > begun.agent_started_at_ms)) \
        order by waiting.created_at_ms, waiting.id limit 1) returning ",
     run_columns!()
 );
@@ -113,6 +118,7 @@ impl Store {
                 .bind(server.as_str())
                 .bind(tx.now_ms + LEASE_MS)
                 .bind(tx.now_ms)
+                .bind(tx.now_ms - self.server_lost_after_ms())
                 .fetch_optional(&mut *tx.db)
                 .await?;
             let Some(row) = row else {
@@ -335,7 +341,7 @@ async fn start(tx: &mut Tx<'_>, row: &Row, server: &ServerId) -> Result<Claimed,
 
 const SESSION_NUMBER: &str = "select number from session where id = $1";
 
-async fn claimed(tx: &mut Tx<'_>, row: &Row) -> Result<Claimed, StoreError> {
+pub(crate) async fn claimed(tx: &mut Tx<'_>, row: &Row) -> Result<Claimed, StoreError> {
     let run = rows::run(row)?;
     let number: Option<i64> =
         sql::query_scalar(SESSION_NUMBER).bind(run.session.as_str()).fetch_optional(&mut *tx.db).await?;
@@ -387,7 +393,7 @@ const END: &str = concat!(
     run_columns!()
 );
 
-async fn end(tx: &mut Tx<'_>, run: &Run, finish: &Finish) -> Result<(), StoreError> {
+pub(crate) async fn end(tx: &mut Tx<'_>, run: &Run, finish: &Finish) -> Result<(), StoreError> {
     let failure = finish.failure.as_ref().map(|failure| document("run.failure", failure)).transpose()?;
     usage::settle_open(tx, run.id.as_str()).await?;
     let row = sql::query(END)

@@ -13,14 +13,15 @@ use caisson_domain::run::{Failure, FailureKind, Run, RunStatus};
 use serde_json::json;
 
 use crate::database::{Row, Tx, sql};
-use crate::rows::run_columns;
+use crate::rows::{Columns, run_columns};
 use crate::{
     Actor, Claimed, Finish, NewAudit, SandboxState, Store, StoreError, audit, damage, events, queue, rows,
     sandboxes,
 };
 
 /// Whoever was away itself cannot tell the silence of others from its own, so it must have been there all the time.
-const WITNESS: &str = "select 1 from server_role where server_id = $1 and seen_at_ms >= $2 and alive_since_ms <= $3";
+const WITNESS: &str =
+    "select 1 from server_role where server_id = $1 and seen_at_ms >= $2 and alive_since_ms <= $3";
 
 const LOST: &str = concat!(
     "select ",
@@ -34,9 +35,23 @@ const FENCE: &str = "update run set lease_epoch = lease_epoch + 1 \
 
 const READOPT: &str = concat!(
     "update run set lease_epoch = lease_epoch + 1, lease_expires_at_ms = $4 \
-     where id = $1 and lease_epoch = $2 and home_server_id = $3 and status = 'running' returning ",
+     where id = $1 and lease_epoch >= $2 and attempt = $5 and home_server_id = $3 and status = 'running' returning ",
     run_columns!()
 );
+
+const UNOWNED: &str = "select id, lease_epoch, attempt from run where status = 'running' and home_server_id = $1 \
+     and lease_expires_at_ms <= $2 order by id";
+
+/// A running run whose lease is over, at its home.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unowned {
+    /// The run.
+    pub run: RunId,
+    /// The epoch of the lease that is over.
+    pub epoch: Epoch,
+    /// The attempt under way.
+    pub attempt: i64,
+}
 
 impl Store {
     /// Says how long a server may be silent, in milliseconds, before [`Store::write_off_lost`] ends its runs and another
@@ -56,22 +71,21 @@ impl Store {
     /// it has ended or was written off. No event tells of it and the attempt stays the same. A run that cannot be read
     /// ends as failed instead.
     ///
+    /// A later epoch of the same attempt is the caller's own as well: that of a call whose answer was lost. Nobody but its
+    /// home raises it without ending the run.
+    ///
     /// # Errors
     /// As every write.
     /// # Cancel safety
-    /// A dropped call may have raised the epoch: then the run is taken up by the next start, or written off.
-    pub async fn readopt(
-        &self,
-        run: &RunId,
-        epoch: Epoch,
-        server: &ServerId,
-    ) -> Result<Option<Claimed>, StoreError> {
+    /// Safe: taking it up again raises the epoch again.
+    pub async fn readopt(&self, lapsed: &Unowned, server: &ServerId) -> Result<Option<Claimed>, StoreError> {
         let mut tx = self.begin().await?;
         let row = sql::query(READOPT)
-            .bind(run.as_str())
-            .bind(epoch.0)
+            .bind(lapsed.run.as_str())
+            .bind(lapsed.epoch.0)
             .bind(server.as_str())
             .bind(tx.now_ms + LEASE_MS)
+            .bind(lapsed.attempt)
             .fetch_optional(&mut *tx.db)
             .await?;
         let Some(row) = row else {
@@ -88,6 +102,18 @@ impl Store {
         };
         tx.commit().await?;
         Ok(claimed)
+    }
+
+    /// The server's running runs whose leases are over, oldest first: those that a claim has taken whose answer was lost,
+    /// beside those that the caller has in hand. As many as the server has slots.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn unowned_runs(&self, server: &ServerId) -> Result<Vec<Unowned>, StoreError> {
+        let query = sql::query(UNOWNED).bind(server.as_str()).bind(self.now_ms());
+        query.fetch_all(self.reader()).await?.iter().map(unowned).collect()
     }
 
     /// Ends the runs of servers that have been silent for [`Store::server_lost_after_ms`] as lost, by compare-and-set on
@@ -134,6 +160,12 @@ impl Store {
             .await?;
         Ok(!rows.is_empty())
     }
+}
+
+fn unowned(row: &Row) -> Result<Unowned, StoreError> {
+    let columns = Columns::of("run", row)?;
+    let epoch = Epoch(columns.get("lease_epoch")?);
+    Ok(Unowned { run: columns.parse("id")?, epoch, attempt: columns.get("attempt")? })
 }
 
 async fn is_witness(tx: &mut Tx<'_>, server: &ServerId, since_ms: i64) -> Result<bool, StoreError> {

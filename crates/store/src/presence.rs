@@ -27,8 +27,7 @@ const LIST: &str = "select id, seen_at_ms, problems, \
 const PARTS: &str = "select server_id, role, seen_at_ms, version, slots from server_role \
      where server_id = $1 order by role";
 
-const PART_SEEN: &str =
-    "select 1 from server_role where server_id = $1 and role = $2 and seen_at_ms >= $3";
+const PART_SEEN: &str = "select 1 from server_role where server_id = $1 and role = $2 and seen_at_ms >= $3";
 
 /// What a process does for a server, told with each sign of life.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -100,10 +100,8 @@ mod tests {
             let payloads = payloads(text(&long), "0123456789abcdef");
             assert!(payloads.iter().all(|payload| payload.len() < 8_000), "{piece:?}");
             assert!(payloads.len() <= 8, "{piece:?}: {}", payloads.len());
-            let read: String = payloads
-                .iter()
-                .map(|payload| LiveText::read(payload, "other").unwrap().delta.text)
-                .collect();
+            let read: String =
+                payloads.iter().map(|payload| LiveText::read(payload, "other").unwrap().delta.text).collect();
             assert_eq!(read, long);
         }
         assert!(payloads(text(""), "x").is_empty());

@@ -79,7 +79,8 @@ impl Notifier {
         let channel = Channel { texts: format!("{channel}_text"), words: channel, own };
         let (words, waiting_words) = mpsc::channel(WAITING_TOPICS);
         let (texts, waiting_texts) = mpsc::channel(WAITING_TEXTS);
-        let sender = Sender { pool: pool.clone(), channel: channel.clone(), deltas: Arc::clone(&heard.deltas) };
+        let sender =
+            Sender { pool: pool.clone(), channel: channel.clone(), deltas: Arc::clone(&heard.deltas) };
         let sending = tokio::spawn(sender.send(waiting_words, waiting_texts));
         let listening = tokio::spawn(listen(pool, channel, heard));
         Self { words, texts, tasks: [sending, listening] }

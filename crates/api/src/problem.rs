@@ -170,6 +170,8 @@ pub(crate) enum ApiError {
         "projects are made with a key of the default project, or by the operator: `caisson project create`"
     )]
     DefaultProjectOnly,
+    #[error("servers are listed with a key of the default project")]
+    ServersOfDefaultProject,
     #[error("{} runs wait already; come again later", caisson_domain::limits::QUEUE_RUNS)]
     QueueFull,
     #[error("too many event streams are open; come again later, or read pages")]
@@ -254,7 +256,9 @@ impl ApiError {
             Self::InvalidProject(faults) => {
                 return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_project"));
             }
-            Self::DefaultProjectOnly => (StatusCode::FORBIDDEN, "default_project_only"),
+            Self::DefaultProjectOnly | Self::ServersOfDefaultProject => {
+                (StatusCode::FORBIDDEN, "default_project_only")
+            }
             Self::ScopeMissing(_) => (StatusCode::FORBIDDEN, "scope_missing"),
             Self::Unknown { code, .. } => (StatusCode::NOT_FOUND, *code),
             Self::NotAcceptable(_) => (StatusCode::NOT_ACCEPTABLE, "not_acceptable"),
@@ -312,6 +316,7 @@ impl ApiError {
             | Self::KeysFull
             | Self::InvalidProject(_)
             | Self::DefaultProjectOnly
+            | Self::ServersOfDefaultProject
             | Self::InvalidBudget(_)
             | Self::InvalidCredential(_)
             | Self::Conflict { .. }

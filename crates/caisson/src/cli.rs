@@ -3,6 +3,7 @@
 mod budget;
 mod credential;
 mod project;
+mod servers;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use crate::settings::EngineChoice;
 pub(crate) use budget::{Budget, SetBudget};
 pub(crate) use credential::{AddCredential, Credential, SecretFlags};
 pub(crate) use project::Project;
+pub(crate) use servers::OnlyFlag;
 
 /// Runs Claude Code, each session sealed in its own container, behind one async HTTP API.
 #[derive(Debug, Parser)]
@@ -30,7 +32,7 @@ pub(crate) struct Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run the server: API, worker and gateway in one process.
+    /// Run the server: API, worker and gateway in one process, or one of them.
     Serve(Serve),
     /// Submit a task and follow it; Ctrl-C detaches and leaves the run alone.
     Run(Box<Run>),
@@ -46,6 +48,8 @@ pub(crate) enum Command {
     Artifacts(Artifacts),
     /// Ask for a run's end; its work is saved first.
     Cancel(One),
+    /// List the servers that share the database.
+    Servers(ClientFlags),
     /// Show and set what the project's runs may spend, together.
     #[command(subcommand)]
     Budget(Budget),
@@ -121,6 +125,8 @@ pub(crate) struct Serve {
     /// Let runs name repositories below this directory by path; may be given several times.
     #[arg(long, value_name = "DIR")]
     pub allow_repo: Vec<PathBuf>,
+    #[command(flatten)]
+    pub only: OnlyFlag,
 }
 
 /// Flags of every command that calls the API.

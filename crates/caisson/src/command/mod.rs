@@ -15,6 +15,7 @@ mod key;
 mod machine;
 mod project;
 mod runs;
+mod servers;
 mod submit;
 
 use std::io::{IsTerminal, Write};
@@ -52,6 +53,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Diff(flags) => runs::diff(flags).await,
         Command::Artifacts(flags) => artifacts::run(flags).await,
         Command::Cancel(flags) => runs::cancel(flags).await,
+        Command::Servers(flags) => servers::run(flags).await,
         Command::Budget(budget) => budget::run(budget).await,
         Command::Egress(crate::cli::Egress::Suggest(flags)) => egress::suggest(flags).await,
         Command::Project(project) => project::run(project, environment).await,
@@ -94,6 +96,7 @@ pub(crate) fn serve_settings(flags: Serve, environment: &Environment) -> anyhow:
         listen: flags.listen,
         allow_repo: flags.allow_repo,
         engine: flags.engine.engine,
+        only: flags.only.only,
     };
     Settings::read(flags.server.config.as_deref(), environment, overrides)
 }

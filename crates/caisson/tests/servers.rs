@@ -181,7 +181,7 @@ async fn a_server_that_stays_away_loses_its_runs_once_and_clears_up_when_it_come
     pair.other.take();
     let (id, sandbox) = pair.world.half_done(&pair.world.run_body(), END).await.unwrap();
     pair.other = Some(pair.other_spec.start().await.unwrap());
-    assert_eq!(states(&pair).await, ["live", "live"]);
+    assert_eq!(states(&pair), ["live", "live"]);
     pair.world.server.kill().unwrap();
     let killed = Instant::now();
     let run = pair.other_api.wait_end(&id, END).await.unwrap();
@@ -195,7 +195,7 @@ async fn a_server_that_stays_away_loses_its_runs_once_and_clears_up_when_it_come
         (&json!("failed"), &json!("sandbox_lost")),
         "{run:#}"
     );
-    assert_eq!(states(&pair).await, ["lost", "live"]);
+    assert_eq!(states(&pair), ["lost", "live"]);
     assert_eq!(pair.world.sandboxes().unwrap(), [sandbox], "nobody else can take it away");
 
     pair.world.server = pair.world.spec.start().await.unwrap();
@@ -208,11 +208,11 @@ async fn a_server_that_stays_away_loses_its_runs_once_and_clears_up_when_it_come
     let session = run["session_id"].as_str().unwrap();
     let workspace = pair.world.state_dir().join("sessions").join(session);
     assert!(workspace.exists(), "the session's workspace is kept: {}", workspace.display());
-    assert_eq!(states(&pair).await, ["live", "live"]);
+    assert_eq!(states(&pair), ["live", "live"]);
 }
 
 /// The states of the servers, oldest first, as the command shows them.
-async fn states(pair: &Pair) -> Vec<String> {
+fn states(pair: &Pair) -> Vec<String> {
     let admin = pair.world.spec.command(&["key", "create", "admin", "--scope", "admin"]).output().unwrap();
     let key = String::from_utf8(admin.stdout).unwrap();
     let key = key.split_whitespace().find(|word| word.starts_with("csk_")).unwrap().to_owned();

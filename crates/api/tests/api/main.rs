@@ -19,6 +19,7 @@ mod openapi;
 mod pages;
 mod projects;
 mod runs;
+mod servers;
 mod sessions;
 mod stream;
 mod stream_live;

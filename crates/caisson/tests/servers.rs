@@ -15,7 +15,7 @@ use testkit::postgres::Postgres;
 use testkit::process::{ServerProcess, ServerSpec};
 use testkit::world::{World, WorldSpec};
 
-const END: Duration = Duration::from_mins(3);
+const END: Duration = Duration::from_mins(5);
 /// How long a server is cut off from the database: a lease is over by then.
 const CUT_OFF: Duration = Duration::from_secs(35);
 /// Runs of the two servers together.
@@ -78,7 +78,7 @@ fn beside(world: &World, name: &str, url: &str) -> ServerSpec {
 
 fn slow(engine: Engine) -> WorldSpec {
     let mut spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::on(engine) };
-    spec.variables.push(("SLOTS".to_owned(), "3".to_owned()));
+    spec.variables.push(("SLOTS".to_owned(), "4".to_owned()));
     spec
 }
 

@@ -83,15 +83,13 @@ async fn a_database_without_a_free_connection_is_waited_for() {
     let Some(cluster) = Cluster::make(&options, None).unwrap() else { return };
     let Some(world) = world(&cluster).await else { return };
     let id = at_work(&world).await;
-    // All but one, and then those of the server as well.
-    let mut taken: Vec<Occupied> = (0..CONNECTIONS).map(|_| cluster.occupy().unwrap()).collect();
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let cut = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
-         where backend_type = 'client backend' and query not like '%pg_sleep%' and pid <> pg_backend_pid()";
+    // Somebody cuts the server off again and again, and others are quicker than it is.
+    let cut = "do $$ begin for turn in 1..200 loop perform pg_stat_clear_snapshot(); \
+         perform pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'client backend' \
+         and query not like '%pg_sleep%' and pid <> pg_backend_pid(); perform pg_sleep(0.1); end loop; end $$";
+    let mut taken: Vec<Occupied> = vec![cluster.background(cut).unwrap()];
     let begun = Instant::now();
     loop {
-        // Whoever wants a connection has to be quicker than the server is.
-        cluster.value(cut).ok();
         taken.extend((0..4).map(|_| cluster.occupy().unwrap()));
         tokio::time::sleep(Duration::from_millis(300)).await;
         if world.api.get(&format!("/v1/runs/{id}")).await.unwrap().status == 503 {
@@ -113,19 +111,38 @@ async fn a_database_whose_disk_is_full_is_waited_for() {
     let id = at_work(&world).await;
     let filler = cluster.home().join("filler");
     fill(&filler);
-    // What is left of the current file of the log is used up by what anybody writes.
-    let begun = Instant::now();
-    while world.api.get("/readyz").await.unwrap().status == 200 {
-        cluster.value("create table if not exists waste (x text); insert into waste select repeat('x', 1000) from generate_series(1, 20000)").ok();
-        fill(&filler);
-        assert!(begun.elapsed() < Duration::from_secs(60), "the disk is not full");
+    // The tables have a little room left.
+    let mut large = world.run_body();
+    large["prompt"] = noise(900_000).into();
+    let mut made = Vec::new();
+    loop {
+        let answer = world.api.post("/v1/runs", &large).await.unwrap();
+        if answer.status == 503 {
+            break;
+        }
+        assert!(answer.status == 202 && made.len() < 50, "the disk is not full: {answer:?}");
+        made.push(answer.body["id"].as_str().unwrap().to_owned());
     }
     tokio::time::sleep(Duration::from_secs(5)).await;
     answers(&world, "/healthz", 200).await;
     std::fs::remove_file(&filler).unwrap();
     // It may have ended for want of space, as its administrator would see.
     cluster.start().unwrap();
+    for other in made {
+        answers(&world, "/readyz", 200).await;
+        world.api.post(&format!("/v1/runs/{other}/cancel"), &serde_json::Value::Null).await.unwrap();
+    }
     assert_done_once(&world, &id).await;
+}
+
+/// A text that no database makes smaller.
+fn noise(bytes: usize) -> String {
+    let mut state = 1_u64;
+    let digits = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        format!("{:016x}", state ^ (state >> 33))
+    });
+    digits.take(bytes / 16).collect()
 }
 
 /// Writes a file until the disk is full.

@@ -96,8 +96,16 @@ impl Cluster {
     /// # Errors
     /// `psql` cannot be started.
     pub fn occupy(&self) -> anyhow::Result<Occupied> {
-        let mut sleeping = self.psql("select pg_sleep(600)");
-        Ok(Occupied(sleeping.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
+        self.background("select pg_sleep(600)")
+    }
+
+    /// Takes a connection for as long as the answer lives, and runs something on it.
+    ///
+    /// # Errors
+    /// `psql` cannot be started.
+    pub fn background(&self, sql: &str) -> anyhow::Result<Occupied> {
+        let mut running = self.psql(sql);
+        Ok(Occupied(running.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
     }
 
     #[expect(clippy::disallowed_methods, reason = "psql is started here, with an argument vector")]

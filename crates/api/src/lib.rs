@@ -30,6 +30,7 @@ mod quota;
 mod runs;
 mod schema;
 mod serve;
+mod servers;
 mod sessions;
 mod stall;
 mod state;
@@ -51,6 +52,7 @@ pub mod view {
         ArtifactList, ArtifactView, CreateRun, CreateRunResources, CredentialUseView, FailureView,
         QueueEstimateView, RepositoryChoice, ResourcesView, RunLinks, RunPage, RunView, UsageView,
     };
+    pub use crate::servers::{ServerPage, ServerPartView, ServerProblemView, ServerView};
     pub use crate::sessions::{SessionLinks, SessionPage, SessionView};
     pub use crate::workflows::{CaissonView, WorkflowList, WorkflowSummary, WorkflowView};
 }
@@ -71,4 +73,12 @@ pub fn router(config: ApiConfig, store: Store, cancel: CancellationToken) -> Rou
     let surroundings = middleware::Surroundings::new(&config);
     let state = state::App::new(config, store, cancel, &openapi::complete(document));
     middleware::wrap(routes.with_state(state).merge(docs::routes()), &surroundings)
+}
+
+/// Builds a router of `/healthz` and `/readyz` alone, for a server that does not answer the API.
+pub fn health_router(config: ApiConfig, store: Store, cancel: CancellationToken) -> Router {
+    let (routes, document) = openapi::health_routes().split_for_parts();
+    let surroundings = middleware::Surroundings::new(&config);
+    let state = state::App::new(config, store, cancel, &document);
+    middleware::wrap(routes.with_state(state), &surroundings)
 }

@@ -19,7 +19,7 @@ use crate::negotiate::{JSON, json_only};
 use crate::problem::PROBLEM_JSON;
 use crate::state::App;
 use crate::{
-    agents, audit, budget, credentials, events, health, keys, projects, queue, runs, sessions, workflows,
+    agents, audit, budget, credentials, events, health, keys, projects, queue, runs, servers, sessions, workflows,
 };
 
 /// Name of the scheme in which a key is a bearer token.
@@ -62,6 +62,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(queue::drain))
         .routes(routes!(queue::resume))
         .routes(routes!(queue::set_project_queue))
+        .routes(routes!(servers::list_servers))
         .routes(routes!(budget::get_budget, budget::set_budget))
         .routes(routes!(credentials::add_credential, credentials::list_credentials))
         .routes(routes!(
@@ -69,8 +70,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
             credentials::rotate_credential,
             credentials::remove_credential
         ))
-        .routes(routes!(health::healthz))
-        .routes(routes!(health::readyz))
+        .merge(health_routes())
         .routes(routes!(openapi_json))
         .route_layer(from_fn(json_only));
     let info = InfoBuilder::new()
@@ -84,6 +84,11 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(runs::get_artifact))
         .routes(routes!(events::read_run_events))
         .routes(routes!(events::read_session_events))
+}
+
+/// Whether the server lives, and can take runs.
+pub(crate) fn health_routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(health::healthz)).routes(routes!(health::readyz))
 }
 
 /// Adds what holds for many routes: the keys, and the refusals that any of them may answer with.

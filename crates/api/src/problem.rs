@@ -170,6 +170,8 @@ pub(crate) enum ApiError {
         "projects are made with a key of the default project, or by the operator: `caisson project create`"
     )]
     DefaultProjectOnly,
+    #[error("servers are listed with a key of the default project")]
+    ServersOfDefaultProject,
     #[error("as many runs wait already as may (queue.max_queued); come again later")]
     QueueFull,
     #[error("as many runs of the project wait already as may (its max_queued); come again later")]
@@ -260,7 +262,9 @@ impl ApiError {
             Self::InvalidProject(faults) => {
                 return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_project"));
             }
-            Self::DefaultProjectOnly => (StatusCode::FORBIDDEN, "default_project_only"),
+            Self::DefaultProjectOnly | Self::ServersOfDefaultProject => {
+                (StatusCode::FORBIDDEN, "default_project_only")
+            }
             Self::ScopeMissing(_) => (StatusCode::FORBIDDEN, "scope_missing"),
             Self::Unknown { code, .. } => (StatusCode::NOT_FOUND, *code),
             Self::NotAcceptable(_) => (StatusCode::NOT_ACCEPTABLE, "not_acceptable"),
@@ -326,6 +330,7 @@ impl ApiError {
             | Self::DefaultProjectOnly
             | Self::OperatorsOnly
             | Self::InvalidQueue(_)
+            | Self::ServersOfDefaultProject
             | Self::InvalidBudget(_)
             | Self::InvalidCredential(_)
             | Self::Conflict { .. }

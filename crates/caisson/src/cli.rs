@@ -4,6 +4,7 @@ mod budget;
 mod credential;
 mod project;
 mod queue;
+mod servers;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ pub(crate) use budget::{Budget, SetBudget};
 pub(crate) use credential::{AddCredential, Credential, SecretFlags};
 pub(crate) use project::Project;
 pub(crate) use queue::{Drain, Queue, Resume, SetProject, StartFlags};
+pub(crate) use servers::OnlyFlag;
 
 /// Runs Claude Code, each session sealed in its own container, behind one async HTTP API.
 #[derive(Debug, Parser)]
@@ -32,7 +34,7 @@ pub(crate) struct Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run the server: API, worker and gateway in one process.
+    /// Run the server: API, worker and gateway in one process, or one of them.
     Serve(Serve),
     /// Submit a task and follow it; Ctrl-C detaches and leaves the run alone.
     Run(Box<Run>),
@@ -54,6 +56,8 @@ pub(crate) enum Command {
     Drain(Drain),
     /// Have drained servers take runs again. Needs an admin key of the default project.
     Resume(Resume),
+    /// List the servers that share the database.
+    Servers(ClientFlags),
     /// Show and set what the project's runs may spend, together.
     #[command(subcommand)]
     Budget(Budget),
@@ -129,6 +133,8 @@ pub(crate) struct Serve {
     /// Let runs name repositories below this directory by path; may be given several times.
     #[arg(long, value_name = "DIR")]
     pub allow_repo: Vec<PathBuf>,
+    #[command(flatten)]
+    pub only: OnlyFlag,
 }
 
 /// Flags of every command that calls the API.

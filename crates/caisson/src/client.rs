@@ -257,6 +257,21 @@ impl Client {
         .await
     }
 
+    /// All servers. Errors are the server's problem.
+    pub(crate) async fn servers(&self) -> anyhow::Result<Vec<Value>> {
+        let (mut servers, mut cursor) = (Vec::new(), None::<String>);
+        loop {
+            let mut request = self.request(Method::GET, "/v1/servers")?.query(&[("limit", "200")]);
+            if let Some(cursor) = &cursor {
+                request = request.query(&[("cursor", cursor)]);
+            }
+            let page = self.json(request).await?;
+            servers.extend(page["items"].as_array().into_iter().flatten().cloned());
+            let Some(next) = page["next_cursor"].as_str() else { return Ok(servers) };
+            cursor = Some(next.to_owned());
+        }
+    }
+
     /// Finds the run that `text` names: a whole id, the end of one among the newest 200, or the newest.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use caisson_domain::git::{AllowList, Repository};
 use caisson_domain::redact;
+use caisson_domain::server::Role;
 use caisson_domain::usage::PriceTable;
 use caisson_domain::workflow::Workflow;
 use caisson_gateway::{
@@ -215,8 +216,11 @@ pub(crate) fn read(settings: &Settings) -> Result<Inputs, Faults> {
     }
 }
 
-/// The shim that the settings name, or the one beside this program.
+/// The shim that the settings name, or the one beside this program; only a worker needs one.
 fn find_shim(settings: &Settings) -> anyhow::Result<PathBuf> {
+    if !settings.roles.has(Role::Worker) {
+        return Ok(PathBuf::new());
+    }
     let path = match &settings.shim {
         Some(path) => path.clone(),
         None => std::env::current_exe()?.with_file_name("caisson-shim"),

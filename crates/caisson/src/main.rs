@@ -15,6 +15,7 @@ mod log;
 mod logins;
 mod presets;
 mod render;
+mod roles;
 mod serve;
 mod server_id;
 mod settings;

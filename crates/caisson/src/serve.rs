@@ -1,10 +1,10 @@
-//! The composition root: store, engine, gateway, worker and API in one process.
+//! The composition root: store, engine, gateway, worker and API in one process, or some of them.
 
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,7 +12,7 @@ use caisson_api::{AgentInfo, ApiConfig, ApiLimits, ServeLimits};
 use caisson_domain::budget::ProjectBudgets;
 use caisson_domain::id::{ProjectId, ServerId};
 use caisson_domain::limits::{PAGE_ITEMS, PROJECTS};
-use caisson_domain::server::{PlacementProblem, ProblemCode};
+use caisson_domain::server::{PlacementProblem, ProblemCode, Role};
 use caisson_domain::workflow::Workflow;
 use caisson_gateway::{Gateway, GatewayConfig, GitIdentity};
 use caisson_store::{Clock, Store};
@@ -28,8 +28,9 @@ use crate::engines::{ActiveEngine, Purpose};
 use crate::exposure;
 use crate::inputs::{self, Inputs};
 use crate::log;
+use crate::roles;
 use crate::server_id::server_id;
-use crate::settings::Settings;
+use crate::settings::{EngineChoice, Settings};
 use crate::shim;
 use crate::vault::{has_model_credential, unlock};
 
@@ -42,32 +43,59 @@ pub(crate) struct Server {
     pub address: SocketAddr,
     /// The store, for what runs in the same process.
     pub store: Store,
-    head: Option<Arc<HeadKeeper>>,
+    head: Arc<Head>,
     tracker: TaskTracker,
     cancel: CancellationToken,
-    // The lock is given back when the server is dropped.
-    _lock: fs::File,
+    // They are given back when the server is dropped.
+    _locks: Vec<fs::File>,
+}
+
+/// The head of the server's audit log, which one of its processes keeps.
+#[derive(Debug)]
+struct Head {
+    keeper: Option<Arc<HeadKeeper>>,
+    /// That this is the process.
+    place: OnceLock<fs::File>,
+}
+
+impl Head {
+    async fn follow(&self, state_dir: &Path, store: &Store, stop: &CancellationToken) {
+        let Some(keeper) = &self.keeper else { return };
+        if let Some(place) = roles::sole_keeper(state_dir, stop).await
+            && self.place.set(place).is_ok()
+        {
+            keeper.follow(store, stop).await;
+        }
+    }
+
+    /// Signs what was recorded while the parts stopped.
+    async fn end(&self, store: &Store) {
+        if let Some(keeper) = self.keeper.as_ref().filter(|_| self.place.get().is_some()) {
+            keeper.keep_or_log(store).await;
+        }
+    }
 }
 
 impl Server {
-    /// Starts every part. Living sandboxes of an earlier process are taken over.
+    /// Starts every part that the settings name. Living sandboxes of an earlier process are taken over.
     ///
     /// # Errors
     /// The state directory is in use or cannot be used, the address is taken, or a file that the settings name is bad.
     pub(crate) async fn start(settings: Settings) -> anyhow::Result<Self> {
         let inputs = read_inputs(&settings)?;
-        let certificate = inputs.certificate.clone();
+        roles::check(&settings)?;
         for weakness in exposure::weaknesses(&settings) {
             warn!("{weakness}");
         }
         make_directory(&settings.state_dir)?;
         check_place(&settings.state_dir, &settings.audit_head())?;
-        let lock = lock_state(&settings.state_dir)?;
+        let locks = roles::lock(&settings)?;
         let listener = TcpListener::bind(settings.listen).await.with_context(|| {
             format!("{} cannot be listened on; choose another address with --listen", settings.listen)
         })?;
         let address = listener.local_addr()?;
         let store = open_store(&settings).await?;
+        store.set_server_lost_after_ms(i64::from(settings.server_lost_after_s) * 1000);
         unlock(&settings, &store).await?;
         for weakness in exposure::weaknesses_of_store(&store).await? {
             warn!("{weakness}");
@@ -77,55 +105,117 @@ impl Server {
         let head = keep_audit(&settings, &store, &id).await?;
         // Audited, so not before the store knows whose chain it writes.
         put_budgets(&store, &settings).await?;
-        let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
+        let head = Arc::new(Head { keeper: head, place: OnceLock::new() });
+        let server = Self {
+            address,
+            store,
+            head,
+            tracker: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+            _locks: locks,
+        };
+        let images = server.start_parts(&settings, &inputs, &id).await?;
+        server.listen(listener, &settings, (&inputs, images))?;
+        server.tracker.close();
+        info!(address = %address, server.id = %id, "server {id} is here, as {}", settings.roles);
+        Ok(server)
+    }
 
-        let engine = ActiveEngine::choose(&settings, &id, Some(&store), Purpose::Serving).await?;
-        let caps = disk_caps(&settings).await?;
-        let weaknesses = engine.weaknesses().into_iter().chain(caps.weakness());
-        warn_of(weaknesses, &inputs, has_model_credential(&store).await?);
-        Gateway::start(gateway_config(&settings, &inputs, &id), store.clone(), &tracker, cancel.clone())
+    /// Starts gateway and worker, and what tells of this process; returns whether sandboxes are made of images.
+    async fn start_parts(&self, settings: &Settings, inputs: &Inputs, id: &ServerId) -> anyhow::Result<bool> {
+        let (store, tracker, cancel) = (&self.store, &self.tracker, &self.cancel);
+        let presence = roles::presence(settings, id);
+        store.beat(&presence).await?;
+        let images = if settings.roles.has(Role::Worker) {
+            let engine = ActiveEngine::choose(settings, id, Some(store), Purpose::Serving).await?;
+            let caps = disk_caps(settings).await?;
+            let weaknesses = engine.weaknesses().into_iter().chain(caps.weakness());
+            warn_of(weaknesses, inputs, has_model_credential(store).await?);
+            self.start_gateway(settings, inputs, id).await?;
+            let worker = worker_config(settings, &inputs.shim, (id, caps), &engine)?;
+            let images = engine.default_image().is_some();
+            self.start_worker(settings, worker, engine).await?;
+            images
+        } else {
+            warn_of(std::iter::empty(), inputs, has_model_credential(store).await?);
+            self.start_gateway(settings, inputs, id).await?;
+            // Nobody here knows better; the worker that takes a run does.
+            settings.engine != EngineChoice::Local
+        };
+        let (told, stop) = (store.clone(), cancel.clone());
+        tracker.spawn(async move { roles::keep(&told, &presence, &stop).await });
+        let (head, store, stop) = (Arc::clone(&self.head), store.clone(), cancel.clone());
+        let state_dir = settings.state_dir.clone();
+        tracker.spawn(async move { head.follow(&state_dir, &store, &stop).await });
+        Ok(images)
+    }
+
+    async fn start_gateway(&self, settings: &Settings, inputs: &Inputs, id: &ServerId) -> anyhow::Result<()> {
+        if !settings.roles.has(Role::Gateway) {
+            return Ok(());
+        }
+        let config = gateway_config(settings, inputs, id);
+        Gateway::start(config, self.store.clone(), &self.tracker, self.cancel.clone())
             .await
             .context("the gateway cannot start")?;
+        Ok(())
+    }
+
+    async fn start_worker(
+        &self,
+        settings: &Settings,
+        config: WorkerConfig,
+        engine: ActiveEngine,
+    ) -> anyhow::Result<()> {
+        let gateway_apart = !settings.roles.has(Role::Gateway);
         let probe = Arc::new(Checks {
             engine: engine.clone(),
             agents: Agents::new(settings.agents_dir()),
             agent_version: settings.agent_version.clone(),
+            gateway: gateway_apart.then(|| (self.store.clone(), config.server.clone())),
         });
-        let worker = worker_config(&settings, &inputs.shim, (&id, caps), &engine)?;
         let parts = Parts {
-            store: store.clone(),
+            store: self.store.clone(),
             engine: engine.engine(),
             probe: Some(probe),
-            tracker: tracker.clone(),
-            cancel: cancel.clone(),
+            tracker: self.tracker.clone(),
+            cancel: self.cancel.clone(),
             hook: None,
         };
-        Worker::start(worker, parts).await.context("the worker cannot start")?;
+        Worker::start(config, parts).await.context("the worker cannot start")?;
+        Ok(())
+    }
 
-        let router =
-            caisson_api::router(api_config(&settings, &inputs, &engine), store.clone(), cancel.clone());
-        let stop = cancel.clone();
+    /// Serves the API, or the health checks alone where it is not among the parts.
+    fn listen(
+        &self,
+        listener: TcpListener,
+        settings: &Settings,
+        (inputs, images): (&Inputs, bool),
+    ) -> anyhow::Result<()> {
+        let config = api_config(settings, inputs, images);
+        let (store, stop) = (self.store.clone(), self.cancel.clone());
+        let router = if settings.roles.has(Role::Api) {
+            caisson_api::router(config, store, stop.clone())
+        } else {
+            caisson_api::health_router(config, store, stop.clone())
+        };
         let limits = ServeLimits {
             connections: settings.api.connections,
             connections_per_peer: settings.api.connections_per_peer,
             ..ServeLimits::default()
         };
-        let scheme = if let Some(certificate) = certificate {
+        let scheme = if let Some(certificate) = inputs.certificate.clone() {
             let config = certificate.server_config()?;
-            tracker.spawn(certificate.follow(cancel.clone()));
-            tracker.spawn(caisson_api::serve_tls(listener, router, limits, config, stop));
+            self.tracker.spawn(certificate.follow(stop.clone()));
+            self.tracker.spawn(caisson_api::serve_tls(listener, router, limits, config, stop));
             "https"
         } else {
-            tracker.spawn(caisson_api::serve(listener, router, limits, stop));
+            self.tracker.spawn(caisson_api::serve(listener, router, limits, stop));
             "http"
         };
-        if let Some(head) = head.clone() {
-            let (store, stop) = (store.clone(), cancel.clone());
-            tracker.spawn(async move { head.follow(&store, &stop).await });
-        }
-        tracker.close();
-        info!(address = %address, server.id = %id, "listening on {scheme}://{address}");
-        Ok(Self { address, store, head, tracker, cancel, _lock: lock })
+        info!("listening on {scheme}://{}", self.address);
+        Ok(())
     }
 
     /// Stops every part. Sandboxes stay alive: the next start takes them over.
@@ -134,10 +224,7 @@ impl Server {
         if tokio::time::timeout(STOP_WAIT, self.tracker.wait()).await.is_err() {
             warn!("some tasks did not end in time; they are left behind");
         }
-        if let Some(head) = &self.head {
-            // What was recorded while the parts stopped.
-            head.keep_or_log(&self.store).await;
-        }
+        self.head.end(&self.store).await;
         self.store.close().await.ok();
     }
 }
@@ -176,21 +263,6 @@ fn make_directory(directory: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("the state directory \"{}\" cannot be made", directory.display()))
 }
 
-/// One server to a state directory: two would give the same sandboxes orders.
-fn lock_state(state_dir: &Path) -> anyhow::Result<fs::File> {
-    let path = state_dir.join("lock");
-    let file = fs::File::create(&path)
-        .with_context(|| format!("\"{}\" cannot be written; choose another --state-dir", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => anyhow::bail!(
-            "another server uses the state directory \"{}\"; stop it or choose another --state-dir",
-            state_dir.display()
-        ),
-        Err(fs::TryLockError::Error(error)) => Err(error).context("the state directory cannot be locked"),
-    }
-}
-
 /// Every project has the server's workflows.
 async fn put_workflows(store: &Store, workflows: &[Workflow]) -> anyhow::Result<()> {
     // One page: there are no more projects.
@@ -218,14 +290,14 @@ async fn put_budgets(store: &Store, settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn api_config(settings: &Settings, inputs: &Inputs, engine: &ActiveEngine) -> ApiConfig {
+fn api_config(settings: &Settings, inputs: &Inputs, images: bool) -> ApiConfig {
     let agents = Agents::new(settings.agents_dir());
     let version = agents.installed(&settings.agent_version).map(|manifest| manifest.version);
     ApiConfig {
         allow: inputs.allow.clone(),
         default_repository: inputs.default_repository.clone(),
         artifacts_dir: settings.state_dir.join("artifacts"),
-        without_images: engine.default_image().is_none(),
+        without_images: !images,
         budget_soft_percent: Some(settings.budget.soft_percent),
         agent: AgentInfo { version },
         cors_origins: settings.api.cors_origins.clone(),
@@ -327,6 +399,8 @@ pub(crate) struct Checks {
     pub agents: Agents,
     /// The version that runs use.
     pub agent_version: String,
+    /// The server whose gateway is another process's.
+    pub gateway: Option<(Store, ServerId)>,
 }
 
 #[async_trait::async_trait]
@@ -339,6 +413,9 @@ impl Probe for Checks {
                 "Claude Code {version} is not installed; run `caisson agent install --version {version}`"
             );
             problems.push(PlacementProblem { code: ProblemCode::AgentMissing, message });
+        }
+        if let Some((store, server)) = &self.gateway {
+            problems.extend(roles::gateway_problem(store, server).await);
         }
         problems
     }

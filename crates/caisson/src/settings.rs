@@ -9,12 +9,15 @@ pub(crate) mod egress;
 pub(crate) mod mcp;
 mod queue;
 mod secrets;
+mod servers;
 mod sources;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use caisson_domain::limits::SERVER_LOST_MS_DEFAULT;
 use caisson_domain::provider::ProviderTool;
+use caisson_domain::server::Role;
 use caisson_domain::workflow::WORKSPACE_MIB;
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -22,6 +25,7 @@ use url::Url;
 
 use crate::logins::without_logins;
 use crate::presets::Clients;
+use crate::roles::Roles;
 use budget::Budget;
 
 pub(crate) use secrets::read_secret;
@@ -37,6 +41,9 @@ pub(crate) struct Settings {
     pub listen: SocketAddr,
     /// Runs at the same time, 1 to 256. Default 8. `CAISSON_SLOTS`.
     pub slots: usize,
+    /// How long a server that shares the database may be silent, in seconds, before another writes its runs off and may take
+    /// its sessions up, 40 to 604800; the same for all of them. Default 600. `CAISSON_SERVER_LOST_AFTER_S`.
+    pub server_lost_after_s: u32,
     /// What makes sandboxes: `auto`, `docker` or `local`. Default `auto`: Docker where an engine answers, else local. `CAISSON_ENGINE`.
     pub engine: EngineChoice,
     /// Image of sandboxes whose workflow and run name none. Default: the one `caisson image build` makes. `CAISSON_DEFAULT_IMAGE`.
@@ -91,6 +98,9 @@ pub(crate) struct Settings {
     pub egress: egress::Egress,
     /// Which MCP servers workflows may name.
     pub mcp: mcp::Mcp,
+    /// What this process does.
+    #[serde(skip)]
+    pub roles: Roles,
     /// Where the package managers' configuration is, for presets.
     #[serde(skip)]
     pub clients: Clients,
@@ -258,6 +268,8 @@ pub(crate) struct Overrides {
     pub allow_repo: Vec<PathBuf>,
     /// `--engine`.
     pub engine: Option<EngineChoice>,
+    /// `--only`.
+    pub only: Vec<Role>,
 }
 
 /// The process's environment, as far as settings need it.
@@ -328,6 +340,7 @@ impl Settings {
             settings.engine = engine;
         }
         settings.allow_repo.extend(overrides.allow_repo);
+        settings.roles = Roles::only(overrides.only);
         if settings.docker.host.is_none() {
             settings.docker.host = environment.get("DOCKER_HOST").map(str::to_owned);
         }
@@ -378,6 +391,7 @@ impl Settings {
                 self.uid_base
             ));
         }
+        self.check_servers(&mut faults);
         self.budget.check(&mut faults);
         self.database.check(&mut faults);
         self.queue.check(&mut faults);
@@ -458,6 +472,7 @@ fn defaults(
         .set_default("state_dir", environment.default_state_dir())?
         .set_default("listen", "127.0.0.1:7070")?
         .set_default("slots", 8)?
+        .set_default("server_lost_after_s", SERVER_LOST_MS_DEFAULT / 1000)?
         .set_default("repositories", empty.clone())?
         .set_default("allow_repo", empty.clone())?
         .set_default("min_free_disk_mib", 1024)?

@@ -206,6 +206,16 @@ fn slots_are_bounded_at_256() {
 }
 
 #[test]
+fn the_silence_of_a_lost_server_is_bounded() {
+    for (seconds, fits) in [(39, false), (40, true), (604_800, true), (604_801, false)] {
+        let file = format!("server_lost_after_s = {seconds}\n");
+        assert_eq!(load(&file, &[]).is_ok(), fits, "{seconds}");
+    }
+    assert!(fault("server_lost_after_s = 1\n", &[]).contains("server_lost_after_s is 1; give 40 to 604800"));
+    assert_eq!(load("", &[]).unwrap().server_lost_after_s, 600);
+}
+
+#[test]
 fn a_secret_file_holds_exactly_one_line() {
     use secrecy::ExposeSecret;
     let directory = tempfile::tempdir().unwrap();

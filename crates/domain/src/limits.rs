@@ -34,6 +34,14 @@ pub const LEASE_MS: i64 = 30_000;
 pub const HEARTBEAT_MS: i64 = 10_000;
 /// How long a server may be silent before the API counts it as gone, in milliseconds.
 pub const SERVER_SILENT_MS: i64 = 30_000;
+/// Shortest silence after which a server's runs may be written off, in milliseconds: longer than a lease and a heartbeat.
+pub const SERVER_LOST_MS_MIN: i64 = 40_000;
+/// Longest silence after which a server's runs may be written off, in milliseconds (7 days).
+pub const SERVER_LOST_MS_MAX: i64 = 7 * 24 * 60 * 60 * 1000;
+/// Silence after which a server's runs are written off if nobody says otherwise, in milliseconds (10 minutes).
+pub const SERVER_LOST_MS_DEFAULT: i64 = 10 * 60 * 1000;
+/// Runs that are written off at a time; the rest has its turn a little later.
+pub const LOST_RUNS: i64 = 50;
 /// How often placing a run is tried before `agent_started`, the first time included.
 pub const PLACE_ATTEMPTS: i64 = 5;
 

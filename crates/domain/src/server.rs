@@ -18,7 +18,65 @@ text_enum! {
         DiskLow = "disk_low",
         /// An operator has drained it: it takes no new run.
         Drained = "drained",
+        /// No gateway serves the sandboxes of this server's state directory.
+        GatewayAway = "gateway_away",
     }
+}
+
+text_enum! {
+    /// What a server does. The parts of one server share its state directory and its id, and may be processes of their own.
+    Role, "role" {
+        /// It answers the HTTP API.
+        Api = "api",
+        /// It claims runs and makes sandboxes.
+        Worker = "worker",
+        /// It serves the doors of the sandboxes.
+        Gateway = "gateway",
+    }
+}
+
+text_enum! {
+    /// How a server is, by its last sign of life.
+    ServerState, "server state" {
+        /// It was heard of a moment ago.
+        Live = "live",
+        /// It is silent; its runs wait for it.
+        Away = "away",
+        /// It has been silent for so long that its runs are written off.
+        Lost = "lost",
+    }
+}
+
+/// A part of a server as the store knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerPart {
+    /// What it does.
+    pub role: Role,
+    /// Its last sign of life, Unix ms.
+    pub seen_at_ms: i64,
+    /// Caisson's version.
+    pub version: String,
+}
+
+/// A server, what it does and what it has in hand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// Its id.
+    pub id: ServerId,
+    /// How it is: by its worker's signs of life if it has one, else by the newest of its other parts'.
+    pub state: ServerState,
+    /// The last sign of life that counts for the state, Unix ms.
+    pub seen_at_ms: i64,
+    /// Its parts, by name.
+    pub parts: Vec<ServerPart>,
+    /// Runs that its worker has in hand at most; none without a worker.
+    pub slots: Option<i64>,
+    /// Runs that it has in hand.
+    pub runs: i64,
+    /// Its sandboxes that are not destroyed.
+    pub sandboxes: i64,
+    /// What keeps it from placing runs; empty when nothing does.
+    pub problems: Vec<PlacementProblem>,
 }
 
 /// Something that keeps a server from placing runs, with its remedy.

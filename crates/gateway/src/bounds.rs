@@ -24,8 +24,9 @@ pub(crate) const BODY_POOL_BYTES: usize = 64 * 1024 * 1024;
 /// JSON up to this size is read on the spot, in bytes; longer texts go to a blocking thread.
 pub(crate) const INLINE_BYTES: usize = 512 * 1024;
 
-/// How long a request is held while the database is away, before it is refused.
-pub(crate) const STORE_HOLD: Duration = Duration::from_secs(10);
+/// How long a request is held while the database is away, before it is refused. The agent gives up after the third refusal
+/// in a few seconds, so this is nearly all of what an outage may last.
+pub(crate) const STORE_HOLD: Duration = Duration::from_mins(1);
 /// How long settling a call or recording a push is retried while the database is away.
 pub(crate) const SETTLE_HOLD: Duration = Duration::from_mins(1);
 /// How long the outcome of a run is held back while a git host is asked what became of its pending push: less

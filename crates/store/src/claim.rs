@@ -27,7 +27,8 @@ const PROJECTS_WAITING: &str = "select project.id, weight, turn, max_running, \
 
 const RUNNING_WITH: &str = "select count(*) from run where status = 'running' and model_credential_id = $1";
 
-/// The first run of a project that may start. A branch is a mutex over all projects, since the repository is one.
+/// The first run of a project that may start. A branch is a mutex over all projects, since the repository is one. A session
+/// whose agent has worked on another server waits for that one, until it is lost ($7): its workspace is there.
 const CLAIM: &str = concat!(
     "update run set status = 'running', phase = 'prepare', lease_epoch = lease_epoch + 1, attempt = attempt + 1, \
      lease_expires_at_ms = $2, home_server_id = $1, started_at_ms = coalesce(started_at_ms, $3), \
@@ -40,6 +41,10 @@ const CLAIM: &str = concat!(
          and live.repository_key = waiting.repository_key and live.branch = waiting.branch) \
        and (waiting.repository_key is null or $5 > (select count(*) from run as live \
          where live.status = 'running' and live.repository_key = waiting.repository_key)) \
+       and not exists (select 1 from attempt as begun, server as home where begun.session_id = waiting.session_id \
+         and begun.agent_started_at_ms is not null and home.id = begun.server_id and home.id <> $1 \
+         and home.seen_at_ms > $7 and not exists (select 1 from attempt as later \
+           where later.session_id = begun.session_id and later.agent_started_at_ms > begun.agent_started_at_ms)) \
        order by waiting.queue_rank_ms, waiting.id limit 1) returning ",
     run_columns!()
 );
@@ -84,7 +89,7 @@ impl Store {
         // Bounded: a row that cannot be read has ended before the next one is looked for.
         loop {
             let mut tx = self.begin().await?;
-            let Some(row) = next(&mut tx, server, &self.queue_limits()).await? else {
+            let Some(row) = next(&mut tx, server, (&self.queue_limits(), self.server_lost_after_ms())).await? else {
                 tx.rollback().await?;
                 return Ok(None);
             };
@@ -105,8 +110,12 @@ impl Store {
     }
 }
 
-/// Moves the next run to `running`, and its project one turn on.
-async fn next(tx: &mut Tx<'_>, server: &ServerId, limits: &QueueLimits) -> Result<Option<Row>, StoreError> {
+/// Moves the next run to `running`, and its project one turn on; a server is lost that was silent for `lost_after_ms`.
+async fn next(
+    tx: &mut Tx<'_>,
+    server: &ServerId,
+    (limits, lost_after_ms): (&QueueLimits, i64),
+) -> Result<Option<Row>, StoreError> {
     if drain::is_drained(tx, server).await? {
         return Ok(None);
     }
@@ -131,6 +140,7 @@ async fn next(tx: &mut Tx<'_>, server: &ServerId, limits: &QueueLimits) -> Resul
             .bind(project.project.as_str())
             .bind(limits.max_running_per_repository.unwrap_or(i64::MAX))
             .bind(project.model_credential.as_str())
+            .bind(tx.now_ms - lost_after_ms)
             .fetch_optional(&mut *tx.db)
             .await?;
         if row.is_some() {

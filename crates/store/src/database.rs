@@ -1,6 +1,7 @@
 //! Opening and transactions, the same for every database. What differs is in the modules below, and in the few
 //! [`sql::Statement::Each`].
 
+mod live_text;
 pub(crate) mod notify;
 pub(crate) mod postgres;
 pub(crate) mod sql;
@@ -13,6 +14,7 @@ use caisson_domain::id::{RunId, SandboxId, UsageId};
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgDatabaseError;
 
+use crate::deltas::Deltas;
 use crate::hints::Hints;
 use crate::{Random, Store, StoreError, Topic};
 use notify::Notifier;
@@ -83,11 +85,15 @@ impl Database {
         Ok((Self::Postgres(database), reader, missing))
     }
 
-    /// What tells other processes of hints; none for a database that one process has, or few that do not hurry.
-    pub(crate) fn notifier(&self, hints: &Arc<Hints>) -> Option<Notifier> {
+    /// What tells other processes of hints and text deltas; none for a database that one process has, or few that do not
+    /// hurry.
+    pub(crate) fn notifier(&self, hints: &Arc<Hints>, deltas: &Arc<Deltas>) -> Option<Notifier> {
         match self {
             Self::Sqlite(_) => None,
-            Self::Postgres(database) => Some(database.notifier(Random::system().bytes(), Arc::clone(hints))),
+            Self::Postgres(database) => {
+                let heard = notify::Heard { hints: Arc::clone(hints), deltas: Arc::clone(deltas) };
+                Some(database.notifier(Random::system().bytes(), heard))
+            }
         }
     }
 

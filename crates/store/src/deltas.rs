@@ -2,14 +2,21 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use caisson_domain::event::Delta;
 use caisson_domain::id::SessionId;
 use tokio::sync::broadcast;
+use tokio::time::Instant;
 
 /// Deltas that wait for a slow reader; older ones are dropped, and the reader is told how many. About ten seconds of a
 /// session at its full rate.
 pub const DELTA_CHANNEL_ITEMS: usize = 256;
+
+/// Sessions whose text is wanted by other servers, at most; the text of further ones stays here.
+pub const DELTA_SESSIONS_ELSEWHERE: usize = 4_096;
+/// How long another server's word that it listens is good for. It says so again well before.
+const WANTED_FOR: Duration = Duration::from_secs(25);
 
 type Channels = HashMap<SessionId, broadcast::Sender<Delta>>;
 
@@ -17,6 +24,8 @@ type Channels = HashMap<SessionId, broadcast::Sender<Delta>>;
 #[derive(Debug, Default)]
 pub(crate) struct Deltas {
     channels: Mutex<Channels>,
+    /// Until when other servers listen.
+    elsewhere: Mutex<HashMap<SessionId, Instant>>,
 }
 
 impl Deltas {
@@ -37,6 +46,37 @@ impl Deltas {
         if channel.send(delta).is_err() {
             channels.remove(session);
         }
+    }
+
+    /// The sessions that somebody listens to here.
+    pub(crate) fn listened(&self) -> Vec<SessionId> {
+        let channels = self.lock();
+        let heard = channels.iter().filter(|(_, channel)| channel.receiver_count() > 0);
+        heard.map(|(session, _)| session.clone()).collect()
+    }
+
+    /// Another server listens to the session from now on, for a while.
+    pub(crate) fn want_elsewhere(&self, session: &SessionId) {
+        let now = Instant::now();
+        let mut elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        if !elsewhere.contains_key(session) && elsewhere.len() >= DELTA_SESSIONS_ELSEWHERE {
+            elsewhere.retain(|_, until| *until > now);
+            if elsewhere.len() >= DELTA_SESSIONS_ELSEWHERE {
+                return;
+            }
+        }
+        elsewhere.insert(session.clone(), now + WANTED_FOR);
+    }
+
+    /// Whether another server listens to the session.
+    pub(crate) fn is_wanted_elsewhere(&self, session: &SessionId) -> bool {
+        let now = Instant::now();
+        let mut elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = elsewhere.get(session).is_some_and(|until| *until > now);
+        if !wanted {
+            elsewhere.remove(session);
+        }
+        wanted
     }
 
     fn lock(&self) -> MutexGuard<'_, Channels> {
@@ -90,6 +130,25 @@ mod tests {
             drop(deltas.subscribe(&session(number)));
             assert_eq!(deltas.lock().len(), 1);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn text_is_wanted_elsewhere_for_a_while_and_of_so_many_sessions() {
+        let deltas = Deltas::default();
+        assert!(!deltas.is_wanted_elsewhere(&session(1)));
+        deltas.want_elsewhere(&session(1));
+        assert!(deltas.is_wanted_elsewhere(&session(1)));
+        tokio::time::advance(WANTED_FOR).await;
+        assert!(!deltas.is_wanted_elsewhere(&session(1)), "nobody has said so again");
+        let many = |number: usize| SessionId::new(i64::try_from(number).unwrap(), [9; 10]);
+        for number in 0..=DELTA_SESSIONS_ELSEWHERE {
+            deltas.want_elsewhere(&many(number));
+        }
+        assert!(deltas.is_wanted_elsewhere(&many(DELTA_SESSIONS_ELSEWHERE - 1)));
+        assert!(!deltas.is_wanted_elsewhere(&many(DELTA_SESSIONS_ELSEWHERE)), "one too many");
+        tokio::time::advance(WANTED_FOR).await;
+        deltas.want_elsewhere(&many(DELTA_SESSIONS_ELSEWHERE));
+        assert!(deltas.is_wanted_elsewhere(&many(DELTA_SESSIONS_ELSEWHERE)), "there is room again");
     }
 
     #[test]

@@ -42,13 +42,14 @@ const NEEDED: &str = "select exists (select 1 from run where sandbox_id = $1 and
 
 const STATE: &str = "select id, state from sandbox where id = $1";
 
-/// The attempt under way does not count: the conversation exists only if another one may have begun it.
+/// The attempt under way does not count: the conversation exists only if another one may have begun it, and only where that
+/// was, in the session's home.
 const WORK: &str = concat!(
     "select ",
     run_columns!(),
     ", (select conversation from session where session.id = run.session_id) as conversation, \
      exists (select 1 from attempt where attempt.session_id = run.session_id \
-       and attempt.agent_started_at_ms is not null \
+       and attempt.agent_started_at_ms is not null and attempt.server_id = run.home_server_id \
        and (attempt.run_id <> run.id or attempt.number <> run.attempt)) as resume \
      from run where sandbox_id = $1 and status = 'running' and outcome is null"
 );

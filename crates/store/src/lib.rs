@@ -26,9 +26,11 @@ mod hints;
 mod journal;
 mod keys;
 mod knock;
+mod lost;
 mod opening;
 #[cfg(test)]
 mod plans;
+mod presence;
 mod projects;
 mod pushes;
 mod queue;
@@ -46,10 +48,12 @@ mod waiting;
 mod workflows;
 
 use std::path::Path;
+use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, OnceLock};
 
 use caisson_domain::event::Delta;
 use caisson_domain::id::SessionId;
+use caisson_domain::limits::SERVER_LOST_MS_DEFAULT;
 use caisson_domain::queue::QueueLimits;
 use tokio::sync::broadcast;
 
@@ -74,7 +78,7 @@ pub use credentials::{
     SigningKey, SigningKeyError,
 };
 pub use database::postgres::{POSTGRES_CONNECTIONS_MIN, PostgresLimits, PostgresPlace, UnusableUrl};
-pub use deltas::DELTA_CHANNEL_ITEMS;
+pub use deltas::{DELTA_CHANNEL_ITEMS, DELTA_SESSIONS_ELSEWHERE};
 pub use door::NextWork;
 pub use drain::{Drained, QueueServer, QueueState};
 pub use error::{BoxError, StoreError};
@@ -82,6 +86,8 @@ pub use hints::{Topic, Watch};
 pub use journal::{JournalAppend, JournalEffect, JournalEntry};
 pub use keys::{ApiKey, NewApiKey};
 pub use knock::{DoorRun, Knock};
+pub use lost::Unowned;
+pub use presence::Presence;
 pub use projects::{ChangeShare, CreateProject, Project};
 pub use pushes::{BeginPush, Push, PushRecord, SessionPush};
 pub use queue::{Claimed, Finish, Progress};
@@ -111,13 +117,23 @@ struct Shared {
     hints: Arc<Hints>,
     /// Tells other processes of hints, where there can be any.
     notifier: Option<Notifier>,
-    deltas: Deltas,
+    deltas: Arc<Deltas>,
+    /// How long a server may be silent before its runs may be written off, in milliseconds.
+    server_lost_after_ms: AtomicI64,
     key_uses: KeyUses,
     /// The server whose chain of audit records this store writes.
     audit_chain: OnceLock<String>,
     credential_uses: CredentialUses,
     keyring: Keyring,
     queue_limits: OnceLock<QueueLimits>,
+}
+
+/// What is told and lost: hints and text deltas, inside this process and between processes.
+#[derive(Default)]
+struct Live {
+    hints: Arc<Hints>,
+    deltas: Arc<Deltas>,
+    notifier: Option<Notifier>,
 }
 
 /// What [`Store::look`] finds.
@@ -158,7 +174,7 @@ impl Store {
     /// # Cancel safety
     /// As [`Store::open`].
     pub async fn open_with(path: &Path, clock: Clock, random: Random) -> Result<Self, StoreError> {
-        Ok(Self::around(Database::open_file(path).await?, (Arc::default(), None), clock, random))
+        Ok(Self::around(Database::open_file(path).await?, Live::default(), clock, random))
     }
 
     /// Connects to a `PostgreSQL` database (15 or later) and migrates it. Servers that do so at the same time wait for one
@@ -185,14 +201,14 @@ impl Store {
         random: Random,
     ) -> Result<Self, StoreError> {
         let opened = Database::open_postgres(place).await?;
-        let hints = Arc::<Hints>::default();
-        let notifier = opened.0.notifier(&hints);
-        Ok(Self::around(opened, (hints, notifier), clock, random))
+        let mut live = Live::default();
+        live.notifier = opened.0.notifier(&live.hints, &live.deltas);
+        Ok(Self::around(opened, live, clock, random))
     }
 
     fn around(
         (database, reader): (Database, Reader),
-        (hints, notifier): (Arc<Hints>, Option<Notifier>),
+        Live { hints, deltas, notifier }: Live,
         clock: Clock,
         random: Random,
     ) -> Self {
@@ -203,7 +219,8 @@ impl Store {
             random,
             hints,
             notifier,
-            deltas: Deltas::default(),
+            deltas,
+            server_lost_after_ms: AtomicI64::new(SERVER_LOST_MS_DEFAULT),
             key_uses: KeyUses::default(),
             audit_chain: OnceLock::new(),
             credential_uses: CredentialUses::default(),
@@ -246,7 +263,7 @@ impl Store {
             database.close().await;
             return Ok(Look::Behind { migrations: missing });
         }
-        let around = Self::around((database, reader), (Arc::default(), None), clock, Random::system());
+        let around = Self::around((database, reader), Live::default(), clock, Random::system());
         Ok(Look::Ready(around))
     }
 
@@ -294,15 +311,25 @@ impl Store {
         self.shared.hints.watch(topic)
     }
 
-    /// Listens to the text deltas of a session. Lossy: a receiver that lags behind by more than
+    /// Listens to the text deltas of a session, on whichever server its sandbox is. Lossy: a receiver that lags behind by more than
     /// [`DELTA_CHANNEL_ITEMS`] is told how many it missed.
     #[must_use]
     pub fn subscribe_deltas(&self, session: &SessionId) -> broadcast::Receiver<Delta> {
-        self.shared.deltas.subscribe(session)
+        let receiver = self.shared.deltas.subscribe(session);
+        if let Some(notifier) = &self.shared.notifier {
+            notifier.listen(session.clone());
+        }
+        receiver
     }
 
-    /// Hands a text delta to whoever listens now; never blocks, and does nothing when nobody listens.
+    /// Hands a text delta to whoever listens now, on another server as well; never blocks, and does nothing when nobody
+    /// listens.
     pub fn publish_delta(&self, session: &SessionId, delta: Delta) {
+        if let Some(notifier) = &self.shared.notifier
+            && self.shared.deltas.is_wanted_elsewhere(session)
+        {
+            notifier.tell(session.clone(), delta.clone());
+        }
         self.shared.deltas.publish(session, delta);
     }
 }

@@ -285,7 +285,7 @@ pub(crate) async fn start(tx: &mut Tx<'_>, row: &Row, server: &ServerId) -> Resu
 
 const SESSION_NUMBER: &str = "select number from session where id = $1";
 
-async fn claimed(tx: &mut Tx<'_>, row: &Row) -> Result<Claimed, StoreError> {
+pub(crate) async fn claimed(tx: &mut Tx<'_>, row: &Row) -> Result<Claimed, StoreError> {
     let run = rows::run(row)?;
     let number: Option<i64> =
         sql::query_scalar(SESSION_NUMBER).bind(run.session.as_str()).fetch_optional(&mut *tx.db).await?;
@@ -347,7 +347,7 @@ const END: &str = concat!(
     run_columns!()
 );
 
-async fn end(tx: &mut Tx<'_>, run: &Run, finish: &Finish) -> Result<(), StoreError> {
+pub(crate) async fn end(tx: &mut Tx<'_>, run: &Run, finish: &Finish) -> Result<(), StoreError> {
     let failure = finish.failure.as_ref().map(|failure| document("run.failure", failure)).transpose()?;
     usage::settle_open(tx, run.id.as_str()).await?;
     let row = sql::query(END)

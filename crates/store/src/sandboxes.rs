@@ -170,26 +170,7 @@ impl Store {
     /// Safe: repeatable.
     pub async fn set_sandbox_state(&self, id: &SandboxId, state: SandboxState) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
-        let row = sql::query(ONE).bind(id.as_str()).fetch_optional(&mut *tx.db).await?;
-        let Some(row) = row else { return Ok(false) };
-        let old = sandbox(&row)?;
-        if old.state >= state {
-            return Ok(false);
-        }
-        let moved = sql::query(MOVE)
-            .bind(id.as_str())
-            .bind(old.state.as_str())
-            .bind(state.as_str())
-            .bind(tx.now_ms)
-            .execute(&mut *tx.db)
-            .await?
-            .rows_affected()
-            == 1;
-        for kind in state.revokes() {
-            revoke(&mut tx, id, *kind).await?;
-        }
-        tx.wake(Topic::Sandbox(id.clone()));
-        tx.wake(Topic::Server(old.server));
+        let Some(moved) = advance(&mut tx, id, state).await? else { return Ok(false) };
         tx.commit().await?;
         Ok(moved)
     }
@@ -215,6 +196,35 @@ impl SandboxState {
             Self::Destroyed => &[GrantKind::Agent, GrantKind::Control],
         }
     }
+}
+
+/// Moves a sandbox forward and revokes the grants that end there; none if it is there or further already, or not known.
+pub(crate) async fn advance(
+    tx: &mut Tx<'_>,
+    id: &SandboxId,
+    state: SandboxState,
+) -> Result<Option<bool>, StoreError> {
+    let row = sql::query(ONE).bind(id.as_str()).fetch_optional(&mut *tx.db).await?;
+    let Some(row) = row else { return Ok(None) };
+    let old = sandbox(&row)?;
+    if old.state >= state {
+        return Ok(None);
+    }
+    let moved = sql::query(MOVE)
+        .bind(id.as_str())
+        .bind(old.state.as_str())
+        .bind(state.as_str())
+        .bind(tx.now_ms)
+        .execute(&mut *tx.db)
+        .await?
+        .rows_affected()
+        == 1;
+    for kind in state.revokes() {
+        revoke(tx, id, *kind).await?;
+    }
+    tx.wake(Topic::Sandbox(id.clone()));
+    tx.wake(Topic::Server(old.server));
+    Ok(Some(moved))
 }
 
 async fn revoke(tx: &mut Tx<'_>, id: &SandboxId, kind: GrantKind) -> Result<(), StoreError> {

@@ -1,6 +1,6 @@
 //! One run in this worker's hands: its lease, what is known of it, and what the worker tells about it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use caisson_domain::event::{EventKind, NewEvent};
@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use crate::context::{Backoff, Context, Halt, described};
 use crate::disk::Cap;
+use crate::disk::places::Entered;
 use crate::judge::{Disk, Facts};
 
 /// Name of the sandbox's id in the details of the worker's events; the store looks for it there.
@@ -26,12 +27,39 @@ pub(crate) struct Attempt {
     pub(crate) session_offset: i64,
     /// Whether an earlier process had it: then what was to be told may have been told.
     pub(crate) adopted: bool,
+    /// The sandbox that is attended to, also while the run is nobody's.
+    attended: Mutex<Option<Arc<Entered>>>,
 }
 
 impl Attempt {
     pub(crate) fn new(ctx: Arc<Context>, claimed: Claimed, adopted: bool) -> Self {
         let Claimed { run, epoch, lease_expires_at_ms: _, session_uid_offset } = claimed;
-        Self { ctx, run, epoch, session_offset: session_uid_offset, adopted }
+        Self { ctx, run, epoch, session_offset: session_uid_offset, adopted, attended: Mutex::default() }
+    }
+
+    /// The same run, taken up again after its lease was over.
+    pub(crate) fn again(self, claimed: Claimed) -> Self {
+        let attended = Mutex::new(self.attended());
+        Self { attended, ..Self::new(self.ctx, claimed, true) }
+    }
+
+    /// Begins to attend to a sandbox, or goes on.
+    pub(crate) fn attend(&self, sandbox: &SandboxId) -> Arc<Entered> {
+        let mut attended = self.attended.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*attended {
+            Some(place) if place.sandbox == *sandbox => Arc::clone(place),
+            Some(_) | None => Arc::clone(attended.insert(Arc::new(self.ctx.places.enter(sandbox)))),
+        }
+    }
+
+    /// Attends to its sandbox no more.
+    pub(crate) fn leave(&self) {
+        self.attended.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// The sandbox that is attended to.
+    pub(crate) fn attended(&self) -> Option<Arc<Entered>> {
+        self.attended.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// When the run's time limit passes, by the store's clock. It begins with the first claim.
@@ -64,20 +92,28 @@ impl Attempt {
         }
     }
 
-    /// Extends the lease for as long as it is waited on; returns only when the run is lost.
+    /// Extends the lease for as long as it is waited on; returns when the lease is over by the worker's own clock, or
+    /// the run is somebody else's. From then on the run is not ours to act upon.
     ///
-    /// A store that does not answer is asked again sooner: the run stays ours until somebody else has it.
+    /// A store that does not answer is asked again sooner, and not waited for beyond the lease.
     pub(crate) async fn keep_lease(&self) {
         let timing = self.ctx.timing();
+        let mut until = Instant::now() + timing.lease;
         let mut wait = timing.lease_heartbeat;
-        loop {
-            tokio::time::sleep(wait).await;
-            match self.ctx.store.heartbeat(&self.run.id, self.epoch).await {
-                Ok(Some(_)) => wait = timing.lease_heartbeat,
-                Ok(None) => return,
-                Err(error) => {
+        while Instant::now() < until {
+            tokio::time::sleep_until(until.min(Instant::now() + wait)).await;
+            // Whatever the answer, the lease is counted from before the question.
+            let begun = Instant::now();
+            wait = timing.retry_most.min(timing.lease_heartbeat);
+            let beat = self.ctx.store.heartbeat(&self.run.id, self.epoch);
+            match tokio::time::timeout_at(until, beat).await {
+                Ok(Ok(Some(_))) => (until, wait) = (begun + timing.lease, timing.lease_heartbeat),
+                Ok(Ok(None)) => return,
+                Ok(Err(error)) => {
                     warn!(run.id = %self.run.id, error = described(&error), "could not extend the lease of run {}", self.run.id);
-                    wait = timing.retry_most.min(timing.lease_heartbeat);
+                }
+                Err(_) => {
+                    warn!(run.id = %self.run.id, "could not extend the lease of run {}: the database does not answer", self.run.id);
                 }
             }
         }

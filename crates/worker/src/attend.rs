@@ -43,11 +43,13 @@ enum Act {
 /// Beside it a guard goes by the worker's own clock and eyes, for as long as the store is away too: see [`guard`].
 pub(crate) async fn attend(attempt: &Attempt, sandbox: &SandboxId) -> Result<Option<Verdict>, Halt> {
     attempt.ctx.step(Step::Attended).await;
-    let place = attempt.ctx.places.enter(sandbox);
-    tokio::select! {
+    let place = attempt.attend(sandbox);
+    let followed = tokio::select! {
         followed = follow(attempt, sandbox, &place) => followed,
         never = guard(attempt, &place) => match never {},
-    }
+    };
+    attempt.leave();
+    followed
 }
 
 async fn follow(attempt: &Attempt, sandbox: &SandboxId, place: &Place) -> Result<Option<Verdict>, Halt> {

@@ -87,6 +87,8 @@ impl UidPlan {
 /// Waits and intervals. They are data so that tests need not wait as long as the product does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
+    /// How long a lease is good for by the worker's own clock; [`limits::LEASE_MS`], as the store has it.
+    pub lease: Duration,
     /// Between two extensions of a lease; well under [`limits::LEASE_MS`].
     pub lease_heartbeat: Duration,
     /// Between two checks of the server's health; well under [`limits::SERVER_SILENT_MS`].
@@ -139,6 +141,7 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
+            lease: Duration::from_millis(limits::LEASE_MS.unsigned_abs()),
             lease_heartbeat: Duration::from_millis(limits::HEARTBEAT_MS.unsigned_abs()),
             health_check: Duration::from_millis(limits::HEARTBEAT_MS.unsigned_abs() / 2),
             probe: Duration::from_secs(10),

@@ -17,6 +17,7 @@ use crate::disk::places::Places;
 use crate::health::{Health, Probe};
 use crate::holds::Holds;
 use crate::steps::{Step, StepHook};
+use crate::unowned::InHand;
 
 /// Sandboxes that are being made and started at one time, until their agents have: starting is what costs CPU.
 pub const STARTS: usize = 2;
@@ -45,6 +46,8 @@ pub(crate) struct Context {
     pub(crate) near_floor: watch::Sender<bool>,
     /// Asks for a reconcile pass now.
     pub(crate) reconcile: Notify,
+    /// The runs that this process sees to.
+    pub(crate) in_hand: InHand,
     pub(crate) random: Random,
 }
 

@@ -5,6 +5,7 @@
 //!
 //! - `reconcile` takes over what the process before this one left, and then finds orphans at intervals;
 //! - `slots` claims runs and sees each through: `place`, `attend`, `judge`, and the verdict written down;
+//! - `unowned` takes a run up again whose lease was over while the store was away;
 //! - `teardown` takes the sandboxes of finished runs away, in the background and bounded;
 //! - `health` says whether runs can be placed at all.
 //!
@@ -30,6 +31,7 @@ mod slots;
 mod steps;
 mod teardown;
 mod trash;
+mod unowned;
 
 use std::sync::Arc;
 
@@ -129,6 +131,7 @@ impl Worker {
             places: Places::default(),
             near_floor: watch::Sender::new(false),
             reconcile: Notify::new(),
+            in_hand: unowned::InHand::default(),
             random: Random::system(),
         });
         ctx.store.register_server(&ctx.config.server).await?;

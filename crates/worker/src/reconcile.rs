@@ -15,6 +15,7 @@ use crate::dirs::blocking;
 use crate::holds::Hold;
 use crate::slots::{Found, Origin, launch};
 use crate::teardown;
+use crate::unowned::take_up_unowned;
 
 /// Waits for the engine, takes over the runs of the process before this one, and removes what nobody needs. Only then
 /// may runs be claimed.
@@ -50,7 +51,7 @@ pub(crate) async fn settle_in(ctx: &Arc<Context>) -> Result<(), Halt> {
 }
 
 /// Passes at intervals, and whenever somebody asks for one, until the server goes down.
-pub(crate) async fn keep(ctx: &Context) -> Result<(), Halt> {
+pub(crate) async fn keep(ctx: &Arc<Context>) -> Result<(), Halt> {
     let mut listing = Listing::default();
     loop {
         tokio::select! {
@@ -60,12 +61,13 @@ pub(crate) async fn keep(ctx: &Context) -> Result<(), Halt> {
             () = tokio::time::sleep(ctx.timing().reconcile) => {}
         }
         if let Some(owned) = listing.list(ctx).await {
+            take_up_unowned(ctx, &owned).await?;
             sweep(ctx, owned).await?;
         }
     }
 }
 
-async fn owned_by_and_by(ctx: &Context) -> Result<Vec<OwnedSandbox>, Halt> {
+pub(crate) async fn owned_by_and_by(ctx: &Context) -> Result<Vec<OwnedSandbox>, Halt> {
     let mut backoff = Backoff::new(ctx.timing());
     let mut listing = Listing::default();
     loop {

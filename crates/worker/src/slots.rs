@@ -1,6 +1,7 @@
 //! Claims runs while there are free slots, and sees each to its end.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use caisson_domain::id::{Epoch, RunId};
 use caisson_domain::run::{Failure, FailureKind, RunStatus};
@@ -18,12 +19,13 @@ use crate::judge::{End, Fault, FaultClass, Verdict, by_end};
 use crate::place::{Placing, announce, place};
 use crate::steps::Step;
 use crate::teardown;
+use crate::unowned::take_up_again;
 
 /// Where a run comes from.
 pub(crate) enum Origin {
     /// It was claimed just now.
     Queue,
-    /// A process before this one had it.
+    /// A process before this one had it, or this one before its lease was over.
     Adopted(Option<Found>),
 }
 
@@ -37,6 +39,8 @@ pub(crate) struct Found {
 /// What came of the work on a run.
 enum Work {
     Judged(Verdict, Option<Hold>),
+    /// Its lease is over: it is nobody's, or somebody else's.
+    Unowned,
     Lost,
 }
 
@@ -82,20 +86,24 @@ pub(crate) fn launch(
 ) {
     let (run, epoch) = (claimed.run.id.clone(), claimed.epoch);
     info!(run.id = %run, run.attempt = claimed.run.attempt, "took run {run}");
+    let in_hand = ctx.in_hand.note(&run, claimed.run.attempt);
     let span = info_span!("run", run.id = %run);
     let adopted = matches!(origin, Origin::Adopted(_));
     let attempt = Attempt::new(Arc::clone(ctx), claimed, adopted);
-    let work = ctx.tracker.spawn(drive(attempt, origin).instrument(span));
+    // It changes whenever the run is taken up again.
+    let epoch = Arc::new(AtomicI64::new(epoch.0));
+    let work = ctx.tracker.spawn(drive(attempt, origin, Arc::clone(&epoch)).instrument(span));
     let ctx = Arc::clone(ctx);
     let tracker = ctx.tracker.clone();
     tracker.spawn(async move {
+        let _in_hand = in_hand;
         let fault = match work.await {
             Ok(Ok(())) => None,
             Ok(Err(fault)) => Some(described(&fault)),
             Err(error) => error.is_panic().then(|| error.to_string()),
         };
         if let Some(fault) = fault {
-            end_after_fault(&ctx, (&run, epoch), &fault).await;
+            end_after_fault(&ctx, (&run, Epoch(epoch.load(Ordering::Relaxed))), &fault).await;
         }
         drop(slot);
     });
@@ -116,35 +124,51 @@ fn internal(message: &str, evidence: &str) -> Failure {
 }
 
 /// Sees a run through. The error is of the kind that trying again cannot help.
-async fn drive(attempt: Attempt, origin: Origin) -> Result<(), StoreError> {
-    let run = &attempt.run.id;
-    let worked = tokio::select! {
-        biased;
-        () = attempt.ctx.cancel.cancelled() => Err(Halt::Shutdown),
-        () = attempt.keep_lease() => Ok(Work::Lost),
-        worked = work(&attempt, origin) => worked,
-    };
-    let concluded = match worked {
-        Ok(Work::Judged(verdict, hold)) => conclude(&attempt, verdict, hold).await,
-        Ok(Work::Lost) => {
-            lost(run);
-            Ok(())
-        }
-        Err(halt) => Err(halt),
-    };
-    match concluded {
-        Ok(()) => Ok(()),
-        Err(Halt::Shutdown) => {
-            info!(run.id = %run, "left run {run} for the next start");
-            Ok(())
-        }
-        Err(Halt::Corrupt(error)) => Err(error),
+async fn drive(mut attempt: Attempt, mut origin: Origin, epoch: Arc<AtomicI64>) -> Result<(), StoreError> {
+    // Bounded by the run's time limit: each turn is one outage of the store that was longer than a lease.
+    loop {
+        let worked = tokio::select! {
+            biased;
+            () = attempt.ctx.cancel.cancelled() => Err(Halt::Shutdown),
+            () = attempt.keep_lease() => Ok(Work::Unowned),
+            worked = work(&attempt, origin) => worked,
+        };
+        let (run, ctx) = (attempt.run.id.clone(), Arc::clone(&attempt.ctx));
+        let concluded = match worked {
+            Ok(Work::Judged(verdict, hold)) => conclude(&attempt, verdict, hold).await,
+            Ok(Work::Lost) => {
+                lost(&ctx, &run);
+                Ok(())
+            }
+            Ok(Work::Unowned) => match Box::pin(take_up_again(attempt)).await {
+                Ok(Some((again, found))) => {
+                    epoch.store(again.epoch.0, Ordering::Relaxed);
+                    (attempt, origin) = (again, Origin::Adopted(found));
+                    continue;
+                }
+                Ok(None) => {
+                    lost(&ctx, &run);
+                    Ok(())
+                }
+                Err(halt) => Err(halt),
+            },
+            Err(halt) => Err(halt),
+        };
+        return match concluded {
+            Ok(()) => Ok(()),
+            Err(Halt::Shutdown) => {
+                info!(run.id = %run, "left run {run} for the next start");
+                Ok(())
+            }
+            Err(Halt::Corrupt(error)) => Err(error),
+        };
     }
 }
 
-/// The sandbox is left to whoever has the run now.
-fn lost(run: &RunId) {
-    warn!(run.id = %run, "lost run {run} to another worker");
+/// The sandbox is left to whoever has the run now; it goes if nobody has, since the run was written off.
+fn lost(ctx: &Context, run: &RunId) {
+    warn!(run.id = %run, "lost run {run}: it has ended, or another worker has it");
+    ctx.reconcile.notify_one();
 }
 
 async fn work(attempt: &Attempt, origin: Origin) -> Result<Work, Halt> {
@@ -239,7 +263,7 @@ async fn conclude(attempt: &Attempt, verdict: Verdict, hold: Option<Hold>) -> Re
             }
             // Either the run is lost, or its agent was started after all, just before the grants were revoked.
             let Some(progress) = attempt.settled_progress().await? else {
-                lost(run);
+                lost(ctx, run);
                 return Ok(());
             };
             match by_end(&attempt.facts(&progress), &End::Gone) {
@@ -253,8 +277,7 @@ async fn conclude(attempt: &Attempt, verdict: Verdict, hold: Option<Hold>) -> Re
     };
     attempt.settle_calls().await?;
     if !ctx.insist("finish a run", || store.finish(run, epoch, &finish)).await? {
-        lost(run);
-        ctx.reconcile.notify_one();
+        lost(ctx, run);
         return Ok(());
     }
     info!(run.id = %run, run.status = %finish.status, "finished run {run} as {}", finish.status);

@@ -147,6 +147,18 @@ impl Api {
         Ok(request.header("accept", "text/event-stream").send().await?.error_for_status()?)
     }
 
+    /// Opens the live stream of a run's events behind the one with this number; it has no time limit, but a server that
+    /// does not answer is not waited for.
+    ///
+    /// # Errors
+    /// The server does not answer, or refuses.
+    pub async fn open_events_after(&self, id: &str, after: i64) -> anyhow::Result<reqwest::Response> {
+        let request = self.http.get(format!("{}/v1/runs/{id}/events", self.base)).bearer_auth(&self.key);
+        let request = request.header("accept", "text/event-stream").header("last-event-id", after);
+        let opened = tokio::time::timeout(Duration::from_secs(5), request.send()).await;
+        Ok(opened.context("the server does not answer")??.error_for_status()?)
+    }
+
     /// Every event of a run, oldest first.
     ///
     /// # Errors

@@ -2,11 +2,13 @@
 //! killed, a small API client, and the parts that a machine must have.
 
 pub mod api;
+pub mod cluster;
 pub mod docker;
 pub mod engine;
 pub mod git_host;
 pub mod hunt;
 pub mod mcp_server;
+pub mod partition;
 pub mod parts;
 pub mod postgres;
 pub mod process;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::partition::Way;
 use anyhow::{Context, ensure};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
@@ -16,6 +17,7 @@ const URL: &str = "TEST_POSTGRES_URL";
 pub struct Postgres {
     url: String,
     schema: String,
+    socket: PathBuf,
     port: u16,
     reachable: Arc<watch::Sender<bool>>,
     relay: JoinHandle<()>,
@@ -50,14 +52,32 @@ impl Postgres {
         let schema = format!("e2e_{}_{port}", std::process::id());
         psql(&url, &format!("create schema {schema}"))?;
         let reachable = Arc::new(watch::Sender::new(true));
-        let relay = tokio::spawn(relay(listener, socket, Arc::clone(&reachable)));
-        Ok(Some(Self { url, schema, port, reachable, relay }))
+        let relay = tokio::spawn(relay(listener, socket.clone(), Arc::clone(&reachable)));
+        Ok(Some(Self { url, schema, socket, port, reachable, relay }))
     }
 
     /// The URL for a server's settings.
     #[must_use]
     pub fn url(&self) -> String {
-        let Self { schema, port, .. } = self;
+        self.url_at(self.port)
+    }
+
+    /// The URL for the settings of a server that goes its own way.
+    #[must_use]
+    pub fn url_by(&self, way: &Way) -> String {
+        self.url_at(way.port())
+    }
+
+    /// Another way to the database, which can be cut by itself.
+    ///
+    /// # Errors
+    /// No port is free.
+    pub async fn way(&self) -> anyhow::Result<Way> {
+        Way::to(&self.socket).await
+    }
+
+    fn url_at(&self, port: u16) -> String {
+        let schema = &self.schema;
         format!("postgres://caisson@127.0.0.1:{port}/postgres?sslmode=disable&options[search_path]={schema}")
     }
 

@@ -31,6 +31,8 @@ pub struct ServerSpec {
     /// What it reads for `/etc/resolv.conf`, if not that; it has mounts of its own then, but for those below its state
     /// directory.
     pub resolver: Option<PathBuf>,
+    /// Which parts of a server it is; all of them if none is named.
+    pub only: Vec<&'static str>,
 }
 
 /// Mounts a file over another and becomes a program; `/` is nobody else's there, so that nobody else sees it.
@@ -60,6 +62,7 @@ impl ServerSpec {
             variables: Vec::new(),
             user: None,
             resolver: None,
+            only: Vec::new(),
         };
         spec.set("MODEL__BASE_URL", model_url);
         spec.set("MODEL__API_KEY", "sk-test-key");
@@ -140,9 +143,13 @@ impl ServerSpec {
     /// The binary cannot be started.
     pub fn spawn(&self) -> anyhow::Result<ServerProcess> {
         std::fs::create_dir_all(&self.state_dir)?;
-        let log_file = self.state_dir.join("server.log");
+        let log_file = self.state_dir.join(format!("server{}.log", self.only.concat()));
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&log_file)?;
-        let child = self.command(&["serve"]).stdout(log.try_clone()?).stderr(log).spawn()?;
+        let mut words = vec!["serve"];
+        for part in &self.only {
+            words.extend(["--only", part]);
+        }
+        let child = self.command(&words).stdout(log.try_clone()?).stderr(log).spawn()?;
         Ok(ServerProcess { child: Some(child), base: format!("http://{}", self.listen), log_file })
     }
 }

@@ -34,6 +34,7 @@ pub(crate) const DIFF_ARTIFACT: &str = "diff.patch";
     responses(
         (status = 200, description = "The patch", body = String, content_type = "text/x-diff"),
         (status = 404, description = "No such run, or it has no patch (yet)", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "Another server keeps it", body = Problem, content_type = "application/problem+json"),
     ),
 )]
 pub(crate) async fn get_diff(
@@ -87,6 +88,7 @@ pub(crate) async fn list_artifacts(
     responses(
         (status = 200, description = "The bytes", content_type = "application/octet-stream", body = Vec<u8>),
         (status = 404, description = "No such run or artifact", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "Another server keeps it", body = Problem, content_type = "application/problem+json"),
     ),
 )]
 pub(crate) async fn get_artifact(
@@ -124,11 +126,17 @@ async fn find(app: &App, caller: &Principal, run: &RunId, name: &str) -> Result<
 /// ours: it is checked all the same, since a wrong one would give a file of the host away.
 ///
 /// # Errors
-/// [`ApiError::Internal`] if the path leaves the directory of artifacts, or what is there is no file of that size.
+/// [`ApiError::Conflict`] if another server has the file. [`ApiError::Internal`] if the path leaves the directory of artifacts, or what is there is no file of that size.
 async fn open(app: &App, artifact: &Artifact) -> Result<Body, ApiError> {
     let path = below(&app.config().artifacts_dir, &artifact.path)
         .ok_or_else(|| ApiError::internal(format!("artifact {} is outside its directory", artifact.id)))?;
-    let is_file = tokio::fs::symlink_metadata(&path).await.map_err(ApiError::internal)?.is_file();
+    let found = match tokio::fs::symlink_metadata(&path).await {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && app.store().is_shared() => {
+            return Err(elsewhere(artifact));
+        }
+        found => found.map_err(ApiError::internal)?,
+    };
+    let is_file = found.is_file();
     let size_bytes = u64::try_from(artifact.size_bytes).map_err(ApiError::internal)?;
     let file = File::open(&path).await.map_err(ApiError::internal)?;
     let found_bytes = file.metadata().await.map_err(ApiError::internal)?.len();
@@ -136,6 +144,13 @@ async fn open(app: &App, artifact: &Artifact) -> Result<Body, ApiError> {
         return Err(ApiError::internal(format!("artifact {} is no file of {size_bytes} bytes", artifact.id)));
     }
     Ok(Body::from_stream(ReaderStream::new(file.take(size_bytes))))
+}
+
+/// Files stay on the machine of the run's server.
+fn elsewhere(artifact: &Artifact) -> ApiError {
+    let name = &artifact.name;
+    let detail = format!("\"{name}\" is kept by the server that the run was on; ask that server's API");
+    ApiError::Conflict { code: "artifact_elsewhere", detail }
 }
 
 /// The path if it stays in `directory`; a relative one is meant from there.

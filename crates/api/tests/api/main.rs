@@ -20,6 +20,7 @@ mod pages;
 mod projects;
 mod queue;
 mod runs;
+mod servers;
 mod sessions;
 mod stream;
 mod stream_live;

@@ -16,6 +16,7 @@ mod machine;
 mod project;
 mod queue;
 mod runs;
+mod servers;
 mod submit;
 
 use std::io::{IsTerminal, Write};
@@ -56,6 +57,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Queue(flags) => queue::show(flags).await,
         Command::Drain(flags) => queue::drain(flags).await,
         Command::Resume(flags) => queue::resume(flags).await,
+        Command::Servers(flags) => servers::run(flags).await,
         Command::Budget(budget) => budget::run(budget).await,
         Command::Egress(crate::cli::Egress::Suggest(flags)) => egress::suggest(flags).await,
         Command::Project(project) => project::run(project, environment).await,
@@ -98,6 +100,7 @@ pub(crate) fn serve_settings(flags: Serve, environment: &Environment) -> anyhow:
         listen: flags.listen,
         allow_repo: flags.allow_repo,
         engine: flags.engine.engine,
+        only: flags.only.only,
     };
     Settings::read(flags.server.config.as_deref(), environment, overrides)
 }

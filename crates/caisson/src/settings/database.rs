@@ -90,6 +90,11 @@ impl std::fmt::Display for Place {
 }
 
 impl Place {
+    /// Whether several servers, and processes of one, can share it.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self, Self::Postgres(_))
+    }
+
     /// Opens or makes the database, and brings it up to date.
     ///
     /// # Errors

@@ -10,7 +10,6 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::MigrateError;
@@ -18,11 +17,10 @@ use sqlx::pool::PoolOptions;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres, Transaction};
 
-use super::notify::Notifier;
+use super::notify::{Heard, Notifier};
 use super::sql::Reader;
 use super::{Fault, Hold, migration_error, missing_migrations};
 use crate::StoreError;
-use crate::hints::Hints;
 
 /// The oldest version that is known to work, as `server_version_num` has it.
 const OLDEST_VERSION: i64 = 150_000;
@@ -244,10 +242,10 @@ impl PostgresDatabase {
         Ok((tx, now_ms))
     }
 
-    /// Sends and receives wake-ups on a connection of its own.
-    pub(crate) fn notifier(&self, random: [u8; 8], hints: Arc<Hints>) -> Notifier {
+    /// Sends and receives wake-ups on connections of its own.
+    pub(crate) fn notifier(&self, random: [u8; 8], heard: Heard) -> Notifier {
         let channel = format!("caisson_{:x}", self.lock);
-        Notifier::start(self.notifying.clone(), channel, hex::encode(random), hints)
+        Notifier::start(self.notifying.clone(), channel, hex::encode(random), heard)
     }
 
     pub(super) async fn close(&self) {

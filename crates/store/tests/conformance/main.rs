@@ -59,6 +59,7 @@ mod journal;
 mod keys;
 mod knock;
 mod lists;
+mod lost;
 mod model;
 mod projects;
 mod pushes;

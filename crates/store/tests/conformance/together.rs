@@ -20,6 +20,7 @@ conformance! {
     two_servers_cannot_overshoot_a_budget_together,
     whoever_follows_the_audit_log_of_two_servers_misses_no_record,
     of_equal_requests_to_two_servers_one_makes_the_run,
+    text_reaches_a_reader_on_the_other_server,
     an_odd_character_in_a_text_breaks_nothing,
 }
 
@@ -88,6 +89,32 @@ fn call(reserve_micro_usd: i64) -> NewModelCall {
         reserve_micro_usd,
         only_alone: false,
     }
+}
+
+async fn text_reaches_a_reader_on_the_other_server(fixture: Fixture) {
+    let second = second(&fixture).await;
+    let run = fixture.queued().await;
+    let mut reader = second.subscribe_deltas(&run.session);
+    let begun = Instant::now();
+    let mut read = String::new();
+    // The other server has to hear first that somebody listens.
+    for turn in 0..400 {
+        let text = format!("{turn},");
+        let kind = caisson_domain::event::DeltaKind::Text;
+        let delta = caisson_domain::event::Delta { run: run.id.clone(), kind, text };
+        fixture.store.publish_delta(&run.session, delta);
+        if let Ok(Ok(delta)) = tokio::time::timeout(Duration::from_millis(20), reader.recv()).await {
+            assert_eq!(delta.run, run.id);
+            read.push_str(&delta.text);
+            break;
+        }
+    }
+    if fixture.store.is_shared() {
+        assert!(read.ends_with(','), "nothing was read in {:?}", begun.elapsed());
+    } else {
+        assert_eq!(read, "", "a file is one process's");
+    }
+    second.close().await.unwrap();
 }
 
 async fn two_servers_cannot_overshoot_a_budget_together(fixture: Fixture) {

@@ -16,4 +16,5 @@ mod pushes;
 mod server;
 mod shim;
 mod trouble;
+mod unowned;
 mod world;

@@ -36,6 +36,7 @@ pub(crate) struct World {
 /// Short enough for tests, and in the same order as the product's.
 fn timing() -> Timing {
     Timing {
+        lease: Duration::from_secs(30),
         lease_heartbeat: Duration::from_millis(50),
         health_check: Duration::from_millis(100),
         probe: Duration::from_millis(200),

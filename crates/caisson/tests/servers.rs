@@ -1,0 +1,291 @@
+//! Several servers on one database, as processes of their own: one dies, one is cut off, one stays away.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use caisson_domain::sse::Parser;
+use serde_json::{Value, json};
+use testkit::api::Api;
+use testkit::engine::Engine;
+use testkit::partition::Way;
+use testkit::parts::Parts;
+use testkit::postgres::Postgres;
+use testkit::process::{ServerProcess, ServerSpec};
+use testkit::world::{World, WorldSpec};
+
+const END: Duration = Duration::from_mins(5);
+/// How long a server is cut off from the database: a lease is over by then.
+const CUT_OFF: Duration = Duration::from_secs(35);
+/// Runs of the two servers together.
+const RUNS: usize = 12;
+/// The shortest silence after which a server counts as lost, in seconds.
+const LOST_AFTER_S: u64 = 40;
+
+/// A world whose server goes its own way to the database, and a second server that goes another one.
+struct Pair {
+    // The second server goes before the database does.
+    other: Option<ServerProcess>,
+    other_spec: ServerSpec,
+    other_api: Api,
+    world: World,
+    ways: [Way; 2],
+    postgres: Postgres,
+}
+
+impl Pair {
+    async fn start(wanted: WorldSpec) -> Option<Self> {
+        let parts = Parts::find(env!("CARGO_BIN_EXE_caisson"))?;
+        let postgres = Postgres::make().await.unwrap()?;
+        let ways = [postgres.way().await.unwrap(), postgres.way().await.unwrap()];
+        let mut spec = wanted;
+        spec.variables.push(("DATABASE__URL".to_owned(), postgres.url_by(&ways[0])));
+        let world = World::start(&parts, spec).await.unwrap();
+        let other_spec = beside(&world, "other", &postgres.url_by(&ways[1]));
+        let other = other_spec.start().await.unwrap();
+        let other_api = Api::new(&other.base, &world.key).unwrap();
+        Some(Self { other: Some(other), other_spec, other_api, world, ways, postgres })
+    }
+
+    fn one(&self, sql: &str) -> String {
+        self.postgres.value(sql).unwrap()
+    }
+
+    fn logs(&self) -> String {
+        let other = self.other.as_ref().map(ServerProcess::log).unwrap_or_default();
+        format!("{}\n--- other\n{other}", self.world.server.log())
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        self.other.take();
+        self.world.engine.remove_all(&self.other_spec.parts, &self.other_spec.state_dir).ok();
+    }
+}
+
+/// A server like the world's with a state directory of its own.
+fn beside(world: &World, name: &str, url: &str) -> ServerSpec {
+    let mut spec = ServerSpec::new(&world.spec.parts, &world.directory.path().join(name), "").unwrap();
+    for (variable, value) in &world.spec.variables {
+        spec.set(variable.trim_start_matches("CAISSON_"), value);
+    }
+    spec.set("DATABASE__URL", url);
+    spec.set("MASTER_KEY_FILE", &world.state_dir().join("master.key").display().to_string());
+    spec
+}
+
+fn slow(engine: Engine) -> WorldSpec {
+    let mut spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::on(engine) };
+    spec.variables.push(("SLOTS".to_owned(), "4".to_owned()));
+    spec
+}
+
+/// What a client saw that followed a run by server-sent events, over whichever server answered.
+async fn followed(apis: [Api; 2], id: String) -> Vec<i64> {
+    let mut seen: Vec<i64> = Vec::new();
+    let begun = Instant::now();
+    for turn in 0.. {
+        assert!(begun.elapsed() < END, "{seen:?}");
+        let after = seen.last().copied().unwrap_or(0);
+        let opened = apis[turn % 2].open_events_after(&id, after).await;
+        let Ok(mut stream) = opened else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let mut parser = Parser::default();
+        while let Ok(Ok(Some(piece))) = tokio::time::timeout(Duration::from_secs(20), stream.chunk()).await {
+            for message in parser.push(&piece).unwrap() {
+                seen.extend(message.id.map(|number| number.parse::<i64>().unwrap()));
+                if message.event.as_deref() == Some("run.finished") {
+                    return seen;
+                }
+            }
+        }
+    }
+    seen
+}
+
+async fn assert_done_once(pair: &Pair, id: &str) {
+    let run = pair.world.api.wait_end(id, END).await.unwrap();
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", pair.logs());
+    let events = pair.world.api.events(id).await.unwrap();
+    let numbers: Vec<_> = events.iter().filter_map(|event| event["seq"].as_i64()).collect();
+    assert_eq!(numbers, (1..=i64::try_from(numbers.len()).unwrap()).collect::<Vec<_>>());
+    for kind in ["agent.started", "git.push", "run.finished"] {
+        let told = events.iter().filter(|event| event["kind"] == kind).count();
+        assert_eq!(told, 1, "{kind} in {events:#?}");
+    }
+    assert_eq!(events, pair.other_api.events(id).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_server_dies_and_one_is_cut_off_and_no_run_is_lost_or_done_twice() {
+    let Some(mut pair) = Pair::start(slow(Engine::Local)).await else { return };
+    let mut ids = Vec::new();
+    for turn in 0..RUNS {
+        let api = [&pair.world.api, &pair.other_api][turn % 2];
+        ids.push(api.submit(&pair.world.run_body()).await.unwrap());
+    }
+    let apis = [pair.world.api.clone(), pair.other_api.clone()];
+    #[expect(clippy::disallowed_methods, reason = "it is waited for below")]
+    let follower = tokio::spawn(followed(apis, ids[0].clone()));
+    let at_work =
+        "select count(distinct home_server_id) from run where status = 'running' and agent_started = 1";
+    wait(|| pair.one(at_work) == "2", Duration::from_mins(1), "both are at work").await;
+
+    pair.world.server.kill().unwrap();
+    pair.ways[1].set_open(false);
+    tokio::time::sleep(CUT_OFF).await;
+    // Everything is unowned now and nothing is written off.
+    assert_eq!(pair.one("select count(*) from run where status = 'failed'"), "0");
+    let over = "select count(*) from run where status = 'running' and lease_expires_at_ms > \
+         extract(epoch from clock_timestamp()) * 1000";
+    assert_eq!(pair.one(over), "0", "{}", pair.logs());
+    let epochs = "select sum(lease_epoch) - sum(attempt) from run where status = 'running'";
+    let before: i64 = pair.one(epochs).parse().unwrap();
+    pair.ways[1].set_open(true);
+    pair.world.server = pair.world.spec.start().await.unwrap();
+
+    for id in &ids {
+        assert_done_once(&pair, id).await;
+    }
+    let after: i64 = pair.one("select sum(lease_epoch) - sum(attempt) from run").parse().unwrap();
+    assert!(after > before, "runs were taken up again with new epochs: {before}, {after}");
+    assert!(pair.other.as_ref().unwrap().log().contains("up again"), "{}", pair.logs());
+    assert_eq!(
+        pair.one("select count(distinct branch) || ' ' || count(*) from run"),
+        format!("{RUNS} {RUNS}")
+    );
+    assert_eq!(
+        pair.one("select count(*) from attempt where agent_started_at_ms is not null"),
+        RUNS.to_string()
+    );
+    // A call that was under way when its server died counts as estimated, and is made again.
+    let counted: usize = pair.one("select sum(calls) from run").parse().unwrap();
+    assert!(counted >= pair.world.model_calls().len(), "{counted}");
+    let seen = tokio::time::timeout(END, follower).await.unwrap().unwrap();
+    assert_eq!(seen, (1..=i64::try_from(seen.len()).unwrap()).collect::<Vec<_>>());
+    let verified = pair.world.spec.command(&["audit", "verify"]).output().unwrap();
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stays_away_loses_its_runs_once_and_clears_up_when_it_comes_back() {
+    let mut spec = WorldSpec::on(Engine::Local);
+    spec.variables.push(("SLOTS".to_owned(), "1".to_owned()));
+    spec.variables.push(("SERVER_LOST_AFTER_S".to_owned(), LOST_AFTER_S.to_string()));
+    let Some(mut pair) = Pair::start(spec).await else { return };
+    // The second server is away, so that the run is the first one's.
+    pair.other.take();
+    let (id, sandbox) = pair.world.half_done(&pair.world.run_body(), END).await.unwrap();
+    pair.other = Some(pair.other_spec.start().await.unwrap());
+    assert_eq!(states(&pair), ["live", "live"]);
+    pair.world.server.kill().unwrap();
+    let killed = Instant::now();
+    let run = pair.other_api.wait_end(&id, END).await.unwrap();
+    assert!(
+        killed.elapsed() > Duration::from_secs(LOST_AFTER_S - 10),
+        "before its time: {:?}",
+        killed.elapsed()
+    );
+    assert_eq!(
+        (&run["status"], &run["failure"]["kind"]),
+        (&json!("failed"), &json!("sandbox_lost")),
+        "{run:#}"
+    );
+    assert_eq!(states(&pair), ["lost", "live"]);
+    assert_eq!(pair.world.sandboxes().unwrap(), [sandbox], "nobody else can take it away");
+
+    pair.world.server = pair.world.spec.start().await.unwrap();
+    pair.world.wait_tidy().await.unwrap();
+    let events = pair.world.api.events(&id).await.unwrap();
+    let kinds: Vec<_> = events.iter().filter_map(|event| event["kind"].as_str()).collect();
+    assert!(kinds.ends_with(&["note", "run.finished"]), "{kinds:?}");
+    assert_eq!(kinds.iter().filter(|kind| **kind == "run.finished").count(), 1);
+    assert_eq!(pair.one("select count(*) from audit where action = 'run.write_off'"), "1");
+    let session = run["session_id"].as_str().unwrap();
+    let workspace = pair.world.state_dir().join("sessions").join(session);
+    assert!(workspace.exists(), "the session's workspace is kept: {}", workspace.display());
+    assert_eq!(states(&pair), ["live", "live"]);
+}
+
+/// The states of the servers, oldest first, as the command shows them.
+fn states(pair: &Pair) -> Vec<String> {
+    let admin = pair.world.spec.command(&["key", "create", "admin", "--scope", "admin"]).output().unwrap();
+    let key = String::from_utf8(admin.stdout).unwrap();
+    let key = key.split_whitespace().find(|word| word.starts_with("csk_")).unwrap().to_owned();
+    let base = pair.other.as_ref().unwrap().base.clone();
+    let mut command = pair.world.spec.command(&["servers", "--json"]);
+    let output = command.env("CAISSON_URL", base).env("CAISSON_API_KEY", key).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let servers = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    servers.map(|server| server["state"].as_str().unwrap().to_owned()).collect()
+}
+
+async fn wait(mut come: impl FnMut() -> bool, at_most: Duration, what: &str) {
+    let begun = Instant::now();
+    while !come() {
+        assert!(begun.elapsed() < at_most, "{what}: not in {at_most:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+testkit::on_every_engine! {
+    parts_of_a_server_are_processes_and_another_server_shows_live_text_and_cancels
+}
+
+async fn parts_of_a_server_are_processes_and_another_server_shows_live_text_and_cancels(engine: Engine) {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let Some(postgres) = Postgres::make().await.unwrap() else { return };
+    let mut spec = WorldSpec { scenario: "endless".to_owned(), delay_scale: 1.0, ..WorldSpec::on(engine) };
+    spec.variables.push(("DATABASE__URL".to_owned(), postgres.url()));
+    let mut world = World::start(&parts, spec).await.unwrap();
+    // The world's server becomes two processes, and a third one elsewhere answers the API alone.
+    world.server.terminate().await.unwrap();
+    let mut api_only = beside(&world, "elsewhere", &postgres.url());
+    api_only.only = vec!["api"];
+    // A machine that answers the API alone has no shim.
+    api_only.set("SHIM", "/nonexistent/caisson-shim");
+    let part = |only: &'static str| {
+        let mut spec = beside(&world, "state", &postgres.url());
+        spec.only = vec![only];
+        spec
+    };
+    let worker = part("worker").spawn().unwrap();
+    let front = api_only.spawn().unwrap();
+    let api = Api::new(&front.base, &world.key).unwrap();
+    let refused = async || api.get("/readyz").await.map(|answer| answer.body.to_string()).unwrap_or_default();
+    let begun = Instant::now();
+    while !refused().await.contains("no gateway serves this worker") {
+        assert!(begun.elapsed() < END, "{}\n{}", refused().await, worker.log());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let gateway = part("gateway").start().await.unwrap();
+    worker.wait_ready().await.unwrap();
+    assert_eq!(Api::new(&gateway.base, &world.key).unwrap().get("/v1/runs").await.unwrap().status, 404);
+    let twice = part("worker").command(&["serve", "--only", "worker"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&twice.stderr).contains("is the worker of"), "{twice:?}");
+
+    let id = api.submit(&world.run_body()).await.unwrap();
+    let mut stream = api.open_events(&id).await.unwrap();
+    let (mut parser, mut text) = (Parser::default(), String::new());
+    let begun = Instant::now();
+    while text.is_empty() {
+        assert!(begun.elapsed() < END, "no live text\n{}\n{}", worker.log(), gateway.log());
+        let piece = tokio::time::timeout(END, stream.chunk()).await.unwrap().unwrap().unwrap();
+        let messages = parser.push(&piece).unwrap();
+        let deltas = messages.into_iter().filter(|message| message.event.as_deref() == Some("delta"));
+        text.extend(deltas.map(|message| message.data));
+    }
+    assert!(text.contains("word"), "{text}");
+    assert_eq!(api.post(&format!("/v1/runs/{id}/cancel"), &Value::Null).await.unwrap().status, 202);
+    let run = api.wait_end(&id, END).await.unwrap();
+    assert_eq!(run["status"], "cancelled", "{run:#}");
+    let homes = postgres.value("select distinct server_id || ' ' || role from server_role").unwrap();
+    let roles: BTreeSet<_> = homes.lines().map(|line| line.split(' ').nth(1).unwrap()).collect();
+    assert_eq!(roles, BTreeSet::from(["api", "gateway", "worker"]), "{homes}");
+    drop((worker, gateway, front));
+}

@@ -1,0 +1,127 @@
+//! A run whose lease was over before the store could be told to extend it.
+//!
+//! From then on the run is nobody's: nothing is written about it and nothing is done for it, but that its sandbox stays
+//! within its limits. It is taken up again as after a start, by compare-and-set; if that fails it was written off, and
+//! its sandbox goes.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use caisson_domain::id::{RunId, SandboxId};
+use caisson_sandbox::OwnedSandbox;
+use caisson_store::{Claimed, Unowned};
+use tracing::{info, warn};
+
+use crate::attempt::Attempt;
+use crate::context::{Context, Halt};
+use crate::guard::guard;
+use crate::holds::Hold;
+use crate::reconcile::owned_by_and_by;
+use crate::slots::{Found, Origin, launch};
+
+/// The runs that this process sees to, each with its attempt: as many as it has slots.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct InHand(Arc<Mutex<HashSet<(RunId, i64)>>>);
+
+/// A run is in hand for as long as this lives.
+pub(crate) struct Noted {
+    all: InHand,
+    key: (RunId, i64),
+}
+
+impl InHand {
+    pub(crate) fn note(&self, run: &RunId, attempt: i64) -> Noted {
+        let key = (run.clone(), attempt);
+        self.lock().insert(key.clone());
+        Noted { all: self.clone(), key }
+    }
+
+    fn has(&self, unowned: &Unowned) -> bool {
+        self.lock().contains(&(unowned.run.clone(), unowned.attempt))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<(RunId, i64)>> {
+        // Every change is a single insertion or removal.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        self.all.lock().remove(&self.key);
+    }
+}
+
+/// Takes up the runs of this server that nobody has in hand: a claim whose answer was lost has made them its own, and
+/// nobody knows. `owned` are the engine's sandboxes. Fails at a shutdown only.
+pub(crate) async fn take_up_unowned(ctx: &Arc<Context>, owned: &[OwnedSandbox]) -> Result<(), Halt> {
+    let (store, server) = (&ctx.store, &ctx.config.server);
+    let found = match ctx.insist("look for runs without an owner", move || store.unowned_runs(server)).await {
+        Ok(found) => found,
+        Err(Halt::Shutdown) => return Err(Halt::Shutdown),
+        Err(Halt::Corrupt(_)) => return Ok(()),
+    };
+    for lapsed in found.iter().filter(|lapsed| !ctx.in_hand.has(lapsed)) {
+        let adopted = match ctx.insist("take a run up", move || store.readopt(lapsed, server)).await {
+            Ok(Some(adopted)) => adopted,
+            Err(Halt::Shutdown) => return Err(Halt::Shutdown),
+            Ok(None) | Err(Halt::Corrupt(_)) => continue,
+        };
+        let sandbox = adopted.run.sandbox.as_ref();
+        let hold = sandbox.and_then(|sandbox| ctx.holds.take(sandbox, Some(&adopted.run.session)));
+        let found = hold.map(|hold| {
+            let liveness = owned.iter().find(|owned| &owned.id == hold.sandbox()).map(|owned| owned.liveness);
+            Found { hold, liveness }
+        });
+        let slot = Arc::clone(&ctx.slots).try_acquire_owned().ok();
+        launch(ctx, adopted, Origin::Adopted(found), slot);
+    }
+    Ok(())
+}
+
+/// Takes the run up again with a new epoch, as soon as the store answers, and finds its sandbox; none if the run is lost.
+pub(crate) async fn take_up_again(attempt: Attempt) -> Result<Option<(Attempt, Option<Found>)>, Halt> {
+    warn!(run.id = %attempt.run.id, "the lease of run {} is over; it is left alone until the database answers", attempt.run.id);
+    let Some(again) = readopt(&attempt).await? else { return Ok(None) };
+    info!(run.id = %attempt.run.id, "took run {} up again", attempt.run.id);
+    let sandbox = again.run.sandbox.clone();
+    let attempt = attempt.again(again);
+    let Some(sandbox) = sandbox else {
+        attempt.leave();
+        return Ok(Some((attempt, None)));
+    };
+    let hold = hold(&attempt, &sandbox).await?;
+    let owned = owned_by_and_by(&attempt.ctx).await?;
+    let liveness = owned.iter().find(|owned| owned.id == sandbox).map(|owned| owned.liveness);
+    Ok(Some((attempt, Some(Found { hold, liveness }))))
+}
+
+/// Asks until the store answers. The sandbox is guarded meanwhile, by the worker's own clock and eyes.
+async fn readopt(attempt: &Attempt) -> Result<Option<Claimed>, Halt> {
+    let (ctx, server) = (&attempt.ctx, &attempt.ctx.config.server);
+    let lapsed = Unowned { run: attempt.run.id.clone(), epoch: attempt.epoch, attempt: attempt.run.attempt };
+    let (store, lapsed) = (&ctx.store, &lapsed);
+    let asking = ctx.insist("take a run up again", move || store.readopt(lapsed, server));
+    let Some(place) = attempt.attended() else { return asking.await };
+    tokio::select! {
+        answer = asking => answer,
+        never = guard(attempt, &place) => match never {},
+    }
+}
+
+/// Takes the sandbox in hand; a reconcile pass may be looking at it, and lets it go since it is needed.
+async fn hold(attempt: &Attempt, sandbox: &SandboxId) -> Result<Hold, Halt> {
+    let ctx: &Context = &attempt.ctx;
+    let mut changes = ctx.holds.changes();
+    loop {
+        changes.mark_unchanged();
+        if let Some(hold) = ctx.holds.take(sandbox, Some(&attempt.run.session)) {
+            return Ok(hold);
+        }
+        tokio::select! {
+            biased;
+            () = ctx.cancel.cancelled() => return Err(Halt::Shutdown),
+            told = changes.changed() => drop(told),
+        }
+    }
+}

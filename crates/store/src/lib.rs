@@ -10,6 +10,7 @@
 
 mod artifacts;
 mod audit;
+mod automagik;
 mod budgets;
 mod clock;
 mod credentials;
@@ -23,6 +24,7 @@ mod hints;
 mod journal;
 mod keys;
 mod knock;
+mod messages;
 mod opening;
 mod projects;
 mod pushes;
@@ -35,6 +37,7 @@ mod servers;
 mod sessions;
 mod soft_budgets;
 mod usage;
+mod users;
 mod vault;
 mod workflows;
 
@@ -59,6 +62,10 @@ pub use audit::{
     AUDIT_HASH_START, AUDIT_TEXT_BYTES, Actor, AuditFault, AuditFilter, AuditHead, AuditRecord, AuditReport,
     ChainReport, CredentialUse, NewAudit,
 };
+pub use automagik::{
+    Asked, AskedRun, COUNTED_ROWS, Direction, NUMBERED_ROWS, NumberedFilter, NumberedRun, NumberedSession,
+    RunOrder,
+};
 pub use budgets::{BudgetChange, ChangeBudgets, ProjectSpending, Spending};
 pub use clock::{Clock, ClockHandle};
 pub use credentials::{
@@ -73,6 +80,7 @@ pub use hints::{Topic, Watch};
 pub use journal::{JournalAppend, JournalEffect, JournalEntry};
 pub use keys::{ApiKey, NewApiKey};
 pub use knock::{DoorRun, Knock};
+pub use messages::{MessageQueue, SendMessage};
 pub use projects::{CreateProject, Project};
 pub use pushes::{BeginPush, Push, PushRecord, SessionPush};
 pub use queue::{Claimed, Finish, Progress};
@@ -83,6 +91,7 @@ pub use sessions::Session;
 pub use usage::{
     BeginCall, CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX, CallExtension, ExtendCall, NewModelCall, SettledCall,
 };
+pub use users::{ChangeUser, User, UserFields};
 pub use vault::{MasterKeyError, MasterKeyFile, RekeyStep, Rekeyed};
 pub use workflows::StoredWorkflow;
 

@@ -21,7 +21,6 @@ const OUTPUT_BYTES: usize = 500;
 
 /// Where a run stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[expect(clippy::struct_field_names, reason = "the names are the clients'")]
 pub(crate) struct RunStatusView {
     /// Its id.
     pub run_id: String,

@@ -42,6 +42,7 @@ macro_rules! only_sqlite {
 
 mod artifacts;
 mod audit;
+mod automagik;
 mod budgets;
 mod cancel;
 mod corrupt;
@@ -58,6 +59,7 @@ mod journal;
 mod keys;
 mod knock;
 mod lists;
+mod messages;
 mod model;
 mod projects;
 mod pushes;
@@ -69,5 +71,6 @@ mod servers;
 mod soft_budgets;
 mod together;
 mod usage;
+mod users;
 mod vault;
 mod workflows;

@@ -2,6 +2,7 @@
 
 mod agents;
 mod auth;
+mod clients;
 mod listing;
 mod live;
 mod running;

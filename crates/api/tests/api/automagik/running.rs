@@ -22,7 +22,9 @@ async fn a_run_is_started_by_every_form_of_every_generation_with_200() {
     forms.push(("/api/v1/agent/claude-code/run".to_owned(), with_workflow.clone()));
     forms.push(("/api/v1/agent/claude_code/run".to_owned(), with_workflow));
     for (number, (path, body)) in forms.iter().enumerate() {
-        let answer = api.post(path, body).await;
+        let mut body = body.clone();
+        body["user_id"] = json!(number.to_string());
+        let answer = api.post(path, &body).await;
         assert_eq!(answer.status, 200, "{path}: {}", answer.text());
         let run = answer.json();
         assert_eq!(

@@ -117,7 +117,8 @@ pub(crate) fn second_path(api: Router) -> Router {
             }
         }
     };
-    Router::new().route("/automagik-v2/{*rest}", any(again))
+    let again = any(again);
+    Router::new().route("/automagik-v2/", again.clone()).route("/automagik-v2/{*rest}", again)
 }
 
 /// The request as the first path has it, marked as one of the second; none for a path that this API does not have.

@@ -72,11 +72,11 @@ fn every_route_comes_from_a_documented_handler() {
             let text = text.split("#[cfg(test)]").next().unwrap();
             files += 1;
             handlers += text.matches("#[utoipa::path(").count();
-            // The page about the API is no part of it: its three routes are no operations. One route serves the compatible
+            // The page about the API is no part of it: its three routes are no operations. Two routes serve the compatible
             // API a second time, which its operations tell of.
             let undocumented = match path.strip_prefix(source).unwrap().to_str().unwrap() {
                 "docs.rs" => 3,
-                "automagik/mod.rs" => 1,
+                "automagik/mod.rs" => 2,
                 _ => 0,
             };
             assert_eq!(text.matches(".route(").count(), undocumented, "{}", path.display());

@@ -18,7 +18,7 @@ conformance! {
 }
 
 async fn key(fixture: &Fixture) -> ApiKeyId {
-    fixture.store.create_api_key(&project(), "k", &[Scope::Admin]).await.unwrap().0.id
+    fixture.store.create_api_key(&project(), "k", &[Scope::Admin]).await.unwrap().0
 }
 
 async fn send(fixture: &Fixture, run: &RunId, text: &str, by: &ApiKeyId) -> SendMessage {

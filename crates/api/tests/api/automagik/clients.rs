@@ -40,6 +40,8 @@ async fn work(api: &Api) {
     let mut runs = JoinSet::new();
     loop {
         while let Some(claimed) = api.store.claim(&api.server).await.unwrap() {
+            // Runs that are asked for one after another have an order.
+            api.clock.advance(1);
             for line in LINES {
                 api.say(&claimed, line).await;
             }

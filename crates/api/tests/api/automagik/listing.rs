@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{FIRST, SECOND, api, started, steady, task_with};
 use crate::support::Api;
 
-/// Runs that ended in every way, one that runs and one that waits; each a second after the one before.
+/// Runs that ended in every way, one that runs and one that waits; each a moment after the one before.
 async fn filled() -> Api {
     let api = api().await;
     let ends = [
@@ -17,18 +17,18 @@ async fn filled() -> Api {
         (RunStatus::Cancelled, None),
     ];
     for (number, (status, kind)) in ends.into_iter().enumerate() {
-        api.clock.advance(1000);
+        api.clock.advance(100);
         started(&api, FIRST, &task_with(&json!({ "user_id": number.to_string() }))).await;
         let claimed = api.store.claim(&api.server).await.unwrap().unwrap();
-        api.clock.advance(1000 * i64::try_from(10 - number).unwrap());
+        api.clock.advance(100 * i64::try_from(10 - number).unwrap());
         let failure = kind.map(|kind| Failure::new(kind, "it went wrong"));
         let finish = Finish { status, failure, result: None };
         assert!(api.store.finish(&claimed.run.id, claimed.epoch, &finish).await.unwrap());
     }
-    api.clock.advance(1000);
+    api.clock.advance(100);
     started(&api, FIRST, &task_with(&json!({ "user_id": "running" }))).await;
     api.store.claim(&api.server).await.unwrap().unwrap();
-    api.clock.advance(1000);
+    api.clock.advance(100);
     api.post(&format!("{FIRST}/run/surgeon"), &task_with(&json!({ "user_id": "waiting" }))).await;
     api
 }

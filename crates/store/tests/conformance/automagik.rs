@@ -63,6 +63,7 @@ async fn an_idempotency_key_is_remembered_as_long_as_was_asked(fixture: Fixture)
 
 async fn a_session_goes_on_with_another_run(fixture: Fixture) {
     let first = made(fixture.store.create_asked_run(asking("one")).await);
+    fixture.clock.advance(1);
     let next = AskedRun { session: Some(first.session.clone()), ..asking("two") };
     let second = made(fixture.store.create_asked_run(next).await);
     assert_eq!(second.session, first.session);

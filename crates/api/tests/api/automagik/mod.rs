@@ -88,7 +88,7 @@ fn steady_value(value: &mut Value) {
             for (name, value) in fields {
                 match name.as_str() {
                     "request_id" | "kill_duration_ms" | "cleanup_duration_ms" | "version" => {
-                        *value = json!("[it]")
+                        *value = json!("[it]");
                     }
                     _ => steady_value(value),
                 }

@@ -75,9 +75,9 @@ async fn addresses_are_unique_and_fields_are_bounded() {
 #[tokio::test]
 async fn a_project_has_so_many_users_and_no_more() {
     let api = api().await;
-    let fill = "with recursive n (i) as (select 1 union all select i + 1 from n where i < $1) \
+    let users = "with recursive n (i) as (select 1 union all select i + 1 from n where i < $1) \
         insert into automagik_user (id, project_id, created_at_ms, updated_at_ms) select 'u' || i, 'default', 0, 0 from n";
-    sqlx::query(fill).bind(PROJECT_USERS - 1).execute(&api.database().await).await.unwrap();
+    sqlx::query(users).bind(PROJECT_USERS - 1).execute(&api.database().await).await.unwrap();
     assert_eq!(send(&api, Method::POST, "/api/v1/users", &json!({})).await.status, 200, "the last one");
     let full = send(&api, Method::POST, "/api/v1/users", &json!({})).await;
     assert_eq!((full.status.as_u16(), &full.json()["code"]), (409, &json!("users_full")));

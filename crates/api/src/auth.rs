@@ -7,6 +7,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, header};
 
 use crate::access::Peer;
+use crate::automagik;
 use crate::gate::Entry;
 use crate::middleware::Meter;
 use crate::problem::ApiError;
@@ -55,7 +56,8 @@ async fn caller(parts: &Parts, app: &App, scope: Scope) -> Result<Principal, Api
         }
     };
     // A text that cannot be a key costs no look-up.
-    let secret = presented(&parts.headers)
+    let in_query = automagik::key_in_query(&parts.uri);
+    let secret = presented(&parts.headers, in_query.as_deref())
         .and_then(|text| is_key(text).then_some(text).ok_or(ApiError::KeyRefused))
         .inspect_err(failed)?;
     let hash = TokenHash::of(secret);
@@ -82,10 +84,10 @@ async fn caller(parts: &Parts, app: &App, scope: Scope) -> Result<Principal, Api
     if principal.may(scope) { Ok(principal) } else { Err(ApiError::ScopeMissing(scope)) }
 }
 
-/// The one key that the headers hold; two different ones are refused, so that nobody can be mistaken about which
+/// The one key that the headers hold, or the query where it may; two different ones are refused, so that nobody can be mistaken about which
 /// counts.
-fn presented(headers: &HeaderMap) -> Result<&str, ApiError> {
-    let mut keys = Vec::new();
+fn presented<'k>(headers: &'k HeaderMap, in_query: Option<&'k str>) -> Result<&'k str, ApiError> {
+    let mut keys: Vec<&str> = in_query.into_iter().collect();
     for value in headers.get_all(header::AUTHORIZATION) {
         let text = value.to_str().map_err(|_| ApiError::KeyRefused)?;
         let (scheme, rest) = text.split_once(' ').ok_or(ApiError::KeyRefused)?;
@@ -134,17 +136,17 @@ mod tests {
             headers
         };
         let ok = [(header::AUTHORIZATION, "bearer k1"), (API_KEY, "k1")];
-        assert_eq!(presented(&headers(&ok)).unwrap(), "k1");
-        assert_eq!(presented(&headers(&ok[..1])).unwrap(), "k1");
-        assert_eq!(presented(&headers(&ok[1..])).unwrap(), "k1");
-        assert!(matches!(presented(&headers(&[])), Err(ApiError::KeyMissing)));
+        assert_eq!(presented(&headers(&ok), None).unwrap(), "k1");
+        assert_eq!(presented(&headers(&ok[..1]), None).unwrap(), "k1");
+        assert_eq!(presented(&headers(&ok[1..]), None).unwrap(), "k1");
+        assert!(matches!(presented(&headers(&[]), None), Err(ApiError::KeyMissing)));
         for bad in [
             [(header::AUTHORIZATION, "Bearer k1"), (API_KEY, "k2")],
             [(API_KEY, "k1"), (API_KEY, "k2")],
             [(header::AUTHORIZATION, "Basic k1"), (API_KEY, "k1")],
             [(header::AUTHORIZATION, "k1"), (API_KEY, "k1")],
         ] {
-            assert!(matches!(presented(&headers(&bad)), Err(ApiError::KeyRefused)));
+            assert!(matches!(presented(&headers(&bad), None), Err(ApiError::KeyRefused)));
         }
     }
 }

@@ -52,6 +52,8 @@ pub struct ApiConfig {
     pub without_images: bool,
     /// Share of each budget at which the agents of runs that say nothing about it are told to wrap up, in percent; none: never.
     pub budget_soft_percent: Option<u32>,
+    /// Whether the Automagik-compatible API is left out.
+    pub without_automagik: bool,
     /// The agent that the server has.
     pub agent: AgentInfo,
     /// Origins whose pages may call the API from a browser, each as a browser sends it; see [`check_origin`].

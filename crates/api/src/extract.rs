@@ -211,7 +211,7 @@ impl FromRequest<App> for JsonObject {
 
 /// Reads a body up to [`limits::API_BODY_BYTES`]. What is too long is read on for a while and thrown away: many a client
 /// sends all of it before it reads the answer, and a connection closed before that would break the answer off.
-async fn read_body(body: Body) -> Result<Vec<u8>, ApiError> {
+pub(crate) async fn read_body(body: Body) -> Result<Vec<u8>, ApiError> {
     let mut chunks = body.into_data_stream();
     let (mut kept, mut total_bytes) = (Vec::new(), 0_usize);
     while let Some(chunk) = chunks.next().await {
@@ -244,6 +244,10 @@ impl Kind for String {
     const KIND: &'static str = "a text";
 }
 
+impl Kind for bool {
+    const KIND: &'static str = "true or false";
+}
+
 impl Kind for Vec<String> {
     const KIND: &'static str = "a list of texts";
 }
@@ -261,7 +265,7 @@ pub(crate) struct Fields {
 
 impl Fields {
     /// Reads an object in which no field comes twice.
-    fn parse(body: &[u8]) -> Result<Self, ApiError> {
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, ApiError> {
         match serde_json::from_slice::<Object>(body) {
             Ok(Object(map)) => Ok(Self { prefix: String::new(), map, known: Vec::new() }),
             Err(error) => {

@@ -10,8 +10,10 @@ mod access;
 mod agents;
 mod audit;
 mod auth;
+mod automagik;
 mod budget;
 pub mod config;
+mod conversation;
 mod credentials;
 mod docs;
 mod events;
@@ -41,6 +43,7 @@ pub mod view {
     pub use crate::agents::{AgentList, AgentView};
     pub use crate::audit::{AuditPage, AuditView};
     pub use crate::budget::{BudgetPart, BudgetView, SetBudget};
+    pub use crate::conversation::{MessagePage, MessageView, ToolCallView, ToolResultView};
     pub use crate::credentials::{CreateCredential, CredentialList, CredentialView, RotateCredential};
     pub use crate::events::{DeltaView, EndView, EventPage, EventView};
     pub use crate::health::Health;
@@ -69,10 +72,15 @@ pub use serve::{serve, serve_tls};
 ///
 /// Serve it with [`serve`], which adds what a router cannot do: it cuts connections that stop reading.
 pub fn router(config: ApiConfig, store: Store, cancel: CancellationToken) -> Router {
-    let (routes, document) = openapi::routes().split_for_parts();
+    let compatible = !config.without_automagik;
+    let (routes, document) = openapi::routes(compatible).split_for_parts();
     let surroundings = middleware::Surroundings::new(&config);
     let state = state::App::new(config, store, cancel, &openapi::complete(document));
-    middleware::wrap(routes.with_state(state).merge(docs::routes()), &surroundings)
+    let mut routes = routes.with_state(state);
+    if compatible {
+        routes = routes.clone().merge(automagik::second_path(routes));
+    }
+    middleware::wrap(routes.merge(docs::routes()), &surroundings)
 }
 
 /// Builds a router of `/healthz` and `/readyz` alone, for a server that does not answer the API.

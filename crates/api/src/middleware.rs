@@ -14,7 +14,9 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::Instrument;
 
+use crate::automagik;
 use crate::config::ApiConfig;
+use crate::negotiate::JSON;
 use crate::problem::{PROBLEM_JSON, Told};
 use crate::quota::Quota;
 
@@ -160,12 +162,13 @@ async fn surround(mut request: Request, next: Next, tls: bool) -> Response {
     // The route's pattern, not the path as sent: a query or a path may hold what no log should.
     let route = request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str).to_owned();
     let method = request.method().clone();
+    let compatible = automagik::covers(request.uri().path());
     let meter = Meter::default();
     request.extensions_mut().insert(meter.clone());
     let span = tracing::info_span!("request", request.id = %id, http.method = %method, http.route = %route);
     async {
         let begun = Instant::now();
-        let mut response = explain(next.run(request).await, &id);
+        let mut response = explain(next.run(request).await, &id, compatible);
         let kept = response.extensions_mut().remove::<Kept>().map_or("no-store", Kept::as_str);
         finish_headers(response.headers_mut(), &id, kept);
         meter.write(response.headers_mut());
@@ -194,15 +197,20 @@ fn request_id(headers: &HeaderMap) -> String {
         .map_or_else(|| format!("req_{}", uuid::Uuid::new_v4().simple()), str::to_owned)
 }
 
-/// Gives every refusal its problem document.
-fn explain(mut response: Response, id: &str) -> Response {
+/// Gives every refusal its problem document, or what the compatible API has instead.
+fn explain(mut response: Response, id: &str, compatible: bool) -> Response {
     let status = response.status();
     if !status.is_client_error() && !status.is_server_error() {
         return response;
     }
     let told = response.extensions_mut().remove::<Told>().unwrap_or_else(|| Told::bare(status));
-    let body = serde_json::to_vec(&told.with_request_id(id)).unwrap_or_default();
-    let mut explained = (status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
+    let problem = told.with_request_id(id);
+    let (kind, body) = if compatible {
+        (JSON, serde_json::to_vec(&automagik::refused(problem, response.headers())))
+    } else {
+        (PROBLEM_JSON, serde_json::to_vec(&problem))
+    };
+    let mut explained = (status, [(header::CONTENT_TYPE, kind)], body.unwrap_or_default()).into_response();
     for name in TAKEN_OVER {
         if let Some(value) = response.headers_mut().remove(&name) {
             explained.headers_mut().insert(name, value);

@@ -11,6 +11,7 @@ use utoipa::openapi::security::{
 };
 use utoipa::openapi::{
     ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, Response, ResponseBuilder, Schema,
+    ServerBuilder,
 };
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -19,13 +20,16 @@ use crate::negotiate::{JSON, json_only};
 use crate::problem::PROBLEM_JSON;
 use crate::state::App;
 use crate::{
-    agents, audit, budget, credentials, events, health, keys, projects, queue, runs, servers, sessions, workflows,
+    agents, audit, automagik, budget, conversation, credentials, events, health, keys, projects, queue, runs, servers,
+    sessions, workflows,
 };
 
 /// Name of the scheme in which a key is a bearer token.
 const BEARER: &str = "bearer";
 /// Name of the scheme in which a key is a header of its own.
 const HEADER: &str = "api_key";
+/// Name of the scheme in which a key is a parameter; of the compatible API alone.
+const QUERY: &str = "api_key_in_query";
 /// Refusals that every route with a key may answer with.
 const COMMON: [(&str, &str); 6] = [
     ("401", "No key, or one that opens nothing"),
@@ -36,14 +40,36 @@ const COMMON: [(&str, &str); 6] = [
     ("503", "The store does not answer, or no server can place runs; come again later"),
 ];
 
+/// Refusals that every route of the compatible API may answer with.
+const COMPATIBLE: [(&str, &str); 7] = [
+    ("401", "No key, or one that opens nothing"),
+    ("403", "The key lacks the scope"),
+    ("404", "There is no such thing"),
+    ("422", "A body, field or parameter that cannot be used"),
+    ("429", "The key has used up its requests of this minute, or a bound is reached; see Retry-After"),
+    ("500", "A fault of the server"),
+    ("503", "The store does not answer, or no server can place runs; come again later"),
+];
+/// Refusals of those that take a body.
+const BODIES: [(&str, &str); 3] = [
+    ("400", "The body broke off, or what it asks for cannot be done"),
+    ("408", "The body did not arrive in time"),
+    ("413", "The body is longer than 4 MiB"),
+];
+
 /// Makes the API's description, in OpenAPI 3.1.
 #[must_use]
 pub fn openapi() -> OpenApi {
-    complete(routes().into_openapi())
+    complete(routes(true).into_openapi())
 }
 
-/// All routes with their documentation.
-pub(crate) fn routes() -> OpenApiRouter<App> {
+/// All routes with their documentation; those of the Automagik-compatible API if it is wanted.
+pub(crate) fn routes(compatible: bool) -> OpenApiRouter<App> {
+    let native = native();
+    if compatible { native.merge(automagik::routes()) } else { native }
+}
+
+fn native() -> OpenApiRouter<App> {
     let json = OpenApiRouter::new()
         .routes(routes!(runs::create_run, runs::list_runs))
         .routes(routes!(runs::get_run))
@@ -51,6 +77,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(runs::list_artifacts))
         .routes(routes!(sessions::list_sessions))
         .routes(routes!(sessions::get_session))
+        .routes(routes!(conversation::read_messages))
         .routes(routes!(agents::list_agents))
         .routes(routes!(workflows::list_workflows))
         .routes(routes!(workflows::get_workflow))
@@ -100,11 +127,19 @@ pub(crate) fn complete(mut document: OpenApi) -> OpenApi {
     );
     let header = ApiKeyValue::new(crate::auth::API_KEY.as_str());
     components.add_security_scheme(HEADER, SecurityScheme::ApiKey(ApiKey::Header(header)));
+    if document.paths.paths.contains_key("/api/v1/openapi.json") {
+        let query = ApiKeyValue::new(crate::auth::API_KEY.as_str());
+        components.add_security_scheme(QUERY, SecurityScheme::ApiKey(ApiKey::Query(query)));
+    }
     for item in document.paths.paths.values_mut() {
         let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.delete];
         for operation in operations.into_iter().flatten() {
             operation.parameters.iter_mut().flatten().for_each(without_null);
-            add_common(operation);
+            if operation.tags.iter().flatten().any(|tag| tag == automagik::TAG) {
+                add_compatible(operation);
+            } else {
+                add_common(operation);
+            }
         }
     }
     document
@@ -131,6 +166,28 @@ fn add_common(operation: &mut Operation) {
     for (status, description) in COMMON {
         let responses = &mut operation.responses.responses;
         responses.entry(status.to_owned()).or_insert_with(|| RefOr::T(refusal(description)));
+    }
+}
+
+/// The same for the compatible API, whose refusals have another form and which is there a second time.
+fn add_compatible(operation: &mut Operation) {
+    let server = |url, description| ServerBuilder::new().url(url).description(Some(description)).build();
+    operation.servers = Some(vec![
+        server("/", "With `killed`, and times with their zone"),
+        server(automagik::SECOND_PATH, "With `cancelled`, and times without a zone, in UTC"),
+    ]);
+    if operation.security.is_some() {
+        return;
+    }
+    let scheme = |name| SecurityRequirement::new(name, Vec::<String>::new());
+    operation.security = Some(vec![scheme(BEARER), scheme(HEADER), scheme(QUERY)]);
+    let content = || ContentBuilder::new().schema(Some(Ref::from_schema_name("RefusedBody"))).build();
+    let of_body = operation.request_body.is_some();
+    let bodies = BODIES.iter().filter(|_| of_body);
+    for (status, description) in COMPATIBLE.iter().chain(bodies) {
+        let response = ResponseBuilder::new().description(*description).content(JSON, content()).build();
+        let responses = &mut operation.responses.responses;
+        responses.entry((*status).to_owned()).or_insert_with(|| RefOr::T(response));
     }
 }
 

@@ -224,6 +224,11 @@ impl Told {
         Self { status, code: code.to_owned(), detail: detail.map(str::to_owned), errors: Vec::new() }
     }
 
+    /// A refusal of the compatible API.
+    pub(crate) fn new(status: StatusCode, code: &str, detail: Option<String>, errors: Vec<Fault>) -> Self {
+        Self { status, code: code.to_owned(), detail, errors }
+    }
+
     pub(crate) fn with_request_id(self, request_id: &str) -> Problem {
         Problem {
             kind: "about:blank".to_owned(),

@@ -300,6 +300,7 @@ fn api_config(settings: &Settings, inputs: &Inputs, images: bool) -> ApiConfig {
         without_images: !images,
         budget_soft_percent: Some(settings.budget.soft_percent),
         agent: AgentInfo { version },
+        without_automagik: !settings.api.automagik,
         cors_origins: settings.api.cors_origins.clone(),
         tls: settings.tls.cert_file.is_some(),
         limits: ApiLimits { rate_per_minute: settings.api.rate_per_minute, ..ApiLimits::default() },

@@ -121,6 +121,8 @@ pub(crate) struct Api {
     pub connections_per_peer: usize,
     /// Origins whose pages may call the API from a browser. Default: none. `CAISSON_API__CORS_ORIGINS`, separated by spaces.
     pub cors_origins: Vec<String>,
+    /// Whether the Automagik-compatible API is served as well. Default true. `CAISSON_API__AUTOMAGIK`.
+    pub automagik: bool,
 }
 
 /// TLS of the API: both files or neither.
@@ -483,6 +485,7 @@ fn defaults(
         .set_default("api.connections", 1024)?
         .set_default("api.connections_per_peer", 256)?
         .set_default("api.cors_origins", empty.clone())?
+        .set_default("api.automagik", true)?
         .set_default("tls", nothing())?
         .set_default("budget", nothing())?
         .set_default("database", nothing())?

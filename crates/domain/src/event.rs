@@ -18,6 +18,8 @@ text_enum! {
         RunRequeued = "run.requeued",
         /// S: the run entered a phase. Data: phase.
         RunPhase = "run.phase",
+        /// T: somebody gave the run's agent a message. Data: text.
+        RunMessage = "run.message",
         /// T: somebody asked for the run's end, or its time limit passed. Data: reason.
         RunStopRequested = "run.stop_requested",
         /// T: the run has used its soft share of a budget, and its agent is told once to wrap up. Data: scope, percent,

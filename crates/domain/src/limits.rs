@@ -71,6 +71,15 @@ pub const DELTAS_PER_SECOND: u32 = 20;
 /// Inputs that a run may have that its sandbox has not taken yet.
 pub const PENDING_INPUTS: i64 = 100;
 
+/// Messages that people may give the agent of one run.
+pub const RUN_MESSAGES: i64 = 100;
+
+/// Of these, messages that may wait for a run whose agent has not started: the shim keeps no more.
+pub const RUN_MESSAGES_WAITING: i64 = 8;
+
+/// Users of the Automagik-compatible API in one project.
+pub const PROJECT_USERS: i64 = 10_000;
+
 /// Events of a run; beyond them what its sandbox says is dropped, but for what moves the run.
 pub const RUN_EVENTS: i64 = 200_000;
 /// Details of a run's events, in bytes (256 MiB); beyond them as beyond [`RUN_EVENTS`].

@@ -10,6 +10,7 @@
 
 mod artifacts;
 mod audit;
+mod automagik;
 mod budgets;
 mod claim;
 mod clock;
@@ -27,6 +28,7 @@ mod journal;
 mod keys;
 mod knock;
 mod lost;
+mod messages;
 mod opening;
 #[cfg(test)]
 mod plans;
@@ -43,6 +45,7 @@ mod servers;
 mod sessions;
 mod soft_budgets;
 mod usage;
+mod users;
 mod vault;
 mod waiting;
 mod workflows;
@@ -71,6 +74,10 @@ pub use audit::{
     AUDIT_HASH_START, AUDIT_TEXT_BYTES, Actor, AuditFault, AuditFilter, AuditHead, AuditRecord, AuditReport,
     ChainReport, CredentialUse, NewAudit,
 };
+pub use automagik::{
+    Asked, AskedRun, COUNTED_ROWS, Direction, NUMBERED_ROWS, NumberedFilter, NumberedRun, NumberedSession,
+    RunOrder,
+};
 pub use budgets::{BudgetChange, ChangeBudgets, ProjectSpending, Spending};
 pub use clock::{Clock, ClockHandle};
 pub use credentials::{
@@ -87,6 +94,7 @@ pub use journal::{JournalAppend, JournalEffect, JournalEntry};
 pub use keys::{ApiKey, NewApiKey};
 pub use knock::{DoorRun, Knock};
 pub use lost::Unowned;
+pub use messages::{MessageQueue, SendMessage};
 pub use presence::Presence;
 pub use projects::{ChangeShare, CreateProject, Project};
 pub use pushes::{BeginPush, Push, PushRecord, SessionPush};
@@ -98,6 +106,7 @@ pub use sessions::Session;
 pub use usage::{
     BeginCall, CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX, CallExtension, ExtendCall, NewModelCall, SettledCall,
 };
+pub use users::{ChangeUser, User, UserFields};
 pub use vault::{MasterKeyError, MasterKeyFile, RekeyStep, Rekeyed};
 pub use waiting::{QueueEstimate, QueuePlace};
 pub use workflows::StoredWorkflow;

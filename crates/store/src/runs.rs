@@ -16,7 +16,7 @@ use crate::events::Ended;
 use crate::random::uuid_v4;
 use crate::rows::{document, run_columns};
 use crate::waiting::{self, Full};
-use crate::{Actor, NewAudit, Store, StoreError, Topic, audit, events, rows, run_lists, usage};
+use crate::{Actor, Asked, NewAudit, Store, StoreError, Topic, audit, automagik, events, rows, run_lists, usage};
 
 /// A run to be made.
 #[derive(Debug, Clone)]
@@ -96,6 +96,16 @@ impl Store {
     /// # Cancel safety
     /// A dropped call may have queued the run; with an idempotency key, asking again finds it.
     pub async fn create_run(&self, new: NewRun) -> Result<CreateRun, StoreError> {
+        self.create(new, None, IDEMPOTENCY_MS).await
+    }
+
+    /// Queues a run, in a new session unless one is named, and keeps the words with which it was asked for.
+    pub(crate) async fn create(
+        &self,
+        new: NewRun,
+        asked: Option<(Asked, Option<SessionId>)>,
+        remembered_ms: i64,
+    ) -> Result<CreateRun, StoreError> {
         let mut tx = self.begin().await?;
         if let Some(idempotency) = &new.idempotency
             && let Some(answer) = replay(&mut tx.db, tx.now_ms, &new.project, idempotency).await?
@@ -110,14 +120,21 @@ impl Store {
                 Full::Project => CreateRun::ProjectQueueFull,
             });
         }
-        let run = new_run(&tx, new.project, new.spec)?;
-        insert_session(&mut tx, &run).await?;
+        let mut run = new_run(&tx, new.project, new.spec)?;
+        let (asked, session) = asked.map_or((None, None), |(asked, session)| (Some(asked), session));
+        match session {
+            Some(session) => run.session = session,
+            None => insert_session(&mut tx, &run).await?,
+        }
         insert_run(&mut tx, &run, new.created_by.as_ref()).await?;
+        if let Some(asked) = &asked {
+            automagik::remember(&mut tx, &run, asked).await?;
+        }
         events::append(&mut tx, &run.session, &run.id, &[events::queued(&run)]).await?;
         let actor = Actor::key_or_operator(new.created_by.as_ref());
         audit::write(&mut tx, &NewAudit::of_run(&run, actor, "run.create")).await?;
         if let Some(idempotency) = &new.idempotency {
-            remember(&mut tx, &run, idempotency).await?;
+            remember(&mut tx, &run, idempotency, remembered_ms).await?;
         }
         tx.wake(Topic::Queue);
         tx.commit().await?;
@@ -249,14 +266,19 @@ const REMEMBER: &str = "insert into idempotency (project_id, key, request_sha256
      values ($1, $2, $3, $4, $5) on conflict (project_id, key) do update set \
      request_sha256 = excluded.request_sha256, run_id = excluded.run_id, expires_at_ms = excluded.expires_at_ms";
 
-async fn remember(tx: &mut Tx<'_>, run: &Run, idempotency: &Idempotency) -> Result<(), StoreError> {
+async fn remember(
+    tx: &mut Tx<'_>,
+    run: &Run,
+    idempotency: &Idempotency,
+    remembered_ms: i64,
+) -> Result<(), StoreError> {
     sql::query(FORGET).bind(tx.now_ms).bind(FORGET_ITEMS).execute(&mut *tx.db).await?;
     sql::query(REMEMBER)
         .bind(run.project.as_str())
         .bind(idempotency.key.as_str())
         .bind(idempotency.request_sha256.as_str())
         .bind(run.id.as_str())
-        .bind(tx.now_ms + IDEMPOTENCY_MS)
+        .bind(tx.now_ms + remembered_ms)
         .execute(&mut *tx.db)
         .await?;
     Ok(())

@@ -59,6 +59,13 @@ const BEHIND_ALL: &str = "ses_g";
 pub(crate) const LIST: &str =
     concat!(select_session!(), "where project_id = $1 and id < $2 order by id desc limit $3");
 
+/// Pages by number, for [`Store::numbered_sessions`].
+pub(crate) const NUMBERED_RISING: &str =
+    concat!(select_session!(), "where project_id = $1 order by id limit $2 offset $3");
+/// The same, newest first.
+pub(crate) const NUMBERED_FALLING: &str =
+    concat!(select_session!(), "where project_id = $1 order by id desc limit $2 offset $3");
+
 impl Store {
     /// The session, if it belongs to the project.
     ///
@@ -95,7 +102,7 @@ impl Store {
     }
 }
 
-fn session(row: &Row) -> Result<Session, StoreError> {
+pub(crate) fn session(row: &Row) -> Result<Session, StoreError> {
     let columns = Columns::of("session", row)?;
     Ok(Session {
         id: columns.parse("id")?,

@@ -1,11 +1,12 @@
 //! Creating a run: read, validate, see that somebody could place it, queue it.
 
+use caisson_domain::id::SessionId;
 use caisson_domain::limits;
 use caisson_domain::principal::Principal;
 use caisson_domain::run::Run;
 use caisson_domain::server::Server;
 use caisson_domain::workflow::Workflow;
-use caisson_store::{self as store, Idempotency, NewRun, Store};
+use caisson_store::{self as store, Asked, AskedRun, Idempotency, NewRun, Store};
 use http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 
@@ -23,9 +24,20 @@ pub(super) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
 const KNOWN_WORKFLOWS: usize = 20;
 
 /// A run that was accepted now or before.
-pub(super) struct Accepted {
-    pub(super) run: Run,
-    pub(super) replayed: bool,
+pub(crate) struct Accepted {
+    pub(crate) run: Run,
+    pub(crate) replayed: bool,
+}
+
+/// What a request is besides the run it asks for.
+#[derive(Default)]
+pub(crate) struct Origin {
+    /// What makes a repetition harmless.
+    pub(crate) idempotency: Option<Idempotency>,
+    /// The words of a client of the compatible API, and the session that it goes on with.
+    pub(crate) asked: Option<(Asked, Option<SessionId>)>,
+    /// How long the idempotency key is remembered, in milliseconds; read with `asked` alone.
+    pub(crate) remembered_ms: i64,
 }
 
 /// Accepts a run.
@@ -44,6 +56,23 @@ pub(super) async fn create(
     let mut faults = Faults::default();
     let request = CreateRun::read(fields, &mut faults);
     let idempotency = key.map(|key| Idempotency { key, request_sha256: digest(&request) });
+    let origin = Origin { idempotency, ..Origin::default() };
+    accept(app, caller, (request, faults), origin).await
+}
+
+/// Accepts a run whose request was read already, with the faults found so far.
+///
+/// # Errors
+/// As [`create`].
+/// # Cancel safety
+/// As [`create`].
+pub(crate) async fn accept(
+    app: &App,
+    caller: Principal,
+    (request, mut faults): (CreateRun, Faults),
+    origin: Origin,
+) -> Result<Accepted, ApiError> {
+    let Origin { idempotency, asked, remembered_ms } = origin;
     if let Some(idempotency) = idempotency.as_ref().filter(|_| faults.is_empty())
         && let Some(answer) = app.store().replayed(&caller.project, idempotency).await?
     {
@@ -61,7 +90,9 @@ pub(super) async fn create(
     };
     check_placeable(app.store()).await?;
     let new = NewRun { project: caller.project, created_by: Some(caller.key), spec, idempotency };
-    accepted(app.store().create_run(new).await?)
+    let Some((asked, session)) = asked else { return accepted(app.store().create_run(new).await?) };
+    let asked = AskedRun { run: new, asked, session, remembered_ms };
+    accepted(app.store().create_asked_run(asked).await?)
 }
 
 fn accepted(answer: store::CreateRun) -> Result<Accepted, ApiError> {
@@ -82,7 +113,7 @@ fn accepted(answer: store::CreateRun) -> Result<Accepted, ApiError> {
 /// # Errors
 /// [`ApiError::Header`] if there are several, or it is not 1 to [`limits::IDEMPOTENCY_KEY_BYTES`] visible ASCII
 /// characters.
-pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
     let Some(value) = values.next() else { return Ok(None) };
     let bytes = value.as_bytes();

@@ -22,14 +22,14 @@ use crate::problem::{ApiError, Problem};
 use crate::state::App;
 
 pub(crate) use artifacts::*;
-pub(crate) use create::{check_placeable, sound_servers};
+pub(crate) use create::{Accepted, Origin, accept, check_placeable, idempotency_key, sound_servers};
 pub use queueing::QueueEstimateView;
 pub use request::{CreateRun, CreateRunResources, RepositoryChoice};
-pub(crate) use view::Detail;
 pub use view::{
     ArtifactList, ArtifactView, CredentialUseView, FailureView, ResourcesView, RunLinks, RunPage, RunView,
     UsageView,
 };
+pub(crate) use view::{Detail, LISTED_TEXT_BYTES};
 
 /// Create a run
 ///

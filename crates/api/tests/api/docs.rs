@@ -226,7 +226,7 @@ async fn an_unknown_file_or_method_of_the_page_is_a_problem() {
 #[tokio::test]
 async fn whoever_is_lost_is_told_of_the_page_and_the_document_does_not_list_it() {
     let api = Api::start().await;
-    let lost = ask(&api, Method::GET, "/", &[]).await;
+    let lost = ask(&api, Method::GET, "/nowhere", &[]).await;
     lost.assert_problem(404, "unknown_route");
     assert!(lost.json()["detail"].as_str().unwrap().contains("/docs"), "{}", lost.text());
     let document = serde_json::to_value(caisson_api::openapi()).unwrap();

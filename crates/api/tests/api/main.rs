@@ -6,6 +6,7 @@ mod agents;
 mod artifacts;
 mod audit;
 mod auth;
+mod automagik;
 mod budget;
 mod connections;
 mod create;

@@ -42,6 +42,7 @@ macro_rules! only_sqlite {
 
 mod artifacts;
 mod audit;
+mod automagik;
 mod budgets;
 mod cancel;
 mod caps;
@@ -60,6 +61,7 @@ mod keys;
 mod knock;
 mod lists;
 mod lost;
+mod messages;
 mod model;
 mod projects;
 mod pushes;
@@ -72,5 +74,6 @@ mod soft_budgets;
 mod together;
 mod turns;
 mod usage;
+mod users;
 mod vault;
 mod workflows;

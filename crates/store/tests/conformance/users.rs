@@ -1,0 +1,53 @@
+//! Users of the compatible API.
+
+use caisson_store::{ChangeUser, User, UserFields};
+
+use crate::fixture::{Fixture, START_MS, project};
+
+conformance! {
+    a_user_is_made_found_changed_and_removed,
+    addresses_and_numbers_are_unique_in_a_project,
+}
+
+fn fields(email: &str) -> UserFields {
+    UserFields { email: Some(email.to_owned()), phone_number: None, user_data: Some("{\"a\":1}".to_owned()) }
+}
+
+fn done(change: ChangeUser) -> User {
+    match change {
+        ChangeUser::Done(user) => user,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn a_user_is_made_found_changed_and_removed(fixture: Fixture) {
+    let store = &fixture.store;
+    let user = done(store.create_user(&project(), fields("a@x")).await.unwrap());
+    assert_eq!((user.created_at_ms, user.updated_at_ms), (START_MS, START_MS));
+    for named in [user.id.as_str(), "a@x"] {
+        assert_eq!(store.find_user(&project(), named).await.unwrap().as_ref(), Some(&user));
+    }
+    fixture.clock.advance(5);
+    let changed = done(store.update_user(&project(), &user.id, fields("b@x")).await.unwrap());
+    assert_eq!((changed.created_at_ms, changed.updated_at_ms), (START_MS, START_MS + 5));
+    assert_eq!(store.list_users(&project(), 0, 10).await.unwrap(), [changed]);
+    assert_eq!(store.list_users(&project(), 1, 10).await.unwrap(), []);
+    assert!(store.delete_user(&project(), &user.id).await.unwrap());
+    assert!(!store.delete_user(&project(), &user.id).await.unwrap());
+    let gone = store.update_user(&project(), &user.id, fields("b@x")).await.unwrap();
+    assert_eq!((gone, store.count_users(&project()).await.unwrap()), (ChangeUser::Unknown, 0));
+}
+
+async fn addresses_and_numbers_are_unique_in_a_project(fixture: Fixture) {
+    let store = &fixture.store;
+    done(store.create_user(&project(), fields("a@x")).await.unwrap());
+    let other = done(store.create_user(&project(), fields("b@x")).await.unwrap());
+    assert_eq!(store.create_user(&project(), fields("a@x")).await.unwrap(), ChangeUser::Taken);
+    assert_eq!(store.update_user(&project(), &other.id, fields("a@x")).await.unwrap(), ChangeUser::Taken);
+    assert_eq!(store.find_user(&project(), "b@x").await.unwrap(), Some(other.clone()));
+    assert_eq!(store.find_user(&"other".parse().unwrap(), "a@x").await.unwrap(), None);
+    done(store.update_user(&project(), &other.id, fields("b@x")).await.unwrap());
+    for _ in 0..2 {
+        done(store.create_user(&project(), UserFields::default()).await.unwrap());
+    }
+}

@@ -2,6 +2,7 @@
 
 mod budget;
 mod credential;
+mod db;
 mod project;
 
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use crate::settings::EngineChoice;
 
 pub(crate) use budget::{Budget, SetBudget};
 pub(crate) use credential::{AddCredential, Credential, SecretFlags};
+pub(crate) use db::{CopyDb, Db};
 pub(crate) use project::Project;
 
 /// Runs Claude Code, each session sealed in its own container, behind one async HTTP API.
@@ -52,6 +54,9 @@ pub(crate) enum Command {
     /// Learn where the tools of a run went and wanted to go.
     #[command(subcommand)]
     Egress(Egress),
+    /// Migrate, check, back up and copy the database, on the server's machine.
+    #[command(subcommand)]
+    Db(Db),
     /// Make and list projects, on the server's machine.
     #[command(subcommand)]
     Project(Project),

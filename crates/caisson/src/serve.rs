@@ -15,7 +15,7 @@ use caisson_domain::limits::{PAGE_ITEMS, PROJECTS};
 use caisson_domain::server::{PlacementProblem, ProblemCode};
 use caisson_domain::workflow::Workflow;
 use caisson_gateway::{Gateway, GatewayConfig, GitIdentity};
-use caisson_store::{Clock, Store};
+use caisson_store::{Clock, Look, Store};
 use caisson_worker::{DiskCaps, Parts, Probe, Timing, UidPlan, Worker, WorkerConfig};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -162,10 +162,17 @@ pub(crate) async fn keep_audit(
 pub(crate) async fn open_store(settings: &Settings) -> anyhow::Result<Store> {
     make_directory(&settings.state_dir)?;
     let place = settings.database_place()?;
+    if !settings.database.migrate
+        && let Look::Behind { migrations } = place.look(Clock::system()).await?
+    {
+        anyhow::bail!(
+            "{place} lacks {migrations} migrations, and database.migrate is false; run `caisson db migrate`"
+        );
+    }
     place.open(Clock::system()).await.with_context(|| format!("the database cannot be opened: {place}"))
 }
 
-fn make_directory(directory: &Path) -> anyhow::Result<()> {
+pub(crate) fn make_directory(directory: &Path) -> anyhow::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -174,7 +181,10 @@ fn make_directory(directory: &Path) -> anyhow::Result<()> {
 }
 
 /// One server to a state directory: two would give the same sandboxes orders.
-fn lock_state(state_dir: &Path) -> anyhow::Result<fs::File> {
+///
+/// # Errors
+/// Another server has it, or it cannot be written.
+pub(crate) fn lock_state(state_dir: &Path) -> anyhow::Result<fs::File> {
     let path = state_dir.join("lock");
     let file = fs::File::create(&path)
         .with_context(|| format!("\"{}\" cannot be written; choose another --state-dir", path.display()))?;

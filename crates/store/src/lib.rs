@@ -34,6 +34,7 @@ mod sandboxes;
 mod servers;
 mod sessions;
 mod soft_budgets;
+mod upkeep;
 mod usage;
 mod vault;
 mod workflows;
@@ -80,6 +81,10 @@ pub use random::Random;
 pub use runs::{CancelRun, CreateRun, Idempotency, NewRun, RunFilter};
 pub use sandboxes::{NewSandbox, SandboxRow, SandboxState, UnknownSandboxState};
 pub use sessions::Session;
+pub use upkeep::{
+    BackupError, CHECK_FAULTS, COPY_BATCH_BYTES, COPY_BATCH_ROWS, CheckPart, CopyError, StoredFile,
+    TableCopied, backup_file, copy_to_postgres,
+};
 pub use usage::{
     BeginCall, CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX, CallExtension, ExtendCall, NewModelCall, SettledCall,
 };

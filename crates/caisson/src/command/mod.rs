@@ -5,6 +5,7 @@ mod artifacts;
 mod audit;
 mod budget;
 mod credential;
+mod db;
 mod demo;
 mod demo_project;
 mod doctor;
@@ -54,6 +55,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Cancel(flags) => runs::cancel(flags).await,
         Command::Budget(budget) => budget::run(budget).await,
         Command::Egress(crate::cli::Egress::Suggest(flags)) => egress::suggest(flags).await,
+        Command::Db(db) => Box::pin(db::run(db, environment)).await,
         Command::Project(project) => project::run(project, environment).await,
         Command::Key(key) => key::run(key, environment).await,
         Command::Audit(audit) => audit::run(audit, environment).await,

@@ -68,6 +68,7 @@ mod schema;
 mod servers;
 mod soft_budgets;
 mod together;
+mod upkeep;
 mod usage;
 mod vault;
 mod workflows;

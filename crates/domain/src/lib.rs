@@ -22,6 +22,7 @@ pub mod principal;
 pub mod protocol;
 pub mod provider;
 pub mod redact;
+pub mod retention;
 pub mod run;
 pub mod server;
 pub mod sse;

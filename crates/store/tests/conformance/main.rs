@@ -62,6 +62,7 @@ mod model;
 mod projects;
 mod pushes;
 mod queue;
+mod retention;
 mod runs;
 mod sandboxes;
 mod schema;

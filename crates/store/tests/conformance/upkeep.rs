@@ -2,7 +2,6 @@
 
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::principal::Scope;
-use caisson_domain::protocol::StopReason;
 use caisson_domain::run::RunStatus;
 use caisson_store::{
     BackupError, CHECK_FAULTS, COPY_BATCH_BYTES, COPY_BATCH_ROWS, Clock, CopyError, Finish, Idempotency,
@@ -57,7 +56,6 @@ async fn filled(fixture: Fixture) -> Fixture {
     let odd = NewEvent::new(EventKind::Note, &json!({ "message": "ünïcode \u{1f980} 'quoted' \\ \u{0}" }));
     fixture.store.append_run_event(&run.id, placed.epoch, odd).await.unwrap();
     fixture.store.request_cancel(&project(), &run.id, None).await.unwrap();
-    fixture.store.request_stop(&run.id, placed.epoch, StopReason::Cancel).await.unwrap();
     let finish = Finish { status: RunStatus::Cancelled, failure: None, result: Some("done".to_owned()) };
     assert!(fixture.store.finish(&run.id, placed.epoch, &finish).await.unwrap());
     fixture.queued().await;
@@ -164,6 +162,7 @@ async fn a_copy_in_postgresql_is_the_same_row_for_row_and_goes_on_from_there(fix
     fixture
         .execute("insert into audit_before (project_id, at_ms, actor, action, subject) values ('default', 1, 'operator', 'a', 'b')")
         .await;
+    fixture.execute("insert into input select session_id, 99, project_id, id, 1, '{}' from run limit 1").await;
     fixture.execute("update sqlite_sequence set seq = 41 where name = 'session'").await;
     fixture.store.close().await.unwrap();
     let Some((target, tables)) = copied(&fixture).await else { return };

@@ -26,6 +26,7 @@ mod openapi;
 mod problem;
 mod projects;
 mod quota;
+mod retention;
 mod runs;
 mod schema;
 mod serve;
@@ -45,6 +46,7 @@ pub mod view {
     pub use crate::keys::{CreateKey, KeyPage, KeyView, NewKeyView};
     pub use crate::problem::{Fault, Problem};
     pub use crate::projects::{CreateProject, NewProjectView, ProjectPage, ProjectView};
+    pub use crate::retention::{RetentionView, SetRetention};
     pub use crate::runs::{
         ArtifactList, ArtifactView, CreateRun, CreateRunResources, CredentialUseView, FailureView,
         RepositoryChoice, ResourcesView, RunLinks, RunPage, RunView, UsageView,

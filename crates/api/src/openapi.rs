@@ -18,7 +18,9 @@ use utoipa_axum::routes;
 use crate::negotiate::{JSON, json_only};
 use crate::problem::PROBLEM_JSON;
 use crate::state::App;
-use crate::{agents, audit, budget, credentials, events, health, keys, projects, runs, sessions, workflows};
+use crate::{
+    agents, audit, budget, credentials, events, health, keys, projects, retention, runs, sessions, workflows,
+};
 
 /// Name of the scheme in which a key is a bearer token.
 const BEARER: &str = "bearer";
@@ -57,6 +59,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(keys::revoke_key))
         .routes(routes!(projects::create_project, projects::list_projects))
         .routes(routes!(budget::get_budget, budget::set_budget))
+        .routes(routes!(retention::get_retention, retention::set_retention))
         .routes(routes!(credentials::add_credential, credentials::list_credentials))
         .routes(routes!(
             credentials::get_credential,

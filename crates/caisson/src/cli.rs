@@ -1,8 +1,10 @@
 //! The command line: what can be typed, and nothing of what it does.
 
+mod audit;
 mod budget;
 mod credential;
 mod db;
+mod gc;
 mod project;
 
 use std::net::SocketAddr;
@@ -15,9 +17,11 @@ use url::Url;
 
 use crate::settings::EngineChoice;
 
+pub(crate) use audit::Audit;
 pub(crate) use budget::{Budget, SetBudget};
 pub(crate) use credential::{AddCredential, Credential, SecretFlags};
 pub(crate) use db::{CopyDb, Db};
+pub(crate) use gc::{Gc, Retain};
 pub(crate) use project::Project;
 
 /// Runs Claude Code, each session sealed in its own container, behind one async HTTP API.
@@ -57,7 +61,9 @@ pub(crate) enum Command {
     /// Migrate, check, back up and copy the database, on the server's machine.
     #[command(subcommand)]
     Db(Db),
-    /// Make and list projects, on the server's machine.
+    /// Remove what has been kept long enough, or tell what could be removed, on the server's machine.
+    Gc(Gc),
+    /// Make and list projects, and say how long they keep things, on the server's machine.
     #[command(subcommand)]
     Project(Project),
     /// Make, list and revoke API keys, on the server's machine.
@@ -290,35 +296,6 @@ pub(crate) enum Key {
         server: ServerFlags,
         /// The key's id.
         id: String,
-    },
-}
-
-/// The audit log.
-#[derive(Debug, Clone, Subcommand)]
-pub(crate) enum Audit {
-    /// Check every record and the signed head; name the first that was changed, removed or exchanged.
-    ///
-    /// Ends with 1 if the log is not whole.
-    Verify {
-        #[command(flatten)]
-        server: ServerFlags,
-        /// A head that was kept elsewhere. Default: the one of the settings (`audit_head`).
-        #[arg(long, value_name = "FILE")]
-        head: Option<PathBuf>,
-        /// The key that the head must be signed with. Default: the one of the state directory.
-        #[arg(long, value_name = "HEX")]
-        public_key: Option<String>,
-        /// Print JSON, one document a line.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Print every record as JSON, one a line, oldest first.
-    Export {
-        #[command(flatten)]
-        server: ServerFlags,
-        /// Only records behind the one with this number.
-        #[arg(long, default_value_t = 0, value_name = "NUMBER")]
-        after: i64,
     },
 }
 

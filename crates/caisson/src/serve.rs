@@ -234,6 +234,7 @@ fn api_config(settings: &Settings, inputs: &Inputs, engine: &ActiveEngine) -> Ap
         artifacts_dir: settings.state_dir.join("artifacts"),
         without_images: engine.default_image().is_none(),
         budget_soft_percent: Some(settings.budget.soft_percent),
+        retention: settings.retention.policy(),
         agent: AgentInfo { version },
         cors_origins: settings.api.cors_origins.clone(),
         tls: settings.tls.cert_file.is_some(),
@@ -314,6 +315,7 @@ fn worker_config(
         uids,
         workspace_mib: settings.limits.workspace_mib,
         disk_caps: caps,
+        retention: settings.retention.policy(),
         min_free_disk_bytes: settings.min_free_disk_mib.saturating_mul(1024 * 1024),
         timing: Timing::default(),
     })

@@ -7,6 +7,7 @@ mod budget;
 pub(crate) mod database;
 pub(crate) mod egress;
 pub(crate) mod mcp;
+mod retention;
 mod secrets;
 mod sources;
 
@@ -22,6 +23,7 @@ use url::Url;
 use crate::logins::without_logins;
 use crate::presets::Clients;
 use budget::Budget;
+use retention::Retention;
 
 pub(crate) use secrets::read_secret;
 
@@ -71,6 +73,8 @@ pub(crate) struct Settings {
     pub tls: Tls,
     /// What may be spent on the model API.
     pub budget: Budget,
+    /// How long things are kept.
+    pub retention: Retention,
     /// Bounds that keep others safe.
     pub limits: Limits,
     /// File with the master key that credentials are sealed with; it must be there. Default: `master.key` in the state
@@ -376,6 +380,7 @@ impl Settings {
             ));
         }
         self.budget.check(&mut faults);
+        self.retention.check(&mut faults);
         self.database.check(&mut faults);
         if !WORKSPACE_MIB.contains(&self.limits.workspace_mib) {
             faults.push(format!(
@@ -466,6 +471,7 @@ fn defaults(
         .set_default("api.cors_origins", empty.clone())?
         .set_default("tls", nothing())?
         .set_default("budget", nothing())?
+        .set_default("retention", nothing())?
         .set_default("database", nothing())?
         .set_default("limits.workspace_mib", 10_240)?
         .set_default("limits.volumes", true)?

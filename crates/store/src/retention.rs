@@ -5,7 +5,7 @@
 //! session which comes to life meanwhile loses nothing. What a run came to stays in its row, and what it cost in its
 //! usage; the audit log is never touched, and tells of each removal.
 
-use caisson_domain::id::{ProjectId, RunId, SessionId};
+use caisson_domain::id::{ProjectId, RunId, ServerId, SessionId};
 use caisson_domain::limits::PAGE_ITEMS;
 use caisson_domain::retention::{Kept, ProjectRetention, Retention};
 
@@ -57,6 +57,23 @@ const OF_RUN: &str = concat!(ended!(), "and session.id = (select session_id from
 const WITH_EVENTS: &str = concat!(
     ended!(),
     "and session.project_id = $1 and session.updated_at_ms <= $2 and events_deleted_seq < last_seq \
+     and $4 <> '' \
+     order by updated_at_ms, session.id limit $3"
+);
+
+const WITH_VOLUME: &str = concat!(
+    ended!(),
+    "and session.project_id = $1 and session.updated_at_ms <= $2 and volume_deleted_at_ms is null and exists \
+     (select 1 from sandbox where sandbox.session_id = session.id and sandbox.server_id = $4) \
+     order by updated_at_ms, session.id limit $3"
+);
+
+/// Files are kept by the server whose gateway wrote them, which is the one that had the sandbox.
+const WITH_ARTIFACTS: &str = concat!(
+    ended!(),
+    "and session.project_id = $1 and session.updated_at_ms <= $2 and exists \
+     (select 1 from artifact join run on run.id = artifact.run_id where run.session_id = session.id) and exists \
+     (select 1 from sandbox where sandbox.session_id = session.id and sandbox.server_id = $4) \
      order by updated_at_ms, session.id limit $3"
 );
 
@@ -64,7 +81,7 @@ const WHOLE: &str = concat!(
     ended!(),
     "and session.project_id = $1 and session.updated_at_ms <= $2 and events_deleted_seq = last_seq \
      and not exists (select 1 from artifact join run on run.id = artifact.run_id where run.session_id = session.id) \
-     and (volume_deleted_at_ms is not null \
+     and $4 <> '' and (volume_deleted_at_ms is not null \
           or not exists (select 1 from sandbox where sandbox.session_id = session.id)) \
      order by updated_at_ms, session.id limit $3"
 );
@@ -74,8 +91,9 @@ const DELETE_EVENTS: &str = "delete from event where session_id = $1 and seq > $
      and kind not in ('run.queued', 'run.started', 'run.finished', 'git.push')";
 const MARK_EVENTS: &str = "update session set events_deleted_seq = $2 where id = $1";
 
-const DELETE_ARTIFACTS: &str = "delete from artifact where run_id = $1";
-const MARK_ARTIFACTS: &str = "update session set artifacts_deleted_at_ms = $2 where id = $1";
+const RUNS: &str = "select id from run where session_id = $1 order by id";
+const DELETE_ARTIFACTS: &str =
+    "delete from artifact where run_id in (select id from run where session_id = $1)";
 const MARK_VOLUME: &str =
     "update session set volume_deleted_at_ms = $2 where id = $1 and volume_deleted_at_ms is null";
 
@@ -143,19 +161,24 @@ impl Store {
         Ok(Some(new))
     }
 
-    /// Sessions whose events, or which as a whole, have expired and are still there; oldest first in each project, at most
-    /// [`EXPIRED_PAGE`]. A session is whole only when its files are gone.
+    /// Sessions of which something has expired and is still there, oldest first in each project; at most [`EXPIRED_PAGE`]. What
+    /// lies in files is listed for the server that had the session's sandboxes, and a session only when its files are gone.
     ///
     /// # Errors
     /// As every read.
     /// # Cancel safety
     /// Safe: it only reads.
-    pub async fn expired(&self, kept: Kept, default: &Retention) -> Result<Vec<Expired>, StoreError> {
+    pub async fn expired(
+        &self,
+        kept: Kept,
+        server: &ServerId,
+        default: &Retention,
+    ) -> Result<Vec<Expired>, StoreError> {
         let statement = match kept {
             Kept::Events => WITH_EVENTS,
+            Kept::Artifacts => WITH_ARTIFACTS,
+            Kept::Volumes => WITH_VOLUME,
             Kept::Sessions => WHOLE,
-            // What lies in files is found where they are.
-            Kept::Artifacts | Kept::Volumes => return Ok(Vec::new()),
         };
         let now_ms = self.now_ms();
         let mut found = Vec::new();
@@ -166,6 +189,7 @@ impl Store {
                 .bind(project)
                 .bind(cutoff_ms)
                 .bind(EXPIRED_PAGE)
+                .bind(server.as_str())
                 .fetch_all(self.reader())
                 .await?;
             for row in &rows {
@@ -256,7 +280,8 @@ impl Store {
         Ok((deleted, to < last))
     }
 
-    /// Forgets the run's artifacts, whose files the caller removes afterwards; none if they have not expired.
+    /// Forgets the artifacts of the session's runs and answers the runs, whose files the caller removes afterwards; none if
+    /// they have not expired.
     ///
     /// # Errors
     /// As every write.
@@ -264,32 +289,21 @@ impl Store {
     /// Safe: repeatable; files of which no row tells are found again by their place.
     pub async fn delete_artifacts(
         &self,
-        run: &RunId,
+        session: &SessionId,
         default: &Retention,
         by: &Actor,
-    ) -> Result<Option<u64>, StoreError> {
-        let Some(found) = self.expired_of_run(Kept::Artifacts, run, default).await? else { return Ok(None) };
+    ) -> Result<Option<Vec<RunId>>, StoreError> {
         let mut tx = self.begin().await?;
-        let Some(expired) = still(&mut tx, Kept::Artifacts, &found.session, default).await? else {
-            return Ok(None);
-        };
+        let Some(expired) = still(&mut tx, Kept::Artifacts, session, default).await? else { return Ok(None) };
+        let rows = sql::query(RUNS).bind(session.as_str()).fetch_all(&mut *tx.db).await?;
+        let runs = rows.iter().map(|row| Columns::of("run", row)?.parse("id")).collect::<Result<_, _>>()?;
         let deleted =
-            sql::query(DELETE_ARTIFACTS).bind(run.as_str()).execute(&mut *tx.db).await?.rows_affected();
-        sql::query(MARK_ARTIFACTS)
-            .bind(expired.session.as_str())
-            .bind(tx.now_ms)
-            .execute(&mut *tx.db)
-            .await?;
+            sql::query(DELETE_ARTIFACTS).bind(session.as_str()).execute(&mut *tx.db).await?.rows_affected();
         if deleted > 0 {
-            let new = NewAudit {
-                run: Some(run.clone()),
-                session: Some(expired.session.clone()),
-                ..NewAudit::new(&expired.project, by.clone(), "retention.artifacts", run.as_str())
-            };
-            audit::write(&mut tx, &new).await?;
+            write(&mut tx, &expired, by, "retention.artifacts").await?;
         }
         tx.commit().await?;
-        Ok(Some(deleted))
+        Ok(Some(runs))
     }
 
     /// Notes that the session's workspace and home are to go, which the caller removes afterwards; `false` if they have not

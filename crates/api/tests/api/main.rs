@@ -18,6 +18,7 @@ mod keys;
 mod openapi;
 mod pages;
 mod projects;
+mod retention;
 mod runs;
 mod sessions;
 mod stream;

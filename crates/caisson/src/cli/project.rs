@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use super::ServerFlags;
+use super::{Retain, ServerFlags};
 
 /// Projects: whose runs, sessions, keys, credentials, budgets and audit records are its own.
 #[derive(Debug, Clone, Subcommand)]
@@ -22,4 +22,6 @@ pub(crate) enum Project {
         #[arg(long)]
         json: bool,
     },
+    /// Show how long a project keeps things after the last run of a session has ended, or say so.
+    Retention(Retain),
 }

@@ -10,6 +10,7 @@ mod demo;
 mod demo_project;
 mod doctor;
 mod egress;
+mod gc;
 mod image;
 mod image_scan;
 mod key;
@@ -56,6 +57,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Budget(budget) => budget::run(budget).await,
         Command::Egress(crate::cli::Egress::Suggest(flags)) => egress::suggest(flags).await,
         Command::Db(db) => Box::pin(db::run(db, environment)).await,
+        Command::Gc(flags) => Box::pin(gc::run(flags, environment)).await,
         Command::Project(project) => project::run(project, environment).await,
         Command::Key(key) => key::run(key, environment).await,
         Command::Audit(audit) => audit::run(audit, environment).await,

@@ -8,7 +8,6 @@ alter table project add column keep_sessions_days bigint check (keep_sessions_da
 
 -- Events up to this one are gone, but for those that tell of runs' beginnings, ends and pushes.
 alter table session add column events_deleted_seq bigint not null default 0;
-alter table session add column artifacts_deleted_at_ms bigint;
 alter table session add column volume_deleted_at_ms bigint;
 
 create index session_of_age on session (project_id, updated_at_ms, id);

@@ -8,7 +8,6 @@ alter table project add column keep_sessions_days integer check (keep_sessions_d
 
 -- Events up to this one are gone, but for those that tell of runs' beginnings, ends and pushes.
 alter table session add column events_deleted_seq integer not null default 0;
-alter table session add column artifacts_deleted_at_ms integer;
 alter table session add column volume_deleted_at_ms integer;
 
 create index session_of_age on session (project_id, updated_at_ms, id);

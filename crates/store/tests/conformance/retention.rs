@@ -1,7 +1,7 @@
 //! Retention: what expires, what stays, and that nothing which lives is touched.
 
 use caisson_domain::event::EventKind;
-use caisson_domain::id::RunId;
+use caisson_domain::id::{ServerId, SessionId};
 use caisson_domain::retention::{Kept, ProjectRetention, Retention};
 use caisson_domain::run::{Run, RunStatus};
 use caisson_store::{
@@ -70,18 +70,20 @@ async fn events_expire_after_the_last_runs_end_and_what_tells_of_the_run_stays(f
     let policy = days(Kept::Events, 2);
     let before = fixture.events(&run.id).await.len();
     fixture.clock.advance(2 * DAY_MS - 1);
-    assert!(fixture.store.expired(Kept::Events, &policy).await.unwrap().is_empty());
+    assert!(fixture.store.expired(Kept::Events, &fixture.server, &policy).await.unwrap().is_empty());
     assert_eq!(delete_events(&fixture, &run, &policy).await, 0, "looked at again");
-    assert!(fixture.store.expired(Kept::Events, &Retention::default()).await.unwrap().is_empty());
+    assert!(
+        fixture.store.expired(Kept::Events, &fixture.server, &Retention::default()).await.unwrap().is_empty()
+    );
     fixture.clock.advance(1);
-    let found = fixture.store.expired(Kept::Events, &policy).await.unwrap();
+    let found = fixture.store.expired(Kept::Events, &fixture.server, &policy).await.unwrap();
     assert_eq!((found.len(), &found[0].session), (1, &run.session));
     assert_eq!(Some(found[0].ended_at_ms), run.finished_at_ms);
     let deleted = delete_events(&fixture, &run, &policy).await;
     let kinds = fixture.kinds(&run.id).await;
     assert_eq!(usize::try_from(deleted).unwrap() + kinds.len(), before);
     assert_eq!(kinds, [EventKind::RunQueued, EventKind::RunStarted, EventKind::RunFinished]);
-    assert!(fixture.store.expired(Kept::Events, &policy).await.unwrap().is_empty());
+    assert!(fixture.store.expired(Kept::Events, &fixture.server, &policy).await.unwrap().is_empty());
     assert_eq!(fixture.run(&run.id).await, run, "status, result and usage");
     let listed = fixture.store.list_runs(&project(), &RunFilter::default(), None, 10).await.unwrap();
     assert_eq!(listed.len(), 1);
@@ -95,12 +97,12 @@ async fn a_live_session_loses_nothing_however_old_it_is(fixture: Fixture) {
     fixture.clock.advance(400 * DAY_MS);
     for run in [&placed.run, &waiting] {
         assert_eq!(fixture.store.delete_events(&run.session, &policy, &BY).await.unwrap(), (0, false));
-        assert_eq!(fixture.store.delete_artifacts(&run.id, &policy, &BY).await.unwrap(), None);
+        assert_eq!(fixture.store.delete_artifacts(&run.session, &policy, &BY).await.unwrap(), None);
         assert!(!fixture.store.delete_volume(&run.session, &policy, &BY).await.unwrap());
         assert!(!fixture.store.delete_session(&run.session, &policy, &BY).await.unwrap());
     }
     for kept in Kept::ALL {
-        assert!(fixture.store.expired(*kept, &policy).await.unwrap().is_empty(), "{kept}");
+        assert!(fixture.store.expired(*kept, &fixture.server, &policy).await.unwrap().is_empty(), "{kept}");
     }
     // The run ends, and its sandbox is left for a while: for a follow-up, or for a supervisor that is slow.
     let finish = Finish { status: RunStatus::Succeeded, failure: None, result: None };
@@ -124,7 +126,11 @@ async fn many_events_go_in_bounded_batches(fixture: Fixture) {
     let (first, more) = fixture.store.delete_events(&placed.run.session, &policy, &BY).await.unwrap();
     assert!(more && first <= RETENTION_EVENTS.unsigned_abs() && first > 900, "{first}");
     assert!(fixture.store.check_events().await.unwrap().faults.is_empty(), "half-way as well");
-    assert_eq!(fixture.store.expired(Kept::Events, &policy).await.unwrap().len(), 1, "it is gone on with");
+    assert_eq!(
+        fixture.store.expired(Kept::Events, &fixture.server, &policy).await.unwrap().len(),
+        1,
+        "it is gone on with"
+    );
     let (_, more) = fixture.store.delete_events(&placed.run.session, &policy, &BY).await.unwrap();
     assert!(!more);
     assert_eq!(audited(&fixture, "retention.events").await, 1, "one record for all of them");
@@ -138,13 +144,20 @@ async fn audited(fixture: &Fixture, action: &str) -> usize {
 async fn artifacts_are_forgotten_once_their_days_are_over(fixture: Fixture) {
     let run = ended(&fixture).await;
     let policy = days(Kept::Artifacts, 1);
-    assert_eq!(fixture.store.delete_artifacts(&run.id, &policy, &BY).await.unwrap(), None);
+    assert_eq!(fixture.store.delete_artifacts(&run.session, &policy, &BY).await.unwrap(), None);
     fixture.clock.advance(DAY_MS);
-    assert_eq!(fixture.store.delete_artifacts(&run.id, &policy, &BY).await.unwrap(), Some(1));
+    assert_eq!(
+        fixture.store.delete_artifacts(&run.session, &policy, &BY).await.unwrap(),
+        Some(vec![run.id.clone()])
+    );
     assert!(fixture.store.artifacts(&run.id).await.unwrap().is_empty());
-    assert_eq!(fixture.store.delete_artifacts(&run.id, &policy, &BY).await.unwrap(), Some(0), "again");
+    assert_eq!(
+        fixture.store.delete_artifacts(&run.session, &policy, &BY).await.unwrap(),
+        Some(vec![run.id.clone()]),
+        "again"
+    );
     assert_eq!(audited(&fixture, "retention.artifacts").await, 1);
-    let unknown = RunId::new(1, [9; 10]);
+    let unknown = SessionId::new(1, [9; 10]);
     assert_eq!(fixture.store.delete_artifacts(&unknown, &policy, &BY).await.unwrap(), None);
 }
 
@@ -154,11 +167,22 @@ async fn a_session_goes_with_everything_of_it_and_what_it_cost_stays_counted(fix
     assert!(spent > 0);
     let policy = days(Kept::Sessions, 1);
     fixture.clock.advance(DAY_MS);
-    assert!(fixture.store.expired(Kept::Sessions, &policy).await.unwrap().is_empty(), "its files first");
+    assert!(
+        fixture.store.expired(Kept::Sessions, &fixture.server, &policy).await.unwrap().is_empty(),
+        "its files first"
+    );
     delete_events(&fixture, &run, &policy).await;
-    fixture.store.delete_artifacts(&run.id, &policy, &BY).await.unwrap();
+    let other = ServerId::new(1, [99; 10]);
+    for kept in [Kept::Artifacts, Kept::Volumes] {
+        assert_eq!(fixture.store.expired(kept, &fixture.server, &policy).await.unwrap().len(), 1, "{kept}");
+        assert!(
+            fixture.store.expired(kept, &other, &policy).await.unwrap().is_empty(),
+            "not its files: {kept}"
+        );
+    }
+    fixture.store.delete_artifacts(&run.session, &policy, &BY).await.unwrap();
     assert!(fixture.store.delete_volume(&run.session, &policy, &BY).await.unwrap());
-    assert_eq!(fixture.store.expired(Kept::Sessions, &policy).await.unwrap().len(), 1);
+    assert_eq!(fixture.store.expired(Kept::Sessions, &fixture.server, &policy).await.unwrap().len(), 1);
     assert!(fixture.store.delete_session(&run.session, &policy, &BY).await.unwrap());
     assert!(fixture.store.session(&project(), &run.session).await.unwrap().is_none());
     assert!(fixture.store.run(&project(), &run.id).await.unwrap().is_none());
@@ -202,7 +226,7 @@ async fn every_removal_is_audited_and_the_chain_holds(fixture: Fixture) {
     let policy = Retention { events_days: 1, artifacts_days: 1, volumes_days: 1, sessions_days: 1 };
     fixture.clock.advance(DAY_MS);
     delete_events(&fixture, &run, &policy).await;
-    fixture.store.delete_artifacts(&run.id, &policy, &BY).await.unwrap();
+    fixture.store.delete_artifacts(&run.session, &policy, &BY).await.unwrap();
     for _ in 0..2 {
         assert!(fixture.store.delete_volume(&run.session, &policy, &BY).await.unwrap(), "repeatable");
     }

@@ -162,7 +162,9 @@ async fn a_copy_in_postgresql_is_the_same_row_for_row_and_goes_on_from_there(fix
     fixture
         .execute("insert into audit_before (project_id, at_ms, actor, action, subject) values ('default', 1, 'operator', 'a', 'b')")
         .await;
-    fixture.execute("insert into input select session_id, 99, project_id, id, 1, '{}' from run limit 1").await;
+    fixture
+        .execute("insert into input select session_id, 99, project_id, id, 1, '{}' from run limit 1")
+        .await;
     fixture.execute("update sqlite_sequence set seq = 41 where name = 'session'").await;
     fixture.store.close().await.unwrap();
     let Some((target, tables)) = copied(&fixture).await else { return };

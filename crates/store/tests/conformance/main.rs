@@ -69,6 +69,7 @@ mod schema;
 mod servers;
 mod soft_budgets;
 mod together;
+mod upgrade;
 mod upkeep;
 mod usage;
 mod vault;

@@ -8,7 +8,7 @@ SECONDS_EACH ?= 30
 SECONDS ?= 180
 FROM ?= HEAD~1
 
-.PHONY: help demo test build setup setup-all bench model-bench adversary canary upgrade fuzz api-fuzz lint deny advisories sbom engine-stop clean
+.PHONY: help demo test build setup setup-all bench model-bench adversary canary upgrade compose fuzz api-fuzz lint deny advisories sbom engine-stop clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,9 @@ canary: setup-all ## Have runs of the real agent use a secret of each kind, and 
 
 upgrade: setup-all ## Have this version take over a run in a living sandbox of an earlier one (FROM=commit)
 	source .caisson/env && scripts/upgrade $(FROM)
+
+compose: setup-all ## Have deploy/compose.yaml do a run, with images built here
+	scripts/compose
 
 fuzz: ## Feed the parsers of strangers' bytes with libFuzzer (SECONDS_EACH=30)
 	scripts/fuzz $(SECONDS_EACH)

@@ -103,7 +103,6 @@ const TARGET_TABLES: &str = "select cast(table_name as text) from information_sc
 /// What is there in every new database, and comes from the source.
 const FROM_THE_START: &str = "project";
 /// The rows of `audit_before` are never written again but by this.
-
 const OPEN_CLOSED: &str = "alter table audit_before disable trigger audit_before_kept";
 const CLOSE_AGAIN: &str = "alter table audit_before enable trigger audit_before_kept";
 const GO_ON_FROM: &str = "select setval(pg_get_serial_sequence($1, $2), $3)";

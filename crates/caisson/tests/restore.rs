@@ -57,7 +57,12 @@ async fn lose_and_restore(mut world: World, [backup, restore]: [String; 2], url:
     std::fs::remove_dir_all(world.state_dir()).unwrap();
     std::fs::create_dir(world.state_dir()).unwrap();
     lose();
-    std::fs::write(world.state_dir().join("master.key"), key).unwrap();
+    // Whoever restores keeps the modes: the server refuses a key that others can read.
+    let (state, key_file) = (world.state_dir().to_owned(), world.state_dir().join("master.key"));
+    std::fs::write(&key_file, key).unwrap();
+    for (path, mode) in [(&state, 0o700), (&key_file, 0o600)] {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    }
     follow(&world, &restore, &backups, url);
     world.server = world.spec.start().await.unwrap();
     assert_eq!(world.api.events(&before).await.unwrap(), events, "with the same key");

@@ -7,8 +7,9 @@ ENGINE ?= auto
 SECONDS_EACH ?= 30
 SECONDS ?= 180
 CASES ?= 1000
+FROM ?= HEAD~1
 
-.PHONY: help demo test build setup setup-all bench load model-bench adversary canary fuzz api-fuzz queue-model lint deny advisories sbom engine-stop clean
+.PHONY: help demo test build setup setup-all bench load model-bench adversary canary upgrade compose fuzz api-fuzz queue-model lint deny advisories sbom engine-stop clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +53,12 @@ adversary: setup-all ## Have the real agent try every way out of a real sandbox,
 canary: setup-all ## Have runs of the real agent use a secret of each kind, and look for it everywhere else (as root)
 	cargo build --quiet --locked -p xtask
 	source .caisson/env && target/debug/xtask canary $(FLAGS)
+
+upgrade: setup-all ## Have this version take over a run in a living sandbox of an earlier one (FROM=commit)
+	source .caisson/env && scripts/upgrade $(FROM)
+
+compose: setup-all ## Have deploy/compose.yaml do a run, with images built here
+	scripts/compose
 
 fuzz: ## Feed the parsers of strangers' bytes with libFuzzer (SECONDS_EACH=30)
 	scripts/fuzz $(SECONDS_EACH)

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use caisson_domain::git::{AllowList, Repository};
+use caisson_domain::retention::Retention;
 
 /// Time between comments on an event stream on which nothing happens, so that nobody between takes it for dead.
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -54,6 +55,8 @@ pub struct ApiConfig {
     pub budget_soft_percent: Option<u32>,
     /// Whether the Automagik-compatible API is left out.
     pub without_automagik: bool,
+    /// How long things are kept in projects that say nothing else.
+    pub retention: Retention,
     /// The agent that the server has.
     pub agent: AgentInfo,
     /// Origins whose pages may call the API from a browser, each as a browser sends it; see [`check_origin`].

@@ -29,6 +29,7 @@ mod problem;
 mod projects;
 mod queue;
 mod quota;
+mod retention;
 mod runs;
 mod schema;
 mod serve;
@@ -51,6 +52,7 @@ pub mod view {
     pub use crate::problem::{Fault, Problem};
     pub use crate::projects::{CreateProject, NewProjectView, ProjectPage, ProjectView};
     pub use crate::queue::{QueueServerView, QueueView, ServerChoice, SetShare, ShareView};
+    pub use crate::retention::{RetentionView, SetRetention};
     pub use crate::runs::{
         ArtifactList, ArtifactView, CreateRun, CreateRunResources, CredentialUseView, FailureView,
         QueueEstimateView, RepositoryChoice, ResourcesView, RunLinks, RunPage, RunView, UsageView,

@@ -20,8 +20,8 @@ use crate::negotiate::{JSON, json_only};
 use crate::problem::PROBLEM_JSON;
 use crate::state::App;
 use crate::{
-    agents, audit, automagik, budget, conversation, credentials, events, health, keys, projects, queue, runs, servers,
-    sessions, workflows,
+    agents, audit, automagik, budget, conversation, credentials, events, health, keys, projects, queue,
+    retention, runs, servers, sessions, workflows,
 };
 
 /// Name of the scheme in which a key is a bearer token.
@@ -91,6 +91,7 @@ fn native() -> OpenApiRouter<App> {
         .routes(routes!(queue::set_project_queue))
         .routes(routes!(servers::list_servers))
         .routes(routes!(budget::get_budget, budget::set_budget))
+        .routes(routes!(retention::get_retention, retention::set_retention))
         .routes(routes!(credentials::add_credential, credentials::list_credentials))
         .routes(routes!(
             credentials::get_credential,

@@ -151,6 +151,8 @@ pub(crate) enum ApiError {
     Invalid(Faults),
     #[error("the budget was not set: {}", .0.count())]
     InvalidBudget(Faults),
+    #[error("the retention was not set: {}", .0.count())]
+    InvalidRetention(Faults),
     #[error("the credential was not accepted: {}", .0.count())]
     InvalidCredential(Faults),
     #[error("{detail}")]
@@ -277,6 +279,9 @@ impl ApiError {
             Self::InvalidBudget(faults) => {
                 return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_budget"));
             }
+            Self::InvalidRetention(faults) => {
+                return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_retention"));
+            }
             Self::InvalidCredential(faults) => {
                 return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_credential"));
             }
@@ -337,6 +342,7 @@ impl ApiError {
             | Self::InvalidQueue(_)
             | Self::ServersOfDefaultProject
             | Self::InvalidBudget(_)
+            | Self::InvalidRetention(_)
             | Self::InvalidCredential(_)
             | Self::Conflict { .. }
             | Self::KeyReused
@@ -354,6 +360,7 @@ impl ApiError {
         | Self::InvalidProject(faults)
         | Self::InvalidBudget(faults)
         | Self::InvalidQueue(faults)
+        | Self::InvalidRetention(faults)
         | Self::InvalidCredential(faults) = self
         {
             faults.into_items()

@@ -1,7 +1,10 @@
 //! The command line: what can be typed, and nothing of what it does.
 
+mod audit;
 mod budget;
 mod credential;
+mod db;
+mod gc;
 mod project;
 mod queue;
 mod servers;
@@ -16,8 +19,11 @@ use url::Url;
 
 use crate::settings::EngineChoice;
 
+pub(crate) use audit::Audit;
 pub(crate) use budget::{Budget, SetBudget};
 pub(crate) use credential::{AddCredential, Credential, SecretFlags};
+pub(crate) use db::{CopyDb, Db};
+pub(crate) use gc::{Gc, Retain};
 pub(crate) use project::Project;
 pub(crate) use queue::{Drain, Queue, Resume, SetProject, StartFlags};
 pub(crate) use servers::OnlyFlag;
@@ -64,7 +70,12 @@ pub(crate) enum Command {
     /// Learn where the tools of a run went and wanted to go.
     #[command(subcommand)]
     Egress(Egress),
-    /// Make and list projects, on the server's machine.
+    /// Migrate, check, back up and copy the database, on the server's machine.
+    #[command(subcommand)]
+    Db(Db),
+    /// Remove what has been kept long enough, or tell what could be removed, on the server's machine.
+    Gc(Gc),
+    /// Make and list projects, and say how long they keep things, on the server's machine.
     #[command(subcommand)]
     Project(Project),
     /// Make, list and revoke API keys, on the server's machine.
@@ -301,35 +312,6 @@ pub(crate) enum Key {
         server: ServerFlags,
         /// The key's id.
         id: String,
-    },
-}
-
-/// The audit log.
-#[derive(Debug, Clone, Subcommand)]
-pub(crate) enum Audit {
-    /// Check every record and the signed head; name the first that was changed, removed or exchanged.
-    ///
-    /// Ends with 1 if the log is not whole.
-    Verify {
-        #[command(flatten)]
-        server: ServerFlags,
-        /// A head that was kept elsewhere. Default: the one of the settings (`audit_head`).
-        #[arg(long, value_name = "FILE")]
-        head: Option<PathBuf>,
-        /// The key that the head must be signed with. Default: the one of the state directory.
-        #[arg(long, value_name = "HEX")]
-        public_key: Option<String>,
-        /// Print JSON, one document a line.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Print every record as JSON, one a line, oldest first.
-    Export {
-        #[command(flatten)]
-        server: ServerFlags,
-        /// Only records behind the one with this number.
-        #[arg(long, default_value_t = 0, value_name = "NUMBER")]
-        after: i64,
     },
 }
 

@@ -76,12 +76,8 @@ pub(crate) fn check(settings: &Settings) -> anyhow::Result<()> {
 pub(crate) fn lock(settings: &Settings) -> anyhow::Result<Vec<File>> {
     let (state_dir, roles) = (&settings.state_dir, &settings.roles);
     let shown = state_dir.display();
-    let whole = file(state_dir, "lock")?;
-    let tried = if roles.are_all() { whole.try_lock() } else { whole.try_lock_shared() };
-    held(tried, || {
-        format!("another server uses the state directory \"{shown}\"; stop it or choose another --state-dir")
-    })?;
-    let mut locks = vec![whole];
+    let lock = if roles.are_all() { File::try_lock } else { File::try_lock_shared };
+    let mut locks = vec![lock_whole(state_dir, lock)?];
     for role in &roles.0 {
         let part = file(state_dir, &format!("lock.{role}"))?;
         held(part.try_lock(), || {
@@ -92,6 +88,25 @@ pub(crate) fn lock(settings: &Settings) -> anyhow::Result<Vec<File>> {
         locks.push(part);
     }
     Ok(locks)
+}
+
+/// Keeps every server from the state directory, as long as the answer lasts: for commands that no server may run beside.
+///
+/// # Errors
+/// A server or a part of one has it, or it cannot be written.
+pub(crate) fn lock_state(state_dir: &Path) -> anyhow::Result<File> {
+    lock_whole(state_dir, File::try_lock)
+}
+
+fn lock_whole(state_dir: &Path, lock: impl Fn(&File) -> Result<(), TryLockError>) -> anyhow::Result<File> {
+    let whole = file(state_dir, "lock")?;
+    held(lock(&whole), || {
+        format!(
+            "another server uses the state directory \"{}\"; stop it or choose another --state-dir",
+            state_dir.display()
+        )
+    })?;
+    Ok(whole)
 }
 
 fn file(state_dir: &Path, name: &str) -> anyhow::Result<File> {

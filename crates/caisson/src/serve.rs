@@ -15,7 +15,7 @@ use caisson_domain::limits::{PAGE_ITEMS, PROJECTS};
 use caisson_domain::server::{PlacementProblem, ProblemCode, Role};
 use caisson_domain::workflow::Workflow;
 use caisson_gateway::{Gateway, GatewayConfig, GitIdentity};
-use caisson_store::{Clock, Store};
+use caisson_store::{Clock, Look, Store};
 use caisson_worker::{DiskCaps, Parts, Probe, Timing, UidPlan, Worker, WorkerConfig};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -249,13 +249,20 @@ pub(crate) async fn keep_audit(
 pub(crate) async fn open_store(settings: &Settings) -> anyhow::Result<Store> {
     make_directory(&settings.state_dir)?;
     let place = settings.database_place()?;
+    if !settings.database.migrate
+        && let Look::Behind { migrations } = place.look(Clock::system()).await?
+    {
+        anyhow::bail!(
+            "{place} lacks {migrations} migrations, and database.migrate is false; run `caisson db migrate`"
+        );
+    }
     let opened = place.open(Clock::system()).await;
     let store = opened.with_context(|| format!("the database cannot be opened: {place}"))?;
     store.bound_queue(settings.queue.limits());
     Ok(store)
 }
 
-fn make_directory(directory: &Path) -> anyhow::Result<()> {
+pub(crate) fn make_directory(directory: &Path) -> anyhow::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -299,6 +306,7 @@ fn api_config(settings: &Settings, inputs: &Inputs, images: bool) -> ApiConfig {
         artifacts_dir: settings.state_dir.join("artifacts"),
         without_images: !images,
         budget_soft_percent: Some(settings.budget.soft_percent),
+        retention: settings.retention.policy(),
         agent: AgentInfo { version },
         without_automagik: !settings.api.automagik,
         cors_origins: settings.api.cors_origins.clone(),
@@ -380,6 +388,7 @@ fn worker_config(
         uids,
         workspace_mib: settings.limits.workspace_mib,
         disk_caps: caps,
+        retention: settings.retention.policy(),
         min_free_disk_bytes: settings.min_free_disk_mib.saturating_mul(1024 * 1024),
         timing: Timing::default(),
     })

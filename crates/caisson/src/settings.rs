@@ -8,6 +8,7 @@ pub(crate) mod database;
 pub(crate) mod egress;
 pub(crate) mod mcp;
 mod queue;
+mod retention;
 mod secrets;
 mod servers;
 mod sources;
@@ -27,6 +28,7 @@ use crate::logins::without_logins;
 use crate::presets::Clients;
 use crate::roles::Roles;
 use budget::Budget;
+use retention::Retention;
 
 pub(crate) use secrets::read_secret;
 
@@ -81,6 +83,8 @@ pub(crate) struct Settings {
     pub budget: Budget,
     /// How many runs may run and wait.
     pub queue: queue::Queue,
+    /// How long things are kept.
+    pub retention: Retention,
     /// Bounds that keep others safe.
     pub limits: Limits,
     /// File with the master key that credentials are sealed with; it must be there. Default: `master.key` in the state
@@ -395,6 +399,7 @@ impl Settings {
         }
         self.check_servers(&mut faults);
         self.budget.check(&mut faults);
+        self.retention.check(&mut faults);
         self.database.check(&mut faults);
         self.queue.check(&mut faults);
         if !WORKSPACE_MIB.contains(&self.limits.workspace_mib) {
@@ -488,6 +493,7 @@ fn defaults(
         .set_default("api.automagik", true)?
         .set_default("tls", nothing())?
         .set_default("budget", nothing())?
+        .set_default("retention", nothing())?
         .set_default("database", nothing())?
         .set_default("queue", nothing())?
         .set_default("limits.workspace_mib", 10_240)?

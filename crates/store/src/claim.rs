@@ -89,7 +89,9 @@ impl Store {
         // Bounded: a row that cannot be read has ended before the next one is looked for.
         loop {
             let mut tx = self.begin().await?;
-            let Some(row) = next(&mut tx, server, (&self.queue_limits(), self.server_lost_after_ms())).await? else {
+            let Some(row) =
+                next(&mut tx, server, (&self.queue_limits(), self.server_lost_after_ms())).await?
+            else {
                 tx.rollback().await?;
                 return Ok(None);
             };

@@ -37,6 +37,7 @@ mod projects;
 mod pushes;
 mod queue;
 mod random;
+mod retention;
 mod rows;
 mod run_lists;
 mod runs;
@@ -44,6 +45,7 @@ mod sandboxes;
 mod servers;
 mod sessions;
 mod soft_budgets;
+mod upkeep;
 mod usage;
 mod users;
 mod vault;
@@ -100,9 +102,14 @@ pub use projects::{ChangeShare, CreateProject, Project};
 pub use pushes::{BeginPush, Push, PushRecord, SessionPush};
 pub use queue::{Claimed, Finish, Progress};
 pub use random::Random;
+pub use retention::{EXPIRED_PAGE, Expired, RETENTION_EVENTS};
 pub use runs::{CancelRun, CreateRun, Idempotency, NewRun, RunFilter};
 pub use sandboxes::{NewSandbox, SandboxRow, SandboxState, UnknownSandboxState};
 pub use sessions::Session;
+pub use upkeep::{
+    BackupError, CHECK_FAULTS, COPY_BATCH_BYTES, COPY_BATCH_ROWS, CheckPart, CopyError, StoredFile,
+    TableCopied, backup_file, copy_to_postgres,
+};
 pub use usage::{
     BeginCall, CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX, CallExtension, ExtendCall, NewModelCall, SettledCall,
 };

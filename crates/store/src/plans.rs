@@ -183,6 +183,8 @@ fn run() -> NewRun {
         budget_micro_usd: None,
         budget_soft_percent: None,
         resources: Resources::default(),
+        priority: 0,
+        start_at_ms: None,
         environment: std::collections::BTreeMap::new(),
     };
     NewRun { project: ProjectId::default_project(), created_by: None, spec, idempotency: None }

@@ -16,7 +16,9 @@ use crate::events::Ended;
 use crate::random::uuid_v4;
 use crate::rows::{document, run_columns};
 use crate::waiting::{self, Full};
-use crate::{Actor, Asked, NewAudit, Store, StoreError, Topic, audit, automagik, events, rows, run_lists, usage};
+use crate::{
+    Actor, Asked, NewAudit, Store, StoreError, Topic, audit, automagik, events, rows, run_lists, usage,
+};
 
 /// A run to be made.
 #[derive(Debug, Clone)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use caisson_domain::id::ServerId;
 use caisson_domain::limits;
+use caisson_domain::retention::Retention;
 use caisson_domain::workflow::WORKSPACE_MIB;
 use caisson_sandbox::{ID_MAX, check_image_name};
 
@@ -43,6 +44,8 @@ pub struct WorkerConfig {
     pub workspace_mib: u32,
     /// How sessions are kept within that.
     pub disk_caps: DiskCaps,
+    /// How long things are kept in projects that say nothing else.
+    pub retention: Retention,
     /// Waits and intervals; the product uses the default.
     pub timing: Timing,
 }
@@ -136,6 +139,8 @@ pub struct Timing {
     pub room_look: Duration,
     /// How long a session's volume may be full before its run is ended: an agent that sees it may clean up.
     pub full_patience: Duration,
+    /// Between two passes of retention, and between the start and the first one.
+    pub retention: Duration,
 }
 
 impl Default for Timing {
@@ -164,6 +169,7 @@ impl Default for Timing {
             disk_look_near: Duration::from_millis(100),
             room_look: Duration::from_secs(2),
             full_patience: Duration::from_secs(30),
+            retention: Duration::from_mins(5),
         }
     }
 }
@@ -244,6 +250,7 @@ mod tests {
             min_free_disk_bytes: 0,
             workspace_mib: 64,
             disk_caps: DiskCaps::Measured { reason: "a test".to_owned() },
+            retention: Retention::default(),
             timing: Timing::default(),
         }
     }

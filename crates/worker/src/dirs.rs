@@ -32,6 +32,10 @@ const SANDBOXES: &str = "sandboxes";
 const JOURNAL: &str = "journal";
 const DOORS: &str = "doors";
 const TRASH: &str = "trash";
+/// How the name of a volume's image ends.
+const IMAGE: &str = ".img";
+/// What file systems count in.
+const BLOCK_BYTES: u64 = 512;
 
 /// Only the owner.
 const PRIVATE: u32 = 0o700;
@@ -118,7 +122,7 @@ impl Dirs {
         };
         make(&room, PRIVATE)?;
         make(&own, PRIVATE)?;
-        let image = self.state_dir.join(VOLUMES).join(format!("{session}.img"));
+        let image = self.image(session);
         if self.volumes.is_none() && image.symlink_metadata().is_ok() && !volume::is_mounted(&room) {
             // An empty workspace in its place would look as if the session's work were lost.
             let why = "the session has a volume, and this server cannot mount any; start it as one that can";
@@ -210,6 +214,64 @@ impl Dirs {
             }
         }
         Ok(found)
+    }
+
+    /// Removes a session's workspace and home unless `is_used`, which is asked while nobody can begin to use them; `false` if it
+    /// is. Fine if they are gone.
+    pub(crate) fn remove_session(
+        &self,
+        session: &SessionId,
+        is_used: impl FnOnce() -> bool,
+    ) -> Result<bool, DirError> {
+        let room = self.session(session);
+        let trash = self.state_dir.join(TRASH).join(session.as_str());
+        let image = self.image(session);
+        let bin = {
+            let _mounting = self.mounting();
+            if is_used() {
+                return Ok(false);
+            }
+            if volume::is_mounted(&room) {
+                volume::unmount(&room).map_err(failed("unmount", &room))?;
+            }
+            match fs::remove_file(&image) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed("remove", &image)(error));
+                }
+                Ok(()) | Err(_) => {}
+            }
+            let mut bin = Trash::open(trash.clone()).map_err(failed("make", &trash))?;
+            bin.take(&room).map_err(failed("move to the trash", &room))?;
+            bin
+        };
+        bin.empty().map_err(failed("remove", &trash))?;
+        Ok(true)
+    }
+
+    /// The sessions of which a workspace, a volume, or what is left of one, is on the disk.
+    pub(crate) fn sessions(&self) -> Result<BTreeSet<SessionId>, DirError> {
+        let mut found = BTreeSet::new();
+        for part in [SESSIONS, VOLUMES, TRASH] {
+            let path = self.state_dir.join(part);
+            for entry in fs::read_dir(&path).map_err(failed("list", &path))? {
+                let name = entry.map_err(failed("list", &path))?.file_name();
+                let name = name.to_str().map(|name| name.strip_suffix(IMAGE).unwrap_or(name));
+                found.extend(name.and_then(|name| name.parse::<SessionId>().ok()));
+            }
+        }
+        Ok(found)
+    }
+
+    /// About how much a session's workspace and home take of the server's disk, in bytes.
+    pub(crate) fn session_bytes(&self, session: &SessionId) -> u64 {
+        if let Ok(image) = self.image(session).symlink_metadata() {
+            return image.blocks().saturating_mul(BLOCK_BYTES);
+        }
+        Room::bytes_of(&self.session(session))
+    }
+
+    fn image(&self, session: &SessionId) -> PathBuf {
+        self.state_dir.join(VOLUMES).join(format!("{session}{IMAGE}"))
     }
 
     /// Free space for the server on the disk of the state directory.

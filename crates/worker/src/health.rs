@@ -14,6 +14,9 @@ use crate::dirs::blocking;
 /// The agent's binary in its directory.
 const AGENT_FILE: &str = "claude";
 
+/// The part of `min_free_disk_bytes` that must be free beyond it before runs are placed again: a quarter.
+pub const DISK_RESUME_PARTS: u64 = 4;
+
 /// Checks what only the composition root knows how to ask: the engine, and the default image on it.
 #[async_trait]
 pub trait Probe: Send + Sync {
@@ -57,6 +60,13 @@ impl Health {
     /// What the last check found.
     pub(crate) fn problems(&self) -> Vec<PlacementProblem> {
         self.standing.borrow().problems.clone().unwrap_or_default()
+    }
+
+    /// Whether too little of the disk was free at the last check.
+    pub(crate) fn is_disk_low(&self) -> bool {
+        let low =
+            |problems: &Vec<PlacementProblem>| problems.iter().any(|one| one.code == ProblemCode::DiskLow);
+        self.standing.borrow().problems.as_ref().is_some_and(low)
     }
 
     /// Somebody saw engine or disk fail: check at once, and claim nothing before.
@@ -146,8 +156,9 @@ async fn find(ctx: &Context) -> Vec<PlacementProblem> {
     };
     let (dirs, config) = (ctx.dirs.clone(), ctx.config.clone());
     let told = problems.iter().any(|problem| problem.code == ProblemCode::AgentMissing);
+    let paused = ctx.health.is_disk_low();
     let here = blocking(move || {
-        let disk = disk_problem(dirs.free()?.bytes, config.min_free_disk_bytes);
+        let disk = disk_problem(dirs.free()?.bytes, config.min_free_disk_bytes, paused);
         let agent = agent_problem(config.agent_dir.as_deref()).filter(|_| !told);
         Ok([agent, disk])
     });
@@ -180,13 +191,20 @@ fn agent_problem(dir: Option<&Path>) -> Option<PlacementProblem> {
     Some(problem(ProblemCode::AgentMissing, message))
 }
 
-fn disk_problem(free_bytes: u64, least_bytes: u64) -> Option<PlacementProblem> {
+/// Once too little was free, more has to be before anything is placed again: else each run that ends would let the next one
+/// in, which fills the disk anew.
+fn disk_problem(free_bytes: u64, least_bytes: u64, paused: bool) -> Option<PlacementProblem> {
     const MIB: u64 = 1024 * 1024;
-    (free_bytes < least_bytes).then(|| {
-        let (free, least) = (free_bytes / MIB, least_bytes.div_ceil(MIB));
+    let needed =
+        if paused { least_bytes.saturating_add(least_bytes / DISK_RESUME_PARTS) } else { least_bytes };
+    (free_bytes < needed).then(|| {
+        let (free, needed) = (free_bytes / MIB, needed.div_ceil(MIB));
         problem(
             ProblemCode::DiskLow,
-            format!("the state directory's disk has {free} MiB free, but {least} MiB are needed; make room"),
+            format!(
+                "the state directory's disk has {free} MiB free, but {needed} MiB are needed before runs are placed again; make \
+                 room: `caisson gc --dry-run` tells what retention could remove"
+            ),
         )
     })
 }
@@ -197,11 +215,19 @@ mod tests {
 
     #[test]
     fn free_disk_space_is_judged_at_its_bound() {
-        assert_eq!(disk_problem(1024, 1024), None);
-        let found = disk_problem(1023, 1024).unwrap();
+        assert_eq!(disk_problem(1024, 1024, false), None);
+        let found = disk_problem(1023, 1024, false).unwrap();
         assert_eq!(found.code, ProblemCode::DiskLow);
         assert!(found.message.contains("0 MiB free, but 1 MiB"), "{}", found.message);
-        assert_eq!(disk_problem(0, 0), None);
+        assert_eq!(disk_problem(0, 0, false), None);
+        assert_eq!(disk_problem(0, 0, true), None);
+    }
+
+    #[test]
+    fn after_too_little_was_free_a_quarter_more_must_be() {
+        assert!(disk_problem(1024, 1024, true).is_some());
+        assert!(disk_problem(1024 + 1024 / DISK_RESUME_PARTS - 1, 1024, true).is_some());
+        assert_eq!(disk_problem(1024 + 1024 / DISK_RESUME_PARTS, 1024, true), None);
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod holds;
 mod judge;
 mod place;
 mod reconcile;
+mod retention;
 mod slots;
 mod steps;
 mod teardown;
@@ -52,8 +53,9 @@ pub use disk::places::GROWTH_WINDOW;
 pub use disk::{
     BYTES_PER_FILE, DEPTH, DiskCaps, FULL_BYTES, FULL_FILES, JOURNAL_VOLUME_MIB, TOOL_S, VolumeTools,
 };
-pub use health::Probe;
+pub use health::{DISK_RESUME_PARTS, Probe};
 pub use judge::TIMEOUT_SLACK_MS;
+pub use retention::{Collector, REMOVALS, Removal};
 pub use steps::{Step, StepHook};
 
 use crate::context::Context;
@@ -144,6 +146,14 @@ impl Worker {
                 disk::floor::keep(&floored).await.ok();
             }
             .instrument(info_span!("floor")),
+        );
+        let collecting = Arc::clone(&ctx);
+        ctx.tracker.spawn(
+            async move {
+                // It ends with the server only.
+                retention::keep(&collecting).await.ok();
+            }
+            .instrument(info_span!("retention")),
         );
         ctx.tracker.spawn(async move { tend(&tended).await });
         Ok(Self { ctx })

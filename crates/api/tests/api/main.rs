@@ -20,6 +20,7 @@ mod openapi;
 mod pages;
 mod projects;
 mod queue;
+mod retention;
 mod runs;
 mod servers;
 mod sessions;

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use super::{ServerFlags, SetProject};
+use super::{Retain, ServerFlags, SetProject};
 
 /// Projects: whose runs, sessions, keys, credentials, budgets and audit records are its own.
 #[derive(Debug, Clone, Subcommand)]
@@ -24,4 +24,6 @@ pub(crate) enum Project {
         #[arg(long)]
         json: bool,
     },
+    /// Show how long a project keeps things after the last run of a session has ended, or say so.
+    Retention(Retain),
 }

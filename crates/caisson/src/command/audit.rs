@@ -76,6 +76,15 @@ fn signed_head(settings: &Settings, file: Option<&Path>, key: Option<&str>) -> a
     }
 }
 
+/// Verifies the log of a store that is open for reading, tells what is found, and answers whether it is whole.
+///
+/// # Errors
+/// The database or the key cannot be read.
+pub(super) async fn verify_with(settings: &Settings, store: &Store, json: bool) -> anyhow::Result<bool> {
+    let signed = signed_head(settings, None, None)?;
+    Ok(tell(&verify(store, &signed).await?, &signed, json)? == DONE)
+}
+
 async fn look(settings: &Settings) -> anyhow::Result<Store> {
     let place = settings.database_place()?;
     match place.look(Clock::system()).await {

@@ -5,10 +5,12 @@ mod artifacts;
 mod audit;
 mod budget;
 mod credential;
+mod db;
 mod demo;
 mod demo_project;
 mod doctor;
 mod egress;
+mod gc;
 mod image;
 mod image_scan;
 mod key;
@@ -60,6 +62,8 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Servers(flags) => servers::run(flags).await,
         Command::Budget(budget) => budget::run(budget).await,
         Command::Egress(crate::cli::Egress::Suggest(flags)) => egress::suggest(flags).await,
+        Command::Db(db) => Box::pin(db::run(db, environment)).await,
+        Command::Gc(flags) => Box::pin(gc::run(flags, environment)).await,
         Command::Project(project) => project::run(project, environment).await,
         Command::Key(key) => key::run(key, environment).await,
         Command::Audit(audit) => audit::run(audit, environment).await,

@@ -34,6 +34,7 @@ pub(crate) async fn run(command: Project, environment: &Environment) -> anyhow::
             }
         }
         Project::Set(flags) => set(&flags, environment).await?,
+        Project::Retention(flags) => return super::gc::retention(flags, environment).await,
         Project::List { server, json } => {
             let store = open_store(&settings(&server, environment)?).await?;
             let projects = store.list_projects(None, PAGE_ITEMS).await;

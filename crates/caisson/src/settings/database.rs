@@ -34,13 +34,23 @@ pub(crate) struct Database {
     /// How long `PostgreSQL` works on one statement, in milliseconds, 100 to 600000. Default 30000.
     /// `CAISSON_DATABASE__STATEMENT_TIMEOUT_MS`.
     pub statement_timeout_ms: u64,
+    /// Whether a server that starts brings the database up to its version; if not, it refuses to start with an earlier one,
+    /// and `caisson db migrate` does it. Default true. `CAISSON_DATABASE__MIGRATE`.
+    pub migrate: bool,
 }
 
 impl Default for Database {
     fn default() -> Self {
         let PostgresLimits { connections, acquire_timeout_ms, statement_timeout_ms } =
             PostgresLimits::default();
-        Self { url: None, url_file: None, connections, acquire_timeout_ms, statement_timeout_ms }
+        Self {
+            url: None,
+            url_file: None,
+            connections,
+            acquire_timeout_ms,
+            statement_timeout_ms,
+            migrate: true,
+        }
     }
 }
 
@@ -120,6 +130,22 @@ impl Place {
 }
 
 impl Settings {
+    /// Where the database's file is, if the database is a file.
+    #[must_use]
+    pub(crate) fn database_file(&self) -> PathBuf {
+        self.state_dir.join(FILE)
+    }
+
+    /// Bounds for connections to `PostgreSQL`.
+    #[must_use]
+    pub(crate) const fn postgres_limits(&self) -> PostgresLimits {
+        PostgresLimits {
+            connections: self.database.connections,
+            acquire_timeout_ms: self.database.acquire_timeout_ms,
+            statement_timeout_ms: self.database.statement_timeout_ms,
+        }
+    }
+
     /// Where the database is.
     ///
     /// # Errors
@@ -129,14 +155,9 @@ impl Settings {
         let read =
             database.url_file.as_deref().map(|file| read_secret("database.url_file", file)).transpose()?;
         let Some(url) = read.as_ref().or(database.url.as_ref()) else {
-            return Ok(Place::File(self.state_dir.join(FILE)));
+            return Ok(Place::File(self.database_file()));
         };
-        let limits = PostgresLimits {
-            connections: database.connections,
-            acquire_timeout_ms: database.acquire_timeout_ms,
-            statement_timeout_ms: database.statement_timeout_ms,
-        };
-        let place = PostgresPlace::from_url(url.expose_secret(), limits);
+        let place = PostgresPlace::from_url(url.expose_secret(), self.postgres_limits());
         let key = if read.is_some() { "database.url_file" } else { "database.url" };
         Ok(Place::Postgres(Box::new(place.map_err(|fault| anyhow::anyhow!("{key}: {fault}"))?)))
     }

@@ -263,6 +263,19 @@ async fn connect(place: &PostgresPlace) -> Result<PgConnection, StoreError> {
     Ok(connected.unwrap_or(Err(sqlx::Error::PoolTimedOut))?)
 }
 
+/// Connects to a database that is to be filled, brings it up to date, and answers the connection, which has no time limits,
+/// with the number of the store's write lock.
+pub(crate) async fn open_to_fill(place: &PostgresPlace) -> Result<(PgConnection, i64), StoreError> {
+    let mut connection = connect(place).await?;
+    server_options(&mut connection, place).await?;
+    let late = || StoreError::Unavailable(sqlx::Error::PoolTimedOut);
+    let migrated =
+        tokio::time::timeout(Duration::from_millis(MIGRATE_MS), MIGRATOR.run(&mut connection)).await;
+    migrated.map_err(|_| late())?.map_err(migration_error)?;
+    let lock = LOCK_DOMAIN | sqlx::query_scalar::<_, i64>(LOCK_NUMBER).fetch_one(&mut connection).await?;
+    Ok((connection, lock))
+}
+
 /// Refuses a server that cannot serve, and says how connections to this one are made.
 async fn server_options(
     connection: &mut PgConnection,

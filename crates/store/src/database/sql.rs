@@ -309,7 +309,7 @@ fn postgres(
 }
 
 /// A text that `PostgreSQL` takes: it refuses the character NUL, which an agent may well write.
-fn without_nul(text: Cow<'_, str>) -> Cow<'_, str> {
+pub(crate) fn without_nul(text: Cow<'_, str>) -> Cow<'_, str> {
     if text.contains('\0') { Cow::Owned(text.replace('\0', "\u{fffd}")) } else { text }
 }
 

@@ -155,6 +155,14 @@ impl Database {
         Held(connection)
     }
 
+    /// Writes to the file as another process does, and has not finished.
+    pub(crate) async fn hold_file(&self) -> SqliteConnection {
+        let Self::Sqlite { path, .. } = self else { panic!("only a file is held") };
+        let mut connection = sqlite_connection(path).await;
+        sqlx::query("begin immediate").execute(&mut connection).await.unwrap();
+        connection
+    }
+
     /// Ends every connection to the database but the one that says so.
     pub(crate) async fn cut_connections(&self) {
         let Self::Postgres { schema, .. } = self else { panic!("a file has no connections") };

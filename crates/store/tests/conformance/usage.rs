@@ -54,6 +54,12 @@ fn settled(status: u16) -> SettledCall {
     }
 }
 
+/// Makes and settles a call.
+pub(crate) async fn settled_call(fixture: &Fixture, run: &RunId) {
+    let id = begin(fixture, run).await;
+    assert!(fixture.store.settle_model_call(&id, &settled(200)).await.unwrap());
+}
+
 async fn begin(fixture: &Fixture, run: &RunId) -> UsageId {
     fixture.store.begin_model_call(run, &call()).await.unwrap().begun().expect("the run is running")
 }

@@ -115,6 +115,10 @@ pub(crate) async fn keep(ctx: &Arc<Context>) -> Result<(), Halt> {
         let is_near = free.bytes < least.saturating_mul(NEAR_TIMES)
             || free.files.is_some_and(|files| files < FREE_FILES * NEAR_TIMES);
         ctx.near_floor.send_if_modified(|near| std::mem::replace(near, is_near) != is_near);
+        if free.bytes < least && !ctx.health.is_disk_low() {
+            // Not only at the next check: what is claimed until then would begin on a disk that is nearly full.
+            ctx.health.suspect();
+        }
         let Some(scarce) = floor.broken(free) else { continue };
         if let Some(growth) = largest_growing(&ctx.places.growths(), scarce) {
             ctx.health.suspect();

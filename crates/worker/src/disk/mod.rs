@@ -144,6 +144,12 @@ impl Room {
         Ok(Self { used, most, walled: false, journal_full })
     }
 
+    /// What lies in the room of a session that nobody uses, as far as it can be looked at.
+    pub(crate) fn bytes_of(session: &Path) -> u64 {
+        let parts = [session.join(WORKSPACE), session.join(HOME)];
+        measure(&[&parts[0], &parts[1]], u64::MAX).unwrap_or_default().bytes
+    }
+
     /// The bound that is reached.
     pub(crate) fn full(&self) -> Option<Bound> {
         let (used, most) = (self.used, self.most);

@@ -13,6 +13,7 @@ mod disk;
 mod engine;
 mod life;
 mod pushes;
+mod retention;
 mod server;
 mod shim;
 mod trouble;

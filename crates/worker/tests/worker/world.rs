@@ -7,6 +7,7 @@ use std::time::Duration;
 use caisson_domain::event::{Event, EventKind};
 use caisson_domain::id::{ProjectId, RunId, SandboxId, ServerId, SessionId};
 use caisson_domain::limits::EVENT_PAGE_ITEMS;
+use caisson_domain::retention::Retention;
 use caisson_domain::run::{Failure, Resources, Run, RunSpec, RunStatus};
 use caisson_domain::workflow::Workflow;
 use caisson_store::{Clock, CreateRun, NewRun, SandboxState, Store};
@@ -60,6 +61,7 @@ fn timing() -> Timing {
         disk_look_near: Duration::from_millis(10),
         room_look: Duration::from_millis(50),
         full_patience: Duration::from_millis(200),
+        retention: Duration::from_millis(50),
     }
 }
 
@@ -107,6 +109,7 @@ impl World {
             min_free_disk_bytes: 0,
             workspace_mib: 1024,
             disk_caps: DiskCaps::Measured { reason: "a test".to_owned() },
+            retention: Retention::default(),
             timing,
         };
         let setup = Setup { config, database, clock, engine: engine.clone(), probe: None, hook: None };

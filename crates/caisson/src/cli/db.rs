@@ -1,0 +1,53 @@
+//! `caisson db`, as it is typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::ServerFlags;
+
+/// The database as a whole.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum Db {
+    /// Bring the database up to this version, one server or command at a time, and say what was done.
+    ///
+    /// `serve` does it by itself, unless `database.migrate` is false.
+    Migrate {
+        #[command(flatten)]
+        server: ServerFlags,
+    },
+    /// Check version, integrity, references, event numbers, audit chains and kept files; change nothing.
+    ///
+    /// Ends with 1 if something is wrong, and says what.
+    Check {
+        #[command(flatten)]
+        server: ServerFlags,
+        /// Print JSON, one document a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write a copy of the SQLite database into a new file, also while a server runs.
+    Backup {
+        #[command(flatten)]
+        server: ServerFlags,
+        /// The new file.
+        file: PathBuf,
+    },
+    /// Copy the SQLite database of the state directory into an empty PostgreSQL database, and compare every row.
+    ///
+    /// No server may run meanwhile. The SQLite file is left as it is. What is sealed stays sealed: keep the master key.
+    Copy(CopyDb),
+}
+
+/// Flags of `db copy`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CopyDb {
+    #[command(flatten)]
+    pub server: ServerFlags,
+    /// File with the URL of the new database, as database.url_file names one.
+    #[arg(long, value_name = "FILE")]
+    pub to_url_file: PathBuf,
+    /// Print JSON, one document a table.
+    #[arg(long)]
+    pub json: bool,
+}

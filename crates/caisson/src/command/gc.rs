@@ -1,0 +1,131 @@
+//! `caisson gc` and `caisson project retention`: what is kept for how long, on the server's machine.
+
+use anyhow::Context;
+use caisson_domain::id::ProjectId;
+use caisson_domain::retention::{Kept, ProjectRetention, Retention};
+use caisson_store::Actor;
+use caisson_worker::{Collector, Removal};
+use comfy_table::{Table, presets};
+use serde_json::json;
+
+use super::machine::Machine;
+use super::{DONE, print, print_json};
+use crate::cli::{Gc, Retain};
+use crate::render::utc;
+use crate::roles::lock_state;
+use crate::server_id::server_id;
+use crate::settings::Environment;
+
+/// Files go first, since a session goes only when it has none any more.
+const ORDER: [Kept; 4] = [Kept::Volumes, Kept::Artifacts, Kept::Events, Kept::Sessions];
+/// Most passes of one command; each removes a bounded number.
+const PASSES: usize = 1_000;
+
+/// Removes what has expired, or tells of it.
+///
+/// # Errors
+/// The database cannot be used.
+pub(crate) async fn run(flags: Gc, environment: &Environment) -> anyhow::Result<u8> {
+    let machine = Machine::open_known(&flags.server, environment).await?;
+    let collected = collect(&machine, &flags).await;
+    machine.close().await;
+    collected.map(|()| DONE)
+}
+
+async fn collect(machine: &Machine, flags: &Gc) -> anyhow::Result<()> {
+    let (settings, store) = (&machine.settings, &machine.store);
+    let server = server_id(&settings.state_dir, store).await?;
+    // A server that runs knows which workspaces are in use, and this command does not.
+    let lock = lock_state(&settings.state_dir).ok();
+    let files = flags.dry_run || lock.is_some();
+    let policy = (settings.retention.policy(), Actor::Operator);
+    let collector = Collector::open(store.clone(), server, (&settings.state_dir, files), policy)
+        .context("the state directory cannot be used")?;
+    let mut removed = Vec::new();
+    for kept in ORDER {
+        for _ in 0..PASSES {
+            let expired = collector.expired(kept).await?;
+            let mut some = false;
+            for removal in expired {
+                if flags.dry_run || collector.remove(&removal).await? {
+                    tell(&removal, flags)?;
+                    some = true;
+                    removed.push(removal);
+                }
+            }
+            if flags.dry_run || !some {
+                break;
+            }
+        }
+    }
+    if !flags.json {
+        sum_up(&removed, flags.dry_run);
+        if !files {
+            print(
+                "note  a server runs: workspaces and kept files are left to it, which looks every five minutes",
+            );
+        }
+    }
+    Ok(())
+}
+
+fn tell(removal: &Removal, flags: &Gc) -> anyhow::Result<()> {
+    let Removal { kept, session, project, ended_at_ms, bytes } = removal;
+    if flags.json {
+        return print_json(&json!({
+            "kind": kept, "session": session, "project": project, "ended_at_ms": ended_at_ms, "bytes": bytes,
+            "removed": !flags.dry_run,
+        }));
+    }
+    let size = if *bytes > 0 { format!(", {} MiB", bytes.div_ceil(1024 * 1024)) } else { String::new() };
+    print(&format!("{kept:<9} {session}  {project}, ended {}{size}", utc(*ended_at_ms)));
+    Ok(())
+}
+
+fn sum_up(removed: &[Removal], dry_run: bool) {
+    let bytes: u64 = removed.iter().map(|removal| removal.bytes).sum();
+    let what = if dry_run { "could be removed" } else { "removed" };
+    print(&format!("{} things {what}, {} MiB of workspaces", removed.len(), bytes.div_ceil(1024 * 1024)));
+}
+
+/// Shows or changes how long a project keeps things.
+///
+/// # Errors
+/// There is no such project, or the database cannot be used.
+pub(super) async fn retention(flags: Retain, environment: &Environment) -> anyhow::Result<u8> {
+    let project: ProjectId = flags.project.parse()?;
+    let machine = Machine::open_known(&flags.server, environment).await?;
+    let default = machine.settings.retention.policy();
+    let given = [
+        (Kept::Events, flags.events),
+        (Kept::Artifacts, flags.artifacts),
+        (Kept::Volumes, flags.volumes),
+        (Kept::Sessions, flags.sessions),
+    ];
+    let changes: Vec<_> = given.into_iter().filter_map(|(kept, days)| Some((kept, days?.0))).collect();
+    let set = async {
+        super::project::require(&machine.store, &project).await?;
+        anyhow::Ok(machine.store.set_retention(&project, &changes, Actor::Operator).await?)
+    };
+    let own = set.await;
+    machine.close().await;
+    let own = own?.context("the project has gone meanwhile")?;
+    if flags.json {
+        print_json(&json!({ "project": project, "own": own, "effective": own.or(default) }))?;
+    } else {
+        print(&table(own, default));
+    }
+    Ok(DONE)
+}
+
+fn table(mut own: ProjectRetention, default: Retention) -> String {
+    let effective = own.or(default);
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(["WHAT", "KEPT", "SAID BY"]);
+    for kept in Kept::ALL {
+        let days = effective.days(*kept).map_or_else(|| "for ever".to_owned(), |days| format!("{days} days"));
+        let by = if own.part(*kept).is_some() { "project" } else { "settings" };
+        table.add_row([kept.as_str(), &days, by]);
+    }
+    table.trim_fmt()
+}

@@ -1,0 +1,158 @@
+//! Backup while a server runs, loss of everything, and restore, by the commands that docs/operations.md gives.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use testkit::engine::Engine;
+use testkit::parts::Parts;
+use testkit::world::{World, WorldSpec};
+
+const END: Duration = Duration::from_mins(2);
+const DOCUMENT: &str = include_str!("../../../docs/operations.md");
+const STATE: &str = "/var/lib/caisson";
+const BACKUPS: &str = "/var/backups/caisson";
+
+/// The shell blocks of the chapter about backups, in their order: SQLite's backup, `pg_dump`, SQLite's restore, `pg_restore`.
+fn blocks() -> [String; 4] {
+    let chapter = DOCUMENT.split("\n## Back up and restore\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    let blocks: Vec<_> =
+        chapter.split("```sh\n").skip(1).map(|text| text.split("```").next().unwrap()).collect();
+    blocks.into_iter().map(str::to_owned).collect::<Vec<_>>().try_into().unwrap()
+}
+
+/// Runs a block of the document with this test's places in the place of the document's.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test runs what the document says in a shell, as a reader does"
+)]
+fn follow(world: &World, script: &str, backups: &Path, url: &str) {
+    let state = world.spec.state_dir.display().to_string();
+    let script = script.replace(STATE, &state).replace(BACKUPS, &backups.display().to_string());
+    let program = world.spec.parts.caisson.parent().unwrap();
+    let mut shell = Command::new("bash");
+    shell.args(["-euc", &script]).env("DATABASE_URL", url);
+    for (name, value) in &world.spec.variables {
+        shell.env(name, value);
+    }
+    shell.env("PATH", format!("{}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", program.display()));
+    let output = shell.output().unwrap();
+    assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// One run before the backup, everything lost, one run after it.
+async fn lose_and_restore(mut world: World, [backup, restore]: [String; 2], url: &str, lose: impl FnOnce()) {
+    let before = world.api.submit(&world.run_body()).await.unwrap();
+    assert_eq!(world.api.wait_end(&before, END).await.unwrap()["status"], "succeeded");
+    world.wait_tidy().await.unwrap();
+    let events = world.api.events(&before).await.unwrap();
+    let backups = world.directory.path().join("backups");
+    let key = std::fs::read(world.state_dir().join("master.key")).unwrap();
+    follow(&world, &backup, &backups, url);
+    // What comes after the backup is lost.
+    world.server.terminate().await.unwrap();
+    world.engine.remove_all(&world.spec.parts, &world.spec.state_dir).unwrap();
+    std::fs::remove_dir_all(world.state_dir()).unwrap();
+    std::fs::create_dir(world.state_dir()).unwrap();
+    lose();
+    // Whoever restores keeps the modes: the server refuses a key that others can read.
+    let (state, key_file) = (world.state_dir().to_owned(), world.state_dir().join("master.key"));
+    std::fs::write(&key_file, key).unwrap();
+    for (path, mode) in [(&state, 0o700), (&key_file, 0o600)] {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    }
+    follow(&world, &restore, &backups, url);
+    world.server = world.spec.start().await.unwrap();
+    assert_eq!(world.api.events(&before).await.unwrap(), events, "with the same key");
+    let after = world.api.submit(&world.run_body()).await.unwrap();
+    let run = world.api.wait_end(&after, END).await.unwrap();
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
+    for command in [["db", "check"], ["audit", "verify"]] {
+        let output = world.spec.command(&command).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{command:?}: {said}");
+    }
+    world.wait_tidy().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 6)]
+async fn a_sqlite_server_is_restored_by_the_documented_commands() {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let world = World::start(&parts, WorldSpec::on(Engine::Local)).await.unwrap();
+    let [backup, _, restore, _] = blocks();
+    lose_and_restore(world, [backup, restore], "", || {}).await;
+}
+
+/// A database of the test's own, which goes with it.
+struct Database {
+    server: String,
+    name: String,
+}
+
+impl Database {
+    #[expect(clippy::disallowed_methods, reason = "where the server for tests is, its environment says")]
+    fn make() -> Option<Self> {
+        let Ok(server) = std::env::var("TEST_POSTGRES_URL") else {
+            assert!(
+                std::env::var("TEST_REQUIRE").is_err(),
+                "TEST_POSTGRES_URL is not set; run scripts/setup"
+            );
+            return None;
+        };
+        let database = Self { server, name: format!("restore_{}", std::process::id()) };
+        database.create();
+        Some(database)
+    }
+
+    fn url(&self) -> String {
+        self.server.replacen("/postgres?", &format!("/{}?", self.name), 1)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "psql is started here, with an argument vector")]
+    fn admin(&self, sql: &str) {
+        let output =
+            Command::new("psql").args(["-qAt", "-v", "ON_ERROR_STOP=1", "-c", sql, &self.server]).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn create(&self) {
+        self.admin(&format!("create database {} encoding 'UTF8' template template0", self.name));
+    }
+
+    fn lose(&self) {
+        self.admin(&format!("drop database if exists {} with (force)", self.name));
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.lose();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 6)]
+async fn a_postgresql_server_is_restored_by_the_documented_commands() {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let Some(database) = Database::make() else { return };
+    let mut spec = WorldSpec::on(Engine::Local);
+    spec.variables.push(("DATABASE__URL".to_owned(), database.url()));
+    let world = World::start(&parts, spec).await.unwrap();
+    let [sqlite, dump, restore, load] = blocks();
+    let instead = |text: &str, other: &str| {
+        let lines = text
+            .lines()
+            .map(|line| if line.contains("caisson.db") || line.contains("db backup") { other } else { line });
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    let (backup, restore) = (instead(&sqlite, &dump), instead(&restore, &load));
+    lose_and_restore(world, [backup, restore], &database.url(), || {
+        database.lose();
+        database.create();
+    })
+    .await;
+}

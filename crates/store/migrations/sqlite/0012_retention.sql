@@ -1,0 +1,13 @@
+-- Retention: how many days things are kept after the last run of their session has ended. Null: what the server's settings
+-- say; 0: for ever.
+
+alter table project add column keep_events_days integer check (keep_events_days >= 0);
+alter table project add column keep_artifacts_days integer check (keep_artifacts_days >= 0);
+alter table project add column keep_volumes_days integer check (keep_volumes_days >= 0);
+alter table project add column keep_sessions_days integer check (keep_sessions_days >= 0);
+
+-- Events up to this one are gone, but for those that tell of runs' beginnings, ends and pushes.
+alter table session add column events_deleted_seq integer not null default 0;
+alter table session add column volume_deleted_at_ms integer;
+
+create index session_of_age on session (project_id, updated_at_ms, id);

@@ -1,0 +1,150 @@
+//! Retention on real directories: what has expired goes, what lives stays, and a crash half-way is gone on with.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use caisson_domain::id::RunId;
+use caisson_domain::retention::{Kept, Retention};
+use caisson_domain::server::ProblemCode;
+use caisson_store::{Actor, Clock, NewArtifact, SandboxState};
+use caisson_worker::{Collector, DISK_RESUME_PARTS};
+
+use crate::shim::Play;
+use crate::world::{World, until};
+
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+const MIB: u64 = 1024 * 1024;
+
+fn one_day() -> Retention {
+    Retention { events_days: 1, artifacts_days: 1, volumes_days: 1, sessions_days: 0 }
+}
+
+async fn workspace(world: &World, run: &RunId) -> PathBuf {
+    let session = world.run(run).await.session;
+    world.setup.config.state_dir.join("sessions").join(session.as_str()).join("workspace")
+}
+
+/// Keeps a file for the run, as the gateway does.
+async fn keep_file(world: &World, run: &RunId) -> PathBuf {
+    let directory = world.setup.config.state_dir.join("artifacts").join(run.as_str());
+    std::fs::create_dir_all(&directory).unwrap();
+    let path = directory.join("changes.patch");
+    std::fs::write(&path, "x").unwrap();
+    let artifact = NewArtifact {
+        name: "changes.patch".to_owned(),
+        size_bytes: 1,
+        sha256: "ab".repeat(32),
+        path: path.display().to_string(),
+    };
+    world.store.put_artifact(run, &artifact).await.unwrap();
+    path
+}
+
+/// Waits until nothing of the run's sandbox is left.
+async fn destroyed(world: &World, run: &RunId) {
+    until("the sandbox is gone", || async {
+        let Some(sandbox) = world.run(run).await.sandbox else { return true };
+        world.store.sandbox(&sandbox).await.unwrap().unwrap().state == SandboxState::Destroyed
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_worker_removes_what_has_expired_and_leaves_what_lives() {
+    let (clock, handle) = Clock::fixed_at(1_700_000_000_000);
+    let mut world = World::with_clock(clock).await;
+    world.setup.config.retention = one_day();
+    let server = world.boot().await;
+    let old = world.queue().await;
+    world.finished(&old).await;
+    destroyed(&world, &old).await;
+    let (room, file) = (workspace(&world, &old).await, keep_file(&world, &old).await);
+    std::fs::create_dir_all(room.join("a/b/c")).unwrap();
+    world.shims.by_default(Play::Work { obeys: true });
+    let living = world.queue().await;
+    world.attended(&living).await;
+    let kept = keep_file(&world, &living).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(room.exists() && file.exists(), "its day is not over");
+    handle.advance(DAY_MS);
+    until("what has expired is gone", || async { !room.exists() && !file.exists() }).await;
+    until("the events are gone", || async { world.events(&old).await.len() <= 4 }).await;
+    assert!(!room.parent().unwrap().exists() && !file.parent().unwrap().exists());
+    assert!(workspace(&world, &living).await.exists() && kept.exists(), "it lives");
+    let run = world.run(&old).await;
+    assert!(run.status.is_final() && run.finished_at_ms.is_some());
+    server.shut_down();
+}
+
+#[tokio::test]
+async fn files_that_a_crash_left_behind_are_found_by_their_places() {
+    let (clock, handle) = Clock::fixed_at(1_700_000_000_000);
+    let world = World::with_clock(clock).await;
+    let server = world.boot().await;
+    let run = world.queue().await;
+    world.finished(&run).await;
+    destroyed(&world, &run).await;
+    server.shut_down();
+    let session = world.run(&run).await.session;
+    let (room, file) = (workspace(&world, &run).await, keep_file(&world, &run).await);
+    handle.advance(DAY_MS);
+    // The rows are written, and the process dies before the files go.
+    let by = Actor::Server;
+    assert!(world.store.delete_volume(&session, &one_day(), &by).await.unwrap());
+    assert!(world.store.delete_artifacts(&session, &one_day(), &by).await.unwrap().is_some());
+    let collector = |files| {
+        let (config, policy) = (&world.setup.config, (one_day(), Actor::Operator));
+        Collector::open(world.store.clone(), config.server.clone(), (&config.state_dir, files), policy)
+            .unwrap()
+    };
+    for kept in [Kept::Volumes, Kept::Artifacts] {
+        assert!(collector(false).expired(kept).await.unwrap().is_empty(), "left to the server that runs");
+        let found = collector(true).expired(kept).await.unwrap();
+        assert_eq!(found.len(), 1, "{kept}");
+        assert!(!collector(false).remove(&found[0]).await.unwrap());
+        assert!(room.exists() || kept == Kept::Artifacts);
+        assert!(collector(true).remove(&found[0]).await.unwrap());
+    }
+    assert!(!room.exists() && !file.exists());
+    for kept in [Kept::Volumes, Kept::Artifacts] {
+        assert!(collector(true).expired(kept).await.unwrap().is_empty(), "{kept}");
+    }
+}
+
+/// A real disk of its own, filled and emptied.
+#[tokio::test]
+async fn a_disk_that_is_nearly_full_pauses_claims_until_a_quarter_more_is_free() {
+    let mut world = World::on_a_small_disk(160).await;
+    let least = 64 * MIB;
+    world.setup.config.min_free_disk_bytes = least;
+    let server = world.boot().await;
+    let free = || {
+        let stat = nix::sys::statvfs::statvfs(world.root.path()).unwrap();
+        stat.blocks_available() * stat.fragment_size()
+    };
+    let ballast = world.root.path().join("ballast");
+    let fill_to = |left: u64| {
+        let held = std::fs::metadata(&ballast).map_or(0, |found| found.len());
+        let size = (held + free()).saturating_sub(left);
+        // Really written: a sparse file takes no room.
+        std::fs::write(&ballast, vec![7; usize::try_from(size).unwrap()]).unwrap();
+    };
+    let low = || async {
+        let servers = world.store.live_servers().await.unwrap();
+        let mut problems = servers.into_iter().flat_map(|server| server.problems);
+        problems.any(|problem| problem.code == ProblemCode::DiskLow && problem.message.contains("caisson gc"))
+    };
+    fill_to(least - 4 * MIB);
+    until("the disk is told of", low).await;
+    let run = world.queue().await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(world.run(&run).await.started_at_ms, None, "not claimed");
+    // A little more than the bound is not enough again.
+    fill_to(least + 4 * MIB);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(low().await && world.run(&run).await.started_at_ms.is_none());
+    fill_to(least + least / DISK_RESUME_PARTS + 8 * MIB);
+    world.finished(&run).await;
+    until("it is told of no more", || async { !low().await }).await;
+    server.shut_down();
+}

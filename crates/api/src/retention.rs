@@ -90,7 +90,7 @@ pub(crate) async fn set_retention(
         (Kept::Volumes, "volumes_days"),
         (Kept::Sessions, "sessions_days"),
     ] {
-        changes.extend(change(name, &mut fields, &mut faults).map(|days| (kept, days)));
+        changes.extend(change((name, kept), &mut fields, &mut faults));
     }
     fields.finish(&mut faults);
     if !faults.is_empty() {
@@ -100,11 +100,15 @@ pub(crate) async fn set_retention(
     view(&app, caller.project, own)
 }
 
-/// Takes days: absent, null or a number.
-fn change(name: &'static str, fields: &mut Fields, faults: &mut Faults) -> Option<Option<i64>> {
+/// Takes days: null or a number; nothing where the field is absent.
+fn change(
+    (name, kept): (&'static str, Kept),
+    fields: &mut Fields,
+    faults: &mut Faults,
+) -> Option<(Kept, Option<i64>)> {
     let value = fields.take_value(name)?;
     if value == Value::Null {
-        return Some(None);
+        return Some((kept, None));
     }
     let days = value.as_i64().filter(|days| RETENTION_DAYS.contains(days));
     if days.is_none() {
@@ -115,7 +119,7 @@ fn change(name: &'static str, fields: &mut Fields, faults: &mut Faults) -> Optio
             format!("it is neither null nor a whole number from 0 to {most}, in days"),
         );
     }
-    days.map(Some)
+    days.map(|days| (kept, Some(days)))
 }
 
 fn view(

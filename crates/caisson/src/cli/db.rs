@@ -44,7 +44,7 @@ pub(crate) enum Db {
 pub(crate) struct CopyDb {
     #[command(flatten)]
     pub server: ServerFlags,
-    /// File with the URL of the new database, as database.url_file names one.
+    /// File with the URL of the new database, as `database.url_file` names one.
     #[arg(long, value_name = "FILE")]
     pub to_url_file: PathBuf,
     /// Print JSON, one document a table.

@@ -6,6 +6,7 @@ use serde::Deserialize;
 /// Days that things are kept in projects that say nothing else; 0 is for ever, and that is the default of each.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[expect(clippy::struct_field_names, reason = "they are the settings' names")]
 pub(crate) struct Retention {
     /// Events, but for those that tell of runs' beginnings, ends and pushes. `CAISSON_RETENTION__EVENTS_DAYS`.
     pub events_days: i64,

@@ -1,7 +1,6 @@
 //! An earlier version's server, with a run in a living sandbox, is replaced by this version's: `make upgrade` runs it, since
 //! the program of an earlier commit has to be built for it. Databases alone are taken over in the store's own tests.
 
-
 use std::time::Duration;
 
 use testkit::engine::Engine;

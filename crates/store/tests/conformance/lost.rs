@@ -61,7 +61,7 @@ async fn a_run_is_written_off_once_after_the_silence_and_not_before(fixture: Fix
     assert_eq!(fixture.store.write_off_lost(&other).await.unwrap(), []);
     assert_eq!(fixture.run(&placed.run.id).await.status, RunStatus::Running);
     fixture.clock.advance(1);
-    assert_eq!(fixture.store.write_off_lost(&other).await.unwrap(), [placed.run.id.clone()]);
+    assert_eq!(fixture.store.write_off_lost(&other).await.unwrap(), std::slice::from_ref(&placed.run.id));
     assert_eq!(fixture.store.write_off_lost(&other).await.unwrap(), [], "once");
     let run = fixture.run(&placed.run.id).await;
     let failure = run.failure.unwrap();

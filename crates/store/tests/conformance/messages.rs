@@ -51,9 +51,10 @@ async fn a_message_is_an_input_an_event_and_audited(fixture: Fixture) {
 async fn the_same_text_counts_once_within_moments(fixture: Fixture) {
     let by = key(&fixture).await;
     let run = fixture.queued().await;
-    let added = async |text: &str| match send(&fixture, &run.id, text, &by).await {
-        SendMessage::Sent(queue) => queue.added,
-        other => panic!("{other:?}"),
+    let added = async |text: &str| {
+        let sent = send(&fixture, &run.id, text, &by).await;
+        let SendMessage::Sent(queue) = sent else { panic!("{sent:?}") };
+        queue.added
     };
     assert_eq!((added("a").await, added("a").await, added("b").await), (1, 1, 2));
     fixture.clock.advance(14_999);

@@ -14,10 +14,8 @@ fn fields(email: &str) -> UserFields {
 }
 
 fn done(change: ChangeUser) -> User {
-    match change {
-        ChangeUser::Done(user) => user,
-        other => panic!("{other:?}"),
-    }
+    let ChangeUser::Done(user) = change else { panic!("{change:?}") };
+    user
 }
 
 async fn a_user_is_made_found_changed_and_removed(fixture: Fixture) {

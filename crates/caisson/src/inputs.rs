@@ -21,7 +21,11 @@ use crate::settings::{self, Settings};
 use crate::tls::Certificate;
 
 /// The workflows that ship with Caisson.
-const SHIPPED_WORKFLOWS: [&str; 1] = [include_str!("../../../workflows/bug-fixer.md")];
+const SHIPPED_WORKFLOWS: [&str; 3] = [
+    include_str!("../../../workflows/bug-fixer.md"),
+    include_str!("../../../workflows/code-task.md"),
+    include_str!("../../../workflows/pr-reviewer.md"),
+];
 /// Most workflow files read from a directory.
 const WORKFLOW_FILES: usize = 200;
 

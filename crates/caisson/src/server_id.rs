@@ -148,6 +148,9 @@ mod tests {
             budget_soft_percent: None,
             resources: Resources::default(),
             environment: std::collections::BTreeMap::new(),
+            parameters: caisson_domain::parameters::Values::new(),
+            output_schema: None,
+            workflow_version: None,
         };
         let project = ProjectId::default_project();
         NewRun { project, created_by: None, spec, idempotency: None }

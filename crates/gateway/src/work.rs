@@ -2,6 +2,7 @@
 
 use caisson_domain::id::Epoch;
 use caisson_domain::mcp;
+use caisson_domain::parameters;
 use caisson_domain::protocol::{AgentWork, GitWork, RunWork};
 use caisson_domain::run::Run;
 use caisson_domain::trust::Trust;
@@ -53,7 +54,8 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
         tools: workflow.tools,
         disallowed_tools: workflow.disallowed_tools,
         max_turns: spec.max_turns,
-        system_prompt: Some(workflow.prompt).filter(|prompt| !prompt.trim().is_empty()),
+        system_prompt: Some(parameters::fill(&workflow.prompt, &spec.parameters))
+            .filter(|prompt| !prompt.trim().is_empty()),
         mcp_servers: servers.programs,
         mcp_http: servers.http,
         mcp_required: servers.required,
@@ -64,12 +66,16 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
         run: run.id,
         epoch,
         attempt: run.attempt,
+        workflow: workflow.name,
         prompt: spec.prompt,
         agent,
         git,
         publish: workflow.caisson.publish,
         trust: Trust { instructions: trust.instructions, settings: trust.settings },
         forbidden_paths: workflow.caisson.forbidden_paths,
+        workspace: workflow.caisson.workspace,
+        output_schema: spec.output_schema,
+        checks: workflow.caisson.checks,
         timeout_ms,
     })
 }

@@ -84,7 +84,7 @@ pub use usage::{
     BeginCall, CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX, CallExtension, ExtendCall, NewModelCall, SettledCall,
 };
 pub use vault::{MasterKeyError, MasterKeyFile, RekeyStep, Rekeyed};
-pub use workflows::StoredWorkflow;
+pub use workflows::{PutWorkflow, RemoveWorkflow, StoredWorkflow};
 
 /// The store. Cheap to clone; all clones share one database, one set of watchers and one set of delta channels.
 #[derive(Debug, Clone)]

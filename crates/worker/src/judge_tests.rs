@@ -26,6 +26,9 @@ fn spec() -> RunSpec {
         budget_soft_percent: None,
         resources: Resources::default(),
         environment: std::collections::BTreeMap::new(),
+        parameters: caisson_domain::parameters::Values::new(),
+        output_schema: None,
+        workflow_version: None,
     }
 }
 
@@ -36,6 +39,7 @@ fn progress() -> Progress {
         agent_started: true,
         phase: None,
         outcome: None,
+        output: None,
         pushed_commit: None,
         push_pending: false,
         lease_expires_at_ms: NOW,

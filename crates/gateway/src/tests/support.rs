@@ -69,6 +69,9 @@ pub(crate) fn run_spec(repository: Option<&str>) -> RunSpec {
         budget_soft_percent: None,
         resources: Resources::default(),
         environment: BTreeMap::new(),
+        parameters: caisson_domain::parameters::Values::new(),
+        output_schema: None,
+        workflow_version: None,
     }
 }
 
@@ -84,6 +87,7 @@ pub(crate) fn a_run(spec: RunSpec) -> Run {
         waiting: None,
         failure: None,
         result: None,
+        output: None,
         attempt: 1,
         agent_started: false,
         cancel_requested_at_ms: None,

@@ -228,6 +228,9 @@ pub(crate) fn spec() -> RunSpec {
         budget_soft_percent: None,
         resources: Resources::default(),
         environment: std::collections::BTreeMap::new(),
+        parameters: caisson_domain::parameters::Values::new(),
+        output_schema: None,
+        workflow_version: None,
     }
 }
 

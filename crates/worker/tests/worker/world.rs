@@ -140,6 +140,9 @@ impl World {
             budget_soft_percent: None,
             resources: Resources::default(),
             environment: std::collections::BTreeMap::new(),
+            parameters: caisson_domain::parameters::Values::new(),
+            output_schema: None,
+            workflow_version: None,
         };
         change(&mut spec);
         let project = ProjectId::default_project();

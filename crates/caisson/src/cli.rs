@@ -2,7 +2,9 @@
 
 mod budget;
 mod credential;
+mod image;
 mod project;
+mod workflow;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -16,7 +18,9 @@ use crate::settings::EngineChoice;
 
 pub(crate) use budget::{Budget, SetBudget};
 pub(crate) use credential::{AddCredential, Credential, SecretFlags};
+pub(crate) use image::{Image, ScanFormat, ScanImage};
 pub(crate) use project::Project;
+pub(crate) use workflow::{RunOfWorkflow, Workflow};
 
 /// Runs Claude Code, each session sealed in its own container, behind one async HTTP API.
 #[derive(Debug, Parser)]
@@ -46,6 +50,9 @@ pub(crate) enum Command {
     Artifacts(Artifacts),
     /// Ask for a run's end; its work is saved first.
     Cancel(One),
+    /// List, show, check, write and change workflows.
+    #[command(subcommand)]
+    Workflow(Workflow),
     /// Show and set what the project's runs may spend, together.
     #[command(subcommand)]
     Budget(Budget),
@@ -187,6 +194,8 @@ pub(crate) struct Run {
     /// Environment of the agent, among the names that the workflow allows; may be given several times.
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = name_and_value)]
     pub environment: Vec<(String, String)>,
+    #[command(flatten)]
+    pub of_workflow: RunOfWorkflow,
     /// Makes a repeated submission harmless.
     #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,
@@ -339,53 +348,6 @@ pub(crate) enum Agent {
         #[command(flatten)]
         server: ServerFlags,
     },
-}
-
-/// Images.
-#[derive(Debug, Clone, Subcommand)]
-pub(crate) enum Image {
-    /// Build the default sandbox image with the engine.
-    Build {
-        #[command(flatten)]
-        server: ServerFlags,
-        /// Image to build on.
-        #[arg(long, default_value = "debian:bookworm-slim")]
-        base: String,
-    },
-    /// Print the default image's name.
-    Tag,
-    /// List an image's Debian packages, and those with holes that a later version closes.
-    ///
-    /// Nothing of the image is run: its package database is read through the engine, out of a container that is never
-    /// started. Exit code 0: compared, nothing to mend; 3: a later version closes a known hole; 4: the packages could not be
-    /// compared with anything; 1: an error.
-    Scan(ScanImage),
-}
-
-/// Flags of `image scan`.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct ScanImage {
-    #[command(flatten)]
-    pub server: ServerFlags,
-    /// The image. Default: the default sandbox image.
-    pub image: Option<String>,
-    /// What is known: the JSON of Debian's security tracker, as a file or a URL. Default: the tracker itself.
-    #[arg(long, env = "CAISSON_ADVISORIES", value_name = "FILE|URL")]
-    pub advisories: Option<String>,
-    /// How it is told; `cyclonedx` is a bill of materials and compares nothing.
-    #[arg(long, value_enum, default_value_t = ScanFormat::Text)]
-    pub format: ScanFormat,
-}
-
-/// How a scan is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ScanFormat {
-    /// For people.
-    Text,
-    /// Packages and findings as JSON.
-    Json,
-    /// Packages as a `CycloneDX` bill of materials.
-    Cyclonedx,
 }
 
 /// Which model the demo talks to.

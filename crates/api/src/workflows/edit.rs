@@ -19,10 +19,10 @@ use crate::state::App;
 /// A workflow as its file has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct WorkflowText {
+pub(crate) struct WorkflowText {
     /// The file: front matter between two lines of three dashes, then the prompt; at most 100 KiB.
     #[schema(example = "---\nname: greeter\ndescription: Says hello.\n---\nSay hello.\n")]
-    pub text: String,
+    pub(crate) text: String,
 }
 
 /// Put a workflow

@@ -16,6 +16,7 @@ mod machine;
 mod project;
 mod runs;
 mod submit;
+mod workflow;
 
 use std::io::{IsTerminal, Write};
 
@@ -52,6 +53,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Diff(flags) => runs::diff(flags).await,
         Command::Artifacts(flags) => artifacts::run(flags).await,
         Command::Cancel(flags) => runs::cancel(flags).await,
+        Command::Workflow(workflow) => workflow::run(workflow).await,
         Command::Budget(budget) => budget::run(budget).await,
         Command::Egress(crate::cli::Egress::Suggest(flags)) => egress::suggest(flags).await,
         Command::Project(project) => project::run(project, environment).await,

@@ -22,6 +22,7 @@ testkit::on_every_engine! {
     pr_reviewer_reports_planted_defects_and_cannot_change_a_byte
     code_task_runs_the_repositorys_commands_and_mends_what_they_find
     a_repository_file_is_read_from_the_anchor_and_its_set_up_can_fail
+    permissions_of_a_workflow_bind_however_often_the_model_insists
 }
 
 /// Its linter: no space at the end of a line.
@@ -58,6 +59,7 @@ fn project(root: &Path) {
         "import pathlib\npathlib.Path('build').mkdir(exist_ok=True)\npathlib.Path('build/ready').write_text('ready')\n",
     );
     write(".caisson.yaml", FILE);
+    write(".gitignore", "__pycache__/\n");
     write("README.md", "# Ledger\n\nRules that add fees.\n");
 }
 
@@ -184,11 +186,11 @@ async fn pr_reviewer_reports_planted_defects_and_cannot_change_a_byte(engine: En
     let mut first =
         vec![bash(SUM), bash("git diff --merge-base refs/caisson/anchor HEAD -- ledger"), bash(TRIES)];
     first.extend([&write, &edit, &write, &edit].map(Value::clone));
-    first.extend([bash(SUM), give(&bad), give(&bad), give(&bad), give(&bad), give(&bad)]);
-    let scenario = json!({"prompts": [
-        first,
-        {"when_prompt_contains": "structured output cannot be used", "steps": [give(&good)]},
-    ]});
+    first.push(bash(SUM));
+    first.extend([&bad; 5].map(give));
+    // What it is asked after that stands in one message with the last refusal, which the scripted model does not count as a prompt.
+    first.push(give(&good));
+    let scenario = json!({"prompts": [first]});
     let Some(scene) = Scene::start(engine, &scenario).await else { return };
     let wrong = |number: u32| {
         format!(
@@ -206,11 +208,9 @@ async fn pr_reviewer_reports_planted_defects_and_cannot_change_a_byte(engine: En
     assert_eq!(run["output"], good);
     let said = answers(&events);
     assert!(said[1].1.contains("+    return cents - FEE"), "it reads the change: {said:?}");
-    assert_eq!(
-        said[2].1.trim_matches('"'),
-        "home\\ntmp",
-        "nothing was done, and home and temporary files are open"
-    );
+    let tried = &said[2].1;
+    assert!(!tried.contains("DONE") && tried.contains("Permission denied"), "{tried}");
+    assert!(tried.ends_with("home\\ntmp\""), "home and temporary files are open: {tried}");
     for (is_error, text) in &said[3..7] {
         assert!(is_error, "a denied tool is there: {text}");
     }
@@ -300,4 +300,41 @@ async fn a_repository_file_is_read_from_the_anchor_and_its_set_up_can_fail(engin
         message.starts_with(".caisson.yaml, line 2: lint has '&'") && message.contains("as a list"),
         "{message}"
     );
+}
+
+async fn permissions_of_a_workflow_bind_however_often_the_model_insists(engine: Engine) {
+    let secret = bash("git log --oneline > denied-was-run; git push origin HEAD");
+    let plain = bash("git push origin HEAD");
+    let allowed = bash("python3 scripts/lint.py");
+    let write = json!({"tool": {"name": "Write", "input": {"file_path": "$CWD/made", "content": "x"}}});
+    let mut steps: Vec<Value> =
+        [&plain, &write, &plain, &write, &plain, &write, &secret, &allowed].map(Value::clone).to_vec();
+    steps.push(json!({"text": "Done."}));
+    let Some(scene) = Scene::start(engine, &json!({ "prompts": [steps] })).await else { return };
+    let front = |more: &str| {
+        format!("---\nname: bound\ndescription: Is bound.\n{more}\ncaisson: {{publish: none}}\n---\nDo it.\n")
+    };
+    let put = |text: String| {
+        let api = &scene.world.api;
+        async move { api.put("/v1/workflows/bound", &json!({ "text": text })).await.unwrap() }
+    };
+    // Every tool is there but what is denied: in the mode that asks nobody, and in the one that lets everything through.
+    let denied = "disallowedTools: [\"Bash(git push:*)\", Write]";
+    for (mode, lint) in [
+        ("permissionMode: bypassPermissions", true),
+        ("permissionMode: dontAsk\nallowedTools: [\"Bash(python3 scripts/lint.py)\"]", true),
+        ("permissionMode: dontAsk", false),
+    ] {
+        let answer = put(front(&format!("{mode}\n{denied}"))).await;
+        assert!(answer.status == 200 || answer.status == 201, "{}", answer.body);
+        let (run, events) = scene.run(&scene.body("bound", "Do it.")).await;
+        assert_eq!(run["status"], "succeeded", "{run:#}\n{}", scene.world.server.log());
+        let said = answers(&events);
+        for (is_error, text) in &said[..7] {
+            assert!(is_error, "{mode}: {text}");
+        }
+        assert_eq!(!said[7].0, lint, "{mode}: {said:?}");
+    }
+    let (run, _) = scene.run(&scene.body("bound", "Do it.")).await;
+    assert_eq!(run["workflow_version"], 3);
 }

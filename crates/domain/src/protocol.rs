@@ -121,6 +121,9 @@ pub struct RunWork {
     /// sandbox that was made for it.
     #[serde(default = "read_write", skip_serializing_if = "is_read_write")]
     pub workspace: WorkspaceAccess,
+    /// The sandbox's image, where run or workflow names one; for telling that the repository wants another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// What the output must look like; none means that there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_schema: Option<Value>,

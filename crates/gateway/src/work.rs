@@ -74,6 +74,7 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
         trust: Trust { instructions: trust.instructions, settings: trust.settings },
         forbidden_paths: workflow.caisson.forbidden_paths,
         workspace: workflow.caisson.workspace,
+        image: spec.image,
         output_schema: spec.output_schema,
         checks: workflow.caisson.checks,
         timeout_ms,

@@ -114,6 +114,15 @@ fn exclude(git: &Git, caches: &[String]) -> io::Result<()> {
     plain_file::write(&git.file("info/exclude"), lines.as_bytes())
 }
 
+/// What people should know if the repository wants another image than the sandbox has: it is made before the file is read.
+pub(crate) fn other_image(file: &RepositoryFile, image: Option<&str>) -> Option<String> {
+    let wanted = file.image.as_deref().filter(|wanted| Some(*wanted) != image)?;
+    Some(format!(
+        "{REPOSITORY_FILE} names the image {wanted}, and the sandbox of this run has {}; name it in the run or its workflow to have it",
+        image.unwrap_or("the server's own")
+    ))
+}
+
 /// Tells the agent the repository's commands, behind its prompt.
 pub(crate) fn told(prompt: &str, file: &RepositoryFile) -> String {
     let lines: Vec<String> = CheckName::ALL

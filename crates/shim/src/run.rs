@@ -201,6 +201,7 @@ impl Live<'_> {
             (agent, prepared?)
         };
         (self.agent, self.checkout, self.steered) = (Some(agent), Some(checkout), steered);
+        self.steered.notes.extend(commands::other_image(&file, self.work.image.as_deref()));
         self.repository = file;
         Ok(())
     }

@@ -114,6 +114,7 @@ mod tests {
             trust: caisson_domain::trust::Trust::default(),
             forbidden_paths: Vec::new(),
             workspace: caisson_domain::workflow::WorkspaceAccess::ReadWrite,
+            image: None,
             output_schema: None,
             checks: Vec::new(),
             timeout_ms: 1,

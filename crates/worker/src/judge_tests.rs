@@ -85,6 +85,24 @@ fn failed_as(kind: FailureKind) -> (RunStatus, Option<FailureKind>) {
 }
 
 #[test]
+fn a_run_with_a_schema_succeeds_only_with_an_output_that_fits_whatever_the_shim_says() {
+    let schema = serde_json::json!({"type": "object", "required": ["verdict"]});
+    let judged = |schema: &serde_json::Value, output: Option<serde_json::Value>| {
+        let spec = RunSpec { output_schema: Some(schema.clone()), ..spec() };
+        let progress = Progress { output, ..progress() };
+        by_outcome(&facts(&spec, &progress), &outcome(Ending::Completed))
+    };
+    assert_eq!(kind(&judged(&schema, Some(serde_json::json!({"verdict": 1})))), SUCCEEDED);
+    for (output, told) in [(None, "told none"), (Some(serde_json::json!({})), "output.verdict is missing")] {
+        let finish = judged(&schema, output);
+        assert_eq!(kind(&finish), failed_as(FailureKind::AgentError));
+        assert!(finish.failure.unwrap().evidence.unwrap().contains(told));
+    }
+    let odd = judged(&serde_json::json!({"type": "array"}), Some(serde_json::json!([])));
+    assert_eq!(kind(&odd), failed_as(FailureKind::AgentError));
+}
+
+#[test]
 fn a_claimed_push_must_be_the_commit_that_the_gateway_carried() {
     let cases = [
         (pushed(Some(HEAD)), Some(HEAD), SUCCEEDED),

@@ -378,6 +378,7 @@ pub(crate) fn plain_work(prompt: &str) -> RunWork {
         trust: caisson_domain::trust::Trust::default(),
         forbidden_paths: Vec::new(),
         workspace: caisson_domain::workflow::WorkspaceAccess::ReadWrite,
+        image: None,
         output_schema: None,
         checks: Vec::new(),
         timeout_ms: 600_000,

@@ -207,6 +207,24 @@ mod tests {
     }
 
     #[test]
+    fn the_values_of_a_run_stand_in_its_workflows_prompt_as_data() {
+        let mut run = a_run(run_spec(None));
+        run.spec.workflow.prompt = "Look at {{ what }}.".to_owned();
+        run.spec.parameters.insert("what".to_owned(), serde_json::json!("a\"\n{{ what }}"));
+        run.spec.output_schema = Some(serde_json::json!({"type": "object"}));
+        run.spec.workflow.caisson.workspace = caisson_domain::workflow::WorkspaceAccess::ReadOnly;
+        let work = run_work(delivery(run.clone()), &identity(), 0).unwrap();
+        assert_eq!(work.agent.system_prompt.as_deref(), Some("Look at \"a\\\"\\n{{ what }}\"."));
+        assert_eq!(work.output_schema, run.spec.output_schema);
+        assert_eq!(work.workspace, caisson_domain::workflow::WorkspaceAccess::ReadOnly);
+        let json = serde_json::to_value(&work).unwrap();
+        assert_eq!(serde_json::from_value::<RunWork>(json).unwrap(), work);
+        // What an older server says leaves the workspace open.
+        let plain = run_work(delivery(a_run(run_spec(None))), &identity(), 0).unwrap();
+        assert!(serde_json::to_value(&plain).unwrap().get("workspace").is_none());
+    }
+
+    #[test]
     fn where_an_http_server_is_the_sandbox_does_not_learn() {
         let mut run = a_run(run_spec(None));
         let servers = serde_json::json!({

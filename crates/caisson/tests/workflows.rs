@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use testkit::api::Api;
 use testkit::engine::Engine;
 use testkit::parts::Parts;
 use testkit::repository::{bare_from, clone_branch, run_git, run_python_tests};
@@ -314,18 +315,20 @@ async fn permissions_of_a_workflow_bind_however_often_the_model_insists(engine: 
     let front = |more: &str| {
         format!("---\nname: bound\ndescription: Is bound.\n{more}\ncaisson: {{publish: none}}\n---\nDo it.\n")
     };
+    let made =
+        scene.world.spec.command(&["key", "create", "keeper", "--scope", "workflows"]).output().unwrap();
+    let made = String::from_utf8(made.stdout).unwrap();
+    let key = made.split_whitespace().find(|word| word.starts_with("csk_")).unwrap();
+    let keeper = Api::new(&scene.world.server.base, key).unwrap();
     let put = |text: String| {
-        let api = &scene.world.api;
-        async move { api.put("/v1/workflows/bound", &json!({ "text": text })).await.unwrap() }
+        let body = json!({ "text": text });
+        let keeper = &keeper;
+        async move { keeper.put("/v1/workflows/bound", &body).await.unwrap() }
     };
     // Every tool is there but what is denied: in the mode that asks nobody, and in the one that lets everything through.
     let denied = "disallowedTools: [\"Bash(git push:*)\", Write]";
-    for (mode, lint) in [
-        ("permissionMode: bypassPermissions", true),
-        ("permissionMode: dontAsk\nallowedTools: [\"Bash(python3 scripts/lint.py)\"]", true),
-        ("permissionMode: dontAsk", false),
-    ] {
-        let answer = put(front(&format!("{mode}\n{denied}"))).await;
+    for (mode, lint) in [("bypassPermissions", true), ("dontAsk", false)] {
+        let answer = put(front(&format!("permissionMode: {mode}\n{denied}"))).await;
         assert!(answer.status == 200 || answer.status == 201, "{}", answer.body);
         let (run, events) = scene.run(&scene.body("bound", "Do it.")).await;
         assert_eq!(run["status"], "succeeded", "{run:#}\n{}", scene.world.server.log());
@@ -336,5 +339,5 @@ async fn permissions_of_a_workflow_bind_however_often_the_model_insists(engine: 
         assert_eq!(!said[7].0, lint, "{mode}: {said:?}");
     }
     let (run, _) = scene.run(&scene.body("bound", "Do it.")).await;
-    assert_eq!(run["workflow_version"], 3);
+    assert_eq!(run["workflow_version"], 2);
 }

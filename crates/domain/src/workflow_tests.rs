@@ -283,13 +283,6 @@ fn a_workflow_that_only_reads_publishes_and_checks_nothing() {
 }
 
 #[test]
-fn rules_of_tools_are_read_and_one_cannot_smuggle_a_second() {
-    let workflow = Workflow::parse(&file("allowedTools: [\"Bash(git log:*)\", Edit]\n")).unwrap();
-    assert_eq!(workflow.allowed_tools, ["Bash(git log:*)", "Edit"]);
-    assert!(fault("allowedTools: [\"Bash(a)b, Edit(x)\"]\n").contains("allowedTools"));
-}
-
-#[test]
 fn a_front_matter_that_grows_when_it_is_read_is_refused() {
     let mut bomb = String::from("a0: &a0 [x]\n");
     for level in 1..30 {

@@ -48,7 +48,6 @@ pub(crate) fn run_spec(repository: Option<&str>) -> RunSpec {
         prompt: "Be careful.".to_owned(),
         tools: None,
         disallowed_tools: Vec::new(),
-        allowed_tools: Vec::new(),
         model: None,
         permission_mode: PermissionMode::BypassPermissions,
         max_turns: Some(9),

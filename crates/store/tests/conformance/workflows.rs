@@ -80,8 +80,9 @@ async fn a_workflow_of_the_projects_own_goes_over_the_servers_and_gives_way_agai
 async fn a_project_has_only_so_many_workflows(fixture: Fixture) {
     let (store, project) = (&fixture.store, project());
     for number in 0..WORKFLOWS {
-        let put = store.put_own_workflow(&project, &workflow(&format!("w{number}")), Actor::Operator);
-        assert!(matches!(put.await.unwrap(), PutWorkflow::Put(..)), "{number}");
+        let one = workflow(&format!("w{number}"));
+        let put = store.put_own_workflow(&project, &one, Actor::Operator).await.unwrap();
+        assert!(matches!(put, PutWorkflow::Put(..)), "{number}");
     }
     let more = store.put_own_workflow(&project, &workflow("more"), Actor::Operator).await.unwrap();
     assert_eq!(more, PutWorkflow::Full);

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use caisson_domain::limits::WORKFLOW_BYTES;
@@ -69,8 +69,8 @@ fn text(path: &Path) -> anyhow::Result<Option<String>> {
     Ok(Some(text))
 }
 
-fn document(path: PathBuf) -> anyhow::Result<Option<Value>> {
-    let Some(text) = text(&path)? else { return Ok(None) };
+fn document(path: &Path) -> anyhow::Result<Option<Value>> {
+    let Some(text) = text(path)? else { return Ok(None) };
     serde_json::from_str(&text).map(Some).with_context(|| format!("\"{}\" is not JSON", path.display()))
 }
 
@@ -80,19 +80,19 @@ fn folder(path: &Path) -> anyhow::Result<Found> {
     let name = name.context("its name is not UTF-8")?.to_lowercase().replace('_', "-");
     let mut notes = Vec::new();
     let prompt = text(&path.join(PROMPT))?.unwrap_or_default();
-    let config = document(path.join(CONFIG))?.unwrap_or_default();
+    let config = document(&path.join(CONFIG))?.unwrap_or_default();
     let mut front = Map::new();
     front.insert("name".to_owned(), json!(name));
     front.insert("description".to_owned(), json!(description(&config, &prompt, &name)));
     // As upstream runs it: the sandbox is the wall. What the list of tools leaves out is not there at all.
     front.insert("permissionMode".to_owned(), json!("bypassPermissions"));
-    if let Some(tools) = document(path.join(TOOLS))? {
+    if let Some(tools) = document(&path.join(TOOLS))? {
         front.insert("tools".to_owned(), json!(built_in(&tools, &mut notes)?));
     }
     if let Some(turns) = config.get("maxTurns").filter(|turns| turns.is_u64()) {
         front.insert("maxTurns".to_owned(), turns.clone());
     }
-    if let Some(servers) = document(path.join(SERVERS))? {
+    if let Some(servers) = document(&path.join(SERVERS))? {
         let named = servers.get("mcpServers").or(servers.get("servers")).and_then(Value::as_object);
         let named = named.with_context(|| format!("{SERVERS} has no object \"mcpServers\""))?;
         front.insert("mcpServers".to_owned(), json!(named));
@@ -153,6 +153,8 @@ fn names(lines: &str, notes: &mut Vec<String>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn folder_with(files: &[(&str, &str)]) -> (tempfile::TempDir, PathBuf) {

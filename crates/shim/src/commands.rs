@@ -109,7 +109,10 @@ fn exclude(git: &Git, caches: &[String]) -> io::Result<()> {
     if caches.is_empty() {
         return Ok(());
     }
-    let lines: String = caches.iter().map(|cache| format!("/{}/\n", cache.trim_end_matches('/'))).collect();
+    let mut lines = String::new();
+    for cache in caches {
+        let _written = writeln!(lines, "/{}/", cache.trim_end_matches('/'));
+    }
     std::fs::create_dir_all(git.file("info"))?;
     plain_file::write(&git.file("info/exclude"), lines.as_bytes())
 }
@@ -231,7 +234,7 @@ async fn run(live: &Live<'_>, wanted: &Command, limit_ms: u64) -> io::Result<End
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let mut reading =
         pin!(maybe_done(async { tokio::join!(tail.clone().read(stdout), tail.clone().read(stderr)) }));
-    let waited = timeout(Duration::from_millis(limit_ms), async {
+    let exit = timeout(Duration::from_millis(limit_ms), async {
         tokio::select! {
             biased;
             exit = child.wait() => exit,
@@ -241,5 +244,5 @@ async fn run(live: &Live<'_>, wanted: &Command, limit_ms: u64) -> io::Result<End
     .await;
     // What it left running may hold its output open.
     let _drained = timeout(Duration::from_millis(DRAIN_MS), reading).await;
-    Ok(Ended { exit: waited.ok(), output: tail.text() })
+    Ok(Ended { exit: exit.ok(), output: tail.text() })
 }

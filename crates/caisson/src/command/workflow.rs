@@ -36,7 +36,9 @@ pub(crate) async fn run(command: Workflow) -> anyhow::Result<u8> {
         Workflow::Put { client: flags, path } => {
             let found = workflow_files::read(&path)?;
             let workflow = workflow_files::parse(&found, &path)?;
-            found.notes.iter().for_each(|note| complain(note));
+            for note in &found.notes {
+                complain(note);
+            }
             let put = client(&flags)?.put_workflow(&workflow.name, &json!({ "text": found.text })).await?;
             if flags.json {
                 print_json(&put)?;
@@ -85,7 +87,9 @@ fn validate(paths: &[std::path::PathBuf]) -> u8 {
             .and_then(|found| Ok((workflow_files::parse(&found, path)?, found.notes)));
         match read {
             Ok((workflow, notes)) => {
-                notes.iter().for_each(|note| complain(note));
+                for note in &notes {
+                    complain(note);
+                }
                 print(&format!("{}: workflow {} can be used", path.display(), workflow.name));
             }
             Err(error) => {

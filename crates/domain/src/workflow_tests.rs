@@ -284,10 +284,8 @@ fn a_workflow_that_only_reads_publishes_and_checks_nothing() {
 
 #[test]
 fn a_front_matter_that_grows_when_it_is_read_is_refused() {
-    let mut bomb = String::from("a0: &a0 [x]\n");
-    for level in 1..30 {
-        bomb.push_str(&format!("a{level}: &a{level} [*a{0}, *a{0}, *a{0}, *a{0}, *a{0}]\n", level - 1));
-    }
+    let levels = (1..30).map(|n| format!("a{n}: &a{n} [*a{0}, *a{0}, *a{0}, *a{0}, *a{0}]", n - 1));
+    let bomb = [vec!["a0: &a0 [x]".to_owned()], levels.collect()].concat().join("\n") + "\n";
     assert!(Workflow::parse(&file(&bomb)).is_err());
     let deep = format!("tools: {}x{}\n", "[".repeat(YAML_DEPTH + 1), "]".repeat(YAML_DEPTH + 1));
     assert!(fault(&deep).contains("front matter"));

@@ -159,7 +159,7 @@ mod tests {
     use caisson_claude::{Line, parse};
     use serde_json::json;
 
-    fn of(fields: Value) -> Found {
+    fn of(fields: &Value) -> Found {
         let mut line = json!({"type": "result", "subtype": "success", "is_error": false, "terminal_reason": "completed"});
         line.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         let Line::Result(result) = parse(line.to_string().as_bytes()) else { panic!() };
@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn an_output_is_taken_only_if_it_fits_and_the_turn_succeeded() {
         assert!(
-            matches!(of(json!({"structured_output": {"a": 1}})), Found::Fits(output) if output == json!({"a": 1}))
+            matches!(of(&json!({"structured_output": {"a": 1}})), Found::Fits(output) if output == json!({"a": 1}))
         );
         for (fields, told) in [
             (json!({"structured_output": {"a": "1"}}), "output.a is not of type integer"),
@@ -178,10 +178,10 @@ mod tests {
             (json!({}), "was not called"),
             (json!({"is_error": true, "terminal_reason": EXHAUSTED, "errors": ["bad"]}), "bad"),
         ] {
-            let Found::Faulty(faults) = of(fields.clone()) else { panic!("{fields}") };
+            let Found::Faulty(faults) = of(&fields) else { panic!("{fields}") };
             assert!(faults[0].contains(told) && question(&faults).contains(told), "{faults:?}");
         }
         let failed = json!({"structured_output": {"a": 1}, "is_error": true, "terminal_reason": "api_error"});
-        assert!(matches!(of(failed), Found::Nothing));
+        assert!(matches!(of(&failed), Found::Nothing));
     }
 }

@@ -55,13 +55,13 @@ async fn a_workflow_of_the_projects_own_goes_over_the_servers_and_gives_way_agai
     let server = workflow("bug-fixer");
     store.put_workflow(&project, &server).await.unwrap();
     let mut own = server.clone();
-    own.prompt = "Ours.".to_owned();
+    own.prompt.push_str(" Ours.");
     let put = store.put_own_workflow(&project, &own, Actor::Operator).await.unwrap();
     let PutWorkflow::Put(stored, false) = put else { panic!("{put:?}") };
     assert_eq!((stored.version, stored.is_own, &stored.workflow), (2, true, &own));
     // A server that starts says again what its settings say.
     let mut newer = server.clone();
-    newer.prompt = "Newer.".to_owned();
+    newer.prompt.push_str(" Newer.");
     store.put_workflow(&project, &newer).await.unwrap();
     let stored = store.workflow(&project, "bug-fixer").await.unwrap().unwrap();
     assert_eq!((stored.version, &stored.workflow), (2, &own));

@@ -39,6 +39,8 @@ callers! {
     Writer: RunsWrite;
     /// A caller who may add, rotate, list and remove credentials.
     Keeper: Credentials;
+    /// A caller who may change workflows.
+    WorkflowKeeper: Workflows;
     /// A caller who may read the audit log.
     Auditor: Audit;
     /// A caller who may do everything in the project.

@@ -80,7 +80,12 @@ fn native() -> OpenApiRouter<App> {
         .routes(routes!(conversation::read_messages))
         .routes(routes!(agents::list_agents))
         .routes(routes!(workflows::list_workflows))
-        .routes(routes!(workflows::get_workflow))
+        .routes(routes!(
+            workflows::get_workflow,
+            workflows::edit::put_workflow,
+            workflows::edit::remove_workflow
+        ))
+        .routes(routes!(workflows::edit::validate_workflow))
         .routes(routes!(audit::list_audit))
         .routes(routes!(keys::create_key, keys::list_keys))
         .routes(routes!(keys::revoke_key))

@@ -155,6 +155,8 @@ pub(crate) enum ApiError {
     InvalidRetention(Faults),
     #[error("the credential was not accepted: {}", .0.count())]
     InvalidCredential(Faults),
+    #[error("the workflow was not accepted: {}", .0.count())]
+    InvalidWorkflow(Faults),
     #[error("{detail}")]
     Conflict { code: &'static str, detail: String },
     #[error("the idempotency key was used with another request before; use a new key for a new run")]
@@ -285,6 +287,9 @@ impl ApiError {
             Self::InvalidCredential(faults) => {
                 return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_credential"));
             }
+            Self::InvalidWorkflow(faults) => {
+                return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_workflow"));
+            }
             Self::Conflict { code, .. } => (StatusCode::CONFLICT, *code),
             Self::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
             Self::QueueFull => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
@@ -344,6 +349,7 @@ impl ApiError {
             | Self::InvalidBudget(_)
             | Self::InvalidRetention(_)
             | Self::InvalidCredential(_)
+            | Self::InvalidWorkflow(_)
             | Self::Conflict { .. }
             | Self::KeyReused
             | Self::Store(StoreError::Corrupt { .. } | StoreError::Migration(_))
@@ -361,7 +367,8 @@ impl ApiError {
         | Self::InvalidBudget(faults)
         | Self::InvalidQueue(faults)
         | Self::InvalidRetention(faults)
-        | Self::InvalidCredential(faults) = self
+        | Self::InvalidCredential(faults)
+        | Self::InvalidWorkflow(faults) = self
         {
             faults.into_items()
         } else if let Self::Unplaceable(problems) = self {

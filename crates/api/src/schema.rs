@@ -32,5 +32,6 @@ texts! {
     Scope: caisson_domain::principal::Scope, "What an API key allows.";
     CredentialKind: caisson_domain::credential::CredentialKind, "What a credential opens.";
     Publish: caisson_domain::workflow::Publish, "What happens to the agent's work.";
+    WorkspaceAccess: caisson_domain::workflow::WorkspaceAccess, "What the agent may do with the workspace.";
     PermissionMode: caisson_domain::workflow::PermissionMode, "How the agent asks for permission.";
 }

@@ -1,11 +1,16 @@
-//! `/v1/workflows`: list and get.
+//! `/v1/workflows`: list and get; [`edit`] changes them.
+
+pub(crate) mod edit;
 
 use axum::Json;
 use axum::extract::State;
+use caisson_domain::parameters::Parameters;
+use caisson_domain::repository_file::CheckName;
 use caisson_domain::trust::TrustBlock;
-use caisson_domain::workflow::{PermissionMode, Publish};
+use caisson_domain::workflow::{PermissionMode, Publish, WorkspaceAccess};
 use caisson_store::StoredWorkflow;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::auth::Reader;
@@ -25,6 +30,8 @@ pub struct WorkflowSummary {
     pub version: i64,
     /// Unix ms.
     pub updated_at_ms: i64,
+    /// Whether it is the project's own, and not the server's.
+    pub is_own: bool,
 }
 
 /// The project's workflows, by name.
@@ -35,7 +42,7 @@ pub struct WorkflowList {
 }
 
 /// The named definition that runs follow.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct WorkflowView {
     /// Its name.
     pub name: String,
@@ -45,6 +52,8 @@ pub struct WorkflowView {
     pub version: i64,
     /// Unix ms.
     pub updated_at_ms: i64,
+    /// Whether it is the project's own, and not the server's.
+    pub is_own: bool,
     /// Added to the agent's system prompt.
     pub prompt: String,
     /// Tools the agent has; none means all.
@@ -65,7 +74,7 @@ pub struct WorkflowView {
 }
 
 /// What Caisson itself reads of a workflow: the values of a run that gives none.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CaissonView {
     /// The sandbox's image; none means the server's default.
     pub image: Option<String>,
@@ -86,6 +95,18 @@ pub struct CaissonView {
     pub trust: TrustView,
     /// Patterns of paths that no push may touch, beside those that the server forbids.
     pub forbidden_paths: Vec<String>,
+    /// What the agent may do with the workspace.
+    #[schema(value_type = crate::schema::WorkspaceAccess)]
+    pub workspace: WorkspaceAccess,
+    /// What the structured output of a run must look like; none means that there is none.
+    #[schema(value_type = Option<Object>)]
+    pub output_schema: Option<Value>,
+    /// What a run may give beside its prompt, by name: `type`, `description`, `default`, `enum`.
+    #[schema(value_type = Object)]
+    pub parameters: Parameters,
+    /// Commands of the repository that are run when the agent has finished: `format`, `lint`, `test`.
+    #[schema(value_type = Vec<String>)]
+    pub checks: Vec<CheckName>,
 }
 
 /// Whose files steer the agent.
@@ -113,6 +134,7 @@ impl From<StoredWorkflow> for WorkflowSummary {
             description: stored.workflow.description,
             version: stored.version,
             updated_at_ms: stored.updated_at_ms,
+            is_own: stored.is_own,
         }
     }
 }
@@ -125,6 +147,7 @@ impl From<StoredWorkflow> for WorkflowView {
             description: workflow.description,
             version: stored.version,
             updated_at_ms: stored.updated_at_ms,
+            is_own: stored.is_own,
             prompt: workflow.prompt,
             tools: workflow.tools,
             disallowed_tools: workflow.disallowed_tools,
@@ -142,6 +165,10 @@ impl From<StoredWorkflow> for WorkflowView {
                 egress: workflow.caisson.egress,
                 trust: workflow.caisson.trust.into(),
                 forbidden_paths: workflow.caisson.forbidden_paths,
+                workspace: workflow.caisson.workspace,
+                output_schema: workflow.caisson.output_schema,
+                parameters: workflow.caisson.parameters,
+                checks: workflow.caisson.checks,
             },
         }
     }

@@ -5,9 +5,11 @@ mod budget;
 mod credential;
 mod db;
 mod gc;
+mod image;
 mod project;
 mod queue;
 mod servers;
+mod workflow;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -24,9 +26,11 @@ pub(crate) use budget::{Budget, SetBudget};
 pub(crate) use credential::{AddCredential, Credential, SecretFlags};
 pub(crate) use db::{CopyDb, Db};
 pub(crate) use gc::{Gc, Retain};
+pub(crate) use image::{Image, ScanFormat, ScanImage};
 pub(crate) use project::Project;
 pub(crate) use queue::{Drain, Queue, Resume, SetProject, StartFlags};
 pub(crate) use servers::OnlyFlag;
+pub(crate) use workflow::{RunOfWorkflow, Workflow};
 
 /// Runs Claude Code, each session sealed in its own container, behind one async HTTP API.
 #[derive(Debug, Parser)]
@@ -64,6 +68,9 @@ pub(crate) enum Command {
     Resume(Resume),
     /// List the servers that share the database.
     Servers(ClientFlags),
+    /// List, show, check, write and change workflows.
+    #[command(subcommand)]
+    Workflow(Workflow),
     /// Show and set what the project's runs may spend, together.
     #[command(subcommand)]
     Budget(Budget),
@@ -214,6 +221,8 @@ pub(crate) struct Run {
     pub environment: Vec<(String, String)>,
     #[command(flatten)]
     pub start: StartFlags,
+    #[command(flatten)]
+    pub of_workflow: RunOfWorkflow,
     /// Makes a repeated submission harmless.
     #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,
@@ -337,53 +346,6 @@ pub(crate) enum Agent {
         #[command(flatten)]
         server: ServerFlags,
     },
-}
-
-/// Images.
-#[derive(Debug, Clone, Subcommand)]
-pub(crate) enum Image {
-    /// Build the default sandbox image with the engine.
-    Build {
-        #[command(flatten)]
-        server: ServerFlags,
-        /// Image to build on.
-        #[arg(long, default_value = "debian:bookworm-slim")]
-        base: String,
-    },
-    /// Print the default image's name.
-    Tag,
-    /// List an image's Debian packages, and those with holes that a later version closes.
-    ///
-    /// Nothing of the image is run: its package database is read through the engine, out of a container that is never
-    /// started. Exit code 0: compared, nothing to mend; 3: a later version closes a known hole; 4: the packages could not be
-    /// compared with anything; 1: an error.
-    Scan(ScanImage),
-}
-
-/// Flags of `image scan`.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct ScanImage {
-    #[command(flatten)]
-    pub server: ServerFlags,
-    /// The image. Default: the default sandbox image.
-    pub image: Option<String>,
-    /// What is known: the JSON of Debian's security tracker, as a file or a URL. Default: the tracker itself.
-    #[arg(long, env = "CAISSON_ADVISORIES", value_name = "FILE|URL")]
-    pub advisories: Option<String>,
-    /// How it is told; `cyclonedx` is a bill of materials and compares nothing.
-    #[arg(long, value_enum, default_value_t = ScanFormat::Text)]
-    pub format: ScanFormat,
-}
-
-/// How a scan is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ScanFormat {
-    /// For people.
-    Text,
-    /// Packages and findings as JSON.
-    Json,
-    /// Packages as a `CycloneDX` bill of materials.
-    Cyclonedx,
 }
 
 /// Which model the demo talks to.

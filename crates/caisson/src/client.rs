@@ -1,5 +1,7 @@
 //! The API's client: what the commands on the terminal call.
 
+mod workflows;
+
 use std::path::Path;
 use std::time::Duration;
 

@@ -21,9 +21,14 @@ use caisson_gateway::{
 use crate::logins::without_logins;
 use crate::settings::{self, Settings};
 use crate::tls::Certificate;
+use crate::workflow_files;
 
 /// The workflows that ship with Caisson.
-const SHIPPED_WORKFLOWS: [&str; 1] = [include_str!("../../../workflows/bug-fixer.md")];
+const SHIPPED_WORKFLOWS: [&str; 3] = [
+    include_str!("../../../workflows/bug-fixer.md"),
+    include_str!("../../../workflows/code-task.md"),
+    include_str!("../../../workflows/pr-reviewer.md"),
+];
 /// Most workflow files read from a directory.
 const WORKFLOW_FILES: usize = 200;
 
@@ -360,10 +365,9 @@ fn workflows(directory: Option<&Path>) -> Result<Vec<Workflow>, Vec<anyhow::Erro
     let (mut workflows, mut faults) = (Vec::new(), Vec::new());
     let files = directory.map_or(Ok(Vec::new()), workflow_files).map_err(|error| vec![error])?;
     let shipped = SHIPPED_WORKFLOWS.iter().map(|text| ("shipped".to_owned(), Ok((*text).to_owned())));
-    let own = files.into_iter().map(|file| {
-        let text =
-            fs::read_to_string(&file).with_context(|| format!("\"{}\" cannot be read", file.display()));
-        (file.display().to_string(), text)
+    let own = files.into_iter().map(|path| {
+        let found = workflow_files::read(&path);
+        (path.display().to_string(), found.map(|found| found.text))
     });
     for (origin, text) in shipped.chain(own) {
         let parsed = text.and_then(|text| {
@@ -382,7 +386,7 @@ fn workflow_files(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(directory).with_context(unread)?;
     let mut files: Vec<PathBuf> = entries
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| path.extension().is_some_and(|end| end == "md"))
+        .filter(|path| path.extension().is_some_and(|end| end == "md") || workflow_files::is_folder(path))
         .collect();
     files.sort();
     ensure!(

@@ -22,6 +22,7 @@ mod settings;
 mod shim;
 mod tls;
 mod vault;
+mod workflow_files;
 
 use std::process::ExitCode;
 

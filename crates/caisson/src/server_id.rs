@@ -150,6 +150,9 @@ mod tests {
             environment: std::collections::BTreeMap::new(),
             priority: 0,
             start_at_ms: None,
+            parameters: caisson_domain::parameters::Values::new(),
+            output_schema: None,
+            workflow_version: None,
         };
         let project = ProjectId::default_project();
         NewRun { project, created_by: None, spec, idempotency: None }

@@ -100,6 +100,9 @@ pub struct Launch {
     pub append_system_prompt: Option<String>,
     /// MCP servers: JSON with `mcpServers`. No others are started, whatever the repository says.
     pub mcp_config: Option<String>,
+    /// What the structured output must look like: a JSON Schema. The CLI gives the agent a tool for it, and the result of a turn has
+    /// what the agent gave to that tool.
+    pub json_schema: Option<Value>,
     /// Whether to print answers while they are being made.
     pub partial_messages: bool,
     /// Settings of the caller's own: a JSON object, which counts more than every file.
@@ -156,6 +159,7 @@ const TOOLS: &str = "--tools";
 const ALLOWED_TOOLS: &str = "--allowedTools";
 const DISALLOWED_TOOLS: &str = "--disallowedTools";
 const APPEND_SYSTEM_PROMPT: &str = "--append-system-prompt";
+const JSON_SCHEMA: &str = "--json-schema";
 const SETTINGS: &str = "--settings";
 const MCP_CONFIG: &str = "--mcp-config";
 
@@ -174,6 +178,7 @@ impl Launch {
             max_turns: None,
             append_system_prompt: None,
             mcp_config: None,
+            json_schema: None,
             partial_messages: true,
             settings: None,
             setting_sources: Vec::new(),
@@ -213,6 +218,9 @@ impl Launch {
         }
         if let Some(settings) = &self.settings {
             argv.push(long(SETTINGS, &settings.to_string())?);
+        }
+        if let Some(schema) = &self.json_schema {
+            argv.push(long(JSON_SCHEMA, &schema.to_string())?);
         }
         if let Some(config) = &self.mcp_config {
             argv.push(mcp_config(config)?);

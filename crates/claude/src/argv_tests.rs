@@ -24,6 +24,7 @@ fn whole() -> Launch {
         max_turns: Some(40),
         append_system_prompt: Some("--dangerously-skip-permissions\nSecond line.".to_owned()),
         mcp_config: Some("{\"mcpServers\":{}}".to_owned()),
+        json_schema: Some(serde_json::json!({"type": "object"})),
         partial_messages: false,
         settings: Some(serde_json::json!({"disableAllHooks": true})),
         setting_sources: vec![SettingSource::User, SettingSource::Project, SettingSource::Local],

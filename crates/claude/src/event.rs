@@ -148,6 +148,8 @@ pub struct ResultLine {
     pub stop_reason: Option<String>,
     /// The last text, or the failure's; none when `errors` says it.
     pub text: Option<String>,
+    /// What the agent gave to the tool for structured output, as JSON; none if it was not asked for any, or gave none.
+    pub structured_output: Option<String>,
     /// What went wrong.
     pub errors: Vec<String>,
     /// HTTP status of the model call that failed.
@@ -366,6 +368,7 @@ pub(crate) fn result(line: &Object<'_>) -> ResultLine {
         terminal_reason: line.text("terminal_reason"),
         stop_reason: line.text("stop_reason"),
         text: line.text("result"),
+        structured_output: line.raw("structured_output").map(str::to_owned),
         errors: line.texts("errors"),
         api_error_status: line.number("api_error_status"),
         api_error_type: line.text("api_error_type"),

@@ -106,6 +106,8 @@ pub const REPOSITORY_BYTES: usize = 1024;
 pub const ENVIRONMENT_NAMES: usize = 64;
 /// One value in a run's `environment`, in bytes.
 pub const ENVIRONMENT_VALUE_BYTES: usize = 8 * 1024;
+/// Workflows of a project, the server's among them; the next one is refused. A list has one page.
+pub const WORKFLOWS: i64 = PAGE_ITEMS as i64;
 /// Longest workflow file, in bytes. Its prompt becomes one argument of the agent, and Linux takes at most 128 KiB.
 pub const WORKFLOW_BYTES: usize = 100 * 1024;
 /// Longest MCP configuration, in bytes of JSON; it is one argument as well.

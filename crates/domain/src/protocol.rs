@@ -6,13 +6,15 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::event::DeltaKind;
 use crate::git::BranchName;
 use crate::id::{Epoch, RunId};
+use crate::repository_file::CheckName;
 use crate::run::{Failure, Phase, text_enum};
 use crate::trust::{Steering, Trust};
-use crate::workflow::{PermissionMode, Publish};
+use crate::workflow::{PermissionMode, Publish, WorkspaceAccess};
 
 /// The protocol's version; the shim sends it in [`VERSION_HEADER`] with every control request.
 pub const VERSION: u32 = 1;
@@ -98,6 +100,9 @@ pub struct RunWork {
     pub epoch: Epoch,
     /// Which agent process this is for the run, from 1.
     pub attempt: i64,
+    /// The name of the workflow that it follows, for people.
+    #[serde(default)]
+    pub workflow: String,
     /// The prompt, exactly.
     pub prompt: String,
     /// How to start the agent.
@@ -112,8 +117,30 @@ pub struct RunWork {
     /// Patterns of paths that no push may touch, so that the agent can be told before it tries.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forbidden_paths: Vec<String>,
+    /// What the agent may do with the workspace. No shim that does not know it gets a run that names it: a run is done by the
+    /// sandbox that was made for it.
+    #[serde(default = "read_write", skip_serializing_if = "is_read_write")]
+    pub workspace: WorkspaceAccess,
+    /// The sandbox's image, where run or workflow names one; for telling that the repository wants another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// What the output must look like; none means that there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_schema: Option<Value>,
+    /// Commands of the repository that are run when the agent has finished.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckName>,
     /// Time left for agent and publishing together, in milliseconds; the worker enforces it from outside as well.
     pub timeout_ms: u64,
+}
+
+const fn read_write() -> WorkspaceAccess {
+    WorkspaceAccess::ReadWrite
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_read_write(access: &WorkspaceAccess) -> bool {
+    *access == WorkspaceAccess::ReadWrite
 }
 
 /// How to start the agent.
@@ -230,6 +257,11 @@ pub enum JournalBody {
         message: String,
         /// Who wrote the message.
         author: MessageAuthor,
+    },
+    /// The run's structured output. The worker checks it against the run's own schema before the run succeeds by it.
+    Output {
+        /// The output.
+        output: Value,
     },
     /// Something worth telling people.
     Note {

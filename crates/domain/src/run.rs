@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::git::{BranchName, Repository};
 use crate::id::{ProjectId, RunId, SandboxId, ServerId, SessionId};
+use crate::parameters::Values;
 use crate::usage::UsageTotals;
 use crate::workflow::Workflow;
 
@@ -290,6 +292,15 @@ pub struct RunSpec {
     /// Before when it does not start, Unix ms; none: it may start at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_at_ms: Option<i64>,
+    /// Values of the workflow's parameters, the defaults among them.
+    #[serde(default, skip_serializing_if = "Values::is_empty")]
+    pub parameters: Values,
+    /// What the output must look like, where run or workflow says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_schema: Option<Value>,
+    /// The version of the workflow that is pinned; none for a run that was made before there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow_version: Option<i64>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
@@ -318,6 +329,9 @@ pub struct Run {
     pub failure: Option<Failure>,
     /// The agent's last words.
     pub result: Option<String>,
+    /// The structured output of a run that succeeded, as its schema wants it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<Value>,
     /// How often it was given to an agent process, 1 for the first time; 0 while queued.
     pub attempt: i64,
     /// Whether the prompt may have reached the agent: from then on it is never silently repeated.

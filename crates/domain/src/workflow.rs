@@ -4,6 +4,8 @@
 //! disallowedTools, model, permissionMode, maxTurns, mcpServers).
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_saphyr::{budget, options};
 
 use crate::budget::{RUN_BUDGET_MICRO_USD, SOFT_PERCENT};
 use crate::egress;
@@ -13,9 +15,16 @@ use crate::id::{NameError, check_name};
 use crate::image::check_image_name;
 use crate::limits;
 use crate::mcp;
+use crate::parameters::{self, Parameters};
+use crate::repository_file::CheckName;
 use crate::run::{Resources, cut, text_enum};
+use crate::schema::Schema;
 use crate::tools;
-use crate::trust::{TrustBlock, TrustFront};
+use crate::trust::TrustBlock;
+
+mod front;
+
+use front::CaissonFront;
 
 text_enum! {
     /// What happens to the agent's work.
@@ -39,6 +48,16 @@ impl Publish {
             Self::Branch | Self::ChangeRequest => true,
             Self::None | Self::Review => false,
         }
+    }
+}
+
+text_enum! {
+    /// What the agent may do with the workspace.
+    WorkspaceAccess, "workspace access" {
+        /// Everything.
+        ReadWrite = "read-write",
+        /// Read it; the kernel refuses the rest.
+        ReadOnly = "read-only",
     }
 }
 
@@ -112,6 +131,17 @@ pub struct CaissonBlock {
     pub trust: TrustBlock,
     /// Patterns of paths that no push may add, change or remove, beside those that the server forbids.
     pub forbidden_paths: Vec<String>,
+    /// What the agent may do with the workspace.
+    pub workspace: WorkspaceAccess,
+    /// What the output of a run must look like, see [`Schema`]; none means that there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_schema: Option<Value>,
+    /// What a run may give beside its prompt.
+    #[serde(skip_serializing_if = "Parameters::is_empty")]
+    pub parameters: Parameters,
+    /// Commands of the repository that the shim runs when the agent has finished.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckName>,
 }
 
 impl Default for CaissonBlock {
@@ -128,6 +158,10 @@ impl Default for CaissonBlock {
             egress: None,
             trust: TrustBlock::default(),
             forbidden_paths: Vec::new(),
+            workspace: WorkspaceAccess::ReadWrite,
+            output_schema: None,
+            parameters: Parameters::new(),
+            checks: Vec::new(),
         }
     }
 }
@@ -224,66 +258,10 @@ struct FrontMatter {
     caisson: CaissonFront,
 }
 
-/// The `caisson` block as written: a key that is not known is a mistake of whoever wrote the file.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct CaissonFront {
-    image: Option<String>,
-    timeout_s: Option<u32>,
-    budget_micro_usd: Option<u32>,
-    budget_soft_percent: Option<u32>,
-    resources: ResourcesFront,
-    environment: Vec<String>,
-    publish: Option<Publish>,
-    commit_type: Option<String>,
-    egress: Option<Vec<String>>,
-    trust: TrustFront,
-    forbidden_paths: Vec<String>,
-}
-
-/// The resources as written.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct ResourcesFront {
-    memory_mib: Option<u32>,
-    pids: Option<u32>,
-    cpu_millis: Option<u32>,
-    tmp_mib: Option<u32>,
-    workspace_mib: Option<u32>,
-}
-
-impl From<CaissonFront> for CaissonBlock {
-    fn from(front: CaissonFront) -> Self {
-        let CaissonFront {
-            image,
-            timeout_s,
-            budget_micro_usd,
-            budget_soft_percent,
-            resources,
-            environment,
-            publish,
-            commit_type,
-            egress,
-            trust,
-            forbidden_paths,
-        } = front;
-        let ResourcesFront { memory_mib, pids, cpu_millis, tmp_mib, workspace_mib } = resources;
-        let default = Self::default();
-        Self {
-            image,
-            timeout_s: timeout_s.unwrap_or(default.timeout_s),
-            budget_micro_usd,
-            budget_soft_percent,
-            resources: ResourcesBlock { memory_mib, pids, cpu_millis, tmp_mib, workspace_mib },
-            environment,
-            publish: publish.unwrap_or(default.publish),
-            commit_type: commit_type.unwrap_or(default.commit_type),
-            egress,
-            trust: trust.into(),
-            forbidden_paths,
-        }
-    }
-}
+/// Deepest front matter, in levels: that of the deepest schema.
+const YAML_DEPTH: usize = 2 * crate::schema::SCHEMA_DEPTH + 4;
+/// Most nodes of a front matter: texts, lists and maps.
+const YAML_NODES: usize = 20_000;
 
 /// Names as a list, or in one text with commas: both are in use.
 #[derive(Debug, Deserialize)]
@@ -315,8 +293,11 @@ impl Workflow {
             return Err(WorkflowError::TooLong);
         }
         let (head, body) = split(text).ok_or(WorkflowError::NoFrontMatter)?;
-        let front: FrontMatter =
-            serde_saphyr::from_str(head).map_err(|error| WorkflowError::FrontMatter(error.to_string()))?;
+        let options = options! {
+            budget: budget! { max_aliases: 100, max_anchors: 100, max_depth: YAML_DEPTH, max_nodes: YAML_NODES, max_documents: 1 },
+        };
+        let front: FrontMatter = serde_saphyr::from_str_with_options(head, options)
+            .map_err(|error| WorkflowError::FrontMatter(error.to_string()))?;
         let workflow = Self {
             name: front.name,
             description: front.description,
@@ -372,6 +353,7 @@ impl Workflow {
         self.validate_commit_type()?;
         self.validate_egress()?;
         self.validate_trust()?;
+        self.validate_run()?;
         self.validate_mcp_servers()
     }
 
@@ -414,6 +396,27 @@ impl Workflow {
         self.caisson.trust.check().map_err(|reason| fault("caisson.trust.branches", reason))?;
         let globs = Globs::new(&self.caisson.forbidden_paths).map(drop);
         globs.map_err(|error| fault("caisson.forbidden_paths", error.to_string()))
+    }
+
+    fn validate_run(&self) -> Result<(), WorkflowError> {
+        let block = &self.caisson;
+        let fault = |field, reason| Err(WorkflowError::Value { field, reason });
+        if let Err(reason) = parameters::check(&block.parameters, &self.prompt) {
+            return fault("caisson.parameters", reason);
+        }
+        if let Some(Err(error)) = block.output_schema.as_ref().map(Schema::read) {
+            return fault("caisson.output_schema", error.to_string());
+        }
+        let read_only = block.workspace == WorkspaceAccess::ReadOnly;
+        if read_only && block.publish.pushes() {
+            let reason = "an agent that only reads has nothing to push; add \"publish: none\" beside \"workspace: read-only\"";
+            return fault("caisson.publish", reason.to_owned());
+        }
+        if read_only && !block.checks.is_empty() {
+            let reason = "they come after changes, and an agent that only reads makes none; leave them out";
+            return fault("caisson.checks", reason.to_owned());
+        }
+        Ok(())
     }
 
     fn validate_tools(&self) -> Result<(), WorkflowError> {

@@ -230,3 +230,65 @@ fn forbidden_paths_are_patterns_with_a_bound() {
     assert!(parse(&many(crate::globs::PATTERNS)).is_ok());
     assert!(parse(&many(crate::globs::PATTERNS + 1)).is_err());
 }
+
+/// The workflows that ship.
+const SHIPPED: [&str; 3] = [
+    include_str!("../../../workflows/bug-fixer.md"),
+    include_str!("../../../workflows/code-task.md"),
+    include_str!("../../../workflows/pr-reviewer.md"),
+];
+
+#[test]
+fn the_workflows_that_ship_are_short_and_take_what_they_read_for_data() {
+    let [fixer, task, reviewer] = SHIPPED.map(|text| Workflow::parse(text).unwrap());
+    for workflow in [&fixer, &task, &reviewer] {
+        assert!(workflow.prompt.len() < 3 * 1024, "{} has {} bytes", workflow.name, workflow.prompt.len());
+        assert!(workflow.prompt.contains("data about"), "{}", workflow.name);
+        assert!(workflow.prompt.contains("Nobody can answer questions"), "{}", workflow.name);
+        assert!(workflow.disallowed_tools.contains(&"WebFetch".to_owned()), "{}", workflow.name);
+    }
+    assert_eq!(task.caisson.checks, [CheckName::Format, CheckName::Lint, CheckName::Test]);
+    assert_eq!((fixer.caisson.publish, task.caisson.publish), (Publish::Branch, Publish::Branch));
+    assert_eq!(
+        (reviewer.caisson.workspace, reviewer.caisson.publish),
+        (WorkspaceAccess::ReadOnly, Publish::None)
+    );
+    for tool in ["Write", "Edit", "NotebookEdit"] {
+        assert!(reviewer.disallowed_tools.contains(&tool.to_owned()), "{tool}");
+    }
+    let schema = Schema::read(reviewer.caisson.output_schema.as_ref().unwrap()).unwrap();
+    let review = |verdict: &str, line: Value| {
+        let finding = serde_json::json!({
+            "file": "a.py", "line": line, "severity": "high", "title": "t", "suggestion": "s",
+        });
+        serde_json::json!({"verdict": verdict, "summary": "s", "findings": [finding]})
+    };
+    for verdict in ["APPROVE", "REQUEST_CHANGES", "COMMENT"] {
+        assert_eq!(schema.faults(&review(verdict, Value::Null)), Vec::<String>::new());
+    }
+    assert_eq!(schema.faults(&review("MERGE", 0.into())).len(), 2);
+}
+
+#[test]
+fn a_workflow_that_only_reads_publishes_and_checks_nothing() {
+    let read_only = |more: &str| format!("caisson: {{workspace: read-only, {more}}}\n");
+    assert!(Workflow::parse(&file(&read_only("publish: none"))).is_ok());
+    assert!(fault(&read_only("publish: branch")).contains("publish: none"));
+    assert!(fault(&read_only("egress: []")).contains("caisson.publish"), "the default publishes");
+    assert!(fault(&read_only("publish: none, checks: [test]")).contains("caisson.checks"));
+    assert!(fault("caisson: {workspace: sealed}\n").contains("front matter"));
+    assert!(fault("caisson: {output_schema: {type: array}}\n").contains("caisson.output_schema"));
+    assert!(fault("caisson: {parameters: {A: {type: string}}}\n").contains("caisson.parameters"));
+    assert!(fault("caisson: {checks: [build]}\n").contains("front matter"));
+}
+
+#[test]
+fn a_front_matter_that_grows_when_it_is_read_is_refused() {
+    let levels = (1..30).map(|n| format!("a{n}: &a{n} [*a{0}, *a{0}, *a{0}, *a{0}, *a{0}]", n - 1));
+    let bomb = [vec!["a0: &a0 [x]".to_owned()], levels.collect()].concat().join("\n") + "\n";
+    assert!(Workflow::parse(&file(&bomb)).is_err());
+    let deep = format!("tools: {}x{}\n", "[".repeat(YAML_DEPTH + 1), "]".repeat(YAML_DEPTH + 1));
+    assert!(fault(&deep).contains("front matter"));
+    let wide = format!("tools: [{}]\n", vec!["a"; YAML_NODES + 1].join(","));
+    assert!(fault(&wide).contains("front matter"));
+}

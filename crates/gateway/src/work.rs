@@ -2,6 +2,7 @@
 
 use caisson_domain::id::Epoch;
 use caisson_domain::mcp;
+use caisson_domain::parameters;
 use caisson_domain::protocol::{AgentWork, GitWork, RunWork};
 use caisson_domain::run::Run;
 use caisson_domain::trust::Trust;
@@ -53,7 +54,8 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
         tools: workflow.tools,
         disallowed_tools: workflow.disallowed_tools,
         max_turns: spec.max_turns,
-        system_prompt: Some(workflow.prompt).filter(|prompt| !prompt.trim().is_empty()),
+        system_prompt: Some(parameters::fill(&workflow.prompt, &spec.parameters))
+            .filter(|prompt| !prompt.trim().is_empty()),
         mcp_servers: servers.programs,
         mcp_http: servers.http,
         mcp_required: servers.required,
@@ -64,12 +66,17 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
         run: run.id,
         epoch,
         attempt: run.attempt,
+        workflow: workflow.name,
         prompt: spec.prompt,
         agent,
         git,
         publish: workflow.caisson.publish,
         trust: Trust { instructions: trust.instructions, settings: trust.settings },
         forbidden_paths: workflow.caisson.forbidden_paths,
+        workspace: workflow.caisson.workspace,
+        image: spec.image,
+        output_schema: spec.output_schema,
+        checks: workflow.caisson.checks,
         timeout_ms,
     })
 }
@@ -197,6 +204,24 @@ mod tests {
         assert_eq!((git.author_name.as_str(), git.commit_type.as_str()), ("Agent", "chore"));
         let none = run_work(delivery(a_run(run_spec(None))), &identity(), 0).unwrap();
         assert!(none.git.is_none());
+    }
+
+    #[test]
+    fn the_values_of_a_run_stand_in_its_workflows_prompt_as_data() {
+        let mut run = a_run(run_spec(None));
+        run.spec.workflow.prompt = "Look at {{ what }}.".to_owned();
+        run.spec.parameters.insert("what".to_owned(), serde_json::json!("a\"\n{{ what }}"));
+        run.spec.output_schema = Some(serde_json::json!({"type": "object"}));
+        run.spec.workflow.caisson.workspace = caisson_domain::workflow::WorkspaceAccess::ReadOnly;
+        let work = run_work(delivery(run.clone()), &identity(), 0).unwrap();
+        assert_eq!(work.agent.system_prompt.as_deref(), Some("Look at \"a\\\"\\n{{ what }}\"."));
+        assert_eq!(work.output_schema, run.spec.output_schema);
+        assert_eq!(work.workspace, caisson_domain::workflow::WorkspaceAccess::ReadOnly);
+        let json = serde_json::to_value(&work).unwrap();
+        assert_eq!(serde_json::from_value::<RunWork>(json).unwrap(), work);
+        // What an older server says leaves the workspace open.
+        let plain = run_work(delivery(a_run(run_spec(None))), &identity(), 0).unwrap();
+        assert!(serde_json::to_value(&plain).unwrap().get("workspace").is_none());
     }
 
     #[test]

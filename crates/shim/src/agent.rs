@@ -15,7 +15,7 @@ use caisson_domain::limits::JOURNAL_LINE_BYTES;
 use caisson_domain::protocol::places::STEERING;
 use caisson_domain::protocol::{AgentWork, JournalBody, RunWork, paths};
 use caisson_domain::run::{Failure, FailureKind, cut};
-use caisson_domain::workflow::PermissionMode;
+use caisson_domain::workflow::{PermissionMode, WorkspaceAccess};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWriteExt};
@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::activity::Activity;
+use crate::confine;
 use crate::deltas::Deltas;
 use crate::diagnostics::say;
 use crate::journal::WriteError;
@@ -91,7 +92,11 @@ impl Agent {
         let mut program = command(&shim.places.agent, &shim.places.workspace);
         program.args(launch(shim, work, acting)?.argv().map_err(|error| bad_workflow(&error))?);
         program.envs(variables(shim, &work.agent)?);
-        let mut child = shim.reaper.spawn(&mut program).map_err(|error| {
+        let started = match work.workspace {
+            WorkspaceAccess::ReadWrite => shim.reaper.spawn(&mut program),
+            WorkspaceAccess::ReadOnly => confine::spawn_reading(shim, &mut program)?,
+        };
+        let mut child = started.map_err(|error| {
             Failure::new(FailureKind::Internal, "the agent's program cannot be started in the sandbox")
                 .with_evidence(error.to_string())
         })?;
@@ -352,6 +357,7 @@ fn launch(shim: &Shim, run: &RunWork, acting: &Acting) -> Result<Launch, Failure
     launch.tools.clone_from(&work.tools);
     launch.disallowed_tools.clone_from(&work.disallowed_tools);
     launch.max_turns = work.max_turns;
+    launch.json_schema.clone_from(&run.output_schema);
     launch.append_system_prompt = system_prompt(run);
     if steering::acts(run) {
         // What is the user's there, the shim has put there. Of the workspace nothing is read.
@@ -382,7 +388,7 @@ fn system_prompt(run: &RunWork) -> Option<String> {
     Some(own.map_or_else(|| rule.clone(), |own| format!("{own}\n\n{rule}")))
 }
 
-fn variables(shim: &Shim, work: &AgentWork) -> Result<Vec<(String, String)>, Failure> {
+pub(crate) fn variables(shim: &Shim, work: &AgentWork) -> Result<Vec<(String, String)>, Failure> {
     let extra: Vec<_> = work.environment.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
     let text = |path: &Path| path.to_string_lossy().into_owned();
     environment(&EnvironmentSpec {

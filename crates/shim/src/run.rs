@@ -6,12 +6,14 @@ use std::time::Duration;
 use caisson_claude::{Conversation, Ending as AgentEnding, Exit as AgentExit, ResultLine, conclude, judge};
 use caisson_domain::limits::RESULT_TEXT_BYTES;
 use caisson_domain::protocol::{Ending, JournalBody, NoteLevel, Outcome, RunWork, StopReason};
+use caisson_domain::repository_file::RepositoryFile;
 use caisson_domain::run::{Failure, FailureKind, Phase, cut};
-use caisson_domain::workflow::Publish;
+use caisson_domain::workflow::{Publish, WorkspaceAccess};
 
 use crate::agent::Agent;
 use crate::artifacts::Artifacts;
 use crate::checkout::{Checkout, prepare};
+use crate::commands;
 use crate::diagnostics::say;
 use crate::drivers::Drivers;
 use crate::failure::{Halt, verdict};
@@ -39,14 +41,16 @@ pub(crate) struct Live<'a> {
     pub(crate) work: &'a RunWork,
     pub(crate) recorder: Recorder,
     pub(crate) stop: Stop,
-    messages: Messages,
+    pub(crate) messages: Messages,
     pub(crate) agent: Option<Agent>,
+    /// What the repository says of itself.
+    pub(crate) repository: RepositoryFile,
     git: Option<Git>,
     checkout: Option<Checkout>,
     steered: Steered,
     agent_started: bool,
     publishing: bool,
-    result: Option<String>,
+    pub(crate) result: Option<String>,
     pub(crate) head: Option<String>,
     pub(crate) pushed: bool,
 }
@@ -63,6 +67,7 @@ pub(crate) async fn run(shim: &Shim, work: &RunWork) {
         stop,
         messages,
         agent: None,
+        repository: RepositoryFile::default(),
         git: work.git.as_ref().map(|git| Git {
             reaper: Arc::clone(&shim.reaper),
             activity: Arc::clone(&shim.activity),
@@ -171,10 +176,12 @@ impl Live<'_> {
         };
         let preparing = async {
             let checkout = prepare(git).await?;
-            let steered = steer(git, &checkout, self.work.trust).await?;
-            Ok::<_, Failure>((checkout, steered))
+            let (steered, file) =
+                tokio::try_join!(steer(git, &checkout, self.work.trust), commands::read(git, &checkout))?;
+            commands::set_up(self, git, &file).await?;
+            Ok::<_, Failure>((checkout, steered, file))
         };
-        let (agent, (checkout, steered)) = if self.work.trust.settings {
+        let (agent, (checkout, steered, file)) = if self.work.trust.settings {
             // It reads its settings as soon as it starts.
             let prepared = preparing.await?;
             (Agent::start(self.shim, self.work, &self.recorder, &prepared.1.acting)?, prepared)
@@ -194,6 +201,8 @@ impl Live<'_> {
             (agent, prepared?)
         };
         (self.agent, self.checkout, self.steered) = (Some(agent), Some(checkout), steered);
+        self.steered.notes.extend(commands::other_image(&file, self.work.image.as_deref()));
+        self.repository = file;
         Ok(())
     }
 
@@ -209,7 +218,8 @@ impl Live<'_> {
             reason = stop.told() => return Err(Halt::Stopped(reason)),
         }
         let Some(agent) = self.agent.as_mut() else { return Ok(()) };
-        let end = agent.turn_with(&self.work.prompt, &mut stop, &mut self.messages).await;
+        let prompt = commands::told(&self.work.prompt, &self.repository);
+        let end = agent.turn_with(&prompt, &mut stop, &mut self.messages).await;
         if matches!(end, TurnEnd::Exited(_)) {
             // Its last words may still be on their way.
             agent.finish(Duration::ZERO).await;
@@ -219,10 +229,14 @@ impl Live<'_> {
                 .note(NoteLevel::Info, "a message came after the agent's turn and was not given")
                 .await?;
         }
-        self.judge(end)
+        match &self.work.output_schema {
+            None => self.judge(end)?,
+            Some(schema) => self.judge_output(end, schema, &mut stop).await?,
+        }
+        self.run_checks().await
     }
 
-    fn judge(&mut self, end: TurnEnd) -> Result<(), Halt> {
+    pub(crate) fn judge(&mut self, end: TurnEnd) -> Result<(), Halt> {
         let failure = match end {
             TurnEnd::Result(result) => {
                 self.result = last_words(&result);
@@ -267,7 +281,8 @@ impl Live<'_> {
             }
         }
         self.shim.reaper.end_all().await;
-        if !self.pushed && (done.is_err() || self.work.publish == Publish::None) {
+        let may_have_work = self.work.workspace == WorkspaceAccess::ReadWrite;
+        if may_have_work && !self.pushed && (done.is_err() || self.work.publish == Publish::None) {
             self.save(&done).await;
         }
         let ending = match done {

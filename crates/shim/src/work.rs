@@ -93,6 +93,7 @@ mod tests {
             run: run.clone(),
             epoch: Epoch(1),
             attempt,
+            workflow: "w".to_owned(),
             prompt: "x".to_owned(),
             agent: AgentWork {
                 conversation: String::new(),
@@ -112,6 +113,10 @@ mod tests {
             publish: Publish::None,
             trust: caisson_domain::trust::Trust::default(),
             forbidden_paths: Vec::new(),
+            workspace: caisson_domain::workflow::WorkspaceAccess::ReadWrite,
+            image: None,
+            output_schema: None,
+            checks: Vec::new(),
             timeout_ms: 1,
         }
     }

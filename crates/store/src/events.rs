@@ -8,7 +8,7 @@ use caisson_domain::limits::EVENT_PAGE_ITEMS;
 use caisson_domain::run::{Failure, Run, RunStatus};
 use caisson_domain::usage::UsageTotals;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::database::{Tx, sql};
 use crate::{Store, StoreError, Topic, rows};
@@ -180,6 +180,8 @@ pub(crate) struct Ended<'r> {
     pub(crate) status: RunStatus,
     pub(crate) failure: Option<&'r Failure>,
     pub(crate) result: Option<&'r str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) output: Option<&'r Value>,
     pub(crate) pushed_commit: Option<&'r str>,
     pub(crate) usage: &'r UsageTotals,
 }
@@ -190,6 +192,7 @@ impl<'r> Ended<'r> {
             status: run.status,
             failure: run.failure.as_ref(),
             result: run.result.as_deref(),
+            output: run.output.as_ref(),
             pushed_commit: run.pushed_commit.as_deref(),
             usage: &run.usage,
         }

@@ -6,7 +6,7 @@ use caisson_domain::id::{ProjectId, RunId, SandboxId};
 use caisson_domain::limits::{RUN_EVENT_BYTES, RUN_EVENT_RESERVED_BYTES, RUN_EVENTS, RUN_EVENTS_RESERVED};
 use caisson_domain::protocol::{NoteLevel, Outcome};
 use caisson_domain::run::Phase;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::database::{Hold, Tx, sql};
 use crate::rows::{Columns, document};
@@ -39,6 +39,8 @@ pub enum JournalEffect {
     },
     /// The prompt goes to the agent as soon as this is stored.
     AgentStarted,
+    /// The run's structured output. The first one counts.
+    Output(Value),
     /// The shim is done with the run. The first outcome counts.
     Finished(Outcome),
 }
@@ -268,6 +270,8 @@ const AGENT_STARTED: &str = "update run set agent_started = 1 where id = $1";
 const ATTEMPT_STARTED: &str = "update attempt set agent_started_at_ms = coalesce(agent_started_at_ms, $3) \
      where run_id = $1 and number = $2";
 
+const OUTPUT: &str = "update run set output = $2 where id = $1 and output is null";
+
 const FINISHED: &str = "update run set outcome = $2 where id = $1 and outcome is null";
 
 async fn apply(tx: &mut Tx<'_>, entry: &JournalEntry) -> Result<(), StoreError> {
@@ -288,6 +292,10 @@ async fn apply(tx: &mut Tx<'_>, entry: &JournalEntry) -> Result<(), StoreError> 
                 .bind(tx.now_ms)
                 .execute(&mut *tx.db)
                 .await?;
+        }
+        JournalEffect::Output(output) => {
+            let output = document("run.output", output)?;
+            sql::query(OUTPUT).bind(run).bind(output).execute(&mut *tx.db).await?;
         }
         JournalEffect::Finished(outcome) => {
             let outcome = document("run.outcome", outcome)?;

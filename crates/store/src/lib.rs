@@ -116,7 +116,7 @@ pub use usage::{
 pub use users::{ChangeUser, User, UserFields};
 pub use vault::{MasterKeyError, MasterKeyFile, RekeyStep, Rekeyed};
 pub use waiting::{QueueEstimate, QueuePlace};
-pub use workflows::StoredWorkflow;
+pub use workflows::{PutWorkflow, RemoveWorkflow, StoredWorkflow};
 
 /// The store. Cheap to clone; all clones share one database, one set of watchers and one set of delta channels.
 #[derive(Debug, Clone)]

@@ -185,6 +185,9 @@ fn run() -> NewRun {
         resources: Resources::default(),
         priority: 0,
         start_at_ms: None,
+        parameters: caisson_domain::parameters::Values::new(),
+        output_schema: None,
+        workflow_version: None,
         environment: std::collections::BTreeMap::new(),
     };
     NewRun { project: ProjectId::default_project(), created_by: None, spec, idempotency: None }

@@ -45,8 +45,8 @@ const COUNT: &str = "select count(*) from project";
 
 const INSERT: &str = "insert into project (id, created_at_ms) values ($1, $2) on conflict (id) do nothing";
 
-const COPY_WORKFLOWS: &str = "insert into workflow (project_id, name, version, updated_at_ms, definition) \
-     select $1, name, 1, $2, definition from workflow where project_id = $3";
+const COPY_WORKFLOWS: &str = "insert into workflow (project_id, name, version, updated_at_ms, definition, is_own, \
+     server_definition) select $1, name, 1, $2, definition, is_own, server_definition from workflow where project_id = $3";
 
 const LIST: &str = "select id, created_at_ms, weight, max_running, max_queued from project where id > $1 order by id limit $2";
 

@@ -6,7 +6,7 @@ use caisson_domain::limits::{LEASE_MS, RESULT_TEXT_BYTES};
 use caisson_domain::protocol::{Outcome, StopReason};
 use caisson_domain::queue::CLAIM_ATTEMPTS;
 use caisson_domain::run::{Failure, FailureKind, Phase, Run, RunStatus, cut};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::database::{Hold, Row, Tx, sql};
 use crate::events::Ended;
@@ -40,6 +40,8 @@ pub struct Progress {
     pub phase: Option<Phase>,
     /// How the shim's part ended, once it has.
     pub outcome: Option<Outcome>,
+    /// The structured output that the shim told, once it has.
+    pub output: Option<Value>,
     /// The commit pushed to the run's branch, as the gateway saw it.
     pub pushed_commit: Option<String>,
     /// Whether a push was forwarded of which nobody has seen the end yet.
@@ -79,7 +81,7 @@ const HEARTBEAT: &str = "update run set lease_expires_at_ms = $3 \
 const PLACE: &str =
     "update run set sandbox_id = $3 where id = $1 and lease_epoch = $2 and status = 'running'";
 
-const PROGRESS: &str = "select id, cancel_requested_at_ms, stop_requested_at_ms, agent_started, phase, outcome, \
+const PROGRESS: &str = "select id, cancel_requested_at_ms, stop_requested_at_ms, agent_started, phase, outcome, output, \
      pushed_commit, pending_push is not null as push_pending, lease_expires_at_ms, provider_status, model_failure from run \
      where id = $1 and lease_epoch = $2 and status = 'running'";
 
@@ -308,6 +310,7 @@ fn progress(row: &Row) -> Result<Progress, StoreError> {
         agent_started: columns.flag("agent_started")?,
         phase: columns.parse_optional("phase")?,
         outcome: columns.json_optional("outcome")?,
+        output: columns.json_optional("output")?,
         pushed_commit: columns.get("pushed_commit")?,
         push_pending: columns.flag("push_pending")?,
         lease_expires_at_ms: columns.get("lease_expires_at_ms")?,
@@ -317,7 +320,7 @@ fn progress(row: &Row) -> Result<Progress, StoreError> {
 }
 
 const GIVE_BACK: &str = "update run set status = 'queued', phase = null, waiting = null, lease_expires_at_ms = null, \
-     stop_requested_at_ms = null, home_server_id = null, sandbox_id = null, base_commit = null, outcome = null, \
+     stop_requested_at_ms = null, home_server_id = null, sandbox_id = null, base_commit = null, outcome = null, output = null, \
      pending_push = null, not_before_ms = $2 where id = $1 and status = 'running'";
 
 /// The run's agent must not have been started.
@@ -343,7 +346,7 @@ async fn give_back(tx: &mut Tx<'_>, run: &Run, reason: &str, delay_ms: i64) -> R
 
 const END: &str = concat!(
     "update run set status = $2, failure = $3, result = $4, finished_at_ms = $5, phase = null, waiting = null, \
-     lease_expires_at_ms = null, pending_push = null where id = $1 and status = 'running' returning ",
+     output = case when $2 = 'succeeded' then output end, lease_expires_at_ms = null, pending_push = null where id = $1 and status = 'running' returning ",
     run_columns!()
 );
 

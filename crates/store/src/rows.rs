@@ -19,7 +19,8 @@ macro_rules! run_columns {
         "id, project_id, session_id, status, phase, waiting, lease_epoch, lease_expires_at_ms, attempt, \
          agent_started, cancel_requested_at_ms, home_server_id, sandbox_id, base_commit, pushed_commit, calls, \
          estimated_calls, input_tokens, output_tokens, cache_read_tokens, cache_write_5m_tokens, \
-         cache_write_1h_tokens, cost_micro_usd, created_at_ms, started_at_ms, finished_at_ms, failure, result, spec"
+         cache_write_1h_tokens, cost_micro_usd, created_at_ms, started_at_ms, finished_at_ms, failure, result, output, \
+         spec"
     };
 }
 pub(crate) use run_columns;
@@ -120,6 +121,7 @@ pub(crate) fn run(row: &Row) -> Result<Run, StoreError> {
         waiting: columns.parse_optional("waiting")?,
         failure: columns.json_optional("failure")?,
         result: columns.get("result")?,
+        output: columns.json_optional("output")?,
         attempt: columns.get("attempt")?,
         agent_started: columns.flag("agent_started")?,
         cancel_requested_at_ms: columns.get("cancel_requested_at_ms")?,

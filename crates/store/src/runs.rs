@@ -304,6 +304,7 @@ fn new_run(tx: &Tx<'_>, project: ProjectId, mut spec: RunSpec) -> Result<Run, St
         waiting: None,
         failure: None,
         result: None,
+        output: None,
         attempt: 0,
         agent_started: false,
         cancel_requested_at_ms: None,

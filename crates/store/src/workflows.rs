@@ -1,12 +1,12 @@
 //! Workflows, one row a name.
 
 use caisson_domain::id::ProjectId;
-use caisson_domain::limits::PAGE_ITEMS;
+use caisson_domain::limits::{PAGE_ITEMS, WORKFLOWS};
 use caisson_domain::workflow::Workflow;
 
-use crate::database::{Row, sql};
+use crate::database::{Row, Tx, sql};
 use crate::rows::{Columns, document};
-use crate::{Store, StoreError};
+use crate::{Actor, NewAudit, Store, StoreError, audit};
 
 /// A workflow as stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,21 +17,61 @@ pub struct StoredWorkflow {
     pub version: i64,
     /// When it was last changed, Unix ms.
     pub updated_at_ms: i64,
+    /// Whether it is the project's own, put through the API, and not the server's.
+    pub is_own: bool,
 }
 
-const UPSERT: &str = "insert into workflow (project_id, name, version, updated_at_ms, definition) \
-     values ($1, $2, 1, $3, $4) on conflict (project_id, name) do update \
-     set version = workflow.version + 1, updated_at_ms = excluded.updated_at_ms, definition = excluded.definition \
-     where workflow.definition <> excluded.definition";
+/// What came of putting a workflow of the project's own.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PutWorkflow {
+    /// It is in effect; whether the name is new in the project.
+    Put(Box<StoredWorkflow>, bool),
+    /// The project has [`WORKFLOWS`] already; nothing is changed.
+    Full,
+}
 
-const ONE: &str =
-    "select name, version, updated_at_ms, definition from workflow where project_id = $1 and name = $2";
+/// What came of removing a workflow of the project's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RemoveWorkflow {
+    /// It is gone.
+    Removed,
+    /// It is gone, and the server's of that name is in effect again.
+    Restored,
+    /// The one in effect is the server's; nothing is changed.
+    OfServer,
+    /// There is none of that name.
+    Unknown,
+}
 
-const LIST: &str = "select name, version, updated_at_ms, definition from workflow where project_id = $1 \
+const UPSERT: &str = "insert into workflow (project_id, name, version, updated_at_ms, definition, server_definition) \
+     values ($1, $2, 1, $3, $4, $4) on conflict (project_id, name) do update set \
+     version = workflow.version + case when workflow.is_own = 0 and workflow.definition <> excluded.definition then 1 else 0 end, \
+     updated_at_ms = case when workflow.is_own = 0 and workflow.definition <> excluded.definition \
+       then excluded.updated_at_ms else workflow.updated_at_ms end, \
+     definition = case when workflow.is_own = 0 then excluded.definition else workflow.definition end, \
+     server_definition = excluded.server_definition";
+
+const PUT_OWN: &str = "insert into workflow (project_id, name, version, updated_at_ms, definition, is_own) \
+     values ($1, $2, 1, $3, $4, 1) on conflict (project_id, name) do update set \
+     version = workflow.version + case when workflow.definition <> excluded.definition then 1 else 0 end, \
+     updated_at_ms = case when workflow.definition <> excluded.definition then excluded.updated_at_ms else workflow.updated_at_ms end, \
+     definition = excluded.definition, is_own = 1";
+
+const COUNT: &str = "select count(*) from workflow where project_id = $1 and name <> $2";
+
+const ONE: &str = "select name, version, updated_at_ms, definition, is_own from workflow where project_id = $1 and name = $2";
+
+const LIST: &str = "select name, version, updated_at_ms, definition, is_own from workflow where project_id = $1 \
      order by name limit $2";
 
+const RESTORE: &str = "update workflow set definition = server_definition, is_own = 0, version = version + 1, updated_at_ms = $3 \
+     where project_id = $1 and name = $2 and is_own = 1 and server_definition is not null";
+
+const REMOVE: &str = "delete from workflow where project_id = $1 and name = $2 and is_own = 1";
+
 impl Store {
-    /// Stores a workflow under its name. A changed definition raises the version; the same one changes nothing.
+    /// Stores a workflow of the server's settings under its name. A changed definition raises the version; the same one changes
+    /// nothing. Where the project has put one of its own over it, that one stays in effect.
     ///
     /// # Errors
     /// As every write; [`StoreError::Corrupt`] if there is no such project.
@@ -39,14 +79,69 @@ impl Store {
     /// Safe: repeatable.
     pub async fn put_workflow(&self, project: &ProjectId, workflow: &Workflow) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
-        sql::query(UPSERT)
-            .bind(project.as_str())
-            .bind(workflow.name.as_str())
-            .bind(tx.now_ms)
-            .bind(document("workflow.definition", workflow)?)
-            .execute(&mut *tx.db)
-            .await?;
+        put(&mut tx, UPSERT, project, workflow).await?;
         tx.commit().await
+    }
+
+    /// Puts a workflow of the project's own under its name, over the server's if there is one. That is recorded in the audit log.
+    ///
+    /// # Errors
+    /// As every write; [`StoreError::Corrupt`] if there is no such project.
+    /// # Cancel safety
+    /// Safe: repeatable.
+    pub async fn put_own_workflow(
+        &self,
+        project: &ProjectId,
+        workflow: &Workflow,
+        by: Actor,
+    ) -> Result<PutWorkflow, StoreError> {
+        let mut tx = self.begin().await?;
+        let name = workflow.name.as_str();
+        let others: i64 =
+            sql::query_scalar(COUNT).bind(project.as_str()).bind(name).fetch_one(&mut *tx.db).await?;
+        let before = sql::query(ONE).bind(project.as_str()).bind(name).fetch_optional(&mut *tx.db).await?;
+        if before.is_none() && others >= WORKFLOWS {
+            tx.rollback().await?;
+            return Ok(PutWorkflow::Full);
+        }
+        put(&mut tx, PUT_OWN, project, workflow).await?;
+        let row = sql::query(ONE).bind(project.as_str()).bind(name).fetch_one(&mut *tx.db).await?;
+        let stored = stored_workflow(&row)?;
+        audit::write(&mut tx, &NewAudit::new(project, by, "workflow.put", name)).await?;
+        tx.commit().await?;
+        Ok(PutWorkflow::Put(Box::new(stored), before.is_none()))
+    }
+
+    /// Removes a workflow of the project's own; the server's of that name, if there is one, is in effect again. That is recorded in
+    /// the audit log.
+    ///
+    /// # Errors
+    /// As every write.
+    /// # Cancel safety
+    /// Safe: removed or not.
+    pub async fn remove_own_workflow(
+        &self,
+        project: &ProjectId,
+        name: &str,
+        by: Actor,
+    ) -> Result<RemoveWorkflow, StoreError> {
+        let mut tx = self.begin().await?;
+        let restore = sql::query(RESTORE).bind(project.as_str()).bind(name).bind(tx.now_ms);
+        let removed = if restore.execute(&mut *tx.db).await?.rows_affected() == 1 {
+            RemoveWorkflow::Restored
+        } else {
+            let remove = sql::query(REMOVE).bind(project.as_str()).bind(name);
+            let gone = remove.execute(&mut *tx.db).await?.rows_affected() == 1;
+            if gone { RemoveWorkflow::Removed } else { RemoveWorkflow::Unknown }
+        };
+        if removed == RemoveWorkflow::Unknown {
+            let row = sql::query(ONE).bind(project.as_str()).bind(name).fetch_optional(&mut *tx.db).await?;
+            tx.rollback().await?;
+            return Ok(if row.is_some() { RemoveWorkflow::OfServer } else { RemoveWorkflow::Unknown });
+        }
+        audit::write(&mut tx, &NewAudit::new(project, by, "workflow.remove", name)).await?;
+        tx.commit().await?;
+        Ok(removed)
     }
 
     /// The workflow of that name.
@@ -76,11 +171,28 @@ impl Store {
     }
 }
 
+async fn put(
+    tx: &mut Tx<'_>,
+    statement: &'static str,
+    project: &ProjectId,
+    workflow: &Workflow,
+) -> Result<(), StoreError> {
+    sql::query(statement)
+        .bind(project.as_str())
+        .bind(workflow.name.as_str())
+        .bind(tx.now_ms)
+        .bind(document("workflow.definition", workflow)?)
+        .execute(&mut *tx.db)
+        .await?;
+    Ok(())
+}
+
 fn stored_workflow(row: &Row) -> Result<StoredWorkflow, StoreError> {
     let columns = Columns::keyed("workflow", row, "name")?;
     Ok(StoredWorkflow {
         workflow: columns.json("definition")?,
         version: columns.get("version")?,
         updated_at_ms: columns.get("updated_at_ms")?,
+        is_own: columns.flag("is_own")?,
     })
 }

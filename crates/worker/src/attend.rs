@@ -245,6 +245,7 @@ mod tests {
             agent_started: true,
             phase: None,
             outcome: None,
+            output: None,
             pushed_commit: None,
             push_pending: false,
             lease_expires_at_ms: 0,

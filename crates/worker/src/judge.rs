@@ -10,6 +10,7 @@ use caisson_domain::checks::{Check, stands};
 use caisson_domain::limits::{PLACE_ATTEMPTS, RESULT_TEXT_BYTES};
 use caisson_domain::protocol::{Ending, Outcome, StopReason};
 use caisson_domain::run::{Failure, FailureKind, RunSpec, RunStatus, cut};
+use caisson_domain::schema::Schema;
 use caisson_sandbox::Exit;
 use caisson_store::{Finish, Progress};
 
@@ -101,7 +102,7 @@ pub(crate) enum Verdict {
 pub(crate) fn by_outcome(facts: &Facts<'_>, outcome: &Outcome) -> Finish {
     let result = outcome.result.as_deref().map(|text| cut(text, RESULT_TEXT_BYTES).to_owned());
     let (status, failure) = match &outcome.ending {
-        Ending::Completed => match push_fault(facts, outcome) {
+        Ending::Completed => match push_fault(facts, outcome).or_else(|| output_fault(facts)) {
             None => (RunStatus::Succeeded, None),
             Some(failure) => (RunStatus::Failed, Some(failure)),
         },
@@ -115,6 +116,18 @@ pub(crate) fn by_outcome(facts: &Facts<'_>, outcome: &Outcome) -> Finish {
         Ending::Stopped(reason) => (RunStatus::Failed, Some(stopped(facts, *reason))),
     };
     Finish { status, failure, result }
+}
+
+/// Whether the run has the output that it was asked for: the shim has looked, and is not believed.
+fn output_fault(facts: &Facts<'_>) -> Option<Failure> {
+    let wanted = facts.spec.output_schema.as_ref()?;
+    let faults = match (Schema::read(wanted), &facts.progress.output) {
+        (Ok(schema), Some(output)) => schema.faults(output),
+        (Ok(_), None) => vec!["the sandbox told none".to_owned()],
+        (Err(error), _) => vec![error.to_string()],
+    };
+    let failure = Failure::new(FailureKind::AgentError, "the run has no output that fits its schema");
+    (!faults.is_empty()).then(|| failure.with_evidence(faults.join("\n")))
 }
 
 /// Judges a run whose sandbox ended, or never ran, without an outcome.

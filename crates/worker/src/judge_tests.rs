@@ -28,6 +28,9 @@ fn spec() -> RunSpec {
         environment: std::collections::BTreeMap::new(),
         priority: 0,
         start_at_ms: None,
+        parameters: caisson_domain::parameters::Values::new(),
+        output_schema: None,
+        workflow_version: None,
     }
 }
 
@@ -38,6 +41,7 @@ fn progress() -> Progress {
         agent_started: true,
         phase: None,
         outcome: None,
+        output: None,
         pushed_commit: None,
         push_pending: false,
         lease_expires_at_ms: NOW,
@@ -80,6 +84,24 @@ const CANCELLED: (RunStatus, Option<FailureKind>) = (RunStatus::Cancelled, None)
 
 fn failed_as(kind: FailureKind) -> (RunStatus, Option<FailureKind>) {
     (RunStatus::Failed, Some(kind))
+}
+
+#[test]
+fn a_run_with_a_schema_succeeds_only_with_an_output_that_fits_whatever_the_shim_says() {
+    let schema = serde_json::json!({"type": "object", "required": ["verdict"]});
+    let judged = |schema: &serde_json::Value, output: Option<serde_json::Value>| {
+        let spec = RunSpec { output_schema: Some(schema.clone()), ..spec() };
+        let progress = Progress { output, ..progress() };
+        by_outcome(&facts(&spec, &progress), &outcome(Ending::Completed))
+    };
+    assert_eq!(kind(&judged(&schema, Some(serde_json::json!({"verdict": 1})))), SUCCEEDED);
+    for (output, told) in [(None, "told none"), (Some(serde_json::json!({})), "output.verdict is missing")] {
+        let finish = judged(&schema, output);
+        assert_eq!(kind(&finish), failed_as(FailureKind::AgentError));
+        assert!(finish.failure.unwrap().evidence.unwrap().contains(told));
+    }
+    let odd = judged(&serde_json::json!({"type": "array"}), Some(serde_json::json!([])));
+    assert_eq!(kind(&odd), failed_as(FailureKind::AgentError));
 }
 
 #[test]

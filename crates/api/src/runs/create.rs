@@ -5,8 +5,7 @@ use caisson_domain::limits;
 use caisson_domain::principal::Principal;
 use caisson_domain::run::Run;
 use caisson_domain::server::Server;
-use caisson_domain::workflow::Workflow;
-use caisson_store::{self as store, Asked, AskedRun, Idempotency, NewRun, Store};
+use caisson_store::{self as store, Asked, AskedRun, Idempotency, NewRun, Store, StoredWorkflow};
 use http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 
@@ -80,7 +79,12 @@ pub(crate) async fn accept(
         return accepted(answer);
     }
     let workflow = find_workflow(app.store(), &caller, &request.workflow, &mut faults).await?;
-    let mut spec = validate::specification(&request, workflow.as_ref(), app.config(), &mut faults);
+    let mut spec = validate::specification(
+        &request,
+        workflow.as_ref().map(|of| (&of.workflow, of.version)),
+        app.config(),
+        &mut faults,
+    );
     if let Some(spec) = &mut spec {
         queueing::complete(spec, &request, app.store().now_ms(), &mut faults);
     }
@@ -142,12 +146,12 @@ async fn find_workflow(
     caller: &Principal,
     name: &str,
     faults: &mut Faults,
-) -> Result<Option<Workflow>, ApiError> {
+) -> Result<Option<StoredWorkflow>, ApiError> {
     if faults.mention("workflow") {
         return Ok(None);
     }
     if let Some(stored) = store.workflow(&caller.project, name).await? {
-        return Ok(Some(stored.workflow));
+        return Ok(Some(stored));
     }
     let known = store.list_workflows(&caller.project).await?;
     let names: Vec<_> =

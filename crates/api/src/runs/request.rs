@@ -86,6 +86,15 @@ pub struct CreateRun {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 0, maximum = 2_592_000)]
     pub delay_s: Option<i64>,
+    /// Values of the workflow's parameters; what is left out has its default.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = Option<BTreeMap<String, Object>>)]
+    pub parameters: BTreeMap<String, Value>,
+    /// What the structured output must look like, instead of what the workflow says: a JSON Schema of an object, at most 16 KiB. It
+    /// may use type, properties, required, additionalProperties, items, enum, const, anyOf and the bounds of length and value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub output_schema: Option<Value>,
 }
 
 /// What the sandbox of a run may use; what is left out has the workflow's value.
@@ -182,6 +191,8 @@ impl CreateRun {
             priority: queueing::take_priority(&mut fields, faults),
             start_at_ms: queueing::take_start_at_ms(&mut fields, faults),
             delay_s: queueing::take_delay_s(&mut fields, faults),
+            parameters: read_parameters(&mut fields, faults),
+            output_schema: fields.take_value("output_schema").filter(|value| !value.is_null()),
         };
         fields.finish(faults);
         request
@@ -229,6 +240,17 @@ fn read_environment(fields: &mut Fields, faults: &mut Faults) -> BTreeMap<String
         }
     }
     environment
+}
+
+fn read_parameters(fields: &mut Fields, faults: &mut Faults) -> BTreeMap<String, Value> {
+    match fields.take_value("parameters") {
+        None | Some(Value::Null) => BTreeMap::new(),
+        Some(Value::Object(named)) => named.into_iter().collect(),
+        Some(Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_)) => {
+            faults.add("parameters", "wrong_type", "it is not an object");
+            BTreeMap::new()
+        }
+    }
 }
 
 #[cfg(test)]

@@ -10,8 +10,11 @@ use caisson_domain::budget::{RUN_BUDGET_MICRO_USD, SOFT_PERCENT};
 use caisson_domain::git::{BranchName, Repository};
 use caisson_domain::image::check_image_name;
 use caisson_domain::limits;
+use caisson_domain::parameters::{self, FILLED_PROMPT_BYTES, Values};
 use caisson_domain::run::{Resources, RunSpec};
+use caisson_domain::schema::Schema;
 use caisson_domain::workflow::{CPU_MILLIS, MEMORY_MIB, PIDS, TMP_MIB, WORKSPACE_MIB, Workflow};
+use serde_json::Value;
 
 use super::request::{CreateRun, RepositoryChoice};
 use crate::config::ApiConfig;
@@ -28,7 +31,7 @@ const MODEL_BYTES: usize = 128;
 /// specification. It may be used only if there are no faults; none without a workflow.
 pub(super) fn specification(
     request: &CreateRun,
-    workflow: Option<&Workflow>,
+    workflow: Option<(&Workflow, i64)>,
     config: &ApiConfig,
     faults: &mut Faults,
 ) -> Option<RunSpec> {
@@ -46,7 +49,9 @@ pub(super) fn specification(
     check_range("budget_soft_percent", request.budget_soft_percent, &SOFT_PERCENT, faults);
     check_resources(request, faults);
     check_environment_values(&request.environment, faults);
-    let workflow = workflow?;
+    check_schema(request.output_schema.as_ref(), faults);
+    let (workflow, version) = workflow?;
+    let parameters = check_parameters(request, workflow, faults);
     let image = request.image.clone().or_else(|| workflow.caisson.image.clone());
     check_image_support(image.as_deref(), config, faults);
     check_environment_names(request.environment.keys(), workflow, faults);
@@ -73,6 +78,9 @@ pub(super) fn specification(
         environment: request.environment.clone(),
         priority: 0,
         start_at_ms: None,
+        parameters,
+        output_schema: request.output_schema.clone().or_else(|| workflow.caisson.output_schema.clone()),
+        workflow_version: Some(version),
         workflow: workflow.clone(),
     })
 }
@@ -209,6 +217,30 @@ fn resolve(request: &CreateRun, workflow: &Workflow) -> Resources {
         tmp_mib: above.tmp_mib.unwrap_or(below.tmp_mib),
         workspace_mib: above.workspace_mib.or(below.workspace_mib),
     }
+}
+
+fn check_schema(schema: Option<&Value>, faults: &mut Faults) {
+    if let Some(Err(error)) = schema.map(Schema::read) {
+        faults.add("output_schema", "schema_invalid", error.to_string());
+    }
+}
+
+fn check_parameters(request: &CreateRun, workflow: &Workflow, faults: &mut Faults) -> Values {
+    let values = parameters::resolve(&workflow.caisson.parameters, &request.parameters);
+    let values = values.unwrap_or_else(|found| {
+        for fault in found {
+            faults.add(&format!("parameters.{}", fault.name), "parameter_invalid", fault.reason);
+        }
+        Values::new()
+    });
+    let bytes = parameters::fill(&workflow.prompt, &values).len();
+    if bytes > FILLED_PROMPT_BYTES {
+        let message = format!(
+            "the workflow's prompt has {bytes} bytes with these values, and at most {FILLED_PROMPT_BYTES} are taken; shorten them"
+        );
+        faults.add("parameters", "parameters_too_long", message);
+    }
+    values
 }
 
 fn check_environment_values(environment: &BTreeMap<String, String>, faults: &mut Faults) {

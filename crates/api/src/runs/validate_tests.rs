@@ -33,7 +33,7 @@ fn with_repository(text: &str) -> CreateRun {
 /// Field and code of every fault.
 fn faults_under(request: &CreateRun, workflow: &Workflow, config: &ApiConfig) -> Vec<(String, String)> {
     let mut faults = Faults::default();
-    specification(request, Some(workflow), config, &mut faults);
+    specification(request, Some((workflow, 1)), config, &mut faults);
     let tell = |fault: Fault| (fault.field.unwrap_or_default(), fault.code);
     faults.into_items().into_iter().map(tell).collect()
 }
@@ -48,7 +48,7 @@ fn one(field: &str, code: &str) -> Vec<(String, String)> {
 
 fn accepted(request: &CreateRun, workflow: &Workflow, config: &ApiConfig) -> RunSpec {
     let mut faults = Faults::default();
-    let spec = specification(request, Some(workflow), config, &mut faults);
+    let spec = specification(request, Some((workflow, 1)), config, &mut faults);
     assert!(faults.is_empty(), "{faults:?}");
     spec.unwrap()
 }
@@ -90,7 +90,7 @@ fn a_repository_must_be_one_and_be_allowed() {
 fn a_refused_repository_is_answered_with_the_way_to_allow_it() {
     let message = |text: &str| {
         let mut faults = Faults::default();
-        specification(&with_repository(text), Some(&workflow("{}")), &config(), &mut faults);
+        specification(&with_repository(text), Some((&workflow("{}"), 1)), &config(), &mut faults);
         faults.into_items().remove(0).message
     };
     assert!(message("/etc").contains("--allow-repo DIR"));

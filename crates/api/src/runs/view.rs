@@ -8,6 +8,7 @@ use caisson_domain::usage::UsageTotals;
 use caisson_domain::workflow::Publish;
 use caisson_store::{Artifact, CredentialUsage, QueuePlace};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::queueing::{QueueEstimateView, told};
@@ -29,6 +30,8 @@ pub struct RunView {
     pub project: ProjectId,
     /// The workflow it follows, as it was when the run was created.
     pub workflow: String,
+    /// The version of the workflow that is pinned; none for a run of an older version of Caisson.
+    pub workflow_version: Option<i64>,
     /// Where it stands.
     #[schema(value_type = crate::schema::RunStatus)]
     pub status: RunStatus,
@@ -66,6 +69,12 @@ pub struct RunView {
     pub resources: ResourcesView,
     /// Extra environment of the agent; none in a list.
     pub environment: Option<BTreeMap<String, String>>,
+    /// Values of the workflow's parameters; none in a list.
+    #[schema(value_type = Option<BTreeMap<String, Object>>)]
+    pub parameters: Option<BTreeMap<String, Value>>,
+    /// What the structured output must look like; none in a list, or if there is to be none.
+    #[schema(value_type = Option<Object>)]
+    pub output_schema: Option<Value>,
     /// What happens to the work.
     #[schema(value_type = crate::schema::Publish)]
     pub publish: Publish,
@@ -73,6 +82,9 @@ pub struct RunView {
     pub failure: Option<FailureView>,
     /// The agent's last words; in a list, their beginning.
     pub result: Option<String>,
+    /// The structured output of a run that succeeded; none in a list. `output.md` among the artifacts is the same for people.
+    #[schema(value_type = Option<Object>)]
+    pub output: Option<Value>,
     /// The commit it started from, as the sandbox reported it.
     pub base_commit: Option<String>,
     /// The commit pushed to its branch, as the gateway saw it.
@@ -235,12 +247,14 @@ impl Detail {
 impl RunView {
     pub(crate) fn new(run: Run, detail: Detail) -> Self {
         let links = RunLinks::new(&run);
+        let full = detail == Detail::Full;
         let spec = run.spec;
         Self {
             id: run.id,
             session_id: run.session,
             project: run.project,
             workflow: spec.workflow.name,
+            workflow_version: spec.workflow_version,
             status: run.status,
             phase: run.phase,
             waiting: run.waiting,
@@ -257,10 +271,13 @@ impl RunView {
             budget_micro_usd: spec.budget_micro_usd,
             budget_soft_percent: spec.budget_soft_percent,
             resources: spec.resources.into(),
-            environment: (detail == Detail::Full).then_some(spec.environment),
+            environment: full.then_some(spec.environment),
+            parameters: full.then_some(spec.parameters),
+            output_schema: spec.output_schema.filter(|_| full),
             publish: spec.workflow.caisson.publish,
             failure: run.failure.map(|failure| FailureView::new(failure, detail)),
             result: run.result.map(|text| detail.text(text)),
+            output: run.output.filter(|_| full),
             base_commit: run.base_commit,
             pushed_commit: run.pushed_commit,
             usage: run.usage.into(),

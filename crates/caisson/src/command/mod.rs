@@ -20,6 +20,7 @@ mod queue;
 mod runs;
 mod servers;
 mod submit;
+mod workflow;
 
 use std::io::{IsTerminal, Write};
 
@@ -60,6 +61,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Drain(flags) => queue::drain(flags).await,
         Command::Resume(flags) => queue::resume(flags).await,
         Command::Servers(flags) => servers::run(flags).await,
+        Command::Workflow(workflow) => workflow::run(workflow).await,
         Command::Budget(budget) => budget::run(budget).await,
         Command::Egress(crate::cli::Egress::Suggest(flags)) => egress::suggest(flags).await,
         Command::Db(db) => Box::pin(db::run(db, environment)).await,

@@ -119,6 +119,16 @@ fn body(flags: &Run) -> anyhow::Result<Value> {
     if !flags.environment.is_empty() {
         set("environment", Some(flags.environment.iter().cloned().collect()));
     }
+    if !flags.of_workflow.parameters.is_empty() {
+        let value = |text: &String| serde_json::from_str(text).unwrap_or_else(|_| json!(text));
+        let named = flags.of_workflow.parameters.iter().map(|(name, text)| (name.clone(), value(text)));
+        set("parameters", Some(named.collect()));
+    }
+    if let Some(file) = &flags.of_workflow.output_schema {
+        let text = std::fs::read(file).with_context(|| format!("\"{}\" cannot be read", file.display()))?;
+        let schema = serde_json::from_slice(&text);
+        set("output_schema", Some(schema.with_context(|| format!("\"{}\" is not JSON", file.display()))?));
+    }
     Ok(Value::Object(body))
 }
 

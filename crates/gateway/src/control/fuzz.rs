@@ -49,6 +49,7 @@ fn said(entry: &JournalEntry) -> Vec<String> {
             collect(&serde_json::to_value(outcome).expect("an outcome is JSON"), &mut texts);
         }
         JournalEffect::Prepared { base_commit } => texts.extend(base_commit.clone()),
+        JournalEffect::Output(output) => collect(output, &mut texts),
         JournalEffect::None | JournalEffect::Phase(_) | JournalEffect::AgentStarted => {}
     }
     texts

@@ -7,9 +7,10 @@ use caisson_domain::limits::{JOURNAL_LINE_BYTES, RESULT_TEXT_BYTES};
 use caisson_domain::protocol::{Ending, JournalBody, JournalRecord, NoteLevel, Outcome};
 use caisson_domain::redact::Redactor;
 use caisson_domain::run::{Failure, cut};
+use caisson_domain::schema::OUTPUT_BYTES;
 use caisson_domain::trust::Steering;
 use caisson_store::{JournalEffect, JournalEntry};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::redaction::Cleaner;
 use crate::bounds::{EXCERPT_BYTES, JOURNAL_BATCH_LINES, JOURNAL_NOTES, NOTE_BYTES};
@@ -147,9 +148,15 @@ fn translate(attempt: i64, body: JournalBody) -> (Option<NewEvent>, JournalEffec
                 json!({"commit": commit, "message": cut(&message, RESULT_TEXT_BYTES), "author": author});
             (Some(NewEvent::new(EventKind::GitCommit, &data)), JournalEffect::None)
         }
+        JournalBody::Output { output } => (None, output_effect(output)),
         JournalBody::Note { level, message } => (Some(note(level, &message)), JournalEffect::None),
         JournalBody::Finished(outcome) => (None, JournalEffect::Finished(bounded(outcome))),
     }
+}
+
+/// An output within its bounds; what is beyond them is none, and the worker fails the run by that.
+fn output_effect(output: Value) -> JournalEffect {
+    if output.to_string().len() > OUTPUT_BYTES { JournalEffect::None } else { JournalEffect::Output(output) }
 }
 
 fn steered(steering: Steering) -> NewEvent {

@@ -49,6 +49,14 @@ impl<'a> Cleaner<'a> {
         }
     }
 
+    /// A value whose texts have no secret in them. If it cannot be read any more, there is none.
+    fn value(&mut self, value: serde_json::Value) -> serde_json::Value {
+        match self.redactor.json(&value.to_string()) {
+            None => value,
+            Some(kept) => serde_json::from_str(&self.note(kept)).unwrap_or_default(),
+        }
+    }
+
     fn note(&mut self, kept: String) -> String {
         self.found = true;
         kept
@@ -96,6 +104,7 @@ impl<'a> Cleaner<'a> {
             JournalBody::Commit { commit, message, author } => {
                 JournalBody::Commit { commit: self.text(commit), message: self.text(message), author }
             }
+            JournalBody::Output { output } => JournalBody::Output { output: self.value(output) },
             JournalBody::Note { level, message } => JournalBody::Note { level, message: self.text(message) },
             JournalBody::Steered(steering) => JournalBody::Steered(self.steering(steering)),
             JournalBody::Finished(outcome) => JournalBody::Finished(self.outcome(outcome)),

@@ -71,6 +71,9 @@ pub(crate) fn run_spec(repository: Option<&str>) -> RunSpec {
         environment: BTreeMap::new(),
         priority: 0,
         start_at_ms: None,
+        parameters: caisson_domain::parameters::Values::new(),
+        output_schema: None,
+        workflow_version: None,
     }
 }
 
@@ -86,6 +89,7 @@ pub(crate) fn a_run(spec: RunSpec) -> Run {
         waiting: None,
         failure: None,
         result: None,
+        output: None,
         attempt: 1,
         agent_started: false,
         cancel_requested_at_ms: None,

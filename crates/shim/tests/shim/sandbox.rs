@@ -357,6 +357,7 @@ pub(crate) fn plain_work(prompt: &str) -> RunWork {
         run: run_id(1),
         epoch: Epoch(1),
         attempt: 1,
+        workflow: "w".to_owned(),
         prompt: prompt.to_owned(),
         agent: AgentWork {
             conversation: "0192f0c1-2345-7abc-8def-0123456789ab".to_owned(),
@@ -376,6 +377,10 @@ pub(crate) fn plain_work(prompt: &str) -> RunWork {
         publish: Publish::None,
         trust: caisson_domain::trust::Trust::default(),
         forbidden_paths: Vec::new(),
+        workspace: caisson_domain::workflow::WorkspaceAccess::ReadWrite,
+        image: None,
+        output_schema: None,
+        checks: Vec::new(),
         timeout_ms: 600_000,
     }
 }

@@ -230,6 +230,9 @@ pub(crate) fn spec() -> RunSpec {
         environment: std::collections::BTreeMap::new(),
         priority: 0,
         start_at_ms: None,
+        parameters: caisson_domain::parameters::Values::new(),
+        output_schema: None,
+        workflow_version: None,
     }
 }
 

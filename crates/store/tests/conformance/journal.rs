@@ -14,6 +14,8 @@ conformance! {
     a_batch_that_skips_bytes_is_behind,
     of_equal_batches_at_once_one_is_stored,
     effects_change_the_run_together_with_their_events,
+    the_first_output_counts_and_belongs_to_a_run_that_succeeded,
+    a_run_that_failed_has_no_output,
     the_first_outcome_counts,
     entries_of_another_run_or_attempt_are_skipped,
     entries_after_the_end_are_skipped_and_still_acknowledged,
@@ -108,6 +110,29 @@ async fn effects_change_the_run_together_with_their_events(fixture: Fixture) {
     let progress = fixture.store.progress(&run.id, placed.epoch).await.unwrap().unwrap();
     assert_eq!(progress.outcome, Some(completed("done")));
     assert_eq!(notes(&fixture, &placed).await, effects.len());
+}
+
+async fn the_first_output_counts_and_belongs_to_a_run_that_succeeded(fixture: Fixture) {
+    ends_with_output(&fixture, RunStatus::Succeeded, true).await;
+}
+
+async fn a_run_that_failed_has_no_output(fixture: Fixture) {
+    ends_with_output(&fixture, RunStatus::Failed, false).await;
+}
+
+async fn ends_with_output(fixture: &Fixture, status: RunStatus, kept: bool) {
+    let placed = fixture.placed().await;
+    let effects = [1, 2].map(|n| JournalEffect::Output(json!({ "n": n, "a\u{0}": "b" })));
+    append(fixture, &placed, (0, 10), &effects).await;
+    let first = json!({ "n": 1, "a\u{0}": "b" });
+    let progress = fixture.store.progress(&placed.run.id, placed.epoch).await.unwrap().unwrap();
+    assert_eq!(progress.output, Some(first.clone()));
+    let finish = Finish { status, failure: None, result: None };
+    assert!(fixture.store.finish(&placed.run.id, placed.epoch, &finish).await.unwrap());
+    let run = fixture.run(&placed.run.id).await;
+    assert_eq!(run.output, kept.then_some(first));
+    let told = fixture.data(&placed.run.id, EventKind::RunFinished).await;
+    assert_eq!(told.get("output").is_some(), kept);
 }
 
 async fn the_first_outcome_counts(fixture: Fixture) {

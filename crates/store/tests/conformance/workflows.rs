@@ -2,12 +2,17 @@
 
 use caisson_domain::limits::PAGE_ITEMS;
 
+use caisson_domain::limits::WORKFLOWS;
+use caisson_store::{Actor, PutWorkflow, RemoveWorkflow};
+
 use crate::fixture::{Fixture, START_MS, project, workflow};
 
 conformance! {
     a_workflow_reads_back_as_it_was_put,
     only_a_changed_definition_raises_the_version,
     workflows_are_listed_by_name_up_to_a_page,
+    a_workflow_of_the_projects_own_goes_over_the_servers_and_gives_way_again,
+    a_project_has_only_so_many_workflows,
 }
 
 async fn a_workflow_reads_back_as_it_was_put(fixture: Fixture) {
@@ -43,4 +48,44 @@ async fn workflows_are_listed_by_name_up_to_a_page(fixture: Fixture) {
     assert_eq!(listed.len(), PAGE_ITEMS as usize);
     assert!(listed.is_sorted_by(|left, right| left.workflow.name < right.workflow.name));
     assert_eq!(listed[0].workflow.name, "w000");
+}
+
+async fn a_workflow_of_the_projects_own_goes_over_the_servers_and_gives_way_again(fixture: Fixture) {
+    let (store, project) = (&fixture.store, project());
+    let server = workflow("bug-fixer");
+    store.put_workflow(&project, &server).await.unwrap();
+    let mut own = server.clone();
+    own.prompt.push_str(" Ours.");
+    let put = store.put_own_workflow(&project, &own, Actor::Operator).await.unwrap();
+    let PutWorkflow::Put(stored, false) = put else { panic!("{put:?}") };
+    assert_eq!((stored.version, stored.is_own, &stored.workflow), (2, true, &own));
+    // A server that starts says again what its settings say.
+    let mut newer = server.clone();
+    newer.prompt.push_str(" Newer.");
+    store.put_workflow(&project, &newer).await.unwrap();
+    let stored = store.workflow(&project, "bug-fixer").await.unwrap().unwrap();
+    assert_eq!((stored.version, &stored.workflow), (2, &own));
+    let remove = |name: &'static str| store.remove_own_workflow(&project, name, Actor::Operator);
+    assert_eq!(remove("bug-fixer").await.unwrap(), RemoveWorkflow::Restored);
+    let stored = store.workflow(&project, "bug-fixer").await.unwrap().unwrap();
+    assert_eq!((stored.version, stored.is_own, &stored.workflow), (3, false, &newer));
+    assert_eq!(remove("bug-fixer").await.unwrap(), RemoveWorkflow::OfServer);
+    assert_eq!(remove("other").await.unwrap(), RemoveWorkflow::Unknown);
+    let put = store.put_own_workflow(&project, &workflow("other"), Actor::Operator).await.unwrap();
+    assert!(matches!(put, PutWorkflow::Put(_, true)));
+    assert_eq!(remove("other").await.unwrap(), RemoveWorkflow::Removed);
+    assert_eq!(store.workflow(&project, "other").await.unwrap(), None);
+}
+
+async fn a_project_has_only_so_many_workflows(fixture: Fixture) {
+    let (store, project) = (&fixture.store, project());
+    for number in 0..WORKFLOWS {
+        let one = workflow(&format!("w{number}"));
+        let put = store.put_own_workflow(&project, &one, Actor::Operator).await.unwrap();
+        assert!(matches!(put, PutWorkflow::Put(..)), "{number}");
+    }
+    let more = store.put_own_workflow(&project, &workflow("more"), Actor::Operator).await.unwrap();
+    assert_eq!(more, PutWorkflow::Full);
+    let again = store.put_own_workflow(&project, &workflow("w0"), Actor::Operator).await.unwrap();
+    assert!(matches!(again, PutWorkflow::Put(_, false)));
 }

@@ -259,9 +259,10 @@ impl Shim {
         let kind = match &effect {
             JournalEffect::AgentStarted => EventKind::AgentStarted,
             JournalEffect::Phase(_) => EventKind::RunPhase,
-            JournalEffect::None | JournalEffect::Prepared { .. } | JournalEffect::Finished(_) => {
-                EventKind::Note
-            }
+            JournalEffect::None
+            | JournalEffect::Prepared { .. }
+            | JournalEffect::Output(_)
+            | JournalEffect::Finished(_) => EventKind::Note,
         };
         let event = Some(NewEvent::new(kind, &json!({})));
         let entry = JournalEntry { run: run.id.clone(), attempt: run.attempt, event, effect };

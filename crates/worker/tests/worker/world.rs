@@ -147,6 +147,9 @@ impl World {
             environment: std::collections::BTreeMap::new(),
             priority: 0,
             start_at_ms: None,
+            parameters: caisson_domain::parameters::Values::new(),
+            output_schema: None,
+            workflow_version: None,
         };
         change(&mut spec);
         let project = ProjectId::default_project();

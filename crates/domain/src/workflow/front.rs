@@ -1,0 +1,82 @@
+//! The `caisson` block of a workflow file, read strictly.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{CaissonBlock, Publish, ResourcesBlock, WorkspaceAccess};
+use crate::parameters::Parameters;
+use crate::repository_file::CheckName;
+use crate::trust::TrustFront;
+
+/// The `caisson` block as written: a key that is not known is a mistake of whoever wrote the file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct CaissonFront {
+    image: Option<String>,
+    timeout_s: Option<u32>,
+    budget_micro_usd: Option<u32>,
+    budget_soft_percent: Option<u32>,
+    resources: ResourcesFront,
+    environment: Vec<String>,
+    publish: Option<Publish>,
+    commit_type: Option<String>,
+    egress: Option<Vec<String>>,
+    trust: TrustFront,
+    forbidden_paths: Vec<String>,
+    workspace: Option<WorkspaceAccess>,
+    output_schema: Option<Value>,
+    parameters: Parameters,
+    checks: Vec<CheckName>,
+}
+
+/// The resources as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ResourcesFront {
+    memory_mib: Option<u32>,
+    pids: Option<u32>,
+    cpu_millis: Option<u32>,
+    tmp_mib: Option<u32>,
+    workspace_mib: Option<u32>,
+}
+
+impl From<CaissonFront> for CaissonBlock {
+    fn from(front: CaissonFront) -> Self {
+        let CaissonFront {
+            image,
+            timeout_s,
+            budget_micro_usd,
+            budget_soft_percent,
+            resources,
+            environment,
+            publish,
+            commit_type,
+            egress,
+            trust,
+            forbidden_paths,
+            workspace,
+            output_schema,
+            parameters,
+            checks,
+        } = front;
+        let ResourcesFront { memory_mib, pids, cpu_millis, tmp_mib, workspace_mib } = resources;
+        let default = Self::default();
+        Self {
+            image,
+            timeout_s: timeout_s.unwrap_or(default.timeout_s),
+            budget_micro_usd,
+            budget_soft_percent,
+            resources: ResourcesBlock { memory_mib, pids, cpu_millis, tmp_mib, workspace_mib },
+            environment,
+            publish: publish.unwrap_or(default.publish),
+            commit_type: commit_type.unwrap_or(default.commit_type),
+            egress,
+            trust: trust.into(),
+            forbidden_paths,
+            workspace: workspace.unwrap_or(default.workspace),
+            output_schema,
+            parameters,
+            checks,
+        }
+    }
+}

@@ -137,7 +137,7 @@ mod tests {
         assert_eq!(workflow_files::parse(&found, &path).unwrap().name, "greeter");
         assert!(new("greeter", directory.path()).is_err());
         assert!(new("A b", directory.path()).is_err());
-        assert_eq!(validate(&[path.clone()]), DONE);
+        assert_eq!(validate(std::slice::from_ref(&path)), DONE);
         std::fs::write(&path, "no front matter").unwrap();
         assert_eq!(validate(&[path]), UNUSABLE);
     }

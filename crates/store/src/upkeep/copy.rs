@@ -100,8 +100,8 @@ const UNHURRIED: &str = "set local statement_timeout = 0; set local idle_in_tran
 const TARGET_TABLES: &str = "select cast(table_name as text) from information_schema.tables \
      where table_schema = current_schema() and table_type = 'BASE TABLE' and table_name <> '_sqlx_migrations' \
      order by table_name collate \"C\"";
-/// What is there in every new database, and comes from the source.
-const FROM_THE_START: &str = "project";
+/// Tables that have a row in every new database, which comes from the source.
+const FROM_THE_START: [&str; 2] = ["project", "queue_state"];
 /// The rows of `audit_before` are never written again but by this.
 const OPEN_CLOSED: &str = "alter table audit_before disable trigger audit_before_kept";
 const CLOSE_AGAIN: &str = "alter table audit_before enable trigger audit_before_kept";
@@ -183,12 +183,14 @@ async fn check_empty(tx: &mut Transaction<'_, Postgres>, tables: &[Table]) -> Re
         let count = format!("select count(*) from {}", quoted(&table.name));
         let rows: i64 =
             sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&mut **tx).await.map_err(of_target)?;
-        if rows > i64::from(table.name == FROM_THE_START) {
+        if rows > i64::from(FROM_THE_START.contains(&table.name.as_str())) {
             return Err(CopyError::NotEmpty { table: table.name.clone(), rows });
         }
     }
-    let clear = format!("delete from {FROM_THE_START}");
-    sqlx::query(AssertSqlSafe(clear)).execute(&mut **tx).await.map_err(of_target)?;
+    for table in FROM_THE_START {
+        let clear = format!("delete from {table}");
+        sqlx::query(AssertSqlSafe(clear)).execute(&mut **tx).await.map_err(of_target)?;
+    }
     Ok(())
 }
 

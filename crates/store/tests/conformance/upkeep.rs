@@ -165,6 +165,13 @@ async fn a_copy_in_postgresql_is_the_same_row_for_row_and_goes_on_from_there(fix
     fixture
         .execute("insert into input select session_id, 99, project_id, id, 1, '{}' from run limit 1")
         .await;
+    for people in [
+        "insert into automagik_user (id, project_id, email, created_at_ms, updated_at_ms) values ('u', 'default', 'a@b.example', 1, 1)",
+        "insert into automagik_run (run_id, project_id, session_id, workflow_name) select id, project_id, session_id, 'fix' from run limit 1",
+        "insert into server_role select id, 'worker', null, 1, 1, '1', 4 from server limit 1",
+    ] {
+        fixture.execute(people).await;
+    }
     fixture.execute("update sqlite_sequence set seq = 41 where name = 'session'").await;
     fixture.store.close().await.unwrap();
     let Some((target, tables)) = copied(&fixture).await else { return };

@@ -346,7 +346,7 @@ mod tests {
             ("host", "host.py", 1),
             ("server", "server.py", 0),
             ("siblings", "siblings.py", 1),
-            ("door", "door.py", 1),
+            ("door", "door.py", 2),
             ("egress", "egress.py", 3),
             ("framing", "framing.py", 2),
             ("mcp", "mcp.py", 1),

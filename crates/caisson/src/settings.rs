@@ -8,6 +8,7 @@ mod budget;
 pub(crate) mod database;
 pub(crate) mod egress;
 pub(crate) mod mcp;
+mod metrics;
 mod queue;
 mod retention;
 mod secrets;
@@ -88,6 +89,8 @@ pub(crate) struct Settings {
     pub queue: queue::Queue,
     /// How long things are kept.
     pub retention: Retention,
+    /// What there is to watch.
+    pub metrics: metrics::Metrics,
     /// Bounds that keep others safe.
     pub limits: Limits,
     /// File with the master key that credentials are sealed with; it must be there. Default: `master.key` in the state
@@ -449,6 +452,7 @@ fn defaults(
         .set_default("retention", nothing())?
         .set_default("database", nothing())?
         .set_default("queue", nothing())?
+        .set_default("metrics", nothing())?
         .set_default("limits.workspace_mib", 10_240)?
         .set_default("limits.volumes", true)?
         .set_default("docker", nothing())?

@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::Value;
 
-use super::Client;
+use super::{CALL_TIMEOUT, Client};
 
 impl Client {
     /// Reads the project's budgets.
@@ -32,6 +32,17 @@ impl Client {
             Some((verb, body)) => self.request(Method::POST, &format!("/v1/queue/{verb}"))?.json(body),
         })
         .await
+    }
+
+    /// Has a lost server listed no more.
+    ///
+    /// # Errors
+    /// The server's problem.
+    pub(crate) async fn forget_server(&self, id: &str) -> anyhow::Result<()> {
+        let mut url = self.url("/v1/servers")?;
+        url.path_segments_mut().map_err(|()| anyhow::anyhow!("the server's address has no path"))?.push(id);
+        let request = self.http.delete(url).bearer_auth(&self.key).timeout(CALL_TIMEOUT);
+        self.send(request).await.map(drop)
     }
 
     /// All servers. Errors are the server's problem.

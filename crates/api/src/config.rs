@@ -59,12 +59,24 @@ pub struct ApiConfig {
     pub retention: Retention,
     /// The agent that the server has.
     pub agent: AgentInfo,
+    /// Who may read `/metrics`.
+    pub metrics_for: MetricsFor,
     /// Origins whose pages may call the API from a browser, each as a browser sends it; see [`check_origin`].
     pub cors_origins: Vec<String>,
     /// Whether callers come by TLS: then browsers are told to come no other way.
     pub tls: bool,
     /// Bounds.
     pub limits: ApiLimits,
+}
+
+/// Who may read `/metrics`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MetricsFor {
+    /// Keys of the default project with the scope `admin`.
+    #[default]
+    Operators,
+    /// Whoever reaches the API, without a key.
+    Everyone,
 }
 
 /// The agent that the server has.

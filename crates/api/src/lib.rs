@@ -22,6 +22,7 @@ mod gate;
 mod health;
 mod keys;
 mod listing;
+mod metrics;
 mod middleware;
 mod negotiate;
 mod openapi;
@@ -55,7 +56,8 @@ pub mod view {
     pub use crate::retention::{RetentionView, SetRetention};
     pub use crate::runs::{
         ArtifactList, ArtifactView, CreateRun, CreateRunResources, CredentialUseView, FailureView,
-        QueueEstimateView, RepositoryChoice, ResourcesView, RunLinks, RunPage, RunView, UsageView,
+        HeldByView, QueueEstimateView, RepositoryChoice, ResourcesView, RunLinks, RunPage, RunView,
+        UsageView,
     };
     pub use crate::servers::{ServerPage, ServerPartView, ServerProblemView, ServerView};
     pub use crate::sessions::{SessionLinks, SessionPage, SessionView};
@@ -66,7 +68,7 @@ use axum::Router;
 use caisson_store::Store;
 use tokio_util::sync::CancellationToken;
 
-pub use config::{AgentInfo, ApiConfig, ApiLimits, ServeLimits, check_origin};
+pub use config::{AgentInfo, ApiConfig, ApiLimits, MetricsFor, ServeLimits, check_origin};
 pub use openapi::openapi;
 pub use serve::{serve, serve_tls};
 
@@ -85,9 +87,9 @@ pub fn router(config: ApiConfig, store: Store, cancel: CancellationToken) -> Rou
     middleware::wrap(routes.merge(docs::routes()), &surroundings)
 }
 
-/// Builds a router of `/healthz` and `/readyz` alone, for a server that does not answer the API.
+/// Builds a router of `/healthz`, `/readyz` and `/metrics` alone, for a server that does not answer the API.
 pub fn health_router(config: ApiConfig, store: Store, cancel: CancellationToken) -> Router {
-    let (routes, document) = openapi::health_routes().split_for_parts();
+    let (routes, document) = openapi::watched_routes().split_for_parts();
     let surroundings = middleware::Surroundings::new(&config);
     let state = state::App::new(config, store, cancel, &document);
     middleware::wrap(routes.with_state(state), &surroundings)

@@ -20,8 +20,8 @@ use crate::negotiate::{JSON, json_only};
 use crate::problem::PROBLEM_JSON;
 use crate::state::App;
 use crate::{
-    agents, audit, automagik, budget, conversation, credentials, events, health, keys, projects, queue,
-    retention, runs, servers, sessions, workflows,
+    agents, audit, automagik, budget, conversation, credentials, events, health, keys, metrics, projects,
+    queue, retention, runs, servers, sessions, workflows,
 };
 
 /// Name of the scheme in which a key is a bearer token.
@@ -95,6 +95,7 @@ fn native() -> OpenApiRouter<App> {
         .routes(routes!(queue::resume))
         .routes(routes!(queue::set_project_queue))
         .routes(routes!(servers::list_servers))
+        .routes(routes!(servers::forget_server))
         .routes(routes!(budget::get_budget, budget::set_budget))
         .routes(routes!(retention::get_retention, retention::set_retention))
         .routes(routes!(credentials::add_credential, credentials::list_credentials))
@@ -113,6 +114,7 @@ fn native() -> OpenApiRouter<App> {
         .build();
     OpenApiRouter::with_openapi(OpenApiBuilder::new().info(info).build())
         .merge(json)
+        .routes(routes!(metrics::metrics))
         .routes(routes!(runs::get_diff))
         .routes(routes!(runs::get_artifact))
         .routes(routes!(events::read_run_events))
@@ -122,6 +124,11 @@ fn native() -> OpenApiRouter<App> {
 /// Whether the server lives, and can take runs.
 pub(crate) fn health_routes() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(health::healthz)).routes(routes!(health::readyz))
+}
+
+/// What a process answers that does not answer the API.
+pub(crate) fn watched_routes() -> OpenApiRouter<App> {
+    health_routes().routes(routes!(metrics::metrics))
 }
 
 /// Adds what holds for many routes: the keys, and the refusals that any of them may answer with.

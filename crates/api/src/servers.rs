@@ -1,14 +1,17 @@
 //! `/v1/servers`: the servers that share the database, for whoever runs them.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{FromRequestParts, State};
 use caisson_domain::id::{DEFAULT_PROJECT, ServerId};
 use caisson_domain::server::{PlacementProblem, ServerPart, ServerStatus};
+use caisson_store::{Actor, ForgetServer};
+use http::StatusCode;
+use http::request::Parts;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::auth::Administrator;
-use crate::extract::Params;
+use crate::extract::{NoParams, Params, path_param};
 use crate::listing::{PageQuery, encode};
 use crate::problem::{ApiError, Problem};
 use crate::state::App;
@@ -97,7 +100,7 @@ impl From<PlacementProblem> for ServerProblemView {
 
 /// List servers
 ///
-/// All that ever used the database, oldest first, with what each does and has in hand. Needs the scope `admin` of the
+/// All that ever used the database and are not forgotten, oldest first, with what each does and has in hand. Needs the scope `admin` of the
 /// default project.
 #[utoipa::path(
     get, path = "/v1/servers", tag = "servers", operation_id = "list_servers",
@@ -126,4 +129,60 @@ pub(crate) async fn list_servers(
     let items: Vec<ServerView> = found.into_iter().take(page.limit as usize).map(ServerView::from).collect();
     let next_cursor = items.last().filter(|_| more).map(|server| encode(server.id.as_str()));
     Ok(Json(ServerPage { items, next_cursor }))
+}
+
+/// The server that the path names.
+pub(crate) struct ServerPath(ServerId);
+
+impl FromRequestParts<App> for ServerPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let id = path_param(parts, app, "id").await;
+        id.and_then(|id| id.parse().ok()).map(Self).ok_or_else(unknown_server)
+    }
+}
+
+fn unknown_server() -> ApiError {
+    let detail = "there is no such server; GET /v1/servers lists them".to_owned();
+    ApiError::Unknown { code: "unknown_server", detail }
+}
+
+/// Forget a server
+///
+/// A lost server that has neither runs nor sandboxes is listed no more, until it is heard of again. Its runs and records stay.
+/// Needs the scope `admin` of the default project.
+#[utoipa::path(
+    delete, path = "/v1/servers/{id}", tag = "servers", operation_id = "forget_server",
+    params(("id" = String, Path, description = "The server's id")),
+    responses(
+        (status = 204, description = "It is forgotten"),
+        (status = 404, description = "There is no such server", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It is not lost, or has runs or sandboxes", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn forget_server(
+    State(app): State<App>,
+    Administrator(caller): Administrator,
+    ServerPath(id): ServerPath,
+    _: NoParams,
+) -> Result<StatusCode, ApiError> {
+    if caller.project.as_str() != DEFAULT_PROJECT {
+        return Err(ApiError::ServersOfDefaultProject);
+    }
+    match app.store().forget_server(&id, Actor::Key(caller.key)).await? {
+        ForgetServer::Forgotten => Ok(StatusCode::NO_CONTENT),
+        ForgetServer::Unknown => Err(unknown_server()),
+        ForgetServer::InUse { runs, sandboxes } => {
+            let detail = format!(
+                "server {id} has {runs} runs and {sandboxes} sandboxes; its runs are written off once it is lost, and its sandboxes \
+                 go when it comes back"
+            );
+            Err(ApiError::Conflict { code: "server_in_use", detail })
+        }
+        ForgetServer::NotLost => {
+            let detail = format!("server {id} was heard of lately; only a lost server can be forgotten");
+            Err(ApiError::Conflict { code: "server_not_lost", detail })
+        }
+    }
 }

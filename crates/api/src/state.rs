@@ -26,6 +26,7 @@ struct Inner {
     streams: Arc<Semaphore>,
     access: Access,
     readiness: Readiness,
+    metrics: tokio::sync::Mutex<Option<(Instant, String)>>,
     document: Bytes,
 }
 
@@ -76,6 +77,7 @@ impl App {
             cancel,
             streams,
             readiness: Readiness::default(),
+            metrics: tokio::sync::Mutex::default(),
             document: Bytes::from(document),
         }))
     }
@@ -95,6 +97,11 @@ impl App {
 
     pub(crate) fn cancel(&self) -> CancellationToken {
         self.0.cancel.clone()
+    }
+
+    /// The metrics as they were told last, and when; who holds it is about to tell them anew.
+    pub(crate) fn metrics(&self) -> &tokio::sync::Mutex<Option<(Instant, String)>> {
+        &self.0.metrics
     }
 
     /// The OpenAPI document, as JSON.

@@ -29,7 +29,7 @@ pub(crate) use gc::{Gc, Retain};
 pub(crate) use image::{Image, ScanFormat, ScanImage};
 pub(crate) use project::Project;
 pub(crate) use queue::{Drain, Queue, Resume, SetProject, StartFlags};
-pub(crate) use servers::OnlyFlag;
+pub(crate) use servers::{OnlyFlag, Servers, ServersCommand};
 pub(crate) use workflow::{RunOfWorkflow, Workflow};
 
 /// Runs Claude Code, each session sealed in its own container, behind one async HTTP API.
@@ -66,8 +66,8 @@ pub(crate) enum Command {
     Drain(Drain),
     /// Have drained servers take runs again. Needs an admin key of the default project.
     Resume(Resume),
-    /// List the servers that share the database.
-    Servers(ClientFlags),
+    /// List the servers that share the database, and forget those that are gone. Needs an admin key of the default project.
+    Servers(Servers),
     /// List, show, check, write and change workflows.
     #[command(subcommand)]
     Workflow(Workflow),

@@ -14,6 +14,7 @@ use caisson_store::Store;
 
 use crate::serve::chain;
 use crate::settings::{EngineChoice, Settings};
+use crate::shared_paths::SharedPaths;
 
 /// How long a Docker Engine may take to say that it is there.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -136,6 +137,16 @@ impl ActiveEngine {
         match self {
             Self::Docker(..) => DOCKER,
             Self::Local(_) => LOCAL,
+        }
+    }
+
+    /// What looks whether it finds the server's files by their paths; none if it is this very process that mounts them.
+    pub(crate) fn shared_paths(&self, state_dir: &Path) -> Option<SharedPaths> {
+        match self {
+            Self::Docker(engine, image) => {
+                Some(SharedPaths::new(Arc::clone(engine), image.clone(), state_dir))
+            }
+            Self::Local(_) => None,
         }
     }
 

@@ -1,8 +1,8 @@
 //! What the settings name, read and found fit. `serve` starts with it, and `doctor` tells of it: what one finds wrong the
 //! other does as well. Nothing is made or changed here.
 
-use std::collections::HashSet;
-use std::fmt;
+mod faults;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,10 +18,12 @@ use caisson_gateway::{
     PushRules,
 };
 
-use crate::logins::without_logins;
 use crate::settings::{self, Settings};
 use crate::tls::Certificate;
 use crate::workflow_files;
+use faults::whole;
+
+pub(crate) use faults::{Faults, Part};
 
 /// The workflows that ship with Caisson.
 const SHIPPED_WORKFLOWS: [&str; 3] = [
@@ -57,112 +59,6 @@ pub(crate) struct Inputs {
     /// The API's certificate; none for plain HTTP.
     pub certificate: Option<Arc<Certificate>>,
 }
-
-/// A part of [`Inputs`], in the order in which they are looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Part {
-    /// Values of the settings themselves.
-    Settings,
-    /// The shim's binary.
-    Shim,
-    /// The model API's credential and certificates.
-    Model,
-    /// The price list.
-    Prices,
-    /// The allow-list and the default repository.
-    Repositories,
-    /// The git hosts' credentials and certificates.
-    GitHosts,
-    /// Where tools may go.
-    Egress,
-    /// Which MCP servers workflows may name.
-    Mcp,
-    /// Whether the gateway takes URLs, credentials, certificates and proxies.
-    Gateway,
-    /// The workflows.
-    Workflows,
-    /// The API's certificate and its key.
-    Tls,
-}
-
-impl Part {
-    /// All of them, in order.
-    pub(crate) const ALL: [Self; 11] = [
-        Self::Settings,
-        Self::Shim,
-        Self::Model,
-        Self::Prices,
-        Self::Repositories,
-        Self::GitHosts,
-        Self::Egress,
-        Self::Mcp,
-        Self::Gateway,
-        Self::Workflows,
-        Self::Tls,
-    ];
-
-    /// Its name for people.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Settings => "settings",
-            Self::Shim => "shim",
-            Self::Model => "model",
-            Self::Prices => "prices",
-            Self::Repositories => "repositories",
-            Self::GitHosts => "git hosts",
-            Self::Egress => "egress",
-            Self::Mcp => "MCP",
-            Self::Gateway => "gateway",
-            Self::Workflows => "workflows",
-            Self::Tls => "TLS",
-        }
-    }
-}
-
-/// Everything that keeps a server from starting with its settings.
-#[derive(Debug, Default)]
-pub(crate) struct Faults(pub Vec<(Part, anyhow::Error)>);
-
-impl Faults {
-    fn keep<T>(&mut self, part: Part, read: anyhow::Result<T>) -> Option<T> {
-        read.map_err(|error| self.0.push((part, error))).ok()
-    }
-
-    fn keep_all<T>(&mut self, part: Part, read: Result<T, Vec<anyhow::Error>>) -> Option<T> {
-        read.map_err(|errors| self.0.extend(errors.into_iter().map(|error| (part, error)))).ok()
-    }
-
-    /// Those of a part, in one line; none if it has none.
-    pub(crate) fn of(&self, part: Part) -> Option<String> {
-        let told: Vec<_> =
-            self.0.iter().filter(|(of, _)| *of == part).map(|(_, error)| format!("{error:#}")).collect();
-        (!told.is_empty()).then(|| without_logins(&told.join("; ")))
-    }
-}
-
-/// What was read, or everything that is wrong with it.
-fn whole<T>(read: T, faults: Vec<anyhow::Error>) -> Result<T, Vec<anyhow::Error>> {
-    if faults.is_empty() { Ok(read) } else { Err(faults) }
-}
-
-impl fmt::Display for Faults {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "the server cannot start with these settings:")?;
-        let mut told = HashSet::new();
-        for (part, error) in &self.0 {
-            let text = without_logins(&format!("{error:#}"));
-            let begin = format!("{}: ", part.name());
-            let begin = if *part == Part::Settings || text.starts_with(&begin) { "" } else { &begin };
-            // Two parts may read the same setting.
-            if told.insert(text.clone()) {
-                write!(out, "\n  - {begin}{text}")?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for Faults {}
 
 /// Reads every part.
 ///

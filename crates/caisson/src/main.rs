@@ -19,6 +19,7 @@ mod roles;
 mod serve;
 mod server_id;
 mod settings;
+mod shared_paths;
 mod shim;
 mod tls;
 mod vault;

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
-use caisson_api::{AgentInfo, ApiConfig, ApiLimits, ServeLimits};
+use caisson_api::{AgentInfo, ApiConfig, ApiLimits, MetricsFor, ServeLimits};
 use caisson_domain::budget::ProjectBudgets;
 use caisson_domain::id::{ProjectId, ServerId};
 use caisson_domain::limits::{PAGE_ITEMS, PROJECTS};
@@ -31,6 +31,7 @@ use crate::log;
 use crate::roles;
 use crate::server_id::server_id;
 use crate::settings::{EngineChoice, Settings};
+use crate::shared_paths::SharedPaths;
 use crate::shim;
 use crate::vault::{has_model_credential, unlock};
 
@@ -128,13 +129,17 @@ impl Server {
         store.beat(&presence).await?;
         let images = if settings.roles.has(Role::Worker) {
             let engine = ActiveEngine::choose(settings, id, Some(store), Purpose::Serving).await?;
+            let paths = engine.shared_paths(&settings.state_dir);
+            if let Some(paths) = &paths {
+                paths.at_start().await?;
+            }
             let caps = disk_caps(settings).await?;
             let weaknesses = engine.weaknesses().into_iter().chain(caps.weakness());
             warn_of(weaknesses, inputs, has_model_credential(store).await?);
             self.start_gateway(settings, inputs, id).await?;
             let worker = worker_config(settings, &inputs.shim, (id, caps), &engine)?;
             let images = engine.default_image().is_some();
-            self.start_worker(settings, worker, engine).await?;
+            self.start_worker(settings, worker, (engine, paths)).await?;
             images
         } else {
             warn_of(std::iter::empty(), inputs, has_model_credential(store).await?);
@@ -165,11 +170,12 @@ impl Server {
         &self,
         settings: &Settings,
         config: WorkerConfig,
-        engine: ActiveEngine,
+        (engine, paths): (ActiveEngine, Option<SharedPaths>),
     ) -> anyhow::Result<()> {
         let gateway_apart = !settings.roles.has(Role::Gateway);
         let probe = Arc::new(Checks {
             engine: engine.clone(),
+            paths,
             agents: Agents::new(settings.agents_dir()),
             agent_version: settings.agent_version.clone(),
             gateway: gateway_apart.then(|| (self.store.clone(), config.server.clone())),
@@ -309,6 +315,7 @@ fn api_config(settings: &Settings, inputs: &Inputs, images: bool) -> ApiConfig {
         retention: settings.retention.policy(),
         agent: AgentInfo { version },
         without_automagik: !settings.api.automagik,
+        metrics_for: if settings.metrics.public { MetricsFor::Everyone } else { MetricsFor::Operators },
         cors_origins: settings.api.cors_origins.clone(),
         tls: settings.tls.cert_file.is_some(),
         limits: ApiLimits { rate_per_minute: settings.api.rate_per_minute, ..ApiLimits::default() },
@@ -405,6 +412,8 @@ fn install_shim(settings: &Settings, shim: &Path) -> anyhow::Result<PathBuf> {
 pub(crate) struct Checks {
     /// The engine.
     pub engine: ActiveEngine,
+    /// Whether it finds the server's files, if it is one that might not.
+    pub paths: Option<SharedPaths>,
     /// Installed agents.
     pub agents: Agents,
     /// The version that runs use.
@@ -417,6 +426,9 @@ pub(crate) struct Checks {
 impl Probe for Checks {
     async fn problems(&self) -> Vec<PlacementProblem> {
         let mut problems = self.engine.problems().await;
+        if let Some(paths) = &self.paths {
+            problems.extend(paths.problem(&problems).await);
+        }
         if self.agents.installed(&self.agent_version).is_none() {
             let version = &self.agent_version;
             let message = format!(

@@ -3,10 +3,12 @@
 //! Every key is known; an unknown one is an error. What cannot be read is reported together, and then what does not
 //! fit. Secrets come from files or, for the model's key, a variable; they are never shown.
 
+mod api;
 mod budget;
 pub(crate) mod database;
 pub(crate) mod egress;
 pub(crate) mod mcp;
+mod metrics;
 mod queue;
 mod retention;
 mod secrets;
@@ -27,9 +29,11 @@ use url::Url;
 use crate::logins::without_logins;
 use crate::presets::Clients;
 use crate::roles::Roles;
+use api::Api;
 use budget::Budget;
 use retention::Retention;
 
+pub(crate) use api::Tls;
 pub(crate) use secrets::read_secret;
 
 /// Everything `caisson serve` can be told.
@@ -85,6 +89,8 @@ pub(crate) struct Settings {
     pub queue: queue::Queue,
     /// How long things are kept.
     pub retention: Retention,
+    /// What there is to watch.
+    pub metrics: metrics::Metrics,
     /// Bounds that keep others safe.
     pub limits: Limits,
     /// File with the master key that credentials are sealed with; it must be there. Default: `master.key` in the state
@@ -111,32 +117,6 @@ pub(crate) struct Settings {
     /// The file that they were read from.
     #[serde(skip)]
     pub file: Option<PathBuf>,
-}
-
-/// The HTTP API.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Api {
-    /// Requests of one API key in a minute, 0 for no limit. Default 3000. `CAISSON_API__RATE_PER_MINUTE`.
-    pub rate_per_minute: u32,
-    /// Connections at the same time, 8 to 65536. Default 1024. `CAISSON_API__CONNECTIONS`.
-    pub connections: usize,
-    /// Connections of one address at the same time. Default 256. `CAISSON_API__CONNECTIONS_PER_PEER`.
-    pub connections_per_peer: usize,
-    /// Origins whose pages may call the API from a browser. Default: none. `CAISSON_API__CORS_ORIGINS`, separated by spaces.
-    pub cors_origins: Vec<String>,
-    /// Whether the Automagik-compatible API is served as well. Default true. `CAISSON_API__AUTOMAGIK`.
-    pub automagik: bool,
-}
-
-/// TLS of the API: both files or neither.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Tls {
-    /// PEM file with the server's certificate and those between it and its authority. `CAISSON_TLS__CERT_FILE`.
-    pub cert_file: Option<PathBuf>,
-    /// PEM file with the certificate's key. `CAISSON_TLS__KEY_FILE`.
-    pub key_file: Option<PathBuf>,
 }
 
 /// Bounds that keep others safe.
@@ -432,32 +412,8 @@ impl Settings {
         self.mcp.check(&mut faults);
         faults
     }
-
-    fn check_api(&self, faults: &mut Vec<String>) {
-        let (connections, per_peer) = (self.api.connections, self.api.connections_per_peer);
-        if !CONNECTIONS.contains(&connections) {
-            faults.push(format!(
-                "api.connections is {connections}; give {} to {}",
-                CONNECTIONS.start(),
-                CONNECTIONS.end()
-            ));
-        }
-        if !(1..=connections).contains(&per_peer) {
-            faults.push(format!("api.connections_per_peer is {per_peer}; give 1 to api.connections"));
-        }
-        for origin in &self.api.cors_origins {
-            if let Err(fault) = caisson_api::check_origin(origin) {
-                faults.push(format!("api.cors_origins: {fault}"));
-            }
-        }
-        if self.tls.cert_file.is_some() != self.tls.key_file.is_some() {
-            faults.push("tls has only one of cert_file and key_file; give both or neither".to_owned());
-        }
-    }
 }
 
-/// Connections that the API may be told to take.
-const CONNECTIONS: std::ops::RangeInclusive<usize> = 8..=65_536;
 /// Version of Claude Code that this release was tested with.
 pub(crate) const AGENT_VERSION: &str = "2.1.330";
 
@@ -496,6 +452,7 @@ fn defaults(
         .set_default("retention", nothing())?
         .set_default("database", nothing())?
         .set_default("queue", nothing())?
+        .set_default("metrics", nothing())?
         .set_default("limits.workspace_mib", 10_240)?
         .set_default("limits.volumes", true)?
         .set_default("docker", nothing())?

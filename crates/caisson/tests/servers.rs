@@ -211,6 +211,24 @@ async fn a_server_that_stays_away_loses_its_runs_once_and_clears_up_when_it_come
     assert_eq!(states(&pair), ["live", "live"]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_artifact_is_had_from_the_server_that_the_run_was_on_alone() {
+    let Some(pair) = Pair::start(WorldSpec::on(Engine::Local)).await else { return };
+    let id = pair.world.api.submit(&pair.world.run_body()).await.unwrap();
+    let run = pair.other_api.wait_end(&id, END).await.unwrap();
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", pair.logs());
+    let of = async |api: &Api, path: &str| api.get(&format!("/v1/runs/{id}/{path}")).await.unwrap();
+    for path in ["diff", "artifacts/diff.patch"] {
+        let mut answers = [of(&pair.world.api, path).await, of(&pair.other_api, path).await];
+        answers.sort_by_key(|answer| answer.status);
+        let [kept, elsewhere] = answers;
+        assert_eq!((kept.status, elsewhere.status), (200, 409), "{path}: {}", elsewhere.body);
+        assert_eq!(elsewhere.body["code"], "artifact_elsewhere");
+        assert!(elsewhere.body["detail"].as_str().unwrap().contains("ask that server"), "{}", elsewhere.body);
+    }
+    assert_eq!(of(&pair.world.api, "artifacts/other").await.body["code"], "unknown_artifact");
+}
+
 /// The states of the servers, oldest first, as the command shows them.
 fn states(pair: &Pair) -> Vec<String> {
     let admin = pair.world.spec.command(&["key", "create", "admin", "--scope", "admin"]).output().unwrap();

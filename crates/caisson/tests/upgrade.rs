@@ -1,10 +1,13 @@
 //! An earlier version's server, with a run in a living sandbox, is replaced by this version's: `make upgrade` runs it, since
 //! the program of an earlier commit has to be built for it. Databases alone are taken over in the store's own tests.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::time::Duration;
 
 use testkit::engine::Engine;
 use testkit::parts::Parts;
+use testkit::postgres::Postgres;
 use testkit::repository::{clone_branch, run_python_tests};
 use testkit::world::{World, WorldSpec};
 
@@ -24,12 +27,24 @@ fn earlier(name: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 6)]
 #[ignore = "make upgrade builds the earlier program and runs it"]
 async fn a_run_in_a_living_sandbox_of_an_earlier_version_is_seen_to_its_end() {
+    take_over(None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 6)]
+#[ignore = "make upgrade builds the earlier program and runs it"]
+async fn the_same_on_postgresql() {
+    let postgres = Postgres::make().await.unwrap().expect("`make upgrade` needs what scripts/setup makes");
+    take_over(Some(&postgres)).await;
+}
+
+async fn take_over(postgres: Option<&Postgres>) {
     let new = Parts::find(env!("CARGO_BIN_EXE_caisson")).unwrap();
     let mut old = new.clone();
     old.caisson = earlier("UPGRADE_CAISSON").into();
     old.shim = earlier("UPGRADE_SHIM").into();
-    let spec =
+    let mut spec =
         WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::on(Engine::Local) };
+    spec.variables.extend(postgres.map(|postgres| ("DATABASE__URL".to_owned(), postgres.url())));
     let mut world = World::start(&old, spec).await.unwrap();
     let before = world.api.submit(&world.run_body()).await.unwrap();
     assert_eq!(world.api.wait_end(&before, END).await.unwrap()["status"], "succeeded");
@@ -39,9 +54,11 @@ async fn a_run_in_a_living_sandbox_of_an_earlier_version_is_seen_to_its_end() {
     tokio::time::sleep(AWAY).await;
 
     world.spec.parts = new;
-    let backup = world.directory.path().join("before.db");
-    let said = world.spec.command(&["db", "backup", backup.to_str().unwrap()]).output().unwrap();
-    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    if postgres.is_none() {
+        let backup = world.directory.path().join("before.db");
+        let said = world.spec.command(&["db", "backup", backup.to_str().unwrap()]).output().unwrap();
+        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    }
     world.server = world.spec.start().await.unwrap();
 
     let run = world.api.wait_end(&living, END).await.unwrap();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use caisson_domain::checks::{Check, stands};
 use caisson_domain::protocol::paths;
+use caisson_store::meters::{DOOR_ANSWERS, DOOR_REQUESTS};
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -13,7 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::body::Body;
 use crate::bounds::{HEADER_BYTES, HEADERS};
@@ -76,7 +77,7 @@ where
         let door = Arc::clone(&door);
         service_fn(move |request| {
             let door = Arc::clone(&door);
-            async move { answer(&door, request).await }
+            async move { metered(&door, request).await }
         })
     };
     let connection = reader(bounds.header_read).serve_connection(TokioIo::new(io), service).with_upgrades();
@@ -91,6 +92,29 @@ where
     if let Err(error) = ended {
         tracing::debug!(sandbox.id = %door.sandbox, error = %error, "a connection of {} broke", door.sandbox);
     }
+}
+
+/// Answers, and counts the answer with the time to its head.
+async fn metered(door: &Arc<Door>, request: Request<Incoming>) -> Result<Response<Body>, Unanswered> {
+    let (way, begun) = (way(&request), Instant::now());
+    let answered = answer(door, request).await;
+    let status =
+        answered.as_ref().map_or_else(|_| "none".to_owned(), |answer| answer.status().as_str().to_owned());
+    let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let meters = door.shared.store.meters();
+    meters.add(&DOOR_REQUESTS, vec![("way", way.to_owned()), ("status", status)], 1);
+    meters.add(&DOOR_ANSWERS, vec![("way", way.to_owned())], ms);
+    answered
+}
+
+/// Where a request wants to go.
+fn way(request: &Request<Incoming>) -> &'static str {
+    let uri = request.uri();
+    if request.method() == Method::CONNECT || uri.authority().is_some() {
+        return "outside";
+    }
+    let ways = [(paths::MODEL, "model"), (paths::GIT, "git"), (paths::MCP, "mcp")];
+    ways.into_iter().find(|(prefix, _)| below(uri.path(), prefix).is_some()).map_or("control", |(_, way)| way)
 }
 
 /// An error closes the connection without a byte.

@@ -84,7 +84,7 @@ async fn tell(tx: &mut Tx<'_>, columns: &Columns<'_>, failure: &Failure) -> Resu
         pushed_commit: columns.get("pushed_commit")?,
         usage: &columns.usage()?,
     };
-    events::append(tx, &columns.parse("session_id")?, &id, &[ended.event()]).await
+    events::append_end(tx, &columns.parse("session_id")?, &id, &ended).await
 }
 
 /// What cannot be read or told is left out: the end itself is what counts.

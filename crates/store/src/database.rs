@@ -16,6 +16,7 @@ use sqlx::postgres::PgDatabaseError;
 
 use crate::deltas::Deltas;
 use crate::hints::Hints;
+use crate::meters::{Counted, Family, Labels};
 use crate::{Random, Store, StoreError, Topic};
 use notify::Notifier;
 use postgres::{PostgresDatabase, PostgresPlace};
@@ -192,6 +193,7 @@ pub(crate) struct Tx<'s> {
     pub(crate) now_ms: i64,
     store: &'s Store,
     wakes: Vec<Topic>,
+    counted: Vec<Counted>,
     sync: Sync,
 }
 
@@ -228,7 +230,7 @@ impl Store {
                 (Connection::PostgresTx(tx), self.shared.clock.follow(database_ms))
             }
         };
-        Ok(Tx { db: Box::new(db), now_ms, store: self, wakes: Vec::new(), sync })
+        Ok(Tx { db: Box::new(db), now_ms, store: self, wakes: Vec::new(), counted: Vec::new(), sync })
     }
 
     pub(crate) fn reader(&self) -> &Reader {
@@ -244,6 +246,11 @@ impl Tx<'_> {
         }
     }
 
+    /// Adds to what this process counts, once the transaction is committed; what is below zero counts as nothing.
+    pub(crate) fn count(&mut self, family: &'static Family, labels: Labels, amount: i64) {
+        self.counted.push(Counted::new(family, labels, amount));
+    }
+
     pub(crate) async fn commit(self) -> Result<(), StoreError> {
         match (&self.store.shared.database, self.sync) {
             (Database::Sqlite(database), Sync::Waits) => {
@@ -254,6 +261,7 @@ impl Tx<'_> {
             // The server of PostgreSQL waits within the commit.
             (Database::Sqlite(_), Sync::DoesNotWait) | (Database::Postgres(_), _) => self.db.commit().await?,
         }
+        self.store.shared.meters.add_all(self.counted);
         self.store.shared.hints.wake(&self.wakes);
         if let Some(notifier) = &self.store.shared.notifier {
             notifier.wake(self.wakes);

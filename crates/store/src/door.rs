@@ -9,7 +9,7 @@ use caisson_domain::run::Run;
 
 use crate::database::{Hold, Row, Tx, sql};
 use crate::rows::{Columns, run_columns};
-use crate::{Actor, NewAudit, SandboxState, Store, StoreError, audit, events, rows};
+use crate::{Actor, NewAudit, SandboxState, Store, StoreError, audit, events, meters, rows};
 
 /// What a sandbox should do next.
 #[derive(Debug, Clone, PartialEq)]
@@ -164,6 +164,7 @@ impl Store {
         }
         if denied {
             audit::write(&mut tx, &denial(&run, &event)).await?;
+            tx.count(&meters::DENIALS, Vec::new(), 1);
         }
         events::append(&mut tx, &run.session, &run.id, &[event]).await?;
         tx.commit().await?;

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::database::{Tx, sql};
-use crate::{Store, StoreError, Topic, rows};
+use crate::{Store, StoreError, Topic, meters, rows};
 
 pub(crate) const OF_RUN: &str = "select session_id, seq, run_id, at_ms, kind, data from event \
      where run_id = $1 and seq > $2 order by seq limit $3";
@@ -142,6 +142,7 @@ pub(crate) async fn append(
     }
     let bytes: i64 = events.iter().map(bytes).sum();
     sql::query(COUNT).bind(run.as_str()).bind(count).bind(bytes).execute(&mut *tx.db).await?;
+    tx.count(&meters::EVENTS, Vec::new(), count);
     tx.wake(Topic::Session(session.clone()));
     Ok(())
 }
@@ -199,9 +200,23 @@ impl<'r> Ended<'r> {
     }
 
     /// What tells of it: the run's last event.
-    pub(crate) fn event(&self) -> NewEvent {
+    fn event(&self) -> NewEvent {
         NewEvent::new(EventKind::RunFinished, &json!(self))
     }
+}
+
+/// Appends what tells of a run's end, and counts the end.
+pub(crate) async fn append_end(
+    tx: &mut Tx<'_>,
+    session: &SessionId,
+    run: &RunId,
+    ended: &Ended<'_>,
+) -> Result<(), StoreError> {
+    append(tx, session, run, &[ended.event()]).await?;
+    let failure = ended.failure.map_or("", |failure| failure.kind.as_str());
+    let labels = vec![("status", ended.status.as_str().to_owned()), ("failure", failure.to_owned())];
+    tx.count(&meters::RUNS_ENDED, labels, 1);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -23,12 +23,14 @@ mod door;
 mod drain;
 mod error;
 mod events;
+mod forget;
 mod hints;
 mod journal;
 mod keys;
 mod knock;
 mod lost;
 mod messages;
+pub mod meters;
 mod opening;
 #[cfg(test)]
 mod plans;
@@ -69,6 +71,7 @@ use database::sql::{self, Reader};
 use deltas::Deltas;
 use hints::Hints;
 use keys::KeyUses;
+use meters::Meters;
 use vault::Keyring;
 
 pub use artifacts::{Artifact, NewArtifact, PutArtifact};
@@ -91,6 +94,7 @@ pub use deltas::{DELTA_CHANNEL_ITEMS, DELTA_SESSIONS_ELSEWHERE};
 pub use door::NextWork;
 pub use drain::{Drained, QueueServer, QueueState};
 pub use error::{BoxError, StoreError};
+pub use forget::ForgetServer;
 pub use hints::{Topic, Watch};
 pub use journal::{JournalAppend, JournalEffect, JournalEntry};
 pub use keys::{ApiKey, NewApiKey};
@@ -142,6 +146,7 @@ struct Shared {
     credential_uses: CredentialUses,
     keyring: Keyring,
     queue_limits: OnceLock<QueueLimits>,
+    meters: Meters,
 }
 
 /// What is told and lost: hints and text deltas, inside this process and between processes.
@@ -242,6 +247,7 @@ impl Store {
             credential_uses: CredentialUses::default(),
             keyring: Keyring::default(),
             queue_limits: OnceLock::new(),
+            meters: Meters::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -313,6 +319,12 @@ impl Store {
     #[must_use]
     pub fn is_shared(&self) -> bool {
         matches!(self.shared.database, Database::Postgres(_))
+    }
+
+    /// What this process has counted.
+    #[must_use]
+    pub fn meters(&self) -> &Meters {
+        &self.shared.meters
     }
 
     /// The time by the store's clock, Unix ms.

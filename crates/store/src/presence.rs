@@ -9,8 +9,8 @@ use crate::rows::Columns;
 use crate::{Store, StoreError};
 
 /// A server without a worker takes no runs, and never counts as one that might.
-const KNOWN: &str =
-    "insert into server (id, seen_at_ms, problems) values ($1, 0, '[]') on conflict (id) do nothing";
+const KNOWN: &str = "insert into server (id, seen_at_ms, problems) values ($1, 0, '[]') on conflict (id) do update \
+     set forgotten_at_ms = null where server.forgotten_at_ms is not null";
 
 const BEAT: &str = "insert into server_role (server_id, role, seen_at_ms, alive_since_ms, version, slots) \
      values ($1, $2, $3, $3, $4, $5) on conflict (server_id, role) do update set seen_at_ms = excluded.seen_at_ms, \
@@ -21,7 +21,7 @@ const BEAT: &str = "insert into server_role (server_id, role, seen_at_ms, alive_
 const LIST: &str = "select id, seen_at_ms, problems, \
      (select count(*) from run where run.home_server_id = server.id and run.status = 'running') as runs, \
      (select count(*) from sandbox where sandbox.server_id = server.id and sandbox.state <> 'destroyed') as sandboxes \
-     from server where id > $1 order by id limit $2";
+     from server where id > $1 and forgotten_at_ms is null order by id limit $2";
 
 /// No server has more parts than there are roles.
 const PARTS: &str = "select server_id, role, seen_at_ms, version, slots from server_role \
@@ -83,7 +83,7 @@ impl Store {
         Ok(row.is_some())
     }
 
-    /// Servers by id, which is by age, beginning behind `after`; at most `limit`, and no more than one beyond
+    /// Servers that are not forgotten, by id, which is by age, beginning behind `after`; at most `limit`, and no more than one beyond
     /// [`PAGE_ITEMS`].
     ///
     /// # Errors

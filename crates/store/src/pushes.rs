@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::database::{Row, Tx, sql};
 use crate::door::known_run;
 use crate::rows::{Columns, document, run_columns};
-use crate::{Actor, NewAudit, Store, StoreError, Topic, audit, events, rows};
+use crate::{Actor, NewAudit, Store, StoreError, Topic, audit, events, meters, rows};
 
 /// What a push asks of a git host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -273,5 +273,7 @@ async fn append(tx: &mut Tx<'_>, run: &Run, record: &PushRecord) -> Result<(), S
         decision: Some(if record.ok { "allowed" } else { "failed" }),
         ..NewAudit::of_run(run, Actor::Server, "git.push")
     };
+    let outcome = if record.ok { "taken" } else { "refused" };
+    tx.count(&meters::PUSHES, vec![("outcome", outcome.to_owned())], 1);
     audit::write(tx, &NewAudit { subject: push.new.clone(), ..audited }).await
 }

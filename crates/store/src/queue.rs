@@ -362,7 +362,7 @@ pub(crate) async fn end(tx: &mut Tx<'_>, run: &Run, finish: &Finish) -> Result<(
         .fetch_one(&mut *tx.db)
         .await?;
     let ended = rows::run(&row)?;
-    events::append(tx, &ended.session, &ended.id, &[Ended::of(&ended).event()]).await?;
+    events::append_end(tx, &ended.session, &ended.id, &Ended::of(&ended)).await?;
     leave(tx, run).await
 }
 

@@ -377,7 +377,7 @@ async fn cancel_queued(tx: &mut Tx<'_>, id: &RunId) -> Result<Run, StoreError> {
     usage::settle_open(tx, id.as_str()).await?;
     let row = sql::query(CANCEL_QUEUED).bind(id.as_str()).bind(tx.now_ms).fetch_one(&mut *tx.db).await?;
     let run = rows::run(&row)?;
-    events::append(tx, &run.session, id, &[Ended::of(&run).event()]).await?;
+    events::append_end(tx, &run.session, id, &Ended::of(&run)).await?;
     tx.wake(Topic::Run(id.clone()));
     tx.wake(Topic::Queue);
     Ok(run)

@@ -9,7 +9,8 @@ use crate::rows::{Columns, document};
 use crate::{Store, StoreError};
 
 const UPSERT: &str = "insert into server (id, seen_at_ms, problems) values ($1, $2, $3) \
-     on conflict (id) do update set seen_at_ms = excluded.seen_at_ms, problems = excluded.problems";
+     on conflict (id) do update set seen_at_ms = excluded.seen_at_ms, problems = excluded.problems, \
+     forgotten_at_ms = null";
 
 const LIVE: &str = "select id, seen_at_ms, problems from server where seen_at_ms >= $1 order by id limit $2";
 

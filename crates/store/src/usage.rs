@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::budgets::{self, Need, Room};
 use crate::database::{Hold, Row, Tx, sql};
 use crate::rows::{Columns, document};
-use crate::{Store, StoreError, Topic, events, soft_budgets};
+use crate::{Store, StoreError, Topic, events, meters, soft_budgets};
 
 /// A model call that is about to be forwarded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -394,8 +394,31 @@ async fn settle(
     let begun_at_ms = columns.get("begun_at_ms")?;
     budgets::spend(tx, &project, begun_at_ms, call.cost_micro_usd).await?;
     events::append(tx, &session, &run, &[event(call)]).await?;
+    count(tx, call);
     tx.wake(Topic::Run(run.clone()));
     Ok(Some((run, begun_at_ms)))
+}
+
+fn count(tx: &mut Tx<'_>, call: &Settlement<'_>) {
+    let outcome = match call.was_answered() {
+        true => "answered",
+        false if call.estimated => "estimated",
+        false => "refused",
+    };
+    tx.count(&meters::MODEL_CALLS, vec![("outcome", outcome.to_owned())], 1);
+    for (kind, tokens) in [
+        ("input", call.tokens.input),
+        ("output", call.tokens.output),
+        ("cache_read", call.tokens.cache_read),
+        ("cache_write_5m", call.tokens.cache_write_5m),
+        ("cache_write_1h", call.tokens.cache_write_1h),
+    ] {
+        tx.count(&meters::MODEL_TOKENS, vec![("kind", kind.to_owned())], tokens);
+    }
+    tx.count(&meters::MODEL_COST, Vec::new(), call.cost_micro_usd);
+    if let Some(ms) = call.first_byte_ms {
+        tx.count(&meters::MODEL_FIRST_BYTE, Vec::new(), ms);
+    }
 }
 
 fn event(call: &Settlement<'_>) -> NewEvent {

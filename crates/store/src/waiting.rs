@@ -49,6 +49,9 @@ const OTHERS: &str = "select cast(coalesce(sum(case when turns < waits then turn
        (select count(*) from (select 1 from run where run.project_id = project.id and run.status = 'queued' \
          and run.not_before_ms <= $2 limit $5) as counted) as waits from project where id <> $1) as other";
 
+/// Of what waits, which is bounded.
+const OLDEST: &str = "select min(created_at_ms) from run where status = 'queued' and not_before_ms <= $1";
+
 const ENDED: &str = "select count(*), coalesce(cast(sum(finished_at_ms - started_at_ms) as bigint), 0) from \
      (select finished_at_ms, started_at_ms from run where finished_at_ms is not null and started_at_ms is not null \
       order by finished_at_ms desc limit $1) as ended";
@@ -101,6 +104,16 @@ impl Store {
             .await?;
         let position = own + others;
         Ok(Some(QueuePlace { position, estimate: estimate(&mut db, position).await? }))
+    }
+
+    /// When the run was made that has waited longest among those whose time has come, Unix ms; none if none waits.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn oldest_waiting_ms(&self) -> Result<Option<i64>, StoreError> {
+        Ok(sql::query_scalar(OLDEST).bind(self.now_ms()).fetch_one(self.reader()).await?)
     }
 
     /// Bounds the queue. Called once at the start; a store that was told nothing has the bounds of [`QueueLimits`]'s

@@ -23,7 +23,7 @@ use crate::state::App;
 
 pub(crate) use artifacts::*;
 pub(crate) use create::{Accepted, Origin, accept, check_placeable, idempotency_key, sound_servers};
-pub use queueing::QueueEstimateView;
+pub use queueing::{HeldByView, QueueEstimateView};
 pub use request::{CreateRun, CreateRunResources, RepositoryChoice};
 pub use view::{
     ArtifactList, ArtifactView, CredentialUseView, FailureView, ResourcesView, RunLinks, RunPage, RunView,
@@ -147,7 +147,9 @@ pub(crate) async fn get_run(
     let (run, uses) = found.ok_or_else(unknown_run)?;
     let waits = run.status == RunStatus::Queued;
     let place = if waits { app.store().queue_place(&caller.project, &run.id).await? } else { None };
-    Ok(Json(RunView::new(run, Detail::Full).with_credential_uses(uses).with_queue_place(place)))
+    let held = if waits { queueing::held_by(app.store()).await? } else { Vec::new() };
+    let view = RunView::new(run, Detail::Full).with_credential_uses(uses).with_queue_place(place);
+    Ok(Json(RunView { held_by: held, ..view }))
 }
 
 /// Cancel a run

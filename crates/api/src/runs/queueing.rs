@@ -4,14 +4,15 @@ use std::ops::RangeInclusive;
 
 use caisson_domain::queue::{DELAY_S_MAX, PRIORITY};
 use caisson_domain::run::RunSpec;
-use caisson_store::{QueueEstimate, QueuePlace};
+use caisson_domain::server::ProblemCode;
+use caisson_store::{QueueEstimate, QueuePlace, Store};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::request::CreateRun;
 use crate::extract::Fields;
-use crate::problem::Faults;
+use crate::problem::{ApiError, Faults};
 
 /// Delays, in seconds.
 const DELAY_S: RangeInclusive<i64> = 0..=DELAY_S_MAX;
@@ -36,6 +37,43 @@ impl From<QueueEstimate> for QueueEstimateView {
         let QueueEstimate { seconds, mean_run_ms, runs_measured, running } = estimate;
         Self { seconds, mean_run_ms, runs_measured, running }
     }
+}
+
+/// Something that keeps every server from starting a waiting run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HeldByView {
+    /// The class: that of a server's problem, `drained`, or `no_server`.
+    #[schema(example = "disk_low")]
+    pub code: String,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+/// What keeps every server from starting waiting runs, each thing once; empty as long as one of them can start some.
+pub(super) async fn held_by(store: &Store) -> Result<Vec<HeldByView>, ApiError> {
+    let (servers, drained) = (store.live_servers().await?, store.drained().await?);
+    let mut held: Vec<HeldByView> = Vec::new();
+    for server in &servers {
+        if server.problems.is_empty() && !drained.has(&server.id) {
+            return Ok(Vec::new());
+        }
+        let by_drain = drained.has(&server.id).then(|| HeldByView {
+            code: ProblemCode::Drained.to_string(),
+            message: format!("server {} is drained; `caisson resume` ends that", server.id),
+        });
+        let problems = server
+            .problems
+            .iter()
+            .map(|problem| HeldByView { code: problem.code.to_string(), message: problem.message.clone() });
+        held.extend(by_drain.into_iter().chain(problems));
+    }
+    held.dedup();
+    if servers.is_empty() {
+        let message =
+            "no server that takes runs was heard of in the last 30 s; start one with `caisson serve`";
+        held.push(HeldByView { code: "no_server".to_owned(), message: message.to_owned() });
+    }
+    Ok(held)
 }
 
 /// Position and estimate as a view has them.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::queueing::{QueueEstimateView, told};
+use super::queueing::{HeldByView, QueueEstimateView, told};
 
 /// Longest prompt, result or evidence in a list, in bytes; the run itself has all of it.
 pub(crate) const LISTED_TEXT_BYTES: usize = 1024;
@@ -102,6 +102,9 @@ pub struct RunView {
     pub queue_position: Option<i64>,
     /// About when it starts; none where there is no position, or too little is known.
     pub queue_estimate: Option<QueueEstimateView>,
+    /// What keeps every server from starting it, while it waits: empty as long as one can start runs, and unless the run itself
+    /// is read.
+    pub held_by: Vec<HeldByView>,
     /// How often it was given to an agent, 0 while queued.
     pub attempt: i64,
     /// When somebody asked for its end, Unix ms.
@@ -286,6 +289,7 @@ impl RunView {
             start_at_ms: spec.start_at_ms,
             queue_position: None,
             queue_estimate: None,
+            held_by: Vec::new(),
             attempt: run.attempt,
             cancel_requested_at_ms: run.cancel_requested_at_ms,
             created_at_ms: run.created_at_ms,

@@ -16,6 +16,7 @@ mod faults;
 mod health;
 mod idempotency;
 mod keys;
+mod metrics;
 mod openapi;
 mod pages;
 mod projects;

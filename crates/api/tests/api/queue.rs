@@ -1,8 +1,10 @@
 //! The queue over the API: where a run stands, when it starts, who drains, and each project's part.
 
 use axum::body::Body;
+use caisson_domain::limits::SERVER_SILENT_MS;
 use caisson_domain::principal::Scope;
 use caisson_domain::queue::{DELAY_S_MAX, QueueLimits};
+use caisson_domain::server::{PlacementProblem, ProblemCode};
 use caisson_store::Actor;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -187,4 +189,25 @@ async fn a_change_of_the_queue_is_refused_with_its_faults() {
             .await
             .assert_problem(422, "invalid_id");
     }
+}
+
+#[tokio::test]
+async fn a_waiting_run_tells_what_keeps_every_server_from_starting_it() {
+    let api = Api::start().await;
+    let run = accepted(&api, &json!({})).await;
+    let held = async || seen(&api, &run).await["held_by"].clone();
+    assert_eq!(held().await, json!([]), "a server can start it");
+    let problem = PlacementProblem { code: ProblemCode::DiskLow, message: "make room".to_owned() };
+    api.store.heartbeat_server(&api.server, &[problem]).await.unwrap();
+    assert_eq!(held().await, json!([{ "code": "disk_low", "message": "make room" }]));
+    api.store.heartbeat_server(&api.server, &[]).await.unwrap();
+    api.store.drain(Some(&api.server), &Actor::Operator).await.unwrap();
+    let drained = held().await;
+    assert_eq!(drained[0]["code"], "drained");
+    assert!(drained[0]["message"].as_str().unwrap().contains("caisson resume"), "{drained}");
+    api.clock.advance(SERVER_SILENT_MS + 1);
+    assert_eq!(held().await[0]["code"], "no_server");
+    api.store.resume(None, &Actor::Operator).await.unwrap();
+    api.store.heartbeat_server(&api.server, &[]).await.unwrap();
+    assert_eq!(held().await, json!([]));
 }

@@ -57,3 +57,21 @@ async fn servers_are_for_administrators_of_the_default_project_alone() {
     assert_eq!(answer.status, StatusCode::FORBIDDEN);
     assert_eq!(answer.json()["code"], "default_project_only");
 }
+
+#[tokio::test]
+async fn a_lost_server_is_forgotten_and_one_that_lives_is_not() {
+    let api = Api::start().await;
+    let path = format!("/v1/servers/{}", api.server);
+    let forget = async || {
+        let request = api.request(http::Method::DELETE, &path).body(axum::body::Body::empty());
+        api.send(request.unwrap()).await
+    };
+    forget().await.assert_problem(409, "server_not_lost");
+    let claimed = api.running().await;
+    api.clock.advance(SERVER_LOST_MS_DEFAULT);
+    forget().await.assert_problem(409, "server_in_use");
+    api.finish(&claimed).await;
+    assert_eq!(forget().await.status, StatusCode::NO_CONTENT);
+    assert_eq!(states(&api).await, [""; 0]);
+    forget().await.assert_problem(404, "unknown_server");
+}

@@ -23,6 +23,7 @@ use crate::serve::chain;
 use crate::server_id::{check_not_lost, known_server_id};
 use crate::settings::database::Place;
 use crate::settings::{Environment, Settings};
+use crate::shared_paths;
 use crate::vault::{has_model_credential, master_key_file};
 
 /// Keys that never expire which are named one by one.
@@ -251,7 +252,9 @@ async fn engine(settings: &Settings, server: Option<&ServerId>, store: Option<&S
                     let result = engine.check().await.map(|found| describe_local(&found));
                     report.tell("engine", result.map_err(|error| chain(&error)));
                 }
-                ActiveEngine::Docker(engine, image) => docker(engine, image, report).await,
+                ActiveEngine::Docker(engine, image) => {
+                    docker(engine, image, &settings.state_dir, report).await;
+                }
             }
             chosen.weaknesses().into_iter().for_each(|text| report.tell("weaker", Ok(text)));
         }
@@ -271,7 +274,7 @@ fn disk_caps(settings: &Settings, directory: &Path, report: &mut Report) {
     caps.weakness().into_iter().for_each(|text| report.tell("weaker", Ok(text)));
 }
 
-async fn docker(engine: &DockerEngine, image: &str, report: &mut Report) {
+async fn docker(engine: &DockerEngine, image: &str, state_dir: &Path, report: &mut Report) {
     let capabilities = match engine.check().await {
         Ok(capabilities) => capabilities,
         Err(error) => {
@@ -285,6 +288,7 @@ async fn docker(engine: &DockerEngine, image: &str, report: &mut Report) {
             "containers have the engine's own seccomp profile, which may let through more than Caisson's";
         report.tell("weaker", Ok(own.to_owned()));
     }
+    report.tell("paths", shared_paths::told(engine, image, &state_dir.join("server_id")).await);
     let image_result = match engine.image_present(image).await {
         Ok(true) => Ok(image.to_owned()),
         Ok(false) => Err(image_remedy(image)),

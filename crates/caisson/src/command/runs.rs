@@ -92,6 +92,9 @@ pub(crate) async fn show(flags: One) -> anyhow::Result<u8> {
             table.add_row([name, &clean(text)]);
         }
     }
+    for (row, held) in held_by(&run) {
+        table.add_row([row, &held]);
+    }
     let milliseconds = |name: &str| run.number(name);
     if let (Some(start), Some(end)) = (milliseconds("started_at_ms"), milliseconds("finished_at_ms")) {
         table.add_row([
@@ -118,6 +121,13 @@ pub(crate) async fn show(flags: One) -> anyhow::Result<u8> {
     }
     print(&table.trim_fmt());
     Ok(DONE)
+}
+
+/// Why a waiting run cannot start, one row each.
+fn held_by(run: &RunInfo) -> Vec<(&'static str, String)> {
+    let held = run.rest.get("held_by").and_then(Value::as_array).into_iter().flatten();
+    let text = |held: &Value, name: &str| clean(held[name].as_str().unwrap_or_default());
+    held.map(|held| ("held by", format!("{}: {}", text(held, "code"), text(held, "message")))).collect()
 }
 
 fn usage_line(usage: &Value) -> String {

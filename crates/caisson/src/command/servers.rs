@@ -4,14 +4,22 @@ use comfy_table::{Table, presets};
 use serde_json::Value;
 
 use super::{DONE, client, print, print_json};
-use crate::cli::ClientFlags;
+use crate::cli::{Servers, ServersCommand};
 use crate::render::{clean, utc};
 
-/// Lists them, oldest first.
+/// Lists them, oldest first, or forgets one.
 ///
 /// # Errors
 /// The server refuses, or is not there.
-pub(crate) async fn run(flags: ClientFlags) -> anyhow::Result<u8> {
+pub(crate) async fn run(flags: Servers) -> anyhow::Result<u8> {
+    let flags = match flags.command {
+        None => flags.client,
+        Some(ServersCommand::Forget { client: flags, id }) => {
+            client(&flags)?.forget_server(&id).await?;
+            print(&format!("server {id} is forgotten; it is listed again when it is heard of"));
+            return Ok(DONE);
+        }
+    };
     let servers = client(&flags)?.servers().await?;
     if flags.json {
         for server in &servers {

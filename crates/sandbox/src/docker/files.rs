@@ -1,12 +1,13 @@
-//! Reading files of an image without running anything of it: a container is made, read through the engine, and removed; it is
-//! never started.
+//! Reading files of an image, or of the engine's machine, without running anything: a container is made, read through the
+//! engine, and removed; it is never started.
 
 use std::collections::HashMap;
 use std::io::Read as _;
+use std::path::Path;
 use std::time::Duration;
 
 use bollard::errors::Error;
-use bollard::models::{ContainerCreateBody, HostConfig};
+use bollard::models::{ContainerCreateBody, HostConfig, Mount, MountType};
 use bollard::query_parameters::{
     CreateContainerOptions, DownloadFromContainerOptions, RemoveContainerOptions,
 };
@@ -23,6 +24,8 @@ pub const IMAGE_FILE_BYTES: usize = 64 * 1024 * 1024;
 /// The image that a container was made to read.
 const LABEL_READS: &str = "caisson.reads";
 const READING: &str = "reading an image's files";
+/// Where a file of the engine's machine is mounted to be read.
+const SEEN_AT: &str = "/caisson-probe";
 
 impl DockerEngine {
     /// Reads what stands at each absolute `path` in an image: a file, or all files of a directory. What is not there is left out.
@@ -34,6 +37,38 @@ impl DockerEngine {
     /// # Cancel safety
     /// If dropped, a container that was never started may stay; it has the label `caisson.reads`.
     pub async fn image_files(&self, image: &str, paths: &[&str]) -> Result<Vec<Vec<u8>>, EngineError> {
+        self.read_in(image, Vec::new(), paths).await
+    }
+
+    /// Reads a file as the engine finds it when it is told to mount `file`; none if there is no such file for it. An engine
+    /// looks for a path on its own machine, whatever the caller has at that path.
+    ///
+    /// # Errors
+    /// As [`DockerEngine::image_files`].
+    /// # Cancel safety
+    /// As [`DockerEngine::image_files`].
+    pub async fn file_as_mounted(&self, image: &str, file: &Path) -> Result<Option<Vec<u8>>, EngineError> {
+        let mount = Mount {
+            typ: Some(MountType::BIND),
+            source: file.to_str().map(str::to_owned),
+            target: Some(SEEN_AT.to_owned()),
+            read_only: Some(true),
+            ..Mount::default()
+        };
+        match self.read_in(image, vec![mount], &[SEEN_AT]).await {
+            Ok(files) => Ok(files.into_iter().next()),
+            // What is to be mounted is not there: the answer is of the engine's, not a fault of the request.
+            Err(EngineError::Refused { message, .. }) if message.contains("bind source path") => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn read_in(
+        &self,
+        image: &str,
+        mounts: Vec<Mount>,
+        paths: &[&str],
+    ) -> Result<Vec<Vec<u8>>, EngineError> {
         check_image_name(image).map_err(SpecError::from)?;
         // Whatever the image would run, it is not run; and there must be something, or the engine refuses.
         let body = ContainerCreateBody {
@@ -41,7 +76,11 @@ impl DockerEngine {
             cmd: Some(vec!["never-started".to_owned()]),
             // Whatever is left of it after a death is known by it.
             labels: Some(HashMap::from([(LABEL_READS.to_owned(), image.to_owned())])),
-            host_config: Some(HostConfig { network_mode: Some("none".to_owned()), ..HostConfig::default() }),
+            host_config: Some(HostConfig {
+                network_mode: Some("none".to_owned()),
+                mounts: Some(mounts),
+                ..HostConfig::default()
+            }),
             ..ContainerCreateBody::default()
         };
         let made = self

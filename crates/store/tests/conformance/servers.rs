@@ -1,9 +1,9 @@
 //! Servers and their signs of life.
 
-use caisson_domain::limits::SERVER_SILENT_MS;
+use caisson_domain::limits::{SERVER_LOST_MS_DEFAULT, SERVER_SILENT_MS};
 use caisson_domain::run::RunStatus;
 use caisson_domain::server::{PlacementProblem, ProblemCode};
-use caisson_store::{Finish, SandboxState};
+use caisson_store::{Actor, Finish, ForgetServer, SandboxState};
 
 use crate::fixture::{Fixture, START_MS, server_id, spec};
 
@@ -12,6 +12,7 @@ conformance! {
     a_heartbeat_tells_of_problems_and_registers_an_unknown_server,
     registering_again_clears_the_problems,
     a_server_is_in_use_while_it_has_running_runs_or_living_sandboxes,
+    a_lost_server_without_runs_is_forgotten_until_it_is_heard_of,
 }
 
 async fn a_server_lives_until_it_is_silent_for_too_long(fixture: Fixture) {
@@ -59,4 +60,29 @@ async fn a_server_is_in_use_while_it_has_running_runs_or_living_sandboxes(fixtur
     assert_eq!(store.servers_in_use().await.unwrap(), own);
     assert!(store.set_sandbox_state(&placed.sandbox, SandboxState::Destroyed).await.unwrap());
     assert_eq!(store.servers_in_use().await.unwrap(), []);
+}
+
+async fn a_lost_server_without_runs_is_forgotten_until_it_is_heard_of(fixture: Fixture) {
+    let (store, server) = (&fixture.store, &fixture.server);
+    let forget = async || store.forget_server(server, Actor::Operator).await.unwrap();
+    assert_eq!(forget().await, ForgetServer::NotLost);
+    fixture.created(spec()).await;
+    let claimed = fixture.claim().await;
+    let placed = fixture.place(claimed, 1).await;
+    fixture.clock.advance(SERVER_LOST_MS_DEFAULT - 1);
+    assert_eq!(forget().await, ForgetServer::NotLost);
+    fixture.clock.advance(1);
+    assert_eq!(forget().await, ForgetServer::InUse { runs: 1, sandboxes: 1 });
+    let cancelled = Finish { status: RunStatus::Cancelled, failure: None, result: None };
+    assert!(store.finish(&placed.run.id, placed.epoch, &cancelled).await.unwrap());
+    assert_eq!(forget().await, ForgetServer::InUse { runs: 0, sandboxes: 1 });
+    assert!(store.set_sandbox_state(&placed.sandbox, SandboxState::Destroyed).await.unwrap());
+    assert_eq!(forget().await, ForgetServer::Forgotten);
+    assert_eq!(store.list_servers(None, 10).await.unwrap(), []);
+    assert_eq!(forget().await, ForgetServer::Unknown, "it is forgotten");
+    assert_eq!(store.forget_server(&server_id(7), Actor::Operator).await.unwrap(), ForgetServer::Unknown);
+    let recorded = "select count(*) from audit where action = 'server.forget'";
+    assert_eq!(fixture.value::<i64>(recorded).await, 1);
+    store.heartbeat_server(server, &[]).await.unwrap();
+    assert_eq!(store.list_servers(None, 10).await.unwrap().len(), 1, "it is back");
 }

@@ -1,0 +1,111 @@
+//! What is removed and what is migrated, on the server's machine: `gc`, `project retention`, and a server that may not migrate.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
+use std::path::Path;
+use std::process::Output;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
+use testkit::engine::Engine;
+use testkit::parts::Parts;
+use testkit::process::ServerSpec;
+use testkit::world::{World, WorldSpec};
+
+const END: Duration = Duration::from_mins(3);
+/// More than two days, in milliseconds.
+const DAYS_MS: i64 = 50 * 60 * 60 * 1000;
+/// A database of an earlier version, as the store's own tests have it.
+const EARLIER: &str = include_str!("../../store/tests/upgrade/v6.sql");
+
+fn done(spec: &ServerSpec, arguments: &[&str]) -> String {
+    let output = spec.command(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", told(&output));
+    told(&output)
+}
+
+fn told(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn documents(text: &str) -> Vec<Value> {
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// Changes the database behind the server's back.
+async fn execute(state_dir: &Path, sql: String) {
+    let options = SqliteConnectOptions::new().filename(state_dir.join("caisson.db")).create_if_missing(true);
+    let mut connection = options.connect().await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gc_removes_what_has_expired_by_the_projects_own_days_and_a_dry_run_nothing() {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let mut world = World::start(&parts, WorldSpec::on(Engine::Local)).await.unwrap();
+    let id = world.api.submit(&world.run_body()).await.unwrap();
+    let run = world.api.wait_end(&id, END).await.unwrap();
+    assert_eq!(run["status"], "succeeded", "{run:#}");
+    world.wait_tidy().await.unwrap();
+    let nothing = done(&world.spec, &["gc", "--dry-run"]);
+    assert!(nothing.contains("0 things could be removed"), "for ever, by default: {nothing}");
+    let set = ["project", "retention", "--volumes", "1", "--artifacts", "2", "--events", "ever", "--json"];
+    let shown = documents(&done(&world.spec, &set));
+    assert_eq!(
+        shown[0]["effective"],
+        json!({"events_days": 0, "artifacts_days": 2, "volumes_days": 1, "sessions_days": 0})
+    );
+    let table = done(&world.spec, &["project", "retention"]);
+    assert!(
+        table.lines().any(|line| line.split_whitespace().eq(["volumes", "1", "days", "project"])),
+        "{table}"
+    );
+    world.server.terminate().await.unwrap();
+    let state = world.state_dir().to_owned();
+    execute(&state, format!("update run set finished_at_ms = finished_at_ms - {DAYS_MS}; update session set updated_at_ms = updated_at_ms - {DAYS_MS}")).await;
+    let workspace = state.join("sessions").join(run["session_id"].as_str().unwrap());
+    let artifacts = state.join("artifacts").join(&id);
+    assert!(workspace.exists() && artifacts.exists());
+    let could = documents(&done(&world.spec, &["gc", "--dry-run", "--json"]));
+    let kinds: Vec<_> =
+        could.iter().map(|one| (one["kind"].as_str().unwrap(), one["removed"].clone())).collect();
+    assert_eq!(kinds, [("volumes", json!(false)), ("artifacts", json!(false))]);
+    assert!(workspace.exists() && artifacts.exists(), "a dry run removes nothing");
+    let removed = documents(&done(&world.spec, &["gc", "--json"]));
+    assert_eq!(removed.len(), 2, "{removed:?}");
+    assert!(removed.iter().all(|one| one["removed"] == json!(true)), "{removed:?}");
+    assert!(!workspace.exists() && !artifacts.exists());
+    assert!(done(&world.spec, &["gc"]).contains("0 things removed"));
+    // Back to the settings; the run itself is as it was.
+    done(&world.spec, &["project", "retention", "--volumes", "default", "--artifacts", "default"]);
+    world.server = world.spec.start().await.unwrap();
+    assert_eq!(world.api.get(&format!("/v1/runs/{id}")).await.unwrap().body["status"], "succeeded");
+    let audited = done(&world.spec, &["audit", "verify"]);
+    assert!(!audited.contains("FAIL"), "{audited}");
+    let unknown = world.spec.command(&["project", "retention", "nobody"]).output().unwrap();
+    assert!(!unknown.status.success() && told(&unknown).contains("no project \"nobody\""), "{unknown:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_may_not_migrate_refuses_an_earlier_database_until_somebody_does() {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    let mut spec = ServerSpec::new(&parts, &state, "http://127.0.0.1:9").unwrap();
+    spec.set("DATABASE__MIGRATE", "false");
+    std::fs::create_dir_all(&state).unwrap();
+    execute(&state, EARLIER.to_owned()).await;
+    for arguments in [["serve", "--engine=local"], ["key", "list"]] {
+        let refused = spec.command(&arguments).output().unwrap();
+        let said = told(&refused);
+        assert!(!refused.status.success(), "{arguments:?}: {said}");
+        assert!(said.contains("database.migrate is false") && said.contains("caisson db migrate"), "{said}");
+    }
+    let migrated = done(&spec, &["db", "migrate"]);
+    assert!(migrated.contains("migrations"), "{migrated}");
+    done(&spec, &["key", "list"]);
+    done(&spec, &["db", "check"]);
+}

@@ -1,0 +1,63 @@
+//! Servers that are gone for good: listed no more.
+
+use caisson_domain::id::{ProjectId, ServerId};
+
+use crate::database::sql;
+use crate::rows::Columns;
+use crate::{Actor, NewAudit, Store, StoreError, audit};
+
+/// What came of forgetting a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForgetServer {
+    /// It is listed no more, until it is heard of again.
+    Forgotten,
+    /// There is no such server, or it was forgotten before.
+    Unknown,
+    /// It was heard of too lately.
+    NotLost,
+    /// It has runs that run, or sandboxes that are not destroyed: only itself can end those.
+    InUse {
+        /// Its running runs.
+        runs: i64,
+        /// Its sandboxes.
+        sandboxes: i64,
+    },
+}
+
+const LOOK: &str = "select id, \
+     (select coalesce(max(seen_at_ms), 0) from server_role where server_role.server_id = server.id) as part_seen_at_ms, seen_at_ms, \
+     (select count(*) from run where run.home_server_id = server.id and run.status = 'running') as runs, \
+     (select count(*) from sandbox where sandbox.server_id = server.id and sandbox.state <> 'destroyed') as sandboxes \
+     from server where id = $1 and forgotten_at_ms is null";
+
+const FORGET: &str = "update server set forgotten_at_ms = $2, drained_at_ms = null where id = $1";
+
+impl Store {
+    /// Has a lost server listed no more: it has been silent for [`Store::server_lost_after_ms`], and has neither runs nor
+    /// sandboxes. Its row stays, since runs, calls and records name it, and it is listed again with its next sign of life.
+    /// The audit log tells of it.
+    ///
+    /// # Errors
+    /// As every write.
+    /// # Cancel safety
+    /// Safe: repeatable.
+    pub async fn forget_server(&self, server: &ServerId, by: Actor) -> Result<ForgetServer, StoreError> {
+        let mut tx = self.begin().await?;
+        let row = sql::query(LOOK).bind(server.as_str()).fetch_optional(&mut *tx.db).await?;
+        let Some(row) = row else { return Ok(ForgetServer::Unknown) };
+        let columns = Columns::of("server", &row)?;
+        let (runs, sandboxes): (i64, i64) = (columns.get("runs")?, columns.get("sandboxes")?);
+        let seen_at_ms: i64 = columns.get::<i64>("seen_at_ms")?.max(columns.get("part_seen_at_ms")?);
+        if tx.now_ms - seen_at_ms < self.server_lost_after_ms() {
+            return Ok(ForgetServer::NotLost);
+        }
+        if runs + sandboxes > 0 {
+            return Ok(ForgetServer::InUse { runs, sandboxes });
+        }
+        sql::query(FORGET).bind(server.as_str()).bind(tx.now_ms).execute(&mut *tx.db).await?;
+        let record = NewAudit::new(&ProjectId::default_project(), by, "server.forget", server.as_str());
+        audit::write(&mut tx, &record).await?;
+        tx.commit().await?;
+        Ok(ForgetServer::Forgotten)
+    }
+}

@@ -31,6 +31,15 @@ pub(crate) struct Attempt {
     attended: Mutex<Option<Arc<Entered>>>,
 }
 
+/// How a lease ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LeaseEnd {
+    /// By the worker's own clock: the run is nobody's until somebody takes it up.
+    Over,
+    /// The store says that the run has ended or is somebody else's.
+    Taken,
+}
+
 impl Attempt {
     pub(crate) fn new(ctx: Arc<Context>, claimed: Claimed, adopted: bool) -> Self {
         let Claimed { run, epoch, lease_expires_at_ms: _, session_uid_offset } = claimed;
@@ -92,11 +101,11 @@ impl Attempt {
         }
     }
 
-    /// Extends the lease for as long as it is waited on; returns when the lease is over by the worker's own clock, or
-    /// the run is somebody else's. From then on the run is not ours to act upon.
+    /// Extends the lease for as long as it is waited on; returns how it ended. From then on the run is not ours to act
+    /// upon.
     ///
     /// A store that does not answer is asked again sooner, and not waited for beyond the lease.
-    pub(crate) async fn keep_lease(&self) {
+    pub(crate) async fn keep_lease(&self) -> LeaseEnd {
         let timing = self.ctx.timing();
         let mut until = Instant::now() + timing.lease;
         let mut wait = timing.lease_heartbeat;
@@ -108,7 +117,7 @@ impl Attempt {
             let beat = self.ctx.store.heartbeat(&self.run.id, self.epoch);
             match tokio::time::timeout_at(until, beat).await {
                 Ok(Ok(Some(_))) => (until, wait) = (begun + timing.lease, timing.lease_heartbeat),
-                Ok(Ok(None)) => return,
+                Ok(Ok(None)) => return LeaseEnd::Taken,
                 Ok(Err(error)) => {
                     warn!(run.id = %self.run.id, error = described(&error), "could not extend the lease of run {}", self.run.id);
                 }
@@ -117,6 +126,7 @@ impl Attempt {
                 }
             }
         }
+        LeaseEnd::Over
     }
 
     /// Writes an event about a sandbox, once: where an earlier try may have written it, what is written is looked at

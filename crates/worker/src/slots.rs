@@ -10,7 +10,7 @@ use caisson_store::{Claimed, Finish, SandboxState, StoreError, Topic};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Instrument, error, info, info_span, warn};
 
-use crate::attempt::Attempt;
+use crate::attempt::{Attempt, LeaseEnd};
 use crate::attend::attend;
 use crate::context::{Backoff, Context, Halt, described};
 use crate::health;
@@ -130,7 +130,10 @@ async fn drive(mut attempt: Attempt, mut origin: Origin, epoch: Arc<AtomicI64>) 
         let worked = tokio::select! {
             biased;
             () = attempt.ctx.cancel.cancelled() => Err(Halt::Shutdown),
-            () = attempt.keep_lease() => Ok(Work::Unowned),
+            end = attempt.keep_lease() => Ok(match end {
+                LeaseEnd::Over => Work::Unowned,
+                LeaseEnd::Taken => Work::Lost,
+            }),
             worked = work(&attempt, origin) => worked,
         };
         let (run, ctx) = (attempt.run.id.clone(), Arc::clone(&attempt.ctx));

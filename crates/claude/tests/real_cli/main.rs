@@ -27,6 +27,9 @@ macro_rules! place {
     };
 }
 
+/// How long the CLI may take to start a tool.
+const TOOL_START: std::time::Duration = std::time::Duration::from_secs(20);
+
 fn texts(texts: &[&str]) -> Vec<String> {
     texts.iter().map(|&text| text.to_owned()).collect()
 }
@@ -170,15 +173,35 @@ fn a_refused_request_does_not_stop_the_turn() {
     assert!(!made.exists());
 }
 
+/// Waits until a process has these words on its command line.
+fn wait_for_process(words: &str) {
+    let runs = || {
+        let lines = std::fs::read_dir("/proc").unwrap().flatten();
+        lines
+            .filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
+            .any(|line| String::from_utf8_lossy(&line).replace('\0', " ").contains(words))
+    };
+    let start = std::time::Instant::now();
+    while !runs() {
+        assert!(start.elapsed() < TOOL_START, "no process has \"{words}\" on its command line");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn an_interrupted_session_goes_on_until_it_is_ended() {
     let place = place!();
-    let endless = Reply::tool("Bash", "{\"command\":\"tail -f /dev/null\",\"description\":\"wait\"}");
+    let empty = place.workspace().join("empty");
+    std::fs::write(&empty, "").unwrap();
+    let command = format!("tail -f {}", empty.display());
+    let endless = Reply::tool("Bash", &format!("{{\"command\":{command:?},\"description\":\"wait\"}}"));
     let model = Model::start(vec![endless, Reply::text("after")]);
     let launch = Launch { allowed_tools: texts(&["Bash(tail:*)"]), ..Launch::new(SessionMode::New(uuid(1))) };
     let mut cli = Cli::start(&place, &model, &launch);
     cli.prompt(&uuid(2), "wait");
     cli.until(|line| matches!(line, Line::Assistant(_)));
+    // The line comes before the tool is started, and until then there is nothing to interrupt.
+    wait_for_process(&command);
     cli.write(&interrupt("i1"));
     let finished = cli.finished();
     assert_eq!(judge(&finished.result), Verdict::Cancelled);

@@ -1,5 +1,6 @@
 //! Retention on real directories: what has expired goes, what lives stays, and a crash half-way is gone on with.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -126,8 +127,13 @@ async fn a_disk_that_is_nearly_full_pauses_claims_until_a_quarter_more_is_free()
     let fill_to = |left: u64| {
         let held = std::fs::metadata(&ballast).map_or(0, |found| found.len());
         let size = (held + free()).saturating_sub(left);
-        // Really written: a sparse file takes no room.
-        std::fs::write(&ballast, vec![7; usize::try_from(size).unwrap()]).unwrap();
+        let mut file = std::fs::File::options().create(true).append(true).open(&ballast).unwrap();
+        // Cut where it shrinks, so that no more is free for a moment; really written where it grows, since a sparse file
+        // takes no room.
+        match size.checked_sub(held) {
+            Some(more) => file.write_all(&vec![7; usize::try_from(more).unwrap()]).unwrap(),
+            None => file.set_len(size).unwrap(),
+        }
     };
     let low = || async {
         let servers = world.store.live_servers().await.unwrap();

@@ -8,11 +8,13 @@ use caisson_domain::server::{PlacementProblem, ProblemCode};
 use caisson_store::Clock;
 
 use crate::server::FakeProbe;
+use crate::shim::Play;
 use crate::world::{World, until};
 
 #[tokio::test]
 async fn a_run_whose_lease_is_over_again_and_again_is_taken_up_and_done_once() {
     let mut world = World::new().await;
+    world.shims.by_default(Play::Work { obeys: true });
     // No heartbeat comes in time.
     world.setup.config.timing.lease = Duration::from_millis(40);
     let run = world.queue().await;

@@ -35,7 +35,8 @@ async fn at_work(world: &World) -> String {
 }
 
 async fn assert_done_once(world: &World, id: &str) {
-    let run = world.api.wait_end(id, END).await.unwrap();
+    let run =
+        world.api.wait_end(id, END).await.unwrap_or_else(|error| panic!("{error}\n{}", world.server.log()));
     assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
     let events = world.api.events(id).await.unwrap();
     for kind in ["agent.started", "git.push", "run.finished"] {

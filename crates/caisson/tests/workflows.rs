@@ -28,7 +28,8 @@ testkit::on_every_engine! {
 
 /// Its linter: no space at the end of a line.
 const LINT: &str = "import pathlib, sys\nbad = [f'{p}:{n}: space at the end' for p in sorted(pathlib.Path('ledger').glob('*.py'))\n       for n, line in enumerate(p.read_text().splitlines(), 1) if line != line.rstrip()]\nprint('\\n'.join(bad) or 'clean')\nsys.exit(bool(bad))\n";
-const FILE: &str = "setup: python3 scripts/setup.py\nlint: python3 scripts/lint.py\ntest: [python3, -m, unittest, discover, -s, tests]\ncaches: [build]\n";
+// -B: a file that is changed within a second, and not in its length, is read from what Python has compiled before.
+const FILE: &str = "setup: python3 scripts/setup.py\nlint: python3 scripts/lint.py\ntest: [python3, -B, -m, unittest, discover, -s, tests]\ncaches: [build]\n";
 
 /// A project of forty files whose suite is red: one rule is wrong.
 fn project(root: &Path) {
@@ -139,9 +140,9 @@ fn notes(events: &[Value]) -> String {
 async fn bug_fixer_turns_a_red_suite_green_and_leaves_right_tests_alone(engine: Engine) {
     let scenario = json!({"prompts": [
         [
-            bash("python3 -m unittest discover -s tests 2>&1 | tail -n 3"),
+            bash("python3 -B -m unittest discover -s tests 2>&1 | tail -n 3"),
             bash("sed -i 's/cents - FEE/cents + FEE/' ledger/rule_07.py"),
-            bash("python3 -m unittest discover -s tests 2>&1 | tail -n 3; cat build/ready"),
+            bash("python3 -B -m unittest discover -s tests 2>&1 | tail -n 3; cat build/ready"),
             {"text": "Rule 7 took its fee away. It adds it now; all tests pass."},
         ],
         {"when_prompt_contains": "commit message", "steps": [{"text": "fix(ledger): add the fee of rule 7"}]},
@@ -156,7 +157,7 @@ async fn bug_fixer_turns_a_red_suite_green_and_leaves_right_tests_alone(engine: 
         "{said:?}"
     );
     let prompt = events.iter().find(|event| event["data"]["isReplay"] == true).unwrap().to_string();
-    assert!(prompt.contains("- test: python3 -m unittest discover -s tests"), "{prompt}");
+    assert!(prompt.contains("- test: python3 -B -m unittest discover -s tests"), "{prompt}");
     let branch = run["branch"].as_str().unwrap();
     let changed = run_git(&scene.bare, &["diff", "--name-only", "main", branch]).unwrap();
     assert_eq!(changed, "ledger/rule_07.py", "no test, and nothing that the set-up made");
@@ -255,9 +256,9 @@ async fn code_task_runs_the_repositorys_commands_and_mends_what_they_find(engine
     let told = notes(&events);
     let order = [
         "lint ended with code 1: python3 scripts/lint.py\nledger/rule_99.py:5: space at the end",
-        "test passed: python3 -m unittest discover -s tests",
+        "test passed: python3 -B -m unittest discover -s tests",
         "lint passed: python3 scripts/lint.py",
-        "test passed: python3 -m unittest discover -s tests",
+        "test passed: python3 -B -m unittest discover -s tests",
     ];
     let mut from = 0;
     for note in order {

@@ -80,7 +80,10 @@ async fn a_database_that_is_restarted_and_then_stopped_for_a_minute_is_waited_fo
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_without_a_free_connection_is_waited_for() {
-    let options = format!("-c max_connections={CONNECTIONS} -c superuser_reserved_connections=0");
+    // Those who have taken the connections sleep in the database, which looks only if told whether their clients are still there.
+    let options = format!(
+        "-c max_connections={CONNECTIONS} -c superuser_reserved_connections=0 -c client_connection_check_interval=500"
+    );
     let Some(cluster) = Cluster::make(&options, None).unwrap() else { return };
     let Some(world) = world(&cluster).await else { return };
     let id = at_work(&world).await;

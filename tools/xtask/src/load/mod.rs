@@ -123,23 +123,15 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
     let project = workspace.join("examples/cart");
     let stage = Stage::open(&parts, &workspace.join(".caisson"), &project, shim, plan).await?;
     say(&format!("working in {}", stage.root().display()));
-    let measured = unless_interrupted(limit, measure(&stage, options, &sizes)).await;
-    let closed = stage.close().await;
-    let figures = measured?;
-    closed?;
-
-    let text = report::render(&figures, "make load");
-    say(&text);
-    if options.write {
-        write_figures(&workspace, document::Part::Load, &text)?;
-    }
-    Ok(conclude("load", &figures.bars()))
-}
-
-async fn measure(stage: &Stage, options: &Options, sizes: &Sizes) -> anyhow::Result<Figures> {
-    let wanted = |part: Part| options.only.is_none_or(|only| only == part);
+    let machine = match Machine::look(&stage.parts, &stage.agent_version).await {
+        Ok(machine) => machine,
+        Err(error) => {
+            stage.close().await?;
+            return Err(error);
+        }
+    };
     let mut figures = Figures {
-        machine: Machine::look(&stage.parts, &stage.agent_version).await?,
+        machine,
         short: options.short,
         batches: Vec::new(),
         script: None,
@@ -147,6 +139,26 @@ async fn measure(stage: &Stage, options: &Options, sizes: &Sizes) -> anyhow::Res
         events: Vec::new(),
         lists: Vec::new(),
     };
+    let measured = unless_interrupted(limit, measure(&stage, options.only, &sizes, &mut figures)).await;
+    let closed = stage.close().await;
+    // What was measured before something failed took long enough to be told.
+    let text = report::render(&figures, "make load");
+    say(&text);
+    measured?;
+    closed?;
+    if options.write {
+        write_figures(&workspace, document::Part::Load, &text)?;
+    }
+    Ok(conclude("load", &figures.bars()))
+}
+
+async fn measure(
+    stage: &Stage,
+    only: Option<Part>,
+    sizes: &Sizes,
+    figures: &mut Figures,
+) -> anyhow::Result<()> {
+    let wanted = |part: Part| only.is_none_or(|only| only == part);
     if wanted(Part::Requests) {
         figures.requests = Some(requests::measure(stage, &sizes.requests).await?);
     }
@@ -170,5 +182,5 @@ async fn measure(stage: &Stage, options: &Options, sizes: &Sizes) -> anyhow::Res
             figures.lists.push(lists::measure(stage, &database, &sizes.lists).await?);
         }
     }
-    Ok(figures)
+    Ok(())
 }

@@ -9,6 +9,7 @@ use caisson_domain::id::RunId;
 use caisson_domain::protocol::{JournalAck, Work, paths, places};
 
 use super::super::http::Caller;
+use super::record;
 use crate::bench::service::Service;
 
 /// Time between two looks for the grant.
@@ -26,7 +27,8 @@ pub(super) struct Door {
 }
 
 impl Door {
-    /// Waits until the run's sandbox has left its grant, and asks for its work as the shim does.
+    /// Waits until the run's sandbox has left its grant, asks for its work as the shim does, and says that the agent has
+    /// started: until then the sandbox counts as starting, and keeps others from it.
     pub(super) async fn open(service: &Service, state_dir: &Path, run: &str) -> anyhow::Result<Self> {
         let found = service.api.get(&format!("/v1/runs/{run}")).await?.body;
         let session = found["session_id"].as_str().context("a run without a session")?;
@@ -46,7 +48,10 @@ impl Door {
         let work: Work = serde_json::from_value(caller.get(paths::NEXT).await?.json(200)?)?;
         let Work::Run(work) = work else { anyhow::bail!("the sandbox of run {run} is told to end") };
         ensure!(work.run.as_str() == run, "the sandbox has work of another run");
-        Ok(Self { caller, offset: 0, run: work.run.clone(), attempt: work.attempt })
+        let mut door = Self { caller, offset: 0, run: work.run.clone(), attempt: work.attempt };
+        let start = record::start(&door.run, door.attempt)?;
+        door.append(&start).await?;
+        Ok(door)
     }
 
     /// Sends a batch and waits until it is acknowledged; answers how long that took, in milliseconds.

@@ -160,8 +160,6 @@ async fn on_server(
 
 /// Sends batches until the time is over, then the run's outcome.
 async fn send(mut door: Door, until: Instant) -> anyhow::Result<Sent> {
-    let start = record::start(&door.run, door.attempt)?;
-    door.append(&start).await?;
     let mut lines = record::Lines::new(&door.run, door.attempt)?;
     let mut batch_ms = Vec::new();
     while Instant::now() < until && batch_ms.len() < BATCHES {

@@ -114,6 +114,8 @@ pub struct Timing {
     pub requeue_most: Duration,
     /// Longest time that a sandbox counts as starting, and keeps others from it, after it was started.
     pub starting: Duration,
+    /// Longest time that a start waits for a machine whose processors are busy, if another one was not long ago.
+    pub start_patience: Duration,
     /// Time that a run told to stop has before its sandbox is killed.
     pub stop_grace: Duration,
     /// How much later than time limit and grace the worker's own clock ends a sandbox: a run is told to stop by way of a database that
@@ -158,6 +160,7 @@ impl Default for Timing {
             requeue_first: Duration::from_secs(1),
             requeue_most: Duration::from_secs(30),
             starting: Duration::from_secs(5),
+            start_patience: Duration::from_secs(3),
             stop_grace: Duration::from_secs(u64::from(limits::STOP_GRACE_S)),
             told_late: Duration::from_secs(10),
             settle: Duration::from_millis(500),

@@ -16,6 +16,7 @@ use crate::dirs::Dirs;
 use crate::disk::places::Places;
 use crate::health::{Health, Probe};
 use crate::holds::Holds;
+use crate::pressure::Pressure;
 use crate::steps::{Step, StepHook};
 use crate::unowned::InHand;
 
@@ -39,6 +40,7 @@ pub(crate) struct Context {
     pub(crate) health: Health,
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) starts: Arc<Semaphore>,
+    pub(crate) pressure: Pressure,
     pub(crate) teardowns: Arc<Semaphore>,
     /// The living sandboxes as users of the disk.
     pub(crate) places: Places,

@@ -26,6 +26,7 @@ mod health;
 mod holds;
 mod judge;
 mod place;
+mod pressure;
 mod reconcile;
 mod retention;
 mod slots;
@@ -63,6 +64,7 @@ use crate::dirs::Dirs;
 use crate::disk::places::Places;
 use crate::health::Health;
 use crate::holds::Holds;
+use crate::pressure::Pressure;
 
 /// What a worker works with.
 #[derive(Clone)]
@@ -119,6 +121,7 @@ impl Worker {
         let ctx = Arc::new(Context {
             slots: Arc::new(Semaphore::new(config.slots)),
             starts: Arc::new(Semaphore::new(STARTS)),
+            pressure: Pressure::of_the_machine(),
             teardowns: Arc::new(Semaphore::new(TEARDOWNS)),
             config,
             store: parts.store,

@@ -63,6 +63,10 @@ pub(crate) async fn place(attempt: &Attempt) -> Result<Placing, Halt> {
         return stopped(stop, None);
     }
     let Ok(start) = Arc::clone(&ctx.starts).acquire_owned().await else { return Err(Halt::Shutdown) };
+    tokio::select! {
+        () = ctx.cancel.cancelled() => return Err(Halt::Shutdown),
+        () = ctx.pressure.wait(ctx.timing().start_patience) => {}
+    }
     let sandbox = SandboxId::new(ctx.store.now_ms(), ctx.random.bytes());
     let Some(hold) = ctx.holds.take(&sandbox, Some(&attempt.run.session)) else {
         return Ok(Placing::Failed(

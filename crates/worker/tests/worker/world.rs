@@ -49,6 +49,7 @@ fn timing() -> Timing {
         requeue_first: Duration::from_millis(1),
         requeue_most: Duration::from_millis(10),
         starting: Duration::from_millis(100),
+        start_patience: Duration::ZERO,
         stop_grace: Duration::from_millis(100),
         // Clocks of tests that stand still say nothing to this one.
         told_late: Duration::from_mins(1),

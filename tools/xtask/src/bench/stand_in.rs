@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde_json::json;
@@ -13,7 +13,7 @@ use super::service::{Service, ServiceSpec};
 use super::stats::Summary;
 
 /// The program.
-const PROGRAM: &str = include_str!("stand_in.py");
+pub(crate) const PROGRAM: &str = include_str!("stand_in.py");
 /// Lines of a run.
 const LINES: usize = 250;
 /// Pause before each, in milliseconds.
@@ -30,7 +30,7 @@ pub(crate) async fn measure(
     version: &str,
 ) -> anyhow::Result<Summary> {
     let agents_dir = root.join("agents");
-    install(&agents_dir, version)?;
+    install(&agents_dir, version, PROGRAM.as_bytes())?;
     let parts = Parts { agents_dir, ..parts.clone() };
     let service = Service::start(&parts, spec).await?;
     let prompt = json!({ "lines": LINES, "pace_ms": PACE_MS }).to_string();
@@ -43,20 +43,20 @@ pub(crate) async fn measure(
     Summary::of(&job.lines_ms).context("nothing was measured")
 }
 
-/// Puts the program where the server looks for the agent of that version.
+/// Puts a program where the server looks for the agent of that version, and answers the directory.
 ///
 /// # Errors
 /// The disk refuses.
-pub(crate) fn install(agents_dir: &Path, version: &str) -> anyhow::Result<()> {
+pub(crate) fn install(agents_dir: &Path, version: &str, program: &[u8]) -> anyhow::Result<PathBuf> {
     let directory = agents_dir.join("claude-code").join(version);
     fs::create_dir_all(&directory)?;
-    let program = directory.join("claude");
-    fs::write(&program, PROGRAM)?;
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
-    let sha256 = hex::encode(Sha256::digest(PROGRAM));
+    let file = directory.join("claude");
+    fs::write(&file, program)?;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
+    let sha256 = hex::encode(Sha256::digest(program));
     let manifest = json!({ "version": version, "integrity": "none", "sha256": sha256, "trust": "given" });
     fs::write(directory.join("manifest.json"), manifest.to_string())?;
-    Ok(())
+    Ok(directory)
 }
 
 #[cfg(test)]

@@ -414,7 +414,10 @@ mod tests {
         assert!(names.len() > 10 && names.contains(&"sandbox_grant".to_owned()), "{names:?}");
         for name in names {
             let delete = format!("delete from {name} where ");
-            assert!(DELETE_SESSION.iter().any(|text| text.starts_with(&delete)), "retention leaves out {name}");
+            assert!(
+                DELETE_SESSION.iter().any(|text| text.starts_with(&delete)),
+                "retention leaves out {name}"
+            );
         }
     }
 

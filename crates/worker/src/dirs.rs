@@ -250,7 +250,9 @@ impl Dirs {
         // Nothing looks for them any more once they are said to be gone.
         for part in [SESSIONS, VOLUMES, TRASH] {
             let path = self.state_dir.join(part);
-            fs::File::open(&path).and_then(|directory| directory.sync_all()).map_err(failed("sync", &path))?;
+            fs::File::open(&path)
+                .and_then(|directory| directory.sync_all())
+                .map_err(failed("sync", &path))?;
         }
         Ok(true)
     }

@@ -151,12 +151,10 @@ impl Collector {
                 store.delete_volume(session, server, &self.policy, &self.by).await?
                     && remove_volume(dirs, holds, session).await
             }
-            Kept::Artifacts => {
-                match store.delete_artifacts(session, server, &self.policy, &self.by).await? {
-                    Some(runs) => self.remove_artifacts(runs).await,
-                    None => false,
-                }
-            }
+            Kept::Artifacts => match store.delete_artifacts(session, server, &self.policy, &self.by).await? {
+                Some(runs) => self.remove_artifacts(runs).await,
+                None => false,
+            },
             Kept::Events | Kept::Sessions => false,
         };
         Ok(gone && store.session_files_gone(session, server, removal.kept).await?)

@@ -66,7 +66,9 @@ async fn sqlite_finds_what_is_a_sessions_and_what_has_expired_by_index() {
         rows.iter().map(|row| row.get("detail").unwrap()).collect()
     };
     let by_index = |step: &String| {
-        ["SEARCH ", "CORRELATED ", "LIST SUBQUERY ", "SCALAR SUBQUERY "].iter().any(|fine| step.starts_with(fine))
+        ["SEARCH ", "CORRELATED ", "LIST SUBQUERY ", "SCALAR SUBQUERY "]
+            .iter()
+            .any(|fine| step.starts_with(fine))
     };
     for text in of_a_session() {
         let steps = steps(text).await;

@@ -5,8 +5,8 @@ use caisson_domain::id::{ProjectId, ServerId, SessionId};
 use caisson_domain::retention::{Kept, ProjectRetention, Retention};
 use caisson_domain::run::{Run, RunStatus};
 use caisson_store::{
-    Actor, AuditFilter, EXPIRED_PAGE, Finish, JournalEffect, NewArtifact, NewRun, RETENTION_EVENTS, RunFilter,
-    SandboxState,
+    Actor, AuditFilter, EXPIRED_PAGE, Finish, JournalEffect, NewArtifact, NewRun, RETENTION_EVENTS,
+    RunFilter, SandboxState,
 };
 
 use crate::fixture::{Fixture, Placed, entry, made, new_run, project, server_id, spec};
@@ -113,7 +113,10 @@ async fn a_live_session_loses_nothing_however_old_it_is(fixture: Fixture) {
     fixture.clock.advance(400 * DAY_MS);
     for run in [&placed.run, &waiting] {
         assert_eq!(fixture.store.delete_events(&run.session, &policy, &BY).await.unwrap(), (0, false));
-        assert_eq!(fixture.store.delete_artifacts(&run.session, &fixture.server, &policy, &BY).await.unwrap(), None);
+        assert_eq!(
+            fixture.store.delete_artifacts(&run.session, &fixture.server, &policy, &BY).await.unwrap(),
+            None
+        );
         assert!(!fixture.store.delete_volume(&run.session, &fixture.server, &policy, &BY).await.unwrap());
         assert!(!fixture.store.delete_session(&run.session, &policy, &BY).await.unwrap());
     }
@@ -160,7 +163,10 @@ async fn audited(fixture: &Fixture, action: &str) -> usize {
 async fn artifacts_are_forgotten_once_their_days_are_over(fixture: Fixture) {
     let run = ended(&fixture).await;
     let policy = days(Kept::Artifacts, 1);
-    assert_eq!(fixture.store.delete_artifacts(&run.session, &fixture.server, &policy, &BY).await.unwrap(), None);
+    assert_eq!(
+        fixture.store.delete_artifacts(&run.session, &fixture.server, &policy, &BY).await.unwrap(),
+        None
+    );
     fixture.clock.advance(DAY_MS);
     assert_eq!(
         fixture.store.delete_artifacts(&run.session, &fixture.server, &policy, &BY).await.unwrap(),
@@ -251,7 +257,10 @@ async fn every_removal_is_audited_and_the_chain_holds(fixture: Fixture) {
     delete_events(&fixture, &run, &policy).await;
     fixture.store.delete_artifacts(&run.session, &fixture.server, &policy, &BY).await.unwrap();
     for _ in 0..2 {
-        assert!(fixture.store.delete_volume(&run.session, &fixture.server, &policy, &BY).await.unwrap(), "repeatable");
+        assert!(
+            fixture.store.delete_volume(&run.session, &fixture.server, &policy, &BY).await.unwrap(),
+            "repeatable"
+        );
     }
     files_gone(&fixture, &run, &fixture.server).await;
     fixture.store.delete_session(&run.session, &policy, &BY).await.unwrap();

@@ -83,7 +83,8 @@ async fn the_worker_removes_what_has_expired_and_leaves_what_lives() {
 /// What `caisson gc` works with on a server's machine; without files, where a server runs.
 fn collector(world: &World, (server, state_dir): (&ServerId, &Path), files: bool) -> Collector {
     let policy = Retention { sessions_days: 1, ..Retention::default() };
-    Collector::open(world.store.clone(), server.clone(), (state_dir, files), (policy, Actor::Operator)).unwrap()
+    Collector::open(world.store.clone(), server.clone(), (state_dir, files), (policy, Actor::Operator))
+        .unwrap()
 }
 
 /// Removes whatever has expired.
@@ -174,7 +175,8 @@ async fn a_session_goes_only_when_every_server_has_removed_what_it_has_of_it() {
     let (room, file) = (workspace(&world, &run).await, keep_file(&world, &run).await);
     let (other, elsewhere) = (ServerId::new(1, [8; 10]), world.root.path().join("elsewhere"));
     world.store.register_server(&other).await.unwrap();
-    let further = "update run set status = 'queued', finished_at_ms = null, sandbox_id = null, home_server_id = null";
+    let further =
+        "update run set status = 'queued', finished_at_ms = null, sandbox_id = null, home_server_id = null";
     sqlx::query(further).execute(&mut raw(&world).await).await.unwrap();
     handle.advance(SERVER_LOST_MS_DEFAULT);
     world.store.register_server(&other).await.unwrap();
@@ -208,7 +210,10 @@ async fn what_is_damaged_keeps_nothing_else_from_being_removed() {
     }
     // The first in the list cannot be removed.
     let mut connection = raw(&world).await;
-    sqlx::query("create table other (session_id text references session (id))").execute(&mut connection).await.unwrap();
+    sqlx::query("create table other (session_id text references session (id))")
+        .execute(&mut connection)
+        .await
+        .unwrap();
     let refer = "insert into other values ($1)";
     sqlx::query(refer).bind(sessions[0].as_str()).execute(&mut connection).await.unwrap();
     handle.advance(DAY_MS);

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use caisson_store::{CheckPart, Clock, Look, PostgresPlace, Store, backup_file, copy_to_postgres};
+use caisson_store::{
+    CheckPart, Clock, Look, PostgresPlace, Store, StoredFile, backup_file, copy_to_postgres,
+};
 use secrecy::ExposeSecret;
 use serde_json::json;
 
@@ -128,7 +130,8 @@ async fn check_files(settings: &Settings, store: &Store) -> anyhow::Result<Check
         let files = store.stored_files(&after).await?;
         let Some(last) = files.last() else { return Ok(part) };
         after.clone_from(&last.id);
-        for file in files.iter().filter(|file| !store.is_shared() || file.server == own) {
+        let is_own = |file: &&StoredFile| !store.is_shared() || (own.is_some() && file.server == own);
+        for file in files.iter().filter(is_own) {
             let path = directory.join(&file.path);
             let fault = match std::fs::metadata(&path) {
                 Ok(found) if i64::try_from(found.len()) == Ok(file.size_bytes) => {

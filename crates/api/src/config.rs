@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use caisson_domain::git::{AllowList, Repository};
+use caisson_domain::id::ServerId;
 use caisson_domain::retention::Retention;
 
 /// Time between comments on an event stream on which nothing happens, so that nobody between takes it for dead.
@@ -47,7 +48,9 @@ pub struct ApiConfig {
     pub allow: AllowList,
     /// The repository of a run that says nothing about one; it must pass `allow` like any other.
     pub default_repository: Option<Repository>,
-    /// The directory below which artifacts are; nothing outside it is ever sent.
+    /// The server that this is, or is a part of.
+    pub server: Option<ServerId>,
+    /// The directory below which its artifacts are; nothing outside it is ever sent.
     pub artifacts_dir: PathBuf,
     /// Whether sandboxes are made without images, so that a run that names one is refused.
     pub without_images: bool,

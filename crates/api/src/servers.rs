@@ -150,7 +150,8 @@ fn unknown_server() -> ApiError {
 
 /// Forget a server
 ///
-/// A lost server that has neither runs nor sandboxes is listed no more, until it is heard of again. Its runs and records stay.
+/// A lost server that has no runs is listed no more, until it is heard of again. Its sandboxes count as destroyed and its files as
+/// gone, so that its sessions can expire. Its runs and records stay.
 /// Needs the scope `admin` of the default project.
 #[utoipa::path(
     delete, path = "/v1/servers/{id}", tag = "servers", operation_id = "forget_server",
@@ -158,7 +159,7 @@ fn unknown_server() -> ApiError {
     responses(
         (status = 204, description = "It is forgotten"),
         (status = 404, description = "There is no such server", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "It is not lost, or has runs or sandboxes", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It is not lost, or has running runs", body = Problem, content_type = "application/problem+json"),
     ),
 )]
 pub(crate) async fn forget_server(
@@ -173,10 +174,10 @@ pub(crate) async fn forget_server(
     match app.store().forget_server(&id, Actor::Key(caller.key)).await? {
         ForgetServer::Forgotten => Ok(StatusCode::NO_CONTENT),
         ForgetServer::Unknown => Err(unknown_server()),
-        ForgetServer::InUse { runs, sandboxes } => {
+        ForgetServer::InUse { runs } => {
             let detail = format!(
-                "server {id} has {runs} runs and {sandboxes} sandboxes; its runs are written off once it is lost, and its sandboxes \
-                 go when it comes back"
+                "server {id} has {runs} running runs; they are written off by a server that has been heard of for as long as this \
+                 one was silent"
             );
             Err(ApiError::Conflict { code: "server_in_use", detail })
         }

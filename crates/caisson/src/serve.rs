@@ -116,7 +116,7 @@ impl Server {
             _locks: locks,
         };
         let images = server.start_parts(&settings, &inputs, &id).await?;
-        server.listen(listener, &settings, (&inputs, images))?;
+        server.listen(listener, &settings, (&inputs, &id, images))?;
         server.tracker.close();
         info!(address = %address, server.id = %id, "server {id} is here, as {}", settings.roles);
         Ok(server)
@@ -197,9 +197,9 @@ impl Server {
         &self,
         listener: TcpListener,
         settings: &Settings,
-        (inputs, images): (&Inputs, bool),
+        (inputs, id, images): (&Inputs, &ServerId, bool),
     ) -> anyhow::Result<()> {
-        let config = api_config(settings, inputs, images);
+        let config = api_config(settings, inputs, (id, images));
         let (store, stop) = (self.store.clone(), self.cancel.clone());
         let router = if settings.roles.has(Role::Api) {
             caisson_api::router(config, store, stop.clone())
@@ -303,12 +303,13 @@ async fn put_budgets(store: &Store, settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn api_config(settings: &Settings, inputs: &Inputs, images: bool) -> ApiConfig {
+fn api_config(settings: &Settings, inputs: &Inputs, (id, images): (&ServerId, bool)) -> ApiConfig {
     let agents = Agents::new(settings.agents_dir());
     let version = agents.installed(&settings.agent_version).map(|manifest| manifest.version);
     ApiConfig {
         allow: inputs.allow.clone(),
         default_repository: inputs.default_repository.clone(),
+        server: Some(id.clone()),
         artifacts_dir: settings.state_dir.join("artifacts"),
         without_images: !images,
         budget_soft_percent: Some(settings.budget.soft_percent),

@@ -227,6 +227,29 @@ async fn an_artifact_is_had_from_the_server_that_the_run_was_on_alone() {
         assert!(elsewhere.body["detail"].as_str().unwrap().contains("ask that server"), "{}", elsewhere.body);
     }
     assert_eq!(of(&pair.world.api, "artifacts/other").await.body["code"], "unknown_artifact");
+    // A file that is lost is no other server's, and whoever looks is told.
+    let (mut lost, specs) = (0, [&pair.world.spec, &pair.other_spec]);
+    let checked = |spec: &ServerSpec| {
+        let output = spec.command(&["db", "check"]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    for (spec, api) in specs.into_iter().zip([&pair.world.api, &pair.other_api]) {
+        assert!(checked(spec).contains("ok    files"), "{}", checked(spec));
+        let directory = spec.state_dir.join("artifacts").join(&id);
+        if !directory.exists() {
+            continue;
+        }
+        lost += 1;
+        std::fs::remove_dir_all(&directory).unwrap();
+        let answer = of(api, "diff").await;
+        assert_eq!((answer.status, &answer.body["code"]), (500, &json!("internal")), "{}", answer.body);
+        assert!(checked(spec).contains("FAIL  files: diff.patch"), "{}", checked(spec));
+    }
+    assert_eq!(lost, 1, "one of them had the file");
+    for spec in specs {
+        let told = checked(spec);
+        assert_eq!(told.contains("FAIL  files"), !told.contains("ok    files: 0 kept"), "{told}");
+    }
 }
 
 /// The states of the servers, oldest first, as the command shows them.

@@ -79,6 +79,22 @@ async fn gc_removes_what_has_expired_by_the_projects_own_days_and_a_dry_run_noth
     assert!(removed.iter().all(|one| one["removed"] == json!(true)), "{removed:?}");
     assert!(!workspace.exists() && !artifacts.exists());
     assert!(done(&world.spec, &["gc"]).contains("0 things removed"));
+    // What cannot be removed is told, and keeps nothing else from going.
+    done(&world.spec, &["project", "retention", "--sessions", "1"]);
+    let refer = "create table other (session_id text references session (id)); insert into other select id from session";
+    execute(&state, refer.to_owned()).await;
+    let left = world.spec.command(&["gc"]).output().unwrap();
+    assert_eq!(left.status.code(), Some(1), "{left:?}");
+    assert!(
+        told(&left).contains("FAIL  sessions ses_") && told(&left).contains("events    ses_"),
+        "{left:?}"
+    );
+    let left = world.spec.command(&["gc", "--json"]).output().unwrap();
+    let failed = documents(&told(&left));
+    assert_eq!((failed.len(), &failed[0]["removed"]), (1, &json!(false)), "{failed:?}");
+    assert!(failed[0]["error"].as_str().unwrap().contains("corrupt"), "{failed:?}");
+    execute(&state, "drop table other".to_owned()).await;
+    done(&world.spec, &["project", "retention", "--sessions", "default"]);
     // Back to the settings; the run itself is as it was.
     done(&world.spec, &["project", "retention", "--volumes", "default", "--artifacts", "default"]);
     world.server = world.spec.start().await.unwrap();

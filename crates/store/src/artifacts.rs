@@ -1,7 +1,7 @@
 //! Artifacts: what is kept for a run besides its events. The bytes live in files, the store knows where.
 
 use caisson_domain::event::{EventKind, NewEvent};
-use caisson_domain::id::{ArtifactId, RunId};
+use caisson_domain::id::{ArtifactId, RunId, ServerId};
 use caisson_domain::limits::RUN_ARTIFACTS;
 use serde_json::json;
 
@@ -42,7 +42,9 @@ pub struct Artifact {
     pub size_bytes: i64,
     /// SHA-256 of its bytes, as hexadecimal digits.
     pub sha256: String,
-    /// Where its bytes are.
+    /// The server that has its bytes, which is the one that the run was on; none if nobody knows.
+    pub server: Option<ServerId>,
+    /// Where they are, below that server's directory of artifacts.
     pub path: String,
     /// When it was stored, Unix ms.
     pub created_at_ms: i64,
@@ -50,16 +52,16 @@ pub struct Artifact {
 
 const OTHERS: &str = "select count(*) from artifact where run_id = $1 and name <> $2";
 
-const PUT: &str = "insert into artifact (id, project_id, run_id, name, size_bytes, sha256, path, created_at_ms) \
-     values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict (run_id, name) do update set \
+const PUT: &str = "insert into artifact (id, project_id, run_id, name, size_bytes, sha256, path, created_at_ms, server_id) \
+     values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict (run_id, name) do update set \
      size_bytes = excluded.size_bytes, sha256 = excluded.sha256, path = excluded.path, \
-     created_at_ms = excluded.created_at_ms";
+     created_at_ms = excluded.created_at_ms, server_id = excluded.server_id";
 
-const LIST: &str = "select id, name, size_bytes, sha256, path, created_at_ms from artifact where run_id = $1 \
+const LIST: &str = "select id, name, size_bytes, sha256, server_id, path, created_at_ms from artifact where run_id = $1 \
      order by name limit $2";
 
-const ONE: &str =
-    "select id, name, size_bytes, sha256, path, created_at_ms from artifact where run_id = $1 and name = $2";
+const ONE: &str = "select id, name, size_bytes, sha256, server_id, path, created_at_ms from artifact \
+     where run_id = $1 and name = $2";
 
 impl Store {
     /// Makes an artifact known, in place of an older one of that name, and an event tells of it. Work that is saved only
@@ -90,6 +92,7 @@ impl Store {
             .bind(artifact.sha256.as_str())
             .bind(artifact.path.as_str())
             .bind(tx.now_ms)
+            .bind(run.home.as_ref().map(ServerId::as_str))
             .execute(&mut *tx.db)
             .await?;
         if !run.status.is_final() {
@@ -131,6 +134,7 @@ fn artifact(row: &Row) -> Result<Artifact, StoreError> {
         name: columns.get("name")?,
         size_bytes: columns.get("size_bytes")?,
         sha256: columns.get("sha256")?,
+        server: columns.parse_optional("server_id")?,
         path: columns.get("path")?,
         created_at_ms: columns.get("created_at_ms")?,
     })

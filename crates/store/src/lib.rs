@@ -23,6 +23,7 @@ mod door;
 mod drain;
 mod error;
 mod events;
+mod files;
 mod forget;
 mod hints;
 mod journal;

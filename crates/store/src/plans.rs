@@ -1,6 +1,8 @@
 //! How both databases read what clients ask for again and again: by the index that is named here, sorting nothing and
 //! reading no table from end to end.
 
+mod removal;
+
 use caisson_domain::id::ProjectId;
 use caisson_domain::run::{Resources, RunSpec};
 use caisson_domain::workflow::{CaissonBlock, PermissionMode, Workflow};

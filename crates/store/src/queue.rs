@@ -12,7 +12,7 @@ use crate::database::{Hold, Row, Tx, sql};
 use crate::events::Ended;
 use crate::rows::{Columns, document, run_columns};
 use crate::sessions::uid_offset;
-use crate::{Store, StoreError, Topic, damage, events, rows, runs, usage};
+use crate::{Store, StoreError, Topic, damage, events, files, rows, runs, usage};
 
 /// A run that the caller owns now.
 #[derive(Debug, Clone, PartialEq)]
@@ -279,6 +279,7 @@ pub(crate) async fn start(tx: &mut Tx<'_>, row: &Row, server: &ServerId) -> Resu
         .bind(tx.now_ms)
         .execute(&mut *tx.db)
         .await?;
+    files::keep(tx, run, server).await?;
     let started = NewEvent::new(EventKind::RunStarted, &json!({ "attempt": run.attempt }));
     events::append(tx, &run.session, &run.id, &[started]).await?;
     tx.wake(Topic::Run(run.id.clone()));

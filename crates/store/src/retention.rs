@@ -10,6 +10,7 @@ use caisson_domain::limits::PAGE_ITEMS;
 use caisson_domain::retention::{Kept, ProjectRetention, Retention};
 
 use crate::database::{Row, Tx, sql};
+use crate::files::{self, Removal};
 use crate::rows::Columns;
 use crate::{Actor, NewAudit, Store, StoreError, audit};
 
@@ -41,48 +42,52 @@ const SET_POLICY: &str = "update project set keep_events_days = $2, keep_artifac
 /// A session's end: none while anything of it lives, or if it never had a run.
 macro_rules! ended {
     () => {
-        "select session.id, session.project_id, \
-         (select max(run.finished_at_ms) from run where run.session_id = session.id) as ended_at_ms \
-         from session where not exists (select 1 from run where run.session_id = session.id \
-         and run.status in ('queued', 'running')) and not exists (select 1 from sandbox \
-         where sandbox.session_id = session.id and sandbox.state <> 'destroyed') "
+        ended!("session")
+    };
+    ($from:literal) => {
+        concat!(
+            "select session.id, session.project_id, \
+             (select max(run.finished_at_ms) from run where run.session_id = session.id) as ended_at_ms from ",
+            $from,
+            " where not exists (select 1 from run where run.session_id = session.id \
+             and run.status in ('queued', 'running')) and not exists (select 1 from sandbox \
+             where sandbox.session_id = session.id and sandbox.state <> 'destroyed') "
+        )
     };
 }
 
-const ONE: &str = concat!(ended!(), "and session.id = $1");
-
-const OF_RUN: &str = concat!(ended!(), "and session.id = (select session_id from run where run.id = $1)");
+pub(crate) const ONE: &str = concat!(ended!(), "and session.id = $1");
 
 /// An event is the last thing that a run's end writes, so a session that was changed later has ended later.
-const WITH_EVENTS: &str = concat!(
+pub(crate) const WITH_EVENTS: &str = concat!(
     ended!(),
     "and session.project_id = $1 and session.updated_at_ms <= $2 and events_deleted_seq < last_seq \
      and $4 <> '' \
      order by updated_at_ms, session.id limit $3"
 );
 
-const WITH_VOLUME: &str = concat!(
-    ended!(),
-    "and session.project_id = $1 and session.updated_at_ms <= $2 and volume_deleted_at_ms is null and exists \
-     (select 1 from sandbox where sandbox.session_id = session.id and sandbox.server_id = $4) \
-     order by updated_at_ms, session.id limit $3"
-);
+/// Those that have files of a kind on a server. What could not be removed is tried again after the others, and what was
+/// tried longest ago first.
+macro_rules! with_files {
+    ($kind:literal) => {
+        concat!(
+            ended!("session_files join session on session.id = session_files.session_id"),
+            "and session_files.server_id = $4 and session_files.project_id = $1 and session_files.kind = '",
+            $kind,
+            "' and session.updated_at_ms <= $2 \
+             order by session_files.removal_begun_at_ms, session_files.session_id limit $3"
+        )
+    };
+}
 
-/// Files are kept by the server whose gateway wrote them, which is the one that had the sandbox.
-const WITH_ARTIFACTS: &str = concat!(
-    ended!(),
-    "and session.project_id = $1 and session.updated_at_ms <= $2 and exists \
-     (select 1 from artifact join run on run.id = artifact.run_id where run.session_id = session.id) and exists \
-     (select 1 from sandbox where sandbox.session_id = session.id and sandbox.server_id = $4) \
-     order by updated_at_ms, session.id limit $3"
-);
+pub(crate) const WITH_VOLUME: &str = with_files!("volumes");
+pub(crate) const WITH_ARTIFACTS: &str = with_files!("artifacts");
 
-const WHOLE: &str = concat!(
+pub(crate) const WHOLE: &str = concat!(
     ended!(),
-    "and session.project_id = $1 and session.updated_at_ms <= $2 and events_deleted_seq = last_seq \
-     and not exists (select 1 from artifact join run on run.id = artifact.run_id where run.session_id = session.id) \
-     and $4 <> '' and (volume_deleted_at_ms is not null \
-          or not exists (select 1 from sandbox where sandbox.session_id = session.id)) \
+    "and session.project_id = $1 and session.updated_at_ms <= $2 and events_deleted_seq = last_seq and $4 <> '' \
+     and not exists (select 1 from session_files join server on server.id = session_files.server_id \
+       where session_files.session_id = session.id and server.forgotten_at_ms is null) \
      order by updated_at_ms, session.id limit $3"
 );
 
@@ -91,14 +96,15 @@ const DELETE_EVENTS: &str = "delete from event where session_id = $1 and seq > $
      and kind not in ('run.queued', 'run.started', 'run.finished', 'git.push')";
 const MARK_EVENTS: &str = "update session set events_deleted_seq = $2 where id = $1";
 
-const RUNS: &str = "select id from run where session_id = $1 order by id";
-const DELETE_ARTIFACTS: &str =
+pub(crate) const RUNS: &str = "select id from run where session_id = $1 order by id";
+pub(crate) const DELETE_ARTIFACTS: &str =
     "delete from artifact where run_id in (select id from run where session_id = $1)";
 const MARK_VOLUME: &str =
     "update session set volume_deleted_at_ms = $2 where id = $1 and volume_deleted_at_ms is null";
 
 /// Everything that refers to a session or to its runs, in an order in which nothing refers to what is gone.
-const DELETE_SESSION: [&str; 12] = [
+pub(crate) const DELETE_SESSION: [&str; 13] = [
+    "delete from session_files where session_id = $1",
     "delete from automagik_run where session_id = $1",
     "delete from credential_use where run_id in (select id from run where session_id = $1)",
     "delete from idempotency where run_id in (select id from run where session_id = $1)",
@@ -162,8 +168,9 @@ impl Store {
         Ok(Some(new))
     }
 
-    /// Sessions of which something has expired and is still there, oldest first in each project; at most [`EXPIRED_PAGE`]. What
-    /// lies in files is listed for the server that had the session's sandboxes, and a session only when its files are gone.
+    /// Sessions of which something has expired and is still there, oldest first in each project; at most [`EXPIRED_PAGE`], of which
+    /// each project gets its share. What lies in files is listed for the server that has them, and a session only when no server
+    /// has any.
     ///
     /// # Errors
     /// As every read.
@@ -182,7 +189,7 @@ impl Store {
             Kept::Sessions => WHOLE,
         };
         let now_ms = self.now_ms();
-        let mut found = Vec::new();
+        let mut lists = Vec::new();
         for row in sql::query(POLICIES).bind(PAGE_ITEMS).fetch_all(self.reader()).await? {
             let Some(cutoff_ms) = policy(&row)?.or(*default).cutoff_ms(kept, now_ms) else { continue };
             let project: String = row.get("id")?;
@@ -193,56 +200,10 @@ impl Store {
                 .bind(server.as_str())
                 .fetch_all(self.reader())
                 .await?;
-            for row in &rows {
-                found.extend(ended(row)?);
-            }
+            let list = rows.iter().filter_map(|row| ended(row).transpose()).collect::<Result<Vec<_>, _>>()?;
+            lists.push(list);
         }
-        found.truncate(EXPIRED_PAGE as usize);
-        Ok(found)
-    }
-
-    /// The session, if something of it has expired.
-    ///
-    /// # Errors
-    /// As every read.
-    /// # Cancel safety
-    /// Safe: it only reads.
-    pub async fn expired_of(
-        &self,
-        kept: Kept,
-        session: &SessionId,
-        default: &Retention,
-    ) -> Result<Option<Expired>, StoreError> {
-        let row = sql::query(ONE).bind(session.as_str()).fetch_optional(self.reader()).await?;
-        self.if_expired(kept, row, default).await
-    }
-
-    /// The run's session, if something of it has expired.
-    ///
-    /// # Errors
-    /// As every read.
-    /// # Cancel safety
-    /// Safe: it only reads.
-    pub async fn expired_of_run(
-        &self,
-        kept: Kept,
-        run: &RunId,
-        default: &Retention,
-    ) -> Result<Option<Expired>, StoreError> {
-        let row = sql::query(OF_RUN).bind(run.as_str()).fetch_optional(self.reader()).await?;
-        self.if_expired(kept, row, default).await
-    }
-
-    async fn if_expired(
-        &self,
-        kept: Kept,
-        row: Option<Row>,
-        default: &Retention,
-    ) -> Result<Option<Expired>, StoreError> {
-        let Some(found) = row.as_ref().map(ended).transpose()?.flatten() else { return Ok(None) };
-        let own = self.retention(&found.project).await?.unwrap_or_default();
-        let cutoff_ms = own.or(*default).cutoff_ms(kept, self.now_ms());
-        Ok(cutoff_ms.is_some_and(|cutoff_ms| found.ended_at_ms <= cutoff_ms).then_some(found))
+        Ok(shared_out(lists))
     }
 
     /// Removes the next of a session's events, [`RETENTION_EVENTS`] at most, and says how many and whether there may be more.
@@ -281,21 +242,26 @@ impl Store {
         Ok((deleted, to < last))
     }
 
-    /// Forgets the artifacts of the session's runs and answers the runs, whose files the caller removes afterwards; none if
-    /// they have not expired.
+    /// Forgets the artifacts of the session's runs and answers the runs, whose files on `server` the caller removes afterwards, and
+    /// says so by [`Store::session_files_gone`]; none if they have not expired, or if it has none.
     ///
     /// # Errors
     /// As every write.
     /// # Cancel safety
-    /// Safe: repeatable; files of which no row tells are found again by their place.
+    /// Safe: repeatable; until the files are said to be gone, the session is listed again.
     pub async fn delete_artifacts(
         &self,
         session: &SessionId,
+        server: &ServerId,
         default: &Retention,
         by: &Actor,
     ) -> Result<Option<Vec<RunId>>, StoreError> {
         let mut tx = self.begin().await?;
         let Some(expired) = still(&mut tx, Kept::Artifacts, session, default).await? else { return Ok(None) };
+        let removal = files::begin_removal(&mut tx, (session, server), Kept::Artifacts).await?;
+        if removal == Removal::Nothing {
+            return Ok(None);
+        }
         let rows = sql::query(RUNS).bind(session.as_str()).fetch_all(&mut *tx.db).await?;
         let runs = rows.iter().map(|row| Columns::of("run", row)?.parse("id")).collect::<Result<_, _>>()?;
         let deleted =
@@ -307,32 +273,37 @@ impl Store {
         Ok(Some(runs))
     }
 
-    /// Notes that the session's workspace and home are to go, which the caller removes afterwards; `false` if they have not
-    /// expired.
+    /// Notes that the session's workspace and home on `server` are to go, which the caller removes afterwards, and says so by
+    /// [`Store::session_files_gone`]; `false` if they have not expired, or if there are none.
     ///
     /// # Errors
     /// As every write.
     /// # Cancel safety
-    /// Safe: repeatable.
+    /// Safe: repeatable; until they are said to be gone, the session is listed again.
     pub async fn delete_volume(
         &self,
         session: &SessionId,
+        server: &ServerId,
         default: &Retention,
         by: &Actor,
     ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
         let Some(expired) = still(&mut tx, Kept::Volumes, session, default).await? else { return Ok(false) };
-        let marked =
-            sql::query(MARK_VOLUME).bind(session.as_str()).bind(tx.now_ms).execute(&mut *tx.db).await?;
-        if marked.rows_affected() > 0 {
-            write(&mut tx, &expired, by, "retention.volume").await?;
+        let removal = files::begin_removal(&mut tx, (session, server), Kept::Volumes).await?;
+        match removal {
+            Removal::Nothing => return Ok(false),
+            Removal::First => {
+                sql::query(MARK_VOLUME).bind(session.as_str()).bind(tx.now_ms).execute(&mut *tx.db).await?;
+                write(&mut tx, &expired, by, "retention.volume").await?;
+            }
+            Removal::Again => {}
         }
         tx.commit().await?;
         Ok(true)
     }
 
-    /// Removes the session with its runs and everything of them; `false` if it has not expired. What was spent stays in the
-    /// project's days and total, and the audit log keeps its records.
+    /// Removes the session with its runs and everything of them; `false` if it has not expired, or if a server has files of it
+    /// still. What was spent stays in the project's days and total, and the audit log keeps its records.
     ///
     /// # Errors
     /// As every write.
@@ -346,12 +317,29 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
         let Some(expired) = still(&mut tx, Kept::Sessions, session, default).await? else { return Ok(false) };
+        if files::are_left(&mut tx, session).await? {
+            return Ok(false);
+        }
         for statement in DELETE_SESSION {
             sql::query(statement).bind(session.as_str()).execute(&mut *tx.db).await?;
         }
         write(&mut tx, &expired, by, "retention.session").await?;
         tx.commit().await?;
         Ok(true)
+    }
+}
+
+/// The first of each list, then the second of each, up to [`EXPIRED_PAGE`].
+fn shared_out(lists: Vec<Vec<Expired>>) -> Vec<Expired> {
+    let mut lists: Vec<_> = lists.into_iter().map(Vec::into_iter).collect();
+    let mut found = Vec::new();
+    loop {
+        let before = found.len();
+        found.extend(lists.iter_mut().filter_map(Iterator::next));
+        if found.len() == before || found.len() >= EXPIRED_PAGE as usize {
+            found.truncate(EXPIRED_PAGE as usize);
+            return found;
+        }
     }
 }
 
@@ -405,4 +393,49 @@ fn told(mut policy: ProjectRetention) -> String {
         format!("{kept} {days}")
     };
     Kept::ALL.iter().map(part).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Clock;
+
+    /// Every table that refers, by however many others, to a session.
+    const REFERRING: &str = "with recursive referring (name) as (select 'session' union \
+         select tables.name from referring, sqlite_master as tables, pragma_foreign_key_list(tables.name) as keys \
+         where tables.type = 'table' and keys.\"table\" = referring.name) select name from referring order by name";
+
+    #[tokio::test]
+    async fn every_table_that_refers_to_a_session_or_a_run_goes_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("caisson.db"), Clock::fixed_at(0).0).await.unwrap();
+        let rows = sql::query(REFERRING).fetch_all(store.reader()).await.unwrap();
+        let names: Vec<String> = rows.iter().map(|row| row.get("name").unwrap()).collect();
+        assert!(names.len() > 10 && names.contains(&"sandbox_grant".to_owned()), "{names:?}");
+        for name in names {
+            let delete = format!("delete from {name} where ");
+            assert!(
+                DELETE_SESSION.iter().any(|text| text.starts_with(&delete)),
+                "retention leaves out {name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_page_is_shared_out_among_projects_and_no_longer_than_its_bound() {
+        let list = |project: &str, length: u32| {
+            let one = |number: u32| Expired {
+                session: SessionId::new(i64::from(number), [1; 10]),
+                project: project.parse().unwrap(),
+                ended_at_ms: 0,
+            };
+            (0..length).map(one).collect::<Vec<_>>()
+        };
+        let found = shared_out(vec![list("a", EXPIRED_PAGE), list("b", 1), vec![], list("c", EXPIRED_PAGE)]);
+        assert_eq!(found.len(), EXPIRED_PAGE as usize);
+        let of = |name: &str| found.iter().filter(|expired| expired.project.as_str() == name).count();
+        assert_eq!([of("a"), of("b"), of("c")], [100, 1, 99]);
+        assert_eq!(shared_out(vec![list("a", 3)]).len(), 3);
+        assert_eq!(shared_out(Vec::new()), []);
+    }
 }

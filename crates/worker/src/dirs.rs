@@ -84,7 +84,8 @@ pub(crate) struct Dirs {
     state_dir: PathBuf,
     /// None where rooms are measured.
     volumes: Option<Volumes>,
-    /// Held while something is mounted or unmounted, so that nobody unmounts what somebody else has just begun to use.
+    /// Held while directories are made or removed and while something is mounted or unmounted, so that nobody takes away what
+    /// somebody else has just begun to use.
     mounting: Arc<Mutex<()>>,
 }
 
@@ -120,6 +121,8 @@ impl Dirs {
             journal: own.join(JOURNAL),
             door: door_dir(&self.state_dir, sandbox),
         };
+        // Held until everything is there: what is half made looks unused to whoever removes a session.
+        let _mounting = self.mounting();
         make(&room, PRIVATE)?;
         make(&own, PRIVATE)?;
         let image = self.image(session);
@@ -129,7 +132,6 @@ impl Dirs {
             return Err(failed("open", &room)(io::Error::new(io::ErrorKind::Unsupported, why)));
         }
         if let Some(volumes) = &self.volumes {
-            let _mounting = self.mounting();
             // One from before there were volumes stays as it is, and is measured.
             if volumes.has(session.as_str()) || dirs.workspace.symlink_metadata().is_err() {
                 mount(volumes, session.as_str(), &room, (cap.mib, Kept::Lasting))?;
@@ -245,21 +247,14 @@ impl Dirs {
             bin
         };
         bin.empty().map_err(failed("remove", &trash))?;
-        Ok(true)
-    }
-
-    /// The sessions of which a workspace, a volume, or what is left of one, is on the disk.
-    pub(crate) fn sessions(&self) -> Result<BTreeSet<SessionId>, DirError> {
-        let mut found = BTreeSet::new();
+        // Nothing looks for them any more once they are said to be gone.
         for part in [SESSIONS, VOLUMES, TRASH] {
             let path = self.state_dir.join(part);
-            for entry in fs::read_dir(&path).map_err(failed("list", &path))? {
-                let name = entry.map_err(failed("list", &path))?.file_name();
-                let name = name.to_str().map(|name| name.strip_suffix(IMAGE).unwrap_or(name));
-                found.extend(name.and_then(|name| name.parse::<SessionId>().ok()));
-            }
+            fs::File::open(&path)
+                .and_then(|directory| directory.sync_all())
+                .map_err(failed("sync", &path))?;
         }
-        Ok(found)
+        Ok(true)
     }
 
     /// About how much a session's workspace and home take of the server's disk, in bytes.
@@ -398,6 +393,35 @@ mod tests {
             assert_eq!(path.parent().unwrap().symlink_metadata().unwrap().uid(), 0);
         }
         assert_eq!(made.door.symlink_metadata().unwrap().uid(), 0);
+    }
+
+    /// Whoever removes a session asks whether it is used before it moves the directories away; a sandbox that is made from then on
+    /// must not have its directories moved along.
+    #[test]
+    fn directories_that_are_made_during_a_removal_stay() {
+        let (_root, dirs) = dirs();
+        let (session, sandbox) = ids();
+        let room = dirs.session(&session);
+        let (began, begun) = std::sync::mpsc::channel();
+        let made = std::thread::scope(|scope| {
+            let mut making = None;
+            dirs.remove_session(&session, || {
+                making = Some(scope.spawn(|| {
+                    began.send(()).unwrap();
+                    dirs.make((&session, CAP), &sandbox, me())
+                }));
+                begun.recv().unwrap();
+                // As long as it would take without a lock, many times over.
+                let until = std::time::Instant::now() + std::time::Duration::from_millis(200);
+                while !room.join(HOME).exists() && std::time::Instant::now() < until {
+                    std::thread::yield_now();
+                }
+                false
+            })
+            .unwrap();
+            making.unwrap().join().unwrap().unwrap()
+        });
+        assert!(made.workspace.is_dir() && made.home.is_dir(), "{made:?}");
     }
 
     #[test]

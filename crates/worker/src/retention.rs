@@ -1,9 +1,9 @@
 //! Removes what has been kept long enough: rows by the store, files here. What has expired is the store's to say, and it
 //! looks again in the transaction that notes the removal; files go only after that.
 //!
-//! A crash between the two leaves files of which no row tells: they are found by their places and asked for again.
+//! Where files lie is in the store until they are gone: whatever a crash, or a removal that fails, leaves of them is listed
+//! again.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use caisson_domain::id::{ProjectId, RunId, ServerId, SessionId};
 use caisson_domain::retention::{Kept, Retention};
 use caisson_store::{Actor, Store, StoreError};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::context::{Context, Halt, described};
 use crate::dirs::{DirError, Dirs, blocking};
@@ -20,8 +20,6 @@ use crate::holds::Holds;
 
 /// Most removals of each kind in one pass.
 pub const REMOVALS: usize = 200;
-/// Most names in a directory that one pass looks at.
-const NAMES: usize = 20_000;
 const ARTIFACTS: &str = "artifacts";
 
 /// Something that has expired.
@@ -78,58 +76,25 @@ impl Collector {
         }
     }
 
-    /// What of one kind has expired, [`REMOVALS`] at most.
+    /// What of one kind has expired, [`REMOVALS`] at most. Files are left to the server that runs, where there is one.
     ///
     /// # Errors
     /// As every read of the store.
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn expired(&self, kept: Kept) -> Result<Vec<Removal>, StoreError> {
-        let mut found = BTreeMap::new();
-        for expired in self.store.expired(kept, &self.server, &self.policy).await? {
-            found.insert(expired.session.clone(), expired);
+        match (&self.files, kept) {
+            (None, Kept::Artifacts | Kept::Volumes) => return Ok(Vec::new()),
+            (Some(_), _) | (None, Kept::Events | Kept::Sessions) => {}
         }
-        for session in self.left_behind(kept).await? {
-            if found.len() >= REMOVALS {
-                break;
-            }
-            if !found.contains_key(&session)
-                && let Some(expired) = self.store.expired_of(kept, &session, &self.policy).await?
-            {
-                found.insert(session, expired);
-            }
-        }
+        let found = self.store.expired(kept, &self.server, &self.policy).await?;
         let mut removals = Vec::new();
-        for expired in found.into_values().take(REMOVALS) {
+        for expired in found.into_iter().take(REMOVALS) {
             let bytes = self.bytes(kept, &expired.session).await;
             let (session, project, ended_at_ms) = (expired.session, expired.project, expired.ended_at_ms);
             removals.push(Removal { kept, session, project, ended_at_ms, bytes });
         }
         Ok(removals)
-    }
-
-    /// Sessions of which files are on the disk.
-    async fn left_behind(&self, kept: Kept) -> Result<Vec<SessionId>, StoreError> {
-        let Some((dirs, _)) = &self.files else { return Ok(Vec::new()) };
-        match kept {
-            Kept::Events | Kept::Sessions => Ok(Vec::new()),
-            Kept::Volumes => {
-                let dirs = dirs.clone();
-                let listed = blocking(move || dirs.sessions()).await.unwrap_or_else(|error| {
-                    warn!(error = described(&error), "could not list the directories of sessions");
-                    std::collections::BTreeSet::new()
-                });
-                Ok(listed.into_iter().take(NAMES).collect())
-            }
-            Kept::Artifacts => {
-                let mut sessions = Vec::new();
-                for run in names(&self.artifacts) {
-                    let found = self.store.expired_of_run(kept, &run, &self.policy).await?;
-                    sessions.extend(found.map(|expired| expired.session));
-                }
-                Ok(sessions)
-            }
-        }
     }
 
     async fn bytes(&self, kept: Kept, session: &SessionId) -> u64 {
@@ -145,7 +110,7 @@ impl Collector {
     /// Removes it, if it is still expired: `true` if it is gone.
     ///
     /// # Errors
-    /// As every write of the store. Files that cannot be removed are told in the log, and found again later.
+    /// As every write of the store. Files that cannot be removed are told in the log, and tried again later.
     /// # Cancel safety
     /// Safe: what was begun is gone on with by the next pass.
     pub async fn remove(&self, removal: &Removal) -> Result<bool, StoreError> {
@@ -158,22 +123,9 @@ impl Collector {
                 }
             },
             Kept::Sessions => store.delete_session(session, &self.policy, &self.by).await?,
-            Kept::Artifacts => {
-                match (&self.files, store.expired_of(Kept::Artifacts, session, &self.policy).await?) {
-                    (Some(_), Some(_)) => {
-                        match store.delete_artifacts(session, &self.policy, &self.by).await? {
-                            Some(runs) => self.remove_artifacts(runs).await,
-                            None => false,
-                        }
-                    }
-                    (None, _) | (_, None) => false,
-                }
-            }
-            Kept::Volumes => match &self.files {
-                Some((dirs, holds)) => {
-                    store.delete_volume(session, &self.policy, &self.by).await?
-                        && remove_volume(dirs, holds, session).await
-                }
+            Kept::Artifacts | Kept::Volumes => match &self.files {
+                Some(files) => self.remove_files(removal, files).await?,
+                // Left to the server that runs.
                 None => false,
             },
         };
@@ -186,6 +138,28 @@ impl Collector {
         Ok(gone)
     }
 
+    /// Removes the files of one kind that this server has of a session. Only when they are gone the store is told so, and only
+    /// then may the session's row go.
+    async fn remove_files(
+        &self,
+        removal: &Removal,
+        (dirs, holds): &(Dirs, Holds),
+    ) -> Result<bool, StoreError> {
+        let (store, session, server) = (&self.store, &removal.session, &self.server);
+        let gone = match removal.kept {
+            Kept::Volumes => {
+                store.delete_volume(session, server, &self.policy, &self.by).await?
+                    && remove_volume(dirs, holds, session).await
+            }
+            Kept::Artifacts => match store.delete_artifacts(session, server, &self.policy, &self.by).await? {
+                Some(runs) => self.remove_artifacts(runs).await,
+                None => false,
+            },
+            Kept::Events | Kept::Sessions => false,
+        };
+        Ok(gone && store.session_files_gone(session, server, removal.kept).await?)
+    }
+
     async fn remove_artifacts(&self, runs: Vec<RunId>) -> bool {
         let artifacts = self.artifacts.clone();
         let removed = tokio::task::spawn_blocking(move || {
@@ -196,7 +170,11 @@ impl Collector {
                     Ok(()) | Err(_) => {}
                 }
             }
-            Ok(())
+            // Nothing looks for them any more once they are said to be gone.
+            match fs::File::open(&artifacts).and_then(|directory| directory.sync_all()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                Ok(()) | Err(_) => Ok(()),
+            }
         });
         match removed.await {
             Ok(Ok(())) => true,
@@ -221,13 +199,6 @@ async fn remove_volume(dirs: &Dirs, holds: &Holds, session: &SessionId) -> bool 
     })
 }
 
-/// The runs of which files are kept.
-fn names(artifacts: &Path) -> Vec<RunId> {
-    let Ok(entries) = fs::read_dir(artifacts) else { return Vec::new() };
-    let names = entries.flatten().take(NAMES).map(|entry| entry.file_name());
-    names.filter_map(|name| name.to_str()?.parse().ok()).collect()
-}
-
 /// Passes at intervals until the server goes down.
 pub(crate) async fn keep(ctx: &Context) -> Result<(), Halt> {
     let collector = Collector::of(ctx);
@@ -239,15 +210,38 @@ pub(crate) async fn keep(ctx: &Context) -> Result<(), Halt> {
     }
 }
 
-/// Files first, rows last: a session goes only when its files are gone.
+/// Files first, rows last: a session goes only when no server has files of it any more. What cannot be removed keeps nothing else
+/// from it; only a store that takes no writes ends the pass.
 async fn pass(ctx: &Context, collector: &Collector) -> Result<(), StoreError> {
     for kept in [Kept::Volumes, Kept::Artifacts, Kept::Events, Kept::Sessions] {
-        for removal in collector.expired(kept).await? {
+        let Some(removals) = unless_damaged(kept, None, collector.expired(kept).await)? else { continue };
+        for removal in removals {
             if ctx.cancel.is_cancelled() {
                 return Ok(());
             }
-            collector.remove(&removal).await?;
+            let removed = collector.remove(&removal).await;
+            unless_damaged(kept, Some(&removal.session), removed)?;
         }
     }
     Ok(())
+}
+
+/// Tells of a row that cannot be used, and has the pass go on behind it.
+fn unless_damaged<T>(
+    kept: Kept,
+    session: Option<&SessionId>,
+    result: Result<T, StoreError>,
+) -> Result<Option<T>, StoreError> {
+    match result {
+        Ok(done) => Ok(Some(done)),
+        Err(error @ (StoreError::Unavailable(_) | StoreError::Full(_))) => Err(error),
+        Err(error @ (StoreError::Corrupt { .. } | StoreError::Migration(_))) => {
+            let of = session.map_or_else(String::new, |session| format!(" of session {session}"));
+            error!(
+                retention.kind = %kept, error = described(&error),
+                "could not remove {kept}{of}, whose days are over: see `caisson db check`"
+            );
+            Ok(None)
+        }
+    }
 }

@@ -131,7 +131,7 @@ async fn open(app: &App, artifact: &Artifact) -> Result<Body, ApiError> {
     let path = below(&app.config().artifacts_dir, &artifact.path)
         .ok_or_else(|| ApiError::internal(format!("artifact {} is outside its directory", artifact.id)))?;
     let found = match tokio::fs::symlink_metadata(&path).await {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && app.store().is_shared() => {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && is_elsewhere(app, artifact) => {
             return Err(elsewhere(artifact));
         }
         found => found.map_err(ApiError::internal)?,
@@ -144,6 +144,11 @@ async fn open(app: &App, artifact: &Artifact) -> Result<Body, ApiError> {
         return Err(ApiError::internal(format!("artifact {} is no file of {size_bytes} bytes", artifact.id)));
     }
     Ok(Body::from_stream(ReaderStream::new(file.take(size_bytes))))
+}
+
+/// A file of this server's own that is not there is lost, and no other server has it.
+fn is_elsewhere(app: &App, artifact: &Artifact) -> bool {
+    app.store().is_shared() && (artifact.server.is_none() || artifact.server != app.config().server)
 }
 
 /// Files stay on the machine of the run's server.

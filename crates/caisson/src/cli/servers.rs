@@ -28,7 +28,7 @@ pub(crate) struct Servers {
 /// What else can be done with servers.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum ServersCommand {
-    /// Have a lost server, which has neither runs nor sandboxes, listed no more.
+    /// Have a lost server, which has no running runs, listed no more; its sessions can expire then.
     Forget {
         #[command(flatten)]
         client: ClientFlags,

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use caisson_store::{CheckPart, Clock, Look, PostgresPlace, Store, backup_file, copy_to_postgres};
+use caisson_store::{
+    CheckPart, Clock, Look, PostgresPlace, Store, StoredFile, backup_file, copy_to_postgres,
+};
 use secrecy::ExposeSecret;
 use serde_json::json;
 
@@ -12,6 +14,7 @@ use super::{DONE, audit, print, print_json, settings};
 use crate::cli::{CopyDb, Db};
 use crate::roles::lock_state;
 use crate::serve::make_directory;
+use crate::server_id::known_server_id;
 use crate::settings::database::Place;
 use crate::settings::{Environment, Settings, read_secret};
 
@@ -116,28 +119,29 @@ fn tell(name: &str, part: &CheckPart, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Kept files of this server that are not there, or have another size.
+/// Kept files of this server that are not there, or have another size. Those of other servers on a shared database are where
+/// those servers are.
 async fn check_files(settings: &Settings, store: &Store) -> anyhow::Result<CheckPart> {
-    let own = settings.state_dir.join("artifacts");
+    let directory = settings.state_dir.join("artifacts");
+    let own = known_server_id(&settings.state_dir)?;
     let mut part = CheckPart::default();
     let mut after = String::new();
     loop {
         let files = store.stored_files(&after).await?;
         let Some(last) = files.last() else { return Ok(part) };
         after.clone_from(&last.id);
-        // Those of other servers on a shared database are where those servers are.
-        for file in files.iter().filter(|file| Path::new(&file.path).starts_with(&own)) {
-            let fault = match std::fs::metadata(&file.path) {
+        let is_own = |file: &&StoredFile| !store.is_shared() || (own.is_some() && file.server == own);
+        for file in files.iter().filter(is_own) {
+            let path = directory.join(&file.path);
+            let fault = match std::fs::metadata(&path) {
                 Ok(found) if i64::try_from(found.len()) == Ok(file.size_bytes) => {
                     part.looked_at += 1;
                     continue;
                 }
                 Ok(found) => format!("has {} bytes and not {}", found.len(), file.size_bytes),
-                // On a shared database it may be another server's, in a directory of the same name.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound && store.is_shared() => continue,
                 Err(error) => format!("cannot be read: {error}"),
             };
-            part.note(format!("{} of run {}: \"{}\" {fault}", file.name, file.run, file.path));
+            part.note(format!("{} of run {}: \"{}\" {fault}", file.name, file.run, path.display()));
         }
     }
 }

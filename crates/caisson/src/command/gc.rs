@@ -1,9 +1,11 @@
 //! `caisson gc` and `caisson project retention`: what is kept for how long, on the server's machine.
 
+use std::collections::BTreeSet;
+
 use anyhow::Context;
 use caisson_domain::id::ProjectId;
 use caisson_domain::retention::{Kept, ProjectRetention, Retention};
-use caisson_store::Actor;
+use caisson_store::{Actor, StoreError};
 use caisson_worker::{Collector, Removal};
 use comfy_table::{Table, presets};
 use serde_json::json;
@@ -20,6 +22,8 @@ use crate::settings::Environment;
 const ORDER: [Kept; 4] = [Kept::Volumes, Kept::Artifacts, Kept::Events, Kept::Sessions];
 /// Most passes of one command; each removes a bounded number.
 const PASSES: usize = 1_000;
+/// Exit code when something that has expired could not be removed.
+const LEFT: u8 = 1;
 
 /// Removes what has expired, or tells of it.
 ///
@@ -29,10 +33,11 @@ pub(crate) async fn run(flags: Gc, environment: &Environment) -> anyhow::Result<
     let machine = Machine::open_known(&flags.server, environment).await?;
     let collected = collect(&machine, &flags).await;
     machine.close().await;
-    collected.map(|()| DONE)
+    Ok(if collected? { DONE } else { LEFT })
 }
 
-async fn collect(machine: &Machine, flags: &Gc) -> anyhow::Result<()> {
+/// Whether everything could be removed.
+async fn collect(machine: &Machine, flags: &Gc) -> anyhow::Result<bool> {
     let (settings, store) = (&machine.settings, &machine.store);
     let server = server_id(&settings.state_dir, store).await?;
     // A server that runs knows which workspaces are in use, and this command does not.
@@ -42,18 +47,28 @@ async fn collect(machine: &Machine, flags: &Gc) -> anyhow::Result<()> {
     let collector = Collector::open(store.clone(), server, (&settings.state_dir, files), policy)
         .context("the state directory cannot be used")?;
     let mut removed = Vec::new();
+    let mut failed = BTreeSet::new();
     for kept in ORDER {
         for _ in 0..PASSES {
             let expired = collector.expired(kept).await?;
-            let mut some = false;
+            let before = removed.len();
             for removal in expired {
-                if flags.dry_run || collector.remove(&removal).await? {
-                    tell(&removal, flags)?;
-                    some = true;
-                    removed.push(removal);
+                // What is damaged keeps nothing else from going.
+                match if flags.dry_run { Ok(true) } else { collector.remove(&removal).await } {
+                    Ok(true) => {
+                        tell(&removal, flags)?;
+                        removed.push(removal);
+                    }
+                    Ok(false) => {}
+                    Err(error @ (StoreError::Unavailable(_) | StoreError::Full(_))) => Err(error)?,
+                    Err(error @ (StoreError::Corrupt { .. } | StoreError::Migration(_))) => {
+                        if failed.insert((kept.as_str(), removal.session.clone())) {
+                            tell_failed(&removal, error, flags)?;
+                        }
+                    }
                 }
             }
-            if flags.dry_run || !some {
+            if flags.dry_run || removed.len() == before {
                 break;
             }
         }
@@ -66,6 +81,18 @@ async fn collect(machine: &Machine, flags: &Gc) -> anyhow::Result<()> {
             );
         }
     }
+    Ok(failed.is_empty())
+}
+
+fn tell_failed(removal: &Removal, error: StoreError, flags: &Gc) -> anyhow::Result<()> {
+    let Removal { kept, session, project, .. } = removal;
+    let error = anyhow::Error::from(error);
+    if flags.json {
+        return print_json(&json!({
+            "kind": kept, "session": session, "project": project, "removed": false, "error": format!("{error:#}"),
+        }));
+    }
+    print(&format!("FAIL  {kept} {session}  {project}: {error:#}; see `caisson db check`"));
     Ok(())
 }
 

@@ -1,11 +1,15 @@
 //! Servers and their signs of life.
 
+use caisson_domain::grant::GrantKind;
 use caisson_domain::limits::{SERVER_LOST_MS_DEFAULT, SERVER_SILENT_MS};
+use caisson_domain::retention::{Kept, Retention};
 use caisson_domain::run::RunStatus;
 use caisson_domain::server::{PlacementProblem, ProblemCode};
 use caisson_store::{Actor, Finish, ForgetServer, SandboxState};
 
 use crate::fixture::{Fixture, START_MS, server_id, spec};
+
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 conformance! {
     a_server_lives_until_it_is_silent_for_too_long,
@@ -13,6 +17,7 @@ conformance! {
     registering_again_clears_the_problems,
     a_server_is_in_use_while_it_has_running_runs_or_living_sandboxes,
     a_lost_server_without_runs_is_forgotten_until_it_is_heard_of,
+    sessions_of_a_server_that_is_forgotten_expire_although_it_has_sandboxes_and_files,
 }
 
 async fn a_server_lives_until_it_is_silent_for_too_long(fixture: Fixture) {
@@ -72,11 +77,9 @@ async fn a_lost_server_without_runs_is_forgotten_until_it_is_heard_of(fixture: F
     fixture.clock.advance(SERVER_LOST_MS_DEFAULT - 1);
     assert_eq!(forget().await, ForgetServer::NotLost);
     fixture.clock.advance(1);
-    assert_eq!(forget().await, ForgetServer::InUse { runs: 1, sandboxes: 1 });
+    assert_eq!(forget().await, ForgetServer::InUse { runs: 1 });
     let cancelled = Finish { status: RunStatus::Cancelled, failure: None, result: None };
     assert!(store.finish(&placed.run.id, placed.epoch, &cancelled).await.unwrap());
-    assert_eq!(forget().await, ForgetServer::InUse { runs: 0, sandboxes: 1 });
-    assert!(store.set_sandbox_state(&placed.sandbox, SandboxState::Destroyed).await.unwrap());
     assert_eq!(forget().await, ForgetServer::Forgotten);
     assert_eq!(store.list_servers(None, 10).await.unwrap(), []);
     assert_eq!(forget().await, ForgetServer::Unknown, "it is forgotten");
@@ -85,4 +88,40 @@ async fn a_lost_server_without_runs_is_forgotten_until_it_is_heard_of(fixture: F
     assert_eq!(fixture.value::<i64>(recorded).await, 1);
     store.heartbeat_server(server, &[]).await.unwrap();
     assert_eq!(store.list_servers(None, 10).await.unwrap().len(), 1, "it is back");
+}
+
+async fn sessions_of_a_server_that_is_forgotten_expire_although_it_has_sandboxes_and_files(fixture: Fixture) {
+    let (store, server) = (&fixture.store, &fixture.server);
+    let policy = Retention { sessions_days: 1, ..Retention::default() };
+    let other = server_id(2);
+    // It died with a sandbox, and somebody wrote its run off.
+    let placed = fixture.placed().await;
+    let failed = Finish { status: RunStatus::Failed, failure: None, result: None };
+    assert!(store.finish(&placed.run.id, placed.epoch, &failed).await.unwrap());
+    assert!(store.set_sandbox_state(&placed.sandbox, SandboxState::Stopping).await.unwrap());
+    fixture.clock.advance(2 * DAY_MS);
+    let expired = async || store.expired(Kept::Sessions, &other, &policy).await.unwrap().len();
+    let delete = async || store.delete_session(&placed.run.session, &policy, &Actor::Server).await.unwrap();
+    let delete_events = async || {
+        store.delete_events(&placed.run.session, &policy, &Actor::Server).await.unwrap();
+    };
+    delete_events().await;
+    assert_eq!((expired().await, delete().await), (0, false), "its sandbox lives");
+    assert_eq!(store.forget_server(server, Actor::Operator).await.unwrap(), ForgetServer::Forgotten);
+    let state = store.sandbox(&placed.sandbox).await.unwrap().unwrap().state;
+    assert_eq!(state, SandboxState::Destroyed);
+    assert_eq!(store.sandboxes_of(server).await.unwrap(), []);
+    for (kind, token) in [(GrantKind::Control, &placed.control), (GrantKind::Agent, &placed.agent)] {
+        assert!(!store.check_grant(&placed.sandbox, kind, &token.hash()).await.unwrap(), "{kind:?}");
+    }
+    delete_events().await;
+    assert_eq!(expired().await, 1);
+    // It is back: what it has counts again.
+    store.heartbeat_server(server, &[]).await.unwrap();
+    assert_eq!((expired().await, delete().await), (0, false), "its files are there");
+    assert_eq!(store.expired(Kept::Volumes, server, &policy).await.unwrap().len(), 1, "and it removes them");
+    fixture.clock.advance(2 * DAY_MS);
+    assert_eq!(store.forget_server(server, Actor::Operator).await.unwrap(), ForgetServer::Forgotten);
+    assert!(delete().await);
+    assert_eq!(fixture.value::<i64>("select count(*) from session_files").await, 0);
 }

@@ -4,6 +4,8 @@
 //! migrations' checksums, so that a change of a migration that is out is seen here. `make upgrade` does the same with living
 //! sandboxes and the program of an earlier commit.
 
+use std::path::Path;
+
 use caisson_domain::run::RunStatus;
 use caisson_store::{Clock, Look, RunFilter, Store};
 use sqlx::sqlite::SqliteConnectOptions;
@@ -26,6 +28,24 @@ const RECORDED: [Recorded; 3] = [
     Recorded { dump: include_str!("../upgrade/v6.sql"), runs: 2, pushed: 1, audited: 7 },
 ];
 
+/// Sessions that a server has made directories for of which no row tells, and those whose rows tell of something else.
+async fn unfound_files(path: &Path) -> [i64; 2] {
+    const MISSING: &str = "select count(*) from (select session_id, server_id from sandbox union \
+         select session_id, server_id from attempt) as had, (select 'artifacts' as kind union select 'volumes') as kinds \
+         where not exists (select 1 from session_files where session_files.session_id = had.session_id \
+         and session_files.server_id = had.server_id and session_files.kind = kinds.kind)";
+    const STRANGE: &str = "select (select count(*) from session_files where removal_begun_at_ms <> 0) \
+         + (select count(*) = 0 from session_files) \
+         + (select count(*) from artifact where server_id is null)";
+    let mut connection = SqliteConnectOptions::new().filename(path).connect().await.unwrap();
+    let mut counts = [0; 2];
+    for (count, text) in counts.iter_mut().zip([MISSING, STRANGE]) {
+        *count = sqlx::query_scalar(text).fetch_one(&mut connection).await.unwrap();
+    }
+    connection.close().await.unwrap();
+    counts
+}
+
 #[tokio::test]
 async fn a_recorded_database_of_an_earlier_version_is_taken_over_with_everything_in_it() {
     for Recorded { dump, runs, pushed, audited } in RECORDED {
@@ -40,6 +60,7 @@ async fn a_recorded_database_of_an_earlier_version_is_taken_over_with_everything
         let store = Store::open(&path, Clock::fixed_at(START_MS).0).await.unwrap();
         let listed = store.list_runs(&project(), &RunFilter::default(), None, 10).await.unwrap();
         assert_eq!(listed.len(), runs);
+        assert_eq!(unfound_files(&path).await, [0, 0], "files of earlier versions' sessions");
         for run in &listed {
             assert_eq!(run.status.is_final(), run.finished_at_ms.is_some());
             assert_gapless(&store.events(&run.id, 0, ALL).await.unwrap());

@@ -76,7 +76,7 @@ async fn a_sound_database_has_no_faults(fixture: Fixture) {
     let fixture = filled(fixture).await;
     assert_eq!(faults(&fixture.store).await, Vec::<String>::new());
     assert_eq!(fixture.store.check_events().await.unwrap().looked_at, 2, "two sessions");
-    assert_eq!(fixture.store.schema_version().await.unwrap(), 17);
+    assert_eq!(fixture.store.schema_version().await.unwrap(), 22);
 }
 
 async fn a_missing_event_is_told_by_its_number_and_faults_are_bounded(fixture: Fixture) {
@@ -114,6 +114,7 @@ async fn a_file_that_a_row_tells_of_is_listed(fixture: Fixture) {
     let fixture = filled(fixture).await;
     let files = fixture.store.stored_files("").await.unwrap();
     assert_eq!((files.len(), files[0].name.as_str(), files[0].size_bytes), (1, "changes.patch", 12));
+    assert_eq!(files[0].server.as_ref(), Some(&fixture.server));
     assert!(fixture.store.stored_files(&files[0].id).await.unwrap().is_empty());
 }
 

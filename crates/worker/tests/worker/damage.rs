@@ -9,7 +9,7 @@ use crate::shim::Play;
 use crate::world::{World, until};
 
 /// A connection to the world's database behind the store's back.
-async fn raw(world: &World) -> SqliteConnection {
+pub(crate) async fn raw(world: &World) -> SqliteConnection {
     SqliteConnectOptions::new().filename(&world.setup.database).connect().await.unwrap()
 }
 

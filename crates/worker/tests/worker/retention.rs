@@ -1,15 +1,18 @@
 //! Retention on real directories: what has expired goes, what lives stays, and a crash half-way is gone on with.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use caisson_domain::id::RunId;
+use caisson_domain::id::{ProjectId, RunId, ServerId, SessionId};
+use caisson_domain::limits::SERVER_LOST_MS_DEFAULT;
 use caisson_domain::retention::{Kept, Retention};
+use caisson_domain::run::RunStatus;
 use caisson_domain::server::ProblemCode;
-use caisson_store::{Actor, Clock, NewArtifact, SandboxState};
+use caisson_store::{Actor, Clock, ClockHandle, Finish, NewArtifact, SandboxState};
 use caisson_worker::{Collector, DISK_RESUME_PARTS};
 
+use crate::damage::raw;
 use crate::shim::Play;
 use crate::world::{World, until};
 
@@ -77,27 +80,49 @@ async fn the_worker_removes_what_has_expired_and_leaves_what_lives() {
     server.shut_down();
 }
 
-#[tokio::test]
-async fn files_that_a_crash_left_behind_are_found_by_their_places() {
-    let (clock, handle) = Clock::fixed_at(1_700_000_000_000);
-    let world = World::with_clock(clock).await;
+/// What `caisson gc` works with on a server's machine; without files, where a server runs.
+fn collector(world: &World, (server, state_dir): (&ServerId, &Path), files: bool) -> Collector {
+    let policy = Retention { sessions_days: 1, ..Retention::default() };
+    Collector::open(world.store.clone(), server.clone(), (state_dir, files), (policy, Actor::Operator))
+        .unwrap()
+}
+
+/// Removes whatever has expired.
+async fn collect(collector: &Collector) {
+    for kept in [Kept::Volumes, Kept::Artifacts, Kept::Events, Kept::Sessions] {
+        for removal in collector.expired(kept).await.unwrap() {
+            collector.remove(&removal).await.unwrap();
+        }
+    }
+}
+
+async fn is_known(world: &World, session: &SessionId) -> bool {
+    world.store.session(&ProjectId::default_project(), session).await.unwrap().is_some()
+}
+
+/// A run that has ended on a server that is gone, and is more than a day old.
+async fn left_by_a_server(world: &World, handle: &ClockHandle) -> RunId {
     let server = world.boot().await;
     let run = world.queue().await;
     world.finished(&run).await;
-    destroyed(&world, &run).await;
+    destroyed(world, &run).await;
     server.shut_down();
-    let session = world.run(&run).await.session;
-    let (room, file) = (workspace(&world, &run).await, keep_file(&world, &run).await);
     handle.advance(DAY_MS);
+    run
+}
+
+#[tokio::test]
+async fn files_that_a_crash_left_behind_are_removed_by_the_next_pass() {
+    let (clock, handle) = Clock::fixed_at(1_700_000_000_000);
+    let world = World::with_clock(clock).await;
+    let run = left_by_a_server(&world, &handle).await;
+    let (session, own) = (world.run(&run).await.session, &world.setup.config.server);
+    let (room, file) = (workspace(&world, &run).await, keep_file(&world, &run).await);
     // The rows are written, and the process dies before the files go.
     let by = Actor::Server;
-    assert!(world.store.delete_volume(&session, &one_day(), &by).await.unwrap());
-    assert!(world.store.delete_artifacts(&session, &one_day(), &by).await.unwrap().is_some());
-    let collector = |files| {
-        let (config, policy) = (&world.setup.config, (one_day(), Actor::Operator));
-        Collector::open(world.store.clone(), config.server.clone(), (&config.state_dir, files), policy)
-            .unwrap()
-    };
+    assert!(world.store.delete_volume(&session, own, &one_day(), &by).await.unwrap());
+    assert!(world.store.delete_artifacts(&session, own, &one_day(), &by).await.unwrap().is_some());
+    let collector = |files| collector(&world, (own, &world.setup.config.state_dir), files);
     for kept in [Kept::Volumes, Kept::Artifacts] {
         assert!(collector(false).expired(kept).await.unwrap().is_empty(), "left to the server that runs");
         let found = collector(true).expired(kept).await.unwrap();
@@ -110,6 +135,93 @@ async fn files_that_a_crash_left_behind_are_found_by_their_places() {
     for kept in [Kept::Volumes, Kept::Artifacts] {
         assert!(collector(true).expired(kept).await.unwrap().is_empty(), "{kept}");
     }
+}
+
+#[tokio::test]
+async fn a_session_stays_known_until_its_files_could_be_removed() {
+    let (clock, handle) = Clock::fixed_at(1_700_000_000_000);
+    let world = World::with_clock(clock).await;
+    let run = left_by_a_server(&world, &handle).await;
+    let session = world.run(&run).await.session;
+    let (room, file) = (workspace(&world, &run).await, keep_file(&world, &run).await);
+    let state_dir = &world.setup.config.state_dir;
+    let collector = collector(&world, (&world.setup.config.server, state_dir), true);
+    // Files in the way of both removals.
+    let trash = state_dir.join("trash").join(session.as_str());
+    std::fs::write(&trash, "x").unwrap();
+    let artifacts = file.parent().unwrap();
+    std::fs::rename(artifacts, state_dir.join("aside")).unwrap();
+    std::fs::write(artifacts, "x").unwrap();
+    for _ in 0..2 {
+        collect(&collector).await;
+        assert!(room.exists() && artifacts.exists() && is_known(&world, &session).await);
+    }
+    std::fs::remove_file(&trash).unwrap();
+    collect(&collector).await;
+    assert!(!room.exists() && is_known(&world, &session).await, "its artifacts are there");
+    std::fs::remove_file(artifacts).unwrap();
+    std::fs::rename(state_dir.join("aside"), artifacts).unwrap();
+    collect(&collector).await;
+    assert!(!file.exists() && !artifacts.exists() && !is_known(&world, &session).await);
+}
+
+/// The session was on a server that was lost, went on elsewhere, and the first server is back.
+#[tokio::test]
+async fn a_session_goes_only_when_every_server_has_removed_what_it_has_of_it() {
+    let (clock, handle) = Clock::fixed_at(1_700_000_000_000);
+    let world = World::with_clock(clock).await;
+    let run = left_by_a_server(&world, &handle).await;
+    let session = world.run(&run).await.session;
+    let (room, file) = (workspace(&world, &run).await, keep_file(&world, &run).await);
+    let (other, elsewhere) = (ServerId::new(1, [8; 10]), world.root.path().join("elsewhere"));
+    world.store.register_server(&other).await.unwrap();
+    let further =
+        "update run set status = 'queued', finished_at_ms = null, sandbox_id = null, home_server_id = null";
+    sqlx::query(further).execute(&mut raw(&world).await).await.unwrap();
+    handle.advance(SERVER_LOST_MS_DEFAULT);
+    world.store.register_server(&other).await.unwrap();
+    let claimed = world.store.claim(&other).await.unwrap().unwrap();
+    let finish = Finish { status: RunStatus::Succeeded, failure: None, result: None };
+    assert!(world.store.finish(&run, claimed.epoch, &finish).await.unwrap());
+    handle.advance(DAY_MS);
+    let second = elsewhere.join("sessions").join(session.as_str()).join("workspace");
+    std::fs::create_dir_all(&second).unwrap();
+    collect(&collector(&world, (&other, &elsewhere), true)).await;
+    assert!(!second.exists() && room.exists() && file.exists());
+    assert!(is_known(&world, &session).await, "the first server would never find its files");
+    let config = &world.setup.config;
+    collect(&collector(&world, (&config.server, &config.state_dir), true)).await;
+    assert!(!room.exists() && !file.exists() && !is_known(&world, &session).await);
+}
+
+#[tokio::test]
+async fn what_is_damaged_keeps_nothing_else_from_being_removed() {
+    let (clock, handle) = Clock::fixed_at(1_700_000_000_000);
+    let mut world = World::with_clock(clock).await;
+    world.setup.config.retention = Retention { sessions_days: 1, ..Retention::default() };
+    let server = world.boot().await;
+    let mut sessions = Vec::new();
+    for _ in 0..2 {
+        let run = world.queue().await;
+        world.finished(&run).await;
+        destroyed(&world, &run).await;
+        sessions.push(world.run(&run).await.session);
+        handle.advance(1);
+    }
+    // The first in the list cannot be removed.
+    let mut connection = raw(&world).await;
+    sqlx::query("create table other (session_id text references session (id))")
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    let refer = "insert into other values ($1)";
+    sqlx::query(refer).bind(sessions[0].as_str()).execute(&mut connection).await.unwrap();
+    handle.advance(DAY_MS);
+    until("the sound one is gone", || async { !is_known(&world, &sessions[1]).await }).await;
+    assert!(is_known(&world, &sessions[0]).await);
+    sqlx::query("drop table other").execute(&mut connection).await.unwrap();
+    until("the other one is gone", || async { !is_known(&world, &sessions[0]).await }).await;
+    server.shut_down();
 }
 
 /// A real disk of its own, filled and emptied.

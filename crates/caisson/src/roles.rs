@@ -42,6 +42,11 @@ impl Roles {
         self.0.contains(&role)
     }
 
+    /// All of them.
+    pub(crate) fn each(&self) -> &[Role] {
+        &self.0
+    }
+
     /// Whether the process is a whole server.
     pub(crate) fn are_all(&self) -> bool {
         self.0.len() == Role::ALL.len()
@@ -172,7 +177,7 @@ pub(crate) async fn keep(store: &Store, presence: &Presence, stop: &Cancellation
 
 async fn write_off(store: &Store, server: &ServerId) -> Result<(), caisson_store::StoreError> {
     for run in store.write_off_lost(server).await? {
-        info!(run.id = %run, "wrote off run {run}: its server has been silent for too long");
+        info!(run.id = %run, "took run {run} from its server, which has been silent for too long");
     }
     Ok(())
 }

@@ -29,7 +29,8 @@ use crate::exposure;
 use crate::inputs::{self, Inputs};
 use crate::log;
 use crate::roles;
-use crate::server_id::server_id;
+use crate::server_id::{known_server_id, server_id};
+use crate::settings::database::Place;
 use crate::settings::{EngineChoice, Settings};
 use crate::shared_paths::SharedPaths;
 use crate::shim;
@@ -95,7 +96,7 @@ impl Server {
             format!("{} cannot be listened on; choose another address with --listen", settings.listen)
         })?;
         let address = listener.local_addr()?;
-        let store = open_store(&settings).await?;
+        let store = open_own_store(&settings).await?;
         store.set_server_lost_after_ms(i64::from(settings.server_lost_after_s) * 1000);
         unlock(&settings, &store).await?;
         for weakness in exposure::weaknesses_of_store(&store).await? {
@@ -254,7 +255,17 @@ pub(crate) async fn keep_audit(
 /// The directory or the database cannot be used.
 pub(crate) async fn open_store(settings: &Settings) -> anyhow::Result<Store> {
     make_directory(&settings.state_dir)?;
-    let place = settings.database_place()?;
+    open_at(settings, settings.database_place()?).await
+}
+
+/// The same for the process that has the locks of its parts of the server: before it migrates the database it waits for
+/// nobody's silence but that of others.
+async fn open_own_store(settings: &Settings) -> anyhow::Result<Store> {
+    let server = known_server_id(&settings.state_dir)?;
+    open_at(settings, settings.database_place()?.used_by(server.as_ref(), settings.roles.each())).await
+}
+
+async fn open_at(settings: &Settings, place: Place) -> anyhow::Result<Store> {
     if !settings.database.migrate
         && let Look::Behind { migrations } = place.look(Clock::system()).await?
     {

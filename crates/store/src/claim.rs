@@ -4,7 +4,7 @@
 //! nobody between, over all servers. Nothing of it is kept in memory. Why turns are taken this way: docs/adr/0016.
 
 use caisson_domain::id::ServerId;
-use caisson_domain::limits::{LEASE_MS, PROJECTS};
+use caisson_domain::limits::{LEASE_MS, PROJECTS, SERVER_SILENT_MS};
 use caisson_domain::queue::{QueueLimits, Standing};
 
 use crate::database::{Row, Tx, sql};
@@ -28,7 +28,8 @@ const PROJECTS_WAITING: &str = "select project.id, weight, turn, max_running, \
 const RUNNING_WITH: &str = "select count(*) from run where status = 'running' and model_credential_id = $1";
 
 /// The first run of a project that may start. A branch is a mutex over all projects, since the repository is one. A session
-/// whose agent has worked on another server waits for that one, until it is lost ($7): its workspace is there.
+/// whose agent has worked on another server waits for that one, until it is lost ($7) and the claimer has witnessed all of its
+/// silence: its workspace is there, and whoever was away itself, as when the database was, cannot tell who else was.
 const CLAIM: &str = concat!(
     "update run set status = 'running', phase = 'prepare', lease_epoch = lease_epoch + 1, attempt = attempt + 1, \
      lease_expires_at_ms = $2, home_server_id = $1, started_at_ms = coalesce(started_at_ms, $3), \
@@ -43,11 +44,18 @@ const CLAIM: &str = concat!(
          where live.status = 'running' and live.repository_key = waiting.repository_key)) \
        and not exists (select 1 from attempt as begun, server as home where begun.session_id = waiting.session_id \
          and begun.agent_started_at_ms is not null and home.id = begun.server_id and home.id <> $1 \
-         and home.seen_at_ms > $7 and not exists (select 1 from attempt as later \
+         and (home.seen_at_ms > $7 or not exists (select 1 from server_role as claimer where claimer.server_id = $1 \
+           and claimer.seen_at_ms >= $8 and claimer.alive_since_ms <= $7)) \
+         and not exists (select 1 from attempt as later \
            where later.session_id = begun.session_id and later.agent_started_at_ms > begun.agent_started_at_ms)) \
        order by waiting.queue_rank_ms, waiting.id limit 1) returning ",
     run_columns!()
 );
+
+/// Whether a run's time has come and the server may claim. What a branch, a session or a cap holds back is not looked at.
+const SOME_WAIT: &str = "select 1 where exists (select 1 from run where status = 'queued' and not_before_ms <= $2) \
+     and not exists (select 1 from queue_state where drained_at_ms is not null) \
+     and not exists (select 1 from server where id = $1 and drained_at_ms is not null)";
 
 const TAKE_TURN: &str = "update project set turn = $2 where id = $1";
 
@@ -89,9 +97,8 @@ impl Store {
         // Bounded: a row that cannot be read has ended before the next one is looked for.
         loop {
             let mut tx = self.begin().await?;
-            let Some(row) =
-                next(&mut tx, server, (&self.queue_limits(), self.server_lost_after_ms())).await?
-            else {
+            let rules = Rules { limits: self.queue_limits(), lost_after_ms: self.server_lost_after_ms() };
+            let Some(row) = next(&mut tx, server, &rules).await? else {
                 tx.rollback().await?;
                 return Ok(None);
             };
@@ -110,14 +117,31 @@ impl Store {
             }
         }
     }
+
+    /// Whether a claim of the server's may find something: nothing that is claimed is overlooked, though a claim may find
+    /// nothing all the same. It takes no lock: whoever has heard of nothing new asks this before it claims, so that idle
+    /// servers keep nobody waiting.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn may_claim(&self, server: &ServerId) -> Result<bool, StoreError> {
+        let query = sql::query(SOME_WAIT).bind(server.as_str()).bind(self.now_ms());
+        Ok(query.fetch_optional(self.reader()).await?.is_some())
+    }
 }
 
-/// Moves the next run to `running`, and its project one turn on; a server is lost that was silent for `lost_after_ms`.
-async fn next(
-    tx: &mut Tx<'_>,
-    server: &ServerId,
-    (limits, lost_after_ms): (&QueueLimits, i64),
-) -> Result<Option<Row>, StoreError> {
+/// What bounds a claim.
+struct Rules {
+    limits: QueueLimits,
+    /// A server is lost that was silent for so long.
+    lost_after_ms: i64,
+}
+
+/// Moves the next run to `running`, and its project one turn on.
+async fn next(tx: &mut Tx<'_>, server: &ServerId, rules: &Rules) -> Result<Option<Row>, StoreError> {
+    let Rules { limits, lost_after_ms } = rules;
     if drain::is_drained(tx, server).await? {
         return Ok(None);
     }
@@ -143,6 +167,7 @@ async fn next(
             .bind(limits.max_running_per_repository.unwrap_or(i64::MAX))
             .bind(project.model_credential.as_str())
             .bind(tx.now_ms - lost_after_ms)
+            .bind(tx.now_ms - SERVER_SILENT_MS)
             .fetch_optional(&mut *tx.db)
             .await?;
         if row.is_some() {

@@ -1,7 +1,9 @@
 //! Opening and transactions, the same for every database. What differs is in the modules below, and in the few
 //! [`sql::Statement::Each`].
 
+mod leased;
 mod live_text;
+mod migrating;
 pub(crate) mod notify;
 pub(crate) mod postgres;
 pub(crate) mod sql;
@@ -227,7 +229,7 @@ impl Store {
             }
             Database::Postgres(database) => {
                 let (tx, database_ms) = database.begin(hold).await?;
-                (Connection::PostgresTx(tx), self.shared.clock.follow(database_ms))
+                (Connection::Postgres(tx), self.shared.clock.follow(database_ms))
             }
         };
         Ok(Tx { db: Box::new(db), now_ms, store: self, wakes: Vec::new(), counted: Vec::new(), sync })
@@ -272,8 +274,8 @@ impl Tx<'_> {
     /// Locks the rows that a query for `PostgreSQL` answers with, until the transaction ends; nothing on a database whose
     /// transactions are alone anyway.
     pub(crate) async fn lock_rows(&mut self, sql: &'static str, id: &str) -> Result<(), StoreError> {
-        if let Connection::PostgresTx(tx) = &mut *self.db {
-            sqlx::query(sql).bind(id).execute(&mut **tx).await?;
+        if let Connection::Postgres(tx) = &mut *self.db {
+            sql::query(sql).bind(id).execute(tx).await?;
         }
         Ok(())
     }
@@ -300,8 +302,8 @@ impl Tx<'_> {
     }
 
     async fn postgres_only(&mut self, sql: &'static str) -> Result<(), StoreError> {
-        if let Connection::PostgresTx(tx) = &mut *self.db {
-            sqlx::raw_sql(sql).execute(&mut **tx).await?;
+        if let Connection::Postgres(tx) = &mut *self.db {
+            tx.execute(sql).await?;
         }
         Ok(())
     }

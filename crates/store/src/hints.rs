@@ -77,8 +77,15 @@ impl Watch {
     /// # Cancel safety
     /// Safe: a hint that came while nobody waited is kept for the next call.
     pub async fn changed(&mut self, at_most: Duration) {
+        self.hinted(at_most).await;
+    }
+
+    /// Like [`Watch::changed`], and says whether there was a hint: `false` means nothing, since hints are lost.
+    /// # Cancel safety
+    /// As [`Watch::changed`].
+    pub async fn hinted(&mut self, at_most: Duration) -> bool {
         // The sender lives as long as this receiver, so the inner error cannot happen; the outer one is the time limit.
-        drop(tokio::time::timeout(at_most, self.receiver.changed()).await);
+        tokio::time::timeout(at_most, self.receiver.changed()).await.is_ok()
     }
 }
 
@@ -105,9 +112,9 @@ mod tests {
         hints.wake(&[Topic::Queue]);
         hints.wake(&[Topic::Queue]);
         let before = tokio::time::Instant::now();
-        watch.changed(LONG).await;
+        assert!(watch.hinted(LONG).await);
         assert!(before.elapsed() < LONG, "the hint was lost");
-        watch.changed(LONG).await;
+        assert!(!watch.hinted(LONG).await);
         assert_eq!(before.elapsed(), LONG, "two hints count once, and the next wait ends by its limit");
     }
 

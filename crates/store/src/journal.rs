@@ -60,7 +60,7 @@ pub enum JournalAppend {
         /// The offset of the next batch.
         acknowledged: u64,
     },
-    /// Nothing was stored, and nothing ever will be: the sandbox is destroyed, or it is ending and the batch starts an
+    /// Nothing was stored, and nothing ever will be: the sandbox is destroyed, or it has no run and the batch starts an
     /// agent. So an agent's start is never acknowledged to a sandbox whose run was taken from it.
     Withdrawn {
         /// The offset up to which the journal is stored.
@@ -161,8 +161,7 @@ impl Store {
 fn is_withdrawn(state: SandboxState, has_run: bool, entries: &[JournalEntry]) -> bool {
     let starts_agent = || entries.iter().any(|entry| entry.effect == JournalEffect::AgentStarted);
     match state {
-        SandboxState::Creating | SandboxState::Running => false,
-        SandboxState::Stopping => !has_run && starts_agent(),
+        SandboxState::Creating | SandboxState::Running | SandboxState::Stopping => !has_run && starts_agent(),
         SandboxState::Destroyed => true,
     }
 }

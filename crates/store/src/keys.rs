@@ -79,7 +79,9 @@ pub(crate) const BY_SECRET: &str = "select id, project_id, name, scopes, expires
 const VALID: &str = "select exists (select 1 from api_key where id = $1 and revoked_at_ms is null \
      and (expires_at_ms is null or expires_at_ms > $2))";
 
-const USED: &str = "update api_key set last_used_at_ms = $2 where id = $1";
+/// Another process may have written a later use.
+const USED: &str = "update api_key set last_used_at_ms = $2 where id = $1 \
+     and (last_used_at_ms is null or last_used_at_ms < $2)";
 
 impl Store {
     /// Makes a key that never expires, for the operator of the machine; see [`Store::make_api_key`].
@@ -246,7 +248,7 @@ impl Store {
 
     /// Who presents `secret`; `None` if no key that is neither revoked nor expired has it.
     ///
-    /// When a key was last used is noted in memory and written by the next [`Store::heartbeat_server`] or
+    /// When a key was last used is noted in memory and written by the next [`Store::beat`] or
     /// [`Store::close`], at most once a minute for a key, so that authentication never waits for the disk.
     ///
     /// # Errors
@@ -275,9 +277,9 @@ impl Store {
         Ok(Some(principal))
     }
 
-    /// Writes the uses noted since the last time.
+    /// Writes the uses noted since the last time. What is not written stays noted.
     pub(crate) async fn write_key_uses(&self) -> Result<(), StoreError> {
-        let uses = std::mem::take(&mut *self.shared.key_uses.lock());
+        let uses = self.shared.key_uses.lock().clone();
         if uses.is_empty() {
             return Ok(());
         }
@@ -285,7 +287,10 @@ impl Store {
         for (id, at_ms) in &uses {
             sql::query(USED).bind(id.as_str()).bind(at_ms).execute(&mut *tx.db).await?;
         }
-        tx.commit().await
+        tx.commit().await?;
+        // The key may have been used again meanwhile.
+        self.shared.key_uses.lock().retain(|id, at_ms| uses.get(id) != Some(at_ms));
+        Ok(())
     }
 }
 

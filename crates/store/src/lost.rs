@@ -1,7 +1,7 @@
 //! Servers that are away: their runs are unowned, and lost only after a long silence.
 //!
 //! An expired lease gives a run to nobody. Its sandbox lives on beside its home server, which takes the run up again with a
-//! new epoch; only when that server has been silent for [`Store::server_lost_after_ms`] may another write the run off.
+//! new epoch; only when that server has been silent for [`Store::server_lost_after_ms`] may another take the run from it.
 
 use std::sync::atomic::Ordering;
 
@@ -116,15 +116,15 @@ impl Store {
         query.fetch_all(self.reader()).await?.iter().map(unowned).collect()
     }
 
-    /// Ends the runs of servers that have been silent for [`Store::server_lost_after_ms`] as lost, by compare-and-set on
-    /// status and epoch, with an event, a record of the audit log and their sandboxes' grants revoked; returns them. At
-    /// most [`LOST_RUNS`] at a time. `server` is the caller, which must have been heard of all that time itself: after
+    /// Takes the runs of servers that have been silent for [`Store::server_lost_after_ms`] from them, by compare-and-set on
+    /// status and epoch, with an event, a record of the audit log and their sandboxes' grants revoked; returns them. One
+    /// whose agent may have started ends as lost, any other goes back to the queue. At most [`LOST_RUNS`] at a time. `server` is the caller, which must have been heard of all that time itself: after
     /// an outage of the database nobody can tell who was away.
     ///
     /// # Errors
     /// As every write.
     /// # Cancel safety
-    /// Safe: all of them are written off or none.
+    /// Safe: all of them are taken or none.
     pub async fn write_off_lost(&self, server: &ServerId) -> Result<Vec<RunId>, StoreError> {
         if !self.may_have_lost(server).await? {
             return Ok(Vec::new());
@@ -197,6 +197,11 @@ async fn write_off(tx: &mut Tx<'_>, row: &Row, lost_after_ms: i64) -> Result<Opt
         return Ok(None);
     }
     tell(tx, &run, lost_after_ms).await?;
+    if !run.agent_started {
+        let reason = format!("server {} is lost, and the agent had not started there", home(&run));
+        queue::give_back(tx, &run, &reason, 0).await?;
+        return Ok(Some(run.id));
+    }
     if let Some(sandbox) = &run.sandbox {
         sandboxes::advance(tx, sandbox, SandboxState::Stopping).await?;
     }

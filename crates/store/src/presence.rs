@@ -43,8 +43,9 @@ pub struct Presence {
 }
 
 impl Store {
-    /// Notes a sign of life of each part that this process is, and registers the server if it is not known. That a worker
-    /// is alive and takes runs is told by [`Store::heartbeat_server`].
+    /// Notes a sign of life of each part that this process is, and registers the server if it is not known; with it goes what
+    /// this process has noted of uses of keys and credentials. That a worker is alive and takes runs is told by
+    /// [`Store::heartbeat_server`].
     ///
     /// # Errors
     /// As every write.
@@ -64,7 +65,9 @@ impl Store {
                 .execute(&mut *tx.db)
                 .await?;
         }
-        tx.commit().await
+        tx.commit().await?;
+        self.write_key_uses().await?;
+        self.write_credential_uses(false).await
     }
 
     /// Whether a part of a server was heard of within [`SERVER_SILENT_MS`].

@@ -12,7 +12,9 @@ use crate::database::{Hold, Row, Tx, sql};
 use crate::events::Ended;
 use crate::rows::{Columns, document, run_columns};
 use crate::sessions::uid_offset;
-use crate::{Store, StoreError, Topic, damage, events, files, rows, runs, usage};
+use crate::{
+    SandboxState, Store, StoreError, Topic, damage, events, files, rows, runs, sandboxes, usage,
+};
 
 /// A run that the caller owns now.
 #[derive(Debug, Clone, PartialEq)]
@@ -206,12 +208,7 @@ impl Store {
         if run.agent_started {
             return Ok(false);
         }
-        if run.cancel_requested_at_ms.is_some() {
-            let finish = Finish { status: RunStatus::Cancelled, failure: None, result: None };
-            end(&mut tx, &run, &finish).await?;
-        } else {
-            give_back(&mut tx, &run, reason, delay_ms).await?;
-        }
+        give_back(&mut tx, &run, reason, delay_ms).await?;
         tx.commit().await?;
         Ok(true)
     }
@@ -324,8 +321,21 @@ const GIVE_BACK: &str = "update run set status = 'queued', phase = null, waiting
      stop_requested_at_ms = null, home_server_id = null, sandbox_id = null, base_commit = null, outcome = null, output = null, \
      pending_push = null, not_before_ms = $2 where id = $1 and status = 'running'";
 
-/// The run's agent must not have been started.
-async fn give_back(tx: &mut Tx<'_>, run: &Run, reason: &str, delay_ms: i64) -> Result<(), StoreError> {
+/// Gives a run back to the queue, or ends it where it must not go there. Its agent must not have been started, and cannot be
+/// from here on: whatever still lives of its sandbox opens nothing any more.
+pub(crate) async fn give_back(
+    tx: &mut Tx<'_>,
+    run: &Run,
+    reason: &str,
+    delay_ms: i64,
+) -> Result<(), StoreError> {
+    if let Some(sandbox) = &run.sandbox {
+        sandboxes::advance(tx, sandbox, SandboxState::Destroyed).await?;
+    }
+    if run.cancel_requested_at_ms.is_some() {
+        let finish = Finish { status: RunStatus::Cancelled, failure: None, result: None };
+        return end(tx, run, &finish).await;
+    }
     if run.attempt >= CLAIM_ATTEMPTS {
         // Whatever it is that stops its agent from being started would go on for ever.
         let message = format!(

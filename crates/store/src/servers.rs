@@ -41,9 +41,7 @@ impl Store {
         id: &ServerId,
         problems: &[PlacementProblem],
     ) -> Result<(), StoreError> {
-        self.upsert_server(id, problems).await?;
-        self.write_key_uses().await?;
-        self.write_credential_uses(false).await
+        self.upsert_server(id, problems).await
     }
 
     /// The servers seen within the last [`SERVER_SILENT_MS`], oldest id first; at most [`PAGE_ITEMS`].

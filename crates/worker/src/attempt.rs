@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::context::{Backoff, Context, Halt, described};
+use crate::context::{Asked, Backoff, Context, Halt, described};
 use crate::disk::Cap;
 use crate::disk::places::Entered;
 use crate::judge::{Disk, Facts};
@@ -27,6 +27,8 @@ pub(crate) struct Attempt {
     pub(crate) session_offset: i64,
     /// Whether an earlier process had it: then what was to be told may have been told.
     pub(crate) adopted: bool,
+    /// When its lease began, by the worker's own clock.
+    leased: Instant,
     /// The sandbox that is attended to, also while the run is nobody's.
     attended: Mutex<Option<Arc<Entered>>>,
 }
@@ -41,13 +43,15 @@ pub(crate) enum LeaseEnd {
 }
 
 impl Attempt {
-    pub(crate) fn new(ctx: Arc<Context>, claimed: Claimed, adopted: bool) -> Self {
-        let Claimed { run, epoch, lease_expires_at_ms: _, session_uid_offset } = claimed;
-        Self { ctx, run, epoch, session_offset: session_uid_offset, adopted, attended: Mutex::default() }
+    pub(crate) fn new(ctx: Arc<Context>, claimed: Asked<Claimed>, adopted: bool) -> Self {
+        let Asked { answer, at: leased } = claimed;
+        let Claimed { run, epoch, lease_expires_at_ms: _, session_uid_offset } = answer;
+        let attended = Mutex::default();
+        Self { ctx, run, epoch, session_offset: session_uid_offset, adopted, leased, attended }
     }
 
     /// The same run, taken up again after its lease was over.
-    pub(crate) fn again(self, claimed: Claimed) -> Self {
+    pub(crate) fn again(self, claimed: Asked<Claimed>) -> Self {
         let attended = Mutex::new(self.attended());
         Self { attended, ..Self::new(self.ctx, claimed, true) }
     }
@@ -107,7 +111,7 @@ impl Attempt {
     /// A store that does not answer is asked again sooner, and not waited for beyond the lease.
     pub(crate) async fn keep_lease(&self) -> LeaseEnd {
         let timing = self.ctx.timing();
-        let mut until = Instant::now() + timing.lease;
+        let mut until = self.leased + timing.lease;
         let mut wait = timing.lease_heartbeat;
         while Instant::now() < until {
             tokio::time::sleep_until(until.min(Instant::now() + wait)).await;

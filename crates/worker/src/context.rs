@@ -7,6 +7,7 @@ use std::time::Duration;
 use caisson_sandbox::Engine;
 use caisson_store::{Random, Store, StoreError};
 use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
@@ -125,6 +126,21 @@ where
     }
 }
 
+/// An answer of the store, and when it was asked for: a lease counts from then, however long the answer was on its way.
+#[derive(Debug)]
+pub(crate) struct Asked<T> {
+    pub(crate) answer: T,
+    pub(crate) at: Instant,
+}
+
+/// Asks the store once.
+pub(crate) async fn asked<T>(
+    call: impl Future<Output = Result<T, StoreError>> + Send,
+) -> Result<Asked<T>, StoreError> {
+    let at = Instant::now();
+    Ok(Asked { answer: call.await?, at })
+}
+
 /// Growing waits between attempts.
 #[derive(Debug)]
 pub(crate) struct Backoff {
@@ -169,6 +185,17 @@ mod tests {
         let mut backoff = Backoff::new(&Timing::default());
         let waits: Vec<_> = (0..8).map(|_| backoff.next().as_millis()).collect();
         assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_counts_from_before_the_question() {
+        let before = Instant::now();
+        let slow = async {
+            tokio::time::sleep(Duration::from_secs(9)).await;
+            Ok(7)
+        };
+        let Asked { answer, at } = asked(slow).await.unwrap();
+        assert_eq!((answer, at, before.elapsed()), (7, before, Duration::from_secs(9)));
     }
 
     async fn closed_store() -> (tempfile::TempDir, Store) {

@@ -10,7 +10,7 @@ use caisson_domain::id::{SandboxId, SessionId};
 use caisson_sandbox::OwnedSandbox;
 use tracing::{info, warn};
 
-use crate::context::{Backoff, Context, Halt, described};
+use crate::context::{Asked, Backoff, Context, Halt, asked, described};
 use crate::dirs::blocking;
 use crate::holds::Hold;
 use crate::slots::{Found, Origin, launch};
@@ -23,8 +23,8 @@ pub(crate) async fn settle_in(ctx: &Arc<Context>) -> Result<(), Halt> {
     let owned = owned_by_and_by(ctx).await?;
     let server = &ctx.config.server;
     let store = &ctx.store;
-    let claims = loop {
-        match ctx.insist("adopt runs", move || store.adopt(server)).await {
+    let Asked { answer: claims, at } = loop {
+        match ctx.insist("adopt runs", move || asked(store.adopt(server))).await {
             Ok(claims) => break claims,
             Err(Halt::Shutdown) => return Err(Halt::Shutdown),
             // Somebody has to mend the database, but need not start the server again afterwards.
@@ -32,6 +32,7 @@ pub(crate) async fn settle_in(ctx: &Arc<Context>) -> Result<(), Halt> {
         }
     };
     for claimed in claims {
+        let Some(in_hand) = ctx.in_hand.note(&claimed.run.id, claimed.run.attempt) else { continue };
         let hold = claimed
             .run
             .sandbox
@@ -43,7 +44,7 @@ pub(crate) async fn settle_in(ctx: &Arc<Context>) -> Result<(), Halt> {
         });
         // More than there are slots now that the number was lowered: they keep their sandboxes all the same.
         let slot = Arc::clone(&ctx.slots).try_acquire_owned().ok();
-        launch(ctx, claimed, Origin::Adopted(found), slot);
+        launch(ctx, Asked { answer: claimed, at }, Origin::Adopted(found), in_hand, slot);
     }
     // With the list from before the adoption: an engine that goes away only now must not let claims through while a
     // sandbox of an earlier process may still use a workspace.

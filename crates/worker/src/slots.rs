@@ -12,14 +12,14 @@ use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::attempt::{Attempt, LeaseEnd};
 use crate::attend::attend;
-use crate::context::{Backoff, Context, Halt, described};
+use crate::context::{Asked, Backoff, Context, Halt, asked, described};
 use crate::health;
 use crate::holds::Hold;
 use crate::judge::{End, Fault, FaultClass, Verdict, by_end};
 use crate::place::{Placing, announce, place};
 use crate::steps::Step;
 use crate::teardown;
-use crate::unowned::take_up_again;
+use crate::unowned::{Noted, take_up_again};
 
 /// Where a run comes from.
 pub(crate) enum Origin {
@@ -48,6 +48,8 @@ enum Work {
 pub(crate) async fn claim_runs(ctx: &Arc<Context>) -> Result<(), Halt> {
     let mut queue = ctx.store.watch(Topic::Queue);
     let mut backoff = Backoff::new(ctx.timing());
+    // Whether something may be new: nobody has looked yet.
+    let mut hinted = true;
     loop {
         let slot = tokio::select! {
             biased;
@@ -56,17 +58,20 @@ pub(crate) async fn claim_runs(ctx: &Arc<Context>) -> Result<(), Halt> {
         };
         health::sound(ctx).await?;
         // Not in a `select!`: a claim that is dropped half-way may have been made.
-        match ctx.store.claim(&ctx.config.server).await {
+        match claim(ctx, hinted).await {
             Ok(Some(claimed)) => {
-                backoff = Backoff::new(ctx.timing());
-                launch(ctx, claimed, Origin::Queue, slot.ok());
+                (backoff, hinted) = (Backoff::new(ctx.timing()), true);
+                let run = &claimed.answer.run;
+                if let Some(in_hand) = ctx.in_hand.note(&run.id, run.attempt) {
+                    launch(ctx, claimed, Origin::Queue, in_hand, slot.ok());
+                }
             }
             Ok(None) => {
                 drop(slot);
-                tokio::select! {
+                hinted = tokio::select! {
                     () = ctx.cancel.cancelled() => return Err(Halt::Shutdown),
-                    () = queue.changed(ctx.timing().queue_poll) => {}
-                }
+                    hinted = queue.hinted(ctx.timing().queue_poll) => hinted,
+                };
             }
             Err(error) => {
                 let wait = backoff.next();
@@ -77,16 +82,26 @@ pub(crate) async fn claim_runs(ctx: &Arc<Context>) -> Result<(), Halt> {
     }
 }
 
+/// Claims the next run. Without a hint that something is new it asks first whether anything waits, which keeps nobody waiting.
+async fn claim(ctx: &Context, hinted: bool) -> Result<Option<Asked<Claimed>>, StoreError> {
+    let (store, server) = (&ctx.store, &ctx.config.server);
+    if !hinted && !store.may_claim(server).await? {
+        return Ok(None);
+    }
+    let Asked { answer, at } = asked(store.claim(server)).await?;
+    Ok(answer.map(|answer| Asked { answer, at }))
+}
+
 /// Sees to a run in the background. The slot is free again when the run has ended, also by a panic.
 pub(crate) fn launch(
     ctx: &Arc<Context>,
-    claimed: Claimed,
+    claimed: Asked<Claimed>,
     origin: Origin,
+    in_hand: Noted,
     slot: Option<OwnedSemaphorePermit>,
 ) {
-    let (run, epoch) = (claimed.run.id.clone(), claimed.epoch);
-    info!(run.id = %run, run.attempt = claimed.run.attempt, "took run {run}");
-    let in_hand = ctx.in_hand.note(&run, claimed.run.attempt);
+    let (run, epoch) = (claimed.answer.run.id.clone(), claimed.answer.epoch);
+    info!(run.id = %run, run.attempt = claimed.answer.run.attempt, "took run {run}");
     let span = info_span!("run", run.id = %run);
     let adopted = matches!(origin, Origin::Adopted(_));
     let attempt = Attempt::new(Arc::clone(ctx), claimed, adopted);

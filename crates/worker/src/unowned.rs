@@ -13,7 +13,7 @@ use caisson_store::{Claimed, Unowned};
 use tracing::{info, warn};
 
 use crate::attempt::Attempt;
-use crate::context::{Context, Halt};
+use crate::context::{Asked, Context, Halt, asked};
 use crate::guard::guard;
 use crate::holds::Hold;
 use crate::reconcile::owned_by_and_by;
@@ -30,14 +30,11 @@ pub(crate) struct Noted {
 }
 
 impl InHand {
-    pub(crate) fn note(&self, run: &RunId, attempt: i64) -> Noted {
+    /// Takes an attempt in hand; none if it is in hand already. So there is never a second task that sees to it, whether a
+    /// claim's answer comes late or a reconcile pass has found what it claimed.
+    pub(crate) fn note(&self, run: &RunId, attempt: i64) -> Option<Noted> {
         let key = (run.clone(), attempt);
-        self.lock().insert(key.clone());
-        Noted { all: self.clone(), key }
-    }
-
-    fn has(&self, unowned: &Unowned) -> bool {
-        self.lock().contains(&(unowned.run.clone(), unowned.attempt))
+        self.lock().insert(key.clone()).then(|| Noted { all: self.clone(), key })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashSet<(RunId, i64)>> {
@@ -61,20 +58,22 @@ pub(crate) async fn take_up_unowned(ctx: &Arc<Context>, owned: &[OwnedSandbox]) 
         Err(Halt::Shutdown) => return Err(Halt::Shutdown),
         Err(Halt::Corrupt(_)) => return Ok(()),
     };
-    for lapsed in found.iter().filter(|lapsed| !ctx.in_hand.has(lapsed)) {
-        let adopted = match ctx.insist("take a run up", move || store.readopt(lapsed, server)).await {
-            Ok(Some(adopted)) => adopted,
+    for lapsed in &found {
+        let Some(in_hand) = ctx.in_hand.note(&lapsed.run, lapsed.attempt) else { continue };
+        let readopt = move || asked(store.readopt(lapsed, server));
+        let adopted = match ctx.insist("take a run up", readopt).await {
+            Ok(Asked { answer: Some(answer), at }) => Asked { answer, at },
             Err(Halt::Shutdown) => return Err(Halt::Shutdown),
-            Ok(None) | Err(Halt::Corrupt(_)) => continue,
+            Ok(Asked { answer: None, .. }) | Err(Halt::Corrupt(_)) => continue,
         };
-        let sandbox = adopted.run.sandbox.as_ref();
-        let hold = sandbox.and_then(|sandbox| ctx.holds.take(sandbox, Some(&adopted.run.session)));
+        let run = &adopted.answer.run;
+        let hold = run.sandbox.as_ref().and_then(|sandbox| ctx.holds.take(sandbox, Some(&run.session)));
         let found = hold.map(|hold| {
             let liveness = owned.iter().find(|owned| &owned.id == hold.sandbox()).map(|owned| owned.liveness);
             Found { hold, liveness }
         });
         let slot = Arc::clone(&ctx.slots).try_acquire_owned().ok();
-        launch(ctx, adopted, Origin::Adopted(found), slot);
+        launch(ctx, adopted, Origin::Adopted(found), in_hand, slot);
     }
     Ok(())
 }
@@ -84,7 +83,7 @@ pub(crate) async fn take_up_again(attempt: Attempt) -> Result<Option<(Attempt, O
     warn!(run.id = %attempt.run.id, "the lease of run {} is over; it is left alone until the database answers", attempt.run.id);
     let Some(again) = readopt(&attempt).await? else { return Ok(None) };
     info!(run.id = %attempt.run.id, "took run {} up again", attempt.run.id);
-    let sandbox = again.run.sandbox.clone();
+    let sandbox = again.answer.run.sandbox.clone();
     let attempt = attempt.again(again);
     let Some(sandbox) = sandbox else {
         attempt.leave();
@@ -97,16 +96,19 @@ pub(crate) async fn take_up_again(attempt: Attempt) -> Result<Option<(Attempt, O
 }
 
 /// Asks until the store answers. The sandbox is guarded meanwhile, by the worker's own clock and eyes.
-async fn readopt(attempt: &Attempt) -> Result<Option<Claimed>, Halt> {
+async fn readopt(attempt: &Attempt) -> Result<Option<Asked<Claimed>>, Halt> {
     let (ctx, server) = (&attempt.ctx, &attempt.ctx.config.server);
     let lapsed = Unowned { run: attempt.run.id.clone(), epoch: attempt.epoch, attempt: attempt.run.attempt };
     let (store, lapsed) = (&ctx.store, &lapsed);
-    let asking = ctx.insist("take a run up again", move || store.readopt(lapsed, server));
-    let Some(place) = attempt.attended() else { return asking.await };
-    tokio::select! {
-        answer = asking => answer,
-        never = guard(attempt, &place) => match never {},
-    }
+    let asking = ctx.insist("take a run up again", move || asked(store.readopt(lapsed, server)));
+    let Asked { answer, at } = match attempt.attended() {
+        None => asking.await?,
+        Some(place) => tokio::select! {
+            answer = asking => answer?,
+            never = guard(attempt, &place) => match never {},
+        },
+    };
+    Ok(answer.map(|answer| Asked { answer, at }))
 }
 
 /// Takes the sandbox in hand; a reconcile pass may be looking at it, and lets it go since it is needed.
@@ -123,5 +125,21 @@ async fn hold(attempt: &Attempt, sandbox: &SandboxId) -> Result<Hold, Halt> {
             () = ctx.cancel.cancelled() => return Err(Halt::Shutdown),
             told = changes.changed() => drop(told),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_is_in_hand_once_until_it_is_let_go() {
+        let in_hand = InHand::default();
+        let run = RunId::new(1, [1; 10]);
+        let first = in_hand.note(&run, 1).unwrap();
+        assert!(in_hand.note(&run, 1).is_none(), "a late answer of the same claim");
+        assert!(in_hand.note(&run, 2).is_some(), "another attempt is another one");
+        drop(first);
+        assert!(in_hand.note(&run, 1).is_some());
     }
 }

@@ -4,7 +4,8 @@ use axum::body::Body;
 use caisson_domain::id::{CredentialId, ProjectId};
 use caisson_domain::limits::{CREDENTIAL_SECRET_BYTES, CREDENTIALS};
 use caisson_domain::principal::Scope;
-use caisson_store::MasterKeyFile;
+use caisson_domain::server::Role;
+use caisson_store::{MasterKeyFile, Presence};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -231,7 +232,13 @@ async fn a_run_tells_which_credentials_it_used_and_how_often() {
     }
     // What is counted in memory is written when a minute is over.
     api.clock.advance(60_000);
-    api.store.heartbeat_server(&api.server, &[]).await.unwrap();
+    let presence = Presence {
+        server: api.server.clone(),
+        roles: vec![Role::Gateway],
+        version: "1.2.3".to_owned(),
+        slots: None,
+    };
+    api.store.beat(&presence).await.unwrap();
     let told = api.get(&place).await.json();
     let (first, last) = (crate::support::NOW_MS + 1_000, crate::support::NOW_MS + 3_000);
     let expected = json!([{

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
+use caisson_domain::server::Role;
 use caisson_store::{
     CheckPart, Clock, Look, PostgresPlace, Store, StoredFile, backup_file, copy_to_postgres,
 };
@@ -36,9 +37,11 @@ pub(crate) async fn run(command: Db, environment: &Environment) -> anyhow::Resul
 
 async fn migrate(settings: &Settings) -> anyhow::Result<u8> {
     make_directory(&settings.state_dir)?;
-    let place = settings.database_place()?;
-    // A server of the version before would write to tables that it does not know.
+    // A server of the version before would write to tables that it does not know; those with other state directories are
+    // looked for in the database.
     let _lock = lock_state(&settings.state_dir).context("the database is not migrated")?;
+    let server = known_server_id(&settings.state_dir)?;
+    let place = settings.database_place()?.used_by(server.as_ref(), Role::ALL);
     let behind = match place.look(Clock::system()).await {
         Ok(Look::Ready(store)) => {
             store.close().await.ok();

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use caisson_domain::id::ServerId;
+use caisson_domain::server::Role;
 use caisson_store::{
     Clock, Look, POSTGRES_CONNECTIONS_MIN, PostgresLimits, PostgresPlace, Store, StoreError,
 };
@@ -41,7 +43,7 @@ pub(crate) struct Database {
 
 impl Default for Database {
     fn default() -> Self {
-        let PostgresLimits { connections, acquire_timeout_ms, statement_timeout_ms } =
+        let PostgresLimits { connections, acquire_timeout_ms, statement_timeout_ms, quiet_ms: _ } =
             PostgresLimits::default();
         Self {
             url: None,
@@ -105,6 +107,15 @@ impl Place {
         matches!(self, Self::Postgres(_))
     }
 
+    /// The same place, for whoever holds the locks of these parts of the server: their signs of life are the caller's own, or
+    /// those of the process before it.
+    pub(crate) fn used_by(self, server: Option<&ServerId>, roles: &[Role]) -> Self {
+        match (self, server) {
+            (Self::Postgres(place), Some(server)) => Self::Postgres(Box::new(place.used_by(server, roles))),
+            (place @ (Self::File(_) | Self::Postgres(_)), _) => place,
+        }
+    }
+
     /// Opens or makes the database, and brings it up to date.
     ///
     /// # Errors
@@ -138,11 +149,12 @@ impl Settings {
 
     /// Bounds for connections to `PostgreSQL`.
     #[must_use]
-    pub(crate) const fn postgres_limits(&self) -> PostgresLimits {
+    pub(crate) fn postgres_limits(&self) -> PostgresLimits {
         PostgresLimits {
             connections: self.database.connections,
             acquire_timeout_ms: self.database.acquire_timeout_ms,
             statement_timeout_ms: self.database.statement_timeout_ms,
+            ..PostgresLimits::default()
         }
     }
 

@@ -137,7 +137,8 @@ impl Store {
             return Ok(());
         }
         let mut tx = self.begin().await?;
-        let uses = write(&mut tx, &pair, (1, now_ms)).await?;
+        let first = Counted { uses: 1, last_at_ms: now_ms, written_at_ms: now_ms };
+        let uses = write(&mut tx, &pair, &first).await?;
         uses.ok_or_else(|| StoreError::missing("run", run.as_str()))?;
         tx.commit().await?;
         self.shared.credential_uses.keep(pair, now_ms);
@@ -200,7 +201,7 @@ impl Store {
         let mut tx = self.begin().await?;
         for (pair, counted) in due {
             // A run that is gone by now has no count any more.
-            write(&mut tx, pair, (counted.uses, counted.last_at_ms)).await?;
+            write(&mut tx, pair, counted).await?;
         }
         tx.commit().await
     }
@@ -217,15 +218,15 @@ impl Store {
 async fn write(
     tx: &mut Tx<'_>,
     (credential, run): &(CredentialId, RunId),
-    (uses, at_ms): (i64, i64),
+    counted: &Counted,
 ) -> Result<Option<i64>, StoreError> {
     let count: Option<i64> = sql::query_scalar(USED)
         .bind(credential.as_str())
         .bind(run.as_str())
-        .bind(uses)
-        .bind(at_ms)
+        .bind(counted.uses)
+        .bind(counted.last_at_ms)
         .fetch_optional(&mut *tx.db)
         .await?;
-    sql::query(LAST).bind(credential.as_str()).bind(at_ms).execute(&mut *tx.db).await?;
+    sql::query(LAST).bind(credential.as_str()).bind(counted.last_at_ms).execute(&mut *tx.db).await?;
     Ok(count)
 }

@@ -12,11 +12,16 @@ use std::time::Duration;
 use caisson_domain::event::Delta;
 use caisson_domain::id::SessionId;
 use sqlx::PgPool;
-use sqlx::postgres::PgListener;
+use sqlx::pool::PoolOptions;
+use sqlx::postgres::{PgConnectOptions, PgListener, PgNotification};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
+use super::leased::{GRACE_MS, Pool, late};
 use super::live_text::{LiveText, join, payloads};
+use super::postgres::PostgresLimits;
+use super::sql;
 use crate::Topic;
 use crate::deltas::Deltas;
 use crate::hints::Hints;
@@ -35,6 +40,28 @@ const RETRY_MS: u64 = 1_000;
 const SPACE: char = ' ';
 
 const NOTIFY: &str = "select pg_notify($1, $2)";
+const ARE_YOU_THERE: &str = "select 1";
+
+/// How connections are made that listen. Each has a pool of its own: the driver takes a connection that it listened on back
+/// as soon as that answers, which one that has vanished never does.
+#[derive(Debug, Clone)]
+pub(crate) struct Hearing {
+    options: PgConnectOptions,
+    acquire: Duration,
+    quiet: Duration,
+}
+
+impl Hearing {
+    pub(crate) fn new(options: PgConnectOptions, limits: &PostgresLimits) -> Self {
+        let (acquire, quiet) = (limits.acquire_timeout_ms, limits.quiet_ms);
+        Self { options, acquire: Duration::from_millis(acquire), quiet: Duration::from_millis(quiet) }
+    }
+
+    fn pool(&self) -> PgPool {
+        let one = PoolOptions::new().max_connections(1).acquire_timeout(self.acquire);
+        one.connect_lazy_with(self.options.clone())
+    }
+}
 
 /// What is to be told of by the notifications of others.
 #[derive(Debug, Clone)]
@@ -75,14 +102,19 @@ impl Notifier {
         clippy::disallowed_methods,
         reason = "the store has no tracker; the tasks end with the notifier"
     )]
-    pub(crate) fn start(pool: PgPool, channel: String, own: String, heard: Heard) -> Self {
+    pub(crate) fn start(
+        (pool, hearing): (Pool, Hearing),
+        channel: String,
+        own: String,
+        heard: Heard,
+    ) -> Self {
         let channel = Channel { texts: format!("{channel}_text"), words: channel, own };
         let (words, waiting_words) = mpsc::channel(WAITING_TOPICS);
         let (texts, waiting_texts) = mpsc::channel(WAITING_TEXTS);
         let sender =
             Sender { pool: pool.clone(), channel: channel.clone(), deltas: Arc::clone(&heard.deltas) };
         let sending = tokio::spawn(sender.send(waiting_words, waiting_texts));
-        let listening = tokio::spawn(listen(pool, channel, heard));
+        let listening = tokio::spawn(listen(pool, hearing, channel, heard));
         Self { words, texts, tasks: [sending, listening] }
     }
 
@@ -115,7 +147,7 @@ impl Drop for Notifier {
 }
 
 struct Sender {
-    pool: PgPool,
+    pool: Pool,
     channel: Channel,
     deltas: Arc<Deltas>,
 }
@@ -170,7 +202,7 @@ impl Sender {
     }
 
     async fn notify(&self, channel: &str, payload: &str) {
-        let sent = sqlx::query(NOTIFY).bind(channel).bind(payload).execute(&self.pool).await;
+        let sent = sql::query(NOTIFY).bind(channel).bind(payload).execute(&self.pool).await;
         if let Err(error) = sent {
             tracing::debug!("a wake-up for other servers is lost: {error}");
         }
@@ -193,12 +225,13 @@ fn push(payload: &mut String, word: &Word) {
     payload.push_str(&name(word));
 }
 
-async fn listen(pool: PgPool, channel: Channel, heard: Heard) {
+/// Listens until the store is closed, which its other connections tell.
+async fn listen(others: Pool, hearing: Hearing, channel: Channel, heard: Heard) {
     loop {
-        let ended = follow(&pool, &channel, &heard).await;
-        if pool.is_closed() {
-            return;
-        }
+        let ended = tokio::select! {
+            () = others.closed() => return,
+            ended = follow(&hearing, &channel, &heard) => ended,
+        };
         if let Err(error) = ended {
             tracing::debug!("wake-ups of other servers are not heard: {error}");
             tokio::time::sleep(Duration::from_millis(RETRY_MS)).await;
@@ -207,31 +240,53 @@ async fn listen(pool: PgPool, channel: Channel, heard: Heard) {
 }
 
 /// Listens until the connection is lost.
-async fn follow(pool: &PgPool, channel: &Channel, heard: &Heard) -> Result<(), sqlx::Error> {
-    let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen_all([channel.words.as_str(), channel.texts.as_str()]).await?;
+async fn follow(hearing: &Hearing, channel: &Channel, heard: &Heard) -> Result<(), sqlx::Error> {
+    let mut listener = PgListener::connect_with(&hearing.pool()).await?;
+    listener.eager_reconnect(false);
+    answered(listener.listen_all([channel.words.as_str(), channel.texts.as_str()])).await?;
     // Nobody knows what was missed until now.
     heard.hints.wake_all();
-    while let Some(notification) = listener.try_recv().await? {
-        if notification.channel() == channel.texts {
-            if let Some(text) = LiveText::read(notification.payload(), &channel.own) {
-                heard.deltas.publish(&text.session, text.delta);
-            }
-            continue;
-        }
-        let mut words = notification.payload().split(SPACE);
-        if words.next() != Some(&channel.own) {
-            let mut topics = Vec::new();
-            for word in words.filter_map(word) {
-                match word {
-                    Word::Changed(topic) => topics.push(topic),
-                    Word::Listens(session) => heard.deltas.want_elsewhere(&session),
+    loop {
+        match timeout(hearing.quiet, listener.try_recv()).await {
+            Ok(Ok(Some(notification))) => hear(&notification, channel, heard),
+            Ok(Ok(None)) => return Ok(()),
+            Ok(Err(error)) => return Err(error),
+            // A connection that is only listened to says nothing when it vanishes.
+            Err(_) => {
+                if let Err(error) = answered(sqlx::raw_sql(ARE_YOU_THERE).execute(&mut listener)).await {
+                    tracing::warn!(
+                        "the connection for wake-ups of other servers is gone, making another one: {error}"
+                    );
+                    return Err(error);
                 }
             }
-            heard.hints.wake(&topics);
         }
     }
-    Ok(())
+}
+
+async fn answered<T>(asking: impl Future<Output = Result<T, sqlx::Error>> + Send) -> Result<T, sqlx::Error> {
+    timeout(Duration::from_millis(GRACE_MS), asking).await.unwrap_or_else(|_| Err(late()))
+}
+
+fn hear(notification: &PgNotification, channel: &Channel, heard: &Heard) {
+    if notification.channel() == channel.texts {
+        if let Some(text) = LiveText::read(notification.payload(), &channel.own) {
+            heard.deltas.publish(&text.session, text.delta);
+        }
+        return;
+    }
+    let mut words = notification.payload().split(SPACE);
+    if words.next() == Some(&channel.own) {
+        return;
+    }
+    let mut topics = Vec::new();
+    for word in words.filter_map(word) {
+        match word {
+            Word::Changed(topic) => topics.push(topic),
+            Word::Listens(session) => heard.deltas.want_elsewhere(&session),
+        }
+    }
+    heard.hints.wake(&topics);
 }
 
 const LISTENS: &str = "text:";

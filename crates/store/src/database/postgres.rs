@@ -12,14 +12,18 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use caisson_domain::id::ServerId;
+use caisson_domain::server::Role;
 use sqlx::migrate::MigrateError;
-use sqlx::pool::PoolOptions;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
-use sqlx::{ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection};
+use tokio::time::timeout;
 
-use super::notify::{Heard, Notifier};
-use super::sql::Reader;
-use super::{Fault, Hold, migration_error, missing_migrations};
+use super::leased::{Leased, Pool, answer, late};
+use super::migrating::migrate;
+use super::notify::{Heard, Hearing, Notifier};
+use super::sql::{self, Reader};
+use super::{Fault, Hold, missing_migrations};
 use crate::StoreError;
 
 /// The oldest version that is known to work, as `server_version_num` has it.
@@ -29,13 +33,11 @@ const LOCK_MS: u64 = 5_000;
 /// How long the server lets a transaction of ours be silent, in milliseconds: a machine that went away in the middle of one
 /// keeps the others waiting no longer than that.
 const SILENT_MS: u64 = 10_000;
-/// Longest time for migrations, those of another server included, in milliseconds.
-const MIGRATE_MS: u64 = 600_000;
 /// Prepared statements kept on each connection: more than this crate has.
 const STATEMENTS: usize = 256;
 /// Fewest connections: one that writes, one that reads, and two for wake-ups.
 pub const POSTGRES_CONNECTIONS_MIN: u32 = 4;
-/// Connections for wake-ups.
+/// Connections for wake-ups: one sends, one listens.
 const NOTIFYING: u32 = 2;
 /// Begins the number of the write lock, so that it is not another program's in the same database.
 const LOCK_DOMAIN: i64 = 0x4341_4953 << 32;
@@ -70,7 +72,7 @@ const SERVER: &str = "select cast(current_setting('server_version_num') as bigin
 /// The lock has the number of a table of ours, so that several stores in one database do not share it.
 const LOCK_NUMBER: &str = "select cast(cast(cast('project' as regclass) as oid) as bigint)";
 
-const HAS_MIGRATIONS: &str = "select 1 where to_regclass('_sqlx_migrations') is not null";
+pub(super) const HAS_MIGRATIONS: &str = "select 1 where to_regclass('_sqlx_migrations') is not null";
 
 pub(super) static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("migrations/postgres");
 
@@ -81,13 +83,17 @@ pub struct PostgresLimits {
     pub connections: u32,
     /// How long a call waits for a connection, in milliseconds.
     pub acquire_timeout_ms: u64,
-    /// How long the server works on one statement, in milliseconds.
+    /// How long the server works on one statement, in milliseconds. An answer is waited for 5 s longer: then the server
+    /// counts as gone, whatever it does.
     pub statement_timeout_ms: u64,
+    /// How long the connection that hears the wake-ups of others may be quiet, in milliseconds, before it is asked whether
+    /// it is still there.
+    pub quiet_ms: u64,
 }
 
 impl Default for PostgresLimits {
     fn default() -> Self {
-        Self { connections: 16, acquire_timeout_ms: 10_000, statement_timeout_ms: 30_000 }
+        Self { connections: 16, acquire_timeout_ms: 10_000, statement_timeout_ms: 30_000, quiet_ms: 30_000 }
     }
 }
 
@@ -96,6 +102,7 @@ impl Default for PostgresLimits {
 pub struct PostgresPlace {
     options: PgConnectOptions,
     limits: PostgresLimits,
+    own: Vec<(ServerId, Role)>,
 }
 
 /// Why a URL names no `PostgreSQL` database. It never holds the URL, which may have a password in it.
@@ -147,7 +154,15 @@ impl PostgresPlace {
             }
         }
         let options: PgConnectOptions = url.parse().map_err(|_| UnusableUrl::Malformed)?;
-        Ok(Self { options: options.statement_cache_capacity(STATEMENTS).disable_statement_logging(), limits })
+        let options = options.statement_cache_capacity(STATEMENTS).disable_statement_logging();
+        Ok(Self { options, limits, own: Vec::new() })
+    }
+
+    /// Says which parts of which server the caller is, and that nobody else is them: their signs of life keep nobody from
+    /// migrating the database.
+    #[must_use]
+    pub fn used_by(self, server: &ServerId, roles: &[Role]) -> Self {
+        Self { own: roles.iter().map(|role| (server.clone(), *role)).collect(), ..self }
     }
 
     /// What whoever is between this machine and the server could do, if anything.
@@ -187,92 +202,103 @@ impl fmt::Debug for PostgresPlace {
 /// Connections that write, connections that read, and the number of the write lock.
 #[derive(Debug, Clone)]
 pub(crate) struct PostgresDatabase {
-    pub(crate) writer: PgPool,
-    pub(crate) reader: PgPool,
-    /// Two connections: one listens and one sends.
-    notifying: PgPool,
+    pub(crate) writer: Pool,
+    pub(crate) reader: Pool,
+    /// The connection that sends wake-ups.
+    sending: Pool,
+    hearing: Hearing,
     lock: i64,
 }
 
 impl PostgresDatabase {
     pub(crate) async fn open(place: &PostgresPlace) -> Result<Self, StoreError> {
-        let mut connection = connect(place).await?;
-        let options = server_options(&mut connection, place).await?;
-        let migrated = MIGRATOR.run(&mut connection);
-        let late = || StoreError::Unavailable(sqlx::Error::PoolTimedOut);
-        let migrated = tokio::time::timeout(Duration::from_millis(MIGRATE_MS), migrated).await;
-        migrated.map_err(|_| late())?.map_err(migration_error)?;
-        let lock = LOCK_DOMAIN | sqlx::query_scalar::<_, i64>(LOCK_NUMBER).fetch_one(&mut connection).await?;
-        connection.close().await?;
+        let (mut connection, options) = connect(place).await?;
         let rest = place.limits.connections.max(POSTGRES_CONNECTIONS_MIN) - NOTIFYING;
         let writers = rest / 2;
-        let writer = pool(place, writers).connect_with(options.clone()).await?;
-        let notifying = pool(place, NOTIFYING).connect_lazy_with(reading(options.clone()));
-        let reader = pool(place, rest - writers).connect_with(reading(options)).await?;
-        Ok(Self { writer, reader, notifying, lock })
+        let reader = Pool::new(reading(options.clone()), &place.limits, rest - writers);
+        migrate(&mut connection, &Reader::Postgres(reader.clone()), &place.own).await?;
+        let lock = lock_number(place, &mut connection).await?;
+        within(place, connection.close()).await?;
+        Ok(Self {
+            writer: Pool::new(options.clone(), &place.limits, writers),
+            reader,
+            sending: Pool::new(reading(options.clone()), &place.limits, 1),
+            hearing: Hearing::new(reading(options), &place.limits),
+            lock,
+        })
     }
 
     /// Connects for reading alone, and counts the migrations that the database lacks.
     pub(crate) async fn open_read_only(place: &PostgresPlace) -> Result<(Self, usize), StoreError> {
-        let mut connection = connect(place).await?;
-        let options = server_options(&mut connection, place).await?;
-        connection.close().await?;
-        let reader = pool(place, 1).connect_with(reading(options)).await?;
+        let (connection, options) = connect(place).await?;
+        within(place, connection.close()).await?;
+        let hearing = Hearing::new(reading(options.clone()), &place.limits);
+        let reader = Pool::new(reading(options), &place.limits, 1);
         let missing =
             missing_migrations(&Reader::Postgres(reader.clone()), HAS_MIGRATIONS, &MIGRATOR).await?;
-        let (writer, notifying) = (reader.clone(), reader.clone());
-        Ok((Self { writer, reader, notifying, lock: LOCK_DOMAIN }, missing))
+        let (writer, sending) = (reader.clone(), reader.clone());
+        Ok((Self { writer, reader, sending, hearing, lock: LOCK_DOMAIN }, missing))
     }
 
     /// Begins a writing transaction and reads the database's clock (Unix ms) once it has the write lock.
-    pub(super) async fn begin(
-        &self,
-        hold: Hold<'_>,
-    ) -> Result<(Transaction<'static, Postgres>, i64), sqlx::Error> {
-        let mut tx = self.writer.begin_with(BEGIN).await?;
+    pub(super) async fn begin(&self, hold: Hold<'_>) -> Result<(Leased, i64), sqlx::Error> {
+        let mut tx = self.writer.acquire().await?;
+        tx.begin(BEGIN).await?;
         let locking = match hold {
-            Hold::Everything => sqlx::query_scalar(LOCK).bind(self.lock),
-            Hold::SessionOfRun(run) => sqlx::query_scalar(LOCK_OF_RUN).bind(self.lock).bind(run.as_str()),
+            Hold::Everything => sql::query_scalar(LOCK).bind(self.lock),
+            Hold::SessionOfRun(run) => sql::query_scalar(LOCK_OF_RUN).bind(self.lock).bind(run.as_str()),
             Hold::SessionOfSandbox(sandbox) => {
-                sqlx::query_scalar(LOCK_OF_SANDBOX).bind(self.lock).bind(sandbox.as_str())
+                sql::query_scalar(LOCK_OF_SANDBOX).bind(self.lock).bind(sandbox.as_str())
             }
-            Hold::SessionOfCall(call) => sqlx::query_scalar(LOCK_OF_CALL).bind(self.lock).bind(call.as_str()),
+            Hold::SessionOfCall(call) => sql::query_scalar(LOCK_OF_CALL).bind(self.lock).bind(call.as_str()),
         };
-        let now_ms = locking.fetch_one(&mut *tx).await?;
+        let now_ms = locking.fetch_one(&mut tx).await?;
         Ok((tx, now_ms))
     }
 
     /// Sends and receives wake-ups on connections of its own.
     pub(crate) fn notifier(&self, random: [u8; 8], heard: Heard) -> Notifier {
         let channel = format!("caisson_{:x}", self.lock);
-        Notifier::start(self.notifying.clone(), channel, hex::encode(random), heard)
+        Notifier::start((self.sending.clone(), self.hearing.clone()), channel, hex::encode(random), heard)
     }
 
     pub(super) async fn close(&self) {
-        self.notifying.close().await;
+        self.sending.close().await;
         self.reader.close().await;
         self.writer.close().await;
     }
 }
 
-/// A connection without time limits, for what is done once.
-async fn connect(place: &PostgresPlace) -> Result<PgConnection, StoreError> {
+/// A connection without time limits, for what is done once, and how others are made.
+async fn connect(place: &PostgresPlace) -> Result<(PgConnection, PgConnectOptions), StoreError> {
     let connecting = place.options.connect();
     let limit = Duration::from_millis(place.limits.acquire_timeout_ms);
-    let connected = tokio::time::timeout(limit, connecting).await;
-    Ok(connected.unwrap_or(Err(sqlx::Error::PoolTimedOut))?)
+    let mut connection = timeout(limit, connecting).await.unwrap_or_else(|_| Err(late()))?;
+    let options = server_options(&mut connection, place).await?;
+    Ok((connection, options))
+}
+
+/// What is done once is given up as well if no answer comes.
+async fn within<T>(
+    place: &PostgresPlace,
+    asking: impl Future<Output = Result<T, sqlx::Error>> + Send,
+) -> Result<T, sqlx::Error> {
+    timeout(answer(&place.limits), asking).await.unwrap_or_else(|_| Err(late()))
+}
+
+async fn lock_number(place: &PostgresPlace, connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    let number: i64 = within(place, sqlx::query_scalar(LOCK_NUMBER).fetch_one(connection)).await?;
+    Ok(LOCK_DOMAIN | number)
 }
 
 /// Connects to a database that is to be filled, brings it up to date, and answers the connection, which has no time limits,
 /// with the number of the store's write lock.
 pub(crate) async fn open_to_fill(place: &PostgresPlace) -> Result<(PgConnection, i64), StoreError> {
-    let mut connection = connect(place).await?;
-    server_options(&mut connection, place).await?;
-    let late = || StoreError::Unavailable(sqlx::Error::PoolTimedOut);
-    let migrated =
-        tokio::time::timeout(Duration::from_millis(MIGRATE_MS), MIGRATOR.run(&mut connection)).await;
-    migrated.map_err(|_| late())?.map_err(migration_error)?;
-    let lock = LOCK_DOMAIN | sqlx::query_scalar::<_, i64>(LOCK_NUMBER).fetch_one(&mut connection).await?;
+    let (mut connection, options) = connect(place).await?;
+    let reader = Pool::new(reading(options), &place.limits, 1);
+    migrate(&mut connection, &Reader::Postgres(reader.clone()), &place.own).await?;
+    reader.close().await;
+    let lock = lock_number(place, &mut connection).await?;
     Ok((connection, lock))
 }
 
@@ -282,17 +308,15 @@ async fn server_options(
     place: &PostgresPlace,
 ) -> Result<PgConnectOptions, StoreError> {
     let (version, encoding, commit, fsync): (i64, String, String, String) =
-        sqlx::query_as(SERVER).fetch_one(connection).await?;
-    let refuse =
-        |why: String| StoreError::Migration(MigrateError::Execute(sqlx::Error::Configuration(why.into())));
+        within(place, sqlx::query_as(SERVER).fetch_one(connection)).await?;
     if version < OLDEST_VERSION {
-        return Err(refuse(format!(
+        return Err(refused(format!(
             "the server is PostgreSQL {}; Caisson needs 15 or later",
             version / 10_000
         )));
     }
     if encoding != "UTF8" {
-        return Err(refuse(format!("the database's encoding is {encoding}; Caisson needs UTF8")));
+        return Err(refused(format!("the database's encoding is {encoding}; Caisson needs UTF8")));
     }
     if fsync != "on" {
         tracing::warn!(
@@ -313,12 +337,9 @@ fn reading(options: PgConnectOptions) -> PgConnectOptions {
     options.options([("default_transaction_read_only", "on")])
 }
 
-fn pool(place: &PostgresPlace, connections: u32) -> PoolOptions<Postgres> {
-    PoolOptions::new()
-        .max_connections(connections.max(1))
-        .acquire_timeout(Duration::from_millis(place.limits.acquire_timeout_ms))
-        // A server that was restarted has cut every connection; those are found out here.
-        .test_before_acquire(true)
+/// The database cannot be used, and trying again does not help.
+pub(super) fn refused(why: String) -> StoreError {
+    StoreError::Migration(MigrateError::Execute(sqlx::Error::Configuration(why.into())))
 }
 
 /// Sorts an error by its code: <https://www.postgresql.org/docs/15/errcodes-appendix.html>; two characters are the class.

@@ -12,9 +12,11 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{
-    AssertSqlSafe, Column as _, ColumnIndex, PgConnection, PgPool, Postgres, Row as _, SqlSafeStr as _,
-    SqlStr, Sqlite, SqliteConnection, SqlitePool, Transaction, TypeInfo as _,
+    AssertSqlSafe, Column as _, ColumnIndex, Postgres, Row as _, SqlSafeStr as _, SqlStr, Sqlite,
+    SqliteConnection, SqlitePool, Transaction, TypeInfo as _,
 };
+
+use super::leased::{self, Leased, Pool};
 
 /// A statement's text.
 #[derive(Debug, Clone)]
@@ -119,25 +121,24 @@ impl From<Option<String>> for Value<'_> {
 #[derive(Debug)]
 pub(crate) enum Connection {
     Sqlite(PoolConnection<Sqlite>),
-    Postgres(PoolConnection<Postgres>),
     SqliteTx(Transaction<'static, Sqlite>),
-    PostgresTx(Transaction<'static, Postgres>),
+    Postgres(Leased),
 }
 
 impl Connection {
     pub(super) async fn commit(self) -> Result<(), sqlx::Error> {
         match self {
             Self::SqliteTx(tx) => tx.commit().await,
-            Self::PostgresTx(tx) => tx.commit().await,
-            Self::Sqlite(_) | Self::Postgres(_) => Ok(()),
+            Self::Postgres(leased) => leased.end(leased::COMMIT).await,
+            Self::Sqlite(_) => Ok(()),
         }
     }
 
     pub(super) async fn rollback(self) -> Result<(), sqlx::Error> {
         match self {
             Self::SqliteTx(tx) => tx.rollback().await,
-            Self::PostgresTx(tx) => tx.rollback().await,
-            Self::Sqlite(_) | Self::Postgres(_) => Ok(()),
+            Self::Postgres(leased) => leased.end(leased::ROLLBACK).await,
+            Self::Sqlite(_) => Ok(()),
         }
     }
 }
@@ -146,7 +147,7 @@ impl Connection {
 #[derive(Debug, Clone)]
 pub(crate) enum Reader {
     Sqlite(SqlitePool),
-    Postgres(PgPool),
+    Postgres(Pool),
 }
 
 impl Reader {
@@ -162,9 +163,9 @@ impl Reader {
 /// Where a statement runs.
 pub(crate) enum Executor<'c> {
     Sqlite(&'c mut SqliteConnection),
-    Postgres(&'c mut PgConnection),
+    Postgres(&'c mut Leased),
     SqlitePool(&'c SqlitePool),
-    PostgresPool(&'c PgPool),
+    PostgresPool(&'c Pool),
 }
 
 impl<'c> From<&'c Reader> for Executor<'c> {
@@ -181,9 +182,20 @@ impl<'c> From<&'c mut Connection> for Executor<'c> {
         match connection {
             Connection::Sqlite(connection) => Self::Sqlite(connection),
             Connection::SqliteTx(tx) => Self::Sqlite(tx),
-            Connection::Postgres(connection) => Self::Postgres(connection),
-            Connection::PostgresTx(tx) => Self::Postgres(tx),
+            Connection::Postgres(leased) => Self::Postgres(leased),
         }
+    }
+}
+
+impl<'c> From<&'c Pool> for Executor<'c> {
+    fn from(pool: &'c Pool) -> Self {
+        Self::PostgresPool(pool)
+    }
+}
+
+impl<'c> From<&'c mut Leased> for Executor<'c> {
+    fn from(leased: &'c mut Leased) -> Self {
+        Self::Postgres(leased)
     }
 }
 
@@ -222,6 +234,15 @@ pub(crate) fn query_as<'q, T>(statement: impl Into<Statement>) -> QueryAs<'q, T>
     QueryAs { query: query(statement), answers: PhantomData }
 }
 
+/// Asks `PostgreSQL`, and waits for the answer as long as one may take.
+macro_rules! ask {
+    ($leased:expr, $query:expr, $call:ident) => {{
+        let (connection, until) = $leased.ask()?;
+        let answered = tokio::time::timeout_at(until, $query.$call(connection)).await;
+        $leased.answered(answered)
+    }};
+}
+
 /// Calls the driver that `$executor` is of with the statement, bound and ready.
 macro_rules! run {
     ($query:expr, $executor:expr, $call:ident, $answer:path) => {{
@@ -229,11 +250,12 @@ macro_rules! run {
         match $executor.into() {
             Executor::Sqlite(connection) => sqlite(statement, values).$call(connection).await.map($answer),
             Executor::SqlitePool(pool) => sqlite(statement, values).$call(pool).await.map($answer),
-            Executor::Postgres(connection) => {
-                postgres(statement, values, each_time).$call(connection).await.map($answer)
+            Executor::Postgres(leased) => {
+                ask!(leased, postgres(statement, values, each_time), $call).map($answer)
             }
             Executor::PostgresPool(pool) => {
-                postgres(statement, values, each_time).$call(pool).await.map($answer)
+                let mut leased = pool.acquire().await?;
+                ask!(leased, postgres(statement, values, each_time), $call).map($answer)
             }
         }
     }};

@@ -265,10 +265,10 @@ async fn uses_are_counted_by_run_and_written_once_a_minute(fixture: Fixture) {
     assert_eq!((first.len(), first[0].uses, first[0].first_used_at_ms), (1, 1, START_MS + 10));
     let seen = fixture.store.credential(&project(), &credential.id).await.unwrap().unwrap();
     assert_eq!(seen.last_used_at_ms, Some(START_MS + 30), "it is seen at once");
-    fixture.store.heartbeat_server(&fixture.server, &[]).await.unwrap();
+    fixture.beat().await;
     assert_eq!(used().await.unwrap()[0].uses, 1, "not before a minute is over");
     fixture.clock.advance(60_000);
-    fixture.store.heartbeat_server(&fixture.server, &[]).await.unwrap();
+    fixture.beat().await;
     let written = used().await.unwrap();
     assert_eq!((written[0].uses, written[0].last_used_at_ms), (3, START_MS + 30));
     assert_eq!(fixture.value::<i64>("select last_used_at_ms from credential").await, START_MS + 30);

@@ -155,6 +155,49 @@ impl Database {
         Held(connection)
     }
 
+    /// The socket of the server.
+    pub(crate) fn socket(&self) -> PathBuf {
+        let Self::Postgres { schema, .. } = self else { panic!("a file has no socket") };
+        let directory = schema.url.split_once("?host=").expect("the server for tests has a socket").1;
+        Path::new(directory).join(".s.PGSQL.5432")
+    }
+
+    /// The database by a local port that leads to the server's socket.
+    pub(crate) fn place_by(&self, port: u16, limits: PostgresLimits) -> PostgresPlace {
+        let Self::Postgres { schema, .. } = self else { panic!("a file has no port") };
+        let name = &schema.name;
+        let url = format!(
+            "postgres://caisson@127.0.0.1:{port}/postgres?sslmode=disable&options[search_path]={name}&application_name={name}"
+        );
+        PostgresPlace::from_url(&url, limits).expect("a URL")
+    }
+
+    /// The database, with bounds of the test's own.
+    pub(crate) fn place(&self, limits: PostgresLimits) -> PostgresPlace {
+        let Self::Postgres { schema, .. } = self else { panic!("a file has no place") };
+        place_with(&schema.url, &schema.name, limits)
+    }
+
+    /// Reads from a table in a transaction that does not end.
+    pub(crate) async fn hold_table(&self, table: &str) -> Held {
+        let Self::Postgres { schema, .. } = self else { panic!("only tables of PostgreSQL are locked") };
+        let mut connection = schema.connection(Checks::On).await;
+        sqlx::query("begin").execute(&mut connection).await.unwrap();
+        let read = AssertSqlSafe(format!("select 1 from {table} limit 1"));
+        sqlx::query(read).fetch_optional(&mut connection).await.unwrap();
+        Held(connection)
+    }
+
+    /// Keeps the write lock as a transaction of another server does.
+    pub(crate) async fn hold_writing(&self) -> Held {
+        let Self::Postgres { schema, .. } = self else { panic!("a file has another lock") };
+        let mut connection = schema.connection(Checks::On).await;
+        let lock = "select cast(pg_advisory_lock((cast(x'43414953' as bigint) << 32) | \
+             cast(cast(cast('project' as regclass) as oid) as bigint)) as text)";
+        sqlx::query(lock).fetch_one(&mut connection).await.unwrap();
+        Held(connection)
+    }
+
     /// Writes to the file as another process does, and has not finished.
     pub(crate) async fn hold_file(&self) -> SqliteConnection {
         let Self::Sqlite { path, .. } = self else { panic!("only a file is held") };
@@ -351,9 +394,12 @@ impl Schema {
 }
 
 fn place(url: &str, schema: &str) -> PostgresPlace {
+    place_with(url, schema, PostgresLimits { connections: 8, ..PostgresLimits::default() })
+}
+
+fn place_with(url: &str, schema: &str, limits: PostgresLimits) -> PostgresPlace {
     let joint = if url.contains('?') { '&' } else { '?' };
     let url = format!("{url}{joint}options[search_path]={schema}&application_name={schema}");
-    let limits = PostgresLimits { connections: 8, ..PostgresLimits::default() };
     PostgresPlace::from_url(&url, limits).expect("a URL")
 }
 

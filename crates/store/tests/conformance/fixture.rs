@@ -7,10 +7,11 @@ use caisson_domain::grant::{GrantKind, Token};
 use caisson_domain::id::{Epoch, ProjectId, RunId, SandboxId, ServerId, SessionId};
 use caisson_domain::protocol::{Ending, Outcome};
 use caisson_domain::run::{Resources, Run, RunSpec};
+use caisson_domain::server::Role;
 use caisson_domain::workflow::{CaissonBlock, PermissionMode, Workflow};
 use caisson_store::{
     Claimed, Clock, ClockHandle, CreateRun, JournalAppend, JournalEffect, JournalEntry, NewRun, NewSandbox,
-    Random, Store, StoreError, Watch,
+    Presence, Random, Store, StoreError, Watch,
 };
 use futures_util::FutureExt as _;
 use serde_json::json;
@@ -117,6 +118,17 @@ impl Fixture {
     /// Claims the next run.
     pub(crate) async fn claim(&self) -> Claimed {
         self.store.claim(&self.server).await.expect("claiming works").expect("a run waits")
+    }
+
+    /// A sign of life of the server, with which goes what is written now and then.
+    pub(crate) async fn beat(&self) {
+        let presence = Presence {
+            server: self.server.clone(),
+            roles: vec![Role::Gateway],
+            version: "1.2.3".to_owned(),
+            slots: None,
+        };
+        self.store.beat(&presence).await.expect("a server tells that it lives");
     }
 
     /// Makes a sandbox for a session.

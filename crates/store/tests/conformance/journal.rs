@@ -19,7 +19,8 @@ conformance! {
     the_first_outcome_counts,
     entries_of_another_run_or_attempt_are_skipped,
     entries_after_the_end_are_skipped_and_still_acknowledged,
-    entries_for_an_unplaced_run_are_skipped,
+    a_sandbox_without_a_run_starts_no_agent,
+    a_run_that_goes_back_to_the_queue_leaves_a_sandbox_that_nothing_is_acknowledged_to,
     an_empty_batch_moves_the_offset,
     a_batch_that_ends_before_it_begins_is_refused,
     a_journal_without_a_sandbox_is_refused,
@@ -169,19 +170,41 @@ async fn entries_after_the_end_are_skipped_and_still_acknowledged(fixture: Fixtu
     let finish = Finish { status: RunStatus::Failed, failure: None, result: None };
     fixture.store.finish(&placed.run.id, placed.epoch, &finish).await.unwrap();
     let ended = fixture.run(&placed.run.id).await;
-    let late = [JournalEffect::AgentStarted, JournalEffect::Finished(completed("late"))];
+    let late = [JournalEffect::None, JournalEffect::Finished(completed("late"))];
     assert_eq!(append(&fixture, &placed, (0, 20), &late).await, stored(20, 2));
     assert_eq!(fixture.run(&placed.run.id).await, ended);
     assert_eq!(notes(&fixture, &placed).await, 0);
 }
 
-async fn entries_for_an_unplaced_run_are_skipped(fixture: Fixture) {
+async fn a_sandbox_without_a_run_starts_no_agent(fixture: Fixture) {
     let placed = fixture.placed().await;
-    fixture.store.requeue(&placed.run.id, placed.epoch, "engine away", 0).await.unwrap();
-    assert_eq!(append(&fixture, &placed, (0, 10), &[JournalEffect::AgentStarted]).await, stored(10, 1));
+    let starts = [JournalEffect::None, JournalEffect::AgentStarted];
+    let withdrawn = |acknowledged| JournalAppend::Withdrawn { acknowledged };
+    for state in ["creating", "running"] {
+        fixture.execute("update run set sandbox_id = null").await;
+        fixture.store.set_sandbox_state(&placed.sandbox, state.parse().unwrap()).await.unwrap();
+        assert_eq!(append(&fixture, &placed, (0, 10), &starts).await, withdrawn(0), "{state}");
+    }
+    assert_eq!(
+        append(&fixture, &placed, (0, 10), &[JournalEffect::None]).await,
+        stored(10, 1),
+        "it may talk"
+    );
+    assert!(!fixture.run(&placed.run.id).await.agent_started);
+}
+
+async fn a_run_that_goes_back_to_the_queue_leaves_a_sandbox_that_nothing_is_acknowledged_to(
+    fixture: Fixture,
+) {
+    let placed = fixture.placed().await;
+    assert!(fixture.store.requeue(&placed.run.id, placed.epoch, "engine away", 0).await.unwrap());
+    let row = fixture.store.sandbox(&placed.sandbox).await.unwrap().unwrap();
+    assert_eq!(row.state, SandboxState::Destroyed);
+    let withdrawn = JournalAppend::Withdrawn { acknowledged: 0 };
+    assert_eq!(append(&fixture, &placed, (0, 10), &[JournalEffect::AgentStarted]).await, withdrawn);
     let again = fixture.claim().await;
     assert!(!again.run.agent_started, "the old sandbox cannot start the new attempt's agent");
-    assert_eq!(append(&fixture, &placed, (10, 20), &[JournalEffect::AgentStarted]).await, stored(20, 1));
+    assert_eq!(append(&fixture, &placed, (0, 10), &[JournalEffect::AgentStarted]).await, withdrawn);
 }
 
 async fn an_empty_batch_moves_the_offset(fixture: Fixture) {

@@ -3,7 +3,8 @@
 use caisson_domain::id::{ApiKeyId, ProjectId};
 use caisson_domain::limits::API_KEYS;
 use caisson_domain::principal::Scope;
-use caisson_store::{Actor, NewApiKey};
+use caisson_domain::server::Role;
+use caisson_store::{Actor, NewApiKey, Presence};
 
 use crate::fixture::{Fixture, START_MS, assert_corrupt, project};
 
@@ -16,6 +17,8 @@ conformance! {
     use_of_a_key_is_seen_at_once_and_written_with_the_next_heartbeat,
     use_of_a_key_is_written_at_most_once_a_minute,
     use_of_a_key_is_written_when_the_store_closes,
+    use_of_a_key_that_could_not_be_written_is_written_later,
+    a_use_of_a_key_is_never_followed_by_an_earlier_one,
     making_and_revoking_a_key_is_audited,
     a_key_of_an_unknown_project_is_refused,
     a_key_opens_until_its_expiry_and_not_at_it,
@@ -90,8 +93,8 @@ async fn use_of_a_key_is_seen_at_once_and_written_with_the_next_heartbeat(fixtur
     let keys = fixture.store.list_api_keys(&project()).await.unwrap();
     assert_eq!(keys[0].last_used_at_ms, Some(START_MS + 7));
     assert_eq!(written(&fixture).await, None, "authentication does not write");
-    fixture.store.heartbeat_server(&fixture.server, &[]).await.unwrap();
-    assert_eq!(written(&fixture).await, Some(START_MS + 7));
+    fixture.beat().await;
+    assert_eq!(written(&fixture).await, Some(START_MS + 7), "also by a process that is no worker");
 }
 
 async fn use_of_a_key_is_written_at_most_once_a_minute(fixture: Fixture) {
@@ -99,12 +102,38 @@ async fn use_of_a_key_is_written_at_most_once_a_minute(fixture: Fixture) {
     let used_and_written = async |at_ms: i64| {
         fixture.clock.set(at_ms);
         fixture.store.authenticate(secret.expose()).await.unwrap();
-        fixture.store.heartbeat_server(&fixture.server, &[]).await.unwrap();
+        fixture.beat().await;
         written(&fixture).await.unwrap()
     };
     assert_eq!(used_and_written(START_MS).await, START_MS);
     assert_eq!(used_and_written(START_MS + 59_999).await, START_MS);
     assert_eq!(used_and_written(START_MS + 60_000).await, START_MS + 60_000);
+}
+
+async fn use_of_a_key_that_could_not_be_written_is_written_later(fixture: Fixture) {
+    let (_, secret) = fixture.store.create_api_key(&project(), "ci", &[Scope::Admin]).await.unwrap();
+    fixture.clock.advance(7);
+    fixture.store.authenticate(secret.expose()).await.unwrap();
+    fixture.execute("alter table api_key rename to elsewhere").await;
+    let presence = Presence {
+        server: fixture.server.clone(),
+        roles: vec![Role::Api],
+        version: "1.2.3".to_owned(),
+        slots: None,
+    };
+    assert!(fixture.store.beat(&presence).await.is_err(), "it cannot be written now");
+    fixture.execute("alter table elsewhere rename to api_key").await;
+    fixture.beat().await;
+    assert_eq!(written(&fixture).await, Some(START_MS + 7));
+}
+
+async fn a_use_of_a_key_is_never_followed_by_an_earlier_one(fixture: Fixture) {
+    let (_, secret) = fixture.store.create_api_key(&project(), "ci", &[Scope::Admin]).await.unwrap();
+    fixture.store.authenticate(secret.expose()).await.unwrap();
+    // Another process has written a later one meanwhile.
+    fixture.execute("update api_key set last_used_at_ms = 1800000000000").await;
+    fixture.beat().await;
+    assert_eq!(written(&fixture).await, Some(1_800_000_000_000));
 }
 
 async fn use_of_a_key_is_written_when_the_store_closes(fixture: Fixture) {

@@ -4,9 +4,9 @@ use caisson_domain::id::ServerId;
 use caisson_domain::limits::{LEASE_MS, LOST_RUNS, SERVER_LOST_MS_MAX, SERVER_LOST_MS_MIN, SERVER_SILENT_MS};
 use caisson_domain::run::{FailureKind, RunStatus};
 use caisson_domain::server::{Role, ServerState};
-use caisson_store::{Finish, JournalEffect, NextWork, Presence, SandboxState, Store, Unowned};
+use caisson_store::{Finish, JournalAppend, JournalEffect, NextWork, Presence, SandboxState, Store, Unowned};
 
-use crate::fixture::{Fixture, Placed, assert_gapless, server_id, spec};
+use crate::fixture::{Fixture, Placed, assert_gapless, project, server_id, spec};
 
 conformance! {
     a_run_is_written_off_once_after_the_silence_and_not_before,
@@ -18,6 +18,9 @@ conformance! {
     a_lost_answer_of_taking_up_again_is_made_good,
     runs_without_an_owner_are_found_by_their_home_alone,
     a_session_waits_for_the_server_that_it_was_on_until_that_is_lost,
+    a_session_waits_for_a_silent_home_until_the_claimer_has_witnessed_its_silence,
+    a_lost_run_whose_agent_never_started_goes_back_to_the_queue,
+    a_lost_run_that_was_to_be_cancelled_before_its_agent_started_ends_as_cancelled,
     the_silence_is_kept_within_its_bounds,
     servers_are_listed_with_their_parts_and_what_they_have_in_hand,
 }
@@ -189,6 +192,51 @@ async fn a_session_waits_for_the_server_that_it_was_on_until_that_is_lost(fixtur
         panic!("there is work")
     };
     assert!(!resume, "the conversation is where it was begun");
+}
+
+async fn a_session_waits_for_a_silent_home_until_the_claimer_has_witnessed_its_silence(fixture: Fixture) {
+    let placed = placed(&fixture).await;
+    let other = witness(&fixture, 0).await;
+    fixture.execute("update run set status = 'queued', lease_expires_at_ms = null, home_server_id = null, sandbox_id = null").await;
+    let claim = async || fixture.store.claim(&other).await.unwrap().map(|claimed| claimed.run.id);
+    // As when the database was away for everybody: whoever comes back first has heard of nobody.
+    fixture.clock.advance(10 * LOST_MS);
+    assert_eq!(claim().await, None, "it was silent itself");
+    witness(&fixture, LOST_MS - SERVER_SILENT_MS).await;
+    assert_eq!(claim().await, None, "it has not been back for long enough");
+    // A run of another session waits for nobody.
+    let free = fixture.queued().await;
+    assert_eq!(claim().await, Some(free.id));
+    witness(&fixture, SERVER_SILENT_MS).await;
+    assert_eq!(claim().await, Some(placed.run.id));
+}
+
+async fn a_lost_run_whose_agent_never_started_goes_back_to_the_queue(fixture: Fixture) {
+    fixture.store.set_server_lost_after_ms(LOST_MS);
+    let placed = fixture.placed().await;
+    let other = witness(&fixture, LOST_MS).await;
+    assert_eq!(fixture.store.write_off_lost(&other).await.unwrap(), std::slice::from_ref(&placed.run.id));
+    let run = fixture.run(&placed.run.id).await;
+    assert_eq!((run.status, run.failure, run.sandbox), (RunStatus::Queued, None, None));
+    let kinds: Vec<_> = fixture.kinds(&run.id).await.iter().map(|kind| kind.as_str()).collect();
+    assert!(kinds.ends_with(&["note", "run.requeued"]), "{kinds:?}");
+    assert_eq!(fixture.value::<i64>("select count(*) from audit where action = 'run.write_off'").await, 1);
+    // Nothing of the old sandbox may start an agent, whenever its server comes back.
+    let journaled = fixture.journal(&placed, JournalEffect::AgentStarted).await;
+    assert_eq!(journaled, JournalAppend::Withdrawn { acknowledged: 0 });
+    assert_eq!(fixture.store.readopt(&lapsed(&placed), &fixture.server).await.unwrap(), None);
+    let again = fixture.store.claim(&other).await.unwrap().unwrap();
+    assert_eq!((again.run.id, again.run.attempt), (placed.run.id, 2));
+    assert!(!fixture.store.is_sandbox_needed(&placed.sandbox).await.unwrap());
+}
+
+async fn a_lost_run_that_was_to_be_cancelled_before_its_agent_started_ends_as_cancelled(fixture: Fixture) {
+    fixture.store.set_server_lost_after_ms(LOST_MS);
+    let placed = fixture.placed().await;
+    fixture.store.request_cancel(&project(), &placed.run.id, None).await.unwrap();
+    let other = witness(&fixture, LOST_MS).await;
+    assert_eq!(fixture.store.write_off_lost(&other).await.unwrap().len(), 1);
+    assert_eq!(fixture.run(&placed.run.id).await.status, RunStatus::Cancelled);
 }
 
 async fn the_silence_is_kept_within_its_bounds(fixture: Fixture) {

@@ -71,6 +71,7 @@ mod runs;
 mod sandboxes;
 mod schema;
 mod servers;
+mod silence;
 mod soft_budgets;
 mod together;
 mod turns;

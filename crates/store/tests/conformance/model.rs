@@ -319,8 +319,14 @@ impl Pair {
         started.attempt = run.attempt;
         let appended = store.append_journal(sandbox, offset, offset + 1, vec![started]).await.unwrap();
         let believed = run.status == RunStatus::Running;
-        let skipped = u64::from(!believed);
-        assert_eq!(appended, JournalAppend::Stored { acknowledged: offset + 1, skipped });
+        assert_eq!(
+            appended,
+            if believed {
+                JournalAppend::Stored { acknowledged: offset + 1, skipped: 0 }
+            } else {
+                JournalAppend::Withdrawn { acknowledged: offset }
+            }
+        );
         if believed {
             run.agent_started = true;
             run.kinds.push(EventKind::Note);

@@ -3,15 +3,16 @@
 use caisson_domain::event::EventKind;
 use caisson_domain::limits::{LEASE_MS, RESULT_TEXT_BYTES};
 use caisson_domain::protocol::StopReason;
-use caisson_domain::run::{Failure, FailureKind, Phase, RunStatus};
-use caisson_store::{Finish, JournalEffect};
+use caisson_domain::run::{Failure, FailureKind, Phase, RunSpec, RunStatus};
+use caisson_store::{Actor, Finish, JournalEffect};
 use serde_json::json;
 
-use crate::fixture::{Fixture, START_MS, assert_corrupt, completed, project, server_id, spec_on};
+use crate::fixture::{Fixture, START_MS, assert_corrupt, completed, project, server_id, spec, spec_on};
 
 conformance! {
     a_claim_starts_the_oldest_run_with_a_lease_and_an_event,
     nothing_to_claim_is_none_and_writes_nothing,
+    whether_a_claim_may_find_something_is_known_without_a_lock,
     one_run_a_branch_at_a_time_and_others_pass_it,
     a_branch_is_one_however_its_repository_is_spelled,
     one_run_a_session_at_a_time,
@@ -59,6 +60,27 @@ async fn nothing_to_claim_is_none_and_writes_nothing(fixture: Fixture) {
     fixture.claim().await;
     assert_eq!(fixture.store.claim(&fixture.server).await.unwrap(), None);
     assert_eq!(fixture.kinds(&run.id).await, [EventKind::RunQueued, EventKind::RunStarted]);
+}
+
+async fn whether_a_claim_may_find_something_is_known_without_a_lock(fixture: Fixture) {
+    let (store, server, by) = (&fixture.store, &fixture.server, Actor::Operator);
+    let may = async || store.may_claim(server).await.unwrap();
+    assert!(!may().await, "nothing waits");
+    let run = fixture.created(RunSpec { start_at_ms: Some(START_MS + 10), ..spec() }).await;
+    fixture.clock.set(START_MS + 9);
+    assert!(!may().await, "its time has not come");
+    assert_eq!(store.claim(server).await.unwrap(), None);
+    fixture.clock.set(START_MS + 10);
+    assert!(may().await);
+    for drained in [Some(server), None] {
+        store.drain(drained, &by).await.unwrap();
+        assert!(!may().await, "it is drained: {drained:?}");
+        assert_eq!(store.claim(server).await.unwrap(), None);
+        store.resume(drained, &by).await.unwrap();
+        assert!(may().await);
+    }
+    assert_eq!(fixture.claim().await.run.id, run.id);
+    assert!(!may().await, "what runs does not wait");
 }
 
 async fn one_run_a_branch_at_a_time_and_others_pass_it(fixture: Fixture) {

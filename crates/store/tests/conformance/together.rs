@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use caisson_domain::budget::ProjectBudgets;
 use caisson_domain::id::RunId;
+use caisson_domain::limits::SERVER_SILENT_MS;
 use caisson_domain::usage::TokenCounts;
 use caisson_store::{
     Actor, BeginCall, Clock, CreateRun, Idempotency, JournalEffect, NewAudit, NewModelCall, NewRun, Store,
@@ -214,6 +215,78 @@ mod only_postgres {
             store.ping().await.unwrap();
             store.close().await.unwrap();
         }
+    }
+
+    /// A database of this version that says it is of an earlier one, in which a part of a server was heard of `ago_ms` ago.
+    async fn earlier(ago_ms: i64) -> Option<Database> {
+        let database = Database::postgres().await?;
+        let store = database.open(Clock::system(), caisson_store::Random::system()).await.unwrap();
+        let other = caisson_store::Presence {
+            server: server_id(2),
+            roles: vec![caisson_domain::server::Role::Gateway],
+            version: "0.9.0".to_owned(),
+            slots: None,
+        };
+        store.beat(&other).await.unwrap();
+        store.close().await.unwrap();
+        let run = async |sql: String| {
+            let sql: &'static str = Box::leak(sql.into_boxed_str());
+            database.try_execute(sql.into(), crate::database::Checks::On).await.unwrap();
+        };
+        // One that makes a column and nothing else.
+        run("alter table server drop column forgotten_at_ms".to_owned()).await;
+        run("delete from _sqlx_migrations where version = 17".to_owned()).await;
+        run(format!("update server_role set seen_at_ms = seen_at_ms - {ago_ms}")).await;
+        Some(database)
+    }
+
+    #[tokio::test]
+    async fn a_database_is_not_migrated_while_a_server_of_before_lives() {
+        let Some(database) = earlier(0).await else { return };
+        let place = database.place(caisson_store::PostgresLimits::default());
+        let opening = Store::connect(&place, Clock::system());
+        let beating = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let beat = "update server_role set seen_at_ms = seen_at_ms + 1000";
+            database.try_execute(beat.into(), crate::database::Checks::On).await.unwrap();
+        };
+        let begun = Instant::now();
+        let (opened, ()) = tokio::join!(opening, beating);
+        let error = opened.map(drop).unwrap_err();
+        let source = std::error::Error::source(&error).unwrap();
+        let told = format!("{error}: {source}: {:?}", source.source());
+        assert!(told.contains(server_id(2).as_str()) && told.contains("stop every server"), "{told}");
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        let behind = Store::look_at(&place, Clock::system()).await.unwrap();
+        assert!(matches!(behind, caisson_store::Look::Behind { migrations: 1 }), "{behind:?}");
+        // Its own process of before is nobody to wait for.
+        let own = place.used_by(&server_id(2), &[caisson_domain::server::Role::Gateway]);
+        let begun = Instant::now();
+        Store::connect(&own, Clock::system()).await.unwrap().close().await.unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_database_is_migrated_as_soon_as_the_servers_of_before_are_silent_for_long_enough() {
+        let Some(database) = earlier(SERVER_SILENT_MS - 3_000).await else { return };
+        let begun = Instant::now();
+        let place = database.place(caisson_store::PostgresLimits::default());
+        let store = Store::connect(&place, Clock::system()).await.unwrap();
+        assert!(begun.elapsed() > Duration::from_secs(1), "it was waited for: {:?}", begun.elapsed());
+        store.close().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_table_that_is_held_keeps_a_migration_from_it_for_a_bounded_time() {
+        let Some(database) = earlier(2 * SERVER_SILENT_MS).await else { return };
+        let held = database.hold_table("server").await;
+        let place = database.place(caisson_store::PostgresLimits::default());
+        let begun = Instant::now();
+        let opened = Store::connect(&place, Clock::system()).await.map(drop);
+        assert!(matches!(opened, Err(caisson_store::StoreError::Unavailable(_))), "{opened:?}");
+        assert!((9..60).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+        held.release().await;
+        Store::connect(&place, Clock::system()).await.unwrap().close().await.unwrap();
     }
 
     #[tokio::test]

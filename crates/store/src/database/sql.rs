@@ -457,7 +457,7 @@ macro_rules! tuples {
         )+
     };
 }
-tuples!((A 0, B 1), (A 0, B 1, C 2), (A 0, B 1, C 2, D 3, E 4, F 5));
+tuples!((A 0, B 1), (A 0, B 1, C 2), (A 0, B 1, C 2, D 3, E 4), (A 0, B 1, C 2, D 3, E 4, F 5));
 
 impl From<sqlx::sqlite::SqliteQueryResult> for Done {
     fn from(result: sqlx::sqlite::SqliteQueryResult) -> Self {

@@ -4,6 +4,8 @@
 //! It has the shape of sqlx's own queries. sqlx's `Any` driver is not used: it would take the types that all of its
 //! databases share, hide errors' codes and still leave every statement written for one of them.
 
+mod each;
+
 use std::borrow::Cow;
 use std::marker::PhantomData;
 use std::sync::Arc;

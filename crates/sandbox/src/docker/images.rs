@@ -73,7 +73,8 @@ impl DockerEngine {
     /// Safe: removed or not, and repeatable.
     pub async fn remove_unused_image(&self, image: &UnusedImage) -> Result<bool, EngineError> {
         // Without force the engine refuses what has a container. Name by name, since it refuses an id with several.
-        let names = if image.tags.is_empty() { std::slice::from_ref(&image.id) } else { &image.tags };
+        let names =
+            if image.tags.is_empty() { std::slice::from_ref(&image.id) } else { image.tags.as_slice() };
         let mut gone = false;
         for name in names {
             let options = RemoveImageOptions { force: false, noprune: false, ..Default::default() };

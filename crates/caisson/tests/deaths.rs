@@ -42,7 +42,7 @@ testkit::on_postgres! {
     a_first_process_killed_while_no_server_is_there_is_judged_at_the_next_start
 }
 
-async fn world(ground: Ground) -> Option<World> {
+async fn world(ground: impl Into<Ground>) -> Option<World> {
     let parts = Parts::find(env!("CARGO_BIN_EXE_caisson"))?;
     let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 0.3, ..WorldSpec::on(ground) };
     Some(World::start(&parts, spec).await.unwrap())

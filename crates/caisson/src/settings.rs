@@ -19,8 +19,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use caisson_domain::limits::SERVER_LOST_MS_DEFAULT;
-use caisson_domain::queue::QueueLimits;
 use caisson_domain::provider::ProviderTool;
+use caisson_domain::queue::QueueLimits;
 use caisson_domain::server::Role;
 use caisson_domain::workflow::WORKSPACE_MIB;
 use secrecy::SecretString;

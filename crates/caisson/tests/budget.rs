@@ -21,9 +21,7 @@ testkit::on_every_engine! {
 }
 
 testkit::on_postgres! {
-    a_run_is_stopped_inside_its_turn_by_its_budget_and_its_work_is_kept
     an_agent_that_does_not_wrap_up_is_told_once_over_a_restart_and_ended_with_its_work_kept
-    a_days_budget_of_the_project_stops_its_runs
 }
 
 const END: Duration = Duration::from_mins(2);
@@ -66,9 +64,9 @@ async fn ended(world: &World, body: &Value) -> (Value, Duration) {
     (run, began.elapsed())
 }
 
-async fn a_run_is_stopped_inside_its_turn_by_its_budget_and_its_work_is_kept(ground: Ground) {
+async fn a_run_is_stopped_inside_its_turn_by_its_budget_and_its_work_is_kept(engine: Engine) {
     let Some(parts) = parts() else { return };
-    let world = world(&parts, ground, &talks(), &[]).await;
+    let world = world(&parts, engine, &talks(), &[]).await;
     let mut body = world.run_body();
     let budget = 170_000;
     body["budget_micro_usd"] = json!(budget);
@@ -198,9 +196,9 @@ async fn an_agent_that_does_not_wrap_up_is_told_once_over_a_restart_and_ended_wi
     assert!(run["pushed_commit"].is_null());
 }
 
-async fn a_days_budget_of_the_project_stops_its_runs(ground: Ground) {
+async fn a_days_budget_of_the_project_stops_its_runs(engine: Engine) {
     let Some(parts) = parts() else { return };
-    let mut world = world(&parts, ground, &talks(), &[("BUDGET__DAY_MICRO_USD", "170000")]).await;
+    let mut world = world(&parts, engine, &talks(), &[("BUDGET__DAY_MICRO_USD", "170000")]).await;
     let (run, _) = ended(&world, &world.run_body()).await;
     assert_eq!(run["failure"]["kind"], "budget", "{run:#}\n{}", world.server.log());
     assert!(run["failure"]["message"].to_string().contains("the project's budget of this day"), "{run:#}");

@@ -66,8 +66,7 @@ fn told(spec: &ServerSpec, arguments: &[&str]) -> Vec<Value> {
 fn gc_removes_an_old_image_of_ours_that_nothing_uses_and_no_other() {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
     let directory = tempfile::tempdir().unwrap();
-    let mut spec =
-        ServerSpec::new(&parts, &directory.path().join("state"), "http://127.0.0.1:9").unwrap();
+    let mut spec = ServerSpec::new(&parts, &directory.path().join("state"), "http://127.0.0.1:9").unwrap();
     spec.set("ENGINE", "docker");
     spec.create_key().unwrap();
     let ours = load(&parts, directory.path(), "ours", OURS);

@@ -25,7 +25,8 @@ pub(crate) const PROJECTS_WAITING: &str = "select project.id, weight, turn, max_
      from project where exists (select 1 from run where run.project_id = project.id and run.status = 'queued' \
        and run.not_before_ms <= $1) order by project.id limit $2";
 
-pub(crate) const RUNNING_WITH: &str = "select count(*) from run where status = 'running' and model_credential_id = $1";
+pub(crate) const RUNNING_WITH: &str =
+    "select count(*) from run where status = 'running' and model_credential_id = $1";
 
 /// The first run of a project that may start. A branch is a mutex over all projects, since the repository is one. A session
 /// whose agent has worked on another server waits for that one, until it is lost ($7): its workspace is there.

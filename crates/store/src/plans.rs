@@ -242,7 +242,8 @@ async fn sqlite_reads_nothing_of_the_queue_but_what_waits_and_runs() {
         let rows = sql::query(explain).fetch_all(store.reader()).await.unwrap();
         let steps: Vec<String> = rows.iter().map(|row| row.get("detail").unwrap()).collect();
         let whole = ["run", "ahead", "waiting", "live"].map(|table| format!("SCAN {table} USING"));
-        let whole = |step: &&String| step.ends_with("SCAN run") || whole.iter().any(|scan| step.starts_with(scan));
+        let whole =
+            |step: &&String| step.ends_with("SCAN run") || whole.iter().any(|scan| step.starts_with(scan));
         assert_eq!(steps.iter().find(whole), None, "{steps:?} for {text}");
     }
 }

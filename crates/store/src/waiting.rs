@@ -56,9 +56,11 @@ pub(crate) const PLACE: &str = "with own as materialized (select project.weight,
      (select count(*) from ended), (select cast(coalesce(sum(took_ms), 0) as bigint) from ended) from own";
 
 /// Of what waits, which is bounded.
-pub(crate) const OLDEST: &str = "select min(created_at_ms) from run where status = 'queued' and not_before_ms <= $1";
+pub(crate) const OLDEST: &str =
+    "select min(created_at_ms) from run where status = 'queued' and not_before_ms <= $1";
 
-pub(crate) const QUEUED: &str = "select count(*) from (select 1 from run where status = 'queued' limit $1) as waiting";
+pub(crate) const QUEUED: &str =
+    "select count(*) from (select 1 from run where status = 'queued' limit $1) as waiting";
 
 pub(crate) const QUEUED_OF: &str = "select count(*) from (select 1 from run where project_id = $1 and status = 'queued' limit $2) as waiting";
 

@@ -135,7 +135,9 @@ impl World {
 
         let postgres = match wanted.database {
             Database::Sqlite => None,
-            Database::Postgres => Some(Postgres::make().await?.context("there is no PostgreSQL server for tests")?),
+            Database::Postgres => {
+                Some(Postgres::make().await?.context("there is no PostgreSQL server for tests")?)
+            }
         };
 
         let mut spec = ServerSpec::new(parts, &directory.path().join("state"), model.base_url())?;

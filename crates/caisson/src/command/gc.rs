@@ -94,7 +94,8 @@ async fn remove_images(settings: &Settings, store: &Store, flags: &Gc) -> anyhow
     // The engine makes nothing here, and what it would keep in the state directory is thrown away.
     let place = tempfile::tempdir().context("no temporary directory can be made")?;
     let server = server_id(&settings.state_dir, store).await?;
-    let engine = ActiveEngine::choose(settings, &server, Some(store), Purpose::LookingAt(place.path())).await?;
+    let engine =
+        ActiveEngine::choose(settings, &server, Some(store), Purpose::LookingAt(place.path())).await?;
     let Some(keeper) = engine.image_keeper(settings, store) else { return Ok(0) };
     let mut count = 0;
     for image in keeper.unused().await? {

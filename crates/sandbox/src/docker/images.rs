@@ -124,7 +124,9 @@ fn filter(name: &str, value: &str) -> HashMap<String, Vec<String>> {
 /// The classic builder writes `/bin/sh -c #(nop)  LABEL name=value`, others leave the beginning out.
 fn ends_with_our_label(instruction: &str) -> bool {
     let words = instruction.trim_start_matches("/bin/sh -c #(nop)").trim_start();
-    words.strip_prefix("LABEL").is_some_and(|label| label.trim_start().starts_with(&format!("{LABEL_BUILT}=")))
+    words
+        .strip_prefix("LABEL")
+        .is_some_and(|label| label.trim_start().starts_with(&format!("{LABEL_BUILT}=")))
 }
 
 #[cfg(test)]

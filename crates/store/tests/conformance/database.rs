@@ -145,7 +145,6 @@ impl Database {
         }
     }
 
-    #[expect(dead_code, reason = "wip")]
     /// Fills a new schema with what was dumped of one that is called `recorded`.
     pub(crate) async fn restore(&self, dump: &str) {
         let Self::Postgres { schema, .. } = self else { panic!("a dumped schema is PostgreSQL's") };
@@ -155,7 +154,6 @@ impl Database {
         connection.close().await.unwrap();
     }
 
-    #[expect(dead_code, reason = "wip")]
     /// Looks whether it is of this version.
     pub(crate) async fn look(&self) -> Result<Look, StoreError> {
         let clock = Clock::fixed_at(1).0;

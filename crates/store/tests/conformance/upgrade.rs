@@ -5,10 +5,11 @@
 //! `make upgrade` does the same with living sandboxes and the program of an earlier commit.
 
 use caisson_domain::run::RunStatus;
-use caisson_store::{Clock, Look, RunFilter, Store};
+use caisson_store::{Clock, Look, Random, RunFilter, Store};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _};
 
+use crate::database::Database;
 use crate::fixture::{ALL, START_MS, assert_gapless, project, server_id};
 
 /// A recorded database: its file, its runs, those that succeeded with a commit, and its audit records.
@@ -42,6 +43,30 @@ async fn a_recorded_database_of_an_earlier_version_is_taken_over_with_everything
         store.close().await.unwrap();
         let again = Store::look(&path, Clock::fixed_at(START_MS).0).await.unwrap();
         assert!(matches!(again, Look::Ready(_)), "{again:?}");
+    }
+}
+
+mod only_postgres {
+    use super::*;
+
+    const OF_POSTGRES: [Recorded; 1] = [
+        // One on which a migration in the middle comes later than the one behind it, and with a run under way.
+        Recorded { dump: include_str!("../upgrade/postgres-v13.sql"), runs: 2, pushed: 1, audited: 7 },
+    ];
+
+    #[tokio::test]
+    async fn a_recorded_database_of_an_earlier_version_is_taken_over_with_everything_in_it() {
+        for recorded in OF_POSTGRES {
+            let Some(database) = Database::postgres().await else { return };
+            database.restore(recorded.dump).await;
+            let looked = database.look().await.unwrap();
+            assert!(matches!(looked, Look::Behind { migrations } if migrations > 0), "{looked:?}");
+            let store = database.open(Clock::fixed_at(START_MS).0, Random::system()).await.unwrap();
+            assert_taken_over(&store, &recorded).await;
+            store.close().await.unwrap();
+            let again = database.look().await.unwrap();
+            assert!(matches!(again, Look::Ready(_)), "{again:?}");
+        }
     }
 }
 

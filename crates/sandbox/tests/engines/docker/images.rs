@@ -1,7 +1,8 @@
 //! Images: built by the engine, missing, or with wishes of their own.
 
 use bollard::query_parameters::{
-    CommitContainerOptions, CreateContainerOptions, ListContainersOptions, RemoveContainerOptions, RemoveImageOptions,
+    CommitContainerOptions, CreateContainerOptions, ListContainersOptions, RemoveContainerOptions,
+    RemoveImageOptions,
 };
 use caisson_domain::id::SandboxId;
 use caisson_sandbox::docker::{DEFAULT_IMAGE, ImageBuild};

@@ -81,6 +81,8 @@ async fn relay(listener: TcpListener, socket: PathBuf, state: Arc<watch::Sender<
 }
 
 async fn carry(mut client: TcpStream, socket: PathBuf, mut state: watch::Receiver<State>) {
+    // See the relay of `Postgres`.
+    client.set_nodelay(true).ok();
     let State { open, shuts, .. } = *state.borrow();
     // One that is made while the way is shut is of before, too.
     let of = if open { shuts } else { shuts - 1 };

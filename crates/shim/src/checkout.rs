@@ -77,6 +77,8 @@ pub(crate) fn set_base(git: &Git, base: Option<&str>) {
 type Commits = (Option<String>, Option<String>);
 
 async fn fresh(git: &Git) -> Result<Commits, Failure> {
+    let continued = if git.work.go_on { continued(git).await? } else { None };
+    let git = continued.as_ref().unwrap_or(git);
     let work = &git.work;
     let is_anchor = work.base == work.anchor;
     let (name, email) =
@@ -122,6 +124,22 @@ async fn fresh(git: &Git) -> Result<Commits, Failure> {
         switch(git).await?;
     }
     Ok((Some(base), anchor))
+}
+
+/// The same git, but starting from the run's own branch, which an earlier run of the session has pushed; none if the branch is not
+/// there any more, since somebody may have merged and removed it.
+async fn continued(git: &Git) -> Result<Option<Git>, Failure> {
+    let full = git.work.branch.full_ref();
+    let output = git.talk(&["ls-remote", &git.url(), &full]).await?;
+    if !output.exit.success() {
+        return Err(git.refusal(FailureKind::RepoUnreachable, "the repository could not be listed", &output));
+    }
+    if text(&output).is_empty() {
+        return Ok(None);
+    }
+    let mut git = git.clone();
+    git.work.base = Some(git.work.branch.clone());
+    Ok(Some(git))
 }
 
 /// Removes what a clone that broke off left. The agent's process may wait in the directory, which stays.

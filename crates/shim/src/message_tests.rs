@@ -6,6 +6,7 @@ fn git(kind: &str, subject: &str) -> GitWork {
         base: None,
         anchor: None,
         branch: "b".parse().unwrap(),
+        go_on: false,
         author_name: "A".to_owned(),
         author_email: "a@example.com".to_owned(),
         commit_type: kind.to_owned(),

@@ -11,7 +11,7 @@ use caisson_domain::retention::{Kept, ProjectRetention, Retention};
 
 use crate::database::{Row, Tx, sql};
 use crate::rows::Columns;
-use crate::{Actor, NewAudit, Store, StoreError, audit};
+use crate::{Actor, NewAudit, Store, StoreError, audit, transcripts};
 
 /// Most expired sessions listed at once.
 pub const EXPIRED_PAGE: u32 = 200;
@@ -38,12 +38,12 @@ const POLICIES: &str = "select id, keep_events_days, keep_artifacts_days, keep_v
 const SET_POLICY: &str = "update project set keep_events_days = $2, keep_artifacts_days = $3, keep_volumes_days = $4, \
      keep_sessions_days = $5 where id = $1";
 
-/// A session's end: none while anything of it lives, or if it never had a run.
+/// A session's end: none while anything of it lives. A fork that never had a run has ended when it was made.
 macro_rules! ended {
     () => {
         "select session.id, session.project_id, \
-         (select max(run.finished_at_ms) from run where run.session_id = session.id) as ended_at_ms \
-         from session where not exists (select 1 from run where run.session_id = session.id \
+         coalesce((select max(run.finished_at_ms) from run where run.session_id = session.id), session.created_at_ms) \
+         as ended_at_ms from session where not exists (select 1 from run where run.session_id = session.id \
          and run.status in ('queued', 'running')) and not exists (select 1 from sandbox \
          where sandbox.session_id = session.id and sandbox.state <> 'destroyed') "
     };
@@ -56,8 +56,8 @@ const OF_RUN: &str = concat!(ended!(), "and session.id = (select session_id from
 /// An event is the last thing that a run's end writes, so a session that was changed later has ended later.
 const WITH_EVENTS: &str = concat!(
     ended!(),
-    "and session.project_id = $1 and session.updated_at_ms <= $2 and events_deleted_seq < last_seq \
-     and $4 <> '' \
+    "and session.project_id = $1 and session.updated_at_ms <= $2 and (events_deleted_seq < last_seq \
+       or exists (select 1 from transcript where transcript.session_id = session.id)) and $4 <> '' \
      order by updated_at_ms, session.id limit $3"
 );
 
@@ -98,7 +98,9 @@ const MARK_VOLUME: &str =
     "update session set volume_deleted_at_ms = $2 where id = $1 and volume_deleted_at_ms is null";
 
 /// Everything that refers to a session or to its runs, in an order in which nothing refers to what is gone.
-const DELETE_SESSION: [&str; 12] = [
+pub(crate) const DELETE_SESSION: [&str; 14] = [
+    "delete from transcript_part where session_id = $1",
+    "delete from transcript where session_id = $1",
     "delete from automagik_run where session_id = $1",
     "delete from credential_use where run_id in (select id from run where session_id = $1)",
     "delete from idempotency where run_id in (select id from run where session_id = $1)",
@@ -245,7 +247,8 @@ impl Store {
         Ok(cutoff_ms.is_some_and(|cutoff_ms| found.ended_at_ms <= cutoff_ms).then_some(found))
     }
 
-    /// Removes the next of a session's events, [`RETENTION_EVENTS`] at most, and says how many and whether there may be more.
+    /// Removes the next of a session's events, [`RETENTION_EVENTS`] at most, and says how many and whether there may be more; with
+    /// the last of them the transcript goes.
     /// `run.queued`, `run.started`, `run.finished` and `git.push` stay.
     ///
     /// # Errors
@@ -274,7 +277,9 @@ impl Store {
             .await?
             .rows_affected();
         sql::query(MARK_EVENTS).bind(session.as_str()).bind(to).execute(&mut *tx.db).await?;
-        if to == last && from < last {
+        // It tells the same as they.
+        let forgotten = to == last && transcripts::forget(&mut tx, session).await?;
+        if to == last && (from < last || forgotten) {
             write(&mut tx, &expired, by, "retention.events").await?;
         }
         tx.commit().await?;

@@ -27,6 +27,7 @@ mod holds;
 mod judge;
 mod place;
 mod reconcile;
+mod removals;
 mod retention;
 mod slots;
 mod steps;
@@ -154,6 +155,14 @@ impl Worker {
                 retention::keep(&collecting).await.ok();
             }
             .instrument(info_span!("retention")),
+        );
+        let removing = Arc::clone(&ctx);
+        ctx.tracker.spawn(
+            async move {
+                // It ends with the server only.
+                removals::keep(&removing).await.ok();
+            }
+            .instrument(info_span!("removals")),
         );
         ctx.tracker.spawn(async move { tend(&tended).await });
         Ok(Self { ctx })

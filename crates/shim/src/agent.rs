@@ -344,8 +344,7 @@ fn record(raw: RawLine, line: &Line) -> JournalBody {
 fn launch(shim: &Shim, run: &RunWork, acting: &Acting, resume: bool) -> Result<Launch, Failure> {
     let work = &run.agent;
     let conversation = Uuid::parse(&work.conversation).map_err(|error| bad_workflow(&error))?;
-    let session =
-        if resume { SessionMode::Resume(conversation) } else { SessionMode::New(conversation) };
+    let session = if resume { SessionMode::Resume(conversation) } else { SessionMode::New(conversation) };
     let mut launch = Launch::new(session);
     launch.model.clone_from(&work.model);
     launch.permission_mode = match work.permission_mode {

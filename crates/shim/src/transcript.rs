@@ -61,7 +61,8 @@ pub(crate) async fn bring(shim: &Shim, work: &RunWork, recorder: &Recorder) -> R
     } else {
         (NoteLevel::Warn, "; what was said after that is not known any more")
     };
-    let note = format!("the conversation was brought from the archive, as run {} had left it{known}", archive.run);
+    let note =
+        format!("the conversation was brought from the archive, as run {} had left it{known}", archive.run);
     recorder.note(level, note).await?;
     Ok(true)
 }
@@ -80,7 +81,7 @@ pub(crate) async fn archive(
     stopped: bool,
 ) -> Result<(), crate::journal::WriteError> {
     let Some(path) = find(&shim.places.home, &work.agent.conversation) else { return Ok(()) };
-    let patience = Duration::from_millis(if stopped { STOPPED_MS } else { HOLD_MS });
+    let patience = if stopped { Duration::from_millis(STOPPED_MS) } else { shim.patience.keep };
     let kept = match plain_file::read(&path, TRANSCRIPT_BYTES as u64) {
         Ok(content) => timeout(patience, send(shim, work, whole_lines(content)))
             .await
@@ -88,7 +89,8 @@ pub(crate) async fn archive(
         Err(error) => Err(error.to_string()),
     };
     let Err(reason) = kept else { return Ok(()) };
-    let note = format!("the conversation could not be archived: {reason}; it is kept in the session's home alone");
+    let note =
+        format!("the conversation could not be archived: {reason}; it is kept in the session's home alone");
     recorder.note(NoteLevel::Warn, note).await.map(drop)
 }
 
@@ -131,7 +133,9 @@ async fn insist(shim: &Shim, work: &RunWork, method: Method, body: &bytes::Bytes
     loop {
         match caller.call(method.clone(), &path, body.clone(), limit).await {
             Ok(reply) if !reply.status.is_server_error() => return Some(reply),
-            Ok(reply) => say(format_args!("the gateway has trouble with a transcript: {}", reply.problem().message)),
+            Ok(reply) => {
+                say(format_args!("the gateway has trouble with a transcript: {}", reply.problem().message))
+            }
             Err(error) => say(format_args!("cannot ask for a transcript: {error}")),
         }
         let wait = backoff.next();

@@ -107,7 +107,8 @@ const LEAVE_ARTIFACTS: &str = "insert into removal (server_id, kind, name, proje
      and exists (select 1 from artifact where artifact.run_id = run.id) \
      group by sandbox.server_id, run.id, run.project_id";
 
-const LEFT: &str = "select name, kind from removal where server_id = $1 order by created_at_ms, name limit $2";
+const LEFT: &str =
+    "select name, kind from removal where server_id = $1 order by created_at_ms, name limit $2";
 
 const REMOVED: &str = "delete from removal where server_id = $1 and kind = $2 and name = $3";
 
@@ -121,11 +122,7 @@ impl Store {
     /// As every read.
     /// # Cancel safety
     /// Safe: it only reads.
-    pub async fn go_on(
-        &self,
-        project: &ProjectId,
-        session: &SessionId,
-    ) -> Result<Option<GoOn>, StoreError> {
+    pub async fn go_on(&self, project: &ProjectId, session: &SessionId) -> Result<Option<GoOn>, StoreError> {
         let row = sql::query(GO_ON)
             .bind(project.as_str())
             .bind(session.as_str())
@@ -292,11 +289,8 @@ impl Store {
         session: &SessionId,
         but: &RunId,
     ) -> Result<Option<ServerId>, StoreError> {
-        let row = sql::query(HOME)
-            .bind(session.as_str())
-            .bind(but.as_str())
-            .fetch_optional(self.reader())
-            .await?;
+        let row =
+            sql::query(HOME).bind(session.as_str()).bind(but.as_str()).fetch_optional(self.reader()).await?;
         row.map(|row| Columns::of("attempt", &row)?.parse("id")).transpose()
     }
 }
@@ -307,8 +301,7 @@ pub(crate) async fn call(
     project: &ProjectId,
     session: &SessionId,
 ) -> Result<bool, StoreError> {
-    let called =
-        sql::query(CALL).bind(project.as_str()).bind(session.as_str()).execute(&mut *tx.db).await?;
+    let called = sql::query(CALL).bind(project.as_str()).bind(session.as_str()).execute(&mut *tx.db).await?;
     Ok(called.rows_affected() == 1)
 }
 

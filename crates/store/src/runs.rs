@@ -17,7 +17,8 @@ use crate::random::uuid_v4;
 use crate::rows::{document, run_columns};
 use crate::waiting::{self, Full};
 use crate::{
-    Actor, Asked, NewAudit, Store, StoreError, Topic, audit, automagik, events, going_on, rows, run_lists, usage,
+    Actor, Asked, NewAudit, Store, StoreError, Topic, audit, automagik, events, going_on, rows, run_lists,
+    usage,
 };
 
 /// A run to be made.

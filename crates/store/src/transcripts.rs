@@ -101,8 +101,7 @@ impl Store {
     /// Safe: it only reads.
     pub async fn read_transcript(&self, session: &SessionId) -> Result<Option<String>, StoreError> {
         let Some(known) = self.transcript(session).await? else { return Ok(None) };
-        let rows =
-            sql::query(PARTS).bind(session.as_str()).bind(PARTS_MOST).fetch_all(self.reader()).await?;
+        let rows = sql::query(PARTS).bind(session.as_str()).bind(PARTS_MOST).fetch_all(self.reader()).await?;
         let mut content = String::with_capacity(usize::try_from(known.size_bytes).unwrap_or(0));
         for row in &rows {
             content.push_str(Columns::keyed("transcript_part", row, "session_id")?.get("content")?);

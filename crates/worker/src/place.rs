@@ -184,7 +184,8 @@ async fn set_stale_aside(attempt: &Attempt) -> Result<(), Stop> {
         return Ok(());
     }
     let (dirs, session, now_ms) = (ctx.dirs.clone(), run.session.clone(), store.now_ms());
-    let aside = blocking(move || dirs.set_aside(&session, now_ms)).await.map_err(|error| dir_fault(&error))?;
+    let aside =
+        blocking(move || dirs.set_aside(&session, now_ms)).await.map_err(|error| dir_fault(&error))?;
     if let Some(aside) = aside {
         warn!(
             session.id = %run.session,

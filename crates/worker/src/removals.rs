@@ -13,7 +13,10 @@ pub(crate) async fn keep(ctx: &Context) -> Result<(), Halt> {
     let mut watch = ctx.store.watch(Topic::Server(ctx.config.server.clone()));
     loop {
         if let Err(error) = pass(ctx, &collector).await {
-            warn!(error = described(&error), "could not remove the files of deleted sessions, trying again later");
+            warn!(
+                error = described(&error),
+                "could not remove the files of deleted sessions, trying again later"
+            );
         }
         tokio::select! {
             biased;

@@ -36,9 +36,7 @@ pub(super) async fn go_on(
 ) -> Result<Option<Followed>, ApiError> {
     let Some(named) = &request.session else { return Ok(None) };
     let found = match named.parse::<SessionId>() {
-        Ok(session) => {
-            app.store().go_on(&caller.project, &session).await?.map(|found| (session, found))
-        }
+        Ok(session) => app.store().go_on(&caller.project, &session).await?.map(|found| (session, found)),
         Err(_) => None,
     };
     let Some((session, GoOn { spec, expired })) = found else {
@@ -46,7 +44,8 @@ pub(super) async fn go_on(
         return Ok(None);
     };
     if expired {
-        let message = "its workspace and its conversation were removed, since their days are over; begin a new session";
+        let message =
+            "its workspace and its conversation were removed, since their days are over; begin a new session";
         faults.add("session", "session_expired", message);
     }
     complete(request, &spec, app.config().default_repository.as_ref(), faults);
@@ -58,7 +57,8 @@ fn complete(request: &mut CreateRun, spec: &RunSpec, default: Option<&Repository
     if request.workflow.is_empty() {
         workflow.clone_into(&mut request.workflow);
     } else if request.workflow != workflow {
-        let message = format!("the session follows the workflow {workflow}; leave it out, or begin a new session");
+        let message =
+            format!("the session follows the workflow {workflow}; leave it out, or begin a new session");
         faults.add("workflow", CONTRADICTED, message);
     }
     complete_repository(request, spec, default, faults);
@@ -105,7 +105,8 @@ fn complete_branch(
 ) {
     if named.is_some() && *named != has {
         let told = has.as_ref().map_or("has none".to_owned(), |has| format!("has \"{has}\""));
-        let message = format!("the session {told}; leave it out, or fork the session to work on another branch");
+        let message =
+            format!("the session {told}; leave it out, or fork the session to work on another branch");
         faults.add(field, CONTRADICTED, message);
     }
     *named = has;

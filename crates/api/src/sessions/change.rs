@@ -130,7 +130,8 @@ pub(crate) async fn delete_session(
 }
 
 fn busy(what: &str) -> ApiError {
-    let detail = format!("a run of the session is queued or running; cancel it or wait for its end, then {what}");
+    let detail =
+        format!("a run of the session is queued or running; cancel it or wait for its end, then {what}");
     conflict("session_busy", detail)
 }
 

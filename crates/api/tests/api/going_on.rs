@@ -69,7 +69,11 @@ async fn what_contradicts_the_session_is_refused_by_name() {
         assert_eq!(answer.faults(), [(field.to_owned(), "session_contradicted".to_owned())]);
     }
     let other = follow(&api, &first, &json!({"workflow": "other"})).await;
-    assert!(other.faults().contains(&("workflow".to_owned(), "session_contradicted".to_owned())), "{}", other.text());
+    assert!(
+        other.faults().contains(&("workflow".to_owned(), "session_contradicted".to_owned())),
+        "{}",
+        other.text()
+    );
     let all = follow(&api, &first, &json!({"branch": "other", "base": "other", "timeout_s": 1})).await;
     assert_eq!(all.faults().len(), 3, "told together: {}", all.text());
     assert_eq!(api.get("/v1/runs").await.json()["items"].as_array().unwrap().len(), 1, "nothing was made");
@@ -105,7 +109,10 @@ async fn a_follow_up_is_replayed_by_its_key_also_when_its_session_is_gone() {
     let body = json!({"session": first.session, "prompt": "x"});
     let made = api.post_with_key("k", &body).await.json();
     let again = api.post_with_key("k", &body).await;
-    assert_eq!((again.json()["id"].clone(), again.header("idempotent-replayed")), (made["id"].clone(), "true"));
+    assert_eq!(
+        (again.json()["id"].clone(), again.header("idempotent-replayed")),
+        (made["id"].clone(), "true")
+    );
 }
 
 #[tokio::test]
@@ -113,7 +120,11 @@ async fn a_session_whose_days_are_over_is_told_so() {
     let api = Api::start().await;
     let first = ended(&api).await;
     let database = api.database().await;
-    for sql in ["delete from transcript_part", "delete from transcript", "update session set volume_deleted_at_ms = 1"] {
+    for sql in [
+        "delete from transcript_part",
+        "delete from transcript",
+        "update session set volume_deleted_at_ms = 1",
+    ] {
         sqlx::query(sql).execute(&database).await.unwrap();
     }
     follow(&api, &first, &json!({})).await.assert_problem(422, "session_expired");
@@ -133,7 +144,10 @@ async fn a_fork_is_a_session_and_its_first_run_begins_where_the_other_is() {
     assert!(fork["branch"].as_str().unwrap().starts_with("caisson/fix/"), "{fork}");
     assert_eq!(api.get(&format!("/v1/sessions/{id}")).await.json(), fork);
     let run = api.post("/v1/runs", &json!({"session": id, "prompt": "x"})).await.json();
-    assert_eq!((&run["branch"], &run["session_id"], &run["prompt"]), (&fork["branch"], &json!(id), &json!("x")));
+    assert_eq!(
+        (&run["branch"], &run["session_id"], &run["prompt"]),
+        (&fork["branch"], &json!(id), &json!("x"))
+    );
     let named = api.post(&path, &json!({"branch": "mine"})).await.json();
     assert_eq!(named["branch"], "mine");
     for (body, code) in [
@@ -144,7 +158,9 @@ async fn a_fork_is_a_session_and_its_first_run_begins_where_the_other_is() {
     ] {
         api.post(&path, &body).await.assert_problem(422, code);
     }
-    api.post(&format!("/v1/sessions/ses_{}/fork", "0".repeat(32)), &json!({})).await.assert_problem(404, "unknown_session");
+    api.post(&format!("/v1/sessions/ses_{}/fork", "0".repeat(32)), &json!({}))
+        .await
+        .assert_problem(404, "unknown_session");
 }
 
 #[tokio::test]
@@ -155,7 +171,8 @@ async fn what_cannot_be_forked_says_why() {
     api.post(&path, &json!({})).await.assert_problem(409, "session_busy");
     api.finish(&claimed).await;
     api.post(&path, &json!({})).await.assert_problem(409, "no_conversation");
-    let empty = api.post("/v1/runs", &json!({"workflow": "fix", "prompt": "x", "repository": null})).await.json();
+    let empty =
+        api.post("/v1/runs", &json!({"workflow": "fix", "prompt": "x", "repository": null})).await.json();
     let claimed = api.store.claim(&api.server).await.unwrap().unwrap();
     archived(&api, &claimed).await;
     api.finish(&claimed).await;
@@ -171,7 +188,8 @@ async fn a_deleted_session_is_gone_with_its_runs() {
     let path = format!("/v1/sessions/{session}");
     delete(&api, &path).await.assert_problem(409, "session_busy");
     let id = SandboxId::new(1, [3; 10]);
-    let grant = || caisson_domain::grant::Token::grant(caisson_domain::grant::GrantKind::Control, [1; 32]).hash();
+    let grant =
+        || caisson_domain::grant::Token::grant(caisson_domain::grant::GrantKind::Control, [1; 32]).hash();
     let sandbox = NewSandbox {
         id: id.clone(),
         session: session.clone(),

@@ -156,7 +156,8 @@ mod tests {
     #[test]
     fn what_a_session_says_moves_no_terminal() {
         let bad = "x\u{1b}[2J\u{9b}1m\u{202e}y";
-        let session = json!({"id": bad, "workflow": bad, "branch": bad, "last_status": bad, "forked_from": bad});
+        let session =
+            json!({"id": bad, "workflow": bad, "branch": bad, "last_status": bad, "forked_from": bad});
         let info: RunInfo = serde_json::from_value(json!({"id": bad, "status": bad, "prompt": bad})).unwrap();
         let message = json!({"role": "assistant", "text": bad, "tool_calls": [{"name": bad, "input": {"a": bad}}],
             "tool_results": [{"text": bad, "is_error": true}]});

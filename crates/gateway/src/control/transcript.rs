@@ -76,6 +76,8 @@ fn clean(bytes: &Bytes, redactor: Arc<Redactor>) -> Result<(String, bool), Refus
     match String::from_utf8(kept) {
         // Not every database can hold one.
         Ok(text) if !text.contains('\0') => Ok((text, stream.found() > 0)),
-        Ok(_) | Err(_) => Err(Refusal::bad_request("the transcript is not text; send UTF-8 without the character NUL")),
+        Ok(_) | Err(_) => {
+            Err(Refusal::bad_request("the transcript is not text; send UTF-8 without the character NUL"))
+        }
     }
 }

@@ -38,7 +38,10 @@ async fn a_transcript_is_kept_and_given_back_byte_for_byte() {
 async fn a_transcript_is_that_of_the_run_in_the_sandbox_and_needs_the_control_grant() {
     let (world, sandbox) = world().await;
     let other = world.sandbox(run_spec(None)).await;
-    assert_eq!(other.control(Method::PUT, &format!("/transcript/{}", other.run.id), "theirs").await.status, 204);
+    assert_eq!(
+        other.control(Method::PUT, &format!("/transcript/{}", other.run.id), "theirs").await.status,
+        204
+    );
     for (method, body) in [(Method::PUT, "mine"), (Method::GET, "")] {
         for run in [&other.run.id, &RunId::new(1, [7; 10])] {
             let refused = sandbox.control(method.clone(), &format!("/transcript/{run}"), body).await;

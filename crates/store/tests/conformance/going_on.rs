@@ -74,10 +74,9 @@ async fn told(fixture: &Fixture, placed: &Placed) -> (bool, Option<Archive>, boo
 }
 
 async fn fork(fixture: &Fixture, session: &SessionId) -> SessionId {
-    match fixture.store.fork_session(&project(), session, None, BY).await.unwrap() {
-        ForkSession::Forked { session } => session,
-        other => panic!("not forked: {other:?}"),
-    }
+    let forked = fixture.store.fork_session(&project(), session, None, BY).await.unwrap();
+    let ForkSession::Forked { session } = forked else { panic!("not forked: {forked:?}") };
+    session
 }
 
 async fn a_transcript_is_kept_whole_and_replaced_by_the_next_runs(fixture: Fixture) {
@@ -91,9 +90,16 @@ async fn a_transcript_is_kept_whole_and_replaced_by_the_next_runs(fixture: Fixtu
         assert!(store.put_transcript(&placed.run.id, content).await.unwrap());
         assert_eq!(store.read_transcript(session).await.unwrap().as_deref(), Some(content));
         let known = store.transcript(session).await.unwrap().unwrap();
-        assert_eq!((known.run, known.size_bytes), (placed.run.id.clone(), content.len() as i64));
+        assert_eq!(
+            (known.run, known.size_bytes),
+            (placed.run.id.clone(), i64::try_from(content.len()).unwrap())
+        );
     }
-    assert_eq!(fixture.value::<i64>("select count(*) from transcript_part").await, 1, "nothing of the others");
+    assert_eq!(
+        fixture.value::<i64>("select count(*) from transcript_part").await,
+        1,
+        "nothing of the others"
+    );
     end(&fixture, &placed).await;
     assert!(!store.put_transcript(&placed.run.id, "late").await.unwrap(), "the run has ended");
     assert_eq!(store.read_transcript(session).await.unwrap().as_deref(), Some("short\n"));
@@ -123,7 +129,11 @@ async fn a_follow_up_is_told_of_the_archive_and_whether_it_is_the_latest(fixture
     end(&fixture, &third).await;
     follow(&fixture, &session).await;
     let fourth = fixture.place(fixture.claim().await, 4).await;
-    assert_eq!(told(&fixture, &fourth).await, (true, archive(&second.run.id, false), false), "the third is not in it");
+    assert_eq!(
+        told(&fixture, &fourth).await,
+        (true, archive(&second.run.id, false), false),
+        "the third is not in it"
+    );
 }
 
 async fn a_follow_up_is_told_whether_its_branch_was_pushed(fixture: Fixture) {
@@ -161,18 +171,32 @@ async fn a_fork_has_the_conversation_and_a_branch_of_its_own(fixture: Fixture) {
     let session = store.session(&project(), &id).await.unwrap().unwrap();
     let branch = format!("caisson/bug-fixer/{}", id.short());
     assert_eq!(session.branch.as_ref().map(|name| name.as_str()), Some(branch.as_str()));
-    assert_eq!((session.forked_from.as_ref(), session.runs, session.last_run), (Some(&origin.session), 0, None));
+    assert_eq!(
+        (session.forked_from.as_ref(), session.runs, session.last_run),
+        (Some(&origin.session), 0, None)
+    );
     assert_eq!(store.read_transcript(&id).await.unwrap().as_deref(), Some("said"));
     let going = store.go_on(&project(), &id).await.unwrap().unwrap();
-    assert_eq!(going.spec.base.as_ref().map(|name| name.as_str()), Some("work"), "where the other has pushed");
+    assert_eq!(
+        going.spec.base.as_ref().map(|name| name.as_str()),
+        Some("work"),
+        "where the other has pushed"
+    );
     assert_eq!((going.spec.branch.unwrap().as_str(), going.spec.prompt.as_str()), (branch.as_str(), ""));
     // Its first run resumes the conversation, from the archive, and its branch is not pushed yet.
     made(store.create_run_in(id.clone(), new_run(spec_on(REPOSITORY, &branch))).await);
     let placed = fixture.place(fixture.claim().await, 2).await;
     let (resume, archive, pushed) = told(&fixture, &placed).await;
-    assert_eq!((resume, archive.map(|archive| (archive.run, archive.is_latest)), pushed), (true, Some((origin.id, true)), false));
+    assert_eq!(
+        (resume, archive.map(|archive| (archive.run, archive.is_latest)), pushed),
+        (true, Some((origin.id, true)), false)
+    );
     assert!(store.put_transcript(&placed.run.id, "its own").await.unwrap());
-    assert_eq!(store.read_transcript(&origin.session).await.unwrap().as_deref(), Some("said"), "neither sees the other");
+    assert_eq!(
+        store.read_transcript(&origin.session).await.unwrap().as_deref(),
+        Some("said"),
+        "neither sees the other"
+    );
     let records = audited(&fixture, "session.fork").await;
     assert_eq!(records, [(id.to_string(), Some(origin.session.to_string()))]);
 }
@@ -226,11 +250,16 @@ async fn a_deleted_session_leaves_its_files_to_their_server_and_nothing_else(fix
     let mut watch = store.watch(Topic::Server(fixture.server.clone()));
     let session = placed.run.session.clone();
     let deleted = async || store.delete_session_of(&project(), &session, BY).await.unwrap();
-    assert_eq!(store.delete_session_of(&"other".parse().unwrap(), &session, BY).await.unwrap(), DeleteSession::Unknown);
+    assert_eq!(
+        store.delete_session_of(&"other".parse().unwrap(), &session, BY).await.unwrap(),
+        DeleteSession::Unknown
+    );
     assert_eq!(deleted().await, DeleteSession::Deleted);
     assert!(woken(&mut watch), "its server looks at once");
     assert_eq!(deleted().await, DeleteSession::Unknown);
-    for table in ["session", "run", "event", "artifact", "transcript", "transcript_part", "sandbox", "attempt"] {
+    for table in
+        ["session", "run", "event", "artifact", "transcript", "transcript_part", "sandbox", "attempt"]
+    {
         let sql: &'static str = format!("select count(*) from {table}").leak();
         assert_eq!(fixture.value::<i64>(sql).await, 0, "{table}");
     }

@@ -159,7 +159,8 @@ impl World {
             other @ (CreateRun::Replayed(_)
             | CreateRun::KeyReused
             | CreateRun::QueueFull
-            | CreateRun::ProjectQueueFull) => {
+            | CreateRun::ProjectQueueFull
+            | CreateRun::NoSession) => {
                 panic!("{other:?}")
             }
         }

@@ -202,6 +202,9 @@ pub struct GitWork {
     /// Whether an earlier run of the session has pushed the branch: a fresh checkout goes on there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub go_on: bool,
+    /// The commit of the base at which a fresh checkout begins; none means its last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<String>,
     /// Author and committer name.
     pub author_name: String,
     /// Author and committer address.

@@ -22,6 +22,7 @@ pub(crate) struct Delivery {
     pub(crate) resume: bool,
     pub(crate) archive: Option<Archive>,
     pub(crate) pushed: bool,
+    pub(crate) start: Option<String>,
 }
 
 /// The run has a repository and no branch, which the store never writes.
@@ -31,7 +32,7 @@ pub(crate) struct NoBranch;
 
 /// Builds the run's work; `now_ms` is the store's time.
 pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) -> Result<RunWork, NoBranch> {
-    let Delivery { run, epoch, conversation, resume, archive, pushed } = delivery;
+    let Delivery { run, epoch, conversation, resume, archive, pushed, start } = delivery;
     let git = match (&run.spec.repository, &run.spec.branch) {
         (None, _) => None,
         (Some(_), None) => return Err(NoBranch),
@@ -40,6 +41,7 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
             anchor: run.spec.anchor.clone(),
             branch: branch.clone(),
             go_on: pushed,
+            start: start.filter(|_| !pushed),
             author_name: identity.name.clone(),
             author_email: identity.email.clone(),
             commit_type: run.spec.workflow.caisson.commit_type.clone(),
@@ -173,7 +175,7 @@ mod tests {
 
     fn delivery(run: Run) -> Delivery {
         let conversation = "c".to_owned();
-        Delivery { run, epoch: Epoch(3), conversation, resume: true, archive: None, pushed: true }
+        Delivery { run, epoch: Epoch(3), conversation, resume: true, archive: None, pushed: true, start: None }
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub enum NextWork {
         archive: Option<Archive>,
         /// Whether an earlier run of the session has pushed the run's branch.
         pushed: bool,
+        /// Of a fork, the commit that its files come from.
+        start: Option<String>,
     },
     /// End.
     Exit,
@@ -63,6 +65,7 @@ const WORK: &str = concat!(
     "select ",
     run_columns!(),
     ", (select conversation from session where session.id = run.session_id) as conversation, \
+     (select fork_commit from session where session.id = run.session_id) as start, \
      exists (select 1 from attempt where attempt.session_id = run.session_id \
        and attempt.agent_started_at_ms is not null \
        and (attempt.run_id <> run.id or attempt.number <> run.attempt)) as resume, \
@@ -152,6 +155,7 @@ impl Store {
             resume: columns.flag("resume")? || archive.is_some(),
             archive,
             pushed: columns.flag("pushed")?,
+            start: columns.get("start")?,
         })
     }
 

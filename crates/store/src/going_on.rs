@@ -72,14 +72,14 @@ const GO_ON: &str = "select id, coalesce((select run.spec from run where run.ses
 
 const IS_BUSY: &str = "select count(*) from run where session_id = $1 and status in ('queued', 'running')";
 
-const HAS_PUSHED: &str =
-    "select count(*) from run where session_id = $1 and branch = $2 and pushed_commit is not null";
+const PUSHED_LAST: &str = "select pushed_commit from run where session_id = $1 and branch = $2 and pushed_commit is not null \
+     order by id desc limit 1";
 
 const HAS_TRANSCRIPT: &str = "select count(*) from transcript where session_id = $1";
 
 const FORK: &str = "insert into session (id, project_id, workflow, repository, branch, conversation, created_at_ms, \
-       updated_at_ms, forked_from, fork_spec) \
-     select $2, project_id, workflow, repository, $3, conversation, $4, $4, id, $5 from session where id = $1";
+       updated_at_ms, forked_from, fork_spec, fork_commit) \
+     select $2, project_id, workflow, repository, $3, conversation, $4, $4, id, $5, $6 from session where id = $1";
 
 const COPY_TRANSCRIPT: &str = "insert into transcript (session_id, project_id, run_id, size_bytes, sha256, created_at_ms) \
      select $2, project_id, run_id, size_bytes, sha256, created_at_ms from transcript where session_id = $1";
@@ -173,17 +173,17 @@ impl Store {
         if branch == old {
             return Ok(ForkSession::SameBranch);
         }
-        let pushed: i64 = sql::query_scalar(HAS_PUSHED)
+        let pushed: Option<String> = sql::query_scalar(PUSHED_LAST)
             .bind(session.as_str())
             .bind(old.as_str())
-            .fetch_one(&mut *tx.db)
+            .fetch_optional(&mut *tx.db)
             .await?;
-        if pushed > 0 {
+        if pushed.is_some() {
             spec.base = Some(old);
         }
         spec.branch = Some(branch.clone());
         spec.prompt.clear();
-        insert_fork(&mut tx, (session, &fork), &branch, &spec).await?;
+        insert_fork(&mut tx, (session, &fork), (&branch, pushed.as_deref()), &spec).await?;
         let record = NewAudit {
             session: Some(session.clone()),
             host: spec.repository.as_ref().map(audit::host_of),
@@ -308,7 +308,7 @@ pub(crate) async fn call(
 async fn insert_fork(
     tx: &mut Tx<'_>,
     (session, fork): (&SessionId, &SessionId),
-    branch: &BranchName,
+    (branch, pushed): (&BranchName, Option<&str>),
     spec: &RunSpec,
 ) -> Result<(), StoreError> {
     sql::query(FORK)
@@ -317,6 +317,7 @@ async fn insert_fork(
         .bind(branch.as_str())
         .bind(tx.now_ms)
         .bind(document("session.fork_spec", spec)?)
+        .bind(pushed)
         .execute(&mut *tx.db)
         .await?;
     for statement in [COPY_TRANSCRIPT, COPY_PARTS] {

@@ -21,11 +21,11 @@ async fn a_transcript_is_kept_and_given_back_byte_for_byte() {
     let (world, sandbox) = world().await;
     let path = format!("/transcript/{}", sandbox.run.id);
     let none = sandbox.control(Method::GET, &path, "").await;
-    assert_eq!((none.status.as_u16(), none.code().as_str()), (404, "no_transcript"));
+    assert_eq!((none.status, none.code().as_str()), (404, "no_transcript"));
     for text in ["{\"a\":1}\n", "{\"a\":\"ä\\u0000\"}\n{}\n"] {
         assert_eq!(sandbox.control(Method::PUT, &path, text).await.status, 204);
         let kept = sandbox.control(Method::GET, &path, "").await;
-        assert_eq!((kept.status.as_u16(), kept.text().as_str()), (200, text));
+        assert_eq!((kept.status, kept.text().as_str()), (200, text));
     }
     let reply = sandbox.control(Method::GET, "/next", "").await;
     let Work::Run(work) = serde_json::from_slice(&reply.body).unwrap() else { panic!("no run") };
@@ -45,11 +45,11 @@ async fn a_transcript_is_that_of_the_run_in_the_sandbox_and_needs_the_control_gr
     for (method, body) in [(Method::PUT, "mine"), (Method::GET, "")] {
         for run in [&other.run.id, &RunId::new(1, [7; 10])] {
             let refused = sandbox.control(method.clone(), &format!("/transcript/{run}"), body).await;
-            assert_eq!((refused.status.as_u16(), refused.code().as_str()), (403, "transcript_refused"));
+            assert_eq!((refused.status, refused.code().as_str()), (403, "transcript_refused"));
         }
         let own = format!("/transcript/{}", sandbox.run.id);
         let with_agents = fetch(sandbox.request(method.clone(), &own, &sandbox.agent).body(body)).await;
-        assert_eq!((with_agents.status.as_u16(), with_agents.code().as_str()), (403, "grant_refused"));
+        assert_eq!((with_agents.status, with_agents.code().as_str()), (403, "grant_refused"));
         assert_eq!(sandbox.control(method, "/transcript/nobody", body).await.status, 400);
     }
     assert_eq!(world.store.read_transcript(&other.run.session).await.unwrap().as_deref(), Some("theirs"));
@@ -64,7 +64,7 @@ async fn a_transcript_is_that_of_the_run_in_the_sandbox_and_needs_the_control_gr
 async fn a_transcript_of_the_bound_is_kept_and_a_longer_one_or_no_text_is_refused() {
     let (world, sandbox) = world().await;
     let path = format!("/transcript/{}", sandbox.run.id);
-    let put = async |body: Vec<u8>| sandbox.control(Method::PUT, &path, body).await.status.as_u16();
+    let put = async |body: Vec<u8>| sandbox.control(Method::PUT, &path, body).await.status;
     assert_eq!(put(vec![b'x'; TRANSCRIPT_BYTES]).await, 204);
     assert_eq!(put(vec![b'y'; TRANSCRIPT_BYTES + 1]).await, 413);
     assert_eq!(put(b"\xff\n".to_vec()).await, 400);

@@ -393,6 +393,7 @@ pub(crate) fn git_work(prompt: &str) -> RunWork {
         anchor: None,
         branch: BRANCH.parse().unwrap(),
         go_on: false,
+        start: None,
         author_name: "Caisson \"the\" Agent".to_owned(),
         author_email: "agent@example.com".to_owned(),
         commit_type: "fix".to_owned(),

@@ -4,6 +4,8 @@
 alter table session add column forked_from text collate "C";
 -- Of a fork, what its first run goes on with: the specification of the other session's last run, with branches of its own.
 alter table session add column fork_spec text collate "C" check (fork_spec is null or cast(fork_spec as json) is not null);
+-- Of a fork, the commit that the other session had pushed last; null: none.
+alter table session add column fork_commit text collate "C";
 
 create table transcript (
     session_id    text collate "C" primary key not null references session (id),

@@ -4,6 +4,8 @@
 alter table session add column forked_from text;
 -- Of a fork, what its first run goes on with: the specification of the other session's last run, with branches of its own.
 alter table session add column fork_spec text check (fork_spec is null or json_valid(fork_spec));
+-- Of a fork, the commit that the other session had pushed last; null: none.
+alter table session add column fork_commit text;
 
 create table transcript (
     session_id    text primary key not null references session (id),

@@ -66,6 +66,13 @@ async fn follow(fixture: &Fixture, session: &SessionId) -> Run {
     made(fixture.store.create_run_in(session.clone(), new_run(spec_on(REPOSITORY, "work"))).await)
 }
 
+async fn start_of(fixture: &Fixture, placed: &Placed) -> Option<String> {
+    match fixture.store.next_work(&placed.sandbox).await.unwrap() {
+        NextWork::Run { start, .. } => start,
+        NextWork::Nothing | NextWork::Exit => panic!("there is work"),
+    }
+}
+
 async fn told(fixture: &Fixture, placed: &Placed) -> (bool, Option<Archive>, bool) {
     match fixture.store.next_work(&placed.sandbox).await.unwrap() {
         NextWork::Run { resume, archive, pushed, .. } => (resume, archive, pushed),
@@ -186,6 +193,7 @@ async fn a_fork_has_the_conversation_and_a_branch_of_its_own(fixture: Fixture) {
     // Its first run resumes the conversation, from the archive, and its branch is not pushed yet.
     made(store.create_run_in(id.clone(), new_run(spec_on(REPOSITORY, &branch))).await);
     let placed = fixture.place(fixture.claim().await, 2).await;
+    assert_eq!(start_of(&fixture, &placed).await.as_deref(), Some("c0ffee"), "however the branch moves on");
     let (resume, archive, pushed) = told(&fixture, &placed).await;
     assert_eq!(
         (resume, archive.map(|archive| (archive.run, archive.is_latest)), pushed),
@@ -228,7 +236,8 @@ async fn what_cannot_be_forked_is_told_apart(fixture: Fixture) {
     assert_eq!(store.fork_session(&project(), &unknown, None, BY).await.unwrap(), ForkSession::Unknown);
     let other = "other".parse().unwrap();
     assert_eq!(store.fork_session(&other, session, None, BY).await.unwrap(), ForkSession::Unknown);
-    let plain = fixture.placed().await;
+    fixture.queued().await;
+    let plain = fixture.place(fixture.claim().await, 3).await;
     assert!(store.put_transcript(&plain.run.id, "said").await.unwrap());
     end(&fixture, &plain).await;
     let refused = store.fork_session(&project(), &plain.run.session, None, BY).await.unwrap();

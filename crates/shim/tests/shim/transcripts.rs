@@ -10,12 +10,12 @@ use crate::sandbox::{BRANCH, Sandbox, failure, git, git_work, plain_work, run_id
 /// An agent that keeps its conversation as the real one does and notes how it was started.
 const KEEPING: &str = r#"
 def place():
-    option = next(option for option in ("--resume", "--session-id") if option in sys.argv)
-    name = sys.argv[sys.argv.index(option) + 1] + ".jsonl"
+    given = next(word for word in sys.argv if word.startswith(("--resume=", "--session-id=")))
+    option, name = given.split("=")
     directory = os.environ["HOME"] + "/.claude/projects/-here"
     os.makedirs(directory, exist_ok=True)
     log(option)
-    return directory + "/" + name
+    return directory + "/" + name + ".jsonl"
 
 def prompt(uuid, text, number):
     with open(place(), "a") as file:

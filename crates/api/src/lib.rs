@@ -60,6 +60,7 @@ pub mod view {
         UsageView,
     };
     pub use crate::servers::{ServerPage, ServerPartView, ServerProblemView, ServerView};
+    pub use crate::sessions::change::NewFork;
     pub use crate::sessions::{SessionLinks, SessionPage, SessionView};
     pub use crate::workflows::{CaissonView, WorkflowList, WorkflowSummary, WorkflowView};
 }

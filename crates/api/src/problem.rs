@@ -182,6 +182,8 @@ pub(crate) enum ApiError {
     ProjectQueueFull,
     #[error("the queue was not changed: {}", .0.count())]
     InvalidQueue(Faults),
+    #[error("the session was not forked: {}", .0.count())]
+    InvalidFork(Faults),
     #[error("the queue belongs to all projects: use a key of the default project, with the scope admin")]
     OperatorsOnly,
     #[error("too many event streams are open; come again later, or read pages")]
@@ -297,6 +299,9 @@ impl ApiError {
             Self::InvalidQueue(faults) => {
                 return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_queue"));
             }
+            Self::InvalidFork(faults) => {
+                return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_fork"));
+            }
             Self::OperatorsOnly => (StatusCode::FORBIDDEN, "operators_only"),
             Self::StreamsFull => (StatusCode::TOO_MANY_REQUESTS, "streams_full"),
             Self::Unplaceable(problems) => {
@@ -345,6 +350,7 @@ impl ApiError {
             | Self::DefaultProjectOnly
             | Self::OperatorsOnly
             | Self::InvalidQueue(_)
+            | Self::InvalidFork(_)
             | Self::ServersOfDefaultProject
             | Self::InvalidBudget(_)
             | Self::InvalidRetention(_)
@@ -366,6 +372,7 @@ impl ApiError {
         | Self::InvalidProject(faults)
         | Self::InvalidBudget(faults)
         | Self::InvalidQueue(faults)
+        | Self::InvalidFork(faults)
         | Self::InvalidRetention(faults)
         | Self::InvalidCredential(faults)
         | Self::InvalidWorkflow(faults) = self

@@ -1,4 +1,6 @@
-//! `/v1/sessions`: list and get.
+//! `/v1/sessions`: list, get, fork and delete.
+
+pub(crate) mod change;
 
 use axum::Json;
 use axum::extract::State;
@@ -30,6 +32,9 @@ pub struct SessionView {
     pub repository: Option<String>,
     /// The branch its runs work on.
     pub branch: Option<String>,
+    /// Of a fork, the session that it comes from, which may be gone.
+    #[schema(value_type = Option<String>)]
+    pub forked_from: Option<SessionId>,
     /// How many runs it has.
     pub runs: i64,
     /// Its newest run.
@@ -83,6 +88,7 @@ impl From<Session> for SessionView {
             workflow: session.workflow,
             repository: session.repository.map(|repository| repository.to_string()),
             branch: session.branch.map(String::from),
+            forked_from: session.forked_from,
             runs: session.runs,
             last_run: session.last_run,
             last_status: session.last_status,

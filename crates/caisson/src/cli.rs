@@ -9,6 +9,7 @@ mod image;
 mod project;
 mod queue;
 mod servers;
+mod session;
 mod workflow;
 
 use std::net::SocketAddr;
@@ -30,6 +31,7 @@ pub(crate) use image::{Image, ScanFormat, ScanImage};
 pub(crate) use project::Project;
 pub(crate) use queue::{Drain, Queue, Resume, SetProject, StartFlags};
 pub(crate) use servers::{OnlyFlag, Servers, ServersCommand};
+pub(crate) use session::{InSession, OneSession, Session};
 pub(crate) use workflow::{RunOfWorkflow, Workflow};
 
 /// Runs Claude Code, each session sealed in its own container, behind one async HTTP API.
@@ -60,6 +62,9 @@ pub(crate) enum Command {
     Artifacts(Artifacts),
     /// Ask for a run's end; its work is saved first.
     Cancel(One),
+    /// List, show, read, fork and delete sessions.
+    #[command(subcommand)]
+    Session(Session),
     /// Show how many runs wait and run, on which servers. Needs an admin key of the default project.
     Queue(Queue),
     /// Have servers take no more runs; what runs goes on. Needs an admin key of the default project.
@@ -179,9 +184,11 @@ pub(crate) struct Run {
     pub client: ClientFlags,
     /// The task; "-" reads it from standard input.
     pub prompt: String,
-    /// The workflow to follow.
-    #[arg(long, short, default_value = "bug-fixer")]
-    pub workflow: String,
+    #[command(flatten)]
+    pub in_session: InSession,
+    /// The workflow to follow. Default: bug-fixer, or the session's.
+    #[arg(long, short)]
+    pub workflow: Option<String>,
     /// Repository: a URL, or a directory on the server's machine. Default: the server's default repository; without one the run
     /// is refused.
     #[arg(long, value_name = "URL|DIR", conflicts_with = "no_repo")]

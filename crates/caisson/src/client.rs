@@ -4,6 +4,7 @@ mod faults;
 mod follow;
 mod runs;
 mod server;
+mod sessions;
 mod workflows;
 
 use std::path::Path;

@@ -98,6 +98,9 @@ pub const RUN_ARTIFACTS: i64 = 100;
 /// Longest artifact name, in bytes.
 pub const ARTIFACT_NAME_BYTES: usize = 128;
 
+/// The archived transcript of a session, in bytes; a longer one is not archived.
+pub const TRANSCRIPT_BYTES: usize = 32 * 1024 * 1024;
+
 /// Longest branch name, in bytes.
 pub const BRANCH_BYTES: usize = 200;
 /// Longest repository reference, in bytes.

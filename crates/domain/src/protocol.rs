@@ -70,6 +70,9 @@ pub mod paths {
     pub const DELTAS: &str = "/deltas";
     /// `PUT /artifacts/<run>/<name>`: a file to keep; 204. Idempotent by name.
     pub const ARTIFACTS: &str = "/artifacts";
+    /// `PUT /transcript/<run>`: the agent's own record of the conversation, at most [`crate::limits::TRANSCRIPT_BYTES`] of UTF-8;
+    /// 204, in place of the session's older one. `GET` answers the session's archived one, or 404.
+    pub const TRANSCRIPT: &str = "/transcript";
     /// The model API, below this prefix.
     pub const MODEL: &str = "/model";
     /// The run's repository by smart HTTP, below this prefix: `/git/origin/info/refs` and so on.
@@ -148,8 +151,11 @@ fn is_read_write(access: &WorkspaceAccess) -> bool {
 pub struct AgentWork {
     /// The conversation's id in the agent's own format (a UUID).
     pub conversation: String,
-    /// Whether the conversation exists already.
+    /// Whether the conversation may exist already: in the home, or archived.
     pub resume: bool,
+    /// What is archived of it, for a home in which there is nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<ArchiveWork>,
     /// Model id.
     pub model: Option<String>,
     /// Permission mode.
@@ -174,6 +180,15 @@ pub struct AgentWork {
     pub environment: BTreeMap<String, String>,
 }
 
+/// A conversation that was archived, which [`paths::TRANSCRIPT`] gives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArchiveWork {
+    /// The run at whose end it was archived.
+    pub run: RunId,
+    /// Whether no agent has worked in the session since.
+    pub is_latest: bool,
+}
+
 /// Branches and identity for the checkout.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GitWork {
@@ -184,6 +199,12 @@ pub struct GitWork {
     pub anchor: Option<BranchName>,
     /// Branch to make and push.
     pub branch: BranchName,
+    /// Whether an earlier run of the session has pushed the branch: a fresh checkout goes on there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub go_on: bool,
+    /// The commit of the base at which a fresh checkout begins; none means its last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<String>,
     /// Author and committer name.
     pub author_name: String,
     /// Author and committer address.

@@ -3,10 +3,11 @@
 use caisson_domain::id::Epoch;
 use caisson_domain::mcp;
 use caisson_domain::parameters;
-use caisson_domain::protocol::{AgentWork, GitWork, RunWork};
+use caisson_domain::protocol::{AgentWork, ArchiveWork, GitWork, RunWork};
 use caisson_domain::run::Run;
 use caisson_domain::trust::Trust;
 use caisson_domain::workflow::Workflow;
+use caisson_store::Archive;
 use serde_json::Value;
 
 use crate::bounds::SUBJECT_CHARS;
@@ -19,6 +20,9 @@ pub(crate) struct Delivery {
     pub(crate) epoch: Epoch,
     pub(crate) conversation: String,
     pub(crate) resume: bool,
+    pub(crate) archive: Option<Archive>,
+    pub(crate) pushed: bool,
+    pub(crate) start: Option<String>,
 }
 
 /// The run has a repository and no branch, which the store never writes.
@@ -28,7 +32,7 @@ pub(crate) struct NoBranch;
 
 /// Builds the run's work; `now_ms` is the store's time.
 pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) -> Result<RunWork, NoBranch> {
-    let Delivery { run, epoch, conversation, resume } = delivery;
+    let Delivery { run, epoch, conversation, resume, archive, pushed, start } = delivery;
     let git = match (&run.spec.repository, &run.spec.branch) {
         (None, _) => None,
         (Some(_), None) => return Err(NoBranch),
@@ -36,6 +40,8 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
             base: run.spec.base.clone(),
             anchor: run.spec.anchor.clone(),
             branch: branch.clone(),
+            go_on: pushed,
+            start: start.filter(|_| !pushed),
             author_name: identity.name.clone(),
             author_email: identity.email.clone(),
             commit_type: run.spec.workflow.caisson.commit_type.clone(),
@@ -49,6 +55,7 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
     let agent = AgentWork {
         conversation,
         resume,
+        archive: archive.map(|archive| ArchiveWork { run: archive.run, is_latest: archive.is_latest }),
         model: spec.model,
         permission_mode: workflow.permission_mode,
         tools: workflow.tools,
@@ -167,7 +174,8 @@ mod tests {
     }
 
     fn delivery(run: Run) -> Delivery {
-        Delivery { run, epoch: Epoch(3), conversation: "c".to_owned(), resume: true }
+        let conversation = "c".to_owned();
+        Delivery { run, epoch: Epoch(3), conversation, resume: true, archive: None, pushed: true, start: None }
     }
 
     #[test]
@@ -201,6 +209,7 @@ mod tests {
         assert_eq!(work.agent.max_turns, Some(7));
         let git = work.git.unwrap();
         assert_eq!(Some(git.branch), run.spec.branch);
+        assert!(git.go_on);
         assert_eq!((git.author_name.as_str(), git.commit_type.as_str()), ("Agent", "chore"));
         let none = run_work(delivery(a_run(run_spec(None))), &identity(), 0).unwrap();
         assert!(none.git.is_none());

@@ -79,7 +79,7 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// Starts the agent in the workspace. It waits for its prompt.
+    /// Starts the agent in the workspace, in a conversation that is there if it is to `resume` one. It waits for its prompt.
     ///
     /// # Errors
     /// [`Failure`] if the work cannot be made a command line, or the program cannot be started.
@@ -88,9 +88,10 @@ impl Agent {
         work: &RunWork,
         recorder: &Recorder,
         acting: &Acting,
+        resume: bool,
     ) -> Result<Self, Failure> {
         let mut program = command(&shim.places.agent, &shim.places.workspace);
-        program.args(launch(shim, work, acting)?.argv().map_err(|error| bad_workflow(&error))?);
+        program.args(launch(shim, work, acting, resume)?.argv().map_err(|error| bad_workflow(&error))?);
         program.envs(variables(shim, &work.agent)?);
         let started = match work.workspace {
             WorkspaceAccess::ReadWrite => shim.reaper.spawn(&mut program),
@@ -340,11 +341,10 @@ fn record(raw: RawLine, line: &Line) -> JournalBody {
     JournalBody::Text { text: text.to_owned(), cut_bytes }
 }
 
-fn launch(shim: &Shim, run: &RunWork, acting: &Acting) -> Result<Launch, Failure> {
+fn launch(shim: &Shim, run: &RunWork, acting: &Acting, resume: bool) -> Result<Launch, Failure> {
     let work = &run.agent;
     let conversation = Uuid::parse(&work.conversation).map_err(|error| bad_workflow(&error))?;
-    let session =
-        if work.resume { SessionMode::Resume(conversation) } else { SessionMode::New(conversation) };
+    let session = if resume { SessionMode::Resume(conversation) } else { SessionMode::New(conversation) };
     let mut launch = Launch::new(session);
     launch.model.clone_from(&work.model);
     launch.permission_mode = match work.permission_mode {

@@ -77,8 +77,10 @@ pub(crate) fn set_base(git: &Git, base: Option<&str>) {
 type Commits = (Option<String>, Option<String>);
 
 async fn fresh(git: &Git) -> Result<Commits, Failure> {
+    let continued = if git.work.go_on { continued(git).await? } else { None };
+    let git = continued.as_ref().unwrap_or(git);
     let work = &git.work;
-    let is_anchor = work.base == work.anchor;
+    let is_anchor = work.base == work.anchor && work.start.is_none();
     let (name, email) =
         (format!("user.name={}", work.author_name), format!("user.email={}", work.author_email));
     let url = git.url();
@@ -103,15 +105,21 @@ async fn fresh(git: &Git) -> Result<Commits, Failure> {
     }
     if is_anchor {
         // The commit is the same before and after the branch is made, so both are done at once.
-        let (base, switched) = tokio::join!(git.resolve("HEAD"), switch(git));
+        let (base, switched) = tokio::join!(git.resolve("HEAD"), switch(git, None));
         switched?;
         return match base? {
             Some(base) => Ok((Some(base.clone()), Some(base))),
             None => Ok((without_commits(git).await?, None)),
         };
     }
-    let Some(base) = git.resolve("HEAD").await? else {
-        switch(git).await?;
+    // A commit that somebody has taken away from the branch since is not in the clone.
+    let start = match work.start.as_deref().filter(|start| is_object_name(start)) {
+        Some(start) => git.resolve(start).await?,
+        None => None,
+    };
+    let base = if start.is_some() { start.clone() } else { git.resolve("HEAD").await? };
+    let Some(base) = base else {
+        switch(git, None).await?;
         return Ok((without_commits(git).await?, None));
     };
     let anchor = anchor::fetch(git).await?;
@@ -119,9 +127,25 @@ async fn fresh(git: &Git) -> Result<Commits, Failure> {
     if work.base.as_ref() == Some(&work.branch) {
         git.run(&["checkout", "--quiet", work.branch.as_str(), "--"]).await?;
     } else {
-        switch(git).await?;
+        switch(git, start.as_deref()).await?;
     }
     Ok((Some(base), anchor))
+}
+
+/// The same git, but starting from the run's own branch, which an earlier run of the session has pushed; none if the branch is not
+/// there any more, since somebody may have merged and removed it.
+async fn continued(git: &Git) -> Result<Option<Git>, Failure> {
+    let full = git.work.branch.full_ref();
+    let output = git.talk(&["ls-remote", &git.url(), &full]).await?;
+    if !output.exit.success() {
+        return Err(git.refusal(FailureKind::RepoUnreachable, "the repository could not be listed", &output));
+    }
+    if text(&output).is_empty() {
+        return Ok(None);
+    }
+    let mut git = git.clone();
+    git.work.base = Some(git.work.branch.clone());
+    Ok(Some(git))
 }
 
 /// Removes what a clone that broke off left. The agent's process may wait in the directory, which stays.
@@ -133,14 +157,16 @@ fn unfinished_emptied(git: &Git) -> Result<(), Failure> {
     empty(&git.workspace).map_err(|error| unusable("cannot be emptied", &error))
 }
 
-/// Makes the run's branch at `HEAD`, also where there is no commit yet.
-async fn switch(git: &Git) -> Result<(), Failure> {
+/// Makes the run's branch at `start`, or at `HEAD`, also where there is no commit yet.
+async fn switch(git: &Git, start: Option<&str>) -> Result<(), Failure> {
     let branch = git.work.branch.as_str();
     if git.work.base.as_ref() == Some(&git.work.branch) {
         return Ok(());
     }
     // With -B also where the remote's default branch has this very name.
-    git.run(&["checkout", "--quiet", "--no-track", "-B", branch]).await.map(drop)
+    let mut checkout = vec!["checkout", "--quiet", "--no-track", "-B", branch];
+    checkout.extend(start);
+    git.run(&checkout).await.map(drop)
 }
 
 /// A clone without a commit is one of an empty repository, or of one whose default branch does not exist.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use caisson_domain::limits::TRANSCRIPT_BYTES;
 use caisson_domain::protocol::{DoorProblem, VERSION, VERSION_HEADER};
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
@@ -21,8 +22,9 @@ pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Any body.
 pub(crate) type Body = UnsyncBoxBody<Bytes, BoxError>;
 
-/// Largest answer to a control request, in bytes: a run's work with a prompt in which every character is escaped.
-pub(crate) const REPLY_BYTES: usize = 16 * 1024 * 1024;
+/// Largest answer to a control request, in bytes: a transcript. A run's work has half of it, with a prompt in which every
+/// character is escaped.
+pub(crate) const REPLY_BYTES: usize = TRANSCRIPT_BYTES;
 /// What requests name as their host; the door is told by its socket.
 pub(crate) const HOST_NAME: HeaderValue = HeaderValue::from_static("door");
 

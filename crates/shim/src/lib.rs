@@ -40,6 +40,7 @@ mod shim;
 mod steering;
 mod stop;
 mod survey;
+mod transcript;
 mod turn;
 mod watch;
 mod work;

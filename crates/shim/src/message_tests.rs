@@ -6,6 +6,8 @@ fn git(kind: &str, subject: &str) -> GitWork {
         base: None,
         anchor: None,
         branch: "b".parse().unwrap(),
+        go_on: false,
+        start: None,
         author_name: "A".to_owned(),
         author_email: "a@example.com".to_owned(),
         commit_type: kind.to_owned(),

@@ -30,6 +30,7 @@ use crate::servers;
 use crate::shim::Shim;
 use crate::steering::{self, Acting, Steered, steer};
 use crate::stop::{Stop, Stopper};
+use crate::transcript;
 use crate::turn::TurnEnd;
 
 /// Most notes on what steers the agent.
@@ -169,9 +170,11 @@ impl Live<'_> {
 
     async fn prepare(&mut self) -> Result<(), Halt> {
         steering::clear(&self.shim.places.home).map_err(|error| uncleared(&error))?;
+        let resume = transcript::bring(self.shim, self.work, &self.recorder).await?;
+        let start = |acting: &Acting| Agent::start(self.shim, self.work, &self.recorder, acting, resume);
         let Some(git) = &self.git else {
             let nothing = Acting::default();
-            self.agent = Some(Agent::start(self.shim, self.work, &self.recorder, &nothing)?);
+            self.agent = Some(start(&nothing)?);
             return Ok(());
         };
         let preparing = async {
@@ -184,9 +187,9 @@ impl Live<'_> {
         let (agent, (checkout, steered, file)) = if self.work.trust.settings {
             // It reads its settings as soon as it starts.
             let prepared = preparing.await?;
-            (Agent::start(self.shim, self.work, &self.recorder, &prepared.1.acting)?, prepared)
+            (start(&prepared.1.acting)?, prepared)
         } else {
-            let agent = Agent::start(self.shim, self.work, &self.recorder, &Acting::default())?;
+            let agent = start(&Acting::default())?;
             tokio::pin!(preparing);
             let prepared = tokio::select! {
                 biased;
@@ -284,6 +287,12 @@ impl Live<'_> {
         let may_have_work = self.work.workspace == WorkspaceAccess::ReadWrite;
         if may_have_work && !self.pushed && (done.is_err() || self.work.publish == Publish::None) {
             self.save(&done).await;
+        }
+        if self.agent_started {
+            let stopped = matches!(done, Err(Halt::Stopped(_)));
+            if let Err(error) = transcript::archive(self.shim, self.work, &self.recorder, stopped).await {
+                say(format_args!("cannot note that the conversation is not archived: {error}"));
+            }
         }
         let ending = match done {
             Ok(()) => Ending::Completed,

@@ -30,7 +30,8 @@ pub struct Patience {
     /// For saving the work of a run that was told to stop. With [`Patience::interrupt`] and the end of the processes it
     /// fits into [`caisson_domain::limits::STOP_GRACE_S`].
     pub salvage: Duration,
-    /// For the diff to be kept once the work is published: it is on the git host as well.
+    /// For the diff to be kept once the work is published: it is on the git host as well. For the conversation to be archived: it
+    /// is in the session's home as well.
     pub keep: Duration,
     /// For the journal to be stored before the shim ends because it was told to by a signal.
     pub flush: Duration,

@@ -98,6 +98,7 @@ mod tests {
             agent: AgentWork {
                 conversation: String::new(),
                 resume: false,
+                archive: None,
                 model: None,
                 permission_mode: PermissionMode::Default,
                 tools: None,

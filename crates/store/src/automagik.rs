@@ -160,12 +160,12 @@ impl Store {
     /// words with which it was asked for.
     ///
     /// # Errors
-    /// As [`Store::create_run`]; [`StoreError::Corrupt`] if there is no such session.
+    /// As [`Store::create_run`].
     /// # Cancel safety
     /// As [`Store::create_run`].
     pub async fn create_asked_run(&self, asked: AskedRun) -> Result<CreateRun, StoreError> {
         let AskedRun { run, asked, session, remembered_ms } = asked;
-        self.create(run, Some((asked, session)), remembered_ms).await
+        self.create(run, session, Some(asked), remembered_ms).await
     }
 
     /// The run with the words, if it belongs to the project.

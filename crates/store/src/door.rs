@@ -25,11 +25,28 @@ pub enum NextWork {
         conversation: String,
         /// Whether an earlier attempt of the session may have begun the conversation.
         resume: bool,
+        /// What is archived of the conversation, for where nothing of it is left.
+        archive: Option<Archive>,
+        /// Whether an earlier run of the session has pushed the run's branch.
+        pushed: bool,
+        /// Of a fork, the commit that its files come from.
+        start: Option<String>,
     },
     /// End.
     Exit,
     /// Ask again later.
     Nothing,
+}
+
+/// An archived conversation, as a sandbox is told of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Archive {
+    /// The run at whose end it was archived.
+    pub run: RunId,
+    /// Its size, in bytes.
+    pub size_bytes: i64,
+    /// Whether no agent has worked in the session since.
+    pub is_latest: bool,
 }
 
 const GRANT: &str =
@@ -42,15 +59,24 @@ const NEEDED: &str = "select exists (select 1 from run where sandbox_id = $1 and
 
 const STATE: &str = "select id, state from sandbox where id = $1";
 
-/// The attempt under way does not count: the conversation exists only if another one may have begun it, and only where that
-/// was, in the session's home.
+/// The attempt under way does not count: the conversation exists only if another one may have begun it. Where it was, the shim
+/// finds it in the session's home; elsewhere there is the archive.
 const WORK: &str = concat!(
     "select ",
     run_columns!(),
     ", (select conversation from session where session.id = run.session_id) as conversation, \
+     (select fork_commit from session where session.id = run.session_id) as start, \
      exists (select 1 from attempt where attempt.session_id = run.session_id \
-       and attempt.agent_started_at_ms is not null and attempt.server_id = run.home_server_id \
-       and (attempt.run_id <> run.id or attempt.number <> run.attempt)) as resume \
+       and attempt.agent_started_at_ms is not null \
+       and (attempt.run_id <> run.id or attempt.number <> run.attempt)) as resume, \
+     (select transcript.run_id from transcript where transcript.session_id = run.session_id) as archive_run, \
+     (select transcript.size_bytes from transcript where transcript.session_id = run.session_id) as archive_bytes, \
+     (select attempt.run_id from attempt where attempt.session_id = run.session_id \
+       and attempt.agent_started_at_ms is not null \
+       and (attempt.run_id <> run.id or attempt.number <> run.attempt) \
+       order by attempt.agent_started_at_ms desc limit 1) as begun_run, \
+     exists (select 1 from run as earlier where earlier.session_id = run.session_id and earlier.id <> run.id \
+       and earlier.branch = run.branch and earlier.pushed_commit is not null) as pushed \
      from run where sandbox_id = $1 and status = 'running' and outcome is null"
 );
 
@@ -121,11 +147,15 @@ impl Store {
         let row = sql::query(WORK).bind(sandbox.as_str()).fetch_optional(self.reader()).await?;
         let Some(row) = row else { return Ok(NextWork::Nothing) };
         let columns = Columns::of("run", &row)?;
+        let archive = archive(&columns)?;
         Ok(NextWork::Run {
             run: rows::run(&row)?,
             epoch: rows::epoch(&row)?,
             conversation: columns.get("conversation")?,
-            resume: columns.flag("resume")?,
+            resume: columns.flag("resume")? || archive.is_some(),
+            archive,
+            pushed: columns.flag("pushed")?,
+            start: columns.get("start")?,
         })
     }
 
@@ -189,6 +219,13 @@ const KNOWN: &str = concat!("select ", run_columns!(), " from run where id = $1"
 pub(crate) async fn known_run(tx: &mut Tx<'_>, run: &RunId) -> Result<Run, StoreError> {
     let row = sql::query(KNOWN).bind(run.as_str()).fetch_optional(&mut *tx.db).await?;
     rows::run(&row.ok_or_else(|| StoreError::missing("run", run.as_str()))?)
+}
+
+fn archive(columns: &Columns<'_>) -> Result<Option<Archive>, StoreError> {
+    let Some(run) = columns.parse_optional::<RunId>("archive_run")? else { return Ok(None) };
+    let begun = columns.parse_optional::<RunId>("begun_run")?;
+    let is_latest = begun.is_none_or(|begun| begun == run);
+    Ok(Some(Archive { run, size_bytes: columns.get("archive_bytes")?, is_latest }))
 }
 
 fn input(row: &Row) -> Result<Input, StoreError> {

@@ -25,6 +25,7 @@ mod error;
 mod events;
 mod files;
 mod forget;
+mod going_on;
 mod hints;
 mod journal;
 mod keys;
@@ -48,6 +49,7 @@ mod sandboxes;
 mod servers;
 mod sessions;
 mod soft_budgets;
+mod transcripts;
 mod upkeep;
 mod usage;
 mod users;
@@ -92,10 +94,11 @@ pub use credentials::{
 };
 pub use database::postgres::{POSTGRES_CONNECTIONS_MIN, PostgresLimits, PostgresPlace, UnusableUrl};
 pub use deltas::{DELTA_CHANNEL_ITEMS, DELTA_SESSIONS_ELSEWHERE};
-pub use door::NextWork;
+pub use door::{Archive, NextWork};
 pub use drain::{Drained, QueueServer, QueueState};
 pub use error::{BoxError, StoreError};
 pub use forget::ForgetServer;
+pub use going_on::{DeleteSession, FilesLeft, ForkSession, GoOn, REMOVALS_PAGE};
 pub use hints::{Topic, Watch};
 pub use journal::{JournalAppend, JournalEffect, JournalEntry};
 pub use keys::{ApiKey, NewApiKey};
@@ -111,6 +114,7 @@ pub use retention::{EXPIRED_PAGE, Expired, RETENTION_EVENTS};
 pub use runs::{CancelRun, CreateRun, Idempotency, NewRun, RunFilter};
 pub use sandboxes::{NewSandbox, SandboxRow, SandboxState, UnknownSandboxState};
 pub use sessions::Session;
+pub use transcripts::{TRANSCRIPT_PART_BYTES, Transcript};
 pub use upkeep::{
     BackupError, CHECK_FAULTS, COPY_BATCH_BYTES, COPY_BATCH_ROWS, CheckPart, CopyError, StoredFile,
     TableCopied, backup_file, copy_to_postgres,

@@ -12,7 +12,7 @@ use caisson_domain::retention::{Kept, ProjectRetention, Retention};
 use crate::database::{Row, Tx, sql};
 use crate::files::{self, Removal};
 use crate::rows::Columns;
-use crate::{Actor, NewAudit, Store, StoreError, audit};
+use crate::{Actor, NewAudit, Store, StoreError, audit, transcripts};
 
 /// Most expired sessions listed at once.
 pub const EXPIRED_PAGE: u32 = 200;
@@ -39,7 +39,7 @@ const POLICIES: &str = "select id, keep_events_days, keep_artifacts_days, keep_v
 const SET_POLICY: &str = "update project set keep_events_days = $2, keep_artifacts_days = $3, keep_volumes_days = $4, \
      keep_sessions_days = $5 where id = $1";
 
-/// A session's end: none while anything of it lives, or if it never had a run.
+/// A session's end: none while anything of it lives. A fork that never had a run has ended when it was made.
 macro_rules! ended {
     () => {
         ended!("session")
@@ -47,7 +47,8 @@ macro_rules! ended {
     ($from:literal) => {
         concat!(
             "select session.id, session.project_id, \
-             (select max(run.finished_at_ms) from run where run.session_id = session.id) as ended_at_ms from ",
+             coalesce((select max(run.finished_at_ms) from run where run.session_id = session.id), session.created_at_ms) \
+             as ended_at_ms from ",
             $from,
             " where not exists (select 1 from run where run.session_id = session.id \
              and run.status in ('queued', 'running')) and not exists (select 1 from sandbox \
@@ -61,8 +62,8 @@ pub(crate) const ONE: &str = concat!(ended!(), "and session.id = $1");
 /// An event is the last thing that a run's end writes, so a session that was changed later has ended later.
 pub(crate) const WITH_EVENTS: &str = concat!(
     ended!(),
-    "and session.project_id = $1 and session.updated_at_ms <= $2 and events_deleted_seq < last_seq \
-     and $4 <> '' \
+    "and session.project_id = $1 and session.updated_at_ms <= $2 and (events_deleted_seq < last_seq \
+       or exists (select 1 from transcript where transcript.session_id = session.id)) and $4 <> '' \
      order by updated_at_ms, session.id limit $3"
 );
 
@@ -103,8 +104,10 @@ const MARK_VOLUME: &str =
     "update session set volume_deleted_at_ms = $2 where id = $1 and volume_deleted_at_ms is null";
 
 /// Everything that refers to a session or to its runs, in an order in which nothing refers to what is gone.
-pub(crate) const DELETE_SESSION: [&str; 13] = [
+pub(crate) const DELETE_SESSION: [&str; 15] = [
     "delete from session_files where session_id = $1",
+    "delete from transcript_part where session_id = $1",
+    "delete from transcript where session_id = $1",
     "delete from automagik_run where session_id = $1",
     "delete from credential_use where run_id in (select id from run where session_id = $1)",
     "delete from idempotency where run_id in (select id from run where session_id = $1)",
@@ -206,7 +209,8 @@ impl Store {
         Ok(shared_out(lists))
     }
 
-    /// Removes the next of a session's events, [`RETENTION_EVENTS`] at most, and says how many and whether there may be more.
+    /// Removes the next of a session's events, [`RETENTION_EVENTS`] at most, and says how many and whether there may be more; with
+    /// the last of them the transcript goes.
     /// `run.queued`, `run.started`, `run.finished` and `git.push` stay.
     ///
     /// # Errors
@@ -235,7 +239,9 @@ impl Store {
             .await?
             .rows_affected();
         sql::query(MARK_EVENTS).bind(session.as_str()).bind(to).execute(&mut *tx.db).await?;
-        if to == last && from < last {
+        // It tells the same as they.
+        let forgotten = to == last && transcripts::forget(&mut tx, session).await?;
+        if to == last && (from < last || forgotten) {
             write(&mut tx, &expired, by, "retention.events").await?;
         }
         tx.commit().await?;

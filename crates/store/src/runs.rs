@@ -17,7 +17,8 @@ use crate::random::uuid_v4;
 use crate::rows::{document, run_columns};
 use crate::waiting::{self, Full};
 use crate::{
-    Actor, Asked, NewAudit, Store, StoreError, Topic, audit, automagik, events, rows, run_lists, usage,
+    Actor, Asked, NewAudit, Store, StoreError, Topic, audit, automagik, events, going_on, rows, run_lists,
+    usage,
 };
 
 /// A run to be made.
@@ -56,6 +57,8 @@ pub enum CreateRun {
     QueueFull,
     /// As many runs of the project wait as may.
     ProjectQueueFull,
+    /// The project has no such session to go on with.
+    NoSession,
 }
 
 /// Which runs to list. Each field that is set narrows the list.
@@ -98,14 +101,25 @@ impl Store {
     /// # Cancel safety
     /// A dropped call may have queued the run; with an idempotency key, asking again finds it.
     pub async fn create_run(&self, new: NewRun) -> Result<CreateRun, StoreError> {
-        self.create(new, None, IDEMPOTENCY_MS).await
+        self.create(new, None, None, IDEMPOTENCY_MS).await
+    }
+
+    /// Queues a run behind those of a session of the same project, repository and branch.
+    ///
+    /// # Errors
+    /// As [`Store::create_run`].
+    /// # Cancel safety
+    /// As [`Store::create_run`].
+    pub async fn create_run_in(&self, session: SessionId, new: NewRun) -> Result<CreateRun, StoreError> {
+        self.create(new, Some(session), None, IDEMPOTENCY_MS).await
     }
 
     /// Queues a run, in a new session unless one is named, and keeps the words with which it was asked for.
     pub(crate) async fn create(
         &self,
         new: NewRun,
-        asked: Option<(Asked, Option<SessionId>)>,
+        session: Option<SessionId>,
+        asked: Option<Asked>,
         remembered_ms: i64,
     ) -> Result<CreateRun, StoreError> {
         let mut tx = self.begin().await?;
@@ -123,9 +137,13 @@ impl Store {
             });
         }
         let mut run = new_run(&tx, new.project, new.spec)?;
-        let (asked, session) = asked.map_or((None, None), |(asked, session)| (Some(asked), session));
         match session {
-            Some(session) => run.session = session,
+            Some(session) => {
+                if !going_on::call(&mut tx, &run.project, &session).await? {
+                    return Ok(CreateRun::NoSession);
+                }
+                run.session = session;
+            }
             None => insert_session(&mut tx, &run).await?,
         }
         insert_run(&mut tx, &run, new.created_by.as_ref()).await?;

@@ -37,13 +37,15 @@ pub struct Session {
     pub updated_at_ms: i64,
     /// A small number unique to it in this store, from 0: the worker adds it to its uid base.
     pub uid: i64,
+    /// Of a fork, the session that it comes from, which may be gone.
+    pub forked_from: Option<SessionId>,
 }
 
 macro_rules! select_session {
     () => {
         "select id, number, project_id, workflow, repository, branch, calls, estimated_calls, input_tokens, \
          output_tokens, cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cost_micro_usd, \
-         created_at_ms, updated_at_ms, \
+         created_at_ms, updated_at_ms, forked_from, \
          (select count(*) from run where run.session_id = session.id) as runs, \
          (select run.id from run where run.session_id = session.id order by run.id desc limit 1) as last_run, \
          (select run.status from run where run.session_id = session.id order by run.id desc limit 1) as last_status \
@@ -117,6 +119,7 @@ pub(crate) fn session(row: &Row) -> Result<Session, StoreError> {
         created_at_ms: columns.get("created_at_ms")?,
         updated_at_ms: columns.get("updated_at_ms")?,
         uid: uid_offset(columns.get("number")?),
+        forked_from: columns.parse_optional("forked_from")?,
     })
 }
 

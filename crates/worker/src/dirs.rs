@@ -11,6 +11,8 @@
 //! Every directory above those that a sandbox may write to is the server's own with mode 0700, so no sandbox can
 //! exchange a name that the server acts on. What is inside a workspace or home is never looked at, but for its size.
 
+mod aside;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;

@@ -28,6 +28,7 @@ mod judge;
 mod place;
 mod pressure;
 mod reconcile;
+mod removals;
 mod retention;
 mod slots;
 mod steps;
@@ -157,6 +158,14 @@ impl Worker {
                 retention::keep(&collecting).await.ok();
             }
             .instrument(info_span!("retention")),
+        );
+        let removing = Arc::clone(&ctx);
+        ctx.tracker.spawn(
+            async move {
+                // It ends with the server only.
+                removals::keep(&removing).await.ok();
+            }
+            .instrument(info_span!("removals")),
         );
         ctx.tracker.spawn(async move { tend(&tended).await });
         Ok(Self { ctx })

@@ -148,6 +148,7 @@ async fn build(attempt: &Attempt, sandbox: &SandboxId) -> Result<(), Stop> {
         let message = "no user id is left for the session; give the server a lower first uid".to_owned();
         fault(FaultClass::Final, message)
     })?;
+    set_stale_aside(attempt).await?;
     let dirs = make_dirs(attempt, sandbox, owner).await?;
     ctx.step(Step::DirsMade).await;
 
@@ -175,6 +176,27 @@ async fn build(attempt: &Attempt, sandbox: &SandboxId) -> Result<(), Stop> {
     ctx.step(Step::Placed).await;
     let start_ms = bring_up(attempt, &spec).await?;
     announce(attempt, sandbox, &row.image, Some(start_ms)).await?.then_some(()).ok_or(Stop::Lost)
+}
+
+/// A session that went on elsewhere, since this server was lost, and comes back has another workspace than the one it left here:
+/// it is made anew from what was pushed.
+async fn set_stale_aside(attempt: &Attempt) -> Result<(), Stop> {
+    let (ctx, run) = (&attempt.ctx, &attempt.run);
+    let store = &ctx.store;
+    let home = ctx.insist("look for a session's home", move || store.session_home(&run.session, &run.id));
+    if home.await?.is_none_or(|home| home == ctx.config.server) {
+        return Ok(());
+    }
+    let (dirs, session, now_ms) = (ctx.dirs.clone(), run.session.clone(), store.now_ms());
+    let aside =
+        blocking(move || dirs.set_aside(&session, now_ms)).await.map_err(|error| dir_fault(&error))?;
+    if let Some(aside) = aside {
+        warn!(
+            session.id = %run.session,
+            "session {} went on elsewhere; the workspace that it had here is now {}", run.session, aside.display()
+        );
+    }
+    Ok(())
 }
 
 async fn make_dirs(attempt: &Attempt, sandbox: &SandboxId, owner: Owner) -> Result<SandboxDirs, Fault> {

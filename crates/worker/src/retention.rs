@@ -65,7 +65,7 @@ impl Collector {
         Ok(Self { store, server, policy, by, files, artifacts: state_dir.join(ARTIFACTS) })
     }
 
-    fn of(ctx: &Context) -> Self {
+    pub(crate) fn of(ctx: &Context) -> Self {
         Self {
             store: ctx.store.clone(),
             server: ctx.config.server.clone(),
@@ -160,7 +160,8 @@ impl Collector {
         Ok(gone && store.session_files_gone(session, server, removal.kept).await?)
     }
 
-    async fn remove_artifacts(&self, runs: Vec<RunId>) -> bool {
+    /// Removes what was kept for runs; fine if it is gone.
+    pub(crate) async fn remove_artifacts(&self, runs: Vec<RunId>) -> bool {
         let artifacts = self.artifacts.clone();
         let removed = tokio::task::spawn_blocking(move || {
             for run in runs {
@@ -190,7 +191,8 @@ impl Collector {
     }
 }
 
-async fn remove_volume(dirs: &Dirs, holds: &Holds, session: &SessionId) -> bool {
+/// Removes workspace and home of a session unless they are used; fine if they are gone.
+pub(crate) async fn remove_volume(dirs: &Dirs, holds: &Holds, session: &SessionId) -> bool {
     let (dirs, holds, id) = (dirs.clone(), holds.clone(), session.clone());
     let removed = blocking(move || dirs.remove_session(&id, || holds.has_session(&id)));
     removed.await.unwrap_or_else(|error| {

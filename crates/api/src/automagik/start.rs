@@ -8,7 +8,7 @@ use caisson_domain::id::{ProjectId, SessionId};
 use caisson_domain::limits::IDEMPOTENCY_MS;
 use caisson_domain::principal::Principal;
 use caisson_domain::run::Run;
-use caisson_store::{Asked, Idempotency, RunFilter, Store};
+use caisson_store::{Asked, Idempotency, Store};
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -19,7 +19,7 @@ use super::refusal::{Refusal, RefusedBody};
 use super::{Call, Dialect, names, run};
 use crate::auth::Writer;
 use crate::extract::Fields;
-use crate::problem::{ApiError, Faults};
+use crate::problem::Faults;
 use crate::runs::{self, Accepted, CreateRun, Origin, RepositoryChoice};
 use crate::state::App;
 
@@ -295,9 +295,11 @@ async fn go_on_with(
         );
         return Err(Refusal::bad_request("session_workflow", detail));
     }
-    let filter = RunFilter { session: Some(id.clone()), ..RunFilter::default() };
-    let last = store.list_runs(project, &filter, None, 1).await?.into_iter().next();
-    let last = last.ok_or_else(|| ApiError::internal(format!("session {id} has no run")))?;
+    let last = store.go_on(project, id).await?.ok_or_else(unknown)?;
+    if last.expired {
+        let detail = format!("Session {id} has expired: its workspace and conversation were removed");
+        return Err(Refusal::bad_request("session_expired", detail));
+    }
     request.repository = match &session.repository {
         Some(repository) => RepositoryChoice::Named(repository.to_string()),
         None => RepositoryChoice::Empty,

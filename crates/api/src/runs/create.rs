@@ -10,8 +10,8 @@ use http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 
 use super::request::CreateRun;
-use super::{queueing, validate};
-use crate::extract::Fields;
+use super::{follow, queueing, validate};
+use crate::extract::{Fields, unknown_session};
 use crate::problem::{ApiError, Faults};
 use crate::state::App;
 
@@ -68,7 +68,7 @@ pub(super) async fn create(
 pub(crate) async fn accept(
     app: &App,
     caller: Principal,
-    (request, mut faults): (CreateRun, Faults),
+    (mut request, mut faults): (CreateRun, Faults),
     origin: Origin,
 ) -> Result<Accepted, ApiError> {
     let Origin { idempotency, asked, remembered_ms } = origin;
@@ -78,7 +78,15 @@ pub(crate) async fn accept(
         // The answer to a repeat does not depend on whether the request could be accepted now.
         return accepted(answer);
     }
-    let workflow = find_workflow(app.store(), &caller, &request.workflow, &mut faults).await?;
+    let followed = follow::go_on(app, &caller, &mut request, &mut faults).await?;
+    let workflow = if request.workflow.is_empty() && faults.mention("session") {
+        None
+    } else {
+        find_workflow(app.store(), &caller, &request.workflow, &mut faults).await?
+    };
+    if let (Some(followed), Some(found)) = (&followed, &workflow) {
+        follow::keep_parameters(&mut request.parameters, followed, &found.workflow);
+    }
     let mut spec = validate::specification(
         &request,
         workflow.as_ref().map(|of| (&of.workflow, of.version)),
@@ -94,9 +102,13 @@ pub(crate) async fn accept(
     };
     check_placeable(app.store()).await?;
     let new = NewRun { project: caller.project, created_by: Some(caller.key), spec, idempotency };
-    let Some((asked, session)) = asked else { return accepted(app.store().create_run(new).await?) };
-    let asked = AskedRun { run: new, asked, session, remembered_ms };
-    accepted(app.store().create_asked_run(asked).await?)
+    accepted(match (asked, followed) {
+        (Some((asked, session)), _) => {
+            app.store().create_asked_run(AskedRun { run: new, asked, session, remembered_ms }).await?
+        }
+        (None, Some(followed)) => app.store().create_run_in(followed.session, new).await?,
+        (None, None) => app.store().create_run(new).await?,
+    })
 }
 
 fn accepted(answer: store::CreateRun) -> Result<Accepted, ApiError> {
@@ -109,6 +121,7 @@ fn accepted(answer: store::CreateRun) -> Result<Accepted, ApiError> {
         store::CreateRun::KeyReused => Err(ApiError::KeyReused),
         store::CreateRun::QueueFull => Err(ApiError::QueueFull),
         store::CreateRun::ProjectQueueFull => Err(ApiError::ProjectQueueFull),
+        store::CreateRun::NoSession => Err(unknown_session()),
     }
 }
 

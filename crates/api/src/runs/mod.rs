@@ -2,6 +2,7 @@
 
 mod artifacts;
 mod create;
+mod follow;
 mod queueing;
 mod request;
 mod validate;
@@ -45,6 +46,7 @@ pub(crate) use view::{Detail, LISTED_TEXT_BYTES};
             ("Idempotent-Replayed" = String, description = "`true` if the run was accepted before"),
         )),
         (status = 400, description = "Not JSON, or a header that cannot be used", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "The session was deleted meanwhile", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The body is longer than 4 MiB", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),

@@ -18,9 +18,15 @@ use crate::problem::Faults;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateRun {
-    /// The workflow to follow, by name.
+    /// The workflow to follow, by name; needed unless the run goes on with a session, which has one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schema(example = "bug-fixer", pattern = "^[a-z0-9][a-z0-9-]{0,62}$")]
     pub workflow: String,
+    /// The session to go on with: its conversation, workspace and branch. What is left out of repository, base, anchor, branch,
+    /// image and parameters is as in its last run; another workflow, repository, base or branch is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^ses_[0-9a-f]{32}$")]
+    pub session: Option<String>,
     /// The task, in your words: 1 byte to 1 MiB of UTF-8, not blank.
     #[schema(
         example = "The parser drops the last line of a file without a line end. Fix it.",
@@ -173,8 +179,14 @@ impl CreateRun {
     /// Reads the fields one by one, so that every fault is found and not only the first. A field with a fault is as if
     /// it were left out.
     pub(super) fn read(mut fields: Fields, faults: &mut Faults) -> Self {
+        let session: Option<String> = fields.take("session", faults);
+        let workflow = match session {
+            Some(_) => fields.take("workflow", faults),
+            None => fields.require("workflow", faults),
+        };
         let request = Self {
-            workflow: fields.require("workflow", faults).unwrap_or_default(),
+            workflow: workflow.unwrap_or_default(),
+            session,
             prompt: fields.require("prompt", faults).unwrap_or_default(),
             repository: read_repository(&mut fields, faults),
             base: fields.take("base", faults),

@@ -13,6 +13,7 @@ mod create;
 mod credentials;
 mod docs;
 mod faults;
+mod going_on;
 mod health;
 mod idempotency;
 mod keys;

@@ -19,6 +19,7 @@ mod project;
 mod queue;
 mod runs;
 mod servers;
+mod session;
 mod submit;
 mod workflow;
 
@@ -57,6 +58,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Diff(flags) => runs::diff(flags).await,
         Command::Artifacts(flags) => artifacts::run(flags).await,
         Command::Cancel(flags) => runs::cancel(flags).await,
+        Command::Session(session) => session::run(session).await,
         Command::Queue(flags) => queue::show(flags).await,
         Command::Drain(flags) => queue::drain(flags).await,
         Command::Resume(flags) => queue::resume(flags).await,

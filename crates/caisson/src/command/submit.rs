@@ -17,13 +17,19 @@ const STDIN_BYTES: u64 = caisson_domain::limits::PROMPT_BYTES as u64 + 1;
 /// What the API calls the server's default repository; it refuses a run when there is none.
 const SERVER_DEFAULT: &str = "default";
 
+/// The workflow of a run that names neither one nor a session.
+const WORKFLOW: &str = "bug-fixer";
+
 /// Submits and follows.
 ///
 /// # Errors
 /// The server refuses, or is not there.
 pub(crate) async fn run(flags: Run) -> anyhow::Result<u8> {
     let client = client(&flags.client)?;
-    let body = body(&flags)?;
+    let mut body = body(&flags)?;
+    if let Some(session) = &flags.in_session.session {
+        body["session"] = client.find_session(Some(session)).await?.into();
+    }
     // A key of our own makes the request safe to repeat; the server remembers it for a day.
     let key = flags.idempotency_key.clone().unwrap_or_else(|| hex::encode(rand::random::<[u8; 16]>()));
     let run = client.create_run(&body, &key).await?;
@@ -99,11 +105,15 @@ fn body(flags: &Run) -> anyhow::Result<Value> {
             body.insert(name.to_owned(), value);
         }
     };
-    set("workflow", Some(json!(flags.workflow)));
+    let goes_on = flags.in_session.session.is_some();
+    let workflow = flags.workflow.as_deref().or((!goes_on).then_some(WORKFLOW));
+    set("workflow", workflow.map(|name| json!(name)));
     set("prompt", Some(json!(prompt(&flags.prompt)?)));
-    // Who names none means the server's default: an agent at work on nothing would only cost money.
-    let repository = flags.repo.as_deref().map_or(Ok(SERVER_DEFAULT.to_owned()), repository)?;
-    set("repository", Some(if flags.no_repo { Value::Null } else { Value::String(repository) }));
+    if !goes_on {
+        // Who names none means the server's default: an agent at work on nothing would only cost money.
+        let repository = flags.repo.as_deref().map_or(Ok(SERVER_DEFAULT.to_owned()), repository)?;
+        set("repository", Some(if flags.no_repo { Value::Null } else { Value::String(repository) }));
+    }
     set("base", flags.base.as_ref().map(|text| json!(text)));
     set("anchor", flags.anchor.as_ref().map(|text| json!(text)));
     set("branch", flags.branch.as_ref().map(|text| json!(text)));
@@ -179,6 +189,7 @@ mod tests {
         assert!(body.as_object().unwrap().contains_key("repository"));
         assert_eq!(body["environment"], json!({"A": "b=c"}));
         assert_eq!(body["timeout_s"], 60);
+        assert_eq!(parsed(&["x", "--session", "ab12"]), json!({"prompt": "x"}), "the rest is the session's");
         let body = parsed(&["x", "--priority", "-3", "--delay", "2h"]);
         assert_eq!((&body["priority"], &body["delay_s"]), (&json!(-3), &json!(7_200)));
         assert_eq!(

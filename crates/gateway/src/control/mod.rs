@@ -1,4 +1,4 @@
-//! The shim's paths: next, journal, inputs, deltas, artifacts.
+//! The shim's paths: next, journal, inputs, deltas, artifacts, transcript.
 
 mod artifacts;
 mod deltas;
@@ -7,6 +7,7 @@ pub(crate) mod fuzz;
 mod journal;
 mod record;
 mod redaction;
+mod transcript;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -35,6 +36,8 @@ enum Route {
     Inputs,
     Deltas,
     Artifact,
+    PutTranscript,
+    Transcript,
 }
 
 pub(crate) async fn answer(door: &Arc<Door>, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
@@ -48,11 +51,14 @@ pub(crate) async fn answer(door: &Arc<Door>, request: Request<Incoming>) -> Resu
         Route::Inputs => inputs(door, request.uri()).await,
         Route::Deltas => deltas::publish(door, request).await,
         Route::Artifact => artifacts::put(door, request).await,
+        Route::PutTranscript => transcript::put(door, request).await,
+        Route::Transcript => transcript::get(door, request.uri().path()).await,
     }
 }
 
 fn route(method: &Method, path: &str) -> Result<Route, Refusal> {
-    let below_artifacts = path.strip_prefix(paths::ARTIFACTS).is_some_and(|rest| rest.starts_with('/'));
+    let below = |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'));
+    let (below_artifacts, below_transcript) = (below(paths::ARTIFACTS), below(paths::TRANSCRIPT));
     match (path, method) {
         (paths::NEXT, &Method::GET) => Ok(Route::Next),
         (paths::JOURNAL, &Method::POST) => Ok(Route::Journal),
@@ -60,8 +66,10 @@ fn route(method: &Method, path: &str) -> Result<Route, Refusal> {
         (paths::INPUTS, &Method::GET) => Ok(Route::Inputs),
         (paths::DELTAS, &Method::POST) => Ok(Route::Deltas),
         (_, &Method::PUT) if below_artifacts => Ok(Route::Artifact),
+        (_, &Method::PUT) if below_transcript => Ok(Route::PutTranscript),
+        (_, &Method::GET) if below_transcript => Ok(Route::Transcript),
         (paths::NEXT | paths::JOURNAL | paths::INPUTS | paths::DELTAS, _) => Err(Refusal::method()),
-        _ if below_artifacts => Err(Refusal::method()),
+        _ if below_artifacts || below_transcript => Err(Refusal::method()),
         _ => Err(Refusal::not_found()),
     }
 }
@@ -93,9 +101,9 @@ async fn next(door: &Door) -> Result<Response<Body>, Refusal> {
     let work = match found.await? {
         None | Some(NextWork::Nothing) => return Ok(bare(StatusCode::NO_CONTENT)),
         Some(NextWork::Exit) => Work::Exit,
-        Some(NextWork::Run { run, epoch, conversation, resume }) => {
+        Some(NextWork::Run { run, epoch, conversation, resume, archive, pushed, start }) => {
             let id = run.id.clone();
-            let delivery = Delivery { run, epoch, conversation, resume };
+            let delivery = Delivery { run, epoch, conversation, resume, archive, pushed, start };
             let work = work::run_work(delivery, &door.shared.identity, store.now_ms());
             Work::Run(Box::new(work.map_err(|error| {
                 tracing::error!(run.id = %id, error = %error, "the work of {id} cannot be handed out");
@@ -203,7 +211,9 @@ mod tests {
         assert_eq!(of(Method::PUT, "/artifacts/a/b"), None);
         assert_eq!(of(Method::POST, "/next"), Some(405));
         assert_eq!(of(Method::GET, "/artifacts/a/b"), Some(405));
-        for missing in ["/", "/next/", "/nextt", "/artifacts", "/v1/runs", "//next"] {
+        assert_eq!(of(Method::PUT, "/transcript/a"), None);
+        assert_eq!(of(Method::DELETE, "/transcript/a"), Some(405));
+        for missing in ["/", "/next/", "/nextt", "/artifacts", "/transcript", "/v1/runs", "//next"] {
             assert_eq!(of(Method::GET, missing), Some(404), "{missing}");
         }
     }

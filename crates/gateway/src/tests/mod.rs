@@ -35,6 +35,7 @@ mod redaction;
 mod stop;
 pub(crate) mod support;
 mod tls;
+mod transcript;
 
 /// What the binary does first.
 pub(crate) fn install_crypto() {

@@ -62,6 +62,8 @@ pub(crate) struct State {
     pub(crate) inputs: Vec<Input>,
     pub(crate) deltas: Vec<DeltaBatch>,
     pub(crate) artifacts: BTreeMap<String, Vec<u8>>,
+    /// The session's archived conversation; none: this gateway does not know of any.
+    pub(crate) transcript: Option<Vec<u8>>,
     /// What the next uploads are answered with.
     pub(crate) refuse_artifacts: VecDeque<StatusCode>,
     /// Requests to `/model` and `/git`: path, body's length and authorization.
@@ -254,10 +256,22 @@ impl Shared {
                 self.with(|state| state.artifacts.insert(name, body.to_vec()));
                 plain(StatusCode::NO_CONTENT, "")
             }
+            _ if path.starts_with("/transcript/") => self.transcript(&parts.method, &body),
             _ if path.starts_with("/model/") => self.model(&parts, body).await,
             _ if path.starts_with("/git/") => self.git(&parts, body).await,
             _ => problem(StatusCode::NOT_FOUND, "not_found", "nothing here"),
         }
+    }
+
+    fn transcript(&self, method: &http::Method, body: &[u8]) -> Response<Body> {
+        self.with(|state| match (&mut state.transcript, method) {
+            (None, _) => problem(StatusCode::NOT_FOUND, "not_found", "nothing here"),
+            (Some(kept), &http::Method::PUT) => {
+                *kept = body.to_vec();
+                plain(StatusCode::NO_CONTENT, "")
+            }
+            (Some(kept), _) => Response::new(whole(kept.clone())),
+        })
     }
 
     async fn next(&self) -> Response<Body> {

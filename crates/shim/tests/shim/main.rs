@@ -22,3 +22,4 @@ mod sandbox;
 mod servers;
 mod steering;
 mod steering_bounds;
+mod transcripts;

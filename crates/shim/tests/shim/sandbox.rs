@@ -362,6 +362,7 @@ pub(crate) fn plain_work(prompt: &str) -> RunWork {
         agent: AgentWork {
             conversation: "0192f0c1-2345-7abc-8def-0123456789ab".to_owned(),
             resume: false,
+            archive: None,
             model: None,
             permission_mode: PermissionMode::BypassPermissions,
             tools: None,
@@ -391,6 +392,8 @@ pub(crate) fn git_work(prompt: &str) -> RunWork {
         base: Some("main".parse().unwrap()),
         anchor: None,
         branch: BRANCH.parse().unwrap(),
+        go_on: false,
+        start: None,
         author_name: "Caisson \"the\" Agent".to_owned(),
         author_email: "agent@example.com".to_owned(),
         commit_type: "fix".to_owned(),

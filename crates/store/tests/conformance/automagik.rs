@@ -72,7 +72,7 @@ async fn a_session_goes_on_with_another_run(fixture: Fixture) {
     assert_eq!(fixture.claim().await.run.id, first.id);
     assert_eq!(fixture.store.claim(&fixture.server).await.unwrap(), None, "they come one after another");
     let nowhere = AskedRun { session: Some(SessionId::new(1, [9; 10])), ..asking("three") };
-    assert!(fixture.store.create_asked_run(nowhere).await.is_err());
+    assert_eq!(fixture.store.create_asked_run(nowhere).await.unwrap(), CreateRun::NoSession);
     assert_eq!(fixture.store.count_runs(&project(), &NumberedFilter::default()).await.unwrap(), 2);
 }
 

@@ -27,7 +27,7 @@ const FINISH: Finish = Finish { status: RunStatus::Succeeded, failure: None, res
 
 async fn offered(fixture: &Fixture, sandbox: &SandboxId) -> Option<(Run, i64, String, bool)> {
     match fixture.store.next_work(sandbox).await.unwrap() {
-        NextWork::Run { run, epoch, conversation, resume } => Some((run, epoch.0, conversation, resume)),
+        NextWork::Run { run, epoch, conversation, resume, .. } => Some((run, epoch.0, conversation, resume)),
         NextWork::Nothing => None,
         NextWork::Exit => panic!("told to exit"),
     }

@@ -188,10 +188,10 @@ async fn a_session_waits_for_the_server_that_it_was_on_until_that_is_lost(fixtur
     let (sandbox, _, _) = fixture.sandbox(&placed.run.session, 9).await;
     let epoch = fixture.value::<i64>("select lease_epoch from run").await;
     fixture.store.place(&placed.run.id, caisson_domain::id::Epoch(epoch), &sandbox).await.unwrap();
-    let NextWork::Run { resume, .. } = fixture.store.next_work(&sandbox).await.unwrap() else {
+    let NextWork::Run { resume, archive, .. } = fixture.store.next_work(&sandbox).await.unwrap() else {
         panic!("there is work")
     };
-    assert!(!resume, "the conversation is where it was begun");
+    assert!(resume && archive.is_none(), "there may be a conversation, and none is archived");
 }
 
 async fn a_session_waits_for_a_silent_home_until_the_claimer_has_witnessed_its_silence(fixture: Fixture) {

@@ -54,6 +54,7 @@ mod durability;
 mod events;
 mod fencing;
 mod fixture;
+mod going_on;
 mod hints;
 mod idempotency;
 mod journal;

@@ -11,6 +11,7 @@ mod crash;
 mod damage;
 mod disk;
 mod engine;
+mod going_on;
 mod life;
 mod pushes;
 mod retention;

@@ -160,7 +160,8 @@ impl World {
             other @ (CreateRun::Replayed(_)
             | CreateRun::KeyReused
             | CreateRun::QueueFull
-            | CreateRun::ProjectQueueFull) => {
+            | CreateRun::ProjectQueueFull
+            | CreateRun::NoSession) => {
                 panic!("{other:?}")
             }
         }

@@ -1,0 +1,216 @@
+//! Sessions that go on: follow-up runs, forks, deletion.
+
+use caisson_domain::id::{ProjectId, SandboxId};
+use caisson_domain::run::Run;
+use caisson_store::{Claimed, NewSandbox, SandboxState};
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::support::{Answer, Api, REPOSITORY, body};
+
+/// A session whose only run has ended and archived its conversation.
+async fn ended(api: &Api) -> Run {
+    let claimed = api.running().await;
+    archived(api, &claimed).await;
+    api.finish(&claimed).await;
+    api.store.run(&ProjectId::default_project(), &claimed.run.id).await.unwrap().unwrap()
+}
+
+async fn archived(api: &Api, claimed: &Claimed) {
+    assert!(api.store.put_transcript(&claimed.run.id, "said").await.unwrap());
+}
+
+async fn follow(api: &Api, run: &Run, more: &Value) -> Answer {
+    let mut body = json!({"session": run.session, "prompt": "And now the rest."});
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    api.post("/v1/runs", &body).await
+}
+
+async fn delete(api: &Api, path: &str) -> Answer {
+    api.send(api.request(Method::DELETE, path).body(axum::body::Body::empty()).unwrap()).await
+}
+
+#[tokio::test]
+async fn a_follow_up_has_what_its_session_has() {
+    let api = Api::start().await;
+    let first = ended(&api).await;
+    let answer = follow(&api, &first, &json!({})).await;
+    assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text());
+    let run = answer.json();
+    assert_eq!(run["session_id"], first.session.as_str());
+    let shown = api.get(&format!("/v1/runs/{}", first.id)).await.json();
+    for name in ["workflow", "repository", "base", "branch", "image", "parameters"] {
+        assert_eq!(run[name], shown[name], "{name}");
+    }
+    assert_eq!((&run["repository"], &run["prompt"]), (&json!(REPOSITORY), &json!("And now the rest.")));
+    // What is the same is no contradiction.
+    let same = json!({"workflow": "fix", "repository": format!("{REPOSITORY}/"), "branch": shown["branch"]});
+    let again = follow(&api, &first, &same).await;
+    assert_eq!(again.status, StatusCode::ACCEPTED, "{}", again.text());
+    let session = api.get(&format!("/v1/sessions/{}", first.session)).await.json();
+    assert_eq!((&session["runs"], &session["last_status"]), (&json!(3), &json!("queued")));
+    let claimed = api.store.claim(&api.server).await.unwrap().unwrap();
+    assert_eq!(claimed.run.id.as_str(), run["id"]);
+    assert_eq!(api.store.claim(&api.server).await.unwrap(), None, "one run at a time");
+}
+
+#[tokio::test]
+async fn what_contradicts_the_session_is_refused_by_name() {
+    let api = Api::start().await;
+    let first = ended(&api).await;
+    for (more, field) in [
+        (json!({"repository": "/srv/git/other"}), "repository"),
+        (json!({"repository": null}), "repository"),
+        (json!({"branch": "other"}), "branch"),
+        (json!({"base": "other"}), "base"),
+    ] {
+        let answer = follow(&api, &first, &more).await;
+        answer.assert_problem(422, "session_contradicted");
+        assert_eq!(answer.faults(), [(field.to_owned(), "session_contradicted".to_owned())]);
+    }
+    let other = follow(&api, &first, &json!({"workflow": "other"})).await;
+    assert!(
+        other.faults().contains(&("workflow".to_owned(), "session_contradicted".to_owned())),
+        "{}",
+        other.text()
+    );
+    let all = follow(&api, &first, &json!({"branch": "other", "base": "other", "timeout_s": 1})).await;
+    assert_eq!(all.faults().len(), 3, "told together: {}", all.text());
+    assert_eq!(api.get("/v1/runs").await.json()["items"].as_array().unwrap().len(), 1, "nothing was made");
+}
+
+#[tokio::test]
+async fn a_session_of_another_project_or_of_nobody_is_not_found() {
+    let api = Api::start().await;
+    let first = ended(&api).await;
+    for session in [json!("ses_00000000000000000000000000000000"), json!("nonsense"), json!("")] {
+        let answer = api.post("/v1/runs", &json!({"session": session, "prompt": "x"})).await;
+        answer.assert_problem(422, "unknown_session");
+    }
+    let theirs = api.other_projects_key().await;
+    let as_them = |method: Method, path: &str, body: &Value| {
+        let request = http::Request::builder().method(method).uri(path).header("x-api-key", theirs.clone());
+        let request = request.header("content-type", "application/json");
+        request.body(axum::body::Body::from(body.to_string())).unwrap()
+    };
+    let body = json!({"session": first.session, "prompt": "x"});
+    api.send(as_them(Method::POST, "/v1/runs", &body)).await.assert_problem(422, "unknown_session");
+    let path = format!("/v1/sessions/{}", first.session);
+    let fork = api.send(as_them(Method::POST, &format!("{path}/fork"), &json!({}))).await;
+    fork.assert_problem(404, "unknown_session");
+    api.send(as_them(Method::DELETE, &path, &json!({}))).await.assert_problem(404, "unknown_session");
+    assert_eq!(api.get(&path).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_follow_up_is_replayed_by_its_key_also_when_its_session_is_gone() {
+    let api = Api::start().await;
+    let first = ended(&api).await;
+    let body = json!({"session": first.session, "prompt": "x"});
+    let made = api.post_with_key("k", &body).await.json();
+    let again = api.post_with_key("k", &body).await;
+    assert_eq!(
+        (again.json()["id"].clone(), again.header("idempotent-replayed")),
+        (made["id"].clone(), "true")
+    );
+}
+
+#[tokio::test]
+async fn a_session_whose_days_are_over_is_told_so() {
+    let api = Api::start().await;
+    let first = ended(&api).await;
+    let database = api.database().await;
+    for sql in [
+        "delete from transcript_part",
+        "delete from transcript",
+        "update session set volume_deleted_at_ms = 1",
+    ] {
+        sqlx::query(sql).execute(&database).await.unwrap();
+    }
+    follow(&api, &first, &json!({})).await.assert_problem(422, "session_expired");
+}
+
+#[tokio::test]
+async fn a_fork_is_a_session_and_its_first_run_begins_where_the_other_is() {
+    let api = Api::start().await;
+    let first = ended(&api).await;
+    let path = format!("/v1/sessions/{}/fork", first.session);
+    let answer = api.post(&path, &json!({})).await;
+    assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
+    let fork = answer.json();
+    let id = fork["id"].as_str().unwrap();
+    assert_eq!(answer.header("location"), format!("/v1/sessions/{id}"));
+    assert_eq!((&fork["forked_from"], &fork["runs"]), (&json!(first.session), &json!(0)));
+    assert!(fork["branch"].as_str().unwrap().starts_with("caisson/fix/"), "{fork}");
+    assert_eq!(api.get(&format!("/v1/sessions/{id}")).await.json(), fork);
+    let run = api.post("/v1/runs", &json!({"session": id, "prompt": "x"})).await.json();
+    assert_eq!(
+        (&run["branch"], &run["session_id"], &run["prompt"]),
+        (&fork["branch"], &json!(id), &json!("x"))
+    );
+    let named = api.post(&path, &json!({"branch": "mine"})).await.json();
+    assert_eq!(named["branch"], "mine");
+    for (body, code) in [
+        (json!({"branch": "a..b"}), "branch_invalid"),
+        (json!({"branch": 7}), "wrong_type"),
+        (json!({"brunch": "x"}), "unknown_field"),
+        (json!({"branch": first.spec.branch}), "branch_taken"),
+    ] {
+        api.post(&path, &body).await.assert_problem(422, code);
+    }
+    api.post(&format!("/v1/sessions/ses_{}/fork", "0".repeat(32)), &json!({}))
+        .await
+        .assert_problem(404, "unknown_session");
+}
+
+#[tokio::test]
+async fn what_cannot_be_forked_says_why() {
+    let api = Api::start().await;
+    let claimed = api.running().await;
+    let path = format!("/v1/sessions/{}/fork", claimed.run.session);
+    api.post(&path, &json!({})).await.assert_problem(409, "session_busy");
+    api.finish(&claimed).await;
+    api.post(&path, &json!({})).await.assert_problem(409, "no_conversation");
+    let empty =
+        api.post("/v1/runs", &json!({"workflow": "fix", "prompt": "x", "repository": null})).await.json();
+    let claimed = api.store.claim(&api.server).await.unwrap().unwrap();
+    archived(&api, &claimed).await;
+    api.finish(&claimed).await;
+    let path = format!("/v1/sessions/{}/fork", empty["session_id"].as_str().unwrap());
+    api.post(&path, &json!({})).await.assert_problem(409, "fork_without_repository");
+}
+
+#[tokio::test]
+async fn a_deleted_session_is_gone_with_its_runs() {
+    let api = Api::start().await;
+    let claimed = api.running().await;
+    let (session, run) = (claimed.run.session.clone(), claimed.run.id.clone());
+    let path = format!("/v1/sessions/{session}");
+    delete(&api, &path).await.assert_problem(409, "session_busy");
+    let id = SandboxId::new(1, [3; 10]);
+    let grant =
+        || caisson_domain::grant::Token::grant(caisson_domain::grant::GrantKind::Control, [1; 32]).hash();
+    let sandbox = NewSandbox {
+        id: id.clone(),
+        session: session.clone(),
+        server: api.server.clone(),
+        engine: "test".to_owned(),
+        image: String::new(),
+        uid: 1,
+        control: grant(),
+        agent: grant(),
+    };
+    api.store.create_sandbox(&sandbox).await.unwrap();
+    api.finish(&claimed).await;
+    let left = delete(&api, &path).await;
+    left.assert_problem(409, "session_busy");
+    assert!(left.text().contains("in a moment"), "{}", left.text());
+    api.store.set_sandbox_state(&id, SandboxState::Destroyed).await.unwrap();
+    assert_eq!(delete(&api, &path).await.status, StatusCode::NO_CONTENT);
+    delete(&api, &path).await.assert_problem(404, "unknown_session");
+    api.get(&path).await.assert_problem(404, "unknown_session");
+    api.get(&format!("/v1/runs/{run}")).await.assert_problem(404, "unknown_run");
+    let records = api.get("/v1/audit?action=session.delete").await.json();
+    assert_eq!(records["items"][0]["subject"], session.as_str());
+    assert_eq!(api.post("/v1/runs", &body()).await.status, StatusCode::ACCEPTED, "its branch is free");
+}

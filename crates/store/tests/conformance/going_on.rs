@@ -1,0 +1,376 @@
+//! Sessions that go on: transcripts, forks, and deletion.
+
+use caisson_domain::id::{RunId, SessionId};
+use caisson_domain::retention::{Kept, ProjectRetention, Retention};
+use caisson_domain::run::{Run, RunStatus};
+use caisson_store::{
+    Actor, Archive, AuditFilter, CreateRun, DeleteSession, FilesLeft, Finish, ForkSession, JournalEffect,
+    NewArtifact, NextWork, Push, PushRecord, SandboxState, TRANSCRIPT_PART_BYTES, Topic,
+};
+
+use crate::fixture::{Fixture, Placed, made, new_run, project, server_id, spec_on, woken};
+
+conformance! {
+    a_transcript_is_kept_whole_and_replaced_by_the_next_runs,
+    a_follow_up_is_told_of_the_archive_and_whether_it_is_the_latest,
+    a_follow_up_is_told_whether_its_branch_was_pushed,
+    what_a_session_goes_on_with_is_its_last_runs,
+    a_fork_has_the_conversation_and_a_branch_of_its_own,
+    what_cannot_be_forked_is_told_apart,
+    a_deleted_session_leaves_its_files_to_their_server_and_nothing_else,
+    a_session_that_lives_is_not_deleted,
+    a_fork_outlives_the_session_that_it_comes_from,
+    a_transcript_goes_with_the_events_also_that_of_a_fork_that_never_ran,
+    an_expired_session_is_told_and_one_that_goes_on_is_kept_again,
+    the_home_of_a_session_is_where_its_agent_worked_last,
+}
+
+const REPOSITORY: &str = "https://git.example.com/team/x";
+const BY: Actor = Actor::Operator;
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// A run on a branch whose agent has started.
+async fn begun(fixture: &Fixture, number: u8) -> Placed {
+    fixture.created(spec_on(REPOSITORY, "work")).await;
+    begin(fixture, number).await
+}
+
+async fn begin(fixture: &Fixture, number: u8) -> Placed {
+    let placed = fixture.place(fixture.claim().await, number).await;
+    fixture.clock.advance(1);
+    fixture.journal(&placed, JournalEffect::AgentStarted).await;
+    placed
+}
+
+async fn end(fixture: &Fixture, placed: &Placed) {
+    let finish = Finish { status: RunStatus::Succeeded, failure: None, result: None };
+    assert!(fixture.store.finish(&placed.run.id, placed.epoch, &finish).await.unwrap());
+    assert!(fixture.store.set_sandbox_state(&placed.sandbox, SandboxState::Destroyed).await.unwrap());
+}
+
+/// A session whose only run has ended, pushed its branch and archived its conversation.
+async fn ended(fixture: &Fixture, number: u8) -> Run {
+    let placed = begun(fixture, number).await;
+    assert!(fixture.store.put_transcript(&placed.run.id, "said").await.unwrap());
+    push(fixture, &placed.run.id).await;
+    end(fixture, &placed).await;
+    fixture.run(&placed.run.id).await
+}
+
+async fn push(fixture: &Fixture, run: &RunId) {
+    let push = Push { ref_name: "refs/heads/work".to_owned(), old: "0".repeat(40), new: "c0ffee".to_owned() };
+    fixture.store.record_push(run, &PushRecord { push, ok: true, message: None }).await.unwrap();
+}
+
+async fn follow(fixture: &Fixture, session: &SessionId) -> Run {
+    made(fixture.store.create_run_in(session.clone(), new_run(spec_on(REPOSITORY, "work"))).await)
+}
+
+async fn start_of(fixture: &Fixture, placed: &Placed) -> Option<String> {
+    match fixture.store.next_work(&placed.sandbox).await.unwrap() {
+        NextWork::Run { start, .. } => start,
+        NextWork::Nothing | NextWork::Exit => panic!("there is work"),
+    }
+}
+
+async fn told(fixture: &Fixture, placed: &Placed) -> (bool, Option<Archive>, bool) {
+    match fixture.store.next_work(&placed.sandbox).await.unwrap() {
+        NextWork::Run { resume, archive, pushed, .. } => (resume, archive, pushed),
+        NextWork::Nothing | NextWork::Exit => panic!("there is work"),
+    }
+}
+
+async fn fork(fixture: &Fixture, session: &SessionId) -> SessionId {
+    let forked = fixture.store.fork_session(&project(), session, None, BY).await.unwrap();
+    let ForkSession::Forked { session } = forked else { panic!("not forked: {forked:?}") };
+    session
+}
+
+async fn a_transcript_is_kept_whole_and_replaced_by_the_next_runs(fixture: Fixture) {
+    let placed = begun(&fixture, 1).await;
+    let session = &placed.run.session;
+    let store = &fixture.store;
+    assert_eq!(store.transcript(session).await.unwrap(), None);
+    assert_eq!(store.read_transcript(session).await.unwrap(), None);
+    let long = format!("x{}\n", "ä".repeat(TRANSCRIPT_PART_BYTES));
+    for content in ["{}\n", "", &long, "short\n"] {
+        assert!(store.put_transcript(&placed.run.id, content).await.unwrap());
+        assert_eq!(store.read_transcript(session).await.unwrap().as_deref(), Some(content));
+        let known = store.transcript(session).await.unwrap().unwrap();
+        assert_eq!(
+            (known.run, known.size_bytes),
+            (placed.run.id.clone(), i64::try_from(content.len()).unwrap())
+        );
+    }
+    assert_eq!(
+        fixture.value::<i64>("select count(*) from transcript_part").await,
+        1,
+        "nothing of the others"
+    );
+    end(&fixture, &placed).await;
+    assert!(!store.put_transcript(&placed.run.id, "late").await.unwrap(), "the run has ended");
+    assert_eq!(store.read_transcript(session).await.unwrap().as_deref(), Some("short\n"));
+    fixture.execute("update transcript_part set content = 'other'").await;
+    assert!(store.read_transcript(session).await.is_err(), "it is not what was archived");
+    assert!(store.put_transcript(&RunId::new(1, [9; 10]), "x").await.is_err());
+}
+
+async fn a_follow_up_is_told_of_the_archive_and_whether_it_is_the_latest(fixture: Fixture) {
+    let first = begun(&fixture, 1).await;
+    assert_eq!(told(&fixture, &first).await, (false, None, false));
+    end(&fixture, &first).await;
+    let session = first.run.session.clone();
+    follow(&fixture, &session).await;
+    let second = fixture.place(fixture.claim().await, 2).await;
+    assert_eq!(told(&fixture, &second).await, (true, None, false), "one may be in the home");
+    fixture.clock.advance(1);
+    fixture.journal(&second, JournalEffect::AgentStarted).await;
+    assert!(fixture.store.put_transcript(&second.run.id, "said").await.unwrap());
+    end(&fixture, &second).await;
+    let archive = |run: &RunId, is_latest| Some(Archive { run: run.clone(), size_bytes: 4, is_latest });
+    follow(&fixture, &session).await;
+    let third = fixture.place(fixture.claim().await, 3).await;
+    assert_eq!(told(&fixture, &third).await, (true, archive(&second.run.id, true), false));
+    fixture.clock.advance(1);
+    fixture.journal(&third, JournalEffect::AgentStarted).await;
+    end(&fixture, &third).await;
+    follow(&fixture, &session).await;
+    let fourth = fixture.place(fixture.claim().await, 4).await;
+    assert_eq!(
+        told(&fixture, &fourth).await,
+        (true, archive(&second.run.id, false), false),
+        "the third is not in it"
+    );
+}
+
+async fn a_follow_up_is_told_whether_its_branch_was_pushed(fixture: Fixture) {
+    let first = ended(&fixture, 1).await;
+    follow(&fixture, &first.session).await;
+    let placed = fixture.place(fixture.claim().await, 2).await;
+    assert!(told(&fixture, &placed).await.2);
+    fixture.execute("update run set branch = 'other' where pushed_commit is not null").await;
+    assert!(!told(&fixture, &placed).await.2, "that was another branch");
+}
+
+async fn what_a_session_goes_on_with_is_its_last_runs(fixture: Fixture) {
+    let first = ended(&fixture, 1).await;
+    let going = fixture.store.go_on(&project(), &first.session).await.unwrap().unwrap();
+    assert_eq!((going.spec, going.expired), (first.spec.clone(), false));
+    let mut spec = spec_on(REPOSITORY, "work");
+    spec.prompt = "And now?".to_owned();
+    let second = made(fixture.store.create_run_in(first.session.clone(), new_run(spec)).await);
+    let going = fixture.store.go_on(&project(), &first.session).await.unwrap().unwrap();
+    assert_eq!(going.spec, second.spec);
+    let other = "other".parse().unwrap();
+    assert_eq!(fixture.store.go_on(&other, &first.session).await.unwrap(), None);
+    let unknown = SessionId::new(1, [9; 10]);
+    assert_eq!(fixture.store.go_on(&project(), &unknown).await.unwrap(), None);
+    let nowhere = fixture.store.create_run_in(unknown, new_run(spec_on(REPOSITORY, "work"))).await.unwrap();
+    assert_eq!(nowhere, CreateRun::NoSession);
+    let session = fixture.store.session(&project(), &first.session).await.unwrap().unwrap();
+    assert_eq!((session.runs, session.forked_from), (2, None));
+}
+
+async fn a_fork_has_the_conversation_and_a_branch_of_its_own(fixture: Fixture) {
+    let origin = ended(&fixture, 1).await;
+    let id = fork(&fixture, &origin.session).await;
+    let store = &fixture.store;
+    let session = store.session(&project(), &id).await.unwrap().unwrap();
+    let branch = format!("caisson/bug-fixer/{}", id.short());
+    assert_eq!(session.branch.as_ref().map(|name| name.as_str()), Some(branch.as_str()));
+    assert_eq!(
+        (session.forked_from.as_ref(), session.runs, session.last_run),
+        (Some(&origin.session), 0, None)
+    );
+    assert_eq!(store.read_transcript(&id).await.unwrap().as_deref(), Some("said"));
+    let going = store.go_on(&project(), &id).await.unwrap().unwrap();
+    assert_eq!(
+        going.spec.base.as_ref().map(|name| name.as_str()),
+        Some("work"),
+        "where the other has pushed"
+    );
+    assert_eq!((going.spec.branch.unwrap().as_str(), going.spec.prompt.as_str()), (branch.as_str(), ""));
+    // Its first run resumes the conversation, from the archive, and its branch is not pushed yet.
+    made(store.create_run_in(id.clone(), new_run(spec_on(REPOSITORY, &branch))).await);
+    let placed = fixture.place(fixture.claim().await, 2).await;
+    assert_eq!(start_of(&fixture, &placed).await.as_deref(), Some("c0ffee"), "however the branch moves on");
+    let (resume, archive, pushed) = told(&fixture, &placed).await;
+    assert_eq!(
+        (resume, archive.map(|archive| (archive.run, archive.is_latest)), pushed),
+        (true, Some((origin.id, true)), false)
+    );
+    assert!(store.put_transcript(&placed.run.id, "its own").await.unwrap());
+    assert_eq!(
+        store.read_transcript(&origin.session).await.unwrap().as_deref(),
+        Some("said"),
+        "neither sees the other"
+    );
+    let records = audited(&fixture, "session.fork").await;
+    assert_eq!(records, [(id.to_string(), Some(origin.session.to_string()))]);
+}
+
+async fn audited(fixture: &Fixture, action: &str) -> Vec<(String, Option<String>)> {
+    let filter = AuditFilter { action: Some(action.to_owned()), ..AuditFilter::default() };
+    let records = fixture.store.list_audit(&project(), &filter, None, 100).await.unwrap();
+    records.into_iter().map(|record| (record.subject, record.session)).collect()
+}
+
+async fn what_cannot_be_forked_is_told_apart(fixture: Fixture) {
+    let store = &fixture.store;
+    let placed = begun(&fixture, 1).await;
+    let session = &placed.run.session;
+    let forked = async |branch: Option<&str>| {
+        let branch = branch.map(|name| name.parse().unwrap());
+        store.fork_session(&project(), session, branch.as_ref(), BY).await.unwrap()
+    };
+    assert_eq!(forked(None).await, ForkSession::Busy);
+    end(&fixture, &placed).await;
+    assert_eq!(forked(None).await, ForkSession::NoConversation);
+    follow(&fixture, session).await;
+    let placed = begin(&fixture, 2).await;
+    assert!(store.put_transcript(&placed.run.id, "said").await.unwrap());
+    end(&fixture, &placed).await;
+    assert_eq!(forked(Some("work")).await, ForkSession::SameBranch);
+    assert!(matches!(forked(Some("mine")).await, ForkSession::Forked { .. }));
+    let unknown = SessionId::new(1, [9; 10]);
+    assert_eq!(store.fork_session(&project(), &unknown, None, BY).await.unwrap(), ForkSession::Unknown);
+    let other = "other".parse().unwrap();
+    assert_eq!(store.fork_session(&other, session, None, BY).await.unwrap(), ForkSession::Unknown);
+    fixture.queued().await;
+    let plain = fixture.place(fixture.claim().await, 3).await;
+    assert!(store.put_transcript(&plain.run.id, "said").await.unwrap());
+    end(&fixture, &plain).await;
+    let refused = store.fork_session(&project(), &plain.run.session, None, BY).await.unwrap();
+    assert_eq!(refused, ForkSession::NoRepository);
+}
+
+async fn a_deleted_session_leaves_its_files_to_their_server_and_nothing_else(fixture: Fixture) {
+    let store = &fixture.store;
+    let placed = begun(&fixture, 1).await;
+    let artifact = NewArtifact {
+        name: "a".to_owned(),
+        size_bytes: 1,
+        sha256: "ab".repeat(32),
+        path: "artifacts/a".to_owned(),
+    };
+    store.put_artifact(&placed.run.id, &artifact).await.unwrap();
+    assert!(store.put_transcript(&placed.run.id, "said").await.unwrap());
+    end(&fixture, &placed).await;
+    let mut watch = store.watch(Topic::Server(fixture.server.clone()));
+    let session = placed.run.session.clone();
+    let deleted = async || store.delete_session_of(&project(), &session, BY).await.unwrap();
+    assert_eq!(
+        store.delete_session_of(&"other".parse().unwrap(), &session, BY).await.unwrap(),
+        DeleteSession::Unknown
+    );
+    assert_eq!(deleted().await, DeleteSession::Deleted);
+    assert!(woken(&mut watch), "its server looks at once");
+    assert_eq!(deleted().await, DeleteSession::Unknown);
+    for table in
+        ["session", "run", "event", "artifact", "transcript", "transcript_part", "sandbox", "attempt"]
+    {
+        let sql: &'static str = format!("select count(*) from {table}").leak();
+        assert_eq!(fixture.value::<i64>(sql).await, 0, "{table}");
+    }
+    let left = store.files_left(&fixture.server).await.unwrap();
+    let wanted = [FilesLeft::Volume(session.clone()), FilesLeft::Artifacts(placed.run.id.clone())];
+    assert!(left.len() == 2 && wanted.iter().all(|files| left.contains(files)), "{left:?}");
+    assert_eq!(store.files_left(&server_id(7)).await.unwrap(), [], "another server has none of them");
+    for files in &left {
+        store.files_removed(&fixture.server, files).await.unwrap();
+    }
+    assert_eq!(store.files_left(&fixture.server).await.unwrap(), []);
+    assert_eq!(audited(&fixture, "session.delete").await, [(session.to_string(), Some(session.to_string()))]);
+    let report = store.verify_audit(&[]).await.unwrap();
+    assert!(report.chains.iter().all(|chain| chain.fault.is_none()), "{report:?}");
+}
+
+async fn a_session_that_lives_is_not_deleted(fixture: Fixture) {
+    let store = &fixture.store;
+    let run = fixture.created(spec_on(REPOSITORY, "work")).await;
+    let deleted = async || store.delete_session_of(&project(), &run.session, BY).await.unwrap();
+    assert_eq!(deleted().await, DeleteSession::Busy, "queued");
+    let placed = begin(&fixture, 1).await;
+    assert_eq!(deleted().await, DeleteSession::Busy, "running");
+    let finish = Finish { status: RunStatus::Succeeded, failure: None, result: None };
+    assert!(store.finish(&placed.run.id, placed.epoch, &finish).await.unwrap());
+    assert_eq!(deleted().await, DeleteSession::SandboxLeft);
+    assert!(store.set_sandbox_state(&placed.sandbox, SandboxState::Destroyed).await.unwrap());
+    assert!(audited(&fixture, "session.delete").await.is_empty(), "nothing was done");
+    assert_eq!(deleted().await, DeleteSession::Deleted);
+}
+
+async fn a_fork_outlives_the_session_that_it_comes_from(fixture: Fixture) {
+    let origin = ended(&fixture, 1).await;
+    let id = fork(&fixture, &origin.session).await;
+    let deleted = fixture.store.delete_session_of(&project(), &origin.session, BY).await.unwrap();
+    assert_eq!(deleted, DeleteSession::Deleted);
+    assert_eq!(fixture.store.read_transcript(&id).await.unwrap().as_deref(), Some("said"));
+    assert!(fixture.store.go_on(&project(), &id).await.unwrap().is_some());
+    let session = fixture.store.session(&project(), &id).await.unwrap().unwrap();
+    assert_eq!(session.forked_from, Some(origin.session));
+    let gone = fixture.store.delete_session_of(&project(), &id, BY).await.unwrap();
+    assert_eq!(gone, DeleteSession::Deleted, "one that never had a run");
+}
+
+fn days(kept: Kept, days: i64) -> Retention {
+    let mut own = ProjectRetention::default();
+    *own.part(kept) = Some(days);
+    own.or(Retention::default())
+}
+
+async fn a_transcript_goes_with_the_events_also_that_of_a_fork_that_never_ran(fixture: Fixture) {
+    let origin = ended(&fixture, 1).await;
+    let id = fork(&fixture, &origin.session).await;
+    let policy = days(Kept::Events, 1);
+    assert!(fixture.store.expired(Kept::Events, &fixture.server, &policy).await.unwrap().is_empty());
+    fixture.clock.advance(DAY_MS);
+    let found = fixture.store.expired(Kept::Events, &fixture.server, &policy).await.unwrap();
+    assert_eq!(found.len(), 2, "{found:?}");
+    for expired in &found {
+        let (_, more) = fixture.store.delete_events(&expired.session, &policy, &BY).await.unwrap();
+        assert!(!more);
+        assert_eq!(fixture.store.transcript(&expired.session).await.unwrap(), None);
+    }
+    assert!(fixture.store.expired(Kept::Events, &fixture.server, &policy).await.unwrap().is_empty(), "once");
+    assert_eq!(audited(&fixture, "retention.events").await.len(), 2);
+    let policy = days(Kept::Sessions, 1);
+    let whole = fixture.store.expired(Kept::Sessions, &fixture.server, &policy).await.unwrap();
+    assert_eq!(whole.iter().map(|expired| &expired.session).collect::<Vec<_>>(), [&id], "it has no files");
+    assert!(fixture.store.delete_session(&id, &policy, &BY).await.unwrap());
+}
+
+async fn an_expired_session_is_told_and_one_that_goes_on_is_kept_again(fixture: Fixture) {
+    let first = ended(&fixture, 1).await;
+    let store = &fixture.store;
+    let policy = days(Kept::Volumes, 1);
+    fixture.clock.advance(DAY_MS);
+    assert!(store.delete_volume(&first.session, &policy, &BY).await.unwrap());
+    let expired = async || store.go_on(&project(), &first.session).await.unwrap().unwrap().expired;
+    assert!(!expired().await, "the archive is left");
+    fixture.execute("delete from transcript_part").await;
+    fixture.execute("delete from transcript").await;
+    assert!(expired().await);
+    follow(&fixture, &first.session).await;
+    assert!(!expired().await, "it has a workspace again");
+    let placed = begin(&fixture, 2).await;
+    end(&fixture, &placed).await;
+    fixture.clock.advance(DAY_MS);
+    let found = store.expired(Kept::Volumes, &fixture.server, &policy).await.unwrap();
+    assert_eq!(found.len(), 1, "which expires again");
+}
+
+async fn the_home_of_a_session_is_where_its_agent_worked_last(fixture: Fixture) {
+    let first = ended(&fixture, 1).await;
+    let store = &fixture.store;
+    let next = follow(&fixture, &first.session).await;
+    let home = async |but: &RunId| store.session_home(&first.session, but).await.unwrap();
+    assert_eq!(home(&next.id).await, Some(fixture.server.clone()));
+    assert_eq!(home(&first.id).await, None, "no other run's agent has worked");
+    store.register_server(&server_id(2)).await.unwrap();
+    let placed = begin(&fixture, 2).await;
+    fixture.execute("update attempt set server_id = (select max(id) from server) where agent_started_at_ms = (select max(agent_started_at_ms) from attempt)").await;
+    let later = RunId::new(1, [9; 10]);
+    assert_eq!(home(&later).await, Some(server_id(2)));
+    assert_eq!(home(&placed.run.id).await, Some(fixture.server.clone()));
+}

@@ -1,0 +1,42 @@
+//! Removes the files of sessions that somebody has deleted. Their rows are gone; which files are left is written down until they
+//! are gone too, so that a crash forgets none.
+
+use caisson_store::{FilesLeft, StoreError, Topic};
+use tracing::{info, warn};
+
+use crate::context::{Context, Halt, described};
+use crate::retention::{Collector, remove_volume};
+
+/// Looks at once, whenever something of this server changes, and at intervals, until the server goes down.
+pub(crate) async fn keep(ctx: &Context) -> Result<(), Halt> {
+    let collector = Collector::of(ctx);
+    let mut watch = ctx.store.watch(Topic::Server(ctx.config.server.clone()));
+    loop {
+        if let Err(error) = pass(ctx, &collector).await {
+            warn!(
+                error = described(&error),
+                "could not remove the files of deleted sessions, trying again later"
+            );
+        }
+        tokio::select! {
+            biased;
+            () = ctx.cancel.cancelled() => return Err(Halt::Shutdown),
+            () = watch.changed(ctx.timing().retention) => {}
+        }
+    }
+}
+
+/// What cannot be removed now is left for a later pass.
+async fn pass(ctx: &Context, collector: &Collector) -> Result<(), StoreError> {
+    for files in ctx.store.files_left(&ctx.config.server).await? {
+        let gone = match &files {
+            FilesLeft::Volume(session) => remove_volume(&ctx.dirs, &ctx.holds, session).await,
+            FilesLeft::Artifacts(run) => collector.remove_artifacts(vec![run.clone()]).await,
+        };
+        if gone {
+            ctx.store.files_removed(&ctx.config.server, &files).await?;
+            info!("removed files of a deleted session: {files:?}");
+        }
+    }
+    Ok(())
+}

@@ -20,7 +20,7 @@ use crate::negotiate::{JSON, json_only};
 use crate::problem::PROBLEM_JSON;
 use crate::state::App;
 use crate::{
-    agents, audit, automagik, budget, conversation, credentials, events, health, keys, metrics, projects,
+    agents, approvals, audit, automagik, budget, conversation, credentials, events, health, inputs, keys, mcp, metrics, projects,
     queue, retention, runs, servers, sessions, workflows,
 };
 
@@ -75,6 +75,10 @@ fn native() -> OpenApiRouter<App> {
         .routes(routes!(runs::get_run))
         .routes(routes!(runs::cancel_run))
         .routes(routes!(runs::list_artifacts))
+        .routes(routes!(inputs::send_input, inputs::list_inputs))
+        .routes(routes!(approvals::list_approvals))
+        .routes(routes!(approvals::answer_approval))
+        .routes(routes!(mcp::message))
         .routes(routes!(sessions::list_sessions))
         .routes(routes!(sessions::get_session))
         .routes(routes!(conversation::read_messages))

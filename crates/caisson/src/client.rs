@@ -2,6 +2,7 @@
 
 mod faults;
 mod follow;
+mod inputs;
 mod runs;
 mod server;
 mod workflows;
@@ -19,6 +20,7 @@ use url::Url;
 
 pub(crate) use faults::Refused;
 pub(crate) use follow::Followed;
+pub(crate) use inputs::ApprovalInfo;
 pub(crate) use runs::{ArtifactInfo, Chunks, EventInfo, RunInfo};
 
 /// How long one call may take, unless it follows events.

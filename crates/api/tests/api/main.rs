@@ -3,6 +3,7 @@
 
 mod access;
 mod agents;
+mod approvals;
 mod artifacts;
 mod audit;
 mod auth;
@@ -15,7 +16,9 @@ mod docs;
 mod faults;
 mod health;
 mod idempotency;
+mod inputs;
 mod keys;
+mod mcp;
 mod metrics;
 mod openapi;
 mod pages;

@@ -40,6 +40,7 @@ macro_rules! only_sqlite {
     };
 }
 
+mod approvals;
 mod artifacts;
 mod audit;
 mod automagik;
@@ -56,6 +57,7 @@ mod fencing;
 mod fixture;
 mod hints;
 mod idempotency;
+mod inputs;
 mod journal;
 mod keys;
 mod knock;

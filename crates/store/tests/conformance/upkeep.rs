@@ -76,7 +76,7 @@ async fn a_sound_database_has_no_faults(fixture: Fixture) {
     let fixture = filled(fixture).await;
     assert_eq!(faults(&fixture.store).await, Vec::<String>::new());
     assert_eq!(fixture.store.check_events().await.unwrap().looked_at, 2, "two sessions");
-    assert_eq!(fixture.store.schema_version().await.unwrap(), 17);
+    assert_eq!(fixture.store.schema_version().await.unwrap(), 19);
 }
 
 async fn a_missing_event_is_told_by_its_number_and_faults_are_bounded(fixture: Fixture) {
@@ -163,11 +163,12 @@ async fn a_copy_in_postgresql_is_the_same_row_for_row_and_goes_on_from_there(fix
         .execute("insert into audit_before (project_id, at_ms, actor, action, subject) values ('default', 1, 'operator', 'a', 'b')")
         .await;
     fixture
-        .execute("insert into input select session_id, 99, project_id, id, 1, '{}' from run limit 1")
+        .execute("insert into input (session_id, seq, project_id, run_id, created_at_ms, body) select session_id, 99, project_id, id, 1, '{}' from run limit 1")
         .await;
     for people in [
         "insert into automagik_user (id, project_id, email, created_at_ms, updated_at_ms) values ('u', 'default', 'a@b.example', 1, 1)",
         "insert into automagik_run (run_id, project_id, session_id, workflow_name) select id, project_id, session_id, 'fix' from run limit 1",
+        "insert into approval (id, project_id, session_id, run_id, request, tool, input, cut_bytes, default_answer, state, requested_at_ms, expires_at_ms) select 'apv', project_id, session_id, id, 'r', 't', '{}', 0, 'deny', 'waiting', 1, 2 from run limit 1",
         "insert into server_role select id, 'worker', null, 1, 1, '1', 4 from server limit 1",
     ] {
         fixture.execute(people).await;

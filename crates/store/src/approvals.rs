@@ -162,12 +162,14 @@ impl Store {
         if found.state != ApprovalState::Waiting || run.status != RunStatus::Running {
             return Ok(AnswerApproval::Over(Box::new(found)));
         }
-        let (state, action) = match answer {
-            Answer::Allow { .. } => (ApprovalState::Allowed, "approval.allow"),
-            Answer::Deny { .. } => (ApprovalState::Denied, "approval.deny"),
+        let actor = Actor::Key(by.clone());
+        let (state, record) = match answer {
+            Answer::Allow { .. } => {
+                (ApprovalState::Allowed, NewAudit::of_run(&run, actor, "approval.allow"))
+            }
+            Answer::Deny { .. } => (ApprovalState::Denied, NewAudit::of_run(&run, actor, "approval.deny")),
         };
         let decided = decide(&mut tx, &run, &found, (state, answer, Some(by))).await?;
-        let record = NewAudit::of_run(&run, Actor::Key(by.clone()), action);
         audit::write(&mut tx, &NewAudit { subject: found.id.to_string(), ..record }).await?;
         tx.commit().await?;
         Ok(AnswerApproval::Answered(Box::new(decided)))

@@ -184,7 +184,8 @@ fn read(mut fields: Fields) -> Result<Answer, ApiError> {
         check_text("message", message, APPROVAL_MESSAGE_BYTES, &mut faults);
     }
     let input: Option<Map<String, Value>> = input.map(|input| input.into_iter().collect());
-    let bytes = input.as_ref().and_then(|input| serde_json::to_string(input).ok()).map_or(0, |json| json.len());
+    let bytes =
+        input.as_ref().and_then(|input| serde_json::to_string(input).ok()).map_or(0, |json| json.len());
     if bytes > CHANGED_INPUT_BYTES {
         let told = format!("it has {bytes} bytes of JSON; at most {CHANGED_INPUT_BYTES} are taken");
         faults.add("input", "too_long", told);

@@ -113,7 +113,11 @@ async fn twenty_inputs_each_reach_the_agent_in_time(engine: Engine) {
     let mut took = Vec::new();
     for number in 0..INPUTS {
         let begun = Instant::now();
-        let sent = world.api.post(&path, &json!({"kind": "steer", "text": format!("Word {number}.")})).await.unwrap();
+        let sent = world
+            .api
+            .post(&path, &json!({"kind": "steer", "text": format!("Word {number}.")}))
+            .await
+            .unwrap();
         assert_eq!(sent.status, 202, "{}", sent.body);
         live.next(|event| is_of(event, "input.delivered", &sent.body["seq"])).await;
         took.push(begun.elapsed());
@@ -124,12 +128,14 @@ async fn twenty_inputs_each_reach_the_agent_in_time(engine: Engine) {
     {
         eprintln!(
             "{engine:?}: {INPUTS} inputs, from the request to the event of the delivery: median {:?}, longest {:?}",
-            sorted[INPUTS / 2], sorted[INPUTS - 1]
+            sorted[INPUTS / 2],
+            sorted[INPUTS - 1]
         );
     }
     assert!(sorted[INPUTS - 1] < DELIVERY, "{took:?}");
     // They are in the agent's own queue, not only written to a pipe.
-    let queued = |event: &Value| event["data"]["type"] == "command_lifecycle" && event["data"]["state"] == "queued";
+    let queued =
+        |event: &Value| event["data"]["type"] == "command_lifecycle" && event["data"]["state"] == "queued";
     let events = world.api.events(&id).await.unwrap();
     assert!(events.iter().filter(|event| queued(event)).count() >= INPUTS, "the agent has read them");
     let begun = Instant::now();
@@ -140,7 +146,10 @@ async fn twenty_inputs_each_reach_the_agent_in_time(engine: Engine) {
     world.api.post(&format!("/v1/runs/{id}/cancel"), &json!({})).await.unwrap();
     world.api.wait_end(&id, END).await.unwrap();
     let listed = world.api.get(&path).await.unwrap().body;
-    assert!(listed["items"].as_array().unwrap().iter().all(|input| input["state"] == "delivered"), "{listed:#}");
+    assert!(
+        listed["items"].as_array().unwrap().iter().all(|input| input["state"] == "delivered"),
+        "{listed:#}"
+    );
 }
 
 async fn an_interruption_ends_what_the_agent_does_from_the_command_line(engine: Engine) {
@@ -191,7 +200,10 @@ async fn an_approval_that_nobody_answers_has_its_default_answer(engine: Engine) 
     assert_eq!(ended["status"], "succeeded", "the agent went on without it: {ended:#}");
     let approvals = world.api.get(&format!("/v1/runs/{id}/approvals")).await.unwrap().body;
     let one = &approvals["items"][0];
-    assert_eq!((&one["state"], &one["decision"], &one["decided_by"]), (&json!("expired"), &json!("deny"), &Value::Null));
+    assert_eq!(
+        (&one["state"], &one["decision"], &one["decided_by"]),
+        (&json!("expired"), &json!("deny"), &Value::Null)
+    );
     let waited_ms = one["decided_at_ms"].as_i64().unwrap() - one["requested_at_ms"].as_i64().unwrap();
     assert!((2_000..5_000).contains(&waited_ms), "{waited_ms} ms");
     let text = serde_json::to_string(&world.api.events(&id).await.unwrap()).unwrap();
@@ -210,7 +222,10 @@ async fn a_run_that_waits_for_an_approval_is_cancelled(engine: Engine) {
     assert_eq!(approvals["items"][0]["state"], "withdrawn");
     let answer = world
         .api
-        .post(&format!("/v1/runs/{id}/approvals/{}", approvals["items"][0]["id"].as_str().unwrap()), &json!({"decision": "allow"}))
+        .post(
+            &format!("/v1/runs/{id}/approvals/{}", approvals["items"][0]["id"].as_str().unwrap()),
+            &json!({"decision": "allow"}),
+        )
         .await
         .unwrap();
     assert_eq!((answer.status, &answer.body["code"]), (409, &json!("approval_over")));

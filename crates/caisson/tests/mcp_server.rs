@@ -52,9 +52,10 @@ async fn client(directory: &Path, program: &Path, servers: &Value, steps: Value)
 
 /// What the tools answered, in order.
 fn answers(lines: &[Value]) -> Vec<Value> {
-    let results = lines.iter().filter(|line| line["type"] == "user").flat_map(|line| {
-        line["message"]["content"].as_array().cloned().unwrap_or_default()
-    });
+    let results = lines
+        .iter()
+        .filter(|line| line["type"] == "user")
+        .flat_map(|line| line["message"]["content"].as_array().cloned().unwrap_or_default());
     let texts = results.filter(|block| block["type"] == "tool_result").map(|block| {
         assert_ne!(block["is_error"], true, "{block}");
         let text = block["content"].as_str().or_else(|| block["content"][0]["text"].as_str());
@@ -73,9 +74,11 @@ async fn the_real_agent_submits_a_run_and_waits_for_its_result(engine: Engine) {
     let program = parts.claude("2.1.330");
     let home = tempfile::tempdir().unwrap();
     let header = json!({ "Authorization": format!("Bearer {}", world.key) });
-    let http = json!({"caisson": {"type": "http", "url": format!("{}/mcp", world.server.base), "headers": header}});
+    let http =
+        json!({"caisson": {"type": "http", "url": format!("{}/mcp", world.server.base), "headers": header}});
     let task = world.run_body();
-    let lines = client(home.path(), &program, &http, json!([call("submit", &task), {"text": "Submitted."}])).await;
+    let lines =
+        client(home.path(), &program, &http, json!([call("submit", &task), {"text": "Submitted."}])).await;
     let init = lines.iter().find(|line| line["subtype"] == "init").unwrap();
     assert_eq!(init["mcp_servers"][0]["status"], "connected", "{init}");
     let tools = init["tools"].as_array().unwrap();
@@ -94,7 +97,8 @@ async fn the_real_agent_submits_a_run_and_waits_for_its_result(engine: Engine) {
     let ask = json!({ "run": id });
     let waited = json!({ "run": id, "wait_s": 30 });
     let events = json!({ "run": id, "limit": 5 });
-    let steps = json!([call("result", &waited), call("events", &events), call("cancel", &ask), {"text": "Seen."}]);
+    let steps =
+        json!([call("result", &waited), call("events", &events), call("cancel", &ask), {"text": "Seen."}]);
     let answered = answers(&client(home.path(), &program, &stdio, steps).await);
     assert_eq!((&answered[0]["final"], &answered[0]["status"]), (&json!(true), &json!("succeeded")));
     assert_eq!(answered[0]["pushed_commit"], ended["pushed_commit"]);
@@ -107,12 +111,15 @@ async fn the_real_agent_submits_a_run_and_waits_for_its_result(engine: Engine) {
 fn says_why_it_cannot(world: &World) {
     let said = |key: &str| {
         let mut command = world.client(&["mcp"]);
-        let spawned = command.env("CAISSON_API_KEY", key).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let spawned =
+            command.env("CAISSON_API_KEY", key).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child = spawned.unwrap();
         let mut input = child.stdin.take().unwrap();
-        for line in
-            ["{", r#"{"jsonrpc":"2.0","id":1,"method":"no/such"}"#, r#"{"jsonrpc":"2.0","method":"notifications/x"}"#]
-        {
+        for line in [
+            "{",
+            r#"{"jsonrpc":"2.0","id":1,"method":"no/such"}"#,
+            r#"{"jsonrpc":"2.0","method":"notifications/x"}"#,
+        ] {
             writeln!(input, "{line}").unwrap();
         }
         drop(input);

@@ -207,8 +207,9 @@ mod tests {
     async fn an_answer_goes_to_what_was_asked_and_to_nothing_else() {
         let (approvals, _open, mut lines) = connected();
         let input = json!({"file_path": "a.txt", "content": "x"});
-        let Noted::Tell(JournalBody::ApprovalRequested { request: name, tool, description, input: told, .. }) =
-            approvals.note(&request("r1", &input))
+        let Noted::Tell(JournalBody::ApprovalRequested {
+            request: name, tool, description, input: told, ..
+        }) = approvals.note(&request("r1", &input))
         else {
             panic!("not told")
         };

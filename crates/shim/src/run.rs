@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use caisson_claude::{Conversation, Ending as AgentEnding, Exit as AgentExit, ResultLine, Verdict, conclude, judge};
+use caisson_claude::{
+    Conversation, Ending as AgentEnding, Exit as AgentExit, ResultLine, Verdict, conclude, judge,
+};
 use caisson_domain::input::InputState;
 use caisson_domain::limits::RESULT_TEXT_BYTES;
 use caisson_domain::protocol::{Ending, JournalBody, NoteLevel, Outcome, RunWork, StopReason};
@@ -177,7 +179,8 @@ impl Live<'_> {
         steering::clear(&self.shim.places.home).map_err(|error| uncleared(&error))?;
         let Some(git) = &self.git else {
             let nothing = Acting::default();
-            self.agent = Some(Agent::start(self.shim, self.work, (&self.recorder, &self.approvals), &nothing)?);
+            self.agent =
+                Some(Agent::start(self.shim, self.work, (&self.recorder, &self.approvals), &nothing)?);
             return Ok(());
         };
         let preparing = async {
@@ -190,9 +193,13 @@ impl Live<'_> {
         let (agent, (checkout, steered, file)) = if self.work.trust.settings {
             // It reads its settings as soon as it starts.
             let prepared = preparing.await?;
-            (Agent::start(self.shim, self.work, (&self.recorder, &self.approvals), &prepared.1.acting)?, prepared)
+            (
+                Agent::start(self.shim, self.work, (&self.recorder, &self.approvals), &prepared.1.acting)?,
+                prepared,
+            )
         } else {
-            let agent = Agent::start(self.shim, self.work, (&self.recorder, &self.approvals), &Acting::default())?;
+            let agent =
+                Agent::start(self.shim, self.work, (&self.recorder, &self.approvals), &Acting::default())?;
             tokio::pin!(preparing);
             let prepared = tokio::select! {
                 biased;

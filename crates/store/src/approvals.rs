@@ -130,11 +130,8 @@ impl Store {
         if self.run(project, run).await?.is_none() {
             return Ok(None);
         }
-        let rows = sql::query(OF_RUN)
-            .bind(run.as_str())
-            .bind(bound(RUN_APPROVALS))
-            .fetch_all(self.reader())
-            .await?;
+        let rows =
+            sql::query(OF_RUN).bind(run.as_str()).bind(bound(RUN_APPROVALS)).fetch_all(self.reader()).await?;
         rows.iter().map(read).collect::<Result<_, _>>().map(Some)
     }
 
@@ -164,9 +161,7 @@ impl Store {
         }
         let actor = Actor::Key(by.clone());
         let (state, record) = match answer {
-            Answer::Allow { .. } => {
-                (ApprovalState::Allowed, NewAudit::of_run(&run, actor, "approval.allow"))
-            }
+            Answer::Allow { .. } => (ApprovalState::Allowed, NewAudit::of_run(&run, actor, "approval.allow")),
             Answer::Deny { .. } => (ApprovalState::Denied, NewAudit::of_run(&run, actor, "approval.deny")),
         };
         let decided = decide(&mut tx, &run, &found, (state, answer, Some(by))).await?;

@@ -146,14 +146,9 @@ impl Store {
     /// As every read.
     /// # Cancel safety
     /// Safe: it only reads.
-    pub async fn inputs(
-        &self,
-        project: &ProjectId,
-        id: &RunId,
-    ) -> Result<Option<Vec<RunInput>>, StoreError> {
+    pub async fn inputs(&self, project: &ProjectId, id: &RunId) -> Result<Option<Vec<RunInput>>, StoreError> {
         let Some(run) = self.run(project, id).await? else { return Ok(None) };
-        let rows =
-            sql::query(OF_RUN).bind(id.as_str()).bind(RUN_INPUTS).fetch_all(self.reader()).await?;
+        let rows = sql::query(OF_RUN).bind(id.as_str()).bind(RUN_INPUTS).fetch_all(self.reader()).await?;
         rows.iter().map(|row| read(row, &run)).collect::<Result<_, _>>().map(Some)
     }
 }

@@ -74,7 +74,8 @@ pub(crate) async fn message(
 /// The protocol wants it looked at: a page must not use a server by way of somebody's browser.
 fn check_origin(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
     let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
-    let allowed = origin.to_str().is_ok_and(|origin| app.config().cors_origins.iter().any(|own| own == origin));
+    let allowed =
+        origin.to_str().is_ok_and(|origin| app.config().cors_origins.iter().any(|own| own == origin));
     if allowed { Ok(()) } else { Err(ApiError::OriginRefused) }
 }
 

@@ -33,9 +33,7 @@ pub(super) fn list() -> Value {
     let run = json!({ "type": "string", "description": "The run's id", "pattern": "^run_[0-9a-f]{32}$" });
     let one = json!({ "type": "object", "properties": { "run": run }, "required": ["run"], "additionalProperties": false });
     let text = |description: &str| json!({ "type": "string", "description": description });
-    let number = |description: &str, least: u32, most: u32| {
-        json!({ "type": "integer", "description": description, "minimum": least, "maximum": most })
-    };
+    let number = |description: &str, least: u32, most: u32| json!({ "type": "integer", "description": description, "minimum": least, "maximum": most });
     json!([
         {
             "name": "submit",

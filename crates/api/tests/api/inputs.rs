@@ -1,10 +1,10 @@
 //! Inputs to live runs, over HTTP.
 
+use caisson_domain::grant::{GrantKind, Token};
+use caisson_domain::id::SandboxId;
 use caisson_domain::input::{INPUT_TEXT_BYTES, InputState, RUN_INPUTS_PENDING};
 use caisson_domain::principal::Scope;
 use caisson_store::{JournalEffect, JournalEntry, NewSandbox};
-use caisson_domain::grant::{GrantKind, Token};
-use caisson_domain::id::SandboxId;
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -45,7 +45,8 @@ async fn an_input_is_accepted_listed_and_tells_how_far_it_is() {
     assert_eq!((&sent.json()["state"], &sent.json()["seq"]), (&json!("accepted"), &json!(1)));
     assert_eq!(api.post(&path, &json!({ "kind": "interrupt" })).await.status, StatusCode::ACCEPTED);
     let effect = JournalEffect::Input { seq: 1, state: InputState::Delivered };
-    let entry = JournalEntry { run: claimed.run.id.clone(), attempt: claimed.run.attempt, event: None, effect };
+    let entry =
+        JournalEntry { run: claimed.run.id.clone(), attempt: claimed.run.attempt, event: None, effect };
     api.store.append_journal(&sandbox, 0, 1, vec![entry]).await.unwrap();
     let listed = api.get(&path).await.json();
     let items = listed["items"].as_array().unwrap();

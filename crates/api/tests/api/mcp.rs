@@ -1,8 +1,8 @@
 //! The Model Context Protocol over HTTP: its messages, its errors, its tools.
 
+use axum::body::Body;
 use caisson_domain::principal::Scope;
 use http::{Method, StatusCode};
-use axum::body::Body;
 use serde_json::{Value, json};
 
 use crate::support::{Answer, Api, REPOSITORY};
@@ -43,7 +43,10 @@ async fn a_client_begins_and_learns_what_there_is() {
         send(&api, &json!({ "jsonrpc": "2.0", "id": "a", "method": "initialize", "params": params })).await;
     let result = &begun.json()["result"];
     assert_eq!((begun.json()["id"].clone(), &result["protocolVersion"]), (json!("a"), &json!("2025-06-18")));
-    assert_eq!((&result["serverInfo"]["name"], &result["capabilities"]), (&json!("caisson"), &json!({"tools": {}})));
+    assert_eq!(
+        (&result["serverInfo"]["name"], &result["capabilities"]),
+        (&json!("caisson"), &json!({"tools": {}}))
+    );
     let told = send(&api, &json!({ "jsonrpc": "2.0", "method": "notifications/initialized" })).await;
     assert_eq!((told.status, told.text().as_str()), (StatusCode::ACCEPTED, ""));
     let pinged = send(&api, &json!({ "jsonrpc": "2.0", "id": 2, "method": "ping" })).await;
@@ -124,7 +127,8 @@ async fn a_page_of_an_allowed_origin_may_and_nobody_may_without_a_key() {
 #[tokio::test]
 async fn a_run_is_submitted_followed_and_ended_by_tools() {
     let api = Api::start().await;
-    let task = json!({ "workflow": "fix", "prompt": "Fix it.", "repository": REPOSITORY, "idempotency_key": "k1" });
+    let task =
+        json!({ "workflow": "fix", "prompt": "Fix it.", "repository": REPOSITORY, "idempotency_key": "k1" });
     let run = done(&api, "submit", task.clone()).await;
     let id = run["id"].as_str().unwrap();
     assert_eq!(run["status"], "queued");
@@ -156,7 +160,8 @@ async fn what_a_tool_refuses_the_model_reads() {
     let mut api = Api::start().await;
     let told = refused(&api, "submit", json!({ "workflow": "none", "prompt": "" })).await;
     assert!(told.contains("workflow: ") && told.contains("prompt: "), "{told}");
-    let told = refused(&api, "submit", json!({ "workflow": "fix", "prompt": "x", "idempotency_key": "a b" })).await;
+    let told =
+        refused(&api, "submit", json!({ "workflow": "fix", "prompt": "x", "idempotency_key": "a b" })).await;
     assert!(told.contains("visible ASCII"), "{told}");
     for (tool, arguments, part) in [
         ("status", json!({}), "run: it is required"),

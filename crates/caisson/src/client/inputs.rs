@@ -33,7 +33,12 @@ impl Client {
     ///
     /// # Errors
     /// The server's problem.
-    pub(crate) async fn send_input(&self, id: &str, body: &Value, key: Option<&str>) -> anyhow::Result<Value> {
+    pub(crate) async fn send_input(
+        &self,
+        id: &str,
+        body: &Value,
+        key: Option<&str>,
+    ) -> anyhow::Result<Value> {
         let mut request = self.request(Method::POST, &format!("/v1/runs/{id}/inputs"))?.json(body);
         if let Some(key) = key {
             request = request.header("idempotency-key", key);
@@ -53,7 +58,12 @@ impl Client {
     ///
     /// # Errors
     /// The server's problem; it may have been answered before.
-    pub(crate) async fn answer(&self, id: &str, approval: &str, body: &Value) -> anyhow::Result<ApprovalInfo> {
+    pub(crate) async fn answer(
+        &self,
+        id: &str,
+        approval: &str,
+        body: &Value,
+    ) -> anyhow::Result<ApprovalInfo> {
         let path = format!("/v1/runs/{id}/approvals/{approval}");
         self.read(self.request(Method::POST, &path)?.json(body)).await
     }

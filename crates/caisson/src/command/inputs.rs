@@ -27,7 +27,9 @@ pub(crate) async fn input(flags: Input) -> anyhow::Result<u8> {
         "steer"
     };
     let text = match flags.text.as_deref() {
-        Some("-") => Some(std::io::read_to_string(std::io::stdin()).context("standard input cannot be read")?),
+        Some("-") => {
+            Some(std::io::read_to_string(std::io::stdin()).context("standard input cannot be read")?)
+        }
         Some(text) => Some(text.to_owned()),
         None => None,
     };
@@ -144,8 +146,12 @@ async fn waiting(
     let mut matching: Vec<_> = all.into_iter().filter(meant).collect();
     match (matching.pop(), matching.is_empty()) {
         (Some(found), true) => Ok((run, found)),
-        (Some(_), false) => bail!("several approvals are meant; `caisson approvals {run}` lists them, name one"),
-        (None, _) => bail!("the run's agent waits for no such approval; `caisson approvals {run}` lists them"),
+        (Some(_), false) => {
+            bail!("several approvals are meant; `caisson approvals {run}` lists them, name one")
+        }
+        (None, _) => {
+            bail!("the run's agent waits for no such approval; `caisson approvals {run}` lists them")
+        }
     }
 }
 

@@ -1,12 +1,13 @@
 //! `caisson mcp`: the server's tools for an agent that starts its MCP servers as programs. Each line is a message; what it
 //! means, the server's `/mcp` alone knows.
 
+use std::io::{BufRead, Read as _};
 use std::sync::Arc;
 
 use anyhow::Context;
 use caisson_domain::limits::API_BODY_BYTES;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::{DONE, client, complain, print};
@@ -26,9 +27,10 @@ const NO_JSON: i64 = -32700;
 /// Standard input cannot be read, or there is no key.
 pub(crate) async fn run(flags: Mcp) -> anyhow::Result<u8> {
     let client = Arc::new(client(&flags.client)?);
-    let mut lines = BufReader::new(tokio::io::stdin());
+    let (send, mut lines) = mpsc::channel(AT_ONCE);
+    let reading = tokio::task::spawn_blocking(move || read(&mut std::io::stdin().lock(), &send));
     let mut under_way = JoinSet::new();
-    while let Some(line) = next_line(&mut lines).await.context("standard input cannot be read")? {
+    while let Some(line) = lines.recv().await {
         if under_way.len() >= AT_ONCE {
             under_way.join_next().await;
         }
@@ -40,20 +42,21 @@ pub(crate) async fn run(flags: Mcp) -> anyhow::Result<u8> {
         });
     }
     while under_way.join_next().await.is_some() {}
+    reading.await?.context("standard input cannot be read")?;
     Ok(DONE)
 }
 
-/// The next line that says something; none at the end. One that is too long is cut, and no JSON any more.
-async fn next_line(lines: &mut (impl AsyncBufRead + Unpin)) -> std::io::Result<Option<String>> {
+/// Hands on the lines that say something. One that is too long is cut, and no JSON any more.
+fn read(input: &mut impl BufRead, lines: &mpsc::Sender<String>) -> std::io::Result<()> {
     loop {
         let mut line = Vec::new();
         let most = API_BODY_BYTES as u64 + 1;
-        if (&mut *lines).take(most).read_until(b'\n', &mut line).await? == 0 {
-            return Ok(None);
+        if input.by_ref().take(most).read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
         }
         let text = String::from_utf8_lossy(&line).trim().to_owned();
-        if !text.is_empty() {
-            return Ok(Some(text));
+        if !text.is_empty() && lines.blocking_send(text).is_err() {
+            return Ok(());
         }
     }
 }
@@ -83,13 +86,15 @@ fn error(id: &Value, code: i64, message: &str) -> String {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn lines_are_read_up_to_their_bound_and_empty_ones_say_nothing() {
+    #[test]
+    fn lines_are_read_up_to_their_bound_and_empty_ones_say_nothing() {
         let long = "x".repeat(API_BODY_BYTES + 2);
         let text = format!("\n \na\r\n{long}\nb");
-        let mut input = BufReader::new(text.as_bytes());
+        let (send, mut lines) = mpsc::channel(8);
+        super::read(&mut text.as_bytes(), &send).unwrap();
+        drop(send);
         let mut read = Vec::new();
-        while let Some(line) = next_line(&mut input).await.unwrap() {
+        while let Ok(line) = lines.try_recv() {
             read.push(line.len());
         }
         assert_eq!(read, [1, API_BODY_BYTES + 1, 1, 1], "the end of what is too long is a line of its own");

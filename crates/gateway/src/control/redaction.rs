@@ -120,7 +120,9 @@ impl<'a> Cleaner<'a> {
             JournalBody::Note { level, message } => JournalBody::Note { level, message: self.text(message) },
             JournalBody::Steered(steering) => JournalBody::Steered(self.steering(steering)),
             JournalBody::Finished(outcome) => JournalBody::Finished(self.outcome(outcome)),
-            body @ (JournalBody::Phase { .. } | JournalBody::AgentStarted | JournalBody::Input { .. }) => body,
+            body @ (JournalBody::Phase { .. } | JournalBody::AgentStarted | JournalBody::Input { .. }) => {
+                body
+            }
         }
     }
 }

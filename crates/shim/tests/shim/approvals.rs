@@ -32,7 +32,10 @@ async fn asked(sandbox: &Sandbox, number: usize) -> (String, String, Value) {
             JournalBody::ApprovalRequested { request, tool, input, .. } => Some((request, tool, input)),
             _ => None,
         });
-        asked.skip(number).map(|(request, tool, input)| (request, tool, serde_json::from_str(&input).unwrap())).next()
+        asked
+            .skip(number)
+            .map(|(request, tool, input)| (request, tool, serde_json::from_str(&input).unwrap()))
+            .next()
     };
     sandbox.gateway.wait_for("a question", |state| found(state.bodies())).await
 }
@@ -94,8 +97,7 @@ async fn a_rule_has_an_agent_ask_that_may_do_everything_else() {
 #[tokio::test]
 async fn a_question_of_the_agent_is_answered_the_same_way() {
     let options = json!([{ "label": "Red", "description": "r" }, { "label": "Blue", "description": "b" }]);
-    let questions =
-        json!([{ "question": "Which colour?", "header": "Colour", "options": options, "multiSelect": false }]);
+    let questions = json!([{ "question": "Which colour?", "header": "Colour", "options": options, "multiSelect": false }]);
     let ask = json!({ "tool": { "name": "AskUserQuestion", "input": { "questions": questions } } });
     let scenario = json!({ "prompts": [[ask, { "text": "Done." }]] });
     let Some((mut sandbox, model)) = sandbox(scenario).await else { return };
@@ -103,7 +105,10 @@ async fn a_question_of_the_agent_is_answered_the_same_way() {
     sandbox.deliver(work.clone());
     sandbox.start();
     let (request, tool, mut input) = asked(&sandbox, 0).await;
-    assert_eq!((tool.as_str(), &input["questions"][0]["question"]), ("AskUserQuestion", &json!("Which colour?")));
+    assert_eq!(
+        (tool.as_str(), &input["questions"][0]["question"]),
+        ("AskUserQuestion", &json!("Which colour?"))
+    );
     input["answers"] = json!({ "Which colour?": "Blue" });
     answer(&sandbox, &work, &request, Answer::Allow { input: input.as_object().cloned() });
     assert_eq!(sandbox.outcome(&work.run).await.ending, Ending::Completed, "{}", sandbox.shim_log());

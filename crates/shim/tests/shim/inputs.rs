@@ -102,7 +102,8 @@ async fn an_interruption_without_a_text_publishes_what_there_is() {
     ] });
     let Some((mut sandbox, model)) = sandbox(scenario).await else { return };
     let work = started(&mut sandbox);
-    let sleeps = |body: &JournalBody| matches!(body, JournalBody::Line { line } if line.contains("time.sleep"));
+    let sleeps =
+        |body: &JournalBody| matches!(body, JournalBody::Line { line } if line.contains("time.sleep"));
     sandbox.gateway.wait_for("the sleep", |state| state.bodies().iter().any(sleeps).then_some(())).await;
     sandbox.give(&work.run, InputBody::Interrupt { text: None });
     let outcome = sandbox.outcome(&work.run).await;

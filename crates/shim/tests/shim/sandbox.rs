@@ -372,7 +372,7 @@ pub(crate) fn plain_work(prompt: &str) -> RunWork {
             mcp_http: Vec::new(),
             mcp_required: Vec::new(),
             environment: BTreeMap::new(),
-                approvals: None,
+            approvals: None,
         },
         git: None,
         publish: Publish::None,

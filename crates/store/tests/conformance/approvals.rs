@@ -99,7 +99,10 @@ async fn an_approval_waits_is_answered_once_and_told(fixture: Fixture) {
         .value("select count(*) from audit where action in ('approval.allow', 'approval.deny') and subject like 'apv_%'")
         .await;
     assert_eq!((told, audited), (2, 2));
-    assert!(fixture.store.inputs(&project(), run).await.unwrap().unwrap().is_empty(), "answers are no inputs");
+    assert!(
+        fixture.store.inputs(&project(), run).await.unwrap().unwrap().is_empty(),
+        "answers are no inputs"
+    );
 }
 
 async fn a_run_whose_workflow_does_not_ask_keeps_nothing_that_its_sandbox_asks(fixture: Fixture) {
@@ -174,7 +177,11 @@ async fn so_many_approvals_wait_and_so_many_are_kept(fixture: Fixture) {
     assert_eq!(all(&fixture, run).await.len(), APPROVALS_WAITING);
     for number in 0..APPROVALS_WAITING {
         let id = ApprovalId::of(run, &number.to_string());
-        fixture.store.answer_approval(&project(), (run, &id), &Answer::Allow { input: None }, &by).await.unwrap();
+        fixture
+            .store
+            .answer_approval(&project(), (run, &id), &Answer::Allow { input: None }, &by)
+            .await
+            .unwrap();
     }
     for number in APPROVALS_WAITING + 1..=RUN_APPROVALS + 1 {
         fixture.journal(&placed, asked(&number.to_string())).await;

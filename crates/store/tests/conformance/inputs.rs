@@ -96,10 +96,8 @@ async fn an_input_is_accepted_delivered_told_and_audited(fixture: Fixture) {
 async fn an_input_sent_again_with_its_key_is_the_same_and_another_one_is_refused(fixture: Fixture) {
     let by = key(&fixture).await;
     let placed = fixture.placed().await;
-    let keyed = |text: &str, kind| NewInput {
-        idempotency_key: Some("k1".to_owned()),
-        ..new(kind, Some(text), &by)
-    };
+    let keyed =
+        |text: &str, kind| NewInput { idempotency_key: Some("k1".to_owned()), ..new(kind, Some(text), &by) };
     let first = sent(send(&fixture, &placed.run.id, &keyed("a", InputKind::Steer)).await);
     let again = send(&fixture, &placed.run.id, &keyed("a", InputKind::Steer)).await;
     assert_eq!(again, SendInput::Replayed(first.clone()));
@@ -122,7 +120,11 @@ async fn so_many_inputs_are_on_their_way_and_so_many_are_taken(fixture: Fixture)
     }
     assert_eq!(send(&fixture, &placed.run.id, &one).await, SendInput::Full);
     acknowledge(&fixture, &placed, 1, InputState::Held).await;
-    assert_eq!(send(&fixture, &placed.run.id, &one).await, SendInput::Full, "one that is held is not there yet");
+    assert_eq!(
+        send(&fixture, &placed.run.id, &one).await,
+        SendInput::Full,
+        "one that is held is not there yet"
+    );
     for seq in 1..=RUN_INPUTS_PENDING {
         acknowledge(&fixture, &placed, seq, InputState::Delivered).await;
     }

@@ -99,9 +99,8 @@ impl From<RunInput> for InputView {
 pub(crate) async fn send_input(
     State(app): State<App>,
     Writer(caller): Writer,
-    RunPath(id): RunPath,
+    (RunPath(id), _): (RunPath, NoParams),
     headers: HeaderMap,
-    _: NoParams,
     JsonObject(fields): JsonObject,
 ) -> Result<Response, ApiError> {
     let idempotency_key = idempotency_key(&headers)?;

@@ -84,6 +84,9 @@ impl Answer {
 
 impl ApprovalId {
     /// The id of what a run's agent asks under a name of its own, the same whenever it is told.
+    ///
+    /// # Panics
+    /// Never: the digits of a hash are those of an id.
     #[must_use]
     pub fn of(run: &RunId, request: &str) -> Self {
         let digest = hex::encode(Sha256::digest(format!("{run} {request}")));

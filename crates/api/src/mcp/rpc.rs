@@ -88,7 +88,7 @@ impl Message {
             (Some(_), None) => Ok(Self::Notification),
             (Some(method), Some(id)) if (id.is_string() || id.is_number()) && fits(id) => {
                 let id = id.clone();
-                let params = message.get_mut("params").map(Value::take).unwrap_or_else(|| json!({}));
+                let params = message.get_mut("params").map_or_else(|| json!({}), Value::take);
                 if !params.is_object() {
                     return bad("\"params\" is not an object");
                 }

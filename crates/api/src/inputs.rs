@@ -73,7 +73,7 @@ impl From<RunInput> for InputView {
 /// Send an input to a run
 ///
 /// The agent of a running run is told something, or what it does is ended. How far the input is tell events: `input.accepted` now,
-/// then `input.held` (of a `queue`), `input.delivered` or `input.undelivered`. Repeating the request with the same
+/// then `input.held` (of what waits for the turn's end), `input.delivered` or `input.undelivered`. Repeating the request with the same
 /// `Idempotency-Key` finds the same input.
 #[utoipa::path(
     post, path = "/v1/runs/{id}/inputs", tag = "runs", operation_id = "send_input",

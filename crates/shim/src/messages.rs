@@ -76,6 +76,11 @@ impl Messages {
         self.held.push_back((seq, text));
     }
 
+    /// The same, before all others.
+    pub(crate) fn hold_first(&mut self, seq: i64, text: String) {
+        self.held.push_front((seq, text));
+    }
+
     /// The next text for a turn of its own, now that a turn has ended; what came for the turn that has ended is among those
     /// that are too late, unless it has a text to go on with.
     pub(crate) fn next_held(&mut self, late: &mut Vec<i64>) -> Option<(i64, String)> {
@@ -127,6 +132,7 @@ mod tests {
     async fn what_waits_for_the_end_of_a_turn_comes_in_order_and_what_was_for_it_is_late() {
         let (messenger, mut messages) = Messenger::new();
         messages.hold(1, "one".to_owned());
+        messages.hold_first(0, "none".to_owned());
         messenger.give(steer(2));
         messenger.give(Message { seq: 3, what: What::Interrupt(None) });
         messenger.give(Message { seq: 4, what: What::Interrupt(Some("four".to_owned())) });
@@ -136,7 +142,7 @@ mod tests {
         while let Some((seq, _)) = messages.next_held(&mut late) {
             held.push(seq);
         }
-        assert_eq!((held, late), (vec![1, 4, 5], vec![2, 3]));
+        assert_eq!((held, late), (vec![0, 1, 4, 5], vec![2, 3]));
     }
 
     #[tokio::test(start_paused = true)]

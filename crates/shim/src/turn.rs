@@ -170,7 +170,11 @@ impl Turn {
             What::Interrupt(text) => {
                 agent.write(interrupt(&format!("{INTERRUPTION}{seq}")));
                 self.interruptions += 1;
-                text.map_or(InputState::Delivered, |text| self.pass_on(agent, &text))
+                // Written now, it may be taken for a part of what is being ended, and end with it.
+                text.map_or(InputState::Delivered, |text| {
+                    messages.hold_first(seq, text);
+                    InputState::Held
+                })
             }
         };
         agent.recorder.write(JournalBody::Input { seq, state }).await.map(drop)

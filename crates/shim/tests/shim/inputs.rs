@@ -91,7 +91,7 @@ async fn an_interruption_ends_the_tool_and_the_agent_goes_on_with_its_text() {
     assert_eq!((outcome.ending, outcome.pushed), (Ending::Completed, true), "{}", sandbox.shim_log());
     assert_eq!(outcome.result.as_deref(), Some("Did that instead."));
     assert_eq!(sandbox.remote(&["log", "-1", "--format=%s", BRANCH]), "fix: add a line");
-    assert_eq!(told(&sandbox.bodies()), [(1, InputState::Delivered)]);
+    assert_eq!(told(&sandbox.bodies()), [(1, InputState::Held), (1, InputState::Delivered)]);
     model.shutdown().await;
 }
 
@@ -148,7 +148,7 @@ async fn an_interruption_goes_before_what_is_queued_and_two_of_them_end_two_thin
 #[tokio::test]
 async fn what_is_queued_for_an_agent_that_fails_is_told_as_undelivered() {
     let scenario = json!({ "prompts": [
-        [bash("python3 -c 'import time; time.sleep(1)'"), { "status": 403 }],
+        [bash("python3 -c 'import time; time.sleep(1)'"), { "status": 403, "error_type": "permission_error" }],
     ] });
     let Some((mut sandbox, model)) = sandbox(scenario).await else { return };
     let work = started(&mut sandbox);

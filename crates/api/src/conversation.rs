@@ -194,9 +194,10 @@ impl Prompts<'_> {
             let run = self.store.run(self.project, &event.run).await?;
             parts.say(&run.map(|run| run.spec.prompt).unwrap_or_default());
             Role::User
-        } else if event.kind == EventKind::RunMessage {
+        } else if matches!(event.kind, EventKind::RunMessage | EventKind::InputAccepted) {
             let data: Value = serde_json::from_str(event.data.get()).unwrap_or_default();
-            parts.say(data["text"].as_str().unwrap_or_default());
+            let Some(text) = data["text"].as_str() else { return Ok(None) };
+            parts.say(text);
             Role::User
         } else if event.kind == EventKind::AgentLine
             && let Some(role) = parts.take_line(event.data.get())

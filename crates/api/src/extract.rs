@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
-use caisson_domain::id::{ApiKeyId, RunId, SessionId};
+use caisson_domain::id::{ApiKeyId, ApprovalId, RunId, SessionId};
 use caisson_domain::limits;
 use caisson_domain::run::cut;
 use futures_util::StreamExt;
@@ -40,6 +40,13 @@ pub(crate) struct NamePath(pub(crate) String);
 
 /// The run and the artifact's name that the path holds.
 pub(crate) struct ArtifactPath(pub(crate) RunId, pub(crate) String);
+
+/// The run and its approval that the path names.
+pub(crate) struct ApprovalPath(pub(crate) RunId, pub(crate) ApprovalId);
+
+pub(crate) fn unknown_approval() -> ApiError {
+    ApiError::Unknown { code: "unknown_approval", detail: "the run has no such approval".to_owned() }
+}
 
 pub(crate) fn unknown_run() -> ApiError {
     ApiError::Unknown { code: "unknown_run", detail: "there is no such run".to_owned() }
@@ -88,6 +95,17 @@ impl FromRequestParts<App> for NamePath {
             code: "unknown_name",
             detail: "the name in the path is not UTF-8".to_owned(),
         })
+    }
+}
+
+impl FromRequestParts<App> for ApprovalPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let RunPath(run) = RunPath::from_request_parts(parts, app).await?;
+        let id = path_param(parts, app, "approval").await;
+        let approval = id.and_then(|id| id.parse().ok()).ok_or_else(unknown_approval)?;
+        Ok(Self(run, approval))
     }
 }
 
@@ -226,7 +244,7 @@ pub(crate) async fn read_body(body: Body) -> Result<Vec<u8>, ApiError> {
     if total_bytes > limits::API_BODY_BYTES { Err(ApiError::BodyTooLarge) } else { Ok(kept) }
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     let Some(text) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else {
         return false;
     };

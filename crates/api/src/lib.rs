@@ -8,6 +8,7 @@
 
 mod access;
 mod agents;
+mod approvals;
 mod audit;
 mod auth;
 mod automagik;
@@ -20,8 +21,10 @@ mod events;
 mod extract;
 mod gate;
 mod health;
+mod inputs;
 mod keys;
 mod listing;
+mod mcp;
 mod metrics;
 mod middleware;
 mod negotiate;
@@ -43,12 +46,14 @@ mod workflows;
 /// What the API answers with, for clients written in Rust.
 pub mod view {
     pub use crate::agents::{AgentList, AgentView};
+    pub use crate::approvals::{AnswerRequest, ApprovalList, ApprovalView};
     pub use crate::audit::{AuditPage, AuditView};
     pub use crate::budget::{BudgetPart, BudgetView, SetBudget};
     pub use crate::conversation::{MessagePage, MessageView, ToolCallView, ToolResultView};
     pub use crate::credentials::{CreateCredential, CredentialList, CredentialView, RotateCredential};
     pub use crate::events::{DeltaView, EndView, EventPage, EventView};
     pub use crate::health::Health;
+    pub use crate::inputs::{CreateInput, InputList, InputView};
     pub use crate::keys::{CreateKey, KeyPage, KeyView, NewKeyView};
     pub use crate::problem::{Fault, Problem};
     pub use crate::projects::{CreateProject, NewProjectView, ProjectPage, ProjectView};

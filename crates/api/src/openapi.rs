@@ -20,8 +20,8 @@ use crate::negotiate::{JSON, json_only};
 use crate::problem::PROBLEM_JSON;
 use crate::state::App;
 use crate::{
-    agents, audit, automagik, budget, conversation, credentials, events, health, keys, metrics, projects,
-    queue, retention, runs, servers, sessions, workflows,
+    agents, approvals, audit, automagik, budget, conversation, credentials, events, health, inputs, keys,
+    mcp, metrics, projects, queue, retention, runs, servers, sessions, workflows,
 };
 
 /// Name of the scheme in which a key is a bearer token.
@@ -75,6 +75,10 @@ fn native() -> OpenApiRouter<App> {
         .routes(routes!(runs::get_run))
         .routes(routes!(runs::cancel_run))
         .routes(routes!(runs::list_artifacts))
+        .routes(routes!(inputs::send_input, inputs::list_inputs))
+        .routes(routes!(approvals::list_approvals))
+        .routes(routes!(approvals::answer_approval))
+        .routes(routes!(mcp::message))
         .routes(routes!(sessions::list_sessions))
         .routes(routes!(sessions::get_session, sessions::change::delete_session))
         .routes(routes!(sessions::change::fork_session))

@@ -149,6 +149,14 @@ pub(crate) enum ApiError {
     NotAcceptable(&'static [&'static str]),
     #[error("the run was not accepted: {}", .0.count())]
     Invalid(Faults),
+    #[error("the request cannot be used: {}", .0.count())]
+    InvalidInput(Faults),
+    #[error(
+        "as many inputs are on their way to the agent, or were sent to the run, as may be; wait for the events that tell of them"
+    )]
+    InputsFull,
+    #[error("pages of other origins may not use this path")]
+    OriginRefused,
     #[error("the budget was not set: {}", .0.count())]
     InvalidBudget(Faults),
     #[error("the retention was not set: {}", .0.count())]
@@ -280,6 +288,11 @@ impl ApiError {
             Self::Unknown { code, .. } => (StatusCode::NOT_FOUND, *code),
             Self::NotAcceptable(_) => (StatusCode::NOT_ACCEPTABLE, "not_acceptable"),
             Self::Invalid(faults) => return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_run")),
+            Self::InvalidInput(faults) => {
+                return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_input"));
+            }
+            Self::InputsFull => (StatusCode::TOO_MANY_REQUESTS, "inputs_full"),
+            Self::OriginRefused => (StatusCode::FORBIDDEN, "origin_refused"),
             Self::InvalidBudget(faults) => {
                 return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_budget"));
             }
@@ -317,6 +330,23 @@ impl ApiError {
         (status, code.to_owned())
     }
 
+    /// The refusal for a caller who reads no problem documents. A fault of the server is logged, and tells nothing.
+    pub(crate) fn into_fault(self) -> Fault {
+        let (status, code) = self.status_and_code();
+        if let Self::Store(error) = &self {
+            tracing::error!(error = error as &dyn std::error::Error, "the store failed");
+        } else if let Self::Internal(error) = &self {
+            tracing::error!(error = &**error as &dyn std::error::Error, "a request failed");
+        }
+        let Told { code, detail, errors, .. } = self.into_told(status, code);
+        let mut message = detail.unwrap_or_else(|| "a fault of the server; its log says more".to_owned());
+        for fault in errors {
+            let field = fault.field.map(|field| format!("{field}: ")).unwrap_or_default();
+            message = format!("{message}\n{field}{}", fault.message);
+        }
+        Fault { field: None, code, message }
+    }
+
     fn header(&self) -> Option<(HeaderName, HeaderValue)> {
         let challenge = |text: &'static str| Some((header::WWW_AUTHENTICATE, HeaderValue::from_static(text)));
         match self {
@@ -329,6 +359,7 @@ impl ApiError {
             Self::QueueFull
             | Self::ProjectQueueFull
             | Self::StreamsFull
+            | Self::InputsFull
             | Self::Unplaceable(_)
             | Self::Store(StoreError::Unavailable(_) | StoreError::Full(_)) => {
                 Some((header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S)))
@@ -344,6 +375,8 @@ impl ApiError {
             | Self::Unknown { .. }
             | Self::NotAcceptable(_)
             | Self::Invalid(_)
+            | Self::InvalidInput(_)
+            | Self::OriginRefused
             | Self::InvalidKey(_)
             | Self::KeysFull
             | Self::InvalidProject(_)
@@ -368,6 +401,7 @@ impl ApiError {
         let detail = (!ours).then(|| self.to_string());
         let errors = if let Self::Query(faults)
         | Self::Invalid(faults)
+        | Self::InvalidInput(faults)
         | Self::InvalidKey(faults)
         | Self::InvalidProject(faults)
         | Self::InvalidBudget(faults)

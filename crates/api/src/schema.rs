@@ -29,6 +29,10 @@ texts! {
     FailureKind: caisson_domain::run::FailureKind, "Why a run failed.";
     EventKind: caisson_domain::event::EventKind, "What an event tells of.";
     DeltaKind: caisson_domain::event::DeltaKind, "What a piece of live text is part of.";
+    InputKind: caisson_domain::input::InputKind, "When an input reaches the agent.";
+    InputState: caisson_domain::input::InputState, "How far an input is.";
+    ApprovalState: caisson_domain::approval::ApprovalState, "Where an approval stands.";
+    DefaultAnswer: caisson_domain::approval::DefaultAnswer, "The answer to an approval.";
     Scope: caisson_domain::principal::Scope, "What an API key allows.";
     CredentialKind: caisson_domain::credential::CredentialKind, "What a credential opens.";
     Publish: caisson_domain::workflow::Publish, "What happens to the agent's work.";

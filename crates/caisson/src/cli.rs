@@ -6,6 +6,7 @@ mod credential;
 mod db;
 mod gc;
 mod image;
+mod inputs;
 mod project;
 mod queue;
 mod servers;
@@ -28,6 +29,7 @@ pub(crate) use credential::{AddCredential, Credential, SecretFlags};
 pub(crate) use db::{CopyDb, Db};
 pub(crate) use gc::{Gc, Retain};
 pub(crate) use image::{Image, ScanFormat, ScanImage};
+pub(crate) use inputs::{Approve, Deny, Input, Mcp};
 pub(crate) use project::Project;
 pub(crate) use queue::{Drain, Queue, Resume, SetProject, StartFlags};
 pub(crate) use servers::{OnlyFlag, Servers, ServersCommand};
@@ -65,6 +67,16 @@ pub(crate) enum Command {
     /// List, show, read, fork and delete sessions.
     #[command(subcommand)]
     Session(Session),
+    /// Tell the agent of a run something while it works, or end what it does.
+    Input(Input),
+    /// List what a run's agent asked before it used a tool.
+    Approvals(One),
+    /// Allow what a run's agent asks, or answer its question.
+    Approve(Approve),
+    /// Deny what a run's agent asks.
+    Deny(Deny),
+    /// Be an MCP server on standard input and output, whose tools submit and follow runs.
+    Mcp(Mcp),
     /// Show how many runs wait and run, on which servers. Needs an admin key of the default project.
     Queue(Queue),
     /// Have servers take no more runs; what runs goes on. Needs an admin key of the default project.

@@ -2,6 +2,7 @@
 
 mod faults;
 mod follow;
+mod inputs;
 mod runs;
 mod server;
 mod sessions;
@@ -20,6 +21,7 @@ use url::Url;
 
 pub(crate) use faults::Refused;
 pub(crate) use follow::Followed;
+pub(crate) use inputs::ApprovalInfo;
 pub(crate) use runs::{ArtifactInfo, Chunks, EventInfo, RunInfo};
 
 /// How long one call may take, unless it follows events.

@@ -107,6 +107,9 @@ impl Account {
             "gateway.upstream_failed" => {
                 one(Sign::Bad, format!("upstream failed: {}", upstream_failed(data)))
             }
+            "input.accepted" | "input.undelivered" | "approval.requested" | "approval.answered" => {
+                asked(&event.kind, data)
+            }
             "note" => one(Sign::Warn, text(data, "message")),
             "model.call" => {
                 self.calls += 1;
@@ -171,6 +174,20 @@ impl Sign {
             Self::Bad => "31",
         }
     }
+}
+
+/// What people and the agent say to one another.
+fn asked(kind: &str, data: &Value) -> Vec<(Sign, String)> {
+    let said = match kind {
+        "input.accepted" => format!("told to ({}): {}", text(data, "kind"), first_line(&text(data, "text"))),
+        "input.undelivered" => format!("input {} came too late for the agent", data["input"]),
+        "approval.requested" => {
+            let input: String = data["input"].to_string().chars().take(200).collect();
+            format!("asks to use {}: {} (caisson approve or deny RUN)", text(data, "tool"), clean(&input))
+        }
+        _ => format!("{} is {}", text(data, "tool"), text(data, "state")),
+    };
+    vec![(Sign::Warn, said)]
 }
 
 /// What a line of the agent's own output says to a person.

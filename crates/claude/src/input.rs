@@ -84,6 +84,18 @@ pub fn answer_error(request_id: &str, message: &str) -> String {
     answer(&json!({ "subtype": "error", "request_id": request_id, "error": message }))
 }
 
+/// Lets a tool be used that the CLI asks about (`can_use_tool`), with this input.
+#[must_use]
+pub fn allow_tool(request_id: &str, input: &Value) -> String {
+    answer_success(request_id, &json!({ "behavior": "allow", "updatedInput": input }))
+}
+
+/// Keeps a tool from being used that the CLI asks about; the model is told the message as the tool's result.
+#[must_use]
+pub fn deny_tool(request_id: &str, message: &str) -> String {
+    answer_success(request_id, &json!({ "behavior": "deny", "message": message }))
+}
+
 /// Answers a request of the CLI that nobody here knows what to do with, so that its turn goes on.
 #[must_use]
 pub fn answer_unsupported(request_id: &str, subtype: &str) -> String {

@@ -29,11 +29,11 @@ pub use event::{
     Denial, Init, McpServer, PermissionDenied, ResultLine, StreamDelta, ToolResult, User,
 };
 pub use input::{
-    InputError, answer_error, answer_success, answer_unsupported, end_session, initialize, interrupt,
-    mcp_status, user_prompt,
+    InputError, allow_tool, answer_error, answer_success, answer_unsupported, deny_tool, end_session,
+    initialize, interrupt, mcp_status, user_prompt,
 };
 pub use line::{Line, parse};
 pub use servers::{ServerState, ServerStatus, server_statuses};
-pub use settings::{closed_to_tools, settings_of_no_repository};
+pub use settings::{asking, closed_to_tools, settings_of_no_repository};
 pub use uuid::{Uuid, UuidError};
 pub use verdict::{Ending, Exit, Reason, Verdict, conclude, judge};

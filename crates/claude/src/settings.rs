@@ -23,9 +23,33 @@ pub fn settings_of_no_repository(own: &str) -> Value {
     json!({ "disableAllHooks": true, "permissions": { "deny": closed_to_tools(own) } })
 }
 
+/// The same settings, with rules for calls that the CLI asks about in every permission mode; without rules they stay as they are.
+#[must_use]
+pub fn asking(settings: Option<Value>, rules: &[String]) -> Option<Value> {
+    if rules.is_empty() {
+        return settings;
+    }
+    let mut settings = settings.unwrap_or_else(|| json!({}));
+    let mut all = settings["permissions"]["ask"].as_array().cloned().unwrap_or_default();
+    all.extend(rules.iter().map(|rule| Value::from(rule.as_str())));
+    settings["permissions"]["ask"] = all.into();
+    Some(settings)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rules_for_asking_are_added_and_take_nothing_away() {
+        let rules = ["Bash(git push *)".to_owned()];
+        assert_eq!(asking(None, &[]), None);
+        assert_eq!(asking(None, &rules), Some(json!({"permissions": {"ask": ["Bash(git push *)"]}})));
+        let settings = json!({"permissions": {"ask": ["Write"], "deny": ["Edit"]}, "a": 1});
+        let all = asking(Some(settings), &rules).unwrap();
+        let permissions = json!({"ask": ["Write", "Bash(git push *)"], "deny": ["Edit"]});
+        assert_eq!(all, json!({"permissions": permissions, "a": 1}));
+    }
 
     #[test]
     fn no_hook_runs_and_what_steers_is_closed() {

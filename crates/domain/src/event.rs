@@ -20,6 +20,20 @@ text_enum! {
         RunPhase = "run.phase",
         /// T: somebody gave the run's agent a message. Data: text.
         RunMessage = "run.message",
+        /// T: somebody gave the run's agent an input. Data: input (its number), kind, text.
+        InputAccepted = "input.accepted",
+        /// S: the shim keeps an input until the agent's turn has ended. Data: input.
+        InputHeld = "input.held",
+        /// S: an input was written to the agent. Data: input.
+        InputDelivered = "input.delivered",
+        /// S: an input came too late for the agent. Data: input.
+        InputUndelivered = "input.undelivered",
+        /// S: the agent asks before it uses a tool. Data: approval, tool, description, input, cut bytes.
+        ApprovalRequested = "approval.requested",
+        /// T: an approval was answered, or nobody did in time. Data: approval, tool, state, decision, message, changed.
+        ApprovalAnswered = "approval.answered",
+        /// S: the agent no longer waits for an approval. Data: approval.
+        ApprovalWithdrawn = "approval.withdrawn",
         /// T: somebody asked for the run's end, or its time limit passed. Data: reason.
         RunStopRequested = "run.stop_requested",
         /// T: the run has used its soft share of a budget, and its agent is told once to wrap up. Data: scope, percent,

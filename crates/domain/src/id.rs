@@ -127,6 +127,10 @@ id!(
     /// One model call's accounting row.
     UsageId, "a usage", "use_"
 );
+id!(
+    /// What an agent wants to do and somebody has to allow.
+    ApprovalId, "an approval", "apv_"
+);
 
 /// The tenant that owns runs, credentials, workflows and budgets: `[a-z0-9][a-z0-9-]{0,62}`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

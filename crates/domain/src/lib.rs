@@ -3,6 +3,7 @@
 //! This crate is floor 0: no I/O, no async, no clock, no randomness. Whatever needs time or random bytes takes
 //! them as arguments, so that every rule written here can be tested as a plain function.
 
+pub mod approval;
 pub mod budget;
 pub mod checks;
 pub mod credential;
@@ -16,6 +17,7 @@ pub mod globs;
 pub mod grant;
 pub mod id;
 pub mod image;
+pub mod input;
 pub mod limits;
 pub mod mcp;
 pub mod parameters;

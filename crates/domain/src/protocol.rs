@@ -8,9 +8,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::approval::{Answer, ApprovalWork};
 use crate::event::DeltaKind;
 use crate::git::BranchName;
 use crate::id::{Epoch, RunId};
+use crate::input::InputState;
 use crate::repository_file::CheckName;
 use crate::run::{Failure, Phase, text_enum};
 use crate::trust::{Steering, Trust};
@@ -178,6 +180,9 @@ pub struct AgentWork {
     pub mcp_required: Vec<String>,
     /// Extra environment; never secrets.
     pub environment: BTreeMap<String, String>,
+    /// How it asks before it uses a tool; none means that what is not allowed is denied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approvals: Option<ApprovalWork>,
 }
 
 /// A conversation that was archived, which [`paths::TRANSCRIPT`] gives.
@@ -229,7 +234,9 @@ pub struct JournalRecord {
 
 /// What the shim has to tell. Those that move state, and the outside check of each: `AgentStarted` only ever forbids
 /// a silent repetition; `Phase` is shown, never acted on; `Finished` makes the worker look at pushes recorded by the
-/// gateway and at the engine before it writes a result.
+/// gateway and at the engine before it writes a result; `Output` is checked against the run's schema;
+/// `ApprovalRequested` is only kept for a run whose workflow asks, and what it shows may be a lie: an answer opens nothing that
+/// the sandbox has not got. `Input` and `ApprovalWithdrawn` are shown, never acted on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "data", rename_all = "snake_case")]
 pub enum JournalBody {
@@ -283,6 +290,33 @@ pub enum JournalBody {
     Output {
         /// The output.
         output: Value,
+    },
+    /// How far an input is.
+    Input {
+        /// Its number in the session.
+        seq: i64,
+        /// How far.
+        state: InputState,
+    },
+    /// The agent asks before it uses a tool, and waits.
+    ApprovalRequested {
+        /// The agent's own name for it.
+        request: String,
+        /// The tool.
+        tool: String,
+        /// What the agent says of it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        description: Option<String>,
+        /// What it wants to give to the tool: JSON, cut to [`crate::approval::APPROVAL_INPUT_BYTES`].
+        input: String,
+        /// Bytes cut off its end.
+        #[serde(default)]
+        cut_bytes: u64,
+    },
+    /// The agent no longer waits for it.
+    ApprovalWithdrawn {
+        /// The agent's own name for it.
+        request: String,
     },
     /// Something worth telling people.
     Note {
@@ -383,6 +417,24 @@ pub enum InputBody {
     Steer {
         /// What to tell it, bounded like a prompt.
         text: String,
+    },
+    /// Give it this text when its turn has ended, before anything is published.
+    Queue {
+        /// What to tell it.
+        text: String,
+    },
+    /// End what it does now.
+    Interrupt {
+        /// What it goes on with; none: nothing more.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        text: Option<String>,
+    },
+    /// The answer to what it asked.
+    Answer {
+        /// The agent's own name for it.
+        request: String,
+        /// The answer.
+        answer: Answer,
     },
 }
 

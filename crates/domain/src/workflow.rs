@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_saphyr::{budget, options};
 
+use crate::approval::ApprovalsBlock;
 use crate::budget::{RUN_BUDGET_MICRO_USD, SOFT_PERCENT};
 use crate::egress;
 pub use crate::environment_name::check_environment_name;
@@ -142,6 +143,9 @@ pub struct CaissonBlock {
     /// Commands of the repository that the shim runs when the agent has finished.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckName>,
+    /// How the agent asks before it uses a tool; none means that it never does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approvals: Option<ApprovalsBlock>,
 }
 
 impl Default for CaissonBlock {
@@ -162,6 +166,7 @@ impl Default for CaissonBlock {
             output_schema: None,
             parameters: Parameters::new(),
             checks: Vec::new(),
+            approvals: None,
         }
     }
 }
@@ -430,7 +435,9 @@ impl Workflow {
             Err(WorkflowError::Value { field, reason })
         };
         check("tools", self.tools.as_deref().unwrap_or_default(), tools::is_name)?;
-        check("disallowedTools", &self.disallowed_tools, tools::is_rule)
+        check("disallowedTools", &self.disallowed_tools, tools::is_rule)?;
+        let approvals = self.caisson.approvals.as_ref().map_or(Ok(()), ApprovalsBlock::check);
+        approvals.map_err(|(field, reason)| WorkflowError::Value { field, reason })
     }
 
     fn validate_mcp_servers(&self) -> Result<(), WorkflowError> {

@@ -1,5 +1,6 @@
 //! What the shim is told about a run: pure.
 
+use caisson_domain::approval::ApprovalWork;
 use caisson_domain::id::Epoch;
 use caisson_domain::mcp;
 use caisson_domain::parameters;
@@ -67,6 +68,7 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
         mcp_http: servers.http,
         mcp_required: servers.required,
         environment: spec.environment,
+        approvals: workflow.caisson.approvals.map(|approvals| ApprovalWork { ask: approvals.ask }),
     };
     let trust = workflow.caisson.trust;
     Ok(RunWork {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use caisson_claude::{
     Action, CommandState, Conversation, Delta, EnvironmentSpec, Launch, Line,
-    PermissionMode as CliPermissionMode, SessionMode, SettingSource, Uuid, environment, parse,
-    settings_of_no_repository,
+    PermissionMode as CliPermissionMode, PermissionPrompts, SessionMode, SettingSource, Uuid, asking,
+    environment, parse, settings_of_no_repository,
 };
 use caisson_domain::event::DeltaKind;
 use caisson_domain::id::RunId;
@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::activity::Activity;
+use crate::approvals::{Approvals, Way};
 use crate::confine;
 use crate::deltas::Deltas;
 use crate::diagnostics::say;
@@ -69,6 +70,7 @@ pub(crate) struct Agent {
     pub(crate) patience: Patience,
     moved: Arc<Mutex<Instant>>,
     pub(crate) questions: Questions,
+    pub(crate) approvals: Approvals,
     activity: Arc<Activity>,
     run: RunId,
     attempt: i64,
@@ -86,7 +88,7 @@ impl Agent {
     pub(crate) fn start(
         shim: &Shim,
         work: &RunWork,
-        recorder: &Recorder,
+        (recorder, approvals): (&Recorder, &Approvals),
         acting: &Acting,
         resume: bool,
     ) -> Result<Self, Failure> {
@@ -113,8 +115,10 @@ impl Agent {
             deltas: Arc::clone(&deltas),
             moved: Arc::clone(&moved),
             questions: questions.clone(),
+            approvals: approvals.clone(),
             hear,
         };
+        approvals.connect(Way { input: input.downgrade(), moved: Arc::clone(&moved) });
         let stdout = child.stdout.take();
         let working = [
             AbortOnDropHandle::new(shim.tracker.spawn(write(child.stdin.take(), lines))),
@@ -134,6 +138,7 @@ impl Agent {
             patience: shim.patience,
             moved,
             questions,
+            approvals: approvals.clone(),
             activity: Arc::clone(&shim.activity),
             run: work.run.clone(),
             attempt: work.attempt,
@@ -198,6 +203,11 @@ impl Agent {
         }
     }
 
+    /// What is to be done about a line; what is asked of people is theirs to answer.
+    pub(crate) fn observe(&mut self, line: &Line) -> Option<Action> {
+        if self.approvals.take(line) { None } else { self.conversation.observe(line) }
+    }
+
     /// Waits for the last line of a turn, which Claude Code 2.1.330 prints 4 to 20 ms after the result, so that what the
     /// shim has to tell comes behind it in the journal, the same in every run.
     pub(crate) async fn quiet(&mut self) {
@@ -207,7 +217,7 @@ impl Agent {
                 match self.heard.recv().await {
                     Some(Heard::Line(line)) => {
                         self.note(&line);
-                        if let Some(Action::Write(answer)) = self.conversation.observe(&line) {
+                        if let Some(Action::Write(answer)) = self.observe(&line) {
                             self.write(answer);
                         }
                     }
@@ -279,6 +289,7 @@ struct Listener {
     deltas: Arc<Deltas>,
     moved: Arc<Mutex<Instant>>,
     questions: Questions,
+    approvals: Approvals,
     hear: mpsc::Sender<Heard>,
 }
 
@@ -298,8 +309,12 @@ impl Listener {
             }
             let is_answer = self.questions.are_answered_by(&line);
             let written = if is_answer { Ok(0) } else { self.recorder.write(record(raw, &line)).await };
-            let heard = match written {
-                Ok(_) => Heard::Line(Box::new(line)),
+            let told = match written {
+                Ok(_) => self.approvals.heard(&line, &self.recorder).await,
+                Err(error) => Err(error),
+            };
+            let heard = match told {
+                Ok(()) => Heard::Line(Box::new(line)),
                 Err(error) => Heard::Unwritten(error),
             };
             let lost = matches!(heard, Heard::Unwritten(_));
@@ -364,6 +379,10 @@ fn launch(shim: &Shim, run: &RunWork, acting: &Acting, resume: bool) -> Result<L
         launch.setting_sources = vec![SettingSource::User];
         launch.settings =
             Some(acting.settings.clone().unwrap_or_else(|| settings_of_no_repository(STEERING)));
+    }
+    if let Some(approvals) = &work.approvals {
+        launch.permission_prompts = PermissionPrompts::Driver;
+        launch.settings = asking(launch.settings.take(), &approvals.ask);
     }
     if work.permission_mode != PermissionMode::Plan {
         launch.allowed_tools = servers::allowed(work);

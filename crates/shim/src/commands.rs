@@ -171,6 +171,7 @@ impl Live<'_> {
             TurnEnd::Unwritten(error) => return Err(error.into()),
             // Its work is there, and what the checks say of it is noted below.
             TurnEnd::Result(_)
+            | TurnEnd::Interrupted
             | TurnEnd::Exited(_)
             | TurnEnd::Hung(_)
             | TurnEnd::Untaken(_)

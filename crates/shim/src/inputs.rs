@@ -5,18 +5,21 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use caisson_domain::id::RunId;
+use caisson_domain::input::InputState;
 use caisson_domain::limits::LONG_POLL_MS;
-use caisson_domain::protocol::{Input, InputBody, paths};
+use caisson_domain::protocol::{Input, InputBody, JournalBody, paths};
 use http::Method;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
+use crate::approvals::Approvals;
 use crate::backoff::Backoff;
 use crate::diagnostics::{Complaint, say};
 use crate::door::{Caller, Door};
-use crate::messages::Messenger;
+use crate::messages::{Message, Messenger, What};
+use crate::recorder::Recorder;
 use crate::stop::Stopper;
 
 /// How much longer than the gateway's own wait an answer may take, in milliseconds.
@@ -29,6 +32,16 @@ pub(crate) const POLL_LEAST_MS: u64 = 1000;
 pub(crate) struct Hearers {
     pub(crate) stopper: Stopper,
     pub(crate) messenger: Messenger,
+    pub(crate) approvals: Approvals,
+}
+
+/// What was taken in.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Taken {
+    /// Whether there was a message.
+    news: bool,
+    /// What can be told at once of how far messages are; of the others the turn tells.
+    told: Vec<(i64, InputState)>,
 }
 
 /// How far the session's messages were read.
@@ -49,11 +62,16 @@ impl Inputs {
         Self { after: AtomicI64::new(0) }
     }
 
-    /// Takes in messages for `run`, for ever.
+    /// Takes in messages for `run`, for ever, and tells of those that are dealt with at once.
     ///
     /// # Cancel safety
     /// Safe: a message that was not taken in comes again.
-    pub(crate) async fn follow(&self, door: &Arc<Door>, run: &RunId, hearers: &Hearers) {
+    pub(crate) async fn follow(
+        &self,
+        door: &Arc<Door>,
+        run: &RunId,
+        (hearers, recorder): (&Hearers, &Recorder),
+    ) {
         let mut caller = Caller::new(door);
         let mut backoff = Backoff::new();
         let mut complaint = Complaint::default();
@@ -62,7 +80,15 @@ impl Inputs {
             let asked = Instant::now();
             let limit = Duration::from_millis(LONG_POLL_MS + POLL_SLACK_MS);
             let news = match caller.call(Method::GET, &path, "", limit).await {
-                Ok(reply) if reply.status.is_success() => self.take_in(&reply.body, run, hearers),
+                Ok(reply) if reply.status.is_success() => {
+                    let taken = self.take_in(&reply.body, run, hearers);
+                    for (seq, state) in taken.told {
+                        if let Err(error) = recorder.write(JournalBody::Input { seq, state }).await {
+                            say(format_args!("cannot note how far a message is: {error}"));
+                        }
+                    }
+                    taken.news
+                }
                 Ok(reply) => {
                     complaint.say(format_args!("the gateway gives no messages: {}", reply.problem().message));
                     false
@@ -78,24 +104,41 @@ impl Inputs {
         }
     }
 
-    /// Takes in an answer; whether there was a message in it.
-    fn take_in(&self, body: &[u8], run: &RunId, hearers: &Hearers) -> bool {
-        let Ok(received) = serde_json::from_slice::<Received<'_>>(body) else { return false };
+    /// Takes in an answer.
+    fn take_in(&self, body: &[u8], run: &RunId, hearers: &Hearers) -> Taken {
+        let mut taken = Taken::default();
+        let Ok(received) = serde_json::from_slice::<Received<'_>>(body) else { return taken };
         for item in &received.items {
             let seq =
                 serde_json::from_str::<Value>(item.get()).ok().and_then(|item| item.get("seq")?.as_i64());
             self.after.fetch_max(seq.unwrap_or(0), Ordering::Relaxed);
             match serde_json::from_str::<Input>(item.get()) {
-                Ok(Input { run: meant, body, .. }) if meant == *run => match body {
-                    InputBody::Stop { reason } => hearers.stopper.tell(reason),
-                    InputBody::Steer { text } => hearers.messenger.give(text),
-                },
+                Ok(Input { run: meant, seq, body }) if meant == *run => {
+                    taken.told.extend(hear(hearers, seq, body).map(|state| (seq, state)));
+                }
                 Ok(_) => {}
                 Err(_) => say("a message of a kind that this shim does not know was skipped"),
             }
         }
-        !received.items.is_empty()
+        taken.news = !received.items.is_empty();
+        taken
     }
+}
+
+/// Passes a message on; how far it is, if that can be told at once.
+fn hear(hearers: &Hearers, seq: i64, body: InputBody) -> Option<InputState> {
+    let what = match body {
+        InputBody::Stop { reason } => {
+            hearers.stopper.tell(reason);
+            return None;
+        }
+        InputBody::Answer { request, answer } => return Some(hearers.approvals.answer(&request, answer)),
+        InputBody::Steer { text } => What::Steer(text),
+        InputBody::Queue { text } => What::Queue(text),
+        InputBody::Interrupt { text } => What::Interrupt(text),
+    };
+    let given = hearers.messenger.give(Message { seq, what });
+    (!given).then_some(InputState::Undelivered)
 }
 
 #[cfg(test)]
@@ -116,11 +159,16 @@ mod tests {
     fn hearers() -> (Hearers, Stop, Messages) {
         let (stopper, stop) = Stopper::new();
         let (messenger, messages) = Messenger::new();
-        (Hearers { stopper, messenger }, stop, messages)
+        (Hearers { stopper, messenger, approvals: Approvals::new(true) }, stop, messages)
     }
 
     fn steer(seq: i64, run: &RunId, text: &str) -> Input {
         Input { seq, run: run.clone(), body: InputBody::Steer { text: text.to_owned() } }
+    }
+
+    fn unasked() -> InputBody {
+        let answer = caisson_domain::approval::Answer::Allow { input: None };
+        InputBody::Answer { request: "unasked".to_owned(), answer }
     }
 
     #[tokio::test]
@@ -132,13 +180,23 @@ mod tests {
             steer(3, &run(2), "for this one"),
             stop(4, &run(2), StopReason::Cancel),
             stop(9, &run(3), StopReason::Timeout),
+            Input { seq: 5, run: run(2), body: InputBody::Queue { text: "behind it".to_owned() } },
+            Input { seq: 6, run: run(2), body: InputBody::Interrupt { text: None } },
+            Input { seq: 7, run: run(2), body: unasked() },
         ];
         let body = serde_json::to_vec(&Sent { items }).unwrap();
-        assert!(inputs.take_in(&body, &run(2), &hearers));
+        let taken = inputs.take_in(&body, &run(2), &hearers);
+        // What nobody waits for is told at once; of the others the turn tells.
+        assert_eq!(taken, Taken { news: true, told: vec![(7, InputState::Undelivered)] });
         assert_eq!(told.told().await, StopReason::Cancel);
-        assert_eq!(messages.next().await, "for this one");
-        assert_eq!(messages.close(), 0);
-        assert_eq!(inputs.after.load(Ordering::Relaxed), 9);
+        let message = |seq, what| Message { seq, what };
+        assert_eq!(messages.next().await, message(3, What::Steer("for this one".to_owned())));
+        assert_eq!(messages.next().await, message(5, What::Queue("behind it".to_owned())));
+        assert_eq!(messages.next().await, message(6, What::Interrupt(None)));
+        assert_eq!(messages.close(), Vec::<i64>::new());
+        let late = serde_json::to_vec(&Sent { items: vec![steer(10, &run(2), "late")] }).unwrap();
+        assert_eq!(inputs.take_in(&late, &run(2), &hearers).told, [(10, InputState::Undelivered)]);
+        assert_eq!(inputs.after.load(Ordering::Relaxed), 10);
     }
 
     #[tokio::test]
@@ -149,7 +207,7 @@ mod tests {
                 {{"seq":2,"run":"{0}","body":{{"kind":"stop","data":{{"reason":"cancel"}}}}}}]}}"#,
             run(1)
         );
-        assert!(inputs.take_in(body.as_bytes(), &run(1), &hearers));
+        assert!(inputs.take_in(body.as_bytes(), &run(1), &hearers).news);
         assert_eq!(told.told().await, StopReason::Cancel);
         assert_eq!(inputs.after.load(Ordering::Relaxed), 2);
     }
@@ -158,7 +216,7 @@ mod tests {
     fn an_answer_without_messages_is_no_news() {
         let (inputs, (hearers, _told, _messages)) = (Inputs::new(), hearers());
         for body in ["", "{}", r#"{"items":[]}"#] {
-            assert!(!inputs.take_in(body.as_bytes(), &run(1), &hearers), "{body}");
+            assert!(!inputs.take_in(body.as_bytes(), &run(1), &hearers).news, "{body}");
         }
     }
 }

@@ -4,6 +4,7 @@
 mod activity;
 mod agent;
 mod anchor;
+mod approvals;
 mod artifacts;
 mod backoff;
 mod checkout;

@@ -117,7 +117,8 @@ impl Live<'_> {
 fn found(end: &TurnEnd, schema: &Schema) -> Found {
     match end {
         TurnEnd::Result(result) => found_in(result, schema),
-        TurnEnd::Exited(_)
+        TurnEnd::Interrupted
+        | TurnEnd::Exited(_)
         | TurnEnd::Hung(_)
         | TurnEnd::Stopped(_)
         | TurnEnd::Untaken(_)

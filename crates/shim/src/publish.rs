@@ -155,6 +155,7 @@ impl Live<'_> {
                 Ok(TurnEnd::Unwritten(error)) => return Err(error.into()),
                 Ok(
                     TurnEnd::Result(_)
+                    | TurnEnd::Interrupted
                     | TurnEnd::Exited(_)
                     | TurnEnd::Hung(_)
                     | TurnEnd::Untaken(_)

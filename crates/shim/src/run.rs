@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use caisson_claude::{Conversation, Ending as AgentEnding, Exit as AgentExit, ResultLine, conclude, judge};
+use caisson_claude::{
+    Conversation, Ending as AgentEnding, Exit as AgentExit, ResultLine, Verdict, conclude, judge,
+};
+use caisson_domain::input::InputState;
 use caisson_domain::limits::RESULT_TEXT_BYTES;
 use caisson_domain::protocol::{Ending, JournalBody, NoteLevel, Outcome, RunWork, StopReason};
 use caisson_domain::repository_file::RepositoryFile;
@@ -11,6 +14,7 @@ use caisson_domain::run::{Failure, FailureKind, Phase, cut};
 use caisson_domain::workflow::{Publish, WorkspaceAccess};
 
 use crate::agent::Agent;
+use crate::approvals::Approvals;
 use crate::artifacts::Artifacts;
 use crate::checkout::{Checkout, prepare};
 use crate::commands;
@@ -43,6 +47,7 @@ pub(crate) struct Live<'a> {
     pub(crate) recorder: Recorder,
     pub(crate) stop: Stop,
     pub(crate) messages: Messages,
+    approvals: Approvals,
     pub(crate) agent: Option<Agent>,
     /// What the repository says of itself.
     pub(crate) repository: RepositoryFile,
@@ -60,13 +65,16 @@ pub(crate) struct Live<'a> {
 pub(crate) async fn run(shim: &Shim, work: &RunWork) {
     let (stopper, stop) = Stopper::new();
     let (messenger, messages) = Messenger::new();
-    let hearers = Hearers { stopper, messenger };
+    let approvals = Approvals::new(work.agent.approvals.is_some());
+    let hearers = Hearers { stopper, messenger, approvals: approvals.clone() };
+    let recorder = Recorder::new(&shim.journal, &work.run, work.attempt);
     let mut live = Live {
         shim,
         work,
-        recorder: Recorder::new(&shim.journal, &work.run, work.attempt),
+        recorder: recorder.clone(),
         stop,
         messages,
+        approvals,
         agent: None,
         repository: RepositoryFile::default(),
         git: work.git.as_ref().map(|git| Git {
@@ -98,7 +106,7 @@ pub(crate) async fn run(shim: &Shim, work: &RunWork) {
     };
     let last = tokio::select! {
         last = live.go() => last,
-        () = shim.inputs.follow(&shim.door, &work.run, &hearers) => None,
+        () = shim.inputs.follow(&shim.door, &work.run, (&hearers, &recorder)) => None,
         () = until_timeout => None,
     };
     if let Some(last) = last {
@@ -171,7 +179,9 @@ impl Live<'_> {
     async fn prepare(&mut self) -> Result<(), Halt> {
         steering::clear(&self.shim.places.home).map_err(|error| uncleared(&error))?;
         let resume = transcript::bring(self.shim, self.work, &self.recorder).await?;
-        let start = |acting: &Acting| Agent::start(self.shim, self.work, &self.recorder, acting, resume);
+        let start = |acting: &Acting| {
+            Agent::start(self.shim, self.work, (&self.recorder, &self.approvals), acting, resume)
+        };
         let Some(git) = &self.git else {
             let nothing = Acting::default();
             self.agent = Some(start(&nothing)?);
@@ -220,23 +230,61 @@ impl Live<'_> {
             () = self.recorder.stored(started) => {}
             reason = stop.told() => return Err(Halt::Stopped(reason)),
         }
-        let Some(agent) = self.agent.as_mut() else { return Ok(()) };
-        let prompt = commands::told(&self.work.prompt, &self.repository);
-        let end = agent.turn_with(&prompt, &mut stop, &mut self.messages).await;
-        if matches!(end, TurnEnd::Exited(_)) {
+        let end = self.turns(&mut stop).await?;
+        if let (TurnEnd::Exited(_), Some(agent)) = (&end, self.agent.as_mut()) {
             // Its last words may still be on their way.
             agent.finish(Duration::ZERO).await;
         }
-        if self.messages.close() > 0 {
-            self.recorder
-                .note(NoteLevel::Info, "a message came after the agent's turn and was not given")
-                .await?;
-        }
+        self.refuse_messages().await;
         match &self.work.output_schema {
             None => self.judge(end)?,
             Some(schema) => self.judge_output(end, schema, &mut stop).await?,
         }
         self.run_checks().await
+    }
+
+    /// The turn of the run's prompt, and one for each text that waits for its end; how the last one ended.
+    async fn turns(&mut self, stop: &mut Stop) -> Result<TurnEnd, Halt> {
+        let mut prompt = commands::told(&self.work.prompt, &self.repository);
+        let mut late = Vec::new();
+        loop {
+            let Some(agent) = self.agent.as_mut() else { return Ok(TurnEnd::Interrupted) };
+            let end = agent.turn_with(&prompt, stop, &mut self.messages).await;
+            let goes_on = match &end {
+                TurnEnd::Result(result) => judge(result) == Verdict::Succeeded,
+                TurnEnd::Interrupted => true,
+                TurnEnd::Exited(_)
+                | TurnEnd::Hung(_)
+                | TurnEnd::Stopped(_)
+                | TurnEnd::Untaken(_)
+                | TurnEnd::Unsent(_)
+                | TurnEnd::Unwritten(_) => false,
+            };
+            let next = if goes_on { self.messages.next_held(&mut late) } else { None };
+            self.tell_late(&std::mem::take(&mut late)).await;
+            let Some((seq, text)) = next else { return Ok(end) };
+            if let Some(agent) = self.agent.as_mut() {
+                agent.quiet().await;
+            }
+            self.recorder.write(JournalBody::Input { seq, state: InputState::Delivered }).await?;
+            prompt = text;
+        }
+    }
+
+    /// Takes no more messages; of those that came too late the server is told.
+    async fn refuse_messages(&mut self) {
+        let late = self.messages.close();
+        self.tell_late(&late).await;
+    }
+
+    async fn tell_late(&self, late: &[i64]) {
+        for &seq in late {
+            self.write_last(JournalBody::Input { seq, state: InputState::Undelivered }).await;
+        }
+        if !late.is_empty() {
+            let message = "a message came after the agent's turn and was not given".to_owned();
+            self.write_last(JournalBody::Note { level: NoteLevel::Info, message }).await;
+        }
     }
 
     pub(crate) fn judge(&mut self, end: TurnEnd) -> Result<(), Halt> {
@@ -254,6 +302,8 @@ impl Live<'_> {
                     stderr: &stderr,
                 }))
             }),
+            // Whoever interrupted it wants what there is.
+            TurnEnd::Interrupted => None,
             TurnEnd::Hung(hung) => Some(hung.failure()),
             TurnEnd::Stopped(reason) => return Err(Halt::Stopped(reason)),
             TurnEnd::Unwritten(error) => return Err(error.into()),
@@ -270,6 +320,7 @@ impl Live<'_> {
 
     /// Ends what runs, saves what is not published, and says how it went.
     async fn close(&mut self, done: Result<(), Halt>) -> Outcome {
+        self.refuse_messages().await;
         if let Some(mut agent) = self.agent.take() {
             let patience = if done.is_ok() { agent.patience.exit } else { Duration::ZERO };
             let exit = match agent.exit {

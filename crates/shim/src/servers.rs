@@ -155,7 +155,7 @@ impl Agent {
                     {
                         return Some(server_statuses(answer));
                     }
-                    if let Some(Action::Write(answer)) = self.conversation.observe(&line) {
+                    if let Some(Action::Write(answer)) = self.observe(&line) {
                         self.write(answer);
                     }
                 }

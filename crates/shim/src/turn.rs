@@ -6,22 +6,28 @@ use caisson_claude::{
     Action, ConversationError, Finished, InputError, Line, ResultLine, Unanswered, Uuid, Verdict, interrupt,
     judge, user_prompt,
 };
-use caisson_domain::protocol::StopReason;
+use caisson_domain::input::InputState;
+use caisson_domain::protocol::{JournalBody, StopReason};
 use tokio::time::Instant;
 
 use crate::agent::{Agent, DRAIN_MS, Heard};
 use crate::diagnostics::say;
 use crate::journal::WriteError;
-use crate::messages::{Messages, Messenger};
+use crate::messages::{Message, Messages, Messenger, What};
 use crate::reaper::Exit;
 use crate::stop::Stop;
 use crate::watch::{Hung, Watch};
+
+/// What the ids of interruptions begin with that somebody asked for.
+const INTERRUPTION: &str = "caisson-interrupt-";
 
 /// How a turn ended.
 #[derive(Debug)]
 pub(crate) enum TurnEnd {
     /// With a result.
     Result(Box<ResultLine>),
+    /// Somebody ended what the agent did, and gave it nothing to go on with.
+    Interrupted,
     /// The process ended before.
     Exited(Exit),
     /// It hung.
@@ -65,6 +71,10 @@ struct Turn {
     messages: Vec<Uuid>,
     /// Its result, while a message that the agent did not take up within the turn has a turn of its own.
     result: Option<Box<ResultLine>>,
+    /// Interruptions whose end was not seen yet.
+    interruptions: usize,
+    /// Whether what the agent did last was interrupted: then the turn comes to what it goes on with.
+    interrupted: bool,
     watch: Watch,
     /// When the process was seen to have ended, or its output to be closed.
     ended: Option<Instant>,
@@ -91,8 +101,7 @@ impl Agent {
             Err(unsent) => return TurnEnd::Unsent(unsent),
         };
         let watch = Watch::new(self.patience, Instant::now());
-        let mut turn =
-            Turn { prompt, messages: Vec::new(), result: None, watch, ended: None, stopping: None };
+        let mut turn = Turn::new(prompt, watch);
         loop {
             if self.exit.is_some() || self.closed {
                 turn.ended.get_or_insert_with(Instant::now);
@@ -116,10 +125,11 @@ impl Agent {
                     self.write(interrupt(turn.prompt.as_str()));
                     turn.stopping = Some((reason, Instant::now()));
                 }
-                text = messages.next(), if turn.takes_messages() => match self.send_prompt(&text) {
-                    Ok(message) => turn.messages.push(message),
-                    Err(unsent) => say(format_args!("a message was not given to the agent: {unsent}")),
-                },
+                message = messages.next(), if turn.takes_messages() => {
+                    if let Err(error) = turn.take_message(self, message, messages).await {
+                        return TurnEnd::Unwritten(error);
+                    }
+                }
                 () = tokio::time::sleep_until(deadline) => {
                     if let Some(end) = turn.ran_out(self, until) {
                         return turn.end(end);
@@ -139,6 +149,50 @@ impl Agent {
 }
 
 impl Turn {
+    fn new(prompt: Uuid, watch: Watch) -> Self {
+        let (messages, result, ended, stopping) = (Vec::new(), None, None, None);
+        Self { prompt, messages, result, interruptions: 0, interrupted: false, watch, ended, stopping }
+    }
+
+    /// Gives the agent a message, or keeps it for the turn's end, and tells the server so.
+    async fn take_message(
+        &mut self,
+        agent: &mut Agent,
+        Message { seq, what }: Message,
+        messages: &mut Messages,
+    ) -> Result<(), WriteError> {
+        let state = match what {
+            What::Queue(text) => {
+                messages.hold(seq, text);
+                InputState::Held
+            }
+            What::Steer(text) => self.pass_on(agent, &text),
+            What::Interrupt(text) => {
+                agent.write(interrupt(&format!("{INTERRUPTION}{seq}")));
+                self.interruptions += 1;
+                // Written now, it may be taken for a part of what is being ended, and end with it.
+                text.map_or(InputState::Delivered, |text| {
+                    messages.hold_first(seq, text);
+                    InputState::Held
+                })
+            }
+        };
+        agent.recorder.write(JournalBody::Input { seq, state }).await.map(drop)
+    }
+
+    fn pass_on(&mut self, agent: &mut Agent, text: &str) -> InputState {
+        match agent.send_prompt(text) {
+            Ok(message) => {
+                self.messages.push(message);
+                InputState::Delivered
+            }
+            Err(unsent) => {
+                say(format_args!("a message was not given to the agent: {unsent}"));
+                InputState::Undelivered
+            }
+        }
+    }
+
     /// What is waited for next, and how long. A stop counts more than everything else.
     fn deadline(&self, agent: &Agent) -> (Instant, Until) {
         if let Some((reason, since)) = self.stopping {
@@ -158,7 +212,7 @@ impl Turn {
     fn take_in(&mut self, agent: &mut Agent, line: &Line) -> Option<TurnEnd> {
         self.watch.heard(line);
         agent.note(line);
-        match agent.conversation.observe(line)? {
+        match agent.observe(line)? {
             Action::Write(answer) => {
                 agent.write(answer);
                 None
@@ -176,13 +230,15 @@ impl Turn {
         }
     }
 
-    /// Whether the agent can still be given a message.
+    /// Whether the agent can still be given a message: it works on its prompt, or on what it goes on with.
     fn takes_messages(&self) -> bool {
-        self.stopping.is_none() && self.ended.is_none() && self.result.is_none()
+        let works = self.result.is_none() || (self.interrupted && !self.messages.is_empty());
+        self.stopping.is_none() && self.ended.is_none() && works
     }
 
     /// Takes in a result; the end, if nothing of the turn is open any more. What came of the task is told by the result
-    /// that names its prompt: what comes of a message behind it undoes no work.
+    /// that names its prompt: what comes of a message behind it undoes no work. But where somebody has interrupted that, it is
+    /// what the agent goes on with that counts.
     fn finished(&mut self, finished: Finished) -> Option<TurnEnd> {
         let named = |prompt: &Uuid| finished.prompts.iter().any(|name| name == prompt.as_str());
         let (ours, before) = (named(&self.prompt), self.messages.len());
@@ -190,10 +246,14 @@ impl Turn {
         if !ours && self.messages.len() == before {
             return None;
         }
-        if ours {
-            if self.stopping.is_some() || judge(&finished.result) != Verdict::Succeeded {
+        if ours || self.interrupted {
+            let verdict = judge(&finished.result);
+            let cut_off = self.interruptions > 0 && verdict == Verdict::Cancelled;
+            if self.stopping.is_some() || (verdict != Verdict::Succeeded && !cut_off) {
                 return Some(TurnEnd::Result(finished.result));
             }
+            self.interruptions = if cut_off { self.interruptions - 1 } else { 0 };
+            self.interrupted = cut_off;
             self.result = Some(finished.result);
         }
         self.complete()
@@ -201,7 +261,16 @@ impl Turn {
 
     /// The end, if there is a result and every message is answered.
     fn complete(&mut self) -> Option<TurnEnd> {
-        if self.messages.is_empty() { self.result.take().map(TurnEnd::Result) } else { None }
+        if !self.messages.is_empty() {
+            return None;
+        }
+        let result = self.result.take()?;
+        Some(if self.interrupted { TurnEnd::Interrupted } else { TurnEnd::Result(result) })
+    }
+
+    /// Whether the agent is silent because it has asked and has no answer yet.
+    fn waits_for_people(&self, agent: &Agent, hung: Hung) -> bool {
+        self.ended.is_none() && hung != Hung::Begin && agent.approvals.are_waiting()
     }
 
     /// A wait has passed; the end, if it means one.
@@ -209,7 +278,7 @@ impl Turn {
         match until {
             Until::Interrupted(reason) => Some(TurnEnd::Stopped(reason)),
             Until::Drained(exit) => Some(TurnEnd::Exited(exit)),
-            Until::Hangs(_) if agent.recorder.is_full() => {
+            Until::Hangs(hung) if agent.recorder.is_full() || self.waits_for_people(agent, hung) => {
                 agent.touch();
                 None
             }

@@ -109,6 +109,7 @@ mod tests {
                 mcp_http: Vec::new(),
                 mcp_required: Vec::new(),
                 environment: std::collections::BTreeMap::new(),
+                approvals: None,
             },
             git: None,
             publish: Publish::None,

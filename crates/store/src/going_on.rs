@@ -97,15 +97,12 @@ const SANDBOXES_LEFT: &str = "select count(*) from sandbox where session_id = $1
 const SERVERS: &str = "select distinct server_id as id from sandbox where session_id = $1 order by 1";
 
 const LEAVE_VOLUME: &str = "insert into removal (server_id, kind, name, project_id, created_at_ms) \
-     select server_id, 'volume', session_id, project_id, $2 from sandbox where session_id = $1 \
-     group by server_id, session_id, project_id";
+     select server_id, 'volume', session_id, project_id, $2 from session_files where session_id = $1 and kind = 'volumes'";
 
-/// Files are kept by the server whose gateway wrote them, which is one that had a sandbox of the session.
 const LEAVE_ARTIFACTS: &str = "insert into removal (server_id, kind, name, project_id, created_at_ms) \
-     select sandbox.server_id, 'artifacts', run.id, run.project_id, $2 from run \
-     join sandbox on sandbox.session_id = run.session_id where run.session_id = $1 \
-     and exists (select 1 from artifact where artifact.run_id = run.id) \
-     group by sandbox.server_id, run.id, run.project_id";
+     select session_files.server_id, 'artifacts', run.id, run.project_id, $2 from run \
+     join session_files on session_files.session_id = run.session_id and session_files.kind = 'artifacts' \
+     where run.session_id = $1 and exists (select 1 from artifact where artifact.run_id = run.id)";
 
 const LEFT: &str =
     "select name, kind from removal where server_id = $1 order by created_at_ms, name limit $2";

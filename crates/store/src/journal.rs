@@ -3,6 +3,7 @@
 use caisson_domain::checks::{Check, stands};
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{ProjectId, RunId, SandboxId};
+use caisson_domain::input::InputState;
 use caisson_domain::limits::{RUN_EVENT_BYTES, RUN_EVENT_RESERVED_BYTES, RUN_EVENTS, RUN_EVENTS_RESERVED};
 use caisson_domain::protocol::{NoteLevel, Outcome};
 use caisson_domain::run::Phase;
@@ -10,7 +11,9 @@ use serde_json::{Value, json};
 
 use crate::database::{Hold, Tx, sql};
 use crate::rows::{Columns, document};
-use crate::{Actor, NewAudit, SandboxState, Store, StoreError, Topic, audit, events};
+use crate::{
+    Actor, NewApproval, NewAudit, SandboxState, Store, StoreError, Topic, approvals, audit, events, inputs,
+};
 
 /// One entry of a journal.
 #[derive(Debug, Clone)]
@@ -39,6 +42,20 @@ pub enum JournalEffect {
     },
     /// The prompt goes to the agent as soon as this is stored.
     AgentStarted,
+    /// How far an input is.
+    Input {
+        /// Its number in the session.
+        seq: i64,
+        /// How far.
+        state: InputState,
+    },
+    /// The agent asks before it uses a tool. Kept for a run whose workflow has it ask.
+    Asked(NewApproval),
+    /// The agent no longer waits for what it asked.
+    AskedNoMore {
+        /// Its own name for it.
+        request: String,
+    },
     /// The run's structured output. The first one counts.
     Output(Value),
     /// The shim is done with the run. The first outcome counts.
@@ -292,6 +309,11 @@ async fn apply(tx: &mut Tx<'_>, entry: &JournalEntry) -> Result<(), StoreError> 
                 .execute(&mut *tx.db)
                 .await?;
         }
+        JournalEffect::Input { seq, state } => {
+            inputs::acknowledge(tx, &entry.run, *seq, *state).await?;
+        }
+        JournalEffect::Asked(new) => approvals::requested(tx, &entry.run, new).await?,
+        JournalEffect::AskedNoMore { request } => approvals::withdrawn(tx, &entry.run, request).await?,
         JournalEffect::Output(output) => {
             let output = document("run.output", output)?;
             sql::query(OUTPUT).bind(run).bind(output).execute(&mut *tx.db).await?;

@@ -8,6 +8,7 @@
 //! Every read may fail with [`StoreError::Unavailable`] or [`StoreError::Corrupt`], every write with
 //! [`StoreError::Full`] as well; the methods only name what is particular to them. A write that answered is on the disk.
 
+mod approvals;
 mod artifacts;
 mod audit;
 mod automagik;
@@ -27,6 +28,7 @@ mod files;
 mod forget;
 mod going_on;
 mod hints;
+mod inputs;
 mod journal;
 mod keys;
 mod knock;
@@ -77,6 +79,7 @@ use keys::KeyUses;
 use meters::Meters;
 use vault::Keyring;
 
+pub use approvals::{AnswerApproval, Approval, NewApproval};
 pub use artifacts::{Artifact, NewArtifact, PutArtifact};
 pub use audit::{
     AUDIT_HASH_START, AUDIT_TEXT_BYTES, Actor, AuditFault, AuditFilter, AuditHead, AuditRecord, AuditReport,
@@ -100,6 +103,7 @@ pub use error::{BoxError, StoreError};
 pub use forget::ForgetServer;
 pub use going_on::{DeleteSession, FilesLeft, ForkSession, GoOn, REMOVALS_PAGE};
 pub use hints::{Topic, Watch};
+pub use inputs::{NewInput, RunInput, SendInput};
 pub use journal::{JournalAppend, JournalEffect, JournalEntry};
 pub use keys::{ApiKey, NewApiKey};
 pub use knock::{DoorRun, Knock};

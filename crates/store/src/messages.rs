@@ -53,7 +53,7 @@ const QUEUE: &str = "select count(*) as added, min(created_at_ms) as oldest from
 
 const REPEATED: &str = "select count(*) from input where run_id = $1 and body = $2 and created_at_ms > $3";
 
-const NUMBER: &str =
+pub(crate) const NUMBER: &str =
     "update session set last_input_seq = last_input_seq + 1 where id = $1 returning last_input_seq";
 
 impl Store {
@@ -144,7 +144,7 @@ fn read_queue(row: &Row, run: &Run) -> Result<MessageQueue, StoreError> {
     })
 }
 
-async fn insert(tx: &mut Tx<'_>, run: &Run, body: String) -> Result<(), StoreError> {
+pub(crate) async fn insert(tx: &mut Tx<'_>, run: &Run, body: String) -> Result<(), StoreError> {
     let seq: i64 = sql::query_scalar(NUMBER).bind(run.session.as_str()).fetch_one(&mut *tx.db).await?;
     sql::query(INSERT_INPUT)
         .bind(run.session.as_str())

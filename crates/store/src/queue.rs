@@ -13,7 +13,7 @@ use crate::events::Ended;
 use crate::rows::{Columns, document, run_columns};
 use crate::sessions::uid_offset;
 use crate::{
-    SandboxState, Store, StoreError, Topic, damage, events, files, rows, runs, sandboxes, usage,
+    SandboxState, Store, StoreError, Topic, approvals, damage, events, files, rows, runs, sandboxes, usage,
 };
 
 /// A run that the caller owns now.
@@ -55,6 +55,8 @@ pub struct Progress {
     pub provider_status: Option<u16>,
     /// Why the gateway gave up the run's model calls for good, if no call was answered since.
     pub model_failure: Option<Failure>,
+    /// When the first approval that waits has its default answer, Unix ms; none if none waits.
+    pub approval_expires_at_ms: Option<i64>,
 }
 
 /// How a run ended.
@@ -84,7 +86,9 @@ const PLACE: &str =
     "update run set sandbox_id = $3 where id = $1 and lease_epoch = $2 and status = 'running'";
 
 const PROGRESS: &str = "select id, cancel_requested_at_ms, stop_requested_at_ms, agent_started, phase, outcome, output, \
-     pushed_commit, pending_push is not null as push_pending, lease_expires_at_ms, provider_status, model_failure from run \
+     pushed_commit, pending_push is not null as push_pending, lease_expires_at_ms, provider_status, model_failure, \
+     (select min(expires_at_ms) from approval where approval.run_id = run.id and approval.state = 'waiting') \
+       as approval_expires_at_ms from run \
      where id = $1 and lease_epoch = $2 and status = 'running'";
 
 impl Store {
@@ -258,7 +262,7 @@ const OWNED: &str =
 
 /// The run, if it is running and `epoch` is still its epoch. The transaction holds the write lock, so what it reads
 /// here stays true until it commits.
-async fn owned(tx: &mut Tx<'_>, run: &RunId, epoch: Epoch) -> Result<Option<Run>, StoreError> {
+pub(crate) async fn owned(tx: &mut Tx<'_>, run: &RunId, epoch: Epoch) -> Result<Option<Run>, StoreError> {
     let row = sql::query(OWNED).bind(run.as_str()).bind(epoch.0).fetch_optional(&mut *tx.db).await?;
     row.as_ref().map(rows::run).transpose()
 }
@@ -314,6 +318,7 @@ fn progress(row: &Row) -> Result<Progress, StoreError> {
         lease_expires_at_ms: columns.get("lease_expires_at_ms")?,
         provider_status: status.map(|_| columns.number("provider_status")).transpose()?,
         model_failure: columns.json_optional("model_failure")?,
+        approval_expires_at_ms: columns.get("approval_expires_at_ms")?,
     })
 }
 
@@ -385,7 +390,8 @@ async fn leave(tx: &mut Tx<'_>, run: &Run) -> Result<(), StoreError> {
     Ok(())
 }
 
-const DROP_INPUTS: &str = "delete from input where run_id = $1";
+/// What people sent is kept: it is for the run, whichever sandbox it is in.
+const DROP_INPUTS: &str = "delete from input where run_id = $1 and kind is null";
 
 const END_ATTEMPT: &str = "update attempt set ended_at_ms = $3 where run_id = $1 and number = $2";
 
@@ -393,6 +399,7 @@ const END_ATTEMPT: &str = "update attempt set ended_at_ms = $3 where run_id = $1
 /// and branch are free for others.
 pub(crate) async fn release(tx: &mut Tx<'_>, run: &str, attempt: i64) -> Result<(), StoreError> {
     sql::query(DROP_INPUTS).bind(run).execute(&mut *tx.db).await?;
+    approvals::withdraw_all(tx, run).await?;
     sql::query(END_ATTEMPT).bind(run).bind(attempt).bind(tx.now_ms).execute(&mut *tx.db).await?;
     tx.wake(Topic::Queue);
     if let Ok(run) = run.parse() {

@@ -104,7 +104,7 @@ const MARK_VOLUME: &str =
     "update session set volume_deleted_at_ms = $2 where id = $1 and volume_deleted_at_ms is null";
 
 /// Everything that refers to a session or to its runs, in an order in which nothing refers to what is gone.
-pub(crate) const DELETE_SESSION: [&str; 15] = [
+pub(crate) const DELETE_SESSION: [&str; 16] = [
     "delete from session_files where session_id = $1",
     "delete from transcript_part where session_id = $1",
     "delete from transcript where session_id = $1",
@@ -113,6 +113,7 @@ pub(crate) const DELETE_SESSION: [&str; 15] = [
     "delete from idempotency where run_id in (select id from run where session_id = $1)",
     "delete from artifact where run_id in (select id from run where session_id = $1)",
     "delete from input where session_id = $1",
+    "delete from approval where session_id = $1",
     "delete from event where session_id = $1",
     "delete from usage where session_id = $1",
     "delete from attempt where session_id = $1",

@@ -66,6 +66,9 @@ async fn follow(attempt: &Attempt, sandbox: &SandboxId, place: &Place) -> Result
             let disk = seen_of_disk(attempt, place, &outcome).await;
             return Ok(Some(Verdict::Finish(by_outcome(&attempt.facts(&progress).with(&disk), &outcome))));
         }
+        if expire(attempt, &progress).await? {
+            continue;
+        }
         let wait = match &end {
             Some((end, settled_at)) => {
                 let wait = settled_at.saturating_duration_since(Instant::now());
@@ -75,7 +78,7 @@ async fn follow(attempt: &Attempt, sandbox: &SandboxId, place: &Place) -> Result
                 wait
             }
             None => match next_act(attempt, &progress, attached_at_ms) {
-                Act::Wait(wait) => wait,
+                Act::Wait(wait) => wait.min(until_expiry(attempt, &progress)),
                 Act::StopForTime => {
                     stop_for_time(attempt).await?;
                     continue;
@@ -172,6 +175,24 @@ fn act_at(now_ms: i64, deadline_ms: i64, told_to_stop_at_ms: Option<i64>, grace:
     }
 }
 
+/// Has the store answer what nobody has answered in time, by its own clock; whether there was something.
+async fn expire(attempt: &Attempt, progress: &Progress) -> Result<bool, Halt> {
+    let now_ms = attempt.ctx.store.now_ms();
+    if progress.approval_expires_at_ms.is_none_or(|at_ms| at_ms > now_ms) {
+        return Ok(false);
+    }
+    let (store, run, epoch) = (&attempt.ctx.store, &attempt.run.id, attempt.epoch);
+    info!(run.id = %run, "nobody answered an approval of run {run} in time");
+    let expire = move || store.expire_approvals(run, epoch);
+    attempt.ctx.insist("answer an approval", expire).await
+}
+
+/// How long until an approval has its default answer.
+fn until_expiry(attempt: &Attempt, progress: &Progress) -> Duration {
+    let left = |at_ms: i64| at_ms.saturating_sub(attempt.ctx.store.now_ms()).max(0).unsigned_abs();
+    progress.approval_expires_at_ms.map_or(Duration::MAX, |at_ms| Duration::from_millis(left(at_ms)))
+}
+
 async fn stop_for_time(attempt: &Attempt) -> Result<(), Halt> {
     let (store, run, epoch) = (&attempt.ctx.store, &attempt.run.id, attempt.epoch);
     info!(run.id = %run, "the time limit of run {run} passed");
@@ -251,6 +272,7 @@ mod tests {
             lease_expires_at_ms: 0,
             provider_status: None,
             model_failure: None,
+            approval_expires_at_ms: None,
         };
         assert_eq!(told_to_stop(&progress(false, None), 500), None);
         assert_eq!(told_to_stop(&progress(true, Some(100)), 500), Some(500));

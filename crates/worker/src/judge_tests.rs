@@ -47,6 +47,7 @@ fn progress() -> Progress {
         lease_expires_at_ms: NOW,
         provider_status: None,
         model_failure: None,
+        approval_expires_at_ms: None,
     }
 }
 

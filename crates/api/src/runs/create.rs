@@ -16,9 +16,9 @@ use crate::problem::{ApiError, Faults};
 use crate::state::App;
 
 /// Header that makes a repetition of a request harmless.
-pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Header that tells a repetition from the first time.
-pub(super) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+pub(crate) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// Most workflow names that a problem lists.
 const KNOWN_WORKFLOWS: usize = 20;
 
@@ -46,7 +46,7 @@ pub(crate) struct Origin {
 /// [`ApiError::KeyReused`], [`ApiError::QueueFull`], [`ApiError::ProjectQueueFull`], [`ApiError::Store`].
 /// # Cancel safety
 /// A dropped call may have queued the run; with an idempotency key, asking again finds it.
-pub(super) async fn create(
+pub(crate) async fn create(
     app: &App,
     caller: Principal,
     fields: Fields,

@@ -23,7 +23,9 @@ use crate::problem::{ApiError, Problem};
 use crate::state::App;
 
 pub(crate) use artifacts::*;
-pub(crate) use create::{Accepted, Origin, accept, check_placeable, idempotency_key, sound_servers};
+pub(crate) use create::{
+    Accepted, Origin, REPLAYED, accept, check_placeable, create, idempotency_key, sound_servers,
+};
 pub use queueing::{HeldByView, QueueEstimateView};
 pub use request::{CreateRun, CreateRunResources, RepositoryChoice};
 pub use view::{
@@ -61,11 +63,11 @@ pub(crate) async fn create_run(
     _: NoParams,
     JsonObject(fields): JsonObject,
 ) -> Result<Response, ApiError> {
-    let key = create::idempotency_key(&headers)?;
-    let accepted = create::create(&app, caller, fields, key).await?;
+    let key = idempotency_key(&headers)?;
+    let accepted = create(&app, caller, fields, key).await?;
     let run = RunView::new(accepted.run, Detail::Full);
     let location = [(header::LOCATION, run.links.this.clone())];
-    let replayed = accepted.replayed.then_some([(create::REPLAYED, "true")]);
+    let replayed = accepted.replayed.then_some([(REPLAYED, "true")]);
     Ok((StatusCode::ACCEPTED, location, replayed, Json(run)).into_response())
 }
 

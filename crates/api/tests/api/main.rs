@@ -3,6 +3,7 @@
 
 mod access;
 mod agents;
+mod approvals;
 mod artifacts;
 mod audit;
 mod auth;
@@ -16,7 +17,9 @@ mod faults;
 mod going_on;
 mod health;
 mod idempotency;
+mod inputs;
 mod keys;
+mod mcp;
 mod metrics;
 mod openapi;
 mod pages;

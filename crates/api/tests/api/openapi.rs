@@ -23,7 +23,10 @@ fn routes() -> Vec<(String, BTreeSet<String>)> {
 }
 
 fn concrete(path: &str) -> String {
-    path.replace("{id}", "x").replace("{name}", "x").replace("{surface}", "workflows")
+    path.replace("{id}", "x")
+        .replace("{approval}", "x")
+        .replace("{name}", "x")
+        .replace("{surface}", "workflows")
 }
 
 #[test]

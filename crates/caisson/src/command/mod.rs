@@ -13,8 +13,10 @@ mod egress;
 mod gc;
 mod image;
 mod image_scan;
+mod inputs;
 mod key;
 mod machine;
+mod mcp;
 mod project;
 mod queue;
 mod runs;
@@ -59,6 +61,11 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Artifacts(flags) => artifacts::run(flags).await,
         Command::Cancel(flags) => runs::cancel(flags).await,
         Command::Session(session) => session::run(session).await,
+        Command::Input(flags) => inputs::input(flags).await,
+        Command::Approvals(flags) => inputs::list(flags).await,
+        Command::Approve(flags) => inputs::approve(flags).await,
+        Command::Deny(flags) => inputs::deny(flags).await,
+        Command::Mcp(flags) => mcp::run(flags).await,
         Command::Queue(flags) => queue::show(flags).await,
         Command::Drain(flags) => queue::drain(flags).await,
         Command::Resume(flags) => queue::resume(flags).await,

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{CaissonBlock, Publish, ResourcesBlock, WorkspaceAccess};
+use crate::approval::ApprovalsFront;
 use crate::parameters::Parameters;
 use crate::repository_file::CheckName;
 use crate::trust::TrustFront;
@@ -27,6 +28,7 @@ pub(super) struct CaissonFront {
     output_schema: Option<Value>,
     parameters: Parameters,
     checks: Vec<CheckName>,
+    approvals: Option<ApprovalsFront>,
 }
 
 /// The resources as written.
@@ -58,6 +60,7 @@ impl From<CaissonFront> for CaissonBlock {
             output_schema,
             parameters,
             checks,
+            approvals,
         } = front;
         let ResourcesFront { memory_mib, pids, cpu_millis, tmp_mib, workspace_mib } = resources;
         let default = Self::default();
@@ -77,6 +80,7 @@ impl From<CaissonFront> for CaissonBlock {
             output_schema,
             parameters,
             checks,
+            approvals: approvals.map(Into::into),
         }
     }
 }

@@ -50,7 +50,19 @@ fn said(entry: &JournalEntry) -> Vec<String> {
         }
         JournalEffect::Prepared { base_commit } => texts.extend(base_commit.clone()),
         JournalEffect::Output(output) => collect(output, &mut texts),
-        JournalEffect::None | JournalEffect::Phase(_) | JournalEffect::AgentStarted => {}
+        JournalEffect::Asked(asked) => {
+            texts.extend([asked.request.clone(), asked.tool.clone()]);
+            texts.extend(asked.description.clone());
+            match serde_json::from_str(&asked.input) {
+                Ok(input) => collect(&input, &mut texts),
+                Err(_) => texts.push(asked.input.clone()),
+            }
+        }
+        JournalEffect::AskedNoMore { request } => texts.push(request.clone()),
+        JournalEffect::None
+        | JournalEffect::Phase(_)
+        | JournalEffect::AgentStarted
+        | JournalEffect::Input { .. } => {}
     }
     texts
 }

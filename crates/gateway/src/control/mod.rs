@@ -1,6 +1,7 @@
 //! The shim's paths: next, journal, inputs, deltas, artifacts, transcript.
 
 mod artifacts;
+mod asking;
 mod deltas;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;

@@ -9,9 +9,10 @@ use caisson_domain::redact::Redactor;
 use caisson_domain::run::{Failure, cut};
 use caisson_domain::schema::OUTPUT_BYTES;
 use caisson_domain::trust::Steering;
-use caisson_store::{JournalEffect, JournalEntry};
+use caisson_store::{JournalEffect, JournalEntry, NewApproval};
 use serde_json::{Value, json};
 
+use super::asking;
 use super::redaction::Cleaner;
 use crate::bounds::{EXCERPT_BYTES, JOURNAL_BATCH_LINES, JOURNAL_NOTES, NOTE_BYTES};
 
@@ -116,11 +117,11 @@ fn note(level: NoteLevel, message: &str) -> NewEvent {
 
 fn entry(record: JournalRecord) -> JournalEntry {
     let JournalRecord { run, attempt, body } = record;
-    let (event, effect) = translate(attempt, body);
+    let (event, effect) = translate(&run, attempt, body);
     JournalEntry { run, attempt, event, effect }
 }
 
-fn translate(attempt: i64, body: JournalBody) -> (Option<NewEvent>, JournalEffect) {
+fn translate(run: &RunId, attempt: i64, body: JournalBody) -> (Option<NewEvent>, JournalEffect) {
     match body {
         JournalBody::Phase { phase } => {
             (Some(NewEvent::new(EventKind::RunPhase, &json!({"phase": phase}))), JournalEffect::Phase(phase))
@@ -148,6 +149,12 @@ fn translate(attempt: i64, body: JournalBody) -> (Option<NewEvent>, JournalEffec
                 json!({"commit": commit, "message": cut(&message, RESULT_TEXT_BYTES), "author": author});
             (Some(NewEvent::new(EventKind::GitCommit, &data)), JournalEffect::None)
         }
+        JournalBody::Input { seq, state } => asking::input(seq, state),
+        JournalBody::ApprovalRequested { request, tool, description, input, cut_bytes } => {
+            let cut_bytes = i64::try_from(cut_bytes).unwrap_or(i64::MAX);
+            asking::requested(run, NewApproval { request, tool, description, input, cut_bytes })
+        }
+        JournalBody::ApprovalWithdrawn { request } => asking::withdrawn(run, request),
         JournalBody::Output { output } => (None, output_effect(output)),
         JournalBody::Note { level, message } => (Some(note(level, &message)), JournalEffect::None),
         JournalBody::Finished(outcome) => (None, JournalEffect::Finished(bounded(outcome))),

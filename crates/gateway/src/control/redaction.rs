@@ -104,11 +104,25 @@ impl<'a> Cleaner<'a> {
             JournalBody::Commit { commit, message, author } => {
                 JournalBody::Commit { commit: self.text(commit), message: self.text(message), author }
             }
+            JournalBody::ApprovalRequested { request, tool, description, input, cut_bytes } => {
+                JournalBody::ApprovalRequested {
+                    request: self.text(request),
+                    tool: self.text(tool),
+                    description: description.map(|text| self.text(text)),
+                    input: if cut_bytes == 0 { self.json(input) } else { self.cut_text(input) },
+                    cut_bytes,
+                }
+            }
+            JournalBody::ApprovalWithdrawn { request } => {
+                JournalBody::ApprovalWithdrawn { request: self.text(request) }
+            }
             JournalBody::Output { output } => JournalBody::Output { output: self.value(output) },
             JournalBody::Note { level, message } => JournalBody::Note { level, message: self.text(message) },
             JournalBody::Steered(steering) => JournalBody::Steered(self.steering(steering)),
             JournalBody::Finished(outcome) => JournalBody::Finished(self.outcome(outcome)),
-            body @ (JournalBody::Phase { .. } | JournalBody::AgentStarted) => body,
+            body @ (JournalBody::Phase { .. } | JournalBody::AgentStarted | JournalBody::Input { .. }) => {
+                body
+            }
         }
     }
 }
@@ -198,6 +212,13 @@ mod tests {
             },
             JournalBody::Note { level: caisson_domain::protocol::NoteLevel::Info, message: said },
             JournalBody::Finished(outcome),
+            JournalBody::ApprovalRequested {
+                request: String::new(),
+                tool: "Write".to_owned(),
+                description: Some(format!("b {SECRET}")),
+                input: json!({ "content": SECRET }).to_string(),
+                cut_bytes: 0,
+            },
         ];
         for body in bodies {
             let redactor = redactor();

@@ -1,5 +1,6 @@
 //! The gateway as a whole: real sockets, a real store, real git, and small upstreams made here.
 
+mod approvals;
 mod control;
 mod credentials;
 mod credentials_tokens;

@@ -18,7 +18,10 @@ async fn steered(sandbox: &Sandbox) -> Vec<String> {
     let inputs: Inputs = serde_json::from_slice(&answer.body).unwrap();
     let texts = inputs.items.into_iter().filter_map(|input| match input.body {
         InputBody::Steer { text } => Some(text),
-        InputBody::Stop { .. } => None,
+        InputBody::Stop { .. }
+        | InputBody::Queue { .. }
+        | InputBody::Interrupt { .. }
+        | InputBody::Answer { .. } => None,
     });
     texts.collect()
 }

@@ -8,12 +8,14 @@
 )]
 #![expect(clippy::future_not_send, reason = "a test runs on one thread")]
 
+mod approvals;
 mod artifacts;
 mod branches;
 mod drivers;
 mod faults;
 mod gateway;
 mod hostile;
+mod inputs;
 mod messages;
 mod publishing;
 mod real_cli;

@@ -245,7 +245,7 @@ impl Sandbox {
         self.give(run, InputBody::Steer { text: text.to_owned() });
     }
 
-    fn give(&self, run: &RunId, body: InputBody) {
+    pub(crate) fn give(&self, run: &RunId, body: InputBody) {
         self.gateway.with(|state| {
             let seq = i64::try_from(state.inputs.len()).unwrap() + 1;
             state.inputs.push(Input { seq, run: run.clone(), body });
@@ -373,6 +373,7 @@ pub(crate) fn plain_work(prompt: &str) -> RunWork {
             mcp_http: Vec::new(),
             mcp_required: Vec::new(),
             environment: BTreeMap::new(),
+            approvals: None,
         },
         git: None,
         publish: Publish::None,

@@ -40,6 +40,7 @@ macro_rules! only_sqlite {
     };
 }
 
+mod approvals;
 mod artifacts;
 mod audit;
 mod automagik;
@@ -57,6 +58,7 @@ mod fixture;
 mod going_on;
 mod hints;
 mod idempotency;
+mod inputs;
 mod journal;
 mod keys;
 mod knock;

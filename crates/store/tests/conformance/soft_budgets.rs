@@ -49,7 +49,10 @@ async fn told(fixture: &Fixture, placed: &Placed) -> Vec<String> {
             assert_eq!(input.run, placed.run.id);
             Some(text)
         }
-        InputBody::Stop { .. } => None,
+        InputBody::Stop { .. }
+        | InputBody::Queue { .. }
+        | InputBody::Interrupt { .. }
+        | InputBody::Answer { .. } => None,
     });
     texts.collect()
 }

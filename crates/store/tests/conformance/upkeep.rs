@@ -164,7 +164,7 @@ async fn a_copy_in_postgresql_is_the_same_row_for_row_and_goes_on_from_there(fix
         .execute("insert into audit_before (project_id, at_ms, actor, action, subject) values ('default', 1, 'operator', 'a', 'b')")
         .await;
     fixture
-        .execute("insert into input select session_id, 99, project_id, id, 1, '{}' from run limit 1")
+        .execute("insert into input (session_id, seq, project_id, run_id, created_at_ms, body) select session_id, 99, project_id, id, 1, '{}' from run limit 1")
         .await;
     for people in [
         "insert into automagik_user (id, project_id, email, created_at_ms, updated_at_ms) values ('u', 'default', 'a@b.example', 1, 1)",
@@ -172,6 +172,7 @@ async fn a_copy_in_postgresql_is_the_same_row_for_row_and_goes_on_from_there(fix
         "insert into transcript (session_id, project_id, run_id, size_bytes, sha256, created_at_ms) select session_id, project_id, id, 2, 'ab', 1 from run limit 1",
         "insert into transcript_part (session_id, number, project_id, content) select session_id, 0, project_id, '{}' from transcript",
         "insert into removal (server_id, kind, name, project_id, created_at_ms) select id, 'volume', 'ses_1', 'default', 1 from server limit 1",
+        "insert into approval (id, project_id, session_id, run_id, request, tool, input, cut_bytes, default_answer, state, requested_at_ms, expires_at_ms) select 'apv', project_id, session_id, id, 'r', 't', '{}', 0, 'deny', 'waiting', 1, 2 from run limit 1",
         "insert into server_role select id, 'worker', null, 1, 1, '1', 4 from server limit 1",
     ] {
         fixture.execute(people).await;

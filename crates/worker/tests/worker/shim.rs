@@ -262,6 +262,9 @@ impl Shim {
             JournalEffect::None
             | JournalEffect::Prepared { .. }
             | JournalEffect::Output(_)
+            | JournalEffect::Input { .. }
+            | JournalEffect::Asked(_)
+            | JournalEffect::AskedNoMore { .. }
             | JournalEffect::Finished(_) => EventKind::Note,
         };
         let event = Some(NewEvent::new(kind, &json!({})));

@@ -1,0 +1,267 @@
+//! The tools: what the native API does, for a caller who calls functions.
+
+use std::time::Duration;
+
+use caisson_domain::event::Event;
+use caisson_domain::id::RunId;
+use caisson_domain::limits::IDEMPOTENCY_KEY_BYTES;
+use caisson_domain::principal::{Principal, Scope};
+use caisson_domain::run::{Run, cut};
+use caisson_store::{CancelRun, Topic};
+use http::{HeaderMap, HeaderValue};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::rpc::RpcError;
+use crate::extract::{Fields, unknown_run};
+use crate::problem::{ApiError, Faults};
+use crate::runs::{self, Detail, RunView, idempotency_key};
+use crate::state::App;
+
+/// Longest wait for a run's end that one call may ask for, in seconds: shorter than most clients wait for an answer.
+const WAIT_S: u32 = 50;
+/// Events of one answer, and when the caller names no number.
+const EVENTS: u32 = 200;
+const EVENTS_DEFAULT: u32 = 50;
+/// Details of one event that are shown, in bytes: a model reads them.
+const EVENT_BYTES: usize = 4 * 1024;
+/// Whether a run has ended is looked at this often if nothing tells so, in milliseconds.
+const LOOK_MS: u64 = 5_000;
+
+/// What there is, with what each tool takes.
+pub(super) fn list() -> Value {
+    let run = json!({ "type": "string", "description": "The run's id", "pattern": "^run_[0-9a-f]{32}$" });
+    let one = json!({ "type": "object", "properties": { "run": run }, "required": ["run"], "additionalProperties": false });
+    let text = |description: &str| json!({ "type": "string", "description": description });
+    let number = |description: &str, least: u32, most: u32| json!({ "type": "integer", "description": description, "minimum": least, "maximum": most });
+    json!([
+        {
+            "name": "submit",
+            "title": "Submit a task",
+            "description": "Gives a coding agent in a sandbox of its own a task. Answers at once with the run; ask for its result. \
+                Takes every field of POST /v1/runs; those that matter most are described.",
+            "inputSchema": {
+                "type": "object",
+                "properties": {
+                    "workflow": text("The workflow to follow, by name, such as bug-fixer"),
+                    "prompt": text("The task, in your words"),
+                    "repository": { "type": ["string", "null"], "description": "A URL or an absolute path on the server; left out, \
+                        the server's default; null, an empty workspace" },
+                    "base": text("The branch to start from"),
+                    "branch": text("The branch to make and push"),
+                    "model": text("The model's id or alias"),
+                    "timeout_s": number("Time limit, in seconds", 5, 86_400),
+                    "idempotency_key": text("Makes a repeated call harmless: it finds the same run"),
+                },
+                "required": ["workflow", "prompt"],
+            },
+        },
+        {
+            "name": "status",
+            "title": "Look at a run",
+            "description": "Tells all about a run: where it stands, what it waits for, what it has cost, how it ended.",
+            "inputSchema": one,
+            "annotations": { "readOnlyHint": true },
+        },
+        {
+            "name": "events",
+            "title": "Read a run's events",
+            "description": "What happened in a run, in order, its agent's output among it. Long details are cut.",
+            "inputSchema": {
+                "type": "object",
+                "properties": {
+                    "run": run,
+                    "after": { "type": "integer", "description": "Only events behind this number: next_after of the call before", "minimum": 0 },
+                    "limit": number("Most events", 1, EVENTS),
+                },
+                "required": ["run"], "additionalProperties": false,
+            },
+            "annotations": { "readOnlyHint": true },
+        },
+        {
+            "name": "result",
+            "title": "Wait for a run's result",
+            "description": "Waits for the run's end, at most as long as you say, and tells how it stands then. If it is not final, call again.",
+            "inputSchema": {
+                "type": "object",
+                "properties": { "run": run, "wait_s": number("Longest wait, in seconds; 0 if left out", 0, WAIT_S) },
+                "required": ["run"], "additionalProperties": false,
+            },
+            "annotations": { "readOnlyHint": true },
+        },
+        {
+            "name": "cancel",
+            "title": "End a run",
+            "description": "Asks for a run's end; its work is saved first.",
+            "inputSchema": one,
+            "annotations": { "destructiveHint": true, "idempotentHint": true },
+        },
+    ])
+}
+
+/// Calls a tool. What the tool refuses is its result, so that the model reads why.
+///
+/// # Errors
+/// [`RpcError`] if there is no such tool, or the call has no form.
+pub(super) async fn call(app: &App, caller: &Principal, mut params: Value) -> Result<Value, RpcError> {
+    let arguments = match params.get_mut("arguments").map(Value::take) {
+        None | Some(Value::Null) => json!({}),
+        Some(arguments @ Value::Object(_)) => arguments,
+        Some(_) => return Err(RpcError::params("params.arguments is not an object")),
+    };
+    let name = params["name"].as_str().ok_or_else(|| RpcError::params("params.name is missing: the tool"))?;
+    let done = match name {
+        "submit" => submit(app, caller, arguments).await,
+        "status" => status(app, caller, arguments).await,
+        "events" => events(app, caller, arguments).await,
+        "result" => result(app, caller, arguments).await,
+        "cancel" => cancel(app, caller, arguments).await,
+        _ => {
+            let name = cut(name, 100);
+            let message = format!("there is no tool \"{name}\"; tools/list tells of those that there are");
+            return Err(RpcError::params(message));
+        }
+    };
+    Ok(match done {
+        Ok(answer) => {
+            let text = answer.to_string();
+            json!({ "content": [{ "type": "text", "text": text }], "structuredContent": answer, "isError": false })
+        }
+        Err(error) => {
+            let fault = error.into_fault();
+            let text = format!("{} ({})", fault.message, fault.code);
+            json!({ "content": [{ "type": "text", "text": text }], "isError": true })
+        }
+    })
+}
+
+async fn submit(app: &App, caller: &Principal, mut arguments: Value) -> Result<Value, ApiError> {
+    require(caller, Scope::RunsWrite)?;
+    let key = match arguments.as_object_mut().and_then(|fields| fields.remove("idempotency_key")) {
+        None | Some(Value::Null) => None,
+        Some(key) => Some(key_of(&key)?),
+    };
+    let accepted = runs::create(app, caller.clone(), fields(&arguments)?, key).await?;
+    Ok(shown(accepted.run, Detail::Listed))
+}
+
+/// The key as the header would have it.
+fn key_of(key: &Value) -> Result<String, ApiError> {
+    let value = key.as_str().and_then(|key| HeaderValue::from_str(key).ok());
+    let headers: HeaderMap =
+        value.into_iter().map(|value| (http::HeaderName::from_static("idempotency-key"), value)).collect();
+    idempotency_key(&headers)?.ok_or_else(|| {
+        let mut faults = Faults::default();
+        let message = format!("it is not a text of 1 to {IDEMPOTENCY_KEY_BYTES} visible ASCII characters");
+        faults.add("idempotency_key", "idempotency_key_invalid", message);
+        ApiError::InvalidInput(faults)
+    })
+}
+
+async fn status(app: &App, caller: &Principal, arguments: Value) -> Result<Value, ApiError> {
+    let ([], id) = numbers(&arguments, [])?;
+    let run = app.store().run(&caller.project, &id).await?.ok_or_else(unknown_run)?;
+    Ok(shown(run, Detail::Full))
+}
+
+async fn result(app: &App, caller: &Principal, arguments: Value) -> Result<Value, ApiError> {
+    let ([wait_s], id) = numbers(&arguments, [("wait_s", 0..=i64::from(WAIT_S))])?;
+    let until = Instant::now() + Duration::from_secs(wait_s.unwrap_or(0).unsigned_abs());
+    let mut watch = app.store().watch(Topic::Run(id.clone()));
+    let cancel = app.cancel();
+    loop {
+        let run = app.store().run(&caller.project, &id).await?.ok_or_else(unknown_run)?;
+        let left = until.saturating_duration_since(Instant::now());
+        if run.status.is_final() || left.is_zero() || cancel.is_cancelled() {
+            return Ok(outcome(&run));
+        }
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = watch.changed(left.min(Duration::from_millis(LOOK_MS))) => {}
+        }
+    }
+}
+
+fn outcome(run: &Run) -> Value {
+    json!({
+        "run": run.id, "status": run.status, "final": run.status.is_final(), "phase": run.phase, "waiting": run.waiting,
+        "result": run.result, "output": run.output, "failure": run.failure, "branch": run.spec.branch,
+        "base_commit": run.base_commit, "pushed_commit": run.pushed_commit,
+        "cost_micro_usd": run.usage.cost_micro_usd,
+    })
+}
+
+async fn events(app: &App, caller: &Principal, arguments: Value) -> Result<Value, ApiError> {
+    let ([after, limit], id) =
+        numbers(&arguments, [("after", 0..=i64::MAX), ("limit", 1..=i64::from(EVENTS))])?;
+    app.store().run(&caller.project, &id).await?.ok_or_else(unknown_run)?;
+    let limit = limit.and_then(|limit| u32::try_from(limit).ok()).unwrap_or(EVENTS_DEFAULT);
+    let mut next_after = after.unwrap_or(0);
+    let mut items: Vec<Value> = Vec::new();
+    // One long event is read at a time with few others, and only its beginning is kept.
+    while items.len() < limit as usize {
+        let missing = limit - u32::try_from(items.len()).unwrap_or(limit);
+        let read = app.store().events(&id, next_after, missing.min(crate::events::READ_EVENTS)).await?;
+        let Some(last) = read.last() else { break };
+        next_after = last.seq;
+        items.extend(read.iter().map(event));
+    }
+    Ok(json!({ "items": items, "next_after": next_after }))
+}
+
+/// An event; of long details, the beginning as a text.
+fn event(event: &Event) -> Value {
+    let (data, cut_bytes) = match event.data.get() {
+        short if short.len() <= EVENT_BYTES => (serde_json::from_str(short).unwrap_or_default(), 0),
+        long => {
+            let kept = cut(long, EVENT_BYTES);
+            (Value::from(kept), long.len() - kept.len())
+        }
+    };
+    json!({ "seq": event.seq, "at_ms": event.at_ms, "kind": event.kind, "data": data, "cut_bytes": cut_bytes })
+}
+
+async fn cancel(app: &App, caller: &Principal, arguments: Value) -> Result<Value, ApiError> {
+    require(caller, Scope::RunsWrite)?;
+    let ([], id) = numbers(&arguments, [])?;
+    match app.store().request_cancel(&caller.project, &id, Some(&caller.key)).await? {
+        CancelRun::Unknown => Err(unknown_run()),
+        CancelRun::Final(run) | CancelRun::Cancelled(run) | CancelRun::Requested(run) => Ok(outcome(&run)),
+    }
+}
+
+fn require(caller: &Principal, scope: Scope) -> Result<(), ApiError> {
+    if caller.may(scope) { Ok(()) } else { Err(ApiError::ScopeMissing(scope)) }
+}
+
+fn shown(run: Run, detail: Detail) -> Value {
+    serde_json::to_value(RunView::new(run, detail)).unwrap_or_default()
+}
+
+fn fields(arguments: &Value) -> Result<Fields, ApiError> {
+    Fields::parse(arguments.to_string().as_bytes())
+}
+
+/// The run and the numbers that a tool takes, and nothing else.
+fn numbers<const N: usize>(
+    arguments: &Value,
+    wanted: [(&'static str, std::ops::RangeInclusive<i64>); N],
+) -> Result<([Option<i64>; N], RunId), ApiError> {
+    let mut faults = Faults::default();
+    let mut fields = fields(arguments)?;
+    let id: Option<String> = fields.require("run", &mut faults);
+    let taken = wanted.map(|(name, range)| {
+        let value = fields.take_value(name).filter(|value| !value.is_null())?;
+        let number = value.as_i64().filter(|number| range.contains(number));
+        if number.is_none() {
+            let message = format!("it is not a whole number from {} to {}", range.start(), range.end());
+            faults.add(name, "out_of_range", message);
+        }
+        number
+    });
+    fields.finish(&mut faults);
+    match id {
+        Some(id) if faults.is_empty() => Ok((taken, id.parse().map_err(|_| unknown_run())?)),
+        Some(_) | None => Err(ApiError::InvalidInput(faults)),
+    }
+}

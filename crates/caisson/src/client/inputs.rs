@@ -1,0 +1,89 @@
+//! Inputs, approvals and messages of the Model Context Protocol.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use reqwest::{Method, StatusCode};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Client;
+
+/// How long one message may take: a tool may wait for a run.
+const MESSAGE_TIMEOUT: Duration = Duration::from_mins(2);
+
+/// What an agent asks, as the API shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ApprovalInfo {
+    /// Its id.
+    pub id: String,
+    /// The tool.
+    pub tool: String,
+    /// Where it stands.
+    pub state: String,
+    /// What the agent wants to give to the tool.
+    pub input: Value,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: serde_json::Map<String, Value>,
+}
+
+impl Client {
+    /// Sends an input to a run.
+    ///
+    /// # Errors
+    /// The server's problem.
+    pub(crate) async fn send_input(
+        &self,
+        id: &str,
+        body: &Value,
+        key: Option<&str>,
+    ) -> anyhow::Result<Value> {
+        let mut request = self.request(Method::POST, &format!("/v1/runs/{id}/inputs"))?.json(body);
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
+        self.read(request).await
+    }
+
+    /// Lists what a run's agent asked.
+    ///
+    /// # Errors
+    /// The server's problem.
+    pub(crate) async fn approvals(&self, id: &str) -> anyhow::Result<Vec<ApprovalInfo>> {
+        self.items(self.request(Method::GET, &format!("/v1/runs/{id}/approvals"))?).await
+    }
+
+    /// Answers what a run's agent asked.
+    ///
+    /// # Errors
+    /// The server's problem; it may have been answered before.
+    pub(crate) async fn answer(
+        &self,
+        id: &str,
+        approval: &str,
+        body: &Value,
+    ) -> anyhow::Result<ApprovalInfo> {
+        let path = format!("/v1/runs/{id}/approvals/{approval}");
+        self.read(self.request(Method::POST, &path)?.json(body)).await
+    }
+
+    /// Passes a message of the Model Context Protocol on; none if it has no answer.
+    ///
+    /// # Errors
+    /// The server's problem.
+    pub(crate) async fn mcp(&self, message: String) -> anyhow::Result<Option<String>> {
+        let request = self
+            .request(Method::POST, "/mcp")?
+            .header("content-type", "application/json")
+            .header("accept", "application/json")
+            .body(message)
+            .timeout(MESSAGE_TIMEOUT);
+        let response = self.send(request).await?;
+        if response.status() == StatusCode::ACCEPTED {
+            return Ok(None);
+        }
+        let answer: Value = response.json().await.with_context(|| self.stranger("what is not JSON"))?;
+        Ok(Some(answer.to_string()))
+    }
+}

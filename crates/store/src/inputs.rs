@@ -1,0 +1,233 @@
+//! Inputs that people send to the agent of a live run, and how far each of them is.
+
+use caisson_domain::event::{EventKind, NewEvent};
+use caisson_domain::id::{ApiKeyId, ProjectId, RunId};
+use caisson_domain::input::{InputKind, InputState, RUN_INPUTS, RUN_INPUTS_PENDING};
+use caisson_domain::protocol::InputBody;
+use caisson_domain::run::{Phase, Run, RunStatus};
+use serde_json::json;
+
+use crate::database::{Row, Tx, sql};
+use crate::messages::NUMBER;
+use crate::rows::{Columns, document, run_columns};
+use crate::{Actor, NewAudit, Store, StoreError, Topic, audit, events, rows};
+
+/// An input to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewInput {
+    /// When it reaches the agent.
+    pub kind: InputKind,
+    /// What it says; an interruption need not say anything.
+    pub text: Option<String>,
+    /// The key that sends it.
+    pub by: ApiKeyId,
+    /// What makes a repetition of the request harmless, within the run.
+    pub idempotency_key: Option<String>,
+}
+
+/// An input that was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunInput {
+    /// Its number in the session, growing.
+    pub seq: i64,
+    /// The run.
+    pub run: RunId,
+    /// When it reaches the agent.
+    pub kind: InputKind,
+    /// What it says.
+    pub text: Option<String>,
+    /// How far it is.
+    pub state: InputState,
+    /// The key that sent it.
+    pub created_by: Option<String>,
+    /// Unix ms.
+    pub created_at_ms: i64,
+    /// When the shim last told how far it is, Unix ms.
+    pub acknowledged_at_ms: Option<i64>,
+}
+
+/// What came of sending an input.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SendInput {
+    /// The project has no such run.
+    Unknown,
+    /// It has no agent that could take it: it waits, publishes, ends now or has ended.
+    NotLive(Box<Run>),
+    /// It was sent [`RUN_INPUTS`], or [`RUN_INPUTS_PENDING`] are on their way.
+    Full,
+    /// The idempotency key was used with another input.
+    KeyReused,
+    /// It is on its way.
+    Sent(RunInput),
+    /// The same request was served before.
+    Replayed(RunInput),
+}
+
+const RUN: &str = concat!(
+    "select ",
+    run_columns!(),
+    ", case when outcome is not null or stop_requested_at_ms is not null then 1 else 0 end as ending \
+     from run where project_id = $1 and id = $2"
+);
+
+macro_rules! input_columns {
+    () => {
+        "session_id, seq, run_id, kind, body, state, created_by, created_at_ms, acknowledged_at_ms"
+    };
+}
+
+const SAME_KEY: &str =
+    concat!("select ", input_columns!(), " from input where run_id = $1 and idempotency_key = $2");
+
+const SENT: &str = "select count(*) as sent, \
+     coalesce(cast(sum(case when state in ('accepted', 'held') then 1 else 0 end) as bigint), 0) as pending \
+     from input where run_id = $1 and kind is not null";
+
+const INSERT: &str = concat!(
+    "insert into input (session_id, seq, project_id, run_id, created_at_ms, body, kind, created_by, idempotency_key) \
+     values ($1, $2, $3, $4, $5, $6, $7, $8, $9) returning ",
+    input_columns!()
+);
+
+const OF_RUN: &str = concat!(
+    "select ",
+    input_columns!(),
+    " from input where run_id = $1 and kind is not null order by seq limit $2"
+);
+
+const ACKNOWLEDGE: &str = "update input set state = $3, acknowledged_at_ms = $4 \
+     where run_id = $1 and seq = $2 and kind is not null and state in ('accepted', 'held')";
+
+impl Store {
+    /// Sends an input to the agent of a running run, unless the same one was sent before with its idempotency key.
+    ///
+    /// # Errors
+    /// As every write.
+    /// # Cancel safety
+    /// A dropped call may have sent it; with an idempotency key, asking again finds it.
+    pub async fn send_input(
+        &self,
+        project: &ProjectId,
+        id: &RunId,
+        new: &NewInput,
+    ) -> Result<SendInput, StoreError> {
+        let mut tx = self.begin().await?;
+        let row =
+            sql::query(RUN).bind(project.as_str()).bind(id.as_str()).fetch_optional(&mut *tx.db).await?;
+        let Some(row) = row else { return Ok(SendInput::Unknown) };
+        let run = rows::run(&row)?;
+        if let Some(answer) = replayed(&mut tx, &run, new).await? {
+            return Ok(answer);
+        }
+        if !is_live(&run) || Columns::of("run", &row)?.flag("ending")? {
+            return Ok(SendInput::NotLive(Box::new(run)));
+        }
+        let sent = sql::query(SENT).bind(id.as_str()).fetch_one(&mut *tx.db).await?;
+        if sent.get::<i64>("sent")? >= RUN_INPUTS || sent.get::<i64>("pending")? >= RUN_INPUTS_PENDING {
+            return Ok(SendInput::Full);
+        }
+        let input = insert(&mut tx, &run, new).await?;
+        let data = json!({ "input": input.seq, "kind": input.kind, "text": input.text });
+        events::append(&mut tx, &run.session, &run.id, &[NewEvent::new(EventKind::InputAccepted, &data)])
+            .await?;
+        audit::write(&mut tx, &NewAudit::of_run(&run, Actor::Key(new.by.clone()), "run.input")).await?;
+        tx.wake(Topic::Run(run.id.clone()));
+        if let Some(sandbox) = &run.sandbox {
+            tx.wake(Topic::Sandbox(sandbox.clone()));
+        }
+        tx.commit().await?;
+        Ok(SendInput::Sent(input))
+    }
+
+    /// The inputs that people sent to a run of the project, oldest first, all of them; none if there is no such run. What was on
+    /// its way when the run ended is told as undelivered.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn inputs(&self, project: &ProjectId, id: &RunId) -> Result<Option<Vec<RunInput>>, StoreError> {
+        let Some(run) = self.run(project, id).await? else { return Ok(None) };
+        let rows = sql::query(OF_RUN).bind(id.as_str()).bind(RUN_INPUTS).fetch_all(self.reader()).await?;
+        rows.iter().map(|row| read(row, &run)).collect::<Result<_, _>>().map(Some)
+    }
+}
+
+/// Whether its agent can be given something. The phase is the sandbox's own word: what it says falsely, it keeps from itself.
+fn is_live(run: &Run) -> bool {
+    run.status == RunStatus::Running && run.phase != Some(Phase::Publish)
+}
+
+async fn replayed(tx: &mut Tx<'_>, run: &Run, new: &NewInput) -> Result<Option<SendInput>, StoreError> {
+    let Some(key) = &new.idempotency_key else { return Ok(None) };
+    let row =
+        sql::query(SAME_KEY).bind(run.id.as_str()).bind(key.as_str()).fetch_optional(&mut *tx.db).await?;
+    let Some(row) = row else { return Ok(None) };
+    let before = read(&row, run)?;
+    let same = before.kind == new.kind && before.text == new.text;
+    Ok(Some(if same { SendInput::Replayed(before) } else { SendInput::KeyReused }))
+}
+
+async fn insert(tx: &mut Tx<'_>, run: &Run, new: &NewInput) -> Result<RunInput, StoreError> {
+    let text = new.text.clone();
+    let body = match new.kind {
+        InputKind::Steer => InputBody::Steer { text: text.unwrap_or_default() },
+        InputKind::Queue => InputBody::Queue { text: text.unwrap_or_default() },
+        InputKind::Interrupt => InputBody::Interrupt { text },
+    };
+    let seq: i64 = sql::query_scalar(NUMBER).bind(run.session.as_str()).fetch_one(&mut *tx.db).await?;
+    let row = sql::query(INSERT)
+        .bind(run.session.as_str())
+        .bind(seq)
+        .bind(run.project.as_str())
+        .bind(run.id.as_str())
+        .bind(tx.now_ms)
+        .bind(document("input.body", &body)?)
+        .bind(new.kind.as_str())
+        .bind(new.by.as_str())
+        .bind(new.idempotency_key.as_deref())
+        .fetch_one(&mut *tx.db)
+        .await?;
+    read(&row, run)
+}
+
+fn read(row: &Row, run: &Run) -> Result<RunInput, StoreError> {
+    let columns = Columns::keyed("input", row, "session_id")?;
+    let state: InputState = columns.parse("state")?;
+    let over = run.status.is_final() && !state.is_final();
+    Ok(RunInput {
+        seq: columns.get("seq")?,
+        run: columns.parse("run_id")?,
+        kind: columns.parse("kind")?,
+        text: text(columns.json("body")?),
+        state: if over { InputState::Undelivered } else { state },
+        created_by: columns.get("created_by")?,
+        created_at_ms: columns.get("created_at_ms")?,
+        acknowledged_at_ms: columns.get("acknowledged_at_ms")?,
+    })
+}
+
+fn text(body: InputBody) -> Option<String> {
+    match body {
+        InputBody::Steer { text } | InputBody::Queue { text } => Some(text),
+        InputBody::Interrupt { text } => text,
+        InputBody::Stop { .. } | InputBody::Answer { .. } => None,
+    }
+}
+
+/// Notes what the shim told of an input. What is delivered stays so, whatever comes after.
+pub(crate) async fn acknowledge(
+    tx: &mut Tx<'_>,
+    run: &RunId,
+    seq: i64,
+    state: InputState,
+) -> Result<(), StoreError> {
+    sql::query(ACKNOWLEDGE)
+        .bind(run.as_str())
+        .bind(seq)
+        .bind(state.as_str())
+        .bind(tx.now_ms)
+        .execute(&mut *tx.db)
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,204 @@
+//! Approvals: kept for whoever asks, answered once, by somebody or by the clock.
+
+use caisson_domain::approval::{
+    APPROVALS_WAITING, Answer, ApprovalState, ApprovalsBlock, DefaultAnswer, RUN_APPROVALS,
+};
+use caisson_domain::event::EventKind;
+use caisson_domain::id::{ApiKeyId, ApprovalId, RunId};
+use caisson_domain::principal::Scope;
+use caisson_domain::protocol::InputBody;
+use caisson_domain::run::{RunSpec, RunStatus, Waiting};
+use caisson_store::{AnswerApproval, Approval, Finish, JournalEffect, NewApproval};
+use serde_json::json;
+
+use crate::fixture::{Fixture, Placed, START_MS, project, spec};
+
+conformance! {
+    an_approval_waits_is_answered_once_and_told,
+    a_run_whose_workflow_does_not_ask_keeps_nothing_that_its_sandbox_asks,
+    nobody_answers_and_the_clock_of_the_store_does,
+    a_withdrawn_approval_and_one_of_an_ended_run_take_no_answer,
+    so_many_approvals_wait_and_so_many_are_kept,
+    another_project_answers_nothing,
+}
+
+async fn key(fixture: &Fixture) -> ApiKeyId {
+    fixture.store.create_api_key(&project(), "k", &[Scope::Admin]).await.unwrap().0
+}
+
+/// A placed run whose workflow asks.
+async fn asking(fixture: &Fixture, block: ApprovalsBlock, number: u8) -> Placed {
+    let mut spec: RunSpec = spec();
+    spec.workflow.caisson.approvals = Some(block);
+    fixture.created(spec).await;
+    let claimed = fixture.claim().await;
+    fixture.place(claimed, number).await
+}
+
+fn asked(request: &str) -> JournalEffect {
+    JournalEffect::Asked(NewApproval {
+        request: request.to_owned(),
+        tool: "Write".to_owned(),
+        description: Some("a.txt".to_owned()),
+        input: json!({ "file_path": "a.txt" }).to_string(),
+        cut_bytes: 0,
+    })
+}
+
+async fn all(fixture: &Fixture, run: &RunId) -> Vec<Approval> {
+    fixture.store.approvals(&project(), run).await.unwrap().unwrap()
+}
+
+async fn waiting(fixture: &Fixture, run: &RunId) -> Option<Waiting> {
+    fixture.run(run).await.waiting
+}
+
+/// The answers that the sandbox is given.
+async fn given(fixture: &Fixture, placed: &Placed) -> Vec<(String, Answer)> {
+    let inputs = fixture.store.inputs_after(&placed.sandbox, 0).await.unwrap();
+    let answers = inputs.into_iter().filter_map(|input| match input.body {
+        InputBody::Answer { request, answer } => Some((request, answer)),
+        InputBody::Stop { .. }
+        | InputBody::Steer { .. }
+        | InputBody::Queue { .. }
+        | InputBody::Interrupt { .. } => None,
+    });
+    answers.collect()
+}
+
+async fn an_approval_waits_is_answered_once_and_told(fixture: Fixture) {
+    let by = key(&fixture).await;
+    let placed = asking(&fixture, ApprovalsBlock::default(), 1).await;
+    let run = &placed.run.id;
+    fixture.journal(&placed, asked("r1")).await;
+    fixture.journal(&placed, asked("r1")).await;
+    fixture.journal(&placed, asked("r2")).await;
+    let approvals = all(&fixture, run).await;
+    assert_eq!(approvals.len(), 2, "asked again, it is the same");
+    assert_eq!(approvals[0].input(), json!({ "file_path": "a.txt" }));
+    assert_eq!(approvals[0].expires_at_ms, START_MS + 15 * 60 * 1000);
+    assert_eq!(waiting(&fixture, run).await, Some(Waiting::Approval));
+    let progress = fixture.store.progress(run, placed.epoch).await.unwrap().unwrap();
+    assert_eq!(progress.approval_expires_at_ms, Some(START_MS + 15 * 60 * 1000));
+
+    let id = |request| ApprovalId::of(run, request);
+    let changed = Answer::Allow { input: json!({ "file_path": "b.txt" }).as_object().cloned() };
+    let answered = fixture.store.answer_approval(&project(), (run, &id("r1")), &changed, &by).await.unwrap();
+    let AnswerApproval::Answered(answered) = answered else { panic!("{answered:?}") };
+    assert_eq!((answered.state, answered.answer.clone()), (ApprovalState::Allowed, Some(changed.clone())));
+    assert_eq!(answered.decided_by.as_deref(), Some(by.as_str()));
+    assert_eq!(waiting(&fixture, run).await, Some(Waiting::Approval), "the other one waits");
+    let no = Answer::Deny { message: "no".to_owned() };
+    let over = fixture.store.answer_approval(&project(), (run, &id("r1")), &no, &by).await.unwrap();
+    assert_eq!(over, AnswerApproval::Over(answered), "the first answer counts");
+    fixture.store.answer_approval(&project(), (run, &id("r2")), &no, &by).await.unwrap();
+    assert_eq!(waiting(&fixture, run).await, None);
+    assert_eq!(given(&fixture, &placed).await, [("r1".to_owned(), changed), ("r2".to_owned(), no)]);
+    let told = fixture.kinds(run).await.iter().filter(|kind| **kind == EventKind::ApprovalAnswered).count();
+    let audited: i64 = fixture
+        .value("select count(*) from audit where action in ('approval.allow', 'approval.deny') and subject like 'apv_%'")
+        .await;
+    assert_eq!((told, audited), (2, 2));
+    assert!(
+        fixture.store.inputs(&project(), run).await.unwrap().unwrap().is_empty(),
+        "answers are no inputs"
+    );
+}
+
+async fn a_run_whose_workflow_does_not_ask_keeps_nothing_that_its_sandbox_asks(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    fixture.journal(&placed, asked("r1")).await;
+    assert!(all(&fixture, &placed.run.id).await.is_empty());
+    assert_eq!(waiting(&fixture, &placed.run.id).await, None);
+}
+
+async fn nobody_answers_and_the_clock_of_the_store_does(fixture: Fixture) {
+    let block = |default| ApprovalsBlock { expires_s: 60, default, ..ApprovalsBlock::default() };
+    let placed = asking(&fixture, block(DefaultAnswer::Deny), 1).await;
+    let run = &placed.run.id;
+    fixture.journal(&placed, asked("r1")).await;
+    fixture.clock.advance(59_999);
+    assert!(fixture.store.expire_approvals(run, placed.epoch).await.unwrap());
+    assert_eq!(all(&fixture, run).await[0].state, ApprovalState::Waiting);
+    fixture.clock.advance(1);
+    assert!(fixture.store.expire_approvals(run, placed.epoch).await.unwrap());
+    assert!(fixture.store.expire_approvals(run, placed.epoch).await.unwrap(), "once more changes nothing");
+    let expired = all(&fixture, run).await.remove(0);
+    assert_eq!((expired.state, expired.decided_by), (ApprovalState::Expired, None));
+    assert_eq!(waiting(&fixture, run).await, None);
+    let [(request, Answer::Deny { message })] = given(&fixture, &placed).await.try_into().unwrap() else {
+        panic!("not denied")
+    };
+    assert!(request == "r1" && message.contains("within 60 s"), "{message}");
+    let told = fixture.data(run, EventKind::ApprovalAnswered).await;
+    assert_eq!((&told["state"], &told["decision"]), (&json!("expired"), &json!("deny")));
+    let by = key(&fixture).await;
+    let late = (run, &ApprovalId::of(run, "r1"));
+    let over = fixture.store.answer_approval(&project(), late, &Answer::Allow { input: None }, &by).await;
+    assert!(matches!(over.unwrap(), AnswerApproval::Over(_)));
+    assert!(!fixture.store.expire_approvals(run, caisson_domain::id::Epoch(99)).await.unwrap(), "fenced");
+    let placed = asking(&fixture, block(DefaultAnswer::Allow), 2).await;
+    fixture.journal(&placed, asked("r1")).await;
+    fixture.clock.advance(60_000);
+    fixture.store.expire_approvals(&placed.run.id, placed.epoch).await.unwrap();
+    assert_eq!(given(&fixture, &placed).await, [("r1".to_owned(), Answer::Allow { input: None })]);
+}
+
+async fn a_withdrawn_approval_and_one_of_an_ended_run_take_no_answer(fixture: Fixture) {
+    let by = key(&fixture).await;
+    let placed = asking(&fixture, ApprovalsBlock::default(), 1).await;
+    let run = &placed.run.id;
+    fixture.journal(&placed, asked("r1")).await;
+    fixture.journal(&placed, JournalEffect::AskedNoMore { request: "r1".to_owned() }).await;
+    assert_eq!(waiting(&fixture, run).await, None);
+    fixture.journal(&placed, asked("r2")).await;
+    let finish = Finish { status: RunStatus::Cancelled, failure: None, result: None };
+    assert!(fixture.store.finish(run, placed.epoch, &finish).await.unwrap());
+    let yes = Answer::Allow { input: None };
+    for request in ["r1", "r2"] {
+        let id = ApprovalId::of(run, request);
+        let over = fixture.store.answer_approval(&project(), (run, &id), &yes, &by).await.unwrap();
+        let AnswerApproval::Over(approval) = over else { panic!("{over:?}") };
+        assert_eq!(approval.state, ApprovalState::Withdrawn, "{request}");
+    }
+    assert_eq!(fixture.value::<i64>("select count(*) from input").await, 0);
+    let unknown = ApprovalId::of(run, "r3");
+    let answer = fixture.store.answer_approval(&project(), (run, &unknown), &yes, &by).await.unwrap();
+    assert_eq!(answer, AnswerApproval::Unknown);
+}
+
+async fn so_many_approvals_wait_and_so_many_are_kept(fixture: Fixture) {
+    let by = key(&fixture).await;
+    let placed = asking(&fixture, ApprovalsBlock::default(), 1).await;
+    let run = &placed.run.id;
+    for number in 0..=APPROVALS_WAITING {
+        fixture.journal(&placed, asked(&number.to_string())).await;
+    }
+    assert_eq!(all(&fixture, run).await.len(), APPROVALS_WAITING);
+    for number in 0..APPROVALS_WAITING {
+        let id = ApprovalId::of(run, &number.to_string());
+        fixture
+            .store
+            .answer_approval(&project(), (run, &id), &Answer::Allow { input: None }, &by)
+            .await
+            .unwrap();
+    }
+    for number in APPROVALS_WAITING + 1..=RUN_APPROVALS + 1 {
+        fixture.journal(&placed, asked(&number.to_string())).await;
+        fixture.journal(&placed, JournalEffect::AskedNoMore { request: number.to_string() }).await;
+    }
+    assert_eq!(all(&fixture, run).await.len(), RUN_APPROVALS);
+}
+
+async fn another_project_answers_nothing(fixture: Fixture) {
+    let by = key(&fixture).await;
+    let placed = asking(&fixture, ApprovalsBlock::default(), 1).await;
+    let run = &placed.run.id;
+    fixture.journal(&placed, asked("r1")).await;
+    let (other, id) = ("other".parse().unwrap(), ApprovalId::of(run, "r1"));
+    let yes = Answer::Allow { input: None };
+    let answer = fixture.store.answer_approval(&other, (run, &id), &yes, &by).await.unwrap();
+    assert_eq!(answer, AnswerApproval::Unknown);
+    assert_eq!(fixture.store.approvals(&other, run).await.unwrap(), None);
+    assert_eq!(all(&fixture, run).await[0].state, ApprovalState::Waiting);
+}

@@ -49,6 +49,7 @@ mod sessions;
 mod soft_budgets;
 mod upkeep;
 mod usage;
+mod usage_reports;
 mod users;
 mod vault;
 mod waiting;
@@ -117,6 +118,7 @@ pub use upkeep::{
 pub use usage::{
     BeginCall, CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX, CallExtension, ExtendCall, NewModelCall, SettledCall,
 };
+pub use usage_reports::{UsageFilter, UsageGroup};
 pub use users::{ChangeUser, User, UserFields};
 pub use vault::{MasterKeyError, MasterKeyFile, RekeyStep, Rekeyed};
 pub use waiting::{QueueEstimate, QueuePlace};

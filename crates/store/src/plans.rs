@@ -11,7 +11,7 @@ use crate::credentials::uses;
 use crate::database::sql;
 use crate::{
     Clock, CreateRun, NewRun, PostgresLimits, PostgresPlace, Random, Store, events, keys, run_lists, runs,
-    sessions,
+    sessions, usage_reports,
 };
 
 /// Where the server for tests is.
@@ -132,6 +132,19 @@ const QUESTIONS: [Question; 11] = [
     },
 ];
 
+const REPORTED: &str = "text, bigint, bigint, text, text, text, text";
+
+/// Reports of usage: sums, so that something is sorted or hashed, but of the calls of the project and the time alone.
+const REPORTS: [(&str, &str, &str); 7] = [
+    (usage_reports::BY_DAY[0], ", bigint, bigint", ", null, 51"),
+    (usage_reports::BY_MODEL[0], ", text, bigint", ", null, 51"),
+    (usage_reports::BY_WORKFLOW[0], ", text, bigint", ", null, 51"),
+    (usage_reports::BY_SESSION[0], ", text, bigint", ", null, 51"),
+    (usage_reports::BY_RUN[0], ", text, bigint", ", 'run_00000000000000000000000000001000', 51"),
+    (usage_reports::BY_PROJECT[0], ", text, bigint", ", null, 51"),
+    (usage_reports::TOTAL[0], "", ""),
+];
+
 /// What `PostgreSQL` plans depends on how many rows there are. Nearly all are another project's.
 const FILL: &[&str] = &[
     "set session_replication_role = replica",
@@ -153,6 +166,10 @@ const FILL: &[&str] = &[
      where right(id, 2) = '00' order by id, seq",
     "insert into credential_use (credential_id, run_id, project_id, uses, first_used_at_ms, last_used_at_ms) \
      select 'cred_1', id, project_id, 1, 0, 0 from run",
+    "insert into usage (id, project_id, session_id, run_id, server_id, state, model, input_tokens, output_tokens, \
+     cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cost_micro_usd, estimated, begun_at_ms, settled_at_ms) \
+     select 'use_' || id || n, project_id, session_id, id, 'srv_1', 'settled', 'model', 1, 1, 1, 1, 1, 1, 0, n * 1000, n * 1000 \
+     from run, generate_series(1, 5) as n",
     "analyze",
 ];
 
@@ -198,13 +215,37 @@ async fn sqlite_reads_the_index_of_each_question_and_sorts_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(&directory.path().join("caisson.db"), Clock::fixed_at(0).0).await.unwrap();
     for question in QUESTIONS {
-        let explain = sql::Statement::Built(format!("explain query plan {}", question.text).into());
-        let rows = sql::query(explain).fetch_all(store.reader()).await.unwrap();
-        let steps: Vec<String> = rows.iter().map(|row| row.get("detail").unwrap()).collect();
+        let steps = steps(&store, question.text).await;
         assert_eq!(steps[0], question.sqlite, "{}", question.text);
         let searches = |step: &String| step.starts_with("SEARCH ") || step.starts_with("CORRELATED ");
         assert!(steps.iter().all(searches), "{steps:?} for {}", question.text);
     }
+}
+
+#[tokio::test]
+async fn sqlite_reads_of_all_calls_those_of_the_project_and_the_time_for_a_report() {
+    const READS: &str =
+        "SEARCH usage USING INDEX usage_of_project (project_id=? AND begun_at_ms>? AND begun_at_ms<?)";
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("caisson.db"), Clock::fixed_at(0).0).await.unwrap();
+    for (text, ..) in REPORTS {
+        let steps = steps(&store, text).await;
+        let reads: Vec<_> =
+            steps.iter().filter(|step| step.starts_with("SEARCH ") || step.starts_with("SCAN ")).collect();
+        assert_eq!(reads[0], READS, "{steps:?} for {text}");
+        let one = "SEARCH run USING INDEX sqlite_autoindex_run_1 (id=?)";
+        assert!(reads[1..].iter().all(|step| *step == one), "{steps:?} for {text}");
+    }
+    for text in [usage_reports::BY_DAY[1], usage_reports::TOTAL[1]] {
+        let steps = steps(&store, text).await;
+        assert!(steps.iter().any(|step| step == READS), "{steps:?} for {text}");
+    }
+}
+
+async fn steps(store: &Store, text: &str) -> Vec<String> {
+    let explain = sql::Statement::Built(format!("explain query plan {text}").into());
+    let rows = sql::query(explain).fetch_all(store.reader()).await.unwrap();
+    rows.iter().map(|row| row.get("detail").unwrap()).collect()
 }
 
 #[tokio::test]
@@ -227,20 +268,32 @@ async fn postgres_reads_the_index_of_each_question_and_sorts_nothing() {
             if planned == Planned::EachTime && mode == "force_generic_plan" {
                 continue;
             }
-            execute(&mut connection, &format!("prepare question ({types}) as {text}")).await;
-            let explain = AssertSqlSafe(format!("explain (costs off) execute question ({values})"));
-            let rows = sqlx::raw_sql(explain).fetch_all(&mut connection).await.unwrap();
-            execute(&mut connection, "deallocate question").await;
-            let plan: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-            let plan = plan.join("\n");
+            let plan = plan(&mut connection, (text, types, values)).await;
             if !plan.contains(postgres) || ["Sort", "Seq Scan"].iter().any(|slow| plan.contains(slow)) {
                 wrong.push(format!("{mode}, not {postgres}:\n{plan}"));
             }
         }
     }
+    execute(&mut connection, "set plan_cache_mode = force_custom_plan").await;
+    for (text, types, values) in REPORTS {
+        let values = format!("'default', 2000, 4000, null, null, null, null{values}");
+        let plan = plan(&mut connection, (text, &format!("{REPORTED}{types}"), &values)).await;
+        if !plan.contains("usage_of_project") || plan.contains("Seq Scan") {
+            wrong.push(format!("not usage_of_project:\n{plan}"));
+        }
+    }
     execute(&mut connection, &format!("drop schema {schema} cascade")).await;
     connection.close().await.unwrap();
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+async fn plan(connection: &mut PgConnection, (text, types, values): (&str, &str, &str)) -> String {
+    execute(connection, &format!("prepare question ({types}) as {text}")).await;
+    let explain = AssertSqlSafe(format!("explain (costs off) execute question ({values})"));
+    let rows = sqlx::raw_sql(explain).fetch_all(&mut *connection).await.unwrap();
+    execute(connection, "deallocate question").await;
+    let plan: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    plan.join("\n")
 }
 
 /// A schema of the test's own; none where no server is named, which fails if tests are required.

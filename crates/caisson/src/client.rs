@@ -2,8 +2,10 @@
 
 mod faults;
 mod follow;
+mod inputs;
 mod runs;
 mod server;
+mod usage;
 mod workflows;
 
 use std::path::Path;

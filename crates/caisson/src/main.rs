@@ -16,6 +16,7 @@ mod logins;
 mod presets;
 mod render;
 mod roles;
+mod screen;
 mod serve;
 mod server_id;
 mod settings;

@@ -41,6 +41,7 @@ mod servers;
 mod sessions;
 mod stall;
 mod state;
+mod usage;
 mod workflows;
 
 /// What the API answers with, for clients written in Rust.
@@ -67,6 +68,7 @@ pub mod view {
     pub use crate::servers::{ServerPage, ServerPartView, ServerProblemView, ServerView};
     pub use crate::sessions::change::NewFork;
     pub use crate::sessions::{SessionLinks, SessionPage, SessionView};
+    pub use crate::usage::{UsageGroupView, UsageReportView};
     pub use crate::workflows::{CaissonView, WorkflowList, WorkflowSummary, WorkflowView};
 }
 

@@ -21,7 +21,7 @@ use crate::problem::PROBLEM_JSON;
 use crate::state::App;
 use crate::{
     agents, approvals, audit, automagik, budget, conversation, credentials, events, health, inputs, keys,
-    mcp, metrics, projects, queue, retention, runs, servers, sessions, workflows,
+    mcp, metrics, projects, queue, retention, runs, servers, sessions, usage, workflows,
 };
 
 /// Name of the scheme in which a key is a bearer token.
@@ -102,6 +102,7 @@ fn native() -> OpenApiRouter<App> {
         .routes(routes!(servers::list_servers))
         .routes(routes!(servers::forget_server))
         .routes(routes!(budget::get_budget, budget::set_budget))
+        .routes(routes!(usage::report_usage))
         .routes(routes!(retention::get_retention, retention::set_retention))
         .routes(routes!(credentials::add_credential, credentials::list_credentials))
         .routes(routes!(

@@ -194,6 +194,8 @@ pub(crate) enum ApiError {
     InvalidFork(Faults),
     #[error("the queue belongs to all projects: use a key of the default project, with the scope admin")]
     OperatorsOnly,
+    #[error("the usage of other projects is shown to keys of the default project, with the scope admin")]
+    UsageOfOthers,
     #[error("too many event streams are open; come again later, or read pages")]
     StreamsFull,
     #[error("{}", unplaceable(.0))]
@@ -281,7 +283,7 @@ impl ApiError {
             Self::InvalidProject(faults) => {
                 return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_project"));
             }
-            Self::DefaultProjectOnly | Self::ServersOfDefaultProject => {
+            Self::DefaultProjectOnly | Self::ServersOfDefaultProject | Self::UsageOfOthers => {
                 (StatusCode::FORBIDDEN, "default_project_only")
             }
             Self::ScopeMissing(_) => (StatusCode::FORBIDDEN, "scope_missing"),
@@ -382,6 +384,7 @@ impl ApiError {
             | Self::InvalidProject(_)
             | Self::DefaultProjectOnly
             | Self::OperatorsOnly
+            | Self::UsageOfOthers
             | Self::InvalidQueue(_)
             | Self::InvalidFork(_)
             | Self::ServersOfDefaultProject

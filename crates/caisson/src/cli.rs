@@ -1,16 +1,20 @@
 //! The command line: what can be typed, and nothing of what it does.
 
+mod attach;
 mod audit;
 mod budget;
+mod completion;
 mod credential;
 mod db;
 mod gc;
 mod image;
 mod inputs;
+mod output;
 mod project;
 mod queue;
 mod servers;
 mod session;
+mod usage;
 mod workflow;
 
 use std::net::SocketAddr;
@@ -23,17 +27,21 @@ use url::Url;
 
 use crate::settings::EngineChoice;
 
+pub(crate) use attach::{Attach, HELP, Typed};
 pub(crate) use audit::Audit;
 pub(crate) use budget::{Budget, SetBudget};
+pub(crate) use completion::Completion;
 pub(crate) use credential::{AddCredential, Credential, SecretFlags};
 pub(crate) use db::{CopyDb, Db};
 pub(crate) use gc::{Gc, Retain};
 pub(crate) use image::{Image, ScanFormat, ScanImage};
 pub(crate) use inputs::{Approve, Deny, Input, Mcp};
+pub(crate) use output::OutputFlag;
 pub(crate) use project::Project;
 pub(crate) use queue::{Drain, Queue, Resume, SetProject, StartFlags};
 pub(crate) use servers::{OnlyFlag, Servers, ServersCommand};
 pub(crate) use session::{InSession, OneSession, Session};
+pub(crate) use usage::Usage;
 pub(crate) use workflow::{RunOfWorkflow, Workflow};
 
 /// Runs Claude Code, each session sealed in its own container, behind one async HTTP API.
@@ -54,6 +62,11 @@ pub(crate) enum Command {
     Run(Box<Run>),
     /// Show a run's events, live with -f.
     Logs(Logs),
+    /// Follow a live run, and tell its agent what you type; Ctrl-C detaches and leaves the run alone.
+    ///
+    /// A line is told to the agent within its turn. /queue TEXT is told when the turn is over, /interrupt breaks off what the agent
+    /// does, /detach leaves, /help tells all of it.
+    Attach(Attach),
     /// List runs, newest first.
     Ps(Ps),
     /// Show one run.
@@ -88,6 +101,8 @@ pub(crate) enum Command {
     /// List, show, check, write and change workflows.
     #[command(subcommand)]
     Workflow(Workflow),
+    /// Add up tokens and cost of model calls by day, model, workflow, session, run or project.
+    Usage(Usage),
     /// Show and set what the project's runs may spend, together.
     #[command(subcommand)]
     Budget(Budget),
@@ -123,11 +138,16 @@ pub(crate) enum Command {
     /// the audit log's head, the master key, the engine and its image, the agent, the shim, git, free disk space, the model API's credential, prices,
     /// repositories, git hosts, where tools may go, the gateway's settings, workflows, TLS, and the address of the API. No credential
     /// is tried. Then it tells of settings that let more people in than most mean to; those fail nothing.
-    Doctor(Serve),
+    Doctor(Doctor),
     /// Do the main job once, end to end, and check the result.
     Demo(Demo),
     /// Print the API's OpenAPI document.
     Openapi,
+    /// Print what a shell needs to complete commands and flags.
+    ///
+    /// For bash: `source <(caisson completion bash)`. For zsh: write it as `_caisson` into a directory of `$fpath`. For fish:
+    /// `caisson completion fish | source`.
+    Completion(Completion),
     /// Look after one sandbox of the local engine; the server starts this, nobody types it.
     #[command(hide = true)]
     Supervise {
@@ -155,7 +175,7 @@ pub(crate) struct EngineFlag {
     pub engine: Option<EngineChoice>,
 }
 
-/// Flags of `serve`, and of `doctor`, which looks whether `serve` could start with them.
+/// Flags of `serve`, and for `doctor`, which looks whether `serve` could start with them.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Serve {
     #[command(flatten)]
@@ -170,6 +190,15 @@ pub(crate) struct Serve {
     pub allow_repo: Vec<PathBuf>,
     #[command(flatten)]
     pub only: OnlyFlag,
+}
+
+/// Flags of `doctor`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Doctor {
+    #[command(flatten)]
+    pub serve: Serve,
+    #[command(flatten)]
+    pub output: OutputFlag,
 }
 
 /// Flags of every command that calls the API.
@@ -325,6 +354,8 @@ pub(crate) enum Key {
         /// The tenant.
         #[arg(long, default_value = "default")]
         project: String,
+        #[command(flatten)]
+        output: OutputFlag,
     },
     /// List keys; the secrets are not kept.
     List {
@@ -333,6 +364,8 @@ pub(crate) enum Key {
         /// The tenant.
         #[arg(long, default_value = "default")]
         project: String,
+        #[command(flatten)]
+        output: OutputFlag,
     },
     /// Revoke a key at once.
     Revoke {
@@ -340,6 +373,8 @@ pub(crate) enum Key {
         server: ServerFlags,
         /// The key's id.
         id: String,
+        #[command(flatten)]
+        output: OutputFlag,
     },
 }
 
@@ -359,11 +394,15 @@ pub(crate) enum Agent {
         /// Expected integrity (sha512-…); needed for a file of a version that this release does not know.
         #[arg(long, value_name = "SRI")]
         integrity: Option<String>,
+        #[command(flatten)]
+        output: OutputFlag,
     },
     /// List installed versions.
     List {
         #[command(flatten)]
         server: ServerFlags,
+        #[command(flatten)]
+        output: OutputFlag,
     },
 }
 
@@ -389,6 +428,9 @@ pub(crate) struct Demo {
     /// Factor on the scripted model's delays; 0 for none.
     #[arg(long, default_value_t = 1.0)]
     pub delay_scale: f64,
+    /// Print JSON, one document a line: the run's events, and at last what came of it.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// The command line, with usage lines that are the same whatever the environment holds: after an error, clap's own ones
@@ -447,3 +489,7 @@ fn micro_usd(text: &str) -> Result<u32, String> {
 #[cfg(test)]
 #[path = "cli_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "cli_document_tests.rs"]
+mod document_tests;

@@ -6,6 +6,7 @@ mod inputs;
 mod runs;
 mod server;
 mod sessions;
+mod usage;
 mod workflows;
 
 use std::path::Path;

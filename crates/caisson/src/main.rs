@@ -17,6 +17,7 @@ mod logins;
 mod presets;
 mod render;
 mod roles;
+mod screen;
 mod serve;
 mod server_id;
 mod settings;

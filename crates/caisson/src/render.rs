@@ -40,6 +40,18 @@ impl Account {
         }
     }
 
+    /// Whether the cursor stands behind live text, in the middle of a line.
+    #[must_use]
+    pub(crate) const fn is_within_a_line(&self) -> bool {
+        self.live.is_some()
+    }
+
+    /// What the model calls told of so far have cost, in micro-USD.
+    #[must_use]
+    pub(crate) const fn cost_micro_usd(&self) -> i64 {
+        self.cost_micro_usd
+    }
+
     fn delta(&mut self, text: &str) -> String {
         let text = clean(text);
         let shown = indent(self.live.as_deref().unwrap_or("\n"), &text);

@@ -164,9 +164,38 @@ pub const fn day_of(at_ms: i64) -> i64 {
     at_ms.div_euclid(DAY_MS)
 }
 
+/// Year, month and day of the month of a day as [`day_of`] counts them, in the Gregorian calendar, by Howard Hinnant's
+/// `civil_from_days`: years begin in March there, so that the day that some years have more is the last.
+#[must_use]
+pub const fn date_of(day: i64) -> (i64, i64, i64) {
+    let days = day + 719_468;
+    let era = days.div_euclid(146_097);
+    let of_era = days.rem_euclid(146_097);
+    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * of_year + 2) / 153;
+    let day_of_month = of_year - (153 * shifted + 2) / 5 + 1;
+    let (month, later) = if shifted < 10 { (shifted + 3, 0) } else { (shifted - 9, 1) };
+    (year_of_era + era * 400 + later, month, day_of_month)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_day_has_a_date() {
+        for (day, date) in [
+            (0, (1970, 1, 1)),
+            (-1, (1969, 12, 31)),
+            (11_016, (2000, 2, 29)),
+            (19_782, (2024, 2, 29)),
+            (19_783, (2024, 3, 1)),
+            (47_541, (2100, 3, 1)),
+        ] {
+            assert_eq!(date_of(day), date);
+        }
+    }
 
     #[test]
     fn a_day_lasts_from_midnight_to_midnight_utc() {

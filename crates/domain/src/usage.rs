@@ -2,6 +2,31 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::run::text_enum;
+
+/// Longest time that one report of usage covers, in days: the bound of what is read for it.
+pub const USAGE_REPORT_DAYS: i64 = 366;
+/// Time that a report of usage covers when nobody names one, in days.
+pub const USAGE_REPORT_DAYS_DEFAULT: i64 = 30;
+
+text_enum! {
+    /// By what a report of usage adds model calls up.
+    UsageBy, "usage grouping" {
+        /// The day (UTC) in which a call began.
+        Day = "day",
+        /// The model that answered.
+        Model = "model",
+        /// The workflow of its run.
+        Workflow = "workflow",
+        /// Its session.
+        Session = "session",
+        /// Its run.
+        Run = "run",
+        /// Its project.
+        Project = "project",
+    }
+}
+
 /// Tokens of one model call, as the model API's reply counted them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenCounts {

@@ -54,6 +54,7 @@ mod soft_budgets;
 mod transcripts;
 mod upkeep;
 mod usage;
+mod usage_reports;
 mod users;
 mod vault;
 mod waiting;
@@ -126,6 +127,7 @@ pub use upkeep::{
 pub use usage::{
     BeginCall, CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX, CallExtension, ExtendCall, NewModelCall, SettledCall,
 };
+pub use usage_reports::{UsageFilter, UsageGroup};
 pub use users::{ChangeUser, User, UserFields};
 pub use vault::{MasterKeyError, MasterKeyFile, RekeyStep, Rekeyed};
 pub use waiting::{QueueEstimate, QueuePlace};

@@ -13,7 +13,7 @@ use crate::credentials::uses;
 use crate::database::sql;
 use crate::{
     Clock, CreateRun, NewRun, PostgresLimits, PostgresPlace, Random, Store, claim, drain, events, keys, lost,
-    run_lists, runs, sessions, waiting,
+    run_lists, runs, sessions, usage_reports, waiting,
 };
 
 /// Where the server for tests is.
@@ -157,6 +157,19 @@ const OF_THE_QUEUE: [(&str, &str, &str); 10] = [
     (lost::LOST, "text, bigint, bigint, bigint", "'srv_1', 5, 5, 1"),
 ];
 
+const REPORTED: &str = "text, bigint, bigint, text, text, text, text";
+
+/// Reports of usage: sums, so that something is sorted or hashed, but of the calls of the project and the time alone.
+const REPORTS: [(&str, &str, &str); 7] = [
+    (usage_reports::BY_DAY[0], ", bigint, bigint", ", null, 51"),
+    (usage_reports::BY_MODEL[0], ", text, bigint", ", null, 51"),
+    (usage_reports::BY_WORKFLOW[0], ", text, bigint", ", null, 51"),
+    (usage_reports::BY_SESSION[0], ", text, bigint", ", null, 51"),
+    (usage_reports::BY_RUN[0], ", text, bigint", ", 'run_00000000000000000000000000001000', 51"),
+    (usage_reports::BY_PROJECT[0], ", text, bigint", ", null, 51"),
+    (usage_reports::TOTAL[0], "", ""),
+];
+
 /// What `PostgreSQL` plans depends on how many rows there are. Nearly all are another project's.
 const FILL: &[&str] = &[
     "set session_replication_role = replica",
@@ -181,6 +194,10 @@ const FILL: &[&str] = &[
      where right(id, 2) = '00' order by id, seq",
     "insert into credential_use (credential_id, run_id, project_id, uses, first_used_at_ms, last_used_at_ms) \
      select 'cred_1', id, project_id, 1, 0, 0 from run",
+    "insert into usage (id, project_id, session_id, run_id, server_id, state, model, input_tokens, output_tokens, \
+     cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cost_micro_usd, estimated, begun_at_ms, settled_at_ms) \
+     select 'use_' || id || n, project_id, session_id, id, 'srv_1', 'settled', 'model', 1, 1, 1, 1, 1, 1, 0, n * 1000, n * 1000 \
+     from run, generate_series(1, 5) as n",
     "analyze",
 ];
 
@@ -226,9 +243,7 @@ async fn sqlite_reads_the_index_of_each_question_and_sorts_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(&directory.path().join("caisson.db"), Clock::fixed_at(0).0).await.unwrap();
     for question in QUESTIONS {
-        let explain = sql::Statement::Built(format!("explain query plan {}", question.text).into());
-        let rows = sql::query(explain).fetch_all(store.reader()).await.unwrap();
-        let steps: Vec<String> = rows.iter().map(|row| row.get("detail").unwrap()).collect();
+        let steps = steps(&store, question.text).await;
         assert_eq!(steps[0], question.sqlite, "{}", question.text);
         let searches = |step: &String| step.starts_with("SEARCH ") || step.starts_with("CORRELATED ");
         assert!(steps.iter().all(searches), "{steps:?} for {}", question.text);
@@ -258,6 +273,32 @@ fn reads_every_run(plan: &str) -> bool {
         line.contains("Seq Scan on run") || line.contains(" using run_of_status") && !indexed(at)
     };
     lines.iter().enumerate().any(whole)
+}
+
+#[tokio::test]
+async fn sqlite_reads_of_all_calls_those_of_the_project_and_the_time_for_a_report() {
+    const READS: &str =
+        "SEARCH usage USING INDEX usage_of_project (project_id=? AND begun_at_ms>? AND begun_at_ms<?)";
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("caisson.db"), Clock::fixed_at(0).0).await.unwrap();
+    for (text, ..) in REPORTS {
+        let steps = steps(&store, text).await;
+        let reads: Vec<_> =
+            steps.iter().filter(|step| step.starts_with("SEARCH ") || step.starts_with("SCAN ")).collect();
+        assert_eq!(reads[0], READS, "{steps:?} for {text}");
+        let one = "SEARCH run USING INDEX sqlite_autoindex_run_1 (id=?)";
+        assert!(reads[1..].iter().all(|step| *step == one), "{steps:?} for {text}");
+    }
+    for text in [usage_reports::BY_DAY[1], usage_reports::TOTAL[1]] {
+        let steps = steps(&store, text).await;
+        assert!(steps.iter().any(|step| step == READS), "{steps:?} for {text}");
+    }
+}
+
+async fn steps(store: &Store, text: &str) -> Vec<String> {
+    let explain = sql::Statement::Built(format!("explain query plan {text}").into());
+    let rows = sql::query(explain).fetch_all(store.reader()).await.unwrap();
+    rows.iter().map(|row| row.get("detail").unwrap()).collect()
 }
 
 #[tokio::test]
@@ -300,6 +341,15 @@ async fn postgres_reads_the_index_of_each_question_and_sorts_nothing() {
             if reads_every_run(&plan) {
                 wrong.push(format!("{mode}, every run is read for {text}:\n{plan}"));
             }
+        }
+    }
+    execute(&mut connection, "set plan_cache_mode = force_custom_plan").await;
+    for (text, types, values) in REPORTS {
+        let values = format!("'default', 2000, 4000, null, null, null, null{values}");
+        let plan =
+            plan(&mut connection, text, (&format!("({REPORTED}{types})"), &format!("({values})"))).await;
+        if !plan.contains("usage_of_project") || plan.contains("Seq Scan") {
+            wrong.push(format!("not usage_of_project:\n{plan}"));
         }
     }
     execute(&mut connection, &format!("drop schema {schema} cascade")).await;

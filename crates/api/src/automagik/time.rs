@@ -1,6 +1,6 @@
 //! Times as texts: ISO 8601 with exactly three decimals, since Python 3.10 reads none, three or six alone.
 
-const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+use caisson_domain::budget::{DAY_MS, date_of, day_of};
 
 /// With its zone, written as an offset: not every reader knows the letter.
 pub(super) fn zoned(at_ms: i64) -> String {
@@ -9,25 +9,11 @@ pub(super) fn zoned(at_ms: i64) -> String {
 
 /// Without a zone, in UTC.
 pub(super) fn naive(at_ms: i64) -> String {
-    let (year, month, day) = civil(at_ms.div_euclid(DAY_MS));
+    let (year, month, day) = date_of(day_of(at_ms));
     let rest = at_ms.rem_euclid(DAY_MS);
     let (seconds, ms) = (rest / 1000, rest % 1000);
     let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}")
-}
-
-/// The date of a day since 1970, by Howard Hinnant's `civil_from_days`: years begin in March there, so that the day that
-/// some years have more is the last.
-fn civil(days: i64) -> (i64, i64, i64) {
-    let days = days + 719_468;
-    let era = days.div_euclid(146_097);
-    let of_era = days.rem_euclid(146_097);
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
 }
 
 /// Milliseconds as seconds.

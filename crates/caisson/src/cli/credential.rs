@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{ServerFlags, name_and_value};
+use super::{OutputFlag, ServerFlags, name_and_value};
 
 /// Credentials. A secret comes from a file or from standard input, never from an argument.
 #[derive(Debug, Clone, Subcommand)]
@@ -18,9 +18,8 @@ pub(crate) enum Credential {
         /// The tenant.
         #[arg(long, default_value = "default")]
         project: String,
-        /// Print JSON, one document a line.
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        output: OutputFlag,
     },
     /// Replace a credential's secret; runs use it from their next request on.
     Rotate {
@@ -33,6 +32,8 @@ pub(crate) enum Credential {
         /// The tenant.
         #[arg(long, default_value = "default")]
         project: String,
+        #[command(flatten)]
+        output: OutputFlag,
     },
     /// Remove a credential; runs go without it from their next request on.
     Remove {
@@ -43,11 +44,15 @@ pub(crate) enum Credential {
         /// The tenant.
         #[arg(long, default_value = "default")]
         project: String,
+        #[command(flatten)]
+        output: OutputFlag,
     },
     /// Make a new master key and wrap every credential with it; what was cut off is ended.
     Rekey {
         #[command(flatten)]
         server: ServerFlags,
+        #[command(flatten)]
+        output: OutputFlag,
     },
 }
 
@@ -72,6 +77,8 @@ pub(crate) struct AddCredential {
     /// The tenant.
     #[arg(long, default_value = "default")]
     pub project: String,
+    #[command(flatten)]
+    pub output: OutputFlag,
 }
 
 /// Where a secret comes from.

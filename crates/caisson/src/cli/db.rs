@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::ServerFlags;
+use super::{OutputFlag, ServerFlags};
 
 /// The database as a whole.
 #[derive(Debug, Clone, Subcommand)]
@@ -15,6 +15,8 @@ pub(crate) enum Db {
     Migrate {
         #[command(flatten)]
         server: ServerFlags,
+        #[command(flatten)]
+        output: OutputFlag,
     },
     /// Check version, integrity, references, event numbers, audit chains and kept files; change nothing.
     ///
@@ -32,6 +34,8 @@ pub(crate) enum Db {
         server: ServerFlags,
         /// The new file.
         file: PathBuf,
+        #[command(flatten)]
+        output: OutputFlag,
     },
     /// Copy the SQLite database of the state directory into an empty PostgreSQL database, and compare every row.
     ///

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::ServerFlags;
+use super::{OutputFlag, ServerFlags};
 
 /// Images.
 #[derive(Debug, Clone, Subcommand)]
@@ -14,9 +14,14 @@ pub(crate) enum Image {
         /// Image to build on.
         #[arg(long, default_value = "debian:bookworm-slim")]
         base: String,
+        #[command(flatten)]
+        output: OutputFlag,
     },
     /// Print the default image's name.
-    Tag,
+    Tag {
+        #[command(flatten)]
+        output: OutputFlag,
+    },
     /// List an image's Debian packages, and those with holes that a later version closes.
     ///
     /// Nothing of the image is run: its package database is read through the engine, out of a container that is never
@@ -38,6 +43,9 @@ pub(crate) struct ScanImage {
     /// How it is told; `cyclonedx` is a bill of materials and compares nothing.
     #[arg(long, value_enum, default_value_t = ScanFormat::Text)]
     pub format: ScanFormat,
+    /// The same as --format json.
+    #[arg(long, conflicts_with = "format")]
+    pub json: bool,
 }
 
 /// How a scan is told.

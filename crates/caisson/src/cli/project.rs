@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use super::{Retain, ServerFlags, SetProject};
+use super::{OutputFlag, Retain, ServerFlags, SetProject};
 
 /// Projects: whose runs, sessions, keys, credentials, budgets and audit records are its own.
 #[derive(Debug, Clone, Subcommand)]
@@ -13,6 +13,8 @@ pub(crate) enum Project {
         server: ServerFlags,
         /// Its name: 1 to 63 lower-case letters, digits and hyphens.
         name: String,
+        #[command(flatten)]
+        output: OutputFlag,
     },
     /// Set a project's weight among the others, and its caps; `queue` in docs/projects.md.
     Set(SetProject),

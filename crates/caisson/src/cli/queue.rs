@@ -3,7 +3,7 @@
 use caisson_domain::queue::{CAP, DELAY_S_MAX};
 use clap::Args;
 
-use super::{ClientFlags, ServerFlags};
+use super::{ClientFlags, OutputFlag, ServerFlags};
 
 /// The word for a cap that is the settings' own.
 const NONE: &str = "none";
@@ -72,6 +72,8 @@ pub(crate) struct SetProject {
     /// Most runs of it that wait, 0 to 10000; none: as the server's settings say.
     #[arg(long, value_name = "N|none", value_parser = cap)]
     pub max_queued: Option<Cap>,
+    #[command(flatten)]
+    pub output: OutputFlag,
 }
 
 /// A cap; none is that of the settings.
@@ -100,7 +102,7 @@ fn delay_s(text: &str) -> Result<i64, String> {
 }
 
 /// A time in UTC as `caisson` shows it, as Unix ms.
-fn at_ms(text: &str) -> Result<i64, &'static str> {
+pub(super) fn at_ms(text: &str) -> Result<i64, &'static str> {
     parse_utc(text).ok_or("write it in UTC, like 2030-01-31T22:00:00Z")
 }
 

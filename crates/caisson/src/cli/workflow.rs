@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{ClientFlags, name_and_value};
+use super::{ClientFlags, OutputFlag, name_and_value};
 
 /// Workflows.
 #[derive(Debug, Clone, Subcommand)]
@@ -26,6 +26,8 @@ pub(crate) enum Workflow {
         /// Files, and folders in Automagik's format.
         #[arg(required = true, value_name = "FILE|DIR")]
         paths: Vec<PathBuf>,
+        #[command(flatten)]
+        output: OutputFlag,
     },
     /// Write the file of a new workflow, to be edited.
     New {
@@ -34,6 +36,8 @@ pub(crate) enum Workflow {
         /// Directory for the file.
         #[arg(long, value_name = "DIR", default_value = ".")]
         dir: PathBuf,
+        #[command(flatten)]
+        output: OutputFlag,
     },
     /// Give a workflow to the project, over the server's of the same name. Needs a key with the scope workflows.
     Put {

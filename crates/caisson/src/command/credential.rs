@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::machine::{Machine, ensure_known};
 use super::project::require;
-use super::{DONE, complain, print, print_json, settings};
+use super::{DONE, complain, print, print_json, settings, tell};
 use crate::cli::{AddCredential, Credential, SecretFlags};
 use crate::serve::open_store;
 use crate::settings::Environment;
@@ -33,34 +33,38 @@ const FILE_BYTES: u64 = 64 * 1024;
 pub(crate) async fn run(command: Credential, environment: &Environment) -> anyhow::Result<u8> {
     match command {
         Credential::Add(flags) => add(flags, environment).await?,
-        Credential::List { server, project, json } => {
+        Credential::List { server, project, output } => {
             let settings = settings(&server, environment)?;
             ensure_known(&settings)?;
             let store = open_store(&settings).await?;
-            list(&store.list_credentials(&project.parse()?).await?, store.now_ms(), json)?;
+            list(&store.list_credentials(&project.parse()?).await?, store.now_ms(), output.json)?;
             store.close().await.ok();
         }
-        Credential::Rotate { server, secret, credential, project } => {
+        Credential::Rotate { server, secret, credential, project, output } => {
             let project = project.parse()?;
             let machine = Machine::open_known(&server, environment).await?;
             let rotated = rotate(&machine, &project, &credential, &secret).await;
             machine.close().await;
-            print(&format!("credential {} is rotated", rotated?));
+            let id = rotated?;
+            tell(output, &json!({"id": id, "rotated": true}), &format!("credential {id} is rotated"))?;
         }
-        Credential::Remove { server, credential, project } => {
+        Credential::Remove { server, credential, project, output } => {
             let project = project.parse()?;
             let machine = Machine::open_known(&server, environment).await?;
             let removed = remove(&machine.store, &project, &credential).await;
             machine.close().await;
-            print(&format!("credential {} is removed", removed?));
+            let id = removed?;
+            tell(output, &json!({"id": id, "removed": true}), &format!("credential {id} is removed"))?;
         }
-        Credential::Rekey { server } => {
+        Credential::Rekey { server, output } => {
             let machine = Machine::open_known(&server, environment).await?;
             let rekeyed = rekey(&machine).await;
             let path = master_key_file(&machine.settings).path().display().to_string();
             machine.close().await;
             let rekeyed = rekeyed?;
-            print(&format!("master key {} wraps {} credentials", rekeyed.key_id, rekeyed.credentials));
+            let (key, count) = (&rekeyed.key_id, rekeyed.credentials);
+            let document = json!({"master_key": key, "credentials": count, "file": path});
+            tell(output, &document, &format!("master key {key} wraps {count} credentials"))?;
             complain(&format!("\"{path}\" is another file now: back it up, apart from the database"));
         }
     }
@@ -112,8 +116,7 @@ async fn add(flags: AddCredential, environment: &Environment) -> anyhow::Result<
     let added = put(&machine, new).await;
     machine.close().await;
     let added = added?;
-    print(&format!("credential {} \"{}\" is added", added.id, added.name));
-    Ok(())
+    tell(flags.output, &shown(&added), &format!("credential {} \"{}\" is added", added.id, added.name))
 }
 
 async fn put(machine: &Machine, new: NewCredential) -> anyhow::Result<Stored> {

@@ -11,8 +11,8 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 
 use super::machine::ensure_known;
-use super::{DONE, audit, print, print_json, settings};
-use crate::cli::{CopyDb, Db};
+use super::{DONE, audit, print, print_json, settings, tell as tell_output};
+use crate::cli::{CopyDb, Db, OutputFlag};
 use crate::roles::lock_state;
 use crate::serve::make_directory;
 use crate::server_id::known_server_id;
@@ -28,14 +28,14 @@ const UNSOUND: u8 = 1;
 /// The database cannot be used, or a server uses it.
 pub(crate) async fn run(command: Db, environment: &Environment) -> anyhow::Result<u8> {
     match command {
-        Db::Migrate { server } => migrate(&settings(&server, environment)?).await,
+        Db::Migrate { server, output } => migrate(&settings(&server, environment)?, output).await,
         Db::Check { server, json } => check(&settings(&server, environment)?, json).await,
-        Db::Backup { server, file } => backup(&settings(&server, environment)?, &file).await,
+        Db::Backup { server, file, output } => backup(&settings(&server, environment)?, &file, output).await,
         Db::Copy(flags) => copy(&settings(&flags.server, environment)?, &flags).await,
     }
 }
 
-async fn migrate(settings: &Settings) -> anyhow::Result<u8> {
+async fn migrate(settings: &Settings, output: OutputFlag) -> anyhow::Result<u8> {
     make_directory(&settings.state_dir)?;
     // A server of the version before would write to tables that it does not know; those with other state directories are
     // looked for in the database.
@@ -55,12 +55,15 @@ async fn migrate(settings: &Settings) -> anyhow::Result<u8> {
     let version = store.schema_version().await;
     store.close().await.ok();
     let version = version?;
-    print(&match behind {
+    let words = match behind {
         0 => format!("{place} is at version {version} already; nothing was changed"),
         usize::MAX => format!("{place} was made, at version {version}"),
         1 => format!("{place} was brought to version {version} by 1 migration"),
         _ => format!("{place} was brought to version {version} by {behind} migrations"),
-    });
+    };
+    let made = behind == usize::MAX;
+    let document = json!({"version": version, "made": made, "migrations": (!made).then_some(behind)});
+    tell_output(output, &document, &words)?;
     Ok(DONE)
 }
 
@@ -149,7 +152,7 @@ async fn check_files(settings: &Settings, store: &Store) -> anyhow::Result<Check
     }
 }
 
-async fn backup(settings: &Settings, file: &Path) -> anyhow::Result<u8> {
+async fn backup(settings: &Settings, file: &Path, output: OutputFlag) -> anyhow::Result<u8> {
     ensure_known(settings)?;
     let Place::File(database) = settings.database_place()? else {
         bail!(
@@ -157,6 +160,10 @@ async fn backup(settings: &Settings, file: &Path) -> anyhow::Result<u8> {
         );
     };
     let bytes = backup_file(&database, &std::path::absolute(file)?).await?;
+    if output.json {
+        print_json(&json!({"file": file, "size_bytes": bytes}))?;
+        return Ok(DONE);
+    }
     print(&format!("\"{}\" holds the whole database, {bytes} bytes", file.display()));
     print(
         "note  keep it together with server_id, master.key, audit_key, audit_head and artifacts/ of the state directory \

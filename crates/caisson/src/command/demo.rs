@@ -14,7 +14,7 @@ use serde_json::json;
 use url::Url;
 
 use super::demo_project::{DemoRepository, SCENARIO};
-use super::{DETACHED, DONE, complain, print, settings_with_engine, submit};
+use super::{DETACHED, DONE, complain, print, print_json, settings_with_engine, submit};
 use crate::cli::{Demo, DemoModel};
 use crate::client::Client;
 use crate::serve::Server;
@@ -49,15 +49,16 @@ pub(crate) async fn run(flags: Demo, environment: &Environment) -> anyhow::Resul
     let repository = DemoRepository::create(&repositories)?;
     let (passes, verdict) = repository.test("main")?;
     ensure!(!passes, "the example's tests pass already, so there is nothing to show");
-    print(&format!("repository  {} (its tests before: {verdict})", shown(repository.path()).display()));
+    let say = Say { json: flags.json };
+    say.words(&format!("repository  {} (its tests before: {verdict})", shown(repository.path()).display()));
 
     let model = model(&flags, environment, &mut settings).await?;
     let server = Server::start(isolated(settings, &home)).await?;
-    let ended = job(&server, &repository).await;
+    let ended = job(&server, &repository, say).await;
     tidy(&server, if matches!(ended, Ok(Job::Cancelled)) { CANCEL } else { TIDY }).await;
     server.stop().await;
     if let Some(model) = model {
-        print(&format!(
+        say.words(&format!(
             "the scripted model served {} calls",
             model.records().iter().filter(|record| record.method == "POST").count()
         ));
@@ -66,7 +67,7 @@ pub(crate) async fn run(flags: Demo, environment: &Environment) -> anyhow::Resul
     match ended? {
         Job::Cancelled => Ok(DETACHED),
         Job::Done(branch) => {
-            check(&repository, &branch, started)?;
+            check(&repository, &branch, started, say)?;
             Ok(DONE)
         }
     }
@@ -78,6 +79,7 @@ async fn model(
     environment: &Environment,
     settings: &mut Settings,
 ) -> anyhow::Result<Option<ScriptedModel>> {
+    let say = Say { json: flags.json };
     settings.model.api_key_file = None;
     settings.model.auth_token_file = None;
     match flags.model {
@@ -85,7 +87,8 @@ async fn model(
             let key = environment.get(REAL_KEY).filter(|key| !key.is_empty());
             let key = key.with_context(|| format!("--model real needs the key in {REAL_KEY}"))?;
             settings.model.api_key = Some(SecretString::from(key.to_owned()));
-            print(&format!("model       {} (REAL: this costs money)", settings.model.base_url));
+            // Money is told of whatever the form.
+            complain(&format!("model       {} (REAL: this costs money)", settings.model.base_url));
             Ok(None)
         }
         DemoModel::Scripted => {
@@ -100,7 +103,7 @@ async fn model(
             settings.model.base_url = Url::parse(model.base_url())?;
             settings.model.outbound_proxy = None;
             settings.model.api_key = Some(SecretString::from(SCRIPTED_KEY.to_owned()));
-            print("model       scripted, inside this process: no key is read, nothing is spent");
+            say.words("model       scripted, inside this process: no key is read, nothing is spent");
             Ok(Some(model))
         }
     }
@@ -121,13 +124,28 @@ fn isolated(settings: Settings, home: &Path) -> Settings {
     }
 }
 
+/// How the demo tells of itself.
+#[derive(Debug, Clone, Copy)]
+struct Say {
+    json: bool,
+}
+
+impl Say {
+    /// Says something that only people need.
+    fn words(self, text: &str) {
+        if !self.json {
+            print(text);
+        }
+    }
+}
+
 enum Job {
     Done(BranchName),
     /// By Ctrl-C.
     Cancelled,
 }
 
-async fn job(server: &Server, repository: &DemoRepository) -> anyhow::Result<Job> {
+async fn job(server: &Server, repository: &DemoRepository, say: Say) -> anyhow::Result<Job> {
     wait_ready(server).await?;
     let scopes = [Scope::RunsRead, Scope::RunsWrite];
     let (key_id, token) = server.store.create_api_key(&ProjectId::default_project(), "demo", &scopes).await?;
@@ -135,8 +153,8 @@ async fn job(server: &Server, repository: &DemoRepository) -> anyhow::Result<Job
     let client = Client::new(base, Some(token.expose().to_owned()), None)?;
     let body = json!({"workflow": "bug-fixer", "prompt": TASK, "repository": repository.path()});
     let run = client.create_run(&body, &hex::encode(rand::random::<[u8; 16]>())).await?;
-    print(&format!("run         {}\n", run.id));
-    let ended = submit::watch(&client, &run.id, false).await?;
+    say.words(&format!("run         {}\n", run.id));
+    let ended = submit::watch(&client, &run.id, say.json).await?;
     if ended.is_none() {
         // Nobody could come back to it: its server ends with this process.
         complain("\ncancelling the run, since its server ends with the demo");
@@ -185,7 +203,7 @@ async fn tidy(server: &Server, at_most: Duration) {
 }
 
 /// Looks at the bare repository alone: what is in it is what was really pushed.
-fn check(repository: &DemoRepository, branch: &BranchName, started: Instant) -> anyhow::Result<()> {
+fn check(repository: &DemoRepository, branch: &BranchName, started: Instant, say: Say) -> anyhow::Result<()> {
     let commits = repository.new_commits(branch.as_str())?;
     let [(commit, message)] = commits.as_slice() else {
         bail!("the branch has {} new commits; one was expected", commits.len());
@@ -195,6 +213,12 @@ fn check(repository: &DemoRepository, branch: &BranchName, started: Instant) -> 
     let (passes, verdict) = repository.test(branch.as_str())?;
     ensure!(passes, "a fresh clone of {branch} still fails its tests: {verdict}");
     let subject = message.lines().next().unwrap_or_default();
+    if say.json {
+        return print_json(&json!({
+            "branch": branch.as_str(), "commit": commit, "subject": subject, "tests": verdict,
+            "took_ms": u64::try_from(started.elapsed().as_millis())?,
+        }));
+    }
     print(&format!("fresh clone of {branch}: its tests now: {verdict}"));
     // The demo's server is gone, so nobody could be asked for the diff; the repository stays.
     print(&format!("see the change with: git -C {} show {branch}", shown(repository.path()).display()));

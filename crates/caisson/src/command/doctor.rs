@@ -10,14 +10,14 @@ use caisson_store::{ApiKey, Clock, Look, Store};
 use caisson_worker::DiskCaps;
 use nix::unistd::{AccessFlags, access};
 
-use super::{DONE, print, serve_settings};
+use super::doctor_report::Report;
+use super::serve_settings;
 use crate::agents::Agents;
 use crate::audit_head;
-use crate::cli::Serve;
+use crate::cli::Doctor;
 use crate::engines::{ActiveEngine, Purpose, image_remedy};
 use crate::exposure;
 use crate::inputs::{self, Faults, Part};
-use crate::logins::without_logins;
 use crate::render::clean;
 use crate::serve::chain;
 use crate::server_id::{check_not_lost, known_server_id};
@@ -28,52 +28,13 @@ use crate::vault::{has_model_credential, master_key_file};
 
 /// Keys that never expire which are named one by one.
 const LASTING_NAMES: usize = 5;
-/// Exit code when something is missing.
-const UNWELL: u8 = 1;
-
-/// Prints what is looked at, and counts what is missing.
-#[derive(Debug, Default)]
-struct Report {
-    looked_at: usize,
-    missing: usize,
-}
-
-impl Report {
-    fn tell(&mut self, what: &str, result: Result<String, String>) {
-        self.looked_at += 1;
-        match result {
-            Ok(text) => Self::line("ok  ", what, &text),
-            Err(text) => {
-                self.missing += 1;
-                Self::line("FAIL", what, &text);
-            }
-        }
-    }
-}
-
-impl Report {
-    /// Tells of what works and is weaker than it need be.
-    fn warn(what: &str, text: &str) {
-        Self::line("warn", what, text);
-    }
-
-    /// Tells of what may well be meant so.
-    fn note(what: &str, text: &str) {
-        Self::line("note", what, text);
-    }
-
-    fn line(sign: &str, what: &str, text: &str) {
-        print(&format!("{sign}  {what:<13} {}", without_logins(text)));
-    }
-}
-
 /// Looks at everything, in the order that the help tells, and prints a line for each. Nothing is changed.
 ///
 /// # Errors
 /// The configuration itself cannot be read.
-pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Result<u8> {
-    let settings = serve_settings(flags, environment)?;
-    let mut report = Report::default();
+pub(crate) async fn run(flags: Doctor, environment: &Environment) -> anyhow::Result<u8> {
+    let settings = serve_settings(flags.serve, environment)?;
+    let mut report = Report::new(flags.output.json);
     let faults = inputs::read(&settings).err().unwrap_or_default();
     if let Some(text) = faults.of(Part::Settings) {
         report.tell(Part::Settings.name(), Err(text));
@@ -85,7 +46,7 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
     let store = if usable.is_ok() {
         database(&settings, &mut report).await
     } else {
-        Report::note("state", "database, API keys and master key are not looked at before it can be used");
+        report.note("state", "database, API keys and master key are not looked at before it can be used");
         None
     };
     if let (None, Some(store)) = (&server, &store)
@@ -112,7 +73,7 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
             (Part::Model, Some(store)) if has_model_credential(store).await.unwrap_or(false) => {
                 stored_model(&settings, &faults)
             }
-            _ => input(&settings, part, &faults),
+            _ => input(&settings, part, &faults, &report),
         };
         report.tell(part.name(), looked);
     }
@@ -120,32 +81,27 @@ pub(crate) async fn run(flags: Serve, environment: &Environment) -> anyhow::Resu
     if let (Some(store), Some(server)) = (&store, &server)
         && let Some(text) = super::queue::drained(store, server).await
     {
-        Report::warn("queue", &text);
+        report.warn("queue", &text);
     }
-    exposed(&settings, store.as_ref()).await;
+    exposed(&settings, store.as_ref(), &report).await;
     if let Some(store) = store {
         store.close().await.ok();
     }
-    if report.missing == 0 {
-        print("everything a server needs is there");
-        return Ok(DONE);
-    }
-    print(&format!("{} of {} checks failed", report.missing, report.looked_at));
-    Ok(UNWELL)
+    Ok(report.end())
 }
 
 /// What lets in more people, or shows more, than most mean. A store that cannot be read was told of before.
-async fn exposed(settings: &Settings, store: Option<&Store>) {
+async fn exposed(settings: &Settings, store: Option<&Store>, report: &Report) {
     let mut found = exposure::weaknesses(settings);
     if let Some(store) = store {
         found.extend(exposure::weaknesses_of_store(store).await.unwrap_or_default());
     }
     let unbounded = exposure::unbounded(settings, store).await.unwrap_or_default();
     for text in found {
-        Report::warn("exposed", &text);
+        report.warn("exposed", &text);
     }
     for text in exposure::notes(settings, &unbounded) {
-        Report::note("hardening", &text);
+        report.note("hardening", &text);
     }
 }
 
@@ -227,7 +183,7 @@ async fn database(settings: &Settings, report: &mut Report) -> Option<Store> {
         let names = lasting.iter().take(LASTING_NAMES).map(String::as_str).collect::<Vec<_>>().join(", ");
         let more = if lasting.len() > LASTING_NAMES { " and others" } else { "" };
         let expire = if lasting.len() == 1 { "expires" } else { "expire" };
-        Report::note(
+        report.note(
             "API keys",
             &format!(
                 "{names}{more} never {expire}; `caisson key create NAME --expires 30d` makes one that does"
@@ -324,7 +280,7 @@ fn agent(settings: &Settings) -> Result<String, String> {
 }
 
 /// What `serve` would read; beyond that, what no run can do without.
-fn input(settings: &Settings, part: Part, faults: &Faults) -> Result<String, String> {
+fn input(settings: &Settings, part: Part, faults: &Faults, report: &Report) -> Result<String, String> {
     if let Some(text) = faults.of(part) {
         return Err(text);
     }
@@ -336,7 +292,7 @@ fn input(settings: &Settings, part: Part, faults: &Faults) -> Result<String, Str
         Part::Prices => Ok(shown(&settings.prices_file).unwrap_or_else(|| "shipped".to_owned())),
         Part::Repositories => repositories(settings),
         Part::GitHosts => Ok(counted(settings.git.credentials.len(), "credential", "credentials")),
-        Part::Egress => egress(settings),
+        Part::Egress => egress(settings, report),
         Part::Mcp if settings.mcp.allow.is_empty() => Ok("workflows may name no HTTP servers".to_owned()),
         Part::Mcp => Ok(counted(settings.mcp.allow.len(), "host", "hosts")),
         Part::Gateway if faults.0.is_empty() => Ok("takes these settings".to_owned()),
@@ -445,11 +401,11 @@ fn repositories(settings: &Settings) -> Result<String, String> {
 }
 
 /// As a server does, warns of a preset that came to nothing.
-fn egress(settings: &Settings) -> Result<String, String> {
+fn egress(settings: &Settings, report: &Report) -> Result<String, String> {
     let (upstreams, notes) =
         settings.egress.upstreams(&settings.clients).map_err(|error| format!("{error:#}"))?;
     for note in &notes {
-        Report::warn(Part::Egress.name(), note);
+        report.warn(Part::Egress.name(), note);
     }
     let rules = upstreams.rules.len() + upstreams.presets.iter().map(|(_, rules)| rules.len()).sum::<usize>();
     Ok(match rules {

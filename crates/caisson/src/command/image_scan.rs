@@ -47,7 +47,7 @@ pub(super) async fn run(flags: ScanImage, engine: &DockerEngine) -> anyhow::Resu
     }
     let source = flags.advisories.as_deref().unwrap_or(TRACKER);
     let compared = compare(source, &distribution, &packages).await?;
-    match flags.format {
+    match if flags.json { ScanFormat::Json } else { flags.format } {
         ScanFormat::Json => {
             let (findings, why) = match &compared {
                 Ok(findings) => (json!(findings), Value::Null),

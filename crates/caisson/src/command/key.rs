@@ -1,15 +1,17 @@
 //! `caisson key`: API keys, made on the server's machine.
 
 use anyhow::Context;
+use caisson_api::view::{KeyView, NewKeyView};
 use caisson_domain::id::ApiKeyId;
 use caisson_domain::limits::{API_KEY_NAME_CHARS, API_KEYS};
 use caisson_domain::principal::Scope;
 use caisson_store::{Actor, ApiKey, NewApiKey};
 use comfy_table::{Table, presets};
+use serde_json::json;
 
 use super::machine::{Machine, ensure_known};
 use super::project::require;
-use super::{DONE, complain, print, settings};
+use super::{DONE, complain, print, print_json, settings, tell};
 use crate::cli::Key;
 use crate::render::{clean, utc};
 use crate::serve::open_store;
@@ -21,7 +23,7 @@ use crate::settings::Environment;
 /// The database cannot be used, or an argument is bad.
 pub(crate) async fn run(command: Key, environment: &Environment) -> anyhow::Result<u8> {
     match command {
-        Key::Create { server, name, scope, expires, project } => {
+        Key::Create { server, name, scope, expires, project, output } => {
             let mut new = NewApiKey {
                 project: project.parse()?,
                 name,
@@ -41,6 +43,10 @@ pub(crate) async fn run(command: Key, environment: &Environment) -> anyhow::Resu
             let (key, token) = made.with_context(|| {
                 format!("there are {API_KEYS} valid keys; revoke those that nobody needs")
             })?;
+            if output.json {
+                print_json(&NewKeyView { key: key.into(), secret: token.expose().to_owned() })?;
+                return Ok(DONE);
+            }
             let until = key.expires_at_ms.map(|at_ms| format!(", valid until {}", utc(at_ms)));
             complain(&format!(
                 "key {} \"{}\"{}: this is the only time it is shown",
@@ -50,20 +56,25 @@ pub(crate) async fn run(command: Key, environment: &Environment) -> anyhow::Resu
             ));
             print(token.expose());
         }
-        Key::List { server, project } => {
+        Key::List { server, project, output } => {
             let settings = settings(&server, environment)?;
             ensure_known(&settings)?;
             let store = open_store(&settings).await?;
             let keys = store.list_api_keys(&project.parse()?).await?;
-            print(&table(&keys, store.now_ms()));
+            let now_ms = store.now_ms();
+            if output.json {
+                keys.into_iter().map(KeyView::from).try_for_each(|key| print_json(&key))?;
+            } else {
+                print(&table(&keys, now_ms));
+            }
         }
-        Key::Revoke { server, id } => {
+        Key::Revoke { server, id, output } => {
             let id: ApiKeyId = id.parse().context("`caisson key list` shows the ids")?;
             let machine = Machine::open_known(&server, environment).await?;
             let revoked = machine.store.revoke_api_key(&id).await?;
             machine.close().await;
             anyhow::ensure!(revoked, "there is no valid key {id}");
-            print(&format!("key {id} is revoked"));
+            tell(output, &json!({"id": id, "revoked": true}), &format!("key {id} is revoked"))?;
         }
     }
     Ok(DONE)

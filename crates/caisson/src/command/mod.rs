@@ -2,13 +2,16 @@
 
 mod agent;
 mod artifacts;
+mod attach;
 mod audit;
 mod budget;
+mod completion;
 mod credential;
 mod db;
 mod demo;
 mod demo_project;
 mod doctor;
+mod doctor_report;
 mod egress;
 mod gc;
 mod image;
@@ -23,16 +26,19 @@ mod runs;
 mod servers;
 mod session;
 mod submit;
+mod usage;
 mod workflow;
 
 use std::io::{IsTerminal, Write};
 
 use anyhow::Context;
 use serde::Serialize;
+use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::{ClientFlags, Command, EngineFlag, Serve, ServerFlags};
+use crate::cli::{ClientFlags, Command, EngineFlag, OutputFlag, Serve, ServerFlags};
 use crate::client::Client;
+use crate::screen::Terminal;
 use crate::serve::Server;
 use crate::settings::{Environment, Overrides, Settings};
 
@@ -42,6 +48,8 @@ pub(crate) const DONE: u8 = 0;
 pub(crate) const RUN_FAILED: u8 = 3;
 /// Exit code of a command that followed a run which was cancelled.
 pub(crate) const RUN_CANCELLED: u8 = 4;
+/// Columns of a terminal that does not say how wide it is.
+const COLUMNS: usize = 80;
 /// Exit code of a command that was left by Ctrl-C, as shells have it.
 pub(crate) const DETACHED: u8 = 130;
 
@@ -55,6 +63,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Serve(flags) => Box::pin(serve(flags, environment)).await,
         Command::Run(flags) => submit::run(*flags).await,
         Command::Logs(flags) => runs::logs(flags).await,
+        Command::Attach(flags) => attach::run(flags).await,
         Command::Ps(flags) => runs::ps(flags).await,
         Command::Show(flags) => runs::show(flags).await,
         Command::Diff(flags) => runs::diff(flags).await,
@@ -71,6 +80,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
         Command::Resume(flags) => queue::resume(flags).await,
         Command::Servers(flags) => servers::run(flags).await,
         Command::Workflow(workflow) => workflow::run(workflow).await,
+        Command::Usage(flags) => usage::run(flags).await,
         Command::Budget(budget) => budget::run(budget).await,
         Command::Egress(crate::cli::Egress::Suggest(flags)) => egress::suggest(flags).await,
         Command::Db(db) => Box::pin(db::run(db, environment)).await,
@@ -87,6 +97,7 @@ pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::
             // Done by `main`, before there is a second thread.
             anyhow::bail!("a supervisor is started by the server")
         }
+        Command::Completion(flags) => Ok(completion::run(&flags)),
         Command::Openapi => {
             print(&caisson_api::openapi().to_pretty_json()?);
             Ok(DONE)
@@ -169,9 +180,39 @@ pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether standard output shows colours.
+/// Tells what was done: as a document, or in words.
+pub(crate) fn tell(output: OutputFlag, document: &Value, words: &str) -> anyhow::Result<()> {
+    if output.json {
+        return print_json(document);
+    }
+    print(words);
+    Ok(())
+}
+
+/// Whether standard output shows colours: a terminal does, unless `NO_COLOR` (<https://no-color.org>) says otherwise.
 pub(crate) fn colour() -> bool {
-    std::io::stdout().is_terminal()
+    terminal().colour
+}
+
+/// What standard output can do. A file or a pipe takes nothing but text.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the binary alone reads the environment, and the terminal is its own"
+)]
+pub(crate) fn terminal() -> Terminal {
+    let named = |name: &str| std::env::var_os(name).unwrap_or_default();
+    // A dumb one cannot write over a line either.
+    let able = std::io::stdout().is_terminal() && named("TERM") != "dumb";
+    Terminal { colour: able && named("NO_COLOR").is_empty(), status_line: able }
+}
+
+/// How wide the terminal is, in columns.
+pub(crate) fn columns() -> usize {
+    let size = terminal_size::terminal_size_of(std::io::stdout());
+    // One that was never told its size says that it has none.
+    size.map(|(terminal_size::Width(columns), _)| usize::from(columns))
+        .filter(|columns| *columns > 0)
+        .unwrap_or(COLUMNS)
 }
 
 /// Exit code of a command that followed a run to its end.

@@ -8,7 +8,7 @@ use caisson_store::{Actor, ChangeShare, CreateProject, Project as Stored, Store}
 use comfy_table::{Table, presets};
 
 use super::machine::Machine;
-use super::{DONE, print, print_json, settings};
+use super::{DONE, print, print_json, settings, tell};
 use crate::cli::{Project, SetProject};
 use crate::render::utc;
 use crate::serve::open_store;
@@ -20,13 +20,16 @@ use crate::settings::Environment;
 /// The database cannot be used, the name is bad or taken, or there are too many.
 pub(crate) async fn run(command: Project, environment: &Environment) -> anyhow::Result<u8> {
     match command {
-        Project::Create { server, name } => {
+        Project::Create { server, name, output } => {
             let id: ProjectId = name.parse()?;
             let machine = Machine::open(&server, environment).await?;
             let made = machine.store.create_project(&id, Actor::Operator).await;
             machine.close().await;
             match made? {
-                CreateProject::Created(project) => print(&format!("project {} is made", project.id)),
+                CreateProject::Created(project) => {
+                    let words = format!("project {} is made", project.id);
+                    tell(output, &serde_json::to_value(ProjectView::from(project))?, &words)?;
+                }
                 CreateProject::Exists => bail!("there is a project \"{id}\" already; choose another name"),
                 CreateProject::Full => {
                     bail!("there are {PROJECTS} projects already, and more there may not be")
@@ -63,6 +66,7 @@ async fn set(flags: &SetProject, environment: &Environment) -> anyhow::Result<()
     let set = machine.store.change_share(&id, &change, Actor::Operator).await;
     machine.close().await;
     match set? {
+        Some(project) if flags.output.json => print_json(&ProjectView::from(project))?,
         Some(project) => print(&table(&[project])),
         None => bail!("there is no project \"{id}\"; `caisson project list` shows those there are"),
     }

@@ -1,5 +1,7 @@
 //! Commands about runs that exist already.
 
+use std::io::IsTerminal;
+
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 
@@ -167,7 +169,7 @@ pub(crate) async fn diff(flags: One) -> anyhow::Result<u8> {
         return Ok(DONE);
     }
     // A pager and a person get the patch without control characters; `git apply` behind a pipe gets it as it is.
-    write_out(&if colour() { clean(&patch) } else { patch });
+    write_out(&if std::io::stdout().is_terminal() { clean(&patch) } else { patch });
     Ok(DONE)
 }
 

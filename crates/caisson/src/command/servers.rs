@@ -1,10 +1,10 @@
 //! `caisson servers`: the servers that share the database, over the API.
 
 use comfy_table::{Table, presets};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{DONE, client, print, print_json};
-use crate::cli::{Servers, ServersCommand};
+use super::{DONE, client, print, print_json, tell};
+use crate::cli::{OutputFlag, Servers, ServersCommand};
 use crate::render::{clean, utc};
 
 /// Lists them, oldest first, or forgets one.
@@ -16,7 +16,8 @@ pub(crate) async fn run(flags: Servers) -> anyhow::Result<u8> {
         None => flags.client,
         Some(ServersCommand::Forget { client: flags, id }) => {
             client(&flags)?.forget_server(&id).await?;
-            print(&format!("server {id} is forgotten; it is listed again when it is heard of"));
+            let words = format!("server {id} is forgotten; it is listed again when it is heard of");
+            tell(OutputFlag { json: flags.json }, &json!({"id": id, "forgotten": true}), &words)?;
             return Ok(DONE);
         }
     };
@@ -71,8 +72,6 @@ fn row(server: &Value) -> [String; 8] {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

@@ -2,17 +2,25 @@
 
 use std::io::Read;
 use std::path::Path;
+use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde_json::{Map, Value, json};
 
-use super::{DETACHED, DONE, artifacts, client, colour, complain, exit_code, print, print_json, write_out};
+use super::{
+    DETACHED, DONE, artifacts, client, columns, complain, exit_code, print, print_json, terminal, write_out,
+};
 use crate::cli::Run;
 use crate::client::{Client, Followed, RunInfo};
-use crate::render::Account;
+use crate::screen::{Screen, Terminal};
 
 /// Longest task read from standard input, in bytes; one more than the server takes, so that it can say so.
 const STDIN_BYTES: u64 = caisson_domain::limits::PROMPT_BYTES as u64 + 1;
+
+/// How often the line on a terminal tells the time.
+const TICK: Duration = Duration::from_secs(1);
 
 /// What the API calls the server's default repository; it refuses a run when there is none.
 const SERVER_DEFAULT: &str = "default";
@@ -69,25 +77,65 @@ pub(crate) async fn follow(client: &Client, id: &str, json: bool) -> anyhow::Res
 /// # Errors
 /// The server refuses or stays away.
 pub(crate) async fn watch(client: &Client, id: &str, json: bool) -> anyhow::Result<Option<RunInfo>> {
-    let mut account = Account::new(colour());
-    let show = |followed: &Followed| match followed {
-        Followed::Event(event) if json => {
-            print_json(event).ok();
-        }
-        Followed::Delta(..) if json => {}
-        Followed::Event(_) | Followed::Delta(..) => write_out(&account.tell(followed)),
-    };
-    tokio::select! {
-        followed = client.follow(id, 0, show) => followed?,
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted?;
-            return Ok(None);
+    let shown = Shown::new(json, terminal());
+    let mut followed = pin!(client.follow(id, 0, |followed| shown.show(followed)));
+    let mut interrupted = pin!(tokio::signal::ctrl_c());
+    let mut ticks = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            ended = &mut followed => {
+                shown.end();
+                ended?;
+                return client.run(id).await.map(Some);
+            }
+            interrupted = &mut interrupted => {
+                shown.end();
+                interrupted?;
+                return Ok(None);
+            }
+            _ = ticks.tick() => shown.tick(),
         }
     }
-    client.run(id).await.map(Some)
 }
 
-async fn summarise(client: &Client, run: &RunInfo) {
+/// A run that is followed, as it goes to standard output.
+pub(super) struct Shown {
+    /// None: as JSON, one event a line.
+    screen: Option<Mutex<Screen>>,
+}
+
+impl Shown {
+    pub(super) fn new(json: bool, terminal: Terminal) -> Self {
+        Self { screen: (!json).then(|| Mutex::new(Screen::new(terminal))) }
+    }
+
+    pub(super) fn show(&self, followed: &Followed) {
+        match (&self.screen, followed) {
+            (Some(_), _) => self.write(|screen, now, columns| screen.show(followed, now, columns)),
+            (None, Followed::Event(event)) => {
+                print_json(event).ok();
+            }
+            (None, Followed::Delta(..)) => {}
+        }
+    }
+
+    fn tick(&self) {
+        self.write(Screen::tick);
+    }
+
+    pub(super) fn end(&self) {
+        self.write(|screen, _, _| screen.end());
+    }
+
+    fn write(&self, draw: impl FnOnce(&mut Screen, Instant, usize) -> String) {
+        if let Some(screen) = &self.screen {
+            let mut screen = screen.lock().unwrap_or_else(PoisonError::into_inner);
+            write_out(&draw(&mut screen, Instant::now(), columns()));
+        }
+    }
+}
+
+pub(super) async fn summarise(client: &Client, run: &RunInfo) {
     if let (Some(branch), Some(commit)) = (run.text("branch"), run.text("pushed_commit")) {
         complain(&format!("branch {branch} is at {commit}; see the change with: caisson diff {}", run.id));
     }

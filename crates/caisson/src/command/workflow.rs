@@ -9,8 +9,8 @@ use caisson_domain::id::check_name;
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 
-use super::{DONE, client, complain, print, print_json};
-use crate::cli::Workflow;
+use super::{DONE, client, complain, print, print_json, tell};
+use crate::cli::{OutputFlag, Workflow};
 use crate::workflow_files;
 
 /// Exit code of `validate` when a workflow cannot be used.
@@ -31,8 +31,8 @@ pub(crate) async fn run(command: Workflow) -> anyhow::Result<u8> {
             }
         }
         Workflow::Show { client: flags, name } => show(&client(&flags)?.workflow(&name).await?, flags.json)?,
-        Workflow::Validate { paths } => return Ok(validate(&paths)),
-        Workflow::New { name, dir } => new(&name, &dir)?,
+        Workflow::Validate { paths, output } => return validate(&paths, output),
+        Workflow::New { name, dir, output } => new(&name, &dir, output)?,
         Workflow::Put { client: flags, path } => {
             let found = workflow_files::read(&path)?;
             let workflow = workflow_files::parse(&found, &path)?;
@@ -48,7 +48,8 @@ pub(crate) async fn run(command: Workflow) -> anyhow::Result<u8> {
         }
         Workflow::Remove { client: flags, name } => {
             client(&flags)?.remove_workflow(&name).await?;
-            print(&format!("workflow {name} is removed"));
+            let output = OutputFlag { json: flags.json };
+            tell(output, &json!({"name": name, "removed": true}), &format!("workflow {name} is removed"))?;
         }
     }
     Ok(DONE)
@@ -80,7 +81,7 @@ fn show(workflow: &Value, json: bool) -> anyhow::Result<()> {
 }
 
 /// Says of each whether it can be used.
-fn validate(paths: &[std::path::PathBuf]) -> u8 {
+fn validate(paths: &[std::path::PathBuf], output: OutputFlag) -> anyhow::Result<u8> {
     let mut code = DONE;
     for path in paths {
         let read = workflow_files::read(path)
@@ -90,7 +91,12 @@ fn validate(paths: &[std::path::PathBuf]) -> u8 {
                 for note in &notes {
                     complain(note);
                 }
-                print(&format!("{}: workflow {} can be used", path.display(), workflow.name));
+                let words = format!("{}: workflow {} can be used", path.display(), workflow.name);
+                tell(output, &json!({"path": path, "workflow": workflow.name, "fault": null}), &words)?;
+            }
+            Err(error) if output.json => {
+                print_json(&json!({"path": path, "workflow": null, "fault": format!("{error:#}")}))?;
+                code = UNUSABLE;
             }
             Err(error) => {
                 complain(&format!("{}: {error:#}", path.display()));
@@ -98,10 +104,10 @@ fn validate(paths: &[std::path::PathBuf]) -> u8 {
             }
         }
     }
-    code
+    Ok(code)
 }
 
-fn new(name: &str, directory: &Path) -> anyhow::Result<()> {
+fn new(name: &str, directory: &Path, output: OutputFlag) -> anyhow::Result<()> {
     check_name("workflow", name)?;
     let path = directory.join(format!("{name}.md"));
     let text = format!(
@@ -116,29 +122,28 @@ fn new(name: &str, directory: &Path) -> anyhow::Result<()> {
         .open(&path)
         .with_context(|| format!("\"{}\" cannot be made", path.display()))?;
     file.write_all(text.as_bytes()).with_context(|| format!("\"{}\" cannot be written", path.display()))?;
-    print(&format!(
-        "{} is written; edit it, then: caisson workflow validate {}",
-        path.display(),
-        path.display()
-    ));
-    Ok(())
+    let shown = path.display();
+    let words = format!("{shown} is written; edit it, then: caisson workflow validate {shown}");
+    tell(output, &json!({"path": path, "workflow": name}), &words)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const WORDS: OutputFlag = OutputFlag { json: false };
+
     #[test]
     fn a_new_workflow_can_be_used_and_overwrites_nothing() {
         let directory = tempfile::tempdir().unwrap();
-        new("greeter", directory.path()).unwrap();
+        new("greeter", directory.path(), WORDS).unwrap();
         let path = directory.path().join("greeter.md");
         let found = workflow_files::read(&path).unwrap();
         assert_eq!(workflow_files::parse(&found, &path).unwrap().name, "greeter");
-        assert!(new("greeter", directory.path()).is_err());
-        assert!(new("A b", directory.path()).is_err());
-        assert_eq!(validate(std::slice::from_ref(&path)), DONE);
+        assert!(new("greeter", directory.path(), WORDS).is_err());
+        assert!(new("A b", directory.path(), WORDS).is_err());
+        assert_eq!(validate(std::slice::from_ref(&path), WORDS).unwrap(), DONE);
         std::fs::write(&path, "no front matter").unwrap();
-        assert_eq!(validate(&[path]), UNUSABLE);
+        assert_eq!(validate(&[path], WORDS).unwrap(), UNUSABLE);
     }
 }

@@ -81,6 +81,7 @@ mod turns;
 mod upgrade;
 mod upkeep;
 mod usage;
+mod usage_reports;
 mod users;
 mod vault;
 mod workflows;

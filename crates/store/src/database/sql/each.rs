@@ -1,6 +1,7 @@
 //! Rows one after another.
 
 use futures_util::TryStreamExt as _;
+use tokio::time::timeout_at;
 
 use super::{Query, Reader, Row, postgres, sqlite};
 
@@ -20,10 +21,20 @@ impl Query<'_> {
                 }
             }
             Reader::Postgres(pool) => {
-                let mut rows = postgres(statement, values, each_time).fetch(pool);
-                while let Some(row) = rows.try_next().await? {
-                    each(row.into())?;
-                }
+                let mut leased = pool.acquire().await?;
+                let (connection, until) = leased.ask()?;
+                let mut rows = postgres(statement, values, each_time).fetch(connection);
+                // All of them are one answer, which the server makes within one statement's time.
+                let answered = loop {
+                    match timeout_at(until, rows.try_next()).await {
+                        Ok(Ok(Some(row))) => each(row.into())?,
+                        Ok(Ok(None)) => break Ok(Ok(())),
+                        Ok(Err(error)) => break Ok(Err(error)),
+                        Err(late) => break Err(late),
+                    }
+                };
+                drop(rows);
+                leased.answered(answered)?;
             }
         }
         Ok(())

@@ -404,15 +404,15 @@ mod tests {
         let (_root, dirs) = dirs();
         let (session, sandbox) = ids();
         let room = dirs.session(&session);
-        let (began, begun) = std::sync::mpsc::channel();
+        let (starting, started) = std::sync::mpsc::channel();
         let made = std::thread::scope(|scope| {
             let mut making = None;
             dirs.remove_session(&session, || {
                 making = Some(scope.spawn(|| {
-                    began.send(()).unwrap();
+                    starting.send(()).unwrap();
                     dirs.make((&session, CAP), &sandbox, me())
                 }));
-                begun.recv().unwrap();
+                started.recv().unwrap();
                 // As long as it would take without a lock, many times over.
                 let until = std::time::Instant::now() + std::time::Duration::from_millis(200);
                 while !room.join(HOME).exists() && std::time::Instant::now() < until {

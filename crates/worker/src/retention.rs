@@ -83,9 +83,8 @@ impl Collector {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn expired(&self, kept: Kept) -> Result<Vec<Removal>, StoreError> {
-        match (&self.files, kept) {
-            (None, Kept::Artifacts | Kept::Volumes) => return Ok(Vec::new()),
-            (Some(_), _) | (None, Kept::Events | Kept::Sessions) => {}
+        if self.files.is_none() && matches!(kept, Kept::Artifacts | Kept::Volumes) {
+            return Ok(Vec::new());
         }
         let found = self.store.expired(kept, &self.server, &self.policy).await?;
         let mut removals = Vec::new();

@@ -24,7 +24,7 @@ pub(crate) async fn settle_in(ctx: &Arc<Context>) -> Result<(), Halt> {
     let server = &ctx.config.server;
     let store = &ctx.store;
     let Asked { answer: claims, at } = loop {
-        match ctx.insist("adopt runs", move || asked(store.adopt(server))).await {
+        match ctx.insist("adopt runs", move || asked(Box::pin(store.adopt(server)))).await {
             Ok(claims) => break claims,
             Err(Halt::Shutdown) => return Err(Halt::Shutdown),
             // Somebody has to mend the database, but need not start the server again afterwards.

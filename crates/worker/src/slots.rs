@@ -88,7 +88,7 @@ async fn claim(ctx: &Context, hinted: bool) -> Result<Option<Asked<Claimed>>, St
     if !hinted && !store.may_claim(server).await? {
         return Ok(None);
     }
-    let Asked { answer, at } = asked(store.claim(server)).await?;
+    let Asked { answer, at } = asked(Box::pin(store.claim(server))).await?;
     Ok(answer.map(|answer| Asked { answer, at }))
 }
 

@@ -60,7 +60,7 @@ pub(crate) async fn take_up_unowned(ctx: &Arc<Context>, owned: &[OwnedSandbox]) 
     };
     for lapsed in &found {
         let Some(in_hand) = ctx.in_hand.note(&lapsed.run, lapsed.attempt) else { continue };
-        let readopt = move || asked(store.readopt(lapsed, server));
+        let readopt = move || asked(Box::pin(store.readopt(lapsed, server)));
         let adopted = match ctx.insist("take a run up", readopt).await {
             Ok(Asked { answer: Some(answer), at }) => Asked { answer, at },
             Err(Halt::Shutdown) => return Err(Halt::Shutdown),
@@ -100,7 +100,7 @@ async fn readopt(attempt: &Attempt) -> Result<Option<Asked<Claimed>>, Halt> {
     let (ctx, server) = (&attempt.ctx, &attempt.ctx.config.server);
     let lapsed = Unowned { run: attempt.run.id.clone(), epoch: attempt.epoch, attempt: attempt.run.attempt };
     let (store, lapsed) = (&ctx.store, &lapsed);
-    let asking = ctx.insist("take a run up again", move || asked(store.readopt(lapsed, server)));
+    let asking = ctx.insist("take a run up again", move || asked(Box::pin(store.readopt(lapsed, server))));
     let Asked { answer, at } = match attempt.attended() {
         None => asking.await?,
         Some(place) => tokio::select! {

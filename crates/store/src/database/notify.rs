@@ -46,7 +46,7 @@ const ARE_YOU_THERE: &str = "select 1";
 /// as soon as that answers, which one that has vanished never does.
 #[derive(Debug, Clone)]
 pub(crate) struct Hearing {
-    options: PgConnectOptions,
+    options: Box<PgConnectOptions>,
     acquire: Duration,
     quiet: Duration,
 }
@@ -54,12 +54,16 @@ pub(crate) struct Hearing {
 impl Hearing {
     pub(crate) fn new(options: PgConnectOptions, limits: &PostgresLimits) -> Self {
         let (acquire, quiet) = (limits.acquire_timeout_ms, limits.quiet_ms);
-        Self { options, acquire: Duration::from_millis(acquire), quiet: Duration::from_millis(quiet) }
+        Self {
+            options: Box::new(options),
+            acquire: Duration::from_millis(acquire),
+            quiet: Duration::from_millis(quiet),
+        }
     }
 
     fn pool(&self) -> PgPool {
         let one = PoolOptions::new().max_connections(1).acquire_timeout(self.acquire);
-        one.connect_lazy_with(self.options.clone())
+        one.connect_lazy_with(PgConnectOptions::clone(&self.options))
     }
 }
 

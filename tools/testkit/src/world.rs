@@ -162,7 +162,9 @@ impl World {
             crate::volumes::share(&spec.state_dir)?;
             spec.resolver = Some(resolver);
         }
-        let key = spec.create_key()?;
+        // Not on a thread of the runtime: the relay to the database may be next on that one.
+        let maker = spec.clone();
+        let key = tokio::task::spawn_blocking(move || maker.create_key()).await??;
         let server = spec.start().await?;
         let api = Api::new(&server.base, &key)?;
         let engine = wanted.engine;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use testkit::engine::Engine;
+use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::world::{World, WorldSpec};
 
@@ -19,6 +20,10 @@ testkit::on_every_engine! {
     a_model_api_that_recovers_costs_the_run_nothing_but_time
 }
 
+testkit::on_postgres! {
+    an_agent_that_does_not_wrap_up_is_told_once_over_a_restart_and_ended_with_its_work_kept
+}
+
 const END: Duration = Duration::from_mins(2);
 /// Micro-USD for a token of output of the default model.
 const OUTPUT_MICRO_USD: i64 = 20;
@@ -27,14 +32,19 @@ fn parts() -> Option<Parts> {
     Parts::find(env!("CARGO_BIN_EXE_caisson"))
 }
 
-async fn world(parts: &Parts, engine: Engine, scenario: &Value, variables: &[(&str, &str)]) -> World {
+async fn world(
+    parts: &Parts,
+    ground: impl Into<Ground>,
+    scenario: &Value,
+    variables: &[(&str, &str)],
+) -> World {
     let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let spec = WorldSpec {
         scenario: "tested".to_owned(),
         scenarios: vec![json!({ "tested": scenario }).to_string()],
         delay_scale: 1.0,
         variables,
-        ..WorldSpec::on(engine)
+        ..WorldSpec::on(ground)
     };
     World::start(parts, spec).await.unwrap()
 }
@@ -155,7 +165,7 @@ async fn an_agent_that_is_told_to_wrap_up_commits_and_its_run_succeeds_within_it
 }
 
 async fn an_agent_that_does_not_wrap_up_is_told_once_over_a_restart_and_ended_with_its_work_kept(
-    engine: Engine,
+    ground: Ground,
 ) {
     let Some(parts) = parts() else { return };
     let wait = "python3 -c 'import time; time.sleep(3)'";
@@ -163,7 +173,7 @@ async fn an_agent_that_does_not_wrap_up_is_told_once_over_a_restart_and_ended_wi
         {"tool": {"name": "Bash", "input": {"command": wait, "description": "Wait"}}},
         {"text": "word ", "text_repeat": 11_200, "chunk_delay_ms": 1, "usage": {"output_tokens": 14_000}},
     ]));
-    let mut world = world(&parts, engine, &scenario, &[]).await;
+    let mut world = world(&parts, ground, &scenario, &[]).await;
     let mut body = world.run_body();
     let budget = 300_000;
     (body["budget_micro_usd"], body["budget_soft_percent"]) = (json!(budget), json!(50));

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use testkit::engine::Engine;
+use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::process::ServerSpec;
 use testkit::repository::run_git;
@@ -17,6 +18,11 @@ testkit::on_every_engine! {
     a_run_is_followed_from_the_terminal
     the_doctor_is_content_with_the_flags_that_a_server_gets
     a_checked_out_branch_fails_before_the_model_is_called
+    saved_work_of_a_cancelled_run_is_found_and_fetched
+}
+
+testkit::on_postgres! {
+    a_run_is_followed_from_the_terminal
     saved_work_of_a_cancelled_run_is_found_and_fetched
 }
 
@@ -339,9 +345,9 @@ async fn a_second_server_on_the_same_state_directory_is_refused() {
     assert!(server.terminate().await.unwrap().success());
 }
 
-async fn a_run_is_followed_from_the_terminal(engine: Engine) {
+async fn a_run_is_followed_from_the_terminal(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
-    let world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
+    let world = World::start(&parts, WorldSpec::on(ground)).await.unwrap();
     let variables = [("CAISSON_URL", world.server.base.as_str()), ("CAISSON_API_KEY", world.key.as_str())];
     let url = world.repository_url();
     let followed = run(&world.spec, &["run", "Fix the bug.", "--repo", &url], &variables);
@@ -378,9 +384,9 @@ async fn a_run_is_followed_from_the_terminal(engine: Engine) {
     assert!(text(&missing.stderr).contains("caisson ps"), "{}", text(&missing.stderr));
 }
 
-async fn saved_work_of_a_cancelled_run_is_found_and_fetched(engine: Engine) {
+async fn saved_work_of_a_cancelled_run_is_found_and_fetched(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
-    let slow = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::on(engine) };
+    let slow = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::on(ground) };
     let world = World::start(&parts, slow).await.unwrap();
     let variables = [("CAISSON_URL", world.server.base.as_str()), ("CAISSON_API_KEY", world.key.as_str())];
     let id = world.api.submit(&world.run_body()).await.unwrap();

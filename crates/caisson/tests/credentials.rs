@@ -13,7 +13,7 @@ use caisson_store::{Clock, MasterKeyFile, Store};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use testkit::engine::Engine;
+use testkit::ground::Ground;
 use testkit::hunt::{Canary, Hunt};
 use testkit::parts::Parts;
 use testkit::process::ServerSpec;
@@ -24,6 +24,10 @@ const WAIT: Duration = Duration::from_mins(1);
 const NEXT_GIT_TOKEN: &str = "ghp_canaryNext9Z8y7X6w5V4u3T2s";
 
 testkit::on_every_engine! {
+    a_run_uses_the_stores_credentials_and_goes_on_with_those_they_are_rotated_to
+}
+
+testkit::on_postgres! {
     a_run_uses_the_stores_credentials_and_goes_on_with_those_they_are_rotated_to
 }
 
@@ -66,7 +70,7 @@ fn hunt(root: &Path, secrets: &[&str]) -> (usize, Vec<String>) {
     (files, hunt.found.into_iter().collect())
 }
 
-async fn a_run_uses_the_stores_credentials_and_goes_on_with_those_they_are_rotated_to(engine: Engine) {
+async fn a_run_uses_the_stores_credentials_and_goes_on_with_those_they_are_rotated_to(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
     // The settings have no git credential, and a model key that the model refuses.
     let empty = tempfile::NamedTempFile::new().unwrap();
@@ -75,7 +79,7 @@ async fn a_run_uses_the_stores_credentials_and_goes_on_with_those_they_are_rotat
         ("MODEL__API_KEY".to_owned(), "sk-not-this-one".to_owned()),
     ];
     let slow =
-        WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, variables, ..WorldSpec::on(engine) };
+        WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, variables, ..WorldSpec::on(ground) };
     let world = World::start(&parts, slow).await.unwrap();
     // One comes by the command line, the other over the API; the server runs already.
     let prefix = format!("url_prefix={}", world.host.url(""));

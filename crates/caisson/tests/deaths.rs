@@ -9,6 +9,7 @@ use std::time::Duration;
 use scripted_model::Record;
 use serde_json::{Value, json};
 use testkit::engine::{Engine, kill_9, leftovers, lives, parent, signal, supervisor};
+use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::repository::run_git;
 use testkit::volumes::SessionFiles;
@@ -32,9 +33,18 @@ testkit::on_every_engine! {
     a_first_process_killed_while_no_server_is_there_is_judged_at_the_next_start
 }
 
-async fn world(engine: Engine) -> Option<World> {
+testkit::on_postgres! {
+    a_run_whose_first_process_is_killed_fails_as_lost_and_the_next_one_succeeds
+    a_run_whose_first_process_is_killed_before_its_agent_starts_is_begun_again
+    a_model_call_that_its_sandbox_does_not_live_to_hear_is_on_the_bill
+    a_push_under_way_when_its_sandbox_is_killed_is_known_by_its_end
+    a_sandbox_that_hears_nothing_is_killed_when_its_run_is_cancelled
+    a_first_process_killed_while_no_server_is_there_is_judged_at_the_next_start
+}
+
+async fn world(ground: impl Into<Ground>) -> Option<World> {
     let parts = Parts::find(env!("CARGO_BIN_EXE_caisson"))?;
-    let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 0.3, ..WorldSpec::on(engine) };
+    let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 0.3, ..WorldSpec::on(ground) };
     Some(World::start(&parts, spec).await.unwrap())
 }
 
@@ -135,8 +145,8 @@ async fn assert_next_succeeds(world: &World) {
     world.wait_tidy().await.unwrap();
 }
 
-async fn a_run_whose_first_process_is_killed_fails_as_lost_and_the_next_one_succeeds(engine: Engine) {
-    let Some(world) = world(engine).await else { return };
+async fn a_run_whose_first_process_is_killed_fails_as_lost_and_the_next_one_succeeds(ground: Ground) {
+    let Some(world) = world(ground).await else { return };
     let (id, sandbox) = world.half_done(&world.run_body(), WAIT).await.unwrap();
     let seen = Seen::of(&world, &sandbox);
     kill_9(seen.first()).unwrap();
@@ -145,8 +155,8 @@ async fn a_run_whose_first_process_is_killed_fails_as_lost_and_the_next_one_succ
     assert_next_succeeds(&world).await;
 }
 
-async fn a_run_whose_first_process_is_killed_before_its_agent_starts_is_begun_again(engine: Engine) {
-    let Some(world) = world(engine).await else { return };
+async fn a_run_whose_first_process_is_killed_before_its_agent_starts_is_begun_again(ground: Ground) {
+    let Some(world) = world(ground).await else { return };
     world.host.hold(Some("/"));
     let mut body = world.run_body();
     body["prompt"] = json!("[[scn:cart]] The test suite fails. Fix the bug.");
@@ -165,8 +175,8 @@ async fn a_run_whose_first_process_is_killed_before_its_agent_starts_is_begun_ag
     seen.assert_nothing_left(&world).await;
 }
 
-async fn a_model_call_that_its_sandbox_does_not_live_to_hear_is_on_the_bill(engine: Engine) {
-    let Some(world) = world(engine).await else { return };
+async fn a_model_call_that_its_sandbox_does_not_live_to_hear_is_on_the_bill(ground: Ground) {
+    let Some(world) = world(ground).await else { return };
     let mut body = world.run_body();
     body["prompt"] = json!("[[scn:endless]] The test suite fails. Fix the bug.");
     let id = world.api.submit(&body).await.unwrap();
@@ -186,8 +196,8 @@ async fn a_model_call_that_its_sandbox_does_not_live_to_hear_is_on_the_bill(engi
     assert_next_succeeds(&world).await;
 }
 
-async fn a_push_under_way_when_its_sandbox_is_killed_is_known_by_its_end(engine: Engine) {
-    let Some(world) = world(engine).await else { return };
+async fn a_push_under_way_when_its_sandbox_is_killed_is_known_by_its_end(ground: Ground) {
+    let Some(world) = world(ground).await else { return };
     world.host.hold(Some(".git/git-receive-pack"));
     let mut body = world.run_body();
     body["prompt"] = json!("[[scn:cart]] The test suite fails. Fix the bug.");
@@ -210,12 +220,12 @@ async fn a_push_under_way_when_its_sandbox_is_killed_is_known_by_its_end(engine:
     assert_next_succeeds(&world).await;
 }
 
-async fn a_sandbox_that_hears_nothing_is_killed_when_its_run_is_cancelled(engine: Engine) {
-    let Some(world) = world(engine).await else { return };
+async fn a_sandbox_that_hears_nothing_is_killed_when_its_run_is_cancelled(ground: Ground) {
+    let Some(world) = world(ground).await else { return };
     let (id, sandbox) = world.half_done(&world.run_body(), WAIT).await.unwrap();
     let seen = Seen::of(&world, &sandbox);
     signal(seen.first(), "STOP").unwrap();
-    if engine == Engine::Local {
+    if ground.engine == Engine::Local {
         kill_9(supervisor(world.state_dir(), &sandbox).unwrap()).unwrap();
     }
     let cancelled = world.api.post(&format!("/v1/runs/{id}/cancel"), &json!({})).await.unwrap();
@@ -228,8 +238,8 @@ async fn a_sandbox_that_hears_nothing_is_killed_when_its_run_is_cancelled(engine
     assert_next_succeeds(&world).await;
 }
 
-async fn a_first_process_killed_while_no_server_is_there_is_judged_at_the_next_start(engine: Engine) {
-    let Some(mut world) = world(engine).await else { return };
+async fn a_first_process_killed_while_no_server_is_there_is_judged_at_the_next_start(ground: Ground) {
+    let Some(mut world) = world(ground).await else { return };
     let (id, sandbox) = world.half_done(&world.run_body(), WAIT).await.unwrap();
     let seen = Seen::of(&world, &sandbox);
     world.server.kill().unwrap();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use testkit::engine::{Engine, signal};
+use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::world::{World, WorldSpec};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
@@ -23,9 +24,16 @@ testkit::on_every_engine! {
     a_run_that_is_not_followed_is_submitted_and_told_by_its_id
 }
 
-async fn world(engine: Engine) -> Option<World> {
+testkit::on_postgres! {
+    ctrl_c_leaves_a_run_that_goes_on_and_is_come_back_to
+    a_follower_outlives_its_server_and_misses_and_repeats_nothing
+    a_run_that_is_cancelled_ends_its_follower_with_4
+    a_run_that_is_not_followed_is_submitted_and_told_by_its_id
+}
+
+async fn world(ground: impl Into<Ground>) -> Option<World> {
     let parts = Parts::find(env!("CARGO_BIN_EXE_caisson"))?;
-    let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 0.3, ..WorldSpec::on(engine) };
+    let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 0.3, ..WorldSpec::on(ground) };
     Some(World::start(&parts, spec).await.unwrap())
 }
 
@@ -74,8 +82,8 @@ async fn newest(world: &World) -> Value {
     runs["items"][0].clone()
 }
 
-async fn ctrl_c_leaves_a_run_that_goes_on_and_is_come_back_to(engine: Engine) {
-    let Some(world) = world(engine).await else { return };
+async fn ctrl_c_leaves_a_run_that_goes_on_and_is_come_back_to(ground: Ground) {
+    let Some(world) = world(ground).await else { return };
     let url = world.repository_url();
     let (child, mut lines) = spawned(command(&world, &["run", "Fix the bug.", "--repo", &url]));
     read_to(&mut lines, "time.sleep").await;
@@ -113,8 +121,8 @@ async fn ctrl_c_in_the_demo_cancels_its_run_and_leaves_no_sandbox(engine: Engine
     assert_eq!(engine.sandboxes(&world.spec.parts, &state).unwrap(), Vec::<String>::new());
 }
 
-async fn a_follower_outlives_its_server_and_misses_and_repeats_nothing(engine: Engine) {
-    let Some(mut world) = world(engine).await else { return };
+async fn a_follower_outlives_its_server_and_misses_and_repeats_nothing(ground: Ground) {
+    let Some(mut world) = world(ground).await else { return };
     let id = world.api.submit(&world.run_body()).await.unwrap();
     let (child, mut lines) = spawned(command(&world, &["logs", "--follow", "--json", &id]));
     let mut told = read_to(&mut lines, "time.sleep").await;
@@ -131,8 +139,8 @@ async fn a_follower_outlives_its_server_and_misses_and_repeats_nothing(engine: E
     world.wait_tidy().await.unwrap();
 }
 
-async fn a_run_that_is_cancelled_ends_its_follower_with_4(engine: Engine) {
-    let Some(world) = world(engine).await else { return };
+async fn a_run_that_is_cancelled_ends_its_follower_with_4(ground: Ground) {
+    let Some(world) = world(ground).await else { return };
     let url = world.repository_url();
     let task = "[[scn:half-done]] Fix the bug.";
     let (child, mut lines) = spawned(command(&world, &["run", task, "--repo", &url]));
@@ -148,8 +156,8 @@ async fn a_run_that_is_cancelled_ends_its_follower_with_4(engine: Engine) {
     world.wait_tidy().await.unwrap();
 }
 
-async fn a_run_that_is_not_followed_is_submitted_and_told_by_its_id(engine: Engine) {
-    let Some(world) = world(engine).await else { return };
+async fn a_run_that_is_not_followed_is_submitted_and_told_by_its_id(ground: Ground) {
+    let Some(world) = world(ground).await else { return };
     let url = world.repository_url();
     let task = "[[scn:cart]] Fix the bug.";
     let plain = ["run", task, "--repo", &url, "--detach"];

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use scripted_model::Record;
 use serde_json::Value;
-use testkit::engine::Engine;
+use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::repository::run_git;
 use testkit::world::{World, WorldSpec};
@@ -23,6 +23,10 @@ const SLOW_STEP: usize = 4;
 const BEGUN_BYTES: u64 = 600;
 
 testkit::on_every_engine! {
+    a_server_killed_at_the_worst_moments_finishes_the_run_as_if_undisturbed
+}
+
+testkit::on_postgres! {
     a_server_killed_at_the_worst_moments_finishes_the_run_as_if_undisturbed
 }
 
@@ -128,8 +132,8 @@ struct Ended {
     events: Vec<Value>,
 }
 
-async fn run(parts: &Parts, engine: Engine, moment: Moment) -> anyhow::Result<Ended> {
-    let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::on(engine) };
+async fn run(parts: &Parts, ground: Ground, moment: Moment) -> anyhow::Result<Ended> {
+    let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::on(ground) };
     let mut world = World::start(parts, spec).await?;
     let id = world.api.submit(&world.run_body()).await?;
     if moment != Moment::Never {
@@ -176,12 +180,12 @@ async fn run(parts: &Parts, engine: Engine, moment: Moment) -> anyhow::Result<En
 }
 
 /// A task and a thread each, because what one waits for without yielding must not make another miss its moment.
-async fn a_server_killed_at_the_worst_moments_finishes_the_run_as_if_undisturbed(engine: Engine) {
+async fn a_server_killed_at_the_worst_moments_finishes_the_run_as_if_undisturbed(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
     let start = |moment| {
         let parts = parts.clone();
         #[expect(clippy::disallowed_methods, reason = "a test has no tracker, and awaits the task itself")]
-        tokio::spawn(async move { run(&parts, engine, moment).await })
+        tokio::spawn(async move { run(&parts, ground, moment).await })
     };
     let undisturbed = start(Moment::Never);
     let disturbed = [Moment::InsideATool, Moment::BeforeTheFirstByte, Moment::InMidStream, Moment::Politely]

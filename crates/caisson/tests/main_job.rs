@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use testkit::engine::Engine;
+use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::repository::{clone_branch, run_git, run_python_tests};
 use testkit::world::{World, WorldSpec};
@@ -25,6 +26,15 @@ testkit::on_every_engine! {
     the_demo_ends_with_demo_ok
 }
 
+testkit::on_postgres! {
+    a_task_becomes_a_tested_commit_on_a_branch
+    a_branch_that_has_the_fix_already_stays_and_the_run_succeeds
+    an_agent_that_commits_by_itself_is_not_asked_again
+    a_repository_on_this_machine_is_worked_on_only_below_an_allowed_directory
+    a_run_without_a_repository_has_an_empty_workspace
+    a_run_whose_work_must_not_be_pushed_ends_as_policy_denied
+}
+
 fn parts() -> Option<Parts> {
     Parts::find(env!("CARGO_BIN_EXE_caisson"))
 }
@@ -33,9 +43,9 @@ fn kinds(events: &[Value]) -> Vec<&str> {
     events.iter().filter_map(|event| event["kind"].as_str()).collect()
 }
 
-async fn a_task_becomes_a_tested_commit_on_a_branch(engine: Engine) {
+async fn a_task_becomes_a_tested_commit_on_a_branch(ground: Ground) {
     let Some(parts) = parts() else { return };
-    let world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
+    let world = World::start(&parts, WorldSpec::on(ground)).await.unwrap();
     let id = world.api.submit(&world.run_body()).await.unwrap();
     let run = world.api.wait_end(&id, END).await.unwrap();
     assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
@@ -82,9 +92,9 @@ async fn a_task_becomes_a_tested_commit_on_a_branch(engine: Engine) {
     assert!(names.contains(&json!("diff.patch")), "{names:?}");
 }
 
-async fn a_branch_that_has_the_fix_already_stays_and_the_run_succeeds(engine: Engine) {
+async fn a_branch_that_has_the_fix_already_stays_and_the_run_succeeds(ground: Ground) {
     let Some(parts) = parts() else { return };
-    let world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
+    let world = World::start(&parts, WorldSpec::on(ground)).await.unwrap();
     let mut body = world.run_body();
     body["base"] = json!("main");
     body["branch"] = json!("feat/tenth-piece");
@@ -103,9 +113,9 @@ async fn a_branch_that_has_the_fix_already_stays_and_the_run_succeeds(engine: En
     assert_eq!(tips[0], tips[1]);
 }
 
-async fn an_agent_that_commits_by_itself_is_not_asked_again(engine: Engine) {
+async fn an_agent_that_commits_by_itself_is_not_asked_again(ground: Ground) {
     let Some(parts) = parts() else { return };
-    let spec = WorldSpec { scenario: "cart-commits".to_owned(), ..WorldSpec::on(engine) };
+    let spec = WorldSpec { scenario: "cart-commits".to_owned(), ..WorldSpec::on(ground) };
     let world = World::start(&parts, spec).await.unwrap();
     let id = world.api.submit(&world.run_body()).await.unwrap();
     let run = world.api.wait_end(&id, END).await.unwrap();
@@ -121,11 +131,11 @@ async fn an_agent_that_commits_by_itself_is_not_asked_again(engine: Engine) {
     assert_eq!(asked, 0);
 }
 
-async fn a_repository_on_this_machine_is_worked_on_only_below_an_allowed_directory(engine: Engine) {
+async fn a_repository_on_this_machine_is_worked_on_only_below_an_allowed_directory(ground: Ground) {
     let Some(parts) = parts() else { return };
     let allowed = tempfile::tempdir().unwrap();
     let variables = vec![("ALLOW_REPO".to_owned(), allowed.path().display().to_string())];
-    let world = World::start(&parts, WorldSpec { variables, ..WorldSpec::on(engine) }).await.unwrap();
+    let world = World::start(&parts, WorldSpec { variables, ..WorldSpec::on(ground) }).await.unwrap();
     run_git(allowed.path(), &["clone", "-q", "--bare", world.bare.to_str().unwrap(), "local.git"]).unwrap();
     let local = allowed.path().canonicalize().unwrap().join("local.git");
     let mut body = world.run_body();
@@ -141,9 +151,9 @@ async fn a_repository_on_this_machine_is_worked_on_only_below_an_allowed_directo
     assert!(refused.body.to_string().contains("--allow-repo"), "{}", refused.body);
 }
 
-async fn a_run_without_a_repository_has_an_empty_workspace(engine: Engine) {
+async fn a_run_without_a_repository_has_an_empty_workspace(ground: Ground) {
     let Some(parts) = parts() else { return };
-    let spec = WorldSpec { scenario: "text".to_owned(), ..WorldSpec::on(engine) };
+    let spec = WorldSpec { scenario: "text".to_owned(), ..WorldSpec::on(ground) };
     let world = World::start(&parts, spec).await.unwrap();
     let body = json!({"workflow": "bug-fixer", "prompt": "Say hello.", "repository": null});
     let id = world.api.submit(&body).await.unwrap();
@@ -153,10 +163,10 @@ async fn a_run_without_a_repository_has_an_empty_workspace(engine: Engine) {
     assert!(!run["result"].as_str().unwrap().is_empty());
 }
 
-async fn a_run_whose_work_must_not_be_pushed_ends_as_policy_denied(engine: Engine) {
+async fn a_run_whose_work_must_not_be_pushed_ends_as_policy_denied(ground: Ground) {
     let Some(parts) = parts() else { return };
     let variables = vec![("GIT__FORBIDDEN_PATHS".to_owned(), "**/*.py".to_owned())];
-    let world = World::start(&parts, WorldSpec { variables, ..WorldSpec::on(engine) }).await.unwrap();
+    let world = World::start(&parts, WorldSpec { variables, ..WorldSpec::on(ground) }).await.unwrap();
     let id = world.api.submit(&world.run_body()).await.unwrap();
     let run = world.api.wait_end(&id, END).await.unwrap();
     assert_eq!(run["failure"]["kind"], "policy_denied", "{run:#}\n{}", world.server.log());

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use testkit::api::Api;
-use testkit::engine::Engine;
+use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::world::{World, WorldSpec};
 
@@ -14,7 +14,13 @@ const END: Duration = Duration::from_mins(2);
 /// Runs that may wait.
 const MAX_QUEUED: usize = 3;
 
-async fn world() -> Option<World> {
+testkit::on_every_database! {
+    who_waits_is_told_where_and_how_long_and_the_queue_refuses_at_its_bound
+    a_start_that_is_put_off_comes_in_its_time_and_not_before
+    a_drained_server_sees_its_runs_through_and_takes_the_next_when_it_is_resumed
+}
+
+async fn world(ground: Ground) -> Option<World> {
     let parts = Parts::find(env!("CARGO_BIN_EXE_caisson"))?;
     let scenarios = json!({
         "short": {"prompts": [[{"text": "Done."}]]},
@@ -28,7 +34,7 @@ async fn world() -> Option<World> {
             ("SLOTS".to_owned(), "1".to_owned()),
             ("QUEUE__MAX_QUEUED".to_owned(), MAX_QUEUED.to_string()),
         ],
-        ..WorldSpec::on(Engine::Local)
+        ..WorldSpec::on(ground)
     };
     Some(World::start(&parts, spec).await.unwrap())
 }
@@ -70,9 +76,8 @@ async fn occupied(world: &World) -> String {
     id
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn who_waits_is_told_where_and_how_long_and_the_queue_refuses_at_its_bound() {
-    let Some(world) = world().await else { return };
+async fn who_waits_is_told_where_and_how_long_and_the_queue_refuses_at_its_bound(ground: Ground) {
+    let Some(world) = world(ground).await else { return };
     let api = &world.api;
     for _ in 0..3 {
         let id = api.submit(&body("short")).await.unwrap();
@@ -107,9 +112,8 @@ async fn who_waits_is_told_where_and_how_long_and_the_queue_refuses_at_its_bound
     assert!(first["started_at_ms"].as_i64() < second["started_at_ms"].as_i64(), "{first:#} {second:#}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_start_that_is_put_off_comes_in_its_time_and_not_before() {
-    let Some(world) = world().await else { return };
+async fn a_start_that_is_put_off_comes_in_its_time_and_not_before(ground: Ground) {
+    let Some(world) = world(ground).await else { return };
     let command = ["run", "--detach", "--no-repo", "--delay", "3s", "[[scn:short]] Say that you are done."];
     let output = world.client(&command).output().unwrap();
     let id = String::from_utf8(output.stdout).unwrap().trim().to_owned();
@@ -124,9 +128,8 @@ async fn a_start_that_is_put_off_comes_in_its_time_and_not_before() {
     assert!(ended["started_at_ms"].as_i64().unwrap() >= start_at_ms, "{ended:#}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_drained_server_sees_its_runs_through_and_takes_the_next_when_it_is_resumed() {
-    let Some(world) = world().await else { return };
+async fn a_drained_server_sees_its_runs_through_and_takes_the_next_when_it_is_resumed(ground: Ground) {
+    let Some(world) = world(ground).await else { return };
     let (api, key) = (&world.api, operator(&world));
     let long = occupied(&world).await;
     let told = said(&world, &key, &["drain"]).await;

@@ -207,7 +207,8 @@ fn children(pid: u32) -> Vec<u32> {
         .collect()
 }
 
-/// Makes a test of every named function, for every engine: `async fn name(engine: Engine)`.
+/// Makes a test of every named function, for every engine: `async fn name(engine: Engine)`, or `async fn name(ground: Ground)`
+/// where it is one of [`on_postgres`](crate::on_postgres) as well.
 #[macro_export]
 macro_rules! on_every_engine {
     ($($name:ident)*) => {
@@ -215,7 +216,7 @@ macro_rules! on_every_engine {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 6)]
                 async fn $name() {
-                    super::$name($crate::engine::Engine::Docker).await;
+                    super::$name($crate::engine::Engine::Docker.into()).await;
                 }
             )*
         }
@@ -224,7 +225,7 @@ macro_rules! on_every_engine {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 6)]
                 async fn $name() {
-                    super::$name($crate::engine::Engine::Local).await;
+                    super::$name($crate::engine::Engine::Local.into()).await;
                 }
             )*
         }

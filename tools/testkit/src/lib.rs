@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod docker;
 pub mod engine;
 pub mod git_host;
+pub mod ground;
 pub mod hunt;
 pub mod mcp_server;
 pub mod partition;

@@ -57,6 +57,8 @@ async fn relay(listener: TcpListener, socket: PathBuf, open: Arc<watch::Sender<b
 }
 
 async fn carry(mut client: TcpStream, socket: PathBuf, mut open: watch::Receiver<bool>) {
+    // See the relay of `Postgres`.
+    client.set_nodelay(true).ok();
     let is_open = *open.borrow_and_update();
     let mut server = None;
     if is_open {

@@ -30,20 +30,9 @@ impl Postgres {
     /// The server does not answer.
     /// # Panics
     /// There is no server and all parts are required.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the test kit asks where parts are, and holds its relay's task"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "the relay's task is held")]
     pub async fn make() -> anyhow::Result<Option<Self>> {
-        let Ok(url) = std::env::var(URL) else {
-            let missing = format!("{URL} is not set; run scripts/setup, then scripts/postgres start");
-            assert!(std::env::var("TEST_REQUIRE").is_err(), "{missing}");
-            #[expect(clippy::print_stderr, reason = "a skipped test says so")]
-            {
-                eprintln!("SKIPPED: {missing}");
-            }
-            return Ok(None);
-        };
+        let Some(url) = server() else { return Ok(None) };
         let socket =
             url.split_once("?host=").map(|(_, directory)| Path::new(directory).join(".s.PGSQL.5432"));
         let socket = socket.with_context(|| format!("{URL} names no socket"))?;
@@ -110,6 +99,29 @@ impl Drop for Postgres {
     }
 }
 
+/// Whether there is a server for tests; a word about it where there is none.
+///
+/// # Panics
+/// There is none and all parts are required.
+#[must_use]
+pub fn is_there() -> bool {
+    server().is_some()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the test kit asks where parts are")]
+fn server() -> Option<String> {
+    let url = std::env::var(URL).ok();
+    if url.is_none() {
+        let missing = format!("{URL} is not set; run scripts/setup, then scripts/postgres start");
+        assert!(std::env::var("TEST_REQUIRE").is_err(), "{missing}");
+        #[expect(clippy::print_stderr, reason = "a skipped test says so")]
+        {
+            eprintln!("SKIPPED: {missing}");
+        }
+    }
+    url
+}
+
 fn psql(url: &str, sql: &str) -> anyhow::Result<String> {
     #[expect(clippy::disallowed_methods, reason = "psql is started here, with an argument vector")]
     let output = std::process::Command::new("psql")
@@ -129,6 +141,8 @@ async fn relay(listener: TcpListener, socket: PathBuf, reachable: Arc<watch::Sen
 }
 
 async fn carry(mut client: TcpStream, socket: PathBuf, mut reachable: watch::Receiver<bool>) {
+    // As the server does it itself: else the end of a long answer waits for the client's word about its beginning.
+    client.set_nodelay(true).ok();
     let Ok(mut server) = UnixStream::connect(&socket).await else { return };
     tokio::select! {
         _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}

@@ -12,7 +12,9 @@ use serde_json::{Value, json};
 use crate::api::Api;
 use crate::engine::Engine;
 use crate::git_host::GitHost;
+use crate::ground::{Database, Ground};
 use crate::parts::Parts;
+use crate::postgres::Postgres;
 use crate::process::{ServerProcess, ServerSpec, Somebody};
 use crate::repository;
 
@@ -62,6 +64,8 @@ pub struct World {
     pub key: String,
     /// What makes the sandboxes.
     pub engine: Engine,
+    /// The server's database, if it is not in its state directory.
+    pub postgres: Option<Postgres>,
     /// Holds everything on disk; removed last.
     pub directory: tempfile::TempDir,
 }
@@ -81,6 +85,8 @@ pub struct WorldSpec {
     pub variables: Vec<(String, String)>,
     /// What makes the sandboxes.
     pub engine: Engine,
+    /// What the server keeps everything in.
+    pub database: Database,
     /// Who runs the server, if not whoever runs the test; must be able to read the parts.
     pub user: Option<Somebody>,
     /// What the server reads for `/etc/resolv.conf`, if not that; only for root.
@@ -90,7 +96,8 @@ pub struct WorldSpec {
 impl WorldSpec {
     /// A world without delays in which the bug of the cart is fixed.
     #[must_use]
-    pub fn on(engine: Engine) -> Self {
+    pub fn on(ground: impl Into<Ground>) -> Self {
+        let Ground { engine, database } = ground.into();
         Self {
             scenario: "cart".to_owned(),
             scenarios: Vec::new(),
@@ -98,6 +105,7 @@ impl WorldSpec {
             delay_scale: 0.0,
             variables: Vec::new(),
             engine,
+            database,
             user: None,
             resolver: None,
         }
@@ -125,11 +133,21 @@ impl World {
         let bare = repository::bare_from(&repositories, "cart.git", &Path::new(EXAMPLES).join("cart"))?;
         let host = GitHost::start(&repositories, Some(GIT_TOKEN)).await?;
 
+        let postgres = match wanted.database {
+            Database::Sqlite => None,
+            Database::Postgres => {
+                Some(Postgres::make().await?.context("there is no PostgreSQL server for tests")?)
+            }
+        };
+
         let mut spec = ServerSpec::new(parts, &directory.path().join("state"), model.base_url())?;
         spec.set("MODEL__API_KEY", MODEL_KEY);
         spec.set("REPOSITORIES", &format!("{}*", host.url("")));
         spec.set("CONFIG", &config_with_token(directory.path(), &host)?);
         spec.set("ENGINE", wanted.engine.name());
+        if let Some(postgres) = &postgres {
+            spec.set("DATABASE__URL", &postgres.url());
+        }
         for (name, value) in &wanted.variables {
             spec.set(name, value);
         }
@@ -144,10 +162,13 @@ impl World {
             crate::volumes::share(&spec.state_dir)?;
             spec.resolver = Some(resolver);
         }
-        let key = spec.create_key()?;
+        // Not on a thread of the runtime: the relay to the database may be next on that one.
+        let maker = spec.clone();
+        let key = tokio::task::spawn_blocking(move || maker.create_key()).await??;
         let server = spec.start().await?;
         let api = Api::new(&server.base, &key)?;
-        Ok(Self { model, host, bare, spec, server, api, key, engine: wanted.engine, directory })
+        let engine = wanted.engine;
+        Ok(Self { model, host, bare, spec, server, api, key, engine, postgres, directory })
     }
 
     /// URL of the repository.

@@ -145,6 +145,24 @@ impl Database {
         }
     }
 
+    /// Fills a new schema with what was dumped of one that is called `recorded`.
+    pub(crate) async fn restore(&self, dump: &str) {
+        let Self::Postgres { schema, .. } = self else { panic!("a dumped schema is PostgreSQL's") };
+        let mut connection = schema.connection(Checks::On).await;
+        let dump = AssertSqlSafe(dump.replace("recorded.", &format!("{}.", schema.name)));
+        sqlx::raw_sql(dump).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+    }
+
+    /// Looks whether it is of this version.
+    pub(crate) async fn look(&self) -> Result<Look, StoreError> {
+        let clock = Clock::fixed_at(1).0;
+        match self {
+            Self::Sqlite { path, .. } => Store::look(path, clock).await,
+            Self::Postgres { schema, .. } => Store::look_at(&schema.place(), clock).await,
+        }
+    }
+
     /// Locks a session's row as a transaction of another server does.
     pub(crate) async fn hold_session(&self, session: &str) -> Held {
         let Self::Postgres { schema, .. } = self else { panic!("only rows of PostgreSQL are locked") };

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use caisson_domain::id::{ProjectId, RunId};
 use caisson_domain::queue::QueueLimits;
 use caisson_domain::run::{RunSpec, RunStatus};
-use caisson_store::{Actor, ChangeShare, Clock, CreateRun, Finish, NewRun, Store};
+use caisson_store::{Actor, ChangeShare, Clock, CreateRun, Finish, NewRun, Store, StoreError};
 use futures_util::future::join_all;
 
 use crate::fixture::{Fixture, START_MS, new_run, project, server_id, spec, spec_on};
@@ -42,11 +42,26 @@ async fn stores(fixture: &Fixture, limits: QueueLimits) -> Vec<Store> {
     stores
 }
 
+/// Most times that one of them asks.
+const TRIES: usize = 50;
+
+/// Asks until there is an answer. A server claims one run at a time, and whoever submits one is told to try again: so a call
+/// waits a bounded time for a connection, and of this many at once on a slow machine some do not get one in time.
+async fn answer<T>(ask: impl AsyncFn() -> Result<T, StoreError>) -> T {
+    for _ in 1..TRIES {
+        match ask().await {
+            Err(StoreError::Unavailable(_)) => tokio::task::yield_now().await,
+            answer => return answer.unwrap(),
+        }
+    }
+    ask().await.unwrap()
+}
+
 async fn claim_at_once(stores: &[Store]) -> Vec<caisson_store::Claimed> {
     let claims = (0..AT_ONCE).map(|turn| {
         let at = turn % stores.len();
         let server = server_id(u8::try_from(at).unwrap() + 1);
-        async move { stores[at].claim(&server).await.unwrap() }
+        async move { answer(async || stores[at].claim(&server).await).await }
     });
     let claimed: Vec<_> = join_all(claims).await.into_iter().flatten().collect();
     let ids: BTreeSet<&RunId> = claimed.iter().map(|claimed| &claimed.run.id).collect();
@@ -57,7 +72,7 @@ async fn claim_at_once(stores: &[Store]) -> Vec<caisson_store::Claimed> {
 async fn submit_at_once(stores: &[Store], project: &ProjectId) -> Vec<CreateRun> {
     let submissions = (0..AT_ONCE).map(|turn| {
         let new = NewRun { project: project.clone(), ..new_run(spec()) };
-        async move { stores[turn % stores.len()].create_run(new).await.unwrap() }
+        async move { answer(async || stores[turn % stores.len()].create_run(new.clone()).await).await }
     });
     join_all(submissions).await
 }

@@ -12,6 +12,7 @@ use caisson_sandbox::local::{ControlGroups, LocalConfig, LocalEngine};
 use caisson_sandbox::{Engine, EngineError, SHARED_UID};
 use caisson_store::Store;
 
+use crate::images::ImageKeeper;
 use crate::serve::chain;
 use crate::settings::{EngineChoice, Settings};
 use crate::shared_paths::SharedPaths;
@@ -146,6 +147,14 @@ impl ActiveEngine {
             Self::Docker(engine, image) => {
                 Some(SharedPaths::new(Arc::clone(engine), image.clone(), state_dir))
             }
+            Self::Local(_) => None,
+        }
+    }
+
+    /// What removes images that nothing uses; none without images, or if they are kept for ever.
+    pub(crate) fn image_keeper(&self, settings: &Settings, store: &Store) -> Option<ImageKeeper> {
+        match self {
+            Self::Docker(engine, _) => ImageKeeper::new(settings, engine, store),
             Self::Local(_) => None,
         }
     }

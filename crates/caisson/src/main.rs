@@ -10,6 +10,7 @@ mod debian;
 mod documents_tests;
 mod engines;
 mod exposure;
+mod images;
 mod inputs;
 mod log;
 mod logins;

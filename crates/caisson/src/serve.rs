@@ -139,6 +139,9 @@ impl Server {
             self.start_gateway(settings, inputs, id).await?;
             let worker = worker_config(settings, &inputs.shim, (id, caps), &engine)?;
             let images = engine.default_image().is_some();
+            if let Some(keeper) = engine.image_keeper(settings, store) {
+                tracker.spawn(keeper.keep(cancel.clone()));
+            }
             self.start_worker(settings, worker, (engine, paths)).await?;
             images
         } else {
@@ -264,7 +267,7 @@ pub(crate) async fn open_store(settings: &Settings) -> anyhow::Result<Store> {
     }
     let opened = place.open(Clock::system()).await;
     let store = opened.with_context(|| format!("the database cannot be opened: {place}"))?;
-    store.bound_queue(settings.queue.limits());
+    store.bound_queue(settings.queue);
     Ok(store)
 }
 

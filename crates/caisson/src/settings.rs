@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use caisson_domain::limits::SERVER_LOST_MS_DEFAULT;
 use caisson_domain::provider::ProviderTool;
+use caisson_domain::queue::QueueLimits;
 use caisson_domain::server::Role;
 use caisson_domain::workflow::WORKSPACE_MIB;
 use secrecy::SecretString;
@@ -86,7 +87,7 @@ pub(crate) struct Settings {
     /// What may be spent on the model API.
     pub budget: Budget,
     /// How many runs may run and wait.
-    pub queue: queue::Queue,
+    pub queue: QueueLimits,
     /// How long things are kept.
     pub retention: Retention,
     /// What there is to watch.
@@ -381,7 +382,7 @@ impl Settings {
         self.budget.check(&mut faults);
         self.retention.check(&mut faults);
         self.database.check(&mut faults);
-        self.queue.check(&mut faults);
+        queue::check(&self.queue, &mut faults);
         if !WORKSPACE_MIB.contains(&self.limits.workspace_mib) {
             faults.push(format!(
                 "limits.workspace_mib is {}; give {} to {}",

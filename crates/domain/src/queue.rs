@@ -6,6 +6,8 @@
 
 use std::ops::RangeInclusive;
 
+use serde::Deserialize;
+
 use crate::limits::QUEUE_RUNS;
 
 /// Priorities of runs; those of the highest start first.
@@ -40,8 +42,10 @@ pub const fn rank_ms(waits_since_ms: i64, priority: i64) -> i64 {
     waits_since_ms.saturating_sub(priority.saturating_mul(PRIORITY_STEP_MS))
 }
 
-/// How many runs may run and wait, over all servers; none: no bound but the slots of the servers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How many runs may run and wait, over all servers that use a database: give all of them the same values. None: no bound
+/// but the slots of the servers. Each is within [`CAP`]. They are a section of the settings as they stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct QueueLimits {
     /// Runs running at once.
     pub max_running: Option<i64>,

@@ -3,7 +3,8 @@
 use anyhow::Context;
 use caisson_domain::id::ProjectId;
 use caisson_domain::retention::{Kept, ProjectRetention, Retention};
-use caisson_store::Actor;
+use caisson_sandbox::docker::UnusedImage;
+use caisson_store::{Actor, Store};
 use caisson_worker::{Collector, Removal};
 use comfy_table::{Table, presets};
 use serde_json::json;
@@ -11,10 +12,12 @@ use serde_json::json;
 use super::machine::Machine;
 use super::{DONE, print, print_json};
 use crate::cli::{Gc, Retain};
+use crate::engines::{ActiveEngine, Purpose};
+use crate::images;
 use crate::render::utc;
 use crate::roles::lock_state;
 use crate::server_id::server_id;
-use crate::settings::Environment;
+use crate::settings::{Environment, Settings};
 
 /// Files go first, since a session goes only when it has none any more.
 const ORDER: [Kept; 4] = [Kept::Volumes, Kept::Artifacts, Kept::Events, Kept::Sessions];
@@ -58,8 +61,9 @@ async fn collect(machine: &Machine, flags: &Gc) -> anyhow::Result<()> {
             }
         }
     }
+    let count = remove_images(&machine.settings, &machine.store, flags).await?;
     if !flags.json {
-        sum_up(&removed, flags.dry_run);
+        sum_up(&removed, count, flags.dry_run);
         if !files {
             print(
                 "note  a server runs: workspaces and kept files are left to it, which looks every five minutes",
@@ -82,10 +86,45 @@ fn tell(removal: &Removal, flags: &Gc) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn sum_up(removed: &[Removal], dry_run: bool) {
+/// Removes images, or tells of them; how many.
+async fn remove_images(settings: &Settings, store: &Store, flags: &Gc) -> anyhow::Result<usize> {
+    if settings.retention.images_days == 0 {
+        return Ok(0);
+    }
+    // The engine makes nothing here, and what it would keep in the state directory is thrown away.
+    let place = tempfile::tempdir().context("no temporary directory can be made")?;
+    let server = server_id(&settings.state_dir, store).await?;
+    let engine =
+        ActiveEngine::choose(settings, &server, Some(store), Purpose::LookingAt(place.path())).await?;
+    let Some(keeper) = engine.image_keeper(settings, store) else { return Ok(0) };
+    let mut count = 0;
+    for image in keeper.unused().await? {
+        if flags.dry_run || keeper.remove(&image).await? {
+            tell_image(&image, flags)?;
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
+fn tell_image(image: &UnusedImage, flags: &Gc) -> anyhow::Result<()> {
+    let UnusedImage { id, tags, made_at_s, bytes } = image;
+    if flags.json {
+        return print_json(&json!({
+            "kind": "image", "image": id, "tags": tags, "made_at_ms": made_at_s * 1000, "bytes": bytes,
+            "removed": !flags.dry_run,
+        }));
+    }
+    let size = bytes.div_ceil(1024 * 1024);
+    print(&format!("image     {}  made {}, {size} MiB", images::name(image), utc(made_at_s * 1000)));
+    Ok(())
+}
+
+fn sum_up(removed: &[Removal], images: usize, dry_run: bool) {
     let bytes: u64 = removed.iter().map(|removal| removal.bytes).sum();
     let what = if dry_run { "could be removed" } else { "removed" };
-    print(&format!("{} things {what}, {} MiB of workspaces", removed.len(), bytes.div_ceil(1024 * 1024)));
+    let count = removed.len() + images;
+    print(&format!("{count} things {what}, {} MiB of workspaces", bytes.div_ceil(1024 * 1024)));
 }
 
 /// Shows or changes how long a project keeps things.

@@ -16,6 +16,8 @@ pub(crate) struct Retention {
     pub volumes_days: i64,
     /// Sessions with their runs, and everything of them. `CAISSON_RETENTION__SESSIONS_DAYS`.
     pub sessions_days: i64,
+    /// Sandbox images that `caisson image build` made and nothing uses. `CAISSON_RETENTION__IMAGES_DAYS`.
+    pub images_days: i64,
 }
 
 impl Retention {
@@ -35,6 +37,7 @@ impl Retention {
             ("artifacts_days", self.artifacts_days),
             ("volumes_days", self.volumes_days),
             ("sessions_days", self.sessions_days),
+            ("images_days", self.images_days),
         ] {
             if !RETENTION_DAYS.contains(&days) {
                 faults.push(format!(
@@ -56,7 +59,8 @@ mod tests {
         let mut faults = Vec::new();
         Retention::default().check(&mut faults);
         assert!(faults.is_empty() && Retention::default().policy() == Policy::default());
-        Retention { events_days: -1, sessions_days: 36_501, ..Retention::default() }.check(&mut faults);
-        assert!(faults.len() == 2 && faults[0].contains("events_days is -1"), "{faults:?}");
+        Retention { events_days: -1, sessions_days: 36_501, images_days: -1, ..Retention::default() }
+            .check(&mut faults);
+        assert!(faults.len() == 3 && faults[0].contains("events_days is -1"), "{faults:?}");
     }
 }

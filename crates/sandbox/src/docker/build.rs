@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::DockerEngine;
 use super::fault::{Fault, unavailable};
+use super::images::LABEL_BUILT;
 use crate::{BoxError, EngineError, SpecError, check_image_name};
 
 /// The default image. Its tag counts the versions of [`DOCKERFILE`], so that a new one is not mistaken for an old one.
@@ -63,6 +64,7 @@ impl ImageBuild {
             dockerfile: "Dockerfile".to_owned(),
             t: Some(self.tag.clone()),
             buildargs: Some(arguments),
+            labels: Some(HashMap::from([(LABEL_BUILT.to_owned(), self.tag.clone())])),
             rm: true,
             forcerm: true,
             version: BuilderVersion::BuilderV1,

@@ -4,6 +4,7 @@ mod build;
 mod check;
 mod fault;
 mod files;
+mod images;
 mod lifecycle;
 mod profile;
 mod reading;
@@ -33,6 +34,7 @@ pub use build::{
 };
 pub use check::{API_VERSION_MIN, Capabilities, Seccomp};
 pub use files::IMAGE_FILE_BYTES;
+pub use images::{LIST_IMAGES, UnusedImage};
 pub use lifecycle::LIST_CONTAINERS;
 pub use seccomp::seccomp_profile;
 pub use wait::WAIT_RECONNECT_S;

@@ -1,6 +1,9 @@
 //! Images: built by the engine, missing, or with wishes of their own.
 
-use bollard::query_parameters::{ListContainersOptions, RemoveImageOptions};
+use bollard::query_parameters::{
+    CommitContainerOptions, CreateContainerOptions, ListContainersOptions, RemoveContainerOptions,
+    RemoveImageOptions,
+};
 use caisson_domain::id::SandboxId;
 use caisson_sandbox::docker::{DEFAULT_IMAGE, ImageBuild};
 use caisson_sandbox::{Engine, EngineError};
@@ -35,6 +38,59 @@ async fn an_image_is_built_with_its_output_told_line_by_line() {
         assert!(lines.iter().any(|line| line == "made with an argument"), "{lines:?}");
         assert!(lines.iter().all(|line| !line.contains('\n')), "{lines:?}");
         remove(bench, &image.tag).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_image_that_was_built_here_is_removed_once_nothing_uses_it_and_what_was_made_of_it_is_not_ours() {
+    /// Later than any image is made, Unix seconds.
+    const LATER: i64 = 1 << 40;
+    on_bench(async |bench| {
+        let found = async |tag: &str| {
+            let unused = bench.engine.unused_images(&[DEFAULT_IMAGE.to_owned()], LATER).await.unwrap();
+            unused.into_iter().find(|image| image.tags.iter().any(|found| found == tag))
+        };
+        let (image, result, _) = build(bench, "RUN true").await;
+        result.unwrap();
+        let unused = found(&image.tag).await.expect("it is ours, and nothing uses it");
+        assert!(unused.bytes > 0 && unused.made_at_s > 1_600_000_000, "{unused:?}");
+        let young = bench.engine.unused_images(&[], unused.made_at_s).await.unwrap();
+        assert!(!young.contains(&unused), "made before, and not at that moment");
+
+        let mut spec = bench.sandbox("exit 0");
+        spec.image = Some(image.tag.clone());
+        bench.engine.create(&spec).await.unwrap();
+        assert_eq!(found(&image.tag).await, None, "a sandbox was made of it");
+        assert!(!bench.engine.remove_unused_image(&unused).await.unwrap(), "and the engine knows as well");
+        bench.engine.destroy(&spec.id).await.unwrap();
+
+        // As somebody makes an image of their own FROM it, who does not ask Caisson.
+        let theirs = format!("{}-theirs", image.tag);
+        let body = bollard::models::ContainerCreateBody {
+            image: Some(image.tag.clone()),
+            cmd: Some(vec!["true".to_owned()]),
+            ..Default::default()
+        };
+        let docker = bench.docker();
+        let made = docker.create_container(None::<CreateContainerOptions>, body).await.unwrap();
+        let (repo, tag) = theirs.split_once(':').unwrap();
+        let options = CommitContainerOptions {
+            container: Some(made.id.clone()),
+            repo: Some(repo.to_owned()),
+            tag: Some(tag.to_owned()),
+            ..Default::default()
+        };
+        docker.commit_container(options, bollard::models::ContainerConfig::default()).await.unwrap();
+        docker.remove_container(&made.id, None::<RemoveContainerOptions>).await.unwrap();
+        assert_eq!(found(&theirs).await, None, "the label is inherited, and proves nothing");
+
+        let unused = found(&image.tag).await.expect("nothing uses it any more");
+        let first = bench.engine.remove_unused_image(&unused).await;
+        remove(bench, &theirs).await;
+        assert!(!first.unwrap(), "another image is made of it, and goes on to be");
+        assert!(!bench.engine.image_present(&image.tag).await.unwrap());
+        assert!(!bench.engine.remove_unused_image(&unused).await.unwrap(), "it is gone already");
     })
     .await;
 }

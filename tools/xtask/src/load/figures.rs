@@ -151,15 +151,16 @@ fn of_events(events: &Events) -> Bar {
     Bar::new(name, Some(events.rate), Bound::AtLeast(least), 0)
 }
 
-fn of_lists(lists: &Lists) -> [Bar; 2] {
+fn of_lists(lists: &Lists) -> [Bar; 3] {
     let slowest = lists.kinds.iter().map(|kind| kind.took_ms.p99).reduce(f64::max);
-    let [list, status] = lists.database.of(
-        ["list_p99_ms", "status_of_many_p99_ms"],
-        ["postgres_list_p99_ms", "postgres_status_of_many_p99_ms"],
+    let [list, status, waiting] = lists.database.of(
+        ["list_p99_ms", "status_of_many_p99_ms", "status_of_waiting_p99_ms"],
+        ["postgres_list_p99_ms", "postgres_status_of_many_p99_ms", "postgres_status_of_waiting_p99_ms"],
     );
     [
         Bar::new(list, slowest, Bound::Below(20.0), 1),
         Bar::new(status, Some(lists.status_ms.p99), Bound::Below(2.0), 2),
+        Bar::new(waiting, Some(lists.waiting_ms.p99), Bound::Below(2.0), 2),
     ]
 }
 
@@ -216,6 +217,7 @@ pub(super) mod tests {
             runs: 100_000,
             kinds: vec![kind("all", 3.0), kind("some", 19.0)],
             status_ms: Summary::of(&[0.5]).unwrap(),
+            waiting_ms: Summary::of(&[0.5]).unwrap(),
         }
     }
 
@@ -238,7 +240,7 @@ pub(super) mod tests {
     #[test]
     fn a_good_service_meets_every_bar() {
         assert_eq!(missed(&figures()), Vec::<String>::new());
-        assert_eq!(figures().bars().len(), 3 + 6 + 1 + 6 + 2 + 4);
+        assert_eq!(figures().bars().len(), 3 + 6 + 1 + 6 + 2 + 6);
     }
 
     #[test]
@@ -293,6 +295,7 @@ pub(super) mod tests {
         let mut figures = figures();
         figures.lists[0].kinds[0].took_ms.p99 = 20.0;
         figures.lists[1].status_ms.p99 = 2.0;
+        figures.lists[1].waiting_ms.p99 = 2.0;
         for events in &mut figures.events {
             events.rate -= 1.0;
         }
@@ -303,6 +306,7 @@ pub(super) mod tests {
                 "postgres_events_per_second 4999 5000",
                 "list_p99_ms 20.0 20.0",
                 "postgres_status_of_many_p99_ms 2.00 2.00",
+                "postgres_status_of_waiting_p99_ms 2.00 2.00",
             ]
         );
     }

@@ -218,6 +218,7 @@ fn events(events: &Events) -> Table {
 fn lists(lists: &Lists) -> Table {
     let mut rows: Vec<_> = lists.kinds.iter().map(|kind| latency(kind.name, &kind.took_ms)).collect();
     rows.push(latency("the status of one run", &lists.status_ms));
+    rows.push(latency("the status of one that waits", &lists.waiting_ms));
     Table {
         title: format!("Lists over {} runs, {}, ms", lists.runs, lists.database.name()),
         head: texts(["", "count", "p50", "p99", "max"]),

@@ -29,15 +29,17 @@ const KIND: Duration = Duration::from_secs(10);
 pub(super) struct Sizes {
     runs: u32,
     requests: usize,
+    /// Runs that wait while the status of one is asked for.
+    waiting: usize,
 }
 
 impl Sizes {
     pub(super) fn whole() -> Self {
-        Self { runs: 100_000, requests: 200 }
+        Self { runs: 100_000, requests: 200, waiting: 100 }
     }
 
     pub(super) fn short() -> Self {
-        Self { runs: 2_000, requests: 10 }
+        Self { runs: 2_000, requests: 10, waiting: 3 }
     }
 }
 
@@ -59,8 +61,10 @@ pub(super) struct Lists {
     pub(super) runs: u32,
     /// Lists, filters and pages.
     pub(super) kinds: Vec<Kind>,
-    /// The status of one run.
+    /// The status of one run that has ended.
     pub(super) status_ms: Summary,
+    /// The status of one that waits, with its place in the queue.
+    pub(super) waiting_ms: Summary,
 }
 
 pub(super) async fn measure(stage: &Stage, database: &Database, sizes: &Sizes) -> anyhow::Result<Lists> {
@@ -107,7 +111,30 @@ async fn on_server(
     let ids = ids(&caller_page(&mut caller, "/v1/runs?limit=200").await?)?;
     let status = |number: usize| format!("/v1/runs/{}", ids[number % ids.len()]);
     let status_ms = repeat(&mut caller, sizes.requests * 5, status, None).await?;
-    Ok(Lists { database: database.kind, runs: sizes.runs, kinds, status_ms })
+    say("the status of runs that wait");
+    let waiting_ms = waiting(service, &mut caller, sizes).await?;
+    Ok(Lists { database: database.kind, runs: sizes.runs, kinds, status_ms, waiting_ms })
+}
+
+/// Has runs wait behind one that holds the only slot, asks where they stand, and cancels them.
+async fn waiting(service: &Service, caller: &mut Caller, sizes: &Sizes) -> anyhow::Result<Summary> {
+    let mut runs = vec![service.api.submit(&scenario_body(scenarios::HOLD, "Wait.")).await?];
+    let busy = |run: &Value| run["phase"] == "agent";
+    service.api.wait_run(&runs[0], RUN, busy).await.context("the slot was not taken")?;
+    for _ in 0..sizes.waiting {
+        runs.push(service.api.submit(&scenario_body(scenarios::TURN, "Say that you are there.")).await?);
+    }
+    let last = service.api.get(&format!("/v1/runs/{}", runs[sizes.waiting])).await?.body;
+    ensure!(last["queue_position"] == sizes.waiting, "the last run is not the last to start: {last:#}");
+    let status = |number: usize| format!("/v1/runs/{}", runs[1 + number % sizes.waiting]);
+    let took_ms = repeat(caller, sizes.requests * 5, status, None).await?;
+    for run in runs.iter().rev() {
+        let answer = service.api.post(&format!("/v1/runs/{run}/cancel"), &Value::Null).await?;
+        ensure!(answer.status == 202, "run {run} was not cancelled: {} {}", answer.status, answer.body);
+    }
+    service.api.wait_end(&runs[0], RUN).await?;
+    service.wait_tidy().await?;
+    Ok(took_ms)
 }
 
 /// Each kind of list: its name, its path, and whether it has something to show.

@@ -6,9 +6,6 @@ use caisson_domain::limits;
 
 use crate::extract::Params;
 
-/// Items read from the store at once: a page is made of several short reads, since one row may hold a long prompt.
-pub(crate) const READ_ITEMS: u32 = 25;
-
 /// Which page of a list is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PageQuery<Id> {

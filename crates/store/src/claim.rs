@@ -12,24 +12,25 @@ use crate::queue::{Claimed, start};
 use crate::rows::{Columns, run_columns};
 use crate::{Store, StoreError, damage, drain};
 
-const RUNNING: &str = "select count(*) from run where status = 'running'";
+pub(crate) const RUNNING: &str = "select count(*) from run where status = 'running'";
 
 const AHEAD: &str = "select coalesce(max(turn), 0) from project";
 
 /// Projects that have a run whose time has come. The credential is the one that the gateway would take for a model call
 /// now: the newest of the project's own, and else the one of the settings.
-const PROJECTS_WAITING: &str = "select project.id, weight, turn, max_running, \
+pub(crate) const PROJECTS_WAITING: &str = "select project.id, weight, turn, max_running, \
      (select count(*) from run where run.project_id = project.id and run.status = 'running') as running, \
      coalesce((select max(credential.id) from credential where credential.project_id = project.id \
        and credential.kind in ('model_api_key', 'model_oauth')), '') as model_credential_id \
      from project where exists (select 1 from run where run.project_id = project.id and run.status = 'queued' \
        and run.not_before_ms <= $1) order by project.id limit $2";
 
-const RUNNING_WITH: &str = "select count(*) from run where status = 'running' and model_credential_id = $1";
+pub(crate) const RUNNING_WITH: &str =
+    "select count(*) from run where status = 'running' and model_credential_id = $1";
 
 /// The first run of a project that may start. A branch is a mutex over all projects, since the repository is one. A session
 /// whose agent has worked on another server waits for that one, until it is lost ($7): its workspace is there.
-const CLAIM: &str = concat!(
+pub(crate) const CLAIM: &str = concat!(
     "update run set status = 'running', phase = 'prepare', lease_epoch = lease_epoch + 1, attempt = attempt + 1, \
      lease_expires_at_ms = $2, home_server_id = $1, started_at_ms = coalesce(started_at_ms, $3), \
      model_credential_id = $6 \

@@ -28,7 +28,7 @@ const RESUME_EACH: &str = "update server set drained_at_ms = null where drained_
 
 const RESUME_ONE: &str = "update server set drained_at_ms = null where id = $1 and drained_at_ms is not null";
 
-const STATE: &str = "select drained_at_ms, \
+pub(crate) const STATE: &str = "select drained_at_ms, \
      (select count(*) from run where status = 'queued') as queued, \
      (select count(*) from run where status = 'queued' and not_before_ms > $1) as delayed, \
      (select count(*) from run where status = 'running') as running, cast(slot as text) as id from queue_state";

@@ -23,7 +23,7 @@ use crate::{
 const WITNESS: &str =
     "select 1 from server_role where server_id = $1 and seen_at_ms >= $2 and alive_since_ms <= $3";
 
-const LOST: &str = concat!(
+pub(crate) const LOST: &str = concat!(
     "select ",
     run_columns!(),
     " from run where status = 'running' and lease_expires_at_ms <= $2 and home_server_id <> $1 and exists \

@@ -10,8 +10,8 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, Ro
 use crate::credentials::uses;
 use crate::database::sql;
 use crate::{
-    Clock, CreateRun, NewRun, PostgresLimits, PostgresPlace, Random, Store, events, keys, run_lists, runs,
-    sessions,
+    Clock, CreateRun, NewRun, PostgresLimits, PostgresPlace, Random, Store, claim, drain, events, keys, lost,
+    run_lists, runs, sessions, waiting,
 };
 
 /// Where the server for tests is.
@@ -132,6 +132,29 @@ const QUESTIONS: [Question; 11] = [
     },
 ];
 
+/// What is asked of the queue, with the parameters' types and values: it reads what waits and what runs, and none of all
+/// those that have ended.
+const OF_THE_QUEUE: [(&str, &str, &str); 10] = [
+    (
+        waiting::PLACE,
+        "text, text, bigint, bigint, bigint",
+        "'default', 'run_00000000000000000000000000000100', 5, 2000, 20",
+    ),
+    (waiting::QUEUED, "bigint", "10000"),
+    (waiting::QUEUED_OF, "text, bigint", "'default', 10000"),
+    (waiting::OLDEST, "bigint", "5"),
+    (claim::RUNNING, "", ""),
+    (claim::RUNNING_WITH, "text", "''"),
+    (claim::PROJECTS_WAITING, "bigint, bigint", "5, 1000"),
+    (
+        claim::CLAIM,
+        "text, bigint, bigint, text, bigint, text, bigint",
+        "'srv_1', 5, 5, 'default', 100, '', 5",
+    ),
+    (drain::STATE, "bigint", "5"),
+    (lost::LOST, "text, bigint, bigint, bigint", "'srv_1', 5, 5, 1"),
+];
+
 /// What `PostgreSQL` plans depends on how many rows there are. Nearly all are another project's.
 const FILL: &[&str] = &[
     "set session_replication_role = replica",
@@ -148,6 +171,9 @@ const FILL: &[&str] = &[
      'status', case when n % 200 = 0 then 'cancelled' else 'succeeded' end, \
      'workflow', case when n % 100 = 0 then 'seldom' else 'usual' end, \
      'repository', case when n % 200 = 0 then 'seldom' end))).* from run, generate_series(1, 8000) as n",
+    "insert into run select (jsonb_populate_record(run, jsonb_build_object('id', 'run_e' || lpad(to_hex(n), 31, '0'), \
+     'session_id', 'ses_e' || lpad(to_hex(n), 31, '0'), 'status', 'queued', 'finished_at_ms', null))).* \
+     from run, generate_series(1, 20) as n where run.id = 'run_00000000000000000000000000000014'",
     "insert into event (session_id, project_id, run_id, at_ms, seq, kind, data) \
      select session_id, project_id, id, 0, seq, 'note', '{}' from run, generate_series(10, 209) as seq \
      where right(id, 2) = '00' order by id, seq",
@@ -208,6 +234,31 @@ async fn sqlite_reads_the_index_of_each_question_and_sorts_nothing() {
 }
 
 #[tokio::test]
+async fn sqlite_reads_nothing_of_the_queue_but_what_waits_and_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("caisson.db"), Clock::fixed_at(0).0).await.unwrap();
+    for (text, ..) in OF_THE_QUEUE {
+        let explain = sql::Statement::Built(format!("explain query plan {text}").into());
+        let rows = sql::query(explain).fetch_all(store.reader()).await.unwrap();
+        let steps: Vec<String> = rows.iter().map(|row| row.get("detail").unwrap()).collect();
+        let whole = ["run", "ahead", "waiting", "live"].map(|table| format!("SCAN {table} USING"));
+        let whole =
+            |step: &&String| step.ends_with("SCAN run") || whole.iter().any(|scan| step.starts_with(scan));
+        assert_eq!(steps.iter().find(whole), None, "{steps:?} for {text}");
+    }
+}
+
+/// Whether a plan reads every run, or an index over every run from end to end.
+fn reads_every_run(plan: &str) -> bool {
+    let lines: Vec<&str> = plan.lines().collect();
+    let indexed = |at: usize| lines.get(at + 1).is_some_and(|line| line.contains("project_id = "));
+    let whole = |(at, line): (usize, &&str)| {
+        line.contains("Seq Scan on run") || line.contains(" using run_of_status") && !indexed(at)
+    };
+    lines.iter().enumerate().any(whole)
+}
+
+#[tokio::test]
 async fn postgres_reads_the_index_of_each_question_and_sorts_nothing() {
     let Some((url, schema)) = schema().await else { return };
     let place = format!("{url}&options[search_path]={schema}");
@@ -227,20 +278,41 @@ async fn postgres_reads_the_index_of_each_question_and_sorts_nothing() {
             if planned == Planned::EachTime && mode == "force_generic_plan" {
                 continue;
             }
-            execute(&mut connection, &format!("prepare question ({types}) as {text}")).await;
-            let explain = AssertSqlSafe(format!("explain (costs off) execute question ({values})"));
-            let rows = sqlx::raw_sql(explain).fetch_all(&mut connection).await.unwrap();
-            execute(&mut connection, "deallocate question").await;
-            let plan: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-            let plan = plan.join("\n");
+            let (types, values) = (format!("({types})"), format!("({values})"));
+            let plan = plan(&mut connection, text, (&types, &values)).await;
             if !plan.contains(postgres) || ["Sort", "Seq Scan"].iter().any(|slow| plan.contains(slow)) {
                 wrong.push(format!("{mode}, not {postgres}:\n{plan}"));
+            }
+        }
+    }
+    // What waits and what runs now is so little that any plan but the one for its index reads far more.
+    for mode in ["force_custom_plan", "force_generic_plan"] {
+        execute(&mut connection, &format!("set plan_cache_mode = {mode}")).await;
+        for (text, types, values) in OF_THE_QUEUE {
+            let (types, values) = if types.is_empty() {
+                (String::new(), String::new())
+            } else {
+                (format!("({types})"), format!("({values})"))
+            };
+            let plan = plan(&mut connection, text, (&types, &values)).await;
+            if reads_every_run(&plan) {
+                wrong.push(format!("{mode}, every run is read for {text}:\n{plan}"));
             }
         }
     }
     execute(&mut connection, &format!("drop schema {schema} cascade")).await;
     connection.close().await.unwrap();
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+/// How a statement is done with parameters of these types and values.
+async fn plan(connection: &mut PgConnection, text: &str, (types, values): (&str, &str)) -> String {
+    execute(connection, &format!("prepare question {types} as {text}")).await;
+    let explain = AssertSqlSafe(format!("explain (costs off) execute question {values}"));
+    let rows = sqlx::raw_sql(explain).fetch_all(&mut *connection).await.unwrap();
+    execute(connection, "deallocate question").await;
+    let plan: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    plan.join("\n")
 }
 
 /// A schema of the test's own; none where no server is named, which fails if tests are required.

@@ -185,7 +185,26 @@ impl Store {
         after: Option<&RunId>,
         limit: u32,
     ) -> Result<Vec<Run>, StoreError> {
-        let rows = sql::query(run_lists::text(filter))
+        let mut runs = Vec::new();
+        self.each_run(project, filter, (after, limit), |run| runs.push(run)).await?;
+        Ok(runs)
+    }
+
+    /// Hands over the runs of [`Store::list_runs`] one after another, all as they are at one moment: for whoever keeps less of
+    /// each than there is, since one may hold a long prompt.
+    ///
+    /// # Errors
+    /// As every read; some may have been handed over by then.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn each_run(
+        &self,
+        project: &ProjectId,
+        filter: &RunFilter,
+        (after, limit): (Option<&RunId>, u32),
+        mut each: impl FnMut(Run) + Send,
+    ) -> Result<(), StoreError> {
+        sql::query(run_lists::text(filter))
             .planned_for_its_values()
             .bind(project.as_str())
             .bind(after.map_or(BEHIND_ALL, RunId::as_str))
@@ -194,9 +213,11 @@ impl Store {
             .bind(filter.session.as_ref().map(SessionId::as_str))
             .bind(filter.repository.as_deref())
             .bind(limit.min(PAGE_ITEMS + 1))
-            .fetch_all(self.reader())
-            .await?;
-        rows.iter().map(rows::run).collect()
+            .read_each(self.reader(), |row| {
+                each(rows::run(&row)?);
+                Ok(())
+            })
+            .await
     }
 
     /// Asks for a run's end: a queued one is cancelled at once, a running one is told to stop, once. `by` is the key that

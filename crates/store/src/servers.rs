@@ -14,6 +14,9 @@ const UPSERT: &str = "insert into server (id, seen_at_ms, problems) values ($1, 
 
 const LIVE: &str = "select id, seen_at_ms, problems from server where seen_at_ms >= $1 order by id limit $2";
 
+const TAKERS: &str = "select id, seen_at_ms, problems, (drained_at_ms is not null or exists (select 1 from queue_state \
+     where queue_state.drained_at_ms is not null)) as drained from server where seen_at_ms >= $1 order by id limit $2";
+
 const IN_USE: &str = "select id from server where \
      exists (select 1 from run where run.home_server_id = server.id and run.status = 'running') \
      or exists (select 1 from sandbox where sandbox.server_id = server.id and sandbox.state <> 'destroyed') \
@@ -56,6 +59,18 @@ impl Store {
         let since_ms = self.now_ms() - SERVER_SILENT_MS;
         let rows = sql::query(LIVE).bind(since_ms).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
         rows.iter().map(server).collect()
+    }
+
+    /// The servers that may start runs, as [`Store::live_servers`], each with whether it is drained, by itself or with all others.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn live_servers_and_drains(&self) -> Result<Vec<(Server, bool)>, StoreError> {
+        let since_ms = self.now_ms() - SERVER_SILENT_MS;
+        let rows = sql::query(TAKERS).bind(since_ms).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
+        rows.iter().map(|row| Ok((server(row)?, Columns::of("server", row)?.flag("drained")?))).collect()
     }
 
     /// The servers that have running runs or living sandboxes, whether they are alive or not: nobody else ends those.

@@ -3,7 +3,6 @@
 use caisson_domain::id::{ProjectId, RunId};
 use caisson_domain::queue::{ESTIMATE_RUNS, ESTIMATE_RUNS_MIN, PLACES_COUNTED, QueueLimits};
 
-use crate::database::sql::Connection;
 use crate::database::{Tx, sql};
 use crate::{Store, StoreError};
 
@@ -37,30 +36,33 @@ pub(crate) enum Full {
     Project,
 }
 
-const STANDS: &str = "select queue_rank_ms, weight from run, project where run.project_id = $1 and run.id = $2 \
-     and run.status = 'queued' and run.not_before_ms <= $3 and project.id = run.project_id";
-
-const BEFORE: &str = "select count(*) from (select 1 from run where project_id = $1 and status = 'queued' \
-     and not_before_ms <= $2 and (queue_rank_ms < $3 or (queue_rank_ms = $3 and id < $4)) limit $5) as counted";
-
-/// Of each other project, what comes before the n-th run of one with a weight: it has `its weight / weight` as many turns.
-const OTHERS: &str = "select cast(coalesce(sum(case when turns < waits then turns else waits end), 0) as bigint) from \
-     (select $3 * weight / $4 as turns, \
-       (select count(*) from (select 1 from run where run.project_id = project.id and run.status = 'queued' \
-         and run.not_before_ms <= $2 limit $5) as counted) as waits from project where id <> $1) as other";
+/// Where a run stands, all of it seen at one moment: of its own project, what comes before it; of each other one, what
+/// comes before the n-th run of one with a weight, which is `its weight / weight` as many turns; and what tells about when it
+/// starts. Each count is bounded, and reads an index that holds nothing but what waits, runs, or has ended.
+pub(crate) const PLACE: &str = "with own as materialized (select project.weight, 1 + (select count(*) from (select 1 \
+       from run as ahead where ahead.project_id = $1 and ahead.status = 'queued' and ahead.not_before_ms <= $3 \
+       and (ahead.queue_rank_ms, ahead.id) < (run.queue_rank_ms, run.id) limit $4) as counted) as place \
+     from run, project where run.project_id = $1 and run.id = $2 and run.status = 'queued' \
+       and run.not_before_ms <= $3 and project.id = run.project_id), \
+   other as materialized (select own.place * project.weight / own.weight as turns, \
+       (select count(*) from (select 1 from run as waiting where waiting.project_id = project.id \
+         and waiting.status = 'queued' and waiting.not_before_ms <= $3 limit $4) as counted) as waits \
+     from own, project where project.id <> $1), \
+   ended as materialized (select finished_at_ms - started_at_ms as took_ms from run \
+     where finished_at_ms is not null and started_at_ms is not null order by finished_at_ms desc limit $5) \
+   select place, \
+     (select cast(coalesce(sum(case when turns < waits then turns else waits end), 0) as bigint) from other), \
+     (select count(*) from run as live where live.status = 'running'), \
+     (select count(*) from ended), (select cast(coalesce(sum(took_ms), 0) as bigint) from ended) from own";
 
 /// Of what waits, which is bounded.
-const OLDEST: &str = "select min(created_at_ms) from run where status = 'queued' and not_before_ms <= $1";
+pub(crate) const OLDEST: &str =
+    "select min(created_at_ms) from run where status = 'queued' and not_before_ms <= $1";
 
-const ENDED: &str = "select count(*), coalesce(cast(sum(finished_at_ms - started_at_ms) as bigint), 0) from \
-     (select finished_at_ms, started_at_ms from run where finished_at_ms is not null and started_at_ms is not null \
-      order by finished_at_ms desc limit $1) as ended";
+pub(crate) const QUEUED: &str =
+    "select count(*) from (select 1 from run where status = 'queued' limit $1) as waiting";
 
-const RUNNING: &str = "select count(*) from run where status = 'running'";
-
-const QUEUED: &str = "select count(*) from (select 1 from run where status = 'queued' limit $1) as waiting";
-
-const QUEUED_OF: &str = "select count(*) from (select 1 from run where project_id = $1 and status = 'queued' limit $2) as waiting";
+pub(crate) const QUEUED_OF: &str = "select count(*) from (select 1 from run where project_id = $1 and status = 'queued' limit $2) as waiting";
 
 const MAX_QUEUED: &str = "select max_queued from project where id = $1";
 
@@ -76,34 +78,18 @@ impl Store {
         project: &ProjectId,
         run: &RunId,
     ) -> Result<Option<QueuePlace>, StoreError> {
-        let now_ms = self.now_ms();
-        let mut db = self.reader().acquire().await?;
-        let stands: Option<(i64, i64)> = sql::query_as(STANDS)
+        let found: Option<(i64, i64, i64, i64, i64)> = sql::query_as(PLACE)
             .bind(project.as_str())
             .bind(run.as_str())
-            .bind(now_ms)
-            .fetch_optional(&mut db)
-            .await?;
-        let Some((rank_ms, weight)) = stands else { return Ok(None) };
-        let before: i64 = sql::query_scalar(BEFORE)
-            .bind(project.as_str())
-            .bind(now_ms)
-            .bind(rank_ms)
-            .bind(run.as_str())
+            .bind(self.now_ms())
             .bind(PLACES_COUNTED)
-            .fetch_one(&mut db)
+            .bind(ESTIMATE_RUNS)
+            .fetch_optional(self.reader())
             .await?;
-        let own = before + 1;
-        let others: i64 = sql::query_scalar(OTHERS)
-            .bind(project.as_str())
-            .bind(now_ms)
-            .bind(own)
-            .bind(weight.max(1))
-            .bind(PLACES_COUNTED)
-            .fetch_one(&mut db)
-            .await?;
-        let position = own + others;
-        Ok(Some(QueuePlace { position, estimate: estimate(&mut db, position).await? }))
+        Ok(found.map(|(own, others, running, measured, total_ms)| {
+            let position = own + others;
+            QueuePlace { position, estimate: estimate(position, running, (measured, total_ms)) }
+        }))
     }
 
     /// When the run was made that has waited longest among those whose time has come, Unix ms; none if none waits.
@@ -129,16 +115,13 @@ impl Store {
     }
 }
 
-async fn estimate(db: &mut Connection, position: i64) -> Result<Option<QueueEstimate>, StoreError> {
-    let running: i64 = sql::query_scalar(RUNNING).fetch_one(&mut *db).await?;
-    let ended: Option<(i64, i64)> = sql::query_as(ENDED).bind(ESTIMATE_RUNS).fetch_optional(&mut *db).await?;
-    let (runs_measured, total_ms) = ended.unwrap_or_default();
+fn estimate(position: i64, running: i64, (runs_measured, total_ms): (i64, i64)) -> Option<QueueEstimate> {
     if running < 1 || runs_measured < ESTIMATE_RUNS_MIN {
-        return Ok(None);
+        return None;
     }
     let mean_run_ms = (total_ms / runs_measured).max(0);
     let seconds = mean_run_ms.saturating_mul(position).div_euclid(running.saturating_mul(1_000));
-    Ok(Some(QueueEstimate { seconds, mean_run_ms, runs_measured, running }))
+    Some(QueueEstimate { seconds, mean_run_ms, runs_measured, running })
 }
 
 /// Whether one more run of a project may wait.

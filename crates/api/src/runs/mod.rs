@@ -17,7 +17,7 @@ use http::{HeaderMap, StatusCode, header};
 
 use crate::auth::{Reader, Writer};
 use crate::extract::{JsonObject, NoParams, Params, RunPath, unknown_run};
-use crate::listing::{PageQuery, READ_ITEMS, encode};
+use crate::listing::{PageQuery, encode};
 use crate::problem::{ApiError, Problem};
 use crate::state::App;
 
@@ -101,29 +101,20 @@ pub(crate) async fn list_runs(
     read_page(&app, &caller, &filter, page).await.map(Json)
 }
 
-/// Reads one page in short steps, each made small before the next is read.
+/// Reads one page; each run is made small before the next is read.
 async fn read_page(
     app: &App,
     caller: &Principal,
     filter: &RunFilter,
     page: PageQuery<caisson_domain::id::RunId>,
 ) -> Result<RunPage, ApiError> {
-    let wanted = page.limit as usize;
     let mut items: Vec<RunView> = Vec::new();
-    let mut after = page.after;
     // One more than wanted tells whether there is a next page.
-    while items.len() <= wanted {
-        let missing = u32::try_from(wanted + 1 - items.len()).unwrap_or(READ_ITEMS).min(READ_ITEMS);
-        let runs = app.store().list_runs(&caller.project, filter, after.as_ref(), missing).await?;
-        let last = runs.len() < missing as usize;
-        items.extend(runs.into_iter().map(|run| RunView::new(run, Detail::Listed)));
-        after = items.last().map(|run| run.id.clone());
-        if last {
-            break;
-        }
-    }
-    let more = items.len() > wanted;
-    items.truncate(wanted);
+    let part = (page.after.as_ref(), page.limit + 1);
+    let add = |run| items.push(RunView::new(run, Detail::Listed));
+    app.store().each_run(&caller.project, filter, part, add).await?;
+    let more = items.len() > page.limit as usize;
+    items.truncate(page.limit as usize);
     let next_cursor = items.last().filter(|_| more).map(|run| encode(run.id.as_str()));
     Ok(RunPage { items, next_cursor })
 }

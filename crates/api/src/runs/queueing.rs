@@ -51,13 +51,13 @@ pub struct HeldByView {
 
 /// What keeps every server from starting waiting runs, each thing once; empty as long as one of them can start some.
 pub(super) async fn held_by(store: &Store) -> Result<Vec<HeldByView>, ApiError> {
-    let (servers, drained) = (store.live_servers().await?, store.drained().await?);
+    let servers = store.live_servers_and_drains().await?;
     let mut held: Vec<HeldByView> = Vec::new();
-    for server in &servers {
-        if server.problems.is_empty() && !drained.has(&server.id) {
+    for (server, drained) in &servers {
+        if server.problems.is_empty() && !drained {
             return Ok(Vec::new());
         }
-        let by_drain = drained.has(&server.id).then(|| HeldByView {
+        let by_drain = drained.then(|| HeldByView {
             code: ProblemCode::Drained.to_string(),
             message: format!("server {} is drained; `caisson resume` ends that", server.id),
         });

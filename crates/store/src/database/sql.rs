@@ -4,6 +4,8 @@
 //! It has the shape of sqlx's own queries. sqlx's `Any` driver is not used: it would take the types that all of its
 //! databases share, hide errors' codes and still leave every statement written for one of them.
 
+mod each;
+
 use std::borrow::Cow;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -457,7 +459,7 @@ macro_rules! tuples {
         )+
     };
 }
-tuples!((A 0, B 1), (A 0, B 1, C 2), (A 0, B 1, C 2, D 3, E 4, F 5));
+tuples!((A 0, B 1), (A 0, B 1, C 2), (A 0, B 1, C 2, D 3, E 4), (A 0, B 1, C 2, D 3, E 4, F 5));
 
 impl From<sqlx::sqlite::SqliteQueryResult> for Done {
     fn from(result: sqlx::sqlite::SqliteQueryResult) -> Self {

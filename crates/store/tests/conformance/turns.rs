@@ -1,7 +1,7 @@
 //! Which run starts next: turns between projects, priority and age, and starts that are put off.
 
 use caisson_domain::event::EventKind;
-use caisson_domain::id::ProjectId;
+use caisson_domain::id::{ProjectId, ServerId};
 use caisson_domain::queue::{
     CLAIM_ATTEMPTS, ESTIMATE_RUNS, ESTIMATE_RUNS_MIN, PLACES_COUNTED, PRIORITY, PRIORITY_STEP_MS,
 };
@@ -309,6 +309,7 @@ async fn a_drained_server_claims_nothing_and_keeps_what_it_has(fixture: Fixture)
     assert_eq!(fixture.store.claim(&fixture.server).await.unwrap(), None, "also after a restart");
     let drained = fixture.store.drained().await.unwrap();
     assert_eq!((drained.all(), drained.has(&fixture.server), drained.has(&other)), (false, true, false));
+    assert_eq!(drains(&fixture).await, [(fixture.server.clone(), true), (other.clone(), false)]);
     let state = fixture.store.queue_state().await.unwrap();
     let servers: Vec<_> = state
         .servers
@@ -325,6 +326,12 @@ async fn a_drained_server_claims_nothing_and_keeps_what_it_has(fixture: Fixture)
     assert_eq!(told, [format!("server.drain {server}"), format!("server.resume {server}")], "once each");
 }
 
+/// The servers that live, and which are drained.
+async fn drains(fixture: &Fixture) -> Vec<(ServerId, bool)> {
+    let servers = fixture.store.live_servers_and_drains().await.unwrap();
+    servers.into_iter().map(|(server, drained)| (server.id, drained)).collect()
+}
+
 async fn all_servers_are_drained_and_resumed_together(fixture: Fixture) {
     fixture.queued().await;
     let mut queue = fixture.store.watch(caisson_store::Topic::Queue);
@@ -337,6 +344,7 @@ async fn all_servers_are_drained_and_resumed_together(fixture: Fixture) {
     }
     assert!(fixture.store.resume(Some(&fixture.server), &Actor::Operator).await.unwrap());
     assert_eq!(fixture.store.claim(&fixture.server).await.unwrap(), None, "all still are");
+    assert_eq!(drains(&fixture).await, [(fixture.server.clone(), true), (newcomer.clone(), true)]);
     assert!(fixture.store.drain(Some(&fixture.server), &Actor::Operator).await.unwrap());
     crate::fixture::woken(&mut queue);
     assert!(fixture.store.resume(None, &Actor::Operator).await.unwrap());

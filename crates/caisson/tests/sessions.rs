@@ -109,11 +109,15 @@ async fn a_session_goes_on_and_is_rebuilt_from_its_archive_when_the_host_is_wipe
     assert_eq!(log(&world, &branch)[..3], ["feat: add three", "feat: add two", "feat: add one"]);
     let events = world.api.events(text(&third, "id")).await.unwrap();
     let archive = format!("brought from the archive, as run {} had left it", text(&second, "id"));
-    assert!(events.iter().any(|event| event["data"]["message"].to_string().contains(&archive)), "{events:#?}");
+    assert!(
+        events.iter().any(|event| event["data"]["message"].to_string().contains(&archive)),
+        "{events:#?}"
+    );
     assert_eq!(third["base_commit"], second["pushed_commit"]);
     let output = world.client(&["session", "messages", session.as_str().unwrap()]).output().unwrap();
     let told = String::from_utf8(output.stdout).unwrap();
-    let order: Vec<_> = ["Added one.", "Added two.", "Added three."].iter().map(|text| told.find(text)).collect();
+    let order: Vec<_> =
+        ["Added one.", "Added two.", "Added three."].iter().map(|text| told.find(text)).collect();
     assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{told}");
 }
 
@@ -122,7 +126,8 @@ async fn both_sides_of_a_fork_go_on_and_neither_sees_the_other(engine: Engine) {
     let (first, _) = run(&world, &world.run_body()).await;
     let session = first["session_id"].clone();
     world.wait_tidy().await.unwrap();
-    let output = world.client(&["session", "fork", session.as_str().unwrap(), "--branch", "mine"]).output().unwrap();
+    let output =
+        world.client(&["session", "fork", session.as_str().unwrap(), "--branch", "mine"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let fork = json!(String::from_utf8(output.stdout).unwrap().trim());
     assert_ne!(fork, session);

@@ -177,7 +177,15 @@ mod tests {
 
     fn delivery(run: Run) -> Delivery {
         let conversation = "c".to_owned();
-        Delivery { run, epoch: Epoch(3), conversation, resume: true, archive: None, pushed: true, start: None }
+        Delivery {
+            run,
+            epoch: Epoch(3),
+            conversation,
+            resume: true,
+            archive: None,
+            pushed: true,
+            start: None,
+        }
     }
 
     #[test]

@@ -45,6 +45,7 @@ async fn a_follow_up_has_what_its_session_has() {
     assert_eq!((&run["repository"], &run["prompt"]), (&json!(REPOSITORY), &json!("And now the rest.")));
     // What is the same is no contradiction.
     let same = json!({"workflow": "fix", "repository": format!("{REPOSITORY}/"), "branch": shown["branch"]});
+    api.clock.advance(1);
     let again = follow(&api, &first, &same).await;
     assert_eq!(again.status, StatusCode::ACCEPTED, "{}", again.text());
     let session = api.get(&format!("/v1/sessions/{}", first.session)).await.json();

@@ -70,7 +70,10 @@ impl Client {
         let id = |session: &Value| session["id"].as_str().unwrap_or_default().to_owned();
         let Some(text) = text else {
             let newest = self.sessions(1).await?;
-            return newest.first().map(id).context("there are no sessions yet; submit a run with `caisson run`");
+            return newest
+                .first()
+                .map(id)
+                .context("there are no sessions yet; submit a run with `caisson run`");
         };
         if text.parse::<caisson_domain::id::SessionId>().is_ok() {
             return Ok(text.to_owned());

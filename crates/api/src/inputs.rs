@@ -1,13 +1,14 @@
 //! `/v1/runs/{id}/inputs`: what people send to the agent of a live run.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{FromRequestParts, State};
 use axum::response::{IntoResponse, Response};
 use caisson_domain::id::{ApiKeyId, RunId};
 use caisson_domain::input::{INPUT_TEXT_BYTES, InputKind, InputState};
 use caisson_domain::run::{Run, RunStatus};
 use caisson_store::{NewInput, RunInput, SendInput};
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
+use http::request::Parts;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -70,6 +71,18 @@ impl From<RunInput> for InputView {
     }
 }
 
+/// The idempotency key of a request that has no query.
+pub(crate) struct Repeatable(Option<String>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Repeatable {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        NoParams::from_request_parts(parts, state).await?;
+        idempotency_key(&parts.headers).map(Self)
+    }
+}
+
 /// Send an input to a run
 ///
 /// The agent of a running run is told something, or what it does is ended. How far the input is tell events: `input.accepted` now,
@@ -99,11 +112,10 @@ impl From<RunInput> for InputView {
 pub(crate) async fn send_input(
     State(app): State<App>,
     Writer(caller): Writer,
-    (RunPath(id), _): (RunPath, NoParams),
-    headers: HeaderMap,
+    RunPath(id): RunPath,
+    Repeatable(idempotency_key): Repeatable,
     JsonObject(fields): JsonObject,
 ) -> Result<Response, ApiError> {
-    let idempotency_key = idempotency_key(&headers)?;
     let new = read(fields, caller.key, idempotency_key)?;
     let (input, replayed) = match app.store().send_input(&caller.project, &id, &new).await? {
         SendInput::Unknown => return Err(unknown_run()),

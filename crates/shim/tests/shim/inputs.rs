@@ -148,7 +148,7 @@ async fn an_interruption_goes_before_what_is_queued_and_two_of_them_end_two_thin
 #[tokio::test]
 async fn what_is_queued_for_an_agent_that_fails_is_told_as_undelivered() {
     let scenario = json!({ "prompts": [
-        [bash("python3 -c 'import time; time.sleep(1)'"), { "status": 403, "error_type": "permission_error" }],
+        [bash("python3 -c 'import time; time.sleep(1)'"), { "status": 403, "error_type": "permission_error", "message": "no" }],
     ] });
     let Some((mut sandbox, model)) = sandbox(scenario).await else { return };
     let work = started(&mut sandbox);

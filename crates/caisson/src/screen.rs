@@ -186,7 +186,7 @@ mod tests {
         Followed::Event(EventInfo { seq: 1, at_ms, kind: kind.to_owned(), data })
     }
 
-    fn assistant(id: &str, content: Value) -> Value {
+    fn assistant(id: &str, content: &Value) -> Value {
         json!({"type": "assistant", "message": {"id": id, "content": [content]}})
     }
 
@@ -212,12 +212,12 @@ mod tests {
             "  queued · $0.0000 · 0s"
         );
         assert_eq!(show(event(3_000, "run.phase", json!({"phase": "agent"})), 2), "  agent · $0.0000 · 2s");
-        let call = assistant("m1", tool("make\ttest\u{1b}[2J"));
+        let call = assistant("m1", &tool("make\ttest\u{1b}[2J"));
         assert_eq!(
             show(event(4_000, "agent.line", call), 3),
             "  agent · Bash make test[2J · 1 turn · $0.0000 · 3s"
         );
-        let same = assistant("m1", json!({"type": "text", "text": "x"}));
+        let same = assistant("m1", &json!({"type": "text", "text": "x"}));
         assert!(show(event(4_000, "agent.line", same), 3).contains(" · 1 turn · "));
         let theirs =
             json!({"type": "assistant", "parent_tool_use_id": "t", "message": {"id": "m9", "content": []}});
@@ -226,7 +226,7 @@ mod tests {
         let result =
             json!({"type": "user", "message": {"content": [{"type": "tool_result", "content": "ok"}]}});
         assert_eq!(show(event(5_000, "agent.line", result), 4), "  agent · 1 turn · $0.0123 · 4s");
-        let second = assistant("m2", tool(&"x".repeat(50)));
+        let second = assistant("m2", &tool(&"x".repeat(50)));
         let long = show(event(66_000, "agent.line", second), 5);
         assert_eq!(long, format!("  agent · Bash {}… · 2 turns · $0.0123 · 1m 05s", "x".repeat(40)));
         assert_eq!(show(event(67_000, "run.finished", json!({"status": "succeeded"})), 6), "");
@@ -254,7 +254,7 @@ mod tests {
         assert!(begun.starts_with(WIPE) && begun.ends_with("I "), "{begun:?}");
         assert_eq!(screen.show(&delta("see"), now, COLUMNS), "see");
         assert_eq!(screen.tick(now, COLUMNS), "", "nothing is drawn into a text");
-        let said = assistant("m1", json!({"type": "text", "text": "I see"}));
+        let said = assistant("m1", &json!({"type": "text", "text": "I see"}));
         let told = screen.show(&event(0, "agent.line", said), now, COLUMNS);
         assert!(told.starts_with('\n') && told.contains("1 turn"), "{told:?}");
     }
@@ -263,7 +263,7 @@ mod tests {
     fn the_line_is_never_longer_than_the_terminal_is_wide() {
         let now = Instant::now();
         let mut screen = Screen::new(LINE);
-        let call = assistant("m1", tool(&"ü".repeat(80)));
+        let call = assistant("m1", &tool(&"ü".repeat(80)));
         for columns in [1, 20, 60] {
             let told = screen.show(&event(0, "agent.line", call.clone()), now, columns);
             assert_eq!(last_line(&told).chars().count(), columns - 1, "{told:?}");

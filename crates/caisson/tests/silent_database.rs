@@ -1,7 +1,5 @@
 //! A database whose machine loses its power while calls wait for it: nothing tells the server, and nothing ever comes.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by it")]
-
 use std::sync::Arc;
 use std::time::Duration;
 

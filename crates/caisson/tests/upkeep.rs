@@ -85,10 +85,7 @@ async fn gc_removes_what_has_expired_by_the_projects_own_days_and_a_dry_run_noth
     execute(&state, refer.to_owned()).await;
     let left = world.spec.command(&["gc"]).output().unwrap();
     assert_eq!(left.status.code(), Some(1), "{left:?}");
-    assert!(
-        told(&left).contains("FAIL  sessions ses_") && told(&left).contains("events ses_"),
-        "{left:?}"
-    );
+    assert!(told(&left).contains("FAIL  sessions ses_") && told(&left).contains("events ses_"), "{left:?}");
     let left = world.spec.command(&["gc", "--json"]).output().unwrap();
     let failed = documents(&told(&left));
     assert_eq!((failed.len(), &failed[0]["removed"]), (1, &json!(false)), "{failed:?}");

@@ -134,7 +134,7 @@ async fn insist(shim: &Shim, work: &RunWork, method: Method, body: &bytes::Bytes
         match caller.call(method.clone(), &path, body.clone(), limit).await {
             Ok(reply) if !reply.status.is_server_error() => return Some(reply),
             Ok(reply) => {
-                say(format_args!("the gateway has trouble with a transcript: {}", reply.problem().message))
+                say(format_args!("the gateway has trouble with a transcript: {}", reply.problem().message));
             }
             Err(error) => say(format_args!("cannot ask for a transcript: {error}")),
         }

@@ -31,7 +31,10 @@ fn main() -> ExitCode {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "it is given the agent's own arguments, and nothing else is started")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it is given the agent's own arguments, and nothing else is started"
+)]
 fn run() -> io::Result<ExitStatus> {
     let agent = env::current_exe()?.with_file_name(AGENT);
     let mut child = Command::new(agent).args(env::args_os().skip(1)).stdout(Stdio::piped()).spawn()?;

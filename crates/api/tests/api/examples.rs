@@ -9,6 +9,7 @@
 //! in [`scene`].
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use axum::body::Body;
@@ -177,7 +178,7 @@ fn shown(answer: &Answer, ids: &Ids, lines: Option<usize>) -> String {
     let mut out = format!("HTTP/1.1 {} {}", status.as_str(), status.canonical_reason().unwrap_or_default());
     for name in SHOWN {
         if let Some(value) = answer.headers.get(name) {
-            out.push_str(&format!("\n{name}: {}", ids.steady(value.to_str().unwrap())));
+            write!(out, "\n{name}: {}", ids.steady(value.to_str().unwrap())).unwrap();
         }
     }
     let text = answer.text();

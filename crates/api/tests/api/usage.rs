@@ -20,11 +20,17 @@ pub(crate) async fn call(api: &Api, run: &RunId, model: &str, tokens: [i64; 5]) 
         only_alone: false,
     };
     let id = api.store.begin_model_call(run, &new).await.unwrap().begun().expect("the run is running");
-    let [input, output, cache_read, cache_write_5m, cache_write_1h] = tokens;
+    let [input, output, cache_read, ..] = tokens;
     let settled = SettledCall {
         model: model.to_owned(),
         status: 200,
-        tokens: TokenCounts { input, output, cache_read, cache_write_5m, cache_write_1h },
+        tokens: TokenCounts {
+            input,
+            output,
+            cache_read,
+            cache_write_5m: tokens[3],
+            cache_write_1h: tokens[4],
+        },
         cost_micro_usd: 10 * input,
         estimated: model == "cut",
         first_byte_ms: Some(1),

@@ -95,7 +95,7 @@ async fn tell(client: &Client, id: &str, mut lines: Receiver<Line>) -> Left {
             Typed::Input(kind, text) => {
                 let key = hex::encode(rand::random::<[u8; 16]>());
                 match client.send_input(id, &json!({ "kind": kind, "text": text }), Some(&key)).await {
-                    Ok(()) => complain(&format!("sent ({kind})")),
+                    Ok(_) => complain(&format!("sent ({kind})")),
                     Err(error) => complain(&format!("not sent: {error:#}")),
                 }
             }

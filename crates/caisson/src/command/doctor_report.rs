@@ -47,7 +47,7 @@ impl Report {
     fn line(&self, sign: &str, what: &str, text: &str) {
         let text = without_logins(text);
         if self.json {
-            self.document(&json!({"check": what, "state": sign.to_lowercase(), "message": text}));
+            Self::document(&json!({"check": what, "state": sign.to_lowercase(), "message": text}));
         } else {
             print(&format!("{sign:<4}  {what:<13} {text}"));
         }
@@ -57,7 +57,7 @@ impl Report {
     pub(super) fn end(&self) -> u8 {
         let well = self.missing == 0;
         if self.json {
-            self.document(&json!({"looked_at": self.looked_at, "failed": self.missing}));
+            Self::document(&json!({"looked_at": self.looked_at, "failed": self.missing}));
         } else if well {
             print("everything a server needs is there");
         } else {
@@ -66,7 +66,7 @@ impl Report {
         if well { DONE } else { UNWELL }
     }
 
-    fn document(&self, document: &Value) {
+    fn document(document: &Value) {
         // Texts alone, which are always JSON.
         if let Err(error) = print_json(document) {
             complain(&format!("{error:#}"));

@@ -68,7 +68,7 @@ fn refused() -> Refusal {
 /// The text without live secrets, and whether there was one.
 fn clean(bytes: &Bytes, redactor: Arc<Redactor>) -> Result<(String, bool), Refusal> {
     let mut stream = Stream::new(redactor);
-    let mut kept = stream.push(bytes).to_vec();
+    let mut kept = stream.push(bytes).clone();
     kept.extend_from_slice(&stream.finish());
     if kept.len() > TRANSCRIPT_BYTES {
         return Err(Refusal::body(&BodyFault::TooLarge, TRANSCRIPT_BYTES as u64));

@@ -191,7 +191,7 @@ async fn carry(carriage: Carriage, mut chunks: Chunks, mut reply: Reply) {
         Ok(cleared) => {
             let (run, held_ms) = (&carriage.run.id, began.elapsed().as_millis());
             tracing::debug!(run.id = %run, bytes = cleared.bytes, held_ms, "held a push of {run} for {held_ms} ms");
-            forward::carry(carriage, &quarantine, cleared, reply).await;
+            Box::pin(forward::carry(carriage, &quarantine, cleared, reply)).await;
         }
         // Whoever is left hears that it was given up; where the server stops, the next one gets it again.
         Err(Halt::GivenUp) => drop(reply),

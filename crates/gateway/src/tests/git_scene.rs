@@ -36,7 +36,7 @@ pub(crate) struct Scene {
 
 /// A bare repository whose `main` has what `seed` wrote on top of the first commit, and a clone of it.
 pub(crate) async fn scene(kind: Kind, shorten: fn(&mut Setup), seed: fn(&Path)) -> Scene {
-    scene_of(kind, shorten, seed, |_| {}).await
+    Box::pin(scene_of(kind, shorten, seed, |_| {})).await
 }
 
 /// As [`scene`], for a run with another specification.
@@ -46,7 +46,7 @@ pub(crate) async fn scene_of(
     seed: fn(&Path),
     specify: fn(&mut RunSpec),
 ) -> Scene {
-    let world = World::new().await;
+    let world = Box::pin(World::new()).await;
     let root = world.root.path().canonicalize().unwrap();
     let bare = root.join("host/team/one.git");
     std::fs::create_dir_all(bare.parent().unwrap()).unwrap();
@@ -60,7 +60,7 @@ pub(crate) async fn scene_of(
     git(&seeding, &["push", "-q", "origin", "HEAD:main"]).await;
     let host = match kind {
         Kind::Directory => None,
-        Kind::Host => Some(GitHost::start(&root.join("host"), Mood::Serves).await),
+        Kind::Host => Some(Box::pin(GitHost::start(&root.join("host"), Mood::Serves)).await),
     };
     let repository = host
         .as_ref()
@@ -77,8 +77,8 @@ pub(crate) async fn scene_of(
     shorten(&mut setup);
     let mut spec = run_spec(Some(&repository));
     specify(&mut spec);
-    let sandbox = world.sandbox(spec).await;
-    world.start(setup).await;
+    let sandbox = Box::pin(world.sandbox(spec)).await;
+    Box::pin(world.start(setup)).await;
     let client = Client::new(&sandbox, root.join("client")).await;
     let cloned = client.clone().await;
     assert!(cloned.ok, "{}", cloned.said);

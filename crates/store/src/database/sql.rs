@@ -252,12 +252,18 @@ macro_rules! run {
         match $executor.into() {
             Executor::Sqlite(connection) => sqlite(statement, values).$call(connection).await.map($answer),
             Executor::SqlitePool(pool) => sqlite(statement, values).$call(pool).await.map($answer),
+            // Apart, so that what SQLite never does takes no room in every function that asks something.
             Executor::Postgres(leased) => {
-                ask!(leased, postgres(statement, values, each_time), $call).map($answer)
+                Box::pin(async move { ask!(leased, postgres(statement, values, each_time), $call) })
+                    .await
+                    .map($answer)
             }
             Executor::PostgresPool(pool) => {
-                let mut leased = pool.acquire().await?;
-                ask!(leased, postgres(statement, values, each_time), $call).map($answer)
+                let asked = Box::pin(async move {
+                    let mut leased = pool.acquire().await?;
+                    ask!(leased, postgres(statement, values, each_time), $call)
+                });
+                asked.await.map($answer)
             }
         }
     }};

@@ -157,7 +157,7 @@ async fn what_a_session_goes_on_with_is_its_last_runs(fixture: Fixture) {
     let going = fixture.store.go_on(&project(), &first.session).await.unwrap().unwrap();
     assert_eq!((going.spec, going.expired), (first.spec.clone(), false));
     let mut spec = spec_on(REPOSITORY, "work");
-    spec.prompt = "And now?".to_owned();
+    "And now?".clone_into(&mut spec.prompt);
     let second = made(fixture.store.create_run_in(first.session.clone(), new_run(spec)).await);
     let going = fixture.store.go_on(&project(), &first.session).await.unwrap().unwrap();
     assert_eq!(going.spec, second.spec);
@@ -177,7 +177,7 @@ async fn a_fork_has_the_conversation_and_a_branch_of_its_own(fixture: Fixture) {
     let store = &fixture.store;
     let session = store.session(&project(), &id).await.unwrap().unwrap();
     let branch = format!("caisson/bug-fixer/{}", id.short());
-    assert_eq!(session.branch.as_ref().map(|name| name.as_str()), Some(branch.as_str()));
+    assert_eq!(session.branch.as_ref().map(caisson_domain::git::BranchName::as_str), Some(branch.as_str()));
     assert_eq!(
         (session.forked_from.as_ref(), session.runs, session.last_run),
         (Some(&origin.session), 0, None)
@@ -185,7 +185,7 @@ async fn a_fork_has_the_conversation_and_a_branch_of_its_own(fixture: Fixture) {
     assert_eq!(store.read_transcript(&id).await.unwrap().as_deref(), Some("said"));
     let going = store.go_on(&project(), &id).await.unwrap().unwrap();
     assert_eq!(
-        going.spec.base.as_ref().map(|name| name.as_str()),
+        going.spec.base.as_ref().map(caisson_domain::git::BranchName::as_str),
         Some("work"),
         "where the other has pushed"
     );
@@ -345,7 +345,7 @@ async fn an_expired_session_is_told_and_one_that_goes_on_is_kept_again(fixture: 
     let store = &fixture.store;
     let policy = days(Kept::Volumes, 1);
     fixture.clock.advance(DAY_MS);
-    assert!(store.delete_volume(&first.session, &policy, &BY).await.unwrap());
+    assert!(store.delete_volume(&first.session, &fixture.server, &policy, &BY).await.unwrap());
     let expired = async || store.go_on(&project(), &first.session).await.unwrap().unwrap().expired;
     assert!(!expired().await, "the archive is left");
     fixture.execute("delete from transcript_part").await;

@@ -8,6 +8,9 @@ use caisson_store::{Actor, NewModelCall, NewRun, SettledCall, UsageFilter, Usage
 
 use crate::fixture::{Fixture, START_MS, made, new_run, project, spec, workflow};
 
+/// What a report has, group by group.
+type Groups = Vec<(String, UsageTotals)>;
+
 conformance! {
     each_grouping_adds_up_to_what_was_counted_by_hand,
     each_filter_narrows_what_is_counted,
@@ -108,7 +111,7 @@ async fn each_grouping_adds_up_to_what_was_counted_by_hand(fixture: Fixture) {
     let (today, tomorrow) = ((MIDNIGHT / DAY_MS - 1).to_string(), (MIDNIGHT / DAY_MS).to_string());
     let (own, all) = (of(Some(project())), of(None));
     let text = |id: &dyn ToString| id.to_string();
-    let cases: [(UsageBy, Vec<(String, UsageTotals)>, Vec<(String, UsageTotals)>); 6] = [
+    let cases: [(UsageBy, Groups, Groups); 6] = [
         (
             UsageBy::Day,
             vec![(tomorrow.clone(), sum(1, 0, 8)), (today.clone(), sum(3, 1, 7))],

@@ -54,7 +54,7 @@ mod tests {
         fs::write(dirs.session(&session).join("work"), "x").unwrap();
         let left = dirs.set_aside(&session, 7).unwrap().unwrap();
         assert!(left.join("work").is_file() && left.display().to_string().ends_with(".left-7"), "{left:?}");
-        assert!(dirs.sessions().unwrap().is_empty(), "neither used nor removed with the session");
+        assert!(!dirs.session(&session).exists(), "neither used nor removed with the session");
         fs::write(dirs.image(&session), "x").unwrap();
         fs::create_dir(dirs.session(&session)).unwrap();
         let left = dirs.set_aside(&session, 8).unwrap().unwrap();

@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn the_stand_in_speaks_as_the_agent_does_and_stamps_its_lines() {
         let root = tempfile::tempdir().unwrap();
-        install(root.path(), "1.0.0").unwrap();
+        install(root.path(), "1.0.0", PROGRAM.as_bytes()).unwrap();
         #[expect(
             clippy::disallowed_methods,
             reason = "the stand-in is started here, with an argument vector"

@@ -26,7 +26,7 @@ use testkit::parts::Parts;
 use testkit::process::ServerSpec;
 
 /// Commands whose output other tests look at.
-const ELSEWHERE: [(&str, &str); 10] = [
+const ELSEWHERE: [(&str, &str); 15] = [
     ("run", "tests/follow.rs"),
     ("attach", "tests/attach.rs"),
     ("serve", "it logs"),
@@ -37,6 +37,11 @@ const ELSEWHERE: [(&str, &str); 10] = [
     ("image build", "the engine's contract"),
     ("image scan", "tests/image_scan.rs"),
     ("openapi", "the snapshot of the API"),
+    ("input", "tests/inputs.rs"),
+    ("approve", "tests/inputs.rs"),
+    ("deny", "tests/inputs.rs"),
+    ("session fork", "tests/sessions.rs"),
+    ("mcp", "tests/mcp_server.rs"),
 ];
 /// When everything happened that was put there, Unix ms: 2023-11-14T22:13:20Z.
 const THEN_MS: i64 = 1_700_000_000_000;
@@ -163,8 +168,10 @@ async fn fill(state: &Path) -> Vec<(&'static str, String)> {
     let run = ended(&store, &handle, &server, state).await;
     handle.advance(1_000);
     let queued = create(&store, "Review the calendar.").await;
+    let session = store.run(&project, &run).await.unwrap().unwrap().session;
     store.close().await.unwrap();
     vec![
+        ("$SESSION", session.to_string()),
         ("$RUN", run.to_string()),
         ("$QUEUED", queued.to_string()),
         ("$KEY", key.to_string()),
@@ -307,7 +314,7 @@ const LOOKS: [&str; 7] = [
 ];
 
 /// Commands that call the API.
-const CLIENT: [&str; 41] = [
+const CLIENT: [&str; 49] = [
     "ps",
     "ps --status succeeded --json",
     "show $RUN",
@@ -348,6 +355,14 @@ const CLIENT: [&str; 41] = [
     "servers forget $SERVER",
     "cancel $QUEUED",
     "cancel $QUEUED --json",
+    "approvals $RUN",
+    "session list",
+    "session list --json",
+    "session show $SESSION",
+    "session show $SESSION --json",
+    "session messages $SESSION",
+    "session messages $SESSION --json",
+    "session delete $SESSION",
     "completion fish",
 ];
 

@@ -14,7 +14,7 @@ use crate::support::{Api, NOW_MS, body_with};
 const ASKING: &str = "---\nname: careful\ndescription: Asks.\ncaisson:\n  publish: none\n  approvals: {ask: [Write], expires_s: 60}\n---\nAsk.\n";
 
 /// A run whose agent asks so many things, and the path of them.
-async fn asking(api: &Api, requests: &[&str]) -> (RunId, String) {
+pub(crate) async fn asking(api: &Api, requests: &[&str]) -> (RunId, String) {
     let project = ProjectId::default_project();
     api.store.put_workflow(&project, &Workflow::parse(ASKING).unwrap()).await.unwrap();
     let made = api.post("/v1/runs", &body_with(&json!({ "workflow": "careful" }))).await;

@@ -14,12 +14,13 @@ use std::path::{Path, PathBuf};
 
 use axum::body::Body;
 use caisson_domain::event::{EventKind, NewEvent};
-use caisson_domain::id::ServerId;
+use caisson_domain::id::{ApprovalId, ServerId};
 use caisson_domain::limits::SERVER_LOST_MS_DEFAULT;
 use caisson_store::{MasterKeyFile, NewArtifact, PutArtifact};
 use http::{Method, Request};
 use serde_json::{Value, json};
 
+use crate::approvals::asking;
 use crate::support::{Answer, Api, NOW_MS};
 use crate::usage::call;
 
@@ -98,7 +99,8 @@ impl Ids {
         }
         let made: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
         let id = made["id"].as_str().unwrap_or_default();
-        for (name, prefix) in [("$RUN", "run_"), ("$KEY", "key_"), ("$CREDENTIAL", "crd_")] {
+        for (name, prefix) in [("$RUN", "run_"), ("$KEY", "key_"), ("$CREDENTIAL", "crd_"), ("$FORK", "ses_")]
+        {
             if id.starts_with(prefix) {
                 self.0.retain(|(known, _)| *known != name);
                 self.0.push((name, id.to_owned()));
@@ -227,11 +229,15 @@ async fn scene() -> (Api, Ids) {
         &json!({"level": "info", "message": "what happened is told in events like this one"}),
     );
     assert!(api.store.append_run_event(run, claimed.epoch, pushed).await.unwrap());
+    assert!(api.store.put_transcript(run, "{}\n").await.unwrap());
     api.finish(&claimed).await;
+    let (live, _) = asking(&api, &["request"]).await;
     let ids = Ids(vec![
         ("$FINISHED", run.to_string()),
         ("$SESSION", claimed.run.session.to_string()),
         ("$SERVER", gone.to_string()),
+        ("$APPROVAL", ApprovalId::of(&live, "request").to_string()),
+        ("$LIVE", live.to_string()),
     ]);
     (api, ids)
 }

@@ -12,6 +12,8 @@ const MARKER_END: &str = "]]";
 /// What stands before it.
 const WITHIN_TURN: &str = "The user sent a new message while you were working:";
 const REMINDER: &str = "<system-reminder>";
+/// What stands in place of the rest of a turn that was interrupted; what a person says next follows in the same message.
+const INTERRUPTED: &str = "[Request interrupted by user";
 /// What stands before the agent's working directory in the text the CLI sends about its environment.
 const DIRECTORY_LABEL: &str = "Primary working directory: ";
 
@@ -93,11 +95,13 @@ impl Message {
             let said = self.content.texts().into_iter().find(|text| text.starts_with(WITHIN_TURN))?;
             return Some(said.to_owned());
         }
-        if self.role != "user" || self.content.has_tool_result() {
+        let texts = self.content.texts();
+        let interrupted = texts.iter().any(|text| text.starts_with(INTERRUPTED));
+        if self.role != "user" || (self.content.has_tool_result() && !interrupted) {
             return None;
         }
-        let texts = self.content.texts().into_iter().filter(|text| !text.trim_start().starts_with(REMINDER));
-        Some(texts.collect::<Vec<_>>().join("\n")).filter(|text| !text.is_empty())
+        let said = |text: &&str| ![REMINDER, INTERRUPTED].iter().any(|no| text.trim_start().starts_with(no));
+        Some(texts.into_iter().filter(said).collect::<Vec<_>>().join("\n")).filter(|text| !text.is_empty())
     }
 }
 
@@ -190,6 +194,20 @@ mod tests {
         let parsed = parse(&[user("a"), reply(), result(), reply(), result()]);
         assert_eq!((parsed.prompts.len(), parsed.answered), (1, 2));
         let parsed = parse(&[user("a"), reply(), result(), reply(), user("b")]);
+        assert_eq!((parsed.prompts, parsed.answered), (vec!["a".to_owned(), "b".to_owned()], 0));
+    }
+
+    #[test]
+    fn what_follows_an_interruption_is_a_prompt_though_it_comes_with_the_tools_result() {
+        let cut = json!([
+            {"type": "tool_result", "tool_use_id": "t", "content": "stopped"},
+            {"type": "text", "text": "[Request interrupted by user for tool use]"},
+        ]);
+        let alone = json!({"role": "user", "content": cut});
+        assert_eq!(parse(&[user("a"), reply(), alone]).prompts, ["a"]);
+        let mut with_words = cut;
+        with_words.as_array_mut().unwrap().push(json!({"type": "text", "text": "b"}));
+        let parsed = parse(&[user("a"), reply(), json!({"role": "user", "content": with_words})]);
         assert_eq!((parsed.prompts, parsed.answered), (vec!["a".to_owned(), "b".to_owned()], 0));
     }
 

@@ -150,8 +150,8 @@ const OF_THE_QUEUE: [(&str, &str, &str); 10] = [
     (claim::PROJECTS_WAITING, "bigint, bigint", "5, 1000"),
     (
         claim::CLAIM,
-        "text, bigint, bigint, text, bigint, text, bigint",
-        "'srv_1', 5, 5, 'default', 100, '', 5",
+        "text, bigint, bigint, text, bigint, text, bigint, bigint",
+        "'srv_1', 5, 5, 'default', 100, '', 5, 5",
     ),
     (drain::STATE, "bigint", "5"),
     (lost::LOST, "text, bigint, bigint, bigint", "'srv_1', 5, 5, 1"),

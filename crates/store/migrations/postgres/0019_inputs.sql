@@ -28,3 +28,4 @@ create table approval (
 );
 
 create index approval_of_run on approval (run_id, requested_at_ms, id);
+create index approval_of_session on approval (session_id);

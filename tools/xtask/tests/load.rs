@@ -27,7 +27,6 @@ fn driver(parts: &Parts, arguments: &[&str]) -> Child {
     #[expect(clippy::disallowed_methods, reason = "the driver is started here, with an argument vector")]
     let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
     command.args(["load", "--short", "--caisson"]).arg(&parts.caisson).arg("--shim").arg(&parts.shim);
-    command.arg("--stamp").arg(Path::new(&parts.shim).with_file_name("line-stamp"));
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
 }
 

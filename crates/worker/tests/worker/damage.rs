@@ -1,6 +1,6 @@
 //! Rows that cannot be read: they end their own run and stop nobody else.
 
-use caisson_domain::id::RunId;
+use caisson_domain::id::{RunId, ServerId};
 use caisson_domain::run::RunStatus;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, SqliteConnection};
@@ -11,6 +11,13 @@ use crate::world::{World, until};
 /// A connection to the world's database behind the store's back.
 pub(crate) async fn raw(world: &World) -> SqliteConnection {
     SqliteConnectOptions::new().filename(&world.setup.database).connect().await.unwrap()
+}
+
+/// Writes down that a server was heard of all the time, so that it is a witness of the silence of others.
+pub(crate) async fn has_been_there(world: &World, server: &ServerId) {
+    let role = "insert into server_role (server_id, role, seen_at_ms, alive_since_ms, version) values ($1, 'worker', $2, 0, '1')";
+    let query = sqlx::query(role).bind(server.as_str()).bind(i64::MAX);
+    query.execute(&mut raw(world).await).await.unwrap();
 }
 
 /// Makes the run's specification one that nobody can read.

@@ -11,6 +11,7 @@ use caisson_store::{
     NewSandbox, SandboxState,
 };
 
+use crate::damage::has_been_there;
 use crate::world::{World, sandbox_id, until};
 
 impl World {
@@ -91,6 +92,7 @@ async fn files_of_a_session_that_was_deleted_while_the_server_was_away_go_at_its
 /// The session goes on elsewhere, as far as the store can know: an agent works there, and its run ends.
 async fn goes_on_elsewhere(world: &World, elsewhere: &ServerId, run: &RunId) {
     world.store.register_server(elsewhere).await.unwrap();
+    has_been_there(world, elsewhere).await;
     let claimed = world.store.claim(elsewhere).await.unwrap().unwrap();
     assert_eq!(claimed.run.id, *run);
     let grant = |kind| Token::grant(kind, [9; 32]).hash();
@@ -138,6 +140,7 @@ async fn a_session_that_went_on_elsewhere_does_not_get_its_old_workspace_back() 
     goes_on_elsewhere(&world, &elsewhere, &third).await;
     let fourth = world.follow(&session, &first).await;
     handle.advance(SERVER_LOST_MS_DEFAULT + 1);
+    has_been_there(&world, &world.setup.config.server).await;
     let server = world.boot().await;
     world.finished(&fourth).await;
     world.clean().await;

@@ -12,7 +12,7 @@ use caisson_domain::server::ProblemCode;
 use caisson_store::{Actor, Clock, ClockHandle, Finish, NewArtifact, SandboxState};
 use caisson_worker::{Collector, DISK_RESUME_PARTS};
 
-use crate::damage::raw;
+use crate::damage::{has_been_there, raw};
 use crate::shim::Play;
 use crate::world::{World, until};
 
@@ -180,6 +180,7 @@ async fn a_session_goes_only_when_every_server_has_removed_what_it_has_of_it() {
     sqlx::query(further).execute(&mut raw(&world).await).await.unwrap();
     handle.advance(SERVER_LOST_MS_DEFAULT);
     world.store.register_server(&other).await.unwrap();
+    has_been_there(&world, &other).await;
     let claimed = world.store.claim(&other).await.unwrap().unwrap();
     let finish = Finish { status: RunStatus::Succeeded, failure: None, result: None };
     assert!(world.store.finish(&run, claimed.epoch, &finish).await.unwrap());

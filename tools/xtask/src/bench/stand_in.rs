@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
 use serde_json::json;
@@ -13,7 +13,7 @@ use super::service::{Service, ServiceSpec};
 use super::stats::Summary;
 
 /// The program.
-pub(crate) const PROGRAM: &str = include_str!("stand_in.py");
+const PROGRAM: &str = include_str!("stand_in.py");
 /// Lines of a run.
 const LINES: usize = 250;
 /// Pause before each, in milliseconds.
@@ -30,7 +30,7 @@ pub(crate) async fn measure(
     version: &str,
 ) -> anyhow::Result<Summary> {
     let agents_dir = root.join("agents");
-    install(&agents_dir, version, PROGRAM.as_bytes())?;
+    install(&agents_dir, version)?;
     let parts = Parts { agents_dir, ..parts.clone() };
     let service = Service::start(&parts, spec).await?;
     let prompt = json!({ "lines": LINES, "pace_ms": PACE_MS }).to_string();
@@ -43,20 +43,20 @@ pub(crate) async fn measure(
     Summary::of(&job.lines_ms).context("nothing was measured")
 }
 
-/// Puts a program where the server looks for the agent of that version, and answers the directory.
+/// Puts the program where the server looks for the agent of that version.
 ///
 /// # Errors
 /// The disk refuses.
-pub(crate) fn install(agents_dir: &Path, version: &str, program: &[u8]) -> anyhow::Result<PathBuf> {
+pub(crate) fn install(agents_dir: &Path, version: &str) -> anyhow::Result<()> {
     let directory = agents_dir.join("claude-code").join(version);
     fs::create_dir_all(&directory)?;
-    let file = directory.join("claude");
-    fs::write(&file, program)?;
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
-    let sha256 = hex::encode(Sha256::digest(program));
+    let program = directory.join("claude");
+    fs::write(&program, PROGRAM)?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let sha256 = hex::encode(Sha256::digest(PROGRAM));
     let manifest = json!({ "version": version, "integrity": "none", "sha256": sha256, "trust": "given" });
     fs::write(directory.join("manifest.json"), manifest.to_string())?;
-    Ok(directory)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn the_stand_in_speaks_as_the_agent_does_and_stamps_its_lines() {
         let root = tempfile::tempdir().unwrap();
-        install(root.path(), "1.0.0", PROGRAM.as_bytes()).unwrap();
+        install(root.path(), "1.0.0").unwrap();
         #[expect(
             clippy::disallowed_methods,
             reason = "the stand-in is started here, with an argument vector"

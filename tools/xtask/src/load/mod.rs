@@ -51,9 +51,6 @@ pub(crate) struct Options {
     /// The shim.
     #[arg(long, value_name = "FILE", default_value = "target/x86_64-unknown-linux-gnu/shim/caisson-shim")]
     shim: PathBuf,
-    /// What stamps the agent's lines.
-    #[arg(long, value_name = "FILE", default_value = "target/x86_64-unknown-linux-gnu/shim/line-stamp")]
-    stamp: PathBuf,
 }
 
 /// What can be measured alone.
@@ -115,9 +112,8 @@ impl Sizes {
 /// A part is missing, or something could not be measured. Nothing is left behind.
 pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
     let workspace = Path::new(WORKSPACE).canonicalize()?;
-    let [caisson, shim, stamp] =
-        [&options.caisson, &options.shim, &options.stamp].map(|path| workspace.join(path));
-    for binary in [&caisson, &shim, &stamp] {
+    let [caisson, shim] = [&options.caisson, &options.shim].map(|path| workspace.join(path));
+    for binary in [&caisson, &shim] {
         ensure!(binary.is_file(), "\"{}\" is not built; run `make load`", binary.display());
     }
     let parts = Parts::require(caisson.to_str().context("the workspace's path is not UTF-8")?)?;
@@ -125,9 +121,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
     let apart = sizes.real.iter().copied().max().unwrap_or(0);
     let plan = Plan { prefix: "load-", scenarios: scenario::all(sizes.words)?, job_limit: SCRIPT_JOB, apart };
     let project = workspace.join("examples/cart");
-    let local = workspace.join(".caisson");
-    let (_agents, parts) = sessions::stamped::agents(&parts, &local, &stamp)?;
-    let stage = Stage::open(&parts, &local, &project, shim, plan).await?;
+    let stage = Stage::open(&parts, &workspace.join(".caisson"), &project, shim, plan).await?;
     say(&format!("working in {}", stage.root().display()));
     let machine = match Machine::look(&stage.parts, &stage.agent_version).await {
         Ok(machine) => machine,

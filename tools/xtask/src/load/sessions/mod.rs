@@ -4,7 +4,6 @@ mod census;
 mod client;
 mod polls;
 pub(super) mod script;
-pub(super) mod stamped;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -122,7 +121,7 @@ pub(super) async fn real(stage: &Stage, count: u32) -> anyhow::Result<Batch> {
 pub(super) async fn stand_ins(stage: &Stage, count: u32, words: usize) -> anyhow::Result<Batch> {
     say(&format!("{count} sessions at the same time with a stand-in for the agent"));
     let agents_dir = stage.root().join("stand-ins");
-    stand_in::install(&agents_dir, &stage.agent_version, stand_in::PROGRAM.as_bytes())?;
+    stand_in::install(&agents_dir, &stage.agent_version)?;
     let parts = Parts { agents_dir, ..stage.parts.clone() };
     let spec =
         ServiceSpec { engine: Engine::Local, ..spec(stage, &format!("state-{count}-stand-ins"), count) };

@@ -18,6 +18,7 @@ use sqlx::{
     SqliteConnection, SqlitePool, Transaction, TypeInfo as _,
 };
 
+use self::each::{all, optional};
 use super::leased::{self, Leased, Pool};
 
 /// A statement's text.
@@ -254,16 +255,15 @@ macro_rules! run {
             Executor::SqlitePool(pool) => sqlite(statement, values).$call(pool).await.map($answer),
             // Apart, so that what SQLite never does takes no room in every function that asks something.
             Executor::Postgres(leased) => {
-                Box::pin(async move { ask!(leased, postgres(statement, values, each_time), $call) })
-                    .await
-                    .map($answer)
+                let asked = async move { ask!(leased, postgres(statement, values, each_time), $call) };
+                Box::pin(asked).await.map($answer)
             }
             Executor::PostgresPool(pool) => {
-                let asked = Box::pin(async move {
+                let asked = async move {
                     let mut leased = pool.acquire().await?;
                     ask!(leased, postgres(statement, values, each_time), $call)
-                });
-                asked.await.map($answer)
+                };
+                Box::pin(asked).await.map($answer)
             }
         }
     }};
@@ -299,20 +299,6 @@ impl<'q> Query<'q> {
     pub(crate) async fn fetch_all<'c>(self, on: impl Into<Executor<'c>>) -> Result<Vec<Row>, sqlx::Error> {
         run!(self, on, fetch_all, all)
     }
-}
-
-fn optional<R>(row: Option<R>) -> Option<Row>
-where
-    Row: From<R>,
-{
-    row.map(Row::from)
-}
-
-fn all<R>(rows: Vec<R>) -> Vec<Row>
-where
-    Row: From<R>,
-{
-    rows.into_iter().map(Row::from).collect()
 }
 
 fn sqlite(

@@ -1,4 +1,4 @@
-//! Rows one after another.
+//! Rows: one after another, or as an answer.
 
 use futures_util::TryStreamExt as _;
 use tokio::time::timeout_at;
@@ -39,4 +39,18 @@ impl Query<'_> {
         }
         Ok(())
     }
+}
+
+pub(super) fn optional<R>(row: Option<R>) -> Option<Row>
+where
+    Row: From<R>,
+{
+    row.map(Row::from)
+}
+
+pub(super) fn all<R>(rows: Vec<R>) -> Vec<Row>
+where
+    Row: From<R>,
+{
+    rows.into_iter().map(Row::from).collect()
 }

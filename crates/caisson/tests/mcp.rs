@@ -99,9 +99,12 @@ async fn a_tool_of_a_server_is_called_and_its_credential_stays_outside(engine: E
     let sandbox = world.inside_a_tool(&id, END).await.unwrap();
     let mut hunt = Hunt::new(&[Canary { name: "MCP header", secret: SECRET }]).unwrap();
     let mut told = Vec::new();
+    // Their memory is looked at afterwards: that takes longer than the tool.
+    for pid in world.processes(&sandbox).unwrap() {
+        told.extend(std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default());
+    }
     for pid in world.processes(&sandbox).unwrap() {
         hunt.process(pid).unwrap();
-        told.extend(std::fs::read(format!("/proc/{pid}/cmdline")).unwrap());
     }
     let first = world.processes(&sandbox).unwrap()[0];
     let inside: usize = ["home", "tmp", "caisson/door", "caisson/journal", "workspace"]

@@ -192,6 +192,11 @@ pub(crate) enum ApiError {
     InvalidQueue(Faults),
     #[error("the session was not forked: {}", .0.count())]
     InvalidFork(Faults),
+    #[error(
+        "the project has {} forks without a run; give one of them a run, or delete one that nobody needs",
+        caisson_domain::limits::FORKS_WITHOUT_RUN
+    )]
+    ForksFull,
     #[error("the queue belongs to all projects: use a key of the default project, with the scope admin")]
     OperatorsOnly,
     #[error("the usage of other projects is shown to keys of the default project, with the scope admin")]
@@ -317,6 +322,7 @@ impl ApiError {
             Self::InvalidFork(faults) => {
                 return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_fork"));
             }
+            Self::ForksFull => (StatusCode::TOO_MANY_REQUESTS, "forks_full"),
             Self::OperatorsOnly => (StatusCode::FORBIDDEN, "operators_only"),
             Self::StreamsFull => (StatusCode::TOO_MANY_REQUESTS, "streams_full"),
             Self::Unplaceable(problems) => {
@@ -362,6 +368,7 @@ impl ApiError {
             | Self::ProjectQueueFull
             | Self::StreamsFull
             | Self::InputsFull
+            | Self::ForksFull
             | Self::Unplaceable(_)
             | Self::Store(StoreError::Unavailable(_) | StoreError::Full(_)) => {
                 Some((header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S)))

@@ -100,6 +100,8 @@ pub const ARTIFACT_NAME_BYTES: usize = 128;
 
 /// The archived transcript of a session, in bytes; a longer one is not archived.
 pub const TRANSCRIPT_BYTES: usize = 32 * 1024 * 1024;
+/// Forks of a project that never had a run; the next one is refused. Each has a copy of a transcript.
+pub const FORKS_WITHOUT_RUN: i64 = 100;
 
 /// Longest branch name, in bytes.
 pub const BRANCH_BYTES: usize = 200;

@@ -73,7 +73,8 @@ pub mod paths {
     /// `PUT /artifacts/<run>/<name>`: a file to keep; 204. Idempotent by name.
     pub const ARTIFACTS: &str = "/artifacts";
     /// `PUT /transcript/<run>`: the agent's own record of the conversation, at most [`crate::limits::TRANSCRIPT_BYTES`] of UTF-8;
-    /// 204, in place of the session's older one. `GET` answers the session's archived one, or 404.
+    /// 204, in place of the session's older one. `GET` answers the session's archived one, or 404. One at a time, and so many of a
+    /// run; see [`super::TRANSCRIPT_BUSY`] and [`super::TRANSCRIPT_EARLY`].
     pub const TRANSCRIPT: &str = "/transcript";
     /// The model API, below this prefix.
     pub const MODEL: &str = "/model";
@@ -84,6 +85,12 @@ pub mod paths {
     /// The workflow's MCP servers over HTTP: `/mcp/<name>`, and nothing below.
     pub const MCP: &str = "/mcp";
 }
+
+/// Code of a refusal: another transcript of the sandbox is on its way; the same request fares better in a moment.
+pub const TRANSCRIPT_BUSY: &str = "transcript_busy";
+/// Code of a refusal: the gateway does not know yet that the run's agent has started; the same request fares better once the
+/// journal has said so.
+pub const TRANSCRIPT_EARLY: &str = "transcript_early";
 
 /// The next piece of work of a sandbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

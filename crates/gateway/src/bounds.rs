@@ -59,6 +59,12 @@ pub(crate) const DELTA_BODY_BYTES: usize = 1024 * 1024;
 
 /// Artifacts that one sandbox may have on their way.
 pub(crate) const ARTIFACT_UPLOADS: usize = 1;
+/// Transcripts that one sandbox may have on their way, in both directions together: each is up to
+/// [`caisson_domain::limits::TRANSCRIPT_BYTES`] of this server's memory until it is stored or sent.
+pub(crate) const TRANSCRIPT_EXCHANGES: usize = 1;
+/// Transcripts that are taken of one run. The shim sends one, and again only where it got no answer. Counted by each door in
+/// memory, so a restart of the server begins anew.
+pub(crate) const TRANSCRIPT_PUTS: u32 = 8;
 
 /// Body of a request to the model API, in bytes.
 pub(crate) const MODEL_BODY_BYTES: usize = 40 * 1024 * 1024;

@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::bounds::{
     ARTIFACT_UPLOADS, BODY_POOL_BYTES, Bounds, CONNECTIONS, GIT_EXCHANGES, MODEL_CALLS, PUSHES, TOLD_EVENTS,
+    TRANSCRIPT_EXCHANGES, TRANSCRIPT_PUTS,
 };
 use crate::config::GitIdentity;
 use crate::control::{DeltaWindow, LiveText};
@@ -102,6 +103,8 @@ pub(crate) struct Door {
     pub(crate) git_process: Arc<Semaphore>,
     /// [`ARTIFACT_UPLOADS`].
     pub(crate) uploads: Arc<Semaphore>,
+    /// [`TRANSCRIPT_EXCHANGES`].
+    pub(crate) transcripts: Arc<Semaphore>,
     /// Text deltas of this second.
     pub(crate) deltas: Mutex<DeltaWindow>,
     /// The way outside of the run that used it last.
@@ -111,7 +114,27 @@ pub(crate) struct Door {
     /// Their text, for secrets that lie over the border of two.
     pub(crate) live_text: LiveText,
     /// Events told of a run so far.
-    told: Mutex<Option<(RunId, u32)>>,
+    told: RunCount,
+    /// Transcripts taken of a run so far.
+    transcripts_taken: RunCount,
+}
+
+/// How often something was done for the run that is in the sandbox now; another run begins anew.
+#[derive(Default)]
+struct RunCount(Mutex<Option<(RunId, u32)>>);
+
+impl RunCount {
+    /// How often it was done before, and counts `more`.
+    fn add(&self, run: &RunId, more: i32) -> u32 {
+        // What cannot be counted counts as done too often.
+        let Ok(mut kept) = self.0.lock() else { return u32::MAX };
+        let count = match kept.take() {
+            Some((of, count)) if of == *run => count,
+            Some(_) | None => 0,
+        };
+        *kept = Some((run.clone(), count.saturating_add_signed(more)));
+        count
+    }
 }
 
 impl Door {
@@ -128,18 +151,20 @@ impl Door {
             pushes: Arc::new(Semaphore::new(PUSHES)),
             git_process: Arc::new(Semaphore::new(1)),
             uploads: Arc::new(Semaphore::new(ARTIFACT_UPLOADS)),
+            transcripts: Arc::new(Semaphore::new(TRANSCRIPT_EXCHANGES)),
             deltas: Mutex::new(DeltaWindow::default()),
             egress: Mutex::new(None),
             mcp: Mutex::new(None),
             live_text: LiveText::default(),
-            told: Mutex::new(None),
+            told: RunCount::default(),
+            transcripts_taken: RunCount::default(),
         }
     }
 
     /// Tells of a refusal or a fault, at most [`TOLD_EVENTS`] times a run: an agent that tries for ever fills
     /// no database. An event that cannot be written is logged: it must not fail the request.
     pub(crate) async fn tell(&self, run: &RunId, kind: EventKind, data: serde_json::Value) {
-        if !self.may_tell(run) {
+        if self.told.add(run, 1) >= TOLD_EVENTS {
             tracing::debug!(run.id = %run, event.kind = %kind, "{run} has had its share of such events");
             return;
         }
@@ -149,13 +174,25 @@ impl Door {
         }
     }
 
-    fn may_tell(&self, run: &RunId) -> bool {
-        let Ok(mut told) = self.told.lock() else { return false };
-        let count = match told.take() {
-            Some((of, count)) if of == *run => count,
-            Some(_) | None => 0,
-        };
-        *told = Some((run.clone(), count.saturating_add(1)));
-        count < TOLD_EVENTS
+    /// Whether another transcript of the run is taken; see [`TRANSCRIPT_PUTS`].
+    pub(crate) fn takes_transcript(&self, run: &RunId) -> bool {
+        self.transcripts_taken.add(run, 0) < TRANSCRIPT_PUTS
+    }
+
+    /// Counts a transcript of the run, or one less that was not taken after all.
+    pub(crate) fn count_transcript(&self, run: &RunId, more: i32) {
+        self.transcripts_taken.add(run, more);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_of_a_run_begins_anew_with_another() {
+        let (count, one, two) = (RunCount::default(), RunId::new(1, [1; 10]), RunId::new(1, [2; 10]));
+        assert_eq!([count.add(&one, 1), count.add(&one, 1), count.add(&one, -1)], [0, 1, 2]);
+        assert_eq!([count.add(&one, 0), count.add(&two, 1), count.add(&two, 0)], [1, 0, 1]);
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use caisson_domain::limits::TRANSCRIPT_BYTES;
-use caisson_domain::protocol::{NoteLevel, RunWork, paths};
+use caisson_domain::protocol::{NoteLevel, RunWork, TRANSCRIPT_BUSY, TRANSCRIPT_EARLY, paths};
 use caisson_domain::run::{Failure, FailureKind};
 use http::{Method, StatusCode};
 use tokio::time::{Instant, sleep, timeout};
@@ -132,7 +132,7 @@ async fn insist(shim: &Shim, work: &RunWork, method: Method, body: &bytes::Bytes
     let (mut caller, mut backoff) = (Caller::new(&shim.door), Backoff::new());
     loop {
         match caller.call(method.clone(), &path, body.clone(), limit).await {
-            Ok(reply) if !reply.status.is_server_error() => return Some(reply),
+            Ok(reply) if !passes(&reply) => return Some(reply),
             Ok(reply) => {
                 say(format_args!("the gateway has trouble with a transcript: {}", reply.problem().message));
             }
@@ -144,6 +144,13 @@ async fn insist(shim: &Shim, work: &RunWork, method: Method, body: &bytes::Bytes
         }
         sleep(wait).await;
     }
+}
+
+/// Whether the gateway may answer the same request otherwise in a moment: it has trouble, it is still busy with a request whose
+/// answer was lost, or the journal has not told it yet that the agent has started.
+fn passes(reply: &Reply) -> bool {
+    let known = || [TRANSCRIPT_BUSY, TRANSCRIPT_EARLY].contains(&reply.problem().code.as_str());
+    reply.status.is_server_error() || (reply.status.is_client_error() && known())
 }
 
 /// The conversation's file in the agent's home, wherever it was begun. Links are not followed.

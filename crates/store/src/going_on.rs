@@ -2,6 +2,7 @@
 
 use caisson_domain::git::BranchName;
 use caisson_domain::id::{ProjectId, RunId, ServerId, SessionId};
+use caisson_domain::limits::FORKS_WITHOUT_RUN;
 use caisson_domain::run::RunSpec;
 
 use crate::database::{Tx, sql};
@@ -35,6 +36,8 @@ pub enum ForkSession {
     NoRepository,
     /// Its runs work on that branch.
     SameBranch,
+    /// The project has [`FORKS_WITHOUT_RUN`] forks that never had a run.
+    TooMany,
     /// There is a new session.
     Forked {
         /// The new one.
@@ -77,6 +80,10 @@ const PUSHED_LAST: &str = "select pushed_commit from run where session_id = $1 a
 
 const HAS_TRANSCRIPT: &str = "select count(*) from transcript where session_id = $1";
 
+/// No index is of forks alone: as many sessions are read as the project has.
+const UNUSED_FORKS: &str = "select count(*) from session where project_id = $1 and forked_from is not null \
+     and not exists (select 1 from run where run.session_id = session.id)";
+
 const FORK: &str = "insert into session (id, project_id, workflow, repository, branch, conversation, created_at_ms, \
        updated_at_ms, forked_from, fork_spec, fork_commit) \
      select $2, project_id, workflow, repository, $3, conversation, $4, $4, id, $5, $6 from session where id = $1";
@@ -99,10 +106,11 @@ const SERVERS: &str = "select distinct server_id as id from sandbox where sessio
 const LEAVE_VOLUME: &str = "insert into removal (server_id, kind, name, project_id, created_at_ms) \
      select server_id, 'volume', session_id, project_id, $2 from session_files where session_id = $1 and kind = 'volumes'";
 
+/// Of every run, whether it has rows of artifacts or not: retention takes the rows before the files are gone on each server.
 const LEAVE_ARTIFACTS: &str = "insert into removal (server_id, kind, name, project_id, created_at_ms) \
      select session_files.server_id, 'artifacts', run.id, run.project_id, $2 from run \
      join session_files on session_files.session_id = run.session_id and session_files.kind = 'artifacts' \
-     where run.session_id = $1 and exists (select 1 from artifact where artifact.run_id = run.id)";
+     where run.session_id = $1";
 
 const LEFT: &str =
     "select name, kind from removal where server_id = $1 order by created_at_ms, name limit $2";
@@ -169,6 +177,11 @@ impl Store {
         };
         if branch == old {
             return Ok(ForkSession::SameBranch);
+        }
+        let unused: i64 =
+            sql::query_scalar(UNUSED_FORKS).bind(project.as_str()).fetch_one(&mut *tx.db).await?;
+        if unused >= FORKS_WITHOUT_RUN {
+            return Ok(ForkSession::TooMany);
         }
         let pushed: Option<String> = sql::query_scalar(PUSHED_LAST)
             .bind(session.as_str())

@@ -27,6 +27,9 @@ pub struct Transcript {
 const ONE: &str =
     "select session_id, run_id, size_bytes, sha256, created_at_ms from transcript where session_id = $1";
 
+const SAME: &str = "select count(*) from run join transcript on transcript.session_id = run.session_id \
+     where run.id = $1 and run.status = 'running' and transcript.run_id = run.id and transcript.sha256 = $2";
+
 const PARTS: &str =
     "select session_id, content from transcript_part where session_id = $1 order by number limit $2";
 
@@ -45,7 +48,7 @@ const INSERT_PART: &str =
 
 impl Store {
     /// Keeps the transcript of the run's session, in place of an older one; `false` if the run has ended, whose transcript may
-    /// be another's by now.
+    /// be another's by now. What a running run has archived already is not written again, and waits for no other write.
     ///
     /// # Errors
     /// As every write; [`StoreError::Corrupt`] if there is no such run.
@@ -53,6 +56,11 @@ impl Store {
     /// Safe: repeatable.
     pub async fn put_transcript(&self, run: &RunId, content: &str) -> Result<bool, StoreError> {
         let sha256 = hex::encode(Sha256::digest(content));
+        let same: i64 =
+            sql::query_scalar(SAME).bind(run.as_str()).bind(sha256.as_str()).fetch_one(self.reader()).await?;
+        if same > 0 {
+            return Ok(true);
+        }
         let mut tx = self.begin_in(Hold::SessionOfRun(run)).await?;
         let run = door::known_run(&mut tx, run).await?;
         if run.status.is_final() {

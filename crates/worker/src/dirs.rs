@@ -220,8 +220,8 @@ impl Dirs {
         Ok(found)
     }
 
-    /// Removes a session's workspace and home unless `is_used`, which is asked while nobody can begin to use them; `false` if it
-    /// is. Fine if they are gone.
+    /// Removes a session's workspace and home, and what of them was set aside, unless `is_used`, which is asked while nobody can
+    /// begin to use them; `false` if it is. Fine if they are gone.
     pub(crate) fn remove_session(
         &self,
         session: &SessionId,
@@ -238,14 +238,18 @@ impl Dirs {
             if volume::is_mounted(&room) {
                 volume::unmount(&room).map_err(failed("unmount", &room))?;
             }
-            match fs::remove_file(&image) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(failed("remove", &image)(error));
+            for image in aside::with_left(&image)? {
+                match fs::remove_file(&image) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(failed("remove", &image)(error));
+                    }
+                    Ok(()) | Err(_) => {}
                 }
-                Ok(()) | Err(_) => {}
             }
             let mut bin = Trash::open(trash.clone()).map_err(failed("make", &trash))?;
-            bin.take(&room).map_err(failed("move to the trash", &room))?;
+            for room in aside::with_left(&room)? {
+                bin.take(&room).map_err(failed("move to the trash", &room))?;
+            }
             bin
         };
         bin.empty().map_err(failed("remove", &trash))?;

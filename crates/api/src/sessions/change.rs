@@ -44,6 +44,7 @@ pub struct NewFork {
         (status = 413, description = "The body is longer than 4 MiB", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "Faults in the request, told together", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "The project has 100 forks without a run", body = Problem, content_type = "application/problem+json"),
     ),
 )]
 pub(crate) async fn fork_session(
@@ -72,6 +73,7 @@ pub(crate) async fn fork_session(
                 "the session has no repository from which a fork could take its files; begin a new session",
             ));
         }
+        ForkSession::TooMany => return Err(ApiError::ForksFull),
         ForkSession::SameBranch => {
             let mut faults = Faults::default();
             faults.add("branch", "branch_taken", "the session's own runs work on it; name another branch");

@@ -1,8 +1,9 @@
 //! Sessions that go on: follow-up runs, forks, deletion.
 
 use caisson_domain::id::{ProjectId, SandboxId};
+use caisson_domain::limits::FORKS_WITHOUT_RUN;
 use caisson_domain::run::Run;
-use caisson_store::{Claimed, NewSandbox, SandboxState};
+use caisson_store::{Actor, Claimed, ForkSession, NewSandbox, SandboxState};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -179,6 +180,34 @@ async fn what_cannot_be_forked_says_why() {
     api.finish(&claimed).await;
     let path = format!("/v1/sessions/{}/fork", empty["session_id"].as_str().unwrap());
     api.post(&path, &json!({})).await.assert_problem(409, "fork_without_repository");
+}
+
+#[tokio::test]
+async fn one_fork_more_than_may_be_without_a_run_is_refused() {
+    let api = Api::start().await;
+    let first = ended(&api).await;
+    let path = format!("/v1/sessions/{}/fork", first.session);
+    for _ in 1..FORKS_WITHOUT_RUN {
+        let project = ProjectId::default_project();
+        let forked = api.store.fork_session(&project, &first.session, None, Actor::Operator).await.unwrap();
+        assert!(matches!(forked, ForkSession::Forked { .. }), "{forked:?}");
+    }
+    let last = api.post(&path, &json!({})).await;
+    assert_eq!(last.status, StatusCode::CREATED, "{}", last.text());
+    let refused = api.post(&path, &json!({})).await;
+    refused.assert_problem(429, "forks_full");
+    assert!(!refused.header("retry-after").is_empty());
+    assert!(refused.text().contains("has 100 forks without a run; give one of them a run, or delete one"));
+    let run = json!({"session": last.json()["id"], "prompt": "x"});
+    assert_eq!(api.post("/v1/runs", &run).await.status, StatusCode::ACCEPTED);
+    let more = api.post(&path, &json!({})).await;
+    assert_eq!(more.status, StatusCode::CREATED, "{}", more.text());
+    assert_eq!(
+        delete(&api, &format!("/v1/sessions/{}", more.json()["id"].as_str().unwrap())).await.status,
+        StatusCode::NO_CONTENT
+    );
+    assert_eq!(api.post(&path, &json!({})).await.status, StatusCode::CREATED);
+    api.post(&path, &json!({})).await.assert_problem(429, "forks_full");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Carrying a git host's answer to a sandbox, however slowly it reads.
+//! Carrying a long answer to a sandbox, however slowly it reads: a git host's, or an archived transcript.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use crate::bounds::{Bounds, CHUNKS, SLOW_READER_BYTES};
 
 /// The chunks, with a slot that is free again when they were read or dropped. A reader who takes them slowly is waited
 /// for a bounded time in all, so that git on the server and the slot come free again; what it then finds is cut.
-pub(super) fn carried(
+pub(crate) fn carried(
     tracker: &TaskTracker,
     bounds: &Bounds,
     slot: OwnedSemaphorePermit,
@@ -43,7 +43,7 @@ pub(super) fn carried(
                 Ok(Ok(())) => waited += began.elapsed(),
                 Ok(Err(_)) => break,
                 Err(_) => {
-                    tracing::debug!("a sandbox that does not read a git host's answer was left");
+                    tracing::debug!("a sandbox that does not read an answer was left");
                     break;
                 }
             }

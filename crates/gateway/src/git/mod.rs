@@ -50,7 +50,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use url::Url;
 
-use self::answer::carried;
+pub(crate) use self::answer::carried;
 use self::fault::Fault;
 use self::http::HttpRepository;
 use self::inspect::{Inspector, Parts};

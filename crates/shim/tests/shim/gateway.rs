@@ -64,6 +64,8 @@ pub(crate) struct State {
     pub(crate) artifacts: BTreeMap<String, Vec<u8>>,
     /// The session's archived conversation; none: this gateway does not know of any.
     pub(crate) transcript: Option<Vec<u8>>,
+    /// Status and code that the next requests for a transcript are answered with.
+    pub(crate) refuse_transcripts: VecDeque<(u16, &'static str)>,
     /// What the next uploads are answered with.
     pub(crate) refuse_artifacts: VecDeque<StatusCode>,
     /// Requests to `/model` and `/git`: path, body's length and authorization.
@@ -264,6 +266,9 @@ impl Shared {
     }
 
     fn transcript(&self, method: &http::Method, body: &[u8]) -> Response<Body> {
+        if let Some((status, code)) = self.with(|state| state.refuse_transcripts.pop_front()) {
+            return problem(StatusCode::from_u16(status).unwrap(), code, "refused for a test");
+        }
         self.with(|state| match (&mut state.transcript, method) {
             (None, _) => problem(StatusCode::NOT_FOUND, "not_found", "nothing here"),
             (Some(kept), &http::Method::PUT) => {

@@ -1,7 +1,7 @@
 //! Sessions that go on: the conversation in the home, from the archive or nowhere, and the branch that was pushed.
 
 use caisson_domain::limits::TRANSCRIPT_BYTES;
-use caisson_domain::protocol::{ArchiveWork, Ending, RunWork, StopReason};
+use caisson_domain::protocol::{ArchiveWork, Ending, RunWork, StopReason, TRANSCRIPT_BUSY, TRANSCRIPT_EARLY};
 use caisson_domain::run::FailureKind;
 use caisson_domain::workflow::Publish;
 
@@ -106,6 +106,30 @@ async fn a_run_fails_whose_conversation_cannot_be_brought() {
     assert_eq!(failure.kind, FailureKind::Internal);
     assert!(failure.message.contains("could not be brought from the archive"), "{failure:?}");
     assert!(sandbox.agent_log().is_empty(), "no agent goes on as if it knew");
+}
+
+#[tokio::test]
+async fn a_refusal_that_passes_is_waited_for_and_another_is_told_and_fails_nothing() {
+    let mut sandbox = Sandbox::with_agent(KEEPING);
+    sandbox.gateway.with(|state| {
+        state.transcript = Some(Vec::new());
+        state.refuse_transcripts = [(409, TRANSCRIPT_EARLY), (429, TRANSCRIPT_BUSY), (503, "busy")].into();
+    });
+    assert_eq!(sandbox.run(plain_work("One")).await.ending, Ending::Completed, "{}", sandbox.shim_log());
+    assert_eq!((archived(&sandbox).as_str(), sandbox.notes().len()), (SAID, 0), "{:?}", sandbox.notes());
+    sandbox.begin_anew();
+    lose_home(&sandbox);
+    sandbox.gateway.with(|state| {
+        state.refuse_transcripts = [(429, TRANSCRIPT_BUSY)].into();
+    });
+    assert_eq!(sandbox.run(follow_up(Some(true))).await.ending, Ending::Completed);
+    assert_eq!(sandbox.agent_log(), ["prompt Two", "--resume"], "it was brought all the same");
+    sandbox.begin_anew();
+    sandbox.gateway.with(|state| state.refuse_transcripts = [(429, "transcripts_full")].into());
+    assert_eq!(sandbox.run(plain_work("Three")).await.ending, Ending::Completed, "it fails nothing");
+    let note =
+        "the conversation could not be archived: refused for a test; it is kept in the session's home alone";
+    assert_eq!(sandbox.notes(), [note]);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Sessions that go on: transcripts, forks, and deletion.
 
 use caisson_domain::id::{RunId, SessionId};
+use caisson_domain::limits::FORKS_WITHOUT_RUN;
 use caisson_domain::retention::{Kept, ProjectRetention, Retention};
 use caisson_domain::run::{Run, RunStatus};
 use caisson_store::{
@@ -12,12 +13,15 @@ use crate::fixture::{Fixture, Placed, made, new_run, project, server_id, spec_on
 
 conformance! {
     a_transcript_is_kept_whole_and_replaced_by_the_next_runs,
+    what_a_run_has_archived_already_is_not_written_again,
     a_follow_up_is_told_of_the_archive_and_whether_it_is_the_latest,
     a_follow_up_is_told_whether_its_branch_was_pushed,
     what_a_session_goes_on_with_is_its_last_runs,
     a_fork_has_the_conversation_and_a_branch_of_its_own,
     what_cannot_be_forked_is_told_apart,
+    so_many_forks_of_a_project_may_be_without_a_run,
     a_deleted_session_leaves_its_files_to_their_server_and_nothing_else,
+    files_whose_rows_retention_took_are_left_to_every_server_that_has_them,
     a_session_that_lives_is_not_deleted,
     a_fork_outlives_the_session_that_it_comes_from,
     a_transcript_goes_with_the_events_also_that_of_a_fork_that_never_ran,
@@ -113,6 +117,28 @@ async fn a_transcript_is_kept_whole_and_replaced_by_the_next_runs(fixture: Fixtu
     fixture.execute("update transcript_part set content = 'other'").await;
     assert!(store.read_transcript(session).await.is_err(), "it is not what was archived");
     assert!(store.put_transcript(&RunId::new(1, [9; 10]), "x").await.is_err());
+}
+
+async fn what_a_run_has_archived_already_is_not_written_again(fixture: Fixture) {
+    let first = begun(&fixture, 1).await;
+    let session = first.run.session.clone();
+    let store = &fixture.store;
+    let put = async |run: &RunId, content: &str| {
+        fixture.clock.advance(1);
+        assert!(store.put_transcript(run, content).await.unwrap());
+        let known = store.transcript(&session).await.unwrap().unwrap();
+        (known.run, known.created_at_ms)
+    };
+    let written = put(&first.run.id, "said").await;
+    assert_eq!(put(&first.run.id, "said").await, written);
+    let again = put(&first.run.id, "more").await;
+    assert!(again.1 > written.1);
+    end(&fixture, &first).await;
+    assert!(!store.put_transcript(&first.run.id, "more").await.unwrap(), "the run has ended");
+    follow(&fixture, &session).await;
+    let second = begin(&fixture, 2).await;
+    let seconds = put(&second.run.id, "more").await;
+    assert!(seconds.0 == second.run.id && seconds.1 > again.1, "the same of another run is another one");
 }
 
 async fn a_follow_up_is_told_of_the_archive_and_whether_it_is_the_latest(fixture: Fixture) {
@@ -244,6 +270,30 @@ async fn what_cannot_be_forked_is_told_apart(fixture: Fixture) {
     assert_eq!(refused, ForkSession::NoRepository);
 }
 
+async fn so_many_forks_of_a_project_may_be_without_a_run(fixture: Fixture) {
+    let origin = ended(&fixture, 1).await;
+    let store = &fixture.store;
+    let mut last = None;
+    for _ in 0..FORKS_WITHOUT_RUN {
+        last = Some(fork(&fixture, &origin.session).await);
+    }
+    let last = last.unwrap();
+    let more = async || store.fork_session(&project(), &origin.session, None, BY).await.unwrap();
+    assert_eq!(more().await, ForkSession::TooMany);
+    assert_eq!(store.delete_session_of(&project(), &last, BY).await.unwrap(), DeleteSession::Deleted);
+    let ForkSession::Forked { session } = more().await else { panic!("one was deleted") };
+    assert_eq!(more().await, ForkSession::TooMany);
+    follow(&fixture, &session).await;
+    assert!(matches!(more().await, ForkSession::Forked { .. }), "one has a run");
+    assert_eq!(more().await, ForkSession::TooMany);
+    let forks = "select count(*) from session where forked_from is not null";
+    assert_eq!(fixture.value::<i64>(forks).await, FORKS_WITHOUT_RUN + 1);
+    // Those of another project do not count.
+    fixture.execute("insert into project (id, created_at_ms) values ('other', 0)").await;
+    fixture.execute("update session set project_id = 'other' where forked_from is not null").await;
+    assert!(matches!(more().await, ForkSession::Forked { .. }));
+}
+
 async fn a_deleted_session_leaves_its_files_to_their_server_and_nothing_else(fixture: Fixture) {
     let store = &fixture.store;
     let placed = begun(&fixture, 1).await;
@@ -283,6 +333,38 @@ async fn a_deleted_session_leaves_its_files_to_their_server_and_nothing_else(fix
     assert_eq!(audited(&fixture, "session.delete").await, [(session.to_string(), Some(session.to_string()))]);
     let report = store.verify_audit(&[]).await.unwrap();
     assert!(report.chains.iter().all(|chain| chain.fault.is_none()), "{report:?}");
+}
+
+async fn files_whose_rows_retention_took_are_left_to_every_server_that_has_them(fixture: Fixture) {
+    let store = &fixture.store;
+    let run = ended(&fixture, 1).await;
+    let artifact = NewArtifact {
+        name: "a".to_owned(),
+        size_bytes: 1,
+        sha256: "ab".repeat(32),
+        path: "artifacts/a".to_owned(),
+    };
+    store.put_artifact(&run.id, &artifact).await.unwrap();
+    store.register_server(&server_id(2)).await.unwrap();
+    fixture
+        .execute(
+            "insert into session_files (session_id, server_id, kind, project_id) \
+             select session_id, (select max(id) from server), kind, project_id from session_files",
+        )
+        .await;
+    fixture.clock.advance(DAY_MS);
+    let policy = days(Kept::Artifacts, 1);
+    let runs = store.delete_artifacts(&run.session, &fixture.server, &policy, &BY).await.unwrap();
+    assert_eq!(runs, Some(vec![run.id.clone()]));
+    assert!(store.session_files_gone(&run.session, &fixture.server, Kept::Artifacts).await.unwrap());
+    assert_eq!(fixture.value::<i64>("select count(*) from artifact").await, 0);
+    let deleted = store.delete_session_of(&project(), &run.session, BY).await.unwrap();
+    assert_eq!(deleted, DeleteSession::Deleted);
+    let volume = FilesLeft::Volume(run.session.clone());
+    assert_eq!(store.files_left(&fixture.server).await.unwrap(), std::slice::from_ref(&volume), "done there");
+    let left = store.files_left(&server_id(2)).await.unwrap();
+    assert!(left.len() == 2 && left.contains(&volume), "{left:?}");
+    assert!(left.contains(&FilesLeft::Artifacts(run.id)), "{left:?}");
 }
 
 async fn a_session_that_lives_is_not_deleted(fixture: Fixture) {

@@ -1,6 +1,7 @@
 //! Caisson's binary: it alone reads arguments, environment, configuration files and signals.
 
 mod agents;
+mod asked;
 mod audit_head;
 mod cli;
 mod client;

@@ -6,10 +6,13 @@
 use caisson_domain::checks::{Check, stands};
 use serde_json::Value;
 
+use crate::asked;
 use crate::client::{EventInfo, Followed};
 
 /// Longest tool argument or result shown on one line, in characters.
 const PREVIEW_CHARS: usize = 100;
+/// Longest part of what an agent asks to give to a tool that is shown on one line, in characters.
+const ASKED_CHARS: usize = 200;
 /// What stands before the second and every further line of a text, as wide as time and mark.
 const INDENT: &str = "           ";
 
@@ -120,7 +123,7 @@ impl Account {
                 one(Sign::Bad, format!("upstream failed: {}", upstream_failed(data)))
             }
             "input.accepted" | "input.undelivered" | "approval.requested" | "approval.answered" => {
-                asked(&event.kind, data)
+                said(&event.kind, data)
             }
             "note" => one(Sign::Warn, text(data, "message")),
             "model.call" => {
@@ -189,13 +192,17 @@ impl Sign {
 }
 
 /// What people and the agent say to one another.
-fn asked(kind: &str, data: &Value) -> Vec<(Sign, String)> {
+fn said(kind: &str, data: &Value) -> Vec<(Sign, String)> {
     let said = match kind {
         "input.accepted" => format!("told to ({}): {}", text(data, "kind"), first_line(&text(data, "text"))),
         "input.undelivered" => format!("input {} came too late for the agent", data["input"]),
         "approval.requested" => {
-            let input: String = data["input"].to_string().chars().take(200).collect();
-            format!("asks to use {}: {} (caisson approve or deny RUN)", text(data, "tool"), clean(&input))
+            let cut_bytes = data["cut_bytes"].as_i64().unwrap_or(0);
+            let input = asked::beginning(&data["input"], cut_bytes, ASKED_CHARS);
+            format!(
+                "asks to use {}: {input} (caisson approvals RUN shows all of it; then approve or deny)",
+                text(data, "tool")
+            )
         }
         _ => format!("{} is {}", text(data, "tool"), text(data, "state")),
     };

@@ -177,8 +177,10 @@ async fn an_approval_outlives_its_server_and_is_given_from_the_command_line(engi
     world.server = world.spec.start().await.unwrap();
     let listed = run(&world, &["approvals", &id]);
     assert!(listed.contains("waiting") && listed.contains("touch /workspace/asked-for"), "{listed}");
+    assert!(listed.contains("waits: Bash is to be given"), "{listed}");
     let allowed = run(&world, &["approve", &id]);
     assert!(allowed.contains("is allowed (Bash)"), "{allowed}");
+    assert!(allowed.contains("Bash is given\n  | {\"command\":\"touch /workspace/asked-for"), "{allowed}");
     let ended = world.api.wait_end(&id, END).await.unwrap();
     assert_eq!((&ended["status"], &ended["result"]), (&json!("succeeded"), &json!("Done.")), "{ended:#}");
     let events = world.api.events(&id).await.unwrap();

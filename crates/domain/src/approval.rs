@@ -13,6 +13,9 @@ use crate::tools;
 pub const APPROVALS_WAITING: usize = 16;
 /// Approvals of one run; beyond them the agent is refused at once.
 pub const RUN_APPROVALS: usize = 200;
+/// Requests of one run that the server denies because it does not keep them, beside the answers to those that it keeps: an
+/// agent can be in want of no more, since its shim passes [`RUN_APPROVALS`] on. A sandbox that makes more up gets none.
+pub const APPROVAL_REFUSALS: usize = RUN_APPROVALS;
 /// What is kept of the input that the agent wants to give to a tool, in bytes of JSON.
 pub const APPROVAL_INPUT_BYTES: usize = 64 * 1024;
 /// What a tool may be given in place of what the agent wanted, in bytes of JSON.

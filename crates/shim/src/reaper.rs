@@ -20,9 +20,9 @@ use tokio::sync::{Notify, oneshot};
 use crate::diagnostics::say;
 
 /// How often ending everything looks again whether everything is gone.
-const END_ROUNDS: u32 = 100;
+pub(crate) const END_ROUNDS: u32 = 100;
 /// Time between two such looks, in milliseconds, unless a child's end is noticed earlier.
-const END_ROUND_MS: u64 = 20;
+pub(crate) const END_ROUND_MS: u64 = 20;
 
 /// How a process ended. Neither value is known if it was ended by a signal that has no name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

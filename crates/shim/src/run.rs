@@ -12,6 +12,7 @@ use caisson_domain::protocol::{Ending, JournalBody, NoteLevel, Outcome, RunWork,
 use caisson_domain::repository_file::RepositoryFile;
 use caisson_domain::run::{Failure, FailureKind, Phase, cut};
 use caisson_domain::workflow::{Publish, WorkspaceAccess};
+use tokio::time::Instant;
 
 use crate::agent::Agent;
 use crate::approvals::Approvals;
@@ -376,7 +377,8 @@ impl Live<'_> {
         };
         let head = match done {
             Err(Halt::Stopped(_)) => {
-                let saved = tokio::time::timeout(self.shim.patience.salvage, saving).await;
+                let since = self.stop.since().unwrap_or_else(Instant::now);
+                let saved = tokio::time::timeout_at(since + self.shim.patience.salvage, saving).await;
                 saved.unwrap_or_else(|_| {
                     say("the work of a stopped run could not be saved in time");
                     None

@@ -2,17 +2,21 @@
 
 use caisson_domain::protocol::StopReason;
 use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Why, and since when.
+type Told = (StopReason, Instant);
 
 /// The side that tells. The first reason counts.
 #[derive(Debug)]
 pub(crate) struct Stopper {
-    told: watch::Sender<Option<StopReason>>,
+    told: watch::Sender<Option<Told>>,
 }
 
 /// The side that is told.
 #[derive(Debug, Clone)]
 pub(crate) struct Stop {
-    told: watch::Receiver<Option<StopReason>>,
+    told: watch::Receiver<Option<Told>>,
 }
 
 impl Stopper {
@@ -26,7 +30,7 @@ impl Stopper {
         self.told.send_if_modified(|told| {
             let first = told.is_none();
             if first {
-                *told = Some(reason);
+                *told = Some((reason, Instant::now()));
             }
             first
         });
@@ -39,11 +43,16 @@ impl Stop {
     /// # Cancel safety
     /// Safe, and every later call answers the same.
     pub(crate) async fn told(&mut self) -> StopReason {
-        let told = self.told.wait_for(Option::is_some).await.map(|reason| *reason);
+        let told = self.told.wait_for(Option::is_some).await.map(|told| told.map(|(reason, _)| reason));
         match told {
             Ok(Some(reason)) => reason,
             Ok(None) | Err(_) => std::future::pending().await,
         }
+    }
+
+    /// When the run was told to stop.
+    pub(crate) fn since(&self) -> Option<Instant> {
+        self.told.borrow().map(|(_, since)| since)
     }
 }
 
@@ -59,6 +68,17 @@ mod tests {
         assert_eq!(stop.told().await, StopReason::Timeout);
         drop(stopper);
         assert_eq!(stop.told().await, StopReason::Timeout);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_counts_from_the_first_reason() {
+        let (stopper, stop) = Stopper::new();
+        assert_eq!(stop.since(), None);
+        let began = Instant::now();
+        stopper.tell(StopReason::Timeout);
+        tokio::time::advance(std::time::Duration::from_secs(3)).await;
+        stopper.tell(StopReason::Cancel);
+        assert_eq!(stop.since(), Some(began));
     }
 
     #[tokio::test(start_paused = true)]

@@ -30,7 +30,7 @@ const DIRECTORIES: usize = 1_000;
 /// How long one request may take, in milliseconds.
 const REQUEST_MS: u64 = 60 * 1000;
 /// How long archiving may take in a run that was told to stop, whose work had the time before, in milliseconds.
-const STOPPED_MS: u64 = 2 * 1000;
+pub(crate) const STOPPED_MS: u64 = 2 * 1000;
 
 /// Sees to it that the conversation is there if it can be had, and says whether the agent goes on with it. The agent's home was
 /// cleared before.

@@ -27,8 +27,8 @@ pub struct Patience {
     pub exit_after_publishing: Duration,
     /// For the answer to one question about a commit message.
     pub question: Duration,
-    /// For saving the work of a run that was told to stop. With [`Patience::interrupt`] and the end of the processes it
-    /// fits into [`caisson_domain::limits::STOP_GRACE_S`].
+    /// From the moment that a run was told to stop to the end of saving its work. The conversation's archive and the journal
+    /// come behind it within [`caisson_domain::limits::STOP_GRACE_S`].
     pub salvage: Duration,
     /// For the diff to be kept once the work is published: it is on the git host as well. For the conversation to be archived: it
     /// is in the session's home as well.
@@ -59,7 +59,7 @@ impl Patience {
             exit: Duration::from_secs(10),
             exit_after_publishing: Duration::from_secs(2),
             question: Duration::from_mins(1),
-            salvage: Duration::from_secs(11),
+            salvage: Duration::from_secs(16),
             keep: Duration::from_secs(10),
             flush: Duration::from_secs(5),
             head_start: Duration::from_millis(100),
@@ -156,6 +156,9 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::DRAIN_MS;
+    use crate::reaper::{END_ROUND_MS, END_ROUNDS};
+    use crate::transcript::STOPPED_MS;
     use caisson_claude::parse;
 
     const TOOL: &[u8] = br#"{"type":"assistant","message":{"content":[{"type":"tool_use","id":"t1","name":"Bash","input":{}}]}}"#;
@@ -192,8 +195,13 @@ mod tests {
     #[test]
     fn stopping_fits_into_the_grace_that_the_worker_gives() {
         let patience = Patience::of_a_sandbox();
-        let all = patience.interrupt + patience.salvage + patience.exit_after_publishing;
-        assert!(all < Duration::from_secs(u64::from(caisson_domain::limits::STOP_GRACE_S)));
+        let grace = Duration::from_secs(u64::from(caisson_domain::limits::STOP_GRACE_S));
+        let journal = Duration::from_secs(2);
+        assert!(patience.salvage + Duration::from_millis(STOPPED_MS) + journal <= grace);
+        // The slowest agent and processes leave time for the work.
+        let processes = Duration::from_millis(DRAIN_MS + u64::from(END_ROUNDS) * END_ROUND_MS);
+        let before = patience.interrupt + processes;
+        assert!(patience.salvage >= before + Duration::from_secs(8));
     }
 
     #[test]

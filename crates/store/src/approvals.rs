@@ -1,7 +1,9 @@
 //! Approvals: what agents ask, and the answers, which come from here alone. The sandbox tells that it asks; who answers, and
 //! when nobody has in time, is decided by the store.
 
-use caisson_domain::approval::{APPROVALS_WAITING, Answer, ApprovalState, DefaultAnswer, RUN_APPROVALS};
+use caisson_domain::approval::{
+    APPROVAL_REFUSALS, APPROVALS_WAITING, Answer, ApprovalState, DefaultAnswer, RUN_APPROVALS,
+};
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{ApiKeyId, ApprovalId, Epoch, ProjectId, RunId};
 use caisson_domain::protocol::InputBody;
@@ -80,6 +82,11 @@ const ASKED: &str = "select count(*) as asked, \
 const INSERT: &str = "insert into approval (id, project_id, session_id, run_id, request, tool, description, input, cut_bytes, \
      default_answer, state, requested_at_ms, expires_at_ms) \
      values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'waiting', $11, $12) on conflict (id) do nothing";
+
+const SAME: &str = "select 1 from approval where id = $1 and state = 'waiting' and tool = $2 and input = $3 and cut_bytes = $4";
+
+const ANSWERS: &str =
+    "select count(*) from input where run_id = $1 and kind is null and body like '{\"kind\":\"answer\"%'";
 
 const WAITS: &str = "update run set waiting = 'approval' where id = $1 and status = 'running'";
 
@@ -231,8 +238,8 @@ async fn decide(
     read(&row)
 }
 
-/// Keeps what an agent asks, if its workflow has it ask and there is room: else it is a transcript's alone. Asked again, it
-/// is the same.
+/// Keeps what an agent asks, if its workflow has it ask. Asked again while it waits, it is the same. What there is no room
+/// for, and what comes under a name that was used for something else, is denied at once: the shim waits for an answer.
 pub(crate) async fn requested(tx: &mut Tx<'_>, run: &RunId, new: &NewApproval) -> Result<(), StoreError> {
     let run = known_run(tx, run).await?;
     let Some(block) = &run.spec.workflow.caisson.approvals else { return Ok(()) };
@@ -240,6 +247,9 @@ pub(crate) async fn requested(tx: &mut Tx<'_>, run: &RunId, new: &NewApproval) -
     if row.get::<i64>("asked")? >= bound(RUN_APPROVALS)
         || row.get::<i64>("waiting")? >= bound(APPROVALS_WAITING)
     {
+        if !waits_already(tx, &run, new).await? {
+            refuse(tx, &run, &new.request).await?;
+        }
         return Ok(());
     }
     let inserted = sql::query(INSERT)
@@ -259,6 +269,38 @@ pub(crate) async fn requested(tx: &mut Tx<'_>, run: &RunId, new: &NewApproval) -
         .await?;
     if inserted.rows_affected() == 1 {
         sql::query(WAITS).bind(run.id.as_str()).execute(&mut *tx.db).await?;
+    } else if !waits_already(tx, &run, new).await? {
+        refuse(tx, &run, &new.request).await?;
+    }
+    Ok(())
+}
+
+/// Whether just this waits for an answer.
+async fn waits_already(tx: &mut Tx<'_>, run: &Run, new: &NewApproval) -> Result<bool, StoreError> {
+    let found = sql::query(SAME)
+        .bind(ApprovalId::of(&run.id, &new.request).as_str())
+        .bind(new.tool.as_str())
+        .bind(new.input.as_str())
+        .bind(new.cut_bytes)
+        .fetch_optional(&mut *tx.db)
+        .await?;
+    Ok(found.is_some())
+}
+
+/// Denies what was not kept, once for each name and [`APPROVAL_REFUSALS`] times at most beside the answers that were given: a sandbox
+/// that makes up more than an agent may ask gets no more.
+async fn refuse(tx: &mut Tx<'_>, run: &Run, request: &str) -> Result<(), StoreError> {
+    let answers: i64 = sql::query_scalar(ANSWERS).bind(run.id.as_str()).fetch_one(&mut *tx.db).await?;
+    if answers >= bound(RUN_APPROVALS + APPROVAL_REFUSALS) {
+        return Ok(());
+    }
+    let message =
+        "It could not be asked: too much is asked already, or its name was used before. Go on without it.";
+    let answer = Answer::Deny { message: message.to_owned() };
+    let body = InputBody::Answer { request: request.to_owned(), answer };
+    messages::insert_once(tx, run, document("input.body", &body)?).await?;
+    if let Some(sandbox) = &run.sandbox {
+        tx.wake(Topic::Sandbox(sandbox.clone()));
     }
     Ok(())
 }

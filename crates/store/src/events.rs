@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::database::{Tx, sql};
-use crate::{Store, StoreError, Topic, meters, rows};
+use crate::{Store, StoreError, Topic, inputs, meters, rows};
 
 pub(crate) const OF_RUN: &str = "select session_id, seq, run_id, at_ms, kind, data from event \
      where run_id = $1 and seq > $2 order by seq limit $3";
@@ -205,13 +205,15 @@ impl<'r> Ended<'r> {
     }
 }
 
-/// Appends what tells of a run's end, and counts the end.
+/// Appends what tells of a run's end, behind what tells of inputs that were on their way, and counts the end: the one way in
+/// which every run ends.
 pub(crate) async fn append_end(
     tx: &mut Tx<'_>,
     session: &SessionId,
     run: &RunId,
     ended: &Ended<'_>,
 ) -> Result<(), StoreError> {
+    inputs::end(tx, session, run).await?;
     append(tx, session, run, &[ended.event()]).await?;
     let failure = ended.failure.map_or("", |failure| failure.kind.as_str());
     let labels = vec![("status", ended.status.as_str().to_owned()), ("failure", failure.to_owned())];

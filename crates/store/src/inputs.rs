@@ -1,7 +1,7 @@
 //! Inputs that people send to the agent of a live run, and how far each of them is.
 
 use caisson_domain::event::{EventKind, NewEvent};
-use caisson_domain::id::{ApiKeyId, ProjectId, RunId};
+use caisson_domain::id::{ApiKeyId, ProjectId, RunId, SessionId};
 use caisson_domain::input::{InputKind, InputState, RUN_INPUTS, RUN_INPUTS_PENDING};
 use caisson_domain::protocol::InputBody;
 use caisson_domain::run::{Phase, Run, RunStatus};
@@ -94,6 +94,9 @@ const OF_RUN: &str = concat!(
     input_columns!(),
     " from input where run_id = $1 and kind is not null order by seq limit $2"
 );
+
+const UNDELIVERED: &str = "update input set state = 'undelivered' \
+     where run_id = $1 and kind is not null and state in ('accepted', 'held') returning seq";
 
 const ACKNOWLEDGE: &str = "update input set state = $3, acknowledged_at_ms = $4 \
      where run_id = $1 and seq = $2 and kind is not null and state in ('accepted', 'held')";
@@ -230,4 +233,14 @@ pub(crate) async fn acknowledge(
         .execute(&mut *tx.db)
         .await?;
     Ok(())
+}
+
+/// Notes that what was on its way when the run ended does not reach the agent any more, with an event for each.
+pub(crate) async fn end(tx: &mut Tx<'_>, session: &SessionId, run: &RunId) -> Result<(), StoreError> {
+    let rows = sql::query(UNDELIVERED).bind(run.as_str()).fetch_all(&mut *tx.db).await?;
+    let mut numbers = rows.iter().map(|row| row.get::<i64>("seq")).collect::<Result<Vec<_>, _>>()?;
+    numbers.sort_unstable();
+    let told = |seq| NewEvent::new(EventKind::InputUndelivered, &json!({ "input": seq }));
+    let told: Vec<NewEvent> = numbers.into_iter().map(told).collect();
+    events::append(tx, session, run, &told).await
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::database::{Row, Tx, sql};
 use crate::rows::{Columns, document, run_columns};
-use crate::runs::INSERT_INPUT;
+use crate::runs::{INSERT_INPUT, NEXT_INPUT};
 use crate::{Actor, NewAudit, Store, StoreError, Topic, audit, events, rows};
 
 /// How long the same text to the same run is taken for a repetition, in milliseconds.
@@ -146,6 +146,24 @@ fn read_queue(row: &Row, run: &Run) -> Result<MessageQueue, StoreError> {
 
 pub(crate) async fn insert(tx: &mut Tx<'_>, run: &Run, body: String) -> Result<(), StoreError> {
     let seq: i64 = sql::query_scalar(NUMBER).bind(run.session.as_str()).fetch_one(&mut *tx.db).await?;
+    put(tx, run, seq, body).await
+}
+
+/// As [`insert`], unless the run was given the same one before.
+pub(crate) async fn insert_once(tx: &mut Tx<'_>, run: &Run, body: String) -> Result<(), StoreError> {
+    let seq: Option<i64> = sql::query_scalar(NEXT_INPUT)
+        .bind(run.session.as_str())
+        .bind(run.id.as_str())
+        .bind(body.as_str())
+        .fetch_optional(&mut *tx.db)
+        .await?;
+    match seq {
+        Some(seq) => put(tx, run, seq, body).await,
+        None => Ok(()),
+    }
+}
+
+async fn put(tx: &mut Tx<'_>, run: &Run, seq: i64, body: String) -> Result<(), StoreError> {
     sql::query(INSERT_INPUT)
         .bind(run.session.as_str())
         .bind(seq)

@@ -34,7 +34,7 @@ pub(crate) struct Approve {
     pub client: ClientFlags,
     /// The run: its id, or the last digits of it.
     pub run: String,
-    /// The approval, by its id; it can be left out if only one waits.
+    /// The approval, by its id; it can be left out if only one waits and all of what it asks is shown.
     pub approval: Option<String>,
     /// What the tool is given in place of what the agent wanted: a JSON object.
     #[arg(long, value_name = "JSON", value_parser = object, conflicts_with = "answer")]

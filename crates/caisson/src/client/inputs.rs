@@ -23,6 +23,9 @@ pub(crate) struct ApprovalInfo {
     pub state: String,
     /// What the agent wants to give to the tool.
     pub input: Value,
+    /// Bytes of it that are not shown.
+    #[serde(default)]
+    pub input_cut_bytes: i64,
     /// Everything else.
     #[serde(flatten)]
     pub rest: serde_json::Map<String, Value>,

@@ -1,17 +1,17 @@
 //! Approvals: kept for whoever asks, answered once, by somebody or by the clock.
 
 use caisson_domain::approval::{
-    APPROVALS_WAITING, Answer, ApprovalState, ApprovalsBlock, DefaultAnswer, RUN_APPROVALS,
+    APPROVAL_REFUSALS, APPROVALS_WAITING, Answer, ApprovalState, ApprovalsBlock, DefaultAnswer, RUN_APPROVALS,
 };
 use caisson_domain::event::EventKind;
 use caisson_domain::id::{ApiKeyId, ApprovalId, RunId};
 use caisson_domain::principal::Scope;
 use caisson_domain::protocol::InputBody;
 use caisson_domain::run::{RunSpec, RunStatus, Waiting};
-use caisson_store::{AnswerApproval, Approval, Finish, JournalEffect, NewApproval};
+use caisson_store::{AnswerApproval, Approval, Finish, JournalEffect, NewApproval, Topic};
 use serde_json::json;
 
-use crate::fixture::{Fixture, Placed, START_MS, project, spec};
+use crate::fixture::{Fixture, Placed, START_MS, entry, project, spec, woken};
 
 conformance! {
     an_approval_waits_is_answered_once_and_told,
@@ -19,6 +19,9 @@ conformance! {
     nobody_answers_and_the_clock_of_the_store_does,
     a_withdrawn_approval_and_one_of_an_ended_run_take_no_answer,
     so_many_approvals_wait_and_so_many_are_kept,
+    what_is_not_kept_is_denied_at_once_for_its_shim_waits,
+    so_many_that_are_not_kept_are_denied,
+    what_waits_is_not_replaced_by_another_request_of_its_name,
     another_project_answers_nothing,
 }
 
@@ -110,6 +113,7 @@ async fn a_run_whose_workflow_does_not_ask_keeps_nothing_that_its_sandbox_asks(f
     fixture.journal(&placed, asked("r1")).await;
     assert!(all(&fixture, &placed.run.id).await.is_empty());
     assert_eq!(waiting(&fixture, &placed.run.id).await, None);
+    assert!(given(&fixture, &placed).await.is_empty(), "its shim waits for nothing");
 }
 
 async fn nobody_answers_and_the_clock_of_the_store_does(fixture: Fixture) {
@@ -187,6 +191,76 @@ async fn so_many_approvals_wait_and_so_many_are_kept(fixture: Fixture) {
         fixture.journal(&placed, JournalEffect::AskedNoMore { request: number.to_string() }).await;
     }
     assert_eq!(all(&fixture, run).await.len(), RUN_APPROVALS);
+}
+
+async fn what_is_not_kept_is_denied_at_once_for_its_shim_waits(fixture: Fixture) {
+    let by = key(&fixture).await;
+    let placed = asking(&fixture, ApprovalsBlock::default(), 1).await;
+    let run = &placed.run.id;
+    fixture.journal(&placed, asked("r1")).await;
+    let yes = Answer::Allow { input: None };
+    let id = ApprovalId::of(run, "r1");
+    fixture.store.answer_approval(&project(), (run, &id), &yes, &by).await.unwrap();
+    fixture.journal(&placed, asked("r2")).await;
+    fixture.journal(&placed, JournalEffect::AskedNoMore { request: "r2".to_owned() }).await;
+    let mut watch = fixture.store.watch(Topic::Sandbox(placed.sandbox.clone()));
+    fixture.journal(&placed, asked("r1")).await;
+    assert!(woken(&mut watch), "its sandbox is told at once");
+    fixture.journal(&placed, asked("r2")).await;
+    fixture.journal(&placed, asked("r2")).await;
+    for number in 0..=APPROVALS_WAITING {
+        fixture.journal(&placed, asked(&number.to_string())).await;
+    }
+    let denied = |(request, answer): (String, Answer)| match answer {
+        Answer::Deny { message } => {
+            assert!(message.contains("could not be asked"), "{message}");
+            Some(request)
+        }
+        Answer::Allow { .. } => None,
+    };
+    let denied: Vec<String> = given(&fixture, &placed).await.into_iter().filter_map(denied).collect();
+    let beyond = APPROVALS_WAITING.to_string();
+    assert_eq!(denied, ["r1", "r2", beyond.as_str()], "used before, withdrawn before, too many: once each");
+    let approvals = all(&fixture, run).await;
+    let state = |request: &str| {
+        let id = ApprovalId::of(run, request);
+        approvals.iter().find(|approval| approval.id == id).map(|approval| approval.state)
+    };
+    let found = ["r1", "r2", "0", &beyond].map(state);
+    let kept = [ApprovalState::Allowed, ApprovalState::Withdrawn, ApprovalState::Waiting].map(Some);
+    assert_eq!((&found[..3], found[3]), (&kept[..], None));
+    assert!(fixture.store.inputs(&project(), run).await.unwrap().unwrap().is_empty());
+}
+
+async fn so_many_that_are_not_kept_are_denied(fixture: Fixture) {
+    let placed = asking(&fixture, ApprovalsBlock::default(), 1).await;
+    let forge = async |names: std::ops::Range<usize>| {
+        let offset = fixture.store.journal_offset(&placed.sandbox).await.unwrap();
+        let entries = names.map(|name| entry(&placed.run, asked(&name.to_string()))).collect();
+        fixture.store.append_journal(&placed.sandbox, offset, offset + 1, entries).await.unwrap();
+    };
+    let bound = APPROVALS_WAITING + RUN_APPROVALS + APPROVAL_REFUSALS;
+    forge(0..bound - 1).await;
+    let count = async || fixture.value::<i64>("select count(*) from input").await;
+    let most = i64::try_from(RUN_APPROVALS + APPROVAL_REFUSALS).unwrap();
+    assert_eq!(count().await, most - 1);
+    forge(bound - 1..bound).await;
+    assert_eq!(count().await, most);
+    forge(bound..bound + 1).await;
+    assert_eq!(count().await, most, "what a sandbox makes up fills no table");
+}
+
+async fn what_waits_is_not_replaced_by_another_request_of_its_name(fixture: Fixture) {
+    let placed = asking(&fixture, ApprovalsBlock::default(), 1).await;
+    let run = &placed.run.id;
+    fixture.journal(&placed, asked("r1")).await;
+    let JournalEffect::Asked(mut other) = asked("r1") else { panic!("not asked") };
+    other.input = json!({ "file_path": "b.txt" }).to_string();
+    fixture.journal(&placed, JournalEffect::Asked(other)).await;
+    let kept = all(&fixture, run).await;
+    assert_eq!((kept.len(), kept[0].input()), (1, json!({ "file_path": "a.txt" })));
+    let given = given(&fixture, &placed).await;
+    assert!(matches!(&given[..], [(name, Answer::Deny { .. })] if name == "r1"), "{given:?}");
 }
 
 async fn another_project_answers_nothing(fixture: Fixture) {

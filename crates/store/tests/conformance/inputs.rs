@@ -3,9 +3,10 @@
 use caisson_domain::event::EventKind;
 use caisson_domain::id::{ApiKeyId, RunId};
 use caisson_domain::input::{InputKind, InputState, RUN_INPUTS, RUN_INPUTS_PENDING};
+use caisson_domain::limits::SERVER_LOST_MS_MIN;
 use caisson_domain::principal::Scope;
 use caisson_domain::protocol::InputBody;
-use caisson_domain::run::{Phase, RunStatus};
+use caisson_domain::run::{Failure, FailureKind, Phase, RunStatus};
 use caisson_store::{Finish, JournalEffect, NewInput, RunInput, SendInput, Topic};
 use serde_json::json;
 
@@ -16,6 +17,7 @@ conformance! {
     an_input_sent_again_with_its_key_is_the_same_and_another_one_is_refused,
     so_many_inputs_are_on_their_way_and_so_many_are_taken,
     a_run_that_is_not_live_takes_none_and_tells_what_it_did_not_deliver,
+    however_a_run_ends_what_it_did_not_deliver_is_told_before_its_end,
     what_people_sent_outlives_a_way_back_to_the_queue,
     a_sandbox_moves_no_input_of_another_run_and_none_back,
 }
@@ -155,6 +157,67 @@ async fn a_run_that_is_not_live_takes_none_and_tells_what_it_did_not_deliver(fix
     assert!(matches!(send(&fixture, &placed.run.id, &one).await, SendInput::NotLive(_)), "it has ended");
     let over = [InputState::Delivered, InputState::Undelivered];
     assert_eq!(states(&fixture, &placed.run.id).await, over);
+}
+
+/// Sends three inputs, of which the first is delivered, the second held, and the third on its way.
+async fn on_their_way(fixture: &Fixture, placed: &Placed, by: &ApiKeyId) {
+    for kind in [InputKind::Steer, InputKind::Queue, InputKind::Steer] {
+        sent(send(fixture, &placed.run.id, &new(kind, Some("x"), by)).await);
+    }
+    acknowledge(fixture, placed, 1, InputState::Delivered).await;
+    acknowledge(fixture, placed, 2, InputState::Held).await;
+}
+
+/// Asserts what is told of the inputs of [`on_their_way`], once, and that the run's end is its last event.
+async fn assert_told(fixture: &Fixture, run: &RunId, how: &str) {
+    let events = fixture.events(run).await;
+    let undelivered = events.iter().filter(|event| event.kind == EventKind::InputUndelivered);
+    let data: Vec<serde_json::Value> =
+        undelivered.map(|event| serde_json::from_str(event.data.get()).unwrap()).collect();
+    assert_eq!(data, [json!({ "input": 2 }), json!({ "input": 3 })], "{how}");
+    assert_eq!(events.last().unwrap().kind, EventKind::RunFinished, "{how}");
+    let rows = fixture.rows("select run_id, state from input where kind is not null order by seq").await;
+    let of_run = rows.iter().filter(|row| row.get::<String>(0) == run.as_str());
+    let stored: Vec<String> = of_run.map(|row| row.get(1)).collect();
+    assert_eq!(stored, ["delivered", "undelivered", "undelivered"], "{how}");
+}
+
+async fn however_a_run_ends_what_it_did_not_deliver_is_told_before_its_end(fixture: Fixture) {
+    let by = key(&fixture).await;
+    let next = async |number: u8| {
+        fixture.queued().await;
+        let claimed = fixture.claim().await;
+        let placed = fixture.place(claimed, number).await;
+        on_their_way(&fixture, &placed, &by).await;
+        placed
+    };
+    let ended = next(1).await;
+    let finish = Finish { status: RunStatus::Succeeded, failure: None, result: None };
+    assert!(fixture.store.finish(&ended.run.id, ended.epoch, &finish).await.unwrap());
+    acknowledge(&fixture, &ended, 3, InputState::Delivered).await;
+    assert_told(&fixture, &ended.run.id, "ended by its worker").await;
+
+    let unread = next(2).await;
+    let failure = Failure::new(FailureKind::Internal, "it cannot be read");
+    assert!(fixture.store.end_unread(&unread.run.id, unread.epoch, &failure).await.unwrap());
+    assert_told(&fixture, &unread.run.id, "ended without being read").await;
+
+    let given_back = next(3).await;
+    assert!(fixture.store.requeue(&given_back.run.id, given_back.epoch, "test", 0).await.unwrap());
+    fixture.store.request_cancel(&project(), &given_back.run.id, None).await.unwrap();
+    assert_told(&fixture, &given_back.run.id, "cancelled while it waited").await;
+
+    let cancelled = next(4).await;
+    fixture.store.request_cancel(&project(), &cancelled.run.id, None).await.unwrap();
+    assert!(fixture.store.requeue(&cancelled.run.id, cancelled.epoch, "test", 0).await.unwrap());
+    assert_told(&fixture, &cancelled.run.id, "cancelled on its way back to the queue").await;
+
+    let lost = next(5).await;
+    fixture.journal(&lost, JournalEffect::AgentStarted).await;
+    fixture.store.set_server_lost_after_ms(SERVER_LOST_MS_MIN);
+    let witness = crate::lost::witness(&fixture, SERVER_LOST_MS_MIN).await;
+    assert_eq!(fixture.store.write_off_lost(&witness).await.unwrap(), std::slice::from_ref(&lost.run.id));
+    assert_told(&fixture, &lost.run.id, "lost with its server").await;
 }
 
 async fn what_people_sent_outlives_a_way_back_to_the_queue(fixture: Fixture) {

@@ -32,7 +32,7 @@ fn presence(server: &ServerId, roles: &[Role]) -> Presence {
 }
 
 /// A second server that lives for so long without a pause.
-async fn witness(fixture: &Fixture, ms: i64) -> ServerId {
+pub(crate) async fn witness(fixture: &Fixture, ms: i64) -> ServerId {
     let other = server_id(2);
     let mut left = ms;
     loop {

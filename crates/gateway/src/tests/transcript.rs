@@ -13,7 +13,7 @@ use super::support::{MODEL_KEY, OK, Sandbox, Setup, World, eventually, fetch, ru
 use crate::bounds::TRANSCRIPT_PUTS;
 
 async fn world() -> (World, Sandbox) {
-    world_with(Setup::new()).await
+    Box::pin(world_with(Setup::new())).await
 }
 
 async fn world_with(setup: Setup) -> (World, Sandbox) {
@@ -113,7 +113,7 @@ async fn a_secret_in_a_transcript_is_taken_out_and_told() {
 async fn one_transcript_is_on_its_way_at_a_time_until_it_is_read_or_its_reader_is_left() {
     let mut setup = Setup::new();
     setup.bounds.body_idle = Duration::from_millis(500);
-    let (world, sandbox) = world_with(setup).await;
+    let (world, sandbox) = Box::pin(world_with(setup)).await;
     let path = format!("/transcript/{}", sandbox.run.id);
     assert_eq!(sandbox.control(Method::PUT, &path, long()).await.status, 204);
     let ask = async || sandbox.request(Method::GET, &path, &sandbox.control).send().await.unwrap();
@@ -186,7 +186,7 @@ async fn no_transcript_is_taken_before_the_agent_has_started() {
 async fn a_transcript_that_is_archived_already_is_answered_without_writing() {
     let mut setup = Setup::new();
     setup.bounds.store_hold = Duration::from_millis(200);
-    let (world, sandbox) = world_with(setup).await;
+    let (world, sandbox) = Box::pin(world_with(setup)).await;
     let path = format!("/transcript/{}", sandbox.run.id);
     assert_eq!(sandbox.control(Method::PUT, &path, "said\n").await.status, 204);
     let locked = world.locked().await;

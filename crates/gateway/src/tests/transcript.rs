@@ -7,6 +7,8 @@ use caisson_domain::protocol::{JournalBody, TRANSCRIPT_BUSY, TRANSCRIPT_EARLY, W
 use caisson_domain::redact::MARKER;
 use caisson_domain::run::RunStatus;
 use caisson_store::Finish;
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
 use http::Method;
 
 use super::support::{MODEL_KEY, OK, Sandbox, Setup, World, eventually, fetch, run_spec};
@@ -16,12 +18,15 @@ async fn world() -> (World, Sandbox) {
     world_with(Setup::new()).await
 }
 
-async fn world_with(setup: Setup) -> (World, Sandbox) {
-    let world = World::new().await;
-    let sandbox = world.sandbox(run_spec(None)).await;
-    world.start(setup).await;
-    begin(&sandbox).await;
-    (world, sandbox)
+fn world_with(setup: Setup) -> LocalBoxFuture<'static, (World, Sandbox)> {
+    async move {
+        let world = World::new().await;
+        let sandbox = world.sandbox(run_spec(None)).await;
+        world.start(setup).await;
+        begin(&sandbox).await;
+        (world, sandbox)
+    }
+    .boxed_local()
 }
 
 /// The agent has started.

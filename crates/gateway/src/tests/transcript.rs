@@ -8,7 +8,7 @@ use caisson_domain::redact::MARKER;
 use caisson_domain::run::RunStatus;
 use caisson_store::Finish;
 use futures_util::FutureExt;
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::BoxFuture;
 use http::Method;
 
 use super::support::{MODEL_KEY, OK, Sandbox, Setup, World, eventually, fetch, run_spec};
@@ -18,7 +18,7 @@ async fn world() -> (World, Sandbox) {
     world_with(Setup::new()).await
 }
 
-fn world_with(setup: Setup) -> LocalBoxFuture<'static, (World, Sandbox)> {
+fn world_with(setup: Setup) -> BoxFuture<'static, (World, Sandbox)> {
     async move {
         let world = World::new().await;
         let sandbox = world.sandbox(run_spec(None)).await;
@@ -26,7 +26,7 @@ fn world_with(setup: Setup) -> LocalBoxFuture<'static, (World, Sandbox)> {
         begin(&sandbox).await;
         (world, sandbox)
     }
-    .boxed_local()
+    .boxed()
 }
 
 /// The agent has started.

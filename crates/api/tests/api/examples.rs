@@ -118,7 +118,8 @@ impl Ids {
                 continue;
             }
             // The end of a branch's name is of its run's id.
-            let short = digits.len() == 8 && out.ends_with("caisson/fix/");
+            let of_a_branch = |workflow| out.ends_with(&format!("caisson/{workflow}/"));
+            let short = digits.len() == 8 && ["fix", "careful"].iter().any(of_a_branch);
             out.push_str(if digits.len() >= HASH_DIGITS || short { "…" } else { &digits });
             digits.clear();
             out.push(character);

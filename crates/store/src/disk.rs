@@ -116,6 +116,18 @@ impl Disk {
     pub(crate) fn waits(&self) -> u64 {
         self.waits.load(Ordering::SeqCst)
     }
+
+    /// The last commit that is known to have ended.
+    #[cfg(test)]
+    pub(crate) fn ended(&self) -> u64 {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// Keeps everybody else from waiting for the disk.
+    #[cfg(test)]
+    pub(crate) async fn take_turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
 }
 
 /// Has the log written to the disk. It is opened anew each time, since `SQLite` may make another one; no lock of `SQLite`'s

@@ -10,7 +10,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::auth::{Administrator, Reader};
-use crate::extract::{Fields, JsonObject, NoParams};
+use crate::extract::{Fields, JsonObject, NoParams, whole_number};
 use crate::problem::{ApiError, BoxError, Faults, Problem};
 use crate::state::App;
 
@@ -125,7 +125,7 @@ fn change(name: &'static str, fields: &mut Fields, faults: &mut Faults) -> Budge
         Some(Value::Null) => BudgetChange::Unbound,
         Some(value) => {
             let range = 0..=PROJECT_BUDGET_MICRO_USD_MAX;
-            let micro = value.as_i64().filter(|micro| range.contains(micro));
+            let micro = whole_number(&value).filter(|micro| range.contains(micro));
             if micro.is_none() {
                 let message = format!(
                     "it is neither null nor a whole number from 0 to {PROJECT_BUDGET_MICRO_USD_MAX}, in micro-USD"

@@ -326,7 +326,7 @@ impl Fields {
         faults: &mut Faults,
     ) -> Option<u32> {
         let value = self.take_value(name).filter(|value| !value.is_null())?;
-        let taken = whole_number(&value);
+        let taken = whole_number(&value).and_then(|number| u32::try_from(number).ok());
         if taken.is_none() {
             let message = format!("it is not a whole number from {} to {}", range.start(), range.end());
             faults.add(&self.path(name), "wrong_type", message);
@@ -360,16 +360,16 @@ impl Fields {
     }
 }
 
-/// A whole number, also one written with a fraction of zero: to JSON Schema both are integers.
-fn whole_number(value: &Value) -> Option<u32> {
-    let whole = |number: f64| number.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&number);
-    match value.as_u64() {
-        Some(number) => u32::try_from(number).ok(),
-        None => value
-            .as_f64()
-            .filter(|number| whole(*number))
-            .and_then(|number| format!("{number:.0}").parse().ok()),
-    }
+/// Up to here a float is exact: 2 to the power of 53.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
+/// A whole number, also one written with a fraction of zero: to JSON Schema both are integers. None if it is no such number,
+/// or one with a fraction that a float does not hold exactly.
+pub(crate) fn whole_number(value: &Value) -> Option<i64> {
+    let whole = |number: &f64| number.fract() == 0.0 && number.abs() <= EXACT;
+    value
+        .as_i64()
+        .or_else(|| value.as_f64().filter(whole).and_then(|number| format!("{number:.0}").parse().ok()))
 }
 
 /// A JSON object in which no field comes twice: of two, one would be dropped silently.
@@ -410,6 +410,26 @@ mod tests {
     use futures_util::stream;
 
     use super::*;
+
+    #[test]
+    fn a_whole_number_may_be_written_with_a_fraction_of_zero_and_no_other() {
+        let cases = [
+            ("7", Some(7)),
+            ("-7.0", Some(-7)),
+            ("5934.0", Some(5934)),
+            ("1e3", Some(1000)),
+            ("9007199254740992.0", Some(9_007_199_254_740_992)),
+            ("9007199254740994.0", None),
+            ("9223372036854775807", Some(i64::MAX)),
+            ("9223372036854775808", None),
+            ("7.5", None),
+            ("\"7\"", None),
+            ("null", None),
+        ];
+        for (text, number) in cases {
+            assert_eq!(whole_number(&serde_json::from_str(text).unwrap()), number, "{text}");
+        }
+    }
 
     #[tokio::test]
     async fn of_a_body_without_end_so_much_is_thrown_away_and_no_more() {

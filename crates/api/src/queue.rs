@@ -14,7 +14,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::auth::Administrator;
-use crate::extract::{Fields, JsonObject, NamePath, NoParams};
+use crate::extract::{Fields, JsonObject, NamePath, NoParams, whole_number};
 use crate::problem::{ApiError, Faults, Problem};
 use crate::projects::ProjectView;
 use crate::state::App;
@@ -81,7 +81,7 @@ pub struct ShareView {
 pub struct SetShare {
     /// How many runs of it start for one of a project of weight 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1, maximum = 1000, example = 3)]
+    #[schema(value_type = i64, minimum = 1, maximum = 1000, example = 3)]
     pub weight: Option<i64>,
     /// Most runs of it that run at once; null: as the server's settings say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -286,7 +286,7 @@ fn take(
     if matches!(value, Value::Null) {
         return Some(Choice(None));
     }
-    let number = value.as_i64().filter(|number| range.contains(number));
+    let number = whole_number(&value).filter(|number| range.contains(number));
     if number.is_none() {
         let message = format!("it is not a whole number from {} to {}", range.start(), range.end());
         faults.add(name, "out_of_range", message);

@@ -10,7 +10,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::auth::{Administrator, Reader};
-use crate::extract::{Fields, JsonObject, NoParams};
+use crate::extract::{Fields, JsonObject, NoParams, whole_number};
 use crate::problem::{ApiError, BoxError, Faults, Problem};
 use crate::state::App;
 
@@ -110,7 +110,7 @@ fn change(
     if value == Value::Null {
         return Some((kept, None));
     }
-    let days = value.as_i64().filter(|days| RETENTION_DAYS.contains(days));
+    let days = whole_number(&value).filter(|days| RETENTION_DAYS.contains(days));
     if days.is_none() {
         let most = RETENTION_DAYS.end();
         faults.add(

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::rpc::RpcError;
-use crate::extract::{Fields, unknown_run};
+use crate::extract::{Fields, unknown_run, whole_number};
 use crate::problem::{ApiError, Faults};
 use crate::runs::{self, Detail, RunView, idempotency_key};
 use crate::state::App;
@@ -252,7 +252,7 @@ fn numbers<const N: usize>(
     let id: Option<String> = fields.require("run", &mut faults);
     let taken = wanted.map(|(name, range)| {
         let value = fields.take_value(name).filter(|value| !value.is_null())?;
-        let number = value.as_i64().filter(|number| range.contains(number));
+        let number = whole_number(&value).filter(|number| range.contains(number));
         if number.is_none() {
             let message = format!("it is not a whole number from {} to {}", range.start(), range.end());
             faults.add(name, "out_of_range", message);

@@ -11,7 +11,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::request::CreateRun;
-use crate::extract::Fields;
+use crate::extract::{Fields, whole_number};
 use crate::problem::{ApiError, Faults};
 
 /// Delays, in seconds.
@@ -102,7 +102,7 @@ fn take(
     faults: &mut Faults,
 ) -> Option<i64> {
     let value: Value = fields.take_value(name).filter(|value| !value.is_null())?;
-    let number = value.as_i64();
+    let number = whole_number(&value);
     let taken = number.filter(|number| range.contains(number));
     if taken.is_none() {
         let code = if number.is_some() { "out_of_range" } else { "wrong_type" };

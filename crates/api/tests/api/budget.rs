@@ -49,7 +49,7 @@ async fn a_budget_is_set_shown_and_taken_away_and_what_is_left_out_stays() {
     let expected =
         json!({"project": "default", "total": none, "day": none, "day_ends_at_ms": day_ends_at_ms});
     assert_eq!(api.get(PATH).await.json(), expected);
-    let answer = put(&api, &json!({"total_micro_usd": 5_000})).await;
+    let answer = put(&api, &json!({"total_micro_usd": 5_000.0})).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
     assert_eq!(answer.json()["total"]["left_micro_usd"], 5_000);
     put(&api, &json!({"day_micro_usd": 0})).await;

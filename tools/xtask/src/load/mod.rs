@@ -46,7 +46,7 @@ pub(crate) struct Options {
     #[arg(long, conflicts_with_all = ["only", "short"])]
     write: bool,
     /// The server's binary.
-    #[arg(long, value_name = "FILE", default_value = "target/release/caisson")]
+    #[arg(long, value_name = "FILE", default_value = "target/shipped/caisson")]
     caisson: PathBuf,
     /// The shim.
     #[arg(long, value_name = "FILE", default_value = "target/x86_64-unknown-linux-gnu/shim/caisson-shim")]

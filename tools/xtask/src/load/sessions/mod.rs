@@ -2,6 +2,7 @@
 
 mod census;
 mod client;
+mod journals;
 mod polls;
 pub(super) mod script;
 
@@ -19,6 +20,7 @@ use tokio::task::JoinSet;
 
 use self::census::{Census, Usage};
 use self::client::Session;
+use self::journals::{Journals, Stamps};
 use self::polls::Polled;
 use super::http::Caller;
 use super::scenario::WORD_PACE_MS;
@@ -93,7 +95,13 @@ pub(super) async fn real(stage: &Stage, count: u32) -> anyhow::Result<Batch> {
     let repositories = stage.apart.get(..count as usize).context("there are too few repositories")?;
     let bodies = repositories.iter().map(|repository| job_body(TASK, repository)).collect();
     let before = stage.calls();
-    let mut batch = measure(&stage.parts, &spec, bodies).await?;
+    let journals = Journals::open(&spec.state_dir)?;
+    let stamps = journals.stamps();
+    let measuring = measure(&stage.parts, &spec, bodies, Some(&stamps));
+    let mut batch = tokio::select! {
+        batch = measuring => batch?,
+        watched = journals.watch() => return watched.and(Err(anyhow::anyhow!("the journals were not watched to the end"))),
+    };
     let records = stage.model.records();
     let firsts = records.iter().filter(|record| {
         let first = record.script.as_ref().is_some_and(|place| place.prompt == 1 && place.step == 0);
@@ -129,7 +137,7 @@ pub(super) async fn stand_ins(stage: &Stage, count: u32, words: usize) -> anyhow
         "lines": STAND_IN_LINES, "pace_ms": WORD_PACE_MS, "deltas": words, "delta_pace_ms": WORD_PACE_MS,
     });
     let body = json!({ "workflow": "bug-fixer", "prompt": prompt.to_string(), "repository": null });
-    let mut batch = measure(&parts, &spec, vec![body; count as usize]).await?;
+    let mut batch = measure(&parts, &spec, vec![body; count as usize], None).await?;
     batch.stand_in = true;
     batch.started_us =
         batch.sessions.iter().map(|session| session.agent_us).max().context("no session has begun")?;
@@ -148,9 +156,14 @@ fn spec(stage: &Stage, name: &str, slots: u32) -> ServiceSpec {
     }
 }
 
-async fn measure(parts: &Parts, spec: &ServiceSpec, bodies: Vec<Value>) -> anyhow::Result<Batch> {
+async fn measure(
+    parts: &Parts,
+    spec: &ServiceSpec,
+    bodies: Vec<Value>,
+    stamps: Option<&Stamps>,
+) -> anyhow::Result<Batch> {
     let service = Service::start(parts, spec).await?;
-    let measured = tokio::time::timeout(BATCH, on_server(&service, bodies)).await;
+    let measured = tokio::time::timeout(BATCH, on_server(&service, bodies, stamps)).await;
     let log = service.process.log();
     let closed = service.close().await;
     let measured = measured.with_context(|| format!("the sessions took longer than {BATCH:?}")).flatten();
@@ -158,7 +171,7 @@ async fn measure(parts: &Parts, spec: &ServiceSpec, bodies: Vec<Value>) -> anyho
     closed.map(|()| measured)
 }
 
-async fn on_server(service: &Service, bodies: Vec<Value>) -> anyhow::Result<Batch> {
+async fn on_server(service: &Service, bodies: Vec<Value>, stamps: Option<&Stamps>) -> anyhow::Result<Batch> {
     let count = u32::try_from(bodies.len())?;
     let callers = Caller::many(&service.process.base, &service.key, count).await?;
     let together = Arc::new(Barrier::new(callers.len()));
@@ -168,7 +181,8 @@ async fn on_server(service: &Service, bodies: Vec<Value>) -> anyhow::Result<Batc
     let mut tasks = JoinSet::new();
     for (caller, body) in callers.into_iter().zip(bodies) {
         let (api, together, known) = (service.api.clone(), Arc::clone(&together), Arc::clone(&known));
-        tasks.spawn(client::work(api, caller, Bytes::from(body.to_string()), (together, known)));
+        let body = Bytes::from(body.to_string());
+        tasks.spawn(client::work(api, caller, body, (together, known), stamps.cloned()));
     }
     let mut polling = JoinSet::new();
     let (stop, stopped) = watch::channel(false);

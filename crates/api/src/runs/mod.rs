@@ -140,9 +140,12 @@ pub(crate) async fn get_run(
 ) -> Result<Json<RunView>, ApiError> {
     let found = app.store().run_and_credentials_used(&caller.project, &id).await?;
     let (run, uses) = found.ok_or_else(unknown_run)?;
-    let waits = run.status == RunStatus::Queued;
-    let place = if waits { app.store().queue_place(&caller.project, &run.id).await? } else { None };
-    let held = if waits { queueing::held_by(app.store()).await? } else { Vec::new() };
+    let (place, held) = if run.status == RunStatus::Queued {
+        let place = async { Ok(app.store().queue_place(&caller.project, &run.id).await?) };
+        tokio::try_join!(place, queueing::held_by(app.store()))?
+    } else {
+        (None, Vec::new())
+    };
     let view = RunView::new(run, Detail::Full).with_credential_uses(uses).with_queue_place(place);
     Ok(Json(RunView { held_by: held, ..view }))
 }

@@ -65,7 +65,7 @@ use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, OnceLock};
 
 use caisson_domain::event::Delta;
-use caisson_domain::id::SessionId;
+use caisson_domain::id::{SandboxId, SessionId};
 use caisson_domain::limits::SERVER_LOST_MS_DEFAULT;
 use caisson_domain::queue::QueueLimits;
 use tokio::sync::broadcast;
@@ -348,6 +348,16 @@ impl Store {
     #[must_use]
     pub fn watch(&self, topic: Topic) -> Watch {
         self.shared.hints.watch(topic)
+    }
+
+    /// Has whoever watches a sandbox look again, here and on other servers: for when the hint of its change may have been
+    /// lost.
+    pub fn wake_sandbox(&self, sandbox: &SandboxId) {
+        let topics = vec![Topic::Sandbox(sandbox.clone())];
+        self.shared.hints.wake(&topics);
+        if let Some(notifier) = &self.shared.notifier {
+            notifier.wake(topics);
+        }
     }
 
     /// Listens to the text deltas of a session, on whichever server its sandbox is. Lossy: a receiver that lags behind by more than

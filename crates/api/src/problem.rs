@@ -186,7 +186,11 @@ pub(crate) enum ApiError {
     ServersOfDefaultProject,
     #[error("as many runs wait already as may (queue.max_queued); come again later")]
     QueueFull,
-    #[error("as many runs of the project wait already as may (its max_queued); come again later")]
+    #[error(
+        "as many runs of the project wait already, those that start later among them, as may: its max_queued, else \
+         queue.max_queued_per_project, else half of queue.max_queued where there are several projects; come again later, or \
+         cancel some"
+    )]
     ProjectQueueFull,
     #[error("the queue was not changed: {}", .0.count())]
     InvalidQueue(Faults),

@@ -39,6 +39,7 @@ mod schema;
 mod serve;
 mod servers;
 mod sessions;
+mod shares;
 mod stall;
 mod state;
 mod usage;

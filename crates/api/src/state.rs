@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::body::Bytes;
+use caisson_domain::id::ApiKeyId;
 use caisson_store::Store;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -14,6 +15,7 @@ use utoipa::openapi::OpenApi;
 use crate::access::Access;
 use crate::config::ApiConfig;
 use crate::problem::ApiError;
+use crate::shares::{Share, Shares};
 
 /// The state of the router; cheap to clone.
 #[derive(Clone)]
@@ -24,10 +26,17 @@ struct Inner {
     store: Store,
     cancel: CancellationToken,
     streams: Arc<Semaphore>,
+    streams_of_keys: Shares,
     access: Access,
     readiness: Readiness,
     metrics: tokio::sync::Mutex<Option<(Instant, String)>>,
     document: Bytes,
+}
+
+/// A place among the open event streams, given back when it is dropped.
+pub(crate) struct StreamPlace {
+    _share: Share,
+    _permit: OwnedSemaphorePermit,
 }
 
 /// How long a proof that the store takes writes is good for.
@@ -69,6 +78,7 @@ impl App {
         let document =
             serde_json::to_vec(document).expect("the document is plain data without map keys but text");
         let streams = Arc::new(Semaphore::new(config.limits.streams));
+        let streams_of_keys = Shares::of(config.limits.streams_per_key);
         let access = Access::new(&config.limits);
         Self(Arc::new(Inner {
             access,
@@ -76,6 +86,7 @@ impl App {
             store,
             cancel,
             streams,
+            streams_of_keys,
             readiness: Readiness::default(),
             metrics: tokio::sync::Mutex::default(),
             document: Bytes::from(document),
@@ -115,9 +126,11 @@ impl App {
         self.0.readiness.prove(async { Ok(self.0.store.ping().await?) }).await
     }
 
-    /// A place among the open event streams, given back when it is dropped.
-    pub(crate) fn stream_permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        Arc::clone(&self.0.streams).try_acquire_owned().map_err(|_| ApiError::StreamsFull)
+    /// A place among the open event streams for one opened with `key`.
+    pub(crate) fn stream_place(&self, key: &ApiKeyId) -> Result<StreamPlace, ApiError> {
+        let share = self.0.streams_of_keys.take(key).ok_or(ApiError::StreamsOfKeyFull)?;
+        let permit = Arc::clone(&self.0.streams).try_acquire_owned().map_err(|_| ApiError::StreamsFull)?;
+        Ok(StreamPlace { _share: share, _permit: permit })
     }
 }
 

@@ -18,6 +18,8 @@ pub const STREAMS: usize = 512;
 /// The part of [`STREAMS`], and of the connections on which a key was accepted, that one API key may have, in percent. The
 /// next one is refused with 429, so that whoever has one key does not keep out those who have others.
 pub const KEY_PERCENT: usize = 25;
+/// How long an answer of `/readyz` is good for, and a proof that the store takes writes: whoever asks needs no key.
+pub const READY_FOR: Duration = Duration::from_secs(1);
 /// Longest time for reading the body of a request.
 pub const BODY_READ: Duration = Duration::from_secs(30);
 
@@ -112,6 +114,8 @@ pub struct ApiLimits {
     pub streams: usize,
     /// Those of one API key; see [`KEY_PERCENT`].
     pub streams_per_key: usize,
+    /// See [`READY_FOR`].
+    pub ready_for: Duration,
     /// See [`BODY_READ`].
     pub body_read: Duration,
     /// See [`RATE_PER_MINUTE`]; 0 for no limit.
@@ -128,6 +132,7 @@ impl Default for ApiLimits {
             stream_life: STREAM_LIFE,
             streams: STREAMS,
             streams_per_key: part(STREAMS, KEY_PERCENT),
+            ready_for: READY_FOR,
             body_read: BODY_READ,
             rate_per_minute: RATE_PER_MINUTE,
             failures_per_minute: FAILURES_PER_MINUTE,

@@ -143,7 +143,8 @@ impl State {
 
     /// Takes the place of the unproven connection that has waited longest for a request, among those that `which` says.
     fn cut_oldest(&mut self, which: impl Fn(&Open) -> bool) -> bool {
-        let waiting = self.open.iter().filter(|(_, open)| open.proven.is_none() && open.serving == 0 && which(open));
+        let waiting =
+            self.open.iter().filter(|(_, open)| open.proven.is_none() && open.serving == 0 && which(open));
         let Some(id) = waiting.min_by_key(|(_, open)| open.waiting_since).map(|(id, _)| *id) else {
             return false;
         };

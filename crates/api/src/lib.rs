@@ -33,6 +33,7 @@ mod problem;
 mod projects;
 mod queue;
 mod quota;
+mod ready;
 mod retention;
 mod runs;
 mod schema;

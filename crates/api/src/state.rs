@@ -13,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 use utoipa::openapi::OpenApi;
 
 use crate::access::Access;
-use crate::config::ApiConfig;
+use crate::config::{ApiConfig, READY_FOR};
 use crate::problem::ApiError;
+use crate::ready::{Answers, Ready};
 use crate::shares::{Share, Shares};
 
 /// The state of the router; cheap to clone.
@@ -29,6 +30,7 @@ struct Inner {
     streams_of_keys: Shares,
     access: Access,
     readiness: Readiness,
+    ready: Answers,
     metrics: tokio::sync::Mutex<Option<(Instant, String)>>,
     document: Bytes,
 }
@@ -38,9 +40,6 @@ pub(crate) struct StreamPlace {
     _share: Share,
     _permit: OwnedSemaphorePermit,
 }
-
-/// How long a proof that the store takes writes is good for.
-const READY_FOR: Duration = Duration::from_secs(1);
 
 /// When the store last proved that it takes writes.
 struct Readiness {
@@ -80,6 +79,7 @@ impl App {
         let streams = Arc::new(Semaphore::new(config.limits.streams));
         let streams_of_keys = Shares::of(config.limits.streams_per_key);
         let access = Access::new(&config.limits);
+        let ready = Answers::good_for(config.limits.ready_for);
         Self(Arc::new(Inner {
             access,
             config,
@@ -88,6 +88,7 @@ impl App {
             streams,
             streams_of_keys,
             readiness: Readiness::default(),
+            ready,
             metrics: tokio::sync::Mutex::default(),
             document: Bytes::from(document),
         }))
@@ -124,6 +125,11 @@ impl App {
     /// cost nothing.
     pub(crate) async fn prove_writable(&self) -> Result<(), ApiError> {
         self.0.readiness.prove(async { Ok(self.0.store.ping().await?) }).await
+    }
+
+    /// Whether runs can be taken, or could be a moment ago: whoever asks needs no key, so asking often must cost nothing.
+    pub(crate) async fn ready(&self) -> Result<Ready, ApiError> {
+        self.0.ready.tell(Ready::look(self)).await
     }
 
     /// A place among the open event streams for one opened with `key`.

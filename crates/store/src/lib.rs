@@ -143,6 +143,7 @@ pub struct Store {
 struct Shared {
     database: Database,
     reader: Reader,
+    lists: Reader,
     clock: Clock,
     random: Random,
     hints: Arc<Hints>,
@@ -245,6 +246,7 @@ impl Store {
         random: Random,
     ) -> Self {
         let shared = Shared {
+            lists: database.lists(),
             database,
             reader,
             clock,

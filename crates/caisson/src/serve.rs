@@ -105,6 +105,7 @@ impl Server {
         }
         put_workflows(&store, &inputs.workflows).await?;
         let id = server_id(&settings.state_dir, &store).await?;
+        roles::alone(&store, &settings.state_dir, &id).await?;
         let head = keep_audit(&settings, &store, &id).await?;
         // Audited, so not before the store knows whose chain it writes.
         put_budgets(&store, &settings).await?;

@@ -158,6 +158,8 @@ struct Shared {
     credential_uses: CredentialUses,
     keyring: Keyring,
     queue_limits: OnceLock<QueueLimits>,
+    /// Where this process is.
+    place: OnceLock<String>,
     meters: Meters,
 }
 
@@ -260,6 +262,7 @@ impl Store {
             credential_uses: CredentialUses::default(),
             keyring: Keyring::default(),
             queue_limits: OnceLock::new(),
+            place: OnceLock::new(),
             meters: Meters::default(),
         };
         Self { shared: Arc::new(shared) }

@@ -72,9 +72,7 @@ async fn caller(parts: &Parts, app: &App, scope: Scope) -> Result<Principal, Api
     let known = app.store().authenticate(secret).await?;
     let principal = known.ok_or(ApiError::KeyRefused).inspect_err(failed)?;
     access.note_good(&hash);
-    if let Some(entry) = parts.extensions.get::<Entry>() {
-        entry.prove();
-    }
+    let has_place = parts.extensions.get::<Entry>().is_none_or(|entry| entry.prove(&principal.key));
     if let Some(quota) = access.requests.take(&principal.key) {
         if let Some(meter) = parts.extensions.get::<Meter>() {
             meter.note(quota);
@@ -82,6 +80,9 @@ async fn caller(parts: &Parts, app: &App, scope: Scope) -> Result<Principal, Api
         if let Some(retry_after_s) = quota.retry_after_s {
             return Err(ApiError::RateLimited { retry_after_s });
         }
+    }
+    if !has_place {
+        return Err(ApiError::ConnectionsOfKeyFull);
     }
     if principal.may(scope) { Ok(principal) } else { Err(ApiError::ScopeMissing(scope)) }
 }

@@ -15,6 +15,11 @@ pub const POLL: Duration = Duration::from_secs(2);
 pub const STREAM_LIFE: Duration = Duration::from_hours(1);
 /// Event streams open at once; the next one is refused with 429.
 pub const STREAMS: usize = 512;
+/// The part of [`STREAMS`], and of the connections on which a key was accepted, that one API key may have, in percent. The
+/// next one is refused with 429, so that whoever has one key does not keep out those who have others.
+pub const KEY_PERCENT: usize = 25;
+/// How long an answer of `/readyz` is good for, and a proof that the store takes writes: whoever asks needs no key.
+pub const READY_FOR: Duration = Duration::from_secs(1);
 /// Longest time for reading the body of a request.
 pub const BODY_READ: Duration = Duration::from_secs(30);
 
@@ -40,6 +45,13 @@ pub const CONNECTIONS: usize = 1024;
 pub const CONNECTIONS_PER_PEER: usize = 256;
 /// The part of the connections that only callers with a valid key can hold: one in so many.
 pub const RESERVED_PART: usize = 4;
+
+/// So many percent of `whole`, and one at least.
+#[must_use]
+pub const fn part(whole: usize, percent: usize) -> usize {
+    let part = whole.saturating_mul(percent) / 100;
+    if part == 0 { 1 } else { part }
+}
 
 /// What the router is told.
 #[derive(Debug, Clone, Default)]
@@ -100,6 +112,10 @@ pub struct ApiLimits {
     pub stream_life: Duration,
     /// See [`STREAMS`].
     pub streams: usize,
+    /// Those of one API key; see [`KEY_PERCENT`].
+    pub streams_per_key: usize,
+    /// See [`READY_FOR`].
+    pub ready_for: Duration,
     /// See [`BODY_READ`].
     pub body_read: Duration,
     /// See [`RATE_PER_MINUTE`]; 0 for no limit.
@@ -115,6 +131,8 @@ impl Default for ApiLimits {
             poll: POLL,
             stream_life: STREAM_LIFE,
             streams: STREAMS,
+            streams_per_key: part(STREAMS, KEY_PERCENT),
+            ready_for: READY_FOR,
             body_read: BODY_READ,
             rate_per_minute: RATE_PER_MINUTE,
             failures_per_minute: FAILURES_PER_MINUTE,
@@ -137,6 +155,8 @@ pub struct ServeLimits {
     pub connections: usize,
     /// See [`CONNECTIONS_PER_PEER`].
     pub connections_per_peer: usize,
+    /// Those on which one API key was accepted; see [`KEY_PERCENT`].
+    pub connections_per_key: usize,
 }
 
 impl Default for ServeLimits {
@@ -148,6 +168,7 @@ impl Default for ServeLimits {
             drain: DRAIN,
             connections: CONNECTIONS,
             connections_per_peer: CONNECTIONS_PER_PEER,
+            connections_per_key: part(CONNECTIONS, KEY_PERCENT),
         }
     }
 }
@@ -171,6 +192,15 @@ pub fn check_origin(text: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_is_never_nothing() {
+        for (whole, percent, wanted) in
+            [(512, 25, 128), (1024, 25, 256), (3, 25, 1), (0, 25, 1), (8, 100, 8), (8, 1, 1)]
+        {
+            assert_eq!(part(whole, percent), wanted, "{percent} % of {whole}");
+        }
+    }
 
     #[test]
     fn an_origin_is_what_browsers_send_and_nothing_wider() {

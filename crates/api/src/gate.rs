@@ -1,17 +1,19 @@
 //! Which connections are let in, and which make room for them.
 //!
-//! A connection on which a key was accepted is *proven* and is never cut for another. One that only waits for a request
+//! A connection on which a key was accepted is *proven* and is never cut for another; of those, one key may have a part. One that only waits for a request
 //! may be: whoever opens many and says little takes places from themselves and not from callers with a key. Some places
 //! are for proven connections alone.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use caisson_domain::id::ApiKeyId;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::Peer;
 use crate::config::{RESERVED_PART, ServeLimits};
+use crate::shares::{Share, Shares};
 
 /// The places for connections.
 #[derive(Debug, Clone)]
@@ -22,6 +24,7 @@ struct Inner {
     places: usize,
     unproven_places: usize,
     per_peer: usize,
+    of_keys: Shares,
     state: Mutex<State>,
     freed: Notify,
 }
@@ -37,7 +40,8 @@ struct State {
 #[derive(Debug)]
 struct Open {
     peer: Peer,
-    proven: bool,
+    /// What it takes of its key's share, once a key was accepted on it.
+    proven: Option<Share>,
     /// Requests under way on it.
     serving: u32,
     /// Orders the connections by the time since which they have waited for a request.
@@ -79,6 +83,7 @@ impl Gate {
             places,
             unproven_places: (places - places / RESERVED_PART).max(1),
             per_peer: limits.connections_per_peer.max(1),
+            of_keys: Shares::of(limits.connections_per_key),
             state: Mutex::default(),
             freed: Notify::new(),
         }))
@@ -110,7 +115,7 @@ impl Gate {
         let cut = CancellationToken::new();
         let pressed = state.unproven > inner.unproven_places / 2;
         let id = state.tick();
-        let open = Open { peer, proven: false, serving: 0, waiting_since: id, cut: cut.clone() };
+        let open = Open { peer, proven: None, serving: 0, waiting_since: id, cut: cut.clone() };
         state.open.insert(id, open);
         state.unproven += 1;
         *state.peers.entry(peer).or_default() += 1;
@@ -138,7 +143,8 @@ impl State {
 
     /// Takes the place of the unproven connection that has waited longest for a request, among those that `which` says.
     fn cut_oldest(&mut self, which: impl Fn(&Open) -> bool) -> bool {
-        let waiting = self.open.iter().filter(|(_, open)| !open.proven && open.serving == 0 && which(open));
+        let waiting =
+            self.open.iter().filter(|(_, open)| open.proven.is_none() && open.serving == 0 && which(open));
         let Some(id) = waiting.min_by_key(|(_, open)| open.waiting_since).map(|(id, _)| *id) else {
             return false;
         };
@@ -150,7 +156,7 @@ impl State {
 
     fn remove(&mut self, id: u64) -> Option<Open> {
         let open = self.open.remove(&id)?;
-        self.unproven -= usize::from(!open.proven);
+        self.unproven -= usize::from(open.proven.is_none());
         if let Some(count) = self.peers.get_mut(&open.peer) {
             *count -= 1;
             if *count == 0 {
@@ -162,16 +168,22 @@ impl State {
 }
 
 impl Entry {
-    /// A key was accepted on the connection.
-    pub(crate) fn prove(&self) {
-        let mut state = self.0.gate.lock();
-        if let Some(open) = state.open.get_mut(&self.0.id)
-            && !std::mem::replace(&mut open.proven, true)
-        {
-            state.unproven -= 1;
-            drop(state);
-            self.0.gate.0.freed.notify_one();
+    /// A key was accepted on the connection. `false` if the key has as many connections as one may: then this one stays
+    /// unproven, and nothing that lasts may be done on it.
+    pub(crate) fn prove(&self, key: &ApiKeyId) -> bool {
+        let gate = &self.0.gate;
+        let mut state = gate.lock();
+        // One that has made room ends in a moment.
+        let Some(open) = state.open.get_mut(&self.0.id) else { return true };
+        if open.proven.is_some() {
+            return true;
         }
+        let Some(share) = gate.0.of_keys.take(key) else { return false };
+        open.proven = Some(share);
+        state.unproven -= 1;
+        drop(state);
+        gate.0.freed.notify_one();
+        true
     }
 
     /// A request has come.

@@ -2,12 +2,11 @@
 
 use axum::Json;
 use axum::extract::State;
-use caisson_domain::server::{PlacementProblem, ProblemCode};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::problem::{ApiError, Problem};
-use crate::runs::{check_placeable, sound_servers};
+use crate::ready::Ready;
 use crate::state::App;
 
 /// How the server is.
@@ -36,7 +35,7 @@ pub(crate) async fn healthz() -> Json<Health> {
 /// Whether the server can take runs
 ///
 /// The store takes writes, and a living server has no problem that keeps it from placing runs and is not drained. A drained
-/// server still accepts runs: they wait.
+/// server still accepts runs: they wait. A yes may be up to a second old, and a no a tenth of that.
 #[utoipa::path(
     get, path = "/readyz", tag = "health", operation_id = "readyz", security(()),
     responses(
@@ -45,19 +44,8 @@ pub(crate) async fn healthz() -> Json<Health> {
     ),
 )]
 pub(crate) async fn readyz(State(app): State<App>) -> Result<Json<Health>, ApiError> {
-    app.prove_writable().await?;
-    check_placeable(app.store()).await?;
-    let drained = app.store().drained().await?;
-    let sound = sound_servers(app.store()).await?;
-    if sound.iter().any(|server| !drained.has(&server.id)) {
-        return Ok(Health::ok());
+    match app.ready().await? {
+        Ready::Yes => Ok(Health::ok()),
+        Ready::No(problems) => Err(ApiError::Unplaceable(problems)),
     }
-    let problems = sound.into_iter().map(|server| PlacementProblem {
-        code: ProblemCode::Drained,
-        message: format!(
-            "server {} is drained: it keeps the runs that it has and takes no other; `caisson resume` ends that",
-            server.id
-        ),
-    });
-    Err(ApiError::Unplaceable(problems.collect()))
 }

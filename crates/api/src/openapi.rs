@@ -35,7 +35,10 @@ const COMMON: [(&str, &str); 6] = [
     ("401", "No key, or one that opens nothing"),
     ("403", "The key lacks the scope"),
     ("406", "The caller does not take what this path answers with"),
-    ("429", "The key has used up its requests of this minute, or a bound is reached; see Retry-After"),
+    (
+        "429",
+        "The key has used up its requests of this minute, has too many connections open (`connections_of_key_full`), or a bound is reached; see Retry-After",
+    ),
     ("500", "A fault of the server"),
     ("503", "The store does not answer, or no server can place runs; come again later"),
 ];
@@ -46,7 +49,10 @@ const COMPATIBLE: [(&str, &str); 7] = [
     ("403", "The key lacks the scope"),
     ("404", "There is no such thing"),
     ("422", "A body, field or parameter that cannot be used"),
-    ("429", "The key has used up its requests of this minute, or a bound is reached; see Retry-After"),
+    (
+        "429",
+        "The key has used up its requests of this minute, has too many connections open (`connections_of_key_full`), or a bound is reached; see Retry-After",
+    ),
     ("500", "A fault of the server"),
     ("503", "The store does not answer, or no server can place runs; come again later"),
 ];

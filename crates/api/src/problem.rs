@@ -186,7 +186,11 @@ pub(crate) enum ApiError {
     ServersOfDefaultProject,
     #[error("as many runs wait already as may (queue.max_queued); come again later")]
     QueueFull,
-    #[error("as many runs of the project wait already as may (its max_queued); come again later")]
+    #[error(
+        "as many runs of the project wait already, those that start later among them, as may: its max_queued, else \
+         queue.max_queued_per_project, else half of queue.max_queued where there are several projects; come again later, or \
+         cancel some"
+    )]
     ProjectQueueFull,
     #[error("the queue was not changed: {}", .0.count())]
     InvalidQueue(Faults),
@@ -203,6 +207,14 @@ pub(crate) enum ApiError {
     UsageOfOthers,
     #[error("too many event streams are open; come again later, or read pages")]
     StreamsFull,
+    #[error(
+        "the API key has as many event streams open as one key may (api.key_percent of all); close some, or read pages"
+    )]
+    StreamsOfKeyFull,
+    #[error(
+        "the API key has as many connections open as one key may (api.key_percent of all); close some, or use those that are open"
+    )]
+    ConnectionsOfKeyFull,
     #[error("{}", unplaceable(.0))]
     Unplaceable(Vec<PlacementProblem>),
     #[error("the store failed")]
@@ -325,6 +337,8 @@ impl ApiError {
             Self::ForksFull => (StatusCode::TOO_MANY_REQUESTS, "forks_full"),
             Self::OperatorsOnly => (StatusCode::FORBIDDEN, "operators_only"),
             Self::StreamsFull => (StatusCode::TOO_MANY_REQUESTS, "streams_full"),
+            Self::StreamsOfKeyFull => (StatusCode::TOO_MANY_REQUESTS, "streams_of_key_full"),
+            Self::ConnectionsOfKeyFull => (StatusCode::TOO_MANY_REQUESTS, "connections_of_key_full"),
             Self::Unplaceable(problems) => {
                 (StatusCode::SERVICE_UNAVAILABLE, problems.first().map_or("no_server", |p| p.code.as_str()))
             }
@@ -367,6 +381,8 @@ impl ApiError {
             Self::QueueFull
             | Self::ProjectQueueFull
             | Self::StreamsFull
+            | Self::StreamsOfKeyFull
+            | Self::ConnectionsOfKeyFull
             | Self::InputsFull
             | Self::ForksFull
             | Self::Unplaceable(_)
@@ -446,8 +462,8 @@ impl IntoResponse for ApiError {
             tracing::error!(error = &**error as &dyn std::error::Error, "a request failed");
         }
         let mut response = status.into_response();
-        if matches!(self, Self::StreamsFull) {
-            // Connections are scarcer than requests: one that got no stream is not kept for the next try.
+        if matches!(self, Self::StreamsFull | Self::StreamsOfKeyFull | Self::ConnectionsOfKeyFull) {
+            // Connections are scarcer than requests: one that got no stream, or no place, is not kept for the next try.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if let Some((name, value)) = self.header() {
@@ -459,41 +475,5 @@ impl IntoResponse for ApiError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn faults_are_told_up_to_their_bound_and_counted_beyond() {
-        let mut faults = Faults::default();
-        for number in 0..FAULTS {
-            faults.add(&format!("field{number}"), "unknown_field", "x");
-        }
-        assert_eq!(faults.count(), format!("{FAULTS} faults"));
-        faults.add("one_more", "unknown_field", "x");
-        assert_eq!(faults.count(), format!("{} faults, of which {FAULTS} are told", FAULTS + 1));
-        assert!(!faults.mention("one_more"));
-        assert_eq!(faults.items.len(), FAULTS);
-    }
-
-    #[test]
-    fn texts_of_a_fault_are_cut_at_their_bound() {
-        let mut faults = Faults::default();
-        faults.add(&"f".repeat(FAULT_TEXT_BYTES + 1), "x", "m".repeat(FAULT_TEXT_BYTES + 1));
-        assert_eq!(faults.items[0].field.as_ref().unwrap().len(), FAULT_TEXT_BYTES);
-        assert_eq!(faults.items[0].message.len(), FAULT_TEXT_BYTES);
-    }
-
-    #[test]
-    fn a_fault_of_the_server_tells_nothing_but_the_request_id() {
-        let error = ApiError::internal("the secret reason");
-        let (status, code) = error.status_and_code();
-        let problem = error.into_told(status, code).with_request_id("req_1");
-        assert_eq!(
-            serde_json::to_value(problem).unwrap(),
-            serde_json::json!({
-                "type": "about:blank", "title": "Internal Server Error", "status": 500,
-                "code": "internal", "request_id": "req_1",
-            })
-        );
-    }
-}
+#[path = "problem_tests.rs"]
+mod tests;

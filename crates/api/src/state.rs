@@ -2,9 +2,9 @@
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use axum::body::Bytes;
+use caisson_domain::id::ApiKeyId;
 use caisson_store::Store;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -12,8 +12,10 @@ use tokio_util::sync::CancellationToken;
 use utoipa::openapi::OpenApi;
 
 use crate::access::Access;
-use crate::config::ApiConfig;
+use crate::config::{ApiConfig, READY_FOR};
 use crate::problem::ApiError;
+use crate::ready::{Answers, Ready};
+use crate::shares::{Share, Shares};
 
 /// The state of the router; cheap to clone.
 #[derive(Clone)]
@@ -24,14 +26,19 @@ struct Inner {
     store: Store,
     cancel: CancellationToken,
     streams: Arc<Semaphore>,
+    streams_of_keys: Shares,
     access: Access,
     readiness: Readiness,
+    ready: Answers,
     metrics: tokio::sync::Mutex<Option<(Instant, String)>>,
     document: Bytes,
 }
 
-/// How long a proof that the store takes writes is good for.
-const READY_FOR: Duration = Duration::from_secs(1);
+/// A place among the open event streams, given back when it is dropped.
+pub(crate) struct StreamPlace {
+    _share: Share,
+    _permit: OwnedSemaphorePermit,
+}
 
 /// When the store last proved that it takes writes.
 struct Readiness {
@@ -69,14 +76,18 @@ impl App {
         let document =
             serde_json::to_vec(document).expect("the document is plain data without map keys but text");
         let streams = Arc::new(Semaphore::new(config.limits.streams));
+        let streams_of_keys = Shares::of(config.limits.streams_per_key);
         let access = Access::new(&config.limits);
+        let ready = Answers::good_for(config.limits.ready_for);
         Self(Arc::new(Inner {
             access,
             config,
             store,
             cancel,
             streams,
+            streams_of_keys,
             readiness: Readiness::default(),
+            ready,
             metrics: tokio::sync::Mutex::default(),
             document: Bytes::from(document),
         }))
@@ -115,9 +126,16 @@ impl App {
         self.0.readiness.prove(async { Ok(self.0.store.ping().await?) }).await
     }
 
-    /// A place among the open event streams, given back when it is dropped.
-    pub(crate) fn stream_permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        Arc::clone(&self.0.streams).try_acquire_owned().map_err(|_| ApiError::StreamsFull)
+    /// Whether runs can be taken, or could be a moment ago: whoever asks needs no key, so asking often must cost nothing.
+    pub(crate) async fn ready(&self) -> Result<Ready, ApiError> {
+        self.0.ready.tell(Ready::look(self)).await
+    }
+
+    /// A place among the open event streams for one opened with `key`.
+    pub(crate) fn stream_place(&self, key: &ApiKeyId) -> Result<StreamPlace, ApiError> {
+        let share = self.0.streams_of_keys.take(key).ok_or(ApiError::StreamsOfKeyFull)?;
+        let permit = Arc::clone(&self.0.streams).try_acquire_owned().map_err(|_| ApiError::StreamsFull)?;
+        Ok(StreamPlace { _share: share, _permit: permit })
     }
 }
 

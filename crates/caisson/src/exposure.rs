@@ -75,6 +75,7 @@ fn of_settings(settings: &Settings) -> Vec<String> {
     found.extend(configuration.chain(&files).filter_map(|file| foreign(file, own_uid)));
     found.extend(unpinned(settings));
     found.extend(unlimited(settings));
+    found.extend(fills_all(settings));
     found.extend(unencrypted(settings));
     found.extend(wide_ways(settings));
     found.extend((settings.min_free_disk_mib == 0).then(|| {
@@ -137,6 +138,15 @@ fn unlimited(settings: &Settings) -> Option<String> {
     let unlimited = settings.api.rate_per_minute == 0;
     unlimited.then(|| {
         "api.rate_per_minute is 0: one API key may use up the whole server; leave it out for 3000 a minute".to_owned()
+    })
+}
+
+/// The key of one project is then enough to keep all others from working, for as long as starts can be put off.
+fn fills_all(settings: &Settings) -> Option<String> {
+    settings.queue.lets_one_fill_all().then(|| {
+        "queue.max_queued_per_project is no less than queue.max_queued: one project may fill the queue of all; leave it out \
+         for half, and give a project that needs more its own with `caisson project set PROJECT --max-queued N`"
+            .to_owned()
     })
 }
 

@@ -43,6 +43,15 @@ fn an_image_by_its_tag_and_keys_without_a_limit_are_told() {
 }
 
 #[test]
+fn a_queue_that_one_project_may_fill_is_told() {
+    let told = |own: Option<i64>| warned(|settings| settings.queue.max_queued_per_project = own);
+    for fine in [None, Some(0), Some(9_999)] {
+        assert_eq!(told(fine), Vec::<String>::new(), "{fine:?}");
+    }
+    assert!(only(&told(Some(10_000)), &["queue.max_queued_per_project", "caisson project set"]));
+}
+
+#[test]
 fn a_token_for_a_registry_that_others_can_read_is_told() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("registry-token");

@@ -2,6 +2,7 @@
 //! always, in the store alone.
 
 use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,8 +11,9 @@ use caisson_domain::id::ServerId;
 use caisson_domain::limits::HEARTBEAT_MS;
 use caisson_domain::server::{PlacementProblem, ProblemCode, Role};
 use caisson_store::{Presence, Store};
+use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::serve::chain;
 use crate::settings::Settings;
@@ -153,6 +155,48 @@ pub(crate) fn presence(settings: &Settings, server: &ServerId) -> Presence {
     }
 }
 
+/// Between two looks whether another place still says that it is this server.
+const LOOK: Duration = Duration::from_millis(500);
+/// What every boot of a machine has its own of. A copy of a machine has the same id, so that says nothing.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Makes sure that no other machine and no other state directory is this server: a copy, or one that was restored from a backup,
+/// would take all sandboxes of the other one's runs for lost. From the same place the locks of the directory say so. One that
+/// has just gone silent, as before a move, is waited for until it counts as silent.
+///
+/// # Errors
+/// It is heard of again meanwhile.
+pub(crate) async fn alone(store: &Store, state_dir: &Path, server: &ServerId) -> anyhow::Result<()> {
+    store.set_place(place(state_dir)?);
+    if !store.is_shared() {
+        return Ok(());
+    }
+    let Some(first) = store.heard_elsewhere(server).await? else { return Ok(()) };
+    warn!(server.id = %server, "server {server} was heard of from another place a moment ago; waiting until it is silent");
+    // It ends: whoever is not heard of again counts as silent after a time.
+    while let Some(last) = store.heard_elsewhere(server).await? {
+        anyhow::ensure!(
+            last == first,
+            "another machine or another state directory is the server {server} as well, and each would destroy the other's \
+             sandboxes; stop that one; or, if \"{}\" is a copy, remove the file server_id in it, so that it becomes a server \
+             of its own",
+            state_dir.display()
+        );
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+/// What no other machine that runs, and no other directory of this one, has.
+fn place(state_dir: &Path) -> anyhow::Result<String> {
+    // Where nothing tells, the directory alone has to.
+    let boot = fs::read_to_string(BOOT_ID).unwrap_or_default();
+    let found = fs::metadata(state_dir)
+        .with_context(|| format!("\"{}\" cannot be looked at", state_dir.display()))?;
+    let text = format!("{} {} {}", boot.trim(), found.dev(), found.ino());
+    Ok(hex::encode(&Sha256::digest(text)[..16]))
+}
+
 /// Tells the store again and again that this process is alive, and writes off the runs of servers that have been silent for
 /// too long, until the server stops.
 pub(crate) async fn keep(store: &Store, presence: &Presence, stop: &CancellationToken) {
@@ -163,7 +207,7 @@ pub(crate) async fn keep(store: &Store, presence: &Presence, stop: &Cancellation
             () = tokio::time::sleep(Duration::from_millis(HEARTBEAT_MS.unsigned_abs())) => {}
         }
         let told = match store.beat(presence).await {
-            Ok(()) if store.is_shared() => write_off(store, &presence.server).await,
+            Ok(()) if store.is_shared() => look_after(store, &presence.server).await,
             told => told,
         };
         if let Err(error) = &told
@@ -175,7 +219,12 @@ pub(crate) async fn keep(store: &Store, presence: &Presence, stop: &Cancellation
     }
 }
 
-async fn write_off(store: &Store, server: &ServerId) -> Result<(), caisson_store::StoreError> {
+/// Looks after what other servers leave, and whether one of them is this very server.
+async fn look_after(store: &Store, server: &ServerId) -> Result<(), caisson_store::StoreError> {
+    // Two that started at the same moment saw nothing of one another.
+    if store.heard_elsewhere(server).await?.is_some() {
+        error!(server.id = %server, "another machine or another state directory is the server {server} as well; stop one of them");
+    }
     for run in store.write_off_lost(server).await? {
         info!(run.id = %run, "took run {run} from its server, which has been silent for too long");
     }
@@ -205,6 +254,19 @@ mod tests {
         let overrides =
             Overrides { state_dir: Some(state_dir.to_owned()), only: only.to_vec(), ..Overrides::default() };
         Settings::read(None, &Environment { variables: Vec::new(), root: false }, overrides).unwrap()
+    }
+
+    #[test]
+    fn each_state_directory_is_a_place_of_its_own() {
+        let root = tempfile::tempdir().unwrap();
+        let (one, other) = (root.path().join("one"), root.path().join("other"));
+        fs::create_dir(&one).unwrap();
+        fs::create_dir(&other).unwrap();
+        assert_ne!(place(&one).unwrap(), place(&other).unwrap());
+        let before = place(&one).unwrap();
+        fs::write(one.join("server_id"), "x").unwrap();
+        assert_eq!(place(&one).unwrap(), before, "whatever is in it");
+        assert!(place(&root.path().join("none")).unwrap_err().to_string().contains("none"));
     }
 
     #[test]

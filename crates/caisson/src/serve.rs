@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
+use caisson_api::config::{STREAMS, part};
 use caisson_api::{AgentInfo, ApiConfig, ApiLimits, MetricsFor, ServeLimits};
 use caisson_domain::budget::ProjectBudgets;
 use caisson_domain::id::{ProjectId, ServerId};
@@ -104,6 +105,7 @@ impl Server {
         }
         put_workflows(&store, &inputs.workflows).await?;
         let id = server_id(&settings.state_dir, &store).await?;
+        roles::alone(&store, &settings.state_dir, &id).await?;
         let head = keep_audit(&settings, &store, &id).await?;
         // Audited, so not before the store knows whose chain it writes.
         put_budgets(&store, &settings).await?;
@@ -213,6 +215,7 @@ impl Server {
         let limits = ServeLimits {
             connections: settings.api.connections,
             connections_per_peer: settings.api.connections_per_peer,
+            connections_per_key: part(settings.api.connections, settings.api.key_percent),
             ..ServeLimits::default()
         };
         let scheme = if let Some(certificate) = inputs.certificate.clone() {
@@ -333,7 +336,11 @@ fn api_config(settings: &Settings, inputs: &Inputs, (id, images): (&ServerId, bo
         metrics_for: if settings.metrics.public { MetricsFor::Everyone } else { MetricsFor::Operators },
         cors_origins: settings.api.cors_origins.clone(),
         tls: settings.tls.cert_file.is_some(),
-        limits: ApiLimits { rate_per_minute: settings.api.rate_per_minute, ..ApiLimits::default() },
+        limits: ApiLimits {
+            rate_per_minute: settings.api.rate_per_minute,
+            streams_per_key: part(STREAMS, settings.api.key_percent),
+            ..ApiLimits::default()
+        },
     }
 }
 

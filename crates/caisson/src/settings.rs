@@ -446,6 +446,7 @@ fn defaults(
         .set_default("api.rate_per_minute", 3000)?
         .set_default("api.connections", 1024)?
         .set_default("api.connections_per_peer", 256)?
+        .set_default("api.key_percent", 25)?
         .set_default("api.cors_origins", empty.clone())?
         .set_default("api.automagik", true)?
         .set_default("tls", nothing())?

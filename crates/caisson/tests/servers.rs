@@ -18,8 +18,10 @@ use testkit::world::{World, WorldSpec};
 const END: Duration = Duration::from_mins(5);
 /// How long a server is cut off from the database: a lease is over by then.
 const CUT_OFF: Duration = Duration::from_secs(35);
-/// Runs of the two servers together.
+/// Runs of all servers together.
 const RUNS: usize = 12;
+/// Those that the first two have slots for.
+const AT_ONCE: usize = 8;
 /// The shortest silence after which a server counts as lost, in seconds.
 const LOST_AFTER_S: u64 = 40;
 
@@ -29,6 +31,8 @@ struct Pair {
     other: Option<ServerProcess>,
     other_spec: ServerSpec,
     other_api: Api,
+    /// One that lives all the time, where a test has one.
+    third: Option<(ServerProcess, ServerSpec)>,
     world: World,
     ways: [Way; 2],
     postgres: Postgres,
@@ -45,7 +49,30 @@ impl Pair {
         let other_spec = beside(&world, "other", &postgres.url_by(&ways[1]));
         let other = other_spec.start().await.unwrap();
         let other_api = Api::new(&other.base, &world.key).unwrap();
-        Some(Self { other: Some(other), other_spec, other_api, world, ways, postgres })
+        Some(Self { other: Some(other), other_spec, other_api, third: None, world, ways, postgres })
+    }
+
+    /// A third server, that takes a run of its own, sees it through, and is given further ones. Returns all of them.
+    async fn third_goes_on(&mut self, at_most: Duration, further: usize) -> Vec<String> {
+        let mut spec = beside(&self.world, "third", &self.postgres.url());
+        spec.set("SLOTS", "1");
+        let server = spec.start().await.unwrap();
+        let api = Api::new(&server.base, &self.world.key).unwrap();
+        let home = std::fs::read_to_string(spec.state_dir.join("server_id")).unwrap();
+        let mut body = self.world.run_body();
+        body["prompt"] = json!("[[scn:cart]] The test suite fails. Fix the bug.");
+        let id = api.submit(&body).await.unwrap();
+        let ended = api.wait_end(&id, at_most).await;
+        let log = server.log();
+        self.third = Some((server, spec));
+        let run = ended.unwrap_or_else(|error| panic!("{error:#}\n{log}"));
+        assert_eq!(run["status"], "succeeded", "{run:#}\n{log}");
+        assert_eq!(self.one(&format!("select home_server_id from run where id = '{id}'")), home.trim());
+        let mut ids = vec![id];
+        for _ in 0..further {
+            ids.push(api.submit(&self.world.run_body()).await.unwrap());
+        }
+        ids
     }
 
     fn one(&self, sql: &str) -> String {
@@ -61,6 +88,10 @@ impl Pair {
 impl Drop for Pair {
     fn drop(&mut self) {
         self.other.take();
+        if let Some((server, spec)) = self.third.take() {
+            drop(server);
+            self.world.engine.remove_all(&spec.parts, &spec.state_dir).ok();
+        }
         self.world.engine.remove_all(&self.other_spec.parts, &self.other_spec.state_dir).ok();
     }
 }
@@ -124,25 +155,31 @@ async fn assert_done_once(pair: &Pair, id: &str) {
 async fn one_server_dies_and_one_is_cut_off_and_no_run_is_lost_or_done_twice() {
     let Some(mut pair) = Pair::start(slow(Engine::Local)).await else { return };
     let mut ids = Vec::new();
-    for turn in 0..RUNS {
+    for turn in 0..AT_ONCE {
         let api = [&pair.world.api, &pair.other_api][turn % 2];
         ids.push(api.submit(&pair.world.run_body()).await.unwrap());
     }
     let apis = [pair.world.api.clone(), pair.other_api.clone()];
     #[expect(clippy::disallowed_methods, reason = "it is waited for below")]
     let follower = tokio::spawn(followed(apis, ids[0].clone()));
-    let at_work =
-        "select count(distinct home_server_id) from run where status = 'running' and agent_started = 1";
-    wait(|| pair.one(at_work) == "2", Duration::from_mins(1), "both are at work").await;
+    let at_work = "select count(distinct home_server_id) filter (where status = 'running' and agent_started = 1) || ' ' || \
+         count(*) filter (where status = 'queued') from run";
+    wait(|| pair.one(at_work) == "2 0", Duration::from_mins(1), "both are at work, and nothing waits").await;
+    let unowned = pair.one("select string_agg(distinct quote_literal(home_server_id), ',') from run");
 
     pair.world.server.kill().unwrap();
     pair.ways[1].set_open(false);
-    tokio::time::sleep(CUT_OFF).await;
-    // Everything is unowned now and nothing is written off.
+    let cut_off = Instant::now();
+    ids.extend(pair.third_goes_on(CUT_OFF, RUNS - AT_ONCE - 1).await);
+    assert!(cut_off.elapsed() < CUT_OFF, "a server that lives is held up by others: {:?}", cut_off.elapsed());
+    tokio::time::sleep(CUT_OFF.saturating_sub(cut_off.elapsed())).await;
+    // Everything of the two is unowned now and nothing is written off.
     assert_eq!(pair.one("select count(*) from run where status = 'failed'"), "0");
-    let over = "select count(*) from run where status = 'running' and lease_expires_at_ms > \
-         extract(epoch from clock_timestamp()) * 1000";
-    assert_eq!(pair.one(over), "0", "{}", pair.logs());
+    let over = format!(
+        "select count(*) from run where status = 'running' and home_server_id in ({unowned}) and lease_expires_at_ms > \
+         extract(epoch from clock_timestamp()) * 1000"
+    );
+    assert_eq!(pair.one(&over), "0", "{}", pair.logs());
     let epochs = "select sum(lease_epoch) - sum(attempt) from run where status = 'running'";
     let before: i64 = pair.one(epochs).parse().unwrap();
     pair.ways[1].set_open(true);
@@ -250,6 +287,32 @@ async fn an_artifact_is_had_from_the_server_that_the_run_was_on_alone() {
         let told = checked(spec);
         assert_eq!(told.contains("FAIL  files"), !told.contains("ok    files: 0 kept"), "{told}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_of_a_server_is_refused_while_the_server_lives() {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let Some(postgres) = Postgres::make().await.unwrap() else { return };
+    let mut spec = WorldSpec::on(Engine::Local);
+    spec.variables.push(("DATABASE__URL".to_owned(), postgres.url()));
+    let mut world = World::start(&parts, spec).await.unwrap();
+    let (id, sandbox) = world.half_done(&world.run_body(), END).await.unwrap();
+    let copy = beside(&world, "copy", &postgres.url());
+    std::fs::create_dir(&copy.state_dir).unwrap();
+    std::fs::copy(world.state_dir().join("server_id"), copy.state_dir.join("server_id")).unwrap();
+    let refused = copy.command(&["serve"]).output().unwrap();
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && told.contains("remove the file server_id in it"), "{told}");
+    assert_eq!(world.sandboxes().unwrap(), [sandbox.clone()]);
+    // From its own place a server is back at once, however it ended.
+    world.server.kill().unwrap();
+    let begun = Instant::now();
+    world.server = world.spec.start().await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(20), "it waited for itself: {:?}", begun.elapsed());
+    assert_eq!(world.sandboxes().unwrap(), [sandbox], "nothing of its run was touched");
+    assert_eq!(world.api.post(&format!("/v1/runs/{id}/cancel"), &Value::Null).await.unwrap().status, 202);
+    let run = world.api.wait_end(&id, END).await.unwrap();
+    assert_eq!(run["status"], "cancelled", "{run:#}\n{}", world.server.log());
 }
 
 /// The states of the servers, oldest first, as the command shows them.

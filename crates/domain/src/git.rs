@@ -153,17 +153,43 @@ impl std::str::FromStr for Repository {
 
 impl Repository {
     /// One text for all spellings of the repository: a URL without trailing slash and `.git`, which git hosts treat as
-    /// the same, its scheme and host in lower case and without the default port; a path without trailing slash.
+    /// the same, in lower case, with nothing percent-encoded and without the default port; a path without trailing slash.
     ///
-    /// It is what a branch is locked by; to reach the repository, use the spelling that was given.
+    /// It is what a branch is locked by, so it says "the same" wherever some host might. Most hosts take names for the same
+    /// whatever the case of their letters; two repositories of one that does not wait for one another here, which costs
+    /// them time and no work. To reach the repository, use the spelling that was given.
     #[must_use]
     pub fn key(&self) -> String {
         match self {
-            // Parsing has put scheme and host in lower case and dropped a default port.
-            Self::Url(url) => format!("{}{}", url.origin().ascii_serialization(), trimmed(url)),
+            // Parsing has dropped a default port. The ending goes last: it may be spelled in any way as well.
+            Self::Url(url) => {
+                let path = decoded(url.path()).to_lowercase();
+                format!("{}{}", url.origin().ascii_serialization(), without_ending(&path))
+            }
             Self::Path(path) => path.components().collect::<PathBuf>().display().to_string(),
         }
     }
+}
+
+/// A path with every percent-encoded byte decoded. What is then not a path of text any more, or another path, is refused
+/// when a URL is parsed, or counts as the same.
+fn decoded(path: &str) -> String {
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut rest = path.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let mut byte = [0];
+        rest = match after.split_at_checked(2) {
+            Some((digits, after)) if *first == b'%' && hex::decode_to_slice(digits, &mut byte).is_ok() => {
+                after
+            }
+            Some(_) | None => {
+                byte = [*first];
+                after
+            }
+        };
+        bytes.extend(byte);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn parse_url(text: &str) -> Result<Url, RepositoryError> {
@@ -295,168 +321,14 @@ fn same_origin(left: &Url, right: &Url) -> bool {
 
 /// The path without a trailing slash and without `.git`, which git hosts treat as the same repository.
 fn trimmed(url: &Url) -> &str {
-    let path = url.path().trim_end_matches('/');
+    without_ending(url.path())
+}
+
+fn without_ending(path: &str) -> &str {
+    let path = path.trim_end_matches('/');
     path.strip_suffix(".git").unwrap_or(path)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn branch_names_follow_gits_own_rules() {
-        for good in
-            ["main", "fix/a-b", "caisson/bug-fixer/0a1b2c3d", "ä/ö", &"b".repeat(limits::BRANCH_BYTES)]
-        {
-            assert!(good.parse::<BranchName>().is_ok(), "{good}");
-        }
-        let long = "b".repeat(limits::BRANCH_BYTES + 1);
-        for bad in [
-            "",
-            "-x",
-            "+x",
-            "refs/heads/main",
-            "a b",
-            "a\tb",
-            "a\u{7f}",
-            "a..b",
-            "a~1",
-            "a^",
-            "a:b",
-            "a?",
-            "a*",
-            "a[",
-            "a\\b",
-            "@",
-            "HEAD",
-            "a@{b",
-            "/a",
-            "a/",
-            "a//b",
-            "a.",
-            ".a",
-            "a/.b",
-            "a.lock",
-            "a.lock/b",
-            &long,
-        ] {
-            assert!(bad.parse::<BranchName>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn repositories_are_urls_without_credentials_or_plain_absolute_paths() {
-        for good in ["https://git.example.com/team/x.git", "http://127.0.0.1:8080/x", "/srv/git/x.git"] {
-            assert_eq!(good.parse::<Repository>().unwrap().to_string(), good);
-        }
-        let refused = |text: &str| text.parse::<Repository>().unwrap_err();
-        assert_eq!(refused("https://u:p@git.example.com/x"), RepositoryError::HoldsCredential);
-        assert_eq!(refused("https://git.example.com/x?y=1"), RepositoryError::QueryOrFragment);
-        assert!(matches!(refused("git@git.example.com:team/x.git"), RepositoryError::Ssh(_)));
-        assert!(matches!(refused("ssh://git.example.com/x"), RepositoryError::Ssh(_)));
-        assert!(matches!(refused("file:///etc"), RepositoryError::Form(_)));
-        assert!(matches!(refused("ext::sh -c x"), RepositoryError::Form(_)));
-        assert!(matches!(refused("--upload-pack=x"), RepositoryError::Form(_)));
-        assert!(matches!(refused("https://git.example.com/a%2f..%2fb"), RepositoryError::Form(_)));
-        assert!(matches!(refused("/srv/../etc"), RepositoryError::Path(_)));
-        assert!(matches!(refused("/srv/./x"), RepositoryError::Path(_)));
-        assert_eq!(refused(&format!("/{}", "x".repeat(limits::REPOSITORY_BYTES))), RepositoryError::TooLong);
-        assert!(format!("/{}", "x".repeat(limits::REPOSITORY_BYTES - 1)).parse::<Repository>().is_ok());
-    }
-
-    #[test]
-    fn a_repository_has_one_key_however_it_is_spelled() {
-        let key = |text: &str| text.parse::<Repository>().unwrap().key();
-        for spelling in [
-            "https://git.example.com/team/x",
-            "https://git.example.com/team/x/",
-            "https://git.example.com/team/x.git",
-            "https://git.example.com/team/x.git/",
-            "https://GIT.Example.com:443/team/x",
-            "https://git.example.com/team/./y/../x",
-        ] {
-            assert_eq!(key(spelling), "https://git.example.com/team/x", "{spelling}");
-        }
-        for other in [
-            "http://git.example.com/team/x",
-            "https://git.example.com:8443/team/x",
-            "https://git.example.com/team/X",
-            "https://git.example.com/team/x.gi",
-            "https://git.example.com/team",
-        ] {
-            assert_ne!(key(other), "https://git.example.com/team/x", "{other}");
-        }
-        assert_eq!((key("/srv/git/x/"), key("/srv//git/x")), ("/srv/git/x".into(), "/srv/git/x".into()));
-        assert_ne!(key("/srv/git/x.git"), key("/srv/git/x"), "two directories");
-        assert_eq!(key("/"), "/");
-    }
-
-    #[test]
-    fn the_allow_list_is_closed_and_compares_whole_path_parts() {
-        let list = AllowList::new(
-            &["https://git.example.com/team/*".to_owned(), "https://git.example.com/solo/one.git".to_owned()],
-            vec![PathBuf::from("/srv/git")],
-        )
-        .unwrap();
-        let allows = |text: &str| list.allows(&text.parse().unwrap());
-        assert!(allows("https://git.example.com/team/x.git"));
-        assert!(allows("https://git.example.com/solo/one"));
-        assert!(allows("/srv/git/x"));
-        for outside in [
-            "https://git.example.com/team",
-            "https://git.example.com/teamwork/x",
-            "https://git.example.com/solo/one/two",
-            "http://git.example.com/team/x",
-            "https://git.example.com:8443/team/x",
-            "https://example.com/team/x",
-            "https://git.example.com/team/../solo/two",
-            "/srv/gitx/y",
-            "/etc",
-        ] {
-            assert!(!allows(outside), "{outside}");
-        }
-        assert!(!AllowList::default().allows(&"https://git.example.com/x".parse().unwrap()));
-    }
-
-    #[test]
-    fn a_url_that_servers_may_read_in_two_ways_is_refused() {
-        for bad in [
-            "/team/..;/solo/two",
-            "/team/x;v=1",
-            "/team//x",
-            "//team/x",
-            "/team/x//",
-            "/team/%252e%252e/solo",
-            "/team/%2e%2e/solo",
-            "/team/x%2Egit",
-            "/team/..%3B/solo",
-            "/team/..%3b/solo",
-            "/team%2fx",
-            "/team%5Cx",
-            "/team/x%00",
-        ] {
-            let text = format!("https://git.example.com{bad}");
-            assert_eq!(text.parse::<Repository>(), Err(RepositoryError::Form(text.clone())));
-            assert!(AllowList::new(&[format!("{text}/*")], Vec::new()).is_err(), "{bad}");
-        }
-        for good in ["https://git.example.com/team/x/", "https://git.example.com/team/a%20b"] {
-            assert!(good.parse::<Repository>().is_ok(), "{good}");
-        }
-    }
-
-    #[test]
-    fn a_list_says_whether_it_allows_anything() {
-        assert!(AllowList::default().is_empty());
-        assert!(!AllowList::new(&[], vec![PathBuf::from("/srv/git")]).unwrap().is_empty());
-        for pattern in ["https://h.example/*", "https://h.example/x"] {
-            assert!(!AllowList::new(&[pattern.to_owned()], Vec::new()).unwrap().is_empty());
-        }
-    }
-
-    #[test]
-    fn a_pattern_that_is_no_url_is_refused() {
-        for bad in ["*", "git.example.com/*", "/srv/git", "https://*.example.com/x"] {
-            assert!(AllowList::new(&[bad.to_owned()], Vec::new()).is_err(), "{bad}");
-        }
-    }
-}
+#[path = "git_tests.rs"]
+mod tests;

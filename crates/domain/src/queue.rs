@@ -24,6 +24,9 @@ pub const WEIGHT_DEFAULT: i64 = 1;
 pub const TURN: i64 = 1_000_000;
 /// How far ahead a run's start may be put off, in seconds (30 days).
 pub const DELAY_S_MAX: i64 = 30 * 24 * 60 * 60;
+/// The part of the waiting runs that one project may have where others are beside it and nobody says otherwise: one in so
+/// many, rounded up. So that whoever has one project's key cannot fill everybody's queue.
+pub const QUEUED_PART: i64 = 2;
 /// Caps on running runs, and on waiting ones, that can be set. A cap of 0 lets none through.
 pub const CAP: RangeInclusive<i64> = 0..=QUEUE_RUNS;
 /// How often a run is taken from the queue without its agent having started; with the next return it fails.
@@ -57,8 +60,26 @@ pub struct QueueLimits {
     pub max_running_per_credential: Option<i64>,
     /// Runs that may wait; at most [`QUEUE_RUNS`].
     pub max_queued: i64,
-    /// Those of one project, where the project itself says nothing.
+    /// Those of one project, where the project itself says nothing; none: see [`QueueLimits::queued_per_project`].
     pub max_queued_per_project: Option<i64>,
+}
+
+impl QueueLimits {
+    /// How many runs of one project may wait that says nothing itself, when there are so many projects; none: no bound but
+    /// that of all. Where nothing is set, one of several has one in [`QUEUED_PART`] of all.
+    #[must_use]
+    pub const fn queued_per_project(&self, projects: i64) -> Option<i64> {
+        match self.max_queued_per_project {
+            None if projects > 1 => Some((self.max_queued + QUEUED_PART - 1) / QUEUED_PART),
+            set => set,
+        }
+    }
+
+    /// Whether one of several projects may fill the whole queue.
+    #[must_use]
+    pub const fn lets_one_fill_all(&self) -> bool {
+        matches!(self.max_queued_per_project, Some(most) if most >= self.max_queued)
+    }
 }
 
 impl Default for QueueLimits {
@@ -146,6 +167,25 @@ mod tests {
         assert_eq!(standing(3, 2, 9).compare(&standing(1, 1, 0), 9), Less, "two thirds are less than one");
         assert_eq!(standing(3, 3, 9).compare(&standing(1, 1, 0), 9), Greater);
         assert_eq!(standing(1, 0, 5).compare(&standing(1, 0, 5), 9), Equal);
+    }
+
+    #[test]
+    fn a_project_beside_others_has_half_of_the_queue_unless_somebody_says_otherwise() {
+        let limits = |max_queued, max_queued_per_project| QueueLimits {
+            max_queued,
+            max_queued_per_project,
+            ..QueueLimits::default()
+        };
+        assert_eq!(QueueLimits::default().queued_per_project(2), Some(5_000));
+        assert_eq!(QueueLimits::default().queued_per_project(1), None);
+        for (max_queued, most) in [(0, 0), (1, 1), (2, 1), (3, 2)] {
+            assert_eq!(limits(max_queued, None).queued_per_project(200), Some(most));
+        }
+        for projects in [1, 2] {
+            assert_eq!(limits(10, Some(7)).queued_per_project(projects), Some(7));
+        }
+        assert!(!limits(10, None).lets_one_fill_all() && !limits(10, Some(9)).lets_one_fill_all());
+        assert!(limits(10, Some(10)).lets_one_fill_all());
     }
 
     #[test]

@@ -19,6 +19,9 @@ pub(crate) const BODY_IDLE: Duration = Duration::from_mins(1);
 pub(crate) const GRACE: Duration = Duration::from_secs(5);
 /// How often the sandboxes are read even if no hint came.
 pub(crate) const RECONCILE: Duration = Duration::from_secs(5);
+/// How often `GET /next` and `GET /inputs` look within their wait even if no hint came: well under
+/// [`caisson_domain::limits::STOP_GRACE_S`], so that a run whose hint was lost has time to save its work.
+pub(crate) const LOOK: Duration = Duration::from_secs(2);
 /// Bodies of one sandbox that are in memory at once, in bytes.
 pub(crate) const BODY_POOL_BYTES: usize = 64 * 1024 * 1024;
 /// JSON up to this size is read on the spot, in bytes; longer texts go to a blocking thread.
@@ -287,6 +290,8 @@ impl Default for PushBounds {
 pub(crate) struct Bounds {
     /// How long `GET /next` and `GET /inputs` wait.
     pub(crate) long_poll: Duration,
+    /// [`LOOK`].
+    pub(crate) look: Duration,
     /// [`BODY_IDLE`].
     pub(crate) body_idle: Duration,
     /// [`HEADER_READ`].
@@ -369,6 +374,7 @@ impl Default for Bounds {
     fn default() -> Self {
         Self {
             long_poll: Duration::from_millis(caisson_domain::limits::LONG_POLL_MS),
+            look: LOOK,
             body_idle: BODY_IDLE,
             header_read: HEADER_READ,
             grace: GRACE,

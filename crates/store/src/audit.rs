@@ -233,7 +233,7 @@ impl Store {
             .bind(filter.run.as_ref().map(RunId::as_str))
             .bind(filter.actor.as_deref())
             .bind(limit.min(PAGE_ITEMS + 1))
-            .fetch_all(self.reader())
+            .fetch_all(self.lists())
             .await?;
         rows.iter().map(record::read).collect()
     }

@@ -192,7 +192,7 @@ impl Store {
     /// Safe: it only reads.
     pub async fn count_runs(&self, project: &ProjectId, filter: &NumberedFilter) -> Result<i64, StoreError> {
         let count = bound!(sql::query_scalar::<i64>(COUNT).bind(project.as_str()), filter);
-        Ok(count.bind(COUNTED_ROWS).fetch_one(self.reader()).await?)
+        Ok(count.bind(COUNTED_ROWS).fetch_one(self.lists()).await?)
     }
 
     /// The runs behind the first `skip`, at most [`NUMBERED_ROWS`] of them. Runs that are made meanwhile move the others
@@ -214,7 +214,7 @@ impl Store {
         let query = bound!(sql::query(sql::Statement::Built(text)).bind(project.as_str()), filter);
         let query = query.bind(limit.min(NUMBERED_ROWS)).bind(skip);
         let query = if order == RunOrder::Duration { query.bind(self.now_ms()) } else { query };
-        query.fetch_all(self.reader()).await?.iter().map(numbered_run).collect()
+        query.fetch_all(self.lists()).await?.iter().map(numbered_run).collect()
     }
 
     /// How many sessions the project has, at most [`COUNTED_ROWS`].
@@ -225,7 +225,7 @@ impl Store {
     /// Safe: it only reads.
     pub async fn count_sessions(&self, project: &ProjectId) -> Result<i64, StoreError> {
         let count = sql::query_scalar::<i64>(COUNT_SESSIONS).bind(project.as_str()).bind(COUNTED_ROWS);
-        Ok(count.fetch_one(self.reader()).await?)
+        Ok(count.fetch_one(self.lists()).await?)
     }
 
     /// The project's sessions behind the first `skip`, by age, with the words of their newest run; at most
@@ -249,7 +249,7 @@ impl Store {
             .bind(project.as_str())
             .bind(limit.min(NUMBERED_ROWS))
             .bind(skip)
-            .fetch_all(self.reader())
+            .fetch_all(self.lists())
             .await?;
         let mut found = Vec::with_capacity(rows.len());
         for row in &rows {

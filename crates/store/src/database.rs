@@ -2,6 +2,7 @@
 //! [`sql::Statement::Each`].
 
 mod leased;
+mod lists;
 mod live_text;
 mod migrating;
 pub(crate) mod notify;
@@ -97,6 +98,14 @@ impl Database {
                 let heard = notify::Heard { hints: Arc::clone(hints), deltas: Arc::clone(deltas) };
                 Some(database.notifier(Random::system().bytes(), heard))
             }
+        }
+    }
+
+    /// Connections for reads that may take long.
+    pub(crate) fn lists(&self) -> Reader {
+        match self {
+            Self::Sqlite(database) => Reader::SqliteLists(database.lists.clone()),
+            Self::Postgres(database) => Reader::Postgres(database.lists.clone()),
         }
     }
 
@@ -235,8 +244,14 @@ impl Store {
         Ok(Tx { db: Box::new(db), now_ms, store: self, wakes: Vec::new(), counted: Vec::new(), sync })
     }
 
+    /// For small reads: what an index finds at once.
     pub(crate) fn reader(&self) -> &Reader {
         &self.shared.reader
+    }
+
+    /// For lists, reports and whatever else may take long; nobody who uses [`Store::reader`] waits for it.
+    pub(crate) fn lists(&self) -> &Reader {
+        &self.shared.lists
     }
 }
 

@@ -65,7 +65,7 @@ use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, OnceLock};
 
 use caisson_domain::event::Delta;
-use caisson_domain::id::SessionId;
+use caisson_domain::id::{SandboxId, SessionId};
 use caisson_domain::limits::SERVER_LOST_MS_DEFAULT;
 use caisson_domain::queue::QueueLimits;
 use tokio::sync::broadcast;
@@ -143,6 +143,7 @@ pub struct Store {
 struct Shared {
     database: Database,
     reader: Reader,
+    lists: Reader,
     clock: Clock,
     random: Random,
     hints: Arc<Hints>,
@@ -157,6 +158,8 @@ struct Shared {
     credential_uses: CredentialUses,
     keyring: Keyring,
     queue_limits: OnceLock<QueueLimits>,
+    /// Where this process is.
+    place: OnceLock<String>,
     meters: Meters,
 }
 
@@ -245,6 +248,7 @@ impl Store {
         random: Random,
     ) -> Self {
         let shared = Shared {
+            lists: database.lists(),
             database,
             reader,
             clock,
@@ -258,6 +262,7 @@ impl Store {
             credential_uses: CredentialUses::default(),
             keyring: Keyring::default(),
             queue_limits: OnceLock::new(),
+            place: OnceLock::new(),
             meters: Meters::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -348,6 +353,16 @@ impl Store {
     #[must_use]
     pub fn watch(&self, topic: Topic) -> Watch {
         self.shared.hints.watch(topic)
+    }
+
+    /// Has whoever watches a sandbox look again, here and on other servers: for when the hint of its change may have been
+    /// lost.
+    pub fn wake_sandbox(&self, sandbox: &SandboxId) {
+        let topics = vec![Topic::Sandbox(sandbox.clone())];
+        self.shared.hints.wake(&topics);
+        if let Some(notifier) = &self.shared.notifier {
+            notifier.wake(topics);
+        }
     }
 
     /// Listens to the text deltas of a session, on whichever server its sandbox is. Lossy: a receiver that lags behind by more than

@@ -369,7 +369,7 @@ async fn plan(connection: &mut PgConnection, text: &str, (types, values): (&str,
 
 /// A schema of the test's own; none where no server is named, which fails if tests are required.
 #[expect(clippy::disallowed_methods, reason = "where the server is, only tests ask")]
-async fn schema() -> Option<(String, String)> {
+pub(crate) async fn schema() -> Option<(String, String)> {
     let Ok(url) = std::env::var(URL) else {
         assert!(std::env::var("TEST_REQUIRE").is_err(), "{URL} is not set; scripts/setup starts a server");
         eprintln!("skipped: {URL} is not set, so there is no PostgreSQL to test with");
@@ -382,7 +382,7 @@ async fn schema() -> Option<(String, String)> {
     Some((url, name))
 }
 
-async fn connect(url: &str) -> PgConnection {
+pub(crate) async fn connect(url: &str) -> PgConnection {
     let options: PgConnectOptions = url.parse().unwrap();
     options.connect().await.unwrap()
 }

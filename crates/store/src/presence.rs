@@ -12,9 +12,9 @@ use crate::{Store, StoreError};
 const KNOWN: &str = "insert into server (id, seen_at_ms, problems) values ($1, 0, '[]') on conflict (id) do update \
      set forgotten_at_ms = null where server.forgotten_at_ms is not null";
 
-const BEAT: &str = "insert into server_role (server_id, role, seen_at_ms, alive_since_ms, version, slots) \
-     values ($1, $2, $3, $3, $4, $5) on conflict (server_id, role) do update set seen_at_ms = excluded.seen_at_ms, \
-     version = excluded.version, slots = excluded.slots, alive_since_ms = case \
+const BEAT: &str = "insert into server_role (server_id, role, seen_at_ms, alive_since_ms, version, slots, place) \
+     values ($1, $2, $3, $3, $4, $5, $7) on conflict (server_id, role) do update set seen_at_ms = excluded.seen_at_ms, \
+     version = excluded.version, slots = excluded.slots, place = excluded.place, alive_since_ms = case \
        when excluded.seen_at_ms - server_role.seen_at_ms > $6 then excluded.seen_at_ms \
        else server_role.alive_since_ms end";
 
@@ -28,6 +28,10 @@ const PARTS: &str = "select server_id, role, seen_at_ms, version, slots from ser
      where server_id = $1 order by role";
 
 const PART_SEEN: &str = "select 1 from server_role where server_id = $1 and role = $2 and seen_at_ms >= $3";
+
+/// A part that says nothing of its place is of an earlier version, which is let be.
+const HEARD_ELSEWHERE: &str = "select max(seen_at_ms) from server_role where server_id = $1 and place is not null \
+     and place <> $2 and seen_at_ms >= $3";
 
 /// What a process does for a server, told with each sign of life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,12 +66,37 @@ impl Store {
                 .bind(presence.version.as_str())
                 .bind(presence.slots.filter(|_| *role == Role::Worker))
                 .bind(SERVER_SILENT_MS)
+                .bind(self.shared.place.get().map(String::as_str))
                 .execute(&mut *tx.db)
                 .await?;
         }
         tx.commit().await?;
         self.write_key_uses().await?;
         self.write_credential_uses(false).await
+    }
+
+    /// Says from which place [`Store::beat`] tells: something that no other machine and no other state directory has. Called
+    /// once at the start; a store that was told nothing says nothing.
+    pub fn set_place(&self, place: String) {
+        self.shared.place.set(place).ok();
+    }
+
+    /// When a part of the server was heard of last, within [`SERVER_SILENT_MS`], from another place than [`Store::set_place`]
+    /// names, Unix ms. If that goes on, there are two servers of one id: each takes the other's sandboxes for its own that are
+    /// lost.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn heard_elsewhere(&self, server: &ServerId) -> Result<Option<i64>, StoreError> {
+        let Some(place) = self.shared.place.get() else { return Ok(None) };
+        Ok(sql::query_scalar(HEARD_ELSEWHERE)
+            .bind(server.as_str())
+            .bind(place)
+            .bind(self.now_ms() - SERVER_SILENT_MS)
+            .fetch_one(self.reader())
+            .await?)
     }
 
     /// Whether a part of a server was heard of within [`SERVER_SILENT_MS`].

@@ -231,7 +231,7 @@ impl Store {
             .bind(filter.session.as_ref().map(SessionId::as_str))
             .bind(filter.repository.as_deref())
             .bind(limit.min(PAGE_ITEMS + 1))
-            .read_each(self.reader(), |row| {
+            .read_each(self.lists(), |row| {
                 each(rows::run(&row)?);
                 Ok(())
             })

@@ -98,7 +98,7 @@ impl Store {
             .bind(project.as_str())
             .bind(after.map_or(BEHIND_ALL, SessionId::as_str))
             .bind(limit.min(PAGE_ITEMS + 1))
-            .fetch_all(self.reader())
+            .fetch_all(self.lists())
             .await?;
         rows.iter().map(session).collect()
     }

@@ -130,7 +130,7 @@ impl Store {
         } else {
             query.bind(after)
         };
-        let rows = query.bind(limit.min(PAGE_ITEMS + 1)).fetch_all(self.reader()).await?;
+        let rows = query.bind(limit.min(PAGE_ITEMS + 1)).fetch_all(self.lists()).await?;
         rows.iter().map(group).collect()
     }
 
@@ -141,7 +141,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn usage_total(&self, filter: &UsageFilter) -> Result<UsageTotals, StoreError> {
-        let row = bound(text(TOTAL, filter), filter).fetch_optional(self.reader()).await?;
+        let row = bound(text(TOTAL, filter), filter).fetch_optional(self.lists()).await?;
         Ok(row.as_ref().map(group).transpose()?.map(|all| all.usage).unwrap_or_default())
     }
 }

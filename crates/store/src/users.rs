@@ -164,7 +164,7 @@ impl Store {
             .bind(project.as_str())
             .bind(limit.min(PAGE_ITEMS))
             .bind(skip)
-            .fetch_all(self.reader())
+            .fetch_all(self.lists())
             .await?;
         rows.iter().map(user).collect()
     }
@@ -176,7 +176,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn count_users(&self, project: &ProjectId) -> Result<i64, StoreError> {
-        Ok(sql::query_scalar::<i64>(COUNT).bind(project.as_str()).fetch_one(self.reader()).await?)
+        Ok(sql::query_scalar::<i64>(COUNT).bind(project.as_str()).fetch_one(self.lists()).await?)
     }
 }
 

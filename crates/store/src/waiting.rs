@@ -66,6 +66,9 @@ pub(crate) const QUEUED_OF: &str = "select count(*) from (select 1 from run wher
 
 const MAX_QUEUED: &str = "select max_queued from project where id = $1";
 
+/// Whether there is more than one is all that counts.
+const PROJECTS_COUNTED: &str = "select count(*) from (select 1 from project limit 2) as counted";
+
 impl Store {
     /// Where a waiting run of the project stands; `None` if it does not wait, or its time has not come.
     ///
@@ -136,7 +139,14 @@ pub(crate) async fn full(
     }
     let own: Option<Option<i64>> =
         sql::query_scalar(MAX_QUEUED).bind(project.as_str()).fetch_optional(&mut *tx.db).await?;
-    let Some(most) = own.flatten().or(limits.max_queued_per_project) else { return Ok(None) };
+    let most = match own.flatten() {
+        Some(most) => Some(most),
+        None => {
+            let projects: i64 = sql::query_scalar(PROJECTS_COUNTED).fetch_one(&mut *tx.db).await?;
+            limits.queued_per_project(projects)
+        }
+    };
+    let Some(most) = most else { return Ok(None) };
     let waiting: i64 =
         sql::query_scalar(QUEUED_OF).bind(project.as_str()).bind(most).fetch_one(&mut *tx.db).await?;
     Ok((waiting >= most).then_some(Full::Project))

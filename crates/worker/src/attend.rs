@@ -86,6 +86,10 @@ async fn follow(attempt: &Attempt, sandbox: &SandboxId, place: &Place) -> Result
                 Act::Kill => killer.kill(attempt, sandbox).await,
             },
         };
+        if end.is_none() && told_to_stop(&progress, attached_at_ms).is_some() {
+            // Whoever asked for it has woken the sandbox's door, but that hint may be lost; and the clock runs.
+            ctx.store.wake_sandbox(sandbox);
+        }
         tokio::select! {
             found = &mut ending, if end.is_none() => end = Some((found, Instant::now() + ctx.timing().settle)),
             () = watch.changed(wait.min(ctx.timing().run_poll)) => {}

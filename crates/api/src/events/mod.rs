@@ -54,7 +54,7 @@ const SEQ: RangeInclusive<i64> = 0..=i64::MAX;
         )),
         (status = 400, description = "A parameter that cannot be used", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "The project has no such run", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "Too many streams are open", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "Too many streams are open (`streams_full`), or too many with this key (`streams_of_key_full`)", body = Problem, content_type = "application/problem+json"),
     ),
 )]
 pub(crate) async fn read_run_events(
@@ -88,7 +88,7 @@ pub(crate) async fn read_run_events(
         )),
         (status = 400, description = "A parameter that cannot be used", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "The project has no such session", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "Too many streams are open", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "Too many streams are open (`streams_full`), or too many with this key (`streams_of_key_full`)", body = Problem, content_type = "application/problem+json"),
     ),
 )]
 pub(crate) async fn read_session_events(

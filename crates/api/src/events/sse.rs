@@ -15,7 +15,6 @@ use caisson_store::{Store, StoreError, Topic, Watch};
 use futures_util::stream;
 use http::HeaderName;
 use serde::Serialize;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::time::Instant;
@@ -26,7 +25,7 @@ use super::view::{DeltaView, EndView, EventView};
 use crate::access::VALID_FOR;
 use crate::config::ApiLimits;
 use crate::problem::ApiError;
-use crate::state::App;
+use crate::state::{App, StreamPlace};
 
 /// Text of the comment that keeps an idle stream open.
 const HEARTBEAT_TEXT: &str = "heartbeat";
@@ -37,9 +36,10 @@ const UNBUFFERED: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// Opens a stream of what follows `after`, for as long as `key` is valid.
 ///
 /// # Errors
-/// [`ApiError::StreamsFull`] if there are too many.
+/// [`ApiError::StreamsFull`] if there are too many, [`ApiError::StreamsOfKeyFull`] if the key has too many of them.
 pub(super) fn stream(app: &App, key: ApiKeyId, source: Source, after: i64) -> Result<Response, ApiError> {
     let limits = app.config().limits;
+    let place = app.stream_place(&key)?;
     let feed = Feed {
         // Subscribed before the first read: what is written in between is not missed.
         watch: app.store().watch(Topic::Session(source.session().clone())),
@@ -60,7 +60,7 @@ pub(super) fn stream(app: &App, key: ApiKeyId, source: Source, after: i64) -> Re
         has_looked: false,
         looked_for_end_at: None,
         stage: Stage::Live,
-        _permit: app.stream_permit()?,
+        _place: place,
     };
     let messages = stream::unfold(feed, |mut feed| async move {
         let message = feed.next().await?;
@@ -122,7 +122,7 @@ struct Feed {
     stage: Stage,
     cancel: CancellationToken,
     deadline: Instant,
-    _permit: OwnedSemaphorePermit,
+    _place: StreamPlace,
 }
 
 impl Feed {

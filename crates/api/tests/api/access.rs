@@ -217,6 +217,28 @@ async fn an_address_beyond_its_connections_is_refused_when_all_of_them_are_at_wo
 }
 
 #[tokio::test]
+async fn a_key_with_as_many_connections_as_one_may_have_is_told_so_and_others_are_let_in() {
+    let mut api = Api::start().await;
+    let limits = ServeLimits { connections_per_key: 1, ..ServeLimits::default() };
+    let address = api.listen(limits).await;
+    let other = api.key_with(&[Scope::RunsRead]).await;
+    let claimed = api.running().await;
+    let held = api.remote_stream(address, &crate::support::events_of(&claimed.run.id), None).await;
+    let refused = Answer::read(remote(address, get("/v1/runs", &api.key)).await).await;
+    refused.assert_problem(429, "connections_of_key_full");
+    assert_eq!((refused.header("retry-after"), refused.header("connection")), ("10", "close"));
+    assert_eq!(Answer::read(remote(address, get("/v1/runs", &other)).await).await.status, StatusCode::OK);
+    drop(held);
+    // The place is free as soon as the server sees that the reader has gone.
+    let again = async {
+        while Answer::read(remote(address, get("/v1/runs", &api.key)).await).await.status != StatusCode::OK {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, again).await.unwrap();
+}
+
+#[tokio::test]
 async fn heads_have_less_time_while_places_are_scarce() {
     let mut api = Api::start().await;
     let limits = ServeLimits {

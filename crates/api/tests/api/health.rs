@@ -3,13 +3,14 @@
 use std::time::Instant;
 
 use axum::body::Body;
+use caisson_api::config::READY_FOR;
 use caisson_domain::id::ServerId;
 use caisson_domain::limits;
 use caisson_domain::server::{PlacementProblem, ProblemCode};
 use http::{Request, StatusCode};
 use serde_json::json;
 
-use crate::support::{Answer, Api, NOW_MS};
+use crate::support::{Answer, Api, NOW_MS, PATIENCE};
 
 async fn probe(api: &Api, path: &str) -> Answer {
     api.send(Request::builder().uri(path).body(Body::empty()).unwrap()).await
@@ -42,8 +43,23 @@ async fn a_server_that_can_place_nothing_lives_but_is_not_ready() {
 }
 
 #[tokio::test]
+async fn readiness_is_not_read_anew_for_whoever_asks_within_the_second() {
+    let api = Api::with(|config| config.limits.ready_for = READY_FOR).await;
+    let begun = Instant::now();
+    assert_eq!(probe(&api, "/readyz").await.status, StatusCode::OK);
+    // Whoever looked now would find no server.
+    api.clock.advance(limits::SERVER_SILENT_MS + 1);
+    for _ in 0..20 {
+        let status = probe(&api, "/readyz").await.status;
+        assert!(status == StatusCode::OK || begun.elapsed() >= READY_FOR, "{status}");
+    }
+    let told = async { while probe(&api, "/readyz").await.status == StatusCode::OK {} };
+    tokio::time::timeout(PATIENCE, told).await.expect("the answer became stale");
+}
+
+#[tokio::test]
 async fn readiness_is_proved_by_a_write_but_not_each_time() {
-    let api = Api::start().await;
+    let api = Api::with(|config| config.limits.ready_for = READY_FOR).await;
     let database = api.database().await;
     let writes = async || {
         let sql = "select checks from project where id = 'default'";

@@ -7,6 +7,7 @@ use caisson_api::ServeLimits;
 use caisson_domain::event::{Delta, DeltaKind};
 use caisson_domain::id::RunId;
 use caisson_domain::limits;
+use caisson_domain::principal::Scope;
 use caisson_domain::sse::{Message, Parser};
 use caisson_store::{Claimed, DELTA_CHANNEL_ITEMS};
 use http::{Method, StatusCode};
@@ -237,6 +238,24 @@ async fn streams_are_counted_and_the_next_one_beyond_the_bound_is_refused() {
     refused.assert_problem(429, "streams_full");
     assert_eq!(refused.header("retry-after"), "10");
     assert_eq!(api.get(&path).await.status, StatusCode::OK, "pages are still read");
+    drop(first);
+    api.stream(&path, None).await;
+}
+
+#[tokio::test]
+async fn a_key_with_as_many_streams_as_one_may_have_is_refused_and_others_are_not() {
+    let api = Api::with(|config| config.limits.streams_per_key = 2).await;
+    let claimed = api.running().await;
+    let path = events_of(&claimed.run.id);
+    let first = api.stream(&path, None).await;
+    let _second = api.stream(&path, None).await;
+    let refused = ask_for_stream(&api, &path).await;
+    refused.assert_problem(429, "streams_of_key_full");
+    assert_eq!((refused.header("retry-after"), refused.header("connection")), ("10", "close"));
+    let other = api.key_with(&[Scope::RunsRead]).await;
+    let theirs = http::Request::get(&path).header("x-api-key", &other).header("accept", "text/event-stream");
+    let theirs = tower::ServiceExt::oneshot(api.router.clone(), theirs.body(Body::empty()).unwrap()).await;
+    assert_eq!(theirs.unwrap().status(), StatusCode::OK);
     drop(first);
     api.stream(&path, None).await;
 }

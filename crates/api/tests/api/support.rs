@@ -76,6 +76,8 @@ impl Api {
             agent: AgentInfo { version: Some("2.1.0".to_owned()) },
             ..ApiConfig::default()
         };
+        // What tests change is seen at once.
+        config.limits.ready_for = Duration::ZERO;
         change(&mut config);
         let cancel = CancellationToken::new();
         let router = caisson_api::router(config, store.clone(), cancel.clone());

@@ -18,6 +18,9 @@ pub(crate) struct Api {
     pub connections: usize,
     /// Connections of one address at the same time. Default 256. `CAISSON_API__CONNECTIONS_PER_PEER`.
     pub connections_per_peer: usize,
+    /// The part of the connections, and of the event streams, that one API key may have at the same time, in percent, 1 to
+    /// 100. Default 25. `CAISSON_API__KEY_PERCENT`.
+    pub key_percent: usize,
     /// Origins whose pages may call the API from a browser. Default: none. `CAISSON_API__CORS_ORIGINS`, separated by spaces.
     pub cors_origins: Vec<String>,
     /// Whether the Automagik-compatible API is served as well. Default true. `CAISSON_API__AUTOMAGIK`.
@@ -47,6 +50,9 @@ impl Settings {
         }
         if !(1..=connections).contains(&per_peer) {
             faults.push(format!("api.connections_per_peer is {per_peer}; give 1 to api.connections"));
+        }
+        if !(1..=100).contains(&self.api.key_percent) {
+            faults.push(format!("api.key_percent is {}; give 1 to 100", self.api.key_percent));
         }
         for origin in &self.api.cors_origins {
             if let Err(fault) = caisson_api::check_origin(origin) {

@@ -126,7 +126,8 @@ async fn inputs(door: &Door, uri: &Uri) -> Result<Response<Body>, Refusal> {
     Ok(json_response(StatusCode::OK, &Inputs { items }))
 }
 
-/// Asks again at every hint until there is something to say, the long poll's time is over or the door closes.
+/// Asks again at every hint until there is something to say, the long poll's time is over or the door closes. Hints are
+/// lost, so it asks without one as well, every [`LOOK`](crate::bounds::LOOK).
 async fn poll<T, F, O>(door: &Door, mut ask: O) -> Result<Option<T>, Refusal>
 where
     F: Future<Output = Result<Option<T>, StoreError>> + Send,
@@ -142,7 +143,7 @@ where
         }
         tokio::select! {
             () = door.closed.cancelled() => return Ok(None),
-            () = watch.changed(left) => {}
+            () = watch.changed(left.min(door.shared.bounds.look)) => {}
         }
     }
 }

@@ -2,12 +2,13 @@ use std::time::Duration;
 
 use caisson_domain::event::{DeltaKind, EventKind};
 use caisson_domain::limits::{
-    ARTIFACT_BYTES, DELTA_BYTES, DELTAS_PER_SECOND, JOURNAL_BATCH_BYTES, RUN_ARTIFACTS,
+    ARTIFACT_BYTES, DELTA_BYTES, DELTAS_PER_SECOND, JOURNAL_BATCH_BYTES, RUN_ARTIFACTS, STOP_GRACE_S,
 };
 use caisson_domain::protocol::{
     DeltaBatch, DeltaItem, Ending, Inputs, JournalBody, Outcome, StopReason, VERSION_HEADER, Work,
 };
 use caisson_domain::run::Phase;
+use caisson_store::{Clock, Store};
 use http::Method;
 use sha2::{Digest, Sha256};
 
@@ -15,7 +16,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
 use super::support::{OK, Sandbox, Setup, World, eventually, fetch, run_spec};
-use crate::bounds::{BODY_POOL_BYTES, Bounds, DELTA_BODY_BYTES};
+use crate::bounds::{BODY_POOL_BYTES, Bounds, DELTA_BODY_BYTES, LOOK};
 
 async fn world() -> (World, Sandbox) {
     let world = World::new().await;
@@ -160,6 +161,32 @@ async fn inputs_come_in_order_and_at_once() {
     let inputs: Inputs = serde_json::from_slice(&reply.body).unwrap();
     assert_eq!((inputs.items.len(), &inputs.items[0].run), (1, &sandbox.run.id));
     assert_eq!(sandbox.control(Method::GET, "/inputs?after=x", "").await.status, 400);
+    world.stop().await;
+}
+
+/// Nobody in the server hears of it: as with a wake-up of another server that did not arrive.
+#[tokio::test]
+async fn a_stop_whose_hint_is_lost_reaches_the_sandbox_long_before_it_would_be_killed() {
+    assert!(LOOK * 5 <= Duration::from_secs(STOP_GRACE_S.into()), "most of the grace is for saving the work");
+    let world = World::new().await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    let (long_poll, look) = (super::support::PATIENCE * 10, Duration::from_millis(50));
+    world.start(Setup { bounds: Bounds { long_poll, look, ..Bounds::default() }, ..Setup::new() }).await;
+    let elsewhere = Store::open(&world.root.path().join("caisson.db"), Clock::system()).await.unwrap();
+    let inputs = sandbox.control(Method::GET, "/inputs?after=0", "");
+    let poll = tokio::time::timeout(super::support::PATIENCE, inputs);
+    let stop = async {
+        // As many exchanges of the same door as the poll needs to have looked, and found nothing.
+        for _ in 0..20 {
+            assert_eq!(sandbox.control(Method::GET, "/journal", "").await.status, 200);
+        }
+        elsewhere.request_stop(&sandbox.run.id, sandbox.epoch, StopReason::Timeout).await
+    };
+    let (reply, stopped) = tokio::join!(poll, stop);
+    assert!(stopped.unwrap());
+    let inputs: Inputs = serde_json::from_slice(&reply.expect("the stop was not told in time").body).unwrap();
+    assert_eq!(inputs.items.len(), 1);
+    elsewhere.close().await.unwrap();
     world.stop().await;
 }
 

@@ -20,6 +20,7 @@ use sqlx::{ConnectOptions as _, Connection as _, PgConnection};
 use tokio::time::timeout;
 
 use super::leased::{Leased, Pool, answer, late};
+use super::lists::{LIST_MS, LISTING_PART};
 use super::migrating::migrate;
 use super::notify::{Heard, Hearing, Notifier};
 use super::sql::{self, Reader};
@@ -35,8 +36,8 @@ const LOCK_MS: u64 = 5_000;
 const SILENT_MS: u64 = 10_000;
 /// Prepared statements kept on each connection: more than this crate has.
 const STATEMENTS: usize = 256;
-/// Fewest connections: one that writes, one that reads, and two for wake-ups.
-pub const POSTGRES_CONNECTIONS_MIN: u32 = 4;
+/// Fewest connections: one that writes, one that reads, one that lists, and two for wake-ups.
+pub const POSTGRES_CONNECTIONS_MIN: u32 = 5;
 /// Connections for wake-ups: one sends, one listens.
 const NOTIFYING: u32 = 2;
 /// Begins the number of the write lock, so that it is not another program's in the same database.
@@ -79,7 +80,8 @@ pub(super) static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("migrations
 /// Bounds for the connections to a `PostgreSQL` server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PostgresLimits {
-    /// How many connections this process keeps at most; at least [`POSTGRES_CONNECTIONS_MIN`]. Half of them write.
+    /// How many connections this process keeps at most; at least [`POSTGRES_CONNECTIONS_MIN`]. Half of them write; of the
+    /// others a third is for lists and reports.
     pub connections: u32,
     /// How long a call waits for a connection, in milliseconds.
     pub acquire_timeout_ms: u64,
@@ -199,11 +201,13 @@ impl fmt::Debug for PostgresPlace {
     }
 }
 
-/// Connections that write, connections that read, and the number of the write lock.
+/// Connections that write, connections that read, those of them for reads that may take long, and the number of the write
+/// lock.
 #[derive(Debug, Clone)]
 pub(crate) struct PostgresDatabase {
     pub(crate) writer: Pool,
     pub(crate) reader: Pool,
+    pub(crate) lists: Pool,
     /// The connection that sends wake-ups.
     sending: Pool,
     hearing: Hearing,
@@ -215,13 +219,15 @@ impl PostgresDatabase {
         let (mut connection, options) = connect(place).await?;
         let rest = place.limits.connections.max(POSTGRES_CONNECTIONS_MIN) - NOTIFYING;
         let writers = rest / 2;
-        let reader = Pool::new(reading(options.clone()), &place.limits, rest - writers);
+        let listers = ((rest - writers) / LISTING_PART).max(1);
+        let reader = Pool::new(reading(options.clone()), &place.limits, rest - writers - listers);
         migrate(&mut connection, &Reader::Postgres(reader.clone()), &place.own).await?;
         let lock = lock_number(place, &mut connection).await?;
         within(place, connection.close()).await?;
         Ok(Self {
             writer: Pool::new(options.clone(), &place.limits, writers),
             reader,
+            lists: listing(options.clone(), &place.limits, listers),
             sending: Pool::new(reading(options.clone()), &place.limits, 1),
             hearing: Hearing::new(reading(options), &place.limits),
             lock,
@@ -236,8 +242,8 @@ impl PostgresDatabase {
         let reader = Pool::new(reading(options), &place.limits, 1);
         let missing =
             missing_migrations(&Reader::Postgres(reader.clone()), HAS_MIGRATIONS, &MIGRATOR).await?;
-        let (writer, sending) = (reader.clone(), reader.clone());
-        Ok((Self { writer, reader, sending, hearing, lock: LOCK_DOMAIN }, missing))
+        let (writer, sending, lists) = (reader.clone(), reader.clone(), reader.clone());
+        Ok((Self { writer, reader, lists, sending, hearing, lock: LOCK_DOMAIN }, missing))
     }
 
     /// Begins a writing transaction and reads the database's clock (Unix ms) once it has the write lock.
@@ -264,6 +270,7 @@ impl PostgresDatabase {
 
     pub(super) async fn close(&self) {
         self.sending.close().await;
+        self.lists.close().await;
         self.reader.close().await;
         self.writer.close().await;
     }
@@ -335,6 +342,14 @@ async fn server_options(
 
 fn reading(options: PgConnectOptions) -> PgConnectOptions {
     options.options([("default_transaction_read_only", "on")])
+}
+
+/// Connections on which the server works on a statement for [`LIST_MS`] at most. One that is given up goes back when its
+/// statement is done, so by then at the latest.
+fn listing(options: PgConnectOptions, limits: &PostgresLimits, connections: u32) -> Pool {
+    let statement_timeout_ms = limits.statement_timeout_ms.min(LIST_MS);
+    let options = reading(options).options([("statement_timeout", statement_timeout_ms.to_string())]);
+    Pool::new(options, &PostgresLimits { statement_timeout_ms, ..*limits }, connections)
 }
 
 /// The database cannot be used, and trying again does not help.

@@ -20,6 +20,7 @@ use sqlx::{
 
 use self::each::{all, optional};
 use super::leased::{self, Leased, Pool};
+use super::lists;
 
 /// A statement's text.
 #[derive(Debug, Clone)]
@@ -150,6 +151,8 @@ impl Connection {
 #[derive(Debug, Clone)]
 pub(crate) enum Reader {
     Sqlite(SqlitePool),
+    /// Whose reads end after a time, and when nobody waits for them.
+    SqliteLists(SqlitePool),
     Postgres(Pool),
 }
 
@@ -157,7 +160,7 @@ impl Reader {
     /// One connection for several reads.
     pub(crate) async fn acquire(&self) -> Result<Connection, sqlx::Error> {
         Ok(match self {
-            Self::Sqlite(pool) => Connection::Sqlite(pool.acquire().await?),
+            Self::Sqlite(pool) | Self::SqliteLists(pool) => Connection::Sqlite(pool.acquire().await?),
             Self::Postgres(pool) => Connection::Postgres(pool.acquire().await?),
         })
     }
@@ -168,6 +171,7 @@ pub(crate) enum Executor<'c> {
     Sqlite(&'c mut SqliteConnection),
     Postgres(&'c mut Leased),
     SqlitePool(&'c SqlitePool),
+    SqliteLists(&'c SqlitePool),
     PostgresPool(&'c Pool),
 }
 
@@ -175,6 +179,7 @@ impl<'c> From<&'c Reader> for Executor<'c> {
     fn from(reader: &'c Reader) -> Self {
         match reader {
             Reader::Sqlite(pool) => Self::SqlitePool(pool),
+            Reader::SqliteLists(pool) => Self::SqliteLists(pool),
             Reader::Postgres(pool) => Self::PostgresPool(pool),
         }
     }
@@ -253,6 +258,13 @@ macro_rules! run {
         match $executor.into() {
             Executor::Sqlite(connection) => sqlite(statement, values).$call(connection).await.map($answer),
             Executor::SqlitePool(pool) => sqlite(statement, values).$call(pool).await.map($answer),
+            Executor::SqliteLists(pool) => {
+                let asked = async move {
+                    let (mut connection, _asking) = lists::lease(pool).await?;
+                    sqlite(statement, values).$call(&mut *connection).await
+                };
+                Box::pin(asked).await.map($answer)
+            }
             // Apart, so that what SQLite never does takes no room in every function that asks something.
             Executor::Postgres(leased) => {
                 let asked = async move { ask!(leased, postgres(statement, values, each_time), $call) };

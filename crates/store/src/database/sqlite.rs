@@ -8,6 +8,7 @@ use sqlx::pool::PoolOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{Connection as _, Sqlite, SqliteConnection, SqlitePool, Transaction};
 
+use super::lists::LISTERS;
 use super::{ACQUIRE_MS, Fault, migration_error, missing_migrations};
 use crate::StoreError;
 use crate::database::sql::Reader;
@@ -30,11 +31,12 @@ const HAS_MIGRATIONS: &str =
 
 pub(super) static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
 
-/// One connection that writes and a few that read.
+/// One connection that writes, a few that read, and a few for reads that may take long.
 #[derive(Debug, Clone)]
 pub(crate) struct SqliteDatabase {
     pub(crate) writer: SqlitePool,
     pub(crate) reader: SqlitePool,
+    pub(crate) lists: SqlitePool,
     pub(crate) disk: Arc<Disk>,
 }
 
@@ -58,8 +60,9 @@ impl SqliteDatabase {
         let writer = pool(1).connect_with(writing).await?;
         MIGRATOR.run(&writer).await.map_err(migration_error)?;
         drop(turn);
-        let reader = pool(READERS).connect_with(shared.read_only(true)).await?;
-        Ok(Self { writer, reader, disk: Arc::new(Disk::of(path)) })
+        let reader = pool(READERS).connect_with(shared.clone().read_only(true)).await?;
+        let lists = pool(LISTERS).connect_lazy_with(shared.read_only(true));
+        Ok(Self { writer, reader, lists, disk: Arc::new(Disk::of(path)) })
     }
 
     /// Opens a file that is there for reading alone, and counts the migrations that it lacks. While no write-ahead log is
@@ -74,7 +77,8 @@ impl SqliteDatabase {
             .busy_timeout(Duration::from_millis(BUSY_MS));
         let reader = pool(1).connect_with(options).await?;
         let missing = missing_migrations(&Reader::Sqlite(reader.clone()), HAS_MIGRATIONS, &MIGRATOR).await?;
-        Ok((Self { writer: reader.clone(), reader, disk: Arc::new(Disk::of(path)) }, missing))
+        let (writer, lists) = (reader.clone(), reader.clone());
+        Ok((Self { writer, reader, lists, disk: Arc::new(Disk::of(path)) }, missing))
     }
 
     pub(super) async fn begin(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
@@ -86,6 +90,7 @@ impl SqliteDatabase {
 
     pub(super) async fn close(&self) {
         // Readers first: the last connection to go folds the write-ahead log into the file.
+        self.lists.close().await;
         self.reader.close().await;
         self.writer.close().await;
     }

@@ -19,6 +19,7 @@ conformance! {
     two_hundred_claimers_get_as_many_as_a_credential_may_have,
     two_hundred_submitters_fill_the_queue_to_its_bound,
     two_hundred_submitters_fill_a_projects_part_to_its_bound,
+    a_project_beside_others_fills_half_of_the_queue_with_runs_of_whatever_time,
     a_branch_never_has_two_holders,
     a_cap_of_nothing_lets_nothing_through,
 }
@@ -184,6 +185,25 @@ async fn two_hundred_submitters_fill_a_projects_part_to_its_bound(fixture: Fixtu
         assert_eq!(refused, AT_ONCE - bound);
     }
     close(stores).await;
+}
+
+async fn a_project_beside_others_fills_half_of_the_queue_with_runs_of_whatever_time(fixture: Fixture) {
+    let limits = QueueLimits { max_queued: 5, ..QueueLimits::default() };
+    fixture.store.bound_queue(limits);
+    let create = async |project: &ProjectId| {
+        let later = RunSpec { start_at_ms: Some(START_MS + 1_000_000), ..spec() };
+        fixture.store.create_run(NewRun { project: project.clone(), ..new_run(later) }).await.unwrap()
+    };
+    for _ in 0..4 {
+        assert!(matches!(create(&project()).await, CreateRun::Created(_)), "as long as it is alone");
+    }
+    let other = tenant(&fixture, "other").await;
+    assert_eq!(create(&project()).await, CreateRun::ProjectQueueFull);
+    assert!(matches!(create(&other).await, CreateRun::Created(_)));
+    assert_eq!(create(&other).await, CreateRun::QueueFull, "what was there before stays");
+    let all = ChangeShare { max_queued: Some(Some(5)), ..ChangeShare::default() };
+    fixture.store.change_share(&project(), &all, Actor::Operator).await.unwrap();
+    assert_eq!(create(&project()).await, CreateRun::QueueFull, "it was told that it may");
 }
 
 async fn a_branch_never_has_two_holders(fixture: Fixture) {

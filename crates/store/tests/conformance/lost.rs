@@ -4,9 +4,11 @@ use caisson_domain::id::ServerId;
 use caisson_domain::limits::{LEASE_MS, LOST_RUNS, SERVER_LOST_MS_MAX, SERVER_LOST_MS_MIN, SERVER_SILENT_MS};
 use caisson_domain::run::{FailureKind, RunStatus};
 use caisson_domain::server::{Role, ServerState};
-use caisson_store::{Finish, JournalAppend, JournalEffect, NextWork, Presence, SandboxState, Store, Unowned};
+use caisson_store::{
+    Clock, Finish, JournalAppend, JournalEffect, NextWork, Presence, SandboxState, Store, Unowned,
+};
 
-use crate::fixture::{Fixture, Placed, assert_gapless, project, server_id, spec};
+use crate::fixture::{Fixture, Placed, START_MS, assert_gapless, project, server_id, spec};
 
 conformance! {
     a_run_is_written_off_once_after_the_silence_and_not_before,
@@ -23,6 +25,36 @@ conformance! {
     a_lost_run_that_was_to_be_cancelled_before_its_agent_started_ends_as_cancelled,
     the_silence_is_kept_within_its_bounds,
     servers_are_listed_with_their_parts_and_what_they_have_in_hand,
+    a_server_that_is_heard_of_from_another_place_is_told_of,
+}
+
+async fn a_server_that_is_heard_of_from_another_place_is_told_of(fixture: Fixture) {
+    let server = server_id(1);
+    let (clock, handle) = Clock::fixed_at(START_MS);
+    let copy = fixture.beside(clock).await.unwrap();
+    let parts = presence(&server, &[Role::Api, Role::Worker]);
+    fixture.store.beat(&parts).await.unwrap();
+    copy.set_place("there".to_owned());
+    assert_eq!(
+        copy.heard_elsewhere(&server).await.unwrap(),
+        None,
+        "an earlier version does not say where it is"
+    );
+    fixture.store.set_place("here".to_owned());
+    fixture.store.beat(&parts).await.unwrap();
+    assert_eq!(copy.heard_elsewhere(&server).await.unwrap(), Some(START_MS));
+    assert_eq!(copy.heard_elsewhere(&server_id(2)).await.unwrap(), None);
+    assert_eq!(fixture.store.heard_elsewhere(&server).await.unwrap(), None, "that is itself");
+    fixture.clock.advance(1);
+    fixture.store.beat(&presence(&server, &[Role::Worker])).await.unwrap();
+    assert_eq!(copy.heard_elsewhere(&server).await.unwrap(), Some(START_MS + 1), "it lives");
+    handle.advance(SERVER_SILENT_MS + 1);
+    assert_eq!(copy.heard_elsewhere(&server).await.unwrap(), Some(START_MS + 1));
+    handle.advance(1);
+    assert_eq!(copy.heard_elsewhere(&server).await.unwrap(), None, "it is silent");
+    copy.beat(&parts).await.unwrap();
+    assert_eq!(fixture.store.heard_elsewhere(&server).await.unwrap(), Some(START_MS + SERVER_SILENT_MS + 2));
+    copy.close().await.unwrap();
 }
 
 const LOST_MS: i64 = SERVER_LOST_MS_MIN;

@@ -148,7 +148,9 @@ impl Pair {
             assert_eq!(created, CreateRun::QueueFull);
             return;
         }
-        if tenant.max_queued.or(self.limits.max_queued_per_project).is_some_and(|most| own >= most) {
+        // There are others beside it.
+        let half = (self.limits.max_queued + 1) / 2;
+        if own >= tenant.max_queued.or(self.limits.max_queued_per_project).unwrap_or(half) {
             assert_eq!(created, CreateRun::ProjectQueueFull);
             return;
         }

@@ -1,18 +1,19 @@
 //! Whole lives of runs: placed, attended, ended by themselves, by somebody, by time, by the engine.
 
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use caisson_domain::event::EventKind;
 use caisson_domain::grant::{GrantKind, TokenHash};
 use caisson_domain::protocol::{Ending, StopReason, environment};
 use caisson_domain::run::{Failure, FailureKind, RunStatus};
 use caisson_sandbox::ResourceLimits;
-use caisson_store::{Clock, SandboxState};
+use caisson_store::{Clock, SandboxState, Topic};
 use caisson_worker::{UidPlan, door_dir};
 
 use crate::engine::{Call, Mishap};
 use crate::shim::Play;
-use crate::world::{World, until};
+use crate::world::{NEVER, World, until};
 
 #[tokio::test]
 async fn a_run_is_given_everything_its_sandbox_needs() {
@@ -88,6 +89,26 @@ async fn a_cancelled_run_stops_by_itself_or_is_killed() {
     let told = world.told(&deaf, EventKind::SandboxExited).await.remove(0);
     assert_eq!(told["killed"], true, "{told}");
     assert!(told["message"].to_string().contains("its session's workspace is kept"), "{told}");
+    server.kill();
+}
+
+/// The hint of the cancellation stays in the process that wrote it, and the door that watches is the worker's server's.
+#[tokio::test]
+async fn a_worker_that_sees_a_stop_wakes_the_sandbox_again() {
+    let (clock, handle) = Clock::fixed_at(1_700_000_000_000);
+    let world = World::with_clock(clock).await;
+    world.shims.by_default(Play::Work { obeys: false });
+    let run = world.queue().await;
+    let server = world.boot().await;
+    world.attended(&run).await;
+    let sandbox = world.run(&run).await.sandbox.unwrap();
+    let mut door = server.store().watch(Topic::Sandbox(sandbox));
+    // What it was told while it started is over.
+    while door.hinted(Duration::from_millis(50)).await {}
+    world.cancel(&run).await;
+    assert!(door.hinted(NEVER).await, "nobody told the door of the stop");
+    handle.advance(100);
+    assert_eq!(world.finished(&run).await.status, RunStatus::Cancelled);
     server.kill();
 }
 

@@ -33,6 +33,8 @@ pub(crate) struct Setup {
 pub(crate) struct Server {
     end: Option<oneshot::Sender<Ending>>,
     thread: Option<JoinHandle<()>>,
+    /// The store that its worker has: hints do not cross from one process to another.
+    store: Store,
     /// Whether the gateway's doors are open: only while a server lives.
     doors: watch::Sender<bool>,
 }
@@ -52,9 +54,13 @@ impl Server {
             runtime.block_on(serve(setup, ready, ended));
             runtime.shutdown_timeout(LAST_WORK);
         });
-        started.await.unwrap()?;
+        let store = started.await.unwrap()?;
         doors.send_replace(true);
-        Ok(Self { end: Some(end), thread: Some(thread), doors })
+        Ok(Self { end: Some(end), thread: Some(thread), store, doors })
+    }
+
+    pub(crate) const fn store(&self) -> &Store {
+        &self.store
     }
 
     /// Drops everything the server does where it stands.
@@ -88,7 +94,7 @@ impl Drop for Server {
 
 async fn serve(
     setup: Setup,
-    ready: oneshot::Sender<Result<(), WorkerError>>,
+    ready: oneshot::Sender<Result<Store, WorkerError>>,
     ended: oneshot::Receiver<Ending>,
 ) {
     let store = Store::open(&setup.database, setup.clock).await.unwrap();
@@ -102,7 +108,7 @@ async fn serve(
         hook: setup.hook,
     };
     let worker = Worker::start(setup.config, parts).await;
-    drop(ready.send(worker.map(drop)));
+    drop(ready.send(worker.map(|_started| store.clone())));
     if matches!(ended.await, Ok(Ending::Shutdown)) {
         cancel.cancel();
         tracker.close();

@@ -20,7 +20,7 @@ use crate::server::{Server, Setup};
 use crate::shim::Shims;
 
 /// How long anything may take before a test counts it as never.
-const NEVER: Duration = Duration::from_secs(30);
+pub(crate) const NEVER: Duration = Duration::from_secs(30);
 /// Between two looks at what another process does.
 const LOOK: Duration = Duration::from_millis(5);
 

@@ -3,7 +3,7 @@
 use futures_util::TryStreamExt as _;
 use tokio::time::timeout_at;
 
-use super::{Query, Reader, Row, postgres, sqlite};
+use super::{Query, Reader, Row, lists, postgres, sqlite};
 
 impl Query<'_> {
     /// Hands over one row after another and keeps none: for lists whose rows are large.
@@ -16,6 +16,13 @@ impl Query<'_> {
         match reader {
             Reader::Sqlite(pool) => {
                 let mut rows = sqlite(statement, values).fetch(pool);
+                while let Some(row) = rows.try_next().await? {
+                    each(row.into())?;
+                }
+            }
+            Reader::SqliteLists(pool) => {
+                let (mut connection, _asking) = lists::lease(pool).await?;
+                let mut rows = sqlite(statement, values).fetch(&mut *connection);
                 while let Some(row) = rows.try_next().await? {
                     each(row.into())?;
                 }

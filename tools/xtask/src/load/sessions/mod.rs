@@ -151,6 +151,8 @@ fn spec(stage: &Stage, name: &str, slots: u32) -> ServiceSpec {
         settings: vec![
             ("API__RATE_PER_MINUTE", "0".to_owned()),
             ("API__CONNECTIONS_PER_PEER", "1024".to_owned()),
+            // One key is all clients here.
+            ("API__KEY_PERCENT", "100".to_owned()),
         ],
         ..stage.service.clone()
     }

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use caisson_domain::id::{Epoch, RunId};
+use caisson_domain::id::RunId;
 use caisson_domain::run::{Failure, FailureKind, RunStatus};
 use caisson_sandbox::{Exit, Liveness};
-use caisson_store::{Claimed, Finish, SandboxState, StoreError, Topic};
+use caisson_store::{Claimed, Finish, HomeEpoch, SandboxState, StoreError, Topic};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Instrument, error, info, info_span, warn};
 
@@ -100,13 +100,13 @@ pub(crate) fn launch(
     in_hand: Noted,
     slot: Option<OwnedSemaphorePermit>,
 ) {
-    let (run, epoch) = (claimed.answer.run.id.clone(), claimed.answer.epoch);
+    let (run, first) = (claimed.answer.run.id.clone(), claimed.answer.epoch);
     info!(run.id = %run, run.attempt = claimed.answer.run.attempt, "took run {run}");
     let span = info_span!("run", run.id = %run);
     let adopted = matches!(origin, Origin::Adopted(_));
     let attempt = Attempt::new(Arc::clone(ctx), claimed, adopted);
     // It changes whenever the run is taken up again.
-    let epoch = Arc::new(AtomicI64::new(epoch.0));
+    let epoch = Arc::new(AtomicI64::new(first.number));
     let work = ctx.tracker.spawn(drive(attempt, origin, Arc::clone(&epoch)).instrument(span));
     let ctx = Arc::clone(ctx);
     let tracker = ctx.tracker.clone();
@@ -118,14 +118,15 @@ pub(crate) fn launch(
             Err(error) => error.is_panic().then(|| error.to_string()),
         };
         if let Some(fault) = fault {
-            end_after_fault(&ctx, (&run, Epoch(epoch.load(Ordering::Relaxed))), &fault).await;
+            let epoch = first.with_number(epoch.load(Ordering::Relaxed));
+            end_after_fault(&ctx, (&run, epoch), &fault).await;
         }
         drop(slot);
     });
 }
 
 /// Nothing is left "running" for ever, not even by a fault of ours or a damaged row: nothing of the run is read here.
-async fn end_after_fault(ctx: &Context, (run, epoch): (&RunId, Epoch), fault: &str) {
+async fn end_after_fault(ctx: &Context, (run, epoch): (&RunId, HomeEpoch), fault: &str) {
     error!(run.id = %run, "cannot see to run {run}, ending it: {fault}");
     let failure = internal("a fault in Caisson ended the run; report it with the server's log", fault);
     let store = &ctx.store;
@@ -160,7 +161,7 @@ async fn drive(mut attempt: Attempt, mut origin: Origin, epoch: Arc<AtomicI64>) 
             }
             Ok(Work::Unowned) => match Box::pin(take_up_again(attempt)).await {
                 Ok(Some((again, found))) => {
-                    epoch.store(again.epoch.0, Ordering::Relaxed);
+                    epoch.store(again.epoch.number, Ordering::Relaxed);
                     (attempt, origin) = (again, Origin::Adopted(found));
                     continue;
                 }

@@ -143,7 +143,7 @@ async fn only_its_home_takes_a_run_up_again(fixture: Fixture) {
     assert_eq!(fixture.store.readopt(&lapsed(&placed), &other).await.unwrap(), None);
     let before = fixture.kinds(&placed.run.id).await;
     let again = fixture.store.readopt(&lapsed(&placed), &fixture.server).await.unwrap().unwrap();
-    assert_eq!((again.epoch.0, again.run.attempt), (placed.epoch.0 + 1, placed.run.attempt));
+    assert_eq!((again.epoch.number, again.run.attempt), (placed.epoch.number + 1, placed.run.attempt));
     assert_eq!(fixture.kinds(&placed.run.id).await, before, "no event tells of it");
     assert_eq!(
         fixture.store.heartbeat(&placed.run.id, placed.epoch).await.unwrap(),
@@ -157,7 +157,7 @@ async fn a_lost_answer_of_taking_up_again_is_made_good(fixture: Fixture) {
     let placed = placed(&fixture).await;
     let first = fixture.store.readopt(&lapsed(&placed), &fixture.server).await.unwrap().unwrap();
     let second = fixture.store.readopt(&lapsed(&placed), &fixture.server).await.unwrap().unwrap();
-    assert_eq!(second.epoch.0, first.epoch.0 + 1);
+    assert_eq!(second.epoch.number, first.epoch.number + 1);
     let other_attempt = Unowned { attempt: placed.run.attempt + 1, ..lapsed(&placed) };
     assert_eq!(fixture.store.readopt(&other_attempt, &fixture.server).await.unwrap(), None);
 }
@@ -187,7 +187,7 @@ async fn a_session_waits_for_the_server_that_it_was_on_until_that_is_lost(fixtur
     assert_eq!(claim(&fixture.store, &other).await, Some(placed.run.id.clone()), "its home is lost");
     let (sandbox, _, _) = fixture.sandbox(&placed.run.session, 9).await;
     let epoch = fixture.value::<i64>("select lease_epoch from run").await;
-    fixture.store.place(&placed.run.id, caisson_domain::id::Epoch(epoch), &sandbox).await.unwrap();
+    fixture.store.place(&placed.run.id, caisson_store::HomeEpoch::new(epoch, &other), &sandbox).await.unwrap();
     let NextWork::Run { resume, archive, .. } = fixture.store.next_work(&sandbox).await.unwrap() else {
         panic!("there is work")
     };

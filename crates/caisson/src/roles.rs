@@ -9,7 +9,7 @@ use anyhow::Context;
 use caisson_domain::id::ServerId;
 use caisson_domain::limits::HEARTBEAT_MS;
 use caisson_domain::server::{PlacementProblem, ProblemCode, Role};
-use caisson_store::{Presence, Store};
+use caisson_store::{Presence, Store, StoreError};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -154,28 +154,38 @@ pub(crate) fn presence(settings: &Settings, server: &ServerId) -> Presence {
 }
 
 /// Tells the store again and again that this process is alive, and writes off the runs of servers that have been silent for
-/// too long, until the server stops.
-pub(crate) async fn keep(store: &Store, presence: &Presence, stop: &CancellationToken) {
+/// too long, until the server stops. Answers with the reason if the server must not go on: a later version has migrated the database while
+/// this one was away.
+pub(crate) async fn keep(
+    store: &Store,
+    presence: &Presence,
+    stop: &CancellationToken,
+) -> Option<StoreError> {
     let mut was_heard = true;
     loop {
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return None,
             () = tokio::time::sleep(Duration::from_millis(HEARTBEAT_MS.unsigned_abs())) => {}
         }
         let told = match store.beat(presence).await {
             Ok(()) if store.is_shared() => write_off(store, &presence.server).await,
             told => told,
         };
-        if let Err(error) = &told
-            && was_heard
-        {
-            warn!(error = chain(error), "the database does not hear that this server is alive, trying on");
+        match told {
+            Ok(()) => was_heard = true,
+            Err(error @ StoreError::Migration(_)) => return Some(error),
+            Err(error @ (StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Corrupt { .. })) => {
+                if was_heard {
+                    let error = chain(&error);
+                    warn!(error, "the database does not hear that this server is alive, trying on");
+                }
+                was_heard = false;
+            }
         }
-        was_heard = told.is_ok();
     }
 }
 
-async fn write_off(store: &Store, server: &ServerId) -> Result<(), caisson_store::StoreError> {
+async fn write_off(store: &Store, server: &ServerId) -> Result<(), StoreError> {
     for run in store.write_off_lost(server).await? {
         info!(run.id = %run, "took run {run} from its server, which has been silent for too long");
     }

@@ -6,7 +6,8 @@
 //! `false` or `None` has lost the run and must stop.
 //!
 //! Every read may fail with [`StoreError::Unavailable`] or [`StoreError::Corrupt`], every write with
-//! [`StoreError::Full`] as well; the methods only name what is particular to them. A write that answered is on the disk.
+//! [`StoreError::Full`] as well, and with [`StoreError::Migration`] from the moment on when a later version has migrated the
+//! database; the methods only name what is particular to them. A write that answered is on the disk.
 
 mod approvals;
 mod artifacts;
@@ -237,7 +238,9 @@ impl Store {
         let opened = Database::open_postgres(place).await?;
         let mut live = Live::default();
         live.notifier = opened.0.notifier(&live.hints, &live.deltas);
-        Ok(Self::around(opened, live, clock, random))
+        let store = Self::around(opened, live, clock, random);
+        store.follow_clock().await?;
+        Ok(store)
     }
 
     fn around(

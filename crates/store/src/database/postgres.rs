@@ -44,9 +44,18 @@ const LOCK_DOMAIN: i64 = 0x4341_4953 << 32;
 
 const BEGIN: &str = "begin isolation level read committed read write";
 
+/// What each transaction begins with besides the lock: the clock, and the newest migration, so that a server of an earlier
+/// version that comes back after another one has migrated writes nothing.
+macro_rules! begun {
+    () => {
+        "select cast(extract(epoch from clock_timestamp()) * 1000 as bigint), \
+         (select coalesce(max(version), 0) from _sqlx_migrations) from "
+    };
+}
+
 /// The clock is read only when the lock is held: a materialised query is finished before another one reads it.
-const LOCK: &str = "with held as materialized (select pg_advisory_xact_lock($1)) \
-     select cast(extract(epoch from clock_timestamp()) * 1000 as bigint) from held";
+const LOCK: &str =
+    concat!("with held as materialized (select pg_advisory_xact_lock($1)) ", begun!(), "held");
 
 /// Rows are locked last of all in a query, so that the session is when the write lock is held, and counted by the next.
 macro_rules! lock_session {
@@ -56,8 +65,9 @@ macro_rules! lock_session {
              owner as materialized (select 1 from session, held where session.id = (",
             $session,
             ") for no key update of session), \
-             counted as materialized (select count(*) from owner) \
-             select cast(extract(epoch from clock_timestamp()) * 1000 as bigint) from counted, held"
+             counted as materialized (select count(*) from owner) ",
+            begun!(),
+            "counted, held"
         )
     };
 }
@@ -71,6 +81,9 @@ const SERVER: &str = "select cast(current_setting('server_version_num') as bigin
 
 /// The lock has the number of a table of ours, so that several stores in one database do not share it.
 const LOCK_NUMBER: &str = "select cast(cast(cast('project' as regclass) as oid) as bigint)";
+
+/// The database's clock, Unix ms.
+const CLOCK: &str = "select cast(extract(epoch from clock_timestamp()) * 1000 as bigint)";
 
 pub(super) const HAS_MIGRATIONS: &str = "select 1 where to_regclass('_sqlx_migrations') is not null";
 
@@ -240,20 +253,26 @@ impl PostgresDatabase {
         Ok((Self { writer, reader, sending, hearing, lock: LOCK_DOMAIN }, missing))
     }
 
-    /// Begins a writing transaction and reads the database's clock (Unix ms) once it has the write lock.
-    pub(super) async fn begin(&self, hold: Hold<'_>) -> Result<(Leased, i64), sqlx::Error> {
+    /// Begins a writing transaction, and reads the database's clock (Unix ms) and the number of its newest migration once it
+    /// has the write lock.
+    pub(super) async fn begin(&self, hold: Hold<'_>) -> Result<(Leased, (i64, i64)), sqlx::Error> {
         let mut tx = self.writer.acquire().await?;
         tx.begin(BEGIN).await?;
         let locking = match hold {
-            Hold::Everything => sql::query_scalar(LOCK).bind(self.lock),
-            Hold::SessionOfRun(run) => sql::query_scalar(LOCK_OF_RUN).bind(self.lock).bind(run.as_str()),
+            Hold::Everything => sql::query_as(LOCK).bind(self.lock),
+            Hold::SessionOfRun(run) => sql::query_as(LOCK_OF_RUN).bind(self.lock).bind(run.as_str()),
             Hold::SessionOfSandbox(sandbox) => {
-                sql::query_scalar(LOCK_OF_SANDBOX).bind(self.lock).bind(sandbox.as_str())
+                sql::query_as(LOCK_OF_SANDBOX).bind(self.lock).bind(sandbox.as_str())
             }
-            Hold::SessionOfCall(call) => sql::query_scalar(LOCK_OF_CALL).bind(self.lock).bind(call.as_str()),
+            Hold::SessionOfCall(call) => sql::query_as(LOCK_OF_CALL).bind(self.lock).bind(call.as_str()),
         };
-        let now_ms = locking.fetch_one(&mut tx).await?;
-        Ok((tx, now_ms))
+        let begun = locking.fetch_optional(&mut tx).await?.ok_or(sqlx::Error::RowNotFound)?;
+        Ok((tx, begun))
+    }
+
+    /// The database's clock, Unix ms.
+    pub(super) async fn now_ms(&self) -> Result<i64, sqlx::Error> {
+        sql::query_scalar(CLOCK).fetch_one(&self.reader).await
     }
 
     /// Sends and receives wake-ups on connections of its own.

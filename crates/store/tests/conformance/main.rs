@@ -66,6 +66,7 @@ mod lists;
 mod lost;
 mod messages;
 mod model;
+mod outdated;
 mod projects;
 mod pushes;
 mod queue;

@@ -98,7 +98,9 @@ pub use credentials::{
     CREDENTIAL_USES_KEPT, Credential, CredentialError, CredentialUsage, NewCredential, OpenedCredential,
     SigningKey, SigningKeyError,
 };
-pub use database::postgres::{POSTGRES_CONNECTIONS_MIN, PostgresLimits, PostgresPlace, UnusableUrl};
+pub use database::postgres::{
+    MIGRATE_MS_DEFAULT, MIGRATE_MS_MAX, POSTGRES_CONNECTIONS_MIN, PostgresLimits, PostgresPlace, UnusableUrl,
+};
 pub use deltas::{DELTA_CHANNEL_ITEMS, DELTA_SESSIONS_ELSEWHERE};
 pub use door::{Archive, NextWork};
 pub use drain::{Drained, QueueServer, QueueState};

@@ -20,7 +20,7 @@ use sqlx::{ConnectOptions as _, Connection as _, PgConnection};
 use tokio::time::timeout;
 
 use super::leased::{Leased, Pool, answer, late};
-use super::migrating::migrate;
+use super::migrating::{Migrating, migrate};
 use super::notify::{Heard, Hearing, Notifier};
 use super::sql::{self, Reader};
 use super::{Fault, Hold, missing_migrations};
@@ -30,13 +30,27 @@ use crate::StoreError;
 const OLDEST_VERSION: i64 = 150_000;
 /// How long a transaction waits for the write lock, in milliseconds.
 const LOCK_MS: u64 = 5_000;
-/// How long the server lets a transaction of ours be silent, in milliseconds: a machine that went away in the middle of one
-/// keeps the others waiting no longer than that.
+/// How long the server lets a transaction of ours be silent between two statements, in milliseconds: a machine that went away in
+/// the middle of one keeps the others waiting no longer than that, once what it asked for last is done.
 const SILENT_MS: u64 = 10_000;
+/// What the server does about connections on which nothing comes back any more, on each of ours: what it sends must be
+/// acknowledged within 30 s, or it waits no longer to send the rest; and a quiet one is asked after 30 s whether it is there,
+/// three times, 10 s apart. Ignored on a socket. <https://www.postgresql.org/docs/15/runtime-config-connection.html>
+const VANISHED: [(&str, u64); 5] = [
+    ("idle_in_transaction_session_timeout", SILENT_MS),
+    ("tcp_user_timeout", 30_000),
+    ("tcp_keepalives_idle", 30),
+    ("tcp_keepalives_interval", 10),
+    ("tcp_keepalives_count", 3),
+];
 /// Prepared statements kept on each connection: more than this crate has.
 const STATEMENTS: usize = 256;
 /// Fewest connections: one that writes, one that reads, and two for wake-ups.
 pub const POSTGRES_CONNECTIONS_MIN: u32 = 4;
+/// How long migrations may take unless somebody says otherwise, in milliseconds.
+pub const MIGRATE_MS_DEFAULT: u64 = 600_000;
+/// The longest that somebody may say, in milliseconds.
+pub const MIGRATE_MS_MAX: u64 = 86_400_000;
 /// Connections for wake-ups: one sends, one listens.
 const NOTIFYING: u32 = 2;
 /// Begins the number of the write lock, so that it is not another program's in the same database.
@@ -102,11 +116,20 @@ pub struct PostgresLimits {
     /// How long the connection that hears the wake-ups of others may be quiet, in milliseconds, before it is asked whether
     /// it is still there.
     pub quiet_ms: u64,
+    /// How long bringing the database up to date may take, in milliseconds, within [`MIGRATE_MS_MAX`]: waiting for another server that
+    /// does so, and for the silence of servers of before, included. What was done by then stays, migration by migration.
+    pub migrate_timeout_ms: u64,
 }
 
 impl Default for PostgresLimits {
     fn default() -> Self {
-        Self { connections: 16, acquire_timeout_ms: 10_000, statement_timeout_ms: 30_000, quiet_ms: 30_000 }
+        Self {
+            connections: 16,
+            acquire_timeout_ms: 10_000,
+            statement_timeout_ms: 30_000,
+            quiet_ms: 30_000,
+            migrate_timeout_ms: MIGRATE_MS_DEFAULT,
+        }
     }
 }
 
@@ -178,6 +201,13 @@ impl PostgresPlace {
         Self { own: roles.iter().map(|role| (server.clone(), *role)).collect(), ..self }
     }
 
+    /// Gives migrations another time, in milliseconds; kept within [`MIGRATE_MS_MAX`].
+    #[must_use]
+    pub fn migrated_within(mut self, ms: u64) -> Self {
+        self.limits.migrate_timeout_ms = ms.min(MIGRATE_MS_MAX);
+        self
+    }
+
     /// What whoever is between this machine and the server could do, if anything.
     #[must_use]
     pub fn weakness(&self) -> Option<String> {
@@ -192,6 +222,12 @@ impl PostgresPlace {
                  everything; add sslmode=verify-full to the database's URL"
             )
         })
+    }
+}
+
+impl PostgresPlace {
+    fn migrating(&self) -> Migrating<'_> {
+        Migrating { own: &self.own, within: Duration::from_millis(self.limits.migrate_timeout_ms) }
     }
 }
 
@@ -229,7 +265,7 @@ impl PostgresDatabase {
         let rest = place.limits.connections.max(POSTGRES_CONNECTIONS_MIN) - NOTIFYING;
         let writers = rest / 2;
         let reader = Pool::new(reading(options.clone()), &place.limits, rest - writers);
-        migrate(&mut connection, &Reader::Postgres(reader.clone()), &place.own).await?;
+        migrate(&mut connection, &Reader::Postgres(reader.clone()), place.migrating()).await?;
         let lock = lock_number(place, &mut connection).await?;
         within(place, connection.close()).await?;
         Ok(Self {
@@ -288,12 +324,13 @@ impl PostgresDatabase {
     }
 }
 
-/// A connection without time limits, for what is done once, and how others are made.
+/// A connection whose statements have no time limits, for what is done once, and how others are made.
 async fn connect(place: &PostgresPlace) -> Result<(PgConnection, PgConnectOptions), StoreError> {
-    let connecting = place.options.connect();
+    let options = place.options.clone().options(VANISHED);
+    let connecting = options.connect();
     let limit = Duration::from_millis(place.limits.acquire_timeout_ms);
     let mut connection = timeout(limit, connecting).await.unwrap_or_else(|_| Err(late()))?;
-    let options = server_options(&mut connection, place).await?;
+    let options = server_options(&mut connection, place, options).await?;
     Ok((connection, options))
 }
 
@@ -310,12 +347,12 @@ async fn lock_number(place: &PostgresPlace, connection: &mut PgConnection) -> Re
     Ok(LOCK_DOMAIN | number)
 }
 
-/// Connects to a database that is to be filled, brings it up to date, and answers the connection, which has no time limits,
-/// with the number of the store's write lock.
+/// Connects to a database that is to be filled, brings it up to date, and answers the connection, whose statements have no time
+/// limits, with the number of the store's write lock.
 pub(crate) async fn open_to_fill(place: &PostgresPlace) -> Result<(PgConnection, i64), StoreError> {
     let (mut connection, options) = connect(place).await?;
     let reader = Pool::new(reading(options), &place.limits, 1);
-    migrate(&mut connection, &Reader::Postgres(reader.clone()), &place.own).await?;
+    migrate(&mut connection, &Reader::Postgres(reader.clone()), place.migrating()).await?;
     reader.close().await;
     let lock = lock_number(place, &mut connection).await?;
     Ok((connection, lock))
@@ -325,6 +362,7 @@ pub(crate) async fn open_to_fill(place: &PostgresPlace) -> Result<(PgConnection,
 async fn server_options(
     connection: &mut PgConnection,
     place: &PostgresPlace,
+    options: PgConnectOptions,
 ) -> Result<PgConnectOptions, StoreError> {
     let (version, encoding, commit, fsync): (i64, String, String, String) =
         within(place, sqlx::query_as(SERVER).fetch_one(connection)).await?;
@@ -345,9 +383,8 @@ async fn server_options(
     let limits = [
         ("statement_timeout", place.limits.statement_timeout_ms),
         ("lock_timeout", LOCK_MS.min(place.limits.statement_timeout_ms)),
-        ("idle_in_transaction_session_timeout", SILENT_MS),
     ];
-    let options = place.options.clone().options(limits.map(|(name, ms)| (name, ms.to_string())));
+    let options = options.options(limits);
     // What was acknowledged must be on the disk, whatever the role's own default is; a stricter one stays.
     Ok(if commit == "off" { options.options([("synchronous_commit", "on")]) } else { options })
 }

@@ -201,7 +201,7 @@ async fn an_odd_character_in_a_text_breaks_nothing(fixture: Fixture) {
 }
 
 /// What only a database has that is no file.
-mod only_postgres {
+pub(crate) mod only_postgres {
     use super::*;
     use crate::database::Database;
 
@@ -218,7 +218,7 @@ mod only_postgres {
     }
 
     /// A database of this version that says it is of an earlier one, in which a part of a server was heard of `ago_ms` ago.
-    async fn earlier(ago_ms: i64) -> Option<Database> {
+    pub(crate) async fn earlier(ago_ms: i64) -> Option<Database> {
         let database = Database::postgres().await?;
         let store = database.open(Clock::system(), caisson_store::Random::system()).await.unwrap();
         let other = caisson_store::Presence {

@@ -53,6 +53,7 @@ mod sandboxes;
 mod servers;
 mod sessions;
 mod soft_budgets;
+mod standbys;
 mod transcripts;
 mod upkeep;
 mod usage;

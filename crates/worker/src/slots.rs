@@ -16,6 +16,7 @@ use crate::context::{Asked, Backoff, Context, Halt, asked, described};
 use crate::health;
 use crate::holds::Hold;
 use crate::judge::{End, Fault, FaultClass, Verdict, by_end};
+use crate::looks::Looks;
 use crate::place::{Placing, announce, place};
 use crate::steps::Step;
 use crate::teardown;
@@ -50,6 +51,7 @@ pub(crate) async fn claim_runs(ctx: &Arc<Context>) -> Result<(), Halt> {
     let mut backoff = Backoff::new(ctx.timing());
     // Whether something may be new: nobody has looked yet.
     let mut hinted = true;
+    let mut looks = Looks::default();
     loop {
         let slot = tokio::select! {
             biased;
@@ -58,7 +60,7 @@ pub(crate) async fn claim_runs(ctx: &Arc<Context>) -> Result<(), Halt> {
         };
         health::sound(ctx).await?;
         // Not in a `select!`: a claim that is dropped half-way may have been made.
-        match claim(ctx, hinted).await {
+        match claim(ctx, &mut looks, hinted).await {
             Ok(Some(claimed)) => {
                 (backoff, hinted) = (Backoff::new(ctx.timing()), true);
                 let run = &claimed.answer.run;
@@ -82,13 +84,21 @@ pub(crate) async fn claim_runs(ctx: &Arc<Context>) -> Result<(), Halt> {
     }
 }
 
-/// Claims the next run. Without a hint that something is new it asks first whether anything waits, which keeps nobody waiting.
-async fn claim(ctx: &Context, hinted: bool) -> Result<Option<Asked<Claimed>>, StoreError> {
+/// Claims the next run. Without a hint that something is new it asks first whether anything waits, which keeps nobody waiting,
+/// and rests for a while when what waits is held back.
+async fn claim(
+    ctx: &Context,
+    looks: &mut Looks,
+    hinted: bool,
+) -> Result<Option<Asked<Claimed>>, StoreError> {
     let (store, server) = (&ctx.store, &ctx.config.server);
-    if !hinted && !store.may_claim(server).await? {
+    if !looks.is_time(hinted) || (!hinted && !store.may_claim(server).await?) {
         return Ok(None);
     }
     let Asked { answer, at } = asked(Box::pin(store.claim(server))).await?;
+    if answer.is_none() {
+        looks.found_nothing(hinted, ctx.timing().queue_rest);
+    }
     Ok(answer.map(|answer| Asked { answer, at }))
 }
 

@@ -19,6 +19,7 @@ conformance! {
     runs_without_an_owner_are_found_by_their_home_alone,
     a_session_waits_for_the_server_that_it_was_on_until_that_is_lost,
     a_session_waits_for_a_silent_home_until_the_claimer_has_witnessed_its_silence,
+    a_session_waits_for_the_server_on_which_its_agent_worked_last,
     a_lost_run_whose_agent_never_started_goes_back_to_the_queue,
     a_lost_run_that_was_to_be_cancelled_before_its_agent_started_ends_as_cancelled,
     the_silence_is_kept_within_its_bounds,
@@ -209,6 +210,25 @@ async fn a_session_waits_for_a_silent_home_until_the_claimer_has_witnessed_its_s
     assert_eq!(claim().await, Some(free.id));
     witness(&fixture, SERVER_SILENT_MS).await;
     assert_eq!(claim().await, Some(placed.run.id));
+}
+
+async fn a_session_waits_for_the_server_on_which_its_agent_worked_last(fixture: Fixture) {
+    let placed = placed(&fixture).await;
+    let other = witness(&fixture, 0).await;
+    fixture.execute("update run set status = 'queued', lease_expires_at_ms = null, home_server_id = null, sandbox_id = null").await;
+    let claim = async |server: &ServerId| {
+        fixture.store.claim(server).await.unwrap().map(|claimed| claimed.run.id)
+    };
+    // An attempt that came after it, on the other server, whose agent began earlier, never, and later.
+    let attempt = "insert into attempt (run_id, number, project_id, session_id, server_id, started_at_ms) \
+         select run_id, 9, project_id, session_id, (select max(id) from server), started_at_ms from attempt";
+    fixture.execute(attempt).await;
+    assert_eq!(claim(&other).await, None, "its agent never began there");
+    fixture.execute("update attempt set agent_started_at_ms = 1 where number = 9").await;
+    assert_eq!(claim(&other).await, None, "it has worked elsewhere since");
+    fixture.execute("update attempt set agent_started_at_ms = 9999999999999 where number = 9").await;
+    assert_eq!(claim(&fixture.server).await, None, "it has worked on the other server since");
+    assert_eq!(claim(&other).await, Some(placed.run.id));
 }
 
 async fn a_lost_run_whose_agent_never_started_goes_back_to_the_queue(fixture: Fixture) {

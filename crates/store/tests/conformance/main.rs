@@ -70,6 +70,7 @@ mod outdated;
 mod projects;
 mod pushes;
 mod queue;
+mod removal;
 mod retention;
 mod runs;
 mod sandboxes;

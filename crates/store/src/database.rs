@@ -19,7 +19,7 @@ use sqlx::postgres::PgDatabaseError;
 use crate::deltas::Deltas;
 use crate::hints::Hints;
 use crate::meters::{Counted, Family, Labels};
-use crate::{Random, Store, StoreError, Topic};
+use crate::{Clock, Random, Store, StoreError, Topic};
 use notify::Notifier;
 use postgres::{PostgresDatabase, PostgresPlace};
 use sql::{Connection, Reader};
@@ -98,6 +98,14 @@ impl Database {
                 Some(database.notifier(Random::system().bytes(), heard))
             }
         }
+    }
+
+    /// Reads the clock of a database that has one, so that it is followed before anything is written.
+    pub(crate) async fn set_clock(&self, clock: &Clock) -> Result<(), StoreError> {
+        if let Self::Postgres(database) = self {
+            clock.follow(database.now_ms().await?);
+        }
+        Ok(())
     }
 
     /// The number of the newest migration that this version knows.
@@ -250,14 +258,6 @@ impl Store {
 
     pub(crate) fn reader(&self) -> &Reader {
         &self.shared.reader
-    }
-
-    /// Reads the clock of a database that has one, so that it is followed before anything is written.
-    pub(crate) async fn follow_clock(&self) -> Result<(), StoreError> {
-        if let Database::Postgres(database) = &self.shared.database {
-            self.shared.clock.follow(database.now_ms().await?);
-        }
-        Ok(())
     }
 }
 

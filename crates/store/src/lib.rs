@@ -241,11 +241,10 @@ impl Store {
         random: Random,
     ) -> Result<Self, StoreError> {
         let opened = Database::open_postgres(place).await?;
+        opened.0.set_clock(&clock).await?;
         let mut live = Live::default();
         live.notifier = opened.0.notifier(&live.hints, &live.deltas);
-        let store = Self::around(opened, live, clock, random);
-        store.follow_clock().await?;
-        Ok(store)
+        Ok(Self::around(opened, live, clock, random))
     }
 
     fn around(

@@ -156,11 +156,7 @@ pub(crate) fn presence(settings: &Settings, server: &ServerId) -> Presence {
 /// Tells the store again and again that this process is alive, and writes off the runs of servers that have been silent for
 /// too long, until the server stops. Answers with the reason if the server must not go on: a later version has migrated the database while
 /// this one was away.
-pub(crate) async fn keep(
-    store: &Store,
-    presence: &Presence,
-    stop: &CancellationToken,
-) -> Option<StoreError> {
+pub(crate) async fn keep(store: &Store, presence: &Presence, stop: &CancellationToken) -> Option<StoreError> {
     let mut was_heard = true;
     loop {
         tokio::select! {

@@ -157,7 +157,10 @@ impl Server {
         let (told, stop, outdated) = (store.clone(), cancel.clone(), self.outdated.clone());
         tracker.spawn(async move {
             if let Some(fault) = roles::keep(&told, &presence, &stop).await {
-                error!(error = chain(&fault), "this server is of an earlier version than the database now is");
+                error!(
+                    error = chain(&fault),
+                    "this server is of an earlier version than the database now is"
+                );
                 outdated.cancel();
             }
         });

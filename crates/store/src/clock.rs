@@ -12,7 +12,10 @@ pub struct Clock(Source);
 enum Source {
     /// The machine's clock, and how far a database's clock that is followed is ahead of it, in milliseconds. In tests the machine's
     /// clock is wrong by so much.
-    System { ahead_ms: Arc<AtomicI64>, wrong_by_ms: i64 },
+    System {
+        ahead_ms: Arc<AtomicI64>,
+        wrong_by_ms: i64,
+    },
     Fixed(Arc<AtomicI64>),
 }
 

@@ -15,8 +15,8 @@ use serde_json::json;
 use crate::database::{Row, Tx, sql};
 use crate::rows::{Columns, run_columns};
 use crate::{
-    Actor, Claimed, Finish, HomeEpoch, NewAudit, SandboxState, Store, StoreError, audit, damage, events, queue, rows,
-    sandboxes,
+    Actor, Claimed, Finish, HomeEpoch, NewAudit, SandboxState, Store, StoreError, audit, damage, events,
+    queue, rows, sandboxes,
 };
 
 /// Whoever was away itself cannot tell the silence of others from its own, so it must have been there all the time.

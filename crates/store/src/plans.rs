@@ -365,7 +365,8 @@ async fn postgres_reads_the_index_of_each_question_and_sorts_nothing() {
             if reads_every_run(&plan) {
                 wrong.push(format!("{mode}, every run is read for {text}:\n{plan}"));
             }
-            if reads_many_attempts(plan.lines()) || (text == claim::CLAIM && !plan.contains(LAST_ATTEMPT[1])) {
+            if reads_many_attempts(plan.lines()) || (text == claim::CLAIM && !plan.contains(LAST_ATTEMPT[1]))
+            {
                 wrong.push(format!("{mode}, every attempt of a session is read for {text}:\n{plan}"));
             }
         }

@@ -13,7 +13,8 @@ use crate::events::Ended;
 use crate::rows::{Columns, document, run_columns};
 use crate::sessions::uid_offset;
 use crate::{
-    HomeEpoch, SandboxState, Store, StoreError, Topic, approvals, damage, events, files, rows, runs, sandboxes, usage,
+    HomeEpoch, SandboxState, Store, StoreError, Topic, approvals, damage, events, files, rows, runs,
+    sandboxes, usage,
 };
 
 /// A run that the caller owns now.
@@ -144,7 +145,12 @@ impl Store {
     /// As every write; [`StoreError::Corrupt`] if the sandbox is not one of the run's session.
     /// # Cancel safety
     /// Safe: repeatable.
-    pub async fn place(&self, run: &RunId, epoch: HomeEpoch, sandbox: &SandboxId) -> Result<bool, StoreError> {
+    pub async fn place(
+        &self,
+        run: &RunId,
+        epoch: HomeEpoch,
+        sandbox: &SandboxId,
+    ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
         let placed = sql::query(PLACE)
             .bind(run.as_str())

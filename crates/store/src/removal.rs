@@ -33,11 +33,8 @@ macro_rules! nameable {
 pub(crate) use nameable;
 
 /// It is there from the first removal on.
-const MAKE_PLACE: &str = concat!(
-    "insert into project (id, created_at_ms) values (",
-    gone!(),
-    ", $1) on conflict (id) do nothing"
-);
+const MAKE_PLACE: &str =
+    concat!("insert into project (id, created_at_ms) values (", gone!(), ", $1) on conflict (id) do nothing");
 
 const HIDE: [&str; 2] = [
     concat!("update run set project_id = ", gone!(), " where session_id = $1"),

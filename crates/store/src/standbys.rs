@@ -29,11 +29,8 @@ fn weakness(standbys: i64, names: &str, commit: &str) -> Option<String> {
         (_, _, "local" | "off") => format!("synchronous_commit is {commit}"),
         (..) => return None,
     };
-    let (standbys, are) = if standbys == 1 {
-        ("a standby".to_owned(), "is")
-    } else {
-        (format!("{standbys} standbys"), "are")
-    };
+    let (standbys, are) =
+        if standbys == 1 { ("a standby".to_owned(), "is") } else { (format!("{standbys} standbys"), "are") };
     Some(format!(
         "{standbys} {are} connected and no commit waits for one, since {why}: a failover may lose what was acknowledged; see \
          \"When another PostgreSQL takes over\" in docs/operations.md"
@@ -52,7 +49,10 @@ mod tests {
             assert_eq!(weakness(standbys, names, commit), None, "{standbys}, {names}, {commit}");
         }
         let told = weakness(1, " ", "on").unwrap();
-        assert!(told.starts_with("a standby is connected") && told.contains("standby_names is empty"), "{told}");
+        assert!(
+            told.starts_with("a standby is connected") && told.contains("standby_names is empty"),
+            "{told}"
+        );
         let told = weakness(2, "a", "local").unwrap();
         assert!(told.starts_with("2 standbys are") && told.contains("synchronous_commit is local"), "{told}");
     }

@@ -86,11 +86,7 @@ pub(crate) async fn claim_runs(ctx: &Arc<Context>) -> Result<(), Halt> {
 
 /// Claims the next run. Without a hint that something is new it asks first whether anything waits, which keeps nobody waiting,
 /// and rests for a while when what waits is held back.
-async fn claim(
-    ctx: &Context,
-    looks: &mut Looks,
-    hinted: bool,
-) -> Result<Option<Asked<Claimed>>, StoreError> {
+async fn claim(ctx: &Context, looks: &mut Looks, hinted: bool) -> Result<Option<Asked<Claimed>>, StoreError> {
     let (store, server) = (&ctx.store, &ctx.config.server);
     if !looks.is_time(hinted) || (!hinted && !store.may_claim(server).await?) {
         return Ok(None);

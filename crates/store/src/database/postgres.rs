@@ -68,8 +68,7 @@ macro_rules! begun {
 }
 
 /// The clock is read only when the lock is held: a materialised query is finished before another one reads it.
-const LOCK: &str =
-    concat!("with held as materialized (select pg_advisory_xact_lock($1)) ", begun!(), "held");
+const LOCK: &str = concat!("with held as materialized (select pg_advisory_xact_lock($1)) ", begun!(), "held");
 
 /// Rows are locked last of all in a query, so that the session is when the write lock is held, and counted by the next.
 macro_rules! lock_session {

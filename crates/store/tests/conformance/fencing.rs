@@ -94,8 +94,12 @@ async fn the_same_epoch_at_another_home_is_refused_in_every_method(fixture: Fixt
     let placed = fixture.placed().await;
     let other = server_id(2);
     fixture.store.register_server(&other).await.unwrap();
-    fixture.execute("update run set status = 'queued', lease_epoch = lease_epoch - 1, attempt = attempt - 1, \
-        lease_expires_at_ms = null, home_server_id = null, sandbox_id = null").await;
+    fixture
+        .execute(
+            "update run set status = 'queued', lease_epoch = lease_epoch - 1, attempt = attempt - 1, \
+        lease_expires_at_ms = null, home_server_id = null, sandbox_id = null",
+        )
+        .await;
     fixture.execute("delete from attempt").await;
     let second = fixture.store.claim(&other).await.unwrap().unwrap();
     assert_eq!((second.run.id.clone(), second.epoch.number), (placed.run.id.clone(), placed.epoch.number));

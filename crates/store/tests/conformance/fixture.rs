@@ -10,8 +10,8 @@ use caisson_domain::run::{Resources, Run, RunSpec};
 use caisson_domain::server::Role;
 use caisson_domain::workflow::{CaissonBlock, PermissionMode, Workflow};
 use caisson_store::{
-    Claimed, Clock, ClockHandle, CreateRun, HomeEpoch, JournalAppend, JournalEffect, JournalEntry, NewRun, NewSandbox,
-    Presence, Random, Store, StoreError, Watch,
+    Claimed, Clock, ClockHandle, CreateRun, HomeEpoch, JournalAppend, JournalEffect, JournalEntry, NewRun,
+    NewSandbox, Presence, Random, Store, StoreError, Watch,
 };
 use futures_util::FutureExt as _;
 use serde_json::json;

@@ -188,7 +188,11 @@ async fn a_session_waits_for_the_server_that_it_was_on_until_that_is_lost(fixtur
     assert_eq!(claim(&fixture.store, &other).await, Some(placed.run.id.clone()), "its home is lost");
     let (sandbox, _, _) = fixture.sandbox(&placed.run.session, 9).await;
     let epoch = fixture.value::<i64>("select lease_epoch from run").await;
-    fixture.store.place(&placed.run.id, caisson_store::HomeEpoch::new(epoch, &other), &sandbox).await.unwrap();
+    fixture
+        .store
+        .place(&placed.run.id, caisson_store::HomeEpoch::new(epoch, &other), &sandbox)
+        .await
+        .unwrap();
     let NextWork::Run { resume, archive, .. } = fixture.store.next_work(&sandbox).await.unwrap() else {
         panic!("there is work")
     };
@@ -216,9 +220,8 @@ async fn a_session_waits_for_the_server_on_which_its_agent_worked_last(fixture: 
     let placed = placed(&fixture).await;
     let other = witness(&fixture, 0).await;
     fixture.execute("update run set status = 'queued', lease_expires_at_ms = null, home_server_id = null, sandbox_id = null").await;
-    let claim = async |server: &ServerId| {
-        fixture.store.claim(server).await.unwrap().map(|claimed| claimed.run.id)
-    };
+    let claim =
+        async |server: &ServerId| fixture.store.claim(server).await.unwrap().map(|claimed| claimed.run.id);
     // An attempt that came after it, on the other server, whose agent began earlier, never, and later.
     let attempt = "insert into attempt (run_id, number, project_id, session_id, server_id, started_at_ms) \
          select run_id, 9, project_id, session_id, (select max(id) from server), started_at_ms from attempt";

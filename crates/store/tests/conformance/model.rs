@@ -415,7 +415,8 @@ impl Pair {
             assert_eq!(run.sandbox, expected.sandbox);
             assert_gapless(&self.fixture.events(&expected.id).await);
             assert_eq!(self.fixture.kinds(&expected.id).await, expected.kinds);
-            let progress = self.fixture.store.progress(&expected.id, expected.claimed_epoch(false)).await.unwrap();
+            let progress =
+                self.fixture.store.progress(&expected.id, expected.claimed_epoch(false)).await.unwrap();
             let lease = progress.map(|progress| progress.lease_expires_at_ms);
             let running = expected.status == RunStatus::Running;
             assert_eq!(lease, running.then_some(expected.lease_expires_at_ms));

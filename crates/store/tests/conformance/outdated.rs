@@ -18,12 +18,8 @@ async fn a_server_that_is_behind_its_database_writes_nothing_and_is_told_so(fixt
     let placed = fixture.placed().await;
     let waiting = fixture.queued().await;
     let (run, epoch) = (&placed.run.id, placed.epoch);
-    let presence = Presence {
-        server: server.clone(),
-        roles: vec![Role::Worker],
-        version: "1".to_owned(),
-        slots: None,
-    };
+    let presence =
+        Presence { server: server.clone(), roles: vec![Role::Worker], version: "1".to_owned(), slots: None };
     store.beat(&presence).await.unwrap();
     fixture.execute(MIGRATE).await;
     fixture.clock.advance(1_000);
@@ -44,7 +40,11 @@ async fn a_server_that_is_behind_its_database_writes_nothing_and_is_told_so(fixt
     }
     let source = std::error::Error::source(answers[0].as_ref().unwrap()).unwrap().to_string();
     assert!(source.contains("9999"), "{source}");
-    assert_eq!(fixture.run(&waiting.id).await.status, RunStatus::Queued, "nothing was claimed, and reading goes on");
+    assert_eq!(
+        fixture.run(&waiting.id).await.status,
+        RunStatus::Queued,
+        "nothing was claimed, and reading goes on"
+    );
     assert_eq!(fixture.run(run).await.status, RunStatus::Running);
     let seen: i64 = fixture.value("select max(seen_at_ms) from server_role").await;
     assert!(seen < store.now_ms(), "it counts as away");

@@ -31,12 +31,14 @@ async fn large(fixture: &Fixture) -> Run {
     let finish = Finish { status: RunStatus::Succeeded, failure: None, result: None };
     assert!(fixture.store.finish(&placed.run.id, placed.epoch, &finish).await.unwrap());
     fixture.store.set_sandbox_state(&placed.sandbox, SandboxState::Destroyed).await.unwrap();
-    fixture.execute(
-        "insert into event (session_id, seq, project_id, run_id, at_ms, kind, data) \
+    fixture
+        .execute(
+            "insert into event (session_id, seq, project_id, run_id, at_ms, kind, data) \
          with recursive numbers (seq) as (select cast(last_seq as bigint) + 1 from session \
            union all select seq + 1 from numbers where seq < 15000) \
          select run.session_id, numbers.seq, run.project_id, run.id, 0, 'note', '{}' from run, numbers",
-    ).await;
+        )
+        .await;
     fixture.execute("update session set last_seq = 15000").await;
     fixture.execute(
         "insert into usage (id, project_id, session_id, run_id, server_id, state, model, input_tokens, output_tokens, \

@@ -135,7 +135,10 @@ async fn a_migration_whose_machine_vanishes_keeps_others_from_the_tables_for_a_b
     let held = database.hold_table("server").await;
     let place = database.place_by(way.port(), PostgresLimits::default());
     let mut migrating = Box::pin(Store::connect(&place, Clock::system()));
-    assert!(tokio::time::timeout(Duration::from_secs(3), &mut migrating).await.is_err(), "it waits for the table");
+    assert!(
+        tokio::time::timeout(Duration::from_secs(3), &mut migrating).await.is_err(),
+        "it waits for the table"
+    );
     way.set_open(false);
     // The table is changed now, in a transaction that nobody ends.
     held.release().await;

@@ -365,7 +365,10 @@ pub(crate) mod only_postgres {
             let store = fixture.beside(Clock::system_wrong_by(wrong_by_ms)).await.unwrap();
             let now_ms = store.now_ms();
             let opened = before_ms..=database_ms().await;
-            assert!(opened.contains(&now_ms), "from the start, also for what is only read: {now_ms}, {opened:?}");
+            assert!(
+                opened.contains(&now_ms),
+                "from the start, also for what is only read: {now_ms}, {opened:?}"
+            );
             let server = server_id(number);
             store.register_server(&server).await.unwrap();
             let presence = caisson_store::Presence {

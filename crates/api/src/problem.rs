@@ -342,10 +342,11 @@ impl ApiError {
             Self::Unplaceable(problems) => {
                 (StatusCode::SERVICE_UNAVAILABLE, problems.first().map_or("no_server", |p| p.code.as_str()))
             }
-            Self::Store(StoreError::Unavailable(_) | StoreError::Full(_)) => {
+            // A server whose database a later version has migrated ends in a moment.
+            Self::Store(StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Migration(_)) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable")
             }
-            Self::Store(StoreError::Corrupt { .. } | StoreError::Migration(_)) | Self::Internal(_) => {
+            Self::Store(StoreError::Corrupt { .. }) | Self::Internal(_) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "internal")
             }
         };
@@ -386,7 +387,7 @@ impl ApiError {
             | Self::InputsFull
             | Self::ForksFull
             | Self::Unplaceable(_)
-            | Self::Store(StoreError::Unavailable(_) | StoreError::Full(_)) => {
+            | Self::Store(StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Migration(_)) => {
                 Some((header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S)))
             }
             Self::Malformed(_)
@@ -417,7 +418,7 @@ impl ApiError {
             | Self::InvalidWorkflow(_)
             | Self::Conflict { .. }
             | Self::KeyReused
-            | Self::Store(StoreError::Corrupt { .. } | StoreError::Migration(_))
+            | Self::Store(StoreError::Corrupt { .. })
             | Self::Internal(_) => None,
         }
     }

@@ -10,7 +10,7 @@ use anyhow::Context;
 use caisson_domain::id::ServerId;
 use caisson_domain::limits::HEARTBEAT_MS;
 use caisson_domain::server::{PlacementProblem, ProblemCode, Role};
-use caisson_store::{Presence, Store};
+use caisson_store::{Presence, Store, StoreError};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -198,29 +198,35 @@ fn place(state_dir: &Path) -> anyhow::Result<String> {
 }
 
 /// Tells the store again and again that this process is alive, and writes off the runs of servers that have been silent for
-/// too long, until the server stops.
-pub(crate) async fn keep(store: &Store, presence: &Presence, stop: &CancellationToken) {
+/// too long, until the server stops. Answers with the reason if the server must not go on: a later version has migrated the database while
+/// this one was away.
+pub(crate) async fn keep(store: &Store, presence: &Presence, stop: &CancellationToken) -> Option<StoreError> {
     let mut was_heard = true;
     loop {
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return None,
             () = tokio::time::sleep(Duration::from_millis(HEARTBEAT_MS.unsigned_abs())) => {}
         }
         let told = match store.beat(presence).await {
             Ok(()) if store.is_shared() => look_after(store, &presence.server).await,
             told => told,
         };
-        if let Err(error) = &told
-            && was_heard
-        {
-            warn!(error = chain(error), "the database does not hear that this server is alive, trying on");
+        match told {
+            Ok(()) => was_heard = true,
+            Err(error @ StoreError::Migration(_)) => return Some(error),
+            Err(error @ (StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Corrupt { .. })) => {
+                if was_heard {
+                    let error = chain(&error);
+                    warn!(error, "the database does not hear that this server is alive, trying on");
+                }
+                was_heard = false;
+            }
         }
-        was_heard = told.is_ok();
     }
 }
 
 /// Looks after what other servers leave, and whether one of them is this very server.
-async fn look_after(store: &Store, server: &ServerId) -> Result<(), caisson_store::StoreError> {
+async fn look_after(store: &Store, server: &ServerId) -> Result<(), StoreError> {
     // Two that started at the same moment saw nothing of one another.
     if store.heard_elsewhere(server).await?.is_some() {
         error!(server.id = %server, "another machine or another state directory is the server {server} as well; stop one of them");

@@ -21,7 +21,7 @@ use caisson_worker::{DiskCaps, Parts, Probe, Timing, UidPlan, Worker, WorkerConf
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::agents::Agents;
 use crate::audit_head::{HeadKeeper, check_place, keeper_or_warn};
@@ -49,6 +49,8 @@ pub(crate) struct Server {
     head: Arc<Head>,
     tracker: TaskTracker,
     cancel: CancellationToken,
+    /// Tells that a later version has migrated the database.
+    outdated: CancellationToken,
     // They are given back when the server is dropped.
     _locks: Vec<fs::File>,
 }
@@ -116,6 +118,7 @@ impl Server {
             head,
             tracker: TaskTracker::new(),
             cancel: CancellationToken::new(),
+            outdated: CancellationToken::new(),
             _locks: locks,
         };
         let images = server.start_parts(&settings, &inputs, &id).await?;
@@ -153,8 +156,16 @@ impl Server {
             // Nobody here knows better; the worker that takes a run does.
             settings.engine != EngineChoice::Local
         };
-        let (told, stop) = (store.clone(), cancel.clone());
-        tracker.spawn(async move { roles::keep(&told, &presence, &stop).await });
+        let (told, stop, outdated) = (store.clone(), cancel.clone(), self.outdated.clone());
+        tracker.spawn(async move {
+            if let Some(fault) = roles::keep(&told, &presence, &stop).await {
+                error!(
+                    error = chain(&fault),
+                    "this server is of an earlier version than the database now is"
+                );
+                outdated.cancel();
+            }
+        });
         let (head, store, stop) = (Arc::clone(&self.head), store.clone(), cancel.clone());
         let state_dir = settings.state_dir.clone();
         tracker.spawn(async move { head.follow(&state_dir, &store, &stop).await });
@@ -229,6 +240,11 @@ impl Server {
         };
         info!("listening on {scheme}://{}", self.address);
         Ok(())
+    }
+
+    /// Waits until the server must not go on, because a later version has migrated the database while it was away.
+    pub(crate) async fn outdated(&self) {
+        self.outdated.cancelled().await;
     }
 
     /// Stops every part. Sandboxes stay alive: the next start takes them over.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use testkit::cluster::{Cluster, Occupied};
 use testkit::engine::Engine;
 use testkit::parts::Parts;
+use testkit::process::ServerSpec;
 use testkit::world::{World, WorldSpec};
 
 const END: Duration = Duration::from_mins(3);
@@ -154,4 +155,42 @@ fn fill(path: &std::path::Path) {
     use std::io::Write as _;
     let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
     while file.write_all(&[0; 4096]).is_ok() {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn doctor_warns_of_a_standby_that_no_commit_waits_for() {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let Some(cluster) = Cluster::make("-c wal_level=replica -c max_wal_senders=4", None).unwrap() else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    // An ordinary role sees nothing of standbys but that they are there.
+    cluster.value("create role plain login").unwrap();
+    cluster.value("create database plain owner plain").unwrap();
+    let url = cluster.url().replace("//caisson@", "//plain@").replace("/postgres?", "/plain?");
+    let mut spec = ServerSpec::new(&parts, &directory.path().join("state"), "").unwrap();
+    spec.set("DATABASE__URL", &url);
+    assert!(spec.command(&["db", "migrate"]).output().unwrap().status.success());
+    let doctor = || {
+        let output = spec.command(&["doctor"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let told = "a standby is connected and no commit waits for one";
+    let alone = doctor();
+    assert!(alone.contains("database") && !alone.contains(told), "{alone}");
+    let _standby = cluster.standby(directory.path()).unwrap();
+    let begun = Instant::now();
+    while cluster.value("select count(*) from pg_stat_replication").unwrap() != "1" {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the standby does not come");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let warned = doctor();
+    assert!(warned.contains(told) && warned.contains("synchronous_standby_names is empty"), "{warned}");
+    cluster.value("alter system set synchronous_standby_names = '*'").unwrap();
+    cluster.value("select pg_reload_conf()").unwrap();
+    let begun = Instant::now();
+    while doctor().contains(told) {
+        assert!(begun.elapsed() < Duration::from_secs(20), "commits wait now");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }

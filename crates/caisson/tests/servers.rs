@@ -249,6 +249,37 @@ async fn a_server_that_stays_away_loses_its_runs_once_and_clears_up_when_it_come
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_was_away_while_a_later_version_migrated_ends_and_the_run_is_left_as_it_is() {
+    let mut spec = WorldSpec::on(Engine::Local);
+    spec.variables.push(("SLOTS".to_owned(), "1".to_owned()));
+    let Some(mut pair) = Pair::start(spec).await else { return };
+    pair.other.take();
+    let (id, sandbox) = pair.world.half_done(&pair.world.run_body(), END).await.unwrap();
+    pair.ways[0].set_open(false);
+    pair.one(
+        "insert into _sqlx_migrations (version, description, installed_on, success, checksum, execution_time) \
+         select 9999, description, installed_on, success, checksum, execution_time from _sqlx_migrations where version = 9 returning 1",
+    );
+    pair.ways[0].set_open(true);
+    let ended = pair.world.server.ended(Duration::from_mins(2)).await.unwrap();
+    let log = pair.world.server.log();
+    assert_eq!(ended.code(), Some(1), "{log}");
+    assert!(log.contains("a later version of Caisson migrated the database"), "{log}");
+    assert_eq!(pair.one(&format!("select status from run where id = '{id}'")), "running", "{log}");
+    let mut again = pair.world.spec.spawn().unwrap();
+    assert_eq!(again.ended(Duration::from_mins(1)).await.unwrap().code(), Some(1), "{}", again.log());
+    // The later version is this one once more.
+    pair.one("delete from _sqlx_migrations where version = 9999 returning 1");
+    assert_eq!(pair.world.sandboxes().unwrap(), [sandbox], "it lives on");
+    pair.world.server = pair.world.spec.start().await.unwrap();
+    let cancel = pair.world.api.post(&format!("/v1/runs/{id}/cancel"), &Value::Null).await.unwrap();
+    assert_eq!(cancel.status, 202, "{}", cancel.body);
+    assert_eq!(pair.world.api.wait_end(&id, END).await.unwrap()["status"], "cancelled", "{}", pair.logs());
+    let starts = "select count(*) from event where kind = 'agent.started'";
+    assert_eq!(pair.one(starts), "1", "it was taken over, and not begun anew");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_artifact_is_had_from_the_server_that_the_run_was_on_alone() {
     let Some(pair) = Pair::start(WorldSpec::on(Engine::Local)).await else { return };
     let id = pair.world.api.submit(&pair.world.run_body()).await.unwrap();

@@ -67,12 +67,13 @@ impl Refusal {
     /// The store failed; 503 means: try again.
     pub(crate) fn store(error: &StoreError) -> Self {
         match error {
-            StoreError::Unavailable(_) | StoreError::Full(_) => {
+            // A server whose database a later version has migrated ends in a moment; that version's goes on.
+            StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Migration(_) => {
                 tracing::warn!(error = %error, "the store is unavailable to the gateway");
                 let message = "the server's database does not answer; try again";
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", message)
             }
-            StoreError::Corrupt { .. } | StoreError::Migration(_) => {
+            StoreError::Corrupt { .. } => {
                 tracing::error!(error = %error, "the store failed under the gateway");
                 let message = "a fault inside the server; its log says which";
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)

@@ -5,7 +5,7 @@ use caisson_domain::approval::{
     APPROVAL_REFUSALS, APPROVALS_WAITING, Answer, ApprovalState, DefaultAnswer, RUN_APPROVALS,
 };
 use caisson_domain::event::{EventKind, NewEvent};
-use caisson_domain::id::{ApiKeyId, ApprovalId, Epoch, ProjectId, RunId};
+use caisson_domain::id::{ApiKeyId, ApprovalId, ProjectId, RunId};
 use caisson_domain::protocol::InputBody;
 use caisson_domain::run::{Run, RunStatus};
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ use crate::door::known_run;
 use crate::messages;
 use crate::queue::owned;
 use crate::rows::{Columns, document};
-use crate::{Actor, NewAudit, Store, StoreError, Topic, audit, events};
+use crate::{Actor, HomeEpoch, NewAudit, Store, StoreError, Topic, audit, events};
 
 /// What an agent asks, as its sandbox tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -183,7 +183,7 @@ impl Store {
     /// As every write.
     /// # Cancel safety
     /// Safe: repeatable.
-    pub async fn expire_approvals(&self, run: &RunId, epoch: Epoch) -> Result<bool, StoreError> {
+    pub async fn expire_approvals(&self, run: &RunId, epoch: HomeEpoch) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
         let Some(run) = owned(&mut tx, run, epoch).await? else { return Ok(false) };
         let rows = sql::query(DUE)

@@ -29,7 +29,7 @@ pub(crate) const RUNNING_WITH: &str =
     "select count(*) from run where status = 'running' and model_credential_id = $1";
 
 /// The first run of a project that may start. A branch is a mutex over all projects, since the repository is one. A session
-/// whose agent has worked on another server waits for that one, until it is lost ($7) and the claimer has witnessed all of its
+/// whose agent has worked last on another server, as the first entry of an index tells, waits for that one, until it is lost ($7) and the claimer has witnessed all of its
 /// silence: its workspace is there, and whoever was away itself, as when the database was, cannot tell who else was.
 pub(crate) const CLAIM: &str = concat!(
     "update run set status = 'running', phase = 'prepare', lease_epoch = lease_epoch + 1, attempt = attempt + 1, \
@@ -43,12 +43,11 @@ pub(crate) const CLAIM: &str = concat!(
          and live.repository_key = waiting.repository_key and live.branch = waiting.branch) \
        and (waiting.repository_key is null or $5 > (select count(*) from run as live \
          where live.status = 'running' and live.repository_key = waiting.repository_key)) \
-       and not exists (select 1 from attempt as begun, server as home where begun.session_id = waiting.session_id \
-         and begun.agent_started_at_ms is not null and home.id = begun.server_id and home.id <> $1 \
+       and not exists (select 1 from server as home where home.id = (select begun.server_id from attempt as begun \
+           where begun.session_id = waiting.session_id and begun.agent_started_at_ms is not null \
+           order by begun.agent_started_at_ms desc limit 1) and home.id <> $1 \
          and (home.seen_at_ms > $7 or not exists (select 1 from server_role as claimer where claimer.server_id = $1 \
-           and claimer.seen_at_ms >= $8 and claimer.alive_since_ms <= $7)) \
-         and not exists (select 1 from attempt as later \
-           where later.session_id = begun.session_id and later.agent_started_at_ms > begun.agent_started_at_ms)) \
+           and claimer.seen_at_ms >= $8 and claimer.alive_since_ms <= $7))) \
        order by waiting.queue_rank_ms, waiting.id limit 1) returning ",
     run_columns!()
 );

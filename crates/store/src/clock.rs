@@ -10,8 +10,12 @@ pub struct Clock(Source);
 
 #[derive(Debug, Clone)]
 enum Source {
-    /// The machine's clock, and how far a database's clock that is followed is ahead of it, in milliseconds.
-    System(Arc<AtomicI64>),
+    /// The machine's clock, and how far a database's clock that is followed is ahead of it, in milliseconds. In tests the machine's
+    /// clock is wrong by so much.
+    System {
+        ahead_ms: Arc<AtomicI64>,
+        wrong_by_ms: i64,
+    },
     Fixed(Arc<AtomicI64>),
 }
 
@@ -23,7 +27,14 @@ impl Clock {
     /// The machine's clock.
     #[must_use]
     pub fn system() -> Self {
-        Self(Source::System(Arc::default()))
+        Self::system_wrong_by(0)
+    }
+
+    /// The machine's clock as it would be if it were ahead by so many milliseconds, or behind by as many below zero: for tests of
+    /// who goes by which clock.
+    #[must_use]
+    pub fn system_wrong_by(wrong_by_ms: i64) -> Self {
+        Self(Source::System { ahead_ms: Arc::default(), wrong_by_ms })
     }
 
     /// A clock that stands at `now_ms` (Unix ms) until its handle moves it.
@@ -37,7 +48,9 @@ impl Clock {
     #[must_use]
     pub fn now_ms(&self) -> i64 {
         match &self.0 {
-            Source::System(ahead_ms) => system_now_ms().saturating_add(ahead_ms.load(Ordering::Relaxed)),
+            Source::System { ahead_ms, wrong_by_ms } => {
+                system_now_ms().saturating_add(*wrong_by_ms).saturating_add(ahead_ms.load(Ordering::Relaxed))
+            }
             Source::Fixed(now) => now.load(Ordering::SeqCst),
         }
     }
@@ -46,8 +59,9 @@ impl Clock {
     /// stands still goes on doing so.
     pub(crate) fn follow(&self, database_ms: i64) -> i64 {
         match &self.0 {
-            Source::System(ahead_ms) => {
-                ahead_ms.store(database_ms.saturating_sub(system_now_ms()), Ordering::Relaxed);
+            Source::System { ahead_ms, wrong_by_ms } => {
+                let machine_ms = system_now_ms().saturating_add(*wrong_by_ms);
+                ahead_ms.store(database_ms.saturating_sub(machine_ms), Ordering::Relaxed);
                 database_ms
             }
             Source::Fixed(now) => now.load(Ordering::SeqCst),
@@ -98,6 +112,10 @@ mod tests {
         assert!((5_000_000_000_000..5_000_000_060_000).contains(&copy.now_ms()));
         let other = Clock::system().now_ms();
         assert!(other < 5_000_000_000_000, "only the clocks of one store");
+        let wrong = Clock::system_wrong_by(-300_000);
+        assert!((290_000..310_000).contains(&(other - wrong.now_ms())));
+        assert_eq!(wrong.follow(5_000_000_000_000), 5_000_000_000_000);
+        assert!((5_000_000_000_000..5_000_000_060_000).contains(&wrong.now_ms()), "and then it is right");
         let (clock, _) = Clock::fixed_at(7);
         assert_eq!((clock.follow(5_000), clock.now_ms()), (7, 7));
     }

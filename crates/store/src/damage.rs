@@ -1,12 +1,12 @@
 //! Runs that cannot be read: they are ended without being read, so that one damaged row stops nobody else.
 
-use caisson_domain::id::{Epoch, RunId, SandboxId};
+use caisson_domain::id::{RunId, SandboxId};
 use caisson_domain::run::{Failure, FailureKind, RunStatus};
 
 use crate::database::{Row, Tx, sql};
 use crate::events::{self, Ended};
 use crate::rows::{Columns, document};
-use crate::{BoxError, Store, StoreError, Topic, queue, usage};
+use crate::{BoxError, HomeEpoch, Store, StoreError, Topic, queue, usage};
 
 impl Store {
     /// Ends a run as failed without reading anything of it but numbers: for a run that [`Store::finish`] cannot read.
@@ -18,15 +18,20 @@ impl Store {
     /// As every write.
     /// # Cancel safety
     /// Safe: ended or not.
-    pub async fn end_unread(&self, run: &RunId, epoch: Epoch, failure: &Failure) -> Result<bool, StoreError> {
+    pub async fn end_unread(
+        &self,
+        run: &RunId,
+        epoch: HomeEpoch,
+        failure: &Failure,
+    ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
-        let ended = end(&mut tx, run.as_str(), epoch, failure).await?;
+        let ended = end(&mut tx, run.as_str(), (epoch.number, epoch.home()), failure).await?;
         tx.commit().await?;
         Ok(ended)
     }
 }
 
-/// Ends the running run of a row that has `id` and `lease_epoch`, because something about it cannot be read.
+/// Ends the running run of a row that has `id`, `lease_epoch` and `home_server_id`, because something about it cannot be read.
 pub(crate) async fn end_row(
     tx: &mut Tx<'_>,
     row: &Row,
@@ -39,18 +44,26 @@ pub(crate) async fn end_row(
         "what the database holds about the run cannot be read ({what}), so the run was ended; send the request again"
     );
     let failure = Failure::new(FailureKind::Internal, message).with_evidence(source.to_string());
-    end(tx, &id, Epoch(columns.get("lease_epoch")?), &failure).await.map(drop)
+    let home: Option<String> = columns.get("home_server_id")?;
+    let fence = (columns.get("lease_epoch")?, home.as_deref().unwrap_or_default());
+    end(tx, &id, fence, &failure).await.map(drop)
 }
 
-const RUNNING: &str = "select 1 from run where id = $1 and lease_epoch = $2 and status = 'running'";
+const RUNNING: &str =
+    "select 1 from run where id = $1 and lease_epoch = $2 and home_server_id = $3 and status = 'running'";
 
 const END: &str = "update run set status = 'failed', failure = $2, result = null, output = null, finished_at_ms = $3, phase = null, \
      waiting = null, lease_expires_at_ms = null, pending_push = null where id = $1 and status = 'running' \
      returning id, session_id, sandbox_id, attempt, pushed_commit, calls, estimated_calls, input_tokens, output_tokens, \
      cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cost_micro_usd";
 
-async fn end(tx: &mut Tx<'_>, run: &str, epoch: Epoch, failure: &Failure) -> Result<bool, StoreError> {
-    let running = sql::query(RUNNING).bind(run).bind(epoch.0).fetch_optional(&mut *tx.db).await?;
+async fn end(
+    tx: &mut Tx<'_>,
+    run: &str,
+    (epoch, home): (i64, &str),
+    failure: &Failure,
+) -> Result<bool, StoreError> {
+    let running = sql::query(RUNNING).bind(run).bind(epoch).bind(home).fetch_optional(&mut *tx.db).await?;
     if running.is_none() {
         return Ok(false);
     }

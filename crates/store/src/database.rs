@@ -20,7 +20,7 @@ use sqlx::postgres::PgDatabaseError;
 use crate::deltas::Deltas;
 use crate::hints::Hints;
 use crate::meters::{Counted, Family, Labels};
-use crate::{Random, Store, StoreError, Topic};
+use crate::{Clock, Random, Store, StoreError, Topic};
 use notify::Notifier;
 use postgres::{PostgresDatabase, PostgresPlace};
 use sql::{Connection, Reader};
@@ -107,6 +107,23 @@ impl Database {
             Self::Sqlite(database) => Reader::SqliteLists(database.lists.clone()),
             Self::Postgres(database) => Reader::Postgres(database.lists.clone()),
         }
+    }
+
+    /// Reads the clock of a database that has one, so that it is followed before anything is written.
+    pub(crate) async fn set_clock(&self, clock: &Clock) -> Result<(), StoreError> {
+        if let Self::Postgres(database) = self {
+            clock.follow(database.now_ms().await?);
+        }
+        Ok(())
+    }
+
+    /// The number of the newest migration that this version knows.
+    fn newest_known(&self) -> i64 {
+        let migrator = match self {
+            Self::Sqlite(_) => &sqlite::MIGRATOR,
+            Self::Postgres(_) => &postgres::MIGRATOR,
+        };
+        migrator.iter().map(|migration| migration.version).max().unwrap_or(0)
     }
 
     async fn settled(&self) -> Result<(), StoreError> {
@@ -209,7 +226,8 @@ pub(crate) struct Tx<'s> {
 }
 
 impl Store {
-    /// Begins a writing transaction and reads the clock, once and under the lock, so that times follow commits.
+    /// Begins a writing transaction and reads the clock, once and under the lock, so that times follow commits. A database that a
+    /// later version has migrated meanwhile is written no more: its tables may be others than the statements here mean.
     pub(crate) async fn begin(&self) -> Result<Tx<'_>, StoreError> {
         self.begin_with(Hold::Everything, Sync::Waits).await
     }
@@ -231,16 +249,19 @@ impl Store {
     }
 
     async fn begin_with(&self, hold: Hold<'_>, sync: Sync) -> Result<Tx<'_>, StoreError> {
-        let (db, now_ms) = match &self.shared.database {
+        let (db, now_ms, newest) = match &self.shared.database {
             Database::Sqlite(database) => {
-                let tx = database.begin().await?;
-                (Connection::SqliteTx(tx), self.now_ms())
+                let (tx, newest) = database.begin().await?;
+                (Connection::SqliteTx(tx), self.now_ms(), newest)
             }
             Database::Postgres(database) => {
-                let (tx, database_ms) = database.begin(hold).await?;
-                (Connection::Postgres(tx), self.shared.clock.follow(database_ms))
+                let (tx, (database_ms, newest)) = database.begin(hold).await?;
+                (Connection::Postgres(tx), self.shared.clock.follow(database_ms), newest)
             }
         };
+        if newest > self.shared.database.newest_known() {
+            return Err(StoreError::Migration(MigrateError::VersionMissing(newest)));
+        }
         Ok(Tx { db: Box::new(db), now_ms, store: self, wakes: Vec::new(), counted: Vec::new(), sync })
     }
 

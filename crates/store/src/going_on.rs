@@ -6,9 +6,8 @@ use caisson_domain::limits::FORKS_WITHOUT_RUN;
 use caisson_domain::run::RunSpec;
 
 use crate::database::{Tx, sql};
-use crate::retention::DELETE_SESSION;
 use crate::rows::{Columns, document};
-use crate::{Actor, NewAudit, Store, StoreError, Topic, audit};
+use crate::{Actor, NewAudit, Store, StoreError, Topic, audit, removal};
 
 /// Most files of deleted sessions listed at once.
 pub const REMOVALS_PAGE: u32 = 200;
@@ -205,13 +204,14 @@ impl Store {
         Ok(ForkSession::Forked { session: fork })
     }
 
-    /// Removes the session with its runs and everything of them, unless anything of it lives. What was spent stays in the
+    /// Removes the session with its runs and everything of them, unless anything of it lives: it is hidden at once, and what it has
+    /// many rows of goes step by step, by [`Store::remove_some`] if it is much. What was spent stays in the
     /// project's days and total, and the audit log keeps its records. Its files are for [`Store::files_left`].
     ///
     /// # Errors
     /// As every write.
     /// # Cancel safety
-    /// Safe: removed or not.
+    /// Safe: hidden or not; the rest is found again.
     pub async fn delete_session_of(
         &self,
         project: &ProjectId,
@@ -237,9 +237,7 @@ impl Store {
         for statement in [LEAVE_VOLUME, LEAVE_ARTIFACTS] {
             sql::query(statement).bind(session.as_str()).bind(tx.now_ms).execute(&mut *tx.db).await?;
         }
-        for statement in DELETE_SESSION {
-            sql::query(statement).bind(session.as_str()).execute(&mut *tx.db).await?;
-        }
+        removal::hide(&mut tx, session).await?;
         let record = NewAudit {
             session: Some(session.clone()),
             ..NewAudit::new(project, by, "session.delete", session.as_str())
@@ -249,6 +247,7 @@ impl Store {
             tx.wake(Topic::Server(Columns::of("sandbox", row)?.parse("id")?));
         }
         tx.commit().await?;
+        self.remove_at_once().await;
         Ok(DeleteSession::Deleted)
     }
 

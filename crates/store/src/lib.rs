@@ -6,7 +6,8 @@
 //! `false` or `None` has lost the run and must stop.
 //!
 //! Every read may fail with [`StoreError::Unavailable`] or [`StoreError::Corrupt`], every write with
-//! [`StoreError::Full`] as well; the methods only name what is particular to them. A write that answered is on the disk.
+//! [`StoreError::Full`] as well, and with [`StoreError::Migration`] from the moment on when a later version has migrated the
+//! database; the methods only name what is particular to them. A write that answered is on the disk.
 
 mod approvals;
 mod artifacts;
@@ -24,6 +25,7 @@ mod door;
 mod drain;
 mod error;
 mod events;
+mod fence;
 mod files;
 mod forget;
 mod going_on;
@@ -43,6 +45,7 @@ mod projects;
 mod pushes;
 mod queue;
 mod random;
+mod removal;
 mod retention;
 mod rows;
 mod run_lists;
@@ -51,6 +54,7 @@ mod sandboxes;
 mod servers;
 mod sessions;
 mod soft_budgets;
+mod standbys;
 mod transcripts;
 mod upkeep;
 mod usage;
@@ -96,11 +100,14 @@ pub use credentials::{
     CREDENTIAL_USES_KEPT, Credential, CredentialError, CredentialUsage, NewCredential, OpenedCredential,
     SigningKey, SigningKeyError,
 };
-pub use database::postgres::{POSTGRES_CONNECTIONS_MIN, PostgresLimits, PostgresPlace, UnusableUrl};
+pub use database::postgres::{
+    MIGRATE_MS_DEFAULT, MIGRATE_MS_MAX, POSTGRES_CONNECTIONS_MIN, PostgresLimits, PostgresPlace, UnusableUrl,
+};
 pub use deltas::{DELTA_CHANNEL_ITEMS, DELTA_SESSIONS_ELSEWHERE};
 pub use door::{Archive, NextWork};
 pub use drain::{Drained, QueueServer, QueueState};
 pub use error::{BoxError, StoreError};
+pub use fence::HomeEpoch;
 pub use forget::ForgetServer;
 pub use going_on::{DeleteSession, FilesLeft, ForkSession, GoOn, REMOVALS_PAGE};
 pub use hints::{Topic, Watch};
@@ -115,6 +122,7 @@ pub use projects::{ChangeShare, CreateProject, Project};
 pub use pushes::{BeginPush, Push, PushRecord, SessionPush};
 pub use queue::{Claimed, Finish, Progress};
 pub use random::Random;
+pub use removal::{REMOVAL_ROWS, REMOVALS_AT_ONCE};
 pub use retention::{EXPIRED_PAGE, Expired, RETENTION_EVENTS};
 pub use runs::{CancelRun, CreateRun, Idempotency, NewRun, RunFilter};
 pub use sandboxes::{NewSandbox, SandboxRow, SandboxState, UnknownSandboxState};
@@ -236,6 +244,7 @@ impl Store {
         random: Random,
     ) -> Result<Self, StoreError> {
         let opened = Database::open_postgres(place).await?;
+        opened.0.set_clock(&clock).await?;
         let mut live = Live::default();
         live.notifier = opened.0.notifier(&live.hints, &live.deltas);
         Ok(Self::around(opened, live, clock, random))

@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering;
 
 use caisson_domain::event::{EventKind, NewEvent};
-use caisson_domain::id::{Epoch, RunId, ServerId};
+use caisson_domain::id::{RunId, ServerId};
 use caisson_domain::limits::{LEASE_MS, LOST_RUNS, SERVER_LOST_MS_MAX, SERVER_LOST_MS_MIN, SERVER_SILENT_MS};
 use caisson_domain::protocol::NoteLevel;
 use caisson_domain::run::{Failure, FailureKind, Run, RunStatus};
@@ -15,8 +15,8 @@ use serde_json::json;
 use crate::database::{Row, Tx, sql};
 use crate::rows::{Columns, run_columns};
 use crate::{
-    Actor, Claimed, Finish, NewAudit, SandboxState, Store, StoreError, audit, damage, events, queue, rows,
-    sandboxes,
+    Actor, Claimed, Finish, HomeEpoch, NewAudit, SandboxState, Store, StoreError, audit, damage, events,
+    queue, rows, sandboxes,
 };
 
 /// Whoever was away itself cannot tell the silence of others from its own, so it must have been there all the time.
@@ -48,7 +48,7 @@ pub struct Unowned {
     /// The run.
     pub run: RunId,
     /// The epoch of the lease that is over.
-    pub epoch: Epoch,
+    pub epoch: HomeEpoch,
     /// The attempt under way.
     pub attempt: i64,
 }
@@ -82,7 +82,7 @@ impl Store {
         let mut tx = self.begin().await?;
         let row = sql::query(READOPT)
             .bind(lapsed.run.as_str())
-            .bind(lapsed.epoch.0)
+            .bind(lapsed.epoch.number)
             .bind(server.as_str())
             .bind(tx.now_ms + LEASE_MS)
             .bind(lapsed.attempt)
@@ -113,7 +113,7 @@ impl Store {
     /// Safe: it only reads.
     pub async fn unowned_runs(&self, server: &ServerId) -> Result<Vec<Unowned>, StoreError> {
         let query = sql::query(UNOWNED).bind(server.as_str()).bind(self.now_ms());
-        query.fetch_all(self.reader()).await?.iter().map(unowned).collect()
+        query.fetch_all(self.reader()).await?.iter().map(|row| unowned(row, server)).collect()
     }
 
     /// Takes the runs of servers that have been silent for [`Store::server_lost_after_ms`] from them, by compare-and-set on
@@ -162,9 +162,9 @@ impl Store {
     }
 }
 
-fn unowned(row: &Row) -> Result<Unowned, StoreError> {
+fn unowned(row: &Row, server: &ServerId) -> Result<Unowned, StoreError> {
     let columns = Columns::of("run", row)?;
-    let epoch = Epoch(columns.get("lease_epoch")?);
+    let epoch = HomeEpoch::new(columns.get("lease_epoch")?, server);
     Ok(Unowned { run: columns.parse("id")?, epoch, attempt: columns.get("attempt")? })
 }
 

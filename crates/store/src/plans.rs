@@ -189,6 +189,11 @@ const FILL: &[&str] = &[
     "insert into run select (jsonb_populate_record(run, jsonb_build_object('id', 'run_e' || lpad(to_hex(n), 31, '0'), \
      'session_id', 'ses_e' || lpad(to_hex(n), 31, '0'), 'status', 'queued', 'finished_at_ms', null))).* \
      from run, generate_series(1, 20) as n where run.id = 'run_00000000000000000000000000000014'",
+    // The sessions that wait have had many attempts, the last of them on another server.
+    "insert into server (id, seen_at_ms, problems) select 'srv_' || n, 9, '[]' from generate_series(1, 2) as n",
+    "insert into attempt (run_id, number, project_id, session_id, server_id, started_at_ms, agent_started_at_ms) \
+     select id, 1000 + n, project_id, session_id, 'srv_' || (1 + n % 2), n, n from run, generate_series(1, 500) as n \
+     where status = 'queued'",
     "insert into event (session_id, project_id, run_id, at_ms, seq, kind, data) \
      select session_id, project_id, id, 0, seq, 'note', '{}' from run, generate_series(10, 209) as seq \
      where right(id, 2) = '00' order by id, seq",
@@ -262,7 +267,26 @@ async fn sqlite_reads_nothing_of_the_queue_but_what_waits_and_runs() {
         let whole =
             |step: &&String| step.ends_with("SCAN run") || whole.iter().any(|scan| step.starts_with(scan));
         assert_eq!(steps.iter().find(whole), None, "{steps:?} for {text}");
+        assert!(!reads_many_attempts(steps.iter().map(String::as_str)), "{steps:?} for {text}");
+        let sorts = |step: &String| step.starts_with("USE TEMP B-TREE");
+        assert!(text != claim::CLAIM || !steps.iter().any(sorts), "{steps:?} for {text}");
     }
+    assert!(claim::CLAIM.contains("attempt as begun"), "or the test looks for nothing");
+}
+
+/// How the last attempt of a session is found, wherever one is asked for: as one entry of an index.
+const LAST_ATTEMPT: [&str; 2] = [
+    "SEARCH begun USING INDEX attempt_with_agent (session_id=?",
+    "Index Scan Backward using attempt_with_agent on attempt begun",
+];
+
+/// Whether a plan reads an attempt otherwise than as [`LAST_ATTEMPT`].
+fn reads_many_attempts<'p>(mut plan: impl Iterator<Item = &'p str>) -> bool {
+    plan.any(|line| {
+        [" begun", "attempt"].iter().any(|name| line.contains(name))
+            && !line.contains("Cond: ")
+            && !LAST_ATTEMPT.iter().any(|one| line.contains(one))
+    })
 }
 
 /// Whether a plan reads every run, or an index over every run from end to end.
@@ -340,6 +364,10 @@ async fn postgres_reads_the_index_of_each_question_and_sorts_nothing() {
             let plan = plan(&mut connection, text, (&types, &values)).await;
             if reads_every_run(&plan) {
                 wrong.push(format!("{mode}, every run is read for {text}:\n{plan}"));
+            }
+            if reads_many_attempts(plan.lines()) || (text == claim::CLAIM && !plan.contains(LAST_ATTEMPT[1]))
+            {
+                wrong.push(format!("{mode}, every attempt of a session is read for {text}:\n{plan}"));
             }
         }
     }

@@ -5,6 +5,7 @@ use caisson_domain::limits::{PAGE_ITEMS, PROJECTS};
 use caisson_domain::queue::{CAP, ProjectShare, WEIGHT};
 
 use crate::database::{Row, sql};
+use crate::removal::nameable;
 use crate::rows::Columns;
 use crate::{Actor, NewAudit, Store, StoreError, Topic, audit};
 
@@ -41,14 +42,18 @@ pub enum CreateProject {
     Full,
 }
 
-const COUNT: &str = "select count(*) from project";
+const COUNT: &str = concat!("select count(*) from project where ", nameable!());
 
 const INSERT: &str = "insert into project (id, created_at_ms) values ($1, $2) on conflict (id) do nothing";
 
 const COPY_WORKFLOWS: &str = "insert into workflow (project_id, name, version, updated_at_ms, definition, is_own, \
      server_definition) select $1, name, 1, $2, definition, is_own, server_definition from workflow where project_id = $3";
 
-const LIST: &str = "select id, created_at_ms, weight, max_running, max_queued from project where id > $1 order by id limit $2";
+const LIST: &str = concat!(
+    "select id, created_at_ms, weight, max_running, max_queued from project where id > $1 and ",
+    nameable!(),
+    " order by id limit $2"
+);
 
 const ONE: &str = "select id, created_at_ms, weight, max_running, max_queued from project where id = $1";
 

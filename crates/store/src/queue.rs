@@ -1,7 +1,7 @@
-//! The queue: keep, place, give back and finish runs that were claimed. Each method is fenced by the lease epoch.
+//! The queue: keep, place, give back and finish runs that were claimed. Each method is fenced by home and lease epoch.
 
 use caisson_domain::event::{EventKind, NewEvent};
-use caisson_domain::id::{Epoch, RunId, SandboxId, ServerId};
+use caisson_domain::id::{RunId, SandboxId, ServerId};
 use caisson_domain::limits::{LEASE_MS, RESULT_TEXT_BYTES};
 use caisson_domain::protocol::{Outcome, StopReason};
 use caisson_domain::queue::CLAIM_ATTEMPTS;
@@ -13,7 +13,8 @@ use crate::events::Ended;
 use crate::rows::{Columns, document, run_columns};
 use crate::sessions::uid_offset;
 use crate::{
-    SandboxState, Store, StoreError, Topic, approvals, damage, events, files, rows, runs, sandboxes, usage,
+    HomeEpoch, SandboxState, Store, StoreError, Topic, approvals, damage, events, files, rows, runs,
+    sandboxes, usage,
 };
 
 /// A run that the caller owns now.
@@ -21,8 +22,8 @@ use crate::{
 pub struct Claimed {
     /// The run.
     pub run: Run,
-    /// The fencing number for every later call about it.
-    pub epoch: Epoch,
+    /// What fences every later call about it.
+    pub epoch: HomeEpoch,
     /// When the lease ends unless it is extended, Unix ms.
     pub lease_expires_at_ms: i64,
     /// A small number unique to the session in this store, from 0: the worker adds it to its uid base.
@@ -80,16 +81,16 @@ const ADOPT: &str = concat!(
 );
 
 const HEARTBEAT: &str = "update run set lease_expires_at_ms = $3 \
-     where id = $1 and lease_epoch = $2 and status = 'running' returning lease_expires_at_ms";
+     where id = $1 and lease_epoch = $2 and home_server_id = $4 and status = 'running' returning lease_expires_at_ms";
 
-const PLACE: &str =
-    "update run set sandbox_id = $3 where id = $1 and lease_epoch = $2 and status = 'running'";
+const PLACE: &str = "update run set sandbox_id = $3 \
+     where id = $1 and lease_epoch = $2 and home_server_id = $4 and status = 'running'";
 
 const PROGRESS: &str = "select id, cancel_requested_at_ms, stop_requested_at_ms, agent_started, phase, outcome, output, \
      pushed_commit, pending_push is not null as push_pending, lease_expires_at_ms, provider_status, model_failure, \
      (select min(expires_at_ms) from approval where approval.run_id = run.id and approval.state = 'waiting') \
        as approval_expires_at_ms from run \
-     where id = $1 and lease_epoch = $2 and status = 'running'";
+     where id = $1 and lease_epoch = $2 and home_server_id = $3 and status = 'running'";
 
 impl Store {
     /// Takes over every running run whose home is `server`, with new epochs and leases: for a server that has just
@@ -125,12 +126,13 @@ impl Store {
     /// As every write.
     /// # Cancel safety
     /// Safe: extended or not.
-    pub async fn heartbeat(&self, run: &RunId, epoch: Epoch) -> Result<Option<i64>, StoreError> {
+    pub async fn heartbeat(&self, run: &RunId, epoch: HomeEpoch) -> Result<Option<i64>, StoreError> {
         let mut tx = self.begin_in(Hold::SessionOfRun(run)).await?;
         let expires_at_ms = sql::query_scalar(HEARTBEAT)
             .bind(run.as_str())
-            .bind(epoch.0)
+            .bind(epoch.number)
             .bind(tx.now_ms + LEASE_MS)
+            .bind(epoch.home())
             .fetch_optional(&mut *tx.db)
             .await?;
         tx.commit().await?;
@@ -143,12 +145,18 @@ impl Store {
     /// As every write; [`StoreError::Corrupt`] if the sandbox is not one of the run's session.
     /// # Cancel safety
     /// Safe: repeatable.
-    pub async fn place(&self, run: &RunId, epoch: Epoch, sandbox: &SandboxId) -> Result<bool, StoreError> {
+    pub async fn place(
+        &self,
+        run: &RunId,
+        epoch: HomeEpoch,
+        sandbox: &SandboxId,
+    ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
         let placed = sql::query(PLACE)
             .bind(run.as_str())
-            .bind(epoch.0)
+            .bind(epoch.number)
             .bind(sandbox.as_str())
+            .bind(epoch.home())
             .execute(&mut *tx.db)
             .await?
             .rows_affected()
@@ -167,8 +175,9 @@ impl Store {
     /// As every read.
     /// # Cancel safety
     /// Safe: it only reads.
-    pub async fn progress(&self, run: &RunId, epoch: Epoch) -> Result<Option<Progress>, StoreError> {
-        let row = sql::query(PROGRESS).bind(run.as_str()).bind(epoch.0).fetch_optional(self.reader()).await?;
+    pub async fn progress(&self, run: &RunId, epoch: HomeEpoch) -> Result<Option<Progress>, StoreError> {
+        let query = sql::query(PROGRESS).bind(run.as_str()).bind(epoch.number).bind(epoch.home());
+        let row = query.fetch_optional(self.reader()).await?;
         row.as_ref().map(progress).transpose()
     }
 
@@ -181,7 +190,7 @@ impl Store {
     pub async fn request_stop(
         &self,
         run: &RunId,
-        epoch: Epoch,
+        epoch: HomeEpoch,
         reason: StopReason,
     ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
@@ -203,7 +212,7 @@ impl Store {
     pub async fn requeue(
         &self,
         run: &RunId,
-        epoch: Epoch,
+        epoch: HomeEpoch,
         reason: &str,
         delay_ms: i64,
     ) -> Result<bool, StoreError> {
@@ -225,7 +234,7 @@ impl Store {
     /// [`Store::end_unread`] ends it.
     /// # Cancel safety
     /// Safe: ended or not.
-    pub async fn finish(&self, run: &RunId, epoch: Epoch, finish: &Finish) -> Result<bool, StoreError> {
+    pub async fn finish(&self, run: &RunId, epoch: HomeEpoch, finish: &Finish) -> Result<bool, StoreError> {
         if !finish.status.is_final() {
             let what = format!("the new status of {run}");
             return Err(StoreError::corrupt(what, format!("{} is not final", finish.status)));
@@ -246,7 +255,7 @@ impl Store {
     pub async fn append_run_event(
         &self,
         run: &RunId,
-        epoch: Epoch,
+        epoch: HomeEpoch,
         event: NewEvent,
     ) -> Result<bool, StoreError> {
         let mut tx = self.begin_in(Hold::SessionOfRun(run)).await?;
@@ -257,13 +266,17 @@ impl Store {
     }
 }
 
-const OWNED: &str =
-    concat!("select ", run_columns!(), " from run where id = $1 and lease_epoch = $2 and status = 'running'");
+const OWNED: &str = concat!(
+    "select ",
+    run_columns!(),
+    " from run where id = $1 and lease_epoch = $2 and home_server_id = $3 and status = 'running'"
+);
 
-/// The run, if it is running and `epoch` is still its epoch. The transaction holds the write lock, so what it reads
+/// The run, if it is running and `epoch` is still its epoch at its home. The transaction holds the write lock, so what it reads
 /// here stays true until it commits.
-pub(crate) async fn owned(tx: &mut Tx<'_>, run: &RunId, epoch: Epoch) -> Result<Option<Run>, StoreError> {
-    let row = sql::query(OWNED).bind(run.as_str()).bind(epoch.0).fetch_optional(&mut *tx.db).await?;
+pub(crate) async fn owned(tx: &mut Tx<'_>, run: &RunId, epoch: HomeEpoch) -> Result<Option<Run>, StoreError> {
+    let query = sql::query(OWNED).bind(run.as_str()).bind(epoch.number).bind(epoch.home());
+    let row = query.fetch_optional(&mut *tx.db).await?;
     row.as_ref().map(rows::run).transpose()
 }
 
@@ -294,7 +307,8 @@ pub(crate) async fn claimed(tx: &mut Tx<'_>, row: &Row) -> Result<Claimed, Store
     let number: Option<i64> =
         sql::query_scalar(SESSION_NUMBER).bind(run.session.as_str()).fetch_optional(&mut *tx.db).await?;
     let number = number.ok_or_else(|| StoreError::missing("session", run.session.as_str()))?;
-    let epoch = rows::epoch(row)?;
+    let home = run.home.as_ref().ok_or_else(|| StoreError::missing("the home of run", run.id.as_str()))?;
+    let epoch = HomeEpoch::new(rows::epoch(row)?.0, home);
     Ok(Claimed {
         run,
         epoch,

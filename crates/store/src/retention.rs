@@ -11,6 +11,7 @@ use caisson_domain::retention::{Kept, ProjectRetention, Retention};
 
 use crate::database::{Row, Tx, sql};
 use crate::files::{self, Removal};
+use crate::removal::{self, nameable};
 use crate::rows::Columns;
 use crate::{Actor, NewAudit, Store, StoreError, audit, transcripts};
 
@@ -33,8 +34,11 @@ pub struct Expired {
 const POLICY: &str = "select id, keep_events_days, keep_artifacts_days, keep_volumes_days, keep_sessions_days \
      from project where id = $1";
 
-const POLICIES: &str = "select id, keep_events_days, keep_artifacts_days, keep_volumes_days, keep_sessions_days \
-     from project order by id limit $1";
+const POLICIES: &str = concat!(
+    "select id, keep_events_days, keep_artifacts_days, keep_volumes_days, keep_sessions_days from project where ",
+    nameable!(),
+    " order by id limit $1"
+);
 
 const SET_POLICY: &str = "update project set keep_events_days = $2, keep_artifacts_days = $3, keep_volumes_days = $4, \
      keep_sessions_days = $5 where id = $1";
@@ -309,13 +313,13 @@ impl Store {
         Ok(true)
     }
 
-    /// Removes the session with its runs and everything of them; `false` if it has not expired, or if a server has files of it
+    /// Removes the session with its runs and everything of them, as [`Store::delete_session_of`] does; `false` if it has not expired, or if a server has files of it
     /// still. What was spent stays in the project's days and total, and the audit log keeps its records.
     ///
     /// # Errors
     /// As every write.
     /// # Cancel safety
-    /// Safe: removed or not.
+    /// Safe: hidden or not; the rest is found again.
     pub async fn delete_session(
         &self,
         session: &SessionId,
@@ -327,11 +331,10 @@ impl Store {
         if files::are_left(&mut tx, session).await? {
             return Ok(false);
         }
-        for statement in DELETE_SESSION {
-            sql::query(statement).bind(session.as_str()).execute(&mut *tx.db).await?;
-        }
+        removal::hide(&mut tx, session).await?;
         write(&mut tx, &expired, by, "retention.session").await?;
         tx.commit().await?;
+        self.remove_at_once().await;
         Ok(true)
     }
 }

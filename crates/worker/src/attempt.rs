@@ -4,9 +4,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use caisson_domain::event::{EventKind, NewEvent};
-use caisson_domain::id::{Epoch, SandboxId};
+use caisson_domain::id::SandboxId;
 use caisson_domain::run::Run;
-use caisson_store::{Claimed, Progress, Topic, Watch};
+use caisson_store::{Claimed, HomeEpoch, Progress, Topic, Watch};
 use serde_json::Value;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -23,7 +23,7 @@ pub(crate) const SANDBOX: &str = "sandbox";
 pub(crate) struct Attempt {
     pub(crate) ctx: Arc<Context>,
     pub(crate) run: Run,
-    pub(crate) epoch: Epoch,
+    pub(crate) epoch: HomeEpoch,
     pub(crate) session_offset: i64,
     /// Whether an earlier process had it: then what was to be told may have been told.
     pub(crate) adopted: bool,

@@ -100,6 +100,8 @@ pub struct Timing {
     pub probe: Duration,
     /// Longest wait for a hint that a run can be claimed.
     pub queue_poll: Duration,
+    /// Between two claims without a hint, while what waits is held back.
+    pub queue_rest: Duration,
     /// Longest wait for a hint about a run in hand.
     pub run_poll: Duration,
     /// Between two reconcile passes.
@@ -153,6 +155,7 @@ impl Default for Timing {
             health_check: Duration::from_millis(limits::HEARTBEAT_MS.unsigned_abs() / 2),
             probe: Duration::from_secs(10),
             queue_poll: Duration::from_secs(1),
+            queue_rest: Duration::from_secs(5),
             run_poll: Duration::from_secs(5),
             reconcile: Duration::from_secs(30),
             retry_first: Duration::from_millis(100),

@@ -113,12 +113,13 @@ where
     loop {
         match call().await {
             Ok(answer) => return Ok(answer),
-            Err(error @ (StoreError::Unavailable(_) | StoreError::Full(_))) => {
+            // A server whose database a later version has migrated ends in a moment, and leaves its runs to that version's.
+            Err(error @ (StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Migration(_))) => {
                 let wait = backoff.next();
                 warn!(error = described(&error), "could not {doing}, trying again in {wait:?}");
                 pause(cancel, wait).await?;
             }
-            Err(error @ (StoreError::Corrupt { .. } | StoreError::Migration(_))) => {
+            Err(error @ StoreError::Corrupt { .. }) => {
                 error!(error = described(&error), "cannot {doing}");
                 return Err(Halt::Corrupt(error));
             }

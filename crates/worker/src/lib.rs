@@ -25,6 +25,7 @@ mod guard;
 mod health;
 mod holds;
 mod judge;
+mod looks;
 mod place;
 mod pressure;
 mod reconcile;

@@ -1,5 +1,5 @@
-//! Removes the files of sessions that somebody has deleted. Their rows are gone; which files are left is written down until they
-//! are gone too, so that a crash forgets none.
+//! Removes what is left of sessions that somebody has deleted, or that have expired: files, and rows step by step. What is left is
+//! written down until it is gone, so that a crash forgets nothing.
 
 use caisson_store::{FilesLeft, StoreError, Topic};
 use tracing::{info, warn};
@@ -15,7 +15,7 @@ pub(crate) async fn keep(ctx: &Context) -> Result<(), Halt> {
         if let Err(error) = pass(ctx, &collector).await {
             warn!(
                 error = described(&error),
-                "could not remove the files of deleted sessions, trying again later"
+                "could not remove all of the deleted sessions, trying again later"
             );
         }
         tokio::select! {
@@ -38,5 +38,7 @@ async fn pass(ctx: &Context, collector: &Collector) -> Result<(), StoreError> {
             info!("removed files of a deleted session: {files:?}");
         }
     }
+    // Each step is a transaction, and others come between.
+    while !ctx.cancel.is_cancelled() && ctx.store.remove_some().await? {}
     Ok(())
 }

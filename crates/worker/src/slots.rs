@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use caisson_domain::id::{Epoch, RunId};
+use caisson_domain::id::RunId;
 use caisson_domain::run::{Failure, FailureKind, RunStatus};
 use caisson_sandbox::{Exit, Liveness};
-use caisson_store::{Claimed, Finish, SandboxState, StoreError, Topic};
+use caisson_store::{Claimed, Finish, HomeEpoch, SandboxState, StoreError, Topic};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Instrument, error, info, info_span, warn};
 
@@ -16,6 +16,7 @@ use crate::context::{Asked, Backoff, Context, Halt, asked, described};
 use crate::health;
 use crate::holds::Hold;
 use crate::judge::{End, Fault, FaultClass, Verdict, by_end};
+use crate::looks::Looks;
 use crate::place::{Placing, announce, place};
 use crate::steps::Step;
 use crate::teardown;
@@ -50,6 +51,7 @@ pub(crate) async fn claim_runs(ctx: &Arc<Context>) -> Result<(), Halt> {
     let mut backoff = Backoff::new(ctx.timing());
     // Whether something may be new: nobody has looked yet.
     let mut hinted = true;
+    let mut looks = Looks::default();
     loop {
         let slot = tokio::select! {
             biased;
@@ -58,7 +60,7 @@ pub(crate) async fn claim_runs(ctx: &Arc<Context>) -> Result<(), Halt> {
         };
         health::sound(ctx).await?;
         // Not in a `select!`: a claim that is dropped half-way may have been made.
-        match claim(ctx, hinted).await {
+        match claim(ctx, &mut looks, hinted).await {
             Ok(Some(claimed)) => {
                 (backoff, hinted) = (Backoff::new(ctx.timing()), true);
                 let run = &claimed.answer.run;
@@ -82,13 +84,17 @@ pub(crate) async fn claim_runs(ctx: &Arc<Context>) -> Result<(), Halt> {
     }
 }
 
-/// Claims the next run. Without a hint that something is new it asks first whether anything waits, which keeps nobody waiting.
-async fn claim(ctx: &Context, hinted: bool) -> Result<Option<Asked<Claimed>>, StoreError> {
+/// Claims the next run. Without a hint that something is new it asks first whether anything waits, which keeps nobody waiting,
+/// and rests for a while when what waits is held back.
+async fn claim(ctx: &Context, looks: &mut Looks, hinted: bool) -> Result<Option<Asked<Claimed>>, StoreError> {
     let (store, server) = (&ctx.store, &ctx.config.server);
-    if !hinted && !store.may_claim(server).await? {
+    if !looks.is_time(hinted) || (!hinted && !store.may_claim(server).await?) {
         return Ok(None);
     }
     let Asked { answer, at } = asked(Box::pin(store.claim(server))).await?;
+    if answer.is_none() {
+        looks.found_nothing(hinted, ctx.timing().queue_rest);
+    }
     Ok(answer.map(|answer| Asked { answer, at }))
 }
 
@@ -100,13 +106,13 @@ pub(crate) fn launch(
     in_hand: Noted,
     slot: Option<OwnedSemaphorePermit>,
 ) {
-    let (run, epoch) = (claimed.answer.run.id.clone(), claimed.answer.epoch);
+    let (run, first) = (claimed.answer.run.id.clone(), claimed.answer.epoch);
     info!(run.id = %run, run.attempt = claimed.answer.run.attempt, "took run {run}");
     let span = info_span!("run", run.id = %run);
     let adopted = matches!(origin, Origin::Adopted(_));
     let attempt = Attempt::new(Arc::clone(ctx), claimed, adopted);
     // It changes whenever the run is taken up again.
-    let epoch = Arc::new(AtomicI64::new(epoch.0));
+    let epoch = Arc::new(AtomicI64::new(first.number));
     let work = ctx.tracker.spawn(drive(attempt, origin, Arc::clone(&epoch)).instrument(span));
     let ctx = Arc::clone(ctx);
     let tracker = ctx.tracker.clone();
@@ -118,14 +124,15 @@ pub(crate) fn launch(
             Err(error) => error.is_panic().then(|| error.to_string()),
         };
         if let Some(fault) = fault {
-            end_after_fault(&ctx, (&run, Epoch(epoch.load(Ordering::Relaxed))), &fault).await;
+            let epoch = first.with_number(epoch.load(Ordering::Relaxed));
+            end_after_fault(&ctx, (&run, epoch), &fault).await;
         }
         drop(slot);
     });
 }
 
 /// Nothing is left "running" for ever, not even by a fault of ours or a damaged row: nothing of the run is read here.
-async fn end_after_fault(ctx: &Context, (run, epoch): (&RunId, Epoch), fault: &str) {
+async fn end_after_fault(ctx: &Context, (run, epoch): (&RunId, HomeEpoch), fault: &str) {
     error!(run.id = %run, "cannot see to run {run}, ending it: {fault}");
     let failure = internal("a fault in Caisson ended the run; report it with the server's log", fault);
     let store = &ctx.store;
@@ -160,7 +167,7 @@ async fn drive(mut attempt: Attempt, mut origin: Origin, epoch: Arc<AtomicI64>) 
             }
             Ok(Work::Unowned) => match Box::pin(take_up_again(attempt)).await {
                 Ok(Some((again, found))) => {
-                    epoch.store(again.epoch.0, Ordering::Relaxed);
+                    epoch.store(again.epoch.number, Ordering::Relaxed);
                     (attempt, origin) = (again, Origin::Adopted(found));
                     continue;
                 }

@@ -108,6 +108,19 @@ impl Cluster {
         Ok(Occupied(running.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
     }
 
+    /// Takes the cluster's log, as a standby does, for as long as the answer lives, and keeps it in a directory. The cluster's
+    /// options must allow that.
+    ///
+    /// # Errors
+    /// `pg_receivewal` cannot be started.
+    #[expect(clippy::disallowed_methods, reason = "the program is started here, with an argument vector")]
+    pub fn standby(&self, directory: &Path) -> anyhow::Result<Occupied> {
+        let mut command = Command::new("pg_receivewal");
+        command.args(["--no-loop", "--username=caisson", "--directory"]).arg(directory);
+        command.arg("--host").arg(self.home().join("socket"));
+        Ok(Occupied(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
+    }
+
     #[expect(clippy::disallowed_methods, reason = "psql is started here, with an argument vector")]
     fn psql(&self, sql: &str) -> Command {
         let mut command = Command::new("psql");

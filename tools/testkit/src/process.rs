@@ -210,6 +210,23 @@ impl ServerProcess {
         Ok(())
     }
 
+    /// Waits until it ends by itself and returns its exit status.
+    ///
+    /// # Errors
+    /// It does not, for so long.
+    pub async fn ended(&mut self, at_most: Duration) -> anyhow::Result<std::process::ExitStatus> {
+        let child = self.child.as_mut().context("the server is not running")?;
+        let start = Instant::now();
+        while start.elapsed() < at_most {
+            if let Some(status) = child.try_wait()? {
+                self.child = None;
+                return Ok(status);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        bail!("the server did not end in {at_most:?}")
+    }
+
     /// Asks it to end by SIGTERM and returns its exit status.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use caisson_store::{MIGRATE_MS_DEFAULT, MIGRATE_MS_MAX};
 use clap::{Args, Subcommand};
 
 use super::{OutputFlag, ServerFlags};
@@ -15,6 +16,10 @@ pub(crate) enum Db {
     Migrate {
         #[command(flatten)]
         server: ServerFlags,
+        /// How long PostgreSQL may take over all of it, in seconds, 1 to 86400; what was done by then stays, migration by migration.
+        #[arg(long, value_name = "SECONDS", default_value_t = MIGRATE_MS_DEFAULT / 1000,
+            value_parser = clap::value_parser!(u64).range(1..=MIGRATE_MS_MAX / 1000))]
+        timeout: u64,
         #[command(flatten)]
         output: OutputFlag,
     },

@@ -28,20 +28,22 @@ const UNSOUND: u8 = 1;
 /// The database cannot be used, or a server uses it.
 pub(crate) async fn run(command: Db, environment: &Environment) -> anyhow::Result<u8> {
     match command {
-        Db::Migrate { server, output } => migrate(&settings(&server, environment)?, output).await,
+        Db::Migrate { server, timeout, output } => {
+            migrate(&settings(&server, environment)?, timeout * 1000, output).await
+        }
         Db::Check { server, json } => check(&settings(&server, environment)?, json).await,
         Db::Backup { server, file, output } => backup(&settings(&server, environment)?, &file, output).await,
         Db::Copy(flags) => copy(&settings(&flags.server, environment)?, &flags).await,
     }
 }
 
-async fn migrate(settings: &Settings, output: OutputFlag) -> anyhow::Result<u8> {
+async fn migrate(settings: &Settings, timeout_ms: u64, output: OutputFlag) -> anyhow::Result<u8> {
     make_directory(&settings.state_dir)?;
     // A server of the version before would write to tables that it does not know; those with other state directories are
     // looked for in the database.
     let _lock = lock_state(&settings.state_dir).context("the database is not migrated")?;
     let server = known_server_id(&settings.state_dir)?;
-    let place = settings.database_place()?.used_by(server.as_ref(), Role::ALL);
+    let place = settings.database_place()?.used_by(server.as_ref(), Role::ALL).migrated_within(timeout_ms);
     let behind = match place.look(Clock::system()).await {
         Ok(Look::Ready(store)) => {
             store.close().await.ok();

@@ -154,6 +154,11 @@ async fn database(settings: &Settings, report: &mut Report) -> Option<Store> {
         },
     };
     report.tell("database", database);
+    if let Some(store) = &store
+        && let Ok(Some(weakness)) = store.failover_weakness().await
+    {
+        report.warn("database", &weakness);
+    }
     let keys = match &store {
         Some(store) => store.list_api_keys(&ProjectId::default_project()).await,
         None => Ok(Vec::new()),

@@ -76,6 +76,8 @@ async fn collect(machine: &Machine, flags: &Gc) -> anyhow::Result<bool> {
             }
         }
     }
+    // Of sessions that were deleted, and a server did not come to the end of.
+    while !flags.dry_run && store.remove_some().await? {}
     let count = remove_images(&machine.settings, &machine.store, flags).await?;
     if !flags.json {
         sum_up(&removed, count, flags.dry_run);

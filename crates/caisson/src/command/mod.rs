@@ -110,12 +110,18 @@ async fn serve(flags: Serve, environment: &Environment) -> anyhow::Result<u8> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let server = Server::start(settings).await?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let outdated = tokio::select! {
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+        () = server.outdated() => true,
+    };
     tracing::info!("stopping; sandboxes stay alive and are taken over at the next start");
     server.stop().await;
+    anyhow::ensure!(
+        !outdated,
+        "a later version of Caisson migrated the database while this server was away from it: install that version here \
+         and start it; it takes over what runs"
+    );
     Ok(DONE)
 }
 

@@ -43,7 +43,7 @@ pub(crate) struct Database {
 
 impl Default for Database {
     fn default() -> Self {
-        let PostgresLimits { connections, acquire_timeout_ms, statement_timeout_ms, quiet_ms: _ } =
+        let PostgresLimits { connections, acquire_timeout_ms, statement_timeout_ms, .. } =
             PostgresLimits::default();
         Self {
             url: None,
@@ -113,6 +113,14 @@ impl Place {
         match (self, server) {
             (Self::Postgres(place), Some(server)) => Self::Postgres(Box::new(place.used_by(server, roles))),
             (place @ (Self::File(_) | Self::Postgres(_)), _) => place,
+        }
+    }
+
+    /// The same place, where migrations may take so many milliseconds; a file's take as long as they do.
+    pub(crate) fn migrated_within(self, ms: u64) -> Self {
+        match self {
+            Self::Postgres(place) => Self::Postgres(Box::new(place.migrated_within(ms))),
+            place @ Self::File(_) => place,
         }
     }
 

@@ -27,11 +27,11 @@ pub(crate) enum CredentialFault {
 impl CredentialFault {
     pub(super) fn store(error: &StoreError) -> Self {
         match error {
-            StoreError::Unavailable(_) | StoreError::Full(_) => {
+            StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Migration(_) => {
                 tracing::warn!(error = %error, "the store is unavailable to the gateway");
                 Self::Away
             }
-            StoreError::Corrupt { .. } | StoreError::Migration(_) => {
+            StoreError::Corrupt { .. } => {
                 tracing::error!(error = %error, "the store failed under the gateway");
                 Self::Internal
             }

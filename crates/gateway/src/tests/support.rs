@@ -12,14 +12,15 @@ use caisson_domain::credential::{CredentialFields, CredentialKind, CredentialSec
 use caisson_domain::event::EventKind;
 use caisson_domain::git::AllowList;
 use caisson_domain::grant::{GrantKind, Token};
-use caisson_domain::id::{Epoch, ProjectId, RunId, SandboxId, ServerId};
+use caisson_domain::id::{ProjectId, RunId, SandboxId, ServerId};
 use caisson_domain::protocol::{JournalBody, JournalRecord};
 use caisson_domain::redact::LiveSecrets;
 use caisson_domain::run::{Resources, Run, RunSpec, RunStatus};
 use caisson_domain::usage::{PriceTable, UsageTotals};
 use caisson_domain::workflow::{CaissonBlock, PermissionMode, Workflow};
 use caisson_store::{
-    Actor, Clock, Credential, MasterKeyFile, NewCredential, NewRun, NewSandbox, SandboxState, Store,
+    Actor, Clock, Credential, HomeEpoch, MasterKeyFile, NewCredential, NewRun, NewSandbox, SandboxState,
+    Store,
 };
 use futures_util::FutureExt;
 use http::{Method, StatusCode};
@@ -158,7 +159,7 @@ pub(crate) struct World {
 pub(crate) struct Sandbox {
     pub(crate) id: SandboxId,
     pub(crate) run: Run,
-    pub(crate) epoch: Epoch,
+    pub(crate) epoch: HomeEpoch,
     pub(crate) control: String,
     pub(crate) agent: String,
     pub(crate) socket: PathBuf,

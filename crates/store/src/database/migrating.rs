@@ -9,15 +9,12 @@ use sqlx::PgConnection;
 use sqlx::migrate::Migrate;
 use tokio::time::timeout;
 
-use super::leased::late;
 use super::postgres::{HAS_MIGRATIONS, MIGRATOR, refused};
 use super::sql::{self, Reader};
 use super::{migration_error, missing_migrations};
 use crate::StoreError;
 use crate::rows::Columns;
 
-/// Longest time for migrations, those of another server included, in milliseconds.
-const MIGRATE_MS: u64 = 600_000;
 /// Between two looks whether other servers are alive, in milliseconds.
 const LOOK_MS: u64 = 500;
 
@@ -39,6 +36,15 @@ struct Alive {
     seen_at_ms: i64,
 }
 
+/// Who migrates, and how long that may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Migrating<'m> {
+    /// The parts of servers that the caller is itself.
+    pub(super) own: &'m [(ServerId, Role)],
+    /// The migrations of another server included.
+    pub(super) within: Duration,
+}
+
 /// Brings the database up to date. Servers that do so at once wait for one another; if anything is to be done, every part of
 /// a server but the `own` ones must be silent, since what is there would use tables that it does not know.
 ///
@@ -47,10 +53,10 @@ struct Alive {
 pub(super) async fn migrate(
     connection: &mut PgConnection,
     reader: &Reader,
-    own: &[(ServerId, Role)],
+    Migrating { own, within }: Migrating<'_>,
 ) -> Result<(), StoreError> {
     let migrating = async {
-        // The migrator takes the same lock once more. It waits for others with no limit but the one below.
+        // The migrator takes the same lock once more. It waits for others with no limit but that of the whole.
         Migrate::lock(&mut *connection).await.map_err(migration_error)?;
         if missing_migrations(reader, HAS_MIGRATIONS, &MIGRATOR).await? > 0 {
             until_alone(reader, own).await?;
@@ -59,8 +65,15 @@ pub(super) async fn migrate(
         MIGRATOR.run(&mut *connection).await.map_err(migration_error)?;
         Migrate::unlock(&mut *connection).await.map_err(migration_error)
     };
-    let late = |_| Err(StoreError::Unavailable(late()));
-    timeout(Duration::from_millis(MIGRATE_MS), migrating).await.unwrap_or_else(late)
+    timeout(within, migrating).await.unwrap_or_else(|_| Err(StoreError::Unavailable(late(within))))
+}
+
+fn late(within: Duration) -> sqlx::Error {
+    let seconds = within.as_secs_f64();
+    let why = format!(
+        "the migrations were not done within {seconds} s; `caisson db migrate --timeout SECONDS` gives them more"
+    );
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, why))
 }
 
 /// Waits until all others have been silent for so long that they count as away, which ends: whoever is heard of again lives.

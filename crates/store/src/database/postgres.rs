@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 use super::leased::{Leased, Pool, answer, late};
 use super::lists::{LIST_MS, LISTING_PART};
-use super::migrating::migrate;
+use super::migrating::{Migrating, migrate};
 use super::notify::{Heard, Hearing, Notifier};
 use super::sql::{self, Reader};
 use super::{Fault, Hold, missing_migrations};
@@ -31,13 +31,27 @@ use crate::StoreError;
 const OLDEST_VERSION: i64 = 150_000;
 /// How long a transaction waits for the write lock, in milliseconds.
 const LOCK_MS: u64 = 5_000;
-/// How long the server lets a transaction of ours be silent, in milliseconds: a machine that went away in the middle of one
-/// keeps the others waiting no longer than that.
+/// How long the server lets a transaction of ours be silent between two statements, in milliseconds: a machine that went away in
+/// the middle of one keeps the others waiting no longer than that, once what it asked for last is done.
 const SILENT_MS: u64 = 10_000;
+/// What the server does about connections on which nothing comes back any more, on each of ours: what it sends must be
+/// acknowledged within 30 s, or it waits no longer to send the rest; and a quiet one is asked after 30 s whether it is there,
+/// three times, 10 s apart. Ignored on a socket. <https://www.postgresql.org/docs/15/runtime-config-connection.html>
+const VANISHED: [(&str, u64); 5] = [
+    ("idle_in_transaction_session_timeout", SILENT_MS),
+    ("tcp_user_timeout", 30_000),
+    ("tcp_keepalives_idle", 30),
+    ("tcp_keepalives_interval", 10),
+    ("tcp_keepalives_count", 3),
+];
 /// Prepared statements kept on each connection: more than this crate has.
 const STATEMENTS: usize = 256;
 /// Fewest connections: one that writes, one that reads, one that lists, and two for wake-ups.
 pub const POSTGRES_CONNECTIONS_MIN: u32 = 5;
+/// How long migrations may take unless somebody says otherwise, in milliseconds.
+pub const MIGRATE_MS_DEFAULT: u64 = 600_000;
+/// The longest that somebody may say, in milliseconds.
+pub const MIGRATE_MS_MAX: u64 = 86_400_000;
 /// Connections for wake-ups: one sends, one listens.
 const NOTIFYING: u32 = 2;
 /// Begins the number of the write lock, so that it is not another program's in the same database.
@@ -45,9 +59,17 @@ const LOCK_DOMAIN: i64 = 0x4341_4953 << 32;
 
 const BEGIN: &str = "begin isolation level read committed read write";
 
+/// What each transaction begins with besides the lock: the clock, and the newest migration, so that a server of an earlier
+/// version that comes back after another one has migrated writes nothing.
+macro_rules! begun {
+    () => {
+        "select cast(extract(epoch from clock_timestamp()) * 1000 as bigint), \
+         (select coalesce(max(version), 0) from _sqlx_migrations) from "
+    };
+}
+
 /// The clock is read only when the lock is held: a materialised query is finished before another one reads it.
-const LOCK: &str = "with held as materialized (select pg_advisory_xact_lock($1)) \
-     select cast(extract(epoch from clock_timestamp()) * 1000 as bigint) from held";
+const LOCK: &str = concat!("with held as materialized (select pg_advisory_xact_lock($1)) ", begun!(), "held");
 
 /// Rows are locked last of all in a query, so that the session is when the write lock is held, and counted by the next.
 macro_rules! lock_session {
@@ -57,8 +79,9 @@ macro_rules! lock_session {
              owner as materialized (select 1 from session, held where session.id = (",
             $session,
             ") for no key update of session), \
-             counted as materialized (select count(*) from owner) \
-             select cast(extract(epoch from clock_timestamp()) * 1000 as bigint) from counted, held"
+             counted as materialized (select count(*) from owner) ",
+            begun!(),
+            "counted, held"
         )
     };
 }
@@ -72,6 +95,9 @@ const SERVER: &str = "select cast(current_setting('server_version_num') as bigin
 
 /// The lock has the number of a table of ours, so that several stores in one database do not share it.
 const LOCK_NUMBER: &str = "select cast(cast(cast('project' as regclass) as oid) as bigint)";
+
+/// The database's clock, Unix ms.
+const CLOCK: &str = "select cast(extract(epoch from clock_timestamp()) * 1000 as bigint)";
 
 pub(super) const HAS_MIGRATIONS: &str = "select 1 where to_regclass('_sqlx_migrations') is not null";
 
@@ -91,11 +117,20 @@ pub struct PostgresLimits {
     /// How long the connection that hears the wake-ups of others may be quiet, in milliseconds, before it is asked whether
     /// it is still there.
     pub quiet_ms: u64,
+    /// How long bringing the database up to date may take, in milliseconds, within [`MIGRATE_MS_MAX`]: waiting for another server that
+    /// does so, and for the silence of servers of before, included. What was done by then stays, migration by migration.
+    pub migrate_timeout_ms: u64,
 }
 
 impl Default for PostgresLimits {
     fn default() -> Self {
-        Self { connections: 16, acquire_timeout_ms: 10_000, statement_timeout_ms: 30_000, quiet_ms: 30_000 }
+        Self {
+            connections: 16,
+            acquire_timeout_ms: 10_000,
+            statement_timeout_ms: 30_000,
+            quiet_ms: 30_000,
+            migrate_timeout_ms: MIGRATE_MS_DEFAULT,
+        }
     }
 }
 
@@ -167,6 +202,13 @@ impl PostgresPlace {
         Self { own: roles.iter().map(|role| (server.clone(), *role)).collect(), ..self }
     }
 
+    /// Gives migrations another time, in milliseconds; kept within [`MIGRATE_MS_MAX`].
+    #[must_use]
+    pub fn migrated_within(mut self, ms: u64) -> Self {
+        self.limits.migrate_timeout_ms = ms.min(MIGRATE_MS_MAX);
+        self
+    }
+
     /// What whoever is between this machine and the server could do, if anything.
     #[must_use]
     pub fn weakness(&self) -> Option<String> {
@@ -181,6 +223,12 @@ impl PostgresPlace {
                  everything; add sslmode=verify-full to the database's URL"
             )
         })
+    }
+}
+
+impl PostgresPlace {
+    fn migrating(&self) -> Migrating<'_> {
+        Migrating { own: &self.own, within: Duration::from_millis(self.limits.migrate_timeout_ms) }
     }
 }
 
@@ -221,7 +269,7 @@ impl PostgresDatabase {
         let writers = rest / 2;
         let listers = ((rest - writers) / LISTING_PART).max(1);
         let reader = Pool::new(reading(options.clone()), &place.limits, rest - writers - listers);
-        migrate(&mut connection, &Reader::Postgres(reader.clone()), &place.own).await?;
+        migrate(&mut connection, &Reader::Postgres(reader.clone()), place.migrating()).await?;
         let lock = lock_number(place, &mut connection).await?;
         within(place, connection.close()).await?;
         Ok(Self {
@@ -246,20 +294,26 @@ impl PostgresDatabase {
         Ok((Self { writer, reader, lists, sending, hearing, lock: LOCK_DOMAIN }, missing))
     }
 
-    /// Begins a writing transaction and reads the database's clock (Unix ms) once it has the write lock.
-    pub(super) async fn begin(&self, hold: Hold<'_>) -> Result<(Leased, i64), sqlx::Error> {
+    /// Begins a writing transaction, and reads the database's clock (Unix ms) and the number of its newest migration once it
+    /// has the write lock.
+    pub(super) async fn begin(&self, hold: Hold<'_>) -> Result<(Leased, (i64, i64)), sqlx::Error> {
         let mut tx = self.writer.acquire().await?;
         tx.begin(BEGIN).await?;
         let locking = match hold {
-            Hold::Everything => sql::query_scalar(LOCK).bind(self.lock),
-            Hold::SessionOfRun(run) => sql::query_scalar(LOCK_OF_RUN).bind(self.lock).bind(run.as_str()),
+            Hold::Everything => sql::query_as(LOCK).bind(self.lock),
+            Hold::SessionOfRun(run) => sql::query_as(LOCK_OF_RUN).bind(self.lock).bind(run.as_str()),
             Hold::SessionOfSandbox(sandbox) => {
-                sql::query_scalar(LOCK_OF_SANDBOX).bind(self.lock).bind(sandbox.as_str())
+                sql::query_as(LOCK_OF_SANDBOX).bind(self.lock).bind(sandbox.as_str())
             }
-            Hold::SessionOfCall(call) => sql::query_scalar(LOCK_OF_CALL).bind(self.lock).bind(call.as_str()),
+            Hold::SessionOfCall(call) => sql::query_as(LOCK_OF_CALL).bind(self.lock).bind(call.as_str()),
         };
-        let now_ms = locking.fetch_one(&mut tx).await?;
-        Ok((tx, now_ms))
+        let begun = locking.fetch_optional(&mut tx).await?.ok_or(sqlx::Error::RowNotFound)?;
+        Ok((tx, begun))
+    }
+
+    /// The database's clock, Unix ms.
+    pub(super) async fn now_ms(&self) -> Result<i64, sqlx::Error> {
+        sql::query_scalar(CLOCK).fetch_one(&self.reader).await
     }
 
     /// Sends and receives wake-ups on connections of its own.
@@ -276,12 +330,13 @@ impl PostgresDatabase {
     }
 }
 
-/// A connection without time limits, for what is done once, and how others are made.
+/// A connection whose statements have no time limits, for what is done once, and how others are made.
 async fn connect(place: &PostgresPlace) -> Result<(PgConnection, PgConnectOptions), StoreError> {
-    let connecting = place.options.connect();
+    let options = place.options.clone().options(VANISHED);
+    let connecting = options.connect();
     let limit = Duration::from_millis(place.limits.acquire_timeout_ms);
     let mut connection = timeout(limit, connecting).await.unwrap_or_else(|_| Err(late()))?;
-    let options = server_options(&mut connection, place).await?;
+    let options = server_options(&mut connection, place, options).await?;
     Ok((connection, options))
 }
 
@@ -298,12 +353,12 @@ async fn lock_number(place: &PostgresPlace, connection: &mut PgConnection) -> Re
     Ok(LOCK_DOMAIN | number)
 }
 
-/// Connects to a database that is to be filled, brings it up to date, and answers the connection, which has no time limits,
-/// with the number of the store's write lock.
+/// Connects to a database that is to be filled, brings it up to date, and answers the connection, whose statements have no time
+/// limits, with the number of the store's write lock.
 pub(crate) async fn open_to_fill(place: &PostgresPlace) -> Result<(PgConnection, i64), StoreError> {
     let (mut connection, options) = connect(place).await?;
     let reader = Pool::new(reading(options), &place.limits, 1);
-    migrate(&mut connection, &Reader::Postgres(reader.clone()), &place.own).await?;
+    migrate(&mut connection, &Reader::Postgres(reader.clone()), place.migrating()).await?;
     reader.close().await;
     let lock = lock_number(place, &mut connection).await?;
     Ok((connection, lock))
@@ -313,6 +368,7 @@ pub(crate) async fn open_to_fill(place: &PostgresPlace) -> Result<(PgConnection,
 async fn server_options(
     connection: &mut PgConnection,
     place: &PostgresPlace,
+    options: PgConnectOptions,
 ) -> Result<PgConnectOptions, StoreError> {
     let (version, encoding, commit, fsync): (i64, String, String, String) =
         within(place, sqlx::query_as(SERVER).fetch_one(connection)).await?;
@@ -333,9 +389,8 @@ async fn server_options(
     let limits = [
         ("statement_timeout", place.limits.statement_timeout_ms),
         ("lock_timeout", LOCK_MS.min(place.limits.statement_timeout_ms)),
-        ("idle_in_transaction_session_timeout", SILENT_MS),
     ];
-    let options = place.options.clone().options(limits.map(|(name, ms)| (name, ms.to_string())));
+    let options = options.options(limits);
     // What was acknowledged must be on the disk, whatever the role's own default is; a stricter one stays.
     Ok(if commit == "off" { options.options([("synchronous_commit", "on")]) } else { options })
 }

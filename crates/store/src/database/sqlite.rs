@@ -29,6 +29,8 @@ pub(super) const BEGIN_WRITE: &str = "begin immediate";
 const HAS_MIGRATIONS: &str =
     "select 1 from sqlite_master where type = 'table' and name = '_sqlx_migrations' limit 1";
 
+const NEWEST: &str = "select coalesce(max(version), 0) from _sqlx_migrations";
+
 pub(super) static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// One connection that writes, a few that read, and a few for reads that may take long.
@@ -81,11 +83,13 @@ impl SqliteDatabase {
         Ok((Self { writer, reader, lists, disk: Arc::new(Disk::of(path)) }, missing))
     }
 
-    pub(super) async fn begin(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
-        let tx = self.writer.begin_with(BEGIN_WRITE).await?;
+    /// Begins a writing transaction, and reads the number of the newest migration.
+    pub(super) async fn begin(&self) -> Result<(Transaction<'static, Sqlite>, i64), sqlx::Error> {
+        let mut tx = self.writer.begin_with(BEGIN_WRITE).await?;
         // There is no other connection that writes.
         self.disk.quiet();
-        Ok(tx)
+        let newest = sqlx::query_scalar(NEWEST).fetch_one(&mut *tx).await?;
+        Ok((tx, newest))
     }
 
     pub(super) async fn close(&self) {

@@ -3,11 +3,13 @@
 
 use super::{FILL, connect, execute, plan, run, schema};
 use crate::database::sql;
-use crate::{Clock, CreateRun, PostgresLimits, PostgresPlace, Store, files, retention};
+use crate::{Clock, CreateRun, PostgresLimits, PostgresPlace, Store, files, removal, retention};
 use sqlx::Connection as _;
 
 /// A session that has one run, among thousands.
 const SESSION: &str = "('ses_00000000000000000000000000000100')";
+
+const OF_SESSION: &str = "('ses_00000000000000000000000000000100', 1000)";
 
 /// Looks for what has expired, by index, with the first step of `SQLite`'s plan.
 const LISTS: [(&str, &str); 4] = [
@@ -35,7 +37,7 @@ fn of_a_session() -> impl Iterator<Item = &'static str> {
 
 /// Rows of every session in each table that refers to sessions or runs.
 const OF_EACH_SESSION: [&str; 13] = [
-    "insert into server (id, seen_at_ms, problems) values ('srv_1', 0, '[]')",
+    "insert into server (id, seen_at_ms, problems) values ('srv_1', 0, '[]') on conflict do nothing",
     "insert into sandbox (id, project_id, session_id, server_id, engine, image, uid, state, created_at_ms, changed_at_ms) \
      select 'sbx_' || id, project_id, id, 'srv_1', 'docker', '', 1, 'destroyed', 0, 0 from session",
     "insert into sandbox_grant (sandbox_id, kind, project_id, hash) select id, 'agent', project_id, 'x' from sandbox",
@@ -75,6 +77,10 @@ async fn sqlite_finds_what_is_a_sessions_and_what_has_expired_by_index() {
         let steps = steps(text).await;
         assert!(steps.iter().all(by_index), "{steps:?} for {text}");
     }
+    for text in removal::SOME.into_iter().chain([removal::NEXT]) {
+        let steps = steps(text).await;
+        assert!(steps.iter().all(by_index), "{steps:?} for {text}");
+    }
     for (text, first) in LISTS {
         let steps = steps(text).await;
         assert_eq!(steps[0], first, "{text}");
@@ -98,9 +104,10 @@ async fn postgres_finds_what_is_a_sessions_by_index() {
     let mut wrong = Vec::new();
     for mode in ["force_custom_plan", "force_generic_plan"] {
         execute(&mut connection, &format!("set plan_cache_mode = {mode}")).await;
-        for text in of_a_session() {
-            let plan = plan(&mut connection, text, ("(text)", SESSION)).await;
-            // There is one server, whose table is a single page.
+        let some = removal::SOME.map(|text| (text, "(text, bigint)", OF_SESSION));
+        for (text, types, values) in of_a_session().map(|text| (text, "(text)", SESSION)).chain(some) {
+            let plan = plan(&mut connection, text, (types, values)).await;
+            // There are few servers, whose table is a single page.
             let whole = |line: &&str| line.contains("Seq Scan") && !line.contains("Seq Scan on server");
             if plan.lines().any(|line| whole(&line)) {
                 wrong.push(format!("{mode}: {text}\n{plan}"));

@@ -139,7 +139,7 @@ async fn nobody_answers_and_the_clock_of_the_store_does(fixture: Fixture) {
     let late = (run, &ApprovalId::of(run, "r1"));
     let over = fixture.store.answer_approval(&project(), late, &Answer::Allow { input: None }, &by).await;
     assert!(matches!(over.unwrap(), AnswerApproval::Over(_)));
-    assert!(!fixture.store.expire_approvals(run, caisson_domain::id::Epoch(99)).await.unwrap(), "fenced");
+    assert!(!fixture.store.expire_approvals(run, placed.epoch.with_number(99)).await.unwrap(), "fenced");
     let placed = asking(&fixture, block(DefaultAnswer::Allow), 2).await;
     fixture.journal(&placed, asked("r1")).await;
     fixture.clock.advance(60_000);

@@ -39,7 +39,7 @@ async fn what_was_acknowledged_survives_a_kill(fixture: Fixture) {
     let answer = fixture.store.append_journal(&placed.sandbox, 10, 20, repeated).await.unwrap();
     assert_eq!(answer, JournalAppend::Behind { acknowledged: 20 });
     let adopted = fixture.store.adopt(&fixture.server).await.unwrap();
-    assert_eq!((adopted.len(), adopted[0].epoch.0), (1, placed.epoch.0 + 1));
+    assert_eq!((adopted.len(), adopted[0].epoch.number), (1, placed.epoch.number + 1));
     let progress = fixture.store.progress(&run.id, adopted[0].epoch).await.unwrap().unwrap();
     assert_eq!(progress.outcome, Some(completed("done")));
 }

@@ -1,11 +1,11 @@
-//! An older epoch writes nothing, by any method.
+//! An older epoch, or the same one at another home, writes nothing, by any method.
 
-use caisson_domain::id::{Epoch, RunId};
+use caisson_domain::id::RunId;
 use caisson_domain::protocol::StopReason;
 use caisson_domain::run::{Failure, FailureKind, RunStatus};
-use caisson_store::{Finish, Store};
+use caisson_store::{Finish, HomeEpoch, Store, Unowned};
 
-use crate::fixture::{Fixture, Placed, note};
+use crate::fixture::{Fixture, Placed, note, server_id};
 
 conformance! {
     an_adopted_run_is_lost_to_its_old_owner_in_every_method,
@@ -14,6 +14,7 @@ conformance! {
     a_finished_run_is_lost_to_its_owner_in_every_method,
     an_unknown_run_is_lost_in_every_method,
     an_epoch_from_the_future_is_no_better_than_an_old_one,
+    the_same_epoch_at_another_home_is_refused_in_every_method,
 }
 
 const FINISH: Finish = Finish { status: RunStatus::Succeeded, failure: None, result: None };
@@ -31,7 +32,7 @@ async fn everything(fixture: &Fixture) -> Vec<String> {
 }
 
 /// Calls every fenced method and asserts that each says "lost" and leaves no trace.
-async fn assert_lost(fixture: &Fixture, run: &RunId, epoch: Epoch, placed: &Placed) {
+async fn assert_lost(fixture: &Fixture, run: &RunId, epoch: HomeEpoch, placed: &Placed) {
     let before = everything(fixture).await;
     fixture.clock.advance(1_000);
     let store: &Store = &fixture.store;
@@ -44,6 +45,7 @@ async fn assert_lost(fixture: &Fixture, run: &RunId, epoch: Epoch, placed: &Plac
     assert!(!store.finish(run, epoch, &FINISH).await.unwrap());
     let failure = Failure::new(FailureKind::Internal, "lost");
     assert!(!store.end_unread(run, epoch, &failure).await.unwrap());
+    assert!(!store.expire_approvals(run, epoch).await.unwrap());
     assert_eq!(everything(fixture).await, before);
 }
 
@@ -83,5 +85,27 @@ async fn an_unknown_run_is_lost_in_every_method(fixture: Fixture) {
 
 async fn an_epoch_from_the_future_is_no_better_than_an_old_one(fixture: Fixture) {
     let placed = fixture.placed().await;
-    assert_lost(&fixture, &placed.run.id, Epoch(placed.epoch.0 + 1), &placed).await;
+    let ahead = placed.epoch.with_number(placed.epoch.number + 1);
+    assert_lost(&fixture, &placed.run.id, ahead, &placed).await;
+}
+
+/// A database that lacks the last commits after a failover gives an epoch twice: the second owner is on another server.
+async fn the_same_epoch_at_another_home_is_refused_in_every_method(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    let other = server_id(2);
+    fixture.store.register_server(&other).await.unwrap();
+    fixture
+        .execute(
+            "update run set status = 'queued', lease_epoch = lease_epoch - 1, attempt = attempt - 1, \
+        lease_expires_at_ms = null, home_server_id = null, sandbox_id = null",
+        )
+        .await;
+    fixture.execute("delete from attempt").await;
+    let second = fixture.store.claim(&other).await.unwrap().unwrap();
+    assert_eq!((second.run.id.clone(), second.epoch.number), (placed.run.id.clone(), placed.epoch.number));
+    assert_lost(&fixture, &placed.run.id, placed.epoch, &placed).await;
+    let lapsed = Unowned { run: placed.run.id.clone(), epoch: placed.epoch, attempt: placed.run.attempt };
+    assert_eq!(fixture.store.readopt(&lapsed, &fixture.server).await.unwrap(), None);
+    assert!(fixture.store.heartbeat(&second.run.id, second.epoch).await.unwrap().is_some());
+    assert!(fixture.store.finish(&second.run.id, second.epoch, &FINISH).await.unwrap());
 }

@@ -4,14 +4,14 @@ use std::path::Path;
 
 use caisson_domain::event::{Event, EventKind, NewEvent};
 use caisson_domain::grant::{GrantKind, Token};
-use caisson_domain::id::{Epoch, ProjectId, RunId, SandboxId, ServerId, SessionId};
+use caisson_domain::id::{ProjectId, RunId, SandboxId, ServerId, SessionId};
 use caisson_domain::protocol::{Ending, Outcome};
 use caisson_domain::run::{Resources, Run, RunSpec};
 use caisson_domain::server::Role;
 use caisson_domain::workflow::{CaissonBlock, PermissionMode, Workflow};
 use caisson_store::{
-    Claimed, Clock, ClockHandle, CreateRun, JournalAppend, JournalEffect, JournalEntry, NewRun, NewSandbox,
-    Presence, Random, Store, StoreError, Watch,
+    Claimed, Clock, ClockHandle, CreateRun, HomeEpoch, JournalAppend, JournalEffect, JournalEntry, NewRun,
+    NewSandbox, Presence, Random, Store, StoreError, Watch,
 };
 use futures_util::FutureExt as _;
 use serde_json::json;
@@ -36,7 +36,7 @@ pub(crate) struct Fixture {
 /// A claimed run in its sandbox.
 pub(crate) struct Placed {
     pub(crate) run: Run,
-    pub(crate) epoch: Epoch,
+    pub(crate) epoch: HomeEpoch,
     pub(crate) sandbox: SandboxId,
     pub(crate) control: Token,
     pub(crate) agent: Token,

@@ -21,6 +21,7 @@ conformance! {
     runs_without_an_owner_are_found_by_their_home_alone,
     a_session_waits_for_the_server_that_it_was_on_until_that_is_lost,
     a_session_waits_for_a_silent_home_until_the_claimer_has_witnessed_its_silence,
+    a_session_waits_for_the_server_on_which_its_agent_worked_last,
     a_lost_run_whose_agent_never_started_goes_back_to_the_queue,
     a_lost_run_that_was_to_be_cancelled_before_its_agent_started_ends_as_cancelled,
     the_silence_is_kept_within_its_bounds,
@@ -175,7 +176,7 @@ async fn only_its_home_takes_a_run_up_again(fixture: Fixture) {
     assert_eq!(fixture.store.readopt(&lapsed(&placed), &other).await.unwrap(), None);
     let before = fixture.kinds(&placed.run.id).await;
     let again = fixture.store.readopt(&lapsed(&placed), &fixture.server).await.unwrap().unwrap();
-    assert_eq!((again.epoch.0, again.run.attempt), (placed.epoch.0 + 1, placed.run.attempt));
+    assert_eq!((again.epoch.number, again.run.attempt), (placed.epoch.number + 1, placed.run.attempt));
     assert_eq!(fixture.kinds(&placed.run.id).await, before, "no event tells of it");
     assert_eq!(
         fixture.store.heartbeat(&placed.run.id, placed.epoch).await.unwrap(),
@@ -189,7 +190,7 @@ async fn a_lost_answer_of_taking_up_again_is_made_good(fixture: Fixture) {
     let placed = placed(&fixture).await;
     let first = fixture.store.readopt(&lapsed(&placed), &fixture.server).await.unwrap().unwrap();
     let second = fixture.store.readopt(&lapsed(&placed), &fixture.server).await.unwrap().unwrap();
-    assert_eq!(second.epoch.0, first.epoch.0 + 1);
+    assert_eq!(second.epoch.number, first.epoch.number + 1);
     let other_attempt = Unowned { attempt: placed.run.attempt + 1, ..lapsed(&placed) };
     assert_eq!(fixture.store.readopt(&other_attempt, &fixture.server).await.unwrap(), None);
 }
@@ -219,7 +220,11 @@ async fn a_session_waits_for_the_server_that_it_was_on_until_that_is_lost(fixtur
     assert_eq!(claim(&fixture.store, &other).await, Some(placed.run.id.clone()), "its home is lost");
     let (sandbox, _, _) = fixture.sandbox(&placed.run.session, 9).await;
     let epoch = fixture.value::<i64>("select lease_epoch from run").await;
-    fixture.store.place(&placed.run.id, caisson_domain::id::Epoch(epoch), &sandbox).await.unwrap();
+    fixture
+        .store
+        .place(&placed.run.id, caisson_store::HomeEpoch::new(epoch, &other), &sandbox)
+        .await
+        .unwrap();
     let NextWork::Run { resume, archive, .. } = fixture.store.next_work(&sandbox).await.unwrap() else {
         panic!("there is work")
     };
@@ -241,6 +246,24 @@ async fn a_session_waits_for_a_silent_home_until_the_claimer_has_witnessed_its_s
     assert_eq!(claim().await, Some(free.id));
     witness(&fixture, SERVER_SILENT_MS).await;
     assert_eq!(claim().await, Some(placed.run.id));
+}
+
+async fn a_session_waits_for_the_server_on_which_its_agent_worked_last(fixture: Fixture) {
+    let placed = placed(&fixture).await;
+    let other = witness(&fixture, 0).await;
+    fixture.execute("update run set status = 'queued', lease_expires_at_ms = null, home_server_id = null, sandbox_id = null").await;
+    let claim =
+        async |server: &ServerId| fixture.store.claim(server).await.unwrap().map(|claimed| claimed.run.id);
+    // An attempt that came after it, on the other server, whose agent began earlier, never, and later.
+    let attempt = "insert into attempt (run_id, number, project_id, session_id, server_id, started_at_ms) \
+         select run_id, 9, project_id, session_id, (select max(id) from server), started_at_ms from attempt";
+    fixture.execute(attempt).await;
+    assert_eq!(claim(&other).await, None, "its agent never began there");
+    fixture.execute("update attempt set agent_started_at_ms = 1 where number = 9").await;
+    assert_eq!(claim(&other).await, None, "it has worked elsewhere since");
+    fixture.execute("update attempt set agent_started_at_ms = 9999999999999 where number = 9").await;
+    assert_eq!(claim(&fixture.server).await, None, "it has worked on the other server since");
+    assert_eq!(claim(&other).await, Some(placed.run.id));
 }
 
 async fn a_lost_run_whose_agent_never_started_goes_back_to_the_queue(fixture: Fixture) {

@@ -3,13 +3,13 @@
 mod steps;
 
 use caisson_domain::event::EventKind;
-use caisson_domain::id::{Epoch, ProjectId, RunId, SandboxId, ServerId};
+use caisson_domain::id::{ProjectId, RunId, SandboxId, ServerId};
 use caisson_domain::limits::LEASE_MS;
 use caisson_domain::queue::{PRIORITY_STEP_MS, QueueLimits, TURN};
 use caisson_domain::run::{Run, RunSpec, RunStatus};
 use caisson_store::{
-    Actor, CancelRun, ChangeShare, Claimed, CreateProject, CreateRun, Finish, JournalAppend, JournalEffect,
-    NewRun,
+    Actor, CancelRun, ChangeShare, Claimed, CreateProject, CreateRun, Finish, HomeEpoch, JournalAppend,
+    JournalEffect, NewRun,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -50,8 +50,8 @@ impl Expected {
         self.status == RunStatus::Running && !stale
     }
 
-    fn claimed_epoch(&self, stale: bool) -> Epoch {
-        Epoch(self.epoch - i64::from(stale))
+    fn claimed_epoch(&self, stale: bool) -> HomeEpoch {
+        HomeEpoch::new(self.epoch - i64::from(stale), &server_id(self.home.unwrap_or(1)))
     }
 
     fn end(&mut self, status: RunStatus) {
@@ -417,7 +417,8 @@ impl Pair {
             assert_eq!(run.sandbox, expected.sandbox);
             assert_gapless(&self.fixture.events(&expected.id).await);
             assert_eq!(self.fixture.kinds(&expected.id).await, expected.kinds);
-            let progress = self.fixture.store.progress(&expected.id, Epoch(expected.epoch)).await.unwrap();
+            let progress =
+                self.fixture.store.progress(&expected.id, expected.claimed_epoch(false)).await.unwrap();
             let lease = progress.map(|progress| progress.lease_expires_at_ms);
             let running = expected.status == RunStatus::Running;
             assert_eq!(lease, running.then_some(expected.lease_expires_at_ms));
@@ -432,7 +433,7 @@ async fn row(fixture: &Fixture, tenants: &[Tenant], run: &Expected) -> Run {
 #[track_caller]
 fn assert_claimed(claimed: &Claimed, expected: &Expected) {
     assert_eq!(claimed.run.id, expected.id);
-    assert_eq!((claimed.epoch.0, claimed.run.attempt), (expected.epoch, expected.attempt));
+    assert_eq!((claimed.epoch.number, claimed.run.attempt), (expected.epoch, expected.attempt));
     assert_eq!(claimed.run.status, RunStatus::Running);
     assert_eq!(claimed.lease_expires_at_ms, expected.lease_expires_at_ms);
     let home: Option<ServerId> = expected.home.map(server_id);

@@ -47,7 +47,7 @@ async fn a_claim_starts_the_oldest_run_with_a_lease_and_an_event(fixture: Fixtur
     assert_eq!(claimed.run.phase, Some(Phase::Prepare));
     assert_eq!(claimed.run.home.as_ref(), Some(&fixture.server));
     assert_eq!(claimed.run.started_at_ms, Some(START_MS + 2));
-    assert_eq!((claimed.epoch.0, claimed.lease_expires_at_ms), (1, START_MS + 2 + LEASE_MS));
+    assert_eq!((claimed.epoch.number, claimed.lease_expires_at_ms), (1, START_MS + 2 + LEASE_MS));
     assert_eq!(claimed.session_uid_offset, 0);
     assert_eq!(fixture.run(&first.id).await, claimed.run);
     assert_eq!(fixture.data(&first.id, EventKind::RunStarted).await, json!({"attempt": 1}));
@@ -192,7 +192,7 @@ async fn adopting_takes_every_run_of_the_server_and_no_other(fixture: Fixture) {
     assert_eq!(adopted.len(), 2, "neither the other server's run nor the waiting one");
     for (old, new) in [(&first, &adopted[0]), (&second, &adopted[1])] {
         assert_eq!(old.run, new.run, "the run itself is the same, its attempt too");
-        assert_eq!(new.epoch.0, old.epoch.0 + 1);
+        assert_eq!(new.epoch.number, old.epoch.number + 1);
         assert_eq!(new.session_uid_offset, old.session_uid_offset);
         assert_eq!(new.lease_expires_at_ms, START_MS + 4 + 2 * LEASE_MS);
     }
@@ -238,7 +238,7 @@ async fn a_requeued_run_waits_out_its_delay_and_starts_afresh(fixture: Fixture) 
     assert_eq!(fixture.store.claim(&fixture.server).await.unwrap(), None);
     fixture.clock.advance(1);
     let again = fixture.claim().await;
-    assert_eq!((again.run.attempt, again.epoch.0), (2, 2));
+    assert_eq!((again.run.attempt, again.epoch.number), (2, 2));
     assert_eq!(again.run.started_at_ms, Some(START_MS));
     let progress = fixture.store.progress(&again.run.id, again.epoch).await.unwrap().unwrap();
     assert_eq!((progress.stop_requested_at_ms, progress.outcome), (None, None));

@@ -17,6 +17,7 @@ conformance! {
     registering_again_clears_the_problems,
     a_server_is_in_use_while_it_has_running_runs_or_living_sandboxes,
     a_lost_server_without_runs_is_forgotten_until_it_is_heard_of,
+    a_database_that_nothing_takes_over_from_has_no_weakness,
     sessions_of_a_server_that_is_forgotten_expire_although_it_has_sandboxes_and_files,
 }
 
@@ -29,6 +30,10 @@ async fn a_server_lives_until_it_is_silent_for_too_long(fixture: Fixture) {
     assert_eq!(fixture.store.live_servers().await.unwrap(), []);
     fixture.store.heartbeat_server(&fixture.server, &[]).await.unwrap();
     assert_eq!(fixture.store.live_servers().await.unwrap().len(), 1);
+}
+
+async fn a_database_that_nothing_takes_over_from_has_no_weakness(fixture: Fixture) {
+    assert_eq!(fixture.store.failover_weakness().await.unwrap(), None);
 }
 
 async fn a_heartbeat_tells_of_problems_and_registers_an_unknown_server(fixture: Fixture) {

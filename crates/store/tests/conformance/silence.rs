@@ -3,12 +3,14 @@
 use std::time::{Duration, Instant};
 
 use caisson_domain::id::ServerId;
+use caisson_domain::limits::SERVER_SILENT_MS;
 use caisson_store::{Clock, PostgresLimits, Store, StoreError, Topic};
 use futures_util::future::join_all;
 use testkit::partition::Way;
 
 use crate::database::Database;
 use crate::fixture::{new_run, server_id, spec};
+use crate::together::only_postgres::earlier;
 
 /// What the store waits beyond the server's own time limit, and a little.
 const SOON: Duration = Duration::from_secs(15);
@@ -33,6 +35,7 @@ impl Cut {
             acquire_timeout_ms: u64::try_from(ACQUIRE.as_millis()).unwrap(),
             statement_timeout_ms: 500,
             quiet_ms: 1_000,
+            ..PostgresLimits::default()
         };
         let store = Store::connect(&database.place_by(way.port(), limits), Clock::system()).await.unwrap();
         let beside = database.open(Clock::system(), caisson_store::Random::system()).await.unwrap();
@@ -123,4 +126,40 @@ async fn wake_ups_are_heard_again_after_their_connection_vanished() {
     cut.beside.create_run(new_run(spec())).await.unwrap();
     assert!(queue.hinted(SOON).await, "it hears again");
     cut.end().await;
+}
+
+#[tokio::test]
+async fn a_migration_whose_machine_vanishes_keeps_others_from_the_tables_for_a_bounded_time() {
+    let Some(database) = earlier(2 * SERVER_SILENT_MS).await else { return };
+    let way = Way::to(&database.socket()).await.unwrap();
+    let held = database.hold_table("server").await;
+    let place = database.place_by(way.port(), PostgresLimits::default());
+    let mut migrating = Box::pin(Store::connect(&place, Clock::system()));
+    assert!(
+        tokio::time::timeout(Duration::from_secs(3), &mut migrating).await.is_err(),
+        "it waits for the table"
+    );
+    way.set_open(false);
+    // The table is changed now, in a transaction that nobody ends.
+    held.release().await;
+    let place = database.place(PostgresLimits::default());
+    let begun = Instant::now();
+    let next = tokio::time::timeout(Duration::from_mins(1), Store::connect(&place, Clock::system())).await;
+    let store = next.expect("it is not waited for without an end").unwrap();
+    assert!(begun.elapsed() > Duration::from_secs(3), "it was waited for: {:?}", begun.elapsed());
+    store.ping().await.unwrap();
+    store.close().await.unwrap();
+    drop(migrating);
+}
+
+#[tokio::test]
+async fn migrations_that_take_too_long_are_given_up_at_their_bound() {
+    let Some(database) = earlier(2 * SERVER_SILENT_MS).await else { return };
+    let held = database.hold_table("server").await;
+    let place = database.place(PostgresLimits::default()).migrated_within(1_000);
+    let begun = Instant::now();
+    let late = Store::connect(&place, Clock::system()).await.map(drop).unwrap_err();
+    assert!((1..9).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert!(is_unavailable(&Err::<(), _>(late)));
+    held.release().await;
 }

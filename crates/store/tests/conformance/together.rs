@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use caisson_domain::budget::ProjectBudgets;
 use caisson_domain::id::RunId;
-use caisson_domain::limits::SERVER_SILENT_MS;
+use caisson_domain::limits::{LEASE_MS, SERVER_SILENT_MS};
 use caisson_domain::usage::TokenCounts;
 use caisson_store::{
     Actor, BeginCall, Clock, CreateRun, Idempotency, JournalEffect, NewAudit, NewModelCall, NewRun, Store,
@@ -201,7 +201,7 @@ async fn an_odd_character_in_a_text_breaks_nothing(fixture: Fixture) {
 }
 
 /// What only a database has that is no file.
-mod only_postgres {
+pub(crate) mod only_postgres {
     use super::*;
     use crate::database::Database;
 
@@ -218,7 +218,7 @@ mod only_postgres {
     }
 
     /// A database of this version that says it is of an earlier one, in which a part of a server was heard of `ago_ms` ago.
-    async fn earlier(ago_ms: i64) -> Option<Database> {
+    pub(crate) async fn earlier(ago_ms: i64) -> Option<Database> {
         let database = Database::postgres().await?;
         let store = database.open(Clock::system(), caisson_store::Random::system()).await.unwrap();
         let other = caisson_store::Presence {
@@ -354,16 +354,46 @@ mod only_postgres {
 
     #[tokio::test]
     async fn a_store_follows_the_databases_clock() {
-        let Some(database) = Database::postgres().await else { return };
-        let store = database.open(Clock::system(), caisson_store::Random::system()).await.unwrap();
-        store.register_server(&server_id(1)).await.unwrap();
-        let servers = store.live_servers().await.unwrap();
-        let database_ms: i64 = database
-            .rows("select cast(extract(epoch from clock_timestamp()) * 1000 as bigint)".into())
-            .await[0]
-            .get(0);
-        assert!((0..10_000).contains(&(database_ms - servers[0].seen_at_ms)));
-        assert!((store.now_ms() - database_ms).abs() < 1_000);
-        store.close().await.unwrap();
+        const WRONG_BY_MS: i64 = 5 * 60 * 1000;
+        let Some(fixture) = Fixture::postgres().await else { return };
+        let database_ms = async || {
+            let clock = "select cast(extract(epoch from clock_timestamp()) * 1000 as bigint)";
+            fixture.database.rows(clock.into()).await[0].get::<i64>(0)
+        };
+        for (number, wrong_by_ms) in [(2, WRONG_BY_MS), (3, -WRONG_BY_MS)] {
+            let before_ms = database_ms().await;
+            let store = fixture.beside(Clock::system_wrong_by(wrong_by_ms)).await.unwrap();
+            let now_ms = store.now_ms();
+            let opened = before_ms..=database_ms().await;
+            assert!(
+                opened.contains(&now_ms),
+                "from the start, also for what is only read: {now_ms}, {opened:?}"
+            );
+            let server = server_id(number);
+            store.register_server(&server).await.unwrap();
+            let presence = caisson_store::Presence {
+                server: server.clone(),
+                roles: vec![caisson_domain::server::Role::Worker],
+                version: "1".to_owned(),
+                slots: None,
+            };
+            store.beat(&presence).await.unwrap();
+            let CreateRun::Created(run) = store.create_run(new_run(spec())).await.unwrap() else { panic!() };
+            let claimed = store.claim(&server).await.unwrap().unwrap();
+            assert_eq!(claimed.run.id, run.id);
+            let extended_ms = store.heartbeat(&run.id, claimed.epoch).await.unwrap().unwrap();
+            let window = before_ms..=database_ms().await;
+            let seen: i64 = fixture.value("select max(seen_at_ms) from server").await;
+            let part_seen: i64 = fixture.value("select max(seen_at_ms) from server_role").await;
+            let event: i64 = fixture.value("select max(at_ms) from event").await;
+            let lease = extended_ms - LEASE_MS;
+            for (what, at_ms) in [("server", seen), ("part", part_seen), ("lease", lease), ("event", event)] {
+                assert!(window.contains(&at_ms), "{what} at {at_ms}, which is not in {window:?}");
+            }
+            assert!(window.contains(&run.created_at_ms), "{} is not in {window:?}", run.created_at_ms);
+            let live = store.live_servers().await.unwrap();
+            assert!(live.iter().any(|live| live.id == server), "{live:?}");
+            store.close().await.unwrap();
+        }
     }
 }

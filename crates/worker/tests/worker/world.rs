@@ -42,6 +42,7 @@ fn timing() -> Timing {
         health_check: Duration::from_millis(100),
         probe: Duration::from_millis(200),
         queue_poll: LOOK,
+        queue_rest: LOOK,
         run_poll: LOOK,
         reconcile: Duration::from_millis(100),
         retry_first: Duration::from_millis(2),

@@ -61,8 +61,9 @@ const CORS_READ: [HeaderName; 7] = [
 /// How long a browser remembers what it may send.
 const CORS_KEPT: Duration = Duration::from_mins(10);
 /// Headers of a refusal that its problem document takes over.
-const TAKEN_OVER: [HeaderName; 6] = [
+const TAKEN_OVER: [HeaderName; 7] = [
     header::ALLOW,
+    header::CONNECTION,
     header::RETRY_AFTER,
     header::WWW_AUTHENTICATE,
     header::ACCESS_CONTROL_ALLOW_ORIGIN,

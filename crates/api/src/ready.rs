@@ -113,9 +113,9 @@ mod tests {
         let (one, two) = tokio::join!(at_once.0, at_once.1);
         assert_eq!((one.unwrap(), two.unwrap(), looks.load(Ordering::SeqCst)), (Ready::Yes, Ready::Yes, 1));
         let no = Ready::No(Vec::new());
-        tokio::time::advance(READY_FOR.mul_f32(0.95)).await;
+        tokio::time::advance(READY_FOR * 19 / 20).await;
         assert_eq!(answers.tell(find(no.clone())).await.unwrap(), Ready::Yes);
-        tokio::time::advance(READY_FOR.mul_f32(0.05)).await;
+        tokio::time::advance(READY_FOR / 20).await;
         assert_eq!(answers.tell(find(no.clone())).await.unwrap(), no);
         tokio::time::advance(READY_FOR / NO_PART / 2).await;
         assert_eq!(answers.tell(find(Ready::Yes)).await.unwrap(), no);

@@ -11,7 +11,7 @@ const ENDLESS: &str =
     "with recursive number (n) as (select 1 union all select n + 1 from number) select count(*) from number";
 const SLEEP: &str = "select 1 from pg_sleep(600)";
 /// Far longer than what is waited for, and far shorter than a read that nobody ended.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 async fn file() -> (Store, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();

@@ -168,7 +168,7 @@ async fn doctor_warns_of_a_standby_that_no_commit_waits_for() {
     cluster.value("create role plain login").unwrap();
     cluster.value("create database plain owner plain").unwrap();
     let url = cluster.url().replace("//caisson@", "//plain@").replace("/postgres?", "/plain?");
-    let mut spec = ServerSpec::new(&parts, &directory.path().join("state"), "").unwrap();
+    let mut spec = ServerSpec::new(&parts, &directory.path().join("state"), "http://127.0.0.1:9").unwrap();
     spec.set("DATABASE__URL", &url);
     let migrated = spec.command(&["db", "migrate"]).output().unwrap();
     assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));

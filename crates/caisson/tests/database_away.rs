@@ -168,9 +168,10 @@ async fn doctor_warns_of_a_standby_that_no_commit_waits_for() {
     cluster.value("create role plain login").unwrap();
     cluster.value("create database plain owner plain").unwrap();
     let url = cluster.url().replace("//caisson@", "//plain@").replace("/postgres?", "/plain?");
-    let mut spec = ServerSpec::new(&parts, &directory.path().join("state"), "").unwrap();
+    let mut spec = ServerSpec::new(&parts, &directory.path().join("state"), "http://127.0.0.1:9").unwrap();
     spec.set("DATABASE__URL", &url);
-    assert!(spec.command(&["db", "migrate"]).output().unwrap().status.success());
+    let migrated = spec.command(&["db", "migrate"]).output().unwrap();
+    assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
     let doctor = || {
         let output = spec.command(&["doctor"]).output().unwrap();
         String::from_utf8(output.stdout).unwrap()

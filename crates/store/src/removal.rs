@@ -44,7 +44,7 @@ const HIDE: [&str; 2] = [
 pub(crate) const NEXT: &str = concat!(
     "select id, events_deleted_seq, last_seq from session where project_id = ",
     gone!(),
-    " order by id limit 1"
+    " and id > $1 order by id limit 1"
 );
 
 /// From where on statements of [`DELETE_SESSION`] remove what there may be much of, or what other rows refer to.
@@ -64,18 +64,30 @@ const MARK_EVENTS: &str = "update session set events_deleted_seq = $2 where id =
 
 impl Store {
     /// Removes some more of the sessions that were deleted or have expired, [`REMOVAL_ROWS`] rows at most and then the last of a
-    /// session; `false` if there is no such session any more.
+    /// session; `false` if there is no such session any more. One that cannot be removed keeps no other one from it.
     ///
     /// # Errors
     /// As every write.
     /// # Cancel safety
     /// Safe: what was removed is gone, and the rest is found again.
     pub async fn remove_some(&self) -> Result<bool, StoreError> {
-        if sql::query(NEXT).fetch_optional(self.reader()).await?.is_none() {
-            return Ok(false);
+        let mut after = String::new();
+        loop {
+            let next = sql::query(NEXT).bind(after.as_str()).fetch_optional(self.reader()).await?;
+            let Some(next) = next else { return Ok(false) };
+            match self.remove_some_of(&after).await {
+                Err(StoreError::Corrupt { what, source }) => {
+                    after = next.get("id")?;
+                    tracing::error!(session.id = %after, "cannot remove the rest of session {after}: {what}: {source}");
+                }
+                removed => return removed,
+            }
         }
+    }
+
+    async fn remove_some_of(&self, after: &str) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
-        let Some(row) = sql::query(NEXT).fetch_optional(&mut *tx.db).await? else {
+        let Some(row) = sql::query(NEXT).bind(after).fetch_optional(&mut *tx.db).await? else {
             tx.rollback().await?;
             return Ok(false);
         };

@@ -50,6 +50,7 @@ pub(crate) use view::{Detail, LISTED_TEXT_BYTES};
         (status = 400, description = "Not JSON, or a header that cannot be used", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "The session was deleted meanwhile", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The same request made a run, which was deleted with its session", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The body is longer than 4 MiB", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "Faults in the request, told together", body = Problem, content_type = "application/problem+json"),
@@ -142,7 +143,7 @@ pub(crate) async fn get_run(
     let (run, uses) = found.ok_or_else(unknown_run)?;
     let waits = run.status == RunStatus::Queued;
     let place = if waits { app.store().queue_place(&caller.project, &run.id).await? } else { None };
-    let held = if waits { queueing::held_by(app.store()).await? } else { Vec::new() };
+    let held = if waits { queueing::held_by(app.store(), &run.session).await? } else { Vec::new() };
     let view = RunView::new(run, Detail::Full).with_credential_uses(uses).with_queue_place(place);
     Ok(Json(RunView { held_by: held, ..view }))
 }

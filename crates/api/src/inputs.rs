@@ -72,7 +72,7 @@ impl From<RunInput> for InputView {
 }
 
 /// The idempotency key of a request that has no query.
-pub(crate) struct Repeatable(Option<String>);
+pub(crate) struct Repeatable(pub(crate) Option<String>);
 
 impl<S: Send + Sync> FromRequestParts<S> for Repeatable {
     type Rejection = ApiError;

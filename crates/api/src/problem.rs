@@ -167,7 +167,7 @@ pub(crate) enum ApiError {
     InvalidWorkflow(Faults),
     #[error("{detail}")]
     Conflict { code: &'static str, detail: String },
-    #[error("the idempotency key was used with another request before; use a new key for a new run")]
+    #[error("the idempotency key was used with another request before; use a new key for a new request")]
     KeyReused,
     #[error("the key was not made: {}", .0.count())]
     InvalidKey(Faults),
@@ -197,7 +197,7 @@ pub(crate) enum ApiError {
     #[error("the session was not forked: {}", .0.count())]
     InvalidFork(Faults),
     #[error(
-        "the project has {} forks without a run; give one of them a run, or delete one that nobody needs",
+        "the project has {} forks without a run; give one of them a run, or have one deleted that nobody needs",
         caisson_domain::limits::FORKS_WITHOUT_RUN
     )]
     ForksFull,

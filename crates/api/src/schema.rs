@@ -33,6 +33,7 @@ texts! {
     InputState: caisson_domain::input::InputState, "How far an input is.";
     ApprovalState: caisson_domain::approval::ApprovalState, "Where an approval stands.";
     DefaultAnswer: caisson_domain::approval::DefaultAnswer, "The answer to an approval.";
+    Older: caisson_domain::fork::Older, "What of a fork is older than the other.";
     Scope: caisson_domain::principal::Scope, "What an API key allows.";
     CredentialKind: caisson_domain::credential::CredentialKind, "What a credential opens.";
     Publish: caisson_domain::workflow::Publish, "What happens to the agent's work.";

@@ -4,9 +4,10 @@ pub(crate) mod change;
 
 use axum::Json;
 use axum::extract::State;
+use caisson_domain::fork::Older;
 use caisson_domain::id::{ProjectId, RunId, SessionId};
 use caisson_domain::run::RunStatus;
-use caisson_store::Session;
+use caisson_store::{ForkOf, Session};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -35,6 +36,10 @@ pub struct SessionView {
     /// Of a fork, the session that it comes from, which may be gone.
     #[schema(value_type = Option<String>)]
     pub forked_from: Option<SessionId>,
+    /// Of a fork, what it began with.
+    pub fork: Option<ForkView>,
+    /// Whether nothing is kept of it that another run could go on with: neither workspace nor conversation.
+    pub expired: bool,
     /// How many runs it has.
     pub runs: i64,
     /// Its newest run.
@@ -51,6 +56,18 @@ pub struct SessionView {
     pub updated_at_ms: i64,
     /// Where to go from here.
     pub links: SessionLinks,
+}
+
+/// What a fork began with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ForkView {
+    /// The commit that its files come from: the one that the other session had pushed last, or else had started from. None: its
+    /// base's last, when its first run starts.
+    pub commit: Option<String>,
+    /// What of it is older than the other: the conversation, which does not know of all that is in the files, or the files, which
+    /// do not have all that the conversation tells of. None: they are of one run.
+    #[schema(value_type = Option<crate::schema::Older>)]
+    pub older: Option<Older>,
 }
 
 /// Paths of a session.
@@ -89,6 +106,8 @@ impl From<Session> for SessionView {
             repository: session.repository.map(|repository| repository.to_string()),
             branch: session.branch.map(String::from),
             forked_from: session.forked_from,
+            fork: session.fork.map(|ForkOf { commit, older }| ForkView { commit, older }),
+            expired: session.expired,
             runs: session.runs,
             last_run: session.last_run,
             last_status: session.last_status,

@@ -16,6 +16,7 @@ const END: Duration = Duration::from_mins(3);
 testkit::on_every_engine! {
     a_session_goes_on_and_is_rebuilt_from_its_archive_when_the_host_is_wiped
     both_sides_of_a_fork_go_on_and_neither_sees_the_other
+    a_fork_begins_at_its_commit_when_the_branch_is_gone_and_nowhere_when_the_commit_is
     a_deleted_session_leaves_nothing_on_the_host
 }
 
@@ -55,6 +56,23 @@ async fn run(world: &World, body: &Value) -> (Value, String) {
 
 async fn follow(world: &World, session: &Value) -> (Value, String) {
     run(world, &json!({"session": session, "prompt": "Go on."})).await
+}
+
+/// A key that may delete sessions.
+fn administrator(world: &World) -> String {
+    let output = world.spec.command(&["key", "create", "admin", "--scope", "admin"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.split_whitespace().find(|word| word.starts_with("csk_")).unwrap().to_owned()
+}
+
+/// Forks a session; the new one.
+fn forked(world: &World, session: &Value, branch: &str) -> Value {
+    let fork = ["session", "fork", session.as_str().unwrap(), "--branch", branch];
+    let output = world.client(&fork).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    json!(String::from_utf8(output.stdout).unwrap().trim())
 }
 
 /// The number of the prompt that the last model call answers: what people said before is in the request.
@@ -126,10 +144,7 @@ async fn both_sides_of_a_fork_go_on_and_neither_sees_the_other(engine: Engine) {
     let (first, _) = run(&world, &world.run_body()).await;
     let session = first["session_id"].clone();
     world.wait_tidy().await.unwrap();
-    let output =
-        world.client(&["session", "fork", session.as_str().unwrap(), "--branch", "mine"]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let fork = json!(String::from_utf8(output.stdout).unwrap().trim());
+    let fork = forked(&world, &session, "mine");
     assert_ne!(fork, session);
 
     // The origin goes on first, so that what it does is there to be seen.
@@ -152,6 +167,34 @@ async fn both_sides_of_a_fork_go_on_and_neither_sees_the_other(engine: Engine) {
     assert!(clone.path().join("checkout/shop").is_dir(), "the repository's own files are there");
 }
 
+async fn a_fork_begins_at_its_commit_when_the_branch_is_gone_and_nowhere_when_the_commit_is(engine: Engine) {
+    let Some(world) = start(engine).await else { return };
+    let (first, _) = run(&world, &world.run_body()).await;
+    world.wait_tidy().await.unwrap();
+    let [mine, yours] = ["mine", "yours"].map(|branch| forked(&world, &first["session_id"], branch));
+    run_git(&world.bare, &["branch", "-q", "-D", text(&first, "branch")]).unwrap();
+    let (again, said) = follow(&world, &mine).await;
+    assert!(said.contains("one.txt") && said.contains("two.txt"), "{said}");
+    assert_eq!((&again["base_commit"], &again["base"]), (&first["pushed_commit"], &first["base"]));
+    assert_eq!(log(&world, "mine")[..2], ["feat: add two", "feat: add one"]);
+
+    // Nothing of the repository refers to the commit any more, and it is gone for good.
+    run_git(&world.bare, &["branch", "-q", "-D", "mine"]).unwrap();
+    run_git(&world.bare, &["reflog", "expire", "--expire=now", "--all"]).unwrap();
+    run_git(&world.bare, &["gc", "-q", "--prune=now"]).unwrap();
+    let id = world.api.submit(&json!({"session": yours, "prompt": "Go on."})).await.unwrap();
+    let failed = world.api.wait_end(&id, END).await.unwrap();
+    assert_eq!(
+        (&failed["status"], &failed["failure"]["kind"]),
+        (&json!("failed"), &json!("repo_unreachable"))
+    );
+    let told = text(&failed["failure"], "message");
+    for part in [text(&first, "pushed_commit"), text(&first, "branch"), "push a branch that has the commit"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    assert_eq!(failed["usage"]["calls"], 0, "no agent worked elsewhere");
+}
+
 async fn a_deleted_session_leaves_nothing_on_the_host(engine: Engine) {
     let Some(world) = start(engine).await else { return };
     let (first, _) = run(&world, &world.run_body()).await;
@@ -164,7 +207,11 @@ async fn a_deleted_session_leaves_nothing_on_the_host(engine: Engine) {
     };
     let left = || ["sessions", "volumes", "artifacts", "trash"].map(parts).concat();
     assert!(left().len() >= 2, "{:?}", left());
-    let output = world.client(&["session", "delete", &session]).output().unwrap();
+    let mut delete = world.client(&["session", "delete", &session]);
+    let output = delete.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && told.contains("lacks the scope admin"), "{told}");
+    let output = delete.env("CAISSON_API_KEY", administrator(&world)).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let begun = Instant::now();
     while !left().is_empty() {

@@ -30,6 +30,12 @@ fn digits(now_ms: i64, random: [u8; 10]) -> String {
     hex::encode(bytes)
 }
 
+/// The digits behind these; the last of all are their own successor.
+fn next_digits(digits: &str) -> String {
+    let number = u128::from_str_radix(digits, 16).unwrap_or(u128::MAX);
+    format!("{:032x}", number.saturating_add(1))
+}
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $kind:literal, $prefix:literal) => {
         $(#[$doc])*
@@ -48,6 +54,12 @@ macro_rules! id {
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
+            }
+
+            /// The next id, which sorts right behind this one: for what follows it within the same millisecond.
+            #[must_use]
+            pub fn successor(&self) -> Self {
+                Self(format!("{}{}", $prefix, next_digits(&self.0[$prefix.len()..])))
             }
 
             /// The last eight digits, all random: short enough for people, a branch name or a title.
@@ -231,6 +243,17 @@ mod tests {
         assert!(old < new);
         assert_eq!(old.as_str().parse::<RunId>().unwrap(), old);
         assert_eq!(new.short().len(), 8);
+    }
+
+    #[test]
+    fn the_successor_of_an_id_comes_right_behind_it_and_is_one_as_well() {
+        let id = RunId::new(1_000, [0x0f; 10]);
+        let next = id.successor();
+        assert!(id < next && next < id.successor().successor());
+        assert_eq!(next.as_str().parse::<RunId>().unwrap(), next);
+        assert!(next < RunId::new(1_001, [0; 10]), "still of its millisecond");
+        let last: RunId = format!("run_{}", "f".repeat(ID_DIGITS)).parse().unwrap();
+        assert_eq!(last.successor(), last, "there is none behind the last of all");
     }
 
     #[test]

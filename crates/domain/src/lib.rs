@@ -10,6 +10,7 @@ pub mod credential;
 pub mod egress;
 mod environment_name;
 pub mod event;
+pub mod fork;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 pub mod git;

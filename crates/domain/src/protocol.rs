@@ -214,9 +214,12 @@ pub struct GitWork {
     /// Whether an earlier run of the session has pushed the branch: a fresh checkout goes on there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub go_on: bool,
-    /// The commit of the base at which a fresh checkout begins; none means its last.
+    /// The commit at which a fresh checkout begins, which need not be on the base; none means the base's last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<String>,
+    /// The branch to which that commit was pushed, which may be gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_branch: Option<BranchName>,
     /// Author and committer name.
     pub author_name: String,
     /// Author and committer address.

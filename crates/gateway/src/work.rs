@@ -1,6 +1,7 @@
 //! What the shim is told about a run: pure.
 
 use caisson_domain::approval::ApprovalWork;
+use caisson_domain::git::BranchName;
 use caisson_domain::id::Epoch;
 use caisson_domain::mcp;
 use caisson_domain::parameters;
@@ -24,6 +25,7 @@ pub(crate) struct Delivery {
     pub(crate) archive: Option<Archive>,
     pub(crate) pushed: bool,
     pub(crate) start: Option<String>,
+    pub(crate) start_branch: Option<BranchName>,
 }
 
 /// The run has a repository and no branch, which the store never writes.
@@ -33,7 +35,7 @@ pub(crate) struct NoBranch;
 
 /// Builds the run's work; `now_ms` is the store's time.
 pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) -> Result<RunWork, NoBranch> {
-    let Delivery { run, epoch, conversation, resume, archive, pushed, start } = delivery;
+    let Delivery { run, epoch, conversation, resume, archive, pushed, start, start_branch } = delivery;
     let git = match (&run.spec.repository, &run.spec.branch) {
         (None, _) => None,
         (Some(_), None) => return Err(NoBranch),
@@ -43,6 +45,7 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
             branch: branch.clone(),
             go_on: pushed,
             start: start.filter(|_| !pushed),
+            start_branch: start_branch.filter(|_| !pushed),
             author_name: identity.name.clone(),
             author_email: identity.email.clone(),
             commit_type: run.spec.workflow.caisson.commit_type.clone(),
@@ -185,6 +188,7 @@ mod tests {
             archive: None,
             pushed: true,
             start: None,
+            start_branch: None,
         }
     }
 

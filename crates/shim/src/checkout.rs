@@ -15,6 +15,8 @@ use caisson_domain::run::{Failure, FailureKind};
 use crate::anchor;
 use crate::git::{Git, is_empty, is_object_name, text};
 use crate::plain_file;
+use crate::process::Output;
+use crate::start;
 
 /// Mark in the home directory while a fresh checkout is being made: its remains hold nobody's work.
 const PREPARING: &str = ".caisson-preparing";
@@ -81,23 +83,14 @@ async fn fresh(git: &Git) -> Result<Commits, Failure> {
     let git = continued.as_ref().unwrap_or(git);
     let work = &git.work;
     let is_anchor = work.base == work.anchor && work.start.is_none();
-    let (name, email) =
-        (format!("user.name={}", work.author_name), format!("user.email={}", work.author_email));
-    let url = git.url();
-    let mut clone = vec!["clone", "--quiet", "--no-tags", "--single-branch", "--template="];
-    clone.extend(["--origin", paths::GIT_REMOTE, "--config", &name, "--config", &email]);
-    if let Some(base) = &work.base {
-        clone.extend(["--branch", base.as_str()]);
+    let mut output = clone(git, work.base.as_ref(), is_anchor).await?;
+    if work.start.is_some() && is_branch_missing(&output) {
+        // The files come from another commit, so the base need not be there any more.
+        output = clone(git, None, is_anchor).await?;
     }
-    if !is_anchor {
-        // Files come when it is known whose attributes they follow.
-        clone.push("--no-checkout");
-    }
-    clone.extend([url.as_str(), "."]);
-    let output = git.talk_again(&clone, || unfinished_emptied(git)).await?;
     if !output.exit.success() {
         return Err(match &work.base {
-            Some(base) if output.stderr.contains("not found in upstream") => missing_branch(base),
+            Some(base) if is_branch_missing(&output) => missing_branch(base),
             Some(_) | None => {
                 git.refusal(FailureKind::RepoUnreachable, "the repository could not be cloned", &output)
             }
@@ -112,9 +105,8 @@ async fn fresh(git: &Git) -> Result<Commits, Failure> {
             None => Ok((without_commits(git).await?, None)),
         };
     }
-    // A commit that somebody has taken away from the branch since is not in the clone.
-    let start = match work.start.as_deref().filter(|start| is_object_name(start)) {
-        Some(start) => git.resolve(start).await?,
+    let start = match &work.start {
+        Some(start) => Some(start::find(git, start).await?),
         None => None,
     };
     let base = if start.is_some() { start.clone() } else { git.resolve("HEAD").await? };
@@ -124,12 +116,31 @@ async fn fresh(git: &Git) -> Result<Commits, Failure> {
     };
     let anchor = anchor::fetch(git).await?;
     anchor::give_attributes(git, anchor.as_deref()).await?;
-    if work.base.as_ref() == Some(&work.branch) {
+    if work.base.as_ref() == Some(&work.branch) && start.is_none() {
         git.run(&["checkout", "--quiet", work.branch.as_str(), "--"]).await?;
     } else {
         switch(git, start.as_deref()).await?;
     }
     Ok((Some(base), anchor))
+}
+
+/// Clones a branch, or the default one, with its files if they are the anchor's: else they come when it is known whose attributes
+/// they follow.
+async fn clone(git: &Git, branch: Option<&BranchName>, is_anchor: bool) -> Result<Output, Failure> {
+    let work = &git.work;
+    let (name, email) =
+        (format!("user.name={}", work.author_name), format!("user.email={}", work.author_email));
+    let url = git.url();
+    let mut clone = vec!["clone", "--quiet", "--no-tags", "--single-branch", "--template="];
+    clone.extend(["--origin", paths::GIT_REMOTE, "--config", &name, "--config", &email]);
+    if let Some(branch) = branch {
+        clone.extend(["--branch", branch.as_str()]);
+    }
+    if !is_anchor {
+        clone.push("--no-checkout");
+    }
+    clone.extend([url.as_str(), "."]);
+    git.talk_again(&clone, || unfinished_emptied(git)).await
 }
 
 /// The same git, but starting from the run's own branch, which an earlier run of the session has pushed; none if the branch is not
@@ -157,10 +168,15 @@ fn unfinished_emptied(git: &Git) -> Result<(), Failure> {
     empty(&git.workspace).map_err(|error| unusable("cannot be emptied", &error))
 }
 
+/// Whether a clone failed because the repository has no such branch.
+fn is_branch_missing(output: &Output) -> bool {
+    !output.exit.success() && output.stderr.contains("not found in upstream")
+}
+
 /// Makes the run's branch at `start`, or at `HEAD`, also where there is no commit yet.
 async fn switch(git: &Git, start: Option<&str>) -> Result<(), Failure> {
     let branch = git.work.branch.as_str();
-    if git.work.base.as_ref() == Some(&git.work.branch) {
+    if git.work.base.as_ref() == Some(&git.work.branch) && start.is_none() {
         return Ok(());
     }
     // With -B also where the remote's default branch has this very name.

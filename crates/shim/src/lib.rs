@@ -38,6 +38,7 @@ mod run;
 mod salvage;
 mod servers;
 mod shim;
+mod start;
 mod steering;
 mod stop;
 mod survey;

@@ -8,6 +8,7 @@ fn git(kind: &str, subject: &str) -> GitWork {
         branch: "b".parse().unwrap(),
         go_on: false,
         start: None,
+        start_branch: None,
         author_name: "A".to_owned(),
         author_email: "a@example.com".to_owned(),
         commit_type: kind.to_owned(),

@@ -1,6 +1,7 @@
 //! What the gateway asks on behalf of a sandbox: grants, work, inputs, and the events it vouches for.
 
 use caisson_domain::event::{EventKind, NewEvent};
+use caisson_domain::git::BranchName;
 use caisson_domain::grant::{GrantKind, TokenHash};
 use caisson_domain::id::{Epoch, RunId, SandboxId};
 use caisson_domain::limits::PENDING_INPUTS;
@@ -31,6 +32,8 @@ pub enum NextWork {
         pushed: bool,
         /// Of a fork, the commit that its files come from.
         start: Option<String>,
+        /// The branch that this commit was pushed to.
+        start_branch: Option<BranchName>,
     },
     /// End.
     Exit,
@@ -66,6 +69,7 @@ const WORK: &str = concat!(
     run_columns!(),
     ", (select conversation from session where session.id = run.session_id) as conversation, \
      (select fork_commit from session where session.id = run.session_id) as start, \
+     (select fork_branch from session where session.id = run.session_id) as start_branch, \
      exists (select 1 from attempt where attempt.session_id = run.session_id \
        and attempt.agent_started_at_ms is not null \
        and (attempt.run_id <> run.id or attempt.number <> run.attempt)) as resume, \
@@ -156,6 +160,7 @@ impl Store {
             archive,
             pushed: columns.flag("pushed")?,
             start: columns.get("start")?,
+            start_branch: columns.parse_optional("start_branch")?,
         })
     }
 

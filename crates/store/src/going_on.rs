@@ -1,13 +1,15 @@
-//! Sessions that go on, are forked and are deleted.
+//! Sessions that go on and are deleted.
 
-use caisson_domain::git::BranchName;
+use caisson_domain::event::{EventKind, NewEvent};
+use caisson_domain::fork::Older;
 use caisson_domain::id::{ProjectId, RunId, ServerId, SessionId};
-use caisson_domain::limits::FORKS_WITHOUT_RUN;
+use caisson_domain::protocol::NoteLevel;
 use caisson_domain::run::RunSpec;
+use serde_json::json;
 
 use crate::database::{Tx, sql};
-use crate::rows::{Columns, document};
-use crate::{Actor, NewAudit, Store, StoreError, Topic, audit, removal};
+use crate::rows::Columns;
+use crate::{Actor, NewAudit, SandboxState, Store, StoreError, Topic, audit, removal, sandboxes};
 
 /// Most files of deleted sessions listed at once.
 pub const REMOVALS_PAGE: u32 = 200;
@@ -22,28 +24,6 @@ pub struct GoOn {
     pub expired: bool,
 }
 
-/// What came of forking a session.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ForkSession {
-    /// The project has no such session.
-    Unknown,
-    /// A run of it is queued or running.
-    Busy,
-    /// No run of it has archived a conversation, or it is not kept any more.
-    NoConversation,
-    /// It has no repository that the fork could take its files from.
-    NoRepository,
-    /// Its runs work on that branch.
-    SameBranch,
-    /// The project has [`FORKS_WITHOUT_RUN`] forks that never had a run.
-    TooMany,
-    /// There is a new session.
-    Forked {
-        /// The new one.
-        session: SessionId,
-    },
-}
-
 /// What came of deleting a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeleteSession {
@@ -51,7 +31,7 @@ pub enum DeleteSession {
     Unknown,
     /// A run of it is queued or running.
     Busy,
-    /// A sandbox of it is still there, which is taken away in a moment.
+    /// A sandbox of it is still there, on a server that takes it away in a moment, or that is away and not lost yet.
     SandboxLeft,
     /// It is gone; its files go as soon as the servers that have them come to it.
     Deleted,
@@ -66,41 +46,49 @@ pub enum FilesLeft {
     Artifacts(RunId),
 }
 
-const GO_ON: &str = "select id, coalesce((select run.spec from run where run.session_id = session.id \
-       order by run.id desc limit 1), fork_spec) as spec, \
-     volume_deleted_at_ms is not null \
-       and not exists (select 1 from transcript where transcript.session_id = session.id) as expired \
-     from session where project_id = $1 and id = $2";
+/// Whether nothing is left of what a session had: no archived conversation, and no workspace on a server that is not forgotten.
+/// One that never had either has not expired: no agent has worked in it, and it is no fork. Counts are of few rows, and read by
+/// index for each session of a list, where `PostgreSQL` would read all of what `exists` asks for.
+macro_rules! expired {
+    () => {
+        "((select count(*) from transcript where transcript.session_id = session.id) = 0 \
+          and (select count(*) from session_files join server on server.id = session_files.server_id \
+            where session_files.session_id = session.id and session_files.kind = 'volumes' \
+            and session_files.removal_begun_at_ms = 0 and server.forgotten_at_ms is null) = 0 \
+          and (forked_from is not null or (select count(*) from attempt where attempt.session_id = session.id \
+            and attempt.agent_started_at_ms is not null) > 0))"
+    };
+}
+pub(crate) use expired;
 
-const IS_BUSY: &str = "select count(*) from run where session_id = $1 and status in ('queued', 'running')";
+pub(crate) const GO_ON: &str = concat!(
+    "select id, coalesce((select run.spec from run where run.session_id = session.id \
+       order by run.id desc limit 1), fork_spec) as spec, ",
+    expired!(),
+    " as expired from session where project_id = $1 and id = $2"
+);
 
-const PUSHED_LAST: &str = "select pushed_commit from run where session_id = $1 and branch = $2 and pushed_commit is not null \
-     order by id desc limit 1";
+pub(crate) const IS_BUSY: &str =
+    "select count(*) from run where session_id = $1 and status in ('queued', 'running')";
 
-const HAS_TRANSCRIPT: &str = "select count(*) from transcript where session_id = $1";
-
-/// No index is of forks alone: as many sessions are read as the project has.
-const UNUSED_FORKS: &str = "select count(*) from session where project_id = $1 and forked_from is not null \
-     and not exists (select 1 from run where run.session_id = session.id)";
-
-const FORK: &str = "insert into session (id, project_id, workflow, repository, branch, conversation, created_at_ms, \
-       updated_at_ms, forked_from, fork_spec, fork_commit) \
-     select $2, project_id, workflow, repository, $3, conversation, $4, $4, id, $5, $6 from session where id = $1";
-
-const COPY_TRANSCRIPT: &str = "insert into transcript (session_id, project_id, run_id, size_bytes, sha256, created_at_ms) \
-     select $2, project_id, run_id, size_bytes, sha256, created_at_ms from transcript where session_id = $1";
-
-const COPY_PARTS: &str = "insert into transcript_part (session_id, number, project_id, content) \
-     select $2, number, project_id, content from transcript_part where session_id = $1";
-
-/// A session whose volume was removed and which goes on has one again, in time.
-const CALL: &str = "update session set volume_deleted_at_ms = null where project_id = $1 and id = $2";
+/// What a session is asked when another run is to go on with it.
+const CALL: &str = concat!(
+    "select id, ",
+    expired!(),
+    " as expired, last_seq, fork_older, (select max(run.id) from run where run.session_id = session.id) as last_run \
+     from session where project_id = $1 and id = $2"
+);
 
 const IN_PROJECT: &str = "select count(*) from session where project_id = $1 and id = $2";
 
-const SANDBOXES_LEFT: &str = "select count(*) from sandbox where session_id = $1 and state <> 'destroyed'";
+/// A lost server cannot take its sandboxes away, and destroys those that the store does not know when it comes back.
+const SANDBOXES_LEFT: &str = "select sandbox.id, case when server.seen_at_ms > $2 or exists (select 1 from server_role \
+       where server_role.server_id = server.id and server_role.seen_at_ms > $2) then 1 else 0 end as heard_of \
+     from sandbox join server on server.id = sandbox.server_id \
+     where sandbox.session_id = $1 and sandbox.state <> 'destroyed' order by sandbox.id";
 
-const SERVERS: &str = "select distinct server_id as id from sandbox where session_id = $1 order by 1";
+/// Those that have files of it, whether it had a sandbox there or not.
+const SERVERS: &str = "select distinct server_id as id from session_files where session_id = $1 order by 1";
 
 const LEAVE_VOLUME: &str = "insert into removal (server_id, kind, name, project_id, created_at_ms) \
      select server_id, 'volume', session_id, project_id, $2 from session_files where session_id = $1 and kind = 'volumes'";
@@ -137,76 +125,13 @@ impl Store {
         Ok(Some(GoOn { spec: columns.json("spec")?, expired: columns.flag("expired")? }))
     }
 
-    /// Makes a session that goes on where `session` is, with its conversation and, from the branch that it has pushed, its files;
-    /// its own runs work on `branch`, or on `caisson/<workflow>/<short session id>`.
-    ///
-    /// # Errors
-    /// As every write.
-    /// # Cancel safety
-    /// A dropped call may have made it; asking again makes another one.
-    pub async fn fork_session(
-        &self,
-        project: &ProjectId,
-        session: &SessionId,
-        branch: Option<&BranchName>,
-        by: Actor,
-    ) -> Result<ForkSession, StoreError> {
-        let mut tx = self.begin().await?;
-        let row = sql::query(GO_ON)
-            .bind(project.as_str())
-            .bind(session.as_str())
-            .fetch_optional(&mut *tx.db)
-            .await?;
-        let Some(row) = row else { return Ok(ForkSession::Unknown) };
-        let mut spec: RunSpec = Columns::of("session", &row)?.json("spec")?;
-        if count(&mut tx, IS_BUSY, session).await? > 0 {
-            return Ok(ForkSession::Busy);
-        }
-        if count(&mut tx, HAS_TRANSCRIPT, session).await? == 0 {
-            return Ok(ForkSession::NoConversation);
-        }
-        let (Some(_), Some(old)) = (&spec.repository, spec.branch.take()) else {
-            return Ok(ForkSession::NoRepository);
-        };
-        let fork = SessionId::new(tx.now_ms, tx.random());
-        let branch = match branch {
-            Some(branch) => branch.clone(),
-            None => BranchName::try_from(format!("caisson/{}/{}", spec.workflow.name, fork.short()))
-                .map_err(|error| StoreError::corrupt("session.branch", error))?,
-        };
-        if branch == old {
-            return Ok(ForkSession::SameBranch);
-        }
-        let unused: i64 =
-            sql::query_scalar(UNUSED_FORKS).bind(project.as_str()).fetch_one(&mut *tx.db).await?;
-        if unused >= FORKS_WITHOUT_RUN {
-            return Ok(ForkSession::TooMany);
-        }
-        let pushed: Option<String> = sql::query_scalar(PUSHED_LAST)
-            .bind(session.as_str())
-            .bind(old.as_str())
-            .fetch_optional(&mut *tx.db)
-            .await?;
-        if pushed.is_some() {
-            spec.base = Some(old);
-        }
-        spec.branch = Some(branch.clone());
-        spec.prompt.clear();
-        insert_fork(&mut tx, (session, &fork), (&branch, pushed.as_deref()), &spec).await?;
-        let record = NewAudit {
-            session: Some(session.clone()),
-            host: spec.repository.as_ref().map(audit::host_of),
-            ref_name: Some(branch.full_ref()),
-            ..NewAudit::new(project, by, "session.fork", fork.as_str())
-        };
-        audit::write(&mut tx, &record).await?;
-        tx.commit().await?;
-        Ok(ForkSession::Forked { session: fork })
-    }
-
     /// Removes the session with its runs and everything of them, unless anything of it lives: it is hidden at once, and what it has
     /// many rows of goes step by step, by [`Store::remove_some`] if it is much. What was spent stays in the
-    /// project's days and total, and the audit log keeps its records. Its files are for [`Store::files_left`].
+    /// project's days and total, and the audit log keeps its records; keys of its requests are remembered for their time. Its files
+    /// are for [`Store::files_left`].
+    ///
+    /// Sandboxes on a server that has been silent for [`Store::server_lost_after_ms`] count as destroyed: when it comes back it
+    /// destroys those that it finds by its engine's list, and removes the files.
     ///
     /// # Errors
     /// As every write.
@@ -230,7 +155,7 @@ impl Store {
         if count(&mut tx, IS_BUSY, session).await? > 0 {
             return Ok(DeleteSession::Busy);
         }
-        if count(&mut tx, SANDBOXES_LEFT, session).await? > 0 {
+        if !let_go(&mut tx, session, self.server_lost_after_ms()).await? {
             return Ok(DeleteSession::SandboxLeft);
         }
         let servers = sql::query(SERVERS).bind(session.as_str()).fetch_all(&mut *tx.db).await?;
@@ -244,7 +169,7 @@ impl Store {
         };
         audit::write(&mut tx, &record).await?;
         for row in &servers {
-            tx.wake(Topic::Server(Columns::of("sandbox", row)?.parse("id")?));
+            tx.wake(Topic::Server(Columns::of("session_files", row)?.parse("id")?));
         }
         tx.commit().await?;
         self.remove_at_once().await;
@@ -304,37 +229,64 @@ impl Store {
     }
 }
 
-/// Has the session go on with another run; `false` if the project has no such session.
+/// How a session stands to another run.
+#[derive(Debug)]
+pub(crate) enum Call {
+    /// The project has no such session.
+    Unknown,
+    /// Nothing of it is kept.
+    Expired,
+    /// It goes on.
+    On {
+        /// The last of its runs, which the new one comes behind.
+        behind: Option<RunId>,
+        /// What the first run of a fork has to be told of.
+        note: Option<NewEvent>,
+    },
+}
+
+/// Looks whether the session goes on with another run.
 pub(crate) async fn call(
     tx: &mut Tx<'_>,
     project: &ProjectId,
     session: &SessionId,
-) -> Result<bool, StoreError> {
-    let called = sql::query(CALL).bind(project.as_str()).bind(session.as_str()).execute(&mut *tx.db).await?;
-    Ok(called.rows_affected() == 1)
-}
-
-async fn insert_fork(
-    tx: &mut Tx<'_>,
-    (session, fork): (&SessionId, &SessionId),
-    (branch, pushed): (&BranchName, Option<&str>),
-    spec: &RunSpec,
-) -> Result<(), StoreError> {
-    sql::query(FORK)
-        .bind(session.as_str())
-        .bind(fork.as_str())
-        .bind(branch.as_str())
-        .bind(tx.now_ms)
-        .bind(document("session.fork_spec", spec)?)
-        .bind(pushed)
-        .execute(&mut *tx.db)
-        .await?;
-    for statement in [COPY_TRANSCRIPT, COPY_PARTS] {
-        sql::query(statement).bind(session.as_str()).bind(fork.as_str()).execute(&mut *tx.db).await?;
+) -> Result<Call, StoreError> {
+    let query = sql::query(CALL).bind(project.as_str()).bind(session.as_str());
+    let Some(row) = query.fetch_optional(&mut *tx.db).await? else { return Ok(Call::Unknown) };
+    let columns = Columns::of("session", &row)?;
+    if columns.flag("expired")? {
+        return Ok(Call::Expired);
     }
-    Ok(())
+    let is_first = columns.get::<i64>("last_seq")? == 0;
+    let older = columns.parse_optional::<Older>("fork_older")?.filter(|_| is_first);
+    let note = older.map(|older| {
+        NewEvent::new(EventKind::Note, &json!({ "level": NoteLevel::Warn, "message": older.meaning() }))
+    });
+    Ok(Call::On { behind: columns.parse_optional("last_run")?, note })
 }
 
-async fn count(tx: &mut Tx<'_>, statement: &'static str, session: &SessionId) -> Result<i64, StoreError> {
+/// Lets go of the session's sandboxes on lost servers; `false` if it has one on another.
+async fn let_go(tx: &mut Tx<'_>, session: &SessionId, lost_after_ms: i64) -> Result<bool, StoreError> {
+    let query = sql::query(SANDBOXES_LEFT).bind(session.as_str()).bind(tx.now_ms - lost_after_ms);
+    let rows = query.fetch_all(&mut *tx.db).await?;
+    let mut lost = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let columns = Columns::of("sandbox", row)?;
+        if columns.flag("heard_of")? {
+            return Ok(false);
+        }
+        lost.push(columns.parse("id")?);
+    }
+    for sandbox in &lost {
+        sandboxes::advance(tx, sandbox, SandboxState::Destroyed).await?;
+    }
+    Ok(true)
+}
+
+pub(crate) async fn count(
+    tx: &mut Tx<'_>,
+    statement: &'static str,
+    session: &SessionId,
+) -> Result<i64, StoreError> {
     Ok(sql::query_scalar(statement).bind(session.as_str()).fetch_one(&mut *tx.db).await?)
 }

@@ -107,14 +107,16 @@ pub(crate) const DELETE_ARTIFACTS: &str =
 const MARK_VOLUME: &str =
     "update session set volume_deleted_at_ms = $2 where id = $1 and volume_deleted_at_ms is null";
 
-/// Everything that refers to a session or to its runs, in an order in which nothing refers to what is gone.
-pub(crate) const DELETE_SESSION: [&str; 16] = [
+/// Everything that refers to a session or to its runs, in an order in which nothing refers to what is gone. Keys of requests are
+/// remembered for their time: the same request again must not be done a second time.
+pub(crate) const DELETE_SESSION: [&str; 17] = [
     "delete from session_files where session_id = $1",
-    "delete from transcript_part where session_id = $1",
-    "delete from transcript where session_id = $1",
+    transcripts::FORGET_PARTS,
+    transcripts::FORGET,
     "delete from automagik_run where session_id = $1",
     "delete from credential_use where run_id in (select id from run where session_id = $1)",
-    "delete from idempotency where run_id in (select id from run where session_id = $1)",
+    "update idempotency set run_id = null where run_id in (select id from run where session_id = $1)",
+    "update idempotency set session_id = null where session_id = $1",
     "delete from artifact where run_id in (select id from run where session_id = $1)",
     "delete from input where session_id = $1",
     "delete from approval where session_id = $1",
@@ -423,9 +425,9 @@ mod tests {
         let names: Vec<String> = rows.iter().map(|row| row.get("name").unwrap()).collect();
         assert!(names.len() > 10 && names.contains(&"sandbox_grant".to_owned()), "{names:?}");
         for name in names {
-            let delete = format!("delete from {name} where ");
+            let (delete, keep) = (format!("delete from {name} where "), format!("update {name} set "));
             assert!(
-                DELETE_SESSION.iter().any(|text| text.starts_with(&delete)),
+                DELETE_SESSION.iter().any(|text| text.starts_with(&delete) || text.starts_with(&keep)),
                 "retention leaves out {name}"
             );
         }

@@ -13,6 +13,8 @@ use serde_json::json;
 use crate::database::sql::Connection;
 use crate::database::{Tx, sql};
 use crate::events::Ended;
+use crate::going_on::Call;
+use crate::idempotency::{self, Made, Remembered};
 use crate::random::uuid_v4;
 use crate::rows::{document, run_columns};
 use crate::waiting::{self, Full};
@@ -57,8 +59,12 @@ pub enum CreateRun {
     QueueFull,
     /// As many runs of the project wait as may.
     ProjectQueueFull,
+    /// The same request was served before, and its run was deleted with its session.
+    Deleted,
     /// The project has no such session to go on with.
     NoSession,
+    /// Neither workspace nor conversation of the session are kept.
+    SessionExpired,
 }
 
 /// Which runs to list. Each field that is set narrows the list.
@@ -137,24 +143,32 @@ impl Store {
             });
         }
         let mut run = new_run(&tx, new.project, new.spec)?;
+        let mut told = vec![events::queued(&run)];
         match session {
-            Some(session) => {
-                if !going_on::call(&mut tx, &run.project, &session).await? {
-                    return Ok(CreateRun::NoSession);
+            Some(session) => match going_on::call(&mut tx, &run.project, &session).await? {
+                Call::Unknown => return Ok(CreateRun::NoSession),
+                Call::Expired => return Ok(CreateRun::SessionExpired),
+                Call::On { behind, note } => {
+                    if let Some(last) = behind {
+                        // Runs of a session start in the order of their ids, also those of one millisecond.
+                        run.id = run.id.max(last.successor());
+                    }
+                    run.session = session;
+                    told.extend(note);
                 }
-                run.session = session;
-            }
+            },
             None => insert_session(&mut tx, &run).await?,
         }
         insert_run(&mut tx, &run, new.created_by.as_ref()).await?;
         if let Some(asked) = &asked {
             automagik::remember(&mut tx, &run, asked).await?;
         }
-        events::append(&mut tx, &run.session, &run.id, &[events::queued(&run)]).await?;
+        events::append(&mut tx, &run.session, &run.id, &told).await?;
         let actor = Actor::key_or_operator(new.created_by.as_ref());
         audit::write(&mut tx, &NewAudit::of_run(&run, actor, "run.create")).await?;
         if let Some(idempotency) = &new.idempotency {
-            remember(&mut tx, &run, idempotency, remembered_ms).await?;
+            let made = Made::Run(&run.id);
+            idempotency::remember(&mut tx, &run.project, made, idempotency, remembered_ms).await?;
         }
         tx.wake(Topic::Queue);
         tx.commit().await?;
@@ -273,8 +287,6 @@ impl Store {
     }
 }
 
-const REMEMBERED: &str = "select request_sha256, run_id from idempotency where project_id = $1 and key = $2 and expires_at_ms > $3";
-
 /// What was answered to the same key before, if it is still remembered.
 async fn replay(
     db: &mut Connection,
@@ -282,47 +294,16 @@ async fn replay(
     project: &ProjectId,
     idempotency: &Idempotency,
 ) -> Result<Option<CreateRun>, StoreError> {
-    let remembered: Option<(String, String)> = sql::query_as(REMEMBERED)
-        .bind(project.as_str())
-        .bind(idempotency.key.as_str())
-        .bind(now_ms)
-        .fetch_optional(&mut *db)
-        .await?;
-    let Some((request_sha256, run)) = remembered else { return Ok(None) };
-    if request_sha256 != idempotency.request_sha256 {
-        return Ok(Some(CreateRun::KeyReused));
-    }
+    let run = match idempotency::find(db, now_ms, project, idempotency).await? {
+        None => return Ok(None),
+        Some(Remembered::Other | Remembered::Fork(_)) => return Ok(Some(CreateRun::KeyReused)),
+        Some(Remembered::Deleted) => return Ok(Some(CreateRun::Deleted)),
+        Some(Remembered::Run(run)) => run,
+    };
     let row = sql::query(ONE).bind(project.as_str()).bind(run.as_str()).fetch_optional(&mut *db).await?;
-    let row = row.ok_or_else(|| StoreError::missing("run", &run))?;
+    // Without a transaction it may be deleted between the two reads.
+    let Some(row) = row else { return Ok(Some(CreateRun::Deleted)) };
     Ok(Some(CreateRun::Replayed(rows::run(&row)?)))
-}
-
-/// Expired keys forgotten with each new one: more than one, so that they do not pile up.
-const FORGET_ITEMS: i64 = 16;
-
-const FORGET: &str = "delete from idempotency where (project_id, key) in \
-     (select project_id, key from idempotency where expires_at_ms <= $1 order by expires_at_ms limit $2)";
-
-const REMEMBER: &str = "insert into idempotency (project_id, key, request_sha256, run_id, expires_at_ms) \
-     values ($1, $2, $3, $4, $5) on conflict (project_id, key) do update set \
-     request_sha256 = excluded.request_sha256, run_id = excluded.run_id, expires_at_ms = excluded.expires_at_ms";
-
-async fn remember(
-    tx: &mut Tx<'_>,
-    run: &Run,
-    idempotency: &Idempotency,
-    remembered_ms: i64,
-) -> Result<(), StoreError> {
-    sql::query(FORGET).bind(tx.now_ms).bind(FORGET_ITEMS).execute(&mut *tx.db).await?;
-    sql::query(REMEMBER)
-        .bind(run.project.as_str())
-        .bind(idempotency.key.as_str())
-        .bind(idempotency.request_sha256.as_str())
-        .bind(run.id.as_str())
-        .bind(tx.now_ms + remembered_ms)
-        .execute(&mut *tx.db)
-        .await?;
-    Ok(())
 }
 
 fn new_run(tx: &Tx<'_>, project: ProjectId, mut spec: RunSpec) -> Result<Run, StoreError> {

@@ -95,7 +95,7 @@ impl Store {
     }
 }
 
-fn server(row: &Row) -> Result<Server, StoreError> {
+pub(crate) fn server(row: &Row) -> Result<Server, StoreError> {
     let columns = Columns::of("server", row)?;
     Ok(Server {
         id: columns.parse("id")?,

@@ -1,5 +1,6 @@
 //! Sessions as the API reads them.
 
+use caisson_domain::fork::Older;
 use caisson_domain::git::{BranchName, Repository};
 use caisson_domain::id::{ProjectId, RunId, SessionId};
 use caisson_domain::limits::PAGE_ITEMS;
@@ -7,6 +8,7 @@ use caisson_domain::run::RunStatus;
 use caisson_domain::usage::UsageTotals;
 
 use crate::database::{Row, sql};
+use crate::going_on::expired;
 use crate::rows::Columns;
 use crate::{Store, StoreError};
 
@@ -39,17 +41,34 @@ pub struct Session {
     pub uid: i64,
     /// Of a fork, the session that it comes from, which may be gone.
     pub forked_from: Option<SessionId>,
+    /// Of a fork, what it began with.
+    pub fork: Option<ForkOf>,
+    /// Whether nothing is kept of it that a run could go on with: neither workspace nor conversation.
+    pub expired: bool,
+}
+
+/// What a fork began with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForkOf {
+    /// The commit that its files come from; none: its base's last, when its first run starts.
+    pub commit: Option<String>,
+    /// What of it was older than the other; none: neither.
+    pub older: Option<Older>,
 }
 
 macro_rules! select_session {
     () => {
-        "select id, number, project_id, workflow, repository, branch, calls, estimated_calls, input_tokens, \
+        concat!(
+            "select ",
+            expired!(),
+            " as expired, id, number, project_id, workflow, repository, branch, calls, estimated_calls, input_tokens, \
          output_tokens, cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cost_micro_usd, \
-         created_at_ms, updated_at_ms, forked_from, \
+         created_at_ms, updated_at_ms, forked_from, fork_commit, fork_older, \
          (select count(*) from run where run.session_id = session.id) as runs, \
          (select run.id from run where run.session_id = session.id order by run.id desc limit 1) as last_run, \
          (select run.status from run where run.session_id = session.id order by run.id desc limit 1) as last_status \
          from session "
+        )
     };
 }
 
@@ -106,6 +125,13 @@ impl Store {
 
 pub(crate) fn session(row: &Row) -> Result<Session, StoreError> {
     let columns = Columns::of("session", row)?;
+    let forked_from = columns.parse_optional("forked_from")?;
+    let fork = match &forked_from {
+        Some(_) => {
+            Some(ForkOf { commit: columns.get("fork_commit")?, older: columns.parse_optional("fork_older")? })
+        }
+        None => None,
+    };
     Ok(Session {
         id: columns.parse("id")?,
         project: columns.parse("project_id")?,
@@ -119,7 +145,9 @@ pub(crate) fn session(row: &Row) -> Result<Session, StoreError> {
         created_at_ms: columns.get("created_at_ms")?,
         updated_at_ms: columns.get("updated_at_ms")?,
         uid: uid_offset(columns.get("number")?),
-        forked_from: columns.parse_optional("forked_from")?,
+        forked_from,
+        fork,
+        expired: columns.flag("expired")?,
     })
 }
 

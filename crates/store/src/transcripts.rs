@@ -14,7 +14,8 @@ pub const TRANSCRIPT_PART_BYTES: usize = 1024 * 1024;
 /// What is known of an archived transcript.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transcript {
-    /// The run at whose end it was archived; in a fork, perhaps one of the other session.
+    /// The run at whose end it was archived, to which its text belongs; in a fork, perhaps one of the other session, which shares
+    /// the text.
     pub run: RunId,
     /// Its size, in bytes.
     pub size_bytes: i64,
@@ -30,21 +31,27 @@ const ONE: &str =
 const SAME: &str = "select count(*) from run join transcript on transcript.session_id = run.session_id \
      where run.id = $1 and run.status = 'running' and transcript.run_id = run.id and transcript.sha256 = $2";
 
-const PARTS: &str =
-    "select session_id, content from transcript_part where session_id = $1 order by number limit $2";
+const PARTS: &str = "select run_id, content from transcript_part where run_id = $1 order by number limit $2";
 
 /// More than any transcript has: what a gateway takes is bounded by
 /// [`TRANSCRIPT_BYTES`](caisson_domain::limits::TRANSCRIPT_BYTES).
 const PARTS_MOST: i64 = 1_000;
 
-const FORGET_PARTS: &str = "delete from transcript_part where session_id = $1";
-const FORGET: &str = "delete from transcript where session_id = $1";
+/// Of two sessions that share a text and forget it at once, the one that comes second waits and sees that it is the last.
+const LOCK_SHARED: &str = "select 1 from transcript where run_id = \
+     (select own.run_id from transcript as own where own.session_id = $1) order by session_id for update";
+
+/// The text goes with the last session that has it.
+pub(crate) const FORGET_PARTS: &str = "delete from transcript_part where run_id = \
+     (select own.run_id from transcript as own where own.session_id = $1) and not exists \
+     (select 1 from transcript as other where other.run_id = transcript_part.run_id and other.session_id <> $1)";
+pub(crate) const FORGET: &str = "delete from transcript where session_id = $1";
 
 const INSERT: &str = "insert into transcript (session_id, project_id, run_id, size_bytes, sha256, created_at_ms) \
      values ($1, $2, $3, $4, $5, $6)";
 
 const INSERT_PART: &str =
-    "insert into transcript_part (session_id, number, project_id, content) values ($1, $2, $3, $4)";
+    "insert into transcript_part (run_id, number, project_id, content) values ($1, $2, $3, $4)";
 
 impl Store {
     /// Keeps the transcript of the run's session, in place of an older one; `false` if the run has ended, whose transcript may
@@ -79,7 +86,7 @@ impl Store {
             .await?;
         for (number, part) in (0_i64..).zip(parts(content)) {
             sql::query(INSERT_PART)
-                .bind(run.session.as_str())
+                .bind(run.id.as_str())
                 .bind(number)
                 .bind(run.project.as_str())
                 .bind(part)
@@ -109,10 +116,11 @@ impl Store {
     /// Safe: it only reads.
     pub async fn read_transcript(&self, session: &SessionId) -> Result<Option<String>, StoreError> {
         let Some(known) = self.transcript(session).await? else { return Ok(None) };
-        let rows = sql::query(PARTS).bind(session.as_str()).bind(PARTS_MOST).fetch_all(self.reader()).await?;
+        let rows =
+            sql::query(PARTS).bind(known.run.as_str()).bind(PARTS_MOST).fetch_all(self.reader()).await?;
         let mut content = String::with_capacity(usize::try_from(known.size_bytes).unwrap_or(0));
         for row in &rows {
-            content.push_str(Columns::keyed("transcript_part", row, "session_id")?.get("content")?);
+            content.push_str(Columns::keyed("transcript_part", row, "run_id")?.get("content")?);
         }
         if hex::encode(Sha256::digest(&content)) != known.sha256 {
             // Two reads and no transaction: a run of the session may have replaced it between them, and has its own then.
@@ -125,8 +133,10 @@ impl Store {
     }
 }
 
-/// Forgets the session's transcript; `false` if it has none.
+/// Forgets the session's transcript; `false` if it has none. Its text stays if a fork, or the session that it was forked from, has
+/// it as well.
 pub(crate) async fn forget(tx: &mut Tx<'_>, session: &SessionId) -> Result<bool, StoreError> {
+    tx.lock_rows(LOCK_SHARED, session.as_str()).await?;
     sql::query(FORGET_PARTS).bind(session.as_str()).execute(&mut *tx.db).await?;
     let forgotten = sql::query(FORGET).bind(session.as_str()).execute(&mut *tx.db).await?;
     Ok(forgotten.rows_affected() > 0)

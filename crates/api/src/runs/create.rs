@@ -119,9 +119,20 @@ fn accepted(answer: store::CreateRun) -> Result<Accepted, ApiError> {
         }
         store::CreateRun::Replayed(run) => Ok(Accepted { run, replayed: true }),
         store::CreateRun::KeyReused => Err(ApiError::KeyReused),
+        store::CreateRun::Deleted => Err(ApiError::Conflict {
+            code: "run_deleted",
+            detail: "the same request made a run, which was deleted with its session since; use a new \
+                     Idempotency-Key for a new run"
+                .to_owned(),
+        }),
         store::CreateRun::QueueFull => Err(ApiError::QueueFull),
         store::CreateRun::ProjectQueueFull => Err(ApiError::ProjectQueueFull),
         store::CreateRun::NoSession => Err(unknown_session()),
+        store::CreateRun::SessionExpired => {
+            let mut faults = Faults::default();
+            follow::add_expired(&mut faults);
+            Err(ApiError::Invalid(faults))
+        }
     }
 }
 

@@ -44,12 +44,17 @@ pub(super) async fn go_on(
         return Ok(None);
     };
     if expired {
-        let message =
-            "its workspace and its conversation were removed, since their days are over; begin a new session";
-        faults.add("session", "session_expired", message);
+        add_expired(faults);
     }
     complete(request, &spec, app.config().default_repository.as_ref(), faults);
     Ok(Some(Followed { session, parameters: spec.parameters }))
+}
+
+/// Says that nothing of the session is kept.
+pub(super) fn add_expired(faults: &mut Faults) {
+    let message = "neither its workspace nor its conversation is kept any more: their days are over, or the server that had \
+                   them was forgotten; begin a new session";
+    faults.add("session", "session_expired", message);
 }
 
 fn complete(request: &mut CreateRun, spec: &RunSpec, default: Option<&Repository>, faults: &mut Faults) {

@@ -50,6 +50,7 @@ pub(crate) use view::{Detail, LISTED_TEXT_BYTES};
         (status = 400, description = "Not JSON, or a header that cannot be used", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "The session was deleted meanwhile", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The same request made a run, which was deleted with its session", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The body is longer than 4 MiB", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "Faults in the request, told together", body = Problem, content_type = "application/problem+json"),
@@ -142,7 +143,7 @@ pub(crate) async fn get_run(
     let (run, uses) = found.ok_or_else(unknown_run)?;
     let (place, held) = if run.status == RunStatus::Queued {
         let place = async { Ok(app.store().queue_place(&caller.project, &run.id).await?) };
-        tokio::try_join!(place, queueing::held_by(app.store()))?
+        tokio::try_join!(place, queueing::held_by(app.store(), &run.session))?
     } else {
         (None, Vec::new())
     };

@@ -2,10 +2,11 @@
 
 use std::ops::RangeInclusive;
 
+use caisson_domain::id::SessionId;
 use caisson_domain::queue::{DELAY_S_MAX, PRIORITY};
 use caisson_domain::run::RunSpec;
-use caisson_domain::server::ProblemCode;
-use caisson_store::{QueueEstimate, QueuePlace, Store};
+use caisson_domain::server::{ProblemCode, Server};
+use caisson_store::{QueueEstimate, QueuePlace, SessionHome, Store};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -39,33 +40,30 @@ impl From<QueueEstimate> for QueueEstimateView {
     }
 }
 
-/// Something that keeps every server from starting a waiting run.
+/// Something that keeps every server that may start a waiting run from doing so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HeldByView {
-    /// The class: that of a server's problem, `drained`, or `no_server`.
+    /// The class: that of a server's problem, `drained`, `no_server`, or `home_away`: the server that has the session's workspace
+    /// is away.
     #[schema(example = "disk_low")]
     pub code: String,
     /// What is wrong and what to do.
     pub message: String,
 }
 
-/// What keeps every server from starting waiting runs, each thing once; empty as long as one of them can start some.
-pub(super) async fn held_by(store: &Store) -> Result<Vec<HeldByView>, ApiError> {
+/// What keeps every server that may start the run from doing so, each thing once; empty as long as one of them can. A run of a
+/// session that has a home may start there alone.
+pub(super) async fn held_by(store: &Store, session: &SessionId) -> Result<Vec<HeldByView>, ApiError> {
+    if let Some(home) = store.home_that_holds(session).await? {
+        return Ok(held_at_home(&home, store.server_lost_after_ms()));
+    }
     let servers = store.live_servers_and_drains().await?;
     let mut held: Vec<HeldByView> = Vec::new();
     for (server, drained) in &servers {
         if server.problems.is_empty() && !drained {
             return Ok(Vec::new());
         }
-        let by_drain = drained.then(|| HeldByView {
-            code: ProblemCode::Drained.to_string(),
-            message: format!("server {} is drained; `caisson resume` ends that", server.id),
-        });
-        let problems = server
-            .problems
-            .iter()
-            .map(|problem| HeldByView { code: problem.code.to_string(), message: problem.message.clone() });
-        held.extend(by_drain.into_iter().chain(problems));
+        held.extend(held_at(server, *drained, ""));
     }
     held.dedup();
     if servers.is_empty() {
@@ -74,6 +72,31 @@ pub(super) async fn held_by(store: &Store) -> Result<Vec<HeldByView>, ApiError> 
         held.push(HeldByView { code: "no_server".to_owned(), message: message.to_owned() });
     }
     Ok(held)
+}
+
+fn held_at_home(home: &SessionHome, lost_after_ms: i64) -> Vec<HeldByView> {
+    if !home.is_away {
+        return held_at(&home.server, home.drained, ", which has the session's workspace,").collect();
+    }
+    let message = format!(
+        "server {}, which has the session's workspace, was not heard of in the last 30 s; start it again, or wait until it has \
+         been silent for {} s, when the run goes on elsewhere from what is archived and pushed",
+        home.server.id,
+        lost_after_ms / 1_000
+    );
+    vec![HeldByView { code: "home_away".to_owned(), message }]
+}
+
+fn held_at<'s>(server: &'s Server, drained: bool, which: &str) -> impl Iterator<Item = HeldByView> + use<'s> {
+    let by_drain = drained.then(|| HeldByView {
+        code: ProblemCode::Drained.to_string(),
+        message: format!("server {}{which} is drained; `caisson resume` ends that", server.id),
+    });
+    let problems = server
+        .problems
+        .iter()
+        .map(|problem| HeldByView { code: problem.code.to_string(), message: problem.message.clone() });
+    by_drain.into_iter().chain(problems)
 }
 
 /// Position and estimate as a view has them.

@@ -102,8 +102,8 @@ pub struct RunView {
     pub queue_position: Option<i64>,
     /// About when it starts; none where there is no position, or too little is known.
     pub queue_estimate: Option<QueueEstimateView>,
-    /// What keeps every server from starting it, while it waits: empty as long as one can start runs, and unless the run itself
-    /// is read.
+    /// What keeps every server that may start it from doing so, while it waits: empty as long as one can, and unless the run itself
+    /// is read. A follow-up may start where its session's workspace is, and elsewhere when that server is lost.
     pub held_by: Vec<HeldByView>,
     /// How often it was given to an agent, 0 while queued.
     pub attempt: i64,

@@ -1,11 +1,10 @@
 //! Approvals over HTTP.
 
 use caisson_domain::approval::{APPROVAL_MESSAGE_BYTES, CHANGED_INPUT_BYTES};
-use caisson_domain::grant::{GrantKind, Token};
-use caisson_domain::id::{ApprovalId, ProjectId, RunId, SandboxId};
+use caisson_domain::id::{ApprovalId, ProjectId, RunId};
 use caisson_domain::principal::Scope;
 use caisson_domain::workflow::Workflow;
-use caisson_store::{JournalEffect, JournalEntry, NewApproval, NewSandbox};
+use caisson_store::{JournalEffect, NewApproval};
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -20,32 +19,17 @@ pub(crate) async fn asking(api: &Api, requests: &[&str]) -> (RunId, String) {
     let made = api.post("/v1/runs", &body_with(&json!({ "workflow": "careful" }))).await;
     assert_eq!(made.status, StatusCode::ACCEPTED, "{}", made.text());
     let claimed = api.store.claim(&api.server).await.unwrap().unwrap();
-    let sandbox = SandboxId::new(NOW_MS, [7; 10]);
-    let new = NewSandbox {
-        id: sandbox.clone(),
-        session: claimed.run.session.clone(),
-        server: api.server.clone(),
-        engine: "local".to_owned(),
-        image: String::new(),
-        uid: 10_001,
-        control: Token::grant(GrantKind::Control, [1; 32]).hash(),
-        agent: Token::grant(GrantKind::Agent, [2; 32]).hash(),
-    };
-    api.store.create_sandbox(&new).await.unwrap();
-    assert!(api.store.place(&claimed.run.id, claimed.epoch, &sandbox).await.unwrap());
-    let entry = |request: &&str| {
-        let asked = NewApproval {
+    let sandbox = api.placed(&claimed).await;
+    let asked = |request: &&str| {
+        JournalEffect::Asked(NewApproval {
             request: (*request).to_owned(),
             tool: "Write".to_owned(),
             description: Some("a.txt".to_owned()),
             input: json!({ "file_path": "a.txt", "content": "x" }).to_string(),
             cut_bytes: 0,
-        };
-        let effect = JournalEffect::Asked(asked);
-        JournalEntry { run: claimed.run.id.clone(), attempt: claimed.run.attempt, event: None, effect }
+        })
     };
-    let entries = requests.iter().map(entry).collect();
-    api.store.append_journal(&sandbox, 0, 1, entries).await.unwrap();
+    api.journal(&claimed, &sandbox, requests.iter().map(asked).collect()).await;
     let path = format!("/v1/runs/{}/approvals", claimed.run.id);
     (claimed.run.id, path)
 }

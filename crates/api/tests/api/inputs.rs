@@ -1,10 +1,9 @@
 //! Inputs to live runs, over HTTP.
 
-use caisson_domain::grant::{GrantKind, Token};
 use caisson_domain::id::SandboxId;
 use caisson_domain::input::{INPUT_TEXT_BYTES, InputState, RUN_INPUTS_PENDING};
 use caisson_domain::principal::Scope;
-use caisson_store::{JournalEffect, JournalEntry, NewSandbox};
+use caisson_store::JournalEffect;
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -13,19 +12,7 @@ use crate::support::{Answer, Api, NOW_MS};
 /// A running run with a sandbox, and the path of its inputs.
 async fn live(api: &Api) -> (caisson_store::Claimed, SandboxId, String) {
     let claimed = api.running().await;
-    let sandbox = SandboxId::new(NOW_MS, [7; 10]);
-    let new = NewSandbox {
-        id: sandbox.clone(),
-        session: claimed.run.session.clone(),
-        server: api.server.clone(),
-        engine: "local".to_owned(),
-        image: String::new(),
-        uid: 10_001,
-        control: Token::grant(GrantKind::Control, [1; 32]).hash(),
-        agent: Token::grant(GrantKind::Agent, [2; 32]).hash(),
-    };
-    api.store.create_sandbox(&new).await.unwrap();
-    assert!(api.store.place(&claimed.run.id, claimed.epoch, &sandbox).await.unwrap());
+    let sandbox = api.placed(&claimed).await;
     let path = format!("/v1/runs/{}/inputs", claimed.run.id);
     (claimed, sandbox, path)
 }
@@ -45,9 +32,7 @@ async fn an_input_is_accepted_listed_and_tells_how_far_it_is() {
     assert_eq!((&sent.json()["state"], &sent.json()["seq"]), (&json!("accepted"), &json!(1)));
     assert_eq!(api.post(&path, &json!({ "kind": "interrupt" })).await.status, StatusCode::ACCEPTED);
     let effect = JournalEffect::Input { seq: 1, state: InputState::Delivered };
-    let entry =
-        JournalEntry { run: claimed.run.id.clone(), attempt: claimed.run.attempt, event: None, effect };
-    api.store.append_journal(&sandbox, 0, 1, vec![entry]).await.unwrap();
+    api.journal(&claimed, &sandbox, vec![effect]).await;
     let listed = api.get(&path).await.json();
     let items = listed["items"].as_array().unwrap();
     assert_eq!((&items[0]["state"], &items[0]["acknowledged_at_ms"]), (&json!("delivered"), &json!(NOW_MS)));

@@ -9,12 +9,13 @@ use axum::body::{Body, Bytes};
 use caisson_api::{AgentInfo, ApiConfig, ServeLimits};
 use caisson_domain::event::{Delta, DeltaKind, EventKind, NewEvent};
 use caisson_domain::git::AllowList;
-use caisson_domain::id::{ProjectId, RunId, ServerId, SessionId};
+use caisson_domain::grant::{GrantKind, Token};
+use caisson_domain::id::{ProjectId, RunId, SandboxId, ServerId, SessionId};
 use caisson_domain::principal::Scope;
 use caisson_domain::run::{Run, RunStatus};
 use caisson_domain::sse::{Message, Parser};
 use caisson_domain::workflow::Workflow;
-use caisson_store::{Claimed, Clock, ClockHandle, Finish, Store};
+use caisson_store::{Claimed, Clock, ClockHandle, Finish, JournalEffect, JournalEntry, NewSandbox, Store};
 use futures_util::StreamExt;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::BodyExt;
@@ -150,6 +151,36 @@ impl Api {
     pub(crate) async fn running(&self) -> Claimed {
         self.queued().await;
         self.store.claim(&self.server).await.unwrap().unwrap()
+    }
+
+    /// Makes a sandbox of the run's session, and places the run in it.
+    pub(crate) async fn placed(&self, claimed: &Claimed) -> SandboxId {
+        let id = SandboxId::new(NOW_MS, [7; 10]);
+        let new = NewSandbox {
+            id: id.clone(),
+            session: claimed.run.session.clone(),
+            server: self.server.clone(),
+            engine: "local".to_owned(),
+            image: String::new(),
+            uid: 10_001,
+            control: Token::grant(GrantKind::Control, [1; 32]).hash(),
+            agent: Token::grant(GrantKind::Agent, [2; 32]).hash(),
+        };
+        self.store.create_sandbox(&new).await.unwrap();
+        assert!(self.store.place(&claimed.run.id, claimed.epoch, &id).await.unwrap());
+        id
+    }
+
+    /// Journals something of the placed run, as the first that its sandbox tells.
+    pub(crate) async fn journal(&self, claimed: &Claimed, sandbox: &SandboxId, effects: Vec<JournalEffect>) {
+        let entry = |effect| JournalEntry {
+            run: claimed.run.id.clone(),
+            attempt: claimed.run.attempt,
+            event: None,
+            effect,
+        };
+        let entries = effects.into_iter().map(entry).collect();
+        self.store.append_journal(sandbox, 0, 1, entries).await.unwrap();
     }
 
     /// Appends a line of the agent.

@@ -29,7 +29,7 @@ pub(crate) enum Session {
         #[arg(long)]
         branch: Option<String>,
     },
-    /// Delete a session with its runs, their events and what was kept of them; pushed branches stay.
+    /// Delete a session with its runs, their events and what was kept of them; pushed branches stay. Needs the scope `admin`.
     Delete {
         #[command(flatten)]
         client: ClientFlags,

@@ -1,9 +1,10 @@
 //! `caisson session`: list, show, read, fork and delete sessions.
 
+use caisson_domain::fork::Older;
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 
-use super::{DONE, client, print, print_json};
+use super::{DONE, client, complain, print, print_json};
 use crate::cli::{ClientFlags, OneSession, Session};
 use crate::client::RunInfo;
 use crate::render::{clean, dollars, utc};
@@ -79,6 +80,12 @@ fn account(session: &Value, runs: &[RunInfo]) -> String {
             table.add_row([name, &text(&session[name])]);
         }
     }
+    if let Some(older) = older(session) {
+        table.add_row(["fork", older.meaning()]);
+    }
+    if session["expired"] == true {
+        table.add_row(["expired", "neither workspace nor conversation is kept: no run can go on with it"]);
+    }
     table.add_row(["cost", &dollars(session["usage"]["cost_micro_usd"].as_i64().unwrap_or(0))]);
     for run in runs {
         let task = run.text("prompt").unwrap_or_default().lines().next().unwrap_or_default();
@@ -133,8 +140,16 @@ async fn fork(flags: &ClientFlags, session: &str, branch: Option<&str>) -> anyho
         print_json(&made)?;
     } else {
         print(&text(&made["id"]));
+        if let Some(older) = older(&made) {
+            complain(older.meaning());
+        }
     }
     Ok(DONE)
+}
+
+/// What of a fork is older than the other.
+fn older(session: &Value) -> Option<Older> {
+    session["fork"]["older"].as_str().and_then(|older| older.parse().ok())
 }
 
 async fn delete(flags: &ClientFlags, session: &str) -> anyhow::Result<u8> {
@@ -165,6 +180,15 @@ mod tests {
         for text in shown {
             assert!(text.contains('y') && !text.contains(['\u{1b}', '\u{9b}', '\u{202e}']), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_session_tells_what_of_a_fork_is_older_and_that_nothing_is_kept() {
+        let shown = |session: &Value| account(session, &[]);
+        assert!(!shown(&json!({"id": "x", "fork": null, "expired": false})).contains("fork"));
+        assert!(!shown(&json!({"id": "x", "fork": {"older": null}, "expired": false})).contains("fork"));
+        let older = shown(&json!({"id": "x", "fork": {"older": "files"}, "expired": true}));
+        assert!(older.contains("files are older") && older.contains("no run can go on"), "{older}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod artifacts;
 mod branches;
 mod drivers;
 mod faults;
+mod forks;
 mod gateway;
 mod hostile;
 mod inputs;

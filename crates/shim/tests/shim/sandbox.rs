@@ -395,6 +395,7 @@ pub(crate) fn git_work(prompt: &str) -> RunWork {
         branch: BRANCH.parse().unwrap(),
         go_on: false,
         start: None,
+        start_branch: None,
         author_name: "Caisson \"the\" Agent".to_owned(),
         author_email: "agent@example.com".to_owned(),
         commit_type: "fix".to_owned(),

@@ -194,23 +194,3 @@ async fn a_fresh_checkout_goes_on_from_the_branch_that_was_pushed_or_else_from_i
         assert_eq!(sandbox.workspace(&["branch", "--show-current"]), BRANCH);
     }
 }
-
-#[tokio::test]
-async fn a_fork_begins_at_its_commit_however_its_base_has_moved_on() {
-    for taken_away in [false, true] {
-        let mut sandbox = Sandbox::with_repository(LOOKING);
-        let start = if taken_away {
-            "c0ffee".repeat(7)[..40].to_owned()
-        } else {
-            sandbox.remote(&["rev-parse", "main"])
-        };
-        sandbox.seed("later.txt", "x\n", "feat: later");
-        let mut work = git_work("Go on");
-        work.publish = Publish::None;
-        work.git.as_mut().unwrap().start = Some(start);
-        let outcome = sandbox.run(work).await;
-        assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
-        let files = if taken_away { ".git a.txt later.txt" } else { ".git a.txt" };
-        assert_eq!(sandbox.agent_log()[1], files);
-    }
-}

@@ -36,7 +36,7 @@ fn of_a_session() -> impl Iterator<Item = &'static str> {
 }
 
 /// Rows of every session in each table that refers to sessions or runs.
-const OF_EACH_SESSION: [&str; 13] = [
+pub(super) const OF_EACH_SESSION: [&str; 13] = [
     "insert into server (id, seen_at_ms, problems) values ('srv_1', 0, '[]') on conflict do nothing",
     "insert into sandbox (id, project_id, session_id, server_id, engine, image, uid, state, created_at_ms, changed_at_ms) \
      select 'sbx_' || id, project_id, id, 'srv_1', 'docker', '', 1, 'destroyed', 0, 0 from session",
@@ -58,7 +58,7 @@ const OF_EACH_SESSION: [&str; 13] = [
      select id, project_id, session_id, 'fix' from run",
     "insert into transcript (session_id, project_id, run_id, size_bytes, sha256, created_at_ms) \
      select session_id, project_id, id, 2, 'x', 0 from run",
-    "insert into transcript_part (session_id, number, project_id, content) select session_id, 0, project_id, '{}' from transcript",
+    "insert into transcript_part (run_id, number, project_id, content) select run_id, 0, project_id, '{}' from transcript",
     "insert into approval (id, project_id, session_id, run_id, request, tool, input, cut_bytes, default_answer, state, \
      requested_at_ms, expires_at_ms) select 'apv_' || id, project_id, session_id, id, 'r', 't', '{}', 0, 'deny', 'expired', 0, 0 from run",
 ];

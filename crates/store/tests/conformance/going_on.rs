@@ -6,7 +6,7 @@ use caisson_domain::retention::{Kept, ProjectRetention, Retention};
 use caisson_domain::run::{Run, RunStatus};
 use caisson_store::{
     Actor, Archive, AuditFilter, CreateRun, DeleteSession, FilesLeft, Finish, ForkSession, JournalEffect,
-    NewArtifact, NextWork, Push, PushRecord, SandboxState, TRANSCRIPT_PART_BYTES, Topic,
+    NewArtifact, NewFork, NextWork, Push, PushRecord, SandboxState, TRANSCRIPT_PART_BYTES, Topic,
 };
 
 use crate::fixture::{Fixture, Placed, made, new_run, project, server_id, spec_on, woken};
@@ -25,35 +25,34 @@ conformance! {
     a_session_that_lives_is_not_deleted,
     a_fork_outlives_the_session_that_it_comes_from,
     a_transcript_goes_with_the_events_also_that_of_a_fork_that_never_ran,
-    an_expired_session_is_told_and_one_that_goes_on_is_kept_again,
     the_home_of_a_session_is_where_its_agent_worked_last,
 }
 
-const REPOSITORY: &str = "https://git.example.com/team/x";
-const BY: Actor = Actor::Operator;
-const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+pub(crate) const REPOSITORY: &str = "https://git.example.com/team/x";
+pub(crate) const BY: Actor = Actor::Operator;
+pub(crate) const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// A run on a branch whose agent has started.
-async fn begun(fixture: &Fixture, number: u8) -> Placed {
+pub(crate) async fn begun(fixture: &Fixture, number: u8) -> Placed {
     fixture.created(spec_on(REPOSITORY, "work")).await;
     begin(fixture, number).await
 }
 
-async fn begin(fixture: &Fixture, number: u8) -> Placed {
+pub(crate) async fn begin(fixture: &Fixture, number: u8) -> Placed {
     let placed = fixture.place(fixture.claim().await, number).await;
     fixture.clock.advance(1);
     fixture.journal(&placed, JournalEffect::AgentStarted).await;
     placed
 }
 
-async fn end(fixture: &Fixture, placed: &Placed) {
+pub(crate) async fn end(fixture: &Fixture, placed: &Placed) {
     let finish = Finish { status: RunStatus::Succeeded, failure: None, result: None };
     assert!(fixture.store.finish(&placed.run.id, placed.epoch, &finish).await.unwrap());
     assert!(fixture.store.set_sandbox_state(&placed.sandbox, SandboxState::Destroyed).await.unwrap());
 }
 
 /// A session whose only run has ended, pushed its branch and archived its conversation.
-async fn ended(fixture: &Fixture, number: u8) -> Run {
+pub(crate) async fn ended(fixture: &Fixture, number: u8) -> Run {
     let placed = begun(fixture, number).await;
     assert!(fixture.store.put_transcript(&placed.run.id, "said").await.unwrap());
     push(fixture, &placed.run.id).await;
@@ -61,18 +60,21 @@ async fn ended(fixture: &Fixture, number: u8) -> Run {
     fixture.run(&placed.run.id).await
 }
 
-async fn push(fixture: &Fixture, run: &RunId) {
+pub(crate) async fn push(fixture: &Fixture, run: &RunId) {
     let push = Push { ref_name: "refs/heads/work".to_owned(), old: "0".repeat(40), new: "c0ffee".to_owned() };
     fixture.store.record_push(run, &PushRecord { push, ok: true, message: None }).await.unwrap();
 }
 
-async fn follow(fixture: &Fixture, session: &SessionId) -> Run {
+pub(crate) async fn follow(fixture: &Fixture, session: &SessionId) -> Run {
     made(fixture.store.create_run_in(session.clone(), new_run(spec_on(REPOSITORY, "work"))).await)
 }
 
-async fn start_of(fixture: &Fixture, placed: &Placed) -> Option<String> {
+/// The commit at which a fork's checkout begins, and the branch to which it was pushed.
+async fn start_of(fixture: &Fixture, placed: &Placed) -> Option<(String, Option<String>)> {
     match fixture.store.next_work(&placed.sandbox).await.unwrap() {
-        NextWork::Run { start, .. } => start,
+        NextWork::Run { start, start_branch, .. } => {
+            start.map(|start| (start, start_branch.map(String::from)))
+        }
         NextWork::Nothing | NextWork::Exit => panic!("there is work"),
     }
 }
@@ -84,8 +86,8 @@ async fn told(fixture: &Fixture, placed: &Placed) -> (bool, Option<Archive>, boo
     }
 }
 
-async fn fork(fixture: &Fixture, session: &SessionId) -> SessionId {
-    let forked = fixture.store.fork_session(&project(), session, None, BY).await.unwrap();
+pub(crate) async fn fork(fixture: &Fixture, session: &SessionId) -> SessionId {
+    let forked = fixture.store.fork_session(&project(), session, &NewFork::default(), BY).await.unwrap();
     let ForkSession::Forked { session } = forked else { panic!("not forked: {forked:?}") };
     session
 }
@@ -211,15 +213,16 @@ async fn a_fork_has_the_conversation_and_a_branch_of_its_own(fixture: Fixture) {
     assert_eq!(store.read_transcript(&id).await.unwrap().as_deref(), Some("said"));
     let going = store.go_on(&project(), &id).await.unwrap().unwrap();
     assert_eq!(
-        going.spec.base.as_ref().map(caisson_domain::git::BranchName::as_str),
-        Some("work"),
-        "where the other has pushed"
+        (&going.spec.base, &going.spec.anchor),
+        (&origin.spec.base, &origin.spec.anchor),
+        "what it is measured by, and what steers its agent, stay the same"
     );
     assert_eq!((going.spec.branch.unwrap().as_str(), going.spec.prompt.as_str()), (branch.as_str(), ""));
     // Its first run resumes the conversation, from the archive, and its branch is not pushed yet.
     made(store.create_run_in(id.clone(), new_run(spec_on(REPOSITORY, &branch))).await);
     let placed = fixture.place(fixture.claim().await, 2).await;
-    assert_eq!(start_of(&fixture, &placed).await.as_deref(), Some("c0ffee"), "however the branch moves on");
+    let start = Some(("c0ffee".to_owned(), Some("work".to_owned())));
+    assert_eq!(start_of(&fixture, &placed).await, start, "however the branch moves on");
     let (resume, archive, pushed) = told(&fixture, &placed).await;
     assert_eq!(
         (resume, archive.map(|archive| (archive.run, archive.is_latest)), pushed),
@@ -235,7 +238,7 @@ async fn a_fork_has_the_conversation_and_a_branch_of_its_own(fixture: Fixture) {
     assert_eq!(records, [(id.to_string(), Some(origin.session.to_string()))]);
 }
 
-async fn audited(fixture: &Fixture, action: &str) -> Vec<(String, Option<String>)> {
+pub(crate) async fn audited(fixture: &Fixture, action: &str) -> Vec<(String, Option<String>)> {
     let filter = AuditFilter { action: Some(action.to_owned()), ..AuditFilter::default() };
     let records = fixture.store.list_audit(&project(), &filter, None, 100).await.unwrap();
     records.into_iter().map(|record| (record.subject, record.session)).collect()
@@ -246,8 +249,8 @@ async fn what_cannot_be_forked_is_told_apart(fixture: Fixture) {
     let placed = begun(&fixture, 1).await;
     let session = &placed.run.session;
     let forked = async |branch: Option<&str>| {
-        let branch = branch.map(|name| name.parse().unwrap());
-        store.fork_session(&project(), session, branch.as_ref(), BY).await.unwrap()
+        let new = NewFork { branch: branch.map(|name| name.parse().unwrap()), ..NewFork::default() };
+        store.fork_session(&project(), session, &new, BY).await.unwrap()
     };
     assert_eq!(forked(None).await, ForkSession::Busy);
     end(&fixture, &placed).await;
@@ -258,15 +261,15 @@ async fn what_cannot_be_forked_is_told_apart(fixture: Fixture) {
     end(&fixture, &placed).await;
     assert_eq!(forked(Some("work")).await, ForkSession::SameBranch);
     assert!(matches!(forked(Some("mine")).await, ForkSession::Forked { .. }));
-    let unknown = SessionId::new(1, [9; 10]);
-    assert_eq!(store.fork_session(&project(), &unknown, None, BY).await.unwrap(), ForkSession::Unknown);
+    let (unknown, plain) = (SessionId::new(1, [9; 10]), NewFork::default());
+    assert_eq!(store.fork_session(&project(), &unknown, &plain, BY).await.unwrap(), ForkSession::Unknown);
     let other = "other".parse().unwrap();
-    assert_eq!(store.fork_session(&other, session, None, BY).await.unwrap(), ForkSession::Unknown);
+    assert_eq!(store.fork_session(&other, session, &plain, BY).await.unwrap(), ForkSession::Unknown);
     fixture.queued().await;
-    let plain = fixture.place(fixture.claim().await, 3).await;
-    assert!(store.put_transcript(&plain.run.id, "said").await.unwrap());
-    end(&fixture, &plain).await;
-    let refused = store.fork_session(&project(), &plain.run.session, None, BY).await.unwrap();
+    let empty = fixture.place(fixture.claim().await, 3).await;
+    assert!(store.put_transcript(&empty.run.id, "said").await.unwrap());
+    end(&fixture, &empty).await;
+    let refused = store.fork_session(&project(), &empty.run.session, &plain, BY).await.unwrap();
     assert_eq!(refused, ForkSession::NoRepository);
 }
 
@@ -278,7 +281,8 @@ async fn so_many_forks_of_a_project_may_be_without_a_run(fixture: Fixture) {
         last = Some(fork(&fixture, &origin.session).await);
     }
     let last = last.unwrap();
-    let more = async || store.fork_session(&project(), &origin.session, None, BY).await.unwrap();
+    let more =
+        async || store.fork_session(&project(), &origin.session, &NewFork::default(), BY).await.unwrap();
     assert_eq!(more().await, ForkSession::TooMany);
     assert_eq!(store.delete_session_of(&project(), &last, BY).await.unwrap(), DeleteSession::Deleted);
     let ForkSession::Forked { session } = more().await else { panic!("one was deleted") };
@@ -395,7 +399,7 @@ async fn a_fork_outlives_the_session_that_it_comes_from(fixture: Fixture) {
     assert_eq!(gone, DeleteSession::Deleted, "one that never had a run");
 }
 
-fn days(kept: Kept, days: i64) -> Retention {
+pub(crate) fn days(kept: Kept, days: i64) -> Retention {
     let mut own = ProjectRetention::default();
     *own.part(kept) = Some(days);
     own.or(Retention::default())
@@ -415,31 +419,16 @@ async fn a_transcript_goes_with_the_events_also_that_of_a_fork_that_never_ran(fi
         assert_eq!(fixture.store.transcript(&expired.session).await.unwrap(), None);
     }
     assert!(fixture.store.expired(Kept::Events, &fixture.server, &policy).await.unwrap().is_empty(), "once");
+    assert_eq!(
+        fixture.value::<i64>("select count(*) from transcript_part").await,
+        0,
+        "the text that both had"
+    );
     assert_eq!(audited(&fixture, "retention.events").await.len(), 2);
     let policy = days(Kept::Sessions, 1);
     let whole = fixture.store.expired(Kept::Sessions, &fixture.server, &policy).await.unwrap();
     assert_eq!(whole.iter().map(|expired| &expired.session).collect::<Vec<_>>(), [&id], "it has no files");
     assert!(fixture.store.delete_session(&id, &policy, &BY).await.unwrap());
-}
-
-async fn an_expired_session_is_told_and_one_that_goes_on_is_kept_again(fixture: Fixture) {
-    let first = ended(&fixture, 1).await;
-    let store = &fixture.store;
-    let policy = days(Kept::Volumes, 1);
-    fixture.clock.advance(DAY_MS);
-    assert!(store.delete_volume(&first.session, &fixture.server, &policy, &BY).await.unwrap());
-    let expired = async || store.go_on(&project(), &first.session).await.unwrap().unwrap().expired;
-    assert!(!expired().await, "the archive is left");
-    fixture.execute("delete from transcript_part").await;
-    fixture.execute("delete from transcript").await;
-    assert!(expired().await);
-    follow(&fixture, &first.session).await;
-    assert!(!expired().await, "it has a workspace again");
-    let placed = begin(&fixture, 2).await;
-    end(&fixture, &placed).await;
-    fixture.clock.advance(DAY_MS);
-    let found = store.expired(Kept::Volumes, &fixture.server, &policy).await.unwrap();
-    assert_eq!(found.len(), 1, "which expires again");
 }
 
 async fn the_home_of_a_session_is_where_its_agent_worked_last(fixture: Fixture) {

@@ -10,6 +10,7 @@ use crate::fixture::{Fixture, project, spec, spec_on, workflow};
 conformance! {
     runs_are_listed_newest_first_and_pages_join_without_gap_or_overlap,
     runs_made_in_one_millisecond_are_paged_once_each,
+    sessions_made_in_one_millisecond_are_paged_once_each,
     each_filter_narrows_the_list,
     sessions_are_listed_newest_first_with_their_last_run,
     a_page_is_bounded_whatever_is_asked_for,
@@ -46,6 +47,26 @@ async fn runs_made_in_one_millisecond_are_paged_once_each(fixture: Fixture) {
         seen.extend(page);
     }
     assert_eq!(seen, expected);
+}
+
+async fn sessions_made_in_one_millisecond_are_paged_once_each(fixture: Fixture) {
+    let mut expected = Vec::new();
+    for _ in 0..7 {
+        expected.push(fixture.queued().await.session);
+    }
+    expected.sort_by(|left, right| right.cmp(left));
+    for limit in 1..=3 {
+        let (mut seen, mut after) = (Vec::new(), None);
+        while seen.len() < expected.len() {
+            let page = fixture.store.list_sessions(&project(), after.as_ref(), limit).await.unwrap();
+            assert!(!page.is_empty(), "{seen:?}");
+            // One that comes meanwhile is in none of the pages behind, and changes none of them.
+            fixture.queued().await;
+            after = page.last().map(|session| session.id.clone());
+            seen.extend(page.into_iter().map(|session| session.id).filter(|id| expected.contains(id)));
+        }
+        assert_eq!(seen, expected, "pages of {limit}");
+    }
 }
 
 async fn each_filter_narrows_the_list(fixture: Fixture) {

@@ -170,7 +170,7 @@ async fn a_copy_in_postgresql_is_the_same_row_for_row_and_goes_on_from_there(fix
         "insert into automagik_user (id, project_id, email, created_at_ms, updated_at_ms) values ('u', 'default', 'a@b.example', 1, 1)",
         "insert into automagik_run (run_id, project_id, session_id, workflow_name) select id, project_id, session_id, 'fix' from run limit 1",
         "insert into transcript (session_id, project_id, run_id, size_bytes, sha256, created_at_ms) select session_id, project_id, id, 2, 'ab', 1 from run limit 1",
-        "insert into transcript_part (session_id, number, project_id, content) select session_id, 0, project_id, '{}' from transcript",
+        "insert into transcript_part (run_id, number, project_id, content) select run_id, 0, project_id, '{}' from transcript",
         "insert into removal (server_id, kind, name, project_id, created_at_ms) select id, 'volume', 'ses_1', 'default', 1 from server limit 1",
         "insert into approval (id, project_id, session_id, run_id, request, tool, input, cut_bytes, default_answer, state, requested_at_ms, expires_at_ms) select 'apv', project_id, session_id, id, 'r', 't', '{}', 0, 'deny', 'waiting', 1, 2 from run limit 1",
         "insert into server_role select id, 'worker', null, 1, 1, '1', 4, 'here' from server limit 1",

@@ -12,6 +12,7 @@ use caisson_store::{
 };
 
 use crate::damage::has_been_there;
+use crate::shim::Play;
 use crate::world::{World, sandbox_id, until};
 
 impl World {
@@ -148,5 +149,31 @@ async fn a_session_that_went_on_elsewhere_does_not_get_its_old_workspace_back() 
     let aside = std::fs::read_dir(dir.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path());
     let aside: Vec<PathBuf> = aside.filter(|path| path.to_string_lossy().contains(".left-")).collect();
     assert!(aside.len() == 1 && aside[0].join("workspace/old").is_file(), "{aside:?}");
+    server.shut_down();
+}
+
+#[tokio::test]
+async fn a_session_that_was_deleted_while_its_server_was_lost_leaves_nothing_there_when_it_is_back() {
+    let (clock, handle) = Clock::fixed_at(1_700_000_000_000);
+    let world = World::with_clock(clock).await;
+    world.shims.by_default(Play::Work { obeys: true });
+    let server = world.boot().await;
+    let run = world.queue().await;
+    world.agent_works(&run).await;
+    let (session, sandbox) = (world.run(&run).await.session, world.run(&run).await.sandbox.unwrap());
+    let dir = world.session_dir(&session);
+    server.kill();
+    let elsewhere = ServerId::new(1, [8; 10]);
+    world.store.register_server(&elsewhere).await.unwrap();
+    has_been_there(&world, &elsewhere).await;
+    handle.advance(SERVER_LOST_MS_DEFAULT + 1);
+    assert_eq!(world.store.write_off_lost(&elsewhere).await.unwrap(), [run]);
+    world.delete(&session).await;
+    assert!(world.engine.ids().contains(&sandbox) && dir.is_dir(), "nobody else can take it away");
+    let server = world.boot().await;
+    until("its sandbox is gone", || async { world.engine.ids().is_empty() }).await;
+    until("its files are gone", || async { !dir.exists() }).await;
+    until("it is noted", || world.nothing_left()).await;
+    until("nothing else is left", || async { world.leftovers().is_empty() }).await;
     server.shut_down();
 }

@@ -162,7 +162,9 @@ impl World {
             | CreateRun::KeyReused
             | CreateRun::QueueFull
             | CreateRun::ProjectQueueFull
-            | CreateRun::NoSession) => {
+            | CreateRun::NoSession
+            | CreateRun::Deleted
+            | CreateRun::SessionExpired) => {
                 panic!("{other:?}")
             }
         }

@@ -18,6 +18,7 @@ mod failure;
 mod forward;
 mod git;
 mod history;
+mod images;
 mod inputs;
 mod journal;
 mod lines;

@@ -31,6 +31,8 @@ pub enum NextWork {
         pushed: bool,
         /// Of a fork, the commit that its files come from.
         start: Option<String>,
+        /// The sandbox's image; none for an engine without images.
+        image: Option<String>,
     },
     /// End.
     Exit,
@@ -64,7 +66,8 @@ const STATE: &str = "select id, state from sandbox where id = $1";
 const WORK: &str = concat!(
     "select ",
     run_columns!(),
-    ", (select conversation from session where session.id = run.session_id) as conversation, \
+    ", (select sandbox.image from sandbox where sandbox.id = run.sandbox_id) as sandbox_image, \
+     (select conversation from session where session.id = run.session_id) as conversation, \
      (select fork_commit from session where session.id = run.session_id) as start, \
      exists (select 1 from attempt where attempt.session_id = run.session_id \
        and attempt.agent_started_at_ms is not null \
@@ -156,6 +159,7 @@ impl Store {
             archive,
             pushed: columns.flag("pushed")?,
             start: columns.get("start")?,
+            image: columns.get::<Option<String>>("sandbox_image")?.filter(|image| !image.is_empty()),
         })
     }
 

@@ -28,6 +28,7 @@ mod files;
 mod forget;
 mod going_on;
 mod hints;
+mod image_choice;
 mod inputs;
 mod journal;
 mod keys;

@@ -10,6 +10,7 @@ mod backoff;
 mod checkout;
 mod commands;
 mod confine;
+mod conflict;
 mod deltas;
 mod diagnostics;
 mod door;

@@ -63,7 +63,7 @@ pub mod view {
     pub use crate::queue::{QueueServerView, QueueView, ServerChoice, SetShare, ShareView};
     pub use crate::retention::{RetentionView, SetRetention};
     pub use crate::runs::{
-        ArtifactList, ArtifactView, CreateRun, CreateRunResources, CredentialUseView, FailureView,
+        ArtifactList, ArtifactView, CheckView, CreateRun, CreateRunResources, CredentialUseView, FailureView,
         HeldByView, QueueEstimateView, RepositoryChoice, ResourcesView, RunLinks, RunPage, RunView,
         UsageView,
     };

@@ -36,6 +36,8 @@ texts! {
     Older: caisson_domain::fork::Older, "What of a fork is older than the other.";
     Scope: caisson_domain::principal::Scope, "What an API key allows.";
     CredentialKind: caisson_domain::credential::CredentialKind, "What a credential opens.";
+    CheckName: caisson_domain::repository_file::CheckName, "A command of a repository that says whether its files are as they should be.";
+    CheckOutcome: caisson_domain::check_result::CheckOutcome, "How a check ended.";
     Publish: caisson_domain::workflow::Publish, "What happens to the agent's work.";
     WorkspaceAccess: caisson_domain::workflow::WorkspaceAccess, "What the agent may do with the workspace.";
     PermissionMode: caisson_domain::workflow::PermissionMode, "How the agent asks for permission.";

@@ -4,6 +4,7 @@ pub(crate) mod edit;
 
 use axum::Json;
 use axum::extract::State;
+use caisson_domain::check_result::CHECK_TURNS_DEFAULT;
 use caisson_domain::parameters::Parameters;
 use caisson_domain::repository_file::CheckName;
 use caisson_domain::trust::TrustBlock;
@@ -60,6 +61,8 @@ pub struct WorkflowView {
     pub tools: Option<Vec<String>>,
     /// Tools it must not use.
     pub disallowed_tools: Vec<String>,
+    /// Rules for calls that need no asking.
+    pub allowed_tools: Vec<String>,
     /// Model id or alias.
     pub model: Option<String>,
     /// How the agent asks for permission.
@@ -107,6 +110,8 @@ pub struct CaissonView {
     /// Commands of the repository that are run when the agent has finished: `format`, `lint`, `test`.
     #[schema(value_type = Vec<String>)]
     pub checks: Vec<CheckName>,
+    /// Turns that the agent has to mend what they find, 0 to 5.
+    pub check_turns: u32,
 }
 
 /// Whose files steer the agent.
@@ -151,6 +156,7 @@ impl From<StoredWorkflow> for WorkflowView {
             prompt: workflow.prompt,
             tools: workflow.tools,
             disallowed_tools: workflow.disallowed_tools,
+            allowed_tools: workflow.allowed_tools,
             model: workflow.model,
             permission_mode: workflow.permission_mode,
             max_turns: workflow.max_turns,
@@ -169,6 +175,7 @@ impl From<StoredWorkflow> for WorkflowView {
                 output_schema: workflow.caisson.output_schema,
                 parameters: workflow.caisson.parameters,
                 checks: workflow.caisson.checks,
+                check_turns: workflow.caisson.check_turns.unwrap_or(CHECK_TURNS_DEFAULT),
             },
         }
     }

@@ -17,6 +17,7 @@ use caisson_gateway::{
     EgressUpstreams, Gateway, GitCredential, GitUpstreams, McpUpstreams, ModelCredential, ModelUpstream,
     PushRules,
 };
+use tracing::{info, warn};
 
 use crate::settings::{self, Settings};
 use crate::tls::Certificate;
@@ -261,9 +262,21 @@ fn workflows(directory: Option<&Path>) -> Result<Vec<Workflow>, Vec<anyhow::Erro
     let (mut workflows, mut faults) = (Vec::new(), Vec::new());
     let files = directory.map_or(Ok(Vec::new()), workflow_files).map_err(|error| vec![error])?;
     let shipped = SHIPPED_WORKFLOWS.iter().map(|text| ("shipped".to_owned(), Ok((*text).to_owned())));
-    let own = files.into_iter().map(|path| {
-        let found = workflow_files::read(&path);
-        (path.display().to_string(), found.map(|found| found.text))
+    let own = files.into_iter().filter_map(|path| {
+        let origin = path.display().to_string();
+        match workflow_files::read(&path) {
+            Ok(found) if !found.active => {
+                info!("the workflow of \"{origin}\" is not offered: its config.json says \"active\": false");
+                None
+            }
+            Ok(found) => {
+                for note in &found.notes {
+                    warn!("of the workflow of \"{origin}\": {note}");
+                }
+                Some((origin, Ok(found.text)))
+            }
+            Err(error) => Some((origin, Err(error))),
+        }
     });
     for (origin, text) in shipped.chain(own) {
         let parsed = text.and_then(|text| {

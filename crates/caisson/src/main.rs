@@ -3,6 +3,7 @@
 mod agents;
 mod asked;
 mod audit_head;
+mod checks;
 mod cli;
 mod client;
 mod command;

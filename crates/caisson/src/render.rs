@@ -7,6 +7,7 @@ use caisson_domain::checks::{Check, stands};
 use serde_json::Value;
 
 use crate::asked;
+use crate::checks;
 use crate::client::{EventInfo, Followed};
 
 /// Longest tool argument or result shown on one line, in characters.
@@ -131,7 +132,7 @@ impl Account {
                 self.cost_micro_usd += data["cost_micro_usd"].as_i64().unwrap_or(0);
                 Vec::new()
             }
-            "run.finished" => self.finished(data),
+            "run.finished" => checked(data).chain(self.finished(data)).collect(),
             _ => Vec::new(),
         }
     }
@@ -154,6 +155,15 @@ impl Account {
     fn paint(&self, code: &str, text: &str) -> String {
         if self.colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
     }
+}
+
+/// How the repository's checks ended.
+fn checked(data: &Value) -> impl Iterator<Item = (Sign, String)> {
+    let results = data["checks"].as_array().map(Vec::as_slice).unwrap_or_default();
+    results.iter().map(|check| {
+        let sign = if checks::passed(check) { Sign::Good } else { Sign::Bad };
+        (sign, format!("check {}", checks::line(check)))
+    })
 }
 
 /// The mark before a line.

@@ -427,6 +427,7 @@ fn worker_config(
         slots: settings.slots,
         state_dir: settings.state_dir.clone(),
         default_image: engine.default_image(),
+        repository_images: settings.repository_images(),
         weaknesses: engine.weaknesses().into_iter().chain(caps.weakness()).collect(),
         shim: install_shim(settings, shim)?,
         agent_dir: Some(agents.directory(&settings.agent_version)),

@@ -7,6 +7,7 @@ mod api;
 mod budget;
 pub(crate) mod database;
 pub(crate) mod egress;
+mod images;
 pub(crate) mod mcp;
 mod metrics;
 mod queue;
@@ -55,6 +56,9 @@ pub(crate) struct Settings {
     pub engine: EngineChoice,
     /// Image of sandboxes whose workflow and run name none. Default: the one `caisson image build` makes. `CAISSON_DEFAULT_IMAGE`.
     pub default_image: Option<String>,
+    /// Images that a repository may choose by its `.caisson.yaml`, beside the default one: names, or beginnings that end with `/*` or
+    /// `:*`. Default: none. `CAISSON_REPOSITORY_IMAGES`, separated by spaces.
+    pub repository_images: Vec<String>,
     /// Repositories that runs may name: URLs, or URLs that end with `/*`. Default: none. `CAISSON_REPOSITORIES`, separated by spaces.
     pub repositories: Vec<String>,
     /// Directories on this machine whose repositories runs may name by path. Default: none. `CAISSON_ALLOW_REPO`, separated by spaces.
@@ -379,6 +383,7 @@ impl Settings {
             ));
         }
         self.check_servers(&mut faults);
+        faults.extend(images::faults(&self.repository_images));
         self.budget.check(&mut faults);
         self.retention.check(&mut faults);
         self.database.check(&mut faults);
@@ -438,6 +443,7 @@ fn defaults(
         .set_default("slots", 8)?
         .set_default("server_lost_after_s", SERVER_LOST_MS_DEFAULT / 1000)?
         .set_default("repositories", empty.clone())?
+        .set_default("repository_images", empty.clone())?
         .set_default("allow_repo", empty.clone())?
         .set_default("min_free_disk_mib", 1024)?
         .set_default("agent_version", AGENT_VERSION)?

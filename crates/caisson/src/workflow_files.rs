@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use caisson_domain::limits::WORKFLOW_BYTES;
-use caisson_domain::tools::is_name;
+use caisson_domain::tools::{is_name, is_rule};
 use caisson_domain::workflow::{Workflow, check_environment_name};
 use serde_json::{Map, Value, json};
 
@@ -17,6 +17,10 @@ const TOOLS: &str = "allowed_tools.json";
 const SERVERS: &str = ".mcp.json";
 const CONFIG: &str = "config.json";
 const ENVIRONMENT: &str = ".env";
+/// What the names of the tools of MCP servers begin with.
+const OF_SERVER: &str = "mcp__";
+/// Most files of a folder that are told to be left alone.
+const LEFT_ALONE: usize = 10;
 /// Longest description, in characters.
 const DESCRIPTION_CHARS: usize = 200;
 
@@ -27,6 +31,8 @@ pub(crate) struct Found {
     pub text: String,
     /// What of a folder was left out, and why.
     pub notes: Vec<String>,
+    /// Whether it is to be offered: a folder's `config.json` may say that it is not.
+    pub active: bool,
 }
 
 /// Whether a path is a folder that holds a workflow.
@@ -44,7 +50,7 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Found> {
             .with_context(|| format!("the workflow folder \"{}\" cannot be used", path.display()));
     }
     let text = text(path)?.with_context(|| format!("\"{}\" does not exist", path.display()))?;
-    Ok(Found { text, notes: Vec::new() })
+    Ok(Found { text, notes: Vec::new(), active: true })
 }
 
 /// The workflow that was found.
@@ -84,25 +90,56 @@ fn folder(path: &Path) -> anyhow::Result<Found> {
     let mut front = Map::new();
     front.insert("name".to_owned(), json!(name));
     front.insert("description".to_owned(), json!(description(&config, &prompt, &name)));
-    // As upstream runs it: the sandbox is the wall. What the list of tools leaves out is not there at all.
-    front.insert("permissionMode".to_owned(), json!("bypassPermissions"));
+    let servers = servers(path)?;
+    // As upstream runs it: the sandbox is the wall. But a list of tools binds here, as whoever wrote it meant it.
+    let mut mode = "bypassPermissions";
     if let Some(tools) = document(&path.join(TOOLS))? {
-        front.insert("tools".to_owned(), json!(built_in(&tools, &mut notes)?));
+        mode = "dontAsk";
+        let Listed { tools, rules, unnamed } = listed(&tools, &servers, &mut notes)?;
+        front.insert("tools".to_owned(), json!(tools));
+        front.insert("allowedTools".to_owned(), json!(rules));
+        front.insert("disallowedTools".to_owned(), json!(unnamed));
     }
-    if let Some(turns) = config.get("maxTurns").filter(|turns| turns.is_u64()) {
-        front.insert("maxTurns".to_owned(), turns.clone());
+    front.insert("permissionMode".to_owned(), json!(mode));
+    match config.get("maxTurns") {
+        None | Some(Value::Null) => {}
+        Some(turns) if turns.is_u64() => drop(front.insert("maxTurns".to_owned(), turns.clone())),
+        Some(_) => bail!("{CONFIG}: maxTurns is not a whole number"),
     }
-    if let Some(servers) = document(&path.join(SERVERS))? {
-        let named = servers.get("mcpServers").or(servers.get("servers")).and_then(Value::as_object);
-        let named = named.with_context(|| format!("{SERVERS} has no object \"mcpServers\""))?;
-        front.insert("mcpServers".to_owned(), json!(named));
+    let active = match config.get("active") {
+        None | Some(Value::Null | Value::Bool(true)) => true,
+        Some(Value::Bool(false)) => false,
+        Some(_) => bail!("{CONFIG}: active is neither true nor false"),
+    };
+    if !servers.is_empty() {
+        front.insert("mcpServers".to_owned(), json!(servers));
     }
+    left_alone(path, &mut notes);
     if let Some(lines) = text(&path.join(ENVIRONMENT))? {
         let names = names(&lines, &mut notes);
         front.insert("caisson".to_owned(), json!({ "environment": names }));
     }
     // JSON is YAML.
-    Ok(Found { text: format!("---\n{}\n---\n{}\n", Value::Object(front), prompt.trim()), notes })
+    Ok(Found { text: format!("---\n{}\n---\n{}\n", Value::Object(front), prompt.trim()), notes, active })
+}
+
+fn servers(path: &Path) -> anyhow::Result<Map<String, Value>> {
+    let Some(servers) = document(&path.join(SERVERS))? else { return Ok(Map::new()) };
+    let named = servers.get("mcpServers").or(servers.get("servers")).and_then(Value::as_object);
+    named.cloned().with_context(|| format!("{SERVERS} has no object \"mcpServers\""))
+}
+
+/// Tells of files that mean nothing here, so that nobody counts on them.
+fn left_alone(path: &Path, notes: &mut Vec<String>) {
+    let names = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let mut others: Vec<String> = names
+        .map(|name| name.to_string_lossy().into_owned())
+        .filter(|name| ![PROMPT, TOOLS, SERVERS, CONFIG, ENVIRONMENT].contains(&name.as_str()))
+        .collect();
+    others.sort();
+    notes.extend(
+        others.iter().take(LEFT_ALONE).map(|name| format!("{}: it is not read", name.escape_debug())),
+    );
 }
 
 fn description(config: &Value, prompt: &str, name: &str) -> String {
@@ -113,22 +150,50 @@ fn description(config: &Value, prompt: &str, name: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(DESCRIPTION_CHARS).collect()
 }
 
-/// The agent's own tools in a list; those of MCP servers come with their servers, and names of neither kind are told.
-fn built_in(tools: &Value, notes: &mut Vec<String>) -> anyhow::Result<Vec<String>> {
-    let Some(list) = tools.as_array() else { bail!("{TOOLS} is not a list") };
-    let mut kept = Vec::new();
-    for tool in list {
-        let Some(tool) = tool.as_str() else { bail!("{TOOLS} has an entry that is not a text") };
-        if tool.starts_with(|first: char| first.is_ascii_uppercase()) && is_name(tool) {
-            kept.push(tool.to_owned());
-        } else if !tool.starts_with("mcp__") {
-            notes.push(format!(
-                "{TOOLS}: \"{}\" is no tool of the agent, and was left out",
-                tool.escape_debug()
-            ));
+/// What a list of tools comes to.
+struct Listed {
+    /// The agent's own tools; it has no others.
+    tools: Vec<String>,
+    /// Rules for what needs no asking; everything else is denied.
+    rules: Vec<String>,
+    /// Rules that take away the servers of which the list names nothing.
+    unnamed: Vec<String>,
+}
+
+/// Takes a list of tools apart. Names that are neither the agent's nor of a server are told.
+fn listed(list: &Value, servers: &Map<String, Value>, notes: &mut Vec<String>) -> anyhow::Result<Listed> {
+    let Some(list) = list.as_array() else { bail!("{TOOLS} is not a list") };
+    let server_of = |rule: &str| {
+        let rest = rule.strip_prefix(OF_SERVER)?;
+        let names = |server: &&String| {
+            rest.strip_prefix(server.as_str()).is_some_and(|tool| tool.is_empty() || tool.starts_with("__"))
+        };
+        servers.keys().find(names)
+    };
+    let (mut tools, mut rules): (Vec<String>, Vec<String>) = Default::default();
+    let mut named: Vec<&String> = Vec::new();
+    for entry in list {
+        let Some(entry) = entry.as_str() else { bail!("{TOOLS} has an entry that is not a text") };
+        let name = entry.split('(').next().unwrap_or_default();
+        let own = name.starts_with(|first: char| first.is_ascii_uppercase()) && is_name(name);
+        let server = server_of(entry);
+        if !is_rule(entry) || !(own || server.is_some()) {
+            let shown = entry.escape_debug();
+            notes.push(if entry.starts_with(OF_SERVER) {
+                format!("{TOOLS}: \"{shown}\" is of no server in {SERVERS}, and was left out")
+            } else {
+                format!("{TOOLS}: \"{shown}\" is no tool of the agent, and was left out")
+            });
+            continue;
         }
+        if own && !tools.iter().any(|tool| tool == name) {
+            tools.push(name.to_owned());
+        }
+        named.extend(server);
+        rules.push(entry.to_owned());
     }
-    Ok(kept)
+    let unnamed = servers.keys().filter(|server| !named.contains(server));
+    Ok(Listed { tools, rules, unnamed: unnamed.map(|server| format!("{OF_SERVER}{server}")).collect() })
 }
 
 /// The names that an environment file sets. Its values are not taken: they are secrets or belong to another machine.
@@ -155,6 +220,8 @@ fn names(lines: &str, notes: &mut Vec<String>) -> Vec<String> {
 mod tests {
     use std::path::PathBuf;
 
+    use caisson_domain::workflow::PermissionMode;
+
     use super::*;
 
     fn folder_with(files: &[(&str, &str)]) -> (tempfile::TempDir, PathBuf) {
@@ -171,8 +238,14 @@ mod tests {
     fn a_folder_of_automagik_loads_without_its_secrets() {
         let (_root, path) = folder_with(&[
             ("prompt.md", "# 🐛 Fixes bugs\n\nDo it.\n"),
-            ("allowed_tools.json", r#"["Read", "Bash", "git_diff", "mcp__git__git_status"]"#),
-            (".mcp.json", r#"{"servers": {"git": {"command": "mcp-server-git", "args": ["-r", "."]}}}"#),
+            (
+                "allowed_tools.json",
+                r#"["Read", "Bash(make *)", "git_diff", "mcp__git__git_status", "mcp__linear__get"]"#,
+            ),
+            (
+                ".mcp.json",
+                r#"{"servers": {"git": {"command": "mcp-server-git", "args": ["-r", "."]}, "unused": {"command": "x"}}}"#,
+            ),
             ("config.json", r#"{"display_name": "Fixer", "maxTurns": 40, "emoji": "x"}"#),
             (".env", "# ours\nexport CI=1\nDATABASE_URL=postgres://u:secret@h/d\nPATH=/x\nCI=2\n"),
             (".credentials.json", "{\"token\": \"secret\"}"),
@@ -181,7 +254,11 @@ mod tests {
         assert!(!found.text.contains("secret"), "{}", found.text);
         let workflow = parse(&found, &path).unwrap();
         assert_eq!((workflow.name.as_str(), workflow.description.as_str()), ("bug-fixer", "Fixer"));
+        assert!(found.active);
         assert_eq!(workflow.tools.unwrap(), ["Read", "Bash"]);
+        assert_eq!(workflow.permission_mode, PermissionMode::DontAsk);
+        assert_eq!(workflow.allowed_tools, ["Read", "Bash(make *)", "mcp__git__git_status"]);
+        assert_eq!(workflow.disallowed_tools, ["mcp__unused"]);
         assert_eq!(workflow.max_turns, Some(40));
         assert_eq!(workflow.prompt, "# 🐛 Fixes bugs\n\nDo it.");
         assert!(workflow.mcp_servers.contains_key("git"));
@@ -191,6 +268,19 @@ mod tests {
             notes.contains("git_diff") && notes.contains("PATH") && notes.contains("CI, DATABASE_URL"),
             "{notes}"
         );
+        assert!(notes.contains("\"mcp__linear__get\" is of no server in .mcp.json"), "{notes}");
+        assert!(notes.contains(".credentials.json: it is not read"), "{notes}");
+    }
+
+    #[test]
+    fn a_folder_without_a_list_of_tools_has_all_of_them_and_one_may_say_that_it_is_not_active() {
+        let (_root, path) =
+            folder_with(&[("prompt.md", "x"), ("config.json", r#"{"active": false, "maxTurns": null}"#)]);
+        let found = read(&path).unwrap();
+        assert!(!found.active);
+        let workflow = parse(&found, &path).unwrap();
+        assert_eq!((workflow.tools, workflow.permission_mode), (None, PermissionMode::BypassPermissions));
+        assert!(workflow.allowed_tools.is_empty() && workflow.max_turns.is_none());
     }
 
     #[test]
@@ -200,6 +290,14 @@ mod tests {
             (&[("allowed_tools.json", "{}")], "is not a list"),
             (&[("prompt.md", "x"), ("config.json", "{")], "is not JSON"),
             (&[("prompt.md", "x"), (".mcp.json", "{}")], "no object \"mcpServers\""),
+            (
+                &[("prompt.md", "x"), ("config.json", r#"{"maxTurns": "50"}"#)],
+                "maxTurns is not a whole number",
+            ),
+            (
+                &[("prompt.md", "x"), ("config.json", r#"{"active": "no"}"#)],
+                "active is neither true nor false",
+            ),
         ] {
             let (_root, path) = folder_with(files);
             let error = format!("{:#}", read(&path).unwrap_err());

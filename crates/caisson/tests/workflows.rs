@@ -265,6 +265,13 @@ async fn code_task_runs_the_repositorys_commands_and_mends_what_they_find(engine
         let found = told[from..].find(note).unwrap_or_else(|| panic!("{note} in {told}"));
         from += found + note.len();
     }
+    let checks: Vec<String> = run["checks"].as_array().unwrap().iter().map(Value::to_string).collect();
+    let passed = |name: &str, command: &str| {
+        json!({"name": name, "command": command, "outcome": "passed", "exit_code": 0, "output": null, "turns": 1})
+            .to_string()
+    };
+    let test = "python3 -B -m unittest discover -s tests";
+    assert_eq!(checks, [passed("lint", "python3 scripts/lint.py"), passed("test", test)]);
     let after = clone_branch(&scene.bare, run["branch"].as_str().unwrap()).unwrap();
     let checkout = after.path().join("checkout");
     assert!(run_python_tests(&checkout).unwrap().status.success());

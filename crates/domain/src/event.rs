@@ -39,7 +39,7 @@ text_enum! {
         /// T: the run has used its soft share of a budget, and its agent is told once to wrap up. Data: scope, percent,
         /// budget, spent, under way, and what was spent before the run.
         RunBudgetSoft = "run.budget_soft",
-        /// T: the run ended. Data: status, failure, result, pushed commit, usage.
+        /// T: the run ended. Data: status, failure, result, pushed commit, usage, and, as the sandbox told them, checks.
         RunFinished = "run.finished",
         /// T: the sandbox runs. Data: sandbox, image.
         SandboxStarted = "sandbox.started",

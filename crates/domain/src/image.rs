@@ -1,4 +1,9 @@
-//! Names of images, checked before an engine sees them.
+//! Names of images, checked before an engine sees them, and which of them a repository may choose.
+
+use serde::{Deserialize, Serialize};
+
+use crate::repository_file::place;
+use crate::run::{Failure, FailureKind};
 
 /// Longest image reference, in bytes: the longest name, a tag, a digest and the two signs between them.
 pub const IMAGE_BYTES: usize = IMAGE_NAME_BYTES + 1 + TAG_BYTES + 1 + DIGEST_PREFIX.len() + DIGEST_DIGITS;
@@ -19,6 +24,83 @@ const ECHO_CHARS: usize = 80;
 pub struct ImageNameError {
     text: String,
     reason: &'static str,
+}
+
+/// Most rules for the images that repositories may choose.
+pub const IMAGE_RULES: usize = 64;
+
+/// The image that a repository asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageWish {
+    /// The image.
+    pub image: String,
+    /// The line of the repository's file that names it, from 1, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<u64>,
+}
+
+/// Images that a repository may choose: one by its name, exactly as it is written, or all whose names begin with what stands
+/// before a `*`, which comes behind a `/` or `:`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageRule(String);
+
+impl std::str::FromStr for ImageRule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = match text.strip_suffix('*') {
+            Some(beginning) => beginning.strip_suffix(['/', ':']).ok_or_else(|| {
+                format!(
+                    "\"{}\" has a * that does not stand behind a / or :, such as registry.example/team/*",
+                    text.escape_debug()
+                )
+            })?,
+            None => text,
+        };
+        check_image_name(name).map_err(|error| error.to_string())?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl std::fmt::Display for ImageRule {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl ImageRule {
+    /// Whether the image is one of them.
+    #[must_use]
+    pub fn allows(&self, image: &str) -> bool {
+        match self.0.strip_suffix('*') {
+            Some(beginning) => image.len() > beginning.len() && image.starts_with(beginning),
+            None => image == self.0,
+        }
+    }
+}
+
+impl ImageWish {
+    /// Looks whether the operator lets repositories choose this image.
+    ///
+    /// # Errors
+    /// [`Failure`] that names file, line and remedy.
+    pub fn check(&self, rules: &[ImageRule]) -> Result<(), Failure> {
+        let (place, image) = (place(self.line), &self.image);
+        let fault = |reason: String| Failure::new(FailureKind::BadWorkflow, format!("{place}: {reason}"));
+        check_image_name(image).map_err(|error| fault(error.to_string()))?;
+        if rules.iter().any(|rule| rule.allows(image)) {
+            return Ok(());
+        }
+        let allowed = if rules.is_empty() {
+            "none".to_owned()
+        } else {
+            rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        };
+        Err(fault(format!(
+            "image \"{image}\" is none of those that this server lets a repository choose ({allowed}); name one of them or leave image \
+             out, name it in the run or its workflow, or have the operator add it to repository_images"
+        )))
+    }
 }
 
 /// Checks that `text` is an image reference: `[host[:port]/]name[/name…][:tag][@sha256:digest]`.
@@ -168,6 +250,50 @@ mod tests {
         ] {
             assert!(check_image_name(bad).is_err(), "{bad:?}");
         }
+    }
+
+    fn rules(texts: &[&str]) -> Vec<ImageRule> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_rule_allows_one_image_or_all_below_a_place() {
+        let allows = |rule: &str, image: &str| rules(&[rule])[0].allows(image);
+        assert!(allows("debian:bookworm-slim", "debian:bookworm-slim"));
+        assert!(!allows("debian", "debian:bookworm-slim") && !allows("debian:a", "debian:ab"));
+        assert!(allows("registry.example/team/*", "registry.example/team/a/b:1"));
+        assert!(!allows("registry.example/team/*", "registry.example/teams/a"));
+        assert!(!allows("registry.example/team/*", "registry.example/team/"));
+        assert!(allows("registry.example/tools:*", "registry.example/tools:1.2"));
+        assert!(!allows("registry.example/tools:*", "registry.example/tools-other:1"));
+        assert!(allows("registry.example:5000/*", "registry.example:5000/x"));
+        for bad in ["*", "debian*", "/*", "a b", "registry.example/team/**", ""] {
+            assert!(bad.parse::<ImageRule>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_wish_that_is_not_allowed_is_refused_with_file_line_and_remedy() {
+        let wish = |image: &str| ImageWish { image: image.to_owned(), line: Some(3) };
+        let allowed = rules(&["debian:bookworm-slim", "registry.example/team/*"]);
+        assert_eq!(wish("registry.example/team/a").check(&allowed), Ok(()));
+        let refused = wish("evil:1").check(&allowed).unwrap_err();
+        assert_eq!(refused.kind, FailureKind::BadWorkflow);
+        assert!(
+            refused.message.starts_with(".caisson.yaml, line 3: image \"evil:1\""),
+            "{}",
+            refused.message
+        );
+        assert!(
+            refused.message.contains("(debian:bookworm-slim, registry.example/team/*)"),
+            "{}",
+            refused.message
+        );
+        assert!(refused.message.contains("repository_images"), "{}", refused.message);
+        let nothing = wish("debian").check(&[]).unwrap_err();
+        assert!(nothing.message.contains("(none)"), "{}", nothing.message);
+        let odd = ImageWish { image: "../x".to_owned(), line: None }.check(&allowed).unwrap_err();
+        assert!(odd.message.starts_with(".caisson.yaml: "), "{}", odd.message);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod approval;
 pub mod budget;
+pub mod check_result;
 pub mod checks;
 pub mod credential;
 pub mod egress;

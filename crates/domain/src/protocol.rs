@@ -9,9 +9,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::approval::{Answer, ApprovalWork};
+use crate::check_result::{self, CheckResult};
 use crate::event::DeltaKind;
 use crate::git::BranchName;
 use crate::id::{Epoch, RunId};
+use crate::image::ImageWish;
 use crate::input::InputState;
 use crate::repository_file::CheckName;
 use crate::run::{Failure, Phase, text_enum};
@@ -133,15 +135,21 @@ pub struct RunWork {
     /// sandbox that was made for it.
     #[serde(default = "read_write", skip_serializing_if = "is_read_write")]
     pub workspace: WorkspaceAccess,
-    /// The sandbox's image, where run or workflow names one; for telling that the repository wants another.
+    /// The sandbox's image; none for an engine without images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// Whether the repository's file may ask for another image: neither run nor workflow names one, and none was asked for yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub may_choose_image: bool,
     /// What the output must look like; none means that there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_schema: Option<Value>,
     /// Commands of the repository that are run when the agent has finished.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckName>,
+    /// Turns that the agent has to mend what they find.
+    #[serde(default = "check_result::default_turns")]
+    pub check_turns: u32,
     /// Time left for agent and publishing together, in milliseconds; the worker enforces it from outside as well.
     pub timeout_ms: u64,
 }
@@ -173,6 +181,9 @@ pub struct AgentWork {
     pub tools: Option<Vec<String>>,
     /// Tools it must not use.
     pub disallowed_tools: Vec<String>,
+    /// Rules for calls that need no asking.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_tools: Vec<String>,
     /// Most turns.
     pub max_turns: Option<u32>,
     /// The workflow's prompt, added to the agent's own system prompt.
@@ -245,8 +256,8 @@ pub struct JournalRecord {
 /// What the shim has to tell. Those that move state, and the outside check of each: `AgentStarted` only ever forbids
 /// a silent repetition; `Phase` is shown, never acted on; `Finished` makes the worker look at pushes recorded by the
 /// gateway and at the engine before it writes a result; `Output` is checked against the run's schema;
-/// `ApprovalRequested` is only kept for a run whose workflow asks, and what it shows may be a lie: an answer opens nothing that
-/// the sandbox has not got. `Input` and `ApprovalWithdrawn` are shown, never acted on.
+/// an image that the repository asks for is one of those that the operator allows; `ApprovalRequested` is only kept for a run whose workflow asks, and what it shows may be a lie: an answer opens nothing that
+/// the sandbox has not got. `Input`, `Checks` and `ApprovalWithdrawn` are shown, never acted on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "data", rename_all = "snake_case")]
 pub enum JournalBody {
@@ -301,6 +312,8 @@ pub enum JournalBody {
         /// The output.
         output: Value,
     },
+    /// How the repository's checks ended, in order; told anew each time that they were run.
+    Checks(Vec<CheckResult>),
     /// How far an input is.
     Input {
         /// Its number in the session.
@@ -382,6 +395,8 @@ pub enum Ending {
     Failed(Failure),
     /// It was told to stop.
     Stopped(StopReason),
+    /// Before the agent had its prompt: the repository's file asks for another image than the sandbox has.
+    OtherImage(ImageWish),
 }
 
 text_enum! {

@@ -19,6 +19,20 @@ fn records_are_one_line_each_and_parse_back() {
         JournalBody::Phase { phase: Phase::Agent },
         JournalBody::AgentStarted,
         JournalBody::Line { line: "{\"type\":\"x\\n\"}\r".to_owned() },
+        JournalBody::Checks(vec![CheckResult {
+            name: CheckName::Test,
+            command: "make test".to_owned(),
+            outcome: crate::check_result::CheckOutcome::Failed,
+            exit_code: Some(2),
+            output: Some("one\ntwo".to_owned()),
+            turns: 1,
+        }]),
+        JournalBody::Finished(Outcome {
+            ending: Ending::OtherImage(ImageWish { image: "debian:12".to_owned(), line: Some(3) }),
+            result: None,
+            head: None,
+            pushed: false,
+        }),
         JournalBody::Finished(Outcome {
             ending: Ending::Failed(Failure::new(FailureKind::RepoAuth, "no\nnewline")),
             result: None,

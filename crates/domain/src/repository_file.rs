@@ -44,6 +44,8 @@ text_enum! {
 pub struct RepositoryFile {
     /// The sandbox's image.
     pub image: Option<String>,
+    /// The line that names it, from 1.
+    pub image_line: Option<u64>,
     /// Run before the agent.
     pub setup: Option<Command>,
     /// Runs the tests.
@@ -86,7 +88,7 @@ impl fmt::Display for Command {
 
 /// Why the file cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{REPOSITORY_FILE}{}: {reason}", place(*line))]
+#[error("{}: {reason}", place(*line))]
 pub struct RepositoryFileError {
     /// The line, from 1, where it is known.
     pub line: Option<u64>,
@@ -94,8 +96,10 @@ pub struct RepositoryFileError {
     pub reason: String,
 }
 
-fn place(line: Option<u64>) -> String {
-    line.map_or_else(String::new, |line| format!(", line {line}"))
+/// The file with a line of it, for people.
+#[must_use]
+pub fn place(line: Option<u64>) -> String {
+    line.map_or_else(|| REPOSITORY_FILE.to_owned(), |line| format!("{REPOSITORY_FILE}, line {line}"))
 }
 
 #[derive(Deserialize)]
@@ -168,6 +172,7 @@ impl RepositoryFile {
             return Err(fault(line_of("caches"), reason));
         }
         Ok(Self {
+            image_line: line_of("image").filter(|_| front.image.is_some()),
             image: front.image,
             setup: command("setup", front.setup)?,
             test: command("test", front.test)?,
@@ -250,6 +255,7 @@ mod tests {
         assert_eq!(file.check(CheckName::Test).unwrap().to_string(), "sh -c 'a && b'");
         assert_eq!(file.check(CheckName::Lint), None);
         assert_eq!(file.caches.len(), 2);
+        assert_eq!(file.image_line, Some(2));
         for empty in ["", "\n# nothing\n"] {
             assert_eq!(RepositoryFile::parse(empty), Ok(RepositoryFile::default()));
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::check_result::CheckResult;
 use crate::git::{BranchName, Repository};
 use crate::id::{ProjectId, RunId, SandboxId, ServerId, SessionId};
 use crate::parameters::Values;
@@ -332,6 +333,12 @@ pub struct Run {
     /// The structured output of a run that succeeded, as its schema wants it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<Value>,
+    /// How the repository's checks ended the last time, as the sandbox tells it; empty if none were run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckResult>,
+    /// The image that the repository asked for and the operator allows; it is that of the sandbox if the run names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository_image: Option<String>,
     /// How often it was given to an agent process, 1 for the first time; 0 while queued.
     pub attempt: i64,
     /// Whether the prompt may have reached the agent: from then on it is never silently repeated.

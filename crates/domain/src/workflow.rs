@@ -9,6 +9,7 @@ use serde_saphyr::{budget, options};
 
 use crate::approval::ApprovalsBlock;
 use crate::budget::{RUN_BUDGET_MICRO_USD, SOFT_PERCENT};
+use crate::check_result::CHECK_TURNS;
 use crate::egress;
 pub use crate::environment_name::check_environment_name;
 use crate::globs::Globs;
@@ -91,6 +92,9 @@ pub struct Workflow {
     pub tools: Option<Vec<String>>,
     /// Tools it must not use.
     pub disallowed_tools: Vec<String>,
+    /// Rules for calls that need no asking, in the modes that would deny them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_tools: Vec<String>,
     /// Model id or alias.
     pub model: Option<String>,
     /// Permission mode.
@@ -143,6 +147,9 @@ pub struct CaissonBlock {
     /// Commands of the repository that the shim runs when the agent has finished.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckName>,
+    /// Turns that the agent has to mend what they find, within [`CHECK_TURNS`]; none means the default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub check_turns: Option<u32>,
     /// How the agent asks before it uses a tool; none means that it never does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approvals: Option<ApprovalsBlock>,
@@ -166,6 +173,7 @@ impl Default for CaissonBlock {
             output_schema: None,
             parameters: Parameters::new(),
             checks: Vec::new(),
+            check_turns: None,
             approvals: None,
         }
     }
@@ -252,6 +260,8 @@ struct FrontMatter {
     #[serde(default)]
     disallowed_tools: Option<Names>,
     #[serde(default)]
+    allowed_tools: Option<Names>,
+    #[serde(default)]
     model: Option<String>,
     #[serde(default)]
     permission_mode: Option<PermissionMode>,
@@ -309,6 +319,7 @@ impl Workflow {
             prompt: body.trim().to_owned(),
             tools: front.tools.map(Names::into_vec),
             disallowed_tools: front.disallowed_tools.map(Names::into_vec).unwrap_or_default(),
+            allowed_tools: front.allowed_tools.map(Names::into_vec).unwrap_or_default(),
             model: front.model.filter(|model| model != "inherit"),
             permission_mode: front.permission_mode.unwrap_or(PermissionMode::Default),
             max_turns: front.max_turns,
@@ -336,6 +347,9 @@ impl Workflow {
         }
         if let Some(percent) = self.caisson.budget_soft_percent {
             in_range("caisson.budget_soft_percent", percent, &SOFT_PERCENT)?;
+        }
+        if let Some(turns) = self.caisson.check_turns {
+            in_range("caisson.check_turns", turns, &CHECK_TURNS)?;
         }
         if let Some(mib) = resources.workspace_mib {
             in_range("caisson.resources.workspace_mib", mib, &WORKSPACE_MIB)?;
@@ -436,6 +450,8 @@ impl Workflow {
         };
         check("tools", self.tools.as_deref().unwrap_or_default(), tools::is_name)?;
         check("disallowedTools", &self.disallowed_tools, tools::is_rule)?;
+        check("allowedTools", &self.allowed_tools, tools::is_rule)?;
+        self.validate_allowed()?;
         let approvals = self.caisson.approvals.as_ref().map_or(Ok(()), ApprovalsBlock::check);
         approvals.map_err(|(field, reason)| WorkflowError::Value { field, reason })
     }

@@ -292,3 +292,33 @@ fn a_front_matter_that_grows_when_it_is_read_is_refused() {
     let wide = format!("tools: [{}]\n", vec!["a"; YAML_NODES + 1].join(","));
     assert!(fault(&wide).contains("front matter"));
 }
+
+#[test]
+fn rules_for_what_needs_no_asking_are_refused_where_they_bind_nothing() {
+    let of = |mode: &str| {
+        Workflow::parse(&format!(
+            "---\nname: a\ndescription: d\npermissionMode: {mode}\nallowedTools: [\"Bash(make *)\", mcp__git__status]\n---\nx\n"
+        ))
+    };
+    for mode in ["default", "acceptEdits", "dontAsk"] {
+        assert_eq!(of(mode).unwrap().allowed_tools, ["Bash(make *)", "mcp__git__status"], "{mode}");
+    }
+    for mode in ["bypassPermissions", "plan"] {
+        let told = of(mode).unwrap_err().to_string();
+        assert!(told.contains("allowedTools") && told.contains(mode) && told.contains("dontAsk"), "{told}");
+    }
+    let odd = "---\nname: a\ndescription: d\nallowedTools: [\"Bash(a) Edit(b)\"]\n---\nx\n";
+    assert!(Workflow::parse(odd).unwrap_err().to_string().contains("is not a tool"));
+}
+
+#[test]
+fn turns_to_mend_what_checks_find_are_bounded() {
+    let of = |turns: &str| {
+        let text = format!(
+            "---\nname: a\ndescription: d\ncaisson: {{checks: [test], check_turns: {turns}}}\n---\nx\n"
+        );
+        Workflow::parse(&text).map(|workflow| workflow.caisson.check_turns)
+    };
+    assert_eq!((of("0").unwrap(), of("5").unwrap()), (Some(0), Some(5)));
+    assert!(of("6").unwrap_err().to_string().contains("from 0 to 5"));
+}

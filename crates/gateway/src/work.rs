@@ -1,6 +1,7 @@
 //! What the shim is told about a run: pure.
 
 use caisson_domain::approval::ApprovalWork;
+use caisson_domain::check_result::CHECK_TURNS_DEFAULT;
 use caisson_domain::git::BranchName;
 use caisson_domain::id::Epoch;
 use caisson_domain::mcp;
@@ -26,6 +27,7 @@ pub(crate) struct Delivery {
     pub(crate) pushed: bool,
     pub(crate) start: Option<String>,
     pub(crate) start_branch: Option<BranchName>,
+    pub(crate) image: Option<String>,
 }
 
 /// The run has a repository and no branch, which the store never writes.
@@ -35,7 +37,7 @@ pub(crate) struct NoBranch;
 
 /// Builds the run's work; `now_ms` is the store's time.
 pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) -> Result<RunWork, NoBranch> {
-    let Delivery { run, epoch, conversation, resume, archive, pushed, start, start_branch } = delivery;
+    let Delivery { run, epoch, conversation, resume, archive, pushed, start, start_branch, image } = delivery;
     let git = match (&run.spec.repository, &run.spec.branch) {
         (None, _) => None,
         (Some(_), None) => return Err(NoBranch),
@@ -54,6 +56,8 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
     };
     let timeout_ms = time_left_ms(&run, now_ms);
     let servers = Servers::of(&run.spec.workflow);
+    // One that was asked for is not asked for again: what the file says meanwhile is for the next run.
+    let may_choose_image = image.is_some() && run.spec.image.is_none() && run.repository_image.is_none();
     let spec = run.spec;
     let workflow = spec.workflow;
     let agent = AgentWork {
@@ -64,6 +68,7 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
         permission_mode: workflow.permission_mode,
         tools: workflow.tools,
         disallowed_tools: workflow.disallowed_tools,
+        allowed_tools: workflow.allowed_tools,
         max_turns: spec.max_turns,
         system_prompt: Some(parameters::fill(&workflow.prompt, &spec.parameters))
             .filter(|prompt| !prompt.trim().is_empty()),
@@ -86,9 +91,11 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
         trust: Trust { instructions: trust.instructions, settings: trust.settings },
         forbidden_paths: workflow.caisson.forbidden_paths,
         workspace: workflow.caisson.workspace,
-        image: spec.image,
+        image,
+        may_choose_image,
         output_schema: spec.output_schema,
         checks: workflow.caisson.checks,
+        check_turns: workflow.caisson.check_turns.unwrap_or(CHECK_TURNS_DEFAULT),
         timeout_ms,
     })
 }
@@ -189,6 +196,7 @@ mod tests {
             pushed: true,
             start: None,
             start_branch: None,
+            image: Some("own:1".to_owned()),
         }
     }
 
@@ -245,6 +253,20 @@ mod tests {
         // What an older server says leaves the workspace open.
         let plain = run_work(delivery(a_run(run_spec(None))), &identity(), 0).unwrap();
         assert!(serde_json::to_value(&plain).unwrap().get("workspace").is_none());
+    }
+
+    #[test]
+    fn a_repository_may_choose_an_image_once_and_only_where_nobody_else_has() {
+        let asks = |change: &dyn Fn(&mut Delivery)| {
+            let mut delivery = delivery(a_run(run_spec(None)));
+            change(&mut delivery);
+            run_work(delivery, &identity(), 0).unwrap()
+        };
+        let plain = asks(&|_| {});
+        assert_eq!((plain.image.as_deref(), plain.may_choose_image), (Some("own:1"), true));
+        assert!(!asks(&|delivery| delivery.image = None).may_choose_image, "there are no images");
+        assert!(!asks(&|delivery| delivery.run.spec.image = Some("a".to_owned())).may_choose_image);
+        assert!(!asks(&|delivery| delivery.run.repository_image = Some("a".to_owned())).may_choose_image);
     }
 
     #[test]

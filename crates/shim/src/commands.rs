@@ -6,6 +6,7 @@ use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
+use caisson_domain::check_result::{CHECK_TURNS, CheckOutcome, CheckResult};
 use caisson_domain::protocol::{JournalBody, NoteLevel};
 use caisson_domain::repository_file::{
     CheckName, Command, REPOSITORY_FILE, REPOSITORY_FILE_BYTES, RepositoryFile,
@@ -30,8 +31,6 @@ use crate::turn::TurnEnd;
 const SETUP_MS: u64 = 20 * 60 * 1000;
 /// Longest time of a check, in milliseconds.
 const CHECK_MS: u64 = 30 * 60 * 1000;
-/// Most of a command's output that a note or the agent is given, in bytes: its end.
-const TOLD_BYTES: usize = 4 * 1024;
 
 /// How a command ended.
 struct Ended {
@@ -117,15 +116,6 @@ fn exclude(git: &Git, caches: &[String]) -> io::Result<()> {
     plain_file::write(&git.file("info/exclude"), lines.as_bytes())
 }
 
-/// What people should know if the repository wants another image than the sandbox has: it is made before the file is read.
-pub(crate) fn other_image(file: &RepositoryFile, image: Option<&str>) -> Option<String> {
-    let wanted = file.image.as_deref().filter(|wanted| Some(*wanted) != image)?;
-    Some(format!(
-        "{REPOSITORY_FILE} names the image {wanted}, and the sandbox of this run has {}; name it in the run or its workflow to have it",
-        image.unwrap_or("the server's own")
-    ))
-}
-
 /// Tells the agent the repository's commands, behind its prompt.
 pub(crate) fn told(prompt: &str, file: &RepositoryFile) -> String {
     let lines: Vec<String> = CheckName::ALL
@@ -142,71 +132,90 @@ pub(crate) fn told(prompt: &str, file: &RepositoryFile) -> String {
 }
 
 impl Live<'_> {
-    /// Runs the checks that the workflow asks for, as far as the repository has them. What fails is told to the agent, once, and
-    /// then run again. What still fails is noted: whoever reads the change decides.
+    /// Runs the checks that the workflow asks for, as far as the repository has them. What fails is told to the agent, as often as
+    /// the workflow says, and then all are run again. What still fails is told: whoever reads the change decides.
     pub(crate) async fn run_checks(&mut self) -> Result<(), Halt> {
-        let checks: Vec<(CheckName, Command)> = self
-            .work
-            .checks
-            .iter()
-            .filter_map(|name| self.repository.check(*name).map(|command| (*name, command.clone())))
-            .collect();
-        if checks.is_empty() {
-            return Ok(());
+        let most = self.work.check_turns.min(*CHECK_TURNS.end());
+        let mut may_mend = true;
+        loop {
+            let failing = self.check_all().await?;
+            if failing.is_empty() || !may_mend || self.mending_turns >= most {
+                return Ok(());
+            }
+            self.mending_turns += 1;
+            may_mend = self.have_mended(&failing).await?;
         }
-        let failing = self.check_all(&checks).await?;
-        if failing.is_empty() {
-            return Ok(());
-        }
+    }
+
+    /// Gives the agent what fails; whether it could be given more.
+    async fn have_mended(&mut self, failing: &[CheckResult]) -> Result<bool, Halt> {
         let mut question = String::from(
             "These commands of the repository fail on your work. Mend what they find, if it is yours to mend.",
         );
-        for (name, how) in &failing {
-            let _written = write!(question, "\n\n{name} {how}");
+        for result in failing {
+            let _written = write!(question, "\n\n{}", told_of(result));
         }
         let mut stop = self.stop.clone();
-        let Some(agent) = self.agent.as_mut() else { return Ok(()) };
+        let Some(agent) = self.agent.as_mut() else { return Ok(false) };
         match agent.turn(&question, &mut stop).await {
-            TurnEnd::Stopped(reason) => return Err(Halt::Stopped(reason)),
-            TurnEnd::Unwritten(error) => return Err(error.into()),
-            // Its work is there, and what the checks say of it is noted below.
-            TurnEnd::Result(_)
-            | TurnEnd::Interrupted
-            | TurnEnd::Exited(_)
-            | TurnEnd::Hung(_)
-            | TurnEnd::Untaken(_)
-            | TurnEnd::Unsent(_) => {}
+            TurnEnd::Stopped(reason) => Err(Halt::Stopped(reason)),
+            TurnEnd::Unwritten(error) => Err(error.into()),
+            TurnEnd::Result(_) | TurnEnd::Interrupted => Ok(true),
+            // Its work is there, and what the checks say of it is told.
+            TurnEnd::Exited(_) | TurnEnd::Hung(_) | TurnEnd::Untaken(_) | TurnEnd::Unsent(_) => Ok(false),
         }
-        self.check_all(&checks).await.map(drop)
     }
 
-    /// Runs them in order, notes how each ended, and gives those that failed.
-    async fn check_all(&self, checks: &[(CheckName, Command)]) -> Result<Vec<(CheckName, String)>, Halt> {
-        let mut failing = Vec::new();
-        for (name, command) in checks {
+    /// Runs them in order, tells how each ended, and gives those that did not pass.
+    pub(crate) async fn check_all(&self) -> Result<Vec<CheckResult>, Halt> {
+        let mut results = Vec::new();
+        for &name in &self.work.checks {
+            let Some(command) = self.repository.check(name) else { continue };
             let mut stop = self.stop.clone();
             let ended = tokio::select! {
                 biased;
                 reason = stop.told() => return Err(Halt::Stopped(reason)),
                 ended = run(self, command, CHECK_MS) => ended,
             };
-            let (passed, how) = match ended {
-                Ok(ended) if ended.success() => (true, format!("passed: {command}")),
-                Ok(ended) => (false, format!("{}: {command}\n{}", ended.how(), last(&ended.output))),
-                Err(error) => (false, format!("cannot be started: {command}: {error}")),
-            };
-            let level = if passed { NoteLevel::Info } else { NoteLevel::Warn };
-            self.recorder.write(JournalBody::Note { level, message: format!("{name} {how}") }).await?;
-            if !passed {
-                failing.push((*name, how));
-            }
+            let result = result(name, command, ended, self.mending_turns);
+            let level = if result.passed() { NoteLevel::Info } else { NoteLevel::Warn };
+            self.recorder.note(level, told_of(&result)).await?;
+            results.push(result);
         }
-        Ok(failing)
+        if !results.is_empty() {
+            self.recorder.write(JournalBody::Checks(results.clone())).await?;
+        }
+        results.retain(|result| !result.passed());
+        Ok(results)
     }
 }
 
-fn last(output: &str) -> &str {
-    &output[output.ceil_char_boundary(output.len().saturating_sub(TOLD_BYTES))..]
+fn result(name: CheckName, command: &Command, ended: io::Result<Ended>, turns: u32) -> CheckResult {
+    let (outcome, exit_code, output) = match ended {
+        Ok(ended) if ended.success() => (CheckOutcome::Passed, Some(0), None),
+        Ok(Ended { exit: None, output }) => (CheckOutcome::TimedOut, None, Some(output)),
+        Ok(Ended { exit: Some(exit), output }) => {
+            let signal = exit.signal.map(|signal| format!("\nended by signal {signal}")).unwrap_or_default();
+            (CheckOutcome::Failed, exit.code, Some(output + &signal))
+        }
+        Err(error) => (CheckOutcome::NotStarted, None, Some(error.to_string())),
+    };
+    CheckResult { name, command: command.to_string(), outcome, exit_code, output, turns }.bounded()
+}
+
+/// A result for people and for the agent.
+fn told_of(result: &CheckResult) -> String {
+    let CheckResult { name, command, outcome, exit_code, output, .. } = result;
+    let output = output.as_deref().unwrap_or_default();
+    match (outcome, exit_code) {
+        (CheckOutcome::Passed, _) => format!("{name} passed: {command}"),
+        (CheckOutcome::Failed, Some(code)) => format!("{name} ended with code {code}: {command}\n{output}"),
+        (CheckOutcome::Failed, None) => format!("{name} was killed: {command}\n{output}"),
+        (CheckOutcome::TimedOut, _) => {
+            format!("{name} did not end in its time and was killed: {command}\n{output}")
+        }
+        (CheckOutcome::NotStarted, _) => format!("{name} cannot be started: {command}: {output}"),
+    }
 }
 
 /// Runs a command in the workspace to its end.

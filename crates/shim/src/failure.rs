@@ -1,6 +1,7 @@
 //! Saying what went wrong: from the agent's verdict, the gateway's refusal or git's own words to a run's failure.
 
 use caisson_claude::{Reason, Verdict};
+use caisson_domain::image::ImageWish;
 use caisson_domain::protocol::{DoorProblem, StopReason};
 use caisson_domain::run::{Failure, FailureKind, cut};
 use nix::errno::Errno;
@@ -15,6 +16,8 @@ pub(crate) enum Halt {
     Failed(Failure),
     /// It was told to stop.
     Stopped(StopReason),
+    /// Its repository wants a sandbox of another image.
+    OtherImage(ImageWish),
 }
 
 impl From<Failure> for Halt {

@@ -14,11 +14,12 @@ use tokio::time::timeout;
 use crate::agent::Agent;
 use crate::artifacts::Artifacts;
 use crate::checkout::set_base;
+use crate::conflict;
 use crate::failure::Halt;
 use crate::git::Git;
 use crate::history::put_right;
 use crate::message::{check, fallback, from_answer, question, question_again, question_for_commit};
-use crate::push::{Pushed, is_rebasing, named, push};
+use crate::push::{Pushed, Tried, is_rebasing, named, push};
 use crate::recorder::Recorder;
 use crate::run::Live;
 use crate::salvage::{DIFF, keep_diff};
@@ -198,8 +199,11 @@ impl Live<'_> {
     }
 
     /// Pushes, keeps the diff and lets the agent end, all at once: none of them waits for another. The push counts as
-    /// soon as it is done, whatever becomes of the others.
+    /// soon as it is done, whatever becomes of the others. But where others may push the branch too, it comes first, for as
+    /// long as the agent may be needed.
     async fn push_and_keep(&mut self, git: &Git, base: Option<&str>, commits: &[Commit]) -> Result<(), Halt> {
+        let shared = conflict::is_shared(git) && !commits.is_empty();
+        let first = if shared { Some(self.push_with_agent(git, base).await?) } else { None };
         let (head, patience) = (self.head.clone(), self.shim.patience);
         let recorder = self.recorder.clone();
         let artifacts = Artifacts { door: &self.shim.door, git, run: &self.work.run, recorder: &recorder };
@@ -215,7 +219,13 @@ impl Live<'_> {
                 let _exit = agent.finish(patience.exit).await;
             }
         }));
-        let pushing = async { if commits.is_empty() { Ok(None) } else { push(git, base).await.map(Some) } };
+        let pushing = async {
+            match first {
+                Some(pushed) => Ok(Some(pushed)),
+                None if commits.is_empty() => Ok(None),
+                None => push_alone(git, base).await.map(Some),
+            }
+        };
         let beside = async {
             tokio::join!(keeping.as_mut(), ending.as_mut());
             std::future::pending::<Infallible>().await
@@ -224,22 +234,10 @@ impl Live<'_> {
             pushed = pushing => pushed?,
             never = beside => match never {},
         };
-        match pushed {
-            None => {}
-            Some(Pushed::Nothing) => {
-                self.head = git.resolve("HEAD").await?;
-                set_base(git, self.head.as_deref());
-                let branch = &git.work.branch;
-                let note = format!("branch \"{branch}\" has this change already; nothing was pushed");
-                recorder.note(NoteLevel::Info, note).await?;
-            }
-            Some(Pushed::Done(rebased)) => {
-                self.pushed = true;
-                if let Some(onto) = rebased {
-                    self.head = tell_rebased(git, &recorder, &onto, commits).await?;
-                }
-                set_base(git, self.head.as_deref());
-            }
+        self.pushed = matches!(pushed, Some(Pushed::Done(_)));
+        if let Some(pushed) = pushed {
+            self.head = tell_pushed(git, &recorder, pushed, (head.clone(), commits)).await?;
+            set_base(git, self.head.as_deref());
         }
         // If the agent does not end by itself, it is killed with everything else.
         let (_kept, _ended) = tokio::join!(
@@ -253,6 +251,17 @@ impl Live<'_> {
     }
 }
 
+/// Pushes where no agent is kept to solve a conflict.
+async fn push_alone(git: &Git, base: Option<&str>) -> Result<Pushed, Failure> {
+    match push(git, base).await? {
+        Tried::Pushed(pushed) => Ok(pushed),
+        Tried::Conflict(found) => {
+            conflict::put_back(git, &found).await?;
+            Err(found.failure(git, ""))
+        }
+    }
+}
+
 async fn record(recorder: &Recorder, commits: &[Commit]) -> Result<(), Halt> {
     for commit in commits {
         let message = cut(&commit.message, RESULT_TEXT_BYTES).to_owned();
@@ -260,6 +269,25 @@ async fn record(recorder: &Recorder, commits: &[Commit]) -> Result<(), Halt> {
         recorder.write(told).await?;
     }
     Ok(())
+}
+
+/// Tells what has become of the branch; its last commit.
+async fn tell_pushed(
+    git: &Git,
+    recorder: &Recorder,
+    pushed: Pushed,
+    (head, commits): (Option<String>, &[Commit]),
+) -> Result<Option<String>, Halt> {
+    match pushed {
+        Pushed::Nothing => {
+            let branch = &git.work.branch;
+            let note = format!("branch \"{branch}\" has this change already; nothing was pushed");
+            recorder.note(NoteLevel::Info, note).await?;
+            Ok(git.resolve("HEAD").await?)
+        }
+        Pushed::Done(None) => Ok(head),
+        Pushed::Done(Some(onto)) => tell_rebased(git, recorder, &onto, commits).await,
+    }
 }
 
 /// Tells of the commits anew that a rebase made; the last one.

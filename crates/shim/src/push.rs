@@ -37,6 +37,38 @@ pub(crate) enum Pushed {
     Nothing,
 }
 
+/// What came of a try to push.
+#[derive(Debug)]
+pub(crate) enum Tried {
+    /// That.
+    Pushed(Pushed),
+    /// The branch has moved on, and a rebase onto it stopped at a conflict, where it stands.
+    Conflict(Conflict),
+}
+
+/// A rebase that stopped.
+#[derive(Debug)]
+pub(crate) struct Conflict {
+    /// Files that have one.
+    pub(crate) files: Vec<String>,
+    /// The branch's last commit on the git host.
+    pub(crate) there: String,
+    /// The work's last commit before.
+    pub(crate) before: String,
+    /// What git said.
+    said: String,
+}
+
+impl Conflict {
+    /// The run's failure by it.
+    pub(crate) fn failure(&self, git: &Git, why: &str) -> Failure {
+        let (branch, files) = (&git.work.branch, named(&self.files));
+        let message =
+            format!("branch \"{branch}\" has moved on, and the work does not fit onto it: {files}{why}");
+        Failure::new(FailureKind::Conflict, message).with_evidence(self.said.clone())
+    }
+}
+
 /// Pushes `HEAD` to the run's branch.
 ///
 /// # Errors
@@ -44,30 +76,40 @@ pub(crate) enum Pushed {
 ///
 /// # Cancel safety
 /// The branch may have it or not.
-pub(crate) async fn push(git: &Git, base: Option<&str>) -> Result<Pushed, Failure> {
+pub(crate) async fn push(git: &Git, base: Option<&str>) -> Result<Tried, Failure> {
     let (answer, output) = push_once(git).await?;
+    let done = |pushed| Ok(Tried::Pushed(pushed));
     match answer {
-        Answer::Done => return Ok(Pushed::Done(None)),
-        Answer::Same => return Ok(Pushed::Nothing),
+        Answer::Done => return done(Pushed::Done(None)),
+        Answer::Same => return done(Pushed::Nothing),
         Answer::Behind => {}
         Answer::Rejected(_) => {
             // The next request would forget why.
             let refusal = refused(git, &answer, &output);
             return match fetch(git).await {
-                Ok((there, here)) if there == here => Ok(Pushed::Done(None)),
+                Ok((there, here)) if there == here => done(Pushed::Done(None)),
                 Ok(_) | Err(_) => Err(refusal),
             };
         }
         Answer::Failed => return Err(refused(git, &answer, &output)),
     }
-    let branch = &git.work.branch;
     let (there, here) = fetch(git).await?;
     if there == here {
         // An earlier try got through, and only its answer was lost.
-        return Ok(Pushed::Done(None));
+        return done(Pushed::Done(None));
     }
-    let tracking = tracking(git);
-    rebase(git, &tracking, base).await?;
+    if let Some(conflict) = rebase(git, (there.as_deref(), here.as_deref()), base).await? {
+        return Ok(Tried::Conflict(conflict));
+    }
+    push_onto(git, there).await.map(Tried::Pushed)
+}
+
+/// Pushes what has been brought onto the branch's commit `there`.
+///
+/// # Errors
+/// [`Failure`] for people; the work is in the workspace.
+pub(crate) async fn push_onto(git: &Git, there: Option<String>) -> Result<Pushed, Failure> {
+    let branch = &git.work.branch;
     if git.resolve("HEAD").await? == there {
         // A rebase leaves out what the branch has already.
         return Ok(Pushed::Nothing);
@@ -175,25 +217,38 @@ pub(crate) async fn abort_rebase(git: &Git) -> Result<(), Failure> {
     git.attempt(&["rebase", "--abort"]).await.map(drop)
 }
 
-async fn rebase(git: &Git, onto: &str, base: Option<&str>) -> Result<(), Failure> {
+/// Files with a conflict that is not solved, by git's index.
+///
+/// # Errors
+/// [`Failure`] if git did not start or end.
+pub(crate) async fn unmerged(git: &Git) -> Result<Vec<String>, Failure> {
+    let listed = git.attempt(&["diff", "--name-only", "--diff-filter=U", "-z"]).await?;
+    Ok(String::from_utf8_lossy(&listed.stdout).split_terminator('\0').map(str::to_owned).collect())
+}
+
+/// Brings the work onto the branch's commit; where it stopped, if it did. One that did not begin is a failure.
+async fn rebase(
+    git: &Git,
+    (there, here): (Option<&str>, Option<&str>),
+    base: Option<&str>,
+) -> Result<Option<Conflict>, Failure> {
+    let onto = tracking(git);
     let mut arguments = vec!["rebase", "--quiet", "--no-verify", "--no-autostash", "--no-autosquash"];
-    arguments.extend(["--onto", onto]);
+    arguments.extend(["--onto", &onto]);
     arguments.push(base.unwrap_or("--root"));
     let output = git.attempt(&arguments).await?;
     if output.exit.success() {
-        return Ok(());
+        return Ok(None);
     }
-    let unmerged = git.attempt(&["diff", "--name-only", "--diff-filter=U", "-z"]).await?;
-    let files: Vec<_> =
-        String::from_utf8_lossy(&unmerged.stdout).split_terminator('\0').map(str::to_owned).collect();
+    let text = |commit: Option<&str>| commit.unwrap_or_default().to_owned();
+    let files = unmerged(git).await?;
+    let conflict = Conflict { files, there: text(there), before: text(here), said: output.stderr };
+    if is_rebasing(git) && !conflict.files.is_empty() {
+        return Ok(Some(conflict));
+    }
     // If it did not begin, there is nothing to give up.
     abort_rebase(git).await?;
-    let branch = &git.work.branch;
-    Err(Failure::new(
-        FailureKind::Conflict,
-        format!("branch \"{branch}\" has moved on, and the work does not fit onto it: {}", named(&files)),
-    )
-    .with_evidence(output.stderr))
+    Err(conflict.failure(git, ""))
 }
 
 /// The files' names for a sentence; pure.

@@ -23,6 +23,7 @@ use crate::diagnostics::say;
 use crate::drivers::Drivers;
 use crate::failure::{Halt, verdict};
 use crate::git::Git;
+use crate::images;
 use crate::inputs::Hearers;
 use crate::journal::WriteError;
 use crate::messages::{Messages, Messenger};
@@ -52,6 +53,8 @@ pub(crate) struct Live<'a> {
     pub(crate) agent: Option<Agent>,
     /// What the repository says of itself.
     pub(crate) repository: RepositoryFile,
+    /// Turns that the agent has had to mend what the checks found.
+    pub(crate) mending_turns: u32,
     git: Option<Git>,
     checkout: Option<Checkout>,
     steered: Steered,
@@ -78,6 +81,7 @@ pub(crate) async fn run(shim: &Shim, work: &RunWork) {
         approvals,
         agent: None,
         repository: RepositoryFile::default(),
+        mending_turns: 0,
         git: work.git.as_ref().map(|git| Git {
             reaper: Arc::clone(&shim.reaper),
             activity: Arc::clone(&shim.activity),
@@ -192,8 +196,11 @@ impl Live<'_> {
             let checkout = prepare(git).await?;
             let (steered, file) =
                 tokio::try_join!(steer(git, &checkout, self.work.trust), commands::read(git, &checkout))?;
+            if let Some(wish) = images::wish(&file, self.work) {
+                return Err(Halt::OtherImage(wish));
+            }
             commands::set_up(self, git, &file).await?;
-            Ok::<_, Failure>((checkout, steered, file))
+            Ok::<_, Halt>((checkout, steered, file))
         };
         let (agent, (checkout, steered, file)) = if self.work.trust.settings {
             // It reads its settings as soon as it starts.
@@ -215,7 +222,7 @@ impl Live<'_> {
             (agent, prepared?)
         };
         (self.agent, self.checkout, self.steered) = (Some(agent), Some(checkout), steered);
-        self.steered.notes.extend(commands::other_image(&file, self.work.image.as_deref()));
+        self.steered.notes.extend(images::note(&file, self.work));
         self.repository = file;
         Ok(())
     }
@@ -350,6 +357,7 @@ impl Live<'_> {
             Ok(()) => Ending::Completed,
             Err(Halt::Failed(failure)) => Ending::Failed(failure),
             Err(Halt::Stopped(reason)) => Ending::Stopped(reason),
+            Err(Halt::OtherImage(wish)) => Ending::OtherImage(wish),
         };
         Outcome { ending, result: self.result.take(), head: self.head.take(), pushed: self.pushed }
     }
@@ -384,7 +392,7 @@ impl Live<'_> {
                     None
                 })
             }
-            Ok(()) | Err(Halt::Failed(_)) => saving.await,
+            Ok(()) | Err(Halt::Failed(_) | Halt::OtherImage(_)) => saving.await,
         };
         self.head = head.or(self.head.take());
     }

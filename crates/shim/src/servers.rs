@@ -43,11 +43,20 @@ pub(crate) fn unreadable(work: &AgentWork) -> Option<&str> {
     work.mcp_required.iter().find(|name| !is_told(name)).map(String::as_str)
 }
 
-/// Rules for the tools of the workflow's own servers: whoever wrote it wants them used, and nobody is there to be asked.
+/// The workflow's rules for calls that need no asking, and the tools of its own servers: whoever wrote it wants them used, and
+/// nobody is there to be asked. Where it has rules of its own for a server, those alone count.
 pub(crate) fn allowed(work: &AgentWork) -> Vec<String> {
-    let names = work.mcp_servers.keys().chain(&work.mcp_http);
     // A rule with other characters would be read as another one.
-    names.filter(|name| caisson_domain::mcp::is_name(name)).map(|name| format!("mcp__{name}")).collect()
+    let names =
+        work.mcp_servers.keys().chain(&work.mcp_http).filter(|name| caisson_domain::mcp::is_name(name));
+    let own = |server: &String| {
+        let of_it = |rule: &String| {
+            rule.strip_prefix(server.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with("__"))
+        };
+        work.allowed_tools.iter().any(of_it)
+    };
+    let whole = names.map(|name| format!("mcp__{name}")).filter(|server| !own(server));
+    work.allowed_tools.iter().cloned().chain(whole).collect()
 }
 
 /// The questions of [`Agent::wait_for_servers`] that are not answered yet.
@@ -209,6 +218,17 @@ mod tests {
             error: Some("why".to_owned()),
         };
         servers.iter().map(one).collect()
+    }
+
+    #[test]
+    fn a_servers_tools_need_no_asking_unless_the_workflow_names_some_of_them() {
+        let mut work = crate::work::tests::work(&caisson_domain::id::RunId::new(1, [1; 10]), 1).agent;
+        let server = |name: &str| (name.to_owned(), json!({"command": "x"}));
+        work.mcp_servers = [server("git"), server("git2"), server("a b")].into_iter().collect();
+        work.mcp_http = vec!["notes".to_owned()];
+        assert_eq!(allowed(&work), ["mcp__git", "mcp__git2", "mcp__notes"]);
+        work.allowed_tools = vec!["Bash(make *)".to_owned(), "mcp__git__status".to_owned()];
+        assert_eq!(allowed(&work), ["Bash(make *)", "mcp__git__status", "mcp__git2", "mcp__notes"]);
     }
 
     #[test]

@@ -82,13 +82,13 @@ fn plan(last: Option<&(RunId, i64)>, work: &RunWork) -> Plan {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use caisson_domain::id::Epoch;
     use caisson_domain::protocol::AgentWork;
     use caisson_domain::workflow::{PermissionMode, Publish};
 
-    fn work(run: &RunId, attempt: i64) -> RunWork {
+    pub(crate) fn work(run: &RunId, attempt: i64) -> RunWork {
         RunWork {
             run: run.clone(),
             epoch: Epoch(1),
@@ -103,6 +103,7 @@ mod tests {
                 permission_mode: PermissionMode::Default,
                 tools: None,
                 disallowed_tools: Vec::new(),
+                allowed_tools: Vec::new(),
                 max_turns: None,
                 system_prompt: None,
                 mcp_servers: serde_json::Map::new(),
@@ -117,8 +118,10 @@ mod tests {
             forbidden_paths: Vec::new(),
             workspace: caisson_domain::workflow::WorkspaceAccess::ReadWrite,
             image: None,
+            may_choose_image: false,
             output_schema: None,
             checks: Vec::new(),
+            check_turns: 1,
             timeout_ms: 1,
         }
     }

@@ -52,7 +52,7 @@ pub(crate) async fn end_row(
 const RUNNING: &str =
     "select 1 from run where id = $1 and lease_epoch = $2 and home_server_id = $3 and status = 'running'";
 
-const END: &str = "update run set status = 'failed', failure = $2, result = null, output = null, finished_at_ms = $3, phase = null, \
+const END: &str = "update run set status = 'failed', failure = $2, result = null, output = null, checks = null, finished_at_ms = $3, phase = null, \
      waiting = null, lease_expires_at_ms = null, pending_push = null where id = $1 and status = 'running' \
      returning id, session_id, sandbox_id, attempt, pushed_commit, calls, estimated_calls, input_tokens, output_tokens, \
      cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cost_micro_usd";
@@ -94,6 +94,7 @@ async fn tell(tx: &mut Tx<'_>, columns: &Columns<'_>, failure: &Failure) -> Resu
         failure: Some(failure),
         result: None,
         output: None,
+        checks: &[],
         pushed_commit: columns.get("pushed_commit")?,
         usage: &columns.usage()?,
     };

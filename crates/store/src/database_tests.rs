@@ -42,6 +42,7 @@ fn large_workflow() -> Workflow {
         prompt: "x".repeat(1_000_000),
         tools: None,
         disallowed_tools: Vec::new(),
+        allowed_tools: Vec::new(),
         model: None,
         permission_mode: PermissionMode::Default,
         max_turns: None,

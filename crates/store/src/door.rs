@@ -34,6 +34,8 @@ pub enum NextWork {
         start: Option<String>,
         /// The branch that this commit was pushed to.
         start_branch: Option<BranchName>,
+        /// The sandbox's image; none for an engine without images.
+        image: Option<String>,
     },
     /// End.
     Exit,
@@ -67,7 +69,8 @@ const STATE: &str = "select id, state from sandbox where id = $1";
 const WORK: &str = concat!(
     "select ",
     run_columns!(),
-    ", (select conversation from session where session.id = run.session_id) as conversation, \
+    ", (select sandbox.image from sandbox where sandbox.id = run.sandbox_id) as sandbox_image, \
+     (select conversation from session where session.id = run.session_id) as conversation, \
      (select fork_commit from session where session.id = run.session_id) as start, \
      (select fork_branch from session where session.id = run.session_id) as start_branch, \
      exists (select 1 from attempt where attempt.session_id = run.session_id \
@@ -161,6 +164,7 @@ impl Store {
             pushed: columns.flag("pushed")?,
             start: columns.get("start")?,
             start_branch: columns.parse_optional("start_branch")?,
+            image: columns.get::<Option<String>>("sandbox_image")?.filter(|image| !image.is_empty()),
         })
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
+use caisson_domain::check_result::CheckResult;
 use caisson_domain::event::{Event, EventKind, NewEvent};
 use caisson_domain::id::{RunId, SandboxId, SessionId};
 use caisson_domain::limits::EVENT_PAGE_ITEMS;
@@ -183,6 +184,8 @@ pub(crate) struct Ended<'r> {
     pub(crate) result: Option<&'r str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) output: Option<&'r Value>,
+    #[serde(skip_serializing_if = "<[CheckResult]>::is_empty")]
+    pub(crate) checks: &'r [CheckResult],
     pub(crate) pushed_commit: Option<&'r str>,
     pub(crate) usage: &'r UsageTotals,
 }
@@ -194,6 +197,7 @@ impl<'r> Ended<'r> {
             failure: run.failure.as_ref(),
             result: run.result.as_deref(),
             output: run.output.as_ref(),
+            checks: &run.checks,
             pushed_commit: run.pushed_commit.as_deref(),
             usage: &run.usage,
         }

@@ -1,5 +1,6 @@
 //! The journal of a sandbox: batches of what the shim has to tell, each stored exactly once.
 
+use caisson_domain::check_result::CheckResult;
 use caisson_domain::checks::{Check, stands};
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{ProjectId, RunId, SandboxId};
@@ -58,6 +59,8 @@ pub enum JournalEffect {
     },
     /// The run's structured output. The first one counts.
     Output(Value),
+    /// How the repository's checks ended. The last word counts.
+    Checks(Vec<CheckResult>),
     /// The shim is done with the run. The first outcome counts.
     Finished(Outcome),
 }
@@ -288,6 +291,8 @@ const ATTEMPT_STARTED: &str = "update attempt set agent_started_at_ms = coalesce
 
 const OUTPUT: &str = "update run set output = $2 where id = $1 and output is null";
 
+const CHECKS: &str = "update run set checks = $2 where id = $1 and outcome is null";
+
 const FINISHED: &str = "update run set outcome = $2 where id = $1 and outcome is null";
 
 async fn apply(tx: &mut Tx<'_>, entry: &JournalEntry) -> Result<(), StoreError> {
@@ -317,6 +322,10 @@ async fn apply(tx: &mut Tx<'_>, entry: &JournalEntry) -> Result<(), StoreError> 
         JournalEffect::Output(output) => {
             let output = document("run.output", output)?;
             sql::query(OUTPUT).bind(run).bind(output).execute(&mut *tx.db).await?;
+        }
+        JournalEffect::Checks(results) => {
+            let results = document("run.checks", results)?;
+            sql::query(CHECKS).bind(run).bind(results).execute(&mut *tx.db).await?;
         }
         JournalEffect::Finished(outcome) => {
             let outcome = document("run.outcome", outcome)?;

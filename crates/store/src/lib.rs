@@ -33,6 +33,7 @@ mod going_on;
 mod hints;
 mod homes;
 mod idempotency;
+mod image_choice;
 mod inputs;
 mod journal;
 mod keys;

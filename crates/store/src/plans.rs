@@ -221,6 +221,7 @@ fn run() -> NewRun {
         prompt: String::new(),
         tools: None,
         disallowed_tools: Vec::new(),
+        allowed_tools: Vec::new(),
         model: None,
         permission_mode: PermissionMode::Default,
         max_turns: None,

@@ -338,7 +338,7 @@ fn progress(row: &Row) -> Result<Progress, StoreError> {
 
 const GIVE_BACK: &str = "update run set status = 'queued', phase = null, waiting = null, lease_expires_at_ms = null, \
      stop_requested_at_ms = null, home_server_id = null, sandbox_id = null, base_commit = null, outcome = null, output = null, \
-     pending_push = null, not_before_ms = $2 where id = $1 and status = 'running'";
+     checks = null, pending_push = null, not_before_ms = $2 where id = $1 and status = 'running'";
 
 /// Gives a run back to the queue, or ends it where it must not go there. Its agent must not have been started, and cannot be
 /// from here on: whatever still lives of its sandbox opens nothing any more.

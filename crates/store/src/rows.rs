@@ -20,7 +20,7 @@ macro_rules! run_columns {
          agent_started, cancel_requested_at_ms, home_server_id, sandbox_id, base_commit, pushed_commit, calls, \
          estimated_calls, input_tokens, output_tokens, cache_read_tokens, cache_write_5m_tokens, \
          cache_write_1h_tokens, cost_micro_usd, created_at_ms, started_at_ms, finished_at_ms, failure, result, output, \
-         spec"
+         checks, repository_image, spec"
     };
 }
 pub(crate) use run_columns;
@@ -122,6 +122,8 @@ pub(crate) fn run(row: &Row) -> Result<Run, StoreError> {
         failure: columns.json_optional("failure")?,
         result: columns.get("result")?,
         output: columns.json_optional("output")?,
+        checks: columns.json_optional("checks")?.unwrap_or_default(),
+        repository_image: columns.get("repository_image")?,
         attempt: columns.get("attempt")?,
         agent_started: columns.flag("agent_started")?,
         cancel_requested_at_ms: columns.get("cancel_requested_at_ms")?,

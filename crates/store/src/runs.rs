@@ -325,6 +325,8 @@ fn new_run(tx: &Tx<'_>, project: ProjectId, mut spec: RunSpec) -> Result<Run, St
         failure: None,
         result: None,
         output: None,
+        checks: Vec::new(),
+        repository_image: None,
         attempt: 0,
         agent_started: false,
         cancel_requested_at_ms: None,

@@ -17,6 +17,7 @@ use crate::context::{Backoff, Context, Halt, described};
 use crate::dirs::blocking;
 use crate::disk::places::Place;
 use crate::guard::guard;
+use crate::image_choice;
 use crate::judge::{Disk, End, Verdict, by_end, by_outcome};
 use crate::steps::Step;
 
@@ -63,6 +64,9 @@ async fn follow(attempt: &Attempt, sandbox: &SandboxId, place: &Place) -> Result
         let Some(progress) = attempt.progress().await? else { return Ok(None) };
         if let Some(outcome) = progress.outcome.clone() {
             let Some(progress) = attempt.settle_push(progress).await? else { return Ok(None) };
+            if let Ending::OtherImage(wish) = &outcome.ending {
+                return image_choice::judge(attempt, &progress, wish).await;
+            }
             let disk = seen_of_disk(attempt, place, &outcome).await;
             return Ok(Some(Verdict::Finish(by_outcome(&attempt.facts(&progress).with(&disk), &outcome))));
         }

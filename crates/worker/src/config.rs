@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use caisson_domain::id::ServerId;
+use caisson_domain::image::ImageRule;
 use caisson_domain::limits;
 use caisson_domain::retention::Retention;
 use caisson_domain::workflow::WORKSPACE_MIB;
@@ -30,6 +31,8 @@ pub struct WorkerConfig {
     pub state_dir: PathBuf,
     /// The image of runs that name none; none for an engine without images.
     pub default_image: Option<String>,
+    /// Images that a repository may choose by its `.caisson.yaml`, beside that one.
+    pub repository_images: Vec<ImageRule>,
     /// What of the sandboxes' walls and limits is weaker here than it could be, for people; each run tells it.
     pub weaknesses: Vec<String>,
     /// The shim's binary, absolute.
@@ -249,6 +252,7 @@ mod tests {
             slots: SLOTS_DEFAULT,
             state_dir: "/var/lib/caisson".into(),
             default_image: Some("caisson-sandbox:latest".to_owned()),
+            repository_images: Vec::new(),
             weaknesses: Vec::new(),
             shim: "/usr/lib/caisson/shim".into(),
             agent_dir: Some("/var/lib/caisson/agent".into()),

@@ -114,6 +114,8 @@ pub(crate) fn by_outcome(facts: &Facts<'_>, outcome: &Outcome) -> Finish {
             (RunStatus::Cancelled, None)
         }
         Ending::Stopped(reason) => (RunStatus::Failed, Some(stopped(facts, *reason))),
+        // Judged elsewhere, while another sandbox can still be made.
+        Ending::OtherImage(_) => (RunStatus::Failed, Some(late_wish())),
     };
     Finish { status, failure, result }
 }
@@ -215,6 +217,13 @@ fn stopped(facts: &Facts<'_>, reason: StopReason) -> Failure {
         (None, StopReason::DiskFull) if told => room_full(facts),
         (None, StopReason::Cancel | StopReason::Timeout | StopReason::DiskFull) => never_told(reason),
     }
+}
+
+/// A wish for another image that comes when the agent has begun, which no shim has.
+pub(crate) fn late_wish() -> Failure {
+    let message =
+        "the sandbox asked for another image when its agent had been started; this is a fault of Caisson";
+    Failure::new(FailureKind::Internal, message)
 }
 
 /// A failure as the shim told it, within our bounds. A claim about the model API is shown beside what the gateway saw.

@@ -24,6 +24,7 @@ mod disk;
 mod guard;
 mod health;
 mod holds;
+mod image_choice;
 mod judge;
 mod looks;
 mod place;

@@ -154,7 +154,10 @@ async fn build(attempt: &Attempt, sandbox: &SandboxId) -> Result<(), Stop> {
 
     let [control, agent] =
         [GrantKind::Control, GrantKind::Agent].map(|kind| Token::grant(kind, ctx.random.bytes()));
-    let image = attempt.run.spec.image.clone().or_else(|| ctx.config.default_image.clone());
+    let own = || ctx.config.default_image.clone();
+    // What a repository chose counts nothing on an engine that has no images.
+    let chosen = || own().and(attempt.run.repository_image.clone());
+    let image = attempt.run.spec.image.clone().or_else(chosen).or_else(own);
     let row = NewSandbox {
         id: sandbox.clone(),
         session: attempt.run.session.clone(),

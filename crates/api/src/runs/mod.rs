@@ -1,6 +1,7 @@
 //! `/v1/runs`: create, list, get, cancel, diff and artifacts.
 
 mod artifacts;
+mod checks;
 mod create;
 mod follow;
 mod queueing;
@@ -23,6 +24,7 @@ use crate::problem::{ApiError, Problem};
 use crate::state::App;
 
 pub(crate) use artifacts::*;
+pub use checks::CheckView;
 pub(crate) use create::{
     Accepted, Origin, REPLAYED, accept, check_placeable, create, idempotency_key, sound_servers,
 };

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::checks::CheckView;
 use super::queueing::{HeldByView, QueueEstimateView, told};
 
 /// Longest prompt, result or evidence in a list, in bytes; the run itself has all of it.
@@ -57,7 +58,7 @@ pub struct RunView {
     pub model: Option<String>,
     /// Most turns of the agent.
     pub max_turns: Option<u32>,
-    /// The sandbox's image; none means the server's default.
+    /// The sandbox's image, also where the repository chose it; none means the server's default.
     pub image: Option<String>,
     /// Time limit, in seconds.
     pub timeout_s: u32,
@@ -85,6 +86,8 @@ pub struct RunView {
     /// The structured output of a run that succeeded; none in a list. `output.md` among the artifacts is the same for people.
     #[schema(value_type = Option<Object>)]
     pub output: Option<Value>,
+    /// How the repository's own checks ended the last time that they were run, as the sandbox reported it; empty if none were.
+    pub checks: Vec<CheckView>,
     /// The commit it started from, as the sandbox reported it.
     pub base_commit: Option<String>,
     /// The commit pushed to its branch, as the gateway saw it.
@@ -269,7 +272,7 @@ impl RunView {
             branch: spec.branch.map(String::from),
             model: spec.model,
             max_turns: spec.max_turns,
-            image: spec.image,
+            image: spec.image.or(run.repository_image),
             timeout_s: spec.timeout_s,
             budget_micro_usd: spec.budget_micro_usd,
             budget_soft_percent: spec.budget_soft_percent,
@@ -281,6 +284,7 @@ impl RunView {
             failure: run.failure.map(|failure| FailureView::new(failure, detail)),
             result: run.result.map(|text| detail.text(text)),
             output: run.output.filter(|_| full),
+            checks: run.checks.into_iter().map(|result| CheckView::new(result, detail)).collect(),
             base_commit: run.base_commit,
             pushed_commit: run.pushed_commit,
             usage: run.usage.into(),

@@ -211,4 +211,5 @@ async def lost(base):
     check("one run", [one.run_id for one in seen.runs] == [run.run_id], seen)
 
 
-asyncio.run({"early": early, "first": first, "second": second, "lost": lost}[sys.argv[1]](sys.argv[2]))
+if __name__ == "__main__":
+    asyncio.run({"early": early, "first": first, "second": second, "lost": lost}[sys.argv[1]](sys.argv[2]))

@@ -6,6 +6,7 @@ use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 
 use super::{DONE, artifacts, client, colour, print, print_json, submit, write_out};
+use crate::checks;
 use crate::cli::{Logs, One, Ps};
 use crate::client::{Followed, Refused, RunInfo};
 use crate::render::{Account, clean, dollars};
@@ -113,6 +114,9 @@ pub(crate) async fn show(flags: One) -> anyhow::Result<u8> {
         if let Some(evidence) = failure["evidence"].as_str() {
             table.add_row(["evidence", &clean(evidence)]);
         }
+    }
+    for check in run.rest.get("checks").and_then(Value::as_array).into_iter().flatten() {
+        table.add_row(["check", &checks::line(check)]);
     }
     if let Some(result) = run.rest.get("result").and_then(Value::as_str) {
         table.add_row(["result", &clean(result)]);

@@ -36,6 +36,11 @@ pub(crate) async fn run(command: Workflow) -> anyhow::Result<u8> {
         Workflow::Put { client: flags, path } => {
             let found = workflow_files::read(&path)?;
             let workflow = workflow_files::parse(&found, &path)?;
+            anyhow::ensure!(
+                found.active,
+                "\"{}\": its config.json says \"active\": false; take that out, or do not put it",
+                path.display()
+            );
             for note in &found.notes {
                 complain(note);
             }

@@ -24,9 +24,10 @@ const NOT_SETTINGS: [&str; 6] = [
 /// Separator of nested keys in a variable: `CAISSON_MODEL__BASE_URL` is `model.base_url`.
 const NESTED: &str = "__";
 /// Keys whose variables hold lists, separated by spaces.
-const LISTS: [&[&str]; 14] = [
+const LISTS: [&[&str]; 15] = [
     &["model", "provider_tools"],
     &["repositories"],
+    &["repository_images"],
     &["allow_repo"],
     &["local", "read_only"],
     &["local", "toolchains"],

@@ -3,7 +3,9 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{CaissonBlock, Publish, ResourcesBlock, WorkspaceAccess};
+use super::{
+    CaissonBlock, PermissionMode, Publish, ResourcesBlock, Workflow, WorkflowError, WorkspaceAccess,
+};
 use crate::approval::ApprovalsFront;
 use crate::parameters::Parameters;
 use crate::repository_file::CheckName;
@@ -28,6 +30,7 @@ pub(super) struct CaissonFront {
     output_schema: Option<Value>,
     parameters: Parameters,
     checks: Vec<CheckName>,
+    check_turns: Option<u32>,
     approvals: Option<ApprovalsFront>,
 }
 
@@ -60,6 +63,7 @@ impl From<CaissonFront> for CaissonBlock {
             output_schema,
             parameters,
             checks,
+            check_turns,
             approvals,
         } = front;
         let ResourcesFront { memory_mib, pids, cpu_millis, tmp_mib, workspace_mib } = resources;
@@ -80,7 +84,27 @@ impl From<CaissonFront> for CaissonBlock {
             output_schema,
             parameters,
             checks,
+            check_turns,
             approvals: approvals.map(Into::into),
         }
+    }
+}
+
+impl Workflow {
+    /// Refuses rules that would bind nothing: whoever writes them counts on them.
+    pub(super) fn validate_allowed(&self) -> Result<(), WorkflowError> {
+        let why = match self.permission_mode {
+            PermissionMode::BypassPermissions => "allows everything",
+            PermissionMode::Plan => "allows nothing but reading",
+            PermissionMode::Default | PermissionMode::AcceptEdits | PermissionMode::DontAsk => return Ok(()),
+        };
+        if self.allowed_tools.is_empty() {
+            return Ok(());
+        }
+        let reason = format!(
+            "permissionMode {} {why} whatever they say; write permissionMode: dontAsk, in which they alone are allowed",
+            self.permission_mode
+        );
+        Err(WorkflowError::Value { field: "allowedTools", reason })
     }
 }

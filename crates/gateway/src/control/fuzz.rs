@@ -50,6 +50,9 @@ fn said(entry: &JournalEntry) -> Vec<String> {
         }
         JournalEffect::Prepared { base_commit } => texts.extend(base_commit.clone()),
         JournalEffect::Output(output) => collect(output, &mut texts),
+        JournalEffect::Checks(results) => {
+            collect(&serde_json::to_value(results).expect("results are JSON"), &mut texts);
+        }
         JournalEffect::Asked(asked) => {
             texts.extend([asked.request.clone(), asked.tool.clone()]);
             texts.extend(asked.description.clone());

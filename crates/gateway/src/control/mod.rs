@@ -102,10 +102,20 @@ async fn next(door: &Door) -> Result<Response<Body>, Refusal> {
     let work = match found.await? {
         None | Some(NextWork::Nothing) => return Ok(bare(StatusCode::NO_CONTENT)),
         Some(NextWork::Exit) => Work::Exit,
-        Some(NextWork::Run { run, epoch, conversation, resume, archive, pushed, start, start_branch }) => {
+        Some(NextWork::Run {
+            run,
+            epoch,
+            conversation,
+            resume,
+            archive,
+            pushed,
+            start,
+            start_branch,
+            image,
+        }) => {
             let id = run.id.clone();
             let delivery =
-                Delivery { run, epoch, conversation, resume, archive, pushed, start, start_branch };
+                Delivery { run, epoch, conversation, resume, archive, pushed, start, start_branch, image };
             let work = work::run_work(delivery, &door.shared.identity, store.now_ms());
             Work::Run(Box::new(work.map_err(|error| {
                 tracing::error!(run.id = %id, error = %error, "the work of {id} cannot be handed out");

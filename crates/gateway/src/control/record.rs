@@ -1,8 +1,10 @@
 //! From journal lines to events and effects: pure, and never failing. Every text is cut to its bound here,
 //! since the journal is within the agent's reach.
 
+use caisson_domain::check_result::{CHECK_RESULTS, CheckResult};
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::RunId;
+use caisson_domain::image::{IMAGE_BYTES, ImageWish};
 use caisson_domain::limits::{JOURNAL_LINE_BYTES, RESULT_TEXT_BYTES};
 use caisson_domain::protocol::{Ending, JournalBody, JournalRecord, NoteLevel, Outcome};
 use caisson_domain::redact::Redactor;
@@ -156,6 +158,7 @@ fn translate(run: &RunId, attempt: i64, body: JournalBody) -> (Option<NewEvent>,
         }
         JournalBody::ApprovalWithdrawn { request } => asking::withdrawn(run, request),
         JournalBody::Output { output } => (None, output_effect(output)),
+        JournalBody::Checks(results) => (None, checks(results)),
         JournalBody::Note { level, message } => (Some(note(level, &message)), JournalEffect::None),
         JournalBody::Finished(outcome) => (None, JournalEffect::Finished(bounded(outcome))),
     }
@@ -164,6 +167,11 @@ fn translate(run: &RunId, attempt: i64, body: JournalBody) -> (Option<NewEvent>,
 /// An output within its bounds; what is beyond them is none, and the worker fails the run by that.
 fn output_effect(output: Value) -> JournalEffect {
     if output.to_string().len() > OUTPUT_BYTES { JournalEffect::None } else { JournalEffect::Output(output) }
+}
+
+/// What is told of the checks, within its bounds.
+fn checks(results: Vec<CheckResult>) -> JournalEffect {
+    JournalEffect::Checks(results.into_iter().take(CHECK_RESULTS).map(CheckResult::bounded).collect())
 }
 
 fn steered(steering: Steering) -> NewEvent {
@@ -210,6 +218,9 @@ fn bounded(outcome: Outcome) -> Outcome {
                 Some(evidence) => checked.with_evidence(evidence),
                 None => checked,
             })
+        }
+        Ending::OtherImage(ImageWish { image, line }) => {
+            Ending::OtherImage(ImageWish { image: cut(&image, IMAGE_BYTES).to_owned(), line })
         }
         ending @ (Ending::Completed | Ending::Stopped(_)) => ending,
     };

@@ -178,3 +178,31 @@ fn a_commit_that_is_none_is_left_out() {
     assert!(matches!(prepared.effect, JournalEffect::Prepared { base_commit: None }));
     assert!(is_commit(&"0".repeat(64)) && !is_commit(&"0".repeat(41)) && !is_commit(&"A".repeat(40)));
 }
+
+#[test]
+fn what_is_told_of_checks_and_images_is_cut_at_its_bounds() {
+    use caisson_domain::check_result::{CHECK_COMMAND_BYTES, CHECK_OUTPUT_BYTES, CheckOutcome};
+    use caisson_domain::repository_file::CheckName;
+    let result = |bytes: usize| CheckResult {
+        name: CheckName::Lint,
+        command: "c".repeat(bytes),
+        outcome: CheckOutcome::Failed,
+        exit_code: Some(1),
+        output: Some("o".repeat(bytes)),
+        turns: 0,
+    };
+    let all = |count: usize, bytes| one(JournalBody::Checks(vec![result(bytes); count])).effect;
+    let JournalEffect::Checks(kept) = all(CHECK_RESULTS + 1, CHECK_OUTPUT_BYTES + 1) else { panic!() };
+    assert_eq!(kept.len(), CHECK_RESULTS);
+    assert_eq!(kept[0].command.len(), CHECK_COMMAND_BYTES);
+    assert_eq!(kept[0].output.as_ref().map(String::len), Some(CHECK_OUTPUT_BYTES));
+    let whole = result(CHECK_COMMAND_BYTES);
+    let JournalEffect::Checks(kept) = all(CHECK_RESULTS, CHECK_COMMAND_BYTES) else { panic!() };
+    assert_eq!(kept, vec![whole; CHECK_RESULTS]);
+    let long = ImageWish { image: "a".repeat(IMAGE_BYTES + 1), line: Some(1) };
+    let ending = Ending::OtherImage(long);
+    let outcome = Outcome { ending, result: None, head: None, pushed: false };
+    let JournalEffect::Finished(outcome) = one(JournalBody::Finished(outcome)).effect else { panic!() };
+    let Ending::OtherImage(kept) = outcome.ending else { panic!() };
+    assert_eq!(kept.image.len(), IMAGE_BYTES);
+}

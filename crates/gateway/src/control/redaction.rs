@@ -4,8 +4,10 @@
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use caisson_domain::check_result::CheckResult;
 use caisson_domain::event::{DeltaKind, EventKind};
 use caisson_domain::id::RunId;
+use caisson_domain::image::ImageWish;
 use caisson_domain::protocol::{Ending, JournalBody, Outcome};
 use caisson_domain::redact::{Redactor, Stream};
 use caisson_domain::run::Failure;
@@ -69,6 +71,11 @@ impl<'a> Cleaner<'a> {
         Steering { files, replaced, ..steering }
     }
 
+    fn check(&mut self, result: CheckResult) -> CheckResult {
+        let output = result.output.map(|output| self.text(output));
+        CheckResult { command: self.text(result.command), output, ..result }
+    }
+
     fn outcome(&mut self, outcome: Outcome) -> Outcome {
         let Outcome { ending, result, head, pushed } = outcome;
         let ending = match ending {
@@ -77,6 +84,9 @@ impl<'a> Cleaner<'a> {
                 evidence: failure.evidence.map(|evidence| self.text(evidence)),
                 ..failure
             }),
+            Ending::OtherImage(wish) => {
+                Ending::OtherImage(ImageWish { image: self.text(wish.image), ..wish })
+            }
             ending @ (Ending::Completed | Ending::Stopped(_)) => ending,
         };
         let (result, head) = (result.map(|text| self.text(text)), head.map(|commit| self.text(commit)));
@@ -115,6 +125,9 @@ impl<'a> Cleaner<'a> {
             }
             JournalBody::ApprovalWithdrawn { request } => {
                 JournalBody::ApprovalWithdrawn { request: self.text(request) }
+            }
+            JournalBody::Checks(results) => {
+                JournalBody::Checks(results.into_iter().map(|result| self.check(result)).collect())
             }
             JournalBody::Output { output } => JournalBody::Output { output: self.value(output) },
             JournalBody::Note { level, message } => JournalBody::Note { level, message: self.text(message) },
@@ -211,6 +224,14 @@ mod tests {
                 author: caisson_domain::protocol::MessageAuthor::Agent,
             },
             JournalBody::Note { level: caisson_domain::protocol::NoteLevel::Info, message: said },
+            JournalBody::Checks(vec![CheckResult {
+                name: caisson_domain::repository_file::CheckName::Test,
+                command: "make".to_owned(),
+                outcome: caisson_domain::check_result::CheckOutcome::Failed,
+                exit_code: Some(1),
+                output: Some(format!("a {SECRET} b")),
+                turns: 0,
+            }]),
             JournalBody::Finished(outcome),
             JournalBody::ApprovalRequested {
                 request: String::new(),

@@ -11,6 +11,7 @@
 mod approvals;
 mod artifacts;
 mod branches;
+mod conflicts;
 mod drivers;
 mod faults;
 mod forks;

@@ -367,6 +367,7 @@ pub(crate) fn plain_work(prompt: &str) -> RunWork {
             permission_mode: PermissionMode::BypassPermissions,
             tools: None,
             disallowed_tools: Vec::new(),
+            allowed_tools: Vec::new(),
             max_turns: None,
             system_prompt: None,
             mcp_servers: serde_json::Map::new(),
@@ -381,8 +382,10 @@ pub(crate) fn plain_work(prompt: &str) -> RunWork {
         forbidden_paths: Vec::new(),
         workspace: caisson_domain::workflow::WorkspaceAccess::ReadWrite,
         image: None,
+        may_choose_image: false,
         output_schema: None,
         checks: Vec::new(),
+        check_turns: 1,
         timeout_ms: 600_000,
     }
 }

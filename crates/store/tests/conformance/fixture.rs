@@ -215,6 +215,7 @@ pub(crate) fn workflow(name: &str) -> Workflow {
         prompt: "Be careful.".to_owned(),
         tools: None,
         disallowed_tools: Vec::new(),
+        allowed_tools: Vec::new(),
         model: None,
         permission_mode: PermissionMode::BypassPermissions,
         max_turns: Some(20),

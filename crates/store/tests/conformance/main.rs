@@ -47,6 +47,7 @@ mod automagik;
 mod budgets;
 mod cancel;
 mod caps;
+mod checks;
 mod corrupt;
 mod credentials;
 mod database;

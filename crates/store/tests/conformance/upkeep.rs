@@ -55,6 +55,16 @@ async fn filled(fixture: Fixture) -> Fixture {
     fixture.store.put_artifact(&run.id, &artifact).await.unwrap();
     let odd = NewEvent::new(EventKind::Note, &json!({ "message": "ünïcode \u{1f980} 'quoted' \\ \u{0}" }));
     fixture.store.append_run_event(&run.id, placed.epoch, odd).await.unwrap();
+    fixture.store.choose_image(&run.id, placed.epoch, "team:1").await.unwrap();
+    let check = caisson_domain::check_result::CheckResult {
+        name: caisson_domain::repository_file::CheckName::Lint,
+        command: "make lint".to_owned(),
+        outcome: caisson_domain::check_result::CheckOutcome::Failed,
+        exit_code: Some(2),
+        output: Some("ünïcode \u{1f980}".to_owned()),
+        turns: 1,
+    };
+    fixture.journal(&placed, caisson_store::JournalEffect::Checks(vec![check])).await;
     fixture.store.request_cancel(&project(), &run.id, None).await.unwrap();
     let finish = Finish { status: RunStatus::Cancelled, failure: None, result: Some("done".to_owned()) };
     assert!(fixture.store.finish(&run.id, placed.epoch, &finish).await.unwrap());

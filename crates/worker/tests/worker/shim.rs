@@ -40,6 +40,8 @@ pub(crate) enum Play {
     LastWords,
     /// Says this.
     Say(Ending),
+    /// Says this before the agent is started.
+    SayEarly(Ending),
     /// Waits for its release, and says that this commit is pushed.
     Push(String),
 }
@@ -190,6 +192,10 @@ impl Shim {
             self.all.engine.exit(&self.sandbox, code, false);
             return Err(Over);
         }
+        if let Play::SayEarly(ending) = play {
+            let outcome = Outcome { ending, result: None, head: None, pushed: false };
+            return self.tell(run, JournalEffect::Finished(outcome)).await;
+        }
         self.start_agent(run).await?;
         let last_words = play == Play::LastWords;
         let head = if let Play::Push(head) = &play { Some(head.clone()) } else { None };
@@ -197,7 +203,7 @@ impl Shim {
             Play::Complete | Play::Deaf | Play::Linger | Play::LastWords | Play::DieEarly(_) => {
                 Ending::Completed
             }
-            Play::Say(ending) => ending,
+            Play::Say(ending) | Play::SayEarly(ending) => ending,
             Play::DieLate { code, oom } => {
                 self.all.engine.exit(&self.sandbox, code, oom);
                 return Err(Over);
@@ -262,6 +268,7 @@ impl Shim {
             JournalEffect::None
             | JournalEffect::Prepared { .. }
             | JournalEffect::Output(_)
+            | JournalEffect::Checks(_)
             | JournalEffect::Input { .. }
             | JournalEffect::Asked(_)
             | JournalEffect::AskedNoMore { .. }

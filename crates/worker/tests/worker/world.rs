@@ -104,6 +104,7 @@ impl World {
             slots: 2,
             state_dir: root.path().join("state"),
             default_image: Some("caisson-sandbox:latest".to_owned()),
+            repository_images: vec!["registry.example/team/*".parse().unwrap()],
             weaknesses: vec!["a wall is thin".to_owned()],
             shim: root.path().join("shim"),
             agent_dir: Some(agent_dir),

@@ -3,6 +3,7 @@
 mod agents;
 mod auth;
 mod clients;
+mod lines;
 mod listing;
 mod live;
 mod running;

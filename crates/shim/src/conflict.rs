@@ -1,0 +1,133 @@
+//! Work that does not fit onto its branch, which has moved on: the agent has one turn to bring the two together.
+
+use std::fmt::Write as _;
+
+use caisson_domain::protocol::NoteLevel;
+use caisson_domain::run::Failure;
+
+use crate::failure::Halt;
+use crate::git::{Git, text};
+use crate::push::{Conflict, Pushed, Tried, abort_rebase, is_rebasing, named, push, push_onto, unmerged};
+use crate::run::Live;
+use crate::turn::TurnEnd;
+
+/// What the names of branches begin with that no one but a run has.
+const OWN_BRANCHES: &str = "caisson/";
+/// What `git diff --check` says of a conflict that was left in a file.
+const LEFT_MARKER: &str = "leftover conflict marker";
+
+/// Whether others may push the run's branch too, so that the agent is kept until it is known that nobody has.
+pub(crate) fn is_shared(git: &Git) -> bool {
+    let work = &git.work;
+    work.go_on || work.base.as_ref() == Some(&work.branch) || !work.branch.as_str().starts_with(OWN_BRANCHES)
+}
+
+impl Live<'_> {
+    /// Pushes. Where the branch has moved on and has a conflict with the work, the agent is given that in a turn of its own; what
+    /// it does not solve fails the run, with the work as it was before.
+    ///
+    /// # Errors
+    /// [`Halt`]; the work is in the workspace.
+    ///
+    /// # Cancel safety
+    /// May be given up at any point: the work is in the workspace, perhaps within a rebase.
+    pub(crate) async fn push_with_agent(&mut self, git: &Git, base: Option<&str>) -> Result<Pushed, Halt> {
+        let conflict = match push(git, base).await? {
+            Tried::Pushed(pushed) => return Ok(pushed),
+            Tried::Conflict(conflict) => conflict,
+        };
+        let (branch, files) = (&git.work.branch, named(&conflict.files));
+        let note = format!(
+            "branch \"{branch}\" has moved on, and the work has a conflict with it in {files}; the agent was asked to solve it"
+        );
+        self.recorder.note(NoteLevel::Info, note).await?;
+        self.have_solved(git, &conflict).await?;
+        match unsolved(git, &conflict).await? {
+            None => {}
+            Some(why) => {
+                put_back(git, &conflict).await?;
+                return Err(conflict
+                    .failure(git, &format!(". The agent was asked to solve it: {why}"))
+                    .into());
+            }
+        }
+        // What was checked is no more what is pushed.
+        self.check_all().await?;
+        Ok(push_onto(git, Some(conflict.there)).await?)
+    }
+
+    async fn have_solved(&mut self, git: &Git, conflict: &Conflict) -> Result<(), Halt> {
+        let mut stop = self.stop.clone();
+        let Some(agent) = self.agent.as_mut() else { return Ok(()) };
+        match agent.turn(&question(git, conflict), &mut stop).await {
+            TurnEnd::Stopped(reason) => return Err(Halt::Stopped(reason)),
+            TurnEnd::Unwritten(error) => return Err(error.into()),
+            // What it has come to is looked at, not what it says.
+            TurnEnd::Result(_)
+            | TurnEnd::Interrupted
+            | TurnEnd::Exited(_)
+            | TurnEnd::Hung(_)
+            | TurnEnd::Untaken(_)
+            | TurnEnd::Unsent(_) => {}
+        }
+        agent.quiet().await;
+        self.shim.reaper.end_strays().await;
+        Ok(())
+    }
+}
+
+/// Gives up a conflict: the work is again what it was before.
+///
+/// # Errors
+/// [`Failure`] if git did not start or end.
+pub(crate) async fn put_back(git: &Git, conflict: &Conflict) -> Result<(), Failure> {
+    if is_rebasing(git) {
+        abort_rebase(git).await?;
+    }
+    if git.resolve("HEAD").await?.as_ref() != Some(&conflict.before) {
+        let branch = git.work.branch.as_str();
+        git.attempt(&["checkout", "--quiet", "--force", "--no-track", "-B", branch, &conflict.before])
+            .await?;
+    }
+    Ok(())
+}
+
+/// Finishes what the agent has solved; why the work does not come after the branch's commit, if it does not.
+async fn unsolved(git: &Git, conflict: &Conflict) -> Result<Option<String>, Failure> {
+    let left = unmerged(git).await?;
+    if !left.is_empty() {
+        return Ok(Some(format!("{} still has it", named(&left))));
+    }
+    if is_rebasing(git) {
+        // It has staged what it solved, and left the rest to whoever began.
+        let went_on = git.attempt(&["rebase", "--continue"]).await?;
+        if !went_on.exit.success() || is_rebasing(git) {
+            return Ok(Some("the rebase could not be finished behind it".to_owned()));
+        }
+    }
+    let after = git.attempt(&["merge-base", "--is-ancestor", &conflict.there, "HEAD"]).await?;
+    let branch = git.attempt(&["symbolic-ref", "--quiet", "--short", "HEAD"]).await?;
+    if !after.exit.success() || text(&branch) != git.work.branch.as_str() {
+        return Ok(Some("its work does not come after what the branch has".to_owned()));
+    }
+    let checked = git.attempt(&["diff", "--check", &conflict.there, "HEAD", "--"]).await?;
+    let marker = text(&checked).lines().find(|line| line.contains(LEFT_MARKER)).map(str::to_owned);
+    Ok(marker.map(|line| format!("it left a mark of it in {line}")))
+}
+
+fn question(git: &Git, conflict: &Conflict) -> String {
+    let branch = &git.work.branch;
+    let mut question = format!(
+        "Your work is committed, but branch \"{branch}\" has moved on meanwhile on the git host, and a rebase of your work onto it has \
+         stopped at a conflict in:"
+    );
+    for file in &conflict.files {
+        let _written = write!(question, "\n- {file}");
+    }
+    question.push_str(
+        "\n\nThe rebase is under way in the working directory. Solve the conflict so that what both sides meant is kept, stage the \
+         files with `git add`, and go on with `GIT_EDITOR=true git rebase --continue` until the rebase is finished. Do not push, do \
+         not give the rebase up, and change nothing else. If the two cannot be brought together, leave it and say why.",
+    );
+    question
+}

@@ -1,0 +1,40 @@
+//! What becomes of a run whose repository asks for another image than its sandbox has.
+//!
+//! It is the sandbox's word, so it opens nothing but what the operator lets every repository choose.
+
+use caisson_domain::image::ImageWish;
+use caisson_domain::run::{Failure, RunStatus};
+use caisson_store::{Finish, Progress};
+
+use crate::attempt::Attempt;
+use crate::context::Halt;
+use crate::judge::{Verdict, late_wish};
+
+/// Notes the image for the run's next sandbox and has the run go back to the queue, or ends it. None if the run is lost.
+pub(crate) async fn judge(
+    attempt: &Attempt,
+    progress: &Progress,
+    wish: &ImageWish,
+) -> Result<Option<Verdict>, Halt> {
+    if progress.cancel_requested {
+        let finish = Finish { status: RunStatus::Cancelled, failure: None, result: None };
+        return Ok(Some(Verdict::Finish(finish)));
+    }
+    if progress.agent_started {
+        return Ok(Some(failed(late_wish())));
+    }
+    if let Err(failure) = wish.check(&attempt.ctx.config.repository_images) {
+        return Ok(Some(failed(failure)));
+    }
+    let (store, run, epoch) = (&attempt.ctx.store, &attempt.run.id, attempt.epoch);
+    let choose = || store.choose_image(run, epoch, &wish.image);
+    if !attempt.ctx.insist("note the image that a repository chose", choose).await? {
+        return Ok(None);
+    }
+    let reason = format!("its repository chose the image {}", wish.image);
+    Ok(Some(Verdict::Requeue { reason, delay_ms: 0 }))
+}
+
+fn failed(failure: Failure) -> Verdict {
+    Verdict::Finish(Finish { status: RunStatus::Failed, failure: Some(failure), result: None })
+}

@@ -24,6 +24,8 @@ pub(crate) struct Delivery {
     pub(crate) archive: Option<Archive>,
     pub(crate) pushed: bool,
     pub(crate) start: Option<String>,
+    /// Whether sandboxes of this server may wait for another run.
+    pub(crate) keep: bool,
 }
 
 /// The run has a repository and no branch, which the store never writes.
@@ -33,7 +35,7 @@ pub(crate) struct NoBranch;
 
 /// Builds the run's work; `now_ms` is the store's time.
 pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) -> Result<RunWork, NoBranch> {
-    let Delivery { run, epoch, conversation, resume, archive, pushed, start } = delivery;
+    let Delivery { run, epoch, conversation, resume, archive, pushed, start, keep } = delivery;
     let git = match (&run.spec.repository, &run.spec.branch) {
         (None, _) => None,
         (Some(_), None) => return Err(NoBranch),
@@ -87,6 +89,7 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
         output_schema: spec.output_schema,
         checks: workflow.caisson.checks,
         timeout_ms,
+        keep,
     })
 }
 
@@ -185,6 +188,7 @@ mod tests {
             archive: None,
             pushed: true,
             start: None,
+            keep: false,
         }
     }
 

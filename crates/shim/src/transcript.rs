@@ -94,6 +94,15 @@ pub(crate) async fn archive(
     recorder.note(NoteLevel::Warn, note).await.map(drop)
 }
 
+/// Whether the agent's record has the line with this id. A record that cannot be read has none.
+pub(crate) fn has(home: &Path, conversation: &str, id: &str) -> bool {
+    let Some(path) = find(home, conversation).filter(|_| !id.is_empty()) else { return false };
+    let wanted = format!("\"uuid\":\"{id}\"");
+    let content = plain_file::read(&path, TRANSCRIPT_BYTES as u64).unwrap_or_default();
+    let whole = whole_lines(content);
+    whole.windows(wanted.len()).any(|part| part == wanted.as_bytes())
+}
+
 /// A record that was cut off when the agent was killed is left out; the agent would skip it.
 fn whole_lines(mut content: Vec<u8>) -> Vec<u8> {
     let end = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);

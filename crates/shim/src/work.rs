@@ -82,13 +82,13 @@ fn plan(last: Option<&(RunId, i64)>, work: &RunWork) -> Plan {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use caisson_domain::id::Epoch;
     use caisson_domain::protocol::AgentWork;
     use caisson_domain::workflow::{PermissionMode, Publish};
 
-    fn work(run: &RunId, attempt: i64) -> RunWork {
+    pub(crate) fn work(run: &RunId, attempt: i64) -> RunWork {
         RunWork {
             run: run.clone(),
             epoch: Epoch(1),
@@ -120,6 +120,7 @@ mod tests {
             output_schema: None,
             checks: Vec::new(),
             timeout_ms: 1,
+            keep: false,
         }
     }
 

@@ -8,7 +8,7 @@ use caisson_domain::run::RunSpec;
 use crate::database::{Tx, sql};
 use crate::retention::DELETE_SESSION;
 use crate::rows::{Columns, document};
-use crate::{Actor, NewAudit, Store, StoreError, Topic, audit};
+use crate::{Actor, NewAudit, SandboxState, Store, StoreError, Topic, audit, sandboxes};
 
 /// Most files of deleted sessions listed at once.
 pub const REMOVALS_PAGE: u32 = 200;
@@ -52,7 +52,7 @@ pub enum DeleteSession {
     Unknown,
     /// A run of it is queued or running.
     Busy,
-    /// A sandbox of it is still there, which is taken away in a moment.
+    /// A sandbox of it is still there, which is taken away in a moment; one that waited for another run is told to end.
     SandboxLeft,
     /// It is gone; its files go as soon as the servers that have them come to it.
     Deleted,
@@ -101,6 +101,9 @@ const IN_PROJECT: &str = "select count(*) from session where project_id = $1 and
 
 const SANDBOXES_LEFT: &str = "select count(*) from sandbox where session_id = $1 and state <> 'destroyed'";
 
+const SANDBOXES_ALIVE: &str =
+    "select id from sandbox where session_id = $1 and state in ('creating', 'running') order by id";
+
 const SERVERS: &str = "select distinct server_id as id from sandbox where session_id = $1 order by 1";
 
 const LEAVE_VOLUME: &str = "insert into removal (server_id, kind, name, project_id, created_at_ms) \
@@ -139,7 +142,8 @@ impl Store {
     }
 
     /// Makes a session that goes on where `session` is, with its conversation and, from the branch that it has pushed, its files;
-    /// its own runs work on `branch`, or on `caisson/<workflow>/<short session id>`.
+    /// its own runs work on `branch`, or on `caisson/<workflow>/<short session id>`. A sandbox of `session` that waits for another run is
+    /// told to end.
     ///
     /// # Errors
     /// As every write.
@@ -193,6 +197,7 @@ impl Store {
         }
         spec.branch = Some(branch.clone());
         spec.prompt.clear();
+        end_sandboxes(&mut tx, session).await?;
         insert_fork(&mut tx, (session, &fork), (&branch, pushed.as_deref()), &spec).await?;
         let record = NewAudit {
             session: Some(session.clone()),
@@ -231,6 +236,8 @@ impl Store {
             return Ok(DeleteSession::Busy);
         }
         if count(&mut tx, SANDBOXES_LEFT, session).await? > 0 {
+            end_sandboxes(&mut tx, session).await?;
+            tx.commit().await?;
             return Ok(DeleteSession::SandboxLeft);
         }
         let servers = sql::query(SERVERS).bind(session.as_str()).fetch_all(&mut *tx.db).await?;
@@ -313,6 +320,16 @@ pub(crate) async fn call(
 ) -> Result<bool, StoreError> {
     let called = sql::query(CALL).bind(project.as_str()).bind(session.as_str()).execute(&mut *tx.db).await?;
     Ok(called.rows_affected() == 1)
+}
+
+/// Tells the sandboxes of a session without a running run to end: they wait for one.
+async fn end_sandboxes(tx: &mut Tx<'_>, session: &SessionId) -> Result<(), StoreError> {
+    let rows = sql::query(SANDBOXES_ALIVE).bind(session.as_str()).fetch_all(&mut *tx.db).await?;
+    for row in &rows {
+        let sandbox = Columns::of("sandbox", row)?.parse("id")?;
+        sandboxes::advance(tx, &sandbox, SandboxState::Stopping).await?;
+    }
+    Ok(())
 }
 
 async fn insert_fork(

@@ -17,6 +17,7 @@ use crate::dirs::Dirs;
 use crate::disk::places::Places;
 use crate::health::{Health, Probe};
 use crate::holds::Holds;
+use crate::kept::Shelf;
 use crate::pressure::Pressure;
 use crate::steps::{Step, StepHook};
 use crate::unowned::InHand;
@@ -38,6 +39,8 @@ pub(crate) struct Context {
     pub(crate) hook: Option<Arc<dyn StepHook>>,
     pub(crate) dirs: Dirs,
     pub(crate) holds: Holds,
+    /// The sandboxes that wait for another run.
+    pub(crate) kept: Shelf,
     pub(crate) health: Health,
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) starts: Arc<Semaphore>,

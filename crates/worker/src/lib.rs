@@ -6,6 +6,7 @@
 //! - `reconcile` takes over what the process before this one left, and then finds orphans at intervals;
 //! - `slots` claims runs and sees each through: `place`, `attend`, `judge`, and the verdict written down;
 //! - `unowned` takes a run up again whose lease was over while the store was away;
+//! - `kept` has those of them that wait for another run of their session;
 //! - `teardown` takes the sandboxes of finished runs away, in the background and bounded;
 //! - `health` says whether runs can be placed at all.
 //!
@@ -25,6 +26,7 @@ mod guard;
 mod health;
 mod holds;
 mod judge;
+mod kept;
 mod place;
 mod pressure;
 mod reconcile;
@@ -57,6 +59,7 @@ pub use disk::{
 };
 pub use health::{DISK_RESUME_PARTS, Probe};
 pub use judge::TIMEOUT_SLACK_MS;
+pub use kept::KeepAlive;
 pub use retention::{Collector, REMOVALS, Removal};
 pub use steps::{Step, StepHook};
 
@@ -65,6 +68,7 @@ use crate::dirs::Dirs;
 use crate::disk::places::Places;
 use crate::health::Health;
 use crate::holds::Holds;
+use crate::kept::Shelf;
 use crate::pressure::Pressure;
 
 /// What a worker works with.
@@ -133,6 +137,7 @@ impl Worker {
             hook: parts.hook,
             dirs,
             holds: Holds::new(),
+            kept: Shelf::default(),
             health: Health::new(),
             places: Places::default(),
             near_floor: watch::Sender::new(false),

@@ -16,6 +16,7 @@ use crate::context::{Asked, Backoff, Context, Halt, asked, described};
 use crate::health;
 use crate::holds::Hold;
 use crate::judge::{End, Fault, FaultClass, Verdict, by_end};
+use crate::kept;
 use crate::place::{Placing, announce, place};
 use crate::steps::Step;
 use crate::teardown;
@@ -294,11 +295,23 @@ async fn conclude(attempt: &Attempt, verdict: Verdict, hold: Option<Hold>) -> Re
         }
     };
     attempt.settle_calls().await?;
-    if !ctx.insist("finish a run", || store.finish(run, epoch, &finish)).await? {
+    let hold = match hold {
+        Some(hold) if kept::is_to_wait(attempt, &finish, &hold).await? => {
+            kept::put_by(attempt, hold);
+            None
+        }
+        hold => hold,
+    };
+    let finished = ctx.insist("finish a run", || store.finish(run, epoch, &finish)).await;
+    if !matches!(finished, Ok(true)) {
+        kept::leave(attempt);
+    }
+    if !finished? {
         lost(ctx, run);
         return Ok(());
     }
     info!(run.id = %run, run.status = %finish.status, "finished run {run} as {}", finish.status);
+    kept::begin(attempt);
     ctx.step(Step::Finished).await;
     if let Some(hold) = hold {
         teardown::retire_later(ctx, hold).await;

@@ -1,5 +1,7 @@
 //! Forking and deleting a session.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -7,6 +9,7 @@ use caisson_domain::git::{BranchError, BranchName};
 use caisson_store::{Actor, DeleteSession, ForkSession};
 use http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
 use utoipa::ToSchema;
 
 use super::SessionView;
@@ -14,6 +17,12 @@ use crate::auth::Writer;
 use crate::extract::{Fields, JsonObject, NoParams, SessionPath, unknown_session};
 use crate::problem::{ApiError, Faults, Problem};
 use crate::state::App;
+
+/// How long a session's sandbox may take to go before whoever deletes the session has to ask again: one that waited for another
+/// run is told to end by that.
+const SANDBOX_GOES: Duration = Duration::from_secs(5);
+/// Between two looks whether it has gone.
+const SANDBOX_LOOK: Duration = Duration::from_millis(50);
 
 /// A fork to be made.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -118,7 +127,14 @@ pub(crate) async fn delete_session(
     _: NoParams,
 ) -> Result<StatusCode, ApiError> {
     let by = Actor::Key(caller.key);
-    match app.store().delete_session_of(&caller.project, &id, by).await? {
+    let until = Instant::now() + SANDBOX_GOES;
+    let deleted = loop {
+        match app.store().delete_session_of(&caller.project, &id, by.clone()).await? {
+            DeleteSession::SandboxLeft if Instant::now() < until => sleep(SANDBOX_LOOK).await,
+            deleted => break deleted,
+        }
+    };
+    match deleted {
         DeleteSession::Unknown => Err(unknown_session()),
         DeleteSession::Busy => Err(busy("it can be deleted")),
         DeleteSession::SandboxLeft => {

@@ -384,6 +384,7 @@ pub(crate) fn plain_work(prompt: &str) -> RunWork {
         output_schema: None,
         checks: Vec::new(),
         timeout_ms: 600_000,
+        keep: false,
     }
 }
 

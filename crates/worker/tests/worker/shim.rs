@@ -212,7 +212,7 @@ impl Shim {
             }
         };
         let pushed = head.is_some();
-        let outcome = Outcome { ending, result: Some("done".to_owned()), head, pushed };
+        let outcome = Outcome { ending, result: Some("done".to_owned()), head, pushed, kept: false };
         if last_words {
             self.all.engine.exit(&self.sandbox, 1, false);
             tokio::time::sleep(LOOK).await;

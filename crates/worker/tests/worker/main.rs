@@ -12,6 +12,7 @@ mod damage;
 mod disk;
 mod engine;
 mod going_on;
+mod kept;
 mod life;
 mod pushes;
 mod retention;

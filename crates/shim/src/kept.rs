@@ -102,6 +102,9 @@ impl Live<'_> {
         if !agent.is_ready().await {
             return Err("it has ended");
         }
+        if agent.last_answer.is_empty() {
+            return Err("it has said nothing");
+        }
         self.shim.reaper.end_strays().await;
         let home = &self.shim.places.home;
         let until = Instant::now() + Duration::from_millis(WRITTEN_MS);

@@ -177,8 +177,7 @@ impl Agent {
         if let Some(input) = &self.input {
             approvals.connect(Way { input: input.downgrade(), moved: Arc::clone(&self.moved) });
         }
-        self.sending_deltas =
-            AbortOnDropHandle::new(shim.tracker.spawn(deltas.send(Arc::clone(&shim.door))));
+        self.sending_deltas = AbortOnDropHandle::new(shim.tracker.spawn(deltas.send(Arc::clone(&shim.door))));
         (self.recorder, self.approvals) = (recorder.clone(), approvals.clone());
         (self.run, self.attempt, self.prompts) = (work.run.clone(), work.attempt, 0);
         (self.undone, self.conversation) = (Vec::new(), Conversation::new(&[]));

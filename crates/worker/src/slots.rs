@@ -1,7 +1,7 @@
 //! Claims runs while there are free slots, and sees each to its end.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use caisson_domain::id::{Epoch, RunId};
 use caisson_domain::run::{Failure, FailureKind, RunStatus};
@@ -105,7 +105,8 @@ pub(crate) fn launch(
     info!(run.id = %run, run.attempt = claimed.answer.run.attempt, "took run {run}");
     let span = info_span!("run", run.id = %run);
     let adopted = matches!(origin, Origin::Adopted(_));
-    let attempt = Attempt::new(Arc::clone(ctx), claimed, adopted);
+    let slot = Arc::new(Mutex::new(slot));
+    let attempt = Attempt::new(Arc::clone(ctx), claimed, adopted, Arc::clone(&slot));
     // It changes whenever the run is taken up again.
     let epoch = Arc::new(AtomicI64::new(epoch.0));
     let work = ctx.tracker.spawn(drive(attempt, origin, Arc::clone(&epoch)).instrument(span));
@@ -121,7 +122,7 @@ pub(crate) fn launch(
         if let Some(fault) = fault {
             end_after_fault(&ctx, (&run, Epoch(epoch.load(Ordering::Relaxed))), &fault).await;
         }
-        drop(slot);
+        drop(slot.lock().unwrap_or_else(PoisonError::into_inner).take());
     });
 }
 

@@ -46,13 +46,8 @@ impl Given {
                 let Ok(entries) = fs::read_dir(&path) else { return Self(None) };
                 next.extend(entries.flatten().map(|entry| entry.path()));
             }
-            let stamp = (
-                metadata.mode(),
-                metadata.ino(),
-                metadata.size(),
-                metadata.ctime(),
-                metadata.ctime_nsec(),
-            );
+            let stamp =
+                (metadata.mode(), metadata.ino(), metadata.size(), metadata.ctime(), metadata.ctime_nsec());
             found.insert(path, stamp);
             if found.len() + next.len() > ENTRIES {
                 return Self(None);

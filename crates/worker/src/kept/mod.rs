@@ -80,7 +80,12 @@ pub(crate) fn put_by(attempt: &Attempt, hold: Hold) {
 /// Has it wait, now that the run's end is written, unless the session's next run has it already. Without one it does nothing.
 pub(crate) fn begin(attempt: &Attempt) {
     let ctx = &attempt.ctx;
+    if !ctx.kept.has(&attempt.run.session) {
+        return;
+    }
     let taken = CancellationToken::new();
+    // It has the place of the run that has ended, and not another one beside it.
+    attempt.give_back_slot();
     let Some(sandbox) = ctx.kept.watched(&attempt.run.session, taken.clone().drop_guard()) else { return };
     info!(sandbox.id = %sandbox, "sandbox {sandbox} waits for another run of its session");
     while ctx.kept.count() > ctx.config.keep_alive.sandboxes {

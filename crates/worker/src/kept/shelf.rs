@@ -38,6 +38,11 @@ impl Shelf {
         self.take(|waiting| waiting.session == *session)
     }
 
+    /// Whether there is one of the session.
+    pub(crate) fn has(&self, session: &SessionId) -> bool {
+        self.lock().iter().any(|waiting| waiting.session == *session)
+    }
+
     /// Notes who watches the one of the session, which may be taken by others from here on; its sandbox, if it is still here.
     pub(crate) fn watched(&self, session: &SessionId, taken: DropGuard) -> Option<SandboxId> {
         let mut all = self.lock();

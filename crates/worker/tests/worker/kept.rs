@@ -49,6 +49,14 @@ impl World {
         assert_eq!(ended.status, RunStatus::Succeeded, "{:?}", ended.failure);
     }
 
+    /// Checks what must be true of every run that has ended, also of one that is not its session's first.
+    async fn ended_once(&self, run: &RunId) {
+        let events = self.events(run).await;
+        assert!(events.iter().map(|event| event.seq).is_sorted());
+        assert_eq!(events.last().unwrap().kind, EventKind::RunFinished);
+        assert_eq!(self.told(run, EventKind::RunFinished).await.len(), 1);
+    }
+
     async fn has(&self, run: &RunId, kind: EventKind) -> bool {
         !self.told(run, kind).await.is_empty()
     }
@@ -67,7 +75,7 @@ async fn the_next_run_of_the_session_has_it_and_tells_so() {
     assert_eq!(world.engine.made().len(), 1);
     for run in [&first, &second] {
         assert_eq!(world.shims.agents(run), 1);
-        world.told_once(run).await;
+        world.ended_once(run).await;
         let kept = world.told(run, EventKind::SandboxKept).await;
         assert_eq!((kept.len(), &kept[0]["keep_alive_s"]), (1, &600.into()));
         assert_eq!(kept[0]["sandbox"].as_str(), sandbox.as_ref().map(|id| id.as_str()));
@@ -91,7 +99,7 @@ async fn it_goes_when_its_time_is_over_and_without_time_at_once() {
         world.done(&run).await;
         assert_eq!(world.has(&run, EventKind::SandboxKept).await, !time.is_zero());
         world.clean().await;
-        world.told_once(&run).await;
+        world.ended_once(&run).await;
         server.kill();
     }
 }
@@ -196,7 +204,8 @@ async fn a_run_waits_for_no_sandbox_that_waits() {
 
 #[tokio::test]
 async fn so_many_wait_and_so_much_memory_is_theirs() {
-    let memory = |runs: u64| runs * u64::from(caisson_domain::run::Resources::default().memory_mib) * 1024 * 1024;
+    let memory =
+        |runs: u64| runs * u64::from(caisson_domain::run::Resources::default().memory_mib) * 1024 * 1024;
     for keep_alive in [
         KeepAlive { sandboxes: 2, ..keep(LONG) },
         // The engine does not tell what they take: then it is what they may take.
@@ -226,7 +235,8 @@ async fn it_ends_with_its_session_with_a_drain_and_with_its_server() {
     let first = world.queue().await;
     world.done(&first).await;
     let (project, session) = (ProjectId::default_project(), world.run(&first).await.session);
-    let delete = || async { world.store.delete_session_of(&project, &session, Actor::Operator).await.unwrap() };
+    let delete =
+        || async { world.store.delete_session_of(&project, &session, Actor::Operator).await.unwrap() };
     assert_eq!(delete().await, DeleteSession::SandboxLeft);
     world.clean().await;
     assert_eq!(delete().await, DeleteSession::Deleted);
@@ -290,7 +300,7 @@ async fn survives(step: Step) {
     let third = world.next(&first, |_| {}).await;
     world.done(&third).await;
     for run in [&first, &second, &third] {
-        world.told_once(run).await;
+        world.ended_once(run).await;
     }
     server.shut_down();
     world.clean().await;

@@ -196,12 +196,9 @@ impl Shim {
         let (last_words, kept) = (play == Play::LastWords, play == Play::Keep);
         let head = if let Play::Push(head) = &play { Some(head.clone()) } else { None };
         let ending = match play {
-            Play::Complete
-            | Play::Keep
-            | Play::Deaf
-            | Play::Linger
-            | Play::LastWords
-            | Play::DieEarly(_) => Ending::Completed,
+            Play::Complete | Play::Keep | Play::Deaf | Play::Linger | Play::LastWords | Play::DieEarly(_) => {
+                Ending::Completed
+            }
             Play::Say(ending) => ending,
             Play::DieLate { code, oom } => {
                 self.all.engine.exit(&self.sandbox, code, oom);

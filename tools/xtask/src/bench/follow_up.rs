@@ -40,8 +40,7 @@ impl FollowUps {
     /// A bar for each engine.
     #[must_use]
     pub(crate) fn bars(&self) -> [Bar; 2] {
-        let bar =
-            |name, figures: &[f64]| Bar::new(name, median(figures), Bound::AtMost(FOLLOW_UP_MS), 0);
+        let bar = |name, figures: &[f64]| Bar::new(name, median(figures), Bound::AtMost(FOLLOW_UP_MS), 0);
         [bar("follow_up_p50_ms", &self.local_ms), bar("follow_up_docker_p50_ms", &self.docker_ms)]
     }
 }

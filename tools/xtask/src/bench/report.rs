@@ -58,7 +58,8 @@ fn engines(figures: &Figures) -> Table {
 #[must_use]
 pub(crate) fn follow_ups(all: &FollowUps) -> Table {
     Table {
-        title: "Until the first model request of a follow-up whose sandbox waits, and of the bare agent".to_owned(),
+        title: "Until the first model request of a follow-up whose sandbox waits, and of the bare agent"
+            .to_owned(),
         head: ["", "p50", "min", "max"].map(str::to_owned).to_vec(),
         rows: vec![
             spread("a follow-up, local engine, from the POST, ms", &all.local_ms, 0),

@@ -132,6 +132,8 @@ impl Live<'_> {
     /// [`Halt`] if the workspace cannot be looked at.
     pub(crate) async fn take_up(&mut self) -> Result<bool, Halt> {
         let Some(mut kept) = self.shim.kept.take() else { return Ok(false) };
+        // It may have ended in this very moment.
+        self.shim.reaper.look();
         if !fits(&kept.work, self.work) || !kept.agent.is_ready().await {
             say("the agent that waited cannot do this run; another one is started");
             drop(kept);

@@ -1,5 +1,6 @@
 //! One run in this worker's hands: its lease, what is known of it, and what the worker tells about it.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -37,7 +38,26 @@ pub(crate) struct Attempt {
 }
 
 /// A place among the runs in hand, which whoever sees to the run may give back before its end is seen to.
-pub(crate) type Slot = Arc<Mutex<Option<OwnedSemaphorePermit>>>;
+pub(crate) type Slot = Arc<Mutex<Option<Taken>>>;
+
+/// A slot that a run has. Whoever looks for a run to claim has one as well, which is not counted here.
+pub(crate) struct Taken {
+    _slot: OwnedSemaphorePermit,
+    all: Arc<AtomicUsize>,
+}
+
+impl Taken {
+    pub(crate) fn new(slot: OwnedSemaphorePermit, all: &Arc<AtomicUsize>) -> Self {
+        all.fetch_add(1, Ordering::Relaxed);
+        Self { _slot: slot, all: Arc::clone(all) }
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// How a lease ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use caisson_sandbox::Engine;
@@ -43,6 +44,8 @@ pub(crate) struct Context {
     pub(crate) kept: Shelf,
     pub(crate) health: Health,
     pub(crate) slots: Arc<Semaphore>,
+    /// Those of them that runs have.
+    pub(crate) slots_taken: Arc<AtomicUsize>,
     pub(crate) starts: Arc<Semaphore>,
     pub(crate) pressure: Pressure,
     pub(crate) teardowns: Arc<Semaphore>,

@@ -125,6 +125,7 @@ impl Worker {
         let dirs = dirs::blocking(move || Dirs::open(&state_dir, caps)).await?;
         let ctx = Arc::new(Context {
             slots: Arc::new(Semaphore::new(config.slots)),
+            slots_taken: Arc::default(),
             starts: Arc::new(Semaphore::new(STARTS)),
             pressure: Pressure::of_the_machine(),
             teardowns: Arc::new(Semaphore::new(TEARDOWNS)),

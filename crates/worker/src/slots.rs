@@ -10,7 +10,7 @@ use caisson_store::{Claimed, Finish, SandboxState, StoreError, Topic};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Instrument, error, info, info_span, warn};
 
-use crate::attempt::{Attempt, LeaseEnd};
+use crate::attempt::{Attempt, LeaseEnd, Taken};
 use crate::attend::attend;
 use crate::context::{Asked, Backoff, Context, Halt, asked, described};
 use crate::health;
@@ -105,7 +105,7 @@ pub(crate) fn launch(
     info!(run.id = %run, run.attempt = claimed.answer.run.attempt, "took run {run}");
     let span = info_span!("run", run.id = %run);
     let adopted = matches!(origin, Origin::Adopted(_));
-    let slot = Arc::new(Mutex::new(slot));
+    let slot = Arc::new(Mutex::new(slot.map(|slot| Taken::new(slot, &ctx.slots_taken))));
     let attempt = Attempt::new(Arc::clone(ctx), claimed, adopted, Arc::clone(&slot));
     // It changes whenever the run is taken up again.
     let epoch = Arc::new(AtomicI64::new(epoch.0));

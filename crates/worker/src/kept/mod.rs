@@ -8,6 +8,7 @@ mod shelf;
 mod watch;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use caisson_domain::event::EventKind;
@@ -101,9 +102,8 @@ pub(crate) fn leave(attempt: &Attempt) {
 
 /// Ends those that have no place beside the runs in hand, of which the caller's is one, the oldest first. It waits for none.
 pub(crate) fn make_room(ctx: &Arc<Context>) {
-    let slots = ctx.config.slots;
-    let in_hand = slots.saturating_sub(ctx.slots.available_permits());
-    while ctx.kept.count() > slots.saturating_sub(in_hand) {
+    let in_hand = ctx.slots_taken.load(Ordering::Relaxed);
+    while ctx.kept.count() > ctx.config.slots.saturating_sub(in_hand) {
         end_oldest(ctx, "a run needs its place");
     }
 }

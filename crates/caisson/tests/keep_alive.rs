@@ -125,6 +125,15 @@ async fn wait_left(world: &World, left: usize) {
     }
 }
 
+/// Waits until a killed process is dead: on a busy machine that takes a while.
+async fn wait_dead(pid: u32) {
+    let begun = Instant::now();
+    while lives(pid) {
+        assert!(begun.elapsed() < SOON, "process {pid} lives");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// Asks the only door there is, as the agent could from within; the head of the answer and its body.
 fn knock(world: &World, request: &str) -> String {
     let doors: Vec<_> = std::fs::read_dir(world.state_dir().join("doors")).unwrap().flatten().collect();
@@ -234,6 +243,7 @@ async fn what_died_while_it_waited_is_made_anew_and_nothing_is_lost(engine: Engi
     // The agent: the sandbox is as good as before.
     let waiting = agent(&world);
     kill_9(waiting).unwrap();
+    wait_dead(waiting).await;
     let second = follow(&world, session).await;
     assert!(second.has("sandbox.reused"), "{:?}", second.kinds());
     assert_ne!(agent(&world), waiting);

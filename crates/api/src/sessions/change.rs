@@ -131,7 +131,10 @@ pub(crate) async fn delete_session(
     let deleted = loop {
         match app.store().delete_session_of(&caller.project, &id, by.clone()).await? {
             DeleteSession::SandboxLeft if Instant::now() < until => sleep(SANDBOX_LOOK).await,
-            deleted => break deleted,
+            deleted @ (DeleteSession::Unknown
+            | DeleteSession::Busy
+            | DeleteSession::SandboxLeft
+            | DeleteSession::Deleted) => break deleted,
         }
     };
     match deleted {

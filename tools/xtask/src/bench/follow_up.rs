@@ -27,6 +27,7 @@ const PROMPT: &str = "Say that you are there.";
 
 /// What came of the rounds; each series has a figure for every round, in milliseconds.
 #[derive(Debug, Clone, Default)]
+#[expect(clippy::struct_field_names, reason = "each says its unit, as everywhere")]
 pub(crate) struct FollowUps {
     /// The bare agent with a fresh home, from its start.
     pub(crate) bare_ms: Vec<f64>,

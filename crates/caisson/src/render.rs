@@ -99,6 +99,11 @@ impl Account {
             "run.budget_soft" => one(Sign::Warn, budget_soft(data)),
             "run.stop_requested" => one(Sign::Warn, format!("told to stop: {}", text(data, "reason"))),
             "sandbox.started" => sandbox_lines(data),
+            "sandbox.kept" => {
+                let seconds = data["keep_alive_s"].as_u64().unwrap_or_default();
+                one(Sign::Step, format!("sandbox waits {seconds} s for a follow-up"))
+            }
+            "sandbox.reused" => one(Sign::Step, "sandbox of the run before goes on".to_owned()),
             "sandbox.exited" => one(Sign::Warn, sandbox_exited(data)),
             "workspace.prepared" => match data["branch"].as_str() {
                 Some(branch) => one(

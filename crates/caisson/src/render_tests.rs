@@ -125,6 +125,15 @@ fn a_sandbox_that_ended_alone_tells_of_the_work_in_it() {
 }
 
 #[test]
+fn a_sandbox_that_waits_and_one_that_waited_are_told() {
+    let mut account = Account::new(false);
+    let text = account.tell(&event(1, 0, "sandbox.kept", json!({"keep_alive_s": 300})));
+    assert!(text.trim_end().ends_with("sandbox waits 300 s for a follow-up"), "{text}");
+    let text = account.tell(&event(2, 0, "sandbox.reused", json!({"waited_ms": 5})));
+    assert!(text.trim_end().ends_with("sandbox of the run before goes on"), "{text}");
+}
+
+#[test]
 fn a_failed_upstream_is_named_with_or_without_a_sentence() {
     let tell = |data| Account::new(false).tell(&event(1, 0, "gateway.upstream_failed", data));
     let git = tell(json!({"upstream": "git", "kind": "x", "message": "no such repository"}));

@@ -17,7 +17,7 @@ use caisson_domain::server::{PlacementProblem, ProblemCode, Role};
 use caisson_domain::workflow::Workflow;
 use caisson_gateway::{Gateway, GatewayConfig, GitIdentity};
 use caisson_store::{Clock, Look, Store};
-use caisson_worker::{DiskCaps, Parts, Probe, Timing, UidPlan, Worker, WorkerConfig};
+use caisson_worker::{DiskCaps, KeepAlive, Parts, Probe, Timing, UidPlan, Worker, WorkerConfig};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -376,6 +376,7 @@ fn gateway_config(settings: &Settings, inputs: &Inputs, id: &ServerId) -> Gatewa
             name: settings.git.author_name.clone(),
             email: settings.git.author_email.clone(),
         },
+        keep_alive: settings.keep_alive_s > 0,
     }
 }
 
@@ -425,6 +426,11 @@ fn worker_config(
         server: id.clone(),
         engine_name: engine.name().to_owned(),
         slots: settings.slots,
+        keep_alive: KeepAlive {
+            time: Duration::from_secs(u64::from(settings.keep_alive_s)),
+            sandboxes: settings.keep_alive_sandboxes,
+            memory_bytes: u64::from(settings.keep_alive_memory_mib) * 1024 * 1024,
+        },
         state_dir: settings.state_dir.clone(),
         default_image: engine.default_image(),
         repository_images: settings.repository_images(),

@@ -8,6 +8,7 @@ mod budget;
 pub(crate) mod database;
 pub(crate) mod egress;
 mod images;
+mod keep_alive;
 pub(crate) mod mcp;
 mod metrics;
 mod queue;
@@ -49,6 +50,14 @@ pub(crate) struct Settings {
     pub listen: SocketAddr,
     /// Runs at the same time, 1 to 256. Default 8. `CAISSON_SLOTS`.
     pub slots: usize,
+    /// How long the sandbox of a run that succeeded waits for the session's next run, in seconds, 0 to 86400. Default 0: it does
+    /// not. `CAISSON_KEEP_ALIVE_S`.
+    pub keep_alive_s: u32,
+    /// Sandboxes that wait at the same time, 1 to 256, within the slots that no run has. Default 4. `CAISSON_KEEP_ALIVE_SANDBOXES`.
+    pub keep_alive_sandboxes: usize,
+    /// The most memory that sandboxes which wait may have together, in MiB, 64 to 16777216. Default 2048.
+    /// `CAISSON_KEEP_ALIVE_MEMORY_MIB`.
+    pub keep_alive_memory_mib: u32,
     /// How long a server that shares the database may be silent, in seconds, before another writes its runs off and may take
     /// its sessions up, 40 to 604800; the same for all of them. Default 600. `CAISSON_SERVER_LOST_AFTER_S`.
     pub server_lost_after_s: u32,
@@ -376,6 +385,7 @@ impl Settings {
         if !(1..=256).contains(&self.slots) {
             faults.push(format!("slots is {}; give 1 to 256", self.slots));
         }
+        self.check_keep_alive(&mut faults);
         if self.uid_base < 1000 {
             faults.push(format!(
                 "uid_base is {}; give at least 1000, so that no system user is hit",
@@ -441,6 +451,9 @@ fn defaults(
         .set_default("state_dir", environment.default_state_dir())?
         .set_default("listen", "127.0.0.1:7070")?
         .set_default("slots", 8)?
+        .set_default("keep_alive_s", 0)?
+        .set_default("keep_alive_sandboxes", 4)?
+        .set_default("keep_alive_memory_mib", 2048)?
         .set_default("server_lost_after_s", SERVER_LOST_MS_DEFAULT / 1000)?
         .set_default("repositories", empty.clone())?
         .set_default("repository_images", empty.clone())?

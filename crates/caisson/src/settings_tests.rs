@@ -261,3 +261,23 @@ token_file = \"{}\"\n",
     let relative = Settings { file: Some("here.toml".into()), ..settings };
     assert!(relative.own_paths().unwrap().iter().all(|path| path.is_absolute()));
 }
+
+#[test]
+fn sandboxes_wait_within_their_bounds_and_not_at_all_unless_somebody_says_so() {
+    assert_eq!(load("", &[]).unwrap().keep_alive_s, 0);
+    for (key, least, most) in [
+        ("keep_alive_s", 0, 86_400),
+        ("keep_alive_sandboxes", 1, 256),
+        ("keep_alive_memory_mib", 64, 16_777_216),
+    ] {
+        for (value, fits) in [(least - 1, false), (least, true), (most, true), (most + 1, false)] {
+            // Less than nothing is no number of that kind, which is told in other words.
+            if value >= 0 {
+                let loaded = load(&format!("{key} = {value}\n"), &[]);
+                assert_eq!(loaded.is_ok(), fits, "{key} = {value}");
+            }
+        }
+        let told = fault(&format!("{key} = {}\n", most + 1), &[]);
+        assert!(told.contains(&format!("{key} is {}; give {least} to {most}", most + 1)), "{told}");
+    }
+}

@@ -38,6 +38,8 @@ pub struct Assistant {
     pub model: String,
     /// What was said.
     pub blocks: Vec<Block>,
+    /// The line's own id, which the CLI's record of the conversation has as well; empty if it has none.
+    pub uuid: String,
     /// The tool call whose subagent speaks; none for the agent itself.
     pub parent_tool_use_id: Option<String>,
     /// The kind of a failed model call (`rate_limit`, `server_error`, …) whose text the blocks hold.
@@ -274,6 +276,7 @@ pub(crate) fn assistant(line: &Object<'_>) -> Assistant {
         message_id: of_message("id"),
         model: of_message("model"),
         blocks: blocks.iter().map(block).collect(),
+        uuid: line.text_or_empty("uuid"),
         parent_tool_use_id: line.text("parent_tool_use_id"),
         error: line.text("error"),
     }

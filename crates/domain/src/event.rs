@@ -43,6 +43,10 @@ text_enum! {
         RunFinished = "run.finished",
         /// T: the sandbox runs. Data: sandbox, image.
         SandboxStarted = "sandbox.started",
+        /// T: the sandbox and its agent wait for the session's next run from the end of this one on. Data: sandbox, seconds.
+        SandboxKept = "sandbox.kept",
+        /// T: the run has the sandbox of the session's run before, which waited. Data: sandbox, waited ms.
+        SandboxReused = "sandbox.reused",
         /// T: the sandbox ended by itself. Data: exit code, oom.
         SandboxExited = "sandbox.exited",
         /// S: the workspace is checked out. Data: base commit, branch.

@@ -152,6 +152,9 @@ pub struct RunWork {
     pub check_turns: u32,
     /// Time left for agent and publishing together, in milliseconds; the worker enforces it from outside as well.
     pub timeout_ms: u64,
+    /// Whether the agent's process may wait for another run of the session when this one has gone well.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
 }
 
 const fn read_write() -> WorkspaceAccess {
@@ -383,6 +386,9 @@ pub struct Outcome {
     pub head: Option<String>,
     /// Whether `head` is new work that the publish policy wants on the git host.
     pub pushed: bool,
+    /// Whether the agent's process waits for another run of the session, and nothing else lives.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kept: bool,
 }
 
 /// What came of the shim's part.

@@ -38,6 +38,7 @@ fn records_are_one_line_each_and_parse_back() {
             result: None,
             head: None,
             pushed: false,
+            kept: false,
         }),
     ];
     for body in bodies {

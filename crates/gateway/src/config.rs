@@ -43,6 +43,8 @@ pub struct GatewayConfig {
     pub mcp: McpUpstreams,
     /// Who signs the commits made in a sandbox.
     pub identity: GitIdentity,
+    /// Whether the agent of a run that has gone well may wait in its sandbox for another run.
+    pub keep_alive: bool,
     /// What must never be stored. Whoever changes a credential changes them too.
     pub secrets: LiveSecrets,
 }

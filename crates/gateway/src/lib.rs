@@ -130,6 +130,7 @@ impl Gateway {
             credentials: credentials::CredentialSide::default(),
             pushes: Arc::default(),
             identity: config.identity,
+            keeps: config.keep_alive,
             bounds,
             tracker: tracker.clone(),
             cancel,

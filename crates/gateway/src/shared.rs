@@ -40,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) credentials: CredentialSide,
     pub(crate) pushes: Arc<Pushes>,
     pub(crate) identity: GitIdentity,
+    /// Whether agents may wait for another run.
+    pub(crate) keeps: bool,
     pub(crate) bounds: Bounds,
     pub(crate) tracker: TaskTracker,
     pub(crate) cancel: CancellationToken,

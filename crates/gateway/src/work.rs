@@ -28,6 +28,8 @@ pub(crate) struct Delivery {
     pub(crate) start: Option<String>,
     pub(crate) start_branch: Option<BranchName>,
     pub(crate) image: Option<String>,
+    /// Whether sandboxes of this server may wait for another run.
+    pub(crate) keep: bool,
 }
 
 /// The run has a repository and no branch, which the store never writes.
@@ -37,7 +39,8 @@ pub(crate) struct NoBranch;
 
 /// Builds the run's work; `now_ms` is the store's time.
 pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) -> Result<RunWork, NoBranch> {
-    let Delivery { run, epoch, conversation, resume, archive, pushed, start, start_branch, image } = delivery;
+    let Delivery { run, epoch, conversation, resume, archive, pushed, start, start_branch, image, keep } =
+        delivery;
     let git = match (&run.spec.repository, &run.spec.branch) {
         (None, _) => None,
         (Some(_), None) => return Err(NoBranch),
@@ -97,6 +100,7 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
         checks: workflow.caisson.checks,
         check_turns: workflow.caisson.check_turns.unwrap_or(CHECK_TURNS_DEFAULT),
         timeout_ms,
+        keep,
     })
 }
 
@@ -197,6 +201,7 @@ mod tests {
             start: None,
             start_branch: None,
             image: Some("own:1".to_owned()),
+            keep: false,
         }
     }
 

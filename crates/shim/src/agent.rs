@@ -5,22 +5,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use caisson_claude::{
-    Action, CommandState, Conversation, Delta, EnvironmentSpec, Launch, Line,
-    PermissionMode as CliPermissionMode, PermissionPrompts, SessionMode, SettingSource, Uuid, asking,
-    environment, parse, settings_of_no_repository,
+    Action, CommandState, Conversation, EnvironmentSpec, Launch, Line, PermissionMode as CliPermissionMode,
+    PermissionPrompts, SessionMode, SettingSource, Uuid, asking, environment, settings_of_no_repository,
 };
-use caisson_domain::event::DeltaKind;
 use caisson_domain::id::RunId;
-use caisson_domain::limits::JOURNAL_LINE_BYTES;
 use caisson_domain::protocol::places::STEERING;
-use caisson_domain::protocol::{AgentWork, JournalBody, RunWork, paths};
-use caisson_domain::run::{Failure, FailureKind, cut};
+use caisson_domain::protocol::{AgentWork, RunWork, paths};
+use caisson_domain::run::{Failure, FailureKind};
 use caisson_domain::workflow::{PermissionMode, WorkspaceAccess};
 use nix::sys::signal::Signal;
 use serde_json::json;
-use tokio::io::{AsyncRead, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -30,7 +28,7 @@ use crate::confine;
 use crate::deltas::Deltas;
 use crate::diagnostics::say;
 use crate::journal::WriteError;
-use crate::lines::{Lines, RawLine};
+use crate::listener::{Listener, Purpose, Purposes};
 use crate::process::{Tail, command};
 use crate::reaper::{Child, Exit};
 use crate::recorder::Recorder;
@@ -75,9 +73,13 @@ pub(crate) struct Agent {
     run: RunId,
     attempt: i64,
     prompts: u32,
+    /// The id of the last line of its own that its record of the conversation has as well.
+    pub(crate) last_answer: String,
+    purposes: Purposes,
     stderr: Tail,
     reading_stderr: AbortOnDropHandle<()>,
-    _working: [AbortOnDropHandle<()>; 3],
+    sending_deltas: AbortOnDropHandle<()>,
+    _working: [AbortOnDropHandle<()>; 2],
 }
 
 impl Agent {
@@ -110,12 +112,15 @@ impl Agent {
         let questions = Questions::default();
         let stderr = Tail::default();
         let spawn = |task| AbortOnDropHandle::new(shim.tracker.spawn(task));
-        let listener = Listener {
+        let purposes = Purposes::new(Purpose {
             recorder: recorder.clone(),
+            approvals: approvals.clone(),
             deltas: Arc::clone(&deltas),
+        });
+        let listener = Listener {
+            purposes: purposes.clone(),
             moved: Arc::clone(&moved),
             questions: questions.clone(),
-            approvals: approvals.clone(),
             hear,
         };
         approvals.connect(Way { input: input.downgrade(), moved: Arc::clone(&moved) });
@@ -123,7 +128,6 @@ impl Agent {
         let working = [
             AbortOnDropHandle::new(shim.tracker.spawn(write(child.stdin.take(), lines))),
             AbortOnDropHandle::new(shim.tracker.spawn(listener.listen(stdout))),
-            AbortOnDropHandle::new(shim.tracker.spawn(deltas.send(Arc::clone(&shim.door)))),
         ];
         Ok(Self {
             reading_stderr: spawn(stderr.clone().read(child.stderr.take())),
@@ -143,9 +147,56 @@ impl Agent {
             run: work.run.clone(),
             attempt: work.attempt,
             prompts: 0,
+            last_answer: String::new(),
+            purposes,
             stderr,
+            sending_deltas: AbortOnDropHandle::new(shim.tracker.spawn(deltas.send(Arc::clone(&shim.door)))),
             _working: working,
         })
+    }
+
+    /// Belongs to no run from here on: what it prints is for nobody.
+    pub(crate) fn rest(&mut self) {
+        self.purposes.change(None);
+        self.sending_deltas.abort();
+    }
+
+    /// Belongs to another run from here on, as if it had just been started for it.
+    pub(crate) fn serve(
+        &mut self,
+        shim: &Shim,
+        work: &RunWork,
+        (recorder, approvals): (&Recorder, &Approvals),
+    ) {
+        let deltas = Deltas::new(work.run.clone());
+        self.purposes.change(Some(Purpose {
+            recorder: recorder.clone(),
+            approvals: approvals.clone(),
+            deltas: Arc::clone(&deltas),
+        }));
+        if let Some(input) = &self.input {
+            approvals.connect(Way { input: input.downgrade(), moved: Arc::clone(&self.moved) });
+        }
+        self.sending_deltas = AbortOnDropHandle::new(shim.tracker.spawn(deltas.send(Arc::clone(&shim.door))));
+        (self.recorder, self.approvals) = (recorder.clone(), approvals.clone());
+        (self.run, self.attempt, self.prompts) = (work.run.clone(), work.attempt, 0);
+        (self.undone, self.conversation) = (Vec::new(), Conversation::new(&[]));
+        self.touch();
+    }
+
+    /// Whether its process lives and could be given another prompt. What it has printed and nobody has heard is for nobody.
+    pub(crate) async fn is_ready(&mut self) -> bool {
+        self.closed |= loop {
+            match self.heard.try_recv() {
+                Ok(_) => {}
+                Err(TryRecvError::Empty) => break false,
+                Err(TryRecvError::Disconnected) => break true,
+            }
+        };
+        if self.exit.is_none() {
+            self.exit = tokio::time::timeout(Duration::ZERO, self.child.wait()).await.ok();
+        }
+        self.exit.is_none() && !self.closed && self.input.is_some()
     }
 
     /// Holds the process where it is.
@@ -191,8 +242,13 @@ impl Agent {
         self.stderr.text()
     }
 
-    /// Takes in how far prompts are.
+    /// Takes in how far prompts are, and what it said last.
     pub(crate) fn note(&mut self, line: &Line) {
+        if let Line::Assistant(answer) = line
+            && answer.parent_tool_use_id.is_none()
+        {
+            self.last_answer.clone_from(&answer.uuid);
+        }
         let Line::CommandLifecycle(lifecycle) = line else { return };
         match lifecycle.state {
             CommandState::Started => self.undone.push(lifecycle.command_uuid.clone()),
@@ -283,79 +339,6 @@ async fn write(stdin: Option<pipe::Sender>, mut lines: mpsc::Receiver<String>) {
     }
 }
 
-/// Reads the agent's output: each line is journaled before anybody acts on it.
-struct Listener {
-    recorder: Recorder,
-    deltas: Arc<Deltas>,
-    moved: Arc<Mutex<Instant>>,
-    questions: Questions,
-    approvals: Approvals,
-    hear: mpsc::Sender<Heard>,
-}
-
-impl Listener {
-    async fn listen(self, stdout: Option<impl AsyncRead + Unpin>) {
-        let Some(stdout) = stdout else { return };
-        let mut lines = Lines::new(stdout);
-        while let Some(raw) = lines.next().await {
-            *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-            let line = if raw.cut_bytes == 0 { parse(&raw.bytes) } else { Line::NotJson };
-            if line.is_delta() {
-                self.pass_on(line);
-                continue;
-            }
-            if is_main_answer(&line) {
-                self.deltas.clear();
-            }
-            let is_answer = self.questions.are_answered_by(&line);
-            let written = if is_answer { Ok(0) } else { self.recorder.write(record(raw, &line)).await };
-            let told = match written {
-                Ok(_) => self.approvals.heard(&line, &self.recorder).await,
-                Err(error) => Err(error),
-            };
-            let heard = match told {
-                Ok(()) => Heard::Line(Box::new(line)),
-                Err(error) => Heard::Unwritten(error),
-            };
-            let lost = matches!(heard, Heard::Unwritten(_));
-            if self.hear.send(heard).await.is_err() || lost {
-                return;
-            }
-        }
-    }
-
-    /// Deltas of the agent itself go to live readers; those of its subagents would only mix with them.
-    fn pass_on(&self, line: Line) {
-        if let Line::StreamDelta(delta) = line
-            && delta.parent_tool_use_id.is_none()
-        {
-            match delta.delta {
-                Delta::Text(text) => self.deltas.push(DeltaKind::Text, &text),
-                Delta::Thinking(text) => self.deltas.push(DeltaKind::Thinking, &text),
-                Delta::Other { .. } => {}
-            }
-        }
-    }
-}
-
-fn is_main_answer(line: &Line) -> bool {
-    matches!(line, Line::Assistant(assistant) if assistant.parent_tool_use_id.is_none())
-}
-
-/// The record of a line: as it is if it is a JSON object and whole.
-fn record(raw: RawLine, line: &Line) -> JournalBody {
-    let cut_bytes = raw.cut_bytes;
-    let decoded = match String::from_utf8(raw.bytes) {
-        Ok(line_text) if *line != Line::NotJson => return JournalBody::Line { line: line_text },
-        Ok(text) => text,
-        Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
-    };
-    // A byte that is no text becomes three.
-    let text = cut(&decoded, JOURNAL_LINE_BYTES);
-    let cut_bytes = cut_bytes + (decoded.len() - text.len()) as u64;
-    JournalBody::Text { text: text.to_owned(), cut_bytes }
-}
-
 fn launch(shim: &Shim, run: &RunWork, acting: &Acting, resume: bool) -> Result<Launch, Failure> {
     let work = &run.agent;
     let conversation = Uuid::parse(&work.conversation).map_err(|error| bad_workflow(&error))?;
@@ -443,8 +426,6 @@ fn prompt_id(run: &RunId, attempt: i64, number: u32) -> Uuid {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use caisson_domain::limits::JOURNAL_BATCH_BYTES;
-    use caisson_domain::protocol::JournalRecord;
 
     #[test]
     fn every_prompt_of_a_session_has_another_id() {
@@ -454,31 +435,5 @@ mod tests {
         let different: std::collections::BTreeSet<_> = ids.iter().collect();
         assert_eq!(different.len(), ids.len());
         assert_eq!(prompt_id(&one, 1, 0), ids[0]);
-    }
-
-    #[test]
-    fn a_line_is_kept_as_it_is_only_if_it_is_json_and_whole() {
-        let of = |bytes: &[u8], cut_bytes| {
-            let raw = RawLine { bytes: bytes.to_vec(), cut_bytes };
-            let line = if cut_bytes == 0 { parse(bytes) } else { Line::NotJson };
-            record(raw, &line)
-        };
-        let json = r#"{"b" : 1, "a":2}"#;
-        assert_eq!(of(json.as_bytes(), 0), JournalBody::Line { line: json.to_owned() });
-        assert_eq!(of(b"[1]", 0), JournalBody::Text { text: "[1]".to_owned(), cut_bytes: 0 });
-        assert_eq!(of(b"{\"a\":\"x", 7), JournalBody::Text { text: "{\"a\":\"x".to_owned(), cut_bytes: 7 });
-        assert_eq!(of(b"\xff", 0), JournalBody::Text { text: "\u{fffd}".to_owned(), cut_bytes: 0 });
-        let JournalBody::Text { text, cut_bytes } = of(&vec![0xff; JOURNAL_LINE_BYTES], 0) else { panic!() };
-        assert!(text.len() <= JOURNAL_LINE_BYTES && text.len() > JOURNAL_LINE_BYTES - 3);
-        assert_eq!(text.len() as u64 + cut_bytes, 3 * JOURNAL_LINE_BYTES as u64);
-    }
-
-    #[test]
-    fn the_longest_line_with_every_byte_escaped_fits_into_a_batch() {
-        let raw = RawLine { bytes: vec![1; JOURNAL_LINE_BYTES], cut_bytes: u64::MAX };
-        let body = record(raw, &Line::NotJson);
-        let whole = JournalRecord { run: RunId::new(1, [0; 10]), attempt: i64::MAX, body };
-        let bytes = serde_json::to_vec(&whole).unwrap().len();
-        assert!(bytes > 6 * JOURNAL_LINE_BYTES && bytes < JOURNAL_BATCH_BYTES);
     }
 }

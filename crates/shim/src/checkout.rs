@@ -68,6 +68,18 @@ pub(crate) async fn prepare(git: &Git) -> Result<Checkout, Failure> {
     Ok(Checkout { base, branch: git.work.branch.clone(), anchor })
 }
 
+/// Takes up the checkout that another run of the session had here, whose agent waits in it.
+///
+/// # Errors
+/// [`Failure`] for people.
+///
+/// # Cancel safety
+/// May be given up at any point and done again.
+pub(crate) async fn again(git: &Git, before: &Checkout) -> Result<Checkout, Failure> {
+    unlock(git);
+    Ok(Checkout { base: noted_base(git).await?, ..before.clone() })
+}
+
 /// Notes which commit later work of this workspace starts from. Without the note it starts from its `HEAD`.
 pub(crate) fn set_base(git: &Git, base: Option<&str>) {
     if let Err(error) = plain_file::write(&git.file(BASE), base.unwrap_or_default().as_bytes()) {
@@ -209,11 +221,7 @@ pub(crate) fn missing_branch(base: &BranchName) -> Failure {
 
 /// Takes up the checkout that is there: an earlier run or attempt worked on it.
 async fn existing(git: &Git) -> Result<Commits, Failure> {
-    let branch_lock = format!("{}.lock", git.work.branch.full_ref());
-    for lock in LOCKS.into_iter().chain([branch_lock.as_str()]) {
-        // Usually there is none.
-        let _absent = fs::remove_file(git.file(lock));
-    }
+    unlock(git);
     let branch = git.work.branch.as_str();
     git.learn_drivers().await?;
     let anchor = anchor::fetch(git).await?;
@@ -240,6 +248,15 @@ async fn existing(git: &Git) -> Result<Commits, Failure> {
     }
     anchor::give_attributes(git, anchor.as_deref()).await?;
     Ok((noted_base(git).await?, anchor))
+}
+
+/// Removes the locks of a git that was killed.
+fn unlock(git: &Git) {
+    let branch_lock = format!("{}.lock", git.work.branch.full_ref());
+    for lock in LOCKS.into_iter().chain([branch_lock.as_str()]) {
+        // Usually there is none.
+        let _absent = fs::remove_file(git.file(lock));
+    }
 }
 
 /// The commit that [`set_base`] noted; where there is no usable note, `HEAD`.

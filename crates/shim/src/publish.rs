@@ -213,7 +213,7 @@ impl Live<'_> {
                 None => Ok(()),
             }
         }));
-        let agent = self.agent.as_mut();
+        let agent = if self.may_keep() { None } else { self.agent.as_mut() };
         let mut ending = pin!(maybe_done(async {
             if let Some(agent) = agent {
                 let _exit = agent.finish(patience.exit).await;

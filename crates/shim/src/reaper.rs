@@ -129,6 +129,16 @@ impl Reaper {
         say("processes that the agent left did not end though they were killed");
     }
 
+    /// Takes in the ends that nobody has noticed yet.
+    pub(crate) fn look(&self) {
+        self.reap();
+    }
+
+    /// Whether any process lives below this one that was not started here.
+    pub(crate) fn has_strays(&self) -> bool {
+        !self.strays().is_empty()
+    }
+
     /// Stops the strays, again and again while there are new ones: those that multiply take each other's room as long as
     /// none of them goes.
     fn hold_strays(&self) -> BTreeSet<i32> {

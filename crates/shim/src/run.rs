@@ -11,6 +11,7 @@ use caisson_domain::limits::RESULT_TEXT_BYTES;
 use caisson_domain::protocol::{Ending, JournalBody, NoteLevel, Outcome, RunWork, StopReason};
 use caisson_domain::repository_file::RepositoryFile;
 use caisson_domain::run::{Failure, FailureKind, Phase, cut};
+use caisson_domain::trust::Steering;
 use caisson_domain::workflow::{Publish, WorkspaceAccess};
 use tokio::time::Instant;
 
@@ -34,7 +35,7 @@ use crate::recorder::Recorder;
 use crate::salvage::salvage;
 use crate::servers;
 use crate::shim::Shim;
-use crate::steering::{self, Acting, Steered, steer};
+use crate::steering::{self, Acting, Given, Steered, steer};
 use crate::stop::{Stop, Stopper};
 use crate::transcript;
 use crate::turn::TurnEnd;
@@ -49,15 +50,19 @@ pub(crate) struct Live<'a> {
     pub(crate) recorder: Recorder,
     pub(crate) stop: Stop,
     pub(crate) messages: Messages,
-    approvals: Approvals,
+    pub(crate) approvals: Approvals,
     pub(crate) agent: Option<Agent>,
     /// What the repository says of itself.
     pub(crate) repository: RepositoryFile,
     /// Turns that the agent has had to mend what the checks found.
     pub(crate) mending_turns: u32,
-    git: Option<Git>,
-    checkout: Option<Checkout>,
-    steered: Steered,
+    pub(crate) git: Option<Git>,
+    pub(crate) checkout: Option<Checkout>,
+    pub(crate) steered: Steered,
+    /// What steers the agent, as it was told.
+    pub(crate) told: Option<Steering>,
+    /// What it was given for that.
+    pub(crate) given: Given,
     agent_started: bool,
     publishing: bool,
     pub(crate) result: Option<String>,
@@ -97,6 +102,8 @@ pub(crate) async fn run(shim: &Shim, work: &RunWork) {
         }),
         checkout: None,
         steered: Steered::default(),
+        told: None,
+        given: Given::default(),
         agent_started: false,
         publishing: false,
         result: None,
@@ -162,11 +169,12 @@ impl Live<'_> {
         let branch = self.checkout.as_ref().map(|checkout| checkout.branch.clone());
         self.head.clone_from(&base_commit);
         self.recorder.write(JournalBody::Prepared { base_commit, branch }).await?;
-        let steered = std::mem::take(&mut self.steered);
-        if let Some(told) = steered.told {
+        self.told = self.steered.told.take();
+        if let Some(told) = self.told.clone() {
             self.recorder.write(JournalBody::Steered(told)).await?;
         }
-        for note in steered.notes.into_iter().take(STEERING_NOTES) {
+        let notes = std::mem::take(&mut self.steered.notes);
+        for note in notes.into_iter().take(STEERING_NOTES) {
             self.recorder.note(NoteLevel::Warn, note).await?;
         }
         Ok(())
@@ -182,6 +190,9 @@ impl Live<'_> {
     }
 
     async fn prepare(&mut self) -> Result<(), Halt> {
+        if self.take_up().await? {
+            return Ok(());
+        }
         steering::clear(&self.shim.places.home).map_err(|error| uncleared(&error))?;
         let resume = transcript::bring(self.shim, self.work, &self.recorder).await?;
         let start = |acting: &Acting| {
@@ -190,6 +201,7 @@ impl Live<'_> {
         let Some(git) = &self.git else {
             let nothing = Acting::default();
             self.agent = Some(start(&nothing)?);
+            self.given = Given::look(&self.shim.places.home);
             return Ok(());
         };
         let preparing = async {
@@ -222,6 +234,7 @@ impl Live<'_> {
             (agent, prepared?)
         };
         (self.agent, self.checkout, self.steered) = (Some(agent), Some(checkout), steered);
+        self.given = Given::look(&self.shim.places.home);
         self.steered.notes.extend(images::note(&file, self.work));
         self.repository = file;
         Ok(())
@@ -329,6 +342,7 @@ impl Live<'_> {
     /// Ends what runs, saves what is not published, and says how it went.
     async fn close(&mut self, done: Result<(), Halt>) -> Outcome {
         self.refuse_messages().await;
+        let kept = done.is_ok() && self.keep().await;
         if let Some(mut agent) = self.agent.take() {
             let patience = if done.is_ok() { agent.patience.exit } else { Duration::ZERO };
             let exit = match agent.exit {
@@ -342,7 +356,9 @@ impl Live<'_> {
                     .await;
             }
         }
-        self.shim.reaper.end_all().await;
+        if !kept {
+            self.shim.reaper.end_all().await;
+        }
         let may_have_work = self.work.workspace == WorkspaceAccess::ReadWrite;
         if may_have_work && !self.pushed && (done.is_err() || self.work.publish == Publish::None) {
             self.save(&done).await;
@@ -359,7 +375,7 @@ impl Live<'_> {
             Err(Halt::Stopped(reason)) => Ending::Stopped(reason),
             Err(Halt::OtherImage(wish)) => Ending::OtherImage(wish),
         };
-        Outcome { ending, result: self.result.take(), head: self.head.take(), pushed: self.pushed }
+        Outcome { ending, result: self.result.take(), head: self.head.take(), pushed: self.pushed, kept }
     }
 
     async fn save(&mut self, done: &Result<(), Halt>) {

@@ -12,6 +12,7 @@ use crate::diagnostics::say;
 use crate::door::{Door, Grants};
 use crate::inputs::Inputs;
 use crate::journal::{Journal, sender::send};
+use crate::kept::Place;
 use crate::loopback::Loopback;
 use crate::places::Places;
 use crate::reaper::{Orphans, Reaper};
@@ -64,6 +65,8 @@ pub(crate) struct Shim {
     pub(crate) reaper: Arc<Reaper>,
     pub(crate) activity: Arc<Activity>,
     pub(crate) inputs: Inputs,
+    /// The agent that waits for another run.
+    pub(crate) kept: Place,
     pub(crate) tracker: TaskTracker,
 }
 
@@ -102,6 +105,7 @@ pub async fn run(setup: Setup) -> Result<(), ShimError> {
         reaper,
         activity,
         inputs: Inputs::new(),
+        kept: Place::default(),
         tracker,
     };
     let told = tokio::select! {

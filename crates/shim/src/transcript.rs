@@ -94,6 +94,15 @@ pub(crate) async fn archive(
     recorder.note(NoteLevel::Warn, note).await.map(drop)
 }
 
+/// Whether the agent's record has the line with this id. A record that cannot be read has none.
+pub(crate) fn has(home: &Path, conversation: &str, id: &str) -> bool {
+    let Some(path) = find(home, conversation).filter(|_| !id.is_empty()) else { return false };
+    let wanted = format!("\"uuid\":\"{id}\"");
+    let content = plain_file::read(&path, TRANSCRIPT_BYTES as u64).unwrap_or_default();
+    // It is near the end, if it is there.
+    whole_lines(content).windows(wanted.len()).rev().any(|part| part == wanted.as_bytes())
+}
+
 /// A record that was cut off when the agent was killed is left out; the agent would skip it.
 fn whole_lines(mut content: Vec<u8>) -> Vec<u8> {
     let end = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
@@ -212,6 +221,18 @@ mod tests {
         write(&here, b"y").unwrap();
         assert_eq!(find(home.path(), CONVERSATION), Some(here.clone()));
         assert!(here.ends_with(format!("-workspace/{CONVERSATION}.jsonl")));
+    }
+
+    #[test]
+    fn a_line_of_the_record_is_found_once_it_is_whole() {
+        let home = tempfile::tempdir().unwrap();
+        let place = place(home.path(), Path::new("/workspace"), CONVERSATION);
+        let has = |id: &str| has(home.path(), CONVERSATION, id);
+        assert!(!has("a1"));
+        write(&place, b"{\"uuid\":\"a1\",\"x\":1}\n{\"uuid\":\"a2\"").unwrap();
+        assert!(has("a1") && !has("a2") && !has("a") && !has(""));
+        write(&place, b"{\"uuid\":\"a1\",\"x\":1}\n{\"uuid\":\"a2\"}\n").unwrap();
+        assert!(has("a2"));
     }
 
     #[test]

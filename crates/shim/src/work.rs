@@ -123,6 +123,7 @@ pub(crate) mod tests {
             checks: Vec::new(),
             check_turns: 1,
             timeout_ms: 1,
+            keep: false,
         }
     }
 

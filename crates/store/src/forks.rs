@@ -11,7 +11,7 @@ use caisson_domain::limits::{FORKS_WITHOUT_RUN, IDEMPOTENCY_MS};
 use caisson_domain::run::RunSpec;
 
 use crate::database::{Tx, sql};
-use crate::going_on::{GO_ON, IS_BUSY, count};
+use crate::going_on::{GO_ON, IS_BUSY, count, end_sandboxes};
 use crate::idempotency::{self, Made, Remembered};
 use crate::rows::{Columns, document};
 use crate::{Actor, Idempotency, NewAudit, Store, StoreError, audit};
@@ -148,6 +148,7 @@ impl Store {
         let beginning = beginning(&mut tx, session, &old).await?;
         spec.prompt.clear();
         spec.branch = Some(branch);
+        end_sandboxes(&mut tx, session).await?;
         insert(&mut tx, (session, &fork), &beginning, &spec).await?;
         if let Some(idempotency) = &new.idempotency {
             idempotency::remember(&mut tx, project, Made::Fork(&fork), idempotency, IDEMPOTENCY_MS).await?;

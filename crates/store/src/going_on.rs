@@ -31,7 +31,8 @@ pub enum DeleteSession {
     Unknown,
     /// A run of it is queued or running.
     Busy,
-    /// A sandbox of it is still there, on a server that takes it away in a moment, or that is away and not lost yet.
+    /// A sandbox of it is still there: one that waited for another run is told to end, others are taken away in a moment, or their
+    /// server is away and not lost yet.
     SandboxLeft,
     /// It is gone; its files go as soon as the servers that have them come to it.
     Deleted,
@@ -89,6 +90,9 @@ const SANDBOXES_LEFT: &str = "select sandbox.id, case when server.seen_at_ms > $
 
 /// Those that have files of it, whether it had a sandbox there or not.
 const SERVERS: &str = "select distinct server_id as id from session_files where session_id = $1 order by 1";
+
+const SANDBOXES_ALIVE: &str =
+    "select id from sandbox where session_id = $1 and state in ('creating', 'running') order by id";
 
 const LEAVE_VOLUME: &str = "insert into removal (server_id, kind, name, project_id, created_at_ms) \
      select server_id, 'volume', session_id, project_id, $2 from session_files where session_id = $1 and kind = 'volumes'";
@@ -156,6 +160,8 @@ impl Store {
             return Ok(DeleteSession::Busy);
         }
         if !let_go(&mut tx, session, self.server_lost_after_ms()).await? {
+            end_sandboxes(&mut tx, session).await?;
+            tx.commit().await?;
             return Ok(DeleteSession::SandboxLeft);
         }
         let servers = sql::query(SERVERS).bind(session.as_str()).fetch_all(&mut *tx.db).await?;
@@ -263,6 +269,16 @@ pub(crate) async fn call(
         NewEvent::new(EventKind::Note, &json!({ "level": NoteLevel::Warn, "message": older.meaning() }))
     });
     Ok(Call::On { behind: columns.parse_optional("last_run")?, note })
+}
+
+/// Tells the sandboxes of a session without a running run to end: they wait for one.
+pub(crate) async fn end_sandboxes(tx: &mut Tx<'_>, session: &SessionId) -> Result<(), StoreError> {
+    let rows = sql::query(SANDBOXES_ALIVE).bind(session.as_str()).fetch_all(&mut *tx.db).await?;
+    for row in &rows {
+        let sandbox = Columns::of("sandbox", row)?.parse("id")?;
+        sandboxes::advance(tx, &sandbox, SandboxState::Stopping).await?;
+    }
+    Ok(())
 }
 
 /// Lets go of the session's sandboxes on lost servers; `false` if it has one on another.

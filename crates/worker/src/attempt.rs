@@ -1,5 +1,6 @@
 //! One run in this worker's hands: its lease, what is known of it, and what the worker tells about it.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use caisson_domain::id::SandboxId;
 use caisson_domain::run::Run;
 use caisson_store::{Claimed, HomeEpoch, Progress, Topic, Watch};
 use serde_json::Value;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -27,10 +29,34 @@ pub(crate) struct Attempt {
     pub(crate) session_offset: i64,
     /// Whether an earlier process had it: then what was to be told may have been told.
     pub(crate) adopted: bool,
+    /// Its place among the runs in hand.
+    slot: Slot,
     /// When its lease began, by the worker's own clock.
     leased: Instant,
     /// The sandbox that is attended to, also while the run is nobody's.
     attended: Mutex<Option<Arc<Entered>>>,
+}
+
+/// A place among the runs in hand, which whoever sees to the run may give back before its end is seen to.
+pub(crate) type Slot = Arc<Mutex<Option<Taken>>>;
+
+/// A slot that a run has. Whoever looks for a run to claim has one as well, which is not counted here.
+pub(crate) struct Taken {
+    _slot: OwnedSemaphorePermit,
+    all: Arc<AtomicUsize>,
+}
+
+impl Taken {
+    pub(crate) fn new(slot: OwnedSemaphorePermit, all: &Arc<AtomicUsize>) -> Self {
+        all.fetch_add(1, Ordering::Relaxed);
+        Self { _slot: slot, all: Arc::clone(all) }
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// How a lease ended.
@@ -43,17 +69,22 @@ pub(crate) enum LeaseEnd {
 }
 
 impl Attempt {
-    pub(crate) fn new(ctx: Arc<Context>, claimed: Asked<Claimed>, adopted: bool) -> Self {
+    pub(crate) fn new(ctx: Arc<Context>, claimed: Asked<Claimed>, adopted: bool, slot: Slot) -> Self {
         let Asked { answer, at: leased } = claimed;
         let Claimed { run, epoch, lease_expires_at_ms: _, session_uid_offset } = answer;
         let attended = Mutex::default();
-        Self { ctx, run, epoch, session_offset: session_uid_offset, adopted, leased, attended }
+        Self { ctx, run, epoch, session_offset: session_uid_offset, adopted, slot, leased, attended }
     }
 
     /// The same run, taken up again after its lease was over.
     pub(crate) fn again(self, claimed: Asked<Claimed>) -> Self {
         let attended = Mutex::new(self.attended());
-        Self { attended, ..Self::new(self.ctx, claimed, true) }
+        Self { attended, ..Self::new(self.ctx, claimed, true, self.slot) }
+    }
+
+    /// Gives its place among the runs in hand back.
+    pub(crate) fn give_back_slot(&self) {
+        drop(self.slot.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Begins to attend to a sandbox, or goes on.

@@ -102,7 +102,7 @@ async fn follow(attempt: &Attempt, sandbox: &SandboxId, place: &Place) -> Result
 }
 
 /// The engine's word on how the sandbox ended, however long the engine is away meanwhile.
-async fn ended(ctx: &Context, sandbox: &SandboxId) -> End {
+pub(crate) async fn ended(ctx: &Context, sandbox: &SandboxId) -> End {
     let mut backoff = Backoff::new(ctx.timing());
     loop {
         match ctx.engine.wait(sandbox).await {

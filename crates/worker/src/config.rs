@@ -12,6 +12,7 @@ use caisson_domain::workflow::WORKSPACE_MIB;
 use caisson_sandbox::{ID_MAX, check_image_name};
 
 use crate::disk::DiskCaps;
+use crate::kept::KeepAlive;
 
 /// Fewest and most runs that a worker has in hand at once.
 pub const SLOTS: RangeInclusive<usize> = 1..=256;
@@ -27,6 +28,8 @@ pub struct WorkerConfig {
     pub engine_name: String,
     /// Runs in hand at once, within [`SLOTS`]; [`SLOTS_DEFAULT`] if nobody says otherwise.
     pub slots: usize,
+    /// How long sandboxes of finished runs wait for another run of their session, and how many.
+    pub keep_alive: KeepAlive,
     /// The server's own directory, absolute. The worker keeps `sessions`, `sandboxes`, `doors` and `trash` below it.
     pub state_dir: PathBuf,
     /// The image of runs that name none; none for an engine without images.
@@ -250,6 +253,7 @@ mod tests {
             server: ServerId::new(1, [1; 10]),
             engine_name: "docker".to_owned(),
             slots: SLOTS_DEFAULT,
+            keep_alive: KeepAlive::OFF,
             state_dir: "/var/lib/caisson".into(),
             default_image: Some("caisson-sandbox:latest".to_owned()),
             repository_images: Vec::new(),

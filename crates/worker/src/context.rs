@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use caisson_sandbox::Engine;
@@ -17,6 +18,7 @@ use crate::dirs::Dirs;
 use crate::disk::places::Places;
 use crate::health::{Health, Probe};
 use crate::holds::Holds;
+use crate::kept::Shelf;
 use crate::pressure::Pressure;
 use crate::steps::{Step, StepHook};
 use crate::unowned::InHand;
@@ -38,8 +40,12 @@ pub(crate) struct Context {
     pub(crate) hook: Option<Arc<dyn StepHook>>,
     pub(crate) dirs: Dirs,
     pub(crate) holds: Holds,
+    /// The sandboxes that wait for another run.
+    pub(crate) kept: Shelf,
     pub(crate) health: Health,
     pub(crate) slots: Arc<Semaphore>,
+    /// Those of them that runs have.
+    pub(crate) slots_taken: Arc<AtomicUsize>,
     pub(crate) starts: Arc<Semaphore>,
     pub(crate) pressure: Pressure,
     pub(crate) teardowns: Arc<Semaphore>,

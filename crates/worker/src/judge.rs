@@ -403,4 +403,4 @@ fn disk_word(facts: &Facts<'_>, told: Failure) -> Failure {
 
 #[cfg(test)]
 #[path = "judge_tests.rs"]
-mod tests;
+pub(crate) mod tests;

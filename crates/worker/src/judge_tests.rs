@@ -9,7 +9,7 @@ const DEADLINE: i64 = NOW + 600_000;
 const HEAD: &str = "1111111111111111111111111111111111111111";
 const OTHER: &str = "2222222222222222222222222222222222222222";
 
-fn spec() -> RunSpec {
+pub(crate) fn spec() -> RunSpec {
     let workflow = "---\nname: fix\ndescription: d\n---\nFix it.\n";
     RunSpec {
         workflow: Workflow::parse(workflow).unwrap(),
@@ -58,7 +58,7 @@ fn facts<'a>(spec: &'a RunSpec, progress: &'a Progress) -> Facts<'a> {
 }
 
 fn outcome(ending: Ending) -> Outcome {
-    Outcome { ending, result: Some("done".to_owned()), head: None, pushed: false }
+    Outcome { ending, result: Some("done".to_owned()), head: None, pushed: false, kept: false }
 }
 
 fn pushed(head: Option<&str>) -> Outcome {

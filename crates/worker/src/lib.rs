@@ -6,6 +6,7 @@
 //! - `reconcile` takes over what the process before this one left, and then finds orphans at intervals;
 //! - `slots` claims runs and sees each through: `place`, `attend`, `judge`, and the verdict written down;
 //! - `unowned` takes a run up again whose lease was over while the store was away;
+//! - `kept` has those of them that wait for another run of their session;
 //! - `teardown` takes the sandboxes of finished runs away, in the background and bounded;
 //! - `health` says whether runs can be placed at all.
 //!
@@ -26,6 +27,7 @@ mod health;
 mod holds;
 mod image_choice;
 mod judge;
+mod kept;
 mod looks;
 mod place;
 mod pressure;
@@ -59,6 +61,7 @@ pub use disk::{
 };
 pub use health::{DISK_RESUME_PARTS, Probe};
 pub use judge::TIMEOUT_SLACK_MS;
+pub use kept::KeepAlive;
 pub use retention::{Collector, REMOVALS, Removal};
 pub use steps::{Step, StepHook};
 
@@ -67,6 +70,7 @@ use crate::dirs::Dirs;
 use crate::disk::places::Places;
 use crate::health::Health;
 use crate::holds::Holds;
+use crate::kept::Shelf;
 use crate::pressure::Pressure;
 
 /// What a worker works with.
@@ -123,6 +127,7 @@ impl Worker {
         let dirs = dirs::blocking(move || Dirs::open(&state_dir, caps)).await?;
         let ctx = Arc::new(Context {
             slots: Arc::new(Semaphore::new(config.slots)),
+            slots_taken: Arc::default(),
             starts: Arc::new(Semaphore::new(STARTS)),
             pressure: Pressure::of_the_machine(),
             teardowns: Arc::new(Semaphore::new(TEARDOWNS)),
@@ -135,6 +140,7 @@ impl Worker {
             hook: parts.hook,
             dirs,
             holds: Holds::new(),
+            kept: Shelf::default(),
             health: Health::new(),
             places: Places::default(),
             near_floor: watch::Sender::new(false),

@@ -19,6 +19,7 @@ use crate::context::{Halt, described};
 use crate::dirs::{DirError, SandboxDirs, blocking};
 use crate::holds::{Hold, Predecessor};
 use crate::judge::{Fault, FaultClass};
+use crate::kept;
 use crate::steps::Step;
 use crate::teardown;
 
@@ -57,8 +58,14 @@ impl From<Fault> for Stop {
 ///
 /// The order is what makes a crash harmless: directories before the row that makes the gateway bind the door, the row
 /// before the engine makes anything, and the placement before the start, so that the shim finds its work.
+///
+/// Where the sandbox of the session's last run waits and fits, it is that one, and nothing is made.
 pub(crate) async fn place(attempt: &Attempt) -> Result<Placing, Halt> {
     let ctx = &attempt.ctx;
+    if let Some(placing) = kept::reuse(attempt).await? {
+        return Ok(placing);
+    }
+    kept::make_room(ctx);
     if let Err(stop) = clear_session(attempt).await {
         return stopped(stop, None);
     }

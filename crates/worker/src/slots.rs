@@ -1,7 +1,7 @@
 //! Claims runs while there are free slots, and sees each to its end.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use caisson_domain::id::RunId;
 use caisson_domain::run::{Failure, FailureKind, RunStatus};
@@ -10,12 +10,13 @@ use caisson_store::{Claimed, Finish, HomeEpoch, SandboxState, StoreError, Topic}
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Instrument, error, info, info_span, warn};
 
-use crate::attempt::{Attempt, LeaseEnd};
+use crate::attempt::{Attempt, LeaseEnd, Taken};
 use crate::attend::attend;
 use crate::context::{Asked, Backoff, Context, Halt, asked, described};
 use crate::health;
 use crate::holds::Hold;
 use crate::judge::{End, Fault, FaultClass, Verdict, by_end};
+use crate::kept;
 use crate::looks::Looks;
 use crate::place::{Placing, announce, place};
 use crate::steps::Step;
@@ -110,7 +111,8 @@ pub(crate) fn launch(
     info!(run.id = %run, run.attempt = claimed.answer.run.attempt, "took run {run}");
     let span = info_span!("run", run.id = %run);
     let adopted = matches!(origin, Origin::Adopted(_));
-    let attempt = Attempt::new(Arc::clone(ctx), claimed, adopted);
+    let slot = Arc::new(Mutex::new(slot.map(|slot| Taken::new(slot, &ctx.slots_taken))));
+    let attempt = Attempt::new(Arc::clone(ctx), claimed, adopted, Arc::clone(&slot));
     // It changes whenever the run is taken up again.
     let epoch = Arc::new(AtomicI64::new(first.number));
     let work = ctx.tracker.spawn(drive(attempt, origin, Arc::clone(&epoch)).instrument(span));
@@ -127,7 +129,7 @@ pub(crate) fn launch(
             let epoch = first.with_number(epoch.load(Ordering::Relaxed));
             end_after_fault(&ctx, (&run, epoch), &fault).await;
         }
-        drop(slot);
+        drop(slot.lock().unwrap_or_else(PoisonError::into_inner).take());
     });
 }
 
@@ -301,11 +303,23 @@ async fn conclude(attempt: &Attempt, verdict: Verdict, hold: Option<Hold>) -> Re
         }
     };
     attempt.settle_calls().await?;
-    if !ctx.insist("finish a run", || store.finish(run, epoch, &finish)).await? {
+    let hold = match hold {
+        Some(hold) if kept::is_to_wait(attempt, &finish, &hold).await? => {
+            kept::put_by(attempt, hold);
+            None
+        }
+        hold => hold,
+    };
+    let finished = ctx.insist("finish a run", || store.finish(run, epoch, &finish)).await;
+    if !matches!(finished, Ok(true)) {
+        kept::leave(attempt);
+    }
+    if !finished? {
         lost(ctx, run);
         return Ok(());
     }
     info!(run.id = %run, run.status = %finish.status, "finished run {run} as {}", finish.status);
+    kept::begin(attempt);
     ctx.step(Step::Finished).await;
     if let Some(hold) = hold {
         teardown::retire_later(ctx, hold).await;

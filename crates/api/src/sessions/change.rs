@@ -1,5 +1,7 @@
 //! Forking and deleting a session.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -9,6 +11,7 @@ use caisson_store::{self as store, Actor, DeleteSession, ForkSession, Idempotenc
 use http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tokio::time::{Instant, sleep};
 use utoipa::ToSchema;
 
 use super::SessionView;
@@ -21,6 +24,11 @@ use crate::state::App;
 
 const SANDBOX_LEFT: &str = "its sandbox is still being taken away; try again in a moment, or, if its server is away (`caisson servers`), \
      when that is back or counts as lost";
+/// How long a session's sandbox may take to go before whoever deletes the session has to ask again: one that waited for another
+/// run is told to end by that.
+const SANDBOX_GOES: Duration = Duration::from_secs(5);
+/// Between two looks whether it has gone.
+const SANDBOX_LOOK: Duration = Duration::from_millis(50);
 
 /// A fork to be made.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -152,7 +160,17 @@ pub(crate) async fn delete_session(
     _: NoParams,
 ) -> Result<StatusCode, ApiError> {
     let by = Actor::Key(caller.key);
-    match app.store().delete_session_of(&caller.project, &id, by).await? {
+    let until = Instant::now() + SANDBOX_GOES;
+    let deleted = loop {
+        match app.store().delete_session_of(&caller.project, &id, by.clone()).await? {
+            DeleteSession::SandboxLeft if Instant::now() < until => sleep(SANDBOX_LOOK).await,
+            deleted @ (DeleteSession::Unknown
+            | DeleteSession::Busy
+            | DeleteSession::SandboxLeft
+            | DeleteSession::Deleted) => break deleted,
+        }
+    };
+    match deleted {
         DeleteSession::Unknown => Err(unknown_session()),
         DeleteSession::Busy => Err(busy("it can be deleted")),
         DeleteSession::SandboxLeft => Err(conflict("session_busy", SANDBOX_LEFT)),

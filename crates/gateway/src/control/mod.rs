@@ -114,8 +114,19 @@ async fn next(door: &Door) -> Result<Response<Body>, Refusal> {
             image,
         }) => {
             let id = run.id.clone();
-            let delivery =
-                Delivery { run, epoch, conversation, resume, archive, pushed, start, start_branch, image };
+            let keep = door.shared.keeps;
+            let delivery = Delivery {
+                run,
+                epoch,
+                conversation,
+                resume,
+                archive,
+                pushed,
+                start,
+                start_branch,
+                image,
+                keep,
+            };
             let work = work::run_work(delivery, &door.shared.identity, store.now_ms());
             Work::Run(Box::new(work.map_err(|error| {
                 tracing::error!(run.id = %id, error = %error, "the work of {id} cannot be handed out");

@@ -210,7 +210,7 @@ fn agent_text(text: &str, cut_bytes: u64) -> NewEvent {
 
 /// The outcome with every text at its bound and with our own word on whether a retry can help.
 fn bounded(outcome: Outcome) -> Outcome {
-    let Outcome { ending, result, head, pushed } = outcome;
+    let Outcome { ending, result, head, pushed, kept } = outcome;
     let ending = match ending {
         Ending::Failed(failure) => {
             let checked = Failure::new(failure.kind, cut(&failure.message, RESULT_TEXT_BYTES));
@@ -225,7 +225,7 @@ fn bounded(outcome: Outcome) -> Outcome {
         ending @ (Ending::Completed | Ending::Stopped(_)) => ending,
     };
     let result = result.map(|text| cut(&text, RESULT_TEXT_BYTES).to_owned());
-    Outcome { ending, result, head: head.filter(|commit| is_commit(commit)), pushed }
+    Outcome { ending, result, head: head.filter(|commit| is_commit(commit)), pushed, kept }
 }
 
 /// A commit's id: SHA-1 or SHA-256.

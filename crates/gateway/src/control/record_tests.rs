@@ -71,7 +71,8 @@ fn each_kind_becomes_its_event_and_effect() {
     let note = one(JournalBody::Note { level: NoteLevel::Info, message: "m".to_owned() });
     assert_eq!(data(&note), json!({"level": "info", "message": "m"}));
     let ending = Ending::Stopped(StopReason::Cancel);
-    let finished = one(JournalBody::Finished(Outcome { ending, result: None, head: None, pushed: false }));
+    let finished =
+        one(JournalBody::Finished(Outcome { ending, result: None, head: None, pushed: false, kept: false }));
     assert!(finished.event.is_none());
     assert!(matches!(finished.effect, JournalEffect::Finished(_)));
 }
@@ -151,6 +152,7 @@ fn an_outcome_is_cut_to_its_bounds_and_judged_by_us() {
         result: Some("r".repeat(RESULT_TEXT_BYTES + 1)),
         head: Some("--force".to_owned()),
         pushed: true,
+        kept: true,
     };
     let JournalEffect::Finished(kept) = one(JournalBody::Finished(outcome)).effect else {
         panic!("not finished")

@@ -77,7 +77,7 @@ impl<'a> Cleaner<'a> {
     }
 
     fn outcome(&mut self, outcome: Outcome) -> Outcome {
-        let Outcome { ending, result, head, pushed } = outcome;
+        let Outcome { ending, result, head, pushed, kept } = outcome;
         let ending = match ending {
             Ending::Failed(failure) => Ending::Failed(Failure {
                 message: self.text(failure.message),
@@ -90,7 +90,7 @@ impl<'a> Cleaner<'a> {
             ending @ (Ending::Completed | Ending::Stopped(_)) => ending,
         };
         let (result, head) = (result.map(|text| self.text(text)), head.map(|commit| self.text(commit)));
-        Outcome { ending, result, head, pushed }
+        Outcome { ending, result, head, pushed, kept }
     }
 
     /// A journal record's body. What claims to be a commit or a branch may be a secret that looks like one.
@@ -212,6 +212,7 @@ mod tests {
             result: Some(said.clone()),
             head: None,
             pushed: false,
+            kept: false,
         };
         let bodies = [
             JournalBody::Line { line: json!({ "text": said }).to_string() },

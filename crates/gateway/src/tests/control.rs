@@ -42,7 +42,7 @@ async fn the_next_work_comes_until_its_end_is_journaled() {
     assert_eq!(work.agent.conversation.len(), 36);
     assert!(!work.agent.resume && work.timeout_ms <= 600_000 && work.timeout_ms > 590_000);
     assert_eq!(sandbox.control(Method::GET, "/next", "").await.status, OK);
-    let outcome = Outcome { ending: Ending::Completed, result: None, head: None, pushed: false };
+    let outcome = Outcome { ending: Ending::Completed, result: None, head: None, pushed: false, kept: false };
     let line = sandbox.line(JournalBody::Finished(outcome));
     assert_eq!(post(&sandbox, 0, line).await.status, OK);
     assert_eq!(sandbox.control(Method::GET, "/next", "").await.status, 204);

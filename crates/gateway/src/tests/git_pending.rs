@@ -119,7 +119,7 @@ impl Scene {
 
     async fn finish(&self) -> Reply {
         let head = Some(self.push.new.clone());
-        let outcome = Outcome { ending: Ending::Completed, result: None, head, pushed: true };
+        let outcome = Outcome { ending: Ending::Completed, result: None, head, pushed: true, kept: false };
         let line = self.sandbox.line(JournalBody::Finished(outcome));
         self.sandbox.control(Method::POST, "/journal?offset=0", line).await
     }

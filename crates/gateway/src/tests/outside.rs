@@ -154,7 +154,7 @@ pub(crate) async fn tunnel(sandbox: &Sandbox, target: &str) -> Tool {
 
 /// The shim says that the run is done.
 pub(crate) async fn finish(sandbox: &Sandbox) {
-    let outcome = Outcome { ending: Ending::Completed, result: None, head: None, pushed: false };
+    let outcome = Outcome { ending: Ending::Completed, result: None, head: None, pushed: false, kept: false };
     let line = sandbox.line(JournalBody::Finished(outcome));
     assert_eq!(sandbox.control(Method::POST, "/journal?offset=0", line).await.status, OK);
 }

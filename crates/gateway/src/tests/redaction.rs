@@ -62,8 +62,13 @@ async fn nothing_that_a_sandbox_journals_brings_a_secret_to_disk() {
     let (world, sandbox) = world().await;
     let said = said(TOKEN) + &said(MODEL_KEY);
     let failure = Failure::new(FailureKind::AgentError, said.clone()).with_evidence(said.clone());
-    let outcome =
-        Outcome { ending: Ending::Failed(failure), result: Some(said.clone()), head: None, pushed: false };
+    let outcome = Outcome {
+        ending: Ending::Failed(failure),
+        result: Some(said.clone()),
+        head: None,
+        pushed: false,
+        kept: false,
+    };
     let bodies = [
         JournalBody::Line { line: json!({"type": "assistant", "text": said, "n": 1.5}).to_string() },
         JournalBody::Text { text: said.clone(), cut_bytes: 0 },

@@ -207,6 +207,7 @@ impl World {
             egress: setup.egress.clone(),
             mcp: setup.mcp.clone(),
             identity: GitIdentity { name: "Caisson".to_owned(), email: "caisson@example.com".to_owned() },
+            keep_alive: false,
             secrets: LiveSecrets::new(&crate::secrets(&setup.model, &setup.git, &setup.egress)),
         }
     }

@@ -6,6 +6,7 @@
 
 mod agent_home;
 mod anchor;
+mod given;
 mod imports;
 mod instructions;
 mod settings;
@@ -25,6 +26,7 @@ use crate::checkout::Checkout;
 use crate::git::Git;
 
 pub(crate) use agent_home::clear;
+pub(crate) use given::Given;
 
 use anchor::{Entry, Files, INSTRUCTIONS, SETTINGS};
 
@@ -46,6 +48,13 @@ pub(crate) struct Steered {
     pub(crate) told: Option<Steering>,
     /// What did not go as its author may have meant, for people.
     pub(crate) notes: Vec<String>,
+}
+
+impl Steered {
+    /// Whether the anchor has MCP servers that act.
+    pub(crate) fn has_servers(&self) -> bool {
+        !self.acting.mcp_servers.is_empty()
+    }
 }
 
 /// Whether anything of the anchor may act in a run.

@@ -387,6 +387,7 @@ pub(crate) fn plain_work(prompt: &str) -> RunWork {
         checks: Vec::new(),
         check_turns: 1,
         timeout_ms: 600_000,
+        keep: false,
     }
 }
 

@@ -291,7 +291,13 @@ pub(crate) fn note(message: &str) -> NewEvent {
 
 /// How a shim's part ended well.
 pub(crate) fn completed(result: &str) -> Outcome {
-    Outcome { ending: Ending::Completed, result: Some(result.to_owned()), head: None, pushed: false }
+    Outcome {
+        ending: Ending::Completed,
+        result: Some(result.to_owned()),
+        head: None,
+        pushed: false,
+        kept: false,
+    }
 }
 
 /// Asserts that an error says that something is corrupt, and what.

@@ -381,6 +381,8 @@ async fn a_session_that_lives_is_not_deleted(fixture: Fixture) {
     let finish = Finish { status: RunStatus::Succeeded, failure: None, result: None };
     assert!(store.finish(&placed.run.id, placed.epoch, &finish).await.unwrap());
     assert_eq!(deleted().await, DeleteSession::SandboxLeft);
+    let left = store.sandbox(&placed.sandbox).await.unwrap().unwrap();
+    assert_eq!(left.state, SandboxState::Stopping, "one that waited is told to end");
     assert!(store.set_sandbox_state(&placed.sandbox, SandboxState::Destroyed).await.unwrap());
     assert!(audited(&fixture, "session.delete").await.is_empty(), "nothing was done");
     assert_eq!(deleted().await, DeleteSession::Deleted);

@@ -13,6 +13,7 @@ mod disk;
 mod engine;
 mod going_on;
 mod images;
+mod kept;
 mod life;
 mod pushes;
 mod retention;

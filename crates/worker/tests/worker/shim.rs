@@ -32,6 +32,8 @@ pub(crate) enum Play {
     DieEarly(i64),
     /// The shim dies while the agent works; by want of memory, or not.
     DieLate { code: i64, oom: bool },
+    /// Does its work, and has its agent wait for another run.
+    Keep,
     /// Waits for its release before the agent is started, and then completes.
     Linger,
     /// Completes, and then does not end when it is told to.
@@ -197,10 +199,10 @@ impl Shim {
             return self.tell(run, JournalEffect::Finished(outcome)).await;
         }
         self.start_agent(run).await?;
-        let last_words = play == Play::LastWords;
+        let (last_words, kept) = (play == Play::LastWords, play == Play::Keep);
         let head = if let Play::Push(head) = &play { Some(head.clone()) } else { None };
         let ending = match play {
-            Play::Complete | Play::Deaf | Play::Linger | Play::LastWords | Play::DieEarly(_) => {
+            Play::Complete | Play::Keep | Play::Deaf | Play::Linger | Play::LastWords | Play::DieEarly(_) => {
                 Ending::Completed
             }
             Play::Say(ending) | Play::SayEarly(ending) => ending,
@@ -218,7 +220,7 @@ impl Shim {
             }
         };
         let pushed = head.is_some();
-        let outcome = Outcome { ending, result: Some("done".to_owned()), head, pushed };
+        let outcome = Outcome { ending, result: Some("done".to_owned()), head, pushed, kept };
         if last_words {
             self.all.engine.exit(&self.sandbox, 1, false);
             tokio::time::sleep(LOOK).await;

@@ -11,7 +11,7 @@ use caisson_domain::retention::Retention;
 use caisson_domain::run::{Failure, Resources, Run, RunSpec, RunStatus};
 use caisson_domain::workflow::Workflow;
 use caisson_store::{Clock, CreateRun, NewRun, SandboxState, Store};
-use caisson_worker::{DiskCaps, StepHook, Timing, UidPlan, WorkerConfig};
+use caisson_worker::{DiskCaps, KeepAlive, StepHook, Timing, UidPlan, WorkerConfig};
 use serde_json::Value;
 use tokio_util::task::TaskTracker;
 
@@ -102,6 +102,7 @@ impl World {
             server: ServerId::new(1, [7; 10]),
             engine_name: "fake".to_owned(),
             slots: 2,
+            keep_alive: KeepAlive::OFF,
             state_dir: root.path().join("state"),
             default_image: Some("caisson-sandbox:latest".to_owned()),
             repository_images: vec!["registry.example/team/*".parse().unwrap()],

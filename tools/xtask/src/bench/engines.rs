@@ -133,7 +133,7 @@ async fn in_turn(stage: &Stage, local: &Service, docker: &Service, rounds: u32) 
 }
 
 /// The agent as a person would start it, with a fresh home and straight to the model: from its start to its result.
-async fn bare_turn(stage: &Stage, round: u32) -> anyhow::Result<f64> {
+pub(super) async fn bare_turn(stage: &Stage, round: u32) -> anyhow::Result<f64> {
     let directory = stage.root().join("bare").join(round.to_string());
     let [home, workspace, tmpdir] = ["home", "workspace", "tmp"].map(|name| directory.join(name));
     for path in [&home, &workspace, &tmpdir] {

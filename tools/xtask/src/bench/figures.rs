@@ -2,6 +2,7 @@
 
 use super::bar::{Bar, Bound};
 use super::engines::Engines;
+use super::follow_up::FollowUps;
 use super::machine::Machine;
 use super::proc::{Cpu, Memory};
 use super::requests::Requests;
@@ -23,7 +24,6 @@ const LOCAL_START_MS: f64 = 30.0;
 /// Most that a run of one turn on the local engine may take on top of the bare agent, in milliseconds (median of the
 /// rounds).
 const LOCAL_OVER_BARE_MS: f64 = 150.0;
-
 /// One job on either side, done one right after the other.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pair {
@@ -83,6 +83,8 @@ pub(crate) struct Figures {
     pub(crate) live: Live,
     /// The engines beside the bare agent.
     pub(crate) engines: Engines,
+    /// Follow-ups whose sandboxes wait, beside the bare agent.
+    pub(crate) follow_ups: FollowUps,
 }
 
 impl Figures {
@@ -106,7 +108,7 @@ impl Figures {
 
     /// Every bar. A figure that is missing misses its bar.
     #[must_use]
-    pub(crate) fn bars(&self) -> [Bar; 6] {
+    pub(crate) fn bars(&self) -> Vec<Bar> {
         let bar = |name, figure, most, digits| Bar::new(name, figure, Bound::AtMost(most), digits);
         let slowest = Summary::of(&self.starts_ms).map(|starts| starts.max);
         [
@@ -117,6 +119,9 @@ impl Figures {
             bar("local_start_p50_ms", median(&self.engines.local.starts_ms), LOCAL_START_MS, 1),
             bar("local_over_bare_ms", median(&self.engines.local_over_bare_ms()), LOCAL_OVER_BARE_MS, 0),
         ]
+        .into_iter()
+        .chain(self.follow_ups.bars())
+        .collect()
     }
 }
 
@@ -157,6 +162,11 @@ pub(super) mod tests {
                 local: OnEngine { runs_ms: vec![550.0, 560.0, 570.0], starts_ms: vec![29.0, 30.0, 80.0] },
                 docker: OnEngine { runs_ms: vec![640.0, 650.0, 660.0], starts_ms: vec![70.0, 75.0, 80.0] },
             },
+            follow_ups: FollowUps {
+                bare_ms: vec![600.0, 620.0],
+                local_ms: vec![110.0, 120.0, 300.0],
+                docker_ms: vec![100.0, 101.0, 102.0],
+            },
         }
     }
 
@@ -179,6 +189,14 @@ pub(super) mod tests {
         slow.starts_ms.push(10_001.0);
         assert_eq!(missed(&slow), ["line_to_reader_p50_ms 20.1 20.0", "sandbox_start_max_ms 10001 10000"]);
         assert_eq!(missed(&figures(&[])).len(), 2);
+    }
+
+    #[test]
+    fn follow_ups_have_bars_on_their_medians() {
+        let mut slow = figures(&[(1000, 1000)]);
+        slow.follow_ups.local_ms[1] = 120.6;
+        slow.follow_ups.docker_ms = Vec::new();
+        assert_eq!(missed(&slow), ["follow_up_p50_ms 121 120", "follow_up_docker_p50_ms inf 120"]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::service::{Service, ServiceSpec, job_body, scenario_body};
 use super::stage::{Stage, TASK, is_message};
 use super::stats::Summary;
 use super::words::Growth;
-use super::{engines, fair, proc, requests, sampler, say, scenarios, stand_in, tail, words};
+use super::{engines, fair, follow_up, proc, requests, sampler, say, scenarios, stand_in, tail, words};
 
 /// Runs that are sampled.
 const SAMPLED: usize = 3;
@@ -41,10 +41,12 @@ pub(crate) async fn all(stage: &Stage, pairs: u32) -> anyhow::Result<Figures> {
     let exact = stand_in::measure(&stage.parts, stage.root(), &spec, &stage.agent_version).await?;
     say("a run of one turn on each engine, and the bare agent");
     let engines = engines::measure(stage, pairs).await?;
+    say("follow-ups of a session whose sandbox waits, and the bare agent");
+    let follow_ups = follow_up::measure(stage).await?;
     let live = Live { exact, agent: measured.agent_lines, words: measured.words };
     let Measured { jobs, load, requests, .. } = measured;
     let Jobs { pairs, starts_ms, bare_starts_ms, .. } = jobs;
-    Ok(Figures { machine, pairs, starts_ms, bare_starts_ms, load, requests, live, engines })
+    Ok(Figures { machine, pairs, starts_ms, bare_starts_ms, load, requests, live, engines, follow_ups })
 }
 
 /// What is measured on the one long-lived server.

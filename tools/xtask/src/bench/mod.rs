@@ -6,6 +6,7 @@ mod alike;
 mod engines;
 mod fair;
 mod figures;
+mod follow_up;
 mod measure;
 pub(crate) mod model;
 mod report;
@@ -45,6 +46,9 @@ pub(crate) struct Options {
     /// Pairs of service and script that count; one more comes first and does not.
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(i64::from(PAIRS_MIN)..=i64::from(PAIRS_MAX)))]
     pairs: u32,
+    /// Measure follow-ups whose sandbox waits, and nothing else.
+    #[arg(long, conflicts_with = "write")]
+    follow_ups: bool,
     /// Write the figures into docs/benchmarks.md.
     #[arg(long)]
     write: bool,
@@ -75,6 +79,15 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
         Plan::bench()?,
     )
     .await?;
+    if options.follow_ups {
+        let measured = unless_interrupted(WHOLE, follow_up::measure(&stage)).await;
+        stage.close().await?;
+        let follow_ups = measured?;
+        let mut text = String::new();
+        report::follow_ups(&follow_ups).write(&mut text);
+        say(&text);
+        return Ok(conclude("bench", &follow_ups.bars()));
+    }
     let measured = unless_interrupted(WHOLE, measure::all(&stage, options.pairs)).await;
     let closed = stage.close().await;
     let figures = measured?;

@@ -2,6 +2,7 @@
 
 use super::bar;
 use super::figures::Figures;
+use super::follow_up::FollowUps;
 use super::stats::Summary;
 use super::table::Table;
 use super::timeline::{STEPS, median_steps};
@@ -13,6 +14,7 @@ pub(crate) fn render(figures: &Figures, command: &str) -> String {
     for table in [
         bar::table(&figures.bars()),
         engines(figures),
+        follow_ups(&figures.follow_ups),
         pairs(figures),
         steps(figures),
         latencies(figures),
@@ -48,6 +50,21 @@ fn engines(figures: &Figures) -> Table {
             spread("Docker − bare, round by round, ms", &engines.docker_over_bare_ms(), 0),
             spread("sandbox start, local engine, ms", &engines.local.starts_ms, 1),
             spread("sandbox start, Docker Engine, ms", &engines.docker.starts_ms, 1),
+        ],
+    }
+}
+
+/// Follow-ups beside the bare agent.
+#[must_use]
+pub(crate) fn follow_ups(all: &FollowUps) -> Table {
+    Table {
+        title: "Until the first model request of a follow-up whose sandbox waits, and of the bare agent"
+            .to_owned(),
+        head: ["", "p50", "min", "max"].map(str::to_owned).to_vec(),
+        rows: vec![
+            spread("a follow-up, local engine, from the POST, ms", &all.local_ms, 0),
+            spread("a follow-up, Docker Engine, from the POST, ms", &all.docker_ms, 0),
+            spread("the bare agent, from its start, ms", &all.bare_ms, 0),
         ],
     }
 }
@@ -150,6 +167,7 @@ mod tests {
             " 1.090 ",
             "| met |",
             "**The job**",
+            "a follow-up, local engine, from the POST, ms",
             "**A run of one turn, on each engine and without any**",
             "service / script",
             "**Latencies, ms**",

@@ -24,7 +24,7 @@ pub(super) fn start(run: &RunId, attempt: i64) -> anyhow::Result<Vec<u8>> {
 /// What comes behind the last one.
 pub(super) fn end(run: &RunId, attempt: i64) -> anyhow::Result<Vec<u8>> {
     let result = Some("All events are sent.".to_owned());
-    let outcome = Outcome { ending: Ending::Completed, result, head: None, pushed: false };
+    let outcome = Outcome { ending: Ending::Completed, result, head: None, pushed: false, kept: false };
     journal(run, attempt, [JournalBody::Finished(outcome)])
 }
 

@@ -342,7 +342,9 @@ async fn one_fork_more_than_may_be_without_a_run_is_refused() {
     let refused = api.post(&path, &json!({})).await;
     refused.assert_problem(429, "forks_full");
     assert!(!refused.header("retry-after").is_empty());
-    assert!(refused.text().contains("has 100 forks without a run; give one of them a run, or have one deleted"));
+    assert!(
+        refused.text().contains("has 100 forks without a run; give one of them a run, or have one deleted")
+    );
     let run = json!({"session": last.json()["id"], "prompt": "x"});
     assert_eq!(api.post("/v1/runs", &run).await.status, StatusCode::ACCEPTED);
     let more = api.post(&path, &json!({})).await;

@@ -12,7 +12,7 @@ use caisson_store::{
 };
 use futures_util::future::{join, join_all};
 
-use crate::fixture::{ALL, Fixture, new_run, project, spec_on, woken};
+use crate::fixture::{ALL, Fixture, made, new_run, project, spec_on, woken};
 use crate::going_on::{BY, REPOSITORY, audited, begun, ended, follow};
 
 conformance! {
@@ -145,15 +145,14 @@ async fn of_a_deletion_and_a_fork_at_once_nothing_is_half_done(fixture: Fixture)
         )
         .await;
         assert_eq!(deleted.unwrap(), DeleteSession::Deleted, "a fork keeps no session from being deleted");
-        match forked.unwrap() {
-            ForkSession::Unknown => {}
-            ForkSession::Forked { session } => {
-                let said = store.read_transcript(&session).await.unwrap();
-                assert_eq!(said.as_deref(), Some("said"), "it has all of it");
-                let deleted = store.delete_session_of(&project(), &session, BY).await.unwrap();
-                assert_eq!(deleted, DeleteSession::Deleted);
-            }
-            other => panic!("{other:?}"),
+        let forked = forked.unwrap();
+        if let ForkSession::Forked { session } = &forked {
+            let said = store.read_transcript(session).await.unwrap();
+            assert_eq!(said.as_deref(), Some("said"), "it has all of it");
+            let deleted = store.delete_session_of(&project(), session, BY).await.unwrap();
+            assert_eq!(deleted, DeleteSession::Deleted);
+        } else {
+            assert_eq!(forked, ForkSession::Unknown);
         }
         assert_eq!(
             fixture.value::<i64>("select count(*) from transcript_part").await,
@@ -168,15 +167,8 @@ async fn follow_ups_posted_at_once_run_in_the_order_in_which_they_were_accepted(
     let first = ended(&fixture, 1).await;
     let new = || new_run(spec_on(REPOSITORY, "work"));
     let posts = (0..RACES).map(|_| store.create_run_in(first.session.clone(), new()));
-    let made: BTreeSet<RunId> = join_all(posts)
-        .await
-        .into_iter()
-        .map(|made| match made.unwrap() {
-            CreateRun::Created(run) => run.id,
-            other => panic!("not made: {other:?}"),
-        })
-        .collect();
-    assert_eq!(made.len(), RACES);
+    let ids: BTreeSet<RunId> = join_all(posts).await.into_iter().map(|run| made(run).id).collect();
+    assert_eq!(ids.len(), RACES);
     let events = store.session_events(&first.session, 0, ALL).await.unwrap();
     let accepted: Vec<RunId> = events
         .into_iter()

@@ -32,6 +32,7 @@ fn records_are_one_line_each_and_parse_back() {
             result: None,
             head: None,
             pushed: false,
+            kept: false,
         }),
         JournalBody::Finished(Outcome {
             ending: Ending::Failed(Failure::new(FailureKind::RepoAuth, "no\nnewline")),

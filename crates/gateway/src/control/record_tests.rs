@@ -203,7 +203,7 @@ fn what_is_told_of_checks_and_images_is_cut_at_its_bounds() {
     assert_eq!(kept, vec![whole; CHECK_RESULTS]);
     let long = ImageWish { image: "a".repeat(IMAGE_BYTES + 1), line: Some(1) };
     let ending = Ending::OtherImage(long);
-    let outcome = Outcome { ending, result: None, head: None, pushed: false };
+    let outcome = Outcome { ending, result: None, head: None, pushed: false, kept: false };
     let JournalEffect::Finished(outcome) = one(JournalBody::Finished(outcome)).effect else { panic!() };
     let Ending::OtherImage(kept) = outcome.ending else { panic!() };
     assert_eq!(kept.image.len(), IMAGE_BYTES);

@@ -2,7 +2,6 @@
 
 use caisson_domain::check_result::{CheckOutcome, CheckResult};
 use caisson_domain::event::EventKind;
-use caisson_domain::id::Epoch;
 use caisson_domain::repository_file::CheckName;
 use caisson_domain::run::RunStatus;
 use caisson_store::{Finish, JournalEffect, NextWork};
@@ -61,7 +60,7 @@ async fn checks_of_an_attempt_that_is_given_back_are_forgotten(fixture: Fixture)
 async fn an_image_is_chosen_by_the_runs_owner_before_its_agent_starts(fixture: Fixture) {
     let placed = fixture.placed().await;
     let (run, epoch) = (&placed.run.id, placed.epoch);
-    assert!(!fixture.store.choose_image(run, Epoch(epoch.0 + 1), "other:1").await.unwrap());
+    assert!(!fixture.store.choose_image(run, epoch.with_number(epoch.number + 1), "other:1").await.unwrap());
     assert_eq!(fixture.run(run).await.repository_image, None);
     assert!(fixture.store.choose_image(run, epoch, "team:1").await.unwrap());
     assert!(fixture.store.choose_image(run, epoch, "team:2").await.unwrap(), "as often as it takes");

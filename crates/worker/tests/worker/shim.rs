@@ -195,7 +195,7 @@ impl Shim {
             return Err(Over);
         }
         if let Play::SayEarly(ending) = play {
-            let outcome = Outcome { ending, result: None, head: None, pushed: false };
+            let outcome = Outcome { ending, result: None, head: None, pushed: false, kept: false };
             return self.tell(run, JournalEffect::Finished(outcome)).await;
         }
         self.start_agent(run).await?;

@@ -65,6 +65,7 @@ async fn with_key(api: &Api, path: &str, key: Option<(&str, &str)>) -> Answer {
     api.send(request.body(Body::empty()).unwrap()).await
 }
 
+#[expect(clippy::too_many_lines, reason = "a table of requests, in the order of the lines")]
 #[tokio::test]
 async fn each_line_of_what_a_replacement_must_accept_has_its_answer() {
     let api = api().await;

@@ -22,7 +22,7 @@ impl Settings {
 
 fn check<T>(key: &str, value: T, bounds: &RangeInclusive<T>, faults: &mut Vec<String>)
 where
-    T: PartialOrd + Display,
+    T: PartialOrd + Display + Copy,
 {
     if !bounds.contains(&value) {
         faults.push(format!("{key} is {value}; give {} to {}", bounds.start(), bounds.end()));

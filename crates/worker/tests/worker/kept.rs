@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use caisson_domain::event::EventKind;
-use caisson_domain::id::{ProjectId, RunId};
+use caisson_domain::id::{ProjectId, RunId, SandboxId};
 use caisson_domain::run::{RunSpec, RunStatus};
 use caisson_store::{Actor, CreateRun, DeleteSession, NewRun, SandboxState};
 use caisson_worker::{KeepAlive, Step, StepHook};
@@ -17,7 +17,7 @@ use crate::shim::Play;
 use crate::world::{World, until};
 
 /// Longer than any test takes.
-const LONG: Duration = Duration::from_secs(600);
+const LONG: Duration = Duration::from_mins(10);
 
 async fn world(slots: usize, keep_alive: KeepAlive) -> World {
     let mut world = World::new().await;
@@ -36,7 +36,7 @@ impl World {
     async fn next(&self, before: &RunId, change: impl FnOnce(&mut RunSpec)) -> RunId {
         let before = self.run(before).await;
         let mut spec = before.spec;
-        spec.prompt = "go on".to_owned();
+        "go on".clone_into(&mut spec.prompt);
         change(&mut spec);
         let new = NewRun { project: ProjectId::default_project(), created_by: None, spec, idempotency: None };
         let made = self.store.create_run_in(before.session, new).await.unwrap();
@@ -78,7 +78,7 @@ async fn the_next_run_of_the_session_has_it_and_tells_so() {
         world.ended_once(run).await;
         let kept = world.told(run, EventKind::SandboxKept).await;
         assert_eq!((kept.len(), &kept[0]["keep_alive_s"]), (1, &600.into()));
-        assert_eq!(kept[0]["sandbox"].as_str(), sandbox.as_ref().map(|id| id.as_str()));
+        assert_eq!(kept[0]["sandbox"].as_str(), sandbox.as_ref().map(SandboxId::as_str));
     }
     assert!(world.has(&first, EventKind::SandboxStarted).await);
     assert!(!world.has(&first, EventKind::SandboxReused).await);

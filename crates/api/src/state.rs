@@ -128,7 +128,7 @@ impl App {
 
     /// Whether runs can be taken, or could be a moment ago: whoever asks needs no key, so asking often must cost nothing.
     pub(crate) async fn ready(&self) -> Result<Ready, ApiError> {
-        self.0.ready.tell(Ready::look(self)).await
+        self.0.ready.tell(Box::pin(Ready::look(self))).await
     }
 
     /// A place among the open event streams for one opened with `key`.

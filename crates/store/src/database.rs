@@ -251,11 +251,11 @@ impl Store {
     async fn begin_with(&self, hold: Hold<'_>, sync: Sync) -> Result<Tx<'_>, StoreError> {
         let (db, now_ms, newest) = match &self.shared.database {
             Database::Sqlite(database) => {
-                let (tx, newest) = database.begin().await?;
+                let (tx, newest) = Box::pin(database.begin()).await?;
                 (Connection::SqliteTx(tx), self.now_ms(), newest)
             }
             Database::Postgres(database) => {
-                let (tx, (database_ms, newest)) = database.begin(hold).await?;
+                let (tx, (database_ms, newest)) = Box::pin(database.begin(hold)).await?;
                 (Connection::Postgres(tx), self.shared.clock.follow(database_ms), newest)
             }
         };

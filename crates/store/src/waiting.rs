@@ -139,13 +139,11 @@ pub(crate) async fn full(
     }
     let own: Option<Option<i64>> =
         sql::query_scalar(MAX_QUEUED).bind(project.as_str()).fetch_optional(&mut *tx.db).await?;
-    let most = match own.flatten() {
-        Some(most) => Some(most),
-        None => {
-            let projects: i64 = sql::query_scalar(PROJECTS_COUNTED).fetch_one(&mut *tx.db).await?;
-            limits.queued_per_project(projects)
-        }
-    };
+    let mut most = own.flatten();
+    if most.is_none() {
+        let projects: i64 = sql::query_scalar(PROJECTS_COUNTED).fetch_one(&mut *tx.db).await?;
+        most = limits.queued_per_project(projects);
+    }
     let Some(most) = most else { return Ok(None) };
     let waiting: i64 =
         sql::query_scalar(QUEUED_OF).bind(project.as_str()).bind(most).fetch_one(&mut *tx.db).await?;

@@ -207,7 +207,7 @@ pub(crate) async fn keep(store: &Store, presence: &Presence, stop: &Cancellation
             () = stop.cancelled() => return None,
             () = tokio::time::sleep(Duration::from_millis(HEARTBEAT_MS.unsigned_abs())) => {}
         }
-        let told = match store.beat(presence).await {
+        let told = match beat(store, presence).await {
             Ok(()) if store.is_shared() => look_after(store, &presence.server).await,
             told => told,
         };
@@ -225,12 +225,18 @@ pub(crate) async fn keep(store: &Store, presence: &Presence, stop: &Cancellation
     }
 }
 
-/// Looks after what other servers leave, and whether one of them is this very server.
-async fn look_after(store: &Store, server: &ServerId) -> Result<(), StoreError> {
-    // Two that started at the same moment saw nothing of one another.
-    if store.heard_elsewhere(server).await?.is_some() {
+/// Tells that this process is alive, and first looks whether another place has told so of the same server since the last time: two
+/// that started at the same moment saw nothing of one another.
+async fn beat(store: &Store, presence: &Presence) -> Result<(), StoreError> {
+    let server = &presence.server;
+    if store.is_shared() && store.heard_elsewhere(server).await?.is_some() {
         error!(server.id = %server, "another machine or another state directory is the server {server} as well; stop one of them");
     }
+    store.beat(presence).await
+}
+
+/// Looks after what other servers leave.
+async fn look_after(store: &Store, server: &ServerId) -> Result<(), StoreError> {
     for run in store.write_off_lost(server).await? {
         info!(run.id = %run, "took run {run} from its server, which has been silent for too long");
     }

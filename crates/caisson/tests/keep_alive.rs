@@ -285,7 +285,11 @@ async fn what_waits_ends_with_its_session_and_with_its_server(engine: Engine) {
     let empty = json!({"workflow": "bug-fixer", "prompt": "Begin.", "repository": null});
     let deleted = run(&world, &empty).await;
     assert_eq!(world.sandboxes().unwrap().len(), 1);
-    let output = world.client(&["session", "delete", deleted.text("session_id")]).output().unwrap();
+    let key = world.spec.command(&["key", "create", "admin", "--scope", "admin"]).output().unwrap();
+    let key = String::from_utf8(key.stdout).unwrap();
+    let key = key.split_whitespace().find(|word| word.starts_with("csk_")).unwrap();
+    let mut delete = world.client(&["session", "delete", deleted.text("session_id")]);
+    let output = delete.env("CAISSON_API_KEY", key).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     world.wait_tidy().await.unwrap();
 

@@ -181,6 +181,7 @@ impl Agent {
         (self.recorder, self.approvals) = (recorder.clone(), approvals.clone());
         (self.run, self.attempt, self.prompts) = (work.run.clone(), work.attempt, 0);
         (self.undone, self.conversation) = (Vec::new(), Conversation::new(&[]));
+        self.last_answer.clear();
         self.touch();
     }
 
@@ -196,7 +197,7 @@ impl Agent {
         if self.exit.is_none() {
             self.exit = tokio::time::timeout(Duration::ZERO, self.child.wait()).await.ok();
         }
-        self.exit.is_none() && !self.closed && self.input.is_some()
+        self.exit.is_none() && self.child.runs() && !self.closed && self.input.is_some()
     }
 
     /// Holds the process where it is.

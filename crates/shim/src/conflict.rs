@@ -110,9 +110,35 @@ async fn unsolved(git: &Git, conflict: &Conflict) -> Result<Option<String>, Fail
     if !after.exit.success() || text(&branch) != git.work.branch.as_str() {
         return Ok(Some("its work does not come after what the branch has".to_owned()));
     }
-    let checked = git.attempt(&["diff", "--check", &conflict.there, "HEAD", "--"]).await?;
-    let marker = text(&checked).lines().find(|line| line.contains(LEFT_MARKER)).map(str::to_owned);
-    Ok(marker.map(|line| format!("it left a mark of it in {line}")))
+    if let Some(why) = dropped(git, conflict).await? {
+        return Ok(Some(why));
+    }
+    let base = git.attempt(&["merge-base", &conflict.there, &conflict.before]).await?;
+    // A heading may be underlined like a mark: what the work had before it was in conflict is none.
+    let known = marks(git, (&text(&base), &conflict.before), conflict).await?.len();
+    let left = marks(git, (&conflict.there, "HEAD"), conflict).await?;
+    Ok((left.len() > known).then(|| format!("it left a mark of it in {}", left.join(", "))))
+}
+
+/// What says that commits of the work are gone that the branch has not got in another form, as behind `git rebase --skip`.
+async fn dropped(git: &Git, conflict: &Conflict) -> Result<Option<String>, Failure> {
+    let (had, has) = (own(git, conflict, &conflict.before).await?, own(git, conflict, "HEAD").await?);
+    Ok((has < had.max(1)).then(|| format!("of {had} commits of the work {has} are left")))
+}
+
+/// How many commits lead to `commit` that the branch has neither got nor got in another form.
+async fn own(git: &Git, conflict: &Conflict, commit: &str) -> Result<u64, Failure> {
+    let range = format!("{}...{commit}", conflict.there);
+    let arguments = ["rev-list", "--count", "--no-merges", "--cherry-pick", "--right-only", &range];
+    Ok(text(&git.attempt(&arguments).await?).trim().parse().unwrap_or_default())
+}
+
+/// Where conflict markers were added from one commit to another, in the files of the conflict.
+async fn marks(git: &Git, (from, to): (&str, &str), conflict: &Conflict) -> Result<Vec<String>, Failure> {
+    let mut arguments = vec!["diff", "--check", from, to, "--"];
+    arguments.extend(conflict.files.iter().map(String::as_str));
+    let checked = git.attempt(&arguments).await?;
+    Ok(text(&checked).lines().filter(|line| line.contains(LEFT_MARKER)).map(str::to_owned).collect())
 }
 
 fn question(git: &Git, conflict: &Conflict) -> String {

@@ -54,9 +54,12 @@ fn fits(last: &RunWork, next: &RunWork) -> bool {
     // Where a conversation or a branch is to be found that both of them have here.
     last.agent.resume = next.agent.resume;
     last.agent.archive.clone_from(&next.agent.archive);
+    // The sandbox has its image already.
+    last.may_choose_image = next.may_choose_image;
     if let (Some(last), Some(next)) = (&mut last.git, &next.git) {
         last.go_on = next.go_on;
         last.start.clone_from(&next.start);
+        last.start_branch.clone_from(&next.start_branch);
         last.commit_subject.clone_from(&next.commit_subject);
     }
     last == *next
@@ -164,6 +167,7 @@ mod tests {
         let mut next = work(&two, 3);
         (next.epoch, next.timeout_ms, next.prompt) = (Epoch(9), 5, "another".to_owned());
         next.agent.resume = true;
+        next.may_choose_image = !last.may_choose_image;
         assert!(fits(&last, &next));
         for change in [
             (|work| work.agent.model = Some("another".to_owned())) as fn(&mut RunWork),

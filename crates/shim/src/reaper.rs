@@ -303,6 +303,12 @@ impl Child {
         exit
     }
 
+    /// Whether it still runs: one that was killed can be waited for only when the last of its threads has gone.
+    pub(crate) fn runs(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid));
+        stat.is_ok_and(|stat| parent_of(&stat).is_some())
+    }
+
     /// Signals its group.
     pub(crate) fn signal(&self, signal: Signal) {
         self.reaper.signal(self.pid, signal);

@@ -30,7 +30,7 @@ macro_rules! nameable {
         "id <> '_removed'"
     };
 }
-pub(crate) use nameable;
+pub(crate) use {gone, nameable};
 
 /// It is there from the first removal on.
 const MAKE_PLACE: &str =

@@ -54,7 +54,9 @@ macro_rules! ended {
              coalesce((select max(run.finished_at_ms) from run where run.session_id = session.id), session.created_at_ms) \
              as ended_at_ms from ",
             $from,
-            " where not exists (select 1 from run where run.session_id = session.id \
+            " where session.project_id <> ",
+            crate::removal::gone!(),
+            " and not exists (select 1 from run where run.session_id = session.id \
              and run.status in ('queued', 'running')) and not exists (select 1 from sandbox \
              where sandbox.session_id = session.id and sandbox.state <> 'destroyed') "
         )

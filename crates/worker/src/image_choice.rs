@@ -23,7 +23,10 @@ pub(crate) async fn judge(
     if progress.agent_started {
         return Ok(Some(failed(late_wish())));
     }
-    if let Err(failure) = wish.check(&attempt.ctx.config.repository_images) {
+    let config = &attempt.ctx.config;
+    // The default one may be named by all.
+    let is_default = config.default_image.as_ref() == Some(&wish.image);
+    if !is_default && let Err(failure) = wish.check(&config.repository_images) {
         return Ok(Some(failed(failure)));
     }
     let (store, run, epoch) = (&attempt.ctx.store, &attempt.run.id, attempt.epoch);

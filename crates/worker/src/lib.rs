@@ -6,8 +6,8 @@
 //! - `reconcile` takes over what the process before this one left, and then finds orphans at intervals;
 //! - `slots` claims runs and sees each through: `place`, `attend`, `judge`, and the verdict written down;
 //! - `unowned` takes a run up again whose lease was over while the store was away;
-//! - `kept` has those of them that wait for another run of their session;
 //! - `teardown` takes the sandboxes of finished runs away, in the background and bounded;
+//! - `kept` has those of them that wait for another run of their session;
 //! - `health` says whether runs can be placed at all.
 //!
 //! # What holds at every instant

@@ -162,8 +162,9 @@ async fn build(attempt: &Attempt, sandbox: &SandboxId) -> Result<(), Stop> {
     let [control, agent] =
         [GrantKind::Control, GrantKind::Agent].map(|kind| Token::grant(kind, ctx.random.bytes()));
     let own = || ctx.config.default_image.clone();
-    // What a repository chose counts nothing on an engine that has no images.
-    let chosen = || own().and(attempt.run.repository_image.clone());
+    // What a repository chose counts nothing on an engine that has no images, or where it may not choose it any more.
+    let may = |image: &String| ctx.config.repository_images.iter().any(|rule| rule.allows(image));
+    let chosen = || own().and(attempt.run.repository_image.clone()).filter(may);
     let image = attempt.run.spec.image.clone().or_else(chosen).or_else(own);
     let row = NewSandbox {
         id: sandbox.clone(),

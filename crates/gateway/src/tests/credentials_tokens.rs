@@ -58,19 +58,20 @@ impl Scene {
     ) -> Self {
         let answer_hangs = answer.hangs;
         let tokens = ModelHost::start(answer).await;
-        let world = World::new().await;
-        world.unlock().await;
-        let sandbox = world.sandbox(run_spec(None)).await;
+        let world = Box::pin(World::new()).await;
+        Box::pin(world.unlock()).await;
+        let sandbox = Box::pin(world.sandbox(run_spec(None))).await;
         let mut setup = Setup::new();
         setup.model.base_url = model.url.clone();
         if answer_hangs {
             setup.bounds.token_call = Duration::from_millis(100);
         }
         change(&mut setup.bounds);
-        world.start(setup).await;
+        Box::pin(world.start(setup)).await;
         let settings = [&[("token_url", tokens.url.as_str())], settings].concat();
         let secret = oauth("old", world.store.now_ms() + left_ms);
-        let credential = world.add_credential("oauth", CredentialKind::ModelOauth, &settings, secret).await;
+        let adding = world.add_credential("oauth", CredentialKind::ModelOauth, &settings, secret);
+        let credential = Box::pin(adding).await;
         Self { world, sandbox, model, tokens, credential }
     }
 

@@ -39,7 +39,7 @@ impl Given {
         let own = home.join(DIRECTORY);
         let places = NAMES.iter().map(|name| own.join(name)).chain([home.join(STEERING)]);
         let mut found = BTreeMap::new();
-        let mut next: Vec<PathBuf> = places.collect();
+        let mut next: Vec<PathBuf> = places.filter(|place| place.symlink_metadata().is_ok()).collect();
         while let Some(path) = next.pop() {
             let Ok(metadata) = path.symlink_metadata() else { continue };
             if metadata.is_dir() {

@@ -8,13 +8,17 @@ use crate::sandbox::{Sandbox, failed, git, git_work};
 /// A branch of a name that a person gave it.
 const SHARED: &str = "feat/shared";
 
-/// An agent that changes `a.txt`, and on its second prompt does `solving`, while somebody else has pushed the branch.
 fn racing(solving: &str) -> (Sandbox, RunWork) {
+    racing_with("two\\n", solving)
+}
+
+/// An agent that writes this into `a.txt`, and on its second prompt does `solving`, while somebody else has pushed the branch.
+fn racing_with(content: &str, solving: &str) -> (Sandbox, RunWork) {
     let script = format!(
         "
 def prompt(uuid, text, number):
     if number == 0:
-        write('a.txt', 'two\\n'); commit('fix: two')
+        write('a.txt', '{content}'); commit('fix: two')
     else:
         log('asked of a.txt' if '- a.txt' in text else text)
         {solving}
@@ -63,6 +67,11 @@ async fn what_is_not_solved_leaves_the_work_as_it_was() {
             "does not come after",
         ),
         ("sys.exit(3)", "a.txt still has it"),
+        ("sh('git', 'rebase', '--skip')", "of 1 commits of the work 0 are left"),
+        (
+            "write('a.txt', 'somebody else\\n'); sh('git', 'add', 'a.txt'); sh('git', 'rebase', '--skip')",
+            "of 1 commits of the work 0 are left",
+        ),
     ] {
         let (mut sandbox, work) = racing(solving);
         let before = sandbox.remote(&["rev-parse", SHARED]);
@@ -75,4 +84,13 @@ async fn what_is_not_solved_leaves_the_work_as_it_was() {
         assert_eq!(sandbox.workspace(&["status", "--porcelain"]), "", "{solving}");
         assert!(sandbox.artifact("work.bundle").is_some() && !outcome.pushed);
     }
+}
+
+#[tokio::test]
+async fn a_heading_that_looks_like_a_mark_is_none() {
+    let solving = "write('a.txt', 'Both\\n=======\\n'); sh('git', 'add', 'a.txt')";
+    let (mut sandbox, work) = racing_with("Two\\n=======\\n", solving);
+    let outcome = sandbox.run(work).await;
+    assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+    assert_eq!(sandbox.remote(&["show", &format!("{SHARED}:a.txt")]), "Both\n=======");
 }

@@ -85,17 +85,26 @@ async fn gc_removes_what_has_expired_by_the_projects_own_days_and_a_dry_run_noth
     execute(&state, refer.to_owned()).await;
     let left = world.spec.command(&["gc"]).output().unwrap();
     assert_eq!(left.status.code(), Some(1), "{left:?}");
-    assert!(told(&left).contains("FAIL  sessions ses_") && told(&left).contains("events ses_"), "{left:?}");
+    assert!(
+        told(&left).contains("FAIL  sessions that were deleted: ") && told(&left).contains("events ses_"),
+        "{left:?}"
+    );
     let left = world.spec.command(&["gc", "--json"]).output().unwrap();
     let failed = documents(&told(&left));
     assert_eq!((failed.len(), &failed[0]["removed"]), (1, &json!(false)), "{failed:?}");
     assert!(failed[0]["error"].as_str().unwrap().contains("corrupt"), "{failed:?}");
     execute(&state, "drop table other".to_owned()).await;
+    done(&world.spec, &["gc"]);
+    done(&world.spec, &["db", "check"]);
     done(&world.spec, &["project", "retention", "--sessions", "default"]);
-    // Back to the settings; the run itself is as it was.
+    // Back to the settings.
     done(&world.spec, &["project", "retention", "--volumes", "default", "--artifacts", "default"]);
     world.server = world.spec.start().await.unwrap();
-    assert_eq!(world.api.get(&format!("/v1/runs/{id}")).await.unwrap().body["status"], "succeeded");
+    assert_eq!(
+        world.api.get(&format!("/v1/runs/{id}")).await.unwrap().status,
+        404,
+        "its session's days are over"
+    );
     let audited = done(&world.spec, &["audit", "verify"]);
     assert!(!audited.contains("FAIL"), "{audited}");
     let unknown = world.spec.command(&["project", "retention", "nobody"]).output().unwrap();

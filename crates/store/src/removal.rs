@@ -67,18 +67,19 @@ impl Store {
     /// session; `false` if there is no such session any more. One that cannot be removed keeps no other one from it.
     ///
     /// # Errors
-    /// As every write.
+    /// As every write; [`StoreError::Corrupt`] only when nothing else is left.
     /// # Cancel safety
     /// Safe: what was removed is gone, and the rest is found again.
     pub async fn remove_some(&self) -> Result<bool, StoreError> {
-        let mut after = String::new();
+        let (mut after, mut failed) = (String::new(), None);
         loop {
             let next = sql::query(NEXT).bind(after.as_str()).fetch_optional(self.reader()).await?;
-            let Some(next) = next else { return Ok(false) };
+            let Some(next) = next else { return failed.map_or(Ok(false), Err) };
             match self.remove_some_of(&after).await {
                 Err(StoreError::Corrupt { what, source }) => {
                     after = next.get("id")?;
                     tracing::error!(session.id = %after, "cannot remove the rest of session {after}: {what}: {source}");
+                    failed = Some(StoreError::Corrupt { what, source });
                 }
                 removed => return removed,
             }

@@ -77,7 +77,10 @@ async fn collect(machine: &Machine, flags: &Gc) -> anyhow::Result<bool> {
         }
     }
     // Of sessions that were deleted, and a server did not come to the end of.
-    while !flags.dry_run && store.remove_some().await? {}
+    let rest = if flags.dry_run { Ok(()) } else { remove_the_rest(store).await };
+    if let Err(error) = &rest {
+        tell_rest(error, flags)?;
+    }
     let count = remove_images(&machine.settings, &machine.store, flags).await?;
     if !flags.json {
         sum_up(&removed, count, flags.dry_run);
@@ -87,7 +90,20 @@ async fn collect(machine: &Machine, flags: &Gc) -> anyhow::Result<bool> {
             );
         }
     }
-    Ok(failed.is_empty())
+    Ok(failed.is_empty() && rest.is_ok())
+}
+
+async fn remove_the_rest(store: &Store) -> anyhow::Result<()> {
+    while store.remove_some().await? {}
+    Ok(())
+}
+
+fn tell_rest(error: &anyhow::Error, flags: &Gc) -> anyhow::Result<()> {
+    if flags.json {
+        return print_json(&json!({ "kind": "sessions", "removed": false, "error": format!("{error:#}") }));
+    }
+    print(&format!("FAIL  sessions that were deleted: {error:#}; see `caisson db check`"));
+    Ok(())
 }
 
 fn tell_failed(removal: &Removal, error: StoreError, flags: &Gc) -> anyhow::Result<()> {

@@ -135,7 +135,8 @@ async fn own(git: &Git, conflict: &Conflict, commit: &str) -> Result<u64, Failur
 
 /// Where conflict markers were added from one commit to another, in the files of the conflict.
 async fn marks(git: &Git, (from, to): (&str, &str), conflict: &Conflict) -> Result<Vec<String>, Failure> {
-    let mut arguments = vec!["diff", "--check", from, to, "--"];
+    // A name may look like a pattern, and leave out the files around it.
+    let mut arguments = vec!["--literal-pathspecs", "diff", "--check", from, to, "--"];
     arguments.extend(conflict.files.iter().map(String::as_str));
     let checked = git.attempt(&arguments).await?;
     Ok(text(&checked).lines().filter(|line| line.contains(LEFT_MARKER)).map(str::to_owned).collect())

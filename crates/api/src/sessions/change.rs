@@ -27,8 +27,8 @@ const SANDBOX_LEFT: &str = "its sandbox is still being taken away; try again in 
 /// How long a session's sandbox may take to go before whoever deletes the session has to ask again: one that waited for another
 /// run is told to end by that.
 const SANDBOX_GOES: Duration = Duration::from_secs(5);
-/// Between two looks whether it has gone.
-const SANDBOX_LOOK: Duration = Duration::from_millis(50);
+/// Between two looks whether it has gone, each of which is a transaction that others wait for.
+const SANDBOX_LOOK: Duration = Duration::from_millis(250);
 
 /// A fork to be made.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -48,6 +48,8 @@ impl Lines {
     }
 
     async fn post(&mut self, api: &Api, line: &str, path: &str, body: &Value) -> Value {
+        // No two runs are made at one time: a list would tell them in either order.
+        api.clock.advance(1);
         let answer = api.post(path, body).await;
         self.add(line, &answer);
         serde_json::from_slice(&answer.body).unwrap_or_default()
@@ -166,13 +168,13 @@ async fn each_line_of_what_the_clients_really_do_has_its_answer() {
         "workflow_name": "surgeon", "timeout": 14400, "persistent": true, "auto_merge": false, "temp_workspace": false,
         "user_id": "0a8b0e58-6f0b-45d4-a9a2-8f0ad2f2f9a4", "epic_name": "epic", "session_name": "epic",
     }));
-    let started = lines.post(&api, "10.9 run", &format!("{SECOND}/run/surgeon"), &wish).await;
-    let again = lines.post(&api, "10.11 the same again", &format!("{SECOND}/run/surgeon"), &wish).await;
-    assert_eq!(again["run_id"], started["run_id"]);
     let mut alone = wish.clone();
     alone.as_object_mut().unwrap().remove("repository_url");
     alone["temp_workspace"] = json!(true);
     lines.post(&api, "10.9 a temporary workspace", &format!("{SECOND}/run/surgeon"), &alone).await;
+    let started = lines.post(&api, "10.9 run", &format!("{SECOND}/run/surgeon"), &wish).await;
+    let again = lines.post(&api, "10.11 the same again", &format!("{SECOND}/run/surgeon"), &wish).await;
+    assert_eq!(again["run_id"], started["run_id"]);
     let (id, session) = (started["run_id"].as_str().unwrap(), started["session_id"].as_str().unwrap());
     let of_run = format!("{SECOND}/run/{id}");
     let shown = lines.get(&api, "10.4, 10.5 status", &format!("{of_run}/status")).await;

@@ -16,6 +16,8 @@ use testkit::world::{World, WorldSpec};
 const END: Duration = Duration::from_mins(3);
 /// How long anything that is to come at once may take.
 const SOON: Duration = Duration::from_secs(20);
+/// How often it is looked what lives: one that changes its number is missed by some looks.
+const LOOKS: usize = 20;
 
 testkit::on_every_engine! {
     a_follow_up_is_answered_by_the_agent_that_waited_behind_closed_doors
@@ -29,11 +31,18 @@ fn bash(command: &str) -> Value {
     json!({"tool": {"name": "Bash", "input": {"description": "Work", "command": command}}})
 }
 
-/// Commits a file with the name, leaves a process behind, and shows what is there.
+/// A process that sleeps, and one that is another process each moment, so that nobody who reads `/proc` finds it.
+const LEFT_BEHIND: [&str; 2] = [
+    "import time; time.sleep(900)",
+    "import os, time\nend = time.time() + 60\nwhile time.time() < end:\n  if os.fork(): os._exit(0)",
+];
+
+/// Commits a file with the name, leaves processes behind, and shows what is there.
 fn turn(name: &str) -> Value {
+    let [sleeps, hops] = LEFT_BEHIND;
     let command = format!(
-        "echo {name} > {name}.txt && git add -A && git commit -q -m 'feat: add {name}'; \
-         (setsid python3 -c 'import time; time.sleep(900)' > /dev/null 2>&1 &); ls"
+        "echo {name} > {name}.txt && git add -A && git commit -q -m 'feat: add {name}'\n\
+         (setsid python3 -c '{sleeps}' > /dev/null 2>&1 &); (setsid python3 -c '{hops}' > /dev/null 2>&1 &); ls"
     );
     json!([bash(&command), {"text": format!("Added {name}.")}])
 }
@@ -110,9 +119,10 @@ fn living(world: &World, sandbox: &str) -> Vec<(u32, String)> {
 fn agent(world: &World) -> u32 {
     let sandboxes = world.sandboxes().unwrap();
     let [sandbox] = sandboxes.as_slice() else { panic!("not one sandbox: {sandboxes:?}") };
-    let living = living(world, sandbox);
-    let [(_, shim), (agent, line)] = living.as_slice() else { panic!("not two processes: {living:#?}") };
-    assert!(shim.contains("caisson/shim") && line.contains("claude"), "{living:#?}");
+    let all: Vec<_> = (0..LOOKS).map(|_| living(world, sandbox)).collect();
+    let [(_, shim), (agent, line)] = all[0].as_slice() else { panic!("not two processes: {all:#?}") };
+    assert!(shim.contains("caisson/shim") && line.contains("claude"), "{all:#?}");
+    assert!(all.iter().all(|living| *living == all[0]), "{all:#?}");
     *agent
 }
 

@@ -205,6 +205,11 @@ impl Agent {
         self.child.signal(Signal::SIGSTOP);
     }
 
+    /// Whether the process stays where it was held.
+    pub(crate) fn is_held(&self) -> bool {
+        self.child.is_held()
+    }
+
     /// Lets a held process go on.
     pub(crate) fn go_on(&self) {
         self.child.signal(Signal::SIGCONT);

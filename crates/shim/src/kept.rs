@@ -137,7 +137,9 @@ impl Live<'_> {
         let Some(mut kept) = self.shim.kept.take() else { return Ok(false) };
         // It may have ended in this very moment.
         self.shim.reaper.look();
-        if !fits(&kept.work, self.work) || !kept.agent.is_ready().await {
+        // Nothing could have let the agent go on, or have been made, but by what should not live.
+        let alone = kept.agent.is_held() && !self.shim.reaper.has_strays();
+        if !alone || !fits(&kept.work, self.work) || !kept.agent.is_ready().await {
             say("the agent that waited cannot do this run; another one is started");
             drop(kept);
             self.shim.reaper.end_all().await;

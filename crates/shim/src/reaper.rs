@@ -49,10 +49,20 @@ pub(crate) enum Orphans {
     Ignored,
 }
 
+/// A child that was started here and has not been reaped.
+#[derive(Debug)]
+struct Known {
+    waiter: oneshot::Sender<Exit>,
+    /// Whether it is to stay where it is.
+    held: bool,
+}
+
+type Children = HashMap<i32, Known>;
+
 /// Starts, signals and reaps child processes.
 #[derive(Debug)]
 pub(crate) struct Reaper {
-    waiters: Mutex<HashMap<i32, oneshot::Sender<Exit>>>,
+    children: Mutex<Children>,
     orphans: Orphans,
     reaped: Notify,
 }
@@ -60,7 +70,7 @@ pub(crate) struct Reaper {
 impl Reaper {
     /// Makes the reaper; [`Reaper::watch`] must run for any end to be noticed.
     pub(crate) fn new(orphans: Orphans) -> Arc<Self> {
-        Arc::new(Self { waiters: Mutex::default(), orphans, reaped: Notify::new() })
+        Arc::new(Self { children: Mutex::default(), orphans, reaped: Notify::new() })
     }
 
     /// Reaps whenever a child ends, for ever. `ends` must have been made before the first child was started.
@@ -77,9 +87,9 @@ impl Reaper {
     pub(crate) fn spawn(self: &Arc<Self>, command: &mut Command) -> io::Result<Child> {
         let (sender, exit) = oneshot::channel();
         let mut started = {
-            let mut waiters = self.lock();
+            let mut children = self.lock();
             let started = command.spawn()?;
-            waiters.insert(started.id().cast_signed(), sender);
+            children.insert(started.id().cast_signed(), Known { waiter: sender, held: false });
             started
         };
         let mut child = Child {
@@ -116,12 +126,12 @@ impl Reaper {
     pub(crate) async fn end_strays(&self) {
         for _ in 0..END_ROUNDS {
             let reaped = self.reaped.notified();
-            let strays = self.hold_strays();
-            if strays.is_empty() {
+            let found = match self.reach() {
+                Reach::Everybody => self.kill_strays_at_once(),
+                Reach::Found => self.kill_strays_found(),
+            };
+            if !found {
                 return;
-            }
-            for pid in &strays {
-                let _gone = kill(Pid::from_raw(*pid), Signal::SIGKILL);
             }
             // Either is reason enough to look again.
             let _elapsed = tokio::time::timeout(Duration::from_millis(END_ROUND_MS), reaped).await;
@@ -139,55 +149,72 @@ impl Reaper {
         !self.strays().is_empty()
     }
 
-    /// Stops the strays, again and again while there are new ones: those that multiply take each other's room as long as
-    /// none of them goes.
-    fn hold_strays(&self) -> BTreeSet<i32> {
-        let mut held = BTreeSet::new();
+    /// How a signal reaches the strays.
+    fn reach(&self) -> Reach {
+        let first = self.orphans != Orphans::Ignored && std::process::id() == 1;
+        if first { Reach::Everybody } else { Reach::Found }
+    }
+
+    /// Kills the strays while nobody runs; whether there were any. One that changes its number faster than `/proc` can be read
+    /// would never be found otherwise.
+    fn kill_strays_at_once(&self) -> bool {
+        let children = self.lock();
+        // One call reaches all of them at once, also those that are being made: a fork begins again after a signal.
+        let _nobody = kill(Pid::from_raw(-1), Signal::SIGSTOP);
+        let strays = strays(&children);
+        send(&strays, Signal::SIGKILL);
+        for (pid, _) in children.iter().filter(|(_, known)| !known.held) {
+            let _gone = kill(Pid::from_raw(*pid), Signal::SIGCONT);
+        }
+        !strays.is_empty()
+    }
+
+    /// Kills the strays that can be found; whether there were any. They are stopped first, again and again while there are new
+    /// ones: those that multiply take each other's room as long as none of them goes.
+    fn kill_strays_found(&self) -> bool {
+        let mut stopped = BTreeSet::new();
         for _ in 0..END_ROUNDS {
-            let new: Vec<_> = self.strays().into_iter().filter(|pid| !held.contains(pid)).collect();
+            let new: Vec<_> = self.strays().into_iter().filter(|pid| !stopped.contains(pid)).collect();
             if new.is_empty() {
                 break;
             }
-            for pid in new {
-                let _gone = kill(Pid::from_raw(pid), Signal::SIGSTOP);
-                held.insert(pid);
-            }
+            send(&new, Signal::SIGSTOP);
+            stopped.extend(new);
         }
-        held
+        send(&stopped, Signal::SIGKILL);
+        !stopped.is_empty()
     }
 
     /// The processes below this one that were not started here.
     fn strays(&self) -> Vec<i32> {
-        let own = self.lock();
-        let below = descendants(std::process::id().cast_signed());
-        below.into_iter().filter(|pid| !own.contains_key(pid)).collect()
+        strays(&self.lock())
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<i32, oneshot::Sender<Exit>>> {
-        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Children> {
+        self.children.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes in all ends there are; whether any child is left.
     fn reap(&self) -> bool {
-        let mut waiters = self.lock();
+        let mut children = self.lock();
         let left = match self.orphans {
             Orphans::Adopted => loop {
                 match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                     Ok(WaitStatus::StillAlive) => break true,
-                    Ok(status) => settle(&mut waiters, status),
+                    Ok(status) => settle(&mut children, status),
                     Err(Errno::EINTR) => {}
-                    Err(Errno::EINVAL) => settle_vanished(&mut waiters),
+                    Err(Errno::EINVAL) => settle_vanished(&mut children),
                     Err(_) => break false,
                 }
             },
             Orphans::Ignored => {
-                for pid in waiters.keys().copied().collect::<Vec<_>>() {
+                for pid in children.keys().copied().collect::<Vec<_>>() {
                     match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
-                        Ok(status) => settle(&mut waiters, status),
-                        Err(_) => settle_vanished(&mut waiters),
+                        Ok(status) => settle(&mut children, status),
+                        Err(_) => settle_vanished(&mut children),
                     }
                 }
-                !waiters.is_empty()
+                !children.is_empty()
             }
         };
         self.reaped.notify_waiters();
@@ -195,29 +222,52 @@ impl Reaper {
     }
 
     fn kill_all(&self) {
-        if self.orphans == Orphans::Ignored {
-            for pid in self.lock().keys() {
-                let _gone = killpg(Pid::from_raw(*pid), Signal::SIGKILL);
+        match (self.orphans, self.reach()) {
+            (Orphans::Ignored, _) => {
+                for pid in self.lock().keys() {
+                    let _gone = killpg(Pid::from_raw(*pid), Signal::SIGKILL);
+                }
             }
-        } else if std::process::id() == 1 {
-            // One call reaches all of them at once, also those that are being made.
-            let _nobody = kill(Pid::from_raw(-1), Signal::SIGKILL);
-        } else {
-            for pid in descendants(std::process::id().cast_signed()) {
-                let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            (Orphans::Adopted, Reach::Everybody) => {
+                let _nobody = kill(Pid::from_raw(-1), Signal::SIGKILL);
+            }
+            (Orphans::Adopted, Reach::Found) => {
+                send(&descendants(std::process::id().cast_signed()), Signal::SIGKILL);
             }
         }
     }
 
     /// Signals the group of a child that has not been reaped, so that its number cannot mean somebody else.
     fn signal(&self, pid: Pid, signal: Signal) {
-        if self.lock().contains_key(&pid.as_raw()) {
+        if let Some(known) = self.lock().get_mut(&pid.as_raw()) {
+            known.held = signal == Signal::SIGSTOP;
             let _gone = killpg(pid, signal);
         }
     }
 }
 
-fn settle(waiters: &mut HashMap<i32, oneshot::Sender<Exit>>, status: WaitStatus) {
+/// Whom this process can signal without having found them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// Everybody in the sandbox: it is PID 1.
+    Everybody,
+    /// Nobody.
+    Found,
+}
+
+fn send<'a>(pids: impl IntoIterator<Item = &'a i32>, signal: Signal) {
+    for pid in pids {
+        let _gone = kill(Pid::from_raw(*pid), signal);
+    }
+}
+
+/// The processes below this one that are none of its children.
+fn strays(children: &Children) -> Vec<i32> {
+    let below = descendants(std::process::id().cast_signed());
+    below.into_iter().filter(|pid| !children.contains_key(pid)).collect()
+}
+
+fn settle(children: &mut Children, status: WaitStatus) {
     let (pid, exit) = match status {
         WaitStatus::Exited(pid, code) => (pid, Exit { code: Some(code), signal: None }),
         WaitStatus::Signaled(pid, signal, _) => (pid, Exit { code: None, signal: Some(signal as i32) }),
@@ -227,19 +277,19 @@ fn settle(waiters: &mut HashMap<i32, oneshot::Sender<Exit>>, status: WaitStatus)
         | WaitStatus::Continued(_)
         | WaitStatus::StillAlive => return,
     };
-    if let Some(waiter) = waiters.remove(&pid.as_raw()) {
+    if let Some(known) = children.remove(&pid.as_raw()) {
         // Whoever started it may have stopped waiting.
-        let _unwanted = waiter.send(exit);
+        let _unwanted = known.waiter.send(exit);
     }
 }
 
 /// A real-time signal has no name, so that the end of a child by one is reaped without telling whose it was: it is
 /// that of every known child that is no more.
-fn settle_vanished(waiters: &mut HashMap<i32, oneshot::Sender<Exit>>) {
+fn settle_vanished(children: &mut Children) {
     let vanished = |pid: &i32| kill(Pid::from_raw(*pid), None) == Err(Errno::ESRCH);
-    for pid in waiters.keys().copied().filter(vanished).collect::<Vec<_>>() {
-        if let Some(waiter) = waiters.remove(&pid) {
-            let _unwanted = waiter.send(Exit { code: None, signal: None });
+    for pid in children.keys().copied().filter(vanished).collect::<Vec<_>>() {
+        if let Some(known) = children.remove(&pid) {
+            let _unwanted = known.waiter.send(Exit { code: None, signal: None });
         }
     }
 }
@@ -301,6 +351,12 @@ impl Child {
         let exit = (&mut self.exit).await.unwrap_or(Exit { code: None, signal: None });
         self.ended = Some(exit);
         exit
+    }
+
+    /// Whether it stays where it was held.
+    pub(crate) fn is_held(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        stat.rsplit_once(')').is_some_and(|(_, fields)| fields.trim_start().starts_with('T'))
     }
 
     /// Whether it still runs: one that was killed can be waited for only when the last of its threads has gone.
@@ -395,6 +451,21 @@ mod tests {
         assert_eq!(reaper.strays(), Vec::<i32>::new());
         drop(child.stdin.take());
         assert!(child.wait().await.success(), "it was not ended itself");
+        watching.abort();
+    }
+
+    #[tokio::test]
+    async fn a_child_that_is_held_stays_until_it_may_go_on() {
+        let (reaper, watching) = reaper();
+        let mut child = reaper.spawn(&mut shell("exec cat")).unwrap();
+        assert!(!child.is_held());
+        child.signal(Signal::SIGSTOP);
+        while !child.is_held() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        child.signal(Signal::SIGCONT);
+        drop(child.stdin.take());
+        assert!(child.wait().await.success() && !child.is_held());
         watching.abort();
     }
 

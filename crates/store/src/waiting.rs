@@ -38,18 +38,20 @@ pub(crate) enum Full {
 
 /// Where a run stands, all of it seen at one moment: of its own project, what comes before it; of each other one, what
 /// comes before the n-th run of one with a weight, which is `its weight / weight` as many turns; and what tells about when it
-/// starts. Each count is bounded, and reads an index that holds nothing but what waits, runs, or has ended.
+/// starts. Each count is bounded, and reads an index that holds nothing but what waits, runs, or has ended. The bounds
+/// ([`PLACES_COUNTED`], [`ESTIMATE_RUNS`]) stand here as numbers: with parameters PostgreSQL makes a new plan for every call,
+/// which takes longer than to follow it.
 pub(crate) const PLACE: &str = "with own as materialized (select project.weight, 1 + (select count(*) from (select 1 \
        from run as ahead where ahead.project_id = $1 and ahead.status = 'queued' and ahead.not_before_ms <= $3 \
-       and (ahead.queue_rank_ms, ahead.id) < (run.queue_rank_ms, run.id) limit $4) as counted) as place \
+       and (ahead.queue_rank_ms, ahead.id) < (run.queue_rank_ms, run.id) limit 2000) as counted) as place \
      from run, project where run.project_id = $1 and run.id = $2 and run.status = 'queued' \
        and run.not_before_ms <= $3 and project.id = run.project_id), \
    other as materialized (select own.place * project.weight / own.weight as turns, \
        (select count(*) from (select 1 from run as waiting where waiting.project_id = project.id \
-         and waiting.status = 'queued' and waiting.not_before_ms <= $3 limit $4) as counted) as waits \
+         and waiting.status = 'queued' and waiting.not_before_ms <= $3 limit 2000) as counted) as waits \
      from own, project where project.id <> $1), \
    ended as materialized (select finished_at_ms - started_at_ms as took_ms from run \
-     where finished_at_ms is not null and started_at_ms is not null order by finished_at_ms desc limit $5) \
+     where finished_at_ms is not null and started_at_ms is not null order by finished_at_ms desc limit 20) \
    select place, \
      (select cast(coalesce(sum(case when turns < waits then turns else waits end), 0) as bigint) from other), \
      (select count(*) from run as live where live.status = 'running'), \
@@ -85,8 +87,6 @@ impl Store {
             .bind(project.as_str())
             .bind(run.as_str())
             .bind(self.now_ms())
-            .bind(PLACES_COUNTED)
-            .bind(ESTIMATE_RUNS)
             .fetch_optional(self.reader())
             .await?;
         Ok(found.map(|(own, others, running, measured, total_ms)| {

@@ -54,10 +54,11 @@ pub struct HeldByView {
 /// What keeps every server that may start the run from doing so, each thing once; empty as long as one of them can. A run of a
 /// session that has a home may start there alone.
 pub(super) async fn held_by(store: &Store, session: &SessionId) -> Result<Vec<HeldByView>, ApiError> {
-    if let Some(home) = store.home_that_holds(session).await? {
+    // At the same time: a status has to be answered within two milliseconds.
+    let (home, servers) = tokio::try_join!(store.home_that_holds(session), store.live_servers_and_drains())?;
+    if let Some(home) = home {
         return Ok(held_at_home(&home, store.server_lost_after_ms()));
     }
-    let servers = store.live_servers_and_drains().await?;
     let mut held: Vec<HeldByView> = Vec::new();
     for (server, drained) in &servers {
         if server.problems.is_empty() && !drained {

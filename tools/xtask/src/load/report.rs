@@ -60,6 +60,12 @@ fn sessions(figures: &Figures) -> Table {
             row("from the first request to the last end, s", batches, |batch| seconds(batch.wall_ms()), 1),
             row("the same by the script, s", batches, |batch| script(batch).and_then(seconds), 1),
             row("until the last one had started, s", batches, started, 1),
+            row(
+                "agents that worked at the same moment, at most",
+                batches,
+                |batch| Some(count(batch.peak())),
+                0,
+            ),
             row("server, memory at the peak (PSS), MB", batches, |batch| Some(batch.server_mb()), 1),
             row(
                 "server and what it starts, share of the machine's CPU, %",

@@ -79,6 +79,13 @@ impl Batch {
         ms_between(from, to)
     }
 
+    /// How many agents worked at the same moment, at most.
+    pub(super) fn peak(&self) -> usize {
+        let works = |session: &Session, at_us: i64| (session.agent_us..session.known_us).contains(&at_us);
+        let at = |one: &Session| self.sessions.iter().filter(|session| works(session, one.agent_us)).count();
+        self.sessions.iter().map(at).max().unwrap_or(0)
+    }
+
     /// Sessions whose stream or record has a gap.
     pub(super) fn gaps(&self) -> usize {
         self.sessions.iter().filter(|session| !session.gapless).count()

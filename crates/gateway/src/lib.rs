@@ -23,6 +23,7 @@ mod grants;
 mod hold;
 mod mcp;
 mod model;
+mod noted;
 mod problem;
 mod serve;
 mod shared;
@@ -47,6 +48,7 @@ pub use crate::egress::{EgressCredential, EgressUpstreams};
 use crate::egress::{EgressSide, Resolve};
 use crate::mcp::McpSide;
 pub use crate::mcp::McpUpstreams;
+use crate::noted::Noted;
 use crate::shared::Shared;
 
 /// A gateway that has started. Its work goes on in tasks of the tracker it was given.
@@ -128,6 +130,7 @@ impl Gateway {
             egress,
             mcp,
             credentials: credentials::CredentialSide::default(),
+            noted: Noted::default(),
             pushes: Arc::default(),
             identity: config.identity,
             keeps: config.keep_alive,

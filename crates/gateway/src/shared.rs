@@ -25,6 +25,7 @@ use crate::git::{GitSide, Pushes};
 use crate::hold::hold;
 use crate::mcp::{McpSide, RunMcp};
 use crate::model::ModelSide;
+use crate::noted::Noted;
 use crate::problem::Refusal;
 
 /// What all doors of this server share.
@@ -38,6 +39,7 @@ pub(crate) struct Shared {
     pub(crate) egress: EgressSide,
     pub(crate) mcp: McpSide,
     pub(crate) credentials: CredentialSide,
+    pub(crate) noted: Noted,
     pub(crate) pushes: Arc<Pushes>,
     pub(crate) identity: GitIdentity,
     /// Whether agents may wait for another run.
@@ -50,8 +52,13 @@ pub(crate) struct Shared {
 impl Shared {
     /// Records that a credential is about to be used for a run; without the record it is not.
     pub(crate) async fn note_use(&self, run: &RunId, used: &CredentialUse) -> Result<(), Refusal> {
+        if self.noted.has(run, used) {
+            return Ok(());
+        }
         let noted = hold(&self.cancel, self.bounds.store_hold, || self.store.note_credential_use(run, used));
-        noted.await.map_err(|error| Refusal::store(&error))
+        noted.await.map_err(|error| Refusal::store(&error))?;
+        self.noted.add(run, used);
+        Ok(())
     }
 
     /// Whether the request that was refused so is left to the next server. What is the request's own fault stays so.

@@ -145,11 +145,7 @@ const QUESTIONS: [Question; 12] = [
 /// What is asked of the queue, with the parameters' types and values: it reads what waits and what runs, and none of all
 /// those that have ended.
 const OF_THE_QUEUE: [(&str, &str, &str); 10] = [
-    (
-        waiting::PLACE,
-        "text, text, bigint, bigint, bigint",
-        "'default', 'run_00000000000000000000000000000100', 5, 2000, 20",
-    ),
+    (waiting::PLACE, "text, text, bigint", "'default', 'run_00000000000000000000000000000100', 5"),
     (waiting::QUEUED, "bigint", "10000"),
     (waiting::QUEUED_OF, "text, bigint", "'default', 10000"),
     (waiting::OLDEST, "bigint", "5"),

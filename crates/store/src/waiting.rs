@@ -1,7 +1,7 @@
 //! Waiting runs: how many may wait, at which place one stands, and about when it starts.
 
 use caisson_domain::id::{ProjectId, RunId};
-use caisson_domain::queue::{ESTIMATE_RUNS, ESTIMATE_RUNS_MIN, PLACES_COUNTED, QueueLimits};
+use caisson_domain::queue::{ESTIMATE_RUNS_MIN, QueueLimits};
 
 use crate::database::{Tx, sql};
 use crate::{Store, StoreError};
@@ -10,7 +10,7 @@ use crate::{Store, StoreError};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueuePlace {
     /// How many runs are about to start up to this one, itself included; 1 for the next. What a busy branch or a cap holds
-    /// back is counted as well; of each project [`PLACES_COUNTED`] at most.
+    /// back is counted as well; of each project [`PLACES_COUNTED`](caisson_domain::queue::PLACES_COUNTED) at most.
     pub position: i64,
     /// About when it starts; none if too little is known.
     pub estimate: Option<QueueEstimate>,
@@ -23,7 +23,7 @@ pub struct QueueEstimate {
     pub seconds: i64,
     /// What a run took from its first start to its end, on average, in milliseconds.
     pub mean_run_ms: i64,
-    /// The runs that this was seen of, the last that ended: [`ESTIMATE_RUNS_MIN`] to [`ESTIMATE_RUNS`].
+    /// The runs that this was seen of, the last that ended: [`ESTIMATE_RUNS_MIN`] to [`ESTIMATE_RUNS`](caisson_domain::queue::ESTIMATE_RUNS).
     pub runs_measured: i64,
     /// How many run now, which is taken for how many can.
     pub running: i64,
@@ -39,7 +39,7 @@ pub(crate) enum Full {
 /// Where a run stands, all of it seen at one moment: of its own project, what comes before it; of each other one, what
 /// comes before the n-th run of one with a weight, which is `its weight / weight` as many turns; and what tells about when it
 /// starts. Each count is bounded, and reads an index that holds nothing but what waits, runs, or has ended. The bounds
-/// ([`PLACES_COUNTED`], [`ESTIMATE_RUNS`]) stand here as numbers: with parameters PostgreSQL makes a new plan for every call,
+/// (`PLACES_COUNTED`, `ESTIMATE_RUNS`) stand here as numbers: with parameters PostgreSQL makes a new plan for every call,
 /// which takes longer than to follow it.
 pub(crate) const PLACE: &str = "with own as materialized (select project.weight, 1 + (select count(*) from (select 1 \
        from run as ahead where ahead.project_id = $1 and ahead.status = 'queued' and ahead.not_before_ms <= $3 \

@@ -8,7 +8,7 @@ use crate::door::known_run;
 use crate::{Store, StoreError, audit};
 
 /// A credential that is about to be added to a request of a run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CredentialUse {
     /// Its name, never the credential.
     pub credential: String,

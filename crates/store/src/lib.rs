@@ -188,7 +188,7 @@ struct Live {
 /// What [`Store::look`] finds.
 #[derive(Debug)]
 pub enum Look {
-    /// No file.
+    /// No file, or a `PostgreSQL` database that no server has used.
     Missing,
     /// A database of an earlier version, which the next [`Store::open`] migrates.
     Behind {
@@ -305,7 +305,12 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn look_at(place: &PostgresPlace, clock: Clock) -> Result<Look, StoreError> {
-        Self::looked(Database::look_at_postgres(place).await?, clock).await
+        let (database, reader, missing) = Database::look_at_postgres(place).await?;
+        if missing == Database::all_of_postgres() {
+            database.close().await;
+            return Ok(Look::Missing);
+        }
+        Self::looked((database, reader, missing), clock).await
     }
 
     async fn looked(

@@ -288,18 +288,10 @@ async fn open_own_store(settings: &Settings) -> anyhow::Result<Store> {
 }
 
 async fn open_at(settings: &Settings, place: Place) -> anyhow::Result<Store> {
-    if !settings.database.migrate {
-        match place.look(Clock::system()).await? {
-            Look::Behind { migrations } => anyhow::bail!(
-                "{place} lacks {migrations} migrations, and database.migrate is false; run `caisson db migrate`"
-            ),
-            // A file is one server's own. What servers share is made by whoever may.
-            Look::Missing if place.is_shared() => anyhow::bail!(
-                "{place} has no tables, and database.migrate is false; run `caisson db migrate`"
-            ),
-            Look::Missing => {}
-            Look::Ready(store) => drop(store.close().await),
-        }
+    if !settings.database.migrate
+        && let Some(lack) = place.lack().await?
+    {
+        anyhow::bail!("{place} {lack}, and database.migrate is false; run `caisson db migrate`");
     }
     let opened = place.open(Clock::system()).await;
     let store = opened.with_context(|| format!("the database cannot be opened: {place}"))?;

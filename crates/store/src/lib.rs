@@ -73,7 +73,7 @@ use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, OnceLock};
 
 use caisson_domain::event::Delta;
-use caisson_domain::id::{SandboxId, SessionId};
+use caisson_domain::id::{SandboxId, ServerId, SessionId};
 use caisson_domain::limits::SERVER_LOST_MS_DEFAULT;
 use caisson_domain::queue::QueueLimits;
 use tokio::sync::broadcast;
@@ -355,6 +355,13 @@ impl Store {
     #[must_use]
     pub fn is_shared(&self) -> bool {
         matches!(self.shared.database, Database::Postgres(_))
+    }
+
+    /// Whether what `keeper` keeps on its own machine may be out of the reach of `own`: where servers share the database, what another
+    /// one keeps, or nobody knows who. Otherwise there is one server, whatever it was called.
+    #[must_use]
+    pub fn is_elsewhere(&self, keeper: Option<&ServerId>, own: Option<&ServerId>) -> bool {
+        self.is_shared() && (keeper.is_none() || keeper != own)
     }
 
     /// What this process has counted.

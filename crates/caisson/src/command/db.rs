@@ -138,7 +138,7 @@ async fn check_files(settings: &Settings, store: &Store) -> anyhow::Result<Check
         let files = store.stored_files(&after).await?;
         let Some(last) = files.last() else { return Ok(part) };
         after.clone_from(&last.id);
-        let is_own = |file: &&StoredFile| !store.is_shared() || (own.is_some() && file.server == own);
+        let is_own = |file: &&StoredFile| !store.is_elsewhere(file.server.as_ref(), own.as_ref());
         for file in files.iter().filter(is_own) {
             let path = directory.join(&file.path);
             let fault = match std::fs::metadata(&path) {

@@ -165,6 +165,22 @@ impl Place {
         }
     }
 
+    /// What it lacks that a migration would bring; none if a server can use it as it is. A file that is not there lacks nothing: it
+    /// is one server's own, which makes it. What servers share is made by whoever may.
+    ///
+    /// # Errors
+    /// As [`Store::look`] and [`Store::look_at`].
+    pub(crate) async fn lack(&self) -> Result<Option<String>, StoreError> {
+        match self.look(Clock::system()).await? {
+            Look::Missing => Ok(self.is_shared().then(|| "has no tables".to_owned())),
+            Look::Behind { migrations } => Ok(Some(format!("lacks {migrations} migrations"))),
+            Look::Ready(store) => {
+                store.close().await.ok();
+                Ok(None)
+            }
+        }
+    }
+
     /// What to say where there is none, and what to do.
     pub(crate) fn missing(&self) -> String {
         match self {

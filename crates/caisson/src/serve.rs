@@ -16,7 +16,7 @@ use caisson_domain::limits::{PAGE_ITEMS, PROJECTS};
 use caisson_domain::server::{PlacementProblem, ProblemCode, Role};
 use caisson_domain::workflow::Workflow;
 use caisson_gateway::{Gateway, GatewayConfig, GitIdentity};
-use caisson_store::{Clock, Look, Store};
+use caisson_store::{Clock, Store};
 use caisson_worker::{DiskCaps, KeepAlive, Parts, Probe, Timing, UidPlan, Worker, WorkerConfig};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;

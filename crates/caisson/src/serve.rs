@@ -16,7 +16,7 @@ use caisson_domain::limits::{PAGE_ITEMS, PROJECTS};
 use caisson_domain::server::{PlacementProblem, ProblemCode, Role};
 use caisson_domain::workflow::Workflow;
 use caisson_gateway::{Gateway, GatewayConfig, GitIdentity};
-use caisson_store::{Clock, Look, Store};
+use caisson_store::{Clock, Store};
 use caisson_worker::{DiskCaps, KeepAlive, Parts, Probe, Timing, UidPlan, Worker, WorkerConfig};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -289,11 +289,9 @@ async fn open_own_store(settings: &Settings) -> anyhow::Result<Store> {
 
 async fn open_at(settings: &Settings, place: Place) -> anyhow::Result<Store> {
     if !settings.database.migrate
-        && let Look::Behind { migrations } = place.look(Clock::system()).await?
+        && let Some(lack) = place.lack().await?
     {
-        anyhow::bail!(
-            "{place} lacks {migrations} migrations, and database.migrate is false; run `caisson db migrate`"
-        );
+        anyhow::bail!("{place} {lack}, and database.migrate is false; run `caisson db migrate`");
     }
     let opened = place.open(Clock::system()).await;
     let store = opened.with_context(|| format!("the database cannot be opened: {place}"))?;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use testkit::engine::Engine;
+use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::world::{World, WorldSpec};
 
@@ -20,7 +20,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// A line a hundred times as long as one may be.
 const LINE_BYTES: u64 = 100 * 1024 * 1024;
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     sandboxes_that_take_all_they_can_get_hurt_neither_the_server_nor_each_other
 }
 
@@ -106,9 +106,9 @@ async fn events(world: &World, id: &str) -> Vec<Value> {
     world.api.events(id).await.unwrap()
 }
 
-async fn sandboxes_that_take_all_they_can_get_hurt_neither_the_server_nor_each_other(engine: Engine) {
+async fn sandboxes_that_take_all_they_can_get_hurt_neither_the_server_nor_each_other(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
-    let spec = WorldSpec { scenarios: scenarios(), ..WorldSpec::on(engine) };
+    let spec = WorldSpec { scenarios: scenarios(), ..WorldSpec::on(ground) };
     let world = World::start(&parts, spec).await.unwrap();
     let watch = Watch::begin(&world);
     let mut runs = Vec::new();

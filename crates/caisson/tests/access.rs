@@ -8,11 +8,23 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use caisson_domain::id::ProjectId;
-use caisson_store::{Clock, Store};
+use caisson_store::Clock;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
+use testkit::ground::Ground;
 use testkit::parts::Parts;
+use testkit::postgres::Postgres;
 use testkit::process::ServerSpec;
+
+mod support;
+
+testkit::on_every_database! {
+    a_tampered_audit_log_is_named_at_its_first_broken_link
+    what_is_done_with_credentials_on_the_machine_is_in_the_servers_signed_chain
+    the_log_is_exported_and_the_server_signs_what_comes_over_the_api
+    a_key_revoked_on_the_machine_opens_nothing_on_the_running_server_within_a_second
+    projects_are_made_on_the_machine_and_keep_keys_and_credentials_apart
+}
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../api/tests/api/tls");
 
@@ -25,6 +37,14 @@ fn spec(directory: &Path) -> ServerSpec {
         caisson: env!("CARGO_BIN_EXE_caisson").into(),
     };
     ServerSpec::new(&parts, &directory.join("state"), "http://127.0.0.1:9").unwrap()
+}
+
+/// A machine on which no server has run, and its database.
+async fn machine(ground: Ground) -> (tempfile::TempDir, ServerSpec, Option<Postgres>) {
+    let directory = tempfile::tempdir().unwrap();
+    let mut spec = spec(directory.path());
+    let postgres = ground.database.make(&mut spec).await.unwrap();
+    (directory, spec, postgres)
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -54,8 +74,15 @@ async fn answering(api: &testkit::api::Api) {
     }
 }
 
-/// A copy of the state directory in which somebody with all rights on the database ran `sql`.
-async fn tampered(directory: &Path, spec: &ServerSpec, sql: &str) -> ServerSpec {
+/// A server's machine whose audit log somebody with all rights on the database has changed.
+struct Tampered {
+    spec: ServerSpec,
+    /// Its database, if it is not a file of the state directory.
+    _postgres: Option<Postgres>,
+}
+
+/// A copy of the state directory and of the database, in which somebody with all rights on the database ran `sql`.
+async fn tampered(directory: &Path, spec: &ServerSpec, postgres: Option<&Postgres>, sql: &str) -> Tampered {
     static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
     let state_dir = directory.join(format!("tampered-{number}"));
@@ -65,7 +92,19 @@ async fn tampered(directory: &Path, spec: &ServerSpec, sql: &str) -> ServerSpec 
             std::fs::copy(entry.path(), state_dir.join(entry.file_name())).unwrap();
         }
     }
-    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(state_dir.join("caisson.db"));
+    let mut spec = ServerSpec { state_dir, ..spec.clone() };
+    let Some(postgres) = postgres else {
+        tamper_with_file(&spec.state_dir.join("caisson.db"), sql).await;
+        return Tampered { spec, _postgres: None };
+    };
+    let copy = postgres.copy().await.unwrap();
+    copy.value(&format!("set session_replication_role = replica; {sql}")).unwrap();
+    spec.set("DATABASE__URL", &copy.url());
+    Tampered { spec, _postgres: Some(copy) }
+}
+
+async fn tamper_with_file(file: &Path, sql: &str) {
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file);
     let mut connection = options.foreign_keys(false).connect().await.unwrap();
     for trigger in ["audit_kept", "audit_left", "audit_appended"] {
         let drop = format!("drop trigger {trigger}");
@@ -75,13 +114,10 @@ async fn tampered(directory: &Path, spec: &ServerSpec, sql: &str) -> ServerSpec 
         sqlx::query(AssertSqlSafe(statement.to_owned())).execute(&mut connection).await.unwrap();
     }
     connection.close().await.unwrap();
-    ServerSpec { state_dir, ..spec.clone() }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_tampered_audit_log_is_named_at_its_first_broken_link() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut spec = spec(directory.path());
+async fn a_tampered_audit_log_is_named_at_its_first_broken_link(ground: Ground) {
+    let (directory, mut spec, postgres) = machine(ground).await;
     let empty = run(&spec, &["audit", "verify"]);
     assert!(text(&empty.stderr).contains("there is no database"), "{}", text(&empty.stderr));
     for name in ["a", "b", "c", "d"] {
@@ -108,46 +144,46 @@ async fn a_tampered_audit_log_is_named_at_its_first_broken_link() {
         ("delete from audit where seq >= 4", "record 4 is missing: the signed head is record 5"),
         ("delete from audit", "record 1 is missing: the signed head is record 5"),
     ] {
-        let bad = tampered(directory.path(), &spec, sql).await;
-        let output = run(&bad, &["audit", "verify"]);
+        let bad = tampered(directory.path(), &spec, postgres.as_ref(), sql).await;
+        let output = run(&bad.spec, &["audit", "verify"]);
         let told = text(&output.stdout);
         assert_eq!(output.status.code(), Some(1), "{sql}: {told}");
         assert!(told.starts_with("FAIL  srv_") && told.contains(first), "{sql}: {told}");
-        let json = text(&run(&bad, &["audit", "verify", "--json"]).stdout);
+        let json = text(&run(&bad.spec, &["audit", "verify", "--json"]).stdout);
         let json: Value = serde_json::from_str(json.lines().next().unwrap()).unwrap();
         assert!(json["fault"].as_str().unwrap().contains(first), "{json}");
     }
     // The tail is cut, the head with it, and the log goes on: the head that was kept elsewhere knows.
-    let cut = tampered(directory.path(), &spec, "delete from audit where seq >= 4").await;
-    std::fs::remove_file(cut.state_dir.join("audit_head")).unwrap();
-    let output = run(&cut, &["audit", "verify"]);
+    let cut = tampered(directory.path(), &spec, postgres.as_ref(), "delete from audit where seq >= 4").await;
+    std::fs::remove_file(cut.spec.state_dir.join("audit_head")).unwrap();
+    let output = run(&cut.spec, &["audit", "verify"]);
     assert!(
         text(&output.stdout).contains("is missing") && output.status.code() == Some(1),
         "{}",
         text(&output.stdout)
     );
-    key(&cut, "x", "audit");
-    said(&cut, &["audit", "verify"]);
-    let output = run(&cut, &["audit", "verify", "--head", early.to_str().unwrap()]);
+    key(&cut.spec, "x", "audit");
+    said(&cut.spec, &["audit", "verify"]);
+    let output = run(&cut.spec, &["audit", "verify", "--head", early.to_str().unwrap()]);
     assert!(
         text(&output.stdout).contains("record 4 is not the one that was signed"),
         "{}",
         text(&output.stdout)
     );
 
-    let doctor = text(&run(&cut, &["doctor"]).stdout);
+    let doctor = text(&run(&cut.spec, &["doctor"]).stdout);
     assert!(doctor.contains("ok    audit log     signed up to record"), "{doctor}");
 
     // A server on a cut log says so and keeps the evidence.
-    let cut = tampered(directory.path(), &spec, "delete from audit where seq >= 4").await;
-    let doctor = text(&run(&cut, &["doctor"]).stdout);
+    let cut = tampered(directory.path(), &spec, postgres.as_ref(), "delete from audit where seq >= 4").await;
+    let doctor = text(&run(&cut.spec, &["doctor"]).stdout);
     assert!(doctor.contains("FAIL  audit log     the log does not have record 5"), "{doctor}");
-    let head = std::fs::read(cut.state_dir.join("audit_head")).unwrap();
-    let mut server = cut.spawn().unwrap();
+    let head = std::fs::read(cut.spec.state_dir.join("audit_head")).unwrap();
+    let mut server = cut.spec.spawn().unwrap();
     answering(&testkit::api::Api::new(&server.base, "none").unwrap()).await;
     assert!(server.terminate().await.unwrap().success());
     assert!(server.log().contains("does not have record 5 as it was signed"), "{}", server.log());
-    assert_eq!(std::fs::read(cut.state_dir.join("audit_head")).unwrap(), head);
+    assert_eq!(std::fs::read(cut.spec.state_dir.join("audit_head")).unwrap(), head);
 
     spec.set("AUDIT_HEAD", directory.path().join("elsewhere").to_str().unwrap());
     let missing = run(&spec, &["audit", "verify"]);
@@ -156,10 +192,8 @@ async fn a_tampered_audit_log_is_named_at_its_first_broken_link() {
     assert!(said(&spec, &["audit", "verify"]).contains("signed up to record 6"));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_done_with_credentials_on_the_machine_is_in_the_servers_signed_chain() {
-    let directory = tempfile::tempdir().unwrap();
-    let spec = spec(directory.path());
+async fn what_is_done_with_credentials_on_the_machine_is_in_the_servers_signed_chain(ground: Ground) {
+    let (directory, spec, postgres) = machine(ground).await;
     let secret = directory.path().join("secret");
     std::fs::write(&secret, "ghp_0123456789abcdef\n").unwrap();
     let from = ["--from", secret.to_str().unwrap()];
@@ -179,23 +213,21 @@ async fn what_is_done_with_credentials_on_the_machine_is_in_the_servers_signed_c
         assert!(told.starts_with("ok    srv_") && told.ends_with(&wanted), "{arguments:?}: {told}");
     }
     assert!(!run(&spec, &["credential", "remove", "git"]).status.success());
-    let bad = tampered(directory.path(), &spec, "delete from audit where seq >= 3").await;
-    let output = run(&bad, &["audit", "verify"]);
+    let bad = tampered(directory.path(), &spec, postgres.as_ref(), "delete from audit where seq >= 3").await;
+    let output = run(&bad.spec, &["audit", "verify"]);
     let told = text(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(told.contains("record 3 is missing: the signed head is record 4"), "{told}");
     // As commands of earlier versions recorded it: a chain of its own, which no head signs.
-    let store = Store::open(&spec.state_dir.join("caisson.db"), Clock::system()).await.unwrap();
+    let store = support::open(&spec, postgres.as_ref(), Clock::system()).await;
     store.audit(&ProjectId::default_project(), "operator", "credential.add", "x").await.unwrap();
     store.close().await.unwrap();
     let told = said(&spec, &["audit", "verify"]);
     assert!(told.contains("warn  local: 1 records") && !told.contains("ok    local"), "{told}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_log_is_exported_and_the_server_signs_what_comes_over_the_api() {
-    let directory = tempfile::tempdir().unwrap();
-    let spec = spec(directory.path());
+async fn the_log_is_exported_and_the_server_signs_what_comes_over_the_api(ground: Ground) {
+    let (_directory, spec, _postgres) = machine(ground).await;
     let admin = key(&spec, "admin", "admin");
     let mut server = spec.spawn().unwrap();
     let api = testkit::api::Api::new(&server.base, &admin).unwrap();
@@ -236,10 +268,8 @@ async fn the_log_is_exported_and_the_server_signs_what_comes_over_the_api() {
     assert!(server.terminate().await.unwrap().success());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_key_revoked_on_the_machine_opens_nothing_on_the_running_server_within_a_second() {
-    let directory = tempfile::tempdir().unwrap();
-    let spec = spec(directory.path());
+async fn a_key_revoked_on_the_machine_opens_nothing_on_the_running_server_within_a_second(ground: Ground) {
+    let (_directory, spec, _postgres) = machine(ground).await;
     let secret = said(&spec, &["key", "create", "ci", "--expires", "30d"]).trim().to_owned();
     let mut server = spec.spawn().unwrap();
     answering(&testkit::api::Api::new(&server.base, &secret).unwrap()).await;
@@ -343,10 +373,8 @@ fn the_doctor_tells_of_what_is_open_wider_than_most_mean_it_to_be() {
     assert!(told.lines().any(|line| line.starts_with("FAIL  TLS")), "{told}");
 }
 
-#[test]
-fn projects_are_made_on_the_machine_and_keep_keys_and_credentials_apart() {
-    let directory = tempfile::tempdir().unwrap();
-    let spec = spec(directory.path());
+async fn projects_are_made_on_the_machine_and_keep_keys_and_credentials_apart(ground: Ground) {
+    let (directory, spec, _postgres) = machine(ground).await;
     let refused = |arguments: &[&str], why: &str| {
         let output = run(&spec, arguments);
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");

@@ -16,15 +16,10 @@ use testkit::world::{World, WorldSpec};
 /// How long a client may take for all that it does.
 const CLIENT: Duration = Duration::from_mins(4);
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     a_client_of_the_early_generation_runs_follows_and_lists
     a_client_of_the_first_generation_runs_follows_lists_and_kills
     a_client_of_the_second_generation_runs_follows_lists_and_kills
-    clients_that_lose_their_answers_send_again_and_start_one_run_each
-}
-
-testkit::on_postgres! {
-    a_client_of_the_first_generation_runs_follows_lists_and_kills
     clients_that_lose_their_answers_send_again_and_start_one_run_each
 }
 

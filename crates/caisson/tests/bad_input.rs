@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use testkit::api::Api;
 use testkit::engine::Engine;
+use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::process::{ServerProcess, ServerSpec};
 use testkit::repository::{clone_branch, run_git, run_python_tests};
@@ -16,7 +17,7 @@ const WAIT: Duration = Duration::from_mins(1);
 /// A time limit that leaves the agent time to do half of its work, in seconds.
 const TIME_LIMIT_S: i64 = 15;
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     a_request_that_cannot_be_run_is_refused_with_its_own_code
     a_run_that_cannot_succeed_says_why_and_leaves_nothing
     wrong_credentials_fail_fast_and_by_name
@@ -28,9 +29,9 @@ fn parts() -> Option<Parts> {
     Parts::find(env!("CARGO_BIN_EXE_caisson"))
 }
 
-async fn a_request_that_cannot_be_run_is_refused_with_its_own_code(engine: Engine) {
+async fn a_request_that_cannot_be_run_is_refused_with_its_own_code(ground: Ground) {
     let Some(parts) = parts() else { return };
-    let world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
+    let world = World::start(&parts, WorldSpec::on(ground)).await.unwrap();
     let with = |field: &str, value: Value| {
         let mut body = world.run_body();
         body[field] = value;
@@ -73,10 +74,10 @@ async fn failure(world: &World, body: &Value) -> (String, Value) {
     (run["failure"]["kind"].as_str().unwrap().to_owned(), run)
 }
 
-async fn a_run_that_cannot_succeed_says_why_and_leaves_nothing(engine: Engine) {
+async fn a_run_that_cannot_succeed_says_why_and_leaves_nothing(ground: Ground) {
     let Some(parts) = parts() else { return };
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
+    let world = World::start(&parts, WorldSpec::on(ground)).await.unwrap();
     let mut spec = world.spec.clone();
     let repositories = format!("{}* http://{closed}/*", world.host.url(""));
     spec.set("REPOSITORIES", &repositories);
@@ -97,7 +98,7 @@ async fn a_run_that_cannot_succeed_says_why_and_leaves_nothing(engine: Engine) {
     assert!(run["failure"]["message"].to_string().contains("no-such-branch"), "{run:#}");
     body = world.run_body();
     body["image"] = json!("caisson-no-such-image:1");
-    match engine {
+    match ground.engine {
         Engine::Docker => {
             let (kind, run) = failure(&world, &body).await;
             assert_eq!(kind, "sandbox_start");
@@ -112,11 +113,11 @@ async fn a_run_that_cannot_succeed_says_why_and_leaves_nothing(engine: Engine) {
     world.wait_tidy().await.unwrap();
 }
 
-async fn wrong_credentials_fail_fast_and_by_name(engine: Engine) {
+async fn wrong_credentials_fail_fast_and_by_name(ground: Ground) {
     let Some(parts) = parts() else { return };
     let wrong = WorldSpec {
         variables: vec![("MODEL__API_KEY".to_owned(), "sk-wrong".to_owned())],
-        ..WorldSpec::on(engine)
+        ..WorldSpec::on(ground)
     };
     let world = World::start(&parts, wrong).await.unwrap();
     let start = std::time::Instant::now();
@@ -159,9 +160,9 @@ async fn assert_work_saved(world: &World, run: &Value) {
     assert_eq!(changed, " M shop/cart.py\n?? later.txt");
 }
 
-async fn a_run_that_outlives_its_time_limit_is_stopped_and_its_work_is_kept(engine: Engine) {
+async fn a_run_that_outlives_its_time_limit_is_stopped_and_its_work_is_kept(ground: Ground) {
     let Some(parts) = parts() else { return };
-    let world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
+    let world = World::start(&parts, WorldSpec::on(ground)).await.unwrap();
     let mut body = world.run_body();
     body["timeout_s"] = json!(TIME_LIMIT_S);
     let (id, _) = world.half_done(&body, WAIT).await.unwrap();
@@ -174,9 +175,9 @@ async fn a_run_that_outlives_its_time_limit_is_stopped_and_its_work_is_kept(engi
     world.wait_tidy().await.unwrap();
 }
 
-async fn a_cancelled_run_ends_as_cancelled_and_saves_its_work(engine: Engine) {
+async fn a_cancelled_run_ends_as_cancelled_and_saves_its_work(ground: Ground) {
     let Some(parts) = parts() else { return };
-    let world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
+    let world = World::start(&parts, WorldSpec::on(ground)).await.unwrap();
     let (id, _) = world.half_done(&world.run_body(), WAIT).await.unwrap();
     let cancelled = world.api.post(&format!("/v1/runs/{id}/cancel"), &json!({})).await.unwrap();
     assert_eq!(cancelled.status, 202, "{}", cancelled.body);

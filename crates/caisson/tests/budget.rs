@@ -6,22 +6,17 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use testkit::engine::Engine;
 use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::world::{World, WorldSpec};
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     a_run_is_stopped_inside_its_turn_by_its_budget_and_its_work_is_kept
     an_agent_that_is_told_to_wrap_up_commits_and_its_run_succeeds_within_its_budget
     an_agent_that_does_not_wrap_up_is_told_once_over_a_restart_and_ended_with_its_work_kept
     a_days_budget_of_the_project_stops_its_runs
     a_model_api_that_stays_away_fails_the_run_at_once_with_its_own_words
     a_model_api_that_recovers_costs_the_run_nothing_but_time
-}
-
-testkit::on_postgres! {
-    an_agent_that_does_not_wrap_up_is_told_once_over_a_restart_and_ended_with_its_work_kept
 }
 
 const END: Duration = Duration::from_mins(2);
@@ -64,9 +59,9 @@ async fn ended(world: &World, body: &Value) -> (Value, Duration) {
     (run, began.elapsed())
 }
 
-async fn a_run_is_stopped_inside_its_turn_by_its_budget_and_its_work_is_kept(engine: Engine) {
+async fn a_run_is_stopped_inside_its_turn_by_its_budget_and_its_work_is_kept(ground: Ground) {
     let Some(parts) = parts() else { return };
-    let world = world(&parts, engine, &talks(), &[]).await;
+    let world = world(&parts, ground, &talks(), &[]).await;
     let mut body = world.run_body();
     let budget = 170_000;
     body["budget_micro_usd"] = json!(budget);
@@ -127,14 +122,14 @@ fn told(events: &[Value]) -> (Vec<&Value>, usize) {
     (soft.collect(), echoes.filter(|line| line.to_string().contains("is running out")).count())
 }
 
-async fn an_agent_that_is_told_to_wrap_up_commits_and_its_run_succeeds_within_its_budget(engine: Engine) {
+async fn an_agent_that_is_told_to_wrap_up_commits_and_its_run_succeeds_within_its_budget(ground: Ground) {
     let Some(parts) = parts() else { return };
     let commit = "git add -A && git commit -q -m 'feat: keep the half that is done'";
     let scenario = spends(&json!([
         {"tool": {"name": "Bash", "input": {"command": commit, "description": "Commit"}}},
         {"text": "Half of it is done."},
     ]));
-    let world = world(&parts, engine, &scenario, &[("BUDGET__SOFT_PERCENT", "40")]).await;
+    let world = world(&parts, ground, &scenario, &[("BUDGET__SOFT_PERCENT", "40")]).await;
     let mut body = world.run_body();
     body["budget_micro_usd"] = json!(400_000);
     let (run, _) = ended(&world, &body).await;
@@ -196,9 +191,9 @@ async fn an_agent_that_does_not_wrap_up_is_told_once_over_a_restart_and_ended_wi
     assert!(run["pushed_commit"].is_null());
 }
 
-async fn a_days_budget_of_the_project_stops_its_runs(engine: Engine) {
+async fn a_days_budget_of_the_project_stops_its_runs(ground: Ground) {
     let Some(parts) = parts() else { return };
-    let mut world = world(&parts, engine, &talks(), &[("BUDGET__DAY_MICRO_USD", "170000")]).await;
+    let mut world = world(&parts, ground, &talks(), &[("BUDGET__DAY_MICRO_USD", "170000")]).await;
     let (run, _) = ended(&world, &world.run_body()).await;
     assert_eq!(run["failure"]["kind"], "budget", "{run:#}\n{}", world.server.log());
     assert!(run["failure"]["message"].to_string().contains("the project's budget of this day"), "{run:#}");
@@ -221,7 +216,7 @@ async fn a_days_budget_of_the_project_stops_its_runs(engine: Engine) {
     assert_eq!(again["status"], "succeeded", "{again:#}\n{}", world.server.log());
 }
 
-async fn a_model_api_that_stays_away_fails_the_run_at_once_with_its_own_words(engine: Engine) {
+async fn a_model_api_that_stays_away_fails_the_run_at_once_with_its_own_words(ground: Ground) {
     let Some(parts) = parts() else { return };
     for (status, error, header, value, kind) in [
         (429, "rate_limit_error", "retry-after", "3600", "provider_limit"),
@@ -231,7 +226,7 @@ async fn a_model_api_that_stays_away_fails_the_run_at_once_with_its_own_words(en
         let scenario = json!({"prompts": [[
             {"status": status, "error_type": error, "message": "the words of the API", "headers": {header: value}}
         ]]});
-        let world = world(&parts, engine, &scenario, &[]).await;
+        let world = world(&parts, ground, &scenario, &[]).await;
         let (run, took) = ended(&world, &world.run_body()).await;
         assert_eq!(run["failure"]["kind"], kind, "{run:#}\n{}", world.server.log());
         let failure = run["failure"].to_string();
@@ -241,10 +236,10 @@ async fn a_model_api_that_stays_away_fails_the_run_at_once_with_its_own_words(en
     }
 }
 
-async fn a_model_api_that_recovers_costs_the_run_nothing_but_time(engine: Engine) {
+async fn a_model_api_that_recovers_costs_the_run_nothing_but_time(ground: Ground) {
     let Some(parts) = parts() else { return };
     let scenario = json!({"prompts": [[{"text": "Done.", "overloaded": true, "times": 3}]]});
-    let world = world(&parts, engine, &scenario, &[]).await;
+    let world = world(&parts, ground, &scenario, &[]).await;
     let mut body = world.run_body();
     body["repository"] = Value::Null;
     let (run, _) = ended(&world, &body).await;

@@ -9,9 +9,14 @@ use std::time::Duration;
 use caisson_domain::usage::{PriceTable, TokenCounts};
 use scripted_model::{Outcome, Record};
 use serde_json::{Value, json};
-use testkit::engine::Engine;
+use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::world::{World, WorldSpec};
+
+testkit::on_every_database! {
+    of_twenty_real_runs_six_at_once_those_that_fit_the_budget_finish_and_all_three_accounts_agree
+    a_budget_that_is_lowered_stops_a_living_run_at_its_next_call_and_the_settings_come_first
+}
 
 const END: Duration = Duration::from_mins(4);
 const MODEL: &str = "claude-opus-5-5";
@@ -37,7 +42,7 @@ fn scenarios() -> String {
     .to_string()
 }
 
-async fn world(variables: &[(&str, &str)]) -> Option<World> {
+async fn world(ground: Ground, variables: &[(&str, &str)]) -> Option<World> {
     let parts = Parts::find(env!("CARGO_BIN_EXE_caisson"))?;
     let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let spec = WorldSpec {
@@ -45,7 +50,7 @@ async fn world(variables: &[(&str, &str)]) -> Option<World> {
         scenarios: vec![scenarios()],
         delay_scale: 1.0,
         variables,
-        ..WorldSpec::on(Engine::Local)
+        ..WorldSpec::on(ground)
     };
     Some(World::start(&parts, spec).await.unwrap())
 }
@@ -105,12 +110,13 @@ fn sum(runs: &[Value]) -> i64 {
     runs.iter().map(|run| run["usage"]["cost_micro_usd"].as_i64().unwrap()).sum()
 }
 
-#[tokio::test]
-async fn of_twenty_real_runs_six_at_once_those_that_fit_the_budget_finish_and_all_three_accounts_agree() {
+async fn of_twenty_real_runs_six_at_once_those_that_fit_the_budget_finish_and_all_three_accounts_agree(
+    ground: Ground,
+) {
     let one = cost(TokenCounts { input: 90, output: 3_000, ..TokenCounts::default() });
     let whole = 10 * one + output(2 * LAST_TOKENS);
     // Six at once, as many as two cores start in time. Twenty at once are shown at the gateway, without agents.
-    let Some(world) = world(&[("SLOTS", "6")]).await else { return };
+    let Some(world) = world(ground, &[("SLOTS", "6")]).await else { return };
     let admin = admin(&world);
     let usd = format!("{}.{:06}", whole / 1_000_000, whole % 1_000_000);
     let set = budget(&world, &admin, &["set", "--total", &usd]);
@@ -189,9 +195,10 @@ async fn cut(world: &World, admin: &str, (before, calls): (i64, usize)) {
     assert_eq!(shown(world).await["total"]["spent_micro_usd"], before + spent);
 }
 
-#[tokio::test]
-async fn a_budget_that_is_lowered_stops_a_living_run_at_its_next_call_and_the_settings_come_first() {
-    let Some(mut world) = world(&[]).await else { return };
+async fn a_budget_that_is_lowered_stops_a_living_run_at_its_next_call_and_the_settings_come_first(
+    ground: Ground,
+) {
+    let Some(mut world) = world(ground, &[]).await else { return };
     let admin = admin(&world);
     let id = world.api.submit(&body("slow")).await.unwrap();
     world.inside_a_tool(&id, END).await.unwrap();

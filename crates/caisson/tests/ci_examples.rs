@@ -8,11 +8,12 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use testkit::engine::{Engine, signal};
+use testkit::engine::signal;
+use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::world::{World, WorldSpec};
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     the_job_of_github_actions_ends_as_its_run_does
     the_job_of_gitlab_ends_as_its_run_does
 }
@@ -98,9 +99,9 @@ async fn cancelled(world: &World, job: Child, count: usize) -> (Output, Value) {
     (output, world.api.wait_end(&id, END).await.unwrap())
 }
 
-async fn the_job_of_github_actions_ends_as_its_run_does(engine: Engine) {
+async fn the_job_of_github_actions_ends_as_its_run_does(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
-    let world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
+    let world = World::start(&parts, WorldSpec::on(ground)).await.unwrap();
     let step = github_step();
     let summary = world.directory.path().join("summary.md");
     let given = |branch: &str, title: &str, once: &str| {
@@ -169,9 +170,9 @@ async fn the_job_of_github_actions_ends_as_its_run_does(engine: Engine) {
     world.wait_tidy().await.unwrap();
 }
 
-async fn the_job_of_gitlab_ends_as_its_run_does(engine: Engine) {
+async fn the_job_of_gitlab_ends_as_its_run_does(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
-    let world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
+    let world = World::start(&parts, WorldSpec::on(ground)).await.unwrap();
     let directory = world.directory.path();
     let bin = Path::new(&world.spec.parts.caisson).parent().unwrap();
     let search = format!("{}:/usr/bin:/bin", bin.display());

@@ -1,4 +1,4 @@
-//! The command line as a person meets it: help, errors with remedies, keys, and following a run.
+//! The command line as a person meets it: help, errors with remedies, and following a run.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -7,22 +7,16 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use testkit::engine::Engine;
 use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::process::ServerSpec;
 use testkit::repository::run_git;
 use testkit::world::{World, WorldSpec};
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     a_run_is_followed_from_the_terminal
     the_doctor_is_content_with_the_flags_that_a_server_gets
     a_checked_out_branch_fails_before_the_model_is_called
-    saved_work_of_a_cancelled_run_is_found_and_fetched
-}
-
-testkit::on_postgres! {
-    a_run_is_followed_from_the_terminal
     saved_work_of_a_cancelled_run_is_found_and_fetched
 }
 
@@ -108,71 +102,6 @@ fn a_server_that_is_not_caisson_is_told() {
         let error = text(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{error}");
         assert!(error.contains("no Caisson server") && error.contains("CAISSON_URL"), "{error}");
-    }
-}
-
-#[test]
-fn commands_on_what_is_not_there_make_nothing() {
-    let directory = tempfile::tempdir().unwrap();
-    let spec = bare_spec(directory.path());
-    let key = "key_00000000000000000000000000000001";
-    for arguments in [
-        &["key", "list"][..],
-        &["key", "revoke", key],
-        &["credential", "list"],
-        &["credential", "remove", "x"],
-    ] {
-        let output = run(&spec, arguments, &[]);
-        let error = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {error}");
-        assert!(
-            error.contains("there is no database in") && error.contains("--state-dir"),
-            "{arguments:?}: {error}"
-        );
-    }
-    assert!(!directory.path().join("state/caisson.db").exists());
-}
-
-#[test]
-fn keys_are_made_listed_and_revoked() {
-    let directory = tempfile::tempdir().unwrap();
-    let spec = bare_spec(directory.path());
-    let created = run(&spec, &["key", "create", "ci", "--scope", "runs:read"], &[]);
-    assert!(created.status.success(), "{}", text(&created.stderr));
-    let secret = text(&created.stdout).trim().to_owned();
-    assert!(secret.starts_with("csk_") && secret.len() > 60);
-    let listed = text(&run(&spec, &["key", "list"], &[]).stdout);
-    assert!(listed.contains("ci") && listed.contains("runs:read") && !listed.contains(&secret), "{listed}");
-    let id = listed.split_whitespace().find(|word| word.starts_with("key_")).unwrap();
-    assert!(run(&spec, &["key", "revoke", id], &[]).status.success());
-    assert!(text(&run(&spec, &["key", "list"], &[]).stdout).contains("revoked"));
-    let again = run(&spec, &["key", "revoke", id], &[]);
-    assert_eq!(again.status.code(), Some(1));
-    let bad = run(&spec, &["key", "create", "x", "--scope", "root"], &[]);
-    assert!(text(&bad.stderr).contains("runs:read"), "{}", text(&bad.stderr));
-    let database = std::fs::read(directory.path().join("state/caisson.db")).unwrap();
-    assert!(!database.windows(secret.len()).any(|window| window == secret.as_bytes()));
-}
-
-#[test]
-fn commands_that_find_a_new_state_directory_at_once_wait_for_one_another() {
-    for _ in 0..3 {
-        let directory = tempfile::tempdir().unwrap();
-        let spec = bare_spec(directory.path());
-        let mut server = spec.spawn().unwrap();
-        let start = |name: usize| {
-            let mut command = spec.command(&["key", "create", &format!("k{name}")]);
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-        };
-        let children: Vec<_> = (0..8).map(start).collect();
-        for child in children {
-            let output = child.wait_with_output().unwrap();
-            assert!(output.status.success(), "{}", text(&output.stderr));
-        }
-        let listed = text(&run(&spec, &["key", "list"], &[]).stdout);
-        assert_eq!(listed.matches("valid").count(), 8, "{listed}");
-        assert!(!server.log().contains("error"), "{}", server.log());
-        server.kill().unwrap();
     }
 }
 
@@ -303,9 +232,9 @@ fn the_doctor_leaves_the_machine_s_control_groups_as_they_are() {
     assert_eq!(weights(), before, "nothing was made");
 }
 
-async fn the_doctor_is_content_with_the_flags_that_a_server_gets(engine: Engine) {
+async fn the_doctor_is_content_with_the_flags_that_a_server_gets(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
-    let mut world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
+    let mut world = World::start(&parts, WorldSpec::on(ground)).await.unwrap();
     let mut spec = world.spec.clone();
     spec.set("REPOSITORIES", "");
     let allowed = tempfile::tempdir().unwrap();
@@ -458,9 +387,9 @@ fn faults_of_an_artifact_are_told(world: &World, run_id: &str, file: &str, varia
     assert!(!beside.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(".tmp")));
 }
 
-async fn a_checked_out_branch_fails_before_the_model_is_called(engine: Engine) {
+async fn a_checked_out_branch_fails_before_the_model_is_called(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
-    let mut world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
+    let mut world = World::start(&parts, WorldSpec::on(ground)).await.unwrap();
     let allowed = tempfile::tempdir().unwrap();
     let workspace = allowed.path().join("work");
     std::fs::create_dir(&workspace).unwrap();
@@ -477,12 +406,4 @@ async fn a_checked_out_branch_fails_before_the_model_is_called(engine: Engine) {
     assert!(said.contains("push_rejected") && said.contains("is checked out"), "{said}");
     assert_eq!(world.model_calls().len(), 0, "{said}");
     world.wait_tidy().await.unwrap();
-}
-
-#[test]
-fn a_key_for_a_project_that_does_not_exist_is_refused() {
-    let directory = tempfile::tempdir().unwrap();
-    let output = run(&bare_spec(directory.path()), &["key", "create", "x", "--project", "other"], &[]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("there is no project"), "{}", text(&output.stderr));
 }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use testkit::engine::Engine;
+use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::repository::{clone_branch, run_git};
 use testkit::world::{World, WorldSpec};
@@ -15,7 +15,7 @@ const END: Duration = Duration::from_mins(2);
 const BRANCH: &str = "feat/greeting";
 const FILE: &str = "GREETING.md";
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     a_conflict_with_the_runs_branch_is_solved_by_the_agent_in_one_turn
     a_conflict_that_the_agent_leaves_fails_the_run_and_its_work_is_kept
     a_base_that_moved_is_no_conflict
@@ -26,7 +26,7 @@ fn bash(command: &str) -> Value {
 }
 
 /// A world whose agent writes a greeting, and then does `solving` when it is told of a conflict.
-async fn world(engine: Engine, solving: &[Value]) -> Option<World> {
+async fn world(ground: Ground, solving: &[Value]) -> Option<World> {
     let parts = Parts::find(env!("CARGO_BIN_EXE_caisson"))?;
     let work = format!(
         "printf 'Good morning.\\n' > {FILE} && git add -A && git commit -q -m 'feat: greet in the morning'"
@@ -38,7 +38,7 @@ async fn world(engine: Engine, solving: &[Value]) -> Option<World> {
     let spec = WorldSpec {
         scenario: "greeting".to_owned(),
         scenarios: vec![scenario.to_string()],
-        ..WorldSpec::on(engine)
+        ..WorldSpec::on(ground)
     };
     Some(World::start(&parts, spec).await.unwrap())
 }
@@ -68,11 +68,11 @@ fn notes(events: &[Value]) -> String {
     notes.map(|event| event["data"]["message"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
-async fn a_conflict_with_the_runs_branch_is_solved_by_the_agent_in_one_turn(engine: Engine) {
+async fn a_conflict_with_the_runs_branch_is_solved_by_the_agent_in_one_turn(ground: Ground) {
     let solve = format!(
         "printf 'Good morning, and good evening.\\n' > {FILE} && git add {FILE} && GIT_EDITOR=true git rebase --continue"
     );
-    let Some(world) = world(engine, &[bash(&solve), json!({"text": "Both are there."})]).await else {
+    let Some(world) = world(ground, &[bash(&solve), json!({"text": "Both are there."})]).await else {
         return;
     };
     let there = push(&world, BRANCH);
@@ -94,7 +94,7 @@ async fn a_conflict_with_the_runs_branch_is_solved_by_the_agent_in_one_turn(engi
     );
 }
 
-async fn a_conflict_that_the_agent_leaves_fails_the_run_and_its_work_is_kept(engine: Engine) {
+async fn a_conflict_that_the_agent_leaves_fails_the_run_and_its_work_is_kept(ground: Ground) {
     // It stages the file with the marks of the conflict in it, which is not to have solved it.
     let pretend = format!("git add {FILE} && GIT_EDITOR=true git rebase --continue");
     for (solving, why) in [
@@ -102,7 +102,7 @@ async fn a_conflict_that_the_agent_leaves_fails_the_run_and_its_work_is_kept(eng
         (vec![bash(&pretend), json!({"text": "Solved."})], "it left a mark of it in"),
         (vec![bash("git rebase --abort"), json!({"text": "No."})], "does not come after what the branch has"),
     ] {
-        let Some(world) = world(engine, &solving).await else { return };
+        let Some(world) = world(ground, &solving).await else { return };
         let there = push(&world, BRANCH);
         let (run, _) = run(&world).await;
         assert_eq!(run["failure"]["kind"], "conflict", "{run:#}\n{}", world.server.log());
@@ -118,7 +118,7 @@ async fn a_conflict_that_the_agent_leaves_fails_the_run_and_its_work_is_kept(eng
     }
 }
 
-async fn a_base_that_moved_is_no_conflict(engine: Engine) {
+async fn a_base_that_moved_is_no_conflict(ground: Ground) {
     let parts = Parts::find(env!("CARGO_BIN_EXE_caisson"));
     let Some(parts) = parts else { return };
     let work = format!("printf 'Good morning.\\n' > {FILE}; python3 -c 'import time; time.sleep(3)'");
@@ -127,7 +127,7 @@ async fn a_base_that_moved_is_no_conflict(engine: Engine) {
         {"when_prompt_contains": "commit message", "steps": [{"text": "feat: greet in the morning"}]},
     ]}});
     let scenarios = vec![scenario.to_string()];
-    let spec = WorldSpec { scenario: "slow".to_owned(), scenarios, ..WorldSpec::on(engine) };
+    let spec = WorldSpec { scenario: "slow".to_owned(), scenarios, ..WorldSpec::on(ground) };
     let world = World::start(&parts, spec).await.unwrap();
     let id = world.api.submit(&world.run_body()).await.unwrap();
     world.inside_a_tool(&id, END).await.unwrap();

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use caisson_domain::credential::CredentialSecret;
 use caisson_domain::id::ProjectId;
-use caisson_store::{Clock, MasterKeyFile, Store};
+use caisson_store::{Clock, MasterKeyFile};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use testkit::ground::Ground;
 use testkit::hunt::{Canary, Hunt};
 use testkit::parts::Parts;
+use testkit::postgres::Postgres;
 use testkit::process::ServerSpec;
 use testkit::volumes::SessionFiles;
 use testkit::world::{GIT_TOKEN, MODEL_KEY, NEXT_MODEL_KEY, World, WorldSpec};
@@ -23,22 +24,30 @@ use testkit::world::{GIT_TOKEN, MODEL_KEY, NEXT_MODEL_KEY, World, WorldSpec};
 const WAIT: Duration = Duration::from_mins(1);
 const NEXT_GIT_TOKEN: &str = "ghp_canaryNext9Z8y7X6w5V4u3T2s";
 
-testkit::on_every_engine! {
+mod support;
+
+testkit::on_every_engine_and_database! {
     a_run_uses_the_stores_credentials_and_goes_on_with_those_they_are_rotated_to
 }
 
-testkit::on_postgres! {
-    a_run_uses_the_stores_credentials_and_goes_on_with_those_they_are_rotated_to
+testkit::on_every_database! {
+    credentials_are_added_listed_rotated_and_removed_and_never_shown
+    a_lost_or_open_master_key_stops_the_server_with_what_to_do
+    a_rekey_that_is_killed_at_any_instant_loses_nothing
 }
 
-fn bare_spec(directory: &Path) -> ServerSpec {
+/// A machine on which no server has run, and its database.
+async fn machine(ground: Ground) -> (tempfile::TempDir, ServerSpec, Option<Postgres>) {
+    let directory = tempfile::tempdir().unwrap();
     let parts = Parts {
         docker_host: "unix:///nonexistent/docker.sock".to_owned(),
-        agents_dir: directory.join("agents"),
+        agents_dir: directory.path().join("agents"),
         shim: env!("CARGO_BIN_EXE_caisson").into(),
         caisson: env!("CARGO_BIN_EXE_caisson").into(),
     };
-    ServerSpec::new(&parts, &directory.join("state"), "http://127.0.0.1:9").unwrap()
+    let mut spec = ServerSpec::new(&parts, &directory.path().join("state"), "http://127.0.0.1:9").unwrap();
+    let postgres = ground.database.make(&mut spec).await.unwrap();
+    (directory, spec, postgres)
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -68,6 +77,18 @@ fn hunt(root: &Path, secrets: &[&str]) -> (usize, Vec<String>) {
     let mut hunt = Hunt::new(&canaries).unwrap();
     let files = hunt.tree(root, &["volumes"]);
     (files, hunt.found.into_iter().collect())
+}
+
+/// Where a secret stands in a database that is no file.
+fn found_in(postgres: Option<&Postgres>, secrets: &[&str]) -> Vec<String> {
+    let canaries: Vec<_> = secrets.iter().map(|secret| Canary { name: "a secret", secret }).collect();
+    let mut hunt = Hunt::new(&canaries).unwrap();
+    if let Some(postgres) = postgres {
+        let dump = postgres.dump().unwrap();
+        assert!(dump.contains("COPY") && dump.contains(".credential "), "it holds the rows");
+        hunt.look("the database", dump.as_bytes());
+    }
+    hunt.found.into_iter().collect()
 }
 
 async fn a_run_uses_the_stores_credentials_and_goes_on_with_those_they_are_rotated_to(ground: Ground) {
@@ -127,16 +148,15 @@ async fn a_run_uses_the_stores_credentials_and_goes_on_with_those_they_are_rotat
     let session = SessionFiles::open(world.state_dir(), run["session_id"].as_str().unwrap()).unwrap();
     let (own, sessions) = (hunt(world.state_dir(), &secrets), hunt(session.directory(), &secrets));
     assert!(own.0 + sessions.0 > 20 && own.1.is_empty() && sessions.1.is_empty(), "{own:?} {sessions:?}");
+    assert_eq!(found_in(world.postgres.as_ref(), &secrets), Vec::<String>::new());
     std::fs::write(world.state_dir().join("planted"), format!("x{NEXT_MODEL_KEY}y")).unwrap();
     assert_eq!(hunt(world.state_dir(), &secrets).1.len(), 1, "the hunt can find");
     let said = format!("{listed:?}{}{}", rotated.body, world.server.log());
     assert!(secrets.iter().all(|secret| !said.contains(secret)));
 }
 
-#[test]
-fn credentials_are_added_listed_rotated_and_removed_and_never_shown() {
-    let directory = tempfile::tempdir().unwrap();
-    let spec = bare_spec(directory.path());
+async fn credentials_are_added_listed_rotated_and_removed_and_never_shown(ground: Ground) {
+    let (directory, spec, postgres) = machine(ground).await;
     let prefix = "url_prefix=https://git.example.com/team";
     let added = done(&spec, &["add", "team", "--kind", "git_token", "--set", prefix], "canary-1\n");
     let id = added.split_whitespace().find(|word| word.starts_with("crd_")).unwrap().to_owned();
@@ -180,14 +200,13 @@ fn credentials_are_added_listed_rotated_and_removed_and_never_shown() {
     let state = directory.path().join("state");
     let canaries = ["canary-1", "canary-2", "canary-3", "canary-4", "canary-5"];
     assert_eq!(hunt(&state, &canaries).1, Vec::<String>::new());
+    assert_eq!(found_in(postgres.as_ref(), &canaries), Vec::<String>::new());
     done(&spec, &["remove", &id], "");
     assert!(!done(&spec, &["list"], "").contains("git_token"));
 }
 
-#[test]
-fn a_lost_or_open_master_key_stops_the_server_with_what_to_do() {
-    let directory = tempfile::tempdir().unwrap();
-    let spec = bare_spec(directory.path());
+async fn a_lost_or_open_master_key_stops_the_server_with_what_to_do(ground: Ground) {
+    let (directory, spec, _postgres) = machine(ground).await;
     done(&spec, &["add", "model", "--kind", "model_api_key"], "canary-0");
     let key = directory.path().join("state/master.key");
     let saved = std::fs::read(&key).unwrap();
@@ -225,9 +244,9 @@ fn a_lost_or_open_master_key_stops_the_server_with_what_to_do() {
 }
 
 /// Opens the only credential as the next process would.
-async fn opened(state: &Path) -> String {
-    let store = Store::open(&state.join("caisson.db"), Clock::system()).await.unwrap();
-    store.unlock(MasterKeyFile::in_state_dir(state)).await.unwrap();
+async fn opened(spec: &ServerSpec, postgres: Option<&Postgres>) -> String {
+    let store = support::open(spec, postgres, Clock::system()).await;
+    store.unlock(MasterKeyFile::in_state_dir(&spec.state_dir)).await.unwrap();
     let project = ProjectId::default_project();
     let id = store.list_credentials(&project).await.unwrap()[0].id.clone();
     let found = store.open_credential(&project, &id).await.unwrap().unwrap();
@@ -236,11 +255,9 @@ async fn opened(state: &Path) -> String {
     value.expose_secret().to_owned()
 }
 
-#[tokio::test]
-async fn a_rekey_that_is_killed_at_any_instant_loses_nothing() {
+async fn a_rekey_that_is_killed_at_any_instant_loses_nothing(ground: Ground) {
     const KILLS: u32 = 30;
-    let directory = tempfile::tempdir().unwrap();
-    let (spec, state) = (bare_spec(directory.path()), directory.path().join("state"));
+    let (_directory, spec, postgres) = machine(ground).await;
     done(&spec, &["add", "model", "--kind", "model_api_key"], "canary-0");
     let begun = Instant::now();
     done(&spec, &["rekey"], "");
@@ -256,10 +273,10 @@ async fn a_rekey_that_is_killed_at_any_instant_loses_nothing() {
         } else {
             killed += 1;
         }
-        assert_eq!(opened(&state).await, "canary-0", "after kill {kill}");
+        assert_eq!(opened(&spec, postgres.as_ref()).await, "canary-0", "after kill {kill}");
     }
     assert!(killed > 0, "{killed} killed, {ended} ended");
     done(&spec, &["rekey"], "");
-    assert_eq!(opened(&state).await, "canary-0");
-    assert!(!state.join("master.key.next").exists());
+    assert_eq!(opened(&spec, postgres.as_ref()).await, "canary-0");
+    assert!(!spec.state_dir.join("master.key.next").exists());
 }

@@ -24,7 +24,7 @@ const THREE_TRIES: Duration = Duration::from_secs(4);
 /// A reply of which so many bytes were served has begun to tell its text.
 const BEGUN_BYTES: u64 = 600;
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     a_run_whose_first_process_is_killed_fails_as_lost_and_the_next_one_succeeds
     a_run_whose_first_process_is_killed_before_its_agent_starts_is_begun_again
     a_model_call_that_its_sandbox_does_not_live_to_hear_is_on_the_bill
@@ -33,7 +33,7 @@ testkit::on_every_engine! {
     a_first_process_killed_while_no_server_is_there_is_judged_at_the_next_start
 }
 
-testkit::on_postgres! {
+testkit::on_docker_with_sqlite! {
     a_run_whose_first_process_is_killed_fails_as_lost_and_the_next_one_succeeds
     a_run_whose_first_process_is_killed_before_its_agent_starts_is_begun_again
     a_model_call_that_its_sandbox_does_not_live_to_hear_is_on_the_bill

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use testkit::engine::Engine;
+use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::volumes::{loop_devices, mounted};
 use testkit::world::{World, WorldSpec};
@@ -17,7 +17,7 @@ const OTHERS: Duration = Duration::from_mins(1);
 /// What a session may hold in these tests, in MiB.
 const ROOM_MIB: u64 = 96;
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     a_session_that_fills_its_volume_fails_alone_and_its_work_is_saved
     a_session_that_fills_its_volume_with_files_fails_as_well
     a_session_is_measured_where_there_are_no_volumes
@@ -31,7 +31,7 @@ fn command(name: &str, command: &str) -> String {
     json!({name: {"prompts": [[run, {"text": "Done."}]]}}).to_string()
 }
 
-async fn world(parts: &Parts, engine: Engine, volumes: bool, scenarios: &[String]) -> World {
+async fn world(parts: &Parts, ground: Ground, volumes: bool, scenarios: &[String]) -> World {
     let spec = WorldSpec {
         scenario: "fill".to_owned(),
         scenarios: scenarios.to_vec(),
@@ -39,7 +39,7 @@ async fn world(parts: &Parts, engine: Engine, volumes: bool, scenarios: &[String
             ("LIMITS__WORKSPACE_MIB".to_owned(), ROOM_MIB.to_string()),
             ("LIMITS__VOLUMES".to_owned(), volumes.to_string()),
         ],
-        ..WorldSpec::on(engine)
+        ..WorldSpec::on(ground)
     };
     World::start(parts, spec).await.unwrap()
 }
@@ -111,9 +111,9 @@ fn holders(devices: &[String]) -> Vec<String> {
 /// Changes a file first, so that there is work to be saved, and then fills the disk.
 const FILL: &str = "printf '\\n# a change\\n' >> shop/pricing.py; dd if=/dev/urandom of=ballast bs=1M; true";
 
-async fn a_session_that_fills_its_volume_fails_alone_and_its_work_is_saved(engine: Engine) {
+async fn a_session_that_fills_its_volume_fails_alone_and_its_work_is_saved(ground: Ground) {
     let Some(parts) = parts_for_volumes() else { return };
-    let world = world(&parts, engine, true, &[command("fill", FILL)]).await;
+    let world = world(&parts, ground, true, &[command("fill", FILL)]).await;
     let run = failure(&world, &run_of(&world, "fill")).await;
     assert_eq!(run["failure"]["kind"], "disk_full", "{run:#}");
     let message = run["failure"]["message"].as_str().unwrap();
@@ -134,20 +134,20 @@ async fn a_session_that_fills_its_volume_fails_alone_and_its_work_is_saved(engin
     assert_eq!(run["status"], "succeeded", "{run:#}");
 }
 
-async fn a_session_that_fills_its_volume_with_files_fails_as_well(engine: Engine) {
+async fn a_session_that_fills_its_volume_with_files_fails_as_well(ground: Ground) {
     let Some(parts) = parts_for_volumes() else { return };
     let fill = "mkdir many && cd many && python3 -c '
 for number in range(10**6): open(str(number), \"w\").close()'; true";
-    let world = world(&parts, engine, true, &[command("fill", fill)]).await;
+    let world = world(&parts, ground, true, &[command("fill", fill)]).await;
     let run = failure(&world, &run_of(&world, "fill")).await;
     assert_eq!(run["failure"]["kind"], "disk_full", "{run:#}");
     world.wait_tidy().await.unwrap();
 }
 
-async fn a_session_is_measured_where_there_are_no_volumes(engine: Engine) {
+async fn a_session_is_measured_where_there_are_no_volumes(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
     let fill = "dd if=/dev/zero of=ballast bs=1M count=300; sleep 100";
-    let world = world(&parts, engine, false, &[command("fill", fill)]).await;
+    let world = world(&parts, ground, false, &[command("fill", fill)]).await;
     let begun = Instant::now();
     let run = failure(&world, &run_of(&world, "fill")).await;
     assert_eq!(run["failure"]["kind"], "disk_full", "{run:#}");
@@ -165,10 +165,10 @@ async fn a_session_is_measured_where_there_are_no_volumes(engine: Engine) {
     assert!(said.contains("up to 96 MiB each, measured") && said.contains("switched off"), "{said}");
 }
 
-async fn volumes_of_a_killed_server_are_taken_over_or_unmounted(engine: Engine) {
+async fn volumes_of_a_killed_server_are_taken_over_or_unmounted(ground: Ground) {
     let Some(parts) = parts_for_volumes() else { return };
     let scenarios = [command("fill", "echo kept > kept; sync; sleep 12; cat kept")];
-    let mut world = world(&parts, engine, true, &scenarios).await;
+    let mut world = world(&parts, ground, true, &scenarios).await;
     let id = world.api.submit(&run_of(&world, "fill")).await.unwrap();
     let sleeps =
         |event: &Value| event["kind"] == "agent.line" && event["data"].to_string().contains("sleep 12");
@@ -198,10 +198,10 @@ async fn volumes_of_a_killed_server_are_taken_over_or_unmounted(engine: Engine) 
     assert!(image_bytes(&world, &run) > 0, "the session's work is kept");
 }
 
-async fn a_volume_ends_with_its_sandbox_while_others_live(engine: Engine) {
+async fn a_volume_ends_with_its_sandbox_while_others_live(ground: Ground) {
     let Some(parts) = parts_for_volumes() else { return };
     let scenarios = [command("fill", "sleep 1"), command("long", "sleep 90")];
-    let world = world(&parts, engine, true, &scenarios).await;
+    let world = world(&parts, ground, true, &scenarios).await;
     let short = world.api.submit(&run_of(&world, "fill")).await.unwrap();
     world.api.wait_event(&short, WAIT, |event| event["kind"] == "sandbox.started").await.unwrap();
     // Its sandbox is made while the other's volumes are mounted.

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use testkit::engine::Engine;
+use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::process::ServerSpec;
 use testkit::world::{World, WorldSpec};
@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 
 const END: Duration = Duration::from_mins(1);
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     tools_reach_what_is_allowed_and_are_told_what_is_not
     a_workflow_that_chose_nothing_reaches_nothing
 }
@@ -65,14 +65,14 @@ fn of_kind<'e>(events: &'e [Value], kind: &str) -> Vec<&'e Value> {
     events.iter().filter(|event| event["kind"] == kind).map(|event| &event["data"]).collect()
 }
 
-fn spec(engine: Engine, port: u16, scenarios: Vec<String>) -> WorldSpec {
+fn spec(ground: Ground, port: u16, scenarios: Vec<String>) -> WorldSpec {
     let variables = [
         ("EGRESS__ALLOW", format!("allowed.example:{port}")),
         ("EGRESS__HOSTS", "allowed.example=127.0.0.1".to_owned()),
         ("EGRESS__ALLOW_PRIVATE", "127.0.0.1/32".to_owned()),
     ];
     let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    WorldSpec { scenario: "egress".to_owned(), variables, scenarios, ..WorldSpec::on(engine) }
+    WorldSpec { scenario: "egress".to_owned(), variables, scenarios, ..WorldSpec::on(ground) }
 }
 
 /// What the agent's tool does.
@@ -90,11 +90,11 @@ curl -sS --noproxy "*" --max-time 5 http://127.0.0.1:PORT/ > /dev/null; echo "ow
 curl -sS --noproxy "*" --max-time 5 http://192.0.2.1/ > /dev/null; echo "raw address $?"
 python3 -c 'import socket; socket.getaddrinfo("allowed.example", 80)' 2>&1 | tail -1"#;
 
-async fn tools_reach_what_is_allowed_and_are_told_what_is_not(engine: Engine) {
+async fn tools_reach_what_is_allowed_and_are_told_what_is_not(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
     let port = host().await;
     let command = LOOK.replace("PORT", &port.to_string());
-    let world = World::start(&parts, spec(engine, port, vec![scenario(&command)])).await.unwrap();
+    let world = World::start(&parts, spec(ground, port, vec![scenario(&command)])).await.unwrap();
     let (id, events) = run(&world, "bug-fixer").await;
     let printed = printed(&events);
     for wanted in [
@@ -155,7 +155,7 @@ fn told(events: &[Value], port: u16) {
     assert_eq!(events.last().unwrap()["kind"], "run.finished");
 }
 
-async fn a_workflow_that_chose_nothing_reaches_nothing(engine: Engine) {
+async fn a_workflow_that_chose_nothing_reaches_nothing(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
     let port = host().await;
     let directory = tempfile::tempdir().unwrap();
@@ -163,7 +163,7 @@ async fn a_workflow_that_chose_nothing_reaches_nothing(engine: Engine) {
                     caisson:\n  egress: []\n---\nLook.\n";
     std::fs::write(directory.path().join("closed.md"), workflow).unwrap();
     let command = format!("curl -sS http://allowed.example:{port}/ 2>&1");
-    let mut spec = spec(engine, port, vec![scenario(&command)]);
+    let mut spec = spec(ground, port, vec![scenario(&command)]);
     spec.variables.push(("WORKFLOWS_DIR".to_owned(), directory.path().display().to_string()));
     let world = World::start(&parts, spec).await.unwrap();
     let (_, events) = run(&world, "closed").await;

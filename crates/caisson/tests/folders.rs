@@ -6,13 +6,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use testkit::engine::Engine;
+use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::world::{World, WorldSpec};
 
 const END: Duration = Duration::from_mins(2);
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     a_folders_list_of_tools_binds_the_agents_own_and_those_of_servers
 }
 
@@ -60,7 +60,7 @@ fn answers(events: &[Value]) -> Vec<(bool, String)> {
     results.map(|block| (block["is_error"] == true, block["content"].to_string())).collect()
 }
 
-async fn a_folders_list_of_tools_binds_the_agents_own_and_those_of_servers(engine: Engine) {
+async fn a_folders_list_of_tools_binds_the_agents_own_and_those_of_servers(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
     let workflows = tempfile::tempdir().unwrap();
     let program = json!({"command": "python3", "args": ["-c", SERVER], "env": {"TEAM": "${TEAM}"}});
@@ -100,7 +100,7 @@ async fn a_folders_list_of_tools_binds_the_agents_own_and_those_of_servers(engin
         scenario: "told".to_owned(),
         scenarios: vec![scenario.to_string()],
         variables: vec![("WORKFLOWS_DIR".to_owned(), workflows.path().display().to_string())],
-        ..WorldSpec::on(engine)
+        ..WorldSpec::on(ground)
     };
     let world = World::start(&parts, spec).await.unwrap();
     let listed = world.api.get("/v1/workflows").await.unwrap().body.to_string();

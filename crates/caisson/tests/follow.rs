@@ -16,19 +16,16 @@ use tokio::process::{Child, ChildStdout, Command};
 /// How long an end may be waited for.
 const WAIT: Duration = Duration::from_mins(2);
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     ctrl_c_leaves_a_run_that_goes_on_and_is_come_back_to
-    ctrl_c_in_the_demo_cancels_its_run_and_leaves_no_sandbox
     a_follower_outlives_its_server_and_misses_and_repeats_nothing
     a_run_that_is_cancelled_ends_its_follower_with_4
     a_run_that_is_not_followed_is_submitted_and_told_by_its_id
 }
 
-testkit::on_postgres! {
-    ctrl_c_leaves_a_run_that_goes_on_and_is_come_back_to
-    a_follower_outlives_its_server_and_misses_and_repeats_nothing
-    a_run_that_is_cancelled_ends_its_follower_with_4
-    a_run_that_is_not_followed_is_submitted_and_told_by_its_id
+// It has a server, and so a database, of its own.
+testkit::on_every_engine! {
+    ctrl_c_in_the_demo_cancels_its_run_and_leaves_no_sandbox
 }
 
 async fn world(ground: impl Into<Ground>) -> Option<World> {

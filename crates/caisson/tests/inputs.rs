@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use caisson_domain::sse::Parser;
 use serde_json::{Value, json};
-use testkit::engine::Engine;
+use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::world::{World, WorldSpec};
 
@@ -17,7 +17,7 @@ const DELIVERY: Duration = Duration::from_millis(200);
 /// Inputs that are measured.
 const INPUTS: usize = 20;
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     twenty_inputs_each_reach_the_agent_in_time
     an_interruption_ends_what_the_agent_does_from_the_command_line
     an_approval_outlives_its_server_and_is_given_from_the_command_line
@@ -49,11 +49,11 @@ fn scenarios() -> Vec<String> {
     ]
 }
 
-async fn world(engine: Engine, workflows: &Path, scenario: &str) -> Option<World> {
+async fn world(ground: Ground, workflows: &Path, scenario: &str) -> Option<World> {
     let parts = Parts::find(env!("CARGO_BIN_EXE_caisson"))?;
     let variables = vec![("WORKFLOWS_DIR".to_owned(), workflows.display().to_string())];
     let scenario = scenario.to_owned();
-    let spec = WorldSpec { scenario, variables, scenarios: scenarios(), ..WorldSpec::on(engine) };
+    let spec = WorldSpec { scenario, variables, scenarios: scenarios(), ..WorldSpec::on(ground) };
     Some(World::start(&parts, spec).await.unwrap())
 }
 
@@ -103,9 +103,9 @@ fn is_of(event: &Value, kind: &str, input: &Value) -> bool {
     event["kind"] == kind && event["data"]["input"] == *input
 }
 
-async fn twenty_inputs_each_reach_the_agent_in_time(engine: Engine) {
+async fn twenty_inputs_each_reach_the_agent_in_time(ground: Ground) {
     let workflows = workflows();
-    let Some(world) = world(engine, workflows.path(), "sleeping").await else { return };
+    let Some(world) = world(ground, workflows.path(), "sleeping").await else { return };
     let id = submit(&world, "patient").await;
     world.inside_a_tool(&id, END).await.unwrap();
     let mut live = Live::open(&world, &id).await;
@@ -127,7 +127,7 @@ async fn twenty_inputs_each_reach_the_agent_in_time(engine: Engine) {
     #[expect(clippy::print_stderr, reason = "the figures are what the test is for")]
     {
         eprintln!(
-            "{engine:?}: {INPUTS} inputs, from the request to the event of the delivery: median {:?}, longest {:?}",
+            "{ground:?}: {INPUTS} inputs, from the request to the event of the delivery: median {:?}, longest {:?}",
             sorted[INPUTS / 2],
             sorted[INPUTS - 1]
         );
@@ -152,9 +152,9 @@ async fn twenty_inputs_each_reach_the_agent_in_time(engine: Engine) {
     );
 }
 
-async fn an_interruption_ends_what_the_agent_does_from_the_command_line(engine: Engine) {
+async fn an_interruption_ends_what_the_agent_does_from_the_command_line(ground: Ground) {
     let workflows = workflows();
-    let Some(world) = world(engine, workflows.path(), "sleeping").await else { return };
+    let Some(world) = world(ground, workflows.path(), "sleeping").await else { return };
     let id = submit(&world, "patient").await;
     world.inside_a_tool(&id, END).await.unwrap();
     let told = run(&world, &["input", &id, "--interrupt"]);
@@ -167,9 +167,9 @@ async fn an_interruption_ends_what_the_agent_does_from_the_command_line(engine: 
     assert!(said.contains("takes no inputs: it has ended"), "{said}");
 }
 
-async fn an_approval_outlives_its_server_and_is_given_from_the_command_line(engine: Engine) {
+async fn an_approval_outlives_its_server_and_is_given_from_the_command_line(ground: Ground) {
     let workflows = workflows();
-    let Some(mut world) = world(engine, workflows.path(), "touching").await else { return };
+    let Some(mut world) = world(ground, workflows.path(), "touching").await else { return };
     let id = submit(&world, "careful").await;
     let waits = world.api.wait_run(&id, END, |run| run["waiting"] == "approval").await.unwrap();
     assert_eq!(waits["status"], "running");
@@ -194,9 +194,9 @@ async fn an_approval_outlives_its_server_and_is_given_from_the_command_line(engi
     assert!(String::from_utf8_lossy(&again.stderr).contains("waits for no such approval"));
 }
 
-async fn an_approval_that_nobody_answers_has_its_default_answer(engine: Engine) {
+async fn an_approval_that_nobody_answers_has_its_default_answer(ground: Ground) {
     let workflows = workflows();
-    let Some(world) = world(engine, workflows.path(), "touching").await else { return };
+    let Some(world) = world(ground, workflows.path(), "touching").await else { return };
     let id = submit(&world, "hasty").await;
     let ended = world.api.wait_end(&id, END).await.unwrap();
     assert_eq!(ended["status"], "succeeded", "the agent went on without it: {ended:#}");
@@ -212,9 +212,9 @@ async fn an_approval_that_nobody_answers_has_its_default_answer(engine: Engine) 
     assert!(text.contains("Nobody answered within 2 s"), "the agent is told");
 }
 
-async fn a_run_that_waits_for_an_approval_is_cancelled(engine: Engine) {
+async fn a_run_that_waits_for_an_approval_is_cancelled(ground: Ground) {
     let workflows = workflows();
-    let Some(world) = world(engine, workflows.path(), "touching").await else { return };
+    let Some(world) = world(ground, workflows.path(), "touching").await else { return };
     let id = submit(&world, "careful").await;
     world.api.wait_run(&id, END, |run| run["waiting"] == "approval").await.unwrap();
     world.api.post(&format!("/v1/runs/{id}/cancel"), &json!({})).await.unwrap();

@@ -8,7 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use testkit::engine::{Engine, kill_9, lives};
+use testkit::engine::{kill_9, lives};
+use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::repository::run_git;
 use testkit::world::{World, WorldSpec};
@@ -19,7 +20,7 @@ const SOON: Duration = Duration::from_secs(20);
 /// How often it is looked what lives: one that changes its number is missed by some looks.
 const LOOKS: usize = 20;
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     a_follow_up_is_answered_by_the_agent_that_waited_behind_closed_doors
     a_sandbox_that_waits_ends_when_its_time_is_over
     what_died_while_it_waited_is_made_anew_and_nothing_is_lost
@@ -47,7 +48,7 @@ fn turn(name: &str) -> Value {
     json!([bash(&command), {"text": format!("Added {name}.")}])
 }
 
-async fn start(engine: Engine, variables: &[(&str, &str)]) -> Option<World> {
+async fn start(ground: Ground, variables: &[(&str, &str)]) -> Option<World> {
     let parts = Parts::find(env!("CARGO_BIN_EXE_caisson"))?;
     let scenario = json!({ "turns": { "prompts": [turn("one"), turn("two"), turn("three"), turn("four")] } });
     let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
@@ -55,7 +56,7 @@ async fn start(engine: Engine, variables: &[(&str, &str)]) -> Option<World> {
         scenario: "turns".to_owned(),
         scenarios: vec![scenario.to_string()],
         variables: variables.iter().map(own).collect(),
-        ..WorldSpec::on(engine)
+        ..WorldSpec::on(ground)
     };
     Some(World::start(&parts, spec).await.unwrap())
 }
@@ -175,8 +176,8 @@ fn ways(grant: &str) -> Vec<String> {
     ]
 }
 
-async fn a_follow_up_is_answered_by_the_agent_that_waited_behind_closed_doors(engine: Engine) {
-    let Some(mut world) = start(engine, &[("KEEP_ALIVE_S", "600")]).await else { return };
+async fn a_follow_up_is_answered_by_the_agent_that_waited_behind_closed_doors(ground: Ground) {
+    let Some(mut world) = start(ground, &[("KEEP_ALIVE_S", "600")]).await else { return };
     let first = run(&world, &world.run_body()).await;
     let (session, branch) = (first.text("session_id").to_owned(), first.text("branch").to_owned());
     assert!(first.has("sandbox.kept") && !first.has("agent.exited"), "{:?}", first.kinds());
@@ -234,8 +235,8 @@ async fn a_follow_up_is_answered_by_the_agent_that_waited_behind_closed_doors(en
     assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{told}");
 }
 
-async fn a_sandbox_that_waits_ends_when_its_time_is_over(engine: Engine) {
-    let Some(world) = start(engine, &[("KEEP_ALIVE_S", "2")]).await else { return };
+async fn a_sandbox_that_waits_ends_when_its_time_is_over(ground: Ground) {
+    let Some(world) = start(ground, &[("KEEP_ALIVE_S", "2")]).await else { return };
     let first = run(&world, &world.run_body()).await;
     let begun = Instant::now();
     assert_eq!(world.sandboxes().unwrap().len(), 1, "it waits");
@@ -246,8 +247,8 @@ async fn a_sandbox_that_waits_ends_when_its_time_is_over(engine: Engine) {
     assert_eq!(prompt_of_last_call(&world), 2);
 }
 
-async fn what_died_while_it_waited_is_made_anew_and_nothing_is_lost(engine: Engine) {
-    let Some(world) = start(engine, &[("KEEP_ALIVE_S", "600")]).await else { return };
+async fn what_died_while_it_waited_is_made_anew_and_nothing_is_lost(ground: Ground) {
+    let Some(world) = start(ground, &[("KEEP_ALIVE_S", "600")]).await else { return };
     let first = run(&world, &world.run_body()).await;
     let session = first.text("session_id");
     // The agent: the sandbox is as good as before.
@@ -267,8 +268,8 @@ async fn what_died_while_it_waited_is_made_anew_and_nothing_is_lost(engine: Engi
     assert!(["one.txt", "two.txt", "three.txt"].iter().all(|name| third.said().contains(name)));
 }
 
-async fn a_run_that_differs_or_needs_the_place_ends_what_waits(engine: Engine) {
-    let Some(world) = start(engine, &[("KEEP_ALIVE_S", "600"), ("SLOTS", "2")]).await else { return };
+async fn a_run_that_differs_or_needs_the_place_ends_what_waits(ground: Ground) {
+    let Some(world) = start(ground, &[("KEEP_ALIVE_S", "600"), ("SLOTS", "2")]).await else { return };
     let first = run(&world, &world.run_body()).await;
     let session = first.text("session_id").to_owned();
     let waiting = agent(&world);
@@ -290,8 +291,8 @@ async fn a_run_that_differs_or_needs_the_place_ends_what_waits(engine: Engine) {
     assert!(back.has("sandbox.started"), "{:?}", back.kinds());
 }
 
-async fn what_waits_ends_with_its_session_and_with_its_server(engine: Engine) {
-    let Some(mut world) = start(engine, &[("KEEP_ALIVE_S", "600")]).await else { return };
+async fn what_waits_ends_with_its_session_and_with_its_server(ground: Ground) {
+    let Some(mut world) = start(ground, &[("KEEP_ALIVE_S", "600")]).await else { return };
     let empty = json!({"workflow": "bug-fixer", "prompt": "Begin.", "repository": null});
     let deleted = run(&world, &empty).await;
     assert_eq!(world.sandboxes().unwrap().len(), 1);

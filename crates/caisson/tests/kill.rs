@@ -22,11 +22,11 @@ const SLOW_STEP: usize = 4;
 /// A reply of which so many bytes were served has begun to tell its text.
 const BEGUN_BYTES: u64 = 600;
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     a_server_killed_at_the_worst_moments_finishes_the_run_as_if_undisturbed
 }
 
-testkit::on_postgres! {
+testkit::on_docker_with_sqlite! {
     a_server_killed_at_the_worst_moments_finishes_the_run_as_if_undisturbed
 }
 

@@ -16,23 +16,27 @@ use testkit::world::{World, WorldSpec};
 
 const END: Duration = Duration::from_mins(1);
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     a_task_becomes_a_tested_commit_on_a_branch
     a_branch_that_has_the_fix_already_stays_and_the_run_succeeds
     an_agent_that_commits_by_itself_is_not_asked_again
     a_repository_on_this_machine_is_worked_on_only_below_an_allowed_directory
     a_run_without_a_repository_has_an_empty_workspace
     a_run_whose_work_must_not_be_pushed_ends_as_policy_denied
-    the_demo_ends_with_demo_ok
 }
 
-testkit::on_postgres! {
+testkit::on_docker_with_sqlite! {
     a_task_becomes_a_tested_commit_on_a_branch
     a_branch_that_has_the_fix_already_stays_and_the_run_succeeds
     an_agent_that_commits_by_itself_is_not_asked_again
     a_repository_on_this_machine_is_worked_on_only_below_an_allowed_directory
     a_run_without_a_repository_has_an_empty_workspace
     a_run_whose_work_must_not_be_pushed_ends_as_policy_denied
+}
+
+// It has a server, and so a database, of its own.
+testkit::on_every_engine! {
+    the_demo_ends_with_demo_ok
 }
 
 fn parts() -> Option<Parts> {

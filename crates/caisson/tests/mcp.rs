@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use testkit::engine::Engine;
+use testkit::ground::Ground;
 use testkit::hunt::{Canary, Hunt};
 use testkit::mcp_server::McpServer;
 use testkit::parts::Parts;
@@ -27,7 +27,7 @@ const SETUP_MS: i64 = 10_000;
 /// same, by a run that waits for no server, is no part of the failing; the rest of the bound is the same everywhere.
 const START_MS: i64 = 4_000;
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     a_tool_of_a_server_is_called_and_its_credential_stays_outside
     a_required_server_that_does_not_connect_fails_the_run_before_its_prompt
     an_optional_server_that_says_nothing_does_not_hold_the_prompt_up
@@ -52,7 +52,7 @@ fn scenario() -> String {
     .to_string()
 }
 
-fn spec(engine: Engine, workflows: &Path, allow: &str) -> WorldSpec {
+fn spec(ground: Ground, workflows: &Path, allow: &str) -> WorldSpec {
     let variables = [
         ("MCP__ALLOW", allow.to_owned()),
         ("MCP__ALLOW_PRIVATE", "127.0.0.1/32".to_owned()),
@@ -61,7 +61,7 @@ fn spec(engine: Engine, workflows: &Path, allow: &str) -> WorldSpec {
         ("LIMITS__WORKSPACE_MIB", "128".to_owned()),
     ];
     let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    WorldSpec { scenario: "mcp".to_owned(), variables, scenarios: vec![scenario()], ..WorldSpec::on(engine) }
+    WorldSpec { scenario: "mcp".to_owned(), variables, scenarios: vec![scenario()], ..WorldSpec::on(ground) }
 }
 
 /// Adds the server's credential as an operator does.
@@ -83,7 +83,7 @@ fn of_kind<'e>(events: &'e [Value], kind: &str) -> Vec<&'e Value> {
     events.iter().filter(|event| event["kind"] == kind).map(|event| &event["data"]).collect()
 }
 
-async fn a_tool_of_a_server_is_called_and_its_credential_stays_outside(engine: Engine) {
+async fn a_tool_of_a_server_is_called_and_its_credential_stays_outside(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
     let server = McpServer::start(HEADER, SECRET).await.unwrap();
     let url = server.url("notes.example");
@@ -92,7 +92,7 @@ async fn a_tool_of_a_server_is_called_and_its_credential_stays_outside(engine: E
     workflow(workflows.path(), "asking", "bypassPermissions", &notes);
     workflow(workflows.path(), "quiet", "dontAsk", &notes);
     let allow = format!("notes.example:{}", server.address.port());
-    let world = World::start(&parts, spec(engine, workflows.path(), &allow)).await.unwrap();
+    let world = World::start(&parts, spec(ground, workflows.path(), &allow)).await.unwrap();
     store_credential(&world, &url);
 
     let id = submit(&world, "asking").await;
@@ -168,7 +168,7 @@ async fn silent() -> u16 {
     port
 }
 
-async fn a_required_server_that_does_not_connect_fails_the_run_before_its_prompt(engine: Engine) {
+async fn a_required_server_that_does_not_connect_fails_the_run_before_its_prompt(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
     let server = McpServer::start(HEADER, SECRET).await.unwrap();
     let silent = silent().await;
@@ -191,7 +191,7 @@ async fn a_required_server_that_does_not_connect_fails_the_run_before_its_prompt
     );
     workflow(workflows.path(), "optional", "dontAsk", &http("https://denied.example/mcp".to_owned(), false));
     let allow = format!("notes.example:{},{silent}", server.address.port());
-    let world = World::start(&parts, spec(engine, workflows.path(), &allow)).await.unwrap();
+    let world = World::start(&parts, spec(ground, workflows.path(), &allow)).await.unwrap();
     let before = start_ms(&world, "optional").await;
     let (calls, mut took) = (world.model_calls().len(), Vec::new());
     for (workflow, words) in [
@@ -246,7 +246,7 @@ fn begun_ms(run: &Value, events: &[Value]) -> i64 {
     init["at_ms"].as_i64().unwrap() - run["started_at_ms"].as_i64().unwrap()
 }
 
-async fn an_optional_server_that_says_nothing_does_not_hold_the_prompt_up(engine: Engine) {
+async fn an_optional_server_that_says_nothing_does_not_hold_the_prompt_up(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
     let silent = silent().await;
     let workflows = tempfile::tempdir().unwrap();
@@ -255,7 +255,7 @@ async fn an_optional_server_that_says_nothing_does_not_hold_the_prompt_up(engine
         "program": {"command": "sleep", "args": ["600"]},
     });
     workflow(workflows.path(), "patient", "dontAsk", &servers);
-    let spec = spec(engine, workflows.path(), &format!("notes.example:{silent}"));
+    let spec = spec(ground, workflows.path(), &format!("notes.example:{silent}"));
     let world = World::start(&parts, WorldSpec { scenario: "text".to_owned(), ..spec }).await.unwrap();
     let id = submit(&world, "patient").await;
     let run = world.api.wait_end(&id, END).await.unwrap();

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use scripted_model::{Options, ScriptedModel};
 use serde_json::{Value, json};
-use testkit::engine::Engine;
+use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::world::{World, WorldSpec};
 
 const END: Duration = Duration::from_mins(1);
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     the_real_agent_submits_a_run_and_waits_for_its_result
 }
 
@@ -68,9 +68,9 @@ fn call(tool: &str, input: &Value) -> Value {
     json!({"tool": {"name": format!("mcp__caisson__{tool}"), "input": input}})
 }
 
-async fn the_real_agent_submits_a_run_and_waits_for_its_result(engine: Engine) {
+async fn the_real_agent_submits_a_run_and_waits_for_its_result(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
-    let world = World::start(&parts, WorldSpec::on(engine)).await.unwrap();
+    let world = World::start(&parts, WorldSpec::on(ground)).await.unwrap();
     let program = parts.claude("2.1.330");
     let home = tempfile::tempdir().unwrap();
     let header = json!({ "Authorization": format!("Bearer {}", world.key) });

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use testkit::api::Api;
 use testkit::docker::docker;
-use testkit::engine::Engine;
+use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::repository::{clone_branch, run_git};
 use testkit::world::{World, WorldSpec};
@@ -16,17 +16,17 @@ const END: Duration = Duration::from_mins(2);
 /// Where the image lies that repositories may choose here.
 const ALLOWED: &str = "caisson-test/chosen";
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     a_repository_chooses_an_image_among_those_that_the_operator_allows
     checks_that_still_fail_are_told_and_keep_no_work_back
     what_is_formatted_is_pushed_and_what_is_cached_stays_with_the_session
 }
 
-async fn world(engine: Engine, scenarios: Vec<String>, scenario: &str) -> Option<World> {
+async fn world(ground: Ground, scenarios: Vec<String>, scenario: &str) -> Option<World> {
     let parts = Parts::find(env!("CARGO_BIN_EXE_caisson"))?;
     let variables = vec![("REPOSITORY_IMAGES".to_owned(), format!("other.example/team/* {ALLOWED}:*"))];
     let scenario = scenario.to_owned();
-    let spec = WorldSpec { variables, scenarios, scenario, ..WorldSpec::on(engine) };
+    let spec = WorldSpec { variables, scenarios, scenario, ..WorldSpec::on(ground) };
     Some(World::start(&parts, spec).await.unwrap())
 }
 
@@ -94,8 +94,8 @@ impl Drop for Tag<'_> {
     }
 }
 
-async fn a_repository_chooses_an_image_among_those_that_the_operator_allows(engine: Engine) {
-    let Some(world) = world(engine, Vec::new(), "cart").await else { return };
+async fn a_repository_chooses_an_image_among_those_that_the_operator_allows(ground: Ground) {
+    let Some(world) = world(ground, Vec::new(), "cart").await else { return };
     let plain = world.run_body();
     let (first, events) = run(&world, &plain).await;
     assert_eq!(first["status"], "succeeded", "{first:#}\n{}", world.server.log());
@@ -154,14 +154,14 @@ async fn a_repository_chooses_an_image_among_those_that_the_operator_allows(engi
     assert!(message.contains("other.example/team/tools:1"), "{message}");
 }
 
-async fn checks_that_still_fail_are_told_and_keep_no_work_back(engine: Engine) {
+async fn checks_that_still_fail_are_told_and_keep_no_work_back(ground: Ground) {
     let bash = |command: &str| json!({"tool": {"name": "Bash", "input": {"description": "Work", "command": command}}});
     let scenario = json!({"trying": {"prompts": [
         [bash("echo one >> tries"), {"text": "Done."}],
         {"when_prompt_contains": "fail on your work", "steps": [bash("echo more >> tries"), {"text": "Tried."}]},
         {"when_prompt_contains": "commit message", "steps": [{"text": "chore: try"}]},
     ]}});
-    let Some(world) = world(engine, vec![scenario.to_string()], "trying").await else { return };
+    let Some(world) = world(ground, vec![scenario.to_string()], "trying").await else { return };
     write(
         &world,
         "lint: [sh, -c, 'echo linted; test $(wc -l < tries) -ge 2']\ntest: [sh, -c, 'echo no good; exit 3']\nformat: no-such-program\n",
@@ -210,13 +210,13 @@ async fn checks_that_still_fail_are_told_and_keep_no_work_back(engine: Engine) {
     }
 }
 
-async fn what_is_formatted_is_pushed_and_what_is_cached_stays_with_the_session(engine: Engine) {
+async fn what_is_formatted_is_pushed_and_what_is_cached_stays_with_the_session(ground: Ground) {
     let bash = |command: &str| json!({"tool": {"name": "Bash", "input": {"description": "Work", "command": command}}});
     let scenario = json!({"forming": {"prompts": [
         [bash("echo '  b' >> list.txt; cat .cache/made/runs"), {"text": "Done."}],
         {"when_prompt_contains": "commit message", "steps": [{"text": "chore: list b"}]},
     ]}});
-    let Some(world) = world(engine, vec![scenario.to_string()], "forming").await else { return };
+    let Some(world) = world(ground, vec![scenario.to_string()], "forming").await else { return };
     write(
         &world,
         "setup: [sh, -c, 'mkdir -p .cache/made; echo run >> .cache/made/runs']\nformat: [sed, -i, 's/^ *//', list.txt]\ncaches: [.cache/made]\n",

@@ -9,13 +9,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use testkit::docker::{docker, inspect};
 use testkit::engine::Engine;
+use testkit::ground::Ground;
 use testkit::hunt::{Canary, Hunt};
 use testkit::parts::Parts;
 use testkit::world::{GIT_TOKEN, MODEL_KEY, World, WorldSpec};
 
 const WAIT: Duration = Duration::from_mins(1);
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     canaries_reach_the_upstreams_and_nothing_else
     a_sandbox_is_sealed_as_the_host_sees_it
 }
@@ -27,13 +28,13 @@ fn hunt() -> Hunt {
     Hunt::new(&canaries).unwrap()
 }
 
-async fn working(parts: &Parts, engine: Engine) -> (World, String, String) {
+async fn working(parts: &Parts, ground: Ground) -> (World, String, String) {
     let spec = WorldSpec {
         scenario: "cart-slow".to_owned(),
         delay_scale: 1.0,
         // Afterwards the workspace is an image, which is read whole.
         variables: vec![("LIMITS__WORKSPACE_MIB".to_owned(), "256".to_owned())],
-        ..WorldSpec::on(engine)
+        ..WorldSpec::on(ground)
     };
     let world = World::start(parts, spec).await.unwrap();
     let id = world.api.submit(&world.run_body()).await.unwrap();
@@ -85,9 +86,9 @@ fn status_field(pid: u32, field: &str) -> String {
     line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-async fn canaries_reach_the_upstreams_and_nothing_else(engine: Engine) {
+async fn canaries_reach_the_upstreams_and_nothing_else(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
-    let (world, id, sandbox) = working(&parts, engine).await;
+    let (world, id, sandbox) = working(&parts, ground).await;
     let mut hunt = hunt();
 
     // While the agent works: the sandbox as the kernel and the engine show it.
@@ -105,6 +106,11 @@ async fn canaries_reach_the_upstreams_and_nothing_else(engine: Engine) {
     let afterwards = hunt.tree(world.state_dir(), &[]);
     // By then the session's files are inside one image, if it has a volume.
     assert!(while_working > 20 && afterwards > 5, "{while_working} and {afterwards} files looked at");
+    if let Some(postgres) = &world.postgres {
+        let dump = postgres.dump().unwrap();
+        assert!(dump.contains(&id), "it holds the rows");
+        hunt.look("database", dump.as_bytes());
+    }
     let events = serde_json::to_vec(&world.api.events(&id).await.unwrap()).unwrap();
     assert!(events.len() > 1_000);
     hunt.look("events", &events);
@@ -126,9 +132,9 @@ async fn canaries_reach_the_upstreams_and_nothing_else(engine: Engine) {
     assert!(hunt.found.iter().any(|place| place.contains("planted")), "{:?}", hunt.found);
 }
 
-async fn a_sandbox_is_sealed_as_the_host_sees_it(engine: Engine) {
+async fn a_sandbox_is_sealed_as_the_host_sees_it(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
-    let (world, id, sandbox) = working(&parts, engine).await;
+    let (world, id, sandbox) = working(&parts, ground).await;
     let pids = world.processes(&sandbox).unwrap();
     for pid in pids.iter().copied() {
         let uids = status_field(pid, "Uid");

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use testkit::engine::Engine;
+use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::repository::{clone_branch, run_git};
 use testkit::world::{World, WorldSpec};
 
 const END: Duration = Duration::from_mins(3);
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     a_session_goes_on_and_is_rebuilt_from_its_archive_when_the_host_is_wiped
     both_sides_of_a_fork_go_on_and_neither_sees_the_other
     a_fork_begins_at_its_commit_when_the_branch_is_gone_and_nowhere_when_the_commit_is
@@ -33,13 +33,13 @@ fn turn(name: &str) -> Value {
     json!([bash(&command), {"text": format!("Added {name}.")}])
 }
 
-async fn start(engine: Engine) -> Option<World> {
+async fn start(ground: Ground) -> Option<World> {
     let parts = Parts::find(env!("CARGO_BIN_EXE_caisson"))?;
     let scenario = json!({ "turns": { "prompts": [turn("one"), turn("two"), turn("three")] } });
     let spec = WorldSpec {
         scenario: "turns".to_owned(),
         scenarios: vec![scenario.to_string()],
-        ..WorldSpec::on(engine)
+        ..WorldSpec::on(ground)
     };
     Some(World::start(&parts, spec).await.unwrap())
 }
@@ -100,8 +100,8 @@ fn wipe(state: &Path) {
     }
 }
 
-async fn a_session_goes_on_and_is_rebuilt_from_its_archive_when_the_host_is_wiped(engine: Engine) {
-    let Some(mut world) = start(engine).await else { return };
+async fn a_session_goes_on_and_is_rebuilt_from_its_archive_when_the_host_is_wiped(ground: Ground) {
+    let Some(mut world) = start(ground).await else { return };
     let (first, said) = run(&world, &world.run_body()).await;
     assert!(said.contains("one.txt"), "{said}");
     let (session, branch) = (first["session_id"].clone(), text(&first, "branch").to_owned());
@@ -139,8 +139,8 @@ async fn a_session_goes_on_and_is_rebuilt_from_its_archive_when_the_host_is_wipe
     assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{told}");
 }
 
-async fn both_sides_of_a_fork_go_on_and_neither_sees_the_other(engine: Engine) {
-    let Some(world) = start(engine).await else { return };
+async fn both_sides_of_a_fork_go_on_and_neither_sees_the_other(ground: Ground) {
+    let Some(world) = start(ground).await else { return };
     let (first, _) = run(&world, &world.run_body()).await;
     let session = first["session_id"].clone();
     world.wait_tidy().await.unwrap();
@@ -167,8 +167,8 @@ async fn both_sides_of_a_fork_go_on_and_neither_sees_the_other(engine: Engine) {
     assert!(clone.path().join("checkout/shop").is_dir(), "the repository's own files are there");
 }
 
-async fn a_fork_begins_at_its_commit_when_the_branch_is_gone_and_nowhere_when_the_commit_is(engine: Engine) {
-    let Some(world) = start(engine).await else { return };
+async fn a_fork_begins_at_its_commit_when_the_branch_is_gone_and_nowhere_when_the_commit_is(ground: Ground) {
+    let Some(world) = start(ground).await else { return };
     let (first, _) = run(&world, &world.run_body()).await;
     world.wait_tidy().await.unwrap();
     let [mine, yours] = ["mine", "yours"].map(|branch| forked(&world, &first["session_id"], branch));
@@ -195,8 +195,8 @@ async fn a_fork_begins_at_its_commit_when_the_branch_is_gone_and_nowhere_when_th
     assert_eq!(failed["usage"]["calls"], 0, "no agent worked elsewhere");
 }
 
-async fn a_deleted_session_leaves_nothing_on_the_host(engine: Engine) {
-    let Some(world) = start(engine).await else { return };
+async fn a_deleted_session_leaves_nothing_on_the_host(ground: Ground) {
+    let Some(world) = start(ground).await else { return };
     let (first, _) = run(&world, &world.run_body()).await;
     let (session, id) = (text(&first, "session_id").to_owned(), text(&first, "id").to_owned());
     world.wait_tidy().await.unwrap();

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use testkit::engine::Engine;
+use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::repository::{clone_branch, run_git};
 use testkit::world::{World, WorldSpec};
@@ -16,7 +16,7 @@ const END: Duration = Duration::from_mins(1);
 /// The branch that somebody outside wrote.
 const HEAD: &str = "pr/7";
 
-testkit::on_every_engine! {
+testkit::on_every_engine_and_database! {
     a_branch_from_outside_steers_nothing_and_the_default_branch_does_where_it_may
     a_workflow_forbids_a_path_and_the_run_says_so
 }
@@ -30,7 +30,7 @@ const SCENARIO: &str = r#"{"tell": {"prompts": [
 ]}}"#;
 
 /// A world whose server has the workflow `told` with this `caisson` block.
-async fn world(engine: Engine, block: &str, scenario: &str) -> Option<World> {
+async fn world(ground: Ground, block: &str, scenario: &str) -> Option<World> {
     let parts = Parts::find(env!("CARGO_BIN_EXE_caisson"))?;
     let workflows = tempfile::tempdir().unwrap();
     let text = format!(
@@ -41,7 +41,7 @@ async fn world(engine: Engine, block: &str, scenario: &str) -> Option<World> {
         scenario: scenario.to_owned(),
         scenarios: vec![SCENARIO.to_owned()],
         variables: vec![("WORKFLOWS_DIR".to_owned(), workflows.path().display().to_string())],
-        ..WorldSpec::on(engine)
+        ..WorldSpec::on(ground)
     };
     // The server has read them when it has started.
     Some(World::start(&parts, spec).await.unwrap())
@@ -81,10 +81,10 @@ fn steered(events: &[Value]) -> &Value {
     &events.iter().find(|event| event["kind"] == "workspace.steered").unwrap()["data"]
 }
 
-async fn a_branch_from_outside_steers_nothing_and_the_default_branch_does_where_it_may(engine: Engine) {
+async fn a_branch_from_outside_steers_nothing_and_the_default_branch_does_where_it_may(ground: Ground) {
     for settings in [false, true] {
         let block = format!("{{trust: {{settings: {settings}}}}}");
-        let Some(world) = world(engine, &block, "tell").await else { return };
+        let Some(world) = world(ground, &block, "tell").await else { return };
         seed(&world);
         let mut body = world.run_body();
         (body["workflow"], body["base"]) = (json!("told"), json!(HEAD));
@@ -111,8 +111,8 @@ async fn a_branch_from_outside_steers_nothing_and_the_default_branch_does_where_
     }
 }
 
-async fn a_workflow_forbids_a_path_and_the_run_says_so(engine: Engine) {
-    let Some(world) = world(engine, "{forbidden_paths: ['**/*.py']}", "cart").await else { return };
+async fn a_workflow_forbids_a_path_and_the_run_says_so(ground: Ground) {
+    let Some(world) = world(ground, "{forbidden_paths: ['**/*.py']}", "cart").await else { return };
     let mut body = world.run_body();
     body["workflow"] = json!("told");
     let (run, events) = finished(&world, &body).await;

@@ -89,6 +89,11 @@ impl Database {
         Ok((Self::Postgres(database), reader, missing))
     }
 
+    /// How many migrations a `PostgreSQL` database lacks that has none.
+    pub(crate) fn all_of_postgres() -> usize {
+        postgres::MIGRATOR.iter().count()
+    }
+
     /// What tells other processes of hints and text deltas; none for a database that one process has, or few that do not
     /// hurry.
     pub(crate) fn notifier(&self, hints: &Arc<Hints>, deltas: &Arc<Deltas>) -> Option<Notifier> {

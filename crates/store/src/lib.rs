@@ -73,7 +73,7 @@ use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, OnceLock};
 
 use caisson_domain::event::Delta;
-use caisson_domain::id::{SandboxId, SessionId};
+use caisson_domain::id::{SandboxId, ServerId, SessionId};
 use caisson_domain::limits::SERVER_LOST_MS_DEFAULT;
 use caisson_domain::queue::QueueLimits;
 use tokio::sync::broadcast;
@@ -188,7 +188,7 @@ struct Live {
 /// What [`Store::look`] finds.
 #[derive(Debug)]
 pub enum Look {
-    /// No file.
+    /// No file, or a `PostgreSQL` database that no server has used.
     Missing,
     /// A database of an earlier version, which the next [`Store::open`] migrates.
     Behind {
@@ -305,7 +305,12 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn look_at(place: &PostgresPlace, clock: Clock) -> Result<Look, StoreError> {
-        Self::looked(Database::look_at_postgres(place).await?, clock).await
+        let (database, reader, missing) = Database::look_at_postgres(place).await?;
+        if missing == Database::all_of_postgres() {
+            database.close().await;
+            return Ok(Look::Missing);
+        }
+        Self::looked((database, reader, missing), clock).await
     }
 
     async fn looked(
@@ -350,6 +355,13 @@ impl Store {
     #[must_use]
     pub fn is_shared(&self) -> bool {
         matches!(self.shared.database, Database::Postgres(_))
+    }
+
+    /// Whether what `keeper` keeps on its own machine may be out of the reach of `own`: where servers share the database, what another
+    /// one keeps, or nobody knows who. Otherwise there is one server, whatever it was called.
+    #[must_use]
+    pub fn is_elsewhere(&self, keeper: Option<&ServerId>, own: Option<&ServerId>) -> bool {
+        self.is_shared() && (keeper.is_none() || keeper != own)
     }
 
     /// What this process has counted.

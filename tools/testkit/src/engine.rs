@@ -207,8 +207,9 @@ fn children(pid: u32) -> Vec<u32> {
         .collect()
 }
 
-/// Makes a test of every named function, for every engine: `async fn name(engine: Engine)`, or `async fn name(ground: Ground)`
-/// where it is one of [`on_postgres`](crate::on_postgres) as well.
+/// Makes a test of every named function, `async fn name(engine: Engine)`, for every engine: for what has its own database, or
+/// needs a certain one. Every other story is told by
+/// [`on_every_engine_and_database`](crate::on_every_engine_and_database).
 #[macro_export]
 macro_rules! on_every_engine {
     ($($name:ident)*) => {
@@ -216,7 +217,7 @@ macro_rules! on_every_engine {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 6)]
                 async fn $name() {
-                    super::$name($crate::engine::Engine::Docker.into()).await;
+                    super::$name($crate::engine::Engine::Docker).await;
                 }
             )*
         }
@@ -225,7 +226,7 @@ macro_rules! on_every_engine {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 6)]
                 async fn $name() {
-                    super::$name($crate::engine::Engine::Local.into()).await;
+                    super::$name($crate::engine::Engine::Local).await;
                 }
             )*
         }

@@ -1,5 +1,6 @@
 //! A database of a test's own on the `PostgreSQL` server for tests, behind a relay that can be cut.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -88,6 +89,36 @@ impl Postgres {
     pub fn value(&self, sql: &str) -> anyhow::Result<String> {
         psql(&self.url, &format!("set search_path = {}; {sql}", self.schema))
     }
+
+    /// Everything that is in it, as text.
+    ///
+    /// # Errors
+    /// `pg_dump` fails.
+    pub fn dump(&self) -> anyhow::Result<String> {
+        program("pg_dump", &["--schema", &self.schema, &self.url])
+    }
+
+    /// Puts what was dumped of the schema `from` into this one, which is empty.
+    ///
+    /// # Errors
+    /// It is not taken.
+    pub fn load(&self, dump: &str, from: &str) -> anyhow::Result<()> {
+        let mut file = tempfile::NamedTempFile::new()?;
+        let dump = dump.replace(&format!("CREATE SCHEMA {from};"), "");
+        file.write_all(dump.replace(&format!("{from}."), &format!("{}.", self.schema)).as_bytes())?;
+        let file = file.path().to_str().context("a path that is no text")?;
+        program("psql", &["-qAt", "-v", "ON_ERROR_STOP=1", "-f", file, &self.url]).map(drop)
+    }
+
+    /// Another one with the same in it.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub async fn copy(&self) -> anyhow::Result<Self> {
+        let copy = Self::make().await?.context("there is no PostgreSQL server for tests")?;
+        copy.load(&self.dump()?, &self.schema)?;
+        Ok(copy)
+    }
 }
 
 impl Drop for Postgres {
@@ -123,11 +154,17 @@ fn server() -> Option<String> {
 }
 
 fn psql(url: &str, sql: &str) -> anyhow::Result<String> {
-    #[expect(clippy::disallowed_methods, reason = "psql is started here, with an argument vector")]
-    let output = std::process::Command::new("psql")
-        .args(["-qAt", "-v", "ON_ERROR_STOP=1", "-c", sql, url])
-        .output()?;
-    ensure!(output.status.success(), "psql: {}", String::from_utf8_lossy(&output.stderr));
+    program("psql", &["-qAt", "-v", "ON_ERROR_STOP=1", "-c", sql, url])
+}
+
+/// What one of the server's programs prints.
+fn program(name: &str, arguments: &[&str]) -> anyhow::Result<String> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the server's programs are started here, with argument vectors"
+    )]
+    let output = std::process::Command::new(name).args(arguments).output()?;
+    ensure!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 

@@ -133,21 +133,12 @@ impl World {
         let bare = repository::bare_from(&repositories, "cart.git", &Path::new(EXAMPLES).join("cart"))?;
         let host = GitHost::start(&repositories, Some(GIT_TOKEN)).await?;
 
-        let postgres = match wanted.database {
-            Database::Sqlite => None,
-            Database::Postgres => {
-                Some(Postgres::make().await?.context("there is no PostgreSQL server for tests")?)
-            }
-        };
-
         let mut spec = ServerSpec::new(parts, &directory.path().join("state"), model.base_url())?;
         spec.set("MODEL__API_KEY", MODEL_KEY);
         spec.set("REPOSITORIES", &format!("{}*", host.url("")));
         spec.set("CONFIG", &config_with_token(directory.path(), &host)?);
         spec.set("ENGINE", wanted.engine.name());
-        if let Some(postgres) = &postgres {
-            spec.set("DATABASE__URL", &postgres.url());
-        }
+        let postgres = wanted.database.make(&mut spec).await?;
         for (name, value) in &wanted.variables {
             spec.set(name, value);
         }

@@ -23,6 +23,32 @@ const FLOORS: [(&str, &[&str]); 9] = [
     ("caisson", &["domain", "store", "sandbox", "claude", "api", "worker", "gateway", "scripted-model"]),
 ];
 
+/// What tells databases apart or opens one, in small letters.
+const DATABASE_MARKS: [&str; 7] =
+    ["sqlite", "postgres", "caisson.db", "is_shared()", "store::open(", "store::connect(", "place::file"];
+
+/// Files of the binary that are told where the database is, and why they need to know; below its `src`.
+const TOLD_OF_THE_DATABASE: [(&str, &str); 8] = [
+    ("settings/database.rs", "the setting, and what is opened by it"),
+    ("command/db.rs", "what is done with a database as a whole"),
+    ("cli/db.rs", "the same, as a person asks for it"),
+    ("command/doctor.rs", "a file that cannot be written, a server that does not answer"),
+    ("exposure.rs", "a connection without encryption"),
+    ("cli/servers.rs", "parts of a server need a database that they can share"),
+    ("roles.rs", "the same; and the silence of others, where there may be others"),
+    ("server_id.rs", "sandboxes of servers that nobody here knows, where there may be others"),
+];
+
+/// Files of end-to-end tests that start servers on one database alone, and why.
+const ON_ONE_DATABASE: [(&str, &str); 6] = [
+    ("database_away.rs", "PostgreSQL is stopped, full, busy"),
+    ("postgres.rs", "PostgreSQL goes away, and servers share it"),
+    ("restore.rs", "a test for each: the commands differ"),
+    ("servers.rs", "servers share PostgreSQL"),
+    ("silent_database.rs", "the machine of PostgreSQL vanishes"),
+    ("upgrade.rs", "a test for each, by `make upgrade`"),
+];
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
@@ -213,6 +239,35 @@ fn only_the_store_knows_sql() {
         product_sources().into_iter().filter(|path| !path.starts_with(root().join("crates/store"))).collect();
     let found = offences(&others, |line| line.contains("sqlx"));
     assert!(found.is_empty(), "{found:#?}");
+}
+
+#[test]
+fn nobody_outside_the_store_knows_which_database_there_is() {
+    let told = TOLD_OF_THE_DATABASE.map(|(file, _)| root().join("crates/caisson/src").join(file));
+    let knows = |line: &str| {
+        let line = line.to_lowercase();
+        DATABASE_MARKS.iter().any(|mark| line.contains(mark))
+    };
+    let mut others = product_sources();
+    others.retain(|path| !path.starts_with(root().join("crates/store")) && !told.contains(path));
+    let found = offences(&others, knows);
+    assert!(found.is_empty(), "the store answers alike on each of them: {found:#?}");
+    let idle: Vec<_> = told.iter().filter(|&path| offences(&[path.clone()], knows).is_empty()).collect();
+    assert!(idle.is_empty(), "these need not be told any more: {idle:#?}");
+}
+
+#[test]
+fn every_story_is_told_on_every_database() {
+    let mut on_one = Vec::new();
+    for path in files(&root().join("crates/caisson/tests"), ".rs") {
+        let text = fs::read_to_string(&path).unwrap();
+        let on_every = ["on_every_engine_and_database! {", "on_every_database! {"];
+        if text.contains("World::start(") && !on_every.iter().any(|told| text.contains(told)) {
+            on_one.push(path.file_name().unwrap().to_str().unwrap().to_owned());
+        }
+    }
+    let listed = ON_ONE_DATABASE.map(|(file, _)| file);
+    assert_eq!(on_one, listed, "a story is named in one of testkit's macros, or says here why it is not");
 }
 
 #[test]

@@ -148,7 +148,7 @@ async fn open(app: &App, artifact: &Artifact) -> Result<Body, ApiError> {
 
 /// A file of this server's own that is not there is lost, and no other server has it.
 fn is_elsewhere(app: &App, artifact: &Artifact) -> bool {
-    app.store().is_shared() && (artifact.server.is_none() || artifact.server != app.config().server)
+    app.store().is_elsewhere(artifact.server.as_ref(), app.config().server.as_ref())
 }
 
 /// Files stay on the machine of the run's server.

@@ -89,11 +89,7 @@ async fn look(settings: &Settings) -> anyhow::Result<Store> {
     let place = settings.database_place()?;
     match place.look(Clock::system()).await {
         Ok(Look::Ready(store)) => Ok(store),
-        Ok(Look::Missing) => bail!(
-            "there is no database in \"{}\" that this user can see; name the server's with --state-dir, or its configuration with \
-             --config, and run this as the server's user",
-            settings.state_dir.display()
-        ),
+        Ok(Look::Missing) => bail!("{}, and run this as the server's user", place.missing()),
         Ok(Look::Behind { .. }) => {
             bail!("the database is of an earlier version; the next start of the server brings it up to date")
         }

@@ -35,7 +35,7 @@ pub(crate) async fn run(command: Credential, environment: &Environment) -> anyho
         Credential::Add(flags) => add(flags, environment).await?,
         Credential::List { server, project, output } => {
             let settings = settings(&server, environment)?;
-            ensure_known(&settings)?;
+            ensure_known(&settings).await?;
             let store = open_store(&settings).await?;
             list(&store.list_credentials(&project.parse()?).await?, store.now_ms(), output.json)?;
             store.close().await.ok();

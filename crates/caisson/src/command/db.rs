@@ -74,7 +74,7 @@ async fn look(settings: &Settings) -> anyhow::Result<Store> {
     let place = settings.database_place()?;
     match place.look(Clock::system()).await {
         Ok(Look::Ready(store)) => Ok(store),
-        Ok(Look::Missing) => bail!("there is no database in \"{}\"", settings.state_dir.display()),
+        Ok(Look::Missing) => bail!(place.missing()),
         Ok(Look::Behind { migrations }) => bail!(
             "{place} lacks {migrations} migrations: it is of an earlier version; run `caisson db migrate`, or start the server"
         ),
@@ -138,7 +138,7 @@ async fn check_files(settings: &Settings, store: &Store) -> anyhow::Result<Check
         let files = store.stored_files(&after).await?;
         let Some(last) = files.last() else { return Ok(part) };
         after.clone_from(&last.id);
-        let is_own = |file: &&StoredFile| !store.is_shared() || (own.is_some() && file.server == own);
+        let is_own = |file: &&StoredFile| !store.is_elsewhere(file.server.as_ref(), own.as_ref());
         for file in files.iter().filter(is_own) {
             let path = directory.join(&file.path);
             let fault = match std::fs::metadata(&path) {
@@ -155,7 +155,7 @@ async fn check_files(settings: &Settings, store: &Store) -> anyhow::Result<Check
 }
 
 async fn backup(settings: &Settings, file: &Path, output: OutputFlag) -> anyhow::Result<u8> {
-    ensure_known(settings)?;
+    ensure_known(settings).await?;
     let Place::File(database) = settings.database_place()? else {
         bail!(
             "the database is in PostgreSQL: back it up with `pg_dump --format=custom` (docs/operations.md says how)"

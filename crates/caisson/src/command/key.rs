@@ -58,7 +58,7 @@ pub(crate) async fn run(command: Key, environment: &Environment) -> anyhow::Resu
         }
         Key::List { server, project, output } => {
             let settings = settings(&server, environment)?;
-            ensure_known(&settings)?;
+            ensure_known(&settings).await?;
             let store = open_store(&settings).await?;
             let keys = store.list_api_keys(&project.parse()?).await?;
             let now_ms = store.now_ms();

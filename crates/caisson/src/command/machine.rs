@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use anyhow::Context;
 use caisson_store::Store;
 
 use super::settings;
@@ -9,7 +10,6 @@ use crate::audit_head::HeadKeeper;
 use crate::cli::ServerFlags;
 use crate::serve::{keep_audit, open_store};
 use crate::server_id::server_id;
-use crate::settings::database::Place;
 use crate::settings::{Environment, Settings};
 
 /// The store, opened so that records go to the server's own chain and its head is signed when the command ends.
@@ -39,7 +39,7 @@ impl Machine {
     /// # Errors
     /// As [`Machine::open`], and where there is no database.
     pub(super) async fn open_known(flags: &ServerFlags, environment: &Environment) -> anyhow::Result<Self> {
-        ensure_known(&settings(flags, environment)?)?;
+        ensure_known(&settings(flags, environment)?).await?;
         Self::open(flags, environment).await
     }
 
@@ -53,17 +53,16 @@ impl Machine {
     }
 }
 
-/// Whoever names the wrong state directory finds nothing there, and makes nothing there.
+/// Whoever names the wrong state directory or the wrong database finds nothing there, and makes nothing there.
 ///
 /// # Errors
 /// There is no database, or its settings cannot be used.
-pub(super) fn ensure_known(settings: &Settings) -> anyhow::Result<()> {
-    let Place::File(file) = settings.database_place()? else { return Ok(()) };
+pub(super) async fn ensure_known(settings: &Settings) -> anyhow::Result<()> {
+    let place = settings.database_place()?;
+    let is_there = place.is_there().await;
     anyhow::ensure!(
-        file.exists(),
-        "there is no database in \"{}\" that this user can see; name the server's with --state-dir, or its configuration with \
-         --config",
-        settings.state_dir.display()
+        is_there.with_context(|| format!("the database cannot be opened: {place}"))?,
+        place.missing()
     );
     Ok(())
 }

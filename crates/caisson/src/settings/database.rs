@@ -146,6 +146,55 @@ impl Place {
             Self::Postgres(place) => Box::pin(Store::look_at(place, clock)).await,
         }
     }
+
+    /// Whether there is one.
+    ///
+    /// # Errors
+    /// As [`Store::look_at`]; whether there is a file is known without opening it.
+    pub(crate) async fn is_there(&self) -> Result<bool, StoreError> {
+        if let Self::File(path) = self {
+            return Ok(path.exists());
+        }
+        match self.look(Clock::system()).await? {
+            Look::Missing => Ok(false),
+            Look::Behind { .. } => Ok(true),
+            Look::Ready(store) => {
+                store.close().await.ok();
+                Ok(true)
+            }
+        }
+    }
+
+    /// What it lacks that a migration would bring; none if a server can use it as it is. A file that is not there lacks nothing: it
+    /// is one server's own, which makes it. What servers share is made by whoever may.
+    ///
+    /// # Errors
+    /// As [`Store::look`] and [`Store::look_at`].
+    pub(crate) async fn lack(&self) -> Result<Option<String>, StoreError> {
+        match self.look(Clock::system()).await? {
+            Look::Missing => Ok(self.is_shared().then(|| "has no tables".to_owned())),
+            Look::Behind { migrations } => Ok(Some(format!("lacks {migrations} migrations"))),
+            Look::Ready(store) => {
+                store.close().await.ok();
+                Ok(None)
+            }
+        }
+    }
+
+    /// What to say where there is none, and what to do.
+    pub(crate) fn missing(&self) -> String {
+        match self {
+            Self::File(path) => format!(
+                "there is no database in \"{}\" that this user can see; name the server's with --state-dir, or its configuration \
+                 with --config",
+                path.parent().unwrap_or(path).display()
+            ),
+            Self::Postgres(place) => format!(
+                "there is no database in {place}: no server has used it; name the server's with CAISSON_DATABASE__URL, or its \
+                 configuration with --config"
+            ),
+        }
+    }
 }
 
 impl Settings {

@@ -6,7 +6,7 @@ use caisson_domain::limits::RUN_ARTIFACTS;
 use caisson_store::{NewArtifact, PutArtifact};
 use serde_json::json;
 
-use crate::fixture::{Fixture, START_MS, assert_corrupt, project};
+use crate::fixture::{Fixture, START_MS, assert_corrupt, project, server_id};
 
 conformance! {
     an_artifact_reads_back_and_is_told_of,
@@ -16,6 +16,7 @@ conformance! {
     an_artifact_of_an_unknown_run_is_refused,
     a_negative_size_is_refused,
     an_artifact_after_the_end_is_kept_without_an_event,
+    what_another_server_keeps_is_elsewhere_where_servers_share_the_database,
 }
 
 fn artifact(name: &str, size_bytes: i64) -> NewArtifact {
@@ -97,4 +98,13 @@ async fn an_artifact_after_the_end_is_kept_without_an_event(fixture: Fixture) {
     assert_eq!(put, PutArtifact::Stored);
     assert!(fixture.store.artifact(&run.id, "late").await.unwrap().is_some());
     assert_eq!(fixture.kinds(&run.id).await.last(), Some(&EventKind::RunFinished));
+}
+
+async fn what_another_server_keeps_is_elsewhere_where_servers_share_the_database(fixture: Fixture) {
+    let (one, other, shared) = (server_id(1), server_id(2), fixture.store.is_shared());
+    let is_elsewhere = |keeper, own| fixture.store.is_elsewhere(keeper, own);
+    assert!(!is_elsewhere(Some(&one), Some(&one)), "its own");
+    for (keeper, own) in [(Some(&other), Some(&one)), (None, Some(&one)), (Some(&one), None), (None, None)] {
+        assert_eq!(is_elsewhere(keeper, own), shared, "{keeper:?}, {own:?}");
+    }
 }

@@ -89,6 +89,17 @@ mod only_postgres {
             assert!(matches!(again, Look::Ready(_)), "{again:?}");
         }
     }
+
+    /// As a file that is not there.
+    #[tokio::test]
+    async fn a_database_that_no_server_has_used_is_missing() {
+        let Some(database) = Database::postgres().await else { return };
+        let looked = database.look().await.unwrap();
+        assert!(matches!(looked, Look::Missing), "{looked:?}");
+        database.open(Clock::fixed_at(START_MS).0, Random::system()).await.unwrap().close().await.unwrap();
+        let used = database.look().await.unwrap();
+        assert!(matches!(used, Look::Ready(_)), "{used:?}");
+    }
 }
 
 async fn assert_taken_over(store: &Store, recorded: &Recorded) {

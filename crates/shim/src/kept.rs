@@ -137,7 +137,8 @@ impl Live<'_> {
         let Some(mut kept) = self.shim.kept.take() else { return Ok(false) };
         // It may have ended in this very moment.
         self.shim.reaper.look();
-        if !fits(&kept.work, self.work) || !kept.agent.is_ready().await {
+        let alone = !self.shim.reaper.has_strays();
+        if !fits(&kept.work, self.work) || !kept.agent.is_ready().await || !alone {
             say("the agent that waited cannot do this run; another one is started");
             drop(kept);
             self.shim.reaper.end_all().await;
@@ -150,7 +151,31 @@ impl Live<'_> {
         kept.agent.go_on();
         self.agent = Some(kept.agent);
         (self.repository, self.steered.told, self.given) = (kept.repository, kept.told, kept.given);
+        self.taken_up = true;
         Ok(true)
+    }
+
+    /// Starts another agent, as in a sandbox that nobody waited in, if the one that was taken up has ended since: it has not had its
+    /// prompt yet.
+    ///
+    /// # Errors
+    /// As preparing a run.
+    pub(crate) async fn revive(&mut self) -> Result<(), Halt> {
+        if !self.taken_up {
+            return Ok(());
+        }
+        self.shim.reaper.look();
+        if let Some(agent) = self.agent.as_mut()
+            && agent.is_ready().await
+        {
+            return Ok(());
+        }
+        say("the agent that waited has ended before its prompt; another one is started");
+        self.taken_up = false;
+        self.agent = None;
+        self.shim.reaper.end_all().await;
+        self.prepare_anew().await?;
+        self.tell_steering().await
     }
 }
 

@@ -39,7 +39,7 @@ fn keep(time: Duration) -> KeepAlive {
 
 impl World {
     /// Queues a further run of the session of `before`.
-    async fn next(&self, before: &RunId, change: impl FnOnce(&mut RunSpec)) -> RunId {
+    pub(crate) async fn next(&self, before: &RunId, change: impl FnOnce(&mut RunSpec)) -> RunId {
         let before = self.run(before).await;
         let mut spec = before.spec;
         "go on".clone_into(&mut spec.prompt);

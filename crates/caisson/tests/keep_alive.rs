@@ -332,14 +332,19 @@ fn cpu_ms(pid: u32) -> u64 {
 fn members(pid: u32) -> Option<PathBuf> {
     let group = |pid: &str| {
         let all = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-        let of = |kind: &str| all.lines().find_map(|line| line.split_once(kind).map(|(_, path)| path.to_owned()));
-        of(":pids:").map(|path| format!("/sys/fs/cgroup/pids{path}")).or_else(|| of("0::").map(|path| format!("/sys/fs/cgroup{path}")))
+        let of =
+            |kind: &str| all.lines().find_map(|line| line.split_once(kind).map(|(_, path)| path.to_owned()));
+        of(":pids:")
+            .map(|path| format!("/sys/fs/cgroup/pids{path}"))
+            .or_else(|| of("0::").map(|path| format!("/sys/fs/cgroup{path}")))
     };
     let (own, theirs) = (group("self")?, group(&pid.to_string())?);
     (own != theirs).then(|| PathBuf::from(theirs).join("cgroup.procs"))
 }
 
-async fn what_waits_is_left_alone_while_nothing_works_in_it_and_ended_when_something_lives_there(engine: Engine) {
+async fn what_waits_is_left_alone_while_nothing_works_in_it_and_ended_when_something_lives_there(
+    engine: Engine,
+) {
     let Some(world) = start(engine, &[("KEEP_ALIVE_S", "600")]).await else { return };
     let first = run(&world, &world.run_body()).await;
     let waiting = agent(&world);

@@ -324,12 +324,18 @@ async fn a_reply_that_still_comes_when_its_run_ends_is_cut() {
     while bytes < 6_000 * BYTES_PER_TOKEN {
         bytes += response.chunk().await.unwrap().unwrap().len();
     }
-    let finish =
-        caisson_store::Finish { status: caisson_domain::run::RunStatus::Succeeded, failure: None, result: None };
+    let finish = caisson_store::Finish {
+        status: caisson_domain::run::RunStatus::Succeeded,
+        failure: None,
+        result: None,
+    };
     assert!(world.store.finish(&sandbox.run.id, sandbox.epoch, &finish).await.unwrap());
     let counted = world.run(&sandbox.run.id).await.usage;
     gate.notify_one();
-    let rest = async { while response.chunk().await?.is_some() {} Ok::<_, reqwest::Error>(()) };
+    let rest = async {
+        while response.chunk().await?.is_some() {}
+        Ok::<_, reqwest::Error>(())
+    };
     let end = tokio::time::timeout(Duration::from_secs(20), rest).await.expect("it ends");
     assert!(end.is_err(), "nobody takes it for whole");
     assert_eq!(world.run(&sandbox.run.id).await.usage, counted);

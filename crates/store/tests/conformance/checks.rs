@@ -92,7 +92,9 @@ async fn a_session_goes_on_in_the_image_that_its_repository_chose(fixture: Fixtu
     let other = RunId::new(1, [9; 10]);
     let image = async || fixture.store.session_image(&session, &other).await.unwrap();
     assert!(fixture.store.choose_image(&run, placed.epoch, "team:1").await.unwrap());
-    assert!(fixture.store.requeue(&run, placed.epoch, "its repository chose the image team:1", 0).await.unwrap());
+    assert!(
+        fixture.store.requeue(&run, placed.epoch, "its repository chose the image team:1", 0).await.unwrap()
+    );
     let again = fixture.place(fixture.claim().await, 2).await;
     fixture.execute("update sandbox set image = 'team:1'").await;
     assert_eq!(image().await, None, "no agent has worked in it");

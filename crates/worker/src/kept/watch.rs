@@ -74,7 +74,9 @@ pub(super) async fn watch(ctx: Arc<Context>, watched: Watched, taken: Cancellati
     let Some(waiting) = ctx.kept.take_sandbox(&sandbox) else { return };
     match why {
         Why::Told(why) => return end_later(&ctx, waiting, why),
-        Why::Shutdown => info!(sandbox.id = %sandbox, "sandbox {sandbox} waits no longer: the server goes down"),
+        Why::Shutdown => {
+            info!(sandbox.id = %sandbox, "sandbox {sandbox} waits no longer: the server goes down")
+        }
         Why::Harmful(why) => warn!(sandbox.id = %sandbox, "sandbox {sandbox} waits no longer: {why}"),
     }
     teardown::destroy(&ctx, waiting.hold).await;

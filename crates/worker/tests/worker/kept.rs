@@ -10,9 +10,7 @@ use caisson_domain::id::{ProjectId, RunId, SandboxId};
 use caisson_domain::run::{RunSpec, RunStatus};
 use caisson_domain::usage::TokenCounts;
 use caisson_sandbox::SandboxUsage;
-use caisson_store::{
-    Actor, BeginCall, CreateRun, DeleteSession, NewModelCall, NewRun, SandboxState, Store,
-};
+use caisson_store::{Actor, BeginCall, CreateRun, DeleteSession, NewModelCall, NewRun, SandboxState, Store};
 use caisson_worker::{KeepAlive, Step, StepHook};
 use tokio::sync::Notify;
 

@@ -44,6 +44,7 @@ use crate::turn::TurnEnd;
 const STEERING_NOTES: usize = 20;
 
 /// A run that goes on.
+#[expect(clippy::struct_excessive_bools, reason = "each says of one thing whether it has happened")]
 pub(crate) struct Live<'a> {
     pub(crate) shim: &'a Shim,
     pub(crate) work: &'a RunWork,

@@ -311,11 +311,13 @@ async fn a_long_reply_without_a_budget_leaves_an_estimate_that_is_not_far_behind
 
 #[tokio::test]
 async fn a_reply_that_still_comes_when_its_run_ends_is_cut() {
-    let (mut script, _) = reply(9_000);
+    // So long that it needs another share behind the gate.
+    let (mut script, _) = reply(20_000);
     let gate = Arc::new(tokio::sync::Notify::new());
     script.pieces.insert(61, Piece::Gate(Arc::clone(&gate)));
     // It does not end by itself.
-    script.pieces.insert(63, Piece::Silence);
+    let last = script.pieces.len() - 1;
+    script.pieces.insert(last, Piece::Silence);
     let (world, _host) = start(script, |setup| setup.bounds.note_every = Duration::ZERO).await;
     let sandbox = sandbox(&world, None).await;
     let mut response =

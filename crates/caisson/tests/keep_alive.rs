@@ -5,6 +5,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -26,6 +27,7 @@ testkit::on_every_engine_and_database! {
     what_died_while_it_waited_is_made_anew_and_nothing_is_lost
     a_run_that_differs_or_needs_the_place_ends_what_waits
     what_waits_ends_with_its_session_and_with_its_server
+    what_waits_is_left_alone_while_nothing_works_in_it_and_ended_when_something_lives_there
 }
 
 fn bash(command: &str) -> Value {
@@ -327,4 +329,64 @@ async fn what_waits_ends_with_its_session_and_with_its_server(ground: Ground) {
     let output = drain.env("CAISSON_API_KEY", key).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     world.wait_tidy().await.unwrap();
+}
+
+/// CPU time of a process, in milliseconds.
+fn cpu_ms(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().collect();
+    // proc(5): user and system time, in hundredths of a second.
+    fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap() * 10).sum()
+}
+
+/// The file that puts a process into the control group in which those of a sandbox are counted; none if they have no group of their own.
+fn members(pid: u32) -> Option<PathBuf> {
+    let group = |pid: &str| {
+        let all = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        let of =
+            |kind: &str| all.lines().find_map(|line| line.split_once(kind).map(|(_, path)| path.to_owned()));
+        of(":pids:")
+            .map(|path| format!("/sys/fs/cgroup/pids{path}"))
+            .or_else(|| of("0::").map(|path| format!("/sys/fs/cgroup{path}")))
+    };
+    let (own, theirs) = (group("self")?, group(&pid.to_string())?);
+    (own != theirs).then(|| PathBuf::from(theirs).join("cgroup.procs"))
+}
+
+async fn what_waits_is_left_alone_while_nothing_works_in_it_and_ended_when_something_lives_there(
+    ground: Ground,
+) {
+    let Some(world) = start(ground, &[("KEEP_ALIVE_S", "600")]).await else { return };
+    let first = run(&world, &world.run_body()).await;
+    let waiting = agent(&world);
+    let sandbox = world.sandboxes().unwrap().remove(0);
+    let all: Vec<u32> = living(&world, &sandbox).into_iter().map(|(pid, _)| pid).collect();
+    let used = || all.iter().map(|pid| cpu_ms(*pid)).sum::<u64>();
+    let before = used();
+    // As long as four looks take.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(agent(&world), waiting, "{}", world.server.log());
+    let took = used() - before;
+    assert!(took <= 50, "far from the bound of 250 ms: {took} ms");
+
+    let Some(members) = members(waiting) else {
+        #[expect(clippy::print_stderr, reason = "a skipped test says so")]
+        {
+            eprintln!("SKIPPED: sandboxes have no control group here, so that nothing can be put into one");
+        }
+        return;
+    };
+    #[expect(clippy::disallowed_methods, reason = "a process to be seen")]
+    let mut intruder = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+    std::fs::write(&members, intruder.id().to_string()).unwrap();
+    let begun = Instant::now();
+    while !world.server.log().contains("something lives in it that did not before") {
+        assert!(begun.elapsed() < SOON, "{}", world.server.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    intruder.kill().unwrap();
+    intruder.wait().unwrap();
+    world.wait_tidy().await.unwrap();
+    let second = follow(&world, first.text("session_id")).await;
+    assert!(second.has("sandbox.started") && !second.has("sandbox.reused"), "{:?}", second.kinds());
 }

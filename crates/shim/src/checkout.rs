@@ -27,6 +27,9 @@ const BASE_BYTES: u64 = 64;
 /// Locks that a killed git leaves behind. Nothing else runs in the sandbox while the workspace is prepared.
 const LOCKS: [&str; 4] = ["index.lock", "HEAD.lock", "config.lock", "packed-refs.lock"];
 
+/// Attributes of this repository alone.
+const ATTRIBUTES: &str = "info/attributes";
+
 /// The workspace as the agent gets it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Checkout {
@@ -68,7 +71,8 @@ pub(crate) async fn prepare(git: &Git) -> Result<Checkout, Failure> {
     Ok(Checkout { base, branch: git.work.branch.clone(), anchor })
 }
 
-/// Takes up the checkout that another run of the session had here, whose agent waits in it.
+/// Takes up the checkout that another run of the session had here, whose agent waits in it. What the agent has done to the
+/// repository's own settings counts as little as in a checkout that is taken up cold; only the anchor is not fetched again.
 ///
 /// # Errors
 /// [`Failure`] for people.
@@ -77,7 +81,13 @@ pub(crate) async fn prepare(git: &Git) -> Result<Checkout, Failure> {
 /// May be given up at any point and done again.
 pub(crate) async fn again(git: &Git, before: &Checkout) -> Result<Checkout, Failure> {
     unlock(git);
-    Ok(Checkout { base: noted_base(git).await?, ..before.clone() })
+    forget_attributes(git);
+    // One after the other they would take a third of a follow-up's time.
+    tokio::try_join!(git.learn_drivers(), set_author(git))?;
+    to_branch(git).await?;
+    let (base, ()) =
+        tokio::try_join!(noted_base(git), anchor::give_attributes(git, before.anchor.as_deref()))?;
+    Ok(Checkout { base, ..before.clone() })
 }
 
 /// Notes which commit later work of this workspace starts from. Without the note it starts from its `HEAD`.
@@ -222,11 +232,31 @@ pub(crate) fn missing_branch(base: &BranchName) -> Failure {
 /// Takes up the checkout that is there: an earlier run or attempt worked on it.
 async fn existing(git: &Git) -> Result<Commits, Failure> {
     unlock(git);
-    let branch = git.work.branch.as_str();
+    forget_attributes(git);
     git.learn_drivers().await?;
     let anchor = anchor::fetch(git).await?;
-    git.run(&["config", "user.name", &git.work.author_name]).await?;
-    git.run(&["config", "user.email", &git.work.author_email]).await?;
+    set_author(git).await?;
+    to_branch(git).await?;
+    anchor::give_attributes(git, anchor.as_deref()).await?;
+    Ok((noted_base(git).await?, anchor))
+}
+
+/// Has the agent's commits carry the run's author, unless they do.
+async fn set_author(git: &Git) -> Result<(), Failure> {
+    let settings = [("user.name", &git.work.author_name), ("user.email", &git.work.author_email)];
+    let found = git.attempt(&["config", "-z", "--get-regexp", r"^user\.(name|email)$"]).await?;
+    let wanted: String = settings.iter().map(|(name, value)| format!("{name}\n{value}\0")).collect();
+    if found.stdout != wanted.as_bytes() {
+        for (name, value) in settings {
+            git.run(&["config", "--replace-all", name, value]).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Brings the work tree to the run's branch, which is made where it is if there is none.
+async fn to_branch(git: &Git) -> Result<(), Failure> {
+    let branch = git.work.branch.as_str();
     let current = git.attempt(&["symbolic-ref", "--quiet", "--short", "HEAD"]).await?;
     if text(&current) != branch {
         let full = git.work.branch.full_ref();
@@ -246,8 +276,13 @@ async fn existing(git: &Git) -> Result<Commits, Failure> {
             .with_evidence(output.stderr));
         }
     }
-    anchor::give_attributes(git, anchor.as_deref()).await?;
-    Ok((noted_base(git).await?, anchor))
+    Ok(())
+}
+
+/// Removes attributes that are in no commit and count more than those of any.
+fn forget_attributes(git: &Git) {
+    // Usually there are none.
+    let _absent = fs::remove_file(git.file(ATTRIBUTES));
 }
 
 /// Removes the locks of a git that was killed.

@@ -152,7 +152,31 @@ impl Live<'_> {
         kept.agent.go_on();
         self.agent = Some(kept.agent);
         (self.repository, self.steered.told, self.given) = (kept.repository, kept.told, kept.given);
+        self.taken_up = true;
         Ok(true)
+    }
+
+    /// Starts another agent, as in a sandbox that nobody waited in, if the one that was taken up has ended since: it has not had its
+    /// prompt yet.
+    ///
+    /// # Errors
+    /// As preparing a run.
+    pub(crate) async fn revive(&mut self) -> Result<(), Halt> {
+        if !self.taken_up {
+            return Ok(());
+        }
+        self.shim.reaper.look();
+        if let Some(agent) = self.agent.as_mut()
+            && agent.is_ready().await
+        {
+            return Ok(());
+        }
+        say("the agent that waited has ended before its prompt; another one is started");
+        self.taken_up = false;
+        self.agent = None;
+        self.shim.reaper.end_all().await;
+        self.prepare_anew().await?;
+        self.tell_steering().await
     }
 }
 

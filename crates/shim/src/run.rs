@@ -44,6 +44,7 @@ use crate::turn::TurnEnd;
 const STEERING_NOTES: usize = 20;
 
 /// A run that goes on.
+#[expect(clippy::struct_excessive_bools, reason = "each says of one thing whether it has happened")]
 pub(crate) struct Live<'a> {
     pub(crate) shim: &'a Shim,
     pub(crate) work: &'a RunWork,
@@ -63,6 +64,8 @@ pub(crate) struct Live<'a> {
     pub(crate) told: Option<Steering>,
     /// What it was given for that.
     pub(crate) given: Given,
+    /// Whether the agent waited for this run.
+    pub(crate) taken_up: bool,
     agent_started: bool,
     publishing: bool,
     pub(crate) result: Option<String>,
@@ -104,6 +107,7 @@ pub(crate) async fn run(shim: &Shim, work: &RunWork) {
         steered: Steered::default(),
         told: None,
         given: Given::default(),
+        taken_up: false,
         agent_started: false,
         publishing: false,
         result: None,
@@ -169,9 +173,17 @@ impl Live<'_> {
         let branch = self.checkout.as_ref().map(|checkout| checkout.branch.clone());
         self.head.clone_from(&base_commit);
         self.recorder.write(JournalBody::Prepared { base_commit, branch }).await?;
-        self.told = self.steered.told.take();
-        if let Some(told) = self.told.clone() {
-            self.recorder.write(JournalBody::Steered(told)).await?;
+        self.tell_steering().await
+    }
+
+    /// Tells what steers the agent, unless it is what was told before.
+    pub(crate) async fn tell_steering(&mut self) -> Result<(), Halt> {
+        let told = self.steered.told.take();
+        if told != self.told {
+            self.told.clone_from(&told);
+            if let Some(told) = told {
+                self.recorder.write(JournalBody::Steered(told)).await?;
+            }
         }
         let notes = std::mem::take(&mut self.steered.notes);
         for note in notes.into_iter().take(STEERING_NOTES) {
@@ -184,15 +196,23 @@ impl Live<'_> {
         if let Some(name) = servers::unreadable(&self.work.agent) {
             return Err(unreadable(name).into());
         }
+        if self.take_up().await? {
+            return Ok(());
+        }
+        self.prepare_anew().await
+    }
+
+    /// Prepares workspace and agent as in a sandbox that nobody waited in.
+    ///
+    /// # Errors
+    /// [`Halt`] if one of them cannot be had.
+    pub(crate) async fn prepare_anew(&mut self) -> Result<(), Halt> {
         self.prepare().await?;
         let Some(agent) = self.agent.as_mut() else { return Ok(()) };
         Ok(agent.wait_for_servers(&self.work.agent.mcp_required, &self.shim.activity).await?)
     }
 
     async fn prepare(&mut self) -> Result<(), Halt> {
-        if self.take_up().await? {
-            return Ok(());
-        }
         steering::clear(&self.shim.places.home).map_err(|error| uncleared(&error))?;
         let resume = transcript::bring(self.shim, self.work, &self.recorder).await?;
         let start = |acting: &Acting| {
@@ -250,6 +270,11 @@ impl Live<'_> {
             biased;
             () = self.recorder.stored(started) => {}
             reason = stop.told() => return Err(Halt::Stopped(reason)),
+        }
+        tokio::select! {
+            biased;
+            reason = stop.told() => return Err(Halt::Stopped(reason)),
+            revived = self.revive() => revived?,
         }
         let end = self.turns(&mut stop).await?;
         if let (TurnEnd::Exited(_), Some(agent)) = (&end, self.agent.as_mut()) {

@@ -323,14 +323,14 @@ const ROOM: &str = concat!(
 );
 
 /// Counts the call as begun in the same statement: each one is a wait for whoever calls. The first one notes what was spent
-/// before the run.
+/// before the run. Once the shim is done with the run none begins, so that whoever ends it finds out about all there are.
 const BEGUN: &str = concat!(
     "update run set calls = calls + 1, first_call_day = coalesce(first_call_day, $3), \
      project_spent_before_micro_usd = coalesce(project_spent_before_micro_usd, \
        (select cost_micro_usd from project where project.id = run.project_id)), \
      day_spent_before_micro_usd = coalesce(day_spent_before_micro_usd, \
        (select cost_micro_usd from project_day where project_id = run.project_id and day = $3), 0) \
-     where id = $1 and status = 'running' returning run.id, run.session_id, ",
+     where id = $1 and status = 'running' and outcome is null returning run.id, run.session_id, ",
     room_columns!()
 );
 
@@ -342,7 +342,7 @@ pub(crate) async fn room(tx: &mut Tx<'_>, need: Need<'_>) -> Result<Option<Room>
 }
 
 /// Counts a call of the run as begun and looks whether its reservation fits; with the run's session. None if the run is not
-/// running. Where there is no room, the caller must roll back.
+/// running, or has an outcome. Where there is no room, the caller must roll back.
 pub(crate) async fn begin(tx: &mut Tx<'_>, need: Need<'_>) -> Result<Option<(String, Room)>, StoreError> {
     let Some(row) = look(tx, BEGUN, need).await? else { return Ok(None) };
     let columns = Columns::of("run", &row)?;

@@ -38,7 +38,7 @@ pub enum BeginCall {
         /// Whether any budget bounds it.
         bounded: bool,
     },
-    /// The run is not running: nothing is written, and nothing may be forwarded.
+    /// The run is not running, or its shim is done with it: nothing is written, and nothing may be forwarded.
     NotRunning,
     /// A budget has no room for it: nothing is written, and nothing may be forwarded.
     Refused(OverBudget),
@@ -75,7 +75,7 @@ pub struct CallExtension {
 pub enum ExtendCall {
     /// It holds what it asked for.
     Extended,
-    /// It was settled before, as the end of its run settles all that are open.
+    /// It was settled before, as the end of its run settles all that are open: it may not go on.
     Over,
     /// A budget has no room for it; it holds what it held.
     Refused(OverBudget),

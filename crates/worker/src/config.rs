@@ -149,6 +149,8 @@ pub struct Timing {
     pub room_look: Duration,
     /// How long a session's volume may be full before its run is ended: an agent that sees it may clean up.
     pub full_patience: Duration,
+    /// Between two looks at what a sandbox uses that waits for another run; the first ones come sooner.
+    pub kept_look: Duration,
     /// Between two passes of retention, and between the start and the first one.
     pub retention: Duration,
 }
@@ -181,6 +183,7 @@ impl Default for Timing {
             disk_look_near: Duration::from_millis(100),
             room_look: Duration::from_secs(2),
             full_patience: Duration::from_secs(30),
+            kept_look: Duration::from_secs(5),
             retention: Duration::from_mins(5),
         }
     }

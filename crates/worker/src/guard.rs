@@ -7,16 +7,17 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use caisson_domain::id::SessionId;
 use caisson_domain::protocol::StopReason;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::attempt::Attempt;
 use crate::attend::Killer;
-use crate::context::described;
+use crate::context::{Context, described};
 use crate::dirs::blocking;
-use crate::disk::Room;
 use crate::disk::places::{Cut, Place};
+use crate::disk::{Cap, Room};
 
 /// A measurement that took some time is not repeated before that many times as long has passed.
 const REST_TIMES: u32 = 20;
@@ -31,7 +32,8 @@ const WRITE_BYTES_PER_S: u64 = 1024 * 1024 * 1024;
 /// Safe: a sandbox that was to end may live on, and its next owner decides anew.
 pub(crate) async fn guard(attempt: &Attempt, place: &Place) -> Infallible {
     let decide = async {
-        tokio::join!(watch_time(attempt, place), watch_room(attempt, place));
+        let room = (&attempt.run.session, attempt.cap());
+        tokio::join!(watch_time(attempt, place), watch_room(&attempt.ctx, room, place));
     };
     let end = async {
         let why = place.is_cut().await;
@@ -56,13 +58,13 @@ async fn watch_time(attempt: &Attempt, place: &Place) {
 }
 
 /// Looks at the session's room until it is full, in a measured one at once and in a walled one for too long.
-async fn watch_room(attempt: &Attempt, place: &Place) {
-    let timing = attempt.ctx.timing();
-    let mut near = attempt.ctx.near_floor.subscribe();
+pub(crate) async fn watch_room(ctx: &Context, (session, cap): (&SessionId, Cap), place: &Place) {
+    let timing = ctx.timing();
+    let mut near = ctx.near_floor.subscribe();
     let mut full_since: Option<Instant> = None;
     loop {
         let begun = Instant::now();
-        let looked = look(attempt, place).await;
+        let looked = look(ctx, (session, cap), place).await;
         let took = begun.elapsed();
         if let Some(room) = looked {
             place.note(room.used);
@@ -71,7 +73,7 @@ async fn watch_room(attempt: &Attempt, place: &Place) {
                 Some(bound) => {
                     let since = *full_since.get_or_insert(begun);
                     if !room.walled || since.elapsed() >= timing.full_patience {
-                        info!(run.id = %attempt.run.id, "run {} has no disk space left", attempt.run.id);
+                        info!(sandbox.id = %place.sandbox, "sandbox {} has no disk space left", place.sandbox);
                         return place.cut(Cut::Full(bound, room));
                     }
                 }
@@ -94,13 +96,14 @@ async fn watch_room(attempt: &Attempt, place: &Place) {
     }
 }
 
-async fn look(attempt: &Attempt, place: &Place) -> Option<Room> {
-    let (dirs, session, cap) = (attempt.ctx.dirs.clone(), attempt.run.session.clone(), attempt.cap());
-    let sandbox = place.sandbox.clone();
+async fn look(ctx: &Context, (session, cap): (&SessionId, Cap), place: &Place) -> Option<Room> {
+    let (dirs, session, sandbox) = (ctx.dirs.clone(), session.clone(), place.sandbox.clone());
     let looked = blocking(move || dirs.room(&session, &sandbox, cap)).await;
-    let run = &attempt.run.id;
+    let sandbox = &place.sandbox;
     looked
-        .inspect_err(|error| warn!(run.id = %run, error = described(error), "could not measure the disk space of {run}"))
+        .inspect_err(|error| {
+            warn!(sandbox.id = %sandbox, error = described(error), "could not measure the disk space of {sandbox}");
+        })
         .ok()
 }
 

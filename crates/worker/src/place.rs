@@ -161,11 +161,7 @@ async fn build(attempt: &Attempt, sandbox: &SandboxId) -> Result<(), Stop> {
 
     let [control, agent] =
         [GrantKind::Control, GrantKind::Agent].map(|kind| Token::grant(kind, ctx.random.bytes()));
-    let own = || ctx.config.default_image.clone();
-    // What a repository chose counts nothing on an engine that has no images, or where it may not choose it any more.
-    let may = |image: &String| ctx.config.repository_images.iter().any(|rule| rule.allows(image));
-    let chosen = || own().and(attempt.run.repository_image.clone()).filter(may);
-    let image = attempt.run.spec.image.clone().or_else(chosen).or_else(own);
+    let image = choose_image(attempt).await?;
     let row = NewSandbox {
         id: sandbox.clone(),
         session: attempt.run.session.clone(),
@@ -187,6 +183,24 @@ async fn build(attempt: &Attempt, sandbox: &SandboxId) -> Result<(), Stop> {
     ctx.step(Step::Placed).await;
     let start_ms = bring_up(attempt, &spec).await?;
     announce(attempt, sandbox, &row.image, Some(start_ms)).await?.then_some(()).ok_or(Stop::Lost)
+}
+
+/// The image of the run's sandbox; none on an engine that has no images. A session whose repository chose one goes on in it, until
+/// the repository says something else: nobody begins in the default one to be told the same again.
+async fn choose_image(attempt: &Attempt) -> Result<Option<String>, Halt> {
+    let (ctx, run) = (&attempt.ctx, &attempt.run);
+    let (Some(own), None) = (&ctx.config.default_image, &run.spec.image) else {
+        return Ok(run.spec.image.clone());
+    };
+    let store = &ctx.store;
+    let last = move || store.session_image(&run.session, &run.id);
+    let chosen = match &run.repository_image {
+        Some(image) => Some(image.clone()),
+        None => ctx.insist("look for a session's image", last).await?,
+    };
+    // What a repository chose counts nothing where it may not choose it any more.
+    let may = |image: &String| ctx.config.repository_images.iter().any(|rule| rule.allows(image));
+    Ok(chosen.filter(may).or_else(|| Some(own.clone())))
 }
 
 /// A session that went on elsewhere, since this server was lost, and comes back has another workspace than the one it left here:

@@ -18,6 +18,15 @@ use crate::bounds::{OUTPUT_CRUMB_TOKENS, OUTPUT_LAST_TOKENS, OUTPUT_SLICE_TOKENS
 use crate::hold::hold;
 use crate::shared::Shared;
 
+/// Why a reply must be cut.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum CutOff {
+    /// There is no room for more of it.
+    OverBudget(OverBudget),
+    /// Its run has ended, and nothing is counted of it any more.
+    RunOver,
+}
+
 /// The row of one try; none for calls that cost nothing.
 pub(super) struct Account {
     shared: Arc<Shared>,
@@ -74,7 +83,7 @@ impl Account {
 
     /// Keeps what is held ahead of what the reply has come to; an error means that it must be cut. Nothing of the reply is
     /// read meanwhile, so that it does not run ahead of its budget.
-    pub(super) async fn keep_up(&mut self, reading: &Reading) -> Result<(), OverBudget> {
+    pub(super) async fn keep_up(&mut self, reading: &Reading) -> Result<(), CutOff> {
         let Some(pending) = &mut self.pending else { return Ok(()) };
         let written = reading.output_so_far();
         let learned = pending.bounded && !pending.input_known && reading.tokens.is_some();
@@ -101,23 +110,24 @@ impl Account {
             let (held, extension) = &shares[size];
             let extension = CallExtension { only_alone, ..extension.clone() };
             Ok(match store.extend_model_call(id, &extension).await? {
-                // The end of its run has settled a call that is over.
-                ExtendCall::Extended | ExtendCall::Over => Ok((*held, extension.reserve_micro_usd)),
+                ExtendCall::Extended => Ok(Some((*held, extension.reserve_micro_usd))),
+                ExtendCall::Over => Ok(None),
                 ExtendCall::Refused(over) => Err(over),
             })
         };
         let extended = wait.share(sizes, std::future::pending(), take).await;
         match extended {
-            Ok((held, micro_usd)) => {
+            Ok(Some((held, micro_usd))) => {
                 pending.held_output = held;
                 pending.held_micro_usd = micro_usd;
                 pending.since = Instant::now();
                 pending.input_known = reading.tokens.is_some();
                 Ok(())
             }
+            Ok(None) => Err(CutOff::RunOver),
             // What is written and paid for may still turn out to be all.
             Err(NoShare::Budget(_)) if written == pending.held_output => Ok(()),
-            Err(NoShare::Budget(over)) => Err(over),
+            Err(NoShare::Budget(over)) => Err(CutOff::OverBudget(over)),
             Err(NoShare::Store(error)) => {
                 // The reply goes on, and is settled at its end like any other.
                 tracing::warn!(error = %error, "a model call under way could not be extended");

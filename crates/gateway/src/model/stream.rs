@@ -11,7 +11,7 @@ use http::{Response, StatusCode};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::account::Account;
+use super::account::{Account, CutOff};
 use super::meter::Meter;
 use super::reach::{note_forbidden, over_budget, reach};
 use super::retry::Tries;
@@ -147,8 +147,10 @@ async fn pass(
         };
         let due = if meter.ends_with_its_last_byte() { held.replace(chunk) } else { Some(chunk) };
         reader.take(due).await;
-        if let Err(over) = account.keep_up(meter.reading()).await {
-            return End::OverBudget(over);
+        match account.keep_up(meter.reading()).await {
+            Ok(()) => {}
+            Err(CutOff::OverBudget(over)) => return End::OverBudget(over),
+            Err(CutOff::RunOver) => return End::Cut,
         }
         if reader.drained > shared.bounds.drain_bytes {
             return End::Cut;

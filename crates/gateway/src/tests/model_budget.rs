@@ -1,5 +1,6 @@
 //! Budgets at the door: parallel calls, replies that are cut where their budget ends, and what is counted of them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use caisson_domain::budget::ProjectBudgets;
@@ -305,5 +306,40 @@ async fn a_long_reply_without_a_budget_leaves_an_estimate_that_is_not_far_behind
     let usage = world.run(&sandbox.run.id).await.usage;
     assert!((6_000..=10_000).contains(&usage.tokens.output), "{usage:?}");
     assert_eq!((usage.tokens.input, usage.tokens.cache_read, usage.estimated_calls), (100, 40, 1));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_reply_that_still_comes_when_its_run_ends_is_cut() {
+    // So long that it needs another share behind the gate.
+    let (mut script, _) = reply(20_000);
+    let gate = Arc::new(tokio::sync::Notify::new());
+    script.pieces.insert(61, Piece::Gate(Arc::clone(&gate)));
+    // It does not end by itself.
+    let last = script.pieces.len() - 1;
+    script.pieces.insert(last, Piece::Silence);
+    let (world, _host) = start(script, |setup| setup.bounds.note_every = Duration::ZERO).await;
+    let sandbox = sandbox(&world, None).await;
+    let mut response =
+        sandbox.request(Method::POST, MESSAGES, &sandbox.agent).body(ASK).send().await.unwrap();
+    let mut bytes = 0;
+    while bytes < 6_000 * BYTES_PER_TOKEN {
+        bytes += response.chunk().await.unwrap().unwrap().len();
+    }
+    let finish = caisson_store::Finish {
+        status: caisson_domain::run::RunStatus::Succeeded,
+        failure: None,
+        result: None,
+    };
+    assert!(world.store.finish(&sandbox.run.id, sandbox.epoch, &finish).await.unwrap());
+    let counted = world.run(&sandbox.run.id).await.usage;
+    gate.notify_one();
+    let rest = async {
+        while response.chunk().await?.is_some() {}
+        Ok::<_, reqwest::Error>(())
+    };
+    let end = tokio::time::timeout(Duration::from_secs(20), rest).await.expect("it ends");
+    assert!(end.is_err(), "nobody takes it for whole");
+    assert_eq!(world.run(&sandbox.run.id).await.usage, counted);
     world.stop().await;
 }

@@ -12,12 +12,12 @@ use crate::plain_file;
 /// The agent's own directory.
 pub(super) const DIRECTORY: &str = ".claude";
 /// The agent's own file, which holds more than it should: with an `env` in it, it sets variables.
-const FILE: &str = ".claude.json";
+pub(super) const FILE: &str = ".claude.json";
 /// Longest [`FILE`] that is kept, in bytes.
-const FILE_BYTES: u64 = 1024 * 1024;
+pub(super) const FILE_BYTES: u64 = 1024 * 1024;
 /// What is kept in [`DIRECTORY`]: conversations and what belongs to them. Settings, instructions, subagents, commands,
 /// skills, plugins and all that later versions may read are not.
-const KEPT: [&str; 5] = ["projects", "file-history", "tasks", "todos", "plans"];
+pub(super) const KEPT: [&str; 5] = ["projects", "file-history", "tasks", "todos", "plans"];
 
 /// Removes what would steer an agent.
 ///

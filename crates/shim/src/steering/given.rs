@@ -3,26 +3,24 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use caisson_domain::protocol::places::STEERING;
+use serde_json::{Map, Value};
 
-use super::agent_home::DIRECTORY;
+use super::agent_home::{DIRECTORY, FILE, FILE_BYTES, KEPT};
+use crate::plain_file;
 
-/// What Claude Code 2.1.330 is steered by in its own directory, and does not write itself.
-const NAMES: [&str; 10] = [
-    "settings.json",
-    "settings.local.json",
-    "CLAUDE.md",
-    "agents",
-    "commands",
-    "hooks",
-    "output-styles",
-    "rules",
-    "skills",
-    "workflows",
-];
+/// What Claude Code 2.1.330 writes itself in its own directory while it works, beside what is kept of it: not looked at. Whatever has
+/// another name may steer it, or a later version.
+const ITS_OWN: [&str; 5] = [".last-cleanup", "backups", "session-env", "sessions", "shell-snapshots"];
+/// Where its plugins are, of which it writes [`ITS_OWN_STORE`] itself.
+const PLUGINS: &str = "plugins";
+const ITS_OWN_STORE: &str = "store";
+/// What it writes itself in its own file that is a list or an object.
+const ITS_OWN_KEYS: [&str; 2] = ["pluginUsage", "seenNotifications"];
 /// Most files and directories that are looked at. Where there are more, nothing is said of them.
 const ENTRIES: usize = 10_000;
 
@@ -36,10 +34,8 @@ pub(crate) struct Given(Option<BTreeMap<PathBuf, Stamp>>);
 impl Given {
     /// Looks at what is there. Links are not followed.
     pub(crate) fn look(home: &Path) -> Self {
-        let own = home.join(DIRECTORY);
-        let places = NAMES.iter().map(|name| own.join(name)).chain([home.join(STEERING)]);
         let mut found = BTreeMap::new();
-        let mut next: Vec<PathBuf> = places.filter(|place| place.symlink_metadata().is_ok()).collect();
+        let Some(mut next) = places(home) else { return Self(None) };
         while let Some(path) = next.pop() {
             let Ok(metadata) = path.symlink_metadata() else { continue };
             if metadata.is_dir() {
@@ -58,8 +54,59 @@ impl Given {
 
     /// Whether it is known, and all of it is there as it was and nothing else.
     pub(crate) fn is_there_still(&self, home: &Path) -> bool {
-        self.0.is_some() && Self::look(home) == *self
+        self.0.is_some() && Self::look(home) == *self && steers_nothing(&home.join(FILE))
     }
+}
+
+/// Where to begin to look; none if it cannot be told.
+fn places(home: &Path) -> Option<Vec<PathBuf>> {
+    let own = home.join(DIRECTORY);
+    let mut places = vec![home.join(STEERING)];
+    if own.symlink_metadata().is_ok_and(|found| !found.is_dir()) {
+        return None;
+    }
+    for path in entries_but(&own, &[&KEPT[..], &ITS_OWN].concat())? {
+        let is_plugins = path.ends_with(PLUGINS) && path.symlink_metadata().is_ok_and(|found| found.is_dir());
+        if is_plugins {
+            places.extend(entries_but(&path, &[ITS_OWN_STORE])?);
+        } else {
+            places.push(path);
+        }
+    }
+    places.retain(|place| place.symlink_metadata().is_ok());
+    Some(places)
+}
+
+/// What is in a directory, which need not be there, under other names than these; none if it cannot be read.
+fn entries_but(directory: &Path, names: &[&str]) -> Option<Vec<PathBuf>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(Vec::new()),
+        Err(_) => return None,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.ok()?;
+        if !entry.file_name().to_str().is_some_and(|name| names.contains(&name)) {
+            found.push(entry.path());
+        }
+        if found.len() > ENTRIES {
+            return None;
+        }
+    }
+    Some(found)
+}
+
+/// Whether the agent's own file, which it writes again and again, has no settings in it: those are lists and objects. It need not be
+/// there.
+fn steers_nothing(file: &Path) -> bool {
+    if file.symlink_metadata().is_err() {
+        return true;
+    }
+    let Ok(content) = plain_file::read(file, FILE_BYTES) else { return false };
+    let Ok(all) = serde_json::from_slice::<Map<String, Value>>(&content) else { return false };
+    let own = |name: &String| ITS_OWN_KEYS.contains(&name.as_str());
+    all.iter().all(|(name, value)| own(name) || !(value.is_object() || value.is_array()))
 }
 
 #[cfg(test)]
@@ -77,9 +124,15 @@ mod tests {
         fs::write(place(".claude/CLAUDE.md"), "x").unwrap();
         let given = Given::look(home.path());
         fs::write(place(".claude/projects/-workspace/s.jsonl"), "x").unwrap();
-        fs::write(place(".claude.json"), "{}").unwrap();
+        fs::write(place(".claude.json"), r#"{"numStartups":1,"pluginUsage":{"x":{}}}"#).unwrap();
+        for directory in ["sessions", "shell-snapshots", "plugins/store"] {
+            fs::create_dir_all(place(".claude").join(directory)).unwrap();
+            fs::write(place(".claude").join(directory).join("x"), "x").unwrap();
+        }
         assert!(given.is_there_still(home.path()));
         for (name, content) in [
+            (".claude/plugins/installed_plugins.json", "{}"),
+            (".claude/of-a-later-version", "x"),
             (".claude/CLAUDE.md", "y"),
             (".caisson/anchor/CLAUDE.md", "x"),
             (".claude/settings.json", "{}"),
@@ -96,6 +149,28 @@ mod tests {
         assert!(given.is_there_still(home.path()), "the link is not followed");
         fs::remove_file(place(".claude/settings.json")).unwrap();
         assert!(!given.is_there_still(home.path()));
+    }
+
+    #[test]
+    fn settings_in_the_agents_own_file_are_seen() {
+        let home = tempfile::tempdir().unwrap();
+        let given = Given::look(home.path());
+        let long = format!("{{\"a\":\"{}\"}}", "x".repeat(usize::try_from(FILE_BYTES).unwrap()));
+        for (content, as_it_was) in [
+            (r#"{"theme":"dark","seenNotifications":{}}"#, true),
+            (r#"{"env":{"A":"b"}}"#, false),
+            (r#"{"mcpServers":{}}"#, false),
+            (r#"{"projects":{"/workspace":{"allowedTools":["Bash"]}}}"#, false),
+            (r#"{"hooks":[]}"#, false),
+            ("no json", false),
+            (&long, false),
+        ] {
+            fs::write(home.path().join(".claude.json"), content).unwrap();
+            assert_eq!(given.is_there_still(home.path()), as_it_was, "{content:.60}");
+        }
+        fs::remove_file(home.path().join(".claude.json")).unwrap();
+        symlink("/etc/hostname", home.path().join(".claude.json")).unwrap();
+        assert!(!given.is_there_still(home.path()), "a link is not followed");
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod forks;
 mod gateway;
 mod hostile;
 mod inputs;
+mod kept;
 mod messages;
 mod publishing;
 mod real_cli;

@@ -2,6 +2,7 @@
 
 use caisson_domain::check_result::{CheckOutcome, CheckResult};
 use caisson_domain::event::EventKind;
+use caisson_domain::id::RunId;
 use caisson_domain::repository_file::CheckName;
 use caisson_domain::run::RunStatus;
 use caisson_store::{Finish, JournalEffect, NextWork};
@@ -14,6 +15,7 @@ conformance! {
     checks_of_an_attempt_that_is_given_back_are_forgotten,
     an_image_is_chosen_by_the_runs_owner_before_its_agent_starts,
     a_sandboxs_work_names_its_image,
+    a_session_goes_on_in_the_image_that_its_repository_chose,
 }
 
 fn result(outcome: CheckOutcome, turns: u32) -> CheckResult {
@@ -82,4 +84,24 @@ async fn a_sandboxs_work_names_its_image(fixture: Fixture) {
     assert_eq!(image().await.as_deref(), Some("caisson/sandbox:1"));
     fixture.execute("update sandbox set image = ''").await;
     assert_eq!(image().await, None, "an engine without images writes none down");
+}
+
+async fn a_session_goes_on_in_the_image_that_its_repository_chose(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    let (run, session) = (placed.run.id.clone(), placed.run.session.clone());
+    let other = RunId::new(1, [9; 10]);
+    let image = async || fixture.store.session_image(&session, &other).await.unwrap();
+    assert!(fixture.store.choose_image(&run, placed.epoch, "team:1").await.unwrap());
+    assert!(
+        fixture.store.requeue(&run, placed.epoch, "its repository chose the image team:1", 0).await.unwrap()
+    );
+    let again = fixture.place(fixture.claim().await, 2).await;
+    fixture.execute("update sandbox set image = 'team:1'").await;
+    assert_eq!(image().await, None, "no agent has worked in it");
+    fixture.journal(&again, JournalEffect::AgentStarted).await;
+    assert_eq!(image().await.as_deref(), Some("team:1"));
+    assert_eq!(fixture.store.session_image(&session, &run).await.unwrap(), None, "it is the run's own");
+    // One that nobody's repository chose is that of a run which asked for it, or the default one.
+    fixture.execute("update sandbox set image = 'team:2'").await;
+    assert_eq!(image().await, None);
 }

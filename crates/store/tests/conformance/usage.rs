@@ -4,10 +4,12 @@ use caisson_domain::event::EventKind;
 use caisson_domain::id::{RunId, UsageId};
 use caisson_domain::run::RunStatus;
 use caisson_domain::usage::{TokenCounts, UsageTotals};
-use caisson_store::{BeginCall, CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX, Finish, NewModelCall, SettledCall};
+use caisson_store::{
+    BeginCall, CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX, Finish, JournalEffect, NewModelCall, SettledCall,
+};
 use serde_json::json;
 
-use crate::fixture::{Fixture, project, server_id};
+use crate::fixture::{Fixture, completed, project, server_id};
 
 conformance! {
     a_call_counts_as_begun_at_once_and_its_numbers_once_settled,
@@ -24,6 +26,7 @@ conformance! {
     absurd_numbers_are_bounded,
     the_providers_last_status_is_known_but_not_our_own_death,
     a_call_of_a_run_that_is_not_running_is_refused,
+    no_call_begins_once_the_shim_is_done_with_the_run,
 }
 
 const ESTIMATE: TokenCounts =
@@ -305,4 +308,21 @@ async fn a_call_of_a_run_that_is_not_running_is_refused(fixture: Fixture) {
     let queued = fixture.queued().await;
     assert_eq!(fixture.store.begin_model_call(&queued.id, &call()).await.unwrap(), BeginCall::NotRunning);
     assert_eq!(fixture.run(&queued.id).await.usage.calls, 0);
+}
+
+async fn no_call_begins_once_the_shim_is_done_with_the_run(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    let run = &placed.run.id;
+    let open = begin(&fixture, run).await;
+    fixture.journal(&placed, JournalEffect::Finished(completed("done"))).await;
+    let before = fixture.run(run).await.usage;
+    assert_eq!(fixture.store.begin_model_call(run, &call()).await.unwrap(), BeginCall::NotRunning);
+    assert_eq!(fixture.run(run).await.usage, before);
+    assert!(fixture.store.has_open_calls(run).await.unwrap(), "one that had begun before is under way");
+    assert!(fixture.store.settle_model_call(&open, &settled(200)).await.unwrap());
+    assert!(!fixture.store.has_open_calls(run).await.unwrap());
+    // Another attempt has no outcome yet.
+    assert!(fixture.store.requeue(run, placed.epoch, "another image", 0).await.unwrap());
+    let again = fixture.place(fixture.claim().await, 2).await;
+    begin(&fixture, &again.run.id).await;
 }

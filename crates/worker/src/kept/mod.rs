@@ -4,6 +4,7 @@
 //! Nothing in the store says that a sandbox waits, and nothing has to: without a run its agent's grant opens nothing.
 
 mod reuse;
+mod seen;
 mod shelf;
 mod watch;
 
@@ -34,7 +35,7 @@ pub struct KeepAlive {
     pub time: Duration,
     /// How many wait at once, within the slots that no run has.
     pub sandboxes: usize,
-    /// The most memory that they may have together, in bytes, as the engine measures it when each begins to wait.
+    /// The most memory that they may have together, in bytes, as the engine measures it.
     pub memory_bytes: u64,
 }
 
@@ -74,6 +75,7 @@ pub(crate) fn put_by(attempt: &Attempt, hold: Hold) {
         spec: attempt.run.spec.clone(),
         memory_bytes: 0,
         since: Instant::now(),
+        seen: None,
         watched: None,
     });
 }
@@ -92,7 +94,8 @@ pub(crate) fn begin(attempt: &Attempt) {
     while ctx.kept.count() > ctx.config.keep_alive.sandboxes {
         end_oldest(ctx, "more wait than may");
     }
-    ctx.tracker.spawn(watch::watch(Arc::clone(ctx), sandbox, taken).instrument(info_span!("kept")));
+    let watched = watch::Watched { sandbox, session: attempt.run.session.clone(), cap: attempt.cap() };
+    ctx.tracker.spawn(watch::watch(Arc::clone(ctx), watched, taken).instrument(info_span!("kept")));
 }
 
 /// Leaves it to whoever looks for sandboxes that nobody needs: the run's end was not written.

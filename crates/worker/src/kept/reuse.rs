@@ -1,27 +1,36 @@
 //! Gives a run the sandbox of its session's last one.
 
+use std::time::Duration;
+
 use caisson_domain::event::EventKind;
 use caisson_domain::id::SandboxId;
 use caisson_domain::run::RunSpec;
 use caisson_store::SandboxState;
 use serde_json::json;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Waiting;
 use crate::attempt::Attempt;
-use crate::context::Halt;
+use crate::context::{Context, Halt};
 use crate::place::Placing;
 use crate::steps::Step;
 use crate::teardown;
+
+/// Longest time of the last look at what a sandbox uses that waited: a run waits for it.
+const LAST_LOOK: Duration = Duration::from_secs(1);
 
 /// Places the run in the sandbox that waits for it; none if there is none that the run could have. One that it could not have is
 /// ended, since its workspace is the run's.
 pub(crate) async fn reuse(attempt: &Attempt) -> Result<Option<Placing>, Halt> {
     let (ctx, run) = (&attempt.ctx, &attempt.run);
-    let Some(waiting) = ctx.kept.take_of(&run.session) else { return Ok(None) };
-    let Waiting { hold, spec, since, .. } = waiting;
-    let sandbox = hold.sandbox().clone();
-    if !fits(&spec, &run.spec) || !is_at_home(attempt, &sandbox).await? {
+    let Some(mut waiting) = ctx.kept.take_of(&run.session) else { return Ok(None) };
+    let sandbox = waiting.hold.sandbox().clone();
+    let may_have = fits(&waiting.spec, &run.spec) && {
+        let (quiet, at_home) = tokio::join!(is_quiet(ctx, &mut waiting), is_at_home(attempt, &sandbox));
+        quiet && at_home?
+    };
+    let Waiting { hold, since, .. } = waiting;
+    if !may_have {
         info!(run.id = %run.id, sandbox.id = %sandbox, "run {} cannot have sandbox {sandbox}, which waited for it", run.id);
         // One that cannot be removed stands in the way of the next one, and is seen to there.
         teardown::destroy(ctx, hold).await;
@@ -37,6 +46,19 @@ pub(crate) async fn reuse(attempt: &Attempt) -> Result<Option<Placing>, Halt> {
     // The shim has begun already.
     let told = attempt.tell(&sandbox, EventKind::SandboxReused, json!({ "waited_ms": waited_ms })).await?;
     Ok(Some(if told { Placing::Placed(hold) } else { Placing::Lost }))
+}
+
+/// Whether nothing lives or works in it that may not, seen once more and from outside.
+async fn is_quiet(ctx: &Context, waiting: &mut Waiting) -> bool {
+    let sandbox = waiting.hold.sandbox().clone();
+    let why = match tokio::time::timeout(LAST_LOOK, ctx.engine.usage(&sandbox)).await {
+        Ok(Ok(usage)) => waiting.look(&usage),
+        Ok(Err(_)) | Err(_) => Some("the engine does not tell what goes on in it"),
+    };
+    if let Some(why) = why {
+        warn!(sandbox.id = %sandbox, "sandbox {sandbox} waits no longer: {why}");
+    }
+    why.is_none()
 }
 
 /// Whether nobody has told it to end, and no agent of the session has worked elsewhere since.

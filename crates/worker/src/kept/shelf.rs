@@ -4,9 +4,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use caisson_domain::id::{SandboxId, SessionId};
 use caisson_domain::run::RunSpec;
+use caisson_sandbox::SandboxUsage;
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
 
+use super::seen::Seen;
 use crate::holds::Hold;
 
 /// A sandbox that waits.
@@ -20,8 +22,24 @@ pub(crate) struct Waiting {
     pub(crate) memory_bytes: u64,
     /// When it began to wait.
     pub(crate) since: Instant,
+    /// What was seen of it since; none before the first look.
+    pub(crate) seen: Option<Seen>,
     /// Tells whoever watches it that it waits no longer; none before its run has ended.
     pub(crate) watched: Option<DropGuard>,
+}
+
+impl Waiting {
+    /// Takes in what was seen of it; why it may not wait any longer, if it may not.
+    pub(crate) fn look(&mut self, usage: &SandboxUsage) -> Option<&'static str> {
+        let now = Instant::now();
+        match &mut self.seen {
+            Some(seen) => seen.again(usage, now),
+            None => {
+                self.seen = Some(Seen::first(usage, now));
+                None
+            }
+        }
+    }
 }
 
 /// All that wait. A session has one at most: its last run had to be over before the next one.
@@ -75,6 +93,14 @@ impl Shelf {
         }
     }
 
+    /// Takes in what was seen of a sandbox, if it still waits; why it may not wait any longer, if it may not.
+    pub(crate) fn look(&self, sandbox: &SandboxId, usage: &SandboxUsage) -> Option<&'static str> {
+        let mut all = self.lock();
+        let waiting = all.iter_mut().find(|waiting| waiting.hold.sandbox() == sandbox)?;
+        waiting.memory_bytes = usage.memory_bytes;
+        waiting.look(usage)
+    }
+
     /// How many wait whose runs have ended.
     pub(crate) fn count(&self) -> usize {
         self.lock().iter().filter(|waiting| waiting.watched.is_some()).count()
@@ -107,6 +133,7 @@ pub(super) mod tests {
             spec: spec(),
             memory_bytes,
             since: Instant::now(),
+            seen: None,
             watched: Some(token.clone().drop_guard()),
         };
         (waiting, token)

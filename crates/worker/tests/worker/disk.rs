@@ -12,19 +12,19 @@ use caisson_worker::FLOOR_PARTS;
 use crate::shim::Play;
 use crate::world::{World, until};
 
-const MIB: u64 = 1024 * 1024;
+pub(crate) const MIB: u64 = 1024 * 1024;
 /// The small disk, and what of it must be free for a new run.
 const DISK_MIB: u32 = 160;
 const MIN_FREE: u64 = 64 * MIB;
 
 /// The workspace of a run, as its sandbox sees it.
-async fn workspace(world: &World, run: &RunId) -> PathBuf {
+pub(crate) async fn workspace(world: &World, run: &RunId) -> PathBuf {
     let session = world.run(run).await.session;
     world.setup.config.state_dir.join("sessions").join(session.as_str()).join("workspace")
 }
 
 /// Writes so many bytes to the end of a file, or as many as there is room for.
-fn grow(file: &Path, bytes: u64) {
+pub(crate) fn grow(file: &Path, bytes: u64) {
     let mut file = std::fs::File::options().create(true).append(true).open(file).unwrap();
     let piece = vec![7; 64 * 1024];
     for _ in 0..bytes.div_ceil(64 * 1024) {

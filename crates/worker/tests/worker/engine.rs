@@ -30,6 +30,10 @@ pub(crate) enum Mishap {
     Unheard,
 }
 
+/// What a sandbox uses in which nothing works.
+pub(crate) const QUIET: SandboxUsage =
+    SandboxUsage { memory_bytes: 1, memory_peak_bytes: None, cpu_micros: 1_000_000, pids: 12 };
+
 /// The engine; clones share it.
 #[derive(Clone)]
 pub(crate) struct FakeEngine(Arc<Inner>);
@@ -45,6 +49,10 @@ struct Inner {
     most_creating: AtomicUsize,
     most_living: AtomicUsize,
     lists: AtomicUsize,
+    /// What every sandbox uses; none: the engine does not tell.
+    usage: Mutex<Option<SandboxUsage>>,
+    /// How often somebody was told.
+    usages: AtomicUsize,
     started: mpsc::UnboundedSender<SandboxSpec>,
 }
 
@@ -66,6 +74,8 @@ impl FakeEngine {
             create_gate: watch::Sender::new(true),
             destroy_gate: watch::Sender::new(true),
             lists: AtomicUsize::new(0),
+            usage: Mutex::new(Some(QUIET)),
+            usages: AtomicUsize::new(0),
             creating: AtomicUsize::new(0),
             most_creating: AtomicUsize::new(0),
             most_living: AtomicUsize::new(0),
@@ -92,6 +102,16 @@ impl FakeEngine {
     /// Whether destroying goes on; closed, it waits.
     pub(crate) fn set_destroy_gate(&self, open: bool) {
         self.0.destroy_gate.send_replace(open);
+    }
+
+    /// What every sandbox uses from now on; none: the engine does not tell.
+    pub(crate) fn set_usage(&self, usage: Option<SandboxUsage>) {
+        *self.0.usage.lock().unwrap() = usage;
+    }
+
+    /// How often somebody has asked what a sandbox uses.
+    pub(crate) fn usages(&self) -> usize {
+        self.0.usages.load(Ordering::SeqCst)
     }
 
     /// How often somebody has asked for the list of sandboxes.
@@ -282,6 +302,10 @@ impl Engine for FakeEngine {
     }
 
     async fn usage(&self, id: &SandboxId) -> Result<SandboxUsage, EngineError> {
-        Err(EngineError::NotRunning { id: id.clone() })
+        self.reachable("measuring")?;
+        let usage = *self.0.usage.lock().unwrap();
+        self.0.usages.fetch_add(1, Ordering::SeqCst);
+        let running = self.is_running(id);
+        usage.filter(|_| running).ok_or_else(|| EngineError::NotRunning { id: id.clone() })
     }
 }

@@ -53,3 +53,43 @@ async fn what_a_sandbox_asks_for_is_bounded_by_what_the_operator_allows() {
     world.clean().await;
     server.kill();
 }
+
+#[tokio::test]
+async fn a_follow_up_begins_in_the_image_that_its_repository_chose_as_long_as_that_is_allowed() {
+    let mut world = World::new().await;
+    let chosen = "registry.example/team/tools:1";
+    let first = world.queue().await;
+    world.shims.of(&first, vec![Play::SayEarly(wish(chosen)), Play::Complete]);
+    let server = world.boot().await;
+    world.finished(&first).await;
+    for _ in 0..2 {
+        let next = world.next(&first, |_| {}).await;
+        let ended = world.finished(&next).await;
+        assert_eq!((ended.status, ended.attempt), (RunStatus::Succeeded, 1));
+    }
+    let asking = world.next(&first, |spec| spec.image = Some("own:1".to_owned())).await;
+    world.finished(&asking).await;
+    // What a run asked for is its own.
+    let plain = world.next(&first, |_| {}).await;
+    world.finished(&plain).await;
+    let made = || world.engine.made().into_iter().map(|spec| spec.image.unwrap()).collect::<Vec<_>>();
+    let default = "caisson-sandbox:latest";
+    assert_eq!(made(), [default, chosen, chosen, chosen, "own:1", default]);
+    world.clean().await;
+    server.kill();
+
+    let other = world.queue().await;
+    world.shims.of(&other, vec![Play::SayEarly(wish(chosen)), Play::Complete]);
+    let server = world.boot().await;
+    world.finished(&other).await;
+    world.clean().await;
+    server.kill();
+    world.setup.config.repository_images.clear();
+    let server = world.boot().await;
+    let next = world.next(&other, |_| {}).await;
+    assert_eq!(world.finished(&next).await.status, RunStatus::Succeeded);
+    let made: Vec<_> = world.engine.made().into_iter().map(|spec| spec.image.unwrap()).collect();
+    assert_eq!(made[6..], [default, chosen, default], "it may not be chosen any more");
+    world.clean().await;
+    server.kill();
+}

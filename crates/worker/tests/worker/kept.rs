@@ -1,17 +1,21 @@
 //! Sandboxes that wait for another run of their session: who has them, how many wait, and what ends them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use caisson_domain::event::EventKind;
 use caisson_domain::id::{ProjectId, RunId, SandboxId};
 use caisson_domain::run::{RunSpec, RunStatus};
-use caisson_store::{Actor, CreateRun, DeleteSession, NewRun, SandboxState};
+use caisson_domain::usage::TokenCounts;
+use caisson_sandbox::SandboxUsage;
+use caisson_store::{Actor, BeginCall, CreateRun, DeleteSession, NewModelCall, NewRun, SandboxState, Store};
 use caisson_worker::{KeepAlive, Step, StepHook};
 use tokio::sync::Notify;
 
+use crate::disk::{MIB, grow, workspace};
+use crate::engine::QUIET;
 use crate::server::Server;
 use crate::shim::Play;
 use crate::world::{World, until};
@@ -33,7 +37,7 @@ fn keep(time: Duration) -> KeepAlive {
 
 impl World {
     /// Queues a further run of the session of `before`.
-    async fn next(&self, before: &RunId, change: impl FnOnce(&mut RunSpec)) -> RunId {
+    pub(crate) async fn next(&self, before: &RunId, change: impl FnOnce(&mut RunSpec)) -> RunId {
         let before = self.run(before).await;
         let mut spec = before.spec;
         "go on".clone_into(&mut spec.prompt);
@@ -213,6 +217,7 @@ async fn so_many_wait_and_so_much_memory_is_theirs() {
         KeepAlive { memory_bytes: memory(2), ..keep(LONG) },
     ] {
         let world = world(9, keep_alive).await;
+        world.engine.set_usage(None);
         let server = world.boot().await;
         let mut runs = Vec::new();
         for number in 1..=3_usize {
@@ -262,6 +267,141 @@ async fn it_ends_with_its_session_with_a_drain_and_with_its_server() {
     assert!(world.has(&fourth, EventKind::SandboxStarted).await);
     server.shut_down();
     world.clean().await;
+}
+
+/// A run whose sandbox waits and has been looked at so many times.
+async fn looked_at(world: &World, times: usize) -> RunId {
+    let before = world.engine.usages();
+    let run = world.queue().await;
+    world.done(&run).await;
+    until("it is looked at", || async { world.engine.usages() >= before + times }).await;
+    run
+}
+
+#[tokio::test]
+async fn one_in_which_something_lives_or_works_that_may_not_is_ended() {
+    let mut world = world(1, keep(LONG)).await;
+    world.setup.config.timing.kept_look = Duration::from_millis(20);
+    let server = world.boot().await;
+    for usage in [
+        SandboxUsage { pids: QUIET.pids + 1, ..QUIET },
+        SandboxUsage { cpu_micros: QUIET.cpu_micros + 10_000_000, ..QUIET },
+    ] {
+        world.engine.set_usage(Some(QUIET));
+        let run = looked_at(&world, 9).await;
+        assert_eq!(world.engine.ids().len(), 1, "what is quiet waits");
+        world.engine.set_usage(Some(usage));
+        world.clean().await;
+        world.ended_once(&run).await;
+    }
+    // Nor does one of which nobody knows what goes on in it.
+    world.engine.set_usage(Some(QUIET));
+    looked_at(&world, 2).await;
+    world.engine.set_usage(None);
+    world.clean().await;
+    server.kill();
+}
+
+#[tokio::test]
+async fn a_run_gets_no_sandbox_in_which_something_lives_that_may_not() {
+    let world = world(1, keep(LONG)).await;
+    let server = world.boot().await;
+    for usage in [Some(SandboxUsage { pids: QUIET.pids + 1, ..QUIET }), None] {
+        world.engine.set_usage(Some(QUIET));
+        let first = looked_at(&world, 1).await;
+        // The next look comes much later, unless somebody wants it.
+        world.engine.set_usage(usage);
+        let second = world.next(&first, |_| {}).await;
+        world.done(&second).await;
+        assert!(!world.has(&second, EventKind::SandboxReused).await, "{usage:?}");
+        assert!(world.has(&second, EventKind::SandboxStarted).await);
+    }
+    server.shut_down();
+    world.clean().await;
+}
+
+#[tokio::test]
+async fn one_that_fills_its_disk_while_it_waits_is_ended() {
+    let mut world = world(1, keep(LONG)).await;
+    world.setup.config.workspace_mib = 64;
+    let server = world.boot().await;
+    let run = world.queue().await;
+    world.done(&run).await;
+    assert_eq!(world.engine.ids().len(), 1);
+    let file = workspace(&world, &run).await.join("file");
+    grow(&file, 65 * MIB);
+    world.clean().await;
+    assert!(file.exists(), "its workspace is kept");
+    server.kill();
+}
+
+#[tokio::test]
+async fn one_that_fills_the_servers_disk_while_it_waits_is_ended() {
+    let mut world = World::on_a_small_disk(160).await;
+    world.setup.config.keep_alive = keep(LONG);
+    world.setup.config.min_free_disk_bytes = 64 * MIB;
+    world.shims.by_default(Play::Keep);
+    let server = world.boot().await;
+    let run = world.queue().await;
+    world.done(&run).await;
+    let file = workspace(&world, &run).await.join("file");
+    until("it is ended", || async {
+        let waits = !world.engine.ids().is_empty();
+        if waits {
+            grow(&file, MIB);
+        }
+        !waits
+    })
+    .await;
+    server.kill();
+}
+
+/// Calls the model as a run begins and once the shim is done with it.
+struct Calls {
+    store: Store,
+    run: RunId,
+    is_open: AtomicBool,
+    late: Mutex<Option<BeginCall>>,
+}
+
+#[async_trait]
+impl StepHook for Calls {
+    async fn reached(&self, step: Step) {
+        let call = NewModelCall {
+            model: "m".to_owned(),
+            estimate: TokenCounts::default(),
+            estimate_cost_micro_usd: 1,
+            reserve_micro_usd: 1,
+            only_alone: false,
+        };
+        let begin = async || self.store.begin_model_call(&self.run, &call).await.unwrap();
+        if step == Step::Claimed && begin().await.begun().is_some() {
+            self.is_open.store(true, Ordering::SeqCst);
+        } else if step == Step::Judged && self.is_open.load(Ordering::SeqCst) {
+            *self.late.lock().unwrap() = Some(begin().await);
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_call_begins_once_the_shim_is_done_and_one_with_an_open_call_does_not_wait() {
+    let world = world(1, keep(LONG)).await;
+    let plain = world.queue().await;
+    let calling = world.next(&plain, |_| {}).await;
+    let hook = Arc::new(Calls {
+        store: world.store.clone(),
+        run: calling.clone(),
+        is_open: AtomicBool::new(false),
+        late: Mutex::default(),
+    });
+    let server: Server = world.boot_with(hook.clone()).await;
+    world.done(&calling).await;
+    assert!(world.has(&plain, EventKind::SandboxKept).await);
+    assert_eq!(*hook.late.lock().unwrap(), Some(BeginCall::NotRunning));
+    assert_eq!(world.run(&calling).await.usage.estimated_calls, 1);
+    assert!(!world.has(&calling, EventKind::SandboxKept).await);
+    world.clean().await;
+    server.kill();
 }
 
 /// Stops at a step, once it is armed.

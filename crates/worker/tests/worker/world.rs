@@ -63,6 +63,7 @@ fn timing() -> Timing {
         disk_look_near: Duration::from_millis(10),
         room_look: Duration::from_millis(50),
         full_patience: Duration::from_millis(200),
+        kept_look: Duration::from_mins(1),
         retention: Duration::from_millis(50),
     }
 }

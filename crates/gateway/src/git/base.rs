@@ -21,8 +21,9 @@ const CAPABILITY_BYTES: usize = 64 * 1024;
 /// Most of a host's words that is told, in characters.
 const WORDS_CHARS: usize = 200;
 /// Packet between the parts of a request.
-const DELIMITER: &[u8] = b"0001";
-const VERSION: Option<&str> = Some("version=2");
+pub(super) const DELIMITER: &[u8] = b"0001";
+/// In git's header.
+pub(super) const VERSION: Option<&str> = Some("version=2");
 
 /// Why the repository's own objects cannot be had.
 #[derive(Debug, thiserror::Error)]

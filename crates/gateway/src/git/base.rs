@@ -190,7 +190,7 @@ impl Answer {
 
 /// Somebody else's words, on one line, without live secrets. They are taken out before the words are cut: the beginning of
 /// one would not be found any more.
-fn words(text: &[u8], redactor: &Redactor) -> String {
+pub(super) fn words(text: &[u8], redactor: &Redactor) -> String {
     let text = String::from_utf8_lossy(text);
     let line: String = redactor.text(&text).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     line.trim().chars().take(WORDS_CHARS).collect()

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use caisson_store::BoxError;
 use futures_util::stream::{self, StreamExt};
 
-use super::base::{DELIMITER, VERSION};
+use super::base::{DELIMITER, VERSION, words};
 use super::fault::Fault;
 use super::pktline::{self, Packet, Reader};
 use super::{Answer, Exchange, Service, Upstream};
@@ -102,8 +102,7 @@ async fn list(
         Packet::Flush => Ok(false),
         Packet::Special => Ok(true),
         Packet::Data(line) if line.starts_with(b"ERR ") => {
-            let said = redactor.text(&String::from_utf8_lossy(&line[4..])).trim().to_owned();
-            Err(unread(format!("the git host said: {}", said.escape_debug())))
+            Err(unread(format!("the git host said: {}", words(&line[4..], &redactor))))
         }
         Packet::Data(line) => Ok(take(String::from_utf8_lossy(&line).trim_end())),
     })

@@ -75,7 +75,7 @@ pub(super) async fn attack(
     surroundings: &Surroundings,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let chosen: Vec<_> = WAYS.iter().filter(|way| way.name.contains(only)).collect();
+    let chosen: Vec<_> = const { &WAYS }.iter().filter(|way| way.name.contains(only)).collect();
     super::say(&format!("{} workspaces of {} without their repository", chosen.len(), side.name()));
     let owner = side.owner(parts)?;
     for way in chosen {

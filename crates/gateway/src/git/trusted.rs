@@ -8,7 +8,6 @@ use caisson_domain::git::BranchName;
 use caisson_domain::run::Run;
 use caisson_domain::trust::MADE_BRANCHES;
 use caisson_store::StoreError;
-use tokio::time::timeout;
 
 use super::fault::Fault;
 use super::receive::Denial;
@@ -71,8 +70,7 @@ pub(super) async fn look(
         return Ok(Some(steers));
     }
     let full = branch.full_ref();
-    let asked = timeout(shared.bounds.drain, heads::ask(upstream, &full)).await;
-    let heads = asked.map_err(|_| late())?.map_err(AskError::Host)?;
+    let heads = heads::ask(upstream, &full).await.map_err(AskError::Host)?;
     let led = heads.target.as_deref().unwrap_or(&full);
     // A name of something else has the trust of what it is a name of.
     let other = led.strip_prefix("refs/heads/").filter(|_| led != full).and_then(|name| name.parse().ok());
@@ -86,8 +84,7 @@ pub(super) async fn look(
     }
     let may_be_made = if heads.unborn {
         // Whatever is pushed first to a repository without a branch is its beginning.
-        let asked = timeout(shared.bounds.drain, heads::has_branches(upstream)).await;
-        !asked.map_err(|_| late())?.map_err(AskError::Host)?
+        !heads::has_branches(upstream).await.map_err(AskError::Host)?
     } else {
         was_made(shared, run, &full).await?
     };
@@ -113,11 +110,6 @@ async fn was_made(shared: &Shared, run: &Run, full: &str) -> Result<bool, AskErr
     });
     let earlier = asked.await.map_err(AskError::Store)?;
     Ok(earlier.iter().any(|push| push.run == run.id && push.push.old.bytes().all(|digit| digit == b'0')))
-}
-
-fn late() -> AskError {
-    let detail = "the git host did not say in time what its repository's default branch is".to_owned();
-    AskError::Host(Fault::Uninspected { detail })
 }
 
 /// As [`look`], before the agent begins: what cannot be said then is said when it pushes. Names that are made for runs are not

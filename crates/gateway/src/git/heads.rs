@@ -122,7 +122,9 @@ async fn read(
         let chunk = chunk.map_err(|_| unread("the git host broke off its list of refs"))?;
         bytes += chunk.len();
         if bytes > ADVERTISEMENT_BYTES {
-            return Err(unread(format!("the git host's list of refs is longer than {ADVERTISEMENT_BYTES} bytes")));
+            return Err(unread(format!(
+                "the git host's list of refs is longer than {ADVERTISEMENT_BYTES} bytes"
+            )));
         }
         reader.push(&chunk);
         while let Some(packet) = reader.next().map_err(|_| unread("the git host's list of refs is none"))? {

@@ -63,7 +63,8 @@ pub(super) async fn look(
     upstream: &Upstream,
 ) -> Result<Option<Steers>, AskError> {
     let trust = &run.spec.workflow.caisson.trust;
-    let Some(branch) = run.spec.branch.as_ref().filter(|_| !trust.publish && stands(Check::TrustedBranch)) else {
+    let Some(branch) = run.spec.branch.as_ref().filter(|_| !trust.publish && stands(Check::TrustedBranch))
+    else {
         return Ok(None);
     };
     if let Some(steers) = trusted(shared, run, branch).await? {
@@ -105,9 +106,8 @@ async fn trusted(shared: &Shared, run: &Run, branch: &BranchName) -> Result<Opti
 
 /// Whether the run itself has made the branch, as it does where the repository was empty: then all of it is the run's.
 async fn was_made(shared: &Shared, run: &Run, full: &str) -> Result<bool, AskError> {
-    let asked = hold(&shared.cancel, shared.bounds.store_hold, || {
-        shared.store.session_pushes(&run.session, full)
-    });
+    let asked =
+        hold(&shared.cancel, shared.bounds.store_hold, || shared.store.session_pushes(&run.session, full));
     let earlier = asked.await.map_err(AskError::Store)?;
     Ok(earlier.iter().any(|push| push.run == run.id && push.push.old.bytes().all(|digit| digit == b'0')))
 }

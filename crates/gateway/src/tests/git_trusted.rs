@@ -52,7 +52,8 @@ impl Scene {
 }
 
 async fn trust(world: &World, entry: &str) {
-    let text = format!("---\nname: releases\ndescription: x\ncaisson: {{trust: {{branches: ['{entry}']}}}}\n---\n");
+    let text =
+        format!("---\nname: releases\ndescription: x\ncaisson: {{trust: {{branches: ['{entry}']}}}}\n---\n");
     let workflow = Workflow::parse(&text).unwrap();
     world.store.put_workflow(&"default".parse().unwrap(), &workflow).await.unwrap();
 }

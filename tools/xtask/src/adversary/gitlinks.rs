@@ -47,11 +47,7 @@ struct Way {
 
 const WAYS: [Way; 3] = [
     Way { name: "traces.git_link_to_the_host", lead: "ln -s VICTIM/.git .git", publishes: false },
-    Way {
-        name: "traces.git_file_to_the_host",
-        lead: "echo 'gitdir: VICTIM/.git' > .git",
-        publishes: false,
-    },
+    Way { name: "traces.git_file_to_the_host", lead: "echo 'gitdir: VICTIM/.git' > .git", publishes: false },
     Way {
         name: "traces.git_link_beside_it",
         lead: "git config -f .kept/config core.fsmonitor .git/tell; ln -s .kept .git",
@@ -167,7 +163,8 @@ fn is_as_meant(way: &Way, world: &World, run: &Value, events: &[Value]) -> anyho
     let log = || format!("{run:#}\n{}\n{}", json!(events), world.server.log());
     if way.publishes {
         ensure!(run["status"] == "succeeded", "{} was not published: {}", way.name, log());
-        let pushed = run["pushed_commit"].as_str().with_context(|| format!("nothing was pushed: {}", log()))?;
+        let pushed =
+            run["pushed_commit"].as_str().with_context(|| format!("nothing was pushed: {}", log()))?;
         let work = run_git(&world.bare, &["show", &format!("{pushed}:work.py")])?;
         ensure!(work == "value = 2", "other work was pushed: {work}");
         return Ok(());

@@ -65,11 +65,7 @@ impl Report {
             self.controls,
             self.idle.len(),
         ));
-        lines.push(format!(
-            "adversary: {} tried, {} through",
-            self.tried.len(),
-            count(Judgement::Through)
-        ));
+        lines.push(format!("adversary: {} tried, {} through", self.tried.len(), count(Judgement::Through)));
         lines
     }
 }

@@ -41,7 +41,9 @@ impl Drop for Held {
         for address in &self.0 {
             let given_up = ip(&["address", "del", address, "dev", DEVICE]);
             if !given_up.is_ok_and(|output| output.status.success()) {
-                super::super::say(&format!("{address} is still held: `ip address del {address} dev {DEVICE}`"));
+                super::super::say(&format!(
+                    "{address} is still held: `ip address del {address} dev {DEVICE}`"
+                ));
             }
         }
     }

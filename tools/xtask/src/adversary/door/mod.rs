@@ -160,7 +160,8 @@ fn runs<'a>(attempts: impl IntoIterator<Item = &'a Attempt>) -> Vec<Vec<&'a Atte
     let (alone, others): (Vec<&'a Attempt>, Vec<&'a Attempt>) =
         attempts.into_iter().partition(|attempt| attempt.is_alone());
     // Only these have a server that asks another resolver, or a machine with other addresses.
-    let (moving, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|attempt| attempt.needs_names());
+    let (moving, others): (Vec<&'a Attempt>, Vec<&'a Attempt>) =
+        others.into_iter().partition(|attempt| attempt.needs_names());
     let (held, together): (Vec<_>, Vec<_>) = others.into_iter().partition(|attempt| attempt.needs_held());
     let runs = [together, moving, held].into_iter().chain(alone.into_iter().map(|attempt| vec![attempt]));
     runs.filter(|run| !run.is_empty()).collect()

@@ -193,7 +193,11 @@ pub(crate) const ALL: &[Attempt] = &[
         &[RULES, ADDRESSES],
     ),
     heard("egress.metadata_address", &["metadata={metadata}", "token={token}"], &[RULES, ADDRESSES]),
-    heard("egress.metadata_address_by_ipv6", &["metadata6={metadata6}", "token={token}"], &[RULES, ADDRESSES]),
+    heard(
+        "egress.metadata_address_by_ipv6",
+        &["metadata6={metadata6}", "token={token}"],
+        &[RULES, ADDRESSES],
+    ),
     heard(
         "egress.metadata_address_by_name",
         &["metadata_name={metadata_name}", "token={token}"],

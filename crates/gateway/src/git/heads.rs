@@ -267,10 +267,10 @@ mod tests {
         let encoded = Answer { encoding: Some("gzip".parse().unwrap()), ..answer(&["version 2", ""], 9) };
         assert!(read(encoded, |_| Ok(true)).await.is_err());
         let of = |bytes: usize| {
-            let piece = Bytes::from(vec![b'0'; 1024 * 1024]);
-            let pieces = std::iter::repeat_n(Ok(piece), bytes / (1024 * 1024));
-            let more = (bytes % (1024 * 1024) != 0).then(|| Ok(Bytes::from_static(b"0000")));
-            Answer { chunks: stream::iter(pieces.chain(more).collect::<Vec<_>>()).boxed(), encoding: None }
+            let piece = Bytes::from(b"0004".repeat(256 * 1024));
+            let pieces = std::iter::repeat_n(piece, bytes / (1024 * 1024));
+            let more = (bytes % (1024 * 1024) != 0).then(|| Bytes::from_static(b"0004"));
+            Answer { chunks: stream::iter(pieces.chain(more)).map(Ok).boxed(), encoding: None }
         };
         let said = async |bytes: usize| match read(of(bytes), |_| Ok(true)).await {
             Err(Fault::Uninspected { detail }) => detail,

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use testkit::api::Api;
 use testkit::engine::Engine;
 use testkit::parts::Parts;
 use testkit::repository::{clone_branch, run_git};
@@ -149,7 +150,10 @@ async fn no_run_writes_a_branch_that_steers_unless_its_workflow_says_so(engine: 
     assert!(denied["data"]["remedy"].as_str().unwrap().contains("trust.publish"), "{denied}");
     assert_eq!((world.model_calls().len(), main()), (0, before.clone()), "told before anything is paid for");
     let text = workflow("{trust: {publish: true}}");
-    let put = world.api.put("/v1/workflows/told", &json!({"text": text})).await.unwrap();
+    let made = world.spec.command(&["key", "create", "keeper", "--scope", "workflows"]).output().unwrap();
+    let key = String::from_utf8(made.stdout).unwrap();
+    let keeper = Api::new(&world.server.base, key.trim()).unwrap();
+    let put = keeper.put("/v1/workflows/told", &json!({"text": text})).await.unwrap();
     assert_eq!(put.status, 200, "{}", put.body);
     let (run, _) = finished(&world, &body).await;
     assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());

@@ -309,7 +309,9 @@ impl Scene {
                     format!("---\nname: trusting\ndescription: Trusts it\ncaisson: {block}\n---\nLook.\n");
                 let key = ["key", "create", "keeper", "--scope", "workflows"];
                 let made = self.world.spec.command(&key).stdin(Stdio::null()).output()?;
-                let keeper = Api::new(&self.world.server.base, String::from_utf8_lossy(&made.stdout).trim())?;
+                let told = String::from_utf8_lossy(&made.stdout).into_owned();
+                let key = told.split_whitespace().find(|word| word.starts_with("csk_"));
+                let keeper = Api::new(&self.world.server.base, key.context("no key was made")?)?;
                 let put = keeper.put("/v1/workflows/trusting", &json!({ "text": text })).await?;
                 ensure!(put.status == 201, "the workflow was not put: {}", put.body);
                 Ok(())

@@ -123,12 +123,15 @@ pub struct TrustView {
     pub instructions: bool,
     /// Whether their settings act: hooks, MCP servers, subagents, commands, skills.
     pub settings: bool,
+    /// Whether runs may push to a branch whose files steer agents: one that a workflow of the project trusts, or the
+    /// repository's default branch.
+    pub publish: bool,
 }
 
 impl From<TrustBlock> for TrustView {
     fn from(trust: TrustBlock) -> Self {
-        let TrustBlock { branches, instructions, settings } = trust;
-        Self { branches, instructions, settings }
+        let TrustBlock { branches, instructions, settings, publish } = trust;
+        Self { branches, instructions, settings, publish }
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use testkit::api::Api;
 use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::repository::{clone_branch, run_git};
@@ -19,6 +20,7 @@ const HEAD: &str = "pr/7";
 testkit::on_every_engine_and_database! {
     a_branch_from_outside_steers_nothing_and_the_default_branch_does_where_it_may
     a_workflow_forbids_a_path_and_the_run_says_so
+    no_run_writes_a_branch_that_steers_unless_its_workflow_says_so
 }
 
 /// What the agent does: it tells what it was given, in a file that is pushed.
@@ -29,14 +31,18 @@ const SCENARIO: &str = r#"{"tell": {"prompts": [
   {"when_prompt_contains": "commit message", "steps": [{"text": "docs: tell what was given"}]}
 ]}}"#;
 
+/// The workflow `told` with this `caisson` block.
+fn workflow(block: &str) -> String {
+    format!(
+        "---\nname: told\ndescription: Tells\npermissionMode: bypassPermissions\ncaisson: {block}\n---\nDo it.\n"
+    )
+}
+
 /// A world whose server has the workflow `told` with this `caisson` block.
 async fn world(ground: Ground, block: &str, scenario: &str) -> Option<World> {
     let parts = Parts::find(env!("CARGO_BIN_EXE_caisson"))?;
     let workflows = tempfile::tempdir().unwrap();
-    let text = format!(
-        "---\nname: told\ndescription: Tells\npermissionMode: bypassPermissions\ncaisson: {block}\n---\nDo it.\n"
-    );
-    std::fs::write(workflows.path().join("told.md"), text).unwrap();
+    std::fs::write(workflows.path().join("told.md"), workflow(block)).unwrap();
     let spec = WorldSpec {
         scenario: scenario.to_owned(),
         scenarios: vec![SCENARIO.to_owned()],
@@ -122,4 +128,35 @@ async fn a_workflow_forbids_a_path_and_the_run_says_so(ground: Ground) {
     let denied = events.iter().find(|event| event["kind"] == "gateway.denied").unwrap();
     assert_eq!(denied["data"]["rule"], "forbidden_path");
     assert!(run_git(&world.bare, &["rev-parse", "--verify", run["branch"].as_str().unwrap()]).is_err());
+}
+
+async fn no_run_writes_a_branch_that_steers_unless_its_workflow_says_so(ground: Ground) {
+    let block = "{trust: {branches: [release/*]}}";
+    let Some(world) = world(ground, block, "tell").await else { return };
+    let main = || run_git(&world.bare, &["rev-parse", "main"]).unwrap();
+    let before = main();
+    let mut body = world.run_body();
+    (body["workflow"], body["branch"]) = (json!("told"), json!("release/1"));
+    let refused = world.api.post("/v1/runs", &body).await.unwrap();
+    assert_eq!((refused.status, &refused.body["code"]), (422, &json!("branch_trusted")), "{}", refused.body);
+    // Only the git host knows which branch is its default one.
+    body["branch"] = json!("main");
+    let (run, events) = finished(&world, &body).await;
+    assert_eq!(run["failure"]["kind"], "policy_denied", "{run:#}\n{}", world.server.log());
+    let message = run["failure"]["message"].as_str().unwrap();
+    assert!(message.contains("is the repository's default branch"), "{message}");
+    assert!(message.contains("name another branch"), "{message}");
+    let denied = events.iter().find(|event| event["kind"] == "gateway.denied").unwrap();
+    assert!(denied["data"]["remedy"].as_str().unwrap().contains("trust.publish"), "{denied}");
+    assert_eq!((world.model_calls().len(), main()), (0, before.clone()), "told before anything is paid for");
+    let text = workflow("{trust: {publish: true}}");
+    let made = world.spec.command(&["key", "create", "keeper", "--scope", "workflows"]).output().unwrap();
+    let told = String::from_utf8(made.stdout).unwrap();
+    let key = told.split_whitespace().find(|word| word.starts_with("csk_")).unwrap();
+    let keeper = Api::new(&world.server.base, key).unwrap();
+    let put = keeper.put("/v1/workflows/told", &json!({"text": text})).await.unwrap();
+    assert_eq!(put.status, 200, "{}", put.body);
+    let (run, _) = finished(&world, &body).await;
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
+    assert!(main() != before && run["pushed_commit"] == main().as_str(), "{run:#}");
 }

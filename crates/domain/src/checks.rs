@@ -11,6 +11,8 @@ pub enum Check {
     Grant,
     /// Whether a push is for the run's own branch.
     OwnBranch,
+    /// Whether a push is for a branch whose files steer agents.
+    TrustedBranch,
     /// Whether a request for git is for the run's own repository.
     OwnRepository,
     /// Whether a push removes its branch.
@@ -79,9 +81,10 @@ pub enum Check {
 
 impl Check {
     /// Every check.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::Grant,
         Self::OwnBranch,
+        Self::TrustedBranch,
         Self::OwnRepository,
         Self::NoDelete,
         Self::OneRef,
@@ -122,6 +125,7 @@ impl Check {
         match self {
             Self::Grant => "grant",
             Self::OwnBranch => "own_branch",
+            Self::TrustedBranch => "trusted_branch",
             Self::OwnRepository => "own_repository",
             Self::NoDelete => "no_delete",
             Self::OneRef => "one_ref",

@@ -15,6 +15,9 @@ pub const STEERING_PATHS: usize = 100;
 /// Longest of those paths as told, in bytes.
 pub const STEERING_PATH_BYTES: usize = 300;
 
+/// What the names of branches begin with that are made for runs and name none.
+pub const MADE_BRANCHES: &str = "caisson/";
+
 /// What a workflow trusts. Without it: the repository's default branch, for instructions alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -25,11 +28,15 @@ pub struct TrustBlock {
     pub instructions: bool,
     /// Whether the settings of the anchor act: hooks, MCP servers, subagents, commands, skills.
     pub settings: bool,
+    /// Whether a run may push to a branch whose files steer agents: the repository's default branch, and those that a
+    /// workflow of the project names. Otherwise an agent could write what the next one obeys.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub publish: bool,
 }
 
 impl Default for TrustBlock {
     fn default() -> Self {
-        Self { branches: Vec::new(), instructions: true, settings: false }
+        Self { branches: Vec::new(), instructions: true, settings: false, publish: false }
     }
 }
 
@@ -40,16 +47,18 @@ pub(crate) struct TrustFront {
     branches: Vec<String>,
     instructions: Option<bool>,
     settings: Option<bool>,
+    publish: bool,
 }
 
 impl From<TrustFront> for TrustBlock {
     fn from(front: TrustFront) -> Self {
-        let TrustFront { branches, instructions, settings } = front;
+        let TrustFront { branches, instructions, settings, publish } = front;
         let default = Self::default();
         Self {
             branches,
             instructions: instructions.unwrap_or(default.instructions),
             settings: settings.unwrap_or(default.settings),
+            publish,
         }
     }
 }
@@ -79,6 +88,24 @@ impl TrustBlock {
             Some(entry) => Err(format!(
                 "\"{}\" is neither a branch nor a prefix that ends in /*, such as release/*",
                 cut(entry, 64).escape_debug()
+            )),
+        }
+    }
+
+    /// As [`TrustBlock::check`], and that a workflow of this name, whose runs push or not, does not trust the branches that
+    /// are made for its own runs: no push would pass.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    pub fn check_of(&self, workflow: &str, pushes: bool) -> Result<(), String> {
+        self.check()?;
+        let made = format!("{MADE_BRANCHES}{workflow}/");
+        let covers = |entry: &&String| entry.strip_suffix('*').is_some_and(|prefix| made.starts_with(prefix));
+        match self.branches.iter().find(covers).filter(|_| pushes && !self.publish) {
+            None => Ok(()),
+            Some(entry) => Err(format!(
+                "\"{entry}\" names the branches that its own runs push, and what an agent wrote there would steer the next \
+                 one; name others, or add \"publish: true\" beside it"
             )),
         }
     }
@@ -206,6 +233,32 @@ mod tests {
         }
         assert!(trusting(&["x"; TRUSTED_BRANCHES]).check().is_ok());
         assert!(trusting(&["x"; TRUSTED_BRANCHES + 1]).check().is_err());
+    }
+
+    #[test]
+    fn a_workflow_does_not_trust_what_its_own_runs_push_unless_it_says_so() {
+        let of = |entry: &str, pushes: bool| trusting(&[entry]).check_of("fix", pushes);
+        for covering in ["caisson/*", "caisson/fix/*"] {
+            assert!(of(covering, true).unwrap_err().contains("publish: true"), "{covering}");
+            assert_eq!(of(covering, false), Ok(()), "{covering}");
+            let told = TrustBlock { publish: true, ..trusting(&[covering]) };
+            assert_eq!(told.check_of("fix", true), Ok(()), "{covering}");
+        }
+        for other in ["caisson/fixer/*", "caisson/fix", "caisson/fix/x/*", "release/*", "caisson"] {
+            assert_eq!(of(other, true), Ok(()), "{other}");
+        }
+        assert!(of("*", false).is_err());
+    }
+
+    #[test]
+    fn what_is_not_said_is_not_written_down() {
+        // A definition that says nothing new is the same text as before, and no new version.
+        let text = serde_json::to_string(&TrustBlock::default()).unwrap();
+        assert!(!text.contains("publish"), "{text}");
+        let said = TrustBlock { publish: true, ..TrustBlock::default() };
+        let text = serde_json::to_string(&said).unwrap();
+        assert_eq!(serde_json::from_str::<TrustBlock>(&text).unwrap(), said);
+        assert_eq!(serde_json::from_str::<TrustBlock>("{}").unwrap(), TrustBlock::default());
     }
 
     #[test]

@@ -412,7 +412,8 @@ impl Workflow {
 
     fn validate_trust(&self) -> Result<(), WorkflowError> {
         let fault = |field, reason| WorkflowError::Value { field, reason };
-        self.caisson.trust.check().map_err(|reason| fault("caisson.trust.branches", reason))?;
+        let trust = self.caisson.trust.check_of(&self.name, self.caisson.publish.pushes());
+        trust.map_err(|reason| fault("caisson.trust.branches", reason))?;
         let globs = Globs::new(&self.caisson.forbidden_paths).map(drop);
         globs.map_err(|error| fault("caisson.forbidden_paths", error.to_string()))
     }

@@ -209,7 +209,14 @@ fn a_workflow_trusts_nothing_but_what_it_names() {
         (true, true, vec!["release/*".to_owned()])
     );
     assert!(!block("{trust: {instructions: false}}").unwrap().trust.instructions);
-    for bad in ["{trust: {hooks: true}}", "{trust: {branches: ['*']}}", "{trust: true}"] {
+    assert!(!opted.publish && block("{trust: {publish: true}}").unwrap().trust.publish);
+    assert!(block("{publish: none, trust: {branches: [caisson/*]}}").is_ok());
+    for bad in [
+        "{trust: {hooks: true}}",
+        "{trust: {branches: ['*']}}",
+        "{trust: true}",
+        "{trust: {branches: [caisson/x/*]}}",
+    ] {
         assert!(block(bad).is_err(), "{bad}");
     }
     // One that another version wrote, without the block.

@@ -1,8 +1,11 @@
 //! Workflows, one row a name.
 
+use caisson_domain::git::BranchName;
 use caisson_domain::id::ProjectId;
 use caisson_domain::limits::{PAGE_ITEMS, WORKFLOWS};
+use caisson_domain::trust::TrustBlock;
 use caisson_domain::workflow::Workflow;
+use serde::Deserialize;
 
 use crate::database::{Row, Tx, sql};
 use crate::rows::{Columns, document};
@@ -63,6 +66,9 @@ const ONE: &str = "select name, version, updated_at_ms, definition, is_own from 
 
 const LIST: &str = "select name, version, updated_at_ms, definition, is_own from workflow where project_id = $1 \
      order by name limit $2";
+
+const PAGE_OF_DEFINITIONS: &str = "select name, definition from workflow where project_id = $1 and name > $2 \
+     order by name limit $3";
 
 const RESTORE: &str = "update workflow set definition = server_definition, is_own = 0, version = version + 1, updated_at_ms = $3 \
      where project_id = $1 and name = $2 and is_own = 1 and server_definition is not null";
@@ -169,6 +175,52 @@ impl Store {
         let rows = sql::query(LIST).bind(project.as_str()).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
         rows.iter().map(stored_workflow).collect()
     }
+
+    /// The first workflow of the project, by name, whose `trust.branches` name the branch; none if no one's do. It looks at
+    /// all of them, a page at a time.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn workflow_trusting(
+        &self,
+        project: &ProjectId,
+        branch: &BranchName,
+    ) -> Result<Option<String>, StoreError> {
+        let mut after = String::new();
+        loop {
+            let rows = sql::query(PAGE_OF_DEFINITIONS)
+                .bind(project.as_str())
+                .bind(after.as_str())
+                .bind(PAGE_ITEMS)
+                .fetch_all(self.reader())
+                .await?;
+            for row in &rows {
+                let columns = Columns::keyed("workflow", row, "name")?;
+                after = columns.get::<&str>("name")?.to_owned();
+                let Definition { caisson } = columns.json("definition")?;
+                if caisson.trust.names(branch) {
+                    return Ok(Some(after));
+                }
+            }
+            if rows.len() < PAGE_ITEMS as usize {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// What a definition says of trust; the rest of it is not read.
+#[derive(Debug, Deserialize)]
+struct Definition {
+    caisson: Block,
+}
+
+#[derive(Debug, Deserialize)]
+struct Block {
+    #[serde(default)]
+    trust: TrustBlock,
 }
 
 async fn put(

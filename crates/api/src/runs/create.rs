@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 
 use super::request::CreateRun;
-use super::{follow, queueing, validate};
+use super::{follow, queueing, trusted, validate};
 use crate::extract::{Fields, unknown_session};
 use crate::problem::{ApiError, Faults};
 use crate::state::App;
@@ -95,6 +95,12 @@ pub(crate) async fn accept(
     );
     if let Some(spec) = &mut spec {
         queueing::complete(spec, &request, app.store().now_ms(), &mut faults);
+    }
+    if let Some(spec) = &spec
+        && let Some(branch) = &spec.branch
+    {
+        let pushed = (&spec.workflow, branch);
+        trusted::check_branch(app.store(), &caller.project, pushed, &mut faults).await?;
     }
     let spec = match spec {
         Some(spec) if faults.is_empty() => spec,

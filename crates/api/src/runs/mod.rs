@@ -6,6 +6,7 @@ mod create;
 mod follow;
 mod queueing;
 mod request;
+pub(crate) mod trusted;
 mod validate;
 mod view;
 

@@ -46,7 +46,8 @@ pub struct CreateRun {
     /// workflow trusts it, and else the repository's default branch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub anchor: Option<String>,
-    /// The branch to make and push; left out, `caisson/<workflow>/<short run id>`.
+    /// The branch to make and push; left out, `caisson/<workflow>/<short run id>`. Not one that a workflow of the project
+    /// trusts to steer agents, nor the repository's default branch, unless the run's own workflow says `trust.publish`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branch: Option<String>,
     /// The model's id or alias.

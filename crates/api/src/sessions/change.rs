@@ -6,8 +6,8 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use caisson_domain::git::{BranchError, BranchName};
-use caisson_domain::id::SessionId;
-use caisson_store::{self as store, Actor, DeleteSession, ForkSession, Idempotency};
+use caisson_domain::id::{ProjectId, SessionId};
+use caisson_store::{self as store, Actor, DeleteSession, ForkSession, Idempotency, Store};
 use http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -19,7 +19,7 @@ use crate::auth::{Administrator, Writer};
 use crate::extract::{Fields, JsonObject, NoParams, SessionPath, unknown_session};
 use crate::inputs::Repeatable;
 use crate::problem::{ApiError, Faults, Problem};
-use crate::runs::REPLAYED;
+use crate::runs::{REPLAYED, trusted};
 use crate::state::App;
 
 const SANDBOX_LEFT: &str = "its sandbox is still being taken away; try again in a moment, or, if its server is away (`caisson servers`), \
@@ -34,7 +34,8 @@ const SANDBOX_LOOK: Duration = Duration::from_millis(250);
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewFork {
-    /// The branch that the fork's runs make and push; left out, `caisson/<workflow>/<short session id>`.
+    /// The branch that the fork's runs make and push; left out, `caisson/<workflow>/<short session id>`. Not one
+    /// that a workflow trusts to steer agents, unless the session's own says `trust.publish`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branch: Option<String>,
 }
@@ -74,6 +75,9 @@ pub(crate) async fn fork_session(
     JsonObject(fields): JsonObject,
 ) -> Result<Response, ApiError> {
     let branch = wanted_branch(fields)?;
+    if let Some(branch) = &branch {
+        check_branch(app.store(), &caller.project, &id, branch).await?;
+    }
     let idempotency = key.map(|key| Idempotency { key, request_sha256: digest(&id, branch.as_ref()) });
     let new = store::NewFork { branch, idempotency };
     let forked = app.store().fork_session(&caller.project, &id, &new, Actor::Key(caller.key)).await?;
@@ -126,6 +130,21 @@ fn gone() -> ApiError {
         "session_deleted",
         "the same request made a fork, which was deleted since; use a new Idempotency-Key for a new fork",
     )
+}
+
+/// Refuses a branch that no run of the session's workflow, as it is now, may push to. A session that is not there is told of later.
+async fn check_branch(
+    store: &Store,
+    project: &ProjectId,
+    session: &SessionId,
+    branch: &BranchName,
+) -> Result<(), ApiError> {
+    let Some(found) = store.go_on(project, session).await? else { return Ok(()) };
+    let pinned = found.spec.workflow;
+    let now = store.workflow(project, &pinned.name).await?.map_or(pinned, |stored| stored.workflow);
+    let mut faults = Faults::default();
+    trusted::check_branch(store, project, (&now, branch), &mut faults).await?;
+    if faults.is_empty() { Ok(()) } else { Err(ApiError::InvalidFork(faults)) }
 }
 
 fn wanted_branch(mut fields: Fields) -> Result<Option<BranchName>, ApiError> {

@@ -33,5 +33,6 @@ mod sessions;
 mod stream;
 mod stream_live;
 mod support;
+mod trusted;
 mod usage;
 mod workflows;

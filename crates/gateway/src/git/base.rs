@@ -21,8 +21,9 @@ const CAPABILITY_BYTES: usize = 64 * 1024;
 /// Most of a host's words that is told, in characters.
 const WORDS_CHARS: usize = 200;
 /// Packet between the parts of a request.
-const DELIMITER: &[u8] = b"0001";
-const VERSION: Option<&str> = Some("version=2");
+pub(super) const DELIMITER: &[u8] = b"0001";
+/// In git's header.
+pub(super) const VERSION: Option<&str> = Some("version=2");
 
 /// Why the repository's own objects cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -189,7 +190,7 @@ impl Answer {
 
 /// Somebody else's words, on one line, without live secrets. They are taken out before the words are cut: the beginning of
 /// one would not be found any more.
-fn words(text: &[u8], redactor: &Redactor) -> String {
+pub(super) fn words(text: &[u8], redactor: &Redactor) -> String {
     let text = String::from_utf8_lossy(text);
     let line: String = redactor.text(&text).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     line.trim().chars().take(WORDS_CHARS).collect()

@@ -19,6 +19,8 @@ pub(super) enum Fault {
     PublishesNothing,
     /// Somebody has the run's branch checked out on the server, and git takes no push to such a branch.
     CheckedOut { branch: String },
+    /// Files of the run's branch steer agents.
+    TrustedBranch { reason: String },
     /// Too many of git's processes run on the server.
     Busy,
     /// The git host refused the credential, or wants one.
@@ -59,6 +61,7 @@ impl Fault {
             | Self::Forbidden
             | Self::PublishesNothing
             | Self::CheckedOut { .. }
+            | Self::TrustedBranch { .. }
             | Self::TooLarge { .. }
             | Self::Encoding => None,
             Self::Auth { status, .. }
@@ -91,6 +94,7 @@ impl Fault {
             | Self::Forbidden
             | Self::PublishesNothing
             | Self::CheckedOut { .. }
+            | Self::TrustedBranch { .. }
             | Self::Busy
             | Self::Auth { .. }
             | Self::Credential(_)
@@ -112,7 +116,8 @@ impl Fault {
             | Self::LeadsOut
             | Self::StraysOut { .. }
             | Self::Forbidden
-            | Self::PublishesNothing => (StatusCode::FORBIDDEN, "policy_denied"),
+            | Self::PublishesNothing
+            | Self::TrustedBranch { .. } => (StatusCode::FORBIDDEN, "policy_denied"),
             Self::CheckedOut { .. } => (StatusCode::FORBIDDEN, "push_rejected"),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             Self::Credential(CredentialFault::Away) => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
@@ -163,6 +168,7 @@ impl Fault {
                 "branch \"{branch}\" is checked out in the repository on the server, and git takes no push to such a \
                  branch; name another one for the run, or check out another one there"
             ),
+            Self::TrustedBranch { reason } => reason.clone(),
             Self::Busy => "too many git requests are under way on the server; try again".to_owned(),
             Self::Auth { status, with_credential: true } => format!(
                 "the git host refused the credential (status {status}); give the server one that may do this"

@@ -7,11 +7,13 @@ mod answer;
 mod base;
 mod clean;
 mod compare;
+mod early;
 mod fault;
 mod finding;
 mod forward;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
+mod heads;
 mod helper;
 mod http;
 mod inflate;
@@ -31,6 +33,7 @@ mod scan;
 mod secrets;
 mod settle;
 mod submodules;
+mod trusted;
 mod under_way;
 
 use std::path::PathBuf;
@@ -41,7 +44,7 @@ use ::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use caisson_domain::event::EventKind;
 use caisson_domain::git::{AllowList, BranchName, Repository};
 use caisson_domain::redact::Redactor;
-use caisson_domain::run::{Phase, Run};
+use caisson_domain::run::Run;
 use caisson_store::{BoxError, CredentialUse};
 use futures_util::stream::{self, StreamExt};
 use hyper::body::Incoming;
@@ -296,12 +299,10 @@ async fn serve(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Resu
         Ok(upstream) => upstream,
         Err(fault) => return Err(tell(door, &run, fault).await),
     };
-    // Told before the agent has begun, and not after its work was paid for.
-    if let Some(branch) =
-        to_be_pushed(&run).filter(|_| operation == Operation::Advertise(Service::UploadPack))
-        && upstream.is_checked_out(branch).await
+    if operation == Operation::Advertise(Service::UploadPack)
+        && let Some(fault) = early::unpushable(shared, &run, &upstream).await
     {
-        return Err(tell(door, &run, Fault::CheckedOut { branch: branch.to_string() }).await);
+        return Err(tell(door, &run, fault).await);
     }
     if let Some(used) = upstream.credential_use(pushing) {
         shared.note_use(&run.id, &used).await?;
@@ -401,12 +402,6 @@ fn offered(operation: Operation, answer: &Answer) -> fn(Chunks) -> Chunks {
     } else {
         std::convert::identity
     }
-}
-
-/// The branch that the run will push, while its workspace is prepared.
-fn to_be_pushed(run: &Run) -> Option<&BranchName> {
-    let pushes = run.spec.workflow.caisson.publish.pushes() && run.phase == Some(Phase::Prepare);
-    run.spec.branch.as_ref().filter(|_| pushes)
 }
 
 fn operation(method: &Method, rest: &str, query: Option<&str>) -> Result<Operation, Refusal> {

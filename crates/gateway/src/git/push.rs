@@ -24,6 +24,7 @@ use super::pktline::{Command, Section, SectionReader};
 use super::quarantine::{PACK, Quarantine, ReceiveError, Room, receive};
 use super::receive::{self, Denial};
 use super::secrets::Secrets;
+use super::trusted::{self, AskError};
 use super::under_way::UnderWay;
 use super::{Answer, Exchange, Operation, Upstream, refused_body, respond, slot_of, tell};
 use crate::body::{Body, Chunks};
@@ -220,6 +221,10 @@ async fn examine(
 ) -> Result<Cleared, Halt> {
     let Carriage { door, run, push, upstream, .. } = carriage;
     let shared = &door.shared;
+    let steers = trusted::look(shared, run, upstream).await?;
+    if let Some((steers, branch)) = steers.zip(run.spec.branch.as_ref()) {
+        return Err(Halt::Denied(vec![steers.denial(branch)]));
+    }
     let bounds = &shared.bounds;
     let room =
         Room { bytes: bounds.push_bytes, objects: bounds.push.objects, free_bytes: bounds.push.free_bytes };
@@ -280,6 +285,15 @@ impl From<Unfit> for Halt {
         match unfit {
             Unfit::Denied(denial) => Self::Denied(vec![denial]),
             Unfit::Refused(refusal) => Self::Refused(refusal),
+        }
+    }
+}
+
+impl From<AskError> for Halt {
+    fn from(error: AskError) -> Self {
+        match error {
+            AskError::Store(error) => Self::Refused(Refusal::store(&error)),
+            AskError::Host(fault) => Self::Fault(fault),
         }
     }
 }

@@ -162,6 +162,8 @@ pub(crate) enum Mood {
     ShowsPage,
     /// Fails.
     Fails,
+    /// Fails at everything that has to do with pushes.
+    FailsPushes,
     /// Never answers.
     Hangs,
     /// Shows its refs, and is at work on every push until its mood changes.
@@ -250,12 +252,14 @@ async fn answer(state: Arc<State>, request: Request<axum::body::Body>) -> Answer
         }
         Mood::ShowsPage => return fail(200, Some(("content-type", "text/html"))),
         Mood::Fails => return fail(503, None),
+        Mood::FailsPushes if parts.uri.to_string().ends_with("git-receive-pack") => return fail(503, None),
         Mood::Hangs => std::future::pending().await,
         Mood::HoldsPushes if pushes => {
             state.mood.subscribe().wait_for(|mood| *mood != Mood::HoldsPushes).await.map(drop).unwrap();
         }
         Mood::Serves
         | Mood::SwallowsReports
+        | Mood::FailsPushes
         | Mood::HoldsPushes
         | Mood::RepeatsLogin(_)
         | Mood::HasNoPlace(_)

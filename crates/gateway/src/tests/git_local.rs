@@ -74,14 +74,15 @@ async fn the_checked_out_branch_of_somebodys_workspace_is_not_changed() {
     git(&bare, &["clone", "-q", ".", workspace.to_str().unwrap()]).await;
     let client = client(&world, &sandbox).await;
     client.clone_and_commit().await;
-    git(&workspace, &["checkout", "-qb", BRANCH]).await;
+    // Beside it: in the workspace itself it would be the default branch.
+    git(&workspace, &["worktree", "add", "-qb", BRANCH, "../beside"]).await;
     let pushed = client.push(&[&format!("HEAD:{BRANCH}")]).await;
     assert!(!pushed.ok && pushed.said.contains("branch is currently checked out"), "{}", pushed.said);
     assert_eq!(git(&workspace, &["rev-parse", BRANCH]).await, first);
     let records = world.events(&sandbox.run.id, EventKind::GitPush).await;
     assert_eq!(records[0]["ok"], false);
     assert!(records[0]["message"].as_str().unwrap().contains("checked out"));
-    git(&workspace, &["checkout", "-q", "main"]).await;
+    git(&workspace, &["worktree", "remove", "../beside"]).await;
     assert!(client.push(&[&format!("HEAD:{BRANCH}")]).await.ok);
     world.stop().await;
 }

@@ -13,6 +13,7 @@ conformance! {
     workflows_are_listed_by_name_up_to_a_page,
     a_workflow_of_the_projects_own_goes_over_the_servers_and_gives_way_again,
     a_project_has_only_so_many_workflows,
+    the_workflow_that_trusts_a_branch_is_found_however_many_there_are,
 }
 
 async fn a_workflow_reads_back_as_it_was_put(fixture: Fixture) {
@@ -88,4 +89,30 @@ async fn a_project_has_only_so_many_workflows(fixture: Fixture) {
     assert_eq!(more, PutWorkflow::Full);
     let again = store.put_own_workflow(&project, &workflow("w0"), Actor::Operator).await.unwrap();
     assert!(matches!(again, PutWorkflow::Put(_, false)));
+}
+
+async fn the_workflow_that_trusts_a_branch_is_found_however_many_there_are(fixture: Fixture) {
+    let store = &fixture.store;
+    for number in 0..=PAGE_ITEMS {
+        store.put_workflow(&project(), &workflow(&format!("w{number:03}"))).await.unwrap();
+    }
+    let trusting = |name: &str, entry: &str| {
+        let mut workflow = workflow(name);
+        workflow.caisson.trust.branches = vec![entry.to_owned()];
+        workflow
+    };
+    let asked = async |branch: &str| store.workflow_trusting(&project(), &branch.parse().unwrap()).await;
+    assert_eq!(asked("release/1").await.unwrap(), None);
+    // Behind a whole page.
+    store.put_workflow(&project(), &trusting("z", "release/*")).await.unwrap();
+    assert_eq!(asked("release/1").await.unwrap().as_deref(), Some("z"));
+    assert_eq!(asked("release").await.unwrap(), None);
+    store.put_workflow(&project(), &trusting("a", "release/1")).await.unwrap();
+    assert_eq!(asked("release/1").await.unwrap().as_deref(), Some("a"));
+    assert_eq!(asked("release/2").await.unwrap().as_deref(), Some("z"));
+    // What is in effect counts: the project's own, over the server's.
+    store.put_own_workflow(&project(), &workflow("z"), Actor::Operator).await.unwrap();
+    assert_eq!(asked("release/2").await.unwrap(), None);
+    let other = "other".parse().unwrap();
+    assert_eq!(store.workflow_trusting(&other, &"release/1".parse().unwrap()).await.unwrap(), None);
 }

@@ -12,6 +12,7 @@ mod control;
 mod door;
 mod filter;
 mod framing;
+mod gitlinks;
 mod ground;
 mod names;
 mod races;
@@ -78,6 +79,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
             || door::has(&options.only)
             || resources::has(&options.only)
             || traces::has(&options.only)
+            || gitlinks::has(&options.only)
             || races::has(&options.only),
         "no attempt has a name with \"{}\" in it",
         options.only
@@ -107,6 +109,9 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
             }
             if traces::has(&options.only) {
                 traces::attack(&parts, side, &options.only, &surroundings, &mut report).await?;
+            }
+            if gitlinks::has(&options.only) {
+                gitlinks::attack(&parts, side, &options.only, &surroundings, &mut report).await?;
             }
             if races::has(&options.only) {
                 races::attack(&parts, side, &mut report).await?;

@@ -313,7 +313,7 @@ fn printed(world: &World, id: &str) -> anyhow::Result<String> {
 }
 
 /// Whether git runs there, for somebody who is as careless as most are; as the controls' user, with rights over nothing.
-fn runs_git(workspace: &Path) -> anyhow::Result<bool> {
+pub(super) fn runs_git(workspace: &Path) -> anyhow::Result<bool> {
     let (uid, gid) = (format!("--reuid={UID}"), format!("--regid={UID}"));
     let copy = tempfile::tempdir()?;
     let place: PathBuf = copy.path().join("workspace");
@@ -326,7 +326,7 @@ fn runs_git(workspace: &Path) -> anyhow::Result<bool> {
 }
 
 /// Starts a program of a careless reader's, whatever becomes of it.
-fn start(words: &[&str]) -> anyhow::Result<()> {
+pub(super) fn start(words: &[&str]) -> anyhow::Result<()> {
     #[expect(clippy::disallowed_methods, reason = "a careless reader, with an argument vector")]
     let mut command = Command::new(words[0]);
     command.args(&words[1..]).env_clear().env("PATH", "/usr/bin:/bin").env("HOME", "/nonexistent");

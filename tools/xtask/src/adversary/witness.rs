@@ -33,7 +33,7 @@ impl Heard {
 pub(crate) struct Witness {
     /// Port of 127.0.0.1 and every other address of IPv4.
     pub(crate) port: u16,
-    /// Port of `::1`.
+    /// Port of `::1` and every other address of IPv6.
     pub(crate) port6: u16,
     /// Port for datagrams.
     pub(crate) udp_port: u16,
@@ -50,7 +50,7 @@ impl Witness {
     /// The system gives no port.
     pub(crate) fn start() -> anyhow::Result<Self> {
         let heard = Heard::default();
-        let (tcp, tcp6) = (TcpListener::bind("0.0.0.0:0")?, TcpListener::bind("[::1]:0")?);
+        let (tcp, tcp6) = (TcpListener::bind("0.0.0.0:0")?, TcpListener::bind("[::]:0")?);
         let udp = UdpSocket::bind("127.0.0.1:0")?;
         let name = format!("caisson-adversary-{}", std::process::id());
         let abstract_ = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;

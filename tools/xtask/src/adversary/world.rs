@@ -350,7 +350,7 @@ mod tests {
             ("egress", "egress.py", 3),
             ("framing", "framing.py", 2),
             ("mcp", "mcp.py", 1),
-            ("pushes", "pushes.py", 14),
+            ("pushes", "pushes.py", 15),
             ("record", "record.py", 2),
             ("resources", "resources.py", 0),
         ];

@@ -106,6 +106,23 @@ def service_of_the_host(host_service, token):
     return tunnel(host_service, token)
 
 
+def metadata_address(metadata, token):
+    """Where a cloud hands out its credentials, as its own tools ask for them."""
+    return ask("GET", f"http://{metadata}/latest/meta-data/{token}", metadata)
+
+
+def metadata_address_by_ipv6(metadata6, token):
+    return tunnel(metadata6, token)
+
+
+def metadata_address_by_name(metadata_name, token):
+    return ask("GET", f"http://{metadata_name}/latest/meta-data/{token}", metadata_name)
+
+
+def metadata_address_by_name_and_ipv6(metadata6_name, token):
+    return tunnel(metadata6_name, token)
+
+
 def repository_by_address(other_repository):
     host = other_repository.split("/")[2]
     told = send(f"GET {other_repository}/info/refs?service=git-upload-pack HTTP/1.1", [*proxy(), ("Host", host)])

@@ -5,6 +5,7 @@
 //! attempt gets through there, and where several are to stop it, with each of them alone it is refused in that one's words.
 
 mod after;
+mod held;
 mod ledger;
 mod stage;
 pub(super) mod table;
@@ -157,10 +158,12 @@ fn grounds<'a>(attempts: &[&'a Attempt]) -> Vec<Ground<'a>> {
 /// What is made in one run: those that leave it in order together, each of the others by itself.
 fn runs<'a>(attempts: impl IntoIterator<Item = &'a Attempt>) -> Vec<Vec<&'a Attempt>> {
     let (alone, others): (Vec<&'a Attempt>, Vec<&'a Attempt>) =
-        attempts.into_iter().partition(|attempt| attempt.sees.is_alone());
-    // Only these have a server that asks another resolver.
-    let (moving, together): (Vec<_>, Vec<_>) = others.into_iter().partition(|attempt| attempt.needs_names());
-    let runs = [together, moving].into_iter().chain(alone.into_iter().map(|attempt| vec![attempt]));
+        attempts.into_iter().partition(|attempt| attempt.is_alone());
+    // Only these have a server that asks another resolver, or a machine with other addresses.
+    let (moving, others): (Vec<&'a Attempt>, Vec<&'a Attempt>) =
+        others.into_iter().partition(|attempt| attempt.needs_names());
+    let (held, together): (Vec<_>, Vec<_>) = others.into_iter().partition(|attempt| attempt.needs_held());
+    let runs = [together, moving, held].into_iter().chain(alone.into_iter().map(|attempt| vec![attempt]));
     runs.filter(|run| !run.is_empty()).collect()
 }
 
@@ -225,9 +228,17 @@ mod tests {
 
     #[test]
     fn what_breaks_its_run_has_one_of_its_own() {
-        let runs =
+        let made =
             runs([named("pushes.tag"), named("record.claim_of_a_push"), named("door.model_without_grant")]);
-        let names: Vec<Vec<_>> = runs.iter().map(|run| run.iter().map(|one| one.name).collect()).collect();
+        let names: Vec<Vec<_>> = made.iter().map(|run| run.iter().map(|one| one.name).collect()).collect();
         assert_eq!(names, [vec!["pushes.tag", "door.model_without_grant"], vec!["record.claim_of_a_push"]]);
+        let apart = runs([
+            named("egress.metadata_address"),
+            named("pushes.tag"),
+            named("pushes.branch_that_becomes_default"),
+            named("egress.metadata_address_by_name"),
+        ]);
+        let sizes: Vec<_> = apart.iter().map(Vec::len).collect();
+        assert_eq!(sizes, [1, 2, 1]);
     }
 }

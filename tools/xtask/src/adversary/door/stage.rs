@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use caisson_domain::checks::Check;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use testkit::api::Api;
 use testkit::parts::Parts;
 use testkit::repository::{self, run_git};
 use testkit::world::{World, WorldSpec};
@@ -19,8 +21,9 @@ use super::super::traces::{CLAIMED_USD, TOO_MUCH_MICRO_USD};
 use super::super::verdict::Verdict;
 use super::super::witness::{fill, token};
 use super::super::world::{Owner, Side, bash, find, living_sibling, sibling_scenario};
+use super::held::Held;
 use super::ledger;
-use super::table::{Attempt, Sees};
+use super::table::{Attempt, Becomes, Sees};
 
 /// How long a run may take until its agent waits for the attempts' arguments.
 const READY: Duration = Duration::from_mins(2);
@@ -76,7 +79,11 @@ impl Stage<'_> {
         attempts: &[&'a Attempt],
     ) -> anyhow::Result<Vec<(&'a Attempt, Verdict)>> {
         let owner = self.side.owner(self.parts)?;
+        let _held = attempts.iter().any(|attempt| attempt.needs_held()).then(Held::take).transpose()?;
         let scene = self.open(&owner, attempts).await?;
+        for becomes in attempts.iter().filter_map(|attempt| attempt.branch_becomes()) {
+            scene.branch_becomes(becomes).await?;
+        }
         let label = self.label();
         let arguments = arguments(attempts, &label, &scene.values);
         let place = scene.workspace.join(".git/arguments.json");
@@ -228,6 +235,8 @@ impl Stage<'_> {
             format!("http://inside.example:{port}/"),
             format!("six.example:{port6}"),
             format!("mapped.example:{port}"),
+            format!("http://metadata.example:{port}/"),
+            format!("metadata6.example:{port6}"),
             format!("http://framed.example:{}/ok#POST", self.surroundings.framed),
             self.name("moves.one", self.surroundings.names.port),
             self.name("moves.two", self.surroundings.names.port),
@@ -241,6 +250,8 @@ impl Stage<'_> {
             "framed.example=127.0.0.1",
             "six.example=::1",
             "mapped.example=::ffff:127.0.0.2",
+            "metadata.example=169.254.169.254",
+            "metadata6.example=fd00:ec2::254",
         ];
         let mut variables = vec![
             ("EGRESS__ALLOW", allow.join(" ")),
@@ -274,6 +285,10 @@ impl Stage<'_> {
             ("moved", self.name("moves.two", self.surroundings.names.port)),
             ("both", self.name("both", self.surroundings.names.private_port)),
             ("mapped", format!("mapped.example:{port}")),
+            ("metadata", format!("169.254.169.254:{port}")),
+            ("metadata6", format!("[fd00:ec2::254]:{port6}")),
+            ("metadata_name", format!("metadata.example:{port}")),
+            ("metadata6_name", format!("metadata6.example:{port6}")),
             ("claimed_usd", CLAIMED_USD.to_string()),
             ("host_service", format!("127.0.0.2:{port}")),
             ("other_repository", world.host.url("sibling.git")),
@@ -282,6 +297,33 @@ impl Stage<'_> {
 }
 
 impl Scene {
+    /// Makes the run's branch one whose files steer agents: when the run was made it was none.
+    async fn branch_becomes(&self, becomes: Becomes) -> anyhow::Result<()> {
+        match becomes {
+            Becomes::Default => {
+                run_git(&self.bare()?, &["symbolic-ref", "HEAD", &format!("refs/heads/{BRANCH}")]).map(drop)
+            }
+            Becomes::Trusted => {
+                let block = format!("{{trust: {{branches: [{BRANCH}]}}}}");
+                let text =
+                    format!("---\nname: trusting\ndescription: Trusts it\ncaisson: {block}\n---\nLook.\n");
+                let key = ["key", "create", "keeper", "--scope", "workflows"];
+                let made = self.world.spec.command(&key).stdin(Stdio::null()).output()?;
+                let told = String::from_utf8_lossy(&made.stdout).into_owned();
+                let key = told.split_whitespace().find(|word| word.starts_with("csk_"));
+                let keeper = Api::new(&self.world.server.base, key.context("no key was made")?)?;
+                let put = keeper.put("/v1/workflows/trusting", &json!({ "text": text })).await?;
+                ensure!(put.status == 201, "the workflow was not put: {}", put.body);
+                Ok(())
+            }
+        }
+    }
+
+    /// The run's repository.
+    fn bare(&self) -> anyhow::Result<PathBuf> {
+        Ok(self.world.bare.parent().context("the repository has a directory")?.join("door.git"))
+    }
+
     /// Waits until every attempt has told.
     async fn told(&self, attempts: &[&Attempt]) -> anyhow::Result<String> {
         let (start, file) = (Instant::now(), self.workspace.join(".git/verdicts"));
@@ -307,8 +349,7 @@ impl Scene {
             "the run did not succeed: {run:#}\n{}",
             self.world.server.log()
         );
-        let bare = self.world.bare.parent().context("the repository has a directory")?.join("door.git");
-        let (before, after) = (&self.refs, refs(&bare)?);
+        let (before, after) = (&self.refs, refs(&self.bare()?)?);
         ensure!(*before == after, "refs were changed: {before:?} to {after:?}");
         Ok(())
     }

@@ -44,6 +44,15 @@ pub(crate) enum Sees {
     Audit,
 }
 
+/// What becomes of the branch of an attempt's run when its agent lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Becomes {
+    /// The repository's default branch.
+    Default,
+    /// One that a workflow of the project trusts.
+    Trusted,
+}
+
 impl Sees {
     /// Whether the attempt needs a run of its own.
     pub(crate) const fn is_alone(self) -> bool {
@@ -73,6 +82,25 @@ impl Attempt {
             .any(|word| ["{moving}", "{moved}", "{both}"].iter().any(|name| word.contains(name)))
     }
 
+    /// Whether it goes for addresses that this machine holds only for it.
+    pub(crate) fn needs_held(&self) -> bool {
+        self.arguments.iter().any(|word| word.contains("{metadata"))
+    }
+
+    /// What becomes of its run's branch, if anything does.
+    pub(crate) fn branch_becomes(&self) -> Option<Becomes> {
+        match self.name {
+            "pushes.branch_that_becomes_default" => Some(Becomes::Default),
+            "pushes.branch_that_becomes_trusted" => Some(Becomes::Trusted),
+            _ => None,
+        }
+    }
+
+    /// Whether it needs a run of its own.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.sees.is_alone() || self.branch_becomes().is_some()
+    }
+
     /// Whether it aims at another sandbox.
     pub(crate) fn needs_sibling(&self) -> bool {
         self.sees == Sees::Records || self.arguments.iter().any(|word| word.contains("{sibling_"))
@@ -97,6 +125,7 @@ const MODEL_GRANT: Wall = wall(Check::Grant, &["permission_error"]);
 const PROVIDER: Wall = wall(Check::ProviderTools, &["provider_tools"]);
 const OUTSIDE: &[&str] = &["denied={denied}", "token={token}"];
 const OWN_BRANCH: Wall = wall(Check::OwnBranch, &["own_branch"]);
+const TRUSTED_BRANCH: Wall = wall(Check::TrustedBranch, &["trusted_branch"]);
 const NO_DELETE: Wall = wall(Check::NoDelete, &["no_delete"]);
 const ONE_REF: Wall = wall(Check::OneRef, &["one_ref"]);
 const FSCK: Wall = wall(Check::Fsck, &["pack"]);
@@ -163,6 +192,22 @@ pub(crate) const ALL: &[Attempt] = &[
         &["host_service={host_service}", "token={token}"],
         &[RULES, ADDRESSES],
     ),
+    heard("egress.metadata_address", &["metadata={metadata}", "token={token}"], &[RULES, ADDRESSES]),
+    heard(
+        "egress.metadata_address_by_ipv6",
+        &["metadata6={metadata6}", "token={token}"],
+        &[RULES, ADDRESSES],
+    ),
+    heard(
+        "egress.metadata_address_by_name",
+        &["metadata_name={metadata_name}", "token={token}"],
+        &[ADDRESSES],
+    ),
+    heard(
+        "egress.metadata_address_by_name_and_ipv6",
+        &["metadata6_name={metadata6_name}", "token={token}"],
+        &[ADDRESSES],
+    ),
     attempt("egress.repository_by_address", &["other_repository={other_repository}"], &[RULES]),
     heard("mcp.another_workflows_server", WORD, &[wall(Check::McpServers, &["mcp_unknown"])]),
     heard("mcp.denied_host", WORD, &[wall(Check::McpHosts, &["mcp_not_allowed"])]),
@@ -196,6 +241,8 @@ pub(crate) const ALL: &[Attempt] = &[
     attempt("pushes.read_another_repository", &[], &[OWN_REPOSITORY]),
     attempt("pushes.another_branch", &["token={token}"], &[OWN_BRANCH]),
     attempt("pushes.default_branch", &["token={token}"], &[OWN_BRANCH]),
+    attempt("pushes.branch_that_becomes_default", &["token={token}"], &[TRUSTED_BRANCH]),
+    attempt("pushes.branch_that_becomes_trusted", &["token={token}"], &[TRUSTED_BRANCH]),
     attempt("pushes.tag", &["token={token}"], &[OWN_BRANCH]),
     attempt("pushes.other_ref", &["token={token}"], &[OWN_BRANCH]),
     attempt("pushes.remove_another_branch", &[], &[OWN_BRANCH, NO_DELETE]).past(NO_PACK),

@@ -6,6 +6,8 @@ use caisson_domain::event::EventKind;
 use caisson_domain::usage::TokenCounts;
 use caisson_store::{NewModelCall, SandboxState};
 use http::Method;
+use sqlx::ConnectOptions as _;
+use sqlx::sqlite::SqliteConnectOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
@@ -84,6 +86,28 @@ async fn a_restarted_server_opens_the_doors_of_living_sandboxes_again() {
     assert_eq!(calls.len(), 1);
     assert_eq!(calls[0]["estimated"], true);
     again.stop().await;
+}
+
+#[tokio::test]
+async fn a_door_stays_shut_while_nobody_knows_what_must_be_kept_out_of_the_record() {
+    let world = World::new().await;
+    world.start(Setup::new()).await;
+    let (first, second) = (world.sandbox(run_spec(None)).await, world.sandbox(run_spec(None)).await);
+    let options = SqliteConnectOptions::new().filename(world.root.path().join("caisson.db"));
+    let mut database = options.connect().await.unwrap();
+    sqlx::query("alter table credential rename to away").execute(&mut database).await.unwrap();
+    world.serves.store(false, Ordering::Relaxed);
+    let sandbox = world.sandbox(run_spec(None)).await;
+    // The look that has closed the second one's door comes after one that should have opened this one's.
+    for other in [&first, &second] {
+        assert!(world.store.set_sandbox_state(&other.id, SandboxState::Destroyed).await.unwrap());
+        eventually(|| async { (!other.socket.exists()).then_some(()) }).await;
+    }
+    assert!(!sandbox.socket.exists());
+    sqlx::query("alter table away rename to credential").execute(&mut database).await.unwrap();
+    assert!(world.store.set_sandbox_state(&sandbox.id, SandboxState::Stopping).await.unwrap());
+    eventually(|| async { sandbox.socket.exists().then_some(()) }).await;
+    world.stop().await;
 }
 
 #[tokio::test]

@@ -166,7 +166,8 @@ mod tests {
         store.register_server(&server).await.unwrap();
         let project = ProjectId::default_project();
         let queue = async |image: Option<&str>| {
-            let new = NewRun { project: project.clone(), created_by: None, spec: spec(image), idempotency: None };
+            let new =
+                NewRun { project: project.clone(), created_by: None, spec: spec(image), idempotency: None };
             store.create_run(new).await.unwrap();
         };
         queue(None).await;

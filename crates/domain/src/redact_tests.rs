@@ -174,7 +174,8 @@ fn an_open_stream_goes_on_with_what_is_live_by_then() {
 
 #[test]
 fn secrets_that_begin_alike_are_each_found_to_their_end() {
-    let secrets: Vec<String> = (0..40).map(|number| format!("sk-ant-oat01-{number:03}-{}", "z".repeat(number))).collect();
+    let secrets: Vec<String> =
+        (0..40).map(|number| format!("sk-ant-oat01-{number:03}-{}", "z".repeat(number))).collect();
     let redactor = redactor(&secrets.iter().map(String::as_str).collect::<Vec<_>>());
     for secret in &secrets {
         assert_eq!(redactor.text(&format!("<{secret}>")), format!("<{MARKER}>"));
@@ -201,7 +202,8 @@ fn debug_output_shows_no_secret() {
 /// Secrets as a project may have at most, none like another: half of them tokens, half of them keys.
 fn as_many_as_may_be() -> Vec<SecretString> {
     let text = |number: usize, bytes: usize| {
-        let digits = (0..=bytes / 16).map(|place| format!("{:016x}", (number * 7919 + place).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        let digits = (0..=bytes / 16)
+            .map(|place| format!("{:016x}", (number * 7919 + place).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
         digits.collect::<String>()[..bytes].to_owned()
     };
     let tokens = (0..PROJECT_SECRETS_BYTES / 2 / 128).map(|number| text(number, 128));
@@ -227,7 +229,10 @@ fn a_megabyte_costs_little_while_as_much_is_looked_for_as_a_project_may_have() {
     eprintln!("{} forms: built in {built:?}, a megabyte in {took:?}", redactor.forms.len());
     assert!(took < Duration::from_secs(1), "{took:?}");
     let last = secrets.last().unwrap().expose_secret();
-    assert!(!redactor.text(&(text + last)).contains(&last[..16]), "the last one is looked for like the first");
+    assert!(
+        !redactor.text(&(text + last)).contains(&last[..16]),
+        "the last one is looked for like the first"
+    );
 }
 
 /// How long a text takes whose every byte comes alone, at best, while many secrets are looked for.

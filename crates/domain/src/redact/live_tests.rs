@@ -49,7 +49,10 @@ fn a_project_is_looked_through_for_its_own_secrets_and_the_servers_alone() {
     assert_eq!(seen(&live, "c", text), "[redacted] secret-of-a secret-of-b");
     assert_eq!(live.text(text), "[redacted] [redacted] [redacted]", "the log is everybody's");
     let (_, all) = live.of(&project("a")).now();
-    assert_eq!(all.iter().map(ExposeSecret::expose_secret).collect::<Vec<_>>(), ["of-the-server", "secret-of-a"]);
+    assert_eq!(
+        all.iter().map(ExposeSecret::expose_secret).collect::<Vec<_>>(),
+        ["of-the-server", "secret-of-a"]
+    );
 }
 
 #[test]

@@ -18,9 +18,9 @@ use serde_json::json;
 use tokio::sync::oneshot;
 use url::Url;
 
+use super::CredentialFault;
 use super::time::utc_ms;
 use super::token::{self, TokenFault};
-use super::CredentialFault;
 use crate::bounds::INSTALLATION_TOKEN_SKEW_MS;
 use crate::config::secret_header;
 use crate::shared::Shared;

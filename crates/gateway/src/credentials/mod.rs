@@ -217,11 +217,7 @@ pub(crate) async fn keep_all_out_of_the_record(shared: &Shared) -> Result<(), St
     Ok(())
 }
 
-async fn keep_out(
-    shared: &Shared,
-    project: &ProjectId,
-    listed: Vec<CredentialId>,
-) -> Result<(), StoreError> {
+async fn keep_out(shared: &Shared, project: &ProjectId, listed: Vec<CredentialId>) -> Result<(), StoreError> {
     let mut opened = Vec::new();
     for id in &listed {
         match shared.store.open_credential(project, id).await {

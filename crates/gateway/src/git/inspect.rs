@@ -129,7 +129,16 @@ impl Inspector {
         let quarantines =
             Quarantines::prepare(directory, helper.owner()).map_err(GatewayError::Quarantine)?;
         let turns = Semaphore::new(most);
-        Ok(Self { helper, quarantines, live, configured: secrets, secrets: Mutex::default(), globs, rules, turns })
+        Ok(Self {
+            helper,
+            quarantines,
+            live,
+            configured: secrets,
+            secrets: Mutex::default(),
+            globs,
+            rules,
+            turns,
+        })
     }
 
     /// What is looked for now in pushes of a project: its credentials and those of the configuration, and what looks like one.

@@ -229,9 +229,8 @@ async fn examine(
     let Some(repository) = &run.spec.repository else { return Err(Halt::Refused(Refusal::no_run())) };
     let digits = push.new.len();
     // Some may have been added or rotated since.
-    let kept_out = hold(&shared.cancel, bounds.store_hold, || {
-        credentials::keep_out_of_the_record(shared, &run.project)
-    });
+    let kept_out =
+        hold(&shared.cancel, bounds.store_hold, || credentials::keep_out_of_the_record(shared, &run.project));
     kept_out.await.map_err(|error| Halt::Refused(Refusal::store(&error)))?;
     let secrets = inspector.secrets(&door.secrets);
     // Checked when the workflow was accepted; should another version have done that, nothing passes.

@@ -2,9 +2,9 @@
 
 use base64::Engine as _;
 use caisson_domain::credential::{CredentialKind, CredentialSettings};
-use caisson_domain::limits::CREDENTIAL_SECRET_BYTES;
 use caisson_domain::event::{DeltaKind, EventKind};
 use caisson_domain::id::ProjectId;
+use caisson_domain::limits::CREDENTIAL_SECRET_BYTES;
 use caisson_domain::protocol::{DeltaBatch, DeltaItem, Ending, JournalBody, NoteLevel, Outcome};
 use caisson_domain::redact::{LiveSecrets, MARKER};
 use caisson_domain::run::{Failure, FailureKind};
@@ -134,16 +134,25 @@ async fn old_and_large_secrets_of_another_project_leave_this_ones_kept_out() {
     let other: ProjectId = "other".parse().unwrap();
     world.store.create_project(&other, Actor::Operator).await.unwrap();
     for name in ["large", "larger"] {
-        let settings = CredentialSettings::RegistryToken { host: "registry.example.com".to_owned(), username: None };
+        let settings =
+            CredentialSettings::RegistryToken { host: "registry.example.com".to_owned(), username: None };
         let secret = value(&name.repeat(CREDENTIAL_SECRET_BYTES / name.len()));
         let new = NewCredential { project: other.clone(), name: name.to_owned(), settings, secret };
         world.store.add_credential(new, &Actor::Operator).await.unwrap();
     }
     let of_other = "the-other-projects-token";
-    let settings = CredentialSettings::RegistryToken { host: "packages.example.com".to_owned(), username: None };
+    let settings =
+        CredentialSettings::RegistryToken { host: "packages.example.com".to_owned(), username: None };
     let new = NewCredential { project: other, name: "small".to_owned(), settings, secret: value(of_other) };
     world.store.add_credential(new, &Actor::Operator).await.unwrap();
-    world.add_credential("own", CredentialKind::RegistryToken, &[("host", "registry.example.com")], value(TOKEN)).await;
+    world
+        .add_credential(
+            "own",
+            CredentialKind::RegistryToken,
+            &[("host", "registry.example.com")],
+            value(TOKEN),
+        )
+        .await;
     let sandbox = world.sandbox(run_spec(None)).await;
     world.start(Setup::new()).await;
     let said = JournalBody::Text { text: format!("{TOKEN} {MODEL_KEY} {of_other}"), cut_bytes: 0 };

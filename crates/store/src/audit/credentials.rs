@@ -84,7 +84,9 @@ pub(crate) async fn write_totals(
             run: Some(run.clone()),
             session: Some(session.clone()),
             // As the records of its uses call it; one that was removed has no name any more.
-            credential: Some(name.map_or_else(|| credential.to_string(), |name| format!("{credential} {name}"))),
+            credential: Some(
+                name.map_or_else(|| credential.to_string(), |name| format!("{credential} {name}")),
+            ),
             ..NewAudit::new(&project, Actor::Server, "credential.total", &subject)
         };
         audit::write(tx, &record).await?;

@@ -99,7 +99,8 @@ impl CredentialUses {
 
     /// How often the pair was used beyond what is written, and when last.
     pub(crate) fn of(&self, credential: &CredentialId, run: &RunId) -> (i64, i64) {
-        let counted = self.lock().get(&(credential.clone(), run.clone())).map(|one| (one.uses, one.last_at_ms));
+        let counted =
+            self.lock().get(&(credential.clone(), run.clone())).map(|one| (one.uses, one.last_at_ms));
         counted.unwrap_or_default()
     }
 

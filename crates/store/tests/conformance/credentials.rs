@@ -6,8 +6,8 @@ use caisson_domain::limits::CREDENTIALS;
 use caisson_domain::redact::PROJECT_SECRETS_BYTES;
 use caisson_domain::run::{Failure, FailureKind, Run, RunStatus};
 use caisson_store::{
-    Actor, AuditFilter, CREDENTIAL_USES_KEPT, Credential, CredentialError, Finish, MasterKeyError, MasterKeyFile,
-    NewCredential, StoreError,
+    Actor, AuditFilter, CREDENTIAL_USES_KEPT, Credential, CredentialError, Finish, MasterKeyError,
+    MasterKeyFile, NewCredential, StoreError,
 };
 use secrecy::ExposeSecret;
 
@@ -219,7 +219,8 @@ async fn secrets_of_a_project_have_bounded_room_together(fixture: Fixture) {
     assert_eq!(rotate(303).await, Some(most + 3));
     assert_eq!((rotate(297).await, rotate(300).await), (None, None));
     fixture.execute("insert into project (id, created_at_ms) values ('other', 0)").await;
-    let elsewhere = NewCredential { project: "other".parse().unwrap(), secret: sealed_into(most), ..new("own") };
+    let elsewhere =
+        NewCredential { project: "other".parse().unwrap(), secret: sealed_into(most), ..new("own") };
     store.add_credential(elsewhere, &Actor::Server).await.unwrap();
     // As an earlier version may have let it: nothing is taken away, and nothing grows.
     fixture.execute("update credential set sealed = sealed || sealed where name = 'large'").await;
@@ -394,7 +395,10 @@ pub(crate) async fn totals(fixture: &Fixture, run: &Run) -> Vec<(String, String)
     let of_run = records.into_iter().filter(|record| record.run.as_deref() == Some(run.id.as_str()));
     of_run
         .map(|record| {
-            assert_eq!((record.actor.as_str(), record.session.as_deref()), ("server", Some(run.session.as_str())));
+            assert_eq!(
+                (record.actor.as_str(), record.session.as_deref()),
+                ("server", Some(run.session.as_str()))
+            );
             (record.subject, record.credential.unwrap())
         })
         .collect()
@@ -434,7 +438,9 @@ async fn a_runs_uses_are_in_the_audit_log_once_when_it_ends(fixture: Fixture) {
     // The counts beside the log may be changed and go with their session; the log tells of a change.
     fixture.execute("delete from credential_use").await;
     let head = fixture.store.audit_head(&fixture.server).await.unwrap().unwrap();
-    assert!(fixture.store.verify_audit(&[head]).await.unwrap().chains.iter().all(|chain| chain.fault.is_none()));
+    assert!(
+        fixture.store.verify_audit(&[head]).await.unwrap().chains.iter().all(|chain| chain.fault.is_none())
+    );
     assert_eq!(totals(&fixture, run).await, wanted);
 }
 

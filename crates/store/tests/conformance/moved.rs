@@ -15,9 +15,7 @@ async fn what_a_run_moved_is_the_sum_of_what_its_events_tell(fixture: Fixture) {
     let (store, run) = (&fixture.store, &placed.run.id);
     let moved = async |kind| store.moved_outside(run, kind).await.unwrap();
     assert_eq!(moved(EventKind::EgressUsed).await, MovedOutside::default());
-    let egress = |connections: u64, sent: u64, received: u64| {
-        json!({"host": "h", "connections": connections, "sent_bytes": sent, "received_bytes": received})
-    };
+    let egress = |connections: u64, sent: u64, received: u64| json!({"host": "h", "connections": connections, "sent_bytes": sent, "received_bytes": received});
     let mcp = json!({"server": "notes", "requests": 5, "sent_bytes": 6, "received_bytes": 7});
     for (kind, items) in [
         (EventKind::EgressUsed, json!([egress(1, 10, 100), egress(2, 20, 200)])),

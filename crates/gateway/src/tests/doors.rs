@@ -3,8 +3,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use caisson_domain::event::EventKind;
+use caisson_domain::grant::{GrantKind, Token};
+use caisson_domain::id::SandboxId;
 use caisson_domain::usage::TokenCounts;
-use caisson_store::{NewModelCall, SandboxState};
+use caisson_store::{NewModelCall, NewSandbox, SandboxState};
 use http::Method;
 use sqlx::ConnectOptions as _;
 use sqlx::sqlite::SqliteConnectOptions;
@@ -96,17 +98,31 @@ async fn a_door_stays_shut_while_nobody_knows_what_must_be_kept_out_of_the_recor
     let options = SqliteConnectOptions::new().filename(world.root.path().join("caisson.db"));
     let mut database = options.connect().await.unwrap();
     sqlx::query("alter table credential rename to away").execute(&mut database).await.unwrap();
-    world.serves.store(false, Ordering::Relaxed);
-    let sandbox = world.sandbox(run_spec(None)).await;
+    let id = SandboxId::new(1, [200; 10]);
+    let directory = world.root.path().join("doors").join(id.as_str());
+    std::fs::create_dir(&directory).unwrap();
+    let hash = |kind| Token::grant(kind, [200; 32]).hash();
+    let new = NewSandbox {
+        id: id.clone(),
+        session: first.run.session.clone(),
+        server: world.server.clone(),
+        engine: "test".to_owned(),
+        image: "test".to_owned(),
+        uid: 1000,
+        control: hash(GrantKind::Control),
+        agent: hash(GrantKind::Agent),
+    };
+    world.store.create_sandbox(&new).await.unwrap();
+    let socket = directory.join("gateway.sock");
     // The look that has closed the second one's door comes after one that should have opened this one's.
     for other in [&first, &second] {
         assert!(world.store.set_sandbox_state(&other.id, SandboxState::Destroyed).await.unwrap());
         eventually(|| async { (!other.socket.exists()).then_some(()) }).await;
     }
-    assert!(!sandbox.socket.exists());
+    assert!(!socket.exists());
     sqlx::query("alter table away rename to credential").execute(&mut database).await.unwrap();
-    assert!(world.store.set_sandbox_state(&sandbox.id, SandboxState::Stopping).await.unwrap());
-    eventually(|| async { sandbox.socket.exists().then_some(()) }).await;
+    assert!(world.store.set_sandbox_state(&id, SandboxState::Running).await.unwrap());
+    eventually(|| async { socket.exists().then_some(()) }).await;
     world.stop().await;
 }
 

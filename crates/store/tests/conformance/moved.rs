@@ -30,9 +30,9 @@ async fn what_a_run_moved_is_the_sum_of_what_its_events_tell(fixture: Fixture) {
     let plan = fixture
         .rows((
             "explain query plan select run_id, data from event \
-             where run_id = $1 and kind = $2 and kind in ('egress.used', 'mcp.used') order by seq",
+             where run_id = $1 and kind = $2 and kind in ('egress.used', 'mcp.used')",
             "explain select run_id, data from event \
-             where run_id = 'r' and kind = 'mcp.used' and kind in ('egress.used', 'mcp.used') order by seq",
+             where run_id = 'r' and kind = 'mcp.used' and kind in ('egress.used', 'mcp.used')",
         ))
         .await;
     let wanted = fixture.database.of("event_of_moved (run_id=? AND kind=?)", "using event_of_moved");

@@ -226,8 +226,7 @@ fn a_megabyte_costs_little_while_as_much_is_looked_for_as_a_project_may_have() {
     };
     // The machine may be busy with something else.
     let took = (0..5).map(|_| once()).min().unwrap();
-    eprintln!("{} forms: built in {built:?}, a megabyte in {took:?}", redactor.forms.len());
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(took < Duration::from_secs(1), "{took:?}; {} forms were made in {built:?}", redactor.forms.len());
     let last = secrets.last().unwrap().expose_secret();
     assert!(
         !redactor.text(&(text + last)).contains(&last[..16]),

@@ -120,7 +120,7 @@ impl LiveSecrets {
     pub fn update(&self, project: &ProjectId, listed: &[CredentialId], opened: Vec<Held>, now_ms: i64) {
         self.change(project, |project| {
             project.leave(listed, now_ms);
-            opened.into_iter().fold(false, |changed, held| project.keep(held, now_ms) || changed)
+            opened.into_iter().fold(false, |changed, held| project.keep(held, now_ms) | changed)
         });
         self.forget(now_ms);
     }

@@ -140,7 +140,7 @@ fn unknown() -> ApiError {
         (status = 201, description = "The credential", body = CredentialView),
         (status = 400, description = "A body that is not JSON", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The name is taken, or the project has as many as it may", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The name is taken, or the project has as many as it may, or as much in them", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The body is longer than 4 MiB", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "A credential that cannot be used", body = Problem, content_type = "application/problem+json"),
@@ -206,6 +206,7 @@ pub(crate) async fn get_credential(
         (status = 400, description = "A body that is not JSON", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "The project has no such credential", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The project's secrets would be longer together than they may", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The body is longer than 4 MiB", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "A secret that cannot be used", body = Problem, content_type = "application/problem+json"),
@@ -344,6 +345,9 @@ fn refusal(error: CredentialError) -> ApiError {
             ApiError::Conflict { code: "credential_exists", detail: error.to_string() }
         }
         CredentialError::Full => ApiError::Conflict { code: "credentials_full", detail: error.to_string() },
+        CredentialError::NoRoom { .. } => {
+            ApiError::Conflict { code: "credential_secrets_full", detail: error.to_string() }
+        }
         CredentialError::Unusable { field, reason } => {
             let mut faults = Faults::default();
             let field = match field {

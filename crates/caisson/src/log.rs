@@ -64,7 +64,7 @@ struct Redacting<W> {
 impl<W: Write> Write for Redacting<W> {
     fn write(&mut self, entry: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(entry);
-        self.inner.write_all(self.secrets.redactor().text(&text).as_bytes())?;
+        self.inner.write_all(self.secrets.text(&text).as_bytes())?;
         Ok(entry.len())
     }
 

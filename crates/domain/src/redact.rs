@@ -3,14 +3,18 @@
 //! A secret is looked for as it is and in the forms in which tools write one: base64 in both alphabets and wherever it
 //! begins in a longer text, percent-encoded, in hexadecimal digits, escaped as in JSON. Whatever else somebody may do to
 //! hide one is not found. Pure, and the same however a text is cut into pieces.
+//!
+//! Whatever a redactor is given it looks for. What may be given is bounded where secrets are taken in: those of the
+//! configuration by [`check`], those of a project by the store.
 
 mod forms;
+mod live;
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use aho_corasick::AhoCorasick;
 use secrecy::{ExposeSecret, SecretString};
@@ -18,17 +22,21 @@ use serde_json::Value;
 
 pub(crate) use self::forms::forms;
 use self::forms::pieces;
+pub use self::live::{EARLIER, GRACE_MS, Held, LiveSecrets, Origin, ProjectSecrets};
 
 /// What stands in a secret's place.
 pub const MARKER: &str = "[redacted]";
 /// A shorter secret is not looked for, in bytes: it would be found where it is not meant. Configurations refuse such.
 pub const SECRET_BYTES_MIN: usize = 8;
-/// Most bytes of all secrets together that are looked for; what is beyond is not. Configurations refuse more.
+/// Most bytes of all secrets of a configuration together, which are looked for in what every project says.
 pub const SECRETS_BYTES: usize = 32 * 1024;
+/// Most bytes of all secrets of a project together, each counted as the store seals it: with its fields' names and with
+/// escapes. The store refuses more.
+pub const PROJECT_SECRETS_BYTES: usize = 128 * 1024;
 /// A longer secret, such as a private key, is looked for in pieces of so many bytes.
 const PIECE_BYTES: usize = 512;
 
-/// Why secrets cannot be looked for.
+/// Why a configuration's secrets cannot be looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SecretFault {
     /// It would be found everywhere.
@@ -41,7 +49,7 @@ pub enum SecretFault {
     TooMany,
 }
 
-/// Checks that all of these secrets would be looked for.
+/// Checks that all of a configuration's secrets can be looked for.
 ///
 /// # Errors
 /// The first [`SecretFault`].
@@ -59,7 +67,8 @@ pub fn check<'a>(secrets: impl IntoIterator<Item = &'a SecretString>) -> Result<
 /// Finds secrets and puts [`MARKER`] in their place.
 #[derive(Default)]
 pub struct Redactor {
-    /// None without a secret.
+    /// Finds the first [`SECRET_BYTES_MIN`] bytes of every form, so that long secrets cost no more than short ones; none
+    /// without a secret.
     finder: Option<AhoCorasick>,
     /// What is looked for, sorted.
     forms: Vec<Vec<u8>>,
@@ -73,41 +82,26 @@ impl fmt::Debug for Redactor {
 }
 
 impl Redactor {
-    /// Looks for these secrets, within [`SECRETS_BYTES`] and [`SECRET_BYTES_MIN`]; see [`check`].
+    /// Looks for all of these secrets that have [`SECRET_BYTES_MIN`] bytes.
     #[must_use]
     pub fn new<'a>(secrets: impl IntoIterator<Item = &'a SecretString>) -> Self {
-        let mut left = SECRETS_BYTES;
-        let fits = |secret: &&str| {
-            let rest = left.checked_sub(secret.len());
-            left = rest.unwrap_or(left);
-            secret.len() >= SECRET_BYTES_MIN && rest.is_some()
-        };
-        let secrets = secrets.into_iter().map(ExposeSecret::expose_secret).filter(fits);
-        let forms: BTreeSet<Vec<u8>> = secrets.flat_map(pieces).flat_map(forms).collect();
+        let secrets = secrets.into_iter().map(ExposeSecret::expose_secret);
+        let long = secrets.filter(|secret| secret.len() >= SECRET_BYTES_MIN);
+        // No form is shorter than its secret.
+        let forms: BTreeSet<Vec<u8>> = long.flat_map(pieces).flat_map(forms).collect();
         let forms: Vec<_> = forms.into_iter().collect();
         let longest = forms.iter().map(Vec::len).max().unwrap_or(0);
-        // It fails only beyond billions of states, which the bounds above keep away.
-        let finder = (!forms.is_empty()).then(|| AhoCorasick::new(&forms).ok()).flatten();
+        let mut heads: Vec<&[u8]> = forms.iter().filter_map(|form| form.get(..SECRET_BYTES_MIN)).collect();
+        heads.dedup();
+        // It fails only beyond billions of states, which the bounds of whoever gives secrets keep away.
+        let finder = (!heads.is_empty()).then(|| AhoCorasick::new(&heads).ok()).flatten();
         Self { finder, forms, longest }
     }
 
     /// The text without secrets; borrowed if there is none in it.
     #[must_use]
     pub fn text<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        let found = self.find(text.as_bytes());
-        if found.is_empty() {
-            return Cow::Borrowed(text);
-        }
-        let mut kept = String::with_capacity(text.len());
-        let mut behind = 0;
-        for range in found {
-            // Every form begins with the first byte of a character and ends with the last one of another.
-            kept.push_str(text.get(behind..range.start).unwrap_or_default());
-            kept.push_str(MARKER);
-            behind = range.end;
-        }
-        kept.push_str(text.get(behind..).unwrap_or_default());
-        Cow::Owned(kept)
+        replaced(text, self.find(text.as_bytes()))
     }
 
     /// As [`Redactor::text`], for the beginning of a longer text: a secret that is cut off at its end goes too.
@@ -190,17 +184,33 @@ impl Redactor {
     /// Adds to those found in the bytes until `known.end` those that end behind it; none of these begins before `known.start`.
     fn find_on(&self, bytes: &[u8], known: Range<usize>, found: &mut Vec<Range<usize>>) {
         let Some(finder) = &self.finder else { return };
-        let unknown = &bytes[known.start..];
-        // In the order of their ends, so a later one may begin before several earlier ones.
-        for next in finder.find_overlapping_iter(unknown) {
-            let mut range = known.start + next.start()..known.start + next.end();
+        for head in finder.find_overlapping_iter(&bytes[known.start..]) {
+            let start = known.start + head.start();
+            let Some(length) = self.form_at(&bytes[start..]) else { continue };
+            let mut range = start..start + length;
             if range.end <= known.end {
                 continue;
             }
+            // A longer one may begin before several that were found in the bytes until `known.end`.
             while let Some(last) = found.pop_if(|last| last.end > range.start) {
-                range.start = range.start.min(last.start);
+                range = range.start.min(last.start)..range.end.max(last.end);
             }
             found.push(range);
+        }
+    }
+
+    /// The length of the longest form with which the bytes begin.
+    fn form_at(&self, bytes: &[u8]) -> Option<usize> {
+        let mut bytes = &bytes[..bytes.len().min(self.longest)];
+        loop {
+            let behind = self.forms.partition_point(|form| form.as_slice() <= bytes);
+            // Every form that is a beginning of the bytes is one of this form as well, so of what the two have in common.
+            let form = self.forms.get(behind.checked_sub(1)?)?;
+            let same = form.iter().zip(bytes).take_while(|(one, other)| one == other).count();
+            if same == form.len() {
+                return Some(same);
+            }
+            bytes = &bytes[..same];
         }
     }
 
@@ -215,6 +225,23 @@ impl Redactor {
         };
         (from.max(bytes.len() - most)..bytes.len()).find(begins).unwrap_or(bytes.len())
     }
+}
+
+/// The text with [`MARKER`] in place of these ranges, which are in order and apart; borrowed if there is none.
+fn replaced(text: &str, found: Vec<Range<usize>>) -> Cow<'_, str> {
+    if found.is_empty() {
+        return Cow::Borrowed(text);
+    }
+    let mut kept = String::with_capacity(text.len());
+    let mut behind = 0;
+    for range in found {
+        // Every form begins with the first byte of a character and ends with the last one of another.
+        kept.push_str(text.get(behind..range.start).unwrap_or_default());
+        kept.push_str(MARKER);
+        behind = range.end;
+    }
+    kept.push_str(text.get(behind..).unwrap_or_default());
+    Cow::Owned(kept)
 }
 
 /// Takes secrets out of a text that comes in pieces, wherever it is cut.
@@ -341,88 +368,6 @@ impl Stream {
             *range = range.start.saturating_sub(past)..range.end - past;
         }
         out
-    }
-}
-
-/// How many generations of a kept credential's secrets are looked for: something may still say the one before.
-const GENERATIONS: usize = 2;
-
-/// The secrets that are live now, for everybody who stores something; clones share them.
-///
-/// Those of the configuration are set at the start, those of the store whenever one is opened.
-#[derive(Debug, Clone, Default)]
-pub struct LiveSecrets(Arc<RwLock<Live>>);
-
-#[derive(Debug, Default)]
-struct Live {
-    configured: Vec<SecretString>,
-    /// By whose they are, the newest generation first.
-    kept: BTreeMap<String, VecDeque<Vec<SecretString>>>,
-    redactor: Arc<Redactor>,
-}
-
-impl Live {
-    fn all(&self) -> impl Iterator<Item = &SecretString> {
-        let generation = |place: usize| self.kept.values().filter_map(move |kept| kept.get(place)).flatten();
-        // What there is no room for is the oldest.
-        self.configured.iter().chain((0..GENERATIONS).flat_map(generation))
-    }
-
-    fn has(&self, whose: &str, secrets: &[SecretString]) -> bool {
-        let same = |one: &SecretString, two: &SecretString| one.expose_secret() == two.expose_secret();
-        self.kept.get(whose).and_then(VecDeque::front).is_some_and(|kept| {
-            kept.len() == secrets.len() && kept.iter().zip(secrets).all(|(one, two)| same(one, two))
-        })
-    }
-
-    fn renew(&mut self) {
-        self.redactor = Arc::new(Redactor::new(self.all()));
-    }
-}
-
-impl LiveSecrets {
-    /// These secrets.
-    #[must_use]
-    pub fn new<'a>(secrets: impl IntoIterator<Item = &'a SecretString>) -> Self {
-        let live = Self::default();
-        live.replace(secrets);
-        live
-    }
-
-    /// From now on these secrets of the configuration and no others of it.
-    pub fn replace<'a>(&self, secrets: impl IntoIterator<Item = &'a SecretString>) {
-        let mut live = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        live.configured = secrets.into_iter().cloned().collect();
-        live.renew();
-    }
-
-    /// From now on these secrets of `whose`, and for the time being those before as well.
-    ///
-    /// # Errors
-    /// [`SecretFault`] if not all secrets can be looked for; those that can be are.
-    pub fn keep(&self, whose: &str, secrets: Vec<SecretString>) -> Result<(), SecretFault> {
-        if self.0.read().unwrap_or_else(PoisonError::into_inner).has(whose, &secrets) {
-            return Ok(());
-        }
-        let mut live = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let generations = live.kept.entry(whose.to_owned()).or_default();
-        generations.push_front(secrets);
-        generations.truncate(GENERATIONS);
-        live.renew();
-        check(live.all())
-    }
-
-    /// All of them, and what takes them out; as long as that is the same, so are they.
-    #[must_use]
-    pub fn now(&self) -> (Arc<Redactor>, Vec<SecretString>) {
-        let live = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        (Arc::clone(&live.redactor), live.all().cloned().collect())
-    }
-
-    /// What takes them out.
-    #[must_use]
-    pub fn redactor(&self) -> Arc<Redactor> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner).redactor)
     }
 }
 

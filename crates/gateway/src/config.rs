@@ -234,7 +234,7 @@ pub enum GatewayError {
         source: std::io::Error,
     },
     /// The store failed.
-    #[error("cannot read the sandboxes of this server")]
+    #[error("cannot read the sandboxes of this server, or what must be kept out of their record")]
     Store(#[from] StoreError),
 }
 

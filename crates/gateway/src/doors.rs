@@ -45,6 +45,7 @@ impl Doors {
             if let Err(error) = self.reconcile().await {
                 tracing::warn!(error = %error, "the sandboxes of this server could not be read; trying again");
             }
+            self.shared.secrets.forget(self.shared.store.now_ms());
             tokio::select! {
                 () = cancel.cancelled() => return,
                 () = watch.changed(RECONCILE) => {}
@@ -76,7 +77,12 @@ impl Doors {
     }
 
     async fn open_door(&mut self, row: SandboxRow) {
-        let id = row.id;
+        let id = row.id.clone();
+        // Some may have been added, rotated or removed since. Nobody says anything before it is known what must not be said.
+        if let Err(error) = credentials::keep_out_of_the_record(&self.shared, &row.project).await {
+            tracing::warn!(sandbox.id = %id, error = %error, "the credentials of {} could not be read, so the door of {id} stays shut; trying again", row.project);
+            return;
+        }
         let listener = match bind(self.directory(&id)).await {
             Ok(listener) => listener,
             Err(error) => {
@@ -84,9 +90,7 @@ impl Doors {
                 return;
             }
         };
-        // Some may have been added or rotated since.
-        credentials::keep_out_of_the_record(&self.shared).await;
-        let door = Arc::new(Door::new(Arc::clone(&self.shared), id.clone(), row.session));
+        let door = Arc::new(Door::new(Arc::clone(&self.shared), row));
         self.shared.tracker.spawn(serve::accept(Arc::clone(&door), listener));
         tracing::info!(sandbox.id = %id, "opened the door of {id}");
         self.open.insert(id, door);

@@ -138,7 +138,7 @@ impl Gateway {
             tracker: tracker.clone(),
             cancel,
         });
-        credentials::keep_out_of_the_record(&shared).await;
+        credentials::keep_all_out_of_the_record(&shared).await?;
         // Before a door is open, so that what is pending can only be an earlier process's.
         git::resume(&shared, &config.server).await?;
         let mut doors = Doors::new(shared, config.server, config.doors_dir);

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use caisson_domain::protocol::DoorProblem;
-use caisson_domain::redact::LiveSecrets;
+use caisson_domain::redact::ProjectSecrets;
 use caisson_store::StoreError;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
@@ -32,7 +32,7 @@ impl Refusal {
     }
 
     /// Without secrets, wherever its words may come from.
-    pub(crate) fn without(mut self, secrets: &LiveSecrets) -> Self {
+    pub(crate) fn without(mut self, secrets: &ProjectSecrets) -> Self {
         if let Cow::Owned(clean) = secrets.redactor().text(&self.message) {
             self.message = clean;
         }

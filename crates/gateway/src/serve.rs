@@ -132,7 +132,7 @@ async fn answer(door: &Arc<Door>, request: Request<Incoming>) -> Result<Response
         Ok(mcp::answer(door, request, rest).await)
     } else {
         let answered = control::answer(door, request).await;
-        Ok(answered.unwrap_or_else(|refusal| refusal.without(&door.shared.secrets).into_response()))
+        Ok(answered.unwrap_or_else(|refusal| refusal.without(&door.secrets).into_response()))
     }
 }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{RunId, SandboxId, SessionId};
-use caisson_domain::redact::LiveSecrets;
+use caisson_domain::redact::{LiveSecrets, ProjectSecrets};
 use caisson_domain::usage::PriceTable;
-use caisson_store::{CredentialUse, Store};
+use caisson_store::{CredentialUse, SandboxRow, Store};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -85,7 +85,7 @@ impl Shared {
 }
 
 /// An event without live secrets: what it tells of may be words of the agent or of a host outside.
-pub(crate) fn event(secrets: &LiveSecrets, kind: EventKind, data: &serde_json::Value) -> NewEvent {
+pub(crate) fn event(secrets: &ProjectSecrets, kind: EventKind, data: &serde_json::Value) -> NewEvent {
     let event = NewEvent::new(kind, data);
     let clean = secrets.redactor().json(event.data.get());
     clean.and_then(|clean| NewEvent::from_raw(kind, clean)).unwrap_or(event)
@@ -96,6 +96,8 @@ pub(crate) struct Door {
     pub(crate) sandbox: SandboxId,
     pub(crate) session: SessionId,
     pub(crate) shared: Arc<Shared>,
+    /// What must not be in anything that the sandbox says.
+    pub(crate) secrets: ProjectSecrets,
     /// Cancelled when the sandbox is gone or the server stops.
     pub(crate) closed: CancellationToken,
     /// [`CONNECTIONS`].
@@ -147,11 +149,12 @@ impl RunCount {
 }
 
 impl Door {
-    pub(crate) fn new(shared: Arc<Shared>, sandbox: SandboxId, session: SessionId) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, sandbox: SandboxRow) -> Self {
         Self {
-            sandbox,
-            session,
+            sandbox: sandbox.id,
+            session: sandbox.session,
             closed: shared.cancel.child_token(),
+            secrets: shared.secrets.of(&sandbox.project),
             shared,
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
             bodies: Arc::new(Semaphore::new(BODY_POOL_BYTES)),
@@ -177,7 +180,7 @@ impl Door {
             tracing::debug!(run.id = %run, event.kind = %kind, "{run} has had its share of such events");
             return;
         }
-        let event = event(&self.shared.secrets, kind, &data);
+        let event = event(&self.secrets, kind, &data);
         if let Err(error) = self.shared.store.append_gateway_event(run, event).await {
             tracing::warn!(run.id = %run, event.kind = %kind, error = %error, "an event of {run} was not written");
         }

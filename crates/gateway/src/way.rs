@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use caisson_domain::id::{ProjectId, RunId};
-use caisson_domain::redact::LiveSecrets;
+use caisson_domain::redact::ProjectSecrets;
 use caisson_domain::run::Run;
 use caisson_store::{Store, StoreError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -19,7 +19,7 @@ use crate::shared::Door;
 pub(crate) struct Common {
     pub(crate) run: RunId,
     project: ProjectId,
-    pub(crate) secrets: LiveSecrets,
+    pub(crate) secrets: ProjectSecrets,
     /// The run is over; nothing goes out any more, and what is open is cut.
     over: CancellationToken,
     slots: Arc<Semaphore>,
@@ -28,7 +28,7 @@ pub(crate) struct Common {
 
 impl Common {
     /// For at most `most` connections at once.
-    pub(crate) fn new(run: &Run, most: usize, secrets: &LiveSecrets) -> Self {
+    pub(crate) fn new(run: &Run, most: usize, secrets: &ProjectSecrets) -> Self {
         Self {
             run: run.id.clone(),
             project: run.project.clone(),
@@ -66,6 +66,12 @@ pub(crate) trait Way: Send + Sync + 'static {
 
     /// Tells what was moved since the last time; at the end of the run for the `last` time.
     fn tell_moved(&self, store: &Store, last: bool) -> impl Future<Output = ()> + Send;
+}
+
+/// The run's way, if there is one.
+pub(crate) fn known<W: Way>(place: &Mutex<Option<Arc<W>>>, run: &Run) -> Option<Arc<W>> {
+    let current = place.lock().unwrap_or_else(PoisonError::into_inner);
+    current.as_ref().filter(|known| known.common().run == run.id).map(Arc::clone)
 }
 
 /// The run's way, begun if there is none. A sandbox has one run at a time: that of another one is over.

@@ -13,7 +13,7 @@ pub(crate) mod sqlite;
 use std::path::Path;
 use std::sync::Arc;
 
-use caisson_domain::id::{RunId, SandboxId, UsageId};
+use caisson_domain::id::{CredentialId, RunId, SandboxId, UsageId};
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgDatabaseError;
 
@@ -358,6 +358,11 @@ impl Tx<'_> {
     /// The chain that audit records of this transaction go to.
     pub(crate) fn audit_chain(&self) -> &str {
         self.store.shared.audit_chain.get().map_or(crate::audit::LOCAL_CHAIN, String::as_str)
+    }
+
+    /// How often a run has used a credential, and when last (Unix ms), beyond what is written.
+    pub(crate) fn unwritten_uses(&self, credential: &CredentialId, run: &RunId) -> (i64, i64) {
+        self.store.shared.credential_uses.of(credential, run)
     }
 
     /// The store's random bytes.

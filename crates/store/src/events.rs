@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::database::{Tx, sql};
-use crate::{Store, StoreError, Topic, inputs, meters, rows};
+use crate::{Store, StoreError, Topic, audit, inputs, meters, rows};
 
 pub(crate) const OF_RUN: &str = "select session_id, seq, run_id, at_ms, kind, data from event \
      where run_id = $1 and seq > $2 order by seq limit $3";
@@ -218,6 +218,7 @@ pub(crate) async fn append_end(
     ended: &Ended<'_>,
 ) -> Result<(), StoreError> {
     inputs::end(tx, session, run).await?;
+    audit::write_totals(tx, session, run).await?;
     append(tx, session, run, &[ended.event()]).await?;
     let failure = ended.failure.map_or("", |failure| failure.kind.as_str());
     let labels = vec![("status", ended.status.as_str().to_owned()), ("failure", failure.to_owned())];

@@ -5,8 +5,23 @@ use caisson_domain::id::{RunId, SessionId};
 use crate::database::sql;
 use crate::{HomeEpoch, Store, StoreError};
 
-const CHOOSE: &str = "update run set repository_image = $3 \
-     where id = $1 and lease_epoch = $2 and home_server_id = $4 and status = 'running' and agent_started = 0";
+/// Where the run names an image itself, or has chosen another one before, nothing is left to choose. Chosen again it may be: the
+/// answer may have been lost.
+macro_rules! choose {
+    ($named:literal) => {
+        concat!(
+            "update run set repository_image = $3 \
+             where id = $1 and lease_epoch = $2 and home_server_id = $4 and status = 'running' and agent_started = 0 \
+             and (repository_image is null or repository_image = $3) and (",
+            $named,
+            ") is null"
+        )
+    };
+}
+const CHOOSE: sql::Statement = sql::Statement::Each {
+    sqlite: choose!("json_extract(spec, '$.image')"),
+    postgres: choose!("cast(spec as json) ->> 'image'"),
+};
 
 /// One that a run asked for itself, or the default one of that time, says nothing about the repository.
 const LAST: &str = "select sandbox.image from sandbox where sandbox.id = (select run.sandbox_id from run where run.id = \
@@ -35,8 +50,8 @@ impl Store {
         Ok(found)
     }
 
-    /// Notes the image that the run's next sandbox is made of, where run and workflow name none; `false` if the caller has lost
-    /// the run or its agent was started. Whether the operator allows it, the caller has looked.
+    /// Notes the image that the run's next sandbox is made of; `false` if the caller has lost the run, its agent was started, the
+    /// run names an image itself, or another one was chosen for it before. Whether the operator allows it, the caller has looked.
     ///
     /// # Errors
     /// As every write.

@@ -41,6 +41,7 @@ mod knock;
 mod lost;
 mod messages;
 pub mod meters;
+mod moved;
 mod opening;
 #[cfg(test)]
 mod plans;
@@ -123,6 +124,7 @@ pub use keys::{ApiKey, NewApiKey};
 pub use knock::{DoorRun, Knock};
 pub use lost::Unowned;
 pub use messages::{MessageQueue, SendMessage};
+pub use moved::MovedOutside;
 pub use presence::Presence;
 pub use projects::{ChangeShare, CreateProject, Project};
 pub use pushes::{BeginPush, Push, PushRecord, SessionPush};

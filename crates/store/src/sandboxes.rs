@@ -1,7 +1,7 @@
 //! Sandboxes: which session each belongs to and how far it has come.
 
 use caisson_domain::grant::{GrantKind, TokenHash};
-use caisson_domain::id::{SandboxId, ServerId, SessionId};
+use caisson_domain::id::{ProjectId, SandboxId, ServerId, SessionId};
 
 use crate::database::{Row, Tx, sql};
 use crate::rows::Columns;
@@ -82,6 +82,8 @@ impl std::str::FromStr for SandboxState {
 pub struct SandboxRow {
     /// Its id.
     pub id: SandboxId,
+    /// The tenant whose session it is.
+    pub project: ProjectId,
     /// The session it is for.
     pub session: SessionId,
     /// The server whose engine made it.
@@ -105,10 +107,10 @@ const INSERT: &str = "insert into sandbox \
 const INSERT_GRANT: &str =
     "insert into sandbox_grant (sandbox_id, kind, project_id, hash) values ($1, $2, $3, $4)";
 
-const ALIVE: &str = "select id, session_id, server_id, engine, image, uid, state, created_at_ms from sandbox \
+const ALIVE: &str = "select id, project_id, session_id, server_id, engine, image, uid, state, created_at_ms from sandbox \
      where server_id = $1 and state <> 'destroyed' order by id";
 
-const ONE: &str = "select id, session_id, server_id, engine, image, uid, state, created_at_ms from sandbox \
+const ONE: &str = "select id, project_id, session_id, server_id, engine, image, uid, state, created_at_ms from sandbox \
      where id = $1";
 
 const MOVE: &str = "update sandbox set state = $3, changed_at_ms = $4 where id = $1 and state = $2";
@@ -236,6 +238,7 @@ fn sandbox(row: &Row) -> Result<SandboxRow, StoreError> {
     let columns = Columns::of("sandbox", row)?;
     Ok(SandboxRow {
         id: columns.parse("id")?,
+        project: columns.parse("project_id")?,
         session: columns.parse("session_id")?,
         server: columns.parse("server_id")?,
         engine: columns.get("engine")?,

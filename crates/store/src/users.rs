@@ -7,7 +7,7 @@ use caisson_domain::limits::{PAGE_ITEMS, PROJECT_USERS};
 use crate::database::{Row, sql};
 use crate::random::uuid_v4;
 use crate::rows::Columns;
-use crate::{Store, StoreError};
+use crate::{Actor, NewAudit, Store, StoreError, audit};
 
 /// A user.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,14 +69,15 @@ const ONE: &str = concat!(select_user!(), "where project_id = $1 and id = $2");
 
 const FIND: &str = concat!(
     select_user!(),
-    "where project_id = $1 and (id = $2 or email = $2 or phone_number = $2) order by id limit 1"
+    "where project_id = $1 and (id = $2 or email = $2 or phone_number = $2) \
+     order by case when id = $2 then 0 when email = $2 then 1 else 2 end, id limit 1"
 );
 
 const LIST: &str =
     concat!(select_user!(), "where project_id = $1 order by created_at_ms, id limit $2 offset $3");
 
 impl Store {
-    /// Makes a user.
+    /// Makes a user. `by` asks for it; the audit log tells of it by the user's id alone.
     ///
     /// # Errors
     /// As every write; [`StoreError::Corrupt`] if `user_data` is no JSON.
@@ -86,6 +87,7 @@ impl Store {
         &self,
         project: &ProjectId,
         fields: UserFields,
+        by: Actor,
     ) -> Result<ChangeUser, StoreError> {
         let mut tx = self.begin().await?;
         let count: i64 = sql::query_scalar(COUNT).bind(project.as_str()).fetch_one(&mut *tx.db).await?;
@@ -96,12 +98,13 @@ impl Store {
         let user = User { id, fields, created_at_ms: tx.now_ms, updated_at_ms: tx.now_ms };
         let changed = write(&mut tx, project, &user, INSERT).await?;
         if changed {
+            audit::write(&mut tx, &NewAudit::new(project, by, "user.create", &user.id)).await?;
             tx.commit().await?;
         }
         Ok(if changed { ChangeUser::Done(user) } else { ChangeUser::Taken })
     }
 
-    /// Gives the user with this id other fields.
+    /// Gives the user with this id other fields; audited as [`Store::create_user`].
     ///
     /// # Errors
     /// As [`Store::create_user`].
@@ -112,6 +115,7 @@ impl Store {
         project: &ProjectId,
         id: &str,
         fields: UserFields,
+        by: Actor,
     ) -> Result<ChangeUser, StoreError> {
         let mut tx = self.begin().await?;
         let row = sql::query(ONE).bind(project.as_str()).bind(id).fetch_optional(&mut *tx.db).await?;
@@ -119,25 +123,32 @@ impl Store {
         let user = User { fields, updated_at_ms: tx.now_ms, ..known };
         let changed = write(&mut tx, project, &user, UPDATE).await?;
         if changed {
+            audit::write(&mut tx, &NewAudit::new(project, by, "user.update", &user.id)).await?;
             tx.commit().await?;
         }
         Ok(if changed { ChangeUser::Done(user) } else { ChangeUser::Taken })
     }
 
-    /// Removes a user; `false` if there is none. Runs asked for on its behalf keep its id.
+    /// Removes a user; `false` if there is none. Runs asked for on its behalf keep its id. Audited as [`Store::create_user`].
     ///
     /// # Errors
     /// As every write.
     /// # Cancel safety
     /// Safe: repeatable.
-    pub async fn delete_user(&self, project: &ProjectId, id: &str) -> Result<bool, StoreError> {
+    pub async fn delete_user(&self, project: &ProjectId, id: &str, by: Actor) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
         let gone = sql::query(DELETE).bind(project.as_str()).bind(id).execute(&mut *tx.db).await?;
+        if gone.rows_affected() == 0 {
+            tx.rollback().await?;
+            return Ok(false);
+        }
+        audit::write(&mut tx, &NewAudit::new(project, by, "user.delete", id)).await?;
         tx.commit().await?;
-        Ok(gone.rows_affected() > 0)
+        Ok(true)
     }
 
-    /// The user with this id, address or number.
+    /// The user with this id, else with this address, else with this number: an address may well read like the id of
+    /// somebody else.
     ///
     /// # Errors
     /// As every read.

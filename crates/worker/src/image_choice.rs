@@ -1,9 +1,10 @@
 //! What becomes of a run whose repository asks for another image than its sandbox has.
 //!
-//! It is the sandbox's word, so it opens nothing but what the operator lets every repository choose.
+//! It is the sandbox's word, so it opens nothing but what the operator lets every repository choose, once, for a run that
+//! names no image itself.
 
 use caisson_domain::image::ImageWish;
-use caisson_domain::run::{Failure, RunStatus};
+use caisson_domain::run::{Failure, FailureKind, RunStatus};
 use caisson_store::{Finish, Progress};
 
 use crate::attempt::Attempt;
@@ -23,6 +24,9 @@ pub(crate) async fn judge(
     if progress.agent_started {
         return Ok(Some(failed(late_wish())));
     }
+    if let Some(failure) = settled(attempt, wish) {
+        return Ok(Some(failed(failure)));
+    }
     let config = &attempt.ctx.config;
     // The default one may be named by all.
     let is_default = config.default_image.as_ref() == Some(&wish.image);
@@ -36,6 +40,20 @@ pub(crate) async fn judge(
     }
     let reason = format!("its repository chose the image {}", wish.image);
     Ok(Some(Verdict::Requeue { reason, delay_ms: 0 }))
+}
+
+/// Why there is nothing left to choose, which the shim is told with its work: then no shim has a wish. The image that was
+/// noted already may be wished for again: whoever noted it may have died before the run went back to the queue.
+fn settled(attempt: &Attempt, wish: &ImageWish) -> Option<Failure> {
+    let run = &attempt.run;
+    let named = run.spec.image.as_ref().map(|image| ("the run itself names", image));
+    let chosen = run.repository_image.as_ref().filter(|image| **image != wish.image);
+    let (who, image) = named.or_else(|| Some(("its repository has chosen", chosen?)))?;
+    let message = format!(
+        "the sandbox asked for the image \"{}\", but {who} \"{image}\", which stays; something in the sandbox speaks for its shim",
+        wish.image.escape_debug()
+    );
+    Some(Failure::new(FailureKind::PolicyDenied, message))
 }
 
 fn failed(failure: Failure) -> Verdict {

@@ -145,7 +145,7 @@ pub(crate) async fn list_sessions(
 #[utoipa::path(
     get, path = "/api/v1/sessions/{id}", tag = "automagik", operation_id = "automagik_get_session",
     params(
-        ("id" = String, Path, description = "Its name or id; the name is tried first"),
+        ("id" = String, Path, description = "Its id or name; the id is tried first"),
         ("page" = Option<i64>, Query, description = "From 1", minimum = 1, maximum = 10000),
         ("page_size" = Option<i64>, Query, description = "50 if left out", minimum = 1, maximum = 100),
         ("sort_desc" = Option<bool>, Query, description = "Whether the newest messages come first; true if left out"),
@@ -188,12 +188,16 @@ pub(crate) async fn get_session(
 
 /// Whether by name, and which session it is.
 async fn find(app: &App, caller: &Principal, id: &str) -> Result<(Session, bool), Refusal> {
-    let named = app.store().session_by_name(&caller.project, id).await?;
-    let by_name = named.is_some();
-    if let Some(known) = named.or_else(|| run::session_id(id))
+    // A name is what somebody chose: it must not stand before another session's id.
+    if let Some(known) = run::session_id(id)
         && let Some(session) = app.store().session(&caller.project, &known).await?
     {
-        return Ok((session, by_name));
+        return Ok((session, false));
+    }
+    if let Some(named) = app.store().session_by_name(&caller.project, id).await?
+        && let Some(session) = app.store().session(&caller.project, &named).await?
+    {
+        return Ok((session, true));
     }
     let id: String = id.chars().take(64).collect();
     Err(Refusal::not_found("unknown_session", format!("Session not found: {}", id.escape_debug())))

@@ -3,7 +3,8 @@
 use axum::Json;
 use axum::extract::State;
 use caisson_domain::limits::PROJECT_USERS;
-use caisson_store::{ChangeUser, User, UserFields};
+use caisson_domain::principal::Principal;
+use caisson_store::{Actor, ChangeUser, User, UserFields};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -140,13 +141,13 @@ pub(crate) async fn create_user(
     sent: Sent,
 ) -> Result<Json<UserInfo>, Refusal> {
     let fields = read(sent.fields, UserFields::default())?;
-    changed(app.store().create_user(&caller.project, fields).await?, dialect)
+    changed(app.store().create_user(&caller.project, fields, by(&caller)).await?, dialect)
 }
 
 /// Get a user
 #[utoipa::path(
     get, path = "/api/v1/users/{id}", tag = "automagik", operation_id = "automagik_get_user",
-    params(("id" = String, Path, description = "Its id, address or number")),
+    params(("id" = String, Path, description = "Its id, address or number, tried in this order")),
     responses((status = 200, description = "The user", body = UserInfo)),
 )]
 pub(crate) async fn get_user(
@@ -162,7 +163,7 @@ pub(crate) async fn get_user(
 #[utoipa::path(
     put, path = "/api/v1/users/{id}", tag = "automagik", operation_id = "automagik_update_user",
     request_body = WriteUser,
-    params(("id" = String, Path, description = "Its id, address or number")),
+    params(("id" = String, Path, description = "Its id, address or number, tried in this order")),
     responses(
         (status = 200, description = "The user", body = UserInfo),
         (status = 400, description = "Another one has that address or number", body = RefusedBody),
@@ -176,13 +177,13 @@ pub(crate) async fn update_user(
 ) -> Result<Json<UserInfo>, Refusal> {
     let found = app.store().find_user(&caller.project, &id).await?.ok_or_else(unknown)?;
     let fields = read(sent.fields, found.fields)?;
-    changed(app.store().update_user(&caller.project, &found.id, fields).await?, dialect)
+    changed(app.store().update_user(&caller.project, &found.id, fields, by(&caller)).await?, dialect)
 }
 
 /// Remove a user
 #[utoipa::path(
     delete, path = "/api/v1/users/{id}", tag = "automagik", operation_id = "automagik_delete_user",
-    params(("id" = String, Path, description = "Its id, address or number")),
+    params(("id" = String, Path, description = "Its id, address or number, tried in this order")),
     responses((status = 200, description = "It is gone; runs on its behalf keep its id", body = DeletedUser)),
 )]
 pub(crate) async fn delete_user(
@@ -191,7 +192,7 @@ pub(crate) async fn delete_user(
     Call { id, .. }: Call,
 ) -> Result<Json<DeletedUser>, Refusal> {
     let found = app.store().find_user(&caller.project, &id).await?.ok_or_else(unknown)?;
-    if !app.store().delete_user(&caller.project, &found.id).await? {
+    if !app.store().delete_user(&caller.project, &found.id, by(&caller)).await? {
         return Err(unknown());
     }
     Ok(Json(DeletedUser { status: "success".to_owned(), success: true, user_id: found.id }))
@@ -235,6 +236,10 @@ fn changed(change: ChangeUser, dialect: Dialect) -> Result<Json<UserInfo>, Refus
             Err(Refusal::conflict("users_full", detail))
         }
     }
+}
+
+fn by(caller: &Principal) -> Actor {
+    Actor::Key(caller.key.clone())
 }
 
 fn unknown() -> Refusal {

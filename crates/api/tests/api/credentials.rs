@@ -180,6 +180,27 @@ async fn a_taken_name_and_a_full_project_are_conflicts() {
 }
 
 #[tokio::test]
+async fn secrets_beyond_what_is_kept_out_of_the_record_are_a_conflict() {
+    let api = unlocked().await;
+    let place = add(&api, &git("small")).await.header("location").to_owned();
+    let long = "x".repeat(CREDENTIAL_SECRET_BYTES);
+    let large = |name: &str| {
+        let mut body = git(name);
+        body["secret"]["value"] = json!(long);
+        body
+    };
+    for name in ["one", "two", "three", "four", "five", "six", "seven"] {
+        assert_eq!(add(&api, &large(name)).await.status, StatusCode::CREATED);
+    }
+    let full = add(&api, &large("eight")).await;
+    full.assert_problem(409, "credential_secrets_full");
+    assert!(full.text().contains("remove a credential that is not used any more"), "{}", full.text());
+    let rotated = send(&api, Method::PUT, &place, &json!({"secret": {"value": long}})).await;
+    rotated.assert_problem(409, "credential_secrets_full");
+    assert_eq!(api.get(&place).await.json()["version"], 1);
+}
+
+#[tokio::test]
 async fn only_their_own_scope_and_project_open_credentials() {
     let mut api = unlocked().await;
     let place = add(&api, &git("team")).await.header("location").to_owned();

@@ -133,7 +133,7 @@ async fn receive(door: &Door, body: Incoming, path: PathBuf) -> Result<Upload, R
         .open(&path)
         .await
         .map_err(|error| disk(&error))?;
-    let mut stream = Stream::new(door.shared.secrets.redactor());
+    let mut stream = Stream::new(door.secrets.redactor());
     let mut hash = Sha256::new();
     let (mut size, mut kept) = (0_usize, 0_usize);
     let mut chunks = std::pin::pin!(body::frames(body));

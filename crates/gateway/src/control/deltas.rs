@@ -49,7 +49,7 @@ pub(super) async fn publish(door: &Arc<Door>, request: Request<Incoming>) -> Res
             Ok(mut window) => window.take(store.now_ms(), batch.items.len()),
             Err(_) => 0,
         };
-        let redactor = door.shared.secrets.redactor();
+        let redactor = door.secrets.redactor();
         for item in batch.items.into_iter().take(allowed) {
             let text = cut(&item.text, DELTA_BYTES);
             let text = door.live_text.push((&batch.run, item.kind), text, &redactor);

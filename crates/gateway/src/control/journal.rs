@@ -24,7 +24,7 @@ pub(super) async fn append(door: &Arc<Door>, request: Request<Incoming>) -> Resu
         let message = "the batch does not end with a line end; send whole lines";
         return Err(Refusal::new(StatusCode::BAD_REQUEST, "journal_incomplete", message));
     }
-    let redactor = door.shared.secrets.redactor();
+    let redactor = door.secrets.redactor();
     let batch = heavy(bytes.len(), move || record::read(&bytes, &redactor)).await?;
     drop(permit);
     let end = offset

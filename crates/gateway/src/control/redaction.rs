@@ -192,7 +192,7 @@ impl LiveText {
 
 #[cfg(test)]
 mod tests {
-    use caisson_domain::redact::{LiveSecrets, MARKER};
+    use caisson_domain::redact::MARKER;
     use caisson_domain::run::FailureKind;
 
     use super::*;
@@ -200,7 +200,7 @@ mod tests {
     const SECRET: &str = "sk-ant-canary-7f3a9b2c5d8e1f40";
 
     fn redactor() -> Arc<Redactor> {
-        LiveSecrets::new(&[SECRET.to_owned().into()]).redactor()
+        Arc::new(Redactor::new(&[SECRET.to_owned().into()]))
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub(super) async fn put(door: &Arc<Door>, request: Request<Incoming>) -> Result<
         return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "transcripts_full", message));
     }
     let (bytes, permit) = read_body(door, request, TRANSCRIPT_BYTES).await?;
-    let redactor = door.shared.secrets.redactor();
+    let redactor = door.secrets.redactor();
     let (text, redacted) = heavy(bytes.len(), move || clean(&bytes, redactor)).await??;
     // Before it is written: whoever hangs up meanwhile has had it written all the same.
     door.count_transcript(&run.id, 1);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use caisson_domain::credential::{CredentialSecret, CredentialSettings};
+use caisson_domain::redact::{Held, Origin};
 use caisson_store::{OpenedCredential, SigningKey};
 use http::Method;
 use http::header::{ACCEPT, AUTHORIZATION, USER_AGENT};
@@ -17,9 +18,9 @@ use serde_json::json;
 use tokio::sync::oneshot;
 use url::Url;
 
+use super::CredentialFault;
 use super::time::utc_ms;
 use super::token::{self, TokenFault};
-use super::{CredentialFault, keep_out};
 use crate::bounds::INSTALLATION_TOKEN_SKEW_MS;
 use crate::config::secret_header;
 use crate::shared::Shared;
@@ -58,8 +59,10 @@ pub(super) async fn token(
     let version = credential.version;
     shared.tracker.clone().spawn(async move {
         let minted = mint(&shared, &opened).await;
-        if let Ok((token, _)) = &minted {
-            keep_out(&shared, &format!("{} token", opened.credential.id), vec![token.clone()]);
+        if let Ok((token, expires_at_ms)) = &minted {
+            let (credential, origin) = (opened.credential.id.clone(), Origin::Issued);
+            let held = Held { credential, origin, version: *expires_at_ms, secrets: vec![token.clone()] };
+            shared.secrets.keep(&opened.credential.project, held, shared.store.now_ms());
         }
         flight.note(version, minted.as_ref().err().and_then(|fault| *fault));
         flight.minted =

@@ -14,12 +14,14 @@ mod registry;
 mod time;
 mod token;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use caisson_domain::credential::{CredentialKind, CredentialSecret, CredentialSettings};
-use caisson_domain::id::CredentialId;
+use caisson_domain::id::{CredentialId, ProjectId};
+use caisson_domain::redact::{Held, Origin};
 use caisson_store::{Credential, CredentialError, DoorRun, OpenedCredential, StoreError};
 use reqwest::header::HeaderValue;
 use secrecy::zeroize::Zeroizing;
@@ -172,9 +174,15 @@ async fn open(shared: &Shared, credential: &Credential) -> Result<Option<OpenedC
     let opened = opened.await.map_err(|error| CredentialFault::store(&error))?;
     let opened = opened.map_err(|error| CredentialFault::vault(credential, &error))?;
     if let Some(opened) = &opened {
-        keep_out(shared, credential.id.as_str(), live_texts(opened));
+        shared.secrets.keep(&opened.credential.project, stored(opened), store.now_ms());
     }
     Ok(opened)
+}
+
+/// What must not be shown of a credential as it is stored.
+fn stored(opened: &OpenedCredential) -> Held {
+    let Credential { id, version, .. } = &opened.credential;
+    Held { credential: id.clone(), origin: Origin::Stored, version: *version, secrets: live_texts(opened) }
 }
 
 /// Every text of a credential that must not be shown.
@@ -188,30 +196,41 @@ fn live_texts(opened: &OpenedCredential) -> Vec<SecretString> {
     texts
 }
 
-/// Opens every credential of the store, so that its secrets are kept out of the record before anybody uses it. What cannot be
-/// opened cannot be used either.
-pub(crate) async fn keep_out_of_the_record(shared: &Shared) {
-    let listed = match shared.store.every_credential().await {
-        Ok(listed) => listed,
-        Err(error) => return tracing::warn!(%error, "stored credentials could not be listed"),
-    };
-    for credential in listed {
-        // Nobody waits for a key that is not there.
-        match shared.store.open_credential(&credential.project, &credential.id).await {
-            Ok(Some(opened)) => keep_out(shared, credential.id.as_str(), live_texts(&opened)),
-            Ok(None) => {}
-            Err(error) => {
-                tracing::debug!(credential.id = %credential.id, %error, "{} could not be opened", credential.id);
-            }
-        }
-    }
+/// Opens every credential of the project, so that its secrets are kept out of the record before anybody uses it; those that
+/// are gone are looked for a little longer. What cannot be opened cannot be used either.
+///
+/// # Errors
+/// The store cannot be asked, and so nobody knows what must be kept out.
+pub(crate) async fn keep_out_of_the_record(shared: &Shared, project: &ProjectId) -> Result<(), StoreError> {
+    keep_out(shared, project, shared.store.credential_ids(project).await?).await
 }
 
-/// Keeps secrets out of the record from now on.
-fn keep_out(shared: &Shared, whose: &str, secrets: Vec<SecretString>) {
-    if let Err(fault) = shared.secrets.keep(whose, secrets) {
-        tracing::warn!(credential.id = whose, "not every secret is kept out of the record: {fault}");
+/// The same for every project.
+pub(crate) async fn keep_all_out_of_the_record(shared: &Shared) -> Result<(), StoreError> {
+    let mut projects: BTreeMap<ProjectId, Vec<CredentialId>> = BTreeMap::new();
+    for (project, id) in shared.store.every_credential_id().await? {
+        projects.entry(project).or_default().push(id);
     }
+    for (project, listed) in projects {
+        keep_out(shared, &project, listed).await?;
+    }
+    Ok(())
+}
+
+async fn keep_out(shared: &Shared, project: &ProjectId, listed: Vec<CredentialId>) -> Result<(), StoreError> {
+    let mut opened = Vec::new();
+    for id in &listed {
+        match shared.store.open_credential(project, id).await {
+            Ok(found) => opened.extend(found.as_ref().map(stored)),
+            Err(CredentialError::Store(error)) if !matches!(error, StoreError::Corrupt { .. }) => {
+                return Err(error);
+            }
+            // Nobody waits for a key that is not there, nor for a row that was damaged.
+            Err(error) => tracing::debug!(credential.id = %id, %error, "{id} could not be opened"),
+        }
+    }
+    shared.secrets.update(project, &listed, opened, shared.store.now_ms());
+    Ok(())
 }
 
 /// What waiting can help with outside, everything else inside.
@@ -231,8 +250,6 @@ async fn used(shared: &Shared, credential: &Credential, run: &DoorRun) -> Result
 
 #[cfg(test)]
 mod tests {
-    use caisson_domain::id::ProjectId;
-
     use super::*;
 
     fn credential(prefix: &str, name: &str) -> Credential {

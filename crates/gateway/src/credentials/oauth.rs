@@ -19,7 +19,7 @@ use url::form_urlencoded::Serializer;
 
 use super::flight::Flight;
 use super::token::{self, TokenFault};
-use super::{CredentialFault, held, keep_out, open};
+use super::{CredentialFault, held, open, stored};
 use crate::bounds::{OAUTH_LIFETIME_MS, OAUTH_LIFETIME_MS_MOST, OAUTH_SKEW_MS};
 use crate::hold::hold;
 use crate::shared::Shared;
@@ -169,9 +169,10 @@ async fn refresh(
     let written = written.await.map_err(|error| Failed::Other(CredentialFault::store(&error)))?;
     match written.map_err(|error| Failed::Other(CredentialFault::vault(credential, &error)))? {
         Some(credential) => {
-            keep_out(shared, credential.id.as_str(), secret.texts());
             tracing::info!(credential.id = %credential.id, "refreshed the credential {}", credential.id);
-            Ok(Some(OpenedCredential { credential, secret }))
+            let renewed = OpenedCredential { credential, secret };
+            shared.secrets.keep(&renewed.credential.project, stored(&renewed), store.now_ms());
+            Ok(Some(renewed))
         }
         None => open(shared, credential).await.map_err(Failed::Other),
     }

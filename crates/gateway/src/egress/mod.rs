@@ -68,7 +68,7 @@ pub(crate) async fn answer(door: &Arc<Door>, request: Request<Incoming>) -> Resp
     };
     // Of a refused CONNECT most tools show the status line alone.
     let reason = ReasonPhrase::try_from(format!("Refused by the sandbox: {}", refused.code));
-    let mut response = refused.without(&door.shared.secrets).into_response();
+    let mut response = refused.without(&door.secrets).into_response();
     if let Ok(reason) = reason {
         response.extensions_mut().insert(reason);
     }
@@ -76,7 +76,7 @@ pub(crate) async fn answer(door: &Arc<Door>, request: Request<Incoming>) -> Resp
 }
 
 async fn serve(door: &Arc<Door>, run: &Run, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
-    let egress = RunEgress::of(door, run);
+    let egress = RunEgress::of(door, run).await.map_err(|error| Refusal::store(&error))?;
     let asked = request.uri().to_string();
     let asked = cut(&asked, EXCERPT_BYTES);
     let wanted = match target::wanted(request.method(), request.uri(), request.headers()) {

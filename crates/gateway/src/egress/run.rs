@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use caisson_domain::egress::Wanted;
 use caisson_domain::event::{EventKind, NewEvent};
-use caisson_domain::redact::LiveSecrets;
+use caisson_domain::redact::ProjectSecrets;
 use caisson_domain::run::Run;
-use caisson_store::{Store, StoreError};
+use caisson_store::{MovedOutside, Store, StoreError};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
@@ -41,20 +41,25 @@ pub(super) struct Passage {
 }
 
 impl RunEgress {
-    fn new(run: &Run, bounds: &Bounds, secrets: &LiveSecrets) -> Self {
+    /// `before` is what an earlier process has told of the run: its bounds go on from there.
+    fn new(run: &Run, bounds: &Bounds, secrets: &ProjectSecrets, before: MovedOutside) -> Self {
         Self {
             common: Common::new(run, EGRESS_CONNECTIONS, secrets),
-            total: AtomicU64::new(0),
-            sent: AtomicU64::new(0),
-            received: AtomicU64::new(0),
+            total: AtomicU64::new(before.count),
+            sent: AtomicU64::new(before.sent),
+            received: AtomicU64::new(before.received),
             bounds: (bounds.egress_total, bounds.egress_sent_bytes, bounds.egress_received_bytes),
             ledger: Mutex::default(),
         }
     }
 
     /// That of the run, begun if there is none. A sandbox has one run at a time: that of another one is over.
-    pub(super) fn of(door: &Arc<Door>, run: &Run) -> Arc<Self> {
-        way::of(door, &door.egress, run, || Self::new(run, &door.shared.bounds, &door.shared.secrets))
+    pub(super) async fn of(door: &Arc<Door>, run: &Run) -> Result<Arc<Self>, StoreError> {
+        if let Some(known) = way::known(&door.egress, run) {
+            return Ok(known);
+        }
+        let before = door.shared.store.moved_outside(&run.id, EventKind::EgressUsed).await?;
+        Ok(way::of(door, &door.egress, run, || Self::new(run, &door.shared.bounds, &door.secrets, before)))
     }
 
     /// Takes a slot and counts a connection; beside it the record of the first one of its kind.

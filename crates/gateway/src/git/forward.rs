@@ -153,7 +153,7 @@ async fn deliver(carriage: Carriage, answer: Answer, reply: Reply) {
     let Carriage { door, run, under_way, slots, upstream, section, push } = carriage;
     let shared = &door.shared;
     let mut report = Report::of(&section);
-    let clean = Clean::of(&section, &shared.secrets.redactor());
+    let clean = Clean::of(&section, &door.secrets.redactor());
     let (sender, body) = body::channel(CHUNKS);
     let mut response = respond(Operation::Push, Answer { chunks: stream::empty().boxed(), ..answer });
     *response.body_mut() = body;

@@ -8,6 +8,7 @@ use ::http::header::{
     USER_AGENT,
 };
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use caisson_domain::id::ProjectId;
 use caisson_domain::redact::Redactor;
 use caisson_domain::run::Run;
 use caisson_store::{CredentialUse, DoorRun};
@@ -30,6 +31,7 @@ const GATHERED_BYTES: u64 = 1024 * 1024;
 
 pub(super) struct HttpRepository {
     shared: Arc<Shared>,
+    project: ProjectId,
     url: Url,
     login: Option<GitLogin>,
 }
@@ -43,12 +45,12 @@ impl HttpRepository {
             Some(login) => Some(login),
             None => configured(&shared.git.credentials, &url)?,
         };
-        Ok(Self { shared: Arc::clone(shared), url, login })
+        Ok(Self { shared: Arc::clone(shared), project: run.project, url, login })
     }
 
     /// What takes live secrets out of what the host says.
     pub(super) fn redactor(&self) -> Arc<Redactor> {
-        self.shared.secrets.redactor()
+        self.shared.secrets.of(&self.project).redactor()
     }
 
     /// What is recorded of the credential that goes along; none if none does.

@@ -6,13 +6,13 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::{self, BufRead, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::{Buf, Bytes};
 use caisson_domain::checks::{Check, stands};
 use caisson_domain::git::{AllowList, Repository};
 use caisson_domain::globs::{GlobError, Globs};
-use caisson_domain::redact::{LiveSecrets, Redactor};
+use caisson_domain::redact::{ProjectSecrets, Redactor};
 use futures_util::future::OptionFuture;
 use futures_util::stream::StreamExt;
 use secrecy::{ExposeSecret, SecretString};
@@ -41,8 +41,10 @@ pub(super) struct Inspector {
     pub(super) helper: Helper,
     pub(super) quarantines: Quarantines,
     live: Vec<SecretString>,
-    /// What is looked for, and of which secrets it was made.
-    secrets: Mutex<(Option<Arc<Redactor>>, Arc<Secrets>)>,
+    /// What is looked for without any credential of the store.
+    configured: Arc<Secrets>,
+    /// What is looked for, and by which redactor the same secrets are; those of one that is gone go too.
+    secrets: Mutex<Vec<(Weak<Redactor>, Arc<Secrets>)>>,
     globs: Globs,
     rules: PushRules,
     /// [`crate::bounds::INSPECTIONS`].
@@ -126,24 +128,40 @@ impl Inspector {
         let Parts { helper, live, secrets, globs, rules } = parts;
         let quarantines =
             Quarantines::prepare(directory, helper.owner()).map_err(GatewayError::Quarantine)?;
-        let (secrets, turns) = (Mutex::new((None, secrets)), Semaphore::new(most));
-        Ok(Self { helper, quarantines, live, secrets, globs, rules, turns })
+        let turns = Semaphore::new(most);
+        Ok(Self {
+            helper,
+            quarantines,
+            live,
+            configured: secrets,
+            secrets: Mutex::default(),
+            globs,
+            rules,
+            turns,
+        })
     }
 
-    /// What is looked for now: the credentials of the configuration and of the store, and what looks like one.
-    pub(super) fn secrets(&self, stored: &LiveSecrets) -> Arc<Secrets> {
-        let (version, texts) = stored.now();
+    /// What is looked for now in pushes of a project: its credentials and those of the configuration, and what looks like one.
+    pub(super) fn secrets(&self, of_project: &ProjectSecrets) -> Arc<Secrets> {
+        let (version, texts) = of_project.now();
         let mut known = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.0.as_ref().is_some_and(|of| Arc::ptr_eq(of, &version)) {
-            return Arc::clone(&known.1);
+        known.retain(|(of, _)| of.strong_count() > 0);
+        if let Some((_, secrets)) = known.iter().find(|(of, _)| of.as_ptr() == Arc::as_ptr(&version)) {
+            return Arc::clone(secrets);
         }
         let all = [exposed(&self.live), exposed(&texts)].concat();
         match Secrets::new(&all, &self.rules.secret_rules_off) {
-            Ok(secrets) => *known = (Some(version), Arc::new(secrets)),
+            Ok(secrets) => {
+                let secrets = Arc::new(secrets);
+                known.push((Arc::downgrade(&version), Arc::clone(&secrets)));
+                secrets
+            }
             // There are bounds on how many there can be, so that this does not happen.
-            Err(error) => tracing::error!(%error, "credentials cannot be looked for in pushes"),
+            Err(error) => {
+                tracing::error!(%error, "credentials cannot be looked for in pushes");
+                Arc::clone(&self.configured)
+            }
         }
-        Arc::clone(&known.1)
     }
 
     /// Looks at the pack in the quarantine. Without findings it may be forwarded, but for its commits' order.

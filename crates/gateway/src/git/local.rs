@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use caisson_domain::git::{BranchName, Repository};
+use caisson_domain::id::ProjectId;
 use caisson_domain::redact::Redactor;
 use caisson_store::BoxError;
 use futures_util::stream::{self, StreamExt};
@@ -26,6 +27,7 @@ const GIT_FILE_BYTES: u64 = 4096;
 
 pub(super) struct LocalRepository {
     shared: Arc<Shared>,
+    project: ProjectId,
     path: PathBuf,
     owner: Option<Owner>,
     /// The process that the sandbox has for itself.
@@ -35,12 +37,13 @@ pub(super) struct LocalRepository {
 impl LocalRepository {
     /// What takes live secrets out of what git says.
     pub(super) fn redactor(&self) -> Arc<Redactor> {
-        self.shared.secrets.redactor()
+        self.shared.secrets.of(&self.project).redactor()
     }
 
     /// Resolves links and asks the allow-list again with what they lead to.
     pub(super) async fn open(
         shared: Arc<Shared>,
+        project: ProjectId,
         path: PathBuf,
         own: Option<Arc<Semaphore>>,
     ) -> Result<Self, Fault> {
@@ -55,7 +58,7 @@ impl LocalRepository {
             Ok((path, owner))
         });
         let (path, owner) = resolved.await.map_err(|_| none(&named))??;
-        Ok(Self { shared, path, owner, own })
+        Ok(Self { shared, project, path, owner, own })
     }
 
     pub(super) async fn advertise(&self, service: Service, protocol: Option<&str>) -> Result<Answer, Fault> {

@@ -203,8 +203,8 @@ impl Upstream {
         match repository {
             Repository::Url(url) => Ok(Self::Http(HttpRepository::new(shared, run, url.clone()).await?)),
             Repository::Path(path) => {
-                let own = own.map(Arc::clone);
-                Ok(Self::Local(LocalRepository::open(Arc::clone(shared), path.clone(), own).await?))
+                let (own, project) = (own.map(Arc::clone), run.project.clone());
+                Ok(Self::Local(LocalRepository::open(Arc::clone(shared), project, path.clone(), own).await?))
             }
         }
     }
@@ -268,7 +268,7 @@ pub(crate) async fn answer(
     match serve(door, request, rest).await {
         Ok(response) => Ok(response),
         Err(refusal) if door.shared.leaves(&refusal) => Err(Unanswered),
-        Err(refusal) => Ok(refusal.without(&door.shared.secrets).into_git_response(for_git)),
+        Err(refusal) => Ok(refusal.without(&door.secrets).into_git_response(for_git)),
     }
 }
 

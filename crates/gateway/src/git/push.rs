@@ -30,6 +30,7 @@ use super::{Answer, Exchange, Operation, Upstream, refused_body, respond, slot_o
 use crate::body::{Body, Chunks};
 use crate::bounds::{COMMAND_SECTION_BYTES, DENIED_BYTES};
 use crate::credentials;
+use crate::hold::hold;
 use crate::problem::Refusal;
 use crate::shared::{Door, Shared};
 
@@ -233,8 +234,10 @@ async fn examine(
     let Some(repository) = &run.spec.repository else { return Err(Halt::Refused(Refusal::no_run())) };
     let digits = push.new.len();
     // Some may have been added or rotated since.
-    credentials::keep_out_of_the_record(shared).await;
-    let secrets = inspector.secrets(&shared.secrets);
+    let kept_out =
+        hold(&shared.cancel, bounds.store_hold, || credentials::keep_out_of_the_record(shared, &run.project));
+    kept_out.await.map_err(|error| Halt::Refused(Refusal::store(&error)))?;
+    let secrets = inspector.secrets(&door.secrets);
     // Checked when the workflow was accepted; should another version have done that, nothing passes.
     let forbidden = Globs::new(&run.spec.workflow.caisson.forbidden_paths)
         .map_err(|error| Halt::Denied(vec![Finding::unknown_path(&error).denial(&push.ref_name)]))?;

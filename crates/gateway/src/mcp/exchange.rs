@@ -137,7 +137,7 @@ fn incoming(
     (passage, asked): (Arc<Passage>, Asked),
     ends_with_door: bool,
 ) -> Response<Body> {
-    let redactor = door.shared.secrets.redactor();
+    let redactor = door.secrets.redactor();
     let mut headers = kept(response.headers(), &RETURNED);
     let has_secret = |value: &HeaderValue| {
         let text = String::from_utf8_lossy(value.as_bytes());
@@ -218,7 +218,7 @@ impl Reading {
             let Some(piece) = piece else { return Ok(None) };
             let piece = piece.map_err(|_| Fault::Broken)?;
             self.passage.received(piece.len())?;
-            self.clean.follow(&self.door.shared.secrets.redactor());
+            self.clean.follow(&self.door.secrets.redactor());
             let clean = self.clean.push(&piece);
             if !clean.is_empty() {
                 return Ok(Some(clean.into()));

@@ -92,7 +92,7 @@ pub(crate) async fn answer(door: &Arc<Door>, request: Request<Incoming>, rest: &
         },
         Err(refusal) => refusal,
     };
-    refused.without(&door.shared.secrets).into_response()
+    refused.without(&door.secrets).into_response()
 }
 
 async fn serve(
@@ -101,7 +101,7 @@ async fn serve(
     request: Request<Incoming>,
     rest: &str,
 ) -> Result<Response<Body>, Refusal> {
-    let mcp = RunMcp::of(door, run);
+    let mcp = RunMcp::of(door, run).await.map_err(|error| Refusal::store(&error))?;
     let asked = match find(&door.shared, run, &request, rest).await {
         Ok(asked) => asked,
         Err(fault) => {

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use caisson_domain::egress::Target;
 use caisson_domain::event::EventKind;
-use caisson_domain::redact::LiveSecrets;
+use caisson_domain::redact::ProjectSecrets;
 use caisson_domain::run::Run;
-use caisson_store::{Store, StoreError};
+use caisson_store::{MovedOutside, Store, StoreError};
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -66,20 +66,25 @@ pub(super) struct Passage {
 }
 
 impl RunMcp {
-    fn new(run: &Run, bounds: &McpBounds, secrets: &LiveSecrets) -> Self {
+    /// `before` is what an earlier process has told of the run: its bounds go on from there.
+    fn new(run: &Run, bounds: &McpBounds, secrets: &ProjectSecrets, before: MovedOutside) -> Self {
         Self {
             common: Common::new(run, bounds.streams, secrets),
-            requests: AtomicU64::new(0),
-            sent: AtomicU64::new(0),
-            received: AtomicU64::new(0),
+            requests: AtomicU64::new(before.count),
+            sent: AtomicU64::new(before.sent),
+            received: AtomicU64::new(before.received),
             bounds: bounds.clone(),
             ledger: Mutex::default(),
         }
     }
 
     /// That of the run, begun if there is none. A sandbox has one run at a time: that of another one is over.
-    pub(super) fn of(door: &Arc<Door>, run: &Run) -> Arc<Self> {
-        way::of(door, &door.mcp, run, || Self::new(run, &door.shared.bounds.mcp, &door.shared.secrets))
+    pub(super) async fn of(door: &Arc<Door>, run: &Run) -> Result<Arc<Self>, StoreError> {
+        if let Some(known) = way::known(&door.mcp, run) {
+            return Ok(known);
+        }
+        let before = door.shared.store.moved_outside(&run.id, EventKind::McpUsed).await?;
+        Ok(way::of(door, &door.mcp, run, || Self::new(run, &door.shared.bounds.mcp, &door.secrets, before)))
     }
 
     /// Takes a slot and counts a request; beside it the record of the first one to this server.

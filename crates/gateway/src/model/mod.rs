@@ -82,7 +82,7 @@ pub(crate) async fn answer(
     match forward(door, request, rest).await {
         Ok(response) => Ok(response),
         Err(refusal) if door.shared.leaves(&refusal) => Err(Unanswered),
-        Err(refusal) => Ok(refusal.without(&door.shared.secrets).into_model_response()),
+        Err(refusal) => Ok(refusal.without(&door.secrets).into_model_response()),
     }
 }
 

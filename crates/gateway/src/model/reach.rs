@@ -76,7 +76,7 @@ pub(super) async fn reach(
                 account.answered();
                 let (status, advice) = (upstream.status(), Advice::of(upstream.headers()));
                 account.settle_free(status.as_u16()).await;
-                let words = words(upstream, &shared.secrets.redactor()).await;
+                let words = words(upstream, &door.secrets.redactor()).await;
                 Trouble::Refused { status, words, advice }
             }
             Err(fault) => {

@@ -20,7 +20,7 @@ use crate::body::{self, Body, BodyFault, ChunkSender};
 use crate::bounds::{CHUNK_BYTES, CHUNKS};
 use crate::credentials::ModelRoute;
 use crate::problem::Refusal;
-use crate::shared::{Door, Shared};
+use crate::shared::Door;
 
 /// How a reply's body ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +67,7 @@ async fn deliver(
     if refused && request::is_encoded(upstream.headers()) {
         return hand_over(reply, Err(unseen(status)));
     }
-    let redactor = shared.secrets.redactor();
+    let redactor = door.secrets.redactor();
     let (sender, body) = body::channel(CHUNKS);
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -80,7 +80,7 @@ async fn deliver(
     hand_over(reply, Ok(response));
     let left = sender.clone();
     let end = tokio::select! {
-        end = pass(shared, upstream, (sender, clean), (&mut meter, &mut account)) => end,
+        end = pass(door, upstream, (sender, clean), (&mut meter, &mut account)) => end,
         () = shared.patience(left.closed(), shared.bounds.drain) => End::Cut,
     };
     if end != End::Complete {
@@ -116,16 +116,17 @@ fn hand_over(reply: Reply, answer: Result<Response<Body>, Refusal>) {
 /// Passes the reply on, piece by piece, and a refusal without live secrets. The piece that completes it waits until the call is
 /// settled.
 async fn pass(
-    shared: &Shared,
+    door: &Door,
     mut upstream: reqwest::Response,
     (sender, mut clean): (ChunkSender, Option<redact::Stream>),
     (meter, account): (&mut Meter, &mut Account),
 ) -> End {
     let status = upstream.status().as_u16();
-    let mut reader = Reader { sender: Some(sender), idle: shared.bounds.idle, drained: 0 };
+    let bounds = &door.shared.bounds;
+    let mut reader = Reader { sender: Some(sender), idle: bounds.idle, drained: 0 };
     let mut held: Option<Bytes> = None;
     loop {
-        let chunk = match timeout(shared.bounds.idle, upstream.chunk()).await {
+        let chunk = match timeout(bounds.idle, upstream.chunk()).await {
             Ok(Ok(Some(chunk))) => chunk,
             Ok(Ok(None)) => break,
             Ok(Err(_)) | Err(_) => {
@@ -140,7 +141,7 @@ async fn pass(
         }
         let chunk = match &mut clean {
             Some(clean) => {
-                clean.follow(&shared.secrets.redactor());
+                clean.follow(&door.secrets.redactor());
                 clean.push(&chunk).into()
             }
             None => chunk,
@@ -152,7 +153,7 @@ async fn pass(
             Err(CutOff::OverBudget(over)) => return End::OverBudget(over),
             Err(CutOff::RunOver) => return End::Cut,
         }
-        if reader.drained > shared.bounds.drain_bytes {
+        if reader.drained > bounds.drain_bytes {
             return End::Cut;
         }
     }

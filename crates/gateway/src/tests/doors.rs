@@ -3,9 +3,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use caisson_domain::event::EventKind;
+use caisson_domain::grant::{GrantKind, Token};
+use caisson_domain::id::SandboxId;
 use caisson_domain::usage::TokenCounts;
-use caisson_store::{NewModelCall, SandboxState};
+use caisson_store::{NewModelCall, NewSandbox, SandboxState};
 use http::Method;
+use sqlx::ConnectOptions as _;
+use sqlx::sqlite::SqliteConnectOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
@@ -84,6 +88,42 @@ async fn a_restarted_server_opens_the_doors_of_living_sandboxes_again() {
     assert_eq!(calls.len(), 1);
     assert_eq!(calls[0]["estimated"], true);
     again.stop().await;
+}
+
+#[tokio::test]
+async fn a_door_stays_shut_while_nobody_knows_what_must_be_kept_out_of_the_record() {
+    let world = World::new().await;
+    world.start(Setup::new()).await;
+    let (first, second) = (world.sandbox(run_spec(None)).await, world.sandbox(run_spec(None)).await);
+    let options = SqliteConnectOptions::new().filename(world.root.path().join("caisson.db"));
+    let mut database = options.connect().await.unwrap();
+    sqlx::query("alter table credential rename to away").execute(&mut database).await.unwrap();
+    let id = SandboxId::new(1, [200; 10]);
+    let directory = world.root.path().join("doors").join(id.as_str());
+    std::fs::create_dir(&directory).unwrap();
+    let hash = |kind| Token::grant(kind, [200; 32]).hash();
+    let new = NewSandbox {
+        id: id.clone(),
+        session: first.run.session.clone(),
+        server: world.server.clone(),
+        engine: "test".to_owned(),
+        image: "test".to_owned(),
+        uid: 1000,
+        control: hash(GrantKind::Control),
+        agent: hash(GrantKind::Agent),
+    };
+    world.store.create_sandbox(&new).await.unwrap();
+    let socket = directory.join("gateway.sock");
+    // The look that has closed the second one's door comes after one that should have opened this one's.
+    for other in [&first, &second] {
+        assert!(world.store.set_sandbox_state(&other.id, SandboxState::Destroyed).await.unwrap());
+        eventually(|| async { (!other.socket.exists()).then_some(()) }).await;
+    }
+    assert!(!socket.exists());
+    sqlx::query("alter table away rename to credential").execute(&mut database).await.unwrap();
+    assert!(world.store.set_sandbox_state(&id, SandboxState::Running).await.unwrap());
+    eventually(|| async { socket.exists().then_some(()) }).await;
+    world.stop().await;
 }
 
 #[tokio::test]

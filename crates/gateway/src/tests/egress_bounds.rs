@@ -10,6 +10,8 @@ use futures_util::FutureExt;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::outside::{Outside, Tool, ask, denials, finish, head, setup, tunnel, uses};
 use super::support::{Setup, World, eventually, run_spec};
@@ -145,6 +147,24 @@ async fn bytes_received_end() {
     let answer = ask(&sandbox, &format!("GET http://{target}/"), "").await;
     assert!(answer.contains("egress_too_much_received"), "{answer}");
     world.stop().await;
+}
+
+#[tokio::test]
+async fn a_restarted_server_goes_on_with_what_the_run_has_had() {
+    let bounds = || Bounds { egress_total: 2, egress_sent_bytes: 20, ..Bounds::default() };
+    let (world, sandbox, _outside, target) = world(bounds()).await;
+    assert_eq!(tunnel(&sandbox, &target).await.say("0123456789").await, "0123456789");
+    world.stop().await;
+    let again = World { cancel: CancellationToken::new(), tracker: TaskTracker::new(), ..world };
+    let outside = Outside::start(&again, "127.0.0.1:0", REPLY).await;
+    let target = format!("there.example:{}", outside.address.port());
+    again.start(Setup { bounds: bounds(), ..setup(&[&target], &["127.0.0.1/32"]) }).await;
+    let mut tool = tunnel(&sandbox, &target).await;
+    assert_eq!(tool.say("0123456789").await, "0123456789");
+    assert_eq!(tool.say("x").await, "", "ten bytes were sent before");
+    let answer = ask(&sandbox, &format!("CONNECT {target}"), "").await;
+    assert!(answer.contains("egress_too_many_connections"), "{answer}");
+    again.stop().await;
 }
 
 #[tokio::test]

@@ -9,8 +9,10 @@ use caisson_store::Finish;
 use futures_util::stream;
 use http::Method;
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use super::mcp::{CALL, call, world_with};
+use super::mcp::{CALL, call, setup, world_with};
 use super::model_host::{ModelHost, Piece, Script, piece};
 use super::outside::finish;
 use super::support::{OK, PATIENCE, Sandbox, World, eventually, fetch};
@@ -106,6 +108,22 @@ async fn a_run_has_so_many_exchanges_at_once() {
     })
     .await;
     world.stop().await;
+}
+
+#[tokio::test]
+async fn a_restarted_server_goes_on_with_what_the_run_has_had() {
+    let bounds = || McpBounds { requests: 2, ..McpBounds::default() };
+    let (world, sandbox, host) = world(vec![answer()], bounds()).await;
+    assert_eq!(call(&sandbox).await.status, OK);
+    world.stop().await;
+    let again = World { cancel: CancellationToken::new(), tracker: TaskTracker::new(), ..world };
+    let mut setup = setup(&[&format!("notes.example:{}", host.url.port().unwrap())], &["127.0.0.1/32"]);
+    setup.bounds.mcp = bounds();
+    again.start(setup).await;
+    assert_eq!(call(&sandbox).await.status, OK);
+    let refused = call(&sandbox).await;
+    assert!(refused.text().contains("mcp_too_many_requests"), "{}", refused.text());
+    again.stop().await;
 }
 
 #[tokio::test]

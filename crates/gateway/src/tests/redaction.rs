@@ -1,12 +1,15 @@
 //! What a sandbox says never brings a live secret to disk, however it is written and cut.
 
 use base64::Engine as _;
-use caisson_domain::credential::CredentialKind;
+use caisson_domain::credential::{CredentialKind, CredentialSettings};
 use caisson_domain::event::{DeltaKind, EventKind};
+use caisson_domain::id::ProjectId;
+use caisson_domain::limits::CREDENTIAL_SECRET_BYTES;
 use caisson_domain::protocol::{DeltaBatch, DeltaItem, Ending, JournalBody, NoteLevel, Outcome};
 use caisson_domain::redact::{LiveSecrets, MARKER};
 use caisson_domain::run::{Failure, FailureKind};
 use caisson_domain::trust::Steering;
+use caisson_store::{Actor, NewCredential};
 use http::Method;
 use secrecy::SecretString;
 use serde_json::json;
@@ -125,6 +128,43 @@ async fn the_token_of_an_mcp_header_is_kept_out_before_any_server_was_sent_it() 
 }
 
 #[tokio::test]
+async fn old_and_large_secrets_of_another_project_leave_this_ones_kept_out() {
+    let world = World::new().await;
+    world.unlock().await;
+    let other: ProjectId = "other".parse().unwrap();
+    world.store.create_project(&other, Actor::Operator).await.unwrap();
+    for name in ["large", "larger"] {
+        let settings =
+            CredentialSettings::RegistryToken { host: "registry.example.com".to_owned(), username: None };
+        let secret = value(&name.repeat(CREDENTIAL_SECRET_BYTES / name.len()));
+        let new = NewCredential { project: other.clone(), name: name.to_owned(), settings, secret };
+        world.store.add_credential(new, &Actor::Operator).await.unwrap();
+    }
+    let of_other = "the-other-projects-token";
+    let settings =
+        CredentialSettings::RegistryToken { host: "packages.example.com".to_owned(), username: None };
+    let new = NewCredential { project: other, name: "small".to_owned(), settings, secret: value(of_other) };
+    world.store.add_credential(new, &Actor::Operator).await.unwrap();
+    world
+        .add_credential(
+            "own",
+            CredentialKind::RegistryToken,
+            &[("host", "registry.example.com")],
+            value(TOKEN),
+        )
+        .await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    world.start(Setup::new()).await;
+    let said = JournalBody::Text { text: format!("{TOKEN} {MODEL_KEY} {of_other}"), cut_bytes: 0 };
+    assert_eq!(sandbox.control(Method::POST, "/journal?offset=0", sandbox.line(said)).await.status, OK);
+    world.stop().await;
+    world.store.close().await.unwrap();
+    // Nobody has told this run the other project's secret: what it says by chance stays.
+    assert!(world.disk_has(&format!("{MARKER} {MARKER} {of_other}")));
+    assert!(!world.disk_has(TOKEN));
+}
+
+#[tokio::test]
 async fn an_artifact_is_kept_without_the_secret_that_comes_in_two_pieces() {
     let (world, sandbox) = world().await;
     let (first, second) = TOKEN.split_at(11);
@@ -163,11 +203,12 @@ async fn live_text_is_shown_without_the_secret_that_comes_in_two_deltas() {
 
 #[test]
 fn a_refusal_repeats_no_secret_and_a_replaced_one_counts_at_once() {
-    let secrets = LiveSecrets::new(&crate::secrets(&setup().model, &setup().git, &setup().egress));
+    let live = LiveSecrets::new(&crate::secrets(&setup().model, &setup().git, &setup().egress));
+    let secrets = live.of(&ProjectId::default_project());
     let refused = || Refusal::bad_request(format!("the host said {TOKEN}, {MODEL_KEY} and another-secret"));
     let message = refused().without(&secrets).message;
     assert_eq!(message, format!("the host said {MARKER}, {MARKER} and another-secret"));
-    secrets.replace(&[SecretString::from("another-secret")]);
+    live.replace(&[SecretString::from("another-secret")]);
     let message = refused().without(&secrets).message;
     assert!(message.contains(TOKEN) && message.ends_with(MARKER), "{message}");
 }
@@ -178,7 +219,8 @@ fn every_secret_of_the_configuration_is_live() {
     setup.model.credential = Some(ModelCredential::Bearer("bearer-canary".to_owned().into()));
     setup.model.outbound_proxy = Some("http://user:proxy-canary@proxy:1/".parse().unwrap());
     setup.git.outbound_proxy = Some("http://proxy:1/".parse().unwrap());
-    let redactor = LiveSecrets::new(&crate::secrets(&setup.model, &setup.git, &setup.egress)).redactor();
+    let live = LiveSecrets::new(&crate::secrets(&setup.model, &setup.git, &setup.egress));
+    let redactor = live.of(&ProjectId::default_project()).redactor();
     for secret in ["bearer-canary", "proxy-canary", TOKEN] {
         assert_eq!(redactor.text(secret), MARKER);
     }

@@ -1,6 +1,7 @@
 //! What can go wrong with a credential.
 
 use caisson_domain::limits::CREDENTIALS;
+use caisson_domain::redact::PROJECT_SECRETS_BYTES;
 
 use crate::StoreError;
 use crate::vault::MasterKeyError;
@@ -16,6 +17,15 @@ pub enum CredentialError {
         "the project has {CREDENTIALS} credentials, as many as it may; remove one that is not used any more"
     )]
     Full,
+    /// The project's secrets would be longer than what is kept out of the record.
+    #[error(
+        "the project's secrets would have {bytes} bytes as they are sealed, and may have {PROJECT_SECRETS_BYTES}, since no more is \
+         looked for in what its runs say; remove a credential that is not used any more, or give a shorter secret"
+    )]
+    NoRoom {
+        /// How long they would be together.
+        bytes: i64,
+    },
     /// A field cannot be used.
     #[error("{field} cannot be used: {reason}")]
     Unusable {

@@ -3,6 +3,7 @@
 
 mod error;
 mod pem;
+mod room;
 mod signing;
 pub(crate) mod uses;
 
@@ -88,7 +89,9 @@ macro_rules! credential_columns {
 const LIST: &str =
     concat!("select ", credential_columns!(), " from credential where project_id = $1 order by id limit $2");
 
-const EVERY: &str = concat!("select ", credential_columns!(), " from credential order by id");
+const EVERY_ID: &str = "select project_id, id from credential order by project_id, id";
+
+const IDS: &str = "select id from credential where project_id = $1 order by id";
 
 const OF_KIND: &str = concat!(
     "select ",
@@ -152,6 +155,7 @@ impl Store {
         let kind = new.settings.kind().as_str();
         let label = Label { id: id.as_str(), project, kind, settings: &settings };
         let sealed = self.seal(&mut tx, label, &new.secret).await?;
+        room::check(&mut tx, (&new.project, &id), &sealed).await?;
         sql::query(INSERT)
             .bind(id.as_str())
             .bind(project)
@@ -199,6 +203,7 @@ impl Store {
             tx.rollback().await?;
             return Ok(None);
         };
+        room::check(&mut tx, (project, id), &sealed).await?;
         let row = sql::query(ROTATE)
             .bind(project.as_str())
             .bind(id.as_str())
@@ -233,6 +238,7 @@ impl Store {
             tx.rollback().await?;
             return Ok(None);
         };
+        room::check(&mut tx, (&renewed.project, &renewed.id), &sealed).await?;
         let row = sql::query(RENEW)
             .bind(renewed.project.as_str())
             .bind(renewed.id.as_str())
@@ -285,15 +291,27 @@ impl Store {
         rows.iter().map(|row| Ok(self.seen_used(credential_of(row)?))).collect()
     }
 
-    /// The credentials of every project.
+    /// The ids of a project's credentials, also of those whose rows cannot be read otherwise.
     ///
     /// # Errors
     /// As every read.
     /// # Cancel safety
     /// Safe: it only reads.
-    pub async fn every_credential(&self) -> Result<Vec<Credential>, StoreError> {
-        let rows = sql::query(EVERY).fetch_all(self.reader()).await?;
-        rows.iter().map(credential_of).collect()
+    pub async fn credential_ids(&self, project: &ProjectId) -> Result<Vec<CredentialId>, StoreError> {
+        let rows = sql::query(IDS).bind(project.as_str()).fetch_all(self.reader()).await?;
+        let ids: Vec<&str> = rows.iter().map(|row| row.get(0)).collect::<Result<_, _>>()?;
+        Ok(ids.into_iter().filter_map(|id| id.parse().ok()).collect())
+    }
+
+    /// The ids of every project's credentials.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn every_credential_id(&self) -> Result<Vec<(ProjectId, CredentialId)>, StoreError> {
+        let ids: Vec<(String, String)> = sql::query_as(EVERY_ID).fetch_all(self.reader()).await?;
+        Ok(ids.iter().filter_map(|(project, id)| Some((project.parse().ok()?, id.parse().ok()?))).collect())
     }
 
     /// One credential of a project.

@@ -97,6 +97,13 @@ impl CredentialUses {
         }
     }
 
+    /// How often the pair was used beyond what is written, and when last.
+    pub(crate) fn of(&self, credential: &CredentialId, run: &RunId) -> (i64, i64) {
+        let counted =
+            self.lock().get(&(credential.clone(), run.clone())).map(|one| (one.uses, one.last_at_ms));
+        counted.unwrap_or_default()
+    }
+
     fn last_at_ms(&self, credential: &CredentialId) -> Option<i64> {
         let kept = self.lock();
         kept.iter().filter(|((id, _), _)| id == credential).map(|(_, counted)| counted.last_at_ms).max()

@@ -4,16 +4,17 @@ use caisson_domain::check_result::{CheckOutcome, CheckResult};
 use caisson_domain::event::EventKind;
 use caisson_domain::id::RunId;
 use caisson_domain::repository_file::CheckName;
-use caisson_domain::run::RunStatus;
+use caisson_domain::run::{RunSpec, RunStatus};
 use caisson_store::{Finish, JournalEffect, NextWork};
 use serde_json::json;
 
-use crate::fixture::{Fixture, completed};
+use crate::fixture::{Fixture, completed, spec};
 
 conformance! {
     the_last_word_on_the_checks_counts_and_is_told_at_the_end,
     checks_of_an_attempt_that_is_given_back_are_forgotten,
     an_image_is_chosen_by_the_runs_owner_before_its_agent_starts,
+    nothing_is_chosen_for_a_run_that_names_its_image,
     a_sandboxs_work_names_its_image,
     a_session_goes_on_in_the_image_that_its_repository_chose,
 }
@@ -65,14 +66,24 @@ async fn an_image_is_chosen_by_the_runs_owner_before_its_agent_starts(fixture: F
     assert!(!fixture.store.choose_image(run, epoch.with_number(epoch.number + 1), "other:1").await.unwrap());
     assert_eq!(fixture.run(run).await.repository_image, None);
     assert!(fixture.store.choose_image(run, epoch, "team:1").await.unwrap());
-    assert!(fixture.store.choose_image(run, epoch, "team:2").await.unwrap(), "as often as it takes");
-    assert!(fixture.store.requeue(run, epoch, "its repository chose the image team:2", 0).await.unwrap());
+    assert!(fixture.store.choose_image(run, epoch, "team:1").await.unwrap(), "as often as it takes");
+    assert!(!fixture.store.choose_image(run, epoch, "team:2").await.unwrap(), "once and for all");
+    assert!(fixture.store.requeue(run, epoch, "its repository chose the image team:1", 0).await.unwrap());
     assert!(!fixture.store.choose_image(run, epoch, "other:1").await.unwrap(), "it is nobody's");
     let again = fixture.place(fixture.claim().await, 2).await;
-    assert_eq!(again.run.repository_image.as_deref(), Some("team:2"), "it outlasts the queue");
+    assert_eq!(again.run.repository_image.as_deref(), Some("team:1"), "it outlasts the queue");
     assert_eq!(again.run.spec.image, None, "what was asked for stays as it was");
     fixture.journal(&again, JournalEffect::AgentStarted).await;
-    assert!(!fixture.store.choose_image(run, again.epoch, "other:1").await.unwrap());
+    assert!(!fixture.store.choose_image(run, again.epoch, "team:1").await.unwrap());
+}
+
+async fn nothing_is_chosen_for_a_run_that_names_its_image(fixture: Fixture) {
+    fixture.created(RunSpec { image: Some("own:1".to_owned()), ..spec() }).await;
+    let placed = fixture.place(fixture.claim().await, 1).await;
+    for image in ["team:1", "own:1"] {
+        assert!(!fixture.store.choose_image(&placed.run.id, placed.epoch, image).await.unwrap());
+    }
+    assert_eq!(fixture.run(&placed.run.id).await.repository_image, None);
 }
 
 async fn a_sandboxs_work_names_its_image(fixture: Fixture) {

@@ -3,10 +3,11 @@
 use caisson_domain::credential::{CredentialFields, CredentialKind, CredentialSecret, CredentialSettings};
 use caisson_domain::id::{CredentialId, ProjectId};
 use caisson_domain::limits::CREDENTIALS;
-use caisson_domain::run::Run;
+use caisson_domain::redact::PROJECT_SECRETS_BYTES;
+use caisson_domain::run::{Failure, FailureKind, Run, RunStatus};
 use caisson_store::{
-    Actor, CREDENTIAL_USES_KEPT, Credential, CredentialError, MasterKeyError, MasterKeyFile, NewCredential,
-    StoreError,
+    Actor, AuditFilter, CREDENTIAL_USES_KEPT, Credential, CredentialError, Finish, MasterKeyError,
+    MasterKeyFile, NewCredential, StoreError,
 };
 use secrecy::ExposeSecret;
 
@@ -19,6 +20,7 @@ conformance! {
     a_removed_credential_is_gone_with_its_secret,
     credentials_are_kept_apart_by_project,
     a_name_is_taken_once_and_a_project_has_a_bounded_number,
+    secrets_of_a_project_have_bounded_room_together,
     a_secret_of_another_kind_or_a_bad_key_is_refused,
     the_secret_is_nowhere_in_the_database,
     a_changed_row_opens_nothing,
@@ -26,6 +28,8 @@ conformance! {
     uses_beyond_the_kept_ones_are_written_one_by_one,
     uses_are_written_when_the_store_closes,
     adding_rotating_and_removing_are_audited,
+    a_runs_uses_are_in_the_audit_log_once_when_it_ends,
+    a_run_that_ends_otherwise_has_its_uses_in_the_audit_log_as_well,
     without_a_master_key_credentials_are_listed_and_removed_alone,
 }
 
@@ -185,6 +189,48 @@ async fn a_name_is_taken_once_and_a_project_has_a_bounded_number(fixture: Fixtur
     assert_eq!(i64::try_from(listed.len()).unwrap(), CREDENTIALS);
 }
 
+/// A secret that is sealed into so many bytes, a multiple of three, with the nonce before it and the tag behind it.
+fn sealed_into(bytes: usize) -> CredentialSecret {
+    let empty = value("").to_plain().expose_secret().len() + 12 + 16;
+    value(&"s".repeat(bytes - empty))
+}
+
+async fn secrets_of_a_project_have_bounded_room_together(fixture: Fixture) {
+    let fixture = fixture.unlocked().await;
+    let store = &fixture.store;
+    let most = PROJECT_SECRETS_BYTES / 3 * 3;
+    let add = async |name: &str, bytes: usize| {
+        let new = NewCredential { secret: sealed_into(bytes), ..new(name) };
+        store.add_credential(new, &Actor::Server).await
+    };
+    let room = |result: Result<(), CredentialError>| match result {
+        Ok(()) => None,
+        Err(CredentialError::NoRoom { bytes }) => usize::try_from(bytes).ok(),
+        Err(other) => panic!("{other}"),
+    };
+    add("large", most - 300).await.unwrap();
+    assert_eq!(room(add("small", 303).await.map(drop)), Some(most + 3));
+    let small = add("small", 300).await.unwrap();
+    assert_eq!(room(add("more", 300).await.map(drop)), Some(most + 300));
+    let rotate = async |bytes: usize| {
+        let at = (&small.project, &small.id);
+        room(store.rotate_credential(at, &sealed_into(bytes), &Actor::Server).await.map(drop))
+    };
+    assert_eq!(rotate(303).await, Some(most + 3));
+    assert_eq!((rotate(297).await, rotate(300).await), (None, None));
+    fixture.execute("insert into project (id, created_at_ms) values ('other', 0)").await;
+    let elsewhere =
+        NewCredential { project: "other".parse().unwrap(), secret: sealed_into(most), ..new("own") };
+    store.add_credential(elsewhere, &Actor::Server).await.unwrap();
+    // As an earlier version may have let it: nothing is taken away, and nothing grows.
+    fixture.execute("update credential set sealed = sealed || sealed where name = 'large'").await;
+    assert_eq!((rotate(300).await, rotate(303).await), (None, Some(2 * most - 297)));
+    let listed = store.list_credentials(&project()).await.unwrap();
+    let large = listed.iter().find(|one| one.name == "large").unwrap();
+    assert!(store.remove_credential(&large.project, &large.id, &Actor::Server).await.unwrap());
+    assert_eq!(rotate(303).await, None);
+}
+
 async fn a_secret_of_another_kind_or_a_bad_key_is_refused(fixture: Fixture) {
     let fixture = fixture.unlocked().await;
     let app = settings(CredentialKind::GitGithubApp, &[("app_id", "1"), ("installation_id", "2")]);
@@ -339,4 +385,83 @@ async fn without_a_master_key_credentials_are_listed_and_removed_alone(fixture: 
         assert!(matches!(error, CredentialError::Key(MasterKeyError::Absent)), "{error}");
     }
     assert!(fixture.store.remove_credential(at.0, at.1, &Actor::Operator).await.unwrap());
+}
+
+/// What the audit log has of a run's uses: subject and credential, in the order of writing.
+pub(crate) async fn totals(fixture: &Fixture, run: &Run) -> Vec<(String, String)> {
+    let filter = AuditFilter { action: Some("credential.total".to_owned()), ..AuditFilter::default() };
+    let mut records = fixture.store.list_audit(&project(), &filter, None, 100).await.unwrap();
+    records.reverse();
+    let of_run = records.into_iter().filter(|record| record.run.as_deref() == Some(run.id.as_str()));
+    of_run
+        .map(|record| {
+            assert_eq!(
+                (record.actor.as_str(), record.session.as_deref()),
+                ("server", Some(run.session.as_str()))
+            );
+            (record.subject, record.credential.unwrap())
+        })
+        .collect()
+}
+
+async fn a_runs_uses_are_in_the_audit_log_once_when_it_ends(fixture: Fixture) {
+    let fixture = fixture.unlocked().await;
+    fixture.store.keep_audit(&fixture.server).await.unwrap();
+    let (one, two) = (add(&fixture, "one").await, add(&fixture, "two").await);
+    let placed = fixture.placed().await;
+    let run = &placed.run;
+    for credential in [&one, &two, &one, &one] {
+        fixture.clock.advance(10);
+        fixture.store.use_credential(credential, &run.id).await.unwrap();
+    }
+    assert_eq!(totals(&fixture, run).await, []);
+    assert!(fixture.store.remove_credential(&two.project, &two.id, &Actor::Operator).await.unwrap());
+    let finish = Finish { status: RunStatus::Succeeded, failure: None, result: None };
+    assert!(fixture.store.finish(&run.id, placed.epoch, &finish).await.unwrap());
+    assert!(!fixture.store.finish(&run.id, placed.epoch, &finish).await.unwrap());
+    let told = |uses: i64, first: i64, last: i64| {
+        let (first, last) = (START_MS + first, START_MS + last);
+        format!("uses {uses}, first_used_at_ms {first}, last_used_at_ms {last}")
+    };
+    let mut wanted = vec![
+        (told(3, 10, 40), format!("{} one", one.id), &one.id),
+        (told(1, 20, 20), two.id.to_string(), &two.id),
+    ];
+    wanted.sort_by_key(|(_, _, id)| (*id).clone());
+    let wanted: Vec<_> = wanted.into_iter().map(|(subject, credential, _)| (subject, credential)).collect();
+    assert_eq!(totals(&fixture, run).await, wanted, "with those that were not written yet");
+    fixture.clock.advance(60_000);
+    fixture.beat().await;
+    let counted = fixture.store.credentials_used(&run.id).await.unwrap();
+    assert!(counted.iter().any(|used| used.credential == one.id && used.uses == 3), "{counted:?}");
+    assert_eq!(totals(&fixture, run).await.len(), 2);
+    // The counts beside the log may be changed and go with their session; the log tells of a change.
+    fixture.execute("delete from credential_use").await;
+    let head = fixture.store.audit_head(&fixture.server).await.unwrap().unwrap();
+    assert!(
+        fixture.store.verify_audit(&[head]).await.unwrap().chains.iter().all(|chain| chain.fault.is_none())
+    );
+    assert_eq!(totals(&fixture, run).await, wanted);
+}
+
+async fn a_run_that_ends_otherwise_has_its_uses_in_the_audit_log_as_well(fixture: Fixture) {
+    let fixture = fixture.unlocked().await;
+    let credential = add(&fixture, "one").await;
+    let told = vec![(
+        format!("uses 1, first_used_at_ms {START_MS}, last_used_at_ms {START_MS}"),
+        format!("{} one", credential.id),
+    )];
+    let waiting = fixture.queued().await;
+    fixture.store.use_credential(&credential, &waiting.id).await.unwrap();
+    fixture.store.request_cancel(&project(), &waiting.id, None).await.unwrap();
+    assert_eq!(totals(&fixture, &waiting).await, told, "an attempt that went back to the queue used it");
+    let damaged = fixture.placed().await;
+    fixture.store.use_credential(&credential, &damaged.run.id).await.unwrap();
+    fixture.execute("update run set spec = '[]' where status = 'running'").await;
+    let failure = Failure::new(FailureKind::Internal, "a fault");
+    assert!(fixture.store.end_unread(&damaged.run.id, damaged.epoch, &failure).await.unwrap());
+    assert_eq!(totals(&fixture, &damaged.run).await, told);
+    let unused = fixture.queued().await;
+    fixture.store.request_cancel(&project(), &unused.id, None).await.unwrap();
+    assert_eq!(totals(&fixture, &unused).await, []);
 }

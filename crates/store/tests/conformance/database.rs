@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use caisson_store::{Clock, Look, PostgresLimits, PostgresPlace, Random, Store, StoreError};
-use sqlx::postgres::{PgConnectOptions, PgRow};
+use sqlx::postgres::{PgConnectOptions, PgListener, PgRow};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteRow};
 use sqlx::{
     AssertSqlSafe, ColumnIndex, ConnectOptions as _, Connection as _, Decode, PgConnection, Postgres,
@@ -194,6 +194,19 @@ impl Database {
     pub(crate) fn place(&self, limits: PostgresLimits) -> PostgresPlace {
         let Self::Postgres { schema, .. } = self else { panic!("a file has no place") };
         place_with(&schema.url, &schema.name, limits)
+    }
+
+    /// Hears the live text that servers tell one another, as whoever may log in to the database can.
+    pub(crate) async fn hear_text(&self) -> PgListener {
+        const CHANNEL: &str = "select 'caisson_' || to_hex((cast(1128352083 as bigint) << 32) | \
+             cast(cast(cast('project' as regclass) as oid) as bigint)) || '_text'";
+        let Self::Postgres { schema, .. } = self else { panic!("in a file nobody tells anybody") };
+        let mut connection = schema.connection(Checks::On).await;
+        let (channel,): (String,) = sqlx::query_as(CHANNEL).fetch_one(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        let mut listener = PgListener::connect(&schema.url).await.unwrap();
+        listener.listen(&channel).await.unwrap();
+        listener
     }
 
     /// Reads from a table in a transaction that does not end.

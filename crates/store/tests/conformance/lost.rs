@@ -8,10 +8,12 @@ use caisson_store::{
     Clock, Finish, JournalAppend, JournalEffect, NextWork, Presence, SandboxState, Store, Unowned,
 };
 
+use crate::credentials::{add, totals};
 use crate::fixture::{Fixture, Placed, START_MS, assert_gapless, project, server_id, spec};
 
 conformance! {
     a_run_is_written_off_once_after_the_silence_and_not_before,
+    a_run_that_is_written_off_has_its_uses_of_credentials_in_the_audit_log,
     whoever_was_away_itself_writes_nothing_off,
     a_server_that_lives_or_a_lease_that_lasts_keeps_a_run,
     what_is_written_off_opens_nothing_any_more,
@@ -120,6 +122,18 @@ async fn a_run_is_written_off_once_after_the_silence_and_not_before(fixture: Fix
     let finish = Finish { status: RunStatus::Succeeded, failure: None, result: None };
     assert!(!fixture.store.finish(&placed.run.id, placed.epoch, &finish).await.unwrap());
     assert!(!fixture.store.is_sandbox_needed(&placed.sandbox).await.unwrap());
+}
+
+async fn a_run_that_is_written_off_has_its_uses_of_credentials_in_the_audit_log(fixture: Fixture) {
+    let fixture = fixture.unlocked().await;
+    let credential = add(&fixture, "one").await;
+    let placed = placed(&fixture).await;
+    fixture.store.use_credential(&credential, &placed.run.id).await.unwrap();
+    let other = witness(&fixture, LOST_MS).await;
+    assert_eq!(fixture.store.write_off_lost(&other).await.unwrap(), std::slice::from_ref(&placed.run.id));
+    let told = totals(&fixture, &placed.run).await;
+    assert_eq!(told.len(), 1);
+    assert!(told[0].0.starts_with("uses 1, ") && told[0].1 == format!("{} one", credential.id), "{told:?}");
 }
 
 async fn whoever_was_away_itself_writes_nothing_off(fixture: Fixture) {

@@ -118,6 +118,37 @@ async fn text_reaches_a_reader_on_the_other_server(fixture: Fixture) {
     second.close().await.unwrap();
 }
 
+#[tokio::test]
+async fn live_text_is_heard_in_the_database_only_while_another_server_has_a_reader() {
+    let Some(fixture) = Fixture::postgres().await else { return };
+    let mut listener = fixture.database.hear_text().await;
+    let second = second(&fixture).await;
+    let run = fixture.queued().await;
+    let say = |text: &str| {
+        let (kind, text) = (caisson_domain::event::DeltaKind::Text, text.to_owned());
+        let delta = caisson_domain::event::Delta { run: run.id.clone(), kind, text };
+        fixture.store.publish_delta(&run.session, delta);
+    };
+    let mut own = fixture.store.subscribe_deltas(&run.session);
+    for _ in 0..50 {
+        say("for this server alone");
+    }
+    assert_eq!(own.recv().await.unwrap().text, "for this server alone");
+    let reader = second.subscribe_deltas(&run.session);
+    let first = async {
+        loop {
+            say("for both");
+            if let Ok(told) = tokio::time::timeout(Duration::from_millis(20), listener.recv()).await {
+                return told.unwrap().payload().to_owned();
+            }
+        }
+    };
+    let first = tokio::time::timeout(Duration::from_mins(1), first).await.unwrap();
+    assert!(first.contains("for both") && !first.contains("alone"), "what came before was not sent: {first}");
+    drop(reader);
+    second.close().await.unwrap();
+}
+
 async fn two_servers_cannot_overshoot_a_budget_together(fixture: Fixture) {
     let second = second(&fixture).await;
     let budgets = ProjectBudgets { total_micro_usd: Some(100), day_micro_usd: None };

@@ -93,3 +93,25 @@ async fn a_follow_up_begins_in_the_image_that_its_repository_chose_as_long_as_th
     world.clean().await;
     server.kill();
 }
+
+#[tokio::test]
+async fn a_sandbox_chooses_nothing_for_a_run_that_names_its_image_or_has_chosen_one() {
+    let world = World::new().await;
+    let [first, second] = ["registry.example/team/one:1", "registry.example/team/two:1"];
+    let named = world.queue_with(|spec| spec.image = Some("registry.example/own:1".to_owned())).await;
+    let again = world.queue().await;
+    world.shims.of(&named, vec![Play::SayEarly(wish(first))]);
+    world.shims.of(&again, vec![Play::SayEarly(wish(first)), Play::SayEarly(wish(second))]);
+    let server = world.boot().await;
+    for (run, stays) in [(&named, "registry.example/own:1"), (&again, first)] {
+        let refused = world.failed(run).await;
+        assert_eq!(refused.kind, FailureKind::PolicyDenied);
+        assert!(refused.message.contains(&format!("\"{stays}\", which stays")), "{}", refused.message);
+        assert_eq!(world.shims.agents(run), 0);
+    }
+    let mut images: Vec<_> = world.engine.made().into_iter().map(|spec| spec.image.unwrap()).collect();
+    images.sort();
+    assert_eq!(images, ["caisson-sandbox:latest", "registry.example/own:1", first]);
+    world.clean().await;
+    server.kill();
+}

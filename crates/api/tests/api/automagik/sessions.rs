@@ -50,6 +50,23 @@ async fn a_session_is_readable_as_a_conversation_natively() {
 }
 
 #[tokio::test]
+async fn a_name_that_reads_like_another_sessions_id_does_not_stand_before_it() {
+    let api = api().await;
+    let first = talked(&api).await.run.session.to_string();
+    let uuid = uuid::Uuid::parse_str(first.trim_start_matches("ses_")).unwrap().to_string();
+    for name in [&first, &uuid] {
+        api.clock.advance(1);
+        started(&api, FIRST, &task_with(&json!({ "session_name": name }))).await;
+        let found = api.get(&format!("/api/v1/sessions/{name}")).await.json();
+        assert_eq!((&found["session_name"], &found["session_id"]), (&json!("epic"), &json!(first)));
+    }
+    // Nobody's id is found by its name, with that for its id.
+    let uuid = uuid::Uuid::nil().to_string();
+    started(&api, FIRST, &task_with(&json!({ "session_name": uuid }))).await;
+    assert_eq!(api.get(&format!("/api/v1/sessions/{uuid}")).await.json()["session_id"], uuid);
+}
+
+#[tokio::test]
 async fn sessions_are_listed_by_page_number() {
     let api = api().await;
     talked(&api).await;

@@ -206,8 +206,9 @@ async fn a_run_that_ends_is_told_nothing(fixture: Fixture) {
     spend(&fixture, &stopped.run.id, 900).await;
     let done = placed(&fixture, Some(1_000), Some(50), 3).await;
     let outcome = Outcome { ending: Ending::Completed, result: None, head: None, pushed: false, kept: false };
+    let late = begun(begin(&fixture, &done.run.id, 1).await);
     fixture.journal(&done, JournalEffect::Finished(outcome)).await;
-    spend(&fixture, &done.run.id, 900).await;
+    settle(&fixture, &late, 900).await;
     assert_eq!((events(&fixture, &stopped.run.id).await, events(&fixture, &done.run.id).await), (0, 0));
 }
 

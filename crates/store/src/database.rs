@@ -256,13 +256,7 @@ impl Store {
     async fn begin_with(&self, hold: Hold<'_>, sync: Sync) -> Result<Tx<'_>, StoreError> {
         let (db, now_ms, newest) = match &self.shared.database {
             Database::Sqlite(database) => {
-                let mut tx = Box::pin(database.begin()).await?;
-                // What an agent waits for and nobody is told of leaves this look to the other transactions; there is one of
-                // those every few seconds, the heartbeat.
-                let newest = match sync {
-                    Sync::Waits => SqliteDatabase::newest(&mut tx).await?,
-                    Sync::DoesNotWait => 0,
-                };
+                let (tx, newest) = Box::pin(database.begin()).await?;
                 (Connection::SqliteTx(tx), self.now_ms(), newest)
             }
             Database::Postgres(database) => {

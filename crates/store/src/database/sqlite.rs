@@ -83,17 +83,13 @@ impl SqliteDatabase {
         Ok((Self { writer, reader, lists, disk: Arc::new(Disk::of(path)) }, missing))
     }
 
-    /// Begins a writing transaction.
-    pub(super) async fn begin(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
-        let tx = self.writer.begin_with(BEGIN_WRITE).await?;
+    /// Begins a writing transaction, and reads the number of the newest migration.
+    pub(super) async fn begin(&self) -> Result<(Transaction<'static, Sqlite>, i64), sqlx::Error> {
+        let mut tx = self.writer.begin_with(BEGIN_WRITE).await?;
         // There is no other connection that writes.
         self.disk.quiet();
-        Ok(tx)
-    }
-
-    /// The number of the newest migration, as the transaction sees it.
-    pub(super) async fn newest(tx: &mut Transaction<'static, Sqlite>) -> Result<i64, sqlx::Error> {
-        sqlx::query_scalar(NEWEST).fetch_one(&mut **tx).await
+        let newest = sqlx::query_scalar(NEWEST).fetch_one(&mut *tx).await?;
+        Ok((tx, newest))
     }
 
     pub(super) async fn close(&self) {

@@ -130,6 +130,7 @@ pub use queue::{Claimed, Finish, Progress};
 pub use random::Random;
 pub use removal::{REMOVAL_ROWS, REMOVALS_AT_ONCE};
 pub use retention::{EXPIRED_PAGE, Expired, RETENTION_EVENTS};
+pub use idempotency::RepeatWindow;
 pub use runs::{CancelRun, CreateRun, Idempotency, NewRun, RunFilter};
 pub use sandboxes::{NewSandbox, SandboxRow, SandboxState, UnknownSandboxState};
 pub use sessions::{ForkOf, Session};

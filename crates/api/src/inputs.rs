@@ -181,7 +181,9 @@ pub(crate) fn check_text(field: &str, text: &str, most_bytes: usize, faults: &mu
 }
 
 fn spent() -> ApiError {
-    let detail = format!("the run was sent {RUN_INPUTS} inputs and takes no more; tell the rest to a run that follows it");
+    let detail = format!(
+        "the run was sent {RUN_INPUTS} inputs and takes no more; tell the rest to a run that follows it"
+    );
     ApiError::Conflict { code: "inputs_spent", detail }
 }
 

@@ -153,9 +153,7 @@ pub(crate) enum ApiError {
     Invalid(Faults),
     #[error("the request cannot be used: {}", .0.count())]
     InvalidInput(Faults),
-    #[error(
-        "as many inputs are on their way to the agent as may be; wait for the events that tell of them"
-    )]
+    #[error("as many inputs are on their way to the agent as may be; wait for the events that tell of them")]
     InputsFull,
     #[error("pages of other origins may not use this path")]
     OriginRefused,

@@ -144,7 +144,8 @@ fn input(stream: TcpStream, shared: &Shared, key: &str, body: &Value) {
         if body["text"] == "stuck" || tries < 2 {
             waiting.push(key.to_owned());
             let seconds = if body["text"] == "stuck" { 86_400 } else { 1 };
-            let problem = json!({"code": "inputs_full", "detail": "as many inputs are on their way as may be"});
+            let problem =
+                json!({"code": "inputs_full", "detail": "as many inputs are on their way as may be"});
             return send(stream, &format!("429 Too Many Requests\r\nretry-after: {seconds}"), &problem);
         }
     }
@@ -274,10 +275,9 @@ fn what_was_not_sent_when_the_run_is_over_is_told_and_is_the_exit_code() {
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(5), "{said}");
     assert_eq!(stub.inputs(), [json!({"kind": "steer", "text": "one"})]);
-    for part in [
-        "not sent: the run is over\n",
-        "not sent to the agent (3):\n  stuck\n  after it\n  /queue later\n",
-    ] {
+    for part in
+        ["not sent: the run is over\n", "not sent to the agent (3):\n  stuck\n  after it\n  /queue later\n"]
+    {
         assert!(said.contains(part), "{part} in {said}");
     }
 }

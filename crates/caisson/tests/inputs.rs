@@ -49,7 +49,8 @@ fn scenarios() -> Vec<String> {
     let bash = |command: &str| json!({"tool": {"name": "Bash", "input": {"description": "Run it", "command": command}}});
     let sleep = bash("python3 -c 'import time; time.sleep(600)'");
     let nap = |seconds| bash(&format!("python3 -c 'import time; time.sleep({seconds})'"));
-    let by_words = |words: &str, text: &str| json!({"when_prompt_contains": words, "steps": [{"text": text}]});
+    let by_words =
+        |words: &str, text: &str| json!({"when_prompt_contains": words, "steps": [{"text": text}]});
     let options = json!([{"label": "Red", "description": "r"}, {"label": "Blue", "description": "b"}]);
     let questions =
         json!([{"question": "Which colour?", "header": "Colour", "options": options, "multiSelect": false}]);
@@ -122,13 +123,9 @@ fn is_of(event: &Value, kind: &str, input: &Value) -> bool {
 }
 
 /// Sends an input, and waits for the event that acknowledges it; its number, and how long that took.
-async fn told(
-    world: &World,
-    live: &mut Live,
-    (id, kind): (&str, &str),
-    number: usize,
-) -> (Value, Duration) {
-    let (mut body, acknowledged) = (json!({ "kind": kind }), if kind == "queue" { "held" } else { "delivered" });
+async fn told(world: &World, live: &mut Live, (id, kind): (&str, &str), number: usize) -> (Value, Duration) {
+    let (mut body, acknowledged) =
+        (json!({ "kind": kind }), if kind == "queue" { "held" } else { "delivered" });
     if kind != "interrupt" {
         body["text"] = json!(format!("Word {number}."));
     }
@@ -246,7 +243,8 @@ async fn each_kind_of_input_is_sent_from_the_command_line(engine: Engine) {
     );
     assert_eq!(sent(&world, &id).await, all_three());
     let told = run(&world, &["session", "messages", ended["session_id"].as_str().unwrap()]);
-    let order = ["user: Use Python 3.", "Python 3 it is.", "The docs are written."].map(|text| told.find(text));
+    let order =
+        ["user: Use Python 3.", "Python 3 it is.", "The docs are written."].map(|text| told.find(text));
     assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{told}");
 }
 
@@ -305,7 +303,10 @@ async fn more_than_may_be_on_their_way_come_out_of_a_pipe_one_after_another(engi
     let items = listed["items"].as_array().unwrap();
     assert_eq!(items.len(), LINES, "each once");
     for (number, input) in items.iter().enumerate() {
-        assert_eq!((&input["text"], &input["state"]), (&json!(format!("Thing {number}.")), &json!("delivered")));
+        assert_eq!(
+            (&input["text"], &input["state"]),
+            (&json!(format!("Thing {number}.")), &json!("delivered"))
+        );
     }
 }
 
@@ -351,7 +352,10 @@ async fn a_tool_is_given_what_somebody_changed(engine: Engine) {
     let changed = r#"{"description": "Another one", "command": "touch /workspace/changed"}"#;
     let told = run(&world, &["approve", &id, "--input", changed]);
     assert!(told.contains("is allowed (Bash)"), "{told}");
-    assert!(told.contains("touch /workspace/changed") && !told.contains("asked-for"), "what is given: {told}");
+    assert!(
+        told.contains("touch /workspace/changed") && !told.contains("asked-for"),
+        "what is given: {told}"
+    );
     let ended = world.api.wait_end(&id, END).await.unwrap();
     assert_eq!(ended["status"], "succeeded", "{ended:#}");
     let listed = results(&world, &id).await;
@@ -374,7 +378,11 @@ async fn a_question_of_the_agent_is_answered_from_the_command_line(engine: Engin
     let told = run(&world, &["approve", &id, "--answer", "Which colour?=Blue"]);
     assert!(told.contains("is allowed (AskUserQuestion)"), "{told}");
     let ended = world.api.wait_end(&id, END).await.unwrap();
-    assert_eq!((&ended["status"], &ended["result"]), (&json!("succeeded"), &json!("Blue it is.")), "{ended:#}");
+    assert_eq!(
+        (&ended["status"], &ended["result"]),
+        (&json!("succeeded"), &json!("Blue it is.")),
+        "{ended:#}"
+    );
     let answered = results(&world, &id).await;
     assert!(answered.contains("Which colour?") && answered.contains("Blue"), "the agent is told: {answered}");
     assert!(!answered.contains("Red"), "and nothing else: {answered}");

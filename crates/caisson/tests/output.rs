@@ -84,7 +84,10 @@ impl Scene {
         let dir = directory.path().to_str().unwrap().to_owned();
         let listen = spec.listen.clone();
         let integrity = package(&directory.path().join("package.tgz"));
-        let names = names.into_iter().chain([("$DIR", dir), ("$INTEGRITY", integrity), ("$LISTEN", listen)]).collect();
+        let names = names
+            .into_iter()
+            .chain([("$DIR", dir), ("$INTEGRITY", integrity), ("$LISTEN", listen)])
+            .collect();
         Self { directory, spec, key, names, printed: Vec::new(), typed: BTreeSet::new() }
     }
 
@@ -444,8 +447,8 @@ fn the_document_of_the_api_is_printed_as_it_is_kept() {
     let spec = ServerSpec::new(&parts, directory.path(), "http://127.0.0.1:9").unwrap();
     let printed = spec.command(&["openapi"]).output().unwrap();
     let printed: serde_json::Value = serde_json::from_slice(&printed.stdout).unwrap();
-    let kept = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../api/tests/api/snapshots/api__openapi__openapi.snap");
+    let kept =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../api/tests/api/snapshots/api__openapi__openapi.snap");
     let kept = std::fs::read_to_string(kept).unwrap();
     let (_, kept) = kept.strip_prefix("---\n").unwrap().split_once("\n---\n").unwrap();
     assert!(printed == serde_json::from_str::<serde_json::Value>(kept).unwrap());

@@ -170,13 +170,8 @@ impl Store {
     /// As every read.
     /// # Cancel safety
     /// Safe: it only reads.
-    pub async fn input_state(
-        &self,
-        session: &SessionId,
-        seq: i64,
-    ) -> Result<Option<InputState>, StoreError> {
-        let row =
-            sql::query(STATE).bind(session.as_str()).bind(seq).fetch_optional(self.reader()).await?;
+    pub async fn input_state(&self, session: &SessionId, seq: i64) -> Result<Option<InputState>, StoreError> {
+        let row = sql::query(STATE).bind(session.as_str()).bind(seq).fetch_optional(self.reader()).await?;
         let Some(row) = row else { return Ok(None) };
         let columns = Columns::keyed("input", &row, "session_id")?;
         let status: RunStatus = columns.parse("status")?;

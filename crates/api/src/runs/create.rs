@@ -5,7 +5,9 @@ use caisson_domain::limits;
 use caisson_domain::principal::Principal;
 use caisson_domain::run::Run;
 use caisson_domain::server::Server;
-use caisson_store::{self as store, Asked, AskedRun, Idempotency, NewRun, RepeatWindow, Store, StoredWorkflow};
+use caisson_store::{
+    self as store, Asked, AskedRun, Idempotency, NewRun, RepeatWindow, Store, StoredWorkflow,
+};
 use http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 

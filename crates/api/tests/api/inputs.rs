@@ -49,7 +49,10 @@ async fn a_conversation_tells_what_never_reached_the_agent() {
     let api = Api::start().await;
     let (claimed, sandbox, path) = live(&api).await;
     for (kind, text) in [("steer", "Heard."), ("queue", "Kept."), ("steer", "Too late.")] {
-        assert_eq!(api.post(&path, &json!({ "kind": kind, "text": text })).await.status, StatusCode::ACCEPTED);
+        assert_eq!(
+            api.post(&path, &json!({ "kind": kind, "text": text })).await.status,
+            StatusCode::ACCEPTED
+        );
     }
     let effects = [(1, InputState::Delivered), (2, InputState::Held)];
     let effects = effects.map(|(seq, state)| JournalEffect::Input { seq, state });

@@ -148,7 +148,8 @@ impl Unsent {
 
     /// For people; none if everything was sent.
     fn told(&self) -> Option<String> {
-        let told = format!("not sent to the agent ({}):{}", self.lines.len() + self.more, self.lines.concat());
+        let told =
+            format!("not sent to the agent ({}):{}", self.lines.len() + self.more, self.lines.concat());
         match (self.lines.is_empty(), self.more) {
             (true, _) => None,
             (false, 0) => Some(told),

@@ -201,9 +201,11 @@ mod tests {
         assert_eq!(said(&message), "assistant: I look.\nassistant calls Bash: {\"command\":\"ls\"}");
         let result = json!({"role": "tool", "text": null, "tool_calls": [], "tool_results": [{"text": "no", "is_error": true}]});
         assert_eq!(said(&result), "tool (failed): no");
-        for (state, head) in
-            [(json!(null), "user"), (json!("delivered"), "user"), (json!("undelivered"), "user (undelivered)")]
-        {
+        for (state, head) in [
+            (json!(null), "user"),
+            (json!("delivered"), "user"),
+            (json!("undelivered"), "user (undelivered)"),
+        ] {
             let message = json!({"role": "user", "state": state, "text": "Stop."});
             assert_eq!(said(&message), format!("{head}: Stop."));
         }

@@ -34,7 +34,8 @@ fn scenarios() -> Vec<String> {
     let bash = |command: &str| json!({"tool": {"name": "Bash", "input": {"description": "Run it", "command": command}}});
     let sleep = bash("python3 -c 'import time; time.sleep(600)'");
     let touch = |name: &str| bash(&format!("touch /workspace/{name}"));
-    let by_words = |words: &str, text: &str| json!({"when_prompt_contains": words, "steps": [{"text": text}]});
+    let by_words =
+        |words: &str, text: &str| json!({"when_prompt_contains": words, "steps": [{"text": text}]});
     vec![
         json!({"listening": {"prompts": [
             [sleep, {"text": "?"}], by_words("python 3", "Python 3 it is."), by_words("the docs", "The docs are written."),
@@ -58,7 +59,8 @@ impl Typist<'_> {
         let (out, error) =
             (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
         assert!(output.status.success(), "{words:?}: {out}\n{error}");
-        let quoted = |word: &&str| if word.contains(' ') { format!("\"{word}\"") } else { (*word).to_owned() };
+        let quoted =
+            |word: &&str| if word.contains(' ') { format!("\"{word}\"") } else { (*word).to_owned() };
         let typed: Vec<String> = words.iter().map(quoted).collect();
         let mut told = format!("$ caisson {}\n{out}", typed.join(" "));
         if !error.is_empty() {
@@ -233,7 +235,8 @@ async fn what_the_demo_prints_changes_only_on_purpose() {
 fn hole(file: &Path, told: &Value) {
     let git = told["packages"].as_array().unwrap().iter().find(|package| package["name"] == "git").unwrap();
     let release = told["release"].as_str().unwrap();
-    let hole = json!({"releases": {release: {"status": "resolved", "fixed_version": "1:999", "urgency": "high"}}});
+    let hole =
+        json!({"releases": {release: {"status": "resolved", "fixed_version": "1:999", "urgency": "high"}}});
     let known = json!({git["source"].as_str().unwrap(): {"CVE-2099-0001": hole}});
     std::fs::write(file, known.to_string()).unwrap();
 }
@@ -255,10 +258,14 @@ fn what_a_look_at_an_image_prints_changes_only_on_purpose() {
     assert_eq!(code, Some(3), "{out}");
     // The image's packages are those of the day on which it was built.
     let packages = told["packages"].as_array().unwrap();
-    let sources: std::collections::BTreeSet<_> = packages.iter().map(|package| package["source"].as_str()).collect();
+    let sources: std::collections::BTreeSet<_> =
+        packages.iter().map(|package| package["source"].as_str()).collect();
     let git = packages.iter().find(|package| package["name"] == "git").unwrap();
     let out = out
-        .replace(&format!("{} packages from {} sources", packages.len(), sources.len()), "N packages from N sources")
+        .replace(
+            &format!("{} packages from {} sources", packages.len(), sources.len()),
+            "N packages from N sources",
+        )
         .replace(told["release"].as_str().unwrap(), "RELEASE")
         .replace(git["source_version"].as_str().unwrap(), "VERSION");
     let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");

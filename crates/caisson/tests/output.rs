@@ -350,10 +350,10 @@ async fn ended(store: &Store, clock: &ClockHandle, server: &ServerId, state: &Pa
 async fn what_every_command_prints_changes_only_on_purpose() {
     let mut scene = Scene::start().await;
     std::fs::write(scene.directory.path().join("token"), "a-token-of-a-git-host\n").unwrap();
-    for line in MACHINE {
+    for line in lines::MACHINE {
         scene.type_in(line, 0);
     }
-    for line in LOOKS {
+    for line in lines::LOOKS {
         scene.type_in(line, 0);
     }
     std::fs::write(scene.directory.path().join("bad.md"), "no front matter").unwrap();
@@ -363,7 +363,7 @@ async fn what_every_command_prints_changes_only_on_purpose() {
     scene.copy().await;
     let server = scene.spec.spawn().unwrap();
     wait_listed(&scene, &server).await;
-    for line in CLIENT {
+    for line in lines::CLIENT {
         scene.type_in(line, 0);
     }
     scene.type_in("show 00000000", 1);

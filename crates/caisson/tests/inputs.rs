@@ -370,7 +370,7 @@ async fn a_question_of_the_agent_is_answered_from_the_command_line(engine: Engin
     let Some(world) = world(engine, workflows.path(), "asking").await else { return };
     let id = submit(&world, "careful").await;
     world.api.wait_run(&id, END, |run| run["waiting"] == "approval").await.unwrap();
-    let listed = run(&world, &["approvals", &id]);
+    let listed = run(&world, &["approvals", &id, "--json"]);
     assert!(listed.contains("AskUserQuestion") && listed.contains("Which colour?"), "{listed}");
     let unasked = world.client(&["approve", &id, "--answer", "Which size?=Large"]).output().unwrap();
     let said = String::from_utf8_lossy(&unasked.stderr).into_owned();

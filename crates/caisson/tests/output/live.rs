@@ -16,8 +16,10 @@ use super::{output_of, steady_words};
 pub(crate) const TYPED: [&str; 9] =
     ["run", "attach", "input", "approvals", "approve", "deny", "session fork", "demo", "image scan"];
 const END: Duration = Duration::from_mins(1);
-/// What an account of a run has before each thing that is said, in characters: the time, and a mark.
-const HEAD: usize = 11;
+/// What an account of a run has before what happened, in characters: the time, and a mark.
+const HEAD: usize = 12;
+/// What it has before live text, in characters.
+const INDENT: usize = 11;
 
 fn workflows() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
@@ -101,7 +103,7 @@ fn timeless(line: &str) -> String {
         return line.to_owned();
     }
     let said: String = line.chars().skip(HEAD).collect();
-    if mark.starts_with('|') { format!("{:HEAD$}{said}", "") } else { format!("    0.0s  {mark}{said}") }
+    if mark.starts_with('|') { format!("{:INDENT$}{said}", "") } else { format!("    0.0s  {mark}{said}") }
 }
 
 /// Words of hexadecimal digits as long as the short form of a commit's or a run's id are zeros.
@@ -228,6 +230,9 @@ async fn what_the_demo_prints_changes_only_on_purpose() {
     let (out, error) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}\n{error}");
     let out = out.replace(directory.path().to_str().unwrap(), "$DIR");
+    let (out, took) = out.rsplit_once("\" in ").unwrap();
+    assert!(took.ends_with(" s\n"), "{took}");
+    let out = format!("{out}\" in N s\n");
     look(&[("demo".to_owned(), steady(&format!("$ caisson demo --engine local --delay-scale 0\n{out}")))]);
 }
 

@@ -61,8 +61,11 @@ impl Typist<'_> {
         let (out, error) =
             (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
         assert!(output.status.success(), "{words:?}: {out}\n{error}");
-        let quoted =
-            |word: &&str| if word.contains(' ') { format!("\"{word}\"") } else { (*word).to_owned() };
+        let quoted = |word: &&str| match (word.contains('"'), word.contains(' ')) {
+            (true, _) => format!("'{word}'"),
+            (false, true) => format!("\"{word}\""),
+            (false, false) => (*word).to_owned(),
+        };
         let typed: Vec<String> = words.iter().map(quoted).collect();
         let mut told = format!("$ caisson {}\n{out}", typed.join(" "));
         if !error.is_empty() {

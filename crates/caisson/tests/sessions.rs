@@ -90,9 +90,18 @@ fn log(world: &World, branch: &str) -> Vec<String> {
     log.lines().map(str::to_owned).collect()
 }
 
-/// What outlives the host: the database, the artifact store, and the keys that seal and sign what is in them.
-const LEFT: [&str; 7] =
-    ["caisson.db", "caisson.db-wal", "caisson.db-shm", "artifacts", "master.key", "audit_key", "audit_head"];
+/// What outlives the host: the database, the artifact store, the keys that seal and sign what is in them, and the name by which
+/// the database knows the server. Without that it would be another server, and the session's runs would wait for this one.
+const LEFT: [&str; 8] = [
+    "caisson.db",
+    "caisson.db-wal",
+    "caisson.db-shm",
+    "artifacts",
+    "master.key",
+    "audit_key",
+    "audit_head",
+    "server_id",
+];
 
 /// Removes everything that the host has, but for what outlives it.
 fn wipe(state: &Path) {
@@ -110,7 +119,7 @@ fn wipe(state: &Path) {
         }
         gone.push(name);
     }
-    assert!(["sessions", "server_id"].iter().all(|name| gone.iter().any(|one| one == name)), "{gone:?}");
+    assert!(["sessions", "shim", "lock"].iter().all(|name| gone.iter().any(|one| one == name)), "{gone:?}");
 }
 
 async fn a_session_goes_on_and_is_rebuilt_from_its_archive_when_the_host_is_wiped(engine: Engine) {

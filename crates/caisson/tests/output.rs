@@ -116,7 +116,11 @@ impl Scene {
             }
             assert!(!out.is_empty(), "{line} prints nothing");
         }
-        let out = if words[0] == "doctor" { everywhere(&out) } else { out };
+        let out = match words[0] {
+            "doctor" => everywhere(&out),
+            "mcp" => sorted(&out),
+            _ => out,
+        };
         let mut told = format!("$ caisson {line}\n{out}");
         if !error.is_empty() {
             write!(told, "--- standard error\n{error}").unwrap();
@@ -173,6 +177,12 @@ fn package(file: &Path) -> String {
     archive.into_inner().unwrap().finish().unwrap();
     let digest = Sha512::digest(std::fs::read(file).unwrap());
     format!("sha512-{}", base64::engine::general_purpose::STANDARD.encode(digest))
+}
+
+/// Answers come in any order; each begins with its number.
+fn sorted(out: &str) -> String {
+    let lines: BTreeSet<&str> = out.lines().collect();
+    lines.into_iter().map(|line| line.to_owned() + "\n").collect()
 }
 
 /// What `doctor` prints, without what it has found of the machine.
@@ -393,7 +403,8 @@ fn spoken() -> String {
         json!({"jsonrpc": "2.0", "method": "notifications/initialized"}),
         json!({"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": call}),
     ];
-    messages.iter().map(|message| format!("{message}\n")).collect()
+    let lines: Vec<String> = messages.iter().map(ToString::to_string).collect();
+    lines.join("\n") + "\n"
 }
 
 /// Waits until the server is one of those it lists itself.

@@ -270,13 +270,12 @@ pub(super) async fn accept(
     if let Some(session) = &wish.session {
         go_on_with(app.store(), &caller.project, session, &mut wish.request).await?;
     }
-    let (key, window) = match runs::idempotency_key(headers)? {
-        Some(key) => (key, RepeatWindow::default()),
+    let (key, window) = if let Some(key) = runs::idempotency_key(headers)? {
+        (key, RepeatWindow::default())
+    } else {
         // No client can send a key with a space in it.
-        None => {
-            let window = RepeatWindow { always_ms: REPEAT_MS, live_ms: REPEAT_LIVE_MS };
-            (format!("same request of {} {mark}", caller.key), window)
-        }
+        let window = RepeatWindow { always_ms: REPEAT_MS, live_ms: REPEAT_LIVE_MS };
+        (format!("same request of {} {mark}", caller.key), window)
     };
     let idempotency = Idempotency { key, request_sha256: mark.to_owned() };
     let origin = Origin { idempotency: Some(idempotency), asked: Some((wish.asked, wish.session)), window };

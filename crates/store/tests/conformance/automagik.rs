@@ -56,9 +56,10 @@ async fn an_idempotency_key_is_remembered_as_long_as_was_asked_and_longer_while_
         wish
     };
     let ask = async || fixture.store.create_asked_run(wish()).await.unwrap();
-    let repeated = async || match ask().await {
-        CreateRun::Replayed(run) => run.id,
-        other => panic!("not the same: {other:?}"),
+    let repeated = async || {
+        let answer = ask().await;
+        let CreateRun::Replayed(run) = answer else { panic!("not the same: {answer:?}") };
+        run.id
     };
     let end = async |run: &RunId| {
         let ended = fixture.store.request_cancel(&project(), run, None).await.unwrap();

@@ -7,6 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use caisson_domain::event::{Event, EventKind};
 use caisson_domain::id::{ProjectId, RunId, SessionId};
+use caisson_domain::input::InputState;
 use caisson_domain::run::cut;
 use caisson_store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
@@ -52,6 +53,9 @@ pub struct MessageView {
     pub at_ms: i64,
     /// Who says it.
     pub role: Role,
+    /// How far it is, if it was sent to the agent as an input: what is `undelivered` was never said to it. None of all else.
+    #[schema(value_type = Option<crate::schema::InputState>)]
+    pub state: Option<InputState>,
     /// What is said; none if it only calls tools, or tells of their results.
     pub text: Option<String>,
     /// Tools that the agent calls.
@@ -95,7 +99,7 @@ pub struct MessagePage {
 
 /// Read a session's messages
 ///
-/// The session as a conversation, oldest first: tasks and messages of people, the agent's texts, its calls of tools and
+/// The session as a conversation, oldest first: tasks and messages of people, with how far they are, the agent's texts, its calls of tools and
 /// what they gave back. The agent's thinking and its subagents' talk are in the events alone.
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/messages", tag = "sessions", operation_id = "read_messages",
@@ -152,7 +156,7 @@ pub(crate) async fn read(
     after: i64,
     bounds: Bounds,
 ) -> Result<Part, StoreError> {
-    let prompts = Prompts { store, project };
+    let prompts = Prompts { store, project, session };
     let (mut items, mut after, mut bytes, mut looked) = (Vec::new(), after, 0, 0);
     loop {
         let events = store.session_events(session, after, READ_EVENTS).await?;
@@ -184,12 +188,13 @@ fn size(message: &MessageView) -> usize {
 struct Prompts<'s> {
     store: &'s Store,
     project: &'s ProjectId,
+    session: &'s SessionId,
 }
 
 impl Prompts<'_> {
     /// What the event says; none if nobody says anything by it.
     async fn message(&self, event: &Event) -> Result<Option<MessageView>, StoreError> {
-        let mut parts = Parts::default();
+        let (mut parts, mut state) = (Parts::default(), None);
         let role = if event.kind == EventKind::RunQueued {
             let run = self.store.run(self.project, &event.run).await?;
             parts.say(&run.map(|run| run.spec.prompt).unwrap_or_default());
@@ -198,6 +203,10 @@ impl Prompts<'_> {
             let data: Value = serde_json::from_str(event.data.get()).unwrap_or_default();
             let Some(text) = data["text"].as_str() else { return Ok(None) };
             parts.say(text);
+            // As it stands now, which events behind this one tell.
+            if let Some(input) = data["input"].as_i64() {
+                state = self.store.input_state(self.session, input).await?;
+            }
             Role::User
         } else if event.kind == EventKind::AgentLine
             && let Some(role) = parts.take_line(event.data.get())
@@ -213,6 +222,7 @@ impl Prompts<'_> {
             run_id: event.run.clone(),
             at_ms: event.at_ms,
             role,
+            state,
             text,
             tool_calls,
             tool_results,

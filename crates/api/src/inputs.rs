@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{FromRequestParts, State};
 use axum::response::{IntoResponse, Response};
 use caisson_domain::id::{ApiKeyId, RunId};
-use caisson_domain::input::{INPUT_TEXT_BYTES, InputKind, InputState};
+use caisson_domain::input::{INPUT_TEXT_BYTES, InputKind, InputState, RUN_INPUTS};
 use caisson_domain::run::{Run, RunStatus};
 use caisson_store::{NewInput, RunInput, SendInput};
 use http::StatusCode;
@@ -102,11 +102,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Repeatable {
         (status = 400, description = "Not JSON, or a header that cannot be used", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "The project has no such run", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The run is not live: it waits, publishes, ends now or has ended", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The run is not live: it waits, publishes, ends now or has ended; or it was sent 100 inputs", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The body is longer than 4 MiB", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "Faults in the request, told together", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "8 inputs are on their way, or the run was sent 100", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "8 inputs are on their way; come again when one has reached the agent", body = Problem, content_type = "application/problem+json"),
     ),
 )]
 pub(crate) async fn send_input(
@@ -121,6 +121,7 @@ pub(crate) async fn send_input(
         SendInput::Unknown => return Err(unknown_run()),
         SendInput::NotLive(run) => return Err(not_live(&run)),
         SendInput::Full => return Err(ApiError::InputsFull),
+        SendInput::Spent => return Err(spent()),
         SendInput::KeyReused => return Err(ApiError::KeyReused),
         SendInput::Sent(input) => (input, false),
         SendInput::Replayed(input) => (input, true),
@@ -177,6 +178,13 @@ pub(crate) fn check_text(field: &str, text: &str, most_bytes: usize, faults: &mu
     } else if text.contains('\0') {
         faults.add(field, "nul", "it holds the character NUL, which no text may");
     }
+}
+
+fn spent() -> ApiError {
+    let detail = format!(
+        "the run was sent {RUN_INPUTS} inputs and takes no more; tell the rest to a run that follows it"
+    );
+    ApiError::Conflict { code: "inputs_spent", detail }
 }
 
 fn not_live(run: &Run) -> ApiError {

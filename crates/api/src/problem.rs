@@ -17,6 +17,8 @@ pub(crate) const FAULTS: usize = 50;
 const FAULT_TEXT_BYTES: usize = 1024;
 /// When to come again after a 429 or 503, in seconds.
 const RETRY_AFTER_S: u64 = 10;
+/// The same where inputs are on their way, which takes less than a second unless they wait for the turn's end.
+const INPUTS_RETRY_AFTER_S: u64 = 1;
 
 /// Any error, kept as the source of ours.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
@@ -151,9 +153,7 @@ pub(crate) enum ApiError {
     Invalid(Faults),
     #[error("the request cannot be used: {}", .0.count())]
     InvalidInput(Faults),
-    #[error(
-        "as many inputs are on their way to the agent, or were sent to the run, as may be; wait for the events that tell of them"
-    )]
+    #[error("as many inputs are on their way to the agent as may be; wait for the events that tell of them")]
     InputsFull,
     #[error("pages of other origins may not use this path")]
     OriginRefused,
@@ -379,12 +379,12 @@ impl ApiError {
             Self::RateLimited { retry_after_s } | Self::FailedTooOften { retry_after_s } => {
                 Some((header::RETRY_AFTER, HeaderValue::from(*retry_after_s)))
             }
+            Self::InputsFull => Some((header::RETRY_AFTER, HeaderValue::from(INPUTS_RETRY_AFTER_S))),
             Self::QueueFull
             | Self::ProjectQueueFull
             | Self::StreamsFull
             | Self::StreamsOfKeyFull
             | Self::ConnectionsOfKeyFull
-            | Self::InputsFull
             | Self::ForksFull
             | Self::Unplaceable(_)
             | Self::Store(StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Migration(_)) => {

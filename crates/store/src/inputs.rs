@@ -53,8 +53,10 @@ pub enum SendInput {
     Unknown,
     /// It has no agent that could take it: it waits, publishes, ends now or has ended.
     NotLive(Box<Run>),
-    /// It was sent [`RUN_INPUTS`], or [`RUN_INPUTS_PENDING`] are on their way.
+    /// [`RUN_INPUTS_PENDING`] are on their way; there is room when one of them has reached the agent.
     Full,
+    /// It was sent [`RUN_INPUTS`], and takes no more.
+    Spent,
     /// The idempotency key was used with another input.
     KeyReused,
     /// It is on its way.
@@ -95,6 +97,9 @@ const OF_RUN: &str = concat!(
     " from input where run_id = $1 and kind is not null order by seq limit $2"
 );
 
+const STATE: &str = "select input.session_id, input.state, run.status from input join run on run.id = input.run_id \
+     where input.session_id = $1 and input.seq = $2 and input.kind is not null";
+
 const UNDELIVERED: &str = "update input set state = 'undelivered' \
      where run_id = $1 and kind is not null and state in ('accepted', 'held') returning seq";
 
@@ -126,7 +131,10 @@ impl Store {
             return Ok(SendInput::NotLive(Box::new(run)));
         }
         let sent = sql::query(SENT).bind(id.as_str()).fetch_one(&mut *tx.db).await?;
-        if sent.get::<i64>("sent")? >= RUN_INPUTS || sent.get::<i64>("pending")? >= RUN_INPUTS_PENDING {
+        if sent.get::<i64>("sent")? >= RUN_INPUTS {
+            return Ok(SendInput::Spent);
+        }
+        if sent.get::<i64>("pending")? >= RUN_INPUTS_PENDING {
             return Ok(SendInput::Full);
         }
         let input = insert(&mut tx, &run, new).await?;
@@ -153,6 +161,21 @@ impl Store {
         let Some(run) = self.run(project, id).await? else { return Ok(None) };
         let rows = sql::query(OF_RUN).bind(id.as_str()).bind(RUN_INPUTS).fetch_all(self.reader()).await?;
         rows.iter().map(|row| read(row, &run)).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// How far an input is that people sent, by its number in the session; none if the session has no such input. Whoever asks
+    /// has checked that the session is theirs.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn input_state(&self, session: &SessionId, seq: i64) -> Result<Option<InputState>, StoreError> {
+        let row = sql::query(STATE).bind(session.as_str()).bind(seq).fetch_optional(self.reader()).await?;
+        let Some(row) = row else { return Ok(None) };
+        let columns = Columns::keyed("input", &row, "session_id")?;
+        let status: RunStatus = columns.parse("status")?;
+        Ok(Some(as_it_stands(columns.parse("state")?, status)))
     }
 }
 
@@ -196,18 +219,22 @@ async fn insert(tx: &mut Tx<'_>, run: &Run, new: &NewInput) -> Result<RunInput, 
 
 fn read(row: &Row, run: &Run) -> Result<RunInput, StoreError> {
     let columns = Columns::keyed("input", row, "session_id")?;
-    let state: InputState = columns.parse("state")?;
-    let over = run.status.is_final() && !state.is_final();
     Ok(RunInput {
         seq: columns.get("seq")?,
         run: columns.parse("run_id")?,
         kind: columns.parse("kind")?,
         text: text(columns.json("body")?),
-        state: if over { InputState::Undelivered } else { state },
+        state: as_it_stands(columns.parse("state")?, run.status),
         created_by: columns.get("created_by")?,
         created_at_ms: columns.get("created_at_ms")?,
         acknowledged_at_ms: columns.get("acknowledged_at_ms")?,
     })
+}
+
+/// What was on its way when the run ended does not reach the agent any more.
+fn as_it_stands(state: InputState, status: RunStatus) -> InputState {
+    let over = status.is_final() && !state.is_final();
+    if over { InputState::Undelivered } else { state }
 }
 
 fn text(body: InputBody) -> Option<String> {

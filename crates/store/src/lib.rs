@@ -118,6 +118,7 @@ pub use forks::{ForkSession, NewFork};
 pub use going_on::{DeleteSession, FilesLeft, GoOn, REMOVALS_PAGE};
 pub use hints::{Topic, Watch};
 pub use homes::SessionHome;
+pub use idempotency::RepeatWindow;
 pub use inputs::{NewInput, RunInput, SendInput};
 pub use journal::{JournalAppend, JournalEffect, JournalEntry};
 pub use keys::{ApiKey, NewApiKey};

@@ -3,7 +3,7 @@
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::git::{BranchName, Repository};
 use caisson_domain::id::{ApiKeyId, ProjectId, RunId, SessionId};
-use caisson_domain::limits::{IDEMPOTENCY_MS, PAGE_ITEMS};
+use caisson_domain::limits::PAGE_ITEMS;
 use caisson_domain::protocol::{InputBody, StopReason};
 use caisson_domain::queue::rank_ms;
 use caisson_domain::run::{Run, RunSpec, RunStatus};
@@ -14,7 +14,7 @@ use crate::database::sql::Connection;
 use crate::database::{Tx, sql};
 use crate::events::Ended;
 use crate::going_on::Call;
-use crate::idempotency::{self, Made, Remembered};
+use crate::idempotency::{self, Made, Remembered, RepeatWindow};
 use crate::random::uuid_v4;
 use crate::rows::{document, run_columns};
 use crate::waiting::{self, Full};
@@ -107,7 +107,7 @@ impl Store {
     /// # Cancel safety
     /// A dropped call may have queued the run; with an idempotency key, asking again finds it.
     pub async fn create_run(&self, new: NewRun) -> Result<CreateRun, StoreError> {
-        self.create(new, None, None, IDEMPOTENCY_MS).await
+        self.create(new, None, None, RepeatWindow::default()).await
     }
 
     /// Queues a run behind those of a session of the same project, repository and branch.
@@ -117,7 +117,7 @@ impl Store {
     /// # Cancel safety
     /// As [`Store::create_run`].
     pub async fn create_run_in(&self, session: SessionId, new: NewRun) -> Result<CreateRun, StoreError> {
-        self.create(new, Some(session), None, IDEMPOTENCY_MS).await
+        self.create(new, Some(session), None, RepeatWindow::default()).await
     }
 
     /// Queues a run, in a new session unless one is named, and keeps the words with which it was asked for.
@@ -126,11 +126,11 @@ impl Store {
         new: NewRun,
         session: Option<SessionId>,
         asked: Option<Asked>,
-        remembered_ms: i64,
+        window: RepeatWindow,
     ) -> Result<CreateRun, StoreError> {
         let mut tx = self.begin().await?;
         if let Some(idempotency) = &new.idempotency
-            && let Some(answer) = replay(&mut tx.db, tx.now_ms, &new.project, idempotency).await?
+            && let Some(answer) = replay(&mut tx.db, tx.now_ms, &new.project, (idempotency, window)).await?
         {
             tx.rollback().await?;
             return Ok(answer);
@@ -168,7 +168,7 @@ impl Store {
         audit::write(&mut tx, &NewAudit::of_run(&run, actor, "run.create")).await?;
         if let Some(idempotency) = &new.idempotency {
             let made = Made::Run(&run.id);
-            idempotency::remember(&mut tx, &run.project, made, idempotency, remembered_ms).await?;
+            idempotency::remember(&mut tx, &run.project, made, (idempotency, window)).await?;
         }
         tx.wake(Topic::Queue);
         tx.commit().await?;
@@ -176,7 +176,8 @@ impl Store {
     }
 
     /// What was answered to the same key before, if it is still remembered: [`CreateRun::Replayed`] or
-    /// [`CreateRun::KeyReused`]. It answers a repeated request that could not be accepted now.
+    /// [`CreateRun::KeyReused`]. It answers a repeated request that could not be accepted now; `window` is the one that the
+    /// request would be made with.
     ///
     /// # Errors
     /// As every read.
@@ -186,9 +187,10 @@ impl Store {
         &self,
         project: &ProjectId,
         idempotency: &Idempotency,
+        window: RepeatWindow,
     ) -> Result<Option<CreateRun>, StoreError> {
         let mut db = self.reader().acquire().await?;
-        replay(&mut db, self.now_ms(), project, idempotency).await
+        replay(&mut db, self.now_ms(), project, (idempotency, window)).await
     }
 
     /// The run, if it belongs to the project.
@@ -292,18 +294,19 @@ async fn replay(
     db: &mut Connection,
     now_ms: i64,
     project: &ProjectId,
-    idempotency: &Idempotency,
+    asked: (&Idempotency, RepeatWindow),
 ) -> Result<Option<CreateRun>, StoreError> {
-    let run = match idempotency::find(db, now_ms, project, idempotency).await? {
+    let (run, while_live) = match idempotency::find(db, now_ms, project, asked).await? {
         None => return Ok(None),
         Some(Remembered::Other | Remembered::Fork(_)) => return Ok(Some(CreateRun::KeyReused)),
         Some(Remembered::Deleted) => return Ok(Some(CreateRun::Deleted)),
-        Some(Remembered::Run(run)) => run,
+        Some(Remembered::Run { run, while_live }) => (run, while_live),
     };
     let row = sql::query(ONE).bind(project.as_str()).bind(run.as_str()).fetch_optional(&mut *db).await?;
     // Without a transaction it may be deleted between the two reads.
-    let Some(row) = row else { return Ok(Some(CreateRun::Deleted)) };
-    Ok(Some(CreateRun::Replayed(rows::run(&row)?)))
+    let Some(row) = row else { return Ok((!while_live).then_some(CreateRun::Deleted)) };
+    let run = rows::run(&row)?;
+    Ok((!while_live || !run.status.is_final()).then_some(CreateRun::Replayed(run)))
 }
 
 fn new_run(tx: &Tx<'_>, project: ProjectId, mut spec: RunSpec) -> Result<Run, StoreError> {

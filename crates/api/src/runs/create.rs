@@ -5,7 +5,9 @@ use caisson_domain::limits;
 use caisson_domain::principal::Principal;
 use caisson_domain::run::Run;
 use caisson_domain::server::Server;
-use caisson_store::{self as store, Asked, AskedRun, Idempotency, NewRun, Store, StoredWorkflow};
+use caisson_store::{
+    self as store, Asked, AskedRun, Idempotency, NewRun, RepeatWindow, Store, StoredWorkflow,
+};
 use http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 
@@ -35,8 +37,8 @@ pub(crate) struct Origin {
     pub(crate) idempotency: Option<Idempotency>,
     /// The words of a client of the compatible API, and the session that it goes on with.
     pub(crate) asked: Option<(Asked, Option<SessionId>)>,
-    /// How long the idempotency key is remembered, in milliseconds; read with `asked` alone.
-    pub(crate) remembered_ms: i64,
+    /// How long the idempotency key is remembered.
+    pub(crate) window: RepeatWindow,
 }
 
 /// Accepts a run.
@@ -71,9 +73,9 @@ pub(crate) async fn accept(
     (mut request, mut faults): (CreateRun, Faults),
     origin: Origin,
 ) -> Result<Accepted, ApiError> {
-    let Origin { idempotency, asked, remembered_ms } = origin;
+    let Origin { idempotency, asked, window } = origin;
     if let Some(idempotency) = idempotency.as_ref().filter(|_| faults.is_empty())
-        && let Some(answer) = app.store().replayed(&caller.project, idempotency).await?
+        && let Some(answer) = app.store().replayed(&caller.project, idempotency, window).await?
     {
         // The answer to a repeat does not depend on whether the request could be accepted now.
         return accepted(answer);
@@ -110,7 +112,7 @@ pub(crate) async fn accept(
     let new = NewRun { project: caller.project, created_by: Some(caller.key), spec, idempotency };
     accepted(match (asked, followed) {
         (Some((asked, session)), _) => {
-            app.store().create_asked_run(AskedRun { run: new, asked, session, remembered_ms }).await?
+            app.store().create_asked_run(AskedRun { run: new, asked, session, window }).await?
         }
         (None, Some(followed)) => app.store().create_run_in(followed.session, new).await?,
         (None, None) => app.store().create_run(new).await?,

@@ -48,6 +48,8 @@ pub(crate) const DONE: u8 = 0;
 pub(crate) const RUN_FAILED: u8 = 3;
 /// Exit code of a command that followed a run which was cancelled.
 pub(crate) const RUN_CANCELLED: u8 = 4;
+/// Exit code of a command that followed a run which succeeded, and could not send all that was given to it.
+pub(crate) const INPUTS_UNSENT: u8 = 5;
 /// Columns of a terminal that does not say how wide it is.
 const COLUMNS: usize = 80;
 /// Exit code of a command that was left by Ctrl-C, as shells have it.

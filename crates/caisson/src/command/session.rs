@@ -120,7 +120,10 @@ fn said(message: &Value) -> String {
     let role = text(&message["role"]);
     let mut lines = Vec::new();
     if message["text"].is_string() {
-        lines.push(format!("{role}: {}", text(&message["text"])));
+        // What reached the agent was said, as all else was.
+        let state = message["state"].as_str().filter(|state| *state != "delivered");
+        let state = state.map(|state| format!(" ({})", clean(state))).unwrap_or_default();
+        lines.push(format!("{role}{state}: {}", text(&message["text"])));
     }
     for call in message["tool_calls"].as_array().into_iter().flatten() {
         let input: String = call["input"].to_string().chars().take(INPUT_CHARS).collect();
@@ -198,5 +201,13 @@ mod tests {
         assert_eq!(said(&message), "assistant: I look.\nassistant calls Bash: {\"command\":\"ls\"}");
         let result = json!({"role": "tool", "text": null, "tool_calls": [], "tool_results": [{"text": "no", "is_error": true}]});
         assert_eq!(said(&result), "tool (failed): no");
+        for (state, head) in [
+            (json!(null), "user"),
+            (json!("delivered"), "user"),
+            (json!("undelivered"), "user (undelivered)"),
+        ] {
+            let message = json!({"role": "user", "state": state, "text": "Stop."});
+            assert_eq!(said(&message), format!("{head}: Stop."));
+        }
     }
 }

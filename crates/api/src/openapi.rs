@@ -20,7 +20,7 @@ use crate::negotiate::{JSON, json_only};
 use crate::problem::PROBLEM_JSON;
 use crate::state::App;
 use crate::{
-    agents, approvals, audit, automagik, budget, conversation, credentials, events, health, inputs, keys,
+    agents, approvals, attachments, audit, automagik, budget, conversation, credentials, events, health, inputs, keys,
     mcp, metrics, projects, queue, retention, runs, servers, sessions, usage, workflows,
 };
 
@@ -129,6 +129,7 @@ fn native() -> OpenApiRouter<App> {
         .routes(routes!(metrics::metrics))
         .routes(routes!(runs::get_diff))
         .routes(routes!(runs::get_artifact))
+        .routes(routes!(attachments::get_attachment))
         .routes(routes!(events::read_run_events))
         .routes(routes!(events::read_session_events))
 }

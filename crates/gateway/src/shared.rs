@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::bounds::{
-    ARTIFACT_UPLOADS, BODY_POOL_BYTES, Bounds, CONNECTIONS, GIT_EXCHANGES, MODEL_CALLS, PUSHES, TOLD_EVENTS,
+    ARTIFACT_UPLOADS, ATTACHMENT_EXCHANGES, BODY_POOL_BYTES, Bounds, CONNECTIONS, GIT_EXCHANGES, MODEL_CALLS, PUSHES, TOLD_EVENTS,
     TRANSCRIPT_EXCHANGES, TRANSCRIPT_PUTS,
 };
 use crate::config::GitIdentity;
@@ -107,6 +107,8 @@ pub(crate) struct Door {
     pub(crate) uploads: Arc<Semaphore>,
     /// [`TRANSCRIPT_EXCHANGES`].
     pub(crate) transcripts: Arc<Semaphore>,
+    /// [`ATTACHMENT_EXCHANGES`].
+    pub(crate) attachments: Arc<Semaphore>,
     /// Text deltas of this second.
     pub(crate) deltas: Mutex<DeltaWindow>,
     /// The way outside of the run that used it last.
@@ -154,6 +156,7 @@ impl Door {
             git_process: Arc::new(Semaphore::new(1)),
             uploads: Arc::new(Semaphore::new(ARTIFACT_UPLOADS)),
             transcripts: Arc::new(Semaphore::new(TRANSCRIPT_EXCHANGES)),
+            attachments: Arc::new(Semaphore::new(ATTACHMENT_EXCHANGES)),
             deltas: Mutex::new(DeltaWindow::default()),
             egress: Mutex::new(None),
             mcp: Mutex::new(None),

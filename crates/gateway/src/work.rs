@@ -88,6 +88,7 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
         attempt: run.attempt,
         workflow: workflow.name,
         prompt: spec.prompt,
+        attachments: spec.attachments,
         agent,
         git,
         publish: workflow.caisson.publish,

@@ -18,11 +18,13 @@ use tokio::time::Instant;
 use crate::agent::Agent;
 use crate::approvals::Approvals;
 use crate::artifacts::Artifacts;
+use crate::attachments::{Brought, Prompt, Source};
 use crate::checkout::{Checkout, prepare};
 use crate::commands;
 use crate::diagnostics::say;
 use crate::drivers::Drivers;
 use crate::failure::{Halt, verdict};
+use crate::forward::HOLD_MS;
 use crate::git::Git;
 use crate::images;
 use crate::inputs::Hearers;
@@ -63,6 +65,8 @@ pub(crate) struct Live<'a> {
     pub(crate) told: Option<Steering>,
     /// What it was given for that.
     pub(crate) given: Given,
+    /// What comes with its prompt.
+    brought: Brought,
     agent_started: bool,
     publishing: bool,
     pub(crate) result: Option<String>,
@@ -104,6 +108,7 @@ pub(crate) async fn run(shim: &Shim, work: &RunWork) {
         steered: Steered::default(),
         told: None,
         given: Given::default(),
+        brought: Brought::default(),
         agent_started: false,
         publishing: false,
         result: None,
@@ -118,12 +123,16 @@ pub(crate) async fn run(shim: &Shim, work: &RunWork) {
     };
     let last = tokio::select! {
         last = live.go() => last,
-        () = shim.inputs.follow(&shim.door, &work.run, (&hearers, &recorder)) => None,
+        () = shim.inputs.follow(&source(shim, work), &work.run, (&hearers, &recorder)) => None,
         () = until_timeout => None,
     };
     if let Some(last) = last {
         shim.journal.acknowledged(last).await;
     }
+}
+
+fn source<'a>(shim: &'a Shim, work: &'a RunWork) -> Source<'a> {
+    Source { door: &shim.door, home: &shim.places.home, run: &work.run }
 }
 
 impl Live<'_> {
@@ -185,6 +194,7 @@ impl Live<'_> {
             return Err(unreadable(name).into());
         }
         self.prepare().await?;
+        self.brought = source(self.shim, self.work).bring(&self.work.attachments, HOLD_MS).await?;
         let Some(agent) = self.agent.as_mut() else { return Ok(()) };
         Ok(agent.wait_for_servers(&self.work.agent.mcp_required, &self.shim.activity).await?)
     }
@@ -266,7 +276,8 @@ impl Live<'_> {
 
     /// The turn of the run's prompt, and one for each text that waits for its end; how the last one ended.
     async fn turns(&mut self, stop: &mut Stop) -> Result<TurnEnd, Halt> {
-        let mut prompt = commands::told(&self.work.prompt, &self.repository);
+        let told = commands::told(&self.work.prompt, &self.repository);
+        let mut prompt = Prompt::from(told).with(std::mem::take(&mut self.brought));
         let mut late = Vec::new();
         loop {
             let Some(agent) = self.agent.as_mut() else { return Ok(TurnEnd::Interrupted) };

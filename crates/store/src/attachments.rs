@@ -80,6 +80,9 @@ const NEXT: &str = "select coalesce(max(number) + 1, 0) from attachment where ru
 const OF_RUN: &str =
     "select cast(coalesce(sum(size_bytes), 0) as bigint) from attachment where run_id = $1";
 
+const OF_SESSION: &str =
+    "select cast(coalesce(sum(size_bytes), 0) as bigint) from attachment where session_id = $1";
+
 const OF_PROJECT: &str =
     "select cast(coalesce(sum(size_bytes), 0) as bigint) from attachment where project_id = $1";
 
@@ -121,6 +124,16 @@ impl Store {
     ) -> Result<CreateRun, StoreError> {
         let remembered_ms = IDEMPOTENCY_MS;
         self.create(new, Making { session, asked: None, remembered_ms, attachments }).await
+    }
+
+    /// The bytes of all attachments of the session together.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn attachments_bytes(&self, session: &SessionId) -> Result<i64, StoreError> {
+        Ok(sql::query_scalar(OF_SESSION).bind(session.as_str()).fetch_one(self.reader()).await?)
     }
 
     /// What is known of an attachment of the run. Whoever asks has checked that the run is the caller's.

@@ -86,6 +86,8 @@ async fn what_comes_with_a_run_is_kept_byte_for_byte_and_told_without_its_bytes(
     let follow_up = made(store.create_run_with(new_run(spec()), Some(first.session.clone()), vec![file("c", b"d")]).await);
     assert_eq!(follow_up.session, first.session);
     assert_eq!(store.read_attachment(&follow_up.id, 0).await.unwrap().unwrap().1, b"d");
+    assert_eq!(store.attachments_bytes(&first.session).await.unwrap(), 2, "those of both its runs");
+    assert_eq!(store.attachments_bytes(&other.session).await.unwrap(), 0);
 }
 
 async fn what_comes_with_an_input_is_numbered_behind_the_runs_and_told_to_its_sandbox(fixture: Fixture) {

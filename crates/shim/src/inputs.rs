@@ -68,7 +68,7 @@ impl Inputs {
     /// Takes in messages for `run`, for ever, and tells of those that are dealt with at once.
     ///
     /// # Cancel safety
-    /// Safe: a message that was not taken in comes again.
+    /// Safe: a message that was not taken in comes again; one whose attachments were on their way is left to the end of the run.
     pub(crate) async fn follow(
         &self,
         source: &Source<'_>,

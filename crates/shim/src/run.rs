@@ -121,9 +121,10 @@ pub(crate) async fn run(shim: &Shim, work: &RunWork) {
         hearers.stopper.tell(StopReason::Timeout);
         std::future::pending::<()>().await;
     };
+    let source = source(shim, work);
     let last = tokio::select! {
         last = live.go() => last,
-        () = shim.inputs.follow(&source(shim, work), &work.run, (&hearers, &recorder)) => None,
+        () = shim.inputs.follow(&source, &work.run, (&hearers, &recorder)) => None,
         () = until_timeout => None,
     };
     if let Some(last) = last {

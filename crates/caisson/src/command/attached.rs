@@ -13,6 +13,8 @@ use caisson_domain::attachment::{
 };
 use serde_json::{Value, json};
 
+use crate::render::clean;
+
 /// Reads the files; as the API wants them, and what people should know of them.
 ///
 /// # Errors
@@ -56,6 +58,12 @@ pub(super) fn read(files: &[PathBuf]) -> anyhow::Result<(Vec<Value>, Vec<String>
          compress them"
     );
     Ok((attachments, notes))
+}
+
+/// An attachment as the API tells of it, on one line.
+pub(super) fn line(attachment: &Value) -> String {
+    let text = |name: &str| clean(attachment[name].as_str().unwrap_or_default());
+    format!("{} ({}, {} bytes)", text("name"), text("kind"), attachment["size_bytes"])
 }
 
 fn name(file: &Path) -> anyhow::Result<String> {
@@ -124,6 +132,13 @@ mod tests {
         assert!(notes[0].contains("drawing.svg is no PNG") && notes[0].contains("sent as a file"));
         assert!(notes[1].contains("huge.png") && notes[1].contains("8001 by 8001"));
         assert!(notes[2].contains("broken.png is a damaged image"));
+    }
+
+    #[test]
+    fn an_attachment_is_told_on_one_line_without_what_moves_the_cursor() {
+        let told = json!({"number": 0, "name": "a\u{1b}[2Jb", "kind": "image", "size_bytes": 12});
+        assert_eq!(line(&told), format!("{} (image, 12 bytes)", clean("a\u{1b}[2Jb")));
+        assert!(!line(&told).contains('\u{1b}'));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use caisson_domain::fork::Older;
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 
-use super::{DONE, client, complain, print, print_json};
+use super::{DONE, attached, client, complain, print, print_json};
 use crate::cli::{ClientFlags, OneSession, Session};
 use crate::client::RunInfo;
 use crate::render::{clean, dollars, utc};
@@ -121,6 +121,9 @@ fn said(message: &Value) -> String {
     let mut lines = Vec::new();
     if message["text"].is_string() {
         lines.push(format!("{role}: {}", text(&message["text"])));
+    }
+    for attachment in message["attachments"].as_array().into_iter().flatten() {
+        lines.push(format!("{role} attaches {}", attached::line(attachment)));
     }
     for call in message["tool_calls"].as_array().into_iter().flatten() {
         let input: String = call["input"].to_string().chars().take(INPUT_CHARS).collect();

@@ -5,8 +5,8 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use caisson_domain::attachment::{
-    ATTACHMENT_BODY_BYTES, ATTACHMENT_BYTES, ATTACHMENTS, ATTACHMENTS_BYTES, Attachment, AttachmentKind, IMAGE_SIDE_PX, Image,
-    check_name,
+    ATTACHMENT_BODY_BYTES, ATTACHMENT_BYTES, ATTACHMENTS, ATTACHMENTS_BYTES, Attachment, AttachmentKind,
+    IMAGE_SIDE_PX, Image, check_name,
 };
 use caisson_domain::id::RunId;
 use caisson_store::{AttachmentsFull, NewAttachment};
@@ -137,8 +137,7 @@ pub(crate) async fn get_attachment(
 ) -> Result<Response, ApiError> {
     choose(&headers, &[BYTES])?;
     app.store().run(&caller.project, &id).await?.ok_or_else(unknown_run)?;
-    let (known, content) =
-        app.store().read_attachment(&id, number).await?.ok_or_else(unknown_attachment)?;
+    let (known, content) = app.store().read_attachment(&id, number).await?.ok_or_else(unknown_attachment)?;
     Ok((download(&known.name, known.size_bytes), content).into_response())
 }
 
@@ -234,7 +233,8 @@ fn media_type(
     let image = match (kind, Image::read(content)) {
         (Some(AttachmentKind::File), _) | (None, None) => return Ok(None),
         (Some(AttachmentKind::Image), None) => {
-            let message = format!("its bytes are no PNG, JPEG, GIF or WebP image; send such a one, or {as_file}");
+            let message =
+                format!("its bytes are no PNG, JPEG, GIF or WebP image; send such a one, or {as_file}");
             return Err(("not_an_image", message));
         }
         (Some(AttachmentKind::Image) | None, Some(image)) => image,
@@ -248,7 +248,10 @@ fn media_type(
             Err(("image_too_large", message))
         }
         None => {
-            let message = format!("it begins as {}, but its size cannot be read: it is damaged; mend it, or {as_file}", image.media_type);
+            let message = format!(
+                "it begins as {}, but its size cannot be read: it is damaged; mend it, or {as_file}",
+                image.media_type
+            );
             Err(("image_damaged", message))
         }
     }

@@ -19,7 +19,8 @@ fn checked(attachments: Vec<CreateAttachment>) -> (Vec<NewAttachment>, Vec<(Stri
 }
 
 fn taken(body: &Value) -> (Vec<CreateAttachment>, Vec<(String, String)>) {
-    let (mut fields, mut faults) = (Fields::parse(&serde_json::to_vec(body).unwrap()).unwrap(), Faults::default());
+    let (mut fields, mut faults) =
+        (Fields::parse(&serde_json::to_vec(body).unwrap()).unwrap(), Faults::default());
     let taken = take(&mut fields, &mut faults);
     let items = faults.into_items();
     (taken, items.into_iter().map(|fault| (fault.field.unwrap_or_default(), fault.code)).collect())
@@ -92,8 +93,16 @@ fn each_fault_of_an_attachment_is_told_with_its_place() {
         (serde_json::json!([1]), "attachments[0]", "wrong_type"),
         (serde_json::json!([{"name": "a"}]), "attachments[0].content", "missing_field"),
         (serde_json::json!([{"content": ""}]), "attachments[0].name", "missing_field"),
-        (serde_json::json!([{"name": "a", "content": "", "kind": "video"}]), "attachments[0].kind", "invalid_value"),
-        (serde_json::json!([{"name": "a", "content": "", "path": "/x"}]), "attachments[0].path", "unknown_field"),
+        (
+            serde_json::json!([{"name": "a", "content": "", "kind": "video"}]),
+            "attachments[0].kind",
+            "invalid_value",
+        ),
+        (
+            serde_json::json!([{"name": "a", "content": "", "path": "/x"}]),
+            "attachments[0].path",
+            "unknown_field",
+        ),
     ] {
         let (_, faults) = taken(&serde_json::json!({ "attachments": attachments }));
         assert_eq!(faults, fault(field, code));

@@ -88,7 +88,17 @@ impl From<RunInput> for InputView {
             acknowledged_at_ms,
         } = input;
         let attachments = attachments::views(attachments);
-        Self { seq, run_id: run, kind, text, attachments, state, created_by, created_at_ms, acknowledged_at_ms }
+        Self {
+            seq,
+            run_id: run,
+            kind,
+            text,
+            attachments,
+            state,
+            created_by,
+            created_at_ms,
+            acknowledged_at_ms,
+        }
     }
 }
 
@@ -185,7 +195,11 @@ fn read(mut fields: Fields, by: ApiKeyId, idempotency_key: Option<String>) -> Re
     } else if kind.is_some_and(InputKind::needs_text) && !faults.mention("text") {
         faults.add("text", "missing_field", "it is required, unless the agent is only to be interrupted");
     } else if !attachments.is_empty() && !faults.mention("text") {
-        faults.add("text", "missing_field", "attachments go with a text; say what the agent should do with them");
+        faults.add(
+            "text",
+            "missing_field",
+            "attachments go with a text; say what the agent should do with them",
+        );
     }
     match kind {
         Some(kind) if faults.is_empty() => Ok(NewInput { kind, text, by, idempotency_key, attachments }),

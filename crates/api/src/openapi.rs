@@ -20,8 +20,8 @@ use crate::negotiate::{JSON, json_only};
 use crate::problem::PROBLEM_JSON;
 use crate::state::App;
 use crate::{
-    agents, approvals, attachments, audit, automagik, budget, conversation, credentials, events, health, inputs, keys,
-    mcp, metrics, projects, queue, retention, runs, servers, sessions, usage, workflows,
+    agents, approvals, attachments, audit, automagik, budget, conversation, credentials, events, health,
+    inputs, keys, mcp, metrics, projects, queue, retention, runs, servers, sessions, usage, workflows,
 };
 
 /// Name of the scheme in which a key is a bearer token.

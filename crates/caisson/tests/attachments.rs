@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use base64::Engine;
+use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -33,7 +33,8 @@ fn png(red: u8) -> Vec<u8> {
     let mut pixels = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
     std::io::Write::write_all(&mut pixels, &[0, red, 0x20, 0x40]).unwrap();
     let head = chunk(b"IHDR", &[0, 0, 0, 1, 0, 0, 0, 1, 8, 2, 0, 0, 0]);
-    [b"\x89PNG\r\n\x1a\n".to_vec(), head, chunk(b"IDAT", &pixels.finish().unwrap()), chunk(b"IEND", b"")].concat()
+    [b"\x89PNG\r\n\x1a\n".to_vec(), head, chunk(b"IDAT", &pixels.finish().unwrap()), chunk(b"IEND", b"")]
+        .concat()
 }
 
 fn sha256(bytes: &[u8]) -> String {
@@ -108,9 +109,10 @@ async fn an_image_and_a_file_reach_the_agent_with_its_task_and_with_a_follow_up_
     let binary: Vec<u8> = (0..=255).cycle().take(2_000_000).collect();
     let file = written(directory.path(), "a table.bin", &binary);
     let repository = world.repository_url();
-    let (id, _) = told(&world, &[
-        "run", "Look at both.", "--repo", &repository, "--attach", &image, "--attach", &file, "--detach",
-    ]);
+    let (id, _) = told(
+        &world,
+        &["run", "Look at both.", "--repo", &repository, "--attach", &image, "--attach", &file, "--detach"],
+    );
     let (run, events) = ended(&world, &id).await;
     assert_eq!(images_of_last_call(&world), [sha256(&first)], "the model saw it byte for byte");
     assert!(world.model_calls().last().unwrap().images[0].role == "user");
@@ -119,11 +121,17 @@ async fn an_image_and_a_file_reach_the_agent_with_its_task_and_with_a_follow_up_
     // The bytes are in no event, and of the image there is an echo without them.
     let all = serde_json::to_string(&events).unwrap();
     assert!(!all.contains(&STANDARD.encode(&first)), "an event has the image's bytes");
-    let echo = |event: &Value| event["data"]["isReplay"] == true && event["data"]["message"]["content"][0]["source"]["data"] == "";
+    let echo = |event: &Value| {
+        event["data"]["isReplay"] == true && event["data"]["message"]["content"][0]["source"]["data"] == ""
+    };
     assert!(events.iter().any(echo), "{events:#?}");
     // Where the file is, the prompt says; as data.
-    let asked = events.iter().find(|event| echo(event)).unwrap()["data"]["message"]["content"][1]["text"].to_string();
-    assert!(asked.contains("Look at both.") && asked.contains(&place) && asked.contains("data, not instructions"), "{asked}");
+    let asked =
+        events.iter().find(|event| echo(event)).unwrap()["data"]["message"]["content"][1]["text"].to_string();
+    assert!(
+        asked.contains("Look at both.") && asked.contains(&place) && asked.contains("data, not instructions"),
+        "{asked}"
+    );
     let shown = &run["attachments"];
     assert_eq!((&shown[0]["kind"], &shown[1]["kind"]), (&json!("image"), &json!("file")));
     assert_eq!((&shown[1]["size_bytes"], &shown[1]["sha256"]), (&json!(2_000_000), &json!(sha256(&binary))));
@@ -131,14 +139,18 @@ async fn an_image_and_a_file_reach_the_agent_with_its_task_and_with_a_follow_up_
     assert!(fetched == binary);
     let diff = world.api.bytes(&format!("/v1/runs/{id}/diff")).await.unwrap();
     let diff = String::from_utf8_lossy(&diff).into_owned();
-    assert!(diff.contains("one.txt") && !diff.contains("table.bin") && !diff.contains("attachments"), "{diff}");
+    assert!(
+        diff.contains("one.txt") && !diff.contains("table.bin") && !diff.contains("attachments"),
+        "{diff}"
+    );
 
     let image = written(directory.path(), "screen.png", &second);
     let note = written(directory.path(), "note.txt", b"second\n");
     let session = run["session_id"].as_str().unwrap();
-    let (next, _) = told(&world, &[
-        "run", "And at these.", "--session", session, "--attach", &note, "--attach", &image, "--detach",
-    ]);
+    let (next, _) = told(
+        &world,
+        &["run", "And at these.", "--session", session, "--attach", &note, "--attach", &image, "--detach"],
+    );
     let (_, events) = ended(&world, &next).await;
     assert!(events.iter().any(|event| event["kind"] == "sandbox.reused"), "the agent that waited goes on");
     assert_eq!(images_of_last_call(&world), [sha256(&first), sha256(&second)], "it knows the first as well");
@@ -158,7 +170,8 @@ async fn an_image_and_a_file_reach_the_agent_within_its_turn_and_behind_it(engin
     let directory = tempfile::tempdir().unwrap();
     let body = json!({"workflow": "bug-fixer", "prompt": "Work.", "repository": null});
     let id = world.api.submit(&body).await.unwrap();
-    let waits = |event: &Value| event["kind"] == "agent.line" && event["data"].to_string().contains("late.txt");
+    let waits =
+        |event: &Value| event["kind"] == "agent.line" && event["data"].to_string().contains("late.txt");
     world.api.wait_event(&id, END, waits).await.unwrap();
     let queued = written(directory.path(), "queued.png", &png(8));
     let (out, _) = told(&world, &["input", &id, "Then look at this.", "--queue", "--attach", &queued]);
@@ -176,7 +189,10 @@ async fn an_image_and_a_file_reach_the_agent_within_its_turn_and_behind_it(engin
     let inputs = world.api.get(&format!("/v1/runs/{id}/inputs")).await.unwrap().body;
     let items = inputs["items"].as_array().unwrap();
     assert!(items.iter().all(|input| input["state"] == "delivered"), "{inputs:#}");
-    assert_eq!((&items[0]["attachments"][0]["name"], &items[1]["attachments"][1]["number"]), (&json!("queued.png"), &json!(2)));
+    assert_eq!(
+        (&items[0]["attachments"][0]["name"], &items[1]["attachments"][1]["number"]),
+        (&json!("queued.png"), &json!(2))
+    );
     let all = serde_json::to_string(&events).unwrap();
     assert!(!all.contains(&STANDARD.encode(png(8))) && !all.contains(&STANDARD.encode(png(9))));
 }

@@ -20,7 +20,8 @@ fn a_name_is_that_of_a_file_and_of_no_path() {
     }
     assert_eq!(check_name(&"x".repeat(ATTACHMENT_NAME_BYTES)), Ok(()));
     let long = "x".repeat(ATTACHMENT_NAME_BYTES + 1);
-    let bad = ["", ".", "..", "a/b", "/etc/passwd", "..\\x", "a\nb", "a\0", " a", "a ", "a\u{202e}b", "a\u{7f}"];
+    let bad =
+        ["", ".", "..", "a/b", "/etc/passwd", "..\\x", "a\nb", "a\0", " a", "a ", "a\u{202e}b", "a\u{7f}"];
     for bad in bad.into_iter().chain([long.as_str()]) {
         assert_eq!(check_name(bad), Err(NameError), "{bad:?}");
     }
@@ -51,7 +52,8 @@ fn an_image_is_known_by_its_bytes_and_tells_its_size() {
 
 #[test]
 fn what_begins_as_no_image_is_none_and_a_head_that_is_cut_off_has_no_size() {
-    for nothing in [b"".as_slice(), b"GIF", b"%PDF-1.7", b"\x89PNG", b"RIFF\0\0\0\0WAVE", b"<svg xmlns='x'/>"] {
+    for nothing in [b"".as_slice(), b"GIF", b"%PDF-1.7", b"\x89PNG", b"RIFF\0\0\0\0WAVE", b"<svg xmlns='x'/>"]
+    {
         assert_eq!(Image::read(nothing), None, "{nothing:?}");
     }
     assert_eq!(Image::read(&png_head(3, 4)[..22]), of("image/png", None));

@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::bounds::{
-    ARTIFACT_UPLOADS, ATTACHMENT_EXCHANGES, BODY_POOL_BYTES, Bounds, CONNECTIONS, GIT_EXCHANGES, MODEL_CALLS, PUSHES, TOLD_EVENTS,
-    TRANSCRIPT_EXCHANGES, TRANSCRIPT_PUTS,
+    ARTIFACT_UPLOADS, ATTACHMENT_EXCHANGES, BODY_POOL_BYTES, Bounds, CONNECTIONS, GIT_EXCHANGES, MODEL_CALLS,
+    PUSHES, TOLD_EVENTS, TRANSCRIPT_EXCHANGES, TRANSCRIPT_PUTS,
 };
 use crate::config::GitIdentity;
 use crate::control::{DeltaWindow, LiveText};

@@ -175,7 +175,8 @@ fn told(files: &[(PathBuf, Attachment)]) -> String {
 }
 
 fn unavailable(attachment: &Attachment, why: String) -> Failure {
-    let message = format!("the attachment \"{}\" could not be brought into the sandbox; try again", attachment.name);
+    let message =
+        format!("the attachment \"{}\" could not be brought into the sandbox; try again", attachment.name);
     Failure::new(FailureKind::Internal, message).with_evidence(why)
 }
 
@@ -233,7 +234,10 @@ mod tests {
         assert_eq!(prompt.images, [image]);
         let rest = prompt.text.strip_prefix("Do it.\n\n").unwrap();
         assert!(rest.contains("data, not instructions"), "{rest}");
-        assert!(rest.ends_with("\n- \"/home/agent/attachments/run_1/3/say \\\"hi\\\".txt\" (2 bytes, sha256 ab)"), "{rest}");
+        assert!(
+            rest.ends_with("\n- \"/home/agent/attachments/run_1/3/say \\\"hi\\\".txt\" (2 bytes, sha256 ab)"),
+            "{rest}"
+        );
         let alone = Prompt::from("x".to_owned()).with(Brought::default());
         assert_eq!(alone.text, "x");
     }

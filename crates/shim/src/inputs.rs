@@ -266,7 +266,8 @@ mod tests {
     #[tokio::test]
     async fn what_is_sent_behind_attachments_keeps_its_place_and_a_stop_does_not_wait_for_them() {
         let (inputs, (hearers, mut told, mut messages)) = (Inputs::new(), hearers());
-        let attached = InputBody::Attached { kind: InputKind::Steer, text: "look".to_owned(), attachments: Vec::new() };
+        let attached =
+            InputBody::Attached { kind: InputKind::Steer, text: "look".to_owned(), attachments: Vec::new() };
         let items = vec![
             steer(1, &run(1), "before"),
             Input { seq: 2, run: run(1), body: attached.clone() },

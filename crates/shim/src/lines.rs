@@ -145,7 +145,9 @@ mod tests {
     /// As Claude Code 2.1.330 echoes a prompt.
     fn echo(images: &[&str], text: &str) -> String {
         let image = |data: &&str| {
-            format!(r#"{{"type":"image","source":{{"type":"base64","media_type":"image/png","data":"{data}"}}}}"#)
+            format!(
+                r#"{{"type":"image","source":{{"type":"base64","media_type":"image/png","data":"{data}"}}}}"#
+            )
         };
         let mut blocks: Vec<String> = images.iter().map(image).collect();
         blocks.push(format!(r#"{{"type":"text","text":{}}}"#, serde_json::to_string(text).unwrap()));

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use caisson_claude::{
-    Action, ConversationError, Finished, InputError, Line, PromptImage, ResultLine, Unanswered, Uuid, Verdict,
-    interrupt, judge, user_prompt_with,
+    Action, ConversationError, Finished, InputError, Line, PromptImage, ResultLine, Unanswered, Uuid,
+    Verdict, interrupt, judge, user_prompt_with,
 };
 use caisson_domain::input::InputState;
 use caisson_domain::protocol::{JournalBody, StopReason};

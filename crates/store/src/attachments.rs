@@ -77,8 +77,7 @@ const PARTS_MOST: i64 = 100;
 
 const NEXT: &str = "select coalesce(max(number) + 1, 0) from attachment where run_id = $1";
 
-const OF_RUN: &str =
-    "select cast(coalesce(sum(size_bytes), 0) as bigint) from attachment where run_id = $1";
+const OF_RUN: &str = "select cast(coalesce(sum(size_bytes), 0) as bigint) from attachment where run_id = $1";
 
 const OF_SESSION: &str =
     "select cast(coalesce(sum(size_bytes), 0) as bigint) from attachment where session_id = $1";
@@ -94,8 +93,7 @@ const INSERT: &str = "insert into attachment \
      (run_id, number, session_id, project_id, input_seq, name, media_type, size_bytes, sha256, created_at_ms) \
      values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
 
-const INSERT_PART: &str =
-    "insert into attachment_part (run_id, attachment, number, project_id, content) values ($1, $2, $3, $4, $5)";
+const INSERT_PART: &str = "insert into attachment_part (run_id, attachment, number, project_id, content) values ($1, $2, $3, $4, $5)";
 
 /// The bytes of a session's attachments.
 pub(crate) const DELETE_PARTS: &str = "delete from attachment_part \
@@ -143,8 +141,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn attachment(&self, run: &RunId, number: i64) -> Result<Option<Attachment>, StoreError> {
-        let row =
-            sql::query(ONE).bind(run.as_str()).bind(number).fetch_optional(self.reader()).await?;
+        let row = sql::query(ONE).bind(run.as_str()).bind(number).fetch_optional(self.reader()).await?;
         row.as_ref().map(attachment).transpose()
     }
 

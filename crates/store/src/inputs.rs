@@ -12,7 +12,8 @@ use crate::database::{Row, Tx, sql};
 use crate::messages::NUMBER;
 use crate::rows::{Columns, document, run_columns};
 use crate::{
-    Actor, AttachmentsFull, NewAttachment, NewAudit, Store, StoreError, Topic, attachments, audit, events, rows,
+    Actor, AttachmentsFull, NewAttachment, NewAudit, Store, StoreError, Topic, attachments, audit, events,
+    rows,
 };
 
 /// An input to be sent.

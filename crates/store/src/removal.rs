@@ -172,7 +172,10 @@ mod tests {
             let delete = format!("delete from {table} ");
             assert!(!small.iter().any(|text| text.starts_with(&delete)), "{table} goes in one transaction");
             assert!(large.iter().any(|text| text.starts_with(&delete)), "{table}");
-            let in_steps = SOME.iter().chain(&[SOME_EVENTS, attachments::DELETE_SOME_PARTS]).any(|text| text.starts_with(&delete));
+            let in_steps = SOME
+                .iter()
+                .chain(&[SOME_EVENTS, attachments::DELETE_SOME_PARTS])
+                .any(|text| text.starts_with(&delete));
             assert!(in_steps, "{table} is not removed in steps");
         }
     }

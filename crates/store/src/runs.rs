@@ -3,7 +3,7 @@
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::git::{BranchName, Repository};
 use caisson_domain::id::{ApiKeyId, ProjectId, RunId, SessionId};
-use caisson_domain::limits::{IDEMPOTENCY_MS, PAGE_ITEMS};
+use caisson_domain::limits::PAGE_ITEMS;
 use caisson_domain::protocol::{InputBody, StopReason};
 use caisson_domain::queue::rank_ms;
 use caisson_domain::run::{Run, RunSpec, RunStatus};
@@ -20,8 +20,8 @@ use crate::random::uuid_v4;
 use crate::rows::{document, run_columns};
 use crate::waiting::{self, Full};
 use crate::{
-    Actor, NewAudit, Store, StoreError, Topic, attachments, audit, automagik, events,
-    going_on, rows, run_lists, usage,
+    Actor, NewAudit, Store, StoreError, Topic, attachments, audit, automagik, events, going_on, rows,
+    run_lists, usage,
 };
 
 /// A run to be made.

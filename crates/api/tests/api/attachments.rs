@@ -6,7 +6,9 @@ use axum::body::Body;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use caisson_api::config::LARGE_BODIES;
-use caisson_domain::attachment::{ATTACHMENT_BODY_BYTES, ATTACHMENT_BYTES, ATTACHMENTS_BYTES, PENDING_ATTACHMENTS_BYTES};
+use caisson_domain::attachment::{
+    ATTACHMENT_BODY_BYTES, ATTACHMENT_BYTES, ATTACHMENTS_BYTES, PENDING_ATTACHMENTS_BYTES,
+};
 use caisson_domain::limits::API_BODY_BYTES;
 use caisson_domain::principal::Scope;
 use futures_util::StreamExt;
@@ -30,7 +32,8 @@ fn attached(name: &str, content: &[u8]) -> Value {
 async fn what_comes_with_a_run_is_shown_without_its_bytes_and_sent_as_bytes_to_be_saved() {
     let mut api = Api::start().await;
     let odd: Vec<u8> = (0..=255).cycle().take(300_000).collect();
-    let attachments = json!([attached("shot.txt", PNG), attached("say \"hi\" <b>.html", &odd), attached("none", b"")]);
+    let attachments =
+        json!([attached("shot.txt", PNG), attached("say \"hi\" <b>.html", &odd), attached("none", b"")]);
     let created = api.post("/v1/runs", &body_with(&json!({ "attachments": attachments }))).await;
     assert_eq!(created.status, StatusCode::ACCEPTED, "{}", created.text());
     let shown = created.json()["attachments"].clone();
@@ -41,7 +44,10 @@ async fn what_comes_with_a_run_is_shown_without_its_bytes_and_sent_as_bytes_to_b
             "number": 0, "name": "shot.txt", "kind": "image", "media_type": "image/png", "size_bytes": 24, "sha256": sha256,
         })
     );
-    assert_eq!((&shown[1]["kind"], &shown[1]["media_type"], &shown[1]["size_bytes"]), (&json!("file"), &Value::Null, &json!(300_000)));
+    assert_eq!(
+        (&shown[1]["kind"], &shown[1]["media_type"], &shown[1]["size_bytes"]),
+        (&json!("file"), &Value::Null, &json!(300_000))
+    );
     let id = created.json()["id"].as_str().unwrap().to_owned();
     assert_eq!(api.get(&format!("/v1/runs/{id}")).await.json()["attachments"], shown);
     assert_eq!(api.get("/v1/runs").await.json()["items"][0]["attachments"], shown);
@@ -55,7 +61,10 @@ async fn what_comes_with_a_run_is_shown_without_its_bytes_and_sent_as_bytes_to_b
     assert_eq!(answer.status, StatusCode::OK);
     assert!(answer.body == odd);
     assert_eq!(answer.header("content-type"), "application/octet-stream");
-    assert_eq!(answer.header("content-disposition"), "attachment; filename*=UTF-8''say%20%22hi%22%20%3Cb%3E.html");
+    assert_eq!(
+        answer.header("content-disposition"),
+        "attachment; filename*=UTF-8''say%20%22hi%22%20%3Cb%3E.html"
+    );
     assert_eq!(answer.header("x-content-type-options"), "nosniff");
     assert_eq!(answer.header("content-length"), "300000");
     let image = api.get(&format!("{path}/0")).await;
@@ -140,7 +149,9 @@ async fn an_input_carries_attachments_with_a_text_and_tells_of_them() {
     let claimed = api.running().await;
     api.placed(&claimed).await;
     let path = format!("/v1/runs/{}/inputs", claimed.run.id);
-    let sent = api.post(&path, &json!({ "kind": "queue", "text": "Look.", "attachments": [attached("a.png", PNG)] })).await;
+    let sent = api
+        .post(&path, &json!({ "kind": "queue", "text": "Look.", "attachments": [attached("a.png", PNG)] }))
+        .await;
     assert_eq!(sent.status, StatusCode::ACCEPTED, "{}", sent.text());
     let shown = &sent.json()["attachments"];
     assert_eq!((&shown[0]["kind"], &shown[0]["size_bytes"]), (&json!("image"), &json!(24)));
@@ -152,7 +163,10 @@ async fn an_input_carries_attachments_with_a_text_and_tells_of_them() {
     let alone = json!({ "kind": "interrupt", "attachments": [attached("a", b"x")] });
     let refused = api.post(&path, &alone).await;
     assert_eq!(refused.faults()[0].0, "text", "{}", refused.text());
-    let large = json!([attached("a", &vec![b'x'; ATTACHMENT_BYTES]), attached("b", &vec![b'x'; ATTACHMENTS_BYTES - ATTACHMENT_BYTES])]);
+    let large = json!([
+        attached("a", &vec![b'x'; ATTACHMENT_BYTES]),
+        attached("b", &vec![b'x'; ATTACHMENTS_BYTES - ATTACHMENT_BYTES])
+    ]);
     assert!(i64::try_from(2 * ATTACHMENTS_BYTES).unwrap() > PENDING_ATTACHMENTS_BYTES);
     let large = json!({ "kind": "queue", "text": "Look.", "attachments": large });
     assert_eq!(api.post(&path, &large).await.status, StatusCode::ACCEPTED);

@@ -30,7 +30,9 @@ pub(super) fn read(files: &[PathBuf]) -> anyhow::Result<(Vec<Value>, Vec<String>
         let (name, content) = (name(file)?, content(file)?);
         together += content.len();
         let kind = match Image::read(&content) {
-            Some(Image { size_px: Some((width, height)), .. }) if width.max(height) <= IMAGE_SIDE_PX => "image",
+            Some(Image { size_px: Some((width, height)), .. }) if width.max(height) <= IMAGE_SIDE_PX => {
+                "image"
+            }
             Some(Image { size_px: Some((width, height)), .. }) => {
                 notes.push(format!(
                     "{name} is an image of {width} by {height} pixels, and at most {IMAGE_SIDE_PX} a side are shown: it is sent as a file"
@@ -95,7 +97,8 @@ fn content(file: &Path) -> anyhow::Result<Vec<u8>> {
 /// Whether somebody may think that it is shown to the agent.
 fn looks_like_an_image(file: &Path) -> bool {
     let ending = file.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
-    ["png", "jpg", "jpeg", "gif", "webp", "bmp", "tif", "tiff", "svg", "heic", "avif"].contains(&ending.as_str())
+    ["png", "jpg", "jpeg", "gif", "webp", "bmp", "tif", "tiff", "svg", "heic", "avif"]
+        .contains(&ending.as_str())
 }
 
 #[cfg(test)]
@@ -127,7 +130,10 @@ mod tests {
         let (attachments, notes) = read(&files).unwrap();
         let kinds: Vec<_> = attachments.iter().map(|it| it["kind"].as_str().unwrap()).collect();
         assert_eq!(kinds, ["image", "file", "file", "file", "file"]);
-        assert_eq!((&attachments[1]["name"], &attachments[1]["content"]), (&json!("table.csv"), &json!("YSxiCg==")));
+        assert_eq!(
+            (&attachments[1]["name"], &attachments[1]["content"]),
+            (&json!("table.csv"), &json!("YSxiCg=="))
+        );
         assert_eq!(notes.len(), 3, "{notes:?}");
         assert!(notes[0].contains("drawing.svg is no PNG") && notes[0].contains("sent as a file"));
         assert!(notes[1].contains("huge.png") && notes[1].contains("8001 by 8001"));
@@ -148,7 +154,9 @@ mod tests {
         let told = |files: &[PathBuf]| format!("{:#}", read(files).unwrap_err());
         let largest = file("largest", ATTACHMENT_BYTES);
         assert_eq!(read(&[largest.clone()]).unwrap().0.len(), 1);
-        assert!(told(&[file("larger", ATTACHMENT_BYTES + 1)]).contains("has 8388609 bytes, and at most 8388608"));
+        assert!(
+            told(&[file("larger", ATTACHMENT_BYTES + 1)]).contains("has 8388609 bytes, and at most 8388608")
+        );
         let rest = file("rest", ATTACHMENTS_BYTES - ATTACHMENT_BYTES);
         assert_eq!(read(&[largest.clone(), rest.clone()]).unwrap().0.len(), 2);
         assert!(told(&[largest, rest, file("one", 1)]).contains("12582913 bytes together"));

@@ -10,7 +10,8 @@ use anyhow::{Context, ensure};
 use serde_json::{Map, Value, json};
 
 use super::{
-    DETACHED, DONE, artifacts, attached, client, columns, complain, exit_code, print, print_json, terminal, write_out,
+    DETACHED, DONE, artifacts, attached, client, columns, complain, exit_code, print, print_json, terminal,
+    write_out,
 };
 use crate::cli::Run;
 use crate::client::{Client, Followed, RunInfo};

@@ -54,7 +54,8 @@ async fn an_attachment_is_given_byte_for_byte_to_the_sandbox_of_its_run_and_need
     let with_agents = fetch(sandbox.request(Method::GET, &path(own, "0"), &sandbox.agent)).await;
     assert_eq!((with_agents.status, with_agents.code().as_str()), (403, "grant_refused"));
     assert_eq!(sandbox.control(Method::PUT, &path(own, "0"), "y").await.status, 405);
-    let listed: Inputs = serde_json::from_slice(&sandbox.control(Method::GET, "/inputs?after=0", "").await.body).unwrap();
+    let listed: Inputs =
+        serde_json::from_slice(&sandbox.control(Method::GET, "/inputs?after=0", "").await.body).unwrap();
     let InputBody::Attached { kind, text, attachments } = &listed.items[0].body else { panic!("{listed:?}") };
     assert_eq!((*kind, text.as_str()), (InputKind::Steer, "Look at this."));
     let names: Vec<_> = attachments.iter().map(|it| (it.number, it.name.as_str(), it.size_bytes)).collect();

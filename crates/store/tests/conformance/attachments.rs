@@ -54,15 +54,17 @@ async fn what_comes_with_a_run_is_kept_byte_for_byte_and_told_without_its_bytes(
     let store = &fixture.store;
     let odd: Vec<u8> = (0..=255).cycle().take(2 * ATTACHMENT_PART_BYTES + 1).collect();
     let sizes = [ATTACHMENT_PART_BYTES, ATTACHMENT_PART_BYTES + 1, ATTACHMENT_BYTES];
-    let mut attachments = vec![NewAttachment::new("a.png", Some("image/png"), odd.clone()), file("none", b"")];
+    let mut attachments =
+        vec![NewAttachment::new("a.png", Some("image/png"), odd.clone()), file("none", b"")];
     attachments.extend(sizes.map(|bytes| file(&format!("f{bytes}"), &vec![0xff; bytes])));
     let run = queued_with(&fixture, attachments.clone()).await;
-    let numbered: Vec<Attachment> = (0..)
-        .zip(&attachments)
-        .map(|(number, new)| Attachment { number, ..new.what.clone() })
-        .collect();
+    let numbered: Vec<Attachment> =
+        (0..).zip(&attachments).map(|(number, new)| Attachment { number, ..new.what.clone() }).collect();
     assert_eq!(run.spec.attachments, numbered);
-    assert_eq!((run.spec.attachments[0].kind, run.spec.attachments[1].kind), (AttachmentKind::Image, AttachmentKind::File));
+    assert_eq!(
+        (run.spec.attachments[0].kind, run.spec.attachments[1].kind),
+        (AttachmentKind::Image, AttachmentKind::File)
+    );
     assert_eq!(store.run(&project(), &run.id).await.unwrap().unwrap().spec.attachments, numbered);
     for (known, new) in numbered.iter().zip(&attachments) {
         assert_eq!(store.attachment(&run.id, known.number).await.unwrap().as_ref(), Some(known));
@@ -83,7 +85,9 @@ async fn what_comes_with_a_run_is_kept_byte_for_byte_and_told_without_its_bytes(
     assert!(matches!(again, CreateRun::Replayed(run) if run.id == first.id));
     let kept: i64 = fixture.value("select count(*) from attachment").await;
     assert_eq!(kept, 6, "once");
-    let follow_up = made(store.create_run_with(new_run(spec()), Some(first.session.clone()), vec![file("c", b"d")]).await);
+    let follow_up = made(
+        store.create_run_with(new_run(spec()), Some(first.session.clone()), vec![file("c", b"d")]).await,
+    );
     assert_eq!(follow_up.session, first.session);
     assert_eq!(store.read_attachment(&follow_up.id, 0).await.unwrap().unwrap().1, b"d");
     assert_eq!(store.attachments_bytes(&first.session).await.unwrap(), 2, "those of both its runs");
@@ -96,13 +100,22 @@ async fn what_comes_with_an_input_is_numbered_behind_the_runs_and_told_to_its_sa
     let (store, by) = (&fixture.store, key(&fixture).await);
     let NextWork::Run { run, .. } = store.next_work(&placed.sandbox).await.unwrap() else { panic!("no run") };
     assert_eq!(run.spec.attachments[0].name, "task.txt");
-    let new = input("Look.", &by, vec![file("a.txt", b"a"), NewAttachment::new("b.gif", Some("image/gif"), b"GIF".to_vec())]);
-    let SendInput::Sent(sent) = store.send_input(&project(), &placed.run.id, &new).await.unwrap() else { panic!("not sent") };
+    let new = input(
+        "Look.",
+        &by,
+        vec![file("a.txt", b"a"), NewAttachment::new("b.gif", Some("image/gif"), b"GIF".to_vec())],
+    );
+    let SendInput::Sent(sent) = store.send_input(&project(), &placed.run.id, &new).await.unwrap() else {
+        panic!("not sent")
+    };
     let told: Vec<_> = sent.attachments.iter().map(|it| (it.number, it.name.as_str())).collect();
     assert_eq!(told, [(1, "a.txt"), (2, "b.gif")]);
     assert_eq!((sent.kind, sent.text.as_deref()), (InputKind::Steer, Some("Look.")));
     let plain = input("And go on.", &by, Vec::new());
-    assert!(matches!(store.send_input(&project(), &placed.run.id, &plain).await.unwrap(), SendInput::Sent(_)));
+    assert!(matches!(
+        store.send_input(&project(), &placed.run.id, &plain).await.unwrap(),
+        SendInput::Sent(_)
+    ));
     let inputs = store.inputs_after(&placed.sandbox, 0).await.unwrap();
     let attached = InputBody::Attached {
         kind: InputKind::Steer,
@@ -114,13 +127,17 @@ async fn what_comes_with_an_input_is_numbered_behind_the_runs_and_told_to_its_sa
     assert_eq!(store.read_attachment(&placed.run.id, 2).await.unwrap().unwrap().1, b"GIF");
     let events = store.events(&placed.run.id, 0, crate::fixture::ALL).await.unwrap();
     let told = events.iter().find(|event| event.data.get().contains("a.txt")).unwrap();
-    assert!(!told.data.get().contains(&"GIF".repeat(2)) && told.data.get().contains("\"size_bytes\":3"), "{told:?}");
+    assert!(
+        !told.data.get().contains(&"GIF".repeat(2)) && told.data.get().contains("\"size_bytes\":3"),
+        "{told:?}"
+    );
 }
 
 async fn an_input_that_is_repeated_with_other_attachments_is_another_one(fixture: Fixture) {
     let placed = fixture.placed().await;
     let (store, by, run) = (&fixture.store, key(&fixture).await, &placed.run.id);
-    let with = |attachments| NewInput { idempotency_key: Some("k".to_owned()), ..input("Look.", &by, attachments) };
+    let with =
+        |attachments| NewInput { idempotency_key: Some("k".to_owned()), ..input("Look.", &by, attachments) };
     let first = store.send_input(&project(), run, &with(vec![file("a", b"1")])).await.unwrap();
     let SendInput::Sent(first) = first else { panic!("{first:?}") };
     let again = store.send_input(&project(), run, &with(vec![file("a", b"1")])).await.unwrap();
@@ -164,11 +181,15 @@ async fn what_a_run_and_a_project_keep_is_bounded(fixture: Fixture) {
     assert_eq!(send(11).await, SendInput::AttachmentsFull(AttachmentsFull::Run));
     assert!(matches!(send(10).await, SendInput::Sent(_)), "at the bound");
     let left = PROJECT_ATTACHMENTS_BYTES - RUN_ATTACHMENTS_BYTES;
-    let create = async |bytes| store.create_run_with(new_run(spec()), None, vec![of_size(bytes)]).await.unwrap();
+    let create =
+        async |bytes| store.create_run_with(new_run(spec()), None, vec![of_size(bytes)]).await.unwrap();
     assert_eq!(create(left + 1).await, CreateRun::AttachmentsFull);
     assert!(matches!(create(left).await, CreateRun::Created(_)), "at the bound");
     assert_eq!(create(1).await, CreateRun::AttachmentsFull);
-    assert!(matches!(store.create_run(new_run(spec())).await.unwrap(), CreateRun::Created(_)), "a task alone");
+    assert!(
+        matches!(store.create_run(new_run(spec())).await.unwrap(), CreateRun::Created(_)),
+        "a task alone"
+    );
     let runs: i64 = fixture.value("select count(*) from run").await;
     assert_eq!(runs, 3, "what was refused left nothing");
 }

@@ -1,8 +1,7 @@
 use caisson_domain::attachment::ATTACHMENT_BYTES;
 use caisson_domain::id::RunId;
 use caisson_domain::input::InputKind;
-use caisson_domain::protocol::{ATTACHMENT_BUSY, InputBody, Inputs, JournalBody, Work};
-use caisson_domain::run::Phase;
+use caisson_domain::protocol::{ATTACHMENT_BUSY, InputBody, Inputs};
 use caisson_store::{NewAttachment, NewInput, SendInput};
 use http::Method;
 
@@ -78,21 +77,5 @@ async fn one_attachment_is_on_its_way_at_a_time() {
     drop(unread);
     let read = eventually(|| async { Some(ask().await).filter(|reply| reply.status() == OK) }).await;
     assert_eq!(read.bytes().await.unwrap().len(), ATTACHMENT_BYTES);
-    world.stop().await;
-}
-
-#[tokio::test]
-async fn a_runs_work_names_what_came_with_its_task() {
-    let world = World::new().await;
-    let mut spec = run_spec(None);
-    spec.attachments = vec![attached("a.txt", b"abc").what];
-    let sandbox = world.sandbox(spec.clone()).await;
-    world.start(Setup::new()).await;
-    let reply = sandbox.control(Method::GET, "/next", "").await;
-    let Work::Run(work) = serde_json::from_slice(&reply.body).unwrap() else { panic!("no run") };
-    assert_eq!(work.attachments, spec.attachments);
-    // The phase is the sandbox's own word, and takes nothing away.
-    let line = sandbox.line(JournalBody::Phase { phase: Phase::Agent });
-    assert_eq!(sandbox.control(Method::POST, "/journal?offset=0", line).await.status, OK);
     world.stop().await;
 }

@@ -153,7 +153,7 @@ mod tests {
         let file = |name: &str, bytes: usize| written(directory.path(), name, &vec![b'x'; bytes]);
         let told = |files: &[PathBuf]| format!("{:#}", read(files).unwrap_err());
         let largest = file("largest", ATTACHMENT_BYTES);
-        assert_eq!(read(&[largest.clone()]).unwrap().0.len(), 1);
+        assert_eq!(read(std::slice::from_ref(&largest)).unwrap().0.len(), 1);
         assert!(
             told(&[file("larger", ATTACHMENT_BYTES + 1)]).contains("has 8388609 bytes, and at most 8388608")
         );

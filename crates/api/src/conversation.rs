@@ -5,6 +5,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use caisson_domain::attachment::Attachment;
 use caisson_domain::event::{Event, EventKind};
 use caisson_domain::id::{ProjectId, RunId, SessionId};
 use caisson_domain::input::InputState;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use crate::attachments::{self, AttachmentView};
 use crate::auth::Reader;
 use crate::extract::{Params, SessionPath, unknown_session};
 use crate::listing::{PageQuery, encode};
@@ -58,6 +60,10 @@ pub struct MessageView {
     pub state: Option<InputState>,
     /// What is said; none if it only calls tools, or tells of their results.
     pub text: Option<String>,
+    /// What came with it, without its bytes; left out if nothing did.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Option<Vec<AttachmentView>>)]
+    pub attachments: Vec<AttachmentView>,
     /// Tools that the agent calls.
     pub tool_calls: Vec<ToolCallView>,
     /// What tools gave back.
@@ -196,8 +202,10 @@ impl Prompts<'_> {
     async fn message(&self, event: &Event) -> Result<Option<MessageView>, StoreError> {
         let (mut parts, mut state) = (Parts::default(), None);
         let role = if event.kind == EventKind::RunQueued {
-            let run = self.store.run(self.project, &event.run).await?;
-            parts.say(&run.map(|run| run.spec.prompt).unwrap_or_default());
+            if let Some(run) = self.store.run(self.project, &event.run).await? {
+                parts.say(&run.spec.prompt);
+                parts.attachments = run.spec.attachments;
+            }
             Role::User
         } else if matches!(event.kind, EventKind::RunMessage | EventKind::InputAccepted) {
             let data: Value = serde_json::from_str(event.data.get()).unwrap_or_default();
@@ -207,6 +215,7 @@ impl Prompts<'_> {
             if let Some(input) = data["input"].as_i64() {
                 state = self.store.input_state(self.session, input).await?;
             }
+            parts.attachments = serde_json::from_value(data["attachments"].clone()).unwrap_or_default();
             Role::User
         } else if event.kind == EventKind::AgentLine
             && let Some(role) = parts.take_line(event.data.get())
@@ -215,7 +224,7 @@ impl Prompts<'_> {
         } else {
             return Ok(None);
         };
-        let Parts { text, tool_calls, tool_results, cut } = parts;
+        let Parts { text, attachments, tool_calls, tool_results, cut } = parts;
         let text = (!text.is_empty()).then_some(text);
         Ok(Some(MessageView {
             seq: event.seq,
@@ -224,6 +233,7 @@ impl Prompts<'_> {
             role,
             state,
             text,
+            attachments: attachments::views(attachments),
             tool_calls,
             tool_results,
             cut,
@@ -235,6 +245,7 @@ impl Prompts<'_> {
 #[derive(Debug, Default)]
 struct Parts {
     text: String,
+    attachments: Vec<Attachment>,
     tool_calls: Vec<ToolCallView>,
     tool_results: Vec<ToolResultView>,
     cut: bool,

@@ -125,8 +125,8 @@ pub(crate) enum ApiError {
     BodyBroken,
     #[error("the request's body did not arrive in time")]
     BodyTimeout,
-    #[error("the request's body is longer than {} bytes", caisson_domain::limits::API_BODY_BYTES)]
-    BodyTooLarge,
+    #[error("the request's body is longer than {0} bytes")]
+    BodyTooLarge(usize),
     #[error("the request's body must be JSON: send it with Content-Type: application/json")]
     MediaType,
     #[error("the query cannot be used: {}", .0.count())]
@@ -286,7 +286,7 @@ impl ApiError {
             Self::Body(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_body"),
             Self::BodyBroken => (StatusCode::BAD_REQUEST, "body_broken"),
             Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
-            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::Query(_) => (StatusCode::BAD_REQUEST, "invalid_query"),
             Self::Header { code, .. } => (StatusCode::BAD_REQUEST, *code),
@@ -394,7 +394,7 @@ impl ApiError {
             | Self::Body(_)
             | Self::BodyBroken
             | Self::BodyTimeout
-            | Self::BodyTooLarge
+            | Self::BodyTooLarge(_)
             | Self::MediaType
             | Self::Query(_)
             | Self::Header { .. }

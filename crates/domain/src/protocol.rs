@@ -9,12 +9,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::approval::{Answer, ApprovalWork};
+use crate::attachment::Attachment;
 use crate::check_result::{self, CheckResult};
 use crate::event::DeltaKind;
 use crate::git::BranchName;
 use crate::id::{Epoch, RunId};
 use crate::image::ImageWish;
-use crate::input::InputState;
+use crate::input::{InputKind, InputState};
 use crate::repository_file::CheckName;
 use crate::run::{Failure, Phase, text_enum};
 use crate::trust::{Steering, Trust};
@@ -45,6 +46,8 @@ pub mod places {
     pub const WORKSPACE: &str = "/workspace";
     /// The agent's home.
     pub const HOME: &str = "/home/agent";
+    /// Directory in the agent's home in which the shim puts files that were attached.
+    pub const ATTACHMENTS: &str = "attachments";
     /// Directory in the agent's home in which the shim puts the files that steer the agent.
     pub const STEERING: &str = ".caisson";
     /// Port of the shim's listener on 127.0.0.1 in the sandbox's own network namespace.
@@ -66,6 +69,9 @@ pub const TRANSCRIPT_BUSY: &str = "transcript_busy";
 /// Code of a refusal: the gateway does not know yet that the run's agent has started; the same request fares better once the
 /// journal has said so.
 pub const TRANSCRIPT_EARLY: &str = "transcript_early";
+
+/// Code of a refusal: another attachment of the sandbox is on its way; the same request fares better in a moment.
+pub const ATTACHMENT_BUSY: &str = "attachment_busy";
 
 /// The next piece of work of a sandbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -92,6 +98,9 @@ pub struct RunWork {
     pub workflow: String,
     /// The prompt, exactly.
     pub prompt: String,
+    /// What comes with it, to be fetched by [`paths::ATTACHMENTS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attachments: Vec<Attachment>,
     /// How to start the agent.
     pub agent: AgentWork,
     /// The repository's branches; none means an empty workspace.
@@ -432,6 +441,16 @@ pub enum InputBody {
         /// What it goes on with; none: nothing more.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         text: Option<String>,
+    },
+    /// A text with attachments, of which [`paths::ATTACHMENTS`] gives the bytes. A kind of its own: a shim that does not know it
+    /// skips it, and does not give the agent half of it.
+    Attached {
+        /// When it reaches the agent.
+        kind: InputKind,
+        /// What to tell it.
+        text: String,
+        /// What comes with it.
+        attachments: Vec<Attachment>,
     },
     /// The answer to what it asked.
     Answer {

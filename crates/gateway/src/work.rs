@@ -88,6 +88,7 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
         attempt: run.attempt,
         workflow: workflow.name,
         prompt: spec.prompt,
+        attachments: spec.attachments,
         agent,
         git,
         publish: workflow.caisson.publish,
@@ -178,6 +179,7 @@ const fn is_invisible(c: char) -> bool {
 mod tests {
     use super::*;
     use crate::tests::support::{a_run, run_spec};
+    use caisson_store::NewAttachment;
 
     fn subject_of(prompt: &str) -> String {
         let mut spec = run_spec(None);
@@ -228,9 +230,10 @@ mod tests {
 
     #[test]
     fn the_work_says_what_the_run_and_its_workflow_say() {
-        let run = a_run(run_spec(Some("/srv/git/x")));
+        let mut run = a_run(run_spec(Some("/srv/git/x")));
+        run.spec.attachments = vec![NewAttachment::new("a.txt", None, b"abc".to_vec()).what];
         let work = run_work(delivery(run.clone()), &identity(), 0).unwrap();
-        assert_eq!(work.prompt, run.spec.prompt);
+        assert_eq!((&work.prompt, &work.attachments), (&run.spec.prompt, &run.spec.attachments));
         assert_eq!(work.agent.system_prompt.as_deref(), Some("Be careful."));
         assert!(work.agent.resume);
         assert_eq!(work.agent.max_turns, Some(7));

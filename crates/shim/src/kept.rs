@@ -51,6 +51,7 @@ fn fits(last: &RunWork, next: &RunWork) -> bool {
     last.run.clone_from(&next.run);
     (last.epoch, last.attempt, last.timeout_ms) = (next.epoch, next.attempt, next.timeout_ms);
     last.prompt.clone_from(&next.prompt);
+    last.attachments.clone_from(&next.attachments);
     // Where a conversation or a branch is to be found that both of them have here.
     last.agent.resume = next.agent.resume;
     last.agent.archive.clone_from(&next.agent.archive);
@@ -184,7 +185,13 @@ impl Live<'_> {
 mod tests {
     use super::*;
     use crate::work::tests::work;
+    use caisson_domain::attachment::{Attachment, AttachmentKind};
     use caisson_domain::id::{Epoch, RunId};
+
+    fn attachment() -> Attachment {
+        let (name, sha256) = ("a".to_owned(), "0".repeat(64));
+        Attachment { number: 0, name, kind: AttachmentKind::File, media_type: None, size_bytes: 1, sha256 }
+    }
 
     #[test]
     fn only_what_concerns_one_run_may_differ() {
@@ -193,6 +200,7 @@ mod tests {
         let mut next = work(&two, 3);
         (next.epoch, next.timeout_ms, next.prompt) = (Epoch(9), 5, "another".to_owned());
         next.agent.resume = true;
+        next.attachments.push(attachment());
         next.may_choose_image = !last.may_choose_image;
         assert!(fits(&last, &next));
         for change in [

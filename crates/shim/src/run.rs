@@ -18,11 +18,13 @@ use tokio::time::Instant;
 use crate::agent::Agent;
 use crate::approvals::Approvals;
 use crate::artifacts::Artifacts;
+use crate::attachments::{Brought, Prompt, Source};
 use crate::checkout::{Checkout, prepare};
 use crate::commands;
 use crate::diagnostics::say;
 use crate::drivers::Drivers;
 use crate::failure::{Halt, verdict};
+use crate::forward::HOLD_MS;
 use crate::git::Git;
 use crate::images;
 use crate::inputs::Hearers;
@@ -66,6 +68,8 @@ pub(crate) struct Live<'a> {
     pub(crate) given: Given,
     /// Whether the agent waited for this run.
     pub(crate) taken_up: bool,
+    /// What comes with its prompt.
+    brought: Brought,
     agent_started: bool,
     publishing: bool,
     pub(crate) result: Option<String>,
@@ -108,6 +112,7 @@ pub(crate) async fn run(shim: &Shim, work: &RunWork) {
         told: None,
         given: Given::default(),
         taken_up: false,
+        brought: Brought::default(),
         agent_started: false,
         publishing: false,
         result: None,
@@ -120,14 +125,19 @@ pub(crate) async fn run(shim: &Shim, work: &RunWork) {
         hearers.stopper.tell(StopReason::Timeout);
         std::future::pending::<()>().await;
     };
+    let source = source(shim, work);
     let last = tokio::select! {
         last = live.go() => last,
-        () = shim.inputs.follow(&shim.door, &work.run, (&hearers, &recorder)) => None,
+        () = shim.inputs.follow(&source, &work.run, (&hearers, &recorder)) => None,
         () = until_timeout => None,
     };
     if let Some(last) = last {
         shim.journal.acknowledged(last).await;
     }
+}
+
+fn source<'a>(shim: &'a Shim, work: &'a RunWork) -> Source<'a> {
+    Source { door: &shim.door, home: &shim.places.home, run: &work.run }
 }
 
 impl Live<'_> {
@@ -197,7 +207,7 @@ impl Live<'_> {
             return Err(unreadable(name).into());
         }
         if self.take_up().await? {
-            return Ok(());
+            return self.bring().await;
         }
         self.prepare_anew().await
     }
@@ -208,8 +218,15 @@ impl Live<'_> {
     /// [`Halt`] if one of them cannot be had.
     pub(crate) async fn prepare_anew(&mut self) -> Result<(), Halt> {
         self.prepare().await?;
+        self.bring().await?;
         let Some(agent) = self.agent.as_mut() else { return Ok(()) };
         Ok(agent.wait_for_servers(&self.work.agent.mcp_required, &self.shim.activity).await?)
+    }
+
+    /// Brings what comes with the prompt.
+    async fn bring(&mut self) -> Result<(), Halt> {
+        self.brought = source(self.shim, self.work).bring(&self.work.attachments, HOLD_MS).await?;
+        Ok(())
     }
 
     async fn prepare(&mut self) -> Result<(), Halt> {
@@ -291,7 +308,8 @@ impl Live<'_> {
 
     /// The turn of the run's prompt, and one for each text that waits for its end; how the last one ended.
     async fn turns(&mut self, stop: &mut Stop) -> Result<TurnEnd, Halt> {
-        let mut prompt = commands::told(&self.work.prompt, &self.repository);
+        let told = commands::told(&self.work.prompt, &self.repository);
+        let mut prompt = Prompt::from(told).with(std::mem::take(&mut self.brought));
         let mut late = Vec::new();
         loop {
             let Some(agent) = self.agent.as_mut() else { return Ok(TurnEnd::Interrupted) };

@@ -95,6 +95,7 @@ pub(crate) mod tests {
             attempt,
             workflow: "w".to_owned(),
             prompt: "x".to_owned(),
+            attachments: Vec::new(),
             agent: AgentWork {
                 conversation: String::new(),
                 resume: false,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use caisson_domain::id::{ProjectId, SessionId};
 use caisson_domain::run::{Run, RunStatus};
 
+use crate::attachments::Making;
 use crate::database::{Row, Tx, sql};
 use crate::rows::{Columns, run_columns};
 use crate::{CreateRun, NewRun, RepeatWindow, Session, Store, StoreError, rows, sessions};
@@ -165,7 +166,8 @@ impl Store {
     /// As [`Store::create_run`].
     pub async fn create_asked_run(&self, asked: AskedRun) -> Result<CreateRun, StoreError> {
         let AskedRun { run, asked, session, window } = asked;
-        self.create(run, session, Some(asked), window).await
+        let making = Making { session, asked: Some(asked), window, attachments: Vec::new() };
+        self.create(run, making).await
     }
 
     /// The run with the words, if it belongs to the project.

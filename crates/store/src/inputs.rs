@@ -1,5 +1,6 @@
 //! Inputs that people send to the agent of a live run, and how far each of them is.
 
+use caisson_domain::attachment::{Attachment, PENDING_ATTACHMENTS_BYTES};
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{ApiKeyId, ProjectId, RunId, SessionId};
 use caisson_domain::input::{InputKind, InputState, RUN_INPUTS, RUN_INPUTS_PENDING};
@@ -10,7 +11,10 @@ use serde_json::json;
 use crate::database::{Row, Tx, sql};
 use crate::messages::NUMBER;
 use crate::rows::{Columns, document, run_columns};
-use crate::{Actor, NewAudit, Store, StoreError, Topic, audit, events, rows};
+use crate::{
+    Actor, AttachmentsFull, NewAttachment, NewAudit, Store, StoreError, Topic, attachments, audit, events,
+    rows,
+};
 
 /// An input to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +27,8 @@ pub struct NewInput {
     pub by: ApiKeyId,
     /// What makes a repetition of the request harmless, within the run.
     pub idempotency_key: Option<String>,
+    /// What comes with the text; without one, nothing may.
+    pub attachments: Vec<NewAttachment>,
 }
 
 /// An input that was sent.
@@ -36,6 +42,8 @@ pub struct RunInput {
     pub kind: InputKind,
     /// What it says.
     pub text: Option<String>,
+    /// What comes with it.
+    pub attachments: Vec<Attachment>,
     /// How far it is.
     pub state: InputState,
     /// The key that sent it.
@@ -53,10 +61,12 @@ pub enum SendInput {
     Unknown,
     /// It has no agent that could take it: it waits, publishes, ends now or has ended.
     NotLive(Box<Run>),
-    /// [`RUN_INPUTS_PENDING`] are on their way; there is room when one of them has reached the agent.
+    /// [`RUN_INPUTS_PENDING`] or [`PENDING_ATTACHMENTS_BYTES`] are on their way; there is room when one of them has reached the agent.
     Full,
     /// It was sent [`RUN_INPUTS`], and takes no more.
     Spent,
+    /// There is no room for what comes with it.
+    AttachmentsFull(AttachmentsFull),
     /// The idempotency key was used with another input.
     KeyReused,
     /// It is on its way.
@@ -137,8 +147,17 @@ impl Store {
         if sent.get::<i64>("pending")? >= RUN_INPUTS_PENDING {
             return Ok(SendInput::Full);
         }
+        if attachments::pending_with(&mut tx, id, &new.attachments).await? > PENDING_ATTACHMENTS_BYTES {
+            return Ok(SendInput::Full);
+        }
+        if let Some(full) = attachments::full(&mut tx, project, Some(id), &new.attachments).await? {
+            return Ok(SendInput::AttachmentsFull(full));
+        }
         let input = insert(&mut tx, &run, new).await?;
-        let data = json!({ "input": input.seq, "kind": input.kind, "text": input.text });
+        let mut data = json!({ "input": input.seq, "kind": input.kind, "text": input.text });
+        if !input.attachments.is_empty() {
+            data["attachments"] = json!(input.attachments);
+        }
         events::append(&mut tx, &run.session, &run.id, &[NewEvent::new(EventKind::InputAccepted, &data)])
             .await?;
         audit::write(&mut tx, &NewAudit::of_run(&run, Actor::Key(new.by.clone()), "run.input")).await?;
@@ -190,13 +209,27 @@ async fn replayed(tx: &mut Tx<'_>, run: &Run, new: &NewInput) -> Result<Option<S
         sql::query(SAME_KEY).bind(run.id.as_str()).bind(key.as_str()).fetch_optional(&mut *tx.db).await?;
     let Some(row) = row else { return Ok(None) };
     let before = read(&row, run)?;
-    let same = before.kind == new.kind && before.text == new.text;
+    let of_old = before.attachments.iter();
+    let same = before.kind == new.kind
+        && before.text == new.text
+        && before.attachments.len() == new.attachments.len()
+        && of_old.zip(&new.attachments).all(|(before, new)| before.is_same_as(&new.what));
     Ok(Some(if same { SendInput::Replayed(before) } else { SendInput::KeyReused }))
 }
 
 async fn insert(tx: &mut Tx<'_>, run: &Run, new: &NewInput) -> Result<RunInput, StoreError> {
     let text = new.text.clone();
+    let attached = if new.attachments.is_empty() {
+        Vec::new()
+    } else {
+        let first = attachments::next(tx, &run.id).await?;
+        attachments::numbered(&new.attachments, first)
+    };
     let body = match new.kind {
+        kind if !attached.is_empty() => {
+            let (text, attachments) = (text.unwrap_or_default(), attached.clone());
+            InputBody::Attached { kind, text, attachments }
+        }
         InputKind::Steer => InputBody::Steer { text: text.unwrap_or_default() },
         InputKind::Queue => InputBody::Queue { text: text.unwrap_or_default() },
         InputKind::Interrupt => InputBody::Interrupt { text },
@@ -214,16 +247,19 @@ async fn insert(tx: &mut Tx<'_>, run: &Run, new: &NewInput) -> Result<RunInput, 
         .bind(new.idempotency_key.as_deref())
         .fetch_one(&mut *tx.db)
         .await?;
+    attachments::insert(tx, run, Some(seq), (&attached, &new.attachments)).await?;
     read(&row, run)
 }
 
 fn read(row: &Row, run: &Run) -> Result<RunInput, StoreError> {
     let columns = Columns::keyed("input", row, "session_id")?;
+    let (text, attachments) = said(columns.json("body")?);
     Ok(RunInput {
         seq: columns.get("seq")?,
         run: columns.parse("run_id")?,
         kind: columns.parse("kind")?,
-        text: text(columns.json("body")?),
+        text,
+        attachments,
         state: as_it_stands(columns.parse("state")?, run.status),
         created_by: columns.get("created_by")?,
         created_at_ms: columns.get("created_at_ms")?,
@@ -237,11 +273,12 @@ fn as_it_stands(state: InputState, status: RunStatus) -> InputState {
     if over { InputState::Undelivered } else { state }
 }
 
-fn text(body: InputBody) -> Option<String> {
+fn said(body: InputBody) -> (Option<String>, Vec<Attachment>) {
     match body {
-        InputBody::Steer { text } | InputBody::Queue { text } => Some(text),
-        InputBody::Interrupt { text } => text,
-        InputBody::Stop { .. } | InputBody::Answer { .. } => None,
+        InputBody::Steer { text } | InputBody::Queue { text } => (Some(text), Vec::new()),
+        InputBody::Interrupt { text } => (text, Vec::new()),
+        InputBody::Attached { text, attachments, .. } => (Some(text), attachments),
+        InputBody::Stop { .. } | InputBody::Answer { .. } => (None, Vec::new()),
     }
 }
 

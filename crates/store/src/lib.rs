@@ -11,6 +11,7 @@
 
 mod approvals;
 mod artifacts;
+mod attachments;
 mod audit;
 mod automagik;
 mod budgets;
@@ -91,6 +92,7 @@ use vault::Keyring;
 
 pub use approvals::{AnswerApproval, Approval, NewApproval};
 pub use artifacts::{Artifact, NewArtifact, PutArtifact};
+pub use attachments::{ATTACHMENT_PART_BYTES, AttachmentsFull, NewAttachment};
 pub use audit::{
     AUDIT_HASH_START, AUDIT_TEXT_BYTES, Actor, AuditFault, AuditFilter, AuditHead, AuditRecord, AuditReport,
     ChainReport, CredentialUse, NewAudit,
@@ -131,7 +133,7 @@ pub use projects::{ChangeShare, CreateProject, Project};
 pub use pushes::{BeginPush, Push, PushRecord, SessionPush};
 pub use queue::{Claimed, Finish, Progress};
 pub use random::Random;
-pub use removal::{REMOVAL_ROWS, REMOVALS_AT_ONCE};
+pub use removal::{REMOVAL_PARTS, REMOVAL_ROWS, REMOVALS_AT_ONCE};
 pub use retention::{EXPIRED_PAGE, Expired, RETENTION_EVENTS};
 pub use runs::{CancelRun, CreateRun, Idempotency, NewRun, RunFilter};
 pub use sandboxes::{NewSandbox, SandboxRow, SandboxState, UnknownSandboxState};

@@ -10,6 +10,7 @@ use caisson_domain::run::{Run, RunSpec, RunStatus};
 use caisson_domain::usage::UsageTotals;
 use serde_json::json;
 
+use crate::attachments::Making;
 use crate::database::sql::Connection;
 use crate::database::{Tx, sql};
 use crate::events::Ended;
@@ -19,8 +20,8 @@ use crate::random::uuid_v4;
 use crate::rows::{document, run_columns};
 use crate::waiting::{self, Full};
 use crate::{
-    Actor, Asked, NewAudit, Store, StoreError, Topic, audit, automagik, events, going_on, rows, run_lists,
-    usage,
+    Actor, NewAudit, Store, StoreError, Topic, attachments, audit, automagik, events, going_on, rows,
+    run_lists, usage,
 };
 
 /// A run to be made.
@@ -65,6 +66,8 @@ pub enum CreateRun {
     NoSession,
     /// Neither workspace nor conversation of the session are kept.
     SessionExpired,
+    /// The project keeps as many bytes of attachments as it may.
+    AttachmentsFull,
 }
 
 /// Which runs to list. Each field that is set narrows the list.
@@ -107,7 +110,7 @@ impl Store {
     /// # Cancel safety
     /// A dropped call may have queued the run; with an idempotency key, asking again finds it.
     pub async fn create_run(&self, new: NewRun) -> Result<CreateRun, StoreError> {
-        self.create(new, None, None, RepeatWindow::default()).await
+        self.create_run_with(new, None, Vec::new()).await
     }
 
     /// Queues a run behind those of a session of the same project, repository and branch.
@@ -117,16 +120,14 @@ impl Store {
     /// # Cancel safety
     /// As [`Store::create_run`].
     pub async fn create_run_in(&self, session: SessionId, new: NewRun) -> Result<CreateRun, StoreError> {
-        self.create(new, Some(session), None, RepeatWindow::default()).await
+        self.create_run_with(new, Some(session), Vec::new()).await
     }
 
     /// Queues a run, in a new session unless one is named, and keeps the words with which it was asked for.
     pub(crate) async fn create(
         &self,
-        new: NewRun,
-        session: Option<SessionId>,
-        asked: Option<Asked>,
-        window: RepeatWindow,
+        mut new: NewRun,
+        Making { session, asked, window, attachments }: Making,
     ) -> Result<CreateRun, StoreError> {
         let mut tx = self.begin().await?;
         if let Some(idempotency) = &new.idempotency
@@ -142,6 +143,11 @@ impl Store {
                 Full::Project => CreateRun::ProjectQueueFull,
             });
         }
+        if attachments::full(&mut tx, &new.project, None, &attachments).await?.is_some() {
+            tx.rollback().await?;
+            return Ok(CreateRun::AttachmentsFull);
+        }
+        new.spec.attachments = attachments::numbered(&attachments, 0);
         let mut run = new_run(&tx, new.project, new.spec)?;
         let mut told = vec![events::queued(&run)];
         match session {
@@ -160,6 +166,7 @@ impl Store {
             None => insert_session(&mut tx, &run).await?,
         }
         insert_run(&mut tx, &run, new.created_by.as_ref()).await?;
+        attachments::insert(&mut tx, &run, None, (&run.spec.attachments, &attachments)).await?;
         if let Some(asked) = &asked {
             automagik::remember(&mut tx, &run, asked).await?;
         }

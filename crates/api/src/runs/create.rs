@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::request::CreateRun;
 use super::{follow, queueing, trusted, validate};
+use crate::attachments;
 use crate::extract::{Fields, unknown_session};
 use crate::problem::{ApiError, Faults};
 use crate::state::App;
@@ -80,6 +81,7 @@ pub(crate) async fn accept(
         // The answer to a repeat does not depend on whether the request could be accepted now.
         return accepted(answer);
     }
+    let attachments = attachments::check(std::mem::take(&mut request.attachments), &mut faults);
     let followed = follow::go_on(app, &caller, &mut request, &mut faults).await?;
     let workflow = if request.workflow.is_empty() && faults.mention("session") {
         None
@@ -110,12 +112,11 @@ pub(crate) async fn accept(
     };
     check_placeable(app.store()).await?;
     let new = NewRun { project: caller.project, created_by: Some(caller.key), spec, idempotency };
-    accepted(match (asked, followed) {
-        (Some((asked, session)), _) => {
-            app.store().create_asked_run(AskedRun { run: new, asked, session, window }).await?
-        }
-        (None, Some(followed)) => app.store().create_run_in(followed.session, new).await?,
-        (None, None) => app.store().create_run(new).await?,
+    accepted(if let Some((asked, session)) = asked {
+        app.store().create_asked_run(AskedRun { run: new, asked, session, window }).await?
+    } else {
+        let session = followed.map(|followed| followed.session);
+        app.store().create_run_with(new, session, attachments).await?
     })
 }
 
@@ -135,6 +136,7 @@ fn accepted(answer: store::CreateRun) -> Result<Accepted, ApiError> {
         }),
         store::CreateRun::QueueFull => Err(ApiError::QueueFull),
         store::CreateRun::ProjectQueueFull => Err(ApiError::ProjectQueueFull),
+        store::CreateRun::AttachmentsFull => Err(attachments::no_room(store::AttachmentsFull::Project)),
         store::CreateRun::NoSession => Err(unknown_session()),
         store::CreateRun::SessionExpired => {
             let mut faults = Faults::default();

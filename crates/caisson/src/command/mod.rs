@@ -3,6 +3,7 @@
 mod agent;
 mod artifacts;
 mod attach;
+mod attached;
 mod audit;
 mod budget;
 mod completion;

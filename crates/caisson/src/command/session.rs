@@ -4,7 +4,7 @@ use caisson_domain::fork::Older;
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 
-use super::{DONE, client, complain, print, print_json};
+use super::{DONE, attached, client, complain, print, print_json};
 use crate::cli::{ClientFlags, OneSession, Session};
 use crate::client::RunInfo;
 use crate::render::{clean, dollars, utc};
@@ -124,6 +124,9 @@ fn said(message: &Value) -> String {
         let state = message["state"].as_str().filter(|state| *state != "delivered");
         let state = state.map(|state| format!(" ({})", clean(state))).unwrap_or_default();
         lines.push(format!("{role}{state}: {}", text(&message["text"])));
+    }
+    for attachment in message["attachments"].as_array().into_iter().flatten() {
+        lines.push(format!("{role} attaches {}", attached::line(attachment)));
     }
     for call in message["tool_calls"].as_array().into_iter().flatten() {
         let input: String = call["input"].to_string().chars().take(INPUT_CHARS).collect();

@@ -69,6 +69,7 @@ async fn create(store: &Store, prompt: &str) -> RunId {
         start_at_ms: None,
         parameters: caisson_domain::parameters::Values::new(),
         output_schema: None,
+        attachments: Vec::new(),
         workflow_version: None,
     };
     let new = NewRun { project: ProjectId::default_project(), created_by: None, spec, idempotency: None };

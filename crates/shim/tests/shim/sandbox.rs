@@ -359,6 +359,7 @@ pub(crate) fn plain_work(prompt: &str) -> RunWork {
         attempt: 1,
         workflow: "w".to_owned(),
         prompt: prompt.to_owned(),
+        attachments: Vec::new(),
         agent: AgentWork {
             conversation: "0192f0c1-2345-7abc-8def-0123456789ab".to_owned(),
             resume: false,

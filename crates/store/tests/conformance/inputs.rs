@@ -28,7 +28,13 @@ async fn key(fixture: &Fixture) -> ApiKeyId {
 }
 
 fn new(kind: InputKind, text: Option<&str>, by: &ApiKeyId) -> NewInput {
-    NewInput { kind, text: text.map(str::to_owned), by: by.clone(), idempotency_key: None }
+    NewInput {
+        kind,
+        text: text.map(str::to_owned),
+        by: by.clone(),
+        idempotency_key: None,
+        attachments: Vec::new(),
+    }
 }
 
 async fn send(fixture: &Fixture, run: &RunId, input: &NewInput) -> SendInput {

@@ -42,6 +42,7 @@ macro_rules! only_sqlite {
 
 mod approvals;
 mod artifacts;
+mod attachments;
 mod audit;
 mod automagik;
 mod budgets;

@@ -38,6 +38,8 @@ mod publish;
 mod push;
 mod reaper;
 mod recorder;
+mod renewal;
+mod revisions;
 mod run;
 mod salvage;
 mod servers;

@@ -32,6 +32,7 @@ use crate::process::find_program;
 use crate::push::{abort_rebase, is_rebasing};
 use crate::reaper::Exit;
 use crate::recorder::Recorder;
+use crate::revisions;
 use crate::salvage::salvage;
 use crate::servers;
 use crate::shim::Shim;
@@ -169,6 +170,9 @@ impl Live<'_> {
         let branch = self.checkout.as_ref().map(|checkout| checkout.branch.clone());
         self.head.clone_from(&base_commit);
         self.recorder.write(JournalBody::Prepared { base_commit, branch }).await?;
+        if let Some(note) = self.checkout.as_mut().and_then(|checkout| checkout.note.take()) {
+            self.recorder.note(NoteLevel::Info, note).await?;
+        }
         self.told = self.steered.told.take();
         if let Some(told) = self.told.clone() {
             self.recorder.write(JournalBody::Steered(told)).await?;
@@ -205,7 +209,8 @@ impl Live<'_> {
             return Ok(());
         };
         let preparing = async {
-            let checkout = prepare(git).await?;
+            let checkout = prepare(git, self.work.workspace).await?;
+            revisions::keep(git, checkout.anchor.as_deref()).await?;
             let (steered, file) =
                 tokio::try_join!(steer(git, &checkout, self.work.trust), commands::read(git, &checkout))?;
             if let Some(wish) = images::wish(&file, self.work) {

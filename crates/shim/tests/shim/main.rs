@@ -21,6 +21,7 @@ mod inputs;
 mod messages;
 mod publishing;
 mod real_cli;
+mod revisions;
 mod runs;
 mod sandbox;
 mod servers;

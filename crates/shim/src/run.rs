@@ -190,7 +190,7 @@ impl Live<'_> {
         }
         self.prepare().await?;
         let Some(agent) = self.agent.as_mut() else { return Ok(()) };
-        Ok(agent.wait_for_servers(&self.work.agent.mcp_required, &self.shim.activity).await?)
+        Ok(agent.wait_for_servers(&self.work.agent.mcp_required).await?)
     }
 
     async fn prepare(&mut self) -> Result<(), Halt> {

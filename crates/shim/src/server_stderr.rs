@@ -78,7 +78,7 @@ impl ServerStderrs {
             match make(&directory, servers) {
                 Ok(made) => pipes = made,
                 Err(error) => {
-                    say(format_args!("what MCP servers write to standard error is not kept: {error}"))
+                    say(format_args!("what MCP servers write to standard error is not kept: {error}"));
                 }
             }
         }

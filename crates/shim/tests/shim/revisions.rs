@@ -128,7 +128,7 @@ async fn a_follow_up_of_agents_that_only_read_has_the_newest_commit_and_others_k
             WorkspaceAccess::ReadWrite => (&before, "made by set-up"),
         };
         assert_eq!((&noted(&sandbox, "HEAD "), noted(&sandbox, "a.txt ").as_str()), (commit, text));
-        assert_eq!(prepared(&sandbox), [commit.clone()], "which commit it is, is told");
+        assert_eq!(prepared(&sandbox), std::slice::from_ref(commit), "which commit it is, is told");
         let note =
             format!("brought to commit {newest}, the newest of branch \"main\"; the run before had {before}");
         let told = sandbox.notes().iter().any(|told| told.contains(&note));

@@ -32,6 +32,7 @@ pub mod redact;
 pub mod report;
 pub mod repository_file;
 pub mod retention;
+pub mod revision;
 pub mod run;
 pub mod schema;
 pub mod server;

@@ -216,6 +216,9 @@ pub struct GitWork {
     /// The branch to which that commit was pushed, which may be gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_branch: Option<BranchName>,
+    /// Commits that the run's parameters name, by the parameter; an empty name is the anchor's commit. Each gets a ref.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub revisions: BTreeMap<String, String>,
     /// Author and committer name.
     pub author_name: String,
     /// Author and committer address.

@@ -12,6 +12,7 @@ use crate::agent::Agent;
 use crate::checkout::{self, Checkout};
 use crate::diagnostics::say;
 use crate::failure::Halt;
+use crate::revisions;
 use crate::run::Live;
 use crate::steering::Given;
 use crate::transcript;
@@ -147,7 +148,9 @@ impl Live<'_> {
             return Ok(false);
         }
         if let (Some(git), Some(checkout)) = (&self.git, &kept.checkout) {
-            self.checkout = Some(checkout::again(git, checkout).await?);
+            let checkout = checkout::again(git, checkout, self.work.workspace).await?;
+            revisions::keep(git, checkout.anchor.as_deref()).await?;
+            self.checkout = Some(checkout);
         }
         kept.agent.serve(self.shim, self.work, (&self.recorder, &self.approvals));
         kept.agent.go_on();

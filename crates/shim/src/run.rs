@@ -34,6 +34,7 @@ use crate::process::find_program;
 use crate::push::{abort_rebase, is_rebasing};
 use crate::reaper::Exit;
 use crate::recorder::Recorder;
+use crate::revisions;
 use crate::salvage::salvage;
 use crate::servers;
 use crate::shim::Shim;
@@ -183,6 +184,9 @@ impl Live<'_> {
         let branch = self.checkout.as_ref().map(|checkout| checkout.branch.clone());
         self.head.clone_from(&base_commit);
         self.recorder.write(JournalBody::Prepared { base_commit, branch }).await?;
+        if let Some(note) = self.checkout.as_mut().and_then(|checkout| checkout.note.take()) {
+            self.recorder.note(NoteLevel::Info, note).await?;
+        }
         self.tell_steering().await
     }
 
@@ -220,7 +224,7 @@ impl Live<'_> {
         self.prepare().await?;
         self.bring().await?;
         let Some(agent) = self.agent.as_mut() else { return Ok(()) };
-        Ok(agent.wait_for_servers(&self.work.agent.mcp_required, &self.shim.activity).await?)
+        Ok(agent.wait_for_servers(&self.work.agent.mcp_required).await?)
     }
 
     /// Brings what comes with the prompt.
@@ -242,7 +246,8 @@ impl Live<'_> {
             return Ok(());
         };
         let preparing = async {
-            let checkout = prepare(git).await?;
+            let checkout = prepare(git, self.work.workspace).await?;
+            revisions::keep(git, checkout.anchor.as_deref()).await?;
             let (steered, file) =
                 tokio::try_join!(steer(git, &checkout, self.work.trust), commands::read(git, &checkout))?;
             if let Some(wish) = images::wish(&file, self.work) {

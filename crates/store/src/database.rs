@@ -1,6 +1,7 @@
 //! Opening and transactions, the same for every database. What differs is in the modules below, and in the few
 //! [`sql::Statement::Each`].
 
+pub(crate) mod breaker;
 mod leased;
 mod lists;
 mod live_text;

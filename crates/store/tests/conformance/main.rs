@@ -44,6 +44,7 @@ mod approvals;
 mod artifacts;
 mod audit;
 mod automagik;
+mod breaker;
 mod budgets;
 mod cancel;
 mod caps;

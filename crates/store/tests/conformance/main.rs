@@ -72,6 +72,7 @@ mod lists;
 mod lost;
 mod messages;
 mod model;
+mod moved;
 mod outdated;
 mod projects;
 mod pushes;

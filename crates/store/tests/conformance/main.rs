@@ -51,6 +51,7 @@ mod caps;
 mod checks;
 mod corrupt;
 mod credentials;
+mod crowd;
 mod database;
 mod deleting;
 mod door;

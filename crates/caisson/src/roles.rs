@@ -231,7 +231,10 @@ pub(crate) async fn keep(
         match told {
             Ok(()) => was_heard = true,
             Err(error @ StoreError::Migration(_)) => {
-                error!(error = chain(&error), "this server is of an earlier version than the database now is");
+                error!(
+                    error = chain(&error),
+                    "this server is of an earlier version than the database now is"
+                );
                 return Some(OUTDATED.to_owned());
             }
             Err(error @ (StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Corrupt { .. })) => {

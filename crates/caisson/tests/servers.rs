@@ -193,8 +193,7 @@ async fn one_server_dies_and_one_is_cut_off_and_no_run_is_lost_or_done_twice() {
         let api = [&pair.world.api, &pair.other_api][turn % 2];
         ids.push(api.submit(&pair.world.run_body()).await.unwrap());
     }
-    let mut follower =
-        Follower::start(vec![pair.world.api.clone(), pair.other_api.clone()], ids[0].clone());
+    let mut follower = Follower::start(vec![pair.world.api.clone(), pair.other_api.clone()], ids[0].clone());
     let at_work = "select count(distinct home_server_id) filter (where status = 'running' and agent_started = 1) || ' ' || \
          count(*) filter (where status = 'queued' or status = 'running' and agent_started = 0) from run";
     // An agent whose very first call comes while its server is away may give up: docs/operations.md.

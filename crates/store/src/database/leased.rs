@@ -66,7 +66,13 @@ impl Pool {
             .test_before_acquire(false)
             .before_acquire(|connection, _| Box::pin(async move { Ok(is_there(connection).await) }))
             .connect_lazy_with(options);
-        Self { pool, answer: answer(limits), breaker: Arc::clone(breaker), connections, in_hand: Arc::default() }
+        Self {
+            pool,
+            answer: answer(limits),
+            breaker: Arc::clone(breaker),
+            connections,
+            in_hand: Arc::default(),
+        }
     }
 
     /// A connection that nobody else has, or an error at once while the database is known to give none.
@@ -77,7 +83,13 @@ impl Pool {
                 pass.got_one();
                 let in_hand = InHand::take(&self.in_hand);
                 let connection = Some(connection);
-                Ok(Leased { connection, answer: self.answer, under_way: None, in_transaction: false, in_hand })
+                Ok(Leased {
+                    connection,
+                    answer: self.answer,
+                    under_way: None,
+                    in_transaction: false,
+                    in_hand,
+                })
             }
             Err(error) => {
                 // What waits for those that others have waits for them, and not for the database.

@@ -7,13 +7,12 @@ use caisson_domain::limits::QUEUE_RUNS;
 use caisson_domain::run::RunStatus;
 use caisson_store::{Finish, HomeEpoch};
 
-use crate::fixture::{Fixture, project, server_id, spec_on};
+use crate::fixture::{Fixture, project, spec_on};
 use crate::going_on::REPOSITORY;
 
 conformance! {
     a_claim_is_short_however_many_wait_for_a_branch,
     a_claim_is_short_however_many_wait_for_a_session,
-    a_claim_is_short_however_many_wait_for_a_server_that_is_away,
 }
 
 /// The longest that a claim may take.
@@ -84,20 +83,6 @@ async fn a_claim_is_short_however_many_wait_for_a_session(fixture: Fixture) {
     let one = "update run set branch = id, session_id = (select live.session_id from run as live where live.status = 'running') \
          where status = 'queued'";
     for sql in [one, PLANNED] {
-        fixture.execute(sql).await;
-    }
-    let took = quickest(&fixture).await;
-    assert!(took < SHORT, "{took:?}");
-    assert_found_behind(&fixture).await;
-}
-
-async fn a_claim_is_short_however_many_wait_for_a_server_that_is_away(fixture: Fixture) {
-    crowd(&fixture).await;
-    fixture.store.register_server(&server_id(2)).await.unwrap();
-    // Each has worked there once.
-    let began = "insert into attempt (run_id, number, project_id, session_id, server_id, started_at_ms, agent_started_at_ms) \
-         select id, 1, project_id, session_id, (select max(id) from server), 1, 1 from run where status = 'queued'";
-    for sql in [began, "update run set branch = id where status = 'queued'", PLANNED] {
         fixture.execute(sql).await;
     }
     let took = quickest(&fixture).await;

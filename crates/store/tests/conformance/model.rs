@@ -12,7 +12,8 @@ use caisson_domain::limits::LEASE_MS;
 use caisson_domain::queue::{PRIORITY_STEP_MS, QueueLimits, TURN};
 use caisson_domain::run::{Run, RunSpec, RunStatus};
 use caisson_store::{
-    Actor, CancelRun, Claimed, CreateProject, CreateRun, Finish, HomeEpoch, JournalAppend, JournalEffect, NewRun,
+    Actor, CancelRun, Claimed, CreateProject, CreateRun, Finish, HomeEpoch, JournalAppend, JournalEffect,
+    NewRun,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -194,8 +195,7 @@ impl Pair {
         let tenant = &self.tenants[project];
         let since_ms = spec.start_at_ms.unwrap_or(self.now_ms);
         let rank_ms = since_ms - spec.priority * PRIORITY_STEP_MS;
-        let (store, new) =
-            (&self.fixture.store, NewRun { project: tenant.id.clone(), ..new_run(spec) });
+        let (store, new) = (&self.fixture.store, NewRun { project: tenant.id.clone(), ..new_run(spec) });
         let created = match session {
             Some(session) => store.create_run_in(session, new).await.unwrap(),
             None => store.create_run(new).await.unwrap(),

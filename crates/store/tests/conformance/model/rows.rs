@@ -37,7 +37,9 @@ impl Pair {
             )
         }));
         expected.extend(
-            self.tenants.iter().map(|tenant| format!("project {} {} {}", tenant.id, tenant.turn, tenant.weight)),
+            self.tenants
+                .iter()
+                .map(|tenant| format!("project {} {} {}", tenant.id, tenant.turn, tenant.weight)),
         );
         for (number, server) in (1..).zip(&self.servers) {
             let id = server_id(number);

@@ -148,7 +148,13 @@ impl Pair {
         self.fixture.execute(insert).await;
     }
 
-    pub(super) async fn share(&mut self, project: usize, weight: i64, running: Option<i64>, queued: Option<i64>) {
+    pub(super) async fn share(
+        &mut self,
+        project: usize,
+        weight: i64,
+        running: Option<i64>,
+        queued: Option<i64>,
+    ) {
         let tenant = &mut self.tenants[project];
         (tenant.weight, tenant.max_running, tenant.max_queued) = (weight, running, queued);
         let change =

@@ -8,25 +8,73 @@ use proptest::prelude::*;
 /// Something that somebody does. A run is named by its place in the order of creation, modulo how many there are.
 #[derive(Debug, Clone)]
 pub(super) enum Step {
-    Create { project: usize, branch: Option<u8>, priority: i64, delay_ms: i64 },
+    Create {
+        project: usize,
+        branch: Option<u8>,
+        priority: i64,
+        delay_ms: i64,
+    },
     /// Another run in the session of a run.
-    Follow { run: usize, priority: i64 },
+    Follow {
+        run: usize,
+        priority: i64,
+    },
     /// A server says that it lives, and again so many times.
-    Live { server: u8, turns: u8 },
-    WriteOff { server: u8 },
-    Credential { project: usize },
-    Claim { server: u8 },
-    Adopt { server: u8 },
-    Heartbeat { run: usize, stale: bool },
-    Place { run: usize, stale: bool },
-    StartAgent { run: usize },
-    Requeue { run: usize, stale: bool, delay_ms: i64 },
-    Finish { run: usize, stale: bool, status: RunStatus },
-    Cancel { run: usize },
-    Share { project: usize, weight: i64, max_running: Option<i64>, max_queued: Option<i64> },
-    Drain { server: Option<u8> },
-    Resume { server: Option<u8> },
-    Advance { ms: i64 },
+    Live {
+        server: u8,
+        turns: u8,
+    },
+    WriteOff {
+        server: u8,
+    },
+    Credential {
+        project: usize,
+    },
+    Claim {
+        server: u8,
+    },
+    Adopt {
+        server: u8,
+    },
+    Heartbeat {
+        run: usize,
+        stale: bool,
+    },
+    Place {
+        run: usize,
+        stale: bool,
+    },
+    StartAgent {
+        run: usize,
+    },
+    Requeue {
+        run: usize,
+        stale: bool,
+        delay_ms: i64,
+    },
+    Finish {
+        run: usize,
+        stale: bool,
+        status: RunStatus,
+    },
+    Cancel {
+        run: usize,
+    },
+    Share {
+        project: usize,
+        weight: i64,
+        max_running: Option<i64>,
+        max_queued: Option<i64>,
+    },
+    Drain {
+        server: Option<u8>,
+    },
+    Resume {
+        server: Option<u8>,
+    },
+    Advance {
+        ms: i64,
+    },
 }
 
 /// Bounds that some sequences meet.

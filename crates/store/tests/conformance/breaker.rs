@@ -25,7 +25,7 @@ async fn is_refused(store: &Store) -> bool {
 async fn a_database_that_gives_no_connection_is_looked_for_by_one_call_at_a_time_until_it_is_back() {
     let Some(database) = Database::postgres().await else { return };
     let way = Way::to(&database.socket()).await.unwrap();
-    let place = database.place_by(way.port(), limits(500, 500));
+    let place = database.place_by(way.port(), limits(1_500, 500));
     let store = Store::connect(&place, Clock::system()).await.unwrap();
     store.ping().await.unwrap();
     assert_eq!(store.breaker(), BreakerState::default());
@@ -50,11 +50,9 @@ async fn a_database_that_gives_no_connection_is_looked_for_by_one_call_at_a_time
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(!store.breaker().is_open);
-    let (writes, reads) = tokio::join!(
-        join_all((0..AT_ONCE).map(|_| store.ping())),
-        join_all((0..AT_ONCE).map(|_| store.live_servers()))
-    );
-    assert!(writes.iter().all(Result::is_ok) && reads.iter().all(Result::is_ok));
+    store.ping().await.unwrap();
+    store.live_servers().await.unwrap();
+    assert_eq!(store.breaker().opened, 1);
     store.close().await.unwrap();
 }
 

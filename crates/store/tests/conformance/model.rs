@@ -47,8 +47,8 @@ struct Expected {
     lease_expires_at_ms: i64,
     not_before_ms: i64,
     home: Option<u8>,
-    /// The model credential that it was claimed with; empty: that of the settings.
-    credential: Option<String>,
+    /// The model credential that it was claimed with; empty: that of the settings, or none yet.
+    credential: String,
     sandbox: Option<SandboxId>,
     agent_started: bool,
     cancel_requested: bool,
@@ -225,7 +225,7 @@ impl Pair {
             lease_expires_at_ms: 0,
             not_before_ms: since_ms,
             home: None,
-            credential: None,
+            credential: String::new(),
             sandbox: None,
             agent_started: false,
             cancel_requested: false,
@@ -265,8 +265,8 @@ impl Pair {
         let on_repository = running(&|run| run.branch.is_some());
         order.into_iter().find_map(|project| {
             let cap = self.tenants[project].max_running.or(self.limits.max_running_per_project);
-            let credential = Some(&self.tenants[project].credential);
-            let with_it = running(&|run| run.credential.as_ref() == credential);
+            let credential = &self.tenants[project].credential;
+            let with_it = running(&|run| run.credential == *credential);
             if full(cap, of(project)) || full(self.limits.max_running_per_credential, with_it) {
                 return None;
             }
@@ -295,7 +295,7 @@ impl Pair {
         next.epoch += 1;
         next.attempt += 1;
         next.home = Some(server);
-        next.credential = Some(self.tenants[next.project].credential.clone());
+        next.credential.clone_from(&self.tenants[next.project].credential);
         next.lease_expires_at_ms = self.now_ms + LEASE_MS;
         next.kinds.push(EventKind::RunStarted);
         self.attempts.push(Attempt::of(next, server));

@@ -9,7 +9,7 @@ use crate::fixture::{assert_gapless, server_id};
 const ROWS: &str = "select 'run ' || id || ' ' || session_id || ' ' || status || ' ' || attempt || ' ' || lease_epoch \
        || ' ' || coalesce(cast(lease_expires_at_ms as text), '-') || ' ' || not_before_ms || ' ' || queue_rank_ms \
        || ' ' || coalesce(home_server_id, '-') || ' ' || coalesce(sandbox_id, '-') || ' ' || agent_started \
-       || ' ' || case when cancel_requested_at_ms is null then 0 else 1 end || ' ' || coalesce(model_credential_id, '-') \
+       || ' ' || case when cancel_requested_at_ms is null then 0 else 1 end || ' ' || model_credential_id \
      from run \
      union all select 'attempt ' || run_id || ' ' || number || ' ' || server_id || ' ' \
        || coalesce(cast(agent_started_at_ms as text), '-') from attempt \
@@ -69,7 +69,7 @@ impl Pair {
             text(run.sandbox.as_ref()),
             u8::from(run.agent_started),
             u8::from(run.cancel_requested),
-            text(run.credential.as_ref()),
+            run.credential,
         )
     }
 

@@ -82,3 +82,21 @@ mod postgres {
         everything_is_where_it_belongs(database).await;
     }
 }
+
+/// A migration that is out is never changed: databases that have it would be refused. A new one is added to the file.
+#[test]
+fn migrations_that_are_out_are_what_they_were() {
+    let of = |name: &str, migrator: &sqlx::migrate::Migrator| -> Vec<String> {
+        let line = |migration: &sqlx::migrate::Migration| {
+            format!("{name} {} {}", migration.version, hex::encode(&migration.checksum))
+        };
+        migrator.iter().map(line).collect()
+    };
+    let known = [
+        of("sqlite", &sqlx::migrate!("migrations/sqlite")),
+        of("postgres", &sqlx::migrate!("migrations/postgres")),
+    ]
+    .concat();
+    let recorded: Vec<&str> = include_str!("../upgrade/checksums.txt").lines().collect();
+    assert_eq!(known, recorded, "crates/store/tests/upgrade/checksums.txt");
+}

@@ -41,7 +41,7 @@ pub(crate) fn late() -> sqlx::Error {
 /// A few connections to one server.
 #[derive(Debug, Clone)]
 pub(crate) struct Pool {
-    pool: PgPool,
+    inner: PgPool,
     answer: Duration,
     breaker: Arc<Breaker>,
     /// How many there are at most.
@@ -59,7 +59,7 @@ impl Pool {
         breaker: &Arc<Breaker>,
     ) -> Self {
         let connections = connections.max(1);
-        let pool = PoolOptions::new()
+        let inner = PoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(Duration::from_millis(limits.acquire_timeout_ms))
             // A server that was restarted has cut every connection, and one that has vanished has not: both are found out here.
@@ -67,7 +67,7 @@ impl Pool {
             .before_acquire(|connection, _| Box::pin(async move { Ok(is_there(connection).await) }))
             .connect_lazy_with(options);
         Self {
-            pool,
+            inner,
             answer: answer(limits),
             breaker: Arc::clone(breaker),
             connections,
@@ -78,7 +78,7 @@ impl Pool {
     /// A connection that nobody else has, or an error at once while the database is known to give none.
     pub(crate) async fn acquire(&self) -> Result<Leased, sqlx::Error> {
         let pass = self.breaker.pass()?;
-        match self.pool.acquire().await {
+        match self.inner.acquire().await {
             Ok(connection) => {
                 pass.got_one();
                 let in_hand = InHand::take(&self.in_hand);
@@ -94,7 +94,7 @@ impl Pool {
             Err(error) => {
                 // What waits for those that others have waits for them, and not for the database.
                 let all_in_hand = self.in_hand.load(Ordering::Relaxed) >= self.connections;
-                if !all_in_hand && !self.pool.is_closed() {
+                if !all_in_hand && !self.inner.is_closed() {
                     pass.got_none();
                 }
                 Err(error)
@@ -109,12 +109,12 @@ impl Pool {
 
     /// Waits until the pool is closed.
     pub(crate) async fn closed(&self) {
-        self.pool.close_event().await;
+        self.inner.close_event().await;
     }
 
     /// Lets nobody have a connection any more, and waits for those who have one, as long as an answer may take.
     pub(crate) async fn close(&self) {
-        if timeout(self.answer, self.pool.close()).await.is_err() {
+        if timeout(self.answer, self.inner.close()).await.is_err() {
             tracing::debug!("connections to PostgreSQL were left as they are");
         }
     }

@@ -217,6 +217,10 @@ pub(crate) enum ApiError {
     ConnectionsOfKeyFull,
     #[error("{}", unplaceable(.0))]
     Unplaceable(Vec<PlacementProblem>),
+    #[error(
+        "PostgreSQL gave this server no connection for a while: calls are refused at once, and it is looked for again by itself"
+    )]
+    DatabaseAway,
     #[error("the store failed")]
     Store(#[from] StoreError),
     #[error("the server failed")]
@@ -342,6 +346,7 @@ impl ApiError {
             Self::Unplaceable(problems) => {
                 (StatusCode::SERVICE_UNAVAILABLE, problems.first().map_or("no_server", |p| p.code.as_str()))
             }
+            Self::DatabaseAway => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
             // A server whose database a later version has migrated ends in a moment.
             Self::Store(StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Migration(_)) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable")
@@ -387,6 +392,7 @@ impl ApiError {
             | Self::ConnectionsOfKeyFull
             | Self::ForksFull
             | Self::Unplaceable(_)
+            | Self::DatabaseAway
             | Self::Store(StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Migration(_)) => {
                 Some((header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S)))
             }

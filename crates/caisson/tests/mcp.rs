@@ -308,7 +308,7 @@ fn init(events: &[Value]) -> &Value {
     events.iter().find(init).unwrap()
 }
 
-async fn a_required_program_that_ends_fails_the_run_in_time_and_shows_what_it_wrote(engine: Engine) {
+async fn a_required_program_that_ends_fails_the_run_in_time_and_shows_what_it_wrote(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
     let workflows = tempfile::tempdir().unwrap();
     // What it has no business to know is taken out, wherever it is told.
@@ -316,7 +316,7 @@ async fn a_required_program_that_ends_fails_the_run_in_time_and_shows_what_it_wr
         "import sys; print('starting', 'notes', file=sys.stderr); sys.exit('no index for ' + '{SECRET}')"
     );
     workflow(workflows.path(), "broken", "dontAsk", &json!({"notes": python(&script, true)}));
-    let world = World::start(&parts, spec(engine, workflows.path(), "notes.example:1")).await.unwrap();
+    let world = World::start(&parts, spec(ground, workflows.path(), "notes.example:1")).await.unwrap();
     store_credential(&world, "https://notes.example/team/mcp");
     let id = submit(&world, "broken").await;
     let run = world.api.wait_end(&id, END).await.unwrap();
@@ -337,13 +337,13 @@ async fn a_required_program_that_ends_fails_the_run_in_time_and_shows_what_it_wr
     assert!(took < SETUP_MS, "{took} ms");
 }
 
-async fn an_optional_program_that_ends_after_the_agent_began_is_told_with_what_it_wrote(engine: Engine) {
+async fn an_optional_program_that_ends_after_the_agent_began_is_told_with_what_it_wrote(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
     let workflows = tempfile::tempdir().unwrap();
     // Longer than the first turn waits for it, and shorter than the agent goes on, which tries it twice.
     let script = "import sys, time; time.sleep(4); sys.exit('gave up on the lock')";
     workflow(workflows.path(), "late", "bypassPermissions", &json!({"late": python(script, false)}));
-    let spec = spec(engine, workflows.path(), "notes.example:1");
+    let spec = spec(ground, workflows.path(), "notes.example:1");
     let world = World::start(&parts, WorldSpec { scenario: "waiting".to_owned(), ..spec }).await.unwrap();
     let id = submit(&world, "late").await;
     let run = world.api.wait_end(&id, END).await.unwrap();

@@ -54,13 +54,7 @@ pub mod places {
     pub const LOOPBACK_PORT: u16 = 4180;
 }
 
-/// Environment variables that the engine gives to the shim; the shim hands none of them on.
-pub mod environment {
-    /// The control grant.
-    pub const CONTROL_GRANT: &str = "CAISSON_CONTROL_GRANT";
-    /// The agent grant.
-    pub const AGENT_GRANT: &str = "CAISSON_AGENT_GRANT";
-}
+pub mod environment;
 
 pub mod paths;
 

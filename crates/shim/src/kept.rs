@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use caisson_domain::protocol::RunWork;
+use caisson_domain::protocol::{JournalBody, NoteLevel, RunWork};
 use caisson_domain::repository_file::RepositoryFile;
 use caisson_domain::trust::Steering;
 use tokio::time::{Instant, sleep};
@@ -21,6 +21,8 @@ use crate::transcript;
 const WRITTEN_MS: u64 = 2_000;
 /// Time between two looks whether it has, in milliseconds.
 const LOOK_MS: u64 = 10;
+/// Most notes on what steers the agent.
+const STEERING_NOTES: usize = 20;
 
 /// An agent that waits, with what its run had found out.
 pub(crate) struct Kept {
@@ -181,6 +183,22 @@ impl Live<'_> {
         self.shim.reaper.end_all().await;
         self.prepare_anew().await?;
         self.tell_steering().await
+    }
+
+    /// Tells what steers the agent, unless it is what was told before.
+    pub(crate) async fn tell_steering(&mut self) -> Result<(), Halt> {
+        let told = self.steered.told.take();
+        if told != self.told {
+            self.told.clone_from(&told);
+            if let Some(told) = told {
+                self.recorder.write(JournalBody::Steered(told)).await?;
+            }
+        }
+        let notes = std::mem::take(&mut self.steered.notes);
+        for note in notes.into_iter().take(STEERING_NOTES) {
+            self.recorder.note(NoteLevel::Warn, note).await?;
+        }
+        Ok(())
     }
 }
 

@@ -43,9 +43,6 @@ use crate::stop::{Stop, Stopper};
 use crate::transcript;
 use crate::turn::TurnEnd;
 
-/// Most notes on what steers the agent.
-const STEERING_NOTES: usize = 20;
-
 /// A run that goes on.
 #[expect(clippy::struct_excessive_bools, reason = "each says of one thing whether it has happened")]
 pub(crate) struct Live<'a> {
@@ -188,22 +185,6 @@ impl Live<'_> {
             self.recorder.note(NoteLevel::Info, note).await?;
         }
         self.tell_steering().await
-    }
-
-    /// Tells what steers the agent, unless it is what was told before.
-    pub(crate) async fn tell_steering(&mut self) -> Result<(), Halt> {
-        let told = self.steered.told.take();
-        if told != self.told {
-            self.told.clone_from(&told);
-            if let Some(told) = told {
-                self.recorder.write(JournalBody::Steered(told)).await?;
-            }
-        }
-        let notes = std::mem::take(&mut self.steered.notes);
-        for note in notes.into_iter().take(STEERING_NOTES) {
-            self.recorder.note(NoteLevel::Warn, note).await?;
-        }
-        Ok(())
     }
 
     async fn prepare_with_servers(&mut self) -> Result<(), Halt> {

@@ -107,6 +107,9 @@ pub use credentials::{
     CREDENTIAL_USES_KEPT, Credential, CredentialError, CredentialUsage, NewCredential, OpenedCredential,
     SigningKey, SigningKeyError,
 };
+pub use database::breaker::{
+    BREAKER_FAILURES, BREAKER_SPAN_MS, BREAKER_WAIT_MS_MAX, BREAKER_WAIT_MS_MIN, BreakerState,
+};
 pub use database::postgres::{
     MIGRATE_MS_DEFAULT, MIGRATE_MS_MAX, POSTGRES_CONNECTIONS_MIN, PostgresLimits, PostgresPlace, UnusableUrl,
 };
@@ -128,7 +131,7 @@ pub use knock::{DoorRun, Knock};
 pub use lost::Unowned;
 pub use messages::{MessageQueue, SendMessage};
 pub use moved::MovedOutside;
-pub use presence::Presence;
+pub use presence::{Beat, Presence};
 pub use projects::{ChangeShare, CreateProject, Project};
 pub use pushes::{BeginPush, Push, PushRecord, SessionPush};
 pub use queue::{Claimed, Finish, Progress};

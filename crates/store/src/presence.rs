@@ -69,7 +69,7 @@ impl Store {
     /// Safe: repeatable.
     pub async fn beat(&self, presence: &Presence) -> Result<Beat, StoreError> {
         let mut tx = self.begin().await?;
-        if self.is_shared() && self.is_elsewhere(&mut tx, &presence.server).await? {
+        if self.is_shared() && self.has_another_place(&mut tx, &presence.server).await? {
             tx.rollback().await?;
             return Ok(Beat::Elsewhere);
         }
@@ -93,7 +93,7 @@ impl Store {
     }
 
     /// Under the write lock, so that of two there is a first one.
-    async fn is_elsewhere(&self, tx: &mut Tx<'_>, server: &ServerId) -> Result<bool, StoreError> {
+    async fn has_another_place(&self, tx: &mut Tx<'_>, server: &ServerId) -> Result<bool, StoreError> {
         let Some(place) = self.shared.place.get() else { return Ok(false) };
         let heard: Option<i64> = sql::query_scalar(HEARD_ELSEWHERE)
             .bind(server.as_str())

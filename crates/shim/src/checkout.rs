@@ -262,7 +262,8 @@ async fn existing(git: &Git) -> Result<Commits, Failure> {
 async fn set_author(git: &Git) -> Result<(), Failure> {
     let settings = [("user.name", &git.work.author_name), ("user.email", &git.work.author_email)];
     let found = git.attempt(&["config", "-z", "--get-regexp", r"^user\.(name|email)$"]).await?;
-    let wanted: String = settings.iter().map(|(name, value)| format!("{name}\n{value}\0")).collect();
+    let [(name, author), (email, address)] = settings;
+    let wanted = format!("{name}\n{author}\0{email}\n{address}\0");
     if found.stdout != wanted.as_bytes() {
         for (name, value) in settings {
             git.run(&["config", "--replace-all", name, value]).await?;

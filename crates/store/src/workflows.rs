@@ -198,7 +198,7 @@ impl Store {
                 .await?;
             for row in &rows {
                 let columns = Columns::keyed("workflow", row, "name")?;
-                after = columns.get::<&str>("name")?.to_owned();
+                columns.get::<&str>("name")?.clone_into(&mut after);
                 let Definition { caisson } = columns.json("definition")?;
                 if caisson.trust.names(branch) {
                     return Ok(Some(after));

@@ -252,7 +252,8 @@ fn nobody_outside_the_store_knows_which_database_there_is() {
     others.retain(|path| !path.starts_with(root().join("crates/store")) && !told.contains(path));
     let found = offences(&others, knows);
     assert!(found.is_empty(), "the store answers alike on each of them: {found:#?}");
-    let idle: Vec<_> = told.iter().filter(|&path| offences(&[path.clone()], knows).is_empty()).collect();
+    let idle: Vec<_> =
+        told.iter().filter(|&path| offences(std::slice::from_ref(path), knows).is_empty()).collect();
     assert!(idle.is_empty(), "these need not be told any more: {idle:#?}");
 }
 

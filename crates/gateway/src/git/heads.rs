@@ -269,7 +269,7 @@ mod tests {
         let of = |bytes: usize| {
             let piece = Bytes::from(b"0004".repeat(256 * 1024));
             let pieces = std::iter::repeat_n(piece, bytes / (1024 * 1024));
-            let more = (bytes % (1024 * 1024) != 0).then(|| Bytes::from_static(b"0004"));
+            let more = (!bytes.is_multiple_of(1024 * 1024)).then(|| Bytes::from_static(b"0004"));
             Answer { chunks: stream::iter(pieces.chain(more)).map(Ok).boxed(), encoding: None }
         };
         let said = async |bytes: usize| match read(of(bytes), |_| Ok(true)).await {
@@ -284,7 +284,9 @@ mod tests {
     fn the_list_tells_of_the_default_branch_and_of_other_names() {
         let of = |lines: &[&str]| {
             let mut heads = Heads::default();
-            lines.iter().for_each(|line| assert!(heads.take(line, "refs/heads/x")));
+            for line in lines {
+                assert!(heads.take(line, "refs/heads/x"));
+            }
             heads
         };
         let told = of(&[

@@ -54,6 +54,19 @@ impl Scene {
         self.send("/git/origin/git-receive-pack", &[section.as_bytes(), EMPTY_PACK].concat()).await
     }
 
+    /// Answers what the git host is asked before every push: where its default branch is.
+    async fn tell_default_branch(&self) {
+        let mut stream = self.forwarded().await;
+        let refs = format!("{NEW} HEAD\0symref=HEAD:refs/heads/main\n");
+        let body = format!("001e# service=git-upload-pack\n0000{:04x}{refs}0000", refs.len() + 4);
+        let answer = format!(
+            "HTTP/1.1 200 x\r\ncontent-type: application/x-git-upload-pack-advertisement\r\ncontent-length: {}\r\n\
+             connection: close\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    }
+
     /// The request as it comes to the upstream, which answers nothing yet.
     async fn forwarded(&self) -> TcpStream {
         let (mut stream, _) = tokio::time::timeout(PATIENCE, self.upstream.accept()).await.unwrap().unwrap();
@@ -93,6 +106,7 @@ async fn a_push_without_an_answer_stays_pending_and_is_not_answered_when_the_ser
     for (breaks, grace) in [(true, PATIENCE), (false, Duration::from_millis(50))] {
         let scene = scene(grace).await;
         let client = scene.push().await;
+        scene.tell_default_branch().await;
         let mut upstream = Some(scene.forwarded().await);
         scene.world.cancel.cancel();
         if breaks {

@@ -32,13 +32,11 @@ impl Waiting {
     /// Takes in what was seen of it; why it may not wait any longer, if it may not.
     pub(crate) fn look(&mut self, usage: &SandboxUsage) -> Option<&'static str> {
         let now = Instant::now();
-        match &mut self.seen {
-            Some(seen) => seen.again(usage, now),
-            None => {
-                self.seen = Some(Seen::first(usage, now));
-                None
-            }
+        if let Some(seen) = &mut self.seen {
+            return seen.again(usage, now);
         }
+        self.seen = Some(Seen::first(usage, now));
+        None
     }
 }
 

@@ -75,7 +75,7 @@ pub(super) async fn watch(ctx: Arc<Context>, watched: Watched, taken: Cancellati
     match why {
         Why::Told(why) => return end_later(&ctx, waiting, why),
         Why::Shutdown => {
-            info!(sandbox.id = %sandbox, "sandbox {sandbox} waits no longer: the server goes down")
+            info!(sandbox.id = %sandbox, "sandbox {sandbox} waits no longer: the server goes down");
         }
         Why::Harmful(why) => warn!(sandbox.id = %sandbox, "sandbox {sandbox} waits no longer: {why}"),
     }

@@ -121,6 +121,32 @@ fn of_kind<'e>(events: &'e [Value], kind: &str) -> Vec<&'e Value> {
     events.iter().filter(|event| event["kind"] == kind).map(|event| &event["data"]).collect()
 }
 
+/// Looks into a living sandbox: at what its agent was started with, at its files, and at the memory of its processes.
+fn look_inside(world: &World, sandbox: &str, hunt: &mut Hunt) {
+    let mut told = Vec::new();
+    let processes = world.processes(sandbox).unwrap();
+    for pid in &processes {
+        told.extend(std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default());
+    }
+    let inside: usize = ["home", "tmp", "caisson/door", "caisson/journal", "workspace"]
+        .map(|place| {
+            hunt.tree(&Path::new("/proc").join(processes[0].to_string()).join("root").join(place), &[])
+        })
+        .iter()
+        .sum();
+    assert!(inside > 5, "{inside} files of the sandbox were looked at");
+    // Their memory is looked at last: on a busy machine that may take longer than the tool.
+    let mut lived = 0;
+    for pid in processes {
+        lived += u32::from(hunt.process(pid).unwrap().is_some());
+    }
+    assert!(lived > 3, "of {lived} processes the memory was looked at");
+    // What the agent was started with: where its shim listens, and neither the grant nor the server's place.
+    let told = String::from_utf8_lossy(&told).into_owned();
+    assert!(told.contains(r#""notes":{"type":"http","url":"http://127.0.0.1:4180/mcp/notes"}"#), "{told}");
+    assert!(!told.contains("csa_") && !told.contains("notes.example"), "{told}");
+}
+
 async fn a_tool_of_a_server_is_called_and_its_credential_stays_outside(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
     let server = McpServer::start(HEADER, SECRET).await.unwrap();
@@ -146,28 +172,7 @@ async fn a_tool_of_a_server_is_called_and_its_credential_stays_outside(ground: G
         }
     };
     let mut hunt = Hunt::new(&[Canary { name: "MCP header", secret: SECRET }]).unwrap();
-    let mut told = Vec::new();
-    let processes = world.processes(&sandbox).unwrap();
-    for pid in &processes {
-        told.extend(std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default());
-    }
-    let inside: usize = ["home", "tmp", "caisson/door", "caisson/journal", "workspace"]
-        .map(|place| {
-            hunt.tree(&Path::new("/proc").join(processes[0].to_string()).join("root").join(place), &[])
-        })
-        .iter()
-        .sum();
-    assert!(inside > 5, "{inside} files of the sandbox were looked at");
-    // Their memory is looked at last: on a busy machine that may take longer than the tool.
-    let mut lived = 0;
-    for pid in processes {
-        lived += u32::from(hunt.process(pid).unwrap().is_some());
-    }
-    assert!(lived > 3, "of {lived} processes the memory was looked at");
-    // What the agent was started with: where its shim listens, and neither the grant nor the server's place.
-    let told = String::from_utf8_lossy(&told).into_owned();
-    assert!(told.contains(r#""notes":{"type":"http","url":"http://127.0.0.1:4180/mcp/notes"}"#), "{told}");
-    assert!(!told.contains("csa_") && !told.contains("notes.example"), "{told}");
+    look_inside(&world, &sandbox, &mut hunt);
 
     let run = world.api.wait_end(&id, END).await.unwrap();
     assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());

@@ -110,7 +110,7 @@ impl Store {
     /// # Cancel safety
     /// A dropped call may have queued the run; with an idempotency key, asking again finds it.
     pub async fn create_run(&self, new: NewRun) -> Result<CreateRun, StoreError> {
-        self.create_run_with(new, None, Vec::new()).await
+        Box::pin(self.create_run_with(new, None, Vec::new())).await
     }
 
     /// Queues a run behind those of a session of the same project, repository and branch.
@@ -120,7 +120,7 @@ impl Store {
     /// # Cancel safety
     /// As [`Store::create_run`].
     pub async fn create_run_in(&self, session: SessionId, new: NewRun) -> Result<CreateRun, StoreError> {
-        self.create_run_with(new, Some(session), Vec::new()).await
+        Box::pin(self.create_run_with(new, Some(session), Vec::new())).await
     }
 
     /// Queues a run, in a new session unless one is named, and keeps the words with which it was asked for.

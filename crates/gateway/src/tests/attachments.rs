@@ -30,7 +30,7 @@ async fn given(world: &World, attachments: Vec<NewAttachment>) -> Sandbox {
 async fn an_attachment_is_given_byte_for_byte_to_the_sandbox_of_its_run_and_needs_the_control_grant() {
     let world = World::new().await;
     // Whoever sends a secret wants the agent to have it.
-    let content = [&[0, 0xff, b'\n'][..], MODEL_KEY.as_bytes(), &[0x80; 70_000]].concat();
+    let content = [&[0, 0xff, b'\n'][..], MODEL_KEY.as_bytes(), &vec![0x80; 70_000]].concat();
     let sandbox = given(&world, vec![attached("a.bin", &content), attached("b", b"")]).await;
     let other = given(&world, vec![attached("theirs", b"x")]).await;
     world.start(Setup::new()).await;

@@ -262,7 +262,7 @@ mod tests {
         for _ in 0..BREAKER_FAILURES * 5 {
             breaker.pass().unwrap().got_none();
         }
-        tokio::time::advance(SPAN - Duration::from_millis(1)).await;
+        tokio::time::advance(SPAN.saturating_sub(Duration::from_millis(1))).await;
         breaker.pass().unwrap().got_none();
         assert!(!is_open(&breaker));
         tokio::time::advance(Duration::from_millis(1)).await;
@@ -287,7 +287,7 @@ mod tests {
         assert!(breaker.pass().is_err());
         let (mut wait, mut looks) = (WAIT_MIN, 0);
         while looks < 8 {
-            tokio::time::advance(wait / 2 - Duration::from_millis(1)).await;
+            tokio::time::advance((wait / 2).saturating_sub(Duration::from_millis(1))).await;
             assert!(breaker.pass().is_err(), "not before half of {wait:?}");
             tokio::time::advance(wait / 2 + Duration::from_millis(1)).await;
             let look = breaker.pass().unwrap();

@@ -26,7 +26,7 @@ impl Pair {
     pub(super) async fn compare_rows(&self, step: &Step) {
         let mut rows: Vec<String> =
             self.fixture.rows(ROWS).await.iter().map(|row| row.get::<String>(0)).collect();
-        let mut expected: Vec<String> = self.runs.iter().map(|run| self.run_row(run)).collect();
+        let mut expected: Vec<String> = self.runs.iter().map(run_row).collect();
         expected.extend(self.attempts.iter().map(|attempt| {
             let server = server_id(attempt.server);
             format!(
@@ -50,27 +50,6 @@ impl Pair {
         rows.sort();
         expected.sort();
         assert_eq!(rows, expected, "after {step:?}");
-    }
-
-    fn run_row(&self, run: &Expected) -> String {
-        let running = run.status == RunStatus::Running;
-        let lease = running.then_some(run.lease_expires_at_ms);
-        format!(
-            "run {} {} {} {} {} {} {} {} {} {} {} {} {}",
-            run.id,
-            run.session,
-            run.status,
-            run.attempt,
-            run.epoch,
-            text(lease),
-            run.not_before_ms,
-            run.rank_ms,
-            text(run.home.map(server_id)),
-            text(run.sandbox.as_ref()),
-            u8::from(run.agent_started),
-            u8::from(run.cancel_requested),
-            run.credential,
-        )
     }
 
     /// At which place a waiting run stands.
@@ -118,4 +97,26 @@ impl Pair {
             assert_eq!(lease, running.then_some(expected.lease_expires_at_ms));
         }
     }
+}
+
+/// A run as its row is written here.
+fn run_row(run: &Expected) -> String {
+    let running = run.status == RunStatus::Running;
+    let lease = running.then_some(run.lease_expires_at_ms);
+    format!(
+        "run {} {} {} {} {} {} {} {} {} {} {} {} {}",
+        run.id,
+        run.session,
+        run.status,
+        run.attempt,
+        run.epoch,
+        text(lease),
+        run.not_before_ms,
+        run.rank_ms,
+        text(run.home.map(server_id)),
+        text(run.sandbox.as_ref()),
+        u8::from(run.agent_started),
+        u8::from(run.cancel_requested),
+        run.credential,
+    )
 }

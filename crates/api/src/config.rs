@@ -20,6 +20,9 @@ pub const STREAMS: usize = 512;
 pub const KEY_PERCENT: usize = 25;
 /// How long an answer of `/readyz` is good for, and a proof that the store takes writes: whoever asks needs no key.
 pub const READY_FOR: Duration = Duration::from_secs(1);
+/// Bodies longer than [`caisson_domain::limits::API_BODY_BYTES`] that are read and dealt with at once: one with attachments may need
+/// four times [`caisson_domain::attachment::ATTACHMENT_BODY_BYTES`] of memory. Others wait, within [`BODY_READ`].
+pub const LARGE_BODIES: usize = 4;
 /// Longest time for reading the body of a request.
 pub const BODY_READ: Duration = Duration::from_secs(30);
 

@@ -5,14 +5,17 @@
 
 use axum::Json;
 use axum::extract::State;
+use caisson_domain::attachment::Attachment;
 use caisson_domain::event::{Event, EventKind};
 use caisson_domain::id::{ProjectId, RunId, SessionId};
+use caisson_domain::input::InputState;
 use caisson_domain::run::cut;
 use caisson_store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use crate::attachments::{self, AttachmentView};
 use crate::auth::Reader;
 use crate::extract::{Params, SessionPath, unknown_session};
 use crate::listing::{PageQuery, encode};
@@ -52,8 +55,15 @@ pub struct MessageView {
     pub at_ms: i64,
     /// Who says it.
     pub role: Role,
+    /// How far it is, if it was sent to the agent as an input: what is `undelivered` was never said to it. None of all else.
+    #[schema(value_type = Option<crate::schema::InputState>)]
+    pub state: Option<InputState>,
     /// What is said; none if it only calls tools, or tells of their results.
     pub text: Option<String>,
+    /// What came with it, without its bytes; left out if nothing did.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Option<Vec<AttachmentView>>)]
+    pub attachments: Vec<AttachmentView>,
     /// Tools that the agent calls.
     pub tool_calls: Vec<ToolCallView>,
     /// What tools gave back.
@@ -95,7 +105,7 @@ pub struct MessagePage {
 
 /// Read a session's messages
 ///
-/// The session as a conversation, oldest first: tasks and messages of people, the agent's texts, its calls of tools and
+/// The session as a conversation, oldest first: tasks and messages of people, with how far they are, the agent's texts, its calls of tools and
 /// what they gave back. The agent's thinking and its subagents' talk are in the events alone.
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/messages", tag = "sessions", operation_id = "read_messages",
@@ -152,7 +162,7 @@ pub(crate) async fn read(
     after: i64,
     bounds: Bounds,
 ) -> Result<Part, StoreError> {
-    let prompts = Prompts { store, project };
+    let prompts = Prompts { store, project, session };
     let (mut items, mut after, mut bytes, mut looked) = (Vec::new(), after, 0, 0);
     loop {
         let events = store.session_events(session, after, READ_EVENTS).await?;
@@ -184,20 +194,28 @@ fn size(message: &MessageView) -> usize {
 struct Prompts<'s> {
     store: &'s Store,
     project: &'s ProjectId,
+    session: &'s SessionId,
 }
 
 impl Prompts<'_> {
     /// What the event says; none if nobody says anything by it.
     async fn message(&self, event: &Event) -> Result<Option<MessageView>, StoreError> {
-        let mut parts = Parts::default();
+        let (mut parts, mut state) = (Parts::default(), None);
         let role = if event.kind == EventKind::RunQueued {
-            let run = self.store.run(self.project, &event.run).await?;
-            parts.say(&run.map(|run| run.spec.prompt).unwrap_or_default());
+            if let Some(run) = self.store.run(self.project, &event.run).await? {
+                parts.say(&run.spec.prompt);
+                parts.attachments = run.spec.attachments;
+            }
             Role::User
         } else if matches!(event.kind, EventKind::RunMessage | EventKind::InputAccepted) {
             let data: Value = serde_json::from_str(event.data.get()).unwrap_or_default();
             let Some(text) = data["text"].as_str() else { return Ok(None) };
             parts.say(text);
+            // As it stands now, which events behind this one tell.
+            if let Some(input) = data["input"].as_i64() {
+                state = self.store.input_state(self.session, input).await?;
+            }
+            parts.attachments = serde_json::from_value(data["attachments"].clone()).unwrap_or_default();
             Role::User
         } else if event.kind == EventKind::AgentLine
             && let Some(role) = parts.take_line(event.data.get())
@@ -206,14 +224,16 @@ impl Prompts<'_> {
         } else {
             return Ok(None);
         };
-        let Parts { text, tool_calls, tool_results, cut } = parts;
+        let Parts { text, attachments, tool_calls, tool_results, cut } = parts;
         let text = (!text.is_empty()).then_some(text);
         Ok(Some(MessageView {
             seq: event.seq,
             run_id: event.run.clone(),
             at_ms: event.at_ms,
             role,
+            state,
             text,
+            attachments: attachments::views(attachments),
             tool_calls,
             tool_results,
             cut,
@@ -225,6 +245,7 @@ impl Prompts<'_> {
 #[derive(Debug, Default)]
 struct Parts {
     text: String,
+    attachments: Vec<Attachment>,
     tool_calls: Vec<ToolCallView>,
     tool_results: Vec<ToolResultView>,
     cut: bool,

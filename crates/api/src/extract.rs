@@ -17,6 +17,7 @@ use serde::de::{DeserializeOwned, Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::error::Category;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::problem::{ApiError, Faults};
 use crate::state::App;
@@ -227,21 +228,37 @@ impl FromRequest<App> for JsonObject {
     }
 }
 
-/// Reads a body up to [`limits::API_BODY_BYTES`]. What is too long is read on for a while and thrown away: many a client
-/// sends all of it before it reads the answer, and a connection closed before that would break the answer off.
+/// Reads a body up to [`limits::API_BODY_BYTES`].
 pub(crate) async fn read_body(body: Body) -> Result<Vec<u8>, ApiError> {
+    read_bounded(body, limits::API_BODY_BYTES, None).await.map(|(body, _)| body)
+}
+
+/// Reads a body. What is too long is read on for a while and thrown away: many a client sends all of it before it reads the answer,
+/// and a connection closed before that would break the answer off. One that is longer than [`limits::API_BODY_BYTES`] waits for a place
+/// of the server's.
+pub(crate) async fn read_bounded(
+    body: Body,
+    most_bytes: usize,
+    places: Option<&App>,
+) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), ApiError> {
     let mut chunks = body.into_data_stream();
-    let (mut kept, mut total_bytes) = (Vec::new(), 0_usize);
+    let (mut kept, mut total_bytes, mut place) = (Vec::new(), 0_usize, None);
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|_| ApiError::BodyBroken)?;
         total_bytes += chunk.len();
-        if total_bytes <= limits::API_BODY_BYTES {
+        if total_bytes > limits::API_BODY_BYTES
+            && place.is_none()
+            && let Some(app) = places
+        {
+            place = Some(app.large_body().await?);
+        }
+        if total_bytes <= most_bytes {
             kept.extend_from_slice(&chunk);
-        } else if total_bytes > limits::API_BODY_BYTES + DISCARDED_BYTES {
+        } else if total_bytes > most_bytes + DISCARDED_BYTES {
             break;
         }
     }
-    if total_bytes > limits::API_BODY_BYTES { Err(ApiError::BodyTooLarge) } else { Ok(kept) }
+    if total_bytes > most_bytes { Err(ApiError::BodyTooLarge(most_bytes)) } else { Ok((kept, place)) }
 }
 
 pub(crate) fn is_json(headers: &HeaderMap) -> bool {
@@ -294,6 +311,11 @@ impl Fields {
                 })
             }
         }
+    }
+
+    /// The fields of an object in a list, with the name of its place.
+    pub(crate) fn within(place: &str, map: serde_json::Map<String, Value>) -> Self {
+        Self { prefix: format!("{place}."), map: map.into_iter().collect(), known: Vec::new() }
     }
 
     /// The name of a field with the names of the objects around it.
@@ -441,7 +463,7 @@ mod tests {
             Ok::<_, std::io::Error>(vec![b' '; PIECE_BYTES])
         });
         let refused = read_body(Body::from_stream(pieces)).await;
-        assert!(matches!(refused, Err(ApiError::BodyTooLarge)));
+        assert!(matches!(refused, Err(ApiError::BodyTooLarge(limits::API_BODY_BYTES))));
         let most = limits::API_BODY_BYTES + DISCARDED_BYTES;
         let read = read.load(Ordering::Relaxed);
         assert!(read > most && read <= most + PIECE_BYTES, "{read}");

@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use caisson_store::StoreError;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -44,8 +45,12 @@ pub(crate) async fn healthz() -> Json<Health> {
     ),
 )]
 pub(crate) async fn readyz(State(app): State<App>) -> Result<Json<Health>, ApiError> {
-    match app.ready().await? {
-        Ready::Yes => Ok(Health::ok()),
-        Ready::No(problems) => Err(ApiError::Unplaceable(problems)),
+    match app.ready().await {
+        Ok(Ready::Yes) => Ok(Health::ok()),
+        Ok(Ready::No(problems)) => Err(ApiError::Unplaceable(problems)),
+        Err(ApiError::Store(StoreError::Unavailable(_))) if app.store().breaker().is_open => {
+            Err(ApiError::DatabaseAway)
+        }
+        Err(error) => Err(error),
     }
 }

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{FromRequestParts, State};
 use axum::response::{IntoResponse, Response};
 use caisson_domain::id::{ApiKeyId, RunId};
-use caisson_domain::input::{INPUT_TEXT_BYTES, InputKind, InputState};
+use caisson_domain::input::{INPUT_TEXT_BYTES, InputKind, InputState, RUN_INPUTS};
 use caisson_domain::run::{Run, RunStatus};
 use caisson_store::{NewInput, RunInput, SendInput};
 use http::StatusCode;
@@ -12,8 +12,9 @@ use http::request::Parts;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::attachments::{self, AttachedObject, AttachmentView, CreateAttachment};
 use crate::auth::{Reader, Writer};
-use crate::extract::{Fields, JsonObject, NoParams, RunPath, unknown_run};
+use crate::extract::{Fields, NoParams, RunPath, unknown_run};
 use crate::problem::{ApiError, Faults, Problem};
 use crate::runs::{REPLAYED, idempotency_key};
 use crate::state::App;
@@ -31,6 +32,11 @@ pub struct CreateInput {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(pattern = r"^[^\x00]*[^\x00\s][^\x00]*$")]
     pub text: Option<String>,
+    /// What comes with the text, without which there is nothing: as of a run, and 48 MiB together with the run's own and those of all
+    /// its inputs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Option<Vec<CreateAttachment>>, max_items = 10)]
+    pub attachments: Vec<CreateAttachment>,
 }
 
 /// An input that was sent.
@@ -46,6 +52,10 @@ pub struct InputView {
     pub kind: InputKind,
     /// What the agent is told.
     pub text: Option<String>,
+    /// What comes with it, without its bytes; left out if nothing does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Option<Vec<AttachmentView>>)]
+    pub attachments: Vec<AttachmentView>,
     /// How far it is.
     #[schema(value_type = crate::schema::InputState)]
     pub state: InputState,
@@ -66,8 +76,29 @@ pub struct InputList {
 
 impl From<RunInput> for InputView {
     fn from(input: RunInput) -> Self {
-        let RunInput { seq, run, kind, text, state, created_by, created_at_ms, acknowledged_at_ms } = input;
-        Self { seq, run_id: run, kind, text, state, created_by, created_at_ms, acknowledged_at_ms }
+        let RunInput {
+            seq,
+            run,
+            kind,
+            text,
+            attachments,
+            state,
+            created_by,
+            created_at_ms,
+            acknowledged_at_ms,
+        } = input;
+        let attachments = attachments::views(attachments);
+        Self {
+            seq,
+            run_id: run,
+            kind,
+            text,
+            attachments,
+            state,
+            created_by,
+            created_at_ms,
+            acknowledged_at_ms,
+        }
     }
 }
 
@@ -102,11 +133,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Repeatable {
         (status = 400, description = "Not JSON, or a header that cannot be used", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "The project has no such run", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The run is not live: it waits, publishes, ends now or has ended", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "The body is longer than 4 MiB", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The run is not live: it waits, publishes, ends now or has ended; or it was sent 100 inputs; or there is no room for its attachments", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is longer than 21 MiB", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "Faults in the request, told together", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "8 inputs are on their way, or the run was sent 100", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "8 inputs, or 16 MiB of attachments, are on their way; come again when one has reached the agent", body = Problem, content_type = "application/problem+json"),
     ),
 )]
 pub(crate) async fn send_input(
@@ -114,13 +145,15 @@ pub(crate) async fn send_input(
     Writer(caller): Writer,
     RunPath(id): RunPath,
     Repeatable(idempotency_key): Repeatable,
-    JsonObject(fields): JsonObject,
+    AttachedObject { fields, place: _held }: AttachedObject,
 ) -> Result<Response, ApiError> {
     let new = read(fields, caller.key, idempotency_key)?;
     let (input, replayed) = match app.store().send_input(&caller.project, &id, &new).await? {
         SendInput::Unknown => return Err(unknown_run()),
         SendInput::NotLive(run) => return Err(not_live(&run)),
         SendInput::Full => return Err(ApiError::InputsFull),
+        SendInput::Spent => return Err(spent()),
+        SendInput::AttachmentsFull(full) => return Err(attachments::no_room(full)),
         SendInput::KeyReused => return Err(ApiError::KeyReused),
         SendInput::Sent(input) => (input, false),
         SendInput::Replayed(input) => (input, true),
@@ -155,14 +188,22 @@ fn read(mut fields: Fields, by: ApiKeyId, idempotency_key: Option<String>) -> Re
         parsed.map_err(|error| faults.add("kind", "invalid_value", error.to_string())).ok()
     });
     let text: Option<String> = fields.take("text", &mut faults);
+    let attachments = attachments::take(&mut fields, &mut faults);
+    let attachments = attachments::check(attachments, &mut faults);
     fields.finish(&mut faults);
     if let Some(text) = &text {
         check_text("text", text, INPUT_TEXT_BYTES, &mut faults);
     } else if kind.is_some_and(InputKind::needs_text) && !faults.mention("text") {
         faults.add("text", "missing_field", "it is required, unless the agent is only to be interrupted");
+    } else if !attachments.is_empty() && !faults.mention("text") {
+        faults.add(
+            "text",
+            "missing_field",
+            "attachments go with a text; say what the agent should do with them",
+        );
     }
     match kind {
-        Some(kind) if faults.is_empty() => Ok(NewInput { kind, text, by, idempotency_key }),
+        Some(kind) if faults.is_empty() => Ok(NewInput { kind, text, by, idempotency_key, attachments }),
         Some(_) | None => Err(ApiError::InvalidInput(faults)),
     }
 }
@@ -177,6 +218,13 @@ pub(crate) fn check_text(field: &str, text: &str, most_bytes: usize, faults: &mu
     } else if text.contains('\0') {
         faults.add(field, "nul", "it holds the character NUL, which no text may");
     }
+}
+
+fn spent() -> ApiError {
+    let detail = format!(
+        "the run was sent {RUN_INPUTS} inputs and takes no more; tell the rest to a run that follows it"
+    );
+    ApiError::Conflict { code: "inputs_spent", detail }
 }
 
 fn not_live(run: &Run) -> ApiError {

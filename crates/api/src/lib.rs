@@ -9,6 +9,7 @@
 mod access;
 mod agents;
 mod approvals;
+mod attachments;
 mod audit;
 mod auth;
 mod automagik;
@@ -50,6 +51,7 @@ mod workflows;
 pub mod view {
     pub use crate::agents::{AgentList, AgentView};
     pub use crate::approvals::{AnswerRequest, ApprovalList, ApprovalView};
+    pub use crate::attachments::{AttachmentView, CreateAttachment};
     pub use crate::audit::{AuditPage, AuditView};
     pub use crate::budget::{BudgetPart, BudgetView, SetBudget};
     pub use crate::conversation::{MessagePage, MessageView, ToolCallView, ToolResultView};

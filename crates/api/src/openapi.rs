@@ -20,8 +20,8 @@ use crate::negotiate::{JSON, json_only};
 use crate::problem::PROBLEM_JSON;
 use crate::state::App;
 use crate::{
-    agents, approvals, audit, automagik, budget, conversation, credentials, events, health, inputs, keys,
-    mcp, metrics, projects, queue, retention, runs, servers, sessions, usage, workflows,
+    agents, approvals, attachments, audit, automagik, budget, conversation, credentials, events, health,
+    inputs, keys, mcp, metrics, projects, queue, retention, runs, servers, sessions, usage, workflows,
 };
 
 /// Name of the scheme in which a key is a bearer token.
@@ -129,6 +129,7 @@ fn native() -> OpenApiRouter<App> {
         .routes(routes!(metrics::metrics))
         .routes(routes!(runs::get_diff))
         .routes(routes!(runs::get_artifact))
+        .routes(routes!(attachments::get_attachment))
         .routes(routes!(events::read_run_events))
         .routes(routes!(events::read_session_events))
 }

@@ -17,6 +17,8 @@ pub(crate) const FAULTS: usize = 50;
 const FAULT_TEXT_BYTES: usize = 1024;
 /// When to come again after a 429 or 503, in seconds.
 const RETRY_AFTER_S: u64 = 10;
+/// The same where inputs are on their way, which takes less than a second unless they wait for the turn's end.
+const INPUTS_RETRY_AFTER_S: u64 = 1;
 
 /// Any error, kept as the source of ours.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
@@ -123,8 +125,8 @@ pub(crate) enum ApiError {
     BodyBroken,
     #[error("the request's body did not arrive in time")]
     BodyTimeout,
-    #[error("the request's body is longer than {} bytes", caisson_domain::limits::API_BODY_BYTES)]
-    BodyTooLarge,
+    #[error("the request's body is longer than {0} bytes")]
+    BodyTooLarge(usize),
     #[error("the request's body must be JSON: send it with Content-Type: application/json")]
     MediaType,
     #[error("the query cannot be used: {}", .0.count())]
@@ -151,9 +153,7 @@ pub(crate) enum ApiError {
     Invalid(Faults),
     #[error("the request cannot be used: {}", .0.count())]
     InvalidInput(Faults),
-    #[error(
-        "as many inputs are on their way to the agent, or were sent to the run, as may be; wait for the events that tell of them"
-    )]
+    #[error("as many inputs are on their way to the agent as may be; wait for the events that tell of them")]
     InputsFull,
     #[error("pages of other origins may not use this path")]
     OriginRefused,
@@ -217,6 +217,10 @@ pub(crate) enum ApiError {
     ConnectionsOfKeyFull,
     #[error("{}", unplaceable(.0))]
     Unplaceable(Vec<PlacementProblem>),
+    #[error(
+        "PostgreSQL gave this server no connection for a while: calls are refused at once, and it is looked for again by itself"
+    )]
+    DatabaseAway,
     #[error("the store failed")]
     Store(#[from] StoreError),
     #[error("the server failed")]
@@ -286,7 +290,7 @@ impl ApiError {
             Self::Body(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_body"),
             Self::BodyBroken => (StatusCode::BAD_REQUEST, "body_broken"),
             Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
-            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::Query(_) => (StatusCode::BAD_REQUEST, "invalid_query"),
             Self::Header { code, .. } => (StatusCode::BAD_REQUEST, *code),
@@ -342,6 +346,7 @@ impl ApiError {
             Self::Unplaceable(problems) => {
                 (StatusCode::SERVICE_UNAVAILABLE, problems.first().map_or("no_server", |p| p.code.as_str()))
             }
+            Self::DatabaseAway => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
             // A server whose database a later version has migrated ends in a moment.
             Self::Store(StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Migration(_)) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable")
@@ -379,14 +384,15 @@ impl ApiError {
             Self::RateLimited { retry_after_s } | Self::FailedTooOften { retry_after_s } => {
                 Some((header::RETRY_AFTER, HeaderValue::from(*retry_after_s)))
             }
+            Self::InputsFull => Some((header::RETRY_AFTER, HeaderValue::from(INPUTS_RETRY_AFTER_S))),
             Self::QueueFull
             | Self::ProjectQueueFull
             | Self::StreamsFull
             | Self::StreamsOfKeyFull
             | Self::ConnectionsOfKeyFull
-            | Self::InputsFull
             | Self::ForksFull
             | Self::Unplaceable(_)
+            | Self::DatabaseAway
             | Self::Store(StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Migration(_)) => {
                 Some((header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S)))
             }
@@ -394,7 +400,7 @@ impl ApiError {
             | Self::Body(_)
             | Self::BodyBroken
             | Self::BodyTimeout
-            | Self::BodyTooLarge
+            | Self::BodyTooLarge(_)
             | Self::MediaType
             | Self::Query(_)
             | Self::Header { .. }

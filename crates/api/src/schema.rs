@@ -30,6 +30,7 @@ texts! {
     EventKind: caisson_domain::event::EventKind, "What an event tells of.";
     DeltaKind: caisson_domain::event::DeltaKind, "What a piece of live text is part of.";
     InputKind: caisson_domain::input::InputKind, "When an input reaches the agent.";
+    AttachmentKind: caisson_domain::attachment::AttachmentKind, "How an attachment reaches the agent.";
     InputState: caisson_domain::input::InputState, "How far an input is.";
     ApprovalState: caisson_domain::approval::ApprovalState, "Where an approval stands.";
     DefaultAnswer: caisson_domain::approval::DefaultAnswer, "The answer to an approval.";

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use utoipa::openapi::OpenApi;
 
 use crate::access::Access;
-use crate::config::{ApiConfig, READY_FOR};
+use crate::config::{ApiConfig, LARGE_BODIES, READY_FOR};
 use crate::problem::ApiError;
 use crate::ready::{Answers, Ready};
 use crate::shares::{Share, Shares};
@@ -26,6 +26,7 @@ struct Inner {
     store: Store,
     cancel: CancellationToken,
     streams: Arc<Semaphore>,
+    large_bodies: Arc<Semaphore>,
     streams_of_keys: Shares,
     access: Access,
     readiness: Readiness,
@@ -85,12 +86,18 @@ impl App {
             store,
             cancel,
             streams,
+            large_bodies: Arc::new(Semaphore::new(LARGE_BODIES)),
             streams_of_keys,
             readiness: Readiness::default(),
             ready,
             metrics: tokio::sync::Mutex::default(),
             document: Bytes::from(document),
         }))
+    }
+
+    /// A place for a large body; waits until there is one.
+    pub(crate) async fn large_body(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        Arc::clone(&self.0.large_bodies).acquire_owned().await.map_err(ApiError::internal)
     }
 
     pub(crate) fn config(&self) -> &ApiConfig {

@@ -35,7 +35,7 @@ pub(crate) use credential::{AddCredential, Credential, SecretFlags};
 pub(crate) use db::{CopyDb, Db};
 pub(crate) use gc::{Gc, Retain};
 pub(crate) use image::{Image, ScanFormat, ScanImage};
-pub(crate) use inputs::{Approve, Deny, Input, Mcp};
+pub(crate) use inputs::{Approve, AttachFlags, Deny, Input, Mcp};
 pub(crate) use output::OutputFlag;
 pub(crate) use project::Project;
 pub(crate) use queue::{Drain, Queue, Resume, SetProject, StartFlags};
@@ -271,6 +271,8 @@ pub(crate) struct Run {
     pub start: StartFlags,
     #[command(flatten)]
     pub of_workflow: RunOfWorkflow,
+    #[command(flatten)]
+    pub attached: AttachFlags,
     /// Makes a repeated submission harmless.
     #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,

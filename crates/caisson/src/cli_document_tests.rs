@@ -70,6 +70,7 @@ fn every_section_has_an_example_of_its_command_and_exit_codes_that_there_are() {
         2,
         crate::command::RUN_FAILED,
         crate::command::RUN_CANCELLED,
+        crate::command::INPUTS_UNSENT,
         crate::command::DETACHED,
     ];
     assert_eq!(known, ours);

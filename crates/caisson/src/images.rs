@@ -154,6 +154,7 @@ mod tests {
             start_at_ms: None,
             parameters: caisson_domain::parameters::Values::new(),
             output_schema: None,
+            attachments: Vec::new(),
             workflow_version: None,
         }
     }

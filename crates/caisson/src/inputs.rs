@@ -261,7 +261,9 @@ pub(crate) fn read_pem(key: &str, file: Option<&Path>) -> anyhow::Result<Option<
 fn workflows(directory: Option<&Path>) -> Result<Vec<Workflow>, Vec<anyhow::Error>> {
     let (mut workflows, mut faults) = (Vec::new(), Vec::new());
     let files = directory.map_or(Ok(Vec::new()), workflow_files).map_err(|error| vec![error])?;
-    let shipped = SHIPPED_WORKFLOWS.iter().map(|text| ("shipped".to_owned(), Ok((*text).to_owned())));
+    let shipped = SHIPPED_WORKFLOWS
+        .iter()
+        .map(|text| ("shipped".to_owned(), Ok(workflow_files::file((*text).to_owned()))));
     let own = files.into_iter().filter_map(|path| {
         let origin = path.display().to_string();
         match workflow_files::read(&path) {
@@ -273,16 +275,13 @@ fn workflows(directory: Option<&Path>) -> Result<Vec<Workflow>, Vec<anyhow::Erro
                 for note in &found.notes {
                     warn!("of the workflow of \"{origin}\": {note}");
                 }
-                Some((origin, Ok(found.text)))
+                Some((origin, Ok(found)))
             }
             Err(error) => Some((origin, Err(error))),
         }
     });
-    for (origin, text) in shipped.chain(own) {
-        let parsed = text.and_then(|text| {
-            Workflow::parse(&text).with_context(|| format!("the workflow of \"{origin}\" cannot be used"))
-        });
-        match parsed {
+    for (origin, found) in shipped.chain(own) {
+        match found.and_then(|found| workflow_files::parse(&found, &origin)) {
             Ok(workflow) => workflows.push(workflow),
             Err(error) => faults.push(error),
         }

@@ -10,7 +10,7 @@ use anyhow::Context;
 use caisson_domain::id::ServerId;
 use caisson_domain::limits::HEARTBEAT_MS;
 use caisson_domain::server::{PlacementProblem, ProblemCode, Role};
-use caisson_store::{Presence, Store, StoreError};
+use caisson_store::{Beat, Presence, Store, StoreError};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -160,31 +160,38 @@ const LOOK: Duration = Duration::from_millis(500);
 /// What every boot of a machine has its own of. A copy of a machine has the same id, so that says nothing.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Makes sure that no other machine and no other state directory is this server: a copy, or one that was restored from a backup,
-/// would take all sandboxes of the other one's runs for lost. From the same place the locks of the directory say so. One that
-/// has just gone silent, as before a move, is waited for until it counts as silent.
+/// Makes sure that no other machine and no other state directory is this server, and tells for the first time that this one
+/// lives: a copy, or one that was restored from a backup, would take all sandboxes of the other one's runs for lost. From the
+/// same place the locks of the directory say so. One that has just gone silent, as before a move, is waited for until it counts
+/// as silent; of two that come at the same moment the one that tells first stays.
 ///
 /// # Errors
 /// It is heard of again meanwhile.
-pub(crate) async fn alone(store: &Store, state_dir: &Path, server: &ServerId) -> anyhow::Result<()> {
+pub(crate) async fn alone(store: &Store, state_dir: &Path, presence: &Presence) -> anyhow::Result<()> {
+    let server = &presence.server;
     store.set_place(place(state_dir)?);
-    if !store.is_shared() {
-        return Ok(());
+    if store.is_shared()
+        && let Some(first) = store.heard_elsewhere(server).await?
+    {
+        warn!(server.id = %server, "server {server} was heard of from another place a moment ago; waiting until it is silent");
+        // It ends: whoever is not heard of again counts as silent after a time.
+        while let Some(last) = store.heard_elsewhere(server).await? {
+            anyhow::ensure!(last == first, twice(server, state_dir));
+            tokio::time::sleep(LOOK).await;
+        }
     }
-    let Some(first) = store.heard_elsewhere(server).await? else { return Ok(()) };
-    warn!(server.id = %server, "server {server} was heard of from another place a moment ago; waiting until it is silent");
-    // It ends: whoever is not heard of again counts as silent after a time.
-    while let Some(last) = store.heard_elsewhere(server).await? {
-        anyhow::ensure!(
-            last == first,
-            "another machine or another state directory is the server {server} as well, and each would destroy the other's \
-             sandboxes; stop that one; or, if \"{}\" is a copy, remove the file server_id in it, so that it becomes a server \
-             of its own",
-            state_dir.display()
-        );
-        tokio::time::sleep(LOOK).await;
-    }
+    anyhow::ensure!(store.beat(presence).await? == Beat::Noted, twice(server, state_dir));
     Ok(())
+}
+
+/// What is told of a server that is in two places.
+fn twice(server: &ServerId, state_dir: &Path) -> String {
+    format!(
+        "another machine or another state directory is the server {server} as well, and each would destroy the other's \
+         sandboxes; stop that one; or, if \"{}\" is a copy, remove the file server_id in it, so that it becomes a server \
+         of its own",
+        state_dir.display()
+    )
 }
 
 /// What no other machine that runs, and no other directory of this one, has.
@@ -197,23 +204,39 @@ fn place(state_dir: &Path) -> anyhow::Result<String> {
     Ok(hex::encode(&Sha256::digest(text)[..16]))
 }
 
+/// What is told when a later version has migrated the database while this one was away.
+const OUTDATED: &str = "a later version of Caisson migrated the database while this server was away from it: install that \
+     version here and start it; it takes over what runs";
+
 /// Tells the store again and again that this process is alive, and writes off the runs of servers that have been silent for
-/// too long, until the server stops. Answers with the reason if the server must not go on: a later version has migrated the database while
-/// this one was away.
-pub(crate) async fn keep(store: &Store, presence: &Presence, stop: &CancellationToken) -> Option<StoreError> {
+/// too long, until the server stops. Answers why, and what to do, if the server must not go on.
+pub(crate) async fn keep(
+    store: &Store,
+    presence: &Presence,
+    state_dir: &Path,
+    stop: &CancellationToken,
+) -> Option<String> {
     let mut was_heard = true;
     loop {
         tokio::select! {
             () = stop.cancelled() => return None,
             () = tokio::time::sleep(Duration::from_millis(HEARTBEAT_MS.unsigned_abs())) => {}
         }
-        let told = match beat(store, presence).await {
-            Ok(()) if store.is_shared() => look_after(store, &presence.server).await,
-            told => told,
+        let told = match store.beat(presence).await {
+            Ok(Beat::Elsewhere) => return Some(twice(&presence.server, state_dir)),
+            Ok(Beat::Noted) if store.is_shared() => look_after(store, &presence.server).await,
+            Ok(Beat::Noted) => Ok(()),
+            Err(error) => Err(error),
         };
         match told {
             Ok(()) => was_heard = true,
-            Err(error @ StoreError::Migration(_)) => return Some(error),
+            Err(error @ StoreError::Migration(_)) => {
+                error!(
+                    error = chain(&error),
+                    "this server is of an earlier version than the database now is"
+                );
+                return Some(OUTDATED.to_owned());
+            }
             Err(error @ (StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Corrupt { .. })) => {
                 if was_heard {
                     let error = chain(&error);
@@ -223,16 +246,6 @@ pub(crate) async fn keep(store: &Store, presence: &Presence, stop: &Cancellation
             }
         }
     }
-}
-
-/// Tells that this process is alive, and first looks whether another place has told so of the same server since the last time: two
-/// that started at the same moment saw nothing of one another.
-async fn beat(store: &Store, presence: &Presence) -> Result<(), StoreError> {
-    let server = &presence.server;
-    if store.is_shared() && store.heard_elsewhere(server).await?.is_some() {
-        error!(server.id = %server, "another machine or another state directory is the server {server} as well; stop one of them");
-    }
-    store.beat(presence).await
 }
 
 /// Looks after what other servers leave.

@@ -19,9 +19,10 @@ use caisson_gateway::{Gateway, GatewayConfig, GitIdentity};
 use caisson_store::{Clock, Store};
 use caisson_worker::{DiskCaps, KeepAlive, Parts, Probe, Timing, UidPlan, Worker, WorkerConfig};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::agents::Agents;
 use crate::audit_head::{HeadKeeper, check_place, keeper_or_warn};
@@ -49,8 +50,8 @@ pub(crate) struct Server {
     head: Arc<Head>,
     tracker: TaskTracker,
     cancel: CancellationToken,
-    /// Tells that a later version has migrated the database.
-    outdated: CancellationToken,
+    /// Why it must not go on, once there is a reason.
+    must_end: watch::Sender<Option<String>>,
     // They are given back when the server is dropped.
     _locks: Vec<fs::File>,
 }
@@ -105,9 +106,10 @@ impl Server {
         for weakness in exposure::weaknesses_of_store(&store).await? {
             warn!("{weakness}");
         }
-        put_workflows(&store, &inputs.workflows).await?;
         let id = server_id(&settings.state_dir, &store).await?;
-        roles::alone(&store, &settings.state_dir, &id).await?;
+        // A copy that is refused has written nothing.
+        roles::alone(&store, &settings.state_dir, &roles::presence(&settings, &id)).await?;
+        put_workflows(&store, &inputs.workflows).await?;
         let head = keep_audit(&settings, &store, &id).await?;
         // Audited, so not before the store knows whose chain it writes.
         put_budgets(&store, &settings).await?;
@@ -118,7 +120,7 @@ impl Server {
             head,
             tracker: TaskTracker::new(),
             cancel: CancellationToken::new(),
-            outdated: CancellationToken::new(),
+            must_end: watch::Sender::new(None),
             _locks: locks,
         };
         let images = server.start_parts(&settings, &inputs, &id).await?;
@@ -131,8 +133,6 @@ impl Server {
     /// Starts gateway and worker, and what tells of this process; returns whether sandboxes are made of images.
     async fn start_parts(&self, settings: &Settings, inputs: &Inputs, id: &ServerId) -> anyhow::Result<bool> {
         let (store, tracker, cancel) = (&self.store, &self.tracker, &self.cancel);
-        let presence = roles::presence(settings, id);
-        store.beat(&presence).await?;
         let images = if settings.roles.has(Role::Worker) {
             let engine = ActiveEngine::choose(settings, id, Some(store), Purpose::Serving).await?;
             let paths = engine.shared_paths(&settings.state_dir);
@@ -156,15 +156,10 @@ impl Server {
             // Nobody here knows better; the worker that takes a run does.
             settings.engine != EngineChoice::Local
         };
-        let (told, stop, outdated) = (store.clone(), cancel.clone(), self.outdated.clone());
+        let (told, stop, must_end) = (store.clone(), cancel.clone(), self.must_end.clone());
+        let (presence, state_dir) = (roles::presence(settings, id), settings.state_dir.clone());
         tracker.spawn(async move {
-            if let Some(fault) = roles::keep(&told, &presence, &stop).await {
-                error!(
-                    error = chain(&fault),
-                    "this server is of an earlier version than the database now is"
-                );
-                outdated.cancel();
-            }
+            must_end.send_replace(roles::keep(&told, &presence, &state_dir, &stop).await);
         });
         let (head, store, stop) = (Arc::clone(&self.head), store.clone(), cancel.clone());
         let state_dir = settings.state_dir.clone();
@@ -242,9 +237,15 @@ impl Server {
         Ok(())
     }
 
-    /// Waits until the server must not go on, because a later version has migrated the database while it was away.
-    pub(crate) async fn outdated(&self) {
-        self.outdated.cancelled().await;
+    /// Waits until the server must not go on, and answers why and what to do.
+    pub(crate) async fn must_end(&self) -> String {
+        let mut reason = self.must_end.subscribe();
+        let told = reason.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        match told {
+            Some(reason) => reason,
+            // The sender lives as long as the server.
+            None => std::future::pending().await,
+        }
     }
 
     /// Stops every part. Sandboxes stay alive: the next start takes them over.

@@ -5,10 +5,10 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use caisson_domain::limits::WORKFLOW_BYTES;
-use caisson_domain::tools::{is_name, is_rule};
-use caisson_domain::workflow::{Workflow, check_environment_name};
+use caisson_domain::tools::{self, is_name, is_rule};
+use caisson_domain::workflow::{Workflow, WorkflowError, check_environment_name};
 use serde_json::{Map, Value, json};
 
 /// Files of a folder that are read; what else is in it is left alone, `.credentials.json` above all.
@@ -29,6 +29,8 @@ const DESCRIPTION_CHARS: usize = 200;
 pub(crate) struct Found {
     /// Its file, or what its folder comes to as one.
     pub text: String,
+    /// Whether it is a folder: then nobody has written the lines of the text.
+    pub is_folder: bool,
     /// What of a folder was left out, and why.
     pub notes: Vec<String>,
     /// Whether it is to be offered: a folder's `config.json` may say that it is not.
@@ -50,16 +52,41 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Found> {
             .with_context(|| format!("the workflow folder \"{}\" cannot be used", path.display()));
     }
     let text = text(path)?.with_context(|| format!("\"{}\" does not exist", path.display()))?;
-    Ok(Found { text, notes: Vec::new(), active: true })
+    Ok(file(text))
 }
 
-/// The workflow that was found.
+/// A workflow file of our own format.
+pub(crate) fn file(text: String) -> Found {
+    Found { text, is_folder: false, notes: Vec::new(), active: true }
+}
+
+/// The workflow that was found at `origin`.
 ///
 /// # Errors
-/// It cannot be used; the error says what to change.
-pub(crate) fn parse(found: &Found, path: &Path) -> anyhow::Result<Workflow> {
-    Workflow::parse(&found.text)
-        .with_context(|| format!("the workflow of \"{}\" cannot be used", path.display()))
+/// It cannot be used; the error says what to change, and in which line, or which file of a folder.
+pub(crate) fn parse(found: &Found, origin: &str) -> anyhow::Result<Workflow> {
+    let parsed = Workflow::parse(&found.text);
+    let told = parsed.map_err(|error| if found.is_folder { of_folder(error) } else { error.into() });
+    told.with_context(|| format!("the workflow of \"{origin}\" cannot be used"))
+}
+
+/// What is wrong with a folder, with the file that it comes from.
+fn of_folder(error: WorkflowError) -> anyhow::Error {
+    let file = match error.field() {
+        Some("mcpServers") => SERVERS,
+        Some("tools" | "allowedTools" | "disallowedTools") => TOOLS,
+        Some("maxTurns") => CONFIG,
+        Some("caisson.environment") => ENVIRONMENT,
+        Some("caisson.parameters") => PROMPT,
+        Some("name") => "the folder's name",
+        Some(_) => return error.without_line().into(),
+        // Nothing else of a folder can be deeper, or more, than is read.
+        None if matches!(error, WorkflowError::FrontMatter(_)) => {
+            return anyhow!("{SERVERS}: it has too many entries, or too many levels of them; take some out");
+        }
+        None => return error.into(),
+    };
+    anyhow!("{file}: {}", error.without_line())
 }
 
 /// A file's text; none if there is none.
@@ -103,8 +130,10 @@ fn folder(path: &Path) -> anyhow::Result<Found> {
     front.insert("permissionMode".to_owned(), json!(mode));
     match config.get("maxTurns") {
         None | Some(Value::Null) => {}
-        Some(turns) if turns.is_u64() => drop(front.insert("maxTurns".to_owned(), turns.clone())),
-        Some(_) => bail!("{CONFIG}: maxTurns is not a whole number"),
+        Some(turns) if turns.as_u64().is_some_and(|turns| u32::try_from(turns).is_ok()) => {
+            front.insert("maxTurns".to_owned(), turns.clone());
+        }
+        Some(_) => bail!("{CONFIG}: maxTurns is not a whole number that a run could have"),
     }
     let active = match config.get("active") {
         None | Some(Value::Null | Value::Bool(true)) => true,
@@ -120,7 +149,8 @@ fn folder(path: &Path) -> anyhow::Result<Found> {
         front.insert("caisson".to_owned(), json!({ "environment": names }));
     }
     // JSON is YAML.
-    Ok(Found { text: format!("---\n{}\n---\n{}\n", Value::Object(front), prompt.trim()), notes, active })
+    let text = format!("---\n{}\n---\n{}\n", Value::Object(front), prompt.trim());
+    Ok(Found { text, is_folder: true, notes, active })
 }
 
 fn servers(path: &Path) -> anyhow::Result<Map<String, Value>> {
@@ -163,6 +193,7 @@ struct Listed {
 /// Takes a list of tools apart. Names that are neither the agent's nor of a server are told.
 fn listed(list: &Value, servers: &Map<String, Value>, notes: &mut Vec<String>) -> anyhow::Result<Listed> {
     let Some(list) = list.as_array() else { bail!("{TOOLS} is not a list") };
+    ensure!(list.len() <= tools::TOOLS, "{TOOLS} has more than {} entries", tools::TOOLS);
     let server_of = |rule: &str| {
         let rest = rule.strip_prefix(OF_SERVER)?;
         let names = |server: &&String| {
@@ -252,7 +283,7 @@ mod tests {
         ]);
         let found = read(&path).unwrap();
         assert!(!found.text.contains("secret"), "{}", found.text);
-        let workflow = parse(&found, &path).unwrap();
+        let workflow = parse(&found, &path.display().to_string()).unwrap();
         assert_eq!((workflow.name.as_str(), workflow.description.as_str()), ("bug-fixer", "Fixer"));
         assert!(found.active);
         assert_eq!(workflow.tools.unwrap(), ["Read", "Bash"]);
@@ -278,7 +309,7 @@ mod tests {
             folder_with(&[("prompt.md", "x"), ("config.json", r#"{"active": false, "maxTurns": null}"#)]);
         let found = read(&path).unwrap();
         assert!(!found.active);
-        let workflow = parse(&found, &path).unwrap();
+        let workflow = parse(&found, &path.display().to_string()).unwrap();
         assert_eq!((workflow.tools, workflow.permission_mode), (None, PermissionMode::BypassPermissions));
         assert!(workflow.allowed_tools.is_empty() && workflow.max_turns.is_none());
     }
@@ -305,5 +336,38 @@ mod tests {
         }
         let (_root, path) = folder_with(&[("prompt.md", &"x".repeat(WORKFLOW_BYTES + 1))]);
         assert!(format!("{:#}", read(&path).unwrap_err()).contains("longer than"));
+    }
+
+    #[test]
+    fn what_a_folder_comes_to_is_told_by_the_file_that_it_comes_from() {
+        let deep = format!(
+            r#"{{"mcpServers": {{"x": {{"command": "x", "env": {}1{}}}}}}}"#,
+            "[".repeat(60),
+            "]".repeat(60)
+        );
+        for (file, text, told) in [
+            (".mcp.json", r#"{"mcpServers": {"x": {"args": []}}}"#, "has no command"),
+            (".mcp.json", deep.as_str(), "too many levels"),
+            ("config.json", r#"{"maxTurns": 0}"#, "maxTurns cannot be used"),
+            ("prompt.md", "Look at {{ what }}.", "{{ what }}"),
+        ] {
+            let (_root, path) = folder_with(&[("prompt.md", "x"), (file, text)]);
+            let found = read(&path).unwrap();
+            let error = format!("{:#}", parse(&found, &path.display().to_string()).unwrap_err());
+            assert!(error.contains(&format!("cannot be used: {file}: ")) && error.contains(told), "{error}");
+            assert!(!error.contains("line "), "nobody has written a line: {error}");
+        }
+        let many = json!(vec!["Read"; tools::TOOLS + 1]).to_string();
+        let (_root, path) = folder_with(&[("prompt.md", "x"), ("allowed_tools.json", &many)]);
+        assert!(format!("{:#}", read(&path).unwrap_err()).contains("allowed_tools.json has more than"));
+        let root = tempfile::tempdir().unwrap();
+        let odd = root.path().join("an odd name");
+        fs::create_dir(&odd).unwrap();
+        fs::write(odd.join("prompt.md"), "x").unwrap();
+        let error = format!("{:#}", parse(&read(&odd).unwrap(), "x").unwrap_err());
+        assert!(error.contains("the folder's name: "), "{error}");
+        let syntax = folder_with(&[("prompt.md", "x"), (".mcp.json", "{\n  \"mcpServers\": {,\n}")]);
+        let error = format!("{:#}", read(&syntax.1).unwrap_err());
+        assert!(error.contains(".mcp.json\" is not JSON") && error.contains("line 2"), "{error}");
     }
 }

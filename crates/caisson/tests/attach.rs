@@ -9,7 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use testkit::engine::signal;
@@ -23,6 +23,8 @@ struct Shared {
     status: Mutex<String>,
     /// Requests of inputs, with their idempotency keys.
     inputs: Mutex<Vec<(String, Value)>>,
+    /// Keys of inputs that there was no room for.
+    waiting: Mutex<Vec<String>>,
     /// Whether the first events were sent.
     watched: AtomicBool,
     /// What the stream of events goes on with.
@@ -30,7 +32,8 @@ struct Shared {
     end: Sender<()>,
 }
 
-/// A server of one run. An input "refuse" is refused, an input "finish" ends the run.
+/// A server of one run. An input "refuse" is refused, for one "crowd" there is room at the third try, for one "stuck" never;
+/// an input "finish" ends the run.
 struct Stub {
     url: String,
     shared: Arc<Shared>,
@@ -44,6 +47,7 @@ impl Stub {
         let shared = Arc::new(Shared {
             status: Mutex::new(status.to_owned()),
             inputs: Mutex::default(),
+            waiting: Mutex::default(),
             watched: AtomicBool::new(false),
             ends: Mutex::new(ends),
             end,
@@ -134,6 +138,17 @@ fn input(stream: TcpStream, shared: &Shared, key: &str, body: &Value) {
         let problem = json!({"code": "run_not_live", "detail": "the run takes no more inputs"});
         return send(stream, "409 Conflict", &problem);
     }
+    if body["text"] == "crowd" || body["text"] == "stuck" {
+        let mut waiting = shared.waiting.lock().unwrap();
+        let tries = waiting.iter().filter(|tried| *tried == key).count();
+        if body["text"] == "stuck" || tries < 2 {
+            waiting.push(key.to_owned());
+            let seconds = if body["text"] == "stuck" { 86_400 } else { 1 };
+            let problem =
+                json!({"code": "inputs_full", "detail": "as many inputs are on their way as may be"});
+            return send(stream, &format!("429 Too Many Requests\r\nretry-after: {seconds}"), &problem);
+        }
+    }
     shared.inputs.lock().unwrap().push((key.to_owned(), body.clone()));
     send(stream, "202 Accepted", &json!({"seq": 1}));
     if body["text"] == "finish" {
@@ -191,12 +206,12 @@ fn typed_lines_are_sent_in_order_and_a_refusal_ends_nothing() {
         "use Python 3\n\n/queue then the docs\n/quit\nrefuse\n/interrupt\n//etc/hosts is wrong\nfinish\n";
     let output = told(&stub, &["attach", RUN], lines);
     let said = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert_eq!(output.status.code(), Some(5), "what came from a pipe was not all sent: {said}");
     let input = |kind: &str, text: &str| json!({"kind": kind, "text": text});
     let expected = [
         input("steer", "use Python 3"),
         input("queue", "then the docs"),
-        input("interrupt", ""),
+        json!({"kind": "interrupt"}),
         input("steer", "/etc/hosts is wrong"),
         input("steer", "finish"),
     ];
@@ -204,8 +219,12 @@ fn typed_lines_are_sent_in_order_and_a_refusal_ends_nothing() {
     let keys = stub.shared.inputs.lock().unwrap();
     let keys: std::collections::BTreeSet<_> = keys.iter().map(|(key, _)| key.clone()).collect();
     assert!(keys.len() == expected.len() && !keys.contains(""), "each has a key of its own: {keys:?}");
-    for part in ["sent (queue)", "there is no /quit", "not sent: the run takes no more inputs [run_not_live]"]
-    {
+    for part in [
+        "sent (queue)",
+        "there is no /quit",
+        "not sent: the run takes no more inputs [run_not_live]",
+        "not sent to the agent (2):\n  /quit\n  refuse\n",
+    ] {
         assert!(said.contains(part), "{part} in {said}");
     }
     let account = text(&output.stdout);
@@ -221,6 +240,46 @@ fn a_run_is_followed_to_its_end_when_nothing_more_is_typed() {
     stub.finish();
     assert_eq!(child.wait().unwrap().code(), Some(0));
     assert_eq!(stub.inputs(), Vec::<Value>::new());
+}
+
+#[test]
+fn an_input_that_there_is_no_room_for_is_sent_again_in_its_turn_with_the_same_key() {
+    let stub = Stub::start("running");
+    let begun = Instant::now();
+    let output = told(&stub, &["attach", RUN], "one\ncrowd\n/queue behind it\nfinish\n");
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let texts: Vec<_> = stub.inputs().iter().map(|body| body["text"].clone()).collect();
+    assert_eq!(texts, ["one", "crowd", "behind it", "finish"], "in the order in which they came");
+    let (waiting, sent) = (stub.shared.waiting.lock().unwrap(), stub.shared.inputs.lock().unwrap());
+    assert_eq!(*waiting, [sent[1].0.clone(), sent[1].0.clone()], "each try has the same key");
+    assert!(begun.elapsed() >= Duration::from_secs(2), "it came again when it was told to");
+    assert_eq!(said.matches("not sent yet, and tried again: as many inputs").count(), 1, "{said}");
+}
+
+#[test]
+fn what_was_not_sent_when_the_run_is_over_is_told_and_is_the_exit_code() {
+    let stub = Stub::start("running");
+    let mut child = stub.command(&["attach", RUN]).stdin(Stdio::piped()).spawn().unwrap();
+    // The pipe stays open: nobody says that there is no more.
+    let mut pipe = child.stdin.take().unwrap();
+    pipe.write_all(b"one\nstuck\nafter it\n\n/queue later\n/help\n").unwrap();
+    let begun = Instant::now();
+    while stub.shared.waiting.lock().unwrap().is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "the input was not tried");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    stub.finish();
+    let output = child.wait_with_output().unwrap();
+    drop(pipe);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(5), "{said}");
+    assert_eq!(stub.inputs(), [json!({"kind": "steer", "text": "one"})]);
+    for part in
+        ["not sent: the run is over\n", "not sent to the agent (3):\n  stuck\n  after it\n  /queue later\n"]
+    {
+        assert!(said.contains(part), "{part} in {said}");
+    }
 }
 
 #[test]

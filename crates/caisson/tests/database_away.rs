@@ -13,6 +13,8 @@ use testkit::world::{World, WorldSpec};
 const END: Duration = Duration::from_mins(3);
 /// How long the database is stopped: longer than a lease.
 const STOPPED: Duration = Duration::from_mins(1);
+/// How long a call waits for a connection, in milliseconds.
+const ACQUIRE_MS: u64 = 2_000;
 /// Connections that the database takes, from everybody together.
 const CONNECTIONS: usize = 16;
 /// The disk of the database, in MiB.
@@ -24,7 +26,8 @@ async fn world(cluster: &Cluster) -> Option<World> {
         WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::on(Engine::Local) };
     spec.variables.push(("DATABASE__URL".to_owned(), cluster.url()));
     spec.variables.push(("DATABASE__CONNECTIONS".to_owned(), "6".to_owned()));
-    spec.variables.push(("DATABASE__ACQUIRE_TIMEOUT_MS".to_owned(), "2000".to_owned()));
+    spec.variables.push(("DATABASE__ACQUIRE_TIMEOUT_MS".to_owned(), ACQUIRE_MS.to_string()));
+    spec.variables.push(("METRICS__PUBLIC".to_owned(), "true".to_owned()));
     Some(World::start(&parts, spec).await.unwrap())
 }
 
@@ -60,6 +63,20 @@ async fn answers(world: &World, path: &str, wanted: u16) {
     }
 }
 
+/// Waits until the breaker before the database is open, or closed.
+async fn breaker_is(world: &World, open: u8) {
+    let wanted = format!("\ncaisson_database_breaker_open {open}\n");
+    let begun = Instant::now();
+    loop {
+        let page = String::from_utf8(world.api.bytes("/metrics").await.unwrap()).unwrap();
+        if page.contains(&wanted) {
+            return;
+        }
+        assert!(begun.elapsed() < STOPPED, "{page}\n{}", world.server.log());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_is_restarted_and_then_stopped_for_a_minute_is_waited_for() {
     let Some(cluster) = Cluster::make("", None).unwrap() else { return };
@@ -73,8 +90,21 @@ async fn a_database_that_is_restarted_and_then_stopped_for_a_minute_is_waited_fo
     answers(&world, &format!("/v1/runs/{id}"), 503).await;
     answers(&world, "/readyz", 503).await;
     answers(&world, "/healthz", 200).await;
+    // After a while nobody waits for what does not come, but for one call at a time that looks.
+    breaker_is(&world, 1).await;
+    let (begun, calls) = (Instant::now(), 10);
+    for _ in 0..calls {
+        let answer = world.api.get(&format!("/v1/runs/{id}")).await.unwrap();
+        assert_eq!((answer.status, &answer.body["code"]), (503, &"store_unavailable".into()), "{answer:?}");
+    }
+    let waited = Duration::from_millis(calls * ACQUIRE_MS) / 2;
+    assert!(begun.elapsed() < waited, "{:?}", begun.elapsed());
+    let ready = world.api.get("/readyz").await.unwrap();
+    let told = ready.body["detail"].as_str().unwrap_or_default();
+    assert!(ready.status == 503 && told.contains("it is looked for again by itself"), "{ready:?}");
     tokio::time::sleep(STOPPED.saturating_sub(stopped.elapsed())).await;
     cluster.start().unwrap();
+    breaker_is(&world, 0).await;
     assert_done_once(&world, &id).await;
     assert!(world.server.log().contains("up again"), "its lease was over: {}", world.server.log());
 }

@@ -1,4 +1,5 @@
-//! MCP servers over HTTP on real parts: the real agent calls a tool of one, whose credential it never has.
+//! MCP servers on real parts: the real agent calls tools of one outside, whose credential it never has, and of one in its sandbox; and
+//! what is told of those that do not start.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -30,6 +31,8 @@ const START_MS: i64 = 4_000;
 testkit::on_every_engine_and_database! {
     a_tool_of_a_server_is_called_and_its_credential_stays_outside
     a_required_server_that_does_not_connect_fails_the_run_before_its_prompt
+    a_required_program_that_ends_fails_the_run_in_time_and_shows_what_it_wrote
+    an_optional_program_that_ends_after_the_agent_began_is_told_with_what_it_wrote
     an_optional_server_that_says_nothing_does_not_hold_the_prompt_up
 }
 
@@ -41,14 +44,49 @@ fn workflow(directory: &Path, name: &str, mode: &str, servers: &Value) {
     std::fs::write(directory.join(format!("{name}.md")), text).unwrap();
 }
 
-/// The agent asks the server, and then is inside a tool for a while.
+/// A server in the sandbox with one tool, which counts letters.
+const COUNTING: &str = r#"
+import json, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "id" not in asked:
+        continue
+    answer = {"jsonrpc": "2.0", "id": asked["id"]}
+    params = asked.get("params") or {}
+    if asked["method"] == "initialize":
+        answer["result"] = {"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {}},
+                            "serverInfo": {"name": "here", "version": "1"}}
+    elif asked["method"] == "tools/list":
+        schema = {"type": "object", "properties": {"text": {"type": "string"}}}
+        answer["result"] = {"tools": [{"name": "count", "description": "Counts.", "inputSchema": schema}]}
+    elif asked["method"] == "tools/call":
+        said = "inside counted %d letters" % len(params["arguments"]["text"])
+        answer["result"] = {"content": [{"type": "text", "text": said}]}
+    else:
+        answer["error"] = {"code": -32601, "message": "no such method"}
+    print(json.dumps(answer), flush=True)
+"#;
+
+/// A program of the sandbox as an MCP server.
+fn python(script: &str, required: bool) -> Value {
+    json!({"command": "python3", "args": ["-c", script], "required": required})
+}
+
+/// The agent asks both servers, and then is inside a tool for a while.
 fn scenario() -> String {
     let ask = json!({"name": "mcp__notes__echo", "input": {"text": "hello"}});
-    let wait = json!({"name": "Bash", "input": {"description": "Wait",
-        "command": "python3 -c 'import time; time.sleep(8)'"}});
-    json!({"mcp": {"prompts": [[
-        {"text": "I ask.", "tool": ask}, {"text": "I wait.", "tool": wait}, {"text": "Done."}
-    ]]}})
+    let count = json!({"name": "mcp__here__count", "input": {"text": "seven.."}});
+    let wait = |seconds: u32| {
+        let command = format!("python3 -c 'import time; time.sleep({seconds})'");
+        json!({"name": "Bash", "input": {"description": "Wait", "command": command}})
+    };
+    json!({
+        "mcp": {"prompts": [[
+            {"text": "I ask.", "tool": ask}, {"text": "I count.", "tool": count},
+            {"text": "I wait.", "tool": wait(12)}, {"text": "Done."}
+        ]]},
+        "waiting": {"prompts": [[{"text": "I wait.", "tool": wait(15)}, {"text": "Done."}]]},
+    })
     .to_string()
 }
 
@@ -83,51 +121,71 @@ fn of_kind<'e>(events: &'e [Value], kind: &str) -> Vec<&'e Value> {
     events.iter().filter(|event| event["kind"] == kind).map(|event| &event["data"]).collect()
 }
 
+/// Looks into a living sandbox: at what its agent was started with, at its files, and at the memory of its processes.
+fn look_inside(world: &World, sandbox: &str, hunt: &mut Hunt) {
+    let mut told = Vec::new();
+    let processes = world.processes(sandbox).unwrap();
+    for pid in &processes {
+        told.extend(std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default());
+    }
+    let inside: usize = ["home", "tmp", "caisson/door", "caisson/journal", "workspace"]
+        .map(|place| {
+            hunt.tree(&Path::new("/proc").join(processes[0].to_string()).join("root").join(place), &[])
+        })
+        .iter()
+        .sum();
+    assert!(inside > 5, "{inside} files of the sandbox were looked at");
+    // Their memory is looked at last: on a busy machine that may take longer than the tool.
+    let mut lived = 0;
+    for pid in processes {
+        lived += u32::from(hunt.process(pid).unwrap().is_some());
+    }
+    assert!(lived > 3, "of {lived} processes the memory was looked at");
+    // What the agent was started with: where its shim listens, and neither the grant nor the server's place.
+    let told = String::from_utf8_lossy(&told).into_owned();
+    assert!(told.contains(r#""notes":{"type":"http","url":"http://127.0.0.1:4180/mcp/notes"}"#), "{told}");
+    assert!(!told.contains("csa_") && !told.contains("notes.example"), "{told}");
+}
+
 async fn a_tool_of_a_server_is_called_and_its_credential_stays_outside(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
     let server = McpServer::start(HEADER, SECRET).await.unwrap();
     let url = server.url("notes.example");
     let workflows = tempfile::tempdir().unwrap();
-    let notes = json!({"notes": {"type": "http", "url": url, "required": true}});
-    workflow(workflows.path(), "asking", "bypassPermissions", &notes);
-    workflow(workflows.path(), "quiet", "dontAsk", &notes);
+    let both = json!({
+        "notes": {"type": "http", "url": url, "required": true},
+        "here": python(COUNTING, true),
+    });
+    workflow(workflows.path(), "asking", "bypassPermissions", &both);
+    workflow(workflows.path(), "quiet", "dontAsk", &both);
     let allow = format!("notes.example:{}", server.address.port());
     let world = World::start(&parts, spec(ground, workflows.path(), &allow)).await.unwrap();
     store_credential(&world, &url);
 
     let id = submit(&world, "asking").await;
-    let sandbox = world.inside_a_tool(&id, END).await.unwrap();
+    let inside = world.inside_a_tool(&id, END).await;
+    let sandbox = match inside {
+        Ok(sandbox) => sandbox,
+        Err(error) => {
+            let run = world.api.get(&format!("/v1/runs/{id}")).await.unwrap().body;
+            panic!("{error:#}: {run:#}\n{}", world.server.log());
+        }
+    };
     let mut hunt = Hunt::new(&[Canary { name: "MCP header", secret: SECRET }]).unwrap();
-    let mut told = Vec::new();
-    // Their memory is looked at afterwards: that takes longer than the tool.
-    for pid in world.processes(&sandbox).unwrap() {
-        told.extend(std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default());
-    }
-    for pid in world.processes(&sandbox).unwrap() {
-        hunt.process(pid).unwrap();
-    }
-    let first = world.processes(&sandbox).unwrap()[0];
-    let inside: usize = ["home", "tmp", "caisson/door", "caisson/journal", "workspace"]
-        .map(|place| hunt.tree(&Path::new("/proc").join(first.to_string()).join("root").join(place), &[]))
-        .iter()
-        .sum();
-    assert!(inside > 5, "{inside} files of the sandbox were looked at");
-    // What the agent was started with: where its shim listens, and neither the grant nor the server's place.
-    let told = String::from_utf8_lossy(&told).into_owned();
-    assert!(told.contains(r#""notes":{"type":"http","url":"http://127.0.0.1:4180/mcp/notes"}"#), "{told}");
-    assert!(!told.contains("csa_") && !told.contains("notes.example"), "{told}");
+    look_inside(&world, &sandbox, &mut hunt);
 
     let run = world.api.wait_end(&id, END).await.unwrap();
     assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
     let events = world.api.events(&id).await.unwrap();
     let text = serde_json::to_string(&events).unwrap();
     assert!(text.contains("outside heard hello from [redacted]"), "{text}");
+    assert!(text.contains("inside counted 7 letters"), "{text}");
     hunt.look("events", text.as_bytes());
     hunt.look("the server's log", world.server.log().as_bytes());
     assert!(hunt.tree(world.state_dir(), &[]) > 5);
     assert!(hunt.found.is_empty(), "{:#?}", hunt.found);
     let asked = world.model_calls();
-    assert_eq!(asked.len(), 3, "the answer came back in the next call");
+    assert_eq!(asked.len(), 4, "each answer came back in the next call");
 
     let heard = server.heard();
     assert!(heard.iter().any(|one| one.call == "tools/call" && one.status == 200), "{heard:?}");
@@ -152,6 +210,7 @@ async fn a_tool_of_a_server_is_called_and_its_credential_stays_outside(ground: G
     assert_eq!(world.api.wait_end(&id, END).await.unwrap()["status"], "succeeded");
     let text = serde_json::to_string(&world.api.events(&id).await.unwrap()).unwrap();
     assert!(text.contains("outside heard hello from [redacted]"), "{text}");
+    assert!(text.contains("inside counted 7 letters"), "{text}");
 }
 
 /// A host that takes connections and says nothing.
@@ -222,12 +281,16 @@ async fn a_required_server_that_does_not_connect_fails_the_run_before_its_prompt
     let events = world.api.events(&id).await.unwrap();
     let denied = of_kind(&events, "mcp.denied");
     assert_eq!((denied.len(), &denied[0]["rule"]), (1, &json!("denied.example:443")), "{denied:?}");
-    let init = |event: &&Value| event["kind"] == "agent.line" && event["data"]["subtype"] == "init";
-    let init = events.iter().find(init).unwrap();
     assert_eq!(
-        init["data"]["mcp_servers"][0]["status"], "failed",
+        init(&events)["data"]["mcp_servers"][0]["status"],
+        "failed",
         "the agent's own word is an event as well"
     );
+    let told = of_kind(&events, "note");
+    let told = told
+        .iter()
+        .filter(|data| data["message"].as_str().unwrap().contains("\"denied.example:443\" in mcp.allow"));
+    assert_eq!(told.count(), 1, "{events:#?}");
     let start = before.max(begun_ms(&run, &events));
     let bound = SETUP_MS + (start - START_MS).max(0);
     assert!(took.iter().all(|(_, took)| *took < bound), "{took:?}; {start} ms to start, and so {bound} ms");
@@ -241,9 +304,63 @@ async fn start_ms(world: &World, workflow: &str) -> i64 {
 }
 
 fn begun_ms(run: &Value, events: &[Value]) -> i64 {
+    init(events)["at_ms"].as_i64().unwrap() - run["started_at_ms"].as_i64().unwrap()
+}
+
+/// The line with which the agent begins.
+fn init(events: &[Value]) -> &Value {
     let init = |event: &&Value| event["kind"] == "agent.line" && event["data"]["subtype"] == "init";
-    let init = events.iter().find(init).unwrap();
-    init["at_ms"].as_i64().unwrap() - run["started_at_ms"].as_i64().unwrap()
+    events.iter().find(init).unwrap()
+}
+
+async fn a_required_program_that_ends_fails_the_run_in_time_and_shows_what_it_wrote(ground: Ground) {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let workflows = tempfile::tempdir().unwrap();
+    // What it has no business to know is taken out, wherever it is told.
+    let script = format!(
+        "import sys; print('starting', 'notes', file=sys.stderr); sys.exit('no index for ' + '{SECRET}')"
+    );
+    workflow(workflows.path(), "broken", "dontAsk", &json!({"notes": python(&script, true)}));
+    let world = World::start(&parts, spec(ground, workflows.path(), "notes.example:1")).await.unwrap();
+    store_credential(&world, "https://notes.example/team/mcp");
+    let id = submit(&world, "broken").await;
+    let run = world.api.wait_end(&id, END).await.unwrap();
+    let failure = &run["failure"];
+    assert_eq!(failure["kind"], "setup_failed", "{run:#}\n{}", world.server.log());
+    let message = failure["message"].as_str().unwrap();
+    assert!(message.ends_with("; its standard error ends with: no index for [redacted]"), "{message}");
+    let evidence = failure["evidence"].as_str().unwrap();
+    // The agent may have tried it twice.
+    let wrote = "Connection closed\nstandard error of the server:\nstarting notes\nno index for [redacted]";
+    assert!(evidence.starts_with(wrote), "{evidence}");
+    let events = world.api.events(&id).await.unwrap();
+    assert_eq!(&of_kind(&events, "run.finished")[0]["failure"], failure, "it is in an event");
+    assert!(!serde_json::to_string(&events).unwrap().contains(SECRET));
+    assert!(of_kind(&events, "agent.started").is_empty() && world.model_calls().is_empty());
+    // From the request to the end, with the making of the sandbox and the start of the agent.
+    let took = run["finished_at_ms"].as_i64().unwrap() - run["created_at_ms"].as_i64().unwrap();
+    assert!(took < SETUP_MS, "{took} ms");
+}
+
+async fn an_optional_program_that_ends_after_the_agent_began_is_told_with_what_it_wrote(ground: Ground) {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let workflows = tempfile::tempdir().unwrap();
+    // Longer than the first turn waits for it, and shorter than the agent goes on, which tries it twice.
+    let script = "import sys, time; time.sleep(4); sys.exit('gave up on the lock')";
+    workflow(workflows.path(), "late", "bypassPermissions", &json!({"late": python(script, false)}));
+    let spec = spec(ground, workflows.path(), "notes.example:1");
+    let world = World::start(&parts, WorldSpec { scenario: "waiting".to_owned(), ..spec }).await.unwrap();
+    let id = submit(&world, "late").await;
+    let run = world.api.wait_end(&id, END).await.unwrap();
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
+    let events = world.api.events(&id).await.unwrap();
+    assert_eq!(init(&events)["data"]["mcp_servers"][0]["status"], "pending", "{:#}", init(&events));
+    let notes = of_kind(&events, "note");
+    let told =
+        "the MCP server \"late\" did not start or connect; its standard error ends with: gave up on the lock";
+    let told = notes.iter().filter(|data| data["message"].as_str().unwrap().starts_with(told));
+    assert_eq!(told.count(), 1, "{notes:#?}");
+    assert!(!serde_json::to_string(&events).unwrap().contains("caisson-latecomers-"));
 }
 
 async fn an_optional_server_that_says_nothing_does_not_hold_the_prompt_up(ground: Ground) {

@@ -14,6 +14,8 @@ use testkit::parts::Parts;
 use testkit::postgres::Postgres;
 use testkit::process::{ServerProcess, ServerSpec};
 use testkit::world::{World, WorldSpec};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 const END: Duration = Duration::from_mins(5);
 /// How long a server is cut off from the database: a lease is over by then.
@@ -46,7 +48,7 @@ impl Pair {
         let mut spec = wanted;
         spec.variables.push(("DATABASE__URL".to_owned(), postgres.url_by(&ways[0])));
         let world = World::start(&parts, spec).await.unwrap();
-        let other_spec = beside(&world, "other", &postgres.url_by(&ways[1]));
+        let other_spec = world.beside("other", &postgres.url_by(&ways[1])).unwrap();
         let other = other_spec.start().await.unwrap();
         let other_api = Api::new(&other.base, &world.key).unwrap();
         Some(Self { other: Some(other), other_spec, other_api, third: None, world, ways, postgres })
@@ -54,7 +56,7 @@ impl Pair {
 
     /// A third server, that takes a run of its own, sees it through, and is given further ones. Returns all of them.
     async fn third_goes_on(&mut self, at_most: Duration, further: usize) -> Vec<String> {
-        let mut spec = beside(&self.world, "third", &self.postgres.url());
+        let mut spec = self.world.beside("third", &self.postgres.url()).unwrap();
         spec.set("SLOTS", "1");
         let server = spec.start().await.unwrap();
         let api = Api::new(&server.base, &self.world.key).unwrap();
@@ -73,6 +75,11 @@ impl Pair {
             ids.push(api.submit(&self.world.run_body()).await.unwrap());
         }
         ids
+    }
+
+    fn third_api(&self) -> Api {
+        let (server, _) = self.third.as_ref().unwrap();
+        Api::new(&server.base, &self.world.key).unwrap()
     }
 
     fn one(&self, sql: &str) -> String {
@@ -96,39 +103,54 @@ impl Drop for Pair {
     }
 }
 
-/// A server like the world's with a state directory of its own.
-fn beside(world: &World, name: &str, url: &str) -> ServerSpec {
-    let mut spec = ServerSpec::new(&world.spec.parts, &world.directory.path().join(name), "").unwrap();
-    for (variable, value) in &world.spec.variables {
-        spec.set(variable.trim_start_matches("CAISSON_"), value);
-    }
-    spec.set("DATABASE__URL", url);
-    spec.set("MASTER_KEY_FILE", &world.state_dir().join("master.key").display().to_string());
-    spec
-}
-
 fn slow(engine: Engine) -> WorldSpec {
     let mut spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::on(engine) };
     spec.variables.push(("SLOTS".to_owned(), "4".to_owned()));
     spec
 }
 
-/// What a client saw that followed a run by server-sent events, over whichever server answered.
-async fn followed(apis: [Api; 2], id: String) -> Vec<i64> {
-    let mut seen: Vec<i64> = Vec::new();
+/// A client that follows a run by server-sent events, over whichever server answers.
+struct Follower {
+    /// The servers that it knows, by their places.
+    apis: watch::Sender<Vec<Api>>,
+    /// The one that answers now.
+    told_by: watch::Receiver<usize>,
+    task: JoinHandle<Vec<(usize, i64)>>,
+}
+
+impl Follower {
+    #[expect(clippy::disallowed_methods, reason = "its end is waited for")]
+    fn start(apis: Vec<Api>, id: String) -> Self {
+        let (apis, known) = watch::channel(apis);
+        let (tells, told_by) = watch::channel(0);
+        Self { apis, told_by, task: tokio::spawn(followed(known, tells, id)) }
+    }
+}
+
+/// The numbers of the events that came, each with the server that told it.
+async fn followed(
+    apis: watch::Receiver<Vec<Api>>,
+    tells: watch::Sender<usize>,
+    id: String,
+) -> Vec<(usize, i64)> {
+    let mut seen: Vec<(usize, i64)> = Vec::new();
     let begun = Instant::now();
     for turn in 0.. {
         assert!(begun.elapsed() < END, "{seen:?}");
-        let after = seen.last().copied().unwrap_or(0);
-        let opened = apis[turn % 2].open_events_after(&id, after).await;
-        let Ok(mut stream) = opened else {
+        let (at, api) = {
+            let known = apis.borrow();
+            (turn % known.len(), known[turn % known.len()].clone())
+        };
+        let after = seen.last().map_or(0, |(_, number)| *number);
+        let Ok(mut stream) = api.open_events_after(&id, after).await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
+        tells.send_replace(at);
         let mut parser = Parser::default();
         while let Ok(Ok(Some(piece))) = tokio::time::timeout(Duration::from_secs(20), stream.chunk()).await {
             for message in parser.push(&piece).unwrap() {
-                seen.extend(message.id.map(|number| number.parse::<i64>().unwrap()));
+                seen.extend(message.id.map(|number| (at, number.parse::<i64>().unwrap())));
                 if message.event.as_deref() == Some("run.finished") {
                     return seen;
                 }
@@ -136,6 +158,18 @@ async fn followed(apis: [Api; 2], id: String) -> Vec<i64> {
         }
     }
     seen
+}
+
+/// What a server tells of a run, from its first event to the one with this number.
+async fn told_up_to(api: &Api, id: &str, last: i64) -> Vec<i64> {
+    let mut stream = api.open_events_after(id, 0).await.unwrap();
+    let (mut parser, mut numbers) = (Parser::default(), Vec::new());
+    while numbers.last().is_none_or(|number| *number < last) {
+        let piece = tokio::time::timeout(Duration::from_secs(20), stream.chunk()).await;
+        let messages = parser.push(&piece.expect("it tells").unwrap().unwrap()).unwrap();
+        numbers.extend(messages.into_iter().filter_map(|message| message.id?.parse::<i64>().ok()));
+    }
+    numbers
 }
 
 async fn assert_done_once(pair: &Pair, id: &str) {
@@ -159,9 +193,7 @@ async fn one_server_dies_and_one_is_cut_off_and_no_run_is_lost_or_done_twice() {
         let api = [&pair.world.api, &pair.other_api][turn % 2];
         ids.push(api.submit(&pair.world.run_body()).await.unwrap());
     }
-    let apis = [pair.world.api.clone(), pair.other_api.clone()];
-    #[expect(clippy::disallowed_methods, reason = "it is waited for below")]
-    let follower = tokio::spawn(followed(apis, ids[0].clone()));
+    let mut follower = Follower::start(vec![pair.world.api.clone(), pair.other_api.clone()], ids[0].clone());
     let at_work = "select count(distinct home_server_id) filter (where status = 'running' and agent_started = 1) || ' ' || \
          count(*) filter (where status = 'queued' or status = 'running' and agent_started = 0) from run";
     // An agent whose very first call comes while its server is away may give up: docs/operations.md.
@@ -173,6 +205,16 @@ async fn one_server_dies_and_one_is_cut_off_and_no_run_is_lost_or_done_twice() {
     let cut_off = Instant::now();
     ids.extend(pair.third_goes_on(CUT_OFF, RUNS - AT_ONCE - 1).await);
     assert!(cut_off.elapsed() < CUT_OFF, "a server that lives is held up by others: {:?}", cut_off.elapsed());
+    // Whoever comes to the survivor meanwhile has everything that was told before, and what comes after it.
+    let survivor = pair.third_api();
+    for id in &ids[..AT_ONCE] {
+        let last = format!("select max(seq) from event where run_id = '{id}'");
+        let last: i64 = pair.one(&last).parse().unwrap();
+        assert_eq!(told_up_to(&survivor, id, last).await, (1..=last).collect::<Vec<_>>(), "{id}");
+    }
+    follower.apis.send_modify(|apis| apis.push(survivor));
+    let found = tokio::time::timeout(END, follower.told_by.wait_for(|at| *at == 2)).await;
+    assert!(found.is_ok_and(|found| found.is_ok()), "a client finds the survivor");
     tokio::time::sleep(CUT_OFF.saturating_sub(cut_off.elapsed())).await;
     // Everything of the two is unowned now and nothing is written off.
     assert_eq!(pair.one("select count(*) from run where status = 'failed'"), "0");
@@ -203,8 +245,10 @@ async fn one_server_dies_and_one_is_cut_off_and_no_run_is_lost_or_done_twice() {
     // A call that was under way when its server died counts as estimated, and is made again.
     let counted: usize = pair.one("select sum(calls) from run").parse().unwrap();
     assert!(counted >= pair.world.model_calls().len(), "{counted}");
-    let seen = tokio::time::timeout(END, follower).await.unwrap().unwrap();
-    assert_eq!(seen, (1..=i64::try_from(seen.len()).unwrap()).collect::<Vec<_>>());
+    let seen = tokio::time::timeout(END, follower.task).await.unwrap().unwrap();
+    let numbers: Vec<_> = seen.iter().map(|(_, number)| *number).collect();
+    assert_eq!(numbers, (1..=i64::try_from(seen.len()).unwrap()).collect::<Vec<_>>());
+    assert_eq!(seen.last().unwrap().0, 2, "the survivor told how it ended: {seen:?}");
     let verified = pair.world.spec.command(&["audit", "verify"]).output().unwrap();
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
 }
@@ -321,32 +365,6 @@ async fn an_artifact_is_had_from_the_server_that_the_run_was_on_alone() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_copy_of_a_server_is_refused_while_the_server_lives() {
-    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
-    let Some(postgres) = Postgres::make().await.unwrap() else { return };
-    let mut spec = WorldSpec::on(Engine::Local);
-    spec.variables.push(("DATABASE__URL".to_owned(), postgres.url()));
-    let mut world = World::start(&parts, spec).await.unwrap();
-    let (id, sandbox) = world.half_done(&world.run_body(), END).await.unwrap();
-    let copy = beside(&world, "copy", &postgres.url());
-    std::fs::create_dir(&copy.state_dir).unwrap();
-    std::fs::copy(world.state_dir().join("server_id"), copy.state_dir.join("server_id")).unwrap();
-    let refused = copy.command(&["serve"]).output().unwrap();
-    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && told.contains("remove the file server_id in it"), "{told}");
-    assert_eq!(world.sandboxes().unwrap(), std::slice::from_ref(&sandbox));
-    // From its own place a server is back at once, however it ended.
-    world.server.kill().unwrap();
-    let begun = Instant::now();
-    world.server = world.spec.start().await.unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(20), "it waited for itself: {:?}", begun.elapsed());
-    assert_eq!(world.sandboxes().unwrap(), [sandbox], "nothing of its run was touched");
-    assert_eq!(world.api.post(&format!("/v1/runs/{id}/cancel"), &Value::Null).await.unwrap().status, 202);
-    let run = world.api.wait_end(&id, END).await.unwrap();
-    assert_eq!(run["status"], "cancelled", "{run:#}\n{}", world.server.log());
-}
-
 /// The states of the servers, oldest first, as the command shows them.
 fn states(pair: &Pair) -> Vec<String> {
     let admin = pair.world.spec.command(&["key", "create", "admin", "--scope", "admin"]).output().unwrap();
@@ -381,12 +399,12 @@ async fn parts_of_a_server_are_processes_and_another_server_shows_live_text_and_
     let mut world = World::start(&parts, spec).await.unwrap();
     // The world's server becomes two processes, and a third one elsewhere answers the API alone.
     world.server.terminate().await.unwrap();
-    let mut api_only = beside(&world, "elsewhere", &postgres.url());
+    let mut api_only = world.beside("elsewhere", &postgres.url()).unwrap();
     api_only.only = vec!["api"];
     // A machine that answers the API alone has no shim.
     api_only.set("SHIM", "/nonexistent/caisson-shim");
     let part = |only: &'static str| {
-        let mut spec = beside(&world, "state", &postgres.url());
+        let mut spec = world.beside("state", &postgres.url()).unwrap();
         spec.only = vec![only];
         spec
     };

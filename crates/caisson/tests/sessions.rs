@@ -90,14 +90,36 @@ fn log(world: &World, branch: &str) -> Vec<String> {
     log.lines().map(str::to_owned).collect()
 }
 
-/// Everything that the host has of sandboxes and sessions.
+/// What outlives the host: the database, the artifact store, the keys that seal and sign what is in them, and the name by which
+/// the database knows the server. Without that it would be another server, and the session's runs would wait for this one.
+const LEFT: [&str; 8] = [
+    "caisson.db",
+    "caisson.db-wal",
+    "caisson.db-shm",
+    "artifacts",
+    "master.key",
+    "audit_key",
+    "audit_head",
+    "server_id",
+];
+
+/// Removes everything that the host has, but for what outlives it.
 fn wipe(state: &Path) {
-    for name in ["sessions", "volumes", "sandboxes", "doors", "trash", "local", "quarantine", "shim"] {
-        let path = state.join(name);
-        if path.exists() {
-            std::fs::remove_dir_all(&path).unwrap();
+    let mut gone = Vec::new();
+    for entry in std::fs::read_dir(state).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if LEFT.contains(&name.as_str()) {
+            continue;
         }
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::remove_dir_all(entry.path()).unwrap();
+        } else {
+            std::fs::remove_file(entry.path()).unwrap();
+        }
+        gone.push(name);
     }
+    assert!(["sessions", "shim", "lock"].iter().all(|name| gone.iter().any(|one| one == name)), "{gone:?}");
 }
 
 async fn a_session_goes_on_and_is_rebuilt_from_its_archive_when_the_host_is_wiped(ground: Ground) {

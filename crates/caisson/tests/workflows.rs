@@ -21,6 +21,7 @@ const CHANGE: &str = "pr/9";
 testkit::on_every_engine_and_database! {
     bug_fixer_turns_a_red_suite_green_and_leaves_right_tests_alone
     pr_reviewer_reports_planted_defects_and_cannot_change_a_byte
+    pr_reviewer_compares_with_any_base_and_reads_what_is_newest
     code_task_runs_the_repositorys_commands_and_mends_what_they_find
     a_repository_file_is_read_from_the_anchor_and_its_set_up_can_fail
     permissions_of_a_workflow_bind_however_often_the_model_insists
@@ -72,10 +73,15 @@ struct Scene {
 
 impl Scene {
     async fn start(ground: Ground, scenario: &Value) -> Option<Self> {
+        Self::start_with(ground, scenario, &[]).await
+    }
+
+    async fn start_with(ground: Ground, scenario: &Value, variables: &[(&str, &str)]) -> Option<Self> {
         let parts = Parts::find(env!("CARGO_BIN_EXE_caisson"))?;
         let spec = WorldSpec {
             scenario: "scene".to_owned(),
             scenarios: vec![json!({ "scene": scenario }).to_string()],
+            variables: variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
             ..WorldSpec::on(ground)
         };
         let world = World::start(&parts, spec).await.unwrap();
@@ -99,9 +105,19 @@ impl Scene {
         (run, events)
     }
 
+    /// The first lines of the commits that a branch has and `main` has not, newest first.
+    fn subjects(&self, branch: &str) -> String {
+        run_git(&self.bare, &["log", "--format=%s", &format!("main..{branch}")]).unwrap()
+    }
+
     /// Pushes `text` as `path` to `branch`, which begins at `main`.
     fn push(&self, branch: &str, files: &[(&str, &str)]) {
-        let clone = clone_branch(&self.bare, "main").unwrap();
+        self.push_onto("main", branch, files);
+    }
+
+    /// The same for one that begins at, or is, another branch.
+    fn push_onto(&self, from: &str, branch: &str, files: &[(&str, &str)]) {
+        let clone = clone_branch(&self.bare, from).unwrap();
         let checkout = clone.path().join("checkout");
         for (path, text) in files {
             std::fs::write(checkout.join(path), text).unwrap();
@@ -127,6 +143,21 @@ fn answers(events: &[Value]) -> Vec<(bool, String)> {
     let blocks = lines.filter_map(|event| event["data"]["message"]["content"].as_array()).flatten();
     let results = blocks.filter(|block| block["type"] == "tool_result");
     results.map(|block| (block["is_error"] == true, block["content"].to_string())).collect()
+}
+
+/// The agent's commands and what they answered, in the order of the events.
+fn done(events: &[Value]) -> Vec<String> {
+    let blocks = events
+        .iter()
+        .filter(|event| event["kind"] == "agent.line")
+        .filter_map(|event| event["data"]["message"]["content"].as_array())
+        .flatten();
+    let said = blocks.filter_map(|block| match block["type"].as_str() {
+        Some("tool_use") => Some(format!("call {}", block["input"])),
+        Some("tool_result") => Some(format!("answer {}", block["content"])),
+        _ => None,
+    });
+    said.collect()
 }
 
 fn notes(events: &[Value]) -> String {
@@ -156,9 +187,20 @@ async fn bug_fixer_turns_a_red_suite_green_and_leaves_right_tests_alone(ground: 
         said[0].1.contains("FAILED") && said[2].1.contains("OK") && said[2].1.contains("ready"),
         "{said:?}"
     );
+    let done = done(&events);
+    let first = |what: &str| {
+        done.iter().position(|line| line.contains(what)).unwrap_or_else(|| panic!("{what} in {done:#?}"))
+    };
+    let last = done.iter().rposition(|line| line.starts_with("answer") && line.contains("OK")).unwrap();
+    assert!(done[first("FAILED")].starts_with("answer"), "the suite was run: {done:#?}");
+    assert!(
+        first("FAILED") < first("sed -i") && first("sed -i") < last,
+        "a test fails before the fix, and passes after it: {done:#?}"
+    );
     let prompt = events.iter().find(|event| event["data"]["isReplay"] == true).unwrap().to_string();
     assert!(prompt.contains("- test: python3 -B -m unittest discover -s tests"), "{prompt}");
     let branch = run["branch"].as_str().unwrap();
+    assert_eq!(scene.subjects(branch), "fix(ledger): add the fee of rule 7");
     let changed = run_git(&scene.bare, &["diff", "--name-only", "main", branch]).unwrap();
     assert_eq!(changed, "ledger/rule_07.py", "no test, and nothing that the set-up made");
     let red = clone_branch(&scene.bare, "main").unwrap();
@@ -235,6 +277,70 @@ async fn pr_reviewer_reports_planted_defects_and_cannot_change_a_byte(ground: Gr
     );
 }
 
+/// What a review begins with, by the prompt of its workflow; the first lines tell which commits are meant.
+const COMPARE: &str = "git rev-parse HEAD refs/caisson/revision/base refs/caisson/anchor; \
+    git diff --merge-base --name-only refs/caisson/revision/base HEAD && git log --format=%s refs/caisson/revision/base..HEAD; echo ended $?";
+
+async fn pr_reviewer_compares_with_any_base_and_reads_what_is_newest(ground: Ground) {
+    let output = json!({"verdict": "COMMENT", "summary": "Looked.", "findings": []});
+    let give = json!({"tool": {"name": "StructuredOutput", "input": output}});
+    // The next prompt stands in one message with what the tool for output answers, which the scripted model does not count as one.
+    let scenario = json!({"prompts": [[bash(COMPARE), give, bash(COMPARE), give]]});
+    let Some(scene) = Scene::start_with(ground, &scenario, &[("KEEP_ALIVE_S", "120")]).await else { return };
+    // The change is made upon a branch that a clone of the change does not have.
+    scene.push("release/1", &[("ledger/rule_00.py", "FEE = 0\n")]);
+    scene.push_onto("release/1", CHANGE, &[("ledger/rule_05.py", "FEE = 5\n")]);
+    let tip = |branch: &str| run_git(&scene.bare, &["rev-parse", branch]).unwrap();
+    let said = |events: &[Value]| {
+        let all = answers(events);
+        let look = all.iter().find(|(_, text)| text.contains("ended"));
+        look.unwrap_or_else(|| panic!("{all:#?}")).1.trim_matches('"').replace("\\n", "\n")
+    };
+    let mut body = scene.body("pr-reviewer", "Review the change.");
+    body["base"] = json!(CHANGE);
+    body["parameters"] = json!({"base": "release/1"});
+    let (run, events) = scene.run(&body).await;
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", scene.world.server.log());
+    let expected = |files: &str, subjects: &str| {
+        let (head, base, anchor) = (tip(CHANGE), tip("release/1"), tip("main"));
+        format!("{head}\n{base}\n{anchor}\n{files}\n{subjects}\nended 0")
+    };
+    assert_eq!(said(&events), expected("ledger/rule_05.py", "feat: change rules"));
+    assert_eq!(run["base_commit"], tip(CHANGE), "which commit was reviewed, is told");
+
+    // Asked again in the same session, it reads what there is now, in the sandbox that has waited as well.
+    let before = tip(CHANGE);
+    scene.push_onto(CHANGE, CHANGE, &[("ledger/rule_06.py", "FEE = 6\n")]);
+    let (run, events) = scene.run(&json!({"session": run["session_id"], "prompt": "Review it again."})).await;
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", scene.world.server.log());
+    assert!(
+        events.iter().any(|event| event["kind"] == "sandbox.reused"),
+        "it did not wait: {}",
+        notes(&events)
+    );
+    let both = "feat: change rules\nfeat: change rules";
+    assert_eq!(said(&events), expected("ledger/rule_05.py\nledger/rule_06.py", both));
+    assert_eq!(run["base_commit"], tip(CHANGE));
+    let told = notes(&events);
+    assert!(told.contains(&format!("brought to commit {}", tip(CHANGE))) && told.contains(&before), "{told}");
+
+    // Without a base of either kind, the commands of its prompt work as well.
+    let (run, events) = scene.run(&scene.body("pr-reviewer", "Review what there is.")).await;
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", scene.world.server.log());
+    let main = tip("main");
+    assert_eq!(said(&events), format!("{main}\n{main}\n{main}\nended 0"));
+
+    body["parameters"] = json!({"base": "release/9"});
+    let (run, events) = scene.run(&body).await;
+    assert_eq!(run["failure"]["kind"], "setup_failed", "{run:#}\n{}", scene.world.server.log());
+    let message = run["failure"]["message"].as_str().unwrap();
+    assert!(message.contains("\"base\" names \"release/9\", which is no branch, tag or commit"), "{message}");
+    assert!(!events.iter().any(|event| event["kind"] == "agent.started"));
+    body["parameters"] = json!({"base": "--upload-pack=x"});
+    let refused = scene.world.api.post("/v1/runs", &body).await.unwrap();
+    assert_eq!(refused.status, 422, "{}", refused.body);
+}
+
 async fn code_task_runs_the_repositorys_commands_and_mends_what_they_find(ground: Ground) {
     let module = "FEE = 99\\n\\n\\ndef total(cents):\\n    return cents + FEE   \\n";
     let test = "import unittest\\n\\nfrom ledger import rule_99\\n\\n\\nclass Total(unittest.TestCase):\\n    def test_adds(self):\\n        self.assertEqual(rule_99.total(1), 100)\\n";
@@ -272,7 +378,9 @@ async fn code_task_runs_the_repositorys_commands_and_mends_what_they_find(ground
     };
     let test = "python3 -B -m unittest discover -s tests";
     assert_eq!(checks, [passed("lint", "python3 scripts/lint.py"), passed("test", test)]);
-    let after = clone_branch(&scene.bare, run["branch"].as_str().unwrap()).unwrap();
+    let branch = run["branch"].as_str().unwrap();
+    assert_eq!(scene.subjects(branch), "feat(ledger): add rule 99");
+    let after = clone_branch(&scene.bare, branch).unwrap();
     let checkout = after.path().join("checkout");
     assert!(run_python_tests(&checkout).unwrap().status.success());
     assert!(!std::fs::read_to_string(checkout.join("ledger/rule_99.py")).unwrap().contains(" \n"));

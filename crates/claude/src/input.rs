@@ -2,6 +2,7 @@
 //!
 //! A line that is not JSON kills the CLI, so nothing else may be written there.
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::limits::PROMPT_BYTES_MAX;
@@ -32,6 +33,28 @@ pub enum InputError {
 /// # Errors
 /// [`InputError`] if the text is blank or too long.
 pub fn user_prompt(uuid: &Uuid, text: &str) -> Result<String, InputError> {
+    user_prompt_with(uuid, text, &[])
+}
+
+/// An image of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PromptImage<'a> {
+    /// One of `image/png`, `image/jpeg`, `image/gif` and `image/webp`.
+    pub media_type: &'a str,
+    /// Its bytes in base64 (RFC 4648, section 4).
+    pub base64: &'a str,
+}
+
+/// Writes a prompt with images, which come before the text. The CLI (2.1.330) makes an image smaller that has a side of more than
+/// 2000 pixels or more than about 500 kB, and passes any other on as it is.
+///
+/// # Errors
+/// As [`user_prompt`].
+pub fn user_prompt_with<'a>(
+    uuid: &Uuid,
+    text: &str,
+    images: &[PromptImage<'a>],
+) -> Result<String, InputError> {
     if text.trim().is_empty() {
         return Err(InputError::EmptyPrompt);
     }
@@ -39,12 +62,44 @@ pub fn user_prompt(uuid: &Uuid, text: &str) -> Result<String, InputError> {
         return Err(InputError::PromptTooLong { bytes: text.len() });
     }
     let guard = if text.starts_with('/') { " " } else { "" };
-    let content = json!([{ "type": "text", "text": format!("{guard}{text}") }]);
-    Ok(line(&json!({
-        "type": "user",
-        "uuid": uuid.as_str(),
-        "message": { "role": "user", "content": content },
-    })))
+    let image = |image: &PromptImage<'a>| {
+        let source = Source { kind: "base64", media_type: image.media_type, data: image.base64 };
+        Block::Image { source }
+    };
+    let mut content: Vec<Block<'_>> = images.iter().map(image).collect();
+    content.push(Block::Text { text: format!("{guard}{text}") });
+    let message = Message { role: "user", content };
+    Ok(line(&Prompt { kind: "user", uuid: uuid.as_str(), message }))
+}
+
+/// A prompt as the CLI reads it. The order of an image's fields is the one in which the CLI echoes them.
+#[derive(Serialize)]
+struct Prompt<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    uuid: &'a str,
+    message: Message<'a>,
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    role: &'static str,
+    content: Vec<Block<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+enum Block<'a> {
+    Image { source: Source<'a> },
+    Text { text: String },
+}
+
+#[derive(Serialize)]
+struct Source<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    media_type: &'a str,
+    data: &'a str,
 }
 
 /// Asks for what the CLI can do, and gets it before the first prompt.
@@ -118,8 +173,8 @@ fn answer(response: &Value) -> String {
 
 /// One line. JSON escapes line feeds and carriage returns by itself; the line separators that Unicode adds, and at
 /// which some readers also split, are escaped here. They occur only within strings.
-fn line(value: &Value) -> String {
-    let mut line = value.to_string();
+fn line(value: &impl Serialize) -> String {
+    let mut line = serde_json::to_string(value).expect("a message is texts under text keys");
     for (separator, escape) in [('\u{85}', "\\u0085"), ('\u{2028}', "\\u2028"), ('\u{2029}', "\\u2029")] {
         if line.contains(separator) {
             line = line.replace(separator, escape);
@@ -173,6 +228,20 @@ mod tests {
         assert_eq!(text(" /model"), " /model");
         assert_eq!(text("fix a/b"), "fix a/b");
         assert_eq!(text("--help"), "--help");
+    }
+
+    #[test]
+    fn images_come_before_the_text_of_a_prompt() {
+        let images = [("image/png", "iVBO"), ("image/webp", "UklG")];
+        let images = images.map(|(media_type, base64)| PromptImage { media_type, base64 });
+        let value = assert_one_line(&user_prompt_with(&uuid(), "/look", &images).unwrap());
+        let block = |media_type, data| json!({ "type": "image", "source": { "type": "base64", "media_type": media_type, "data": data } });
+        let text = json!({ "type": "text", "text": " /look" });
+        assert_eq!(
+            value["message"]["content"],
+            json!([block("image/png", "iVBO"), block("image/webp", "UklG"), text])
+        );
+        assert_eq!(user_prompt_with(&uuid(), " ", &images), Err(InputError::EmptyPrompt));
     }
 
     #[test]

@@ -29,8 +29,8 @@ pub use event::{
     Denial, Init, McpServer, PermissionDenied, ResultLine, StreamDelta, ToolResult, User,
 };
 pub use input::{
-    InputError, allow_tool, answer_error, answer_success, answer_unsupported, deny_tool, end_session,
-    initialize, interrupt, mcp_status, user_prompt,
+    InputError, PromptImage, allow_tool, answer_error, answer_success, answer_unsupported, deny_tool,
+    end_session, initialize, interrupt, mcp_status, user_prompt, user_prompt_with,
 };
 pub use line::{Line, parse};
 pub use servers::{ServerState, ServerStatus, server_statuses};

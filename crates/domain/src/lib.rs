@@ -4,6 +4,7 @@
 //! them as arguments, so that every rule written here can be tested as a plain function.
 
 pub mod approval;
+pub mod attachment;
 pub mod budget;
 pub mod check_result;
 pub mod checks;
@@ -31,6 +32,7 @@ pub mod redact;
 pub mod report;
 pub mod repository_file;
 pub mod retention;
+pub mod revision;
 pub mod run;
 pub mod schema;
 pub mod server;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::revision::{REVISION_BYTES, REVISIONS, is_revision};
 use crate::run::{cut, text_enum};
 
 /// Parameters of a workflow.
@@ -27,6 +28,9 @@ text_enum! {
         Number = "number",
         /// Yes or no.
         Boolean = "boolean",
+        /// A text that names a commit of the run's repository, by a branch, a tag or the commit itself; empty for the commit of the
+        /// branch that steers the agent. The shim fetches it.
+        Revision = "revision",
     }
 }
 
@@ -69,7 +73,7 @@ impl Parameter {
     /// A sentence.
     pub fn check(&self, value: &Value) -> Result<(), String> {
         let fits = match self.kind {
-            ParameterKind::String => value.is_string(),
+            ParameterKind::String | ParameterKind::Revision => value.is_string(),
             ParameterKind::Integer => value.is_i64() || value.is_u64(),
             ParameterKind::Number => value.is_number(),
             ParameterKind::Boolean => value.is_boolean(),
@@ -81,6 +85,14 @@ impl Parameter {
             && (text.len() > PARAMETER_TEXT_BYTES || text.contains('\0'))
         {
             return Err(format!("it has more than {PARAMETER_TEXT_BYTES} bytes, or a null character"));
+        }
+        if self.kind == ParameterKind::Revision
+            && let Value::String(text) = value
+            && !(text.is_empty() || is_revision(text))
+        {
+            return Err(format!(
+                "it is not a branch, a tag or a commit, such as main, v1.2 or 3f0c9a1, in at most {REVISION_BYTES} bytes"
+            ));
         }
         if self.allowed.is_empty() || self.allowed.contains(value) {
             return Ok(());
@@ -97,6 +109,11 @@ impl Parameter {
 pub fn check(parameters: &Parameters, prompt: &str) -> Result<(), String> {
     if parameters.len() > PARAMETERS {
         return Err(format!("there are more than {PARAMETERS}"));
+    }
+    if parameters.values().filter(|parameter| parameter.kind == ParameterKind::Revision).count() > REVISIONS {
+        return Err(format!(
+            "there are more than {REVISIONS} of the type revision, each of which is fetched"
+        ));
     }
     for (name, parameter) in parameters {
         let told = cut(name, PARAMETER_NAME_BYTES).escape_debug();
@@ -249,8 +266,25 @@ mod tests {
         let text = |bytes: usize| json!({"type": "string", "default": "x".repeat(bytes)});
         assert!(check(&one(text(PARAMETER_TEXT_BYTES)), "").is_ok());
         assert!(check(&one(text(PARAMETER_TEXT_BYTES + 1)), "").is_err());
+        let revisions = |count: usize| {
+            (0..count).map(|n| (format!("p{n}"), one(json!({"type": "revision"}))["a"].clone())).collect()
+        };
+        assert!(check(&revisions(REVISIONS), "").is_ok());
+        assert!(check(&revisions(REVISIONS + 1), "").unwrap_err().contains("4 of the type revision"));
         let named = |bytes: usize| parameters(&json!({"a".repeat(bytes): {"type": "string"}}));
         assert!(check(&named(PARAMETER_NAME_BYTES), "").is_ok());
         assert!(check(&named(PARAMETER_NAME_BYTES + 1), "").is_err());
+    }
+
+    #[test]
+    fn a_revision_is_a_text_that_can_name_a_commit_or_nothing() {
+        let base = &parameters(&json!({"a": {"type": "revision", "default": ""}}))["a"];
+        for good in ["", "main", "release/1", "v1.2", "3f0c9a1", "HEAD~2"] {
+            assert_eq!(base.check(&json!(good)), Ok(()), "{good}");
+        }
+        for bad in [json!("--upload-pack=x"), json!("a b"), json!("main:refs/heads/x"), json!(1)] {
+            assert!(base.check(&bad).is_err(), "{bad}");
+        }
+        assert!(base.check(&json!("a b")).unwrap_err().contains("such as main"));
     }
 }

@@ -9,12 +9,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::approval::{Answer, ApprovalWork};
+use crate::attachment::Attachment;
 use crate::check_result::{self, CheckResult};
 use crate::event::DeltaKind;
 use crate::git::BranchName;
 use crate::id::{Epoch, RunId};
 use crate::image::ImageWish;
-use crate::input::InputState;
+use crate::input::{InputKind, InputState};
 use crate::repository_file::CheckName;
 use crate::run::{Failure, Phase, text_enum};
 use crate::trust::{Steering, Trust};
@@ -45,19 +46,15 @@ pub mod places {
     pub const WORKSPACE: &str = "/workspace";
     /// The agent's home.
     pub const HOME: &str = "/home/agent";
+    /// Directory in the agent's home in which the shim puts files that were attached.
+    pub const ATTACHMENTS: &str = "attachments";
     /// Directory in the agent's home in which the shim puts the files that steer the agent.
     pub const STEERING: &str = ".caisson";
     /// Port of the shim's listener on 127.0.0.1 in the sandbox's own network namespace.
     pub const LOOPBACK_PORT: u16 = 4180;
 }
 
-/// Environment variables that the engine gives to the shim; the shim hands none of them on.
-pub mod environment {
-    /// The control grant.
-    pub const CONTROL_GRANT: &str = "CAISSON_CONTROL_GRANT";
-    /// The agent grant.
-    pub const AGENT_GRANT: &str = "CAISSON_AGENT_GRANT";
-}
+pub mod environment;
 
 pub mod paths;
 
@@ -66,6 +63,9 @@ pub const TRANSCRIPT_BUSY: &str = "transcript_busy";
 /// Code of a refusal: the gateway does not know yet that the run's agent has started; the same request fares better once the
 /// journal has said so.
 pub const TRANSCRIPT_EARLY: &str = "transcript_early";
+
+/// Code of a refusal: another attachment of the sandbox is on its way; the same request fares better in a moment.
+pub const ATTACHMENT_BUSY: &str = "attachment_busy";
 
 /// The next piece of work of a sandbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -92,6 +92,9 @@ pub struct RunWork {
     pub workflow: String,
     /// The prompt, exactly.
     pub prompt: String,
+    /// What comes with it, to be fetched by [`paths::ATTACHMENTS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attachments: Vec<Attachment>,
     /// How to start the agent.
     pub agent: AgentWork,
     /// The repository's branches; none means an empty workspace.
@@ -207,6 +210,9 @@ pub struct GitWork {
     /// The branch to which that commit was pushed, which may be gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_branch: Option<BranchName>,
+    /// Commits that the run's parameters name, by the parameter; an empty name is the anchor's commit. Each gets a ref.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub revisions: BTreeMap<String, String>,
     /// Author and committer name.
     pub author_name: String,
     /// Author and committer address.
@@ -432,6 +438,16 @@ pub enum InputBody {
         /// What it goes on with; none: nothing more.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         text: Option<String>,
+    },
+    /// A text with attachments, of which [`paths::ATTACHMENTS`] gives the bytes. A kind of its own: a shim that does not know it
+    /// skips it, and does not give the agent half of it.
+    Attached {
+        /// When it reaches the agent.
+        kind: InputKind,
+        /// What to tell it.
+        text: String,
+        /// What comes with it.
+        attachments: Vec<Attachment>,
     },
     /// The answer to what it asked.
     Answer {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::attachment::Attachment;
 use crate::check_result::CheckResult;
 use crate::git::{BranchName, Repository};
 use crate::id::{ProjectId, RunId, SandboxId, ServerId, SessionId};
@@ -302,6 +303,9 @@ pub struct RunSpec {
     /// The version of the workflow that is pinned; none for a run that was made before there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workflow_version: Option<i64>,
+    /// What the agent is given with the task, in order; the store has the bytes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attachments: Vec<Attachment>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]

@@ -25,6 +25,7 @@ use crate::tools;
 use crate::trust::TrustBlock;
 
 mod front;
+mod source;
 
 use front::CaissonFront;
 
@@ -247,6 +248,14 @@ pub enum WorkflowError {
     /// Longer than the bound.
     #[error("the workflow is longer than {} bytes", limits::WORKFLOW_BYTES)]
     TooLong,
+    /// One of the others, where it is known in which line of the file.
+    #[error("line {line}: {fault}")]
+    At {
+        /// The line, from 1.
+        line: usize,
+        /// The other one.
+        fault: Box<Self>,
+    },
 }
 
 /// Front matter as written.
@@ -307,12 +316,12 @@ impl Workflow {
         if text.len() > limits::WORKFLOW_BYTES {
             return Err(WorkflowError::TooLong);
         }
-        let (head, body) = split(text).ok_or(WorkflowError::NoFrontMatter)?;
+        let (head, body) = source::split(text).ok_or(WorkflowError::NoFrontMatter)?;
         let options = options! {
             budget: budget! { max_aliases: 100, max_anchors: 100, max_depth: YAML_DEPTH, max_nodes: YAML_NODES, max_documents: 1 },
         };
         let front: FrontMatter = serde_saphyr::from_str_with_options(head, options)
-            .map_err(|error| WorkflowError::FrontMatter(error.to_string()))?;
+            .map_err(|error| WorkflowError::FrontMatter(error.without_snippet().to_string()))?;
         let workflow = Self {
             name: front.name,
             description: front.description,
@@ -326,7 +335,7 @@ impl Workflow {
             mcp_servers: front.mcp_servers,
             caisson: front.caisson.into(),
         };
-        workflow.validate()?;
+        workflow.validate().map_err(|fault| fault.found_in(head))?;
         Ok(workflow)
     }
 
@@ -479,20 +488,6 @@ fn in_range(
     }
     let reason = format!("{value} is not from {} to {}", range.start(), range.end());
     Err(WorkflowError::Value { field, reason })
-}
-
-/// Front matter and body; `None` if there is no front matter.
-fn split(text: &str) -> Option<(&str, &str)> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let rest = text.strip_prefix("---\n").or_else(|| text.strip_prefix("---\r\n"))?;
-    let mut position = 0;
-    for line in rest.split_inclusive('\n') {
-        if line.trim_end() == "---" {
-            return Some((&rest[..position], &rest[position + line.len()..]));
-        }
-        position += line.len();
-    }
-    None
 }
 
 #[cfg(test)]

@@ -62,6 +62,9 @@ pub(crate) const DELTA_BODY_BYTES: usize = 1024 * 1024;
 
 /// Artifacts that one sandbox may have on their way.
 pub(crate) const ARTIFACT_UPLOADS: usize = 1;
+/// Attachments that may be on their way to one sandbox: each is up to [`caisson_domain::attachment::ATTACHMENT_BYTES`] of this
+/// server's memory until it is sent.
+pub(crate) const ATTACHMENT_EXCHANGES: usize = 1;
 /// Transcripts that one sandbox may have on their way, in both directions together: each is up to
 /// [`caisson_domain::limits::TRANSCRIPT_BYTES`] of this server's memory until it is stored or sent.
 pub(crate) const TRANSCRIPT_EXCHANGES: usize = 1;

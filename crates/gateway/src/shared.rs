@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::bounds::{
-    ARTIFACT_UPLOADS, BODY_POOL_BYTES, Bounds, CONNECTIONS, GIT_EXCHANGES, MODEL_CALLS, PUSHES, TOLD_EVENTS,
-    TRANSCRIPT_EXCHANGES, TRANSCRIPT_PUTS,
+    ARTIFACT_UPLOADS, ATTACHMENT_EXCHANGES, BODY_POOL_BYTES, Bounds, CONNECTIONS, GIT_EXCHANGES, MODEL_CALLS,
+    PUSHES, TOLD_EVENTS, TRANSCRIPT_EXCHANGES, TRANSCRIPT_PUTS,
 };
 use crate::config::GitIdentity;
 use crate::control::{DeltaWindow, LiveText};
@@ -116,6 +116,8 @@ pub(crate) struct Door {
     pub(crate) uploads: Arc<Semaphore>,
     /// [`TRANSCRIPT_EXCHANGES`].
     pub(crate) transcripts: Arc<Semaphore>,
+    /// [`ATTACHMENT_EXCHANGES`].
+    pub(crate) attachments: Arc<Semaphore>,
     /// Text deltas of this second.
     pub(crate) deltas: Mutex<DeltaWindow>,
     /// The way outside of the run that used it last.
@@ -164,6 +166,7 @@ impl Door {
             git_process: Arc::new(Semaphore::new(1)),
             uploads: Arc::new(Semaphore::new(ARTIFACT_UPLOADS)),
             transcripts: Arc::new(Semaphore::new(TRANSCRIPT_EXCHANGES)),
+            attachments: Arc::new(Semaphore::new(ATTACHMENT_EXCHANGES)),
             deltas: Mutex::new(DeltaWindow::default()),
             egress: Mutex::new(None),
             mcp: Mutex::new(None),

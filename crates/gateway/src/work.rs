@@ -1,13 +1,15 @@
 //! What the shim is told about a run: pure.
 
+use std::collections::BTreeMap;
+
 use caisson_domain::approval::ApprovalWork;
 use caisson_domain::check_result::CHECK_TURNS_DEFAULT;
 use caisson_domain::git::BranchName;
 use caisson_domain::id::Epoch;
 use caisson_domain::mcp;
-use caisson_domain::parameters;
+use caisson_domain::parameters::{self, ParameterKind};
 use caisson_domain::protocol::{AgentWork, ArchiveWork, GitWork, RunWork};
-use caisson_domain::run::Run;
+use caisson_domain::run::{Run, RunSpec};
 use caisson_domain::trust::Trust;
 use caisson_domain::workflow::Workflow;
 use caisson_store::Archive;
@@ -51,6 +53,7 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
             go_on: pushed,
             start: start.filter(|_| !pushed),
             start_branch: start_branch.filter(|_| !pushed),
+            revisions: revisions(&run.spec),
             author_name: identity.name.clone(),
             author_email: identity.email.clone(),
             commit_type: run.spec.workflow.caisson.commit_type.clone(),
@@ -88,6 +91,7 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
         attempt: run.attempt,
         workflow: workflow.name,
         prompt: spec.prompt,
+        attachments: spec.attachments,
         agent,
         git,
         publish: workflow.caisson.publish,
@@ -102,6 +106,18 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
         timeout_ms,
         keep,
     })
+}
+
+/// What the run's parameters of the type revision name.
+fn revisions(spec: &RunSpec) -> BTreeMap<String, String> {
+    let named = spec.workflow.caisson.parameters.iter();
+    let named = named.filter(|(_, parameter)| parameter.kind == ParameterKind::Revision);
+    named
+        .map(|(name, _)| {
+            let given = spec.parameters.get(name).and_then(Value::as_str).unwrap_or_default();
+            (name.clone(), given.to_owned())
+        })
+        .collect()
 }
 
 /// The workflow's MCP servers, as the shim starts the agent with them.
@@ -178,6 +194,7 @@ const fn is_invisible(c: char) -> bool {
 mod tests {
     use super::*;
     use crate::tests::support::{a_run, run_spec};
+    use caisson_store::NewAttachment;
 
     fn subject_of(prompt: &str) -> String {
         let mut spec = run_spec(None);
@@ -228,9 +245,10 @@ mod tests {
 
     #[test]
     fn the_work_says_what_the_run_and_its_workflow_say() {
-        let run = a_run(run_spec(Some("/srv/git/x")));
+        let mut run = a_run(run_spec(Some("/srv/git/x")));
+        run.spec.attachments = vec![NewAttachment::new("a.txt", None, b"abc".to_vec()).what];
         let work = run_work(delivery(run.clone()), &identity(), 0).unwrap();
-        assert_eq!(work.prompt, run.spec.prompt);
+        assert_eq!((&work.prompt, &work.attachments), (&run.spec.prompt, &run.spec.attachments));
         assert_eq!(work.agent.system_prompt.as_deref(), Some("Be careful."));
         assert!(work.agent.resume);
         assert_eq!(work.agent.max_turns, Some(7));
@@ -258,6 +276,23 @@ mod tests {
         // What an older server says leaves the workspace open.
         let plain = run_work(delivery(a_run(run_spec(None))), &identity(), 0).unwrap();
         assert!(serde_json::to_value(&plain).unwrap().get("workspace").is_none());
+    }
+
+    #[test]
+    fn commits_that_parameters_name_are_told_with_the_branches() {
+        let mut run = a_run(run_spec(Some("/srv/git/x")));
+        let plain = run_work(delivery(run.clone()), &identity(), 0).unwrap().git.unwrap();
+        assert!(serde_json::to_value(&plain).unwrap().get("revisions").is_none());
+        let parameters = serde_json::json!({
+            "base": {"type": "revision"}, "focus": {"type": "string"}, "other": {"type": "revision", "default": ""},
+        });
+        run.spec.workflow.caisson.parameters = serde_json::from_value(parameters).unwrap();
+        for (name, value) in [("base", "release/1"), ("focus", "all"), ("other", "")] {
+            run.spec.parameters.insert(name.to_owned(), value.into());
+        }
+        let git = run_work(delivery(run), &identity(), 0).unwrap().git.unwrap();
+        let told: Vec<_> = git.revisions.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+        assert_eq!(told, [("base", "release/1"), ("other", "")]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use caisson_domain::protocol::{AgentWork, RunWork, paths};
 use caisson_domain::run::{Failure, FailureKind};
 use caisson_domain::workflow::{PermissionMode, WorkspaceAccess};
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
@@ -28,11 +28,13 @@ use crate::confine;
 use crate::deltas::Deltas;
 use crate::diagnostics::say;
 use crate::journal::WriteError;
+use crate::latecomers::Latecomers;
 use crate::listener::{Listener, Purpose, Purposes};
 use crate::process::{Tail, command};
 use crate::reaper::{Child, Exit};
 use crate::recorder::Recorder;
-use crate::servers::{self, Questions};
+use crate::server_stderr::ServerStderrs;
+use crate::servers::{self, Clues, Questions};
 use crate::shim::Shim;
 use crate::steering::{self, Acting};
 use crate::watch::Patience;
@@ -79,7 +81,31 @@ pub(crate) struct Agent {
     stderr: Tail,
     reading_stderr: AbortOnDropHandle<()>,
     sending_deltas: AbortOnDropHandle<()>,
-    _working: [AbortOnDropHandle<()>; 2],
+    /// Why an MCP server cannot be used.
+    pub(crate) clues: Clues,
+    _working: Vec<AbortOnDropHandle<()>>,
+}
+
+/// The agent's MCP servers, before it is started.
+struct Servers {
+    configured: Map<String, Value>,
+    clues: Clues,
+    latecomers: Latecomers,
+    reading: Vec<AbortOnDropHandle<()>>,
+}
+
+impl Servers {
+    fn of(shim: &Shim, work: &RunWork, acting: &Acting) -> Self {
+        let mut configured = servers::configured(&acting.mcp_servers, &work.agent, &shim.loopback);
+        let (stderrs, reading) = ServerStderrs::of(shim, work, &mut configured);
+        let clues = Clues { activity: Arc::clone(&shim.activity), stderrs };
+        let latecomers = Latecomers::new(configured.keys().cloned(), clues.clone());
+        Self { configured, clues, latecomers, reading }
+    }
+}
+
+fn spawn_on(shim: &Shim, task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(shim.tracker.spawn(task))
 }
 
 impl Agent {
@@ -95,7 +121,9 @@ impl Agent {
         resume: bool,
     ) -> Result<Self, Failure> {
         let mut program = command(&shim.places.agent, &shim.places.workspace);
-        program.args(launch(shim, work, acting, resume)?.argv().map_err(|error| bad_workflow(&error))?);
+        let servers = Servers::of(shim, work, acting);
+        let launch = launch(work, acting, &servers.configured, resume)?;
+        program.args(launch.argv().map_err(|error| bad_workflow(&error))?);
         program.envs(variables(shim, &work.agent)?);
         let started = match work.workspace {
             WorkspaceAccess::ReadWrite => shim.reaper.spawn(&mut program),
@@ -111,7 +139,6 @@ impl Agent {
         let deltas = Deltas::new(work.run.clone());
         let questions = Questions::default();
         let stderr = Tail::default();
-        let spawn = |task| AbortOnDropHandle::new(shim.tracker.spawn(task));
         let purposes = Purposes::new(Purpose {
             recorder: recorder.clone(),
             approvals: approvals.clone(),
@@ -121,16 +148,17 @@ impl Agent {
             purposes: purposes.clone(),
             moved: Arc::clone(&moved),
             questions: questions.clone(),
+            latecomers: servers.latecomers.clone(),
             hear,
         };
         approvals.connect(Way { input: input.downgrade(), moved: Arc::clone(&moved) });
         let stdout = child.stdout.take();
-        let working = [
-            AbortOnDropHandle::new(shim.tracker.spawn(write(child.stdin.take(), lines))),
-            AbortOnDropHandle::new(shim.tracker.spawn(listener.listen(stdout))),
-        ];
+        let mut working = servers.reading;
+        working.push(spawn_on(shim, write(child.stdin.take(), lines)));
+        working.push(spawn_on(shim, listener.listen(stdout)));
+        working.push(spawn_on(shim, servers.latecomers.ask(input.downgrade())));
         Ok(Self {
-            reading_stderr: spawn(stderr.clone().read(child.stderr.take())),
+            reading_stderr: spawn_on(shim, stderr.clone().read(child.stderr.take())),
             child,
             exit: None,
             input: Some(input),
@@ -150,7 +178,8 @@ impl Agent {
             last_answer: String::new(),
             purposes,
             stderr,
-            sending_deltas: AbortOnDropHandle::new(shim.tracker.spawn(deltas.send(Arc::clone(&shim.door)))),
+            sending_deltas: spawn_on(shim, deltas.send(Arc::clone(&shim.door))),
+            clues: servers.clues,
             _working: working,
         })
     }
@@ -177,7 +206,7 @@ impl Agent {
         if let Some(input) = &self.input {
             approvals.connect(Way { input: input.downgrade(), moved: Arc::clone(&self.moved) });
         }
-        self.sending_deltas = AbortOnDropHandle::new(shim.tracker.spawn(deltas.send(Arc::clone(&shim.door))));
+        self.sending_deltas = spawn_on(shim, deltas.send(Arc::clone(&shim.door)));
         (self.recorder, self.approvals) = (recorder.clone(), approvals.clone());
         (self.run, self.attempt, self.prompts) = (work.run.clone(), work.attempt, 0);
         (self.undone, self.conversation) = (Vec::new(), Conversation::new(&[]));
@@ -345,7 +374,12 @@ async fn write(stdin: Option<pipe::Sender>, mut lines: mpsc::Receiver<String>) {
     }
 }
 
-fn launch(shim: &Shim, run: &RunWork, acting: &Acting, resume: bool) -> Result<Launch, Failure> {
+fn launch(
+    run: &RunWork,
+    acting: &Acting,
+    servers: &Map<String, Value>,
+    resume: bool,
+) -> Result<Launch, Failure> {
     let work = &run.agent;
     let conversation = Uuid::parse(&work.conversation).map_err(|error| bad_workflow(&error))?;
     let session = if resume { SessionMode::Resume(conversation) } else { SessionMode::New(conversation) };
@@ -376,7 +410,6 @@ fn launch(shim: &Shim, run: &RunWork, acting: &Acting, resume: bool) -> Result<L
     if work.permission_mode != PermissionMode::Plan {
         launch.allowed_tools = servers::allowed(work);
     }
-    let servers = servers::configured(&acting.mcp_servers, work, &shim.loopback);
     if !servers.is_empty() {
         launch.mcp_config = Some(json!({ "mcpServers": servers }).to_string());
     }

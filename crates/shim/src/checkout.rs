@@ -11,11 +11,14 @@ use std::path::{Path, PathBuf};
 use caisson_domain::git::BranchName;
 use caisson_domain::protocol::paths;
 use caisson_domain::run::{Failure, FailureKind};
+use caisson_domain::workflow::WorkspaceAccess;
 
 use crate::anchor;
+use crate::failure::git_command;
 use crate::git::{Git, is_empty, is_object_name, text};
 use crate::plain_file;
 use crate::process::Output;
+use crate::renewal::{self, Renewal};
 use crate::start;
 
 /// Mark in the home directory while a fresh checkout is being made: its remains hold nobody's work.
@@ -39,16 +42,19 @@ pub(crate) struct Checkout {
     pub(crate) branch: BranchName,
     /// The anchor's commit; none if the repository has no such branch.
     pub(crate) anchor: Option<String>,
+    /// What became of the files of the run before, for people; none if they are as they were, or there was no such run.
+    pub(crate) note: Option<String>,
 }
 
-/// Brings the workspace to the run's branch.
+/// Brings the workspace to the run's branch; one in which agents may only read, to the newest commit that it is to show.
 ///
 /// # Errors
 /// [`Failure`] for people.
 ///
 /// # Cancel safety
 /// May be given up at any point and done again.
-pub(crate) async fn prepare(git: &Git) -> Result<Checkout, Failure> {
+pub(crate) async fn prepare(git: &Git, access: WorkspaceAccess) -> Result<Checkout, Failure> {
+    let mut note = None;
     let preparing = git.home.join(PREPARING);
     if preparing.exists() {
         empty(&git.workspace).map_err(|error| unusable("cannot be emptied", &error))?;
@@ -61,14 +67,17 @@ pub(crate) async fn prepare(git: &Git) -> Result<Checkout, Failure> {
         fs::remove_file(&preparing).map_err(|error| unusable("has a home that cannot be written", &error))?;
         (base, anchor)
     } else if git.file("").is_dir() {
-        existing(git).await?
+        let (base, anchor) = existing(git).await?;
+        let renewal = renewal::renew(git, anchor.as_deref(), access).await?;
+        note = renewal.note;
+        (renewal.base.or(base), anchor)
     } else {
         return Err(Failure::new(
             FailureKind::PolicyDenied,
             "the workspace has files but no repository any more; begin a new session to get a fresh checkout",
         ));
     };
-    Ok(Checkout { base, branch: git.work.branch.clone(), anchor })
+    Ok(Checkout { base, branch: git.work.branch.clone(), anchor, note })
 }
 
 /// Takes up the checkout that another run of the session had here, whose agent waits in it. What the agent has done to the
@@ -79,15 +88,20 @@ pub(crate) async fn prepare(git: &Git) -> Result<Checkout, Failure> {
 ///
 /// # Cancel safety
 /// May be given up at any point and done again.
-pub(crate) async fn again(git: &Git, before: &Checkout) -> Result<Checkout, Failure> {
+pub(crate) async fn again(
+    git: &Git,
+    before: &Checkout,
+    access: WorkspaceAccess,
+) -> Result<Checkout, Failure> {
     unlock(git);
     forget_attributes(git);
     // One after the other they would take a third of a follow-up's time.
     tokio::try_join!(git.learn_drivers(), set_author(git))?;
     to_branch(git).await?;
-    let (base, ()) =
-        tokio::try_join!(noted_base(git), anchor::give_attributes(git, before.anchor.as_deref()))?;
-    Ok(Checkout { base, ..before.clone() })
+    let (noted, ()) =
+        tokio::try_join!(noted_base(git), anchor::give_attributes(git, before.anchor.as_deref(), "HEAD"))?;
+    let Renewal { base, note } = renewal::renew(git, before.anchor.as_deref(), access).await?;
+    Ok(Checkout { base: base.or(noted), note, ..before.clone() })
 }
 
 /// Notes which commit later work of this workspace starts from. Without the note it starts from its `HEAD`.
@@ -119,10 +133,13 @@ async fn fresh(git: &Git) -> Result<Commits, Failure> {
         });
     }
     if is_anchor {
-        // The commit is the same before and after the branch is made, so both are done at once.
-        let (base, switched) = tokio::join!(git.resolve("HEAD"), switch(git, None));
+        // The commit is the same before and after the branch is made, so all is done at once.
+        let (base, switched, kept) =
+            tokio::join!(git.resolve("HEAD"), switch(git, None), anchor::keep_head(git));
         switched?;
-        return match base? {
+        let (base, kept) = (base?, kept?);
+        return match base {
+            Some(_) if !kept.exit.success() => Err(git_command("update-ref", &kept.stderr)),
             Some(base) => Ok((Some(base.clone()), Some(base))),
             None => Ok((without_commits(git).await?, None)),
         };
@@ -137,7 +154,7 @@ async fn fresh(git: &Git) -> Result<Commits, Failure> {
         return Ok((without_commits(git).await?, None));
     };
     let anchor = anchor::fetch(git).await?;
-    anchor::give_attributes(git, anchor.as_deref()).await?;
+    anchor::give_attributes(git, anchor.as_deref(), "HEAD").await?;
     if work.base.as_ref() == Some(&work.branch) && start.is_none() {
         git.run(&["checkout", "--quiet", work.branch.as_str(), "--"]).await?;
     } else {
@@ -237,7 +254,7 @@ async fn existing(git: &Git) -> Result<Commits, Failure> {
     let anchor = anchor::fetch(git).await?;
     set_author(git).await?;
     to_branch(git).await?;
-    anchor::give_attributes(git, anchor.as_deref()).await?;
+    anchor::give_attributes(git, anchor.as_deref(), "HEAD").await?;
     Ok((noted_base(git).await?, anchor))
 }
 

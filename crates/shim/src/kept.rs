@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use caisson_domain::protocol::RunWork;
+use caisson_domain::protocol::{JournalBody, NoteLevel, RunWork};
 use caisson_domain::repository_file::RepositoryFile;
 use caisson_domain::trust::Steering;
 use tokio::time::{Instant, sleep};
@@ -12,6 +12,7 @@ use crate::agent::Agent;
 use crate::checkout::{self, Checkout};
 use crate::diagnostics::say;
 use crate::failure::Halt;
+use crate::revisions;
 use crate::run::Live;
 use crate::steering::Given;
 use crate::transcript;
@@ -20,6 +21,8 @@ use crate::transcript;
 const WRITTEN_MS: u64 = 2_000;
 /// Time between two looks whether it has, in milliseconds.
 const LOOK_MS: u64 = 10;
+/// Most notes on what steers the agent.
+const STEERING_NOTES: usize = 20;
 
 /// An agent that waits, with what its run had found out.
 pub(crate) struct Kept {
@@ -51,6 +54,7 @@ fn fits(last: &RunWork, next: &RunWork) -> bool {
     last.run.clone_from(&next.run);
     (last.epoch, last.attempt, last.timeout_ms) = (next.epoch, next.attempt, next.timeout_ms);
     last.prompt.clone_from(&next.prompt);
+    last.attachments.clone_from(&next.attachments);
     // Where a conversation or a branch is to be found that both of them have here.
     last.agent.resume = next.agent.resume;
     last.agent.archive.clone_from(&next.agent.archive);
@@ -146,7 +150,9 @@ impl Live<'_> {
             return Ok(false);
         }
         if let (Some(git), Some(checkout)) = (&self.git, &kept.checkout) {
-            self.checkout = Some(checkout::again(git, checkout).await?);
+            let checkout = checkout::again(git, checkout, self.work.workspace).await?;
+            revisions::keep(git, checkout.anchor.as_deref()).await?;
+            self.checkout = Some(checkout);
         }
         kept.agent.serve(self.shim, self.work, (&self.recorder, &self.approvals));
         kept.agent.go_on();
@@ -178,13 +184,35 @@ impl Live<'_> {
         self.prepare_anew().await?;
         self.tell_steering().await
     }
+
+    /// Tells what steers the agent, unless it is what was told before.
+    pub(crate) async fn tell_steering(&mut self) -> Result<(), Halt> {
+        let told = self.steered.told.take();
+        if told != self.told {
+            self.told.clone_from(&told);
+            if let Some(told) = told {
+                self.recorder.write(JournalBody::Steered(told)).await?;
+            }
+        }
+        let notes = std::mem::take(&mut self.steered.notes);
+        for note in notes.into_iter().take(STEERING_NOTES) {
+            self.recorder.note(NoteLevel::Warn, note).await?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::work::tests::work;
+    use caisson_domain::attachment::{Attachment, AttachmentKind};
     use caisson_domain::id::{Epoch, RunId};
+
+    fn attachment() -> Attachment {
+        let (name, sha256) = ("a".to_owned(), "0".repeat(64));
+        Attachment { number: 0, name, kind: AttachmentKind::File, media_type: None, size_bytes: 1, sha256 }
+    }
 
     #[test]
     fn only_what_concerns_one_run_may_differ() {
@@ -193,6 +221,7 @@ mod tests {
         let mut next = work(&two, 3);
         (next.epoch, next.timeout_ms, next.prompt) = (Epoch(9), 5, "another".to_owned());
         next.agent.resume = true;
+        next.attachments.push(attachment());
         next.may_choose_image = !last.may_choose_image;
         assert!(fits(&last, &next));
         for change in [

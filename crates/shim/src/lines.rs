@@ -4,6 +4,8 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use caisson_domain::limits::JOURNAL_LINE_BYTES;
 
+use crate::echo::Echo;
+
 /// One read from the pipe, in bytes: what a pipe holds.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -22,30 +24,42 @@ struct Splitter {
     line: Vec<u8>,
     cut_bytes: u64,
     bound: usize,
+    echo: Echo,
 }
 
 impl Splitter {
     fn new(bound: usize) -> Self {
-        Self { line: Vec::new(), cut_bytes: 0, bound }
+        Self { line: Vec::new(), cut_bytes: 0, bound, echo: Echo::default() }
     }
 
     /// Takes from the front of `input` up to the end of a line; how much it took, and the line if it is whole.
     fn take(&mut self, input: &[u8]) -> (usize, Option<RawLine>) {
         let end = input.iter().position(|byte| *byte == b'\n');
-        let part = &input[..end.unwrap_or(input.len())];
-        let room = self.bound.saturating_sub(self.line.len()).min(part.len());
-        self.line.extend_from_slice(&part[..room]);
-        self.cut_bytes += (part.len() - room) as u64;
+        let mut part = &input[..end.unwrap_or(input.len())];
+        while !part.is_empty() {
+            let (taken, kept) = self.echo.take(&self.line, part);
+            if kept {
+                self.keep(&part[..taken]);
+            }
+            part = &part[taken..];
+        }
         match end {
             Some(end) => (end + 1, self.finish()),
             None => (input.len(), None),
         }
     }
 
+    fn keep(&mut self, part: &[u8]) {
+        let room = self.bound.saturating_sub(self.line.len()).min(part.len());
+        self.line.extend_from_slice(&part[..room]);
+        self.cut_bytes += (part.len() - room) as u64;
+    }
+
     /// Ends the line; none if there is nothing in it.
     fn finish(&mut self) -> Option<RawLine> {
         let line = RawLine { bytes: std::mem::take(&mut self.line), cut_bytes: self.cut_bytes };
         self.cut_bytes = 0;
+        self.echo.end();
         (!line.bytes.is_empty()).then_some(line)
     }
 }
@@ -128,7 +142,58 @@ mod tests {
         }
     }
 
+    /// As Claude Code 2.1.330 echoes a prompt.
+    fn echo(images: &[&str], text: &str) -> String {
+        let image = |data: &&str| {
+            format!(
+                r#"{{"type":"image","source":{{"type":"base64","media_type":"image/png","data":"{data}"}}}}"#
+            )
+        };
+        let mut blocks: Vec<String> = images.iter().map(image).collect();
+        blocks.push(format!(r#"{{"type":"text","text":{}}}"#, serde_json::to_string(text).unwrap()));
+        format!(
+            "{{\"type\":\"user\",\"message\":{{\"role\":\"user\",\"content\":[{}]}},\"isReplay\":true}}\n",
+            blocks.join(",")
+        )
+    }
+
+    #[tokio::test]
+    async fn an_echoed_prompt_is_journaled_without_the_bytes_of_its_images() {
+        let long = "iVBO".repeat(JOURNAL_LINE_BYTES);
+        let text = r#"so is ","data":"this" a text"#;
+        let other = r#"{"type":"user","message":{"content":[{"media_type":"image/png","data":"kept"}]}}"#;
+        let input = format!("{}{other}\n{}", echo(&[&long, "AA=="], text), echo(&[], "x"));
+        let mut lines = Lines::new(input.as_bytes());
+        let wanted = echo(&["", ""], text);
+        assert_eq!(lines.next().await, Some(line(wanted.trim_end().as_bytes(), 0)));
+        assert_eq!(lines.next().await, Some(line(other.as_bytes(), 0)), "what a tool shows stays");
+        assert_eq!(lines.next().await, Some(line(echo(&[], "x").trim_end().as_bytes(), 0)));
+        assert_eq!(lines.next().await, None);
+        // One that breaks off within an image leaves nothing behind.
+        let broken = format!("{}\n{other}", &echo(&[&long], "x")[..200]);
+        let mut lines = Lines::new(broken.as_bytes());
+        assert!(lines.next().await.unwrap().bytes.ends_with(br#""data":""#));
+        assert_eq!(lines.next().await, Some(line(other.as_bytes(), 0)));
+    }
+
     proptest! {
+        #[test]
+        fn an_echo_does_not_depend_on_how_its_bytes_arrive(
+            first in "[A-Za-z0-9+/]{0,40}", second in "[A-Za-z0-9+/]{0,9}", text in "[a-z\",:]{1,30}",
+            pieces in prop::collection::vec(1_usize..30, 1..40),
+        ) {
+            let (input, wanted) = (echo(&[&first, &second], &text), echo(&["", ""], &text));
+            let (mut splitter, mut rest, mut found) = (Splitter::new(10_000), input.as_bytes(), None);
+            let mut sizes = pieces.iter().cycle();
+            while !rest.is_empty() {
+                let piece = rest.len().min(*sizes.next().unwrap());
+                let (took, whole) = splitter.take(&rest[..piece]);
+                found = found.or(whole);
+                rest = &rest[took..];
+            }
+            prop_assert_eq!(found, Some(line(wanted.trim_end().as_bytes(), 0)));
+        }
+
         #[test]
         fn lines_do_not_depend_on_how_the_bytes_arrive(
             input in prop::collection::vec(prop_oneof![Just(b'\n'), any::<u8>()], 0..200),

@@ -14,6 +14,8 @@ use tokio::time::Instant;
 use crate::agent::Heard;
 use crate::approvals::Approvals;
 use crate::deltas::Deltas;
+use crate::journal::WriteError;
+use crate::latecomers::Latecomers;
 use crate::lines::{Lines, RawLine};
 use crate::recorder::Recorder;
 use crate::servers::Questions;
@@ -49,6 +51,7 @@ pub(crate) struct Listener {
     pub(crate) purposes: Purposes,
     pub(crate) moved: Arc<Mutex<Instant>>,
     pub(crate) questions: Questions,
+    pub(crate) latecomers: Latecomers,
     pub(crate) hear: mpsc::Sender<Heard>,
 }
 
@@ -67,14 +70,9 @@ impl Listener {
             if is_main_answer(&line) {
                 purpose.deltas.clear();
             }
-            let is_answer = self.questions.are_answered_by(&line);
-            let written = if is_answer { Ok(0) } else { purpose.recorder.write(record(raw, &line)).await };
-            let told = match written {
-                Ok(_) => purpose.approvals.heard(&line, &purpose.recorder).await,
-                Err(error) => Err(error),
-            };
-            let heard = match told {
-                Ok(()) => Heard::Line(Box::new(line)),
+            let heard = match self.take_in(raw, &line, &purpose).await {
+                Ok(Whose::Drivers) => Heard::Line(Box::new(line)),
+                Ok(Whose::Nobodys) => continue,
                 Err(error) => Heard::Unwritten(error),
             };
             let lost = matches!(heard, Heard::Unwritten(_));
@@ -82,6 +80,27 @@ impl Listener {
                 return;
             }
         }
+    }
+}
+
+/// Whom a line is for, beside the journal.
+enum Whose {
+    Drivers,
+    Nobodys,
+}
+
+impl Listener {
+    /// Journals a line, unless it answers a question of the shim's own, and has it heard by whoever does not wait for it.
+    async fn take_in(&self, raw: RawLine, line: &Line, purpose: &Purpose) -> Result<Whose, WriteError> {
+        if self.questions.are_answered_by(line) {
+            return Ok(Whose::Drivers);
+        }
+        if self.latecomers.heard(line, &purpose.recorder).await? {
+            return Ok(Whose::Nobodys);
+        }
+        purpose.recorder.write(record(raw, line)).await?;
+        purpose.approvals.heard(line, &purpose.recorder).await?;
+        Ok(Whose::Drivers)
     }
 }
 

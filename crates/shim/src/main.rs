@@ -1,15 +1,22 @@
-//! The shim's binary: reads the grants and the search path, and remembers nothing else of its environment.
+//! The shim's binary: reads the grants and the search path, and remembers nothing else of its environment. Started by the agent, it
+//! becomes one of its MCP servers.
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use caisson_domain::protocol::environment::{AGENT_GRANT, CONTROL_GRANT};
-use caisson_shim::{Grants, Patience, Places, Setup, hide, run};
+use caisson_shim::{Grants, MCP_SERVER, Patience, Places, Setup, become_server, hide, run};
 
 /// Search path where the image sets none.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == MCP_SERVER) {
+        // The agent starts it so, and gives it nothing that would have to be hidden.
+        drop(writeln!(std::io::stderr(), "caisson-shim: {}", become_server(arguments)));
+        return ExitCode::FAILURE;
+    }
     // First of all: from here on no other process of this uid can read the memory or the environment of this one.
     let hidden = hide().map_err(|error| format!("cannot hide from the sandbox's processes: {error}"));
     match hidden.and_then(|()| start()) {

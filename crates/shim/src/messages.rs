@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use tokio::sync::mpsc;
 
+use crate::attachments::Prompt;
 use crate::diagnostics::say;
 
 /// Messages that may wait for the agent's turn: more than a server has on their way. Further ones are dropped.
@@ -22,11 +23,11 @@ pub(crate) struct Message {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum What {
     /// A text within the turn.
-    Steer(String),
+    Steer(Prompt),
     /// A text behind the turn.
-    Queue(String),
+    Queue(Prompt),
     /// The end of what the agent does now, and perhaps what it goes on with.
-    Interrupt(Option<String>),
+    Interrupt(Option<Prompt>),
 }
 
 /// The side that gives.
@@ -40,7 +41,7 @@ pub(crate) struct Messenger {
 pub(crate) struct Messages {
     receiver: mpsc::Receiver<Message>,
     /// Those that wait for the turn's end.
-    held: VecDeque<(i64, String)>,
+    held: VecDeque<(i64, Prompt)>,
 }
 
 impl Messenger {
@@ -72,18 +73,18 @@ impl Messages {
     }
 
     /// Keeps a text for the turn's end. The server has bounded how many there are, and the channel how many come at once.
-    pub(crate) fn hold(&mut self, seq: i64, text: String) {
+    pub(crate) fn hold(&mut self, seq: i64, text: Prompt) {
         self.held.push_back((seq, text));
     }
 
     /// The same, before all others.
-    pub(crate) fn hold_first(&mut self, seq: i64, text: String) {
+    pub(crate) fn hold_first(&mut self, seq: i64, text: Prompt) {
         self.held.push_front((seq, text));
     }
 
     /// The next text for a turn of its own, now that a turn has ended; what came for the turn that has ended is among those
     /// that are too late, unless it has a text to go on with.
-    pub(crate) fn next_held(&mut self, late: &mut Vec<i64>) -> Option<(i64, String)> {
+    pub(crate) fn next_held(&mut self, late: &mut Vec<i64>) -> Option<(i64, Prompt)> {
         while let Ok(Message { seq, what }) = self.receiver.try_recv() {
             match what {
                 What::Queue(text) | What::Interrupt(Some(text)) => self.held.push_back((seq, text)),
@@ -109,7 +110,7 @@ mod tests {
     use super::*;
 
     fn steer(seq: i64) -> Message {
-        Message { seq, what: What::Steer(seq.to_string()) }
+        Message { seq, what: What::Steer(seq.to_string().into()) }
     }
 
     #[tokio::test]
@@ -121,7 +122,7 @@ mod tests {
         }
         assert!(!messenger.give(steer(most)), "one more is dropped");
         assert_eq!(messages.next().await, steer(0));
-        messages.hold(99, "x".to_owned());
+        messages.hold(99, "x".to_owned().into());
         let late: Vec<i64> = [99].into_iter().chain(1..most).collect();
         assert_eq!(messages.close(), late);
         assert!(!messenger.give(steer(100)));
@@ -131,12 +132,12 @@ mod tests {
     #[tokio::test]
     async fn what_waits_for_the_end_of_a_turn_comes_in_order_and_what_was_for_it_is_late() {
         let (messenger, mut messages) = Messenger::new();
-        messages.hold(1, "one".to_owned());
-        messages.hold_first(0, "none".to_owned());
+        messages.hold(1, "one".to_owned().into());
+        messages.hold_first(0, "none".to_owned().into());
         messenger.give(steer(2));
         messenger.give(Message { seq: 3, what: What::Interrupt(None) });
-        messenger.give(Message { seq: 4, what: What::Interrupt(Some("four".to_owned())) });
-        messenger.give(Message { seq: 5, what: What::Queue("five".to_owned()) });
+        messenger.give(Message { seq: 4, what: What::Interrupt(Some("four".to_owned().into())) });
+        messenger.give(Message { seq: 5, what: What::Queue("five".to_owned().into()) });
         let mut late = Vec::new();
         let mut held = Vec::new();
         while let Some((seq, _)) = messages.next_held(&mut late) {

@@ -21,6 +21,8 @@ pub struct Places {
     pub home: PathBuf,
     /// The agent's program.
     pub agent: PathBuf,
+    /// The shim's own program, by which MCP servers are started.
+    pub shim: PathBuf,
     /// Directory for temporary files.
     pub tmp: PathBuf,
     /// Where the loopback listener listens; port 0 lets the kernel choose.
@@ -37,6 +39,7 @@ impl Places {
             workspace: places::WORKSPACE.into(),
             home: places::HOME.into(),
             agent: places::AGENT.into(),
+            shim: places::SHIM.into(),
             tmp: TMP.into(),
             loopback: SocketAddr::from((Ipv4Addr::LOCALHOST, places::LOOPBACK_PORT)),
         }

@@ -18,11 +18,13 @@ use tokio::time::Instant;
 use crate::agent::Agent;
 use crate::approvals::Approvals;
 use crate::artifacts::Artifacts;
+use crate::attachments::{Brought, Prompt, Source};
 use crate::checkout::{Checkout, prepare};
 use crate::commands;
 use crate::diagnostics::say;
 use crate::drivers::Drivers;
 use crate::failure::{Halt, verdict};
+use crate::forward::HOLD_MS;
 use crate::git::Git;
 use crate::images;
 use crate::inputs::Hearers;
@@ -32,6 +34,7 @@ use crate::process::find_program;
 use crate::push::{abort_rebase, is_rebasing};
 use crate::reaper::Exit;
 use crate::recorder::Recorder;
+use crate::revisions;
 use crate::salvage::salvage;
 use crate::servers;
 use crate::shim::Shim;
@@ -39,9 +42,6 @@ use crate::steering::{self, Acting, Given, Steered, steer};
 use crate::stop::{Stop, Stopper};
 use crate::transcript;
 use crate::turn::TurnEnd;
-
-/// Most notes on what steers the agent.
-const STEERING_NOTES: usize = 20;
 
 /// A run that goes on.
 #[expect(clippy::struct_excessive_bools, reason = "each says of one thing whether it has happened")]
@@ -66,6 +66,8 @@ pub(crate) struct Live<'a> {
     pub(crate) given: Given,
     /// Whether the agent waited for this run.
     pub(crate) taken_up: bool,
+    /// What comes with its prompt.
+    brought: Brought,
     agent_started: bool,
     publishing: bool,
     pub(crate) result: Option<String>,
@@ -108,6 +110,7 @@ pub(crate) async fn run(shim: &Shim, work: &RunWork) {
         told: None,
         given: Given::default(),
         taken_up: false,
+        brought: Brought::default(),
         agent_started: false,
         publishing: false,
         result: None,
@@ -120,14 +123,19 @@ pub(crate) async fn run(shim: &Shim, work: &RunWork) {
         hearers.stopper.tell(StopReason::Timeout);
         std::future::pending::<()>().await;
     };
+    let source = source(shim, work);
     let last = tokio::select! {
         last = live.go() => last,
-        () = shim.inputs.follow(&shim.door, &work.run, (&hearers, &recorder)) => None,
+        () = shim.inputs.follow(&source, &work.run, (&hearers, &recorder)) => None,
         () = until_timeout => None,
     };
     if let Some(last) = last {
         shim.journal.acknowledged(last).await;
     }
+}
+
+fn source<'a>(shim: &'a Shim, work: &'a RunWork) -> Source<'a> {
+    Source { door: &shim.door, home: &shim.places.home, run: &work.run }
 }
 
 impl Live<'_> {
@@ -173,23 +181,10 @@ impl Live<'_> {
         let branch = self.checkout.as_ref().map(|checkout| checkout.branch.clone());
         self.head.clone_from(&base_commit);
         self.recorder.write(JournalBody::Prepared { base_commit, branch }).await?;
+        if let Some(note) = self.checkout.as_mut().and_then(|checkout| checkout.note.take()) {
+            self.recorder.note(NoteLevel::Info, note).await?;
+        }
         self.tell_steering().await
-    }
-
-    /// Tells what steers the agent, unless it is what was told before.
-    pub(crate) async fn tell_steering(&mut self) -> Result<(), Halt> {
-        let told = self.steered.told.take();
-        if told != self.told {
-            self.told.clone_from(&told);
-            if let Some(told) = told {
-                self.recorder.write(JournalBody::Steered(told)).await?;
-            }
-        }
-        let notes = std::mem::take(&mut self.steered.notes);
-        for note in notes.into_iter().take(STEERING_NOTES) {
-            self.recorder.note(NoteLevel::Warn, note).await?;
-        }
-        Ok(())
     }
 
     async fn prepare_with_servers(&mut self) -> Result<(), Halt> {
@@ -197,7 +192,7 @@ impl Live<'_> {
             return Err(unreadable(name).into());
         }
         if self.take_up().await? {
-            return Ok(());
+            return self.bring().await;
         }
         self.prepare_anew().await
     }
@@ -208,8 +203,15 @@ impl Live<'_> {
     /// [`Halt`] if one of them cannot be had.
     pub(crate) async fn prepare_anew(&mut self) -> Result<(), Halt> {
         self.prepare().await?;
+        self.bring().await?;
         let Some(agent) = self.agent.as_mut() else { return Ok(()) };
-        Ok(agent.wait_for_servers(&self.work.agent.mcp_required, &self.shim.activity).await?)
+        Ok(agent.wait_for_servers(&self.work.agent.mcp_required).await?)
+    }
+
+    /// Brings what comes with the prompt.
+    async fn bring(&mut self) -> Result<(), Halt> {
+        self.brought = source(self.shim, self.work).bring(&self.work.attachments, HOLD_MS).await?;
+        Ok(())
     }
 
     async fn prepare(&mut self) -> Result<(), Halt> {
@@ -225,7 +227,8 @@ impl Live<'_> {
             return Ok(());
         };
         let preparing = async {
-            let checkout = prepare(git).await?;
+            let checkout = prepare(git, self.work.workspace).await?;
+            revisions::keep(git, checkout.anchor.as_deref()).await?;
             let (steered, file) =
                 tokio::try_join!(steer(git, &checkout, self.work.trust), commands::read(git, &checkout))?;
             if let Some(wish) = images::wish(&file, self.work) {
@@ -291,7 +294,8 @@ impl Live<'_> {
 
     /// The turn of the run's prompt, and one for each text that waits for its end; how the last one ended.
     async fn turns(&mut self, stop: &mut Stop) -> Result<TurnEnd, Halt> {
-        let mut prompt = commands::told(&self.work.prompt, &self.repository);
+        let told = commands::told(&self.work.prompt, &self.repository);
+        let mut prompt = Prompt::from(told).with(std::mem::take(&mut self.brought));
         let mut late = Vec::new();
         loop {
             let Some(agent) = self.agent.as_mut() else { return Ok(TurnEnd::Interrupted) };

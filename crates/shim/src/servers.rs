@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use caisson_claude::{Action, Line, ServerState, ServerStatus, mcp_status, server_statuses};
 use caisson_domain::protocol::{AgentWork, paths};
-use caisson_domain::run::{Failure, FailureKind};
+use caisson_domain::run::{Failure, FailureKind, cut};
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep_until};
 
 use crate::activity::Activity;
 use crate::agent::{Agent, Heard};
+use crate::server_stderr::ServerStderrs;
 use crate::watch::Patience;
 
 /// What the ids of the shim's questions for servers begin with. Their answers are not journaled: they show how each server is
@@ -20,6 +21,8 @@ use crate::watch::Patience;
 const QUESTION: &str = "caisson-servers-";
 /// Time between two questions, in milliseconds.
 const ASK_EVERY_MS: u64 = 200;
+/// What of a server's standard error stands in one sentence with its name, in bytes: of the last line.
+const LAST_LINE_BYTES: usize = 400;
 
 /// The servers of the agent's configuration: those of the anchor, and in their place those of the workflow that have the same
 /// names. Those behind the door have no more than the listener's address; the shim adds the grant.
@@ -106,11 +109,7 @@ impl Agent {
     /// # Errors
     /// [`Failure`] when one of them fails, or is not connected within [`Patience::servers`] (and [`Patience::servers_least`] of the
     /// agent's first answer), and when the agent does not tell within [`Patience::begin`] how they are. That the agent itself ends is left to the turn to tell.
-    pub(crate) async fn wait_for_servers(
-        &mut self,
-        required: &[String],
-        activity: &Activity,
-    ) -> Result<(), Failure> {
+    pub(crate) async fn wait_for_servers(&mut self, required: &[String]) -> Result<(), Failure> {
         let Patience { begin, servers, servers_least, .. } = self.patience;
         if required.is_empty() {
             return Ok(());
@@ -128,7 +127,9 @@ impl Agent {
             if let Some(told) = answer {
                 match state(required, &told) {
                     State::Ready => return Ok(()),
-                    State::Lost(name, error) => return Err(lost(&name, error.as_deref(), activity)),
+                    State::Lost(name, error) => {
+                        return Err(self.clues.lost(&name, Need::Required, error.as_deref()).await);
+                    }
                     State::Waiting(name) => waits_for = name,
                 }
                 if !is_told {
@@ -143,10 +144,8 @@ impl Agent {
         if self.closed {
             return Ok(());
         }
-        Err(match activity.take_mcp_problem(&waits_for) {
-            Some(problem) => Failure::new(FailureKind::SetupFailed, problem.message),
-            None => late(&waits_for, is_told, if is_told { servers } else { begin }),
-        })
+        let message = late(&waits_for, is_told, if is_told { servers } else { begin });
+        Err(self.clues.explain(&waits_for, message, None).await)
     }
 
     /// The next answer, itself none if the agent could not give one; none when the output ends or `end` has come.
@@ -180,29 +179,70 @@ impl Agent {
 }
 
 /// Nobody knows more than that the time is over.
-fn late(name: &str, is_told: bool, patience: Duration) -> Failure {
+fn late(name: &str, is_told: bool, patience: Duration) -> String {
     let seconds = patience.as_secs_f32();
-    let message = if is_told {
+    if is_told {
         format!("the MCP server \"{name}\", which the workflow requires, did not connect within {seconds} s")
     } else {
         format!(
             "the agent did not tell within {seconds} s whether the MCP server \"{name}\", which the workflow requires, is \
              connected"
         )
-    };
-    Failure::new(FailureKind::SetupFailed, message)
+    }
 }
 
-/// The gateway's word counts more than the agent's.
-fn lost(name: &str, error: Option<&str>, activity: &Activity) -> Failure {
-    if let Some(problem) = activity.take_mcp_problem(name) {
-        return Failure::new(FailureKind::SetupFailed, problem.message);
+/// Whether a run can do without a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    Required,
+    Optional,
+}
+
+/// What there is to say why a server cannot be used: the gateway's reason, and what it wrote to standard error itself.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Clues {
+    pub(crate) activity: Arc<Activity>,
+    pub(crate) stderrs: ServerStderrs,
+}
+
+impl Clues {
+    /// That a server is lost, with what the agent says of it.
+    pub(crate) async fn lost(&self, name: &str, need: Need, error: Option<&str>) -> Failure {
+        let which = match need {
+            Need::Required => ", which the workflow requires,",
+            Need::Optional => "",
+        };
+        self.explain(name, format!("the MCP server \"{name}\"{which} did not start or connect"), error).await
     }
-    let message = format!("the MCP server \"{name}\", which the workflow requires, did not start or connect");
-    let failure = Failure::new(FailureKind::SetupFailed, message);
-    match error {
-        Some(error) => failure.with_evidence(error),
-        None => failure,
+
+    /// The gateway's word counts more than the agent's; the last line that the server wrote stands in the sentence, and the end of all
+    /// that it wrote is the evidence, behind what the agent says.
+    async fn explain(&self, name: &str, message: String, error: Option<&str>) -> Failure {
+        if let Some(problem) = self.activity.take_mcp_problem(name) {
+            return Failure::new(FailureKind::SetupFailed, problem.message);
+        }
+        let Some(stderr) = self.stderrs.end_of(name).await else {
+            let failure = Failure::new(FailureKind::SetupFailed, message);
+            return match error {
+                Some(error) => failure.with_evidence(error),
+                None => failure,
+            };
+        };
+        let last = stderr.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+        let message = format!("{message}; its standard error ends with: {}", beginning(last));
+        let said = error.map(|error| format!("{error}\n")).unwrap_or_default();
+        Failure::new(FailureKind::SetupFailed, message)
+            .with_evidence(format!("{said}standard error of the server:\n{stderr}"))
+    }
+}
+
+/// A line up to its bound, cut between two words: a part of a secret is not known to be one.
+fn beginning(line: &str) -> &str {
+    let whole = cut(line, LAST_LINE_BYTES);
+    if whole.len() == line.len() {
+        line
+    } else {
+        whole.rsplit_once(char::is_whitespace).map_or("", |(words, _)| words)
     }
 }
 
@@ -249,15 +289,29 @@ mod tests {
         assert_eq!(state(&required, &both), State::Lost("b".to_owned(), Some("why".to_owned())));
     }
 
-    #[test]
-    fn the_gateways_reason_counts_more_than_the_agents() {
-        let activity = Activity::default();
-        activity.mcp_refused("a", DoorProblem { code: "mcp_x".to_owned(), message: "because".to_owned() });
-        assert_eq!(lost("a", Some("cli"), &activity).message, "because");
-        let own = lost("b", Some("cli"), &activity);
+    #[tokio::test]
+    async fn the_gateways_reason_counts_more_than_the_agents() {
+        let clues = Clues::default();
+        let refuse = |server: &str| {
+            let problem = DoorProblem { code: "mcp_x".to_owned(), message: "because".to_owned() };
+            clues.activity.mcp_refused(server, problem);
+        };
+        refuse("a");
+        assert_eq!(clues.lost("a", Need::Required, Some("cli")).await.message, "because");
+        let own = clues.lost("b", Need::Required, Some("cli")).await;
         assert_eq!((own.kind, own.evidence.as_deref()), (FailureKind::SetupFailed, Some("cli")));
-        activity.mcp_refused("a", DoorProblem { code: "mcp_x".to_owned(), message: "because".to_owned() });
-        activity.mcp_reached("a");
-        assert_eq!(activity.take_mcp_problem("a"), None, "it was reached since");
+        let optional = clues.lost("b", Need::Optional, None).await.message;
+        assert_eq!(optional, "the MCP server \"b\" did not start or connect");
+        refuse("a");
+        clues.activity.mcp_reached("a");
+        assert_eq!(clues.activity.take_mcp_problem("a"), None, "it was reached since");
+    }
+
+    #[test]
+    fn a_long_line_is_cut_at_its_bound_and_between_words() {
+        let fits = "x".repeat(LAST_LINE_BYTES);
+        assert_eq!(beginning(&fits), fits);
+        assert_eq!(beginning(&format!("{fits}x")), "");
+        assert_eq!(beginning(&format!("no index {fits}")), "no index");
     }
 }

@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use caisson_claude::{
-    Action, ConversationError, Finished, InputError, Line, ResultLine, Unanswered, Uuid, Verdict, interrupt,
-    judge, user_prompt,
+    Action, ConversationError, Finished, InputError, Line, PromptImage, ResultLine, Unanswered, Uuid,
+    Verdict, interrupt, judge, user_prompt_with,
 };
 use caisson_domain::input::InputState;
 use caisson_domain::protocol::{JournalBody, StopReason};
 use tokio::time::Instant;
 
 use crate::agent::{Agent, DRAIN_MS, Heard};
+use crate::attachments::Prompt;
 use crate::diagnostics::say;
 use crate::journal::WriteError;
 use crate::messages::{Message, Messages, Messenger, What};
@@ -85,18 +86,18 @@ impl Agent {
     /// Gives the agent a prompt and waits for the end of its turn. Told to stop, it interrupts the agent first.
     pub(crate) async fn turn(&mut self, text: &str, stop: &mut Stop) -> TurnEnd {
         let (_messenger, mut none) = Messenger::new();
-        self.turn_with(text, stop, &mut none).await
+        self.turn_with(&text.to_owned().into(), stop, &mut none).await
     }
 
     /// The same, and passes messages on as they come. The agent takes them up before its next request to the model; one
     /// that comes too late for that has a turn of its own, which belongs to this one.
     pub(crate) async fn turn_with(
         &mut self,
-        text: &str,
+        told: &Prompt,
         stop: &mut Stop,
         messages: &mut Messages,
     ) -> TurnEnd {
-        let prompt = match self.send_prompt(text) {
+        let prompt = match self.send_prompt(told) {
             Ok(prompt) => prompt,
             Err(unsent) => return TurnEnd::Unsent(unsent),
         };
@@ -139,9 +140,12 @@ impl Agent {
         }
     }
 
-    fn send_prompt(&mut self, text: &str) -> Result<Uuid, Unsent> {
+    fn send_prompt(&mut self, told: &Prompt) -> Result<Uuid, Unsent> {
         let prompt = self.next_prompt();
-        let line = user_prompt(&prompt, text)?;
+        let images = told.images.iter();
+        let images = images.map(|image| PromptImage { media_type: &image.media_type, base64: &image.base64 });
+        let images: Vec<_> = images.collect();
+        let line = user_prompt_with(&prompt, &told.text, &images)?;
         self.conversation.prompt_sent(&prompt)?;
         self.write(line);
         Ok(prompt)
@@ -180,8 +184,8 @@ impl Turn {
         agent.recorder.write(JournalBody::Input { seq, state }).await.map(drop)
     }
 
-    fn pass_on(&mut self, agent: &mut Agent, text: &str) -> InputState {
-        match agent.send_prompt(text) {
+    fn pass_on(&mut self, agent: &mut Agent, told: &Prompt) -> InputState {
+        match agent.send_prompt(told) {
             Ok(message) => {
                 self.messages.push(message);
                 InputState::Delivered

@@ -37,7 +37,7 @@ pub(crate) async fn work_for_ever(shim: &Shim) {
             Some(Work::Run(work)) => {
                 let plan = plan(last.as_ref(), &work);
                 if plan != Plan::Skip {
-                    run::run(shim, &work).await;
+                    Box::pin(run::run(shim, &work)).await;
                     last = Some((work.run, work.attempt));
                     continue;
                 }
@@ -95,6 +95,7 @@ pub(crate) mod tests {
             attempt,
             workflow: "w".to_owned(),
             prompt: "x".to_owned(),
+            attachments: Vec::new(),
             agent: AgentWork {
                 conversation: String::new(),
                 resume: false,

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use caisson_domain::id::{ProjectId, SessionId};
 use caisson_domain::run::{Run, RunStatus};
 
+use crate::attachments::Making;
 use crate::database::{Row, Tx, sql};
 use crate::rows::{Columns, run_columns};
-use crate::{CreateRun, NewRun, Session, Store, StoreError, rows, sessions};
+use crate::{CreateRun, NewRun, RepeatWindow, Session, Store, StoreError, rows, sessions};
 
 /// Most rows that a list by page number counts: its total is at most this.
 pub const COUNTED_ROWS: i64 = 100_000;
@@ -34,8 +35,8 @@ pub struct AskedRun {
     pub asked: Asked,
     /// The session that it goes on with, of the same project, workflow, repository and branch; none for a new one.
     pub session: Option<SessionId>,
-    /// How long its idempotency key is remembered, in milliseconds.
-    pub remembered_ms: i64,
+    /// How long its idempotency key is remembered.
+    pub window: RepeatWindow,
 }
 
 /// A run and the words with which it was asked for; none for a run of the native API.
@@ -164,8 +165,9 @@ impl Store {
     /// # Cancel safety
     /// As [`Store::create_run`].
     pub async fn create_asked_run(&self, asked: AskedRun) -> Result<CreateRun, StoreError> {
-        let AskedRun { run, asked, session, remembered_ms } = asked;
-        self.create(run, session, Some(asked), remembered_ms).await
+        let AskedRun { run, asked, session, window } = asked;
+        let making = Making { session, asked: Some(asked), window, attachments: Vec::new() };
+        self.create(run, making).await
     }
 
     /// The run with the words, if it belongs to the project.

@@ -31,18 +31,23 @@ pub(crate) const RUNNING_WITH: &str =
 /// The first run of a project that may start. A branch is a mutex over all projects, since the repository is one. A session
 /// whose agent has worked last on another server, as the first entry of an index tells, waits for that one, until it is lost ($7) and the claimer has witnessed all of its
 /// silence: its workspace is there, and whoever was away itself, as when the database was, cannot tell who else was.
+///
+/// A claim keeps everybody else's from the write lock, and as many runs may wait for one branch as may wait at all. So what runs is read
+/// once, which is little, and for each that waits it is only looked up, and all that is looked at is in the index of those that wait.
 pub(crate) const CLAIM: &str = concat!(
     "update run set status = 'running', phase = 'prepare', lease_epoch = lease_epoch + 1, attempt = attempt + 1, \
      lease_expires_at_ms = $2, home_server_id = $1, started_at_ms = coalesce(started_at_ms, $3), \
      model_credential_id = $6 \
      where status = 'queued' and id = (select waiting.id from run as waiting \
        where waiting.project_id = $4 and waiting.status = 'queued' and waiting.not_before_ms <= $3 \
-       and not exists (select 1 from run as live where live.status = 'running' \
-         and live.session_id = waiting.session_id) \
-       and not exists (select 1 from run as live where live.status = 'running' \
-         and live.repository_key = waiting.repository_key and live.branch = waiting.branch) \
-       and (waiting.repository_key is null or $5 > (select count(*) from run as live \
-         where live.status = 'running' and live.repository_key = waiting.repository_key)) \
+       and waiting.session_id not in (select live.session_id from run as live where live.status = 'running') \
+       and (waiting.repository_key is null or waiting.branch is null or (waiting.repository_key, waiting.branch) not in \
+         (select live.repository_key, live.branch from run as live where live.status = 'running' \
+           and live.repository_key is not null and live.branch is not null)) \
+       and (waiting.repository_key is null or ($5 > 0 and waiting.repository_key not in \
+         (select live.repository_key from run as live where live.status = 'running' and live.repository_key is not null \
+           and $5 <= (select count(*) from run as same where same.status = 'running' \
+             and same.repository_key = live.repository_key)))) \
        and not exists (select 1 from server as home where home.id = (select begun.server_id from attempt as begun \
            where begun.session_id = waiting.session_id and begun.agent_started_at_ms is not null \
            order by begun.agent_started_at_ms desc limit 1) and home.id <> $1 \

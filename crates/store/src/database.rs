@@ -1,6 +1,7 @@
 //! Opening and transactions, the same for every database. What differs is in the modules below, and in the few
 //! [`sql::Statement::Each`].
 
+pub(crate) mod breaker;
 mod leased;
 mod lists;
 mod live_text;
@@ -37,7 +38,7 @@ const MIGRATIONS: &str = "select version, checksum from _sqlx_migrations order b
 #[derive(Debug)]
 pub(crate) enum Database {
     Sqlite(SqliteDatabase),
-    Postgres(PostgresDatabase),
+    Postgres(Box<PostgresDatabase>),
 }
 
 /// What a writing transaction keeps from every other until it ends, where the database can keep less than the whole.
@@ -72,7 +73,7 @@ impl Database {
     pub(crate) async fn open_postgres(place: &PostgresPlace) -> Result<(Self, Reader), StoreError> {
         let database = PostgresDatabase::open(place).await?;
         let reader = Reader::Postgres(database.reader.clone());
-        Ok((Self::Postgres(database), reader))
+        Ok((Self::Postgres(Box::new(database)), reader))
     }
 
     /// Opens a file for reading alone and counts the migrations that it lacks.
@@ -86,7 +87,7 @@ impl Database {
     pub(crate) async fn look_at_postgres(place: &PostgresPlace) -> Result<(Self, Reader, usize), StoreError> {
         let (database, missing) = PostgresDatabase::open_read_only(place).await?;
         let reader = Reader::Postgres(database.reader.clone());
-        Ok((Self::Postgres(database), reader, missing))
+        Ok((Self::Postgres(Box::new(database)), reader, missing))
     }
 
     /// How many migrations a `PostgreSQL` database lacks that has none.

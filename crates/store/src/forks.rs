@@ -7,12 +7,12 @@
 use caisson_domain::fork::Older;
 use caisson_domain::git::BranchName;
 use caisson_domain::id::{ProjectId, SessionId};
-use caisson_domain::limits::{FORKS_WITHOUT_RUN, IDEMPOTENCY_MS};
+use caisson_domain::limits::FORKS_WITHOUT_RUN;
 use caisson_domain::run::RunSpec;
 
 use crate::database::{Tx, sql};
 use crate::going_on::{GO_ON, IS_BUSY, count, end_sandboxes};
-use crate::idempotency::{self, Made, Remembered};
+use crate::idempotency::{self, Made, Remembered, RepeatWindow};
 use crate::rows::{Columns, document};
 use crate::{Actor, Idempotency, NewAudit, Store, StoreError, audit};
 
@@ -151,7 +151,8 @@ impl Store {
         end_sandboxes(&mut tx, session).await?;
         insert(&mut tx, (session, &fork), &beginning, &spec).await?;
         if let Some(idempotency) = &new.idempotency {
-            idempotency::remember(&mut tx, project, Made::Fork(&fork), idempotency, IDEMPOTENCY_MS).await?;
+            let remembered = (idempotency, RepeatWindow::default());
+            idempotency::remember(&mut tx, project, Made::Fork(&fork), remembered).await?;
         }
         let record = NewAudit {
             session: Some(session.clone()),
@@ -171,9 +172,10 @@ async fn replay(
     new: &NewFork,
 ) -> Result<Option<ForkSession>, StoreError> {
     let Some(idempotency) = &new.idempotency else { return Ok(None) };
-    let remembered = idempotency::find(&mut tx.db, tx.now_ms, project, idempotency).await?;
+    let asked = (idempotency, RepeatWindow::default());
+    let remembered = idempotency::find(&mut tx.db, tx.now_ms, project, asked).await?;
     Ok(remembered.map(|remembered| match remembered {
-        Remembered::Other | Remembered::Run(_) => ForkSession::KeyReused,
+        Remembered::Other | Remembered::Run { .. } => ForkSession::KeyReused,
         Remembered::Deleted => ForkSession::Deleted,
         Remembered::Fork(session) => ForkSession::Replayed { session },
     }))

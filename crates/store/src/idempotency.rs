@@ -1,11 +1,28 @@
 //! Keys that make a repetition of a request harmless. A key is remembered for its time, also when what it made is deleted.
 
 use caisson_domain::id::{ProjectId, RunId, SessionId};
+use caisson_domain::limits::IDEMPOTENCY_MS;
 
 use crate::database::sql::Connection;
 use crate::database::{Tx, sql};
 use crate::rows::Columns;
 use crate::{Idempotency, StoreError};
+
+/// How long a request that comes again is taken for the same one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RepeatWindow {
+    /// However its run stands, in milliseconds.
+    pub always_ms: i64,
+    /// As long as its run is not over, in milliseconds; no less than `always_ms`.
+    pub live_ms: i64,
+}
+
+/// [`IDEMPOTENCY_MS`], whatever the run comes to.
+impl Default for RepeatWindow {
+    fn default() -> Self {
+        Self { always_ms: IDEMPOTENCY_MS, live_ms: IDEMPOTENCY_MS }
+    }
+}
 
 /// What a request made.
 #[derive(Debug, Clone, Copy)]
@@ -19,15 +36,15 @@ pub(crate) enum Made<'m> {
 pub(crate) enum Remembered {
     /// It was sent with another request.
     Other,
-    /// The same request made this run.
-    Run(RunId),
+    /// The same request made this run, and is the same only as long as that is not over, if so it says.
+    Run { run: RunId, while_live: bool },
     /// The same request made this fork.
     Fork(SessionId),
     /// What the same request made was deleted.
     Deleted,
 }
 
-const REMEMBERED: &str = "select key, request_sha256, run_id, session_id from idempotency \
+const REMEMBERED: &str = "select key, request_sha256, run_id, session_id, expires_at_ms from idempotency \
      where project_id = $1 and key = $2 and expires_at_ms > $3";
 
 /// What was made with the same key before, if it is still remembered.
@@ -35,7 +52,7 @@ pub(crate) async fn find(
     db: &mut Connection,
     now_ms: i64,
     project: &ProjectId,
-    idempotency: &Idempotency,
+    (idempotency, window): (&Idempotency, RepeatWindow),
 ) -> Result<Option<Remembered>, StoreError> {
     let row = sql::query(REMEMBERED)
         .bind(project.as_str())
@@ -48,11 +65,16 @@ pub(crate) async fn find(
     if columns.get::<&str>("request_sha256")? != idempotency.request_sha256 {
         return Ok(Some(Remembered::Other));
     }
+    let made_at_ms = columns.get::<i64>("expires_at_ms")? - window.live_ms;
+    let while_live = now_ms >= made_at_ms + window.always_ms;
     if let Some(run) = columns.parse_optional("run_id")? {
-        return Ok(Some(Remembered::Run(run)));
+        return Ok(Some(Remembered::Run { run, while_live }));
     }
-    let fork = columns.parse_optional("session_id")?;
-    Ok(Some(fork.map_or(Remembered::Deleted, Remembered::Fork)))
+    match columns.parse_optional("session_id")? {
+        Some(fork) => Ok(Some(Remembered::Fork(fork))),
+        // What is deleted was over before.
+        None => Ok((!while_live).then_some(Remembered::Deleted)),
+    }
 }
 
 /// Expired keys forgotten with each new one: more than one, so that they do not pile up.
@@ -66,13 +88,12 @@ const REMEMBER: &str = "insert into idempotency (project_id, key, request_sha256
      request_sha256 = excluded.request_sha256, run_id = excluded.run_id, session_id = excluded.session_id, \
      expires_at_ms = excluded.expires_at_ms";
 
-/// Remembers what a request made, for so long.
+/// Remembers what a request made.
 pub(crate) async fn remember(
     tx: &mut Tx<'_>,
     project: &ProjectId,
     made: Made<'_>,
-    idempotency: &Idempotency,
-    remembered_ms: i64,
+    (idempotency, window): (&Idempotency, RepeatWindow),
 ) -> Result<(), StoreError> {
     let (run, fork) = match made {
         Made::Run(run) => (Some(run.as_str()), None),
@@ -85,7 +106,7 @@ pub(crate) async fn remember(
         .bind(idempotency.request_sha256.as_str())
         .bind(run)
         .bind(fork)
-        .bind(tx.now_ms + remembered_ms)
+        .bind(tx.now_ms + window.live_ms)
         .execute(&mut *tx.db)
         .await?;
     Ok(())

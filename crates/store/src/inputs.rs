@@ -1,5 +1,6 @@
 //! Inputs that people send to the agent of a live run, and how far each of them is.
 
+use caisson_domain::attachment::{Attachment, PENDING_ATTACHMENTS_BYTES};
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{ApiKeyId, ProjectId, RunId, SessionId};
 use caisson_domain::input::{InputKind, InputState, RUN_INPUTS, RUN_INPUTS_PENDING};
@@ -10,7 +11,10 @@ use serde_json::json;
 use crate::database::{Row, Tx, sql};
 use crate::messages::NUMBER;
 use crate::rows::{Columns, document, run_columns};
-use crate::{Actor, NewAudit, Store, StoreError, Topic, audit, events, rows};
+use crate::{
+    Actor, AttachmentsFull, NewAttachment, NewAudit, Store, StoreError, Topic, attachments, audit, events,
+    rows,
+};
 
 /// An input to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +27,8 @@ pub struct NewInput {
     pub by: ApiKeyId,
     /// What makes a repetition of the request harmless, within the run.
     pub idempotency_key: Option<String>,
+    /// What comes with the text; without one, nothing may.
+    pub attachments: Vec<NewAttachment>,
 }
 
 /// An input that was sent.
@@ -36,6 +42,8 @@ pub struct RunInput {
     pub kind: InputKind,
     /// What it says.
     pub text: Option<String>,
+    /// What comes with it.
+    pub attachments: Vec<Attachment>,
     /// How far it is.
     pub state: InputState,
     /// The key that sent it.
@@ -53,8 +61,12 @@ pub enum SendInput {
     Unknown,
     /// It has no agent that could take it: it waits, publishes, ends now or has ended.
     NotLive(Box<Run>),
-    /// It was sent [`RUN_INPUTS`], or [`RUN_INPUTS_PENDING`] are on their way.
+    /// [`RUN_INPUTS_PENDING`] or [`PENDING_ATTACHMENTS_BYTES`] are on their way; there is room when one of them has reached the agent.
     Full,
+    /// It was sent [`RUN_INPUTS`], and takes no more.
+    Spent,
+    /// There is no room for what comes with it.
+    AttachmentsFull(AttachmentsFull),
     /// The idempotency key was used with another input.
     KeyReused,
     /// It is on its way.
@@ -95,6 +107,9 @@ const OF_RUN: &str = concat!(
     " from input where run_id = $1 and kind is not null order by seq limit $2"
 );
 
+const STATE: &str = "select input.session_id, input.state, run.status from input join run on run.id = input.run_id \
+     where input.session_id = $1 and input.seq = $2 and input.kind is not null";
+
 const UNDELIVERED: &str = "update input set state = 'undelivered' \
      where run_id = $1 and kind is not null and state in ('accepted', 'held') returning seq";
 
@@ -126,11 +141,23 @@ impl Store {
             return Ok(SendInput::NotLive(Box::new(run)));
         }
         let sent = sql::query(SENT).bind(id.as_str()).fetch_one(&mut *tx.db).await?;
-        if sent.get::<i64>("sent")? >= RUN_INPUTS || sent.get::<i64>("pending")? >= RUN_INPUTS_PENDING {
+        if sent.get::<i64>("sent")? >= RUN_INPUTS {
+            return Ok(SendInput::Spent);
+        }
+        if sent.get::<i64>("pending")? >= RUN_INPUTS_PENDING {
             return Ok(SendInput::Full);
         }
+        if attachments::pending_with(&mut tx, id, &new.attachments).await? > PENDING_ATTACHMENTS_BYTES {
+            return Ok(SendInput::Full);
+        }
+        if let Some(full) = attachments::full(&mut tx, project, Some(id), &new.attachments).await? {
+            return Ok(SendInput::AttachmentsFull(full));
+        }
         let input = insert(&mut tx, &run, new).await?;
-        let data = json!({ "input": input.seq, "kind": input.kind, "text": input.text });
+        let mut data = json!({ "input": input.seq, "kind": input.kind, "text": input.text });
+        if !input.attachments.is_empty() {
+            data["attachments"] = json!(input.attachments);
+        }
         events::append(&mut tx, &run.session, &run.id, &[NewEvent::new(EventKind::InputAccepted, &data)])
             .await?;
         audit::write(&mut tx, &NewAudit::of_run(&run, Actor::Key(new.by.clone()), "run.input")).await?;
@@ -154,6 +181,21 @@ impl Store {
         let rows = sql::query(OF_RUN).bind(id.as_str()).bind(RUN_INPUTS).fetch_all(self.reader()).await?;
         rows.iter().map(|row| read(row, &run)).collect::<Result<_, _>>().map(Some)
     }
+
+    /// How far an input is that people sent, by its number in the session; none if the session has no such input. Whoever asks
+    /// has checked that the session is theirs.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn input_state(&self, session: &SessionId, seq: i64) -> Result<Option<InputState>, StoreError> {
+        let row = sql::query(STATE).bind(session.as_str()).bind(seq).fetch_optional(self.reader()).await?;
+        let Some(row) = row else { return Ok(None) };
+        let columns = Columns::keyed("input", &row, "session_id")?;
+        let status: RunStatus = columns.parse("status")?;
+        Ok(Some(as_it_stands(columns.parse("state")?, status)))
+    }
 }
 
 /// Whether its agent can be given something. The phase is the sandbox's own word: what it says falsely, it keeps from itself.
@@ -167,13 +209,27 @@ async fn replayed(tx: &mut Tx<'_>, run: &Run, new: &NewInput) -> Result<Option<S
         sql::query(SAME_KEY).bind(run.id.as_str()).bind(key.as_str()).fetch_optional(&mut *tx.db).await?;
     let Some(row) = row else { return Ok(None) };
     let before = read(&row, run)?;
-    let same = before.kind == new.kind && before.text == new.text;
+    let of_old = before.attachments.iter();
+    let same = before.kind == new.kind
+        && before.text == new.text
+        && before.attachments.len() == new.attachments.len()
+        && of_old.zip(&new.attachments).all(|(before, new)| before.is_same_as(&new.what));
     Ok(Some(if same { SendInput::Replayed(before) } else { SendInput::KeyReused }))
 }
 
 async fn insert(tx: &mut Tx<'_>, run: &Run, new: &NewInput) -> Result<RunInput, StoreError> {
     let text = new.text.clone();
+    let attached = if new.attachments.is_empty() {
+        Vec::new()
+    } else {
+        let first = attachments::next(tx, &run.id).await?;
+        attachments::numbered(&new.attachments, first)
+    };
     let body = match new.kind {
+        kind if !attached.is_empty() => {
+            let (text, attachments) = (text.unwrap_or_default(), attached.clone());
+            InputBody::Attached { kind, text, attachments }
+        }
         InputKind::Steer => InputBody::Steer { text: text.unwrap_or_default() },
         InputKind::Queue => InputBody::Queue { text: text.unwrap_or_default() },
         InputKind::Interrupt => InputBody::Interrupt { text },
@@ -191,30 +247,38 @@ async fn insert(tx: &mut Tx<'_>, run: &Run, new: &NewInput) -> Result<RunInput, 
         .bind(new.idempotency_key.as_deref())
         .fetch_one(&mut *tx.db)
         .await?;
+    attachments::insert(tx, run, Some(seq), (&attached, &new.attachments)).await?;
     read(&row, run)
 }
 
 fn read(row: &Row, run: &Run) -> Result<RunInput, StoreError> {
     let columns = Columns::keyed("input", row, "session_id")?;
-    let state: InputState = columns.parse("state")?;
-    let over = run.status.is_final() && !state.is_final();
+    let (text, attachments) = said(columns.json("body")?);
     Ok(RunInput {
         seq: columns.get("seq")?,
         run: columns.parse("run_id")?,
         kind: columns.parse("kind")?,
-        text: text(columns.json("body")?),
-        state: if over { InputState::Undelivered } else { state },
+        text,
+        attachments,
+        state: as_it_stands(columns.parse("state")?, run.status),
         created_by: columns.get("created_by")?,
         created_at_ms: columns.get("created_at_ms")?,
         acknowledged_at_ms: columns.get("acknowledged_at_ms")?,
     })
 }
 
-fn text(body: InputBody) -> Option<String> {
+/// What was on its way when the run ended does not reach the agent any more.
+fn as_it_stands(state: InputState, status: RunStatus) -> InputState {
+    let over = status.is_final() && !state.is_final();
+    if over { InputState::Undelivered } else { state }
+}
+
+fn said(body: InputBody) -> (Option<String>, Vec<Attachment>) {
     match body {
-        InputBody::Steer { text } | InputBody::Queue { text } => Some(text),
-        InputBody::Interrupt { text } => text,
-        InputBody::Stop { .. } | InputBody::Answer { .. } => None,
+        InputBody::Steer { text } | InputBody::Queue { text } => (Some(text), Vec::new()),
+        InputBody::Interrupt { text } => (text, Vec::new()),
+        InputBody::Attached { text, attachments, .. } => (Some(text), attachments),
+        InputBody::Stop { .. } | InputBody::Answer { .. } => (None, Vec::new()),
     }
 }
 

@@ -11,6 +11,7 @@
 
 mod approvals;
 mod artifacts;
+mod attachments;
 mod audit;
 mod automagik;
 mod budgets;
@@ -91,6 +92,7 @@ use vault::Keyring;
 
 pub use approvals::{AnswerApproval, Approval, NewApproval};
 pub use artifacts::{Artifact, NewArtifact, PutArtifact};
+pub use attachments::{ATTACHMENT_PART_BYTES, AttachmentsFull, NewAttachment};
 pub use audit::{
     AUDIT_HASH_START, AUDIT_TEXT_BYTES, Actor, AuditFault, AuditFilter, AuditHead, AuditRecord, AuditReport,
     ChainReport, CredentialUse, NewAudit,
@@ -105,6 +107,9 @@ pub use credentials::{
     CREDENTIAL_USES_KEPT, Credential, CredentialError, CredentialUsage, NewCredential, OpenedCredential,
     SigningKey, SigningKeyError,
 };
+pub use database::breaker::{
+    BREAKER_FAILURES, BREAKER_SPAN_MS, BREAKER_WAIT_MS_MAX, BREAKER_WAIT_MS_MIN, BreakerState,
+};
 pub use database::postgres::{
     MIGRATE_MS_DEFAULT, MIGRATE_MS_MAX, POSTGRES_CONNECTIONS_MIN, PostgresLimits, PostgresPlace, UnusableUrl,
 };
@@ -118,6 +123,7 @@ pub use forks::{ForkSession, NewFork};
 pub use going_on::{DeleteSession, FilesLeft, GoOn, REMOVALS_PAGE};
 pub use hints::{Topic, Watch};
 pub use homes::SessionHome;
+pub use idempotency::RepeatWindow;
 pub use inputs::{NewInput, RunInput, SendInput};
 pub use journal::{JournalAppend, JournalEffect, JournalEntry};
 pub use keys::{ApiKey, NewApiKey};
@@ -125,12 +131,12 @@ pub use knock::{DoorRun, Knock};
 pub use lost::Unowned;
 pub use messages::{MessageQueue, SendMessage};
 pub use moved::MovedOutside;
-pub use presence::Presence;
+pub use presence::{Beat, Presence};
 pub use projects::{ChangeShare, CreateProject, Project};
 pub use pushes::{BeginPush, Push, PushRecord, SessionPush};
 pub use queue::{Claimed, Finish, Progress};
 pub use random::Random;
-pub use removal::{REMOVAL_ROWS, REMOVALS_AT_ONCE};
+pub use removal::{REMOVAL_PARTS, REMOVAL_ROWS, REMOVALS_AT_ONCE};
 pub use retention::{EXPIRED_PAGE, Expired, RETENTION_EVENTS};
 pub use runs::{CancelRun, CreateRun, Idempotency, NewRun, RunFilter};
 pub use sandboxes::{NewSandbox, SandboxRow, SandboxState, UnknownSandboxState};

@@ -242,6 +242,7 @@ fn run() -> NewRun {
         start_at_ms: None,
         parameters: caisson_domain::parameters::Values::new(),
         output_schema: None,
+        attachments: Vec::new(),
         workflow_version: None,
         environment: std::collections::BTreeMap::new(),
     };

@@ -4,7 +4,7 @@ use caisson_domain::id::ServerId;
 use caisson_domain::limits::{PAGE_ITEMS, SERVER_SILENT_MS};
 use caisson_domain::server::{Role, ServerPart, ServerState, ServerStatus};
 
-use crate::database::{Row, sql};
+use crate::database::{Row, Tx, sql};
 use crate::rows::Columns;
 use crate::{Store, StoreError};
 
@@ -46,17 +46,33 @@ pub struct Presence {
     pub slots: Option<i64>,
 }
 
+/// What came of a sign of life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beat {
+    /// It is noted.
+    Noted,
+    /// Nothing is: another place is this server, and was heard of a moment ago. The caller must not go on.
+    Elsewhere,
+}
+
 impl Store {
     /// Notes a sign of life of each part that this process is, and registers the server if it is not known; with it goes what
     /// this process has noted of uses of keys and credentials. That a worker is alive and takes runs is told by
     /// [`Store::heartbeat_server`].
     ///
+    /// Of two places that are the same server, told by [`Store::set_place`], the one that is heard of first is it until it
+    /// has been silent for [`SERVER_SILENT_MS`]: also of two that begin at the same moment.
+    ///
     /// # Errors
     /// As every write.
     /// # Cancel safety
     /// Safe: repeatable.
-    pub async fn beat(&self, presence: &Presence) -> Result<(), StoreError> {
+    pub async fn beat(&self, presence: &Presence) -> Result<Beat, StoreError> {
         let mut tx = self.begin().await?;
+        if self.is_shared() && self.has_another_place(&mut tx, &presence.server).await? {
+            tx.rollback().await?;
+            return Ok(Beat::Elsewhere);
+        }
         sql::query(KNOWN).bind(presence.server.as_str()).execute(&mut *tx.db).await?;
         for role in &presence.roles {
             sql::query(BEAT)
@@ -72,7 +88,20 @@ impl Store {
         }
         tx.commit().await?;
         self.write_key_uses().await?;
-        self.write_credential_uses(false).await
+        self.write_credential_uses(false).await?;
+        Ok(Beat::Noted)
+    }
+
+    /// Under the write lock, so that of two there is a first one.
+    async fn has_another_place(&self, tx: &mut Tx<'_>, server: &ServerId) -> Result<bool, StoreError> {
+        let Some(place) = self.shared.place.get() else { return Ok(false) };
+        let heard: Option<i64> = sql::query_scalar(HEARD_ELSEWHERE)
+            .bind(server.as_str())
+            .bind(place)
+            .bind(tx.now_ms - SERVER_SILENT_MS)
+            .fetch_one(&mut *tx.db)
+            .await?;
+        Ok(heard.is_some())
     }
 
     /// Says from which place [`Store::beat`] tells: something that no other machine and no other state directory has. Called

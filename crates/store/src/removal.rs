@@ -10,10 +10,12 @@ use caisson_domain::id::SessionId;
 use crate::database::{Row, Tx, sql};
 use crate::retention::DELETE_SESSION;
 use crate::rows::Columns;
-use crate::{Store, StoreError};
+use crate::{Store, StoreError, attachments};
 
 /// Most rows removed in one transaction, besides those of a session's last.
 pub const REMOVAL_ROWS: i64 = 1_000;
+/// Most parts of attachments removed in one transaction, each of which has up to a MiB.
+pub const REMOVAL_PARTS: i64 = 64;
 /// Transactions that remove rows before whoever asked is answered; what is left then is for [`Store::remove_some`].
 pub const REMOVALS_AT_ONCE: u32 = 10;
 
@@ -128,6 +130,10 @@ async fn step(tx: &mut Tx<'_>, row: &Row) -> Result<(), StoreError> {
     let columns = Columns::of("session", row)?;
     let session: &str = columns.get("id")?;
     let (from, last): (i64, i64) = (columns.get("events_deleted_seq")?, columns.get("last_seq")?);
+    let parts = sql::query(attachments::DELETE_SOME_PARTS).bind(session).bind(REMOVAL_PARTS);
+    if parts.execute(&mut *tx.db).await?.rows_affected() >= REMOVAL_PARTS.unsigned_abs() {
+        return Ok(());
+    }
     let mut left = REMOVAL_ROWS;
     for statement in SOME {
         let some = sql::query(statement).bind(session).bind(left);
@@ -162,11 +168,14 @@ mod tests {
             let first = DELETE_SESSION.iter().position(|text| text.starts_with(FIRST_LARGE)).unwrap();
             (DELETE_SESSION[..first].to_vec(), DELETE_SESSION[first..].to_vec())
         };
-        for table in ["input", "approval", "event", "usage"] {
+        for table in ["input", "approval", "event", "usage", "attachment_part"] {
             let delete = format!("delete from {table} ");
             assert!(!small.iter().any(|text| text.starts_with(&delete)), "{table} goes in one transaction");
             assert!(large.iter().any(|text| text.starts_with(&delete)), "{table}");
-            let in_steps = SOME.iter().chain(&[SOME_EVENTS]).any(|text| text.starts_with(&delete));
+            let in_steps = SOME
+                .iter()
+                .chain(&[SOME_EVENTS, attachments::DELETE_SOME_PARTS])
+                .any(|text| text.starts_with(&delete));
             assert!(in_steps, "{table} is not removed in steps");
         }
     }

@@ -13,7 +13,7 @@ use crate::database::{Row, Tx, sql};
 use crate::files::{self, Removal};
 use crate::removal::{self, nameable};
 use crate::rows::Columns;
-use crate::{Actor, NewAudit, Store, StoreError, audit, transcripts};
+use crate::{Actor, NewAudit, Store, StoreError, attachments, audit, transcripts};
 
 /// Most expired sessions listed at once.
 pub const EXPIRED_PAGE: u32 = 200;
@@ -111,7 +111,7 @@ const MARK_VOLUME: &str =
 
 /// Everything that refers to a session or to its runs, in an order in which nothing refers to what is gone. Keys of requests are
 /// remembered for their time: the same request again must not be done a second time.
-pub(crate) const DELETE_SESSION: [&str; 17] = [
+pub(crate) const DELETE_SESSION: [&str; 19] = [
     "delete from session_files where session_id = $1",
     transcripts::FORGET_PARTS,
     transcripts::FORGET,
@@ -121,6 +121,8 @@ pub(crate) const DELETE_SESSION: [&str; 17] = [
     "update idempotency set session_id = null where session_id = $1",
     "delete from artifact where run_id in (select id from run where session_id = $1)",
     "delete from input where session_id = $1",
+    attachments::DELETE_PARTS,
+    attachments::DELETE,
     "delete from approval where session_id = $1",
     "delete from event where session_id = $1",
     "delete from usage where session_id = $1",

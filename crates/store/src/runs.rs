@@ -3,24 +3,25 @@
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::git::{BranchName, Repository};
 use caisson_domain::id::{ApiKeyId, ProjectId, RunId, SessionId};
-use caisson_domain::limits::{IDEMPOTENCY_MS, PAGE_ITEMS};
+use caisson_domain::limits::PAGE_ITEMS;
 use caisson_domain::protocol::{InputBody, StopReason};
 use caisson_domain::queue::rank_ms;
 use caisson_domain::run::{Run, RunSpec, RunStatus};
 use caisson_domain::usage::UsageTotals;
 use serde_json::json;
 
+use crate::attachments::Making;
 use crate::database::sql::Connection;
 use crate::database::{Tx, sql};
 use crate::events::Ended;
 use crate::going_on::Call;
-use crate::idempotency::{self, Made, Remembered};
+use crate::idempotency::{self, Made, Remembered, RepeatWindow};
 use crate::random::uuid_v4;
 use crate::rows::{document, run_columns};
 use crate::waiting::{self, Full};
 use crate::{
-    Actor, Asked, NewAudit, Store, StoreError, Topic, audit, automagik, events, going_on, rows, run_lists,
-    usage,
+    Actor, NewAudit, Store, StoreError, Topic, attachments, audit, automagik, events, going_on, rows,
+    run_lists, usage,
 };
 
 /// A run to be made.
@@ -65,6 +66,8 @@ pub enum CreateRun {
     NoSession,
     /// Neither workspace nor conversation of the session are kept.
     SessionExpired,
+    /// The project keeps as many bytes of attachments as it may.
+    AttachmentsFull,
 }
 
 /// Which runs to list. Each field that is set narrows the list.
@@ -107,7 +110,7 @@ impl Store {
     /// # Cancel safety
     /// A dropped call may have queued the run; with an idempotency key, asking again finds it.
     pub async fn create_run(&self, new: NewRun) -> Result<CreateRun, StoreError> {
-        self.create(new, None, None, IDEMPOTENCY_MS).await
+        Box::pin(self.create_run_with(new, None, Vec::new())).await
     }
 
     /// Queues a run behind those of a session of the same project, repository and branch.
@@ -117,20 +120,18 @@ impl Store {
     /// # Cancel safety
     /// As [`Store::create_run`].
     pub async fn create_run_in(&self, session: SessionId, new: NewRun) -> Result<CreateRun, StoreError> {
-        self.create(new, Some(session), None, IDEMPOTENCY_MS).await
+        Box::pin(self.create_run_with(new, Some(session), Vec::new())).await
     }
 
     /// Queues a run, in a new session unless one is named, and keeps the words with which it was asked for.
     pub(crate) async fn create(
         &self,
-        new: NewRun,
-        session: Option<SessionId>,
-        asked: Option<Asked>,
-        remembered_ms: i64,
+        mut new: NewRun,
+        Making { session, asked, window, attachments }: Making,
     ) -> Result<CreateRun, StoreError> {
         let mut tx = self.begin().await?;
         if let Some(idempotency) = &new.idempotency
-            && let Some(answer) = replay(&mut tx.db, tx.now_ms, &new.project, idempotency).await?
+            && let Some(answer) = replay(&mut tx.db, tx.now_ms, &new.project, (idempotency, window)).await?
         {
             tx.rollback().await?;
             return Ok(answer);
@@ -142,6 +143,11 @@ impl Store {
                 Full::Project => CreateRun::ProjectQueueFull,
             });
         }
+        if attachments::full(&mut tx, &new.project, None, &attachments).await?.is_some() {
+            tx.rollback().await?;
+            return Ok(CreateRun::AttachmentsFull);
+        }
+        new.spec.attachments = attachments::numbered(&attachments, 0);
         let mut run = new_run(&tx, new.project, new.spec)?;
         let mut told = vec![events::queued(&run)];
         match session {
@@ -160,6 +166,7 @@ impl Store {
             None => insert_session(&mut tx, &run).await?,
         }
         insert_run(&mut tx, &run, new.created_by.as_ref()).await?;
+        attachments::insert(&mut tx, &run, None, (&run.spec.attachments, &attachments)).await?;
         if let Some(asked) = &asked {
             automagik::remember(&mut tx, &run, asked).await?;
         }
@@ -168,7 +175,7 @@ impl Store {
         audit::write(&mut tx, &NewAudit::of_run(&run, actor, "run.create")).await?;
         if let Some(idempotency) = &new.idempotency {
             let made = Made::Run(&run.id);
-            idempotency::remember(&mut tx, &run.project, made, idempotency, remembered_ms).await?;
+            idempotency::remember(&mut tx, &run.project, made, (idempotency, window)).await?;
         }
         tx.wake(Topic::Queue);
         tx.commit().await?;
@@ -176,7 +183,8 @@ impl Store {
     }
 
     /// What was answered to the same key before, if it is still remembered: [`CreateRun::Replayed`] or
-    /// [`CreateRun::KeyReused`]. It answers a repeated request that could not be accepted now.
+    /// [`CreateRun::KeyReused`]. It answers a repeated request that could not be accepted now; `window` is the one that the
+    /// request would be made with.
     ///
     /// # Errors
     /// As every read.
@@ -186,9 +194,10 @@ impl Store {
         &self,
         project: &ProjectId,
         idempotency: &Idempotency,
+        window: RepeatWindow,
     ) -> Result<Option<CreateRun>, StoreError> {
         let mut db = self.reader().acquire().await?;
-        replay(&mut db, self.now_ms(), project, idempotency).await
+        replay(&mut db, self.now_ms(), project, (idempotency, window)).await
     }
 
     /// The run, if it belongs to the project.
@@ -292,18 +301,19 @@ async fn replay(
     db: &mut Connection,
     now_ms: i64,
     project: &ProjectId,
-    idempotency: &Idempotency,
+    asked: (&Idempotency, RepeatWindow),
 ) -> Result<Option<CreateRun>, StoreError> {
-    let run = match idempotency::find(db, now_ms, project, idempotency).await? {
+    let (run, while_live) = match idempotency::find(db, now_ms, project, asked).await? {
         None => return Ok(None),
         Some(Remembered::Other | Remembered::Fork(_)) => return Ok(Some(CreateRun::KeyReused)),
         Some(Remembered::Deleted) => return Ok(Some(CreateRun::Deleted)),
-        Some(Remembered::Run(run)) => run,
+        Some(Remembered::Run { run, while_live }) => (run, while_live),
     };
     let row = sql::query(ONE).bind(project.as_str()).bind(run.as_str()).fetch_optional(&mut *db).await?;
     // Without a transaction it may be deleted between the two reads.
-    let Some(row) = row else { return Ok(Some(CreateRun::Deleted)) };
-    Ok(Some(CreateRun::Replayed(rows::run(&row)?)))
+    let Some(row) = row else { return Ok((!while_live).then_some(CreateRun::Deleted)) };
+    let run = rows::run(&row)?;
+    Ok((!while_live || !run.status.is_final()).then_some(CreateRun::Replayed(run)))
 }
 
 fn new_run(tx: &Tx<'_>, project: ProjectId, mut spec: RunSpec) -> Result<Run, StoreError> {

@@ -33,7 +33,7 @@ pub struct Removal {
     pub project: ProjectId,
     /// When its last run ended, Unix ms.
     pub ended_at_ms: i64,
-    /// About how much of the disk it gives back, in bytes; 0 for rows.
+    /// About how much of the disk it gives back, in bytes: of a session, what its attachments have in the database; 0 for other rows.
     pub bytes: u64,
 }
 
@@ -102,7 +102,9 @@ impl Collector {
                 let (dirs, session) = (dirs.clone(), session.clone());
                 blocking(move || Ok(dirs.session_bytes(&session))).await.unwrap_or(0)
             }
-            (Some(_), Kept::Artifacts | Kept::Events | Kept::Sessions) | (None, _) => 0,
+            // Whoever cannot know it now removes it all the same.
+            (_, Kept::Sessions) => self.store.attachments_bytes(session).await.unwrap_or(0).unsigned_abs(),
+            (Some(_), Kept::Artifacts | Kept::Events) | (None, _) => 0,
         }
     }
 

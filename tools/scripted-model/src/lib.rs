@@ -8,6 +8,7 @@ mod acts;
 mod catalogue;
 mod conversation;
 mod delivery;
+mod images;
 mod key;
 mod listen;
 mod record;
@@ -20,6 +21,7 @@ mod usage;
 
 pub use catalogue::{Catalogue, CatalogueError, FILE_SUFFIX};
 pub use delivery::{DelayScale, DelayScaleError, MAX_DELAY_SCALE, MAX_SILENCE};
+pub use images::SeenImage;
 pub use key::KeyDigest;
 pub use listen::MAX_CONNECTIONS;
 pub use record::{LogEvent, LogLine, MAX_RECORDS, Outcome, Record, ScriptPlace, SeenKey};

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::images::SeenImage;
 use crate::usage::Usage;
 
 /// Records kept in memory; the oldest go first. A log file keeps them all.
@@ -41,6 +42,9 @@ pub struct Record {
     pub body_bytes: u64,
     /// SHA-256 of the request's body, hexadecimal.
     pub body_sha256: String,
+    /// The images that its messages carried.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<SeenImage>,
     /// The key in `x-api-key`.
     pub x_api_key: Option<SeenKey>,
     /// The bearer token in `authorization`.
@@ -298,6 +302,7 @@ mod tests {
             stream: None,
             body_bytes: 0,
             body_sha256: String::new(),
+            images: Vec::new(),
             x_api_key: None,
             authorization: None,
             headers: BTreeMap::new(),

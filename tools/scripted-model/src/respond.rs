@@ -18,6 +18,7 @@ use crate::acts::{self, Act, Context};
 use crate::catalogue::Catalogue;
 use crate::conversation::Conversation;
 use crate::delivery::{self, DelayScale, MAX_SILENCE, Manner};
+use crate::images;
 use crate::key::{KeyDigest, SeenKeys};
 use crate::listen::CutBeforeHeaders;
 use crate::record::{Outcome, Record, ScriptPlace, Serving, Witness, unix_ms};
@@ -324,6 +325,7 @@ impl Asked {
             stream: played.map(|played| played.conversation.stream),
             body_bytes: self.body.len() as u64,
             body_sha256: self.body_sha256.clone(),
+            images: played.map_or_else(Vec::new, |_| images::of(&self.body)),
             x_api_key: self.keys.x_api_key.clone(),
             authorization: self.keys.authorization.clone(),
             headers: RECORDED_HEADERS.into_iter().filter_map(text).collect(),

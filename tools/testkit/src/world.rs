@@ -260,6 +260,21 @@ impl World {
         }
     }
 
+    /// How a server like the world's is started on the database at `url`, with a state directory of its own of that name. Whoever
+    /// starts one takes its sandboxes away.
+    ///
+    /// # Errors
+    /// No port is free.
+    pub fn beside(&self, name: &str, url: &str) -> anyhow::Result<ServerSpec> {
+        let mut spec = ServerSpec::new(&self.spec.parts, &self.directory.path().join(name), "")?;
+        for (variable, value) in &self.spec.variables {
+            spec.set(variable.trim_start_matches("CAISSON_"), value);
+        }
+        spec.set("DATABASE__URL", url);
+        spec.set("MASTER_KEY_FILE", &self.state_dir().join("master.key").display().to_string());
+        Ok(spec)
+    }
+
     /// The state directory.
     #[must_use]
     pub fn state_dir(&self) -> &Path {

@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use caisson_domain::id::SessionId;
+use caisson_domain::input::InputState;
 use caisson_domain::principal::Principal;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -83,7 +84,8 @@ pub(super) fn output(result: &ToolResultView) -> Value {
 impl SaidMessage {
     fn new(message: &MessageView, session: &SessionId, dialect: Dialect, hide_tools: bool) -> Option<Self> {
         let content = message.text.clone().unwrap_or_default();
-        if hide_tools && content.is_empty() {
+        // It has no word for what was sent and never said.
+        if message.state == Some(InputState::Undelivered) || (hide_tools && content.is_empty()) {
             return None;
         }
         let user = message.role == Role::User;

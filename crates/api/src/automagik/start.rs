@@ -5,10 +5,9 @@ use std::ops::RangeInclusive;
 use axum::Json;
 use axum::extract::State;
 use caisson_domain::id::{ProjectId, SessionId};
-use caisson_domain::limits::IDEMPOTENCY_MS;
 use caisson_domain::principal::Principal;
 use caisson_domain::run::Run;
-use caisson_store::{Asked, Idempotency, Store};
+use caisson_store::{Asked, Idempotency, RepeatWindow, Store};
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -25,7 +24,10 @@ use crate::state::App;
 
 /// How long the same request of the same key is taken for a repetition, in milliseconds: its clients send again what they
 /// got no answer to, without a word that it is the same.
-pub(super) const REPEAT_MS: i64 = 15_000;
+const REPEAT_MS: i64 = 15_000;
+/// The same while its run is queued or running: they try four times, and a proxy between may answer each time-out only after a
+/// minute. A second run of the same text is wanted when the first is over, or says so by an `Idempotency-Key`.
+const REPEAT_LIVE_MS: i64 = 5 * 60 * 1000;
 /// Turns that may be asked for.
 const MAX_TURNS: RangeInclusive<u32> = 1..=200;
 /// Time limits that may be asked for, in seconds.
@@ -91,7 +93,8 @@ pub(crate) struct StartedRun {
 
 /// Start a workflow
 ///
-/// A request that is sent again within 15 seconds with the same key and the same bytes finds the same run.
+/// A request that is sent again with the same key and the same bytes finds the same run: within 15 seconds, and within 5 minutes
+/// as long as the run is not over. With an `Idempotency-Key` it is that which counts.
 #[utoipa::path(
     post, path = "/api/v1/{surface}/claude-code/run/{id}", tag = "automagik", operation_id = "automagik_start_run",
     request_body = StartRun,
@@ -173,7 +176,7 @@ pub(super) async fn start(
 
 fn told(name: &str, accepted: &Accepted, auto_merge: bool) -> String {
     let mut message = if accepted.replayed {
-        format!("{name} workflow was started by the same request a moment ago.")
+        format!("{name} workflow was started by the same request before.")
     } else {
         format!("Started {name} workflow.")
     };
@@ -257,7 +260,7 @@ impl Wish {
     }
 }
 
-/// Accepts the run as the native API would, once for all repetitions within [`REPEAT_MS`].
+/// Accepts the run as the native API would, once for all repetitions within [`REPEAT_MS`] or [`REPEAT_LIVE_MS`].
 pub(super) async fn accept(
     app: &App,
     caller: Principal,
@@ -267,14 +270,15 @@ pub(super) async fn accept(
     if let Some(session) = &wish.session {
         go_on_with(app.store(), &caller.project, session, &mut wish.request).await?;
     }
-    let (key, remembered_ms) = match runs::idempotency_key(headers)? {
-        Some(key) => (key, IDEMPOTENCY_MS),
+    let (key, window) = if let Some(key) = runs::idempotency_key(headers)? {
+        (key, RepeatWindow::default())
+    } else {
         // No client can send a key with a space in it.
-        None => (format!("same request of {} {mark}", caller.key), REPEAT_MS),
+        let window = RepeatWindow { always_ms: REPEAT_MS, live_ms: REPEAT_LIVE_MS };
+        (format!("same request of {} {mark}", caller.key), window)
     };
     let idempotency = Idempotency { key, request_sha256: mark.to_owned() };
-    let origin =
-        Origin { idempotency: Some(idempotency), asked: Some((wish.asked, wish.session)), remembered_ms };
+    let origin = Origin { idempotency: Some(idempotency), asked: Some((wish.asked, wish.session)), window };
     runs::accept(app, caller, (wish.request, Faults::default()), origin).await.map_err(Refusal::of_run)
 }
 

@@ -75,6 +75,7 @@ async fn gather(app: &App) -> String {
     page.number("caisson_database_up", &[], f64::from(u8::from(up)));
     page.family("caisson_database_answer_seconds", Kind::Gauge, "How long the database took to prove that.");
     page.number("caisson_database_answer_seconds", &[], begun.elapsed().as_secs_f64());
+    breaker(&mut page, app.store());
     let found = if up { Found::read(app.store()).await.ok() } else { None };
     queue(&mut page, found.as_ref());
     servers(&mut page, found.as_ref());
@@ -115,6 +116,22 @@ impl Found {
 #[expect(clippy::cast_precision_loss, reason = "2^53 of anything is far beyond what there is")]
 fn float(count: i64) -> f64 {
     count as f64
+}
+
+/// What this process sees of a database that gives no connections.
+fn breaker(page: &mut Page, store: &Store) {
+    let state = store.breaker();
+    page.family(
+        "caisson_database_breaker_open",
+        Kind::Gauge,
+        "1 while calls are refused at once, since PostgreSQL gave no connection for a while.",
+    );
+    page.number("caisson_database_breaker_open", &[], f64::from(u8::from(state.is_open)));
+    let whole = |count: u64| float(i64::try_from(count).unwrap_or(i64::MAX));
+    page.family("caisson_database_breaker_opened_total", Kind::Counter, "How often that began.");
+    page.number("caisson_database_breaker_opened_total", &[], whole(state.opened));
+    page.family("caisson_database_calls_refused_total", Kind::Counter, "Calls that were refused so.");
+    page.number("caisson_database_calls_refused_total", &[], whole(state.refused));
 }
 
 fn queue(page: &mut Page, found: Option<&Found>) {

@@ -10,7 +10,7 @@ use caisson_domain::checks::{Check, stands};
 use caisson_domain::id::RunId;
 use caisson_domain::principal::Principal;
 use caisson_store::Artifact;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, header};
 use tokio::fs::File;
 use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
@@ -104,17 +104,21 @@ pub(crate) async fn get_artifact(
         detail: "the run has no such artifact".to_owned(),
     })?;
     let body = open(&app, &artifact).await?;
+    Ok((download(&artifact.name, artifact.size_bytes), body).into_response())
+}
+
+/// What has a browser save bytes of somebody's under their name, and never show or run them.
+pub(crate) fn download(name: &str, size_bytes: i64) -> [(HeaderName, String); 3] {
     let (kind, shown) = if stands(Check::AnswersAreData) {
-        (BYTES, disposition(&artifact.name))
+        (BYTES, disposition(name))
     } else {
         ("text/html", "inline".to_owned())
     };
-    let headers = [
+    [
         (header::CONTENT_TYPE, kind.to_owned()),
-        (header::CONTENT_LENGTH, artifact.size_bytes.to_string()),
+        (header::CONTENT_LENGTH, size_bytes.to_string()),
         (header::CONTENT_DISPOSITION, shown),
-    ];
-    Ok((headers, body).into_response())
+    ]
 }
 
 async fn find(app: &App, caller: &Principal, run: &RunId, name: &str) -> Result<Option<Artifact>, ApiError> {

@@ -5,12 +5,15 @@ use caisson_domain::limits;
 use caisson_domain::principal::Principal;
 use caisson_domain::run::Run;
 use caisson_domain::server::Server;
-use caisson_store::{self as store, Asked, AskedRun, Idempotency, NewRun, Store, StoredWorkflow};
+use caisson_store::{
+    self as store, Asked, AskedRun, Idempotency, NewRun, RepeatWindow, Store, StoredWorkflow,
+};
 use http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 
 use super::request::CreateRun;
 use super::{follow, queueing, trusted, validate};
+use crate::attachments;
 use crate::extract::{Fields, unknown_session};
 use crate::problem::{ApiError, Faults};
 use crate::state::App;
@@ -35,8 +38,8 @@ pub(crate) struct Origin {
     pub(crate) idempotency: Option<Idempotency>,
     /// The words of a client of the compatible API, and the session that it goes on with.
     pub(crate) asked: Option<(Asked, Option<SessionId>)>,
-    /// How long the idempotency key is remembered, in milliseconds; read with `asked` alone.
-    pub(crate) remembered_ms: i64,
+    /// How long the idempotency key is remembered.
+    pub(crate) window: RepeatWindow,
 }
 
 /// Accepts a run.
@@ -71,13 +74,14 @@ pub(crate) async fn accept(
     (mut request, mut faults): (CreateRun, Faults),
     origin: Origin,
 ) -> Result<Accepted, ApiError> {
-    let Origin { idempotency, asked, remembered_ms } = origin;
+    let Origin { idempotency, asked, window } = origin;
     if let Some(idempotency) = idempotency.as_ref().filter(|_| faults.is_empty())
-        && let Some(answer) = app.store().replayed(&caller.project, idempotency).await?
+        && let Some(answer) = app.store().replayed(&caller.project, idempotency, window).await?
     {
         // The answer to a repeat does not depend on whether the request could be accepted now.
         return accepted(answer);
     }
+    let attachments = attachments::check(std::mem::take(&mut request.attachments), &mut faults);
     let followed = follow::go_on(app, &caller, &mut request, &mut faults).await?;
     let workflow = if request.workflow.is_empty() && faults.mention("session") {
         None
@@ -108,12 +112,11 @@ pub(crate) async fn accept(
     };
     check_placeable(app.store()).await?;
     let new = NewRun { project: caller.project, created_by: Some(caller.key), spec, idempotency };
-    accepted(match (asked, followed) {
-        (Some((asked, session)), _) => {
-            app.store().create_asked_run(AskedRun { run: new, asked, session, remembered_ms }).await?
-        }
-        (None, Some(followed)) => app.store().create_run_in(followed.session, new).await?,
-        (None, None) => app.store().create_run(new).await?,
+    accepted(if let Some((asked, session)) = asked {
+        app.store().create_asked_run(AskedRun { run: new, asked, session, window }).await?
+    } else {
+        let session = followed.map(|followed| followed.session);
+        app.store().create_run_with(new, session, attachments).await?
     })
 }
 
@@ -133,6 +136,7 @@ fn accepted(answer: store::CreateRun) -> Result<Accepted, ApiError> {
         }),
         store::CreateRun::QueueFull => Err(ApiError::QueueFull),
         store::CreateRun::ProjectQueueFull => Err(ApiError::ProjectQueueFull),
+        store::CreateRun::AttachmentsFull => Err(attachments::no_room(store::AttachmentsFull::Project)),
         store::CreateRun::NoSession => Err(unknown_session()),
         store::CreateRun::SessionExpired => {
             let mut faults = Faults::default();

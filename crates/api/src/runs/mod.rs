@@ -18,8 +18,9 @@ use caisson_domain::run::RunStatus;
 use caisson_store::{CancelRun, RunFilter};
 use http::{HeaderMap, StatusCode, header};
 
+use crate::attachments::AttachedObject;
 use crate::auth::{Reader, Writer};
-use crate::extract::{JsonObject, NoParams, Params, RunPath, unknown_run};
+use crate::extract::{NoParams, Params, RunPath, unknown_run};
 use crate::listing::{PageQuery, encode};
 use crate::problem::{ApiError, Problem};
 use crate::state::App;
@@ -53,8 +54,8 @@ pub(crate) use view::{Detail, LISTED_TEXT_BYTES};
         (status = 400, description = "Not JSON, or a header that cannot be used", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "The session was deleted meanwhile", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The same request made a run, which was deleted with its session", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "The body is longer than 4 MiB", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The same request made a run, which was deleted with its session; or the project keeps as many bytes of attachments as it may", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is longer than 21 MiB", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "Faults in the request, told together", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "The queue is full, or the project's part of it; see Retry-After", body = Problem, content_type = "application/problem+json"),
@@ -65,7 +66,7 @@ pub(crate) async fn create_run(
     Writer(caller): Writer,
     headers: HeaderMap,
     _: NoParams,
-    JsonObject(fields): JsonObject,
+    AttachedObject { fields, place: _held }: AttachedObject,
 ) -> Result<Response, ApiError> {
     let key = idempotency_key(&headers)?;
     let accepted = create(&app, caller, fields, key).await?;

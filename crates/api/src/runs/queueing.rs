@@ -79,12 +79,18 @@ fn held_at_home(home: &SessionHome, lost_after_ms: i64) -> Vec<HeldByView> {
     if !home.is_away {
         return held_at(&home.server, home.drained, ", which has the session's workspace,").collect();
     }
-    let message = format!(
-        "server {}, which has the session's workspace, was not heard of in the last 30 s; start it again, or wait until it has \
-         been silent for {} s, when the run goes on elsewhere from what is archived and pushed",
-        home.server.id,
-        lost_after_ms / 1_000
-    );
+    let (server, silence_s) = (&home.server.id, lost_after_ms / 1_000);
+    let message = if home.is_lost {
+        format!(
+            "server {server}, which has the session's workspace, is lost; start it again, or wait until another server has been \
+             heard of for {silence_s} s without a pause, which then goes on from what is archived and pushed"
+        )
+    } else {
+        format!(
+            "server {server}, which has the session's workspace, was not heard of in the last 30 s; start it again, or wait \
+             until it has been silent for {silence_s} s, when the run goes on elsewhere from what is archived and pushed"
+        )
+    };
     vec![HeldByView { code: "home_away".to_owned(), message }]
 }
 

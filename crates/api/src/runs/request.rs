@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use super::queueing;
 use super::validate::{MAX_TURNS, TIMEOUT_S};
+use crate::attachments::{self, CreateAttachment};
 use crate::extract::Fields;
 use crate::problem::Faults;
 
@@ -102,6 +103,11 @@ pub struct CreateRun {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub output_schema: Option<Value>,
+    /// Images that the agent is shown with the task, and files that it finds in the sandbox: at most 10, of 8 MiB each and 12 MiB
+    /// together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Option<Vec<CreateAttachment>>, max_items = 10)]
+    pub attachments: Vec<CreateAttachment>,
 }
 
 /// What the sandbox of a run may use; what is left out has the workflow's value.
@@ -206,6 +212,7 @@ impl CreateRun {
             delay_s: queueing::take_delay_s(&mut fields, faults),
             parameters: read_parameters(&mut fields, faults),
             output_schema: fields.take_value("output_schema").filter(|value| !value.is_null()),
+            attachments: attachments::take(&mut fields, faults),
         };
         fields.finish(faults);
         request

@@ -81,6 +81,8 @@ pub(super) fn specification(
         parameters,
         output_schema: request.output_schema.clone().or_else(|| workflow.caisson.output_schema.clone()),
         workflow_version: Some(version),
+        // The store fills them in.
+        attachments: Vec::new(),
         workflow: workflow.clone(),
     })
 }

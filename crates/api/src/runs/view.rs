@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 
 use super::checks::CheckView;
 use super::queueing::{HeldByView, QueueEstimateView, told};
+use crate::attachments::{self, AttachmentView};
 
 /// Longest prompt, result or evidence in a list, in bytes; the run itself has all of it.
 pub(crate) const LISTED_TEXT_BYTES: usize = 1024;
@@ -44,6 +45,10 @@ pub struct RunView {
     pub waiting: Option<Waiting>,
     /// The task; in a list, its beginning.
     pub prompt: String,
+    /// What came with the task, without its bytes; left out if nothing did. What came with an input is told with that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Option<Vec<AttachmentView>>)]
+    pub attachments: Vec<AttachmentView>,
     /// Whether this is an item of a list, in which long texts are cut and the environment is left out.
     pub abridged: bool,
     /// The repository; none means an empty workspace.
@@ -265,6 +270,7 @@ impl RunView {
             phase: run.phase,
             waiting: run.waiting,
             prompt: detail.text(spec.prompt),
+            attachments: attachments::views(spec.attachments),
             abridged: detail == Detail::Listed,
             repository: spec.repository.map(|repository| repository.to_string()),
             base: spec.base.map(String::from),

@@ -1,5 +1,5 @@
-//! The examples of `docs/api.md`: each request is sent to the API, from top to bottom, and what comes is compared with what
-//! stands there.
+//! The examples of `docs/api.md` and `docs/automagik.md`: each request is sent to the API, from top to bottom, and what comes
+//! is compared with what stands there. Each document has an API of its own.
 //!
 //! To add one, write a heading, a sentence and a block ```` ```http ```` with the request into the document, as those beside
 //! it have it: method and path, headers if it needs any, a blank line and the body. Then let
@@ -14,10 +14,11 @@ use std::path::{Path, PathBuf};
 
 use axum::body::Body;
 use caisson_domain::event::{EventKind, NewEvent};
-use caisson_domain::id::{ApprovalId, ServerId};
+use caisson_domain::id::{ApprovalId, ProjectId, ServerId};
 use caisson_domain::limits::SERVER_LOST_MS_DEFAULT;
+use caisson_domain::workflow::Workflow;
 use caisson_store::{MasterKeyFile, NewArtifact, PutArtifact};
-use http::{Method, Request};
+use http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
 
 use crate::approvals::asking;
@@ -26,13 +27,21 @@ use crate::usage::call;
 
 const PATCH: &str = "diff --git a/calendar.py b/calendar.py\n--- a/calendar.py\n+++ b/calendar.py\n@@ -1 +1 @@\n\
      -    return year % 4 == 0\n+    return year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)\n";
+/// The document of the native API.
+const NATIVE: &str = "api.md";
+/// The document of the compatible API.
+const COMPATIBLE: &str = "automagik.md";
+/// What every path of the compatible API begins with, but for three.
+const BELOW: &str = "/api/v1/";
+/// Workflows that the ends of branches in examples are of.
+const WORKFLOWS: [&str; 3] = ["fix", "careful", "bug-fixer"];
 /// Headers that an example shows, of the answer.
 const SHOWN: [&str; 3] = ["content-type", "location", "content-disposition"];
 /// Digits that differ each time have at least so many.
 const HASH_DIGITS: usize = 32;
 
-fn document() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/api.md")
+fn document(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(name)
 }
 
 #[expect(clippy::disallowed_methods, reason = "only the tests ask whether they are to write")]
@@ -98,14 +107,23 @@ impl Ids {
             return;
         }
         let made: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-        let id = made["id"].as_str().unwrap_or_default();
+        // An input of the native API names its run as well.
+        let of_run = made["run_id"].as_str().filter(|_| example.path.starts_with(BELOW));
+        let id = made["id"].as_str().or(of_run).unwrap_or_default();
         for (name, prefix) in [("$RUN", "run_"), ("$KEY", "key_"), ("$CREDENTIAL", "crd_"), ("$FORK", "ses_")]
         {
             if id.starts_with(prefix) {
-                self.0.retain(|(known, _)| *known != name);
-                self.0.push((name, id.to_owned()));
+                self.remember(name, id);
             }
         }
+        if example.path == "/api/v1/users" {
+            self.remember("$USER", id);
+        }
+    }
+
+    fn remember(&mut self, name: &'static str, id: &str) {
+        self.0.retain(|(known, _)| *known != name);
+        self.0.push((name, id.to_owned()));
     }
 
     /// The text with names for the ids they stand for, and without what differs each time.
@@ -119,7 +137,7 @@ impl Ids {
             }
             // The end of a branch's name is of its run's id.
             let of_a_branch = |workflow| out.ends_with(&format!("caisson/{workflow}/"));
-            let short = digits.len() == 8 && ["fix", "careful"].iter().any(of_a_branch);
+            let short = digits.len() == 8 && WORKFLOWS.iter().any(of_a_branch);
             out.push_str(if digits.len() >= HASH_DIGITS || short { "…" } else { &digits });
             digits.clear();
             out.push(character);
@@ -199,9 +217,14 @@ fn shown(answer: &Answer, ids: &Ids, lines: Option<usize>) -> String {
     out
 }
 
-/// What there is before the first example.
-async fn scene() -> (Api, Ids) {
+/// What there is before the first example of a document.
+async fn scene(name: &str) -> (Api, Ids) {
     let api = Api::start().await;
+    if name == COMPATIBLE {
+        let workflow = "---\nname: bug-fixer\ndescription: Fixes bugs.\nmaxTurns: 50\n---\nFix it.\n";
+        let workflow = Workflow::parse(workflow).unwrap();
+        api.store.put_workflow(&ProjectId::default_project(), &workflow).await.unwrap();
+    }
     api.store.unlock(MasterKeyFile::in_state_dir(api.dir.path())).await.unwrap();
     api.clock.set(NOW_MS - SERVER_LOST_MS_DEFAULT - 1);
     let gone = ServerId::new(NOW_MS, [7; 10]);
@@ -234,7 +257,10 @@ async fn scene() -> (Api, Ids) {
     api.finish(&claimed).await;
     api.clock.advance(1);
     let (live, _) = asking(&api, &["request"]).await;
+    // The first that was said in it.
+    let message = format!("msg_{}_1", claimed.run.session.as_str().trim_start_matches("ses_"));
     let ids = Ids(vec![
+        ("$MESSAGE", message),
         ("$FINISHED", run.to_string()),
         ("$SESSION", claimed.run.session.to_string()),
         ("$SERVER", gone.to_string()),
@@ -244,10 +270,10 @@ async fn scene() -> (Api, Ids) {
     (api, ids)
 }
 
-/// The document as it should be, and the requests that succeeded.
-async fn executed(text: &str) -> (String, Vec<(Method, String)>) {
-    let (api, mut ids) = scene().await;
-    let (mut out, mut succeeded) = (Vec::new(), Vec::new());
+/// The document as it should be, and its requests with how they were answered.
+async fn executed(name: &str, text: &str) -> (String, Vec<(Method, String, StatusCode)>) {
+    let (api, mut ids) = scene(name).await;
+    let (mut out, mut answered) = (Vec::new(), Vec::new());
     let lines: Vec<&str> = text.lines().collect();
     let mut at = 0;
     let block = |at: usize| {
@@ -268,9 +294,7 @@ async fn executed(text: &str) -> (String, Vec<(Method, String)>) {
         api.clock.advance(1);
         let answer = api.send(example.request(&api, &ids)).await;
         ids.learn(&example, &answer);
-        if answer.status.is_success() {
-            succeeded.push((example.method.clone(), ids.filled(&example.path)));
-        }
+        answered.push((example.method.clone(), ids.filled(&example.path), answer.status));
         let shown = shown(&answer, &ids, example.lines);
         out.extend([String::new(), "```http".to_owned(), shown, "```".to_owned()]);
         at = end;
@@ -282,41 +306,62 @@ async fn executed(text: &str) -> (String, Vec<(Method, String)>) {
             at = end;
         }
     }
-    (out.join("\n") + "\n", succeeded)
+    (out.join("\n") + "\n", answered)
 }
 
 #[tokio::test]
-async fn the_examples_of_the_document_are_answered_as_it_says() {
-    let text = std::fs::read_to_string(document()).unwrap();
-    let (expected, _) = executed(&text).await;
+async fn the_examples_of_the_native_api_are_answered_as_the_document_says() {
+    assert_answered(NATIVE).await;
+}
+
+#[tokio::test]
+async fn the_examples_of_the_compatible_api_are_answered_as_the_document_says() {
+    assert_answered(COMPATIBLE).await;
+}
+
+async fn assert_answered(name: &str) {
+    let text = std::fs::read_to_string(document(name)).unwrap();
+    let (expected, _) = executed(name, &text).await;
     if updating() {
-        std::fs::write(document(), expected).unwrap();
+        std::fs::write(document(name), expected).unwrap();
         return;
     }
     for (number, (stands, comes)) in text.lines().zip(expected.lines()).enumerate() {
-        assert_eq!(stands, comes, "line {} of docs/api.md; UPDATE_DOCS=1 writes what comes", number + 1);
+        assert_eq!(stands, comes, "line {} of docs/{name}; UPDATE_DOCS=1 writes what comes", number + 1);
     }
-    assert_eq!(text, expected, "docs/api.md; UPDATE_DOCS=1 writes what comes");
+    assert_eq!(text, expected, "docs/{name}; UPDATE_DOCS=1 writes what comes");
 }
 
 #[tokio::test]
 async fn every_route_of_the_native_api_has_an_example_that_succeeds() {
-    let text = std::fs::read_to_string(document()).unwrap();
-    let (_, succeeded) = executed(&text).await;
+    assert_every_route(NATIVE, |tag| tag != "automagik").await;
+}
+
+#[tokio::test]
+async fn every_route_of_the_compatible_api_has_an_example_that_succeeds_unless_it_only_refuses() {
+    assert_every_route(COMPATIBLE, |tag| tag == "automagik").await;
+}
+
+async fn assert_every_route(name: &str, wanted: impl Fn(&Value) -> bool) {
+    let text = std::fs::read_to_string(document(name)).unwrap();
+    let (_, answered) = executed(name, &text).await;
     let openapi = serde_json::to_value(caisson_api::openapi()).unwrap();
     let mut without = BTreeSet::new();
     for (template, item) in openapi["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
-            let has = |(of, path): &(Method, String)| {
-                of.as_str().eq_ignore_ascii_case(method) && fits(template, path)
+            let told = operation["responses"].as_object().unwrap();
+            let succeeds = told.keys().any(|status| status.starts_with('2'));
+            let has = |(of, path, status): &(Method, String, StatusCode)| {
+                of.as_str().eq_ignore_ascii_case(method)
+                    && fits(template, path)
+                    && if succeeds { status.is_success() } else { told.contains_key(status.as_str()) }
             };
-            // The compatible API has a document and tests of its own.
-            if operation["tags"][0] != "automagik" && !succeeded.iter().any(has) {
+            if wanted(&operation["tags"][0]) && !answered.iter().any(has) {
                 without.insert(format!("{} {template}", method.to_uppercase()));
             }
         }
     }
-    assert!(without.is_empty(), "add examples to docs/api.md, as this file's comment says, for {without:#?}");
+    assert!(without.is_empty(), "add examples to docs/{name}, as this file's comment says, for {without:#?}");
 }
 
 fn fits(template: &str, path: &str) -> bool {

@@ -4,8 +4,8 @@ use caisson_domain::id::{ProjectId, ServerId};
 use caisson_domain::limits::{FORKS_WITHOUT_RUN, IDEMPOTENCY_MS, SERVER_LOST_MS_DEFAULT, SERVER_SILENT_MS};
 use caisson_domain::principal::Scope;
 use caisson_domain::run::Run;
-use caisson_domain::server::{PlacementProblem, ProblemCode};
-use caisson_store::{Actor, Claimed, ForkSession, JournalEffect, NewFork, SandboxState};
+use caisson_domain::server::{PlacementProblem, ProblemCode, Role};
+use caisson_store::{Actor, Claimed, ForkSession, JournalEffect, NewFork, Presence, SandboxState};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -206,7 +206,27 @@ async fn a_follow_up_that_waits_for_its_sessions_home_says_so() {
     assert!(away[0]["message"].as_str().unwrap().contains("silent for 600 s"), "{away}");
     api.clock.advance(SERVER_LOST_MS_DEFAULT);
     api.store.heartbeat_server(&other, &[]).await.unwrap();
+    let lost = held().await;
+    assert_eq!(lost[0]["code"], "home_away", "the other one was not there all the time: {lost}");
+    assert!(lost[0]["message"].as_str().unwrap().contains("heard of for 600 s without a pause"), "{lost}");
+    assert_eq!(api.store.claim(&other).await.unwrap(), None);
+    let presence = Presence {
+        server: other.clone(),
+        roles: vec![Role::Worker],
+        version: "1.2.3".to_owned(),
+        slots: Some(1),
+    };
+    let turns = SERVER_LOST_MS_DEFAULT / SERVER_SILENT_MS;
+    for turn in 0..=turns {
+        api.store.beat(&presence).await.unwrap();
+        api.store.heartbeat_server(&other, &[]).await.unwrap();
+        if turn < turns {
+            assert_eq!(held().await[0]["code"], "home_away", "{turn}");
+            api.clock.advance(SERVER_SILENT_MS);
+        }
+    }
     assert_eq!(held().await, json!([]), "another server may start it");
+    assert!(api.store.claim(&other).await.unwrap().is_some());
 }
 
 #[tokio::test]

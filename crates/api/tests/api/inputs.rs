@@ -40,6 +40,40 @@ async fn an_input_is_accepted_listed_and_tells_how_far_it_is() {
     let said = api.get(&format!("/v1/sessions/{}/messages", claimed.run.session)).await.json();
     let texts: Vec<&Value> = said["items"].as_array().unwrap().iter().map(|said| &said["text"]).collect();
     assert_eq!(texts, ["Fix it.", "Mind the tests."], "the conversation has what was said");
+    let states: Vec<&Value> = said["items"].as_array().unwrap().iter().map(|said| &said["state"]).collect();
+    assert_eq!(states, [&Value::Null, &json!("delivered")]);
+}
+
+#[tokio::test]
+async fn a_conversation_tells_what_never_reached_the_agent() {
+    let api = Api::start().await;
+    let (claimed, sandbox, path) = live(&api).await;
+    for (kind, text) in [("steer", "Heard."), ("queue", "Kept."), ("steer", "Too late.")] {
+        assert_eq!(
+            api.post(&path, &json!({ "kind": kind, "text": text })).await.status,
+            StatusCode::ACCEPTED
+        );
+    }
+    let effects = [(1, InputState::Delivered), (2, InputState::Held)];
+    let effects = effects.map(|(seq, state)| JournalEffect::Input { seq, state });
+    api.journal(&claimed, &sandbox, effects.into()).await;
+    let messages = format!("/v1/sessions/{}/messages", claimed.run.session);
+    let said = async || {
+        let page = api.get(&messages).await.json();
+        let told = |said: &Value| (said["text"].as_str().unwrap().to_owned(), said["state"].clone());
+        page["items"].as_array().unwrap().iter().skip(1).map(told).collect::<Vec<_>>()
+    };
+    let told = |states: [&str; 3]| {
+        let texts = ["Heard.", "Kept.", "Too late."];
+        texts.into_iter().zip(states).map(|(text, state)| (text.to_owned(), json!(state))).collect::<Vec<_>>()
+    };
+    assert_eq!(said().await, told(["delivered", "held", "accepted"]));
+    api.finish(&claimed).await;
+    assert_eq!(said().await, told(["delivered", "undelivered", "undelivered"]));
+    // The compatible API has no word for it: there it was not said.
+    let path = format!("/api/v1/messages?session_id={}", claimed.run.session);
+    let text = api.get(&path).await.text();
+    assert!(text.contains("Heard.") && !text.contains("Kept.") && !text.contains("Too late."), "{text}");
 }
 
 #[tokio::test]
@@ -99,7 +133,7 @@ async fn a_run_that_is_not_live_is_a_conflict_and_too_much_is_429() {
     }
     let full = api.post(&path, &body).await;
     full.assert_problem(429, "inputs_full");
-    assert_eq!(full.header("retry-after"), "10");
+    assert_eq!(full.header("retry-after"), "1");
     api.finish(&claimed).await;
     let over = api.get(&path).await.json();
     assert!(over["items"].as_array().unwrap().iter().all(|input| input["state"] == "undelivered"));

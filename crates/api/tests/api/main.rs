@@ -5,6 +5,7 @@ mod access;
 mod agents;
 mod approvals;
 mod artifacts;
+mod attachments;
 mod audit;
 mod auth;
 mod automagik;

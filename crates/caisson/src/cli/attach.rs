@@ -18,8 +18,8 @@ pub(crate) struct Attach {
 pub(crate) enum Typed {
     /// Nothing.
     Nothing,
-    /// An input for the agent: its kind as the API has it, and its text.
-    Input(&'static str, String),
+    /// An input for the agent: its kind as the API has it, and its text, without which an interruption may go.
+    Input(&'static str, Option<String>),
     /// To leave, and leave the run alone.
     Detach,
     /// To be told what can be typed.
@@ -45,23 +45,28 @@ impl Typed {
             return Self::Nothing;
         }
         let Some(command) = line.strip_prefix('/') else {
-            return Self::Input("steer", line.to_owned());
+            return Self::input("steer", line);
         };
         if command.starts_with('/') {
-            return Self::Input("steer", command.to_owned());
+            return Self::input("steer", command);
         }
         let (name, text) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
         let text = text.trim_start();
         match (name, text) {
             ("queue" | "steer", "") => Self::Wrong(format!("write what is to be told: /{name} TEXT")),
-            ("queue", text) => Self::Input("queue", text.to_owned()),
-            ("steer", text) => Self::Input("steer", text.to_owned()),
-            ("interrupt", text) => Self::Input("interrupt", text.to_owned()),
+            ("interrupt", "") => Self::Input("interrupt", None),
+            ("queue", text) => Self::input("queue", text),
+            ("steer", text) => Self::input("steer", text),
+            ("interrupt", text) => Self::input("interrupt", text),
             ("detach", "") => Self::Detach,
             ("help", "") => Self::Help,
             ("detach" | "help", _) => Self::Wrong(format!("/{name} stands alone")),
             (name, _) => Self::Wrong(format!("there is no /{name}; /help tells what there is")),
         }
+    }
+
+    fn input(kind: &'static str, text: &str) -> Self {
+        Self::Input(kind, Some(text.to_owned()))
     }
 }
 
@@ -71,14 +76,15 @@ mod tests {
 
     #[test]
     fn a_line_is_an_input_unless_it_begins_with_a_slash() {
-        let input = |kind, text: &str| Typed::Input(kind, text.to_owned());
+        let input = Typed::input;
         for (line, expected) in [
             ("", Typed::Nothing),
             ("  \r", Typed::Nothing),
             (" use Python 3 ", input("steer", "use Python 3")),
             ("/steer use Python 3", input("steer", "use Python 3")),
             ("/queue then  the docs", input("queue", "then  the docs")),
-            ("/interrupt", input("interrupt", "")),
+            ("/interrupt", Typed::Input("interrupt", None)),
+            ("/interrupt  ", Typed::Input("interrupt", None)),
             ("/interrupt no, the other file", input("interrupt", "no, the other file")),
             ("//etc/hosts is wrong", input("steer", "/etc/hosts is wrong")),
             ("/detach", Typed::Detach),

@@ -1,8 +1,19 @@
 //! Speaking to a run that goes on, and being its agent's tool.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use super::ClientFlags;
+
+/// What comes with a text.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct AttachFlags {
+    /// A file for the agent; may be given several times, 8 MiB each and 12 MiB together at most. A PNG, JPEG, GIF or WebP image is
+    /// shown to it; anything else is put into the sandbox, outside the workspace.
+    #[arg(long = "attach", value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+}
 
 /// Flags of `input`.
 #[derive(Debug, Clone, Args)]
@@ -22,6 +33,8 @@ pub(crate) struct Input {
     /// At once: what the agent does is ended. Without a text the run goes on to publish what there is.
     #[arg(long)]
     pub interrupt: bool,
+    #[command(flatten)]
+    pub attached: AttachFlags,
     /// Makes a repeated call harmless.
     #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,

@@ -1,6 +1,9 @@
 //! What went wrong with a call, for people.
 
+use std::time::Duration;
+
 use reqwest::StatusCode;
+use reqwest::header::RETRY_AFTER;
 use serde_json::Value;
 use url::Url;
 
@@ -43,29 +46,44 @@ fn tls_fault(error: &reqwest::Error) -> Option<&rustls::Error> {
     None
 }
 
-/// The server answered and said no: trying again changes nothing.
+/// The server answered and said no: trying again changes nothing, unless it says when it would.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct Refused {
     message: String,
     code: Option<String>,
+    /// When to come again, if that may help.
+    retry_after: Option<Duration>,
 }
 
 impl Refused {
     /// A refusal in these words; `code` is the problem's stable one.
-    pub(super) const fn new(message: String, code: Option<String>) -> Self {
-        Self { message, code }
+    pub(crate) const fn new(message: String, code: Option<String>) -> Self {
+        Self { message, code, retry_after: None }
+    }
+
+    /// The same, of a server that says when to come again.
+    #[cfg(test)]
+    pub(crate) fn for_now(retry_after: Duration) -> Self {
+        Self { retry_after: Some(retry_after), ..Self::new("come again".to_owned(), None) }
     }
 
     /// Whether the problem's stable code is this one.
     pub(crate) fn has_code(&self, code: &str) -> bool {
         self.code.as_deref() == Some(code)
     }
+
+    /// When to come again; none if that changes nothing.
+    pub(crate) const fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
 }
 
 /// Turns a problem+json answer into an error for people.
 pub(super) async fn problem(response: reqwest::Response) -> anyhow::Error {
     let status = response.status();
+    let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let retry_after = seconds.filter(|_| status == StatusCode::TOO_MANY_REQUESTS).map(Duration::from_secs);
     let body: Value = response.json().await.unwrap_or(Value::Null);
     let detail = body["detail"].as_str().or(body["title"].as_str()).unwrap_or("the server gave no reason");
     let mut message = detail.to_owned();
@@ -86,5 +104,9 @@ pub(super) async fn problem(response: reqwest::Response) -> anyhow::Error {
             "; `caisson key create NAME --scope SCOPE` on the server's machine makes a key that has it",
         );
     }
-    if status.is_server_error() { anyhow::anyhow!(message) } else { Refused { message, code }.into() }
+    if status.is_server_error() {
+        anyhow::anyhow!(message)
+    } else {
+        Refused { message, code, retry_after }.into()
+    }
 }

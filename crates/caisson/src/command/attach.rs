@@ -2,21 +2,34 @@
 
 use std::io::{BufRead, IsTerminal, Read};
 use std::pin::pin;
+use std::time::Duration;
 
 use anyhow::bail;
-use serde_json::json;
+use caisson_domain::run::cut;
+use serde_json::{Value, json};
 use tokio::sync::mpsc::{Receiver, channel};
+use tokio_util::sync::CancellationToken;
 
 use super::submit::{Shown, summarise};
-use super::{DETACHED, client, complain, exit_code, terminal};
+use super::{DETACHED, DONE, INPUTS_UNSENT, client, complain, exit_code, terminal};
 use crate::cli::{Attach, HELP, Typed};
-use crate::client::Client;
+use crate::client::{Client, Refused};
 use crate::screen::Terminal;
 
 /// Longest line that is read, in bytes; what is longer is not sent.
 const LINE_BYTES: u64 = 64 * 1024;
 /// Lines that wait to be sent; then nothing more is read.
 const LINES: usize = 16;
+/// Pause before an input is sent again to a server that did not answer.
+const AGAIN: Duration = Duration::from_secs(2);
+/// Longest pause before an input is sent again, whatever the server says.
+const AGAIN_MAX: Duration = Duration::from_secs(30);
+/// How long a pipe is read on when the run is over, for what was not sent of it.
+const REST: Duration = Duration::from_millis(200);
+/// Lines told one by one that were not sent; of further ones only how many.
+const UNSENT_LINES: usize = 20;
+/// How much of each, in bytes.
+const UNSENT_BYTES: usize = 200;
 
 /// Follows and tells.
 ///
@@ -32,76 +45,212 @@ pub(crate) async fn run(flags: Attach) -> anyhow::Result<u8> {
             run.status
         );
     }
-    let json = flags.client.json;
-    if !json && std::io::stdin().is_terminal() {
+    let (json, piped) = (flags.client.json, !std::io::stdin().is_terminal());
+    if !json && !piped {
         complain(&format!(
             "attached to run {id}; what you type is told to its agent, /help tells more, Ctrl-C detaches"
         ));
     }
+    let (ended, unsent) = match talk(&client, &id, json).await? {
+        Left::Over(ended, unsent) => (ended, unsent),
+        Left::Detached => {
+            complain(&format!(
+                "\ndetached; the run goes on. Come back with: caisson attach {id}\nEnd it with:    caisson cancel {id}"
+            ));
+            return Ok(DETACHED);
+        }
+    };
+    let untold = unsent.told();
+    if let Some(untold) = &untold {
+        complain(untold);
+    }
+    ended?;
+    let run = client.run(&id).await?;
+    if !json {
+        summarise(&client, &run).await;
+    }
+    // Who types has been told, line by line; whoever wrote into a pipe reads the code.
+    let lost = piped && untold.is_some();
+    Ok(match exit_code(&run.status) {
+        DONE if lost => INPUTS_UNSENT,
+        code => code,
+    })
+}
+
+/// How following ended.
+enum Left {
+    /// Somebody left; the run goes on.
+    Detached,
+    /// The run is over, or cannot be followed any more; and what was not sent.
+    Over(anyhow::Result<()>, Unsent),
+}
+
+/// Follows and tells, until the run is over or somebody leaves.
+async fn talk(client: &Client, id: &str, json: bool) -> anyhow::Result<Left> {
     // A line that tells the time would write over what is being typed.
     let shown = Shown::new(json, Terminal { status_line: false, ..terminal() });
-    let mut followed = pin!(client.follow(&id, 0, |followed| shown.show(followed)));
+    let over = CancellationToken::new();
+    let mut followed = pin!(client.follow(id, 0, |followed| shown.show(followed)));
     let mut interrupted = pin!(tokio::signal::ctrl_c());
-    let mut typed = pin!(tell(&client, &id, typed_lines()));
-    let mut typing = true;
-    loop {
+    let mut typed = pin!(tell(client, id, typed_lines(), &over));
+    let mut unsent = None;
+    let ended = loop {
         tokio::select! {
-            ended = &mut followed => {
-                ended?;
-                let run = client.run(&id).await?;
-                if !json {
-                    summarise(&client, &run).await;
-                }
-                return Ok(exit_code(&run.status));
-            }
+            ended = &mut followed => break ended,
             interrupted = &mut interrupted => {
                 interrupted?;
-                break;
+                return Ok(Left::Detached);
             }
-            left = &mut typed, if typing => match left {
-                Left::Detached => break,
+            told = &mut typed, if unsent.is_none() => match told {
+                Told::Detached => return Ok(Left::Detached),
                 // The run is followed to its end all the same.
-                Left::NothingMore => typing = false,
+                Told::Everything(left) => unsent = Some(left),
             },
         }
-    }
-    complain(&format!(
-        "\ndetached; the run goes on. Come back with: caisson attach {id}\nEnd it with:    caisson cancel {id}"
-    ));
-    Ok(DETACHED)
+    };
+    over.cancel();
+    let unsent = match unsent {
+        Some(unsent) => unsent,
+        // What is being sent has its answer waited for, so that it is known whether it was.
+        None => match typed.await {
+            Told::Everything(unsent) => unsent,
+            Told::Detached => Unsent::default(),
+        },
+    };
+    Ok(Left::Over(ended, unsent))
 }
 
 /// Why no more is told.
-enum Left {
+enum Told {
     Detached,
-    NothingMore,
+    /// There is nothing more, or nobody to tell it; and what was not sent.
+    Everything(Unsent),
 }
 
-/// Sends what is typed, line by line, in order. A refusal is told, and the next line is read.
-async fn tell(client: &Client, id: &str, mut lines: Receiver<Line>) -> Left {
-    while let Some(line) = lines.recv().await {
-        let text = match line {
-            Line::Text(text) => text,
-            Line::TooLong => {
-                complain(&format!("a line has {LINE_BYTES} bytes at most; this one was not sent"));
-                continue;
-            }
-        };
-        match Typed::read(&text) {
-            Typed::Nothing => {}
-            Typed::Detach => return Left::Detached,
-            Typed::Help => complain(HELP),
-            Typed::Wrong(what) => complain(&what),
-            Typed::Input(kind, text) => {
-                let key = hex::encode(rand::random::<[u8; 16]>());
-                match client.send_input(id, &json!({ "kind": kind, "text": text }), Some(&key)).await {
-                    Ok(_) => complain(&format!("sent ({kind})")),
-                    Err(error) => complain(&format!("not sent: {error:#}")),
-                }
-            }
+/// What was given and not sent.
+#[derive(Debug, Default)]
+struct Unsent {
+    lines: Vec<String>,
+    more: usize,
+}
+
+impl Unsent {
+    fn add(&mut self, line: &str) {
+        if self.lines.len() == UNSENT_LINES {
+            self.more += 1;
+            return;
+        }
+        let line = line.trim();
+        let kept = cut(line, UNSENT_BYTES);
+        let end = if kept.len() < line.len() { " …" } else { "" };
+        self.lines.push(format!("\n  {kept}{end}"));
+    }
+
+    /// For people; none if everything was sent.
+    fn told(&self) -> Option<String> {
+        let told =
+            format!("not sent to the agent ({}):{}", self.lines.len() + self.more, self.lines.concat());
+        match (self.lines.is_empty(), self.more) {
+            (true, _) => None,
+            (false, 0) => Some(told),
+            (false, more) => Some(format!("{told}\n  and {more} more")),
         }
     }
-    Left::NothingMore
+}
+
+/// Sends what is typed, line by line, in order, until there is no more or the run is over. A refusal is told, and the next
+/// line is read.
+async fn tell(client: &Client, id: &str, mut lines: Receiver<Line>, over: &CancellationToken) -> Told {
+    let mut unsent = Unsent::default();
+    while let Some(line) = next(&mut lines, over).await {
+        let text = line.text();
+        let refused = match read(&line) {
+            Typed::Nothing => continue,
+            Typed::Detach => return Told::Detached,
+            Typed::Help => {
+                complain(HELP);
+                continue;
+            }
+            Typed::Wrong(what) => what,
+            Typed::Input(kind, text) => match send(client, id, (kind, text), over).await {
+                Ok(()) => {
+                    complain(&format!("sent ({kind})"));
+                    continue;
+                }
+                Err(why) => why,
+            },
+        };
+        complain(&format!("not sent: {refused}"));
+        unsent.add(text);
+    }
+    if over.is_cancelled() {
+        let rest = async {
+            while let Some(line) = lines.recv().await {
+                match read(&line) {
+                    Typed::Nothing | Typed::Help => {}
+                    Typed::Detach => return,
+                    Typed::Wrong(_) | Typed::Input(..) => unsent.add(line.text()),
+                }
+            }
+        };
+        tokio::time::timeout(REST, rest).await.ok();
+    }
+    Told::Everything(unsent)
+}
+
+/// The next line; none if there is no more, or the run is over.
+async fn next(lines: &mut Receiver<Line>, over: &CancellationToken) -> Option<Line> {
+    tokio::select! {
+        biased;
+        () = over.cancelled() => None,
+        line = lines.recv() => line,
+    }
+}
+
+fn read(line: &Line) -> Typed {
+    match line {
+        Line::Text(text) => Typed::read(text),
+        Line::TooLong => Typed::Wrong(format!("a line has {LINE_BYTES} bytes at most")),
+    }
+}
+
+/// Sends an input; again where the server has no room for it yet, or did not answer, for as long as the run goes on. The
+/// same key each time makes sure that it is sent once.
+///
+/// # Errors
+/// Why it was not sent.
+async fn send(
+    client: &Client,
+    id: &str,
+    (kind, text): (&'static str, Option<String>),
+    over: &CancellationToken,
+) -> Result<(), String> {
+    let key = hex::encode(rand::random::<[u8; 16]>());
+    let mut body = json!({ "kind": kind });
+    if let Some(text) = text {
+        body["text"] = Value::from(text);
+    }
+    let mut waits = false;
+    loop {
+        let Err(error) = client.send_input(id, &body, Some(&key)).await else { return Ok(()) };
+        let Some(pause) = pause(&error) else { return Err(format!("{error:#}")) };
+        if !waits {
+            complain(&format!("not sent yet, and tried again: {error:#}"));
+            waits = true;
+        }
+        tokio::select! {
+            () = over.cancelled() => return Err("the run is over".to_owned()),
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// How long to wait before an input is sent again; none if that changes nothing.
+fn pause(error: &anyhow::Error) -> Option<Duration> {
+    match error.downcast_ref::<Refused>() {
+        Some(refused) => refused.retry_after().map(|pause| pause.min(AGAIN_MAX)),
+        None => Some(AGAIN),
+    }
 }
 
 /// A line of standard input.
@@ -109,6 +258,16 @@ async fn tell(client: &Client, id: &str, mut lines: Receiver<Line>) -> Left {
 enum Line {
     Text(String),
     TooLong,
+}
+
+impl Line {
+    /// As it is told of.
+    fn text(&self) -> &str {
+        match self {
+            Self::Text(text) => text,
+            Self::TooLong => "(a line that is too long)",
+        }
+    }
 }
 
 /// Standard input, line by line. It is read by a thread of its own, which nobody waits for: a read of a terminal cannot be
@@ -159,6 +318,32 @@ fn skip_line(input: &mut impl BufRead) -> Option<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_not_sent_is_told_up_to_its_bounds() {
+        let mut unsent = Unsent::default();
+        assert_eq!(unsent.told(), None);
+        unsent.add("one\n");
+        unsent.add(&"x".repeat(UNSENT_BYTES + 1));
+        let cut_off = format!("  {} …", "x".repeat(UNSENT_BYTES));
+        assert_eq!(unsent.told().unwrap(), format!("not sent to the agent (2):\n  one\n{cut_off}"));
+        for number in unsent.lines.len()..UNSENT_LINES {
+            unsent.add(&number.to_string());
+        }
+        assert!(unsent.told().unwrap().ends_with("\n  19"));
+        unsent.add("another");
+        assert!(unsent.told().unwrap().starts_with("not sent to the agent (21):"));
+        assert!(unsent.told().unwrap().ends_with("\n  19\n  and 1 more"));
+    }
+
+    #[test]
+    fn an_input_is_sent_again_where_that_may_help_and_soon_enough() {
+        let of = |seconds| pause(&Refused::for_now(Duration::from_secs(seconds)).into());
+        assert_eq!(of(1), Some(Duration::from_secs(1)));
+        assert_eq!((of(30), of(86_400)), (Some(AGAIN_MAX), Some(AGAIN_MAX)));
+        assert_eq!(pause(&anyhow::anyhow!("nobody answers")), Some(AGAIN));
+        assert_eq!(pause(&Refused::new("no".to_owned(), None).into()), None);
+    }
 
     #[test]
     fn lines_are_read_up_to_their_bound_and_the_next_one_is_whole() {

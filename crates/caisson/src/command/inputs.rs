@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use comfy_table::{Table, presets};
 use serde_json::{Map, Value, json};
 
-use super::{DONE, client, print, print_json};
+use super::{DONE, attached, client, complain, print, print_json};
 use crate::asked;
 use crate::cli::{Approve, Deny, Input, One};
 use crate::client::{ApprovalInfo, Client};
@@ -39,6 +39,13 @@ pub(crate) async fn input(flags: Input) -> anyhow::Result<u8> {
     let mut body = json!({ "kind": kind });
     if let Some(text) = text {
         body["text"] = text.into();
+    }
+    let (attachments, notes) = attached::read(&flags.attached.files)?;
+    if !attachments.is_empty() {
+        body["attachments"] = attachments.into();
+    }
+    for note in notes.iter().filter(|_| !flags.client.json) {
+        complain(note);
     }
     let sent = client.send_input(&id, &body, flags.idempotency_key.as_deref()).await?;
     if flags.client.json {

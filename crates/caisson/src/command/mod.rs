@@ -3,6 +3,7 @@
 mod agent;
 mod artifacts;
 mod attach;
+mod attached;
 mod audit;
 mod budget;
 mod completion;
@@ -48,6 +49,8 @@ pub(crate) const DONE: u8 = 0;
 pub(crate) const RUN_FAILED: u8 = 3;
 /// Exit code of a command that followed a run which was cancelled.
 pub(crate) const RUN_CANCELLED: u8 = 4;
+/// Exit code of a command that followed a run which succeeded, and could not send all that was given to it.
+pub(crate) const INPUTS_UNSENT: u8 = 5;
 /// Columns of a terminal that does not say how wide it is.
 const COLUMNS: usize = 80;
 /// Exit code of a command that was left by Ctrl-C, as shells have it.
@@ -110,19 +113,17 @@ async fn serve(flags: Serve, environment: &Environment) -> anyhow::Result<u8> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let server = Server::start(settings).await?;
-    let outdated = tokio::select! {
-        _ = terminate.recv() => false,
-        _ = interrupt.recv() => false,
-        () = server.outdated() => true,
+    let must_end = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        reason = server.must_end() => Some(reason),
     };
     tracing::info!("stopping; sandboxes stay alive and are taken over at the next start");
     server.stop().await;
-    anyhow::ensure!(
-        !outdated,
-        "a later version of Caisson migrated the database while this server was away from it: install that version here \
-         and start it; it takes over what runs"
-    );
-    Ok(DONE)
+    match must_end {
+        Some(reason) => anyhow::bail!(reason),
+        None => Ok(DONE),
+    }
 }
 
 /// Settings of `serve`; whether they fit is found by [`crate::inputs::read`], together with what they name.

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 
-use super::{DONE, artifacts, client, colour, print, print_json, submit, write_out};
+use super::{DONE, artifacts, attached, client, colour, print, print_json, submit, write_out};
 use crate::checks;
 use crate::cli::{Logs, One, Ps};
 use crate::client::{Followed, Refused, RunInfo};
@@ -94,6 +94,9 @@ pub(crate) async fn show(flags: One) -> anyhow::Result<u8> {
         if let Some(text) = run.text(name) {
             table.add_row([name, &clean(text)]);
         }
+    }
+    for attachment in run.rest.get("attachments").and_then(Value::as_array).into_iter().flatten() {
+        table.add_row(["attached", &attached::line(attachment)]);
     }
     for (row, held) in held_by(&run) {
         table.add_row([row, &held]);

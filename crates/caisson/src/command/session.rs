@@ -4,7 +4,7 @@ use caisson_domain::fork::Older;
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 
-use super::{DONE, client, complain, print, print_json};
+use super::{DONE, attached, client, complain, print, print_json};
 use crate::cli::{ClientFlags, OneSession, Session};
 use crate::client::RunInfo;
 use crate::render::{clean, dollars, utc};
@@ -120,7 +120,13 @@ fn said(message: &Value) -> String {
     let role = text(&message["role"]);
     let mut lines = Vec::new();
     if message["text"].is_string() {
-        lines.push(format!("{role}: {}", text(&message["text"])));
+        // What reached the agent was said, as all else was.
+        let state = message["state"].as_str().filter(|state| *state != "delivered");
+        let state = state.map(|state| format!(" ({})", clean(state))).unwrap_or_default();
+        lines.push(format!("{role}{state}: {}", text(&message["text"])));
+    }
+    for attachment in message["attachments"].as_array().into_iter().flatten() {
+        lines.push(format!("{role} attaches {}", attached::line(attachment)));
     }
     for call in message["tool_calls"].as_array().into_iter().flatten() {
         let input: String = call["input"].to_string().chars().take(INPUT_CHARS).collect();
@@ -198,5 +204,13 @@ mod tests {
         assert_eq!(said(&message), "assistant: I look.\nassistant calls Bash: {\"command\":\"ls\"}");
         let result = json!({"role": "tool", "text": null, "tool_calls": [], "tool_results": [{"text": "no", "is_error": true}]});
         assert_eq!(said(&result), "tool (failed): no");
+        for (state, head) in [
+            (json!(null), "user"),
+            (json!("delivered"), "user"),
+            (json!("undelivered"), "user (undelivered)"),
+        ] {
+            let message = json!({"role": "user", "state": state, "text": "Stop."});
+            assert_eq!(said(&message), format!("{head}: Stop."));
+        }
     }
 }

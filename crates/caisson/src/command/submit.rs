@@ -10,7 +10,8 @@ use anyhow::{Context, ensure};
 use serde_json::{Map, Value, json};
 
 use super::{
-    DETACHED, DONE, artifacts, client, columns, complain, exit_code, print, print_json, terminal, write_out,
+    DETACHED, DONE, artifacts, attached, client, columns, complain, exit_code, print, print_json, terminal,
+    write_out,
 };
 use crate::cli::Run;
 use crate::client::{Client, Followed, RunInfo};
@@ -35,6 +36,13 @@ const WORKFLOW: &str = "bug-fixer";
 pub(crate) async fn run(flags: Run) -> anyhow::Result<u8> {
     let client = client(&flags.client)?;
     let mut body = body(&flags)?;
+    let (attachments, notes) = attached::read(&flags.attached.files)?;
+    if !attachments.is_empty() {
+        body["attachments"] = attachments.into();
+    }
+    for note in notes.iter().filter(|_| !flags.client.json) {
+        complain(note);
+    }
     if let Some(session) = &flags.in_session.session {
         body["session"] = client.find_session(Some(session)).await?.into();
     }

@@ -35,7 +35,7 @@ pub(crate) async fn run(command: Workflow) -> anyhow::Result<u8> {
         Workflow::New { name, dir, output } => new(&name, &dir, output)?,
         Workflow::Put { client: flags, path } => {
             let found = workflow_files::read(&path)?;
-            let workflow = workflow_files::parse(&found, &path)?;
+            let workflow = workflow_files::parse(&found, &path.display().to_string())?;
             anyhow::ensure!(
                 found.active,
                 "\"{}\": its config.json says \"active\": false; take that out, or do not put it",
@@ -90,7 +90,7 @@ fn validate(paths: &[std::path::PathBuf], output: OutputFlag) -> anyhow::Result<
     let mut code = DONE;
     for path in paths {
         let read = workflow_files::read(path)
-            .and_then(|found| Ok((workflow_files::parse(&found, path)?, found.notes)));
+            .and_then(|found| Ok((workflow_files::parse(&found, &path.display().to_string())?, found.notes)));
         match read {
             Ok((workflow, notes)) => {
                 for note in &notes {
@@ -144,7 +144,7 @@ mod tests {
         new("greeter", directory.path(), WORDS).unwrap();
         let path = directory.path().join("greeter.md");
         let found = workflow_files::read(&path).unwrap();
-        assert_eq!(workflow_files::parse(&found, &path).unwrap().name, "greeter");
+        assert_eq!(workflow_files::parse(&found, &path.display().to_string()).unwrap().name, "greeter");
         assert!(new("greeter", directory.path(), WORDS).is_err());
         assert!(new("A b", directory.path(), WORDS).is_err());
         assert_eq!(validate(std::slice::from_ref(&path), WORDS).unwrap(), DONE);

@@ -17,6 +17,9 @@ pub const ARTIFACTS: &str = "/artifacts";
 /// 204, in place of the session's older one. `GET` answers the session's archived one, or 404. One at a time, and so many of a
 /// run; see [`super::TRANSCRIPT_BUSY`] and [`super::TRANSCRIPT_EARLY`].
 pub const TRANSCRIPT: &str = "/transcript";
+/// `GET /attachments/<run>/<number>`: the bytes of an attachment of the run that is in the sandbox, at most
+/// [`crate::attachment::ATTACHMENT_BYTES`]. One at a time; see [`super::ATTACHMENT_BUSY`].
+pub const ATTACHMENTS: &str = "/attachments";
 /// The model API, below this prefix.
 pub const MODEL: &str = "/model";
 /// The run's repository by smart HTTP, below this prefix: `/git/origin/info/refs` and so on.

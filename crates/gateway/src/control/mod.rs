@@ -1,7 +1,8 @@
-//! The shim's paths: next, journal, inputs, deltas, artifacts, transcript.
+//! The shim's paths: next, journal, inputs, deltas, artifacts, transcript, attachments.
 
 mod artifacts;
 mod asking;
+mod attachments;
 mod deltas;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
@@ -39,6 +40,7 @@ enum Route {
     Artifact,
     PutTranscript,
     Transcript,
+    Attachment,
 }
 
 pub(crate) async fn answer(door: &Arc<Door>, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
@@ -54,12 +56,14 @@ pub(crate) async fn answer(door: &Arc<Door>, request: Request<Incoming>) -> Resu
         Route::Artifact => artifacts::put(door, request).await,
         Route::PutTranscript => transcript::put(door, request).await,
         Route::Transcript => transcript::get(door, request.uri().path()).await,
+        Route::Attachment => attachments::get(door, request.uri().path()).await,
     }
 }
 
 fn route(method: &Method, path: &str) -> Result<Route, Refusal> {
     let below = |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'));
     let (below_artifacts, below_transcript) = (below(paths::ARTIFACTS), below(paths::TRANSCRIPT));
+    let below_attachments = below(paths::ATTACHMENTS);
     match (path, method) {
         (paths::NEXT, &Method::GET) => Ok(Route::Next),
         (paths::JOURNAL, &Method::POST) => Ok(Route::Journal),
@@ -69,8 +73,9 @@ fn route(method: &Method, path: &str) -> Result<Route, Refusal> {
         (_, &Method::PUT) if below_artifacts => Ok(Route::Artifact),
         (_, &Method::PUT) if below_transcript => Ok(Route::PutTranscript),
         (_, &Method::GET) if below_transcript => Ok(Route::Transcript),
+        (_, &Method::GET) if below_attachments => Ok(Route::Attachment),
         (paths::NEXT | paths::JOURNAL | paths::INPUTS | paths::DELTAS, _) => Err(Refusal::method()),
-        _ if below_artifacts || below_transcript => Err(Refusal::method()),
+        _ if below_artifacts || below_transcript || below_attachments => Err(Refusal::method()),
         _ => Err(Refusal::not_found()),
     }
 }

@@ -79,7 +79,7 @@ fn exchange(door: &Door) -> Result<OwnedSemaphorePermit, Refusal> {
     })
 }
 
-fn pieces(text: Bytes) -> Chunks {
+pub(super) fn pieces(text: Bytes) -> Chunks {
     stream::unfold(text, |mut rest| async move {
         let piece = rest.split_to(rest.len().min(CHUNK_BYTES));
         (!piece.is_empty()).then_some((Ok(piece), rest))

@@ -20,6 +20,7 @@ async fn steered(sandbox: &Sandbox) -> Vec<String> {
         InputBody::Steer { text } => Some(text),
         InputBody::Stop { .. }
         | InputBody::Queue { .. }
+        | InputBody::Attached { .. }
         | InputBody::Interrupt { .. }
         | InputBody::Answer { .. } => None,
     });

@@ -75,6 +75,7 @@ pub(crate) fn run_spec(repository: Option<&str>) -> RunSpec {
         start_at_ms: None,
         parameters: caisson_domain::parameters::Values::new(),
         output_schema: None,
+        attachments: Vec::new(),
         workflow_version: None,
     }
 }

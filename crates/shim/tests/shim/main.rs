@@ -22,6 +22,7 @@ mod kept;
 mod messages;
 mod publishing;
 mod real_cli;
+mod revisions;
 mod runs;
 mod sandbox;
 mod servers;

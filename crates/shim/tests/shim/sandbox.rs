@@ -106,6 +106,7 @@ impl Sandbox {
         }
         settings.insert("door".to_owned(), gateway.socket().to_string_lossy().into());
         settings.insert("agent".to_owned(), place("agent").into());
+        settings.insert("shim".to_owned(), env!("CARGO_BIN_EXE_caisson-shim").into());
         settings.insert("control_grant".to_owned(), CONTROL.into());
         settings.insert("agent_grant".to_owned(), AGENT.into());
         settings.insert("path".to_owned(), SEARCH_PATH.into());
@@ -359,6 +360,7 @@ pub(crate) fn plain_work(prompt: &str) -> RunWork {
         attempt: 1,
         workflow: "w".to_owned(),
         prompt: prompt.to_owned(),
+        attachments: Vec::new(),
         agent: AgentWork {
             conversation: "0192f0c1-2345-7abc-8def-0123456789ab".to_owned(),
             resume: false,
@@ -400,6 +402,7 @@ pub(crate) fn git_work(prompt: &str) -> RunWork {
         go_on: false,
         start: None,
         start_branch: None,
+        revisions: BTreeMap::new(),
         author_name: "Caisson \"the\" Agent".to_owned(),
         author_email: "agent@example.com".to_owned(),
         commit_type: "fix".to_owned(),

@@ -22,6 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             workspace: text("workspace").into(),
             home: text("home").into(),
             agent: text("agent").into(),
+            shim: text("shim").into(),
             tmp: text("tmp").into(),
             loopback: "127.0.0.1:0".parse()?,
         },

@@ -6,6 +6,8 @@
 //! what is given back to the pool is looked at for a bounded time.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use sqlx::pool::{PoolConnection, PoolOptions};
@@ -14,6 +16,7 @@ use sqlx::{Connection as _, PgConnection, PgPool, Postgres};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::breaker::Breaker;
 use super::postgres::PostgresLimits;
 
 /// How much longer an answer is waited for than the server works on a statement, in milliseconds.
@@ -38,37 +41,80 @@ pub(crate) fn late() -> sqlx::Error {
 /// A few connections to one server.
 #[derive(Debug, Clone)]
 pub(crate) struct Pool {
-    pool: PgPool,
+    inner: PgPool,
     answer: Duration,
+    breaker: Arc<Breaker>,
+    /// How many there are at most.
+    connections: u32,
+    /// How many somebody has now.
+    in_hand: Arc<AtomicU32>,
 }
 
 impl Pool {
-    /// A pool that connects when it is used.
-    pub(crate) fn new(options: PgConnectOptions, limits: &PostgresLimits, connections: u32) -> Self {
-        let pool = PoolOptions::new()
-            .max_connections(connections.max(1))
+    /// A pool that connects when it is used. The breaker is that of all pools of the same database.
+    pub(crate) fn new(
+        options: PgConnectOptions,
+        limits: &PostgresLimits,
+        connections: u32,
+        breaker: &Arc<Breaker>,
+    ) -> Self {
+        let connections = connections.max(1);
+        let inner = PoolOptions::new()
+            .max_connections(connections)
             .acquire_timeout(Duration::from_millis(limits.acquire_timeout_ms))
             // A server that was restarted has cut every connection, and one that has vanished has not: both are found out here.
             .test_before_acquire(false)
             .before_acquire(|connection, _| Box::pin(async move { Ok(is_there(connection).await) }))
             .connect_lazy_with(options);
-        Self { pool, answer: answer(limits) }
+        Self {
+            inner,
+            answer: answer(limits),
+            breaker: Arc::clone(breaker),
+            connections,
+            in_hand: Arc::default(),
+        }
     }
 
-    /// A connection that nobody else has.
+    /// A connection that nobody else has, or an error at once while the database is known to give none.
     pub(crate) async fn acquire(&self) -> Result<Leased, sqlx::Error> {
-        let connection = Some(self.pool.acquire().await?);
-        Ok(Leased { connection, answer: self.answer, under_way: None, in_transaction: false })
+        let pass = self.breaker.pass()?;
+        match self.inner.acquire().await {
+            Ok(connection) => {
+                pass.got_one();
+                let in_hand = InHand::take(&self.in_hand);
+                let connection = Some(connection);
+                Ok(Leased {
+                    connection,
+                    answer: self.answer,
+                    under_way: None,
+                    in_transaction: false,
+                    in_hand,
+                })
+            }
+            Err(error) => {
+                // What waits for those that others have waits for them, and not for the database.
+                let all_in_hand = self.in_hand.load(Ordering::Relaxed) >= self.connections;
+                if !all_in_hand && !self.inner.is_closed() {
+                    pass.got_none();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// What its calls pass.
+    pub(super) fn breaker(&self) -> &Breaker {
+        &self.breaker
     }
 
     /// Waits until the pool is closed.
     pub(crate) async fn closed(&self) {
-        self.pool.close_event().await;
+        self.inner.close_event().await;
     }
 
     /// Lets nobody have a connection any more, and waits for those who have one, as long as an answer may take.
     pub(crate) async fn close(&self) {
-        if timeout(self.answer, self.pool.close()).await.is_err() {
+        if timeout(self.answer, self.inner.close()).await.is_err() {
             tracing::debug!("connections to PostgreSQL were left as they are");
         }
     }
@@ -87,6 +133,29 @@ pub(crate) struct Leased {
     /// Until when an answer is waited for that has not come.
     under_way: Option<Instant>,
     in_transaction: bool,
+    in_hand: InHand,
+}
+
+/// Counts a connection as somebody's until the last of its clones is dropped.
+#[derive(Debug, Clone)]
+struct InHand {
+    _one: Arc<One>,
+}
+
+#[derive(Debug)]
+struct One(Arc<AtomicU32>);
+
+impl InHand {
+    fn take(count: &Arc<AtomicU32>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self { _one: Arc::new(One(Arc::clone(count))) }
+    }
+}
+
+impl Drop for One {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Leased {
@@ -140,8 +209,10 @@ impl Drop for Leased {
         let until = self.under_way.unwrap_or_else(|| Instant::now() + Duration::from_millis(GRACE_MS));
         let giving_back = Returning(Some(connection)).give_back(self.in_transaction);
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let in_hand = self.in_hand.clone();
         // It ends by its time limit.
         drop(runtime.spawn(async move {
+            let _in_hand = in_hand;
             if !matches!(timeout_at(until, giving_back).await, Ok(Ok(()))) {
                 tracing::debug!("a connection to PostgreSQL did not answer and was closed");
             }

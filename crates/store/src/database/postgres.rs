@@ -10,6 +10,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use caisson_domain::id::ServerId;
@@ -19,13 +20,14 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection};
 use tokio::time::timeout;
 
+use super::breaker::Breaker;
 use super::leased::{Leased, Pool, answer, late};
 use super::lists::{LIST_MS, LISTING_PART};
 use super::migrating::{Migrating, migrate};
 use super::notify::{Heard, Hearing, Notifier};
 use super::sql::{self, Reader};
 use super::{Fault, Hold, missing_migrations};
-use crate::StoreError;
+use crate::{Random, StoreError};
 
 /// The oldest version that is known to work, as `server_version_num` has it.
 const OLDEST_VERSION: i64 = 150_000;
@@ -268,15 +270,16 @@ impl PostgresDatabase {
         let rest = place.limits.connections.max(POSTGRES_CONNECTIONS_MIN) - NOTIFYING;
         let writers = rest / 2;
         let listers = ((rest - writers) / LISTING_PART).max(1);
-        let reader = Pool::new(reading(options.clone()), &place.limits, rest - writers - listers);
+        let breaker = breaker();
+        let reader = Pool::new(reading(options.clone()), &place.limits, rest - writers - listers, &breaker);
         migrate(&mut connection, &Reader::Postgres(reader.clone()), place.migrating()).await?;
         let lock = lock_number(place, &mut connection).await?;
         within(place, connection.close()).await?;
         Ok(Self {
-            writer: Pool::new(options.clone(), &place.limits, writers),
+            writer: Pool::new(options.clone(), &place.limits, writers, &breaker),
             reader,
-            lists: listing(options.clone(), &place.limits, listers),
-            sending: Pool::new(reading(options.clone()), &place.limits, 1),
+            lists: listing(options.clone(), (&place.limits, listers), &breaker),
+            sending: Pool::new(reading(options.clone()), &place.limits, 1, &breaker),
             hearing: Hearing::new(reading(options), &place.limits),
             lock,
         })
@@ -287,7 +290,7 @@ impl PostgresDatabase {
         let (connection, options) = connect(place).await?;
         within(place, connection.close()).await?;
         let hearing = Hearing::new(reading(options.clone()), &place.limits);
-        let reader = Pool::new(reading(options), &place.limits, 1);
+        let reader = Pool::new(reading(options), &place.limits, 1, &breaker());
         let missing =
             missing_migrations(&Reader::Postgres(reader.clone()), HAS_MIGRATIONS, &MIGRATOR).await?;
         let (writer, sending, lists) = (reader.clone(), reader.clone(), reader.clone());
@@ -357,7 +360,7 @@ async fn lock_number(place: &PostgresPlace, connection: &mut PgConnection) -> Re
 /// limits, with the number of the store's write lock.
 pub(crate) async fn open_to_fill(place: &PostgresPlace) -> Result<(PgConnection, i64), StoreError> {
     let (mut connection, options) = connect(place).await?;
-    let reader = Pool::new(reading(options), &place.limits, 1);
+    let reader = Pool::new(reading(options), &place.limits, 1, &breaker());
     migrate(&mut connection, &Reader::Postgres(reader.clone()), place.migrating()).await?;
     reader.close().await;
     let lock = lock_number(place, &mut connection).await?;
@@ -401,10 +404,18 @@ fn reading(options: PgConnectOptions) -> PgConnectOptions {
 
 /// Connections on which the server works on a statement for [`LIST_MS`] at most. One that is given up goes back when its
 /// statement is done, so by then at the latest.
-fn listing(options: PgConnectOptions, limits: &PostgresLimits, connections: u32) -> Pool {
+fn listing(
+    options: PgConnectOptions,
+    (limits, connections): (&PostgresLimits, u32),
+    breaker: &Arc<Breaker>,
+) -> Pool {
     let statement_timeout_ms = limits.statement_timeout_ms.min(LIST_MS);
     let options = reading(options).options([("statement_timeout", statement_timeout_ms.to_string())]);
-    Pool::new(options, &PostgresLimits { statement_timeout_ms, ..*limits }, connections)
+    Pool::new(options, &PostgresLimits { statement_timeout_ms, ..*limits }, connections, breaker)
+}
+
+fn breaker() -> Arc<Breaker> {
+    Arc::new(Breaker::new(Random::system()))
 }
 
 /// The database cannot be used, and trying again does not help.

@@ -3,7 +3,7 @@
 
 use super::{FILL, connect, execute, plan, run, schema};
 use crate::database::sql;
-use crate::{Clock, CreateRun, PostgresLimits, PostgresPlace, Store, files, removal, retention};
+use crate::{Clock, CreateRun, PostgresLimits, PostgresPlace, Store, attachments, files, removal, retention};
 use sqlx::Connection as _;
 
 /// A session that has one run, among thousands.
@@ -36,7 +36,7 @@ fn of_a_session() -> impl Iterator<Item = &'static str> {
 }
 
 /// Rows of every session in each table that refers to sessions or runs.
-pub(super) const OF_EACH_SESSION: [&str; 13] = [
+pub(super) const OF_EACH_SESSION: [&str; 15] = [
     "insert into server (id, seen_at_ms, problems) values ('srv_1', 0, '[]') on conflict do nothing",
     "insert into sandbox (id, project_id, session_id, server_id, engine, image, uid, state, created_at_ms, changed_at_ms) \
      select 'sbx_' || id, project_id, id, 'srv_1', 'docker', '', 1, 'destroyed', 0, 0 from session",
@@ -54,6 +54,10 @@ pub(super) const OF_EACH_SESSION: [&str; 13] = [
      select project_id, id, 'x', id, 0 from run",
     "insert into input (session_id, seq, project_id, run_id, created_at_ms, body) \
      select session_id, 1, project_id, id, 0, '{}' from run",
+    "insert into attachment (run_id, number, session_id, project_id, name, size_bytes, sha256, created_at_ms) \
+     select id, 0, session_id, project_id, 'a', 1, 'x', 0 from run",
+    "insert into attachment_part (run_id, attachment, number, project_id, content) \
+     select run_id, number, 0, project_id, 'eA==' from attachment",
     "insert into automagik_run (run_id, project_id, session_id, workflow_name) \
      select id, project_id, session_id, 'fix' from run",
     "insert into transcript (session_id, project_id, run_id, size_bytes, sha256, created_at_ms) \
@@ -77,7 +81,7 @@ async fn sqlite_finds_what_is_a_sessions_and_what_has_expired_by_index() {
         let steps = steps(text).await;
         assert!(steps.iter().all(by_index), "{steps:?} for {text}");
     }
-    for text in removal::SOME.into_iter().chain([removal::NEXT]) {
+    for text in removal::SOME.into_iter().chain([removal::NEXT, attachments::DELETE_SOME_PARTS]) {
         let steps = steps(text).await;
         assert!(steps.iter().all(by_index), "{steps:?} for {text}");
     }
@@ -104,7 +108,8 @@ async fn postgres_finds_what_is_a_sessions_by_index() {
     let mut wrong = Vec::new();
     for mode in ["force_custom_plan", "force_generic_plan"] {
         execute(&mut connection, &format!("set plan_cache_mode = {mode}")).await;
-        let some = removal::SOME.map(|text| (text, "(text, bigint)", OF_SESSION));
+        let some = removal::SOME.into_iter().chain([attachments::DELETE_SOME_PARTS]);
+        let some = some.map(|text| (text, "(text, bigint)", OF_SESSION));
         for (text, types, values) in of_a_session().map(|text| (text, "(text)", SESSION)).chain(some) {
             let plan = plan(&mut connection, text, (types, values)).await;
             // There are few servers, whose table is a single page.

@@ -64,6 +64,7 @@ async fn given(fixture: &Fixture, placed: &Placed) -> Vec<(String, Answer)> {
         InputBody::Stop { .. }
         | InputBody::Steer { .. }
         | InputBody::Queue { .. }
+        | InputBody::Attached { .. }
         | InputBody::Interrupt { .. } => None,
     });
     answers.collect()

@@ -3,14 +3,15 @@
 use caisson_domain::id::{RunId, SessionId};
 use caisson_domain::run::{Failure, FailureKind, RunStatus};
 use caisson_store::{
-    Asked, AskedRun, CreateRun, Direction, Finish, Idempotency, NumberedFilter, NumberedRun, RunOrder,
+    Asked, AskedRun, CancelRun, CreateRun, Direction, Finish, Idempotency, NumberedFilter, NumberedRun,
+    RepeatWindow, RunOrder,
 };
 
 use crate::fixture::{Fixture, made, new_run, project, spec};
 
 conformance! {
     a_run_keeps_the_words_it_was_asked_for_with,
-    an_idempotency_key_is_remembered_as_long_as_was_asked,
+    an_idempotency_key_is_remembered_as_long_as_was_asked_and_longer_while_its_run_lives,
     a_session_goes_on_with_another_run,
     runs_are_paged_by_every_order_and_filter,
     sessions_are_paged_both_ways,
@@ -26,7 +27,8 @@ fn asked(name: &str) -> Asked {
 }
 
 fn asking(name: &str) -> AskedRun {
-    AskedRun { run: new_run(spec()), asked: asked(name), session: None, remembered_ms: 1_000 }
+    let window = RepeatWindow { always_ms: 1_000, live_ms: 5_000 };
+    AskedRun { run: new_run(spec()), asked: asked(name), session: None, window }
 }
 
 async fn a_run_keeps_the_words_it_was_asked_for_with(fixture: Fixture) {
@@ -44,21 +46,47 @@ async fn a_run_keeps_the_words_it_was_asked_for_with(fixture: Fixture) {
     assert_eq!(fixture.store.numbered_run(&project(), &unknown).await.unwrap(), None);
 }
 
-async fn an_idempotency_key_is_remembered_as_long_as_was_asked(fixture: Fixture) {
+async fn an_idempotency_key_is_remembered_as_long_as_was_asked_and_longer_while_its_run_lives(
+    fixture: Fixture,
+) {
     let idempotency = Idempotency { key: "same request x".to_owned(), request_sha256: "x".to_owned() };
     let wish = || {
         let mut wish = asking("one");
         wish.run.idempotency = Some(idempotency.clone());
         wish
     };
-    let first = made(fixture.store.create_asked_run(wish()).await);
-    fixture.clock.advance(999);
-    let CreateRun::Replayed(again) = fixture.store.create_asked_run(wish()).await.unwrap() else {
-        panic!("another run")
+    let ask = async || fixture.store.create_asked_run(wish()).await.unwrap();
+    let repeated = async || {
+        let answer = ask().await;
+        let CreateRun::Replayed(run) = answer else { panic!("not the same: {answer:?}") };
+        run.id
     };
-    assert_eq!(again.id, first.id);
+    let end = async |run: &RunId| {
+        let ended = fixture.store.request_cancel(&project(), run, None).await.unwrap();
+        assert!(matches!(ended, CancelRun::Cancelled(_)), "{ended:?}");
+    };
+    // One that is over is found for its second, and no longer.
+    let first = made(fixture.store.create_asked_run(wish()).await).id;
+    end(&first).await;
+    fixture.clock.advance(999);
+    assert_eq!(repeated().await, first);
     fixture.clock.advance(1);
-    assert_ne!(made(fixture.store.create_asked_run(wish()).await).id, first.id);
+    let window = wish().window;
+    assert_eq!(fixture.store.replayed(&project(), &idempotency, window).await.unwrap(), None);
+    // One that waits is found for five, and one that has ended in between is not.
+    let second = made(Ok(ask().await)).id;
+    assert_ne!(second, first);
+    fixture.clock.advance(4_999);
+    assert_eq!(repeated().await, second);
+    fixture.clock.advance(1);
+    let third = made(Ok(ask().await)).id;
+    assert_ne!(third, second);
+    fixture.clock.advance(1_000);
+    assert_eq!(repeated().await, third);
+    end(&third).await;
+    let fourth = made(Ok(ask().await)).id;
+    assert_ne!(fourth, third);
+    assert_eq!(repeated().await, fourth, "the new one is remembered from now on");
 }
 
 async fn a_session_goes_on_with_another_run(fixture: Fixture) {

@@ -145,13 +145,36 @@ impl Database {
         }
     }
 
-    /// Fills a new schema with what was dumped of one that is called `recorded`.
+    /// Fills a new file, or a new schema, with what was dumped of one; a dumped schema is called `recorded`.
     pub(crate) async fn restore(&self, dump: &str) {
-        let Self::Postgres { schema, .. } = self else { panic!("a dumped schema is PostgreSQL's") };
-        let mut connection = schema.connection(Checks::On).await;
-        let dump = AssertSqlSafe(dump.replace("recorded.", &format!("{}.", schema.name)));
-        sqlx::raw_sql(dump).execute(&mut connection).await.unwrap();
-        connection.close().await.unwrap();
+        match self {
+            Self::Sqlite { path, .. } => {
+                let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);
+                let mut connection = options.connect().await.unwrap();
+                sqlx::raw_sql(AssertSqlSafe(dump.to_owned())).execute(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+            }
+            Self::Postgres { schema, .. } => {
+                let mut connection = schema.connection(Checks::On).await;
+                let dump = AssertSqlSafe(dump.replace("recorded.", &format!("{}.", schema.name)));
+                sqlx::raw_sql(dump).execute(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+            }
+        }
+    }
+
+    /// Brings it to an earlier version than this one.
+    pub(crate) async fn migrate_to(&self, version: i64) {
+        match self.raw(Checks::On).await {
+            Raw::Sqlite(mut connection) => {
+                sqlx::migrate!("migrations/sqlite").run_to(version, &mut connection).await.unwrap();
+                connection.close().await.unwrap();
+            }
+            Raw::Postgres(mut connection) => {
+                sqlx::migrate!("migrations/postgres").run_to(version, &mut connection).await.unwrap();
+                connection.close().await.unwrap();
+            }
+        }
     }
 
     /// Looks whether it is of this version.

@@ -8,7 +8,8 @@ use caisson_domain::id::RunId;
 use caisson_domain::limits::IDEMPOTENCY_MS;
 use caisson_domain::run::RunStatus;
 use caisson_store::{
-    CreateRun, DeleteSession, FilesLeft, Finish, ForkSession, Idempotency, NewFork, NewRun, NextWork, Topic,
+    CreateRun, DeleteSession, FilesLeft, Finish, ForkSession, Idempotency, NewFork, NewRun, NextWork,
+    RepeatWindow, Topic,
 };
 use futures_util::future::{join, join_all};
 
@@ -84,7 +85,8 @@ async fn a_key_is_remembered_for_its_time_also_when_its_session_is_deleted(fixtu
     fixture.clock.advance(IDEMPOTENCY_MS - 1);
     assert_eq!(again("k", "a").await, CreateRun::Deleted);
     let idempotency = asked("k", "a").idempotency.unwrap();
-    assert_eq!(store.replayed(&project(), &idempotency).await.unwrap(), Some(CreateRun::Deleted));
+    let replayed = store.replayed(&project(), &idempotency, RepeatWindow::default()).await.unwrap();
+    assert_eq!(replayed, Some(CreateRun::Deleted));
     assert_eq!(again("k", "b").await, CreateRun::KeyReused);
     assert_eq!(fixture.value::<i64>("select count(*) from run").await, 0, "nothing was made");
     fixture.clock.advance(1);

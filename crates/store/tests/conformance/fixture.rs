@@ -245,6 +245,7 @@ pub(crate) fn spec() -> RunSpec {
         start_at_ms: None,
         parameters: caisson_domain::parameters::Values::new(),
         output_schema: None,
+        attachments: Vec::new(),
         workflow_version: None,
     }
 }

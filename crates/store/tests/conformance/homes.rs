@@ -6,6 +6,7 @@ use caisson_store::SessionHome;
 
 use crate::fixture::{Fixture, spec_on};
 use crate::going_on::{BY, REPOSITORY, ended, follow};
+use crate::lost::witness;
 
 conformance! {
     a_follow_up_is_held_by_its_home_until_that_is_lost,
@@ -39,5 +40,12 @@ async fn a_follow_up_is_held_by_its_home_until_that_is_lost(fixture: Fixture) {
     fixture.clock.advance(SERVER_LOST_MS_DEFAULT - SERVER_SILENT_MS - 2);
     assert_eq!(told().await, Some((false, true)), "until it is lost");
     fixture.clock.advance(1);
+    assert!(home().await.unwrap().is_lost, "nobody has witnessed it");
+    // As after an outage of the database: whoever is back first may not claim, and so the home holds the run.
+    let other = witness(&fixture, SERVER_LOST_MS_DEFAULT - 1).await;
+    assert_eq!(store.claim(&other).await.unwrap(), None);
+    assert!(home().await.unwrap().is_lost);
+    fixture.clock.advance(1);
     assert_eq!(home().await, None, "then any other server may");
+    assert!(store.claim(&other).await.unwrap().is_some());
 }

@@ -1,7 +1,7 @@
 //! Inputs that people send to the agent of a live run.
 
 use caisson_domain::event::EventKind;
-use caisson_domain::id::{ApiKeyId, RunId};
+use caisson_domain::id::{ApiKeyId, RunId, SessionId};
 use caisson_domain::input::{InputKind, InputState, RUN_INPUTS, RUN_INPUTS_PENDING};
 use caisson_domain::limits::SERVER_LOST_MS_MIN;
 use caisson_domain::principal::Scope;
@@ -14,6 +14,7 @@ use crate::fixture::{Fixture, Placed, project, woken};
 
 conformance! {
     an_input_is_accepted_delivered_told_and_audited,
+    how_far_an_input_is_is_found_by_its_number_in_the_session,
     an_input_sent_again_with_its_key_is_the_same_and_another_one_is_refused,
     so_many_inputs_are_on_their_way_and_so_many_are_taken,
     a_run_that_is_not_live_takes_none_and_tells_what_it_did_not_deliver,
@@ -27,7 +28,13 @@ async fn key(fixture: &Fixture) -> ApiKeyId {
 }
 
 fn new(kind: InputKind, text: Option<&str>, by: &ApiKeyId) -> NewInput {
-    NewInput { kind, text: text.map(str::to_owned), by: by.clone(), idempotency_key: None }
+    NewInput {
+        kind,
+        text: text.map(str::to_owned),
+        by: by.clone(),
+        idempotency_key: None,
+        attachments: Vec::new(),
+    }
 }
 
 async fn send(fixture: &Fixture, run: &RunId, input: &NewInput) -> SendInput {
@@ -113,6 +120,30 @@ async fn an_input_sent_again_with_its_key_is_the_same_and_another_one_is_refused
     assert_eq!(late, SendInput::Replayed(first));
 }
 
+async fn how_far_an_input_is_is_found_by_its_number_in_the_session(fixture: Fixture) {
+    let by = key(&fixture).await;
+    let placed = fixture.placed().await;
+    on_their_way(&fixture, &placed, &by).await;
+    let session = &placed.run.session;
+    let states = async || {
+        let mut states = Vec::new();
+        for seq in 1..=4 {
+            states.push(fixture.store.input_state(session, seq).await.unwrap());
+        }
+        states
+    };
+    let (delivered, undelivered) = (Some(InputState::Delivered), Some(InputState::Undelivered));
+    assert_eq!(states().await, [delivered, Some(InputState::Held), Some(InputState::Accepted), None]);
+    let elsewhere = SessionId::new(1, [9; 10]);
+    assert_eq!(fixture.store.input_state(&elsewhere, 1).await.unwrap(), None);
+    let finish = Finish { status: RunStatus::Succeeded, failure: None, result: None };
+    assert!(fixture.store.finish(&placed.run.id, placed.epoch, &finish).await.unwrap());
+    assert_eq!(states().await, [delivered, undelivered, undelivered, None]);
+    // A row that an older version left is told the same way.
+    fixture.execute("update input set state = 'held' where seq = 2").await;
+    assert_eq!(states().await, [delivered, undelivered, undelivered, None]);
+}
+
 async fn so_many_inputs_are_on_their_way_and_so_many_are_taken(fixture: Fixture) {
     let by = key(&fixture).await;
     let placed = fixture.placed().await;
@@ -134,7 +165,7 @@ async fn so_many_inputs_are_on_their_way_and_so_many_are_taken(fixture: Fixture)
         sent(send(&fixture, &placed.run.id, &one).await);
         acknowledge(&fixture, &placed, seq, InputState::Delivered).await;
     }
-    assert_eq!(send(&fixture, &placed.run.id, &one).await, SendInput::Full);
+    assert_eq!(send(&fixture, &placed.run.id, &one).await, SendInput::Spent);
 }
 
 async fn a_run_that_is_not_live_takes_none_and_tells_what_it_did_not_deliver(fixture: Fixture) {

@@ -5,7 +5,7 @@ use caisson_domain::limits::{LEASE_MS, LOST_RUNS, SERVER_LOST_MS_MAX, SERVER_LOS
 use caisson_domain::run::{FailureKind, RunStatus};
 use caisson_domain::server::{Role, ServerState};
 use caisson_store::{
-    Clock, Finish, JournalAppend, JournalEffect, NextWork, Presence, SandboxState, Store, Unowned,
+    Beat, Clock, Finish, JournalAppend, JournalEffect, NextWork, Presence, SandboxState, Store, Unowned,
 };
 
 use crate::credentials::{add, totals};
@@ -29,6 +29,7 @@ conformance! {
     the_silence_is_kept_within_its_bounds,
     servers_are_listed_with_their_parts_and_what_they_have_in_hand,
     a_server_that_is_heard_of_from_another_place_is_told_of,
+    of_two_places_that_are_one_server_the_first_that_tells_stays,
 }
 
 async fn a_server_that_is_heard_of_from_another_place_is_told_of(fixture: Fixture) {
@@ -57,6 +58,38 @@ async fn a_server_that_is_heard_of_from_another_place_is_told_of(fixture: Fixtur
     assert_eq!(copy.heard_elsewhere(&server).await.unwrap(), None, "it is silent");
     copy.beat(&parts).await.unwrap();
     assert_eq!(fixture.store.heard_elsewhere(&server).await.unwrap(), Some(START_MS + SERVER_SILENT_MS + 2));
+    copy.close().await.unwrap();
+}
+
+async fn of_two_places_that_are_one_server_the_first_that_tells_stays(fixture: Fixture) {
+    let server = server_id(1);
+    let (clock, handle) = Clock::fixed_at(START_MS);
+    let copy = fixture.beside(clock).await.unwrap();
+    fixture.store.set_place("here".to_owned());
+    copy.set_place("there".to_owned());
+    let parts = presence(&server, &[Role::Api, Role::Worker]);
+    for store in [&fixture.store, &copy] {
+        assert_eq!(store.heard_elsewhere(&server).await.unwrap(), None, "neither sees the other");
+    }
+    let (here, there) = tokio::join!(fixture.store.beat(&parts), copy.beat(&parts));
+    let (here, there) = (here.unwrap(), there.unwrap());
+    if fixture.store.is_shared() {
+        assert_ne!(here, there, "one of them stays");
+        let (first, second) =
+            if here == Beat::Noted { (&fixture.store, &copy) } else { (&copy, &fixture.store) };
+        for clock in [&fixture.clock, &handle] {
+            clock.advance(SERVER_SILENT_MS);
+        }
+        assert_eq!(second.beat(&parts).await.unwrap(), Beat::Elsewhere, "the first one lives");
+        for clock in [&fixture.clock, &handle] {
+            clock.advance(1);
+        }
+        assert_eq!(second.beat(&parts).await.unwrap(), Beat::Noted, "the first one is silent");
+        assert_eq!(first.beat(&parts).await.unwrap(), Beat::Elsewhere, "and is not the server any more");
+        assert_eq!(fixture.value::<i64>("select count(distinct place) from server_role").await, 1);
+    } else {
+        assert_eq!((here, there), (Beat::Noted, Beat::Noted), "a file goes with its directory");
+    }
     copy.close().await.unwrap();
 }
 

@@ -42,14 +42,17 @@ macro_rules! only_sqlite {
 
 mod approvals;
 mod artifacts;
+mod attachments;
 mod audit;
 mod automagik;
+mod breaker;
 mod budgets;
 mod cancel;
 mod caps;
 mod checks;
 mod corrupt;
 mod credentials;
+mod crowd;
 mod database;
 mod deleting;
 mod door;
@@ -70,6 +73,7 @@ mod knock;
 mod lists;
 mod lost;
 mod messages;
+mod migrated;
 mod model;
 mod moved;
 mod outdated;

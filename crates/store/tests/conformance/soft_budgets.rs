@@ -51,6 +51,7 @@ async fn told(fixture: &Fixture, placed: &Placed) -> Vec<String> {
         }
         InputBody::Stop { .. }
         | InputBody::Queue { .. }
+        | InputBody::Attached { .. }
         | InputBody::Interrupt { .. }
         | InputBody::Answer { .. } => None,
     });

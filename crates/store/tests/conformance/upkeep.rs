@@ -86,7 +86,7 @@ async fn a_sound_database_has_no_faults(fixture: Fixture) {
     let fixture = filled(fixture).await;
     assert_eq!(faults(&fixture.store).await, Vec::<String>::new());
     assert_eq!(fixture.store.check_events().await.unwrap().looked_at, 2, "two sessions");
-    assert_eq!(fixture.store.schema_version().await.unwrap(), 29);
+    assert_eq!(fixture.store.schema_version().await.unwrap(), 31);
 }
 
 async fn a_missing_event_is_told_by_its_number_and_faults_are_bounded(fixture: Fixture) {
@@ -181,6 +181,8 @@ async fn a_copy_in_postgresql_is_the_same_row_for_row_and_goes_on_from_there(fix
         "insert into automagik_run (run_id, project_id, session_id, workflow_name) select id, project_id, session_id, 'fix' from run limit 1",
         "insert into transcript (session_id, project_id, run_id, size_bytes, sha256, created_at_ms) select session_id, project_id, id, 2, 'ab', 1 from run limit 1",
         "insert into transcript_part (run_id, number, project_id, content) select run_id, 0, project_id, '{}' from transcript",
+        "insert into attachment (run_id, number, session_id, project_id, name, size_bytes, sha256, created_at_ms) select id, 0, session_id, project_id, 'a', 1, 'ab', 1 from run limit 1",
+        "insert into attachment_part (run_id, attachment, number, project_id, content) select run_id, number, 0, project_id, 'eA==' from attachment",
         "insert into removal (server_id, kind, name, project_id, created_at_ms) select id, 'volume', 'ses_1', 'default', 1 from server limit 1",
         "insert into approval (id, project_id, session_id, run_id, request, tool, input, cut_bytes, default_answer, state, requested_at_ms, expires_at_ms) select 'apv', project_id, session_id, id, 'r', 't', '{}', 0, 'deny', 'waiting', 1, 2 from run limit 1",
         "insert into server_role select id, 'worker', null, 1, 1, '1', 4, 'here' from server limit 1",

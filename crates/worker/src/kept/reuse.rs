@@ -83,6 +83,7 @@ fn fits(last: &RunSpec, next: &RunSpec) -> bool {
         budget_soft_percent: next.budget_soft_percent,
         priority: next.priority,
         start_at_ms: next.start_at_ms,
+        attachments: next.attachments.clone(),
         ..last.clone()
     };
     of_one_run == *next
@@ -92,6 +93,12 @@ fn fits(last: &RunSpec, next: &RunSpec) -> bool {
 mod tests {
     use super::super::shelf::tests::spec;
     use super::*;
+    use caisson_domain::attachment::{Attachment, AttachmentKind};
+
+    fn attachment() -> Attachment {
+        let (name, sha256) = ("a".to_owned(), "0".repeat(64));
+        Attachment { number: 0, name, kind: AttachmentKind::File, media_type: None, size_bytes: 1, sha256 }
+    }
 
     #[test]
     fn only_what_concerns_one_run_may_differ() {
@@ -110,6 +117,7 @@ mod tests {
             |next| next.budget_soft_percent = Some(1),
             |next| next.priority += 1,
             |next| next.start_at_ms = Some(1),
+            |next| next.attachments.push(attachment()),
         ] {
             assert!(with(change));
         }

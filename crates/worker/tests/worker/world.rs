@@ -154,6 +154,7 @@ impl World {
             start_at_ms: None,
             parameters: caisson_domain::parameters::Values::new(),
             output_schema: None,
+            attachments: Vec::new(),
             workflow_version: None,
         };
         change(&mut spec);
@@ -167,7 +168,8 @@ impl World {
             | CreateRun::ProjectQueueFull
             | CreateRun::NoSession
             | CreateRun::Deleted
-            | CreateRun::SessionExpired) => {
+            | CreateRun::SessionExpired
+            | CreateRun::AttachmentsFull) => {
                 panic!("{other:?}")
             }
         }

@@ -3,7 +3,9 @@
 //! tests beside this one.
 
 use axum::body::Body;
+use caisson_domain::id::ProjectId;
 use caisson_domain::queue::QueueLimits;
+use caisson_domain::workflow::Workflow;
 use http::{Method, Request};
 use serde_json::{Value, json};
 
@@ -208,6 +210,48 @@ async fn each_line_of_what_the_clients_really_do_has_its_answer() {
     let run = lines.post(&api, "10.14 workflow_name", "/api/v1/agent/claude-code/run", &named).await;
     assert_eq!(run["status"], "pending", "it does not wait for an end");
     insta::assert_json_snapshot!("lines_of_the_clients", lines.0);
+}
+
+/// Everything that the second client can start, as its own enumeration has it, and what that means here.
+const STARTABLE: [(&str, &str); 9] = [
+    ("brain", "code-task"),
+    ("builder", "code-task"),
+    ("genie", "code-task"),
+    ("shipper", "pr-reviewer"),
+    ("surgeon", "bug-fixer"),
+    ("guardian", "pr-reviewer"),
+    ("lina", "code-task"),
+    ("flashinho_thinker", "code-task"),
+    ("claude", "code-task"),
+];
+
+#[tokio::test]
+async fn each_name_that_the_second_client_can_start_is_healthy_starts_and_is_told_again() {
+    let api = api().await;
+    for name in ["pr-reviewer", "code-task"] {
+        let workflow = format!("---\nname: {name}\ndescription: Works.\n---\nWork.\n");
+        let workflow = Workflow::parse(&workflow).unwrap();
+        api.store.put_workflow(&ProjectId::default_project(), &workflow).await.unwrap();
+    }
+    let health = api.get(&format!("{SECOND}/health")).await.json();
+    for (name, workflow) in STARTABLE {
+        assert_eq!(health["workflows"][name], true, "{name}: {health}");
+        let wish = task_with(&json!({
+            "workflow_name": name, "timeout": 14400, "persistent": true, "auto_merge": false, "temp_workspace": false,
+            "user_id": format!("of {name}"), "session_name": name,
+        }));
+        let started = api.post(&format!("{SECOND}/run/{name}"), &wish).await;
+        assert_eq!(started.status, 200, "{name}: {}", started.text());
+        let started = started.json();
+        assert_eq!(started["workflow_name"], name, "{started}");
+        let id = started["run_id"].as_str().unwrap();
+        let shown = api.get(&format!("{SECOND}/run/{id}/status")).await.json();
+        assert_eq!(shown["workflow_name"], name, "{shown}");
+        let native = api.get(&format!("/v1/runs/{id}")).await.json();
+        assert_eq!(native["workflow"], workflow, "{name}");
+        let listed = api.get(&format!("{SECOND}/runs?workflow_name={name}")).await.json();
+        assert_eq!((&listed["total"], &listed["runs"][0]["run_id"]), (&json!(1), &json!(id)), "{listed}");
+    }
 }
 
 #[tokio::test]

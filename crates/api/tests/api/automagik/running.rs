@@ -211,7 +211,7 @@ async fn the_same_request_within_moments_is_one_run() {
         api.clock.advance(seconds * 1000);
         let again = started(&api, FIRST, &body).await;
         assert_eq!((&again["run_id"], &again["session_id"]), (&first["run_id"], &first["session_id"]));
-        assert!(again["message"].as_str().unwrap().contains("the same request a moment ago"), "{again}");
+        assert!(again["message"].as_str().unwrap().contains("by the same request before"), "{again}");
     }
     assert_eq!(runs(&api).await, 1);
     let query = format!("{FIRST}/run/bug-fixer?persistent=true");
@@ -226,9 +226,60 @@ async fn the_same_request_within_moments_is_one_run() {
     let by_query = format!("{query}&x-api-key={}", api.key);
     api.post(&by_query, &body).await;
     assert_eq!(runs(&api).await, 4, "where the key is makes no difference");
-    api.clock.advance(15_000);
+    pass(&api, 5 * 60 * 1000).await;
     started(&api, FIRST, &body).await;
     assert_eq!(runs(&api).await, 5, "later it is a wish of its own");
+}
+
+/// Time passes, and the server is heard of.
+async fn pass(api: &Api, milliseconds: i64) {
+    api.clock.advance(milliseconds);
+    api.store.heartbeat_server(&api.server, &[]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_that_comes_again_after_a_proxys_time_out_is_one_run_unless_that_is_over() {
+    let api = api().await;
+    let body = task();
+    let start = async || started(&api, FIRST, &body).await["run_id"].as_str().unwrap().to_owned();
+    let kill = async |run: &str| {
+        let killed = api.post(&format!("{FIRST}/run/{run}/kill"), &json!({})).await;
+        assert_eq!(killed.status, 200, "{}", killed.text());
+    };
+    let first = start().await;
+    // Each of four tries is answered by a proxy's 504 after a minute, and the pauses between them double.
+    for seconds in [61, 62, 64] {
+        pass(&api, seconds * 1000).await;
+        assert_eq!(start().await, first, "it waits for its start");
+    }
+    kill(&first).await;
+    let second = start().await;
+    assert_ne!(second, first, "what is over is not what is wanted");
+    kill(&second).await;
+    pass(&api, 14_999).await;
+    assert_eq!(start().await, second, "a lost answer of a run that ended at once");
+    pass(&api, 1).await;
+    let third = start().await;
+    assert_ne!(third, second);
+    pass(&api, 5 * 60 * 1000 - 1).await;
+    assert_eq!(start().await, third);
+    pass(&api, 1).await;
+    assert_ne!(start().await, third, "and it has an end");
+    assert_eq!(runs(&api).await, 4);
+}
+
+#[tokio::test]
+async fn a_second_run_of_the_same_text_can_be_had_at_once() {
+    let api = api().await;
+    let body = task();
+    let first = started(&api, FIRST, &body).await;
+    let named = started(&api, FIRST, &task_with(&json!({ "session_name": "again" }))).await;
+    assert_ne!(named["run_id"], first["run_id"]);
+    let mut request = api.json_request(&format!("{FIRST}/run/bug-fixer"), &body);
+    request.headers_mut().insert("idempotency-key", "another".parse().unwrap());
+    let keyed = api.send(request).await.json();
+    assert_ne!(keyed["run_id"], first["run_id"], "{keyed}");
+    assert_eq!(runs(&api).await, 3);
 }
 
 #[tokio::test]

@@ -8,19 +8,73 @@ use proptest::prelude::*;
 /// Something that somebody does. A run is named by its place in the order of creation, modulo how many there are.
 #[derive(Debug, Clone)]
 pub(super) enum Step {
-    Create { project: usize, branch: Option<u8>, priority: i64, delay_ms: i64 },
-    Claim { server: u8 },
-    Adopt { server: u8 },
-    Heartbeat { run: usize, stale: bool },
-    Place { run: usize, stale: bool },
-    StartAgent { run: usize },
-    Requeue { run: usize, stale: bool, delay_ms: i64 },
-    Finish { run: usize, stale: bool, status: RunStatus },
-    Cancel { run: usize },
-    Share { project: usize, weight: i64, max_running: Option<i64>, max_queued: Option<i64> },
-    Drain { server: Option<u8> },
-    Resume { server: Option<u8> },
-    Advance { ms: i64 },
+    Create {
+        project: usize,
+        branch: Option<u8>,
+        priority: i64,
+        delay_ms: i64,
+    },
+    /// Another run in the session of a run.
+    Follow {
+        run: usize,
+        priority: i64,
+    },
+    /// A server says that it lives, and again so many times.
+    Live {
+        server: u8,
+        turns: u8,
+    },
+    WriteOff {
+        server: u8,
+    },
+    Credential {
+        project: usize,
+    },
+    Claim {
+        server: u8,
+    },
+    Adopt {
+        server: u8,
+    },
+    Heartbeat {
+        run: usize,
+        stale: bool,
+    },
+    Place {
+        run: usize,
+        stale: bool,
+    },
+    StartAgent {
+        run: usize,
+    },
+    Requeue {
+        run: usize,
+        stale: bool,
+        delay_ms: i64,
+    },
+    Finish {
+        run: usize,
+        stale: bool,
+        status: RunStatus,
+    },
+    Cancel {
+        run: usize,
+    },
+    Share {
+        project: usize,
+        weight: i64,
+        max_running: Option<i64>,
+        max_queued: Option<i64>,
+    },
+    Drain {
+        server: Option<u8>,
+    },
+    Resume {
+        server: Option<u8>,
+    },
+    Advance {
+        ms: i64,
+    },
 }
 
 /// Bounds that some sequences meet.
@@ -50,11 +104,15 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         5 => (0..PROJECTS, prop::option::of(0..2_u8), -1..2_i64, prop::sample::select(&[0, 0, 0, 500, 5_000][..]))
             .prop_map(|(project, branch, priority, delay_ms)| Step::Create { project, branch, priority, delay_ms }),
-        5 => (1..3_u8).prop_map(|server| Step::Claim { server }),
+        3 => (run.clone(), -1..2_i64).prop_map(|(run, priority)| Step::Follow { run, priority }),
+        3 => (1..3_u8, prop::sample::select(&[0, 1, 3][..])).prop_map(|(server, turns)| Step::Live { server, turns }),
+        2 => (1..3_u8).prop_map(|server| Step::WriteOff { server }),
+        1 => (0..PROJECTS).prop_map(|project| Step::Credential { project }),
+        6 => (1..3_u8).prop_map(|server| Step::Claim { server }),
         1 => (1..3_u8).prop_map(|server| Step::Adopt { server }),
         1 => (run.clone(), stale).prop_map(|(run, stale)| Step::Heartbeat { run, stale }),
         3 => (run.clone(), stale).prop_map(|(run, stale)| Step::Place { run, stale }),
-        2 => run.clone().prop_map(|run| Step::StartAgent { run }),
+        3 => run.clone().prop_map(|run| Step::StartAgent { run }),
         3 => (run.clone(), stale, 0..2_i64)
             .prop_map(|(run, stale, delay)| Step::Requeue { run, stale, delay_ms: delay * 500 }),
         3 => (run.clone(), stale, status)

@@ -1,0 +1,100 @@
+//! Two places that are one server, as after a state directory was copied: each would destroy the other's sandboxes.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use testkit::engine::Engine;
+use testkit::parts::Parts;
+use testkit::postgres::Postgres;
+use testkit::process::ServerSpec;
+use testkit::world::{World, WorldSpec};
+
+const END: Duration = Duration::from_mins(5);
+
+/// A server with the id of the world's and a state directory of its own.
+fn copy_of(world: &World, postgres: &Postgres) -> ServerSpec {
+    let copy = world.beside("copy", &postgres.url()).unwrap();
+    std::fs::create_dir(&copy.state_dir).unwrap();
+    std::fs::copy(world.state_dir().join("server_id"), copy.state_dir.join("server_id")).unwrap();
+    copy
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_of_a_server_is_refused_while_the_server_lives() {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let Some(postgres) = Postgres::make().await.unwrap() else { return };
+    let mut spec = WorldSpec::on(Engine::Local);
+    spec.variables.push(("DATABASE__URL".to_owned(), postgres.url()));
+    let mut world = World::start(&parts, spec).await.unwrap();
+    let (id, sandbox) = world.half_done(&world.run_body(), END).await.unwrap();
+    let mut copy = copy_of(&world, &postgres);
+    let workflows = world.directory.path().join("workflows");
+    std::fs::create_dir(&workflows).unwrap();
+    let definition = "---\nname: of-the-copy\ndescription: Nobody else has it.\n---\nDo something.\n";
+    std::fs::write(workflows.join("of-the-copy.md"), definition).unwrap();
+    copy.set("WORKFLOWS_DIR", &workflows.display().to_string());
+    let refused = copy.command(&["serve"]).output().unwrap();
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && told.contains("remove the file server_id in it"), "{told}");
+    let written = "select count(*) from workflow where name = 'of-the-copy'";
+    assert_eq!(postgres.value(written).unwrap(), "0", "whoever is refused writes nothing: {told}");
+    assert_eq!(world.sandboxes().unwrap(), std::slice::from_ref(&sandbox));
+    // From its own place a server is back at once, however it ended.
+    world.server.kill().unwrap();
+    let begun = Instant::now();
+    world.server = world.spec.start().await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(20), "it waited for itself: {:?}", begun.elapsed());
+    assert_eq!(world.sandboxes().unwrap(), [sandbox], "nothing of its run was touched");
+    assert_eq!(world.api.post(&format!("/v1/runs/{id}/cancel"), &Value::Null).await.unwrap().status, 202);
+    let run = world.api.wait_end(&id, END).await.unwrap();
+    assert_eq!(run["status"], "cancelled", "{run:#}\n{}", world.server.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_servers_with_one_id_that_start_at_the_same_moment_one_ends() {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let Some(postgres) = Postgres::make().await.unwrap() else { return };
+    let mut spec = WorldSpec::on(Engine::Local);
+    spec.variables.push(("DATABASE__URL".to_owned(), postgres.url()));
+    let mut world = World::start(&parts, spec).await.unwrap();
+    let copy = copy_of(&world, &postgres);
+    world.server.terminate().await.unwrap();
+    postgres.value("delete from server_role returning 1").unwrap();
+    let mut two = [world.spec.spawn().unwrap(), copy.spawn().unwrap()];
+    let begun = Instant::now();
+    let (at, status) = 'ended: loop {
+        for (at, server) in two.iter_mut().enumerate() {
+            if let Ok(status) = server.ended(Duration::from_millis(100)).await {
+                break 'ended (at, status);
+            }
+        }
+        assert!(begun.elapsed() < END, "both go on\n{}\n{}", two[0].log(), two[1].log());
+    };
+    let told = two[at].log();
+    assert_eq!(status.code(), Some(1), "{told}");
+    assert!(told.contains("remove the file server_id in it"), "{told}");
+    two[1 - at].wait_ready().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_place_another_one_took_ends_and_leaves_its_sandboxes_alone() {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let Some(postgres) = Postgres::make().await.unwrap() else { return };
+    let mut spec = WorldSpec::on(Engine::Local);
+    spec.variables.push(("DATABASE__URL".to_owned(), postgres.url()));
+    let mut world = World::start(&parts, spec).await.unwrap();
+    let (id, sandbox) = world.half_done(&world.run_body(), END).await.unwrap();
+    // As a copy does that began while this one was cut off for longer than it may be silent.
+    postgres.value("update server_role set place = 'elsewhere' returning 1").unwrap();
+    let ended = world.server.ended(Duration::from_mins(1)).await.unwrap();
+    let log = world.server.log();
+    assert_eq!(ended.code(), Some(1), "{log}");
+    assert!(log.contains("remove the file server_id in it"), "{log}");
+    assert_eq!(world.sandboxes().unwrap(), [sandbox], "nothing of its run was touched");
+    postgres.value("update server_role set place = null returning 1").unwrap();
+    world.server = world.spec.start().await.unwrap();
+    assert_eq!(world.api.post(&format!("/v1/runs/{id}/cancel"), &Value::Null).await.unwrap().status, 202);
+    assert_eq!(world.api.wait_end(&id, END).await.unwrap()["status"], "cancelled");
+}

@@ -1,0 +1,91 @@
+//! As many runs wait as may, and none of them may start: a claim holds everybody's write lock, so it must be short all the same.
+
+use std::time::{Duration, Instant};
+
+use caisson_domain::id::RunId;
+use caisson_domain::limits::QUEUE_RUNS;
+use caisson_domain::run::RunStatus;
+use caisson_store::{Finish, HomeEpoch};
+
+use crate::fixture::{Fixture, project, spec_on};
+use crate::going_on::REPOSITORY;
+
+conformance! {
+    a_claim_is_short_however_many_wait_for_a_branch,
+    a_claim_is_short_however_many_wait_for_a_session,
+}
+
+/// The longest that a claim may take.
+const SHORT: Duration = Duration::from_millis(20);
+/// Claims of which the quickest counts: the machine does other things as well.
+const TRIES: usize = 30;
+
+/// Their names have as many digits as an id.
+const SESSIONS: &str = "with recursive numbers (n) as (select 10000 union all select n + 1 from numbers where n < 19998) \
+     insert into session (id, project_id, workflow, repository, branch, conversation, created_at_ms, updated_at_ms) \
+     select 'ses_000000000000000000000000000' || n, project_id, workflow, repository, branch, conversation, 1, 1 \
+     from session, numbers where session.id = (select min(session_id) from run)";
+const RUNS: &str = "with recursive numbers (n) as (select 10000 union all select n + 1 from numbers where n < 19998) \
+     insert into run (id, project_id, session_id, workflow, repository, repository_key, branch, status, not_before_ms, \
+       created_at_ms, spec, queue_rank_ms) \
+     select 'run_000000000000000000000000000' || n, project_id, 'ses_000000000000000000000000000' || n, workflow, \
+       repository, repository_key, branch, 'queued', 0, created_at_ms, spec, n from run, numbers \
+     where run.id = (select min(id) from run where status = 'running')";
+/// What a database of some age has done by itself.
+const SETTLED: (&str, &str) = ("analyze", "vacuum analyze run");
+
+/// A run that runs, and one less than the most that may wait behind it for its branch.
+async fn crowd(fixture: &Fixture) -> (RunId, HomeEpoch) {
+    let mut long = spec_on(REPOSITORY, "work");
+    long.prompt = "x".repeat(2_000);
+    fixture.created(long).await;
+    let claimed = fixture.claim().await;
+    fixture.execute(SESSIONS).await;
+    fixture.execute(RUNS).await;
+    fixture.execute(SETTLED).await;
+    (claimed.run.id, claimed.epoch)
+}
+
+/// How long the quickest of some claims takes that find nothing.
+async fn quickest(fixture: &Fixture) -> Duration {
+    let mut times = Vec::new();
+    for _ in 0..TRIES {
+        let begun = Instant::now();
+        assert_eq!(fixture.store.claim(&fixture.server).await.unwrap(), None);
+        times.push(begun.elapsed());
+    }
+    *times.iter().min().unwrap()
+}
+
+/// One that may start is found behind all the others, as quickly.
+async fn assert_found_behind(fixture: &Fixture) {
+    let waiting: i64 = fixture.value("select count(*) from run where status = 'queued'").await;
+    assert_eq!(waiting, QUEUE_RUNS - 1);
+    let free = fixture.created(spec_on(REPOSITORY, "other")).await;
+    let begun = Instant::now();
+    assert_eq!(fixture.claim().await.run.id, free.id);
+    assert!(begun.elapsed() < 10 * SHORT, "{:?}", begun.elapsed());
+}
+
+async fn a_claim_is_short_however_many_wait_for_a_branch(fixture: Fixture) {
+    let (first, epoch) = crowd(&fixture).await;
+    let took = quickest(&fixture).await;
+    assert!(took < SHORT, "{took:?}");
+    assert_found_behind(&fixture).await;
+    let finish = Finish { status: RunStatus::Succeeded, failure: None, result: None };
+    assert!(fixture.store.finish(&first, epoch, &finish).await.unwrap());
+    let next = fixture.claim().await.run;
+    assert!(next.id.as_str().ends_with("10000"), "the first of those that wait: {}", next.id);
+    assert_eq!(next.project, project());
+}
+
+async fn a_claim_is_short_however_many_wait_for_a_session(fixture: Fixture) {
+    crowd(&fixture).await;
+    let one = "update run set branch = id, session_id = (select live.session_id from run as live where live.status = 'running') \
+         where status = 'queued'";
+    fixture.execute(one).await;
+    fixture.execute(SETTLED).await;
+    let took = quickest(&fixture).await;
+    assert!(took < SHORT, "{took:?}");
+    assert_found_behind(&fixture).await;
+}

@@ -218,7 +218,7 @@ pub(crate) enum ApiError {
     #[error("{}", unplaceable(.0))]
     Unplaceable(Vec<PlacementProblem>),
     #[error(
-        "PostgreSQL gave this server no connection for a while: calls are refused at once, and it is looked for again by itself"
+        "the database gave this server no connection for a while: calls are refused at once, and it is looked for again by itself"
     )]
     DatabaseAway,
     #[error("the store failed")]

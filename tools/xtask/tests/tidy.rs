@@ -40,8 +40,11 @@ const TOLD_OF_THE_DATABASE: [(&str, &str); 8] = [
 ];
 
 /// Files of end-to-end tests that start servers on one database alone, and why.
-const ON_ONE_DATABASE: [(&str, &str); 6] = [
+const ON_ONE_DATABASE: [(&str, &str); 9] = [
+    ("copies.rs", "servers share PostgreSQL"),
     ("database_away.rs", "PostgreSQL is stopped, full, busy"),
+    ("lost_home.rs", "servers share PostgreSQL"),
+    ("live.rs", "what commands print, as a snapshot; the routes behind them are in stories on each"),
     ("postgres.rs", "PostgreSQL goes away, and servers share it"),
     ("restore.rs", "a test for each: the commands differ"),
     ("servers.rs", "servers share PostgreSQL"),

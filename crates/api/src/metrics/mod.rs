@@ -124,7 +124,7 @@ fn breaker(page: &mut Page, store: &Store) {
     page.family(
         "caisson_database_breaker_open",
         Kind::Gauge,
-        "1 while calls are refused at once, since PostgreSQL gave no connection for a while.",
+        "1 while calls are refused at once, since the database gave no connection for a while.",
     );
     page.number("caisson_database_breaker_open", &[], f64::from(u8::from(state.is_open)));
     let whole = |count: u64| float(i64::try_from(count).unwrap_or(i64::MAX));

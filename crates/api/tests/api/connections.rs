@@ -35,7 +35,7 @@ async fn a_client_that_sends_all_of_a_body_too_long_still_reads_the_problem() {
     let mut connection = TcpStream::connect(address).await.unwrap();
     let body = vec![b' '; 2 * limits::API_BODY_BYTES];
     let head = format!(
-        "POST /v1/runs HTTP/1.1\r\nhost: x\r\nx-api-key: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        "POST /v1/keys HTTP/1.1\r\nhost: x\r\nx-api-key: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
         api.key,
         body.len()
     );

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use axum::body::Body;
+use caisson_domain::attachment::ATTACHMENT_BODY_BYTES;
 use caisson_domain::id::{ProjectId, ServerId};
 use caisson_domain::limits;
 use caisson_domain::server::{PlacementProblem, ProblemCode};
@@ -227,8 +228,8 @@ async fn a_body_is_read_up_to_its_bound() {
         let request = api.request(Method::POST, "/v1/runs").header("content-type", "application/json");
         request.body(Body::from(text)).unwrap()
     };
-    assert_eq!(api.send(padded(limits::API_BODY_BYTES)).await.status, StatusCode::ACCEPTED);
-    api.send(padded(limits::API_BODY_BYTES + 1)).await.assert_problem(413, "body_too_large");
+    assert_eq!(api.send(padded(ATTACHMENT_BODY_BYTES)).await.status, StatusCode::ACCEPTED);
+    api.send(padded(ATTACHMENT_BODY_BYTES + 1)).await.assert_problem(413, "body_too_large");
 }
 
 #[tokio::test]

@@ -132,7 +132,7 @@ async fn a_body_without_end_is_given_up() {
         counter.fetch_add(piece.len(), Ordering::SeqCst);
         Ok::<_, Infallible>(piece.clone())
     });
-    let request = api.request(Method::POST, "/v1/runs").header("content-type", "application/json");
+    let request = api.request(Method::POST, "/v1/keys").header("content-type", "application/json");
     api.send(request.body(Body::from_stream(endless)).unwrap()).await.assert_problem(413, "body_too_large");
     assert!(taken.load(Ordering::SeqCst) <= 21 * 1024 * 1024);
 }

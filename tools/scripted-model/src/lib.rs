@@ -8,6 +8,7 @@ mod acts;
 mod catalogue;
 mod conversation;
 mod delivery;
+mod gathering;
 mod images;
 mod key;
 mod listen;
@@ -21,6 +22,7 @@ mod usage;
 
 pub use catalogue::{Catalogue, CatalogueError, FILE_SUFFIX};
 pub use delivery::{DelayScale, DelayScaleError, MAX_DELAY_SCALE, MAX_SILENCE};
+pub use gathering::MAX_GATHERING;
 pub use images::SeenImage;
 pub use key::KeyDigest;
 pub use listen::MAX_CONNECTIONS;

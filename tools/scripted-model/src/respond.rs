@@ -18,6 +18,7 @@ use crate::acts::{self, Act, Context};
 use crate::catalogue::Catalogue;
 use crate::conversation::Conversation;
 use crate::delivery::{self, DelayScale, MAX_SILENCE, Manner};
+use crate::gathering::Gathering;
 use crate::images;
 use crate::key::{KeyDigest, SeenKeys};
 use crate::listen::CutBeforeHeaders;
@@ -59,6 +60,7 @@ pub(crate) struct Responder {
     scale: DelayScale,
     gzip: bool,
     tries: Tries,
+    gathering: Arc<Gathering>,
     witness: Arc<Witness>,
     /// Keeps the identifiers of two servers apart.
     started_at_ms: u64,
@@ -148,6 +150,11 @@ async fn serve(State(responder): State<Arc<Responder>>, request: Request<Body>) 
     };
     let serving = responder.witness.begin(asked.record(played.as_ref().ok()));
     let context = responder.context(&asked, played.as_ref().ok(), &serving);
+    if let Ok(played) = &played
+        && played.is_first()
+    {
+        responder.gathering.join(&asked.conversation(&serving)).await;
+    }
     let answer = match &played {
         Ok(played) => responder.perform(played, &context),
         Err(refusal) => responder.simple(refusal, &asked, &context),
@@ -194,7 +201,12 @@ async fn read_body(body: Body) -> Result<Bytes, Refusal> {
 }
 
 impl Responder {
-    pub(crate) fn new(catalogue: Catalogue, options: &Options, witness: Arc<Witness>) -> Self {
+    pub(crate) fn new(
+        catalogue: Catalogue,
+        options: &Options,
+        witness: Arc<Witness>,
+        gathering: Arc<Gathering>,
+    ) -> Self {
         Self {
             catalogue,
             default_scenario: options.default_scenario.clone(),
@@ -202,6 +214,7 @@ impl Responder {
             scale: options.delay_scale,
             gzip: options.gzip,
             tries: Tries::default(),
+            gathering,
             witness,
             started_at_ms: unix_ms(),
         }
@@ -224,8 +237,7 @@ impl Responder {
 
     fn fails_now(&self, asked: &Asked, step: &Step, place: &ScriptPlace) -> bool {
         let Some(times) = step.fault_times else { return true };
-        let session = asked.parts.headers.get(SESSION_HEADER).and_then(|value| value.to_str().ok());
-        self.tries.count(TryKey::new(asked.target.run.as_deref(), session, place)) <= times
+        self.tries.count(TryKey::new(asked.target.run.as_deref(), asked.session(), place)) <= times
     }
 
     fn context(&self, asked: &Asked, played: Option<&Played<'_>>, serving: &Serving) -> Context {
@@ -306,7 +318,23 @@ fn models() -> Value {
     json!({"data": MODELS.map(model), "has_more": false, "first_id": first, "last_id": last})
 }
 
+impl Played<'_> {
+    /// Whether it is the first request of its conversation.
+    fn is_first(&self) -> bool {
+        self.place.prompt == 1 && self.place.step == 0
+    }
+}
+
 impl Asked {
+    fn session(&self) -> Option<&str> {
+        self.parts.headers.get(SESSION_HEADER)?.to_str().ok()
+    }
+
+    /// What stands for its conversation; a request that does not say is one of its own.
+    fn conversation(&self, serving: &Serving) -> String {
+        self.session().map_or_else(|| serving.seq().to_string(), str::to_owned)
+    }
+
     fn record(&self, played: Option<&Played<'_>>) -> Record {
         let text = |name: &str| {
             let value = self.parts.headers.get(name)?;
@@ -447,7 +475,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_hang_is_cut_after_the_longest_silence() {
         let witness = Witness::open(None, tokio_util::sync::CancellationToken::new()).unwrap();
-        let responder = Responder::new(Catalogue::built_in(), &Options::default(), Arc::clone(&witness));
+        let responder =
+            Responder::new(Catalogue::built_in(), &Options::default(), Arc::clone(&witness), Arc::default());
         let request = Request::post("/s/hang/r/v1/messages").body(Body::from(r#"{"messages": []}"#)).unwrap();
         let started = tokio::time::Instant::now();
         let response = serve(State(Arc::new(responder)), request).await;

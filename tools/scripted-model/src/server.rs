@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalogue::{Catalogue, CatalogueError};
 use crate::delivery::DelayScale;
+use crate::gathering::Gathering;
 use crate::key::KeyDigest;
 use crate::listen::{Doorkeeper, MAX_CONNECTIONS};
 use crate::record::{Record, Witness};
@@ -101,6 +102,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct ScriptedModel {
     keeper: Doorkeeper,
+    gathering: Arc<Gathering>,
     witness: Arc<Witness>,
     address: Option<SocketAddr>,
     unix: Option<PathBuf>,
@@ -129,7 +131,8 @@ impl ScriptedModel {
         let address = tcp.as_ref().map(|(_, address)| *address);
         let base_url =
             address.map_or_else(|| UNIX_BASE_URL.to_owned(), |address| format!("http://{address}"));
-        let responder = Responder::new(catalogue, &options, Arc::clone(&witness));
+        let gathering = Arc::default();
+        let responder = Responder::new(catalogue, &options, Arc::clone(&witness), Arc::clone(&gathering));
         let keeper = Doorkeeper::new(router(responder), options.max_connections, stopping);
         if let Some((listener, _)) = tcp {
             keeper.watch_tcp(listener);
@@ -137,7 +140,7 @@ impl ScriptedModel {
         if let Some(listener) = unix {
             keeper.watch_unix(listener);
         }
-        Ok(Self { keeper, witness, address, unix: options.unix, base_url })
+        Ok(Self { keeper, gathering, witness, address, unix: options.unix, base_url })
     }
 
     /// Returns the base URL for clients, without a slash at its end.
@@ -164,6 +167,12 @@ impl ScriptedModel {
     #[must_use]
     pub fn records(&self) -> Vec<Record> {
         self.witness.records()
+    }
+
+    /// Holds the first reply of each conversation back from now on, until `conversations` of them have asked, for
+    /// [`crate::MAX_GATHERING`] at most. Conversations are told apart by the CLI's session header. 0 holds none.
+    pub fn gather(&self, conversations: usize) {
+        self.gathering.begin(conversations);
     }
 
     /// Waits until the records satisfy `done` and returns them. It waits for ever if they never do: put a time limit

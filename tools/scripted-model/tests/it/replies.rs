@@ -1,5 +1,7 @@
 //! What a client is answered when nothing goes wrong.
 
+use std::time::Duration;
+
 use hyper::{Method, Request, StatusCode};
 use scripted_model::{MAX_BODY_BYTES, Options};
 use serde_json::{Value, json};
@@ -180,5 +182,22 @@ async fn malformed_and_too_large_bodies_are_refused() {
     let too_large = ask(&model, post("/v1/messages", &prompt(&"x".repeat(MAX_BODY_BYTES), false))).await;
     assert_eq!(too_large.status, StatusCode::PAYLOAD_TOO_LARGE);
     assert_eq!(too_large.json()["error"]["type"], "request_too_large");
+    model.shutdown().await;
+}
+
+#[tokio::test]
+async fn gathered_conversations_get_their_first_reply_together_and_the_record_has_when_each_asked() {
+    let model = start(json!({"two": {"prompts": [[{"text": "a"}, {"text": "b"}]]}})).await;
+    model.gather(2);
+    let first = |session: &str| {
+        let mut request = post("/s/two/run/v1/messages", &prompt("hi", true));
+        request.headers_mut().insert("x-claude-code-session-id", session.parse().expect("a value"));
+        request
+    };
+    let mut waiting = Box::pin(ask(&model, first("1")));
+    assert!(tokio::time::timeout(Duration::from_millis(200), &mut waiting).await.is_err());
+    assert_eq!(model.records().len(), 1, "it is on record before it is answered");
+    let (one, other) = tokio::join!(waiting, ask(&model, first("2")));
+    assert!(one.status.is_success() && other.status.is_success());
     model.shutdown().await;
 }

@@ -3,8 +3,8 @@
 use super::events::Events;
 use super::lists::Lists;
 use super::requests::Requests;
-use super::sessions::Batch;
 use super::sessions::script::Scripted;
+use super::sessions::{Agents, Batch};
 use crate::measuring::bar::{Bar, Bound};
 use crate::measuring::machine::Machine;
 use crate::measuring::stats::Summary;
@@ -87,7 +87,7 @@ impl Figures {
         if !self.short {
             self.batches
                 .iter()
-                .filter(|batch| batch.count == BATCH && !batch.stand_in)
+                .filter(|batch| batch.count == BATCH && batch.agents == Agents::Real)
                 .for_each(|batch| bars.extend(self.of_batch(batch)));
             bars.extend(
                 self.script
@@ -110,6 +110,10 @@ impl Figures {
             let gaps = self.batches.iter().map(Batch::gaps).sum();
             bars.push(Bar::new("sessions_failed", count(failed), none, 0));
             bars.push(Bar::new("sessions_with_gaps", count(gaps), none, 0));
+        }
+        for batch in self.batches.iter().filter(|batch| batch.agents == Agents::Gathered) {
+            let all = Bound::AtLeast(f64::from(batch.count));
+            bars.push(Bar::new("agents_at_one_moment", count(batch.peak()), all, 0));
         }
         if !self.events.is_empty() {
             let lost = self.events.iter().map(|events| events.lost).sum();
@@ -179,7 +183,7 @@ pub(super) mod tests {
         Figures {
             machine: machine(),
             short: false,
-            batches: vec![batch(1), batch(50)],
+            batches: vec![batch(1), batch(50), gathered(50)],
             script: Some(Scripted { count: 50, wall_ms: 50_000.0, service_ms: 51_000.0 }),
             requests: Some(Requests {
                 ready_ms: summary(100.0),
@@ -233,6 +237,10 @@ pub(super) mod tests {
         batch
     }
 
+    fn gathered(count: u32) -> Batch {
+        Batch { agents: Agents::Gathered, ..batch(count) }
+    }
+
     fn missed(figures: &Figures) -> Vec<String> {
         figures.bars().iter().filter(|bar| !bar.is_met()).map(Bar::short).collect()
     }
@@ -240,7 +248,7 @@ pub(super) mod tests {
     #[test]
     fn a_good_service_meets_every_bar() {
         assert_eq!(missed(&figures()), Vec::<String>::new());
-        assert_eq!(figures().bars().len(), 3 + 6 + 1 + 6 + 2 + 6);
+        assert_eq!(figures().bars().len(), 3 + 1 + 6 + 1 + 6 + 2 + 6);
     }
 
     #[test]
@@ -275,6 +283,13 @@ pub(super) mod tests {
         figures.batches[1].sessions[0].gapless = false;
         figures.events[1].lost = 3;
         assert_eq!(missed(&figures), ["sessions_failed 1 0", "sessions_with_gaps 1 0", "events_lost 3 0"]);
+    }
+
+    #[test]
+    fn agents_that_were_to_work_at_one_moment_and_did_not_are_told() {
+        let mut figures = figures();
+        figures.batches[2].sessions[7].agent_us = 50_000_000;
+        assert_eq!(missed(&figures), ["agents_at_one_moment 49 50"]);
     }
 
     #[test]

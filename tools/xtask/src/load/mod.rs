@@ -73,6 +73,8 @@ enum Part {
 struct Sizes {
     /// Sessions at the same time with the real agent, one batch after another; the script does the last one as well.
     real: Vec<u32>,
+    /// Those that work at the same moment.
+    gathered: u32,
     /// Sessions at the same time with the stand-in.
     stand_ins: u32,
     /// Words of each of a session's turns.
@@ -86,6 +88,7 @@ impl Sizes {
     fn whole() -> Self {
         Self {
             real: vec![1, 10, 50],
+            gathered: 50,
             stand_ins: 200,
             words: 200,
             requests: requests::Sizes::whole(),
@@ -97,6 +100,7 @@ impl Sizes {
     fn short() -> Self {
         Self {
             real: vec![2],
+            gathered: 2,
             stand_ins: 4,
             words: 25,
             requests: requests::Sizes::short(),
@@ -168,6 +172,7 @@ async fn measure(
         }
         let last = figures.batches.last().context("there is no batch")?;
         figures.script = Some(sessions::script::measure(stage, last).await?);
+        figures.batches.push(sessions::gathered(stage, sizes.gathered).await?);
     }
     if wanted(Part::StandIns) {
         figures.batches.push(sessions::stand_ins(stage, sizes.stand_ins, sizes.words).await?);

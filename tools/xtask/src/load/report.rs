@@ -4,7 +4,7 @@ use super::events::{BATCH_EVENTS, EVENT_BYTES, Events};
 use super::figures::{Figures, When};
 use super::lists::Lists;
 use super::requests::Requests;
-use super::sessions::Batch;
+use super::sessions::{Agents, Batch};
 use crate::measuring::bar;
 use crate::measuring::stats::Summary;
 use crate::measuring::table::Table;
@@ -28,7 +28,11 @@ pub(super) fn render(figures: &Figures, command: &str) -> String {
 }
 
 fn head(first: &str, batches: &[Batch]) -> Vec<String> {
-    let named = |batch: &Batch| format!("{}{}", batch.count, if batch.stand_in { ", stand-in" } else { "" });
+    let named = |batch: &Batch| match batch.agents {
+        Agents::Real => batch.count.to_string(),
+        Agents::Gathered => format!("{}, at one moment", batch.count),
+        Agents::StandIns => format!("{}, stand-in", batch.count),
+    };
     std::iter::once(first.to_owned()).chain(batches.iter().map(named)).collect()
 }
 
@@ -45,7 +49,7 @@ fn sessions(figures: &Figures) -> Table {
     let script = |batch: &Batch| {
         figures
             .script
-            .filter(|script| script.count == batch.count && !batch.stand_in)
+            .filter(|script| script.count == batch.count && batch.agents == Agents::Real)
             .map(|script| script.wall_ms)
     };
     let started = |batch: &Batch| {
@@ -123,10 +127,10 @@ fn latencies(figures: &Figures) -> Table {
 /// divided by their number.
 fn cost(figures: &Figures) -> Table {
     let batches = &figures.batches;
-    let first = batches.first().filter(|batch| !batch.stand_in && batches.len() > 1);
+    let first = batches.first().filter(|batch| batch.agents == Agents::Real && batches.len() > 1);
     let each = |figure: fn(&Batch) -> f64| {
         move |batch: &Batch| {
-            let base = first.filter(|_| !batch.stand_in);
+            let base = first.filter(|_| batch.agents != Agents::StandIns);
             let more = f64::from(batch.count) - base.map_or(0.0, |base| f64::from(base.count));
             let used = figure(batch) - base.map_or(0.0, figure);
             (more > 0.0).then(|| used / more)
@@ -263,7 +267,7 @@ mod tests {
         figures.batches[1].usage.shims_ms = 5_000.0;
         let table = cost(&figures);
         assert_eq!(table.rows[2], ["shim, CPU, s", "–", "0.100"]);
-        figures.batches[1].stand_in = true;
+        figures.batches[1].agents = Agents::StandIns;
         assert_eq!(cost(&figures).rows[2], ["shim, CPU, s", "–", "0.100"]);
     }
 

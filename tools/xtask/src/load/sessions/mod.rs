@@ -38,13 +38,24 @@ const LOOK: Duration = Duration::from_millis(250);
 /// Lines of a session with the stand-in: one for each turn of the agent.
 const STAND_IN_LINES: usize = 5;
 
+/// Who the agents of a batch are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Agents {
+    /// Real ones, each of which works as soon as it has started.
+    Real,
+    /// Real ones, none of which gets an answer of the model before all have asked.
+    Gathered,
+    /// Stand-ins.
+    StandIns,
+}
+
 /// What came of a batch of sessions.
 #[derive(Debug, Clone)]
 pub(super) struct Batch {
     /// How many there were.
     pub(super) count: u32,
-    /// Whether a stand-in took the agent's place.
-    pub(super) stand_in: bool,
+    /// Who they were.
+    pub(super) agents: Agents,
     /// Of each session.
     pub(super) sessions: Vec<Session>,
     /// When the last one had started: its first model request, or its first line, in Unix microseconds.
@@ -63,7 +74,7 @@ impl Batch {
     pub(super) fn of_nothing(count: u32) -> Self {
         Self {
             count,
-            stand_in: false,
+            agents: Agents::Real,
             sessions: (0..count).map(|_| Session::of_nothing()).collect(),
             started_us: 0,
             polled: Polled::default(),
@@ -98,7 +109,24 @@ impl Batch {
 /// They could not be measured; runs that fail are no error.
 pub(super) async fn real(stage: &Stage, count: u32) -> anyhow::Result<Batch> {
     say(&format!("{count} sessions at the same time"));
-    let spec = spec(stage, &format!("state-{count}"), count);
+    stage.model.gather(0);
+    with_real_agents(stage, count, Agents::Real).await
+}
+
+/// The same, but no session is answered by the model before all have asked it: then all of them work at once.
+///
+/// # Errors
+/// They could not be measured; runs that fail are no error.
+pub(super) async fn gathered(stage: &Stage, count: u32) -> anyhow::Result<Batch> {
+    say(&format!("{count} sessions that work at the same moment"));
+    stage.model.gather(count as usize);
+    let batch = with_real_agents(stage, count, Agents::Gathered).await;
+    stage.model.gather(0);
+    batch
+}
+
+async fn with_real_agents(stage: &Stage, count: u32, agents: Agents) -> anyhow::Result<Batch> {
+    let spec = spec(stage, &format!("state-{count}-{agents:?}").to_lowercase(), count);
     let repositories = stage.apart.get(..count as usize).context("there are too few repositories")?;
     let bodies = repositories.iter().map(|repository| job_body(TASK, repository)).collect();
     let before = stage.calls();
@@ -114,6 +142,7 @@ pub(super) async fn real(stage: &Stage, count: u32) -> anyhow::Result<Batch> {
         let first = record.script.as_ref().is_some_and(|place| place.prompt == 1 && place.step == 0);
         record.seq > before && is_message(record) && first
     });
+    batch.agents = agents;
     batch.started_us = firsts
         .filter_map(|record| i64::try_from(record.at_ms).ok())
         .max()
@@ -145,7 +174,7 @@ pub(super) async fn stand_ins(stage: &Stage, count: u32, words: usize) -> anyhow
     });
     let body = json!({ "workflow": "bug-fixer", "prompt": prompt.to_string(), "repository": null });
     let mut batch = measure(&parts, &spec, vec![body; count as usize], None).await?;
-    batch.stand_in = true;
+    batch.agents = Agents::StandIns;
     batch.started_us =
         batch.sessions.iter().map(|session| session.agent_us).max().context("no session has begun")?;
     Ok(batch)
@@ -218,5 +247,5 @@ async fn on_server(service: &Service, bodies: Vec<Value>, stamps: Option<&Stamps
     for session in &mut sessions {
         failed.extend(session.check(&service.api).await?);
     }
-    Ok(Batch { count, stand_in: false, sessions, started_us: 0, polled, usage, failed })
+    Ok(Batch { count, agents: Agents::Real, sessions, started_us: 0, polled, usage, failed })
 }

@@ -137,7 +137,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Repeatable {
         (status = 413, description = "The body is longer than 21 MiB", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "Faults in the request, told together", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "8 inputs, or 16 MiB of attachments, are on their way; come again when one has reached the agent", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "8 inputs (and an interrupt besides), or 16 MiB of attachments, are on their way; come again when one has reached the agent", body = Problem, content_type = "application/problem+json"),
     ),
 )]
 pub(crate) async fn send_input(

@@ -42,7 +42,7 @@ async fn a_request_that_cannot_be_run_is_refused_with_its_own_code(ground: Groun
         (with("surprise", json!(1)), 422, "surprise"),
         (with("prompt", json!("")), 422, "prompt"),
         (with("prompt", json!("x".repeat(2 * 1024 * 1024))), 422, "prompt"),
-        (with("prompt", json!("x".repeat(5 * 1024 * 1024))), 413, "too_large"),
+        (with("prompt", json!("x".repeat(22 * 1024 * 1024))), 413, "too_large"),
         (with("branch", json!("a b")), 422, "space"),
         (with("branch", json!("a..b")), 422, ".."),
         (with("branch", json!("-x")), 422, "dash"),

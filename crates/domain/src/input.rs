@@ -6,7 +6,7 @@ use crate::run::text_enum;
 pub const INPUT_TEXT_BYTES: usize = 64 * 1024;
 /// Inputs of one run; the next one is refused.
 pub const RUN_INPUTS: i64 = 100;
-/// Of these, inputs that are not yet delivered; the next one is refused. The shim keeps no more.
+/// Of these, inputs that are not yet delivered; the next one is refused ([`InputKind::most_pending`]).
 pub const RUN_INPUTS_PENDING: i64 = 8;
 
 text_enum! {
@@ -22,6 +22,16 @@ text_enum! {
 }
 
 impl InputKind {
+    /// Inputs that may not yet be delivered once it is sent. An interrupt has one place more: what waits for the turn's end must
+    /// not keep people from ending it.
+    #[must_use]
+    pub const fn most_pending(self) -> i64 {
+        match self {
+            Self::Steer | Self::Queue => RUN_INPUTS_PENDING,
+            Self::Interrupt => RUN_INPUTS_PENDING + 1,
+        }
+    }
+
     /// Whether it must have a text.
     #[must_use]
     pub const fn needs_text(self) -> bool {

@@ -3,7 +3,7 @@
 use caisson_domain::attachment::{Attachment, PENDING_ATTACHMENTS_BYTES};
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{ApiKeyId, ProjectId, RunId, SessionId};
-use caisson_domain::input::{InputKind, InputState, RUN_INPUTS, RUN_INPUTS_PENDING};
+use caisson_domain::input::{InputKind, InputState, RUN_INPUTS};
 use caisson_domain::protocol::InputBody;
 use caisson_domain::run::{Phase, Run, RunStatus};
 use serde_json::json;
@@ -61,7 +61,7 @@ pub enum SendInput {
     Unknown,
     /// It has no agent that could take it: it waits, publishes, ends now or has ended.
     NotLive(Box<Run>),
-    /// [`RUN_INPUTS_PENDING`] or [`PENDING_ATTACHMENTS_BYTES`] are on their way; there is room when one of them has reached the agent.
+    /// [`InputKind::most_pending`] or [`PENDING_ATTACHMENTS_BYTES`] are on their way; there is room when one of them has reached the agent.
     Full,
     /// It was sent [`RUN_INPUTS`], and takes no more.
     Spent,
@@ -144,7 +144,7 @@ impl Store {
         if sent.get::<i64>("sent")? >= RUN_INPUTS {
             return Ok(SendInput::Spent);
         }
-        if sent.get::<i64>("pending")? >= RUN_INPUTS_PENDING {
+        if sent.get::<i64>("pending")? >= new.kind.most_pending() {
             return Ok(SendInput::Full);
         }
         if attachments::pending_with(&mut tx, id, &new.attachments).await? > PENDING_ATTACHMENTS_BYTES {

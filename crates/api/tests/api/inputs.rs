@@ -134,6 +134,9 @@ async fn a_run_that_is_not_live_is_a_conflict_and_too_much_is_429() {
     let full = api.post(&path, &body).await;
     full.assert_problem(429, "inputs_full");
     assert_eq!(full.header("retry-after"), "1");
+    let interrupt = json!({ "kind": "interrupt" });
+    assert_eq!(api.post(&path, &interrupt).await.status, StatusCode::ACCEPTED, "it can still be ended");
+    api.post(&path, &interrupt).await.assert_problem(429, "inputs_full");
     api.finish(&claimed).await;
     let over = api.get(&path).await.json();
     assert!(over["items"].as_array().unwrap().iter().all(|input| input["state"] == "undelivered"));

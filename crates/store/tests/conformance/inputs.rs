@@ -158,10 +158,14 @@ async fn so_many_inputs_are_on_their_way_and_so_many_are_taken(fixture: Fixture)
         SendInput::Full,
         "one that is held is not there yet"
     );
-    for seq in 1..=RUN_INPUTS_PENDING {
+    let interrupt = new(InputKind::Interrupt, None, &by);
+    sent(send(&fixture, &placed.run.id, &interrupt).await);
+    assert_eq!(send(&fixture, &placed.run.id, &interrupt).await, SendInput::Full, "one is enough");
+    let interrupted = RUN_INPUTS_PENDING + 1;
+    for seq in 1..=interrupted {
         acknowledge(&fixture, &placed, seq, InputState::Delivered).await;
     }
-    for seq in RUN_INPUTS_PENDING + 1..=RUN_INPUTS {
+    for seq in interrupted + 1..=RUN_INPUTS {
         sent(send(&fixture, &placed.run.id, &one).await);
         acknowledge(&fixture, &placed, seq, InputState::Delivered).await;
     }

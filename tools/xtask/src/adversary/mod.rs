@@ -35,7 +35,7 @@ use testkit::parts::Parts;
 
 use container::{Container, meets_its_filter};
 use control::Shown;
-use report::{Report, Tried};
+use report::{LEAST_ATTEMPTS, Report, Tried};
 use surroundings::Surroundings;
 use table::Attempt;
 use world::{Server, Side};
@@ -101,21 +101,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
         let fitting: Vec<_> = tried.iter().copied().filter(|attempt| attempt.fits(engine)).collect();
         for server in &options.server {
             let side = Side { engine, server: *server };
-            if door::has(&options.only) {
-                door::attack(&parts, side, &options.only, &surroundings, &mut report).await?;
-            }
-            if resources::has(&options.only) {
-                resources::attack(&parts, side, &options.only, &mut report).await?;
-            }
-            if traces::has(&options.only) {
-                traces::attack(&parts, side, &options.only, &surroundings, &mut report).await?;
-            }
-            if gitlinks::has(&options.only) {
-                gitlinks::attack(&parts, side, &options.only, &surroundings, &mut report).await?;
-            }
-            if races::has(&options.only) {
-                races::attack(&parts, side, &mut report).await?;
-            }
+            attack(&parts, side, &options.only, &surroundings, &mut report).await?;
             if fitting.is_empty() {
                 continue;
             }
@@ -132,7 +118,37 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
         controls_of_docker(&tried, &container, &parts, &surroundings, &mut report)?;
     }
     report.lines().iter().for_each(|line| say(line));
-    Ok(report.is_good())
+    let enough = !options.only.is_empty() || report.attempts() >= LEAST_ATTEMPTS;
+    if !enough {
+        say(&format!("a whole run has at least {LEAST_ATTEMPTS} separate attempts"));
+    }
+    Ok(report.is_good() && enough)
+}
+
+/// Makes the attempts on a side that are no row of the table.
+async fn attack(
+    parts: &Parts,
+    side: Side,
+    only: &str,
+    surroundings: &Surroundings,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    if door::has(only) {
+        door::attack(parts, side, only, surroundings, report).await?;
+    }
+    if resources::has(only) {
+        resources::attack(parts, side, only, report).await?;
+    }
+    if traces::has(only) {
+        traces::attack(parts, side, only, surroundings, report).await?;
+    }
+    if gitlinks::has(only) {
+        gitlinks::attack(parts, side, only, surroundings, report).await?;
+    }
+    if races::has(only) {
+        races::attack(parts, side, report).await?;
+    }
+    Ok(())
 }
 
 /// Makes each attempt without its walls and with each of them alone; those that this machine can make come back.

@@ -1,5 +1,7 @@
 //! What came of everything; pure.
 
+use std::collections::HashSet;
+
 use super::control::Shown;
 use super::table::Attempt;
 use super::verdict::{Judgement, Verdict};
@@ -17,6 +19,9 @@ pub(super) struct Tried {
     pub(super) side: String,
     pub(super) verdict: Verdict,
 }
+
+/// Fewest separate attempts of a whole run.
+pub(super) const LEAST_ATTEMPTS: usize = 60;
 
 /// Everything that was tried, and what the controls showed.
 #[derive(Debug, Default)]
@@ -52,12 +57,18 @@ impl Report {
         self.idle.is_empty() && self.tried.iter().all(|tried| tried.judge() == Judgement::Refused)
     }
 
+    /// How many separate attempts were made, on however many sides each.
+    pub(super) fn attempts(&self) -> usize {
+        self.tried.iter().map(|tried| tried.name).collect::<HashSet<_>>().len()
+    }
+
     /// Every attempt, then what else counts against success, and at the end the line that scripts look for.
     pub(super) fn lines(&self) -> Vec<String> {
         let mut lines: Vec<_> = self.tried.iter().map(Tried::line).collect();
         lines.extend(self.skipped.iter().map(|(name, why)| format!("not tried: {name}: {why}")));
         lines.extend(self.idle.iter().map(|why| format!("IDLE control of {why}")));
         let count = |wanted| self.tried.iter().filter(|tried| tried.judge() == wanted).count();
+        lines.push(format!("{} separate attempts, each on every side that it fits", self.attempts()));
         lines.push(format!(
             "{} unclear, {} skipped; {} controls, {} idle",
             count(Judgement::Inconclusive),
@@ -123,6 +134,13 @@ mod tests {
         assert!(!other.is_good() && ends(&other) == zero.replace("0 unclear", "1 unclear"));
         let through = report(Verdict::Through(String::new()));
         assert!(!through.is_good() && ends(&through) == zero.replace("0 through", "1 through"));
+    }
+
+    #[test]
+    fn an_attempt_on_two_sides_is_one() {
+        let mut twice = report(refused("EROFS"));
+        twice.tried.extend(report(refused("EROFS")).tried);
+        assert_eq!((twice.tried.len(), twice.attempts()), (2, 1));
     }
 
     #[test]

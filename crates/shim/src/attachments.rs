@@ -73,7 +73,8 @@ pub(crate) struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// Fetches attachments, one after another, and puts the files in their places. A gateway that is away is waited for `hold_ms`.
+    /// Fetches attachments, one after another, and puts the files in their places. A gateway that is away is waited for `hold_ms`,
+    /// for all of them together.
     ///
     /// # Errors
     /// [`Failure`] for people, if one cannot be had or not be kept.
@@ -82,8 +83,9 @@ impl Source<'_> {
     /// May be given up at any point and done again.
     pub(crate) async fn bring(&self, attachments: &[Attachment], hold_ms: u64) -> Result<Brought, Failure> {
         let mut brought = Brought::default();
+        let until = Instant::now() + Duration::from_millis(hold_ms);
         for attachment in attachments {
-            let content = self.fetch(attachment, hold_ms).await?;
+            let content = self.fetch(attachment, until).await?;
             match (attachment.kind, &attachment.media_type) {
                 (AttachmentKind::Image, Some(media_type)) => {
                     let (media_type, base64) = (media_type.clone(), STANDARD.encode(&content));
@@ -105,12 +107,12 @@ impl Source<'_> {
         self.home.join(ATTACHMENTS).join(self.run.as_str()).join(attachment.number.to_string())
     }
 
-    async fn fetch(&self, attachment: &Attachment, hold_ms: u64) -> Result<Bytes, Failure> {
+    async fn fetch(&self, attachment: &Attachment, until: Instant) -> Result<Bytes, Failure> {
         let path = format!("{}/{}/{}", paths::ATTACHMENTS, self.run, attachment.number);
-        let until = Instant::now() + Duration::from_millis(hold_ms);
         let (mut caller, mut backoff) = (Caller::new(self.door), Backoff::new());
-        let limit = Duration::from_millis(REQUEST_MS.min(hold_ms));
         loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let limit = Duration::from_millis(REQUEST_MS).min(left);
             let why = match caller.call(Method::GET, &path, Bytes::new(), limit).await {
                 Ok(reply) if reply.status.is_success() => return whole(attachment, reply.body),
                 Ok(reply) if !passes(&reply) => return Err(unavailable(attachment, reply.problem().message)),

@@ -42,8 +42,8 @@ const WITHOUT: [(&str, &str); 4] = [
     ("openapi", "it prints the document that has a snapshot beside the API, with which it is compared below"),
     ("completion", "it prints the shell library's script of every flag; bash takes it below"),
 ];
-/// What `doctor` finds that is the machine's.
-const OF_THE_MACHINE: [&str; 4] = ["sessions", "shim", "git", "disk"];
+/// What `doctor` finds that is the machine's, or where the database is.
+const OF_THE_MACHINE: [&str; 5] = ["database", "sessions", "shim", "git", "disk"];
 /// The columns of what `doctor` prints before it tells what it has found.
 const DOCTOR_HEAD: usize = 20;
 

@@ -20,6 +20,7 @@ const CHANGE: &str = "pr/9";
 
 testkit::on_every_engine_and_database! {
     bug_fixer_turns_a_red_suite_green_and_leaves_right_tests_alone
+    bug_fixer_is_told_when_it_leaves_the_suite_red_and_what_stays_red_is_shown
     pr_reviewer_reports_planted_defects_and_cannot_change_a_byte
     pr_reviewer_compares_with_any_base_and_reads_what_is_newest
     code_task_runs_the_repositorys_commands_and_mends_what_they_find
@@ -77,10 +78,21 @@ impl Scene {
     }
 
     async fn start_with(ground: Ground, scenario: &Value, variables: &[(&str, &str)]) -> Option<Self> {
+        Self::start_with_all(ground, &[("scene", scenario)], variables).await
+    }
+
+    /// The same with others, which prompts name by `[[scn:NAME]]`.
+    async fn start_with_all(
+        ground: Ground,
+        scenarios: &[(&str, &Value)],
+        variables: &[(&str, &str)],
+    ) -> Option<Self> {
+        let named: serde_json::Map<String, Value> =
+            scenarios.iter().map(|(name, scenario)| ((*name).to_owned(), (*scenario).clone())).collect();
         let parts = Parts::find(env!("CARGO_BIN_EXE_caisson"))?;
         let spec = WorldSpec {
             scenario: "scene".to_owned(),
-            scenarios: vec![json!({ "scene": scenario }).to_string()],
+            scenarios: vec![Value::from(named).to_string()],
             variables: variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
             ..WorldSpec::on(ground)
         };
@@ -182,6 +194,7 @@ async fn bug_fixer_turns_a_red_suite_green_and_leaves_right_tests_alone(ground: 
     let (run, events) = scene.run(&scene.body("bug-fixer", "The suite is red. Mend it.")).await;
     assert_eq!(run["status"], "succeeded", "{run:#}\n{}", scene.world.server.log());
     assert_eq!(run["workflow_version"], 1);
+    assert_eq!(run["checks"], json!([test_result("passed", 0, 0)]), "the suite was run once more behind it");
     let said = answers(&events);
     assert!(
         said[0].1.contains("FAILED") && said[2].1.contains("OK") && said[2].1.contains("ready"),
@@ -207,6 +220,55 @@ async fn bug_fixer_turns_a_red_suite_green_and_leaves_right_tests_alone(ground: 
     assert!(!run_python_tests(&red.path().join("checkout")).unwrap().status.success());
     let green = clone_branch(&scene.bare, branch).unwrap();
     assert!(run_python_tests(&green.path().join("checkout")).unwrap().status.success());
+}
+
+/// How the project's test ended, without its output.
+fn test_result(outcome: &str, exit_code: i32, turns: u32) -> Value {
+    json!({"name": "test", "command": "python3 -B -m unittest discover -s tests", "outcome": outcome, "exit_code": exit_code,
+        "output": null, "turns": turns})
+}
+
+async fn bug_fixer_is_told_when_it_leaves_the_suite_red_and_what_stays_red_is_shown(ground: Ground) {
+    let work = [bash("echo 'Rule 7 adds.' >> README.md"), json!({"text": "All is well."})];
+    let commit = json!({"when_prompt_contains": "commit message", "steps": [{"text": "fix(ledger): add the fee"}]});
+    let mended = bash("sed -i 's/cents - FEE/cents + FEE/' ledger/rule_07.py");
+    let mends = |steps: Value| {
+        json!({"prompts": [&work, {"when_prompt_contains": "fail on your work", "steps": steps}, &commit]})
+    };
+    let careless = mends(json!([mended, {"text": "Mended."}]));
+    let stubborn = mends(json!([{"text": "It is not mine to mend."}]));
+    let Some(scene) = Scene::start_with_all(ground, &[("scene", &careless), ("stubborn", &stubborn)], &[]).await
+    else {
+        return;
+    };
+    let (run, events) = scene.run(&scene.body("bug-fixer", "Rule 7 is wrong.")).await;
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", scene.world.server.log());
+    assert_eq!(run["checks"], json!([test_result("passed", 0, 1)]));
+    let told = notes(&events);
+    let (red, green) = (told.find("test ended with code 1"), told.find("test passed"));
+    assert!(red.is_some() && red < green && told.contains("FAILED (failures=1)"), "{told}");
+    let green = clone_branch(&scene.bare, run["branch"].as_str().unwrap()).unwrap();
+    assert!(run_python_tests(&green.path().join("checkout")).unwrap().status.success());
+
+    // What it does not mend is there for whoever reads the change, and nobody has to look for it.
+    let (run, _) = scene.run(&scene.body("bug-fixer", "[[scn:stubborn]] Rule 7 is wrong.")).await;
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", scene.world.server.log());
+    let check = &run["checks"][0];
+    assert!(check["output"].as_str().unwrap().contains("FAILED (failures=1)"), "{check}");
+    let mut short = check.clone();
+    short["output"] = Value::Null;
+    assert_eq!(short, test_result("failed", 1, 1));
+    let mut shown = scene.world.client(&["show", run["id"].as_str().unwrap()]);
+    let shown = tokio::task::spawn_blocking(move || shown.output().unwrap()).await.unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("test failed with code 1 after a turn to mend it"), "{shown}");
+
+    // A repository that names no such command is worked on all the same, and the run says what it did without.
+    scene.push("plain", &[(".caisson.yaml", "lint: python3 scripts/lint.py\n")]);
+    run_git(&scene.bare, &["symbolic-ref", "HEAD", "refs/heads/plain"]).unwrap();
+    let (run, _) = scene.run(&scene.body("bug-fixer", "Rule 7 is wrong.")).await;
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", scene.world.server.log());
+    assert_eq!((&run["checks"], &run["checks_not_run"]), (&json!([]), &json!(["test"])));
 }
 
 /// Everything below the checkout, `.git` among it, as one number.
@@ -388,7 +450,10 @@ async fn code_task_runs_the_repositorys_commands_and_mends_what_they_find(ground
 }
 
 async fn a_repository_file_is_read_from_the_anchor_and_its_set_up_can_fail(ground: Ground) {
-    let scenario = json!({"prompts": [[bash("cat build/ready; ls build"), {"text": "Looked."}]]});
+    let scenario = json!({"prompts": [
+        [bash("cat build/ready; ls build"), {"text": "Looked."}],
+        {"when_prompt_contains": "fail on your work", "steps": [{"text": "It was red before."}]},
+    ]});
     let Some(scene) = Scene::start(ground, &scenario).await else { return };
     // Whoever wrote the branch would have its own command run.
     scene.push(CHANGE, &[(".caisson.yaml", "setup: touch build-by-head\n")]);

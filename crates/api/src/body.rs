@@ -196,7 +196,10 @@ mod tests {
         let first = ApiLimits::default().body_read;
         let pieces = API_BODY_BYTES / PIECE_BYTES;
         let pause = first / u32::try_from(pieces).unwrap();
-        assert_eq!(read(paced(pieces, pause - Duration::from_millis(2)), false).await.unwrap(), API_BODY_BYTES);
+        assert_eq!(
+            read(paced(pieces, pause - Duration::from_millis(2)), false).await.unwrap(),
+            API_BODY_BYTES
+        );
         let late = read(paced(pieces, pause + Duration::from_millis(2)), false).await;
         assert!(matches!(late, Err(ApiError::BodyTimeout)), "{late:?}");
     }

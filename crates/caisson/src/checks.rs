@@ -37,7 +37,8 @@ pub(crate) fn passed(check: &Value) -> bool {
 pub(crate) fn not_run(run: &RunInfo) -> Option<String> {
     let named = run.rest.get("checks_not_run").and_then(Value::as_array)?;
     let names: Vec<String> = named.iter().filter_map(Value::as_str).map(clean).collect();
-    let told = || format!("{} not run: .caisson.yaml of the repository names no command for it", names.join(", "));
+    let told =
+        || format!("{} not run: .caisson.yaml of the repository names no command for it", names.join(", "));
     (!names.is_empty()).then(told)
 }
 
@@ -65,7 +66,8 @@ mod tests {
     #[test]
     fn checks_that_a_run_did_without_are_told() {
         let run = |names: Value| -> RunInfo {
-            serde_json::from_value(json!({"id": "run_x", "status": "succeeded", "checks_not_run": names})).unwrap()
+            serde_json::from_value(json!({"id": "run_x", "status": "succeeded", "checks_not_run": names}))
+                .unwrap()
         };
         assert_eq!(not_run(&run(json!([]))), None);
         let told = not_run(&run(json!(["lint", "test"]))).unwrap();

@@ -139,7 +139,8 @@ fn listed(query: &str, status: &str) -> Value {
         pairs.find(|(key, _)| *key == name).map(|(_, value)| value.to_owned())
     };
     let of_session = asked("session").is_none_or(|session| session == SESSION);
-    let fits = |item: &Value| of_session && asked("status").is_none_or(|wanted| item["status"] == wanted.as_str());
+    let fits =
+        |item: &Value| of_session && asked("status").is_none_or(|wanted| item["status"] == wanted.as_str());
     let items: Vec<Value> = [newer, run].into_iter().filter(fits).collect();
     json!({ "items": items })
 }
@@ -336,7 +337,10 @@ fn the_live_run_is_found_by_its_session_and_before_a_newer_one_that_has_ended() 
         let stub = Stub::start("succeeded");
         let output = told(&stub, arguments, "x\n");
         let said = text(&output.stderr);
-        assert!(output.status.code() == Some(1) && said.contains("is live") && said.contains("caisson run"), "{said}");
+        assert!(
+            output.status.code() == Some(1) && said.contains("is live") && said.contains("caisson run"),
+            "{said}"
+        );
     }
     let stub = Stub::start("running");
     let nobody = told(&stub, &["attach", &SESSION.replace("508", "509")], "x\n");

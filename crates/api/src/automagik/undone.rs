@@ -110,7 +110,10 @@ mod tests {
             assert!(told(&body, true).unwrap().contains(part), "{body}");
         }
         let names = |count: usize| -> Value {
-            (0..count).map(|number| (format!("f{number:02}"), json!(1))).collect::<serde_json::Map<_, _>>().into()
+            (0..count)
+                .map(|number| (format!("f{number:02}"), json!(1)))
+                .collect::<serde_json::Map<_, _>>()
+                .into()
         };
         assert!(told(&names(NAMED), false).unwrap().ends_with("f09."));
         assert!(told(&names(NAMED + 1), false).unwrap().ends_with("f09 and more."));

@@ -162,7 +162,9 @@ impl Client {
             Some(session) => bail!(
                 "no run of session {session} is live, so that nothing can be told to it; go on with it by: caisson run --session {session}"
             ),
-            None => bail!("no run is live, so that nothing can be told to one; submit one with `caisson run`"),
+            None => {
+                bail!("no run is live, so that nothing can be told to one; submit one with `caisson run`")
+            }
         }
     }
 

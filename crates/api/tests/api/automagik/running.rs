@@ -203,7 +203,10 @@ async fn what_is_not_done_is_said() {
     let run = started(&api, FIRST, &task_with(&json!({ "auto_merge": true }))).await;
     assert!(run["message"].as_str().unwrap().contains("Nothing is merged"), "{run}");
     for (more, part) in [
-        (json!({ "create_pr_on_success": true, "pr_title": "t", "pr_body": "b" }), "No pull request is opened"),
+        (
+            json!({ "create_pr_on_success": true, "pr_title": "t", "pr_body": "b" }),
+            "No pull request is opened",
+        ),
         (json!({ "persistent": false }), "Its workspace is kept"),
         (json!({ "environment": { "CI": "1" } }), "Not used: environment."),
     ] {
@@ -263,12 +266,14 @@ async fn what_contradicts_the_session_is_refused_and_its_own_branch_does_not() {
         body["session_id"] = first["session_id"].clone();
         body
     };
-    for fits in [json!({}), json!({ "git_branch": "develop" }), json!({ "git_branch": first["git_branch"] })] {
+    for fits in [json!({}), json!({ "git_branch": "develop" }), json!({ "git_branch": first["git_branch"] })]
+    {
         assert_eq!(status_of(&api, &on(&fits)).await, 200, "{fits}");
     }
-    for (other, field) in
-        [(json!({ "git_branch": "main" }), "git_branch"), (json!({ "repository_url": "/srv/git/other" }), "repository_url")]
-    {
+    for (other, field) in [
+        (json!({ "git_branch": "main" }), "git_branch"),
+        (json!({ "repository_url": "/srv/git/other" }), "repository_url"),
+    ] {
         let refused = api.post(&format!("{FIRST}/run/bug-fixer"), &on(&other)).await;
         assert_eq!(refused.status, 422, "{}", refused.text());
         let entry = &refused.json()["detail"][0];

@@ -94,9 +94,16 @@ async fn bug_fixer_is_told_when_it_leaves_the_suite_red_and_what_stays_red_is_sh
     let green = clone_branch(&scene.bare, run["branch"].as_str().unwrap()).unwrap();
     assert!(run_python_tests(&green.path().join("checkout")).unwrap().status.success());
 
-    // What it does not mend is there for whoever reads the change, and nobody has to look for it.
+    // What it does not mend is there for whoever wants to read it, and is not called a success.
     let (run, _) = scene.run(&scene.body("bug-fixer", "[[scn:stubborn]] Rule 7 is wrong.")).await;
-    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", scene.world.server.log());
+    assert_eq!(run["failure"]["kind"], "agent_error", "{run:#}\n{}", scene.world.server.log());
+    let failure = &run["failure"];
+    assert_eq!(
+        failure["message"],
+        "the repository's test does not pass on what the agent left; the work is on its branch all the same"
+    );
+    assert!(failure["evidence"].as_str().unwrap().contains("FAILED (failures=1)"), "{failure}");
+    assert_eq!(scene.subjects(run["branch"].as_str().unwrap()), "fix(ledger): add the fee");
     let check = &run["checks"][0];
     assert!(check["output"].as_str().unwrap().contains("FAILED (failures=1)"), "{check}");
     let mut short = check.clone();
@@ -296,7 +303,10 @@ async fn code_task_runs_the_repositorys_commands_and_mends_what_they_find(ground
 async fn a_repository_file_is_read_from_the_anchor_and_its_set_up_can_fail(ground: Ground) {
     let scenario = json!({"prompts": [
         [bash("cat build/ready; ls build"), {"text": "Looked."}],
-        {"when_prompt_contains": "fail on your work", "steps": [{"text": "It was red before."}]},
+        {"when_prompt_contains": "fail on your work", "steps": [
+            bash("sed -i 's/cents - FEE/cents + FEE/' ledger/rule_07.py"),
+            {"text": "Mended."},
+        ]},
     ]});
     let Some(scene) = Scene::start(ground, &scenario).await else { return };
     // Whoever wrote the branch would have its own command run.

@@ -49,7 +49,6 @@ const INSTRUCTIONS: &str = "Caisson runs coding agents, each in a sealed sandbox
         (status = 413, description = "The body is longer than 21 MiB, or than 4 MiB with a key that cannot submit", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "JSON that is no message of JSON-RPC 2.0", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "As many bodies of more than 4 MiB are being dealt with as may be; see Retry-After", body = Problem, content_type = "application/problem+json"),
     ),
 )]
 pub(crate) async fn message(

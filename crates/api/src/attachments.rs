@@ -18,7 +18,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use utoipa::ToSchema;
 
 use crate::auth::Reader;
-use crate::extract::{Fields, NoParams, RunPath, is_json, path_param, read_bounded, unknown_run};
+use crate::body::{Large, read_large};
+use crate::extract::{Fields, NoParams, RunPath, is_json, path_param, unknown_run};
 use crate::negotiate::{BYTES, choose};
 use crate::problem::{ApiError, Faults, Problem};
 use crate::runs::download;
@@ -44,10 +45,9 @@ impl FromRequest<App> for AttachedObject {
         if !is_json(request.headers()) {
             return Err(ApiError::MediaType);
         }
-        let body = read_bounded(request.into_body(), ATTACHMENT_BODY_BYTES, Some(app));
-        let body = tokio::time::timeout(app.config().limits.body_read, body);
-        let (body, place) = body.await.map_err(|_| ApiError::BodyTimeout)??;
-        Ok(Self { fields: Fields::parse(&body)?, place })
+        let (parts, body) = request.into_parts();
+        let Large { bytes, place } = read_large(app, &parts.headers, body, ATTACHMENT_BODY_BYTES).await?;
+        Ok(Self { fields: Fields::parse(&bytes)?, place })
     }
 }
 

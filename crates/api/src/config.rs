@@ -21,10 +21,15 @@ pub const KEY_PERCENT: usize = 25;
 /// How long an answer of `/readyz` is good for, and a proof that the store takes writes: whoever asks needs no key.
 pub const READY_FOR: Duration = Duration::from_secs(1);
 /// Bodies longer than [`caisson_domain::limits::API_BODY_BYTES`] that are read and dealt with at once: one with attachments may need
-/// four times [`caisson_domain::attachment::ATTACHMENT_BODY_BYTES`] of memory. Others wait, within [`BODY_READ`].
+/// four times [`caisson_domain::attachment::ATTACHMENT_BODY_BYTES`] of memory. Others wait, for [`LARGE_BODY_WAIT`] at most.
 pub const LARGE_BODIES: usize = 4;
-/// Longest time for reading the body of a request.
+/// Longest time that a large body waits for its place; then it is refused with 429. It does not count as time for reading.
+pub const LARGE_BODY_WAIT: Duration = Duration::from_secs(30);
+/// Longest time for reading the body of a request of the usual size, and what a large one has at first.
 pub const BODY_READ: Duration = Duration::from_secs(30);
+/// Bytes that must come in each second of a large body, on average: for so many that have come it has a second more than
+/// [`BODY_READ`].
+pub const BODY_BYTES_PER_S: u32 = 64 * 1024;
 
 /// Requests of one API key in a minute, all of them at once if need be.
 pub const RATE_PER_MINUTE: u32 = 3_000;
@@ -121,6 +126,10 @@ pub struct ApiLimits {
     pub ready_for: Duration,
     /// See [`BODY_READ`].
     pub body_read: Duration,
+    /// See [`BODY_BYTES_PER_S`].
+    pub body_bytes_per_s: u32,
+    /// See [`LARGE_BODY_WAIT`].
+    pub large_body_wait: Duration,
     /// See [`RATE_PER_MINUTE`]; 0 for no limit.
     pub rate_per_minute: u32,
     /// See [`FAILURES_PER_MINUTE`]; 0 for no limit.
@@ -137,6 +146,8 @@ impl Default for ApiLimits {
             streams_per_key: part(STREAMS, KEY_PERCENT),
             ready_for: READY_FOR,
             body_read: BODY_READ,
+            body_bytes_per_s: BODY_BYTES_PER_S,
+            large_body_wait: LARGE_BODY_WAIT,
             rate_per_minute: RATE_PER_MINUTE,
             failures_per_minute: FAILURES_PER_MINUTE,
         }

@@ -5,27 +5,22 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use caisson_domain::id::{ApiKeyId, ApprovalId, RunId, SessionId};
-use caisson_domain::limits;
 use caisson_domain::run::cut;
-use futures_util::StreamExt;
 use http::request::Parts;
 use http::{HeaderMap, header};
 use serde::de::{DeserializeOwned, Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::error::Category;
-use tokio::sync::OwnedSemaphorePermit;
 
+use crate::body::read_body;
 use crate::problem::{ApiError, Faults};
 use crate::state::App;
 
 /// Longest part of a parser's message that a problem repeats, in bytes: it may quote the input.
 const PARSER_TEXT_BYTES: usize = 300;
-/// Bytes of a body beyond its bound that are read and thrown away before the answer.
-const DISCARDED_BYTES: usize = 16 * 1024 * 1024;
 
 /// The run that the path names.
 pub(crate) struct RunPath(pub(crate) RunId);
@@ -212,7 +207,7 @@ impl<S: Send + Sync> FromRequestParts<S> for NoParams {
     }
 }
 
-/// A JSON object, read whole up to [`limits::API_BODY_BYTES`].
+/// A JSON object, read whole up to [`caisson_domain::limits::API_BODY_BYTES`].
 pub(crate) struct JsonObject(pub(crate) Fields);
 
 impl FromRequest<App> for JsonObject {
@@ -222,43 +217,8 @@ impl FromRequest<App> for JsonObject {
         if !is_json(request.headers()) {
             return Err(ApiError::MediaType);
         }
-        let body = tokio::time::timeout(app.config().limits.body_read, read_body(request.into_body()));
-        let body = body.await.map_err(|_| ApiError::BodyTimeout)??;
-        Fields::parse(&body).map(Self)
+        Fields::parse(&read_body(app, request.into_body()).await?).map(Self)
     }
-}
-
-/// Reads a body up to [`limits::API_BODY_BYTES`].
-pub(crate) async fn read_body(body: Body) -> Result<Vec<u8>, ApiError> {
-    read_bounded(body, limits::API_BODY_BYTES, None).await.map(|(body, _)| body)
-}
-
-/// Reads a body. What is too long is read on for a while and thrown away: many a client sends all of it before it reads the answer,
-/// and a connection closed before that would break the answer off. One that is longer than [`limits::API_BODY_BYTES`] waits for a place
-/// of the server's.
-pub(crate) async fn read_bounded(
-    body: Body,
-    most_bytes: usize,
-    places: Option<&App>,
-) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), ApiError> {
-    let mut chunks = body.into_data_stream();
-    let (mut kept, mut total_bytes, mut place) = (Vec::new(), 0_usize, None);
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|_| ApiError::BodyBroken)?;
-        total_bytes += chunk.len();
-        if total_bytes > limits::API_BODY_BYTES
-            && place.is_none()
-            && let Some(app) = places
-        {
-            place = Some(app.large_body().await?);
-        }
-        if total_bytes <= most_bytes {
-            kept.extend_from_slice(&chunk);
-        } else if total_bytes > most_bytes + DISCARDED_BYTES {
-            break;
-        }
-    }
-    if total_bytes > most_bytes { Err(ApiError::BodyTooLarge(most_bytes)) } else { Ok((kept, place)) }
 }
 
 pub(crate) fn is_json(headers: &HeaderMap) -> bool {
@@ -311,6 +271,11 @@ impl Fields {
                 })
             }
         }
+    }
+
+    /// The fields of an object that was read already.
+    pub(crate) fn of(map: serde_json::Map<String, Value>) -> Self {
+        Self { prefix: String::new(), map: map.into_iter().collect(), known: Vec::new() }
     }
 
     /// The fields of an object in a list, with the name of its place.
@@ -372,6 +337,11 @@ impl Fields {
         Some(Self { prefix: format!("{}.", self.path(name)), map, known: Vec::new() })
     }
 
+    /// What nobody took, for a caller who does not call it a fault.
+    pub(crate) fn left(self) -> BTreeMap<String, Value> {
+        self.map
+    }
+
     /// Ends the taking: fields that nobody took are faults.
     pub(crate) fn finish(self, faults: &mut Faults) {
         let known = self.known.join(", ");
@@ -426,11 +396,6 @@ impl<'de> Visitor<'de> for ObjectVisitor {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use futures_util::stream;
-
     use super::*;
 
     #[test]
@@ -451,21 +416,5 @@ mod tests {
         for (text, number) in cases {
             assert_eq!(whole_number(&serde_json::from_str(text).unwrap()), number, "{text}");
         }
-    }
-
-    #[tokio::test]
-    async fn of_a_body_without_end_so_much_is_thrown_away_and_no_more() {
-        const PIECE_BYTES: usize = 64 * 1024;
-        let read = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&read);
-        let pieces = stream::repeat_with(move || {
-            counted.fetch_add(PIECE_BYTES, Ordering::Relaxed);
-            Ok::<_, std::io::Error>(vec![b' '; PIECE_BYTES])
-        });
-        let refused = read_body(Body::from_stream(pieces)).await;
-        assert!(matches!(refused, Err(ApiError::BodyTooLarge(limits::API_BODY_BYTES))));
-        let most = limits::API_BODY_BYTES + DISCARDED_BYTES;
-        let read = read.load(Ordering::Relaxed);
-        assert!(read > most && read <= most + PIECE_BYTES, "{read}");
     }
 }

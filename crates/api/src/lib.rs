@@ -13,6 +13,7 @@ mod attachments;
 mod audit;
 mod auth;
 mod automagik;
+mod body;
 mod budget;
 pub mod config;
 mod conversation;

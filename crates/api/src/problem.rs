@@ -123,8 +123,10 @@ pub(crate) enum ApiError {
     Body(String),
     #[error("the request's body broke off")]
     BodyBroken,
-    #[error("the request's body did not arrive in time")]
+    #[error("the request's body did not arrive in time; send it faster, or less at once")]
     BodyTimeout,
+    #[error("as many large bodies are being dealt with as may be at once; send it again in a while")]
+    LargeBodiesFull,
     #[error("the request's body is longer than {0} bytes")]
     BodyTooLarge(usize),
     #[error("the request's body must be JSON: send it with Content-Type: application/json")]
@@ -290,6 +292,7 @@ impl ApiError {
             Self::Body(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_body"),
             Self::BodyBroken => (StatusCode::BAD_REQUEST, "body_broken"),
             Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
+            Self::LargeBodiesFull => (StatusCode::TOO_MANY_REQUESTS, "large_bodies_full"),
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::Query(_) => (StatusCode::BAD_REQUEST, "invalid_query"),
@@ -385,7 +388,8 @@ impl ApiError {
                 Some((header::RETRY_AFTER, HeaderValue::from(*retry_after_s)))
             }
             Self::InputsFull => Some((header::RETRY_AFTER, HeaderValue::from(INPUTS_RETRY_AFTER_S))),
-            Self::QueueFull
+            Self::LargeBodiesFull
+            | Self::QueueFull
             | Self::ProjectQueueFull
             | Self::StreamsFull
             | Self::StreamsOfKeyFull

@@ -112,6 +112,9 @@ pub struct CaissonView {
     pub checks: Vec<CheckName>,
     /// Turns that the agent has to mend what they find, 0 to 5.
     pub check_turns: u32,
+    /// Whether a run fails when one of them does not pass in the end; left out if not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub checks_must_pass: bool,
 }
 
 /// Whose files steer the agent.
@@ -179,6 +182,7 @@ impl From<StoredWorkflow> for WorkflowView {
                 parameters: workflow.caisson.parameters,
                 checks: workflow.caisson.checks,
                 check_turns: workflow.caisson.check_turns.unwrap_or(CHECK_TURNS_DEFAULT),
+                checks_must_pass: workflow.caisson.checks_must_pass,
             },
         }
     }

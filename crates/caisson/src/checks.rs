@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::client::RunInfo;
 use crate::render::clean;
 
 /// A check in one line: its name, how it ended, its command.
@@ -31,6 +32,16 @@ pub(crate) fn passed(check: &Value) -> bool {
     check["outcome"] == "passed"
 }
 
+/// Which checks of its workflow a run did without, and why; none if none.
+#[must_use]
+pub(crate) fn not_run(run: &RunInfo) -> Option<String> {
+    let named = run.rest.get("checks_not_run").and_then(Value::as_array)?;
+    let names: Vec<String> = named.iter().filter_map(Value::as_str).map(clean).collect();
+    let told =
+        || format!("{} not run: .caisson.yaml of the repository names no command for it", names.join(", "));
+    (!names.is_empty()).then(told)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,5 +62,15 @@ mod tests {
         assert_eq!(of("not_started", Value::Null, 0), "test could not be started: make test");
         let odd = line(&json!({"name": "a\u{1b}[2J", "outcome": "x\u{202e}"}));
         assert_eq!(odd, clean(&odd), "{odd:?}");
+    }
+    #[test]
+    fn checks_that_a_run_did_without_are_told() {
+        let run = |names: Value| -> RunInfo {
+            serde_json::from_value(json!({"id": "run_x", "status": "succeeded", "checks_not_run": names}))
+                .unwrap()
+        };
+        assert_eq!(not_run(&run(json!([]))), None);
+        let told = not_run(&run(json!(["lint", "test"]))).unwrap();
+        assert_eq!(told, "lint, test not run: .caisson.yaml of the repository names no command for it");
     }
 }

@@ -13,6 +13,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use caisson_api::config::{BODY_BYTES_PER_S, LARGE_BODY_WAIT};
+use caisson_domain::limits::API_BODY_BYTES;
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Method, RequestBuilder};
 use serde::Deserialize;
@@ -25,8 +27,9 @@ pub(crate) use follow::Followed;
 pub(crate) use inputs::ApprovalInfo;
 pub(crate) use runs::{ArtifactInfo, Chunks, EventInfo, RunInfo};
 
-/// How long one call may take, unless it follows events.
+/// How long one call may take, unless it follows events or sends much.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Talks to one server with one key.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
@@ -101,8 +104,21 @@ impl Client {
     }
 
     async fn json(&self, request: RequestBuilder) -> anyhow::Result<Value> {
-        let response = self.send(request.timeout(CALL_TIMEOUT)).await?;
+        self.json_within(request, CALL_TIMEOUT).await
+    }
+
+    async fn json_within(&self, request: RequestBuilder, limit: Duration) -> anyhow::Result<Value> {
+        let response = self.send(request.timeout(limit)).await?;
         response.json().await.with_context(|| self.stranger("what is not JSON"))
+    }
+
+    /// Sends what may be long, in the time that the server has for it, and reads what a Caisson server would answer.
+    async fn upload<T: DeserializeOwned>(&self, request: RequestBuilder, body: &Value) -> anyhow::Result<T> {
+        let body = serde_json::to_vec(body)?;
+        let limit = time_to_send(body.len());
+        let request = request.header(CONTENT_TYPE, "application/json").body(body);
+        let answer = self.json_within(request, limit).await?;
+        serde_json::from_value(answer).with_context(|| self.stranger("other JSON"))
     }
 
     /// Reads what a Caisson server would answer.
@@ -121,9 +137,28 @@ impl Client {
     }
 }
 
+/// How long a call may take that sends so many bytes: as long as the server reads them, which it does as long as [`BODY_BYTES_PER_S`]
+/// come, and a large body may have to wait for its turn.
+fn time_to_send(bytes: usize) -> Duration {
+    let sending = Duration::from_secs(bytes as u64 / u64::from(BODY_BYTES_PER_S));
+    let waiting = if bytes > API_BODY_BYTES { LARGE_BODY_WAIT } else { Duration::ZERO };
+    CALL_TIMEOUT + sending + waiting
+}
+
 #[cfg(test)]
 mod tests {
+    use caisson_api::config::BODY_READ;
+    use caisson_domain::attachment::ATTACHMENT_BODY_BYTES;
+
     use super::*;
+
+    #[test]
+    fn a_call_that_sends_much_has_as_long_as_the_server_reads_it() {
+        assert_eq!(time_to_send(1000), CALL_TIMEOUT);
+        assert_eq!(time_to_send(API_BODY_BYTES), CALL_TIMEOUT + Duration::from_secs(64));
+        let longest = BODY_READ + LARGE_BODY_WAIT + Duration::from_secs(336);
+        assert!(time_to_send(ATTACHMENT_BODY_BYTES) >= longest);
+    }
 
     #[test]
     fn a_file_without_a_certificate_is_told() {

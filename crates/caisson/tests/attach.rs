@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 use testkit::engine::signal;
 
 const RUN: &str = "run_0192f3a4b5c6d7e8f9a0b1c2d3e4f506";
+const OTHER: &str = "run_0192f3a4b5c6d7e8f9a0b1c2d3e4f507";
+const SESSION: &str = "ses_0192f3a4b5c6d7e8f9a0b1c2d3e4f508";
 /// It ends what hangs.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -23,6 +25,8 @@ struct Shared {
     status: Mutex<String>,
     /// Requests of inputs, with their idempotency keys.
     inputs: Mutex<Vec<(String, Value)>>,
+    /// Numbers of inputs that come too late for the agent.
+    late: Mutex<Vec<usize>>,
     /// Keys of inputs that there was no room for.
     waiting: Mutex<Vec<String>>,
     /// Whether the first events were sent.
@@ -33,7 +37,7 @@ struct Shared {
 }
 
 /// A server of one run. An input "refuse" is refused, for one "crowd" there is room at the third try, for one "stuck" never;
-/// an input "finish" ends the run.
+/// one "late" never reaches the agent, and an input "finish" ends the run.
 struct Stub {
     url: String,
     shared: Arc<Shared>,
@@ -47,6 +51,7 @@ impl Stub {
         let shared = Arc::new(Shared {
             status: Mutex::new(status.to_owned()),
             inputs: Mutex::default(),
+            late: Mutex::default(),
             waiting: Mutex::default(),
             watched: AtomicBool::new(false),
             ends: Mutex::new(ends),
@@ -110,6 +115,9 @@ fn answer(stream: TcpStream, shared: &Shared) {
     let mut body = vec![0; bytes];
     reader.read_exact(&mut body).unwrap();
     let path = first.split(' ').nth(1).unwrap_or_default();
+    if let Some(query) = path.strip_prefix("/v1/runs?") {
+        return send(stream, "200 OK", &listed(query, &shared.status.lock().unwrap()));
+    }
     match path.strip_prefix(&format!("/v1/runs/{RUN}")) {
         Some("/inputs") => input(stream, shared, &key, &serde_json::from_slice(&body).unwrap()),
         Some("/events") => events(stream, shared),
@@ -120,6 +128,21 @@ fn answer(stream: TcpStream, shared: &Shared) {
         }
         Some(_) | None => send(stream, "404 Not Found", &json!({"code": "unknown_route", "detail": first})),
     }
+}
+
+/// The runs that a query finds: besides the one there is a newer one, which has ended.
+fn listed(query: &str, status: &str) -> Value {
+    let newer = json!({"id": OTHER, "status": "failed"});
+    let run = json!({"id": RUN, "status": status});
+    let asked = |name: &str| {
+        let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        pairs.find(|(key, _)| *key == name).map(|(_, value)| value.to_owned())
+    };
+    let of_session = asked("session").is_none_or(|session| session == SESSION);
+    let fits =
+        |item: &Value| of_session && asked("status").is_none_or(|wanted| item["status"] == wanted.as_str());
+    let items: Vec<Value> = [newer, run].into_iter().filter(fits).collect();
+    json!({ "items": items })
 }
 
 fn send(mut stream: TcpStream, status: &str, body: &Value) {
@@ -149,8 +172,14 @@ fn input(stream: TcpStream, shared: &Shared, key: &str, body: &Value) {
             return send(stream, &format!("429 Too Many Requests\r\nretry-after: {seconds}"), &problem);
         }
     }
-    shared.inputs.lock().unwrap().push((key.to_owned(), body.clone()));
-    send(stream, "202 Accepted", &json!({"seq": 1}));
+    let mut inputs = shared.inputs.lock().unwrap();
+    inputs.push((key.to_owned(), body.clone()));
+    let number = inputs.len();
+    drop(inputs);
+    if body["text"] == "late" {
+        shared.late.lock().unwrap().push(number);
+    }
+    send(stream, "202 Accepted", &json!({"seq": number}));
     if body["text"] == "finish" {
         finish(shared);
     }
@@ -175,7 +204,10 @@ fn events(mut stream: TcpStream, shared: &Shared) {
     }
     shared.watched.store(true, Ordering::SeqCst);
     if shared.ends.lock().unwrap().recv_timeout(PATIENCE).is_ok() {
-        write(&event(4, "run.finished", &json!({"status": "succeeded"})));
+        for (place, number) in shared.late.lock().unwrap().iter().enumerate() {
+            write(&event(100 + place, "input.undelivered", &json!({"input": number})));
+        }
+        write(&event(200, "run.finished", &json!({"status": "succeeded"})));
         write("event: end\ndata: {}\n\n");
     }
 }
@@ -280,6 +312,39 @@ fn what_was_not_sent_when_the_run_is_over_is_told_and_is_the_exit_code() {
     {
         assert!(said.contains(part), "{part} in {said}");
     }
+}
+
+#[test]
+fn what_was_sent_and_never_reached_the_agent_is_told_and_is_the_exit_code() {
+    let stub = Stub::start("running");
+    let output = told(&stub, &["attach", RUN], "one\nlate\nfinish\n");
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(5), "{said}");
+    let account = "sent, but not delivered to the agent before the run ended (1):\n  late\n";
+    assert!(said.contains("sent (steer)") && said.contains(account), "{said}");
+    assert!(!said.contains("not sent"), "{said}");
+}
+
+#[test]
+fn the_live_run_is_found_by_its_session_and_before_a_newer_one_that_has_ended() {
+    for arguments in [&["attach"][..], &["attach", SESSION]] {
+        for status in ["running", "queued"] {
+            let stub = Stub::start(status);
+            let output = told(&stub, arguments, "finish\n");
+            assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", text(&output.stderr));
+            assert_eq!(stub.inputs(), [json!({"kind": "steer", "text": "finish"})]);
+        }
+        let stub = Stub::start("succeeded");
+        let output = told(&stub, arguments, "x\n");
+        let said = text(&output.stderr);
+        assert!(
+            output.status.code() == Some(1) && said.contains("is live") && said.contains("caisson run"),
+            "{said}"
+        );
+    }
+    let stub = Stub::start("running");
+    let nobody = told(&stub, &["attach", &SESSION.replace("508", "509")], "x\n");
+    assert_eq!(nobody.status.code(), Some(1), "{}", text(&nobody.stderr));
 }
 
 #[test]

@@ -2,170 +2,26 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
-use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
-
 use serde_json::{Value, json};
 use testkit::api::Api;
 use testkit::ground::Ground;
-use testkit::parts::Parts;
-use testkit::repository::{bare_from, clone_branch, run_git, run_python_tests};
-use testkit::world::{World, WorldSpec};
+use testkit::repository::{clone_branch, run_git, run_python_tests};
 
-const END: Duration = Duration::from_mins(5);
-/// Modules of the generated project; each has a test beside it.
-const MODULES: usize = 18;
+#[path = "workflows/scene.rs"]
+mod scene;
+
+use scene::{Scene, answers, bash, done, notes};
+
 const CHANGE: &str = "pr/9";
 
 testkit::on_every_engine_and_database! {
     bug_fixer_turns_a_red_suite_green_and_leaves_right_tests_alone
+    bug_fixer_is_told_when_it_leaves_the_suite_red_and_what_stays_red_is_shown
     pr_reviewer_reports_planted_defects_and_cannot_change_a_byte
     pr_reviewer_compares_with_any_base_and_reads_what_is_newest
     code_task_runs_the_repositorys_commands_and_mends_what_they_find
     a_repository_file_is_read_from_the_anchor_and_its_set_up_can_fail
     permissions_of_a_workflow_bind_however_often_the_model_insists
-}
-
-/// Its linter: no space at the end of a line.
-const LINT: &str = "import pathlib, sys\nbad = [f'{p}:{n}: space at the end' for p in sorted(pathlib.Path('ledger').glob('*.py'))\n       for n, line in enumerate(p.read_text().splitlines(), 1) if line != line.rstrip()]\nprint('\\n'.join(bad) or 'clean')\nsys.exit(bool(bad))\n";
-// -B: a file that is changed within a second, and not in its length, is read from what Python has compiled before.
-const FILE: &str = "setup: python3 scripts/setup.py\nlint: python3 scripts/lint.py\ntest: [python3, -B, -m, unittest, discover, -s, tests]\ncaches: [build]\n";
-
-/// A project of forty files whose suite is red: one rule is wrong.
-fn project(root: &Path) {
-    for directory in ["ledger", "tests", "scripts"] {
-        std::fs::create_dir_all(root.join(directory)).unwrap();
-    }
-    let write = |path: &str, text: &str| std::fs::write(root.join(path), text).unwrap();
-    write("ledger/__init__.py", "");
-    write("tests/__init__.py", "");
-    for number in 0..MODULES {
-        let sign = if number == 7 { "-" } else { "+" };
-        write(
-            &format!("ledger/rule_{number:02}.py"),
-            &format!(
-                "\"\"\"Rule {number}.\"\"\"\n\nFEE = {number}\n\n\ndef total(cents):\n    \"\"\"Adds the fee of the rule.\"\"\"\n    return cents {sign} FEE\n"
-            ),
-        );
-        write(
-            &format!("tests/test_rule_{number:02}.py"),
-            &format!(
-                "import unittest\n\nfrom ledger import rule_{number:02}\n\n\nclass Total(unittest.TestCase):\n    def test_adds_the_fee(self):\n        self.assertEqual(rule_{number:02}.total(100), {})\n",
-                100 + number
-            ),
-        );
-    }
-    write("scripts/lint.py", LINT);
-    write(
-        "scripts/setup.py",
-        "import pathlib\npathlib.Path('build').mkdir(exist_ok=True)\npathlib.Path('build/ready').write_text('ready')\n",
-    );
-    write(".caisson.yaml", FILE);
-    write(".gitignore", "__pycache__/\n");
-    write("README.md", "# Ledger\n\nRules that add fees.\n");
-}
-
-struct Scene {
-    world: World,
-    bare: PathBuf,
-}
-
-impl Scene {
-    async fn start(ground: Ground, scenario: &Value) -> Option<Self> {
-        Self::start_with(ground, scenario, &[]).await
-    }
-
-    async fn start_with(ground: Ground, scenario: &Value, variables: &[(&str, &str)]) -> Option<Self> {
-        let parts = Parts::find(env!("CARGO_BIN_EXE_caisson"))?;
-        let spec = WorldSpec {
-            scenario: "scene".to_owned(),
-            scenarios: vec![json!({ "scene": scenario }).to_string()],
-            variables: variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
-            ..WorldSpec::on(ground)
-        };
-        let world = World::start(&parts, spec).await.unwrap();
-        let source = tempfile::tempdir().unwrap();
-        project(source.path());
-        let bare =
-            bare_from(&world.directory.path().join("repositories"), "ledger.git", source.path()).unwrap();
-        let files = run_git(&bare, &["ls-tree", "-r", "--name-only", "main"]).unwrap();
-        assert!(files.lines().count() >= 30, "{files}");
-        Some(Self { world, bare })
-    }
-
-    fn body(&self, workflow: &str, prompt: &str) -> Value {
-        json!({"workflow": workflow, "prompt": prompt, "repository": self.world.host.url("ledger.git")})
-    }
-
-    async fn run(&self, body: &Value) -> (Value, Vec<Value>) {
-        let id = self.world.api.submit(body).await.unwrap();
-        let run = self.world.api.wait_end(&id, END).await.unwrap();
-        let events = self.world.api.events(&id).await.unwrap();
-        (run, events)
-    }
-
-    /// The first lines of the commits that a branch has and `main` has not, newest first.
-    fn subjects(&self, branch: &str) -> String {
-        run_git(&self.bare, &["log", "--format=%s", &format!("main..{branch}")]).unwrap()
-    }
-
-    /// Pushes `text` as `path` to `branch`, which begins at `main`.
-    fn push(&self, branch: &str, files: &[(&str, &str)]) {
-        self.push_onto("main", branch, files);
-    }
-
-    /// The same for one that begins at, or is, another branch.
-    fn push_onto(&self, from: &str, branch: &str, files: &[(&str, &str)]) {
-        let clone = clone_branch(&self.bare, from).unwrap();
-        let checkout = clone.path().join("checkout");
-        for (path, text) in files {
-            std::fs::write(checkout.join(path), text).unwrap();
-        }
-        run_git(&checkout, &["add", "-A"]).unwrap();
-        run_git(&checkout, &["commit", "-q", "-m", "feat: change rules"]).unwrap();
-        run_git(
-            &checkout,
-            &["push", "-q", self.bare.to_str().unwrap(), &format!("HEAD:refs/heads/{branch}")],
-        )
-        .unwrap();
-    }
-}
-
-fn bash(command: &str) -> Value {
-    json!({"tool": {"name": "Bash", "input": {"description": "Work", "command": command}}})
-}
-
-/// What the tools answered, in order: whether it was an error, and the text.
-fn answers(events: &[Value]) -> Vec<(bool, String)> {
-    let lines =
-        events.iter().filter(|event| event["kind"] == "agent.line" && event["data"]["type"] == "user");
-    let blocks = lines.filter_map(|event| event["data"]["message"]["content"].as_array()).flatten();
-    let results = blocks.filter(|block| block["type"] == "tool_result");
-    results.map(|block| (block["is_error"] == true, block["content"].to_string())).collect()
-}
-
-/// The agent's commands and what they answered, in the order of the events.
-fn done(events: &[Value]) -> Vec<String> {
-    let blocks = events
-        .iter()
-        .filter(|event| event["kind"] == "agent.line")
-        .filter_map(|event| event["data"]["message"]["content"].as_array())
-        .flatten();
-    let said = blocks.filter_map(|block| match block["type"].as_str() {
-        Some("tool_use") => Some(format!("call {}", block["input"])),
-        Some("tool_result") => Some(format!("answer {}", block["content"])),
-        _ => None,
-    });
-    said.collect()
-}
-
-fn notes(events: &[Value]) -> String {
-    let notes = events.iter().filter(|event| event["kind"] == "note");
-    notes.fold(String::new(), |mut all, event| {
-        let _written = writeln!(all, "{}", event["data"]["message"].as_str().unwrap());
-        all
-    })
 }
 
 async fn bug_fixer_turns_a_red_suite_green_and_leaves_right_tests_alone(ground: Ground) {
@@ -182,6 +38,7 @@ async fn bug_fixer_turns_a_red_suite_green_and_leaves_right_tests_alone(ground: 
     let (run, events) = scene.run(&scene.body("bug-fixer", "The suite is red. Mend it.")).await;
     assert_eq!(run["status"], "succeeded", "{run:#}\n{}", scene.world.server.log());
     assert_eq!(run["workflow_version"], 1);
+    assert_eq!(run["checks"], json!([test_result("passed", 0, 0)]), "the suite was run once more behind it");
     let said = answers(&events);
     assert!(
         said[0].1.contains("FAILED") && said[2].1.contains("OK") && said[2].1.contains("ready"),
@@ -207,6 +64,62 @@ async fn bug_fixer_turns_a_red_suite_green_and_leaves_right_tests_alone(ground: 
     assert!(!run_python_tests(&red.path().join("checkout")).unwrap().status.success());
     let green = clone_branch(&scene.bare, branch).unwrap();
     assert!(run_python_tests(&green.path().join("checkout")).unwrap().status.success());
+}
+
+/// How the project's test ended, without its output.
+fn test_result(outcome: &str, exit_code: i32, turns: u32) -> Value {
+    json!({"name": "test", "command": "python3 -B -m unittest discover -s tests", "outcome": outcome, "exit_code": exit_code,
+        "output": null, "turns": turns})
+}
+
+async fn bug_fixer_is_told_when_it_leaves_the_suite_red_and_what_stays_red_is_shown(ground: Ground) {
+    let work = [bash("echo 'Rule 7 adds.' >> README.md"), json!({"text": "All is well."})];
+    let commit =
+        json!({"when_prompt_contains": "commit message", "steps": [{"text": "fix(ledger): add the fee"}]});
+    let mended = bash("sed -i 's/cents - FEE/cents + FEE/' ledger/rule_07.py");
+    let mends = |steps: Value| json!({"prompts": [&work, {"when_prompt_contains": "fail on your work", "steps": steps}, &commit]});
+    let careless = mends(json!([mended, {"text": "Mended."}]));
+    let stubborn = mends(json!([{"text": "It is not mine to mend."}]));
+    let Some(scene) =
+        Scene::start_with_all(ground, &[("scene", &careless), ("stubborn", &stubborn)], &[]).await
+    else {
+        return;
+    };
+    let (run, events) = scene.run(&scene.body("bug-fixer", "Rule 7 is wrong.")).await;
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", scene.world.server.log());
+    assert_eq!(run["checks"], json!([test_result("passed", 0, 1)]));
+    let told = notes(&events);
+    let (red, green) = (told.find("test ended with code 1"), told.find("test passed"));
+    assert!(red.is_some() && red < green && told.contains("FAILED (failures=1)"), "{told}");
+    let green = clone_branch(&scene.bare, run["branch"].as_str().unwrap()).unwrap();
+    assert!(run_python_tests(&green.path().join("checkout")).unwrap().status.success());
+
+    // What it does not mend is there for whoever wants to read it, and is not called a success.
+    let (run, _) = scene.run(&scene.body("bug-fixer", "[[scn:stubborn]] Rule 7 is wrong.")).await;
+    assert_eq!(run["failure"]["kind"], "agent_error", "{run:#}\n{}", scene.world.server.log());
+    let failure = &run["failure"];
+    assert_eq!(
+        failure["message"],
+        "the repository's test does not pass on what the agent left; the work is on its branch all the same"
+    );
+    assert!(failure["evidence"].as_str().unwrap().contains("FAILED (failures=1)"), "{failure}");
+    assert_eq!(scene.subjects(run["branch"].as_str().unwrap()), "fix(ledger): add the fee");
+    let check = &run["checks"][0];
+    assert!(check["output"].as_str().unwrap().contains("FAILED (failures=1)"), "{check}");
+    let mut short = check.clone();
+    short["output"] = Value::Null;
+    assert_eq!(short, test_result("failed", 1, 1));
+    let mut shown = scene.world.client(&["show", run["id"].as_str().unwrap()]);
+    let shown = tokio::task::spawn_blocking(move || shown.output().unwrap()).await.unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("test failed with code 1 after a turn to mend it"), "{shown}");
+
+    // A repository that names no such command is worked on all the same, and the run says what it did without.
+    scene.push("plain", &[(".caisson.yaml", "lint: python3 scripts/lint.py\n")]);
+    run_git(&scene.bare, &["symbolic-ref", "HEAD", "refs/heads/plain"]).unwrap();
+    let (run, _) = scene.run(&scene.body("bug-fixer", "Rule 7 is wrong.")).await;
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", scene.world.server.log());
+    assert_eq!((&run["checks"], &run["checks_not_run"]), (&json!([]), &json!(["test"])));
 }
 
 /// Everything below the checkout, `.git` among it, as one number.
@@ -388,7 +301,13 @@ async fn code_task_runs_the_repositorys_commands_and_mends_what_they_find(ground
 }
 
 async fn a_repository_file_is_read_from_the_anchor_and_its_set_up_can_fail(ground: Ground) {
-    let scenario = json!({"prompts": [[bash("cat build/ready; ls build"), {"text": "Looked."}]]});
+    let scenario = json!({"prompts": [
+        [bash("cat build/ready; ls build"), {"text": "Looked."}],
+        {"when_prompt_contains": "fail on your work", "steps": [
+            bash("sed -i 's/cents - FEE/cents + FEE/' ledger/rule_07.py"),
+            {"text": "Mended."},
+        ]},
+    ]});
     let Some(scene) = Scene::start(ground, &scenario).await else { return };
     // Whoever wrote the branch would have its own command run.
     scene.push(CHANGE, &[(".caisson.yaml", "setup: touch build-by-head\n")]);

@@ -151,6 +151,9 @@ pub struct CaissonBlock {
     /// Turns that the agent has to mend what they find, within [`CHECK_TURNS`]; none means the default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub check_turns: Option<u32>,
+    /// Whether a run fails when one of them does not pass in the end; its work is published all the same.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub checks_must_pass: bool,
     /// How the agent asks before it uses a tool; none means that it never does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approvals: Option<ApprovalsBlock>,
@@ -175,6 +178,7 @@ impl Default for CaissonBlock {
             parameters: Parameters::new(),
             checks: Vec::new(),
             check_turns: None,
+            checks_must_pass: false,
             approvals: None,
         }
     }

@@ -320,6 +320,18 @@ fn rules_for_what_needs_no_asking_are_refused_where_they_bind_nothing() {
 }
 
 #[test]
+fn checks_that_must_pass_have_to_be_named() {
+    let of = |block: &str| {
+        let text = format!("---\nname: a\ndescription: d\ncaisson: {{{block}}}\n---\nx\n");
+        Workflow::parse(&text).map(|workflow| workflow.caisson.checks_must_pass)
+    };
+    assert!(of("checks: [test], checks_must_pass: true").unwrap());
+    assert!(!of("checks: [test]").unwrap() && !of("checks_must_pass: false").unwrap());
+    let told = of("checks_must_pass: true").unwrap_err().to_string();
+    assert!(told.contains("caisson.checks_must_pass") && told.contains("checks: [test]"), "{told}");
+}
+
+#[test]
 fn turns_to_mend_what_checks_find_are_bounded() {
     let of = |turns: &str| {
         let text = format!(

@@ -1,5 +1,6 @@
 //! The queue: keep, place, give back and finish runs that were claimed. Each method is fenced by home and lease epoch.
 
+use caisson_domain::check_result::CheckResult;
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{RunId, SandboxId, ServerId};
 use caisson_domain::limits::{LEASE_MS, RESULT_TEXT_BYTES};
@@ -45,6 +46,8 @@ pub struct Progress {
     pub outcome: Option<Outcome>,
     /// The structured output that the shim told, once it has.
     pub output: Option<Value>,
+    /// How the repository's checks ended, as the shim told it last; empty if none were run.
+    pub checks: Vec<CheckResult>,
     /// The commit pushed to the run's branch, as the gateway saw it.
     pub pushed_commit: Option<String>,
     /// Whether a push was forwarded of which nobody has seen the end yet.
@@ -86,7 +89,7 @@ const HEARTBEAT: &str = "update run set lease_expires_at_ms = $3 \
 const PLACE: &str = "update run set sandbox_id = $3 \
      where id = $1 and lease_epoch = $2 and home_server_id = $4 and status = 'running'";
 
-const PROGRESS: &str = "select id, cancel_requested_at_ms, stop_requested_at_ms, agent_started, phase, outcome, output, \
+const PROGRESS: &str = "select id, cancel_requested_at_ms, stop_requested_at_ms, agent_started, phase, outcome, output, checks, \
      pushed_commit, pending_push is not null as push_pending, lease_expires_at_ms, provider_status, model_failure, \
      (select min(expires_at_ms) from approval where approval.run_id = run.id and approval.state = 'waiting') \
        as approval_expires_at_ms from run \
@@ -327,6 +330,7 @@ fn progress(row: &Row) -> Result<Progress, StoreError> {
         phase: columns.parse_optional("phase")?,
         outcome: columns.json_optional("outcome")?,
         output: columns.json_optional("output")?,
+        checks: columns.json_optional("checks")?.unwrap_or_default(),
         pushed_commit: columns.get("pushed_commit")?,
         push_pending: columns.flag("push_pending")?,
         lease_expires_at_ms: columns.get("lease_expires_at_ms")?,

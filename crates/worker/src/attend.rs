@@ -275,6 +275,7 @@ mod tests {
             phase: None,
             outcome: None,
             output: None,
+            checks: Vec::new(),
             pushed_commit: None,
             push_pending: false,
             lease_expires_at_ms: 0,

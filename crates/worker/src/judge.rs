@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use caisson_domain::check_result::CheckResult;
 use caisson_domain::checks::{Check, stands};
 use caisson_domain::limits::{PLACE_ATTEMPTS, RESULT_TEXT_BYTES};
 use caisson_domain::protocol::{Ending, Outcome, StopReason};
@@ -102,10 +103,12 @@ pub(crate) enum Verdict {
 pub(crate) fn by_outcome(facts: &Facts<'_>, outcome: &Outcome) -> Finish {
     let result = outcome.result.as_deref().map(|text| cut(text, RESULT_TEXT_BYTES).to_owned());
     let (status, failure) = match &outcome.ending {
-        Ending::Completed => match push_fault(facts, outcome).or_else(|| output_fault(facts)) {
-            None => (RunStatus::Succeeded, None),
-            Some(failure) => (RunStatus::Failed, Some(failure)),
-        },
+        Ending::Completed => {
+            match push_fault(facts, outcome).or_else(|| output_fault(facts)).or_else(|| checks_fault(facts)) {
+                None => (RunStatus::Succeeded, None),
+                Some(failure) => (RunStatus::Failed, Some(failure)),
+            }
+        }
         Ending::Failed(failure) => {
             let failure = told(facts, failure);
             (RunStatus::Failed, Some(given_up(facts, &failure).unwrap_or(failure)))
@@ -130,6 +133,23 @@ fn output_fault(facts: &Facts<'_>) -> Option<Failure> {
     };
     let failure = Failure::new(FailureKind::AgentError, "the run has no output that fits its schema");
     (!faults.is_empty()).then(|| failure.with_evidence(faults.join("\n")))
+}
+
+/// Whether the work passes the repository's checks, where the workflow says that it must. That it does is the sandbox's word alone.
+fn checks_fault(facts: &Facts<'_>) -> Option<Failure> {
+    let failing = facts.progress.checks.iter().filter(|result| !result.passed());
+    let failing: Vec<&CheckResult> =
+        failing.filter(|_| facts.spec.workflow.caisson.checks_must_pass).collect();
+    let first = failing.first()?;
+    let names: Vec<&str> = failing.iter().map(|result| result.name.as_str()).collect();
+    let kept =
+        if facts.progress.pushed_commit.is_some() { "; the work is on its branch all the same" } else { "" };
+    let message = format!("the repository's {} does not pass on what the agent left{kept}", names.join(", "));
+    let failure = Failure::new(FailureKind::AgentError, message);
+    Some(match &first.output {
+        Some(output) => failure.with_evidence(format!("{}\n{output}", first.command)),
+        None => failure.with_evidence(first.command.clone()),
+    })
 }
 
 /// Judges a run whose sandbox ended, or never ran, without an outcome.

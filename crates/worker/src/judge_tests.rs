@@ -1,3 +1,5 @@
+use caisson_domain::check_result::CheckOutcome;
+use caisson_domain::repository_file::CheckName;
 use caisson_domain::run::Resources;
 use caisson_domain::workflow::Workflow;
 
@@ -43,6 +45,7 @@ fn progress() -> Progress {
         phase: None,
         outcome: None,
         output: None,
+        checks: Vec::new(),
         pushed_commit: None,
         push_pending: false,
         lease_expires_at_ms: NOW,
@@ -104,6 +107,38 @@ fn a_run_with_a_schema_succeeds_only_with_an_output_that_fits_whatever_the_shim_
     }
     let odd = judged(&serde_json::json!({"type": "array"}), Some(serde_json::json!([])));
     assert_eq!(kind(&odd), failed_as(FailureKind::AgentError));
+}
+
+#[test]
+fn a_check_that_must_pass_fails_the_run_and_another_does_not() {
+    let check = |name: CheckName, outcome: CheckOutcome| CheckResult {
+        name,
+        command: format!("make {name}"),
+        outcome,
+        exit_code: None,
+        output: (outcome != CheckOutcome::Passed).then(|| "red".to_owned()),
+        turns: 1,
+    };
+    let judged = |must: bool, checks: Vec<CheckResult>, pushed: Option<&str>| {
+        let mut spec = spec();
+        spec.workflow.caisson.checks_must_pass = must;
+        let progress = Progress { checks, pushed_commit: pushed.map(str::to_owned), ..progress() };
+        by_outcome(&facts(&spec, &progress), &outcome(Ending::Completed))
+    };
+    let green = check(CheckName::Lint, CheckOutcome::Passed);
+    assert_eq!(kind(&judged(true, vec![green.clone()], None)), SUCCEEDED);
+    assert_eq!(kind(&judged(true, Vec::new(), None)), SUCCEEDED, "none was run");
+    for outcome in [CheckOutcome::Failed, CheckOutcome::TimedOut, CheckOutcome::NotStarted] {
+        let checks = vec![green.clone(), check(CheckName::Test, outcome)];
+        assert_eq!(kind(&judged(false, checks.clone(), None)), SUCCEEDED, "whoever reads the change decides");
+        let finish = judged(true, checks.clone(), Some(HEAD));
+        assert_eq!(kind(&finish), failed_as(FailureKind::AgentError));
+        let failure = finish.failure.unwrap();
+        assert!(failure.message.contains("the repository's test does not pass"), "{}", failure.message);
+        assert!(failure.message.ends_with("the work is on its branch all the same"), "{}", failure.message);
+        assert_eq!(failure.evidence.unwrap(), "make test\nred");
+        assert!(!judged(true, checks, None).failure.unwrap().message.contains("branch"));
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ use super::body::{Sent, number, text};
 use super::refusal::{Refusal, RefusedBody};
 use super::run::{Shown, find, wait};
 use super::start::{NAME_CHARS, StartedRun, Wish, accept, start};
+use super::undone::Undone;
 use super::{Call, names, run};
 use crate::auth::{Reader, Writer};
 use crate::conversation::{self, Bounds};
@@ -76,7 +77,8 @@ pub(crate) struct DescribedAgent {
     pub updated_at: Option<String>,
 }
 
-/// A task for the agent, or, with `workflow_name` and `message`, one for a workflow. Other fields are ignored.
+/// A task for the agent, or, with `workflow_name` and `message`, one for a workflow. Other fields are ignored, which the answer says of
+/// those that ask for anything.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct RunAgent {
     /// The task.
@@ -87,6 +89,8 @@ pub(crate) struct RunAgent {
     pub message: Option<String>,
     /// The session to go on with, if there is such a one.
     pub session_id: Option<String>,
+    /// Whether to begin a new session whatever `session_id` says.
+    pub force_new_session: Option<bool>,
     /// A name for the session.
     #[schema(max_length = 500)]
     pub session_name: Option<String>,
@@ -120,6 +124,9 @@ pub(crate) struct AgentAnswer {
     pub usage: Value,
     /// The run.
     pub run_id: String,
+    /// What of the request was not done, in sentences; left out if there is nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_done: Option<String>,
 }
 
 /// A run that was accepted.
@@ -129,7 +136,7 @@ pub(crate) struct AgentStarted {
     pub run_id: String,
     /// `pending`; of a request that was repeated, where its run stands.
     pub status: String,
-    /// In a sentence.
+    /// In a sentence, and what of the request was not done.
     pub message: String,
     /// The agent.
     pub agent_name: String,
@@ -252,13 +259,14 @@ pub(crate) async fn run_agent(
         let sent = Sent { fields, mark };
         return Ok(start(&app, caller, dialect, (&workflow, query, &headers, sent)).await?.into_response());
     }
-    let run = begin(&app, &caller, (fields, faults), (&headers, &mark)).await?;
+    let (run, undone) = begin(&app, &caller, (fields, faults), (&headers, &mark)).await?;
     let shown = wait(app.store(), &caller, &run.id, ANSWER_WAIT).await?;
     if !shown.run.status.is_final() {
         let detail = format!("The run goes on; ask for /api/v1/run/{}/status", run.id);
         return Err(Refusal::Told { status: StatusCode::GATEWAY_TIMEOUT, code: "run_goes_on", detail });
     }
-    Ok(Json(answer(&app, &caller, &shown).await?).into_response())
+    let answer = answer(&app, &caller, &shown).await?;
+    Ok(Json(AgentAnswer { not_done: undone.alone(), ..answer }).into_response())
 }
 
 /// Run the agent without waiting for it
@@ -275,11 +283,13 @@ pub(crate) async fn run_agent_async(
     sent: Sent,
 ) -> Result<Json<AgentStarted>, Refusal> {
     check_agent(&id)?;
-    let run = begin(&app, &caller, (sent.fields, Faults::default()), (&headers, &sent.mark)).await?;
+    let (run, undone) =
+        begin(&app, &caller, (sent.fields, Faults::default()), (&headers, &sent.mark)).await?;
+    let stop = if undone.behind().is_empty() { "" } else { "." };
     Ok(Json(AgentStarted {
         run_id: run.id.to_string(),
         status: dialect.status(run.status).to_owned(),
-        message: format!("Agent {} started", names::AGENT),
+        message: format!("Agent {} started{stop}{}", names::AGENT, undone.behind()),
         agent_name: names::AGENT.to_owned(),
         session_id: run.session.to_string(),
     }))
@@ -291,13 +301,14 @@ async fn begin(
     caller: &Principal,
     (mut fields, mut faults): (Fields, Faults),
     sent: (&HeaderMap, &str),
-) -> Result<Run, Refusal> {
+) -> Result<(Run, Undone), Refusal> {
     let prompt: String = fields.require("message_content", &mut faults).unwrap_or_default();
     if prompt.trim().is_empty() && !faults.mention("message_content") {
         faults.add("message_content", "string_too_short", "it is blank; say what the agent should do");
     }
     let max_turns = number(&mut fields, "max_turns", &(1..=200), &mut faults);
     let session: Option<String> = fields.take("session_id", &mut faults);
+    let new_session = fields.take("force_new_session", &mut faults).unwrap_or(false);
     let asked = Asked {
         workflow_name: String::new(),
         session_name: text(&mut fields, "session_name", NAME_CHARS, &mut faults),
@@ -307,7 +318,7 @@ async fn begin(
         return Err(Refusal::body(faults));
     }
     let mut workflow = names::default_workflow(app.store(), caller).await?;
-    let mut session = session.as_deref().and_then(run::session_id);
+    let mut session = session.as_deref().filter(|_| !new_session).and_then(run::session_id);
     if let Some(id) = &session {
         match app.store().session(&caller.project, id).await? {
             Some(found) => workflow = found.workflow,
@@ -316,8 +327,9 @@ async fn begin(
         }
     }
     let asked = Asked { workflow_name: workflow.clone(), ..asked };
+    let undone = Undone::of(fields.left(), session.is_some());
     let request = CreateRun { workflow, prompt, max_turns, ..CreateRun::default() };
-    Ok(accept(app, caller.clone(), Wish::new(request, asked, session), sent).await?.run)
+    Ok((accept(app, caller.clone(), Wish::new(request, asked, session), sent).await?.run, undone))
 }
 
 fn user(fields: &mut Fields, faults: &mut Faults) -> Option<String> {
@@ -350,6 +362,7 @@ async fn answer(app: &App, caller: &Principal, shown: &Shown) -> Result<AgentAns
             "total_tokens": shown.total_tokens(), "cost_usd": shown.cost_usd(), "request_count": run.usage.calls,
         }),
         run_id: run.id.to_string(),
+        not_done: None,
     })
 }
 

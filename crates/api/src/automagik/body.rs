@@ -8,8 +8,9 @@ use sha2::{Digest, Sha256};
 
 use super::KEY_PARAMETER;
 use super::refusal::Refusal;
-use crate::extract::{Fields, read_body};
-use crate::problem::{ApiError, Faults};
+use crate::body::read_body;
+use crate::extract::Fields;
+use crate::problem::Faults;
 use crate::state::App;
 
 /// An object that was sent.
@@ -25,8 +26,7 @@ impl FromRequest<App> for Sent {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, Refusal> {
         let (parts, body) = request.into_parts();
-        let body = tokio::time::timeout(app.config().limits.body_read, read_body(body));
-        let body = body.await.map_err(|_| ApiError::BodyTimeout)??;
+        let body = read_body(app, body).await?;
         let mut hash = Sha256::new();
         let mut add = |part: &[u8]| {
             hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());

@@ -2,7 +2,7 @@
 //!
 //! A thin adapter over what the native API does: it reads other words, calls the same functions and renders other words.
 //! Nothing can be done here that could not be done there, and whatever a client asks for that is not done is said in the
-//! answer. Everything is served a second time below [`SECOND_PATH`], for the one generation of clients that has another
+//! answer (`undone`). Everything is served a second time below [`SECOND_PATH`], for the one generation of clients that has another
 //! word for an ended run and takes times without a zone. What differs from the original on purpose: `docs/automagik.md`.
 
 mod agents;
@@ -20,6 +20,7 @@ mod sessions;
 mod start;
 mod status;
 mod time;
+mod undone;
 mod users;
 mod workflows;
 

@@ -65,6 +65,7 @@ fn renamed(field: &str) -> &str {
         "prompt" => "message",
         "repository" => "repository_url",
         "base" => "git_branch",
+        "session" => "session_id",
         "timeout_s" => "timeout",
         other => other,
     }

@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 use super::body::{Sent, number, text};
 use super::query::Query;
 use super::refusal::{Refusal, RefusedBody};
+use super::undone::Undone;
 use super::{Call, Dialect, names, run};
 use crate::auth::Writer;
 use crate::extract::Fields;
@@ -35,13 +36,15 @@ const TIMEOUT_S: RangeInclusive<u32> = 60..=14_400;
 /// Longest name of a session or user, in characters.
 pub(super) const NAME_CHARS: usize = 500;
 
-/// A run to be started. Fields that are not known are ignored, and `null` is as good as absent.
+/// A run to be started. Fields that are not known are ignored, which the answer says of those that ask for anything; `null` is as
+/// good as absent.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct StartRun {
     /// The task.
     #[schema(example = "Fix the session timeout", pattern = r"^[^\x00]*[^\x00\s][^\x00]*$")]
     pub message: String,
-    /// The session to go on with; left out, a new one. A text that is no id of a session is ignored.
+    /// The session to go on with; left out, a new one. A text that is no id of a session is ignored. What is left out is as in the
+    /// session's last run.
     pub session_id: Option<String>,
     /// A name for the session.
     #[schema(max_length = 500)]
@@ -62,9 +65,9 @@ pub(crate) struct StartRun {
     /// `text` or `stream-json`; both take messages.
     #[schema(pattern = "^(text|stream-json)$")]
     pub input_format: Option<String>,
-    /// Taken and without effect: workspaces are always kept as the server keeps them.
+    /// Taken and without effect: workspaces are always kept as the server keeps them. The answer says so to `false`.
     pub persistent: Option<bool>,
-    /// Taken and not done: nothing is merged here.
+    /// Taken and not done, which the answer says: nothing is merged here.
     pub auto_merge: Option<bool>,
     /// Whether to work in an empty workspace.
     pub temp_workspace: Option<bool>,
@@ -158,9 +161,9 @@ pub(super) async fn start(
     wish.check()?;
     wish.asked.workflow_name = name.to_owned();
     wish.request.workflow = workflow;
-    let auto_merge = wish.auto_merge;
+    let undone = std::mem::take(&mut wish.undone);
     let accepted = accept(app, caller, wish, (headers, &mark)).await?;
-    let message = told(name, &accepted, auto_merge);
+    let message = told(name, &accepted, &undone);
     let Run { id, session, status, spec, created_at_ms, .. } = accepted.run;
     Ok(Json(StartedRun {
         run_id: id.into(),
@@ -174,16 +177,13 @@ pub(super) async fn start(
     }))
 }
 
-fn told(name: &str, accepted: &Accepted, auto_merge: bool) -> String {
-    let mut message = if accepted.replayed {
+fn told(name: &str, accepted: &Accepted, undone: &Undone) -> String {
+    let message = if accepted.replayed {
         format!("{name} workflow was started by the same request before.")
     } else {
         format!("Started {name} workflow.")
     };
-    if auto_merge {
-        message.push_str(" Nothing is merged automatically here: its work is pushed to a branch of its own.");
-    }
-    message + " Use the status endpoint to track progress."
+    message + undone.behind() + " Use the status endpoint to track progress."
 }
 
 /// What is asked for.
@@ -193,12 +193,14 @@ pub(super) struct Wish {
     session: Option<SessionId>,
     auto_merge: bool,
     temporary: bool,
+    /// What is not done of it.
+    pub(super) undone: Undone,
 }
 
 impl Wish {
     /// A task on behalf of somebody, with all else left to the workflow.
     pub(super) fn new(request: CreateRun, asked: Asked, session: Option<SessionId>) -> Self {
-        Self { request, asked, session, auto_merge: false, temporary: false }
+        Self { request, asked, session, auto_merge: false, temporary: false, undone: Undone::default() }
     }
 
     fn read(mut fields: Fields, query: &mut Query) -> Result<Self, Refusal> {
@@ -220,9 +222,10 @@ impl Wish {
         }
         let mut flag = |name: &'static str| {
             let of_body = fields.take::<bool>(name, &mut faults);
-            query.flag(name).or(of_body).unwrap_or(false)
+            query.flag(name).or(of_body)
         };
-        let (_, auto_merge, temporary) = (flag("persistent"), flag("auto_merge"), flag("temp_workspace"));
+        let (persistent, auto_merge) = (flag("persistent"), flag("auto_merge").unwrap_or(false));
+        let temporary = flag("temp_workspace").unwrap_or(false);
         let asked = Asked {
             workflow_name: String::new(),
             session_name: text(&mut fields, "session_name", NAME_CHARS, &mut faults),
@@ -233,7 +236,14 @@ impl Wish {
             return Err(Refusal::body(faults));
         }
         let session = session.as_deref().and_then(run::session_id);
-        Ok(Self { request, asked, session, auto_merge, temporary })
+        let mut undone = Undone::of(fields.left(), session.is_some());
+        if auto_merge {
+            undone.say("Nothing is merged automatically here: its work is pushed to a branch of its own.");
+        }
+        if persistent == Some(false) {
+            undone.say("Its workspace is kept with the session all the same.");
+        }
+        Ok(Self { request, asked, session, auto_merge, temporary, undone })
     }
 
     /// Refuses what cannot go together.
@@ -282,7 +292,8 @@ pub(super) async fn accept(
     runs::accept(app, caller, (wish.request, Faults::default()), origin).await.map_err(Refusal::of_run)
 }
 
-/// Makes the request one that goes on with the session: it keeps its workflow, repository and branch.
+/// Makes the request one that goes on with the session, as a native one would: what it leaves out is as in the session's last run,
+/// and what contradicts that is refused.
 async fn go_on_with(
     store: &Store,
     project: &ProjectId,
@@ -304,12 +315,10 @@ async fn go_on_with(
         let detail = format!("Session {id} has expired: its workspace and conversation were removed");
         return Err(Refusal::bad_request("session_expired", detail));
     }
-    request.repository = match &session.repository {
-        Some(repository) => RepositoryChoice::Named(repository.to_string()),
-        None => RepositoryChoice::Empty,
-    };
-    request.base = last.spec.base.map(String::from);
-    request.anchor = last.spec.anchor.map(String::from);
-    request.branch = session.branch.map(String::from);
+    // Clients know one branch, and are told the session's own.
+    if request.base.is_some() && request.base == session.branch.map(String::from) {
+        request.base = None;
+    }
+    request.session = Some(id.to_string());
     Ok(())
 }

@@ -10,12 +10,15 @@ mod tools;
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use caisson_domain::principal::Principal;
+use caisson_domain::attachment::ATTACHMENT_BODY_BYTES;
+use caisson_domain::limits::API_BODY_BYTES;
+use caisson_domain::principal::{Principal, Scope};
 use http::{HeaderMap, HeaderName, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::auth::Reader;
-use crate::extract::{NoParams, is_json, read_body};
+use crate::body::{Large, read_large};
+use crate::extract::{NoParams, is_json};
 use crate::problem::{ApiError, Problem};
 use crate::state::App;
 use rpc::{Message, RpcError};
@@ -43,7 +46,7 @@ const INSTRUCTIONS: &str = "Caisson runs coding agents, each in a sealed sandbox
         (status = 202, description = "A notification was taken in"),
         (status = 400, description = "Not JSON, or a version that is not spoken", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "The body is longer than 4 MiB", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is longer than 21 MiB, or than 4 MiB with a key that cannot submit", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "JSON that is no message of JSON-RPC 2.0", body = Problem, content_type = "application/problem+json"),
     ),
@@ -59,9 +62,13 @@ pub(crate) async fn message(
     if !is_json(request.headers()) {
         return Err(ApiError::MediaType);
     }
-    let body = tokio::time::timeout(app.config().limits.body_read, read_body(request.into_body()));
-    let body = body.await.map_err(|_| ApiError::BodyTimeout)??;
-    match Message::parse(&body)? {
+    let (parts, body) = request.into_parts();
+    // Only who may submit has attachments to send.
+    let most_bytes = if caller.may(Scope::RunsWrite) { ATTACHMENT_BODY_BYTES } else { API_BODY_BYTES };
+    let Large { bytes, place: _held } = read_large(&app, &parts.headers, body, most_bytes).await?;
+    let message = Message::parse(&bytes)?;
+    drop(bytes);
+    match message {
         // There is nothing that a client could tell which would change anything here.
         Message::Notification => Ok(StatusCode::ACCEPTED.into_response()),
         Message::Request { id, method, params } => {

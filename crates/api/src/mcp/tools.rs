@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use caisson_domain::attachment::ATTACHMENTS;
 use caisson_domain::event::Event;
 use caisson_domain::id::RunId;
 use caisson_domain::limits::IDEMPOTENCY_KEY_BYTES;
@@ -32,30 +33,8 @@ const LOOK_MS: u64 = 5_000;
 pub(super) fn list() -> Value {
     let run = json!({ "type": "string", "description": "The run's id", "pattern": "^run_[0-9a-f]{32}$" });
     let one = json!({ "type": "object", "properties": { "run": run }, "required": ["run"], "additionalProperties": false });
-    let text = |description: &str| json!({ "type": "string", "description": description });
-    let number = |description: &str, least: u32, most: u32| json!({ "type": "integer", "description": description, "minimum": least, "maximum": most });
     json!([
-        {
-            "name": "submit",
-            "title": "Submit a task",
-            "description": "Gives a coding agent in a sandbox of its own a task. Answers at once with the run; ask for its result. \
-                Takes every field of POST /v1/runs; those that matter most are described.",
-            "inputSchema": {
-                "type": "object",
-                "properties": {
-                    "workflow": text("The workflow to follow, by name, such as bug-fixer"),
-                    "prompt": text("The task, in your words"),
-                    "repository": { "type": ["string", "null"], "description": "A URL or an absolute path on the server; left out, \
-                        the server's default; null, an empty workspace" },
-                    "base": text("The branch to start from"),
-                    "branch": text("The branch to make and push"),
-                    "model": text("The model's id or alias"),
-                    "timeout_s": number("Time limit, in seconds", 5, 86_400),
-                    "idempotency_key": text("Makes a repeated call harmless: it finds the same run"),
-                },
-                "required": ["workflow", "prompt"],
-            },
-        },
+        submit_tool(),
         {
             "name": "status",
             "title": "Look at a run",
@@ -97,6 +76,52 @@ pub(super) fn list() -> Value {
             "annotations": { "destructiveHint": true, "idempotentHint": true },
         },
     ])
+}
+
+fn submit_tool() -> Value {
+    let attachment = json!({
+        "type": "object",
+        "properties": {
+            "name": text("A plain file name"),
+            "kind": { "type": "string", "enum": ["image", "file"], "description": "Left out, its bytes say" },
+            "content": text("Its bytes in base64"),
+        },
+        "required": ["name", "content"], "additionalProperties": false,
+    });
+    json!({
+        "name": "submit",
+        "title": "Submit a task",
+        "description": "Gives a coding agent in a sandbox of its own a task. Answers at once with the run; ask for its result. \
+            Takes every field of POST /v1/runs; those that matter most are described.",
+        "inputSchema": {
+            "type": "object",
+            "properties": {
+                "workflow": text("The workflow to follow, by name, such as bug-fixer; needed unless session is given"),
+                "session": text("The session to go on with, session_id of an earlier run: its agent knows what was said and done. \
+                    What else is left out is as in that session"),
+                "prompt": text("The task, in your words"),
+                "repository": { "type": ["string", "null"], "description": "A URL or an absolute path on the server; left out, \
+                    the server's default; null, an empty workspace" },
+                "base": text("The branch to start from"),
+                "branch": text("The branch to make and push"),
+                "model": text("The model's id or alias"),
+                "timeout_s": number("Time limit, in seconds", 5, 86_400),
+                "parameters": { "type": "object", "description": "Values of the workflow's parameters" },
+                "attachments": { "type": "array", "items": attachment, "maxItems": ATTACHMENTS, "description": "Images that the \
+                    agent is shown, and files that it finds in its sandbox: at most 8 MiB each and 12 MiB together" },
+                "idempotency_key": text("Makes a repeated call harmless: it finds the same run"),
+            },
+            "required": ["prompt"],
+        },
+    })
+}
+
+fn text(description: &str) -> Value {
+    json!({ "type": "string", "description": description })
+}
+
+fn number(description: &str, least: u32, most: u32) -> Value {
+    json!({ "type": "integer", "description": description, "minimum": least, "maximum": most })
 }
 
 /// Calls a tool. What the tool refuses is its result, so that the model reads why.
@@ -141,7 +166,7 @@ async fn submit(app: &App, caller: &Principal, mut arguments: Value) -> Result<V
         None | Some(Value::Null) => None,
         Some(key) => Some(key_of(&key)?),
     };
-    let accepted = runs::create(app, caller.clone(), fields(&arguments)?, key).await?;
+    let accepted = runs::create(app, caller.clone(), fields(arguments), key).await?;
     Ok(shown(accepted.run, Detail::Listed))
 }
 
@@ -159,13 +184,13 @@ fn key_of(key: &Value) -> Result<String, ApiError> {
 }
 
 async fn status(app: &App, caller: &Principal, arguments: Value) -> Result<Value, ApiError> {
-    let ([], id) = numbers(&arguments, [])?;
+    let ([], id) = numbers(arguments, [])?;
     let run = app.store().run(&caller.project, &id).await?.ok_or_else(unknown_run)?;
     Ok(shown(run, Detail::Full))
 }
 
 async fn result(app: &App, caller: &Principal, arguments: Value) -> Result<Value, ApiError> {
-    let ([wait_s], id) = numbers(&arguments, [("wait_s", 0..=i64::from(WAIT_S))])?;
+    let ([wait_s], id) = numbers(arguments, [("wait_s", 0..=i64::from(WAIT_S))])?;
     let until = Instant::now() + Duration::from_secs(wait_s.unwrap_or(0).unsigned_abs());
     let mut watch = app.store().watch(Topic::Run(id.clone()));
     let cancel = app.cancel();
@@ -193,7 +218,7 @@ fn outcome(run: &Run) -> Value {
 
 async fn events(app: &App, caller: &Principal, arguments: Value) -> Result<Value, ApiError> {
     let ([after, limit], id) =
-        numbers(&arguments, [("after", 0..=i64::MAX), ("limit", 1..=i64::from(EVENTS))])?;
+        numbers(arguments, [("after", 0..=i64::MAX), ("limit", 1..=i64::from(EVENTS))])?;
     app.store().run(&caller.project, &id).await?.ok_or_else(unknown_run)?;
     let limit = limit.and_then(|limit| u32::try_from(limit).ok()).unwrap_or(EVENTS_DEFAULT);
     let mut next_after = after.unwrap_or(0);
@@ -223,7 +248,7 @@ fn event(event: &Event) -> Value {
 
 async fn cancel(app: &App, caller: &Principal, arguments: Value) -> Result<Value, ApiError> {
     require(caller, Scope::RunsWrite)?;
-    let ([], id) = numbers(&arguments, [])?;
+    let ([], id) = numbers(arguments, [])?;
     match app.store().request_cancel(&caller.project, &id, Some(&caller.key)).await? {
         CancelRun::Unknown => Err(unknown_run()),
         CancelRun::Final(run) | CancelRun::Cancelled(run) | CancelRun::Requested(run) => Ok(outcome(&run)),
@@ -238,17 +263,23 @@ fn shown(run: Run, detail: Detail) -> Value {
     serde_json::to_value(RunView::new(run, detail)).unwrap_or_default()
 }
 
-fn fields(arguments: &Value) -> Result<Fields, ApiError> {
-    Fields::parse(arguments.to_string().as_bytes())
+/// The fields of arguments, which [`call`] has seen to be an object. They are not written down again: they may be long.
+fn fields(arguments: Value) -> Fields {
+    match arguments {
+        Value::Object(map) => Fields::of(map),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+            Fields::of(serde_json::Map::new())
+        }
+    }
 }
 
 /// The run and the numbers that a tool takes, and nothing else.
 fn numbers<const N: usize>(
-    arguments: &Value,
+    arguments: Value,
     wanted: [(&'static str, std::ops::RangeInclusive<i64>); N],
 ) -> Result<([Option<i64>; N], RunId), ApiError> {
     let mut faults = Faults::default();
-    let mut fields = fields(arguments)?;
+    let mut fields = fields(arguments);
     let id: Option<String> = fields.require("run", &mut faults);
     let taken = wanted.map(|(name, range)| {
         let value = fields.take_value(name).filter(|value| !value.is_null())?;

@@ -2,6 +2,7 @@
 
 use caisson_domain::check_result::{CheckOutcome, CheckResult};
 use caisson_domain::repository_file::CheckName;
+use caisson_domain::run::{Run, RunStatus};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -32,4 +33,13 @@ impl CheckView {
         let output = output.filter(|_| detail == Detail::Full);
         Self { name, command, outcome, exit_code, output, turns }
     }
+}
+
+/// The checks that the workflow of a run asks for, and for which its repository had no command.
+pub(super) fn not_run(run: &Run) -> Vec<CheckName> {
+    if run.status != RunStatus::Succeeded || run.spec.repository.is_none() {
+        return Vec::new();
+    }
+    let was_run = |name: &CheckName| run.checks.iter().any(|result| result.name == *name);
+    run.spec.workflow.caisson.checks.iter().copied().filter(|name| !was_run(name)).collect()
 }

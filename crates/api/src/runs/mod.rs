@@ -58,7 +58,7 @@ pub(crate) use view::{Detail, LISTED_TEXT_BYTES};
         (status = 413, description = "The body is longer than 21 MiB", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "Faults in the request, told together", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "The queue is full, or the project's part of it; see Retry-After", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "The queue is full, or the project's part of it, or as many bodies of more than 4 MiB are being dealt with as may be; see Retry-After", body = Problem, content_type = "application/problem+json"),
     ),
 )]
 pub(crate) async fn create_run(

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use caisson_domain::id::{CredentialId, ProjectId, RunId, SessionId};
+use caisson_domain::repository_file::CheckName;
 use caisson_domain::run::{Failure, FailureKind, Phase, Resources, Run, RunStatus, Waiting, cut};
 use caisson_domain::usage::UsageTotals;
 use caisson_domain::workflow::Publish;
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::checks::CheckView;
+use super::checks::{self, CheckView};
 use super::queueing::{HeldByView, QueueEstimateView, told};
 use crate::attachments::{self, AttachmentView};
 
@@ -93,6 +94,11 @@ pub struct RunView {
     pub output: Option<Value>,
     /// How the repository's own checks ended the last time that they were run, as the sandbox reported it; empty if none were.
     pub checks: Vec<CheckView>,
+    /// Of a run that succeeded, those checks of its workflow that were not run, since the repository names no command for them; left
+    /// out if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Option<Vec<crate::schema::CheckName>>)]
+    pub checks_not_run: Vec<CheckName>,
     /// The commit it started from, as the sandbox reported it.
     pub base_commit: Option<String>,
     /// The commit pushed to its branch, as the gateway saw it.
@@ -259,6 +265,7 @@ impl RunView {
     pub(crate) fn new(run: Run, detail: Detail) -> Self {
         let links = RunLinks::new(&run);
         let full = detail == Detail::Full;
+        let checks_not_run = checks::not_run(&run);
         let spec = run.spec;
         Self {
             id: run.id,
@@ -291,6 +298,7 @@ impl RunView {
             result: run.result.map(|text| detail.text(text)),
             output: run.output.filter(|_| full),
             checks: run.checks.into_iter().map(|result| CheckView::new(result, detail)).collect(),
+            checks_not_run,
             base_commit: run.base_commit,
             pushed_commit: run.pushed_commit,
             usage: run.usage.into(),

@@ -131,6 +131,58 @@ async fn so_many_large_bodies_have_a_place_at_once_and_the_next_one_waits_for_on
     assert_eq!(next.await.status, StatusCode::ACCEPTED);
 }
 
+/// A large request that comes in pieces, each after a pause.
+fn in_pieces(api: &Api, body: &Value, pause: Duration) -> http::Request<Body> {
+    let mut request = api.json_request("/v1/runs", body);
+    let text = body.to_string().into_bytes();
+    let bytes = text.len();
+    let pieces: Vec<Vec<u8>> = text.chunks(API_BODY_BYTES / 8).map(<[u8]>::to_vec).collect();
+    let pieces = stream::iter(pieces).then(move |piece| async move {
+        tokio::time::sleep(pause).await;
+        Ok::<_, std::io::Error>(piece)
+    });
+    *request.body_mut() = Body::from_stream(pieces);
+    request.headers_mut().insert("content-length", bytes.into());
+    request
+}
+
+#[tokio::test]
+async fn a_large_request_has_more_time_the_more_of_it_has_come() {
+    let api = Api::with(|config| config.limits.body_read = Duration::from_millis(100)).await;
+    let large = body_with(&json!({ "attachments": [attached("f", &vec![b'x'; ATTACHMENT_BYTES])] }));
+    let pause = Duration::from_millis(20);
+    let begun = std::time::Instant::now();
+    let created = api.send(in_pieces(&api, &large, pause)).await;
+    assert_eq!(created.status, StatusCode::ACCEPTED, "{}", created.text());
+    assert!(begun.elapsed() > 4 * Duration::from_millis(100), "it took longer than others may");
+    // So fast that what has come gives it next to nothing.
+    let api = Api::with(|config| {
+        config.limits.body_read = Duration::from_millis(100);
+        config.limits.body_bytes_per_s = u32::MAX;
+    })
+    .await;
+    api.send(in_pieces(&api, &large, pause)).await.assert_problem(408, "body_timeout");
+}
+
+#[tokio::test]
+async fn a_large_request_that_gets_no_place_is_told_when_to_come_again() {
+    let api = Api::with(|config| config.limits.large_body_wait = Duration::from_millis(50)).await;
+    let large = body_with(&json!({ "attachments": [attached("f", &vec![b'x'; ATTACHMENT_BYTES])] }));
+    let unfinished = || {
+        let begun = stream::iter([Ok::<_, std::io::Error>(vec![b' '; API_BODY_BYTES + 1])]);
+        let mut request = api.json_request("/v1/runs", &large);
+        *request.body_mut() = Body::from_stream(begun.chain(stream::pending()));
+        api.send(request)
+    };
+    let mut held = Box::pin(join_all((0..LARGE_BODIES).map(|_| unfinished())));
+    assert!(timeout(Duration::from_millis(200), &mut held).await.is_err());
+    let refused = api.post("/v1/runs", &large).await;
+    refused.assert_problem(429, "large_bodies_full");
+    assert_eq!(refused.header("retry-after"), "10");
+    drop(held);
+    assert_eq!(api.post("/v1/runs", &large).await.status, StatusCode::ACCEPTED);
+}
+
 #[tokio::test]
 async fn the_key_of_a_request_stands_for_its_attachments_too() {
     let api = Api::start().await;

@@ -1,6 +1,10 @@
 //! The Model Context Protocol over HTTP: its messages, its errors, its tools.
 
 use axum::body::Body;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use caisson_domain::attachment::{ATTACHMENT_BODY_BYTES, ATTACHMENT_BYTES, ATTACHMENTS_BYTES};
+use caisson_domain::limits::API_BODY_BYTES;
 use caisson_domain::principal::Scope;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -153,6 +157,33 @@ async fn a_run_is_submitted_followed_and_ended_by_tools() {
     let other = done(&api, "submit", json!({ "workflow": "fix", "prompt": "Fix." })).await;
     let ended = done(&api, "cancel", json!({ "run": other["id"] })).await;
     assert_eq!(ended["status"], "cancelled");
+}
+
+#[tokio::test]
+async fn a_session_goes_on_by_submit_with_attachments_as_large_as_the_native_route_takes() {
+    let mut api = Api::start().await;
+    let listed = send(&api, &json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/list" })).await.json();
+    let schema = &listed["result"]["tools"][0]["inputSchema"];
+    assert_eq!(schema["required"], json!(["prompt"]), "a follow-up needs no workflow");
+    assert_eq!(schema["properties"]["session"]["type"], "string");
+    let claimed = api.running().await;
+    assert!(api.store.put_transcript(&claimed.run.id, "said").await.unwrap());
+    api.finish(&claimed).await;
+    let parts = [ATTACHMENT_BYTES, ATTACHMENTS_BYTES - ATTACHMENT_BYTES];
+    let attachments: Vec<Value> = parts
+        .iter()
+        .map(|bytes| json!({ "name": "f", "content": STANDARD.encode(vec![0xff; *bytes]) }))
+        .collect();
+    let task = json!({ "session": claimed.run.session, "prompt": "Go on.", "attachments": attachments });
+    let run = done(&api, "submit", task.clone()).await;
+    assert_eq!((&run["session_id"], &run["workflow"]), (&json!(claimed.run.session), &json!("fix")));
+    assert_eq!(run["attachments"].as_array().unwrap().len(), 2);
+    let told = refused(&api, "submit", json!({ "prompt": "x" })).await;
+    assert!(told.contains("workflow: it is required"), "{told}");
+    let message = |filler: usize| json!({ "jsonrpc": "2.0", "id": 1, "method": "ping", "params": { "x": "x".repeat(filler) } });
+    send(&api, &message(ATTACHMENT_BODY_BYTES)).await.assert_problem(413, "body_too_large");
+    api.key = api.key_with(&[Scope::RunsRead]).await;
+    send(&api, &message(API_BODY_BYTES)).await.assert_problem(413, "body_too_large");
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use super::ClientFlags;
 pub(crate) struct Attach {
     #[command(flatten)]
     pub client: ClientFlags,
-    /// The run: its id, the last digits of it, or nothing for the newest.
+    /// The run: its id, the last digits of it, a session's id for the run of it that is live, or nothing for the newest that is live.
     pub run: Option<String>,
 }
 

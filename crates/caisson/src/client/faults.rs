@@ -18,7 +18,10 @@ pub(super) fn unanswered(base: &Url, error: &reqwest::Error) -> String {
             "what answers at {base} does not speak TLS; if the server has no certificate, set CAISSON_URL to http://…"
         ),
         Some(_) => format!("no TLS connection can be made to the server at {base}"),
-        None if error.is_connect() || error.is_timeout() => {
+        None if error.is_timeout() && !error.is_connect() => format!(
+            "the server at {base} did not answer in time, or the connection was too slow for what was sent; try again"
+        ),
+        None if error.is_connect() => {
             format!("no server answers at {base}; start one with `caisson serve` or set CAISSON_URL")
         }
         None if base.scheme() == "http" => format!(

@@ -7,9 +7,9 @@ use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Client;
+use super::{Client, time_to_send};
 
-/// How long one message may take: a tool may wait for a run.
+/// How long one message may take besides the time for sending it: a tool may wait for a run.
 const MESSAGE_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// What an agent asks, as the API shows it.
@@ -42,11 +42,11 @@ impl Client {
         body: &Value,
         key: Option<&str>,
     ) -> anyhow::Result<Value> {
-        let mut request = self.request(Method::POST, &format!("/v1/runs/{id}/inputs"))?.json(body);
+        let mut request = self.request(Method::POST, &format!("/v1/runs/{id}/inputs"))?;
         if let Some(key) = key {
             request = request.header("idempotency-key", key);
         }
-        self.read(request).await
+        self.upload(request, body).await
     }
 
     /// Lists what a run's agent asked.
@@ -80,8 +80,8 @@ impl Client {
             .request(Method::POST, "/mcp")?
             .header("content-type", "application/json")
             .header("accept", "application/json")
-            .body(message)
-            .timeout(MESSAGE_TIMEOUT);
+            .timeout(MESSAGE_TIMEOUT + time_to_send(message.len()))
+            .body(message);
         let response = self.send(request).await?;
         if response.status() == StatusCode::ACCEPTED {
             return Ok(None);

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
+use caisson_domain::id::SessionId;
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -87,9 +88,8 @@ impl Client {
     /// # Errors
     /// The server's problem, in its own words.
     pub(crate) async fn create_run(&self, body: &Value, idempotency_key: &str) -> anyhow::Result<RunInfo> {
-        let request =
-            self.request(Method::POST, "/v1/runs")?.json(body).header("idempotency-key", idempotency_key);
-        self.read(request).await
+        let request = self.request(Method::POST, "/v1/runs")?.header("idempotency-key", idempotency_key);
+        self.upload(request, body).await
     }
 
     /// Reads a run.
@@ -130,6 +130,41 @@ impl Client {
             (Some(run), true) => Ok(run.id),
             (Some(_), false) => bail!("\"{text}\" matches several runs; give more digits"),
             (None, _) => bail!("no recent run ends with \"{text}\"; `caisson ps` lists them"),
+        }
+    }
+
+    /// Finds the run that something can be told to: of a session the one that runs, else the next one; the run that `text` names
+    /// otherwise, as [`Self::find_run`] does; without a text the newest that runs, else the newest that waits.
+    ///
+    /// # Errors
+    /// None or several match, or none is live.
+    pub(crate) async fn find_live_run(&self, text: Option<&str>) -> anyhow::Result<String> {
+        let session = text.and_then(|text| text.parse::<SessionId>().ok());
+        if text.is_some() && session.is_none() {
+            return self.find_run(text).await;
+        }
+        for status in ["running", "queued"] {
+            let mut request =
+                self.request(Method::GET, "/v1/runs")?.query(&[("status", status), ("limit", "200")]);
+            if let Some(session) = &session {
+                request = request.query(&[("session", session.as_str())]);
+            }
+            let mut live: Vec<RunInfo> = self.items(request).await?;
+            if session.is_some() {
+                // Runs of a session start in the order in which they came.
+                live.reverse();
+            }
+            if let Some(run) = live.into_iter().next() {
+                return Ok(run.id);
+            }
+        }
+        match session {
+            Some(session) => bail!(
+                "no run of session {session} is live, so that nothing can be told to it; go on with it by: caisson run --session {session}"
+            ),
+            None => {
+                bail!("no run is live, so that nothing can be told to one; submit one with `caisson run`")
+            }
         }
     }
 

@@ -1,7 +1,9 @@
 //! `caisson attach`: a live run is followed, and what is typed is told to its agent.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, IsTerminal, Read};
 use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::bail;
@@ -13,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::submit::{Shown, summarise};
 use super::{DETACHED, DONE, INPUTS_UNSENT, client, complain, exit_code, terminal};
 use crate::cli::{Attach, HELP, Typed};
-use crate::client::{Client, Refused};
+use crate::client::{Client, Followed, Refused};
 use crate::screen::Terminal;
 
 /// Longest line that is read, in bytes; what is longer is not sent.
@@ -28,7 +30,7 @@ const AGAIN_MAX: Duration = Duration::from_secs(30);
 const REST: Duration = Duration::from_millis(200);
 /// Lines told one by one that were not sent; of further ones only how many.
 const UNSENT_LINES: usize = 20;
-/// How much of each, in bytes.
+/// How much of each is told, in bytes.
 const UNSENT_BYTES: usize = 200;
 
 /// Follows and tells.
@@ -37,7 +39,7 @@ const UNSENT_BYTES: usize = 200;
 /// The server refuses, or is not there, or the run has ended.
 pub(crate) async fn run(flags: Attach) -> anyhow::Result<u8> {
     let client = client(&flags.client)?;
-    let id = client.find_run(flags.run.as_deref()).await?;
+    let id = client.find_live_run(flags.run.as_deref()).await?;
     let run = client.run(&id).await?;
     if run.is_final() {
         bail!(
@@ -51,8 +53,8 @@ pub(crate) async fn run(flags: Attach) -> anyhow::Result<u8> {
             "attached to run {id}; what you type is told to its agent, /help tells more, Ctrl-C detaches"
         ));
     }
-    let (ended, unsent) = match talk(&client, &id, json).await? {
-        Left::Over(ended, unsent) => (ended, unsent),
+    let (ended, lost) = match talk(&client, &id, json).await? {
+        Left::Over(ended, lost) => (ended, lost),
         Left::Detached => {
             complain(&format!(
                 "\ndetached; the run goes on. Come back with: caisson attach {id}\nEnd it with:    caisson cancel {id}"
@@ -60,9 +62,8 @@ pub(crate) async fn run(flags: Attach) -> anyhow::Result<u8> {
             return Ok(DETACHED);
         }
     };
-    let untold = unsent.told();
-    if let Some(untold) = &untold {
-        complain(untold);
+    for told in &lost {
+        complain(told);
     }
     ended?;
     let run = client.run(&id).await?;
@@ -70,7 +71,7 @@ pub(crate) async fn run(flags: Attach) -> anyhow::Result<u8> {
         summarise(&client, &run).await;
     }
     // Who types has been told, line by line; whoever wrote into a pipe reads the code.
-    let lost = piped && untold.is_some();
+    let lost = piped && !lost.is_empty();
     Ok(match exit_code(&run.status) {
         DONE if lost => INPUTS_UNSENT,
         code => code,
@@ -81,8 +82,8 @@ pub(crate) async fn run(flags: Attach) -> anyhow::Result<u8> {
 enum Left {
     /// Somebody left; the run goes on.
     Detached,
-    /// The run is over, or cannot be followed any more; and what was not sent.
-    Over(anyhow::Result<()>, Unsent),
+    /// The run is over, or cannot be followed any more; and what never reached the agent, for people.
+    Over(anyhow::Result<()>, Vec<String>),
 }
 
 /// Follows and tells, until the run is over or somebody leaves.
@@ -90,10 +91,14 @@ async fn talk(client: &Client, id: &str, json: bool) -> anyhow::Result<Left> {
     // A line that tells the time would write over what is being typed.
     let shown = Shown::new(json, Terminal { status_line: false, ..terminal() });
     let over = CancellationToken::new();
-    let mut followed = pin!(client.follow(id, 0, |followed| shown.show(followed)));
+    let late = Mutex::new(BTreeSet::new());
+    let mut followed = pin!(client.follow(id, 0, |followed| {
+        late.lock().unwrap_or_else(PoisonError::into_inner).extend(came_too_late(followed));
+        shown.show(followed);
+    }));
     let mut interrupted = pin!(tokio::signal::ctrl_c());
     let mut typed = pin!(tell(client, id, typed_lines(), &over));
-    let mut unsent = None;
+    let mut account = None;
     let ended = loop {
         tokio::select! {
             ended = &mut followed => break ended,
@@ -101,40 +106,72 @@ async fn talk(client: &Client, id: &str, json: bool) -> anyhow::Result<Left> {
                 interrupted?;
                 return Ok(Left::Detached);
             }
-            told = &mut typed, if unsent.is_none() => match told {
+            told = &mut typed, if account.is_none() => match told {
                 Told::Detached => return Ok(Left::Detached),
                 // The run is followed to its end all the same.
-                Told::Everything(left) => unsent = Some(left),
+                Told::Everything(told) => account = Some(told),
             },
         }
     };
     over.cancel();
-    let unsent = match unsent {
-        Some(unsent) => unsent,
+    let account = match account {
+        Some(account) => account,
         // What is being sent has its answer waited for, so that it is known whether it was.
         None => match typed.await {
-            Told::Everything(unsent) => unsent,
-            Told::Detached => Unsent::default(),
+            Told::Everything(account) => account,
+            Told::Detached => Account::default(),
         },
     };
-    Ok(Left::Over(ended, unsent))
+    let late = late.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(Left::Over(ended, account.lost(&late)))
+}
+
+/// The number of an input that the run ended without giving to its agent.
+fn came_too_late(followed: &Followed) -> Option<i64> {
+    match followed {
+        Followed::Event(event) if event.kind == "input.undelivered" => event.data["input"].as_i64(),
+        Followed::Event(_) | Followed::Delta(..) => None,
+    }
 }
 
 /// Why no more is told.
 enum Told {
     Detached,
-    /// There is nothing more, or nobody to tell it; and what was not sent.
-    Everything(Unsent),
+    /// There is nothing more, or nobody to tell it; and what became of it.
+    Everything(Account),
 }
 
-/// What was given and not sent.
+/// What became of what was given.
 #[derive(Debug, Default)]
-struct Unsent {
+struct Account {
+    unsent: Lines,
+    /// What the server has taken, with its number there; it takes few in a run.
+    sent: Vec<(i64, String)>,
+}
+
+impl Account {
+    /// What never reached the agent, for people: `late` has the numbers of what came too late for it.
+    fn lost(self, late: &BTreeSet<i64>) -> Vec<String> {
+        let mut undelivered = Lines::default();
+        for (_, line) in self.sent.iter().filter(|(number, _)| late.contains(number)) {
+            undelivered.add(line);
+        }
+        let told = [
+            self.unsent.told("not sent to the agent"),
+            undelivered.told("sent, but not delivered to the agent before the run ended"),
+        ];
+        told.into_iter().flatten().collect()
+    }
+}
+
+/// Lines that are told of, up to a bound.
+#[derive(Debug, Default)]
+struct Lines {
     lines: Vec<String>,
     more: usize,
 }
 
-impl Unsent {
+impl Lines {
     fn add(&mut self, line: &str) {
         if self.lines.len() == UNSENT_LINES {
             self.more += 1;
@@ -146,10 +183,9 @@ impl Unsent {
         self.lines.push(format!("\n  {kept}{end}"));
     }
 
-    /// For people; none if everything was sent.
-    fn told(&self) -> Option<String> {
-        let told =
-            format!("not sent to the agent ({}):{}", self.lines.len() + self.more, self.lines.concat());
+    /// For people; none if there are none.
+    fn told(&self, what: &str) -> Option<String> {
+        let told = format!("{what} ({}):{}", self.lines.len() + self.more, self.lines.concat());
         match (self.lines.is_empty(), self.more) {
             (true, _) => None,
             (false, 0) => Some(told),
@@ -161,7 +197,7 @@ impl Unsent {
 /// Sends what is typed, line by line, in order, until there is no more or the run is over. A refusal is told, and the next
 /// line is read.
 async fn tell(client: &Client, id: &str, mut lines: Receiver<Line>, over: &CancellationToken) -> Told {
-    let mut unsent = Unsent::default();
+    let Account { mut unsent, mut sent } = Account::default();
     while let Some(line) = next(&mut lines, over).await {
         let text = line.text();
         let refused = match read(&line) {
@@ -173,8 +209,9 @@ async fn tell(client: &Client, id: &str, mut lines: Receiver<Line>, over: &Cance
             }
             Typed::Wrong(what) => what,
             Typed::Input(kind, text) => match send(client, id, (kind, text), over).await {
-                Ok(()) => {
+                Ok(number) => {
                     complain(&format!("sent ({kind})"));
+                    sent.push((number, cut(line.text(), UNSENT_BYTES + 1).to_owned()));
                     continue;
                 }
                 Err(why) => why,
@@ -195,7 +232,7 @@ async fn tell(client: &Client, id: &str, mut lines: Receiver<Line>, over: &Cance
         };
         tokio::time::timeout(REST, rest).await.ok();
     }
-    Told::Everything(unsent)
+    Told::Everything(Account { unsent, sent })
 }
 
 /// The next line; none if there is no more, or the run is over.
@@ -214,7 +251,7 @@ fn read(line: &Line) -> Typed {
     }
 }
 
-/// Sends an input; again where the server has no room for it yet, or did not answer, for as long as the run goes on. The
+/// Sends an input, and gives its number; again where the server has no room for it yet, or did not answer, for as long as the run goes on. The
 /// same key each time makes sure that it is sent once.
 ///
 /// # Errors
@@ -224,7 +261,7 @@ async fn send(
     id: &str,
     (kind, text): (&'static str, Option<String>),
     over: &CancellationToken,
-) -> Result<(), String> {
+) -> Result<i64, String> {
     let key = hex::encode(rand::random::<[u8; 16]>());
     let mut body = json!({ "kind": kind });
     if let Some(text) = text {
@@ -232,7 +269,10 @@ async fn send(
     }
     let mut waits = false;
     loop {
-        let Err(error) = client.send_input(id, &body, Some(&key)).await else { return Ok(()) };
+        let error = match client.send_input(id, &body, Some(&key)).await {
+            Ok(sent) => return Ok(sent["seq"].as_i64().unwrap_or_default()),
+            Err(error) => error,
+        };
         let Some(pause) = pause(&error) else { return Err(format!("{error:#}")) };
         if !waits {
             complain(&format!("not sent yet, and tried again: {error:#}"));
@@ -321,19 +361,20 @@ mod tests {
 
     #[test]
     fn what_was_not_sent_is_told_up_to_its_bounds() {
-        let mut unsent = Unsent::default();
-        assert_eq!(unsent.told(), None);
+        let mut unsent = Lines::default();
+        let told = |unsent: &Lines| unsent.told("not sent to the agent");
+        assert_eq!(told(&unsent), None);
         unsent.add("one\n");
         unsent.add(&"x".repeat(UNSENT_BYTES + 1));
         let cut_off = format!("  {} …", "x".repeat(UNSENT_BYTES));
-        assert_eq!(unsent.told().unwrap(), format!("not sent to the agent (2):\n  one\n{cut_off}"));
+        assert_eq!(told(&unsent).unwrap(), format!("not sent to the agent (2):\n  one\n{cut_off}"));
         for number in unsent.lines.len()..UNSENT_LINES {
             unsent.add(&number.to_string());
         }
-        assert!(unsent.told().unwrap().ends_with("\n  19"));
+        assert!(told(&unsent).unwrap().ends_with("\n  19"));
         unsent.add("another");
-        assert!(unsent.told().unwrap().starts_with("not sent to the agent (21):"));
-        assert!(unsent.told().unwrap().ends_with("\n  19\n  and 1 more"));
+        assert!(told(&unsent).unwrap().starts_with("not sent to the agent (21):"));
+        assert!(told(&unsent).unwrap().ends_with("\n  19\n  and 1 more"));
     }
 
     #[test]

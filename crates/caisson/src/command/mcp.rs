@@ -5,7 +5,7 @@ use std::io::{BufRead, Read as _};
 use std::sync::Arc;
 
 use anyhow::Context;
-use caisson_domain::limits::API_BODY_BYTES;
+use caisson_domain::attachment::ATTACHMENT_BODY_BYTES;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -14,7 +14,7 @@ use super::{DONE, client, complain, print};
 use crate::cli::Mcp;
 use crate::client::Client;
 
-/// Messages that are under way at once; then no further one is read.
+/// Messages that are under way at once, and that wait for it; then no further one is read.
 const AT_ONCE: usize = 16;
 /// The server could not be asked, or refused.
 const FAILED: i64 = -32603;
@@ -46,11 +46,11 @@ pub(crate) async fn run(flags: Mcp) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-/// Hands on the lines that say something. One that is too long is cut, and no JSON any more.
+/// Hands on the lines that say something. One that is longer than any that the server takes is cut, and no JSON any more.
 fn read(input: &mut impl BufRead, lines: &mpsc::Sender<String>) -> std::io::Result<()> {
     loop {
         let mut line = Vec::new();
-        let most = API_BODY_BYTES as u64 + 1;
+        let most = ATTACHMENT_BODY_BYTES as u64 + 1;
         if input.by_ref().take(most).read_until(b'\n', &mut line)? == 0 {
             return Ok(());
         }
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn lines_are_read_up_to_their_bound_and_empty_ones_say_nothing() {
-        let long = "x".repeat(API_BODY_BYTES + 2);
+        let long = "x".repeat(ATTACHMENT_BODY_BYTES + 2);
         let text = format!("\n \na\r\n{long}\nb");
         let (send, mut lines) = mpsc::channel(8);
         super::read(&mut text.as_bytes(), &send).unwrap();
@@ -97,6 +97,10 @@ mod tests {
         while let Ok(line) = lines.try_recv() {
             read.push(line.len());
         }
-        assert_eq!(read, [1, API_BODY_BYTES + 1, 1, 1], "the end of what is too long is a line of its own");
+        assert_eq!(
+            read,
+            [1, ATTACHMENT_BODY_BYTES + 1, 1, 1],
+            "the end of what is too long is a line of its own"
+        );
     }
 }

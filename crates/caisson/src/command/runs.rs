@@ -121,6 +121,9 @@ pub(crate) async fn show(flags: One) -> anyhow::Result<u8> {
     for check in run.rest.get("checks").and_then(Value::as_array).into_iter().flatten() {
         table.add_row(["check", &checks::line(check)]);
     }
+    if let Some(told) = checks::not_run(&run) {
+        table.add_row(["check", &told]);
+    }
     if let Some(result) = run.rest.get("result").and_then(Value::as_str) {
         table.add_row(["result", &clean(result)]);
     }

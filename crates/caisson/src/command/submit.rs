@@ -13,6 +13,7 @@ use super::{
     DETACHED, DONE, artifacts, attached, client, columns, complain, exit_code, print, print_json, terminal,
     write_out,
 };
+use crate::checks;
 use crate::cli::Run;
 use crate::client::{Client, Followed, RunInfo};
 use crate::screen::{Screen, Terminal};
@@ -146,6 +147,9 @@ impl Shown {
 pub(super) async fn summarise(client: &Client, run: &RunInfo) {
     if let (Some(branch), Some(commit)) = (run.text("branch"), run.text("pushed_commit")) {
         complain(&format!("branch {branch} is at {commit}; see the change with: caisson diff {}", run.id));
+    }
+    if let Some(told) = checks::not_run(run) {
+        complain(&format!("check {told}"));
     }
     // The run has been told of: an answer that does not come changes nothing about it.
     let kept = client.artifacts(&run.id).await.unwrap_or_default();

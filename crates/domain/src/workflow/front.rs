@@ -31,6 +31,7 @@ pub(super) struct CaissonFront {
     parameters: Parameters,
     checks: Vec<CheckName>,
     check_turns: Option<u32>,
+    checks_must_pass: bool,
     approvals: Option<ApprovalsFront>,
 }
 
@@ -64,6 +65,7 @@ impl From<CaissonFront> for CaissonBlock {
             parameters,
             checks,
             check_turns,
+            checks_must_pass,
             approvals,
         } = front;
         let ResourcesFront { memory_mib, pids, cpu_millis, tmp_mib, workspace_mib } = resources;
@@ -85,6 +87,7 @@ impl From<CaissonFront> for CaissonBlock {
             parameters,
             checks,
             check_turns,
+            checks_must_pass,
             approvals: approvals.map(Into::into),
         }
     }
@@ -93,6 +96,10 @@ impl From<CaissonFront> for CaissonBlock {
 impl Workflow {
     /// Refuses rules that would bind nothing: whoever writes them counts on them.
     pub(super) fn validate_allowed(&self) -> Result<(), WorkflowError> {
+        if self.caisson.checks_must_pass && self.caisson.checks.is_empty() {
+            let reason = "there are none that could; name them as well: checks: [test]".to_owned();
+            return Err(WorkflowError::Value { field: "caisson.checks_must_pass", reason });
+        }
         let why = match self.permission_mode {
             PermissionMode::BypassPermissions => "allows everything",
             PermissionMode::Plan => "allows nothing but reading",

@@ -37,6 +37,8 @@ async fn the_last_word_on_the_checks_counts_and_is_told_at_the_end(fixture: Fixt
     assert_eq!(fixture.run(&placed.run.id).await.checks, [first]);
     let last = result(CheckOutcome::Passed, 1);
     fixture.journal(&placed, JournalEffect::Checks(vec![last.clone()])).await;
+    let progress = fixture.store.progress(&placed.run.id, placed.epoch).await.unwrap().unwrap();
+    assert_eq!(progress.checks, std::slice::from_ref(&last), "whoever judges the run sees it");
     fixture.journal(&placed, JournalEffect::Finished(completed("done"))).await;
     fixture.journal(&placed, JournalEffect::Checks(Vec::new())).await;
     assert!(fixture.store.finish(&placed.run.id, placed.epoch, &succeeded()).await.unwrap());

@@ -41,6 +41,11 @@ async fn works(api: &Api) {
     assert!(api.store.finish(&claimed.run.id, claimed.epoch, &finish).await.unwrap());
 }
 
+async fn works_twice(api: &Api) {
+    works(api).await;
+    works(api).await;
+}
+
 #[tokio::test]
 async fn running_the_agent_waits_for_its_answer() {
     let api = api().await;
@@ -56,6 +61,27 @@ async fn running_the_agent_waits_for_its_answer() {
     let on = json!({ "message_content": "Go on", "session_id": answer.json()["session_id"] });
     let (on, ()) = tokio::join!(api.post("/api/v1/agent/claude-code/run", &on), works(&api));
     assert_eq!(on.json()["session_id"], answer.json()["session_id"]);
+    assert!(on.json().get("not_done").is_none(), "all of it was done: {}", on.text());
+    let anew = json!({ "message_content": "Begin", "session_id": answer.json()["session_id"], "force_new_session": true });
+    let (anew, ()) = tokio::join!(api.post("/api/v1/agent/claude-code/run", &anew), works(&api));
+    assert_ne!(anew.json()["session_id"], answer.json()["session_id"]);
+}
+
+#[tokio::test]
+async fn what_of_a_task_for_the_agent_is_not_done_is_said() {
+    let api = api().await;
+    let wish = json!({
+        "message_content": "Look", "media_contents": [{ "mime_type": "image/png", "data": "iVBORw0KGgo=" }],
+        "system_prompt": "Be brief.", "run_count": 2,
+    });
+    let parts = ["media_contents is not given", "system_prompt is not used", "Not used: run_count."];
+    let started = api.post("/api/v1/agent/claude-code/run/async", &wish).await.json();
+    let (answer, ()) = tokio::join!(api.post("/api/v1/agent/claude-code/run", &wish), works_twice(&api));
+    let said = [started["message"].clone(), answer.json()["not_done"].clone()];
+    for said in said {
+        let said = said.as_str().unwrap();
+        assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+    }
 }
 
 #[tokio::test]

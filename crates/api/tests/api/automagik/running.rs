@@ -1,5 +1,7 @@
 //! Starting runs: both prefixes and all forms, what a body may hold, and requests that are sent again.
 
+use caisson_domain::id::ProjectId;
+use caisson_domain::workflow::Workflow;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -200,6 +202,83 @@ async fn what_is_not_done_is_said() {
     let api = api().await;
     let run = started(&api, FIRST, &task_with(&json!({ "auto_merge": true }))).await;
     assert!(run["message"].as_str().unwrap().contains("Nothing is merged"), "{run}");
+    for (more, part) in [
+        (
+            json!({ "create_pr_on_success": true, "pr_title": "t", "pr_body": "b" }),
+            "No pull request is opened",
+        ),
+        (json!({ "persistent": false }), "Its workspace is kept"),
+        (json!({ "environment": { "CI": "1" } }), "Not used: environment."),
+    ] {
+        let run = started(&api, FIRST, &task_with(&more)).await;
+        assert!(run["message"].as_str().unwrap().contains(part), "{run}");
+    }
+    let nothing = json!({ "create_pr_on_success": false, "environment": {}, "persistent": true });
+    let run = started(&api, FIRST, &task_with(&nothing)).await;
+    let plain = "Started bug-fixer workflow. Use the status endpoint to track progress.";
+    assert_eq!(run["message"], plain, "all of it is done");
+}
+
+/// A workflow with parameters, one of which has no default.
+const REVIEWER: &str = "---\nname: reviewer\ndescription: Reviews.\ncaisson:\n  publish: none\n  parameters:\n    base: {type: revision, \
+    description: What to compare with.}\n    focus: {type: string, description: What to look at., default: all}\n---\n\
+    Compare with {{ base }}, and look at {{ focus }}.\n";
+
+#[tokio::test]
+async fn a_session_goes_on_with_the_parameters_and_the_image_that_it_was_begun_with() {
+    let api = api().await;
+    let workflow = Workflow::parse(REVIEWER).unwrap();
+    api.store.put_workflow(&ProjectId::default_project(), &workflow).await.unwrap();
+    let begun = json!({
+        "workflow": "reviewer", "prompt": "Review it.", "repository": REPOSITORY, "base": "pr/1", "image": "registry.example.com/team/tools:1",
+        "parameters": { "base": "release/1", "focus": "security" },
+    });
+    let begun = api.post("/v1/runs", &begun).await;
+    assert_eq!(begun.status, StatusCode::ACCEPTED, "{}", begun.text());
+    let begun = begun.json();
+    let session = begun["session_id"].as_str().unwrap();
+    let by_agent = json!({ "message_content": "Again.", "session_id": session });
+    for (path, body) in [
+        (format!("{FIRST}/run/reviewer"), json!({ "message": "Review it again.", "session_id": session })),
+        ("/api/v1/agent/claude-code/run/async".to_owned(), by_agent),
+    ] {
+        let next = api.post(&path, &body).await;
+        assert_eq!(next.status, 200, "{}", next.text());
+        let next = next.json();
+        assert_eq!(next["session_id"], session);
+        let native = api.get(&format!("/v1/runs/{}", next["run_id"].as_str().unwrap())).await.json();
+        for field in ["parameters", "image", "repository", "base", "branch", "anchor"] {
+            assert_eq!(native[field], begun[field], "{field}");
+        }
+    }
+    let without = json!({ "message": "Review it.", "repository_url": REPOSITORY });
+    let refused = api.post(&format!("{FIRST}/run/reviewer"), &without).await;
+    assert_eq!(refused.status, 422, "a new session has no value for it: {}", refused.text());
+}
+
+#[tokio::test]
+async fn what_contradicts_the_session_is_refused_and_its_own_branch_does_not() {
+    let api = api().await;
+    let first = started(&api, FIRST, &task_with(&json!({ "git_branch": "develop" }))).await;
+    let on = |more: &Value| {
+        let mut body = task_with(more);
+        body["message"] = json!(format!("Go on {more}"));
+        body["session_id"] = first["session_id"].clone();
+        body
+    };
+    for fits in [json!({}), json!({ "git_branch": "develop" }), json!({ "git_branch": first["git_branch"] })]
+    {
+        assert_eq!(status_of(&api, &on(&fits)).await, 200, "{fits}");
+    }
+    for (other, field) in [
+        (json!({ "git_branch": "main" }), "git_branch"),
+        (json!({ "repository_url": "/srv/git/other" }), "repository_url"),
+    ] {
+        let refused = api.post(&format!("{FIRST}/run/bug-fixer"), &on(&other)).await;
+        assert_eq!(refused.status, 422, "{}", refused.text());
+        let entry = &refused.json()["detail"][0];
+        assert_eq!((&entry["type"], &entry["loc"][1]), (&json!("session_contradicted"), &json!(field)));
+    }
 }
 
 #[tokio::test]

@@ -82,7 +82,9 @@ impl Live<'_> {
                 Ok(self.next_text().await?.map_or(Mended::Done, Mended::Told))
             }
             // Its work is there, and what the checks say of it is told.
-            TurnEnd::Exited(_) | TurnEnd::Hung(_) | TurnEnd::Untaken(_) | TurnEnd::Unsent(_) => Ok(Mended::Gone),
+            TurnEnd::Exited(_) | TurnEnd::Hung(_) | TurnEnd::Untaken(_) | TurnEnd::Unsent(_) => {
+                Ok(Mended::Gone)
+            }
         }
     }
 

@@ -17,7 +17,6 @@ use tokio::time::timeout;
 
 use crate::agent::{DRAIN_MS, variables};
 use crate::checkout::Checkout;
-use crate::failure::Halt;
 use crate::git::{Git, is_object_name, text};
 use crate::plain_file;
 use crate::process::{Tail, command, find_program};
@@ -150,8 +149,7 @@ pub(crate) async fn run(shim: &Shim, work: &RunWork, wanted: &Command, limit_ms:
     };
     let mut process = command(&found, &shim.places.workspace);
     process.args(arguments).stdin(std::process::Stdio::null());
-    let environment =
-        variables(shim, &work.agent).map_err(|failure| io::Error::other(failure.message))?;
+    let environment = variables(shim, &work.agent).map_err(|failure| io::Error::other(failure.message))?;
     process.envs(
         environment
             .into_iter()

@@ -170,7 +170,8 @@ impl Messages {
     /// Ends the taking; the numbers of those that came too late.
     pub(crate) fn close(&mut self) -> Vec<i64> {
         self.receiver.close();
-        let mut late: Vec<i64> = self.held.drain(..).chain(self.steers.drain(..)).map(|(seq, _)| seq).collect();
+        let mut late: Vec<i64> =
+            self.held.drain(..).chain(self.steers.drain(..)).map(|(seq, _)| seq).collect();
         while let Ok(message) = self.receiver.try_recv() {
             late.push(message.seq);
         }
@@ -181,8 +182,8 @@ impl Messages {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use caisson_domain::budget::SoftBudget;
     use caisson_domain::budget::BudgetScope;
+    use caisson_domain::budget::SoftBudget;
 
     fn steer(seq: i64) -> Message {
         Message { seq, what: What::Steer(seq.to_string().into()) }
@@ -231,7 +232,10 @@ mod tests {
         assert_eq!((messages.next().await, messages.next().await), (steer(1), steer(2)));
 
         assert_eq!(messages.keep(steer(3)), Kept::Waits);
-        assert_eq!(messages.keep(Message { seq: 4, what: What::Queue("four".to_owned().into()) }), Kept::Waits);
+        assert_eq!(
+            messages.keep(Message { seq: 4, what: What::Queue("four".to_owned().into()) }),
+            Kept::Waits
+        );
         let interrupt = |seq, text: Option<&str>| Message {
             seq,
             what: What::Interrupt(text.map(|text| text.to_owned().into())),

@@ -17,7 +17,8 @@ const SETTINGS_BYTES: u64 = 1024 * 1024;
 /// The repository's own settings, which say among others where its files are and how they are compared.
 const SETTINGS: &str = "config";
 /// What would have git see other files than are there, or other commits; a clone has none of it.
-const ADDED: [&str; 5] = ["config.worktree", "info/attributes", "info/sparse-checkout", "info/grafts", "index"];
+const ADDED: [&str; 5] =
+    ["config.worktree", "info/attributes", "info/sparse-checkout", "info/grafts", "index"];
 /// Changed files that a note names.
 const NAMED: usize = 10;
 
@@ -26,7 +27,6 @@ const NAMED: usize = 10;
 pub(crate) struct Pristine<'a> {
     git: &'a Git,
     commit: &'a str,
-    checkout: &'a Checkout,
     settings: Vec<u8>,
     /// Each ref with its object.
     refs: String,
@@ -47,11 +47,14 @@ impl<'a> Pristine<'a> {
         let settings =
             plain_file::read(&git.file(SETTINGS), SETTINGS_BYTES).map_err(|error| unreadable(&error))?;
         let refs = refs(git).await?;
-        let pristine = Self { git, commit, checkout, settings, refs };
+        let pristine = Self { git, commit, settings, refs };
         if checkout.was_there {
             pristine.put_files_back().await?;
-            let caches: Vec<String> =
-                file.caches.iter().map(|cache| format!("--exclude=/{}/", cache.trim_end_matches('/'))).collect();
+            let caches: Vec<String> = file
+                .caches
+                .iter()
+                .map(|cache| format!("--exclude=/{}/", cache.trim_end_matches('/')))
+                .collect();
             let mut clean = vec!["clean", "--quiet", "-ffdx"];
             clean.extend(caches.iter().map(String::as_str));
             git.run(&clean).await?;
@@ -99,7 +102,9 @@ impl<'a> Pristine<'a> {
         git.feed(&mut git.command(&["update-ref", "--no-deref", "--stdin"])?, wanted.as_bytes()).await?;
         let lost = self.refs.lines().filter(|line| !known(&now, line));
         wanted = lost.map(|line| format!("update {line}\n")).collect();
-        git.feed(&mut git.command(&["update-ref", "--no-deref", "--stdin"])?, wanted.as_bytes()).await.map(drop)
+        git.feed(&mut git.command(&["update-ref", "--no-deref", "--stdin"])?, wanted.as_bytes())
+            .await
+            .map(drop)
     }
 
     /// Gives each file of the commit its content and its mode, whatever the index says of it; those that had others.

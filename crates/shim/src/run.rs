@@ -219,7 +219,7 @@ impl Live<'_> {
             WorkspaceAccess::ReadWrite => steering::clear(&places.home),
             WorkspaceAccess::ReadOnly => {
                 steering::empty(&places.home)?;
-                steering::empty_but(&places.tmp, &[])
+                steering::empty_but(&places.tmp, |_, _| false)
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The agent's home before a run: what an earlier agent may have left there to steer the next one is removed.
 
+use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -60,21 +61,21 @@ pub(crate) fn clear(home: &Path) -> io::Result<()> {
 /// That of the operating system.
 pub(crate) fn empty(home: &Path) -> io::Result<()> {
     clear(home)?;
-    empty_but(home, &[DIRECTORY, FILE, PREPARING])?;
-    Ok(())
+    // A link in the place of attachments would lead to whatever the agent likes.
+    empty_but(home, |name, is_directory| {
+        [DIRECTORY, FILE, PREPARING].iter().any(|kept| name == *kept) || (name == ATTACHMENTS && is_directory)
+    })
 }
 
-/// Removes all that is in a directory, but what has these names.
+/// Removes all that is in a directory, but what `stays`, by its name and whether it is a directory itself.
 ///
 /// # Errors
 /// That of the operating system.
-pub(crate) fn empty_but(directory: &Path, kept: &[&str]) -> io::Result<()> {
+pub(crate) fn empty_but(directory: &Path, stays: impl Fn(&OsStr, bool) -> bool) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let is_directory = entry.file_type()?.is_dir();
-        // A link would lead to whatever the agent likes.
-        let stays = entry.file_name() == ATTACHMENTS && is_directory;
-        if stays || kept.iter().any(|name| entry.file_name() == *name) {
+        if stays(&entry.file_name(), is_directory) {
             continue;
         }
         if is_directory {
@@ -149,10 +150,18 @@ mod tests {
         let (home, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let place = |name: &str| home.path().join(name);
         let modules = ".local/lib/python3.13/site-packages";
-        for name in [".claude/projects/-workspace", modules, ".local/bin", "attachments/run_1/0", "go/pkg/mod/x"] {
+        for name in
+            [".claude/projects/-workspace", modules, ".local/bin", "attachments/run_1/0", "go/pkg/mod/x"]
+        {
             fs::create_dir_all(place(name)).unwrap();
         }
-        for name in [".bashrc", ".gitconfig", &format!("{modules}/usercustomize.py"), "attachments/run_1/0/a", "go/pkg/mod/x/y"] {
+        for name in [
+            ".bashrc",
+            ".gitconfig",
+            &format!("{modules}/usercustomize.py"),
+            "attachments/run_1/0/a",
+            "go/pkg/mod/x/y",
+        ] {
             fs::write(place(name), "x").unwrap();
         }
         for name in ["go/pkg/mod/x", "go/pkg/mod"] {
@@ -161,7 +170,8 @@ mod tests {
         symlink(other.path(), place("elsewhere")).unwrap();
         fs::write(other.path().join("kept"), "x").unwrap();
         empty(home.path()).unwrap();
-        let mut left: Vec<_> = fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut left: Vec<_> =
+            fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, [".claude", "attachments"]);
         assert!(place(".claude/projects/-workspace").exists() && place("attachments/run_1/0/a").exists());

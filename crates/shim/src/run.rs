@@ -218,6 +218,7 @@ impl Live<'_> {
         match self.work.workspace {
             WorkspaceAccess::ReadWrite => steering::clear(&places.home),
             WorkspaceAccess::ReadOnly => {
+                steering::open_up(&places.workspace)?;
                 steering::empty(&places.home)?;
                 steering::empty_but(&places.tmp, |_, _| false)
             }

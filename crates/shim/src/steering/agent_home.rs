@@ -86,11 +86,18 @@ pub(crate) fn empty_but(directory: &Path, stays: impl Fn(&OsStr, bool) -> bool) 
     Ok(())
 }
 
-/// Lets what is below a directory be removed: tools make directories that nobody may write in.
-fn open_up(directory: &Path) -> io::Result<()> {
+/// Lets the user do everything in a directory and those below it: tools make directories that nobody may write in, and an agent may
+/// take the right away.
+///
+/// # Errors
+/// That of the operating system.
+pub(crate) fn open_up(directory: &Path) -> io::Result<()> {
     let mut next = vec![directory.to_owned()];
     while let Some(directory) = next.pop() {
-        fs::set_permissions(&directory, Permissions::from_mode(0o700))?;
+        let mode = directory.symlink_metadata()?.permissions().mode();
+        if mode & 0o700 != 0o700 {
+            fs::set_permissions(&directory, Permissions::from_mode(mode | 0o700))?;
+        }
         for entry in fs::read_dir(&directory)? {
             let entry = entry?;
             if entry.file_type()?.is_dir() {

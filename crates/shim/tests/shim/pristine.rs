@@ -47,6 +47,7 @@ def prompt(uuid, text, number):
         log('it can write')
     except OSError:
         pass
+    os.chmod('build', 0)
     done(uuid)
 ";
     let set_up = "

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use caisson_domain::protocol::{Ending, JournalBody, NoteLevel, Outcome, RunWork, StopReason};
 use caisson_domain::repository_file::RepositoryFile;
-use caisson_domain::run::{Failure, FailureKind, Phase};
+use caisson_domain::run::{Failure, FailureKind, Phase, cut};
 use caisson_domain::trust::Steering;
 use caisson_domain::workflow::{Publish, WorkspaceAccess};
 use tokio::time::Instant;
@@ -37,6 +37,9 @@ use crate::shim::Shim;
 use crate::steering::{self, Acting, Given, Steered, steer};
 use crate::stop::{Stop, Stopper};
 use crate::transcript;
+
+/// What of a program's name stands in a failure, in bytes.
+const PROGRAM_BYTES: usize = 64;
 
 /// A run that goes on.
 #[expect(clippy::struct_excessive_bools, reason = "each says of one thing whether it has happened")]
@@ -188,6 +191,9 @@ impl Live<'_> {
     async fn prepare_with_servers(&mut self) -> Result<(), Halt> {
         if let Some(name) = servers::unreadable(&self.work.agent) {
             return Err(unreadable(name).into());
+        }
+        if let Some(missing) = servers::missing(&self.work.agent, &self.shim.path, &self.shim.places) {
+            return Err(without_program(missing).into());
         }
         if self.take_up().await? {
             return self.bring().await;
@@ -387,6 +393,15 @@ impl Live<'_> {
 fn uncleared(error: &std::io::Error) -> Failure {
     let message = "what an earlier agent left in its home cannot be removed; begin a new session";
     Failure::new(FailureKind::Internal, message).with_evidence(error.to_string())
+}
+
+fn without_program((server, program): (&str, &str)) -> Failure {
+    let message = format!(
+        "the MCP server \"{server}\", which the workflow requires, cannot be started: the sandbox has no program \"{}\" on its search path; \
+         use an image that has it, or name it by its path",
+        cut(program, PROGRAM_BYTES)
+    );
+    Failure::new(FailureKind::SetupFailed, message)
 }
 
 fn unreadable(server: &str) -> Failure {

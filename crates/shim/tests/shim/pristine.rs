@@ -150,7 +150,12 @@ while not os.path.exists('running'):
 #[tokio::test]
 async fn what_a_set_up_command_leaves_running_stays_where_the_agent_may_write() {
     let agent = "
+import time
 def prompt(uuid, text, number):
+    at = open('at').read()
+    until = time.monotonic() + 20
+    while open('served').read() == at and time.monotonic() < until:
+        time.sleep(0.005)
     log('served ' + open('served').read())
     done(uuid)
 ";

@@ -98,10 +98,10 @@ impl<'a> Pristine<'a> {
         let known = |all: &str, line: &str| all.lines().any(|other| other == line);
         let name = |line: &str| line.split_once(' ').map(|(name, _)| name.to_owned());
         let changed = now.lines().filter(|line| !known(&self.refs, line)).filter_map(name);
-        let mut wanted: String = changed.map(|name| format!("delete {name}\n")).collect();
+        let mut wanted: String = changed.map(|name| ["delete ", &name, "\n"].concat()).collect();
         git.feed(&mut git.command(&["update-ref", "--no-deref", "--stdin"])?, wanted.as_bytes()).await?;
         let lost = self.refs.lines().filter(|line| !known(&now, line));
-        wanted = lost.map(|line| format!("update {line}\n")).collect();
+        wanted = lost.map(|line| ["update ", line, "\n"].concat()).collect();
         git.feed(&mut git.command(&["update-ref", "--no-deref", "--stdin"])?, wanted.as_bytes())
             .await
             .map(drop)

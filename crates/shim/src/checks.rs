@@ -104,15 +104,14 @@ impl Live<'_> {
         for &name in &work.checks {
             let Some(command) = self.repository.check(name).cloned() else { continue };
             let ended = if interrupted { None } else { self.check(&command).await? };
-            let result = match ended {
-                Some(ended) => result(name, &command, ended, turns),
-                None => {
-                    let outcome = if interrupted { CheckOutcome::NotStarted } else { CheckOutcome::Failed };
-                    interrupted = true;
-                    let output = Some(INTERRUPTED.to_owned());
-                    let command = command.to_string();
-                    CheckResult { name, command, outcome, exit_code: None, output, turns }.bounded()
-                }
+            let result = if let Some(ended) = ended {
+                result(name, &command, ended, turns)
+            } else {
+                let outcome = if interrupted { CheckOutcome::NotStarted } else { CheckOutcome::Failed };
+                interrupted = true;
+                let output = Some(INTERRUPTED.to_owned());
+                let command = command.to_string();
+                CheckResult { name, command, outcome, exit_code: None, output, turns }.bounded()
             };
             let level = if result.passed() { NoteLevel::Info } else { NoteLevel::Warn };
             self.recorder.note(level, told_of(&result)).await?;

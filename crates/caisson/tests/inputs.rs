@@ -23,6 +23,7 @@ testkit::on_every_engine_and_database! {
     an_interruption_ends_what_the_agent_does_from_the_command_line
     each_kind_of_input_is_sent_from_the_command_line
     what_is_typed_into_attach_reaches_the_agent
+    what_is_sent_while_checks_run_and_the_agent_mends_reaches_it
     more_than_may_be_on_their_way_come_out_of_a_pipe_one_after_another
     an_approval_outlives_its_server_and_is_given_from_the_command_line
     a_tool_is_given_what_somebody_changed
@@ -40,6 +41,7 @@ fn workflows() -> tempfile::TempDir {
         std::fs::write(directory.path().join(format!("{name}.md")), text).unwrap();
     };
     write("patient", "");
+    write("checked", ", checks: [lint, test]");
     write("careful", ", approvals: {ask: [\"Bash(touch *)\"]}");
     write("hasty", ", approvals: {ask: [\"Bash(touch *)\"], expires_s: 2}");
     directory
@@ -58,6 +60,12 @@ fn scenarios() -> Vec<String> {
     vec![
         json!({"listening": {"prompts": [
             [sleep, {"text": "?"}], by_words("python 3", "Python 3 it is."), by_words("the docs", "The docs are written."),
+        ]}})
+        .to_string(),
+        json!({"mending": {"prompts": [
+            [{"text": "First."}],
+            {"when_prompt_contains": "fail on your work", "steps": [bash("touch mended; sed -i s/3/0/ check.py; python3 -c 'import time; time.sleep(2)'"), {"text": "Mended."}]},
+            by_words("the lexer", "With the lexer."), by_words("the docs", "The docs are written."),
         ]}})
         .to_string(),
         json!({"napping": {"prompts": [[nap(3), {"text": "First."}], [nap(1), {"text": "Next."}]]}}).to_string(),
@@ -280,6 +288,50 @@ async fn what_is_typed_into_attach_reaches_the_agent(ground: Ground) {
     assert!(!error.contains("not sent"), "{error}");
     assert!(out.contains("Python 3 it is.") && out.contains("The docs are written."), "{out}");
     assert_eq!(sent(&world, &id).await, all_three());
+}
+
+/// Takes its time, and fails until the agent has mended it.
+const CHECK: &str = "import os, sys, time\ntime.sleep(3)\nsys.exit(not os.path.exists('mended'))\n";
+
+async fn what_is_sent_while_checks_run_and_the_agent_mends_reaches_it(ground: Ground) {
+    let workflows = workflows();
+    let Some(world) = world(ground, workflows.path(), "mending").await else { return };
+    let source = tempfile::tempdir().unwrap();
+    std::fs::write(source.path().join("check.py"), CHECK).unwrap();
+    let file = "lint: python3 check.py\ntest: [python3, -c, pass]\n";
+    std::fs::write(source.path().join(".caisson.yaml"), file).unwrap();
+    testkit::repository::bare_from(
+        &world.directory.path().join("repositories"),
+        "checked.git",
+        source.path(),
+    )
+    .unwrap();
+    let body = json!({"workflow": "checked", "prompt": "Work.", "repository": world.host.url("checked.git")});
+    let id = world.api.submit(&body).await.unwrap();
+    world.api.wait_event(&id, END, |event| event["data"]["type"] == "result").await.unwrap();
+    run(&world, &["input", &id, "Then write the docs.", "--queue"]);
+    world.api.wait_event(&id, END, |event| event["kind"] == "input.held").await.unwrap();
+    let notes = world.api.events(&id).await.unwrap();
+    assert!(!notes.iter().any(|event| event["kind"] == "note"), "the check still runs: {notes:#?}");
+    let mends = |event: &Value| {
+        event["data"]["type"] == "assistant" && event["data"]["message"].to_string().contains("touch mended")
+    };
+    world.api.wait_event(&id, END, mends).await.unwrap();
+    run(&world, &["input", &id, "Mind the lexer.", "--steer"]);
+    let ended = world.api.wait_end(&id, END).await.unwrap();
+    assert_eq!(
+        (&ended["status"], &ended["result"]),
+        (&json!("succeeded"), &json!("The docs are written.")),
+        "{ended:#}"
+    );
+    let delivered = |kind: &str| (kind.to_owned(), "delivered".to_owned());
+    assert_eq!(sent(&world, &id).await, [delivered("queue"), delivered("steer")]);
+    let passed = |check: &Value| check["outcome"] == "passed" && check["turns"] == 1;
+    assert!(ended["checks"].as_array().unwrap().iter().all(passed), "{ended:#}");
+    let told = run(&world, &["session", "messages", ended["session_id"].as_str().unwrap()]);
+    let order = ["First.", "user: Mind the lexer.", "With the lexer.", "The docs are written."]
+        .map(|text| told.find(text));
+    assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{told}");
 }
 
 async fn more_than_may_be_on_their_way_come_out_of_a_pipe_one_after_another(ground: Ground) {

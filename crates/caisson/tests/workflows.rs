@@ -18,6 +18,7 @@ testkit::on_every_engine_and_database! {
     bug_fixer_turns_a_red_suite_green_and_leaves_right_tests_alone
     bug_fixer_is_told_when_it_leaves_the_suite_red_and_what_stays_red_is_shown
     pr_reviewer_reports_planted_defects_and_cannot_change_a_byte
+    what_a_reviewer_and_a_set_up_leave_behind_changes_no_review
     pr_reviewer_compares_with_any_base_and_reads_what_is_newest
     code_task_runs_the_repositorys_commands_and_mends_what_they_find
     a_repository_file_is_read_from_the_anchor_and_its_set_up_can_fail
@@ -188,6 +189,38 @@ async fn pr_reviewer_reports_planted_defects_and_cannot_change_a_byte(ground: Gr
         json!({"base": "", "focus": "correctness"}),
         "the default stands beside what was given"
     );
+}
+
+/// Modules and programs that a later set-up command would run, if it looked for them where the agent may write.
+const PLANT: &str = "evil='open(\"planted\", \"w\").write(\"x\")'; modules=$(python3 -m site --user-site); mkdir -p $modules ~/.local/bin; \
+    echo \"$evil\" > $modules/usercustomize.py; printf '#!/bin/sh\\ntouch planted\\n' | tee ~/.bashrc ~/.profile > ~/.local/bin/python3; \
+    chmod +x ~/.local/bin/python3; ls $modules";
+/// Looks twice whether every file is as the commit has it.
+const LOOK: &str = "for time in 1 2; do git diff --quiet HEAD && test ! -e planted -a -e build/ready && cat README.md; \
+    python3 -c 'import time; time.sleep(0.3)'; done; ls -a ~";
+/// A set-up command that a change brings with it: what it starts goes on writing.
+const LEAVING: &str = "import os, pathlib, subprocess\npathlib.Path('build').mkdir(exist_ok=True)\n\
+    subprocess.Popen(['sh', '-c', 'while :; do echo evil > README.md; : > build/ready; done'], start_new_session=True, \
+    stdin=-3, stdout=-3, stderr=-3)\nwhile not os.path.exists('build/ready'): pass\n";
+
+async fn what_a_reviewer_and_a_set_up_leave_behind_changes_no_review(ground: Ground) {
+    let give = json!({"tool": {"name": "StructuredOutput", "input": {"verdict": "COMMENT", "summary": "Looked.", "findings": []}}});
+    let scenario = json!({"prompts": [[bash(LOOK), bash(PLANT), give, bash(LOOK), bash(PLANT), give]]});
+    let Some(scene) = Scene::start(ground, &scenario).await else { return };
+    scene.push(CHANGE, &[("scripts/setup.py", LEAVING)]);
+    let mut body = scene.body("pr-reviewer", "Review the change.");
+    body["base"] = json!(CHANGE);
+    for _ in 0..2 {
+        let (run, events) = scene.run(&body).await;
+        assert_eq!(run["status"], "succeeded", "{run:#}\n{}", scene.world.server.log());
+        let said = answers(&events);
+        assert_eq!(said[0].1.matches("# Ledger").count(), 2, "twice as the commit has it: {said:?}");
+        assert!(!said[0].1.contains(".bashrc") && said[1].1.contains("usercustomize.py"), "{said:?}");
+        assert!(
+            notes(&events).contains("changed files of the commit") && notes(&events).contains("README.md")
+        );
+        body = json!({"session": run["session_id"], "prompt": "Review it again."});
+    }
 }
 
 /// What a review begins with, by the prompt of its workflow; the first lines tell which commits are meant.

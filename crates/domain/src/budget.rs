@@ -138,13 +138,22 @@ impl SoftBudget {
             BudgetScope::Day => "the project's budget of this day",
         };
         format!(
-            "The money for this task is running out: {} of {whose} are left, and at its end you will be cut off in the middle of a \
+            "{WRAP_UP}: {} of {whose} are left, and at its end you will be cut off in the middle of a \
              sentence. Wrap up now. Begin nothing new; bring what you are doing to a state that works, or take it back. If you work \
              in a git repository, commit what is worth keeping. Then end your turn with a short summary of what is done and what is \
              not.",
             Usd(self.left_micro_usd())
         )
     }
+}
+
+/// What [`SoftBudget::wrap_up`] begins with.
+const WRAP_UP: &str = "The money for this task is running out";
+
+/// Whether a text is what [`SoftBudget::wrap_up`] tells an agent: worth nothing to one that has no work under way.
+#[must_use]
+pub fn is_wrap_up(text: &str) -> bool {
+    text.starts_with(WRAP_UP)
 }
 
 /// Micro-USD as people read them.
@@ -223,6 +232,7 @@ mod tests {
         let most = SoftBudget { budget_micro_usd: PROJECT_BUDGET_MICRO_USD_MAX, percent: 99, ..soft };
         assert!(!most.is_reached() && SoftBudget { spent_micro_usd: i64::MAX, ..most }.is_reached());
         let text = soft.wrap_up();
+        assert!(is_wrap_up(&text) && !is_wrap_up("Wrap up."));
         assert!(
             text.contains("0.000200 USD of this task's budget are left") && text.contains("commit"),
             "{text}"

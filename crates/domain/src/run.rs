@@ -101,7 +101,7 @@ text_enum! {
         Prepare = "prepare",
         /// The agent works.
         Agent = "agent",
-        /// Commit and push.
+        /// The agent takes no more inputs: commit and push, or what else becomes of its work.
         Publish = "publish",
     }
 }

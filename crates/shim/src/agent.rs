@@ -251,13 +251,20 @@ impl Agent {
         id
     }
 
-    /// Writes a line to its standard input, after the lines before it.
-    pub(crate) fn write(&self, line: String) {
-        if let Some(input) = &self.input
-            && input.try_send(line).is_err()
-        {
+    /// Room for one more line to its standard input, after the lines before it; none if too many wait, or nothing is written to it
+    /// any more.
+    pub(crate) fn room(&self) -> Option<mpsc::OwnedPermit<String>> {
+        self.input.as_ref()?.clone().try_reserve_owned().ok()
+    }
+
+    /// Writes a line to its standard input, after the lines before it; whether there was room for it.
+    pub(crate) fn write(&self, line: String) -> bool {
+        let Some(room) = self.room() else {
             say("the agent does not read its input");
-        }
+            return false;
+        };
+        drop(room.send(line));
+        true
     }
 
     /// When it last gave a sign of life: a line, a byte of a model reply, or a model request that waits for the gateway

@@ -22,7 +22,7 @@ use crate::renewal::{self, Renewal};
 use crate::start;
 
 /// Mark in the home directory while a fresh checkout is being made: its remains hold nobody's work.
-const PREPARING: &str = ".caisson-preparing";
+pub(crate) const PREPARING: &str = ".caisson-preparing";
 /// File in the repository's own directory with the commit that the unpublished work starts from.
 const BASE: &str = "caisson-base";
 /// Longest note of that commit, in bytes: the longest name of an object.
@@ -44,6 +44,8 @@ pub(crate) struct Checkout {
     pub(crate) anchor: Option<String>,
     /// What became of the files of the run before, for people; none if they are as they were, or there was no such run.
     pub(crate) note: Option<String>,
+    /// Whether an earlier run has had it.
+    pub(crate) was_there: bool,
 }
 
 /// Brings the workspace to the run's branch; one in which agents may only read, to the newest commit that it is to show.
@@ -54,7 +56,7 @@ pub(crate) struct Checkout {
 /// # Cancel safety
 /// May be given up at any point and done again.
 pub(crate) async fn prepare(git: &Git, access: WorkspaceAccess) -> Result<Checkout, Failure> {
-    let mut note = None;
+    let (mut note, mut was_there) = (None, false);
     let preparing = git.home.join(PREPARING);
     if preparing.exists() {
         empty(&git.workspace).map_err(|error| unusable("cannot be emptied", &error))?;
@@ -67,6 +69,7 @@ pub(crate) async fn prepare(git: &Git, access: WorkspaceAccess) -> Result<Checko
         fs::remove_file(&preparing).map_err(|error| unusable("has a home that cannot be written", &error))?;
         (base, anchor)
     } else if git.file("").is_dir() {
+        was_there = true;
         let (base, anchor) = existing(git).await?;
         let renewal = renewal::renew(git, anchor.as_deref(), access).await?;
         note = renewal.note;
@@ -77,7 +80,7 @@ pub(crate) async fn prepare(git: &Git, access: WorkspaceAccess) -> Result<Checko
             "the workspace has files but no repository any more; begin a new session to get a fresh checkout",
         ));
     };
-    Ok(Checkout { base, branch: git.work.branch.clone(), anchor, note })
+    Ok(Checkout { base, branch: git.work.branch.clone(), anchor, note, was_there })
 }
 
 /// Takes up the checkout that another run of the session had here, whose agent waits in it. What the agent has done to the
@@ -304,7 +307,7 @@ fn forget_attributes(git: &Git) {
 }
 
 /// Removes the locks of a git that was killed.
-fn unlock(git: &Git) {
+pub(crate) fn unlock(git: &Git) {
     let branch_lock = format!("{}.lock", git.work.branch.full_ref());
     for lock in LOCKS.into_iter().chain([branch_lock.as_str()]) {
         // Usually there is none.

@@ -52,7 +52,7 @@ impl Live<'_> {
             }
         }
         // What was checked is no more what is pushed.
-        self.check_all().await?;
+        self.check_again().await?;
         Ok(push_onto(git, Some(conflict.there)).await?)
     }
 

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use caisson_domain::budget::is_wrap_up;
+use caisson_domain::input::InputState;
 use tokio::sync::mpsc;
 
 use crate::attachments::Prompt;
@@ -30,6 +32,31 @@ pub(crate) enum What {
     Interrupt(Option<Prompt>),
 }
 
+/// What has become of a message that came while no turn went on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// It waits for a turn.
+    Waits,
+    /// The same, and it ends what goes on in the place of a turn.
+    Interrupts,
+    /// It only ends that.
+    OnlyInterrupts,
+}
+
+/// What a turn begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub(crate) prompt: Prompt,
+    /// The number of the message that it is; none of what the shim says itself.
+    pub(crate) seq: Option<i64>,
+}
+
+impl From<Prompt> for Told {
+    fn from(prompt: Prompt) -> Self {
+        Self { prompt, seq: None }
+    }
+}
+
 /// The side that gives.
 #[derive(Debug)]
 pub(crate) struct Messenger {
@@ -42,12 +69,14 @@ pub(crate) struct Messages {
     receiver: mpsc::Receiver<Message>,
     /// Those that wait for the turn's end.
     held: VecDeque<(i64, Prompt)>,
+    /// Those for within a turn that came while none went on.
+    steers: VecDeque<(i64, Prompt)>,
 }
 
 impl Messenger {
     pub(crate) fn new() -> (Self, Messages) {
         let (sender, receiver) = mpsc::channel(MESSAGES);
-        (Self { sender }, Messages { receiver, held: VecDeque::new() })
+        (Self { sender }, Messages { receiver, held: VecDeque::new(), steers: VecDeque::new() })
     }
 
     /// Gives a message to the turn that goes on, or to the one that comes; `false` if it comes too late for any.
@@ -61,11 +90,22 @@ impl Messenger {
 }
 
 impl Messages {
-    /// The next message; waits for ever if none comes.
+    /// The next message for the turn that goes on, those first that came while none went on; waits for ever if none comes.
     ///
     /// # Cancel safety
     /// Safe: a message that was not given out stays.
     pub(crate) async fn next(&mut self) -> Message {
+        match self.steers.pop_front() {
+            Some((seq, text)) => Message { seq, what: What::Steer(text) },
+            None => self.next_new().await,
+        }
+    }
+
+    /// The next message that nobody has looked at; waits for ever if none comes.
+    ///
+    /// # Cancel safety
+    /// Safe: a message that was not given out stays.
+    pub(crate) async fn next_new(&mut self) -> Message {
         match self.receiver.recv().await {
             Some(message) => message,
             None => std::future::pending().await,
@@ -82,22 +122,56 @@ impl Messages {
         self.held.push_front((seq, text));
     }
 
-    /// The next text for a turn of its own, now that a turn has ended; what came for the turn that has ended is among those
-    /// that are too late, unless it has a text to go on with.
-    pub(crate) fn next_held(&mut self, late: &mut Vec<i64>) -> Option<(i64, Prompt)> {
-        while let Ok(Message { seq, what }) = self.receiver.try_recv() {
-            match what {
-                What::Queue(text) | What::Interrupt(Some(text)) => self.held.push_back((seq, text)),
-                What::Steer(_) | What::Interrupt(None) => late.push(seq),
+    /// Keeps a message that comes while no turn goes on. What is for within a turn waits for the next one, whatever that begins with.
+    pub(crate) fn keep(&mut self, Message { seq, what }: Message) -> Kept {
+        match what {
+            What::Steer(text) => self.steers.push_back((seq, text)),
+            What::Queue(text) => self.hold(seq, text),
+            What::Interrupt(Some(text)) => {
+                self.hold_first(seq, text);
+                return Kept::Interrupts;
             }
+            What::Interrupt(None) => return Kept::OnlyInterrupts,
         }
-        self.held.pop_front()
+        Kept::Waits
+    }
+
+    /// Keeps all that has come since somebody looked, now that a turn has ended; how far each of them is by that. One that was to
+    /// interrupt what has ended by itself, and says nothing else, is too late.
+    pub(crate) fn keep_all(&mut self) -> Vec<(i64, InputState)> {
+        let mut told = Vec::new();
+        while let Ok(Message { seq, what }) = self.receiver.try_recv() {
+            let state = match what {
+                What::Interrupt(None) => InputState::Undelivered,
+                What::Queue(text) | What::Interrupt(Some(text)) => {
+                    self.hold(seq, text);
+                    InputState::Held
+                }
+                What::Steer(text) => {
+                    self.steers.push_back((seq, text));
+                    InputState::Held
+                }
+            };
+            told.push((seq, state));
+        }
+        told
+    }
+
+    /// The next text for a turn of its own, now that none goes on. The server's word about a budget is none: for that alone no
+    /// money is spent.
+    pub(crate) fn next_held(&mut self) -> Option<Told> {
+        let (seq, prompt) = self.held.pop_front().or_else(|| {
+            let first = self.steers.iter().position(|(_, steer)| !is_wrap_up(&steer.text))?;
+            self.steers.remove(first)
+        })?;
+        Some(Told { prompt, seq: Some(seq) })
     }
 
     /// Ends the taking; the numbers of those that came too late.
     pub(crate) fn close(&mut self) -> Vec<i64> {
         self.receiver.close();
-        let mut late: Vec<i64> = self.held.drain(..).map(|(seq, _)| seq).collect();
+        let mut late: Vec<i64> =
+            self.held.drain(..).chain(self.steers.drain(..)).map(|(seq, _)| seq).collect();
         while let Ok(message) = self.receiver.try_recv() {
             late.push(message.seq);
         }
@@ -108,6 +182,8 @@ impl Messages {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use caisson_domain::budget::BudgetScope;
+    use caisson_domain::budget::SoftBudget;
 
     fn steer(seq: i64) -> Message {
         Message { seq, what: What::Steer(seq.to_string().into()) }
@@ -129,8 +205,12 @@ mod tests {
         assert_eq!(messages.close(), Vec::<i64>::new());
     }
 
+    fn all_held(messages: &mut Messages) -> Vec<i64> {
+        std::iter::from_fn(|| messages.next_held()).filter_map(|told| told.seq).collect()
+    }
+
     #[tokio::test]
-    async fn what_waits_for_the_end_of_a_turn_comes_in_order_and_what_was_for_it_is_late() {
+    async fn what_waits_for_the_end_of_a_turn_comes_in_order_and_what_was_for_it_has_one_of_its_own() {
         let (messenger, mut messages) = Messenger::new();
         messages.hold(1, "one".to_owned().into());
         messages.hold_first(0, "none".to_owned().into());
@@ -138,12 +218,49 @@ mod tests {
         messenger.give(Message { seq: 3, what: What::Interrupt(None) });
         messenger.give(Message { seq: 4, what: What::Interrupt(Some("four".to_owned().into())) });
         messenger.give(Message { seq: 5, what: What::Queue("five".to_owned().into()) });
-        let mut late = Vec::new();
-        let mut held = Vec::new();
-        while let Some((seq, _)) = messages.next_held(&mut late) {
-            held.push(seq);
-        }
-        assert_eq!((held, late), (vec![0, 1, 4, 5], vec![2, 3]));
+        let held = |seq| (seq, InputState::Held);
+        assert_eq!(messages.keep_all(), [held(2), (3, InputState::Undelivered), held(4), held(5)]);
+        assert_eq!(all_held(&mut messages), [0, 1, 4, 5, 2]);
+    }
+
+    #[tokio::test]
+    async fn what_comes_while_no_turn_goes_on_is_told_within_the_next_or_begins_one() {
+        let (messenger, mut messages) = Messenger::new();
+        assert_eq!(messages.keep(steer(1)), Kept::Waits);
+        messenger.give(steer(2));
+        // Within the next turn, before what comes then.
+        assert_eq!((messages.next().await, messages.next().await), (steer(1), steer(2)));
+
+        assert_eq!(messages.keep(steer(3)), Kept::Waits);
+        assert_eq!(
+            messages.keep(Message { seq: 4, what: What::Queue("four".to_owned().into()) }),
+            Kept::Waits
+        );
+        let interrupt = |seq, text: Option<&str>| Message {
+            seq,
+            what: What::Interrupt(text.map(|text| text.to_owned().into())),
+        };
+        assert_eq!(messages.keep(interrupt(5, Some("five"))), Kept::Interrupts);
+        assert_eq!(messages.keep(interrupt(6, None)), Kept::OnlyInterrupts);
+        assert_eq!(all_held(&mut messages), [5, 4, 3], "where no turn comes, each has its own");
+    }
+
+    #[tokio::test]
+    async fn the_servers_word_about_a_budget_begins_no_turn() {
+        let (_messenger, mut messages) = Messenger::new();
+        let soft = SoftBudget {
+            scope: BudgetScope::Run,
+            percent: 80,
+            budget_micro_usd: 10,
+            before_micro_usd: 0,
+            spent_micro_usd: 8,
+            under_way_micro_usd: 0,
+        };
+        messages.keep(Message { seq: 1, what: What::Steer(soft.wrap_up().into()) });
+        assert_eq!(messages.next_held(), None);
+        messages.keep(steer(2));
+        assert_eq!(all_held(&mut messages), [2]);
+        assert_eq!(messages.close(), [1], "and is not forgotten");
     }
 
     #[tokio::test(start_paused = true)]

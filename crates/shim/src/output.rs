@@ -13,6 +13,7 @@ use http_body_util::{BodyExt, Full};
 use serde_json::Value;
 use tokio::time::Instant;
 
+use crate::attachments::Prompt;
 use crate::backoff::Backoff;
 use crate::door::Caller;
 use crate::failure::Halt;
@@ -41,13 +42,14 @@ enum Found {
 }
 
 impl Live<'_> {
-    /// Judges a turn that was to end with an output. One that does not fit is asked for once more, with what is wrong.
+    /// Judges a turn that was to end with an output, and gives that. One that does not fit is asked for once more, with what is
+    /// wrong; people may send something within that turn, and behind it, as within any other.
     pub(crate) async fn judge_output(
         &mut self,
         first: TurnEnd,
         schema: &Value,
         stop: &mut Stop,
-    ) -> Result<(), Halt> {
+    ) -> Result<Option<Value>, Halt> {
         let schema = Schema::read(schema).map_err(|error| {
             Failure::new(FailureKind::BadWorkflow, format!("the output's schema cannot be used: {error}"))
         })?;
@@ -57,28 +59,29 @@ impl Live<'_> {
                 Found::Nothing => break,
                 Found::Fits(output) => {
                     self.judge(end)?;
-                    return self.keep_output(output).await;
+                    return Ok(Some(output));
                 }
                 Found::Faulty(faults) => faults,
             };
-            let agent = self.agent.as_mut().filter(|_| turns_left > 0);
-            let Some(agent) = agent else {
+            if turns_left == 0 || self.agent.is_none() {
                 let message = "the agent gave no output that fits the schema, asked twice";
                 return Err(Failure::new(FailureKind::AgentError, message)
                     .with_evidence(faults.join("\n"))
                     .into());
-            };
-            end = agent.turn(&question(&faults), stop).await;
+            }
+            end = self.turns(Prompt::from(question(&faults)).into(), stop).await?;
             let note = format!(
                 "the agent's output did not fit its schema, so it was asked again: {}",
                 faults.join("; ")
             );
             self.recorder.note(NoteLevel::Info, note).await?;
         }
-        self.judge(end)
+        self.judge(end)?;
+        Ok(None)
     }
 
-    async fn keep_output(&self, output: Value) -> Result<(), Halt> {
+    /// Tells of the output, and keeps it as artifacts.
+    pub(crate) async fn keep_output(&self, output: Value) -> Result<(), Halt> {
         let title = if self.work.workflow.is_empty() { "Output" } else { &self.work.workflow };
         let page = markdown(title, &output);
         let json = serde_json::to_string_pretty(&output).unwrap_or_default();

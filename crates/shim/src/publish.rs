@@ -7,7 +7,7 @@ use std::pin::pin;
 use caisson_claude::{Verdict, interrupt, judge};
 use caisson_domain::limits::RESULT_TEXT_BYTES;
 use caisson_domain::protocol::{JournalBody, MessageAuthor, NoteLevel};
-use caisson_domain::run::{Failure, FailureKind, Phase, cut};
+use caisson_domain::run::{Failure, FailureKind, cut};
 use futures_util::future::maybe_done;
 use tokio::time::timeout;
 
@@ -47,7 +47,7 @@ impl Live<'_> {
             survey(git, base).await
         };
         let ((), found) = tokio::join!(quiet(self.agent.as_mut()), surveyed);
-        self.recorder.phase(Phase::Publish).await?;
+        self.end_turns().await?;
         let mut found = self.settle(git, base, found?).await?;
         if !found.on_base {
             return Err(replaced(base).into());

@@ -124,11 +124,20 @@ impl Reaper {
 
     /// Ends every process below this one that was not started here, and waits, for a bounded time, until they are gone.
     pub(crate) async fn end_strays(&self) {
+        self.end(Strays::All).await;
+    }
+
+    /// The same for those alone that are below no child that was started here and still lives.
+    pub(crate) async fn end_orphans(&self) {
+        self.end(Strays::Orphans).await;
+    }
+
+    async fn end(&self, which: Strays) {
         for _ in 0..END_ROUNDS {
             let reaped = self.reaped.notified();
             let found = match self.reach() {
-                Reach::Everybody => self.kill_strays_at_once(),
-                Reach::Found => self.kill_strays_found(),
+                Reach::Everybody => self.kill_strays_at_once(which),
+                Reach::Found => self.kill_strays_found(which),
             };
             if !found {
                 return;
@@ -136,7 +145,7 @@ impl Reaper {
             // Either is reason enough to look again.
             let _elapsed = tokio::time::timeout(Duration::from_millis(END_ROUND_MS), reaped).await;
         }
-        say("processes that the agent left did not end though they were killed");
+        say("processes that were left running did not end though they were killed");
     }
 
     /// Takes in the ends that nobody has noticed yet.
@@ -146,7 +155,7 @@ impl Reaper {
 
     /// Whether any process lives below this one that was not started here.
     pub(crate) fn has_strays(&self) -> bool {
-        !self.strays().is_empty()
+        !self.strays(Strays::All).is_empty()
     }
 
     /// How a signal reaches the strays.
@@ -157,24 +166,23 @@ impl Reaper {
 
     /// Kills the strays while nobody runs; whether there were any. One that changes its number faster than `/proc` can be read
     /// would never be found otherwise.
-    fn kill_strays_at_once(&self) -> bool {
+    fn kill_strays_at_once(&self, which: Strays) -> bool {
         let children = self.lock();
         // One call reaches all of them at once, also those that are being made: a fork begins again after a signal.
         let _nobody = kill(Pid::from_raw(-1), Signal::SIGSTOP);
-        let strays = strays(&children);
+        let (strays, others) = strays(&children, which);
         send(&strays, Signal::SIGKILL);
-        for (pid, _) in children.iter().filter(|(_, known)| !known.held) {
-            let _gone = kill(Pid::from_raw(*pid), Signal::SIGCONT);
-        }
+        let held = |pid: &&i32| children.get(*pid).is_some_and(|known| known.held);
+        send(others.iter().filter(|pid| !held(pid)), Signal::SIGCONT);
         !strays.is_empty()
     }
 
     /// Kills the strays that can be found; whether there were any. They are stopped first, again and again while there are new
     /// ones: those that multiply take each other's room as long as none of them goes.
-    fn kill_strays_found(&self) -> bool {
+    fn kill_strays_found(&self, which: Strays) -> bool {
         let mut stopped = BTreeSet::new();
         for _ in 0..END_ROUNDS {
-            let new: Vec<_> = self.strays().into_iter().filter(|pid| !stopped.contains(pid)).collect();
+            let new: Vec<_> = self.strays(which).into_iter().filter(|pid| !stopped.contains(pid)).collect();
             if new.is_empty() {
                 break;
             }
@@ -186,8 +194,8 @@ impl Reaper {
     }
 
     /// The processes below this one that were not started here.
-    fn strays(&self) -> Vec<i32> {
-        strays(&self.lock())
+    fn strays(&self, which: Strays) -> Vec<i32> {
+        strays(&self.lock(), which).0
     }
 
     fn lock(&self) -> MutexGuard<'_, Children> {
@@ -261,10 +269,24 @@ fn send<'a>(pids: impl IntoIterator<Item = &'a i32>, signal: Signal) {
     }
 }
 
-/// The processes below this one that are none of its children.
-fn strays(children: &Children) -> Vec<i32> {
-    let below = descendants(std::process::id().cast_signed());
-    below.into_iter().filter(|pid| !children.contains_key(pid)).collect()
+/// Which of the processes that were not started here are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Strays {
+    /// All.
+    All,
+    /// Those below none of the children.
+    Orphans,
+}
+
+/// The processes below this one that are strays, and those that are not.
+fn strays(children: &Children, which: Strays) -> (Vec<i32>, Vec<i32>) {
+    let parents = parents();
+    let theirs: BTreeSet<i32> = match which {
+        Strays::All => BTreeSet::new(),
+        Strays::Orphans => children.keys().flat_map(|child| below(&parents, *child)).collect(),
+    };
+    let all = below(&parents, std::process::id().cast_signed());
+    all.into_iter().partition(|pid| !children.contains_key(pid) && !theirs.contains(pid))
 }
 
 fn settle(children: &mut Children, status: WaitStatus) {
@@ -294,8 +316,13 @@ fn settle_vanished(children: &mut Children) {
     }
 }
 
-/// All processes below `root`. An orphan's parent is PID 1 or the next subreaper, so nothing below escapes the list.
+/// All processes below `root`.
 fn descendants(root: i32) -> Vec<i32> {
+    below(&parents(), root)
+}
+
+/// Every process that runs, with its parent.
+fn parents() -> Vec<(i32, i32)> {
     let mut parents = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
@@ -306,6 +333,11 @@ fn descendants(root: i32) -> Vec<i32> {
             parents.push((pid, parent));
         }
     }
+    parents
+}
+
+/// All processes below `root` among them. An orphan's parent is PID 1 or the next subreaper, so nothing below escapes the list.
+fn below(parents: &[(i32, i32)], root: i32) -> Vec<i32> {
     let mut found = vec![root];
     let mut next = 0;
     while let Some(&above) = found.get(next) {
@@ -378,101 +410,5 @@ impl Drop for Child {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::process::command;
-    use tokio::io::AsyncReadExt;
-
-    fn reaper() -> (Arc<Reaper>, tokio::task::JoinHandle<()>) {
-        let reaper = Reaper::new(Orphans::Ignored);
-        let ends = unix::signal(unix::SignalKind::child()).unwrap();
-        #[expect(clippy::disallowed_methods, reason = "a test has no tracker")]
-        let watching = tokio::spawn(Arc::clone(&reaper).watch(ends));
-        (reaper, watching)
-    }
-
-    fn shell(script: &str) -> Command {
-        let mut command = command("/bin/sh".as_ref(), "/".as_ref());
-        command.args(["-c", script]);
-        command
-    }
-
-    #[tokio::test]
-    async fn the_end_of_each_child_reaches_whoever_waits_for_it() {
-        let (reaper, watching) = reaper();
-        let mut three = reaper.spawn(&mut shell("exit 3")).unwrap();
-        let mut killed = reaper.spawn(&mut shell("kill -TERM $$")).unwrap();
-        assert_eq!(killed.wait().await, Exit { code: None, signal: Some(15) });
-        assert_eq!(three.wait().await, Exit { code: Some(3), signal: None });
-        assert_eq!(three.wait().await.code, Some(3));
-        watching.abort();
-    }
-
-    #[tokio::test]
-    async fn a_signal_without_a_name_is_an_end_too() {
-        let (reaper, watching) = reaper();
-        let mut child = reaper.spawn(&mut shell("kill -40 $$; exec cat")).unwrap();
-        assert_eq!(child.wait().await, Exit { code: None, signal: None });
-        watching.abort();
-    }
-
-    #[tokio::test]
-    async fn a_dropped_child_is_killed_with_its_group() {
-        let (reaper, watching) = reaper();
-        let mut child = reaper.spawn(&mut shell("cat /dev/zero >/dev/null & echo $!; wait")).unwrap();
-        let mut stdout = child.stdout.take().unwrap();
-        let mut first = [0; 1];
-        stdout.read_exact(&mut first).await.unwrap();
-        drop(child);
-        // Both held the pipe: its end says that both are gone.
-        let mut rest = Vec::new();
-        stdout.read_to_end(&mut rest).await.unwrap();
-        watching.abort();
-    }
-
-    #[tokio::test]
-    async fn ending_all_leaves_no_child() {
-        let (reaper, watching) = reaper();
-        let mut child = reaper.spawn(&mut shell("trap '' TERM; cat")).unwrap();
-        reaper.end_all().await;
-        assert_eq!(child.wait().await.signal, Some(9));
-        assert!(!reaper.reap());
-        watching.abort();
-    }
-
-    #[tokio::test]
-    async fn strays_end_and_children_go_on() {
-        let (reaper, watching) = reaper();
-        let mut child = reaper.spawn(&mut shell("cat /dev/zero >/dev/null & echo; exec cat")).unwrap();
-        let mut first = [0; 1];
-        child.stdout.as_mut().unwrap().read_exact(&mut first).await.unwrap();
-        assert!(!reaper.strays().is_empty());
-        reaper.end_strays().await;
-        assert_eq!(reaper.strays(), Vec::<i32>::new());
-        drop(child.stdin.take());
-        assert!(child.wait().await.success(), "it was not ended itself");
-        watching.abort();
-    }
-
-    #[tokio::test]
-    async fn a_child_that_is_held_stays_until_it_may_go_on() {
-        let (reaper, watching) = reaper();
-        let mut child = reaper.spawn(&mut shell("exec cat")).unwrap();
-        assert!(!child.is_held());
-        child.signal(Signal::SIGSTOP);
-        while !child.is_held() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        child.signal(Signal::SIGCONT);
-        drop(child.stdin.take());
-        assert!(child.wait().await.success() && !child.is_held());
-        watching.abort();
-    }
-
-    #[test]
-    fn the_parent_is_found_behind_any_name_and_zombies_have_none() {
-        assert_eq!(parent_of("12 (a b) S) S 7 12 12"), Some(7));
-        assert_eq!(parent_of("12 (x) Z 7 12 12"), None);
-        assert_eq!(parent_of("12 (x"), None);
-    }
-}
+#[path = "reaper_tests.rs"]
+mod tests;

@@ -54,11 +54,11 @@ pub(crate) async fn renew(
         return Err(git.refusal(FailureKind::RepoUnreachable, &message, &output));
     }
     let Some(newest) = git.resolve(KEPT).await? else { return Ok(Renewal::default()) };
+    anchor::give_attributes(git, anchor, &newest).await?;
+    git.run(&["reset", "--quiet", "--hard", &newest]).await?;
     if before.as_deref() == Some(newest.as_str()) {
         return Ok(Renewal { base: Some(newest), note: None });
     }
-    anchor::give_attributes(git, anchor, &newest).await?;
-    git.run(&["reset", "--quiet", "--hard", &newest]).await?;
     set_base(git, Some(&newest));
     let was = before.map(|before| format!("; the run before had {before}")).unwrap_or_default();
     let note = format!("the workspace was brought to commit {newest}, the newest of {branch}{was}");

@@ -1,13 +1,9 @@
 //! One run, from its first record to its last: workspace, agent, publishing, and saving the work on every other way out.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use caisson_claude::{
-    Conversation, Ending as AgentEnding, Exit as AgentExit, ResultLine, Verdict, conclude, judge,
-};
-use caisson_domain::input::InputState;
-use caisson_domain::limits::RESULT_TEXT_BYTES;
 use caisson_domain::protocol::{Ending, JournalBody, NoteLevel, Outcome, RunWork, StopReason};
 use caisson_domain::repository_file::RepositoryFile;
 use caisson_domain::run::{Failure, FailureKind, Phase, cut};
@@ -18,21 +14,21 @@ use tokio::time::Instant;
 use crate::agent::Agent;
 use crate::approvals::Approvals;
 use crate::artifacts::Artifacts;
-use crate::attachments::{Brought, Prompt, Source};
+use crate::attachments::{Brought, Source};
 use crate::checkout::{Checkout, prepare};
 use crate::commands;
 use crate::diagnostics::say;
 use crate::drivers::Drivers;
-use crate::failure::{Halt, verdict};
+use crate::failure::Halt;
 use crate::forward::HOLD_MS;
 use crate::git::Git;
 use crate::images;
 use crate::inputs::Hearers;
 use crate::journal::WriteError;
 use crate::messages::{Messages, Messenger};
+use crate::pristine::Pristine;
 use crate::process::find_program;
 use crate::push::{abort_rebase, is_rebasing};
-use crate::reaper::Exit;
 use crate::recorder::Recorder;
 use crate::revisions;
 use crate::salvage::salvage;
@@ -41,7 +37,9 @@ use crate::shim::Shim;
 use crate::steering::{self, Acting, Given, Steered, steer};
 use crate::stop::{Stop, Stopper};
 use crate::transcript;
-use crate::turn::TurnEnd;
+
+/// What of a program's name stands in a failure, in bytes.
+const PROGRAM_BYTES: usize = 64;
 
 /// A run that goes on.
 #[expect(clippy::struct_excessive_bools, reason = "each says of one thing whether it has happened")]
@@ -67,8 +65,8 @@ pub(crate) struct Live<'a> {
     /// Whether the agent waited for this run.
     pub(crate) taken_up: bool,
     /// What comes with its prompt.
-    brought: Brought,
-    agent_started: bool,
+    pub(crate) brought: Brought,
+    pub(crate) agent_started: bool,
     publishing: bool,
     pub(crate) result: Option<String>,
     pub(crate) head: Option<String>,
@@ -153,7 +151,9 @@ impl Live<'_> {
             Publish::Branch | Publish::ChangeRequest => true,
             Publish::None | Publish::Review => false,
         };
-        let (Some(git), Some(checkout)) = (self.git.clone(), self.checkout.clone()) else { return Ok(()) };
+        let (Some(git), Some(checkout)) = (self.git.clone(), self.checkout.clone()) else {
+            return self.end_turns().await;
+        };
         if pushes {
             self.publishing = true;
             let mut stop = self.stop.clone();
@@ -163,6 +163,7 @@ impl Live<'_> {
                 published = self.publish(&git, checkout.base.as_deref()) => published,
             }
         } else {
+            self.end_turns().await?;
             self.head = git.resolve("HEAD").await?;
             Ok(())
         }
@@ -191,6 +192,9 @@ impl Live<'_> {
         if let Some(name) = servers::unreadable(&self.work.agent) {
             return Err(unreadable(name).into());
         }
+        if let Some(missing) = servers::missing(&self.work.agent, &self.shim.path, &self.shim.places) {
+            return Err(without_program(missing).into());
+        }
         if self.take_up().await? {
             return self.bring().await;
         }
@@ -214,8 +218,42 @@ impl Live<'_> {
         Ok(())
     }
 
+    /// Removes what an earlier agent may have left to steer this one, or what is run before it.
+    fn clear(&self) -> io::Result<()> {
+        let places = &self.shim.places;
+        match self.work.workspace {
+            WorkspaceAccess::ReadWrite => steering::clear(&places.home),
+            WorkspaceAccess::ReadOnly => {
+                steering::open_up(&places.workspace)?;
+                steering::empty(&places.home)?;
+                steering::empty_but(&places.tmp, |_, _| false)
+            }
+        }
+    }
+
+    /// Runs the repository's set-up command; what people are told of that. Where agents only read, nothing of it is left but what it
+    /// has built.
+    async fn set_up(
+        &self,
+        git: &Git,
+        checkout: &Checkout,
+        file: &RepositoryFile,
+    ) -> Result<Option<String>, Failure> {
+        let who = (self.shim, self.work);
+        match self.work.workspace {
+            WorkspaceAccess::ReadWrite => commands::set_up(who, git, file).await.map(|()| None),
+            WorkspaceAccess::ReadOnly => {
+                let pristine = Pristine::look(git, checkout, file).await?;
+                commands::set_up(who, git, file).await?;
+                let Some(pristine) = pristine.filter(|_| file.setup.is_some()) else { return Ok(None) };
+                self.shim.reaper.end_orphans().await;
+                pristine.put_back().await
+            }
+        }
+    }
+
     async fn prepare(&mut self) -> Result<(), Halt> {
-        steering::clear(&self.shim.places.home).map_err(|error| uncleared(&error))?;
+        self.clear().map_err(|error| uncleared(&error))?;
         let resume = transcript::bring(self.shim, self.work, &self.recorder).await?;
         let start = |acting: &Acting| {
             Agent::start(self.shim, self.work, (&self.recorder, &self.approvals), acting, resume)
@@ -229,12 +267,12 @@ impl Live<'_> {
         let preparing = async {
             let checkout = prepare(git, self.work.workspace).await?;
             revisions::keep(git, checkout.anchor.as_deref()).await?;
-            let (steered, file) =
+            let (mut steered, file) =
                 tokio::try_join!(steer(git, &checkout, self.work.trust), commands::read(git, &checkout))?;
             if let Some(wish) = images::wish(&file, self.work) {
                 return Err(Halt::OtherImage(wish));
             }
-            commands::set_up(self, git, &file).await?;
+            steered.notes.extend(self.set_up(git, &checkout, &file).await?);
             Ok::<_, Halt>((checkout, steered, file))
         };
         let (agent, (checkout, steered, file)) = if self.work.trust.settings {
@@ -261,111 +299,6 @@ impl Live<'_> {
         self.steered.notes.extend(images::note(&file, self.work));
         self.repository = file;
         Ok(())
-    }
-
-    /// Gives the agent its prompt once everybody may know that it has it, and judges what came of it.
-    async fn give_prompt(&mut self) -> Result<(), Halt> {
-        self.recorder.phase(Phase::Agent).await?;
-        let started = self.recorder.write(JournalBody::AgentStarted).await?;
-        self.agent_started = true;
-        let mut stop = self.stop.clone();
-        tokio::select! {
-            biased;
-            () = self.recorder.stored(started) => {}
-            reason = stop.told() => return Err(Halt::Stopped(reason)),
-        }
-        tokio::select! {
-            biased;
-            reason = stop.told() => return Err(Halt::Stopped(reason)),
-            revived = self.revive() => revived?,
-        }
-        let end = self.turns(&mut stop).await?;
-        if let (TurnEnd::Exited(_), Some(agent)) = (&end, self.agent.as_mut()) {
-            // Its last words may still be on their way.
-            agent.finish(Duration::ZERO).await;
-        }
-        self.refuse_messages().await;
-        match &self.work.output_schema {
-            None => self.judge(end)?,
-            Some(schema) => self.judge_output(end, schema, &mut stop).await?,
-        }
-        self.run_checks().await
-    }
-
-    /// The turn of the run's prompt, and one for each text that waits for its end; how the last one ended.
-    async fn turns(&mut self, stop: &mut Stop) -> Result<TurnEnd, Halt> {
-        let told = commands::told(&self.work.prompt, &self.repository);
-        let mut prompt = Prompt::from(told).with(std::mem::take(&mut self.brought));
-        let mut late = Vec::new();
-        loop {
-            let Some(agent) = self.agent.as_mut() else { return Ok(TurnEnd::Interrupted) };
-            let end = agent.turn_with(&prompt, stop, &mut self.messages).await;
-            let goes_on = match &end {
-                TurnEnd::Result(result) => judge(result) == Verdict::Succeeded,
-                TurnEnd::Interrupted => true,
-                TurnEnd::Exited(_)
-                | TurnEnd::Hung(_)
-                | TurnEnd::Stopped(_)
-                | TurnEnd::Untaken(_)
-                | TurnEnd::Unsent(_)
-                | TurnEnd::Unwritten(_) => false,
-            };
-            let next = if goes_on { self.messages.next_held(&mut late) } else { None };
-            self.tell_late(&std::mem::take(&mut late)).await;
-            let Some((seq, text)) = next else { return Ok(end) };
-            if let Some(agent) = self.agent.as_mut() {
-                agent.quiet().await;
-            }
-            self.recorder.write(JournalBody::Input { seq, state: InputState::Delivered }).await?;
-            prompt = text;
-        }
-    }
-
-    /// Takes no more messages; of those that came too late the server is told.
-    async fn refuse_messages(&mut self) {
-        let late = self.messages.close();
-        self.tell_late(&late).await;
-    }
-
-    async fn tell_late(&self, late: &[i64]) {
-        for &seq in late {
-            self.write_last(JournalBody::Input { seq, state: InputState::Undelivered }).await;
-        }
-        if !late.is_empty() {
-            let message = "a message came after the agent's turn and was not given".to_owned();
-            self.write_last(JournalBody::Note { level: NoteLevel::Info, message }).await;
-        }
-    }
-
-    pub(crate) fn judge(&mut self, end: TurnEnd) -> Result<(), Halt> {
-        let failure = match end {
-            TurnEnd::Result(result) => {
-                self.result = last_words(&result);
-                verdict(&judge(&result))
-            }
-            TurnEnd::Exited(exit) => self.agent.as_ref().and_then(|agent| {
-                let stderr = agent.stderr();
-                verdict(&conclude(&AgentEnding {
-                    result: None,
-                    exit: cli_exit(exit),
-                    spoke: Conversation::spoke(&agent.conversation),
-                    stderr: &stderr,
-                }))
-            }),
-            // Whoever interrupted it wants what there is.
-            TurnEnd::Interrupted => None,
-            TurnEnd::Hung(hung) => Some(hung.failure()),
-            TurnEnd::Stopped(reason) => return Err(Halt::Stopped(reason)),
-            TurnEnd::Unwritten(error) => return Err(error.into()),
-            TurnEnd::Untaken(why) => Some(
-                Failure::new(FailureKind::AgentError, "the agent did not take its prompt")
-                    .with_evidence(format!("{why:?}")),
-            ),
-            TurnEnd::Unsent(unsent) => {
-                Some(Failure::new(FailureKind::BadWorkflow, format!("the prompt cannot be sent: {unsent}")))
-            }
-        };
-        failure.map_or(Ok(()), |failure| Err(failure.into()))
     }
 
     /// Ends what runs, saves what is not published, and says how it went.
@@ -443,7 +376,7 @@ impl Live<'_> {
     }
 
     /// Writes one of the last records, on a full disk into the room that was kept for them.
-    async fn write_last(&self, body: JournalBody) -> Option<u64> {
+    pub(crate) async fn write_last(&self, body: JournalBody) -> Option<u64> {
         let written = match self.recorder.write(body.clone()).await {
             Err(WriteError::Full) => {
                 self.shim.journal.release();
@@ -462,22 +395,18 @@ fn uncleared(error: &std::io::Error) -> Failure {
     Failure::new(FailureKind::Internal, message).with_evidence(error.to_string())
 }
 
+fn without_program((server, program): (&str, &str)) -> Failure {
+    let message = format!(
+        "the MCP server \"{server}\", which the workflow requires, cannot be started: the sandbox has no program \"{}\" on its search path; \
+         use an image that has it, or name it by its path",
+        cut(program, PROGRAM_BYTES)
+    );
+    Failure::new(FailureKind::SetupFailed, message)
+}
+
 fn unreadable(server: &str) -> Failure {
     let message = format!(
         "the MCP server \"{server}\", which the workflow requires, cannot be read by this version; write it anew"
     );
     Failure::new(FailureKind::BadWorkflow, message)
-}
-
-fn last_words(result: &ResultLine) -> Option<String> {
-    result.text.as_deref().map(|text| cut(text, RESULT_TEXT_BYTES).to_owned())
-}
-
-fn cli_exit(exit: Exit) -> AgentExit {
-    match (exit.code, exit.signal) {
-        (Some(code), _) => AgentExit::Code(code),
-        (None, Some(signal)) => AgentExit::Signal(signal),
-        // One without a name.
-        (None, None) => AgentExit::Signal(0),
-    }
 }

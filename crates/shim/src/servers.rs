@@ -13,6 +13,8 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::activity::Activity;
 use crate::agent::{Agent, Heard};
+use crate::places::Places;
+use crate::process::find_program;
 use crate::server_stderr::ServerStderrs;
 use crate::watch::Patience;
 
@@ -44,6 +46,20 @@ pub(crate) fn configured(
 pub(crate) fn unreadable(work: &AgentWork) -> Option<&str> {
     let is_told = |name: &String| work.mcp_servers.contains_key(name) || work.mcp_http.contains(name);
     work.mcp_required.iter().find(|name| !is_told(name)).map(String::as_str)
+}
+
+/// The first required server whose program is not on the search path, with that program, unless the set-up command could put it there.
+pub(crate) fn missing<'a>(work: &'a AgentWork, path: &str, places: &Places) -> Option<(&'a str, &'a str)> {
+    let open = [&places.home, &places.workspace, &places.tmp];
+    if std::env::split_paths(path).any(|part| open.iter().any(|open| part.starts_with(open))) {
+        return None;
+    }
+    work.mcp_required.iter().find_map(|name| {
+        let server = work.mcp_servers.get(name)?;
+        let program = server.get("command")?.as_str()?;
+        let is_searched = !program.contains('/') && server.pointer("/env/PATH").is_none();
+        (is_searched && find_program(path, program).is_none()).then_some((name.as_str(), program))
+    })
 }
 
 /// The workflow's rules for calls that need no asking, and the tools of its own servers: whoever wrote it wants them used, and
@@ -269,6 +285,30 @@ mod tests {
         assert_eq!(allowed(&work), ["mcp__git", "mcp__git2", "mcp__notes"]);
         work.allowed_tools = vec!["Bash(make *)".to_owned(), "mcp__git__status".to_owned()];
         assert_eq!(allowed(&work), ["Bash(make *)", "mcp__git__status", "mcp__git2", "mcp__notes"]);
+    }
+
+    #[test]
+    fn a_program_is_missing_only_if_no_set_up_command_can_put_it_on_the_search_path() {
+        let mut work = crate::work::tests::work(&caisson_domain::id::RunId::new(1, [1; 10]), 1).agent;
+        let places = Places::of_a_sandbox();
+        work.mcp_required = vec!["a".to_owned()];
+        let mut missing = |server: Value, path: &str| {
+            work.mcp_servers.insert("a".to_owned(), server);
+            missing(&work, path, &places).map(|(name, program)| (name.to_owned(), program.to_owned()))
+        };
+        let none = json!({"command": "no-such-server"});
+        let told = Some(("a".to_owned(), "no-such-server".to_owned()));
+        assert_eq!(missing(none.clone(), "/usr/bin:/bin"), told);
+        let in_home = format!("{}/.local/bin:/usr/bin", places.home.display());
+        assert_eq!(missing(none, &in_home), None);
+        for other in [
+            json!({"command": "sh"}),
+            json!({"command": "node_modules/.bin/server"}),
+            json!({"command": "no-such-server", "env": {"PATH": "/workspace/bin"}}),
+            json!({"type": "http"}),
+        ] {
+            assert_eq!(missing(other.clone(), "/usr/bin:/bin"), None, "{other}");
+        }
     }
 
     #[test]

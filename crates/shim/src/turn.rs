@@ -14,7 +14,7 @@ use crate::agent::{Agent, DRAIN_MS, Heard};
 use crate::attachments::Prompt;
 use crate::diagnostics::say;
 use crate::journal::WriteError;
-use crate::messages::{Message, Messages, Messenger, What};
+use crate::messages::{Message, Messages, Messenger, Told, What};
 use crate::reaper::Exit;
 use crate::stop::Stop;
 use crate::watch::{Hung, Watch};
@@ -49,9 +49,12 @@ pub(crate) enum Unsent {
     /// The text cannot be a prompt.
     #[error(transparent)]
     Text(#[from] InputError),
-    /// The process takes no more.
+    /// The conversation takes no more.
     #[error(transparent)]
-    Process(#[from] ConversationError),
+    Conversation(#[from] ConversationError),
+    /// The process reads no more: its end, or its silence, says why.
+    #[error("the agent does not read its input")]
+    Unread,
 }
 
 /// What a wait is for.
@@ -86,20 +89,20 @@ impl Agent {
     /// Gives the agent a prompt and waits for the end of its turn. Told to stop, it interrupts the agent first.
     pub(crate) async fn turn(&mut self, text: &str, stop: &mut Stop) -> TurnEnd {
         let (_messenger, mut none) = Messenger::new();
-        self.turn_with(&text.to_owned().into(), stop, &mut none).await
+        self.turn_with(&Prompt::from(text.to_owned()).into(), stop, &mut none).await
     }
 
     /// The same, and passes messages on as they come. The agent takes them up before its next request to the model; one
     /// that comes too late for that has a turn of its own, which belongs to this one.
     pub(crate) async fn turn_with(
         &mut self,
-        told: &Prompt,
+        told: &Told,
         stop: &mut Stop,
         messages: &mut Messages,
     ) -> TurnEnd {
-        let prompt = match self.send_prompt(told) {
+        let prompt = match self.begin(told).await {
             Ok(prompt) => prompt,
-            Err(unsent) => return TurnEnd::Unsent(unsent),
+            Err(end) => return end,
         };
         let watch = Watch::new(self.patience, Instant::now());
         let mut turn = Turn::new(prompt, watch);
@@ -140,15 +143,30 @@ impl Agent {
         }
     }
 
-    fn send_prompt(&mut self, told: &Prompt) -> Result<Uuid, Unsent> {
+    /// Gives the agent what its turn begins with, and tells how far a message is by that; the prompt's id.
+    async fn begin(&mut self, told: &Told) -> Result<Uuid, TurnEnd> {
         let prompt = self.next_prompt();
+        let sent = self.send_prompt(&prompt, &told.prompt);
+        if let Some(seq) = told.seq {
+            let state = if sent.is_ok() { InputState::Delivered } else { InputState::Undelivered };
+            let written = self.recorder.write(JournalBody::Input { seq, state }).await;
+            written.map_err(TurnEnd::Unwritten)?;
+        }
+        match sent {
+            Ok(()) | Err(Unsent::Unread) => Ok(prompt),
+            Err(unsent @ (Unsent::Text(_) | Unsent::Conversation(_))) => Err(TurnEnd::Unsent(unsent)),
+        }
+    }
+
+    fn send_prompt(&mut self, prompt: &Uuid, told: &Prompt) -> Result<(), Unsent> {
         let images = told.images.iter();
         let images = images.map(|image| PromptImage { media_type: &image.media_type, base64: &image.base64 });
         let images: Vec<_> = images.collect();
-        let line = user_prompt_with(&prompt, &told.text, &images)?;
-        self.conversation.prompt_sent(&prompt)?;
-        self.write(line);
-        Ok(prompt)
+        let line = user_prompt_with(prompt, &told.text, &images)?;
+        let room = self.room().ok_or(Unsent::Unread)?;
+        self.conversation.prompt_sent(prompt)?;
+        drop(room.send(line));
+        Ok(())
     }
 }
 
@@ -172,21 +190,26 @@ impl Turn {
             }
             What::Steer(text) => self.pass_on(agent, &text),
             What::Interrupt(text) => {
-                agent.write(interrupt(&format!("{INTERRUPTION}{seq}")));
-                self.interruptions += 1;
+                let written = agent.write(interrupt(&format!("{INTERRUPTION}{seq}")));
+                self.interruptions += usize::from(written);
                 // Written now, it may be taken for a part of what is being ended, and end with it.
-                text.map_or(InputState::Delivered, |text| {
-                    messages.hold_first(seq, text);
-                    InputState::Held
-                })
+                match text {
+                    Some(text) => {
+                        messages.hold_first(seq, text);
+                        InputState::Held
+                    }
+                    None if written => InputState::Delivered,
+                    None => InputState::Undelivered,
+                }
             }
         };
         agent.recorder.write(JournalBody::Input { seq, state }).await.map(drop)
     }
 
     fn pass_on(&mut self, agent: &mut Agent, told: &Prompt) -> InputState {
-        match agent.send_prompt(told) {
-            Ok(message) => {
+        let message = agent.next_prompt();
+        match agent.send_prompt(&message, told) {
+            Ok(()) => {
                 self.messages.push(message);
                 InputState::Delivered
             }

@@ -1,12 +1,15 @@
 //! The agent's home before a run: what an earlier agent may have left there to steer the next one is removed.
 
-use std::fs;
+use std::ffi::OsStr;
+use std::fs::{self, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use caisson_domain::protocol::places::STEERING;
+use caisson_domain::protocol::places::{ATTACHMENTS, STEERING};
 use serde_json::{Map, Value};
 
+use crate::checkout::PREPARING;
 use crate::plain_file;
 
 /// The agent's own directory.
@@ -46,6 +49,60 @@ pub(crate) fn clear(home: &Path) -> io::Result<()> {
         remove(&file)?;
         if let Some(scalars) = scalars {
             plain_file::write(&file, &scalars)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes all that an earlier agent can have put into its home, but conversations and the attachments that it was given. Programs of
+/// the set-up command look there for settings and modules of theirs, and could change what that agent could not. The agent has ended.
+///
+/// # Errors
+/// That of the operating system.
+pub(crate) fn empty(home: &Path) -> io::Result<()> {
+    clear(home)?;
+    // A link in the place of attachments would lead to whatever the agent likes.
+    empty_but(home, |name, is_directory| {
+        [DIRECTORY, FILE, PREPARING].iter().any(|kept| name == *kept) || (name == ATTACHMENTS && is_directory)
+    })
+}
+
+/// Removes all that is in a directory, but what `stays`, by its name and whether it is a directory itself.
+///
+/// # Errors
+/// That of the operating system.
+pub(crate) fn empty_but(directory: &Path, stays: impl Fn(&OsStr, bool) -> bool) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let is_directory = entry.file_type()?.is_dir();
+        if stays(&entry.file_name(), is_directory) {
+            continue;
+        }
+        if is_directory {
+            open_up(&entry.path())?;
+        }
+        remove(&entry.path())?;
+    }
+    Ok(())
+}
+
+/// Lets the user do everything in a directory and those below it: tools make directories that nobody may write in, and an agent may
+/// take the right away.
+///
+/// # Errors
+/// That of the operating system.
+pub(crate) fn open_up(directory: &Path) -> io::Result<()> {
+    let mut next = vec![directory.to_owned()];
+    while let Some(directory) = next.pop() {
+        let mode = directory.symlink_metadata()?.permissions().mode();
+        if mode & 0o700 != 0o700 {
+            fs::set_permissions(&directory, Permissions::from_mode(mode | 0o700))?;
+        }
+        for entry in fs::read_dir(&directory)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                next.push(entry.path());
+            }
         }
     }
     Ok(())
@@ -93,6 +150,43 @@ mod tests {
         assert!(left.len() == 2 && place(".claude/projects/-workspace/s.jsonl").exists(), "{left:?}");
         assert!(!place(".caisson").exists());
         assert_eq!(fs::read_to_string(place(".claude.json")).unwrap(), r#"{"numStartups":3}"#);
+    }
+
+    #[test]
+    fn an_emptied_home_has_conversations_and_attachments_alone() {
+        let (home, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let place = |name: &str| home.path().join(name);
+        let modules = ".local/lib/python3.13/site-packages";
+        for name in
+            [".claude/projects/-workspace", modules, ".local/bin", "attachments/run_1/0", "go/pkg/mod/x"]
+        {
+            fs::create_dir_all(place(name)).unwrap();
+        }
+        for name in [
+            ".bashrc",
+            ".gitconfig",
+            &format!("{modules}/usercustomize.py"),
+            "attachments/run_1/0/a",
+            "go/pkg/mod/x/y",
+        ] {
+            fs::write(place(name), "x").unwrap();
+        }
+        for name in ["go/pkg/mod/x", "go/pkg/mod"] {
+            fs::set_permissions(place(name), Permissions::from_mode(0o500)).unwrap();
+        }
+        symlink(other.path(), place("elsewhere")).unwrap();
+        fs::write(other.path().join("kept"), "x").unwrap();
+        empty(home.path()).unwrap();
+        let mut left: Vec<_> =
+            fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".claude", "attachments"]);
+        assert!(place(".claude/projects/-workspace").exists() && place("attachments/run_1/0/a").exists());
+        assert!(other.path().join("kept").exists());
+        fs::remove_dir_all(place("attachments")).unwrap();
+        symlink(other.path(), place("attachments")).unwrap();
+        empty(home.path()).unwrap();
+        assert!(!place("attachments").exists());
     }
 
     #[test]

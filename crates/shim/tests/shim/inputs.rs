@@ -24,7 +24,7 @@ async fn tool_begun(sandbox: &Sandbox) {
 }
 
 /// How far the inputs are that the shim told of, in order.
-fn told(bodies: &[JournalBody]) -> Vec<(i64, InputState)> {
+pub(crate) fn told(bodies: &[JournalBody]) -> Vec<(i64, InputState)> {
     let told = |body: &JournalBody| match body {
         JournalBody::Input { seq, state } => Some((*seq, *state)),
         _ => None,
@@ -32,12 +32,12 @@ fn told(bodies: &[JournalBody]) -> Vec<(i64, InputState)> {
     bodies.iter().filter_map(told).collect()
 }
 
-async fn told_so_many(sandbox: &Sandbox, count: usize) {
+pub(crate) async fn told_so_many(sandbox: &Sandbox, count: usize) {
     let done = |bodies: Vec<JournalBody>| (told(&bodies).len() >= count).then_some(());
     sandbox.gateway.wait_for("what is told of the inputs", |state| done(state.bodies())).await;
 }
 
-fn texts(sandbox: &Sandbox) -> Vec<String> {
+pub(crate) fn texts(sandbox: &Sandbox) -> Vec<String> {
     let results = sandbox.bodies();
     let results = results.iter().filter_map(json_line).filter(|line| line["type"] == "result");
     results.map(|line| line["result"].as_str().unwrap_or("-").to_owned()).collect()

@@ -28,6 +28,7 @@ async fn a_run_without_a_repository_is_told_from_first_to_last() {
             "line",
             "line",
             "line",
+            "phase publish",
             "agent_exited",
             "finished"
         ]

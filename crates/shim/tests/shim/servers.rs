@@ -8,7 +8,7 @@ use caisson_domain::workflow::WorkspaceAccess;
 use serde_json::json;
 
 use crate::gateway::json_line;
-use crate::sandbox::{Sandbox, failed, failure, plain_work};
+use crate::sandbox::{Sandbox, failed, failure, git_work, plain_work};
 
 /// An agent that answers the shim's questions by `answer(id)`.
 const ANSWERING: &str = "
@@ -34,7 +34,7 @@ const KEPT_BYTES: usize = 8 * 1024;
 /// A run that cannot do without the server `notes`.
 fn work() -> RunWork {
     let mut work = plain_work("x");
-    work.agent.mcp_servers.insert("notes".to_owned(), json!({"command": "serve"}));
+    work.agent.mcp_servers.insert("notes".to_owned(), json!({"command": "cat"}));
     work.agent.mcp_required = vec!["notes".to_owned()];
     work
 }
@@ -168,6 +168,20 @@ async fn a_server_whose_program_is_not_there_is_told_as_such() {
     work.agent.mcp_servers.insert("notes".to_owned(), json!({"command": "/no/such/server"}));
     let message = failed(&sandbox.run(work).await, FailureKind::SetupFailed);
     assert!(message.contains("/no/such/server cannot be started: No such file"), "{message}");
+}
+
+#[tokio::test]
+async fn a_required_program_that_the_image_lacks_is_told_before_a_long_set_up() {
+    let mut sandbox = Sandbox::with_repository(STARTING);
+    let seed = sandbox.place("seed");
+    std::fs::write(seed.join(".caisson.yaml"), "setup: sleep 600\n").unwrap();
+    sandbox.seed("b.txt", "b\n", "build: set up");
+    let mut work = RunWork { agent: work().agent, ..git_work("Work") };
+    work.agent.mcp_servers.insert("notes".to_owned(), json!({"command": "no-such-server"}));
+    let begun = Instant::now();
+    let message = failed(&sandbox.run(work).await, FailureKind::SetupFailed);
+    assert!(message.contains("the sandbox has no program \"no-such-server\""), "{message}");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }
 
 /// An agent whose server `notes` is pending when it begins, and then as the states say, one for each question.

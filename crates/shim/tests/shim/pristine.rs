@@ -1,0 +1,179 @@
+//! Agents that only read, and the repository's set-up command, which may write: neither an earlier agent nor what set-up leaves behind
+//! changes what is read.
+
+use caisson_domain::protocol::{Ending, RunWork};
+use caisson_domain::workflow::{Publish, WorkspaceAccess};
+
+use crate::sandbox::{Sandbox, git_work, run_id};
+
+fn reading(number: i64) -> RunWork {
+    let mut work = git_work("Look");
+    (work.run, work.publish, work.workspace) = (run_id(number), Publish::None, WorkspaceAccess::ReadOnly);
+    work
+}
+
+/// A repository with a set-up command of its own, and an agent.
+fn with_set_up(agent: &str, set_up: &str) -> Sandbox {
+    let sandbox = Sandbox::with_repository(agent);
+    let seed = sandbox.place("seed");
+    std::fs::write(seed.join(".caisson.yaml"), "setup: [python3, set_up.py]\ncaches: [build]\n").unwrap();
+    sandbox.seed("set_up.py", set_up, "build: add a set-up command");
+    sandbox
+}
+
+/// What the agents noted of something, oldest first.
+fn noted(log: &[String], name: &str) -> Vec<String> {
+    log.iter().filter_map(|line| line.strip_prefix(name)).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn what_an_agent_has_put_into_its_home_is_not_run_by_the_next_set_up() {
+    // Each of these is looked for by what the set-up command starts.
+    let agent = "
+import site
+MODULES = site.getusersitepackages()
+
+def prompt(uuid, text, number):
+    log('home ' + ' '.join(sorted(os.listdir(os.environ['HOME']))))
+    log('planted ' + str(os.path.exists('planted')))
+    evil = 'open(\"planted\", \"a\").write(\"x\")'
+    os.makedirs(MODULES, exist_ok=True)
+    write(MODULES + '/usercustomize.py', evil)
+    os.makedirs(os.environ['HOME'] + '/.local/bin', exist_ok=True)
+    write(os.environ['HOME'] + '/.gitconfig', '[alias]\\nlook = !touch planted\\n')
+    write(os.environ['TMPDIR'] + '/left', evil)
+    try:
+        write('planted', 'x')
+        log('it can write')
+    except OSError:
+        pass
+    os.chmod('build', 0)
+    done(uuid)
+";
+    let set_up = "
+import os, subprocess
+print(subprocess.run(['git', 'look'], capture_output=True))
+os.makedirs('build', exist_ok=True)
+open('build/left', 'w').write(str(os.path.exists(os.environ['TMPDIR'] + '/left')))
+";
+    let mut sandbox = with_set_up(agent, set_up);
+    let outcome = sandbox.run(reading(1)).await;
+    assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+    assert_eq!(noted(&sandbox.agent_log(), "planted "), ["False"]);
+    // The same is there when the next run begins, and would be run.
+    let modules = sandbox.place("home/.local/lib");
+    let version = std::fs::read_dir(modules).unwrap().next().unwrap().unwrap().path();
+    assert!(version.join("site-packages/usercustomize.py").exists());
+
+    sandbox.begin_anew();
+    let outcome = sandbox.run(reading(2)).await;
+    assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+    let log = sandbox.agent_log();
+    assert_eq!(noted(&log, "planted "), ["False"], "and the log of the first is gone with the home");
+    assert_eq!(noted(&log, "home "), ["agent.log"]);
+    assert!(!log.contains(&"it can write".to_owned()), "{log:?}");
+    assert_eq!(std::fs::read_to_string(sandbox.place("workspace/build/left")).unwrap(), "False");
+}
+
+#[tokio::test]
+async fn what_a_set_up_command_leaves_changes_nothing_that_is_read() {
+    let agent = "
+import time
+def prompt(uuid, text, number):
+    def told(*arguments):
+        return subprocess.run(['git', *arguments], stdout=subprocess.PIPE).stdout.decode().strip()
+    for _ in range(2):
+        log('a.txt ' + open('a.txt').read().strip())
+        time.sleep(0.3)
+    log('mode ' + oct(os.stat('a.txt').st_mode & 0o111))
+    log('anchor ' + told('rev-parse', 'refs/caisson/anchor'))
+    log('head ' + told('rev-parse', 'HEAD'))
+    log('refs ' + told('for-each-ref', 'refs/heads/made', 'refs/replace'))
+    log('alias ' + told('config', '--get', 'alias.look'))
+    log('changed ' + told('diff', '--name-only'))
+    log('built ' + open('build/count').read() + ' ' + str(os.path.exists('out')))
+    done(uuid)
+";
+    let set_up = "
+import os, subprocess, sys, time
+if len(sys.argv) > 1:
+    while True:
+        for name in ['a.txt', 'running']:
+            with open(name, 'w') as file:
+                file.write('evil')
+        time.sleep(0.005)
+os.makedirs('build', exist_ok=True)
+with open('build/count', 'a') as file:
+    file.write('x' if not os.path.exists('out') else 'an earlier one is there')
+open('out', 'w').write('x')
+def git(*arguments):
+    subprocess.run(['git', *arguments], check=True)
+git('config', 'alias.look', 'status')
+git('config', 'core.fileMode', 'false')
+git('-c', 'user.name=x', '-c', 'user.email=x', 'commit', '-q', '--allow-empty', '-m', 'x')
+git('update-ref', 'refs/caisson/anchor', 'HEAD')
+git('update-ref', 'refs/heads/made', 'HEAD')
+git('replace', '-f', 'HEAD', 'HEAD~1')
+git('update-index', '--assume-unchanged', 'a.txt')
+git('checkout', '-q', '--detach')
+os.chmod('a.txt', 0o777)
+subprocess.Popen([sys.executable, 'set_up.py', 'stay'], start_new_session=True,
+                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+while not os.path.exists('running'):
+    time.sleep(0.005)
+";
+    let mut sandbox = with_set_up(agent, set_up);
+    let main = sandbox.remote(&["rev-parse", "main"]);
+    for (number, built) in [(1, "x True"), (2, "xx True")] {
+        let outcome = sandbox.run(reading(number)).await;
+        assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+        let log = sandbox.agent_log();
+        let of = |name: &str| noted(&log, name);
+        assert_eq!(of("a.txt "), ["one", "one"], "nothing writes while it is read");
+        for (name, is_like) in [
+            ("mode ", "0o0"),
+            ("anchor ", main.as_str()),
+            ("head ", main.as_str()),
+            ("refs ", ""),
+            ("alias ", ""),
+            ("changed ", ""),
+        ] {
+            assert_eq!(of(name), [is_like], "{name}");
+        }
+        assert_eq!(of("built "), [built], "what it builds stays, and in its caches for the next run");
+        let note = "the set-up command has changed files of the commit, which the agent only reads: a.txt; they were put back";
+        assert!(sandbox.notes().iter().any(|told| told == note), "{:?}", sandbox.notes());
+        sandbox.begin_anew();
+    }
+}
+
+#[tokio::test]
+async fn what_a_set_up_command_leaves_running_stays_where_the_agent_may_write() {
+    let agent = "
+import time
+def prompt(uuid, text, number):
+    at = open('at').read()
+    until = time.monotonic() + 20
+    while open('served').read() == at and time.monotonic() < until:
+        time.sleep(0.005)
+    log('served ' + open('served').read())
+    done(uuid)
+";
+    let set_up = "
+import os, subprocess, sys, time
+subprocess.Popen(['sh', '-c', 'while :; do sleep 0.01; date +%s%N > next; mv next served; done'], start_new_session=True,
+                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+while not os.path.exists('served'):
+    time.sleep(0.005)
+at = open('served').read()
+open('at', 'w').write(at)
+";
+    let mut sandbox = with_set_up(agent, set_up);
+    let mut work = reading(1);
+    work.workspace = WorkspaceAccess::ReadWrite;
+    let outcome = sandbox.run(work).await;
+    assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+    let at = std::fs::read_to_string(sandbox.place("workspace/at")).unwrap();
+    let served = noted(&sandbox.agent_log(), "served ");
+    assert!(served[0].trim() > at.trim(), "{served:?} {at}");
+}

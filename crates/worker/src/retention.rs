@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use caisson_domain::artifacts::SharedArtifacts;
 use caisson_domain::id::{ProjectId, RunId, ServerId, SessionId};
 use caisson_domain::retention::{Kept, Retention};
 use caisson_store::{Actor, Store, StoreError};
@@ -47,6 +48,8 @@ pub struct Collector {
     /// Where files are; none where they are left to the server that runs.
     files: Option<(Dirs, Holds)>,
     artifacts: PathBuf,
+    /// The directory that has those of other servers as well, where they share one.
+    shared: Option<SharedArtifacts>,
 }
 
 impl Collector {
@@ -58,21 +61,25 @@ impl Collector {
         store: Store,
         server: ServerId,
         (state_dir, files): (&Path, bool),
+        shared: Option<SharedArtifacts>,
         (policy, by): (Retention, Actor),
     ) -> Result<Self, DirError> {
         let caps = DiskCaps::Measured { reason: "nothing is placed".to_owned() };
         let files = if files { Some((Dirs::open(state_dir, caps)?, Holds::new())) } else { None };
-        Ok(Self { store, server, policy, by, files, artifacts: state_dir.join(ARTIFACTS) })
+        let artifacts = artifacts_of(&server, state_dir, shared.as_ref());
+        Ok(Self { store, server, policy, by, files, artifacts, shared })
     }
 
     pub(crate) fn of(ctx: &Context) -> Self {
+        let config = &ctx.config;
         Self {
             store: ctx.store.clone(),
-            server: ctx.config.server.clone(),
-            policy: ctx.config.retention,
+            server: config.server.clone(),
+            policy: config.retention,
             by: Actor::Server,
             files: Some((ctx.dirs.clone(), ctx.holds.clone())),
-            artifacts: ctx.config.state_dir.join(ARTIFACTS),
+            artifacts: artifacts_of(&config.server, &config.state_dir, config.shared_artifacts.as_ref()),
+            shared: config.shared_artifacts.clone(),
         }
     }
 
@@ -161,10 +168,12 @@ impl Collector {
         Ok(gone && store.session_files_gone(session, server, removal.kept).await?)
     }
 
-    /// Removes what was kept for runs; fine if it is gone.
+    /// Removes what was kept for runs; fine if it is gone. What other servers keep in a directory that they share with this one is
+    /// theirs to remove.
     pub(crate) async fn remove_artifacts(&self, runs: Vec<RunId>) -> bool {
-        let artifacts = self.artifacts.clone();
+        let (artifacts, shared) = (self.artifacts.clone(), self.shared.clone());
         let removed = tokio::task::spawn_blocking(move || {
+            check_is_there(shared.as_ref())?;
             for run in runs {
                 // The gateway wrote them, and it alone: nobody else can nest anything there.
                 match fs::remove_dir_all(artifacts.join(run.as_str())) {
@@ -190,6 +199,19 @@ impl Collector {
             }
         }
     }
+}
+
+fn artifacts_of(server: &ServerId, state_dir: &Path, shared: Option<&SharedArtifacts>) -> PathBuf {
+    shared.map_or_else(|| state_dir.join(ARTIFACTS), |shared| shared.of(server))
+}
+
+/// What is not there because the volume is not mounted is not gone.
+fn check_is_there(shared: Option<&SharedArtifacts>) -> io::Result<()> {
+    let Some(shared) = shared else { return Ok(()) };
+    if shared.is_named(&fs::read_to_string(SharedArtifacts::id_file(&shared.directory))?) {
+        return Ok(());
+    }
+    Err(io::Error::other("another directory is where the shared one of artifacts should be"))
 }
 
 /// Removes workspace and home of a session unless they are used; fine if they are gone.

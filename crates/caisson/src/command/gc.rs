@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::machine::Machine;
 use super::{DONE, print, print_json};
+use crate::artifacts;
 use crate::cli::{Gc, Retain};
 use crate::engines::{ActiveEngine, Purpose};
 use crate::images;
@@ -47,7 +48,8 @@ async fn collect(machine: &Machine, flags: &Gc) -> anyhow::Result<bool> {
     let lock = lock_state(&settings.state_dir).ok();
     let files = flags.dry_run || lock.is_some();
     let policy = (settings.retention.policy(), Actor::Operator);
-    let collector = Collector::open(store.clone(), server, (&settings.state_dir, files), policy)
+    let shared = artifacts::look(settings)?;
+    let collector = Collector::open(store.clone(), server, (&settings.state_dir, files), shared, policy)
         .context("the state directory cannot be used")?;
     let mut removed = Vec::new();
     let mut failed = BTreeSet::new();

@@ -83,7 +83,8 @@ async fn the_worker_removes_what_has_expired_and_leaves_what_lives() {
 /// What `caisson gc` works with on a server's machine; without files, where a server runs.
 fn collector(world: &World, (server, state_dir): (&ServerId, &Path), files: bool) -> Collector {
     let policy = Retention { sessions_days: 1, ..Retention::default() };
-    Collector::open(world.store.clone(), server.clone(), (state_dir, files), (policy, Actor::Operator))
+    let shared = world.setup.config.shared_artifacts.clone();
+    Collector::open(world.store.clone(), server.clone(), (state_dir, files), shared, (policy, Actor::Operator))
         .unwrap()
 }
 

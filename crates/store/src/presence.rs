@@ -4,7 +4,7 @@ use caisson_domain::id::ServerId;
 use caisson_domain::limits::{PAGE_ITEMS, SERVER_SILENT_MS};
 use caisson_domain::server::{Role, ServerPart, ServerState, ServerStatus};
 
-use crate::database::{Row, Tx, sql};
+use crate::database::{Row, sql};
 use crate::rows::Columns;
 use crate::{Store, StoreError};
 

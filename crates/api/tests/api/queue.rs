@@ -1,6 +1,7 @@
 //! The queue over the API: where a run stands, when it starts, who drains, and each project's part.
 
 use axum::body::Body;
+use caisson_domain::id::ServerId;
 use caisson_domain::limits::SERVER_SILENT_MS;
 use caisson_domain::principal::Scope;
 use caisson_domain::queue::{DELAY_S_MAX, QueueLimits};

@@ -71,7 +71,22 @@ const SHARE: &str = "update server set artifacts_id = $2 where id = $1";
 const ALL_SHARED: &str = "select id, artifacts_id from server where forgotten_at_ms is null and exists (select 1 \
      from server_role where server_role.server_id = server.id and server_role.seen_at_ms >= $1) order by id limit $2";
 
+/// They have nobody else who removes what they keep there.
+const FORGOTTEN: &str =
+    "select id from server where forgotten_at_ms is not null and artifacts_id = $1 order by id limit $2";
+
 impl Store {
+    /// The servers that were forgotten and have their artifacts in the shared directory of that id; at most [`PAGE_ITEMS`].
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn forgotten_sharing(&self, id: &str) -> Result<Vec<ServerId>, StoreError> {
+        let rows = sql::query(FORGOTTEN).bind(id).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
+        rows.iter().map(|row| Columns::of("server", row)?.parse("id")).collect()
+    }
+
     /// The id of the directory of artifacts that the server shares with others; none for one of its own.
     ///
     /// # Errors

@@ -30,6 +30,8 @@ pub struct Removal {
     pub kept: Kept,
     /// The session.
     pub session: SessionId,
+    /// Whose files they are; of rows, the server that removes them.
+    pub server: ServerId,
     /// Its tenant.
     pub project: ProjectId,
     /// When its last run ended, Unix ms.
@@ -47,8 +49,8 @@ pub struct Collector {
     by: Actor,
     /// Where files are; none where they are left to the server that runs.
     files: Option<(Dirs, Holds)>,
-    artifacts: PathBuf,
-    /// The directory that has those of other servers as well, where they share one.
+    state_dir: PathBuf,
+    /// The directory that has the artifacts of other servers as well, where they share one.
     shared: Option<SharedArtifacts>,
 }
 
@@ -66,8 +68,7 @@ impl Collector {
     ) -> Result<Self, DirError> {
         let caps = DiskCaps::Measured { reason: "nothing is placed".to_owned() };
         let files = if files { Some((Dirs::open(state_dir, caps)?, Holds::new())) } else { None };
-        let artifacts = artifacts_of(&server, state_dir, shared.as_ref());
-        Ok(Self { store, server, policy, by, files, artifacts, shared })
+        Ok(Self { store, server, policy, by, files, state_dir: state_dir.to_owned(), shared })
     }
 
     pub(crate) fn of(ctx: &Context) -> Self {
@@ -78,7 +79,7 @@ impl Collector {
             policy: config.retention,
             by: Actor::Server,
             files: Some((ctx.dirs.clone(), ctx.holds.clone())),
-            artifacts: artifacts_of(&config.server, &config.state_dir, config.shared_artifacts.as_ref()),
+            state_dir: config.state_dir.clone(),
             shared: config.shared_artifacts.clone(),
         }
     }
@@ -93,14 +94,26 @@ impl Collector {
         if self.files.is_none() && matches!(kept, Kept::Artifacts | Kept::Volumes) {
             return Ok(Vec::new());
         }
-        let found = self.store.expired(kept, &self.server, &self.policy).await?;
         let mut removals = Vec::new();
-        for expired in found.into_iter().take(REMOVALS) {
-            let bytes = self.bytes(kept, &expired.session).await;
-            let (session, project, ended_at_ms) = (expired.session, expired.project, expired.ended_at_ms);
-            removals.push(Removal { kept, session, project, ended_at_ms, bytes });
+        for server in self.servers(kept).await? {
+            let found = self.store.expired(kept, &server, &self.policy).await?;
+            for expired in found.into_iter().take(REMOVALS - removals.len()) {
+                let bytes = self.bytes(kept, &expired.session).await;
+                let (session, project, ended_at_ms) = (expired.session, expired.project, expired.ended_at_ms);
+                removals.push(Removal { kept, session, server: server.clone(), project, ended_at_ms, bytes });
+            }
         }
         Ok(removals)
+    }
+
+    /// The servers whose files of a kind are this one's to remove: its own, and what forgotten ones keep in the directory that they
+    /// share, which nobody else would remove. Of several servers that do so, each finds gone what another one has removed.
+    pub(crate) async fn servers(&self, kept: Kept) -> Result<Vec<ServerId>, StoreError> {
+        let mut servers = vec![self.server.clone()];
+        if let Some(shared) = self.shared.as_ref().filter(|_| kept == Kept::Artifacts) {
+            servers.extend(self.store.forgotten_sharing(&shared.id).await?);
+        }
+        Ok(servers)
     }
 
     async fn bytes(&self, kept: Kept, session: &SessionId) -> u64 {
@@ -146,21 +159,21 @@ impl Collector {
         Ok(gone)
     }
 
-    /// Removes the files of one kind that this server has of a session. Only when they are gone the store is told so, and only
+    /// Removes the files of one kind that the server has of a session. Only when they are gone the store is told so, and only
     /// then may the session's row go.
     async fn remove_files(
         &self,
         removal: &Removal,
         (dirs, holds): &(Dirs, Holds),
     ) -> Result<bool, StoreError> {
-        let (store, session, server) = (&self.store, &removal.session, &self.server);
+        let (store, session, server) = (&self.store, &removal.session, &removal.server);
         let gone = match removal.kept {
             Kept::Volumes => {
                 store.delete_volume(session, server, &self.policy, &self.by).await?
                     && remove_volume(dirs, holds, session).await
             }
             Kept::Artifacts => match store.delete_artifacts(session, server, &self.policy, &self.by).await? {
-                Some(runs) => self.remove_artifacts(runs).await,
+                Some(runs) => self.remove_artifacts(server, runs).await,
                 None => false,
             },
             Kept::Events | Kept::Sessions => false,
@@ -168,10 +181,11 @@ impl Collector {
         Ok(gone && store.session_files_gone(session, server, removal.kept).await?)
     }
 
-    /// Removes what was kept for runs; fine if it is gone. What other servers keep in a directory that they share with this one is
+    /// Removes what the server has kept for runs; fine if it is gone. What other servers that live keep in the same directory is
     /// theirs to remove.
-    pub(crate) async fn remove_artifacts(&self, runs: Vec<RunId>) -> bool {
-        let (artifacts, shared) = (self.artifacts.clone(), self.shared.clone());
+    pub(crate) async fn remove_artifacts(&self, server: &ServerId, runs: Vec<RunId>) -> bool {
+        let shared = self.shared.clone();
+        let artifacts = artifacts_of(server, &self.state_dir, shared.as_ref());
         let removed = tokio::task::spawn_blocking(move || {
             check_is_there(shared.as_ref())?;
             for run in runs {

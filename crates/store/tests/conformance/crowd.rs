@@ -15,9 +15,9 @@ conformance! {
     a_claim_is_short_however_many_wait_for_a_session,
 }
 
-/// The longest that a claim may take.
+/// How much longer a claim may take where as many wait as may than where nobody waits.
 const SHORT: Duration = Duration::from_millis(20);
-/// Claims of which the quickest counts: the machine does other things as well.
+/// Claims of each kind, made in turns: the machine does other things as well, which hold up both alike.
 const TRIES: usize = 30;
 
 /// Their names have as many digits as an id.
@@ -46,15 +46,25 @@ async fn crowd(fixture: &Fixture) -> (RunId, HomeEpoch) {
     (claimed.run.id, claimed.epoch)
 }
 
-/// How long the quickest of some claims takes that find nothing.
-async fn quickest(fixture: &Fixture) -> Duration {
-    let mut times = Vec::new();
-    for _ in 0..TRIES {
+/// Nine of ten claims that find nothing among all those that wait take hardly longer than nine of ten in a queue that is empty.
+async fn assert_short(fixture: &Fixture) {
+    let empty = if fixture.store.is_shared() {
+        Fixture::postgres().await.unwrap()
+    } else {
+        Fixture::sqlite().await
+    };
+    let mut times = [Vec::new(), Vec::new()];
+    for turn in 0..2 * TRIES {
         let begun = Instant::now();
+        let fixture = [fixture, &empty][turn % 2];
         assert_eq!(fixture.store.claim(&fixture.server).await.unwrap(), None);
-        times.push(begun.elapsed());
+        times[turn % 2].push(begun.elapsed());
     }
-    *times.iter().min().unwrap()
+    let [crowded, alone] = times.map(|mut times| {
+        times.sort();
+        times[TRIES * 9 / 10 - 1]
+    });
+    assert!(crowded < alone + SHORT, "{crowded:?}, and {alone:?} in an empty queue");
 }
 
 /// One that may start is found behind all the others, as quickly.
@@ -69,8 +79,7 @@ async fn assert_found_behind(fixture: &Fixture) {
 
 async fn a_claim_is_short_however_many_wait_for_a_branch(fixture: Fixture) {
     let (first, epoch) = crowd(&fixture).await;
-    let took = quickest(&fixture).await;
-    assert!(took < SHORT, "{took:?}");
+    assert_short(&fixture).await;
     assert_found_behind(&fixture).await;
     let finish = Finish { status: RunStatus::Succeeded, failure: None, result: None };
     assert!(fixture.store.finish(&first, epoch, &finish).await.unwrap());
@@ -85,7 +94,6 @@ async fn a_claim_is_short_however_many_wait_for_a_session(fixture: Fixture) {
          where status = 'queued'";
     fixture.execute(one).await;
     fixture.execute(SETTLED).await;
-    let took = quickest(&fixture).await;
-    assert!(took < SHORT, "{took:?}");
+    assert_short(&fixture).await;
     assert_found_behind(&fixture).await;
 }

@@ -10,7 +10,7 @@ use caisson_domain::limits::SERVER_LOST_MS_DEFAULT;
 use caisson_domain::retention::{Kept, Retention};
 use caisson_domain::run::RunStatus;
 use caisson_domain::server::ProblemCode;
-use caisson_store::{Actor, Clock, ClockHandle, Finish, NewArtifact, SandboxState};
+use caisson_store::{Actor, Clock, ClockHandle, Finish, ForgetServer, NewArtifact, SandboxState};
 use caisson_worker::{Collector, DISK_RESUME_PARTS};
 
 use crate::damage::{has_been_there, raw};
@@ -183,7 +183,8 @@ async fn of_a_shared_directory_a_server_removes_its_own_files_and_only_while_it_
     world.setup.config.shared_artifacts = Some(shared.clone());
     let run = left_by_a_server(&world, &handle).await;
     let (session, file) = (world.run(&run).await.session, keep_file(&world, &run).await);
-    let other = shared.of(&ServerId::new(1, [8; 10])).join(run.as_str());
+    let server = ServerId::new(1, [8; 10]);
+    let other = shared.of(&server).join(run.as_str());
     std::fs::create_dir_all(&other).unwrap();
     std::fs::write(other.join("half"), "another server is writing").unwrap();
     let config = &world.setup.config;
@@ -197,9 +198,21 @@ async fn of_a_shared_directory_a_server_removes_its_own_files_and_only_while_it_
     std::fs::remove_dir_all(&shared.directory).unwrap();
     std::fs::rename(&aside, &shared.directory).unwrap();
     assert!(file.exists() && is_known(&world, &session).await, "nobody would find them again");
+    for statement in [
+        "insert into server (id, seen_at_ms, problems) values ($1, 0, '[]')",
+        "insert into session_files (session_id, server_id, kind, project_id) select session_id, $1, kind, project_id \
+         from session_files where kind = 'artifacts'",
+    ] {
+        sqlx::query(statement).bind(server.as_str()).execute(&mut raw(&world).await).await.unwrap();
+    }
+    world.store.set_artifacts_id(&server, Some(&shared.id)).await.unwrap();
     collect(&collector).await;
-    assert!(!file.parent().unwrap().exists() && !is_known(&world, &session).await);
-    assert!(other.join("half").exists());
+    assert!(!file.parent().unwrap().exists() && is_known(&world, &session).await);
+    assert!(other.join("half").exists(), "it is another server's, which lives");
+    // Of one that is forgotten, nobody else would remove it.
+    assert_eq!(world.store.forget_server(&server, Actor::Operator).await.unwrap(), ForgetServer::Forgotten);
+    collect(&collector).await;
+    assert!(!other.exists() && shared.of(&server).exists() && !is_known(&world, &session).await);
 }
 
 /// The session was on a server that was lost, went on elsewhere, and the first server is back.

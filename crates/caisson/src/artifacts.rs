@@ -220,9 +220,8 @@ impl Watched {
     /// What keeps runs from being placed.
     pub(crate) async fn problem(&self) -> Option<PlacementProblem> {
         let shown = self.shared.directory.display();
-        let is_there = match self.look().await {
-            Some(is_there) => is_there,
-            None => return Some(away(format!("artifacts_dir \"{shown}\" does not answer; look after its volume"))),
+        let Some(is_there) = self.look().await else {
+            return Some(away(format!("artifacts_dir \"{shown}\" does not answer; look after its volume")));
         };
         let lacks = || away(format!("artifacts_dir \"{shown}\" is not there any more; mount its volume again"));
         (!is_there).then(lacks)

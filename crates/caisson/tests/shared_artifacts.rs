@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use testkit::api::Api;
@@ -58,6 +58,13 @@ async fn left(api: &Api, id: &str) -> Vec<(String, Vec<u8>)> {
 fn told(spec: &ServerSpec, arguments: &[&str]) -> String {
     let output = spec.command(arguments).output().unwrap();
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+async fn delete_session_of(api: &Api, (base, key): (&str, &str), id: &str) {
+    let run = api.get(&format!("/v1/runs/{id}")).await.unwrap().body;
+    let url = format!("{base}/v1/sessions/{}", run["session_id"].as_str().unwrap());
+    let deleted = reqwest::Client::new().delete(url).header("x-api-key", key).send().await.unwrap();
+    assert!(deleted.status().is_success(), "{deleted:?}");
 }
 
 /// A run that is stopped in the middle of its work, and what it has left, as its own server tells.
@@ -127,17 +134,8 @@ async fn whatever_a_run_leaves_is_had_from_every_server_that_shares_the_director
     // Its own server removes what it keeps, whoever has the session deleted.
     world.server = world.spec.start().await.unwrap();
     world.wait_tidy().await.unwrap();
-    let run = api.get(&format!("/v1/runs/{id}")).await.unwrap().body;
-    let session = run["session_id"].as_str().unwrap();
-    let client = reqwest::Client::new();
-    let deleted = client
-        .delete(format!("{}/v1/sessions/{session}", front.base))
-        .header("x-api-key", &world.key)
-        .send()
-        .await
-        .unwrap();
-    assert!(deleted.status().is_success(), "{deleted:?}");
-    let begun = std::time::Instant::now();
+    delete_session_of(&api, (&front.base, &world.key), &id).await;
+    let begun = Instant::now();
     while shared.join(&own).join(&id).exists() {
         assert!(begun.elapsed() < END, "{}", world.server.log());
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -147,7 +147,7 @@ async fn check_files(settings: &Settings, store: &Store) -> anyhow::Result<Check
         let Some(last) = files.last() else { return Ok(part) };
         after.clone_from(&last.id);
         for file in files {
-            let Some(directory) = directory(settings, store, (&file, own.as_ref()), (&shared, &mut sharing)).await?
+            let Some(directory) = directory(settings, store, (&file, own.as_ref()), (shared.as_ref(), &mut sharing)).await?
             else {
                 continue;
             };
@@ -170,7 +170,7 @@ async fn directory(
     settings: &Settings,
     store: &Store,
     (file, own): (&StoredFile, Option<&ServerId>),
-    (shared, sharing): (&Option<SharedArtifacts>, &mut BTreeMap<ServerId, bool>),
+    (shared, sharing): (Option<&SharedArtifacts>, &mut BTreeMap<ServerId, bool>),
 ) -> anyhow::Result<Option<PathBuf>> {
     if !store.is_elsewhere(file.server.as_ref(), own) {
         let directory = own.map(|own| artifacts::own_directory(settings, own));

@@ -60,11 +60,14 @@ fn told(spec: &ServerSpec, arguments: &[&str]) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-async fn delete_session_of(api: &Api, (base, key): (&str, &str), id: &str) {
+/// Has the run's session deleted by way of a server.
+async fn delete_session_of(api: &Api, (spec, server): (&ServerSpec, &ServerProcess), id: &str) {
     let run = api.get(&format!("/v1/runs/{id}")).await.unwrap().body;
-    let url = format!("{base}/v1/sessions/{}", run["session_id"].as_str().unwrap());
-    let deleted = reqwest::Client::new().delete(url).header("x-api-key", key).send().await.unwrap();
-    assert!(deleted.status().is_success(), "{deleted:?}");
+    let admin = told(spec, &["key", "create", "admin", "--scope", "admin"]);
+    let key = admin.split_whitespace().find(|word| word.starts_with("csk_")).unwrap();
+    let mut delete = spec.command(&["session", "delete", run["session_id"].as_str().unwrap()]);
+    let deleted = delete.env("CAISSON_URL", &server.base).env("CAISSON_API_KEY", key).output().unwrap();
+    assert!(deleted.status.success(), "{deleted:?}");
 }
 
 /// A run that is stopped in the middle of its work, and what it has left, as its own server tells.
@@ -134,7 +137,7 @@ async fn whatever_a_run_leaves_is_had_from_every_server_that_shares_the_director
     // Its own server removes what it keeps, whoever has the session deleted.
     world.server = world.spec.start().await.unwrap();
     world.wait_tidy().await.unwrap();
-    delete_session_of(&api, (&front.base, &world.key), &id).await;
+    delete_session_of(&api, (&one, &front), &id).await;
     let begun = Instant::now();
     while shared.join(&own).join(&id).exists() {
         assert!(begun.elapsed() < END, "{}", world.server.log());

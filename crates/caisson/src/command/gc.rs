@@ -121,7 +121,7 @@ fn tell_failed(removal: &Removal, error: StoreError, flags: &Gc) -> anyhow::Resu
 }
 
 fn tell(removal: &Removal, flags: &Gc) -> anyhow::Result<()> {
-    let Removal { kept, session, project, ended_at_ms, bytes } = removal;
+    let Removal { kept, session, project, ended_at_ms, bytes, .. } = removal;
     if flags.json {
         return print_json(&json!({
             "kind": kept, "session": session, "project": project, "ended_at_ms": ended_at_ms, "bytes": bytes,

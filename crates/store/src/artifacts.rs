@@ -63,7 +63,7 @@ const LIST: &str = "select id, name, size_bytes, sha256, server_id, path, create
 const ONE: &str = "select id, name, size_bytes, sha256, server_id, path, created_at_ms from artifact \
      where run_id = $1 and name = $2";
 
-const SHARED: &str = "select artifacts_id from server where id = $1";
+const SHARED: &str = "select id, artifacts_id from server where id = $1";
 
 const SHARE: &str = "update server set artifacts_id = $2 where id = $1";
 

@@ -247,9 +247,9 @@ impl Store {
         self.begin_with(Hold::Everything, Sync::Waits).await
     }
 
-    /// Begins the transaction in which it is looked at whether another place is this server; it says so.
-    pub(crate) async fn begin_anywhere(&self) -> Result<(Tx<'_>, bool), StoreError> {
-        self.begin_looking(Hold::Everything, Sync::Waits).await
+    /// Begins the transaction in which it is looked at whether another place is this server, whichever is.
+    pub(crate) async fn begin_anywhere(&self) -> Result<Tx<'_>, StoreError> {
+        self.begin_looking(Hold::Everything, Sync::Waits).await.map(|(tx, _displaced)| tx)
     }
 
     /// Begins a transaction that other sessions' need not wait for.

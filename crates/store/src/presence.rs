@@ -4,7 +4,7 @@ use caisson_domain::id::ServerId;
 use caisson_domain::limits::{PAGE_ITEMS, SERVER_SILENT_MS};
 use caisson_domain::server::{Role, ServerPart, ServerState, ServerStatus};
 
-use crate::database::{Row, sql};
+use crate::database::{Row, Tx, sql};
 use crate::rows::Columns;
 use crate::{Store, StoreError};
 
@@ -77,9 +77,8 @@ impl Store {
     /// # Cancel safety
     /// Safe: repeatable.
     pub async fn beat(&self, presence: &Presence) -> Result<Beat, StoreError> {
-        // Under the write lock, so that of two places there is a first one.
-        let (mut tx, elsewhere) = self.begin_anywhere().await?;
-        if elsewhere {
+        let mut tx = self.begin_anywhere().await?;
+        if self.is_shared() && self.has_another_place(&mut tx, &presence.server).await? {
             tx.rollback().await?;
             return Ok(Beat::Elsewhere);
         }
@@ -100,6 +99,19 @@ impl Store {
         self.write_key_uses().await?;
         self.write_credential_uses(false).await?;
         Ok(Beat::Noted)
+    }
+
+    /// In a statement of its own under the write lock, which sees what was committed while the lock was waited for: so that of two
+    /// there is a first one.
+    async fn has_another_place(&self, tx: &mut Tx<'_>, server: &ServerId) -> Result<bool, StoreError> {
+        let Some(place) = self.shared.place.get() else { return Ok(false) };
+        let heard: Option<i64> = sql::query_scalar(HEARD_ELSEWHERE)
+            .bind(server.as_str())
+            .bind(place.name.as_str())
+            .bind(tx.now_ms - SERVER_SILENT_MS)
+            .fetch_one(&mut *tx.db)
+            .await?;
+        Ok(heard.is_some())
     }
 
     /// Says of which server this process is, and from which place [`Store::beat`] tells: something that no other machine and no

@@ -64,7 +64,8 @@ const BEGIN: &str = "begin isolation level read committed read write";
 
 /// What each transaction begins with besides the lock: the clock; the newest migration, so that a server of an earlier
 /// version that comes back after another one has migrated writes nothing; and when another place than this one said last that
-/// it is this server, so that of two nobody writes but the one that is it.
+/// it is this server, so that of two nobody writes but the one that is it. What is read of tables is as it was before the lock was
+/// waited for: whoever takes the place meanwhile does nothing but that, and whatever that one does next waits behind this.
 macro_rules! begun {
     ($server:literal, $place:literal) => {
         concat!(

@@ -152,7 +152,8 @@ async fn a_server_that_comes_back_from_an_outage_touches_nothing_of_the_copy_tha
     let ended = world.server.ended(SEEN).await.unwrap();
     let log = world.server.log();
     assert_eq!(ended.code(), Some(1), "{log}");
-    assert!(log.contains("taken this server's place while it was cut off"), "it did not even try: {log}");
+    // Whether it tries to write anything before its next sign of life is chance: the store's own tests show what comes of each.
+    assert!(log.contains("remove the file server_id in it"), "{log}");
     assert_eq!(postgres.value(&waits).unwrap(), before, "{log}");
     assert_eq!(world.sandboxes().unwrap(), [own], "its own sandbox lives on");
     let next = api.submit(&json!({"session": run["session_id"], "prompt": "Go on."})).await.unwrap();

@@ -93,7 +93,8 @@ pub(crate) async fn difference(
     id: Option<&str>,
 ) -> Result<Option<String>, StoreError> {
     let all = store.live_artifacts_ids().await?;
-    let other = all.into_iter().find(|(other, theirs)| other != server && (id.is_none() || theirs.as_deref() != id));
+    let other =
+        all.into_iter().find(|(other, theirs)| other != server && (id.is_none() || theirs.as_deref() != id));
     Ok(other.map(|(other, _)| {
         format!(
             "server {other} uses this database as well, and keeps what runs leave in another directory: neither server gives out what \
@@ -119,7 +120,11 @@ pub(crate) async fn examine(
             let known = store.artifacts_id(server).await?;
             check_moved(settings, server, (known.as_deref(), id.as_deref()))?;
         }
-        let used = if id.is_some() { "" } else { " (never used; the next start makes it a shared directory of artifacts)" };
+        let used = if id.is_some() {
+            ""
+        } else {
+            " (never used; the next start makes it a shared directory of artifacts)"
+        };
         Ok(format!("in \"{}\"{used}", directory.display()))
     };
     Some(examined.await.map_err(|error: anyhow::Error| format!("{error:#}")))
@@ -147,7 +152,9 @@ fn check_moved(
     }
     let wanted = known.unwrap_or_default();
     let what = match &settings.artifacts_dir {
-        Some(directory) => format!("artifacts_dir \"{}\" is not that one: mount it there", directory.display()),
+        Some(directory) => {
+            format!("artifacts_dir \"{}\" is not that one: mount it there", directory.display())
+        }
         None => "artifacts_dir is not set: set it".to_owned(),
     };
     bail!(
@@ -223,7 +230,8 @@ impl Watched {
         let Some(is_there) = self.look().await else {
             return Some(away(format!("artifacts_dir \"{shown}\" does not answer; look after its volume")));
         };
-        let lacks = || away(format!("artifacts_dir \"{shown}\" is not there any more; mount its volume again"));
+        let lacks =
+            || away(format!("artifacts_dir \"{shown}\" is not there any more; mount its volume again"));
         (!is_there).then(lacks)
     }
 

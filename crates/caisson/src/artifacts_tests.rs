@@ -53,7 +53,10 @@ async fn a_shared_directory_gets_an_id_once_and_the_database_knows_whose_it_is()
     assert_eq!(make_id(&shared.directory).unwrap(), shared.id, "of two that make it at once one does");
     let other = ServerId::new(2, [2; 10]);
     world.store.register_server(&other).await.unwrap();
-    assert_eq!(at_start(&world.settings(Some("shared")), &world.store, &other).await.unwrap(), Some(shared.clone()));
+    assert_eq!(
+        at_start(&world.settings(Some("shared")), &world.store, &other).await.unwrap(),
+        Some(shared.clone())
+    );
     for server in [&world.server, &other] {
         assert_eq!(world.store.artifacts_id(server).await.unwrap().as_ref(), Some(&shared.id));
     }

@@ -377,7 +377,8 @@ impl Settings {
             .chain(model);
         let tokens = self.git.credentials.iter().map(|credential| &credential.token_file);
         let outside = self.egress.credentials.iter().map(|credential| &credential.token_file);
-        let paths = files.flatten().chain(tokens).chain(outside).chain([&self.state_dir]).chain(&self.artifacts_dir);
+        let paths =
+            files.flatten().chain(tokens).chain(outside).chain([&self.state_dir]).chain(&self.artifacts_dir);
         let socket = self.docker.host.as_deref().and_then(|host| host.strip_prefix("unix://"));
         paths.map(PathBuf::as_path).chain(socket.map(Path::new)).map(std::path::absolute).collect()
     }

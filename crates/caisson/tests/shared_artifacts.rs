@@ -32,7 +32,11 @@ fn front(world: &World, postgres: &Postgres, name: &str) -> ServerSpec {
 }
 
 /// Starts it, with the directory of artifacts, if any.
-async fn started(mut spec: ServerSpec, artifacts: Option<&Path>, key: &str) -> (ServerSpec, ServerProcess, Api) {
+async fn started(
+    mut spec: ServerSpec,
+    artifacts: Option<&Path>,
+    key: &str,
+) -> (ServerSpec, ServerProcess, Api) {
     spec.variables.retain(|(name, _)| name != "CAISSON_ARTIFACTS_DIR");
     if let Some(directory) = artifacts {
         spec.set("ARTIFACTS_DIR", &directory.display().to_string());
@@ -45,7 +49,8 @@ async fn started(mut spec: ServerSpec, artifacts: Option<&Path>, key: &str) -> (
 /// Everything that a run has left, by its path.
 async fn left(api: &Api, id: &str) -> Vec<(String, Vec<u8>)> {
     let listed = api.get(&format!("/v1/runs/{id}/artifacts")).await.unwrap().body;
-    let names = listed["items"].as_array().unwrap().iter().map(|item| item["name"].as_str().unwrap().to_owned());
+    let names =
+        listed["items"].as_array().unwrap().iter().map(|item| item["name"].as_str().unwrap().to_owned());
     let mut found = Vec::new();
     for path in std::iter::once("diff".to_owned()).chain(names.map(|name| format!("artifacts/{name}"))) {
         let answer = api.get(&format!("/v1/runs/{id}/{path}")).await.unwrap();

@@ -228,7 +228,9 @@ pub(crate) struct Encoded(Vec<String>);
 
 /// Makes the rows' texts of attachments, for [`insert`]: before the transaction, since others wait for that one.
 pub(crate) fn encoded(new: &[NewAttachment]) -> Vec<Encoded> {
-    let parts = |new: &NewAttachment| new.content.chunks(ATTACHMENT_PART_BYTES).map(|part| STANDARD.encode(part)).collect();
+    let parts = |new: &NewAttachment| {
+        new.content.chunks(ATTACHMENT_PART_BYTES).map(|part| STANDARD.encode(part)).collect()
+    };
     new.iter().map(|new| Encoded(parts(new))).collect()
 }
 

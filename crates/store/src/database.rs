@@ -150,7 +150,8 @@ impl Database {
 
 /// Why a server writes nothing that another place is by now. It may pass: that place may fall silent.
 fn displaced() -> sqlx::Error {
-    let text = "another machine or another state directory has taken this server's place while it was cut off";
+    let text =
+        "another machine or another state directory has taken this server's place while it was cut off";
     sqlx::Error::Io(std::io::Error::other(text))
 }
 

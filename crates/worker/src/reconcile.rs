@@ -180,7 +180,8 @@ async fn reconcile_one(ctx: &Context, hold: Hold) -> Result<(), Halt> {
 /// Whether another place is this server by now: the store takes nothing down from this one then, and so it destroys nothing.
 async fn is_displaced(ctx: &Context) -> Result<bool, Halt> {
     let (store, server) = (&ctx.store, &ctx.config.server);
-    let looking = ctx.insist("look whether this server is in one place", move || store.heard_elsewhere(server));
+    let looking =
+        ctx.insist("look whether this server is in one place", move || store.heard_elsewhere(server));
     match looking.await {
         Ok(heard) => Ok(heard.is_some()),
         Err(Halt::Shutdown) => Err(Halt::Shutdown),

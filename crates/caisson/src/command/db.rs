@@ -147,7 +147,8 @@ async fn check_files(settings: &Settings, store: &Store) -> anyhow::Result<Check
         let Some(last) = files.last() else { return Ok(part) };
         after.clone_from(&last.id);
         for file in files {
-            let Some(directory) = directory(settings, store, (&file, own.as_ref()), (shared.as_ref(), &mut sharing)).await?
+            let Some(directory) =
+                directory(settings, store, (&file, own.as_ref()), (shared.as_ref(), &mut sharing)).await?
             else {
                 continue;
             };

@@ -313,7 +313,11 @@ impl PostgresDatabase {
 
     /// Begins a writing transaction, and reads once it has the write lock: the database's clock (Unix ms), the number of its
     /// newest migration, and when another place than `place` was heard of last as its server (Unix ms).
-    pub(super) async fn begin(&self, hold: Hold<'_>, place: Option<&Place>) -> Result<(Leased, Begun), sqlx::Error> {
+    pub(super) async fn begin(
+        &self,
+        hold: Hold<'_>,
+        place: Option<&Place>,
+    ) -> Result<(Leased, Begun), sqlx::Error> {
         let mut tx = self.writer.acquire().await?;
         tx.begin(BEGIN).await?;
         let locking = match hold {
@@ -325,8 +329,9 @@ impl PostgresDatabase {
             Hold::SessionOfCall(call) => sql::query_as(LOCK_OF_CALL).bind(self.lock).bind(call.as_str()),
         };
         // Of a server that is in no place nothing is compared, and nothing is found.
-        let locking =
-            locking.bind(place.map(|place| place.server.as_str())).bind(place.map(|place| place.name.as_str()));
+        let locking = locking
+            .bind(place.map(|place| place.server.as_str()))
+            .bind(place.map(|place| place.name.as_str()));
         let begun = locking.fetch_optional(&mut tx).await?.ok_or(sqlx::Error::RowNotFound)?;
         Ok((tx, begun))
     }

@@ -49,11 +49,8 @@ async fn crowd(fixture: &Fixture) -> (RunId, HomeEpoch) {
 
 /// A claim that finds nothing among all those that wait is hardly more work than one in a queue that is empty.
 async fn assert_little_work(fixture: &Fixture) {
-    let empty = if fixture.store.is_shared() {
-        Fixture::postgres().await.unwrap()
-    } else {
-        Fixture::sqlite().await
-    };
+    let empty =
+        if fixture.store.is_shared() { Fixture::postgres().await.unwrap() } else { Fixture::sqlite().await };
     let mut quickest = [Duration::MAX; 2];
     for turn in 0..2 * TRIES {
         let begun = Instant::now();

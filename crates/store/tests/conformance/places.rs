@@ -51,7 +51,11 @@ async fn a_server_whose_place_another_one_took_writes_nothing_until_that_one_is_
     let source = std::error::Error::source(refused[0].as_ref().unwrap()).unwrap().to_string();
     assert!(source.contains("taken this server's place"), "{source}");
     assert_eq!(store.beat(&presence).await.unwrap(), Beat::Elsewhere);
-    assert_eq!(store.sandbox(&placed.sandbox).await.unwrap().unwrap().state, SandboxState::Creating, "as it was");
+    assert_eq!(
+        store.sandbox(&placed.sandbox).await.unwrap().unwrap().state,
+        SandboxState::Creating,
+        "as it was"
+    );
     // The other one works on, and the first may only when that is silent.
     copy.ping().await.unwrap();
     for clock in [&fixture.clock, &handle] {

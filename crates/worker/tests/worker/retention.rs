@@ -90,8 +90,14 @@ async fn the_worker_removes_what_has_expired_and_leaves_what_lives() {
 fn collector(world: &World, (server, state_dir): (&ServerId, &Path), files: bool) -> Collector {
     let policy = Retention { sessions_days: 1, ..Retention::default() };
     let shared = world.setup.config.shared_artifacts.clone();
-    Collector::open(world.store.clone(), server.clone(), (state_dir, files), shared, (policy, Actor::Operator))
-        .unwrap()
+    Collector::open(
+        world.store.clone(),
+        server.clone(),
+        (state_dir, files),
+        shared,
+        (policy, Actor::Operator),
+    )
+    .unwrap()
 }
 
 /// Removes whatever has expired.

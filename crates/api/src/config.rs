@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use caisson_domain::artifacts::SharedArtifacts;
 use caisson_domain::git::{AllowList, Repository};
 use caisson_domain::id::ServerId;
 use caisson_domain::retention::Retention;
@@ -70,8 +71,13 @@ pub struct ApiConfig {
     pub default_repository: Option<Repository>,
     /// The server that this is, or is a part of.
     pub server: Option<ServerId>,
-    /// The directory below which its artifacts are; nothing outside it is ever sent.
+    /// The directory below which its artifacts are; nothing outside it, and outside of those of the other servers that share
+    /// one, is ever sent.
     pub artifacts_dir: PathBuf,
+    /// The directory of artifacts that it shares with other servers, if it does; its own is in it then.
+    pub shared_artifacts: Option<SharedArtifacts>,
+    /// The server's own directory, whose free space is told.
+    pub state_dir: PathBuf,
     /// Whether sandboxes are made without images, so that a run that names one is refused.
     pub without_images: bool,
     /// Share of each budget at which the agents of runs that say nothing about it are told to wrap up, in percent; none: never.

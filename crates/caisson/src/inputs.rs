@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use caisson_domain::artifacts::SharedArtifacts;
 use caisson_domain::git::{AllowList, Repository};
 use caisson_domain::redact;
 use caisson_domain::server::Role;
@@ -59,6 +60,8 @@ pub(crate) struct Inputs {
     pub shim: PathBuf,
     /// The API's certificate; none for plain HTTP.
     pub certificate: Option<Arc<Certificate>>,
+    /// The directory of artifacts that the server shares with others; whoever starts it finds it.
+    pub shared_artifacts: Option<SharedArtifacts>,
 }
 
 /// Reads every part.
@@ -113,6 +116,7 @@ pub(crate) fn read(settings: &Settings) -> Result<Inputs, Faults> {
             mcp,
             shim,
             certificate,
+            shared_artifacts: None,
         }),
         _ => Err(faults),
     }

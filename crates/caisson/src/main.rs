@@ -1,6 +1,7 @@
 //! Caisson's binary: it alone reads arguments, environment, configuration files and signals.
 
 mod agents;
+mod artifacts;
 mod asked;
 mod audit_head;
 mod checks;
@@ -17,6 +18,7 @@ mod inputs;
 mod log;
 mod logins;
 mod presets;
+mod probe;
 mod render;
 mod roles;
 mod screen;

@@ -169,7 +169,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// It is heard of again meanwhile.
 pub(crate) async fn alone(store: &Store, state_dir: &Path, presence: &Presence) -> anyhow::Result<()> {
     let server = &presence.server;
-    store.set_place(place(state_dir)?);
+    store.set_place(server, place(state_dir)?);
     if store.is_shared()
         && let Some(first) = store.heard_elsewhere(server).await?
     {

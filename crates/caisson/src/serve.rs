@@ -13,11 +13,11 @@ use caisson_api::{AgentInfo, ApiConfig, ApiLimits, MetricsFor, ServeLimits};
 use caisson_domain::budget::ProjectBudgets;
 use caisson_domain::id::{ProjectId, ServerId};
 use caisson_domain::limits::{PAGE_ITEMS, PROJECTS};
-use caisson_domain::server::{PlacementProblem, ProblemCode, Role};
+use caisson_domain::server::Role;
 use caisson_domain::workflow::Workflow;
 use caisson_gateway::{Gateway, GatewayConfig, GitIdentity};
 use caisson_store::{Clock, Store};
-use caisson_worker::{DiskCaps, KeepAlive, Parts, Probe, Timing, UidPlan, Worker, WorkerConfig};
+use caisson_worker::{DiskCaps, KeepAlive, Parts, Timing, UidPlan, Worker, WorkerConfig};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -25,11 +25,13 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::agents::Agents;
+use crate::artifacts::{self, Watched};
 use crate::audit_head::{HeadKeeper, check_place, keeper_or_warn};
 use crate::engines::{ActiveEngine, Purpose};
 use crate::exposure;
 use crate::inputs::{self, Inputs};
 use crate::log;
+use crate::probe::Checks;
 use crate::roles;
 use crate::server_id::{known_server_id, server_id};
 use crate::settings::database::Place;
@@ -88,7 +90,7 @@ impl Server {
     /// # Errors
     /// The state directory is in use or cannot be used, the address is taken, or a file that the settings name is bad.
     pub(crate) async fn start(settings: Settings) -> anyhow::Result<Self> {
-        let inputs = read_inputs(&settings)?;
+        let mut inputs = read_inputs(&settings)?;
         roles::check(&settings)?;
         for weakness in exposure::weaknesses(&settings) {
             warn!("{weakness}");
@@ -109,6 +111,7 @@ impl Server {
         let id = server_id(&settings.state_dir, &store).await?;
         // A copy that is refused has written nothing.
         roles::alone(&store, &settings.state_dir, &roles::presence(&settings, &id)).await?;
+        inputs.shared_artifacts = artifacts::at_start(&settings, &store, &id).await?;
         put_workflows(&store, &inputs.workflows).await?;
         let head = keep_audit(&settings, &store, &id).await?;
         // Audited, so not before the store knows whose chain it writes.
@@ -143,7 +146,7 @@ impl Server {
             let weaknesses = engine.weaknesses().into_iter().chain(caps.weakness());
             warn_of(weaknesses, inputs, has_model_credential(store).await?);
             self.start_gateway(settings, inputs, id).await?;
-            let worker = worker_config(settings, &inputs.shim, (id, caps), &engine)?;
+            let worker = worker_config(settings, inputs, (id, caps), &engine)?;
             let images = engine.default_image().is_some();
             if let Some(keeper) = engine.image_keeper(settings, store) {
                 tracker.spawn(keeper.keep(cancel.clone()));
@@ -191,6 +194,7 @@ impl Server {
             agents: Agents::new(settings.agents_dir()),
             agent_version: settings.agent_version.clone(),
             gateway: gateway_apart.then(|| (self.store.clone(), config.server.clone())),
+            artifacts: config.shared_artifacts.clone().map(Watched::new),
         });
         let parts = Parts {
             store: self.store.clone(),
@@ -342,7 +346,9 @@ fn api_config(settings: &Settings, inputs: &Inputs, (id, images): (&ServerId, bo
         allow: inputs.allow.clone(),
         default_repository: inputs.default_repository.clone(),
         server: Some(id.clone()),
-        artifacts_dir: settings.state_dir.join("artifacts"),
+        artifacts_dir: artifacts::own_directory(settings, id),
+        shared_artifacts: inputs.shared_artifacts.clone(),
+        state_dir: settings.state_dir.clone(),
         without_images: !images,
         budget_soft_percent: Some(settings.budget.soft_percent),
         retention: settings.retention.policy(),
@@ -364,7 +370,7 @@ fn gateway_config(settings: &Settings, inputs: &Inputs, id: &ServerId) -> Gatewa
         server: id.clone(),
         doors_dir: settings.state_dir.join("doors"),
         quarantine_dir: settings.state_dir.join("quarantine"),
-        artifacts_dir: settings.state_dir.join("artifacts"),
+        artifacts_dir: artifacts::own_directory(settings, id),
         model: inputs.model.clone(),
         prices: inputs.prices.clone(),
         git: inputs.git.clone(),
@@ -411,7 +417,7 @@ async fn disk_caps(settings: &Settings) -> anyhow::Result<DiskCaps> {
 
 fn worker_config(
     settings: &Settings,
-    shim: &Path,
+    inputs: &Inputs,
     (id, caps): (&ServerId, DiskCaps),
     engine: &ActiveEngine,
 ) -> anyhow::Result<WorkerConfig> {
@@ -431,10 +437,11 @@ fn worker_config(
             memory_bytes: u64::from(settings.keep_alive_memory_mib) * 1024 * 1024,
         },
         state_dir: settings.state_dir.clone(),
+        shared_artifacts: inputs.shared_artifacts.clone(),
         default_image: engine.default_image(),
         repository_images: settings.repository_images(),
         weaknesses: engine.weaknesses().into_iter().chain(caps.weakness()).collect(),
-        shim: install_shim(settings, shim)?,
+        shim: install_shim(settings, &inputs.shim)?,
         agent_dir: Some(agents.directory(&settings.agent_version)),
         uids,
         workspace_mib: settings.limits.workspace_mib,
@@ -449,42 +456,6 @@ fn install_shim(settings: &Settings, shim: &Path) -> anyhow::Result<PathBuf> {
     let directory = settings.state_dir.join("shim");
     make_directory(&directory)?;
     shim::install(&directory, shim)
-}
-
-/// What keeps this server from placing runs, asked again and again by the worker.
-#[derive(Debug)]
-pub(crate) struct Checks {
-    /// The engine.
-    pub engine: ActiveEngine,
-    /// Whether it finds the server's files, if it is one that might not.
-    pub paths: Option<SharedPaths>,
-    /// Installed agents.
-    pub agents: Agents,
-    /// The version that runs use.
-    pub agent_version: String,
-    /// The server whose gateway is another process's.
-    pub gateway: Option<(Store, ServerId)>,
-}
-
-#[async_trait::async_trait]
-impl Probe for Checks {
-    async fn problems(&self) -> Vec<PlacementProblem> {
-        let mut problems = self.engine.problems().await;
-        if let Some(paths) = &self.paths {
-            problems.extend(paths.problem(&problems).await);
-        }
-        if self.agents.installed(&self.agent_version).is_none() {
-            let version = &self.agent_version;
-            let message = format!(
-                "Claude Code {version} is not installed; run `caisson agent install --version {version}`"
-            );
-            problems.push(PlacementProblem { code: ProblemCode::AgentMissing, message });
-        }
-        if let Some((store, server)) = &self.gateway {
-            problems.extend(roles::gateway_problem(store, server).await);
-        }
-        problems
-    }
 }
 
 /// An error with its causes, in one line.

@@ -80,6 +80,9 @@ pub(crate) struct Settings {
     pub shim: Option<PathBuf>,
     /// Directory of installed agents. Default: `agents` in the state directory. `CAISSON_AGENTS_DIR`.
     pub agents_dir: Option<PathBuf>,
+    /// Directory of what runs leave, which several servers may share; it must be there. Default: one of the server's own, in its
+    /// state directory. `CAISSON_ARTIFACTS_DIR`.
+    pub artifacts_dir: Option<PathBuf>,
     /// Version of Claude Code that runs use. `CAISSON_AGENT_VERSION`.
     pub agent_version: String,
     /// Directory with further workflows, `*.md`. `CAISSON_WORKFLOWS_DIR`.
@@ -346,6 +349,7 @@ impl Settings {
         }
         settings.clients = Clients::new(Path::new("/"), &environment.variables);
         settings.state_dir = std::path::absolute(&settings.state_dir)?;
+        settings.artifacts_dir = settings.artifacts_dir.map(std::path::absolute).transpose()?;
         settings.file = file.map(Path::to_owned);
         Ok(settings)
     }
@@ -373,7 +377,8 @@ impl Settings {
             .chain(model);
         let tokens = self.git.credentials.iter().map(|credential| &credential.token_file);
         let outside = self.egress.credentials.iter().map(|credential| &credential.token_file);
-        let paths = files.flatten().chain(tokens).chain(outside).chain([&self.state_dir]);
+        let paths =
+            files.flatten().chain(tokens).chain(outside).chain([&self.state_dir]).chain(&self.artifacts_dir);
         let socket = self.docker.host.as_deref().and_then(|host| host.strip_prefix("unix://"));
         paths.map(PathBuf::as_path).chain(socket.map(Path::new)).map(std::path::absolute).collect()
     }

@@ -4,14 +4,20 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use testkit::api::Api;
 use testkit::engine::Engine;
 use testkit::parts::Parts;
 use testkit::postgres::Postgres;
-use testkit::process::ServerSpec;
+use testkit::process::{ServerProcess, ServerSpec};
 use testkit::world::{World, WorldSpec};
 
 const END: Duration = Duration::from_mins(5);
+
+/// How long a server is cut off: another one may take its place by then, and its leases are over.
+const CUT_OFF: Duration = Duration::from_secs(32);
+/// How long one that is back may take to see that: it tells that it lives every 10 s.
+const SEEN: Duration = Duration::from_secs(40);
 
 /// A server with the id of the world's and a state directory of its own.
 fn copy_of(world: &World, postgres: &Postgres) -> ServerSpec {
@@ -97,4 +103,62 @@ async fn a_server_whose_place_another_one_took_ends_and_leaves_its_sandboxes_alo
     world.server = world.spec.start().await.unwrap();
     assert_eq!(world.api.post(&format!("/v1/runs/{id}/cancel"), &Value::Null).await.unwrap().status, 202);
     assert_eq!(world.api.wait_end(&id, END).await.unwrap()["status"], "cancelled");
+}
+
+/// A copy, whose sandboxes go before it does.
+struct Copy {
+    spec: ServerSpec,
+    server: Option<ServerProcess>,
+    engine: Engine,
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        self.server.take();
+        self.engine.remove_all(&self.spec.parts, &self.spec.state_dir).ok();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_comes_back_from_an_outage_touches_nothing_of_the_copy_that_took_its_place() {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let Some(postgres) = Postgres::make().await.unwrap() else { return };
+    let way = postgres.way().await.unwrap();
+    let mut spec = WorldSpec::on(Engine::Local);
+    spec.variables.push(("DATABASE__URL".to_owned(), postgres.url_by(&way)));
+    let mut world = World::start(&parts, spec).await.unwrap();
+    let (_, own) = world.half_done(&world.run_body(), END).await.unwrap();
+    way.set_open(false);
+    let cut_off = Instant::now();
+    let mut spec = copy_of(&world, &postgres);
+    spec.set("KEEP_ALIVE_S", "600");
+    let copy = spec.spawn().unwrap();
+    let mut copy = Copy { spec, server: Some(copy), engine: Engine::Local };
+    let server = copy.server.as_mut().unwrap();
+    tokio::time::sleep(CUT_OFF.saturating_sub(cut_off.elapsed())).await;
+    server.wait_ready().await.unwrap();
+    // A run of the copy's ends, and its sandbox waits for the next one: to whoever does not know better, no run needs it.
+    let api = Api::new(&server.base, &world.key).unwrap();
+    let id = api.submit(&world.run_body()).await.unwrap();
+    let run = api.wait_end(&id, END).await.unwrap();
+    assert_eq!(run["status"], "succeeded", "{run:#}\n{}", server.log());
+    let waits = format!(
+        "select state || ' ' || (select count(*) from sandbox_grant where sandbox_grant.sandbox_id = sandbox.id \
+         and revoked_at_ms is null) from sandbox where id = (select sandbox_id from run where id = '{id}')"
+    );
+    let before = postgres.value(&waits).unwrap();
+    assert!(before.starts_with("running "), "{before}");
+    way.set_open(true);
+    let ended = world.server.ended(SEEN).await.unwrap();
+    let log = world.server.log();
+    assert_eq!(ended.code(), Some(1), "{log}");
+    // Whether it tries to write anything before its next sign of life is chance: the store's own tests show what comes of each.
+    assert!(log.contains("remove the file server_id in it"), "{log}");
+    assert_eq!(postgres.value(&waits).unwrap(), before, "{log}");
+    assert_eq!(world.sandboxes().unwrap(), [own], "its own sandbox lives on");
+    let next = api.submit(&json!({"session": run["session_id"], "prompt": "Go on."})).await.unwrap();
+    let next = api.wait_end(&next, END).await.unwrap();
+    assert_eq!(next["status"], "succeeded", "{next:#}");
+    let sandboxes = "select count(*) from sandbox where session_id = (select session_id from run where id = ";
+    assert_eq!(postgres.value(&format!("{sandboxes}'{id}')")).unwrap(), "1", "the one that waited");
 }

@@ -325,7 +325,7 @@ async fn a_server_that_was_away_while_a_later_version_migrated_ends_and_the_run_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_artifact_is_had_from_the_server_that_the_run_was_on_alone() {
+async fn without_a_shared_directory_an_artifact_is_had_from_the_server_that_the_run_was_on_alone() {
     let Some(pair) = Pair::start(WorldSpec::on(Engine::Local)).await else { return };
     let id = pair.world.api.submit(&pair.world.run_body()).await.unwrap();
     let run = pair.other_api.wait_end(&id, END).await.unwrap();
@@ -337,7 +337,9 @@ async fn an_artifact_is_had_from_the_server_that_the_run_was_on_alone() {
         let [kept, elsewhere] = answers;
         assert_eq!((kept.status, elsewhere.status), (200, 409), "{path}: {}", elsewhere.body);
         assert_eq!(elsewhere.body["code"], "artifact_elsewhere");
-        assert!(elsewhere.body["detail"].as_str().unwrap().contains("ask that server"), "{}", elsewhere.body);
+        let detail = elsewhere.body["detail"].as_str().unwrap();
+        let home = pair.one(&format!("select home_server_id from run where id = '{id}'"));
+        assert!(detail.contains(&home) && detail.contains("artifacts_dir"), "{detail}");
     }
     assert_eq!(of(&pair.world.api, "artifacts/other").await.body["code"], "unknown_artifact");
     // A file that is lost is no other server's, and whoever looks is told.

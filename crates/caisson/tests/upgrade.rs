@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use testkit::engine::Engine;
+use testkit::ground::{Database, Ground};
 use testkit::parts::Parts;
-use testkit::postgres::Postgres;
 use testkit::repository::{clone_branch, run_python_tests};
 use testkit::world::{World, WorldSpec};
 
@@ -24,37 +24,45 @@ fn earlier(name: &str) -> String {
     std::env::var(name).expect("`make upgrade` sets it")
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 6)]
-#[ignore = "make upgrade builds the earlier program and runs it"]
-async fn a_run_in_a_living_sandbox_of_an_earlier_version_is_seen_to_its_end() {
-    take_over(None).await;
+/// On every engine and every database: a sandbox is found again by what the earlier version wrote on either.
+macro_rules! on {
+    ($($name:ident: $engine:ident, $database:ident;)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 6)]
+            #[ignore = "make upgrade builds the earlier program and runs it"]
+            async fn $name() {
+                take_over(Ground { engine: Engine::$engine, database: Database::$database }).await;
+            }
+        )*
+    };
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 6)]
-#[ignore = "make upgrade builds the earlier program and runs it"]
-async fn the_same_on_postgresql() {
-    let postgres = Postgres::make().await.unwrap().expect("`make upgrade` needs what scripts/setup makes");
-    take_over(Some(&postgres)).await;
+on! {
+    a_run_in_a_living_sandbox_of_an_earlier_version_is_seen_to_its_end: Local, Sqlite;
+    the_same_on_postgresql: Local, Postgres;
+    the_same_in_docker: Docker, Sqlite;
+    the_same_in_docker_on_postgresql: Docker, Postgres;
 }
 
-async fn take_over(postgres: Option<&Postgres>) {
+async fn take_over(ground: Ground) {
     let new = Parts::find(env!("CARGO_BIN_EXE_caisson")).unwrap();
     let mut old = new.clone();
     old.caisson = earlier("UPGRADE_CAISSON").into();
     old.shim = earlier("UPGRADE_SHIM").into();
-    let mut spec =
-        WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::on(Engine::Local) };
-    spec.variables.extend(postgres.map(|postgres| ("DATABASE__URL".to_owned(), postgres.url())));
+    let spec = WorldSpec { scenario: "cart-slow".to_owned(), delay_scale: 1.0, ..WorldSpec::on(ground) };
     let mut world = World::start(&old, spec).await.unwrap();
     let before = world.api.submit(&world.run_body()).await.unwrap();
     assert_eq!(world.api.wait_end(&before, END).await.unwrap()["status"], "succeeded");
+    world.wait_tidy().await.unwrap();
     let living = world.api.submit(&world.run_body()).await.unwrap();
     world.api.wait_event(&living, END, |event| event["kind"] == "model.call").await.unwrap();
+    let sandboxes = world.sandboxes().unwrap();
     world.server.terminate().await.unwrap();
     tokio::time::sleep(AWAY).await;
+    assert!(!sandboxes.is_empty() && world.sandboxes().unwrap() == sandboxes, "it lives on: {sandboxes:?}");
 
     world.spec.parts = new;
-    if postgres.is_none() {
+    if world.postgres.is_none() {
         let backup = world.directory.path().join("before.db");
         let said = world.spec.command(&["db", "backup", backup.to_str().unwrap()]).output().unwrap();
         assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));

@@ -4,6 +4,7 @@
 //! them as arguments, so that every rule written here can be tested as a plain function.
 
 pub mod approval;
+pub mod artifacts;
 pub mod attachment;
 pub mod budget;
 pub mod check_result;

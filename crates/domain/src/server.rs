@@ -20,6 +20,8 @@ text_enum! {
         Drained = "drained",
         /// No gateway serves the sandboxes of this server's state directory.
         GatewayAway = "gateway_away",
+        /// The directory of artifacts that servers share is not there.
+        ArtifactsAway = "artifacts_away",
     }
 }
 

@@ -2,7 +2,7 @@
 
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{ArtifactId, RunId, ServerId};
-use caisson_domain::limits::RUN_ARTIFACTS;
+use caisson_domain::limits::{PAGE_ITEMS, RUN_ARTIFACTS, SERVER_SILENT_MS};
 use serde_json::json;
 
 use crate::database::{Row, sql};
@@ -44,7 +44,7 @@ pub struct Artifact {
     pub sha256: String,
     /// The server that has its bytes, which is the one that the run was on; none if nobody knows.
     pub server: Option<ServerId>,
-    /// Where they are, below that server's directory of artifacts.
+    /// Where they are, below that server's directory of artifacts, which others may have as well: see [`Store::artifacts_id`].
     pub path: String,
     /// When it was stored, Unix ms.
     pub created_at_ms: i64,
@@ -63,7 +63,70 @@ const LIST: &str = "select id, name, size_bytes, sha256, server_id, path, create
 const ONE: &str = "select id, name, size_bytes, sha256, server_id, path, created_at_ms from artifact \
      where run_id = $1 and name = $2";
 
+const SHARED: &str = "select id, artifacts_id from server where id = $1";
+
+const SHARE: &str = "update server set artifacts_id = $2 where id = $1";
+
+/// Those of which a part was heard of lately.
+const ALL_SHARED: &str = "select id, artifacts_id from server where forgotten_at_ms is null and exists (select 1 \
+     from server_role where server_role.server_id = server.id and server_role.seen_at_ms >= $1) order by id limit $2";
+
+/// They have nobody else who removes what they keep there.
+const FORGOTTEN: &str =
+    "select id from server where forgotten_at_ms is not null and artifacts_id = $1 order by id limit $2";
+
 impl Store {
+    /// The servers that were forgotten and have their artifacts in the shared directory of that id; at most [`PAGE_ITEMS`].
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn forgotten_sharing(&self, id: &str) -> Result<Vec<ServerId>, StoreError> {
+        let rows = sql::query(FORGOTTEN).bind(id).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
+        rows.iter().map(|row| Columns::of("server", row)?.parse("id")).collect()
+    }
+
+    /// The id of the directory of artifacts that the server shares with others; none for one of its own.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn artifacts_id(&self, server: &ServerId) -> Result<Option<String>, StoreError> {
+        let row = sql::query(SHARED).bind(server.as_str()).fetch_optional(self.reader()).await?;
+        row.map_or(Ok(None), |row| Columns::of("server", &row)?.get("artifacts_id"))
+    }
+
+    /// Notes which shared directory the server has its artifacts in; none if in one of its own.
+    ///
+    /// # Errors
+    /// As every write.
+    /// # Cancel safety
+    /// Safe: repeatable.
+    pub async fn set_artifacts_id(&self, server: &ServerId, id: Option<&str>) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        sql::query(SHARE).bind(server.as_str()).bind(id).execute(&mut *tx.db).await?;
+        tx.commit().await
+    }
+
+    /// The servers that live, whatever they do, each with the id of the shared directory that it has its artifacts in; at most
+    /// [`PAGE_ITEMS`].
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn live_artifacts_ids(&self) -> Result<Vec<(ServerId, Option<String>)>, StoreError> {
+        let since_ms = self.now_ms() - SERVER_SILENT_MS;
+        let rows = sql::query(ALL_SHARED).bind(since_ms).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
+        let of = |row: &Row| {
+            let columns = Columns::of("server", row)?;
+            Ok((columns.parse("id")?, columns.get("artifacts_id")?))
+        };
+        rows.iter().map(of).collect()
+    }
+
     /// Makes an artifact known, in place of an older one of that name, and an event tells of it. Work that is saved only
     /// after the run's end is kept as well, but without an event: the last one tells of the end.
     ///

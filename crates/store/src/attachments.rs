@@ -223,14 +223,25 @@ pub(crate) fn numbered(new: &[NewAttachment], first: i64) -> Vec<Attachment> {
     (first..).zip(new).map(|(number, new)| Attachment { number, ..new.what.clone() }).collect()
 }
 
+/// The bytes of an attachment as its rows have them.
+pub(crate) struct Encoded(Vec<String>);
+
+/// Makes the rows' texts of attachments, for [`insert`]: before the transaction, since others wait for that one.
+pub(crate) fn encoded(new: &[NewAttachment]) -> Vec<Encoded> {
+    let parts = |new: &NewAttachment| {
+        new.content.chunks(ATTACHMENT_PART_BYTES).map(|part| STANDARD.encode(part)).collect()
+    };
+    new.iter().map(|new| Encoded(parts(new))).collect()
+}
+
 /// Keeps attachments of a run that is there, with the numbers that they were given.
 pub(crate) async fn insert(
     tx: &mut Tx<'_>,
     run: &Run,
     input: Option<i64>,
-    (numbered, new): (&[Attachment], &[NewAttachment]),
+    (numbered, encoded): (&[Attachment], &[Encoded]),
 ) -> Result<(), StoreError> {
-    for (what, NewAttachment { content, .. }) in numbered.iter().zip(new) {
+    for (what, Encoded(parts)) in numbered.iter().zip(encoded) {
         sql::query(INSERT)
             .bind(run.id.as_str())
             .bind(what.number)
@@ -244,13 +255,13 @@ pub(crate) async fn insert(
             .bind(tx.now_ms)
             .execute(&mut *tx.db)
             .await?;
-        for (number, part) in (0_i64..).zip(content.chunks(ATTACHMENT_PART_BYTES)) {
+        for (number, part) in (0_i64..).zip(parts) {
             sql::query(INSERT_PART)
                 .bind(run.id.as_str())
                 .bind(what.number)
                 .bind(number)
                 .bind(run.project.as_str())
-                .bind(STANDARD.encode(part))
+                .bind(part.as_str())
                 .execute(&mut *tx.db)
                 .await?;
         }
@@ -270,4 +281,21 @@ fn attachment(row: &Row) -> Result<Attachment, StoreError> {
         size_bytes: columns.get("size_bytes")?,
         sha256: columns.get("sha256")?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_has_no_more_than_a_part_of_an_attachment() {
+        for (bytes, wanted) in [(0, 0), (1, 1), (ATTACHMENT_PART_BYTES, 1), (ATTACHMENT_PART_BYTES + 1, 2)] {
+            let new = NewAttachment::new("a", None, vec![7; bytes]);
+            let encoded = encoded(std::slice::from_ref(&new));
+            let Encoded(parts) = &encoded[0];
+            assert_eq!((encoded.len(), parts.len()), (1, wanted), "{bytes}");
+            let content: Vec<u8> = parts.iter().flat_map(|part| STANDARD.decode(part).unwrap()).collect();
+            assert_eq!(content, new.content);
+        }
+    }
 }

@@ -15,6 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use caisson_domain::id::{CredentialId, RunId, SandboxId, UsageId};
+use caisson_domain::limits::SERVER_SILENT_MS;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgDatabaseError;
 
@@ -147,6 +148,13 @@ impl Database {
     }
 }
 
+/// Why a server writes nothing that another place is by now. It may pass: that place may fall silent.
+fn displaced() -> sqlx::Error {
+    let text =
+        "another machine or another state directory has taken this server's place while it was cut off";
+    sqlx::Error::Io(std::io::Error::other(text))
+}
+
 fn unkept(error: std::io::Error) -> StoreError {
     StoreError::Unavailable(error.into())
 }
@@ -233,9 +241,16 @@ pub(crate) struct Tx<'s> {
 
 impl Store {
     /// Begins a writing transaction and reads the clock, once and under the lock, so that times follow commits. A database that a
-    /// later version has migrated meanwhile is written no more: its tables may be others than the statements here mean.
+    /// later version has migrated meanwhile is written no more: its tables may be others than the statements here mean. Nor is
+    /// anything written while another place is this server: whoever was cut off for so long that another one could take its place
+    /// writes nothing about what is that one's now, not even before it tells again that it lives.
     pub(crate) async fn begin(&self) -> Result<Tx<'_>, StoreError> {
         self.begin_with(Hold::Everything, Sync::Waits).await
+    }
+
+    /// Begins the transaction in which it is looked at whether another place is this server, whichever is.
+    pub(crate) async fn begin_anywhere(&self) -> Result<Tx<'_>, StoreError> {
+        self.begin_looking(Hold::Everything, Sync::Waits).await.map(|(tx, _displaced)| tx)
     }
 
     /// Begins a transaction that other sessions' need not wait for.
@@ -255,20 +270,30 @@ impl Store {
     }
 
     async fn begin_with(&self, hold: Hold<'_>, sync: Sync) -> Result<Tx<'_>, StoreError> {
-        let (db, now_ms, newest) = match &self.shared.database {
+        match self.begin_looking(hold, sync).await? {
+            (tx, false) => Ok(tx),
+            (_, true) => Err(StoreError::Unavailable(displaced())),
+        }
+    }
+
+    async fn begin_looking(&self, hold: Hold<'_>, sync: Sync) -> Result<(Tx<'_>, bool), StoreError> {
+        let (db, now_ms, newest, elsewhere) = match &self.shared.database {
             Database::Sqlite(database) => {
                 let (tx, newest) = Box::pin(database.begin()).await?;
-                (Connection::SqliteTx(tx), self.now_ms(), newest)
+                (Connection::SqliteTx(tx), self.now_ms(), newest, None)
             }
             Database::Postgres(database) => {
-                let (tx, (database_ms, newest)) = Box::pin(database.begin(hold)).await?;
-                (Connection::Postgres(tx), self.shared.clock.follow(database_ms), newest)
+                let place = self.shared.place.get();
+                let (tx, (database_ms, newest, elsewhere)) = Box::pin(database.begin(hold, place)).await?;
+                (Connection::Postgres(tx), self.shared.clock.follow(database_ms), newest, elsewhere)
             }
         };
         if newest > self.shared.database.newest_known() {
             return Err(StoreError::Migration(MigrateError::VersionMissing(newest)));
         }
-        Ok(Tx { db: Box::new(db), now_ms, store: self, wakes: Vec::new(), counted: Vec::new(), sync })
+        let displaced = elsewhere.is_some_and(|seen_at_ms| seen_at_ms >= now_ms - SERVER_SILENT_MS);
+        let tx = Tx { db: Box::new(db), now_ms, store: self, wakes: Vec::new(), counted: Vec::new(), sync };
+        Ok((tx, displaced))
     }
 
     /// For small reads: what an index finds at once.

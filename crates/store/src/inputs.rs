@@ -129,6 +129,7 @@ impl Store {
         id: &RunId,
         new: &NewInput,
     ) -> Result<SendInput, StoreError> {
+        let encoded = attachments::encoded(&new.attachments);
         let mut tx = self.begin().await?;
         let row =
             sql::query(RUN).bind(project.as_str()).bind(id.as_str()).fetch_optional(&mut *tx.db).await?;
@@ -153,7 +154,7 @@ impl Store {
         if let Some(full) = attachments::full(&mut tx, project, Some(id), &new.attachments).await? {
             return Ok(SendInput::AttachmentsFull(full));
         }
-        let input = insert(&mut tx, &run, new).await?;
+        let input = insert(&mut tx, &run, (new, &encoded)).await?;
         let mut data = json!({ "input": input.seq, "kind": input.kind, "text": input.text });
         if !input.attachments.is_empty() {
             data["attachments"] = json!(input.attachments);
@@ -217,7 +218,11 @@ async fn replayed(tx: &mut Tx<'_>, run: &Run, new: &NewInput) -> Result<Option<S
     Ok(Some(if same { SendInput::Replayed(before) } else { SendInput::KeyReused }))
 }
 
-async fn insert(tx: &mut Tx<'_>, run: &Run, new: &NewInput) -> Result<RunInput, StoreError> {
+async fn insert(
+    tx: &mut Tx<'_>,
+    run: &Run,
+    (new, encoded): (&NewInput, &[attachments::Encoded]),
+) -> Result<RunInput, StoreError> {
     let text = new.text.clone();
     let attached = if new.attachments.is_empty() {
         Vec::new()
@@ -247,7 +252,7 @@ async fn insert(tx: &mut Tx<'_>, run: &Run, new: &NewInput) -> Result<RunInput, 
         .bind(new.idempotency_key.as_deref())
         .fetch_one(&mut *tx.db)
         .await?;
-    attachments::insert(tx, run, Some(seq), (&attached, &new.attachments)).await?;
+    attachments::insert(tx, run, Some(seq), (&attached, encoded)).await?;
     read(&row, run)
 }
 

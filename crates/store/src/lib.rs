@@ -181,7 +181,7 @@ struct Shared {
     keyring: Keyring,
     queue_limits: OnceLock<QueueLimits>,
     /// Where this process is.
-    place: OnceLock<String>,
+    place: OnceLock<presence::Place>,
     meters: Meters,
 }
 

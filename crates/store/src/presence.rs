@@ -46,6 +46,15 @@ pub struct Presence {
     pub slots: Option<i64>,
 }
 
+/// From where a process tells that it is a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The server.
+    pub(crate) server: ServerId,
+    /// What no other machine and no other state directory has.
+    pub(crate) name: String,
+}
+
 /// What came of a sign of life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beat {
@@ -68,7 +77,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: repeatable.
     pub async fn beat(&self, presence: &Presence) -> Result<Beat, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_anywhere().await?;
         if self.is_shared() && self.has_another_place(&mut tx, &presence.server).await? {
             tx.rollback().await?;
             return Ok(Beat::Elsewhere);
@@ -82,7 +91,7 @@ impl Store {
                 .bind(presence.version.as_str())
                 .bind(presence.slots.filter(|_| *role == Role::Worker))
                 .bind(SERVER_SILENT_MS)
-                .bind(self.shared.place.get().map(String::as_str))
+                .bind(self.shared.place.get().map(|place| place.name.as_str()))
                 .execute(&mut *tx.db)
                 .await?;
         }
@@ -92,22 +101,25 @@ impl Store {
         Ok(Beat::Noted)
     }
 
-    /// Under the write lock, so that of two there is a first one.
+    /// In a statement of its own under the write lock, which sees what was committed while the lock was waited for: so that of two
+    /// there is a first one.
     async fn has_another_place(&self, tx: &mut Tx<'_>, server: &ServerId) -> Result<bool, StoreError> {
         let Some(place) = self.shared.place.get() else { return Ok(false) };
         let heard: Option<i64> = sql::query_scalar(HEARD_ELSEWHERE)
             .bind(server.as_str())
-            .bind(place)
+            .bind(place.name.as_str())
             .bind(tx.now_ms - SERVER_SILENT_MS)
             .fetch_one(&mut *tx.db)
             .await?;
         Ok(heard.is_some())
     }
 
-    /// Says from which place [`Store::beat`] tells: something that no other machine and no other state directory has. Called
-    /// once at the start; a store that was told nothing says nothing.
-    pub fn set_place(&self, place: String) {
-        self.shared.place.set(place).ok();
+    /// Says of which server this process is, and from which place [`Store::beat`] tells: something that no other machine and no
+    /// other state directory has. Called once at the start; a store that was told nothing says nothing.
+    ///
+    /// From then on every write is refused as [`StoreError::Unavailable`] while another place is that server.
+    pub fn set_place(&self, server: &ServerId, name: String) {
+        self.shared.place.set(Place { server: server.clone(), name }).ok();
     }
 
     /// When a part of the server was heard of last, within [`SERVER_SILENT_MS`], from another place than [`Store::set_place`]
@@ -122,7 +134,7 @@ impl Store {
         let Some(place) = self.shared.place.get() else { return Ok(None) };
         Ok(sql::query_scalar(HEARD_ELSEWHERE)
             .bind(server.as_str())
-            .bind(place)
+            .bind(place.name.as_str())
             .bind(self.now_ms() - SERVER_SILENT_MS)
             .fetch_one(self.reader())
             .await?)

@@ -129,6 +129,7 @@ impl Store {
         mut new: NewRun,
         Making { session, asked, window, attachments }: Making,
     ) -> Result<CreateRun, StoreError> {
+        let encoded = attachments::encoded(&attachments);
         let mut tx = self.begin().await?;
         if let Some(idempotency) = &new.idempotency
             && let Some(answer) = replay(&mut tx.db, tx.now_ms, &new.project, (idempotency, window)).await?
@@ -166,7 +167,7 @@ impl Store {
             None => insert_session(&mut tx, &run).await?,
         }
         insert_run(&mut tx, &run, new.created_by.as_ref()).await?;
-        attachments::insert(&mut tx, &run, None, (&run.spec.attachments, &attachments)).await?;
+        attachments::insert(&mut tx, &run, None, (&run.spec.attachments, &encoded)).await?;
         if let Some(asked) = &asked {
             automagik::remember(&mut tx, &run, asked).await?;
         }

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use caisson_domain::artifacts::SharedArtifacts;
 use caisson_domain::id::ServerId;
 use caisson_domain::image::ImageRule;
 use caisson_domain::limits;
@@ -32,6 +33,8 @@ pub struct WorkerConfig {
     pub keep_alive: KeepAlive,
     /// The server's own directory, absolute. The worker keeps `sessions`, `sandboxes`, `doors` and `trash` below it.
     pub state_dir: PathBuf,
+    /// The directory of artifacts that the server shares with others; none for `artifacts` in its own directory.
+    pub shared_artifacts: Option<SharedArtifacts>,
     /// The image of runs that name none; none for an engine without images.
     pub default_image: Option<String>,
     /// Images that a repository may choose by its `.caisson.yaml`, beside that one.
@@ -258,6 +261,7 @@ mod tests {
             slots: SLOTS_DEFAULT,
             keep_alive: KeepAlive::OFF,
             state_dir: "/var/lib/caisson".into(),
+            shared_artifacts: None,
             default_image: Some("caisson-sandbox:latest".to_owned()),
             repository_images: Vec::new(),
             weaknesses: Vec::new(),

@@ -162,6 +162,8 @@ async fn unmount_unused(ctx: &Context, in_use: BTreeSet<SessionId>) {
 async fn reconcile_one(ctx: &Context, hold: Hold) -> Result<(), Halt> {
     let (store, sandbox) = (&ctx.store, hold.sandbox());
     match ctx.insist("look for a sandbox's run", move || store.is_sandbox_needed(sandbox)).await {
+        // Whose it is, that one knows; this process ends in a moment.
+        Ok(false) if is_displaced(ctx).await? => hold.put_back(),
         Ok(false) => {
             info!(sandbox.id = %sandbox, "removing sandbox {sandbox}: no run needs it");
             teardown::destroy(ctx, hold).await;
@@ -173,6 +175,19 @@ async fn reconcile_one(ctx: &Context, hold: Hold) -> Result<(), Halt> {
         Err(Halt::Corrupt(_)) => drop(hold),
     }
     Ok(())
+}
+
+/// Whether another place is this server by now: the store takes nothing down from this one then, and so it destroys nothing.
+async fn is_displaced(ctx: &Context) -> Result<bool, Halt> {
+    let (store, server) = (&ctx.store, &ctx.config.server);
+    let looking =
+        ctx.insist("look whether this server is in one place", move || store.heard_elsewhere(server));
+    match looking.await {
+        Ok(heard) => Ok(heard.is_some()),
+        Err(Halt::Shutdown) => Err(Halt::Shutdown),
+        // Nobody knows.
+        Err(Halt::Corrupt(_)) => Ok(true),
+    }
 }
 
 #[cfg(test)]

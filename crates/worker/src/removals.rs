@@ -1,6 +1,7 @@
 //! Removes what is left of sessions that somebody has deleted, or that have expired: files, and rows step by step. What is left is
 //! written down until it is gone, so that a crash forgets nothing.
 
+use caisson_domain::retention::Kept;
 use caisson_store::{FilesLeft, StoreError, Topic};
 use tracing::{info, warn};
 
@@ -28,14 +29,20 @@ pub(crate) async fn keep(ctx: &Context) -> Result<(), Halt> {
 
 /// What cannot be removed now is left for a later pass.
 async fn pass(ctx: &Context, collector: &Collector) -> Result<(), StoreError> {
-    for files in ctx.store.files_left(&ctx.config.server).await? {
-        let gone = match &files {
-            FilesLeft::Volume(session) => remove_volume(&ctx.dirs, &ctx.holds, session).await,
-            FilesLeft::Artifacts(run) => collector.remove_artifacts(vec![run.clone()]).await,
-        };
-        if gone {
-            ctx.store.files_removed(&ctx.config.server, &files).await?;
-            info!("removed files of a deleted session: {files:?}");
+    for server in collector.servers(Kept::Artifacts).await? {
+        for files in ctx.store.files_left(&server).await? {
+            let gone = match &files {
+                FilesLeft::Volume(session) if server == ctx.config.server => {
+                    remove_volume(&ctx.dirs, &ctx.holds, session).await
+                }
+                // On the machine of one that was forgotten.
+                FilesLeft::Volume(_) => false,
+                FilesLeft::Artifacts(run) => collector.remove_artifacts(&server, vec![run.clone()]).await,
+            };
+            if gone {
+                ctx.store.files_removed(&server, &files).await?;
+                info!("removed files of a deleted session: {files:?}");
+            }
         }
     }
     // Each step is a transaction, and others come between.

@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use caisson_domain::artifacts::SharedArtifacts;
 use caisson_domain::id::{ProjectId, RunId, ServerId, SessionId};
 use caisson_domain::retention::{Kept, Retention};
 use caisson_store::{Actor, Store, StoreError};
@@ -29,6 +30,8 @@ pub struct Removal {
     pub kept: Kept,
     /// The session.
     pub session: SessionId,
+    /// Whose files they are; of rows, the server that removes them.
+    pub server: ServerId,
     /// Its tenant.
     pub project: ProjectId,
     /// When its last run ended, Unix ms.
@@ -46,7 +49,9 @@ pub struct Collector {
     by: Actor,
     /// Where files are; none where they are left to the server that runs.
     files: Option<(Dirs, Holds)>,
-    artifacts: PathBuf,
+    state_dir: PathBuf,
+    /// The directory that has the artifacts of other servers as well, where they share one.
+    shared: Option<SharedArtifacts>,
 }
 
 impl Collector {
@@ -58,21 +63,24 @@ impl Collector {
         store: Store,
         server: ServerId,
         (state_dir, files): (&Path, bool),
+        shared: Option<SharedArtifacts>,
         (policy, by): (Retention, Actor),
     ) -> Result<Self, DirError> {
         let caps = DiskCaps::Measured { reason: "nothing is placed".to_owned() };
         let files = if files { Some((Dirs::open(state_dir, caps)?, Holds::new())) } else { None };
-        Ok(Self { store, server, policy, by, files, artifacts: state_dir.join(ARTIFACTS) })
+        Ok(Self { store, server, policy, by, files, state_dir: state_dir.to_owned(), shared })
     }
 
     pub(crate) fn of(ctx: &Context) -> Self {
+        let config = &ctx.config;
         Self {
             store: ctx.store.clone(),
-            server: ctx.config.server.clone(),
-            policy: ctx.config.retention,
+            server: config.server.clone(),
+            policy: config.retention,
             by: Actor::Server,
             files: Some((ctx.dirs.clone(), ctx.holds.clone())),
-            artifacts: ctx.config.state_dir.join(ARTIFACTS),
+            state_dir: config.state_dir.clone(),
+            shared: config.shared_artifacts.clone(),
         }
     }
 
@@ -86,14 +94,26 @@ impl Collector {
         if self.files.is_none() && matches!(kept, Kept::Artifacts | Kept::Volumes) {
             return Ok(Vec::new());
         }
-        let found = self.store.expired(kept, &self.server, &self.policy).await?;
         let mut removals = Vec::new();
-        for expired in found.into_iter().take(REMOVALS) {
-            let bytes = self.bytes(kept, &expired.session).await;
-            let (session, project, ended_at_ms) = (expired.session, expired.project, expired.ended_at_ms);
-            removals.push(Removal { kept, session, project, ended_at_ms, bytes });
+        for server in self.servers(kept).await? {
+            let found = self.store.expired(kept, &server, &self.policy).await?;
+            for expired in found.into_iter().take(REMOVALS - removals.len()) {
+                let bytes = self.bytes(kept, &expired.session).await;
+                let (session, project, ended_at_ms) = (expired.session, expired.project, expired.ended_at_ms);
+                removals.push(Removal { kept, session, server: server.clone(), project, ended_at_ms, bytes });
+            }
         }
         Ok(removals)
+    }
+
+    /// The servers whose files of a kind are this one's to remove: its own, and what forgotten ones keep in the directory that they
+    /// share, which nobody else would remove. Of several servers that do so, each finds gone what another one has removed.
+    pub(crate) async fn servers(&self, kept: Kept) -> Result<Vec<ServerId>, StoreError> {
+        let mut servers = vec![self.server.clone()];
+        if let Some(shared) = self.shared.as_ref().filter(|_| kept == Kept::Artifacts) {
+            servers.extend(self.store.forgotten_sharing(&shared.id).await?);
+        }
+        Ok(servers)
     }
 
     async fn bytes(&self, kept: Kept, session: &SessionId) -> u64 {
@@ -139,21 +159,21 @@ impl Collector {
         Ok(gone)
     }
 
-    /// Removes the files of one kind that this server has of a session. Only when they are gone the store is told so, and only
+    /// Removes the files of one kind that the server has of a session. Only when they are gone the store is told so, and only
     /// then may the session's row go.
     async fn remove_files(
         &self,
         removal: &Removal,
         (dirs, holds): &(Dirs, Holds),
     ) -> Result<bool, StoreError> {
-        let (store, session, server) = (&self.store, &removal.session, &self.server);
+        let (store, session, server) = (&self.store, &removal.session, &removal.server);
         let gone = match removal.kept {
             Kept::Volumes => {
                 store.delete_volume(session, server, &self.policy, &self.by).await?
                     && remove_volume(dirs, holds, session).await
             }
             Kept::Artifacts => match store.delete_artifacts(session, server, &self.policy, &self.by).await? {
-                Some(runs) => self.remove_artifacts(runs).await,
+                Some(runs) => self.remove_artifacts(server, runs).await,
                 None => false,
             },
             Kept::Events | Kept::Sessions => false,
@@ -161,10 +181,13 @@ impl Collector {
         Ok(gone && store.session_files_gone(session, server, removal.kept).await?)
     }
 
-    /// Removes what was kept for runs; fine if it is gone.
-    pub(crate) async fn remove_artifacts(&self, runs: Vec<RunId>) -> bool {
-        let artifacts = self.artifacts.clone();
+    /// Removes what the server has kept for runs; fine if it is gone. What other servers that live keep in the same directory is
+    /// theirs to remove.
+    pub(crate) async fn remove_artifacts(&self, server: &ServerId, runs: Vec<RunId>) -> bool {
+        let shared = self.shared.clone();
+        let artifacts = artifacts_of(server, &self.state_dir, shared.as_ref());
         let removed = tokio::task::spawn_blocking(move || {
+            check_is_there(shared.as_ref())?;
             for run in runs {
                 // The gateway wrote them, and it alone: nobody else can nest anything there.
                 match fs::remove_dir_all(artifacts.join(run.as_str())) {
@@ -190,6 +213,19 @@ impl Collector {
             }
         }
     }
+}
+
+fn artifacts_of(server: &ServerId, state_dir: &Path, shared: Option<&SharedArtifacts>) -> PathBuf {
+    shared.map_or_else(|| state_dir.join(ARTIFACTS), |shared| shared.of(server))
+}
+
+/// What is not there because the volume is not mounted is not gone.
+fn check_is_there(shared: Option<&SharedArtifacts>) -> io::Result<()> {
+    let Some(shared) = shared else { return Ok(()) };
+    if shared.is_named(&fs::read_to_string(SharedArtifacts::id_file(&shared.directory))?) {
+        return Ok(());
+    }
+    Err(io::Error::other("another directory is where the shared one of artifacts should be"))
 }
 
 /// Removes workspace and home of a session unless they are used; fine if they are gone.

@@ -79,7 +79,7 @@ async fn gather(app: &App) -> String {
     let found = if up { Found::read(app.store()).await.ok() } else { None };
     queue(&mut page, found.as_ref());
     servers(&mut page, found.as_ref());
-    process::tell(&mut page, &app.config().artifacts_dir).await;
+    process::tell(&mut page, &app.config().state_dir).await;
     page.counted(&app.store().meters().read());
     page.done()
 }

@@ -6,6 +6,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use caisson_domain::artifacts::SharedArtifacts;
 use caisson_domain::checks::{Check, stands};
 use caisson_domain::id::RunId;
 use caisson_domain::principal::Principal;
@@ -34,7 +35,7 @@ pub(crate) const DIFF_ARTIFACT: &str = "diff.patch";
     responses(
         (status = 200, description = "The patch", body = String, content_type = "text/x-diff"),
         (status = 404, description = "No such run, or it has no patch (yet)", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "Another server keeps it", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "Another server keeps it, in a directory that this one has not", body = Problem, content_type = "application/problem+json"),
     ),
 )]
 pub(crate) async fn get_diff(
@@ -88,7 +89,7 @@ pub(crate) async fn list_artifacts(
     responses(
         (status = 200, description = "The bytes", content_type = "application/octet-stream", body = Vec<u8>),
         (status = 404, description = "No such run or artifact", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "Another server keeps it", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "Another server keeps it, in a directory that this one has not", body = Problem, content_type = "application/problem+json"),
     ),
 )]
 pub(crate) async fn get_artifact(
@@ -130,13 +131,13 @@ async fn find(app: &App, caller: &Principal, run: &RunId, name: &str) -> Result<
 /// ours: it is checked all the same, since a wrong one would give a file of the host away.
 ///
 /// # Errors
-/// [`ApiError::Conflict`] if another server has the file. [`ApiError::Internal`] if the path leaves the directory of artifacts, or what is there is no file of that size.
+/// [`ApiError::Conflict`] if a server has the file whose directory is not here. [`ApiError::Internal`] if the path leaves the directory of artifacts, or what is there is no file of that size.
 async fn open(app: &App, artifact: &Artifact) -> Result<Body, ApiError> {
-    let path = below(&app.config().artifacts_dir, &artifact.path)
+    let path = below(&directory(app, artifact), &artifact.path)
         .ok_or_else(|| ApiError::internal(format!("artifact {} is outside its directory", artifact.id)))?;
     let found = match tokio::fs::symlink_metadata(&path).await {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && is_elsewhere(app, artifact) => {
-            return Err(elsewhere(artifact));
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(not_found(app, artifact).await?);
         }
         found => found.map_err(ApiError::internal)?,
     };
@@ -150,15 +151,52 @@ async fn open(app: &App, artifact: &Artifact) -> Result<Body, ApiError> {
     Ok(Body::from_stream(ReaderStream::new(file.take(size_bytes))))
 }
 
+/// Where the server has its artifacts that keeps this one: of another one that is here if they share a directory.
+fn directory(app: &App, artifact: &Artifact) -> PathBuf {
+    let config = app.config();
+    match (&config.shared_artifacts, &artifact.server) {
+        (Some(shared), Some(keeper)) if is_elsewhere(app, artifact) => shared.of(keeper),
+        (Some(_) | None, _) => config.artifacts_dir.clone(),
+    }
+}
+
 /// A file of this server's own that is not there is lost, and no other server has it.
 fn is_elsewhere(app: &App, artifact: &Artifact) -> bool {
     app.store().is_elsewhere(artifact.server.as_ref(), app.config().server.as_ref())
 }
 
-/// Files stay on the machine of the run's server.
+/// Why a file is not there: it is lost, if it should be; else a server has it whose directory is not here.
+async fn not_found(app: &App, artifact: &Artifact) -> Result<ApiError, ApiError> {
+    let lost = || ApiError::internal(format!("the file of artifact {} is not there", artifact.id));
+    let shared = app.config().shared_artifacts.as_ref();
+    if let Some(shared) = shared {
+        let text = tokio::fs::read_to_string(SharedArtifacts::id_file(&shared.directory)).await;
+        if !text.is_ok_and(|text| shared.is_named(&text)) {
+            return Ok(ApiError::internal("the shared directory of artifacts is not there; is it mounted?"));
+        }
+    }
+    if !is_elsewhere(app, artifact) {
+        return Ok(lost());
+    }
+    let keeper = match &artifact.server {
+        Some(keeper) => app.store().artifacts_id(keeper).await?,
+        None => None,
+    };
+    // It keeps its files where this one looked.
+    let is_here = keeper.is_some() && keeper.as_deref() == shared.map(|shared| shared.id.as_str());
+    Ok(if is_here { lost() } else { elsewhere(artifact) })
+}
+
+/// Its file is on the machine of the run's server.
 fn elsewhere(artifact: &Artifact) -> ApiError {
     let name = &artifact.name;
-    let detail = format!("\"{name}\" is kept by the server that the run was on; ask that server's API");
+    let keeper = artifact.server.as_ref().map_or("the server that the run was on".to_owned(), |keeper| {
+        format!("server {keeper}, which the run was on")
+    });
+    let detail = format!(
+        "\"{name}\" is kept by {keeper}, in a directory that this server has not; ask that server's API, or have all servers share \
+         one directory (artifacts_dir)"
+    );
     ApiError::Conflict { code: "artifact_elsewhere", detail }
 }
 

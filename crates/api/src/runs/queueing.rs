@@ -64,9 +64,12 @@ pub(super) async fn held_by(store: &Store, session: &SessionId) -> Result<Vec<He
         if server.problems.is_empty() && !drained {
             return Ok(Vec::new());
         }
-        held.extend(held_at(server, *drained, ""));
+        for reason in held_at(server, *drained, "") {
+            if !held.contains(&reason) {
+                held.push(reason);
+            }
+        }
     }
-    held.dedup();
     if servers.is_empty() {
         let message =
             "no server that takes runs was heard of in the last 30 s; start one with `caisson serve`";

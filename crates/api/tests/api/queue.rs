@@ -1,6 +1,7 @@
 //! The queue over the API: where a run stands, when it starts, who drains, and each project's part.
 
 use axum::body::Body;
+use caisson_domain::id::ServerId;
 use caisson_domain::limits::SERVER_SILENT_MS;
 use caisson_domain::principal::Scope;
 use caisson_domain::queue::{DELAY_S_MAX, QueueLimits};
@@ -200,6 +201,24 @@ async fn a_waiting_run_tells_what_keeps_every_server_from_starting_it() {
     let problem = PlacementProblem { code: ProblemCode::DiskLow, message: "make room".to_owned() };
     api.store.heartbeat_server(&api.server, &[problem]).await.unwrap();
     assert_eq!(held().await, json!([{ "code": "disk_low", "message": "make room" }]));
+    // What keeps several servers is told once, wherever it stands among what keeps each.
+    let problem = |code, message: &str| PlacementProblem { code, message: message.to_owned() };
+    let both =
+        [problem(ProblemCode::DiskLow, "make room"), problem(ProblemCode::ImageMissing, "build the image")];
+    let other = ServerId::new(1, [2; 10]);
+    for server in [&api.server, &other] {
+        api.store.heartbeat_server(server, &both).await.unwrap();
+    }
+    assert_eq!(
+        held().await,
+        json!([
+            { "code": "disk_low", "message": "make room" },
+            { "code": "image_missing", "message": "build the image" },
+        ])
+    );
+    api.store.heartbeat_server(&api.server, &[]).await.unwrap();
+    assert_eq!(held().await, json!([]), "one of them can start it");
+    api.clock.advance(SERVER_SILENT_MS + 1);
     api.store.heartbeat_server(&api.server, &[]).await.unwrap();
     api.store.drain(Some(&api.server), &Actor::Operator).await.unwrap();
     let drained = held().await;

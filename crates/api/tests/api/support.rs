@@ -74,6 +74,7 @@ impl Api {
         let mut config = ApiConfig {
             allow: allow.unwrap(),
             artifacts_dir: dir.path().join("artifacts"),
+            state_dir: dir.path().to_owned(),
             agent: AgentInfo { version: Some("2.1.0".to_owned()) },
             ..ApiConfig::default()
         };

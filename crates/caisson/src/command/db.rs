@@ -1,8 +1,11 @@
 //! `caisson db`: the database as a whole, on the server's machine.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
+use caisson_domain::artifacts::SharedArtifacts;
+use caisson_domain::id::ServerId;
 use caisson_domain::server::Role;
 use caisson_store::{
     CheckPart, Clock, Look, PostgresPlace, Store, StoredFile, backup_file, copy_to_postgres,
@@ -12,6 +15,7 @@ use serde_json::json;
 
 use super::machine::ensure_known;
 use super::{DONE, audit, print, print_json, settings, tell as tell_output};
+use crate::artifacts;
 use crate::cli::{CopyDb, Db, OutputFlag};
 use crate::roles::lock_state;
 use crate::serve::make_directory;
@@ -127,19 +131,27 @@ fn tell(name: &str, part: &CheckPart, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Kept files of this server that are not there, or have another size. Those of other servers on a shared database are where
-/// those servers are.
+/// Kept files of this server that are not there, or have another size, and those of every server that shares its directory of
+/// artifacts. Those of other servers on a shared database are where those servers are.
 async fn check_files(settings: &Settings, store: &Store) -> anyhow::Result<CheckPart> {
-    let directory = settings.state_dir.join("artifacts");
     let own = known_server_id(&settings.state_dir)?;
+    let shared = match artifacts::look(settings) {
+        Ok(shared) => shared,
+        Err(error) => return Ok(CheckPart { looked_at: 0, faults: vec![format!("{error:#}")] }),
+    };
+    let mut sharing = BTreeMap::new();
     let mut part = CheckPart::default();
     let mut after = String::new();
     loop {
         let files = store.stored_files(&after).await?;
         let Some(last) = files.last() else { return Ok(part) };
         after.clone_from(&last.id);
-        let is_own = |file: &&StoredFile| !store.is_elsewhere(file.server.as_ref(), own.as_ref());
-        for file in files.iter().filter(is_own) {
+        for file in files {
+            let Some(directory) =
+                directory(settings, store, (&file, own.as_ref()), (shared.as_ref(), &mut sharing)).await?
+            else {
+                continue;
+            };
             let path = directory.join(&file.path);
             let fault = match std::fs::metadata(&path) {
                 Ok(found) if i64::try_from(found.len()) == Ok(file.size_bytes) => {
@@ -152,6 +164,25 @@ async fn check_files(settings: &Settings, store: &Store) -> anyhow::Result<Check
             part.note(format!("{} of run {}: \"{}\" {fault}", file.name, file.run, path.display()));
         }
     }
+}
+
+/// The directory in which a file is to be looked for; none if its server does not share this one's.
+async fn directory(
+    settings: &Settings,
+    store: &Store,
+    (file, own): (&StoredFile, Option<&ServerId>),
+    (shared, sharing): (Option<&SharedArtifacts>, &mut BTreeMap<ServerId, bool>),
+) -> anyhow::Result<Option<PathBuf>> {
+    if !store.is_elsewhere(file.server.as_ref(), own) {
+        let directory = own.map(|own| artifacts::own_directory(settings, own));
+        return Ok(Some(directory.unwrap_or_else(|| settings.state_dir.join("artifacts"))));
+    }
+    let (Some(keeper), Some(shared)) = (&file.server, shared) else { return Ok(None) };
+    if !sharing.contains_key(keeper) {
+        let shares = store.artifacts_id(keeper).await?.as_ref() == Some(&shared.id);
+        sharing.insert(keeper.clone(), shares);
+    }
+    Ok(sharing.get(keeper).is_some_and(|shares| *shares).then(|| shared.of(keeper)))
 }
 
 async fn backup(settings: &Settings, file: &Path, output: OutputFlag) -> anyhow::Result<u8> {

@@ -13,6 +13,7 @@ use nix::unistd::{AccessFlags, access};
 use super::doctor_report::Report;
 use super::serve_settings;
 use crate::agents::Agents;
+use crate::artifacts;
 use crate::audit_head;
 use crate::cli::Doctor;
 use crate::engines::{ActiveEngine, Purpose, image_remedy};
@@ -59,6 +60,7 @@ pub(crate) async fn run(flags: Doctor, environment: &Environment) -> anyhow::Res
             audit_head::look((&settings.state_dir, &settings.audit_head()), store, server.as_ref()).await;
         report.tell("audit log", looked.map_err(|error| format!("{error:#}")));
     }
+    kept_files(&settings, (store.as_ref(), server.as_ref()), &mut report).await;
     if usable.is_ok() {
         report.tell("master key", master_key(&settings, store.as_ref()).await);
     }
@@ -88,6 +90,24 @@ pub(crate) async fn run(flags: Doctor, environment: &Environment) -> anyhow::Res
         store.close().await.ok();
     }
     Ok(report.end())
+}
+
+/// Where what runs leave is kept, if not in the state directory, and whether others that share the database keep it elsewhere.
+async fn kept_files(
+    settings: &Settings,
+    (store, server): (Option<&Store>, Option<&ServerId>),
+    report: &mut Report,
+) {
+    if let Some(examined) = artifacts::examine(settings, (store, server)).await {
+        report.tell("artifacts", examined);
+    }
+    if let (Some(store), Some(server)) = (store, server)
+        && let Ok(shared) = artifacts::look(settings)
+        && let Ok(Some(text)) =
+            artifacts::difference(store, server, shared.as_ref().map(|shared| shared.id.as_str())).await
+    {
+        report.warn("artifacts", &text);
+    }
 }
 
 /// What lets in more people, or shows more, than most mean. A store that cannot be read was told of before.

@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::machine::Machine;
 use super::{DONE, print, print_json};
+use crate::artifacts;
 use crate::cli::{Gc, Retain};
 use crate::engines::{ActiveEngine, Purpose};
 use crate::images;
@@ -47,7 +48,8 @@ async fn collect(machine: &Machine, flags: &Gc) -> anyhow::Result<bool> {
     let lock = lock_state(&settings.state_dir).ok();
     let files = flags.dry_run || lock.is_some();
     let policy = (settings.retention.policy(), Actor::Operator);
-    let collector = Collector::open(store.clone(), server, (&settings.state_dir, files), policy)
+    let shared = artifacts::look(settings)?;
+    let collector = Collector::open(store.clone(), server, (&settings.state_dir, files), shared, policy)
         .context("the state directory cannot be used")?;
     let mut removed = Vec::new();
     let mut failed = BTreeSet::new();
@@ -119,7 +121,7 @@ fn tell_failed(removal: &Removal, error: StoreError, flags: &Gc) -> anyhow::Resu
 }
 
 fn tell(removal: &Removal, flags: &Gc) -> anyhow::Result<()> {
-    let Removal { kept, session, project, ended_at_ms, bytes } = removal;
+    let Removal { kept, session, project, ended_at_ms, bytes, .. } = removal;
     if flags.json {
         return print_json(&json!({
             "kind": kept, "session": session, "project": project, "ended_at_ms": ended_at_ms, "bytes": bytes,

@@ -15,6 +15,12 @@ const _: () = assert!(
 
 impl Settings {
     pub(super) fn check_servers(&self, faults: &mut Vec<String>) {
+        if let Some(directory) = self.artifacts_dir.as_ref().filter(|own| own.starts_with(&self.state_dir)) {
+            faults.push(format!(
+                "artifacts_dir \"{}\" is in the state directory, which is one server's alone; name a directory outside",
+                directory.display()
+            ));
+        }
         if !SERVER_LOST_AFTER_S.contains(&self.server_lost_after_s) {
             faults.push(format!(
                 "server_lost_after_s is {}; give {} to {}",

@@ -27,6 +27,7 @@ use super::migrating::{Migrating, migrate};
 use super::notify::{Heard, Hearing, Notifier};
 use super::sql::{self, Reader};
 use super::{Fault, Hold, missing_migrations};
+use crate::presence::Place;
 use crate::{Random, StoreError};
 
 /// The oldest version that is known to work, as `server_version_num` has it.
@@ -61,17 +62,27 @@ const LOCK_DOMAIN: i64 = 0x4341_4953 << 32;
 
 const BEGIN: &str = "begin isolation level read committed read write";
 
-/// What each transaction begins with besides the lock: the clock, and the newest migration, so that a server of an earlier
-/// version that comes back after another one has migrated writes nothing.
+/// What each transaction begins with besides the lock: the clock; the newest migration, so that a server of an earlier
+/// version that comes back after another one has migrated writes nothing; and when another place than this one said last that
+/// it is this server, so that of two nobody writes but the one that is it. What is read of tables is as it was before the lock was
+/// waited for: whoever takes the place meanwhile does nothing but that, and whatever that one does next waits behind this.
 macro_rules! begun {
-    () => {
-        "select cast(extract(epoch from clock_timestamp()) * 1000 as bigint), \
-         (select coalesce(max(version), 0) from _sqlx_migrations) from "
+    ($server:literal, $place:literal) => {
+        concat!(
+            "select cast(extract(epoch from clock_timestamp()) * 1000 as bigint), \
+             (select coalesce(max(version), 0) from _sqlx_migrations), \
+             (select max(seen_at_ms) from server_role where server_id = ",
+            $server,
+            " and place <> ",
+            $place,
+            ") from "
+        )
     };
 }
 
 /// The clock is read only when the lock is held: a materialised query is finished before another one reads it.
-const LOCK: &str = concat!("with held as materialized (select pg_advisory_xact_lock($1)) ", begun!(), "held");
+const LOCK: &str =
+    concat!("with held as materialized (select pg_advisory_xact_lock($1)) ", begun!("$2", "$3"), "held");
 
 /// Rows are locked last of all in a query, so that the session is when the write lock is held, and counted by the next.
 macro_rules! lock_session {
@@ -82,7 +93,7 @@ macro_rules! lock_session {
             $session,
             ") for no key update of session), \
              counted as materialized (select count(*) from owner) ",
-            begun!(),
+            begun!("$3", "$4"),
             "counted, held"
         )
     };
@@ -104,6 +115,9 @@ const CLOCK: &str = "select cast(extract(epoch from clock_timestamp()) * 1000 as
 pub(super) const HAS_MIGRATIONS: &str = "select 1 where to_regclass('_sqlx_migrations') is not null";
 
 pub(super) static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("migrations/postgres");
+
+/// What a writing transaction has read when it begins: see [`PostgresDatabase::begin`].
+type Begun = (i64, i64, Option<i64>);
 
 /// Bounds for the connections to a `PostgreSQL` server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -297,9 +311,13 @@ impl PostgresDatabase {
         Ok((Self { writer, reader, lists, sending, hearing, lock: LOCK_DOMAIN }, missing))
     }
 
-    /// Begins a writing transaction, and reads the database's clock (Unix ms) and the number of its newest migration once it
-    /// has the write lock.
-    pub(super) async fn begin(&self, hold: Hold<'_>) -> Result<(Leased, (i64, i64)), sqlx::Error> {
+    /// Begins a writing transaction, and reads once it has the write lock: the database's clock (Unix ms), the number of its
+    /// newest migration, and when another place than `place` was heard of last as its server (Unix ms).
+    pub(super) async fn begin(
+        &self,
+        hold: Hold<'_>,
+        place: Option<&Place>,
+    ) -> Result<(Leased, Begun), sqlx::Error> {
         let mut tx = self.writer.acquire().await?;
         tx.begin(BEGIN).await?;
         let locking = match hold {
@@ -310,6 +328,10 @@ impl PostgresDatabase {
             }
             Hold::SessionOfCall(call) => sql::query_as(LOCK_OF_CALL).bind(self.lock).bind(call.as_str()),
         };
+        // Of a server that is in no place nothing is compared, and nothing is found.
+        let locking = locking
+            .bind(place.map(|place| place.server.as_str()))
+            .bind(place.map(|place| place.name.as_str()));
         let begun = locking.fetch_optional(&mut tx).await?.ok_or(sqlx::Error::RowNotFound)?;
         Ok((tx, begun))
     }

@@ -1,4 +1,5 @@
-//! As many runs wait as may, and none of them may start: a claim holds everybody's write lock, so it must be short all the same.
+//! As many runs wait as may, and none of them may start: a claim holds everybody's write lock, so it must be
+//! little work all the same. How long the machine takes for that work while it does other things is not asserted here.
 
 use std::time::{Duration, Instant};
 
@@ -11,13 +12,13 @@ use crate::fixture::{Fixture, project, spec_on};
 use crate::going_on::REPOSITORY;
 
 conformance! {
-    a_claim_is_short_however_many_wait_for_a_branch,
-    a_claim_is_short_however_many_wait_for_a_session,
+    a_claim_is_little_work_however_many_wait_for_a_branch,
+    a_claim_is_little_work_however_many_wait_for_a_session,
 }
 
-/// The longest that a claim may take.
+/// How much longer the work of a claim may take where as many wait as may than where nobody waits.
 const SHORT: Duration = Duration::from_millis(20);
-/// Claims of which the quickest counts: the machine does other things as well.
+/// Claims of each kind, made in turns, of which the quickest shows the work: whatever else the machine does can only add to it.
 const TRIES: usize = 30;
 
 /// Their names have as many digits as an id.
@@ -46,15 +47,19 @@ async fn crowd(fixture: &Fixture) -> (RunId, HomeEpoch) {
     (claimed.run.id, claimed.epoch)
 }
 
-/// How long the quickest of some claims takes that find nothing.
-async fn quickest(fixture: &Fixture) -> Duration {
-    let mut times = Vec::new();
-    for _ in 0..TRIES {
+/// A claim that finds nothing among all those that wait is hardly more work than one in a queue that is empty.
+async fn assert_little_work(fixture: &Fixture) {
+    let empty =
+        if fixture.store.is_shared() { Fixture::postgres().await.unwrap() } else { Fixture::sqlite().await };
+    let mut quickest = [Duration::MAX; 2];
+    for turn in 0..2 * TRIES {
         let begun = Instant::now();
+        let fixture = [fixture, &empty][turn % 2];
         assert_eq!(fixture.store.claim(&fixture.server).await.unwrap(), None);
-        times.push(begun.elapsed());
+        quickest[turn % 2] = quickest[turn % 2].min(begun.elapsed());
     }
-    *times.iter().min().unwrap()
+    let [crowded, alone] = quickest;
+    assert!(crowded < alone + SHORT, "{crowded:?}, and {alone:?} in an empty queue");
 }
 
 /// One that may start is found behind all the others, as quickly.
@@ -67,10 +72,9 @@ async fn assert_found_behind(fixture: &Fixture) {
     assert!(begun.elapsed() < 10 * SHORT, "{:?}", begun.elapsed());
 }
 
-async fn a_claim_is_short_however_many_wait_for_a_branch(fixture: Fixture) {
+async fn a_claim_is_little_work_however_many_wait_for_a_branch(fixture: Fixture) {
     let (first, epoch) = crowd(&fixture).await;
-    let took = quickest(&fixture).await;
-    assert!(took < SHORT, "{took:?}");
+    assert_little_work(&fixture).await;
     assert_found_behind(&fixture).await;
     let finish = Finish { status: RunStatus::Succeeded, failure: None, result: None };
     assert!(fixture.store.finish(&first, epoch, &finish).await.unwrap());
@@ -79,13 +83,12 @@ async fn a_claim_is_short_however_many_wait_for_a_branch(fixture: Fixture) {
     assert_eq!(next.project, project());
 }
 
-async fn a_claim_is_short_however_many_wait_for_a_session(fixture: Fixture) {
+async fn a_claim_is_little_work_however_many_wait_for_a_session(fixture: Fixture) {
     crowd(&fixture).await;
     let one = "update run set branch = id, session_id = (select live.session_id from run as live where live.status = 'running') \
          where status = 'queued'";
     fixture.execute(one).await;
     fixture.execute(SETTLED).await;
-    let took = quickest(&fixture).await;
-    assert!(took < SHORT, "{took:?}");
+    assert_little_work(&fixture).await;
     assert_found_behind(&fixture).await;
 }

@@ -38,13 +38,13 @@ async fn a_server_that_is_heard_of_from_another_place_is_told_of(fixture: Fixtur
     let copy = fixture.beside(clock).await.unwrap();
     let parts = presence(&server, &[Role::Api, Role::Worker]);
     fixture.store.beat(&parts).await.unwrap();
-    copy.set_place("there".to_owned());
+    copy.set_place(&server, "there".to_owned());
     assert_eq!(
         copy.heard_elsewhere(&server).await.unwrap(),
         None,
         "an earlier version does not say where it is"
     );
-    fixture.store.set_place("here".to_owned());
+    fixture.store.set_place(&server, "here".to_owned());
     fixture.store.beat(&parts).await.unwrap();
     assert_eq!(copy.heard_elsewhere(&server).await.unwrap(), Some(START_MS));
     assert_eq!(copy.heard_elsewhere(&server_id(2)).await.unwrap(), None);
@@ -65,8 +65,8 @@ async fn of_two_places_that_are_one_server_the_first_that_tells_stays(fixture: F
     let server = server_id(1);
     let (clock, handle) = Clock::fixed_at(START_MS);
     let copy = fixture.beside(clock).await.unwrap();
-    fixture.store.set_place("here".to_owned());
-    copy.set_place("there".to_owned());
+    fixture.store.set_place(&server, "here".to_owned());
+    copy.set_place(&server, "there".to_owned());
     let parts = presence(&server, &[Role::Api, Role::Worker]);
     for store in [&fixture.store, &copy] {
         assert_eq!(store.heard_elsewhere(&server).await.unwrap(), None, "neither sees the other");

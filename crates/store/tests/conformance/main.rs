@@ -77,6 +77,7 @@ mod migrated;
 mod model;
 mod moved;
 mod outdated;
+mod places;
 mod projects;
 mod pushes;
 mod queue;

@@ -4,12 +4,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use caisson_domain::artifacts::SharedArtifacts;
 use caisson_domain::id::{ProjectId, RunId, ServerId, SessionId};
 use caisson_domain::limits::SERVER_LOST_MS_DEFAULT;
 use caisson_domain::retention::{Kept, Retention};
 use caisson_domain::run::RunStatus;
 use caisson_domain::server::ProblemCode;
-use caisson_store::{Actor, Clock, ClockHandle, Finish, NewArtifact, SandboxState};
+use caisson_store::{Actor, Clock, ClockHandle, Finish, ForgetServer, NewArtifact, SandboxState};
 use caisson_worker::{Collector, DISK_RESUME_PARTS};
 
 use crate::damage::{has_been_there, raw};
@@ -30,7 +31,12 @@ async fn workspace(world: &World, run: &RunId) -> PathBuf {
 
 /// Keeps a file for the run, as the gateway does.
 async fn keep_file(world: &World, run: &RunId) -> PathBuf {
-    let directory = world.setup.config.state_dir.join("artifacts").join(run.as_str());
+    let config = &world.setup.config;
+    let artifacts = config
+        .shared_artifacts
+        .as_ref()
+        .map_or_else(|| config.state_dir.join("artifacts"), |shared| shared.of(&config.server));
+    let directory = artifacts.join(run.as_str());
     std::fs::create_dir_all(&directory).unwrap();
     let path = directory.join("changes.patch");
     std::fs::write(&path, "x").unwrap();
@@ -83,8 +89,15 @@ async fn the_worker_removes_what_has_expired_and_leaves_what_lives() {
 /// What `caisson gc` works with on a server's machine; without files, where a server runs.
 fn collector(world: &World, (server, state_dir): (&ServerId, &Path), files: bool) -> Collector {
     let policy = Retention { sessions_days: 1, ..Retention::default() };
-    Collector::open(world.store.clone(), server.clone(), (state_dir, files), (policy, Actor::Operator))
-        .unwrap()
+    let shared = world.setup.config.shared_artifacts.clone();
+    Collector::open(
+        world.store.clone(),
+        server.clone(),
+        (state_dir, files),
+        shared,
+        (policy, Actor::Operator),
+    )
+    .unwrap()
 }
 
 /// Removes whatever has expired.
@@ -163,6 +176,49 @@ async fn a_session_stays_known_until_its_files_could_be_removed() {
     std::fs::rename(state_dir.join("aside"), artifacts).unwrap();
     collect(&collector).await;
     assert!(!file.exists() && !artifacts.exists() && !is_known(&world, &session).await);
+}
+
+/// What is not mounted is not gone, and what other servers keep in the same directory is theirs.
+#[tokio::test]
+async fn of_a_shared_directory_a_server_removes_its_own_files_and_only_while_it_is_there() {
+    let (clock, handle) = Clock::fixed_at(1_700_000_000_000);
+    let mut world = World::with_clock(clock).await;
+    let shared = SharedArtifacts { directory: world.root.path().join("shared"), id: "a".repeat(32) };
+    std::fs::create_dir(&shared.directory).unwrap();
+    std::fs::write(SharedArtifacts::id_file(&shared.directory), &shared.id).unwrap();
+    world.setup.config.shared_artifacts = Some(shared.clone());
+    let run = left_by_a_server(&world, &handle).await;
+    let (session, file) = (world.run(&run).await.session, keep_file(&world, &run).await);
+    let server = ServerId::new(1, [8; 10]);
+    let other = shared.of(&server).join(run.as_str());
+    std::fs::create_dir_all(&other).unwrap();
+    std::fs::write(other.join("half"), "another server is writing").unwrap();
+    let config = &world.setup.config;
+    let collector = collector(&world, (&config.server, &config.state_dir), true);
+    let aside = world.root.path().join("aside");
+    std::fs::rename(&shared.directory, &aside).unwrap();
+    collect(&collector).await;
+    std::fs::create_dir(&shared.directory).unwrap();
+    std::fs::write(SharedArtifacts::id_file(&shared.directory), "b".repeat(32)).unwrap();
+    collect(&collector).await;
+    std::fs::remove_dir_all(&shared.directory).unwrap();
+    std::fs::rename(&aside, &shared.directory).unwrap();
+    assert!(file.exists() && is_known(&world, &session).await, "nobody would find them again");
+    for statement in [
+        "insert into server (id, seen_at_ms, problems) values ($1, 0, '[]')",
+        "insert into session_files (session_id, server_id, kind, project_id) select session_id, $1, kind, project_id \
+         from session_files where kind = 'artifacts'",
+    ] {
+        sqlx::query(statement).bind(server.as_str()).execute(&mut raw(&world).await).await.unwrap();
+    }
+    world.store.set_artifacts_id(&server, Some(&shared.id)).await.unwrap();
+    collect(&collector).await;
+    assert!(!file.parent().unwrap().exists() && is_known(&world, &session).await);
+    assert!(other.join("half").exists(), "it is another server's, which lives");
+    // Of one that is forgotten, nobody else would remove it.
+    assert_eq!(world.store.forget_server(&server, Actor::Operator).await.unwrap(), ForgetServer::Forgotten);
+    collect(&collector).await;
+    assert!(!other.exists() && shared.of(&server).exists() && !is_known(&world, &session).await);
 }
 
 /// The session was on a server that was lost, went on elsewhere, and the first server is back.

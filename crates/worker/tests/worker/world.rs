@@ -105,6 +105,7 @@ impl World {
             slots: 2,
             keep_alive: KeepAlive::OFF,
             state_dir: root.path().join("state"),
+            shared_artifacts: None,
             default_image: Some("caisson-sandbox:latest".to_owned()),
             repository_images: vec!["registry.example/team/*".parse().unwrap()],
             weaknesses: vec!["a wall is thin".to_owned()],

@@ -105,7 +105,7 @@ async fn read_some(
     places: Places<'_>,
 ) -> Result<Large, ApiError> {
     let mut chunks = body.into_data_stream();
-    let (mut bytes, mut total_bytes, mut place) = (Vec::new(), 0_usize, None);
+    let (mut bytes, mut total_bytes, mut permit) = (Vec::new(), 0_usize, None);
     let mut refused = None;
     loop {
         let next = timeout_at(pace.deadline(total_bytes), chunks.next()).await;
@@ -116,15 +116,16 @@ async fn read_some(
         };
         total_bytes += chunk.len();
         if total_bytes > API_BODY_BYTES
-            && place.is_none()
+            && permit.is_none()
             && refused.is_none()
             && let Places::Of(app) = places
         {
             pace.grows = true;
             let before = Instant::now();
-            match timeout(pace.place_wait, app.large_body()).await {
-                Ok(given) => place = Some(given?),
-                Err(_) => (refused, bytes) = (Some(ApiError::LargeBodiesFull), Vec::new()),
+            if let Ok(given) = timeout(pace.place_wait, app.large_body()).await {
+                permit = Some(given?);
+            } else {
+                (refused, bytes) = (Some(ApiError::LargeBodiesFull), Vec::new());
             }
             pace.begun += before.elapsed();
         }
@@ -140,7 +141,7 @@ async fn read_some(
     }
     match refused {
         Some(refused) => Err(refused),
-        None => Ok(Large { bytes, place }),
+        None => Ok(Large { bytes, place: permit }),
     }
 }
 

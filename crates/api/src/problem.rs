@@ -287,6 +287,7 @@ impl ApiError {
     }
 
     fn status_and_code(&self) -> (StatusCode, String) {
+        let invalid = |faults: &Faults, code| (StatusCode::UNPROCESSABLE_ENTITY, faults.code(code));
         let (status, code) = match self {
             Self::Malformed(_) => (StatusCode::BAD_REQUEST, "malformed_json"),
             Self::Body(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_body"),
@@ -300,47 +301,29 @@ impl ApiError {
             Self::KeyMissing | Self::KeyRefused => (StatusCode::UNAUTHORIZED, "unauthenticated"),
             Self::RateLimited { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
             Self::FailedTooOften { .. } => (StatusCode::TOO_MANY_REQUESTS, "failed_too_often"),
-            Self::InvalidKey(faults) => {
-                return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_key"));
-            }
+            Self::InvalidKey(faults) => return invalid(faults, "invalid_key"),
             Self::KeysFull => (StatusCode::CONFLICT, "keys_full"),
-            Self::InvalidProject(faults) => {
-                return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_project"));
-            }
+            Self::InvalidProject(faults) => return invalid(faults, "invalid_project"),
             Self::DefaultProjectOnly | Self::ServersOfDefaultProject | Self::UsageOfOthers => {
                 (StatusCode::FORBIDDEN, "default_project_only")
             }
             Self::ScopeMissing(_) => (StatusCode::FORBIDDEN, "scope_missing"),
             Self::Unknown { code, .. } => (StatusCode::NOT_FOUND, *code),
             Self::NotAcceptable(_) => (StatusCode::NOT_ACCEPTABLE, "not_acceptable"),
-            Self::Invalid(faults) => return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_run")),
-            Self::InvalidInput(faults) => {
-                return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_input"));
-            }
+            Self::Invalid(faults) => return invalid(faults, "invalid_run"),
+            Self::InvalidInput(faults) => return invalid(faults, "invalid_input"),
             Self::InputsFull => (StatusCode::TOO_MANY_REQUESTS, "inputs_full"),
             Self::OriginRefused => (StatusCode::FORBIDDEN, "origin_refused"),
-            Self::InvalidBudget(faults) => {
-                return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_budget"));
-            }
-            Self::InvalidRetention(faults) => {
-                return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_retention"));
-            }
-            Self::InvalidCredential(faults) => {
-                return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_credential"));
-            }
-            Self::InvalidWorkflow(faults) => {
-                return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_workflow"));
-            }
+            Self::InvalidBudget(faults) => return invalid(faults, "invalid_budget"),
+            Self::InvalidRetention(faults) => return invalid(faults, "invalid_retention"),
+            Self::InvalidCredential(faults) => return invalid(faults, "invalid_credential"),
+            Self::InvalidWorkflow(faults) => return invalid(faults, "invalid_workflow"),
             Self::Conflict { code, .. } => (StatusCode::CONFLICT, *code),
             Self::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
             Self::QueueFull => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
             Self::ProjectQueueFull => (StatusCode::TOO_MANY_REQUESTS, "project_queue_full"),
-            Self::InvalidQueue(faults) => {
-                return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_queue"));
-            }
-            Self::InvalidFork(faults) => {
-                return (StatusCode::UNPROCESSABLE_ENTITY, faults.code("invalid_fork"));
-            }
+            Self::InvalidQueue(faults) => return invalid(faults, "invalid_queue"),
+            Self::InvalidFork(faults) => return invalid(faults, "invalid_fork"),
             Self::ForksFull => (StatusCode::TOO_MANY_REQUESTS, "forks_full"),
             Self::OperatorsOnly => (StatusCode::FORBIDDEN, "operators_only"),
             Self::StreamsFull => (StatusCode::TOO_MANY_REQUESTS, "streams_full"),

@@ -24,14 +24,8 @@ impl Awaited {
 }
 
 /// Where first requests wait for each other.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Gathering(watch::Sender<Awaited>);
-
-impl Default for Gathering {
-    fn default() -> Self {
-        Self(watch::Sender::default())
-    }
-}
 
 impl Gathering {
     /// Waits from now on for so many conversations; those that wait for fewer go on.

@@ -39,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::bounds::Bounds;
+pub use crate::credentials::look_for_secrets;
 pub use crate::config::{
     GatewayConfig, GatewayError, GitCredential, GitIdentity, GitUpstreams, ModelCredential, ModelUpstream,
     PushRules, find_program, secrets,
@@ -138,7 +139,7 @@ impl Gateway {
             tracker: tracker.clone(),
             cancel,
         });
-        credentials::keep_all_out_of_the_record(&shared).await?;
+        look_for_secrets(&shared.store, &shared.secrets, &shared.tracker, &shared.cancel).await?;
         // Before a door is open, so that what is pending can only be an earlier process's.
         git::resume(&shared, &config.server).await?;
         let mut doors = Doors::new(shared, config.server, config.doors_dir);

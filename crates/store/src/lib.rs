@@ -105,7 +105,7 @@ pub use budgets::{BudgetChange, ChangeBudgets, ProjectSpending, Spending};
 pub use clock::{Clock, ClockHandle};
 pub use credentials::{
     CREDENTIAL_USES_KEPT, Credential, CredentialError, CredentialUsage, NewCredential, OpenedCredential,
-    SigningKey, SigningKeyError,
+    RENEWAL_MS_MOST, RenewalTurn, SigningKey, SigningKeyError,
 };
 pub use database::breaker::{
     BREAKER_FAILURES, BREAKER_SPAN_MS, BREAKER_WAIT_MS_MAX, BREAKER_WAIT_MS_MIN, BreakerState,

@@ -1,8 +1,11 @@
 //! When and by which run a credential was used.
 //!
 //! A run's first use is written before the credential is sent; for what and to which host is in the audit log. Further ones are counted in memory
-//! and written by the next heartbeat that comes a minute later, so that a busy run costs a write a minute and a kill
-//! loses a minute of the count, never the fact.
+//! and written by the next heartbeat that comes a minute later, or before the run's outcome is acknowledged, so that a busy run
+//! costs a write a minute and a kill loses a minute of the count, never the fact.
+//!
+//! What is written after the run's end, by a gateway that is another process than the one that ended the run or for a call that
+//! was under way, is told in the audit log by the same transaction.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,7 +17,7 @@ use caisson_domain::run::Run;
 use super::Credential;
 use crate::database::{Tx, sql};
 use crate::rows::{Columns, run_columns};
-use crate::{Store, StoreError, rows};
+use crate::{Store, StoreError, audit, rows};
 
 /// How exactly it is known when a credential was last used, and how often uses are written, in milliseconds.
 const USE_STEP_MS: i64 = 60_000;
@@ -45,6 +48,31 @@ struct Counted {
     written_at_ms: i64,
 }
 
+/// What a pair was used beyond what is written.
+type Uses = ((CredentialId, RunId), Counted);
+
+/// Which counts are to be written.
+enum Due<'r> {
+    /// Those that were not written for a while, by this time (Unix ms).
+    Old(i64),
+    /// Those of a run.
+    OfRun(&'r RunId),
+    All,
+}
+
+impl Due<'_> {
+    fn has(&self, (_, run): &(CredentialId, RunId), counted: &Counted) -> bool {
+        match self {
+            // A clock that jumped back must not keep them for ever.
+            Self::Old(now_ms) => {
+                !(0..USE_STEP_MS).contains(&now_ms.saturating_sub(counted.written_at_ms))
+            }
+            Self::OfRun(of) => *of == run,
+            Self::All => true,
+        }
+    }
+}
+
 impl CredentialUses {
     fn lock(&self) -> MutexGuard<'_, HashMap<(CredentialId, RunId), Counted>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -68,25 +96,27 @@ impl CredentialUses {
         }
     }
 
-    /// Takes what is due; pairs that were not used since are forgotten.
-    fn take_due(&self, now_ms: i64, all: bool) -> Vec<((CredentialId, RunId), Counted)> {
-        let mut due = Vec::new();
+    /// Whether [`CredentialUses::take`] would have something to write or to forget.
+    fn has(&self, due: &Due<'_>) -> bool {
+        self.lock().iter().any(|(pair, counted)| due.has(pair, counted))
+    }
+
+    /// Takes what is due, in the order of the pairs; those that were not used since are forgotten.
+    fn take(&self, due: &Due<'_>) -> Vec<Uses> {
+        let mut taken = Vec::new();
         self.lock().retain(|pair, counted| {
-            // A clock that jumped back must not keep them for ever.
-            let young = (0..USE_STEP_MS).contains(&now_ms.saturating_sub(counted.written_at_ms));
-            if young && !all {
-                return true;
+            let is_due = due.has(pair, counted);
+            if is_due && counted.uses > 0 {
+                taken.push((pair.clone(), counted.clone()));
             }
-            if counted.uses > 0 {
-                due.push((pair.clone(), counted.clone()));
-            }
-            false
+            !is_due
         });
-        due
+        taken.sort_unstable_by(|(one, _), (two, _)| one.cmp(two));
+        taken
     }
 
     /// Gives back what could not be written.
-    fn give_back(&self, due: Vec<((CredentialId, RunId), Counted)>) {
+    fn give_back(&self, due: Vec<Uses>) {
         let mut kept = self.lock();
         for (pair, counted) in due {
             if let Some(newer) = kept.get_mut(&pair) {
@@ -147,6 +177,7 @@ impl Store {
         let first = Counted { uses: 1, last_at_ms: now_ms, written_at_ms: now_ms };
         let uses = write(&mut tx, &pair, &first).await?;
         uses.ok_or_else(|| StoreError::missing("run", run.as_str()))?;
+        audit::write_late_totals(&mut tx, run).await?;
         tx.commit().await?;
         self.shared.credential_uses.keep(pair, now_ms);
         Ok(())
@@ -193,24 +224,35 @@ impl Store {
 
     /// Writes the uses that are due; at the end all of them.
     pub(crate) async fn write_credential_uses(&self, all: bool) -> Result<(), StoreError> {
-        let due = self.shared.credential_uses.take_due(self.now_ms(), all);
-        if due.is_empty() {
-            return Ok(());
-        }
-        let written = self.write_uses(&due).await;
-        if written.is_err() {
-            self.shared.credential_uses.give_back(due);
-        }
-        written
+        self.write_due(if all { Due::All } else { Due::Old(self.now_ms()) }).await
     }
 
-    async fn write_uses(&self, due: &[((CredentialId, RunId), Counted)]) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        for (pair, counted) in due {
-            // A run that is gone by now has no count any more.
-            write(&mut tx, pair, counted).await?;
+    /// Writes what this process has counted of a run and not written yet: before the run ends, so that whichever process ends it
+    /// finds the whole count.
+    ///
+    /// # Errors
+    /// As every write; what was not written is kept.
+    /// # Cancel safety
+    /// A dropped call may lose up to a minute of the count.
+    pub async fn write_credential_uses_of(&self, run: &RunId) -> Result<(), StoreError> {
+        self.write_due(Due::OfRun(run)).await
+    }
+
+    async fn write_due(&self, due: Due<'_>) -> Result<(), StoreError> {
+        if !self.shared.credential_uses.has(&due) {
+            return Ok(());
         }
-        tx.commit().await
+        let mut tx = self.begin().await?;
+        // Within the transaction: whoever ends a run in this process finds each count here or in the database.
+        let taken = self.shared.credential_uses.take(&due);
+        let written = match write_all(&mut tx, &taken).await {
+            Ok(()) => tx.commit().await,
+            Err(error) => Err(error),
+        };
+        if written.is_err() {
+            self.shared.credential_uses.give_back(taken);
+        }
+        written
     }
 
     /// With uses that are not written yet.
@@ -219,6 +261,21 @@ impl Store {
         credential.last_used_at_ms = credential.last_used_at_ms.max(last);
         credential
     }
+}
+
+/// Adds to the counts; those of a run that has ended are told of.
+async fn write_all(tx: &mut Tx<'_>, uses: &[Uses]) -> Result<(), StoreError> {
+    for (pair, counted) in uses {
+        // A run that is gone by now has no count any more.
+        write(tx, pair, counted).await?;
+    }
+    let mut runs: Vec<&RunId> = uses.iter().map(|((_, run), _)| run).collect();
+    runs.sort_unstable();
+    runs.dedup();
+    for run in runs {
+        audit::write_late_totals(tx, run).await?;
+    }
+    Ok(())
 }
 
 /// Adds to the count and answers what it is then; none if there is no such run.

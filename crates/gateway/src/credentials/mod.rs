@@ -81,7 +81,7 @@ impl GitLogin {
         shared.try_note_use(&run.id, &used).await.map_err(|error| CredentialFault::store(&error))?;
         match &self.stored {
             Some(credential) => self::used(shared, credential, run).await,
-            None => Ok(()),
+            None => used_configured(shared, &self.name, run).await,
         }
     }
 
@@ -224,6 +224,19 @@ fn held<T>(result: Result<T, CredentialError>) -> Result<Result<T, CredentialErr
         Err(CredentialError::Store(error)) => Err(error),
         other => Ok(other),
     }
+}
+
+/// Counts a use of a credential of the settings, by the name that the record has of it.
+pub(crate) async fn used_configured(
+    shared: &Shared,
+    name: &str,
+    run: &DoorRun,
+) -> Result<(), CredentialFault> {
+    let store = &shared.store;
+    let counted = hold(&shared.cancel, shared.bounds.store_hold, || {
+        store.use_configured_credential(name, &run.id)
+    });
+    counted.await.map_err(|error| CredentialFault::store(&error))
 }
 
 async fn used(shared: &Shared, credential: &Credential, run: &DoorRun) -> Result<(), CredentialFault> {

@@ -11,7 +11,7 @@ use reqwest::header::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::{CHOICES, CredentialFault, candidates, oauth, open, recorded_name, used};
+use super::{CHOICES, CredentialFault, candidates, oauth, open, recorded_name, used, used_configured};
 use crate::bounds::MODEL_CLIENTS;
 use crate::config::{ModelCredential, client};
 use crate::shared::Shared;
@@ -49,11 +49,11 @@ impl ModelRoute {
         self.stored.as_ref().filter(|stored| stored.settings.kind() == CredentialKind::ModelOauth)
     }
 
-    /// Counts that it is about to be sent once more.
-    pub(crate) async fn use_again(&self, shared: &Shared, run: &DoorRun) -> Result<(), CredentialFault> {
+    /// Counts that it is about to be sent once more, or for the first time where it is of the settings.
+    pub(crate) async fn used(&self, shared: &Shared, run: &DoorRun) -> Result<(), CredentialFault> {
         match &self.stored {
             Some(credential) => used(shared, credential, run).await,
-            None => Ok(()),
+            None => used_configured(shared, &self.name, run).await,
         }
     }
 

@@ -102,7 +102,7 @@ pub(super) async fn reach(
         match wait {
             Some(wait) => {
                 pause(shared, wait, reply).await?;
-                route.use_again(shared, run).await.map_err(|fault| uncounted(&fault))?;
+                route.used(shared, run).await.map_err(|fault| uncounted(&fault))?;
             }
             None => return Err(give_up((door, run), route, &trouble, &tries.told()).await),
         }

@@ -189,30 +189,40 @@ async fn a_refusal_ends_the_turn_for_the_other_server_as_well() {
 
 #[tokio::test]
 async fn a_runs_uses_are_written_before_its_outcome_is_acknowledged() {
-    let model = ModelHost::start_with(vec![
-        Script::json(503, "{}"),
-        Script::stream(vec![piece(START), piece(END)]),
-    ])
-    .await;
-    let world = World::new().await;
-    world.unlock().await;
-    let sandbox = world.sandbox(run_spec(None)).await;
-    let mut setup = Setup::new();
-    setup.model.base_url = model.url.clone();
-    world.start(setup).await;
-    world.add_credential("model", CredentialKind::ModelApiKey, &[], value("of-the-store")).await;
-    for _ in 0..3 {
-        assert_eq!(sandbox.agent(Method::POST, "/model/v1/messages", "{}").await.status, OK);
+    for is_stored in [true, false] {
+        let model = ModelHost::start_with(vec![
+            Script::json(503, "{}"),
+            Script::stream(vec![piece(START), piece(END)]),
+        ])
+        .await;
+        let world = World::new().await;
+        world.unlock().await;
+        let sandbox = world.sandbox(run_spec(None)).await;
+        let mut setup = Setup::new();
+        setup.model.base_url = model.url.clone();
+        world.start(setup).await;
+        let mut name = "config:model".to_owned();
+        if is_stored {
+            let kind = CredentialKind::ModelApiKey;
+            name = world.add_credential("model", kind, &[], value("of-the-store")).await.id.to_string();
+        }
+        for _ in 0..3 {
+            assert_eq!(sandbox.agent(Method::POST, "/model/v1/messages", "{}").await.status, OK);
+        }
+        let uses = async || {
+            let used = world.store.credentials_used(&sandbox.run.id).await.unwrap();
+            used.into_iter().map(|one| (one.credential, one.uses)).collect::<Vec<_>>()
+        };
+        let first = if is_stored { vec![(name.clone(), 1)] } else { Vec::new() };
+        assert_eq!(uses().await, first, "further ones are counted in memory");
+        let outcome =
+            Outcome { ending: Ending::Completed, result: None, head: None, pushed: false, kept: false };
+        let line = sandbox.line(JournalBody::Finished(outcome));
+        assert_eq!(sandbox.control(Method::POST, "/journal?offset=0", line).await.status, OK);
+        assert_eq!(model.seen().len(), 4, "the first call was tried again");
+        assert_eq!(uses().await, [(name, 4)]);
+        world.stop().await;
     }
-    let uses = async || world.store.credentials_used(&sandbox.run.id).await.unwrap()[0].uses;
-    assert_eq!(uses().await, 1, "further ones are counted in memory");
-    let outcome =
-        Outcome { ending: Ending::Completed, result: None, head: None, pushed: false, kept: false };
-    let line = sandbox.line(JournalBody::Finished(outcome));
-    assert_eq!(sandbox.control(Method::POST, "/journal?offset=0", line).await.status, OK);
-    let sent = i64::try_from(model.seen().len()).unwrap();
-    assert_eq!((uses().await, sent), (4, 4), "the call that was tried again was sent twice");
-    world.stop().await;
 }
 
 #[tokio::test]

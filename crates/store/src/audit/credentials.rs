@@ -1,11 +1,12 @@
 //! Records of the credentials that the gateway adds to what it forwards.
 
-use caisson_domain::id::{CredentialId, ProjectId, RunId, SessionId};
+use caisson_domain::id::{ProjectId, RunId, SessionId};
 use caisson_domain::limits::PAGE_ITEMS;
 
 use super::{Actor, NewAudit};
 use crate::database::{Row, Tx};
 use crate::database::sql::{self, Executor};
+use crate::credentials::CONFIGURED;
 use crate::door::known_run;
 use crate::rows::Columns;
 use crate::{Store, StoreError, audit};
@@ -78,7 +79,7 @@ const LATE_TOTALS: &str = totals!(
 
 const TOLD: &str = "update credential_use set told_uses = $3 where credential_id = $1 and run_id = $2";
 
-/// Records how often the run that ends has used which of the store's credentials, at most [`PAGE_ITEMS`] of them: the counts
+/// Records how often the run that ends has used which credentials, at most [`PAGE_ITEMS`] of them: the counts
 /// beside the log go with their session, and could be changed.
 ///
 /// With uses that this process has counted and not written yet. Those of another process are told when that writes them
@@ -107,7 +108,7 @@ pub(crate) async fn write_late_totals(tx: &mut Tx<'_>, run: &RunId) -> Result<()
 
 /// How often a run has used a credential.
 struct Total {
-    credential: CredentialId,
+    credential: String,
     /// One that was removed has no name any more.
     name: Option<String>,
     project: ProjectId,
@@ -121,7 +122,7 @@ impl Total {
     fn of(row: &Row) -> Result<Self, StoreError> {
         let columns = Columns::keyed("credential_use", row, "credential_id")?;
         Ok(Self {
-            credential: columns.parse("credential_id")?,
+            credential: columns.get("credential_id")?,
             name: columns.get("name")?,
             project: columns.parse("project_id")?,
             session: columns.parse("session_id")?,
@@ -144,11 +145,19 @@ async fn tell(tx: &mut Tx<'_>, run: &RunId, total: Total) -> Result<(), StoreErr
     let record = NewAudit {
         run: Some(run.clone()),
         session: Some(session),
-        // As the records of its uses call it.
-        credential: Some(name.map_or_else(|| credential.to_string(), |name| format!("{credential} {name}"))),
+        credential: Some(recorded_name(&credential, name.as_deref())),
         ..NewAudit::new(&project, Actor::Server, "credential.total", &subject)
     };
     audit::write(tx, &record).await
+}
+
+/// As the records of its uses call it.
+fn recorded_name(credential: &str, name: Option<&str>) -> String {
+    match (credential.strip_prefix(CONFIGURED), name) {
+        (Some(configured), _) => configured.to_owned(),
+        (None, Some(name)) => format!("{credential} {name}"),
+        (None, None) => credential.to_owned(),
+    }
 }
 
 async fn is_noted<'c>(

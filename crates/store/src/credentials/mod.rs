@@ -21,7 +21,7 @@ use crate::{Actor, NewAudit, Store, StoreError, Topic, audit};
 pub use error::CredentialError;
 pub use renewals::{RENEWAL_MS_MOST, RenewalTurn};
 pub use signing::{SigningKey, SigningKeyError};
-pub(crate) use uses::CredentialUses;
+pub(crate) use uses::{CONFIGURED, CredentialUses};
 pub use uses::{CREDENTIAL_USES_KEPT, CredentialUsage};
 
 /// A credential as people may see it: never its secret.

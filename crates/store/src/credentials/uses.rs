@@ -4,6 +4,9 @@
 //! and written by the next heartbeat that comes a minute later, or before the run's outcome is acknowledged, so that a busy run
 //! costs a write a minute and a kill loses a minute of the count, never the fact.
 //!
+//! Credentials of the server's configuration have no row; they are counted under a name, and the log's record of the first use
+//! is all that is written before they are sent.
+//!
 //! What is written after the run's end, by a gateway that is another process than the one that ended the run or for a call that
 //! was under way, is told in the audit log by the same transaction.
 
@@ -21,14 +24,16 @@ use crate::{Store, StoreError, audit, rows};
 
 /// How exactly it is known when a credential was last used, and how often uses are written, in milliseconds.
 const USE_STEP_MS: i64 = 60_000;
+/// What the names of the configuration's credentials begin with, where they stand beside ids.
+pub(crate) const CONFIGURED: &str = "config:";
 /// Pairs of credential and run whose uses are counted in memory; further ones are written one by one.
 pub const CREDENTIAL_USES_KEPT: usize = 1_000;
 
 /// How often a run used a credential.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CredentialUsage {
-    /// The credential, which may have been removed since.
-    pub credential: CredentialId,
+    /// The credential's id, which may have been removed since; `config:` and its name for one of the server's configuration.
+    pub credential: String,
     /// How often; exact to a minute.
     pub uses: i64,
     /// Unix ms.
@@ -39,17 +44,21 @@ pub struct CredentialUsage {
 
 /// Uses that are not written yet.
 #[derive(Debug, Default)]
-pub(crate) struct CredentialUses(Mutex<HashMap<(CredentialId, RunId), Counted>>);
+pub(crate) struct CredentialUses(Mutex<HashMap<Pair, Counted>>);
+
+/// What stands for a credential, and the run that used it.
+type Pair = (String, RunId);
 
 #[derive(Debug, Clone)]
 struct Counted {
     uses: i64,
+    first_at_ms: i64,
     last_at_ms: i64,
     written_at_ms: i64,
 }
 
 /// What a pair was used beyond what is written.
-type Uses = ((CredentialId, RunId), Counted);
+type Uses = (Pair, Counted);
 
 /// Which counts are to be written.
 enum Due<'r> {
@@ -61,7 +70,7 @@ enum Due<'r> {
 }
 
 impl Due<'_> {
-    fn has(&self, (_, run): &(CredentialId, RunId), counted: &Counted) -> bool {
+    fn has(&self, (_, run): &Pair, counted: &Counted) -> bool {
         match self {
             // A clock that jumped back must not keep them for ever.
             Self::Old(now_ms) => {
@@ -74,12 +83,12 @@ impl Due<'_> {
 }
 
 impl CredentialUses {
-    fn lock(&self) -> MutexGuard<'_, HashMap<(CredentialId, RunId), Counted>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Pair, Counted>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts a use of a pair that was written not long ago; `false` if it must be written.
-    fn count(&self, pair: &(CredentialId, RunId), now_ms: i64) -> bool {
+    fn count(&self, pair: &Pair, now_ms: i64) -> bool {
         let mut kept = self.lock();
         let Some(counted) = kept.get_mut(pair) else { return false };
         counted.uses += 1;
@@ -87,10 +96,20 @@ impl CredentialUses {
         true
     }
 
-    fn keep(&self, pair: (CredentialId, RunId), now_ms: i64) {
+    /// Counts uses from this one on, of a pair of which nothing is written; `false` if there is no room for it.
+    fn count_from(&self, pair: &Pair, now_ms: i64) -> bool {
+        if self.count(pair, now_ms) {
+            return true;
+        }
+        self.keep(pair.clone(), now_ms);
+        self.count(pair, now_ms)
+    }
+
+    fn keep(&self, pair: Pair, now_ms: i64) {
         let mut kept = self.lock();
         if kept.len() < CREDENTIAL_USES_KEPT {
-            let counted = Counted { uses: 0, last_at_ms: now_ms, written_at_ms: now_ms };
+            let counted =
+                Counted { uses: 0, first_at_ms: now_ms, last_at_ms: now_ms, written_at_ms: now_ms };
             // Another use of the pair may have been counted meanwhile.
             kept.entry(pair).or_insert(counted);
         }
@@ -128,21 +147,21 @@ impl CredentialUses {
     }
 
     /// How often the pair was used beyond what is written, and when last.
-    pub(crate) fn of(&self, credential: &CredentialId, run: &RunId) -> (i64, i64) {
+    pub(crate) fn of(&self, credential: &str, run: &RunId) -> (i64, i64) {
         let counted =
-            self.lock().get(&(credential.clone(), run.clone())).map(|one| (one.uses, one.last_at_ms));
+            self.lock().get(&(credential.to_owned(), run.clone())).map(|one| (one.uses, one.last_at_ms));
         counted.unwrap_or_default()
     }
 
     fn last_at_ms(&self, credential: &CredentialId) -> Option<i64> {
         let kept = self.lock();
-        kept.iter().filter(|((id, _), _)| id == credential).map(|(_, counted)| counted.last_at_ms).max()
+        kept.iter().filter(|((id, _), _)| id == credential.as_str()).map(|(_, counted)| counted.last_at_ms).max()
     }
 }
 
 const USED: &str = "insert into credential_use \
      (credential_id, run_id, project_id, uses, first_used_at_ms, last_used_at_ms) \
-     select $1, $2, run.project_id, $3, $4, $4 from run where run.id = $2 \
+     select $1, $2, run.project_id, $3, $5, $4 from run where run.id = $2 \
      on conflict (credential_id, run_id) do update set uses = credential_use.uses + excluded.uses, \
      last_used_at_ms = case when credential_use.last_used_at_ms > excluded.last_used_at_ms \
      then credential_use.last_used_at_ms else excluded.last_used_at_ms end returning uses";
@@ -168,19 +187,38 @@ impl Store {
     /// # Cancel safety
     /// A dropped call may have counted it; repeating it may count it twice.
     pub async fn use_credential(&self, credential: &Credential, run: &RunId) -> Result<(), StoreError> {
-        let pair = (credential.id.clone(), run.clone());
+        let pair = (credential.id.to_string(), run.clone());
         let now_ms = self.now_ms();
         if self.shared.credential_uses.count(&pair, now_ms) {
             return Ok(());
         }
-        let mut tx = self.begin().await?;
-        let first = Counted { uses: 1, last_at_ms: now_ms, written_at_ms: now_ms };
-        let uses = write(&mut tx, &pair, &first).await?;
-        uses.ok_or_else(|| StoreError::missing("run", run.as_str()))?;
-        audit::write_late_totals(&mut tx, run).await?;
-        tx.commit().await?;
+        self.write_use(&pair, now_ms).await?;
         self.shared.credential_uses.keep(pair, now_ms);
         Ok(())
+    }
+
+    /// Counts a use by a run of the credential of the server's configuration that has this name, which is shown as `config:` and the
+    /// name. The record of its first use is written before ([`Store::note_credential_use`]).
+    ///
+    /// # Errors
+    /// As [`Store::use_credential`], where there is no room to count it in memory.
+    /// # Cancel safety
+    /// As [`Store::use_credential`].
+    pub async fn use_configured_credential(&self, name: &str, run: &RunId) -> Result<(), StoreError> {
+        let (pair, now_ms) = ((format!("{CONFIGURED}{name}"), run.clone()), self.now_ms());
+        if self.shared.credential_uses.count_from(&pair, now_ms) {
+            return Ok(());
+        }
+        self.write_use(&pair, now_ms).await
+    }
+
+    async fn write_use(&self, pair: &Pair, now_ms: i64) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        let first = Counted { uses: 1, first_at_ms: now_ms, last_at_ms: now_ms, written_at_ms: now_ms };
+        let uses = write(&mut tx, pair, &first).await?;
+        uses.ok_or_else(|| StoreError::missing("run", pair.1.as_str()))?;
+        audit::write_late_totals(&mut tx, &pair.1).await?;
+        tx.commit().await
     }
 
     /// The credentials that a run used, and how often; at most [`PAGE_ITEMS`].
@@ -194,7 +232,7 @@ impl Store {
         let read = rows.iter().map(|row| {
             let columns = Columns::keyed("credential_use", row, "credential_id")?;
             Ok(CredentialUsage {
-                credential: columns.parse("credential_id")?,
+                credential: columns.get("credential_id")?,
                 uses: columns.get("uses")?,
                 first_used_at_ms: columns.get("first_used_at_ms")?,
                 last_used_at_ms: columns.get("last_used_at_ms")?,
@@ -273,7 +311,13 @@ async fn write_all(tx: &mut Tx<'_>, uses: &[Uses]) -> Result<(), StoreError> {
     runs.sort_unstable();
     runs.dedup();
     for run in runs {
-        audit::write_late_totals(tx, run).await?;
+        match audit::write_late_totals(tx, run).await {
+            // It must not keep the counts of others from being written.
+            Err(error @ StoreError::Corrupt { .. }) => {
+                tracing::error!(run.id = %run, error = %error, "the late uses of {run} are not told of");
+            }
+            told => told?,
+        }
     }
     Ok(())
 }
@@ -281,7 +325,7 @@ async fn write_all(tx: &mut Tx<'_>, uses: &[Uses]) -> Result<(), StoreError> {
 /// Adds to the count and answers what it is then; none if there is no such run.
 async fn write(
     tx: &mut Tx<'_>,
-    (credential, run): &(CredentialId, RunId),
+    (credential, run): &Pair,
     counted: &Counted,
 ) -> Result<Option<i64>, StoreError> {
     let count: Option<i64> = sql::query_scalar(USED)
@@ -289,6 +333,7 @@ async fn write(
         .bind(run.as_str())
         .bind(counted.uses)
         .bind(counted.last_at_ms)
+        .bind(counted.first_at_ms)
         .fetch_optional(&mut *tx.db)
         .await?;
     sql::query(LAST).bind(credential.as_str()).bind(counted.last_at_ms).execute(&mut *tx.db).await?;

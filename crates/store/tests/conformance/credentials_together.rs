@@ -5,7 +5,7 @@ use std::time::Duration;
 use caisson_domain::credential::{CredentialKind, CredentialSecret};
 use caisson_domain::run::{Run, RunStatus};
 use caisson_store::{
-    Actor, Clock, Credential, Finish, NewCredential, RENEWAL_MS_MOST, RenewalTurn, Store, Topic,
+    Actor, CREDENTIAL_USES_KEPT, Clock, Credential, Finish, NewCredential, RENEWAL_MS_MOST, RenewalTurn, Store, Topic,
 };
 
 use crate::credentials::{add, settings, totals};
@@ -21,6 +21,7 @@ conformance! {
     what_is_written_before_the_end_is_in_the_one_total,
     a_first_use_after_the_end_is_told,
     uses_that_could_not_be_written_are_kept,
+    credentials_of_the_configuration_are_counted_by_their_names,
 }
 
 /// Longest turn that a test takes, in milliseconds.
@@ -221,4 +222,35 @@ async fn uses_that_could_not_be_written_are_kept(fixture: Fixture) {
     assert_eq!(told(&fixture, &placed.run).await, ["uses 3"]);
     fixture.store.write_credential_uses_of(&placed.run.id).await.unwrap();
     assert_eq!(told(&fixture, &placed.run).await, ["uses 3"], "told already");
+}
+
+async fn credentials_of_the_configuration_are_counted_by_their_names(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    let (store, run) = (&fixture.store, &placed.run);
+    for name in ["model", "https://git.example.com/", "model"] {
+        fixture.clock.advance(10);
+        store.use_configured_credential(name, &run.id).await.unwrap();
+    }
+    assert!(store.credentials_used(&run.id).await.unwrap().is_empty(), "nothing waits for the database");
+    store.write_credential_uses_of(&run.id).await.unwrap();
+    let used = store.credentials_used(&run.id).await.unwrap();
+    let told: Vec<_> = used.iter().map(|one| (one.credential.as_str(), one.uses)).collect();
+    assert_eq!(told, [("config:https://git.example.com/", 1), ("config:model", 2)]);
+    assert_eq!((used[1].first_used_at_ms, used[1].last_used_at_ms), (START_MS + 10, START_MS + 30));
+    store.use_configured_credential("model", &run.id).await.unwrap();
+    ended(&fixture, &placed).await;
+    let told: Vec<_> = totals(&fixture, run).await;
+    assert_eq!(told.len(), 2);
+    assert_eq!(told[1].1, "model", "as the records of its uses call it");
+    assert!(told[0].0.starts_with("uses 1,") && told[1].0.starts_with("uses 3,"), "{told:?}");
+    store.write_credential_uses_of(&run.id).await.unwrap();
+    assert_eq!(totals(&fixture, run).await.len(), 2, "told already");
+    // Where there is no room in memory they are written one by one.
+    let next = fixture.queued().await;
+    for number in 0..CREDENTIAL_USES_KEPT {
+        store.use_configured_credential(&number.to_string(), &next.id).await.unwrap();
+    }
+    store.use_configured_credential("more", &next.id).await.unwrap();
+    let written = store.credentials_used(&next.id).await.unwrap();
+    assert_eq!((written.len(), written[0].credential.as_str()), (1, "config:more"));
 }

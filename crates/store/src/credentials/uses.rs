@@ -311,13 +311,13 @@ async fn write_all(tx: &mut Tx<'_>, uses: &[Uses]) -> Result<(), StoreError> {
     runs.sort_unstable();
     runs.dedup();
     for run in runs {
-        match audit::write_late_totals(tx, run).await {
+        let told = audit::write_late_totals(tx, run).await;
+        if let Err(error @ StoreError::Corrupt { .. }) = &told {
             // It must not keep the counts of others from being written.
-            Err(error @ StoreError::Corrupt { .. }) => {
-                tracing::error!(run.id = %run, error = %error, "the late uses of {run} are not told of");
-            }
-            told => told?,
+            tracing::error!(run.id = %run, error = %error, "the late uses of {run} are not told of");
+            continue;
         }
+        told?;
     }
     Ok(())
 }

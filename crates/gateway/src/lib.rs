@@ -39,11 +39,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::bounds::Bounds;
-pub use crate::credentials::look_for_secrets;
 pub use crate::config::{
     GatewayConfig, GatewayError, GitCredential, GitIdentity, GitUpstreams, ModelCredential, ModelUpstream,
     PushRules, find_program, secrets,
 };
+pub use crate::credentials::look_for_secrets;
 use crate::doors::Doors;
 pub use crate::egress::{EgressCredential, EgressUpstreams};
 use crate::egress::{EgressSide, Resolve};

@@ -21,7 +21,6 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use caisson_domain::credential::{CredentialKind, CredentialSecret, CredentialSettings};
-use caisson_domain::id::{CredentialId, ProjectId};
 use caisson_domain::redact::{Held, Origin};
 use caisson_store::{Credential, CredentialError, CredentialUse, DoorRun, OpenedCredential, StoreError};
 use reqwest::header::HeaderValue;
@@ -233,9 +232,8 @@ pub(crate) async fn used_configured(
     run: &DoorRun,
 ) -> Result<(), CredentialFault> {
     let store = &shared.store;
-    let counted = hold(&shared.cancel, shared.bounds.store_hold, || {
-        store.use_configured_credential(name, &run.id)
-    });
+    let counted =
+        hold(&shared.cancel, shared.bounds.store_hold, || store.use_configured_credential(name, &run.id));
     counted.await.map_err(|error| CredentialFault::store(&error))
 }
 
@@ -248,6 +246,8 @@ async fn used(shared: &Shared, credential: &Credential, run: &DoorRun) -> Result
 
 #[cfg(test)]
 mod tests {
+    use caisson_domain::id::{CredentialId, ProjectId};
+
     use super::*;
 
     fn credential(prefix: &str, name: &str) -> Credential {

@@ -26,8 +26,7 @@ pub(super) async fn take(shared: &Shared, credential: &Credential) -> Result<Opt
     let mut changes = store.watch(Topic::Credentials);
     let end = Instant::now() + bounds.renewal_wait;
     loop {
-        let asked =
-            hold(&shared.cancel, bounds.store_hold, || store.take_renewal(credential, turn_ms)).await;
+        let asked = hold(&shared.cancel, bounds.store_hold, || store.take_renewal(credential, turn_ms)).await;
         match asked.map_err(|error| Failed::Other(CredentialFault::store(&error)))? {
             RenewalTurn::Own { epoch } => return Ok(Some(Turn(epoch))),
             RenewalTurn::Passed => return Ok(None),

@@ -167,7 +167,9 @@ pub(super) async fn look_early(
         return None;
     }
     match look(shared, run, upstream).await {
-        Ok(Look { steers, .. }) => steers.map(|steers| Fault::TrustedBranch { reason: steers.reason(branch) }),
+        Ok(Look { steers, .. }) => {
+            steers.map(|steers| Fault::TrustedBranch { reason: steers.reason(branch) })
+        }
         Err(error) => {
             tracing::debug!(run.id = %run.id, error = ?error, "nobody says yet whether the branch of {} steers agents", run.id);
             None

@@ -34,10 +34,8 @@ fn oauth(access: &str, refresh: &str, expires_at_ms: i64) -> CredentialSecret {
 
 /// A token endpoint that takes a refresh token once, and answers when the gate opens.
 async fn rotating(gate: &Arc<Notify>) -> ModelHost {
-    let mut first = Script::json(
-        200,
-        "{\"access_token\":\"new\",\"refresh_token\":\"refresh2\",\"expires_in\":3600}",
-    );
+    let mut first =
+        Script::json(200, "{\"access_token\":\"new\",\"refresh_token\":\"refresh2\",\"expires_in\":3600}");
     first.pieces.insert(0, Piece::Gate(Arc::clone(gate)));
     ModelHost::start_with(vec![first, Script::json(400, "{\"error\":\"invalid_grant\"}")]).await
 }
@@ -259,8 +257,7 @@ async fn a_secret_that_is_added_while_a_sandbox_lives_is_kept_out_before_it_is_u
     world.start(Setup::new()).await;
     let (mut offset, secrets) = (0, ["ghp_canaryAdded0123456789", "ghp_canaryRotated01234567"]);
     let host = [("host", "registry.example.com")];
-    let added =
-        world.add_credential("npm", CredentialKind::RegistryToken, &host, value(secrets[0])).await;
+    let added = world.add_credential("npm", CredentialKind::RegistryToken, &host, value(secrets[0])).await;
     for (number, secret) in secrets.iter().enumerate() {
         if number == 1 {
             world.rotate(&added, &value(secret)).await;
@@ -288,7 +285,9 @@ async fn a_process_without_a_gateway_looks_for_the_secrets_of_all_projects_in_it
     world.unlock().await;
     let host = [("host", "registry.example.com")];
     let of = async |name: &str| {
-        world.add_credential(name, CredentialKind::RegistryToken, &host, value(&format!("ghp_canary-{name}"))).await
+        world
+            .add_credential(name, CredentialKind::RegistryToken, &host, value(&format!("ghp_canary-{name}")))
+            .await
     };
     of("before").await;
     let secrets = caisson_domain::redact::LiveSecrets::default();

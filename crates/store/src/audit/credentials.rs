@@ -4,9 +4,9 @@ use caisson_domain::id::{ProjectId, RunId, SessionId};
 use caisson_domain::limits::PAGE_ITEMS;
 
 use super::{Actor, NewAudit};
-use crate::database::{Row, Tx};
-use crate::database::sql::{self, Executor};
 use crate::credentials::CONFIGURED;
+use crate::database::sql::{self, Executor};
+use crate::database::{Row, Tx};
 use crate::door::known_run;
 use crate::rows::Columns;
 use crate::{Store, StoreError, audit};
@@ -135,12 +135,7 @@ impl Total {
 
 async fn tell(tx: &mut Tx<'_>, run: &RunId, total: Total) -> Result<(), StoreError> {
     let Total { credential, name, project, session, uses, first_ms, last_ms } = total;
-    sql::query(TOLD)
-        .bind(credential.as_str())
-        .bind(run.as_str())
-        .bind(uses)
-        .execute(&mut *tx.db)
-        .await?;
+    sql::query(TOLD).bind(credential.as_str()).bind(run.as_str()).bind(uses).execute(&mut *tx.db).await?;
     let subject = format!("uses {uses}, first_used_at_ms {first_ms}, last_used_at_ms {last_ms}");
     let record = NewAudit {
         run: Some(run.clone()),

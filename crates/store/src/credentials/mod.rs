@@ -316,8 +316,7 @@ impl Store {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn credential_versions(&self) -> Result<Vec<(ProjectId, CredentialId, i64)>, StoreError> {
-        let rows: Vec<(String, String, i64)> =
-            sql::query_as(EVERY_VERSION).fetch_all(self.reader()).await?;
+        let rows: Vec<(String, String, i64)> = sql::query_as(EVERY_VERSION).fetch_all(self.reader()).await?;
         let read = |(project, id, version): &(String, String, i64)| {
             Some((project.parse().ok()?, id.parse().ok()?, *version))
         };

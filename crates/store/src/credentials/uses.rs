@@ -73,9 +73,7 @@ impl Due<'_> {
     fn has(&self, (_, run): &Pair, counted: &Counted) -> bool {
         match self {
             // A clock that jumped back must not keep them for ever.
-            Self::Old(now_ms) => {
-                !(0..USE_STEP_MS).contains(&now_ms.saturating_sub(counted.written_at_ms))
-            }
+            Self::Old(now_ms) => !(0..USE_STEP_MS).contains(&now_ms.saturating_sub(counted.written_at_ms)),
             Self::OfRun(of) => *of == run,
             Self::All => true,
         }
@@ -108,8 +106,7 @@ impl CredentialUses {
     fn keep(&self, pair: Pair, now_ms: i64) {
         let mut kept = self.lock();
         if kept.len() < CREDENTIAL_USES_KEPT {
-            let counted =
-                Counted { uses: 0, first_at_ms: now_ms, last_at_ms: now_ms, written_at_ms: now_ms };
+            let counted = Counted { uses: 0, first_at_ms: now_ms, last_at_ms: now_ms, written_at_ms: now_ms };
             // Another use of the pair may have been counted meanwhile.
             kept.entry(pair).or_insert(counted);
         }
@@ -155,7 +152,10 @@ impl CredentialUses {
 
     fn last_at_ms(&self, credential: &CredentialId) -> Option<i64> {
         let kept = self.lock();
-        kept.iter().filter(|((id, _), _)| id == credential.as_str()).map(|(_, counted)| counted.last_at_ms).max()
+        kept.iter()
+            .filter(|((id, _), _)| id == credential.as_str())
+            .map(|(_, counted)| counted.last_at_ms)
+            .max()
     }
 }
 

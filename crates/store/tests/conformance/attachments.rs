@@ -10,8 +10,9 @@ use caisson_domain::principal::Scope;
 use caisson_domain::protocol::InputBody;
 use caisson_domain::run::Run;
 use caisson_store::{
-    ATTACHMENT_PART_BYTES, ATTACHMENT_PIECE_BYTES, Actor, AttachmentsFull, CreateRun, DeleteSession, Idempotency, JournalEffect,
-    NewAttachment, NewInput, NewRun, NextWork, REMOVAL_PARTS, SendInput, StoreError,
+    ATTACHMENT_PART_BYTES, ATTACHMENT_PIECE_BYTES, Actor, AttachmentsFull, CreateRun, DeleteSession,
+    Idempotency, JournalEffect, NewAttachment, NewInput, NewRun, NextWork, REMOVAL_PARTS, SendInput,
+    StoreError,
 };
 
 use crate::fixture::{Fixture, made, new_run, project, spec};
@@ -243,7 +244,11 @@ async fn bytes_that_are_not_those_that_were_stored_are_never_given(fixture: Fixt
     // Of several pieces the last is kept back; what is gone ends it as well.
     let large = vec![b'x'; 2 * ATTACHMENT_PIECE_BYTES];
     let run = queued_with(&fixture, vec![file("a", &large)]).await;
-    fixture.execute("update attachment_part set content = replace(content, 'eHh4', 'eXl5') where length(content) > 9").await;
+    fixture
+        .execute(
+            "update attachment_part set content = replace(content, 'eHh4', 'eXl5') where length(content) > 9",
+        )
+        .await;
     let mut read = fixture.store.attachment_pieces(&run.id, 0).await.unwrap().unwrap();
     assert_eq!(read.next().await.unwrap().unwrap().len(), ATTACHMENT_PIECE_BYTES);
     for _ in 0..2 {

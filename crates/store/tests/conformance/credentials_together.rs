@@ -5,7 +5,8 @@ use std::time::Duration;
 use caisson_domain::credential::{CredentialKind, CredentialSecret};
 use caisson_domain::run::{Run, RunStatus};
 use caisson_store::{
-    Actor, CREDENTIAL_USES_KEPT, Clock, Credential, Finish, NewCredential, RENEWAL_MS_MOST, RenewalTurn, Store, Topic,
+    Actor, CREDENTIAL_USES_KEPT, Clock, Credential, Finish, NewCredential, RENEWAL_MS_MOST, RenewalTurn,
+    Store, Topic,
 };
 
 use crate::credentials::{add, settings, totals};
@@ -75,8 +76,9 @@ async fn of_two_servers_one_has_the_turn_at_renewing_a_token(fixture: Fixture) {
     let renewed = fixture.store.renew_credential(&seen, &oauth("a2")).await.unwrap().unwrap();
     assert_eq!(second.take_renewal(&seen, TURN_MS).await.unwrap(), RenewalTurn::Passed);
     assert_eq!(own(&second, &renewed).await, 2, "the turn ended with what came of it");
-    let rotate = fixture.store.rotate_credential((&seen.project, &seen.id), &oauth("a3"), &Actor::Operator);
-    let rotated = rotate.await.unwrap().unwrap();
+    let at = (&seen.project, &seen.id);
+    let rotated = fixture.store.rotate_credential(at, &oauth("a3"), &Actor::Operator).await;
+    let rotated = rotated.unwrap().unwrap();
     assert_eq!(second.take_renewal(&renewed, TURN_MS).await.unwrap(), RenewalTurn::Passed);
     assert_eq!(own(&fixture.store, &rotated).await, 3);
     assert!(fixture.store.remove_credential(&seen.project, &seen.id, &Actor::Operator).await.unwrap());

@@ -424,7 +424,8 @@ fn scenario(attempts: &[&Attempt]) -> String {
     let wait = "touch .git/door-ready; until test -s .git/arguments.json; do sleep 0.05; done";
     let mut steps = Vec::new();
     if attempts.iter().any(|attempt| attempt.makes_branch()) {
-        let commit = "git -c user.name=A -c user.email=a@example.com commit -q --allow-empty -m 'feat: begin'";
+        let commit =
+            "git -c user.name=A -c user.email=a@example.com commit -q --allow-empty -m 'feat: begin'";
         steps.push(bash(&format!("{commit} && git push -q origin HEAD:refs/heads/{BRANCH}"), 120_000));
     }
     steps.push(bash(wait, 120_000));

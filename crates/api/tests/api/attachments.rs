@@ -148,9 +148,9 @@ async fn a_download_that_nobody_reads_holds_a_piece_and_no_place() {
         response.into_body().into_data_stream()
     };
     // More than would fit into memory whole.
-    let mut begun = Vec::new();
+    let mut unread = Vec::new();
     for _ in 0..100 {
-        begun.push(begin().await);
+        unread.push(begin().await);
     }
     let mut whole = Vec::new();
     let mut last = begin().await;
@@ -160,7 +160,7 @@ async fn a_download_that_nobody_reads_holds_a_piece_and_no_place() {
         whole.extend_from_slice(&piece);
     }
     assert!(whole == content);
-    let other = begun[0].next().await.unwrap().unwrap();
+    let other = unread[0].next().await.unwrap().unwrap();
     assert!(other == content[..ATTACHMENT_PIECE_BYTES], "each has a place of its own in it");
 }
 

@@ -193,7 +193,7 @@ struct Answer {
 
 /// The repository behind the door.
 enum Upstream {
-    Http(HttpRepository),
+    Http(Box<HttpRepository>),
     Local(LocalRepository),
 }
 
@@ -209,7 +209,9 @@ impl Upstream {
             return Err(Fault::NotAllowed);
         }
         match repository {
-            Repository::Url(url) => Ok(Self::Http(HttpRepository::new(shared, run, url.clone()).await?)),
+            Repository::Url(url) => {
+                Ok(Self::Http(Box::new(HttpRepository::new(shared, run, url.clone()).await?)))
+            }
             Repository::Path(path) => {
                 let (own, project) = (own.map(Arc::clone), run.project.clone());
                 Ok(Self::Local(LocalRepository::open(Arc::clone(shared), project, path.clone(), own).await?))

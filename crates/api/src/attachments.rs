@@ -1,5 +1,6 @@
 //! Attachments of runs and inputs: read from a request, shown without their bytes, and given out as a download.
 
+use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Request, State};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -9,7 +10,8 @@ use caisson_domain::attachment::{
     IMAGE_SIDE_PX, Image, check_name,
 };
 use caisson_domain::id::RunId;
-use caisson_store::{AttachmentsFull, NewAttachment};
+use caisson_store::{AttachmentPieces, AttachmentsFull, NewAttachment, StoreError};
+use futures_util::stream::{self, Stream, StreamExt};
 use http::HeaderMap;
 use http::request::Parts;
 use serde::{Deserialize, Serialize};
@@ -137,8 +139,26 @@ pub(crate) async fn get_attachment(
 ) -> Result<Response, ApiError> {
     choose(&headers, &[BYTES])?;
     app.store().run(&caller.project, &id).await?.ok_or_else(unknown_run)?;
-    let (known, content) = app.store().read_attachment(&id, number).await?.ok_or_else(unknown_attachment)?;
-    Ok((download(&known.name, known.size_bytes), content).into_response())
+    let mut pieces = app.store().attachment_pieces(&id, number).await?.ok_or_else(unknown_attachment)?;
+    let head = download(&pieces.what().name, pieces.what().size_bytes);
+    // What is wrong from the beginning is told instead of sent.
+    let first = pieces.next().await?;
+    Ok((head, Body::from_stream(sent(first, pieces))).into_response())
+}
+
+/// An attachment on its way: one piece of it is in memory, and the next one is read when the reader has taken that. One that turns out
+/// not to be what was stored is broken off before its last piece.
+fn sent(
+    first: Option<Vec<u8>>,
+    pieces: AttachmentPieces,
+) -> impl Stream<Item = Result<Vec<u8>, StoreError>> + Send {
+    let rest = stream::try_unfold(pieces, |mut pieces| async move {
+        let piece = pieces.next().await.inspect_err(|error| {
+            tracing::error!(error = %error, "a download of an attachment was broken off");
+        })?;
+        Ok(piece.map(|piece| (piece, pieces)))
+    });
+    stream::iter(first.map(Ok)).chain(rest)
 }
 
 /// Takes the field `attachments`.

@@ -35,8 +35,8 @@ pub(crate) fn passed(check: &Value) -> bool {
 /// Which checks of its workflow a run did without, and why; none if none.
 #[must_use]
 pub(crate) fn not_run(run: &RunInfo) -> Option<String> {
-    let named = run.rest.get("checks_not_run").and_then(Value::as_array)?;
-    let names: Vec<String> = named.iter().filter_map(Value::as_str).map(clean).collect();
+    let checks = run.rest.get("checks_not_run").and_then(Value::as_array)?;
+    let names: Vec<String> = checks.iter().filter_map(Value::as_str).map(clean).collect();
     let told =
         || format!("{} not run: .caisson.yaml of the repository names no command for it", names.join(", "));
     (!names.is_empty()).then(told)

@@ -19,6 +19,9 @@ pub(crate) const BODY_IDLE: Duration = Duration::from_mins(1);
 pub(crate) const GRACE: Duration = Duration::from_secs(5);
 /// How often the sandboxes are read even if no hint came.
 pub(crate) const RECONCILE: Duration = Duration::from_secs(5);
+/// How often credentials that could not be opened are tried again, in looks [`RECONCILE`] apart at most: the master key may be
+/// back.
+pub(crate) const UNOPENED_LOOKS: u32 = 12;
 /// How often `GET /next` and `GET /inputs` look within their wait even if no hint came: well under
 /// [`caisson_domain::limits::STOP_GRACE_S`], so that a run whose hint was lost has time to save its work.
 pub(crate) const LOOK: Duration = Duration::from_secs(2);
@@ -218,6 +221,13 @@ pub(crate) const EGRESS_TOLD_FIRST: Duration = Duration::from_secs(10);
 pub(crate) const EGRESS_TOLD_MOST: Duration = Duration::from_mins(5);
 /// How long one call for a token may take.
 pub(crate) const TOKEN_CALL: Duration = Duration::from_secs(30);
+/// How long a server has the turn at refreshing a credential's access token: for [`TOKEN_CALL`] and for writing down what came of
+/// it. Of one that died in its turn the others wait for its end.
+pub(crate) const RENEWAL_TURN: Duration = Duration::from_secs(45);
+/// How long the turns of other servers are waited for: of one that died, and of one that took over from it.
+pub(crate) const RENEWAL_WAIT: Duration = Duration::from_secs(100);
+/// How often it is looked whether a turn of another server is over even if no hint came.
+pub(crate) const RENEWAL_LOOK: Duration = Duration::from_millis(500);
 /// Answer to such a call, in bytes.
 pub(crate) const TOKEN_REPLY_BYTES: usize = 64 * 1024;
 /// How long after a failed call for a token there is no other with the same credential.
@@ -315,6 +325,10 @@ pub(crate) struct Bounds {
     pub(crate) first_byte: Duration,
     /// [`TOKEN_CALL`].
     pub(crate) token_call: Duration,
+    /// [`RENEWAL_TURN`].
+    pub(crate) renewal_turn: Duration,
+    /// [`RENEWAL_WAIT`].
+    pub(crate) renewal_wait: Duration,
     /// [`IDLE`].
     pub(crate) idle: Duration,
     /// [`DRAIN`].
@@ -388,6 +402,8 @@ impl Default for Bounds {
             end_hold: END_HOLD,
             first_byte: FIRST_BYTE,
             token_call: TOKEN_CALL,
+            renewal_turn: RENEWAL_TURN,
+            renewal_wait: RENEWAL_WAIT,
             idle: IDLE,
             drain: DRAIN,
             drain_bytes: DRAIN_BYTES,

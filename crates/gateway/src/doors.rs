@@ -45,7 +45,6 @@ impl Doors {
             if let Err(error) = self.reconcile().await {
                 tracing::warn!(error = %error, "the sandboxes of this server could not be read; trying again");
             }
-            self.shared.secrets.forget(self.shared.store.now_ms());
             tokio::select! {
                 () = cancel.cancelled() => return,
                 () = watch.changed(RECONCILE) => {}

@@ -43,6 +43,7 @@ pub use crate::config::{
     GatewayConfig, GatewayError, GitCredential, GitIdentity, GitUpstreams, ModelCredential, ModelUpstream,
     PushRules, find_program, secrets,
 };
+pub use crate::credentials::look_for_secrets;
 use crate::doors::Doors;
 pub use crate::egress::{EgressCredential, EgressUpstreams};
 use crate::egress::{EgressSide, Resolve};
@@ -138,7 +139,7 @@ impl Gateway {
             tracker: tracker.clone(),
             cancel,
         });
-        credentials::keep_all_out_of_the_record(&shared).await?;
+        look_for_secrets(&shared.store, &shared.secrets, &shared.tracker, &shared.cancel).await?;
         // Before a door is open, so that what is pending can only be an earlier process's.
         git::resume(&shared, &config.server).await?;
         let mut doors = Doors::new(shared, config.server, config.doors_dir);

@@ -8,7 +8,7 @@ use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{RunId, SandboxId, SessionId};
 use caisson_domain::redact::{LiveSecrets, ProjectSecrets};
 use caisson_domain::usage::PriceTable;
-use caisson_store::{CredentialUse, SandboxRow, Store};
+use caisson_store::{CredentialUse, SandboxRow, Store, StoreError};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -52,11 +52,15 @@ pub(crate) struct Shared {
 impl Shared {
     /// Records that a credential is about to be used for a run; without the record it is not.
     pub(crate) async fn note_use(&self, run: &RunId, used: &CredentialUse) -> Result<(), Refusal> {
+        self.try_note_use(run, used).await.map_err(|error| Refusal::store(&error))
+    }
+
+    /// The same, with the store's own error.
+    pub(crate) async fn try_note_use(&self, run: &RunId, used: &CredentialUse) -> Result<(), StoreError> {
         if self.noted.has(run, used) {
             return Ok(());
         }
-        let noted = hold(&self.cancel, self.bounds.store_hold, || self.store.note_credential_use(run, used));
-        noted.await.map_err(|error| Refusal::store(&error))?;
+        hold(&self.cancel, self.bounds.store_hold, || self.store.note_credential_use(run, used)).await?;
         self.noted.add(run, used);
         Ok(())
     }

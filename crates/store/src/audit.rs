@@ -18,7 +18,7 @@ use crate::database::{Tx, sql};
 use crate::{Store, StoreError, Topic};
 
 pub use credentials::CredentialUse;
-pub(crate) use credentials::write_totals;
+pub(crate) use credentials::{write_late_totals, write_totals};
 pub use record::{AUDIT_HASH_START, AuditRecord};
 pub use verify::{AuditFault, AuditHead, AuditReport, ChainReport};
 

@@ -14,7 +14,7 @@ pub(crate) mod sqlite;
 use std::path::Path;
 use std::sync::Arc;
 
-use caisson_domain::id::{CredentialId, RunId, SandboxId, UsageId};
+use caisson_domain::id::{RunId, SandboxId, UsageId};
 use caisson_domain::limits::SERVER_SILENT_MS;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgDatabaseError;
@@ -381,7 +381,7 @@ impl Tx<'_> {
     }
 
     /// How often a run has used a credential, and when last (Unix ms), beyond what is written.
-    pub(crate) fn unwritten_uses(&self, credential: &CredentialId, run: &RunId) -> (i64, i64) {
+    pub(crate) fn unwritten_uses(&self, credential: &str, run: &RunId) -> (i64, i64) {
         self.store.shared.credential_uses.of(credential, run)
     }
 

@@ -218,7 +218,7 @@ pub(crate) async fn append_end(
     ended: &Ended<'_>,
 ) -> Result<(), StoreError> {
     inputs::end(tx, session, run).await?;
-    audit::write_totals(tx, session, run).await?;
+    audit::write_totals(tx, run).await?;
     append(tx, session, run, &[ended.event()]).await?;
     let failure = ended.failure.map_or("", |failure| failure.kind.as_str());
     let labels = vec![("status", ended.status.as_str().to_owned()), ("failure", failure.to_owned())];

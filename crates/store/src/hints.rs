@@ -24,6 +24,8 @@ pub enum Topic {
     Audit,
     /// Something that a project's calls held of a budget was given back, or a budget was changed.
     Budget(ProjectId),
+    /// A credential was added, got another secret, was removed, or a turn at renewing one is over.
+    Credentials,
 }
 
 type Channels = HashMap<Topic, watch::Sender<()>>;

@@ -11,6 +11,7 @@
 
 mod approvals;
 mod artifacts;
+mod attachment_pieces;
 mod attachments;
 mod audit;
 mod automagik;
@@ -92,6 +93,7 @@ use vault::Keyring;
 
 pub use approvals::{AnswerApproval, Approval, NewApproval};
 pub use artifacts::{Artifact, NewArtifact, PutArtifact};
+pub use attachment_pieces::{ATTACHMENT_PIECE_BYTES, AttachmentPieces};
 pub use attachments::{ATTACHMENT_PART_BYTES, AttachmentsFull, NewAttachment};
 pub use audit::{
     AUDIT_HASH_START, AUDIT_TEXT_BYTES, Actor, AuditFault, AuditFilter, AuditHead, AuditRecord, AuditReport,
@@ -105,7 +107,7 @@ pub use budgets::{BudgetChange, ChangeBudgets, ProjectSpending, Spending};
 pub use clock::{Clock, ClockHandle};
 pub use credentials::{
     CREDENTIAL_USES_KEPT, Credential, CredentialError, CredentialUsage, NewCredential, OpenedCredential,
-    SigningKey, SigningKeyError,
+    RENEWAL_MS_MOST, RenewalTurn, SigningKey, SigningKeyError,
 };
 pub use database::breaker::{
     BREAKER_FAILURES, BREAKER_SPAN_MS, BREAKER_WAIT_MS_MAX, BREAKER_WAIT_MS_MIN, BreakerState,

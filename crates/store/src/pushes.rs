@@ -8,7 +8,7 @@ use caisson_domain::run::{Run, RunStatus};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::database::{Row, Tx, sql};
+use crate::database::{Hold, Row, Tx, sql};
 use crate::door::known_run;
 use crate::rows::{Columns, document, run_columns};
 use crate::{Actor, NewAudit, Store, StoreError, Topic, audit, events, meters, rows};
@@ -67,6 +67,10 @@ const PENDING_AT_HOME: &str = concat!(
 
 const BEGIN: &str = "update run set pending_push = $2 where id = $1 and status = 'running'";
 
+const BEGAN: &str = "select began_repository from run where id = $1";
+
+const SET_BEGAN: &str = "update run set began_repository = $2 where id = $1 and status = 'running'";
+
 const CLEAR: &str = "update run set pending_push = null where id = $1 and pending_push = $2";
 
 const PUSHED: &str = "update run set pushed_commit = $2 where id = $1 and status = 'running'";
@@ -116,6 +120,32 @@ impl Store {
         } else {
             BeginPush::Begun
         })
+    }
+
+    /// Whether the run was last seen to begin a repository: to push its branch to one that had none, as [`Store::set_began_repository`]
+    /// was told.
+    ///
+    /// # Errors
+    /// As every read; [`StoreError::Corrupt`] if there is no such run.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn began_repository(&self, run: &RunId) -> Result<bool, StoreError> {
+        let began: Option<i64> =
+            sql::query_scalar(BEGAN).bind(run.as_str()).fetch_optional(self.reader()).await?;
+        Ok(began.ok_or_else(|| StoreError::missing("run", run.as_str()))? != 0)
+    }
+
+    /// Writes down, before the push that makes the run's branch is forwarded, whether its git host has said that the repository has
+    /// no branch.
+    ///
+    /// # Errors
+    /// As every write.
+    /// # Cancel safety
+    /// Safe: repeatable.
+    pub async fn set_began_repository(&self, run: &RunId, began: bool) -> Result<(), StoreError> {
+        let mut tx = self.begin_in(Hold::SessionOfRun(run)).await?;
+        sql::query(SET_BEGAN).bind(run.as_str()).bind(i64::from(began)).execute(&mut *tx.db).await?;
+        tx.commit().await
     }
 
     /// Records a push, which is pending no longer. One that the git host took, to the run's own branch, while the run

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use caisson_domain::id::{CredentialId, ProjectId, RunId, SessionId};
+use caisson_domain::id::{ProjectId, RunId, SessionId};
 use caisson_domain::repository_file::CheckName;
 use caisson_domain::run::{Failure, FailureKind, Phase, Resources, Run, RunStatus, Waiting, cut};
 use caisson_domain::usage::UsageTotals;
@@ -105,7 +105,7 @@ pub struct RunView {
     pub pushed_commit: Option<String>,
     /// Tokens and cost, as the gateway counted them.
     pub usage: UsageView,
-    /// The stored credentials that the gateway used for it, and how often; none unless the run itself is read.
+    /// The credentials that the gateway used for it, and how often; none unless the run itself is read.
     pub credential_uses: Option<Vec<CredentialUseView>>,
     /// Which of its project's runs start first, -10 to 10.
     pub priority: i64,
@@ -202,13 +202,12 @@ pub struct UsageView {
     pub cost_micro_usd: i64,
 }
 
-/// How often a run used a stored credential.
+/// How often a run used a credential.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CredentialUseView {
-    /// The credential, which may have been removed since.
-    #[schema(value_type = String)]
-    pub credential_id: CredentialId,
-    /// How often; exact a minute after the last use.
+    /// The stored credential's id, which may have been removed since; `config:` and its name for one of the server's configuration.
+    pub credential_id: String,
+    /// How many requests carried it; exact once the run's outcome is known, or a minute after the last use.
     pub uses: i64,
     /// Unix ms.
     pub first_used_at_ms: i64,

@@ -11,13 +11,15 @@ use caisson_domain::attachment::{
 };
 use caisson_domain::limits::API_BODY_BYTES;
 use caisson_domain::principal::Scope;
+use caisson_store::ATTACHMENT_PIECE_BYTES;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream;
-use http::StatusCode;
+use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use sha2::Digest;
 use tokio::time::timeout;
+use tower::ServiceExt;
 
 use crate::support::{Api, body_with};
 
@@ -181,6 +183,37 @@ async fn a_large_request_that_gets_no_place_is_told_when_to_come_again() {
     assert_eq!(refused.header("retry-after"), "10");
     drop(held);
     assert_eq!(api.post("/v1/runs", &large).await.status, StatusCode::ACCEPTED);
+}
+
+#[tokio::test]
+async fn a_download_that_nobody_reads_holds_a_piece_and_no_place() {
+    let api = Api::start().await;
+    let content: Vec<u8> = (0..=255).cycle().take(ATTACHMENT_BYTES).collect();
+    let body = body_with(&json!({ "attachments": [attached("f", &content)] }));
+    let run = api.post("/v1/runs", &body).await.json()["id"].as_str().unwrap().to_owned();
+    let path = format!("/v1/runs/{run}/attachments/0");
+    let begin = async || {
+        let request = api.request(Method::GET, &path).body(Body::empty()).unwrap();
+        let response = api.router.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["content-length"], ATTACHMENT_BYTES.to_string());
+        response.into_body().into_data_stream()
+    };
+    // More than would fit into memory whole.
+    let mut unread = Vec::new();
+    for _ in 0..100 {
+        unread.push(begin().await);
+    }
+    let mut whole = Vec::new();
+    let mut last = begin().await;
+    while let Some(piece) = last.next().await {
+        let piece = piece.unwrap();
+        assert!(piece.len() <= ATTACHMENT_PIECE_BYTES, "{}", piece.len());
+        whole.extend_from_slice(&piece);
+    }
+    assert!(whole == content);
+    let other = unread[0].next().await.unwrap().unwrap();
+    assert!(other == content[..ATTACHMENT_PIECE_BYTES], "each has a place of its own in it");
 }
 
 #[tokio::test]

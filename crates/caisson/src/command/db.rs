@@ -171,18 +171,18 @@ async fn directory(
     settings: &Settings,
     store: &Store,
     (file, own): (&StoredFile, Option<&ServerId>),
-    (shared, sharing): (Option<&SharedArtifacts>, &mut BTreeMap<ServerId, bool>),
+    (shared, known): (Option<&SharedArtifacts>, &mut BTreeMap<ServerId, bool>),
 ) -> anyhow::Result<Option<PathBuf>> {
     if !store.is_elsewhere(file.server.as_ref(), own) {
         let directory = own.map(|own| artifacts::own_directory(settings, own));
         return Ok(Some(directory.unwrap_or_else(|| settings.state_dir.join("artifacts"))));
     }
     let (Some(keeper), Some(shared)) = (&file.server, shared) else { return Ok(None) };
-    if !sharing.contains_key(keeper) {
-        let shares = store.artifacts_id(keeper).await?.as_ref() == Some(&shared.id);
-        sharing.insert(keeper.clone(), shares);
+    if !known.contains_key(keeper) {
+        let is_shared = store.artifacts_id(keeper).await?.as_ref() == Some(&shared.id);
+        known.insert(keeper.clone(), is_shared);
     }
-    Ok(sharing.get(keeper).is_some_and(|shares| *shares).then(|| shared.of(keeper)))
+    Ok(known.get(keeper).is_some_and(|is_shared| *is_shared).then(|| shared.of(keeper)))
 }
 
 async fn backup(settings: &Settings, file: &Path, output: OutputFlag) -> anyhow::Result<u8> {

@@ -12,7 +12,7 @@ use super::{heavy, number, read_body, record, redaction};
 use crate::body::Body;
 use crate::problem::{Refusal, json_response};
 use crate::shared::Door;
-use crate::{egress, git, mcp};
+use crate::{credentials, egress, git, mcp};
 
 /// Stores a batch of whole lines. A line that is not understood becomes a note: an error would have the shim
 /// send the same bytes for ever.
@@ -41,6 +41,7 @@ pub(super) async fn append(door: &Arc<Door>, request: Request<Incoming>) -> Resu
         git::before_outcome(door).await.map_err(|error| Refusal::store(&error))?;
         egress::before_outcome(door).await;
         mcp::before_outcome(door).await;
+        credentials::before_outcome(door).await.map_err(|error| Refusal::store(&error))?;
     }
     let entries = batch.into_entries(run.as_ref().map(|run| (&run.id, run.attempt)));
     let stored = store.append_journal(&door.sandbox, offset, end, entries).await;

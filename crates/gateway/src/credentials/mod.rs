@@ -11,18 +11,18 @@ mod mcp;
 mod model;
 mod oauth;
 mod registry;
+mod secrets;
 mod time;
 mod token;
+mod turn;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use caisson_domain::credential::{CredentialKind, CredentialSecret, CredentialSettings};
-use caisson_domain::id::{CredentialId, ProjectId};
 use caisson_domain::redact::{Held, Origin};
-use caisson_store::{Credential, CredentialError, DoorRun, OpenedCredential, StoreError};
+use caisson_store::{Credential, CredentialError, CredentialUse, DoorRun, OpenedCredential, StoreError};
 use reqwest::header::HeaderValue;
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretString};
@@ -34,10 +34,12 @@ pub(crate) use self::mcp::{McpHeader, mcp};
 use self::model::Clients;
 pub(crate) use self::model::{ModelRoute, model};
 pub(crate) use self::registry::{RegistryLogin, registry};
+pub(crate) use self::secrets::keep_out_of_the_record;
+pub use self::secrets::look_for_secrets;
 pub(crate) use self::token::TokenFault;
 use crate::config::secret_header;
 use crate::hold::hold;
-use crate::shared::Shared;
+use crate::shared::{Door, Shared};
 
 /// User name that goes with an installation token.
 const APP_USER: &str = "x-access-token";
@@ -56,26 +58,41 @@ pub(crate) struct CredentialSide {
 pub(crate) struct GitLogin {
     pub(crate) authorization: HeaderValue,
     /// What the record calls the credential.
-    pub(crate) name: String,
-    /// The app whose installation token it is.
-    app: Option<CredentialId>,
+    name: String,
+    /// The credential of the store that it is of.
+    stored: Option<Credential>,
 }
 
 impl GitLogin {
     /// Of a credential of the settings.
     pub(crate) const fn of_settings(authorization: HeaderValue, name: String) -> Self {
-        Self { authorization, name, app: None }
+        Self { authorization, name, stored: None }
+    }
+
+    /// Writes down, before it is sent to `host` for a run, that it is: for what and to whom once, and each time that it was used.
+    pub(crate) async fn note(
+        &self,
+        shared: &Shared,
+        run: &DoorRun,
+        (host, purpose): (&str, &'static str),
+    ) -> Result<(), CredentialFault> {
+        let used = CredentialUse { credential: self.name.clone(), host: host.to_owned(), purpose };
+        shared.try_note_use(&run.id, &used).await.map_err(|error| CredentialFault::store(&error))?;
+        match &self.stored {
+            Some(credential) => self::used(shared, credential, run).await,
+            None => used_configured(shared, &self.name, run).await,
+        }
     }
 
     /// The git host refused it: an installation token is not used again.
     pub(crate) fn refused(&self, shared: &Shared) {
-        if let Some(app) = &self.app {
-            shared.credentials.flights.forget(app);
+        if let Some(credential) = &self.stored {
+            shared.credentials.flights.forget(&credential.id);
         }
     }
 }
 
-/// The store's credential for a repository; none if it has none that covers its URL.
+/// The store's credential for a repository; none if it has none that covers its URL. Whoever sends it notes that first.
 pub(crate) async fn git(
     shared: &Arc<Shared>,
     run: &DoorRun,
@@ -85,30 +102,25 @@ pub(crate) async fn git(
     for _ in 0..CHOICES {
         let Some(chosen) = choose(candidates(shared, run, KINDS).await?, url) else { return Ok(None) };
         let Some(opened) = open(shared, &chosen).await? else { continue };
-        return login(shared, run, opened).await.map(Some);
+        return login(shared, opened).await.map(Some);
     }
     Ok(None)
 }
 
-async fn login(
-    shared: &Arc<Shared>,
-    run: &DoorRun,
-    opened: OpenedCredential,
-) -> Result<GitLogin, CredentialFault> {
+async fn login(shared: &Arc<Shared>, opened: OpenedCredential) -> Result<GitLogin, CredentialFault> {
     let credential = opened.credential.clone();
-    let (username, token, app) = match (&credential.settings, &opened.secret) {
+    let (username, token) = match (&credential.settings, &opened.secret) {
         (CredentialSettings::GitToken { username, .. }, CredentialSecret::Value { value, .. }) => {
-            (username.as_str(), value.clone(), None)
+            (username.as_str(), value.clone())
         }
         (CredentialSettings::GitGithubApp { .. }, CredentialSecret::PrivateKey { .. }) => {
-            (APP_USER, github_app::token(shared, opened).await?, Some(credential.id.clone()))
+            (APP_USER, github_app::token(shared, opened).await?)
         }
         _ => return Err(CredentialFault::unusable(&credential)),
     };
     let authorization = secret_header("a git credential", &basic(username, &token))
         .map_err(|_| CredentialFault::unusable(&credential))?;
-    used(shared, &credential, run).await?;
-    Ok(GitLogin { authorization, name: recorded_name(&credential), app })
+    Ok(GitLogin { authorization, name: recorded_name(&credential), stored: Some(credential) })
 }
 
 /// What the record calls a stored credential: its id, since a name may be given again, and its name for people.
@@ -196,41 +208,13 @@ fn live_texts(opened: &OpenedCredential) -> Vec<SecretString> {
     texts
 }
 
-/// Opens every credential of the project, so that its secrets are kept out of the record before anybody uses it; those that
-/// are gone are looked for a little longer. What cannot be opened cannot be used either.
-///
-/// # Errors
-/// The store cannot be asked, and so nobody knows what must be kept out.
-pub(crate) async fn keep_out_of_the_record(shared: &Shared, project: &ProjectId) -> Result<(), StoreError> {
-    keep_out(shared, project, shared.store.credential_ids(project).await?).await
-}
-
-/// The same for every project.
-pub(crate) async fn keep_all_out_of_the_record(shared: &Shared) -> Result<(), StoreError> {
-    let mut projects: BTreeMap<ProjectId, Vec<CredentialId>> = BTreeMap::new();
-    for (project, id) in shared.store.every_credential_id().await? {
-        projects.entry(project).or_default().push(id);
+/// Before a run's outcome is stored: how often it used which credential is written, since whoever ends it may be another process.
+pub(crate) async fn before_outcome(door: &Door) -> Result<(), StoreError> {
+    let store = &door.shared.store;
+    match store.door_run(&door.sandbox).await? {
+        Some(run) => store.write_credential_uses_of(&run.id).await,
+        None => Ok(()),
     }
-    for (project, listed) in projects {
-        keep_out(shared, &project, listed).await?;
-    }
-    Ok(())
-}
-
-async fn keep_out(shared: &Shared, project: &ProjectId, listed: Vec<CredentialId>) -> Result<(), StoreError> {
-    let mut opened = Vec::new();
-    for id in &listed {
-        match shared.store.open_credential(project, id).await {
-            Ok(found) => opened.extend(found.as_ref().map(stored)),
-            Err(CredentialError::Store(error)) if !matches!(error, StoreError::Corrupt { .. }) => {
-                return Err(error);
-            }
-            // Nobody waits for a key that is not there, nor for a row that was damaged.
-            Err(error) => tracing::debug!(credential.id = %id, %error, "{id} could not be opened"),
-        }
-    }
-    shared.secrets.update(project, &listed, opened, shared.store.now_ms());
-    Ok(())
 }
 
 /// What waiting can help with outside, everything else inside.
@@ -239,6 +223,18 @@ fn held<T>(result: Result<T, CredentialError>) -> Result<Result<T, CredentialErr
         Err(CredentialError::Store(error)) => Err(error),
         other => Ok(other),
     }
+}
+
+/// Counts a use of a credential of the settings, by the name that the record has of it.
+pub(crate) async fn used_configured(
+    shared: &Shared,
+    name: &str,
+    run: &DoorRun,
+) -> Result<(), CredentialFault> {
+    let store = &shared.store;
+    let counted =
+        hold(&shared.cancel, shared.bounds.store_hold, || store.use_configured_credential(name, &run.id));
+    counted.await.map_err(|error| CredentialFault::store(&error))
 }
 
 async fn used(shared: &Shared, credential: &Credential, run: &DoorRun) -> Result<(), CredentialFault> {
@@ -250,6 +246,8 @@ async fn used(shared: &Shared, credential: &Credential, run: &DoorRun) -> Result
 
 #[cfg(test)]
 mod tests {
+    use caisson_domain::id::{CredentialId, ProjectId};
+
     use super::*;
 
     fn credential(prefix: &str, name: &str) -> Credential {

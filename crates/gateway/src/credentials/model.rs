@@ -11,7 +11,7 @@ use reqwest::header::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::{CHOICES, CredentialFault, candidates, oauth, open, recorded_name, used};
+use super::{CHOICES, CredentialFault, candidates, oauth, open, recorded_name, used, used_configured};
 use crate::bounds::MODEL_CLIENTS;
 use crate::config::{ModelCredential, client};
 use crate::shared::Shared;
@@ -24,11 +24,9 @@ pub(crate) struct ModelRoute {
     pub(crate) name: String,
     /// What must not be shown.
     pub(crate) header: (HeaderName, HeaderValue),
-    /// Of the store: the credential's name and project.
-    stored: Option<(String, ProjectId)>,
+    /// Of the store.
+    stored: Option<Credential>,
     beta: Option<HeaderValue>,
-    /// The credential whose access token it is, which can be had anew.
-    renewable: Option<Credential>,
 }
 
 impl ModelRoute {
@@ -38,18 +36,31 @@ impl ModelRoute {
         base_url: Url,
         header: (HeaderName, HeaderValue),
     ) -> Self {
-        Self { client, base_url, name: "model".to_owned(), header, stored: None, beta: None, renewable: None }
+        Self { client, base_url, name: "model".to_owned(), header, stored: None, beta: None }
     }
 
     /// Whether it is sent with an access token that can be had anew.
-    pub(crate) const fn is_renewable(&self) -> bool {
-        self.renewable.is_some()
+    pub(crate) fn is_renewable(&self) -> bool {
+        self.renewable().is_some()
+    }
+
+    /// The credential whose access token it is, which can be had anew.
+    fn renewable(&self) -> Option<&Credential> {
+        self.stored.as_ref().filter(|stored| stored.settings.kind() == CredentialKind::ModelOauth)
+    }
+
+    /// Counts that it is about to be sent once more, or for the first time where it is of the settings.
+    pub(crate) async fn used(&self, shared: &Shared, run: &DoorRun) -> Result<(), CredentialFault> {
+        match &self.stored {
+            Some(credential) => used(shared, credential, run).await,
+            None => used_configured(shared, &self.name, run).await,
+        }
     }
 
     /// What it is sent with, for people.
     pub(crate) fn credential_text(&self) -> String {
         match &self.stored {
-            Some((name, _)) => format!("the credential \"{name}\""),
+            Some(Credential { name, .. }) => format!("the credential \"{name}\""),
             None => "the server's credential".to_owned(),
         }
     }
@@ -57,10 +68,10 @@ impl ModelRoute {
     /// How whoever runs the server puts another secret into its place.
     pub(crate) fn replace_text(&self) -> String {
         match &self.stored {
-            Some((name, project)) if *project == ProjectId::default_project() => {
+            Some(Credential { name, project, .. }) if *project == ProjectId::default_project() => {
                 format!("replace its secret by `caisson credential rotate {name}` on the server's machine")
             }
-            Some((name, project)) => format!(
+            Some(Credential { name, project, .. }) => format!(
                 "replace its secret by `caisson credential rotate {name} --project {project}` on the server's machine"
             ),
             None => "replace it in the server's configuration".to_owned(),
@@ -73,7 +84,7 @@ impl ModelRoute {
     /// # Cancel safety
     /// Safe: a refresh that was begun is stored all the same.
     pub(crate) async fn renewed(&self, shared: &Arc<Shared>, run: &DoorRun) -> Option<Self> {
-        let refused = self.renewable.as_ref()?;
+        let refused = self.renewable()?;
         let renewing = async {
             let Some(opened) = oauth::renewed(shared, &self.client, refused).await? else { return Ok(None) };
             // Rotated meanwhile, it may be for another URL, and the request is made already.
@@ -142,11 +153,10 @@ fn route(
     };
     let header = known.header().map_err(|_| unusable())?;
     let beta = beta.map(HeaderValue::from_str).transpose().map_err(|_| unusable())?;
-    let renewable = matches!(opened.secret, CredentialSecret::Oauth { .. }).then(|| credential.clone());
-    let stored = Some((credential.name.clone(), credential.project.clone()));
+    let stored = Some(credential.clone());
     let own = credential.settings.reach().and_then(|reach| reach.base_url.clone());
     let base_url = own.unwrap_or_else(|| shared.model.upstream.base_url.clone());
-    Ok(ModelRoute { client, base_url, name: recorded_name(credential), header, stored, beta, renewable })
+    Ok(ModelRoute { client, base_url, name: recorded_name(credential), header, stored, beta })
 }
 
 /// Clients of credentials with a proxy or certificates of their own, and the version they were made for:

@@ -1,7 +1,7 @@
 //! Access tokens that are refreshed (RFC 6749, section 6).
 //!
-//! One refresh of a credential is under way at a time, in a task of its own: an endpoint may give a new refresh token and
-//! forget the old one, so what it answers is stored whatever becomes of the request that wanted it.
+//! One refresh of a credential is under way at a time, on all servers of a database, in a task of its own: an endpoint may give a
+//! new refresh token and forget the old one, so what it answers is stored whatever becomes of the request that wanted it.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use url::form_urlencoded::Serializer;
 
 use super::flight::Flight;
 use super::token::{self, TokenFault};
-use super::{CredentialFault, held, open, stored};
+use super::{CredentialFault, held, open, stored, turn};
 use crate::bounds::{OAUTH_LIFETIME_MS, OAUTH_LIFETIME_MS_MOST, OAUTH_SKEW_MS};
 use crate::hold::hold;
 use crate::shared::Shared;
@@ -106,7 +106,7 @@ async fn fly(
 }
 
 /// Why a refresh failed.
-enum Failed {
+pub(super) enum Failed {
     Token(TokenFault),
     Other(CredentialFault),
 }
@@ -137,8 +137,33 @@ const fn expires_at_ms(opened: &OpenedCredential) -> i64 {
     }
 }
 
-/// Refreshes and stores. What somebody rotated to meanwhile counts more.
+/// Refreshes once no other server does, and takes what one has stored meanwhile: also where the endpoint refused, since then it
+/// may have been another server that it gave a token to.
 async fn refresh(
+    shared: &Shared,
+    client: &reqwest::Client,
+    opened: &OpenedCredential,
+) -> Result<Option<OpenedCredential>, Failed> {
+    let credential = &opened.credential;
+    let Some(turn) = turn::take(shared, credential).await? else {
+        return open(shared, credential).await.map_err(Failed::Other);
+    };
+    let refreshed = refresh_in_turn(shared, client, opened).await;
+    let Err(Failed::Token(fault)) = refreshed else {
+        if refreshed.is_err() {
+            turn::end(shared, credential, turn).await;
+        }
+        return refreshed;
+    };
+    turn::end(shared, credential, turn).await;
+    match open(shared, credential).await.map_err(Failed::Other)? {
+        Some(now) if now.credential.version == credential.version => Err(Failed::Token(fault)),
+        changed => Ok(changed),
+    }
+}
+
+/// Refreshes and stores. What somebody rotated to meanwhile counts more.
+async fn refresh_in_turn(
     shared: &Shared,
     client: &reqwest::Client,
     opened: &OpenedCredential,

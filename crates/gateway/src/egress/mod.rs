@@ -150,12 +150,15 @@ async fn pass(
 async fn login(shared: &Arc<Shared>, run: &Run, wanted: &Wanted) -> Result<Option<RegistryLogin>, Stop> {
     let of_run = DoorRun { id: run.id.clone(), project: run.project.clone() };
     let stored = credentials::registry(shared, &of_run, &wanted.target).await?;
-    let Some(login) = stored.or_else(|| shared.egress.policy.credential(wanted).cloned()) else {
-        return Ok(None);
-    };
+    let of_settings = || shared.egress.policy.credential(wanted).cloned();
+    let (is_stored, found) = (stored.is_some(), stored.or_else(of_settings));
+    let Some(login) = found else { return Ok(None) };
     let host = wanted.target.host.to_string();
     let used = CredentialUse { credential: login.name.clone(), host, purpose: "registry" };
     shared.note_use(&run.id, &used).await.map_err(Stop::Store)?;
+    if !is_stored {
+        credentials::used_configured(shared, &login.name, &of_run).await?;
+    }
     Ok(Some(login))
 }
 

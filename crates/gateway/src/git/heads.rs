@@ -17,6 +17,8 @@ use crate::bounds::ADVERTISEMENT_BYTES;
 
 /// What the remote's default branch is named by.
 const HEAD: &str = "HEAD";
+/// What stands in the place of the first ref where there is none.
+const NO_REFS: &str = " capabilities^{}";
 /// What the names of all branches begin with.
 const BRANCHES: &str = "refs/heads/";
 
@@ -29,6 +31,8 @@ pub(super) struct Heads {
     pub(super) unborn: bool,
     /// The ref that the branch asked after is another name of.
     pub(super) target: Option<String>,
+    /// Whether the repository has no branch at all.
+    pub(super) empty: bool,
 }
 
 /// What a host offers.
@@ -42,6 +46,8 @@ struct Offer {
     format: Option<String>,
     /// The default branch, by the older protocol.
     default: Option<String>,
+    /// Whether the repository has no ref, by the older protocol.
+    empty: bool,
 }
 
 /// Asks the host after its default branch and after `branch`, a full ref.
@@ -53,23 +59,20 @@ struct Offer {
 pub(super) async fn ask(upstream: &Upstream, branch: &str) -> Result<Heads, Fault> {
     let offer = offer(upstream).await?;
     if !offer.second {
-        return Ok(Heads { default: offer.default, ..Heads::default() });
+        return Ok(Heads { default: offer.default, empty: offer.empty, ..Heads::default() });
     }
     let mut heads = Heads::default();
     list(upstream, &offer, &[HEAD, branch], |line| heads.take(line, branch)).await?;
+    // Where there is a default branch, there is a branch.
+    if heads.unborn || heads.default.is_none() {
+        heads.empty = !has_branches(upstream, &offer).await?;
+    }
     Ok(heads)
 }
 
-/// Whether the repository has a branch.
-///
-/// # Errors
-/// As [`ask`].
-/// # Cancel safety
-/// As [`ask`].
-pub(super) async fn has_branches(upstream: &Upstream) -> Result<bool, Fault> {
-    let offer = offer(upstream).await?;
+async fn has_branches(upstream: &Upstream, offer: &Offer) -> Result<bool, Fault> {
     let mut found = false;
-    list(upstream, &offer, &[BRANCHES], |line| {
+    list(upstream, offer, &[BRANCHES], |line| {
         let name = line.split(' ').nth(1).unwrap_or_default();
         found |= name.starts_with(BRANCHES);
         !found
@@ -188,7 +191,8 @@ impl Offered {
         if text == "version 2" {
             self.offer.second = true;
         }
-        if let Some((_, capabilities)) = text.split_once('\0') {
+        if let Some((first, capabilities)) = text.split_once('\0') {
+            self.offer.empty = first.ends_with(NO_REFS);
             let mut words = capabilities.split(' ');
             self.offer.default = words.find_map(|word| word.strip_prefix("symref=HEAD:")).map(str::to_owned);
             return Ok(false);
@@ -256,7 +260,8 @@ mod tests {
             assert_eq!(offered(&[header, "", &first, "more"], size).await, Ok(told.clone()));
             assert_eq!(offered(&[header, "", "version 1", &first], size).await, Ok(told));
             let empty = format!("{} capabilities^{{}}\0agent=git/1", "0".repeat(40));
-            assert_eq!(offered(&[header, "", &empty, ""], size).await, Ok(Offer::default()));
+            let nothing = Offer { empty: true, ..Offer::default() };
+            assert_eq!(offered(&[header, "", &empty, ""], size).await, Ok(nothing));
         }
     }
 
@@ -295,15 +300,16 @@ mod tests {
             &format!("{ID} refs/heads/xy symref-target:refs/heads/other"),
         ]);
         let main = Some("refs/heads/main".to_owned());
-        assert_eq!(told, Heads { default: main.clone(), unborn: false, target: main.clone() });
+        assert_eq!(told, Heads { default: main.clone(), target: main.clone(), ..Heads::default() });
         let unborn = of(&["unborn HEAD symref-target:refs/heads/main"]);
-        assert_eq!(unborn, Heads { default: main, unborn: true, target: None });
+        assert_eq!(unborn, Heads { default: main, unborn: true, ..Heads::default() });
         assert_eq!(of(&[&format!("{ID} HEAD")]), Heads::default(), "no branch is checked out");
     }
 
     #[test]
     fn what_the_host_does_not_know_is_not_asked_for() {
-        let offer = Offer { second: true, unborn: true, format: Some("sha256".to_owned()), default: None };
+        let format = Some("sha256".to_owned());
+        let offer = Offer { second: true, unborn: true, format, ..Offer::default() };
         let text = String::from_utf8(request(&offer, &[HEAD])).unwrap();
         assert_eq!(
             text,

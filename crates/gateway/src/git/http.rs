@@ -8,10 +8,9 @@ use ::http::header::{
     USER_AGENT,
 };
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode};
-use caisson_domain::id::ProjectId;
 use caisson_domain::redact::Redactor;
 use caisson_domain::run::Run;
-use caisson_store::{CredentialUse, DoorRun};
+use caisson_store::DoorRun;
 use futures_util::stream::{self, StreamExt};
 use tokio::time::timeout;
 use url::Url;
@@ -31,7 +30,7 @@ const GATHERED_BYTES: u64 = 1024 * 1024;
 
 pub(super) struct HttpRepository {
     shared: Arc<Shared>,
-    project: ProjectId,
+    run: DoorRun,
     url: Url,
     login: Option<GitLogin>,
 }
@@ -45,18 +44,12 @@ impl HttpRepository {
             Some(login) => Some(login),
             None => configured(&shared.git.credentials, &url)?,
         };
-        Ok(Self { shared: Arc::clone(shared), project: run.project, url, login })
+        Ok(Self { shared: Arc::clone(shared), run, url, login })
     }
 
     /// What takes live secrets out of what the host says.
     pub(super) fn redactor(&self) -> Arc<Redactor> {
-        self.shared.secrets.of(&self.project).redactor()
-    }
-
-    /// What is recorded of the credential that goes along; none if none does.
-    pub(super) fn credential_use(&self, purpose: &'static str) -> Option<CredentialUse> {
-        let host = self.url.host_str().unwrap_or_default().to_owned();
-        self.login.as_ref().map(|login| CredentialUse { credential: login.name.clone(), host, purpose })
+        self.shared.secrets.of(&self.run.project).redactor()
     }
 
     pub(super) async fn advertise(&self, service: Service, protocol: Option<&str>) -> Result<Answer, Fault> {
@@ -64,7 +57,7 @@ impl HttpRepository {
         url.set_query(Some(&format!("service={}", service.name())));
         let request = self.request(Method::GET, url, protocol.filter(|_| service == Service::UploadPack));
         let patience = self.shared.bounds.first_byte;
-        self.send(request, patience, &format!("application/x-{}-advertisement", service.name())).await
+        self.send((service, "advertisement"), request, patience).await
     }
 
     pub(super) async fn exchange(
@@ -94,7 +87,7 @@ impl HttpRepository {
             Service::UploadPack => self.shared.bounds.first_byte,
             Service::ReceivePack => self.shared.bounds.exchange,
         };
-        self.send(request, patience, &format!("application/x-{}-result", service.name())).await
+        self.send((service, "result"), request, patience).await
     }
 
     fn below(&self, rest: &str) -> Url {
@@ -118,13 +111,19 @@ impl HttpRepository {
         request
     }
 
+    /// Sends a request that is answered with such a part of the service's; each one that carries a credential is written down
+    /// before.
     async fn send(
         &self,
+        (service, expected): (Service, &str),
         request: reqwest::Request,
         patience: Duration,
-        expected: &str,
     ) -> Result<Answer, Fault> {
         let bounds = &self.shared.bounds;
+        if let Some(login) = &self.login {
+            let to = (self.url.host_str().unwrap_or_default(), service.purpose());
+            login.note(&self.shared, &self.run, to).await.map_err(Fault::Credential)?;
+        }
         let sent = timeout(patience, self.shared.git.client.execute(request)).await;
         let response = match sent {
             Ok(Ok(response)) => response,
@@ -137,7 +136,7 @@ impl HttpRepository {
         };
         self.judge(response.status(), response.headers())?;
         let kind = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        if kind != Some(expected) {
+        if kind != Some(&format!("application/x-{}-{expected}", service.name())) {
             return Err(Fault::NotGit);
         }
         let encoding = response.headers().get(CONTENT_ENCODING).cloned();

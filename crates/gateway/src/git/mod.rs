@@ -45,7 +45,7 @@ use caisson_domain::event::EventKind;
 use caisson_domain::git::{AllowList, BranchName, Repository};
 use caisson_domain::redact::Redactor;
 use caisson_domain::run::Run;
-use caisson_store::{BoxError, CredentialUse};
+use caisson_store::BoxError;
 use futures_util::stream::{self, StreamExt};
 use hyper::body::Incoming;
 use serde_json::json;
@@ -155,6 +155,14 @@ impl Service {
             Self::ReceivePack => "git-receive-pack",
         }
     }
+
+    /// What the record of a credential says that it was used for.
+    const fn purpose(self) -> &'static str {
+        match self {
+            Self::UploadPack => "git fetch",
+            Self::ReceivePack => "git push",
+        }
+    }
 }
 
 /// What is asked of a service.
@@ -185,7 +193,7 @@ struct Answer {
 
 /// The repository behind the door.
 enum Upstream {
-    Http(HttpRepository),
+    Http(Box<HttpRepository>),
     Local(LocalRepository),
 }
 
@@ -201,20 +209,13 @@ impl Upstream {
             return Err(Fault::NotAllowed);
         }
         match repository {
-            Repository::Url(url) => Ok(Self::Http(HttpRepository::new(shared, run, url.clone()).await?)),
+            Repository::Url(url) => {
+                Ok(Self::Http(Box::new(HttpRepository::new(shared, run, url.clone()).await?)))
+            }
             Repository::Path(path) => {
                 let (own, project) = (own.map(Arc::clone), run.project.clone());
                 Ok(Self::Local(LocalRepository::open(Arc::clone(shared), project, path.clone(), own).await?))
             }
-        }
-    }
-
-    /// What is recorded of the credential that goes along; none if none does.
-    fn credential_use(&self, pushing: bool) -> Option<CredentialUse> {
-        let purpose = if pushing { "git push" } else { "git fetch" };
-        match self {
-            Self::Http(repository) => repository.credential_use(purpose),
-            Self::Local(_) => None,
         }
     }
 
@@ -303,9 +304,6 @@ async fn serve(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Resu
         && let Some(fault) = early::unpushable(shared, &run, &upstream).await
     {
         return Err(tell(door, &run, fault).await);
-    }
-    if let Some(used) = upstream.credential_use(pushing) {
-        shared.note_use(&run.id, &used).await?;
     }
     let answered = match (operation, begun) {
         (Operation::Push, Some(exchange)) => {

@@ -222,7 +222,7 @@ async fn examine(
 ) -> Result<Cleared, Halt> {
     let Carriage { door, run, push, upstream, .. } = carriage;
     let shared = &door.shared;
-    let steers = trusted::look(shared, run, upstream).await?;
+    let trusted::Look { steers, begins } = trusted::look(shared, run, upstream).await?;
     if let Some((steers, branch)) = steers.zip(run.spec.branch.as_ref()) {
         return Err(Halt::Denied(vec![steers.denial(branch)]));
     }
@@ -250,6 +250,8 @@ async fn examine(
         return Err(Halt::Denied(told.map(|finding| finding.denial(&push.ref_name)).collect()));
     }
     let rewrites = lease::judge(shared, run, push, (inspector, &case, &contents)).await?;
+    let noted = trusted::note_beginning(shared, run, push, begins).await;
+    noted.map_err(|error| Halt::Refused(Refusal::store(&error)))?;
     Ok(Cleared { bytes, rewrites })
 }
 

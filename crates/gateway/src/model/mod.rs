@@ -191,7 +191,11 @@ async fn credential_route(door: &Arc<Door>, run: &DoorRun) -> Result<ModelRoute,
                 Refusal::new(StatusCode::FORBIDDEN, "no_credential", message)
             })?;
             let (client, base_url) = (side.client.clone(), side.upstream.base_url.clone());
-            Ok(ModelRoute::of_settings(client, base_url, header))
+            let route = ModelRoute::of_settings(client, base_url, header);
+            match route.used(&door.shared, run).await {
+                Ok(()) => Ok(route),
+                Err(fault) => Err(no_credential(door, run, &fault).await),
+            }
         }
         Err(fault) => Err(no_credential(door, run, &fault).await),
     }

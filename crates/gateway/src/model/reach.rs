@@ -19,7 +19,7 @@ use super::retry::{Advice, Tries, may_pass};
 use super::share::NoShare;
 use super::stream::Reply;
 use super::words::words;
-use crate::credentials::ModelRoute;
+use crate::credentials::{CredentialFault, ModelRoute};
 use crate::hold::hold;
 use crate::problem::Refusal;
 use crate::shared::{Door, Shared};
@@ -100,7 +100,10 @@ pub(super) async fn reach(
         let wait = trouble.advice().and_then(|advice| tries.wait(advice, account.spread()));
         trouble.tell(door, run, wait).await;
         match wait {
-            Some(wait) => pause(shared, wait, reply).await?,
+            Some(wait) => {
+                pause(shared, wait, reply).await?;
+                route.used(shared, run).await.map_err(|fault| uncounted(&fault))?;
+            }
             None => return Err(give_up((door, run), route, &trouble, &tries.told()).await),
         }
     }
@@ -159,6 +162,11 @@ async fn stop_run((door, run): (&Door, &DoorRun), failure: Failure) -> Refusal {
 fn unsent() -> Refusal {
     let message = "the call was not waited for any longer";
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message)
+}
+
+/// The store does not answer, and nothing is sent that is not counted.
+fn uncounted(fault: &CredentialFault) -> Refusal {
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", fault.message())
 }
 
 /// There is a good token now, and no copy of the call: the agent has one, and tries a server that is busy again at once.

@@ -57,7 +57,7 @@ async fn a_rotation_and_a_removal_act_on_the_next_call_of_the_same_grant() {
     assert_eq!(key_sent(&sandbox, &host).await, "of-the-settings");
     let used = world.store.credentials_used(&sandbox.run.id).await.unwrap();
     assert_eq!(used.len(), 2);
-    assert_eq!(used[0].credential, credential.id);
+    assert_eq!(used[0].credential, credential.id.as_str());
     world.stop().await;
     world.store.close().await.unwrap();
     assert!(!world.disk_has(MODEL_KEY));

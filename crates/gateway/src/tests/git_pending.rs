@@ -184,8 +184,8 @@ async fn a_host_that_stays_away_is_asked_for_a_bounded_time_and_before_the_outco
     let away = scene.bare.with_extension("away");
     std::fs::rename(&scene.bare, &away).unwrap();
     scene.start(|setup| setup.bounds.push_look = Duration::from_millis(100)).await;
-    // What stays are the task that follows the store and the door's own.
-    eventually(|| async { (scene.world.tracker.len() == 2).then_some(()) }).await;
+    // What stays are the tasks that follow the store, of sandboxes and of credentials, and the door's own.
+    eventually(|| async { (scene.world.tracker.len() == 3).then_some(()) }).await;
     assert_eq!((scene.pending().await, scene.pushed().await), (Some(scene.push.clone()), None));
     std::fs::rename(&away, &scene.bare).unwrap();
     assert_eq!(scene.finish().await.status, OK);
@@ -199,7 +199,7 @@ async fn an_outcome_is_not_stored_before_its_pending_push_is_settled() {
     scene.begin().await;
     // The host was still at work on it when the server looked at its start.
     scene.start(|setup| setup.bounds.push_look = Duration::ZERO).await;
-    eventually(|| async { (scene.world.tracker.len() == 2).then_some(()) }).await;
+    eventually(|| async { (scene.world.tracker.len() == 3).then_some(()) }).await;
     assert_eq!(scene.pending().await.as_ref(), Some(&scene.push));
     scene.host_takes_it().await;
     let run = &scene.sandbox.run.id;

@@ -31,7 +31,7 @@ pub(crate) struct Scene {
     pub(crate) bare: PathBuf,
     pub(crate) client: Client,
     pub(crate) work: PathBuf,
-    _host: Option<GitHost>,
+    pub(crate) host: Option<GitHost>,
 }
 
 /// A bare repository whose `main` has what `seed` wrote on top of the first commit, and a clone of it.
@@ -83,7 +83,7 @@ pub(crate) async fn scene_of(
     let cloned = client.clone().await;
     assert!(cloned.ok, "{}", cloned.said);
     let work = client.directory.join("work");
-    Scene { world, sandbox, bare, client, work, _host: host }
+    Scene { world, sandbox, bare, client, work, host }
 }
 
 impl Scene {

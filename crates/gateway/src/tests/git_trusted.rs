@@ -1,14 +1,16 @@
 //! Branches whose files steer agents: which pushes are refused for that, and which are not.
 
+use std::path::PathBuf;
+
 use caisson_domain::event::EventKind;
 use caisson_domain::git::AllowList;
 use caisson_domain::run::RunSpec;
 use caisson_domain::workflow::Workflow;
 use http::Method;
 
-use super::git_host::{Client, git};
+use super::git_host::{Client, Done, git};
 use super::git_scene::{KINDS, Kind, Scene, scene_of};
-use super::support::{Setup, World, fetch, run_spec};
+use super::support::{Sandbox, Setup, World, fetch, run_spec};
 
 /// The run's branch, which has no name that is made for runs.
 const OWN: &str = "team/x";
@@ -140,30 +142,104 @@ async fn a_branch_that_steers_is_told_of_before_the_agent_begins() {
 }
 
 #[tokio::test]
+async fn a_branch_that_the_run_made_beside_others_is_the_default_branch_like_any_other() {
+    for kind in KINDS {
+        let scene = own_scene(kind, own).await;
+        scene.taken().await;
+        scene.commit("more").await;
+        scene.taken().await;
+        // Somebody makes it the default branch while the run lives.
+        scene.head(OWN).await;
+        let (before, more) = (scene.refs().await, scene.commit("steer others").await);
+        let pushed = scene.client.push(&["HEAD:refs/heads/team/x"]).await;
+        assert!(!pushed.ok && pushed.said.contains("is the repository's default branch"), "{}", pushed.said);
+        assert_eq!(scene.denied().await.last().unwrap()["rule"], "trusted_branch");
+        assert_eq!(scene.refs().await, before);
+        // Also where nothing else is left.
+        git(&scene.bare, &["update-ref", "-d", "refs/heads/main"]).await;
+        assert!(!scene.client.push(&["HEAD:refs/heads/team/x"]).await.ok);
+        git(&scene.bare, &["branch", "main", OWN]).await;
+        scene.head("main").await;
+        scene.taken().await;
+        assert_eq!(git(&scene.bare, &["rev-parse", OWN]).await, more);
+        scene.world.stop().await;
+    }
+}
+
+/// An empty repository whose default branch is to be `trunk`, and a clone of it for a run on `branch`.
+struct Beginning {
+    world: World,
+    sandbox: Sandbox,
+    client: Client,
+    bare: PathBuf,
+    branch: &'static str,
+}
+
+impl Beginning {
+    async fn of(branch: &'static str) -> Self {
+        let world = World::new().await;
+        let root = world.root.path().canonicalize().unwrap();
+        git(&root, &["init", "-q", "--bare", "-b", "trunk", "bare.git"]).await;
+        let bare = root.join("bare.git");
+        let mut spec = run_spec(Some(bare.to_str().unwrap()));
+        spec.branch = Some(branch.parse().unwrap());
+        let sandbox = world.sandbox(spec).await;
+        let mut setup = Setup::new();
+        setup.git.allow = AllowList::new(&[], vec![root.clone()]).unwrap();
+        world.start(setup).await;
+        let client = Client::new(&sandbox, root.join("client")).await;
+        let cloned = client.clone().await;
+        assert!(cloned.ok, "{}", cloned.said);
+        let work = client.directory.join("work");
+        std::fs::write(work.join("file"), "one\n").unwrap();
+        git(&work, &["add", "."]).await;
+        git(&work, &["commit", "-qm", "first"]).await;
+        Self { world, sandbox, client, bare, branch }
+    }
+
+    async fn push(&self) -> Done {
+        self.client.push(&[&format!("HEAD:refs/heads/{}", self.branch)]).await
+    }
+
+    async fn began(&self) -> bool {
+        self.world.store.began_repository(&self.sandbox.run.id).await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn whatever_begins_an_empty_repository_stays_the_runs_also_where_the_host_makes_it_the_default() {
+    let beginning = Beginning::of("team/x").await;
+    assert!(beginning.push().await.ok && beginning.began().await);
+    // As hosts do whose repository was empty.
+    git(&beginning.bare, &["symbolic-ref", "HEAD", "refs/heads/team/x"]).await;
+    let more = beginning.client.commit("two\n").await;
+    let pushed = beginning.push().await;
+    assert!(pushed.ok, "{}", pushed.said);
+    assert_eq!(git(&beginning.bare, &["rev-parse", "team/x"]).await, more);
+    beginning.world.stop().await;
+
+    // One that somebody else began is not, whatever was so before.
+    let beginning = Beginning::of("team/x").await;
+    beginning.world.store.set_began_repository(&beginning.sandbox.run.id, true).await.unwrap();
+    let work = beginning.client.directory.join("work");
+    git(&work, &["push", "-q", beginning.bare.to_str().unwrap(), "HEAD:trunk"]).await;
+    assert!(beginning.push().await.ok && !beginning.began().await);
+    git(&beginning.bare, &["symbolic-ref", "HEAD", "refs/heads/team/x"]).await;
+    beginning.client.commit("two\n").await;
+    let pushed = beginning.push().await;
+    assert!(!pushed.ok && pushed.said.contains("default branch"), "{}", pushed.said);
+    beginning.world.stop().await;
+}
+
+#[tokio::test]
 async fn an_empty_repository_takes_its_first_branch_and_what_its_run_adds_to_it() {
-    let world = World::new().await;
-    let root = world.root.path().canonicalize().unwrap();
-    git(&root, &["init", "-q", "--bare", "-b", "trunk", "bare.git"]).await;
-    let bare = root.join("bare.git");
-    let mut spec = run_spec(Some(bare.to_str().unwrap()));
-    spec.branch = Some("trunk".parse().unwrap());
-    let sandbox = world.sandbox(spec).await;
-    let mut setup = Setup::new();
-    setup.git.allow = AllowList::new(&[], vec![root.clone()]).unwrap();
-    world.start(setup).await;
-    let client = Client::new(&sandbox, root.join("client")).await;
-    let cloned = client.clone().await;
-    assert!(cloned.ok, "{}", cloned.said);
-    let work = client.directory.join("work");
-    std::fs::write(work.join("file"), "one\n").unwrap();
-    git(&work, &["add", "."]).await;
-    git(&work, &["commit", "-qm", "first"]).await;
-    let pushed = client.push(&["HEAD:refs/heads/trunk"]).await;
+    let beginning = Beginning::of("trunk").await;
+    let pushed = beginning.push().await;
     assert!(pushed.ok, "{}", pushed.said);
     // What it has made is its own as long as it works.
-    let more = client.commit("two\n").await;
-    let pushed = client.push(&["HEAD:refs/heads/trunk"]).await;
+    let more = beginning.client.commit("two\n").await;
+    let pushed = beginning.push().await;
     assert!(pushed.ok, "{}", pushed.said);
-    assert_eq!(git(&bare, &["rev-parse", "trunk"]).await, more);
-    world.stop().await;
+    assert_eq!(git(&beginning.bare, &["rev-parse", "trunk"]).await, more);
+    beginning.world.stop().await;
 }

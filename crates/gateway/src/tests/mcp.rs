@@ -136,7 +136,7 @@ async fn a_credential_is_added_for_its_own_server_and_rotation_and_removal_act_o
     world.rotate(&credential, &value(&rotated)).await;
     assert_eq!(sent().await, Some(rotated));
     let used = world.store.credentials_used(&sandbox.run.id).await.unwrap();
-    assert_eq!((used.len(), &used[0].credential), (1, &credential.id));
+    assert_eq!((used.len(), used[0].credential.as_str()), (1, credential.id.as_str()));
     let known = world.store.credential(&credential.project, &credential.id).await.unwrap().unwrap();
     assert!(known.last_used_at_ms.is_some());
     let audit = world.audit().await;

@@ -4,6 +4,7 @@ mod approvals;
 mod attachments;
 mod control;
 mod credentials;
+mod credentials_servers;
 mod credentials_tokens;
 mod doors;
 mod egress;

@@ -1,11 +1,12 @@
 //! Records of the credentials that the gateway adds to what it forwards.
 
-use caisson_domain::id::{CredentialId, RunId, SessionId};
+use caisson_domain::id::{ProjectId, RunId, SessionId};
 use caisson_domain::limits::PAGE_ITEMS;
 
 use super::{Actor, NewAudit};
-use crate::database::Tx;
+use crate::credentials::CONFIGURED;
 use crate::database::sql::{self, Executor};
+use crate::database::{Row, Tx};
 use crate::door::known_run;
 use crate::rows::Columns;
 use crate::{Store, StoreError, audit};
@@ -54,44 +55,104 @@ impl Store {
     }
 }
 
-const TOTALS: &str = "select credential_use.credential_id, credential_use.project_id, credential.name, credential_use.uses, \
-     credential_use.first_used_at_ms, credential_use.last_used_at_ms from credential_use \
-     left join credential on credential.id = credential_use.credential_id \
-     where credential_use.run_id = $1 order by credential_use.credential_id limit $2";
+/// Uses of a run, with what the audit log needs beside them.
+macro_rules! totals {
+    ($which:literal) => {
+        concat!(
+            "select credential_use.credential_id, credential_use.project_id, credential.name, credential_use.uses, \
+             credential_use.first_used_at_ms, credential_use.last_used_at_ms, run.session_id from credential_use \
+             join run on run.id = credential_use.run_id \
+             left join credential on credential.id = credential_use.credential_id \
+             where credential_use.run_id = $1",
+            $which,
+            " order by credential_use.credential_id limit $2"
+        )
+    };
+}
 
-/// Records how often the run that ends has used which of the store's credentials, at most [`PAGE_ITEMS`] of them: the counts
-/// beside the log go with their session, and could be changed. A run ends once, so there is one record of each.
+const TOTALS: &str = totals!("");
+
+/// Those of which the log does not tell although the run has ended.
+const LATE_TOTALS: &str = totals!(
+    " and credential_use.uses > credential_use.told_uses and run.status in ('succeeded', 'failed', 'cancelled')"
+);
+
+const TOLD: &str = "update credential_use set told_uses = $3 where credential_id = $1 and run_id = $2";
+
+/// Records how often the run that ends has used which credentials, at most [`PAGE_ITEMS`] of them: the counts
+/// beside the log go with their session, and could be changed.
 ///
-/// With uses that this process has counted and not written yet; those of another process are in the count when that has
-/// written them, a minute later at most.
-pub(crate) async fn write_totals(
-    tx: &mut Tx<'_>,
-    session: &SessionId,
-    run: &RunId,
-) -> Result<(), StoreError> {
+/// With uses that this process has counted and not written yet. Those of another process are told when that writes them
+/// ([`write_late_totals`]), so the last record of a run and a credential is its whole count.
+pub(crate) async fn write_totals(tx: &mut Tx<'_>, run: &RunId) -> Result<(), StoreError> {
     let rows = sql::query(TOTALS).bind(run.as_str()).bind(PAGE_ITEMS).fetch_all(&mut *tx.db).await?;
     for row in &rows {
-        let columns = Columns::keyed("credential_use", row, "credential_id")?;
-        let credential: CredentialId = columns.parse("credential_id")?;
-        let (more, last_more_ms) = tx.unwritten_uses(&credential, run);
-        let (uses, first_ms, last_ms): (i64, i64, i64) =
-            (columns.get("uses")?, columns.get("first_used_at_ms")?, columns.get("last_used_at_ms")?);
-        let (uses, last_ms) = (uses.saturating_add(more), last_ms.max(last_more_ms));
-        let subject = format!("uses {uses}, first_used_at_ms {first_ms}, last_used_at_ms {last_ms}");
-        let name: Option<&str> = columns.get("name")?;
-        let project = columns.parse("project_id")?;
-        let record = NewAudit {
-            run: Some(run.clone()),
-            session: Some(session.clone()),
-            // As the records of its uses call it; one that was removed has no name any more.
-            credential: Some(
-                name.map_or_else(|| credential.to_string(), |name| format!("{credential} {name}")),
-            ),
-            ..NewAudit::new(&project, Actor::Server, "credential.total", &subject)
-        };
-        audit::write(tx, &record).await?;
+        let total = Total::of(row)?;
+        let (more, last_more_ms) = tx.unwritten_uses(&total.credential, run);
+        let uses = total.uses.saturating_add(more);
+        let last_ms = total.last_ms.max(last_more_ms);
+        tell(tx, run, Total { uses, last_ms, ..total }).await?;
     }
     Ok(())
+}
+
+/// Records anew what was counted of a run after it ended and the log has told of it; nothing of a run that goes on.
+pub(crate) async fn write_late_totals(tx: &mut Tx<'_>, run: &RunId) -> Result<(), StoreError> {
+    let rows = sql::query(LATE_TOTALS).bind(run.as_str()).bind(PAGE_ITEMS).fetch_all(&mut *tx.db).await?;
+    for row in &rows {
+        let total = Total::of(row)?;
+        tell(tx, run, total).await?;
+    }
+    Ok(())
+}
+
+/// How often a run has used a credential.
+struct Total {
+    credential: String,
+    /// One that was removed has no name any more.
+    name: Option<String>,
+    project: ProjectId,
+    session: SessionId,
+    uses: i64,
+    first_ms: i64,
+    last_ms: i64,
+}
+
+impl Total {
+    fn of(row: &Row) -> Result<Self, StoreError> {
+        let columns = Columns::keyed("credential_use", row, "credential_id")?;
+        Ok(Self {
+            credential: columns.get("credential_id")?,
+            name: columns.get("name")?,
+            project: columns.parse("project_id")?,
+            session: columns.parse("session_id")?,
+            uses: columns.get("uses")?,
+            first_ms: columns.get("first_used_at_ms")?,
+            last_ms: columns.get("last_used_at_ms")?,
+        })
+    }
+}
+
+async fn tell(tx: &mut Tx<'_>, run: &RunId, total: Total) -> Result<(), StoreError> {
+    let Total { credential, name, project, session, uses, first_ms, last_ms } = total;
+    sql::query(TOLD).bind(credential.as_str()).bind(run.as_str()).bind(uses).execute(&mut *tx.db).await?;
+    let subject = format!("uses {uses}, first_used_at_ms {first_ms}, last_used_at_ms {last_ms}");
+    let record = NewAudit {
+        run: Some(run.clone()),
+        session: Some(session),
+        credential: Some(recorded_name(&credential, name.as_deref())),
+        ..NewAudit::new(&project, Actor::Server, "credential.total", &subject)
+    };
+    audit::write(tx, &record).await
+}
+
+/// As the records of its uses call it.
+fn recorded_name(credential: &str, name: Option<&str>) -> String {
+    match (credential.strip_prefix(CONFIGURED), name) {
+        (Some(configured), _) => configured.to_owned(),
+        (None, Some(name)) => format!("{credential} {name}"),
+        (None, None) => credential.to_owned(),
+    }
 }
 
 async fn is_noted<'c>(

@@ -3,6 +3,7 @@
 
 mod error;
 mod pem;
+mod renewals;
 mod room;
 mod signing;
 pub(crate) mod uses;
@@ -15,11 +16,12 @@ use secrecy::ExposeSecret;
 use crate::database::{Row, Tx, sql};
 use crate::rows::{Columns, document};
 use crate::vault::{self, Fresh, Label, MasterKeyError, Sealed};
-use crate::{Actor, NewAudit, Store, StoreError, audit};
+use crate::{Actor, NewAudit, Store, StoreError, Topic, audit};
 
 pub use error::CredentialError;
+pub use renewals::{RENEWAL_MS_MOST, RenewalTurn};
 pub use signing::{SigningKey, SigningKeyError};
-pub(crate) use uses::CredentialUses;
+pub(crate) use uses::{CONFIGURED, CredentialUses};
 pub use uses::{CREDENTIAL_USES_KEPT, CredentialUsage};
 
 /// A credential as people may see it: never its secret.
@@ -89,7 +91,7 @@ macro_rules! credential_columns {
 const LIST: &str =
     concat!("select ", credential_columns!(), " from credential where project_id = $1 order by id limit $2");
 
-const EVERY_ID: &str = "select project_id, id from credential order by project_id, id";
+const EVERY_VERSION: &str = "select project_id, id, version from credential order by project_id, id";
 
 const IDS: &str = "select id from credential where project_id = $1 order by id";
 
@@ -111,13 +113,13 @@ const SEALED: &str = concat!(
 );
 
 const ROTATE: &str = concat!(
-    "update credential set version = version + 1, rotated_at_ms = $3, key_id = $4, data_key = $5, sealed = $6 \
-     where project_id = $1 and id = $2 returning ",
+    "update credential set version = version + 1, rotated_at_ms = $3, key_id = $4, data_key = $5, sealed = $6, \
+     renewing_until_ms = null where project_id = $1 and id = $2 returning ",
     credential_columns!()
 );
 
 const RENEW: &str = concat!(
-    "update credential set version = version + 1, key_id = $4, data_key = $5, sealed = $6 \
+    "update credential set version = version + 1, key_id = $4, data_key = $5, sealed = $6, renewing_until_ms = null \
      where project_id = $1 and id = $2 and version = $3 returning ",
     credential_columns!()
 );
@@ -170,6 +172,7 @@ impl Store {
             .await?;
         let record = changed(&new.project, actor, "credential.add", (&id, &name));
         audit::write(&mut tx, &record).await?;
+        tx.wake(Topic::Credentials);
         let created_at_ms = tx.now_ms;
         tx.commit().await?;
         Ok(Credential {
@@ -216,6 +219,7 @@ impl Store {
         let rotated = credential_of(&row)?;
         let record = changed(project, actor, "credential.rotate", (id, &rotated.name));
         audit::write(&mut tx, &record).await?;
+        tx.wake(Topic::Credentials);
         tx.commit().await?;
         Ok(Some(rotated))
     }
@@ -249,6 +253,7 @@ impl Store {
             .fetch_optional(&mut *tx.db)
             .await?;
         let written = row.as_ref().map(credential_of).transpose()?;
+        tx.wake(Topic::Credentials);
         tx.commit().await?;
         Ok(written)
     }
@@ -276,6 +281,7 @@ impl Store {
             return Ok(false);
         };
         audit::write(&mut tx, &changed(project, actor, "credential.remove", (id, &name))).await?;
+        tx.wake(Topic::Credentials);
         tx.commit().await?;
         Ok(true)
     }
@@ -303,15 +309,18 @@ impl Store {
         Ok(ids.into_iter().filter_map(|id| id.parse().ok()).collect())
     }
 
-    /// The ids of every project's credentials.
+    /// The ids of every project's credentials, by project, each with the version of its secret.
     ///
     /// # Errors
     /// As every read.
     /// # Cancel safety
     /// Safe: it only reads.
-    pub async fn every_credential_id(&self) -> Result<Vec<(ProjectId, CredentialId)>, StoreError> {
-        let ids: Vec<(String, String)> = sql::query_as(EVERY_ID).fetch_all(self.reader()).await?;
-        Ok(ids.iter().filter_map(|(project, id)| Some((project.parse().ok()?, id.parse().ok()?))).collect())
+    pub async fn credential_versions(&self) -> Result<Vec<(ProjectId, CredentialId, i64)>, StoreError> {
+        let rows: Vec<(String, String, i64)> = sql::query_as(EVERY_VERSION).fetch_all(self.reader()).await?;
+        let read = |(project, id, version): &(String, String, i64)| {
+            Some((project.parse().ok()?, id.parse().ok()?, *version))
+        };
+        Ok(rows.iter().filter_map(read).collect())
     }
 
     /// One credential of a project.

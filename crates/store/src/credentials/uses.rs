@@ -1,8 +1,14 @@
 //! When and by which run a credential was used.
 //!
 //! A run's first use is written before the credential is sent; for what and to which host is in the audit log. Further ones are counted in memory
-//! and written by the next heartbeat that comes a minute later, so that a busy run costs a write a minute and a kill
-//! loses a minute of the count, never the fact.
+//! and written by the next heartbeat that comes a minute later, or before the run's outcome is acknowledged, so that a busy run
+//! costs a write a minute and a kill loses a minute of the count, never the fact.
+//!
+//! Credentials of the server's configuration have no row; they are counted under a name, and the log's record of the first use
+//! is all that is written before they are sent.
+//!
+//! What is written after the run's end, by a gateway that is another process than the one that ended the run or for a call that
+//! was under way, is told in the audit log by the same transaction.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,18 +20,20 @@ use caisson_domain::run::Run;
 use super::Credential;
 use crate::database::{Tx, sql};
 use crate::rows::{Columns, run_columns};
-use crate::{Store, StoreError, rows};
+use crate::{Store, StoreError, audit, rows};
 
 /// How exactly it is known when a credential was last used, and how often uses are written, in milliseconds.
 const USE_STEP_MS: i64 = 60_000;
+/// What the names of the configuration's credentials begin with, where they stand beside ids.
+pub(crate) const CONFIGURED: &str = "config:";
 /// Pairs of credential and run whose uses are counted in memory; further ones are written one by one.
 pub const CREDENTIAL_USES_KEPT: usize = 1_000;
 
 /// How often a run used a credential.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CredentialUsage {
-    /// The credential, which may have been removed since.
-    pub credential: CredentialId,
+    /// The credential's id, which may have been removed since; `config:` and its name for one of the server's configuration.
+    pub credential: String,
     /// How often; exact to a minute.
     pub uses: i64,
     /// Unix ms.
@@ -36,22 +44,49 @@ pub struct CredentialUsage {
 
 /// Uses that are not written yet.
 #[derive(Debug, Default)]
-pub(crate) struct CredentialUses(Mutex<HashMap<(CredentialId, RunId), Counted>>);
+pub(crate) struct CredentialUses(Mutex<HashMap<Pair, Counted>>);
+
+/// What stands for a credential, and the run that used it.
+type Pair = (String, RunId);
 
 #[derive(Debug, Clone)]
 struct Counted {
     uses: i64,
+    first_at_ms: i64,
     last_at_ms: i64,
     written_at_ms: i64,
 }
 
+/// What a pair was used beyond what is written.
+type Uses = (Pair, Counted);
+
+/// Which counts are to be written.
+enum Due<'r> {
+    /// Those that were not written for a while, by this time (Unix ms).
+    Old(i64),
+    /// Those of a run.
+    OfRun(&'r RunId),
+    All,
+}
+
+impl Due<'_> {
+    fn has(&self, (_, run): &Pair, counted: &Counted) -> bool {
+        match self {
+            // A clock that jumped back must not keep them for ever.
+            Self::Old(now_ms) => !(0..USE_STEP_MS).contains(&now_ms.saturating_sub(counted.written_at_ms)),
+            Self::OfRun(of) => *of == run,
+            Self::All => true,
+        }
+    }
+}
+
 impl CredentialUses {
-    fn lock(&self) -> MutexGuard<'_, HashMap<(CredentialId, RunId), Counted>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Pair, Counted>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts a use of a pair that was written not long ago; `false` if it must be written.
-    fn count(&self, pair: &(CredentialId, RunId), now_ms: i64) -> bool {
+    fn count(&self, pair: &Pair, now_ms: i64) -> bool {
         let mut kept = self.lock();
         let Some(counted) = kept.get_mut(pair) else { return false };
         counted.uses += 1;
@@ -59,34 +94,45 @@ impl CredentialUses {
         true
     }
 
-    fn keep(&self, pair: (CredentialId, RunId), now_ms: i64) {
+    /// Counts uses from this one on, of a pair of which nothing is written; `false` if there is no room for it.
+    fn count_from(&self, pair: &Pair, now_ms: i64) -> bool {
+        if self.count(pair, now_ms) {
+            return true;
+        }
+        self.keep(pair.clone(), now_ms);
+        self.count(pair, now_ms)
+    }
+
+    fn keep(&self, pair: Pair, now_ms: i64) {
         let mut kept = self.lock();
         if kept.len() < CREDENTIAL_USES_KEPT {
-            let counted = Counted { uses: 0, last_at_ms: now_ms, written_at_ms: now_ms };
+            let counted = Counted { uses: 0, first_at_ms: now_ms, last_at_ms: now_ms, written_at_ms: now_ms };
             // Another use of the pair may have been counted meanwhile.
             kept.entry(pair).or_insert(counted);
         }
     }
 
-    /// Takes what is due; pairs that were not used since are forgotten.
-    fn take_due(&self, now_ms: i64, all: bool) -> Vec<((CredentialId, RunId), Counted)> {
-        let mut due = Vec::new();
+    /// Whether [`CredentialUses::take`] would have something to write or to forget.
+    fn has(&self, due: &Due<'_>) -> bool {
+        self.lock().iter().any(|(pair, counted)| due.has(pair, counted))
+    }
+
+    /// Takes what is due, in the order of the pairs; those that were not used since are forgotten.
+    fn take(&self, due: &Due<'_>) -> Vec<Uses> {
+        let mut taken = Vec::new();
         self.lock().retain(|pair, counted| {
-            // A clock that jumped back must not keep them for ever.
-            let young = (0..USE_STEP_MS).contains(&now_ms.saturating_sub(counted.written_at_ms));
-            if young && !all {
-                return true;
+            let is_due = due.has(pair, counted);
+            if is_due && counted.uses > 0 {
+                taken.push((pair.clone(), counted.clone()));
             }
-            if counted.uses > 0 {
-                due.push((pair.clone(), counted.clone()));
-            }
-            false
+            !is_due
         });
-        due
+        taken.sort_unstable_by(|(one, _), (two, _)| one.cmp(two));
+        taken
     }
 
     /// Gives back what could not be written.
-    fn give_back(&self, due: Vec<((CredentialId, RunId), Counted)>) {
+    fn give_back(&self, due: Vec<Uses>) {
         let mut kept = self.lock();
         for (pair, counted) in due {
             if let Some(newer) = kept.get_mut(&pair) {
@@ -98,21 +144,24 @@ impl CredentialUses {
     }
 
     /// How often the pair was used beyond what is written, and when last.
-    pub(crate) fn of(&self, credential: &CredentialId, run: &RunId) -> (i64, i64) {
+    pub(crate) fn of(&self, credential: &str, run: &RunId) -> (i64, i64) {
         let counted =
-            self.lock().get(&(credential.clone(), run.clone())).map(|one| (one.uses, one.last_at_ms));
+            self.lock().get(&(credential.to_owned(), run.clone())).map(|one| (one.uses, one.last_at_ms));
         counted.unwrap_or_default()
     }
 
     fn last_at_ms(&self, credential: &CredentialId) -> Option<i64> {
         let kept = self.lock();
-        kept.iter().filter(|((id, _), _)| id == credential).map(|(_, counted)| counted.last_at_ms).max()
+        kept.iter()
+            .filter(|((id, _), _)| id == credential.as_str())
+            .map(|(_, counted)| counted.last_at_ms)
+            .max()
     }
 }
 
 const USED: &str = "insert into credential_use \
      (credential_id, run_id, project_id, uses, first_used_at_ms, last_used_at_ms) \
-     select $1, $2, run.project_id, $3, $4, $4 from run where run.id = $2 \
+     select $1, $2, run.project_id, $3, $5, $4 from run where run.id = $2 \
      on conflict (credential_id, run_id) do update set uses = credential_use.uses + excluded.uses, \
      last_used_at_ms = case when credential_use.last_used_at_ms > excluded.last_used_at_ms \
      then credential_use.last_used_at_ms else excluded.last_used_at_ms end returning uses";
@@ -138,18 +187,38 @@ impl Store {
     /// # Cancel safety
     /// A dropped call may have counted it; repeating it may count it twice.
     pub async fn use_credential(&self, credential: &Credential, run: &RunId) -> Result<(), StoreError> {
-        let pair = (credential.id.clone(), run.clone());
+        let pair = (credential.id.to_string(), run.clone());
         let now_ms = self.now_ms();
         if self.shared.credential_uses.count(&pair, now_ms) {
             return Ok(());
         }
-        let mut tx = self.begin().await?;
-        let first = Counted { uses: 1, last_at_ms: now_ms, written_at_ms: now_ms };
-        let uses = write(&mut tx, &pair, &first).await?;
-        uses.ok_or_else(|| StoreError::missing("run", run.as_str()))?;
-        tx.commit().await?;
+        self.write_use(&pair, now_ms).await?;
         self.shared.credential_uses.keep(pair, now_ms);
         Ok(())
+    }
+
+    /// Counts a use by a run of the credential of the server's configuration that has this name, which is shown as `config:` and the
+    /// name. The record of its first use is written before ([`Store::note_credential_use`]).
+    ///
+    /// # Errors
+    /// As [`Store::use_credential`], where there is no room to count it in memory.
+    /// # Cancel safety
+    /// As [`Store::use_credential`].
+    pub async fn use_configured_credential(&self, name: &str, run: &RunId) -> Result<(), StoreError> {
+        let (pair, now_ms) = ((format!("{CONFIGURED}{name}"), run.clone()), self.now_ms());
+        if self.shared.credential_uses.count_from(&pair, now_ms) {
+            return Ok(());
+        }
+        self.write_use(&pair, now_ms).await
+    }
+
+    async fn write_use(&self, pair: &Pair, now_ms: i64) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        let first = Counted { uses: 1, first_at_ms: now_ms, last_at_ms: now_ms, written_at_ms: now_ms };
+        let uses = write(&mut tx, pair, &first).await?;
+        uses.ok_or_else(|| StoreError::missing("run", pair.1.as_str()))?;
+        audit::write_late_totals(&mut tx, &pair.1).await?;
+        tx.commit().await
     }
 
     /// The credentials that a run used, and how often; at most [`PAGE_ITEMS`].
@@ -163,7 +232,7 @@ impl Store {
         let read = rows.iter().map(|row| {
             let columns = Columns::keyed("credential_use", row, "credential_id")?;
             Ok(CredentialUsage {
-                credential: columns.parse("credential_id")?,
+                credential: columns.get("credential_id")?,
                 uses: columns.get("uses")?,
                 first_used_at_ms: columns.get("first_used_at_ms")?,
                 last_used_at_ms: columns.get("last_used_at_ms")?,
@@ -193,24 +262,35 @@ impl Store {
 
     /// Writes the uses that are due; at the end all of them.
     pub(crate) async fn write_credential_uses(&self, all: bool) -> Result<(), StoreError> {
-        let due = self.shared.credential_uses.take_due(self.now_ms(), all);
-        if due.is_empty() {
-            return Ok(());
-        }
-        let written = self.write_uses(&due).await;
-        if written.is_err() {
-            self.shared.credential_uses.give_back(due);
-        }
-        written
+        self.write_due(if all { Due::All } else { Due::Old(self.now_ms()) }).await
     }
 
-    async fn write_uses(&self, due: &[((CredentialId, RunId), Counted)]) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        for (pair, counted) in due {
-            // A run that is gone by now has no count any more.
-            write(&mut tx, pair, counted).await?;
+    /// Writes what this process has counted of a run and not written yet: before the run ends, so that whichever process ends it
+    /// finds the whole count.
+    ///
+    /// # Errors
+    /// As every write; what was not written is kept.
+    /// # Cancel safety
+    /// A dropped call may lose up to a minute of the count.
+    pub async fn write_credential_uses_of(&self, run: &RunId) -> Result<(), StoreError> {
+        self.write_due(Due::OfRun(run)).await
+    }
+
+    async fn write_due(&self, due: Due<'_>) -> Result<(), StoreError> {
+        if !self.shared.credential_uses.has(&due) {
+            return Ok(());
         }
-        tx.commit().await
+        let mut tx = self.begin().await?;
+        // Within the transaction: whoever ends a run in this process finds each count here or in the database.
+        let taken = self.shared.credential_uses.take(&due);
+        let written = match write_all(&mut tx, &taken).await {
+            Ok(()) => tx.commit().await,
+            Err(error) => Err(error),
+        };
+        if written.is_err() {
+            self.shared.credential_uses.give_back(taken);
+        }
+        written
     }
 
     /// With uses that are not written yet.
@@ -221,10 +301,31 @@ impl Store {
     }
 }
 
+/// Adds to the counts; those of a run that has ended are told of.
+async fn write_all(tx: &mut Tx<'_>, uses: &[Uses]) -> Result<(), StoreError> {
+    for (pair, counted) in uses {
+        // A run that is gone by now has no count any more.
+        write(tx, pair, counted).await?;
+    }
+    let mut runs: Vec<&RunId> = uses.iter().map(|((_, run), _)| run).collect();
+    runs.sort_unstable();
+    runs.dedup();
+    for run in runs {
+        let told = audit::write_late_totals(tx, run).await;
+        if let Err(error @ StoreError::Corrupt { .. }) = &told {
+            // It must not keep the counts of others from being written.
+            tracing::error!(run.id = %run, error = %error, "the late uses of {run} are not told of");
+            continue;
+        }
+        told?;
+    }
+    Ok(())
+}
+
 /// Adds to the count and answers what it is then; none if there is no such run.
 async fn write(
     tx: &mut Tx<'_>,
-    (credential, run): &(CredentialId, RunId),
+    (credential, run): &Pair,
     counted: &Counted,
 ) -> Result<Option<i64>, StoreError> {
     let count: Option<i64> = sql::query_scalar(USED)
@@ -232,6 +333,7 @@ async fn write(
         .bind(run.as_str())
         .bind(counted.uses)
         .bind(counted.last_at_ms)
+        .bind(counted.first_at_ms)
         .fetch_optional(&mut *tx.db)
         .await?;
     sql::query(LAST).bind(credential.as_str()).bind(counted.last_at_ms).execute(&mut *tx.db).await?;

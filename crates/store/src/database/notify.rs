@@ -296,6 +296,7 @@ fn hear(notification: &PgNotification, channel: &Channel, heard: &Heard) {
 const LISTENS: &str = "text:";
 const QUEUE: &str = "queue";
 const AUDIT: &str = "audit";
+const CREDENTIALS: &str = "credentials";
 const BUDGET: &str = "budget:";
 
 fn name(word: &Word) -> String {
@@ -318,6 +319,7 @@ fn topic_name(topic: &Topic) -> String {
     match topic {
         Topic::Queue => QUEUE.to_owned(),
         Topic::Audit => AUDIT.to_owned(),
+        Topic::Credentials => CREDENTIALS.to_owned(),
         Topic::Run(id) => id.to_string(),
         Topic::Session(id) => id.to_string(),
         Topic::Sandbox(id) => id.to_string(),
@@ -331,6 +333,7 @@ fn topic(name: &str) -> Option<Topic> {
     match name {
         QUEUE => return Some(Topic::Queue),
         AUDIT => return Some(Topic::Audit),
+        CREDENTIALS => return Some(Topic::Credentials),
         _ => {}
     }
     if let Some(project) = name.strip_prefix(BUDGET) {
@@ -355,6 +358,7 @@ mod tests {
         let topics = [
             Topic::Queue,
             Topic::Audit,
+            Topic::Credentials,
             Topic::Run(RunId::new(1, [1; 10])),
             Topic::Session(SessionId::new(1, [2; 10])),
             Topic::Sandbox(SandboxId::new(1, [3; 10])),

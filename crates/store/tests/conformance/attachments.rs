@@ -10,8 +10,9 @@ use caisson_domain::principal::Scope;
 use caisson_domain::protocol::InputBody;
 use caisson_domain::run::Run;
 use caisson_store::{
-    ATTACHMENT_PART_BYTES, Actor, AttachmentsFull, CreateRun, DeleteSession, Idempotency, JournalEffect,
-    NewAttachment, NewInput, NewRun, NextWork, REMOVAL_PARTS, SendInput, StoreError,
+    ATTACHMENT_PART_BYTES, ATTACHMENT_PIECE_BYTES, Actor, AttachmentsFull, CreateRun, DeleteSession,
+    Idempotency, JournalEffect, NewAttachment, NewInput, NewRun, NextWork, REMOVAL_PARTS, SendInput,
+    StoreError,
 };
 
 use crate::fixture::{Fixture, made, new_run, project, spec};
@@ -54,6 +55,7 @@ async fn what_comes_with_a_run_is_kept_byte_for_byte_and_told_without_its_bytes(
     let store = &fixture.store;
     let odd: Vec<u8> = (0..=255).cycle().take(2 * ATTACHMENT_PART_BYTES + 1).collect();
     let sizes = [ATTACHMENT_PART_BYTES, ATTACHMENT_PART_BYTES + 1, ATTACHMENT_BYTES];
+    assert_eq!(ATTACHMENT_PART_BYTES % ATTACHMENT_PIECE_BYTES, 0);
     let mut attachments =
         vec![NewAttachment::new("a.png", Some("image/png"), odd.clone()), file("none", b"")];
     attachments.extend(sizes.map(|bytes| file(&format!("f{bytes}"), &vec![0xff; bytes])));
@@ -71,12 +73,18 @@ async fn what_comes_with_a_run_is_kept_byte_for_byte_and_told_without_its_bytes(
         let (found, content) = store.read_attachment(&run.id, known.number).await.unwrap().unwrap();
         assert_eq!((&found, content.len()), (known, new.content.len()));
         assert!(content == new.content, "{}", known.name);
+        let pieces = pieces(&fixture, &run, known.number).await.unwrap();
+        let last = pieces.iter().map(Vec::len).next_back().unwrap_or(0);
+        assert!(pieces.iter().rev().skip(1).all(|piece| piece.len() == ATTACHMENT_PIECE_BYTES));
+        assert!(last <= ATTACHMENT_PIECE_BYTES && (last > 0 || new.content.is_empty()));
+        assert!(pieces.concat() == new.content, "{} by pieces", known.name);
     }
     let parts: i64 = fixture.value("select count(*) from attachment_part").await;
     assert_eq!(parts, 3 + 1 + 2 + 11);
     let other = fixture.queued().await;
     for (run, number) in [(&run.id, 5), (&run.id, -1), (&other.id, 0)] {
         assert_eq!(store.read_attachment(run, number).await.unwrap(), None);
+        assert!(store.attachment_pieces(run, number).await.unwrap().is_none());
     }
     let idempotency = Some(Idempotency { key: "once".to_owned(), request_sha256: "ab".repeat(32) });
     let new = || NewRun { idempotency: idempotency.clone(), ..new_run(spec()) };
@@ -230,5 +238,33 @@ async fn bytes_that_are_not_those_that_were_stored_are_never_given(fixture: Fixt
     for number in [0, 1] {
         let read = fixture.store.read_attachment(&run.id, number).await;
         assert!(matches!(read, Err(StoreError::Corrupt { .. })), "{read:?}");
+        let read = pieces(&fixture, &run, number).await;
+        assert!(matches!(read, Err(StoreError::Corrupt { .. })), "{read:?}");
     }
+    // Of several pieces the last is kept back; what is gone ends it as well.
+    let large = vec![b'x'; 2 * ATTACHMENT_PIECE_BYTES];
+    let run = queued_with(&fixture, vec![file("a", &large)]).await;
+    fixture
+        .execute(
+            "update attachment_part set content = replace(content, 'eHh4', 'eXl5') where length(content) > 9",
+        )
+        .await;
+    let mut read = fixture.store.attachment_pieces(&run.id, 0).await.unwrap().unwrap();
+    assert_eq!(read.next().await.unwrap().unwrap().len(), ATTACHMENT_PIECE_BYTES);
+    for _ in 0..2 {
+        assert!(matches!(read.next().await, Err(StoreError::Corrupt { .. })));
+    }
+    fixture.execute("delete from attachment_part").await;
+    assert!(matches!(pieces(&fixture, &run, 0).await, Err(StoreError::Corrupt { .. })));
+}
+
+/// All pieces of an attachment, in their order.
+async fn pieces(fixture: &Fixture, run: &Run, number: i64) -> Result<Vec<Vec<u8>>, StoreError> {
+    let mut reading = fixture.store.attachment_pieces(&run.id, number).await?.unwrap();
+    let mut pieces = Vec::new();
+    while let Some(piece) = reading.next().await? {
+        pieces.push(piece);
+    }
+    assert_eq!(reading.next().await?, None);
+    Ok(pieces)
 }

@@ -433,7 +433,7 @@ async fn a_runs_uses_are_in_the_audit_log_once_when_it_ends(fixture: Fixture) {
     fixture.clock.advance(60_000);
     fixture.beat().await;
     let counted = fixture.store.credentials_used(&run.id).await.unwrap();
-    assert!(counted.iter().any(|used| used.credential == one.id && used.uses == 3), "{counted:?}");
+    assert!(counted.iter().any(|used| used.credential == one.id.as_str() && used.uses == 3), "{counted:?}");
     assert_eq!(totals(&fixture, run).await.len(), 2);
     // The counts beside the log may be changed and go with their session; the log tells of a change.
     fixture.execute("delete from credential_use").await;

@@ -52,6 +52,7 @@ mod caps;
 mod checks;
 mod corrupt;
 mod credentials;
+mod credentials_together;
 mod crowd;
 mod database;
 mod deleting;

@@ -29,6 +29,7 @@ conformance! {
     a_pending_push_that_is_not_one_is_named,
     a_push_of_an_unknown_run_is_refused,
     a_session_knows_the_pushes_that_were_taken,
+    a_run_knows_whether_it_began_its_repository,
 }
 
 const BRANCH: &str = "refs/heads/fix/1";
@@ -302,4 +303,19 @@ async fn a_session_knows_the_pushes_that_were_taken(fixture: Fixture) {
     assert!(fixture.store.session_pushes(session, "refs/heads/none").await.unwrap().is_empty());
     let other = caisson_domain::id::SessionId::new(1, [77; 10]);
     assert!(fixture.store.session_pushes(&other, BRANCH).await.unwrap().is_empty());
+}
+
+async fn a_run_knows_whether_it_began_its_repository(fixture: Fixture) {
+    let placed = placed_on_branch(&fixture).await;
+    let (store, id) = (&fixture.store, &placed.run.id);
+    assert!(!store.began_repository(id).await.unwrap());
+    for began in [true, false, true] {
+        store.set_began_repository(id, began).await.unwrap();
+        assert_eq!(store.began_repository(id).await.unwrap(), began);
+    }
+    assert!(store.finish(id, placed.epoch, &finish(RunStatus::Failed)).await.unwrap());
+    store.set_began_repository(id, false).await.unwrap();
+    assert!(store.began_repository(id).await.unwrap(), "of a run that has ended nothing changes");
+    let unknown = RunId::new(1, [9; 10]);
+    assert_corrupt(store.began_repository(&unknown).await, unknown.as_str());
 }

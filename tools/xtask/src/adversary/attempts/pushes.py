@@ -106,6 +106,11 @@ def branch_that_becomes_default(token):
     return steering(token)
 
 
+def made_branch_that_becomes_default(token):
+    """The run has pushed the branch itself, before it became what it is."""
+    return steering(token)
+
+
 def branch_that_becomes_trusted(token):
     return steering(token)
 

@@ -184,7 +184,9 @@ impl Stage<'_> {
         };
         let world = World::start(&owner.parts, spec).await?;
         let bare = repositories(&world)?;
-        let refs = refs(&bare)?;
+        if attempts.iter().any(|attempt| attempt.makes_branch()) {
+            run_git(&bare, &["update-ref", "-d", &format!("refs/heads/{BRANCH}")])?;
+        }
         let mut values = self.values(&world);
         let mut other = None;
         if attempts.iter().any(|attempt| attempt.needs_sibling()) {
@@ -201,6 +203,7 @@ impl Stage<'_> {
             "repository": world.host.url("door.git"), "branch": BRANCH });
         let run = world.api.submit(&body).await?;
         let workspace = ready(&world).await?;
+        let refs = refs(&bare)?;
         let sandboxes = world.sandboxes()?;
         let own = sandboxes.iter().find(|name| other.as_ref().is_none_or(|(_, sandbox)| sandbox != *name));
         let first = world.processes(own.context("the run has no sandbox")?)?;
@@ -300,7 +303,7 @@ impl Scene {
     /// Makes the run's branch one whose files steer agents: when the run was made it was none.
     async fn branch_becomes(&self, becomes: Becomes) -> anyhow::Result<()> {
         match becomes {
-            Becomes::Default => {
+            Becomes::Default | Becomes::MadeDefault => {
                 run_git(&self.bare()?, &["symbolic-ref", "HEAD", &format!("refs/heads/{BRANCH}")]).map(drop)
             }
             Becomes::Trusted => {
@@ -419,7 +422,13 @@ pub(super) fn variable(pid: u32, name: &str) -> anyhow::Result<String> {
 /// The agent waits for the arguments, which are known once it lives, and then tries one after another.
 fn scenario(attempts: &[&Attempt]) -> String {
     let wait = "touch .git/door-ready; until test -s .git/arguments.json; do sleep 0.05; done";
-    let mut steps = vec![bash(wait, 120_000)];
+    let mut steps = Vec::new();
+    if attempts.iter().any(|attempt| attempt.makes_branch()) {
+        let commit =
+            "git -c user.name=A -c user.email=a@example.com commit -q --allow-empty -m 'feat: begin'";
+        steps.push(bash(&format!("{commit} && git push -q origin HEAD:refs/heads/{BRANCH}"), 120_000));
+    }
+    steps.push(bash(wait, 120_000));
     steps.extend(attempts.iter().map(|attempt| {
         bash(
             &format!("python3 -B attempt.py {} @.git/arguments.json | tee -a .git/verdicts", attempt.name),

@@ -49,6 +49,8 @@ pub(crate) enum Sees {
 pub(crate) enum Becomes {
     /// The repository's default branch.
     Default,
+    /// The same, and the run has made it itself.
+    MadeDefault,
     /// One that a workflow of the project trusts.
     Trusted,
 }
@@ -91,9 +93,15 @@ impl Attempt {
     pub(crate) fn branch_becomes(&self) -> Option<Becomes> {
         match self.name {
             "pushes.branch_that_becomes_default" => Some(Becomes::Default),
+            "pushes.made_branch_that_becomes_default" => Some(Becomes::MadeDefault),
             "pushes.branch_that_becomes_trusted" => Some(Becomes::Trusted),
             _ => None,
         }
+    }
+
+    /// Whether its run makes its branch; to others' runs it is one on which somebody has worked.
+    pub(crate) fn makes_branch(&self) -> bool {
+        self.branch_becomes() == Some(Becomes::MadeDefault)
     }
 
     /// Whether it needs a run of its own.
@@ -242,6 +250,7 @@ pub(crate) const ALL: &[Attempt] = &[
     attempt("pushes.another_branch", &["token={token}"], &[OWN_BRANCH]),
     attempt("pushes.default_branch", &["token={token}"], &[OWN_BRANCH]),
     attempt("pushes.branch_that_becomes_default", &["token={token}"], &[TRUSTED_BRANCH]),
+    attempt("pushes.made_branch_that_becomes_default", &["token={token}"], &[TRUSTED_BRANCH]),
     attempt("pushes.branch_that_becomes_trusted", &["token={token}"], &[TRUSTED_BRANCH]),
     attempt("pushes.tag", &["token={token}"], &[OWN_BRANCH]),
     attempt("pushes.other_ref", &["token={token}"], &[OWN_BRANCH]),

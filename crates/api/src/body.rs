@@ -198,7 +198,7 @@ mod tests {
         let pieces = API_BODY_BYTES / PIECE_BYTES;
         let pause = first / u32::try_from(pieces).unwrap();
         assert_eq!(
-            read(paced(pieces, pause - Duration::from_millis(2)), false).await.unwrap(),
+            read(paced(pieces, pause.checked_sub(Duration::from_millis(2)).unwrap()), false).await.unwrap(),
             API_BODY_BYTES
         );
         let late = read(paced(pieces, pause + Duration::from_millis(2)), false).await;

@@ -61,7 +61,8 @@ pub(super) fn postgres(hot: &Hot, plan: &[String], pages: Option<u64>, few: &[St
     }
     let lines = || plan.iter().map(|line| line.trim_start());
     let sorts = |line: &str| matches!(hot.reads, Reads::Index { .. }) && line.contains("Sort");
-    let wrong = lines().find(|line| is_whole(line, few) || sorts(line) || reads_many_attempts(line));
+    let attempts = |line: &str| hot.reads == Reads::Queue && reads_many_attempts(line);
+    let wrong = lines().find(|line| is_whole(line, few) || sorts(line) || attempts(line));
     // A report reads as many as there are calls.
     let pages = pages.filter(|pages| *pages > PAGES_READ && hot.reads != Reads::Calls);
     wrong

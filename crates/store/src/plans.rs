@@ -110,8 +110,8 @@ fn example() -> Example {
 /// What is wrong with the plans of statements, with the whole of each.
 fn faults(plans: &[Plan]) -> Vec<String> {
     let told = |plan: &Plan| {
-        let Plan { name, planned, lines, pages, fault } = plan;
-        let fault = fault.as_ref()?;
+        let Plan { name, planned, lines, pages, fault, passed_over } = plan;
+        let fault = fault.as_deref().or(*passed_over)?;
         Some(format!("{name}, for {planned:?}, {pages:?} pages: {fault}\n{}", lines.join("\n")))
     };
     plans.iter().filter_map(told).collect()

@@ -42,6 +42,8 @@ pub struct Plan {
     pub pages: Option<u64>,
     /// What it reads or does that it may not.
     pub fault: Option<String>,
+    /// The index that it passes over for another one, which is a fault where there are many projects.
+    pub passed_over: Option<&'static str>,
 }
 
 /// Tells how each statement is planned. On `PostgreSQL` it is also done, and undone: what it says of rows and pages is what was
@@ -68,7 +70,8 @@ pub async fn explain(store: &Store, example: &Example) -> Result<Vec<Plan>, Stor
             tx.rollback().await?;
             let (lines, pages) = read(said?);
             let fault = judge::postgres(&hot, &lines, pages, &few);
-            plans.push(Plan { name: hot.name, planned: Some(planned), lines, pages, fault });
+            let passed_over = judge::passed_over(&hot, &lines);
+            plans.push(Plan { name: hot.name, planned: Some(planned), lines, pages, fault, passed_over });
         }
     }
     Ok(plans)
@@ -94,7 +97,7 @@ async fn sqlite(store: &Store, hot: &Hot) -> Result<Plan, StoreError> {
         depths.push((*id, depth));
         lines.push(format!("{:indent$}{detail}", "", indent = 2 * depth));
     }
-    Ok(Plan { name: hot.name, planned: None, lines, pages: None, fault })
+    Ok(Plan { name: hot.name, planned: None, lines, pages: None, fault, passed_over: None })
 }
 
 /// The settings that make `PostgreSQL` plan as it does for the store, with what it then plans for.

@@ -266,7 +266,14 @@ pub(super) mod tests {
 
     fn plan(planned: Option<&'static str>) -> Plan {
         let lines = vec!["Limit".to_owned(), "  ->  Index Scan using run_of_project on run".to_owned()];
-        Plan { name: "runs, newest first", planned, lines, pages: planned.map(|_| 12), fault: None }
+        Plan {
+            name: "runs, newest first",
+            planned,
+            lines,
+            pages: planned.map(|_| 12),
+            fault: None,
+            passed_over: None,
+        }
     }
 
     fn batch(count: u32) -> Batch {

@@ -47,11 +47,14 @@ fn section(text: &mut String, database: &str, plans: &[&Plan]) {
         if before.is_some_and(|before| steps(before) == steps(plan) && plan.fault.is_none()) {
             continue;
         }
-        let Plan { planned, lines, pages, fault, .. } = plan;
+        let Plan { planned, lines, pages, fault, passed_over, .. } = plan;
         let planned = planned.map(|planned| format!(", planned for {planned}")).unwrap_or_default();
         let pages = pages.map(|pages| format!(", {pages} pages")).unwrap_or_default();
         let fault = fault.as_ref().map(|fault| format!(" **It {fault}.**")).unwrap_or_default();
-        writeln!(text, "\n{database}{planned}{pages}:{fault}\n\n```text\n{}\n```", lines.join("\n")).ok();
+        let other = passed_over.map(|_| ", by another index than where there are many projects");
+        let other = other.unwrap_or_default();
+        writeln!(text, "\n{database}{planned}{pages}{other}:{fault}\n\n```text\n{}\n```", lines.join("\n"))
+            .ok();
         before = Some(plan);
     }
 }
@@ -88,6 +91,11 @@ mod tests {
         plans.push(Plan { planned: Some("all values"), ..plans[0].clone() });
         plans[1].lines[2] = "        Index Cond: (project_id = $1)".to_owned();
         assert!(!render(&figures, "x").contains("all values"));
+        figures.lists[1].plans[0].passed_over = Some("Index Scan using run_of_project");
+        assert!(
+            render(&figures, "x")
+                .contains(", 12 pages, by another index than where there are many projects:")
+        );
         let mut fault = figures.clone();
         fault.lists[1].plans[1].fault = Some("may not: Seq Scan on run".to_owned());
         let told = "planned for all values, 12 pages: **It may not: Seq Scan on run.**";

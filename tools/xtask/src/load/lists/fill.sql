@@ -3,8 +3,8 @@ set session_replication_role = replica;
 create temporary table copy on commit drop as
     select numbers.number, case numbers.number when 0 then {long} else {events} end as events,
         to_jsonb(run) as run, to_jsonb(session) as session,
-        (select to_jsonb(attempt) from attempt where attempt.run_id = run.id limit 1) as attempt,
-        (select to_jsonb(usage) from usage where usage.run_id = run.id limit 1) as usage,
+        (select to_jsonb(tried) from attempt as tried where tried.run_id = run.id limit 1) as attempt,
+        (select to_jsonb(call) from usage as call where call.run_id = run.id limit 1) as usage,
         lpad(to_hex(run.created_at_ms - (numbers.number + 1) * 1000), 12, '0')
         || '70008000' || lpad(to_hex(numbers.number), 12, '0') as digits
     from (select generate_series(cast({first} as bigint), {last}) as number) as numbers, run

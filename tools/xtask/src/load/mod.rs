@@ -141,7 +141,8 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
         events: Vec::new(),
         lists: Vec::new(),
     };
-    let measured = unless_interrupted(limit, measure(&stage, options.only, &sizes, &mut figures)).await;
+    let measured =
+        unless_interrupted(limit, Box::pin(measure(&stage, options.only, &sizes, &mut figures))).await;
     let closed = stage.close().await;
     // What was measured before something failed took long enough to be told.
     let [text, plans] = [report::render(&figures, "make load"), plans::render(&figures, "make load")];

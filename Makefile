@@ -35,7 +35,7 @@ bench: setup-all ## Measure against a shell script that does the same, in one ru
 	cargo build --quiet --locked --release -p caisson -p xtask
 	source .caisson/env && target/release/xtask bench $(FLAGS)
 
-load: setup-all ## Put the binary that is shipped under load: 50 sessions with the real agent, 200 with a stand-in, requests, events, lists (docs/benchmarks.md; FLAGS=--write puts the figures there)
+load: setup-all ## Put the binary that is shipped under load: 50 sessions with the real agent, 200 with a stand-in, requests, events, lists (docs/benchmarks.md, docs/plans.md; FLAGS=--write puts the figures there)
 	cargo build --quiet --locked --profile shipped -p caisson
 	cargo build --quiet --locked --release -p xtask
 	source .caisson/env && started=$$(scripts/postgres start) && { [ -z "$$started" ] || trap 'scripts/postgres stop' EXIT; } && \

@@ -34,6 +34,7 @@ mod forks;
 mod going_on;
 mod hints;
 mod homes;
+pub mod hot;
 mod idempotency;
 mod image_choice;
 mod inputs;

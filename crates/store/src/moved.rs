@@ -35,7 +35,7 @@ struct Item {
 
 /// The two kinds are named so that their own small index is used. All of them: what were left out would be given again. They are
 /// few, since the gateway tells of what is moved ever more seldom.
-const TOLD: &str = "select run_id, data from event \
+pub(crate) const TOLD: &str = "select run_id, data from event \
      where run_id = $1 and kind = $2 and kind in ('egress.used', 'mcp.used')";
 
 impl Store {

@@ -76,7 +76,7 @@ const CLEAR: &str = "update run set pending_push = null where id = $1 and pendin
 const PUSHED: &str = "update run set pushed_commit = $2 where id = $1 and status = 'running'";
 
 /// The kind is named so that its own small index is used.
-const OF_SESSION: &str =
+pub(crate) const OF_SESSION: &str =
     "select run_id, data from event where session_id = $1 and kind = 'git.push' order by seq limit $2";
 
 /// Pushes of a session that are read, those that were refused included.

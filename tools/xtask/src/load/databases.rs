@@ -3,6 +3,20 @@
 use anyhow::{Context, ensure};
 use testkit::postgres::Postgres;
 
+/// Settings of a `PostgreSQL` server that figures depend on.
+const TOLD: [&str; 10] = [
+    "fsync",
+    "synchronous_commit",
+    "full_page_writes",
+    "autovacuum",
+    "shared_buffers",
+    "work_mem",
+    "wal_level",
+    "max_wal_size",
+    "checkpoint_timeout",
+    "jit",
+];
+
 /// Which one it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -56,6 +70,21 @@ impl Database {
     /// What the server's settings say of it.
     pub(super) fn settings(&self) -> Vec<(&'static str, String)> {
         self.postgres.iter().map(|postgres| ("DATABASE__URL", postgres.direct_url())).collect()
+    }
+
+    /// The version and the settings of a `PostgreSQL` server, in a sentence; none for `SQLite`.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub(super) fn told(&self) -> anyhow::Result<Option<String>> {
+        let Some(postgres) = &self.postgres else { return Ok(None) };
+        let version = postgres.value("show server_version")?;
+        let mut settings = Vec::new();
+        for name in TOLD {
+            settings.push(format!("{name} {}", postgres.value(&format!("show {name}"))?));
+        }
+        let version = version.split(' ').next().unwrap_or_default();
+        Ok(Some(format!("PostgreSQL {version} has {}.", settings.join(", "))))
     }
 
     /// The way past the server, if it is `PostgreSQL`.

@@ -1,7 +1,8 @@
 //! Everything that was measured, and the bars that it must meet.
 
+use super::databases::Database;
 use super::events::Events;
-use super::lists::Lists;
+use super::lists::{Kind, Lists};
 use super::requests::Requests;
 use super::sessions::script::Scripted;
 use super::sessions::{Agents, Batch};
@@ -23,6 +24,8 @@ pub(super) struct Figures {
     pub(super) batches: Vec<Batch>,
     pub(super) script: Option<Scripted>,
     pub(super) requests: Option<Requests>,
+    /// What the `PostgreSQL` server says of itself.
+    pub(super) postgres: Option<String>,
     pub(super) events: Vec<Events>,
     pub(super) lists: Vec<Lists>,
 }
@@ -81,6 +84,15 @@ impl Batch {
 }
 
 impl Figures {
+    /// Takes down what a database says of itself.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub(super) fn tell(&mut self, database: &Database) -> anyhow::Result<()> {
+        self.postgres = database.told()?.or(self.postgres.take());
+        Ok(())
+    }
+
     /// Every bar on what was measured.
     pub(super) fn bars(&self) -> Vec<Bar> {
         let mut bars = self.correct();
@@ -155,23 +167,45 @@ fn of_events(events: &Events) -> Bar {
     Bar::new(name, Some(events.rate), Bound::AtLeast(least), 0)
 }
 
-fn of_lists(lists: &Lists) -> [Bar; 3] {
-    let slowest = lists.kinds.iter().map(|kind| kind.took_ms.p99).reduce(f64::max);
-    let [list, status, waiting] = lists.database.of(
-        ["list_p99_ms", "status_of_many_p99_ms", "status_of_waiting_p99_ms"],
-        ["postgres_list_p99_ms", "postgres_status_of_many_p99_ms", "postgres_status_of_waiting_p99_ms"],
+fn of_lists(lists: &Lists) -> [Bar; 6] {
+    let slowest = |kinds: &[Kind]| kinds.iter().map(|kind| kind.took_ms.p99).reduce(f64::max);
+    let [list, status, waiting, page, ratio, plans] = lists.database.of(
+        [
+            "list_p99_ms",
+            "status_of_many_p99_ms",
+            "status_of_waiting_p99_ms",
+            "event_page_p99_ms",
+            "last_event_page_ratio",
+            "plans_that_read_more",
+        ],
+        [
+            "postgres_list_p99_ms",
+            "postgres_status_of_many_p99_ms",
+            "postgres_status_of_waiting_p99_ms",
+            "postgres_event_page_p99_ms",
+            "postgres_last_event_page_ratio",
+            "postgres_plans_that_read_more",
+        ],
     );
+    let faults = lists.plans.iter().filter(|plan| plan.fault.is_some()).count();
+    // What was not explained reads nobody knows what.
+    let faults = (!lists.plans.is_empty()).then(|| u32::try_from(faults).ok().map(f64::from)).flatten();
     [
-        Bar::new(list, slowest, Bound::Below(20.0), 1),
+        Bar::new(list, slowest(&lists.kinds), Bound::Below(20.0), 1),
         Bar::new(status, Some(lists.status_ms.p99), Bound::Below(2.0), 2),
         Bar::new(waiting, Some(lists.waiting_ms.p99), Bound::Below(2.0), 2),
+        Bar::new(page, slowest(&lists.pages.kinds), Bound::Below(20.0), 1),
+        Bar::new(ratio, Some(lists.pages.ratio.p50), Bound::AtMost(1.25), 2),
+        Bar::new(plans, faults, Bound::AtMost(0.0), 0),
     ]
 }
 
 #[cfg(test)]
 pub(super) mod tests {
+    use caisson_store::hot::Plan;
+
     use super::super::databases;
-    use super::super::lists::Kind;
+    use super::super::lists::Pages;
     use super::super::sessions::Batch;
     use super::*;
     use crate::measuring::machine::tests::machine;
@@ -193,6 +227,7 @@ pub(super) mod tests {
                 paced_ms: summary(2.0),
                 burst_ms: summary(50.0),
             }),
+            postgres: Some("PostgreSQL 15.1 has fsync on.".to_owned()),
             events: vec![
                 events(databases::Kind::Sqlite, 10_000.0),
                 events(databases::Kind::Postgres, 5_000.0),
@@ -222,6 +257,26 @@ pub(super) mod tests {
             kinds: vec![kind("all", 3.0), kind("some", 19.0)],
             status_ms: Summary::of(&[0.5]).unwrap(),
             waiting_ms: Summary::of(&[0.5]).unwrap(),
+            pages: Pages {
+                database,
+                events: 5_000_000,
+                long: 1_000_040,
+                kinds: vec![kind("the first", 4.0), kind("the last", 19.9)],
+                ratio: Summary::of(&[1.25]).unwrap(),
+            },
+            plans: vec![plan(database.of(None, Some("these values")))],
+        }
+    }
+
+    fn plan(planned: Option<&'static str>) -> Plan {
+        let lines = vec!["Limit".to_owned(), "  ->  Index Scan using run_of_project on run".to_owned()];
+        Plan {
+            name: "runs, newest first",
+            planned,
+            lines,
+            pages: planned.map(|_| 12),
+            fault: None,
+            passed_over: None,
         }
     }
 
@@ -248,7 +303,7 @@ pub(super) mod tests {
     #[test]
     fn a_good_service_meets_every_bar() {
         assert_eq!(missed(&figures()), Vec::<String>::new());
-        assert_eq!(figures().bars().len(), 3 + 1 + 6 + 1 + 6 + 2 + 6);
+        assert_eq!(figures().bars().len(), 3 + 1 + 6 + 1 + 6 + 2 + 2 * 6);
     }
 
     #[test]
@@ -306,11 +361,15 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_slowest_kind_of_list_counts_and_each_database_has_its_bars() {
+    fn the_slowest_kind_of_list_and_page_counts_and_each_database_has_its_bars() {
         let mut figures = figures();
         figures.lists[0].kinds[0].took_ms.p99 = 20.0;
         figures.lists[1].status_ms.p99 = 2.0;
         figures.lists[1].waiting_ms.p99 = 2.0;
+        figures.lists[0].pages.kinds[0].took_ms.p99 = 20.0;
+        figures.lists[1].pages.ratio.p50 = 1.26;
+        figures.lists[0].plans[0].fault = Some("may not: SCAN run".to_owned());
+        figures.lists[1].plans.clear();
         for events in &mut figures.events {
             events.rate -= 1.0;
         }
@@ -320,8 +379,12 @@ pub(super) mod tests {
                 "events_per_second 9999 10000",
                 "postgres_events_per_second 4999 5000",
                 "list_p99_ms 20.0 20.0",
+                "event_page_p99_ms 20.0 20.0",
+                "plans_that_read_more 1 0",
                 "postgres_status_of_many_p99_ms 2.00 2.00",
                 "postgres_status_of_waiting_p99_ms 2.00 2.00",
+                "postgres_last_event_page_ratio 1.26 1.25",
+                "postgres_plans_that_read_more inf 0",
             ]
         );
     }

@@ -1,12 +1,13 @@
 //! `xtask load`: the service under load. Many sessions at once with the real agent in real containers, more of them with a
-//! stand-in for it, a server that is asked as fast as it can answer, events as fast as they are stored, and lists over many
-//! runs. Everything is measured in one run.
+//! stand-in for it, a server that is asked as fast as it can answer, events as fast as they are stored, lists over many runs,
+//! and pages of many events. Everything is measured in one run.
 
 mod databases;
 mod events;
 mod figures;
 mod http;
 mod lists;
+mod plans;
 mod report;
 mod requests;
 mod scenario;
@@ -42,7 +43,7 @@ pub(crate) struct Options {
     /// Small numbers, and bars on what must be right but none on times and sizes.
     #[arg(long)]
     short: bool,
-    /// Write the figures into docs/benchmarks.md.
+    /// Write the figures into docs/benchmarks.md, and the plans into docs/plans.md.
     #[arg(long, conflicts_with_all = ["only", "short"])]
     write: bool,
     /// The server's binary.
@@ -64,7 +65,7 @@ enum Part {
     Requests,
     /// Events through the doors of sandboxes.
     Events,
-    /// Lists over many runs.
+    /// Lists over many runs, pages of many events, and plans.
     Lists,
 }
 
@@ -140,18 +141,24 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
         batches: Vec::new(),
         script: None,
         requests: None,
+        postgres: None,
         events: Vec::new(),
         lists: Vec::new(),
     };
-    let measured = unless_interrupted(limit, measure(&stage, options.only, &sizes, &mut figures)).await;
+    let measured =
+        unless_interrupted(limit, Box::pin(measure(&stage, options.only, &sizes, &mut figures))).await;
     let closed = stage.close().await;
     // What was measured before something failed took long enough to be told.
-    let text = report::render(&figures, "make load");
+    let [text, plans] = [report::render(&figures, "make load"), plans::render(&figures, "make load")];
     say(&text);
+    if !plans.is_empty() {
+        say(&plans);
+    }
     measured?;
     closed?;
     if options.write {
         write_figures(&workspace, document::Part::Load, &text)?;
+        write_figures(&workspace, document::Part::Plans, &plans)?;
     }
     Ok(conclude("load", &figures.bars()))
 }
@@ -179,11 +186,13 @@ async fn measure(
     }
     if wanted(Part::Events) {
         for database in Database::both().await? {
+            figures.tell(&database)?;
             figures.events.push(events::measure(stage, &database, &sizes.events).await?);
         }
     }
     if wanted(Part::Lists) {
         for database in Database::both().await? {
+            figures.tell(&database)?;
             figures.lists.push(lists::measure(stage, &database, &sizes.lists).await?);
         }
     }

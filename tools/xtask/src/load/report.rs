@@ -2,7 +2,7 @@
 
 use super::events::{BATCH_EVENTS, EVENT_BYTES, Events};
 use super::figures::{Figures, When};
-use super::lists::Lists;
+use super::lists::{Lists, PAGE, Pages};
 use super::requests::Requests;
 use super::sessions::{Agents, Batch};
 use crate::measuring::bar;
@@ -12,13 +12,17 @@ use crate::measuring::table::Table;
 /// The whole report: machine, then every table.
 pub(super) fn render(figures: &Figures, command: &str) -> String {
     let mut text = format!("{}.\n", figures.machine.line(command));
+    if let Some(postgres) = &figures.postgres {
+        text.push_str(postgres);
+        text.push('\n');
+    }
     let mut tables = vec![bar::table(&figures.bars())];
     if !figures.batches.is_empty() {
         tables.extend([sessions(figures), latencies(figures), cost(figures)]);
     }
     tables.extend(figures.requests.iter().map(requests));
     tables.extend(figures.events.iter().map(events));
-    tables.extend(figures.lists.iter().map(lists));
+    tables.extend(figures.lists.iter().flat_map(|measured| [lists(measured), pages(&measured.pages)]));
     for table in tables {
         table.write(&mut text);
     }
@@ -236,6 +240,18 @@ fn lists(lists: &Lists) -> Table {
     }
 }
 
+fn pages(pages: &Pages) -> Table {
+    let Pages { database, events, long, kinds, ratio } = pages;
+    let mut rows: Vec<_> = kinds.iter().map(|kind| latency(kind.name, &kind.took_ms)).collect();
+    rows.push(latency("a last page by a first one, a ratio", ratio));
+    let name = database.name();
+    Table {
+        title: format!("Pages of {PAGE} of {events} events, of which one run has {long}, {name}, ms"),
+        head: texts(["", "count", "p50", "p99", "max"]),
+        rows,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::figures::tests::figures;
@@ -255,6 +271,9 @@ mod tests {
             "**Events of 500 bytes, 100 in a batch, of 50 sessions, PostgreSQL**",
             "**Lists over 100000 runs, SQLite, ms**",
             "**Lists over 100000 runs, PostgreSQL, ms**",
+            "**Pages of 100 of 5000000 events, of which one run has 1000040, SQLite, ms**",
+            "**Pages of 100 of 5000000 events, of which one run has 1000040, PostgreSQL, ms**",
+            "\nPostgreSQL 15.1 has fsync on.\n",
         ] {
             assert!(text.contains(said), "{said} in {text}");
         }

@@ -1,4 +1,4 @@
-//! The generated part of `docs/benchmarks.md`; pure.
+//! The generated parts of documents; pure.
 
 use anyhow::{Context, ensure};
 
@@ -11,15 +11,26 @@ pub(crate) enum Part {
     ModelBench,
     /// That of `load`.
     Load,
+    /// The plans that `load` looks at.
+    Plans,
 }
 
 impl Part {
+    /// The document that it is in.
+    pub(crate) fn file(self) -> &'static str {
+        match self {
+            Self::Bench | Self::ModelBench | Self::Load => "docs/benchmarks.md",
+            Self::Plans => "docs/plans.md",
+        }
+    }
+
     /// What stands before it, and behind it.
     fn marks(self) -> [String; 2] {
         let name = match self {
             Self::Bench => "bench",
             Self::ModelBench => "model-bench",
             Self::Load => "load",
+            Self::Plans => "plans",
         };
         ["begin", "end"].map(|place| format!("<!-- {name}: {place} -->"))
     }
@@ -43,7 +54,10 @@ pub(crate) fn replace(document: &str, part: Part, generated: &str) -> anyhow::Re
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::measuring::WORKSPACE;
 
     #[test]
     fn only_what_is_between_the_marks_changes() {
@@ -68,11 +82,11 @@ mod tests {
     }
 
     #[test]
-    fn the_projects_document_has_its_marks() {
-        let mut document = include_str!("../../../../docs/benchmarks.md").to_owned();
-        for part in [Part::Bench, Part::ModelBench, Part::Load] {
+    fn the_projects_documents_have_their_marks() {
+        for part in [Part::Bench, Part::ModelBench, Part::Load, Part::Plans] {
+            let path = Path::new(WORKSPACE).join(part.file());
             let text = format!("new of {part:?}");
-            document = replace(&document, part, &text).unwrap();
+            let document = replace(&std::fs::read_to_string(path).unwrap(), part, &text).unwrap();
             assert!(document.contains(&format!("\n{text}\n")));
         }
     }

@@ -21,8 +21,6 @@ use bar::Bar;
 
 /// The workspace, seen from this crate.
 pub(crate) const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-/// The document with the figures.
-const DOCUMENT: &str = "docs/benchmarks.md";
 
 /// The last lines of a task, which a script looks for: `TASK ok`, or one for each bar that was missed. Says whether all are
 /// met.
@@ -54,15 +52,15 @@ pub(crate) async fn unless_interrupted<T>(
     }
 }
 
-/// Puts figures into their part of the document.
+/// Puts figures into their part of its document.
 ///
 /// # Errors
 /// The document cannot be read or written, or does not have the part's marks.
 pub(crate) fn write_figures(workspace: &Path, part: document::Part, text: &str) -> anyhow::Result<()> {
-    let path = workspace.join(DOCUMENT);
-    let document = std::fs::read_to_string(&path).with_context(|| format!("{DOCUMENT} cannot be read"))?;
+    let (path, file) = (workspace.join(part.file()), part.file());
+    let document = std::fs::read_to_string(&path).with_context(|| format!("{file} cannot be read"))?;
     std::fs::write(&path, document::replace(&document, part, text)?)?;
-    say(&format!("wrote {DOCUMENT}"));
+    say(&format!("wrote {file}"));
     Ok(())
 }
 

@@ -46,13 +46,17 @@ pub(crate) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     create(path)?.write_all(content)
 }
 
-/// Copies a file of at most `bytes`, in the place of whatever is at `to`.
+/// Copies a file of at most `bytes`, in the place of whatever is at `to`. The copy is as old as the file: git compares the content of
+/// what was changed no earlier than its index was written, and with a younger index would take it for unchanged.
 ///
 /// # Errors
 /// As [`read`] and [`write()`].
 pub(crate) fn copy(from: &Path, to: &Path, bytes: u64) -> io::Result<()> {
-    let mut from = open(from)?.take(bytes.saturating_add(1));
-    let copied = io::copy(&mut from, &mut create(to)?)?;
+    let source = open(from)?;
+    let modified = source.metadata()?.modified()?;
+    let mut target = create(to)?;
+    let copied = io::copy(&mut source.take(bytes.saturating_add(1)), &mut target)?;
+    target.set_modified(modified)?;
     if copied > bytes { Err(unfit("it is too long")) } else { Ok(()) }
 }
 
@@ -65,6 +69,18 @@ mod tests {
     use super::*;
     use nix::sys::stat::Mode;
     use nix::unistd::mkfifo;
+
+    #[test]
+    fn a_copy_is_as_old_as_what_was_copied() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = |name: &str| directory.path().join(name);
+        write(&place("index"), b"entries").unwrap();
+        let modified = std::time::UNIX_EPOCH + std::time::Duration::new(1_700_000_000, 123_456_789);
+        File::options().write(true).open(place("index")).unwrap().set_modified(modified).unwrap();
+        copy(&place("index"), &place("copy"), 7).unwrap();
+        assert_eq!(read(&place("copy"), 7).unwrap(), b"entries");
+        assert_eq!(place("copy").metadata().unwrap().modified().unwrap(), modified);
+    }
 
     #[test]
     fn a_pipe_or_a_link_is_not_read_and_is_replaced_when_written() {

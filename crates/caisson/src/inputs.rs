@@ -237,7 +237,8 @@ fn git(settings: &Settings, allow: AllowList) -> Result<GitUpstreams, Vec<anyhow
         }
     }
     let mut kept = |error| faults.push(error);
-    let forbidden = resolved(&settings.state_dir).map_err(&mut kept).ok().into_iter().collect();
+    let own = [Some(&settings.state_dir), settings.artifacts_dir.as_ref()].into_iter().flatten();
+    let forbidden = own.filter_map(|own| resolved(own).map_err(&mut kept).ok()).collect();
     let extra_ca = read_pem("git.extra_ca_file", settings.git.extra_ca_file.as_deref());
     let extra_ca_pem = extra_ca.map_err(kept).ok().flatten();
     let upstreams = GitUpstreams {

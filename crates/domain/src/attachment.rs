@@ -81,9 +81,15 @@ pub fn check_name(name: &str) -> Result<(), NameError> {
     if fits && !matches!(name, "." | "..") && name.chars().all(plain) { Ok(()) } else { Err(NameError) }
 }
 
-/// Zero-width and direction characters and other line ends, which make a name read as another one.
+/// Zero-width and direction characters, fillers and other line ends, which make a name read as another one, and tags and selectors of
+/// variants, which carry words that nobody sees. U+FE0F stays: it is part of ordinary emoji.
 const fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+    matches!(
+        c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
+            | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}'
+            | '\u{fe00}'..='\u{fe0e}' | '\u{feff}' | '\u{ffa0}' | '\u{e0000}'..='\u{e0fff}'
+    )
 }
 
 /// An image, by its first bytes.

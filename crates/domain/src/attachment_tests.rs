@@ -15,14 +15,25 @@ fn png_head(width: u32, height: u32) -> Vec<u8> {
 
 #[test]
 fn a_name_is_that_of_a_file_and_of_no_path() {
-    for good in ["a", "report.csv", ".eslintrc", "bericht über 3 fälle.pdf", "-rf", "CLAUDE.md", "..."] {
+    for good in [
+        "a",
+        "report.csv",
+        ".eslintrc",
+        "bericht über 3 fälle.pdf",
+        "-rf",
+        "CLAUDE.md",
+        "...",
+        "\u{2764}\u{fe0f}.png",
+    ] {
         assert_eq!(check_name(good), Ok(()), "{good}");
     }
     assert_eq!(check_name(&"x".repeat(ATTACHMENT_NAME_BYTES)), Ok(()));
     let long = "x".repeat(ATTACHMENT_NAME_BYTES + 1);
     let bad =
         ["", ".", "..", "a/b", "/etc/passwd", "..\\x", "a\nb", "a\0", " a", "a ", "a\u{202e}b", "a\u{7f}"];
-    for bad in bad.into_iter().chain([long.as_str()]) {
+    let unseen =
+        ["a\u{61c}b", "a\u{180e}b", "a\u{3164}b", "a\u{fe00}b", "a\u{e0041}b", "a\u{e01ef}b", "a\u{e0fff}b"];
+    for bad in bad.into_iter().chain(unseen).chain([long.as_str()]) {
         assert_eq!(check_name(bad), Err(NameError), "{bad:?}");
     }
 }

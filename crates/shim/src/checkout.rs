@@ -20,6 +20,7 @@ use crate::plain_file;
 use crate::process::Output;
 use crate::renewal::{self, Renewal};
 use crate::start;
+use crate::steering::remove;
 
 /// Mark in the home directory while a fresh checkout is being made: its remains hold nobody's work.
 pub(crate) const PREPARING: &str = ".caisson-preparing";
@@ -58,11 +59,12 @@ pub(crate) struct Checkout {
 pub(crate) async fn prepare(git: &Git, access: WorkspaceAccess) -> Result<Checkout, Failure> {
     let (mut note, mut was_there) = (None, false);
     let preparing = git.home.join(PREPARING);
-    if preparing.exists() {
+    if is_mark(&preparing) {
         empty(&git.workspace).map_err(|error| unusable("cannot be emptied", &error))?;
     }
     let (base, anchor) = if is_empty(&git.workspace) {
-        plain_file::write(&preparing, b"")
+        remove(&preparing)
+            .and_then(|()| plain_file::write(&preparing, b""))
             .map_err(|error| unusable("has a home that cannot be written", &error))?;
         let (base, anchor) = fresh(git).await?;
         set_base(git, base.as_deref());
@@ -201,9 +203,14 @@ async fn continued(git: &Git) -> Result<Option<Git>, Failure> {
     Ok(Some(git))
 }
 
+/// Whether it is the mark of a clone that is not finished. An agent can put other things in its place, which say nothing.
+fn is_mark(preparing: &Path) -> bool {
+    preparing.symlink_metadata().is_ok_and(|found| found.is_file())
+}
+
 /// Removes what a clone that broke off left. The agent's process may wait in the directory, which stays.
 fn unfinished_emptied(git: &Git) -> Result<(), Failure> {
-    if !git.home.join(PREPARING).exists() {
+    if !is_mark(&git.home.join(PREPARING)) {
         // Then the files may be somebody's work.
         return Ok(());
     }

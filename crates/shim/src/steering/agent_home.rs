@@ -63,7 +63,9 @@ pub(crate) fn empty(home: &Path) -> io::Result<()> {
     clear(home)?;
     // A link in the place of attachments would lead to whatever the agent likes.
     empty_but(home, |name, is_directory| {
-        [DIRECTORY, FILE, PREPARING].iter().any(|kept| name == *kept) || (name == ATTACHMENTS && is_directory)
+        [DIRECTORY, FILE].iter().any(|kept| name == *kept)
+            || (name == ATTACHMENTS && is_directory)
+            || (name == PREPARING && !is_directory)
     })
 }
 
@@ -115,7 +117,11 @@ fn scalars(content: &[u8]) -> Option<Vec<u8>> {
     serde_json::to_vec(&all).ok()
 }
 
-fn remove(path: &Path) -> io::Result<()> {
+/// Removes whatever is there, if anything is.
+///
+/// # Errors
+/// That of the operating system.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match path.symlink_metadata() {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),

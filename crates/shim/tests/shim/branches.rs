@@ -127,3 +127,19 @@ async fn remains_of_a_checkout_that_was_not_finished_are_made_anew() {
     assert_published(&sandbox, &outcome);
     assert!(!sandbox.place("home/.caisson-preparing").exists());
 }
+
+#[tokio::test]
+async fn a_directory_in_the_place_of_the_mark_neither_empties_a_workspace_nor_keeps_it_from_being_filled() {
+    let mut sandbox = Sandbox::with_repository(COMMITTING);
+    std::fs::create_dir_all(sandbox.place("home/.caisson-preparing/deeper")).unwrap();
+    let outcome = sandbox.run(git_work("Fix it")).await;
+    assert_published(&sandbox, &outcome);
+    assert!(!sandbox.place("home/.caisson-preparing").exists());
+    std::fs::create_dir_all(sandbox.place("home/.caisson-preparing/deeper")).unwrap();
+    std::fs::write(sandbox.place("workspace/precious.txt"), "x").unwrap();
+    let mut second = git_work("go on");
+    second.run = run_id(2);
+    sandbox.begin_anew();
+    sandbox.run(second).await;
+    assert!(sandbox.place("workspace/precious.txt").exists());
+}

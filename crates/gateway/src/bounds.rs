@@ -221,11 +221,12 @@ pub(crate) const EGRESS_TOLD_FIRST: Duration = Duration::from_secs(10);
 pub(crate) const EGRESS_TOLD_MOST: Duration = Duration::from_mins(5);
 /// How long one call for a token may take.
 pub(crate) const TOKEN_CALL: Duration = Duration::from_secs(30);
-/// How long a server has the turn at refreshing a credential's access token: for [`TOKEN_CALL`] and for writing down what came of
-/// it. Of one that died in its turn the others wait for its end.
-pub(crate) const RENEWAL_TURN: Duration = Duration::from_secs(45);
+/// How long a server has the turn at refreshing a credential's access token: for [`TOKEN_CALL`], and for writing down what came of
+/// it, for [`SETTLE_HOLD`] while the database is away: who took over before would send the token that is used up. Of one that died
+/// in its turn the others wait for its end.
+pub(crate) const RENEWAL_TURN: Duration = Duration::from_secs(100);
 /// How long the turns of other servers are waited for: of one that died, and of one that took over from it.
-pub(crate) const RENEWAL_WAIT: Duration = Duration::from_secs(100);
+pub(crate) const RENEWAL_WAIT: Duration = Duration::from_secs(210);
 /// How often it is looked whether a turn of another server is over even if no hint came.
 pub(crate) const RENEWAL_LOOK: Duration = Duration::from_millis(500);
 /// Answer to such a call, in bytes.

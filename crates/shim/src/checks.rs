@@ -130,7 +130,7 @@ impl Live<'_> {
     /// Runs one of them; how it ended, or none if an input has ended it.
     async fn check(&mut self, command: &Command) -> Result<Option<io::Result<Ended>>, Halt> {
         let mut stop = self.stop.clone();
-        let mut running = pin!(run(self.shim, self.work, command, CHECK_MS));
+        let mut running = pin!(run((self.shim, self.work), command, CHECK_MS, None));
         loop {
             tokio::select! {
                 biased;

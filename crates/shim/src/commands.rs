@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tokio::time::timeout;
 
 use crate::agent::{DRAIN_MS, variables};
 use crate::checkout::Checkout;
+use crate::confine;
 use crate::git::{Git, is_object_name, text};
 use crate::plain_file;
 use crate::process::{Tail, command, find_program};
@@ -73,7 +75,19 @@ pub(crate) async fn read(git: &Git, checkout: &Checkout) -> Result<RepositoryFil
     RepositoryFile::parse(&text(&output)).map_err(|error| bad(error.to_string()))
 }
 
-/// Keeps the file's cache directories out of every commit, and runs its set-up command. What it leaves running goes on.
+/// Keeps the file's cache directories out of every commit.
+///
+/// # Errors
+/// [`Failure`] if that cannot be written.
+pub(crate) fn exclude_caches(git: &Git, file: &RepositoryFile) -> Result<(), Failure> {
+    exclude(git, &file.caches).map_err(|error| {
+        Failure::new(FailureKind::Internal, "the cache directories cannot be noted in the workspace")
+            .with_evidence(error.to_string())
+    })
+}
+
+/// Keeps the file's cache directories out of every commit, and runs its set-up command, `within` a place for its home and temporary
+/// files and the workspace, if it is to write nowhere else. What it leaves running goes on.
 ///
 /// # Errors
 /// [`Failure`]; `setup_failed` with the end of its output if the command fails.
@@ -84,11 +98,9 @@ pub(crate) async fn set_up(
     (shim, work): (&Shim, &RunWork),
     git: &Git,
     file: &RepositoryFile,
+    within: Option<&Path>,
 ) -> Result<(), Failure> {
-    exclude(git, &file.caches).map_err(|error| {
-        Failure::new(FailureKind::Internal, "the cache directories cannot be noted in the workspace")
-            .with_evidence(error.to_string())
-    })?;
+    exclude_caches(git, file)?;
     let Some(setup) = &file.setup else { return Ok(()) };
     let failed = |how: &str, output: String| {
         let message = format!(
@@ -96,7 +108,7 @@ pub(crate) async fn set_up(
         );
         Failure::new(FailureKind::SetupFailed, message).with_evidence(output)
     };
-    match run(shim, work, setup, SETUP_MS).await {
+    match run((shim, work), setup, SETUP_MS, within).await {
         Ok(ended) if ended.success() => Ok(()),
         Ok(ended) => Err(failed(&ended.how(), ended.output)),
         Err(error) => Err(failed("cannot be started", error.to_string())),
@@ -130,14 +142,19 @@ pub(crate) fn told(prompt: &str, file: &RepositoryFile) -> String {
     )
 }
 
-/// Runs a command in the workspace to its end.
+/// Runs a command in the workspace to its end; as [`set_up`] says if it is to stay within a place.
 ///
 /// # Errors
 /// That of the operating system if it cannot be started.
 ///
 /// # Cancel safety
 /// Dropping it ends the command with its group.
-pub(crate) async fn run(shim: &Shim, work: &RunWork, wanted: &Command, limit_ms: u64) -> io::Result<Ended> {
+pub(crate) async fn run(
+    (shim, work): (&Shim, &RunWork),
+    wanted: &Command,
+    limit_ms: u64,
+    within: Option<&Path>,
+) -> io::Result<Ended> {
     let Some((program, arguments)) = wanted.arguments().split_first() else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
@@ -155,7 +172,18 @@ pub(crate) async fn run(shim: &Shim, work: &RunWork, wanted: &Command, limit_ms:
             .into_iter()
             .filter(|(name, _)| !name.starts_with("ANTHROPIC_") && !name.starts_with("CLAUDE")),
     );
-    let mut child = shim.reaper.spawn(&mut process)?;
+    let mut child = match within {
+        None => shim.reaper.spawn(&mut process)?,
+        Some(place) => {
+            for (name, directory) in [("HOME", "home"), ("TMPDIR", "tmp")] {
+                std::fs::create_dir_all(place.join(directory))?;
+                process.env(name, place.join(directory));
+            }
+            let places = [shim.places.workspace.as_path(), place];
+            confine::spawn_within(shim, &mut process, &places)
+                .map_err(|failure| io::Error::other(failure.message))??
+        }
+    };
     let tail = Tail::default();
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let mut reading =

@@ -26,13 +26,25 @@ const SYSTEM: [&str; 2] = ["/dev", "/proc"];
 /// # Errors
 /// [`Failure`] if the kernel cannot hold it to that; inside, that of the operating system.
 pub(crate) fn spawn_reading(shim: &Shim, command: &mut Command) -> Result<std::io::Result<Child>, Failure> {
-    let places = [shim.places.home.as_path(), shim.places.tmp.as_path()];
+    spawn_within(shim, command, &[&shim.places.home, &shim.places.tmp])
+}
+
+/// Starts a program that can change nothing but what is below these places. Nor can it look into a process that is not its own: who is
+/// under other rules has no way to the memory, the environment or the open files of anybody else (`ptrace` of landlock(7)).
+///
+/// # Errors
+/// [`Failure`] if the kernel cannot hold it to that; inside, that of the operating system.
+pub(crate) fn spawn_within(
+    shim: &Shim,
+    command: &mut Command,
+    places: &[&Path],
+) -> Result<std::io::Result<Child>, Failure> {
     // Its pipes belong to the runtime.
     let runtime = tokio::runtime::Handle::current();
     let started = std::thread::scope(|scope| {
         let starting = scope.spawn(|| {
             let _in_runtime = runtime.enter();
-            restrict(&places).map(|()| shim.reaper.spawn(command))
+            restrict(places).map(|()| shim.reaper.spawn(command))
         });
         starting.join()
     });

@@ -1,53 +1,48 @@
 //! A checkout that agents only read. Set-up commands may write in it, and run what is checked out, whoever has written that: what
-//! they leave running is ended, and the repository is what it was, before an agent reads it. What they have built beside the files of
-//! the commit stays, until the next run's set-up.
+//! they leave running is ended, and the repository is the one that was cloned, before an agent reads it. What they have built beside
+//! the files of the commit stays, until the next run's set-up.
 
 use std::fs;
 use std::io;
+use std::path::{Path, PathBuf};
 
 use caisson_domain::repository_file::RepositoryFile;
 use caisson_domain::run::{Failure, FailureKind};
 
-use crate::checkout::{Checkout, set_base, unlock};
+use crate::checkout::{Checkout, PREPARING, set_base};
+use crate::commands;
 use crate::git::{Git, text};
 use crate::plain_file;
+use crate::steering::{discard, remove};
 
-/// Longest settings of a repository, in bytes.
-const SETTINGS_BYTES: u64 = 1024 * 1024;
-/// The repository's own settings, which say among others where its files are and how they are compared.
-const SETTINGS: &str = "config";
-/// What would have git see other files than are there, or other commits; a clone has none of it.
-const ADDED: [&str; 5] =
-    ["config.worktree", "info/attributes", "info/sparse-checkout", "info/grafts", "index"];
+/// Where the repository is while the set-up command has another one: in the agent's home, where that command cannot write.
+const KEPT: &str = ".caisson-repository";
 /// Changed files that a note names.
 const NAMED: usize = 10;
 
-/// A repository as it was.
+/// A checkout whose repository is out of the reach of a set-up command.
 #[derive(Debug)]
 pub(crate) struct Pristine<'a> {
     git: &'a Git,
+    file: &'a RepositoryFile,
     commit: &'a str,
-    settings: Vec<u8>,
-    /// Each ref with its object.
-    refs: String,
 }
 
 impl<'a> Pristine<'a> {
-    /// Looks at the repository; none if it has no commit yet, and so nothing to be read. In one that an earlier run has had, the files
-    /// are made those of the commit, and what is beside them is removed, but for the caches that `file` names.
+    /// Looks at the checkout; none if it has no commit yet, and so nothing to be read. In one that an earlier run has had, the files
+    /// are made those of the commit, and what is beside them is removed, but for the caches that `file` names. Where there is a set-up
+    /// command, the repository is copied to where that cannot write, and until [`Pristine::put_back`] the checkout counts as not
+    /// finished: if it does not come to that, the next run makes it anew.
     ///
     /// # Errors
-    /// [`Failure`] if git fails, or the settings cannot be read.
+    /// [`Failure`] if git fails, or there is no room for the copy.
     pub(crate) async fn look(
         git: &'a Git,
         checkout: &'a Checkout,
-        file: &RepositoryFile,
+        file: &'a RepositoryFile,
     ) -> Result<Option<Self>, Failure> {
         let Some(commit) = checkout.base.as_deref() else { return Ok(None) };
-        let settings =
-            plain_file::read(&git.file(SETTINGS), SETTINGS_BYTES).map_err(|error| unreadable(&error))?;
-        let refs = refs(git).await?;
-        let pristine = Self { git, commit, settings, refs };
+        let pristine = Self { git, file, commit };
         if checkout.was_there {
             pristine.put_files_back().await?;
             let caches: Vec<String> = file
@@ -59,6 +54,10 @@ impl<'a> Pristine<'a> {
             clean.extend(caches.iter().map(String::as_str));
             git.run(&clean).await?;
         }
+        if file.setup.is_some() {
+            plain_file::write(&git.home.join(PREPARING), b"").map_err(|error| unreadable(&error))?;
+            copied(git.workspace.join(".git"), git.home.join(KEPT)).await?;
+        }
         Ok(Some(pristine))
     }
 
@@ -69,12 +68,13 @@ impl<'a> Pristine<'a> {
     /// [`Failure`] if that is not to be had.
     pub(crate) async fn put_back(&self) -> Result<Option<String>, Failure> {
         let git = self.git;
-        plain_file::write(&git.file(SETTINGS), &self.settings).map_err(|error| unreadable(&error))?;
-        unlock(git);
-        git.learn_drivers().await?;
-        self.put_refs_back().await?;
+        let kept = git.home.join(KEPT);
+        copied(kept.clone(), git.workspace.join(".git")).await?;
+        remove(&kept).map_err(|error| unreadable(&error))?;
+        commands::exclude_caches(git, self.file)?;
         let changed = self.put_files_back().await?;
         set_base(git, Some(self.commit));
+        remove(&git.home.join(PREPARING)).map_err(|error| unreadable(&error))?;
         if changed.is_empty() {
             return Ok(None);
         }
@@ -88,35 +88,9 @@ impl<'a> Pristine<'a> {
         Ok(Some(note))
     }
 
-    async fn put_refs_back(&self) -> Result<(), Failure> {
-        let git = self.git;
-        git.run(&["symbolic-ref", "HEAD", &git.work.branch.full_ref()]).await?;
-        let now = refs(git).await?;
-        if now == self.refs {
-            return Ok(());
-        }
-        let known = |all: &str, line: &str| all.lines().any(|other| other == line);
-        let name = |line: &str| line.split_once(' ').map(|(name, _)| name.to_owned());
-        let changed = now.lines().filter(|line| !known(&self.refs, line)).filter_map(name);
-        let mut wanted: String = changed.map(|name| ["delete ", &name, "\n"].concat()).collect();
-        git.feed(&mut git.command(&["update-ref", "--no-deref", "--stdin"])?, wanted.as_bytes()).await?;
-        let lost = self.refs.lines().filter(|line| !known(&now, line));
-        wanted = lost.map(|line| ["update ", line, "\n"].concat()).collect();
-        git.feed(&mut git.command(&["update-ref", "--no-deref", "--stdin"])?, wanted.as_bytes())
-            .await
-            .map(drop)
-    }
-
     /// Gives each file of the commit its content and its mode, whatever the index says of it; those that had others.
     async fn put_files_back(&self) -> Result<Vec<String>, Failure> {
         let git = self.git;
-        for name in ADDED {
-            match fs::remove_file(git.file(name)) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(unreadable(&error)),
-            }
-        }
         git.run(&["read-tree", self.commit]).await?;
         // It ends with another code where something differs.
         git.attempt(&["update-index", "-q", "--really-refresh"]).await?;
@@ -126,8 +100,29 @@ impl<'a> Pristine<'a> {
     }
 }
 
-async fn refs(git: &Git) -> Result<String, Failure> {
-    git.run(&["for-each-ref", "--format=%(refname) %(objectname)"]).await
+/// Copies a repository's directory, in the place of whatever is there.
+async fn copied(from: PathBuf, to: PathBuf) -> Result<(), Failure> {
+    let copying = move || discard(&to).and_then(|()| copy(&from, &to));
+    let copied = tokio::task::spawn_blocking(copying).await;
+    copied.map_err(io::Error::other).flatten().map_err(|error| unreadable(&error))
+}
+
+/// Copies a directory of plain files.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let mut next = vec![(from.to_owned(), to.to_owned())];
+    while let Some((from, to)) = next.pop() {
+        fs::create_dir(&to)?;
+        for entry in fs::read_dir(&from)? {
+            let entry = entry?;
+            let (kind, to) = (entry.file_type()?, to.join(entry.file_name()));
+            if kind.is_dir() {
+                next.push((entry.path(), to));
+            } else if kind.is_file() {
+                fs::copy(entry.path(), to)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn unreadable(error: &io::Error) -> Failure {

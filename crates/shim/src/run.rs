@@ -40,6 +40,8 @@ use crate::transcript;
 
 /// What of a program's name stands in a failure, in bytes.
 const PROGRAM_BYTES: usize = 64;
+/// Where a set-up command has home and temporary files of its own, below those of the sandbox.
+const SET_UP: &str = "set-up";
 
 /// A run that goes on.
 #[expect(clippy::struct_excessive_bools, reason = "each says of one thing whether it has happened")]
@@ -192,9 +194,6 @@ impl Live<'_> {
         if let Some(name) = servers::unreadable(&self.work.agent) {
             return Err(unreadable(name).into());
         }
-        if let Some(missing) = servers::missing(&self.work.agent, &self.shim.path, &self.shim.places) {
-            return Err(without_program(missing).into());
-        }
         if self.take_up().await? {
             return self.bring().await;
         }
@@ -241,15 +240,27 @@ impl Live<'_> {
     ) -> Result<Option<String>, Failure> {
         let who = (self.shim, self.work);
         match self.work.workspace {
-            WorkspaceAccess::ReadWrite => commands::set_up(who, git, file).await.map(|()| None),
+            WorkspaceAccess::ReadWrite => commands::set_up(who, git, file, None).await.map(|()| None),
             WorkspaceAccess::ReadOnly => {
                 let pristine = Pristine::look(git, checkout, file).await?;
-                commands::set_up(who, git, file).await?;
-                let Some(pristine) = pristine.filter(|_| file.setup.is_some()) else { return Ok(None) };
+                let place = self.shim.places.tmp.join(SET_UP);
+                let done = commands::set_up(who, git, file, Some(&place)).await;
+                let Some(pristine) = pristine.filter(|_| file.setup.is_some()) else {
+                    return done.map(|()| None);
+                };
+                // Also where it failed: the next run would take what it left for what was there.
                 self.shim.reaper.end_orphans().await;
-                pristine.put_back().await
+                steering::discard(&place).map_err(|error| uncleared(&error))?;
+                let note = pristine.put_back().await?;
+                done.map(|()| note)
             }
         }
+    }
+
+    /// Tells of a required MCP server whose program the image lacks before the time of a set-up command is spent.
+    fn look_for_programs(&self) -> Result<(), Halt> {
+        let missing = servers::missing(&self.work.agent, &self.shim.path, &self.shim.places);
+        missing.map_or(Ok(()), |missing| Err(without_program(missing).into()))
     }
 
     async fn prepare(&mut self) -> Result<(), Halt> {
@@ -259,6 +270,7 @@ impl Live<'_> {
             Agent::start(self.shim, self.work, (&self.recorder, &self.approvals), acting, resume)
         };
         let Some(git) = &self.git else {
+            self.look_for_programs()?;
             let nothing = Acting::default();
             self.agent = Some(start(&nothing)?);
             self.given = Given::look(&self.shim.places.home);
@@ -272,6 +284,8 @@ impl Live<'_> {
             if let Some(wish) = images::wish(&file, self.work) {
                 return Err(Halt::OtherImage(wish));
             }
+            // Another image may have what this one lacks.
+            self.look_for_programs()?;
             steered.notes.extend(self.set_up(git, &checkout, &file).await?);
             Ok::<_, Halt>((checkout, steered, file))
         };

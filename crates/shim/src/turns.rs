@@ -9,6 +9,7 @@ use caisson_domain::input::InputState;
 use caisson_domain::limits::RESULT_TEXT_BYTES;
 use caisson_domain::protocol::{JournalBody, NoteLevel};
 use caisson_domain::run::{Failure, FailureKind, Phase, cut};
+use serde_json::Value;
 
 use crate::attachments::Prompt;
 use crate::commands;
@@ -42,19 +43,37 @@ impl Live<'_> {
         }
         let told = commands::told(&self.work.prompt, &self.repository);
         let prompt = Prompt::from(told).with(std::mem::take(&mut self.brought));
-        let (mut next, mut output) = (Some(Told::from(prompt)), None);
+        let mut output = None;
+        let done = self.turns_and_checks(Told::from(prompt), &mut stop, &mut output).await;
+        // What was given before the run was stopped is kept as well.
+        let kept = match output {
+            Some(output) => self.keep_output(output).await,
+            None => Ok(()),
+        };
+        done.and(kept)
+    }
+
+    /// Turns, and checks behind them, until these find nothing and nothing waits; the latest output of the form that the run asks for.
+    async fn turns_and_checks(
+        &mut self,
+        first: Told,
+        stop: &mut Stop,
+        output: &mut Option<Value>,
+    ) -> Result<(), Halt> {
+        let mut next = Some(first);
         while let Some(told) = next {
-            let end = self.turns(told, &mut stop).await?;
+            let end = self.turns(told, stop).await?;
             match &self.work.output_schema {
                 None => self.judge(end)?,
-                Some(schema) => output = self.judge_output(end, schema, &mut stop).await?.or(output),
+                Some(schema) => {
+                    if let Some(given) = self.judge_output(end, schema, stop).await? {
+                        *output = Some(given);
+                    }
+                }
             }
             next = self.run_checks().await?;
         }
-        match output {
-            Some(output) => self.keep_output(output).await,
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// A turn, and one for each text that waits for its end; how the last one ended.

@@ -117,6 +117,17 @@ fn scalars(content: &[u8]) -> Option<Vec<u8>> {
     serde_json::to_vec(&all).ok()
 }
 
+/// Removes whatever is there, also directories in which their owner may do nothing.
+///
+/// # Errors
+/// That of the operating system.
+pub(crate) fn discard(path: &Path) -> io::Result<()> {
+    if path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+        open_up(path)?;
+    }
+    remove(path)
+}
+
 /// Removes whatever is there, if anything is.
 ///
 /// # Errors

@@ -25,7 +25,7 @@ use serde_json::{Map, Value};
 use crate::checkout::Checkout;
 use crate::git::Git;
 
-pub(crate) use agent_home::{clear, empty, empty_but, open_up, remove};
+pub(crate) use agent_home::{clear, discard, empty, empty_but, open_up, remove};
 pub(crate) use given::Given;
 
 use anchor::{Entry, Files, INSTRUCTIONS, SETTINGS};

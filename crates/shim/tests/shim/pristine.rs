@@ -2,9 +2,10 @@
 //! changes what is read.
 
 use caisson_domain::protocol::{Ending, RunWork};
+use caisson_domain::run::FailureKind;
 use caisson_domain::workflow::{Publish, WorkspaceAccess};
 
-use crate::sandbox::{Sandbox, git_work, run_id};
+use crate::sandbox::{Sandbox, failed, git_work, run_id};
 
 fn reading(number: i64) -> RunWork {
     let mut work = git_work("Look");
@@ -145,6 +146,80 @@ while not os.path.exists('running'):
         assert!(sandbox.notes().iter().any(|told| told == note), "{:?}", sandbox.notes());
         sandbox.begin_anew();
     }
+}
+
+#[tokio::test]
+async fn a_set_up_command_reaches_neither_the_agent_nor_its_home_nor_the_repository_that_is_read() {
+    let agent = "
+def prompt(uuid, text, number):
+    home = os.environ['HOME']
+    log('prompt ' + text)
+    log('home ' + ' '.join(sorted(name for name in os.listdir(home) if name != 'agent.log')))
+    told = subprocess.run(['git', 'log', '--format=%s'], stdout=subprocess.PIPE).stdout.decode()
+    log('commits ' + str(len(told.splitlines())))
+    log('tried ' + open('tried').read())
+    done(uuid)
+";
+    // It is told what it did; each of it would have an agent read something else than there is.
+    let set_up = "
+import glob, os, shutil, subprocess
+tried = []
+def attempt(name, what):
+    try:
+        what()
+        tried.append(name)
+    except OSError:
+        pass
+home = os.path.abspath('../home')
+attempt('home', lambda: open(home + '/.gitconfig', 'w').write('x'))
+attempt('journal', lambda: open(os.path.abspath('../journal') + '/x', 'w').write('x'))
+own = str(os.getpid())
+for process in glob.glob('/proc/[0-9]*'):
+    number = process.rsplit('/')[-1]
+    if number != own:
+        attempt('fds', lambda: open(process + '/fd/0', 'w').close())
+        attempt('environ', lambda: open(process + '/environ').read())
+open('tried', 'w').write(' '.join(sorted(set(tried))))
+open('.git/shallow', 'w').write(subprocess.check_output(['git', 'rev-parse', 'HEAD']).decode())
+shutil.rmtree('.git/objects')
+os.symlink('/tmp', '.git/objects')
+os.makedirs('.git/refs/closed')
+os.chmod('.git/refs/closed', 0)
+";
+    let mut sandbox = with_set_up(agent, set_up);
+    let commits = sandbox.remote(&["rev-list", "--count", "main"]);
+    let outcome = sandbox.run(reading(1)).await;
+    assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+    let log = sandbox.agent_log();
+    assert_eq!(noted(&log, "tried "), [""]);
+    assert_eq!(noted(&log, "commits "), [commits.as_str()]);
+    assert_eq!(noted(&log, "prompt ").len(), 1);
+    assert!(!noted(&log, "home ")[0].contains("caisson"), "{log:?}");
+}
+
+#[tokio::test]
+async fn what_a_set_up_command_that_fails_leaves_is_not_there_for_the_next_run() {
+    let agent = "
+def prompt(uuid, text, number):
+    told = subprocess.run(['git', 'config', '--get', 'alias.look'], stdout=subprocess.PIPE).stdout.decode()
+    log('alias ' + told.strip())
+    done(uuid)
+";
+    let set_up = "
+import os, subprocess, sys
+subprocess.run(['git', 'config', 'alias.look', 'status'], check=True)
+os.makedirs('build', exist_ok=True)
+if not os.path.exists('build/tried'):
+    open('build/tried', 'w').close()
+    sys.exit(1)
+subprocess.run(['git', 'config', '--unset', 'alias.look'], check=True)
+";
+    let mut sandbox = with_set_up(agent, set_up);
+    failed(&sandbox.run(reading(1)).await, FailureKind::SetupFailed);
+    sandbox.begin_anew();
+    let outcome = sandbox.run(reading(2)).await;
+    assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+    assert_eq!(noted(&sandbox.agent_log(), "alias "), [""]);
 }
 
 #[tokio::test]

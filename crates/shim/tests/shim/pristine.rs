@@ -166,8 +166,8 @@ import glob, os, shutil, subprocess
 tried = []
 def attempt(name, what):
     try:
-        what()
-        tried.append(name)
+        if what() is not None:
+            tried.append(name)
     except OSError:
         pass
 home = os.path.abspath('../home')
@@ -177,8 +177,9 @@ own = str(os.getpid())
 for process in glob.glob('/proc/[0-9]*'):
     number = process.rsplit('/')[-1]
     if number != own:
-        attempt('fds', lambda: open(process + '/fd/0', 'w').close())
-        attempt('environ', lambda: open(process + '/environ').read())
+        attempt('fds', lambda: open(process + '/fd/0', 'w'))
+        # The kernel's own have none.
+        attempt('environ', lambda: open(process + '/environ', 'rb').read() or None)
 open('tried', 'w').write(' '.join(sorted(set(tried))))
 open('.git/shallow', 'w').write(subprocess.check_output(['git', 'rev-parse', 'HEAD']).decode())
 shutil.rmtree('.git/objects')

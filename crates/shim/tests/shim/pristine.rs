@@ -153,7 +153,7 @@ async fn a_set_up_command_reaches_neither_the_agent_nor_its_home_nor_the_reposit
     let agent = "
 def prompt(uuid, text, number):
     home = os.environ['HOME']
-    log('prompt ' + text)
+    log('asked ' + text)
     log('home ' + ' '.join(sorted(name for name in os.listdir(home) if name != 'agent.log')))
     told = subprocess.run(['git', 'log', '--format=%s'], stdout=subprocess.PIPE).stdout.decode()
     log('commits ' + str(len(told.splitlines())))
@@ -194,7 +194,7 @@ os.chmod('.git/refs/closed', 0)
     let log = sandbox.agent_log();
     assert_eq!(noted(&log, "tried "), [""]);
     assert_eq!(noted(&log, "commits "), [commits.as_str()]);
-    assert_eq!(noted(&log, "prompt ").len(), 1);
+    assert_eq!(noted(&log, "asked ").len(), 1);
     assert!(!noted(&log, "home ")[0].contains("caisson"), "{log:?}");
 }
 

@@ -40,7 +40,7 @@ const TOLD_OF_THE_DATABASE: [(&str, &str); 8] = [
 ];
 
 /// Files of end-to-end tests that start servers on one database alone, and why.
-const ON_ONE_DATABASE: [(&str, &str); 9] = [
+const ON_ONE_DATABASE: [(&str, &str); 11] = [
     ("copies.rs", "servers share PostgreSQL"),
     ("database_away.rs", "PostgreSQL is stopped, full, busy"),
     ("lost_home.rs", "servers share PostgreSQL"),
@@ -48,8 +48,10 @@ const ON_ONE_DATABASE: [(&str, &str); 9] = [
     ("postgres.rs", "PostgreSQL goes away, and servers share it"),
     ("restore.rs", "a test for each: the commands differ"),
     ("servers.rs", "servers share PostgreSQL"),
+    ("shared_artifacts.rs", "servers share PostgreSQL"),
     ("silent_database.rs", "the machine of PostgreSQL vanishes"),
     ("upgrade.rs", "a test for each, by `make upgrade`"),
+    ("scene.rs", "the scene of workflows.rs, whose stories are told on each"),
 ];
 
 fn root() -> PathBuf {
@@ -383,13 +385,15 @@ fn every_purpose_of_a_credential_is_in_the_audit_logs_document_and_no_other() {
     let mut written = BTreeSet::new();
     for path in product_sources().into_iter().filter(|path| path.starts_with(root().join("crates/gateway"))) {
         let text = fs::read_to_string(path).unwrap();
+        let mut is_choosing = false;
         for (_, line) in product_lines(&text) {
+            is_choosing |= line.contains("fn purpose(");
             // Where a use is made, and where its purpose is chosen.
-            if let Some((_, rest)) =
-                line.split_once("purpose: ").or_else(|| line.split_once("let purpose = "))
-            {
+            let made = line.split_once("purpose: ").map(|(_, rest)| rest);
+            if let Some(rest) = made.or_else(|| is_choosing.then_some(line)) {
                 written.extend(rest.split('"').skip(1).step_by(2).map(str::to_owned));
             }
+            is_choosing &= !line.starts_with("    }");
         }
     }
     let document = fs::read_to_string(root().join("docs/audit.md")).unwrap();

@@ -210,11 +210,11 @@ fn live_texts(opened: &OpenedCredential) -> Vec<SecretString> {
 
 /// Before a run's outcome is stored: how often it used which credential is written, since whoever ends it may be another process.
 pub(crate) async fn before_outcome(door: &Door) -> Result<(), StoreError> {
-    let store = &door.shared.store;
-    match store.door_run(&door.sandbox).await? {
-        Some(run) => store.write_credential_uses_of(&run.id).await,
-        None => Ok(()),
-    }
+    let store = door.shared.store.clone();
+    let Some(run) = store.door_run(&door.sandbox).await? else { return Ok(()) };
+    // Not by the request, which ends with its connection: what was taken out to be written would be lost.
+    let writing = door.shared.tracker.spawn(async move { store.write_credential_uses_of(&run.id).await });
+    writing.await.unwrap_or(Ok(()))
 }
 
 /// What waiting can help with outside, everything else inside.

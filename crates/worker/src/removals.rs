@@ -35,8 +35,8 @@ async fn pass(ctx: &Context, collector: &Collector) -> Result<(), StoreError> {
                 FilesLeft::Volume(session) if server == ctx.config.server => {
                     remove_volume(&ctx.dirs, &ctx.holds, session).await
                 }
-                // On the machine of one that was forgotten.
-                FilesLeft::Volume(_) => false,
+                // On the machine of one that was forgotten: nobody can remove it, and it would keep what is behind it.
+                FilesLeft::Volume(_) => true,
                 FilesLeft::Artifacts(run) => collector.remove_artifacts(&server, vec![run.clone()]).await,
             };
             if gone {

@@ -291,7 +291,7 @@ async fn what_is_typed_into_attach_reaches_the_agent(ground: Ground) {
 }
 
 /// Takes its time, and fails until the agent has mended it.
-const CHECK: &str = "import os, sys, time\ntime.sleep(3)\nsys.exit(not os.path.exists('mended'))\n";
+const CHECK: &str = "import os, sys, time\ntime.sleep(6)\nsys.exit(not os.path.exists('mended'))\n";
 
 async fn what_is_sent_while_checks_run_and_the_agent_mends_reaches_it(ground: Ground) {
     let workflows = workflows();

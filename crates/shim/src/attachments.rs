@@ -19,6 +19,7 @@ use http::Method;
 use tokio::time::{Instant, sleep};
 
 use crate::backoff::Backoff;
+use crate::confine;
 use crate::diagnostics::say;
 use crate::door::{Caller, Door, Reply};
 use crate::plain_file;
@@ -93,7 +94,8 @@ impl Source<'_> {
                 }
                 (AttachmentKind::Image, None) | (AttachmentKind::File, _) => {
                     let place = self.place(attachment);
-                    put(self.home, &place, attachment, &content)
+                    // The agent may be at work, and exchange a directory for a link.
+                    confine::within(self.home, || put(self.home, &place, attachment, &content))
                         .map_err(|error| unwritten(attachment, &error))?;
                     brought.files.push((place.join(&attachment.name), attachment.clone()));
                 }

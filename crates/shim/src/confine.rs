@@ -55,6 +55,25 @@ pub(crate) fn spawn_within(
     }
 }
 
+/// Does something that changes nothing but what is below a place, wherever links lead that somebody exchanges meanwhile. Where the
+/// kernel has no such wall, no agent is held by it either, and none can reach further by this than by itself.
+///
+/// # Errors
+/// That of what is done, or that its thread has ended.
+pub(crate) fn within<T: Send>(
+    place: &Path,
+    done: impl FnOnce() -> std::io::Result<T> + Send,
+) -> std::io::Result<T> {
+    let ended = std::thread::scope(|scope| {
+        let doing = scope.spawn(|| {
+            let _held = restrict(&[place]);
+            done()
+        });
+        doing.join()
+    });
+    ended.unwrap_or_else(|_| Err(std::io::Error::other("the thread that does it has ended")))
+}
+
 /// Takes from this thread, and from what it starts, the right to change files anywhere but below `places` and [`SYSTEM`].
 fn restrict(places: &[&Path]) -> Result<(), RulesetError> {
     let writing = AccessFs::from_write(LEAST);
@@ -105,6 +124,17 @@ mod tests {
             done.push("remove");
         }
         done
+    }
+
+    #[test]
+    fn what_is_done_within_a_place_follows_no_link_out_of_it() {
+        let (place, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::os::unix::fs::symlink(outside.path(), place.path().join("link")).unwrap();
+        within(place.path(), || std::fs::write(place.path().join("inside"), "x")).unwrap();
+        let out = within(place.path(), || std::fs::write(place.path().join("link/file"), "x"));
+        assert_eq!(out.unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+        assert!(!outside.path().join("file").exists());
+        std::fs::write(place.path().join("link/file"), "x").unwrap();
     }
 
     #[test]

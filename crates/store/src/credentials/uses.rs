@@ -137,6 +137,7 @@ impl CredentialUses {
         for (pair, counted) in due {
             if let Some(newer) = kept.get_mut(&pair) {
                 newer.uses += counted.uses;
+                newer.first_at_ms = newer.first_at_ms.min(counted.first_at_ms);
             } else if kept.len() < CREDENTIAL_USES_KEPT {
                 kept.insert(pair, counted);
             }

@@ -250,7 +250,7 @@ impl Live<'_> {
                 };
                 // Also where it failed: the next run would take what it left for what was there.
                 self.shim.reaper.end_orphans().await;
-                steering::discard(&place).map_err(|error| uncleared(&error))?;
+                steering::discard(&place).map_err(|error| unremoved(&error))?;
                 let note = pristine.put_back().await?;
                 done.map(|()| note)
             }
@@ -406,6 +406,11 @@ impl Live<'_> {
 
 fn uncleared(error: &std::io::Error) -> Failure {
     let message = "what an earlier agent left in its home cannot be removed; begin a new session";
+    Failure::new(FailureKind::Internal, message).with_evidence(error.to_string())
+}
+
+fn unremoved(error: &std::io::Error) -> Failure {
+    let message = "what the set-up command left in its home cannot be removed";
     Failure::new(FailureKind::Internal, message).with_evidence(error.to_string())
 }
 

@@ -1,7 +1,7 @@
 //! Agents that only read, and the repository's set-up command, which may write: neither an earlier agent nor what set-up leaves behind
 //! changes what is read.
 
-use caisson_domain::protocol::{Ending, RunWork};
+use caisson_domain::protocol::{Ending, RunWork, StopReason};
 use caisson_domain::run::FailureKind;
 use caisson_domain::workflow::{Publish, WorkspaceAccess};
 
@@ -221,6 +221,41 @@ subprocess.run(['git', 'config', '--unset', 'alias.look'], check=True)
     let outcome = sandbox.run(reading(2)).await;
     assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
     assert_eq!(noted(&sandbox.agent_log(), "alias "), [""]);
+}
+
+#[tokio::test]
+async fn a_checkout_whose_set_up_was_stopped_is_made_anew_for_the_next_run() {
+    let agent = "
+def prompt(uuid, text, number):
+    told = subprocess.run(['git', 'config', '--get', 'alias.look'], stdout=subprocess.PIPE).stdout.decode()
+    log('alias ' + told.strip())
+    done(uuid)
+";
+    let set_up = "
+import os, subprocess, sys, time
+if os.path.exists(os.path.abspath('../go_on')):
+    sys.exit(0)
+subprocess.run(['git', 'config', 'alias.look', 'status'], check=True)
+open('begun', 'w').close()
+time.sleep(60)
+";
+    let mut sandbox = with_set_up(agent, set_up);
+    let work = reading(1);
+    sandbox.deliver(work.clone());
+    sandbox.start();
+    let begun = sandbox.place("workspace/begun");
+    while !begun.exists() {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    sandbox.stop(&work.run, StopReason::Cancel);
+    assert_eq!(sandbox.outcome(&work.run).await.ending, Ending::Stopped(StopReason::Cancel));
+    sandbox.exit().await;
+    std::fs::write(sandbox.place("go_on"), "").unwrap();
+    sandbox.begin_anew();
+    let outcome = sandbox.run(reading(2)).await;
+    assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+    assert_eq!(noted(&sandbox.agent_log(), "alias "), [""]);
+    assert!(!begun.exists(), "it is a checkout of its own");
 }
 
 #[tokio::test]

@@ -114,12 +114,13 @@ async fn a_wait_that_is_too_long_or_of_no_use_is_not_begun() {
 #[tokio::test]
 async fn tries_end_with_their_time() {
     let (world, sandbox, host) = world(vec![Script::json(500, "")], |setup| {
-        setup.bounds.retry_first = Duration::from_millis(100);
-        setup.bounds.retry_total = Duration::from_millis(250);
+        setup.bounds.retry_first = Duration::from_secs(1);
+        // Waits are spread from three to five quarters.
+        setup.bounds.retry_total = Duration::from_millis(2_200);
     })
     .await;
     assert_eq!(ask(&sandbox).await.status, 429);
-    assert_eq!(host.seen().len(), 2, "the third try would begin after 300 ms");
+    assert_eq!(host.seen().len(), 2, "the third try would begin after 2.25 s at the earliest");
     world.stop().await;
 }
 

@@ -45,23 +45,31 @@ async fn find(git: &Git, parameter: &str, wanted: &str) -> Result<String, Failur
     if whole && let Some(known) = git.resolve(wanted).await? {
         return Ok(known);
     }
+    let mut found = Vec::new();
     for from in sources(wanted) {
         let output =
             git.talk(&["fetch", "--quiet", "--no-tags", &git.url(), &format!("+{from}:{FETCHED}")]).await?;
         if output.exit.success() {
             // A tag may be of something else than a commit.
-            return git.resolve(FETCHED).await?.ok_or_else(failed);
-        }
-        if whole || !output.stderr.contains("couldn't find remote ref") {
+            found.push(git.resolve(FETCHED).await?.ok_or_else(failed)?);
+        } else if whole || !output.stderr.contains("couldn't find remote ref") {
             return Err(git.refusal(FailureKind::SetupFailed, &message, &output));
         }
     }
     // By no other name: a branch that the clone has may have moved on, or be gone.
-    let found = if is_of_the_clone(wanted) { git.resolve(wanted).await? } else { None };
-    found.ok_or_else(failed)
+    if !whole && is_of_the_clone(wanted) {
+        found.extend(git.resolve(wanted).await?);
+    }
+    found.sort();
+    found.dedup();
+    // Whoever may push a branch must not decide what a tag's name, or a commit's, means.
+    if found.len() > 1 {
+        return Err(Failure::new(FailureKind::SetupFailed, ambiguous(parameter, wanted, &found)));
+    }
+    found.pop().ok_or_else(failed)
 }
 
-/// What is asked of the git host for a name, in that order.
+/// What is asked of the git host for a name.
 fn sources(wanted: &str) -> Vec<String> {
     if is_object_name(wanted) {
         return vec![wanted.to_owned()];
@@ -80,6 +88,14 @@ fn absent(parameter: &str, wanted: &str) -> String {
     format!(
         "the parameter \"{parameter}\" names \"{wanted}\", which is no branch, tag or commit of the repository; name one that it has, \
          and a commit of another branch by its whole name"
+    )
+}
+
+fn ambiguous(parameter: &str, wanted: &str, found: &[String]) -> String {
+    format!(
+        "the parameter \"{parameter}\" names \"{wanted}\", which is the name of more than one commit of the repository ({}): a branch, a tag or \
+         the beginning of a commit's own name; name the commit by its whole name",
+        found.join(", ")
     )
 }
 

@@ -83,6 +83,34 @@ async fn a_commit_that_the_repository_does_not_have_fails_the_set_up() {
 }
 
 #[tokio::test]
+async fn a_name_of_several_commits_is_not_guessed_and_one_of_a_commit_in_two_ways_is_taken() {
+    for shadows in [true, false] {
+        for beginning in [true, false] {
+            let (mut sandbox, [newest, tagged]) = with_release();
+            let main = sandbox.remote(&["rev-parse", "main"]);
+            let (name, meant) =
+                if beginning { (main[..9].to_owned(), main) } else { ("v1".to_owned(), tagged) };
+            let branch = format!("refs/heads/{name}");
+            sandbox.remote(&["update-ref", &branch, if shadows { &newest } else { &meant }]);
+            let mut work = work(1, WorkspaceAccess::ReadWrite);
+            work.git.as_mut().unwrap().revisions.insert("base".to_owned(), name.clone());
+            let outcome = sandbox.run(work).await;
+            if shadows {
+                let message = failed(&outcome, FailureKind::SetupFailed);
+                assert!(
+                    message.contains(&format!("\"{name}\", which is the name of more than one commit")),
+                    "{message}"
+                );
+                assert!(message.contains(&newest) && message.contains(&meant), "{message}");
+            } else {
+                assert_eq!(outcome.ending, Ending::Completed, "{name}: {}", sandbox.shim_log());
+                assert_eq!(noted(&sandbox, "refs/caisson/revision/base "), meant, "{name}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_anchors_commit_has_a_ref_whatever_the_run_starts_from() {
     for base in [None, Some("main"), Some("release/1")] {
         for anchor in [None, Some("main")] {

@@ -53,6 +53,8 @@ pub enum Check {
     McpPath,
     /// Whether an MCP server is one of the run's own workflow.
     McpServers,
+    /// The tools of an MCP server that the run's workflow takes away.
+    McpTools,
     /// Whether the journal goes on where it is acknowledged.
     JournalOffset,
     /// Whether the journal's entries are of the run that runs in the sandbox.
@@ -81,7 +83,7 @@ pub enum Check {
 
 impl Check {
     /// Every check.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 36] = [
         Self::Grant,
         Self::OwnBranch,
         Self::TrustedBranch,
@@ -105,6 +107,7 @@ impl Check {
         Self::McpHosts,
         Self::McpPath,
         Self::McpServers,
+        Self::McpTools,
         Self::JournalOffset,
         Self::JournalRun,
         Self::ArtifactRun,
@@ -146,6 +149,7 @@ impl Check {
             Self::McpHosts => "mcp_hosts",
             Self::McpPath => "mcp_path",
             Self::McpServers => "mcp_servers",
+            Self::McpTools => "mcp_tools",
             Self::JournalOffset => "journal_offset",
             Self::JournalRun => "journal_run",
             Self::ArtifactRun => "artifact_run",

@@ -98,7 +98,7 @@ fn skip_over_any(pattern: &[String], used: &mut [bool]) {
 }
 
 /// One part: `*` stands for any bytes, `?` for one.
-fn matches(glob: &[u8], text: &[u8]) -> bool {
+pub(crate) fn matches(glob: &[u8], text: &[u8]) -> bool {
     let (mut glob_at, mut text_at) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
     while text_at < text.len() {

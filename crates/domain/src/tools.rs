@@ -1,5 +1,7 @@
 //! What may stand where a tool is named. Source: Claude Code 2.1.330, measured.
 
+use crate::globs::matches;
+
 /// Longest name or rule, in bytes.
 pub const TOOL_BYTES: usize = 1024;
 /// Most names or rules in one list.
@@ -31,9 +33,67 @@ pub fn is_rule(entry: &str) -> bool {
         && !entry.contains(char::is_control)
 }
 
+/// What the agent calls a tool of an MCP server: what a rule names. Other characters than letters, digits, `_` and `-` become `_`.
+fn mcp_tool(server: &str, tool: &str) -> String {
+    let is_kept = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    let tool = tool.chars().map(|c| if is_kept(c) { c } else { '_' });
+    format!("mcp__{server}__{}", tool.collect::<String>())
+}
+
+/// Whether a rule may take tools of an MCP server away. `mcp__server` takes all of them.
+#[must_use]
+pub fn concerns(rule: &str, server: &str) -> bool {
+    let all = format!("mcp__{server}");
+    let plain = &rule[..rule.find('*').unwrap_or(rule.len())];
+    // What stands before the first `*` is the beginning of both, or the rule is of others.
+    if plain.len() < rule.len() {
+        let of_one = format!("{all}__");
+        plain.starts_with(&of_one) || of_one.starts_with(plain)
+    } else {
+        rule == all || rule.starts_with(&format!("{all}__"))
+    }
+}
+
+/// Whether a rule takes a tool of an MCP server away.
+#[must_use]
+pub fn denies(rule: &str, server: &str, tool: &str) -> bool {
+    let name = mcp_tool(server, tool);
+    rule == format!("mcp__{server}") || matches(rule.replace('?', "_").as_bytes(), name.as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rule_takes_a_tool_a_server_or_all_servers_away() {
+        for (rule, tool) in [
+            ("mcp__notes__delete", "delete"),
+            ("mcp__notes__a_b", "a.b"),
+            ("mcp__notes__del*", "delete"),
+            ("mcp__notes__*", "x"),
+            ("mcp__notes", "x"),
+            ("mcp__*", "x"),
+            ("*", "x"),
+        ] {
+            assert!(concerns(rule, "notes") && denies(rule, "notes", tool), "{rule}");
+        }
+        for (rule, tool) in [
+            ("mcp__notes__delete", "deletes"),
+            ("mcp__notes__Delete", "delete"),
+            ("mcp__notes__del*", "undelete"),
+            ("mcp__other", "x"),
+            ("mcp__note", "s__x"),
+            ("Bash", "Bash"),
+            ("Bash(*)", "x"),
+        ] {
+            assert!(!denies(rule, "notes", tool), "{rule}");
+        }
+        for rule in ["mcp__other__x", "mcp__other", "mcp__notes2__*", "mcp__note", "Bash", "Bash(mcp__notes)"]
+        {
+            assert!(!concerns(rule, "notes"), "{rule}");
+        }
+    }
 
     #[test]
     fn a_name_is_one_word_and_not_the_word_for_all() {

@@ -14,7 +14,6 @@ use http::header::{
 };
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Asked;
@@ -47,7 +46,7 @@ pub(super) async fn exchange(
     passage: Passage,
     asked: &Asked,
     credential: Option<&McpHeader>,
-    request: Request<Incoming>,
+    request: Request<Body>,
 ) -> Result<Response<Body>, Fault> {
     let passage = Arc::new(passage);
     let ends_with_door = request.method() == Method::GET;
@@ -76,7 +75,7 @@ fn broken(error: reqwest::Error, passage: &Passage) -> Fault {
 }
 
 fn outgoing(
-    request: Request<Incoming>,
+    request: Request<Body>,
     asked: &Asked,
     credential: Option<&McpHeader>,
     passage: &Arc<Passage>,

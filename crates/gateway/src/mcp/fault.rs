@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use http::StatusCode;
 
+use super::tools::MessageFault;
 use crate::egress;
 use crate::problem::Refusal;
 
@@ -35,6 +36,8 @@ pub(super) enum Fault {
     TooMuchSent { bound: u64 },
     /// [`super::bounds::MCP_RECEIVED_BYTES`].
     TooMuchReceived { bound: u64 },
+    /// It may call a tool that the workflow takes away.
+    Message(MessageFault),
     /// The run has ended.
     Over,
     /// The server wants a credential, and there is none.
@@ -99,6 +102,7 @@ impl Fault {
             Self::ReplyTooLarge { .. } => ("mcp_reply_too_large", DEPENDENCY, true),
             Self::TooMuchSent { .. } => ("mcp_too_much_sent", DEPENDENCY, true),
             Self::TooMuchReceived { .. } => ("mcp_too_much_received", DEPENDENCY, true),
+            Self::Message(fault) => fault.kind(),
             Self::Over => ("mcp_run_over", DEPENDENCY, true),
             Self::NoCredential { .. } => ("mcp_no_credential", DEPENDENCY, false),
             Self::Refused { .. } => ("mcp_refused", DEPENDENCY, false),
@@ -170,6 +174,7 @@ impl Fault {
             Self::TooMuchReceived { bound } => {
                 format!("this run has received {bound} bytes from MCP servers, and may receive no more")
             }
+            Self::Message(fault) => fault.message(server),
             Self::Over => "the run has ended, and with it its way to MCP servers".to_owned(),
             Self::NoCredential { status } => format!(
                 "the MCP server \"{server}\" wants a credential (status {status}), and there is none for its url; add one with \
@@ -228,6 +233,9 @@ mod tests {
             Fault::ReplyTooLarge { bound: 1 },
             Fault::TooMuchSent { bound: 1 },
             Fault::TooMuchReceived { bound: 1 },
+            Fault::Message(MessageFault::Tool { rule: none() }),
+            Fault::Message(MessageFault::Unclear),
+            Fault::Message(MessageFault::Broken),
             Fault::Over,
             Fault::NoCredential { status: 401 },
             Fault::Refused { status: 403, credential: none() },

@@ -10,6 +10,7 @@ mod exchange;
 mod fault;
 mod names;
 mod run;
+mod tools;
 
 use std::sync::Arc;
 
@@ -18,7 +19,9 @@ use caisson_domain::egress::{Host, Rule, Target, Via, Wanted};
 use caisson_domain::mcp;
 use caisson_domain::run::{Run, cut};
 use caisson_store::{CredentialUse, DoorRun};
-use http::{Method, Request, Response, StatusCode};
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use url::Url;
 
@@ -27,7 +30,8 @@ pub use self::config::McpUpstreams;
 use self::fault::Fault;
 use self::names::Names;
 pub(crate) use self::run::{RunMcp, before_outcome};
-use crate::body::Body;
+use self::tools::{Denied, MessageFault};
+use crate::body::{Body, BodyFault, collect, full};
 use crate::bounds::Bounds;
 use crate::config::{GatewayError, build_client};
 use crate::credentials::{self, CredentialFault, McpHeader};
@@ -183,8 +187,33 @@ async fn pass(
     // Nobody is asked unrecorded.
     let recorded = record.ensure(shared, || mcp.audit_use(&shared.store, &asked.server, &asked.target)).await;
     recorded.map_err(|error| Stop::Other(Refusal::store(&error)))?;
+    let request = without_denied_tools(shared, run, asked, request).await?;
     let credential = credential(shared, run, asked).await?;
     Ok(exchange::exchange(door, passage, asked, credential.as_ref(), request).await?)
+}
+
+/// The request, if it calls no tool that the workflow takes away. It is read as a whole only where that may be.
+async fn without_denied_tools(
+    shared: &Shared,
+    run: &Run,
+    asked: &Asked,
+    request: Request<Incoming>,
+) -> Result<Request<Body>, Fault> {
+    let denied = Denied::of(&asked.server, &run.spec.workflow.disallowed_tools);
+    let Some(denied) = denied.filter(|_| *request.method() == Method::POST && stands(Check::McpTools)) else {
+        return Ok(request.map(|body| body.map_err(Into::into).boxed_unsync()));
+    };
+    let (mut parts, body) = request.into_parts();
+    let bound = shared.bounds.mcp.request_bytes;
+    let whole = collect(body, usize::try_from(bound).unwrap_or(usize::MAX), shared.bounds.body_idle).await;
+    let whole = whole.map_err(|fault| match fault {
+        BodyFault::TooLarge => Fault::RequestTooLarge { bound },
+        BodyFault::TimedOut | BodyFault::Broken(_) => Fault::Message(MessageFault::Broken),
+    })?;
+    denied.judge(&whole).map_err(Fault::Message)?;
+    // It was read as that, and nobody is to read it as another charset.
+    parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(Request::from_parts(parts, full(whole)))
 }
 
 /// The header that the server gets now; its use is written down before.

@@ -114,6 +114,40 @@ async fn only_what_the_protocol_needs_goes_to_the_server_and_comes_back() {
 }
 
 #[tokio::test]
+async fn a_tool_that_the_workflow_takes_away_is_refused_to_every_program_of_the_sandbox() {
+    let host = ModelHost::start_with(vec![answer()]).await;
+    let world = World::new().await;
+    let mut spec = naming(&url_of(&host));
+    spec.workflow.disallowed_tools = vec!["Bash".to_owned(), "mcp__notes__delete".to_owned()];
+    let sandbox = world.sandbox(spec).await;
+    world.start(setup(&[&format!("notes.example:{}", host.url.port().unwrap())], &["127.0.0.1/32"])).await;
+    let message = |tool: &str| {
+        json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool}}).to_string()
+    };
+    let send = async |body: String| {
+        let request = sandbox.request(Method::POST, "/mcp/notes", &sandbox.agent).body(body);
+        fetch(request.header("content-type", "application/json; charset=utf-7")).await
+    };
+    let refused = send(message("delete")).await;
+    assert_eq!((refused.status, refused.code().as_str()), (424, "mcp_tool_denied"));
+    let named_twice = message("list").replace("\"name\"", "\"name\":\"delete\",\"name\"");
+    let unclear = send(named_twice).await;
+    assert_eq!((unclear.status, unclear.code().as_str()), (400, "mcp_unclear"));
+    assert!(host.seen().is_empty(), "the server is not asked");
+    assert_eq!(send(message("list")).await.status, OK);
+    let seen = host.seen().remove(0);
+    assert_eq!(
+        (&seen.body[..], &seen.headers["content-type"]),
+        (message("list").as_bytes(), &"application/json".parse().unwrap())
+    );
+    let reply = sandbox.agent(Method::DELETE, "/mcp/notes", "").await;
+    assert_eq!(reply.status, OK, "what is no message is not read as one");
+    let told = denials(&world, &sandbox).await;
+    assert_eq!(told.iter().map(|data| &data["reason"]).collect::<Vec<_>>(), ["tool_denied", "unclear"]);
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn a_credential_is_added_for_its_own_server_and_rotation_and_removal_act_on_the_next_request() {
     let (world, sandbox, host) = world(vec![answer()]).await;
     let sent = async || {

@@ -349,7 +349,7 @@ mod tests {
             ("door", "door.py", 2),
             ("egress", "egress.py", 3),
             ("framing", "framing.py", 2),
-            ("mcp", "mcp.py", 1),
+            ("mcp", "mcp.py", 3),
             ("pushes", "pushes.py", 15),
             ("record", "record.py", 2),
             ("resources", "resources.py", 0),

@@ -370,7 +370,7 @@ fn workflows(port: u16) -> anyhow::Result<TempDir> {
         [(OWN_WORKFLOW, own), ("elsewhere", json!({ "secret": server("tunnel.example", "secret") }))]
     {
         let text = format!(
-            "---\nname: {name}\ndescription: Tries everything\npermissionMode: bypassPermissions\nmcpServers: {servers}\n---\nTry.\n"
+            "---\nname: {name}\ndescription: Tries everything\npermissionMode: bypassPermissions\ndisallowedTools: [mcp__notes__delete]\nmcpServers: {servers}\n---\nTry.\n"
         );
         let file = directory.path().join(format!("{name}.md"));
         fs::write(&file, text)?;

@@ -220,6 +220,8 @@ pub(crate) const ALL: &[Attempt] = &[
     heard("mcp.another_workflows_server", WORD, &[wall(Check::McpServers, &["mcp_unknown"])]),
     heard("mcp.denied_host", WORD, &[wall(Check::McpHosts, &["mcp_not_allowed"])]),
     heard("mcp.private_address_by_name", WORD, &[wall(Check::EgressAddresses, &["mcp_private_address"])]),
+    heard("mcp.denied_tool", WORD, &[wall(Check::McpTools, &["mcp_tool_denied"])]),
+    heard("mcp.denied_tool_by_a_second_name", WORD, &[wall(Check::McpTools, &["mcp_unclear"])]),
     heard("mcp.below_its_url", WORD, &[MCP_PATH]),
     heard("mcp.path_that_leaves", WORD, &[MCP_PATH]),
     heard("mcp.with_a_query", WORD, &[MCP_PATH]),

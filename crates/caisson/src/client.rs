@@ -23,7 +23,7 @@ use serde_json::Value;
 use url::Url;
 
 pub(crate) use faults::Refused;
-pub(crate) use follow::Followed;
+pub(crate) use follow::{Followed, LiveText};
 pub(crate) use inputs::ApprovalInfo;
 pub(crate) use runs::{ArtifactInfo, Chunks, EventInfo, RunInfo};
 

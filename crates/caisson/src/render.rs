@@ -3,12 +3,14 @@
 //! Everything shown comes from a sandbox or a repository, so control characters are taken out first: no output of an
 //! agent can move the cursor or change a title.
 
+use std::collections::HashSet;
+
 use caisson_domain::checks::{Check, stands};
 use serde_json::Value;
 
 use crate::asked;
 use crate::checks;
-use crate::client::{EventInfo, Followed};
+use crate::client::{EventInfo, Followed, LiveText};
 
 /// Longest tool argument or result shown on one line, in characters.
 const PREVIEW_CHARS: usize = 100;
@@ -24,6 +26,8 @@ pub(crate) struct Account {
     colour: bool,
     /// Live text behind which the cursor stands; none at the start of a line.
     live: Option<String>,
+    /// Ids of the messages whose whole text was told: live text of theirs that comes now is late.
+    told: HashSet<String>,
     cost_micro_usd: i64,
     calls: i64,
 }
@@ -32,14 +36,14 @@ impl Account {
     /// An account that uses colours or not.
     #[must_use]
     pub(crate) fn new(colour: bool) -> Self {
-        Self { started_at_ms: None, colour, live: None, cost_micro_usd: 0, calls: 0 }
+        Self { started_at_ms: None, colour, live: None, told: HashSet::new(), cost_micro_usd: 0, calls: 0 }
     }
 
     /// The text to print for the next thing that happened; empty when there is nothing to show.
     pub(crate) fn tell(&mut self, followed: &Followed) -> String {
         match followed {
-            Followed::Delta(kind, text) if kind == "text" => self.delta(text),
-            Followed::Delta(..) => String::new(),
+            Followed::Delta(live) if live.kind == "text" && !self.is_late(live) => self.delta(&live.text),
+            Followed::Delta(_) => String::new(),
             Followed::Event(event) => self.event(event),
         }
     }
@@ -56,6 +60,10 @@ impl Account {
         self.cost_micro_usd
     }
 
+    fn is_late(&self, live: &LiveText) -> bool {
+        !live.message_id.is_empty() && self.told.contains(&live.message_id)
+    }
+
     fn delta(&mut self, text: &str) -> String {
         let text = clean(text);
         let shown = indent(self.live.as_deref().unwrap_or("\n"), &text);
@@ -68,6 +76,9 @@ impl Account {
         let mut lines = self.lines(event);
         if lines.is_empty() {
             return String::new();
+        }
+        if let (Sign::Said, Some(id)) = (lines[0].0, event.data["message"]["id"].as_str()) {
+            self.told.insert(id.to_owned());
         }
         let mut out = String::new();
         if let Some(live) = self.live.take() {
@@ -224,7 +235,6 @@ fn said(kind: &str, data: &Value) -> Vec<(Sign, String)> {
     vec![(Sign::Warn, said)]
 }
 
-/// What a line of the agent's own output says to a person.
 /// By what it runs, and what of its walls and limits is weaker than it could be.
 fn sandbox_lines(data: &Value) -> Vec<(Sign, String)> {
     let engine = if data["image"].is_string() { text(data, "image") } else { text(data, "engine") };
@@ -288,6 +298,7 @@ fn upstream_failed(data: &Value) -> String {
     }
 }
 
+/// What a line of the agent's own output says to a person.
 fn agent_lines(line: &Value) -> Vec<(Sign, String)> {
     let blocks = line["message"]["content"].as_array().map(Vec::as_slice).unwrap_or_default();
     match line["type"].as_str() {

@@ -6,6 +6,11 @@ fn event(seq: i64, at_ms: i64, kind: &str, data: Value) -> Followed {
     Followed::Event(EventInfo { seq, at_ms, kind: kind.to_owned(), data })
 }
 
+fn live(kind: &str, message_id: &str, text: &str) -> Followed {
+    let (kind, message_id) = (kind.to_owned(), message_id.to_owned());
+    Followed::Delta(LiveText { kind, message_id, text: text.to_owned() })
+}
+
 #[test]
 fn a_run_reads_as_an_account() {
     let mut account = Account::new(false);
@@ -31,9 +36,9 @@ fn a_run_reads_as_an_account() {
             "agent.line",
             json!({"type": "user", "message": {"content": [{"type": "tool_result", "is_error": true, "content": "a\nFAILED (1)\n"}]}}),
         ),
-        Followed::Delta("thinking".to_owned(), "hm".to_owned()),
-        Followed::Delta("text".to_owned(), "I ".to_owned()),
-        Followed::Delta("text".to_owned(), "see".to_owned()),
+        live("thinking", "", "hm"),
+        live("text", "", "I "),
+        live("text", "", "see"),
         event(6, 3_000, "agent.line", assistant(json!({"type": "text", "text": "I see"}))),
         event(7, 3_100, "agent.line", assistant(json!({"type": "text", "text": "not live"}))),
         event(8, 3_200, "model.call", json!({"cost_micro_usd": 12_345})),
@@ -75,7 +80,7 @@ fn live_text_is_completed_by_its_event_and_never_repeated() {
         let content = json!([{"type": "text", "text": text}]);
         event(1, 0, "agent.line", json!({"type": "assistant", "message": {"content": content}}))
     };
-    let delta = |text: &str| Followed::Delta("text".to_owned(), text.to_owned());
+    let delta = |text: &str| live("text", "", text);
     let tell = |parts: &[Followed]| {
         let mut account = Account::new(false);
         parts.iter().map(|part| account.tell(part)).collect::<String>()
@@ -90,6 +95,22 @@ fn live_text_is_completed_by_its_event_and_never_repeated() {
     );
     // A piece was lost on the way: the whole text follows.
     assert_eq!(tell(&[delta("two"), said("one two")]), "           two\n    0.0s  | one two\n");
+}
+
+#[test]
+fn live_text_that_comes_behind_its_event_is_not_told_again() {
+    let mut account = Account::new(false);
+    let told = |id: &str, text: &str| {
+        let content = json!([{"type": "text", "text": text}]);
+        event(1, 0, "agent.line", json!({"type": "assistant", "message": {"id": id, "content": content}}))
+    };
+    account.tell(&told("m1", "one"));
+    account.tell(&told("m2", "two"));
+    assert_eq!(account.tell(&live("text", "m1", "on")) + &account.tell(&live("text", "m2", "tw")), "");
+    assert_eq!(account.tell(&live("text", "m3", "thr")), "           thr");
+    assert_eq!(account.tell(&told("m3", "three")), "ee\n");
+    assert_eq!(account.tell(&told("", "nameless")), "    0.0s  | nameless\n");
+    assert_eq!(account.tell(&live("text", "", "x")), "           x", "an unknown message may be a new one");
 }
 
 #[test]
@@ -146,8 +167,8 @@ fn a_failed_upstream_is_named_with_or_without_a_sentence() {
 fn control_characters_of_an_agent_never_reach_the_terminal() {
     let mut account = Account::new(false);
     let evil = "a\u{1b}]0;title\u{7}b\u{9b}2J\rc\u{202e}d\u{200b}e\u{2066}";
-    let told = account.tell(&Followed::Delta("text".to_owned(), evil.to_owned()))
-        + &account.tell(&event(1, 0, "note", json!({"message": evil})));
+    let told =
+        account.tell(&live("text", "", evil)) + &account.tell(&event(1, 0, "note", json!({"message": evil})));
     assert!(!told.chars().any(|c| c.is_control() && c != '\n'), "{told:?}");
     assert!(told.contains("a]0;titleb2Jcde"), "{told:?}");
 }

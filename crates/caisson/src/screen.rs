@@ -249,7 +249,10 @@ mod tests {
         screen.show(&event(0, "run.queued", json!({"workflow": "fix"})), now, COLUMNS);
         let told = screen.show(&event(0, "note", json!({"message": "hm"})), now, COLUMNS);
         assert!(told.starts_with(WIPE) && told.contains("! hm\n  queued"), "{told:?}");
-        let delta = |text: &str| Followed::Delta("text".to_owned(), text.to_owned());
+        let delta = |text: &str| {
+            let (kind, message_id) = ("text".to_owned(), "m1".to_owned());
+            Followed::Delta(crate::client::LiveText { kind, message_id, text: text.to_owned() })
+        };
         let begun = screen.show(&delta("I "), now, COLUMNS);
         assert!(begun.starts_with(WIPE) && begun.ends_with("I "), "{begun:?}");
         assert_eq!(screen.show(&delta("see"), now, COLUMNS), "see");

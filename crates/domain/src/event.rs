@@ -151,6 +151,9 @@ pub struct Delta {
     pub run: RunId,
     /// What it is part of.
     pub kind: DeltaKind,
+    /// The model API's id of the message that it is a piece of, as its event has it; empty where it is not known.
+    #[serde(default)]
+    pub message_id: String,
     /// At most [`crate::limits::DELTA_BYTES`].
     pub text: String,
 }

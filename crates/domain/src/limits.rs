@@ -66,6 +66,8 @@ pub const JOURNAL_BYTES: u64 = 64 * 1024 * 1024;
 pub const LONG_POLL_MS: u64 = 25_000;
 /// One text delta, in bytes.
 pub const DELTA_BYTES: usize = 8 * 1024;
+/// The model API's id of a message, in bytes; they have about 30.
+pub const MESSAGE_ID_BYTES: usize = 128;
 /// Text deltas per session and second.
 pub const DELTAS_PER_SECOND: u32 = 20;
 /// Inputs that a run may have that its sandbox has not taken yet.

@@ -479,6 +479,9 @@ pub struct DeltaBatch {
 pub struct DeltaItem {
     /// What it is part of.
     pub kind: DeltaKind,
+    /// The model API's id of the message that it is a piece of; empty where it is not known.
+    #[serde(default)]
+    pub message_id: String,
     /// At most [`crate::limits::DELTA_BYTES`].
     pub text: String,
 }

@@ -26,15 +26,18 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// Adds text to the last item of the same kind, or drops it if too much waits.
-    fn push(&mut self, kind: DeltaKind, text: &str) {
+    /// Adds text to the last item if that is of the same kind and message, or drops it if too much waits.
+    fn push(&mut self, (kind, message_id): (DeltaKind, &str), text: &str) {
         if text.is_empty() || self.bytes + text.len() > WAITING_BYTES {
             return;
         }
         self.bytes += text.len();
         match self.items.back_mut() {
-            Some(last) if last.kind == kind => last.text.push_str(text),
-            Some(_) | None => self.items.push_back(DeltaItem { kind, text: text.to_owned() }),
+            Some(last) if last.kind == kind && last.message_id == message_id => last.text.push_str(text),
+            Some(_) | None => {
+                let message_id = message_id.to_owned();
+                self.items.push_back(DeltaItem { kind, message_id, text: text.to_owned() });
+            }
         }
     }
 
@@ -43,7 +46,7 @@ impl Waiting {
         let mut item = self.items.pop_front()?;
         let rest = item.text.split_off(item.text.floor_char_boundary(DELTA_BYTES));
         if !rest.is_empty() {
-            self.items.push_front(DeltaItem { kind: item.kind, text: rest });
+            self.items.push_front(DeltaItem { text: rest, ..item.clone() });
         }
         self.bytes -= item.text.len();
         Some(item)
@@ -67,9 +70,9 @@ impl Deltas {
         Arc::new(Self { run, waiting: Mutex::default(), pushed: Notify::new() })
     }
 
-    /// Adds text.
-    pub(crate) fn push(&self, kind: DeltaKind, text: &str) {
-        self.lock().push(kind, text);
+    /// Adds text of a message, which has this id with the model API.
+    pub(crate) fn push(&self, of: (DeltaKind, &str), text: &str) {
+        self.lock().push(of, text);
         self.pushed.notify_one();
     }
 
@@ -117,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn text_of_one_kind_is_put_together_and_the_order_of_kinds_is_kept() {
+    fn text_of_one_kind_and_message_is_put_together_and_the_order_of_kinds_is_kept() {
         let mut waiting = Waiting::default();
         for (kind, text) in [
             (DeltaKind::Thinking, "hm"),
@@ -125,20 +128,24 @@ mod tests {
             (DeltaKind::Text, "b"),
             (DeltaKind::Text, ""),
         ] {
-            waiting.push(kind, text);
+            waiting.push((kind, "m1"), text);
         }
+        waiting.push((DeltaKind::Text, "m2"), "c");
         assert_eq!(take(&mut waiting), Some((DeltaKind::Thinking, "hm".to_owned())));
         assert_eq!(take(&mut waiting), Some((DeltaKind::Text, "ab".to_owned())));
+        let of_the_next = waiting.take().unwrap();
+        assert_eq!((of_the_next.message_id.as_str(), of_the_next.text.as_str()), ("m2", "c"));
         assert_eq!(take(&mut waiting), None);
     }
 
     #[test]
     fn a_delta_has_at_most_its_bound_and_ends_between_characters() {
         let mut waiting = Waiting::default();
-        waiting.push(DeltaKind::Text, &format!("a{}", "ä".repeat(DELTA_BYTES / 2)));
+        waiting.push((DeltaKind::Text, "m"), &format!("a{}", "ä".repeat(DELTA_BYTES / 2)));
         assert_eq!(take(&mut waiting).unwrap().1.len(), DELTA_BYTES - 1);
-        assert_eq!(take(&mut waiting).unwrap().1, "ä");
-        waiting.push(DeltaKind::Text, &"b".repeat(DELTA_BYTES));
+        let rest = waiting.take().unwrap();
+        assert_eq!((rest.message_id.as_str(), rest.text.as_str()), ("m", "ä"));
+        waiting.push((DeltaKind::Text, "m"), &"b".repeat(DELTA_BYTES));
         assert_eq!(take(&mut waiting).unwrap().1.len(), DELTA_BYTES);
         assert_eq!(take(&mut waiting), None);
     }
@@ -151,7 +158,7 @@ mod tests {
         // Nobody listens: what counts is how often it is tried, and that nothing waits for it.
         let door = Door::new(directory.path().join("door"), grants, tracker.clone());
         let deltas = Deltas::new(RunId::new(1, [0; 10]));
-        deltas.push(DeltaKind::Text, &"x".repeat(WAITING_BYTES));
+        deltas.push((DeltaKind::Text, "m"), &"x".repeat(WAITING_BYTES));
         let sending = tracker.spawn(Arc::clone(&deltas).send(door));
         let sent = || DELTAS_PER_SECOND as usize - deltas.lock().bytes / DELTA_BYTES;
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -166,15 +173,15 @@ mod tests {
     #[test]
     fn what_is_more_than_may_wait_is_dropped() {
         let mut waiting = Waiting::default();
-        waiting.push(DeltaKind::Text, &"x".repeat(WAITING_BYTES));
-        waiting.push(DeltaKind::Text, "y");
+        waiting.push((DeltaKind::Text, "m"), &"x".repeat(WAITING_BYTES));
+        waiting.push((DeltaKind::Text, "m"), "y");
         let mut sent = 0;
         while let Some((_, text)) = take(&mut waiting) {
             assert!(!text.contains('y'));
             sent += text.len();
         }
         assert_eq!((sent, waiting.bytes), (WAITING_BYTES, 0));
-        waiting.push(DeltaKind::Text, "z");
+        waiting.push((DeltaKind::Text, "m"), "z");
         waiting.clear();
         assert_eq!(take(&mut waiting), None);
     }

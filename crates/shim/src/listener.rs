@@ -110,9 +110,10 @@ impl Purpose {
         if let Line::StreamDelta(delta) = line
             && delta.parent_tool_use_id.is_none()
         {
+            let id = &delta.message_id;
             match delta.delta {
-                Delta::Text(text) => self.deltas.push(DeltaKind::Text, &text),
-                Delta::Thinking(text) => self.deltas.push(DeltaKind::Thinking, &text),
+                Delta::Text(text) => self.deltas.push((DeltaKind::Text, id), &text),
+                Delta::Thinking(text) => self.deltas.push((DeltaKind::Thinking, id), &text),
                 Delta::Other { .. } => {}
             }
         }

@@ -98,7 +98,12 @@ mod tests {
     }
 
     fn delta(text: &str) -> Delta {
-        Delta { run: RunId::new(1, [0; 10]), kind: DeltaKind::Text, text: text.to_owned() }
+        Delta {
+            run: RunId::new(1, [0; 10]),
+            kind: DeltaKind::Text,
+            message_id: String::new(),
+            text: text.to_owned(),
+        }
     }
 
     #[test]

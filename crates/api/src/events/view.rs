@@ -48,6 +48,9 @@ pub struct DeltaView {
     /// What it is part of.
     #[schema(value_type = crate::schema::DeltaKind)]
     pub kind: DeltaKind,
+    /// The model API's id of the message that this is a piece of; empty where it is not known. The event that has all of
+    /// it has it at `data.message.id`: what comes behind that event is out of date.
+    pub message_id: String,
     /// The text.
     pub text: String,
 }
@@ -78,6 +81,6 @@ impl From<Event> for EventView {
 
 impl From<Delta> for DeltaView {
     fn from(delta: Delta) -> Self {
-        Self { run_id: delta.run, kind: delta.kind, text: delta.text }
+        Self { run_id: delta.run, kind: delta.kind, message_id: delta.message_id, text: delta.text }
     }
 }

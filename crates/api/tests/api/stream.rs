@@ -159,6 +159,7 @@ async fn a_fault_of_the_store_ends_the_stream_without_an_end_message() {
         caisson_domain::event::Delta {
             run: claimed.run.id.clone(),
             kind: caisson_domain::event::DeltaKind::Text,
+            message_id: String::new(),
             text: "x".to_owned(),
         },
     );

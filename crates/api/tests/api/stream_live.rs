@@ -107,7 +107,10 @@ async fn live_text_comes_without_an_id_and_does_not_disturb_resumption() {
     let delta = first_delta(&api, &claimed, &mut stream).await;
     assert_eq!((delta.event.as_deref(), delta.id), (Some("delta"), None));
     let data: Value = serde_json::from_str(&delta.data).unwrap();
-    assert_eq!(data, json!({"run_id": claimed.run.id, "kind": "text", "text": "early"}));
+    assert_eq!(
+        data,
+        json!({"run_id": claimed.run.id, "kind": "text", "message_id": "msg_1", "text": "early"})
+    );
     api.publish(&claimed, "two\nlines");
     api.say(&claimed, "{}").await;
     api.finish(&claimed).await;
@@ -125,8 +128,8 @@ async fn live_text_reaches_the_streams_of_its_run_and_of_its_session_only() {
     let mut of_run = api.stream(&events_of(&claimed.run.id), Some("2")).await;
     first_delta(&api, &claimed, &mut of_run).await;
     first_delta(&api, &claimed, &mut of_session).await;
-    let other =
-        Delta { run: RunId::new(NOW_MS, [9; 10]), kind: DeltaKind::Text, text: "of another run".to_owned() };
+    let (run, text) = (RunId::new(NOW_MS, [9; 10]), "of another run".to_owned());
+    let other = Delta { run, kind: DeltaKind::Text, message_id: String::new(), text };
     api.store.publish_delta(&claimed.run.session, other);
     api.say(&claimed, "{}").await;
     api.finish(&claimed).await;

@@ -196,7 +196,8 @@ impl Api {
     }
 
     pub(crate) fn publish(&self, claimed: &Claimed, text: &str) {
-        let delta = Delta { run: claimed.run.id.clone(), kind: DeltaKind::Text, text: text.to_owned() };
+        let (kind, message_id) = (DeltaKind::Text, "msg_1".to_owned());
+        let delta = Delta { run: claimed.run.id.clone(), kind, message_id, text: text.to_owned() };
         self.store.publish_delta(&claimed.run.session, delta);
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use caisson_domain::sse;
 use futures_util::StreamExt;
 use reqwest::Method;
-use serde_json::Value;
+use serde::Deserialize;
 
 use super::{Client, EventInfo, Refused};
 
@@ -21,8 +21,18 @@ const RECONNECTS: u32 = 60;
 pub(crate) enum Followed {
     /// A numbered event.
     Event(EventInfo),
-    /// A piece of live text: kind and text.
-    Delta(String, String),
+    /// A piece of live text.
+    Delta(LiveText),
+}
+
+/// A piece of live text.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct LiveText {
+    pub(crate) kind: String,
+    /// Of the message that it is a piece of; empty where the server does not know it.
+    #[serde(default)]
+    pub(crate) message_id: String,
+    pub(crate) text: String,
 }
 
 impl Client {
@@ -73,9 +83,7 @@ impl Client {
                 match message.event.as_deref() {
                     Some("end") => return Ok(true),
                     Some("delta") => {
-                        let delta: Value = serde_json::from_str(&message.data)?;
-                        let field = |name: &str| delta[name].as_str().unwrap_or_default().to_owned();
-                        show(&Followed::Delta(field("kind"), field("text")));
+                        show(&Followed::Delta(serde_json::from_str(&message.data)?));
                     }
                     Some(_) | None => {
                         let event = read_event(&message);

@@ -130,7 +130,7 @@ async fn talk(client: &Client, id: &str, json: bool) -> anyhow::Result<Left> {
 fn came_too_late(followed: &Followed) -> Option<i64> {
     match followed {
         Followed::Event(event) if event.kind == "input.undelivered" => event.data["input"].as_i64(),
-        Followed::Event(_) | Followed::Delta(..) => None,
+        Followed::Event(_) | Followed::Delta(_) => None,
     }
 }
 

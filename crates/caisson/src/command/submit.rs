@@ -124,7 +124,7 @@ impl Shown {
             (None, Followed::Event(event)) => {
                 print_json(event).ok();
             }
-            (None, Followed::Delta(..)) => {}
+            (None, Followed::Delta(_)) => {}
         }
     }
 

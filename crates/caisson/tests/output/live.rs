@@ -86,15 +86,9 @@ impl Typist<'_> {
 
 /// Without what differs each time: times, ids, commits, and what the machine's walls are.
 fn steady(text: &str) -> String {
-    let mut lines: Vec<String> = Vec::new();
-    for line in steady_words(text).lines() {
-        let line = short_hashes(&timeless(line));
-        // Live text may come behind the event that has all of it, and then comes twice.
-        let again = lines.last() == Some(&line) && line.starts_with("     ");
-        if !again && !line.contains("weaker than it could be") {
-            lines.push(line);
-        }
-    }
+    let words = steady_words(text);
+    let lines = words.lines().map(|line| short_hashes(&timeless(line)));
+    let lines: Vec<_> = lines.filter(|line| !line.contains("weaker than it could be")).collect();
     lines.join("\n") + "\n"
 }
 

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use caisson_domain::event::Delta;
-use caisson_domain::limits::{DELTA_BYTES, DELTAS_PER_SECOND};
+use caisson_domain::limits::{DELTA_BYTES, DELTAS_PER_SECOND, MESSAGE_ID_BYTES};
 use caisson_domain::protocol::DeltaBatch;
+use caisson_domain::redact::Redactor;
 use caisson_domain::run::cut;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -56,10 +57,18 @@ pub(super) async fn publish(door: &Arc<Door>, request: Request<Incoming>) -> Res
             if text.is_empty() {
                 continue;
             }
-            store.publish_delta(&door.session, Delta { run: batch.run.clone(), kind: item.kind, text });
+            let (run, message_id) = (batch.run.clone(), message_id(item.message_id, &redactor));
+            store.publish_delta(&door.session, Delta { run, kind: item.kind, message_id, text });
         }
     }
     Ok(bare(StatusCode::NO_CONTENT))
+}
+
+/// The id if it looks like one and is no secret; otherwise none.
+fn message_id(id: String, redactor: &Redactor) -> String {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    let is_id = id.len() <= MESSAGE_ID_BYTES && id.chars().all(is_part) && redactor.text(&id) == id;
+    if is_id { id } else { String::new() }
 }
 
 #[cfg(test)]
@@ -73,5 +82,17 @@ mod tests {
         assert_eq!(window.take(1_999, 15), 5);
         assert_eq!(window.take(1_999, 1), 0);
         assert_eq!(window.take(2_000, 100), DELTAS_PER_SECOND as usize);
+    }
+
+    #[test]
+    fn what_does_not_look_like_an_id_is_none() {
+        let redactor = Redactor::new(&["sk-ant-canary-7f3a".to_owned().into()]);
+        let longest = "m".repeat(MESSAGE_ID_BYTES);
+        for id in ["msg_01XFDUDYJgAACzvnptvVoYEL", "gen-1", longest.as_str()] {
+            assert_eq!(message_id(id.to_owned(), &redactor), id);
+        }
+        for id in ["sk-ant-canary-7f3a", "a b", "<b>", "é", &format!("{longest}m")] {
+            assert_eq!(message_id(id.to_owned(), &redactor), "", "{id}");
+        }
     }
 }

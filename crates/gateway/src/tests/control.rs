@@ -202,7 +202,12 @@ async fn a_poll_without_news_ends_in_time() {
 async fn deltas_reach_live_readers_within_their_bounds() {
     let (world, sandbox) = world().await;
     let mut live = world.store.subscribe_deltas(&sandbox.run.session);
-    let item = |text: &str| DeltaItem { kind: DeltaKind::Text, text: text.to_owned() };
+    let message_id = "msg_1".to_owned();
+    let item = |text: &str| DeltaItem {
+        kind: DeltaKind::Text,
+        message_id: message_id.clone(),
+        text: text.to_owned(),
+    };
     let batch = |run: &caisson_domain::id::RunId, items: Vec<DeltaItem>| {
         serde_json::to_vec(&DeltaBatch { run: run.clone(), items }).unwrap()
     };
@@ -211,7 +216,8 @@ async fn deltas_reach_live_readers_within_their_bounds() {
     assert_eq!(sandbox.control(Method::POST, "/deltas", foreign).await.status, 204);
     let long = batch(&sandbox.run.id, vec![item(&"x".repeat(DELTA_BYTES + 1))]);
     assert_eq!(sandbox.control(Method::POST, "/deltas", long).await.status, 204);
-    assert_eq!(live.recv().await.unwrap().text.len(), DELTA_BYTES);
+    let delta = live.recv().await.unwrap();
+    assert_eq!((delta.text.len(), delta.message_id), (DELTA_BYTES, message_id.clone()));
     let many = batch(&sandbox.run.id, vec![item("y"); 10 * DELTAS_PER_SECOND as usize]);
     sandbox.control(Method::POST, "/deltas", many).await;
     let mut passed = 0;

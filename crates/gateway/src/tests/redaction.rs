@@ -187,7 +187,8 @@ async fn an_artifact_is_kept_without_the_secret_that_comes_in_two_pieces() {
 async fn live_text_is_shown_without_the_secret_that_comes_in_two_deltas() {
     let (world, sandbox) = world().await;
     let mut live = world.store.subscribe_deltas(&sandbox.run.session);
-    let item = |text: &str| DeltaItem { kind: DeltaKind::Text, text: text.to_owned() };
+    let item =
+        |text: &str| DeltaItem { kind: DeltaKind::Text, message_id: TOKEN.to_owned(), text: text.to_owned() };
     for items in [vec![item("it is "), item(&TOKEN[..9])], vec![item(&TOKEN[9..]), item(" indeed")]] {
         let batch = DeltaBatch { run: sandbox.run.id.clone(), items };
         let reply = sandbox.control(Method::POST, "/deltas", serde_json::to_vec(&batch).unwrap()).await;
@@ -195,7 +196,9 @@ async fn live_text_is_shown_without_the_secret_that_comes_in_two_deltas() {
     }
     let mut shown = String::new();
     while !shown.ends_with("indeed") {
-        shown.push_str(&live.recv().await.unwrap().text);
+        let delta = live.recv().await.unwrap();
+        assert_eq!(delta.message_id, "", "what is a secret is no id");
+        shown.push_str(&delta.text);
     }
     assert_eq!(shown, format!("it is {MARKER} indeed"));
     world.stop().await;

@@ -28,7 +28,8 @@ impl<'t> LiveText<'t> {
 /// Joins `next` to `text` if both are one text and fit into one notification; gives it back if not.
 pub(super) fn join(text: &mut (SessionId, Delta), next: (SessionId, Delta)) -> Option<(SessionId, Delta)> {
     let (session, delta) = &next;
-    let same = text.0 == *session && text.1.run == delta.run && text.1.kind == delta.kind;
+    let of = |delta: &Delta| (delta.run.clone(), delta.kind, delta.message_id.clone());
+    let same = text.0 == *session && of(&text.1) == of(delta);
     if !same || json_bytes(&text.1.text) + json_bytes(&delta.text) > TEXT_BYTES {
         return Some(next);
     }
@@ -38,7 +39,7 @@ pub(super) fn join(text: &mut (SessionId, Delta), next: (SessionId, Delta)) -> O
 
 /// The notifications that carry a text: one, unless it is long.
 pub(super) fn payloads((session, delta): (SessionId, Delta), own: &str) -> Vec<String> {
-    let Delta { run, kind, text } = delta;
+    let Delta { run, kind, message_id, text } = delta;
     let mut payloads = Vec::new();
     let mut rest = text.as_str();
     while !rest.is_empty() {
@@ -47,7 +48,7 @@ pub(super) fn payloads((session, delta): (SessionId, Delta), own: &str) -> Vec<S
         let text = LiveText {
             from: Cow::Borrowed(own),
             session: session.clone(),
-            delta: Delta { run: run.clone(), kind, text: piece.to_owned() },
+            delta: Delta { run: run.clone(), kind, message_id: message_id.clone(), text: piece.to_owned() },
         };
         // Ids and texts: they always serialise.
         payloads.extend(serde_json::to_string(&text));
@@ -84,12 +85,13 @@ fn escaped(character: char) -> usize {
 mod tests {
     use caisson_domain::event::DeltaKind;
     use caisson_domain::id::RunId;
-    use caisson_domain::limits::DELTA_BYTES;
+    use caisson_domain::limits::{DELTA_BYTES, MESSAGE_ID_BYTES};
 
     use super::*;
 
     fn text(text: &str) -> (SessionId, Delta) {
-        let delta = Delta { run: RunId::new(1, [1; 10]), kind: DeltaKind::Text, text: text.to_owned() };
+        let (run, message_id) = (RunId::new(1, [1; 10]), "m".repeat(MESSAGE_ID_BYTES));
+        let delta = Delta { run, kind: DeltaKind::Text, message_id, text: text.to_owned() };
         (SessionId::new(1, [2; 10]), delta)
     }
 
@@ -122,6 +124,9 @@ mod tests {
         let mut thought = text("c");
         thought.1.kind = DeltaKind::Thinking;
         assert_eq!(join(&mut first, thought.clone()), Some(thought));
+        let mut next = text("c");
+        next.1.message_id = "next".to_owned();
+        assert_eq!(join(&mut first, next.clone()), Some(next));
         let other = (SessionId::new(2, [2; 10]), text("d").1);
         assert_eq!(join(&mut first, other.clone()), Some(other));
         let long = text(&"e".repeat(TEXT_BYTES - 1));

@@ -101,11 +101,11 @@ async fn text_reaches_a_reader_on_the_other_server(fixture: Fixture) {
     // The other server has to hear first that somebody listens.
     for turn in 0..400 {
         let text = format!("{turn},");
-        let kind = caisson_domain::event::DeltaKind::Text;
-        let delta = caisson_domain::event::Delta { run: run.id.clone(), kind, text };
+        let (kind, message_id) = (caisson_domain::event::DeltaKind::Text, "msg_1".to_owned());
+        let delta = caisson_domain::event::Delta { run: run.id.clone(), kind, message_id, text };
         fixture.store.publish_delta(&run.session, delta);
         if let Ok(Ok(delta)) = tokio::time::timeout(Duration::from_millis(20), reader.recv()).await {
-            assert_eq!(delta.run, run.id);
+            assert_eq!((delta.run, delta.message_id.as_str()), (run.id.clone(), "msg_1"));
             read.push_str(&delta.text);
             break;
         }
@@ -125,8 +125,9 @@ async fn live_text_is_heard_in_the_database_only_while_another_server_has_a_read
     let second = second(&fixture).await;
     let run = fixture.queued().await;
     let say = |text: &str| {
-        let (kind, text) = (caisson_domain::event::DeltaKind::Text, text.to_owned());
-        let delta = caisson_domain::event::Delta { run: run.id.clone(), kind, text };
+        let (kind, message_id) = (caisson_domain::event::DeltaKind::Text, String::new());
+        let delta =
+            caisson_domain::event::Delta { run: run.id.clone(), kind, message_id, text: text.to_owned() };
         fixture.store.publish_delta(&run.session, delta);
     };
     let mut own = fixture.store.subscribe_deltas(&run.session);

@@ -22,6 +22,7 @@ mod git;
 mod grants;
 mod hold;
 mod mcp;
+mod members;
 mod model;
 mod noted;
 mod problem;

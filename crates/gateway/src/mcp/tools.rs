@@ -5,13 +5,14 @@
 //! apart. So where a server has such tools, a message has to be one that every reader reads alike.
 
 use std::borrow::Cow;
-use std::fmt;
 
 use caisson_domain::tools::{concerns, denies};
 use http::StatusCode;
-use serde::de::{IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
+
+use crate::members::Members;
 
 /// The method that calls a tool. Source: Model Context Protocol, revision 2025-11-25, "Tools".
 const CALL: &str = "tools/call";
@@ -71,40 +72,9 @@ struct Message<'m> {
     params: Option<&'m RawValue>,
 }
 
-/// The fields of an object as they are written, each as often as it is.
-#[derive(Debug)]
-struct Fields<'m>(Vec<(Cow<'m, str>, &'m RawValue)>);
-
-impl<'de> Deserialize<'de> for Fields<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(Written)
-    }
-}
-
-struct Written;
-
-impl<'de> Visitor<'de> for Written {
-    type Value = Fields<'de>;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut fields = Vec::new();
-        while let Some((Name(name), value)) = map.next_entry()? {
-            fields.push((name, value));
-        }
-        Ok(Fields(fields))
-    }
-}
-
-#[derive(Deserialize)]
-struct Name<'m>(#[serde(borrow)] Cow<'m, str>);
-
 /// The tool that a call's parameters name, if all readers find the same.
 fn tool(params: &str) -> Option<String> {
-    let Fields(fields) = serde_json::from_str(params).ok()?;
+    let Members(fields) = serde_json::from_str(params).ok()?;
     let mut named = fields.iter().filter(|(name, _)| name.eq_ignore_ascii_case("name"));
     let (Some((name, value)), None) = (named.next(), named.next()) else { return None };
     serde_json::from_str(value.get()).ok().filter(|_| name == "name")

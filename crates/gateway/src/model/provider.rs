@@ -4,14 +4,12 @@
 //! Only what can mean it is read; everything else passes as it came. Names that stand twice count each time, so that no
 //! reader finds one that is not seen here.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::fmt;
 
 use caisson_domain::provider::ProviderTool;
-use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
+
+use crate::members::{Members, Name};
 
 /// How deep content may lie in content: a document in a tool's result in a message has four.
 pub(super) const DEPTH: usize = 16;
@@ -29,35 +27,6 @@ impl From<serde_json::Error> for Unreadable {
         Self
     }
 }
-
-/// Members of an object, in order.
-struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
-
-impl<'de> Deserialize<'de> for Members<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Take;
-        impl<'de> Visitor<'de> for Take {
-            type Value = Members<'de>;
-
-            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-                out.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = Vec::new();
-                while let Some(Name(name)) = map.next_key()? {
-                    members.push((name, map.next_value()?));
-                }
-                Ok(Members(members))
-            }
-        }
-        deserializer.deserialize_map(Take)
-    }
-}
-
-/// A text that is borrowed where it can be.
-#[derive(Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// What the call would have the provider do outside.
 ///

@@ -20,7 +20,7 @@ use crate::plain_file;
 use crate::process::Output;
 use crate::renewal::{self, Renewal};
 use crate::start;
-use crate::steering::remove;
+use crate::steering::discard;
 
 /// Mark in the home directory while a fresh checkout is being made: its remains hold nobody's work.
 pub(crate) const PREPARING: &str = ".caisson-preparing";
@@ -63,7 +63,7 @@ pub(crate) async fn prepare(git: &Git, access: WorkspaceAccess) -> Result<Checko
         empty(&git.workspace).map_err(|error| unusable("cannot be emptied", &error))?;
     }
     let (base, anchor) = if is_empty(&git.workspace) {
-        remove(&preparing)
+        discard(&preparing)
             .and_then(|()| plain_file::write(&preparing, b""))
             .map_err(|error| unusable("has a home that cannot be written", &error))?;
         let (base, anchor) = fresh(git).await?;

@@ -180,7 +180,7 @@ pub(crate) async fn run(
                 process.env(name, place.join(directory));
             }
             let places = [shim.places.workspace.as_path(), place];
-            confine::spawn_within(shim, &mut process, &places)
+            confine::spawn_within(&shim.reaper, &mut process, &places)
                 .map_err(|failure| io::Error::other(failure.message))??
         }
     };

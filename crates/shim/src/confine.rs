@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use caisson_domain::run::{Failure, FailureKind};
 use landlock::{
@@ -13,7 +14,7 @@ use landlock::{
     RulesetError,
 };
 
-use crate::reaper::Child;
+use crate::reaper::{Child, Reaper};
 use crate::shim::Shim;
 
 /// The first version of Landlock that also refuses to cut a file short (Linux 6.2).
@@ -26,7 +27,7 @@ const SYSTEM: [&str; 2] = ["/dev", "/proc"];
 /// # Errors
 /// [`Failure`] if the kernel cannot hold it to that; inside, that of the operating system.
 pub(crate) fn spawn_reading(shim: &Shim, command: &mut Command) -> Result<std::io::Result<Child>, Failure> {
-    spawn_within(shim, command, &[&shim.places.home, &shim.places.tmp])
+    spawn_within(&shim.reaper, command, &[&shim.places.home, &shim.places.tmp])
 }
 
 /// Starts a program that can change nothing but what is below these places. Nor can it look into a process that is not its own: who is
@@ -35,7 +36,7 @@ pub(crate) fn spawn_reading(shim: &Shim, command: &mut Command) -> Result<std::i
 /// # Errors
 /// [`Failure`] if the kernel cannot hold it to that; inside, that of the operating system.
 pub(crate) fn spawn_within(
-    shim: &Shim,
+    reaper: &Arc<Reaper>,
     command: &mut Command,
     places: &[&Path],
 ) -> Result<std::io::Result<Child>, Failure> {
@@ -44,7 +45,7 @@ pub(crate) fn spawn_within(
     let started = std::thread::scope(|scope| {
         let starting = scope.spawn(|| {
             let _in_runtime = runtime.enter();
-            restrict(places).map(|()| shim.reaper.spawn(command))
+            restrict(places).map(|()| reaper.spawn(command))
         });
         starting.join()
     });

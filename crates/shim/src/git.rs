@@ -12,10 +12,11 @@ use tokio::time::Instant;
 
 use crate::activity::Activity;
 use crate::backoff::Backoff;
+use crate::confine;
 use crate::drivers::Drivers;
 use crate::failure::{git_command, git_process, git_remote};
 use crate::forward::HOLD_MS;
-use crate::process::{Bounds, Output, command, run};
+use crate::process::{Bounds, Output, command, finish, run};
 use crate::reaper::Reaper;
 
 /// Time of a command that talks to the repository, in milliseconds: longer than a request is held.
@@ -66,6 +67,8 @@ pub(crate) struct Git {
     pub(crate) local: Duration,
     /// Programs that the repository's own settings would have git start.
     pub(crate) drivers: Drivers,
+    /// Whether its commands on the workspace, and what they start, may change nothing else.
+    pub(crate) is_held: bool,
 }
 
 impl Git {
@@ -203,7 +206,13 @@ impl Git {
 
     async fn finish(&self, command: &mut Command, input: &[u8], time: Duration) -> Result<Output, Failure> {
         let bounds = Bounds { stdout_bytes: STDOUT_BYTES, time };
-        run(&self.reaper, command, input, bounds).await.map_err(|error| git_process(&error))
+        let output = if self.is_held {
+            let started = confine::spawn_within(&self.reaper, command, &[&self.workspace])?;
+            finish(started, command, input, bounds).await
+        } else {
+            run(&self.reaper, command, input, bounds).await
+        };
+        output.map_err(|error| git_process(&error))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::checkout::{Checkout, PREPARING, set_base};
 use crate::commands;
 use crate::git::{Git, text};
 use crate::plain_file;
-use crate::steering::{discard, remove};
+use crate::steering::{discard, open_up, remove};
 
 /// Where the repository is while the set-up command has another one: in the agent's home, where that command cannot write.
 const KEPT: &str = ".caisson-repository";
@@ -23,7 +23,8 @@ const NAMED: usize = 10;
 /// A checkout whose repository is out of the reach of a set-up command.
 #[derive(Debug)]
 pub(crate) struct Pristine<'a> {
-    git: &'a Git,
+    /// Held to the workspace: what lies there may have git start more than is known here.
+    git: Git,
     file: &'a RepositoryFile,
     commit: &'a str,
 }
@@ -42,7 +43,8 @@ impl<'a> Pristine<'a> {
         file: &'a RepositoryFile,
     ) -> Result<Option<Self>, Failure> {
         let Some(commit) = checkout.base.as_deref() else { return Ok(None) };
-        let pristine = Self { git, file, commit };
+        let pristine = Self { git: Git { is_held: true, ..git.clone() }, file, commit };
+        let git = &pristine.git;
         if checkout.was_there {
             pristine.put_files_back().await?;
             let caches: Vec<String> = file
@@ -67,8 +69,13 @@ impl<'a> Pristine<'a> {
     /// # Errors
     /// [`Failure`] if that is not to be had.
     pub(crate) async fn put_back(&self) -> Result<Option<String>, Failure> {
-        let git = self.git;
+        let git = &self.git;
         let kept = git.home.join(KEPT);
+        blocking(git.workspace.clone(), |workspace| {
+            open_up(workspace)?;
+            discard_repositories(workspace)
+        })
+        .await?;
         copied(kept.clone(), git.workspace.join(".git")).await?;
         remove(&kept).map_err(|error| unreadable(&error))?;
         commands::exclude_caches(git, self.file)?;
@@ -90,11 +97,11 @@ impl<'a> Pristine<'a> {
 
     /// Gives each file of the commit its content and its mode, whatever the index says of it; those that had others.
     async fn put_files_back(&self) -> Result<Vec<String>, Failure> {
-        let git = self.git;
+        let git = &self.git;
         git.run(&["read-tree", self.commit]).await?;
         // It ends with another code where something differs.
         git.attempt(&["update-index", "-q", "--really-refresh"]).await?;
-        let differing = git.attempt(&["diff-files", "-z", "--name-only"]).await?;
+        let differing = git.attempt(&["diff-files", "-z", "--name-only", "--ignore-submodules=all"]).await?;
         git.run(&["reset", "--quiet", "--hard", self.commit]).await?;
         Ok(text(&differing).split_terminator('\0').map(str::to_owned).collect())
     }
@@ -102,9 +109,33 @@ impl<'a> Pristine<'a> {
 
 /// Copies a repository's directory, in the place of whatever is there.
 async fn copied(from: PathBuf, to: PathBuf) -> Result<(), Failure> {
-    let copying = move || discard(&to).and_then(|()| copy(&from, &to));
-    let copied = tokio::task::spawn_blocking(copying).await;
-    copied.map_err(io::Error::other).flatten().map_err(|error| unreadable(&error))
+    blocking(to, move |to| discard(to).and_then(|()| copy(&from, to))).await
+}
+
+async fn blocking(
+    place: PathBuf,
+    done: impl FnOnce(&Path) -> io::Result<()> + Send + 'static,
+) -> Result<(), Failure> {
+    let done = tokio::task::spawn_blocking(move || done(&place)).await;
+    done.map_err(io::Error::other).flatten().map_err(|error| unreadable(&error))
+}
+
+/// Removes the repositories within the workspace's own: git would heed their settings where the commit has a submodule.
+fn discard_repositories(workspace: &Path) -> io::Result<()> {
+    let mut next = vec![workspace.to_owned()];
+    while let Some(directory) = next.pop() {
+        for entry in fs::read_dir(&directory)? {
+            let entry = entry?;
+            if entry.file_name() == ".git" {
+                if directory != workspace {
+                    discard(&entry.path())?;
+                }
+            } else if entry.file_type()?.is_dir() {
+                next.push(entry.path());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Copies a directory of plain files.
@@ -126,6 +157,14 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 fn unreadable(error: &io::Error) -> Failure {
-    Failure::new(FailureKind::Internal, "the workspace's repository cannot be kept as it is")
-        .with_evidence(error.to_string())
+    let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+    let (kind, message) = if full {
+        (
+            FailureKind::DiskFull,
+            "there is no room for a second copy of the workspace's repository, which a set-up command has",
+        )
+    } else {
+        (FailureKind::Internal, "the workspace's repository cannot be kept as it is")
+    };
+    Failure::new(kind, message).with_evidence(error.to_string())
 }

@@ -1,5 +1,6 @@
 //! Running a program to its end: argument vectors, an explicit environment, bounded output, a bounded time.
 
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -90,9 +91,18 @@ pub(crate) async fn run(
     input: &[u8],
     bounds: Bounds,
 ) -> Result<Output, ProcessError> {
+    finish(reaper.spawn(command), command, input, bounds).await
+}
+
+/// As [`run`], for one that was started already, or was not.
+pub(crate) async fn finish(
+    started: io::Result<Child>,
+    command: &Command,
+    input: &[u8],
+    bounds: Bounds,
+) -> Result<Output, ProcessError> {
     let name = command_name(command.get_program().as_ref());
-    let mut child =
-        reaper.spawn(command).map_err(|source| ProcessError::Start { program: name.clone(), source })?;
+    let mut child = started.map_err(|source| ProcessError::Start { program: name.clone(), source })?;
     tokio::time::timeout(bounds.time, collect(&mut child, input, bounds.stdout_bytes))
         .await
         .map_err(|_| ProcessError::TimedOut { program: name, limit: bounds.time })

@@ -9,6 +9,12 @@ use crate::git::{Git, is_object_name};
 
 /// What the refs begin with; the parameter's name is behind it.
 const KEPT: &str = "refs/caisson/revision";
+/// What a distance from the run's own commit begins with.
+const FROM_HEAD: &str = "HEAD";
+/// From how many digits on a name is more likely the beginning of a commit's own than a branch's. Source: git abbreviates to no fewer.
+const ABBREVIATED: usize = 7;
+/// Most objects with one beginning that are looked at.
+const OBJECTS: usize = 64;
 /// Where one is put that has just come.
 const FETCHED: &str = "refs/caisson/fetched";
 
@@ -57,7 +63,14 @@ async fn find(git: &Git, parameter: &str, wanted: &str) -> Result<String, Failur
         }
     }
     // By no other name: a branch that the clone has may have moved on, or be gone.
-    if !whole && is_of_the_clone(wanted) {
+    if is_beginning(wanted) {
+        let begun = beginning_with(git, wanted).await?;
+        // Another clone may have a commit that begins so.
+        if begun.is_empty() && !found.is_empty() && wanted.len() >= ABBREVIATED {
+            return Err(Failure::new(FailureKind::SetupFailed, unclear(parameter, wanted)));
+        }
+        found.extend(begun);
+    } else if wanted.starts_with(FROM_HEAD) {
         found.extend(git.resolve(wanted).await?);
     }
     found.sort();
@@ -69,6 +82,19 @@ async fn find(git: &Git, parameter: &str, wanted: &str) -> Result<String, Failur
     found.pop().ok_or_else(failed)
 }
 
+/// The commits of the clone whose own names begin so; what branches are called does not count.
+async fn beginning_with(git: &Git, beginning: &str) -> Result<Vec<String>, Failure> {
+    let listed = git.run(&["rev-parse", &format!("--disambiguate={beginning}")]).await?;
+    let mut commits = Vec::new();
+    for object in listed.lines().take(OBJECTS) {
+        // A tag is no commit, and what it names has its own name.
+        if git.run(&["cat-file", "-t", object]).await? == "commit" {
+            commits.push(object.to_owned());
+        }
+    }
+    Ok(commits)
+}
+
 /// What is asked of the git host for a name.
 fn sources(wanted: &str) -> Vec<String> {
     if is_object_name(wanted) {
@@ -78,10 +104,9 @@ fn sources(wanted: &str) -> Vec<String> {
     named.map_or_else(|_| Vec::new(), |name| vec![name.full_ref(), format!("refs/tags/{name}")])
 }
 
-/// Whether a name says the same in every clone that has the commit: the beginning of the commit's own, or its distance from `HEAD`.
-fn is_of_the_clone(wanted: &str) -> bool {
-    let is_beginning = wanted.len() >= 4 && wanted.bytes().all(|byte| byte.is_ascii_hexdigit());
-    is_beginning || wanted.starts_with("HEAD")
+/// Whether a name may be the beginning of a commit's own, which is the same in every clone that has the commit.
+fn is_beginning(wanted: &str) -> bool {
+    wanted.len() >= 4 && !is_object_name(wanted) && wanted.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn absent(parameter: &str, wanted: &str) -> String {
@@ -99,6 +124,13 @@ fn ambiguous(parameter: &str, wanted: &str, found: &[String]) -> String {
     )
 }
 
+fn unclear(parameter: &str, wanted: &str) -> String {
+    format!(
+        "the parameter \"{parameter}\" names \"{wanted}\", which is a branch or tag of the repository, and may as well be the beginning of a \
+         commit's own name that the run's branch does not have; name the commit by its whole name"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,12 +140,10 @@ mod tests {
         assert_eq!(sources("release/1"), ["refs/heads/release/1", "refs/tags/release/1"]);
         let whole = "c0ffee".repeat(7)[..40].to_owned();
         assert_eq!(sources(&whole), [whole.as_str()]);
-        for of_the_clone in ["HEAD~2", "HEAD^"] {
-            assert!(sources(of_the_clone).is_empty() && is_of_the_clone(of_the_clone));
-        }
-        assert!(is_of_the_clone("c0ffee1"));
-        for other in ["main", "main~1", "abc", "v1"] {
-            assert!(!is_of_the_clone(other), "{other}");
+        assert!(sources("HEAD~2").is_empty() && sources("HEAD^").is_empty());
+        assert!(is_beginning("c0ffee1") && is_beginning("c0ff"));
+        for other in ["main", "main~1", "abc", "v1", whole.as_str()] {
+            assert!(!is_beginning(other), "{other}");
         }
     }
 }

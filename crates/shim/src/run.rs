@@ -104,6 +104,7 @@ pub(crate) async fn run(shim: &Shim, work: &RunWork) {
             work: git.clone(),
             local: shim.patience.git,
             drivers: Drivers::default(),
+            is_held: false,
         }),
         checkout: None,
         steered: Steered::default(),
@@ -250,9 +251,14 @@ impl Live<'_> {
                 };
                 // Also where it failed: the next run would take what it left for what was there.
                 self.shim.reaper.end_orphans().await;
-                steering::discard(&place).map_err(|error| unremoved(&error))?;
-                let note = pristine.put_back().await?;
-                done.map(|()| note)
+                let put_back = match steering::discard(&place) {
+                    Ok(()) => pristine.put_back().await,
+                    Err(error) => Err(unremoved(&error)),
+                };
+                // Whatever git could be brought to start.
+                self.shim.reaper.end_orphans().await;
+                // What the command said of itself tells more than that what it left cannot be put back.
+                done.and(put_back)
             }
         }
     }
@@ -276,6 +282,9 @@ impl Live<'_> {
             self.given = Given::look(&self.shim.places.home);
             return Ok(());
         };
+        if !self.work.may_choose_image {
+            self.look_for_programs()?;
+        }
         let preparing = async {
             let checkout = prepare(git, self.work.workspace).await?;
             revisions::keep(git, checkout.anchor.as_deref()).await?;
@@ -289,8 +298,9 @@ impl Live<'_> {
             steered.notes.extend(self.set_up(git, &checkout, &file).await?);
             Ok::<_, Halt>((checkout, steered, file))
         };
-        let (agent, (checkout, steered, file)) = if self.work.trust.settings {
-            // It reads its settings as soon as it starts.
+        // One reads its settings as soon as it starts; of one that only reads, no set-up command is to find a socket.
+        let starts_last = self.work.trust.settings || self.work.workspace == WorkspaceAccess::ReadOnly;
+        let (agent, (checkout, steered, file)) = if starts_last {
             let prepared = preparing.await?;
             (start(&prepared.1.acting)?, prepared)
         } else {

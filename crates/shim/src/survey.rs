@@ -73,7 +73,7 @@ pub(crate) async fn survey(git: &Git, base: Option<&str>) -> Result<Survey, Fail
         "--branch",
         "-z",
         "--untracked-files=normal",
-        "--ignore-submodules=none",
+        "--ignore-submodules=dirty",
     ];
     let (status, log) = tokio::join!(git.attempt(&status), git.attempt(&log));
     let (status, log) = (status?, log?);

@@ -5,7 +5,7 @@ use caisson_domain::protocol::{Ending, RunWork, StopReason};
 use caisson_domain::run::FailureKind;
 use caisson_domain::workflow::{Publish, WorkspaceAccess};
 
-use crate::sandbox::{Sandbox, failed, git_work, run_id};
+use crate::sandbox::{Sandbox, failed, git, git_work, run_id};
 
 fn reading(number: i64) -> RunWork {
     let mut work = git_work("Look");
@@ -196,6 +196,78 @@ os.chmod('.git/refs/closed', 0)
     assert_eq!(noted(&log, "commits "), [commits.as_str()]);
     assert_eq!(noted(&log, "asked ").len(), 1);
     assert!(!noted(&log, "home ")[0].contains("caisson"), "{log:?}");
+}
+
+#[tokio::test]
+async fn a_repository_that_set_up_makes_where_the_commit_has_a_submodule_runs_nothing() {
+    let agent = "
+def prompt(uuid, text, number):
+    log('ran ' + str(os.path.exists(os.environ['HOME'] + '/ran') or os.path.exists('ran')))
+    log('repository ' + str(os.path.exists('sub/.git')))
+    subprocess.run(['git', 'status'])
+    log('ran ' + str(os.path.exists(os.environ['HOME'] + '/ran') or os.path.exists('ran')))
+    done(uuid)
+";
+    // Its own settings name a program, which git starts to see whether the submodule is changed.
+    let set_up = "
+import os, subprocess
+os.makedirs('sub', exist_ok=True)
+os.chdir('sub')
+def git(*arguments):
+    return subprocess.check_output(['git', *arguments]).decode().strip()
+git('init', '-q')
+open('file', 'w').write('one')
+git('add', '--all')
+by = 'x <x> 1700000000 +0000'
+open('../commit', 'w').write('tree ' + git('write-tree') + '\\nauthor ' + by + '\\ncommitter ' + by + '\\n\\nx\\n')
+git('update-ref', 'HEAD', git('hash-object', '-t', 'commit', '-w', '../commit'))
+git('config', 'filter.x.clean', 'sh -c \"touch ../ran ../../home/ran; cat\"')
+open('.gitattributes', 'w').write('* filter=x')
+os.utime('file', (1, 1))
+";
+    let mut sandbox = Sandbox::with_repository(agent);
+    let seed = sandbox.place("seed");
+    // The same commit is the submodule's, so that git looks further.
+    let made = sandbox.place("made");
+    std::fs::create_dir(&made).unwrap();
+    git(&made, &["init", "-q"]);
+    std::fs::write(made.join("file"), "one").unwrap();
+    git(&made, &["add", "--all"]);
+    let (tree, by) = (git(&made, &["write-tree"]), "x <x> 1700000000 +0000");
+    let commit = format!("tree {}\nauthor {by}\ncommitter {by}\n\nx\n", tree.trim());
+    std::fs::write(made.join("commit"), commit).unwrap();
+    let commit = git(&made, &["hash-object", "-t", "commit", "commit"]);
+    std::fs::create_dir(seed.join("sub")).unwrap();
+    let link = format!("160000,{},sub", commit.trim());
+    git(&seed, &["update-index", "--add", "--cacheinfo", &link]);
+    std::fs::write(seed.join(".caisson.yaml"), "setup: [python3, set_up.py]\n").unwrap();
+    sandbox.seed("set_up.py", set_up, "build: add a submodule");
+    for number in [1, 2] {
+        let outcome = sandbox.run(reading(number)).await;
+        assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+        let log = sandbox.agent_log();
+        assert_eq!(noted(&log, "ran "), ["False", "False"]);
+        assert_eq!(noted(&log, "repository "), ["False"]);
+        sandbox.begin_anew();
+    }
+}
+
+#[tokio::test]
+async fn what_a_set_up_command_that_fails_closes_or_leaves_hides_not_why() {
+    let set_up = "
+import os, sys
+os.makedirs('closed/in')
+os.chmod('closed', 0)
+os.chmod('.', 0)
+print('the registry is away')
+sys.exit(3)
+";
+    let mut sandbox = with_set_up("", set_up);
+    let outcome = sandbox.run(reading(1)).await;
+    let message = failed(&outcome, FailureKind::SetupFailed);
+    assert!(message.contains("ended with code 3"), "{message}");
+    let Ending::Failed(failure) = outcome.ending else { panic!("{message}") };
+    assert!(failure.evidence.is_some_and(|shown| shown.contains("the registry is away")));
 }
 
 #[tokio::test]

@@ -84,7 +84,7 @@ async fn a_commit_that_the_repository_does_not_have_fails_the_set_up() {
 
 #[tokio::test]
 async fn a_name_of_several_commits_is_not_guessed_and_one_of_a_commit_in_two_ways_is_taken() {
-    for shadows in [true, false] {
+    for (shadows, cloned) in [(true, false), (true, true), (false, false), (false, true)] {
         for beginning in [true, false] {
             let (mut sandbox, [newest, tagged]) = with_release();
             let main = sandbox.remote(&["rev-parse", "main"]);
@@ -93,7 +93,11 @@ async fn a_name_of_several_commits_is_not_guessed_and_one_of_a_commit_in_two_way
             let branch = format!("refs/heads/{name}");
             sandbox.remote(&["update-ref", &branch, if shadows { &newest } else { &meant }]);
             let mut work = work(1, WorkspaceAccess::ReadWrite);
-            work.git.as_mut().unwrap().revisions.insert("base".to_owned(), name.clone());
+            let of = work.git.as_mut().unwrap();
+            of.revisions.insert("base".to_owned(), name.clone());
+            if cloned {
+                of.base = Some(name.parse().unwrap());
+            }
             let outcome = sandbox.run(work).await;
             if shadows {
                 let message = failed(&outcome, FailureKind::SetupFailed);
@@ -108,6 +112,17 @@ async fn a_name_of_several_commits_is_not_guessed_and_one_of_a_commit_in_two_way
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_branch_is_not_taken_for_the_beginning_of_a_commit_that_the_clone_lacks() {
+    let (mut sandbox, [newest, _]) = with_release();
+    let named = &newest[..7];
+    sandbox.remote(&["update-ref", &format!("refs/heads/{named}"), "main"]);
+    let mut work = work(1, WorkspaceAccess::ReadWrite);
+    work.git.as_mut().unwrap().revisions.insert("base".to_owned(), named.to_owned());
+    let message = failed(&sandbox.run(work).await, FailureKind::SetupFailed);
+    assert!(message.contains("may as well be the beginning of a commit's own name"), "{message}");
 }
 
 #[tokio::test]

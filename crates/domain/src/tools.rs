@@ -33,32 +33,47 @@ pub fn is_rule(entry: &str) -> bool {
         && !entry.contains(char::is_control)
 }
 
-/// What the agent calls a tool of an MCP server: what a rule names. Other characters than letters, digits, `_` and `-` become `_`.
-fn mcp_tool(server: &str, tool: &str) -> String {
-    let is_kept = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
-    let tool = tool.chars().map(|c| if is_kept(c) { c } else { '_' });
-    format!("mcp__{server}__{}", tool.collect::<String>())
-}
-
-/// Whether a rule may take tools of an MCP server away. `mcp__server` takes all of them.
+/// Whether a rule may take tools of an MCP server away, as Claude Code 2.1.330 reads rules: `mcp__server` takes all of them, also
+/// of a server whose name goes on with `__`, and `(*)` behind a name changes nothing.
 #[must_use]
 pub fn concerns(rule: &str, server: &str) -> bool {
-    let all = format!("mcp__{server}");
-    let plain = &rule[..rule.find('*').unwrap_or(rule.len())];
-    // What stands before the first `*` is the beginning of both, or the rule is of others.
-    if plain.len() < rule.len() {
-        let of_one = format!("{all}__");
-        plain.starts_with(&of_one) || of_one.starts_with(plain)
-    } else {
-        rule == all || rule.starts_with(&format!("{all}__"))
+    let (rule, of_one) = (whole_tool(rule), format!("mcp__{server}__"));
+    match rule.find('*') {
+        // What stands before the first `*` is the beginning of both, or the rule is of others.
+        Some(star) => rule[..star].starts_with(&of_one) || of_one.starts_with(&rule[..star]),
+        None => rule.starts_with(&of_one) || takes_all(rule, &of_one),
     }
 }
 
-/// Whether a rule takes a tool of an MCP server away.
+/// Whether a rule takes a tool of an MCP server away. A tool's name is at most [`TOOL_BYTES`] long.
 #[must_use]
 pub fn denies(rule: &str, server: &str, tool: &str) -> bool {
-    let name = mcp_tool(server, tool);
-    rule == format!("mcp__{server}") || matches(rule.replace('?', "_").as_bytes(), name.as_bytes())
+    let (rule, name) = (whole_tool(rule), mcp_tool(server, tool));
+    takes_all(rule, &name) || matches(rule.as_bytes(), name.as_bytes())
+}
+
+fn whole_tool(rule: &str) -> &str {
+    rule.strip_suffix("(*)").unwrap_or(rule)
+}
+
+/// Whether a rule names a server and no tool, and `name` is of that server.
+fn takes_all(rule: &str, name: &str) -> bool {
+    let names_server = rule.strip_prefix("mcp__").is_some_and(|server| !server.contains("__"));
+    names_server && name.strip_prefix(rule).is_some_and(|rest| rest.starts_with("__"))
+}
+
+/// What the agent calls a tool of an MCP server: for whatever is neither letter, digit, `_` nor `-`, it has `_`, once for each unit of
+/// UTF-16.
+fn mcp_tool(server: &str, tool: &str) -> String {
+    let mut name = format!("mcp__{server}__");
+    for c in tool.chars() {
+        if c.is_ascii_alphanumeric() || matches!(c, '_' | '-') {
+            name.push(c);
+        } else {
+            name.push_str(&"_".repeat(c.len_utf16()));
+        }
+    }
+    name
 }
 
 #[cfg(test)]
@@ -75,6 +90,9 @@ mod tests {
             ("mcp__notes", "x"),
             ("mcp__*", "x"),
             ("*", "x"),
+            ("mcp__notes(*)", "x"),
+            ("mcp__notes__delete(*)", "delete"),
+            ("mcp__notes__a__", "a😀"),
         ] {
             assert!(concerns(rule, "notes") && denies(rule, "notes", tool), "{rule}");
         }
@@ -89,6 +107,10 @@ mod tests {
         ] {
             assert!(!denies(rule, "notes", tool), "{rule}");
         }
+        // The name of a server may have what stands between a server and its tool.
+        assert!(concerns("mcp__a", "a__b") && denies("mcp__a", "a__b", "x"));
+        assert!(!concerns("mcp__a__c", "a__b") && !denies("mcp__a__c", "a__b", "x"));
+        assert!(!denies("mcp__notes__delete", "notes", "delete__all"));
         for rule in ["mcp__other__x", "mcp__other", "mcp__notes2__*", "mcp__note", "Bash", "Bash(mcp__notes)"]
         {
             assert!(!concerns(rule, "notes"), "{rule}");

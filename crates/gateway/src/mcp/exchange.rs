@@ -54,12 +54,13 @@ pub(super) async fn exchange(
     let side = &door.shared.mcp;
     let sent = timeout(door.shared.bounds.mcp.first_byte, side.client.execute(outgoing));
     let response = tokio::select! {
+        biased;
+        () = passage.run().over() => return Err(Fault::Over),
+        () = door.closed.cancelled(), if ends_with_door => return Err(Fault::Over),
         sent = sent => match sent {
             Ok(sent) => sent.map_err(|error| broken(error, &passage))?,
             Err(_) => return Err(Fault::Idle),
         },
-        () = passage.run().over() => return Err(Fault::Over),
-        () = door.closed.cancelled(), if ends_with_door => return Err(Fault::Over),
     };
     judge(response.status(), response.headers(), credential)?;
     Ok(incoming(door, response, (passage, asked.clone()), ends_with_door))

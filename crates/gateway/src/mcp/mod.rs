@@ -23,6 +23,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::time::timeout;
 use url::Url;
 
 pub(crate) use self::bounds::McpBounds;
@@ -30,8 +31,8 @@ pub use self::config::McpUpstreams;
 use self::fault::Fault;
 use self::names::Names;
 pub(crate) use self::run::{RunMcp, before_outcome};
-use self::tools::{Denied, MessageFault};
-use crate::body::{Body, BodyFault, collect, full};
+use self::tools::{Denied, Head, MessageFault};
+use crate::body::{Body, BodyFault, collect, empty, full};
 use crate::bounds::Bounds;
 use crate::config::{GatewayError, build_client};
 use crate::credentials::{self, CredentialFault, McpHeader};
@@ -187,7 +188,7 @@ async fn pass(
     // Nobody is asked unrecorded.
     let recorded = record.ensure(shared, || mcp.audit_use(&shared.store, &asked.server, &asked.target)).await;
     recorded.map_err(|error| Stop::Other(Refusal::store(&error)))?;
-    let request = without_denied_tools(shared, run, asked, request).await?;
+    let request = without_denied_tools(shared, mcp, run, asked, request).await?;
     let credential = credential(shared, run, asked).await?;
     Ok(exchange::exchange(door, passage, asked, credential.as_ref(), request).await?)
 }
@@ -195,22 +196,35 @@ async fn pass(
 /// The request, if it calls no tool that the workflow takes away. It is read as a whole only where that may be.
 async fn without_denied_tools(
     shared: &Shared,
+    mcp: &RunMcp,
     run: &Run,
     asked: &Asked,
     request: Request<Incoming>,
 ) -> Result<Request<Body>, Fault> {
+    if *request.method() != Method::POST {
+        // Only a POST has a message.
+        return Ok(request.map(|_| empty()));
+    }
     let denied = Denied::of(&asked.server, &run.spec.workflow.disallowed_tools);
-    let Some(denied) = denied.filter(|_| *request.method() == Method::POST && stands(Check::McpTools)) else {
+    let Some(denied) = denied.filter(|_| stands(Check::McpTools)) else {
         return Ok(request.map(|body| body.map_err(Into::into).boxed_unsync()));
     };
     let (mut parts, body) = request.into_parts();
-    let bound = shared.bounds.mcp.request_bytes;
-    let whole = collect(body, usize::try_from(bound).unwrap_or(usize::MAX), shared.bounds.body_idle).await;
+    let (bound, idle) = (shared.bounds.mcp.request_bytes, shared.bounds.body_idle);
+    let reading = collect(body, usize::try_from(bound).unwrap_or(usize::MAX), idle);
+    let whole = tokio::select! {
+        biased;
+        () = mcp.over() => return Err(Fault::Over),
+        whole = timeout(shared.bounds.mcp.total, reading) => whole.unwrap_or(Err(BodyFault::TimedOut)),
+    };
     let whole = whole.map_err(|fault| match fault {
         BodyFault::TooLarge => Fault::RequestTooLarge { bound },
         BodyFault::TimedOut | BodyFault::Broken(_) => Fault::Message(MessageFault::Broken),
     })?;
-    denied.judge(&whole).map_err(Fault::Message)?;
+    let (head, message) = (Head::of(&parts.headers), whole.clone());
+    // Patterns and names may be long, and others wait for this thread.
+    let judged = tokio::task::spawn_blocking(move || denied.judge(&head, &message)).await;
+    judged.unwrap_or(Err(MessageFault::Unclear)).map_err(Fault::Message)?;
     // It was read as that, and nobody is to read it as another charset.
     parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(Request::from_parts(parts, full(whole)))

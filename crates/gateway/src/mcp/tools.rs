@@ -6,8 +6,8 @@
 
 use std::borrow::Cow;
 
-use caisson_domain::tools::{concerns, denies};
-use http::StatusCode;
+use caisson_domain::tools::{TOOL_BYTES, concerns, denies};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
@@ -16,6 +16,8 @@ use crate::members::Members;
 
 /// The method that calls a tool. Source: Model Context Protocol, revision 2025-11-25, "Tools".
 const CALL: &str = "tools/call";
+/// Most messages of a list.
+const MESSAGES: usize = 100;
 
 /// Why a message does not pass to a server of which tools are taken away.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,23 +84,40 @@ fn tool(params: &str) -> Option<String> {
 
 /// The workflow's rules that take tools of one server away.
 #[derive(Debug)]
-pub(super) struct Denied<'w> {
-    server: &'w str,
-    rules: Vec<&'w str>,
+pub(super) struct Denied {
+    server: String,
+    rules: Vec<String>,
 }
 
-impl<'w> Denied<'w> {
+/// What the head of a request says of its message: by these a server, or a proxy before it, may choose what is done.
+#[derive(Debug, Default)]
+pub(super) struct Head {
+    method: Option<HeaderValue>,
+    name: Option<HeaderValue>,
+}
+
+impl Head {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let all = |name| {
+            headers.get_all(name).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b","[..])
+        };
+        let value = |name| HeaderValue::from_bytes(&all(name)).ok().filter(|_| headers.contains_key(name));
+        Self { method: value("mcp-method"), name: value("mcp-name") }
+    }
+}
+
+impl Denied {
     /// None where the server has all its tools.
-    pub(super) fn of(server: &'w str, rules: &'w [String]) -> Option<Self> {
-        let rules: Vec<_> = rules.iter().map(String::as_str).filter(|rule| concerns(rule, server)).collect();
-        (!rules.is_empty()).then_some(Self { server, rules })
+    pub(super) fn of(server: &str, rules: &[String]) -> Option<Self> {
+        let rules: Vec<_> = rules.iter().filter(|rule| concerns(rule, server)).cloned().collect();
+        (!rules.is_empty()).then(|| Self { server: server.to_owned(), rules })
     }
 
-    /// Looks at a request's body: one message, or several in a list, as revisions until 2025-03-26 have it.
+    /// Looks at a request: one message, or at most [`MESSAGES`] in a list, as revisions until 2025-03-26 have it.
     ///
     /// # Errors
     /// [`MessageFault::Unclear`] if it could be read in another way, [`MessageFault::Tool`] if it calls a tool that is taken away.
-    pub(super) fn judge(&self, body: &[u8]) -> Result<(), MessageFault> {
+    pub(super) fn judge(&self, head: &Head, body: &[u8]) -> Result<(), MessageFault> {
         let is_list = body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
         let messages: Vec<Message<'_>> = if is_list {
             serde_json::from_slice(body)
@@ -106,17 +125,27 @@ impl<'w> Denied<'w> {
             serde_json::from_slice(body).map(|one| vec![one])
         }
         .map_err(|_| MessageFault::Unclear)?;
-        messages.iter().try_for_each(|message| self.judge_message(message))
+        if messages.len() > MESSAGES {
+            return Err(MessageFault::Unclear);
+        }
+        messages.iter().try_for_each(|message| self.judge_message(head, message))
     }
 
-    fn judge_message(&self, message: &Message<'_>) -> Result<(), MessageFault> {
-        let is_call = message.method.as_ref().is_some_and(|method| method.eq_ignore_ascii_case(CALL));
-        if !is_call {
+    fn judge_message(&self, head: &Head, message: &Message<'_>) -> Result<(), MessageFault> {
+        let says = |said: &Option<HeaderValue>, text: &str| said.as_ref().is_none_or(|said| said == text);
+        let method = message.method.as_deref().unwrap_or_default();
+        if !says(&head.method, method) {
+            return Err(MessageFault::Unclear);
+        }
+        if !method.eq_ignore_ascii_case(CALL) {
             return Ok(());
         }
         let tool = message.params.and_then(|params| tool(params.get())).ok_or(MessageFault::Unclear)?;
-        match self.rules.iter().find(|rule| denies(rule, self.server, &tool)) {
-            Some(rule) => Err(MessageFault::Tool { rule: (*rule).to_owned() }),
+        if tool.len() > TOOL_BYTES || !says(&head.name, &tool) {
+            return Err(MessageFault::Unclear);
+        }
+        match self.rules.iter().find(|rule| denies(rule, &self.server, &tool)) {
+            Some(rule) => Err(MessageFault::Tool { rule: rule.clone() }),
             None => Ok(()),
         }
     }
@@ -128,7 +157,7 @@ mod tests {
 
     fn judged(body: &str) -> Result<(), MessageFault> {
         let rules = ["Bash", "mcp__notes__delete", "mcp__other"].map(str::to_owned);
-        Denied::of("notes", &rules).unwrap().judge(body.as_bytes())
+        Denied::of("notes", &rules).unwrap().judge(&Head::default(), body.as_bytes())
     }
 
     fn call(tool: &str) -> String {
@@ -182,6 +211,40 @@ mod tests {
         ] {
             assert_eq!(judged(&body), Err(MessageFault::Unclear), "{body}");
         }
+    }
+
+    #[test]
+    fn a_head_that_says_something_else_than_the_message_is_refused() {
+        let rules = ["mcp__notes__delete".to_owned()];
+        let judged = |head: &[(&'static str, &str)], body: &str| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in head {
+                headers.append(*name, value.parse().unwrap());
+            }
+            Denied::of("notes", &rules).unwrap().judge(&Head::of(&headers), body.as_bytes())
+        };
+        let (call, list) = (call("list"), r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#);
+        assert_eq!(judged(&[("mcp-method", "tools/call"), ("mcp-name", "list")], &call), Ok(()));
+        assert_eq!(judged(&[("mcp-method", "tools/list")], list), Ok(()));
+        for (head, body) in [
+            (&[("mcp-name", "delete")][..], call.as_str()),
+            (&[("mcp-name", "list"), ("mcp-name", "delete")], &call),
+            (&[("mcp-method", "tools/list")], &call),
+            (&[("mcp-method", "tools/call"), ("mcp-name", "delete")], list),
+        ] {
+            assert_eq!(judged(head, body), Err(MessageFault::Unclear), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn names_and_lists_have_bounds() {
+        let list = |messages: usize| format!("[{}]", vec![call("list"); messages].join(","));
+        assert_eq!(
+            (judged(&list(MESSAGES)), judged(&list(MESSAGES + 1))),
+            (Ok(()), Err(MessageFault::Unclear))
+        );
+        let named = |bytes: usize| judged(&call(&"x".repeat(bytes)));
+        assert_eq!((named(TOOL_BYTES), named(TOOL_BYTES + 1)), (Ok(()), Err(MessageFault::Unclear)));
     }
 
     #[test]

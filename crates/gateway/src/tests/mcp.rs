@@ -140,8 +140,9 @@ async fn a_tool_that_the_workflow_takes_away_is_refused_to_every_program_of_the_
         (&seen.body[..], &seen.headers["content-type"]),
         (message("list").as_bytes(), &"application/json".parse().unwrap())
     );
-    let reply = sandbox.agent(Method::DELETE, "/mcp/notes", "").await;
-    assert_eq!(reply.status, OK, "what is no message is not read as one");
+    let reply = sandbox.agent(Method::DELETE, "/mcp/notes", message("delete")).await;
+    assert_eq!(reply.status, OK, "what has no message is not read");
+    assert!(host.seen().last().unwrap().body.is_empty(), "and none is sent");
     let told = denials(&world, &sandbox).await;
     assert_eq!(told.iter().map(|data| &data["reason"]).collect::<Vec<_>>(), ["tool_denied", "unclear"]);
     world.stop().await;

@@ -2,14 +2,16 @@
 //! the server, or whoever reads the record. The control of each is the same on a server that leaves out the check which stops it;
 //! where no check does, since nobody outside does such a thing at all, it is somebody who does.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use caisson_domain::checks::Check;
+use rustix::fs::SeekFrom;
 use serde_json::{Value, json};
 use testkit::parts::Parts;
 use testkit::volumes::SessionFiles;
@@ -28,6 +30,8 @@ const WAIT: Duration = Duration::from_mins(2);
 /// What an agent claims that its run has cost, in dollars, and what no run here costs, in micro-USD.
 pub(super) const CLAIMED_USD: u32 = 4242;
 pub(super) const TOO_MUCH_MICRO_USD: i64 = 1_000_000_000;
+/// How much of a file is looked at at once, in bytes.
+const PIECE: usize = 1024 * 1024;
 /// How long the agent goes on while the server measures what it left, in seconds.
 const MEASURED_S: u32 = 6;
 
@@ -350,8 +354,55 @@ pub(super) fn state(file: &Path) -> anyhow::Result<State> {
 pub(super) fn find_text(directory: &Path, text: &str) -> bool {
     let has = |path: &Path| {
         let is_file = fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
-        is_file
-            && fs::read(path).is_ok_and(|bytes| bytes.windows(text.len()).any(|part| part == text.as_bytes()))
+        is_file && has_text(path, text).unwrap_or_default()
     };
     super::world::find(directory, &has).is_some()
+}
+
+/// Looks piece by piece at what a file holds, and not at its holes: the image of a workspace has gigabytes of them.
+fn has_text(path: &Path, text: &str) -> io::Result<bool> {
+    let file = File::open(path)?;
+    let finder = memchr::memmem::Finder::new(text);
+    let mut end = 0;
+    // Behind the last of what it holds there is nothing to go to.
+    while let Ok(begin) = rustix::fs::seek(&file, SeekFrom::Data(end)) {
+        end = rustix::fs::seek(&file, SeekFrom::Hole(begin))?;
+        let (mut at, mut piece) = (begin, vec![0; PIECE]);
+        while at < end {
+            let wanted = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
+            let read = file.read_at(&mut piece[..wanted], at)?;
+            if finder.find(&piece[..read]).is_some() {
+                return Ok(true);
+            }
+            if read < PIECE {
+                break;
+            }
+            // It may lie over the end of a piece.
+            at += (read - text.len()) as u64;
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_found_wherever_it_is_and_holes_take_no_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("image");
+        let large = File::create(&file).unwrap();
+        large.set_len(1 << 40).unwrap();
+        let found = |text| find_text(directory.path(), text);
+        assert!(!found("a-mark"));
+        let piece = PIECE as u64;
+        large.write_all_at(&vec![b'x'; 2 * PIECE], 1 << 39).unwrap();
+        large.write_all_at(b"a-mark", (1 << 39) + piece - 3).unwrap();
+        assert!(found("a-mark") && !found("another"));
+        large.write_all_at(b"another", (1 << 40) - 7).unwrap();
+        assert!(found("another"));
+        std::os::unix::fs::symlink("/proc/version", directory.path().join("link")).unwrap();
+        assert!(!found("Linux"));
+    }
 }

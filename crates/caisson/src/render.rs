@@ -3,7 +3,7 @@
 //! Everything shown comes from a sandbox or a repository, so control characters are taken out first: no output of an
 //! agent can move the cursor or change a title.
 
-use std::collections::HashSet;
+use std::collections::VecDeque;
 
 use caisson_domain::checks::{Check, stands};
 use serde_json::Value;
@@ -19,6 +19,9 @@ const ASKED_CHARS: usize = 200;
 /// What stands before the second and every further line of a text, as wide as time and mark.
 const INDENT: &str = "           ";
 
+/// How many messages are remembered; live text waits for a moment alone.
+const MESSAGES: usize = 16;
+
 /// Turns what happens in a run into lines for a terminal.
 #[derive(Debug)]
 pub(crate) struct Account {
@@ -26,8 +29,8 @@ pub(crate) struct Account {
     colour: bool,
     /// Live text behind which the cursor stands; none at the start of a line.
     live: Option<String>,
-    /// Ids of the messages whose whole text was told: live text of theirs that comes now is late.
-    told: HashSet<String>,
+    /// The last messages, and how many blocks of each were told: live text of these that comes now is late.
+    told: VecDeque<(String, u32)>,
     cost_micro_usd: i64,
     calls: i64,
 }
@@ -36,7 +39,7 @@ impl Account {
     /// An account that uses colours or not.
     #[must_use]
     pub(crate) fn new(colour: bool) -> Self {
-        Self { started_at_ms: None, colour, live: None, told: HashSet::new(), cost_micro_usd: 0, calls: 0 }
+        Self { started_at_ms: None, colour, live: None, told: VecDeque::new(), cost_micro_usd: 0, calls: 0 }
     }
 
     /// The text to print for the next thing that happened; empty when there is nothing to show.
@@ -60,8 +63,20 @@ impl Account {
         self.cost_micro_usd
     }
 
+    /// Each line of a message is one of its blocks, in order.
+    fn note_block(&mut self, line: &Value) {
+        let Some(id) = line["message"]["id"].as_str().filter(|_| line["type"] == "assistant") else { return };
+        if let Some((_, blocks)) = self.told.iter_mut().find(|(told, _)| told == id) {
+            *blocks += 1;
+            return;
+        }
+        self.told.truncate(MESSAGES - 1);
+        self.told.push_front((id.to_owned(), 1));
+    }
+
     fn is_late(&self, live: &LiveText) -> bool {
-        !live.message_id.is_empty() && self.told.contains(&live.message_id)
+        let told = self.told.iter().find(|(id, _)| !id.is_empty() && *id == live.message_id);
+        told.is_some_and(|(_, blocks)| live.block < *blocks)
     }
 
     fn delta(&mut self, text: &str) -> String {
@@ -73,12 +88,10 @@ impl Account {
 
     fn event(&mut self, event: &EventInfo) -> String {
         let start = *self.started_at_ms.get_or_insert(event.at_ms);
+        self.note_block(&event.data);
         let mut lines = self.lines(event);
         if lines.is_empty() {
             return String::new();
-        }
-        if let (Sign::Said, Some(id)) = (lines[0].0, event.data["message"]["id"].as_str()) {
-            self.told.insert(id.to_owned());
         }
         let mut out = String::new();
         if let Some(live) = self.live.take() {

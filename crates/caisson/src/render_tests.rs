@@ -8,7 +8,7 @@ fn event(seq: i64, at_ms: i64, kind: &str, data: Value) -> Followed {
 
 fn live(kind: &str, message_id: &str, text: &str) -> Followed {
     let (kind, message_id) = (kind.to_owned(), message_id.to_owned());
-    Followed::Delta(LiveText { kind, message_id, text: text.to_owned() })
+    Followed::Delta(LiveText { kind, message_id, block: 0, text: text.to_owned() })
 }
 
 #[test]
@@ -109,6 +109,21 @@ fn live_text_that_comes_behind_its_event_is_not_told_again() {
     assert_eq!(account.tell(&live("text", "m1", "on")) + &account.tell(&live("text", "m2", "tw")), "");
     assert_eq!(account.tell(&live("text", "m3", "thr")), "           thr");
     assert_eq!(account.tell(&told("m3", "three")), "ee\n");
+    // A second text of the same message is new until it is told as well.
+    let second = |text: &str| {
+        Followed::Delta(LiveText {
+            kind: "text".to_owned(),
+            message_id: "m3".to_owned(),
+            block: 1,
+            text: text.to_owned(),
+        })
+    };
+    assert_eq!(account.tell(&second("fo")) + &account.tell(&told("m3", "four")), "           four\n");
+    assert_eq!(account.tell(&second("four")), "");
+    for number in 0..MESSAGES {
+        account.tell(&told(&format!("later {number}"), "x"));
+    }
+    assert_eq!(account.told.len(), MESSAGES);
     assert_eq!(account.tell(&told("", "nameless")), "    0.0s  | nameless\n");
     assert_eq!(account.tell(&live("text", "", "x")), "           x", "an unknown message may be a new one");
 }

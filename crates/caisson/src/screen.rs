@@ -251,7 +251,7 @@ mod tests {
         assert!(told.starts_with(WIPE) && told.contains("! hm\n  queued"), "{told:?}");
         let delta = |text: &str| {
             let (kind, message_id) = ("text".to_owned(), "m1".to_owned());
-            Followed::Delta(crate::client::LiveText { kind, message_id, text: text.to_owned() })
+            Followed::Delta(crate::client::LiveText { kind, message_id, block: 0, text: text.to_owned() })
         };
         let begun = screen.show(&delta("I "), now, COLUMNS);
         assert!(begun.starts_with(WIPE) && begun.ends_with("I "), "{begun:?}");

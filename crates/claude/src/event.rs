@@ -102,6 +102,8 @@ pub struct ToolResult {
 pub struct StreamDelta {
     /// The model API's id of the message. A call that is tried again has a new one.
     pub message_id: String,
+    /// Which of the message's blocks it is a piece of, from 0; each becomes an [`Assistant`] of its own, in this order.
+    pub block: u32,
     /// What came.
     pub delta: Delta,
     /// The tool call whose subagent speaks; none for the agent itself.
@@ -339,7 +341,8 @@ pub(crate) fn stream_delta(line: &Object<'_>) -> StreamDelta {
         Some(_) | None => Delta::Other { event: name },
     };
     let message_id = line.text_or_empty("api_message_id");
-    StreamDelta { message_id, delta, parent_tool_use_id: line.text("parent_tool_use_id") }
+    let block = event.as_ref().and_then(|event| event.number("index")).unwrap_or_default();
+    StreamDelta { message_id, block, delta, parent_tool_use_id: line.text("parent_tool_use_id") }
 }
 
 fn text_of(object: Option<&Object<'_>>, name: &str) -> String {

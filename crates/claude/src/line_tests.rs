@@ -120,13 +120,16 @@ fn a_preview_ends_at_its_bound_and_at_a_character() {
 #[test]
 fn only_text_and_thinking_are_shown_while_they_grow() {
     let delta = |event: Value| {
-        let line = read(&json!({ "type": "stream_event", "api_message_id": "m1", "event": event }));
+        let line = read(&json!({ "type": "stream_event", "api_message_id": "m1", "event": &event }));
         assert!(line.is_delta());
         let Line::StreamDelta(delta) = line else { panic!("a stream event") };
-        assert_eq!(delta.message_id, "m1");
+        assert_eq!(
+            (delta.message_id.as_str(), delta.block),
+            ("m1", event["index"].as_u64().map_or(0, |_| 2))
+        );
         delta.delta
     };
-    let grows = |delta: Value| json!({ "type": "content_block_delta", "index": 0, "delta": delta });
+    let grows = |delta: Value| json!({ "type": "content_block_delta", "index": 2, "delta": delta });
     let other = |event: &str| Delta::Other { event: event.to_owned() };
     assert_eq!(delta(grows(json!({ "type": "text_delta", "text": "a" }))), Delta::Text("a".to_owned()));
     assert_eq!(

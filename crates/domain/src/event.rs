@@ -154,6 +154,9 @@ pub struct Delta {
     /// The model API's id of the message that it is a piece of, as its event has it; empty where it is not known.
     #[serde(default)]
     pub message_id: String,
+    /// Which of the message's blocks, from 0.
+    #[serde(default)]
+    pub block: u32,
     /// At most [`crate::limits::DELTA_BYTES`].
     pub text: String,
 }

@@ -482,6 +482,9 @@ pub struct DeltaItem {
     /// The model API's id of the message that it is a piece of; empty where it is not known.
     #[serde(default)]
     pub message_id: String,
+    /// Which of the message's blocks, from 0.
+    #[serde(default)]
+    pub block: u32,
     /// At most [`crate::limits::DELTA_BYTES`].
     pub text: String,
 }

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use caisson_domain::event::DeltaKind;
 use caisson_domain::id::RunId;
 use caisson_domain::limits::{DELTA_BYTES, DELTAS_PER_SECOND};
 use caisson_domain::protocol::{DeltaBatch, DeltaItem, paths};
@@ -26,18 +25,16 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// Adds text to the last item if that is of the same kind and message, or drops it if too much waits.
-    fn push(&mut self, (kind, message_id): (DeltaKind, &str), text: &str) {
-        if text.is_empty() || self.bytes + text.len() > WAITING_BYTES {
+    /// Adds text to the last item if that is of the same kind, message and block, or drops it if too much waits.
+    fn push(&mut self, piece: DeltaItem) {
+        if piece.text.is_empty() || self.bytes + piece.text.len() > WAITING_BYTES {
             return;
         }
-        self.bytes += text.len();
+        self.bytes += piece.text.len();
+        let of = |item: &DeltaItem| (item.kind, item.message_id.clone(), item.block);
         match self.items.back_mut() {
-            Some(last) if last.kind == kind && last.message_id == message_id => last.text.push_str(text),
-            Some(_) | None => {
-                let message_id = message_id.to_owned();
-                self.items.push_back(DeltaItem { kind, message_id, text: text.to_owned() });
-            }
+            Some(last) if of(last) == of(&piece) => last.text.push_str(&piece.text),
+            Some(_) | None => self.items.push_back(piece),
         }
     }
 
@@ -70,9 +67,9 @@ impl Deltas {
         Arc::new(Self { run, waiting: Mutex::default(), pushed: Notify::new() })
     }
 
-    /// Adds text of a message, which has this id with the model API.
-    pub(crate) fn push(&self, of: (DeltaKind, &str), text: &str) {
-        self.lock().push(of, text);
+    /// Adds text.
+    pub(crate) fn push(&self, piece: DeltaItem) {
+        self.lock().push(piece);
         self.pushed.notify_one();
     }
 
@@ -113,14 +110,20 @@ impl Deltas {
 
 #[cfg(test)]
 mod tests {
+    use caisson_domain::event::DeltaKind;
+
     use super::*;
+
+    fn piece(kind: DeltaKind, text: &str) -> DeltaItem {
+        DeltaItem { kind, message_id: "m".to_owned(), block: 0, text: text.to_owned() }
+    }
 
     fn take(waiting: &mut Waiting) -> Option<(DeltaKind, String)> {
         waiting.take().map(|item| (item.kind, item.text))
     }
 
     #[test]
-    fn text_of_one_kind_and_message_is_put_together_and_the_order_of_kinds_is_kept() {
+    fn text_of_one_kind_and_block_is_put_together_and_the_order_of_kinds_is_kept() {
         let mut waiting = Waiting::default();
         for (kind, text) in [
             (DeltaKind::Thinking, "hm"),
@@ -128,24 +131,27 @@ mod tests {
             (DeltaKind::Text, "b"),
             (DeltaKind::Text, ""),
         ] {
-            waiting.push((kind, "m1"), text);
+            waiting.push(piece(kind, text));
         }
-        waiting.push((DeltaKind::Text, "m2"), "c");
+        waiting.push(DeltaItem { block: 1, ..piece(DeltaKind::Text, "c") });
+        waiting.push(DeltaItem { message_id: "m2".to_owned(), ..piece(DeltaKind::Text, "d") });
         assert_eq!(take(&mut waiting), Some((DeltaKind::Thinking, "hm".to_owned())));
         assert_eq!(take(&mut waiting), Some((DeltaKind::Text, "ab".to_owned())));
-        let of_the_next = waiting.take().unwrap();
-        assert_eq!((of_the_next.message_id.as_str(), of_the_next.text.as_str()), ("m2", "c"));
+        for next in [("m", 1, "c"), ("m2", 0, "d")] {
+            let item = waiting.take().unwrap();
+            assert_eq!((item.message_id.as_str(), item.block, item.text.as_str()), next);
+        }
         assert_eq!(take(&mut waiting), None);
     }
 
     #[test]
     fn a_delta_has_at_most_its_bound_and_ends_between_characters() {
         let mut waiting = Waiting::default();
-        waiting.push((DeltaKind::Text, "m"), &format!("a{}", "ä".repeat(DELTA_BYTES / 2)));
+        waiting.push(piece(DeltaKind::Text, &format!("a{}", "ä".repeat(DELTA_BYTES / 2))));
         assert_eq!(take(&mut waiting).unwrap().1.len(), DELTA_BYTES - 1);
         let rest = waiting.take().unwrap();
         assert_eq!((rest.message_id.as_str(), rest.text.as_str()), ("m", "ä"));
-        waiting.push((DeltaKind::Text, "m"), &"b".repeat(DELTA_BYTES));
+        waiting.push(piece(DeltaKind::Text, &"b".repeat(DELTA_BYTES)));
         assert_eq!(take(&mut waiting).unwrap().1.len(), DELTA_BYTES);
         assert_eq!(take(&mut waiting), None);
     }
@@ -158,7 +164,7 @@ mod tests {
         // Nobody listens: what counts is how often it is tried, and that nothing waits for it.
         let door = Door::new(directory.path().join("door"), grants, tracker.clone());
         let deltas = Deltas::new(RunId::new(1, [0; 10]));
-        deltas.push((DeltaKind::Text, "m"), &"x".repeat(WAITING_BYTES));
+        deltas.push(piece(DeltaKind::Text, &"x".repeat(WAITING_BYTES)));
         let sending = tracker.spawn(Arc::clone(&deltas).send(door));
         let sent = || DELTAS_PER_SECOND as usize - deltas.lock().bytes / DELTA_BYTES;
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -173,15 +179,15 @@ mod tests {
     #[test]
     fn what_is_more_than_may_wait_is_dropped() {
         let mut waiting = Waiting::default();
-        waiting.push((DeltaKind::Text, "m"), &"x".repeat(WAITING_BYTES));
-        waiting.push((DeltaKind::Text, "m"), "y");
+        waiting.push(piece(DeltaKind::Text, &"x".repeat(WAITING_BYTES)));
+        waiting.push(piece(DeltaKind::Text, "y"));
         let mut sent = 0;
         while let Some((_, text)) = take(&mut waiting) {
             assert!(!text.contains('y'));
             sent += text.len();
         }
         assert_eq!((sent, waiting.bytes), (WAITING_BYTES, 0));
-        waiting.push((DeltaKind::Text, "m"), "z");
+        waiting.push(piece(DeltaKind::Text, "z"));
         waiting.clear();
         assert_eq!(take(&mut waiting), None);
     }

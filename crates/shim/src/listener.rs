@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use caisson_claude::{Delta, Line, parse};
 use caisson_domain::event::DeltaKind;
 use caisson_domain::limits::JOURNAL_LINE_BYTES;
-use caisson_domain::protocol::JournalBody;
+use caisson_domain::protocol::{DeltaItem, JournalBody};
 use caisson_domain::run::cut;
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
@@ -110,12 +110,12 @@ impl Purpose {
         if let Line::StreamDelta(delta) = line
             && delta.parent_tool_use_id.is_none()
         {
-            let id = &delta.message_id;
-            match delta.delta {
-                Delta::Text(text) => self.deltas.push((DeltaKind::Text, id), &text),
-                Delta::Thinking(text) => self.deltas.push((DeltaKind::Thinking, id), &text),
-                Delta::Other { .. } => {}
-            }
+            let (kind, text) = match delta.delta {
+                Delta::Text(text) => (DeltaKind::Text, text),
+                Delta::Thinking(text) => (DeltaKind::Thinking, text),
+                Delta::Other { .. } => return,
+            };
+            self.deltas.push(DeltaItem { kind, message_id: delta.message_id, block: delta.block, text });
         }
     }
 }

@@ -102,6 +102,7 @@ mod tests {
             run: RunId::new(1, [0; 10]),
             kind: DeltaKind::Text,
             message_id: String::new(),
+            block: 0,
             text: text.to_owned(),
         }
     }

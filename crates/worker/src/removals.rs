@@ -41,7 +41,11 @@ async fn pass(ctx: &Context, collector: &Collector) -> Result<(), StoreError> {
             };
             if gone {
                 ctx.store.files_removed(&server, &files).await?;
-                info!("removed files of a deleted session: {files:?}");
+                let how = match &files {
+                    FilesLeft::Volume(_) if server != ctx.config.server => "left to whoever has that machine",
+                    FilesLeft::Volume(_) | FilesLeft::Artifacts(_) => "removed",
+                };
+                info!("files of a deleted session on server {server} are {how}: {files:?}");
             }
         }
     }

@@ -48,9 +48,12 @@ pub struct DeltaView {
     /// What it is part of.
     #[schema(value_type = crate::schema::DeltaKind)]
     pub kind: DeltaKind,
-    /// The model API's id of the message that this is a piece of; empty where it is not known. The event that has all of
-    /// it has it at `data.message.id`: what comes behind that event is out of date.
+    /// The model API's id of the message that this is a piece of, as its events have it at `data.message.id`; empty where it
+    /// is not known.
     pub message_id: String,
+    /// Which of the message's blocks, from 0. Each block has an event of its own, in this order: what comes when more events of
+    /// the message than this number have come is out of date.
+    pub block: u32,
     /// The text.
     pub text: String,
 }
@@ -81,6 +84,12 @@ impl From<Event> for EventView {
 
 impl From<Delta> for DeltaView {
     fn from(delta: Delta) -> Self {
-        Self { run_id: delta.run, kind: delta.kind, message_id: delta.message_id, text: delta.text }
+        Self {
+            run_id: delta.run,
+            kind: delta.kind,
+            message_id: delta.message_id,
+            block: delta.block,
+            text: delta.text,
+        }
     }
 }

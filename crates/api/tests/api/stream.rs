@@ -160,6 +160,7 @@ async fn a_fault_of_the_store_ends_the_stream_without_an_end_message() {
             run: claimed.run.id.clone(),
             kind: caisson_domain::event::DeltaKind::Text,
             message_id: String::new(),
+            block: 0,
             text: "x".to_owned(),
         },
     );

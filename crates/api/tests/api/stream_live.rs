@@ -109,7 +109,7 @@ async fn live_text_comes_without_an_id_and_does_not_disturb_resumption() {
     let data: Value = serde_json::from_str(&delta.data).unwrap();
     assert_eq!(
         data,
-        json!({"run_id": claimed.run.id, "kind": "text", "message_id": "msg_1", "text": "early"})
+        json!({"run_id": claimed.run.id, "kind": "text", "message_id": "msg_1", "block": 0, "text": "early"})
     );
     api.publish(&claimed, "two\nlines");
     api.say(&claimed, "{}").await;
@@ -129,7 +129,7 @@ async fn live_text_reaches_the_streams_of_its_run_and_of_its_session_only() {
     first_delta(&api, &claimed, &mut of_run).await;
     first_delta(&api, &claimed, &mut of_session).await;
     let (run, text) = (RunId::new(NOW_MS, [9; 10]), "of another run".to_owned());
-    let other = Delta { run, kind: DeltaKind::Text, message_id: String::new(), text };
+    let other = Delta { run, kind: DeltaKind::Text, message_id: String::new(), block: 0, text };
     api.store.publish_delta(&claimed.run.session, other);
     api.say(&claimed, "{}").await;
     api.finish(&claimed).await;

@@ -197,7 +197,7 @@ impl Api {
 
     pub(crate) fn publish(&self, claimed: &Claimed, text: &str) {
         let (kind, message_id) = (DeltaKind::Text, "msg_1".to_owned());
-        let delta = Delta { run: claimed.run.id.clone(), kind, message_id, text: text.to_owned() };
+        let delta = Delta { run: claimed.run.id.clone(), kind, message_id, block: 0, text: text.to_owned() };
         self.store.publish_delta(&claimed.run.session, delta);
     }
 

@@ -32,6 +32,9 @@ pub(crate) struct LiveText {
     /// Of the message that it is a piece of; empty where the server does not know it.
     #[serde(default)]
     pub(crate) message_id: String,
+    /// Which of its blocks, from 0.
+    #[serde(default)]
+    pub(crate) block: u32,
     pub(crate) text: String,
 }
 

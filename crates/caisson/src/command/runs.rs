@@ -19,6 +19,8 @@ pub(crate) async fn logs(flags: Logs) -> anyhow::Result<u8> {
     let client = client(&flags.client)?;
     let id = client.find_run(flags.run.as_deref()).await?;
     if flags.follow {
+        // A server that goes away is waited for; one that was never there is not.
+        client.run(&id).await?;
         return submit::follow(&client, &id, flags.client.json).await;
     }
     let mut account = Account::new(colour());

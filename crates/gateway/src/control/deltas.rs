@@ -58,7 +58,10 @@ pub(super) async fn publish(door: &Arc<Door>, request: Request<Incoming>) -> Res
                 continue;
             }
             let (run, message_id) = (batch.run.clone(), message_id(item.message_id, &redactor));
-            store.publish_delta(&door.session, Delta { run, kind: item.kind, message_id, text });
+            store.publish_delta(
+                &door.session,
+                Delta { run, kind: item.kind, message_id, block: item.block, text },
+            );
         }
     }
     Ok(bare(StatusCode::NO_CONTENT))

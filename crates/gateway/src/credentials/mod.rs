@@ -214,7 +214,10 @@ pub(crate) async fn before_outcome(door: &Door) -> Result<(), StoreError> {
     let Some(run) = store.door_run(&door.sandbox).await? else { return Ok(()) };
     // Not by the request, which ends with its connection: what was taken out to be written would be lost.
     let writing = door.shared.tracker.spawn(async move { store.write_credential_uses_of(&run.id).await });
-    writing.await.unwrap_or(Ok(()))
+    writing.await.unwrap_or_else(|error| {
+        tracing::error!(error = %error, "counts of credentials were lost before a run's outcome");
+        Ok(())
+    })
 }
 
 /// What waiting can help with outside, everything else inside.

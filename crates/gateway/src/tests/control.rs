@@ -206,6 +206,7 @@ async fn deltas_reach_live_readers_within_their_bounds() {
     let item = |text: &str| DeltaItem {
         kind: DeltaKind::Text,
         message_id: message_id.clone(),
+        block: 3,
         text: text.to_owned(),
     };
     let batch = |run: &caisson_domain::id::RunId, items: Vec<DeltaItem>| {
@@ -217,7 +218,7 @@ async fn deltas_reach_live_readers_within_their_bounds() {
     let long = batch(&sandbox.run.id, vec![item(&"x".repeat(DELTA_BYTES + 1))]);
     assert_eq!(sandbox.control(Method::POST, "/deltas", long).await.status, 204);
     let delta = live.recv().await.unwrap();
-    assert_eq!((delta.text.len(), delta.message_id), (DELTA_BYTES, message_id.clone()));
+    assert_eq!((delta.text.len(), delta.message_id, delta.block), (DELTA_BYTES, message_id.clone(), 3));
     let many = batch(&sandbox.run.id, vec![item("y"); 10 * DELTAS_PER_SECOND as usize]);
     sandbox.control(Method::POST, "/deltas", many).await;
     let mut passed = 0;

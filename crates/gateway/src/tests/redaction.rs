@@ -187,8 +187,12 @@ async fn an_artifact_is_kept_without_the_secret_that_comes_in_two_pieces() {
 async fn live_text_is_shown_without_the_secret_that_comes_in_two_deltas() {
     let (world, sandbox) = world().await;
     let mut live = world.store.subscribe_deltas(&sandbox.run.session);
-    let item =
-        |text: &str| DeltaItem { kind: DeltaKind::Text, message_id: TOKEN.to_owned(), text: text.to_owned() };
+    let item = |text: &str| DeltaItem {
+        kind: DeltaKind::Text,
+        message_id: TOKEN.to_owned(),
+        block: 0,
+        text: text.to_owned(),
+    };
     for items in [vec![item("it is "), item(&TOKEN[..9])], vec![item(&TOKEN[9..]), item(" indeed")]] {
         let batch = DeltaBatch { run: sandbox.run.id.clone(), items };
         let reply = sandbox.control(Method::POST, "/deltas", serde_json::to_vec(&batch).unwrap()).await;

@@ -28,7 +28,7 @@ impl<'t> LiveText<'t> {
 /// Joins `next` to `text` if both are one text and fit into one notification; gives it back if not.
 pub(super) fn join(text: &mut (SessionId, Delta), next: (SessionId, Delta)) -> Option<(SessionId, Delta)> {
     let (session, delta) = &next;
-    let of = |delta: &Delta| (delta.run.clone(), delta.kind, delta.message_id.clone());
+    let of = |delta: &Delta| (delta.run.clone(), delta.kind, delta.message_id.clone(), delta.block);
     let same = text.0 == *session && of(&text.1) == of(delta);
     if !same || json_bytes(&text.1.text) + json_bytes(&delta.text) > TEXT_BYTES {
         return Some(next);
@@ -39,7 +39,7 @@ pub(super) fn join(text: &mut (SessionId, Delta), next: (SessionId, Delta)) -> O
 
 /// The notifications that carry a text: one, unless it is long.
 pub(super) fn payloads((session, delta): (SessionId, Delta), own: &str) -> Vec<String> {
-    let Delta { run, kind, message_id, text } = delta;
+    let Delta { text, .. } = &delta;
     let mut payloads = Vec::new();
     let mut rest = text.as_str();
     while !rest.is_empty() {
@@ -48,7 +48,7 @@ pub(super) fn payloads((session, delta): (SessionId, Delta), own: &str) -> Vec<S
         let text = LiveText {
             from: Cow::Borrowed(own),
             session: session.clone(),
-            delta: Delta { run: run.clone(), kind, message_id: message_id.clone(), text: piece.to_owned() },
+            delta: Delta { text: piece.to_owned(), ..delta.clone() },
         };
         // Ids and texts: they always serialise.
         payloads.extend(serde_json::to_string(&text));
@@ -91,7 +91,7 @@ mod tests {
 
     fn text(text: &str) -> (SessionId, Delta) {
         let (run, message_id) = (RunId::new(1, [1; 10]), "m".repeat(MESSAGE_ID_BYTES));
-        let delta = Delta { run, kind: DeltaKind::Text, message_id, text: text.to_owned() };
+        let delta = Delta { run, kind: DeltaKind::Text, message_id, block: 0, text: text.to_owned() };
         (SessionId::new(1, [2; 10]), delta)
     }
 
@@ -126,6 +126,9 @@ mod tests {
         assert_eq!(join(&mut first, thought.clone()), Some(thought));
         let mut next = text("c");
         next.1.message_id = "next".to_owned();
+        assert_eq!(join(&mut first, next.clone()), Some(next));
+        let mut next = text("c");
+        next.1.block = 1;
         assert_eq!(join(&mut first, next.clone()), Some(next));
         let other = (SessionId::new(2, [2; 10]), text("d").1);
         assert_eq!(join(&mut first, other.clone()), Some(other));

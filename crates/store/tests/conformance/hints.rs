@@ -134,7 +134,7 @@ async fn sandboxes_wake_their_server(fixture: Fixture) {
 async fn deltas_reach_the_listeners_of_their_session(fixture: Fixture) {
     let run = fixture.queued().await;
     let (kind, message_id) = (DeltaKind::Text, "msg_1".to_owned());
-    let delta = Delta { run: run.id.clone(), kind, message_id, text: "Hel".to_owned() };
+    let delta = Delta { run: run.id.clone(), kind, message_id, block: 0, text: "Hel".to_owned() };
     fixture.store.publish_delta(&run.session, delta.clone());
     let mut listener = fixture.store.clone().subscribe_deltas(&run.session);
     fixture.store.publish_delta(&run.session, delta.clone());

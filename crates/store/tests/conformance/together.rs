@@ -102,7 +102,7 @@ async fn text_reaches_a_reader_on_the_other_server(fixture: Fixture) {
     for turn in 0..400 {
         let text = format!("{turn},");
         let (kind, message_id) = (caisson_domain::event::DeltaKind::Text, "msg_1".to_owned());
-        let delta = caisson_domain::event::Delta { run: run.id.clone(), kind, message_id, text };
+        let delta = caisson_domain::event::Delta { run: run.id.clone(), kind, message_id, block: 0, text };
         fixture.store.publish_delta(&run.session, delta);
         if let Ok(Ok(delta)) = tokio::time::timeout(Duration::from_millis(20), reader.recv()).await {
             assert_eq!((delta.run, delta.message_id.as_str()), (run.id.clone(), "msg_1"));
@@ -126,8 +126,13 @@ async fn live_text_is_heard_in_the_database_only_while_another_server_has_a_read
     let run = fixture.queued().await;
     let say = |text: &str| {
         let (kind, message_id) = (caisson_domain::event::DeltaKind::Text, String::new());
-        let delta =
-            caisson_domain::event::Delta { run: run.id.clone(), kind, message_id, text: text.to_owned() };
+        let delta = caisson_domain::event::Delta {
+            run: run.id.clone(),
+            kind,
+            message_id,
+            block: 0,
+            text: text.to_owned(),
+        };
         fixture.store.publish_delta(&run.session, delta);
     };
     let mut own = fixture.store.subscribe_deltas(&run.session);

@@ -28,6 +28,7 @@ mod settings;
 mod shared_paths;
 mod shim;
 mod tls;
+mod told;
 mod vault;
 mod workflow_files;
 

@@ -3,14 +3,13 @@
 //! Everything shown comes from a sandbox or a repository, so control characters are taken out first: no output of an
 //! agent can move the cursor or change a title.
 
-use std::collections::VecDeque;
-
 use caisson_domain::checks::{Check, stands};
 use serde_json::Value;
 
 use crate::asked;
 use crate::checks;
-use crate::client::{EventInfo, Followed, LiveText};
+use crate::client::{EventInfo, Followed};
+use crate::told::Told;
 
 /// Longest tool argument or result shown on one line, in characters.
 const PREVIEW_CHARS: usize = 100;
@@ -19,9 +18,6 @@ const ASKED_CHARS: usize = 200;
 /// What stands before the second and every further line of a text, as wide as time and mark.
 const INDENT: &str = "           ";
 
-/// How many messages are remembered; live text waits for a moment alone.
-const MESSAGES: usize = 16;
-
 /// Turns what happens in a run into lines for a terminal.
 #[derive(Debug)]
 pub(crate) struct Account {
@@ -29,8 +25,7 @@ pub(crate) struct Account {
     colour: bool,
     /// Live text behind which the cursor stands; none at the start of a line.
     live: Option<String>,
-    /// The last messages, and how many blocks of each were told: live text of these that comes now is late.
-    told: VecDeque<(String, u32)>,
+    told: Told,
     cost_micro_usd: i64,
     calls: i64,
 }
@@ -39,13 +34,13 @@ impl Account {
     /// An account that uses colours or not.
     #[must_use]
     pub(crate) fn new(colour: bool) -> Self {
-        Self { started_at_ms: None, colour, live: None, told: VecDeque::new(), cost_micro_usd: 0, calls: 0 }
+        Self { started_at_ms: None, colour, live: None, told: Told::default(), cost_micro_usd: 0, calls: 0 }
     }
 
     /// The text to print for the next thing that happened; empty when there is nothing to show.
     pub(crate) fn tell(&mut self, followed: &Followed) -> String {
         match followed {
-            Followed::Delta(live) if live.kind == "text" && !self.is_late(live) => self.delta(&live.text),
+            Followed::Delta(live) if live.kind == "text" && !self.told.has(live) => self.delta(&live.text),
             Followed::Delta(_) => String::new(),
             Followed::Event(event) => self.event(event),
         }
@@ -63,22 +58,6 @@ impl Account {
         self.cost_micro_usd
     }
 
-    /// Each line of a message is one of its blocks, in order.
-    fn note_block(&mut self, line: &Value) {
-        let Some(id) = line["message"]["id"].as_str().filter(|_| line["type"] == "assistant") else { return };
-        if let Some((_, blocks)) = self.told.iter_mut().find(|(told, _)| told == id) {
-            *blocks += 1;
-            return;
-        }
-        self.told.truncate(MESSAGES - 1);
-        self.told.push_front((id.to_owned(), 1));
-    }
-
-    fn is_late(&self, live: &LiveText) -> bool {
-        let told = self.told.iter().find(|(id, _)| !id.is_empty() && *id == live.message_id);
-        told.is_some_and(|(_, blocks)| live.block < *blocks)
-    }
-
     fn delta(&mut self, text: &str) -> String {
         let text = clean(text);
         let shown = indent(self.live.as_deref().unwrap_or("\n"), &text);
@@ -88,7 +67,7 @@ impl Account {
 
     fn event(&mut self, event: &EventInfo) -> String {
         let start = *self.started_at_ms.get_or_insert(event.at_ms);
-        self.note_block(&event.data);
+        self.told.note(&event.data);
         let mut lines = self.lines(event);
         if lines.is_empty() {
             return String::new();

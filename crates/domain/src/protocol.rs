@@ -11,7 +11,6 @@ use serde_json::Value;
 use crate::approval::{Answer, ApprovalWork};
 use crate::attachment::Attachment;
 use crate::check_result::{self, CheckResult};
-use crate::event::DeltaKind;
 use crate::git::BranchName;
 use crate::id::{Epoch, RunId};
 use crate::image::ImageWish;
@@ -56,7 +55,10 @@ pub mod places {
 
 pub mod environment;
 
+mod deltas;
 pub mod paths;
+
+pub use deltas::{DeltaBatch, DeltaItem};
 
 /// Code of a refusal: another transcript of the sandbox is on its way; the same request fares better in a moment.
 pub const TRANSCRIPT_BUSY: &str = "transcript_busy";
@@ -463,30 +465,6 @@ pub enum InputBody {
 pub struct Inputs {
     /// Oldest first.
     pub items: Vec<Input>,
-}
-
-/// Text deltas on their way to live readers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeltaBatch {
-    /// The run.
-    pub run: RunId,
-    /// In order.
-    pub items: Vec<DeltaItem>,
-}
-
-/// One text delta.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeltaItem {
-    /// What it is part of.
-    pub kind: DeltaKind,
-    /// The model API's id of the message that it is a piece of; empty where it is not known.
-    #[serde(default)]
-    pub message_id: String,
-    /// Which of the message's blocks, from 0.
-    #[serde(default)]
-    pub block: u32,
-    /// At most [`crate::limits::DELTA_BYTES`].
-    pub text: String,
 }
 
 /// Body of every refusal at the door, so that the shim can tell a person what happened.

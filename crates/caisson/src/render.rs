@@ -108,13 +108,7 @@ impl Account {
             }
             "sandbox.reused" => one(Sign::Step, "sandbox of the run before goes on".to_owned()),
             "sandbox.exited" => one(Sign::Warn, sandbox_exited(data)),
-            "workspace.prepared" => match data["branch"].as_str() {
-                Some(branch) => one(
-                    Sign::Step,
-                    format!("branch {} from {}", clean(branch), short(&text(data, "base_commit"))),
-                ),
-                None => one(Sign::Step, "empty workspace".to_owned()),
-            },
+            "workspace.prepared" => one(Sign::Step, prepared(data)),
             "workspace.steered" => steered(data),
             "agent.line" => agent_lines(data),
             "git.commit" => one(
@@ -236,6 +230,15 @@ fn sandbox_lines(data: &Value) -> Vec<(Sign, String)> {
             weaknesses.map(|weakness| (Sign::Warn, format!("weaker than it could be: {}", clean(weakness)))),
         )
         .collect()
+}
+
+/// The branch that is worked on, and what it begins with.
+fn prepared(data: &Value) -> String {
+    let Some(branch) = data["branch"].as_str().map(clean) else { return "empty workspace".to_owned() };
+    match short(&text(data, "base_commit")) {
+        "" => format!("branch {branch}, the first of the repository"),
+        commit => format!("branch {branch} from {commit}"),
+    }
 }
 
 /// Whose files steer the agent, and how many of the branch's do not.

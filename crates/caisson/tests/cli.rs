@@ -131,7 +131,7 @@ fn the_doctor_finds_what_a_server_would_end_of_and_changes_nothing() {
     std::fs::create_dir(&workflows).unwrap();
     file("workflows/bad.md", "no front matter");
     let cases = [
-        ("MODEL__AUTH_TOKEN_FILE", empty.as_str(), "must hold exactly one line"),
+        ("MODEL__AUTH_TOKEN_FILE", empty.as_str(), "is empty"),
         ("MODEL__BASE_URL", "https://u:p@model.example/", "the model API's URL cannot be used"),
         ("WORKFLOWS_DIR", "/no/such/place", "/no/such/place"),
         ("WORKFLOWS_DIR", workflows.to_str().unwrap(), "bad.md"),

@@ -13,8 +13,9 @@ pub(crate) fn read_secret(key: &str, file: &Path) -> anyhow::Result<SecretString
     let text = std::fs::read_to_string(file)
         .with_context(|| format!("{key}: the secret file \"{}\" cannot be read", file.display()))?;
     let text = text.trim_end_matches(['\r', '\n']);
+    anyhow::ensure!(!text.is_empty(), "{key}: the secret file \"{}\" is empty", file.display());
     anyhow::ensure!(
-        !text.is_empty() && !text.contains('\n'),
+        !text.contains('\n'),
         "{key}: the secret file \"{}\" must hold exactly one line",
         file.display()
     );

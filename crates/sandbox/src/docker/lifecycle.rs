@@ -16,6 +16,7 @@ use super::check::Seccomp;
 use super::fault::{CONFLICT, Fault, NOT_FOUND, unavailable};
 use super::profile::{self, Profile, container_name};
 use super::{CHANGE_TIMEOUT_S, DockerEngine, reading, verify};
+use crate::local::cgroup::Group;
 use crate::mounts;
 use crate::spec::within;
 use crate::{EngineError, Liveness, OwnedSandbox, STOP_GRACE_S_MAX, SandboxSpec, SandboxUsage, SpecError};
@@ -185,6 +186,14 @@ impl DockerEngine {
     }
 
     pub(super) async fn read_usage(&self, id: &SandboxId) -> Result<SandboxUsage, EngineError> {
+        let container = self.inspect(id).await?;
+        if let Some((pid, name)) = reading::first_process(&container) {
+            let read = move || Group::of_process(pid, &name).and_then(|group| group.usage().ok());
+            if let Ok(Some(usage)) = tokio::task::spawn_blocking(read).await {
+                return Ok(usage);
+            }
+        }
+        // Whose processes this one does not see. An engine before 23 answers within its next second.
         let name = container_name(id);
         let options = StatsOptions { stream: false, one_shot: true };
         let read = self

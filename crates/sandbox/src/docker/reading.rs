@@ -80,6 +80,12 @@ pub(crate) fn usage(stats: &ContainerStatsResponse) -> Option<SandboxUsage> {
     })
 }
 
+/// The first process of a container that runs, by its number on the engine's machine, and the container's name for itself.
+pub(crate) fn first_process(container: &ContainerInspectResponse) -> Option<(i64, String)> {
+    let state = container.state.as_ref().filter(|state| state.running == Some(true))?;
+    Some((state.pid.filter(|pid| *pid > 0)?, container.id.clone()?))
+}
+
 /// Page cache that nobody has used lately, under its names in cgroup v1 and v2.
 fn reclaimable(memory: &ContainerMemoryStats) -> u64 {
     let Some(stats) = &memory.stats else { return 0 };

@@ -9,7 +9,7 @@
 //! kernel that lets the sandbox's user make user namespaces.
 
 mod bubblewrap;
-mod cgroup;
+pub(crate) mod cgroup;
 mod check;
 mod descriptors;
 mod identity;

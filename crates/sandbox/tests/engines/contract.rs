@@ -226,6 +226,12 @@ pub(crate) async fn usage_is_told_while_it_runs(ground: &Ground<'_>) {
     assert!(usage.memory_bytes > 0 && usage.memory_bytes < spec.limits.memory_bytes, "{usage:?}");
     assert!(usage.memory_peak_bytes.is_none_or(|peak| peak >= usage.memory_bytes), "{usage:?}");
     assert!(usage.cpu_micros > 0 && usage.cpu_micros < 60_000_000, "{usage:?}");
+    // A run waits for it: not until the engine looks by itself, which it does once a second.
+    let begun = Instant::now();
+    for _ in 0..6 {
+        ground.engine.usage(&spec.id).await.unwrap();
+    }
+    assert!(begun.elapsed() < Duration::from_secs(2), "six looks took {:?}", begun.elapsed());
     ground.engine.stop(&spec.id, 0).await.unwrap();
     let error = ground.engine.usage(&spec.id).await.unwrap_err();
     assert!(matches!(error, EngineError::NotRunning { .. }), "{error}");

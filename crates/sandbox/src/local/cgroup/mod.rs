@@ -122,6 +122,21 @@ pub(crate) enum Group {
 }
 
 impl Group {
+    /// The group in which a process of this machine is, if it is one of that name; none if it is in another one, has ended, or has
+    /// its number in another place than this process sees.
+    pub(crate) fn of_process(pid: i64, name: &str) -> Option<Self> {
+        let mounts = Mount::all(&fs::read("/proc/self/mountinfo").ok()?);
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        Self::within(&mounts, &groups, name)
+    }
+
+    fn within(mounts: &[Mount], groups: &str, name: &str) -> Option<Self> {
+        let found = v1::Directories::within(mounts, groups).map(Self::V1);
+        let found = found.or_else(|| v2::within(mounts, groups).map(|directory| Self::V2 { directory }))?;
+        let is_named = |directory: &&Path| directory.to_string_lossy().contains(name);
+        found.directories().iter().all(is_named).then_some(found)
+    }
+
     fn directories(&self) -> Vec<&Path> {
         match self {
             Self::V1(directories) => directories.all(),

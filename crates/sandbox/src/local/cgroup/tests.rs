@@ -54,6 +54,52 @@ fn a_group_counts_what_is_in_it_and_goes_without_a_trace() {
 }
 
 #[test]
+fn the_group_of_a_process_is_found_by_its_name_alone() {
+    let Some(group) = group("found", &ResourceLimits::default()) else { return };
+    let mut child = start("/bin/sleep", &["600"]);
+    group.add(pid(&child)).unwrap();
+    let name = format!("test_found_{}", std::process::id());
+    let found = |name: &str| Group::of_process(i64::from(pid(&child)), name);
+    assert_eq!(found(&name).map(|found| found.usage().unwrap().pids), Some(1));
+    assert_eq!(found("another"), None);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(Group::of_process(i64::from(pid(&child)), &name), None, "it has ended");
+    group.kill().unwrap();
+    group.remove().unwrap();
+}
+
+#[test]
+fn groups_of_a_container_are_read_on_both_versions() {
+    let mount = |kind: &str, place: &str, options: &str| {
+        format!("30 25 0:26 / {place} rw,nosuid - {kind} {kind} rw,{options}\n")
+    };
+    let of = |mounts: &str, groups: &str| Group::within(&Mount::all(mounts.as_bytes()), groups, "c0ffee");
+    let first = mount("cgroup", "/sys/fs/cgroup/memory", "memory")
+        + &mount("cgroup", "/sys/fs/cgroup/pids", "pids")
+        + &mount("cgroup", "/sys/fs/cgroup/cpu,cpuacct", "cpu,cpuacct");
+    let groups =
+        "9:memory:/docker/c0ffee\n8:pids:/docker/c0ffee\n4:cpu,cpuacct:/docker/c0ffee\n1:name=systemd:/x\n";
+    let Some(Group::V1(found)) = of(&first, groups) else { panic!("version 1") };
+    let directories: Vec<_> = found.all().iter().map(|place| place.display().to_string()).collect();
+    let place = |hierarchy: &str| format!("/sys/fs/cgroup/{hierarchy}/docker/c0ffee");
+    assert_eq!(directories, [place("memory"), place("pids"), place("cpu,cpuacct")]);
+    let second = mount("cgroup2", "/sys/fs/cgroup", "nsdelegate");
+    let directory = "/sys/fs/cgroup/system.slice/docker-c0ffee.scope".into();
+    let scope = "0::/system.slice/docker-c0ffee.scope\n";
+    assert_eq!(of(&second, scope), Some(Group::V2 { directory }));
+    for (mounts, groups) in [
+        (&first, groups.replace("8:pids:/docker/c0ffee", "8:pids:/docker/other").as_str()),
+        (&first, "9:memory:/docker/c0ffee\n"),
+        (&second, "0::/../docker-other.scope\n"),
+        (&second, ""),
+        (&String::new(), scope),
+    ] {
+        assert_eq!(of(mounts, groups), None, "{groups}");
+    }
+}
+
+#[test]
 fn want_of_memory_is_counted() {
     let limits = ResourceLimits { memory_bytes: crate::MEMORY_BYTES_MIN, ..ResourceLimits::default() };
     let Some(group) = group("starves", &limits) else { return };

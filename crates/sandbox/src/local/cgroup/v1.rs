@@ -30,10 +30,7 @@ impl Roots {
     /// The hierarchies among these mounts; none unless there are all.
     pub(super) fn find(mounts: &[Mount]) -> Option<Self> {
         let of = |controller: &str| {
-            let has = |mount: &&Mount| {
-                mount.kind == "cgroup" && mount.options.iter().any(|option| option == controller)
-            };
-            mounts.iter().find(has).map(|mount| mount.place.clone())
+            mounts.iter().find(|mount| has(mount, controller)).map(|mount| mount.place.clone())
         };
         Some(Self { memory: of("memory")?, pids: of("pids")?, cpu: of("cpu")?, cpuacct: of("cpuacct")? })
     }
@@ -74,6 +71,10 @@ impl Roots {
     }
 }
 
+fn has(mount: &Mount, controller: &str) -> bool {
+    mount.kind == "cgroup" && mount.options.iter().any(|option| option == controller)
+}
+
 /// The directories of one group. Two of them are the same where two controllers share a hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Directories {
@@ -84,6 +85,19 @@ pub(crate) struct Directories {
 }
 
 impl Directories {
+    /// Those of a process, by its `/proc/PID/cgroup`; none unless there are all.
+    pub(super) fn within(mounts: &[Mount], groups: &str) -> Option<Self> {
+        let of = |controller: &str| {
+            let mount = mounts.iter().find(|mount| has(mount, controller))?;
+            let path = groups.lines().find_map(|line| {
+                let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+                controllers.split(',').any(|one| one == controller).then_some(path)
+            })?;
+            Some(mount.place.join(Path::new(path).strip_prefix(&mount.root).ok()?))
+        };
+        Some(Self { memory: of("memory")?, pids: of("pids")?, cpu: of("cpu")?, cpuacct: of("cpuacct")? })
+    }
+
     /// Each once.
     pub(super) fn all(&self) -> Vec<&Path> {
         let mut found: Vec<&Path> = Vec::new();

@@ -255,6 +255,13 @@ pub(super) fn limit(directory: &Path, limits: &ResourceLimits) -> io::Result<()>
     write(&directory.join("cpu.max"), &format!("{} {PERIOD_MICROS}", quota_micros(limits)))
 }
 
+/// The group of a process, by its `/proc/PID/cgroup`.
+pub(super) fn within(mounts: &[Mount], groups: &str) -> Option<PathBuf> {
+    let mount = mounts.iter().find(|mount| mount.kind == "cgroup2")?;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    Some(mount.place.join(Path::new(path).strip_prefix(&mount.root).ok()?))
+}
+
 /// What a group uses now.
 pub(super) fn usage(directory: &Path) -> io::Result<SandboxUsage> {
     let cache = fs::read_to_string(directory.join("memory.stat"))?;

@@ -40,10 +40,16 @@ impl Door {
             }
             tokio::time::sleep(LOOK).await;
         };
-        let events = service.api.events(run).await?;
-        let started = events.iter().find(|event| event["kind"] == "sandbox.started");
-        let sandbox = started.and_then(|event| event["data"]["sandbox"].as_str());
-        let doors = state_dir.join("doors").join(sandbox.context("no sandbox was started")?);
+        // The sandbox works before the server has written down that it does.
+        let started = loop {
+            let events = service.api.events(run).await?;
+            if let Some(started) = events.into_iter().find(|event| event["kind"] == "sandbox.started") {
+                break started;
+            }
+            tokio::time::sleep(LOOK).await;
+        };
+        let sandbox = started["data"]["sandbox"].as_str().context("a sandbox without an id")?;
+        let doors = state_dir.join("doors").join(sandbox);
         let mut caller = Caller::unix(&doors.join(places::DOOR_FILE), &grant).await?;
         let work: Work = serde_json::from_value(caller.get(paths::NEXT).await?.json(200)?)?;
         let Work::Run(work) = work else { anyhow::bail!("the sandbox of run {run} is told to end") };

@@ -6,13 +6,13 @@ use bytes::Bytes;
 use caisson_domain::event::EventKind;
 use caisson_domain::run::RunStatus;
 use caisson_store::Finish;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use http::Method;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::mcp::{CALL, call, setup, world_with};
+use super::mcp::{CALL, call, naming, setup, url_of, world_with};
 use super::model_host::{ModelHost, Piece, Script, piece};
 use super::outside::finish;
 use super::support::{OK, PATIENCE, Sandbox, World, eventually, fetch};
@@ -74,6 +74,29 @@ async fn a_request_is_carried_up_to_its_bound() {
         assert_eq!((reply.status, reply.code().as_str()), (413, "mcp_request_too_large"), "{sized}");
         assert_eq!(host.seen().len(), before + 1, "it did not arrive whole");
     }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_read_for_its_tool_has_the_same_bounds() {
+    let host = ModelHost::start_with(vec![answer()]).await;
+    let world = World::new().await;
+    let mut spec = naming(&url_of(&host));
+    spec.workflow.disallowed_tools = vec!["mcp__notes__delete".to_owned()];
+    let sandbox = world.sandbox(spec).await;
+    let mut setup = setup(&[&format!("notes.example:{}", host.url.port().unwrap())], &["127.0.0.1/32"]);
+    setup.bounds.mcp.request_bytes = 10_000;
+    setup.bounds.body_idle = Duration::from_millis(200);
+    world.start(setup).await;
+    let send = async |body: reqwest::Body| {
+        fetch(sandbox.request(Method::POST, "/mcp/notes", &sandbox.agent).body(body)).await
+    };
+    let long = send(vec![b' '; 10_001].into()).await;
+    assert_eq!((long.status, long.code().as_str()), (413, "mcp_request_too_large"));
+    let begun = stream::iter([Ok::<_, std::io::Error>(Bytes::from("{"))]).chain(stream::pending());
+    let silent = send(reqwest::Body::wrap_stream(begun)).await;
+    assert_eq!((silent.status, silent.code().as_str()), (400, "mcp_request_broken"));
+    assert!(host.seen().is_empty(), "the server is not asked");
     world.stop().await;
 }
 

@@ -7,6 +7,7 @@ use caisson_store::{DoorRun, Knock, StoreError};
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName, PROXY_AUTHORIZATION};
 
+use crate::credentials::Told;
 use crate::hold::hold;
 use crate::problem::Refusal;
 use crate::shared::Door;
@@ -71,11 +72,12 @@ async fn run_of(door: &Door, presented: Option<&str>) -> Result<Run, Refusal> {
     run.map_err(|error| Refusal::store(&error))?.ok_or_else(Refusal::no_run)
 }
 
-/// As [`agent`], for paths that need to know of the run who it is and no more: a single small read.
-pub(crate) async fn knock(door: &Door, headers: &HeaderMap) -> Result<DoorRun, Refusal> {
+/// As [`agent`], for model calls, which need to know of the run who it is and no more: a single small read, which tells of
+/// the credential as well.
+pub(crate) async fn knock(door: &Door, headers: &HeaderMap) -> Result<(DoorRun, Option<Told>), Refusal> {
     if !stands(Check::Grant) {
         let run = agent(door, headers).await?;
-        return Ok(DoorRun { id: run.id, project: run.project });
+        return Ok((DoorRun { id: run.id, project: run.project }, None));
     }
     let Some(secret) = presented(headers, AUTHORIZATION) else { return Err(Refusal::grant()) };
     let hash = TokenHash::of(secret);
@@ -84,7 +86,7 @@ pub(crate) async fn knock(door: &Door, headers: &HeaderMap) -> Result<DoorRun, R
     match knock.map_err(|error| Refusal::store(&error))? {
         Knock::Refused => Err(Refusal::grant()),
         Knock::NoRun => Err(Refusal::no_run()),
-        Knock::Open(run) => Ok(run),
+        Knock::Open { run, model_credential } => Ok((run, Some(Told::now(model_credential)))),
     }
 }
 

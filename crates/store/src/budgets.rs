@@ -316,6 +316,8 @@ macro_rules! room_columns {
     };
 }
 
+pub(crate) use room_columns;
+
 const ROOM: &str = concat!(
     "select run.id, run.session_id, ",
     room_columns!(),

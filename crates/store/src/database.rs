@@ -125,7 +125,7 @@ impl Database {
     }
 
     /// The number of the newest migration that this version knows.
-    fn newest_known(&self) -> i64 {
+    pub(crate) fn newest_known(&self) -> i64 {
         let migrator = match self {
             Self::Sqlite(_) => &sqlite::MIGRATOR,
             Self::Postgres(_) => &postgres::MIGRATOR,

@@ -1,7 +1,8 @@
 //! Knocking at a sandbox's door with its agent's grant: one small read for each call.
 
+use caisson_domain::credential::CredentialKind;
 use caisson_domain::grant::{GrantKind, TokenHash};
-use caisson_domain::id::{ProjectId, RunId, SandboxId};
+use caisson_domain::id::{CredentialId, ProjectId, RunId, SandboxId};
 
 use crate::database::sql;
 use crate::rows::Columns;
@@ -24,16 +25,34 @@ pub enum Knock {
     /// Nothing now: no run is running in the sandbox.
     NoRun,
     /// The paths of the agent, for this run.
-    Open(DoorRun),
+    Open {
+        /// Whose calls they are.
+        run: DoorRun,
+        /// The project's newest credential for the model API, if it has one.
+        model_credential: Option<CredentialVersion>,
+    },
 }
 
-const KNOCK: &str = "select sandbox_grant.sandbox_id, sandbox_grant.hash, run.id as run_id, run.project_id \
+/// A credential with one of its secrets: nothing of either ever changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CredentialVersion {
+    /// Its handle.
+    pub id: CredentialId,
+    /// As [`crate::Credential::version`].
+    pub version: i64,
+}
+
+const KNOCK: &str = "select sandbox_grant.sandbox_id, sandbox_grant.hash, run.id as run_id, run.project_id, \
+     credential.id as credential_id, credential.version as credential_version \
      from sandbox_grant left join run on run.sandbox_id = sandbox_grant.sandbox_id and run.status = 'running' \
+     left join credential on credential.id = (select newest.id from credential as newest \
+       where newest.project_id = run.project_id and (newest.kind = $3 or newest.kind = $4) order by newest.id desc limit 1) \
      where sandbox_grant.sandbox_id = $1 and sandbox_grant.kind = $2 and sandbox_grant.revoked_at_ms is null";
 
 impl Store {
     /// Whether `presented` is the sandbox's living agent grant, and for which run it opens the agent's paths. It reads
-    /// nothing of the run but who it is: a call need not wait for a long prompt to be read.
+    /// nothing of the run but who it is, and with which credential its model calls go: a call need not wait for a long prompt
+    /// to be read.
     ///
     /// # Errors
     /// As every read.
@@ -43,6 +62,8 @@ impl Store {
         let row = sql::query(KNOCK)
             .bind(sandbox.as_str())
             .bind(GrantKind::Agent.as_str())
+            .bind(CredentialKind::ModelApiKey.as_str())
+            .bind(CredentialKind::ModelOauth.as_str())
             .fetch_optional(self.reader())
             .await?;
         let Some(row) = row else { return Ok(Knock::Refused) };
@@ -51,9 +72,13 @@ impl Store {
             return Ok(Knock::Refused);
         }
         let run: Option<RunId> = columns.parse_optional("run_id")?;
-        match run {
-            None => Ok(Knock::NoRun),
-            Some(id) => Ok(Knock::Open(DoorRun { id, project: columns.parse("project_id")? })),
-        }
+        let Some(id) = run else { return Ok(Knock::NoRun) };
+        let credential: Option<CredentialId> = columns.parse_optional("credential_id")?;
+        let version =
+            |id| Ok::<_, StoreError>(CredentialVersion { id, version: columns.get("credential_version")? });
+        Ok(Knock::Open {
+            run: DoorRun { id, project: columns.parse("project_id")? },
+            model_credential: credential.map(version).transpose()?,
+        })
     }
 }

@@ -11,6 +11,7 @@
 
 mod approvals;
 mod artifacts;
+mod at_once;
 mod attachment_pieces;
 mod attachments;
 mod audit;
@@ -66,6 +67,7 @@ mod standbys;
 mod transcripts;
 mod upkeep;
 mod usage;
+mod usage_bounds;
 mod usage_reports;
 mod users;
 mod vault;
@@ -130,7 +132,7 @@ pub use idempotency::RepeatWindow;
 pub use inputs::{NewInput, RunInput, SendInput};
 pub use journal::{JournalAppend, JournalEffect, JournalEntry};
 pub use keys::{ApiKey, NewApiKey};
-pub use knock::{DoorRun, Knock};
+pub use knock::{CredentialVersion, DoorRun, Knock};
 pub use lost::Unowned;
 pub use messages::{MessageQueue, SendMessage};
 pub use moved::MovedOutside;
@@ -149,9 +151,8 @@ pub use upkeep::{
     BackupError, CHECK_FAULTS, COPY_BATCH_BYTES, COPY_BATCH_ROWS, CheckPart, CopyError, StoredFile,
     TableCopied, backup_file, copy_to_postgres,
 };
-pub use usage::{
-    BeginCall, CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX, CallExtension, ExtendCall, NewModelCall, SettledCall,
-};
+pub use usage::{BeginCall, CallExtension, ExtendCall, NewModelCall, SettledCall};
+pub use usage_bounds::{CALL_COST_MICRO_USD_MAX, CALL_TOKENS_MAX};
 pub use usage_reports::{UsageFilter, UsageGroup};
 pub use users::{ChangeUser, User, UserFields};
 pub use vault::{MasterKeyError, MasterKeyFile, RekeyStep, Rekeyed};

@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::budgets::{self, Need, Room};
 use crate::database::{Hold, Row, Tx, sql};
 use crate::rows::{Columns, document};
+use crate::usage_bounds::{bounded_cost, bounded_tokens};
 use crate::{Store, StoreError, Topic, events, meters, soft_budgets};
 
 /// A model call that is about to be forwarded.
@@ -100,10 +101,6 @@ pub struct SettledCall {
     pub duration_ms: i64,
 }
 
-/// Most tokens of one kind that one call counts for: far beyond any model, and far from overflowing a sum.
-pub const CALL_TOKENS_MAX: i64 = 1_000_000_000;
-/// Most that one call costs, in micro-USD: a million dollars, far from overflowing a sum.
-pub const CALL_COST_MICRO_USD_MAX: i64 = 1_000_000_000_000;
 /// Calls settled in one transaction at a server's start.
 const ORPHAN_ITEMS: i64 = 100;
 
@@ -144,6 +141,9 @@ impl Store {
     /// # Cancel safety
     /// A dropped call may have written the row; it is settled as an estimate when its run ends or its server starts.
     pub async fn begin_model_call(&self, run: &RunId, call: &NewModelCall) -> Result<BeginCall, StoreError> {
+        if let Some((id, bounded)) = self.begin_at_once(run, call).await? {
+            return Ok(BeginCall::Begun { id, bounded });
+        }
         let mut tx = self.begin_unsynced(Hold::SessionOfRun(run)).await?;
         let reserve = bounded_cost(call.reserve_micro_usd);
         let need =
@@ -265,7 +265,7 @@ impl Store {
     /// Settles a call: its numbers are added to run and session, and an event tells of it. `false` if it was settled
     /// before, as the end of its run settles all that are open, or is not known; then nothing changes.
     ///
-    /// Counts below zero or beyond [`CALL_TOKENS_MAX`] and [`CALL_COST_MICRO_USD_MAX`] are moved to the nearest bound.
+    /// Counts below zero or beyond [`crate::CALL_TOKENS_MAX`] and [`crate::CALL_COST_MICRO_USD_MAX`] are moved to the nearest bound.
     ///
     /// # Errors
     /// As every write.
@@ -480,20 +480,4 @@ async fn add(
     run.execute(&mut *tx.db).await?;
     totals(ADD_TO_SESSION, session.as_str()).execute(&mut *tx.db).await?;
     Ok(())
-}
-
-/// A reply is not trusted to hold sane numbers.
-fn bounded_tokens(tokens: &TokenCounts) -> TokenCounts {
-    let bound = |count: i64| count.clamp(0, CALL_TOKENS_MAX);
-    TokenCounts {
-        input: bound(tokens.input),
-        output: bound(tokens.output),
-        cache_read: bound(tokens.cache_read),
-        cache_write_5m: bound(tokens.cache_write_5m),
-        cache_write_1h: bound(tokens.cache_write_1h),
-    }
-}
-
-fn bounded_cost(cost_micro_usd: i64) -> i64 {
-    cost_micro_usd.clamp(0, CALL_COST_MICRO_USD_MAX)
 }

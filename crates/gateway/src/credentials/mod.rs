@@ -7,6 +7,7 @@
 mod fault;
 mod flight;
 mod github_app;
+mod known;
 mod mcp;
 mod model;
 mod oauth;
@@ -30,6 +31,7 @@ use url::Url;
 
 pub(crate) use self::fault::CredentialFault;
 use self::flight::Flights;
+pub(crate) use self::known::{LastOpened, Told};
 pub(crate) use self::mcp::{McpHeader, mcp};
 use self::model::Clients;
 pub(crate) use self::model::{ModelRoute, model};
@@ -186,9 +188,14 @@ async fn open(shared: &Shared, credential: &Credential) -> Result<Option<OpenedC
     let opened = opened.await.map_err(|error| CredentialFault::store(&error))?;
     let opened = opened.map_err(|error| CredentialFault::vault(credential, &error))?;
     if let Some(opened) = &opened {
-        shared.secrets.keep(&opened.credential.project, stored(opened), store.now_ms());
+        look_for(shared, opened);
     }
     Ok(opened)
+}
+
+/// Has the secrets of a credential that is about to be used looked for.
+fn look_for(shared: &Shared, opened: &OpenedCredential) {
+    shared.secrets.keep(&opened.credential.project, stored(opened), shared.store.now_ms());
 }
 
 /// What must not be shown of a credential as it is stored.

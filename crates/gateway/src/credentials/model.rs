@@ -11,10 +11,13 @@ use reqwest::header::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::{CHOICES, CredentialFault, candidates, oauth, open, recorded_name, used, used_configured};
+use super::known::{Choice, Told};
+use super::{
+    CHOICES, CredentialFault, candidates, look_for, oauth, open, recorded_name, used, used_configured,
+};
 use crate::bounds::MODEL_CLIENTS;
 use crate::config::{ModelCredential, client};
-use crate::shared::Shared;
+use crate::shared::{Door, Shared};
 
 /// Where a model call goes and what is added to it.
 pub(crate) struct ModelRoute {
@@ -112,15 +115,29 @@ impl ModelRoute {
     }
 }
 
-/// The store's newest credential for the model API; none if it has none.
+/// The store's newest credential for the model API; none if it has none. `told` is what the knock told of it, if it did.
 pub(crate) async fn model(
-    shared: &Arc<Shared>,
+    door: &Door,
     run: &DoorRun,
+    told: Option<&Told>,
 ) -> Result<Option<ModelRoute>, CredentialFault> {
     const KINDS: [CredentialKind; 2] = [CredentialKind::ModelApiKey, CredentialKind::ModelOauth];
+    let shared = &door.shared;
+    let mut choice = door.opened.choice(told);
     for _ in 0..CHOICES {
-        let Some(chosen) = candidates(shared, run, KINDS).await?.pop() else { return Ok(None) };
-        let Some(opened) = open(shared, &chosen).await? else { continue };
+        let opened = match std::mem::replace(&mut choice, Choice::Ask) {
+            Choice::None => return Ok(None),
+            Choice::Opened(opened) => {
+                look_for(shared, &opened);
+                *opened
+            }
+            Choice::Ask => {
+                let Some(chosen) = candidates(shared, run, KINDS).await?.pop() else { return Ok(None) };
+                let Some(opened) = open(shared, &chosen).await? else { continue };
+                door.opened.keep(opened.clone());
+                opened
+            }
+        };
         let client = client_for(shared, &opened)?;
         let Some(opened) = oauth::fresh(shared, &client, opened).await? else { continue };
         let route = route(shared, client, &opened)?;

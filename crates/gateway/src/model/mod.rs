@@ -30,7 +30,7 @@ use crate::body::Body;
 use crate::bounds::MODEL_BODY_BYTES;
 use crate::config::{GatewayError, ModelUpstream, check_url, client};
 use crate::control::{heavy, read_body};
-use crate::credentials::{self, CredentialFault, ModelRoute, TokenFault};
+use crate::credentials::{self, CredentialFault, ModelRoute, TokenFault, Told};
 use crate::grants;
 use crate::problem::{Refusal, Unanswered, bare};
 use crate::shared::Door;
@@ -91,7 +91,7 @@ async fn forward(
     request: Request<Incoming>,
     rest: &str,
 ) -> Result<Response<Body>, Refusal> {
-    let run = grants::knock(door, request.headers()).await?;
+    let (run, told) = grants::knock(door, request.headers()).await?;
     let route = request::route(request.method(), rest).ok_or_else(|| {
         let message =
             "the gateway forwards v1/messages, v1/messages/count_tokens and v1/models, and nothing else";
@@ -100,7 +100,7 @@ async fn forward(
     if route == Route::Head {
         return Ok(bare(StatusCode::OK));
     }
-    let call = prepare(door, run, request, route, rest).await?;
+    let call = prepare(door, (run, told), request, route, rest).await?;
     let (head, reply) = oneshot::channel();
     door.shared.tracker.spawn(stream::carry(call, head));
     reply.await.unwrap_or_else(|_| {
@@ -112,7 +112,7 @@ async fn forward(
 /// Reads the request and makes the one that goes upstream: the same bytes, with the real credential.
 async fn prepare(
     door: &Arc<Door>,
-    run: DoorRun,
+    (run, told): (DoorRun, Option<Told>),
     request: Request<Incoming>,
     route: Route,
     rest: &str,
@@ -127,7 +127,7 @@ async fn prepare(
     let mut headers = request::request_headers(request.headers());
     let (bytes, share) = read_body(door, request, MODEL_BODY_BYTES).await?;
     let ask = read(door, &run, route, &bytes).await?;
-    let route = credential_route(door, &run).await?;
+    let route = credential_route(door, &run, told.as_ref()).await?;
     let host = route.base_url.host_str().unwrap_or_default().to_owned();
     let used = CredentialUse { credential: route.name.clone(), host, purpose: "model" };
     door.shared.note_use(&run.id, &used).await?;
@@ -180,9 +180,13 @@ async fn no_provider_tool(door: &Door, run: &DoorRun, tool: ProviderTool) -> Ref
 }
 
 /// With what the call is sent: the store's credential, else the configuration's.
-async fn credential_route(door: &Arc<Door>, run: &DoorRun) -> Result<ModelRoute, Refusal> {
+async fn credential_route(
+    door: &Arc<Door>,
+    run: &DoorRun,
+    told: Option<&Told>,
+) -> Result<ModelRoute, Refusal> {
     let side = &door.shared.model;
-    match credentials::model(&door.shared, run).await {
+    match credentials::model(door, run, told).await {
         Ok(Some(route)) => Ok(route),
         Ok(None) => {
             let header = side.credential.clone().ok_or_else(|| {

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use sqlx::pool::PoolOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{Connection as _, Sqlite, SqliteConnection, SqlitePool, Transaction};
+use sqlx::{Connection as _, Executor as _, Sqlite, SqliteConnection, SqlitePool, Transaction};
 
 use super::lists::LISTERS;
 use super::{ACQUIRE_MS, Fault, migration_error, missing_migrations};
-use crate::StoreError;
 use crate::database::sql::Reader;
 use crate::disk::Disk;
 use crate::opening::{Turn, make_private_file};
+use crate::{StoreError, at_once};
 
 /// Connections that read at the same time.
 const READERS: u32 = 4;
@@ -59,8 +59,14 @@ impl SqliteDatabase {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Normal)
             .pragma("journal_size_limit", LOG_BYTES);
-        let writer = pool(1).connect_with(writing).await?;
-        MIGRATOR.run(&writer).await.map_err(migration_error)?;
+        // Held until another one is open: the last to go folds the log into the file.
+        let migrating = pool(1).connect_with(writing.clone()).await?;
+        MIGRATOR.run(&migrating).await.map_err(migration_error)?;
+        let writer = pool(1)
+            .after_connect(|connection, _| Box::pin(prepare(connection)))
+            .connect_with(writing)
+            .await?;
+        migrating.close().await;
         drop(turn);
         let reader = pool(READERS).connect_with(shared.clone().read_only(true)).await?;
         let lists = pool(LISTERS).connect_lazy_with(shared.read_only(true));
@@ -98,6 +104,11 @@ impl SqliteDatabase {
         self.reader.close().await;
         self.writer.close().await;
     }
+}
+
+/// Makes what is the connection's own.
+async fn prepare(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    connection.execute(at_once::PREPARE).await.map(drop)
 }
 
 fn pool(connections: u32) -> PoolOptions<Sqlite> {

@@ -21,6 +21,7 @@ conformance! {
     a_project_budget_bounds_all_of_its_runs_together,
     a_day_ends_at_midnight_utc_and_a_call_counts_for_the_day_it_began_in,
     a_budget_that_nobody_set_bounds_nothing,
+    a_call_fits_up_to_the_last_micro_usd_of_each_budget_the_first_one_and_those_that_follow,
     what_a_dead_server_held_is_given_back_at_its_next_start,
     whoever_waits_for_room_is_told_when_there_may_be_some,
     a_projects_budgets_are_bounded_and_set_once,
@@ -87,8 +88,12 @@ pub(crate) async fn settle(fixture: &Fixture, id: &UsageId, cost_micro_usd: i64)
 }
 
 pub(crate) async fn budgets(fixture: &Fixture, total: Option<i64>, day: Option<i64>) {
+    assert!(set_budgets(fixture, total, day).await);
+}
+
+async fn set_budgets(fixture: &Fixture, total: Option<i64>, day: Option<i64>) -> bool {
     let budgets = ProjectBudgets { total_micro_usd: total, day_micro_usd: day };
-    assert!(fixture.store.set_budgets(&project(), &budgets).await.unwrap());
+    fixture.store.set_budgets(&project(), &budgets).await.unwrap()
 }
 
 pub(crate) async fn spending(fixture: &Fixture) -> ProjectSpending {
@@ -112,6 +117,63 @@ async fn a_reservation_that_does_not_fit_is_refused_and_leaves_nothing(fixture: 
     begun(begin(&fixture, &run, 40).await);
     settle(&fixture, &first, 61).await;
     assert!(!over(&begin(&fixture, &run, 40).await).may_pass(), "spent is spent");
+}
+
+async fn a_call_fits_up_to_the_last_micro_usd_of_each_budget_the_first_one_and_those_that_follow(
+    fixture: Fixture,
+) {
+    const BUDGET: i64 = 100;
+    // What each budget may come to, and which of them is the first that is full then.
+    let cases = [
+        ([Some(100), None, None], Some(BudgetScope::Run)),
+        ([None, Some(100), None], Some(BudgetScope::Project)),
+        ([None, None, Some(100)], Some(BudgetScope::Day)),
+        ([Some(100), Some(101), Some(102)], Some(BudgetScope::Run)),
+        ([Some(101), Some(100), Some(102)], Some(BudgetScope::Project)),
+        ([Some(102), Some(101), Some(100)], Some(BudgetScope::Day)),
+        ([None, None, None], None),
+    ];
+    // A call that is first, and one behind a call that spent 30 while another holds 20.
+    for (case, (of, scope)) in cases.into_iter().enumerate() {
+        for before in [0, 50] {
+            let spent = spending(&fixture).await;
+            let ahead = |budget: Option<i64>, spent: i64| budget.map(|budget| spent + budget);
+            let (total, day) =
+                (ahead(of[1], spent.spent_micro_usd), ahead(of[2], spent.spent_today_micro_usd));
+            set_budgets(&fixture, total, day).await;
+            let run = running(&fixture, of[0].map(|budget| u32::try_from(budget).unwrap())).await.run.id;
+            let mut held = None;
+            if before > 0 {
+                let spends = begin(&fixture, &run, 30).await.begun().unwrap();
+                settle(&fixture, &spends, 30).await;
+                held = begin(&fixture, &run, before - 30).await.begun();
+            }
+            let (calls, what) = (fixture.run(&run).await.usage.calls, format!("case {case} behind {before}"));
+            let last = match scope {
+                Some(scope) => {
+                    let refused = over(&begin(&fixture, &run, BUDGET - before + 1).await);
+                    assert_eq!(refused.scope, scope, "{what}");
+                    assert_eq!(
+                        fixture.run(&run).await.usage.calls,
+                        calls,
+                        "{what}: a refused call has not begun"
+                    );
+                    begun(begin(&fixture, &run, BUDGET - before).await)
+                }
+                None => {
+                    let call = begin(&fixture, &run, 1_000).await;
+                    let BeginCall::Begun { id, bounded: false } = call else { panic!("{what}: {call:?}") };
+                    id
+                }
+            };
+            let run = fixture.run(&run).await;
+            let session = fixture.store.session(&project(), &run.session).await.unwrap().unwrap();
+            assert_eq!((run.usage.calls, session.usage.calls), (calls + 1, calls + 1), "{what}");
+            for call in held.iter().chain([&last]) {
+                settle(&fixture, call, 1).await;
+            }
+        }
+    }
 }
 
 async fn parallel_calls_cannot_overshoot_together(fixture: Fixture) {

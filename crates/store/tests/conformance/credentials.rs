@@ -56,7 +56,7 @@ pub(crate) fn value(text: &str) -> CredentialSecret {
     CredentialSecret::Value { value: text.to_owned().into(), proxy_login: None }
 }
 
-fn oauth(access: &str) -> CredentialSecret {
+pub(crate) fn oauth(access: &str) -> CredentialSecret {
     CredentialSecret::Oauth {
         access_token: access.to_owned().into(),
         refresh_token: "r".to_owned().into(),

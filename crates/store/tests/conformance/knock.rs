@@ -1,13 +1,16 @@
 //! Knocking at a sandbox's door.
 
+use caisson_domain::credential::CredentialKind;
 use caisson_domain::run::RunStatus;
-use caisson_store::{DoorRun, Finish, Knock, SandboxState};
+use caisson_store::{Actor, DoorRun, Finish, Knock, NewCredential, SandboxState};
 
+use crate::credentials::{oauth, settings, value};
 use crate::fixture::{Fixture, project};
 
 conformance! {
     an_agents_grant_opens_its_own_sandbox_for_the_run_that_runs_in_it,
     a_grant_opens_nothing_once_its_run_or_its_sandbox_has_ended,
+    a_knock_tells_of_the_projects_newest_model_credential_and_its_version,
 }
 
 async fn an_agents_grant_opens_its_own_sandbox_for_the_run_that_runs_in_it(fixture: Fixture) {
@@ -18,7 +21,7 @@ async fn an_agents_grant_opens_its_own_sandbox_for_the_run_that_runs_in_it(fixtu
     let knock = async |at, grant: &caisson_domain::grant::Token| {
         fixture.store.knock(at, &grant.hash()).await.unwrap()
     };
-    let open = |id| Knock::Open(DoorRun { id, project: project() });
+    let open = |id| Knock::Open { run: DoorRun { id, project: project() }, model_credential: None };
     assert_eq!(knock(&placed.sandbox, &placed.agent).await, open(placed.run.id.clone()));
     assert_eq!(knock(&other.sandbox, &other.agent).await, open(other.run.id.clone()));
     assert_eq!(knock(&placed.sandbox, &placed.control).await, Knock::Refused, "of another kind");
@@ -33,4 +36,42 @@ async fn a_grant_opens_nothing_once_its_run_or_its_sandbox_has_ended(fixture: Fi
     assert_eq!(knock().await, Knock::NoRun);
     assert!(fixture.store.set_sandbox_state(&placed.sandbox, SandboxState::Stopping).await.unwrap());
     assert_eq!(knock().await, Knock::Refused);
+}
+
+async fn a_knock_tells_of_the_projects_newest_model_credential_and_its_version(fixture: Fixture) {
+    let fixture = fixture.unlocked().await;
+    let placed = fixture.placed().await;
+    fixture.execute("insert into project (id, created_at_ms) values ('other', 0)").await;
+    let told = async || match fixture.store.knock(&placed.sandbox, &placed.agent.hash()).await.unwrap() {
+        Knock::Open { model_credential, .. } => model_credential.map(|told| (told.id, told.version)),
+        refused @ (Knock::Refused | Knock::NoRun) => panic!("{refused:?}"),
+    };
+    let add = async |project: &str, name: &str, kind, fields: &[_], secret| {
+        fixture.clock.advance(1);
+        let settings = settings(kind, fields);
+        let project = project.parse().unwrap();
+        let new = NewCredential { project, name: name.to_owned(), settings, secret };
+        fixture.store.add_credential(new, &Actor::Server).await.unwrap().id
+    };
+    let key = async |project, name| add(project, name, CredentialKind::ModelApiKey, &[], value("k")).await;
+    let git = [("url_prefix", "https://git.example.com/")];
+    add("default", "git", CredentialKind::GitToken, &git, value("t")).await;
+    key("other", "elsewhere").await;
+    assert_eq!(told().await, None);
+    let first = key("default", "first").await;
+    assert_eq!(told().await, Some((first.clone(), 1)));
+    let token = [("token_url", "https://id.example.com/token")];
+    let second = add("default", "second", CredentialKind::ModelOauth, &token, oauth("a")).await;
+    key("other", "later").await;
+    add("default", "git-too", CredentialKind::GitToken, &git, value("t")).await;
+    assert_eq!(told().await, Some((second.clone(), 1)));
+    fixture
+        .store
+        .rotate_credential((&project(), &second), &oauth("b"), &Actor::Server)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(told().await, Some((second.clone(), 2)));
+    assert!(fixture.store.remove_credential(&project(), &second, &Actor::Server).await.unwrap());
+    assert_eq!(told().await, Some((first, 1)));
 }

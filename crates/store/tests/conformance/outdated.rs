@@ -4,6 +4,7 @@ use caisson_domain::run::RunStatus;
 use caisson_domain::server::Role;
 use caisson_store::{Finish, Presence, StoreError};
 
+use crate::budgets::{begin, call, running};
 use crate::fixture::{Fixture, new_run, note, spec};
 
 conformance! {
@@ -16,6 +17,8 @@ const MIGRATE: &str = "insert into _sqlx_migrations (version, description, insta
 async fn a_server_that_is_behind_its_database_writes_nothing_and_is_told_so(fixture: Fixture) {
     let (store, server) = (&fixture.store, &fixture.server);
     let placed = fixture.placed().await;
+    begin(&fixture, &placed.run.id, 1).await;
+    let first = running(&fixture, None).await;
     let waiting = fixture.queued().await;
     let (run, epoch) = (&placed.run.id, placed.epoch);
     let presence =
@@ -34,6 +37,9 @@ async fn a_server_that_is_behind_its_database_writes_nothing_and_is_told_so(fixt
         store.finish(run, epoch, &finish).await.err(),
         store.create_run(new_run(spec())).await.err(),
         store.append_journal(&placed.sandbox, 0, 10, Vec::new()).await.err(),
+        // The run's first call, and one like those that follow.
+        store.begin_model_call(&first.run.id, &call(1)).await.err(),
+        store.begin_model_call(run, &call(1)).await.err(),
     ];
     for (number, answer) in answers.iter().enumerate() {
         assert!(matches!(answer, Some(StoreError::Migration(_))), "call {number}: {answer:?}");

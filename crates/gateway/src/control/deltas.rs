@@ -39,7 +39,7 @@ impl Window {
 
 /// Hands deltas of the running run on; what is beyond the bounds is dropped.
 pub(super) async fn publish(door: &Arc<Door>, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
-    let (bytes, permit) = read_body(door, request, DELTA_BODY_BYTES).await?;
+    let (bytes, permit) = read_body(door, request.into_body(), DELTA_BODY_BYTES).await?;
     let batch = heavy(bytes.len(), move || serde_json::from_slice::<DeltaBatch>(&bytes)).await?;
     drop(permit);
     let batch = batch.map_err(|_| Refusal::bad_request("the body is not a batch of text deltas"))?;

@@ -19,7 +19,7 @@ use crate::{credentials, egress, git, mcp};
 pub(super) async fn append(door: &Arc<Door>, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
     let offset: u64 = number(request.uri(), "offset")?
         .ok_or_else(|| Refusal::bad_request("the journal's offset is missing: POST /journal?offset=N"))?;
-    let (bytes, permit) = read_body(door, request, JOURNAL_BATCH_BYTES).await?;
+    let (bytes, permit) = read_body(door, request.into_body(), JOURNAL_BATCH_BYTES).await?;
     if bytes.last().is_some_and(|last| *last != b'\n') {
         let message = "the batch does not end with a line end; send whole lines";
         return Err(Refusal::new(StatusCode::BAD_REQUEST, "journal_incomplete", message));

@@ -188,11 +188,11 @@ fn number<T: std::str::FromStr>(uri: &Uri, name: &str) -> Result<Option<T>, Refu
 /// Reads a request's body into memory, within the sandbox's share of it.
 pub(crate) async fn read_body(
     door: &Door,
-    request: Request<Incoming>,
+    body: Incoming,
     bound: usize,
 ) -> Result<(Bytes, tokio::sync::OwnedSemaphorePermit), Refusal> {
     let too_large = || Refusal::body(&BodyFault::TooLarge, bound as u64);
-    let hint = http_body::Body::size_hint(request.body()).upper();
+    let hint = http_body::Body::size_hint(&body).upper();
     let announced = match hint {
         Some(bytes) => usize::try_from(bytes).map_err(|_| too_large())?,
         None => bound,
@@ -207,7 +207,7 @@ pub(crate) async fn read_body(
         let message = "too many large requests of this sandbox are under way; try again";
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message));
     };
-    match body::collect(request.into_body(), bound, bounds.body_idle).await {
+    match body::collect(body, bound, bounds.body_idle).await {
         Ok(bytes) => Ok((bytes, permit)),
         Err(fault) => Err(Refusal::body(&fault, bound as u64)),
     }

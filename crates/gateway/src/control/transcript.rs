@@ -34,7 +34,7 @@ pub(super) async fn put(door: &Arc<Door>, request: Request<Incoming>) -> Result<
         let message = format!("{TRANSCRIPT_PUTS} transcripts of the run were taken, and no more are");
         return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "transcripts_full", message));
     }
-    let (bytes, permit) = read_body(door, request, TRANSCRIPT_BYTES).await?;
+    let (bytes, permit) = read_body(door, request.into_body(), TRANSCRIPT_BYTES).await?;
     let redactor = door.secrets.redactor();
     let (text, redacted) = heavy(bytes.len(), move || clean(&bytes, redactor)).await??;
     // Before it is written: whoever hangs up meanwhile has had it written all the same.

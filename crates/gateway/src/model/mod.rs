@@ -13,12 +13,15 @@ mod sse;
 mod stream;
 mod words;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use caisson_domain::checks::{Check, stands};
 use caisson_domain::event::EventKind;
 use caisson_domain::provider::ProviderTool;
 use caisson_store::{CredentialUse, DoorRun};
+use futures_util::future::try_join;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use serde_json::json;
@@ -91,16 +94,17 @@ async fn forward(
     request: Request<Incoming>,
     rest: &str,
 ) -> Result<Response<Body>, Refusal> {
-    let (run, told) = grants::knock(door, request.headers()).await?;
-    let route = request::route(request.method(), rest).ok_or_else(|| {
-        let message =
-            "the gateway forwards v1/messages, v1/messages/count_tokens and v1/models, and nothing else";
-        Refusal::new(StatusCode::NOT_FOUND, "not_found", message)
-    })?;
-    if route == Route::Head {
-        return Ok(bare(StatusCode::OK));
-    }
-    let call = prepare(door, (run, told), request, route, rest).await?;
+    let call = match request::route(request.method(), rest) {
+        Some(route) if route != Route::Head => prepare(door, request, route, rest).await?,
+        other => {
+            grants::knock(door, request.headers()).await?;
+            return other.map(|_| bare(StatusCode::OK)).ok_or_else(|| {
+                let message =
+                    "the gateway forwards v1/messages, v1/messages/count_tokens and v1/models, and nothing else";
+                Refusal::new(StatusCode::NOT_FOUND, "not_found", message)
+            });
+        }
+    };
     let (head, reply) = oneshot::channel();
     door.shared.tracker.spawn(stream::carry(call, head));
     reply.await.unwrap_or_else(|_| {
@@ -112,44 +116,57 @@ async fn forward(
 /// Reads the request and makes the one that goes upstream: the same bytes, with the real credential.
 async fn prepare(
     door: &Arc<Door>,
-    (run, told): (DoorRun, Option<Told>),
     request: Request<Incoming>,
     route: Route,
     rest: &str,
 ) -> Result<Call, Refusal> {
+    let (head, body) = request.into_parts();
+    let (knocking, reading) = (grants::knock(door, &head.headers), read(door, route, body));
+    // The body is read while the store is asked; whatever is in it, a refusal of the grant comes first.
+    let ((run, told), read) = try_join(knocking, async { Ok(reading.await) }).await?;
+    let Read { bytes, wanted, ask, permits } = read?;
+    let allowed = &door.shared.model.upstream.provider_tools;
+    if let Some(tool) = wanted.iter().find(|tool| !allowed.contains(tool))
+        && stands(Check::ProviderTools)
+    {
+        return Err(no_provider_tool(door, &run, *tool).await);
+    }
+    let route = credential_route(door, &run, told.as_ref()).await?;
+    let host = route.base_url.host_str().unwrap_or_default().to_owned();
+    let used = CredentialUse { credential: route.name.clone(), host, purpose: "model" };
+    door.shared.note_use(&run.id, &used).await?;
+    let url = request::upstream_url(&route.base_url, rest, head.uri.query());
+    let mut headers = request::request_headers(&head.headers);
+    route.add_to(&mut headers);
+    let mut upstream = reqwest::Request::new(head.method, url);
+    *upstream.headers_mut() = headers;
+    if !bytes.is_empty() {
+        *upstream.body_mut() = Some(bytes.into());
+    }
+    Ok(Call { door: Arc::clone(door), run, route, request: upstream, ask, permits })
+}
+
+/// The body of a call, and what is in it.
+struct Read {
+    bytes: Bytes,
+    /// What it would have the provider do.
+    wanted: BTreeSet<ProviderTool>,
+    /// What it is counted as; none if it costs nothing.
+    ask: Option<request::Ask>,
+    /// As [`Call::permits`].
+    permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+}
+
+async fn read(door: &Arc<Door>, route: Route, body: Incoming) -> Result<Read, Refusal> {
     let slot = timeout(door.shared.bounds.store_hold, Arc::clone(&door.calls).acquire_owned()).await;
     let Ok(Ok(slot)) = slot else {
         let message = "too many model calls of this sandbox are under way; try again";
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message));
     };
-    let method = request.method().clone();
-    let query = request.uri().query().map(str::to_owned);
-    let mut headers = request::request_headers(request.headers());
-    let (bytes, share) = read_body(door, request, MODEL_BODY_BYTES).await?;
-    let ask = read(door, &run, route, &bytes).await?;
-    let route = credential_route(door, &run, told.as_ref()).await?;
-    let host = route.base_url.host_str().unwrap_or_default().to_owned();
-    let used = CredentialUse { credential: route.name.clone(), host, purpose: "model" };
-    door.shared.note_use(&run.id, &used).await?;
-    let url = request::upstream_url(&route.base_url, rest, query.as_deref());
-    route.add_to(&mut headers);
-    let mut upstream = reqwest::Request::new(method, url);
-    *upstream.headers_mut() = headers;
-    if !bytes.is_empty() {
-        *upstream.body_mut() = Some(bytes.into());
-    }
-    Ok(Call { door: Arc::clone(door), run, route, request: upstream, ask, permits: (slot, share) })
-}
-
-/// What the call is counted as; none if it costs nothing. Judges first what it would have the provider do.
-async fn read(
-    door: &Arc<Door>,
-    run: &DoorRun,
-    route: Route,
-    bytes: &bytes::Bytes,
-) -> Result<Option<request::Ask>, Refusal> {
+    let (bytes, share) = read_body(door, body, MODEL_BODY_BYTES).await?;
+    let permits = (slot, share);
     if !matches!(route, Route::Messages | Route::CountTokens) {
-        return Ok(None);
+        return Ok(Read { bytes, wanted: BTreeSet::new(), ask: None, permits });
     }
     let copy = bytes.clone();
     let look = move || (provider::wanted(&copy), (route == Route::Messages).then(|| request::peek(&copy)));
@@ -160,11 +177,7 @@ async fn read(
             "the body of a model call must be one JSON object, with content {most} levels deep at most"
         ))
     })?;
-    let allowed = &door.shared.model.upstream.provider_tools;
-    match wanted.iter().find(|tool| !allowed.contains(tool)) {
-        Some(tool) if stands(Check::ProviderTools) => Err(no_provider_tool(door, run, *tool).await),
-        _ => Ok(ask),
-    }
+    Ok(Read { bytes, wanted, ask, permits })
 }
 
 /// Tells of a call that would have the provider do something outside, and makes the refusal of it.

@@ -149,22 +149,19 @@ async fn a_call_fits_up_to_the_last_micro_usd_of_each_budget_the_first_one_and_t
                 held = begin(&fixture, &run, before - 30).await.begun();
             }
             let (calls, what) = (fixture.run(&run).await.usage.calls, format!("case {case} behind {before}"));
-            let last = match scope {
-                Some(scope) => {
-                    let refused = over(&begin(&fixture, &run, BUDGET - before + 1).await);
-                    assert_eq!(refused.scope, scope, "{what}");
-                    assert_eq!(
-                        fixture.run(&run).await.usage.calls,
-                        calls,
-                        "{what}: a refused call has not begun"
-                    );
-                    begun(begin(&fixture, &run, BUDGET - before).await)
-                }
-                None => {
-                    let call = begin(&fixture, &run, 1_000).await;
-                    let BeginCall::Begun { id, bounded: false } = call else { panic!("{what}: {call:?}") };
-                    id
-                }
+            let last = if let Some(scope) = scope {
+                let refused = over(&begin(&fixture, &run, BUDGET - before + 1).await);
+                assert_eq!(refused.scope, scope, "{what}");
+                assert_eq!(
+                    fixture.run(&run).await.usage.calls,
+                    calls,
+                    "{what}: a refused call has not begun"
+                );
+                begun(begin(&fixture, &run, BUDGET - before).await)
+            } else {
+                let call = begin(&fixture, &run, 1_000).await;
+                let BeginCall::Begun { id, bounded: false } = call else { panic!("{what}: {call:?}") };
+                id
             };
             let run = fixture.run(&run).await;
             let session = fixture.store.session(&project(), &run.session).await.unwrap().unwrap();

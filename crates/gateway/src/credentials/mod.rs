@@ -1,5 +1,5 @@
-//! Which credential a request is sent with, asked of the store for every request: a rotation or a removal acts on the
-//! next request of a living sandbox.
+//! Which credential a request is sent with, and with which of its secrets, asked of the store for every request: a rotation or
+//! a removal acts on the next request of a living sandbox.
 //!
 //! The store's credentials come before those of the settings. Of several that fit, the longest prefix wins, then the
 //! newest. A run's use is written down before the credential is sent.

@@ -31,6 +31,11 @@ text_enum! {
     }
 }
 
+impl CredentialKind {
+    /// Those that open the model API.
+    pub const MODEL: [Self; 2] = [Self::ModelApiKey, Self::ModelOauth];
+}
+
 text_enum! {
     /// The header that carries a model API's key.
     SendAs, "header of a key" {

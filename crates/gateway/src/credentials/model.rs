@@ -11,7 +11,7 @@ use reqwest::header::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::known::{Choice, Told};
+use super::last_model::{Choice, ToldCredential};
 use super::{
     CHOICES, CredentialFault, candidates, look_for, oauth, open, recorded_name, used, used_configured,
 };
@@ -119,22 +119,23 @@ impl ModelRoute {
 pub(crate) async fn model(
     door: &Door,
     run: &DoorRun,
-    told: Option<&Told>,
+    told: Option<&ToldCredential>,
 ) -> Result<Option<ModelRoute>, CredentialFault> {
-    const KINDS: [CredentialKind; 2] = [CredentialKind::ModelApiKey, CredentialKind::ModelOauth];
     let shared = &door.shared;
-    let mut choice = door.opened.choice(told);
+    let mut choice = door.last_model.choice(told);
     for _ in 0..CHOICES {
         let opened = match std::mem::replace(&mut choice, Choice::Ask) {
-            Choice::None => return Ok(None),
+            Choice::Configured => return Ok(None),
             Choice::Opened(opened) => {
                 look_for(shared, &opened);
                 *opened
             }
             Choice::Ask => {
-                let Some(chosen) = candidates(shared, run, KINDS).await?.pop() else { return Ok(None) };
+                let Some(chosen) = candidates(shared, run, CredentialKind::MODEL).await?.pop() else {
+                    return Ok(None);
+                };
                 let Some(opened) = open(shared, &chosen).await? else { continue };
-                door.opened.keep(opened.clone());
+                door.last_model.keep(opened.clone());
                 opened
             }
         };

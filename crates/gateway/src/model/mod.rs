@@ -23,6 +23,7 @@ use caisson_domain::provider::ProviderTool;
 use caisson_store::{CredentialUse, DoorRun};
 use futures_util::future::try_join;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -30,10 +31,10 @@ use tokio::time::timeout;
 
 use self::request::Route;
 use crate::body::Body;
-use crate::bounds::MODEL_BODY_BYTES;
+use crate::bounds::{INLINE_BYTES, MODEL_BODY_BYTES};
 use crate::config::{GatewayError, ModelUpstream, check_url, client};
 use crate::control::{heavy, read_body};
-use crate::credentials::{self, CredentialFault, ModelRoute, TokenFault, Told};
+use crate::credentials::{self, CredentialFault, ModelRoute, TokenFault, ToldCredential};
 use crate::grants;
 use crate::problem::{Refusal, Unanswered, bare};
 use crate::shared::Door;
@@ -121,9 +122,14 @@ async fn prepare(
     rest: &str,
 ) -> Result<Call, Refusal> {
     let (head, body) = request.into_parts();
+    let is_small = body.size_hint().upper().is_some_and(|bytes| bytes <= INLINE_BYTES as u64);
     let (knocking, reading) = (grants::knock(door, &head.headers), read(door, route, body));
-    // The body is read while the store is asked; whatever is in it, a refusal of the grant comes first.
-    let ((run, told), read) = try_join(knocking, async { Ok(reading.await) }).await?;
+    let ((run, told), read) = if is_small {
+        // It is read while the store is asked; whatever is in it, a refusal of the grant comes first.
+        try_join(knocking, async { Ok(reading.await) }).await?
+    } else {
+        (knocking.await?, reading.await)
+    };
     let Read { bytes, wanted, ask, permits } = read?;
     let allowed = &door.shared.model.upstream.provider_tools;
     if let Some(tool) = wanted.iter().find(|tool| !allowed.contains(tool))
@@ -196,7 +202,7 @@ async fn no_provider_tool(door: &Door, run: &DoorRun, tool: ProviderTool) -> Ref
 async fn credential_route(
     door: &Arc<Door>,
     run: &DoorRun,
-    told: Option<&Told>,
+    told: Option<&ToldCredential>,
 ) -> Result<ModelRoute, Refusal> {
     let side = &door.shared.model;
     match credentials::model(door, run, told).await {

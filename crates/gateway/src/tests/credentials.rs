@@ -1,4 +1,6 @@
-//! Credentials of the store: asked for each request, before those of the settings.
+//! Credentials of the store: what counts is asked for each request, and comes before those of the settings.
+
+use std::time::Duration;
 
 use caisson_domain::credential::{CredentialKind, CredentialSecret};
 use caisson_domain::event::EventKind;
@@ -6,12 +8,14 @@ use caisson_domain::git::AllowList;
 use caisson_domain::id::ProjectId;
 use caisson_store::{Actor, Clock, MasterKeyFile, Store};
 use http::Method;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 use super::git_host::{Client, GitHost, Mood, bare_repository, git};
 use super::model_host::{END, ModelHost, START, Script, piece};
 use super::outside::{Outside, ask as ask_outside, setup as egress_setup};
-use super::support::{GIT_TOKEN, MODEL_KEY, OK, Reply, Sandbox, Setup, World, run_spec, value};
+use super::support::{GIT_TOKEN, MODEL_KEY, OK, Reply, Sandbox, Setup, World, eventually, run_spec, value};
 use crate::{GitCredential, ModelCredential};
 
 const MESSAGES: &str = "/model/v1/messages";
@@ -46,6 +50,7 @@ async fn a_rotation_and_a_removal_act_on_the_next_call_of_the_same_grant() {
     let kind = CredentialKind::ModelApiKey;
     let credential = world.add_credential("model", kind, &[], value(MODEL_KEY)).await;
     assert_eq!(key_sent(&sandbox, &host).await, MODEL_KEY);
+    assert_eq!(key_sent(&sandbox, &host).await, MODEL_KEY, "the one that was opened last");
     let rotated = format!("rotated-{MODEL_KEY}");
     world.rotate(&credential, &value(&rotated)).await;
     assert_eq!(key_sent(&sandbox, &host).await, rotated);
@@ -62,6 +67,27 @@ async fn a_rotation_and_a_removal_act_on_the_next_call_of_the_same_grant() {
     world.store.close().await.unwrap();
     assert!(!world.disk_has(MODEL_KEY));
     assert!(world.disk_has(credential.id.as_str()), "the search finds what is there");
+}
+
+#[tokio::test]
+async fn a_call_whose_body_comes_slowly_is_sent_with_what_counts_by_then() {
+    let (world, sandbox, host) = world().await;
+    let credential = world.add_credential("model", CredentialKind::ModelApiKey, &[], value("first")).await;
+    assert_eq!(key_sent(&sandbox, &host).await, "first");
+    let body = "{\"model\":\"claude-opus-5-5\"}";
+    let head = format!(
+        "POST {MESSAGES} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n",
+        sandbox.agent,
+        body.len()
+    );
+    let mut slow = UnixStream::connect(&sandbox.socket).await.unwrap();
+    slow.write_all(head.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    world.rotate(&credential, &value("second")).await;
+    slow.write_all(body.as_bytes()).await.unwrap();
+    eventually(|| async { (host.seen().len() == 2).then_some(()) }).await;
+    assert_eq!(host.seen()[1].headers["x-api-key"], "second");
+    world.stop().await;
 }
 
 #[tokio::test]

@@ -96,7 +96,8 @@ impl RunEgress {
 
     /// Writes down who got out for the first time, before they do.
     pub(super) async fn audit_use(&self, store: &Store, wanted: &Wanted) -> Result<(), StoreError> {
-        self.common.audit(store, "egress.allow", &wanted.target.to_string()).await
+        let target = &wanted.target;
+        self.common.audit(store, ("egress.allow", "allowed"), &target.to_string(), Some(target)).await
     }
 
     /// Tells of a denial: the first of its kind by an event and in the audit log, those behind it by their count.
@@ -107,7 +108,10 @@ impl RunEgress {
         let subject = format!("{subject} {}", fault.reason());
         let Common { run, secrets, .. } = &self.common;
         let subject = secrets.redactor().text(&subject).into_owned();
-        let audited = self.common.audit(store, "egress.deny", &subject).await;
+        let audited = self
+            .common
+            .audit(store, ("egress.deny", "denied"), &subject, wanted.map(|wanted| &wanted.target))
+            .await;
         let told = store.append_gateway_event(run, event(secrets, EventKind::EgressDenied, &data)).await;
         if let Err(error) = audited.and(told) {
             tracing::warn!(run.id = %run, error = %error, "a denied connection of {run} was not written down");

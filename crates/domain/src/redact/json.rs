@@ -128,7 +128,7 @@ mod tests {
 
     /// Every character as `\u`.
     fn escaped(text: &str) -> String {
-        text.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect()
+        text.encode_utf16().fold(String::new(), |text, unit| text + &format!("\\u{unit:04x}"))
     }
 
     #[test]

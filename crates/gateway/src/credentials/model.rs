@@ -12,9 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::last_model::{Choice, ToldCredential};
-use super::{
-    CHOICES, CredentialFault, candidates, look_for, oauth, open, recorded_name, used, used_configured,
-};
+use super::{CHOICES, CredentialFault, candidates, look_for, oauth, open, recorded_name, used};
 use crate::bounds::MODEL_CLIENTS;
 use crate::config::{ModelCredential, client};
 use crate::shared::{Door, Shared};
@@ -52,12 +50,9 @@ impl ModelRoute {
         self.stored.as_ref().filter(|stored| stored.settings.kind() == CredentialKind::ModelOauth)
     }
 
-    /// Counts that it is about to be sent once more, or for the first time where it is of the settings.
-    pub(crate) async fn used(&self, shared: &Shared, run: &DoorRun) -> Result<(), CredentialFault> {
-        match &self.stored {
-            Some(credential) => used(shared, credential, run).await,
-            None => used_configured(shared, &self.name, run).await,
-        }
+    /// Whether a request that was made for `other` is the one for this, but for the credential.
+    pub(crate) fn goes_as(&self, other: &Self) -> bool {
+        self.base_url == other.base_url && self.beta == other.beta
     }
 
     /// What it is sent with, for people.

@@ -137,10 +137,7 @@ async fn prepare(
     {
         return Err(no_provider_tool(door, &run, *tool).await);
     }
-    let route = credential_route(door, &run, told.as_ref()).await?;
-    let host = route.base_url.host_str().unwrap_or_default().to_owned();
-    let used = CredentialUse { credential: route.name.clone(), host, purpose: "model" };
-    door.shared.note_use(&run.id, &used).await?;
+    let route = noted_route(door, &run, told.as_ref()).await?;
     let url = request::upstream_url(&route.base_url, rest, head.uri.query());
     let mut headers = request::request_headers(&head.headers);
     route.add_to(&mut headers);
@@ -198,9 +195,22 @@ async fn no_provider_tool(door: &Door, run: &DoorRun, tool: ProviderTool) -> Ref
     Refusal::new(StatusCode::BAD_REQUEST, "provider_tool", message)
 }
 
-/// With what the call is sent: the store's credential, else the configuration's.
+/// With what the call is sent, counted, and told in the audit log if it is the first time.
+async fn noted_route(
+    door: &Door,
+    run: &DoorRun,
+    told: Option<&ToldCredential>,
+) -> Result<ModelRoute, Refusal> {
+    let route = credential_route(door, run, told).await?;
+    let host = route.base_url.host_str().unwrap_or_default().to_owned();
+    let used = CredentialUse { credential: route.name.clone(), host, purpose: "model" };
+    door.shared.note_use(&run.id, &used).await?;
+    Ok(route)
+}
+
+/// The store's credential, else the configuration's.
 async fn credential_route(
-    door: &Arc<Door>,
+    door: &Door,
     run: &DoorRun,
     told: Option<&ToldCredential>,
 ) -> Result<ModelRoute, Refusal> {
@@ -215,7 +225,7 @@ async fn credential_route(
             })?;
             let (client, base_url) = (side.client.clone(), side.upstream.base_url.clone());
             let route = ModelRoute::of_settings(client, base_url, header);
-            match route.used(&door.shared, run).await {
+            match credentials::used_configured(&door.shared, &route.name, run).await {
                 Ok(()) => Ok(route),
                 Err(fault) => Err(no_credential(door, run, &fault).await),
             }

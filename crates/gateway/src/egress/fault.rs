@@ -37,6 +37,8 @@ pub(crate) enum Fault {
     Unreachable,
     /// The connection was not made in time.
     ConnectTimeout,
+    /// It was not reached over TLS, and what to do.
+    Tls { what: &'static str },
     /// What answered was not HTTP, or it broke off.
     Broken,
     /// Nothing moved for [`crate::bounds::EGRESS_IDLE`].
@@ -63,6 +65,7 @@ impl Fault {
             Self::ResolveTimeout => "resolve_timeout",
             Self::Unreachable => "unreachable",
             Self::ConnectTimeout => "connect_timeout",
+            Self::Tls { .. } => "tls",
             Self::Broken => "broken",
             Self::Idle => "idle",
             Self::Over => "run_over",
@@ -85,6 +88,7 @@ impl Fault {
             Self::ResolveTimeout => "egress_resolve_timeout",
             Self::Unreachable => "egress_unreachable",
             Self::ConnectTimeout => "egress_connect_timeout",
+            Self::Tls { .. } => "egress_tls",
             Self::Broken => "egress_broken",
             Self::Idle => "egress_idle",
             Self::Over => "egress_run_over",
@@ -109,6 +113,7 @@ impl Fault {
             | Self::ResolveTimeout
             | Self::Unreachable
             | Self::ConnectTimeout
+            | Self::Tls { .. }
             | Self::Broken
             | Self::Idle => false,
         }
@@ -134,6 +139,7 @@ impl Fault {
             | Self::ResolveTimeout
             | Self::Unreachable
             | Self::ConnectTimeout
+            | Self::Tls { .. }
             | Self::Broken
             | Self::Idle
             | Self::Over => None,
@@ -152,7 +158,7 @@ impl Fault {
             | Self::TooMuchReceived { .. }
             | Self::Over => StatusCode::FORBIDDEN,
             Self::TooManyAtOnce => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Unresolved | Self::Unreachable | Self::Broken => StatusCode::BAD_GATEWAY,
+            Self::Unresolved | Self::Unreachable | Self::Tls { .. } | Self::Broken => StatusCode::BAD_GATEWAY,
             Self::ResolveTimeout | Self::ConnectTimeout | Self::Idle => StatusCode::GATEWAY_TIMEOUT,
         }
     }
@@ -205,6 +211,7 @@ impl Fault {
             Self::ResolveTimeout => format!("the server got no address for {target} in time; try again"),
             Self::Unreachable => format!("{target} takes no connection from the server"),
             Self::ConnectTimeout => format!("{target} did not take a connection in time; try again"),
+            Self::Tls { what } => format!("{target} is not reached over TLS: {what}"),
             Self::Broken => format!("{target} broke off, or did not answer in HTTP"),
             Self::Idle => format!("nothing came from {target} for too long"),
             Self::Over => "the run has ended, and with it its way outside".to_owned(),
@@ -233,6 +240,7 @@ mod tests {
             Fault::ResolveTimeout,
             Fault::Unreachable,
             Fault::ConnectTimeout,
+            Fault::Tls { what: "x" },
             Fault::Broken,
             Fault::Idle,
             Fault::Over,

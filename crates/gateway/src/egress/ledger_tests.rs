@@ -35,6 +35,31 @@ fn uses_are_told_as_what_was_moved_since() {
 }
 
 #[test]
+fn what_goes_out_in_plain_and_over_tls_is_told_apart() {
+    let mut ledger = Ledger::default();
+    let plain = get("a.example:443", "/x/1");
+    let via = Via::Https { method: "GET".to_owned(), path: "/y/1".to_owned() };
+    let over_tls = Wanted { via, ..plain.clone() };
+    let record = ledger.begin(&plain).unwrap().1;
+    assert!(!record.is_of(&ledger.begin(&over_tls).unwrap().1), "a record of its own");
+    let items = &ledger.used()[0]["items"];
+    let told = |at: usize| (items[at]["via"].as_str().unwrap(), items[at]["path"].as_str().unwrap());
+    assert_eq!([told(0), told(1)], [("http", "/x/1"), ("https", "/y/1")]);
+    for wanted in [&plain, &over_tls] {
+        let told = ledger.deny("", Some(wanted), &not_allowed(wanted));
+        let Noted::First(told) = told else { panic!("{told:?}") };
+        assert_eq!(
+            (told["via"].as_str(), told["rule"].as_str()),
+            (Some(wanted.via.as_str()), Some(Rule::exactly(wanted).to_string().as_str()),)
+        );
+    }
+    let other = Via::Https { method: "GET".to_owned(), path: "/y/2".to_owned() };
+    let other = Wanted { via: other, ..plain };
+    assert_eq!(ledger.deny("", Some(&other), &not_allowed(&other)), Noted::Again);
+    assert_eq!(ledger.repeated()[0]["rule"], "https://a.example/y/#GET");
+}
+
+#[test]
 fn a_denial_is_told_once_and_then_counted_with_the_rule_for_all_of_it() {
     let mut ledger = Ledger::default();
     let one = get("a.example", "/x/1");

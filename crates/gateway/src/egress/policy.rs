@@ -23,10 +23,6 @@ impl Policy {
         const WHICH: &str = "an egress credential's URL prefix";
         let ready = |credential: &EgressCredential| {
             check_url(WHICH, &credential.url_prefix)?;
-            if credential.url_prefix.scheme() != "http" {
-                let reason = "it is not http; nothing can be added to what is encrypted end to end";
-                return Err(GatewayError::Url { which: WHICH, reason });
-            }
             let token = credential.token.expose_secret();
             let text = match &credential.username {
                 Some(username) => format!("Basic {}", STANDARD.encode(format!("{username}:{token}"))),
@@ -39,19 +35,47 @@ impl Policy {
         Ok(Self {
             rules: upstreams.rules.clone(),
             presets: upstreams.presets.clone(),
-            credentials: upstreams.credentials.iter().map(ready).collect::<Result<_, _>>()?,
+            credentials: upstreams.credentials.iter().map(ready).collect::<Result<_, GatewayError>>()?,
         })
+    }
+
+    /// How the wish goes out: a plain request over TLS where an HTTPS rule is for it, and else as it is. TLS comes first, unless
+    /// the workflow chose the plain way alone.
+    pub(super) fn way(&self, chosen: Option<&[String]>, wanted: Wanted) -> Wanted {
+        let mut secured = self.rules().filter_map(|rule| rule.secured(&wanted)).peekable();
+        let Some(first) = secured.peek().cloned() else { return wanted };
+        let passing = secured.find(|wanted| self.is_chosen(chosen, wanted));
+        let plain = || (self.is_allowed(&wanted) && self.is_chosen(chosen, &wanted)).then(|| wanted.clone());
+        // What is told of a refusal is the rule that the workflow lacks.
+        passing.or_else(plain).unwrap_or(first)
     }
 
     /// Refuses what the operator's rules do not have, and what the workflow did not choose among them.
     pub(super) fn judge(&self, chosen: Option<&[String]>, wanted: &Wanted) -> Result<(), Fault> {
-        let any = |rules: &[Rule]| rules.iter().any(|rule| rule.allows(wanted));
         if !stands(Check::EgressRules) {
             return Ok(());
         }
-        if !any(&self.rules) && !self.presets.iter().any(|(_, rules)| any(rules)) {
+        if !self.is_allowed(wanted) {
             return Err(Fault::NotAllowed { rule: Rule::exactly(wanted).to_string() });
         }
+        if !self.is_chosen(chosen, wanted) {
+            return Err(Fault::NotInWorkflow { rule: Rule::exactly(wanted).to_string() });
+        }
+        Ok(())
+    }
+
+    /// All rules of the operator.
+    fn rules(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.iter().chain(self.presets.iter().flat_map(|(_, rules)| rules))
+    }
+
+    fn is_allowed(&self, wanted: &Wanted) -> bool {
+        self.rules().any(|rule| rule.allows(wanted))
+    }
+
+    /// Whether the workflow's list has it; without a list it has everything.
+    fn is_chosen(&self, chosen: Option<&[String]>, wanted: &Wanted) -> bool {
+        let any = |rules: &[Rule]| rules.iter().any(|rule| rule.allows(wanted));
         let allows = |entry: &String| match entry.parse() {
             Ok(Choice::Preset(chosen)) => {
                 self.presets.iter().any(|(preset, rules)| *preset == chosen && any(rules))
@@ -60,21 +84,24 @@ impl Policy {
             // Another version may have written it; what is not understood allows nothing.
             Err(_) => false,
         };
-        if chosen.is_some_and(|entries| !entries.iter().any(allows)) {
-            return Err(Fault::NotInWorkflow { rule: Rule::exactly(wanted).to_string() });
-        }
-        Ok(())
+        chosen.is_none_or(|entries| entries.iter().any(allows))
     }
 
-    /// The credential that a plain request is sent with: that of the longest prefix.
+    /// The credential that a request is sent with: that of the longest prefix. One for TLS is not sent in plain, and one for
+    /// plain HTTP not over TLS.
     pub(super) fn credential(&self, wanted: &Wanted) -> Option<&RegistryLogin> {
-        let Via::Http { path, .. } = &wanted.via else { return None };
+        let (scheme, path) = match &wanted.via {
+            Via::Tunnel => return None,
+            Via::Http { path, .. } => ("http", path),
+            Via::Https { path, .. } => ("https", path),
+        };
         let covers = |credential: &EgressCredential| {
             let url = &credential.url_prefix;
             let prefix = url.path().trim_end_matches('/');
             let below =
                 path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-            url.host_str() == Some(wanted.target.host.to_string().as_str())
+            url.scheme() == scheme
+                && url.host_str() == Some(wanted.target.host.to_string().as_str())
                 && url.port_or_known_default() == Some(wanted.target.port)
                 && (prefix.is_empty() || (below && is_plain(path)))
         };
@@ -95,6 +122,11 @@ mod tests {
     fn get(target: &str, path: &str) -> Wanted {
         let via = Via::Http { method: "GET".to_owned(), path: path.to_owned() };
         Wanted { target: Target::parse(target, Some(80)).unwrap(), via }
+    }
+
+    fn over_tls(target: &str, path: &str) -> Wanted {
+        let via = Via::Https { method: "GET".to_owned(), path: path.to_owned() };
+        Wanted { target: Target::parse(target, Some(443)).unwrap(), via }
     }
 
     fn policy(rules: &[&str], npm: &[&str]) -> Policy {
@@ -156,12 +188,79 @@ mod tests {
         assert_eq!(of(&get("r.example:8080", "/team/x")), None);
         assert_eq!(of(&get("x.r.example", "/team/x")), None);
         assert_eq!(of(&tunnel("r.example:80")), None);
+        assert_eq!(of(&over_tls("r.example", "/team/x")), None, "one for plain HTTP is not for TLS");
+        assert_eq!(of(&over_tls("r.example:80", "/team/x")), None);
     }
 
     #[test]
-    fn a_credential_for_what_is_encrypted_is_refused() {
+    fn a_credential_for_tls_is_never_sent_in_plain() {
+        let credential = |prefix: &str, token: &str| EgressCredential {
+            url_prefix: prefix.parse().unwrap(),
+            username: None,
+            token: token.to_owned().into(),
+        };
+        let credentials = vec![
+            credential("https://r.example/team/", "team"),
+            credential("https://r.example:8443/", "other"),
+        ];
+        let policy = Policy::new(&EgressUpstreams { credentials, ..EgressUpstreams::default() }).unwrap();
+        let of = |wanted: &Wanted| {
+            policy.credential(wanted).map(|login| login.authorization.to_str().unwrap().to_owned())
+        };
+        assert_eq!(of(&over_tls("r.example", "/team/x")).as_deref(), Some("Bearer team"));
+        assert_eq!(of(&over_tls("r.example:8443", "/x")).as_deref(), Some("Bearer other"));
+        for wanted in [
+            over_tls("r.example", "/teamwork"),
+            get("r.example", "/team/x"),
+            get("r.example:443", "/team/x"),
+            get("r.example:8443", "/x"),
+            tunnel("r.example:443"),
+            tunnel("r.example:8443"),
+        ] {
+            assert_eq!(of(&wanted), None, "{wanted:?}");
+        }
+    }
+
+    #[test]
+    fn a_plain_request_goes_over_tls_where_a_rule_has_it_and_the_workflow_chose_it() {
+        let both =
+            policy(&["http://r.example/", "https://r.example/team/", "https://r.example:8443/team/"], &[]);
+        let wanted = get("r.example", "/team/x");
+        let (tls, other, plain) =
+            (over_tls("r.example", "/team/x"), over_tls("r.example:8443", "/team/x"), wanted.clone());
+        for (entries, way) in [
+            (None, &tls),
+            (Some(&["https://r.example/"][..]), &tls),
+            (Some(&["r.example:443"]), &tls),
+            (Some(&["http://r.example/", "https://r.example/"]), &tls),
+            (Some(&["https://r.example:8443/"]), &other),
+            (Some(&["http://r.example/"]), &plain),
+        ] {
+            let chosen = entries.map(chosen);
+            assert_eq!(both.way(chosen.as_deref(), wanted.clone()), *way, "{entries:?}");
+            assert_eq!(both.judge(chosen.as_deref(), way), Ok(()), "{entries:?}");
+        }
+        // What nobody chose is refused with the rule that is missing.
+        let none = both.way(Some(&[]), wanted.clone());
+        let fault = both.judge(Some(&[]), &none).unwrap_err();
+        assert_eq!(fault, Fault::NotInWorkflow { rule: "https://r.example/team/x#GET".to_owned() });
+        // Elsewhere it stays as it is.
+        let elsewhere = get("r.example", "/else");
+        assert_eq!(both.way(None, elsewhere.clone()), elsewhere);
+        let tunnel = tunnel("r.example:443");
+        assert_eq!(both.way(None, tunnel.clone()), tunnel);
+        assert!(matches!(both.judge(None, &tunnel), Err(Fault::NotAllowed { .. })), "no tunnel by it");
+        // An HTTPS rule alone lets nothing out in plain.
+        let tls_alone = policy(&["https://r.example/team/"], &[]);
+        assert!(matches!(tls_alone.judge(None, &plain), Err(Fault::NotAllowed { .. })));
+        let only_plain = tls_alone.way(Some(&chosen(&["http://r.example/"])), wanted);
+        assert_eq!(only_plain, tls);
+    }
+
+    #[test]
+    fn a_credential_that_cannot_be_used_is_refused() {
         for (prefix, token) in
-            [("https://r.example/", "t"), ("http://u@r.example/", "t"), ("http://r.example/", "t\n")]
+            [("ftp://r.example/", "t"), ("http://u@r.example/", "t"), ("http://r.example/", "t\n")]
         {
             let credential = EgressCredential {
                 url_prefix: prefix.parse().unwrap(),

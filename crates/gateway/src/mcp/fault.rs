@@ -80,6 +80,7 @@ impl From<egress::Fault> for Fault {
             | egress::Fault::ConnectTimeout
             | egress::Fault::Broken
             | egress::Fault::Idle
+            | egress::Fault::Tls { .. }
             | egress::Fault::Over => Self::Unreachable,
         }
     }

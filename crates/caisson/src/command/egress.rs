@@ -26,10 +26,15 @@ pub(crate) async fn suggest(flags: One) -> anyhow::Result<u8> {
         learned.observe(&event.kind, &event.data);
     }
     let (allow, private) = (learned.rules(), &learned.private);
+    let unruled: Vec<String> = learned.unruled.iter().map(Target::to_string).collect();
     if flags.client.json {
-        print_json(&json!({"run": id, "allow": allow, "allow_private": private}))?;
+        let all = json!({"run": id, "allow": allow, "allow_private": private, "learned": unruled});
+        print_json(&all)?;
     } else {
         print(&told(&id, &allow, private));
+        if !unruled.is_empty() {
+            print(&format!("# let through only since the server learns: {}", unruled.join(", ")));
+        }
     }
     Ok(DONE)
 }
@@ -66,6 +71,8 @@ struct Learned {
     /// What the server sent over TLS, by the target.
     https: BTreeMap<Target, Requests>,
     private: BTreeSet<String>,
+    /// Targets that were let through only since the server learns.
+    unruled: BTreeSet<Target>,
 }
 
 impl Learned {
@@ -90,6 +97,9 @@ impl Learned {
         let host = item["host"].as_str().and_then(|host| Host::parse(host).ok());
         let port = item["port"].as_u64().and_then(|port| u16::try_from(port).ok());
         let (Some(host), Some(port)) = (host, port) else { return };
+        if item["learned"] == true {
+            self.unruled.insert(Target { host: host.clone(), port });
+        }
         match item["method"].as_str() {
             None => drop(self.tunnels.entry(host).or_default().insert(port)),
             Some(method) if method.len() <= METHOD_BYTES => {
@@ -202,12 +212,31 @@ mod tests {
             ]
         );
         assert_eq!(learned.private.iter().collect::<Vec<_>>(), ["10.0.0.1/32", "10.0.0.2/32"]);
+        assert!(learned.unruled.is_empty());
         for rule in learned.rules() {
             assert!(rule.parse::<Rule>().is_ok(), "{rule}");
         }
         let text = told("run_1", &learned.rules(), &learned.private);
         let read: toml::Table = text.parse().unwrap();
         assert_eq!(read["egress"]["allow"].as_array().unwrap().len(), 7, "{text}");
+    }
+
+    #[test]
+    fn what_was_let_through_for_learning_is_in_the_list_and_named() {
+        let item = |host: &str, path: &str, learned: Value| json!({"host": host, "port": 80, "via": "http", "method": "GET", "path": path, "learned": learned});
+        let items = [
+            item("new.example", "/a/1", json!(true)),
+            item("new.example", "/a/2", json!(true)),
+            item("old.example", "/b", Value::Null),
+            json!({"host": "cdn.example", "port": 8443, "via": "tunnel", "method": null, "learned": true}),
+        ];
+        let learned = learned(&[("egress.used", json!({"items": items}))]);
+        assert_eq!(
+            learned.rules(),
+            ["cdn.example:8443", "http://new.example/a/#GET", "http://old.example/b#GET"]
+        );
+        let unruled: Vec<String> = learned.unruled.iter().map(Target::to_string).collect();
+        assert_eq!(unruled, ["cdn.example:8443", "new.example:80"]);
     }
 
     #[test]

@@ -29,7 +29,14 @@ pub(crate) struct Egress {
     /// Further certificate authorities for `https://` rules, PEM. `CAISSON_EGRESS__EXTRA_CA_FILE`.
     #[serde(default)]
     pub extra_ca_file: Option<PathBuf>,
+    /// Whether what no rule has is let through to public addresses, to make a list of it. Default: false. `CAISSON_EGRESS__LEARN`.
+    #[serde(default)]
+    pub learn: bool,
 }
+
+/// What is said for as long as the server learns.
+const LEARNING: &str = "egress.learn is on: tools in every sandbox reach every public host, unless their workflow narrows it; \
+    make a list of it with `caisson egress suggest`, put that into egress.allow, and turn egress.learn off";
 
 /// One credential for HTTP.
 #[derive(Debug, Clone, Deserialize)]
@@ -64,6 +71,7 @@ impl Egress {
     /// A token's file, or that of the certificates, cannot be read.
     pub(crate) fn upstreams(&self, clients: &Clients) -> anyhow::Result<(EgressUpstreams, Vec<String>)> {
         let mut notes = Vec::new();
+        notes.extend(self.learn.then(|| LEARNING.to_owned()));
         let mut presets = Vec::new();
         for preset in parsed::<Preset>(&self.presets) {
             let found = clients.read(preset);
@@ -84,6 +92,7 @@ impl Egress {
             hosts: self.hosts.iter().filter_map(|entry| host(entry)).collect(),
             credentials: self.credentials.iter().map(credential).collect::<anyhow::Result<_>>()?,
             extra_ca_pem: crate::inputs::read_pem("egress.extra_ca_file", self.extra_ca_file.as_deref())?,
+            learn: self.learn,
         };
         Ok((upstreams, notes))
     }
@@ -123,6 +132,7 @@ mod tests {
             hosts: list(hosts),
             credentials: Vec::new(),
             extra_ca_file: None,
+            learn: false,
         }
     }
 
@@ -161,6 +171,10 @@ mod tests {
         written.extra_ca_file = Some(file.path().to_owned());
         let (upstreams, _) = written.upstreams(&Clients::default()).unwrap();
         assert_eq!(upstreams.extra_ca_pem.as_deref(), Some(&b"authorities"[..]));
+        assert!(!upstreams.learn);
+        let learning = Egress { learn: true, ..written.clone() };
+        let (upstreams, notes) = learning.upstreams(&Clients::default()).unwrap();
+        assert!(upstreams.learn && notes[0].contains("turn egress.learn off"), "{notes:?}");
         written.extra_ca_file = Some("/nonexistent/ca.pem".into());
         let fault = written.upstreams(&Clients::default()).err().unwrap();
         assert!(fault.to_string().contains("egress.extra_ca_file"), "{fault}");

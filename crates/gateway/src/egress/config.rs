@@ -21,6 +21,8 @@ pub struct EgressUpstreams {
     pub credentials: Vec<EgressCredential>,
     /// Further certificate authorities, PEM, for what the gateway sends over TLS.
     pub extra_ca_pem: Option<Vec<u8>>,
+    /// Whether what no rule has is let through to public addresses, and told of, so that a list can be made of it.
+    pub learn: bool,
 }
 
 /// A credential that HTTP requests under a URL are sent with. Nothing can be added to what goes through a tunnel.

@@ -10,6 +10,7 @@ use caisson_domain::run::cut;
 use serde_json::{Value, json};
 
 use super::fault::Fault;
+use super::policy::Ground;
 use crate::bounds::{EGRESS_DENIALS, EGRESS_TARGETS, EGRESS_USED_ITEMS, EXCERPT_BYTES};
 use crate::first::FirstUse;
 
@@ -27,6 +28,7 @@ struct UseKey {
     via: &'static str,
     /// None for a tunnel.
     method: Option<String>,
+    ground: Ground,
 }
 
 #[derive(Debug, Default)]
@@ -79,9 +81,9 @@ impl Ledger {
     ///
     /// # Errors
     /// [`Fault::TooManyTargets`] beyond [`EGRESS_TARGETS`] kinds.
-    pub(super) fn begin(&mut self, wanted: &Wanted) -> Result<(Arc<Moved>, FirstUse), Fault> {
+    pub(super) fn begin(&mut self, wanted: &Wanted, ground: Ground) -> Result<(Arc<Moved>, FirstUse), Fault> {
         let (method, path) = parts(&wanted.via);
-        let key = UseKey { target: wanted.target.clone(), via: wanted.via.as_str(), method };
+        let key = UseKey { target: wanted.target.clone(), via: wanted.via.as_str(), method, ground };
         if !self.uses.contains_key(&key) && self.uses.len() >= EGRESS_TARGETS {
             return Err(Fault::TooManyTargets);
         }
@@ -140,10 +142,14 @@ impl Ledger {
                 continue;
             }
             entry.told = now;
-            items.push(json!({
+            let mut item = json!({
                 "host": key.target.host.to_string(), "port": key.target.port, "via": key.via, "method": key.method,
                 "path": entry.path, "connections": connections, "sent_bytes": sent, "received_bytes": received,
-            }));
+            });
+            if key.ground == Ground::Learning {
+                item["learned"] = Value::Bool(true);
+            }
+            items.push(item);
         }
         items.chunks(EGRESS_USED_ITEMS).map(|items| json!({"items": items})).collect()
     }

@@ -16,12 +16,12 @@ fn not_allowed(wanted: &Wanted) -> Fault {
 #[test]
 fn uses_are_told_as_what_was_moved_since() {
     let mut ledger = Ledger::default();
-    let (moved, record) = ledger.begin(&get("a.example", "/x/1")).unwrap();
+    let (moved, record) = ledger.begin(&get("a.example", "/x/1"), Ground::Rule).unwrap();
     moved.sent.fetch_add(3, Ordering::Relaxed);
     moved.received.fetch_add(5, Ordering::Relaxed);
     let of = |other: FirstUse| record.is_of(&other);
-    assert!(of(ledger.begin(&get("a.example", "/x/2")).unwrap().1), "one record for both");
-    assert!(!of(Ledger::default().begin(&get("a.example", "/x/2")).unwrap().1));
+    assert!(of(ledger.begin(&get("a.example", "/x/2"), Ground::Rule).unwrap().1), "one record for both");
+    assert!(!of(Ledger::default().begin(&get("a.example", "/x/2"), Ground::Rule).unwrap().1));
     let items = &ledger.used()[0]["items"];
     assert_eq!(
         items,
@@ -35,13 +35,24 @@ fn uses_are_told_as_what_was_moved_since() {
 }
 
 #[test]
+fn what_is_only_learned_is_told_apart_and_said_so() {
+    let mut ledger = Ledger::default();
+    let record = ledger.begin(&get("a.example", "/x/1"), Ground::Rule).unwrap().1;
+    let learned = ledger.begin(&get("a.example", "/y/1"), Ground::Learning).unwrap().1;
+    assert!(!record.is_of(&learned), "a record of its own");
+    let items = &ledger.used()[0]["items"];
+    assert_eq!((&items[0]["path"], items[0].get("learned")), (&json!("/x/1"), None));
+    assert_eq!((&items[1]["path"], &items[1]["learned"]), (&json!("/y/1"), &json!(true)));
+}
+
+#[test]
 fn what_goes_out_in_plain_and_over_tls_is_told_apart() {
     let mut ledger = Ledger::default();
     let plain = get("a.example:443", "/x/1");
     let via = Via::Https { method: "GET".to_owned(), path: "/y/1".to_owned() };
     let over_tls = Wanted { via, ..plain.clone() };
-    let record = ledger.begin(&plain).unwrap().1;
-    assert!(!record.is_of(&ledger.begin(&over_tls).unwrap().1), "a record of its own");
+    let record = ledger.begin(&plain, Ground::Rule).unwrap().1;
+    assert!(!record.is_of(&ledger.begin(&over_tls, Ground::Rule).unwrap().1), "a record of its own");
     let items = &ledger.used()[0]["items"];
     let told = |at: usize| (items[at]["via"].as_str().unwrap(), items[at]["path"].as_str().unwrap());
     assert_eq!([told(0), told(1)], [("http", "/x/1"), ("https", "/y/1")]);
@@ -96,10 +107,13 @@ fn kinds_of_denials_end() {
 fn kinds_of_uses_end_and_their_events_are_bounded() {
     let mut ledger = Ledger::default();
     for number in 0..EGRESS_TARGETS {
-        ledger.begin(&tunnel(&format!("h{number}.example"))).unwrap();
+        ledger.begin(&tunnel(&format!("h{number}.example")), Ground::Rule).unwrap();
     }
-    assert_eq!(ledger.begin(&tunnel("one-too-many.example")).unwrap_err(), Fault::TooManyTargets);
-    assert!(ledger.begin(&tunnel("h0.example")).is_ok());
+    assert_eq!(
+        ledger.begin(&tunnel("one-too-many.example"), Ground::Rule).unwrap_err(),
+        Fault::TooManyTargets
+    );
+    assert!(ledger.begin(&tunnel("h0.example"), Ground::Rule).is_ok());
     let told = ledger.used();
     assert_eq!(told.len(), EGRESS_TARGETS.div_ceil(EGRESS_USED_ITEMS));
     assert!(told.iter().all(|event| event["items"].as_array().unwrap().len() <= EGRESS_USED_ITEMS));

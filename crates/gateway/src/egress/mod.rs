@@ -23,7 +23,7 @@ mod unframed;
 use std::sync::Arc;
 
 use ::http::{Request, Response, StatusCode};
-use caisson_domain::egress::{Via, Wanted};
+use caisson_domain::egress::{Rule, Via, Wanted};
 use caisson_domain::event::EventKind;
 use caisson_domain::run::{Run, cut};
 use caisson_store::{CredentialUse, DoorRun};
@@ -33,8 +33,8 @@ use serde_json::json;
 
 pub use self::config::{EgressCredential, EgressUpstreams};
 pub(crate) use self::fault::Fault;
-use self::policy::Policy;
-pub(crate) use self::reach::{Reach, Resolve, system};
+use self::policy::{Ground, Policy};
+pub(crate) use self::reach::{Dial, Reach, Resolve, system, tcp};
 pub(crate) use self::run::{RunEgress, before_outcome};
 use self::tls::Tls;
 #[cfg(feature = "checks-off")]
@@ -55,9 +55,19 @@ pub(crate) struct EgressSide {
 }
 
 impl EgressSide {
-    pub(crate) fn new(upstreams: &EgressUpstreams, resolve: Resolve) -> Result<Self, GatewayError> {
+    pub(crate) fn new(upstreams: &EgressUpstreams, net: (Resolve, Dial)) -> Result<Self, GatewayError> {
         let tls = Tls::new(upstreams.extra_ca_pem.as_deref())?;
-        Ok(Self { policy: Policy::new(upstreams)?, reach: Reach::new(upstreams, resolve), tls })
+        Ok(Self { policy: Policy::new(upstreams)?, reach: Reach::new(upstreams, net), tls })
+    }
+
+    /// What is told of a fault on the way of what is learned: an address that the operator opened needs a rule alone.
+    fn unlearned(&self, wanted: &Wanted, ground: Ground, fault: Fault) -> Fault {
+        match (ground, fault) {
+            (Ground::Learning, Fault::PrivateAddress { address, .. }) if self.reach.opens(address) => {
+                Fault::NotAllowed { rule: Rule::exactly(wanted).to_string() }
+            }
+            (Ground::Learning | Ground::Rule, fault) => fault,
+        }
     }
 }
 
@@ -135,18 +145,20 @@ async fn pass(
 ) -> Result<Response<Body>, Stop> {
     let shared = &door.shared;
     let side = &shared.egress;
-    side.policy.judge(chosen(run), wanted)?;
-    let (passage, record) = egress.admit(wanted)?;
+    let ground = side.policy.judge(chosen(run), wanted)?;
+    let (passage, record) = egress.admit(wanted, ground)?;
     // Nobody goes out unrecorded.
-    let recorded = record.ensure(shared, || egress.audit_use(&shared.store, wanted)).await;
+    let recorded = record.ensure(shared, || egress.audit_use(&shared.store, wanted, ground)).await;
     recorded.map_err(|error| Stop::Store(Refusal::store(&error)))?;
-    let login = match &wanted.via {
-        Via::Tunnel => None,
+    let login = match (&wanted.via, ground) {
+        // Whom no rule names is told no credential.
+        (Via::Tunnel, _) | (Via::Http { .. } | Via::Https { .. }, Ground::Learning) => None,
         // Nobody outside waits for the store.
-        Via::Http { .. } | Via::Https { .. } => login(shared, run, wanted).await?,
+        (Via::Http { .. } | Via::Https { .. }, Ground::Rule) => login(shared, run, wanted).await?,
     };
     let request_of = (wanted, login.as_ref().map(|login| &login.authorization));
-    let outside = side.reach.connect(&wanted.target, &shared.bounds).await?;
+    let outside = side.reach.connect(&wanted.target, ground, &shared.bounds).await;
+    let outside = outside.map_err(|fault| side.unlearned(wanted, ground, fault))?;
     match &wanted.via {
         Via::Tunnel => {}
         Via::Http { .. } => return Ok(http::exchange(door, outside, passage, request_of, request).await?),

@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use caisson_domain::checks::{Check, stands};
-use caisson_domain::egress::{Choice, Preset, Rule, Via, Wanted, is_plain};
+use caisson_domain::egress::{Choice, Host, Preset, Rule, Via, Wanted, is_plain};
 use secrecy::ExposeSecret;
 
 use super::config::{EgressCredential, EgressUpstreams};
@@ -11,11 +11,21 @@ use super::fault::Fault;
 use crate::config::{GatewayError, check_url, secret_header};
 use crate::credentials::RegistryLogin;
 
+/// Why a wish passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Ground {
+    /// A rule of the operator's has it.
+    Rule,
+    /// No rule has it; it is let through to public addresses, and without a credential, so that a list can be made of it.
+    Learning,
+}
+
 /// The operator's rules, ready to be asked.
 pub(super) struct Policy {
     rules: Vec<Rule>,
     presets: Vec<(Preset, Vec<Rule>)>,
     credentials: Vec<(EgressCredential, RegistryLogin)>,
+    learn: bool,
 }
 
 impl Policy {
@@ -36,6 +46,7 @@ impl Policy {
             rules: upstreams.rules.clone(),
             presets: upstreams.presets.clone(),
             credentials: upstreams.credentials.iter().map(ready).collect::<Result<_, GatewayError>>()?,
+            learn: upstreams.learn,
         })
     }
 
@@ -50,18 +61,24 @@ impl Policy {
         passing.or_else(plain).unwrap_or(first)
     }
 
-    /// Refuses what the operator's rules do not have, and what the workflow did not choose among them.
-    pub(super) fn judge(&self, chosen: Option<&[String]>, wanted: &Wanted) -> Result<(), Fault> {
+    /// Refuses what the operator's rules do not have, unless the operator has it learned, and what the workflow did not choose.
+    /// An address is never learned: it is no host that a list should have.
+    pub(super) fn judge(&self, chosen: Option<&[String]>, wanted: &Wanted) -> Result<Ground, Fault> {
         if !stands(Check::EgressRules) {
-            return Ok(());
+            return Ok(Ground::Rule);
         }
-        if !self.is_allowed(wanted) {
+        let learns = self.learn && matches!(wanted.target.host, Host::Name(_));
+        let ground = if self.is_allowed(wanted) {
+            Ground::Rule
+        } else if learns {
+            Ground::Learning
+        } else {
             return Err(Fault::NotAllowed { rule: Rule::exactly(wanted).to_string() });
-        }
+        };
         if !self.is_chosen(chosen, wanted) {
             return Err(Fault::NotInWorkflow { rule: Rule::exactly(wanted).to_string() });
         }
-        Ok(())
+        Ok(ground)
     }
 
     /// All rules of the operator.
@@ -151,12 +168,12 @@ mod tests {
         let (here, npm, other) =
             (tunnel("a.example.com:443"), tunnel("npm.example:443"), tunnel("evil.example:443"));
         for wanted in [&here, &npm] {
-            assert_eq!(policy.judge(None, wanted), Ok(()));
+            assert_eq!(policy.judge(None, wanted), Ok(Ground::Rule));
             let none = policy.judge(Some(&[]), wanted);
             assert!(matches!(none, Err(Fault::NotInWorkflow { .. })));
         }
-        assert_eq!(policy.judge(Some(&chosen(&["a.example.com"])), &here), Ok(()));
-        assert_eq!(policy.judge(Some(&chosen(&["npm"])), &npm), Ok(()));
+        assert_eq!(policy.judge(Some(&chosen(&["a.example.com"])), &here), Ok(Ground::Rule));
+        assert_eq!(policy.judge(Some(&chosen(&["npm"])), &npm), Ok(Ground::Rule));
         for (entries, wanted) in
             [(&["npm"], &here), (&["pip"], &npm), (&["a.example.com"], &npm), (&["???"], &here)]
         {
@@ -165,6 +182,32 @@ mod tests {
         }
         let wide = chosen(&["evil.example", "*.example"]);
         assert!(matches!(policy.judge(Some(&wide), &other), Err(Fault::NotAllowed { .. })));
+    }
+
+    #[test]
+    fn what_is_learned_is_a_name_that_no_rule_has_and_the_workflow_may_reach() {
+        let of = |learn: bool| {
+            let rules = vec!["https://r.example/team/".parse().unwrap(), "a.example".parse().unwrap()];
+            Policy::new(&EgressUpstreams { rules, learn, ..EgressUpstreams::default() }).unwrap()
+        };
+        let (open, closed) = (of(true), of(false));
+        let ruled = tunnel("a.example:443");
+        assert_eq!(open.judge(None, &ruled), Ok(Ground::Rule));
+        let unruled =
+            [tunnel("b.example:443"), tunnel("a.example:22"), get("b.example", "/x"), get("r.example", "/x")];
+        for wanted in &unruled {
+            assert_eq!(open.judge(None, wanted), Ok(Ground::Learning), "{wanted:?}");
+            assert!(matches!(closed.judge(None, wanted), Err(Fault::NotAllowed { .. })), "{wanted:?}");
+            for entries in [&[][..], &["a.example"], &["npm"]] {
+                let fault = open.judge(Some(&chosen(entries)), wanted).unwrap_err();
+                assert!(matches!(fault, Fault::NotInWorkflow { .. }), "{entries:?} {wanted:?}");
+            }
+            let has_it = chosen(&[&Rule::exactly(wanted).to_string()]);
+            assert_eq!(open.judge(Some(&has_it), wanted), Ok(Ground::Learning), "{wanted:?}");
+        }
+        for address in ["8.8.8.8:443", "127.0.0.1:80", "[2606:4700::1]:443"] {
+            assert!(matches!(open.judge(None, &tunnel(address)), Err(Fault::NotAllowed { .. })), "{address}");
+        }
     }
 
     #[test]
@@ -238,7 +281,7 @@ mod tests {
         ] {
             let chosen = entries.map(chosen);
             assert_eq!(both.way(chosen.as_deref(), wanted.clone()), *way, "{entries:?}");
-            assert_eq!(both.judge(chosen.as_deref(), way), Ok(()), "{entries:?}");
+            assert_eq!(both.judge(chosen.as_deref(), way), Ok(Ground::Rule), "{entries:?}");
         }
         // What nobody chose is refused with the rule that is missing.
         let none = both.way(Some(&[]), wanted.clone());

@@ -60,8 +60,8 @@ async fn reached(door: &Arc<Door>, begun: &[u8]) -> Option<(TcpStream, Vec<u8>)>
     let side = &door.shared.egress;
     // Nothing is encrypted here.
     let wanted = Some(side.policy.way(None, wanted)).filter(|way| !matches!(way.via, Via::Https { .. }))?;
-    side.policy.judge(None, &wanted).ok()?;
-    let outside = side.reach.connect(&wanted.target, &door.shared.bounds).await.ok()?;
+    let ground = side.policy.judge(None, &wanted).ok()?;
+    let outside = side.reach.connect(&wanted.target, ground, &door.shared.bounds).await.ok()?;
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let fields = fields.split_inclusive("\r\n").filter(|field| !field.starts_with("Proxy-"));
     let mut first = format!("{method} {path} HTTP/1.1\r\n{}", fields.collect::<String>()).into_bytes();

@@ -275,8 +275,10 @@ async fn a_tools_plain_request_reaches_a_registry_over_tls_with_a_token_that_is_
     assert!(heard[0].starts_with("GET /team/package HTTP/1.1\r\n"), "{heard:?}");
     assert!(heard[0].contains(&format!("authorization: Bearer {TOKEN}\r\n")), "{heard:?}");
     assert!(!serde_json::to_string(&events).unwrap().contains(TOKEN));
-    let used = of_kind(&events, "egress.used");
-    assert_eq!(used[0]["items"][0]["via"], "https", "{used:?}");
+    let used: Vec<&Value> =
+        of_kind(&events, "egress.used").iter().flat_map(|data| data["items"].as_array().unwrap()).collect();
+    let over_tls = used.iter().find(|item| item["via"] == "https").unwrap();
+    assert_eq!((&over_tls["path"], over_tls.get("learned")), (&json!("/team/package"), None), "{used:?}");
     let output = world.client(&["egress", "suggest", &id, "--json"]).output().unwrap();
     let suggested: Value = serde_json::from_slice(&output.stdout).unwrap();
     let allow = suggested["allow"].as_array().unwrap();

@@ -33,7 +33,10 @@ pub(crate) async fn suggest(flags: One) -> anyhow::Result<u8> {
     } else {
         print(&told(&id, &allow, private));
         if !unruled.is_empty() {
-            print(&format!("# let through only since the server learns: {}", unruled.join(", ")));
+            print(&format!(
+                "# no rule has these yet, and they were tried only since the server learns: {}",
+                unruled.join(", ")
+            ));
         }
     }
     Ok(DONE)

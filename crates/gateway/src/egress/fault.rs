@@ -15,6 +15,8 @@ pub(crate) enum Fault {
     HostMismatch { target: String },
     /// No rule of the operator has it.
     NotAllowed { rule: String },
+    /// No rule has the tunnel; one has plain requests for `url`, which go on over TLS.
+    NoTunnel { rule: String, url: String },
     /// The operator allows it, and the workflow did not choose it.
     NotInWorkflow { rule: String },
     /// The name has no address that may be reached.
@@ -53,7 +55,7 @@ impl Fault {
         match self {
             Self::BadRequest { .. } => "bad_request",
             Self::HostMismatch { .. } => "host_mismatch",
-            Self::NotAllowed { .. } => "not_allowed",
+            Self::NotAllowed { .. } | Self::NoTunnel { .. } => "not_allowed",
             Self::NotInWorkflow { .. } => "not_in_workflow",
             Self::PrivateAddress { .. } => "private_address",
             Self::TooManyAtOnce => "too_many_at_once",
@@ -76,7 +78,7 @@ impl Fault {
         match self {
             Self::BadRequest { .. } => "egress_bad_request",
             Self::HostMismatch { .. } => "egress_host_mismatch",
-            Self::NotAllowed { .. } => "egress_not_allowed",
+            Self::NotAllowed { .. } | Self::NoTunnel { .. } => "egress_not_allowed",
             Self::NotInWorkflow { .. } => "egress_not_in_workflow",
             Self::PrivateAddress { .. } => "egress_private_address",
             Self::TooManyAtOnce => "egress_too_many_at_once",
@@ -101,6 +103,7 @@ impl Fault {
             Self::BadRequest { .. }
             | Self::HostMismatch { .. }
             | Self::NotAllowed { .. }
+            | Self::NoTunnel { .. }
             | Self::NotInWorkflow { .. }
             | Self::PrivateAddress { .. }
             | Self::TooManyAtOnce
@@ -122,7 +125,7 @@ impl Fault {
     /// The setting that would let it through; none where no setting can.
     pub(super) fn remedy(&self) -> Option<(&'static str, String)> {
         match self {
-            Self::NotAllowed { rule } => Some(("egress.allow", rule.clone())),
+            Self::NotAllowed { rule } | Self::NoTunnel { rule, .. } => Some(("egress.allow", rule.clone())),
             Self::NotInWorkflow { rule } => Some(("caisson.egress", rule.clone())),
             Self::PrivateAddress { address, .. } => {
                 let bits = if address.is_ipv4() { 32 } else { 128 };
@@ -150,6 +153,7 @@ impl Fault {
         match self {
             Self::BadRequest { .. } | Self::HostMismatch { .. } => StatusCode::BAD_REQUEST,
             Self::NotAllowed { .. }
+            | Self::NoTunnel { .. }
             | Self::NotInWorkflow { .. }
             | Self::PrivateAddress { .. }
             | Self::TooManyConnections { .. }
@@ -179,6 +183,10 @@ impl Fault {
             Self::NotAllowed { rule } => format!(
                 "{target} is not among the hosts that this sandbox may reach; whoever runs the server can allow it \
                  with the rule \"{rule}\" in egress.allow. Work without it, or say in your last message that it is needed"
+            ),
+            Self::NoTunnel { rule, url } => format!(
+                "{target} is not reached by a tunnel: ask for {url} without TLS, and the server sends the request on over TLS. \
+                 Whoever runs the server could allow the tunnel with the rule \"{rule}\" in egress.allow"
             ),
             Self::NotInWorkflow { rule } => format!(
                 "{target} is not among the hosts that this run's workflow chose; it could with the rule \"{rule}\" in \
@@ -229,6 +237,7 @@ mod tests {
             Fault::BadRequest { reason: String::new() },
             Fault::HostMismatch { target: String::new() },
             Fault::NotAllowed { rule: String::new() },
+            Fault::NoTunnel { rule: String::new(), url: String::new() },
             Fault::NotInWorkflow { rule: String::new() },
             Fault::PrivateAddress { address: IpAddr::from([10, 0, 0, 1]), what: "x" },
             Fault::TooManyAtOnce,

@@ -180,7 +180,9 @@ fn denied(asked: &str, wanted: Option<&Wanted>, fault: &Fault, count: u64) -> Va
     let asked = cut(&asked, EXCERPT_BYTES);
     // The rule covers all that was asked so far.
     let remedy = match (fault, wanted) {
-        (Fault::NotAllowed { .. }, Some(wanted)) => Some(("egress.allow", Rule::exactly(wanted).to_string())),
+        (Fault::NotAllowed { .. } | Fault::NoTunnel { .. }, Some(wanted)) => {
+            Some(("egress.allow", Rule::exactly(wanted).to_string()))
+        }
         (Fault::NotInWorkflow { .. }, Some(wanted)) => {
             Some(("caisson.egress", Rule::exactly(wanted).to_string()))
         }

@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use caisson_domain::checks::{Check, stands};
-use caisson_domain::egress::{Choice, Host, Preset, Rule, Via, Wanted, is_plain};
+use caisson_domain::egress::{Choice, HTTPS_PORT, Host, Preset, Rule, Scope, Target, Via, Wanted, is_plain};
 use secrecy::ExposeSecret;
 
 use super::config::{EgressCredential, EgressUpstreams};
@@ -73,7 +73,11 @@ impl Policy {
         } else if learns {
             Ground::Learning
         } else {
-            return Err(Fault::NotAllowed { rule: Rule::exactly(wanted).to_string() });
+            let rule = Rule::exactly(wanted).to_string();
+            return Err(match self.plain_instead(wanted) {
+                Some(url) => Fault::NoTunnel { rule, url },
+                None => Fault::NotAllowed { rule },
+            });
         };
         if !self.is_chosen(chosen, wanted) {
             return Err(Fault::NotInWorkflow { rule: Rule::exactly(wanted).to_string() });
@@ -88,6 +92,22 @@ impl Policy {
 
     fn is_allowed(&self, wanted: &Wanted) -> bool {
         self.rules().any(|rule| rule.allows(wanted))
+    }
+
+    /// What a tool may ask for in plain, where it wanted a tunnel to a place that an HTTPS rule is for.
+    fn plain_instead(&self, wanted: &Wanted) -> Option<String> {
+        if wanted.via != Via::Tunnel {
+            return None;
+        }
+        let Target { host, port } = &wanted.target;
+        let port = if *port == HTTPS_PORT { String::new() } else { format!(":{port}") };
+        self.rules().find_map(|rule| {
+            let Scope::Https { methods, path } = &rule.scope else { return None };
+            let (method, path) = (methods.first().cloned().unwrap_or_default(), path.clone());
+            let url = format!("http://{host}{port}{path}");
+            let via = Via::Https { method, path };
+            rule.allows(&Wanted { target: wanted.target.clone(), via }).then_some(url)
+        })
     }
 
     /// Whether the workflow's list has it; without a list it has everything.
@@ -130,7 +150,6 @@ impl Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use caisson_domain::egress::Target;
 
     fn tunnel(target: &str) -> Wanted {
         Wanted { target: Target::parse(target, None).unwrap(), via: Via::Tunnel }
@@ -292,7 +311,16 @@ mod tests {
         assert_eq!(both.way(None, elsewhere.clone()), elsewhere);
         let tunnel = tunnel("r.example:443");
         assert_eq!(both.way(None, tunnel.clone()), tunnel);
-        assert!(matches!(both.judge(None, &tunnel), Err(Fault::NotAllowed { .. })), "no tunnel by it");
+        let no_tunnel = |target: &str, rule: &str, url: &str| {
+            let fault = Fault::NoTunnel { rule: rule.to_owned(), url: url.to_owned() };
+            assert_eq!(both.judge(None, &self::tunnel(target)), Err(fault));
+        };
+        no_tunnel("r.example:443", "r.example:443", "http://r.example/team/");
+        no_tunnel("r.example:8443", "r.example:8443", "http://r.example:8443/team/");
+        for other in ["r.example:80", "other.example:443"] {
+            let fault = both.judge(None, &self::tunnel(other)).unwrap_err();
+            assert!(matches!(fault, Fault::NotAllowed { .. }), "{other}: {fault:?}");
+        }
         // An HTTPS rule alone lets nothing out in plain.
         let tls_alone = policy(&["https://r.example/team/"], &[]);
         assert!(matches!(tls_alone.judge(None, &plain), Err(Fault::NotAllowed { .. })));

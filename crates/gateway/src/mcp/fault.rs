@@ -70,6 +70,7 @@ impl From<egress::Fault> for Fault {
             egress::Fault::BadRequest { .. }
             | egress::Fault::HostMismatch { .. }
             | egress::Fault::NotAllowed { .. }
+            | egress::Fault::NoTunnel { .. }
             | egress::Fault::NotInWorkflow { .. }
             | egress::Fault::TooManyAtOnce
             | egress::Fault::TooManyConnections { .. }

@@ -109,6 +109,8 @@ async fn a_plain_request_goes_on_over_tls_judged_and_with_the_stores_token() {
         let answer = ask(&sandbox, &line, "").await;
         assert!(answer.contains("egress_not_allowed"), "{line}: {answer}");
     }
+    let tunnel = ask(&sandbox, &format!("CONNECT localhost:{port}"), "").await;
+    assert!(tunnel.contains(&format!("ask for http://localhost:{port}/team/ without TLS")), "{tunnel}");
     let trace = ask(&sandbox, "TRACE http://localhost/team/a", "").await;
     assert!(trace.contains("egress_bad_request"), "{trace}");
     let encrypted = ask(&sandbox, &format!("GET https://localhost:{port}/team/a"), "").await;

@@ -348,7 +348,8 @@ fn wide_section(section: &str, allow: &[String], allow_private: &[String]) -> Ve
     rules.chain(ranges).collect()
 }
 
-/// What the store holds that is sent where others can read it, each with what to do. Registries' tokens are for plain HTTP.
+/// What the store holds that is sent where others can read it, each with what to do. A registry's token says itself by which way
+/// it goes.
 ///
 /// # Errors
 /// As every read of the store.

@@ -282,7 +282,7 @@ fn stored_credentials_that_are_sent_without_encryption_are_told() {
         assert_eq!(open_credential("notes", &settings), None, "{settings:?}");
     }
     let registry = CredentialSettings::RegistryToken { host: "r.example".to_owned(), username: None };
-    assert_eq!(open_credential("registry", &registry), None, "it is for plain HTTP alone");
+    assert_eq!(open_credential("registry", &registry), None, "it says itself that it goes in plain");
     for (settings, kind) in
         [(mcp("http://m.example/mcp"), "mcp_header"), (git("http://g.example/"), "git_token")]
     {

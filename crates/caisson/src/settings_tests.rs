@@ -79,7 +79,7 @@ fn unknown_keys_are_errors_wherever_they_stand() {
 
 #[test]
 fn every_fault_is_reported_together() {
-    let message = fault("slots = 0\nuid_base = 10\n[egress]\nallow = [\"https://x.example/\"]\n", &[]);
+    let message = fault("slots = 0\nuid_base = 10\n[egress]\nallow = [\"ftp://x.example/\"]\n", &[]);
     for part in ["slots is 0", "uid_base is 10", "egress.allow: "] {
         assert!(message.contains(part), "{message}");
     }

@@ -2,7 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
+use std::io::{Read, Write};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use serde_json::{Value, json};
 use testkit::ground::Ground;
@@ -17,7 +23,12 @@ const END: Duration = Duration::from_mins(1);
 testkit::on_every_engine_and_database! {
     tools_reach_what_is_allowed_and_are_told_what_is_not
     a_workflow_that_chose_nothing_reaches_nothing
+    a_tools_plain_request_reaches_a_registry_over_tls_with_a_token_that_is_nowhere_inside
 }
+
+/// A certificate for `localhost`, of an authority of its own; the key is for tests alone and opens nothing.
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../gateway/src/tests/tls");
+const TOKEN: &str = "registry-canary-over-tls-4f0a";
 
 /// A host on loopback that says where it was asked.
 async fn host() -> u16 {
@@ -190,10 +201,91 @@ fn the_doctor_says_which_preset_came_to_nothing() {
     };
     let said = doctor(&[]);
     // As a server takes it.
-    let lines: Vec<_> = said.lines().filter(|line| line.contains("egress")).collect();
+    let is_egress = |line: &&str| line.split_whitespace().nth(1) == Some("egress");
+    let lines: Vec<_> = said.lines().filter(is_egress).collect();
     assert!(lines[0].starts_with("warn") && lines[0].contains("preset cargo: its configuration"), "{said}");
     assert!(lines[1].starts_with("ok") && lines[1].contains("nothing outside"), "{said}");
     let said = doctor(&[("CARGO_REGISTRIES_MIRROR_INDEX", "sparse+https://mirror.example.com/index/")]);
-    let line = said.lines().find(|line| line.contains("egress")).unwrap();
+    let line = said.lines().find(is_egress).unwrap();
     assert!(line.starts_with("ok") && line.contains("1 rule"), "{said}");
+}
+
+/// A host on loopback that speaks TLS; beside its port what it was sent.
+fn secure_host() -> (u16, Arc<Mutex<Vec<String>>>) {
+    let certificate = CertificateDer::from_pem_file(format!("{FIXTURES}/leaf.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(format!("{FIXTURES}/leaf.key")).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = Arc::new(config.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap());
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&heard);
+    // It lives as long as the test's process.
+    std::thread::spawn(move || {
+        while let Ok((tcp, _)) = listener.accept() {
+            let mut tls = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), tcp);
+            let mut buffer = [0; 4096];
+            let Ok(read @ 1..) = tls.read(&mut buffer) else { continue };
+            kept.lock().unwrap().push(String::from_utf8_lossy(&buffer[..read]).into_owned());
+            tls.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 14\r\n\r\nover TLS it is").ok();
+            tls.conn.send_close_notify();
+            tls.flush().ok();
+        }
+    });
+    (port, heard)
+}
+
+async fn a_tools_plain_request_reaches_a_registry_over_tls_with_a_token_that_is_nowhere_inside(
+    ground: Ground,
+) {
+    let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
+    let (port, heard) = secure_host();
+    // By the proxy also for a name that has none otherwise.
+    let command = format!(
+        "exec 2>&1; ask='curl -sS -x http://127.0.0.1:4180 --noproxy x'; $ask http://localhost/team/package; echo; \
+         $ask http://localhost/else; echo; $ask https://localhost:{port}/team/package; $ask http://inside.example/; echo; env"
+    );
+    let mut spec = spec(ground, port, vec![scenario(&command)]);
+    spec.variables = [
+        ("EGRESS__ALLOW", format!("https://localhost:{port}/team/#GET")),
+        ("EGRESS__HOSTS", "localhost=127.0.0.1 inside.example=10.0.0.1".to_owned()),
+        ("EGRESS__ALLOW_PRIVATE", "127.0.0.1/32".to_owned()),
+        ("EGRESS__EXTRA_CA_FILE", format!("{FIXTURES}/ca.pem")),
+        ("EGRESS__LEARN", "true".to_owned()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .to_vec();
+    let world = World::start(&parts, spec).await.unwrap();
+    let body = json!({"name": "npm", "kind": "registry_token", "settings": {"host": format!("https://localhost:{port}")},
+                      "secret": {"value": TOKEN}});
+    let keeper = world.spec.command(&["key", "create", "keeper", "--scope", "credentials"]).output().unwrap();
+    let key = String::from_utf8(keeper.stdout).unwrap();
+    let keeper = testkit::api::Api::new(&world.server.base, key.trim()).unwrap();
+    let added = keeper.post("/v1/credentials", &body).await.unwrap();
+    assert_eq!(added.status, 201, "{:?}", added.body);
+    let (id, events) = run(&world, "bug-fixer").await;
+    let printed = printed(&events);
+    for wanted in ["over TLS it is", "egress_not_allowed", "egress_private_address"] {
+        assert!(printed.contains(wanted), "{wanted} in:\n{printed}");
+    }
+    assert_eq!(printed.matches("over TLS it is").count(), 1, "{printed}");
+    let heard = heard.lock().unwrap().clone();
+    assert_eq!(heard.len(), 1, "{heard:?}");
+    assert!(heard[0].starts_with("GET /team/package HTTP/1.1\r\n"), "{heard:?}");
+    assert!(heard[0].contains(&format!("authorization: Bearer {TOKEN}\r\n")), "{heard:?}");
+    assert!(!serde_json::to_string(&events).unwrap().contains(TOKEN));
+    let used: Vec<&Value> =
+        of_kind(&events, "egress.used").iter().flat_map(|data| data["items"].as_array().unwrap()).collect();
+    let over_tls = used.iter().find(|item| item["via"] == "https").unwrap();
+    assert_eq!((&over_tls["path"], over_tls.get("learned")), (&json!("/team/package"), None), "{used:?}");
+    let output = world.client(&["egress", "suggest", &id, "--json"]).output().unwrap();
+    let suggested: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let allow = suggested["allow"].as_array().unwrap();
+    assert!(allow.contains(&json!(format!("https://localhost:{port}/team/package#GET"))), "{suggested}");
+    assert!(suggested["learned"].as_array().unwrap().contains(&json!("inside.example:80")), "{suggested}");
+    assert!(world.server.log().contains("egress.learn is on"), "the server warns");
+    let doctor = world.spec.command(&["doctor"]).output().unwrap();
+    let doctor = String::from_utf8(doctor.stdout).unwrap();
+    assert!(doctor.contains("egress.learn is on") && doctor.contains("every public host"), "{doctor}");
 }

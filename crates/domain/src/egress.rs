@@ -1,14 +1,18 @@
 //! Where the tools in a sandbox may go: rules, presets and address ranges, as texts and as decisions.
 //!
-//! A rule has one of two shapes. `host:443` is a *tunnel* rule: bytes to these ports, whatever they say, since what is
+//! A rule has one of three shapes. `host:443` is a *tunnel* rule: bytes to these ports, whatever they say, since what is
 //! in a tunnel is encrypted end to end and nobody looks into it. `http://host/path/#GET,HEAD` is a rule for *plain
-//! HTTP*, whose method and path can be judged. Both shapes are one word without spaces, so that lists of them fit into a
-//! variable and into a command line.
+//! HTTP*, whose method and path can be judged. `https://host/path/#GET,HEAD` is a rule for plain HTTP of the tool's that
+//! the gateway sends on over TLS. Each shape is one word without spaces, so that lists of them fit into a variable and into
+//! a command line.
+
+mod range;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+pub use self::range::AddressRange;
 use crate::run::text_enum;
 
 /// Longest host name, in bytes (RFC 1035).
@@ -24,10 +28,10 @@ pub const RULE_PATH_BYTES: usize = 1024;
 /// Entries of a workflow's `egress` list, and rules of an operator's.
 pub const RULES: usize = 256;
 
-/// Port of a tunnel rule that names none.
-const TUNNEL_PORT: u16 = 443;
+/// Port of a tunnel or an HTTPS rule that names none.
+pub const HTTPS_PORT: u16 = 443;
 /// Port of a plain HTTP rule that names none.
-const HTTP_PORT: u16 = 80;
+pub const HTTP_PORT: u16 = 80;
 
 text_enum! {
     /// Hosts that a package manager's own configuration on the server's machine names.
@@ -184,6 +188,25 @@ pub enum Via {
         /// Its path, without query.
         path: String,
     },
+    /// One HTTP request that the gateway sends over TLS; the tool made it in plain ([`Rule::secured`]).
+    Https {
+        /// Its method.
+        method: String,
+        /// Its path, without query.
+        path: String,
+    },
+}
+
+impl Via {
+    /// The word for it in events: `tunnel`, `http` or `https`.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Tunnel => "tunnel",
+            Self::Http { .. } => "http",
+            Self::Https { .. } => "https",
+        }
+    }
 }
 
 /// Hosts that a rule is for.
@@ -236,6 +259,13 @@ pub enum Scope {
         /// Their path begins with it, in whole parts.
         path: String,
     },
+    /// HTTP requests that the gateway sends over TLS. Such a rule has one port.
+    Https {
+        /// Their methods, sorted; empty for any.
+        methods: Vec<String>,
+        /// Their path begins with it, in whole parts.
+        path: String,
+    },
 }
 
 /// One rule.
@@ -257,22 +287,42 @@ impl Rule {
             && self.ports.contains(&wanted.target.port)
             && match (&self.scope, &wanted.via) {
                 (Scope::Tunnel, _) => true,
-                (Scope::Http { .. }, Via::Tunnel) => false,
-                (Scope::Http { methods, path: prefix }, Via::Http { method, path }) => {
+                (Scope::Http { .. } | Scope::Https { .. }, Via::Tunnel)
+                | (Scope::Http { .. }, Via::Https { .. })
+                | (Scope::Https { .. }, Via::Http { .. }) => false,
+                (Scope::Http { methods, path: prefix }, Via::Http { method, path })
+                | (Scope::Https { methods, path: prefix }, Via::Https { method, path }) => {
                     (methods.is_empty() || methods.contains(method)) && is_below(path, prefix)
                 }
             }
     }
 
+    /// What a plain HTTP request becomes by an HTTPS rule that is for it: the same over TLS, to the rule's port. It is for
+    /// requests to its host and port 80, which a tool names that was given `http://host/`, or to its own port.
+    #[must_use]
+    pub fn secured(&self, wanted: &Wanted) -> Option<Wanted> {
+        let (Scope::Https { .. }, [port]) = (&self.scope, self.ports.as_slice()) else { return None };
+        let Via::Http { method, path } = &wanted.via else { return None };
+        if ![HTTP_PORT, *port].contains(&wanted.target.port) {
+            return None;
+        }
+        let target = Target { host: wanted.target.host.clone(), port: *port };
+        let via = Via::Https { method: method.clone(), path: path.clone() };
+        Some(Wanted { target, via }).filter(|secured| self.allows(secured))
+    }
+
     /// The smallest rule that lets this through.
     #[must_use]
     pub fn exactly(wanted: &Wanted) -> Self {
+        let fitting = |path: &String| {
+            let fits = path.len() <= RULE_PATH_BYTES && is_plain(path) && is_writable(path);
+            if fits { path.clone() } else { "/".to_owned() }
+        };
         let scope = match &wanted.via {
             Via::Tunnel => Scope::Tunnel,
-            Via::Http { method, path } => {
-                let fits = path.len() <= RULE_PATH_BYTES && is_plain(path) && is_writable(path);
-                let path = if fits { path.clone() } else { "/".to_owned() };
-                Scope::Http { methods: vec![method.clone()], path }
+            Via::Http { method, path } => Scope::Http { methods: vec![method.clone()], path: fitting(path) },
+            Via::Https { method, path } => {
+                Scope::Https { methods: vec![method.clone()], path: fitting(path) }
             }
         };
         let host = HostPattern::Exactly(wanted.target.host.clone());
@@ -323,19 +373,19 @@ impl FromStr for Rule {
     fn from_str(text: &str) -> Result<Self, EgressTextError> {
         let fault = |reason| EgressTextError::new(text, reason);
         let (authority, default, scope) = if let Some(rest) = text.strip_prefix("http://") {
-            let (rest, methods) = rest.split_once('#').map_or((rest, ""), |(rest, methods)| (rest, methods));
-            let (authority, path) = rest.find('/').map_or((rest, "/"), |slash| rest.split_at(slash));
-            if path.len() > RULE_PATH_BYTES || !is_plain(path) || !is_writable(path) {
-                return Err(fault("has a path that is no plain prefix, such as /simple/"));
-            }
-            let methods = methods_of(methods).ok_or_else(|| fault("has a method that is none"))?;
-            (authority, HTTP_PORT, Scope::Http { methods, path: path.to_owned() })
+            let (authority, methods, path) = parts_of(rest).map_err(fault)?;
+            (authority, HTTP_PORT, Scope::Http { methods, path })
+        } else if let Some(rest) = text.strip_prefix("https://") {
+            let (authority, methods, path) = parts_of(rest).map_err(fault)?;
+            (authority, HTTPS_PORT, Scope::Https { methods, path })
         } else if text.contains("://") {
-            return Err(fault("is neither host:port nor an http:// URL; for https write host:443"));
+            return Err(fault("is neither host:port nor an http:// or https:// URL"));
         } else if text.contains(['/', '#']) {
-            return Err(fault("has a path without http:// before it; what is in a tunnel cannot be judged"));
+            return Err(fault(
+                "has a path without http:// or https:// before it; what is in a tunnel cannot be judged",
+            ));
         } else {
-            (text, TUNNEL_PORT, Scope::Tunnel)
+            (text, HTTPS_PORT, Scope::Tunnel)
         };
         if authority.contains('@') {
             return Err(fault("has a user name; a rule has none"));
@@ -353,8 +403,22 @@ impl FromStr for Rule {
         if ports.len() > RULE_PORTS {
             return Err(fault("has more than 16 ports"));
         }
+        if ports.len() > 1 && matches!(scope, Scope::Https { .. }) {
+            return Err(fault("has more than one port; an https:// rule has one, write a rule for each"));
+        }
         Ok(Self { host: HostPattern::parse(host)?, ports, scope })
     }
+}
+
+/// Authority, methods and path of a rule, behind its scheme.
+fn parts_of(rest: &str) -> Result<(&str, Vec<String>, String), &'static str> {
+    let (rest, methods) = rest.split_once('#').map_or((rest, ""), |(rest, methods)| (rest, methods));
+    let (authority, path) = rest.find('/').map_or((rest, "/"), |slash| rest.split_at(slash));
+    if path.len() > RULE_PATH_BYTES || !is_plain(path) || !is_writable(path) {
+        return Err("has a path that is no plain prefix, such as /simple/");
+    }
+    let methods = methods_of(methods).ok_or("has a method that is none")?;
+    Ok((authority, methods, path.to_owned()))
 }
 
 fn methods_of(text: &str) -> Option<Vec<String>> {
@@ -373,18 +437,17 @@ fn methods_of(text: &str) -> Option<Vec<String>> {
 impl fmt::Display for Rule {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ports = self.ports.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
-        match &self.scope {
-            Scope::Tunnel => write!(out, "{}:{ports}", self.host),
-            Scope::Http { methods, path } => {
-                out.write_str("http://")?;
-                self.host.fmt(out)?;
-                if self.ports != [HTTP_PORT] {
-                    write!(out, ":{ports}")?;
-                }
-                out.write_str(path)?;
-                if methods.is_empty() { Ok(()) } else { write!(out, "#{}", methods.join(",")) }
-            }
+        let (scheme, default, methods, path) = match &self.scope {
+            Scope::Tunnel => return write!(out, "{}:{ports}", self.host),
+            Scope::Http { methods, path } => ("http", HTTP_PORT, methods, path),
+            Scope::Https { methods, path } => ("https", HTTPS_PORT, methods, path),
+        };
+        write!(out, "{scheme}://{}", self.host)?;
+        if self.ports != [default] {
+            write!(out, ":{ports}")?;
         }
+        out.write_str(path)?;
+        if methods.is_empty() { Ok(()) } else { write!(out, "#{}", methods.join(",")) }
     }
 }
 
@@ -405,62 +468,6 @@ impl FromStr for Choice {
             Ok(preset) => Ok(Self::Preset(preset)),
             Err(_) => text.parse().map(Self::Rule),
         }
-    }
-}
-
-/// A range of addresses: `10.0.0.0/8`, `fd00::/8`, or one address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AddressRange {
-    first: IpAddr,
-    bits: u8,
-}
-
-/// Shortest prefixes of a range: a range has one kind of private addresses in it, not the whole Internet.
-const SHORTEST: (u8, u8) = (8, 7);
-
-impl AddressRange {
-    /// Whether the address lies in it. An IPv4 address lies in no IPv6 range, however it is written.
-    #[must_use]
-    pub fn contains(&self, address: IpAddr) -> bool {
-        match (self.first, address) {
-            (IpAddr::V4(first), IpAddr::V4(address)) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(self.bits)).unwrap_or(0);
-                first.to_bits() & mask == address.to_bits() & mask
-            }
-            (IpAddr::V6(first), IpAddr::V6(address)) => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(self.bits)).unwrap_or(0);
-                first.to_bits() & mask == address.to_bits() & mask
-            }
-            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
-        }
-    }
-}
-
-impl FromStr for AddressRange {
-    type Err = EgressTextError;
-
-    fn from_str(text: &str) -> Result<Self, EgressTextError> {
-        let fault = |reason| EgressTextError::new(text, reason);
-        let (address, bits) =
-            text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
-        let first: IpAddr = address.parse().map_err(|_| fault("is no address range, such as 10.1.0.0/16"))?;
-        let (shortest, longest) = if first.is_ipv4() { (SHORTEST.0, 32) } else { (SHORTEST.1, 128) };
-        let bits = match bits {
-            None => longest,
-            Some(digits) => digits.parse().map_err(|_| fault("has no number behind its slash"))?,
-        };
-        if !(shortest..=longest).contains(&bits) {
-            return Err(fault(
-                "is too wide or has a number that is none; IPv4 from /8 to /32, IPv6 from /7 to /128",
-            ));
-        }
-        Ok(Self { first, bits })
-    }
-}
-
-impl fmt::Display for AddressRange {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}/{}", self.first, self.bits)
     }
 }
 

@@ -13,6 +13,11 @@ fn http(target: &str, method: &str, path: &str) -> Wanted {
     Wanted { target: Target::parse(target, Some(80)).unwrap(), via }
 }
 
+fn https(target: &str, method: &str, path: &str) -> Wanted {
+    let via = Via::Https { method: method.to_owned(), path: path.to_owned() };
+    Wanted { target: Target::parse(target, Some(443)).unwrap(), via }
+}
+
 #[test]
 fn a_host_has_one_spelling() {
     for (text, host) in [
@@ -81,12 +86,17 @@ fn rules_are_read_and_written_the_same() {
         "http://mirror.example.com/pool/#GET,HEAD",
         "http://mirror.example.com:8080/",
         "http://*.example.com:80,8080/a/b#PROPFIND",
+        "https://registry.example.com/team/#GET,HEAD",
+        "https://*.example.com:8443/",
+        "https://h.example:80/",
+        "https://[::1]:8443/",
     ] {
         assert_eq!(rule(text).to_string(), text);
     }
     assert_eq!(rule("example.com").to_string(), "example.com:443");
     assert_eq!(rule("http://example.com").to_string(), "http://example.com/");
     assert_eq!(rule("x.example:8443,443,443").to_string(), "x.example:443,8443");
+    assert_eq!(rule("https://x.example:443,443").to_string(), "https://x.example/");
 }
 
 #[test]
@@ -97,11 +107,24 @@ fn what_is_no_rule_is_refused_with_a_reason() {
         (b'A'..b'R').map(|b| char::from(b).to_string()).collect::<Vec<_>>().join(",")
     );
     let long = format!("http://h/{}", "x".repeat(RULE_PATH_BYTES));
+    let (long_s, methods_s) = (long.replace("http:", "https:"), methods.replace("http:", "https:"));
+    let fits = &long_s[..long_s.len() - 1];
+    assert_eq!(rule(fits).to_string(), fits);
     for (text, reason) in [
         ("*", "no host name"),
         ("*.127.0.0.1", "behind the star"),
         ("a.*.example", "no host name"),
-        ("https://example.com/", "write host:443"),
+        ("ftp://example.com/", "nor an http:// or https:// URL"),
+        ("HTTPS://example.com/", "nor an http:// or https:// URL"),
+        ("https://h:443,8443/", "one port"),
+        ("https://h:0/", "port"),
+        ("https://u@h/", "user name"),
+        ("https://h/../x", "plain prefix"),
+        ("https://h/a?b", "plain prefix"),
+        ("https://h/#get", "method"),
+        ("https://127.1/", "four decimal"),
+        (&long_s, "plain prefix"),
+        (&methods_s, "method"),
         ("example.com/path", "without http://"),
         ("user@example.com", "user name"),
         ("http://u:p@example.com/", "user name"),
@@ -149,6 +172,37 @@ fn a_tunnel_covers_plain_http_and_plain_http_no_tunnel() {
 }
 
 #[test]
+fn an_https_rule_takes_plain_requests_to_its_host_and_is_for_no_tunnel_and_no_plain_way() {
+    let secured = |text: &str, wanted: &Wanted| rule(text).secured(wanted);
+    let narrow = "https://h.example/team/#GET,HEAD";
+    let over_tls = https("h.example:443", "GET", "/team/x");
+    assert_eq!(secured(narrow, &http("h.example", "GET", "/team/x")), Some(over_tls.clone()));
+    assert_eq!(secured(narrow, &http("h.example:443", "GET", "/team/x")), Some(over_tls.clone()));
+    let other_port = secured("https://h.example:8443/", &http("h.example", "GET", "/x"));
+    assert_eq!(other_port, Some(https("h.example:8443", "GET", "/x")));
+    assert!(secured("https://*.example/", &http("h.example", "GET", "/x")).is_some());
+    for (text, wanted) in [
+        (narrow, http("h.example", "POST", "/team/x")),
+        (narrow, http("h.example", "GET", "/teamwork")),
+        (narrow, http("h.example", "GET", "/team/%2e%2e/x")),
+        (narrow, http("h.example:8080", "GET", "/team/x")),
+        (narrow, http("other.example", "GET", "/team/x")),
+        (narrow, tunnel("h.example:443")),
+        (narrow, over_tls.clone()),
+        ("https://h.example:8443/", http("h.example:443", "GET", "/x")),
+        ("http://h.example/", http("h.example", "GET", "/x")),
+        ("h.example:443", http("h.example", "GET", "/x")),
+    ] {
+        assert_eq!(secured(text, &wanted), None, "{text} {wanted:?}");
+    }
+    assert!(rule(narrow).allows(&over_tls) && rule("h.example:443").allows(&over_tls));
+    for other in [tunnel("h.example:443"), http("h.example:443", "GET", "/team/x")] {
+        assert!(!rule(narrow).allows(&other), "{other:?}");
+    }
+    assert!(!rule("http://h.example:443/").allows(&over_tls));
+}
+
+#[test]
 fn method_and_path_narrow_plain_http() {
     let narrow = rule("http://h.example/pool/#GET,HEAD");
     assert!(narrow.allows(&http("h.example", "GET", "/pool/a/b.deb")));
@@ -183,6 +237,8 @@ fn the_smallest_rule_for_a_wish_allows_it_and_can_be_written_down() {
         http("h.example", "GET", "/@scope%2fname"),
         http("h.example", "GET", "/@scope/name"),
         http("h.example", "GET", "/a#b"),
+        https("h.example", "GET", "/a/b"),
+        https("h.example:8443", "GET", "/@scope%2fname"),
     ] {
         let smallest = Rule::exactly(&wanted);
         assert!(smallest.allows(&wanted), "{smallest}");

@@ -184,7 +184,9 @@ pub fn egress_text(data: &[u8]) {
     let (authority, path) = text.split_once(' ').unwrap_or((text, "/"));
     let Ok(target) = Target::parse(authority, Some(443)) else { return };
     assert_eq!(Target::parse(&target.to_string(), None).as_ref(), Ok(&target), "{target}");
-    for via in [Via::Tunnel, Via::Http { method: "GET".to_owned(), path: path.to_owned() }] {
+    let (method, path_of) = ("GET".to_owned(), path.to_owned());
+    let https = Via::Https { method: method.clone(), path: path_of.clone() };
+    for via in [Via::Tunnel, Via::Http { method, path: path_of }, https] {
         let wanted = Wanted { target: target.clone(), via };
         let rule = Rule::exactly(&wanted);
         assert!(rule.allows(&wanted), "{rule} for {wanted:?}");

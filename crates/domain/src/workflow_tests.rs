@@ -191,8 +191,9 @@ fn egress_is_a_list_of_presets_and_rules() {
     assert_eq!(egress("[npm, \"*.example.com:443\", \"http://mirror.example/#GET\"]").unwrap().len(), 3);
     assert_eq!(egress("[]"), Some(Vec::new()));
     assert_eq!(Workflow::parse(&file("")).unwrap().caisson.egress, None);
-    let error = with("[\"https://example.com/\"]").unwrap_err().to_string();
-    assert!(error.contains("caisson.egress") && error.contains("host:443"), "{error}");
+    assert_eq!(egress("[\"https://example.com/team/#GET\"]").unwrap().len(), 1);
+    let error = with("[\"ftp://example.com/\"]").unwrap_err().to_string();
+    assert!(error.contains("caisson.egress") && error.contains("host:port"), "{error}");
     let many = vec!["example.com"; crate::egress::RULES + 1].join(", ");
     assert!(with(&format!("[{many}]")).unwrap_err().to_string().contains("256 entries"));
 }

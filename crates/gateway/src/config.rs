@@ -202,6 +202,15 @@ pub enum GatewayError {
         #[source]
         source: reqwest::Error,
     },
+    /// Connections to an upstream cannot be encrypted.
+    #[error("cannot prepare TLS for {which}; check its extra certificates and the system's")]
+    Tls {
+        /// Which upstream.
+        which: &'static str,
+        /// Why.
+        #[source]
+        source: tokio_rustls::rustls::Error,
+    },
     /// The artifacts' directory cannot be used.
     #[error("cannot prepare the artifacts' directory")]
     Artifacts(#[source] std::io::Error),

@@ -46,8 +46,8 @@ pub use crate::config::{
 };
 pub use crate::credentials::look_for_secrets;
 use crate::doors::Doors;
+use crate::egress::{Dial, EgressSide, Resolve};
 pub use crate::egress::{EgressCredential, EgressUpstreams};
-use crate::egress::{EgressSide, Resolve};
 use crate::mcp::McpSide;
 pub use crate::mcp::McpUpstreams;
 use crate::noted::Noted;
@@ -73,7 +73,7 @@ impl Gateway {
             git.clone(),
             git::Beside { model, quarantine_dir: None, processes: 0, inspections: 0 },
         )?;
-        EgressSide::new(egress, egress::system())?;
+        EgressSide::new(egress, (egress::system(), egress::tcp()))?;
         McpSide::new(mcp, egress::system(), &Bounds::default())?;
         Ok(())
     }
@@ -97,7 +97,14 @@ impl Gateway {
         cancel: CancellationToken,
     ) -> Result<Self, GatewayError> {
         let bounds = Bounds::default();
-        Self::start_bounded(config, store, (tracker.clone(), cancel), bounds, egress::system()).await
+        Self::start_bounded(
+            config,
+            store,
+            (tracker.clone(), cancel),
+            bounds,
+            (egress::system(), egress::tcp()),
+        )
+        .await
     }
 
     async fn start_bounded(
@@ -105,7 +112,7 @@ impl Gateway {
         store: Store,
         (tracker, cancel): (TaskTracker, CancellationToken),
         bounds: Bounds,
-        resolve: Resolve,
+        (resolve, dial): (Resolve, Dial),
     ) -> Result<Self, GatewayError> {
         let model = model::ModelSide::new(&config.model, bounds.retry_copies_bytes)?;
         let beside = git::Beside {
@@ -115,7 +122,7 @@ impl Gateway {
             inspections: bounds.inspections,
         };
         let git = git::GitSide::new(config.git, beside)?;
-        let egress = EgressSide::new(&config.egress, Arc::clone(&resolve))?;
+        let egress = EgressSide::new(&config.egress, (Arc::clone(&resolve), dial))?;
         let mcp = McpSide::new(&config.mcp, resolve, &bounds)?;
         control::prepare_artifacts(&config.artifacts_dir).await.map_err(GatewayError::Artifacts)?;
         let orphans = store.settle_orphaned_calls(&config.server).await?;

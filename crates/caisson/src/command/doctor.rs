@@ -433,9 +433,12 @@ fn egress(settings: &Settings, report: &Report) -> Result<String, String> {
         report.warn(Part::Egress.name(), note);
     }
     let rules = upstreams.rules.len() + upstreams.presets.iter().map(|(_, rules)| rules.len()).sum::<usize>();
-    Ok(match rules {
-        0 => "tools reach nothing outside".to_owned(),
-        _ => format!("{}; the workflow may choose among them", counted(rules, "rule", "rules")),
+    Ok(match (rules, upstreams.learn) {
+        (_, true) => {
+            format!("{}, and every public host while egress.learn is on", counted(rules, "rule", "rules"))
+        }
+        (0, false) => "tools reach nothing outside".to_owned(),
+        (_, false) => format!("{}; the workflow may choose among them", counted(rules, "rule", "rules")),
     })
 }
 

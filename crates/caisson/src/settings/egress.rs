@@ -15,8 +15,8 @@ use crate::presets::Clients;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Egress {
-    /// Rules: `host:443`, `*.suffix:443,8443`, `http://host/path/#GET,HEAD`. Default: none. `CAISSON_EGRESS__ALLOW`, separated by
-    /// spaces.
+    /// Rules: `host:443`, `*.suffix:443,8443`, `http://host/path/#GET,HEAD`, `https://host/path/#GET,HEAD`. Default: none.
+    /// `CAISSON_EGRESS__ALLOW`, separated by spaces.
     pub allow: Vec<String>,
     /// Presets: `npm`, `pip`, `cargo`, `apt`. Default: none. `CAISSON_EGRESS__PRESETS`, separated by spaces.
     pub presets: Vec<String>,
@@ -24,15 +24,25 @@ pub(crate) struct Egress {
     pub allow_private: Vec<String>,
     /// Names that are not looked up: `name=address`. Default: none. `CAISSON_EGRESS__HOSTS`, separated by spaces.
     pub hosts: Vec<String>,
-    /// Credentials for plain HTTP, each for the URLs below a prefix.
+    /// Credentials for HTTP, each for the URLs below a prefix.
     pub credentials: Vec<Credential>,
+    /// Further certificate authorities for `https://` rules, PEM. `CAISSON_EGRESS__EXTRA_CA_FILE`.
+    #[serde(default)]
+    pub extra_ca_file: Option<PathBuf>,
+    /// Whether what no rule has is let through to public addresses, to make a list of it. Default: false. `CAISSON_EGRESS__LEARN`.
+    #[serde(default)]
+    pub learn: bool,
 }
 
-/// One credential for plain HTTP.
+/// What is said for as long as the server learns.
+const LEARNING: &str = "egress.learn is on: tools in every sandbox reach every public host, unless their workflow narrows it; \
+    make a list of it with `caisson egress suggest`, put that into egress.allow, and turn egress.learn off";
+
+/// One credential for HTTP.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Credential {
-    /// `http://registry.example.com/` or deeper.
+    /// `http://registry.example.com/` or deeper, or `https://` for what an `https://` rule sends on.
     pub url_prefix: Url,
     /// User name of Basic authentication; without one the token is sent as a bearer token.
     #[serde(default)]
@@ -58,9 +68,10 @@ impl Egress {
     /// What the gateway starts with, and what people should know of it.
     ///
     /// # Errors
-    /// A token's file cannot be read.
+    /// A token's file, or that of the certificates, cannot be read.
     pub(crate) fn upstreams(&self, clients: &Clients) -> anyhow::Result<(EgressUpstreams, Vec<String>)> {
         let mut notes = Vec::new();
+        notes.extend(self.learn.then(|| LEARNING.to_owned()));
         let mut presets = Vec::new();
         for preset in parsed::<Preset>(&self.presets) {
             let found = clients.read(preset);
@@ -80,6 +91,8 @@ impl Egress {
             allow_private: parsed(&self.allow_private),
             hosts: self.hosts.iter().filter_map(|entry| host(entry)).collect(),
             credentials: self.credentials.iter().map(credential).collect::<anyhow::Result<_>>()?,
+            extra_ca_pem: crate::inputs::read_pem("egress.extra_ca_file", self.extra_ca_file.as_deref())?,
+            learn: self.learn,
         };
         Ok((upstreams, notes))
     }
@@ -118,6 +131,8 @@ mod tests {
             allow_private: Vec::new(),
             hosts: list(hosts),
             credentials: Vec::new(),
+            extra_ca_file: None,
+            learn: false,
         }
     }
 
@@ -127,11 +142,14 @@ mod tests {
         let all = Egress {
             presets: vec!["gem".to_owned()],
             allow_private: vec!["10.0.0.0/4".to_owned()],
-            ..egress(&["https://x.example/", "x.example"], &["nothing", "10.0.0.1=10.0.0.2", "a.example=x"])
+            ..egress(
+                &["https://x.example:443,8443/", "x.example"],
+                &["nothing", "10.0.0.1=10.0.0.2", "a.example=x"],
+            )
         };
         all.check(&mut faults);
         assert_eq!(faults.len(), 6, "{faults:?}");
-        for part in ["write host:443", "gem", "10.0.0.0/4", "\"nothing\"", "10.0.0.1=", "a.example=x"] {
+        for part in ["one port", "gem", "10.0.0.0/4", "\"nothing\"", "10.0.0.1=", "a.example=x"] {
             assert!(faults.iter().any(|fault| fault.contains(part)), "{part} in {faults:?}");
         }
         let many = vec!["x.example"; RULES + 1];
@@ -142,9 +160,23 @@ mod tests {
 
     #[test]
     fn what_is_written_is_what_the_gateway_gets() {
-        let written = egress(&["*.x.example", "http://y.example/"], &["Z.example=10.0.0.1", "z.example=::1"]);
+        let rules = ["*.x.example", "http://y.example/", "https://y.example/"];
+        let mut written = egress(&rules, &["Z.example=10.0.0.1", "z.example=::1"]);
         let (upstreams, notes) = written.upstreams(&Clients::default()).unwrap();
-        assert_eq!((upstreams.rules.len(), upstreams.hosts.len(), notes.len()), (2, 2, 0));
+        assert_eq!((upstreams.rules.len(), upstreams.hosts.len(), notes.len()), (3, 2, 0));
         assert_eq!(upstreams.hosts[0].0, "z.example");
+        assert_eq!(upstreams.extra_ca_pem, None);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "authorities").unwrap();
+        written.extra_ca_file = Some(file.path().to_owned());
+        let (upstreams, _) = written.upstreams(&Clients::default()).unwrap();
+        assert_eq!(upstreams.extra_ca_pem.as_deref(), Some(&b"authorities"[..]));
+        assert!(!upstreams.learn);
+        let learning = Egress { learn: true, ..written.clone() };
+        let (upstreams, notes) = learning.upstreams(&Clients::default()).unwrap();
+        assert!(upstreams.learn && notes[0].contains("turn egress.learn off"), "{notes:?}");
+        written.extra_ca_file = Some("/nonexistent/ca.pem".into());
+        let fault = written.upstreams(&Clients::default()).err().unwrap();
+        assert!(fault.to_string().contains("egress.extra_ca_file"), "{fault}");
     }
 }

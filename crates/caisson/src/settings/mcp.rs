@@ -63,7 +63,7 @@ mod tests {
         let mut faults = Vec::new();
         mcp(&["https://x.example/", "http://y.example/a#GET"], &["10.0.0.0/4"]).check(&mut faults);
         assert_eq!(faults.len(), 3, "{faults:?}");
-        for part in ["write host:443", "http://y.example", "10.0.0.0/4"] {
+        for part in ["\"https://x.example/\"; write host:port", "http://y.example", "10.0.0.0/4"] {
             assert!(faults.iter().any(|fault| fault.contains(part)), "{part} in {faults:?}");
         }
         let (mut fits, mut over) = (Vec::new(), Vec::new());

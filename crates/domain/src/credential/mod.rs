@@ -36,6 +36,9 @@ impl CredentialKind {
     pub const MODEL: [Self; 2] = [Self::ModelApiKey, Self::ModelOauth];
 }
 
+/// What stands before the host of a registry whose token goes over TLS, and over TLS alone.
+pub const OVER_TLS: &str = "https://";
+
 text_enum! {
     /// The header that carries a model API's key.
     SendAs, "header of a key" {
@@ -125,7 +128,8 @@ pub enum CredentialSettings {
     },
     /// A token of a package registry.
     RegistryToken {
-        /// The registry's host, with a port if it is not the usual one.
+        /// The registry's host, with a port if it is not 80, for plain HTTP; or `https://` and the host, with a port if it is
+        /// not 443, for requests over TLS. A token for the one is never sent by the other.
         host: String,
         /// User name sent with it, if the registry wants one.
         #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::{CredentialKind, CredentialSecret, CredentialSettings, ModelReach, SendAs, TokenFormat};
+use super::{
+    CredentialKind, CredentialSecret, CredentialSettings, ModelReach, OVER_TLS, SendAs, TokenFormat,
+};
 use crate::git::Repository;
 use crate::limits::{CREDENTIAL_CA_BYTES, CREDENTIAL_SECRET_BYTES, CREDENTIAL_TEXT_BYTES};
 use crate::redact::SECRET_BYTES_MIN;
@@ -260,8 +262,17 @@ impl Reading<'_> {
         None
     }
 
+    /// A host of plain HTTP, or with `https://` before it one of TLS: what is said to the one is never said to the other.
     fn host(&mut self, field: &'static str) -> Option<String> {
-        let text = self.text(field)?;
+        let given = self.text(field)?;
+        let (scheme, text) =
+            given.strip_prefix(OVER_TLS).map_or(("", given.as_str()), |text| (OVER_TLS, text));
+        if scheme.is_empty() && text.ends_with(":443") {
+            let message =
+                "port 443 speaks TLS; write https:// before the host, and the token is sent over TLS alone";
+            self.faults.push(invalid(field, message));
+            return None;
+        }
         let url = Url::parse(&format!("https://{text}/")).ok();
         let plain = url.as_ref().filter(|url| {
             url.path() == "/"
@@ -272,10 +283,12 @@ impl Reading<'_> {
         let found = plain.filter(|_| !text.contains(['/', '@', '?', '#']));
         let host = found.and_then(|url| {
             let host = url.host_str()?;
-            Some(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
+            let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
+            Some(format!("{scheme}{host}{port}"))
         });
         if host.is_none() {
-            self.faults.push(invalid(field, "it is not a host, with a port behind a colon if need be"));
+            let message = "it is not a host, with a port behind a colon and https:// before it if need be";
+            self.faults.push(invalid(field, message));
         }
         host
     }

@@ -19,7 +19,7 @@ const PEM: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\
 
 #[test]
 fn each_kind_reads_its_own_settings_and_is_stored_and_read_back() {
-    let cases: [(CredentialKind, Given<'_>, Option<&str>); 7] = [
+    let cases: [(CredentialKind, Given<'_>, Option<&str>); 9] = [
         (CredentialKind::ModelApiKey, &[], None),
         (
             CredentialKind::ModelApiKey,
@@ -56,6 +56,16 @@ fn each_kind_reads_its_own_settings_and_is_stored_and_read_back() {
             &[("host", "packages.example.com:8443")],
             Some("packages.example.com:8443"),
         ),
+        (
+            CredentialKind::RegistryToken,
+            &[("host", "https://Packages.example.com:443")],
+            Some("https://packages.example.com"),
+        ),
+        (
+            CredentialKind::RegistryToken,
+            &[("host", "https://packages.example.com:8443"), ("username", "team")],
+            Some("https://packages.example.com:8443"),
+        ),
     ];
     for (kind, given, scope) in cases {
         let settings = fields(given, &[]).settings(kind).unwrap();
@@ -91,6 +101,13 @@ fn settings_that_are_missing_wrong_or_of_another_kind_are_told_together() {
         (CredentialKind::McpHeader, "url", ""),
         (CredentialKind::RegistryToken, "host", "h/path"),
         (CredentialKind::RegistryToken, "host", "u@h"),
+        (CredentialKind::RegistryToken, "host", "h:443"),
+        (CredentialKind::RegistryToken, "host", "http://h"),
+        (CredentialKind::RegistryToken, "host", "https://h/path"),
+        (CredentialKind::RegistryToken, "host", "https://https://h"),
+        (CredentialKind::RegistryToken, "host", "https://u@h"),
+        (CredentialKind::RegistryToken, "host", "https://h?q"),
+        (CredentialKind::RegistryToken, "host", "https://"),
     ] {
         let found = faults(kind, &[(field, bad)]);
         assert!(found.contains(&(field, "invalid_value")), "{field} {bad}: {found:?}");

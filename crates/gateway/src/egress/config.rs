@@ -17,14 +17,19 @@ pub struct EgressUpstreams {
     pub allow_private: Vec<AddressRange>,
     /// Names that are not looked up, with their addresses. Whether these may be reached is asked all the same.
     pub hosts: Vec<(String, IpAddr)>,
-    /// Credentials for plain HTTP; the longest matching prefix wins.
+    /// Credentials for HTTP; the longest matching prefix wins.
     pub credentials: Vec<EgressCredential>,
+    /// Further certificate authorities, PEM, for what the gateway sends over TLS.
+    pub extra_ca_pem: Option<Vec<u8>>,
+    /// Whether what no rule has is let through to public addresses, and told of, so that a list can be made of it.
+    pub learn: bool,
 }
 
-/// A credential that plain HTTP requests under a URL are sent with. Nothing can be added to what goes through a tunnel.
+/// A credential that HTTP requests under a URL are sent with. Nothing can be added to what goes through a tunnel.
 #[derive(Debug, Clone)]
 pub struct EgressCredential {
-    /// `http://…`: same host and port, and whole path parts.
+    /// `http://…` for what goes out in plain, `https://…` for what the gateway sends over TLS, and neither for the other: same
+    /// host and port, and whole path parts.
     pub url_prefix: Url,
     /// User name of Basic authentication; none for a bearer token.
     pub username: Option<String>,

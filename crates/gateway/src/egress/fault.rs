@@ -15,6 +15,8 @@ pub(crate) enum Fault {
     HostMismatch { target: String },
     /// No rule of the operator has it.
     NotAllowed { rule: String },
+    /// No rule has the tunnel; one has plain requests for `url`, which go on over TLS.
+    NoTunnel { rule: String, url: String },
     /// The operator allows it, and the workflow did not choose it.
     NotInWorkflow { rule: String },
     /// The name has no address that may be reached.
@@ -37,6 +39,8 @@ pub(crate) enum Fault {
     Unreachable,
     /// The connection was not made in time.
     ConnectTimeout,
+    /// It was not reached over TLS, and what to do.
+    Tls { what: &'static str },
     /// What answered was not HTTP, or it broke off.
     Broken,
     /// Nothing moved for [`crate::bounds::EGRESS_IDLE`].
@@ -51,7 +55,7 @@ impl Fault {
         match self {
             Self::BadRequest { .. } => "bad_request",
             Self::HostMismatch { .. } => "host_mismatch",
-            Self::NotAllowed { .. } => "not_allowed",
+            Self::NotAllowed { .. } | Self::NoTunnel { .. } => "not_allowed",
             Self::NotInWorkflow { .. } => "not_in_workflow",
             Self::PrivateAddress { .. } => "private_address",
             Self::TooManyAtOnce => "too_many_at_once",
@@ -63,6 +67,7 @@ impl Fault {
             Self::ResolveTimeout => "resolve_timeout",
             Self::Unreachable => "unreachable",
             Self::ConnectTimeout => "connect_timeout",
+            Self::Tls { .. } => "tls",
             Self::Broken => "broken",
             Self::Idle => "idle",
             Self::Over => "run_over",
@@ -73,7 +78,7 @@ impl Fault {
         match self {
             Self::BadRequest { .. } => "egress_bad_request",
             Self::HostMismatch { .. } => "egress_host_mismatch",
-            Self::NotAllowed { .. } => "egress_not_allowed",
+            Self::NotAllowed { .. } | Self::NoTunnel { .. } => "egress_not_allowed",
             Self::NotInWorkflow { .. } => "egress_not_in_workflow",
             Self::PrivateAddress { .. } => "egress_private_address",
             Self::TooManyAtOnce => "egress_too_many_at_once",
@@ -85,6 +90,7 @@ impl Fault {
             Self::ResolveTimeout => "egress_resolve_timeout",
             Self::Unreachable => "egress_unreachable",
             Self::ConnectTimeout => "egress_connect_timeout",
+            Self::Tls { .. } => "egress_tls",
             Self::Broken => "egress_broken",
             Self::Idle => "egress_idle",
             Self::Over => "egress_run_over",
@@ -97,6 +103,7 @@ impl Fault {
             Self::BadRequest { .. }
             | Self::HostMismatch { .. }
             | Self::NotAllowed { .. }
+            | Self::NoTunnel { .. }
             | Self::NotInWorkflow { .. }
             | Self::PrivateAddress { .. }
             | Self::TooManyAtOnce
@@ -109,6 +116,7 @@ impl Fault {
             | Self::ResolveTimeout
             | Self::Unreachable
             | Self::ConnectTimeout
+            | Self::Tls { .. }
             | Self::Broken
             | Self::Idle => false,
         }
@@ -117,7 +125,7 @@ impl Fault {
     /// The setting that would let it through; none where no setting can.
     pub(super) fn remedy(&self) -> Option<(&'static str, String)> {
         match self {
-            Self::NotAllowed { rule } => Some(("egress.allow", rule.clone())),
+            Self::NotAllowed { rule } | Self::NoTunnel { rule, .. } => Some(("egress.allow", rule.clone())),
             Self::NotInWorkflow { rule } => Some(("caisson.egress", rule.clone())),
             Self::PrivateAddress { address, .. } => {
                 let bits = if address.is_ipv4() { 32 } else { 128 };
@@ -134,6 +142,7 @@ impl Fault {
             | Self::ResolveTimeout
             | Self::Unreachable
             | Self::ConnectTimeout
+            | Self::Tls { .. }
             | Self::Broken
             | Self::Idle
             | Self::Over => None,
@@ -144,6 +153,7 @@ impl Fault {
         match self {
             Self::BadRequest { .. } | Self::HostMismatch { .. } => StatusCode::BAD_REQUEST,
             Self::NotAllowed { .. }
+            | Self::NoTunnel { .. }
             | Self::NotInWorkflow { .. }
             | Self::PrivateAddress { .. }
             | Self::TooManyConnections { .. }
@@ -152,7 +162,7 @@ impl Fault {
             | Self::TooMuchReceived { .. }
             | Self::Over => StatusCode::FORBIDDEN,
             Self::TooManyAtOnce => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Unresolved | Self::Unreachable | Self::Broken => StatusCode::BAD_GATEWAY,
+            Self::Unresolved | Self::Unreachable | Self::Tls { .. } | Self::Broken => StatusCode::BAD_GATEWAY,
             Self::ResolveTimeout | Self::ConnectTimeout | Self::Idle => StatusCode::GATEWAY_TIMEOUT,
         }
     }
@@ -173,6 +183,10 @@ impl Fault {
             Self::NotAllowed { rule } => format!(
                 "{target} is not among the hosts that this sandbox may reach; whoever runs the server can allow it \
                  with the rule \"{rule}\" in egress.allow. Work without it, or say in your last message that it is needed"
+            ),
+            Self::NoTunnel { rule, url } => format!(
+                "{target} is not reached by a tunnel: ask for {url} without TLS, and the server sends the request on over TLS. \
+                 Whoever runs the server could allow the tunnel with the rule \"{rule}\" in egress.allow"
             ),
             Self::NotInWorkflow { rule } => format!(
                 "{target} is not among the hosts that this run's workflow chose; it could with the rule \"{rule}\" in \
@@ -205,6 +219,7 @@ impl Fault {
             Self::ResolveTimeout => format!("the server got no address for {target} in time; try again"),
             Self::Unreachable => format!("{target} takes no connection from the server"),
             Self::ConnectTimeout => format!("{target} did not take a connection in time; try again"),
+            Self::Tls { what } => format!("{target} is not reached over TLS: {what}"),
             Self::Broken => format!("{target} broke off, or did not answer in HTTP"),
             Self::Idle => format!("nothing came from {target} for too long"),
             Self::Over => "the run has ended, and with it its way outside".to_owned(),
@@ -222,6 +237,7 @@ mod tests {
             Fault::BadRequest { reason: String::new() },
             Fault::HostMismatch { target: String::new() },
             Fault::NotAllowed { rule: String::new() },
+            Fault::NoTunnel { rule: String::new(), url: String::new() },
             Fault::NotInWorkflow { rule: String::new() },
             Fault::PrivateAddress { address: IpAddr::from([10, 0, 0, 1]), what: "x" },
             Fault::TooManyAtOnce,
@@ -233,6 +249,7 @@ mod tests {
             Fault::ResolveTimeout,
             Fault::Unreachable,
             Fault::ConnectTimeout,
+            Fault::Tls { what: "x" },
             Fault::Broken,
             Fault::Idle,
             Fault::Over,

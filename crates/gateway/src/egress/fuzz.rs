@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use caisson_domain::egress::{Rule, Target, Via, Wanted};
+use caisson_domain::egress::{HostPattern, Rule, Scope, Target, Via, Wanted};
 use futures_util::stream;
 use http::header::{AUTHORIZATION, HOST};
 use http::request::Parts;
@@ -83,12 +83,21 @@ async fn one(request: Request<Incoming>) -> Seen {
     if let Some(wanted) = &wanted {
         judged(wanted, &parts);
         if parts.method != Method::CONNECT {
+            if let Some(secured) = over_tls(wanted) {
+                sent(&secured, parts.clone());
+            }
             sent(wanted, parts);
         }
     }
     // A broken body breaks at the same byte, wherever it is cut; how much of it came before does not count.
     let body_bytes = incoming.collect().await.ok().map(|body| body.to_bytes().len());
     Seen { head: text, wanted, body_bytes }
+}
+
+/// What the request is by an HTTPS rule for its host.
+fn over_tls(wanted: &Wanted) -> Option<Wanted> {
+    let scope = Scope::Https { methods: Vec::new(), path: "/".to_owned() };
+    Rule { host: HostPattern::Exactly(wanted.target.host.clone()), ports: vec![443], scope }.secured(wanted)
 }
 
 /// What is judged is written and read again as the same, and is only what the line and `Host` both name.
@@ -113,10 +122,15 @@ fn sent(wanted: &Wanted, parts: Parts) {
     assert_eq!(head.method(), method);
     assert!(head.uri().authority().is_none() && head.uri().scheme().is_none(), "{}", head.uri());
     assert_eq!(head.uri().query().map(str::to_owned), query);
-    assert_eq!(wanted.via, Via::Http { method: method.to_string(), path: head.uri().path().to_owned() });
+    let (default, judged) = match &wanted.via {
+        Via::Tunnel => panic!("a tunnel is no request"),
+        Via::Http { method, path } => (80, (method.as_str(), path.as_str())),
+        Via::Https { method, path } => (443, (method.as_str(), path.as_str())),
+    };
+    assert_eq!(judged, (method.as_str(), head.uri().path()));
     let hosts: Vec<&HeaderValue> = head.headers().get_all(HOST).iter().collect();
     assert_eq!(hosts.len(), 1);
-    let named = Target::parse(hosts[0].to_str().expect("it is ours"), Some(80));
+    let named = Target::parse(hosts[0].to_str().expect("it is ours"), Some(default));
     assert_eq!(named.as_ref(), Ok(&wanted.target));
     assert_eq!(head.headers().get_all(AUTHORIZATION).iter().collect::<Vec<_>>(), [&credential]);
     let left = NOT_CARRIED.into_iter().find(|name| *name != HOST && head.headers().contains_key(name));

@@ -1,9 +1,9 @@
-//! Plain HTTP: one request over one connection of its own, taken apart and put together again, so that what was judged is
+//! Plain HTTP, and what the gateway encrypts: one request over one connection of its own, taken apart and put together again, so that what was judged is
 //! what is sent.
 
 use std::sync::Arc;
 
-use caisson_domain::egress::Wanted;
+use caisson_domain::egress::{HTTP_PORT, HTTPS_PORT, Via, Wanted};
 use futures_util::StreamExt;
 use futures_util::stream;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -13,16 +13,13 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::fault::Fault;
 use super::run::Passage;
 use crate::body::{self, Body};
 use crate::bounds::{HEADER_BYTES, HEADERS};
 use crate::shared::Door;
-
-/// Port that a `Host` field leaves out.
-const HTTP_PORT: u16 = 80;
 
 /// Headers about one connection (RFC 9110, section 7.6.1), and those that only a proxy reads.
 pub(super) const NOT_CARRIED: [HeaderName; 11] = [
@@ -40,13 +37,16 @@ pub(super) const NOT_CARRIED: [HeaderName; 11] = [
 ];
 
 /// Sends the request and answers with the head of the reply; its body comes as it comes.
-pub(super) async fn exchange(
+pub(super) async fn exchange<I>(
     door: &Arc<Door>,
-    outside: TcpStream,
+    outside: I,
     passage: Passage,
     (wanted, credential): (&Wanted, Option<&HeaderValue>),
     request: Request<Incoming>,
-) -> Result<Response<Body>, Fault> {
+) -> Result<Response<Body>, Fault>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let passage = Arc::new(passage);
     let idle = door.shared.bounds.egress_idle;
     let (mut sender, connection) = http1::Builder::new()
@@ -109,7 +109,12 @@ pub(super) fn head(
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     let mut headers = carried(parts.headers);
     let target = &wanted.target;
-    let host = if target.port == HTTP_PORT { target.host.to_string() } else { target.to_string() };
+    // A `Host` field leaves the usual port out.
+    let usual = match wanted.via {
+        Via::Tunnel | Via::Http { .. } => HTTP_PORT,
+        Via::Https { .. } => HTTPS_PORT,
+    };
+    let host = if target.port == usual { target.host.to_string() } else { target.to_string() };
     headers.insert(header::HOST, HeaderValue::try_from(host).map_err(|_| Fault::Broken)?);
     if let Some(credential) = credential {
         headers.insert(header::AUTHORIZATION, credential.clone());

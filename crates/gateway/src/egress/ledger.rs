@@ -10,6 +10,7 @@ use caisson_domain::run::cut;
 use serde_json::{Value, json};
 
 use super::fault::Fault;
+use super::policy::Ground;
 use crate::bounds::{EGRESS_DENIALS, EGRESS_TARGETS, EGRESS_USED_ITEMS, EXCERPT_BYTES};
 use crate::first::FirstUse;
 
@@ -24,8 +25,10 @@ pub(super) struct Moved {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct UseKey {
     target: Target,
+    via: &'static str,
     /// None for a tunnel.
     method: Option<String>,
+    ground: Ground,
 }
 
 #[derive(Debug, Default)]
@@ -43,6 +46,7 @@ struct Use {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct DenialKey {
     target: String,
+    via: &'static str,
     method: Option<String>,
     reason: &'static str,
 }
@@ -77,9 +81,9 @@ impl Ledger {
     ///
     /// # Errors
     /// [`Fault::TooManyTargets`] beyond [`EGRESS_TARGETS`] kinds.
-    pub(super) fn begin(&mut self, wanted: &Wanted) -> Result<(Arc<Moved>, FirstUse), Fault> {
+    pub(super) fn begin(&mut self, wanted: &Wanted, ground: Ground) -> Result<(Arc<Moved>, FirstUse), Fault> {
         let (method, path) = parts(&wanted.via);
-        let key = UseKey { target: wanted.target.clone(), method };
+        let key = UseKey { target: wanted.target.clone(), via: wanted.via.as_str(), method, ground };
         if !self.uses.contains_key(&key) && self.uses.len() >= EGRESS_TARGETS {
             return Err(Fault::TooManyTargets);
         }
@@ -96,13 +100,14 @@ impl Ledger {
     pub(super) fn deny(&mut self, asked: &str, wanted: Option<&Wanted>, fault: &Fault) -> Noted {
         let method = wanted.and_then(|wanted| parts(&wanted.via).0);
         let target = wanted.map_or_else(|| asked.to_owned(), |wanted| wanted.target.to_string());
-        let key = DenialKey { target, method, reason: fault.reason() };
+        let via = wanted.map_or("", |wanted| wanted.via.as_str());
+        let key = DenialKey { target, via, method, reason: fault.reason() };
         if let Some(known) = self.denials.get_mut(&key) {
             known.untold += 1;
             if let (Some(before), Some(now)) = (&mut known.wanted, wanted)
-                && let (Via::Http { path, .. }, Via::Http { path: new, .. }) = (&mut before.via, &now.via)
+                && let (Some(path), (_, Some(new))) = (path_of(&mut before.via), parts(&now.via))
             {
-                *path = common_path(path, cut(new, RULE_PATH_BYTES));
+                *path = common_path(path, new);
             }
             return Noted::Again;
         }
@@ -112,7 +117,7 @@ impl Ledger {
         }
         let first = denied(&key.target, wanted, fault, 1);
         let kept = wanted.cloned().map(|mut wanted| {
-            if let Via::Http { path, .. } = &mut wanted.via {
+            if let Some(path) = path_of(&mut wanted.via) {
                 *path = cut(path, RULE_PATH_BYTES).to_owned();
             }
             wanted
@@ -137,11 +142,14 @@ impl Ledger {
                 continue;
             }
             entry.told = now;
-            let via = if key.method.is_some() { "http" } else { "tunnel" };
-            items.push(json!({
-                "host": key.target.host.to_string(), "port": key.target.port, "via": via, "method": key.method,
+            let mut item = json!({
+                "host": key.target.host.to_string(), "port": key.target.port, "via": key.via, "method": key.method,
                 "path": entry.path, "connections": connections, "sent_bytes": sent, "received_bytes": received,
-            }));
+            });
+            if key.ground == Ground::Learning {
+                item["learned"] = Value::Bool(true);
+            }
+            items.push(item);
         }
         items.chunks(EGRESS_USED_ITEMS).map(|items| json!({"items": items})).collect()
     }
@@ -172,14 +180,16 @@ fn denied(asked: &str, wanted: Option<&Wanted>, fault: &Fault, count: u64) -> Va
     let asked = cut(&asked, EXCERPT_BYTES);
     // The rule covers all that was asked so far.
     let remedy = match (fault, wanted) {
-        (Fault::NotAllowed { .. }, Some(wanted)) => Some(("egress.allow", Rule::exactly(wanted).to_string())),
+        (Fault::NotAllowed { .. } | Fault::NoTunnel { .. }, Some(wanted)) => {
+            Some(("egress.allow", Rule::exactly(wanted).to_string()))
+        }
         (Fault::NotInWorkflow { .. }, Some(wanted)) => {
             Some(("caisson.egress", Rule::exactly(wanted).to_string()))
         }
         _ => fault.remedy(),
     };
     let (method, path) = wanted.map_or((None, None), |wanted| parts(&wanted.via));
-    let via = wanted.map(|wanted| if wanted.via == Via::Tunnel { "tunnel" } else { "http" });
+    let via = wanted.map(|wanted| wanted.via.as_str());
     json!({
         "host": wanted.map_or_else(|| asked.to_owned(), |wanted| wanted.target.host.to_string()),
         "port": wanted.map(|wanted| wanted.target.port), "via": via, "method": method,
@@ -189,11 +199,20 @@ fn denied(asked: &str, wanted: Option<&Wanted>, fault: &Fault, count: u64) -> Va
     })
 }
 
-/// Method and path of plain HTTP; no more of the path than a rule could have.
+/// Method and path of a request; no more of the path than a rule could have.
 fn parts(via: &Via) -> (Option<String>, Option<&str>) {
     match via {
         Via::Tunnel => (None, None),
-        Via::Http { method, path } => (Some(method.clone()), Some(cut(path, RULE_PATH_BYTES))),
+        Via::Http { method, path } | Via::Https { method, path } => {
+            (Some(method.clone()), Some(cut(path, RULE_PATH_BYTES)))
+        }
+    }
+}
+
+fn path_of(via: &mut Via) -> Option<&mut String> {
+    match via {
+        Via::Tunnel => None,
+        Via::Http { path, .. } | Via::Https { path, .. } => Some(path),
     }
 }
 

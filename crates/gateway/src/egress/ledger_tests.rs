@@ -16,12 +16,12 @@ fn not_allowed(wanted: &Wanted) -> Fault {
 #[test]
 fn uses_are_told_as_what_was_moved_since() {
     let mut ledger = Ledger::default();
-    let (moved, record) = ledger.begin(&get("a.example", "/x/1")).unwrap();
+    let (moved, record) = ledger.begin(&get("a.example", "/x/1"), Ground::Rule).unwrap();
     moved.sent.fetch_add(3, Ordering::Relaxed);
     moved.received.fetch_add(5, Ordering::Relaxed);
     let of = |other: FirstUse| record.is_of(&other);
-    assert!(of(ledger.begin(&get("a.example", "/x/2")).unwrap().1), "one record for both");
-    assert!(!of(Ledger::default().begin(&get("a.example", "/x/2")).unwrap().1));
+    assert!(of(ledger.begin(&get("a.example", "/x/2"), Ground::Rule).unwrap().1), "one record for both");
+    assert!(!of(Ledger::default().begin(&get("a.example", "/x/2"), Ground::Rule).unwrap().1));
     let items = &ledger.used()[0]["items"];
     assert_eq!(
         items,
@@ -32,6 +32,42 @@ fn uses_are_told_as_what_was_moved_since() {
     moved.received.fetch_add(1, Ordering::Relaxed);
     let items = &ledger.used()[0]["items"];
     assert_eq!((items[0]["connections"].as_u64(), items[0]["received_bytes"].as_u64()), (Some(0), Some(1)));
+}
+
+#[test]
+fn what_is_only_learned_is_told_apart_and_said_so() {
+    let mut ledger = Ledger::default();
+    let record = ledger.begin(&get("a.example", "/x/1"), Ground::Rule).unwrap().1;
+    let learned = ledger.begin(&get("a.example", "/y/1"), Ground::Learning).unwrap().1;
+    assert!(!record.is_of(&learned), "a record of its own");
+    let items = &ledger.used()[0]["items"];
+    assert_eq!((&items[0]["path"], items[0].get("learned")), (&json!("/x/1"), None));
+    assert_eq!((&items[1]["path"], &items[1]["learned"]), (&json!("/y/1"), &json!(true)));
+}
+
+#[test]
+fn what_goes_out_in_plain_and_over_tls_is_told_apart() {
+    let mut ledger = Ledger::default();
+    let plain = get("a.example:443", "/x/1");
+    let via = Via::Https { method: "GET".to_owned(), path: "/y/1".to_owned() };
+    let over_tls = Wanted { via, ..plain.clone() };
+    let record = ledger.begin(&plain, Ground::Rule).unwrap().1;
+    assert!(!record.is_of(&ledger.begin(&over_tls, Ground::Rule).unwrap().1), "a record of its own");
+    let items = &ledger.used()[0]["items"];
+    let told = |at: usize| (items[at]["via"].as_str().unwrap(), items[at]["path"].as_str().unwrap());
+    assert_eq!([told(0), told(1)], [("http", "/x/1"), ("https", "/y/1")]);
+    for wanted in [&plain, &over_tls] {
+        let told = ledger.deny("", Some(wanted), &not_allowed(wanted));
+        let Noted::First(told) = told else { panic!("{told:?}") };
+        assert_eq!(
+            (told["via"].as_str(), told["rule"].as_str()),
+            (Some(wanted.via.as_str()), Some(Rule::exactly(wanted).to_string().as_str()),)
+        );
+    }
+    let other = Via::Https { method: "GET".to_owned(), path: "/y/2".to_owned() };
+    let other = Wanted { via: other, ..plain };
+    assert_eq!(ledger.deny("", Some(&other), &not_allowed(&other)), Noted::Again);
+    assert_eq!(ledger.repeated()[0]["rule"], "https://a.example/y/#GET");
 }
 
 #[test]
@@ -71,10 +107,13 @@ fn kinds_of_denials_end() {
 fn kinds_of_uses_end_and_their_events_are_bounded() {
     let mut ledger = Ledger::default();
     for number in 0..EGRESS_TARGETS {
-        ledger.begin(&tunnel(&format!("h{number}.example"))).unwrap();
+        ledger.begin(&tunnel(&format!("h{number}.example")), Ground::Rule).unwrap();
     }
-    assert_eq!(ledger.begin(&tunnel("one-too-many.example")).unwrap_err(), Fault::TooManyTargets);
-    assert!(ledger.begin(&tunnel("h0.example")).is_ok());
+    assert_eq!(
+        ledger.begin(&tunnel("one-too-many.example"), Ground::Rule).unwrap_err(),
+        Fault::TooManyTargets
+    );
+    assert!(ledger.begin(&tunnel("h0.example"), Ground::Rule).is_ok());
     let told = ledger.used();
     assert_eq!(told.len(), EGRESS_TARGETS.div_ceil(EGRESS_USED_ITEMS));
     assert!(told.iter().all(|event| event["items"].as_array().unwrap().len() <= EGRESS_USED_ITEMS));

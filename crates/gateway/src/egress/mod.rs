@@ -1,8 +1,8 @@
 //! The way outside for tools: `CONNECT` and absolute-form requests, to hosts that the operator allows.
 //!
 //! Nothing passes without a rule. A name is resolved here, once; its addresses are checked, and the connection goes to
-//! what was checked. What is in a tunnel is encrypted end to end and is not looked into. Every denial is told, and so is
-//! every host that was reached, with its bytes.
+//! what was checked. What is in a tunnel is encrypted end to end and is not looked into; a plain request may be sent on over
+//! TLS that is made here. Every denial is told, and so is every host that was reached, with its bytes.
 
 mod address;
 mod config;
@@ -15,14 +15,15 @@ mod policy;
 mod reach;
 mod run;
 mod target;
+mod tls;
 mod tunnel;
 #[cfg(feature = "checks-off")]
 mod unframed;
 
 use std::sync::Arc;
 
-use ::http::{Method, Request, Response, StatusCode};
-use caisson_domain::egress::Wanted;
+use ::http::{Request, Response, StatusCode};
+use caisson_domain::egress::{Rule, Via, Wanted};
 use caisson_domain::event::EventKind;
 use caisson_domain::run::{Run, cut};
 use caisson_store::{CredentialUse, DoorRun};
@@ -32,9 +33,10 @@ use serde_json::json;
 
 pub use self::config::{EgressCredential, EgressUpstreams};
 pub(crate) use self::fault::Fault;
-use self::policy::Policy;
-pub(crate) use self::reach::{Reach, Resolve, system};
+use self::policy::{Ground, Policy};
+pub(crate) use self::reach::{Dial, Reach, Resolve, system, tcp};
 pub(crate) use self::run::{RunEgress, before_outcome};
+use self::tls::Tls;
 #[cfg(feature = "checks-off")]
 pub(crate) use self::unframed::unframed;
 use crate::body::{self, Body};
@@ -49,11 +51,23 @@ use crate::shared::{Door, Shared};
 pub(crate) struct EgressSide {
     policy: Policy,
     reach: Reach,
+    tls: Tls,
 }
 
 impl EgressSide {
-    pub(crate) fn new(upstreams: &EgressUpstreams, resolve: Resolve) -> Result<Self, GatewayError> {
-        Ok(Self { policy: Policy::new(upstreams)?, reach: Reach::new(upstreams, resolve) })
+    pub(crate) fn new(upstreams: &EgressUpstreams, net: (Resolve, Dial)) -> Result<Self, GatewayError> {
+        let tls = Tls::new(upstreams.extra_ca_pem.as_deref())?;
+        Ok(Self { policy: Policy::new(upstreams)?, reach: Reach::new(upstreams, net), tls })
+    }
+
+    /// What is told of a fault on the way of what is learned: an address that the operator opened needs a rule alone.
+    fn unlearned(&self, wanted: &Wanted, ground: Ground, fault: Fault) -> Fault {
+        match (ground, fault) {
+            (Ground::Learning, Fault::PrivateAddress { address, .. }) if self.reach.opens(address) => {
+                Fault::NotAllowed { rule: Rule::exactly(wanted).to_string() }
+            }
+            (Ground::Learning | Ground::Rule, fault) => fault,
+        }
     }
 }
 
@@ -80,7 +94,7 @@ async fn serve(door: &Arc<Door>, run: &Run, request: Request<Incoming>) -> Resul
     let asked = request.uri().to_string();
     let asked = cut(&asked, EXCERPT_BYTES);
     let wanted = match target::wanted(request.method(), request.uri(), request.headers()) {
-        Ok(wanted) => wanted,
+        Ok(wanted) => door.shared.egress.policy.way(chosen(run), wanted),
         Err(fault) => return Err(refuse(door, &egress, (run, asked, None), fault).await),
     };
     match pass(door, &egress, run, &wanted, request).await {
@@ -91,6 +105,11 @@ async fn serve(door: &Arc<Door>, run: &Run, request: Request<Incoming>) -> Resul
         }
         Err(Stop::Store(refusal)) => Err(refusal),
     }
+}
+
+/// What the run's workflow chose; none if it has no list.
+fn chosen(run: &Run) -> Option<&[String]> {
+    run.spec.workflow.caisson.egress.as_deref()
 }
 
 /// Why a request does not pass.
@@ -126,19 +145,28 @@ async fn pass(
 ) -> Result<Response<Body>, Stop> {
     let shared = &door.shared;
     let side = &shared.egress;
-    side.policy.judge(run.spec.workflow.caisson.egress.as_deref(), wanted)?;
-    let (passage, record) = egress.admit(wanted)?;
+    let ground = side.policy.judge(chosen(run), wanted)?;
+    let (passage, record) = egress.admit(wanted, ground)?;
     // Nobody goes out unrecorded.
-    let recorded = record.ensure(shared, || egress.audit_use(&shared.store, wanted)).await;
+    let recorded = record.ensure(shared, || egress.audit_use(&shared.store, wanted, ground)).await;
     recorded.map_err(|error| Stop::Store(Refusal::store(&error)))?;
-    if request.method() != Method::CONNECT {
+    let login = match (&wanted.via, ground) {
+        // Whom no rule names is told no credential.
+        (Via::Tunnel, _) | (Via::Http { .. } | Via::Https { .. }, Ground::Learning) => None,
         // Nobody outside waits for the store.
-        let login = login(shared, run, wanted).await?;
-        let outside = side.reach.connect(&wanted.target, &shared.bounds).await?;
-        let authorization = login.as_ref().map(|login| &login.authorization);
-        return Ok(http::exchange(door, outside, passage, (wanted, authorization), request).await?);
+        (Via::Http { .. } | Via::Https { .. }, Ground::Rule) => login(shared, run, wanted).await?,
+    };
+    let request_of = (wanted, login.as_ref().map(|login| &login.authorization));
+    let outside = side.reach.connect(&wanted.target, ground, &shared.bounds).await;
+    let outside = outside.map_err(|fault| side.unlearned(wanted, ground, fault))?;
+    match &wanted.via {
+        Via::Tunnel => {}
+        Via::Http { .. } => return Ok(http::exchange(door, outside, passage, request_of, request).await?),
+        Via::Https { .. } => {
+            let outside = side.tls.over(outside, &wanted.target, &shared.bounds).await?;
+            return Ok(http::exchange(door, outside, passage, request_of, request).await?);
+        }
     }
-    let outside = side.reach.connect(&wanted.target, &shared.bounds).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     shared.tracker.spawn(tunnel::carry(Arc::clone(door), upgrade, outside, passage));
     let mut response = Response::new(body::empty());
@@ -149,7 +177,7 @@ async fn pass(
 /// What the host gets now, the store's before the configuration's; its use is written down before.
 async fn login(shared: &Arc<Shared>, run: &Run, wanted: &Wanted) -> Result<Option<RegistryLogin>, Stop> {
     let of_run = DoorRun { id: run.id.clone(), project: run.project.clone() };
-    let stored = credentials::registry(shared, &of_run, &wanted.target).await?;
+    let stored = credentials::registry(shared, &of_run, wanted).await?;
     let of_settings = || shared.egress.policy.credential(wanted).cloned();
     let (is_stored, found) = (stored.is_some(), stored.or_else(of_settings));
     let Some(login) = found else { return Ok(None) };

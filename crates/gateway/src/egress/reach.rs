@@ -15,10 +15,19 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::address;
 use super::config::EgressUpstreams;
 use super::fault::Fault;
+use super::policy::Ground;
 use crate::bounds::{Bounds, EGRESS_ADDRESSES, EGRESS_LOOKUPS};
 
 /// Finds a name's addresses.
 pub(crate) type Resolve = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> + Send + Sync>;
+
+/// Connects to an address.
+pub(crate) type Dial = Arc<dyn Fn(SocketAddr) -> BoxFuture<'static, io::Result<TcpStream>> + Send + Sync>;
+
+/// The operating system's connections.
+pub(crate) fn tcp() -> Dial {
+    Arc::new(|address| TcpStream::connect(address).boxed())
+}
 
 /// The operating system's resolver, for at most [`EGRESS_LOOKUPS`] names at once.
 pub(crate) fn system() -> Resolve {
@@ -49,26 +58,41 @@ fn blocking(places: usize, ask: Ask) -> Resolve {
 /// Names to addresses to connections.
 pub(crate) struct Reach {
     resolve: Resolve,
+    dial: Dial,
     hosts: Vec<(String, IpAddr)>,
     allow_private: Vec<AddressRange>,
 }
 
 impl Reach {
-    pub(crate) fn new(upstreams: &EgressUpstreams, resolve: Resolve) -> Self {
-        Self { resolve, hosts: upstreams.hosts.clone(), allow_private: upstreams.allow_private.clone() }
+    pub(crate) fn new(upstreams: &EgressUpstreams, (resolve, dial): (Resolve, Dial)) -> Self {
+        let (hosts, allow_private) = (upstreams.hosts.clone(), upstreams.allow_private.clone());
+        Self { resolve, dial, hosts, allow_private }
     }
 
-    /// Connects to an address of the target that may be reached. The name is resolved here and nowhere else: what is
+    /// Whether the operator opened this address, which is not public.
+    pub(super) fn opens(&self, address: IpAddr) -> bool {
+        self.allow_private.iter().any(|range| range.contains(address))
+    }
+
+    /// Connects to an address of the target that may be reached: what is only learned reaches public ones alone. The name is resolved here and nowhere else: what is
     /// connected to is what was checked, whatever the name leads to a moment later.
-    pub(super) async fn connect(&self, target: &Target, bounds: &Bounds) -> Result<TcpStream, Fault> {
-        let mut addresses = self.addresses(target, bounds).await?;
+    pub(super) async fn connect(
+        &self,
+        target: &Target,
+        ground: Ground,
+        bounds: &Bounds,
+    ) -> Result<TcpStream, Fault> {
+        let mut addresses = match ground {
+            Ground::Rule => self.addresses(target, bounds).await?,
+            Ground::Learning => self.among(target, &[], bounds).await?,
+        };
         if !stands(Check::EgressPinned) {
             addresses = self.found(target, bounds).await?;
         }
         let end = Instant::now() + bounds.egress_connect;
         let mut fault = Fault::Unreachable;
         for address in addresses {
-            match timeout_at(end, TcpStream::connect(SocketAddr::new(address, target.port))).await {
+            match timeout_at(end, (self.dial)(SocketAddr::new(address, target.port))).await {
                 Ok(Ok(stream)) => {
                     // Nagle's algorithm would only delay; without it nothing else changes.
                     let _slower = stream.set_nodelay(true);
@@ -97,12 +121,21 @@ impl Reach {
 
     /// The addresses of the target that may be reached.
     pub(crate) async fn addresses(&self, target: &Target, bounds: &Bounds) -> Result<Vec<IpAddr>, Fault> {
+        self.among(target, &self.allow_private, bounds).await
+    }
+
+    /// The addresses of the target that are public or in one of the ranges.
+    async fn among(
+        &self,
+        target: &Target,
+        opened: &[AddressRange],
+        bounds: &Bounds,
+    ) -> Result<Vec<IpAddr>, Fault> {
         let mut found = self.found(target, bounds).await?;
         found.dedup();
         let Some(first) = found.first().copied() else { return Err(Fault::Unresolved) };
-        let refused = |address: &IpAddr| {
-            address::refused(*address, &self.allow_private).filter(|_| stands(Check::EgressAddresses))
-        };
+        let refused =
+            |address: &IpAddr| address::refused(*address, opened).filter(|_| stands(Check::EgressAddresses));
         let what = refused(&first);
         found.retain(|address| refused(address).is_none());
         found.truncate(EGRESS_ADDRESSES);

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::fault::Fault;
 use super::ledger::{Ledger, Moved, Noted};
+use super::policy::Ground;
 use crate::bounds::{Bounds, EGRESS_CONNECTIONS};
 use crate::first::FirstUse;
 use crate::shared::{Door, event};
@@ -63,13 +64,19 @@ impl RunEgress {
     }
 
     /// Takes a slot and counts a connection; beside it the record of the first one of its kind.
-    pub(super) fn admit(self: &Arc<Self>, wanted: &Wanted) -> Result<(Passage, FirstUse), Fault> {
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        ground: Ground,
+    ) -> Result<(Passage, FirstUse), Fault> {
         if self.common.is_over() {
             return Err(Fault::Over);
         }
         self.spent()?;
         let slot = self.common.slot().ok_or(Fault::TooManyAtOnce)?;
-        let (moved, record) = self.ledger.lock().unwrap_or_else(PoisonError::into_inner).begin(wanted)?;
+        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let (moved, record) = ledger.begin(wanted, ground)?;
+        drop(ledger);
         self.total.fetch_add(1, Ordering::Relaxed);
         let touched = Mutex::new(Instant::now());
         Ok((Passage { egress: Arc::clone(self), moved, touched, _slot: slot }, record))
@@ -95,9 +102,17 @@ impl RunEgress {
     }
 
     /// Writes down who got out for the first time, before they do.
-    pub(super) async fn audit_use(&self, store: &Store, wanted: &Wanted) -> Result<(), StoreError> {
-        let target = &wanted.target;
-        self.common.audit(store, ("egress.allow", "allowed"), &target.to_string(), Some(target)).await
+    pub(super) async fn audit_use(
+        &self,
+        store: &Store,
+        wanted: &Wanted,
+        ground: Ground,
+    ) -> Result<(), StoreError> {
+        let subject = match ground {
+            Ground::Rule => wanted.target.to_string(),
+            Ground::Learning => format!("{} learned", wanted.target),
+        };
+        self.common.audit(store, ("egress.allow", "allowed"), &subject, Some(&wanted.target)).await
     }
 
     /// Tells of a denial: the first of its kind by an event and in the audit log, those behind it by their count.

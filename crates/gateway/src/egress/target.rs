@@ -1,14 +1,11 @@
 //! From a request's head to what is wanted: strict, since two readers of one request must not come to two hosts.
 
 use caisson_domain::checks::{Check, stands};
-use caisson_domain::egress::{METHOD_BYTES, Target, Via, Wanted};
+use caisson_domain::egress::{HTTP_PORT, METHOD_BYTES, Target, Via, Wanted};
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Uri};
 
 use super::fault::Fault;
-
-/// Port of plain HTTP.
-const HTTP_PORT: u16 = 80;
 
 /// Reads the request line and what frames the request.
 pub(super) fn wanted(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Wanted, Fault> {
@@ -29,7 +26,9 @@ pub(super) fn wanted(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<
     }
     match uri.scheme_str() {
         Some("http") => {}
-        Some("https") => return Err(bad("an https URL goes through CONNECT, as HTTPS_PROXY has it")),
+        Some("https") => {
+            return Err(bad("an https URL goes through CONNECT, as HTTPS_PROXY has it; or ask for http://"));
+        }
         Some(_) | None => return Err(bad("only http URLs and CONNECT pass")),
     }
     if method == Method::TRACE || method.as_str().len() > METHOD_BYTES {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ::http::{HeaderMap, Method, Uri};
 use caisson_domain::checks::{Check, stands};
-use caisson_domain::egress::Wanted;
+use caisson_domain::egress::{Via, Wanted};
 use tokio::io::{
     AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Chain, Join, ReadHalf, WriteHalf, copy_bidirectional,
     join, split,
@@ -58,8 +58,10 @@ async fn reached(door: &Arc<Door>, begun: &[u8]) -> Option<(TcpStream, Vec<u8>)>
     }
     let wanted: Wanted = target::wanted(&method, &uri, &HeaderMap::new()).ok()?;
     let side = &door.shared.egress;
-    side.policy.judge(None, &wanted).ok()?;
-    let outside = side.reach.connect(&wanted.target, &door.shared.bounds).await.ok()?;
+    // Nothing is encrypted here.
+    let wanted = Some(side.policy.way(None, wanted)).filter(|way| !matches!(way.via, Via::Https { .. }))?;
+    let ground = side.policy.judge(None, &wanted).ok()?;
+    let outside = side.reach.connect(&wanted.target, ground, &door.shared.bounds).await.ok()?;
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let fields = fields.split_inclusive("\r\n").filter(|field| !field.starts_with("Proxy-"));
     let mut first = format!("{method} {path} HTTP/1.1\r\n{}", fields.collect::<String>()).into_bytes();

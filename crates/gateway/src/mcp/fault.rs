@@ -70,6 +70,7 @@ impl From<egress::Fault> for Fault {
             egress::Fault::BadRequest { .. }
             | egress::Fault::HostMismatch { .. }
             | egress::Fault::NotAllowed { .. }
+            | egress::Fault::NoTunnel { .. }
             | egress::Fault::NotInWorkflow { .. }
             | egress::Fault::TooManyAtOnce
             | egress::Fault::TooManyConnections { .. }
@@ -80,6 +81,7 @@ impl From<egress::Fault> for Fault {
             | egress::Fault::ConnectTimeout
             | egress::Fault::Broken
             | egress::Fault::Idle
+            | egress::Fault::Tls { .. }
             | egress::Fault::Over => Self::Unreachable,
         }
     }

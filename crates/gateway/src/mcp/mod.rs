@@ -36,7 +36,7 @@ use crate::body::{Body, BodyFault, collect, empty, full};
 use crate::bounds::Bounds;
 use crate::config::{GatewayError, build_client};
 use crate::credentials::{self, CredentialFault, McpHeader};
-use crate::egress::{EgressUpstreams, Reach, Resolve};
+use crate::egress::{EgressUpstreams, Reach, Resolve, tcp};
 use crate::grants;
 use crate::problem::Refusal;
 use crate::shared::{Door, Shared};
@@ -59,7 +59,7 @@ impl McpSide {
             hosts: upstreams.hosts.clone(),
             ..EgressUpstreams::default()
         };
-        let reach = Arc::new(Reach::new(&addresses, resolve));
+        let reach = Arc::new(Reach::new(&addresses, (resolve, tcp())));
         let names = Names { reach: Arc::clone(&reach), bounds: bounds.clone() };
         let builder = reqwest::Client::builder().dns_resolver(Arc::new(names));
         let client = build_client("MCP servers", builder, None, upstreams.extra_ca_pem.as_deref())?;

@@ -9,6 +9,8 @@ mod credentials_tokens;
 mod doors;
 mod egress;
 mod egress_bounds;
+mod egress_learn;
+mod egress_tls;
 mod git_again;
 mod git_faults;
 mod git_host;

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::bounds::Bounds;
-use crate::egress::Resolve;
+use crate::egress::{Dial, Resolve};
 use crate::{
     EgressUpstreams, Gateway, GatewayConfig, GatewayError, GitIdentity, GitUpstreams, McpUpstreams,
     ModelCredential, ModelUpstream, PushRules,
@@ -117,6 +117,7 @@ pub(crate) struct Setup {
     pub(crate) egress: EgressUpstreams,
     pub(crate) mcp: McpUpstreams,
     pub(crate) resolve: Resolve,
+    pub(crate) dial: Dial,
 }
 
 impl Setup {
@@ -144,7 +145,8 @@ impl Setup {
             pushes: PushRules::default(),
         };
         let resolve: Resolve = Arc::new(|_| async { Err(std::io::Error::other("no name is known")) }.boxed());
-        Self { bounds, model, git, egress: EgressUpstreams::default(), mcp: McpUpstreams::default(), resolve }
+        let (egress, mcp) = (EgressUpstreams::default(), McpUpstreams::default());
+        Self { bounds, model, git, egress, mcp, resolve, dial: crate::egress::tcp() }
     }
 }
 
@@ -216,7 +218,8 @@ impl World {
     pub(crate) async fn try_start(&self, setup: Setup) -> Result<Gateway, GatewayError> {
         let config = self.config(&setup);
         let tasks = (self.tracker.clone(), self.cancel.clone());
-        Gateway::start_bounded(config, self.store.clone(), tasks, setup.bounds, setup.resolve).await
+        Gateway::start_bounded(config, self.store.clone(), tasks, setup.bounds, (setup.resolve, setup.dial))
+            .await
     }
 
     pub(crate) async fn start(&self, setup: Setup) {

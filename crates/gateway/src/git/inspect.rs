@@ -22,6 +22,7 @@ use tokio_util::io::ReaderStream;
 use url::Url;
 
 use super::Upstream;
+use super::brought::{Elsewhere, Standing};
 use super::compare::{Base, Change, Changes, CompareError, Comparison};
 use super::finding::{Finding, Forbids, Place, shown};
 use super::helper::{Helper, HelperError, finish};
@@ -86,6 +87,7 @@ pub(super) struct Case<'a> {
     pub(super) secrets: Arc<Secrets>,
     /// What the run's workflow forbids beside the settings.
     pub(super) forbidden: Globs,
+    pub(super) standing: Standing,
     /// Digits of an id.
     pub(super) digits: usize,
 }
@@ -202,18 +204,16 @@ impl Inspector {
         if contents.too_many_candidates {
             findings.push(Finding::too_many(case.bounds.push.candidates));
         }
-        if self.has_questions(case, &contents) {
-            match self.compare(case, &contents).await {
-                Ok(found) => findings.extend(found),
-                // What was found may have been there before, and nobody can say.
-                Err(error) if contents.candidates.is_empty() && contents.oversize.is_empty() => {
-                    return Err(error.into());
-                }
-                Err(error) => {
-                    let error = case.secrets.none_in(error.to_string());
-                    tracing::warn!(%error, "a push with findings could not be compared");
-                    findings.extend(self.unplaced(&contents));
-                }
+        match self.compare(case, &contents).await {
+            Ok(found) => findings.extend(found),
+            // What was found may have been there before, and nobody can say.
+            Err(error) if contents.candidates.is_empty() && contents.oversize.is_empty() => {
+                return Err(error.into());
+            }
+            Err(error) => {
+                let error = case.secrets.none_in(error.to_string());
+                tracing::warn!(%error, "a push with findings could not be compared");
+                findings.extend(self.unplaced(&contents));
             }
         }
         findings.retain(|finding| finding.check().is_none_or(stands));
@@ -270,18 +270,32 @@ impl Inspector {
         }
     }
 
+    /// Whether any path is forbidden.
+    pub(super) fn forbids_any(&self, case: &Case<'_>) -> bool {
+        !self.globs.is_empty() || !case.forbidden.is_empty()
+    }
+
+    /// Whether it matters where submodules come from.
+    pub(super) fn asks_after_submodules(&self) -> bool {
+        !self.rules.any_submodules
+    }
+
     /// Whether there is something that the push alone does not tell.
     fn has_questions(&self, case: &Case<'_>, contents: &Contents) -> bool {
-        let forbids = !self.globs.is_empty() || !case.forbidden.is_empty();
         !contents.candidates.is_empty()
             || !contents.oversize.is_empty()
-            || (contents.submodules && !self.rules.any_submodules)
-            || (forbids && !contents.commits.is_empty())
+            || (contents.submodules && self.asks_after_submodules())
+            || (self.forbids_any(case) && !contents.commits.is_empty())
     }
 
     async fn compare(&self, case: &Case<'_>, contents: &Contents) -> Result<Vec<Finding>, CompareError> {
+        let elsewhere = self.elsewhere(case, contents).await?;
+        if elsewhere.is_none() && !self.has_questions(case, contents) {
+            return Ok(Vec::new());
+        }
         let comparison = self.comparison(case);
-        let mut base = comparison.base(contents).await?;
+        let others = elsewhere.as_ref().map(Elsewhere::commits).unwrap_or_default();
+        let mut base = comparison.base(contents, &others).await?;
         let changes = comparison.changes(contents).await?;
         let forbidden = changes.all.iter().filter_map(|change| Some((self.forbids(case, change)?, change)));
         let mut findings: Vec<Finding> =
@@ -291,8 +305,17 @@ impl Inspector {
             let place = change.map(|change| Self::place(change, case)).unwrap_or_default();
             findings.push(Finding::file_size(self.rules.file_bytes, place));
         }
-        if !self.rules.any_submodules {
-            findings.extend(self.submodules(case, (&comparison, &mut base), (contents, &changes)).await?);
+        if self.asks_after_submodules() {
+            findings.extend(self.submodules(case, (&comparison, &mut base), (contents, &changes.all)).await?);
+        }
+        if let Some(elsewhere) = &elsewhere {
+            let brought = self.brought(case, (&comparison, &mut base), (contents, elsewhere)).await?;
+            for one in brought {
+                let mut told = findings.iter();
+                if !told.any(|told| told.rule == one.rule && told.place.path == one.place.path) {
+                    findings.push(one);
+                }
+            }
         }
         if !contents.candidates.is_empty() {
             findings.extend(self.added(case, (&comparison, &mut base), (contents, &changes)).await?);
@@ -301,7 +324,7 @@ impl Inspector {
     }
 
     /// Who forbids the change: a workflow adds to what the server forbids, and takes nothing away.
-    fn forbids(&self, case: &Case<'_>, change: &Change) -> Option<Forbids> {
+    pub(super) fn forbids(&self, case: &Case<'_>, change: &Change) -> Option<Forbids> {
         if self.globs.cover(&change.path) {
             return Some(Forbids::Server);
         }
@@ -331,16 +354,14 @@ impl Inspector {
         }
     }
 
-    /// Submodules that commits of the push bring from where nothing may come from.
-    async fn submodules(
+    /// Submodules that these changes bring from where nothing may come from.
+    pub(super) async fn submodules(
         &self,
         case: &Case<'_>,
         (comparison, base): (&Comparison<'_>, &mut Base),
-        (contents, changes): (&Contents, &Changes),
+        (contents, changes): (&Contents, &[Change]),
     ) -> Result<Vec<Finding>, CompareError> {
-        let name = |path: &[u8]| path.rsplit(|byte| *byte == b'/').next().is_some_and(is_gitmodules);
-        let written: Vec<&Change> =
-            changes.all.iter().filter(|change| change.new.is_some() && name(&change.path)).collect();
+        let written: Vec<&Change> = changes.iter().filter(|change| names_submodules(change)).collect();
         let files = written.iter().flat_map(|change| change.new.iter().chain(&change.old));
         let files: Vec<Id> = files.copied().collect::<HashSet<_>>().into_iter().collect();
         let texts = comparison.texts(base, contents, &files).await?;
@@ -402,11 +423,17 @@ impl Inspector {
         secrets.chain(large).collect()
     }
 
-    fn place(change: &Change, case: &Case<'_>) -> Place {
+    pub(super) fn place(change: &Change, case: &Case<'_>) -> Place {
         let hidden = !case.secrets.find(&change.path, false).is_empty();
         let path = if hidden { "a path that holds a secret".to_owned() } else { shown(&change.path) };
         Place { path: Some(path), line: None, commit: Some(change.commit.hex(case.digits / 2)) }
     }
+}
+
+/// Whether the change writes a file that names submodules.
+pub(super) fn names_submodules(change: &Change) -> bool {
+    let name = change.path.rsplit(|byte| *byte == b'/').next();
+    change.new.is_some() && name.is_some_and(is_gitmodules)
 }
 
 fn exposed(secrets: &[SecretString]) -> Vec<&str> {

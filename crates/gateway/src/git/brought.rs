@@ -6,17 +6,18 @@
 //! branch as the host has them. Of a branch that is not there yet, also with what it begins with, if that is a commit of these
 //! branches, or one that a session has pushed, of which the same was asked. What equals one of them is nothing new.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use caisson_domain::git::BranchName;
 use caisson_domain::run::Run;
 use caisson_store::{Push, StoreError};
 
 use super::compare::{Base, Change, CompareError, Comparison};
-use super::finding::Finding;
+use super::finding::{Finding, Forbids, Place};
 use super::heads;
-use super::inspect::{Case, Inspector, names_submodules};
-use super::objects::{Contents, Id};
+use super::inspect::{Case, Inspector};
+use super::objects::{Contents, Id, is_gitmodules};
+use super::submodules::{GITMODULES_BYTES, is_allowed, urls};
 use crate::hold::hold;
 use crate::shared::Shared;
 
@@ -95,25 +96,27 @@ impl Elsewhere {
 
 impl Inspector {
     /// What to compare the push with, if its commits build on others than the branch's and the newest of the host's branches.
-    /// If they do not, everything at a path is what one of these has, or what a commit of the push made of it.
+    /// If they do not, everything at a path is what one of these has, or what a commit of the push made of it. `theirs` are
+    /// commits in the push that the host's branches have.
     pub(super) async fn elsewhere(
         &self,
         case: &Case<'_>,
         contents: &Contents,
+        theirs: &HashSet<Id>,
     ) -> Result<Option<Elsewhere>, CompareError> {
         let standing = &case.standing;
-        let Some(tip) = standing.tip.filter(|_| self.forbids_any(case) || self.asks_after_submodules()) else {
+        let Some(tip) = standing.tip.filter(|_| self.forbids_any(case) || self.asks_after_submodules())
+        else {
             return Ok(None);
         };
-        let mut ends = contents.boundary();
-        if !contents.commits.contains_key(&tip) {
-            ends.push(tip);
-        }
+        let is_own = |id: &Id| contents.commits.contains_key(id) && !theirs.contains(id);
+        let parents =
+            contents.commits.iter().filter(|(id, _)| is_own(id)).flat_map(|(_, facts)| &facts.parents);
+        let ends: HashSet<Id> = parents.chain([&tip]).filter(|id| !is_own(id)).copied().collect();
         if ends.iter().all(|end| standing.has(*end)) {
             return Ok(None);
         }
-        let branches = heads::tips(case.upstream, standing.base.as_deref()).await;
-        let branches = branches.map_err(|fault| CompareError::Branches(fault.refusal().message))?;
+        let branches = branches(case).await?;
         let (known, unknown): (Vec<Id>, Vec<Id>) =
             ends.into_iter().partition(|end| standing.has(*end) || branches.contains(end));
         if unknown.is_empty() {
@@ -129,7 +132,38 @@ impl Inspector {
         Ok(Some(Elsewhere { tip, references, branches, unknown }))
     }
 
-    /// What there is to say against what the push brings: forbidden paths, and submodules from elsewhere.
+    /// Which commits of the push the host's branches have. Where nobody can say, they all are the push's own.
+    pub(super) async fn theirs(
+        &self,
+        case: &Case<'_>,
+        comparison: &Comparison<'_>,
+        contents: &Contents,
+    ) -> HashSet<Id> {
+        let asked = async {
+            let branches = branches(case).await?;
+            comparison.theirs(contents, &branches).await
+        };
+        match asked.await {
+            Ok(theirs) => theirs,
+            Err(error) => {
+                let error = case.secrets.none_in(error.to_string());
+                tracing::warn!(%error, "whether the host's branches have commits of a push is unknown");
+                HashSet::new()
+            }
+        }
+    }
+
+    /// What there is to say against what commits of the push change: forbidden paths, and submodules from elsewhere.
+    pub(super) async fn paths(
+        &self,
+        case: &Case<'_>,
+        (comparison, base): (&Comparison<'_>, &mut Base),
+        (contents, changes): (&Contents, &[Change]),
+    ) -> Result<Vec<Finding>, CompareError> {
+        self.judged(case, (comparison, base), (contents, changes, Finding::path)).await
+    }
+
+    /// The same of what the push brings from elsewhere.
     pub(super) async fn brought(
         &self,
         case: &Case<'_>,
@@ -137,11 +171,53 @@ impl Inspector {
         (contents, elsewhere): (&Contents, &Elsewhere),
     ) -> Result<Vec<Finding>, CompareError> {
         let brought = self.differing(case, comparison, elsewhere).await?;
-        let forbidden = brought.iter().filter_map(|change| Some((self.forbids(case, change)?, change)));
+        self.judged(case, (comparison, base), (contents, &brought, Finding::brought)).await
+    }
+
+    async fn judged(
+        &self,
+        case: &Case<'_>,
+        (comparison, base): (&Comparison<'_>, &mut Base),
+        (contents, changes, told): (&Contents, &[Change], fn(Forbids, Place) -> Finding),
+    ) -> Result<Vec<Finding>, CompareError> {
+        let forbidden = changes.iter().filter_map(|change| Some((self.forbids(case, change)?, change)));
         let mut findings: Vec<Finding> =
-            forbidden.map(|(whose, change)| Finding::brought(whose, Self::place(change, case))).collect();
+            forbidden.map(|(whose, change)| told(whose, Self::place(change, case))).collect();
         if self.asks_after_submodules() {
-            findings.extend(self.submodules(case, (comparison, base), (contents, &brought)).await?);
+            findings.extend(self.submodules(case, (comparison, base), (contents, changes)).await?);
+        }
+        Ok(findings)
+    }
+
+    /// Who forbids the change: a workflow adds to what the server forbids, and takes nothing away.
+    fn forbids(&self, case: &Case<'_>, change: &Change) -> Option<Forbids> {
+        if self.globs.cover(&change.path) {
+            return Some(Forbids::Server);
+        }
+        case.forbidden.cover(&change.path).then_some(Forbids::Workflow)
+    }
+
+    /// Submodules that these changes bring from where nothing may come from.
+    async fn submodules(
+        &self,
+        case: &Case<'_>,
+        (comparison, base): (&Comparison<'_>, &mut Base),
+        (contents, changes): (&Contents, &[Change]),
+    ) -> Result<Vec<Finding>, CompareError> {
+        let written: Vec<&Change> = changes.iter().filter(|change| names_submodules(change)).collect();
+        let files = written.iter().flat_map(|change| change.new.iter().chain(&change.old));
+        let files: Vec<Id> = files.copied().collect::<HashSet<_>>().into_iter().collect();
+        let texts = comparison.texts(base, contents, &files).await?;
+        let text = |id: &Id| texts.get(id).map(Vec::as_slice).unwrap_or_default();
+        let mut findings = Vec::new();
+        for change in written {
+            let new = change.new.as_ref().map(text).unwrap_or_default();
+            let known: BTreeSet<String> = change.old.iter().flat_map(|old| urls(text(old))).collect();
+            let mut added = urls(new).into_iter().filter(|url| !known.contains(url));
+            if new.len() > GITMODULES_BYTES || !added.all(|url| is_allowed(&url, case.repository, case.allow))
+            {
+                findings.push(Finding::submodule(Self::place(change, case)));
+            }
         }
         Ok(findings)
     }
@@ -155,8 +231,7 @@ impl Inspector {
     ) -> Result<Vec<Change>, CompareError> {
         let Elsewhere { tip, references, branches, unknown } = elsewhere;
         let matters = |change: &Change| {
-            self.forbids(case, change).is_some()
-                || (self.asks_after_submodules() && names_submodules(change))
+            self.forbids(case, change).is_some() || (self.asks_after_submodules() && names_submodules(change))
         };
         let mut brought = comparison.otherwise(*tip, references).await?;
         brought.retain(matters);
@@ -176,4 +251,16 @@ impl Inspector {
         }
         Ok(brought)
     }
+}
+
+/// Where the run's base branch and the host's default branch are.
+async fn branches(case: &Case<'_>) -> Result<Vec<Id>, CompareError> {
+    let tips = heads::tips(case.upstream, case.standing.base.as_deref()).await;
+    tips.map_err(|fault| CompareError::Branches(fault.refusal().message))
+}
+
+/// Whether the change writes a file that names submodules.
+fn names_submodules(change: &Change) -> bool {
+    let name = change.path.rsplit(|byte| *byte == b'/').next();
+    change.new.is_some() && name.is_some_and(is_gitmodules)
 }

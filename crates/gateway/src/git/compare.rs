@@ -31,6 +31,8 @@ pub(super) enum CompareError {
     Branches(String),
 }
 
+/// Most commits that the host is told of as known.
+const HAVES: usize = 100;
 /// Git's own tree with nothing in it, by the digits of an id.
 const EMPTY_TREE: &str = "4b825dc642cb6eb9a060e54bf8d69288fbee4904";
 const EMPTY_TREE_LONG: &str = "6ef19b41225c5369f1c104d45d8d85efa9b057b53b14b4b9b939dd74decc5321";
@@ -89,16 +91,27 @@ impl Comparison<'_> {
         // Beside the push's own objects, where git finds them.
         let directory = self.quarantine.directory.clone();
         let mut base = Base { directory, abilities: Abilities::default(), packs: 0 };
-        let others = others.iter().copied().filter(|id| !contents.commits.contains_key(id));
-        let objects: BTreeSet<Id> = contents.boundary().into_iter().chain(others).collect();
-        let objects: Vec<String> = objects.into_iter().map(|id| self.hex(id)).collect();
+        let objects: Vec<Id> = contents.boundary().into_iter().chain(others.iter().copied()).collect();
+        self.have_commits(&mut base, contents, &objects).await?;
+        Ok(base)
+    }
+
+    /// Makes sure that these commits can be compared.
+    pub(super) async fn have_commits(
+        &self,
+        base: &mut Base,
+        contents: &Contents,
+        commits: &[Id],
+    ) -> Result<(), CompareError> {
+        let missing = commits.iter().copied().filter(|id| !contents.commits.contains_key(id));
+        let missing: BTreeSet<Id> = missing.collect();
+        let objects: Vec<String> = missing.into_iter().map(|id| self.hex(id)).collect();
         if objects.is_empty() {
-            return Ok(base);
+            return Ok(());
         }
         base.abilities = base::abilities(self.upstream).await?;
         let filter = base.abilities.filter.then_some("blob:none");
-        self.fetch(&mut base, &Wanted { objects, alone: true, filter, have: None }).await?;
-        Ok(base)
+        self.fetch(base, &Wanted { objects, alone: true, filter, have: &[] }).await
     }
 
     async fn fetch(&self, base: &mut Base, wanted: &Wanted<'_>) -> Result<(), CompareError> {
@@ -120,7 +133,7 @@ impl Comparison<'_> {
         if !contents.commits.contains_key(&new) {
             ends.push(new);
         }
-        let theirs = self.history(&ends, old, "history").await?;
+        let theirs = self.history(&ends, &[old], "history").await?;
         let parents = |id| {
             let known = contents.commits.get(&id).or_else(|| theirs.commits.get(&id));
             known.map(|facts| facts.parents.as_slice())
@@ -133,18 +146,31 @@ impl Comparison<'_> {
         if tips.is_empty() {
             return Ok(false);
         }
-        let theirs = self.history(tips, old, place).await?;
+        let theirs = self.history(tips, &[old], place).await?;
         Ok(tips.iter().any(|tip| theirs.reaches(*tip, old)))
     }
 
-    /// The commits that these have before them and `have` has not, as the repository has them.
-    async fn history(&self, ends: &[Id], have: Id, place: &str) -> Result<Contents, CompareError> {
+    /// The commits of the push that these have before them, or are. Git sends what the host has already where it does not know
+    /// that, as when the branch that the work began from has gone on.
+    pub(super) async fn theirs(&self, contents: &Contents, tips: &[Id]) -> Result<HashSet<Id>, CompareError> {
+        if tips.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let mut have = contents.boundary();
+        have.truncate(HAVES);
+        let theirs = self.history(tips, &have, "branches").await?;
+        Ok(contents.commits.keys().filter(|id| theirs.commits.contains_key(id)).copied().collect())
+    }
+
+    /// The commits that these have before them and `have` have not, as the repository has them.
+    async fn history(&self, ends: &[Id], have: &[Id], place: &str) -> Result<Contents, CompareError> {
         let directory = self.quarantines.make_within(self.quarantine, place, self.digits).await?;
         let abilities = base::abilities(self.upstream).await?;
         let mut base = Base { directory, abilities, packs: 0 };
         let objects = ends.iter().map(|id| self.hex(*id)).collect();
-        let (have, filter) = (self.hex(have), base.abilities.filter.then_some("tree:0"));
-        self.fetch(&mut base, &Wanted { objects, have: Some(&have), alone: false, filter }).await?;
+        let have: Vec<String> = have.iter().map(|id| self.hex(*id)).collect();
+        let filter = base.abilities.filter.then_some("tree:0");
+        self.fetch(&mut base, &Wanted { objects, have: &have, alone: false, filter }).await?;
         let listing = ["cat-file", "--batch-all-objects", "--unordered", FORMAT];
         let listing = self.helper.run(&base.directory, &listing, b"", self.bounds).await?;
         Ok(Contents::read(&listing[..], &self.looking)?)

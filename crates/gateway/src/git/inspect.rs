@@ -3,7 +3,7 @@
 //! Everything in the pack is looked at, whether a commit leads to it or not: a host keeps all of it. Where something is
 //! found that may have been there before, the commits are compared with what the repository has.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::io::{self, BufRead, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -24,13 +24,12 @@ use url::Url;
 use super::Upstream;
 use super::brought::{Elsewhere, Standing};
 use super::compare::{Base, Change, Changes, CompareError, Comparison};
-use super::finding::{Finding, Forbids, Place, shown};
+use super::finding::{Finding, Place, shown};
 use super::helper::{Helper, HelperError, finish};
-use super::objects::{Candidate, Contents, FORMAT, Id, Looking, ReadError, is_gitmodules};
+use super::objects::{Candidate, Contents, FORMAT, Id, Looking, ReadError};
 use super::process::{Pipes, last_words};
 use super::quarantine::{PACK, Quarantine, Quarantines};
 use super::secrets::Secrets;
-use super::submodules::{GITMODULES_BYTES, is_allowed, urls};
 use crate::bounds::{Bounds, CHUNKS};
 use crate::config::{GatewayError, GitUpstreams, ModelCredential, PushRules};
 
@@ -46,7 +45,7 @@ pub(super) struct Inspector {
     configured: Arc<Secrets>,
     /// What is looked for, and by which redactor the same secrets are; those of one that is gone go too.
     secrets: Mutex<Vec<(Weak<Redactor>, Arc<Secrets>)>>,
-    globs: Globs,
+    pub(super) globs: Globs,
     rules: PushRules,
     /// [`crate::bounds::INSPECTIONS`].
     turns: Semaphore,
@@ -289,7 +288,7 @@ impl Inspector {
     }
 
     async fn compare(&self, case: &Case<'_>, contents: &Contents) -> Result<Vec<Finding>, CompareError> {
-        let elsewhere = self.elsewhere(case, contents).await?;
+        let mut elsewhere = self.elsewhere(case, contents, &HashSet::new()).await?;
         if elsewhere.is_none() && !self.has_questions(case, contents) {
             return Ok(Vec::new());
         }
@@ -297,16 +296,17 @@ impl Inspector {
         let others = elsewhere.as_ref().map(Elsewhere::commits).unwrap_or_default();
         let mut base = comparison.base(contents, &others).await?;
         let changes = comparison.changes(contents).await?;
-        let forbidden = changes.all.iter().filter_map(|change| Some((self.forbids(case, change)?, change)));
-        let mut findings: Vec<Finding> =
-            forbidden.map(|(whose, change)| Finding::path(whose, Self::place(change, case))).collect();
-        for (blob, _) in &contents.oversize {
-            let change = changes.all.iter().find(|change| change.new == Some(*blob));
-            let place = change.map(|change| Self::place(change, case)).unwrap_or_default();
-            findings.push(Finding::file_size(self.rules.file_bytes, place));
-        }
-        if self.asks_after_submodules() {
-            findings.extend(self.submodules(case, (&comparison, &mut base), (contents, &changes.all)).await?);
+        let mut findings = self.paths(case, (&comparison, &mut base), (contents, &changes.all)).await?;
+        if !findings.is_empty() {
+            let theirs = self.theirs(case, &comparison, contents).await;
+            if !theirs.is_empty() {
+                let own: Vec<Change> =
+                    changes.all.iter().filter(|change| !theirs.contains(&change.commit)).cloned().collect();
+                findings = self.paths(case, (&comparison, &mut base), (contents, &own)).await?;
+                elsewhere = self.elsewhere(case, contents, &theirs).await?;
+                let others = elsewhere.as_ref().map(Elsewhere::commits).unwrap_or_default();
+                comparison.have_commits(&mut base, contents, &others).await?;
+            }
         }
         if let Some(elsewhere) = &elsewhere {
             let brought = self.brought(case, (&comparison, &mut base), (contents, elsewhere)).await?;
@@ -317,18 +317,15 @@ impl Inspector {
                 }
             }
         }
+        for (blob, _) in &contents.oversize {
+            let change = changes.all.iter().find(|change| change.new == Some(*blob));
+            let place = change.map(|change| Self::place(change, case)).unwrap_or_default();
+            findings.push(Finding::file_size(self.rules.file_bytes, place));
+        }
         if !contents.candidates.is_empty() {
             findings.extend(self.added(case, (&comparison, &mut base), (contents, &changes)).await?);
         }
         Ok(findings)
-    }
-
-    /// Who forbids the change: a workflow adds to what the server forbids, and takes nothing away.
-    pub(super) fn forbids(&self, case: &Case<'_>, change: &Change) -> Option<Forbids> {
-        if self.globs.cover(&change.path) {
-            return Some(Forbids::Server);
-        }
-        case.forbidden.cover(&change.path).then_some(Forbids::Workflow)
     }
 
     /// Whether `new` comes after `old`; see [`Comparison::comes_after`].
@@ -352,31 +349,6 @@ impl Inspector {
             looking: self.looking(case),
             digits: case.digits,
         }
-    }
-
-    /// Submodules that these changes bring from where nothing may come from.
-    pub(super) async fn submodules(
-        &self,
-        case: &Case<'_>,
-        (comparison, base): (&Comparison<'_>, &mut Base),
-        (contents, changes): (&Contents, &[Change]),
-    ) -> Result<Vec<Finding>, CompareError> {
-        let written: Vec<&Change> = changes.iter().filter(|change| names_submodules(change)).collect();
-        let files = written.iter().flat_map(|change| change.new.iter().chain(&change.old));
-        let files: Vec<Id> = files.copied().collect::<HashSet<_>>().into_iter().collect();
-        let texts = comparison.texts(base, contents, &files).await?;
-        let text = |id: &Id| texts.get(id).map(Vec::as_slice).unwrap_or_default();
-        let mut findings = Vec::new();
-        for change in written {
-            let new = change.new.as_ref().map(text).unwrap_or_default();
-            let known: BTreeSet<String> = change.old.iter().flat_map(|old| urls(text(old))).collect();
-            let mut added = urls(new).into_iter().filter(|url| !known.contains(url));
-            if new.len() > GITMODULES_BYTES || !added.all(|url| is_allowed(&url, case.repository, case.allow))
-            {
-                findings.push(Finding::submodule(Self::place(change, case)));
-            }
-        }
-        Ok(findings)
     }
 
     /// The secrets that commits of the push bring: those that none of the files had that they changed.
@@ -428,12 +400,6 @@ impl Inspector {
         let path = if hidden { "a path that holds a secret".to_owned() } else { shown(&change.path) };
         Place { path: Some(path), line: None, commit: Some(change.commit.hex(case.digits / 2)) }
     }
-}
-
-/// Whether the change writes a file that names submodules.
-pub(super) fn names_submodules(change: &Change) -> bool {
-    let name = change.path.rsplit(|byte| *byte == b'/').next();
-    change.new.is_some() && name.is_some_and(is_gitmodules)
 }
 
 fn exposed(secrets: &[SecretString]) -> Vec<&str> {

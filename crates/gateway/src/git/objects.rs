@@ -58,7 +58,9 @@ pub(super) enum Excess {
     PathDepth(usize),
     #[error("a checkout of it would have more than {0} files")]
     Paths(u64),
-    #[error("a directory in it has an entry that git does not write, by its mode or its object; make the commits with git")]
+    #[error(
+        "a directory in it has an entry that git does not write, by its mode or its object; make the commits with git"
+    )]
     Entry,
 }
 

@@ -10,6 +10,7 @@ mod doors;
 mod egress;
 mod egress_bounds;
 mod git_again;
+mod git_brought;
 mod git_faults;
 mod git_host;
 mod git_http;

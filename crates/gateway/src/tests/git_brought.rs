@@ -270,7 +270,9 @@ async fn an_entry_that_git_does_not_write_is_refused() {
             let pushed = scene.client.push(&["--force", &format!("{commit}:refs/heads/{BRANCH}")]).await;
             (pushed.ok, pushed.said)
         };
-        for (mode, id) in [("40755", inner), ("40777", inner), ("100600", file), ("100777", file)] {
+        for (mode, id) in
+            [("40755", inner), ("40777", inner), ("1040000", inner), ("100600", file), ("100777", file)]
+        {
             let (ok, said) = push(mode, id).await;
             assert!(!ok && said.contains("the pack was refused"), "{mode}: {said}");
             assert_eq!(scene.denied().await.last().unwrap()["rule"], "pack");

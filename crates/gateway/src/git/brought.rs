@@ -160,7 +160,7 @@ impl Inspector {
         (comparison, base): (&Comparison<'_>, &mut Base),
         (contents, changes): (&Contents, &[Change]),
     ) -> Result<Vec<Finding>, CompareError> {
-        self.judged(case, (comparison, base), (contents, changes, Finding::path)).await
+        self.judged(case, (comparison, base), (contents, changes), Finding::path).await
     }
 
     /// The same of what the push brings from elsewhere.
@@ -171,14 +171,15 @@ impl Inspector {
         (contents, elsewhere): (&Contents, &Elsewhere),
     ) -> Result<Vec<Finding>, CompareError> {
         let brought = self.differing(case, comparison, elsewhere).await?;
-        self.judged(case, (comparison, base), (contents, &brought, Finding::brought)).await
+        self.judged(case, (comparison, base), (contents, &brought), Finding::brought).await
     }
 
     async fn judged(
         &self,
         case: &Case<'_>,
         (comparison, base): (&Comparison<'_>, &mut Base),
-        (contents, changes, told): (&Contents, &[Change], fn(Forbids, Place) -> Finding),
+        (contents, changes): (&Contents, &[Change]),
+        told: fn(Forbids, Place) -> Finding,
     ) -> Result<Vec<Finding>, CompareError> {
         let forbidden = changes.iter().filter_map(|change| Some((self.forbids(case, change)?, change)));
         let mut findings: Vec<Finding> =

@@ -107,6 +107,8 @@ impl Git {
             // Counts more than what the repository's own settings allow.
             .env("GIT_ALLOW_PROTOCOL", "http")
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            // What is told and kept of commits is what they are, not what refs of the agent's put in their place.
+            .env("GIT_NO_REPLACE_OBJECTS", "1")
             .env("GIT_EDITOR", ":")
             .env("GIT_AUTHOR_NAME", &work.author_name)
             .env("GIT_AUTHOR_EMAIL", &work.author_email)

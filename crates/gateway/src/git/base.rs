@@ -51,8 +51,8 @@ pub(super) struct Abilities {
 #[derive(Debug, Default)]
 pub(super) struct Wanted<'a> {
     pub(super) objects: Vec<String>,
-    /// A commit that need not be sent, nor what comes before it.
-    pub(super) have: Option<&'a str>,
+    /// Commits that need not be sent, nor what comes before them.
+    pub(super) have: &'a [String],
     /// Whether no commit comes but those that are wanted.
     pub(super) alone: bool,
     /// What is left out, in git's words.
@@ -120,7 +120,7 @@ fn request(wanted: &Wanted<'_>) -> Vec<u8> {
     for object in &wanted.objects {
         line(format!("want {object}"));
     }
-    if let Some(have) = wanted.have {
+    for have in wanted.have {
         line(format!("have {have}"));
     }
     if wanted.alone {
@@ -263,7 +263,7 @@ mod tests {
     fn a_request_says_what_is_wanted_and_what_is_left_out() {
         let wanted = Wanted {
             objects: vec!["1".repeat(40)],
-            have: Some("2222"),
+            have: &["2222".to_owned()],
             alone: true,
             filter: Some("blob:none"),
         };

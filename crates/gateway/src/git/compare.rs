@@ -4,7 +4,7 @@
 //! directory, and which commit brought something, is told by the trees that its commits come after; they are fetched when
 //! there is such a question, and only then.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 
 use super::Upstream;
@@ -27,7 +27,15 @@ pub(super) enum CompareError {
     Disk(#[from] std::io::Error),
     #[error("git's list of changes cannot be read")]
     Changes,
+    #[error("the git host does not say where its branches are: {0}")]
+    Branches(String),
 }
+
+/// Most commits that the host is told of as known.
+const HAVES: usize = 100;
+/// Git's own tree with nothing in it, by the digits of an id.
+const EMPTY_TREE: &str = "4b825dc642cb6eb9a060e54bf8d69288fbee4904";
+const EMPTY_TREE_LONG: &str = "6ef19b41225c5369f1c104d45d8d85efa9b057b53b14b4b9b939dd74decc5321";
 
 /// One path that a commit has otherwise than every one of its parents.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,19 +86,32 @@ impl Comparison<'_> {
         id.hex(self.digits / 2)
     }
 
-    /// Fetches what the push's commits come after, without files where the host can leave them out.
-    pub(super) async fn base(&self, contents: &Contents) -> Result<Base, CompareError> {
+    /// Fetches what the push's commits come after, and `others`, without files where the host can leave them out.
+    pub(super) async fn base(&self, contents: &Contents, others: &[Id]) -> Result<Base, CompareError> {
         // Beside the push's own objects, where git finds them.
         let directory = self.quarantine.directory.clone();
         let mut base = Base { directory, abilities: Abilities::default(), packs: 0 };
-        let objects: Vec<String> = contents.boundary().into_iter().map(|id| self.hex(id)).collect();
+        let objects: Vec<Id> = contents.boundary().into_iter().chain(others.iter().copied()).collect();
+        self.have_commits(&mut base, contents, &objects).await?;
+        Ok(base)
+    }
+
+    /// Makes sure that these commits can be compared.
+    pub(super) async fn have_commits(
+        &self,
+        base: &mut Base,
+        contents: &Contents,
+        commits: &[Id],
+    ) -> Result<(), CompareError> {
+        let missing = commits.iter().copied().filter(|id| !contents.commits.contains_key(id));
+        let missing: BTreeSet<Id> = missing.collect();
+        let objects: Vec<String> = missing.into_iter().map(|id| self.hex(id)).collect();
         if objects.is_empty() {
-            return Ok(base);
+            return Ok(());
         }
         base.abilities = base::abilities(self.upstream).await?;
         let filter = base.abilities.filter.then_some("blob:none");
-        self.fetch(&mut base, &Wanted { objects, alone: true, filter, have: None }).await?;
-        Ok(base)
+        self.fetch(base, &Wanted { objects, alone: true, filter, have: &[] }).await
     }
 
     async fn fetch(&self, base: &mut Base, wanted: &Wanted<'_>) -> Result<(), CompareError> {
@@ -108,24 +129,70 @@ impl Comparison<'_> {
         new: Id,
         old: Id,
     ) -> Result<bool, CompareError> {
-        let directory = self.quarantines.make_within(self.quarantine, "history", self.digits).await?;
-        let abilities = base::abilities(self.upstream).await?;
-        let mut base = Base { directory, abilities, packs: 0 };
         let mut ends = contents.boundary();
         if !contents.commits.contains_key(&new) {
             ends.push(new);
         }
-        let objects = ends.iter().map(|id| self.hex(*id)).collect();
-        let (have, filter) = (self.hex(old), base.abilities.filter.then_some("tree:0"));
-        self.fetch(&mut base, &Wanted { objects, have: Some(&have), alone: false, filter }).await?;
-        let listing = ["cat-file", "--batch-all-objects", "--unordered", FORMAT];
-        let listing = self.helper.run(&base.directory, &listing, b"", self.bounds).await?;
-        let theirs = Contents::read(&listing[..], &self.looking)?;
+        let theirs = self.history(&ends, &[old], "history").await?;
         let parents = |id| {
             let known = contents.commits.get(&id).or_else(|| theirs.commits.get(&id));
             known.map(|facts| facts.parents.as_slice())
         };
         Ok(super::objects::reaches(new, old, parents))
+    }
+
+    /// Whether `old` comes before one of these commits, or is it, by what the repository has itself. `place` is looked at once.
+    pub(super) async fn is_before(&self, tips: &[Id], old: Id, place: &str) -> Result<bool, CompareError> {
+        if tips.is_empty() {
+            return Ok(false);
+        }
+        let theirs = self.history(tips, &[old], place).await?;
+        Ok(tips.iter().any(|tip| theirs.reaches(*tip, old)))
+    }
+
+    /// The commits of the push that these have before them, or are. Git sends what the host has already where it does not know
+    /// that, as when the branch that the work began from has gone on.
+    pub(super) async fn theirs(&self, contents: &Contents, tips: &[Id]) -> Result<HashSet<Id>, CompareError> {
+        if tips.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let mut have = contents.boundary();
+        have.truncate(HAVES);
+        let theirs = self.history(tips, &have, "branches").await?;
+        Ok(contents.commits.keys().filter(|id| theirs.commits.contains_key(id)).copied().collect())
+    }
+
+    /// The commits that these have before them and `have` have not, as the repository has them.
+    async fn history(&self, ends: &[Id], have: &[Id], place: &str) -> Result<Contents, CompareError> {
+        let directory = self.quarantines.make_within(self.quarantine, place, self.digits).await?;
+        let abilities = base::abilities(self.upstream).await?;
+        let mut base = Base { directory, abilities, packs: 0 };
+        let objects = ends.iter().map(|id| self.hex(*id)).collect();
+        let have: Vec<String> = have.iter().map(|id| self.hex(*id)).collect();
+        let filter = base.abilities.filter.then_some("tree:0");
+        self.fetch(&mut base, &Wanted { objects, have: &have, alone: false, filter }).await?;
+        let listing = ["cat-file", "--batch-all-objects", "--unordered", FORMAT];
+        let listing = self.helper.run(&base.directory, &listing, b"", self.bounds).await?;
+        Ok(Contents::read(&listing[..], &self.looking)?)
+    }
+
+    /// What `tip` has otherwise than every one of `references`, whatever is between them; without any, all that it has.
+    pub(super) async fn otherwise(&self, tip: Id, references: &[Id]) -> Result<Vec<Change>, CompareError> {
+        let empty = if self.digits == 64 { EMPTY_TREE_LONG } else { EMPTY_TREE };
+        let mut others: Vec<String> = references.iter().map(|id| self.hex(*id)).collect();
+        if others.is_empty() {
+            others.push(empty.to_owned());
+        }
+        let tip = self.hex(tip);
+        let mut all = Vec::new();
+        for other in &others {
+            // Named as arguments: git says of those whether it has them.
+            let arguments = ["diff-tree", "-r", "-z", "--raw", "--no-renames", "--no-abbrev", other, &tip];
+            let out = self.helper.run(&self.quarantine.directory, &arguments, b"", self.bounds).await?;
+            all.extend_from_slice(format!("{tip}\0").as_bytes());
+            all.extend_from_slice(&out);
+        }
+        parse_changes(&all, |_| others.len()).map(|changes| changes.all).ok_or(CompareError::Changes)
     }
 
     /// What each commit of the push changes.

@@ -77,6 +77,22 @@ impl Finding {
         Self { rule: "forbidden_path", secret: None, place, what: "a change".to_owned(), remedy }
     }
 
+    /// A forbidden path as neither the branch nor the host's branches have it, by a commit that is on the host already.
+    pub(super) fn brought(whose: Forbids, place: Place) -> Self {
+        let remedy = match whose {
+            Forbids::Server => {
+                "this server lets no run change it: take it as the branch or its base branch has it, which may have gone \
+                 on meanwhile"
+            }
+            Forbids::Workflow => {
+                "the run's workflow forbids to change it: take it as the branch or its base branch has it, which may have \
+                 gone on meanwhile"
+            }
+        };
+        let what = "a change that comes from elsewhere".to_owned();
+        Self { rule: "forbidden_path", secret: None, place, what, remedy }
+    }
+
     /// What the workflow forbids cannot be read.
     pub(super) fn unknown_path(error: &GlobError) -> Self {
         let what = format!("a pattern of the workflow's caisson.forbidden_paths: {error}");

@@ -11,6 +11,7 @@ use futures_util::stream::{self, StreamExt};
 
 use super::base::{DELIMITER, VERSION, words};
 use super::fault::Fault;
+use super::objects::Id;
 use super::pktline::{self, Packet, Reader};
 use super::{Answer, Exchange, Service, Upstream};
 use crate::bounds::ADVERTISEMENT_BYTES;
@@ -68,6 +69,30 @@ pub(super) async fn ask(upstream: &Upstream, branch: &str) -> Result<Heads, Faul
         heads.empty = !has_branches(upstream, &offer).await?;
     }
     Ok(heads)
+}
+
+/// What the host's default branch is at, and `branch`, a full ref; as far as they exist, and a host knows protocol version 2:
+/// from others nothing is fetched either.
+///
+/// # Errors
+/// [`Fault`] if the host does not say.
+/// # Cancel safety
+/// Safe: it only reads.
+pub(super) async fn tips(upstream: &Upstream, branch: Option<&str>) -> Result<Vec<Id>, Fault> {
+    let offer = offer(upstream).await?;
+    if !offer.second {
+        return Ok(Vec::new());
+    }
+    let names: Vec<&str> = std::iter::once(HEAD).chain(branch).collect();
+    let mut tips = Vec::new();
+    list(upstream, &offer, &names, |line| {
+        let mut words = line.split(' ');
+        let (object, name) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        tips.extend(Id::parse(object).filter(|id| names.contains(&name) && !tips.contains(id)));
+        true
+    })
+    .await?;
+    Ok(tips)
 }
 
 async fn has_branches(upstream: &Upstream, offer: &Offer) -> Result<bool, Fault> {

@@ -3,7 +3,7 @@
 //! Everything in the pack is looked at, whether a commit leads to it or not: a host keeps all of it. Where something is
 //! found that may have been there before, the commits are compared with what the repository has.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::io::{self, BufRead, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -22,14 +22,14 @@ use tokio_util::io::ReaderStream;
 use url::Url;
 
 use super::Upstream;
+use super::brought::{Elsewhere, Standing};
 use super::compare::{Base, Change, Changes, CompareError, Comparison};
-use super::finding::{Finding, Forbids, Place, shown};
+use super::finding::{Finding, Place, shown};
 use super::helper::{Helper, HelperError, finish};
-use super::objects::{Candidate, Contents, FORMAT, Id, Looking, ReadError, is_gitmodules};
+use super::objects::{Candidate, Contents, FORMAT, Id, Looking, ReadError};
 use super::process::{Pipes, last_words};
 use super::quarantine::{PACK, Quarantine, Quarantines};
 use super::secrets::Secrets;
-use super::submodules::{GITMODULES_BYTES, is_allowed, urls};
 use crate::bounds::{Bounds, CHUNKS};
 use crate::config::{GatewayError, GitUpstreams, ModelCredential, PushRules};
 
@@ -45,7 +45,7 @@ pub(super) struct Inspector {
     configured: Arc<Secrets>,
     /// What is looked for, and by which redactor the same secrets are; those of one that is gone go too.
     secrets: Mutex<Vec<(Weak<Redactor>, Arc<Secrets>)>>,
-    globs: Globs,
+    pub(super) globs: Globs,
     rules: PushRules,
     /// [`crate::bounds::INSPECTIONS`].
     turns: Semaphore,
@@ -86,6 +86,7 @@ pub(super) struct Case<'a> {
     pub(super) secrets: Arc<Secrets>,
     /// What the run's workflow forbids beside the settings.
     pub(super) forbidden: Globs,
+    pub(super) standing: Standing,
     /// Digits of an id.
     pub(super) digits: usize,
 }
@@ -202,18 +203,16 @@ impl Inspector {
         if contents.too_many_candidates {
             findings.push(Finding::too_many(case.bounds.push.candidates));
         }
-        if self.has_questions(case, &contents) {
-            match self.compare(case, &contents).await {
-                Ok(found) => findings.extend(found),
-                // What was found may have been there before, and nobody can say.
-                Err(error) if contents.candidates.is_empty() && contents.oversize.is_empty() => {
-                    return Err(error.into());
-                }
-                Err(error) => {
-                    let error = case.secrets.none_in(error.to_string());
-                    tracing::warn!(%error, "a push with findings could not be compared");
-                    findings.extend(self.unplaced(&contents));
-                }
+        match self.compare(case, &contents).await {
+            Ok(found) => findings.extend(found),
+            // What was found may have been there before, and nobody can say.
+            Err(error) if contents.candidates.is_empty() && contents.oversize.is_empty() => {
+                return Err(error.into());
+            }
+            Err(error) => {
+                let error = case.secrets.none_in(error.to_string());
+                tracing::warn!(%error, "a push with findings could not be compared");
+                findings.extend(self.unplaced(&contents));
             }
         }
         findings.retain(|finding| finding.check().is_none_or(stands));
@@ -270,42 +269,63 @@ impl Inspector {
         }
     }
 
+    /// Whether any path is forbidden.
+    pub(super) fn forbids_any(&self, case: &Case<'_>) -> bool {
+        !self.globs.is_empty() || !case.forbidden.is_empty()
+    }
+
+    /// Whether it matters where submodules come from.
+    pub(super) fn asks_after_submodules(&self) -> bool {
+        !self.rules.any_submodules
+    }
+
     /// Whether there is something that the push alone does not tell.
     fn has_questions(&self, case: &Case<'_>, contents: &Contents) -> bool {
-        let forbids = !self.globs.is_empty() || !case.forbidden.is_empty();
         !contents.candidates.is_empty()
             || !contents.oversize.is_empty()
-            || (contents.submodules && !self.rules.any_submodules)
-            || (forbids && !contents.commits.is_empty())
+            || (contents.submodules && self.asks_after_submodules())
+            || (self.forbids_any(case) && !contents.commits.is_empty())
     }
 
     async fn compare(&self, case: &Case<'_>, contents: &Contents) -> Result<Vec<Finding>, CompareError> {
+        let mut elsewhere = self.elsewhere(case, contents, &HashSet::new()).await?;
+        if elsewhere.is_none() && !self.has_questions(case, contents) {
+            return Ok(Vec::new());
+        }
         let comparison = self.comparison(case);
-        let mut base = comparison.base(contents).await?;
+        let others = elsewhere.as_ref().map(Elsewhere::commits).unwrap_or_default();
+        let mut base = comparison.base(contents, &others).await?;
         let changes = comparison.changes(contents).await?;
-        let forbidden = changes.all.iter().filter_map(|change| Some((self.forbids(case, change)?, change)));
-        let mut findings: Vec<Finding> =
-            forbidden.map(|(whose, change)| Finding::path(whose, Self::place(change, case))).collect();
+        let mut findings = self.paths(case, (&comparison, &mut base), (contents, &changes.all)).await?;
+        if !findings.is_empty() {
+            let theirs = self.theirs(case, &comparison, contents).await;
+            if !theirs.is_empty() {
+                let own: Vec<Change> =
+                    changes.all.iter().filter(|change| !theirs.contains(&change.commit)).cloned().collect();
+                findings = self.paths(case, (&comparison, &mut base), (contents, &own)).await?;
+                elsewhere = self.elsewhere(case, contents, &theirs).await?;
+                let others = elsewhere.as_ref().map(Elsewhere::commits).unwrap_or_default();
+                comparison.have_commits(&mut base, contents, &others).await?;
+            }
+        }
+        if let Some(elsewhere) = &elsewhere {
+            let brought = self.brought(case, (&comparison, &mut base), (contents, elsewhere)).await?;
+            for one in brought {
+                let mut told = findings.iter();
+                if !told.any(|told| told.rule == one.rule && told.place.path == one.place.path) {
+                    findings.push(one);
+                }
+            }
+        }
         for (blob, _) in &contents.oversize {
             let change = changes.all.iter().find(|change| change.new == Some(*blob));
             let place = change.map(|change| Self::place(change, case)).unwrap_or_default();
             findings.push(Finding::file_size(self.rules.file_bytes, place));
         }
-        if !self.rules.any_submodules {
-            findings.extend(self.submodules(case, (&comparison, &mut base), (contents, &changes)).await?);
-        }
         if !contents.candidates.is_empty() {
             findings.extend(self.added(case, (&comparison, &mut base), (contents, &changes)).await?);
         }
         Ok(findings)
-    }
-
-    /// Who forbids the change: a workflow adds to what the server forbids, and takes nothing away.
-    fn forbids(&self, case: &Case<'_>, change: &Change) -> Option<Forbids> {
-        if self.globs.cover(&change.path) {
-            return Some(Forbids::Server);
-        }
-        case.forbidden.cover(&change.path).then_some(Forbids::Workflow)
     }
 
     /// Whether `new` comes after `old`; see [`Comparison::comes_after`].
@@ -329,33 +349,6 @@ impl Inspector {
             looking: self.looking(case),
             digits: case.digits,
         }
-    }
-
-    /// Submodules that commits of the push bring from where nothing may come from.
-    async fn submodules(
-        &self,
-        case: &Case<'_>,
-        (comparison, base): (&Comparison<'_>, &mut Base),
-        (contents, changes): (&Contents, &Changes),
-    ) -> Result<Vec<Finding>, CompareError> {
-        let name = |path: &[u8]| path.rsplit(|byte| *byte == b'/').next().is_some_and(is_gitmodules);
-        let written: Vec<&Change> =
-            changes.all.iter().filter(|change| change.new.is_some() && name(&change.path)).collect();
-        let files = written.iter().flat_map(|change| change.new.iter().chain(&change.old));
-        let files: Vec<Id> = files.copied().collect::<HashSet<_>>().into_iter().collect();
-        let texts = comparison.texts(base, contents, &files).await?;
-        let text = |id: &Id| texts.get(id).map(Vec::as_slice).unwrap_or_default();
-        let mut findings = Vec::new();
-        for change in written {
-            let new = change.new.as_ref().map(text).unwrap_or_default();
-            let known: BTreeSet<String> = change.old.iter().flat_map(|old| urls(text(old))).collect();
-            let mut added = urls(new).into_iter().filter(|url| !known.contains(url));
-            if new.len() > GITMODULES_BYTES || !added.all(|url| is_allowed(&url, case.repository, case.allow))
-            {
-                findings.push(Finding::submodule(Self::place(change, case)));
-            }
-        }
-        Ok(findings)
     }
 
     /// The secrets that commits of the push bring: those that none of the files had that they changed.
@@ -402,7 +395,7 @@ impl Inspector {
         secrets.chain(large).collect()
     }
 
-    fn place(change: &Change, case: &Case<'_>) -> Place {
+    pub(super) fn place(change: &Change, case: &Case<'_>) -> Place {
         let hidden = !case.secrets.find(&change.path, false).is_empty();
         let path = if hidden { "a path that holds a secret".to_owned() } else { shown(&change.path) };
         Place { path: Some(path), line: None, commit: Some(change.commit.hex(case.digits / 2)) }

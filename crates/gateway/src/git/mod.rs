@@ -5,6 +5,7 @@ mod advert;
 mod again;
 mod answer;
 mod base;
+mod brought;
 mod clean;
 mod compare;
 mod early;

@@ -15,8 +15,12 @@ use crate::bounds::PushBounds;
 pub(super) const FORMAT: &str = "--batch=%(objectname) %(objecttype) %(objectsize) %(deltabase)";
 /// Longest line before an object, in bytes.
 const HEAD_BYTES: u64 = 256;
-/// Mode of a tree in a tree, and of a commit in it.
-const TREE_MODE: &[u8] = b"40000";
+/// Modes that git writes into trees: of directories, files, programs, links and submodules; and the one of files that only
+/// histories from git's beginnings have, and that git's own check lets pass for their sake.
+const MODES: [&[u8]; 6] = [b"40000", b"100644", b"100755", b"120000", b"160000", b"100664"];
+/// The bits of a mode that tell its kind, and those of a directory.
+const KIND_BITS: u32 = 0o170_000;
+const DIRECTORY_BITS: u32 = 0o040_000;
 
 /// An object's id: SHA-1, filled up with zeros, or SHA-256.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,6 +58,10 @@ pub(super) enum Excess {
     PathDepth(usize),
     #[error("a checkout of it would have more than {0} files")]
     Paths(u64),
+    #[error(
+        "a directory in it has an entry that git does not write, by its mode or its object; make the commits with git"
+    )]
+    Entry,
 }
 
 /// Why a listing could not be read.
@@ -102,6 +110,8 @@ pub(super) struct Contents {
     pub(super) too_many_candidates: bool,
     /// Whether a directory has submodules written down.
     pub(super) submodules: bool,
+    /// Whether a directory has an entry that git would not have written, so that git and others may read it as something else.
+    odd_trees: bool,
     bases: HashMap<Id, Id>,
     tree_bytes: u64,
 }
@@ -197,14 +207,17 @@ impl Contents {
             }
             Kind::Tree => {
                 let mut facts = TreeFacts::default();
-                for entry in (Entries { rest: bytes, id_bytes: head.id_bytes }) {
-                    if entry.mode == TREE_MODE {
+                let mut entries = Entries { rest: bytes, id_bytes: head.id_bytes };
+                for entry in &mut entries {
+                    self.odd_trees |= !MODES.contains(&entry.mode);
+                    if is_directory(entry.mode) {
                         facts.trees.push(entry.id);
                     } else {
                         facts.files += 1;
                         self.submodules |= is_gitmodules(entry.name);
                     }
                 }
+                self.odd_trees |= !entries.rest.is_empty();
                 self.trees.insert(head.id, facts);
             }
             Kind::Blob | Kind::Tag => {}
@@ -231,6 +244,9 @@ impl Contents {
     fn check(&self, bounds: &PushBounds) -> Result<(), Excess> {
         if !stands(Check::PushBounds) {
             return Ok(());
+        }
+        if self.odd_trees {
+            return Err(Excess::Entry);
         }
         if self.has_deep_delta(bounds.delta_depth) {
             return Err(Excess::DeltaDepth(bounds.delta_depth));
@@ -366,12 +382,20 @@ fn head(listing: &mut impl BufRead) -> io::Result<Option<Head>> {
     parse().map(Some).ok_or_else(malformed)
 }
 
-/// The commit's parents, from its header.
+/// The commit's parents: those lines of its header that follow the tree's at once. Git reads no others (`parse_commit_buffer`),
+/// and its checks look at nothing behind the committer, where a line may name what is no parent.
 fn commit(bytes: &[u8]) -> CommitFacts {
-    let lines = bytes.split(|byte| *byte == b'\n').take_while(|line| !line.is_empty());
-    let parents = lines.filter_map(|line| line.strip_prefix(b"parent "));
-    let parents = parents.filter_map(|id| std::str::from_utf8(id).ok().and_then(Id::parse)).collect();
+    let lines = bytes.split(|byte| *byte == b'\n').skip(1);
+    let parents = lines.map_while(|line| line.strip_prefix(b"parent "));
+    let parents = parents.map_while(|id| std::str::from_utf8(id).ok().and_then(Id::parse)).collect();
     CommitFacts { parents }
+}
+
+/// Whether git takes the mode for a directory's: by its kind alone, in the 16 bits that it keeps of it.
+fn is_directory(mode: &[u8]) -> bool {
+    let digits = mode.iter().map(|digit| u32::from(digit.wrapping_sub(b'0')));
+    let mode = digits.fold(0_u32, |mode, digit| mode.wrapping_shl(3).wrapping_add(digit));
+    mode & KIND_BITS == DIRECTORY_BITS
 }
 
 /// One entry of a tree.
@@ -381,7 +405,7 @@ struct Entry<'a> {
     id: Id,
 }
 
-/// `mode SP name NUL id`, again and again. What is malformed ends it; `index-pack` has refused that before.
+/// `mode SP name NUL id`, again and again. What is malformed ends it, with a rest.
 struct Entries<'a> {
     rest: &'a [u8],
     id_bytes: usize,
@@ -396,8 +420,9 @@ impl<'a> Iterator for Entries<'a> {
         let end = memchr::memchr(0, rest)?;
         let (name, rest) = (&rest[..end], &rest[end + 1..]);
         let (id, rest) = rest.split_at_checked(self.id_bytes)?;
+        let entry = Entry { mode, name, id: Id::of(id)? };
         self.rest = rest;
-        Some(Entry { mode, name, id: Id::of(id)? })
+        Some(entry)
     }
 }
 

@@ -106,6 +106,55 @@ fn a_directory_that_is_used_again_and_again_counts_each_time() {
 }
 
 #[test]
+fn a_parent_is_one_only_where_git_reads_it() {
+    let mut out = Vec::new();
+    let (tree, parent) = (format!("tree {}\n", id('b')), |digit| format!("parent {}\n", id(digit)));
+    let people = "author a\ncommitter a\n";
+    let forged = [&tree, &parent('2'), people, &parent('3'), "encoding x\n", &parent('4'), "\nx"].concat();
+    object(&mut out, ('1', "commit", None), forged.as_bytes());
+    let late = [&tree, people, &parent('5'), "\nx"].concat();
+    object(&mut out, ('6', "commit", None), late.as_bytes());
+    let broken = [&tree, "parent x\n", &parent('7'), people, "\nx"].concat();
+    object(&mut out, ('8', "commit", None), broken.as_bytes());
+    let contents = read(&out);
+    let at = |digit| Id::parse(&id(digit)).unwrap();
+    let parents = |digit| contents.commits[&at(digit)].parents.clone();
+    assert_eq!(parents('1'), [at('2')]);
+    assert!(parents('6').is_empty() && parents('8').is_empty());
+    assert!(!contents.reaches(at('1'), at('3')) && !contents.reaches(at('1'), at('4')));
+    assert_eq!(contents.boundary(), [at('2')]);
+}
+
+#[test]
+fn a_directory_is_one_by_its_kind_and_an_entry_that_git_does_not_write_is_refused() {
+    // Octal digits beyond sixteen bits are nothing to git.
+    for mode in ["40000", "40755", "040000", "1040000", "47777"] {
+        assert!(is_directory(mode.as_bytes()), "{mode}");
+    }
+    for mode in ["100644", "160000", "120000", "4000", "140000", ""] {
+        assert!(!is_directory(mode.as_bytes()), "{mode}");
+    }
+    let listing = |body: &[u8]| {
+        let mut out = Vec::new();
+        object(&mut out, ('1', "tree", None), body);
+        out
+    };
+    let bounds = PushBounds::default();
+    for mode in ["40755", "040000", "1040000", "100600", "100777", "0", "", "x"] {
+        assert_eq!(excess(&listing(&tree(&[(mode, "x", 'c')])), &bounds), Excess::Entry, "{mode}");
+    }
+    let whole = tree(&[("100644", "x", 'c')]);
+    let none = [&b"100644 x\0"[..], &[0; 20]].concat();
+    for bad in [&whole[..whole.len() - 1], &[&whole[..], b"1"].concat(), &none] {
+        assert_eq!(excess(&listing(bad), &bounds), Excess::Entry);
+    }
+    for mode in ["40000", "100644", "100755", "120000", "160000", "100664"] {
+        assert!(read_with(&listing(&tree(&[(mode, "x", 'c')])), &bounds, 9).is_ok(), "{mode}");
+    }
+    assert!(read_with(&listing(b""), &bounds, 9).is_ok());
+}
+
+#[test]
 fn chains_of_deltas_are_bounded() {
     let mut out = Vec::new();
     for (name, base) in [('1', None), ('2', Some('1')), ('3', Some('2')), ('4', Some('3')), ('5', Some('1'))]

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, timeout};
 
+use super::brought::Standing;
 use super::fault::Fault;
 use super::finding::{FINDINGS, Finding};
 use super::forward::{self, Cleared};
@@ -242,7 +243,9 @@ async fn examine(
     let forbidden = Globs::new(&run.spec.workflow.caisson.forbidden_paths)
         .map_err(|error| Halt::Denied(vec![Finding::unknown_path(&error).denial(&push.ref_name)]))?;
     let allow = &shared.git.allow;
-    let case = Case { quarantine, upstream, repository, allow, bounds, secrets, forbidden, digits };
+    let standing = Standing::of(shared, run, push).await;
+    let standing = standing.map_err(|error| Halt::Refused(Refusal::store(&error)))?;
+    let case = Case { quarantine, upstream, repository, allow, bounds, secrets, forbidden, standing, digits };
     let (contents, findings) =
         inspector.inspect(&case).await.map_err(|error| not_inspected(&error, push, &case.secrets))?;
     if !findings.is_empty() {

@@ -67,6 +67,11 @@ async fn scene(host: Option<Mood>) -> (Scene, Option<GitHost>) {
 }
 
 impl Scene {
+    /// Has the host have the commit elsewhere, so that a push without it can be looked at.
+    async fn is_on_the_host(&self) {
+        git(&self.work, &["push", "-q", "origin", "HEAD:refs/pull/1/head"]).await;
+    }
+
     async fn begin(&self) {
         let begun = self.world.store.begin_push(&self.sandbox.run.id, &self.push).await.unwrap();
         assert_eq!(begun, BeginPush::Begun);
@@ -297,6 +302,7 @@ async fn a_push_that_cannot_be_written_down_is_not_forwarded() {
 #[tokio::test]
 async fn a_push_of_a_run_that_ended_meanwhile_is_not_forwarded() {
     let (mut scene, host) = scene(Some(Mood::Serves)).await;
+    scene.is_on_the_host().await;
     scene.start(|_| {}).await;
     let end = async {
         let finish = Finish { status: RunStatus::Cancelled, failure: None, result: None };
@@ -313,6 +319,7 @@ async fn a_push_of_a_run_that_ended_meanwhile_is_not_forwarded() {
 #[tokio::test]
 async fn a_push_stays_pending_if_nobody_can_say_what_became_of_it() {
     let (mut scene, _host) = scene(Some(Mood::FailsPushes)).await;
+    scene.is_on_the_host().await;
     scene.start(|_| {}).await;
     assert_eq!(scene.send_it().await.status, 502);
     assert_eq!((scene.records().await.len(), scene.pending().await), (0, Some(scene.push.clone())));
@@ -348,6 +355,7 @@ async fn a_host_that_did_not_have_the_push_at_the_start_is_asked_again() {
 async fn a_push_of_which_nobody_could_say_what_became_is_asked_after_by_the_server_itself() {
     let (mut scene, host) = scene(Some(Mood::FailsPushes)).await;
     let host = host.unwrap();
+    scene.is_on_the_host().await;
     scene.start(|_| {}).await;
     assert_eq!(scene.send_it().await.status, 502);
     assert_eq!(scene.pending().await.as_ref(), Some(&scene.push));

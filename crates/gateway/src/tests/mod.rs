@@ -12,6 +12,7 @@ mod egress_bounds;
 mod egress_learn;
 mod egress_tls;
 mod git_again;
+mod git_brought;
 mod git_faults;
 mod git_host;
 mod git_http;

@@ -102,6 +102,21 @@ async fn a_pipe_in_the_place_of_the_shims_own_notes_is_no_hindrance() {
 }
 
 #[tokio::test]
+async fn the_diff_is_of_the_commit_that_is_pushed_and_not_of_another_in_its_place() {
+    let mut sandbox = Sandbox::with_repository(
+        "
+def prompt(uuid, text, number):
+    write('a.txt', 'two\\n'); commit('fix: two')
+    sh('git', 'replace', 'HEAD', 'HEAD~1')
+    done(uuid)
+",
+    );
+    let outcome = sandbox.run(git_work("Fix it")).await;
+    assert_published(&sandbox, &outcome);
+    assert!(sandbox.artifact("diff.patch").unwrap().contains("+two"));
+}
+
+#[tokio::test]
 async fn what_the_agent_left_running_is_ended_before_publishing() {
     let mut sandbox = Sandbox::with_repository(
         "

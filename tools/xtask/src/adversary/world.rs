@@ -350,7 +350,7 @@ mod tests {
             ("egress", "egress.py", 3),
             ("framing", "framing.py", 2),
             ("mcp", "mcp.py", 3),
-            ("pushes", "pushes.py", 15),
+            ("pushes", "pushes.py", 17),
             ("record", "record.py", 2),
             ("resources", "resources.py", 0),
         ];

@@ -156,6 +156,16 @@ def rewrite(token):
     return push(here, "--force", f"HEAD:refs/heads/{branch}")
 
 
+def rewrite_with_forged_parent(token):
+    """The same, by a commit that names what others have committed where git reads no parent."""
+    here, branch = clone()
+    old, base, files = (git("rev-parse", name, at=here) for name in (f"origin/{branch}", "origin/main", "origin/main^{tree}"))
+    who = "A <a@example.com> 1 +0000"
+    text = f"tree {files}\nparent {base}\nauthor {who}\ncommitter {who}\nparent {old}\n\nfeat: {token}\n"
+    new = git("hash-object", "-t", "commit", "--literally", "-w", "--stdin", at=here, given=text.encode())
+    return push(here, "--force", f"{new}:refs/heads/{branch}")
+
+
 def with_secret(token):
     here, branch = clone()
     commit(here, **{"conf/app.env": f"AWS_ACCESS_KEY_ID={KEY}\n# {token}\n"})
@@ -188,6 +198,25 @@ def with_large_file():
 def with_forbidden_path(token):
     here, branch = clone()
     commit(here, **{".github/workflows/ci.yml": f"# {token}\n"})
+    return push(here, f"HEAD:refs/heads/{branch}")
+
+
+def strangers(here):
+    """The head of a stranger's change request, which changes what the server forbids."""
+    git("fetch", "-q", "origin", "refs/pull/1/head", at=here)
+    return git("rev-parse", "FETCH_HEAD", at=here)
+
+
+def with_forbidden_path_of_a_stranger():
+    """Nothing but a commit that the host has already: the pack is empty."""
+    here, branch = clone()
+    return push(here, f"{strangers(here)}:refs/heads/{branch}")
+
+
+def with_forbidden_path_by_a_merge(token):
+    here, branch = clone()
+    made(here, token)
+    git("merge", "-q", "--no-ff", "--no-edit", strangers(here), at=here)
     return push(here, f"HEAD:refs/heads/{branch}")
 
 
@@ -233,15 +262,24 @@ def with_path_that_leaves():
     return push(here, f"{new}:refs/heads/{branch}")
 
 
-def with_tree_bomb():
+def tree_bomb(mode):
     """Ten files in ten directories in ten directories...: few objects, and ten thousand million files."""
     here, branch = clone(empty=True)
     below = git("hash-object", "-w", "--stdin", at=here, given=b"x")
     below = tree(here, *(entry("100644", f"f{number}", below) for number in range(10)))
     for _ in range(9):
-        below = tree(here, *(entry("40000", f"d{number}", below) for number in range(10)))
+        below = tree(here, *(entry(mode, f"d{number}", below) for number in range(10)))
     new = tree_commit(here, below)
     return push(here, f"{new}:refs/heads/{branch}")
+
+
+def with_tree_bomb():
+    return tree_bomb("40000")
+
+
+def with_tree_bomb_of_odd_modes():
+    """Git takes them for directories all the same."""
+    return tree_bomb("40755")
 
 
 def line(text):

@@ -389,7 +389,22 @@ fn repositories(world: &World) -> anyhow::Result<PathBuf> {
     run_git(&bare, &["branch", SPARE, "main"])?;
     let commit = run_git(&bare, &["commit-tree", "main^{tree}", "-p", "main", "-m", "feat: work of others"])?;
     run_git(&bare, &["update-ref", &format!("refs/heads/{BRANCH}"), &commit])?;
+    ask_for_change(&bare, &project.path().join("stranger.yml"), &commit)?;
     Ok(bare)
+}
+
+/// A stranger's change request on top of the branch, which adds what git hosts run with their secrets.
+fn ask_for_change(bare: &Path, file: &Path, branch: &str) -> anyhow::Result<()> {
+    fs::write(file, "on: push\n")?;
+    let file = file.to_str().context("the file has a name")?;
+    let blob = run_git(bare, &["hash-object", "-w", file])?;
+    run_git(bare, &["read-tree", branch])?;
+    let entry = format!("100644,{blob},.github/workflows/stranger.yml");
+    run_git(bare, &["update-index", "--add", "--cacheinfo", &entry])?;
+    let tree = run_git(bare, &["write-tree"])?;
+    fs::remove_file(bare.join("index"))?;
+    let commit = run_git(bare, &["commit-tree", &tree, "-p", branch, "-m", "feat: work of a stranger"])?;
+    run_git(bare, &["update-ref", "refs/pull/1/head", &commit]).map(drop)
 }
 
 fn refs(bare: &Path) -> anyhow::Result<Vec<String>> {

@@ -262,6 +262,11 @@ pub(crate) const ALL: &[Attempt] = &[
     attempt("pushes.mirror", &["token={token}"], &[OWN_BRANCH, NO_DELETE, ONE_REF]),
     attempt("pushes.forged_commands", &["token={token}"], &[OWN_BRANCH, ONE_REF]),
     attempt("pushes.rewrite", &["token={token}"], &[wall(Check::Rewrites, &["no_rewrite"])]),
+    attempt(
+        "pushes.rewrite_with_forged_parent",
+        &["token={token}"],
+        &[wall(Check::Rewrites, &["no_rewrite"])],
+    ),
     attempt("pushes.with_secret", &["token={token}"], &[SECRETS]),
     attempt("pushes.with_secret_in_history", &["token={token}"], &[SECRETS]),
     attempt("pushes.with_submodule", &[], &[wall(Check::Submodules, &["submodule"])]),
@@ -271,10 +276,21 @@ pub(crate) const ALL: &[Attempt] = &[
         &["token={token}"],
         &[wall(Check::ForbiddenPaths, &["forbidden_path"])],
     ),
+    attempt(
+        "pushes.with_forbidden_path_of_a_stranger",
+        &[],
+        &[wall(Check::ForbiddenPaths, &["forbidden_path"])],
+    ),
+    attempt(
+        "pushes.with_forbidden_path_by_a_merge",
+        &["token={token}"],
+        &[wall(Check::ForbiddenPaths, &["forbidden_path"])],
+    ),
     attempt("pushes.with_git_directory", &["token={token}"], &[FSCK]),
     attempt("pushes.with_linked_gitmodules", &[], &[FSCK]),
     attempt("pushes.with_path_that_leaves", &[], &[FSCK]),
     attempt("pushes.with_tree_bomb", &[], &[wall(Check::PushBounds, &["pack"])]),
+    attempt("pushes.with_tree_bomb_of_odd_modes", &[], &[wall(Check::PushBounds, &["pack"])]),
     // Whoever unpacks it all finds how large it is.
     attempt("pushes.with_delta_bomb", &[], &[wall(Check::PushMemory, &["pack"])]).past(&["file_size"]),
     attempt(

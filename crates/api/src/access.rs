@@ -12,6 +12,7 @@ use caisson_store::{Store, StoreError};
 use tokio::time::Instant;
 
 use crate::config::ApiLimits;
+use crate::problem::ApiError;
 use crate::quota::Quotas;
 
 /// How long a key that opened something is let through while its address has failed too often.
@@ -81,8 +82,16 @@ impl Access {
         good.get(key.as_str()).is_some_and(|at| at.elapsed() < GOOD_FOR)
     }
 
-    /// Whether the key of an open stream is still valid, as the store had it within [`VALID_FOR`]: streams of one key
-    /// share an answer.
+    /// Refuses who has waited, if their key was revoked or has expired meanwhile; as [`Access::is_valid`].
+    ///
+    /// # Errors
+    /// [`ApiError::KeyRefused`]; as every read of the store.
+    pub(crate) async fn still_opens(&self, store: &Store, key: &ApiKeyId) -> Result<(), ApiError> {
+        if self.is_valid(store, key).await? { Ok(()) } else { Err(ApiError::KeyRefused) }
+    }
+
+    /// Whether the key of an open stream, or of whoever waits, is still valid, as the store had it within [`VALID_FOR`]: all
+    /// that one key has open share an answer.
     ///
     /// # Errors
     /// As every read of the store.

@@ -1,7 +1,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use caisson_domain::id::ProjectId;
-use caisson_store::Clock;
+use caisson_store::{Actor, Clock, NewAudit};
 use sqlx::{ConnectOptions as _, Connection as _};
 
 use super::*;
@@ -30,7 +30,15 @@ impl World {
     }
 
     async fn note(&self, subject: &str) {
-        self.store.audit(&ProjectId::default_project(), "operator", "test.note", subject).await.unwrap();
+        self.store
+            .append_audit(&NewAudit::new(
+                &ProjectId::default_project(),
+                Actor::Operator,
+                "test.note",
+                subject,
+            ))
+            .await
+            .unwrap();
     }
 
     /// Cuts the log off behind `seq`, as somebody with all rights on the database can.

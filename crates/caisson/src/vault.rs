@@ -29,6 +29,5 @@ pub(crate) async fn unlock(settings: &Settings, store: &Store) -> anyhow::Result
 /// # Errors
 /// As every read.
 pub(crate) async fn has_model_credential(store: &Store) -> Result<bool, StoreError> {
-    let kinds = [CredentialKind::ModelApiKey, CredentialKind::ModelOauth];
-    Ok(!store.credentials_of_kinds(&ProjectId::default_project(), kinds).await?.is_empty())
+    Ok(!store.credentials_of_kinds(&ProjectId::default_project(), CredentialKind::MODEL).await?.is_empty())
 }

@@ -8,7 +8,7 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use caisson_domain::id::ProjectId;
-use caisson_store::Clock;
+use caisson_store::{Actor, Clock, NewAudit};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
 use testkit::ground::Ground;
@@ -220,7 +220,10 @@ async fn what_is_done_with_credentials_on_the_machine_is_in_the_servers_signed_c
     assert!(told.contains("record 3 is missing: the signed head is record 4"), "{told}");
     // As commands of earlier versions recorded it: a chain of its own, which no head signs.
     let store = support::open(&spec, postgres.as_ref(), Clock::system()).await;
-    store.audit(&ProjectId::default_project(), "operator", "credential.add", "x").await.unwrap();
+    store
+        .append_audit(&NewAudit::new(&ProjectId::default_project(), Actor::Operator, "credential.add", "x"))
+        .await
+        .unwrap();
     store.close().await.unwrap();
     let told = said(&spec, &["audit", "verify"]);
     assert!(told.contains("warn  local: 1 records") && !told.contains("ok    local"), "{told}");

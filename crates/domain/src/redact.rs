@@ -8,6 +8,7 @@
 //! configuration by [`check`], those of a project by the store.
 
 mod forms;
+mod json;
 mod live;
 
 use std::borrow::Cow;
@@ -18,11 +19,10 @@ use std::sync::Arc;
 
 use aho_corasick::AhoCorasick;
 use secrecy::{ExposeSecret, SecretString};
-use serde_json::Value;
 
 pub(crate) use self::forms::forms;
 use self::forms::pieces;
-pub use self::live::{EARLIER, GRACE_MS, Held, LiveSecrets, Origin, ProjectSecrets};
+pub use self::live::{EARLIER, EARLIER_BYTES, GRACE_MS, Held, LiveSecrets, Origin, ProjectSecrets};
 
 /// What stands in a secret's place.
 pub const MARKER: &str = "[redacted]";
@@ -115,65 +115,6 @@ impl Redactor {
         Cow::Owned(self.text(whole).into_owned() + MARKER)
     }
 
-    /// A JSON text without secrets, in its strings also where they are written with `\u` or `\/`; none if there is none in it.
-    /// Everything else in it stays as it is, unless what was found is not a part of one string.
-    #[must_use]
-    pub fn json(&self, text: &str) -> Option<String> {
-        self.finder.as_ref()?;
-        let escaped = text.contains("\\u") || text.contains("\\/");
-        let kept = self.text(text);
-        if !escaped {
-            match &kept {
-                Cow::Borrowed(_) => return None,
-                Cow::Owned(kept) if serde_json::from_str::<&serde_json::value::RawValue>(kept).is_ok() => {
-                    return Some(kept.clone());
-                }
-                Cow::Owned(_) => {}
-            }
-        }
-        let Ok(mut value) = serde_json::from_str::<Value>(text) else {
-            return Some(Value::from(kept).to_string());
-        };
-        if self.value(&mut value) {
-            return Some(value.to_string());
-        }
-        match kept {
-            Cow::Borrowed(_) => None,
-            // Found, but only across the borders of strings: it stays a text.
-            Cow::Owned(kept) => match serde_json::from_str::<&serde_json::value::RawValue>(&kept) {
-                Ok(_) => Some(kept),
-                Err(_) => Some(Value::from(kept).to_string()),
-            },
-        }
-    }
-
-    /// Takes secrets out of every string and every name in a JSON value; whether there was one.
-    fn value(&self, value: &mut Value) -> bool {
-        match value {
-            Value::String(text) => match self.text(text) {
-                Cow::Borrowed(_) => false,
-                Cow::Owned(kept) => {
-                    *text = kept;
-                    true
-                }
-            },
-            Value::Array(items) => items.iter_mut().fold(false, |found, item| self.value(item) | found),
-            Value::Object(fields) => {
-                let mut found = fields.values_mut().fold(false, |found, field| self.value(field) | found);
-                let named: Vec<String> =
-                    fields.keys().filter(|name| !self.find(name.as_bytes()).is_empty()).cloned().collect();
-                for name in named {
-                    found = true;
-                    if let Some(field) = fields.remove(&name) {
-                        fields.insert(self.text(&name).into_owned(), field);
-                    }
-                }
-                found
-            }
-            Value::Null | Value::Bool(_) | Value::Number(_) => false,
-        }
-    }
-
     /// Where secrets stand, in order; those that overlap are one.
     fn find(&self, bytes: &[u8]) -> Vec<Range<usize>> {
         let mut found = Vec::new();
@@ -225,6 +166,19 @@ impl Redactor {
         };
         (from.max(bytes.len() - most)..bytes.len()).find(begins).unwrap_or(bytes.len())
     }
+}
+
+/// Ranges in order, those that overlap as one.
+fn apart(mut found: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    found.sort_unstable_by_key(|range| range.start);
+    let mut apart: Vec<Range<usize>> = Vec::with_capacity(found.len());
+    for range in found {
+        match apart.last_mut() {
+            Some(last) if last.end > range.start => last.end = last.end.max(range.end),
+            Some(_) | None => apart.push(range),
+        }
+    }
+    apart
 }
 
 /// The text with [`MARKER`] in place of these ranges, which are in order and apart; borrowed if there is none.

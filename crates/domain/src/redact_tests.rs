@@ -4,6 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD as BASE64, STANDARD_NO_PAD, URL_SAFE as BASE64_URL};
 use proptest::collection::vec;
 use proptest::prelude::*;
+use serde_json::Value;
 
 use super::*;
 
@@ -116,7 +117,7 @@ fn json_stays_json_and_only_the_secret_goes() {
     // Written in other ways, and as a name.
     let slashed = self::redactor(&["canary/7f3a+9b2c"]);
     let other = "{\"a\": \"x canary\\/7f3a+9b2c\"}";
-    assert_eq!(slashed.json(other).unwrap(), format!("{{\"a\":\"x {MARKER}\"}}"));
+    assert_eq!(slashed.json(other).unwrap(), format!("{{\"a\": \"x {MARKER}\"}}"));
     let other = format!("{{\"a\":\"{}\"}}", SECRET.replace('-', "\\u002d"));
     assert_eq!(redactor.json(&other).unwrap(), format!("{{\"a\":\"{MARKER}\"}}"));
     let named = format!("{{\"{SECRET}\":[1,{{\"c\":\"{SECRET}\"}}]}}");

@@ -7,7 +7,7 @@ use caisson_store::{DoorRun, Knock, StoreError};
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName, PROXY_AUTHORIZATION};
 
-use crate::credentials::Told;
+use crate::credentials::ToldCredential;
 use crate::hold::hold;
 use crate::problem::Refusal;
 use crate::shared::Door;
@@ -74,7 +74,10 @@ async fn run_of(door: &Door, presented: Option<&str>) -> Result<Run, Refusal> {
 
 /// As [`agent`], for model calls, which need to know of the run who it is and no more: a single small read, which tells of
 /// the credential as well.
-pub(crate) async fn knock(door: &Door, headers: &HeaderMap) -> Result<(DoorRun, Option<Told>), Refusal> {
+pub(crate) async fn knock(
+    door: &Door,
+    headers: &HeaderMap,
+) -> Result<(DoorRun, Option<ToldCredential>), Refusal> {
     if !stands(Check::Grant) {
         let run = agent(door, headers).await?;
         return Ok((DoorRun { id: run.id, project: run.project }, None));
@@ -86,7 +89,7 @@ pub(crate) async fn knock(door: &Door, headers: &HeaderMap) -> Result<(DoorRun, 
     match knock.map_err(|error| Refusal::store(&error))? {
         Knock::Refused => Err(Refusal::grant()),
         Knock::NoRun => Err(Refusal::no_run()),
-        Knock::Open { run, model_credential } => Ok((run, Some(Told::now(model_credential)))),
+        Knock::Open { run, model_credential } => Ok((run, Some(ToldCredential::now(model_credential)))),
     }
 }
 

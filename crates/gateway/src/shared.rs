@@ -19,7 +19,7 @@ use crate::bounds::{
 };
 use crate::config::GitIdentity;
 use crate::control::{DeltaWindow, LiveText};
-use crate::credentials::{CredentialSide, LastOpened};
+use crate::credentials::{CredentialSide, LastModelCredential};
 use crate::egress::{EgressSide, RunEgress};
 use crate::git::{GitSide, Pushes};
 use crate::hold::hold;
@@ -125,7 +125,7 @@ pub(crate) struct Door {
     /// Text deltas of this second.
     pub(crate) deltas: Mutex<DeltaWindow>,
     /// The credential that its model calls were sent with last.
-    pub(crate) opened: LastOpened,
+    pub(crate) last_model: LastModelCredential,
     /// The way outside of the run that used it last.
     pub(crate) egress: Mutex<Option<Arc<RunEgress>>>,
     /// The way to MCP servers of the run that used it last.
@@ -174,7 +174,7 @@ impl Door {
             transcripts: Arc::new(Semaphore::new(TRANSCRIPT_EXCHANGES)),
             attachments: Arc::new(Semaphore::new(ATTACHMENT_EXCHANGES)),
             deltas: Mutex::new(DeltaWindow::default()),
-            opened: LastOpened::default(),
+            last_model: LastModelCredential::default(),
             egress: Mutex::new(None),
             mcp: Mutex::new(None),
             live_text: LiveText::default(),

@@ -3,10 +3,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use caisson_domain::id::{ProjectId, RunId};
+use caisson_domain::egress::Target;
+use caisson_domain::id::{ProjectId, RunId, SessionId};
 use caisson_domain::redact::ProjectSecrets;
 use caisson_domain::run::Run;
-use caisson_store::{Store, StoreError};
+use caisson_store::{Actor, NewAudit, Store, StoreError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +19,7 @@ use crate::shared::Door;
 #[derive(Debug)]
 pub(crate) struct Common {
     pub(crate) run: RunId,
+    session: SessionId,
     project: ProjectId,
     pub(crate) secrets: ProjectSecrets,
     /// The run is over; nothing goes out any more, and what is open is cut.
@@ -31,6 +33,7 @@ impl Common {
     pub(crate) fn new(run: &Run, most: usize, secrets: &ProjectSecrets) -> Self {
         Self {
             run: run.id.clone(),
+            session: run.session.clone(),
             project: run.project.clone(),
             secrets: secrets.clone(),
             over: CancellationToken::new(),
@@ -48,9 +51,22 @@ impl Common {
         self.over.cancelled().await;
     }
 
-    /// Writes a record of the run to the audit log.
-    pub(crate) async fn audit(&self, store: &Store, action: &str, subject: &str) -> Result<(), StoreError> {
-        store.audit(&self.project, self.run.as_str(), action, subject).await
+    /// Writes a record of the run to the audit log: what it was let do or not, and with which host, if that could be read.
+    pub(crate) async fn audit(
+        &self,
+        store: &Store,
+        (action, decision): (&str, &'static str),
+        subject: &str,
+        target: Option<&Target>,
+    ) -> Result<(), StoreError> {
+        let record = NewAudit {
+            run: Some(self.run.clone()),
+            session: Some(self.session.clone()),
+            host: target.map(|target| target.host.to_string()),
+            decision: Some(decision),
+            ..NewAudit::new(&self.project, Actor::Server, action, subject)
+        };
+        store.append_audit(&record).await
     }
 
     /// A place for one connection; none if all are taken.

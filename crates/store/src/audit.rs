@@ -195,24 +195,6 @@ impl Store {
         tx.commit().await
     }
 
-    /// Writes a record without particulars; `actor` is `operator`, `server` or the id of a key.
-    ///
-    /// # Errors
-    /// As [`Store::append_audit`].
-    /// # Cancel safety
-    /// As [`Store::append_audit`].
-    pub async fn audit(
-        &self,
-        project: &ProjectId,
-        actor: &str,
-        action: &str,
-        subject: &str,
-    ) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        record(&mut tx, project, actor, (action, subject)).await?;
-        tx.commit().await
-    }
-
     /// The project's records, newest first, beginning behind the record numbered `after`. At most one more than
     /// [`PAGE_ITEMS`].
     ///
@@ -284,21 +266,6 @@ pub(crate) fn host_of(repository: &Repository) -> String {
         Repository::Url(url) => url.host_str().unwrap_or_default().to_owned(),
         Repository::Path(_) => "local".to_owned(),
     }
-}
-
-/// Writes a record of `(action, subject)` in the transaction that does it; `actor` as for [`Store::audit`].
-pub(crate) async fn record(
-    tx: &mut Tx<'_>,
-    project: &ProjectId,
-    actor: &str,
-    what: (&str, &str),
-) -> Result<(), StoreError> {
-    let record = AuditRecord {
-        at_ms: tx.now_ms,
-        actor_name: key_name(tx, actor).await?,
-        ..AuditRecord::bare(project.as_str(), actor, what)
-    };
-    append(tx, record).await
 }
 
 /// Writes a record in the transaction that does what it tells of.

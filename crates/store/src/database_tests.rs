@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use super::sqlite::{BEGIN_WRITE, MIGRATOR};
 use super::*;
-use crate::{Clock, Look};
+use crate::{Actor, Clock, Look, NewAudit};
 
 async fn store() -> (Store, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
@@ -269,7 +269,10 @@ async fn records_of_a_version_without_chains_are_chained_in_their_order_once() {
     let store = Store::open(&path, clock.clone()).await.unwrap();
     assert_eq!(store.verify_audit(&[]).await.unwrap().unchained, 1_099);
     store.keep_audit(&server).await.unwrap();
-    store.audit(&ProjectId::default_project(), "operator", "test.note", "new").await.unwrap();
+    store
+        .append_audit(&NewAudit::new(&ProjectId::default_project(), Actor::Operator, "test.note", "new"))
+        .await
+        .unwrap();
     store.close().await.unwrap();
     let store = Store::open(&path, clock).await.unwrap();
     store.keep_audit(&server).await.unwrap();

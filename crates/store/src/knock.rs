@@ -33,7 +33,7 @@ pub enum Knock {
     },
 }
 
-/// A credential with one of its secrets: nothing of either ever changes.
+/// One of a credential's secrets: the same pair is always the same secret, with the same settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CredentialVersion {
     /// Its handle.
@@ -62,8 +62,8 @@ impl Store {
         let row = sql::query(KNOCK)
             .bind(sandbox.as_str())
             .bind(GrantKind::Agent.as_str())
-            .bind(CredentialKind::ModelApiKey.as_str())
-            .bind(CredentialKind::ModelOauth.as_str())
+            .bind(CredentialKind::MODEL[0].as_str())
+            .bind(CredentialKind::MODEL[1].as_str())
             .fetch_optional(self.reader())
             .await?;
         let Some(row) = row else { return Ok(Knock::Refused) };

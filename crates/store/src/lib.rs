@@ -11,7 +11,6 @@
 
 mod approvals;
 mod artifacts;
-mod at_once;
 mod attachment_pieces;
 mod attachments;
 mod audit;

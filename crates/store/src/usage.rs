@@ -104,10 +104,21 @@ pub struct SettledCall {
 /// Calls settled in one transaction at a server's start.
 const ORPHAN_ITEMS: i64 = 100;
 
-const INSERT: &str = "insert into usage (id, project_id, session_id, run_id, server_id, state, model, input_tokens, \
-     output_tokens, cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cost_micro_usd, estimated, \
-     begun_at_ms, reserved_micro_usd) select $1, project_id, session_id, id, home_server_id, 'pending', $3, $4, $5, \
-     $6, $7, $8, $9, 1, $10, $11 from run where id = $2";
+/// The columns of a pending call.
+macro_rules! pending_columns {
+    () => {
+        "(id, project_id, session_id, run_id, server_id, state, model, input_tokens, output_tokens, cache_read_tokens, \
+         cache_write_5m_tokens, cache_write_1h_tokens, cost_micro_usd, estimated, begun_at_ms, reserved_micro_usd)"
+    };
+}
+pub(crate) use pending_columns;
+
+const INSERT: &str = concat!(
+    "insert into usage ",
+    pending_columns!(),
+    " select $1, project_id, session_id, id, home_server_id, 'pending', $3, $4, $5, \
+     $6, $7, $8, $9, 1, $10, $11 from run where id = $2"
+);
 
 const BEGUN_SESSION: &str = "update session set calls = calls + 1 where id = $1";
 
@@ -141,9 +152,17 @@ impl Store {
     /// # Cancel safety
     /// A dropped call may have written the row; it is settled as an estimate when its run ends or its server starts.
     pub async fn begin_model_call(&self, run: &RunId, call: &NewModelCall) -> Result<BeginCall, StoreError> {
-        if let Some((id, bounded)) = self.begin_at_once(run, call).await? {
-            return Ok(BeginCall::Begun { id, bounded });
+        match self.begin_call_at_once(run, call).await? {
+            Some((id, bounded)) => Ok(BeginCall::Begun { id, bounded }),
+            None => self.begin_call_in_steps(run, call).await,
         }
+    }
+
+    pub(crate) async fn begin_call_in_steps(
+        &self,
+        run: &RunId,
+        call: &NewModelCall,
+    ) -> Result<BeginCall, StoreError> {
         let mut tx = self.begin_unsynced(Hold::SessionOfRun(run)).await?;
         let reserve = bounded_cost(call.reserve_micro_usd);
         let need =

@@ -6,6 +6,7 @@ use caisson_domain::usage::TokenCounts;
 pub const CALL_TOKENS_MAX: i64 = 1_000_000_000;
 /// Most that one call costs, in micro-USD: a million dollars, far from overflowing a sum.
 pub const CALL_COST_MICRO_USD_MAX: i64 = 1_000_000_000_000;
+
 /// A reply is not trusted to hold sane numbers.
 pub(crate) fn bounded_tokens(tokens: &TokenCounts) -> TokenCounts {
     let bound = |count: i64| count.clamp(0, CALL_TOKENS_MAX);
@@ -18,6 +19,7 @@ pub(crate) fn bounded_tokens(tokens: &TokenCounts) -> TokenCounts {
     }
 }
 
+/// As [`bounded_tokens`].
 pub(crate) fn bounded_cost(cost_micro_usd: i64) -> i64 {
     cost_micro_usd.clamp(0, CALL_COST_MICRO_USD_MAX)
 }

@@ -260,7 +260,7 @@ pub(crate) async fn run_agent(
         return Ok(start(&app, caller, dialect, (&workflow, query, &headers, sent)).await?.into_response());
     }
     let (run, undone) = begin(&app, &caller, (fields, faults), (&headers, &mark)).await?;
-    let shown = wait(app.store(), &caller, &run.id, ANSWER_WAIT).await?;
+    let shown = wait(&app, &caller, &run.id, ANSWER_WAIT).await?;
     if !shown.run.status.is_final() {
         let detail = format!("The run goes on; ask for /api/v1/run/{}/status", run.id);
         return Err(Refusal::Told { status: StatusCode::GATEWAY_TIMEOUT, code: "run_goes_on", detail });

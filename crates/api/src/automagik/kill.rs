@@ -193,5 +193,5 @@ pub(crate) async fn clean_up(
 /// Asks for the run's end and waits for it, at most [`END_WAIT`].
 async fn end(app: &App, caller: &Principal, id: &RunId) -> Result<Shown, Refusal> {
     app.store().request_cancel(&caller.project, id, Some(&caller.key)).await?;
-    wait(app.store(), caller, id, END_WAIT).await
+    wait(app, caller, id, END_WAIT).await
 }

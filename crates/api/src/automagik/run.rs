@@ -9,6 +9,7 @@ use tokio::time::{Duration, Instant};
 
 use super::refusal::Refusal;
 use super::time::seconds;
+use crate::state::App;
 
 /// The most turns that are shown for a run without a bound of its own: its clients divide by it.
 const TURNS_SHOWN: u32 = 200;
@@ -140,18 +141,20 @@ pub(super) async fn find(store: &Store, caller: &Principal, id: &str) -> Result<
 /// Waits until the run has ended, at most so long; the run as it stands then.
 ///
 /// # Errors
-/// As [`find`].
+/// As [`find`], and if the caller's key was revoked or has expired meanwhile.
 /// # Cancel safety
 /// Safe: it only reads.
 pub(super) async fn wait(
-    store: &Store,
+    app: &App,
     caller: &Principal,
     id: &RunId,
     at_most: Duration,
 ) -> Result<Shown, Refusal> {
     let deadline = Instant::now() + at_most;
+    let store = app.store();
     let mut watch = store.watch(Topic::Run(id.clone()));
     loop {
+        app.access().still_opens(store, &caller.key).await?;
         let shown = find(store, caller, id.as_str()).await?;
         let left = deadline.saturating_duration_since(Instant::now());
         if shown.run.status.is_final() || left.is_zero() {

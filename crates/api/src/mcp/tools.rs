@@ -195,6 +195,7 @@ async fn result(app: &App, caller: &Principal, arguments: Value) -> Result<Value
     let mut watch = app.store().watch(Topic::Run(id.clone()));
     let cancel = app.cancel();
     loop {
+        app.access().still_opens(app.store(), &caller.key).await?;
         let run = app.store().run(&caller.project, &id).await?.ok_or_else(unknown_run)?;
         let left = until.saturating_duration_since(Instant::now());
         if run.status.is_final() || left.is_zero() || cancel.is_cancelled() {

@@ -227,3 +227,16 @@ async fn messages_count_as_requests_of_their_key() {
     }
     send(&api, &ping).await.assert_problem(429, "rate_limited");
 }
+
+#[tokio::test]
+async fn who_waits_with_a_key_that_is_revoked_meanwhile_does_not_hear_the_end() {
+    let mut api = Api::start().await;
+    let claimed = api.running().await;
+    let key = api.take_another_key().await;
+    let (answer, ()) =
+        tokio::join!(refused(&api, "result", json!({ "run": claimed.run.id, "wait_s": 50 })), async {
+            api.revoke(&key).await;
+            api.finish(&claimed).await;
+        });
+    assert!(answer.contains("unauthenticated") && !answer.contains("done"), "{answer}");
+}

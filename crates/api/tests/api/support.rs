@@ -10,12 +10,14 @@ use caisson_api::{AgentInfo, ApiConfig, ServeLimits};
 use caisson_domain::event::{Delta, DeltaKind, EventKind, NewEvent};
 use caisson_domain::git::AllowList;
 use caisson_domain::grant::{GrantKind, Token};
-use caisson_domain::id::{ProjectId, RunId, SandboxId, ServerId, SessionId};
+use caisson_domain::id::{ApiKeyId, ProjectId, RunId, SandboxId, ServerId, SessionId};
 use caisson_domain::principal::Scope;
 use caisson_domain::run::{Run, RunStatus};
 use caisson_domain::sse::{Message, Parser};
 use caisson_domain::workflow::Workflow;
-use caisson_store::{Claimed, Clock, ClockHandle, Finish, JournalEffect, JournalEntry, NewSandbox, Store};
+use caisson_store::{
+    Actor, Claimed, Clock, ClockHandle, Finish, JournalEffect, JournalEntry, NewApiKey, NewSandbox, Store,
+};
 use futures_util::StreamExt;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::BodyExt;
@@ -132,6 +134,26 @@ impl Api {
     pub(crate) fn json_request(&self, path: &str, body: &Value) -> Request<Body> {
         let request = self.request(Method::POST, path).header("content-type", "application/json");
         request.body(Body::from(body.to_string())).unwrap()
+    }
+
+    /// From now on calls are made with a key of their own, which may do everything with runs.
+    pub(crate) async fn take_another_key(&mut self) -> ApiKeyId {
+        let new = NewApiKey {
+            project: ProjectId::default_project(),
+            name: "other".to_owned(),
+            scopes: vec![Scope::RunsRead, Scope::RunsWrite],
+            expires_at_ms: None,
+            by: Actor::Operator,
+        };
+        let (key, secret) = self.store.make_api_key(&new).await.unwrap().unwrap();
+        secret.expose().clone_into(&mut self.key);
+        key.id
+    }
+
+    /// Revokes the key, and waits until nobody takes it for valid any more.
+    pub(crate) async fn revoke(&self, key: &ApiKeyId) {
+        assert!(self.store.revoke_api_key(key).await.unwrap());
+        tokio::time::sleep(Duration::from_millis(500)).await;
     }
 
     pub(crate) async fn post_with_key(&self, key: &str, body: &Value) -> Answer {

@@ -31,6 +31,11 @@ text_enum! {
     }
 }
 
+impl CredentialKind {
+    /// Those that open the model API.
+    pub const MODEL: [Self; 2] = [Self::ModelApiKey, Self::ModelOauth];
+}
+
 /// What stands before the host of a registry whose token goes over TLS, and over TLS alone.
 pub const OVER_TLS: &str = "https://";
 

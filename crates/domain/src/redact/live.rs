@@ -4,18 +4,22 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Redactor, replaced};
+use super::{Redactor, apart, replaced};
 use crate::id::{CredentialId, ProjectId};
 
 /// How long what was rotated out or removed is looked for, in milliseconds: what is under way may still say it.
 pub const GRACE_MS: i64 = 60 * 60 * 1000;
-/// Earlier values of a credential that are looked for in that time, the newest of them.
-pub const EARLIER: usize = 2;
+/// Earlier values of a credential that are looked for in that time, the newest of them: one a minute, more often than any is
+/// renewed.
+pub const EARLIER: usize = 60;
+/// Bytes of the earlier values of a credential, but for the newest two, beyond which the oldest are looked for no more.
+pub const EARLIER_BYTES: usize = 64 * 1024;
+/// Earlier values that are looked for however long they are.
+const EARLIER_LEAST: usize = 2;
 
 /// Where secrets of a credential come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -144,17 +148,8 @@ impl LiveSecrets {
             let of_projects = live.projects.values().map(|project| &project.redactor);
             of_projects.chain([&live.redactor]).map(Arc::clone).collect()
         };
-        let mut found: Vec<Range<usize>> =
-            redactors.iter().flat_map(|redactor| redactor.find(text.as_bytes())).collect();
-        found.sort_unstable_by_key(|range| range.start);
-        let mut apart: Vec<Range<usize>> = Vec::with_capacity(found.len());
-        for range in found {
-            match apart.last_mut() {
-                Some(last) if last.end > range.start => last.end = last.end.max(range.end),
-                Some(_) | None => apart.push(range),
-            }
-        }
-        replaced(text, apart)
+        let found = redactors.iter().flat_map(|redactor| redactor.find(text.as_bytes())).collect();
+        replaced(text, apart(found))
     }
 
     /// Makes a change that says whether something else is looked for from then on, and has it looked for.
@@ -241,7 +236,7 @@ impl Project {
         for earlier in values.iter_mut().skip(1) {
             earlier.out_since_ms.get_or_insert(now_ms);
         }
-        values.truncate(EARLIER + 1);
+        values.truncate(1 + EARLIER.min(within_bytes(&values[1..])));
         is_new
     }
 
@@ -271,6 +266,16 @@ impl Project {
         self.credentials.retain(|_, values| !values.is_empty());
         changed
     }
+}
+
+/// How many of the earlier values are looked for, the newest first.
+fn within_bytes(earlier: &[Value]) -> usize {
+    let mut bytes = 0;
+    let fits = |value: &&Value| {
+        bytes += value.secrets.iter().map(|secret| secret.expose_secret().len()).sum::<usize>();
+        bytes <= EARLIER_BYTES
+    };
+    earlier.iter().take_while(fits).count().max(EARLIER_LEAST)
 }
 
 impl Value {

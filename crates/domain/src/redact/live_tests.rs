@@ -136,6 +136,24 @@ fn so_many_earlier_values_are_looked_for_and_no_more() {
 }
 
 #[test]
+fn earlier_values_have_bounded_room_but_for_the_newest_two() {
+    let shown = |bytes: usize, values: usize| {
+        let live = LiveSecrets::default();
+        let value = |number: usize| format!("value{number:03}").repeat(bytes / 8) + &"z".repeat(bytes % 8);
+        let values: Vec<String> = (0..values).map(value).collect();
+        for (version, value) in (1..).zip(&values) {
+            live.keep(&project("a"), held(1, version, value), NOW);
+        }
+        values.iter().filter(|value| seen(&live, "a", value) == **value).count()
+    };
+    let quarter = EARLIER_BYTES / 4;
+    assert_eq!(shown(quarter, 5), 0, "four earlier ones that fit exactly");
+    assert_eq!(shown(quarter, 6), 1);
+    assert_eq!(shown(quarter + 1, 5), 1);
+    assert_eq!(shown(EARLIER_BYTES + 1, 4), 1, "the newest two are looked for in any case");
+}
+
+#[test]
 fn a_clock_that_goes_back_keeps_nothing_for_ever() {
     let live = LiveSecrets::default();
     live.keep(&project("a"), held(1, 1, "first-value"), NOW);

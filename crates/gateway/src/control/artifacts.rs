@@ -148,6 +148,7 @@ async fn receive(door: &Door, body: Incoming, path: PathBuf) -> Result<Upload, R
         if size > ARTIFACT_BYTES {
             return Err(refused(&BodyFault::TooLarge));
         }
+        stream.follow(&door.secrets.redactor());
         let clean = match &chunk {
             Some(chunk) => stream.push(chunk),
             None => stream.finish(),

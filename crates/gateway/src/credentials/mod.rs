@@ -7,7 +7,7 @@
 mod fault;
 mod flight;
 mod github_app;
-mod known;
+mod last_model;
 mod mcp;
 mod model;
 mod oauth;
@@ -31,7 +31,7 @@ use url::Url;
 
 pub(crate) use self::fault::CredentialFault;
 use self::flight::Flights;
-pub(crate) use self::known::{LastOpened, Told};
+pub(crate) use self::last_model::{LastModelCredential, ToldCredential};
 pub(crate) use self::mcp::{McpHeader, mcp};
 use self::model::Clients;
 pub(crate) use self::model::{ModelRoute, model};

@@ -11,10 +11,8 @@ use reqwest::header::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::known::{Choice, Told};
-use super::{
-    CHOICES, CredentialFault, candidates, look_for, oauth, open, recorded_name, used, used_configured,
-};
+use super::last_model::{Choice, ToldCredential};
+use super::{CHOICES, CredentialFault, candidates, look_for, oauth, open, recorded_name, used};
 use crate::bounds::MODEL_CLIENTS;
 use crate::config::{ModelCredential, client};
 use crate::shared::{Door, Shared};
@@ -52,12 +50,9 @@ impl ModelRoute {
         self.stored.as_ref().filter(|stored| stored.settings.kind() == CredentialKind::ModelOauth)
     }
 
-    /// Counts that it is about to be sent once more, or for the first time where it is of the settings.
-    pub(crate) async fn used(&self, shared: &Shared, run: &DoorRun) -> Result<(), CredentialFault> {
-        match &self.stored {
-            Some(credential) => used(shared, credential, run).await,
-            None => used_configured(shared, &self.name, run).await,
-        }
+    /// Whether a request that was made for `other` is the one for this, but for the credential.
+    pub(crate) fn goes_as(&self, other: &Self) -> bool {
+        self.base_url == other.base_url && self.beta == other.beta
     }
 
     /// What it is sent with, for people.
@@ -119,22 +114,23 @@ impl ModelRoute {
 pub(crate) async fn model(
     door: &Door,
     run: &DoorRun,
-    told: Option<&Told>,
+    told: Option<&ToldCredential>,
 ) -> Result<Option<ModelRoute>, CredentialFault> {
-    const KINDS: [CredentialKind; 2] = [CredentialKind::ModelApiKey, CredentialKind::ModelOauth];
     let shared = &door.shared;
-    let mut choice = door.opened.choice(told);
+    let mut choice = door.last_model.choice(told);
     for _ in 0..CHOICES {
         let opened = match std::mem::replace(&mut choice, Choice::Ask) {
-            Choice::None => return Ok(None),
+            Choice::Configured => return Ok(None),
             Choice::Opened(opened) => {
                 look_for(shared, &opened);
                 *opened
             }
             Choice::Ask => {
-                let Some(chosen) = candidates(shared, run, KINDS).await?.pop() else { return Ok(None) };
+                let Some(chosen) = candidates(shared, run, CredentialKind::MODEL).await?.pop() else {
+                    return Ok(None);
+                };
                 let Some(opened) = open(shared, &chosen).await? else { continue };
-                door.opened.keep(opened.clone());
+                door.last_model.keep(opened.clone());
                 opened
             }
         };

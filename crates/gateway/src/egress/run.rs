@@ -108,11 +108,12 @@ impl RunEgress {
         wanted: &Wanted,
         ground: Ground,
     ) -> Result<(), StoreError> {
+        let target = &wanted.target;
         let subject = match ground {
-            Ground::Rule => wanted.target.to_string(),
-            Ground::Learning => format!("{} learned", wanted.target),
+            Ground::Rule => target.to_string(),
+            Ground::Learning => format!("{target} learned"),
         };
-        self.common.audit(store, "egress.allow", &subject).await
+        self.common.audit(store, ("egress.allow", "allowed"), &subject, Some(target)).await
     }
 
     /// Tells of a denial: the first of its kind by an event and in the audit log, those behind it by their count.
@@ -123,7 +124,10 @@ impl RunEgress {
         let subject = format!("{subject} {}", fault.reason());
         let Common { run, secrets, .. } = &self.common;
         let subject = secrets.redactor().text(&subject).into_owned();
-        let audited = self.common.audit(store, "egress.deny", &subject).await;
+        let audited = self
+            .common
+            .audit(store, ("egress.deny", "denied"), &subject, wanted.map(|wanted| &wanted.target))
+            .await;
         let told = store.append_gateway_event(run, event(secrets, EventKind::EgressDenied, &data)).await;
         if let Err(error) = audited.and(told) {
             tracing::warn!(run.id = %run, error = %error, "a denied connection of {run} was not written down");

@@ -145,7 +145,7 @@ impl RunMcp {
         server: &str,
         target: &Target,
     ) -> Result<(), StoreError> {
-        self.common.audit(store, "mcp.allow", &format!("{server} {target}")).await
+        self.common.audit(store, ("mcp.allow", "allowed"), &format!("{server} {target}"), Some(target)).await
     }
 
     /// Tells of a refusal or a failure, each kind once for each server: by an event, and a refusal in the audit log as well.
@@ -170,7 +170,8 @@ impl RunMcp {
         }
         let reason = refusal.code.trim_start_matches("mcp_");
         let subject = secrets.redactor().text(&format!("{server} {host} {reason}")).into_owned();
-        if let Err(error) = self.common.audit(&door.shared.store, "mcp.deny", &subject).await {
+        let audited = self.common.audit(&door.shared.store, ("mcp.deny", "denied"), &subject, target).await;
+        if let Err(error) = audited {
             tracing::warn!(run.id = %run, error = %error, "a refused MCP request of {run} was not audited");
         }
         let remedy = fault.remedy();

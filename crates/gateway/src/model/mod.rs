@@ -23,6 +23,7 @@ use caisson_domain::provider::ProviderTool;
 use caisson_store::{CredentialUse, DoorRun};
 use futures_util::future::try_join;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -30,10 +31,10 @@ use tokio::time::timeout;
 
 use self::request::Route;
 use crate::body::Body;
-use crate::bounds::MODEL_BODY_BYTES;
+use crate::bounds::{INLINE_BYTES, MODEL_BODY_BYTES};
 use crate::config::{GatewayError, ModelUpstream, check_url, client};
 use crate::control::{heavy, read_body};
-use crate::credentials::{self, CredentialFault, ModelRoute, TokenFault, Told};
+use crate::credentials::{self, CredentialFault, ModelRoute, TokenFault, ToldCredential};
 use crate::grants;
 use crate::problem::{Refusal, Unanswered, bare};
 use crate::shared::Door;
@@ -121,9 +122,14 @@ async fn prepare(
     rest: &str,
 ) -> Result<Call, Refusal> {
     let (head, body) = request.into_parts();
+    let is_small = body.size_hint().upper().is_some_and(|bytes| bytes <= INLINE_BYTES as u64);
     let (knocking, reading) = (grants::knock(door, &head.headers), read(door, route, body));
-    // The body is read while the store is asked; whatever is in it, a refusal of the grant comes first.
-    let ((run, told), read) = try_join(knocking, async { Ok(reading.await) }).await?;
+    let ((run, told), read) = if is_small {
+        // It is read while the store is asked; whatever is in it, a refusal of the grant comes first.
+        try_join(knocking, async { Ok(reading.await) }).await?
+    } else {
+        (knocking.await?, reading.await)
+    };
     let Read { bytes, wanted, ask, permits } = read?;
     let allowed = &door.shared.model.upstream.provider_tools;
     if let Some(tool) = wanted.iter().find(|tool| !allowed.contains(tool))
@@ -131,10 +137,7 @@ async fn prepare(
     {
         return Err(no_provider_tool(door, &run, *tool).await);
     }
-    let route = credential_route(door, &run, told.as_ref()).await?;
-    let host = route.base_url.host_str().unwrap_or_default().to_owned();
-    let used = CredentialUse { credential: route.name.clone(), host, purpose: "model" };
-    door.shared.note_use(&run.id, &used).await?;
+    let route = noted_route(door, &run, told.as_ref()).await?;
     let url = request::upstream_url(&route.base_url, rest, head.uri.query());
     let mut headers = request::request_headers(&head.headers);
     route.add_to(&mut headers);
@@ -192,11 +195,24 @@ async fn no_provider_tool(door: &Door, run: &DoorRun, tool: ProviderTool) -> Ref
     Refusal::new(StatusCode::BAD_REQUEST, "provider_tool", message)
 }
 
-/// With what the call is sent: the store's credential, else the configuration's.
-async fn credential_route(
-    door: &Arc<Door>,
+/// With what the call is sent, counted, and told in the audit log if it is the first time.
+async fn noted_route(
+    door: &Door,
     run: &DoorRun,
-    told: Option<&Told>,
+    told: Option<&ToldCredential>,
+) -> Result<ModelRoute, Refusal> {
+    let route = credential_route(door, run, told).await?;
+    let host = route.base_url.host_str().unwrap_or_default().to_owned();
+    let used = CredentialUse { credential: route.name.clone(), host, purpose: "model" };
+    door.shared.note_use(&run.id, &used).await?;
+    Ok(route)
+}
+
+/// The store's credential, else the configuration's.
+async fn credential_route(
+    door: &Door,
+    run: &DoorRun,
+    told: Option<&ToldCredential>,
 ) -> Result<ModelRoute, Refusal> {
     let side = &door.shared.model;
     match credentials::model(door, run, told).await {
@@ -209,7 +225,7 @@ async fn credential_route(
             })?;
             let (client, base_url) = (side.client.clone(), side.upstream.base_url.clone());
             let route = ModelRoute::of_settings(client, base_url, header);
-            match route.used(&door.shared, run).await {
+            match credentials::used_configured(&door.shared, &route.name, run).await {
                 Ok(()) => Ok(route),
                 Err(fault) => Err(no_credential(door, run, &fault).await),
             }

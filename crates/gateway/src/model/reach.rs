@@ -19,7 +19,7 @@ use super::retry::{Advice, Tries, may_pass};
 use super::share::NoShare;
 use super::stream::Reply;
 use super::words::words;
-use crate::credentials::{CredentialFault, ModelRoute};
+use crate::credentials::ModelRoute;
 use crate::hold::hold;
 use crate::problem::Refusal;
 use crate::shared::{Door, Shared};
@@ -49,19 +49,19 @@ enum Trouble {
 }
 
 /// Tries until there is a reply to pass on; an access token that is refused is renewed once, without a word if the call can be
-/// tried once more. Each try has a row of its own, so that every request that upstream saw is counted.
+/// tried once more, and each other try is sent with the credential that counts by then, which `route` is afterwards. Each try
+/// has a row of its own, so that every request that upstream saw is counted.
 pub(super) async fn reach(
     (door, run): (&Door, &DoorRun),
-    route: &ModelRoute,
+    route: &mut ModelRoute,
     ask: Option<Ask>,
     mut tries: Tries,
     reply: &mut Reply,
 ) -> Result<(Account, reqwest::Response), Refusal> {
     let shared = &door.shared;
     // An access token that was refused is had anew, once.
-    let mut renewed: Option<ModelRoute> = None;
+    let mut renewed = false;
     loop {
-        let route = renewed.as_ref().unwrap_or(route);
         let mut account = begin((door, run), ask.clone(), reply).await?;
         let Some(request) = tries.next() else {
             account.settle_free(0).await;
@@ -84,10 +84,10 @@ pub(super) async fn reach(
                 Trouble::Fault(fault)
             }
         };
-        if renewed.is_none() && trouble.status() == StatusCode::UNAUTHORIZED.as_u16() {
+        if !renewed && trouble.status() == StatusCode::UNAUTHORIZED.as_u16() {
             match route.renewed(shared, run).await {
                 Some(other) if tries.renew(&other.header) => {
-                    renewed = Some(other);
+                    (*route, renewed) = (other, true);
                     continue;
                 }
                 Some(_) => {
@@ -102,7 +102,7 @@ pub(super) async fn reach(
         match wait {
             Some(wait) => {
                 pause(shared, wait, reply).await?;
-                route.used(shared, run).await.map_err(|fault| uncounted(&fault))?;
+                follow((door, run), route, &mut tries).await?;
             }
             None => return Err(give_up((door, run), route, &trouble, &tries.told()).await),
         }
@@ -164,14 +164,29 @@ fn unsent() -> Refusal {
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message)
 }
 
-/// The store does not answer, and nothing is sent that is not counted.
-fn uncounted(fault: &CredentialFault) -> Refusal {
-    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", fault.message())
+/// Has the next try sent with what counts now, and counts that it is: a credential that was rotated or removed while a call
+/// waited for its next try is sent no more.
+async fn follow(
+    (door, run): (&Door, &DoorRun),
+    route: &mut ModelRoute,
+    tries: &mut Tries,
+) -> Result<(), Refusal> {
+    let other = super::noted_route(door, run, None).await?;
+    if other.header != route.header {
+        // Elsewhere, or with more than a key, it is another request than the one that is kept.
+        if !other.goes_as(route) {
+            return Err(renewed_too_late());
+        }
+        tries.replace(&route.header.0, &other.header);
+    }
+    *route = other;
+    Ok(())
 }
 
 /// There is a good token now, and no copy of the call: the agent has one, and tries a server that is busy again at once.
 fn renewed_too_late() -> Refusal {
-    let message = "the server's access token was refused, and another one was had since; try again";
+    let message =
+        "the server's credential for the model API is another one since the call was made; try again";
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "token_renewed", message)
 }
 

@@ -95,6 +95,14 @@ impl Tries {
         true
     }
 
+    /// Has what is tried next carry another credential than that of the field `before`.
+    pub(super) fn replace(&mut self, before: &HeaderName, (name, value): &(HeaderName, HeaderValue)) {
+        if let Some(request) = &mut self.request {
+            request.headers_mut().remove(before);
+            request.headers_mut().insert(name, value.clone());
+        }
+    }
+
     /// How long to wait for the next try; none if there is none. `spread` keeps calls that failed together apart.
     pub(super) fn wait(&self, advice: Advice, spread: u8) -> Option<Duration> {
         if advice.never || self.done >= self.most || self.request.is_none() {

@@ -37,9 +37,9 @@ pub(super) type Reply = oneshot::Sender<Result<Response<Body>, Refusal>>;
 /// Carries the call to its end and settles it. The head of the reply goes to `reply`, if somebody still waits
 /// for it.
 pub(super) async fn carry(call: Call, mut reply: Reply) {
-    let Call { door, run, route, request, ask, permits: (_slot, share) } = call;
+    let Call { door, run, mut route, request, ask, permits: (_slot, share) } = call;
     let tries = Tries::new(&door.shared, request, route.is_renewable());
-    let reached = reach((&door, &run), &route, ask, tries, &mut reply).await;
+    let reached = reach((&door, &run), &mut route, ask, tries, &mut reply).await;
     drop(share);
     match reached {
         Ok((account, upstream)) => deliver((&door, &run, &route), account, upstream, reply).await,

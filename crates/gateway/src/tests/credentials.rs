@@ -1,4 +1,6 @@
-//! Credentials of the store: asked for each request, before those of the settings.
+//! Credentials of the store: what counts is asked for each request, and comes before those of the settings.
+
+use std::time::Duration;
 
 use caisson_domain::credential::{CredentialKind, CredentialSecret};
 use caisson_domain::event::EventKind;
@@ -6,25 +8,32 @@ use caisson_domain::git::AllowList;
 use caisson_domain::id::ProjectId;
 use caisson_store::{Actor, Clock, MasterKeyFile, Store};
 use http::Method;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 use super::git_host::{Client, GitHost, Mood, bare_repository, git};
 use super::model_host::{END, ModelHost, START, Script, piece};
 use super::outside::{Outside, ask as ask_outside, setup as egress_setup};
-use super::support::{GIT_TOKEN, MODEL_KEY, OK, Reply, Sandbox, Setup, World, run_spec, value};
+use super::support::{GIT_TOKEN, MODEL_KEY, OK, Reply, Sandbox, Setup, World, eventually, run_spec, value};
 use crate::{GitCredential, ModelCredential};
 
 const MESSAGES: &str = "/model/v1/messages";
 const BRANCH: &str = "caisson/fixer/1";
 
 async fn world() -> (World, Sandbox, ModelHost) {
-    let host = ModelHost::start(Script::stream(vec![piece(START), piece(END)])).await;
+    world_with(vec![Script::stream(vec![piece(START), piece(END)])]).await
+}
+
+async fn world_with(scripts: Vec<Script>) -> (World, Sandbox, ModelHost) {
+    let host = ModelHost::start_with(scripts).await;
     let world = World::new().await;
     world.unlock().await;
     let sandbox = world.sandbox(run_spec(None)).await;
     let mut setup = Setup::new();
     setup.model.base_url = host.url.clone();
     setup.model.credential = Some(ModelCredential::ApiKey("of-the-settings".to_owned().into()));
+    setup.bounds.retry_first = Duration::from_millis(400);
     world.start(setup).await;
     (world, sandbox, host)
 }
@@ -46,6 +55,7 @@ async fn a_rotation_and_a_removal_act_on_the_next_call_of_the_same_grant() {
     let kind = CredentialKind::ModelApiKey;
     let credential = world.add_credential("model", kind, &[], value(MODEL_KEY)).await;
     assert_eq!(key_sent(&sandbox, &host).await, MODEL_KEY);
+    assert_eq!(key_sent(&sandbox, &host).await, MODEL_KEY, "the one that was opened last");
     let rotated = format!("rotated-{MODEL_KEY}");
     world.rotate(&credential, &value(&rotated)).await;
     assert_eq!(key_sent(&sandbox, &host).await, rotated);
@@ -62,6 +72,85 @@ async fn a_rotation_and_a_removal_act_on_the_next_call_of_the_same_grant() {
     world.store.close().await.unwrap();
     assert!(!world.disk_has(MODEL_KEY));
     assert!(world.disk_has(credential.id.as_str()), "the search finds what is there");
+}
+
+#[tokio::test]
+async fn a_call_whose_body_comes_slowly_is_sent_with_what_counts_by_then() {
+    let (world, sandbox, host) = world().await;
+    let credential = world.add_credential("model", CredentialKind::ModelApiKey, &[], value("first")).await;
+    assert_eq!(key_sent(&sandbox, &host).await, "first");
+    let body = "{\"model\":\"claude-opus-5-5\"}";
+    let head = format!(
+        "POST {MESSAGES} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n",
+        sandbox.agent,
+        body.len()
+    );
+    let mut slow = UnixStream::connect(&sandbox.socket).await.unwrap();
+    slow.write_all(head.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    world.rotate(&credential, &value("second")).await;
+    slow.write_all(body.as_bytes()).await.unwrap();
+    eventually(|| async { (host.seen().len() == 2).then_some(()) }).await;
+    assert_eq!(host.seen()[1].headers["x-api-key"], "second");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_call_that_is_tried_again_goes_with_what_counts_by_then() {
+    let busy = || Script::json(529, "{}");
+    let whole = Script::stream(vec![piece(START), piece(END)]);
+    let (world, sandbox, host) = world_with(vec![busy(), busy(), busy(), whole]).await;
+    let kind = CredentialKind::ModelApiKey;
+    let credential = world.add_credential("model", kind, &[], value("first")).await;
+    let change = async {
+        let seen = async |count| eventually(|| async { (host.seen().len() == count).then_some(()) }).await;
+        seen(1).await;
+        world.rotate(&credential, &value("second")).await;
+        seen(2).await;
+        let bearer = [("send_as", "bearer")];
+        world.add_credential("newer", kind, &bearer, value("third")).await;
+        seen(3).await;
+        for gone in world.store.list_credentials(&sandbox.run.project).await.unwrap() {
+            assert!(world.store.remove_credential(&gone.project, &gone.id, &Actor::Operator).await.unwrap());
+        }
+    };
+    let (reply, ()) = tokio::join!(ask(&sandbox), change);
+    assert_eq!(reply.status, OK, "{}", reply.text());
+    let sent: Vec<_> = host
+        .seen()
+        .iter()
+        .map(|seen| {
+            let text = |name| seen.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+            (text("x-api-key"), text("authorization"))
+        })
+        .collect();
+    let key = |text: &str| (Some(text.to_owned()), None);
+    let expected =
+        [key("first"), key("second"), (None, Some("Bearer third".to_owned())), key("of-the-settings")];
+    assert_eq!(sent, expected);
+    world.store.write_credential_uses_of(&sandbox.run.id).await.unwrap();
+    let used = world.store.credentials_used(&sandbox.run.id).await.unwrap();
+    let counts = |ours| {
+        let of_them = used.iter().filter(|one| (one.credential == credential.id.as_str()) == ours);
+        of_them.map(|one| one.uses).collect::<Vec<_>>()
+    };
+    assert_eq!((counts(true), counts(false)), (vec![2], vec![1, 1]), "{used:?}");
+    let audited = world.audit().await.into_iter().filter(|(action, ..)| action == "credential.use").count();
+    assert_eq!(audited, 3, "each was told of before it was sent");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_call_whose_credential_leads_elsewhere_by_its_next_try_is_left_to_the_agent() {
+    let (world, sandbox, host) = world_with(vec![Script::json(529, "{}")]).await;
+    let kind = CredentialKind::ModelApiKey;
+    let change = async {
+        eventually(|| async { (host.seen().len() == 1).then_some(()) }).await;
+        world.add_credential("model", kind, &[("base_url", "https://elsewhere.example")], value("x")).await;
+    };
+    let (reply, ()) = tokio::join!(ask(&sandbox), change);
+    assert_eq!((reply.status, host.seen().len()), (529, 1), "{}", reply.text());
+    world.stop().await;
 }
 
 #[tokio::test]

@@ -1,3 +1,4 @@
+use caisson_store::AuditFilter;
 use serde_json::json;
 
 use super::outside::{Outside, Tool, ask, choosing, denials, finish, head, scripted, setup, tunnel, uses};
@@ -212,6 +213,29 @@ async fn nobody_goes_out_unrecorded_however_often_the_record_cannot_be_written()
     let audit = world.audit().await;
     let allowed: Vec<_> = audit.iter().filter(|(action, ..)| action == "egress.allow").collect();
     assert_eq!((allowed.len(), allowed[0].1.as_str()), (1, target.as_str()));
+    assert!(ask(&sandbox, "GET http://other.example/a", "").await.contains("egress_not_allowed"));
+    let filter = AuditFilter { run: Some(sandbox.run.id.clone()), ..AuditFilter::default() };
+    let of_run = world.store.list_audit(&sandbox.run.project, &filter, None, 100).await.unwrap();
+    let told: Vec<_> = of_run
+        .iter()
+        .filter(|record| record.action.starts_with("egress."))
+        .map(|record| {
+            assert_eq!(record.session.as_deref(), Some(sandbox.run.session.as_str()));
+            (
+                record.action.as_str(),
+                record.actor.as_str(),
+                record.host.as_deref(),
+                record.decision.as_deref(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("egress.deny", "server", Some("other.example"), Some("denied")),
+            ("egress.allow", "server", Some("there.example"), Some("allowed")),
+        ]
+    );
     world.stop().await;
 }
 

@@ -1,7 +1,13 @@
+use std::time::Duration;
+
 use caisson_store::SandboxState;
 use http::Method;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 
-use super::support::{OK, Sandbox, Setup, World, fetch, run_spec};
+use crate::bounds::{INLINE_BYTES, MODEL_BODY_BYTES};
+
+use super::support::{OK, PATIENCE, Sandbox, Setup, World, fetch, run_spec};
 
 const MODELS: &str = "/model/anything";
 
@@ -79,5 +85,37 @@ async fn while_the_store_is_away_control_paths_say_so() {
     world.store.close().await.unwrap();
     let reply = fetch(sandbox.request(Method::GET, "/next", &sandbox.control)).await;
     assert_eq!((reply.status, reply.code().as_str()), (503, "store_unavailable"));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_model_call_without_the_grant_is_refused_whatever_its_body_is() {
+    let world = World::new().await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    world.start(Setup::new()).await;
+    let (control, agent) = (sandbox.control.as_str(), sandbox.agent.as_str());
+    let answer = async |grant: &str, announced: usize, sent: &str, patience| {
+        let mut stream = UnixStream::connect(&sandbox.socket).await.unwrap();
+        let head = format!(
+            "POST /model/v1/messages HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {grant}\r\n\
+             content-length: {announced}\r\n\r\n{sent}"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut line = [0; 12];
+        let read = tokio::time::timeout(patience, stream.read_exact(&mut line)).await;
+        read.is_ok().then(|| String::from_utf8_lossy(&line[9..]).into_owned())
+    };
+    // Bodies that are not one, that do not come, and that announce more than is taken.
+    let bodies = [(1, "{"), (INLINE_BYTES, ""), (INLINE_BYTES + 1, ""), (MODEL_BODY_BYTES + 1, "")];
+    for (announced, sent) in bodies {
+        let refused = answer(control, announced, sent, PATIENCE).await;
+        assert_eq!(refused.as_deref(), Some("403"), "{announced} bytes");
+    }
+    assert_eq!(answer(agent, 1, "{", PATIENCE).await.as_deref(), Some("400"));
+    assert_eq!(answer(agent, MODEL_BODY_BYTES + 1, "", PATIENCE).await.as_deref(), Some("413"));
+    for announced in [INLINE_BYTES, INLINE_BYTES + 1] {
+        let waits = answer(agent, announced, "", Duration::from_millis(100)).await;
+        assert_eq!(waits, None, "a body of {announced} bytes is waited for");
+    }
     world.stop().await;
 }

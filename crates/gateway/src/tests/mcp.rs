@@ -291,11 +291,11 @@ async fn a_host_that_the_operator_does_not_allow_is_not_reached() {
         (&json!("notes"), &json!(rule), &json!("mcp.allow"))
     );
     assert!(host.seen().is_empty());
-    let audit = world.audit().await;
-    assert!(
-        audit.iter().any(|(action, subject, ..)| action == "mcp.deny" && subject.ends_with("not_allowed")),
-        "{audit:?}"
-    );
+    let records = world.store.audit_after(0).await.unwrap();
+    let denied = records.iter().find(|record| record.action == "mcp.deny").unwrap();
+    assert!(denied.subject.ends_with("not_allowed"), "{denied:?}");
+    assert_eq!((denied.actor.as_str(), denied.run.as_deref()), ("server", Some(sandbox.run.id.as_str())));
+    assert_eq!((denied.decision.as_deref(), denied.host.is_some()), (Some("denied"), true), "{denied:?}");
     world.stop().await;
 }
 

@@ -1,4 +1,7 @@
-//! `SQLite`: one connection that writes and a few that read, the pragmas, and what its error codes mean.
+//! `SQLite`: one connection that writes and a few that read, the pragmas, what its error codes mean, and the one statement
+//! that is its own ([`begin_call`]).
+
+mod begin_call;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,10 +13,10 @@ use sqlx::{Connection as _, Executor as _, Sqlite, SqliteConnection, SqlitePool,
 
 use super::lists::LISTERS;
 use super::{ACQUIRE_MS, Fault, migration_error, missing_migrations};
+use crate::StoreError;
 use crate::database::sql::Reader;
 use crate::disk::Disk;
 use crate::opening::{Turn, make_private_file};
-use crate::{StoreError, at_once};
 
 /// Connections that read at the same time.
 const READERS: u32 = 4;
@@ -108,7 +111,7 @@ impl SqliteDatabase {
 
 /// Makes what is the connection's own.
 async fn prepare(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    connection.execute(at_once::PREPARE).await.map(drop)
+    connection.execute(begin_call::PREPARE).await.map(drop)
 }
 
 fn pool(connections: u32) -> PoolOptions<Sqlite> {

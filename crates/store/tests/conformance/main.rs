@@ -90,6 +90,7 @@ mod schema;
 mod servers;
 mod silence;
 mod soft_budgets;
+mod tls;
 mod together;
 mod turns;
 mod upgrade;

@@ -1,7 +1,7 @@
 //! The agent as one of upstream's agents, and what clients ask for first.
 
 use caisson_domain::run::RunStatus;
-use caisson_store::Finish;
+use caisson_store::{Claimed, Finish};
 use serde_json::json;
 
 use super::{FIRST, PREFIXES, SECOND, api, bare, steady};
@@ -24,19 +24,27 @@ async fn the_agent_is_listed_and_described_by_every_name() {
     assert_eq!(api.post("/api/v1/agent/simple/run", &json!({ "message_content": "x" })).await.status, 404);
 }
 
-/// Plays the worker: claims the next run, says something and ends it.
-async fn works(api: &Api) {
-    let claimed = loop {
+/// The next run, for whoever plays the worker.
+async fn claimed(api: &Api) -> Claimed {
+    loop {
         if let Some(claimed) = api.store.claim(&api.server).await.unwrap() {
-            break claimed;
+            return claimed;
         }
         tokio::task::yield_now().await;
-    };
+    }
+}
+
+/// Plays the worker: claims the next run, says something and ends it.
+async fn works(api: &Api) {
+    works_on(api, &claimed(api).await).await;
+}
+
+async fn works_on(api: &Api, claimed: &Claimed) {
     let call = r#"{"type":"assistant","message":{"content":[{"type":"tool_use","id":"t1","name":"Bash","input":{"command":"ls"}}]}}"#;
     let result =
         r#"{"type":"user","message":{"content":[{"type":"tool_result","tool_use_id":"t1","content":"x"}]}}"#;
-    api.say(&claimed, call).await;
-    api.say(&claimed, result).await;
+    api.say(claimed, call).await;
+    api.say(claimed, result).await;
     let finish = Finish { status: RunStatus::Succeeded, failure: None, result: Some("Hello!".to_owned()) };
     assert!(api.store.finish(&claimed.run.id, claimed.epoch, &finish).await.unwrap());
 }
@@ -147,4 +155,18 @@ async fn what_clients_ask_for_first_needs_no_key() {
         404,
         "the native API is at one place alone"
     );
+}
+
+#[tokio::test]
+async fn who_waits_with_a_key_that_is_revoked_meanwhile_does_not_hear_the_end() {
+    let mut api = api().await;
+    let key = api.take_another_key().await;
+    let body = json!({ "message_content": "Say hello" });
+    let (answer, ()) = tokio::join!(api.post("/api/v1/agent/claude-code/run", &body), async {
+        let claimed = claimed(&api).await;
+        api.revoke(&key).await;
+        works_on(&api, &claimed).await;
+    });
+    assert_eq!(answer.status, 401, "{}", answer.text());
+    assert!(!answer.text().contains("Hello!"), "{}", answer.text());
 }

@@ -4,48 +4,55 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use caisson_store::{CredentialVersion, OpenedCredential};
+use caisson_store::{Credential, CredentialVersion, OpenedCredential};
 use tokio::time::Instant;
 
 /// How long what the knock told is taken as true, so that a body that comes slowly is sent with what counts by then.
 const TOLD: Duration = Duration::from_millis(100);
 
 /// What the store told at the knock of a call.
-pub(crate) struct Told {
+pub(crate) struct ToldCredential {
     newest: Option<CredentialVersion>,
     at: Instant,
 }
 
 /// What a call may go by.
 pub(super) enum Choice {
-    /// The store has none for it.
-    None,
+    /// The store has none, and the configuration's counts.
+    Configured,
     /// This one, as it is now.
     Opened(Box<OpenedCredential>),
     /// The store has to be asked.
     Ask,
 }
 
-impl Told {
+impl ToldCredential {
     pub(crate) fn now(newest: Option<CredentialVersion>) -> Self {
         Self { newest, at: Instant::now() }
     }
 }
 
-/// The credential for the model API that a door opened last. Its secret goes with the door.
+/// The credential for the model API that a door opened last. Its secret goes with the door, or with the first call after it was
+/// replaced or removed.
 #[derive(Default)]
-pub(crate) struct LastOpened(Mutex<Option<OpenedCredential>>);
+pub(crate) struct LastModelCredential(Mutex<Option<OpenedCredential>>);
 
-impl LastOpened {
-    pub(super) fn choice(&self, told: Option<&Told>) -> Choice {
-        let Some(Told { newest, .. }) = told.filter(|told| told.at.elapsed() <= TOLD) else {
+impl LastModelCredential {
+    pub(super) fn choice(&self, told: Option<&ToldCredential>) -> Choice {
+        let Some(ToldCredential { newest, .. }) = told.filter(|told| told.at.elapsed() <= TOLD) else {
             return Choice::Ask;
         };
-        let Some(CredentialVersion { id, version }) = newest else { return Choice::None };
-        let last = self.lock();
-        let same =
-            last.as_ref().filter(|last| last.credential.id == *id && last.credential.version == *version);
-        same.map_or(Choice::Ask, |opened| Choice::Opened(Box::new(opened.clone())))
+        let mut last = self.lock();
+        let is_newest = |last: &OpenedCredential| {
+            let Credential { id, version, .. } = &last.credential;
+            newest.as_ref().is_some_and(|newest| newest.id == *id && newest.version == *version)
+        };
+        if let Some(opened) = last.as_ref().filter(|last| is_newest(last)) {
+            return Choice::Opened(Box::new(opened.clone()));
+        }
+        // Its secret was replaced or removed.
+        *last = None;
+        newest.as_ref().map_or(Choice::Configured, |_| Choice::Ask)
     }
 
     pub(super) fn keep(&self, opened: OpenedCredential) {
@@ -60,11 +67,9 @@ impl LastOpened {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use caisson_domain::credential::{CredentialSecret, CredentialSettings, ModelReach, SendAs};
     use caisson_domain::id::{CredentialId, ProjectId};
-    use caisson_store::Credential;
-
-    use super::*;
 
     fn opened(version: i64) -> OpenedCredential {
         let settings =
@@ -85,17 +90,28 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_last_one_is_used_while_it_is_known_to_be_the_newest_and_the_store_asked_else() {
-        let told = |version| Told::now(Some(CredentialVersion { id: opened(1).credential.id, version }));
-        let last = LastOpened::default();
-        assert!(matches!(last.choice(Some(&Told::now(None))), Choice::None));
+        let told =
+            |version| ToldCredential::now(Some(CredentialVersion { id: opened(1).credential.id, version }));
+        let last = LastModelCredential::default();
+        assert!(matches!(last.choice(Some(&ToldCredential::now(None))), Choice::Configured));
         assert!(matches!(last.choice(None), Choice::Ask), "nothing was told");
         assert!(matches!(last.choice(Some(&told(1))), Choice::Ask), "none was opened");
         last.keep(opened(1));
         assert!(matches!(last.choice(Some(&told(1))), Choice::Opened(one) if one.credential.version == 1));
-        assert!(matches!(last.choice(Some(&told(2))), Choice::Ask), "it was rotated");
         let other = CredentialVersion { id: CredentialId::new(2, [0; 10]), version: 1 };
-        assert!(matches!(last.choice(Some(&Told::now(Some(other)))), Choice::Ask), "there is a newer one");
-        let (kept, none) = (told(1), Told::now(None));
+        for (newest, what) in [
+            (Some(CredentialVersion { version: 2, ..other.clone() }), "there is a newer one"),
+            (Some(CredentialVersion { id: opened(1).credential.id, version: 2 }), "it was rotated"),
+            (None, "it was removed"),
+        ] {
+            last.keep(opened(1));
+            let is_any = newest.is_some();
+            let choice = last.choice(Some(&ToldCredential::now(newest)));
+            assert!(matches!((choice, is_any), (Choice::Ask, true) | (Choice::Configured, false)), "{what}");
+            assert!(last.lock().is_none(), "{what}: its secret is kept no longer");
+        }
+        last.keep(opened(1));
+        let (kept, none) = (told(1), ToldCredential::now(None));
         tokio::time::advance(TOLD).await;
         assert!(matches!(last.choice(Some(&kept)), Choice::Opened(_)), "at the bound");
         tokio::time::advance(Duration::from_millis(1)).await;

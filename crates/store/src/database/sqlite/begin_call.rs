@@ -1,6 +1,8 @@
-//! On `SQLite`, a model call that nothing speaks against is begun by one statement. A transaction of several takes a turn of
-//! the connection's thread for each, and the agent waits for all of them. Whatever this statement does not begin is left to
-//! the transaction, which finds out why: a refusal, a run's first call, a database that a later version has migrated.
+//! A model call that nothing speaks against is begun by one statement. A transaction of several takes a turn of the connection's
+//! thread for each, and the agent waits for all of them. Whatever this statement does not begin is left to the transaction,
+//! which finds out why: a refusal, a run's first call, a database that a later version has migrated.
+//!
+//! It is a second copy of a rule, which is [`crate::budgets`]'s; tests hold the two equal.
 
 use caisson_domain::budget::{DAY_MS, day_of};
 use caisson_domain::id::{RunId, UsageId};
@@ -9,24 +11,26 @@ use crate::budgets::room_columns;
 use crate::database::sql::Connection;
 use crate::database::{Database, Fault, fault, sql};
 use crate::rows::Columns;
+use crate::usage::pending_columns;
 use crate::usage_bounds::{bounded_cost, bounded_tokens};
 use crate::{NewModelCall, Store, StoreError};
 
 /// What a new connection that writes is told: a row that is inserted into this view is a pending call, and counted as begun
 /// by its run and its session. Both are the connection's own, so that no migration meets them.
-pub(crate) const PREPARE: &str = "create temp view begun_call as select id, run_id, model, input_tokens, output_tokens, \
+pub(super) const PREPARE: &str = concat!(
+    "create temp view begun_call as select id, run_id, model, input_tokens, output_tokens, \
      cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cost_micro_usd, begun_at_ms, reserved_micro_usd, \
      1 as bounded from usage where state = 'pending'; \
      create temp trigger begin_call instead of insert on begun_call begin \
-       insert into usage (id, project_id, session_id, run_id, server_id, state, model, input_tokens, output_tokens, \
-         cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cost_micro_usd, estimated, begun_at_ms, \
-         reserved_micro_usd) \
-         select new.id, project_id, session_id, id, home_server_id, 'pending', new.model, new.input_tokens, \
+       insert into usage ",
+    pending_columns!(),
+    " select new.id, project_id, session_id, id, home_server_id, 'pending', new.model, new.input_tokens, \
          new.output_tokens, new.cache_read_tokens, new.cache_write_5m_tokens, new.cache_write_1h_tokens, \
          new.cost_micro_usd, 1, new.begun_at_ms, new.reserved_micro_usd from run where id = new.run_id; \
        update run set calls = calls + 1 where id = new.run_id; \
        update session set calls = calls + 1 where id = (select session_id from run where id = new.run_id); \
-     end";
+     end"
+);
 
 /// `$2` to `$5` are those of [`room_columns`]. As [`crate::budgets`] judges it: each budget that there is has room.
 const BEGIN: &str = concat!(
@@ -49,7 +53,7 @@ impl Store {
     /// As every write; a fault that the transaction would meet as well is left to it.
     /// # Cancel safety
     /// As [`Store::begin_model_call`].
-    pub(crate) async fn begin_at_once(
+    pub(crate) async fn begin_call_at_once(
         &self,
         run: &RunId,
         call: &NewModelCall,
@@ -58,7 +62,8 @@ impl Store {
         if call.only_alone {
             return Ok(None);
         }
-        // The only connection that writes: times follow commits.
+        // The only connection of this process that writes, so that its times follow its commits. While another process writes,
+        // the commit may come up to `BUSY_MS` after the time, and after the end of the day, that it is counted for.
         let mut connection = Connection::Sqlite(database.writer.acquire().await?);
         let now_ms = self.now_ms();
         let (id, day) = (UsageId::new(now_ms, self.shared.random.bytes()), day_of(now_ms));
@@ -88,9 +93,16 @@ impl Store {
                 rows.first().map(|row| Ok((id, Columns::of("usage", row)?.flag("bounded")?))).transpose()
             }
             Err(error) => match fault(&error) {
-                Fault::Broken(_) => Ok(None),
+                Fault::Broken(_) => {
+                    tracing::warn!(run.id = %run, error = %error, "a model call of {run} was not begun at once, and takes longer");
+                    Ok(None)
+                }
                 Fault::Away | Fault::Full => Err(error.into()),
             },
         }
     }
 }
+
+#[cfg(test)]
+#[path = "begin_call_tests.rs"]
+mod tests;

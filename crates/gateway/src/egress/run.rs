@@ -108,11 +108,12 @@ impl RunEgress {
         wanted: &Wanted,
         ground: Ground,
     ) -> Result<(), StoreError> {
+        let target = &wanted.target;
         let subject = match ground {
-            Ground::Rule => wanted.target.to_string(),
-            Ground::Learning => format!("{} learned", wanted.target),
+            Ground::Rule => target.to_string(),
+            Ground::Learning => format!("{target} learned"),
         };
-        self.common.audit(store, ("egress.allow", "allowed"), &subject, Some(&wanted.target)).await
+        self.common.audit(store, ("egress.allow", "allowed"), &subject, Some(target)).await
     }
 
     /// Tells of a denial: the first of its kind by an event and in the audit log, those behind it by their count.

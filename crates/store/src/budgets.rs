@@ -318,6 +318,15 @@ macro_rules! room_columns {
 
 pub(crate) use room_columns;
 
+/// The columns of a pending call.
+macro_rules! pending_columns {
+    () => {
+        "(id, project_id, session_id, run_id, server_id, state, model, input_tokens, output_tokens, cache_read_tokens, \
+         cache_write_5m_tokens, cache_write_1h_tokens, cost_micro_usd, estimated, begun_at_ms, reserved_micro_usd)"
+    };
+}
+pub(crate) use pending_columns;
+
 const ROOM: &str = concat!(
     "select run.id, run.session_id, ",
     room_columns!(),

@@ -8,7 +8,7 @@ use caisson_domain::run::Failure;
 use caisson_domain::usage::TokenCounts;
 use serde_json::json;
 
-use crate::budgets::{self, Need, Room};
+use crate::budgets::{self, Need, Room, pending_columns};
 use crate::database::{Hold, Row, Tx, sql};
 use crate::rows::{Columns, document};
 use crate::usage_bounds::{bounded_cost, bounded_tokens};
@@ -103,15 +103,6 @@ pub struct SettledCall {
 
 /// Calls settled in one transaction at a server's start.
 const ORPHAN_ITEMS: i64 = 100;
-
-/// The columns of a pending call.
-macro_rules! pending_columns {
-    () => {
-        "(id, project_id, session_id, run_id, server_id, state, model, input_tokens, output_tokens, cache_read_tokens, \
-         cache_write_5m_tokens, cache_write_1h_tokens, cost_micro_usd, estimated, begun_at_ms, reserved_micro_usd)"
-    };
-}
-pub(crate) use pending_columns;
 
 const INSERT: &str = concat!(
     "insert into usage ",

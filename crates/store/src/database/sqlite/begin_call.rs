@@ -7,11 +7,10 @@
 use caisson_domain::budget::{DAY_MS, day_of};
 use caisson_domain::id::{RunId, UsageId};
 
-use crate::budgets::room_columns;
+use crate::budgets::{pending_columns, room_columns};
 use crate::database::sql::Connection;
 use crate::database::{Database, Fault, fault, sql};
 use crate::rows::Columns;
-use crate::usage::pending_columns;
 use crate::usage_bounds::{bounded_cost, bounded_tokens};
 use crate::{NewModelCall, Store, StoreError};
 

@@ -262,24 +262,23 @@ def with_path_that_leaves():
     return push(here, f"{new}:refs/heads/{branch}")
 
 
-def tree_bomb(mode):
+def with_odd_modes():
+    """A directory that git takes for one, whatever its rights say. What counts files must count those in it."""
+    here, branch = clone(empty=True)
+    below = tree(here, entry("100644", "f", git("hash-object", "-w", "--stdin", at=here, given=b"x")))
+    new = tree_commit(here, tree(here, entry("40755", "d", below)))
+    return push(here, f"{new}:refs/heads/{branch}")
+
+
+def with_tree_bomb():
     """Ten files in ten directories in ten directories...: few objects, and ten thousand million files."""
     here, branch = clone(empty=True)
     below = git("hash-object", "-w", "--stdin", at=here, given=b"x")
     below = tree(here, *(entry("100644", f"f{number}", below) for number in range(10)))
     for _ in range(9):
-        below = tree(here, *(entry(mode, f"d{number}", below) for number in range(10)))
+        below = tree(here, *(entry("40000", f"d{number}", below) for number in range(10)))
     new = tree_commit(here, below)
     return push(here, f"{new}:refs/heads/{branch}")
-
-
-def with_tree_bomb():
-    return tree_bomb("40000")
-
-
-def with_tree_bomb_of_odd_modes():
-    """Git takes them for directories all the same."""
-    return tree_bomb("40755")
 
 
 def line(text):

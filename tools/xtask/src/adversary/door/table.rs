@@ -271,14 +271,15 @@ pub(crate) const ALL: &[Attempt] = &[
     attempt("pushes.with_secret_in_history", &["token={token}"], &[SECRETS]),
     attempt("pushes.with_submodule", &[], &[wall(Check::Submodules, &["submodule"])]),
     attempt("pushes.with_large_file", &[], &[wall(Check::FileSize, &["file_size"])]),
-    attempt(
-        "pushes.with_forbidden_path",
-        &["token={token}"],
-        &[wall(Check::ForbiddenPaths, &["forbidden_path"])],
-    ),
+    // First: it adds to the branch only as long as no other attempt has.
     attempt(
         "pushes.with_forbidden_path_of_a_stranger",
         &[],
+        &[wall(Check::ForbiddenPaths, &["forbidden_path"])],
+    ),
+    attempt(
+        "pushes.with_forbidden_path",
+        &["token={token}"],
         &[wall(Check::ForbiddenPaths, &["forbidden_path"])],
     ),
     attempt(
@@ -289,8 +290,9 @@ pub(crate) const ALL: &[Attempt] = &[
     attempt("pushes.with_git_directory", &["token={token}"], &[FSCK]),
     attempt("pushes.with_linked_gitmodules", &[], &[FSCK]),
     attempt("pushes.with_path_that_leaves", &[], &[FSCK]),
+    // Before the bomb: who has that in a branch, as without this wall, has git take its time for whatever is pushed behind it.
+    attempt("pushes.with_odd_modes", &[], &[wall(Check::PushBounds, &["pack"])]),
     attempt("pushes.with_tree_bomb", &[], &[wall(Check::PushBounds, &["pack"])]),
-    attempt("pushes.with_tree_bomb_of_odd_modes", &[], &[wall(Check::PushBounds, &["pack"])]),
     // Whoever unpacks it all finds how large it is.
     attempt("pushes.with_delta_bomb", &[], &[wall(Check::PushMemory, &["pack"])]).past(&["file_size"]),
     attempt(

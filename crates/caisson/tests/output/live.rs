@@ -89,7 +89,16 @@ fn steady(text: &str) -> String {
     let words = steady_words(text);
     let lines = words.lines().map(|line| short_hashes(&timeless(line)));
     let lines: Vec<_> = lines.filter(|line| !line.contains("weaker than it could be")).collect();
-    lines.join("\n") + "\n"
+    let whole: Vec<_> = lines.iter().filter(|line| !is_fragment(line, &lines)).map(String::as_str).collect();
+    whole.join("\n") + "\n"
+}
+
+/// Whether a line is a part of what is said as a whole elsewhere: live text comes as it comes, and a line that comes between
+/// cuts it.
+fn is_fragment(line: &str, all: &[String]) -> bool {
+    let said = |line: &str| Some(line.strip_prefix(&" ".repeat(INDENT))?.trim().to_owned());
+    let Some(part) = said(line).filter(|part| !part.is_empty()) else { return false };
+    all.iter().filter_map(|other| said(other)).any(|other| other.len() > part.len() && other.contains(&part))
 }
 
 /// An account's line without its time; what is said is the same whether it came as live text or not.

@@ -71,10 +71,6 @@ impl Scene {
             ..WorldSpec::on(Engine::Local)
         };
         let world = World::start(parts, spec).await?;
-        // Stored, as a team's is: what is configured is sent without being opened.
-        let credential = json!({"name": "model", "kind": "model_api_key", "secret": {"value": MODEL_KEY}});
-        let added = world.api.post("/v1/credentials", &credential).await?;
-        ensure!(added.status == 201, "the credential was not added: {}", added.body);
         let body = json!({"workflow": "bug-fixer", "prompt": "Wait.", "repository": null});
         for _ in 0..SANDBOXES {
             world.api.submit(&body).await?;

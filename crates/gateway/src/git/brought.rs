@@ -43,10 +43,6 @@ pub(super) struct Elsewhere {
     tip: Id,
     /// What may be brought.
     references: Vec<Id>,
-    /// The host's branches among them.
-    branches: Vec<Id>,
-    /// Commits that a new branch begins with, and of which is not known yet whose they are.
-    unknown: Vec<Id>,
 }
 
 impl Standing {
@@ -97,12 +93,13 @@ impl Elsewhere {
 impl Inspector {
     /// What to compare the push with, if its commits build on others than the branch's and the newest of the host's branches.
     /// If they do not, everything at a path is what one of these has, or what a commit of the push made of it. `theirs` are
-    /// commits in the push that the host's branches have.
+    /// commits in the push that the host's branches have; `round` tells this question from another one about the push.
     pub(super) async fn elsewhere(
         &self,
-        case: &Case<'_>,
+        (case, comparison): (&Case<'_>, &Comparison<'_>),
         contents: &Contents,
         theirs: &HashSet<Id>,
+        round: &str,
     ) -> Result<Option<Elsewhere>, CompareError> {
         let standing = &case.standing;
         let Some(tip) = standing.tip.filter(|_| self.forbids_any(case) || self.asks_after_submodules())
@@ -112,24 +109,33 @@ impl Inspector {
         let is_own = |id: &Id| contents.commits.contains_key(id) && !theirs.contains(id);
         let parents =
             contents.commits.iter().filter(|(id, _)| is_own(id)).flat_map(|(_, facts)| &facts.parents);
-        let ends: HashSet<Id> = parents.chain([&tip]).filter(|id| !is_own(id)).copied().collect();
+        let ends: BTreeSet<Id> = parents.chain([&tip]).filter(|id| !is_own(id)).copied().collect();
         if ends.iter().all(|end| standing.has(*end)) {
             return Ok(None);
         }
-        let branches = branches(case).await?;
-        let (known, unknown): (Vec<Id>, Vec<Id>) =
+        let branches = match branches(case).await? {
+            Some(branches) => branches,
+            // Nothing can be compared. Whoever forbids paths has the push refused for that.
+            None if self.forbids_any(case) => Vec::new(),
+            None => return Ok(None),
+        };
+        let (mut references, unknown): (Vec<Id>, Vec<Id>) =
             ends.into_iter().partition(|end| standing.has(*end) || branches.contains(end));
-        if unknown.is_empty() {
+        let mut strange = unknown.len() > BEGINNINGS;
+        for (number, end) in unknown.into_iter().take(BEGINNINGS).enumerate() {
+            // The branches may have gone on since the work began. A branch that is there has had its beginning.
+            let begins = standing.old.is_none()
+                && comparison.is_before(&branches, end, &format!("{round}-{number}")).await?;
+            references.extend(begins.then_some(end));
+            strange |= !begins;
+        }
+        if !strange {
             return Ok(None);
         }
-        let mut references = branches.clone();
-        references.extend(standing.old);
-        references.extend(known);
+        references.extend(branches.into_iter().chain(standing.old));
         references.sort_unstable();
         references.dedup();
-        // A branch that is there has had its beginning.
-        let unknown = if standing.old.is_some() { Vec::new() } else { unknown };
-        Ok(Some(Elsewhere { tip, references, branches, unknown }))
+        Ok(Some(Elsewhere { tip, references }))
     }
 
     /// Which commits of the push the host's branches have. Where nobody can say, they all are the push's own.
@@ -140,7 +146,7 @@ impl Inspector {
         contents: &Contents,
     ) -> HashSet<Id> {
         let asked = async {
-            let branches = branches(case).await?;
+            let branches = branches(case).await?.unwrap_or_default();
             comparison.theirs(contents, &branches).await
         };
         match asked.await {
@@ -230,32 +236,17 @@ impl Inspector {
         comparison: &Comparison<'_>,
         elsewhere: &Elsewhere,
     ) -> Result<Vec<Change>, CompareError> {
-        let Elsewhere { tip, references, branches, unknown } = elsewhere;
         let matters = |change: &Change| {
             self.forbids(case, change).is_some() || (self.asks_after_submodules() && names_submodules(change))
         };
-        let mut brought = comparison.otherwise(*tip, references).await?;
+        let mut brought = comparison.otherwise(elsewhere.tip, &elsewhere.references).await?;
         brought.retain(matters);
-        if brought.is_empty() {
-            return Ok(brought);
-        }
-        // The branches may have gone on since the work began.
-        let mut references = references.clone();
-        for (number, end) in unknown.iter().take(BEGINNINGS).enumerate() {
-            if comparison.is_before(branches, *end, &format!("beginning-{number}")).await? {
-                references.push(*end);
-            }
-        }
-        if references.len() > elsewhere.references.len() {
-            brought = comparison.otherwise(*tip, &references).await?;
-            brought.retain(matters);
-        }
         Ok(brought)
     }
 }
 
-/// Where the run's base branch and the host's default branch are.
-async fn branches(case: &Case<'_>) -> Result<Vec<Id>, CompareError> {
+/// Where the run's base branch and the host's default branch are; none of a host from which nothing can be fetched.
+async fn branches(case: &Case<'_>) -> Result<Option<Vec<Id>>, CompareError> {
     let tips = heads::tips(case.upstream, case.standing.base.as_deref()).await;
     tips.map_err(|fault| CompareError::Branches(fault.refusal().message))
 }

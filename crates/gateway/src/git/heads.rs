@@ -71,17 +71,17 @@ pub(super) async fn ask(upstream: &Upstream, branch: &str) -> Result<Heads, Faul
     Ok(heads)
 }
 
-/// What the host's default branch is at, and `branch`, a full ref; as far as they exist, and a host knows protocol version 2:
-/// from others nothing is fetched either.
+/// What the host's default branch is at, and `branch`, a full ref; as far as they exist; none of a host that does not
+/// know protocol version 2: from such a one nothing is fetched either.
 ///
 /// # Errors
 /// [`Fault`] if the host does not say.
 /// # Cancel safety
 /// Safe: it only reads.
-pub(super) async fn tips(upstream: &Upstream, branch: Option<&str>) -> Result<Vec<Id>, Fault> {
+pub(super) async fn tips(upstream: &Upstream, branch: Option<&str>) -> Result<Option<Vec<Id>>, Fault> {
     let offer = offer(upstream).await?;
     if !offer.second {
-        return Ok(Vec::new());
+        return Ok(None);
     }
     let names: Vec<&str> = std::iter::once(HEAD).chain(branch).collect();
     let mut tips = Vec::new();
@@ -92,7 +92,7 @@ pub(super) async fn tips(upstream: &Upstream, branch: Option<&str>) -> Result<Ve
         true
     })
     .await?;
-    Ok(tips)
+    Ok(Some(tips))
 }
 
 async fn has_branches(upstream: &Upstream, offer: &Offer) -> Result<bool, Fault> {

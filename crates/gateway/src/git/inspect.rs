@@ -288,11 +288,12 @@ impl Inspector {
     }
 
     async fn compare(&self, case: &Case<'_>, contents: &Contents) -> Result<Vec<Finding>, CompareError> {
-        let mut elsewhere = self.elsewhere(case, contents, &HashSet::new()).await?;
+        let comparison = self.comparison(case);
+        let mut elsewhere =
+            self.elsewhere((case, &comparison), contents, &HashSet::new(), "beginning").await?;
         if elsewhere.is_none() && !self.has_questions(case, contents) {
             return Ok(Vec::new());
         }
-        let comparison = self.comparison(case);
         let others = elsewhere.as_ref().map(Elsewhere::commits).unwrap_or_default();
         let mut base = comparison.base(contents, &others).await?;
         let changes = comparison.changes(contents).await?;
@@ -303,7 +304,7 @@ impl Inspector {
                 let own: Vec<Change> =
                     changes.all.iter().filter(|change| !theirs.contains(&change.commit)).cloned().collect();
                 findings = self.paths(case, (&comparison, &mut base), (contents, &own)).await?;
-                elsewhere = self.elsewhere(case, contents, &theirs).await?;
+                elsewhere = self.elsewhere((case, &comparison), contents, &theirs, "own-beginning").await?;
                 let others = elsewhere.as_ref().map(Elsewhere::commits).unwrap_or_default();
                 comparison.have_commits(&mut base, contents, &others).await?;
             }

@@ -89,9 +89,7 @@ fn budget(world: &World, admin: &str, arguments: &[&str]) -> Output {
 }
 
 fn admin(world: &World) -> String {
-    let made = world.spec.command(&["key", "create", "boss", "--scope", "admin"]).output().unwrap();
-    assert!(made.status.success(), "{made:?}");
-    String::from_utf8(made.stdout).unwrap().trim().to_owned()
+    world.spec.create_key_with("admin").unwrap()
 }
 
 async fn shown(world: &World) -> Value {

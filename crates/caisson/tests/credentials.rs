@@ -108,8 +108,7 @@ async fn a_run_uses_the_stores_credentials_and_goes_on_with_those_they_are_rotat
     let body = json!({"name": "model", "kind": "model_api_key", "secret": {"value": MODEL_KEY}});
     let added = world.api.post("/v1/credentials", &body).await.unwrap();
     assert_eq!(added.status, 403, "the key of a test may not do this: {}", added.body);
-    let keeper = world.spec.command(&["key", "create", "keeper", "--scope", "credentials"]).output().unwrap();
-    let keeper = testkit::api::Api::new(&world.server.base, text(&keeper.stdout).trim()).unwrap();
+    let keeper = world.api_with("credentials").unwrap();
     let added = keeper.post("/v1/credentials", &body).await.unwrap();
     assert_eq!(added.status, 201, "{}", added.body);
     let place = format!("/v1/credentials/{}", added.body["id"].as_str().unwrap());

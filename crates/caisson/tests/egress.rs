@@ -259,10 +259,7 @@ async fn a_tools_plain_request_reaches_a_registry_over_tls_with_a_token_that_is_
     let world = World::start(&parts, spec).await.unwrap();
     let body = json!({"name": "npm", "kind": "registry_token", "settings": {"host": format!("https://localhost:{port}")},
                       "secret": {"value": TOKEN}});
-    let keeper = world.spec.command(&["key", "create", "keeper", "--scope", "credentials"]).output().unwrap();
-    let key = String::from_utf8(keeper.stdout).unwrap();
-    let keeper = testkit::api::Api::new(&world.server.base, key.trim()).unwrap();
-    let added = keeper.post("/v1/credentials", &body).await.unwrap();
+    let added = world.api_with("credentials").unwrap().post("/v1/credentials", &body).await.unwrap();
     assert_eq!(added.status, 201, "{:?}", added.body);
     let (id, events) = run(&world, "bug-fixer").await;
     let printed = printed(&events);

@@ -298,9 +298,7 @@ async fn what_waits_ends_with_its_session_and_with_its_server(ground: Ground) {
     let empty = json!({"workflow": "bug-fixer", "prompt": "Begin.", "repository": null});
     let deleted = run(&world, &empty).await;
     assert_eq!(world.sandboxes().unwrap().len(), 1);
-    let key = world.spec.command(&["key", "create", "admin", "--scope", "admin"]).output().unwrap();
-    let key = String::from_utf8(key.stdout).unwrap();
-    let key = key.split_whitespace().find(|word| word.starts_with("csk_")).unwrap();
+    let key = world.spec.create_key_with("admin").unwrap();
     let mut delete = world.client(&["session", "delete", deleted.text("session_id")]);
     let output = delete.env("CAISSON_API_KEY", key).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -321,9 +319,7 @@ async fn what_waits_ends_with_its_session_and_with_its_server(ground: Ground) {
     assert!(on.has("sandbox.started"), "{:?}", on.kinds());
 
     // The agent waits, until the server is drained.
-    let output = world.spec.command(&["key", "create", "operator", "--scope", "admin"]).output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let key = text.split_whitespace().find(|word| word.starts_with("csk_")).unwrap();
+    let key = world.spec.create_key_with("admin").unwrap();
     assert_eq!(world.sandboxes().unwrap().len(), 1);
     let mut drain = world.client(&["drain"]);
     let output = drain.env("CAISSON_API_KEY", key).output().unwrap();

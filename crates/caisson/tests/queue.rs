@@ -45,10 +45,7 @@ fn body(scenario: &str) -> Value {
 
 /// The key of an operator.
 fn operator(world: &World) -> String {
-    let output = world.spec.command(&["key", "create", "operator", "--scope", "admin"]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.split_whitespace().find(|word| word.starts_with("csk_")).unwrap().to_owned()
+    world.spec.create_key_with("admin").unwrap()
 }
 
 /// What a command of the operator said that succeeded.

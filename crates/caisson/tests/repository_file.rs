@@ -48,10 +48,7 @@ async fn run(world: &World, body: &Value) -> (Value, Vec<Value>) {
 
 /// The API of somebody who may put workflows.
 fn keeper(world: &World) -> Api {
-    let made = world.spec.command(&["key", "create", "keeper", "--scope", "workflows"]).output().unwrap();
-    let made = String::from_utf8(made.stdout).unwrap();
-    let key = made.split_whitespace().find(|word| word.starts_with("csk_")).unwrap();
-    Api::new(&world.server.base, key).unwrap()
+    world.api_with("workflows").unwrap()
 }
 
 /// Puts the workflow `checked`.

@@ -369,9 +369,7 @@ async fn without_a_shared_directory_an_artifact_is_had_from_the_server_that_the_
 
 /// The states of the servers, oldest first, as the command shows them.
 fn states(pair: &Pair) -> Vec<String> {
-    let admin = pair.world.spec.command(&["key", "create", "admin", "--scope", "admin"]).output().unwrap();
-    let key = String::from_utf8(admin.stdout).unwrap();
-    let key = key.split_whitespace().find(|word| word.starts_with("csk_")).unwrap().to_owned();
+    let key = pair.world.spec.create_key_with("admin").unwrap();
     let base = pair.other.as_ref().unwrap().base.clone();
     let mut command = pair.world.spec.command(&["servers", "--json"]);
     let output = command.env("CAISSON_URL", base).env("CAISSON_API_KEY", key).output().unwrap();

@@ -60,10 +60,7 @@ async fn follow(world: &World, session: &Value) -> (Value, String) {
 
 /// A key that may delete sessions.
 fn administrator(world: &World) -> String {
-    let output = world.spec.command(&["key", "create", "admin", "--scope", "admin"]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.split_whitespace().find(|word| word.starts_with("csk_")).unwrap().to_owned()
+    world.spec.create_key_with("admin").unwrap()
 }
 
 /// Forks a session; the new one.

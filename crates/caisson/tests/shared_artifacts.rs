@@ -68,8 +68,7 @@ fn told(spec: &ServerSpec, arguments: &[&str]) -> String {
 /// Has the run's session deleted by way of a server.
 async fn delete_session_of(api: &Api, (spec, server): (&ServerSpec, &ServerProcess), id: &str) {
     let run = api.get(&format!("/v1/runs/{id}")).await.unwrap().body;
-    let admin = told(spec, &["key", "create", "admin", "--scope", "admin"]);
-    let key = admin.split_whitespace().find(|word| word.starts_with("csk_")).unwrap();
+    let key = spec.create_key_with("admin").unwrap();
     let mut delete = spec.command(&["session", "delete", run["session_id"].as_str().unwrap()]);
     let deleted = delete.env("CAISSON_URL", &server.base).env("CAISSON_API_KEY", key).output().unwrap();
     assert!(deleted.status.success(), "{deleted:?}");

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use testkit::api::Api;
 use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::repository::{clone_branch, run_git};
@@ -150,10 +149,7 @@ async fn no_run_writes_a_branch_that_steers_unless_its_workflow_says_so(ground: 
     assert!(denied["data"]["remedy"].as_str().unwrap().contains("trust.publish"), "{denied}");
     assert_eq!((world.model_calls().len(), main()), (0, before.clone()), "told before anything is paid for");
     let text = workflow("{trust: {publish: true}}");
-    let made = world.spec.command(&["key", "create", "keeper", "--scope", "workflows"]).output().unwrap();
-    let told = String::from_utf8(made.stdout).unwrap();
-    let key = told.split_whitespace().find(|word| word.starts_with("csk_")).unwrap();
-    let keeper = Api::new(&world.server.base, key).unwrap();
+    let keeper = world.api_with("workflows").unwrap();
     let put = keeper.put("/v1/workflows/told", &json!({"text": text})).await.unwrap();
     assert_eq!(put.status, 200, "{}", put.body);
     let (run, _) = finished(&world, &body).await;

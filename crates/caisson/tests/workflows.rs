@@ -383,11 +383,7 @@ async fn permissions_of_a_workflow_bind_however_often_the_model_insists(ground: 
     let front = |more: &str| {
         format!("---\nname: bound\ndescription: Is bound.\n{more}\ncaisson: {{publish: none}}\n---\nDo it.\n")
     };
-    let made =
-        scene.world.spec.command(&["key", "create", "keeper", "--scope", "workflows"]).output().unwrap();
-    let made = String::from_utf8(made.stdout).unwrap();
-    let key = made.split_whitespace().find(|word| word.starts_with("csk_")).unwrap();
-    let keeper = Api::new(&scene.world.server.base, key).unwrap();
+    let keeper = scene.world.api_with("workflows").unwrap();
     let put = |text: String| {
         let body = json!({ "text": text });
         let keeper = &keeper;

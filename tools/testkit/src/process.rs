@@ -118,7 +118,19 @@ impl ServerSpec {
     /// # Errors
     /// The command fails.
     pub fn create_key(&self) -> anyhow::Result<String> {
-        let output = self.command(&["key", "create", "test"]).output()?;
+        self.key_of(&["key", "create", "test"])
+    }
+
+    /// Makes an API key with one scope, that has its name.
+    ///
+    /// # Errors
+    /// The command fails.
+    pub fn create_key_with(&self, scope: &str) -> anyhow::Result<String> {
+        self.key_of(&["key", "create", scope, "--scope", scope])
+    }
+
+    fn key_of(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = self.command(arguments).output()?;
         ensure!(output.status.success(), "key create failed: {}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8(output.stdout)?;
         text.split_whitespace()

@@ -162,6 +162,14 @@ impl World {
         Ok(Self { model, host, bare, spec, server, api, key, engine, postgres, directory })
     }
 
+    /// The API for a key with one scope, made for it.
+    ///
+    /// # Errors
+    /// The key cannot be made.
+    pub fn api_with(&self, scope: &str) -> anyhow::Result<Api> {
+        Api::new(&self.server.base, &self.spec.create_key_with(scope)?)
+    }
+
     /// URL of the repository.
     #[must_use]
     pub fn repository_url(&self) -> String {

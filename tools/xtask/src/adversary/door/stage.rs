@@ -4,14 +4,12 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use caisson_domain::checks::Check;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::api::Api;
 use testkit::parts::Parts;
 use testkit::repository::{self, run_git};
 use testkit::world::{World, WorldSpec};
@@ -310,12 +308,11 @@ impl Scene {
                 let block = format!("{{trust: {{branches: [{BRANCH}]}}}}");
                 let text =
                     format!("---\nname: trusting\ndescription: Trusts it\ncaisson: {block}\n---\nLook.\n");
-                let key = ["key", "create", "keeper", "--scope", "workflows"];
-                let made = self.world.spec.command(&key).stdin(Stdio::null()).output()?;
-                let told = String::from_utf8_lossy(&made.stdout).into_owned();
-                let key = told.split_whitespace().find(|word| word.starts_with("csk_"));
-                let keeper = Api::new(&self.world.server.base, key.context("no key was made")?)?;
-                let put = keeper.put("/v1/workflows/trusting", &json!({ "text": text })).await?;
+                let put = self
+                    .world
+                    .api_with("workflows")?
+                    .put("/v1/workflows/trusting", &json!({ "text": text }))
+                    .await?;
                 ensure!(put.status == 201, "the workflow was not put: {}", put.body);
                 Ok(())
             }

@@ -9,7 +9,7 @@ use scripted_model::Record;
 use serde_json::{Value, json};
 use testkit::engine::Engine;
 use testkit::parts::Parts;
-use testkit::world::{MODEL_KEY, World, WorldSpec};
+use testkit::world::{NEXT_MODEL_KEY, World, WorldSpec};
 
 use super::calls::{Call, Done, Way, call};
 
@@ -21,6 +21,9 @@ const READY: Duration = Duration::from_mins(1);
 const REQUEST_BYTES: usize = 50_000;
 /// Words of the long reply: a megabyte of events.
 const WORDS: u32 = 6_000;
+
+/// The key in the store: another than the configured one, so that the one shows that it was sent.
+const STORED_MODEL_KEY: &str = NEXT_MODEL_KEY;
 
 /// Everything that calls go through.
 pub(super) struct Scene {
@@ -71,6 +74,11 @@ impl Scene {
             ..WorldSpec::on(Engine::Local)
         };
         let world = World::start(parts, spec).await?;
+        // Stored, as a team's is: what is configured is sent without being opened.
+        let credential =
+            json!({"name": "model", "kind": "model_api_key", "secret": {"value": STORED_MODEL_KEY}});
+        let added = world.api_with("credentials")?.post("/v1/credentials", &credential).await?;
+        ensure!(added.status == 201, "the credential was not added: {}", added.body);
         let body = json!({"workflow": "bug-fixer", "prompt": "Wait.", "repository": null});
         for _ in 0..SANDBOXES {
             world.api.submit(&body).await?;
@@ -94,7 +102,10 @@ impl Scene {
         let request = match way {
             Way::Direct => {
                 let url = format!("{}/v1/messages?beta=true", self.world.model.base_url());
-                self.direct.post(url).header("x-api-key", MODEL_KEY).header("accept-encoding", "identity")
+                self.direct
+                    .post(url)
+                    .header("x-api-key", STORED_MODEL_KEY)
+                    .header("accept-encoding", "identity")
             }
             Way::Door => {
                 let request = door.client.post("http://gateway/model/v1/messages?beta=true");

@@ -29,6 +29,7 @@ mod shared_paths;
 mod shim;
 mod tls;
 mod told;
+mod traced;
 mod vault;
 mod workflow_files;
 

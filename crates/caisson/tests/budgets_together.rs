@@ -14,7 +14,7 @@ use testkit::parts::Parts;
 use testkit::world::{World, WorldSpec};
 
 testkit::on_every_database! {
-    of_twenty_real_runs_six_at_once_those_that_fit_the_budget_finish_and_all_three_accounts_agree
+    of_twenty_real_runs_at_once_those_that_fit_the_budget_finish_and_all_three_accounts_agree
     a_budget_that_is_lowered_stops_a_living_run_at_its_next_call_and_the_settings_come_first
 }
 
@@ -108,13 +108,12 @@ fn sum(runs: &[Value]) -> i64 {
     runs.iter().map(|run| run["usage"]["cost_micro_usd"].as_i64().unwrap()).sum()
 }
 
-async fn of_twenty_real_runs_six_at_once_those_that_fit_the_budget_finish_and_all_three_accounts_agree(
+async fn of_twenty_real_runs_at_once_those_that_fit_the_budget_finish_and_all_three_accounts_agree(
     ground: Ground,
 ) {
     let one = cost(TokenCounts { input: 90, output: 3_000, ..TokenCounts::default() });
     let whole = 10 * one + output(2 * LAST_TOKENS);
-    // Six at once, as many as two cores start in time. Twenty at once are shown at the gateway, without agents.
-    let Some(world) = world(ground, &[("SLOTS", "6")]).await else { return };
+    let Some(world) = world(ground, &[("SLOTS", "20")]).await else { return };
     let admin = admin(&world);
     let usd = format!("{}.{:06}", whole / 1_000_000, whole % 1_000_000);
     let set = budget(&world, &admin, &["set", "--total", &usd]);

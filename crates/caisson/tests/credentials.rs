@@ -124,6 +124,7 @@ async fn a_run_uses_the_stores_credentials_and_goes_on_with_those_they_are_rotat
     world.host.set_token(NEXT_GIT_TOKEN);
     // A running server follows a master key that another process replaces.
     assert!(done(&world.spec, &["rekey"], "").contains("wraps 2 credentials"));
+    a_revoked_key_is_refused_at_once(&world).await;
 
     let run = world.api.wait_end(&id, WAIT).await.unwrap();
     assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
@@ -140,7 +141,16 @@ async fn a_run_uses_the_stores_credentials_and_goes_on_with_those_they_are_rotat
         (GIT_TOKEN, NEXT_GIT_TOKEN)
     );
 
+    // What is removed is sent no more: the next call goes with what the settings have.
+    let id = world.api.submit(&world.run_body()).await.unwrap();
+    world.api.wait_event(&id, WAIT, sleeps).await.unwrap();
     let listed = done(&world.spec, &["list", "--json"], "");
+    done(&world.spec, &["remove", "model"], "");
+    let refused = world.api.wait_end(&id, WAIT).await.unwrap();
+    assert_eq!(refused["failure"]["kind"], "provider_auth", "{refused:#}");
+    let last = world.model_calls().last().unwrap().x_api_key.as_ref().unwrap().sha256.clone();
+    assert_eq!(last, digest("sk-not-this-one"));
+
     let listed: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(listed.iter().all(|one| one["last_used_at_ms"].is_i64() && one["version"] == 2), "{listed:?}");
     let secrets = [MODEL_KEY, NEXT_MODEL_KEY, GIT_TOKEN, NEXT_GIT_TOKEN];
@@ -152,6 +162,20 @@ async fn a_run_uses_the_stores_credentials_and_goes_on_with_those_they_are_rotat
     assert_eq!(hunt(world.state_dir(), &secrets).1.len(), 1, "the hunt can find");
     let said = format!("{listed:?}{}{}", rotated.body, world.server.log());
     assert!(secrets.iter().all(|secret| !said.contains(secret)));
+}
+
+/// Within a second, while a run goes on.
+async fn a_revoked_key_is_refused_at_once(world: &World) {
+    let reader = world.api_with("runs:read").unwrap();
+    assert_eq!(reader.get("/v1/runs").await.unwrap().status, 200);
+    let keys = text(&world.spec.command(&["key", "list"]).output().unwrap().stdout);
+    let key = keys.lines().find(|line| line.contains("runs:read") && !line.contains("runs:write")).unwrap();
+    let key = key.split_whitespace().find(|word| word.starts_with("key_")).unwrap();
+    let revoked = world.spec.command(&["key", "revoke", key]).output().unwrap();
+    assert!(revoked.status.success(), "{}", text(&revoked.stderr));
+    let begun = Instant::now();
+    assert_eq!(reader.get("/v1/runs").await.unwrap().status, 401);
+    assert!(begun.elapsed() < Duration::from_secs(1));
 }
 
 async fn credentials_are_added_listed_rotated_and_removed_and_never_shown(ground: Ground) {

@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
 use serde_json::{Value, json};
-use testkit::api::Api;
 use testkit::ground::Ground;
 use testkit::repository::{clone_branch, run_git, run_python_tests};
 

@@ -1,4 +1,4 @@
-//! The agent's process: started with pipes, its output journaled line by line as it comes.
+//! The agent's process: started with sockets, its output journaled line by line as it comes.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +16,7 @@ use caisson_domain::workflow::{PermissionMode, WorkspaceAccess};
 use nix::sys::signal::Signal;
 use serde_json::{Map, Value, json};
 use tokio::io::AsyncWriteExt;
-use tokio::net::unix::pipe;
+use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::time::Instant;
@@ -30,7 +30,7 @@ use crate::diagnostics::say;
 use crate::journal::WriteError;
 use crate::latecomers::Latecomers;
 use crate::listener::{Listener, Purpose, Purposes};
-use crate::process::{Tail, command};
+use crate::process::{Tail, command, connect};
 use crate::reaper::{Child, Exit};
 use crate::recorder::Recorder;
 use crate::server_stderr::ServerStderrs;
@@ -125,14 +125,12 @@ impl Agent {
         let launch = launch(work, acting, &servers.configured, resume)?;
         program.args(launch.argv().map_err(|error| bad_workflow(&error))?);
         program.envs(variables(shim, &work.agent)?);
+        let sockets = connect(&mut program).map_err(|error| not_started(&error))?;
         let started = match work.workspace {
             WorkspaceAccess::ReadWrite => shim.reaper.spawn(&mut program),
             WorkspaceAccess::ReadOnly => confine::spawn_reading(shim, &mut program)?,
         };
-        let mut child = started.map_err(|error| {
-            Failure::new(FailureKind::Internal, "the agent's program cannot be started in the sandbox")
-                .with_evidence(error.to_string())
-        })?;
+        let mut child = started.map_err(|error| not_started(&error))?;
         let (input, lines) = mpsc::channel(TO_WRITE);
         let (hear, heard) = mpsc::channel(HEARD);
         let moved = Arc::new(Mutex::new(Instant::now()));
@@ -152,10 +150,9 @@ impl Agent {
             hear,
         };
         approvals.connect(Way { input: input.downgrade(), moved: Arc::clone(&moved) });
-        let stdout = child.stdout.take();
         let mut working = servers.reading;
-        working.push(spawn_on(shim, write(child.stdin.take(), lines)));
-        working.push(spawn_on(shim, listener.listen(stdout)));
+        working.push(spawn_on(shim, write(sockets.input, lines)));
+        working.push(spawn_on(shim, listener.listen(sockets.output)));
         working.push(spawn_on(shim, servers.latecomers.ask(input.downgrade())));
         Ok(Self {
             reading_stderr: spawn_on(shim, stderr.clone().read(child.stderr.take())),
@@ -371,8 +368,12 @@ impl Agent {
     }
 }
 
-async fn write(stdin: Option<pipe::Sender>, mut lines: mpsc::Receiver<String>) {
-    let Some(mut stdin) = stdin else { return };
+fn not_started(error: &std::io::Error) -> Failure {
+    Failure::new(FailureKind::Internal, "the agent's program cannot be started in the sandbox")
+        .with_evidence(error.to_string())
+}
+
+async fn write(mut stdin: UnixStream, mut lines: mpsc::Receiver<String>) {
     while let Some(line) = lines.recv().await {
         if stdin.write_all(line.as_bytes()).await.is_err() {
             // It has ended, or soon will; its exit says why.

@@ -6,7 +6,7 @@ use caisson_domain::limits::JOURNAL_LINE_BYTES;
 
 use crate::echo::Echo;
 
-/// One read from the pipe, in bytes: what a pipe holds.
+/// One read, in bytes.
 const READ_BYTES: usize = 64 * 1024;
 
 /// One line without its end.

@@ -56,8 +56,7 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    pub(crate) async fn listen(self, stdout: Option<impl AsyncRead + Unpin>) {
-        let Some(stdout) = stdout else { return };
+    pub(crate) async fn listen(self, stdout: impl AsyncRead + Unpin) {
         let mut lines = Lines::new(stdout);
         while let Some(raw) = lines.next().await {
             *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();

@@ -1,7 +1,9 @@
 //! Running a program to its end: argument vectors, an explicit environment, bounded output, a bounded time.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 
 use crate::reaper::{Child, Exit, Reaper};
 
@@ -24,6 +27,33 @@ pub(crate) fn command(program: &Path, directory: &Path) -> Command {
     command.env_clear().current_dir(directory).process_group(0);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
+}
+
+/// This side of the standard input and output of a program that has sockets for them.
+pub(crate) struct Sockets {
+    /// What the program reads.
+    pub(crate) input: UnixStream,
+    /// What it writes.
+    pub(crate) output: UnixStream,
+}
+
+/// Gives a program sockets for its standard input and output. Whoever finds a pipe of his user's among the files of a process
+/// (`/proc/PID/fd`) can open it, and speak for that process or to it; a socket cannot be opened (`ENXIO` of open(2)).
+///
+/// # Errors
+/// The operating system has no sockets left, or this is no thread of a runtime.
+pub(crate) fn connect(command: &mut Command) -> io::Result<Sockets> {
+    let (input, stdin) = ends()?;
+    let (output, stdout) = ends()?;
+    command.stdin(OwnedFd::from(stdin)).stdout(OwnedFd::from(stdout));
+    Ok(Sockets { input, output })
+}
+
+/// Our end, and the end of a program, which blocks as a pipe does.
+fn ends() -> io::Result<(UnixStream, StdUnixStream)> {
+    let (ours, theirs) = StdUnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    Ok((UnixStream::from_std(ours)?, theirs))
 }
 
 /// Finds a program in a search path, so that starting it needs no search.
@@ -218,6 +248,29 @@ mod tests {
         assert!(
             names.iter().all(|name| ["PATH=", "PWD=", "SHLVL=", "_="].iter().any(|n| name.starts_with(n)))
         );
+    }
+
+    #[tokio::test]
+    async fn sockets_of_a_program_can_be_opened_by_nobody_and_its_pipes_by_all_of_its_user() {
+        let shell = || {
+            let mut shell = command("/bin/sh".as_ref(), "/".as_ref());
+            let open =
+                "for n in 0 1; do (: > /proc/$$/fd/$n) 2>/dev/null && echo opened $n; done; cat; exit 3";
+            shell.args(["-c", open]).env("PATH", "/usr/bin:/bin");
+            shell
+        };
+        let output = run(&reaper(), &mut shell(), b"heard\n", bounds(4096, 60_000)).await.unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), "opened 0\nopened 1\nheard\n");
+
+        let mut closed = shell();
+        let Sockets { mut input, mut output } = connect(&mut closed).unwrap();
+        let mut child = reaper().spawn(&mut closed).unwrap();
+        drop(closed);
+        input.write_all(b"heard\n").await.unwrap();
+        drop(input);
+        let mut said = String::new();
+        output.read_to_string(&mut said).await.unwrap();
+        assert_eq!((said.as_str(), child.wait().await.code), ("heard\n", Some(3)));
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod hunt;
 pub mod mcp_server;
 pub mod partition;
 pub mod parts;
+pub mod piped_agent;
 pub mod postgres;
 pub mod process;
 pub mod repository;

@@ -25,6 +25,7 @@ use crate::server_id::{check_not_lost, known_server_id};
 use crate::settings::database::Place;
 use crate::settings::{Environment, Settings};
 use crate::shared_paths;
+use crate::traced;
 use crate::vault::{has_model_credential, master_key_file};
 
 /// Keys that never expire which are named one by one.
@@ -120,7 +121,7 @@ async fn exposed(settings: &Settings, store: Option<&Store>, report: &Report) {
     for text in found {
         report.warn("exposed", &text);
     }
-    for text in exposure::notes(settings, &unbounded) {
+    for text in exposure::notes(settings, &unbounded).into_iter().chain(traced::note()) {
         report.note("hardening", &text);
     }
 }

@@ -1,5 +1,6 @@
-//! The controls of Docker's own walls: the same container as a sandbox's, but for its filter, or for that and its rights. A
-//! container's user that is not root has no rights whatever is added, so that whoever is to have them is root there.
+//! The controls of Docker's own walls: the same container as a sandbox's, but for its filter, its namespaces of the network or of
+//! processes, or for its filter and its rights. A container's user that is not root has no rights whatever is added, so that whoever
+//! is to have them is root there.
 
 use std::io::Write;
 
@@ -15,6 +16,7 @@ use super::surroundings::{Surroundings, UID};
 use super::table::Attempt;
 use super::verdict::Verdict;
 use super::walls::{Kind, Wall};
+use super::witness::fill;
 
 /// The rights that attempts on the filter ask for.
 const RIGHTS: [&str; 4] = ["SYS_ADMIN", "SYSLOG", "DAC_READ_SEARCH", "NET_RAW"];
@@ -48,7 +50,7 @@ impl Container {
         Ok(Self { image, filter: filter.transpose()? })
     }
 
-    /// Makes an attempt without Docker's filter, and without its other walls as well.
+    /// Makes an attempt without the walls that are Docker's, and with each of them alone.
     ///
     /// # Errors
     /// The engine refuses, or the attempt told nothing.
@@ -61,7 +63,7 @@ impl Container {
         let mut told = vec![(None, self.stand_in(attempt, None, parts, surroundings)?)];
         for (place, wall) in attempt.walls.iter().enumerate() {
             // The engine's own filter lets through what a right is for, so that it cannot be shown to stand alone.
-            if self.filter.is_some() || wall.kind == Kind::Rights || attempt.walls.len() == 1 {
+            if self.filter.is_some() || wall.kind != Kind::Filter || attempt.walls.len() == 1 {
                 told.push((Some(place), self.stand_in(attempt, Some(wall), parts, surroundings)?));
             }
         }
@@ -76,7 +78,8 @@ impl Container {
         surroundings: &Surroundings,
     ) -> anyhow::Result<Verdict> {
         let stands = |kind| standing.is_some_and(|wall| wall.kind == kind);
-        let with_rights = attempt.has(Kind::Rights) && !stands(Kind::Rights);
+        let falls = |kind| attempt.has(kind) && !stands(kind);
+        let with_rights = falls(Kind::Rights);
         let attempts = surroundings.attempts().to_str().context("a temporary path is not UTF-8")?;
         let mount = format!("{attempts}:{ATTEMPTS}:ro");
         let filter = match &self.filter {
@@ -85,7 +88,11 @@ impl Container {
             None => None,
         };
         let user = if with_rights { "0:0".to_owned() } else { format!("{UID}:{UID}") };
-        let mut words = vec!["run", "--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp"];
+        let network = if falls(Kind::Network) { "host" } else { "none" };
+        let mut words = vec!["run", "--rm", "--network", network, "--read-only", "--tmpfs", "/tmp"];
+        if falls(Kind::Processes) {
+            words.extend(["--pid", "host"]);
+        }
         words.extend(["--security-opt", "no-new-privileges", "--user", &user, "--volume", &mount]);
         words.extend(filter.iter().flat_map(|filter| ["--security-opt", filter]));
         words.extend(["--cap-drop", "ALL"]);
@@ -96,27 +103,36 @@ impl Container {
         }
         let program = format!("{ATTEMPTS}/attempt.py");
         words.extend(["--entrypoint", "/usr/bin/python3", &self.image, &program, attempt.name]);
+        let side = format!("container{}", standing.map_or("open", |wall| wall.kind.text())).replace(' ', "");
+        let values = surroundings.values(attempt.name, &side);
+        let arguments: Vec<_> = attempt.arguments.iter().map(|word| fill(word, &values)).collect();
+        words.extend(arguments.iter().map(String::as_str));
         let output = docker(parts, &words)?;
+        surroundings.check().with_context(|| format!("after a control of {}", attempt.name))?;
         let told = String::from_utf8_lossy(&output);
-        Verdict::read(attempt.name, &told)
-            .with_context(|| format!("the control of {} in a container told nothing: {told}", attempt.name))
+        let verdict = Verdict::read(attempt.name, &told).with_context(|| {
+            format!("the control of {} in a container told nothing: {told}", attempt.name)
+        })?;
+        Ok(verdict.witnessed(attempt, &surroundings.witness, &values["token"]))
     }
 }
 
-/// Whether an attempt comes to Docker's own filter.
-pub(crate) fn meets_its_filter(attempt: &Attempt) -> bool {
+/// Whether an attempt comes to a wall that is Docker's own and can be left out of a container.
+pub(crate) fn meets_its_walls(attempt: &Attempt) -> bool {
+    let own = |kind| matches!(kind, Kind::Filter | Kind::Network | Kind::Processes);
     attempt.fits(Engine::Docker)
-        && attempt.walls.iter().any(|wall| wall.kind == Kind::Filter && wall.is_met(Engine::Docker))
+        && attempt.walls.iter().any(|wall| own(wall.kind) && wall.is_met(Engine::Docker))
 }
 
-/// Whether the attempts that come to Docker's filter need no more than a container to be made.
+/// Whether the attempts that come to Docker's own walls need no more than a container to be made.
 ///
 /// # Errors
-/// One has arguments or another wall.
+/// One has another wall.
 pub(crate) fn check(attempts: &[&Attempt]) -> anyhow::Result<()> {
-    for attempt in attempts.iter().filter(|attempt| meets_its_filter(attempt)) {
-        let known = attempt.walls.iter().all(|wall| matches!(wall.kind, Kind::Filter | Kind::Rights));
-        ensure!(known && attempt.arguments.is_empty(), "{} has no control in a container", attempt.name);
+    for attempt in attempts.iter().filter(|attempt| meets_its_walls(attempt)) {
+        let has =
+            |wall: &Wall| matches!(wall.kind, Kind::Filter | Kind::Rights | Kind::Network | Kind::Processes);
+        ensure!(attempt.walls.iter().all(has), "{} has no control in a container", attempt.name);
     }
     Ok(())
 }
@@ -127,11 +143,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_attempt_on_dockers_filter_has_a_control_in_a_container() {
+    fn every_attempt_on_dockers_own_walls_has_a_control_in_a_container() {
         let all: Vec<_> = table::all().collect();
         check(&all).unwrap();
-        let names: Vec<_> = all.iter().filter(|one| meets_its_filter(one)).map(|one| one.name).collect();
-        assert!(names.contains(&"network.vsock") && names.contains(&"host.mount"), "{names:?}");
+        let names: Vec<_> = all.iter().filter(|one| meets_its_walls(one)).map(|one| one.name).collect();
+        for name in ["network.vsock", "host.mount", "network.tcp", "siblings.memory"] {
+            assert!(names.contains(&name), "{names:?}");
+        }
         assert!(!names.contains(&"network.raw_ip") && !names.contains(&"host.terminal_input"));
     }
 }

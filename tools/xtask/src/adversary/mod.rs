@@ -1,6 +1,6 @@
 //! `xtask adversary`: the real agent, told by the scripted model, tries every way out of a real sandbox that we can think of: past
-//! its walls, through its door ([`door`]), to more of the machine than it may have ([`resources`]), and by what it leaves behind
-//! for others ([`traces`]).
+//! its walls, through its door ([`door`]), to more of the machine than it may have ([`resources`]), by what it leaves behind
+//! for others ([`traces`]), and by what it starts that speaks for it ([`voice`]).
 //!
 //! Each attempt names the walls that are to stop it, and the errors by which each refuses: any other error is unclear, and fails as
 //! getting through does. Its controls are the same attempt in surroundings that are sealed but for those walls, where it gets
@@ -22,6 +22,7 @@ mod surroundings;
 mod table;
 mod traces;
 mod verdict;
+mod voice;
 mod walls;
 mod witness;
 mod world;
@@ -33,7 +34,7 @@ use clap::Args;
 use testkit::engine::Engine;
 use testkit::parts::Parts;
 
-use container::{Container, meets_its_filter};
+use container::{Container, meets_its_walls};
 use control::Shown;
 use report::{LEAST_ATTEMPTS, Report, Tried};
 use surroundings::Surroundings;
@@ -80,6 +81,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
             || resources::has(&options.only)
             || traces::has(&options.only)
             || gitlinks::has(&options.only)
+            || voice::has(&options.only)
             || races::has(&options.only),
         "no attempt has a name with \"{}\" in it",
         options.only
@@ -145,6 +147,9 @@ async fn attack(
     if gitlinks::has(only) {
         gitlinks::attack(parts, side, only, surroundings, report).await?;
     }
+    if voice::has(only) {
+        voice::attack(parts, side, only, report).await?;
+    }
     if races::has(only) {
         races::attack(parts, side, report).await?;
     }
@@ -174,7 +179,7 @@ fn controls<'a>(
     Ok(tried)
 }
 
-/// The same for Docker's own filter.
+/// The same for the walls that are Docker's own.
 fn controls_of_docker(
     tried: &[&Attempt],
     container: &Container,
@@ -182,8 +187,8 @@ fn controls_of_docker(
     surroundings: &Surroundings,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let meeting: Vec<_> = tried.iter().filter(|attempt| meets_its_filter(attempt)).collect();
-    say(&format!("{} attempts in a container without Docker's filter", meeting.len()));
+    let meeting: Vec<_> = tried.iter().filter(|attempt| meets_its_walls(attempt)).collect();
+    say(&format!("{} attempts in a container without each of Docker's own walls", meeting.len()));
     for attempt in meeting {
         report.take(container.control(attempt, parts, surroundings)?);
     }

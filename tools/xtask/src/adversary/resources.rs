@@ -2,7 +2,8 @@
 //!
 //! Each stops by itself a little beyond its bound, and its control without the bound runs within limits of its own, so that the
 //! machine is safe from both. Where the bound is the server's to watch, the control is a run with a larger one, or the same attempt
-//! on a server that leaves the bound out. The shim, which cuts lines, is one program that no build leaves anything out of: there the
+//! on a server that leaves the bound out. Output without end comes from an agent behind pipes, since no tool reaches what another one
+//! writes to. The shim, which cuts lines, is one program that no build leaves anything out of: there the
 //! control is a line within the bound, which arrives.
 
 use std::process::{Command, Stdio};
@@ -12,6 +13,7 @@ use anyhow::Context;
 use caisson_domain::checks::Check;
 use serde_json::{Value, json};
 use testkit::parts::Parts;
+use testkit::piped_agent::{STREAM, behind_pipes};
 use testkit::world::{World, WorldSpec};
 
 use super::control::Shown;
@@ -33,8 +35,6 @@ const MORE_DISK_MIB: u64 = 512;
 const DESCRIPTORS: u32 = 16_384;
 /// What a control may have: beyond every bound, and far below the machine.
 const CAPS: [&str; 4] = ["--nproc=2000", "--nofile=20000", "--as=4294967296", "--fsize=268435456"];
-/// The agent's own standard output, as a tool of it reaches it: what is written there comes to the record.
-const STREAM: &str = "/proc/$PPID/fd/1";
 /// Longest line and most bytes of events that a run's record keeps, with some room for what is around them.
 const LINE_BYTES: usize = 1024 * 1024 + 64 * 1024;
 const EVENTS_BYTES: usize = 280 * 1024 * 1024;
@@ -217,7 +217,8 @@ pub(super) async fn controls(
     for taken in taken().iter().filter(|taken| taken.name.contains(only)) {
         let Control::Without(check) = taken.control else { continue };
         super::say(&format!("{} on a server without {}", taken.name, check.name()));
-        let owner = CONTROLS.owner(&without_checks(parts)?)?;
+        let place = tempfile::tempdir_in("/var/tmp")?;
+        let owner = CONTROLS.owner(&behind_pipes(&without_checks(parts)?, place.path())?)?;
         let world = open(&owner, CONTROLS, without(check)).await?;
         let (outcome, events) = run(&world, taken.name, DISK_MIB).await?;
         report.take(match (taken.judge)(&outcome, &events) {
@@ -258,7 +259,8 @@ pub(super) async fn attack(parts: &Parts, side: Side, only: &str, report: &mut R
         names().filter(|name| name.contains(only)).count(),
         side.name()
     ));
-    let owner = side.owner(parts)?;
+    let place = tempfile::tempdir_in("/var/tmp")?;
+    let owner = side.owner(&behind_pipes(parts, place.path())?)?;
     let world = open(&owner, side, Vec::new()).await?;
     let limits: Vec<_> = LIMITS.iter().filter(|limit| limit.name.contains(only)).collect();
     if !limits.is_empty() {

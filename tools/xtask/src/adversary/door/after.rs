@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use caisson_domain::protocol::environment::CONTROL_GRANT;
 use serde_json::json;
 use testkit::parts::Parts;
 use testkit::world::{World, WorldSpec};
@@ -25,7 +26,70 @@ const REFUSALS: [&str; 5] = [REFUSED, CLOSED, "ConnectionRefused", "ConnectionRe
 const REFUSED: &str = "permission_error";
 const CLOSED: &str = "CLOSED";
 
-/// Calls the model with a run's grant while it runs, which is the control, and after its end.
+/// A request that a grant opens while its run goes on.
+struct Asked {
+    what: &'static str,
+    grant: String,
+    /// Method and target.
+    line: String,
+    body: String,
+}
+
+impl Asked {
+    /// One for each part of the door, by the grant for it.
+    fn all(run: &str, agent: &str, control: &str) -> [Self; 4] {
+        let model = json!({ "model": "claude-sonnet-4-5", "max_tokens": 16,
+            "messages": [{ "role": "user", "content": "[[scn:stray]] Hello." }] });
+        let asked = |what, grant: &str, line: &str, body: &str| Self {
+            what,
+            grant: grant.to_owned(),
+            line: line.to_owned(),
+            body: body.to_owned(),
+        };
+        [
+            asked("the model", agent, "POST /model/v1/messages", &model.to_string()),
+            asked("the repository", agent, "GET /git/origin/info/refs?service=git-upload-pack", ""),
+            asked("the journal", control, "GET /journal", ""),
+            asked("an artifact", control, &format!("PUT /artifacts/{run}/after.txt"), "Kept."),
+        ]
+    }
+
+    /// Asks it.
+    fn by(&self, mut stream: UnixStream) -> anyhow::Result<Verdict> {
+        let request = format!(
+            "{} HTTP/1.1\r\nHost: caisson\r\nAuthorization: Bearer {}\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{}",
+            self.line,
+            self.grant,
+            self.body.len(),
+            self.body
+        );
+        stream.set_read_timeout(Some(WAIT))?;
+        if let Err(error) = stream.write_all(request.as_bytes()) {
+            return Ok(refused(&error.into()));
+        }
+        let mut answer = Vec::new();
+        if let Err(error) = stream.read_to_end(&mut answer) {
+            return Ok(refused(&error.into()));
+        }
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        if answer.starts_with("HTTP/1.1 2") {
+            return Ok(Verdict::Through(format!("{} answered", self.what)));
+        }
+        let word = if answer.contains(REFUSED) { REFUSED } else { CLOSED };
+        ensure!(
+            answer.is_empty() || word == REFUSED,
+            "{}: the door said something else: {answer}",
+            self.what
+        );
+        Ok(Verdict::Refused {
+            error: word.to_owned(),
+            said: answer.lines().last().unwrap_or_default().to_owned(),
+        })
+    }
+}
+
+/// Asks each part of the door with a run's grants while it runs, which is the control, and after its end.
 ///
 /// # Errors
 /// A part does not start, or the run does not end.
@@ -48,71 +112,47 @@ pub(super) async fn attack(parts: &Parts, side: Side, report: &mut Report) -> an
         "repository": world.host.url("sibling.git") });
     let run = world.api.submit(&body).await?;
     let living = living_sibling(&world).await?;
-    let grant = variable(living.pid, "ANTHROPIC_AUTH_TOKEN")?;
+    let control =
+        world.processes(&living.sandbox)?.into_iter().find_map(|pid| variable(pid, CONTROL_GRANT).ok());
+    let control = control.context("the shim has no grant")?;
+    let all = Asked::all(&run, &variable(living.pid, "ANTHROPIC_AUTH_TOKEN")?, &control);
     let is_door = |path: &Path| path.file_name().is_some_and(|name| name == "gateway.sock");
     let door = find(&world.state_dir().join("doors"), &is_door).context("the sandbox has no door")?;
     // Another name of the socket, which outlives its own.
     let kept = world.directory.path().join("door");
     std::fs::hard_link(&door, &kept)?;
 
-    let before = call(UnixStream::connect(&door)?, &grant)?;
-    report.take(match &before {
-        Verdict::Through(_) => Shown::Real(1),
-        refused @ Verdict::Refused { .. } => {
-            Shown::Nothing(vec![format!("{NAME} while it runs: refused: {refused}")])
-        }
-    });
-    let open = UnixStream::connect(&door)?;
+    for asked in &all {
+        report.take(match asked.by(UnixStream::connect(&door)?)? {
+            Verdict::Through(_) => Shown::Real(1),
+            refused @ Verdict::Refused { .. } => {
+                Shown::Nothing(vec![format!("{NAME}, {}, while it runs: refused: {refused}", asked.what)])
+            }
+        });
+    }
+    let open = all.iter().map(|_| UnixStream::connect(&door)).collect::<Result<Vec<_>, _>>()?;
     ensure!(
         world.api.post(&format!("/v1/runs/{run}/cancel"), &json!({})).await?.status < 300,
         "not cancelled"
     );
     world.api.wait_end(&run, WAIT).await?;
-    let again = || UnixStream::connect(&kept).map_err(anyhow::Error::from);
-    for (what, stream) in [("by an open connection", Ok(open)), ("by its socket", again())] {
-        let verdict = match stream {
-            Ok(stream) => call(stream, &grant)?,
-            Err(error) => refused(&error),
-        };
-        report.tried.push(Tried {
-            name: NAME,
-            walls: format!("the run's end, {what}"),
-            refusals: REFUSALS.to_vec(),
-            side: side.name(),
-            verdict,
-        });
+    for (asked, open) in all.iter().zip(open) {
+        let again = UnixStream::connect(&kept).map_err(anyhow::Error::from);
+        for (way, stream) in [("by an open connection", Ok(open)), ("by its socket", again)] {
+            let verdict = match stream {
+                Ok(stream) => asked.by(stream)?,
+                Err(error) => refused(&error),
+            };
+            report.tried.push(Tried {
+                name: NAME,
+                walls: format!("the run's end, for {}, {way}", asked.what),
+                refusals: REFUSALS.to_vec(),
+                side: side.name(),
+                verdict,
+            });
+        }
     }
     Ok(())
-}
-
-/// A model call with the grant.
-fn call(mut stream: UnixStream, grant: &str) -> anyhow::Result<Verdict> {
-    let body = json!({ "model": "claude-sonnet-4-5", "max_tokens": 16,
-        "messages": [{ "role": "user", "content": "[[scn:stray]] Hello." }] })
-    .to_string();
-    let request = format!(
-        "POST /model/v1/messages HTTP/1.1\r\nHost: caisson\r\nAuthorization: Bearer {grant}\r\nConnection: close\r\n\
-         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    stream.set_read_timeout(Some(WAIT))?;
-    if let Err(error) = stream.write_all(request.as_bytes()) {
-        return Ok(refused(&error.into()));
-    }
-    let mut answer = Vec::new();
-    if let Err(error) = stream.read_to_end(&mut answer) {
-        return Ok(refused(&error.into()));
-    }
-    let answer = String::from_utf8_lossy(&answer).into_owned();
-    if answer.starts_with("HTTP/1.1 200") {
-        return Ok(Verdict::Through("the model answered".to_owned()));
-    }
-    let word = if answer.contains(REFUSED) { REFUSED } else { CLOSED };
-    ensure!(answer.is_empty() || word == REFUSED, "the door said something else: {answer}");
-    Ok(Verdict::Refused {
-        error: word.to_owned(),
-        said: answer.lines().last().unwrap_or_default().to_owned(),
-    })
 }
 
 fn refused(error: &anyhow::Error) -> Verdict {

@@ -83,7 +83,7 @@ async fn measure(scene: &Scene) -> anyhow::Result<Figures> {
     let mut waits = [Vec::new(), Vec::new()];
     for round in 0..=ROUNDS {
         for way in Way::in_turn(round) {
-            let streams = scene.streams(way, STREAMS).await?;
+            let streams = scene.streams(way, STREAMS, compared.reply_bytes).await?;
             // The first round opens connections, and does not count.
             if round > 0 {
                 rates[way.index()].push(streams.megabytes()? / streams.took.as_secs_f64());

@@ -119,7 +119,10 @@ impl Scene {
     }
 
     /// Many streams at once, over all doors.
-    pub(super) async fn streams(&self, way: Way, count: usize) -> anyhow::Result<Streams> {
+    ///
+    /// # Errors
+    /// A reply is not so many bytes long as each is.
+    pub(super) async fn streams(&self, way: Way, count: usize, each: usize) -> anyhow::Result<Streams> {
         let mut set = tokio::task::JoinSet::new();
         let began = Instant::now();
         for number in 0..count {
@@ -128,6 +131,7 @@ impl Scene {
         let mut streams = Streams { bytes: 0, took: Duration::ZERO, first_bytes_ms: Vec::new() };
         while let Some(done) = set.join_next().await {
             let done = done??;
+            ensure!(done.body.len() == each, "a stream has {} bytes of {each}", done.body.len());
             streams.bytes += done.body.len();
             streams.first_bytes_ms.push(done.first_byte.as_secs_f64() * 1000.0);
         }
@@ -170,14 +174,19 @@ impl Scene {
         })
     }
 
-    /// Whether the server has counted every call that went through the doors, to its end.
+    /// Whether the server has counted every call that went through the doors, to its last token. As many have gone directly.
     pub(super) async fn check_counted(&self) -> anyhow::Result<()> {
         let runs = self.world.api.get("/v1/runs").await?.body;
         let runs = runs["items"].as_array().context("no runs")?;
         let sum = |name: &str| runs.iter().filter_map(|run| run["usage"][name].as_u64()).sum::<u64>();
         let records = self.world.model.records();
+        let answered: Vec<_> = records.iter().filter(|record| record.usage_final).collect();
+        let output: u64 =
+            answered.iter().filter_map(|record| record.usage.as_ref()).map(|usage| usage.output_tokens).sum();
         ensure!(sum("estimated_calls") == 0, "calls were estimated");
-        ensure!(sum("output") > 0 && sum("calls") <= records.len() as u64, "calls are missing");
+        let counted = (2 * sum("calls"), 2 * sum("output"));
+        let served = (answered.len() as u64, output);
+        ensure!(counted == served, "twice what was counted is {counted:?}, and what was served {served:?}");
         Ok(())
     }
 }

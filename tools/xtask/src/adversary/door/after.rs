@@ -21,9 +21,13 @@ use super::stage::{STRAY, variable};
 /// In reports.
 pub(super) const NAME: &str = "door.grant_after_the_run";
 const WAIT: Duration = Duration::from_mins(2);
-/// The words by which a door that is shut refuses: that of its grants and of a run that is none, and that nobody is there.
-const REFUSALS: [&str; 5] = [REFUSED, CLOSED, "ConnectionRefused", "ConnectionReset", "BrokenPipe"];
-const REFUSED: &str = "permission_error";
+/// The words by which a door that is shut refuses: those of its grants, to the model's client and to others, that of a run that has ended,
+/// and that nobody is there.
+const REFUSALS: [&str; 7] =
+    [REFUSED_BY_MODEL, REFUSED, NO_RUN, CLOSED, "ConnectionRefused", "ConnectionReset", "BrokenPipe"];
+const REFUSED_BY_MODEL: &str = "permission_error";
+const REFUSED: &str = "grant_refused";
+const NO_RUN: &str = "artifact_refused";
 const CLOSED: &str = "CLOSED";
 
 /// A request that a grant opens while its run goes on.
@@ -37,7 +41,7 @@ struct Asked {
 
 impl Asked {
     /// One for each part of the door, by the grant for it.
-    fn all(run: &str, agent: &str, control: &str) -> [Self; 4] {
+    fn all(run: &str, agent: &str, control: &str) -> [Self; 3] {
         let model = json!({ "model": "claude-sonnet-4-5", "max_tokens": 16,
             "messages": [{ "role": "user", "content": "[[scn:stray]] Hello." }] });
         let asked = |what, grant: &str, line: &str, body: &str| Self {
@@ -49,7 +53,6 @@ impl Asked {
         [
             asked("the model", agent, "POST /model/v1/messages", &model.to_string()),
             asked("the repository", agent, "GET /git/origin/info/refs?service=git-upload-pack", ""),
-            asked("the journal", control, "GET /journal", ""),
             asked("an artifact", control, &format!("PUT /artifacts/{run}/after.txt"), "Kept."),
         ]
     }
@@ -76,12 +79,12 @@ impl Asked {
         if answer.starts_with("HTTP/1.1 2") {
             return Ok(Verdict::Through(format!("{} answered", self.what)));
         }
-        let word = if answer.contains(REFUSED) { REFUSED } else { CLOSED };
-        ensure!(
-            answer.is_empty() || word == REFUSED,
-            "{}: the door said something else: {answer}",
-            self.what
-        );
+        let word = [REFUSED_BY_MODEL, REFUSED, NO_RUN]
+            .into_iter()
+            .find(|word| answer.contains(word))
+            .unwrap_or(CLOSED);
+        let said_nothing_else = answer.is_empty() || word != CLOSED;
+        ensure!(said_nothing_else, "{}: the door said something else: {answer}", self.what);
         Ok(Verdict::Refused {
             error: word.to_owned(),
             said: answer.lines().last().unwrap_or_default().to_owned(),

@@ -29,11 +29,19 @@ fn capitals(bytes: usize) -> String {
     "A3KQ9XW7MB2NR5TY8UL1PD4Z".repeat(3)[..bytes].to_owned()
 }
 
-/// What is before a secret, one that is as short as such a one may be, and what is behind it. They are put together here, so that
-/// no scanner takes this file for a leak.
-fn examples() -> Vec<(&'static str, &'static str, String, &'static str)> {
-    let body = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7VJTUt9Us8cKj".to_owned();
-    let plain = |rule: &'static str, secret: String| (rule, " ", secret, "\n");
+/// The rule's name, what is before a secret, one that is as short as such a one may be, and what is behind it. They are put together
+/// here, so that no scanner takes this file for a leak.
+type Example = (&'static str, &'static str, String, &'static str);
+
+fn plain(rule: &'static str, secret: String) -> Example {
+    (rule, " ", secret, "\n")
+}
+
+fn examples() -> Vec<Example> {
+    [examples_of_hosts(), examples_of_services(), examples_of_any()].concat()
+}
+
+fn examples_of_hosts() -> Vec<Example> {
     vec![
         plain("aws-access-key", format!("{}Q3EGRXD5QTRSBWXZ", "AKIA")),
         ("aws-secret-key", "aws_secret_access_key = ", mixed(40), "\n"),
@@ -63,6 +71,11 @@ fn examples() -> Vec<(&'static str, &'static str, String, &'static str)> {
         ("azure-storage-key", "AccountName=x;AccountKey=", format!("{}==", mixed(86)), ";"),
         ("azure-shared-access-key", "SharedAccessKey=", format!("{}=", mixed(43)), ";"),
         plain("azure-client-secret", format!("aB38Q~{}", mixed(31))),
+    ]
+}
+
+fn examples_of_services() -> Vec<Example> {
+    vec![
         plain("shopify-token", format!("shpat_{}", hex(32))),
         plain("square-secret", format!("sq0csp-{}", mixed(43))),
         plain("docker-token", format!("dckr_pat_{}", mixed(27))),
@@ -98,6 +111,12 @@ fn examples() -> Vec<(&'static str, &'static str, String, &'static str)> {
         plain("buildkite-token", format!("bkua_{}", hex(40))),
         plain("circleci-token", format!("CCIPAT_{}_{}", mixed(22), hex(40))),
         plain("age-key", format!("AGE-SECRET-KEY-1{}", &"QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L".repeat(2)[..58])),
+    ]
+}
+
+fn examples_of_any() -> Vec<Example> {
+    let body = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7VJTUt9Us8cKj".to_owned();
+    vec![
         plain("json-web-token", format!("eyJ{0}.eyJ{0}.{1}", mixed(17), mixed(40))),
         plain("caisson-key", format!("csk_{}", hex(64))),
         ("private-key", concat!("-----BEGIN RSA ", "PRIVATE KEY-----"), body, ""),

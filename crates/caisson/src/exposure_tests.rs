@@ -254,7 +254,10 @@ fn of_egress(prefix: &str, allow: &[&str]) -> Vec<String> {
 #[test]
 fn a_token_of_the_way_outside_that_others_can_read_is_told() {
     let rule = &["http://r.example/"];
-    assert!(only(&of_egress("http://r.example/team/", rule), &["http://r.example/team/ over plain HTTP", "https://"]));
+    assert!(only(
+        &of_egress("http://r.example/team/", rule),
+        &["http://r.example/team/ over plain HTTP", "https://"]
+    ));
     for near in ["http://127.0.0.1:9/", "http://[::1]:9/", "http://localhost/"] {
         assert_eq!(of_egress(near, rule), Vec::<String>::new(), "{near}");
     }
@@ -324,8 +327,7 @@ fn stored_credentials_that_are_sent_without_encryption_are_told() {
     for settings in [mcp("https://m.example/mcp"), mcp("http://127.0.0.1:9/mcp"), git("https://g.example/")] {
         assert_eq!(open_credential("notes", &settings), None, "{settings:?}");
     }
-    let registry =
-        |host: &str| CredentialSettings::RegistryToken { host: host.to_owned(), username: None };
+    let registry = |host: &str| CredentialSettings::RegistryToken { host: host.to_owned(), username: None };
     for host in ["https://r.example", "https://r.example:80", "127.0.0.1:9", "localhost", "[::1]:9"] {
         assert_eq!(open_credential("registry", &registry(host)), None, "{host}");
     }

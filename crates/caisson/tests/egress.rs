@@ -282,7 +282,8 @@ async fn a_tools_plain_request_reaches_a_registry_over_tls_with_a_token_that_is_
     let allow = suggested["allow"].as_array().unwrap();
     assert!(allow.contains(&json!(format!("https://localhost:{port}/team/package#GET"))), "{suggested}");
     assert!(!allow.contains(&json!(format!("localhost:{port}"))), "a rule has it over TLS: {suggested}");
-    let instead = json!([{"tunnel": format!("localhost:{port}"), "url": format!("http://localhost:{port}/team/")}]);
+    let instead =
+        json!([{"tunnel": format!("localhost:{port}"), "url": format!("http://localhost:{port}/team/")}]);
     assert_eq!(suggested["instead"], instead);
     let without_rule = suggested["without_rule"].as_array().unwrap();
     assert!(without_rule.contains(&json!("http://inside.example/#GET")), "{suggested}");

@@ -30,7 +30,8 @@ const STAND_INS: [&str; 9] =
 /// How secrets end that the documentation of their makers shows; no other one ends so.
 const DOCUMENTED_ENDS: [&[u8]; 2] = [b"EXAMPLE", b"EXAMPLEKEY"];
 /// How the example of the authors of JSON web tokens begins: its subject is 1234567890, John Doe.
-const DOCUMENTED_START: &[u8] = b"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFtZSI6IkpvaG4gRG9lIi";
+const DOCUMENTED_START: &[u8] =
+    b"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFtZSI6IkpvaG4gRG9lIi";
 
 /// A rule as it is written.
 #[derive(Debug, Deserialize)]
@@ -133,11 +134,7 @@ pub(crate) fn changed(changes: &[SecretRuleChange]) -> Result<Vec<SecretRule>, G
     let all = SHIPPED.iter().chain(added);
     if let Some(name) = off.iter().find(|name| !all.clone().any(|rule| rule.id == ***name)) {
         let reason = "there is no such rule for secrets";
-        return Err(GatewayError::PushRule {
-            which: "git.secret_rules_off",
-            value: (*name).clone(),
-            reason,
-        });
+        return Err(GatewayError::PushRule { which: "git.secret_rules_off", value: (*name).clone(), reason });
     }
     Ok(all.filter(|rule| !off.contains(&&rule.id)).cloned().collect())
 }
@@ -205,7 +202,8 @@ fn checked(written: Written, before: &[SecretRule]) -> Result<SecretRule, String
         return Err(format!("its entropy is not 0 to {ENTROPY_BITS}"));
     }
     let regex = RegexBuilder::new(pattern).unicode(false).size_limit(PATTERN_MEMORY_BYTES).build();
-    let regex = regex.map_err(|error| format!("its pattern is no regular expression that can be used: {error}"))?;
+    let regex =
+        regex.map_err(|error| format!("its pattern is no regular expression that can be used: {error}"))?;
     if regex.captures_len() < 2 {
         return Err("its pattern has no group; put the secret in parentheses".to_owned());
     }

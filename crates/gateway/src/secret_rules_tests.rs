@@ -155,7 +155,10 @@ fn secrets_of_other_shapes_are_found_as_well() {
         ("sentry-token", format!("sntrys_eyJ{}", mixed(100))),
         ("new-relic-key", format!("NRII-{}", mixed(32))),
         ("doppler-token", format!("dp.st.dev_2.{}", mixed(43))),
-        ("discord-webhook", format!("https://discordapp.com/api/v10/webhooks/12345678901234567/{}", mixed(68))),
+        (
+            "discord-webhook",
+            format!("https://discordapp.com/api/v10/webhooks/12345678901234567/{}", mixed(68)),
+        ),
     ] {
         assert_eq!(shipped(&text), [rule], "{text}");
     }
@@ -283,7 +286,10 @@ fn further_rules_that_cannot_be_used_are_told_with_what_to_do() {
         (list(&rule("x", "k", "(k)", r#", "entropy": -1"#)), "entropy"),
     ] {
         let error = SecretRule::read(text.as_bytes()).unwrap_err();
-        let told = format!("{error}: {}", std::error::Error::source(&error).map_or_else(String::new, ToString::to_string));
+        let told = format!(
+            "{error}: {}",
+            std::error::Error::source(&error).map_or_else(String::new, ToString::to_string)
+        );
         assert!(told.contains(part), "{text}: {told}");
     }
     for bound in [
@@ -298,7 +304,8 @@ fn further_rules_that_cannot_be_used_are_told_with_what_to_do() {
 #[test]
 fn further_rules_are_bounded_in_number_and_size() {
     let many = |count: usize| {
-        let rules: Vec<String> = (0..count).map(|number| OWN.replace("own-token", &format!("own-{number}"))).collect();
+        let rules: Vec<String> =
+            (0..count).map(|number| OWN.replace("own-token", &format!("own-{number}"))).collect();
         format!("[{}]", rules.join(","))
     };
     assert_eq!(SecretRule::read(many(SECRET_RULES).as_bytes()).unwrap().len(), SECRET_RULES);
@@ -309,5 +316,8 @@ fn further_rules_are_bounded_in_number_and_size() {
         list + &" ".repeat(room)
     };
     assert_eq!(SecretRule::read(padded(SECRET_RULES_BYTES).as_bytes()).unwrap().len(), 1);
-    assert!(matches!(SecretRule::read(padded(SECRET_RULES_BYTES + 1).as_bytes()), Err(SecretRulesError::TooLong)));
+    assert!(matches!(
+        SecretRule::read(padded(SECRET_RULES_BYTES + 1).as_bytes()),
+        Err(SecretRulesError::TooLong)
+    ));
 }

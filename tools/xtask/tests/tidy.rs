@@ -453,7 +453,8 @@ fn files_that_documents_name_are_there() {
     for path in files(&root(), ".md") {
         let text = fs::read_to_string(&path).unwrap();
         for code in text.split('`').skip(1).step_by(2) {
-            let ours = ["crates/", "tools/", "deploy/", "scripts/", "docs/", "examples/", "fuzz/", "workflows/"];
+            let ours =
+                ["crates/", "tools/", "deploy/", "scripts/", "docs/", "examples/", "fuzz/", "workflows/"];
             // A pattern, a command line and a block of code are no files.
             let is_path = ours.iter().any(|begin| code.starts_with(begin))
                 && !code.contains(['*', '{', '<', '…'])

@@ -26,7 +26,8 @@ pub(crate) async fn suggest(flags: One) -> anyhow::Result<u8> {
         learned.observe(&event.kind, &event.data);
     }
     if flags.client.json {
-        let instead = learned.instead.iter().map(|(tunnel, url)| json!({"tunnel": tunnel, "url": url}));
+        let instead =
+            learned.instead.iter().map(|(tunnel, url)| json!({"tunnel": tunnel.to_string(), "url": url}));
         print_json(&json!({
             "run": id, "allow": learned.all.rules(), "allow_private": learned.private,
             "without_rule": learned.unruled.rules(), "instead": instead.collect::<Vec<_>>(),
@@ -259,7 +260,10 @@ mod tests {
         let read: toml::Table = text.parse().unwrap();
         assert_eq!(read["egress"]["allow"].as_array().unwrap().len(), 7, "{text}");
         assert!(text.contains("\n# no rule has these yet; an agent that was turned asks for its own hosts, too: \"a.example:8443\", "), "{text}");
-        assert!(text.contains("a tunnel to b.example:443") && text.contains("at \"http://b.example/t/\""), "{text}");
+        assert!(
+            text.contains("a tunnel to b.example:443") && text.contains("at \"http://b.example/t/\""),
+            "{text}"
+        );
     }
 
     #[test]
@@ -290,11 +294,21 @@ mod tests {
         let learned = learned(&[("egress.used", json!({"items": items})), ("egress.denied", inside)]);
         assert_eq!(
             learned.all.rules(),
-            ["cdn.example:8443", "http://inside.example/#GET", "http://new.example/a/#GET", "http://old.example/#GET"]
+            [
+                "cdn.example:8443",
+                "http://inside.example/#GET",
+                "http://new.example/a/#GET",
+                "http://old.example/#GET"
+            ]
         );
         assert_eq!(
             learned.unruled.rules(),
-            ["cdn.example:8443", "http://inside.example/#GET", "http://new.example/a/#GET", "http://old.example/c#GET"]
+            [
+                "cdn.example:8443",
+                "http://inside.example/#GET",
+                "http://new.example/a/#GET",
+                "http://old.example/c#GET"
+            ]
         );
         assert!(learned.private.is_empty());
     }

@@ -59,7 +59,6 @@ impl EgressSide {
         let tls = Tls::new(upstreams.extra_ca_pem.as_deref())?;
         Ok(Self { policy: Policy::new(upstreams)?, reach: Reach::new(upstreams, net), tls })
     }
-
 }
 
 /// What is told of a fault on the way of what is learned. Of a name that no rule has nobody is told where it leads: whoever chose

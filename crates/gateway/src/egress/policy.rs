@@ -35,7 +35,8 @@ impl Policy {
             let url = &credential.url_prefix;
             check_url(WHICH, url)?;
             if url.host_str().is_none_or(|host| Host::parse(host).is_err()) {
-                let reason = "its host is none that a rule could name; look for an empty part or a strange character";
+                let reason =
+                    "its host is none that a rule could name; look for an empty part or a strange character";
                 return Err(GatewayError::Url { which: WHICH, reason });
             }
             let token = credential.token.expose_secret();
@@ -108,8 +109,7 @@ impl Policy {
             let Scope::Https { methods, path } = &rule.scope else { return None };
             let (method, path) = (methods.first().cloned().unwrap_or_default(), path.clone());
             let url = format!("http://{host}{port}{path}");
-            let instead =
-                Wanted { target: wanted.target.clone(), via: Via::Https { method, path } };
+            let instead = Wanted { target: wanted.target.clone(), via: Via::Https { method, path } };
             (rule.allows(&instead) && self.is_chosen(chosen, &instead)).then_some(url)
         })
     }
@@ -230,7 +230,9 @@ mod tests {
             assert_eq!(open.judge(Some(&has_it), wanted), Ok(Ground::Learning), "{wanted:?}");
         }
         // A tunnel to where an HTTPS rule is for is no host that the list lacks.
-        for (entries, is_told) in [(None, true), (Some(&["https://r.example/"][..]), true), (Some(&["npm"]), false)] {
+        for (entries, is_told) in
+            [(None, true), (Some(&["https://r.example/"][..]), true), (Some(&["npm"]), false)]
+        {
             let fault = open.judge(entries.map(chosen).as_deref(), &tunnel("r.example:443")).unwrap_err();
             assert_eq!(matches!(fault, Fault::NoTunnel { .. }), is_told, "{entries:?}: {fault:?}");
             assert!(is_told || matches!(fault, Fault::NotInWorkflow { .. }), "{entries:?}: {fault:?}");
@@ -369,10 +371,13 @@ mod tests {
 
     #[test]
     fn a_credential_that_cannot_be_used_is_refused() {
-        for (prefix, token) in
-            [("ftp://r.example/", "t"), ("http://u@r.example/", "t"), ("http://r.example/", "t\n"),
-             ("https://r.example../", "t"), ("https://r..example/", "t")]
-        {
+        for (prefix, token) in [
+            ("ftp://r.example/", "t"),
+            ("http://u@r.example/", "t"),
+            ("http://r.example/", "t\n"),
+            ("https://r.example../", "t"),
+            ("https://r..example/", "t"),
+        ] {
             let credential = EgressCredential {
                 url_prefix: prefix.parse().unwrap(),
                 username: None,

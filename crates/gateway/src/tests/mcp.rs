@@ -185,7 +185,12 @@ async fn a_credential_is_added_for_its_own_server_and_rotation_and_removal_act_o
     assert_eq!(allowed.len(), 1, "{allowed:?}");
     assert!(allowed[0].subject.starts_with("notes notes.example:"), "{allowed:?}");
     assert_eq!(
-        [told(&allowed[0].session), told(&allowed[0].host), told(&allowed[0].decision), allowed[0].actor.clone()],
+        [
+            told(&allowed[0].session),
+            told(&allowed[0].host),
+            told(&allowed[0].decision),
+            allowed[0].actor.clone()
+        ],
         [sandbox.run.session.as_str(), "notes.example", "allowed", "server"]
     );
     assert!(

@@ -20,8 +20,8 @@ use testkit::world::{GIT_TOKEN, MODEL_KEY, World, WorldSpec};
 
 use super::crash;
 use super::secrets::{
-    FIRST_ACCESS, INSTALLATION, NEXT_ACCESS, PROXY_LOGIN, REFRESH, REGISTRY, STORED_GIT, STORED_KEY, STORED_MCP,
-    STORED_REGISTRY, Secret, known,
+    FIRST_ACCESS, INSTALLATION, NEXT_ACCESS, PROXY_LOGIN, REFRESH, REGISTRY, STORED_GIT, STORED_KEY,
+    STORED_MCP, STORED_REGISTRY, Secret, known,
 };
 use super::upstreams::Upstreams;
 
@@ -219,7 +219,10 @@ impl Stage {
         let id = self.world.api.submit(&body).await?;
         // From the first event on: live text has no number, and nobody can ask for it later.
         let live = self.world.api.open_events(&id).await?;
-        #[expect(clippy::disallowed_methods, reason = "it is read on while the run is hunted, and waited for below")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it is read on while the run is hunted, and waited for below"
+        )]
         let live = tokio::spawn(live.bytes());
         let workspace = self.ready().await?;
         self.hunt_sandbox(hunt)?;

@@ -81,9 +81,9 @@ fn pass_on(mut inside: TcpStream, heard: &Mutex<Vec<String>>) -> Option<()> {
             read => first.extend_from_slice(&piece[..read]),
         }
     };
-    let head = String::from_utf8_lossy(&first[..end]).into_owned();
-    let host = head.split(' ').nth(1)?.strip_prefix("http://")?.split('/').next()?.to_owned();
-    heard.lock().unwrap_or_else(PoisonError::into_inner).push(head);
+    let asked = String::from_utf8_lossy(&first[..end]).into_owned();
+    let host = asked.split(' ').nth(1)?.strip_prefix("http://")?.split('/').next()?.to_owned();
+    heard.lock().unwrap_or_else(PoisonError::into_inner).push(asked);
     let mut outside = TcpStream::connect(host).ok()?;
     outside.write_all(&first).ok()?;
     inside.set_read_timeout(None).ok()?;

@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use caisson_domain::credential::CredentialSettings;
-use caisson_domain::egress::{AddressRange, HostPattern, Rule};
+use caisson_domain::credential::{CredentialSettings, OVER_TLS};
+use caisson_domain::egress::{self, AddressRange, HostPattern, Rule, Scope, Target, Via, Wanted};
 use caisson_domain::id::ProjectId;
 use caisson_domain::limits::PAGE_ITEMS;
 use caisson_sandbox::docker::{DEFAULT_HOST, DEFAULT_IMAGE};
@@ -77,6 +77,7 @@ fn of_settings(settings: &Settings) -> Vec<String> {
     found.extend(unlimited(settings));
     found.extend(fills_all(settings));
     found.extend(unencrypted(settings));
+    found.extend(never_sent(settings));
     found.extend(wide_ways(settings));
     found.extend((settings.min_free_disk_mib == 0).then(|| {
         "min_free_disk_mib is 0: nothing keeps sandboxes from filling the disk; leave it out for 1024"
@@ -299,12 +300,47 @@ fn unencrypted(settings: &Settings) -> Vec<String> {
     found.extend(prefixes.filter(|url| is_open(url)).map(|url| {
         format!("git.credentials sends a token to {url} over plain HTTP, where it can be read; use https")
     }));
+    let prefixes = settings.egress.credentials.iter().map(|credential| &credential.url_prefix);
+    found.extend(prefixes.filter(|url| is_open(url)).map(|url| {
+        format!(
+            "egress.credentials sends a token to {url} over plain HTTP, where it can be read; write https:// before the host, there \
+             and in the rule of egress.allow"
+        )
+    }));
     let origins =
         settings.api.cors_origins.iter().filter(|origin| origin.parse().is_ok_and(|url| is_open(&url)));
     found.extend(origins.map(|origin| {
         format!("api.cors_origins has {origin}: whoever is on the way to that page can use the API through it; use https")
     }));
     found
+}
+
+/// Tokens for TLS of which no rule has the server send anything over TLS.
+fn never_sent(settings: &Settings) -> Vec<String> {
+    let rules: Vec<Rule> = settings.egress.allow.iter().filter_map(|text| text.parse().ok()).collect();
+    let prefixes = settings.egress.credentials.iter().map(|credential| &credential.url_prefix);
+    let unsent = prefixes.filter(|url| url.scheme() == "https" && !rules.iter().any(|rule| meets(rule, url)));
+    unsent
+        .map(|url| {
+            format!(
+                "egress.credentials has a token for {url}, and no rule of egress.allow has the server speak TLS there, so that it is \
+                 never sent; add the rule \"{url}\""
+            )
+        })
+        .collect()
+}
+
+/// Whether a request that the rule sends over TLS may lie below the URL.
+fn meets(rule: &Rule, url: &Url) -> bool {
+    let Scope::Https { methods, path } = &rule.scope else { return false };
+    let (host, port) = (url.host_str().unwrap_or_default(), url.port_or_known_default());
+    let (Ok(host), Some(port)) = (egress::Host::parse(host), port) else { return false };
+    let below = url.path().trim_end_matches('/');
+    // The longer one of the two paths lies below both, if any does.
+    [path.as_str(), url.path()].into_iter().filter(|path| path.starts_with(below)).any(|path| {
+        let (method, path) = (methods.first().cloned().unwrap_or_default(), path.to_owned());
+        rule.allows(&Wanted { target: Target { host: host.clone(), port }, via: Via::Https { method, path } })
+    })
 }
 
 /// Whether what is said to the URL leaves this machine without encryption.
@@ -348,8 +384,7 @@ fn wide_section(section: &str, allow: &[String], allow_private: &[String]) -> Ve
     rules.chain(ranges).collect()
 }
 
-/// What the store holds that is sent where others can read it, each with what to do. A registry's token says itself by which way
-/// it goes.
+/// What the store holds that is sent where others can read it, each with what to do.
 ///
 /// # Errors
 /// As every read of the store.
@@ -364,8 +399,13 @@ pub(crate) async fn weaknesses_of_store(store: &Store) -> Result<Vec<String>, St
 
 fn open_credential(name: &str, settings: &CredentialSettings) -> Option<String> {
     let (name, kind) = (clean(name), settings.kind());
+    let registry;
     let url = match settings {
-        CredentialSettings::RegistryToken { .. } => None,
+        CredentialSettings::RegistryToken { host, .. } if host.starts_with(OVER_TLS) => None,
+        CredentialSettings::RegistryToken { host, .. } => {
+            registry = Url::parse(&format!("http://{host}/")).ok();
+            registry.as_ref()
+        }
         CredentialSettings::ModelApiKey { reach, .. } | CredentialSettings::ModelOauth { reach, .. } => {
             reach.base_url.as_ref()
         }
@@ -374,9 +414,19 @@ fn open_credential(name: &str, settings: &CredentialSettings) -> Option<String> 
         | CredentialSettings::McpHeader { url, .. } => Some(url),
     };
     let url = url.filter(|url| is_open(url))?;
+    let anew = match settings {
+        CredentialSettings::RegistryToken { host, .. } => {
+            format!("with host={OVER_TLS}{host}, and an https:// rule in egress.allow")
+        }
+        CredentialSettings::ModelApiKey { .. }
+        | CredentialSettings::ModelOauth { .. }
+        | CredentialSettings::GitToken { .. }
+        | CredentialSettings::GitGithubApp { .. }
+        | CredentialSettings::McpHeader { .. } => "for an https URL".to_owned(),
+    };
     Some(format!(
-        "the credential \"{name}\" ({kind}) is sent to {url} over plain HTTP, where it can be read; add it anew for an https URL, \
-         then `caisson credential remove` it"
+        "the credential \"{name}\" ({kind}) is sent to {url} over plain HTTP, where it can be read; add it anew {anew}, then \
+         `caisson credential remove` it"
     ))
 }
 

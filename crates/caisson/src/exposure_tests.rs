@@ -58,7 +58,7 @@ fn a_token_for_a_registry_that_others_can_read_is_told() {
     fs::write(&file, "t").unwrap();
     let configuration = directory.path().join("caisson.toml");
     let lines = format!(
-        "[[egress.credentials]]\nurl_prefix = \"http://r.example/\"\ntoken_file = \"{}\"\n",
+        "[[egress.credentials]]\nurl_prefix = \"http://127.0.0.1:9/\"\ntoken_file = \"{}\"\n",
         file.display()
     );
     fs::write(&configuration, lines).unwrap();
@@ -242,6 +242,50 @@ fn credentials_and_pages_without_encryption_are_told() {
     assert!(only(&told("http://g.example/team/"), &["http://g.example/team/ over plain HTTP"]));
 }
 
+/// What is told of a token for this prefix, with these rules.
+fn of_egress(prefix: &str, allow: &[&str]) -> Vec<String> {
+    let credential = serde_json::json!({"url_prefix": prefix, "token_file": "/nowhere/token"});
+    warned(|settings| {
+        settings.egress.credentials = vec![serde_json::from_value(credential).unwrap()];
+        settings.egress.allow = allow.iter().map(|text| (*text).to_owned()).collect();
+    })
+}
+
+#[test]
+fn a_token_of_the_way_outside_that_others_can_read_is_told() {
+    let rule = &["http://r.example/"];
+    assert!(only(
+        &of_egress("http://r.example/team/", rule),
+        &["http://r.example/team/ over plain HTTP", "https://"]
+    ));
+    for near in ["http://127.0.0.1:9/", "http://[::1]:9/", "http://localhost/"] {
+        assert_eq!(of_egress(near, rule), Vec::<String>::new(), "{near}");
+    }
+}
+
+#[test]
+fn a_token_for_tls_that_no_rule_sends_is_told() {
+    let prefix = "https://r.example/team/";
+    for rule in
+        ["https://r.example/", "https://R.example/team/#GET,HEAD", "https://r.example/team/package/#POST"]
+    {
+        assert_eq!(of_egress(prefix, &["r.example:443", rule]), Vec::<String>::new(), "{rule}");
+    }
+    for rule in [
+        "r.example:443",
+        "http://r.example/team/",
+        "https://r.example:8443/team/",
+        "https://r.example/other/",
+        "https://x.r.example/team/",
+        "no rule at all",
+    ] {
+        let told = of_egress(prefix, &[rule]);
+        assert!(only(&told, &["never sent", "the rule \"https://r.example/team/\""]), "{rule}: {told:?}");
+    }
+    assert_eq!(of_egress("https://r.corp.example/", &["https://*.corp.example/"]), Vec::<String>::new());
+    assert!(only(&of_egress("https://r.example:8443/", &[]), &["never sent", "https://r.example:8443/"]));
+}
+
 #[test]
 fn ways_outside_to_everybody_or_to_this_machine_are_told() {
     let put = |section: &str, settings: &mut Settings, allow: &[&str], allow_private: &[&str]| {
@@ -281,8 +325,14 @@ fn stored_credentials_that_are_sent_without_encryption_are_told() {
     for settings in [mcp("https://m.example/mcp"), mcp("http://127.0.0.1:9/mcp"), git("https://g.example/")] {
         assert_eq!(open_credential("notes", &settings), None, "{settings:?}");
     }
-    let registry = CredentialSettings::RegistryToken { host: "r.example".to_owned(), username: None };
-    assert_eq!(open_credential("registry", &registry), None, "it says itself that it goes in plain");
+    let registry = |host: &str| CredentialSettings::RegistryToken { host: host.to_owned(), username: None };
+    for host in ["https://r.example", "https://r.example:80", "127.0.0.1:9", "localhost", "[::1]:9"] {
+        assert_eq!(open_credential("registry", &registry(host)), None, "{host}");
+    }
+    for host in ["r.example", "r.example:8080", "10.0.0.1", "[2001:db8::1]:9"] {
+        let told = open_credential("registry", &registry(host)).unwrap();
+        assert!(told.contains(&format!("host=https://{host}, and an https:// rule")), "{told}");
+    }
     for (settings, kind) in
         [(mcp("http://m.example/mcp"), "mcp_header"), (git("http://g.example/"), "git_token")]
     {

@@ -4,6 +4,7 @@
 mod faults;
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use caisson_domain::usage::PriceTable;
 use caisson_domain::workflow::Workflow;
 use caisson_gateway::{
     EgressUpstreams, Gateway, GitCredential, GitUpstreams, McpUpstreams, ModelCredential, ModelUpstream,
-    PushRules,
+    PushRules, SECRET_RULES_BYTES, SecretRule, SecretRuleChange,
 };
 use tracing::{info, warn};
 
@@ -240,7 +241,8 @@ fn git(settings: &Settings, allow: AllowList) -> Result<GitUpstreams, Vec<anyhow
     let own = [Some(&settings.state_dir), settings.artifacts_dir.as_ref()].into_iter().flatten();
     let forbidden = own.filter_map(|own| resolved(own).map_err(&mut kept).ok()).collect();
     let extra_ca = read_pem("git.extra_ca_file", settings.git.extra_ca_file.as_deref());
-    let extra_ca_pem = extra_ca.map_err(kept).ok().flatten();
+    let extra_ca_pem = extra_ca.map_err(&mut kept).ok().flatten();
+    let secret_rules_off = secret_rules(settings).map_err(kept).unwrap_or_default();
     let upstreams = GitUpstreams {
         credentials,
         forbidden,
@@ -251,11 +253,25 @@ fn git(settings: &Settings, allow: AllowList) -> Result<GitUpstreams, Vec<anyhow
         pushes: PushRules {
             forbidden_paths: settings.git.forbidden_paths.clone(),
             file_bytes: u64::from(settings.git.max_file_mib) * 1024 * 1024,
-            secret_rules_off: settings.git.secret_rules_off.clone(),
+            secret_rules_off,
             any_submodules: settings.git.any_submodules,
         },
     };
     whole(upstreams, faults)
+}
+
+/// The rules for secrets that the settings turn off, and those that their file adds.
+fn secret_rules(settings: &Settings) -> anyhow::Result<Vec<SecretRuleChange>> {
+    let off = settings.git.secret_rules_off.iter().cloned().map(SecretRuleChange::Off);
+    let Some(file) = &settings.git.secret_rules_file else { return Ok(off.collect()) };
+    let shown = || format!("git.secret_rules_file: \"{}\"", file.display());
+    let opened = fs::File::open(file).with_context(|| format!("{} cannot be read", shown()))?;
+    let mut bytes = Vec::new();
+    // One byte more tells that there is more.
+    let mut bounded = opened.take(SECRET_RULES_BYTES as u64 + 1);
+    bounded.read_to_end(&mut bytes).with_context(|| format!("{} cannot be read", shown()))?;
+    let added = SecretRule::read(&bytes).with_context(|| format!("{} cannot be used", shown()))?;
+    Ok(off.chain(added.into_iter().map(SecretRuleChange::Added)).collect())
 }
 
 pub(crate) fn read_pem(key: &str, file: Option<&Path>) -> anyhow::Result<Option<Vec<u8>>> {
@@ -364,6 +380,37 @@ mod tests {
     }
 
     #[test]
+    fn further_rules_for_secrets_are_read_and_told_of_with_their_file() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("rules.json");
+        let of = |text: &[u8]| {
+            fs::write(&file, text).unwrap();
+            let mut settings = settings(&root.path().join("state"), root.path());
+            settings.git.secret_rules_file = Some(file.clone());
+            settings.git.secret_rules_off = vec!["generic-secret".to_owned()];
+            secret_rules(&settings)
+        };
+        let rule = br#"[{"id": "own-token", "keywords": ["own_"], "pattern": "(own_[0-9a-f]{8})"}]"#;
+        let changes = of(rule).unwrap();
+        assert_eq!(changes.len(), 2);
+        assert!(matches!(&changes[0], SecretRuleChange::Off(name) if name == "generic-secret"));
+        let mut largest = rule.to_vec();
+        largest.resize(SECRET_RULES_BYTES, b' ');
+        assert_eq!(of(&largest).unwrap().len(), 2);
+        largest.extend("\u{e9}".bytes());
+        for (text, part) in [
+            (&largest[..], "longer than 262144 bytes"),
+            (br#"[{"keywords": ["own_"], "pattern": "(own_)"}]"#, "missing field `id`"),
+            (br#"[{"id": "own", "keywords": ["own_"], "pattern": "(own_"}]"#, "no regular expression"),
+            (b"\xff", "expected value"),
+        ] {
+            let told = format!("{:#}", of(text).unwrap_err());
+            assert!(told.starts_with("git.secret_rules_file: \"") && told.contains("rules.json"), "{told}");
+            assert!(told.contains(part), "{told}");
+        }
+    }
+
+    #[test]
     fn faults_of_every_stage_are_told_together_and_with_their_settings() {
         let root = tempfile::tempdir().unwrap();
         let place = |name: &str| root.path().join(name).display().to_string();
@@ -384,6 +431,7 @@ mod tests {
                 "MODEL__API_KEY_FILE",
                 "PRICES_FILE",
                 "GIT__EXTRA_CA_FILE",
+                "GIT__SECRET_RULES_FILE",
                 "TLS__CERT_FILE",
                 "TLS__KEY_FILE",
             ]
@@ -398,6 +446,7 @@ mod tests {
             "model.api_key_file: ",
             "prices_file: ",
             "git.extra_ca_file: ",
+            "git.secret_rules_file: ",
             "tls.cert_file: ",
             "tls.key_file: ",
             "\"nonsense\"",

@@ -239,6 +239,8 @@ pub(crate) struct Git {
     pub max_file_mib: u32,
     /// Rules for secrets that are not applied; none by default. `CAISSON_GIT__SECRET_RULES_OFF`.
     pub secret_rules_off: Vec<String>,
+    /// JSON file with further rules for secrets; none by default. `CAISSON_GIT__SECRET_RULES_FILE`.
+    pub secret_rules_file: Option<PathBuf>,
     /// Whether a push may add submodules from everywhere; false by default. `CAISSON_GIT__ANY_SUBMODULES`.
     pub any_submodules: bool,
 }

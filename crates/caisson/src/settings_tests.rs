@@ -57,15 +57,18 @@ fn what_pushes_must_not_hold_is_read_from_both() {
         ("CAISSON_GIT__FORBIDDEN_PATHS", ".github/workflows **/*.pem"),
         ("CAISSON_GIT__MAX_FILE_MIB", "7"),
         ("CAISSON_GIT__ANY_SUBMODULES", "true"),
+        ("CAISSON_GIT__SECRET_RULES_FILE", "/etc/caisson/secret-rules.json"),
     ];
     let git = load("[git]\nsecret_rules_off = [\"generic-secret\"]\n", &variables).unwrap().git;
     assert_eq!(git.forbidden_paths, [".github/workflows", "**/*.pem"]);
     assert_eq!((git.max_file_mib, git.any_submodules), (7, true));
     assert_eq!(git.secret_rules_off, ["generic-secret"]);
+    assert_eq!(git.secret_rules_file.as_deref(), Some(Path::new("/etc/caisson/secret-rules.json")));
     assert!(fault("[git]\nmax_file_mib = 0\n", &[]).contains("git.max_file_mib is 0"));
     let default = load("", &[]).unwrap().git;
     assert_eq!((default.max_file_mib, default.any_submodules), (100, false));
     assert!(default.forbidden_paths.is_empty() && default.secret_rules_off.is_empty());
+    assert_eq!(default.secret_rules_file, None);
 }
 
 #[test]

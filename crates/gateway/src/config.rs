@@ -16,6 +16,7 @@ use url::Url;
 use crate::bounds;
 use crate::egress::EgressUpstreams;
 use crate::mcp::McpUpstreams;
+use crate::secret_rules::SecretRuleChange;
 
 /// Everything the gateway must know at start. It has no `Debug`, since an outbound proxy's URL may hold a
 /// password.
@@ -103,8 +104,8 @@ pub struct PushRules {
     pub forbidden_paths: Vec<String>,
     /// Largest file, in bytes.
     pub file_bytes: u64,
-    /// Names of rules for secrets that are not applied, such as `generic-secret`.
-    pub secret_rules_off: Vec<String>,
+    /// Rules for secrets that are not applied, such as `generic-secret`, and further ones that are.
+    pub secret_rules_off: Vec<SecretRuleChange>,
     /// Whether a push may add submodules from everywhere, and not only from allowed repositories.
     pub any_submodules: bool,
 }

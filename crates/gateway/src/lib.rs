@@ -26,6 +26,7 @@ mod members;
 mod model;
 mod noted;
 mod problem;
+mod secret_rules;
 mod serve;
 mod shared;
 #[cfg(test)]
@@ -51,6 +52,9 @@ pub use crate::egress::{EgressCredential, EgressUpstreams};
 use crate::mcp::McpSide;
 pub use crate::mcp::McpUpstreams;
 use crate::noted::Noted;
+pub use crate::secret_rules::{
+    SECRET_RULES, SECRET_RULES_BYTES, SecretRule, SecretRuleChange, SecretRulesError,
+};
 use crate::shared::Shared;
 
 /// A gateway that has started. Its work goes on in tasks of the tracker it was given.

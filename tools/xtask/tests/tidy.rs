@@ -445,3 +445,28 @@ fn links_between_documents_lead_somewhere() {
     }
     assert!(broken.is_empty(), "{broken:#?}");
 }
+
+#[test]
+fn files_that_documents_name_are_there() {
+    let mut gone = Vec::new();
+    let mut named = 0;
+    for path in files(&root(), ".md") {
+        let text = fs::read_to_string(&path).unwrap();
+        for code in text.split('`').skip(1).step_by(2) {
+            let ours =
+                ["crates/", "tools/", "deploy/", "scripts/", "docs/", "examples/", "fuzz/", "workflows/"];
+            // A pattern, a command line and a block of code are no files.
+            let is_path = ours.iter().any(|begin| code.starts_with(begin))
+                && !code.contains(['*', '{', '<', '…'])
+                && !code.contains(char::is_whitespace);
+            if is_path {
+                named += 1;
+                if !root().join(code).exists() {
+                    gone.push(format!("{}: {code}", path.display()));
+                }
+            }
+        }
+    }
+    assert!(gone.is_empty(), "{gone:#?}");
+    assert!(named > 20, "{named}");
+}

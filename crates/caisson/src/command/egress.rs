@@ -25,40 +25,49 @@ pub(crate) async fn suggest(flags: One) -> anyhow::Result<u8> {
     for event in client.events(&id, 0).await? {
         learned.observe(&event.kind, &event.data);
     }
-    let (allow, private) = (learned.rules(), &learned.private);
-    let unruled: Vec<String> = learned.unruled.iter().map(Target::to_string).collect();
     if flags.client.json {
-        let all = json!({"run": id, "allow": allow, "allow_private": private, "learned": unruled});
-        print_json(&all)?;
+        let instead =
+            learned.instead.iter().map(|(tunnel, url)| json!({"tunnel": tunnel.to_string(), "url": url}));
+        print_json(&json!({
+            "run": id, "allow": learned.all.rules(), "allow_private": learned.private,
+            "without_rule": learned.unruled.rules(), "instead": instead.collect::<Vec<_>>(),
+        }))?;
     } else {
-        print(&told(&id, &allow, private));
-        if !unruled.is_empty() {
-            print(&format!(
-                "# no rule has these yet, and they were tried only since the server learns: {}",
-                unruled.join(", ")
-            ));
-        }
+        print(&told(&id, &learned));
     }
     Ok(DONE)
 }
 
-fn told(id: &str, allow: &[String], private: &BTreeSet<String>) -> String {
-    if allow.is_empty() && private.is_empty() {
-        return format!("# run {id} used nothing outside and was denied nothing that a rule would allow");
-    }
-    let list = |texts: &mut dyn Iterator<Item = &String>| -> String {
-        texts.map(|text| ["\n    ", &Value::from(clean(text)).to_string(), ","].concat()).collect()
+/// A block for the configuration, and behind it in comments what to look at in it, and what needs no rule.
+fn told(id: &str, learned: &Learned) -> String {
+    let (allow, private) = (learned.all.rules(), &learned.private);
+    let quoted = |text: &String| Value::from(clean(text)).to_string();
+    let list = |name: &str, texts: &mut dyn Iterator<Item = &String>| -> String {
+        let texts: String = texts.map(|text| ["\n    ", &quoted(text), ","].concat()).collect();
+        format!("{name} = [{texts}\n]")
     };
-    let mut out =
-        format!("# all that run {id} used and was denied; look before you allow it\n[egress]\nallow = [");
-    out.push_str(&list(&mut allow.iter()));
-    out.push_str("\n]");
-    if !private.is_empty() {
-        out.push_str("\nallow_private = [");
-        out.push_str(&list(&mut private.iter()));
-        out.push_str("\n]");
+    let mut lines = Vec::new();
+    if allow.is_empty() && private.is_empty() {
+        lines.push(format!("# run {id} used nothing outside and was denied nothing that a rule would allow"));
+    } else {
+        lines.push(format!("# all that run {id} used and was denied; look before you allow it\n[egress]"));
+        lines.push(list("allow", &mut allow.iter()));
     }
-    out
+    if !private.is_empty() {
+        lines.push(list("allow_private", &mut private.iter()));
+    }
+    let unruled: Vec<String> = learned.unruled.rules().iter().map(quoted).collect();
+    if !unruled.is_empty() {
+        lines.push(format!(
+            "# no rule has these yet; an agent that was turned asks for its own hosts, too: {}",
+            unruled.join(", ")
+        ));
+    }
+    lines.extend(learned.instead.iter().map(|(tunnel, url)| {
+        let url = quoted(url);
+        format!("# a tunnel to {tunnel} was asked for, where a rule has the server speak TLS; point the tool at {url}")
+    }));
+    lines.join("\n")
 }
 
 /// Methods, and the path that all requests have in common.
@@ -67,15 +76,25 @@ type Requests = (BTreeSet<String>, String);
 /// What a run's events say of its way outside.
 #[derive(Debug, Default)]
 struct Learned {
+    /// All that it used, and was denied for want of a rule.
+    all: Places,
+    /// That part of it for which no rule is there: let through since the server learns, or denied.
+    unruled: Places,
+    /// Addresses that are not public, to which a name of a rule led.
+    private: BTreeSet<String>,
+    /// Tunnels that were denied where a rule has plain requests go on over TLS, and what to ask for.
+    instead: BTreeSet<(Target, String)>,
+}
+
+/// Places outside, by the way in which they were asked for.
+#[derive(Debug, Default)]
+struct Places {
     /// Hosts with the ports of their tunnels.
     tunnels: BTreeMap<Host, BTreeSet<u16>>,
     /// Plain HTTP, by the target.
     http: BTreeMap<Target, Requests>,
     /// What the server sent over TLS, by the target.
     https: BTreeMap<Target, Requests>,
-    private: BTreeSet<String>,
-    /// Targets that were let through only since the server learns.
-    unruled: BTreeSet<Target>,
 }
 
 impl Learned {
@@ -83,11 +102,16 @@ impl Learned {
         match kind {
             "egress.used" => {
                 for item in data["items"].as_array().into_iter().flatten() {
-                    self.note(item);
+                    self.note(item, item["learned"] == true);
                 }
             }
             "egress.denied" if data["reason"].as_str().is_some_and(|reason| BY_RULE.contains(&reason)) => {
-                self.note(data);
+                if let Some(url) = data["instead"].as_str() {
+                    // A rule for the tunnel would undo the one that is there.
+                    self.instead.extend(target(data).map(|target| (target, url.to_owned())));
+                    return;
+                }
+                self.note(data, data["reason"] == "not_allowed");
                 if data["setting"] == "egress.allow_private" {
                     self.private.extend(data["rule"].as_str().map(str::to_owned));
                 }
@@ -96,13 +120,23 @@ impl Learned {
         }
     }
 
-    fn note(&mut self, item: &Value) {
-        let host = item["host"].as_str().and_then(|host| Host::parse(host).ok());
-        let port = item["port"].as_u64().and_then(|port| u16::try_from(port).ok());
-        let (Some(host), Some(port)) = (host, port) else { return };
-        if item["learned"] == true {
-            self.unruled.insert(Target { host: host.clone(), port });
+    fn note(&mut self, item: &Value, is_unruled: bool) {
+        self.all.note(item);
+        if is_unruled {
+            self.unruled.note(item);
         }
+    }
+}
+
+fn target(item: &Value) -> Option<Target> {
+    let host = item["host"].as_str().and_then(|host| Host::parse(host).ok())?;
+    let port = item["port"].as_u64().and_then(|port| u16::try_from(port).ok())?;
+    Some(Target { host, port })
+}
+
+impl Places {
+    fn note(&mut self, item: &Value) {
+        let Some(Target { host, port }) = target(item) else { return };
         match item["method"].as_str() {
             None => drop(self.tunnels.entry(host).or_default().insert(port)),
             Some(method) if method.len() <= METHOD_BYTES => {
@@ -175,6 +209,8 @@ mod tests {
             item["rule"] = json!(rule);
             ("egress.denied", item)
         };
+        let mut instead = tunnel("b.example", 443);
+        instead["instead"] = json!("http://b.example/t/");
         let learned = learned(&[
             ("egress.used", json!({"items": [tunnel("a.example", 443), http("b.example", "GET", "/x/1")]})),
             ("egress.used", json!({"items": [tunnel("a.example", 443), http("b.example", "HEAD", "/x/2")]})),
@@ -198,12 +234,13 @@ mod tests {
                 "caisson.egress",
                 "https://g.example:8443/#GET",
             ),
+            denied(instead, "not_allowed", "egress.allow", "b.example:443"),
             denied(tunnel("e.example", 443), "host_mismatch", "", ""),
             ("egress.denied", json!({"host": null, "port": null, "reason": "others", "count": 3})),
             ("note", tunnel("f.example", 443)),
         ]);
         assert_eq!(
-            learned.rules(),
+            learned.all.rules(),
             [
                 "a.example:443,8443",
                 "c.example:80",
@@ -215,36 +252,70 @@ mod tests {
             ]
         );
         assert_eq!(learned.private.iter().collect::<Vec<_>>(), ["10.0.0.1/32", "10.0.0.2/32"]);
-        assert!(learned.unruled.is_empty());
-        for rule in learned.rules() {
+        assert_eq!(learned.unruled.rules(), ["a.example:8443", "http://c.example/y#GET"]);
+        for rule in learned.all.rules() {
             assert!(rule.parse::<Rule>().is_ok(), "{rule}");
         }
-        let text = told("run_1", &learned.rules(), &learned.private);
+        let text = told("run_1", &learned);
         let read: toml::Table = text.parse().unwrap();
         assert_eq!(read["egress"]["allow"].as_array().unwrap().len(), 7, "{text}");
+        assert!(text.contains("\n# no rule has these yet; an agent that was turned asks for its own hosts, too: \"a.example:8443\", "), "{text}");
+        assert!(
+            text.contains("a tunnel to b.example:443") && text.contains("at \"http://b.example/t/\""),
+            "{text}"
+        );
     }
 
     #[test]
-    fn what_was_let_through_for_learning_is_in_the_list_and_named() {
+    fn a_tunnel_that_a_rule_makes_needless_is_no_proposal() {
+        let denied = json!({"host": "r.example", "port": 443, "via": "tunnel", "method": null, "reason": "not_allowed",
+                            "setting": "egress.allow", "rule": "r.example:443", "instead": "http://r.example/team/"});
+        let learned = learned(&[("egress.denied", denied)]);
+        assert!(learned.all.rules().is_empty() && learned.unruled.rules().is_empty(), "{learned:?}");
+        let text = told("run_1", &learned);
+        assert!(text.starts_with("# run run_1 used nothing"), "{text}");
+        assert!(text.ends_with("point the tool at \"http://r.example/team/\""), "{text}");
+        assert_eq!(text.parse::<toml::Table>().unwrap().len(), 0, "comments alone: {text}");
+    }
+
+    #[test]
+    fn what_no_rule_has_is_in_the_list_and_named_by_the_rule_that_it_lacks() {
         let item = |host: &str, path: &str, learned: Value| json!({"host": host, "port": 80, "via": "http", "method": "GET", "path": path, "learned": learned});
         let items = [
             item("new.example", "/a/1", json!(true)),
             item("new.example", "/a/2", json!(true)),
             item("old.example", "/b", Value::Null),
             json!({"host": "cdn.example", "port": 8443, "via": "tunnel", "method": null, "learned": true}),
+            // The same host has a rule for another place.
+            item("old.example", "/c", json!(true)),
         ];
-        let learned = learned(&[("egress.used", json!({"items": items}))]);
+        let mut inside = item("inside.example", "/", Value::Null);
+        inside["reason"] = json!("not_allowed");
+        let learned = learned(&[("egress.used", json!({"items": items})), ("egress.denied", inside)]);
         assert_eq!(
-            learned.rules(),
-            ["cdn.example:8443", "http://new.example/a/#GET", "http://old.example/b#GET"]
+            learned.all.rules(),
+            [
+                "cdn.example:8443",
+                "http://inside.example/#GET",
+                "http://new.example/a/#GET",
+                "http://old.example/#GET"
+            ]
         );
-        let unruled: Vec<String> = learned.unruled.iter().map(Target::to_string).collect();
-        assert_eq!(unruled, ["cdn.example:8443", "new.example:80"]);
+        assert_eq!(
+            learned.unruled.rules(),
+            [
+                "cdn.example:8443",
+                "http://inside.example/#GET",
+                "http://new.example/a/#GET",
+                "http://old.example/c#GET"
+            ]
+        );
+        assert!(learned.private.is_empty());
     }
 
     #[test]
     fn a_run_that_wanted_nothing_needs_nothing() {
         let learned = learned(&[("run.finished", json!({}))]);
-        assert!(told("run_1", &learned.rules(), &learned.private).starts_with("# run run_1 used nothing"));
+        assert!(told("run_1", &learned).starts_with("# run run_1 used nothing"));
     }
 }

@@ -8,6 +8,7 @@ use url::Url;
 use super::{
     CredentialKind, CredentialSecret, CredentialSettings, ModelReach, OVER_TLS, SendAs, TokenFormat,
 };
+use crate::egress::{HTTP_PORT, HTTPS_PORT, Host};
 use crate::git::Repository;
 use crate::limits::{CREDENTIAL_CA_BYTES, CREDENTIAL_SECRET_BYTES, CREDENTIAL_TEXT_BYTES};
 use crate::redact::SECRET_BYTES_MIN;
@@ -265,33 +266,41 @@ impl Reading<'_> {
     /// A host of plain HTTP, or with `https://` before it one of TLS: what is said to the one is never said to the other.
     fn host(&mut self, field: &'static str) -> Option<String> {
         let given = self.text(field)?;
-        let (scheme, text) =
-            given.strip_prefix(OVER_TLS).map_or(("", given.as_str()), |text| (OVER_TLS, text));
-        if scheme.is_empty() && text.ends_with(":443") {
-            let message =
-                "port 443 speaks TLS; write https:// before the host, and the token is sent over TLS alone";
-            self.faults.push(invalid(field, message));
-            return None;
-        }
-        let url = Url::parse(&format!("https://{text}/")).ok();
-        let plain = url.as_ref().filter(|url| {
-            url.path() == "/"
-                && url.username().is_empty()
-                && url.password().is_none()
-                && url.query().is_none()
+        let over_tls = given.split_at_checked(OVER_TLS.len());
+        let over_tls = over_tls.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(OVER_TLS));
+        // A URL as people copy it ends in a slash.
+        let (scheme, text, usual) = over_tls.map_or(("", given.as_str(), HTTP_PORT), |(_, text)| {
+            (OVER_TLS, text.strip_suffix('/').unwrap_or(text), HTTPS_PORT)
         });
-        let found = plain.filter(|_| !text.contains(['/', '@', '?', '#']));
-        let host = found.and_then(|url| {
-            let host = url.host_str()?;
-            let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
-            Some(format!("{scheme}{host}{port}"))
-        });
-        if host.is_none() {
-            let message = "it is not a host, with a port behind a colon and https:// before it if need be";
-            self.faults.push(invalid(field, message));
-        }
-        host
+        let message = match host_and_port(text) {
+            Some((_, Some(HTTPS_PORT))) if scheme.is_empty() => {
+                "port 443 speaks TLS; write https:// before the host, and the token is sent over TLS alone"
+            }
+            Some((host, Some(port))) if port != usual => return Some(format!("{scheme}{host}:{port}")),
+            Some((host, Some(_) | None)) => return Some(format!("{scheme}{host}")),
+            None => {
+                "it is not a host, with a port behind a colon and https:// before it if need be; leave a path out"
+            }
+        };
+        self.faults.push(invalid(field, message));
+        None
     }
+}
+
+/// A host in its one spelling, and the port behind it; none if there is more or less than that.
+fn host_and_port(text: &str) -> Option<(Host, Option<u16>)> {
+    let (name, port) = match text.rsplit_once(':') {
+        // What ends in a bracket is within an address.
+        Some((name, port)) if !port.ends_with(']') => (name, Some(port)),
+        Some(_) | None => (text, None),
+    };
+    // Read here: a reader of URLs takes the port away that is usual for its own scheme, however many zeros are before it.
+    let digits = |port: &&str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+    let port = match port {
+        None => None,
+        Some(port) => Some(Some(port).filter(digits)?.parse().ok().filter(|port: &u16| *port != 0)?),
+    };
+    Some((Host::parse(name).ok()?, port))
 }
 
 /// What is wrong with a text that a header must be able to carry.

@@ -77,6 +77,31 @@ fn each_kind_reads_its_own_settings_and_is_stored_and_read_back() {
 }
 
 #[test]
+fn a_registrys_host_has_one_spelling_and_no_port_is_lost() {
+    let read = |host: &str| {
+        let settings = fields(&[("host", host)], &[]).settings(CredentialKind::RegistryToken).unwrap();
+        settings.scope().unwrap().to_owned()
+    };
+    for (given, kept) in [
+        ("Packages.example.com.", "packages.example.com"),
+        ("h:80", "h"),
+        ("h:080", "h"),
+        ("h:8443", "h:8443"),
+        ("h:08443", "h:8443"),
+        ("[2001:DB8::1]", "[2001:db8::1]"),
+        ("[2001:db8::1]:8080", "[2001:db8::1]:8080"),
+        ("192.0.2.1:8080", "192.0.2.1:8080"),
+        ("https://h:80", "https://h:80"),
+        ("https://h:0443", "https://h"),
+        ("https://[2001:db8::1]:443/", "https://[2001:db8::1]"),
+        ("https://Packages.example.com/", "https://packages.example.com"),
+        ("HTTPS://Packages.example.com:8443/", "https://packages.example.com:8443"),
+    ] {
+        assert_eq!(read(given), kept, "{given}");
+    }
+}
+
+#[test]
 fn settings_that_are_missing_wrong_or_of_another_kind_are_told_together() {
     assert_eq!(faults(CredentialKind::GitToken, &[]), [("url_prefix", "missing_field")]);
     assert_eq!(
@@ -102,6 +127,22 @@ fn settings_that_are_missing_wrong_or_of_another_kind_are_told_together() {
         (CredentialKind::RegistryToken, "host", "h/path"),
         (CredentialKind::RegistryToken, "host", "u@h"),
         (CredentialKind::RegistryToken, "host", "h:443"),
+        (CredentialKind::RegistryToken, "host", "h:0443"),
+        (CredentialKind::RegistryToken, "host", "h:00443"),
+        (CredentialKind::RegistryToken, "host", "h.:443"),
+        (CredentialKind::RegistryToken, "host", "[2001:db8::1]:0443"),
+        (CredentialKind::RegistryToken, "host", "h:"),
+        (CredentialKind::RegistryToken, "host", "h:0"),
+        (CredentialKind::RegistryToken, "host", "h:+443"),
+        (CredentialKind::RegistryToken, "host", "h:65536"),
+        (CredentialKind::RegistryToken, "host", "h:443:443"),
+        (CredentialKind::RegistryToken, "host", "h:443:80"),
+        (CredentialKind::RegistryToken, "host", "h/"),
+        (CredentialKind::RegistryToken, "host", "h..example"),
+        (CredentialKind::RegistryToken, "host", "127.1"),
+        (CredentialKind::RegistryToken, "host", "https://h//"),
+        (CredentialKind::RegistryToken, "host", "https:///"),
+        (CredentialKind::RegistryToken, "host", "https://h\\x"),
         (CredentialKind::RegistryToken, "host", "http://h"),
         (CredentialKind::RegistryToken, "host", "https://h/path"),
         (CredentialKind::RegistryToken, "host", "https://https://h"),

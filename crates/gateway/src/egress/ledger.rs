@@ -190,13 +190,17 @@ fn denied(asked: &str, wanted: Option<&Wanted>, fault: &Fault, count: u64) -> Va
     };
     let (method, path) = wanted.map_or((None, None), |wanted| parts(&wanted.via));
     let via = wanted.map(|wanted| wanted.via.as_str());
-    json!({
+    let mut told = json!({
         "host": wanted.map_or_else(|| asked.to_owned(), |wanted| wanted.target.host.to_string()),
         "port": wanted.map(|wanted| wanted.target.port), "via": via, "method": method,
         "path": path.map(|path| cut(path, EXCERPT_BYTES)), "reason": fault.reason(),
         "setting": remedy.as_ref().map(|(setting, _)| setting), "rule": remedy.as_ref().map(|(_, rule)| rule),
         "message": fault.message(asked), "count": count,
-    })
+    });
+    if let Fault::NoTunnel { url, .. } = fault {
+        told["instead"] = url.as_str().into();
+    }
+    told
 }
 
 /// Method and path of a request; no more of the path than a rule could have.

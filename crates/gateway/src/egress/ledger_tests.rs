@@ -91,6 +91,23 @@ fn a_denial_is_told_once_and_then_counted_with_the_rule_for_all_of_it() {
 }
 
 #[test]
+fn a_refused_tunnel_is_told_with_what_a_rule_has_instead() {
+    let mut ledger = Ledger::default();
+    let (wanted, other) = (tunnel("r.example"), tunnel("a.example"));
+    let url = "http://r.example/team/".to_owned();
+    let fault = Fault::NoTunnel { rule: Rule::exactly(&wanted).to_string(), url };
+    let Noted::First(told) = ledger.deny("", Some(&wanted), &fault) else { panic!() };
+    assert_eq!(
+        (&told["instead"], &told["reason"], &told["rule"]),
+        (&json!("http://r.example/team/"), &json!("not_allowed"), &json!("r.example:443"))
+    );
+    assert_eq!(ledger.deny("", Some(&wanted), &fault), Noted::Again);
+    assert_eq!(ledger.repeated()[0]["instead"], "http://r.example/team/");
+    let Noted::First(told) = ledger.deny("", Some(&other), &not_allowed(&other)) else { panic!() };
+    assert_eq!(told.get("instead"), None);
+}
+
+#[test]
 fn kinds_of_denials_end() {
     let mut ledger = Ledger::default();
     for number in 0..EGRESS_DENIALS {

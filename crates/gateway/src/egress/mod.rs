@@ -59,15 +59,16 @@ impl EgressSide {
         let tls = Tls::new(upstreams.extra_ca_pem.as_deref())?;
         Ok(Self { policy: Policy::new(upstreams)?, reach: Reach::new(upstreams, net), tls })
     }
+}
 
-    /// What is told of a fault on the way of what is learned: an address that the operator opened needs a rule alone.
-    fn unlearned(&self, wanted: &Wanted, ground: Ground, fault: Fault) -> Fault {
-        match (ground, fault) {
-            (Ground::Learning, Fault::PrivateAddress { address, .. }) if self.reach.opens(address) => {
-                Fault::NotAllowed { rule: Rule::exactly(wanted).to_string() }
-            }
-            (Ground::Learning | Ground::Rule, fault) => fault,
+/// What is told of a fault on the way of what is learned. Of a name that no rule has nobody is told where it leads: whoever chose
+/// it may have it lead to any address, and no list should open that one, nor may names inside be looked up for the asking.
+fn unlearned(wanted: &Wanted, ground: Ground, fault: Fault) -> Fault {
+    match (ground, fault) {
+        (Ground::Learning, Fault::PrivateAddress { .. }) => {
+            Fault::NotAllowed { rule: Rule::exactly(wanted).to_string() }
         }
+        (Ground::Learning | Ground::Rule, fault) => fault,
     }
 }
 
@@ -158,7 +159,7 @@ async fn pass(
     };
     let request_of = (wanted, login.as_ref().map(|login| &login.authorization));
     let outside = side.reach.connect(&wanted.target, ground, &shared.bounds).await;
-    let outside = outside.map_err(|fault| side.unlearned(wanted, ground, fault))?;
+    let outside = outside.map_err(|fault| unlearned(wanted, ground, fault))?;
     match &wanted.via {
         Via::Tunnel => {}
         Via::Http { .. } => return Ok(http::exchange(door, outside, passage, request_of, request).await?),

@@ -32,7 +32,13 @@ impl Policy {
     pub(super) fn new(upstreams: &EgressUpstreams) -> Result<Self, GatewayError> {
         const WHICH: &str = "an egress credential's URL prefix";
         let ready = |credential: &EgressCredential| {
-            check_url(WHICH, &credential.url_prefix)?;
+            let url = &credential.url_prefix;
+            check_url(WHICH, url)?;
+            if url.host_str().is_none_or(|host| Host::parse(host).is_err()) {
+                let reason =
+                    "its host is none that a rule could name; look for an empty part or a strange character";
+                return Err(GatewayError::Url { which: WHICH, reason });
+            }
             let token = credential.token.expose_secret();
             let text = match &credential.username {
                 Some(username) => format!("Basic {}", STANDARD.encode(format!("{username}:{token}"))),
@@ -70,14 +76,12 @@ impl Policy {
         let learns = self.learn && matches!(wanted.target.host, Host::Name(_));
         let ground = if self.is_allowed(wanted) {
             Ground::Rule
+        } else if let Some(url) = self.plain_instead(chosen, wanted) {
+            return Err(Fault::NoTunnel { rule: Rule::exactly(wanted).to_string(), url });
         } else if learns {
             Ground::Learning
         } else {
-            let rule = Rule::exactly(wanted).to_string();
-            return Err(match self.plain_instead(wanted) {
-                Some(url) => Fault::NoTunnel { rule, url },
-                None => Fault::NotAllowed { rule },
-            });
+            return Err(Fault::NotAllowed { rule: Rule::exactly(wanted).to_string() });
         };
         if !self.is_chosen(chosen, wanted) {
             return Err(Fault::NotInWorkflow { rule: Rule::exactly(wanted).to_string() });
@@ -94,8 +98,8 @@ impl Policy {
         self.rules().any(|rule| rule.allows(wanted))
     }
 
-    /// What a tool may ask for in plain, where it wanted a tunnel to a place that an HTTPS rule is for.
-    fn plain_instead(&self, wanted: &Wanted) -> Option<String> {
+    /// What a tool may ask for in plain, where it wanted a tunnel to a place that an HTTPS rule is for, which the workflow has.
+    fn plain_instead(&self, chosen: Option<&[String]>, wanted: &Wanted) -> Option<String> {
         if wanted.via != Via::Tunnel {
             return None;
         }
@@ -105,8 +109,8 @@ impl Policy {
             let Scope::Https { methods, path } = &rule.scope else { return None };
             let (method, path) = (methods.first().cloned().unwrap_or_default(), path.clone());
             let url = format!("http://{host}{port}{path}");
-            let via = Via::Https { method, path };
-            rule.allows(&Wanted { target: wanted.target.clone(), via }).then_some(url)
+            let instead = Wanted { target: wanted.target.clone(), via: Via::Https { method, path } };
+            (rule.allows(&instead) && self.is_chosen(chosen, &instead)).then_some(url)
         })
     }
 
@@ -134,11 +138,12 @@ impl Policy {
         };
         let covers = |credential: &EgressCredential| {
             let url = &credential.url_prefix;
+            let host = url.host_str().and_then(|host| Host::parse(host).ok());
             let prefix = url.path().trim_end_matches('/');
             let below =
                 path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
             url.scheme() == scheme
-                && url.host_str() == Some(wanted.target.host.to_string().as_str())
+                && host.as_ref() == Some(&wanted.target.host)
                 && url.port_or_known_default() == Some(wanted.target.port)
                 && (prefix.is_empty() || (below && is_plain(path)))
         };
@@ -224,6 +229,16 @@ mod tests {
             let has_it = chosen(&[&Rule::exactly(wanted).to_string()]);
             assert_eq!(open.judge(Some(&has_it), wanted), Ok(Ground::Learning), "{wanted:?}");
         }
+        // A tunnel to where an HTTPS rule is for is no host that the list lacks.
+        for (entries, is_told) in
+            [(None, true), (Some(&["https://r.example/"][..]), true), (Some(&["npm"]), false)]
+        {
+            let fault = open.judge(entries.map(chosen).as_deref(), &tunnel("r.example:443")).unwrap_err();
+            assert_eq!(matches!(fault, Fault::NoTunnel { .. }), is_told, "{entries:?}: {fault:?}");
+            assert!(is_told || matches!(fault, Fault::NotInWorkflow { .. }), "{entries:?}: {fault:?}");
+        }
+        let other_port = open.judge(None, &tunnel("r.example:8443"));
+        assert_eq!(other_port, Ok(Ground::Learning));
         for address in ["8.8.8.8:443", "127.0.0.1:80", "[2606:4700::1]:443"] {
             assert!(matches!(open.judge(None, &tunnel(address)), Err(Fault::NotAllowed { .. })), "{address}");
         }
@@ -252,6 +267,24 @@ mod tests {
         assert_eq!(of(&tunnel("r.example:80")), None);
         assert_eq!(of(&over_tls("r.example", "/team/x")), None, "one for plain HTTP is not for TLS");
         assert_eq!(of(&over_tls("r.example:80", "/team/x")), None);
+    }
+
+    #[test]
+    fn a_credential_whose_host_is_written_with_a_final_dot_is_for_that_host() {
+        for (prefix, wanted) in [
+            ("https://r.example./team/", over_tls("r.example", "/team/x")),
+            ("https://r.example/team/", over_tls("r.example.", "/team/x")),
+            ("http://R.example.:8080/", get("r.example:8080", "/x")),
+            ("https://[2001:DB8::1]/", over_tls("[2001:db8:0::1]:443", "/x")),
+        ] {
+            let credential = EgressCredential {
+                url_prefix: prefix.parse().unwrap(),
+                username: None,
+                token: "t".to_owned().into(),
+            };
+            let upstreams = EgressUpstreams { credentials: vec![credential], ..EgressUpstreams::default() };
+            assert!(Policy::new(&upstreams).unwrap().credential(&wanted).is_some(), "{prefix}");
+        }
     }
 
     #[test]
@@ -321,6 +354,14 @@ mod tests {
             let fault = both.judge(None, &self::tunnel(other)).unwrap_err();
             assert!(matches!(fault, Fault::NotAllowed { .. }), "{other}: {fault:?}");
         }
+        // Nobody is sent the plain way that the workflow did not choose.
+        for (entries, is_told) in
+            [(&[][..], false), (&["https://r.example:8443/"], false), (&["https://r.example/"], true)]
+        {
+            let fault = both.judge(Some(&chosen(entries)), &self::tunnel("r.example:443")).unwrap_err();
+            assert_eq!(matches!(fault, Fault::NoTunnel { .. }), is_told, "{entries:?}: {fault:?}");
+            assert!(is_told || matches!(fault, Fault::NotAllowed { .. }), "{entries:?}: {fault:?}");
+        }
         // An HTTPS rule alone lets nothing out in plain.
         let tls_alone = policy(&["https://r.example/team/"], &[]);
         assert!(matches!(tls_alone.judge(None, &plain), Err(Fault::NotAllowed { .. })));
@@ -330,9 +371,13 @@ mod tests {
 
     #[test]
     fn a_credential_that_cannot_be_used_is_refused() {
-        for (prefix, token) in
-            [("ftp://r.example/", "t"), ("http://u@r.example/", "t"), ("http://r.example/", "t\n")]
-        {
+        for (prefix, token) in [
+            ("ftp://r.example/", "t"),
+            ("http://u@r.example/", "t"),
+            ("http://r.example/", "t\n"),
+            ("https://r.example../", "t"),
+            ("https://r..example/", "t"),
+        ] {
             let credential = EgressCredential {
                 url_prefix: prefix.parse().unwrap(),
                 username: None,

@@ -69,11 +69,6 @@ impl Reach {
         Self { resolve, dial, hosts, allow_private }
     }
 
-    /// Whether the operator opened this address, which is not public.
-    pub(super) fn opens(&self, address: IpAddr) -> bool {
-        self.allow_private.iter().any(|range| range.contains(address))
-    }
-
     /// Connects to an address of the target that may be reached: what is only learned reaches public ones alone. The name is resolved here and nowhere else: what is
     /// connected to is what was checked, whatever the name leads to a moment later.
     pub(super) async fn connect(

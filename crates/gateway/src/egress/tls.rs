@@ -26,6 +26,8 @@ const NOT_NOW: &str = "its certificate is not valid now; it needs a new one, or 
 const UNUSABLE: &str = "its certificate cannot be used; it needs another one";
 const NOT_TLS: &str =
     "it does not speak TLS on this port; the rule needs its TLS port, or http:// in place of https://";
+const REFUSED: &str = "it refused the handshake; look whether it serves this name and speaks HTTP/1.1, TLS 1.2 or 1.3, and asks for no \
+    client certificate";
 const NO_AGREEMENT: &str = "it and the server agree on no version or kind of TLS; it needs TLS 1.2 or 1.3";
 const BROKE_OFF: &str = "it broke the handshake off; look whether it speaks TLS on this port";
 
@@ -93,6 +95,10 @@ fn what(error: &io::Error) -> &'static str {
     if matches!(error, Error::InvalidMessage(_)) {
         return NOT_TLS;
     }
+    // An alert has many causes, and few hosts say the right one.
+    if matches!(error, Error::AlertReceived(_) | Error::NoApplicationProtocol) {
+        return REFUSED;
+    }
     NO_AGREEMENT
 }
 
@@ -115,6 +121,8 @@ fn of_certificate(why: &CertificateError) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use tokio_rustls::rustls::{AlertDescription, PeerIncompatible};
+
     use super::*;
 
     #[test]
@@ -127,7 +135,12 @@ mod tests {
             (Error::InvalidCertificate(CertificateError::NotValidYet), "not valid now"),
             (Error::InvalidCertificate(CertificateError::Revoked), "needs another one"),
             (Error::InvalidMessage(tokio_rustls::rustls::InvalidMessage::InvalidContentType), "http://"),
-            (Error::HandshakeNotComplete, "TLS 1.2"),
+            (Error::AlertReceived(AlertDescription::UnrecognisedName), "serves this name"),
+            (Error::AlertReceived(AlertDescription::HandshakeFailure), "refused the handshake"),
+            (Error::AlertReceived(AlertDescription::CertificateRequired), "no client certificate"),
+            (Error::AlertReceived(AlertDescription::ProtocolVersion), "TLS 1.2 or 1.3"),
+            (Error::NoApplicationProtocol, "HTTP/1.1"),
+            (Error::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13), "agree on no version"),
         ] {
             assert!(of(error.clone()).contains(part), "{error}");
         }

@@ -1,74 +1,18 @@
 //! Finding secrets in what is pushed: the credentials that this gateway holds, however they are written, and texts that
-//! look like somebody's secret. Pure; the rules are in `secrets.json`.
+//! look like somebody's secret. Pure; the rules for these are in `secrets.json`, and the operator's own file.
 //!
 //! A finding never holds the secret, only its hash, so that the same one can be told again elsewhere.
-
-use std::sync::LazyLock;
 
 use aho_corasick::AhoCorasick;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
-use regex::bytes::{Regex, RegexBuilder};
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::config::GatewayError;
+use crate::secret_rules::{self, LIVE, SecretRule, SecretRuleChange};
 
 /// Shortest credential that is looked for, in bytes: a shorter one would be found by chance.
 const LIVE_BYTES: usize = 8;
-/// Name of the rule for the gateway's own credentials. It cannot be turned off.
-pub(super) const LIVE: &str = "live-credential";
-/// Words that stand in for a secret in documents and tests.
-const STAND_INS: [&str; 9] =
-    ["example", "changeme", "placeholder", "dummy", "redacted", "xxxxxx", "your_", "your-", "notreal"];
-
-/// A rule as it is written.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Written {
-    id: String,
-    /// One of them, in any case, is in every text that the pattern matches.
-    keywords: Vec<String>,
-    /// Its first group is the secret. It matches at most [`super::scan::MATCH_BYTES`].
-    pattern: String,
-    /// Least entropy of the secret, in bits a byte.
-    #[serde(default)]
-    entropy: f32,
-    /// Whether the secret has small and capital letters and digits.
-    #[serde(default)]
-    mixed: bool,
-    /// Whether binary files are left out.
-    #[serde(default)]
-    text_only: bool,
-}
-
-/// A rule that can be applied.
-#[derive(Debug, Clone)]
-struct Rule {
-    id: String,
-    keywords: Vec<String>,
-    pattern: Regex,
-    entropy: f32,
-    mixed: bool,
-    text_only: bool,
-}
-
-static SHIPPED: LazyLock<Vec<Rule>> = LazyLock::new(|| {
-    let written: Vec<Written> =
-        serde_json::from_str(include_str!("secrets.json")).expect("a test reads the shipped rules");
-    let rule = |written: Written| Rule {
-        pattern: RegexBuilder::new(&written.pattern)
-            .unicode(false)
-            .build()
-            .expect("a test reads the shipped rules"),
-        id: written.id,
-        keywords: written.keywords,
-        entropy: written.entropy,
-        mixed: written.mixed,
-        text_only: written.text_only,
-    };
-    written.into_iter().map(rule).collect()
-});
 
 /// What a word that is searched for belongs to.
 #[derive(Debug, Clone, Copy)]
@@ -81,7 +25,7 @@ enum Word {
 
 /// What is looked for.
 pub(super) struct Secrets {
-    rules: Vec<Rule>,
+    rules: Vec<SecretRule>,
     live: Vec<Vec<u8>>,
     words: Vec<Word>,
     search: AhoCorasick,
@@ -99,18 +43,9 @@ pub(super) struct Hit {
 }
 
 impl Secrets {
-    /// The shipped rules but those in `off`, and `live` credentials.
-    pub(super) fn new(live: &[&str], off: &[String]) -> Result<Self, GatewayError> {
-        let known = |name: &String| SHIPPED.iter().any(|rule| rule.id == *name);
-        if let Some(name) = off.iter().find(|name| !known(name)) {
-            let reason = "there is no such rule for secrets";
-            return Err(GatewayError::PushRule {
-                which: "git.secret_rules_off",
-                value: name.clone(),
-                reason,
-            });
-        }
-        let rules: Vec<Rule> = SHIPPED.iter().filter(|rule| !off.contains(&rule.id)).cloned().collect();
+    /// The shipped rules with the operator's changes, and `live` credentials.
+    pub(super) fn new(live: &[&str], changes: &[SecretRuleChange]) -> Result<Self, GatewayError> {
+        let rules = secret_rules::changed(changes)?;
         let live: Vec<Vec<u8>> = live.iter().flat_map(|secret| spellings(secret.as_bytes())).collect();
         let mut words = Vec::new();
         let mut texts: Vec<&[u8]> = Vec::new();
@@ -171,28 +106,6 @@ fn hit(rule: &str, at: usize, secret: &[u8]) -> Hit {
     Hit { rule: rule.to_owned(), at, hash: Sha256::digest(secret).into() }
 }
 
-impl Rule {
-    fn is_likely(&self, secret: &[u8]) -> bool {
-        let lower = String::from_utf8_lossy(secret).to_ascii_lowercase();
-        if STAND_INS.iter().any(|word| lower.contains(word)) || entropy(secret) < self.entropy {
-            return false;
-        }
-        let has = |class: fn(&u8) -> bool| secret.iter().any(class);
-        !self.mixed || (has(u8::is_ascii_lowercase) && has(u8::is_ascii_uppercase) && has(u8::is_ascii_digit))
-    }
-}
-
-/// Shannon's, in bits a byte.
-#[expect(clippy::cast_precision_loss, reason = "a pattern matches a few thousand bytes at most")]
-fn entropy(text: &[u8]) -> f32 {
-    let mut counts = [0_u32; 256];
-    for byte in text {
-        counts[usize::from(*byte)] += 1;
-    }
-    let length = text.len() as f32;
-    counts.iter().filter(|count| **count > 0).map(|count| *count as f32 / length).map(|p| -p * p.log2()).sum()
-}
-
 /// How a credential may be written: as it is, in a URL, in hexadecimal digits, and in base64 at any place of a longer
 /// text. Nothing for one that is too short to be told from chance.
 fn spellings(secret: &[u8]) -> Vec<Vec<u8>> {
@@ -227,66 +140,6 @@ mod tests {
     }
 
     #[test]
-    fn every_shipped_rule_is_read_and_its_keywords_are_in_small_letters() {
-        assert!(SHIPPED.len() >= 20);
-        for rule in SHIPPED.iter() {
-            assert!(rule.pattern.captures_len() == 2, "{}", rule.id);
-            assert!(!rule.keywords.is_empty());
-            assert!(rule.keywords.iter().all(|word| *word == word.to_ascii_lowercase()));
-        }
-    }
-
-    /// The examples are put together here, so that no scanner takes this file for a leak.
-    #[test]
-    fn each_kind_of_secret_is_found() {
-        let (digits, mixed) = ("0123456789abcdef".repeat(4), "aZ3kQ9xW7mB2nR5tY8uL1pD4".repeat(9));
-        let body = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7VJTUt9Us8cKj";
-        for (rule, text) in [
-            ("aws-access-key", format!("id = {}Q3EGRXD5QTRSBWXZ", "AKIA")),
-            ("aws-secret-key", format!("aws_secret_access_key = {}", &mixed[..40])),
-            ("github-token", format!("token: ghp_{}", &mixed[..36])),
-            ("github-fine-grained-token", format!("github_pat_{}_{}", &mixed[..22], &mixed[..59])),
-            ("gitlab-token", format!("glpat-{}", &mixed[..20])),
-            ("slack-token", format!("xoxb-{}", &mixed[..48])),
-            ("slack-webhook", format!("https://hooks.slack.com/services/T0/B0/{}", &mixed[..40])),
-            ("anthropic-key", format!("sk-ant-api03-{}", &mixed[..93])),
-            ("openai-key", format!("sk-proj-{}T3BlbkFJ{}", &mixed[..40], &mixed[..40])),
-            ("google-key", format!("AIza{}", &mixed[..35])),
-            ("stripe-key", format!("sk_live_{}", &mixed[..24])),
-            ("npm-token", format!("npm_{}", &mixed[..36])),
-            ("pypi-token", format!("pypi-AgEIcHlwaS5vcmc{}", &mixed[..60])),
-            ("sendgrid-key", format!("SG.{}.{}", &mixed[..22], &mixed[..43])),
-            ("digitalocean-token", format!("dop_v1_{digits}")),
-            ("hugging-face-token", format!("hf_{}", "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFgH")),
-            ("caisson-key", format!("csk_{digits}")),
-            ("private-key", format!("-----BEGIN RSA {} KEY-----\n{body}\n", "PRIVATE")),
-            ("private-key", format!("\"-----BEGIN {} KEY-----\\n{body}\\n\"", "PRIVATE")),
-            ("url-password", "postgres://app:q8Zr2LmW5xT0@db.example.com/x".to_owned()),
-            ("generic-secret", format!("password = \"{}\"", &mixed[..24])),
-            ("generic-secret", format!("\"client_secret\": \"{}\"", &mixed[..24])),
-        ] {
-            assert_eq!(rules_in(&text), [rule], "{text}");
-        }
-    }
-
-    #[test]
-    fn what_only_looks_like_a_secret_is_left_alone() {
-        let digest = "0123456789abcdef".repeat(4);
-        for text in [
-            "AKIAIOSFODNN7EXAMPLE".to_owned(),
-            format!("-----BEGIN {} KEY----- is what its first line says", "PRIVATE"),
-            "postgres://postgres:postgres@localhost/x".to_owned(),
-            "https://user:${PASSWORD}@host/".to_owned(),
-            format!("token = \"{digest}\""),
-            "secret = \"your-secret-goes-here-0A1b2C3d\"".to_owned(),
-            "let token = parse_the_token_of(\"a_long_identifier_with_words\");".to_owned(),
-            "password: 'correct horse battery staple and more'".to_owned(),
-        ] {
-            assert_eq!(rules_in(&text), Vec::<String>::new(), "{text}");
-        }
-    }
-
-    #[test]
     fn a_credential_of_the_gateways_is_found_however_it_is_written() {
         let url: String = url::form_urlencoded::byte_serialize(KEY.as_bytes()).collect();
         let mut texts = vec![KEY.to_owned(), url, hex::encode(KEY), hex::encode_upper(KEY)];
@@ -302,15 +155,6 @@ mod tests {
         }
         assert!(rules_in(&KEY.to_uppercase()).is_empty());
         assert!(Secrets::new(&["short"], &[]).unwrap().find(b"short", false).is_empty());
-    }
-
-    #[test]
-    fn a_rule_can_be_turned_off_and_must_be_known() {
-        let text = format!("password = \"{}\"", &"aZ3kQ9xW7mB2nR5tY8uL1pD4");
-        let off = ["generic-secret".to_owned()];
-        assert!(Secrets::new(&[], &off).unwrap().find(text.as_bytes(), false).is_empty());
-        let unknown = Secrets::new(&[], &["no-such-rule".to_owned()]);
-        assert!(matches!(unknown.err(), Some(GatewayError::PushRule { .. })));
     }
 
     #[test]

@@ -172,11 +172,11 @@ async fn follow(
     tries: &mut Tries,
 ) -> Result<(), Refusal> {
     let other = super::noted_route(door, run, None).await?;
+    // Elsewhere, or with more than a key, it is another request than the one that is kept, also where the key is the same.
+    if !other.goes_as(route) {
+        return Err(renewed_too_late());
+    }
     if other.header != route.header {
-        // Elsewhere, or with more than a key, it is another request than the one that is kept.
-        if !other.goes_as(route) {
-            return Err(renewed_too_late());
-        }
         tries.replace(&route.header.0, &other.header);
     }
     *route = other;

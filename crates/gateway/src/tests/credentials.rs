@@ -1,5 +1,6 @@
 //! Credentials of the store: what counts is asked for each request, and comes before those of the settings.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use caisson_domain::credential::{CredentialKind, CredentialSecret};
@@ -10,10 +11,11 @@ use caisson_store::{Actor, Clock, MasterKeyFile, Store};
 use http::Method;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::git_host::{Client, GitHost, Mood, bare_repository, git};
-use super::model_host::{END, ModelHost, START, Script, piece};
+use super::model_host::{END, ModelHost, Piece, START, Script, piece};
 use super::outside::{Outside, ask as ask_outside, setup as egress_setup};
 use super::support::{GIT_TOKEN, MODEL_KEY, OK, Reply, Sandbox, Setup, World, eventually, run_spec, value};
 use crate::{GitCredential, ModelCredential};
@@ -36,6 +38,13 @@ async fn world_with(scripts: Vec<Script>) -> (World, Sandbox, ModelHost) {
     setup.bounds.retry_first = Duration::from_millis(400);
     world.start(setup).await;
     (world, sandbox, host)
+}
+
+/// Refuses a call for now; the refusal ends when the test has done what it does meanwhile, and no try comes before.
+fn busy_until(gate: &Arc<Notify>) -> Script {
+    let mut script = Script::json(529, "{}");
+    script.pieces.insert(0, Piece::Gate(Arc::clone(gate)));
+    script
 }
 
 async fn ask(sandbox: &Sandbox) -> Reply {
@@ -97,22 +106,26 @@ async fn a_call_whose_body_comes_slowly_is_sent_with_what_counts_by_then() {
 
 #[tokio::test]
 async fn a_call_that_is_tried_again_goes_with_what_counts_by_then() {
-    let busy = || Script::json(529, "{}");
+    let gates: [Arc<Notify>; 3] = Default::default();
     let whole = Script::stream(vec![piece(START), piece(END)]);
-    let (world, sandbox, host) = world_with(vec![busy(), busy(), busy(), whole]).await;
+    let scripts = gates.iter().map(busy_until).chain([whole]).collect();
+    let (world, sandbox, host) = world_with(scripts).await;
     let kind = CredentialKind::ModelApiKey;
     let credential = world.add_credential("model", kind, &[], value("first")).await;
     let change = async {
         let seen = async |count| eventually(|| async { (host.seen().len() == count).then_some(()) }).await;
         seen(1).await;
         world.rotate(&credential, &value("second")).await;
+        gates[0].notify_one();
         seen(2).await;
         let bearer = [("send_as", "bearer")];
         world.add_credential("newer", kind, &bearer, value("third")).await;
+        gates[1].notify_one();
         seen(3).await;
         for gone in world.store.list_credentials(&sandbox.run.project).await.unwrap() {
             assert!(world.store.remove_credential(&gone.project, &gone.id, &Actor::Operator).await.unwrap());
         }
+        gates[2].notify_one();
     };
     let (reply, ()) = tokio::join!(ask(&sandbox), change);
     assert_eq!(reply.status, OK, "{}", reply.text());
@@ -142,15 +155,21 @@ async fn a_call_that_is_tried_again_goes_with_what_counts_by_then() {
 
 #[tokio::test]
 async fn a_call_whose_credential_leads_elsewhere_by_its_next_try_is_left_to_the_agent() {
-    let (world, sandbox, host) = world_with(vec![Script::json(529, "{}")]).await;
-    let kind = CredentialKind::ModelApiKey;
-    let change = async {
-        eventually(|| async { (host.seen().len() == 1).then_some(()) }).await;
-        world.add_credential("model", kind, &[("base_url", "https://elsewhere.example")], value("x")).await;
-    };
-    let (reply, ()) = tokio::join!(ask(&sandbox), change);
-    assert_eq!((reply.status, host.seen().len()), (529, 1), "{}", reply.text());
-    world.stop().await;
+    // Also where the key is the very one that the call was made with.
+    for key in ["x", "of-the-settings"] {
+        let gate = Arc::new(Notify::new());
+        let (world, sandbox, host) = world_with(vec![busy_until(&gate)]).await;
+        let kind = CredentialKind::ModelApiKey;
+        let change = async {
+            eventually(|| async { (host.seen().len() == 1).then_some(()) }).await;
+            let elsewhere = [("base_url", "https://elsewhere.example")];
+            world.add_credential("model", kind, &elsewhere, value(key)).await;
+            gate.notify_one();
+        };
+        let (reply, ()) = tokio::join!(ask(&sandbox), change);
+        assert_eq!((reply.status, host.seen().len()), (529, 1), "{key}: {}", reply.text());
+        world.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -90,9 +90,15 @@ async fn what_is_not_public_stays_refused_while_a_server_learns() {
         for line in ["CONNECT new.example:443", "GET http://new.example/"] {
             let answer = ask(&sandbox, line, "").await;
             assert!(answer.starts_with("HTTP/1.1 403"), "{address}: {answer}");
-            assert!(answer.contains("egress_private_address"), "{address}: {answer}");
+            assert!(answer.contains("egress_not_allowed"), "{address}: {answer}");
+            // Where a name inside leads is nothing that an agent may ask for.
+            assert!(!answer.contains(address), "{address}: {answer}");
         }
         assert!(dialed.lock().unwrap().is_empty(), "{address}");
+        let told = denials(&world, &sandbox).await;
+        let settings: Vec<_> = told.iter().map(|data| data["setting"].as_str().unwrap()).collect();
+        assert_eq!(settings, ["egress.allow"; 2], "no list opens an address that a tool chose: {told:?}");
+        assert!(!serde_json::to_string(&told).unwrap().contains(address), "{address}: {told:?}");
         world.stop().await;
     }
 }
@@ -148,6 +154,22 @@ async fn literals_workflows_and_bounds_stay_walls_while_a_server_learns() {
     let answer = ask(&sandbox, "CONNECT chosen.example:443", "").await;
     assert!(answer.contains("egress_too_many_connections"), "{answer}");
     assert_eq!(dialed.lock().unwrap().len(), 1);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_tunnel_to_where_the_gateway_speaks_tls_is_told_so_while_a_server_learns() {
+    let world = World::new().await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    let outside = Outside::start(&world, "127.0.0.1:0", REPLY).await;
+    let (setup, dialed) = learning(&outside, &["https://ruled.example/team/"], &[], "8.8.8.8");
+    world.start(setup).await;
+    let answer = ask(&sandbox, "CONNECT ruled.example:443", "").await;
+    assert!(answer.contains("ask for http://ruled.example/team/ without TLS"), "{answer}");
+    assert!(dialed.lock().unwrap().is_empty());
+    let told = denials(&world, &sandbox).await;
+    assert_eq!((told.len(), &told[0]["instead"]), (1, &json!("http://ruled.example/team/")), "{told:?}");
+    drop(tunnel(&sandbox, "ruled.example:8443").await);
     world.stop().await;
 }
 

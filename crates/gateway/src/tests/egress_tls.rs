@@ -9,9 +9,10 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::version::{TLS12, TLS13};
+use tokio_rustls::rustls::{ALL_VERSIONS, ServerConfig, SupportedProtocolVersion};
 
 use super::outside::{Outside, ask, choosing, denials, finish, scripted, setup, uses};
 use super::support::{Setup, World, run_spec, value};
@@ -20,6 +21,10 @@ use crate::EgressCredential;
 const AUTHORITY: &[u8] = include_bytes!("tls/ca.pem");
 const CERTIFICATE: &[u8] = include_bytes!("tls/leaf.pem");
 const KEY: &[u8] = include_bytes!("tls/leaf.key");
+/// Of another authority, for 127.0.0.1 as well.
+const OTHER_AUTHORITY: &[u8] = include_bytes!("../../../api/tests/api/tls/ca.pem");
+const OF_ADDRESS: &[u8] = include_bytes!("../../../api/tests/api/tls/one.pem");
+const KEY_OF_ADDRESS: &[u8] = include_bytes!("../../../api/tests/api/tls/one.key");
 const REPLY: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 /// A host that speaks TLS; it remembers what came over it, and how many connections there were.
@@ -31,10 +36,19 @@ struct Secure {
 
 impl Secure {
     async fn start(world: &World) -> Self {
+        Self::start_with(world, ALL_VERSIONS, (CERTIFICATE, KEY)).await
+    }
+
+    async fn start_with(
+        world: &World,
+        versions: &[&'static SupportedProtocolVersion],
+        (certificate, key): (&[u8], &[u8]),
+    ) -> Self {
         super::install_crypto();
-        let certificate = CertificateDer::from_pem_slice(CERTIFICATE).unwrap();
-        let key = PrivateKeyDer::from_pem_slice(KEY).unwrap();
-        let config = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate], key);
+        let certificate = CertificateDer::from_pem_slice(certificate).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(key).unwrap();
+        let config = ServerConfig::builder_with_protocol_versions(versions).with_no_client_auth();
+        let config = config.with_single_cert(vec![certificate], key);
         let acceptor = TlsAcceptor::from(Arc::new(config.unwrap()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -240,6 +254,50 @@ async fn a_host_whose_certificate_does_not_fit_hears_nothing_and_the_tool_is_tol
         assert!(denials(&world, &sandbox).await.is_empty(), "no rule would help");
         world.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_host_of_either_version_is_reached_and_a_rule_that_names_an_address() {
+    for versions in [&[&TLS12][..], &[&TLS13]] {
+        let world = World::new().await;
+        let sandbox = world.sandbox(run_spec(None)).await;
+        let host = Secure::start_with(&world, versions, (CERTIFICATE, KEY)).await;
+        world.start(trusting(&[&format!("https://localhost:{}/", host.port)])).await;
+        assert!(ask(&sandbox, "GET http://localhost/x", "").await.ends_with("ok"), "{versions:?}");
+        assert_eq!(host.heard().len(), 1, "{versions:?}");
+        world.stop().await;
+    }
+    let world = World::new().await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    let host = Secure::start_with(&world, ALL_VERSIONS, (OF_ADDRESS, KEY_OF_ADDRESS)).await;
+    let mut setup = trusting(&[&format!("https://127.0.0.1:{}/", host.port)]);
+    setup.egress.extra_ca_pem = Some(OTHER_AUTHORITY.to_vec());
+    world.start(setup).await;
+    assert!(ask(&sandbox, "GET http://127.0.0.1/x", "").await.ends_with("ok"));
+    assert!(host.heard()[0].contains(&format!("host: 127.0.0.1:{}\r\n", host.port)), "{:?}", host.heard());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_host_that_answers_a_handshake_in_plain_is_told_to_need_another_rule() {
+    let world = World::new().await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let cancel = world.cancel.clone();
+    world.tracker.spawn(cancel.run_until_cancelled_owned(async move {
+        let Ok((mut stream, _)) = listener.accept().await else { return };
+        let mut buffer = vec![0; 64 * 1024];
+        // As servers of plain HTTP do.
+        if stream.read(&mut buffer).await.is_ok() {
+            stream.write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n").await.ok();
+        }
+    }));
+    world.start(trusting(&[&format!("https://localhost:{port}/")])).await;
+    let answer = ask(&sandbox, "GET http://localhost/x", "").await;
+    assert!(answer.starts_with("HTTP/1.1 502") && answer.contains("egress_tls"), "{answer}");
+    assert!(answer.contains("http:// in place of https://"), "{answer}");
+    world.stop().await;
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use caisson_domain::credential::CredentialKind;
 use caisson_domain::event::EventKind;
 use caisson_domain::run::RunSpec;
-use caisson_store::Actor;
+use caisson_store::{Actor, AuditFilter};
 use http::Method;
 use serde_json::{Value, json};
 
@@ -178,7 +178,21 @@ async fn a_credential_is_added_for_its_own_server_and_rotation_and_removal_act_o
     let recorded: Vec<_> = audit.iter().filter(|(action, ..)| action == "credential.use").collect();
     assert_eq!(recorded.len(), 1, "once for each run, purpose, credential and host: {recorded:?}");
     assert_eq!((recorded[0].1.as_str(), recorded[0].3.as_deref()), ("mcp", Some("notes.example")));
-    assert!(audit.iter().any(|(action, subject, ..)| action == "mcp.allow" && subject.starts_with("notes notes.example:")));
+    let filter = AuditFilter { run: Some(sandbox.run.id.clone()), ..AuditFilter::default() };
+    let of_run = world.store.list_audit(&sandbox.run.project, &filter, None, 100).await.unwrap();
+    let allowed: Vec<_> = of_run.iter().filter(|record| record.action == "mcp.allow").collect();
+    let told = |text: &Option<String>| text.clone().unwrap_or_default();
+    assert_eq!(allowed.len(), 1, "{allowed:?}");
+    assert!(allowed[0].subject.starts_with("notes notes.example:"), "{allowed:?}");
+    assert_eq!(
+        [
+            told(&allowed[0].session),
+            told(&allowed[0].host),
+            told(&allowed[0].decision),
+            allowed[0].actor.clone()
+        ],
+        [sandbox.run.session.as_str(), "notes.example", "allowed", "server"]
+    );
     assert!(
         world.store.remove_credential(&credential.project, &credential.id, &Actor::Operator).await.unwrap()
     );

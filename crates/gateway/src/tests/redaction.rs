@@ -1,5 +1,7 @@
 //! What a sandbox says never brings a live secret to disk, however it is written and cut.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use caisson_domain::credential::{CredentialKind, CredentialSettings};
 use caisson_domain::event::{DeltaKind, EventKind};
@@ -10,11 +12,14 @@ use caisson_domain::redact::{LiveSecrets, MARKER};
 use caisson_domain::run::{Failure, FailureKind};
 use caisson_domain::trust::Steering;
 use caisson_store::{Actor, NewCredential};
+use futures_util::StreamExt;
 use http::Method;
 use secrecy::SecretString;
 use serde_json::json;
+use tokio::sync::Notify;
 
-use super::support::{MODEL_KEY, OK, Sandbox, Setup, World, run_spec, value};
+use super::model_host::{ModelHost, Script};
+use super::support::{MODEL_KEY, OK, Sandbox, Setup, World, eventually, run_spec, value};
 use crate::config::{GitCredential, ModelCredential};
 use crate::problem::Refusal;
 
@@ -180,6 +185,48 @@ async fn an_artifact_is_kept_without_the_secret_that_comes_in_two_pieces() {
     assert_eq!(usize::try_from(kept.size_bytes).unwrap(), bytes.len());
     let notes = world.events(&sandbox.run.id, EventKind::Note).await;
     assert!(notes[0]["message"].to_string().contains("artifact work.patch"), "{notes:?}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_artifact_is_kept_without_a_secret_that_became_live_while_it_came() {
+    const KEY: &str = "key-canary-that-became-live-71c";
+    let host = ModelHost::start(Script::json(200, "{\"type\":\"message\"}")).await;
+    let world = World::new().await;
+    world.unlock().await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    let mut setup = setup();
+    setup.model.base_url = host.url.clone();
+    world.start(setup).await;
+    let (zeros, gate) = (vec![0_u8; 100_000], Arc::new(Notify::new()));
+    let (begin, rest) = (zeros.clone(), [KEY.as_bytes(), &zeros].concat());
+    let opened = Arc::clone(&gate);
+    let rest = async move {
+        opened.notified().await;
+        Ok(rest)
+    };
+    let begin = futures_util::stream::iter([Ok::<_, std::io::Error>(begin)]);
+    let body = reqwest::Body::wrap_stream(begin.chain(futures_util::stream::once(rest)));
+    let path = format!("/artifacts/{}/work.patch", sandbox.run.id);
+    let artifacts = world.root.path().join("artifacts");
+    let becomes_live = async {
+        eventually(|| async {
+            // What came so far was looked through without the secret.
+            let mut coming = std::fs::read_dir(artifacts.join(".incoming")).ok()?.flatten();
+            coming.any(|file| file.metadata().is_ok_and(|file| file.len() > 50_000)).then_some(())
+        })
+        .await;
+        world.add_credential("model", CredentialKind::ModelApiKey, &[], value(KEY)).await;
+        let call = sandbox.agent(Method::POST, "/model/v1/messages", "{\"model\":\"claude-opus-5-5\"}").await;
+        assert_eq!(call.status, OK, "{}", call.text());
+        gate.notify_one();
+    };
+    let (reply, ()) = tokio::join!(sandbox.control(Method::PUT, &path, body), becomes_live);
+    assert_eq!(reply.status, 204, "{}", reply.text());
+    assert_eq!(host.seen()[0].headers["x-api-key"], KEY);
+    let kept = world.store.artifact(&sandbox.run.id, "work.patch").await.unwrap().unwrap();
+    let bytes = std::fs::read(artifacts.join(&kept.path)).unwrap();
+    assert_eq!(bytes, [&zeros, MARKER.as_bytes(), &zeros].concat());
     world.stop().await;
 }
 

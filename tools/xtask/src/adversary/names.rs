@@ -1,5 +1,5 @@
 //! Names that lead elsewhere from one look-up to the next, as whoever owns a domain can have them: a name server on this
-//! machine, and who listens at the two addresses.
+//! machine, which hears every name that it is asked for, and who listens at the two addresses.
 
 use std::collections::HashMap;
 use std::fs;
@@ -39,7 +39,7 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// Listens; what comes to the private address is heard.
+    /// Listens; what comes to the private address is heard, and so is each name that is looked up.
     ///
     /// # Errors
     /// Somebody else has the port, or the disk refuses.
@@ -54,9 +54,12 @@ impl Names {
         listen(public, None);
         listen(private, Some(heard.clone()));
         listen(alone, Some(heard.clone()));
+        let heard = heard.clone();
         std::thread::spawn(move || {
             let (mut message, mut asked) = ([0; MESSAGE], HashMap::new());
             while let Ok((length, from)) = udp.recv_from(&mut message) {
+                // Whoever has a zone reads what is looked up in it, whatever is answered.
+                heard.keep(&message[..length].to_ascii_lowercase());
                 if let Some(answer) = answer(&message[..length], &mut asked) {
                     udp.send_to(&answer, from).ok();
                 }

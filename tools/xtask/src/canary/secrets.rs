@@ -17,6 +17,9 @@ pub(super) const STORED_GIT: &str = "ghp_canaryStored3Vn8Lw5Rt1";
 pub(super) const REGISTRY: &str = "registry-canary/config+a05f=";
 pub(super) const STORED_REGISTRY: &str = "registry-canary/stored+b71c=";
 
+/// The login of the proxy by which the store's model key goes.
+pub(super) const PROXY_LOGIN: &str = "proxy-canary:login/proxy+d82f=";
+
 /// The store's header for an MCP server.
 pub(super) const STORED_MCP: &str = "mcp-canary/stored+c93e=";
 
@@ -51,5 +54,7 @@ pub(super) fn known() -> Vec<Secret> {
         Secret::new("registry token of the configuration", REGISTRY),
         Secret::new("registry token of the store", STORED_REGISTRY),
         Secret::new("header of an MCP server", STORED_MCP),
+        Secret::new("login of an outbound proxy", PROXY_LOGIN),
+        Secret::new("password of an outbound proxy", PROXY_LOGIN.rsplit(':').next().unwrap_or_default()),
     ]
 }

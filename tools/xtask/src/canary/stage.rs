@@ -20,8 +20,8 @@ use testkit::world::{GIT_TOKEN, MODEL_KEY, World, WorldSpec};
 
 use super::crash;
 use super::secrets::{
-    FIRST_ACCESS, INSTALLATION, NEXT_ACCESS, REFRESH, REGISTRY, STORED_GIT, STORED_KEY, STORED_MCP,
-    STORED_REGISTRY, Secret, known,
+    FIRST_ACCESS, INSTALLATION, NEXT_ACCESS, PROXY_LOGIN, REFRESH, REGISTRY, STORED_GIT, STORED_KEY,
+    STORED_MCP, STORED_REGISTRY, Secret, known,
 };
 use super::upstreams::Upstreams;
 
@@ -165,7 +165,16 @@ impl Stage {
     pub(super) async fn run_with_the_stores(&mut self, hunt: &mut Hunt) -> anyhow::Result<()> {
         let host = format!("url_prefix={}", self.world.host.url(""));
         let registry = format!("host=store.example:{}", self.upstreams.port);
-        self.add(&["model", "--kind", "model_api_key"], STORED_KEY)?;
+        let login = self.world.directory.path().join("proxy-login");
+        written(&login, PROXY_LOGIN)?;
+        fs::set_permissions(&login, fs::Permissions::from_mode(0o600)).context("the proxy login's file")?;
+        let proxy = format!("outbound_proxy=http://127.0.0.1:{}", self.upstreams.proxy_port);
+        let login = login.to_str().context("the login's file has a name")?;
+        self.add(
+            &["model", "--kind", "model_api_key", "--set", &proxy, "--proxy-login-file", login],
+            STORED_KEY,
+        )?;
+        fs::remove_file(login).context("the proxy login's file")?;
         self.add(&["git", "--kind", "git_token", "--set", &host], STORED_GIT)?;
         self.add(
             &["registry", "--kind", "registry_token", "--set", &registry, "--set", "username=u"],
@@ -178,8 +187,9 @@ impl Stage {
         self.run("store", hunt).await?;
         let called = |one: &HeardRequest| one.call == "tools/call" && one.status == 200;
         ensure!(self.notes.heard().iter().any(called), "the MCP server was not sent its header");
-        let basic = base64::engine::general_purpose::STANDARD.encode(format!("u:{STORED_REGISTRY}"));
-        self.upstreams.expect(&basic)?;
+        for login in [format!("u:{STORED_REGISTRY}"), PROXY_LOGIN.to_owned()] {
+            self.upstreams.expect(&base64::engine::general_purpose::STANDARD.encode(login))?;
+        }
         self.shown(STORED_GIT, &[STORED_KEY])
     }
 
@@ -207,6 +217,13 @@ impl Stage {
         body["workflow"] = json!(WORKFLOW);
         body["prompt"] = json!(format!("[[scn:{scenario}]] Fix the bug."));
         let id = self.world.api.submit(&body).await?;
+        // From the first event on: live text has no number, and nobody can ask for it later.
+        let live = self.world.api.open_events(&id).await?;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it is read on while the run is hunted, and waited for below"
+        )]
+        let live = tokio::spawn(live.bytes());
         let workspace = self.ready().await?;
         self.hunt_sandbox(hunt)?;
         hunt.tree(self.world.state_dir(), &["master.key"]);
@@ -226,6 +243,10 @@ impl Stage {
         ensure!(said.contains("a package"), "the registry did not answer the agent: {said}");
         hunt.look("the run", run.to_string().as_bytes());
         hunt.look("events", said.as_bytes());
+        let live = tokio::time::timeout(WAIT, live).await.context("the live stream does not end")???;
+        let has = |part: &str| String::from_utf8_lossy(&live).contains(part);
+        ensure!(has("event: delta") && has("event: end"), "the live stream is not whole");
+        hunt.look("the live stream", &live);
         hunt.look("the event stream", &self.world.api.open_events(&id).await?.bytes().await?);
         for arguments in [&["show", &id][..], &["logs", &id], &["diff", &id], &["artifacts", &id]] {
             hunt.look(&format!("caisson {}", arguments[0]), &self.command(arguments, "")?);

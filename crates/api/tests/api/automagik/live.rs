@@ -29,16 +29,25 @@ async fn a_waiting_run_is_killed_at_once() {
 
 /// Plays the worker of the one run: ends it as soon as somebody asks for that.
 async fn ends_when_asked(store: &Store, claimed: &caisson_store::Claimed) {
+    is_asked(store, claimed).await;
+    ends(store, claimed).await;
+}
+
+/// Waits until somebody asks for the run's end.
+async fn is_asked(store: &Store, claimed: &caisson_store::Claimed) {
     let mut watch = store.watch(Topic::Run(claimed.run.id.clone()));
     loop {
         let run = store.run(&claimed.run.project, &claimed.run.id).await.unwrap().unwrap();
         if run.cancel_requested_at_ms.is_some() {
-            let finish = Finish { status: RunStatus::Cancelled, failure: None, result: None };
-            assert!(store.finish(&run.id, claimed.epoch, &finish).await.unwrap());
             return;
         }
         watch.changed(PATIENCE).await;
     }
+}
+
+async fn ends(store: &Store, claimed: &caisson_store::Claimed) {
+    let finish = Finish { status: RunStatus::Cancelled, failure: None, result: None };
+    assert!(store.finish(&claimed.run.id, claimed.epoch, &finish).await.unwrap());
 }
 
 #[tokio::test]
@@ -58,6 +67,25 @@ async fn killing_a_running_run_waits_for_its_end() {
                 "session_updated": true, "audit_logged": true, "process_terminated": true,
             })
         );
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_an_end_with_a_key_that_is_revoked_meanwhile_is_refused() {
+    for what in ["kill", "cleanup?force=true"] {
+        let mut api = api().await;
+        started(&api, FIRST, &task()).await;
+        let claimed = api.store.claim(&api.server).await.unwrap().unwrap();
+        let key = api.take_another_key().await;
+        let path = format!("{FIRST}/run/{}/{what}", claimed.run.id);
+        let nothing = json!({});
+        let (answer, ()) = tokio::join!(api.post(&path, &nothing), async {
+            is_asked(&api.store, &claimed).await;
+            api.revoke(&key).await;
+            ends(&api.store, &claimed).await;
+        });
+        assert_eq!(answer.status, 401, "{what}: {}", answer.text());
+        assert!(!answer.text().contains(claimed.run.id.as_str()), "{what}: {}", answer.text());
     }
 }
 

@@ -138,6 +138,11 @@ def tunnel_without_grant(tunnel_host, token):
     return tunnel(tunnel_host, token, headers=[])
 
 
+def lookup_of_denied_name(zone, token):
+    """The word is in the name: who is asked where it leads has heard it, whatever is connected to."""
+    return tunnel(f"{token}.{zone}", token)
+
+
 def name_that_moves(moving, token):
     """Where the name leads is asked once for the rules, and whoever asks again to connect comes to another address."""
     return tunnel(moving, token)

@@ -285,6 +285,7 @@ impl Stage<'_> {
             ("moving", self.name("moves.one", self.surroundings.names.port)),
             ("moved", self.name("moves.two", self.surroundings.names.port)),
             ("both", self.name("both", self.surroundings.names.private_port)),
+            ("zone", self.name("zone", self.surroundings.names.port)),
             ("mapped", format!("mapped.example:{port}")),
             ("metadata", format!("169.254.169.254:{port}")),
             ("metadata6", format!("[fd00:ec2::254]:{port6}")),

@@ -77,11 +77,11 @@ impl Attempt {
         self.walls.iter().map(|wall| wall.check.name()).collect::<Vec<_>>().join("; ")
     }
 
-    /// Whether it needs names that move.
+    /// Whether it needs the name server.
     pub(crate) fn needs_names(&self) -> bool {
         self.arguments
             .iter()
-            .any(|word| ["{moving}", "{moved}", "{both}"].iter().any(|name| word.contains(name)))
+            .any(|word| ["{moving}", "{moved}", "{both}", "{zone}"].iter().any(|name| word.contains(name)))
     }
 
     /// Whether it goes for addresses that this machine holds only for it.
@@ -227,6 +227,7 @@ pub(crate) const ALL: &[Attempt] = &[
     heard("mcp.with_a_query", WORD, &[MCP_PATH]),
     heard("mcp.without_grant", WORD, &[GRANT]),
     heard("mcp.with_siblings_grant", &["token={token}", "sibling_grant={sibling_grant}"], &[GRANT]),
+    heard("egress.lookup_of_denied_name", &["zone={zone}", "token={token}"], &[RULES]),
     heard(
         "egress.name_that_moves",
         &["moving={moving}", "token={token}"],

@@ -176,9 +176,7 @@ impl Comparison<'_> {
         if tips.is_empty() {
             return Ok(HashSet::new());
         }
-        let mut have = contents.boundary();
-        have.truncate(HAVES);
-        let theirs = self.history(tips, &have, "branches").await?;
+        let theirs = self.history(tips, &haves(contents.boundary()), "branches").await?;
         Ok(contents.commits.keys().filter(|id| theirs.commits.contains_key(id)).copied().collect())
     }
 
@@ -300,6 +298,12 @@ impl Comparison<'_> {
     }
 }
 
+/// Those that the host is told of.
+fn haves(mut known: Vec<Id>) -> Vec<Id> {
+    known.truncate(HAVES);
+    known
+}
+
 /// Reads `git diff-tree --stdin -z --raw`: a commit, then what it changes against one parent, and so on. What is not
 /// changed against every parent came by a merge.
 fn parse_changes(out: &[u8], parents: impl Fn(&Id) -> usize) -> Option<Changes> {
@@ -399,6 +403,25 @@ mod tests {
         assert_eq!((changes.all[1].new, changes.all[2].new), (None, None));
         assert_eq!(changes.before[&id("a")], HashSet::from([id("1"), id("3"), id("5")]));
         assert_eq!(changes.before[&id("b")], HashSet::from([id("7")]));
+    }
+
+    #[test]
+    fn the_host_is_told_of_so_many_commits() {
+        for (count, told) in [(HAVES - 1, HAVES - 1), (HAVES, HAVES), (HAVES + 1, HAVES)] {
+            assert_eq!(haves(vec![id("1"); count]).len(), told);
+        }
+    }
+
+    #[test]
+    fn only_what_matters_is_kept_of_a_list() {
+        let out = [entry(("100644", "100644"), ("1", "2"), "a"), entry(("100644", "100644"), ("1", "2"), "b")];
+        let mut reading = Reading::default();
+        assert!(reading.take(out.concat().as_bytes(), |_| true).is_none(), "of no commit");
+        reading.begin(&"a".repeat(40)).unwrap();
+        reading.take(out.concat().as_bytes(), |path| path == b"b").unwrap();
+        let changes = reading.end(|_| 1);
+        assert_eq!((changes.all.len(), changes.all[0].path.as_slice()), (1, &b"b"[..]));
+        assert_eq!(changes.before.len(), 1);
     }
 
     #[test]

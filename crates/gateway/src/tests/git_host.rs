@@ -174,6 +174,8 @@ pub(crate) enum Mood {
     EncodesReports,
     /// Has no place for the packs of so many pushes: git itself says that it cannot move them there.
     HasNoPlace(usize),
+    /// Knows no newer protocol of git's than the first one.
+    SpeaksOldProtocol,
 }
 
 struct State {
@@ -263,6 +265,7 @@ async fn answer(state: Arc<State>, request: Request<axum::body::Body>) -> Answer
         | Mood::HoldsPushes
         | Mood::RepeatsLogin(_)
         | Mood::HasNoPlace(_)
+        | Mood::SpeaksOldProtocol
         | Mood::EncodesReports => {}
     }
     if let Some(password) = &state.password {
@@ -324,6 +327,8 @@ fn repeated_login(push: &[u8], fill: usize) -> Vec<u8> {
 async fn backend(state: &State, parts: &http::request::Parts, body: Bytes) -> Answer {
     let header =
         |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let is_old = *state.mood.borrow() == Mood::SpeaksOldProtocol;
+    let protocol = if is_old { "" } else { header("git-protocol") };
     let mut command = command(&state.root);
     command
         .arg("http-backend")
@@ -335,7 +340,7 @@ async fn backend(state: &State, parts: &http::request::Parts, body: Bytes) -> An
         .env("CONTENT_TYPE", header("content-type"))
         .env("CONTENT_LENGTH", body.len().to_string())
         .env("HTTP_CONTENT_ENCODING", header("content-encoding"))
-        .env("GIT_PROTOCOL", header("git-protocol"))
+        .env("GIT_PROTOCOL", protocol)
         .env("REMOTE_USER", "robot")
         .env("REMOTE_ADDR", "127.0.0.1")
         .env("GIT_CONFIG_COUNT", "3")

@@ -359,10 +359,11 @@ impl Contents {
     /// # Errors
     /// [`Excess::Directories`].
     pub(super) fn outer_directories(&self, most: usize) -> Result<BTreeSet<Id>, Excess> {
-        let mut outer = self.outer_roots();
-        for tree in self.trees.values().flat_map(|facts| &facts.trees) {
-            if !self.trees.contains_key(tree) && !is_empty_tree(*tree) {
-                outer.insert(*tree);
+        let mut outer = BTreeSet::new();
+        let inner = self.trees.values().flat_map(|facts| &facts.trees).copied();
+        for tree in self.outer_roots().into_iter().chain(inner) {
+            if !self.trees.contains_key(&tree) && !is_empty_tree(tree) {
+                outer.insert(tree);
             }
             if outer.len() > most {
                 return Err(Excess::Directories(most));

@@ -130,7 +130,7 @@ async fn with_beginnings(scene: &Scene, count: usize) -> String {
     fetch(scene, "main").await;
     before.sort();
     let tree = format!("{}^{{tree}}", before.last().unwrap());
-    let parents = before.iter().flat_map(|parent| ["-p", parent]);
+    let parents = before.iter().flat_map(|parent| ["-p", parent.as_str()]);
     let arguments: Vec<&str> = ["commit-tree", &tree, "-m", "x"].into_iter().chain(parents).collect();
     git(&scene.work, &arguments).await
 }
@@ -153,7 +153,8 @@ async fn so_many_beginnings_of_a_branch_are_looked_for() {
 
 #[tokio::test]
 async fn a_host_of_the_older_protocol_takes_pushes_where_no_path_is_forbidden() {
-    for (shorten, fits) in [((|_| {}) as fn(&mut Setup), true), (forbid, false)] {
+    let cases: [(fn(&mut Setup), bool); 2] = [(|_| {}, true), (forbid, false)];
+    for (shorten, fits) in cases {
         let scene = scene(Kind::Host, shorten, seed).await;
         scene.host.as_ref().unwrap().set_mood(Mood::SpeaksOldProtocol);
         somebody(&scene, MAIN, "src/a", "theirs, again\n").await;

@@ -99,7 +99,8 @@ async fn a_strangers_directory_inside_a_new_one_is_compared() {
 #[tokio::test]
 async fn a_directory_that_nobody_has_is_not_pushed() {
     for kind in KINDS {
-        for shorten in [(|_| {}) as fn(&mut Setup), forbid] {
+        let both: [fn(&mut Setup); 2] = [|_| {}, forbid];
+        for shorten in both {
             let scene = scene(kind, shorten, seed).await;
             let base = git(&scene.work, &["rev-parse", "main"]).await;
             let who = "A <a@example.com> 1 +0000";

@@ -42,11 +42,15 @@ async fn a_gitmodules_beyond_its_bound_is_refused() {
         let fill = "x".repeat(bytes - text.len() - 2);
         format!("{text}#{fill}\n")
     };
-    scene.write(".gitmodules", &of(LARGEST + 1));
+    // Git itself looks at what comes by that name.
+    scene.write("innocent", &of(LARGEST + 1));
+    scene.commit("prepare").await;
+    scene.accepted(&[]).await;
+    git(&scene.work, &["mv", "innocent", ".gitmodules"]).await;
     scene.commit("too large").await;
     let said = refused_for(&scene, "submodule", ".gitmodules").await;
     assert!(said.contains("of more than 1048576 bytes"), "{said}");
-    git(&scene.work, &["reset", "-q", "--hard", "main"]).await;
+    git(&scene.work, &["reset", "-q", "--hard", "HEAD~1"]).await;
     scene.write(".gitmodules", &of(LARGEST));
     scene.commit("large").await;
     scene.accepted(&[]).await;
@@ -59,12 +63,13 @@ fn bytes_of_two() -> u64 {
 
 #[tokio::test]
 async fn all_versions_of_gitmodules_are_read_up_to_a_bound() {
-    for (shorten, fits) in [
-        ((|setup| setup.bounds.push.gitmodules_bytes = bytes_of_two()) as fn(&mut Setup), true),
+    let cases: [(fn(&mut Setup), bool); 4] = [
+        (|setup| setup.bounds.push.gitmodules_bytes = bytes_of_two(), true),
         (|setup| setup.bounds.push.gitmodules_bytes = bytes_of_two() - 1, false),
         (|setup| setup.bounds.push.gitmodules_urls = 2, true),
         (|setup| setup.bounds.push.gitmodules_urls = 1, false),
-    ] {
+    ];
+    for (shorten, fits) in cases {
         let scene = scene(Kind::Host, shorten, |_| {}).await;
         for number in [1, 2] {
             scene.write(".gitmodules", &module(number));

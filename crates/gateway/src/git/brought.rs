@@ -133,7 +133,8 @@ impl Inspector {
         for (number, end) in unknown.into_iter().take(BEGINNINGS).enumerate() {
             // The branches may have gone on since the work began. A branch that is there has had its beginning.
             let begins = standing.old.is_none()
-                && begins_in(case, comparison, (branches.as_slice(), end), &format!("{round}-{number}")).await;
+                && begins_in(case, comparison, (branches.as_slice(), end), &format!("{round}-{number}"))
+                    .await;
             references.extend(begins.then_some(end));
             strange |= !begins;
         }
@@ -202,8 +203,7 @@ impl Inspector {
         (contents, foreign): (&Contents, &Foreign),
     ) -> Result<Vec<Finding>, CompareError> {
         let brought = self.differing(case, comparison, foreign).await?;
-        let findings =
-            self.judged(case, (comparison, base), (contents, &brought), Finding::brought).await?;
+        let findings = self.judged(case, (comparison, base), (contents, &brought), Finding::brought).await?;
         if foreign.references.is_empty() {
             return Ok(findings.into_iter().map(Finding::beside_no_branch).collect());
         }
@@ -243,7 +243,8 @@ impl Inspector {
     ) -> Result<Vec<Finding>, CompareError> {
         let is_written = |change: &&Change| change.new.is_some() && names_submodules(&change.path);
         let written: Vec<&Change> = changes.iter().filter(is_written).collect();
-        let files = written.iter().flat_map(|change| change.new.iter().chain(&change.old)).copied().collect();
+        let files: BTreeSet<Id> =
+            written.iter().flat_map(|change| change.new.iter().chain(&change.old)).copied().collect();
         let urls = comparison.urls(base, contents, &files).await?;
         let urls = |file: &Id| urls.get(file).and_then(Option::as_ref);
         let mut findings = Vec::new();

@@ -414,7 +414,8 @@ mod tests {
 
     #[test]
     fn only_what_matters_is_kept_of_a_list() {
-        let out = [entry(("100644", "100644"), ("1", "2"), "a"), entry(("100644", "100644"), ("1", "2"), "b")];
+        let out =
+            [entry(("100644", "100644"), ("1", "2"), "a"), entry(("100644", "100644"), ("1", "2"), "b")];
         let mut reading = Reading::default();
         assert!(reading.take(out.concat().as_bytes(), |_| true).is_none(), "of no commit");
         reading.begin(&"a".repeat(40)).unwrap();

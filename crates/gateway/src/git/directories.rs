@@ -46,9 +46,9 @@ impl Comparison<'_> {
         place: &str,
     ) -> Result<bool, CompareError> {
         let objects = trees.iter().map(|id| self.hex(*id)).collect();
-        let names = trees.iter().map(|id| format!("{}\n", self.hex(*id))).collect();
+        let names: String = trees.iter().map(|id| format!("{}\n", self.hex(*id))).collect();
         let wanted = Wanted { objects, filter: Some("tree:0"), ..Wanted::default() };
-        self.name_submodules(wanted, names, place).await
+        self.name_submodules(wanted, &names, place).await
     }
 
     /// The same of the whole directory of a commit.
@@ -61,13 +61,13 @@ impl Comparison<'_> {
         let name = format!("{commit}^{{tree}}\n");
         let wanted =
             Wanted { objects: vec![commit], alone: true, filter: Some("tree:1"), ..Wanted::default() };
-        self.name_submodules(wanted, name, place).await
+        self.name_submodules(wanted, &name, place).await
     }
 
     async fn name_submodules(
         &self,
         wanted: Wanted<'_>,
-        names: String,
+        names: &str,
         place: &str,
     ) -> Result<bool, CompareError> {
         let directory = self.quarantines.make_within(self.quarantine, place, self.digits).await?;

@@ -38,10 +38,10 @@ impl Comparison<'_> {
         if sizes.len() < files.len() {
             return Err(CompareError::Missing);
         }
-        let (most_bytes, most_urls) =
-            (self.bounds.push.gitmodules_bytes, self.bounds.push.gitmodules_urls);
+        let (most_bytes, most_urls) = (self.bounds.push.gitmodules_bytes, self.bounds.push.gitmodules_urls);
         let excess = || CompareError::Excess(Excess::Gitmodules { bytes: most_bytes, urls: most_urls });
-        let (small, large): (Vec<_>, Vec<_>) = sizes.into_iter().partition(|(_, size)| *size <= GITMODULES_BYTES);
+        let (small, large): (Vec<_>, Vec<_>) =
+            sizes.into_iter().partition(|(_, size)| *size <= GITMODULES_BYTES);
         if small.iter().map(|(_, size)| size).sum::<u64>() > most_bytes {
             return Err(excess());
         }

@@ -377,7 +377,11 @@ mod tests {
         assert_eq!(of(Some("refs/heads/base"), &[&head, &base, &more]), [two, one]);
         assert_eq!(of(Some("refs/heads/base"), &[&head, &more]), [one]);
         assert_eq!(of(None, &[&head, &base]), [one]);
-        assert_eq!(of(Some("refs/heads/x"), &[&head, &format!("{ID} refs/heads/x")]), [one], "both are there");
+        assert_eq!(
+            of(Some("refs/heads/x"), &[&head, &format!("{ID} refs/heads/x")]),
+            [one],
+            "both are there"
+        );
         assert_eq!(of(None, &["unborn HEAD symref-target:refs/heads/main"]), []);
     }
 

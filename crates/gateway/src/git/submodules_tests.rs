@@ -1,5 +1,4 @@
 //! What a `.gitmodules` names is what git itself reads in it.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -63,7 +62,11 @@ fn urls_are_read_as_git_reads_them() {
         let wanted = BTreeSet::from([wanted.to_owned()]);
         assert_eq!(read_as_git_does(text.as_bytes()), Some(wanted), "{text:?}");
     }
-    assert_eq!(read_as_git_does(b"[s]\npath = \"x \\\nurl = y\"\n"), Some(BTreeSet::new()), "it is in quotes");
+    assert_eq!(
+        read_as_git_does(b"[s]\npath = \"x \\\nurl = y\"\n"),
+        Some(BTreeSet::new()),
+        "it is in quotes"
+    );
 }
 
 #[test]

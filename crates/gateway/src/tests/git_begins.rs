@@ -112,7 +112,10 @@ async fn where_head_names_no_branch_a_refusal_says_so_and_a_base_is_compared_wit
             scene.commit("mine").await;
         }
         let said = refused_for(&without, "forbidden_path", WORKFLOW).await;
-        assert!(said.contains("HEAD names no branch") && said.contains("start the run with a base"), "{said}");
+        assert!(
+            said.contains("HEAD names no branch") && said.contains("start the run with a base"),
+            "{said}"
+        );
         with.accepted(&[]).await;
         without.world.stop().await;
         with.world.stop().await;

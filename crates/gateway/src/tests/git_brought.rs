@@ -117,7 +117,10 @@ async fn what_a_workflow_forbids_is_not_brought_either() {
         somebody(&scene, ("main", STRANGER), WORKFLOW, "a stranger's\n").await;
         take(&scene, STRANGER).await;
         let said = refused_for(&scene, "forbidden_path", WORKFLOW).await;
-        assert!(said.contains("comes from elsewhere") && said.contains("the run's workflow forbids"), "{said}");
+        assert!(
+            said.contains("comes from elsewhere") && said.contains("the run's workflow forbids"),
+            "{said}"
+        );
         scene.world.stop().await;
     }
 }

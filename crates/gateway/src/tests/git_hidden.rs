@@ -104,10 +104,8 @@ async fn a_directory_that_nobody_has_is_not_pushed() {
             let scene = scene(kind, shorten, seed).await;
             let base = git(&scene.work, &["rev-parse", "main"]).await;
             let who = "A <a@example.com> 1 +0000";
-            let text = format!(
-                "tree {}\nparent {base}\nauthor {who}\ncommitter {who}\n\nfeat: x\n",
-                "1".repeat(40)
-            );
+            let text =
+                format!("tree {}\nparent {base}\nauthor {who}\ncommitter {who}\n\nfeat: x\n", "1".repeat(40));
             let arguments = ["hash-object", "-t", "commit", "--literally", "-w", "--stdin"];
             let commit = git_with(&scene.work, &arguments, text.as_bytes()).await.trim().to_owned();
             let before = scene.refs().await;

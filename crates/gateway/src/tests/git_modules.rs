@@ -80,7 +80,10 @@ async fn all_versions_of_gitmodules_are_read_up_to_a_bound() {
         } else {
             let (denied, said) = scene.refused(&[]).await;
             assert_eq!(denied["rule"], "pack");
-            assert!(said.contains("versions of .gitmodules") && said.contains("push fewer commits"), "{said}");
+            assert!(
+                said.contains("versions of .gitmodules") && said.contains("push fewer commits"),
+                "{said}"
+            );
             // One at a time is what it says.
             git(&scene.work, &["reset", "-q", "--hard", "main"]).await;
             scene.write(".gitmodules", &module(1));

@@ -19,8 +19,8 @@ use caisson_domain::run::{Resources, Run, RunSpec, RunStatus};
 use caisson_domain::usage::{PriceTable, UsageTotals};
 use caisson_domain::workflow::{CaissonBlock, PermissionMode, Workflow};
 use caisson_store::{
-    Actor, Clock, CreateRun, Credential, HomeEpoch, MasterKeyFile, NewCredential, NewRun, NewSandbox, SandboxState,
-    Store,
+    Actor, Clock, CreateRun, Credential, HomeEpoch, MasterKeyFile, NewCredential, NewRun, NewSandbox,
+    SandboxState, Store,
 };
 use futures_util::FutureExt;
 use http::{Method, StatusCode};

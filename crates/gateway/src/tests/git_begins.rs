@@ -21,6 +21,11 @@ async fn main_goes_on(scene: &Scene, path: &str) {
     }
 }
 
+/// A branch that stays where the work begins: git leaves out of a push what a branch of the host's is known to have.
+async fn keep(scene: &Scene) {
+    git(&scene.bare, &["branch", "kept", "main"]).await;
+}
+
 async fn remove_branch(scene: &Scene) {
     git(&scene.bare, &["update-ref", "-d", &format!("refs/heads/{BRANCH}")]).await;
 }
@@ -40,6 +45,7 @@ async fn a_new_branch_begins_in_its_base_however_far_the_default_branch_is() {
             |spec| spec.base = Some("release/1.0".parse().unwrap()),
         )
         .await;
+        keep(&scene).await;
         git(&scene.bare, &["branch", "release/1.0", "main"]).await;
         main_goes_on(&scene, "src/a").await;
         take(&scene, "release/1.0").await;
@@ -62,6 +68,7 @@ async fn a_branch_that_has_gone_on_further_than_is_read_is_compared_with() {
         };
         let scene = scene(kind, shorten, seed).await;
         let base = git(&scene.work, &["rev-parse", "HEAD"]).await;
+        keep(&scene).await;
         scene.write("src/b", "mine\n");
         scene.commit("mine").await;
         main_goes_on(&scene, "src/c").await;
@@ -93,6 +100,7 @@ async fn where_nothing_is_forbidden_a_branch_that_has_gone_on_costs_no_question(
         scene.accepted(&[]).await;
         host.count("git-upload-pack") - before
     };
+    keep(&scene).await;
     let plain = asked("src/b").await;
     remove_branch(&scene).await;
     somebody(&scene, MAIN, WORKFLOW, "theirs, again\n").await;
@@ -159,6 +167,7 @@ async fn a_host_of_the_older_protocol_takes_pushes_where_no_path_is_forbidden() 
     let cases: [(fn(&mut Setup), bool); 2] = [(|_| {}, true), (forbid, false)];
     for (shorten, fits) in cases {
         let scene = scene(Kind::Host, shorten, seed).await;
+        keep(&scene).await;
         scene.host.as_ref().unwrap().set_mood(Mood::SpeaksOldProtocol);
         somebody(&scene, MAIN, "src/a", "theirs, again\n").await;
         scene.write("src/b", "mine\n");

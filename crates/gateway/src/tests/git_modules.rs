@@ -26,7 +26,7 @@ async fn a_url_is_found_wherever_git_finds_it() {
         scene.commit("x").await;
         let said = refused_for(&scene, "submodule", ".gitmodules").await;
         assert!(said.contains(words), "{settings:?}: {said}");
-        git(&scene.work, &["reset", "-q", "--hard", "main"]).await;
+        git(&scene.work, &["reset", "-q", "--hard", "origin/main"]).await;
     }
     scene.write(".gitmodules", "[submodule \"a]b\"] path = \"x\\\\\" ; \\\n\turl = \"../two.git\" # ]\n");
     scene.commit("x").await;
@@ -85,7 +85,7 @@ async fn all_versions_of_gitmodules_are_read_up_to_a_bound() {
                 "{said}"
             );
             // One at a time is what it says.
-            git(&scene.work, &["reset", "-q", "--hard", "main"]).await;
+            git(&scene.work, &["reset", "-q", "--hard", "origin/main"]).await;
             scene.write(".gitmodules", &module(1));
             scene.commit("one").await;
             scene.accepted(&[]).await;

@@ -83,8 +83,8 @@ async fn pushed_before(shared: &Shared, run: &Run, ref_name: &str) -> Result<Has
         pushes.extend(store.session_pushes(&origin.id, &branch.full_ref()).await?);
     }
     let begun = store.pushed_fork_commit(&run.session).await?;
-    let pushed = pushes.iter().map(|pushed| pushed.push.new.as_str());
-    Ok(pushed.chain(begun.as_deref()).filter_map(Id::parse).collect())
+    let commits = pushes.iter().map(|pushed| pushed.push.new.as_str());
+    Ok(commits.chain(begun.as_deref()).filter_map(Id::parse).collect())
 }
 
 impl Foreign {

@@ -46,9 +46,8 @@ impl Comparison<'_> {
         place: &str,
     ) -> Result<bool, CompareError> {
         let objects = trees.iter().map(|id| self.hex(*id)).collect();
-        let names: String = trees.iter().map(|id| format!("{}\n", self.hex(*id))).collect();
         let wanted = Wanted { objects, filter: Some("tree:0"), ..Wanted::default() };
-        self.name_submodules(wanted, &names, place).await
+        self.name_submodules(wanted, &self.lines(trees), place).await
     }
 
     /// The same of the whole directory of a commit.

@@ -67,8 +67,14 @@ impl Comparison<'_> {
         how: &str,
         objects: &BTreeSet<Id>,
     ) -> Result<Vec<u8>, CompareError> {
-        let names: String = objects.iter().map(|id| format!("{}\n", self.hex(*id))).collect();
+        let names = self.lines(objects);
         Ok(self.helper.run(directory, &["cat-file", how], names.as_bytes(), self.bounds).await?)
+    }
+
+    /// Their ids, each on a line of its own.
+    pub(super) fn lines(&self, objects: &BTreeSet<Id>) -> String {
+        let lines: Vec<String> = objects.iter().map(|id| self.hex(*id) + "\n").collect();
+        lines.concat()
     }
 }
 

@@ -10,6 +10,8 @@ use super::git_host::{Mood, git};
 use super::git_scene::{BRANCH, KINDS, Kind, Scene, scene, scene_of};
 use super::support::Setup;
 
+type Shorten = fn(&mut Setup);
+
 const MAIN: (&str, &str) = ("main", "refs/heads/main");
 /// Most commits that are read in these tests.
 const COMMITS: usize = 5;
@@ -164,7 +166,7 @@ async fn so_many_beginnings_of_a_branch_are_looked_for() {
 
 #[tokio::test]
 async fn a_host_of_the_older_protocol_takes_pushes_where_no_path_is_forbidden() {
-    let cases: [(fn(&mut Setup), bool); 2] = [(|_| {}, true), (forbid, false)];
+    let cases: [(Shorten, bool); 2] = [(|_| {}, true), (forbid, false)];
     for (shorten, fits) in cases {
         let scene = scene(Kind::Host, shorten, seed).await;
         keep(&scene).await;

@@ -20,10 +20,9 @@ async fn end(scene: &Scene) {
 async fn fork(scene: &Scene, session: &SessionId, branch: &str) -> SessionId {
     let new = NewFork { branch: Some(branch.parse().unwrap()), ..NewFork::default() };
     let project = ProjectId::default_project();
-    match scene.world.store.fork_session(&project, session, &new, Actor::Operator).await.unwrap() {
-        ForkSession::Forked { session } => session,
-        other => panic!("{other:?}"),
-    }
+    let forked = scene.world.store.fork_session(&project, session, &new, Actor::Operator).await.unwrap();
+    let ForkSession::Forked { session } = forked else { panic!("not forked: {forked:?}") };
+    session
 }
 
 /// A run of the session, or of one of its own, pushes something on top of `start`.

@@ -66,7 +66,7 @@ async fn main_with(scene: &Scene, name: &str, object: &str) -> String {
         }
         Some(_) | None => format!("{line}\n"),
     });
-    let lines: String = lines.collect();
+    let lines = lines.collect::<Vec<_>>().concat();
     git_with(&scene.work, &["mktree"], lines.as_bytes()).await.trim().to_owned()
 }
 

@@ -276,9 +276,7 @@ async fn answer(state: Arc<State>, request: Request<axum::body::Body>) -> Answer
         }
     }
     if let (Mood::RepeatsLogin(fill), true) = (mood, pushes) {
-        let mut response = Response::new(axum::body::Body::from(repeated_login(&body, fill)));
-        response.headers_mut().insert("content-type", RESULT.parse().unwrap());
-        return response;
+        return result(repeated_login(&body, fill));
     }
     if let (Mood::HasNoPlace(pushes_left), true) = (mood, pushes) {
         let left = pushes_left - 1;
@@ -307,6 +305,12 @@ async fn answer(state: Arc<State>, request: Request<axum::body::Body>) -> Answer
 }
 
 const RESULT: &str = "application/x-git-receive-pack-result";
+
+fn result(report: Vec<u8>) -> Answer {
+    let mut response = Response::new(axum::body::Body::from(report));
+    response.headers_mut().insert("content-type", RESULT.parse().unwrap());
+    response
+}
 
 /// Refuses the ref of this push in words that have the login in several forms, and says it on the band of progress as well,
 /// cut in two.

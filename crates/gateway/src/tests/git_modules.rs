@@ -5,6 +5,8 @@ use super::git_host::git;
 use super::git_scene::{Kind, scene};
 use super::support::Setup;
 
+type Shorten = fn(&mut Setup);
+
 /// Largest `.gitmodules` that is read, in bytes.
 const LARGEST: usize = 1024 * 1024;
 
@@ -63,7 +65,7 @@ fn bytes_of_two() -> u64 {
 
 #[tokio::test]
 async fn all_versions_of_gitmodules_are_read_up_to_a_bound() {
-    let cases: [(fn(&mut Setup), bool); 4] = [
+    let cases: [(Shorten, bool); 4] = [
         (|setup| setup.bounds.push.gitmodules_bytes = bytes_of_two(), true),
         (|setup| setup.bounds.push.gitmodules_bytes = bytes_of_two() - 1, false),
         (|setup| setup.bounds.push.gitmodules_urls = 2, true),

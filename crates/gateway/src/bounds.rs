@@ -269,6 +269,12 @@ pub(crate) struct PushBounds {
     pub(crate) old_files: usize,
     /// What is fetched of the repository to compare with, in bytes.
     pub(crate) base_bytes: u64,
+    /// All versions of `.gitmodules` that are read, in bytes.
+    pub(crate) gitmodules_bytes: u64,
+    /// URLs that they name, those of each counted by themselves.
+    pub(crate) gitmodules_urls: usize,
+    /// Git's lists of how what is brought differs from all that it is compared with, in bytes.
+    pub(crate) difference_bytes: u64,
     /// Processor time of one of git's processes, in seconds.
     pub(crate) cpu_s: u64,
     /// Memory that one of git's processes may fill, files that it reads left out, in bytes.
@@ -291,6 +297,9 @@ impl Default for PushBounds {
             candidates: 1_000,
             old_files: 2_000,
             base_bytes: 256 * 1024 * 1024,
+            gitmodules_bytes: 16 * 1024 * 1024,
+            gitmodules_urls: 200_000,
+            difference_bytes: 64 * 1024 * 1024,
             cpu_s: 60,
             memory_bytes: 1024 * 1024 * 1024,
             time: Duration::from_mins(5),

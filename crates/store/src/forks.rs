@@ -61,6 +61,9 @@ const HAS_TRANSCRIPT: &str = "select count(*) from transcript where session_id =
 /// What the other session has of an origin of its own.
 const ORIGIN: &str = "select id, fork_commit, fork_branch, fork_older from session where id = $1";
 
+/// The branch is kept of a commit that was pushed alone.
+const PUSHED_BEFORE: &str = "select fork_commit from session where id = $1 and fork_branch is not null";
+
 const PUSHED_LAST: &str = "select id, finished_at_ms, pushed_commit from run \
      where session_id = $1 and branch = $2 and pushed_commit is not null order by finished_at_ms desc, id desc limit 1";
 
@@ -163,6 +166,19 @@ impl Store {
         audit::write(&mut tx, &record).await?;
         tx.commit().await?;
         Ok(ForkSession::Forked { session: fork })
+    }
+
+    /// The commit that the session began with, if it is a fork and a run of the session that it comes from, or of one before that,
+    /// had pushed it: whether that one still exists or not.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn pushed_fork_commit(&self, session: &SessionId) -> Result<Option<String>, StoreError> {
+        let query = sql::query_scalar(PUSHED_BEFORE).bind(session.as_str());
+        let commit: Option<Option<String>> = query.fetch_optional(self.reader()).await?;
+        Ok(commit.flatten())
     }
 }
 

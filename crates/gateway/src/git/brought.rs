@@ -16,8 +16,8 @@ use super::compare::{Base, Change, CompareError, Comparison};
 use super::finding::{Finding, Forbids, Place};
 use super::heads;
 use super::inspect::{Case, Inspector};
-use super::objects::{Contents, Id, is_gitmodules};
-use super::submodules::{GITMODULES_BYTES, is_allowed, urls};
+use super::objects::{Contents, Id};
+use super::submodules::{GITMODULES_BYTES, is_allowed, is_gitmodules};
 use crate::hold::hold;
 use crate::shared::Shared;
 
@@ -31,17 +31,18 @@ pub(super) struct Standing {
     tip: Option<Id>,
     /// What it is at, which the host compares once more; none if it is not there.
     old: Option<Id>,
-    /// Of a branch that is not there: what its session has pushed to it before, and the session that it was forked from.
+    /// Of a branch that is not there: what its session has pushed to it before, and the session that it was forked from; and
+    /// what a fork begins with, if that had been pushed.
     own: HashSet<Id>,
     /// The run's base branch, as a full ref.
     base: Option<String>,
 }
 
-/// What a push is compared with since it brings something from elsewhere.
+/// What a push is compared with since it may bring something from elsewhere.
 #[derive(Debug)]
-pub(super) struct Elsewhere {
+pub(super) struct Foreign {
     tip: Id,
-    /// What may be brought.
+    /// What may be brought; empty where the host's HEAD names no branch that there is.
     references: Vec<Id>,
 }
 
@@ -69,7 +70,8 @@ impl Standing {
     }
 }
 
-/// What a new branch may begin with: its session's pushes to it, and those of the session that this one was forked from.
+/// What a new branch may begin with: its session's pushes to it, those of the session that this one was forked from, and what it
+/// began with itself if that had been pushed: also where that session is a fork itself, or deleted.
 async fn pushed_before(shared: &Shared, run: &Run, ref_name: &str) -> Result<HashSet<Id>, StoreError> {
     let store = &shared.store;
     let mut pushes = store.session_pushes(&run.session, ref_name).await?;
@@ -80,10 +82,12 @@ async fn pushed_before(shared: &Shared, run: &Run, ref_name: &str) -> Result<Has
     {
         pushes.extend(store.session_pushes(&origin.id, &branch.full_ref()).await?);
     }
-    Ok(pushes.iter().filter_map(|pushed| Id::parse(&pushed.push.new)).collect())
+    let begun = store.pushed_fork_commit(&run.session).await?;
+    let commits = pushes.iter().map(|pushed| pushed.push.new.as_str());
+    Ok(commits.chain(begun.as_deref()).filter_map(Id::parse).collect())
 }
 
-impl Elsewhere {
+impl Foreign {
     /// What is needed of the host's commits to compare them.
     pub(super) fn commits(&self) -> Vec<Id> {
         self.references.iter().copied().chain([self.tip]).collect()
@@ -92,25 +96,29 @@ impl Elsewhere {
 
 impl Inspector {
     /// What to compare the push with, if its commits build on others than the branch's and the newest of the host's branches.
-    /// If they do not, everything at a path is what one of these has, or what a commit of the push made of it. `theirs` are
+    /// If they do not, everything at a path is what one of these has, or what a commit of the push made of it. `upstream` are
     /// commits in the push that the host's branches have; `round` tells this question from another one about the push.
-    pub(super) async fn elsewhere(
+    pub(super) async fn find_foreign(
         &self,
         (case, comparison): (&Case<'_>, &Comparison<'_>),
         contents: &Contents,
-        theirs: &HashSet<Id>,
+        upstream: &HashSet<Id>,
         round: &str,
-    ) -> Result<Option<Elsewhere>, CompareError> {
+    ) -> Result<Option<Foreign>, CompareError> {
         let standing = &case.standing;
         let Some(tip) = standing.tip.filter(|_| self.forbids_any(case) || self.asks_after_submodules())
         else {
             return Ok(None);
         };
-        let is_own = |id: &Id| contents.commits.contains_key(id) && !theirs.contains(id);
+        let is_own = |id: &Id| contents.commits.contains_key(id) && !upstream.contains(id);
         let parents =
             contents.commits.iter().filter(|(id, _)| is_own(id)).flat_map(|(_, facts)| &facts.parents);
         let ends: BTreeSet<Id> = parents.chain([&tip]).filter(|id| !is_own(id)).copied().collect();
         if ends.iter().all(|end| standing.has(*end)) {
+            return Ok(None);
+        }
+        // Where no path is forbidden, hardly any push has anything to ask the host for.
+        if !self.forbids_any(case) && !brings_submodules(case, comparison, contents, (tip, round)).await {
             return Ok(None);
         }
         let branches = match branches(case).await? {
@@ -125,7 +133,8 @@ impl Inspector {
         for (number, end) in unknown.into_iter().take(BEGINNINGS).enumerate() {
             // The branches may have gone on since the work began. A branch that is there has had its beginning.
             let begins = standing.old.is_none()
-                && comparison.is_before(&branches, end, &format!("{round}-{number}")).await?;
+                && begins_in(case, comparison, (branches.as_slice(), end), &format!("{round}-{number}"))
+                    .await;
             references.extend(begins.then_some(end));
             strange |= !begins;
         }
@@ -135,11 +144,32 @@ impl Inspector {
         references.extend(branches.into_iter().chain(standing.old));
         references.sort_unstable();
         references.dedup();
-        Ok(Some(Elsewhere { tip, references }))
+        Ok(Some(Foreign { tip, references }))
+    }
+
+    /// Whether commits of the push may name submodules in directories that it does not hold.
+    pub(super) async fn hides_submodules(
+        &self,
+        case: &Case<'_>,
+        comparison: &Comparison<'_>,
+        contents: &Contents,
+    ) -> bool {
+        let roots = contents.outer_roots();
+        if roots.is_empty() || !self.asks_after_submodules() {
+            return false;
+        }
+        match comparison.trees_name_submodules(&roots, "roots").await {
+            Ok(names) => names,
+            Err(error) => {
+                log(case, &error, "directories that a push does not hold cannot be looked at by themselves");
+                // Of a host that does not know protocol version 2 nothing is fetched; of others all that is needed.
+                !matches!(branches(case).await, Ok(None))
+            }
+        }
     }
 
     /// Which commits of the push the host's branches have. Where nobody can say, they all are the push's own.
-    pub(super) async fn theirs(
+    pub(super) async fn upstream_commits(
         &self,
         case: &Case<'_>,
         comparison: &Comparison<'_>,
@@ -147,16 +177,12 @@ impl Inspector {
     ) -> HashSet<Id> {
         let asked = async {
             let branches = branches(case).await?.unwrap_or_default();
-            comparison.theirs(contents, &branches).await
+            comparison.upstream_commits(contents, &branches).await
         };
-        match asked.await {
-            Ok(theirs) => theirs,
-            Err(error) => {
-                let error = case.secrets.none_in(error.to_string());
-                tracing::warn!(%error, "whether the host's branches have commits of a push is unknown");
-                HashSet::new()
-            }
-        }
+        asked.await.unwrap_or_else(|error| {
+            log(case, &error, "whether the host's branches have commits of a push is unknown");
+            HashSet::new()
+        })
     }
 
     /// What there is to say against what commits of the push change: forbidden paths, and submodules from elsewhere.
@@ -174,10 +200,14 @@ impl Inspector {
         &self,
         case: &Case<'_>,
         (comparison, base): (&Comparison<'_>, &mut Base),
-        (contents, elsewhere): (&Contents, &Elsewhere),
+        (contents, foreign): (&Contents, &Foreign),
     ) -> Result<Vec<Finding>, CompareError> {
-        let brought = self.differing(case, comparison, elsewhere).await?;
-        self.judged(case, (comparison, base), (contents, &brought), Finding::brought).await
+        let brought = self.differing(case, comparison, foreign).await?;
+        let findings = self.judged(case, (comparison, base), (contents, &brought), Finding::brought).await?;
+        if foreign.references.is_empty() {
+            return Ok(findings.into_iter().map(Finding::beside_no_branch).collect());
+        }
+        Ok(findings)
     }
 
     async fn judged(
@@ -187,7 +217,7 @@ impl Inspector {
         (contents, changes): (&Contents, &[Change]),
         told: fn(Forbids, Place) -> Finding,
     ) -> Result<Vec<Finding>, CompareError> {
-        let forbidden = changes.iter().filter_map(|change| Some((self.forbids(case, change)?, change)));
+        let forbidden = changes.iter().filter_map(|change| Some((self.forbids(case, &change.path)?, change)));
         let mut findings: Vec<Finding> =
             forbidden.map(|(whose, change)| told(whose, Self::place(change, case))).collect();
         if self.asks_after_submodules() {
@@ -197,11 +227,11 @@ impl Inspector {
     }
 
     /// Who forbids the change: a workflow adds to what the server forbids, and takes nothing away.
-    fn forbids(&self, case: &Case<'_>, change: &Change) -> Option<Forbids> {
-        if self.globs.cover(&change.path) {
+    fn forbids(&self, case: &Case<'_>, path: &[u8]) -> Option<Forbids> {
+        if self.globs.cover(path) {
             return Some(Forbids::Server);
         }
-        case.forbidden.cover(&change.path).then_some(Forbids::Workflow)
+        case.forbidden.cover(path).then_some(Forbids::Workflow)
     }
 
     /// Submodules that these changes bring from where nothing may come from.
@@ -211,18 +241,21 @@ impl Inspector {
         (comparison, base): (&Comparison<'_>, &mut Base),
         (contents, changes): (&Contents, &[Change]),
     ) -> Result<Vec<Finding>, CompareError> {
-        let written: Vec<&Change> = changes.iter().filter(|change| names_submodules(change)).collect();
-        let files = written.iter().flat_map(|change| change.new.iter().chain(&change.old));
-        let files: Vec<Id> = files.copied().collect::<HashSet<_>>().into_iter().collect();
-        let texts = comparison.texts(base, contents, &files).await?;
-        let text = |id: &Id| texts.get(id).map(Vec::as_slice).unwrap_or_default();
+        let is_written = |change: &&Change| change.new.is_some() && names_submodules(&change.path);
+        let written: Vec<&Change> = changes.iter().filter(is_written).collect();
+        let files: BTreeSet<Id> =
+            written.iter().flat_map(|change| change.new.iter().chain(&change.old)).copied().collect();
+        let urls = comparison.urls(base, contents, &files).await?;
+        let urls = |file: &Id| urls.get(file).and_then(Option::as_ref);
         let mut findings = Vec::new();
         for change in written {
-            let new = change.new.as_ref().map(text).unwrap_or_default();
-            let known: BTreeSet<String> = change.old.iter().flat_map(|old| urls(text(old))).collect();
-            let mut added = urls(new).into_iter().filter(|url| !known.contains(url));
-            if new.len() > GITMODULES_BYTES || !added.all(|url| is_allowed(&url, case.repository, case.allow))
-            {
+            let Some(new) = change.new.as_ref().and_then(urls) else {
+                findings.push(Finding::gitmodules(GITMODULES_BYTES, Self::place(change, case)));
+                continue;
+            };
+            let known: BTreeSet<&String> = change.old.iter().filter_map(urls).flatten().collect();
+            let mut added = new.iter().filter(|url| !known.contains(url));
+            if !added.all(|url| is_allowed(url, case.repository, case.allow)) {
                 findings.push(Finding::submodule(Self::place(change, case)));
             }
         }
@@ -234,15 +267,58 @@ impl Inspector {
         &self,
         case: &Case<'_>,
         comparison: &Comparison<'_>,
-        elsewhere: &Elsewhere,
+        foreign: &Foreign,
     ) -> Result<Vec<Change>, CompareError> {
-        let matters = |change: &Change| {
-            self.forbids(case, change).is_some() || (self.asks_after_submodules() && names_submodules(change))
+        let matters = |path: &[u8]| {
+            self.forbids(case, path).is_some() || (self.asks_after_submodules() && names_submodules(path))
         };
-        let mut brought = comparison.otherwise(elsewhere.tip, &elsewhere.references).await?;
-        brought.retain(matters);
-        Ok(brought)
+        comparison.otherwise(foreign.tip, &foreign.references, matters).await
     }
+}
+
+/// Whether what is pushed names submodules at its top, where alone git reads of them. Where nobody can say, it may.
+async fn brings_submodules(
+    case: &Case<'_>,
+    comparison: &Comparison<'_>,
+    contents: &Contents,
+    (tip, round): (Id, &str),
+) -> bool {
+    let place = format!("{round}-tip");
+    let root = contents.commits.get(&tip).map(|facts| facts.tree);
+    let asked = match root {
+        Some(Some(root)) => match contents.names_submodules(root) {
+            Some(names) => return names,
+            None => comparison.trees_name_submodules(&BTreeSet::from([root]), &place).await,
+        },
+        Some(None) | None => comparison.commit_names_submodules(tip, &place).await,
+    };
+    asked.unwrap_or_else(|error| {
+        log(case, &error, "whether what is pushed names submodules is unknown");
+        true
+    })
+}
+
+/// Whether a commit is in the history of one of these branches. Of one whose history cannot be had, as when there is more of it
+/// than is read, this is not known, which is as if it were not.
+async fn begins_in(
+    case: &Case<'_>,
+    comparison: &Comparison<'_>,
+    (branches, commit): (&[Id], Id),
+    place: &str,
+) -> bool {
+    for (number, tip) in branches.iter().enumerate() {
+        match comparison.is_before(*tip, commit, &format!("{place}-{number}")).await {
+            Ok(true) => return true,
+            Ok(false) => {}
+            Err(error) => log(case, &error, "whether a new branch begins in a branch's history is unknown"),
+        }
+    }
+    false
+}
+
+fn log(case: &Case<'_>, error: &CompareError, what: &str) {
+    let error = case.secrets.none_in(error.to_string());
+    tracing::warn!(%error, "{what}");
 }
 
 /// Where the run's base branch and the host's default branch are; none of a host from which nothing can be fetched.
@@ -251,8 +327,7 @@ async fn branches(case: &Case<'_>) -> Result<Option<Vec<Id>>, CompareError> {
     tips.map_err(|fault| CompareError::Branches(fault.refusal().message))
 }
 
-/// Whether the change writes a file that names submodules.
-fn names_submodules(change: &Change) -> bool {
-    let name = change.path.rsplit(|byte| *byte == b'/').next();
-    change.new.is_some() && name.is_some_and(is_gitmodules)
+/// Whether a file at the path names submodules.
+fn names_submodules(path: &[u8]) -> bool {
+    path.rsplit(|byte| *byte == b'/').next().is_some_and(is_gitmodules)
 }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use super::Upstream;
 use super::base::{self, Abilities, BaseError, Wanted};
 use super::helper::{Helper, HelperError};
-use super::objects::{Contents, FORMAT, Id, Looking, ReadError};
+use super::objects::{Contents, EMPTY_TREE, EMPTY_TREE_LONG, Excess, FORMAT, Id, Looking, ReadError};
 use super::quarantine::{Quarantine, Quarantines, Room};
 use crate::bounds::Bounds;
 
@@ -27,16 +27,17 @@ pub(super) enum CompareError {
     Disk(#[from] std::io::Error),
     #[error("git's list of changes cannot be read")]
     Changes,
+    #[error("the git host does not give all files of before that it changes; push fewer commits at once")]
+    Missing,
+    /// More than is compared.
+    #[error(transparent)]
+    Excess(#[from] Excess),
     #[error("the git host does not say where its branches are: {0}")]
     Branches(String),
 }
 
 /// Most commits that the host is told of as known.
 const HAVES: usize = 100;
-/// Git's own tree with nothing in it, by the digits of an id.
-const EMPTY_TREE: &str = "4b825dc642cb6eb9a060e54bf8d69288fbee4904";
-const EMPTY_TREE_LONG: &str = "6ef19b41225c5369f1c104d45d8d85efa9b057b53b14b4b9b939dd74decc5321";
-
 /// One path that a commit has otherwise than every one of its parents.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Change {
@@ -70,10 +71,18 @@ pub(super) struct Comparison<'a> {
 
 /// What was fetched to compare with.
 pub(super) struct Base {
-    directory: PathBuf,
-    abilities: Abilities,
-    /// Fetched files, beside what came with the trees.
+    pub(super) directory: PathBuf,
+    /// Of the host, once it was asked.
+    abilities: Option<Abilities>,
+    /// Commits that were fetched.
+    fetched: BTreeSet<Id>,
     packs: u32,
+}
+
+impl Base {
+    pub(super) fn at(directory: PathBuf, abilities: Option<Abilities>) -> Self {
+        Self { directory, abilities, fetched: BTreeSet::new(), packs: 0 }
+    }
 }
 
 impl Comparison<'_> {
@@ -82,15 +91,14 @@ impl Comparison<'_> {
         Room { bytes: bounds.base_bytes, objects: u32::MAX, free_bytes: bounds.free_bytes }
     }
 
-    fn hex(&self, id: Id) -> String {
+    pub(super) fn hex(&self, id: Id) -> String {
         id.hex(self.digits / 2)
     }
 
     /// Fetches what the push's commits come after, and `others`, without files where the host can leave them out.
     pub(super) async fn base(&self, contents: &Contents, others: &[Id]) -> Result<Base, CompareError> {
         // Beside the push's own objects, where git finds them.
-        let directory = self.quarantine.directory.clone();
-        let mut base = Base { directory, abilities: Abilities::default(), packs: 0 };
+        let mut base = Base::at(self.quarantine.directory.clone(), None);
         let objects: Vec<Id> = contents.boundary().into_iter().chain(others.iter().copied()).collect();
         self.have_commits(&mut base, contents, &objects).await?;
         Ok(base)
@@ -103,18 +111,29 @@ impl Comparison<'_> {
         contents: &Contents,
         commits: &[Id],
     ) -> Result<(), CompareError> {
-        let missing = commits.iter().copied().filter(|id| !contents.commits.contains_key(id));
-        let missing: BTreeSet<Id> = missing.collect();
-        let objects: Vec<String> = missing.into_iter().map(|id| self.hex(id)).collect();
-        if objects.is_empty() {
+        let is_here = |id: &Id| contents.commits.contains_key(id) || base.fetched.contains(id);
+        let missing: BTreeSet<Id> = commits.iter().copied().filter(|id| !is_here(id)).collect();
+        if missing.is_empty() {
             return Ok(());
         }
-        base.abilities = base::abilities(self.upstream).await?;
-        let filter = base.abilities.filter.then_some("blob:none");
-        self.fetch(base, &Wanted { objects, alone: true, filter, have: &[] }).await
+        let filter = self.abilities(base).await?.filter.then_some("blob:none");
+        let objects = missing.iter().map(|id| self.hex(*id)).collect();
+        self.fetch(base, &Wanted { objects, alone: true, filter, have: &[] }).await?;
+        base.fetched.extend(missing);
+        Ok(())
     }
 
-    async fn fetch(&self, base: &mut Base, wanted: &Wanted<'_>) -> Result<(), CompareError> {
+    /// What the host can do; it is asked once.
+    pub(super) async fn abilities(&self, base: &mut Base) -> Result<Abilities, CompareError> {
+        if let Some(abilities) = base.abilities {
+            return Ok(abilities);
+        }
+        let abilities = base::abilities(self.upstream).await?;
+        base.abilities = Some(abilities);
+        Ok(abilities)
+    }
+
+    pub(super) async fn fetch(&self, base: &mut Base, wanted: &Wanted<'_>) -> Result<(), CompareError> {
         let pack = format!("objects/pack/fetched-{}.pack", base.packs);
         base.packs += 1;
         base::fetch(self.upstream, wanted, &base.directory.join(&pack), self.room()).await?;
@@ -141,24 +160,23 @@ impl Comparison<'_> {
         Ok(super::objects::reaches(new, old, parents))
     }
 
-    /// Whether `old` comes before one of these commits, or is it, by what the repository has itself. `place` is looked at once.
-    pub(super) async fn is_before(&self, tips: &[Id], old: Id, place: &str) -> Result<bool, CompareError> {
-        if tips.is_empty() {
-            return Ok(false);
-        }
-        let theirs = self.history(tips, &[old], place).await?;
-        Ok(tips.iter().any(|tip| theirs.reaches(*tip, old)))
+    /// Whether `old` comes before `tip`, or is it, by what the repository has itself. `place` is looked at once.
+    pub(super) async fn is_before(&self, tip: Id, old: Id, place: &str) -> Result<bool, CompareError> {
+        let theirs = self.history(&[tip], &[old], place).await?;
+        Ok(theirs.reaches(tip, old))
     }
 
     /// The commits of the push that these have before them, or are. Git sends what the host has already where it does not know
     /// that, as when the branch that the work began from has gone on.
-    pub(super) async fn theirs(&self, contents: &Contents, tips: &[Id]) -> Result<HashSet<Id>, CompareError> {
+    pub(super) async fn upstream_commits(
+        &self,
+        contents: &Contents,
+        tips: &[Id],
+    ) -> Result<HashSet<Id>, CompareError> {
         if tips.is_empty() {
             return Ok(HashSet::new());
         }
-        let mut have = contents.boundary();
-        have.truncate(HAVES);
-        let theirs = self.history(tips, &have, "branches").await?;
+        let theirs = self.history(tips, &haves(contents.boundary()), "branches").await?;
         Ok(contents.commits.keys().filter(|id| theirs.commits.contains_key(id)).copied().collect())
     }
 
@@ -166,33 +184,43 @@ impl Comparison<'_> {
     async fn history(&self, ends: &[Id], have: &[Id], place: &str) -> Result<Contents, CompareError> {
         let directory = self.quarantines.make_within(self.quarantine, place, self.digits).await?;
         let abilities = base::abilities(self.upstream).await?;
-        let mut base = Base { directory, abilities, packs: 0 };
+        let mut base = Base::at(directory, Some(abilities));
         let objects = ends.iter().map(|id| self.hex(*id)).collect();
         let have: Vec<String> = have.iter().map(|id| self.hex(*id)).collect();
-        let filter = base.abilities.filter.then_some("tree:0");
+        let filter = abilities.filter.then_some("tree:0");
         self.fetch(&mut base, &Wanted { objects, have: &have, alone: false, filter }).await?;
         let listing = ["cat-file", "--batch-all-objects", "--unordered", FORMAT];
         let listing = self.helper.run(&base.directory, &listing, b"", self.bounds).await?;
         Ok(Contents::read(&listing[..], &self.looking)?)
     }
 
-    /// What `tip` has otherwise than every one of `references`, whatever is between them; without any, all that it has.
-    pub(super) async fn otherwise(&self, tip: Id, references: &[Id]) -> Result<Vec<Change>, CompareError> {
+    /// What `tip` has otherwise than every one of `references`, whatever is between them, at paths that matter; without any
+    /// reference, all that it has there.
+    pub(super) async fn otherwise(
+        &self,
+        tip: Id,
+        references: &[Id],
+        matters: impl Fn(&[u8]) -> bool,
+    ) -> Result<Vec<Change>, CompareError> {
         let empty = if self.digits == 64 { EMPTY_TREE_LONG } else { EMPTY_TREE };
         let mut others: Vec<String> = references.iter().map(|id| self.hex(*id)).collect();
         if others.is_empty() {
             others.push(empty.to_owned());
         }
         let tip = self.hex(tip);
-        let mut all = Vec::new();
+        let most = self.bounds.push.difference_bytes;
+        let (mut reading, mut bytes) = (Reading::default(), 0);
         for other in &others {
             // Named as arguments: git says of those whether it has them.
             let arguments = ["diff-tree", "-r", "-z", "--raw", "--no-renames", "--no-abbrev", other, &tip];
             let out = self.helper.run(&self.quarantine.directory, &arguments, b"", self.bounds).await?;
-            all.extend_from_slice(format!("{tip}\0").as_bytes());
-            all.extend_from_slice(&out);
+            bytes += out.len() as u64;
+            if bytes > most {
+                return Err(Excess::Differences(most).into());
+            }
+            reading.begin(&tip).and_then(|()| reading.take(&out, &matters)).ok_or(CompareError::Changes)?;
         }
-        parse_changes(&all, |_| others.len()).map(|changes| changes.all).ok_or(CompareError::Changes)
+        Ok(reading.end(|_| others.len()).all)
     }
 
     /// What each commit of the push changes.
@@ -216,11 +244,11 @@ impl Comparison<'_> {
     }
 
     /// Makes sure that these files can be read.
-    async fn have_files(
+    pub(super) async fn have_files(
         &self,
         base: &mut Base,
         contents: &Contents,
-        files: &[Id],
+        files: &BTreeSet<Id>,
     ) -> Result<(), CompareError> {
         let missing: Vec<String> = files
             .iter()
@@ -228,7 +256,8 @@ impl Comparison<'_> {
             .take(self.bounds.push.old_files)
             .map(|id| self.hex(*id))
             .collect();
-        if missing.is_empty() || !base.abilities.filter {
+        // Without a filter they came with their directories.
+        if missing.is_empty() || !self.abilities(base).await?.filter {
             return Ok(());
         }
         self.fetch(base, &Wanted { objects: missing, ..Wanted::default() }).await
@@ -242,8 +271,7 @@ impl Comparison<'_> {
         (changes, commits): (&Changes, &HashSet<Id>),
     ) -> Result<HashMap<Id, HashSet<[u8; 32]>>, CompareError> {
         let before = commits.iter().filter_map(|commit| changes.before.get(commit)).flatten();
-        let mut files: Vec<Id> = before.copied().collect::<HashSet<_>>().into_iter().collect();
-        files.sort_unstable();
+        let files: BTreeSet<Id> = before.copied().collect();
         self.have_files(base, contents, &files).await?;
         let most = self.bounds.push.old_files;
         let theirs: Vec<Id> =
@@ -268,62 +296,77 @@ impl Comparison<'_> {
         };
         Ok(commits.iter().map(|commit| (*commit, hashes(commit))).collect())
     }
+}
 
-    /// The contents of some files.
-    pub(super) async fn texts(
-        &self,
-        base: &mut Base,
-        contents: &Contents,
-        files: &[Id],
-    ) -> Result<HashMap<Id, Vec<u8>>, CompareError> {
-        self.have_files(base, contents, files).await?;
-        let mut texts = HashMap::new();
-        for file in files {
-            let arguments = ["cat-file", "blob", &self.hex(*file)];
-            let text = self.helper.run(&self.quarantine.directory, &arguments, b"", self.bounds).await?;
-            texts.insert(*file, text);
-        }
-        Ok(texts)
-    }
+/// Those that the host is told of.
+fn haves(mut known: Vec<Id>) -> Vec<Id> {
+    known.truncate(HAVES);
+    known
 }
 
 /// Reads `git diff-tree --stdin -z --raw`: a commit, then what it changes against one parent, and so on. What is not
 /// changed against every parent came by a merge.
 fn parse_changes(out: &[u8], parents: impl Fn(&Id) -> usize) -> Option<Changes> {
-    let mut fields = out.split(|byte| *byte == 0);
-    let mut changes = Changes::default();
-    let mut found: HashMap<(Id, Vec<u8>), (usize, Change)> = HashMap::new();
-    let mut order = Vec::new();
-    let mut commit = None;
-    while let Some(field) = fields.next().filter(|field| !field.is_empty()) {
-        let text = std::str::from_utf8(field).ok()?;
-        let Some(entry) = text.strip_prefix(':') else {
-            commit = Some(Id::parse(text)?);
-            continue;
-        };
-        let commit = commit?;
-        let path = fields.next()?.to_vec();
-        let mut parts = entry.split(' ');
-        let (old_mode, new_mode) = (parts.next()?, parts.next()?);
-        let file = |mode: &str, id: &str| Id::parse(id).filter(|_| !matches!(mode, "160000" | "040000"));
-        let (old, new) = (file(old_mode, parts.next()?), file(new_mode, parts.next()?));
-        changes.before.entry(commit).or_default().extend(old);
-        let key = (commit, path.clone());
-        let (count, change) = found.entry(key.clone()).or_insert_with(|| {
-            order.push(key);
-            (0, Change { commit, path, new, old: Vec::new() })
-        });
-        *count += 1;
-        change.old.extend(old);
+    let mut reading = Reading::default();
+    reading.take(out, |_| true)?;
+    Some(reading.end(parents))
+}
+
+/// Changes as far as they are read.
+#[derive(Debug, Default)]
+struct Reading {
+    commit: Option<Id>,
+    found: HashMap<(Id, Vec<u8>), (usize, Change)>,
+    order: Vec<(Id, Vec<u8>)>,
+    before: HashMap<Id, HashSet<Id>>,
+}
+
+impl Reading {
+    fn begin(&mut self, commit: &str) -> Option<()> {
+        self.commit = Some(Id::parse(commit)?);
+        Some(())
     }
-    for key in order {
-        if let Some((count, change)) = found.remove(&key)
-            && count >= parents(&change.commit)
-        {
-            changes.all.push(change);
+
+    fn take(&mut self, out: &[u8], matters: impl Fn(&[u8]) -> bool) -> Option<()> {
+        let mut fields = out.split(|byte| *byte == 0);
+        while let Some(field) = fields.next().filter(|field| !field.is_empty()) {
+            let text = std::str::from_utf8(field).ok()?;
+            let Some(entry) = text.strip_prefix(':') else {
+                self.begin(text)?;
+                continue;
+            };
+            let commit = self.commit?;
+            let path = fields.next()?;
+            let mut parts = entry.split(' ');
+            let (old_mode, new_mode) = (parts.next()?, parts.next()?);
+            let file = |mode: &str, id: &str| Id::parse(id).filter(|_| !matches!(mode, "160000" | "040000"));
+            let (old, new) = (file(old_mode, parts.next()?), file(new_mode, parts.next()?));
+            if !matters(path) {
+                continue;
+            }
+            self.before.entry(commit).or_default().extend(old);
+            let key = (commit, path.to_vec());
+            let (count, change) = self.found.entry(key.clone()).or_insert_with(|| {
+                self.order.push(key);
+                (0, Change { commit, path: path.to_vec(), new, old: Vec::new() })
+            });
+            *count += 1;
+            change.old.extend(old);
         }
+        Some(())
     }
-    Some(changes)
+
+    fn end(mut self, parents: impl Fn(&Id) -> usize) -> Changes {
+        let mut changes = Changes { before: self.before, all: Vec::new() };
+        for key in self.order {
+            if let Some((count, change)) = self.found.remove(&key)
+                && count >= parents(&change.commit)
+            {
+                changes.all.push(change);
+            }
+        }
+        changes
+    }
 }
 
 #[cfg(test)]
@@ -360,6 +403,26 @@ mod tests {
         assert_eq!((changes.all[1].new, changes.all[2].new), (None, None));
         assert_eq!(changes.before[&id("a")], HashSet::from([id("1"), id("3"), id("5")]));
         assert_eq!(changes.before[&id("b")], HashSet::from([id("7")]));
+    }
+
+    #[test]
+    fn the_host_is_told_of_so_many_commits() {
+        for (count, told) in [(HAVES - 1, HAVES - 1), (HAVES, HAVES), (HAVES + 1, HAVES)] {
+            assert_eq!(haves(vec![id("1"); count]).len(), told);
+        }
+    }
+
+    #[test]
+    fn only_what_matters_is_kept_of_a_list() {
+        let out =
+            [entry(("100644", "100644"), ("1", "2"), "a"), entry(("100644", "100644"), ("1", "2"), "b")];
+        let mut reading = Reading::default();
+        assert!(reading.take(out.concat().as_bytes(), |_| true).is_none(), "of no commit");
+        reading.begin(&"a".repeat(40)).unwrap();
+        reading.take(out.concat().as_bytes(), |path| path == b"b").unwrap();
+        let changes = reading.end(|_| 1);
+        assert_eq!((changes.all.len(), changes.all[0].path.as_slice()), (1, &b"b"[..]));
+        assert_eq!(changes.before.len(), 1);
     }
 
     #[test]

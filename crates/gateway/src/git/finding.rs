@@ -121,6 +121,20 @@ impl Finding {
         }
     }
 
+    /// A file that names submodules and is not looked into.
+    pub(super) fn gitmodules(most: u64, place: Place) -> Self {
+        let what = format!("a .gitmodules that git does not read to its end, or of more than {most} bytes,");
+        let remedy = "mend it in every commit of the push";
+        Self { rule: "submodule", secret: None, place, what, remedy }
+    }
+
+    /// As it is told where there is nothing to compare with, since the repository's HEAD names no branch that is there.
+    pub(super) fn beside_no_branch(self) -> Self {
+        let remedy = "nothing is known to compare it with, since the repository's HEAD names no branch that there is: have the \
+                      repository's owner set its default branch, or start the run with a base";
+        Self { remedy, ..self }
+    }
+
     /// The check whose finding it is; none for what git itself or a bound refuses.
     pub(super) fn check(&self) -> Option<Check> {
         match self.rule {

@@ -71,8 +71,8 @@ pub(super) async fn ask(upstream: &Upstream, branch: &str) -> Result<Heads, Faul
     Ok(heads)
 }
 
-/// What the host's default branch is at, and `branch`, a full ref; as far as they exist; none of a host that does not
-/// know protocol version 2: from such a one nothing is fetched either.
+/// What `branch`, a full ref, is at, and behind it the host's default branch; as far as they exist; none of a host that does
+/// not know protocol version 2: from such a one nothing is fetched either.
 ///
 /// # Errors
 /// [`Fault`] if the host does not say.
@@ -83,16 +83,45 @@ pub(super) async fn tips(upstream: &Upstream, branch: Option<&str>) -> Result<Op
     if !offer.second {
         return Ok(None);
     }
-    let names: Vec<&str> = std::iter::once(HEAD).chain(branch).collect();
-    let mut tips = Vec::new();
-    list(upstream, &offer, &names, |line| {
+    let mut tips = Tips::of(branch);
+    let names = tips.names.clone();
+    list(upstream, &offer, &names, |line| tips.take(line)).await?;
+    Ok(Some(tips.ids()))
+}
+
+/// Where refs are, in the order of their names.
+#[derive(Debug)]
+struct Tips<'a> {
+    names: Vec<&'a str>,
+    at: Vec<Option<Id>>,
+}
+
+impl<'a> Tips<'a> {
+    fn of(branch: Option<&'a str>) -> Self {
+        let names: Vec<&str> = branch.into_iter().chain([HEAD]).collect();
+        Self { at: vec![None; names.len()], names }
+    }
+
+    fn take(&mut self, line: &str) -> bool {
         let mut words = line.split(' ');
         let (object, name) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        tips.extend(Id::parse(object).filter(|id| names.contains(&name) && !tips.contains(id)));
+        for (asked, at) in self.names.iter().zip(&mut self.at) {
+            if *asked == name {
+                *at = Id::parse(object);
+            }
+        }
         true
-    })
-    .await?;
-    Ok(Some(tips))
+    }
+
+    fn ids(self) -> Vec<Id> {
+        let mut ids = Vec::new();
+        for id in self.at.into_iter().flatten() {
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        ids
+    }
 }
 
 async fn has_branches(upstream: &Upstream, offer: &Offer) -> Result<bool, Fault> {
@@ -329,6 +358,31 @@ mod tests {
         let unborn = of(&["unborn HEAD symref-target:refs/heads/main"]);
         assert_eq!(unborn, Heads { default: main, unborn: true, ..Heads::default() });
         assert_eq!(of(&[&format!("{ID} HEAD")]), Heads::default(), "no branch is checked out");
+    }
+
+    #[test]
+    fn the_runs_base_comes_before_the_default_branch_and_what_is_not_there_is_no_tip() {
+        let of = |branch, lines: &[&str]| {
+            let mut tips = Tips::of(branch);
+            for line in lines {
+                assert!(tips.take(line));
+            }
+            tips.ids()
+        };
+        let other = "2".repeat(40);
+        let (one, two) = (Id::parse(ID).unwrap(), Id::parse(&other).unwrap());
+        let (head, base) =
+            (format!("{ID} HEAD symref-target:refs/heads/main"), format!("{other} refs/heads/base"));
+        let more = format!("{other} refs/heads/base/2");
+        assert_eq!(of(Some("refs/heads/base"), &[&head, &base, &more]), [two, one]);
+        assert_eq!(of(Some("refs/heads/base"), &[&head, &more]), [one]);
+        assert_eq!(of(None, &[&head, &base]), [one]);
+        assert_eq!(
+            of(Some("refs/heads/x"), &[&head, &format!("{ID} refs/heads/x")]),
+            [one],
+            "both are there"
+        );
+        assert_eq!(of(None, &["unborn HEAD symref-target:refs/heads/main"]), []);
     }
 
     #[test]

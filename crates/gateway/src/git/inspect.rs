@@ -22,7 +22,7 @@ use tokio_util::io::ReaderStream;
 use url::Url;
 
 use super::Upstream;
-use super::brought::{Elsewhere, Standing};
+use super::brought::{Foreign, Standing};
 use super::compare::{Base, Change, Changes, CompareError, Comparison};
 use super::finding::{Finding, Place, shown};
 use super::helper::{Helper, HelperError, finish};
@@ -199,12 +199,16 @@ impl Inspector {
             Err(error) => return Err(error),
         };
         let mut findings: Vec<Finding> =
-            contents.elsewhere.iter().map(|candidate| elsewhere(candidate, &contents, case)).collect();
+            contents.elsewhere.iter().map(|candidate| outside_files(candidate, &contents, case)).collect();
         if contents.too_many_candidates {
             findings.push(Finding::too_many(case.bounds.push.candidates));
         }
         match self.compare(case, &contents).await {
             Ok(found) => findings.extend(found),
+            Err(CompareError::Excess(excess)) => {
+                findings.push(Finding::pack(&excess.to_string()));
+                findings.extend(self.unplaced(&contents));
+            }
             // What was found may have been there before, and nobody can say.
             Err(error) if contents.candidates.is_empty() && contents.oversize.is_empty() => {
                 return Err(error.into());
@@ -289,28 +293,33 @@ impl Inspector {
 
     async fn compare(&self, case: &Case<'_>, contents: &Contents) -> Result<Vec<Finding>, CompareError> {
         let comparison = self.comparison(case);
-        let mut elsewhere =
-            self.elsewhere((case, &comparison), contents, &HashSet::new(), "beginning").await?;
-        if elsewhere.is_none() && !self.has_questions(case, contents) {
+        let mut foreign =
+            self.find_foreign((case, &comparison), contents, &HashSet::new(), "beginning").await?;
+        if foreign.is_none()
+            && !self.has_questions(case, contents)
+            && !self.hides_submodules(case, &comparison, contents).await
+        {
             return Ok(Vec::new());
         }
-        let others = elsewhere.as_ref().map(Elsewhere::commits).unwrap_or_default();
+        let others = foreign.as_ref().map(Foreign::commits).unwrap_or_default();
         let mut base = comparison.base(contents, &others).await?;
+        comparison.have_directories(&mut base, contents).await?;
         let changes = comparison.changes(contents).await?;
         let mut findings = self.paths(case, (&comparison, &mut base), (contents, &changes.all)).await?;
         if !findings.is_empty() {
-            let theirs = self.theirs(case, &comparison, contents).await;
-            if !theirs.is_empty() {
-                let own: Vec<Change> =
-                    changes.all.iter().filter(|change| !theirs.contains(&change.commit)).cloned().collect();
+            let upstream = self.upstream_commits(case, &comparison, contents).await;
+            if !upstream.is_empty() {
+                let own = changes.all.iter().filter(|change| !upstream.contains(&change.commit));
+                let own: Vec<Change> = own.cloned().collect();
                 findings = self.paths(case, (&comparison, &mut base), (contents, &own)).await?;
-                elsewhere = self.elsewhere((case, &comparison), contents, &theirs, "own-beginning").await?;
-                let others = elsewhere.as_ref().map(Elsewhere::commits).unwrap_or_default();
+                foreign =
+                    self.find_foreign((case, &comparison), contents, &upstream, "own-beginning").await?;
+                let others = foreign.as_ref().map(Foreign::commits).unwrap_or_default();
                 comparison.have_commits(&mut base, contents, &others).await?;
             }
         }
-        if let Some(elsewhere) = &elsewhere {
-            let brought = self.brought(case, (&comparison, &mut base), (contents, elsewhere)).await?;
+        if let Some(foreign) = &foreign {
+            let brought = self.brought(case, (&comparison, &mut base), (contents, foreign)).await?;
             for one in brought {
                 let mut told = findings.iter();
                 if !told.any(|told| told.rule == one.rule && told.place.path == one.place.path) {
@@ -408,7 +417,7 @@ fn exposed(secrets: &[SecretString]) -> Vec<&str> {
 }
 
 /// A secret in a commit, in a tag or in a file's name.
-fn elsewhere(candidate: &Candidate, contents: &Contents, case: &Case<'_>) -> Finding {
+fn outside_files(candidate: &Candidate, contents: &Contents, case: &Case<'_>) -> Finding {
     let commit =
         contents.commits.contains_key(&candidate.object).then(|| candidate.object.hex(case.digits / 2));
     let place = match commit {

@@ -8,12 +8,14 @@ mod base;
 mod brought;
 mod clean;
 mod compare;
+mod directories;
 mod early;
 mod fault;
 mod finding;
 mod forward;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
+mod gitmodules;
 mod heads;
 mod helper;
 mod http;

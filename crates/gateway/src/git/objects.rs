@@ -2,13 +2,14 @@
 //!
 //! Sources: git-cat-file(1) "BATCH OUTPUT", gitformat-commit and the tree format in Git's own documentation.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::{self, BufRead, Read};
 
 use caisson_domain::checks::{Check, stands};
 
 use super::scan::{Found, scan};
 use super::secrets::Secrets;
+use super::submodules::is_gitmodules;
 use crate::bounds::PushBounds;
 
 /// What `cat-file` is asked to print before each object.
@@ -21,6 +22,10 @@ const MODES: [&[u8]; 6] = [b"40000", b"100644", b"100755", b"120000", b"160000",
 /// The bits of a mode that tell its kind, and those of a directory.
 const KIND_BITS: u32 = 0o170_000;
 const DIRECTORY_BITS: u32 = 0o040_000;
+
+/// Git's own tree with nothing in it, by the digits of an id.
+pub(super) const EMPTY_TREE: &str = "4b825dc642cb6eb9a060e54bf8d69288fbee4904";
+pub(super) const EMPTY_TREE_LONG: &str = "6ef19b41225c5369f1c104d45d8d85efa9b057b53b14b4b9b939dd74decc5321";
 
 /// An object's id: SHA-1, filled up with zeros, or SHA-256.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -59,6 +64,17 @@ pub(super) enum Excess {
     #[error("a checkout of it would have more than {0} files")]
     Paths(u64),
     #[error(
+        "its versions of .gitmodules take more than {bytes} bytes or name more than {urls} URLs; push fewer commits at once"
+    )]
+    Gitmodules { bytes: u64, urls: usize },
+    #[error(
+        "what it brings differs in more than {0} bytes of paths from the branches that it is compared with; put the work on top \
+         of the run's base branch"
+    )]
+    Differences(u64),
+    #[error("more than {0} of its directories are the repository's; push fewer commits at once")]
+    Directories(usize),
+    #[error(
         "a directory in it has an entry that git does not write, by its mode or its object; make the commits with git"
     )]
     Entry,
@@ -76,6 +92,8 @@ pub(super) enum ReadError {
 /// What is read of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct CommitFacts {
+    /// Its whole directory.
+    pub(super) tree: Option<Id>,
     pub(super) parents: Vec<Id>,
 }
 
@@ -85,6 +103,8 @@ struct TreeFacts {
     /// Entries that are no trees.
     files: u64,
     trees: Vec<Id>,
+    /// Whether it has submodules written down.
+    submodules: bool,
 }
 
 /// A secret in an object, which may have been there before.
@@ -214,9 +234,10 @@ impl Contents {
                         facts.trees.push(entry.id);
                     } else {
                         facts.files += 1;
-                        self.submodules |= is_gitmodules(entry.name);
+                        facts.submodules |= is_gitmodules(entry.name);
                     }
                 }
+                self.submodules |= facts.submodules;
                 self.odd_trees |= !entries.rest.is_empty();
                 self.trees.insert(head.id, facts);
             }
@@ -327,6 +348,35 @@ impl Contents {
         outside
     }
 
+    /// Whole directories of the push's commits that are not in it: the host has them.
+    pub(super) fn outer_roots(&self) -> BTreeSet<Id> {
+        let roots = self.commits.values().filter_map(|facts| facts.tree);
+        roots.filter(|tree| !self.trees.contains_key(tree) && !is_empty_tree(*tree)).collect()
+    }
+
+    /// The same, with those that directories of the push have in them.
+    ///
+    /// # Errors
+    /// [`Excess::Directories`].
+    pub(super) fn outer_directories(&self, most: usize) -> Result<BTreeSet<Id>, Excess> {
+        let mut outer = BTreeSet::new();
+        let inner = self.trees.values().flat_map(|facts| &facts.trees).copied();
+        for tree in self.outer_roots().into_iter().chain(inner) {
+            if !self.trees.contains_key(&tree) && !is_empty_tree(tree) {
+                outer.insert(tree);
+            }
+            if outer.len() > most {
+                return Err(Excess::Directories(most));
+            }
+        }
+        Ok(outer)
+    }
+
+    /// Whether the directory has submodules written down; none if it is not in the push.
+    pub(super) fn names_submodules(&self, tree: Id) -> Option<bool> {
+        self.trees.get(&tree).map(|facts| facts.submodules)
+    }
+
     /// Whether `to` comes before `from`, as far as the commits of the push say, or is it.
     pub(super) fn reaches(&self, from: Id, to: Id) -> bool {
         reaches(from, to, |id| self.commits.get(&id).map(|facts| facts.parents.as_slice()))
@@ -351,6 +401,11 @@ pub(super) fn reaches<'a>(from: Id, to: Id, parents: impl Fn(Id) -> Option<&'a [
         open.extend(before.filter(|id| seen.insert(*id)));
     }
     false
+}
+
+/// Whether it is the directory with nothing in it, which every git has.
+fn is_empty_tree(tree: Id) -> bool {
+    [EMPTY_TREE, EMPTY_TREE_LONG].into_iter().any(|empty| Id::parse(empty) == Some(tree))
 }
 
 fn malformed() -> io::Error {
@@ -382,13 +437,20 @@ fn head(listing: &mut impl BufRead) -> io::Result<Option<Head>> {
     parse().map(Some).ok_or_else(malformed)
 }
 
-/// The commit's parents: those lines of its header that follow the tree's at once. Git reads no others (`parse_commit_buffer`),
-/// and its checks look at nothing behind the committer, where a line may name what is no parent.
+/// The commit's tree, and its parents: those lines of its header that follow the tree's at once. Git reads no others
+/// (`parse_commit_buffer`), and its checks look at nothing behind the committer, where a line may name what is no parent.
 fn commit(bytes: &[u8]) -> CommitFacts {
-    let lines = bytes.split(|byte| *byte == b'\n').skip(1);
-    let parents = lines.map_while(|line| line.strip_prefix(b"parent "));
-    let parents = parents.map_while(|id| std::str::from_utf8(id).ok().and_then(Id::parse)).collect();
-    CommitFacts { parents }
+    let mut lines = bytes.split(|byte| *byte == b'\n');
+    let id = |id: &[u8]| std::str::from_utf8(id).ok().and_then(Id::parse);
+    let tree = lines.next().and_then(|line| line.strip_prefix(b"tree ")).and_then(id);
+    let parents = lines.map_while(|line| line.strip_prefix(b"parent ")).map_while(id).collect();
+    CommitFacts { tree, parents }
+}
+
+/// Whether a directory has submodules written down, whose ids have `id_bytes` bytes.
+pub(super) fn tree_names_submodules(tree: &[u8], id_bytes: usize) -> bool {
+    let mut entries = Entries { rest: tree, id_bytes };
+    entries.any(|entry| !is_directory(entry.mode) && is_gitmodules(entry.name))
 }
 
 /// Whether git takes the mode for a directory's: by its kind alone, in the 16 bits that it keeps of it.
@@ -424,16 +486,6 @@ impl<'a> Iterator for Entries<'a> {
         self.rest = rest;
         Some(entry)
     }
-}
-
-/// Whether some file system takes the name for `.gitmodules`: git itself reads it then.
-pub(super) fn is_gitmodules(name: &[u8]) -> bool {
-    let Ok(text) = std::str::from_utf8(name) else { return false };
-    // HFS+ leaves these out, NTFS what is behind a colon and dots and spaces at the end.
-    let seen = |c: &char| !matches!(c, '\u{200c}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{206a}'..='\u{206f}' | '\u{feff}');
-    let text: String = text.chars().filter(seen).collect::<String>().to_lowercase();
-    let text = text.split(':').next().unwrap_or_default().trim_end_matches(['.', ' ']);
-    text == ".gitmodules" || text.starts_with("gitmod~") || text.starts_with("gi7eba~")
 }
 
 #[cfg(test)]

@@ -66,6 +66,26 @@ fn a_listing_is_read_as_commits_trees_and_files() {
 }
 
 #[test]
+fn directories_that_a_push_does_not_hold_are_told_up_to_a_bound() {
+    let mut out = Vec::new();
+    for (name, tree) in [('1', 'b'), ('2', 'c'), ('3', 'c')] {
+        object(&mut out, (name, "commit", None), format!("tree {}\n\nx", id(tree)).as_bytes());
+    }
+    object(&mut out, ('4', "commit", None), format!("tree {EMPTY_TREE}\n\nx").as_bytes());
+    object(&mut out, ('b', "tree", None), &tree(&[("40000", "d", 'e'), ("40000", "e", 'f')]));
+    object(&mut out, ('f', "tree", None), &tree(&[("100644", ".gitmodules", '9'), ("160000", "x", 'd')]));
+    let contents = read(&out);
+    let at = |digit| Id::parse(&id(digit)).unwrap();
+    assert_eq!(contents.outer_roots(), BTreeSet::from([at('c')]));
+    assert_eq!(contents.outer_directories(2), Ok(BTreeSet::from([at('c'), at('e')])));
+    assert_eq!(contents.outer_directories(1), Err(Excess::Directories(1)));
+    let names = |digit| contents.names_submodules(at(digit));
+    assert_eq!((names('b'), names('f'), names('c')), (Some(false), Some(true), None));
+    assert!(tree_names_submodules(&tree(&[("100644", "a", '9'), ("100644", ".GITMODULES", '9')]), 20));
+    assert!(!tree_names_submodules(&tree(&[("40000", ".gitmodules", '9')]), 20), "it is no file");
+}
+
+#[test]
 fn a_listing_that_is_cut_or_no_listing_is_an_error() {
     let mut out = Vec::new();
     object(&mut out, ('c', "blob", None), b"some text");

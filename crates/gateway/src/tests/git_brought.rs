@@ -7,20 +7,20 @@ use super::git_host::{git, git_with};
 use super::git_scene::{BRANCH, KINDS, Kind, Scene, scene, scene_of};
 use super::support::Setup;
 
-const WORKFLOW: &str = ".github/workflows/ci.yml";
+pub(super) const WORKFLOW: &str = ".github/workflows/ci.yml";
 /// Where hosts keep the head of a change request.
-const STRANGER: &str = "refs/pull/1/head";
+pub(super) const STRANGER: &str = "refs/pull/1/head";
 
-fn forbid(setup: &mut Setup) {
+pub(super) fn forbid(setup: &mut Setup) {
     setup.git.pushes.forbidden_paths = vec![".github/workflows".to_owned()];
 }
 
-fn seed(seeding: &Path) {
+pub(super) fn seed(seeding: &Path) {
     write(seeding, WORKFLOW, "theirs\n");
     write(seeding, "src/a", "a\n");
 }
 
-fn write(directory: &Path, path: &str, text: &str) {
+pub(super) fn write(directory: &Path, path: &str, text: &str) {
     std::fs::create_dir_all(directory.join(path).parent().unwrap()).unwrap();
     std::fs::write(directory.join(path), text).unwrap();
 }
@@ -31,7 +31,7 @@ fn others(scene: &Scene) -> std::path::PathBuf {
 }
 
 /// Somebody commits a file on top of `from`, and has it at `to`.
-async fn somebody(scene: &Scene, (from, to): (&str, &str), path: &str, text: &str) -> String {
+pub(super) async fn somebody(scene: &Scene, (from, to): (&str, &str), path: &str, text: &str) -> String {
     let other = others(scene);
     git(&other, &["fetch", "-q", "origin", from]).await;
     git(&other, &["checkout", "-q", "--detach", "FETCH_HEAD"]).await;
@@ -42,12 +42,12 @@ async fn somebody(scene: &Scene, (from, to): (&str, &str), path: &str, text: &st
     git(&other, &["rev-parse", "HEAD"]).await
 }
 
-async fn fetch(scene: &Scene, name: &str) {
+pub(super) async fn fetch(scene: &Scene, name: &str) {
     let fetched = scene.client.git("work", &["fetch", "-q", "origin", name]).await;
     assert!(fetched.ok, "{}", fetched.said);
 }
 
-async fn take(scene: &Scene, name: &str) {
+pub(super) async fn take(scene: &Scene, name: &str) {
     fetch(scene, name).await;
     git(&scene.work, &["reset", "-q", "--hard", "FETCH_HEAD"]).await;
 }
@@ -57,7 +57,7 @@ async fn merge(scene: &Scene, name: &str) {
     git(&scene.work, &["merge", "-q", "--no-ff", "--no-edit", "FETCH_HEAD"]).await;
 }
 
-async fn refused_for(scene: &Scene, rule: &str, path: &str) -> String {
+pub(super) async fn refused_for(scene: &Scene, rule: &str, path: &str) -> String {
     let (denied, said) = scene.refused(&[]).await;
     assert_eq!((&denied["rule"], &denied["path"]), (&rule.into(), &path.into()), "{said}");
     said
@@ -100,6 +100,27 @@ async fn a_strangers_commit_is_not_pushed_for_its_forbidden_path() {
         git(&scene.work, &["checkout", "-q", "HEAD", "--", WORKFLOW]).await;
         scene.commit("theirs without it").await;
         scene.accepted(&[]).await;
+        scene.world.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_workflow_forbids_is_not_brought_either() {
+    for kind in KINDS {
+        let scene = scene_of(
+            kind,
+            |_| {},
+            seed,
+            |spec| spec.workflow.caisson.forbidden_paths = vec![".github/workflows".to_owned()],
+        )
+        .await;
+        somebody(&scene, ("main", STRANGER), WORKFLOW, "a stranger's\n").await;
+        take(&scene, STRANGER).await;
+        let said = refused_for(&scene, "forbidden_path", WORKFLOW).await;
+        assert!(
+            said.contains("comes from elsewhere") && said.contains("the run's workflow forbids"),
+            "{said}"
+        );
         scene.world.stop().await;
     }
 }

@@ -174,6 +174,8 @@ pub(crate) enum Mood {
     EncodesReports,
     /// Has no place for the packs of so many pushes: git itself says that it cannot move them there.
     HasNoPlace(usize),
+    /// Knows no newer protocol of git's than the first one.
+    SpeaksOldProtocol,
 }
 
 struct State {
@@ -263,6 +265,7 @@ async fn answer(state: Arc<State>, request: Request<axum::body::Body>) -> Answer
         | Mood::HoldsPushes
         | Mood::RepeatsLogin(_)
         | Mood::HasNoPlace(_)
+        | Mood::SpeaksOldProtocol
         | Mood::EncodesReports => {}
     }
     if let Some(password) = &state.password {
@@ -273,9 +276,7 @@ async fn answer(state: Arc<State>, request: Request<axum::body::Body>) -> Answer
         }
     }
     if let (Mood::RepeatsLogin(fill), true) = (mood, pushes) {
-        let mut response = Response::new(axum::body::Body::from(repeated_login(&body, fill)));
-        response.headers_mut().insert("content-type", RESULT.parse().unwrap());
-        return response;
+        return result(repeated_login(&body, fill));
     }
     if let (Mood::HasNoPlace(pushes_left), true) = (mood, pushes) {
         let left = pushes_left - 1;
@@ -305,6 +306,12 @@ async fn answer(state: Arc<State>, request: Request<axum::body::Body>) -> Answer
 
 const RESULT: &str = "application/x-git-receive-pack-result";
 
+fn result(report: Vec<u8>) -> Answer {
+    let mut response = Response::new(axum::body::Body::from(report));
+    response.headers_mut().insert("content-type", RESULT.parse().unwrap());
+    response
+}
+
 /// Refuses the ref of this push in words that have the login in several forms, and says it on the band of progress as well,
 /// cut in two.
 fn repeated_login(push: &[u8], fill: usize) -> Vec<u8> {
@@ -324,6 +331,8 @@ fn repeated_login(push: &[u8], fill: usize) -> Vec<u8> {
 async fn backend(state: &State, parts: &http::request::Parts, body: Bytes) -> Answer {
     let header =
         |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let is_old = *state.mood.borrow() == Mood::SpeaksOldProtocol;
+    let protocol = if is_old { "" } else { header("git-protocol") };
     let mut command = command(&state.root);
     command
         .arg("http-backend")
@@ -335,7 +344,7 @@ async fn backend(state: &State, parts: &http::request::Parts, body: Bytes) -> An
         .env("CONTENT_TYPE", header("content-type"))
         .env("CONTENT_LENGTH", body.len().to_string())
         .env("HTTP_CONTENT_ENCODING", header("content-encoding"))
-        .env("GIT_PROTOCOL", header("git-protocol"))
+        .env("GIT_PROTOCOL", protocol)
         .env("REMOTE_USER", "robot")
         .env("REMOTE_ADDR", "127.0.0.1")
         .env("GIT_CONFIG_COUNT", "3")

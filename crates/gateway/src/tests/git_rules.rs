@@ -330,5 +330,13 @@ async fn a_repository_with_long_ids_is_looked_at_as_well() {
         pushed.said
     );
     assert_eq!(git(&bare, &["rev-parse", BRANCH]).await, commit);
+    // Without a branch of the host's to compare with, all that there is counts.
+    git(&bare, &["update-ref", "-d", &format!("refs/heads/{BRANCH}")]).await;
+    git(&bare, &["symbolic-ref", "HEAD", "refs/heads/nowhere"]).await;
+    git(&client.directory.join("work"), &["reset", "-q", "--hard", "HEAD~2"]).await;
+    let commit = client.commit("three\n").await;
+    let pushed = client.push(&[&own]).await;
+    assert!(pushed.ok, "{}", pushed.said);
+    assert_eq!(git(&bare, &["rev-parse", BRANCH]).await, commit);
     world.stop().await;
 }

@@ -12,15 +12,15 @@ use caisson_domain::credential::{CredentialFields, CredentialKind, CredentialSec
 use caisson_domain::event::EventKind;
 use caisson_domain::git::AllowList;
 use caisson_domain::grant::{GrantKind, Token};
-use caisson_domain::id::{ProjectId, RunId, SandboxId, ServerId};
+use caisson_domain::id::{ProjectId, RunId, SandboxId, ServerId, SessionId};
 use caisson_domain::protocol::{JournalBody, JournalRecord};
 use caisson_domain::redact::LiveSecrets;
 use caisson_domain::run::{Resources, Run, RunSpec, RunStatus};
 use caisson_domain::usage::{PriceTable, UsageTotals};
 use caisson_domain::workflow::{CaissonBlock, PermissionMode, Workflow};
 use caisson_store::{
-    Actor, Clock, Credential, HomeEpoch, MasterKeyFile, NewCredential, NewRun, NewSandbox, SandboxState,
-    Store,
+    Actor, Clock, CreateRun, Credential, HomeEpoch, MasterKeyFile, NewCredential, NewRun, NewSandbox,
+    SandboxState, Store,
 };
 use futures_util::FutureExt;
 use http::{Method, StatusCode};
@@ -80,12 +80,16 @@ pub(crate) fn run_spec(repository: Option<&str>) -> RunSpec {
     }
 }
 
+fn new_run(spec: RunSpec) -> NewRun {
+    NewRun { project: ProjectId::default_project(), created_by: None, spec, idempotency: None }
+}
+
 /// A run that no store knows.
 pub(crate) fn a_run(spec: RunSpec) -> Run {
     Run {
         id: RunId::new(1, [1; 10]),
         project: ProjectId::default_project(),
-        session: caisson_domain::id::SessionId::new(1, [2; 10]),
+        session: SessionId::new(1, [2; 10]),
         spec,
         status: RunStatus::Running,
         phase: None,
@@ -237,10 +241,19 @@ impl World {
 
     /// A running sandbox with a running run in it; beside a running gateway, with its door.
     pub(crate) async fn sandbox(&self, spec: RunSpec) -> Sandbox {
+        self.store.create_run(new_run(spec)).await.unwrap();
+        self.placed().await
+    }
+
+    /// The same of a further run of a session.
+    pub(crate) async fn sandbox_in(&self, session: &SessionId, spec: RunSpec) -> Sandbox {
+        let made = self.store.create_run_in(session.clone(), new_run(spec)).await.unwrap();
+        assert!(matches!(made, CreateRun::Created(_)), "{made:?}");
+        self.placed().await
+    }
+
+    async fn placed(&self) -> Sandbox {
         let number = self.count.fetch_add(1, Ordering::Relaxed);
-        let project = ProjectId::default_project();
-        let new = NewRun { project, created_by: None, spec, idempotency: None };
-        self.store.create_run(new).await.unwrap();
         let claimed = self.store.claim(&self.server).await.unwrap().unwrap();
         let id = SandboxId::new(1, [number; 10]);
         let directory = self.root.path().join("doors").join(id.as_str());

@@ -95,6 +95,9 @@ async fn a_fork_of_what_was_never_pushed_begins_at_the_commit_that_it_started_fr
     end(&fixture, &placed).await;
     let id = fork(&fixture, &placed.run.session).await;
     assert_eq!(begins(&fixture, &id).await, (Some("ba5e".to_owned()), Some(Older::Files)));
+    for session in [&id, &placed.run.session] {
+        assert_eq!(fixture.store.pushed_fork_commit(session).await.unwrap(), None, "nobody has pushed it");
+    }
 }
 
 async fn a_fork_of_a_fork_without_a_run_begins_where_that_one_does(fixture: Fixture) {
@@ -109,6 +112,12 @@ async fn a_fork_of_a_fork_without_a_run_begins_where_that_one_does(fixture: Fixt
     assert_eq!(fixture.store.read_transcript(&grandchild).await.unwrap().as_deref(), Some("said"));
     let sql = "select count(*) from session where fork_branch = 'work' and fork_commit = 'd00d'";
     assert_eq!(fixture.value::<i64>(sql).await, 2, "on the branch to which it was pushed");
+    let deleted = fixture.store.delete_session_of(&project(), &first.session, BY).await.unwrap();
+    assert_eq!(deleted, DeleteSession::Deleted);
+    for session in [&child, &grandchild] {
+        let pushed = fixture.store.pushed_fork_commit(session).await.unwrap();
+        assert_eq!(pushed.as_deref(), Some("d00d"), "whatever became of who pushed it");
+    }
 }
 
 async fn a_fork_is_steered_by_what_steered_the_other_session(fixture: Fixture) {

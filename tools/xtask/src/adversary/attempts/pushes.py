@@ -213,6 +213,14 @@ def with_forbidden_path_of_a_stranger():
     return push(here, f"{strangers(here)}:refs/heads/{branch}")
 
 
+def with_submodules_of_a_stranger():
+    """The whole directory of a stranger's commit, in a commit of the run's own: the pack has no directory at all."""
+    here, branch = clone(empty=True)
+    git("fetch", "-q", "origin", "refs/pull/2/head", at=here)
+    files = git("rev-parse", "FETCH_HEAD^{tree}", at=here)
+    return push(here, f"{tree_commit(here, files)}:refs/heads/{branch}")
+
+
 def with_forbidden_path_by_a_merge(token):
     here, branch = clone()
     made(here, token)

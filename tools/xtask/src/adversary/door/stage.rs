@@ -387,22 +387,31 @@ fn repositories(world: &World) -> anyhow::Result<PathBuf> {
     run_git(&bare, &["branch", SPARE, "main"])?;
     let commit = run_git(&bare, &["commit-tree", "main^{tree}", "-p", "main", "-m", "feat: work of others"])?;
     run_git(&bare, &["update-ref", &format!("refs/heads/{BRANCH}"), &commit])?;
-    ask_for_change(&bare, &project.path().join("stranger.yml"), &commit)?;
+    let file = project.path().join("stranger");
+    let workflow = (".github/workflows/stranger.yml", "on: push\n");
+    ask_for_change(&bare, (&file, &commit), workflow, "refs/pull/1/head")?;
+    let submodule = "[submodule \"x\"]\n\tpath = x\n\turl = https://elsewhere.example/x.git\n";
+    ask_for_change(&bare, (&file, &commit), (".gitmodules", submodule), "refs/pull/2/head")?;
     Ok(bare)
 }
 
-/// A stranger's change request on top of the branch, which adds what git hosts run with their secrets.
-fn ask_for_change(bare: &Path, file: &Path, branch: &str) -> anyhow::Result<()> {
-    fs::write(file, "on: push\n")?;
+/// A stranger's change request on top of the branch, which adds a file: what git hosts run with their secrets, or a submodule.
+fn ask_for_change(
+    bare: &Path,
+    (file, branch): (&Path, &str),
+    (path, text): (&str, &str),
+    name: &str,
+) -> anyhow::Result<()> {
+    fs::write(file, text)?;
     let file = file.to_str().context("the file has a name")?;
     let blob = run_git(bare, &["hash-object", "-w", file])?;
     run_git(bare, &["read-tree", branch])?;
-    let entry = format!("100644,{blob},.github/workflows/stranger.yml");
+    let entry = format!("100644,{blob},{path}");
     run_git(bare, &["update-index", "--add", "--cacheinfo", &entry])?;
     let tree = run_git(bare, &["write-tree"])?;
     fs::remove_file(bare.join("index"))?;
     let commit = run_git(bare, &["commit-tree", &tree, "-p", branch, "-m", "feat: work of a stranger"])?;
-    run_git(bare, &["update-ref", "refs/pull/1/head", &commit]).map(drop)
+    run_git(bare, &["update-ref", name, &commit]).map(drop)
 }
 
 fn refs(bare: &Path) -> anyhow::Result<Vec<String>> {

@@ -271,6 +271,7 @@ pub(crate) const ALL: &[Attempt] = &[
     attempt("pushes.with_secret", &["token={token}"], &[SECRETS]),
     attempt("pushes.with_secret_in_history", &["token={token}"], &[SECRETS]),
     attempt("pushes.with_submodule", &[], &[wall(Check::Submodules, &["submodule"])]),
+    attempt("pushes.with_submodules_of_a_stranger", &[], &[wall(Check::Submodules, &["submodule"])]),
     attempt("pushes.with_large_file", &[], &[wall(Check::FileSize, &["file_size"])]),
     // First: it adds to the branch only as long as no other attempt has.
     attempt(

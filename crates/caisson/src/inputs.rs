@@ -242,7 +242,7 @@ fn git(settings: &Settings, allow: AllowList) -> Result<GitUpstreams, Vec<anyhow
     let forbidden = own.filter_map(|own| resolved(own).map_err(&mut kept).ok()).collect();
     let extra_ca = read_pem("git.extra_ca_file", settings.git.extra_ca_file.as_deref());
     let extra_ca_pem = extra_ca.map_err(&mut kept).ok().flatten();
-    let secret_rules_off = secret_rules(settings).map_err(kept).unwrap_or_default();
+    let secret_rules = secret_rules(settings).map_err(kept).unwrap_or_default();
     let upstreams = GitUpstreams {
         credentials,
         forbidden,
@@ -253,7 +253,7 @@ fn git(settings: &Settings, allow: AllowList) -> Result<GitUpstreams, Vec<anyhow
         pushes: PushRules {
             forbidden_paths: settings.git.forbidden_paths.clone(),
             file_bytes: u64::from(settings.git.max_file_mib) * 1024 * 1024,
-            secret_rules_off,
+            secret_rules,
             any_submodules: settings.git.any_submodules,
         },
     };

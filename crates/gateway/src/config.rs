@@ -105,7 +105,7 @@ pub struct PushRules {
     /// Largest file, in bytes.
     pub file_bytes: u64,
     /// Rules for secrets that are not applied, such as `generic-secret`, and further ones that are.
-    pub secret_rules_off: Vec<SecretRuleChange>,
+    pub secret_rules: Vec<SecretRuleChange>,
     /// Whether a push may add submodules from everywhere, and not only from allowed repositories.
     pub any_submodules: bool,
 }
@@ -116,7 +116,7 @@ impl Default for PushRules {
         Self {
             forbidden_paths: Vec::new(),
             file_bytes: 100 * 1024 * 1024,
-            secret_rules_off: Vec::new(),
+            secret_rules: Vec::new(),
             any_submodules: false,
         }
     }

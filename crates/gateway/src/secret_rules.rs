@@ -134,7 +134,7 @@ pub(crate) fn changed(changes: &[SecretRuleChange]) -> Result<Vec<SecretRule>, G
     let all = SHIPPED.iter().chain(added);
     if let Some(name) = off.iter().find(|name| !all.clone().any(|rule| rule.id == ***name)) {
         let reason = "there is no such rule for secrets";
-        return Err(GatewayError::PushRule { which: "git.secret_rules_off", value: (*name).clone(), reason });
+        return Err(GatewayError::PushRule { which: "git.secret_rules", value: (*name).clone(), reason });
     }
     Ok(all.filter(|rule| !off.contains(&&rule.id)).cloned().collect())
 }

@@ -110,7 +110,7 @@ impl Parts {
         let rules = upstreams.pushes.clone();
         Ok(Self {
             helper: Helper::new(git)?,
-            secrets: Arc::new(Secrets::new(&exposed(&live), &rules.secret_rules_off)?),
+            secrets: Arc::new(Secrets::new(&exposed(&live), &rules.secret_rules)?),
             live,
             globs: Globs::new(&rules.forbidden_paths).map_err(|GlobError { value, reason }| {
                 GatewayError::PushRule { which: "git.forbidden_paths", value, reason }
@@ -151,7 +151,7 @@ impl Inspector {
             return Arc::clone(secrets);
         }
         let all = [exposed(&self.live), exposed(&texts)].concat();
-        match Secrets::new(&all, &self.rules.secret_rules_off) {
+        match Secrets::new(&all, &self.rules.secret_rules) {
             Ok(secrets) => {
                 let secrets = Arc::new(secrets);
                 known.push((Arc::downgrade(&version), Arc::clone(&secrets)));

@@ -107,7 +107,9 @@ async fn a_push_without_an_answer_stays_pending_and_is_not_answered_when_the_ser
         let scene = scene(grace).await;
         let client = scene.push().await;
         scene.tell_default_branch().await;
-        // The push has no commit of its own. The host knows the older protocol alone, so that nothing more is asked of it.
+        // The push has no commit of its own: the host is asked what that one names, and for its branches. It knows the older
+        // protocol alone, so that nothing more is asked of it.
+        scene.tell_default_branch().await;
         scene.tell_default_branch().await;
         let mut upstream = Some(scene.forwarded().await);
         scene.world.cancel.cancel();

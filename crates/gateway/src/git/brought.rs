@@ -12,6 +12,7 @@ use caisson_domain::git::BranchName;
 use caisson_domain::run::Run;
 use caisson_store::{Push, StoreError};
 
+use super::commit::CommitFacts;
 use super::compare::{Base, Change, CompareError, Comparison};
 use super::finding::{Finding, Forbids, Place};
 use super::heads;
@@ -21,7 +22,8 @@ use super::submodules::{GITMODULES_BYTES, is_allowed, is_gitmodules};
 use crate::hold::hold;
 use crate::shared::Shared;
 
-/// Most commits that a push begins with, and that are looked for in the history of the host's branches.
+/// Most commits that a new branch begins with beside the newest ones: of more, none is looked for in the history of the host's
+/// branches.
 const BEGINNINGS: usize = 4;
 
 /// Where a push begins, by what nobody in the sandbox says.
@@ -114,7 +116,10 @@ impl Inspector {
         let parents =
             contents.commits.iter().filter(|(id, _)| is_own(id)).flat_map(|(_, facts)| &facts.parents);
         let ends: BTreeSet<Id> = parents.chain([&tip]).filter(|id| !is_own(id)).copied().collect();
-        if ends.iter().all(|end| standing.has(*end)) {
+        // What a commit without parents has not, no merge with it takes away; but its other side may have had it.
+        let is_root = |(id, facts): (&Id, &CommitFacts)| is_own(id) && facts.parents.is_empty();
+        let is_rooted = contents.commits.iter().any(is_root) && !(ends.is_empty() && standing.old.is_none());
+        if !is_rooted && ends.iter().all(|end| standing.has(*end)) {
             return Ok(None);
         }
         // Where no path is forbidden, hardly any push has anything to ask the host for.
@@ -128,17 +133,22 @@ impl Inspector {
             None => return Ok(None),
         };
         let (mut references, unknown): (Vec<Id>, Vec<Id>) =
-            ends.into_iter().partition(|end| standing.has(*end) || branches.contains(end));
-        let mut strange = unknown.len() > BEGINNINGS;
-        for (number, end) in unknown.into_iter().take(BEGINNINGS).enumerate() {
-            // The branches may have gone on since the work began. A branch that is there has had its beginning.
-            let begins = standing.old.is_none()
-                && begins_in(case, comparison, (branches.as_slice(), end), &format!("{round}-{number}"))
-                    .await;
+            ends.iter().copied().partition(|end| standing.has(*end) || branches.contains(end));
+        // A branch that is there has had its beginning.
+        let is_looked_for = standing.old.is_none() && unknown.len() <= BEGINNINGS;
+        let mut is_strange = is_rooted;
+        for (number, end) in unknown.into_iter().enumerate() {
+            let place = format!("{round}-{number}");
+            let later: Vec<Id> = ends.iter().copied().filter(|other| *other != end).collect();
+            // The branches may have gone on since the work began. What else the push builds on may have, too: then the work
+            // begins there, and an older state of it is none that anybody stands for.
+            let begins = is_looked_for
+                && !is_surpassed(case, comparison, (later.as_slice(), end), &place).await
+                && begins_in(case, comparison, (branches.as_slice(), end), &place).await;
             references.extend(begins.then_some(end));
-            strange |= !begins;
+            is_strange |= !begins;
         }
-        if !strange {
+        if !is_strange {
             return Ok(None);
         }
         references.extend(branches.into_iter().chain(standing.old));
@@ -247,17 +257,23 @@ impl Inspector {
             written.iter().flat_map(|change| change.new.iter().chain(&change.old)).copied().collect();
         let urls = comparison.urls(base, contents, &files).await?;
         let urls = |file: &Id| urls.get(file).and_then(Option::as_ref);
-        let mut findings = Vec::new();
+        let (mut findings, mut compared) = (Vec::new(), 0);
         for change in written {
             let Some(new) = change.new.as_ref().and_then(urls) else {
                 findings.push(Finding::gitmodules(GITMODULES_BYTES, Self::place(change, case)));
                 continue;
             };
-            let known: BTreeSet<&String> = change.old.iter().filter_map(urls).flatten().collect();
-            let mut added = new.iter().filter(|url| !known.contains(url));
+            let known: Vec<&BTreeSet<String>> = change.old.iter().filter_map(urls).collect();
+            compared += new.len() * known.len().max(1);
+            if compared > case.bounds.push.gitmodules_urls {
+                return Err(comparison.too_many_urls());
+            }
+            let mut added = new.iter().filter(|url| !known.iter().any(|known| known.contains(*url)));
             if !added.all(|url| is_allowed(url, case.repository, case.allow)) {
                 findings.push(Finding::submodule(Self::place(change, case)));
             }
+            // Others' pushes, and the time that this one has.
+            tokio::task::yield_now().await;
         }
         Ok(findings)
     }
@@ -307,13 +323,27 @@ async fn begins_in(
     place: &str,
 ) -> bool {
     for (number, tip) in branches.iter().enumerate() {
-        match comparison.is_before(*tip, commit, &format!("{place}-{number}")).await {
+        match comparison.is_before(&[*tip], commit, &format!("{place}-{number}")).await {
             Ok(true) => return true,
             Ok(false) => {}
             Err(error) => log(case, &error, "whether a new branch begins in a branch's history is unknown"),
         }
     }
     false
+}
+
+/// Whether a commit is in the history of one of these others that the push builds on. Where nobody can say, it may be.
+async fn is_surpassed(
+    case: &Case<'_>,
+    comparison: &Comparison<'_>,
+    (others, commit): (&[Id], Id),
+    place: &str,
+) -> bool {
+    let asked = comparison.is_before(others, commit, &format!("{place}-later")).await;
+    asked.unwrap_or_else(|error| {
+        log(case, &error, "which of the commits that a new branch builds on is the newest is unknown");
+        true
+    })
 }
 
 fn log(case: &Case<'_>, error: &CompareError, what: &str) {

@@ -160,10 +160,13 @@ impl Comparison<'_> {
         Ok(super::objects::reaches(new, old, parents))
     }
 
-    /// Whether `old` comes before `tip`, or is it, by what the repository has itself. `place` is looked at once.
-    pub(super) async fn is_before(&self, tip: Id, old: Id, place: &str) -> Result<bool, CompareError> {
-        let theirs = self.history(&[tip], &[old], place).await?;
-        Ok(theirs.reaches(tip, old))
+    /// Whether `old` comes before one of `tips`, or is it, by what the repository has itself. `place` is looked at once.
+    pub(super) async fn is_before(&self, tips: &[Id], old: Id, place: &str) -> Result<bool, CompareError> {
+        if tips.is_empty() {
+            return Ok(false);
+        }
+        let theirs = self.history(tips, &[old], place).await?;
+        Ok(tips.iter().any(|tip| theirs.reaches(*tip, old)))
     }
 
     /// The commits of the push that these have before them, or are. Git sends what the host has already where it does not know
@@ -213,7 +216,11 @@ impl Comparison<'_> {
         for other in &others {
             // Named as arguments: git says of those whether it has them.
             let arguments = ["diff-tree", "-r", "-z", "--raw", "--no-renames", "--no-abbrev", other, &tip];
-            let out = self.helper.run(&self.quarantine.directory, &arguments, b"", self.bounds).await?;
+            let out = match self.helper.run(&self.quarantine.directory, &arguments, b"", self.bounds).await {
+                // More than is read of any list.
+                Err(HelperError::Exceeded) => return Err(Excess::Differences(most).into()),
+                told => told?,
+            };
             bytes += out.len() as u64;
             if bytes > most {
                 return Err(Excess::Differences(most).into());
@@ -351,7 +358,7 @@ impl Reading {
                 (0, Change { commit, path: path.to_vec(), new, old: Vec::new() })
             });
             *count += 1;
-            change.old.extend(old);
+            change.old.extend(old.filter(|old| !change.old.contains(old)));
         }
         Some(())
     }

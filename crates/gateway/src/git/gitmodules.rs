@@ -39,11 +39,10 @@ impl Comparison<'_> {
             return Err(CompareError::Missing);
         }
         let (most_bytes, most_urls) = (self.bounds.push.gitmodules_bytes, self.bounds.push.gitmodules_urls);
-        let excess = || CompareError::Excess(Excess::Gitmodules { bytes: most_bytes, urls: most_urls });
         let (small, large): (Vec<_>, Vec<_>) =
             sizes.into_iter().partition(|(_, size)| *size <= GITMODULES_BYTES);
         if small.iter().map(|(_, size)| size).sum::<u64>() > most_bytes {
-            return Err(excess());
+            return Err(self.too_many_urls());
         }
         found.extend(large.into_iter().map(|(id, _)| (id, None)));
         let small: BTreeSet<Id> = small.into_iter().map(|(id, _)| id).collect();
@@ -53,11 +52,17 @@ impl Comparison<'_> {
             let urls = urls(text);
             count += urls.as_ref().map_or(0, BTreeSet::len);
             if count > most_urls {
-                return Err(excess());
+                return Err(self.too_many_urls());
             }
             found.insert(id, urls);
         }
         Ok(found)
+    }
+
+    /// Why no more of them are read, or compared.
+    pub(super) fn too_many_urls(&self) -> CompareError {
+        let push = &self.bounds.push;
+        Excess::Gitmodules { bytes: push.gitmodules_bytes, urls: push.gitmodules_urls }.into()
     }
 
     /// What `git cat-file` says of these objects.

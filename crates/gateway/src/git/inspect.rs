@@ -320,12 +320,9 @@ impl Inspector {
         }
         if let Some(foreign) = &foreign {
             let brought = self.brought(case, (&comparison, &mut base), (contents, foreign)).await?;
-            for one in brought {
-                let mut told = findings.iter();
-                if !told.any(|told| told.rule == one.rule && told.place.path == one.place.path) {
-                    findings.push(one);
-                }
-            }
+            let key = |finding: &Finding| (finding.rule, finding.place.path.clone());
+            let told: HashSet<_> = findings.iter().map(key).collect();
+            findings.extend(brought.into_iter().filter(|one| !told.contains(&key(one))));
         }
         for (blob, _) in &contents.oversize {
             let change = changes.all.iter().find(|change| change.new == Some(*blob));

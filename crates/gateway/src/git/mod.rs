@@ -7,6 +7,7 @@ mod answer;
 mod base;
 mod brought;
 mod clean;
+mod commit;
 mod compare;
 mod directories;
 mod early;

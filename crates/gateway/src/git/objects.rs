@@ -7,6 +7,7 @@ use std::io::{self, BufRead, Read};
 
 use caisson_domain::checks::{Check, stands};
 
+use super::commit::{CommitFacts, PARENTS};
 use super::scan::{Found, scan};
 use super::secrets::Secrets;
 use super::submodules::is_gitmodules;
@@ -72,6 +73,8 @@ pub(super) enum Excess {
          of the run's base branch"
     )]
     Differences(u64),
+    #[error("a commit in it has more than {0} parents, or one of them twice; make the commits with git")]
+    Parents(usize),
     #[error("more than {0} of its directories are the repository's; push fewer commits at once")]
     Directories(usize),
     #[error(
@@ -87,14 +90,6 @@ pub(super) enum ReadError {
     Excess(#[from] Excess),
     #[error("git's listing of the objects was cut or cannot be read")]
     Cut(#[from] io::Error),
-}
-
-/// What is read of a commit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct CommitFacts {
-    /// Its whole directory.
-    pub(super) tree: Option<Id>,
-    pub(super) parents: Vec<Id>,
 }
 
 /// What is read of a tree.
@@ -132,6 +127,8 @@ pub(super) struct Contents {
     pub(super) submodules: bool,
     /// Whether a directory has an entry that git would not have written, so that git and others may read it as something else.
     odd_trees: bool,
+    /// Whether a commit has parents that git would not have written.
+    odd_parents: bool,
     bases: HashMap<Id, Id>,
     tree_bytes: u64,
 }
@@ -220,7 +217,9 @@ impl Contents {
     fn parse(&mut self, head: &Head, bytes: &[u8], bounds: &PushBounds) -> Result<(), ReadError> {
         match head.kind {
             Kind::Commit => {
-                self.commits.insert(head.id, commit(bytes));
+                let facts = CommitFacts::read(bytes);
+                self.odd_parents |= facts.has_odd_parents();
+                self.commits.insert(head.id, facts);
                 if self.commits.len() > bounds.commits {
                     return Err(Excess::Commits(bounds.commits).into());
                 }
@@ -268,6 +267,9 @@ impl Contents {
         }
         if self.odd_trees {
             return Err(Excess::Entry);
+        }
+        if self.odd_parents {
+            return Err(Excess::Parents(PARENTS));
         }
         if self.has_deep_delta(bounds.delta_depth) {
             return Err(Excess::DeltaDepth(bounds.delta_depth));
@@ -437,20 +439,11 @@ fn head(listing: &mut impl BufRead) -> io::Result<Option<Head>> {
     parse().map(Some).ok_or_else(malformed)
 }
 
-/// The commit's tree, and its parents: those lines of its header that follow the tree's at once. Git reads no others
-/// (`parse_commit_buffer`), and its checks look at nothing behind the committer, where a line may name what is no parent.
-fn commit(bytes: &[u8]) -> CommitFacts {
-    let mut lines = bytes.split(|byte| *byte == b'\n');
-    let id = |id: &[u8]| std::str::from_utf8(id).ok().and_then(Id::parse);
-    let tree = lines.next().and_then(|line| line.strip_prefix(b"tree ")).and_then(id);
-    let parents = lines.map_while(|line| line.strip_prefix(b"parent ")).map_while(id).collect();
-    CommitFacts { tree, parents }
-}
-
-/// Whether a directory has submodules written down, whose ids have `id_bytes` bytes.
+/// Whether a directory has submodules written down, whose ids have `id_bytes` bytes. One that cannot be read to its end may.
 pub(super) fn tree_names_submodules(tree: &[u8], id_bytes: usize) -> bool {
     let mut entries = Entries { rest: tree, id_bytes };
-    entries.any(|entry| !is_directory(entry.mode) && is_gitmodules(entry.name))
+    let names = entries.any(|entry| !is_directory(entry.mode) && is_gitmodules(entry.name));
+    names || !entries.rest.is_empty()
 }
 
 /// Whether git takes the mode for a directory's: by its kind alone, in the 16 bits that it keeps of it.

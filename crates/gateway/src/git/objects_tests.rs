@@ -83,6 +83,8 @@ fn directories_that_a_push_does_not_hold_are_told_up_to_a_bound() {
     assert_eq!((names('b'), names('f'), names('c')), (Some(false), Some(true), None));
     assert!(tree_names_submodules(&tree(&[("100644", "a", '9'), ("100644", ".GITMODULES", '9')]), 20));
     assert!(!tree_names_submodules(&tree(&[("40000", ".gitmodules", '9')]), 20), "it is no file");
+    let zero = [b"160000 .a\0".as_slice(), &[0; 20], &tree(&[("100644", ".gitmodules", '9')])].concat();
+    assert!(tree_names_submodules(&zero, 20), "nothing is read behind an id of zeros");
 }
 
 #[test]

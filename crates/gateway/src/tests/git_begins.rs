@@ -132,8 +132,8 @@ async fn where_head_names_no_branch_a_refusal_says_so_and_a_base_is_compared_wit
     }
 }
 
-/// A commit with as many old commits of the default branch before it, each with the path as no other; its own is that of the one
-/// that is looked for last.
+/// A commit with as many old commits of the default branch before it, each with the path as no other; its own is that of the
+/// newest of them.
 async fn with_beginnings(scene: &Scene, count: usize) -> String {
     let mut before = Vec::new();
     for number in 0..count {
@@ -141,7 +141,6 @@ async fn with_beginnings(scene: &Scene, count: usize) -> String {
     }
     somebody(scene, MAIN, WORKFLOW, "the newest\n").await;
     fetch(scene, "main").await;
-    before.sort();
     let tree = format!("{}^{{tree}}", before.last().unwrap());
     let parents = before.iter().flat_map(|parent| ["-p", parent.as_str()]);
     let arguments: Vec<&str> = ["commit-tree", &tree, "-m", "x"].into_iter().chain(parents).collect();
@@ -161,6 +160,61 @@ async fn so_many_beginnings_of_a_branch_are_looked_for() {
             assert!(said.contains("comes from elsewhere"), "{said}");
         }
         scene.world.stop().await;
+    }
+}
+
+/// Has a commit of these parents for the next push, with the directory of the first but for what is done to it.
+async fn merge(scene: &Scene, parents: [&str; 2], change: &[&str]) {
+    git(&scene.work, &["reset", "-q", "--hard", parents[0]]).await;
+    git(&scene.work, change).await;
+    let tree = git(&scene.work, &["write-tree"]).await;
+    let merged = ["commit-tree", tree.as_str(), "-p", parents[0], "-p", parents[1], "-m", "merge"];
+    let merged = git(&scene.work, &merged).await;
+    git(&scene.work, &["reset", "-q", "--hard", &merged]).await;
+}
+
+#[tokio::test]
+async fn an_older_state_is_not_brought_by_a_merge_of_what_was_there_then() {
+    for kind in KINDS {
+        let scene = scene(kind, forbid, seed).await;
+        let older = git(&scene.work, &["rev-parse", "HEAD"]).await;
+        let newer = somebody(&scene, MAIN, WORKFLOW, "checked\n").await;
+        somebody(&scene, MAIN, "src/a", "theirs, again\n").await;
+        fetch(&scene, "main").await;
+        // Of the newest commit, and of one that the branch has left behind.
+        for (number, one) in ["FETCH_HEAD", newer.as_str()].into_iter().enumerate() {
+            merge(&scene, [one, &older], &["checkout", "-q", &older, "--", WORKFLOW]).await;
+            let said = refused_for(&scene, "forbidden_path", WORKFLOW).await;
+            assert!(said.contains("comes from elsewhere"), "{number}: {said}");
+        }
+        // As the newer one has it, it is taken.
+        merge(&scene, [&newer, &older], &["rm", "-q", "src/a"]).await;
+        scene.accepted(&[]).await;
+        scene.world.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_taken_away_by_a_merge_of_a_commit_without_parents() {
+    for kind in KINDS {
+        for is_there in [false, true] {
+            let scene = scene(kind, forbid, seed).await;
+            if is_there {
+                scene.write("src/b", "mine\n");
+                scene.commit("mine").await;
+                scene.accepted(&[]).await;
+            }
+            let head = git(&scene.work, &["rev-parse", "HEAD"]).await;
+            let nothing = git(&scene.work, &["hash-object", "-t", "tree", "-w", "/dev/null"]).await;
+            let root = git(&scene.work, &["commit-tree", &nothing, "-m", "root"]).await;
+            merge(&scene, [&head, &root], &["rm", "-q", WORKFLOW]).await;
+            let said = refused_for(&scene, "forbidden_path", WORKFLOW).await;
+            assert!(said.contains("comes from elsewhere"), "{said}");
+            // What nobody forbids may go so.
+            merge(&scene, [&head, &root], &["rm", "-q", "src/a"]).await;
+            scene.accepted(&[]).await;
+            scene.world.stop().await;
+        }
     }
 }
 

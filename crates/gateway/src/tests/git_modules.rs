@@ -1,7 +1,7 @@
 //! What a push does to `.gitmodules`: read as git reads it, and within bounds.
 
 use super::git_brought::{STRANGER, forbid, refused_for, seed, somebody, take};
-use super::git_host::git;
+use super::git_host::{git, git_with};
 use super::git_scene::{Kind, scene};
 use super::support::Setup;
 
@@ -94,6 +94,54 @@ async fn all_versions_of_gitmodules_are_read_up_to_a_bound() {
         }
         scene.world.stop().await;
     }
+}
+
+#[tokio::test]
+async fn what_versions_name_is_compared_up_to_a_bound() {
+    let both = format!("{}[submodule \"y\"]\n\tpath = y\n\turl = ../2.git\n", module(1));
+    let (one, both) = (module(1), both.as_str());
+    // Each file is read once: three URLs, all of them compared, and one more when the first comes again.
+    let cases = [(vec![one.as_str(), both], true), (vec![one.as_str(), both, one.as_str()], false)];
+    for (versions, fits) in cases {
+        let scene = scene(Kind::Host, |setup| setup.bounds.push.gitmodules_urls = 3, |_| {}).await;
+        for version in versions {
+            scene.write(".gitmodules", version);
+            scene.commit("one more").await;
+        }
+        if fits {
+            scene.accepted(&[]).await;
+        } else {
+            let (denied, said) = scene.refused(&[]).await;
+            assert_eq!(denied["rule"], "pack");
+            assert!(said.contains("name more than 3 URLs"), "{said}");
+        }
+        scene.world.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_commit_that_names_a_parent_twice_is_refused() {
+    let scene = scene(Kind::Host, |_| {}, |_| {}).await;
+    let (head, tree) = (
+        git(&scene.work, &["rev-parse", "HEAD"]).await,
+        git(&scene.work, &["rev-parse", "HEAD^{tree}"]).await,
+    );
+    for times in [1, 2] {
+        let parents = format!("parent {head}\n").repeat(times);
+        let who = "A <a@example.com> 1 +0000";
+        let text = format!("tree {tree}\n{parents}author {who}\ncommitter {who}\n\nfeat: x\n");
+        let arguments = ["hash-object", "-t", "commit", "--literally", "-w", "--stdin"];
+        let commit = git_with(&scene.work, &arguments, text.as_bytes()).await.trim().to_owned();
+        git(&scene.work, &["reset", "-q", "--hard", &commit]).await;
+        if times == 1 {
+            scene.accepted(&[]).await;
+            continue;
+        }
+        let (denied, said) = scene.refused(&["--force-with-lease"]).await;
+        assert_eq!(denied["rule"], "pack");
+        assert!(said.contains("one of them twice; make the commits with git"), "{said}");
+    }
+    scene.world.stop().await;
 }
 
 /// What `git diff-tree --raw -z` says of one file that differs, `src/a`.

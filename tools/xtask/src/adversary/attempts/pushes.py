@@ -17,6 +17,7 @@ RULES = [
     ("one_ref", "one ref at a time passes"),
     ("secret", "a secret, by rule"),
     ("submodule", "a submodule from elsewhere"),
+    ("submodule", "a .gitmodules that git does not read"),
     ("file_size", "a file of more than"),
     ("forbidden_path", "lets no run change it"),
     ("no_rewrite", "takes commits away"),

@@ -290,7 +290,7 @@ pub(crate) const ALL: &[Attempt] = &[
         &[wall(Check::ForbiddenPaths, &["forbidden_path"])],
     ),
     attempt("pushes.with_git_directory", &["token={token}"], &[FSCK]),
-    attempt("pushes.with_linked_gitmodules", &[], &[FSCK]),
+    attempt("pushes.with_linked_gitmodules", &[], &[FSCK, wall(Check::Submodules, &["submodule"])]),
     attempt("pushes.with_path_that_leaves", &[], &[FSCK]),
     // Before the bomb: who has that in a branch, as without this wall, has git take its time for whatever is pushed behind it.
     attempt("pushes.with_odd_modes", &[], &[wall(Check::PushBounds, &["pack"])]),

@@ -87,6 +87,7 @@ impl Stage {
         let spec = WorldSpec {
             scenario: "config".to_owned(),
             scenarios,
+            delay_scale: 1.0,
             model_keys: vec![STORED_KEY.to_owned(), NEXT_ACCESS.to_owned()],
             variables,
             ..WorldSpec::on(engine)
@@ -385,6 +386,10 @@ fn written(file: &Path, text: &str) -> anyhow::Result<()> {
     fs::write(file, text).with_context(|| format!("{} cannot be written", file.display()))
 }
 
+/// The agent's last message: how many words, and the pause before each, in milliseconds.
+const SLOW_WORDS: u32 = 60;
+const SLOW_MS: u32 = 25;
+
 fn scenario(name: &str, host: &str, before: &[Value]) -> String {
     let work = WORK.replace("HOST", host);
     let waiting = std::iter::repeat_n(WAITING, WAITINGS);
@@ -395,7 +400,8 @@ fn scenario(name: &str, host: &str, before: &[Value]) -> String {
     };
     let mut steps = before.to_vec();
     steps.extend(commands.map(bash));
-    steps.push(json!({ "text": "Done." }));
+    // So slow that some of it is seen before the whole.
+    steps.push(json!({ "text": "word ", "text_repeat": SLOW_WORDS, "chunk_delay_ms": SLOW_MS }));
     json!({ name: { "prompts": [steps, [{ "text": "fix(cart): count the tenth piece" }]] } }).to_string()
 }
 

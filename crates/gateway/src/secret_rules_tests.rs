@@ -281,6 +281,24 @@ fn a_token_that_is_only_named_is_left_alone_and_one_made_by_chance_with_such_wor
 }
 
 #[test]
+fn what_a_name_for_a_token_may_have_beside_its_words_is_bounded() {
+    for (named, other) in [
+        ("placeholder-credential-kdqzxwflbmnrtyuv", "placeholder-credential-kdqzxwflbmnrtyuvs"),
+        ("token-acmes", "token-acmesx"),
+        ("your-token-58", "your-token-582"),
+        ("your-token-5678", "your-token-5679"),
+        ("your-token-7777", "your-token-7775"),
+        ("your-tokenxxx1", "your-tokenxx1"),
+        ("your-Token", "your-toKen1Q"),
+        ("x-your", "-1234-"),
+    ] {
+        assert!(stand_ins::is_named(named.as_bytes()), "{named}");
+        assert!(!stand_ins::is_named(other.as_bytes()), "{other}");
+    }
+    assert!(!stand_ins::is_named(b""));
+}
+
+#[test]
 fn a_rule_of_the_operators_loses_no_token_to_a_word_of_its_prefix() {
     let rule = |alphabet: &str| {
         let text =

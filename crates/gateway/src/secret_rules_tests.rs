@@ -257,6 +257,8 @@ fn a_token_that_is_only_named_is_left_alone_and_one_made_by_chance_with_such_wor
         ("hooks.slack.com/services/", "T00000000/B00000000/XXXXXXXXXXXXXXXXXXXXXXXX"),
         ("sk-ant-", "api03-your-anthropic-api-key-goes-here-and-your-key-is-not-in-the-repo"),
         ("pscale_", "tkn_your_planetscale_service_token_here"),
+        // No word is made of this prefix.
+        ("fo1_", "your-fly-access-token-goes-here-and-not-in-git"),
     ] {
         let text = shown(prefix, body);
         assert!(SHIPPED.iter().any(|rule| rule.pattern.is_match(text.as_bytes())), "{text}");

@@ -17,7 +17,7 @@ use caisson_domain::usage::PriceTable;
 use caisson_domain::workflow::Workflow;
 use caisson_gateway::{
     EgressUpstreams, Gateway, GitCredential, GitUpstreams, McpUpstreams, ModelCredential, ModelUpstream,
-    PushRules, SECRET_RULES_BYTES, SecretRule, SecretRuleChange,
+    PushRules, SECRET_RULES_BYTES, SecretRuleChange,
 };
 use tracing::{info, warn};
 
@@ -260,7 +260,7 @@ fn git(settings: &Settings, allow: AllowList) -> Result<GitUpstreams, Vec<anyhow
     whole(upstreams, faults)
 }
 
-/// The rules for secrets that the settings turn off, and those that their file adds.
+/// The rules for secrets that the settings turn off, and what their file adds.
 fn secret_rules(settings: &Settings) -> anyhow::Result<Vec<SecretRuleChange>> {
     let off = settings.git.secret_rules_off.iter().cloned().map(SecretRuleChange::Off);
     let Some(file) = &settings.git.secret_rules_file else { return Ok(off.collect()) };
@@ -270,8 +270,8 @@ fn secret_rules(settings: &Settings) -> anyhow::Result<Vec<SecretRuleChange>> {
     // One byte more tells that there is more.
     let mut bounded = opened.take(SECRET_RULES_BYTES as u64 + 1);
     bounded.read_to_end(&mut bytes).with_context(|| format!("{} cannot be read", shown()))?;
-    let added = SecretRule::read(&bytes).with_context(|| format!("{} cannot be used", shown()))?;
-    Ok(off.chain(added.into_iter().map(SecretRuleChange::Added)).collect())
+    let of_file = SecretRuleChange::read(&bytes).with_context(|| format!("{} cannot be used", shown()))?;
+    Ok(off.chain(of_file).collect())
 }
 
 pub(crate) fn read_pem(key: &str, file: Option<&Path>) -> anyhow::Result<Option<Vec<u8>>> {
@@ -394,6 +394,9 @@ mod tests {
         let changes = of(rule).unwrap();
         assert_eq!(changes.len(), 2);
         assert!(matches!(&changes[0], SecretRuleChange::Off(name) if name == "generic-secret"));
+        let known =
+            format!(r#"{{"rules": {}, "known": ["{}"]}}"#, str::from_utf8(rule).unwrap(), "0".repeat(64));
+        assert!(matches!(&of(known.as_bytes()).unwrap()[..], [_, _, SecretRuleChange::Known(_)]));
         let mut largest = rule.to_vec();
         largest.resize(SECRET_RULES_BYTES, b' ');
         assert_eq!(of(&largest).unwrap().len(), 2);
@@ -402,6 +405,11 @@ mod tests {
             (&largest[..], "longer than 262144 bytes"),
             (br#"[{"keywords": ["own_"], "pattern": "(own_)"}]"#, "missing field `id`"),
             (br#"[{"id": "own", "keywords": ["own_"], "pattern": "(own_"}]"#, "no regular expression"),
+            (
+                br#"[{"id": "own", "keywords": ["k"], "pattern": "([a-z]{1000}){1000}"}]"#,
+                "the rule \"own\" cannot be used: its pattern needs more than 1048576 bytes of memory",
+            ),
+            (br#"{"known": ["abc"]}"#, "number 1 of its known texts"),
             (b"\xff", "expected value"),
         ] {
             let told = format!("{:#}", of(text).unwrap_err());

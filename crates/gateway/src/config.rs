@@ -104,7 +104,7 @@ pub struct PushRules {
     pub forbidden_paths: Vec<String>,
     /// Largest file, in bytes.
     pub file_bytes: u64,
-    /// Rules for secrets that are not applied, such as `generic-secret`, and further ones that are.
+    /// Rules for secrets that are not applied, such as `generic-secret`, further ones that are, and texts that are no secrets.
     pub secret_rules: Vec<SecretRuleChange>,
     /// Whether a push may add submodules from everywhere, and not only from allowed repositories.
     pub any_submodules: bool,

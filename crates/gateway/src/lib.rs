@@ -53,7 +53,7 @@ use crate::mcp::McpSide;
 pub use crate::mcp::McpUpstreams;
 use crate::noted::Noted;
 pub use crate::secret_rules::{
-    SECRET_RULES, SECRET_RULES_BYTES, SecretRule, SecretRuleChange, SecretRulesError,
+    KNOWN_TEXTS, KnownTexts, SECRET_RULES, SECRET_RULES_BYTES, SecretRule, SecretRuleChange, SecretRulesError,
 };
 use crate::shared::Shared;
 

@@ -1,37 +1,34 @@
 //! Rules for what looks like somebody's secret: the shipped ones of `git/secrets.json`, and further ones of the operator's, in
 //! the same shape. Pure.
 
-use std::sync::LazyLock;
+mod stand_ins;
+
+use std::collections::HashSet;
+use std::sync::{Arc, LazyLock};
 
 use regex::bytes::{Regex, RegexBuilder};
 use serde::Deserialize;
 
+use self::stand_ins::Hash;
 use crate::config::GatewayError;
 
 /// Longest text of further rules, in bytes.
 pub const SECRET_RULES_BYTES: usize = 256 * 1024;
 /// Most further rules.
 pub const SECRET_RULES: usize = 200;
+/// Most texts that the operator says are no secrets.
+pub const KNOWN_TEXTS: usize = 1_000;
 /// Most keywords of a further rule.
 const KEYWORDS: usize = 16;
 /// Longest name and longest keyword of a further rule, in bytes.
 const WORD_BYTES: usize = 64;
-/// Most memory that a further rule's pattern may need, in bytes.
+/// Most memory that a further rule's pattern may need, in bytes, and as much again for what it keeps while it is applied.
 const PATTERN_MEMORY_BYTES: usize = 1024 * 1024;
 /// Most bits of entropy that a byte has.
 const ENTROPY_BITS: f32 = 8.0;
 
 /// Name of the rule for the gateway's own credentials. It cannot be turned off.
 pub(crate) const LIVE: &str = "live-credential";
-
-/// Words that stand in for a secret in documents and tests.
-const STAND_INS: [&str; 9] =
-    ["example", "changeme", "placeholder", "dummy", "redacted", "xxxxxx", "your_", "your-", "notreal"];
-/// How secrets end that the documentation of their makers shows; no other one ends so.
-const DOCUMENTED_ENDS: [&[u8]; 2] = [b"EXAMPLE", b"EXAMPLEKEY"];
-/// How the example of the authors of JSON web tokens begins: its subject is 1234567890, John Doe.
-const DOCUMENTED_START: &[u8] =
-    b"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFtZSI6IkpvaG4gRG9lIi";
 
 /// A rule as it is written.
 #[derive(Debug, Deserialize)]
@@ -57,9 +54,24 @@ struct Written {
     text_only: bool,
 }
 
-/// A rule that can be applied.
+/// A file of the operator's that has more than rules.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenFile {
+    #[serde(default)]
+    rules: Vec<Written>,
+    #[serde(default)]
+    known: Vec<String>,
+}
+
+/// A rule that can be applied. What is cloned shares the pattern and what that keeps while it is applied, so that what is looked for
+/// in one project more costs next to nothing.
 #[derive(Debug, Clone)]
-pub struct SecretRule {
+pub struct SecretRule(Arc<Ready>);
+
+/// A rule, ready.
+#[derive(Debug)]
+pub(crate) struct Ready {
     pub(crate) id: String,
     pub(crate) keywords: Vec<String>,
     pub(crate) pattern: Regex,
@@ -69,6 +81,10 @@ pub struct SecretRule {
     stand_ins: bool,
 }
 
+/// Texts of which the operator says that they are no secrets, by their SHA-256.
+#[derive(Debug, Clone)]
+pub struct KnownTexts(Arc<HashSet<Hash>>);
+
 /// In what the rules that are applied differ from the shipped ones.
 #[derive(Debug, Clone)]
 pub enum SecretRuleChange {
@@ -76,6 +92,15 @@ pub enum SecretRuleChange {
     Off(String),
     /// A further one.
     Added(SecretRule),
+    /// What none of them finds.
+    Known(KnownTexts),
+}
+
+/// The rules that are applied.
+#[derive(Debug)]
+pub(crate) struct SecretRules {
+    pub(crate) all: Vec<Arc<Ready>>,
+    known: Vec<KnownTexts>,
 }
 
 /// Why further rules cannot be used.
@@ -87,8 +112,21 @@ pub enum SecretRulesError {
     /// There are too many.
     #[error("it has more than {SECRET_RULES} rules; keep those that are needed")]
     TooMany,
+    /// There are too many known texts.
+    #[error("it has more than {KNOWN_TEXTS} known texts; keep those that are needed")]
+    TooManyKnown,
+    /// A known text is not named by its hash.
+    #[error(
+        "number {number} of its known texts is not 64 hexadecimal digits; name a text by its SHA-256, as sha256sum prints it"
+    )]
+    Known {
+        /// Which one, from 1.
+        number: usize,
+    },
     /// It is no list of rules.
-    #[error("it is no list of rules as {{\"id\": …, \"keywords\": […], \"pattern\": …}}")]
+    #[error(
+        "it is no list of rules as {{\"id\": …, \"keywords\": […], \"pattern\": …}}, and no {{\"rules\": […], \"known\": […]}}"
+    )]
     Shape(#[source] serde_json::Error),
     /// A rule cannot be used.
     #[error("the rule \"{id}\" cannot be used: {reason}")]
@@ -100,7 +138,7 @@ pub enum SecretRulesError {
     },
 }
 
-static SHIPPED: LazyLock<Vec<SecretRule>> = LazyLock::new(|| {
+static SHIPPED: LazyLock<Vec<Arc<Ready>>> = LazyLock::new(|| {
     let written: Vec<Written> =
         serde_json::from_str(include_str!("git/secrets.json")).expect("a test reads the shipped rules");
     let rule = |written: Written| {
@@ -110,67 +148,88 @@ static SHIPPED: LazyLock<Vec<SecretRule>> = LazyLock::new(|| {
     written.into_iter().map(rule).collect()
 });
 
-fn ready(written: Written, pattern: Regex) -> SecretRule {
+fn ready(written: Written, pattern: Regex) -> Arc<Ready> {
     let Written { id, keywords, entropy, mixed, stand_ins, text_only, pattern: _ } = written;
-    SecretRule { id, keywords, pattern, text_only, entropy, mixed, stand_ins }
+    Arc::new(Ready { id, keywords, pattern, text_only, entropy, mixed, stand_ins })
 }
 
 /// The shipped rules with these changes.
 ///
 /// # Errors
 /// [`GatewayError::PushRule`] for a name to be turned off that no rule has.
-pub(crate) fn changed(changes: &[SecretRuleChange]) -> Result<Vec<SecretRule>, GatewayError> {
-    let added = changes.iter().filter_map(|change| match change {
-        SecretRuleChange::Added(rule) => Some(rule),
-        SecretRuleChange::Off(_) => None,
-    });
-    let off: Vec<&String> = changes
-        .iter()
-        .filter_map(|change| match change {
-            SecretRuleChange::Off(name) => Some(name),
-            SecretRuleChange::Added(_) => None,
-        })
-        .collect();
-    let all = SHIPPED.iter().chain(added);
-    if let Some(name) = off.iter().find(|name| !all.clone().any(|rule| rule.id == ***name)) {
+pub(crate) fn changed(changes: &[SecretRuleChange]) -> Result<SecretRules, GatewayError> {
+    let mut all = SHIPPED.clone();
+    let (mut off, mut known) = (Vec::new(), Vec::new());
+    for change in changes {
+        match change {
+            SecretRuleChange::Off(name) => off.push(name),
+            SecretRuleChange::Added(SecretRule(rule)) => all.push(Arc::clone(rule)),
+            SecretRuleChange::Known(texts) => known.push(texts.clone()),
+        }
+    }
+    if let Some(name) = off.iter().find(|name| !all.iter().any(|rule| rule.id == ***name)) {
         let reason = "there is no such rule for secrets";
         return Err(GatewayError::PushRule { which: "git.secret_rules", value: (*name).clone(), reason });
     }
-    Ok(all.filter(|rule| !off.contains(&&rule.id)).cloned().collect())
+    all.retain(|rule| !off.contains(&&rule.id));
+    Ok(SecretRules { all, known })
 }
 
-impl SecretRule {
-    /// Reads further rules: JSON, a list of objects as the shipped ones are. `id` has small letters, digits and hyphens and is no
-    /// other rule's; one of `keywords`, in small letters, is in every text that `pattern` matches; the first group of `pattern`, a
-    /// regular expression over bytes that takes linear time, is the secret. `entropy`, `mixed`, `stand_ins` and `text_only` may be
-    /// left out.
+impl SecretRules {
+    /// Whether everybody knows the text of this SHA-256, or the operator says that it is no secret.
+    pub(crate) fn is_known(&self, hash: &Hash) -> bool {
+        stand_ins::is_built_in(hash) || self.known.iter().any(|texts| texts.0.contains(hash))
+    }
+}
+
+impl SecretRuleChange {
+    /// Reads a file of the operator's: JSON, a list of rules as the shipped ones are, or an object that has it as `rules` and, as
+    /// `known`, the SHA-256 in hexadecimal digits of texts that are no secrets. Of a rule, `id` has small letters, digits and hyphens
+    /// and is no other rule's; one of `keywords`, in small letters, is in every text that `pattern` matches; the first group of
+    /// `pattern`, a regular expression over bytes that takes linear time, is the secret. `entropy`, `mixed`, `stand_ins` and
+    /// `text_only` may be left out.
     ///
     /// # Errors
-    /// [`SecretRulesError`], also beyond [`SECRET_RULES_BYTES`] and [`SECRET_RULES`].
+    /// [`SecretRulesError`], also beyond [`SECRET_RULES_BYTES`], [`SECRET_RULES`] and [`KNOWN_TEXTS`].
     pub fn read(json: &[u8]) -> Result<Vec<Self>, SecretRulesError> {
         if json.len() > SECRET_RULES_BYTES {
             return Err(SecretRulesError::TooLong);
         }
-        let written: Vec<Written> = serde_json::from_slice(json).map_err(SecretRulesError::Shape)?;
-        if written.len() > SECRET_RULES {
+        // Told apart by hand, since errors of one shape are clearer than those of either.
+        let written = if json.trim_ascii_start().starts_with(b"{") {
+            serde_json::from_slice(json)
+        } else {
+            serde_json::from_slice(json).map(|rules| WrittenFile { rules, known: Vec::new() })
+        };
+        let WrittenFile { rules, known } = written.map_err(SecretRulesError::Shape)?;
+        if rules.len() > SECRET_RULES {
             return Err(SecretRulesError::TooMany);
         }
-        let mut rules: Vec<Self> = Vec::new();
-        for written in written {
-            let id = written.id.clone();
-            let rule = checked(written, &rules).map_err(|reason| SecretRulesError::Rule { id, reason })?;
-            rules.push(rule);
+        if known.len() > KNOWN_TEXTS {
+            return Err(SecretRulesError::TooManyKnown);
         }
-        Ok(rules)
+        let mut added: Vec<Arc<Ready>> = Vec::new();
+        for written in rules {
+            let id = written.id.clone();
+            let rule = checked(written, &added).map_err(|reason| SecretRulesError::Rule { id, reason })?;
+            added.push(rule);
+        }
+        let mut hashes = HashSet::new();
+        for (text, number) in known.iter().zip(1..) {
+            hashes.insert(stand_ins::hash(text).ok_or(SecretRulesError::Known { number })?);
+        }
+        let known = (!hashes.is_empty()).then(|| Self::Known(KnownTexts(Arc::new(hashes))));
+        Ok(added.into_iter().map(|rule| Self::Added(SecretRule(rule))).chain(known).collect())
     }
+}
 
+impl Ready {
     /// Whether what its pattern found may well be a secret, and is not what people write in place of one.
     pub(crate) fn is_likely(&self, secret: &[u8]) -> bool {
         let stands_in = if self.stand_ins {
-            let lower = String::from_utf8_lossy(secret).to_ascii_lowercase();
-            STAND_INS.iter().any(|word| lower.contains(word))
+            stand_ins::has_word(secret)
         } else {
-            is_made_up(secret)
+            stand_ins::is_made_up(secret) || stand_ins::is_named(self.behind_prefix(secret))
         };
         let has = |class: fn(&u8) -> bool| secret.iter().any(class);
         !stands_in
@@ -178,10 +237,18 @@ impl SecretRule {
             && (!self.mixed
                 || (has(u8::is_ascii_lowercase) && has(u8::is_ascii_uppercase) && has(u8::is_ascii_digit)))
     }
+
+    /// The secret without the keyword that it begins with, if it does.
+    fn behind_prefix<'a>(&self, secret: &'a [u8]) -> &'a [u8] {
+        let split =
+            self.keywords.iter().filter_map(|word| secret.split_at_checked(word.len()).zip(Some(word)));
+        let mut bodies = split.filter(|((start, _), word)| start.eq_ignore_ascii_case(word.as_bytes()));
+        bodies.next().map_or(secret, |((_, body), _)| body)
+    }
 }
 
 /// A further rule, or what is wrong with it.
-fn checked(written: Written, before: &[SecretRule]) -> Result<SecretRule, String> {
+fn checked(written: Written, before: &[Arc<Ready>]) -> Result<Arc<Ready>, String> {
     let Written { id, keywords, pattern, entropy, .. } = &written;
     let is_name = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     if id.is_empty() || id.len() > WORD_BYTES || !id.bytes().all(is_name) {
@@ -201,9 +268,15 @@ fn checked(written: Written, before: &[SecretRule]) -> Result<SecretRule, String
     if !(0.0..=ENTROPY_BITS).contains(entropy) {
         return Err(format!("its entropy is not 0 to {ENTROPY_BITS}"));
     }
-    let regex = RegexBuilder::new(pattern).unicode(false).size_limit(PATTERN_MEMORY_BYTES).build();
-    let regex =
-        regex.map_err(|error| format!("its pattern is no regular expression that can be used: {error}"))?;
+    let mut builder = RegexBuilder::new(pattern);
+    builder.unicode(false).size_limit(PATTERN_MEMORY_BYTES).dfa_size_limit(PATTERN_MEMORY_BYTES);
+    let regex = builder.build().map_err(|error| {
+        if let regex::Error::CompiledTooBig(bytes) = error {
+            format!("its pattern needs more than {bytes} bytes of memory; have it repeat less")
+        } else {
+            format!("its pattern is no regular expression that can be used: {error}")
+        }
+    })?;
     if regex.captures_len() < 2 {
         return Err("its pattern has no group; put the secret in parentheses".to_owned());
     }
@@ -211,16 +284,6 @@ fn checked(written: Written, before: &[SecretRule]) -> Result<SecretRule, String
         return Err("its pattern matches nothing at all; have it begin with what tells the secret".to_owned());
     }
     Ok(ready(written, regex))
-}
-
-/// Whether nobody would take it for a secret, although it is made as one: half of it or more is one letter, or it is an example
-/// of its maker's documentation.
-fn is_made_up(secret: &[u8]) -> bool {
-    let characters: Vec<u8> = secret.iter().copied().filter(u8::is_ascii_alphanumeric).collect();
-    let runs = characters.chunk_by(|one, next| one == next).filter(|run| run[0].is_ascii_alphabetic());
-    runs.map(<[u8]>::len).max().is_some_and(|longest| longest * 2 >= characters.len())
-        || DOCUMENTED_ENDS.iter().any(|end| secret.ends_with(end))
-        || secret.starts_with(DOCUMENTED_START)
 }
 
 /// Shannon's, in bits a byte.

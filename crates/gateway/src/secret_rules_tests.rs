@@ -1,14 +1,23 @@
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sha2::{Digest, Sha256};
+
 use super::*;
 
+fn hash_of(text: &[u8]) -> Hash {
+    Sha256::digest(text).into()
+}
+
 /// The names of the rules by which a secret is found in the text.
-fn found(rules: &[SecretRule], text: &str) -> Vec<String> {
-    let applied = rules.iter().filter(|rule| {
+fn found(rules: &SecretRules, text: &str) -> Vec<String> {
+    let applied = rules.all.iter().filter(|rule| {
         let lower = text.to_ascii_lowercase();
         rule.keywords.iter().any(|word| lower.contains(word.as_str()))
     });
     let finds = applied.filter(|rule| {
         let all = rule.pattern.captures_iter(text.as_bytes());
-        all.filter_map(|found| found.get(1)).any(|secret| rule.is_likely(secret.as_bytes()))
+        all.filter_map(|found| found.get(1))
+            .any(|secret| rule.is_likely(secret.as_bytes()) && !rules.is_known(&hash_of(secret.as_bytes())))
     });
     finds.map(|rule| rule.id.clone()).collect()
 }
@@ -202,11 +211,9 @@ fn what_only_looks_like_a_secret_is_left_alone() {
 
 #[test]
 fn what_stands_in_for_a_token_is_left_alone_and_a_token_with_such_a_word_in_it_is_not() {
-    let web_token = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFtZSI6IkpvaG4gRG9lIiwiaWF0IjoxNTE2MjM5MDIyfQ";
     for text in [
         "AKIAIOSFODNN7EXAMPLE".to_owned(),
         "aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY".to_owned(),
-        format!("{web_token}.SflKxwRJSMeKKF2QT4fwpMeJf36POk6yJV_adQssw5c"),
         format!("AKIA{}", "X".repeat(16)),
         format!("ghp_{}", "x".repeat(36)),
         format!("glpat-{}", "X".repeat(20)),
@@ -226,6 +233,153 @@ fn what_stands_in_for_a_token_is_left_alone_and_a_token_with_such_a_word_in_it_i
     }
 }
 
+/// A line of a file that shows what is to be set, put together here.
+fn shown(prefix: &str, body: &str) -> String {
+    format!("TOKEN={prefix}{body}\n")
+}
+
+#[test]
+fn a_token_that_is_only_named_is_left_alone_and_one_made_by_chance_with_such_words_in_it_is_not() {
+    for (prefix, body) in [
+        ("xoxb-", "your-slack-bot-token"),
+        ("xoxb-", "slack-bot-access-token"),
+        ("xoxb-", "1234567890-example-token"),
+        ("xoxb-", "123456789012-123456789012-YourTokenGoesHere"),
+        ("xoxb-", "yourcompany-bot-token-here"),
+        ("xoxb-", "acme-production-bot-access-credentials"),
+        ("xapp-", "your-app-level-token"),
+        ("xapp-", "1-test-token-00000000000-xxxxxxxx"),
+        ("glpat-", "your-access-token-here"),
+        ("glpat-", "your_gitlab_personal_access_token"),
+        ("glpat-", "REPLACE-WITH-YOUR-TOKEN"),
+        ("hvs.", "your-vault-token-goes-here"),
+        ("hooks.slack.com/services/", "YOUR/SLACK/WEBHOOK/URL/GOES/HERE/PLACEHOLDER"),
+        ("hooks.slack.com/services/", "T00000000/B00000000/XXXXXXXXXXXXXXXXXXXXXXXX"),
+        ("sk-ant-", "api03-your-anthropic-api-key-goes-here-and-your-key-is-not-in-the-repo"),
+        ("pscale_", "tkn_your_planetscale_service_token_here"),
+        // No word is made of this prefix.
+        ("fo1_", "your-fly-access-token-goes-here-and-not-in-git"),
+    ] {
+        let text = shown(prefix, body);
+        assert!(SHIPPED.iter().any(|rule| rule.pattern.is_match(text.as_bytes())), "{text}");
+        assert_eq!(shipped(&text), Vec::<String>::new(), "{text}");
+    }
+    for (rule, prefix, body) in [
+        ("gitlab-token", "glpat-", "Kd7testQ2xYour9fLbZ0"),
+        ("gitlab-token", "glpat-", "your-token-Kd7Q2x9fLbZ0"),
+        ("gitlab-token", "glpat-", "test_kdqzxwfl8bmnrtyu"),
+        ("gitlab-token", "glpat-", "example-key-58203174"),
+        ("gitlab-token", "glpat-", "token-kdqzxwflbmnrtyuvs"),
+        ("gitlab-token", "glpat-", "token-kDqZxWfLbMnRtYu"),
+        ("slack-token", "xoxb-", "263594206564-2343594206574-FGqdtestt8v08yourOq4i57v"),
+        ("slack-token", "xoxb-", "263594206564-your-bot-token"),
+        ("vault-token", "hvs.", "CAESIyourtest3kQ9xW7mB2nR5tY"),
+        ("github-token", "ghp_", "testtokenaZ3kQ9xW7mB2nR5tY8uL1pD4you"),
+        ("slack-webhook", "hooks.slack.com/services/", "T2YOUR5AB/B7TEST8CD/aZ3kQ9xW7mB2nR5tY8uL1pD4"),
+        ("aws-access-key", "AKIA", "QTESTRXDKEYRSBWX"),
+    ] {
+        assert_eq!(shipped(&shown(prefix, body)), [rule], "{prefix}{body}");
+    }
+}
+
+#[test]
+fn what_a_name_for_a_token_may_have_beside_its_words_is_bounded() {
+    for (named, other) in [
+        ("placeholder-credential-kdqzxwflbmnrtyuv", "placeholder-credential-kdqzxwflbmnrtyuvs"),
+        ("token-acmes", "token-acmesx"),
+        ("your-token-58", "your-token-582"),
+        ("your-token-5678", "your-token-5679"),
+        ("your-token-7777", "your-token-7775"),
+        ("your-tokenxxx1", "your-tokenxx1"),
+        ("your-Token", "your-toKen1Q"),
+        ("x-your", "-1234-"),
+    ] {
+        assert!(stand_ins::is_named(named.as_bytes()), "{named}");
+        assert!(!stand_ins::is_named(other.as_bytes()), "{other}");
+    }
+    assert!(!stand_ins::is_named(b""));
+}
+
+#[test]
+fn a_rule_of_the_operators_loses_no_token_to_a_word_of_its_prefix() {
+    let rule = |alphabet: &str| {
+        let text =
+            format!(r#"[{{"id": "own", "keywords": ["acme"], "pattern": "\\b(acme_token_{alphabet})\\b"}}]"#);
+        changed(&SecretRuleChange::read(text.as_bytes()).unwrap()).unwrap()
+    };
+    assert_eq!(found(&rule("[a-z]{8}"), "acme_token_kdqzxwfl"), ["own"]);
+    assert_eq!(found(&rule("[a-z]{20}"), "acme_token_kdqzxwflbmnrtyuvspaz"), ["own"]);
+    assert_eq!(found(&rule("[0-9]{12}"), "acme_token_582031749920"), ["own"]);
+    assert_eq!(found(&rule("[a-z]{4}"), "acme_token_here"), Vec::<String>::new());
+}
+
+#[test]
+fn secrets_that_everybody_has_are_left_alone_and_others_made_as_they_are_found() {
+    let storage = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw";
+    let documents = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw";
+    for key in [storage, documents] {
+        for (rule, before, after) in
+            [("azure-storage-key", "AccountKey=", ";"), ("generic-secret", "token = \"", "\"")]
+        {
+            assert_eq!(shipped(&format!("{before}{key}=={after}")), Vec::<String>::new());
+            // Only its first letter is another.
+            let other = format!("{before}D{}=={after}", &key[1..]);
+            assert_eq!(shipped(&other), [rule]);
+        }
+    }
+    let token = |header: &str, payload: &str| {
+        let [header, payload] = [header, payload].map(|part| URL_SAFE_NO_PAD.encode(part));
+        format!("KEY={header}.{payload}.{}", mixed(43))
+    };
+    let usual = r#"{"alg":"HS256","typ":"JWT"}"#;
+    for (header, payload) in [
+        (usual, r#"{"sub":"1234567890","name":"John Doe","iat":1516239022}"#),
+        (r#"{"alg":"RS256","typ":"JWT"}"#, r#"{"sub":"1234567890","name":"John Doe","admin":true,"iat":1}"#),
+        (usual, r#"{"iss":"supabase-demo","role":"anon","exp":1983812996}"#),
+        (usual, r#"{"role": "service_role", "iss": "supabase-demo", "exp": 1983812996}"#),
+    ] {
+        assert_eq!(shipped(&token(header, payload)), Vec::<String>::new(), "{payload}");
+    }
+    for payload in [
+        r#"{"iss":"supabase","role":"service_role","exp":1983812996}"#,
+        r#"{"iss":"x","role":"supabase-demo","exp":1983812996}"#,
+        r#"{"sub":"1234567890","name":"Jane Roe","iat":1516239022}"#,
+        r#"{"sub":"42","name":"John Doe","iat":1516239022}"#,
+        r#"{"sub":1234567890,"name":"John Doe","iat":1516239022}"#,
+        r#"{"iss":"supabase-demo","role":"no end of it""#,
+    ] {
+        assert_eq!(shipped(&token(usual, payload)), ["json-web-token"], "{payload}");
+    }
+}
+
+#[test]
+fn what_is_known_to_be_no_secret_is_found_by_no_rule_and_is_bounded_in_number() {
+    let secret = format!("ghp_{}", mixed(36));
+    let other = format!("ghp_{}", mixed(37).split_off(1));
+    let mut hashes: Vec<String> =
+        (1..KNOWN_TEXTS).map(|number| hex::encode(hash_of(&number.to_be_bytes()))).collect();
+    hashes.push(hex::encode_upper(hash_of(secret.as_bytes())));
+    let file = |hashes: &[String]| format!(r#" {{"known": {hashes:?}, "rules": [{OWN}]}}"#);
+    let changes = SecretRuleChange::read(file(&hashes).as_bytes()).unwrap();
+    let rules = changed(&changes).unwrap();
+    assert_eq!(found(&rules, &secret), Vec::<String>::new());
+    assert_eq!(found(&rules, &other), ["github-token"]);
+    assert_eq!(found(&rules, "a own_0123abcd b"), ["own-token"]);
+    assert_eq!(shipped(&secret), ["github-token"]);
+    hashes.push(hex(64));
+    let more = SecretRuleChange::read(file(&hashes).as_bytes());
+    assert!(matches!(more, Err(SecretRulesError::TooManyKnown)), "{more:?}");
+    assert_eq!(SecretRuleChange::read(b"{}").unwrap().len(), 0);
+}
+
+#[test]
+fn rules_are_shared_by_all_that_look_for_them() {
+    let changes = SecretRuleChange::read(format!("[{OWN}]").as_bytes()).unwrap();
+    let [one, other] = [changed(&changes).unwrap().all, changed(&changes.clone()).unwrap().all];
+    assert_eq!(one.len(), SHIPPED.len() + 1);
+    assert!(one.iter().zip(&other).all(|(one, other)| Arc::ptr_eq(one, other)));
+}
+
 #[test]
 fn a_rule_can_be_turned_off_and_must_be_known() {
     let text = format!("password = \"{}\"", mixed(24));
@@ -240,8 +394,7 @@ const OWN: &str = r#"{"id": "own-token", "keywords": ["own_"], "pattern": "\\b(o
 
 #[test]
 fn further_rules_are_applied_and_can_be_turned_off_as_the_shipped_ones() {
-    let read = SecretRule::read(format!("[{OWN}]").as_bytes()).unwrap();
-    let mut changes: Vec<_> = read.into_iter().map(SecretRuleChange::Added).collect();
+    let mut changes = SecretRuleChange::read(format!("[{OWN}]").as_bytes()).unwrap();
     let text = "a own_0123abcd b";
     assert_eq!(found(&changed(&changes).unwrap(), text), ["own-token"]);
     assert_eq!(found(&changed(&changes).unwrap(), "own_aaaaaaaa"), Vec::<String>::new(), "one letter");
@@ -249,7 +402,7 @@ fn further_rules_are_applied_and_can_be_turned_off_as_the_shipped_ones() {
     assert!(shipped(text).is_empty());
     changes.push(SecretRuleChange::Off("own-token".to_owned()));
     assert!(found(&changed(&changes).unwrap(), text).is_empty());
-    assert_eq!(SecretRule::read(b"[]").unwrap().len(), 0);
+    assert_eq!(SecretRuleChange::read(b"[]").unwrap().len(), 0);
 }
 
 #[test]
@@ -262,13 +415,19 @@ fn further_rules_that_cannot_be_used_are_told_with_what_to_do() {
     let list = |rule: &str| format!("[{rule}]");
     for (text, part) in [
         (String::new(), "list of rules"),
-        ("{}".to_owned(), "list of rules"),
+        ("{\"rule\": []}".to_owned(), "unknown field `rule`"),
+        ("{\"known\": [\"abc\"]}".to_owned(), "number 1 of its known texts is not 64 hexadecimal digits"),
+        (format!("{{\"known\": [\"{0}\", \"{0}0\"]}}", hex(64)), "number 2 of its known texts"),
+        (format!("{{\"known\": [\"{}g\"]}}", hex(63)), "number 1 of its known texts"),
         (list(r#"{"keywords": ["k"], "pattern": "(k)"}"#), "missing field `id`"),
         (list(r#"{"id": "x", "pattern": "(k)"}"#), "missing field `keywords`"),
         (list(&rule("x", "k", "(k)", r#", "entropie": 3"#)), "unknown field `entropie`"),
         (list(&rule("x", "k", "(k", "")), "regular expression"),
         (list(&rule("x", "k", "(?=k)(k)", "")), "regular expression"),
-        (list(&rule("x", "k", "([a-z]{1000}){1000}", "")), "regular expression"),
+        (
+            list(&rule("x", "k", "([a-z]{1000}){1000}", "")),
+            "more than 1048576 bytes of memory; have it repeat less",
+        ),
         (list(&rule("x", "k", "k", "")), "no group"),
         (list(&rule("x", "k", "(k*)", "")), "matches nothing"),
         (list(&rule("X", "k", "(k)", "")), "small letters"),
@@ -285,7 +444,7 @@ fn further_rules_that_cannot_be_used_are_told_with_what_to_do() {
         (list(&rule("x", "k", "(k)", r#", "entropy": 8.5"#)), "entropy"),
         (list(&rule("x", "k", "(k)", r#", "entropy": -1"#)), "entropy"),
     ] {
-        let error = SecretRule::read(text.as_bytes()).unwrap_err();
+        let error = SecretRuleChange::read(text.as_bytes()).unwrap_err();
         let told = format!(
             "{error}: {}",
             std::error::Error::source(&error).map_or_else(String::new, ToString::to_string)
@@ -297,7 +456,7 @@ fn further_rules_that_cannot_be_used_are_told_with_what_to_do() {
         rule("x", &long[1..], "(k)", r#", "entropy": 8"#),
         format!(r#"{{"id": "x", "keywords": [{}], "pattern": "(k)"}}"#, &keywords[5..]),
     ] {
-        assert!(SecretRule::read(list(&bound).as_bytes()).is_ok(), "{bound}");
+        assert!(SecretRuleChange::read(list(&bound).as_bytes()).is_ok(), "{bound}");
     }
 }
 
@@ -308,16 +467,19 @@ fn further_rules_are_bounded_in_number_and_size() {
             (0..count).map(|number| OWN.replace("own-token", &format!("own-{number}"))).collect();
         format!("[{}]", rules.join(","))
     };
-    assert_eq!(SecretRule::read(many(SECRET_RULES).as_bytes()).unwrap().len(), SECRET_RULES);
-    assert!(matches!(SecretRule::read(many(SECRET_RULES + 1).as_bytes()), Err(SecretRulesError::TooMany)));
+    assert_eq!(SecretRuleChange::read(many(SECRET_RULES).as_bytes()).unwrap().len(), SECRET_RULES);
+    assert!(matches!(
+        SecretRuleChange::read(many(SECRET_RULES + 1).as_bytes()),
+        Err(SecretRulesError::TooMany)
+    ));
     let padded = |bytes: usize| {
         let list = format!("[{OWN}]");
         let room = bytes - list.len();
         list + &" ".repeat(room)
     };
-    assert_eq!(SecretRule::read(padded(SECRET_RULES_BYTES).as_bytes()).unwrap().len(), 1);
+    assert_eq!(SecretRuleChange::read(padded(SECRET_RULES_BYTES).as_bytes()).unwrap().len(), 1);
     assert!(matches!(
-        SecretRule::read(padded(SECRET_RULES_BYTES + 1).as_bytes()),
+        SecretRuleChange::read(padded(SECRET_RULES_BYTES + 1).as_bytes()),
         Err(SecretRulesError::TooLong)
     ));
 }

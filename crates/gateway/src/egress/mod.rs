@@ -61,11 +61,12 @@ impl EgressSide {
     }
 }
 
-/// What is told of a fault on the way of what is learned. Of a name that no rule has nobody is told where it leads: whoever chose
-/// it may have it lead to any address, and no list should open that one, nor may names inside be looked up for the asking.
+/// What is told of a fault on the way of what is learned. Of a name that no rule has nobody is told where it leads, nor whether there
+/// is one: whoever chose it may have it lead to any address, and no list should open that one, nor may names inside be looked up
+/// for the asking.
 fn unlearned(wanted: &Wanted, ground: Ground, fault: Fault) -> Fault {
     match (ground, fault) {
-        (Ground::Learning, Fault::PrivateAddress { .. }) => {
+        (Ground::Learning, Fault::PrivateAddress { .. } | Fault::Unresolved | Fault::ResolveTimeout) => {
             Fault::NotAllowed { rule: Rule::exactly(wanted).to_string() }
         }
         (Ground::Learning | Ground::Rule, fault) => fault,

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
 
 use crate::config::GatewayError;
-use crate::secret_rules::{self, LIVE, SecretRule, SecretRuleChange};
+use crate::secret_rules::{self, LIVE, SecretRuleChange, SecretRules};
 
 /// Shortest credential that is looked for, in bytes: a shorter one would be found by chance.
 const LIVE_BYTES: usize = 8;
@@ -25,7 +25,7 @@ enum Word {
 
 /// What is looked for.
 pub(super) struct Secrets {
-    rules: Vec<SecretRule>,
+    rules: SecretRules,
     live: Vec<Vec<u8>>,
     words: Vec<Word>,
     search: AhoCorasick,
@@ -49,7 +49,7 @@ impl Secrets {
         let live: Vec<Vec<u8>> = live.iter().flat_map(|secret| spellings(secret.as_bytes())).collect();
         let mut words = Vec::new();
         let mut texts: Vec<&[u8]> = Vec::new();
-        for (number, rule) in rules.iter().enumerate() {
+        for (number, rule) in rules.all.iter().enumerate() {
             for keyword in &rule.keywords {
                 words.push(Word::Keyword(number));
                 texts.push(keyword.as_bytes());
@@ -76,7 +76,7 @@ impl Secrets {
     /// Every secret in `text`; `binary` says that it is no text.
     pub(super) fn find(&self, text: &[u8], binary: bool) -> Vec<Hit> {
         let mut hits = Vec::new();
-        let mut worth = vec![false; self.rules.len()];
+        let mut worth = vec![false; self.rules.all.len()];
         for found in self.search.find_overlapping_iter(text) {
             match self.words[found.pattern().as_usize()] {
                 Word::Keyword(rule) => worth[rule] = true,
@@ -87,12 +87,16 @@ impl Secrets {
             }
         }
         let applied =
-            self.rules.iter().zip(worth).filter(|(rule, worth)| *worth && !(rule.text_only && binary));
+            self.rules.all.iter().zip(worth).filter(|(rule, worth)| *worth && !(rule.text_only && binary));
         for (rule, _) in applied {
             for found in rule.pattern.captures_iter(text) {
                 let Some(secret) = found.get(1) else { continue };
-                if rule.is_likely(secret.as_bytes()) {
-                    hits.push(hit(&rule.id, secret.start(), secret.as_bytes()));
+                if !rule.is_likely(secret.as_bytes()) {
+                    continue;
+                }
+                let hit = hit(&rule.id, secret.start(), secret.as_bytes());
+                if !self.rules.is_known(&hit.hash) {
+                    hits.push(hit);
                 }
             }
         }
@@ -155,6 +159,19 @@ mod tests {
         }
         assert!(rules_in(&KEY.to_uppercase()).is_empty());
         assert!(Secrets::new(&["short"], &[]).unwrap().find(b"short", false).is_empty());
+    }
+
+    #[test]
+    fn what_is_known_to_be_no_secret_is_not_told_of_unless_it_is_a_credential_of_the_gateways() {
+        let token = format!("ghp_{}", "7".repeat(36));
+        let known = format!(r#"{{"known": ["{}"]}}"#, hex::encode(Sha256::digest(&token)));
+        let known = SecretRuleChange::read(known.as_bytes()).unwrap();
+        let found = |live: &[&str]| -> Vec<String> {
+            let hits = Secrets::new(live, &known).unwrap().find(token.as_bytes(), false);
+            hits.into_iter().map(|hit| hit.rule).collect()
+        };
+        assert!(found(&[]).is_empty());
+        assert_eq!(found(&[&token]), [LIVE]);
     }
 
     #[test]

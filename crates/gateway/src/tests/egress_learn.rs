@@ -1,11 +1,14 @@
 //! What is let through only so that a list can be made of it. Nothing here leaves the machine: a connection to any address leads
 //! to a host on loopback, and is written down.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use caisson_domain::credential::CredentialKind;
-use futures_util::FutureExt;
+use caisson_domain::event::EventKind;
+use futures_util::{FutureExt, future};
 use serde_json::json;
 use tokio::net::TcpStream;
 
@@ -101,6 +104,46 @@ async fn what_is_not_public_stays_refused_while_a_server_learns() {
         assert!(!serde_json::to_string(&told).unwrap().contains(address), "{address}: {told:?}");
         world.stop().await;
     }
+}
+
+#[tokio::test]
+async fn whether_there_is_a_name_inside_is_not_told_while_a_server_learns() {
+    let world = World::new().await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    let outside = Outside::start(&world, "127.0.0.1:0", REPLY).await;
+    let (mut setup, dialed) = learning(&outside, &["ghost.ruled.example"], &[], "10.1.2.3");
+    setup.bounds.egress_resolve = Duration::from_millis(50);
+    setup.resolve = Arc::new(|name| match name.split('.').next() {
+        Some("inner") => future::ready(Ok(vec![IpAddr::from([10, 1, 2, 3])])).boxed(),
+        Some("ghost") => future::ready(Err(io::Error::other("no such name"))).boxed(),
+        Some("empty") => future::ready(Ok(Vec::new())).boxed(),
+        _ => future::pending().boxed(),
+    });
+    world.start(setup).await;
+    for line in ["CONNECT NAME.example:443", "GET http://NAME.example/"] {
+        let mut answers = Vec::new();
+        for name in ["inner", "ghost", "empty", "later"] {
+            let answer = ask(&sandbox, &line.replace("NAME", name), "").await;
+            answers.push(answer.replace(name, "NAME"));
+        }
+        assert!(answers[0].starts_with("HTTP/1.1 403") && answers[0].contains("egress_not_allowed"));
+        let without_date = |answer: &str| {
+            let lines = answer.lines().filter(|line| !line.to_ascii_lowercase().starts_with("date:"));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        for answer in &answers[1..] {
+            assert_eq!(without_date(answer), without_date(&answers[0]));
+        }
+    }
+    let told = denials(&world, &sandbox).await;
+    let reasons: Vec<_> = told.iter().map(|data| (&data["reason"], &data["setting"])).collect();
+    assert_eq!(reasons, [(&json!("not_allowed"), &json!("egress.allow")); 8]);
+    assert!(world.events(&sandbox.run.id, EventKind::GatewayUpstreamFailed).await.is_empty());
+    // Of a name that a rule has it is told what is the matter.
+    let answer = ask(&sandbox, "CONNECT ghost.ruled.example:443", "").await;
+    assert!(answer.starts_with("HTTP/1.1 502") && answer.contains("egress_unresolved"), "{answer}");
+    assert!(dialed.lock().unwrap().is_empty());
+    world.stop().await;
 }
 
 #[tokio::test]

@@ -38,8 +38,9 @@ mod tests {
     use super::*;
 
     fn with(parents: impl Iterator<Item = usize>) -> CommitFacts {
-        let parents: String = parents.map(|number| format!("parent {:040x}\n", number + 1)).collect();
-        CommitFacts::read(format!("tree {}\n{parents}author A <a@x> 1 +0000\n", "a".repeat(40)).as_bytes())
+        let parents: Vec<String> = parents.map(|number| format!("parent {:040x}\n", number + 1)).collect();
+        let (tree, parents) = ("a".repeat(40), parents.concat());
+        CommitFacts::read(format!("tree {tree}\n{parents}author A <a@x> 1 +0000\n").as_bytes())
     }
 
     #[test]

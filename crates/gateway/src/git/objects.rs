@@ -125,10 +125,9 @@ pub(super) struct Contents {
     pub(super) too_many_candidates: bool,
     /// Whether a directory has submodules written down.
     pub(super) submodules: bool,
-    /// Whether a directory has an entry that git would not have written, so that git and others may read it as something else.
-    odd_trees: bool,
-    /// Whether a commit has parents that git would not have written.
-    odd_parents: bool,
+    /// What in it git would not have written, so that git and others may read it as something else: an entry of a directory, or
+    /// the parents of a commit.
+    odd: Option<Excess>,
     bases: HashMap<Id, Id>,
     tree_bytes: u64,
 }
@@ -218,17 +217,19 @@ impl Contents {
         match head.kind {
             Kind::Commit => {
                 let facts = CommitFacts::read(bytes);
-                self.odd_parents |= facts.has_odd_parents();
+                if facts.has_odd_parents() {
+                    self.odd = Some(Excess::Parents(PARENTS));
+                }
                 self.commits.insert(head.id, facts);
                 if self.commits.len() > bounds.commits {
                     return Err(Excess::Commits(bounds.commits).into());
                 }
             }
             Kind::Tree => {
-                let mut facts = TreeFacts::default();
+                let (mut facts, mut is_odd) = (TreeFacts::default(), false);
                 let mut entries = Entries { rest: bytes, id_bytes: head.id_bytes };
                 for entry in &mut entries {
-                    self.odd_trees |= !MODES.contains(&entry.mode);
+                    is_odd |= !MODES.contains(&entry.mode);
                     if is_directory(entry.mode) {
                         facts.trees.push(entry.id);
                     } else {
@@ -237,7 +238,9 @@ impl Contents {
                     }
                 }
                 self.submodules |= facts.submodules;
-                self.odd_trees |= !entries.rest.is_empty();
+                if is_odd || !entries.rest.is_empty() {
+                    self.odd = Some(Excess::Entry);
+                }
                 self.trees.insert(head.id, facts);
             }
             Kind::Blob | Kind::Tag => {}
@@ -265,11 +268,8 @@ impl Contents {
         if !stands(Check::PushBounds) {
             return Ok(());
         }
-        if self.odd_trees {
-            return Err(Excess::Entry);
-        }
-        if self.odd_parents {
-            return Err(Excess::Parents(PARENTS));
+        if let Some(odd) = &self.odd {
+            return Err(odd.clone());
         }
         if self.has_deep_delta(bounds.delta_depth) {
             return Err(Excess::DeltaDepth(bounds.delta_depth));

@@ -109,9 +109,21 @@ fn is_plain_tree(mut body: &[u8]) -> bool {
     true
 }
 
+/// Whether git would have written the commit's parents: no line comes twice among those right behind the first one.
+fn has_plain_parents(body: &[u8]) -> bool {
+    let lines = body.split(|byte| *byte == b'\n').skip(1);
+    let ids = lines.map_while(|line| hex::decode(line.strip_prefix(b"parent ")?).ok());
+    let mut ids: Vec<_> =
+        ids.take_while(|id| matches!(id.len(), 20 | 32) && id.iter().any(|byte| *byte > 0)).collect();
+    let count = ids.len();
+    ids.sort();
+    ids.dedup();
+    ids.len() == count && count <= 100
+}
+
 /// The contents of a push as the quarantine's git lists them: read to the same whatever the pieces, no credential in them is
-/// missed, a list that is cut is told from one that ended, a tree that is not git's is refused, a commit has the parents that
-/// git reads, and a submodule is taken from nowhere else.
+/// missed, a list that is cut is told from one that ended, trees and parents that are not git's are refused, a commit has the
+/// parents that git reads, and a submodule is taken from nowhere else.
 ///
 /// # Panics
 /// A find.
@@ -129,10 +141,18 @@ pub fn push_contents(data: &[u8]) {
     let bounds = PushBounds::default();
     let looking = Looking { secrets: &SECRETS, bounds: &bounds, file_bytes: FILE_BYTES };
     let read = |size: usize| Contents::read(BufReader::with_capacity(size, &listing[..]), &looking);
-    let plain = pushed.iter().all(|object| object.kind != "tree" || is_plain_tree(&object.body));
+    let plain = pushed.iter().all(|object| match object.kind {
+        "tree" => is_plain_tree(&object.body),
+        "commit" => has_plain_parents(&object.body),
+        _ => true,
+    });
     let (whole, pieces) = match (read(listing.len().max(1)), read(size)) {
         (Ok(whole), Ok(pieces)) if plain => (whole, pieces),
-        (Err(ReadError::Excess(Excess::Entry)), Err(ReadError::Excess(Excess::Entry))) if !plain => return,
+        (Err(ReadError::Excess(one)), Err(ReadError::Excess(other)))
+            if !plain && one == other && matches!(one, Excess::Entry | Excess::Parents(_)) =>
+        {
+            return;
+        }
         _ => panic!("it is whole, within its bounds, and git's own if it is taken"),
     };
     assert_eq!(seen(&whole), seen(&pieces));

@@ -169,7 +169,7 @@ pub(crate) fn changed(changes: &[SecretRuleChange]) -> Result<SecretRules, Gatew
     }
     if let Some(name) = off.iter().find(|name| !all.iter().any(|rule| rule.id == ***name)) {
         let reason = "there is no such rule for secrets";
-        return Err(GatewayError::PushRule { which: "git.secret_rules", value: (*name).clone(), reason });
+        return Err(GatewayError::PushRule { which: "git.secret_rules_off", value: (*name).clone(), reason });
     }
     all.retain(|rule| !off.contains(&&rule.id));
     Ok(SecretRules { all, known })

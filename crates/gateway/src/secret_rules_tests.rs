@@ -387,7 +387,8 @@ fn a_rule_can_be_turned_off_and_must_be_known() {
     let twice = [off("generic-secret"), off("generic-secret")];
     assert!(found(&changed(&twice).unwrap(), &text).is_empty());
     let unknown = changed(&[off("no-such-rule")]);
-    assert!(matches!(unknown.err(), Some(GatewayError::PushRule { .. })));
+    // The operator looks for the setting by this name.
+    assert!(matches!(unknown.err(), Some(GatewayError::PushRule { which: "git.secret_rules_off", .. })));
 }
 
 const OWN: &str = r#"{"id": "own-token", "keywords": ["own_"], "pattern": "\\b(own_[0-9a-f]{8})\\b"}"#;

@@ -2,7 +2,7 @@
 
 use super::git_brought::{STRANGER, forbid, refused_for, seed, somebody, take};
 use super::git_host::{git, git_with};
-use super::git_scene::{Kind, scene};
+use super::git_scene::{Kind, Scene, scene};
 use super::support::Setup;
 
 type Shorten = fn(&mut Setup);
@@ -96,6 +96,18 @@ async fn all_versions_of_gitmodules_are_read_up_to_a_bound() {
     }
 }
 
+/// Pushes what the bound lets pass, or what is refused in these words.
+async fn push_within(scene: Scene, fits: bool, words: &str) {
+    if fits {
+        scene.accepted(&[]).await;
+    } else {
+        let (denied, said) = scene.refused(&[]).await;
+        assert_eq!(denied["rule"], "pack");
+        assert!(said.contains(words), "{said}");
+    }
+    scene.world.stop().await;
+}
+
 #[tokio::test]
 async fn what_versions_name_is_compared_up_to_a_bound() {
     let both = format!("{}[submodule \"y\"]\n\tpath = y\n\turl = ../2.git\n", module(1));
@@ -108,14 +120,7 @@ async fn what_versions_name_is_compared_up_to_a_bound() {
             scene.write(".gitmodules", version);
             scene.commit("one more").await;
         }
-        if fits {
-            scene.accepted(&[]).await;
-        } else {
-            let (denied, said) = scene.refused(&[]).await;
-            assert_eq!(denied["rule"], "pack");
-            assert!(said.contains("name more than 3 URLs"), "{said}");
-        }
-        scene.world.stop().await;
+        push_within(scene, fits, "name more than 3 URLs").await;
     }
 }
 
@@ -161,13 +166,6 @@ async fn what_is_brought_is_compared_up_to_a_bound() {
         let scene = scene(Kind::Host, shorten, seed).await;
         somebody(&scene, ("main", STRANGER), "src/a", "a stranger's\n").await;
         take(&scene, STRANGER).await;
-        if fits {
-            scene.accepted(&[]).await;
-        } else {
-            let (denied, said) = scene.refused(&[]).await;
-            assert_eq!(denied["rule"], "pack");
-            assert!(said.contains("differs in more than 104 bytes"), "{said}");
-        }
-        scene.world.stop().await;
+        push_within(scene, fits, "differs in more than 104 bytes").await;
     }
 }

@@ -48,7 +48,7 @@ impl FromRequest<App> for AttachedObject {
             return Err(ApiError::MediaType);
         }
         let (parts, body) = request.into_parts();
-        let Large { bytes, place } = read_large(app, &parts.headers, body, ATTACHMENT_BODY_BYTES).await?;
+        let Large { bytes, place } = read_large(app, &parts, body, ATTACHMENT_BODY_BYTES).await?;
         Ok(Self { fields: Fields::parse(&bytes)?, place })
     }
 }

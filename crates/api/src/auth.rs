@@ -2,6 +2,7 @@
 
 use axum::extract::FromRequestParts;
 use caisson_domain::grant::{TOKEN_BYTES, TokenHash};
+use caisson_domain::id::ApiKeyId;
 use caisson_domain::principal::{Principal, Scope};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, header};
@@ -47,8 +48,12 @@ callers! {
     Administrator: Admin;
 }
 
+/// The key that a request was let in with: for what goes on long after that.
+#[derive(Debug, Clone)]
+pub(crate) struct Opener(pub(crate) ApiKeyId);
+
 /// Who calls, within the limits of the key and of the address it comes from.
-async fn caller(parts: &Parts, app: &App, scope: Scope) -> Result<Principal, ApiError> {
+async fn caller(parts: &mut Parts, app: &App, scope: Scope) -> Result<Principal, ApiError> {
     let access = app.access();
     let peer = parts.extensions.get::<Peer>();
     let failed = |error: &ApiError| {
@@ -84,7 +89,11 @@ async fn caller(parts: &Parts, app: &App, scope: Scope) -> Result<Principal, Api
     if !has_place {
         return Err(ApiError::ConnectionsOfKeyFull);
     }
-    if principal.may(scope) { Ok(principal) } else { Err(ApiError::ScopeMissing(scope)) }
+    if !principal.may(scope) {
+        return Err(ApiError::ScopeMissing(scope));
+    }
+    parts.extensions.insert(Opener(principal.key.clone()));
+    Ok(principal)
 }
 
 /// The one key that the headers hold, or the query where it may; two different ones are refused, so that nobody can be mistaken about which

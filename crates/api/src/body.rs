@@ -5,10 +5,13 @@ use std::time::Duration;
 use axum::body::Body;
 use caisson_domain::limits::API_BODY_BYTES;
 use futures_util::StreamExt;
-use http::{HeaderMap, header};
+use http::header;
+use http::request::Parts;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::access::VALID_FOR;
+use crate::auth::Opener;
 use crate::config::ApiLimits;
 use crate::problem::ApiError;
 use crate::state::App;
@@ -22,15 +25,17 @@ pub(crate) struct Large {
     pub(crate) place: Option<OwnedSemaphorePermit>,
 }
 
-/// Reads a body up to [`API_BODY_BYTES`], in [`ApiLimits::body_read`].
+/// Reads the body of the request that `parts` are of, up to [`API_BODY_BYTES`], in [`ApiLimits::body_read`].
 ///
 /// # Errors
-/// [`ApiError::BodyTooLarge`], [`ApiError::BodyTimeout`], [`ApiError::BodyBroken`].
+/// [`ApiError::BodyTooLarge`], [`ApiError::BodyTimeout`], [`ApiError::BodyBroken`]; [`ApiError::KeyRefused`] if the key was
+/// revoked or expired while a slow one came; as every read of the store.
 /// # Cancel safety
 /// What was read is lost.
-pub(crate) async fn read_body(app: &App, body: Body) -> Result<Vec<u8>, ApiError> {
+pub(crate) async fn read_body(app: &App, parts: &Parts, body: Body) -> Result<Vec<u8>, ApiError> {
     let mut pace = Pace::begin(&app.config().limits);
     let kept = read_some(body, API_BODY_BYTES, &mut pace, Places::None).await?;
+    judge_again(app, parts, pace.called).await?;
     Ok(kept.bytes)
 }
 
@@ -43,14 +48,28 @@ pub(crate) async fn read_body(app: &App, body: Body) -> Result<Vec<u8>, ApiError
 /// What was read is lost, and the place given back.
 pub(crate) async fn read_large(
     app: &App,
-    headers: &HeaderMap,
+    parts: &Parts,
     body: Body,
     most_bytes: usize,
 ) -> Result<Large, ApiError> {
     let mut pace = Pace::begin(&app.config().limits);
-    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let declared =
+        parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     pace.grows = declared.is_some_and(|bytes: u64| bytes > API_BODY_BYTES as u64);
-    read_some(body, most_bytes, &mut pace, Places::Of(app)).await
+    let kept = read_some(body, most_bytes, &mut pace, Places::Of(app)).await?;
+    judge_again(app, parts, pace.called).await?;
+    Ok(kept)
+}
+
+/// Refuses whoever's key was revoked or has expired since the request was let in: else one could be begun before, and its last byte
+/// kept back for later.
+async fn judge_again(app: &App, parts: &Parts, called: Instant) -> Result<(), ApiError> {
+    match parts.extensions.get::<Opener>() {
+        Some(Opener(key)) if called.elapsed() >= VALID_FOR => {
+            app.access().still_opens(app.store(), key).await
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Where a large body finds its place.
@@ -63,6 +82,8 @@ enum Places<'a> {
 
 /// How much time a body has.
 struct Pace {
+    called: Instant,
+    /// From when on its time counts.
     begun: Instant,
     first: Duration,
     bytes_per_s: u32,
@@ -74,8 +95,10 @@ struct Pace {
 
 impl Pace {
     fn begin(limits: &ApiLimits) -> Self {
+        let now = Instant::now();
         Self {
-            begun: Instant::now(),
+            called: now,
+            begun: now,
             first: limits.body_read,
             bytes_per_s: limits.body_bytes_per_s,
             place_wait: limits.large_body_wait,

@@ -217,7 +217,8 @@ impl FromRequest<App> for JsonObject {
         if !is_json(request.headers()) {
             return Err(ApiError::MediaType);
         }
-        Fields::parse(&read_body(app, request.into_body()).await?).map(Self)
+        let (parts, body) = request.into_parts();
+        Fields::parse(&read_body(app, &parts, body).await?).map(Self)
     }
 }
 

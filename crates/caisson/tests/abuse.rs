@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -13,6 +13,7 @@ use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::piped_agent::{STREAM, behind_pipes};
 use testkit::world::{World, WorldSpec};
+use tokio::task::JoinHandle;
 
 const WAIT: Duration = Duration::from_secs(200);
 /// The most memory that the server may have of its own while all this goes on, in bytes.
@@ -67,33 +68,38 @@ fn pss(pid: u32) -> u64 {
 /// Looks at the server again and again.
 struct Watch {
     over: Arc<AtomicBool>,
-    most_bytes: Arc<AtomicU64>,
-    slowest_ms: Arc<AtomicU64>,
+    /// The most memory that it had, in bytes, and the longest that it took to answer.
+    looking: JoinHandle<(u64, Duration)>,
 }
 
 impl Watch {
     fn begin(world: &World) -> Self {
-        let watch = Self { over: Arc::default(), most_bytes: Arc::default(), slowest_ms: Arc::default() };
-        let (over, most, slowest) =
-            (Arc::clone(&watch.over), Arc::clone(&watch.most_bytes), Arc::clone(&watch.slowest_ms));
+        let over = Arc::new(AtomicBool::new(false));
         let (pid, api) = (world.server.id(), testkit::api::Api::new(&world.server.base, &world.key).unwrap());
-        #[expect(clippy::disallowed_methods, reason = "a test has no tracker")]
-        drop(tokio::spawn(async move {
-            while !over.load(Ordering::Relaxed) {
-                most.fetch_max(pss(pid), Ordering::Relaxed);
-                let asked = Instant::now();
-                assert_eq!(api.get("/v1/runs").await.unwrap().status, 200);
-                slowest.fetch_max(u64::try_from(asked.elapsed().as_millis()).unwrap(), Ordering::Relaxed);
-                tokio::time::sleep(Duration::from_millis(50)).await;
+        let looking = {
+            let over = Arc::clone(&over);
+            async move {
+                let (mut most_bytes, mut slowest) = (0, Duration::ZERO);
+                while !over.load(Ordering::Relaxed) {
+                    most_bytes = pss(pid).max(most_bytes);
+                    let asked = Instant::now();
+                    let said = api.get("/v1/runs").await.unwrap();
+                    assert_eq!(said.status, 200, "the API answers throughout: {:?}", said.body);
+                    slowest = asked.elapsed().max(slowest);
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                (most_bytes, slowest)
             }
-        }));
-        watch
+        };
+        #[expect(clippy::disallowed_methods, reason = "a test has no tracker")]
+        let looking = tokio::spawn(looking);
+        Self { over, looking }
     }
 
-    fn end(self) -> (u64, Duration) {
+    /// What was seen; fails if the API once did not answer.
+    async fn end(self) -> (u64, Duration) {
         self.over.store(true, Ordering::Relaxed);
-        let slowest = Duration::from_millis(self.slowest_ms.load(Ordering::Relaxed));
-        (self.most_bytes.load(Ordering::Relaxed), slowest)
+        self.looking.await.unwrap()
     }
 }
 
@@ -155,7 +161,7 @@ async fn sandboxes_that_take_all_they_can_get_hurt_neither_the_server_nor_each_o
         let failure = &run["failure"];
         assert!(failure.is_null() || failure["message"].as_str().unwrap().len() > 10, "{name}: {run:#}");
     }
-    let (most_bytes, slowest) = watch.end();
+    let (most_bytes, slowest) = watch.end().await;
     assert!(most_bytes > 10 * 1024 * 1024, "the server was looked at");
     assert!(most_bytes < SERVER_BYTES, "the server had {} MiB", most_bytes >> 20);
     assert!(slowest < ANSWER, "the API took {slowest:?}");

@@ -4,6 +4,7 @@ use caisson_domain::id::{ProjectId, RunId};
 use caisson_domain::queue::{ESTIMATE_RUNS_MIN, QueueLimits};
 
 use crate::database::{Tx, sql};
+use crate::removal::nameable;
 use crate::{Store, StoreError};
 
 /// Where a waiting run stands.
@@ -69,7 +70,8 @@ pub(crate) const QUEUED_OF: &str = "select count(*) from (select 1 from run wher
 const MAX_QUEUED: &str = "select max_queued from project where id = $1";
 
 /// Whether there is more than one is all that counts.
-const PROJECTS_COUNTED: &str = "select count(*) from (select 1 from project limit 2) as counted";
+const PROJECTS_COUNTED: &str =
+    concat!("select count(*) from (select 1 from project where ", nameable!(), " limit 2) as counted");
 
 impl Store {
     /// Where a waiting run of the project stands; `None` if it does not wait, or its time has not come.

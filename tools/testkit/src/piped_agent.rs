@@ -12,8 +12,9 @@ use sha2::{Digest, Sha256};
 
 use crate::parts::Parts;
 
-/// Stands where the agent stood, which is beside it now.
-const PROGRAM: &str = "#!/bin/bash\ncat | \"${0%/*}/agent\" \"$@\" | cat\nexit \"${PIPESTATUS[1]}\"\n";
+/// Stands where the agent stood, which is beside it now. It ends when the agent does: what copies the input, which stays open,
+/// is not waited for.
+const PROGRAM: &str = "#!/bin/bash\n\"${0%/*}/agent\" \"$@\" < <(cat) | cat\nexit \"${PIPESTATUS[0]}\"\n";
 /// The agent's standard output, as a tool of it reaches it where that is a pipe.
 pub const STREAM: &str = "/proc/$PPID/fd/1";
 

@@ -26,7 +26,7 @@ impl FromRequest<App> for Sent {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, Refusal> {
         let (parts, body) = request.into_parts();
-        let body = read_body(app, body).await?;
+        let body = read_body(app, &parts, body).await?;
         let mut hash = Sha256::new();
         let mut add = |part: &[u8]| {
             hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());

@@ -65,7 +65,7 @@ pub(crate) async fn message(
     let (parts, body) = request.into_parts();
     // Only who may submit has attachments to send.
     let most_bytes = if caller.may(Scope::RunsWrite) { ATTACHMENT_BODY_BYTES } else { API_BODY_BYTES };
-    let Large { bytes, place: _held } = read_large(&app, &parts.headers, body, most_bytes).await?;
+    let Large { bytes, place: _held } = read_large(&app, &parts, body, most_bytes).await?;
     let message = Message::parse(&bytes)?;
     drop(bytes);
     match message {

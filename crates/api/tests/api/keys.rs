@@ -6,6 +6,7 @@ use axum::body::Body;
 use caisson_domain::id::ProjectId;
 use caisson_domain::principal::Scope;
 use caisson_store::{Actor, NewApiKey};
+use futures_util::{StreamExt, stream};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -141,6 +142,43 @@ async fn a_key_revoked_by_another_process_loses_its_requests_and_streams_within_
     api.finish(&claimed).await;
     assert_eq!(kept.next().await.unwrap().id.as_deref(), Some("3"));
     beside.close().await.unwrap();
+}
+
+/// A request for a new key that is let in at once, and whose body comes so late.
+async fn make_key_late(api: &Api, late: Duration) -> Answer {
+    let mut request = api.json_request("/v1/keys", &json!({"name": "another", "scopes": ["admin"]}));
+    let body = std::mem::take(request.body_mut());
+    let nothing_yet = stream::once(async move {
+        tokio::time::sleep(late).await;
+        Ok(axum::body::Bytes::new())
+    });
+    *request.body_mut() = Body::from_stream(nothing_yet.chain(body.into_data_stream()));
+    api.send(request).await
+}
+
+#[tokio::test]
+async fn a_request_begun_before_its_key_was_revoked_and_ended_after_it_does_nothing() {
+    let mut api = Api::start().await;
+    let late = Duration::from_millis(900);
+    assert_eq!(make_key_late(&api, late).await.status, StatusCode::CREATED, "a slow one with a good key");
+    let new = NewApiKey {
+        project: ProjectId::default_project(),
+        name: "leaked".to_owned(),
+        scopes: vec![Scope::Admin],
+        expires_at_ms: None,
+        by: Actor::Operator,
+    };
+    let (key, secret) = api.store.make_api_key(&new).await.unwrap().unwrap();
+    let owner = std::mem::replace(&mut api.key, secret.expose().to_owned());
+    let revoke = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(api.store.revoke_api_key(&key.id).await.unwrap());
+    };
+    let (refused, ()) = tokio::join!(make_key_late(&api, late), revoke);
+    refused.assert_problem(401, "unauthenticated");
+    api.key = owner;
+    let by_leaked = format!("/v1/audit?action=key.create&actor={}", key.id);
+    assert_eq!(api.get(&by_leaked).await.json()["items"].as_array().map(Vec::len), Some(0));
 }
 
 #[tokio::test]

@@ -30,7 +30,8 @@ pub(crate) async fn suggest(flags: One) -> anyhow::Result<u8> {
             learned.instead.iter().map(|(tunnel, url)| json!({"tunnel": tunnel.to_string(), "url": url}));
         print_json(&json!({
             "run": id, "allow": learned.all.rules(), "allow_private": learned.private,
-            "without_rule": learned.unruled.rules(), "instead": instead.collect::<Vec<_>>(),
+            "without_rule": learned.unruled.rules(), "in_workflow": learned.unchosen.rules(),
+            "instead": instead.collect::<Vec<_>>(),
         }))?;
     } else {
         print(&told(&id, &learned));
@@ -63,6 +64,11 @@ fn told(id: &str, learned: &Learned) -> String {
             unruled.join(", ")
         ));
     }
+    let unchosen: Vec<String> = learned.unchosen.rules().iter().map(quoted).collect();
+    if !unchosen.is_empty() {
+        let unchosen = unchosen.join(", ");
+        lines.push(format!("# `caisson.egress` of the run's workflow has to name these as well: {unchosen}"));
+    }
     lines.extend(learned.instead.iter().map(|(tunnel, url)| {
         let url = quoted(url);
         format!("# a tunnel to {tunnel} was asked for, where a rule has the server speak TLS; point the tool at {url}")
@@ -80,6 +86,8 @@ struct Learned {
     all: Places,
     /// That part of it for which no rule is there: let through since the server learns, or denied.
     unruled: Places,
+    /// That part of it which the operator allows, and which the run's workflow did not choose.
+    unchosen: Places,
     /// Addresses that are not public, to which a name of a rule led.
     private: BTreeSet<String>,
     /// Tunnels that were denied where a rule has plain requests go on over TLS, and what to ask for.
@@ -112,6 +120,9 @@ impl Learned {
                     return;
                 }
                 self.note(data, data["reason"] == "not_allowed");
+                if data["reason"] == "not_in_workflow" {
+                    self.unchosen.note(data);
+                }
                 if data["setting"] == "egress.allow_private" {
                     self.private.extend(data["rule"].as_str().map(str::to_owned));
                 }
@@ -253,6 +264,7 @@ mod tests {
         );
         assert_eq!(learned.private.iter().collect::<Vec<_>>(), ["10.0.0.1/32", "10.0.0.2/32"]);
         assert_eq!(learned.unruled.rules(), ["a.example:8443", "http://c.example/y#GET"]);
+        assert_eq!(learned.unchosen.rules(), ["c.example:80", "https://g.example:8443/#GET"]);
         for rule in learned.all.rules() {
             assert!(rule.parse::<Rule>().is_ok(), "{rule}");
         }
@@ -260,6 +272,7 @@ mod tests {
         let read: toml::Table = text.parse().unwrap();
         assert_eq!(read["egress"]["allow"].as_array().unwrap().len(), 7, "{text}");
         assert!(text.contains("\n# no rule has these yet; an agent that was turned asks for its own hosts, too: \"a.example:8443\", "), "{text}");
+        assert!(text.contains("\n# `caisson.egress` of the run's workflow has to name these as well: \"c.example:80\", \"https:"), "{text}");
         assert!(
             text.contains("a tunnel to b.example:443") && text.contains("at \"http://b.example/t/\""),
             "{text}"
@@ -310,7 +323,7 @@ mod tests {
                 "http://old.example/c#GET"
             ]
         );
-        assert!(learned.private.is_empty());
+        assert!(learned.private.is_empty() && learned.unchosen.rules().is_empty());
     }
 
     #[test]

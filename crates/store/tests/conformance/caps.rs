@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use caisson_domain::id::{ProjectId, RunId};
 use caisson_domain::queue::QueueLimits;
 use caisson_domain::run::{RunSpec, RunStatus};
-use caisson_store::{Actor, ChangeShare, Clock, CreateRun, Finish, NewRun, Store, StoreError};
+use caisson_store::{Actor, ChangeShare, Clock, CreateRun, DeleteSession, Finish, NewRun, Store, StoreError};
 use futures_util::future::join_all;
 
 use crate::fixture::{Fixture, START_MS, new_run, project, server_id, spec, spec_on};
@@ -20,6 +20,7 @@ conformance! {
     two_hundred_submitters_fill_the_queue_to_its_bound,
     two_hundred_submitters_fill_a_projects_part_to_its_bound,
     a_project_beside_others_fills_half_of_the_queue_with_runs_of_whatever_time,
+    a_project_alone_fills_the_whole_queue_after_sessions_were_removed_as_well,
     a_branch_never_has_two_holders,
     a_cap_of_nothing_lets_nothing_through,
 }
@@ -204,6 +205,19 @@ async fn a_project_beside_others_fills_half_of_the_queue_with_runs_of_whatever_t
     let all = ChangeShare { max_queued: Some(Some(5)), ..ChangeShare::default() };
     fixture.store.change_share(&project(), &all, Actor::Operator).await.unwrap();
     assert_eq!(create(&project()).await, CreateRun::QueueFull, "it was told that it may");
+}
+
+async fn a_project_alone_fills_the_whole_queue_after_sessions_were_removed_as_well(fixture: Fixture) {
+    let removed = fixture.created(spec()).await;
+    fixture.store.request_cancel(&project(), &removed.id, None).await.unwrap();
+    let deleted = fixture.store.delete_session_of(&project(), &removed.session, Actor::Operator).await;
+    assert_eq!(deleted.unwrap(), DeleteSession::Deleted);
+    fixture.store.bound_queue(QueueLimits { max_queued: 5, ..QueueLimits::default() });
+    for _ in 0..5 {
+        let made = fixture.store.create_run(new_run(spec())).await.unwrap();
+        assert!(matches!(made, CreateRun::Created(_)), "{made:?}");
+    }
+    assert_eq!(fixture.store.create_run(new_run(spec())).await.unwrap(), CreateRun::QueueFull);
 }
 
 async fn a_branch_never_has_two_holders(fixture: Fixture) {

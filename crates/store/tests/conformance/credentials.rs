@@ -189,6 +189,11 @@ async fn a_name_is_taken_once_and_a_project_has_a_bounded_number(fixture: Fixtur
     assert_eq!(i64::try_from(listed.len()).unwrap(), CREDENTIALS);
 }
 
+/// A credential as it is after rotations.
+async fn now(fixture: &Fixture, credential: &Credential) -> Credential {
+    fixture.store.credential(&credential.project, &credential.id).await.unwrap().unwrap()
+}
+
 /// A secret that is sealed into so many bytes, a multiple of three, with the nonce before it and the tag behind it.
 fn sealed_into(bytes: usize) -> CredentialSecret {
     let empty = value("").to_plain().expose_secret().len() + 12 + 16;
@@ -222,6 +227,10 @@ async fn secrets_of_a_project_have_bounded_room_together(fixture: Fixture) {
     let elsewhere =
         NewCredential { project: "other".parse().unwrap(), secret: sealed_into(most), ..new("own") };
     store.add_credential(elsewhere, &Actor::Server).await.unwrap();
+    // Of a renewal nobody else has what came: it is kept.
+    let renewed = store.renew_credential(&now(&fixture, &small).await, &sealed_into(303)).await;
+    assert!(renewed.unwrap().is_some());
+    assert_eq!(rotate(300).await, None);
     // As an earlier version may have let it: nothing is taken away, and nothing grows.
     fixture.execute("update credential set sealed = sealed || sealed where name = 'large'").await;
     assert_eq!((rotate(300).await, rotate(303).await), (None, Some(2 * most - 297)));

@@ -9,7 +9,7 @@ use super::{DONE, artifacts, attached, client, colour, print, print_json, submit
 use crate::checks;
 use crate::cli::{Logs, One, Ps};
 use crate::client::{Followed, Refused, RunInfo};
-use crate::render::{Account, clean, dollars};
+use crate::render::{Account, clean, dollars, utc};
 
 /// `caisson logs`.
 ///
@@ -47,7 +47,9 @@ pub(crate) async fn ps(flags: Ps) -> anyhow::Result<u8> {
         return Ok(DONE);
     }
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["RUN", "STATUS", "WORKFLOW", "BRANCH", "COST", "TASK"]);
+    table
+        .load_style(presets::NOTHING)
+        .set_header(["RUN", "CREATED", "STATUS", "WORKFLOW", "BRANCH", "COST", "TASK"]);
     for run in &runs {
         table.add_row(row(run));
     }
@@ -55,7 +57,7 @@ pub(crate) async fn ps(flags: Ps) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-fn row(run: &RunInfo) -> [String; 6] {
+fn row(run: &RunInfo) -> [String; 7] {
     let status = match run.text("phase") {
         Some(phase) if run.status == "running" => format!("running/{phase}"),
         Some(_) | None => run.status.clone(),
@@ -64,6 +66,7 @@ fn row(run: &RunInfo) -> [String; 6] {
         run.text("prompt").unwrap_or_default().lines().next().unwrap_or_default().chars().take(40).collect();
     [
         clean(&run.id),
+        run.number("created_at_ms").map_or_else(|| "-".to_owned(), utc),
         clean(&status),
         clean(run.text("workflow").unwrap_or_default()),
         clean(run.text("branch").unwrap_or("-")),
@@ -103,8 +106,14 @@ pub(crate) async fn show(flags: One) -> anyhow::Result<u8> {
     for (row, held) in held_by(&run) {
         table.add_row([row, &held]);
     }
-    let milliseconds = |name: &str| run.number(name);
-    if let (Some(start), Some(end)) = (milliseconds("started_at_ms"), milliseconds("finished_at_ms")) {
+    for (row, name) in
+        [("created", "created_at_ms"), ("started", "started_at_ms"), ("finished", "finished_at_ms")]
+    {
+        if let Some(at_ms) = run.number(name) {
+            table.add_row([row, &utc(at_ms)]);
+        }
+    }
+    if let (Some(start), Some(end)) = (run.number("started_at_ms"), run.number("finished_at_ms")) {
         table.add_row([
             "took",
             &format!("{:.1} s", std::time::Duration::from_millis((end - start).unsigned_abs()).as_secs_f64()),

@@ -42,6 +42,10 @@ fn follow(world: &World, script: &str, backups: &Path, url: &str) {
     assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
 }
 
+fn mode(path: &Path) -> u32 {
+    std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path).unwrap().permissions()) & 0o777
+}
+
 /// One run before the backup, everything lost, one run after it.
 async fn lose_and_restore(mut world: World, [backup, restore]: [String; 2], url: &str, lose: impl FnOnce()) {
     let before = world.api.submit(&world.run_body()).await.unwrap();
@@ -51,6 +55,12 @@ async fn lose_and_restore(mut world: World, [backup, restore]: [String; 2], url:
     let backups = world.directory.path().join("backups");
     let key = std::fs::read(world.state_dir().join("master.key")).unwrap();
     follow(&world, &backup, &backups, url);
+    assert_eq!(mode(&backups), 0o700);
+    for database in
+        ["caisson.db", "caisson.dump"].map(|name| backups.join(name)).iter().filter(|path| path.exists())
+    {
+        assert_eq!(mode(database), 0o600, "{database:?}");
+    }
     // What comes after the backup is lost.
     world.server.terminate().await.unwrap();
     world.engine.remove_all(&world.spec.parts, &world.spec.state_dir).unwrap();

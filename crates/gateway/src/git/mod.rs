@@ -4,6 +4,7 @@
 mod advert;
 mod again;
 mod answer;
+mod apart;
 mod base;
 mod brought;
 mod clean;

@@ -340,15 +340,17 @@ fn is_below(path: &str, prefix: &str) -> bool {
     is_plain(path) && (rest.is_empty() || prefix.ends_with('/') || rest.starts_with('/'))
 }
 
-/// Whether every reader takes the path for the same one.
+/// Whether every reader takes the path for one that lies below the same prefixes. An encoded slash counts as a slash, which some
+/// make of it (npm asks for `/@scope%2fname`), so that there is no empty part and none of dots by either reading. What could become
+/// dots or slashes later is in no plain path: parameters (`..;`), other encoded characters, and what is encoded twice.
 #[must_use]
 pub fn is_plain(path: &str) -> bool {
-    let lower = path.to_ascii_lowercase();
-    let hidden = ["%2e", "%2f", "%5c", "%00", "\\"].iter().any(|escape| lower.contains(escape));
+    const SPELLINGS: [&str; 7] = [";", "%3b", "%2e", "%5c", "%25", "%00", "\\"];
+    let decoded = path.to_ascii_lowercase().replace("%2f", "/");
     path.starts_with('/')
-        && !hidden
-        && !path.contains("//")
-        && !path.split('/').any(|part| matches!(part, "." | ".."))
+        && !SPELLINGS.iter().any(|spelling| decoded.contains(spelling))
+        && !decoded.contains("//")
+        && !decoded.split('/').any(|part| matches!(part, "." | ".."))
 }
 
 /// The longest path that both are or lie below.

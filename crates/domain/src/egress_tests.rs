@@ -217,15 +217,36 @@ fn method_and_path_narrow_plain_http() {
         ("GET", "/pool/%2fsecret"),
         ("GET", "/pool//secret"),
         ("GET", "/pool/a\\..\\b"),
+        ("GET", "/pool/..;/secret"),
+        ("GET", "/pool/..;x=1/secret"),
+        ("GET", "/pool/..%3b/secret"),
+        ("GET", "/pool/..%3B/secret"),
+        ("GET", "/pool/a;b"),
+        ("GET", "/pool/%252e%252e/secret"),
+        ("GET", "/pool/%252fsecret"),
+        ("GET", "/pool/100%25"),
+        ("GET", "/pool%2f..%2fsecret"),
+        ("GET", "/pool/..%2Fsecret"),
+        ("GET", "/pool/x%2f..%2f..%2fsecret"),
+        ("GET", "/pool/x%2f.%2fy"),
+        ("GET", "/pool/x%2f%2Fy"),
+        ("GET", "/pool/x%2f/y"),
+        ("GET", "/pool%2fx"),
+        ("GET", "%2fpool/x"),
     ] {
         assert!(!narrow.allows(&http("h.example", method, path)), "{method} {path}");
+    }
+    // As npm asks for a package of a scope.
+    for path in ["/pool/@scope%2fname", "/pool/@scope%2Fname", "/pool/a%2fb%2fc", "/pool/a%2f", "/pool/a%20b"]
+    {
+        assert!(narrow.allows(&http("h.example", "GET", path)), "{path}");
     }
     let whole_parts = rule("http://h.example/simple");
     assert!(whole_parts.allows(&http("h.example", "GET", "/simple")));
     assert!(whole_parts.allows(&http("h.example", "GET", "/simple/x")));
     assert!(!whole_parts.allows(&http("h.example", "GET", "/simplex")));
     // Without a prefix there is nothing that a strange path could leave.
-    assert!(rule("http://h.example/").allows(&http("h.example", "GET", "/@scope%2fname")));
+    assert!(rule("http://h.example/").allows(&http("h.example", "GET", "/a;b/..%2f%25")));
 }
 
 #[test]
@@ -236,6 +257,8 @@ fn the_smallest_rule_for_a_wish_allows_it_and_can_be_written_down() {
         http("h.example:8080", "GET", "/a/b"),
         http("h.example", "GET", "/@scope%2fname"),
         http("h.example", "GET", "/@scope/name"),
+        http("h.example", "GET", "/a;b"),
+        http("h.example", "GET", "/a%252fb"),
         http("h.example", "GET", "/a#b"),
         https("h.example", "GET", "/a/b"),
         https("h.example:8443", "GET", "/@scope%2fname"),

@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+use crate::egress::{HTTP_PORT, HTTPS_PORT, Target};
 use crate::limits;
 
 /// Why a text is not a branch name.
@@ -107,6 +108,12 @@ pub enum RepositoryError {
     /// The URL has a query or fragment.
     #[error("the repository URL has a query or a fragment; give the plain clone URL")]
     QueryOrFragment,
+    /// The URL's host, or what stands around it, is not read alike by all programs.
+    #[error(
+        "\"{0}\" does not name its host plainly; write http or https, two slashes, the host in ASCII (a name in other letters begins \
+         with xn--) and its port, and use no backslash"
+    )]
+    Host(String),
     /// ssh and scp-like forms.
     #[error("\"{0}\" is an ssh address, and a sandbox holds no ssh key; use the repository's https URL")]
     Ssh(String),
@@ -200,10 +207,30 @@ fn parse_url(text: &str) -> Result<Url, RepositoryError> {
     if url.query().is_some() || url.fragment().is_some() {
         return Err(RepositoryError::QueryOrFragment);
     }
+    if !names_host_plainly(text, &url) {
+        return Err(RepositoryError::Host(text.to_owned()));
+    }
     if is_ambiguous(text) || url.path().contains("//") {
         return Err(RepositoryError::Form(text.to_owned()));
     }
     Ok(url)
+}
+
+/// Whether every program finds the host in the text that the url crate found. By the WHATWG's rules a backslash ends it, one
+/// slash or three before it are as good as two, and escapes, other letters and numbers of all kinds are made into a plain name.
+/// Git and curl go by RFC 3986: to them all before an `@` is a user name, backslashes and all. So the text between the slashes
+/// must be a plain host by itself, and the same one.
+fn names_host_plainly(text: &str, url: &Url) -> bool {
+    let Some((_, rest)) = text.split_once("://") else { return false };
+    let authority = rest.split_once('/').map_or(rest, |(authority, _)| authority);
+    let port = if url.scheme() == "https" { HTTPS_PORT } else { HTTP_PORT };
+    let host = url.host_str().unwrap_or_default();
+    let read = Target::parse(&format!("{host}:{}", url.port().unwrap_or(port)), None);
+    // The url crate cuts spaces off, and takes a backslash for a slash.
+    !text.contains('\\')
+        && !text.ends_with(' ')
+        && read.is_ok()
+        && read == Target::parse(authority, Some(port))
 }
 
 /// Whether a git host might read another path than the allow-list did. The url crate resolves plain dot segments;

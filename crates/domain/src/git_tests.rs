@@ -159,6 +159,67 @@ fn a_url_that_servers_may_read_in_two_ways_is_refused() {
 }
 
 #[test]
+fn a_url_whose_host_programs_may_read_differently_is_refused() {
+    for bad in [
+        r"https://git.example.com\team\@evil.example/x.git",
+        r"https://git.example.com\@evil.example/x.git",
+        r"https://evil.example\@git.example.com/team/x.git",
+        r"https://git.example.com/team\x",
+        r"https:\\git.example.com/team/x",
+        r"https://git.example.com/team/..\solo/x",
+        "https:///git.example.com/team/x",
+        "https:////git.example.com/team/x",
+        "https://@git.example.com/team/x",
+        "https://:@git.example.com/team/x",
+        "https://git.example.com:/team/x",
+        "https://git.example.com:+443/team/x",
+        "https://git%2eexample.com/team/x",
+        "https://g%69t.example.com/team/x",
+        "https://git\u{3002}example.com/team/x",
+        "https://ｇit.example.com/team/x",
+        "https://git\u{ad}.example.com/team/x",
+        "https://b\u{fc}cher.example/team/x",
+        "https://127.1/team/x",
+        "https://0x7f.0.0.1/team/x",
+        "https://2130706433/team/x",
+        "https://git.example.com/team/x ",
+        "https:// git.example.com/team/x",
+        "https://git.example.com /team/x",
+        "https://git.example.com,evil.example/team/x",
+        "https://[::1%25lo]/team/x",
+    ] {
+        assert!(bad.parse::<Repository>().is_err(), "{bad}");
+        assert!(AllowList::new(&[format!("{bad}/*")], Vec::new()).is_err(), "{bad}");
+    }
+    // These are no URLs at all, or hold a control character.
+    for bad in [
+        "https:/git.example.com/x",
+        "https:git.example.com/x",
+        " https://git.example.com/x",
+        "https://g\tit.example.com/x",
+    ] {
+        assert!(matches!(bad.parse::<Repository>(), Err(RepositoryError::Form(_))), "{bad}");
+    }
+    let told = r"https://git.example.com\team\@evil.example/x.git".parse::<Repository>().unwrap_err();
+    assert!(
+        matches!(&told, RepositoryError::Host(_)) && told.to_string().contains("use no backslash"),
+        "{told}"
+    );
+    for (good, read) in [
+        ("https://GIT.Example.com:443/team/x", "https://git.example.com/team/x"),
+        ("http://git_host:3000/team/x", "http://git_host:3000/team/x"),
+        ("https://git.example.com./team/x", "https://git.example.com./team/x"),
+        ("http://127.0.0.1:8080/x", "http://127.0.0.1:8080/x"),
+        ("http://[0:0::1]:8080/x", "http://[::1]:8080/x"),
+        ("http://[::ffff:10.0.0.1]/x", "http://[::ffff:a00:1]/x"),
+        ("https://xn--bcher-kva.example/x", "https://xn--bcher-kva.example/x"),
+        ("https://git.example.com", "https://git.example.com/"),
+    ] {
+        assert_eq!(good.parse::<Repository>().unwrap().to_string(), read);
+    }
+}
+
+#[test]
 fn a_list_says_whether_it_allows_anything() {
     assert!(AllowList::default().is_empty());
     assert!(!AllowList::new(&[], vec![PathBuf::from("/srv/git")]).unwrap().is_empty());

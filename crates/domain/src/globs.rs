@@ -60,17 +60,19 @@ impl Globs {
     pub fn cover(&self, path: &[u8]) -> bool {
         let path = path.to_ascii_lowercase();
         let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
-        self.0.iter().any(|pattern| covers(pattern, &parts))
+        self.0.iter().any(|pattern| covers(pattern, parts.iter().copied()))
     }
 }
 
-/// Both in small letters. The table says how much of the pattern the parts so far can have used: linear in each.
-fn covers(pattern: &[String], parts: &[&[u8]]) -> bool {
+/// Both in small letters. The table says how much of the pattern the parts so far can have used: linear in each. Nearly always
+/// the first part says that it is none of the pattern's, and no more is looked at.
+fn covers<'a>(pattern: &[String], parts: impl IntoIterator<Item = &'a [u8]>) -> bool {
     let mut used = vec![false; pattern.len() + 1];
+    let mut next = used.clone();
     used[0] = true;
     skip_over_any(pattern, &mut used);
     for part in parts {
-        let mut next = vec![false; pattern.len() + 1];
+        next.fill(false);
         for (number, glob) in pattern.iter().enumerate() {
             if used[number] && glob == "**" {
                 next[number] = true;
@@ -83,7 +85,10 @@ fn covers(pattern: &[String], parts: &[&[u8]]) -> bool {
             // The rest lies in a directory that is covered.
             return true;
         }
-        used = next;
+        if !next.contains(&true) {
+            return false;
+        }
+        std::mem::swap(&mut used, &mut next);
     }
     false
 }
@@ -167,7 +172,48 @@ mod tests {
         assert!(Globs::new(&vec!["a".to_owned(); PATTERNS + 1]).is_err());
     }
 
+    #[test]
+    fn no_more_of_a_path_is_looked_at_than_its_answer_needs() {
+        let looked_at = |pattern: &str, path: &str| {
+            let globs = Globs::new(&[pattern.to_owned()]).unwrap();
+            let mut count = 0;
+            let parts = path.as_bytes().split(|byte| *byte == b'/').inspect(|_| count += 1);
+            (covers(&globs.0[0], parts), count)
+        };
+        let deep = "/x".repeat(10_000);
+        assert_eq!(looked_at(".github/workflows", &format!("src{deep}")), (false, 1));
+        assert_eq!(looked_at(".github/workflows", &format!(".github{deep}")), (false, 2));
+        assert_eq!(looked_at(".github/workflows", &format!(".github/workflows{deep}")), (true, 2));
+        assert_eq!(looked_at("a/**/b", &format!("b{deep}")), (false, 1));
+        // What may come at any depth is looked for at each.
+        assert_eq!(looked_at("a/**/b", &format!("a{deep}")), (false, 10_001));
+        assert_eq!(looked_at("a/**/b", "a/x/b/c/d"), (true, 3));
+    }
+
+    /// What patterns mean, as plainly as it can be said: of a path, or of a directory that it lies in.
+    fn covered_plainly(pattern: &[&str], parts: &[&str]) -> bool {
+        match (pattern.split_first(), parts.split_first()) {
+            (None, _) => true,
+            (Some((&"**", rest)), None) => covered_plainly(rest, parts),
+            (Some(_), None) => false,
+            (Some((&"**", rest)), Some((_, below))) => {
+                covered_plainly(rest, parts) || covered_plainly(pattern, below)
+            }
+            (Some((glob, rest)), Some((part, below))) => {
+                matches(glob.as_bytes(), part.as_bytes()) && covered_plainly(rest, below)
+            }
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_path_is_covered_as_its_pattern_says(
+            pattern in prop::collection::vec(prop::sample::select(vec!["**", "*", "a", "b", "a*", "?"]), 1..5),
+            parts in prop::collection::vec(prop::sample::select(vec!["a", "b", "ab", "c"]), 1..6),
+        ) {
+            prop_assert_eq!(covered(&pattern.join("/"), &parts.join("/")), covered_plainly(&pattern, &parts));
+        }
+
         #[test]
         fn hostile_patterns_take_no_time(path in "[ab/]{0,400}") {
             let pattern = ["**", "*a*a*a*b", "**", "*b*b*a"].join("/");

@@ -164,6 +164,11 @@ pub(crate) const INSPECTIONS: usize = 4;
 /// Largest piece of memory that git takes for a push on the server, in bytes. A commit of 1 GiB comes as 1 MiB, and without
 /// this git 2.47 took twice its size for it.
 pub(crate) const GIT_ALLOC_BYTES: u64 = 256 * 1024 * 1024;
+/// Processor time of one of git's processes for a fetch from a repository that is a directory, in seconds.
+pub(crate) const FETCH_CPU_S: u64 = 600;
+/// Memory that one of them may fill, files that it reads left out, in bytes (2 GiB). Git keeps a list of all objects that it sends:
+/// a history of ten million takes most of it.
+pub(crate) const FETCH_MEMORY_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 /// Refusals and upstream faults of one run that become events; the others are only logged.
 pub(crate) const TOLD_EVENTS: u32 = 200;
 /// Ref commands of one push.
@@ -369,6 +374,10 @@ pub(crate) struct Bounds {
     pub(crate) inspections: usize,
     /// [`GIT_ALLOC_BYTES`].
     pub(crate) git_alloc_bytes: u64,
+    /// [`FETCH_CPU_S`].
+    pub(crate) fetch_cpu_s: u64,
+    /// [`FETCH_MEMORY_BYTES`].
+    pub(crate) fetch_memory_bytes: u64,
     /// [`PUSH_BYTES`].
     pub(crate) push_bytes: u64,
     /// [`FETCH_REQUEST_BYTES`].
@@ -429,6 +438,8 @@ impl Default for Bounds {
             local_git: LOCAL_GIT,
             inspections: INSPECTIONS,
             git_alloc_bytes: GIT_ALLOC_BYTES,
+            fetch_cpu_s: FETCH_CPU_S,
+            fetch_memory_bytes: FETCH_MEMORY_BYTES,
             push_bytes: PUSH_BYTES,
             fetch_request_bytes: FETCH_REQUEST_BYTES,
             egress_total: EGRESS_TOTAL,

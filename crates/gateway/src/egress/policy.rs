@@ -259,7 +259,18 @@ mod tests {
         };
         assert_eq!(of(&get("r.example", "/team/x")).as_deref(), Some("Bearer team"));
         assert_eq!(of(&get("r.example", "/team")).as_deref(), Some("Bearer team"));
-        for path in ["/teamwork", "/team/../x", "/team/%2e%2e/x", "/"] {
+        assert_eq!(of(&get("r.example", "/team/@scope%2fname")).as_deref(), Some("Bearer team"));
+        for path in [
+            "/teamwork",
+            "/team/../x",
+            "/team/%2e%2e/x",
+            "/team/..;/x",
+            "/team/..%3bx/y",
+            "/team/%252e%252e/x",
+            "/team/..%2fx",
+            "/team%2f..%2fx",
+            "/",
+        ] {
             assert_eq!(of(&get("r.example", path)).as_deref(), Some("Bearer all"), "{path}");
         }
         assert_eq!(of(&get("r.example:8080", "/team/x")), None);

@@ -7,16 +7,19 @@
 //! branches, or one that a session has pushed, of which the same was asked. What equals one of them is nothing new.
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 
 use caisson_domain::git::BranchName;
+use caisson_domain::globs::Globs;
 use caisson_domain::run::Run;
 use caisson_store::{Push, StoreError};
 
+use super::apart::work;
 use super::commit::CommitFacts;
 use super::compare::{Base, Change, CompareError, Comparison};
-use super::finding::{Finding, Forbids, Place};
+use super::finding::{FINDINGS, Finding, Forbids, Place};
 use super::heads;
-use super::inspect::{Case, Inspector};
+use super::inspect::{Case, Inspector, place};
 use super::objects::{Contents, Id};
 use super::submodules::{GITMODULES_BYTES, is_allowed, is_gitmodules};
 use crate::hold::hold;
@@ -87,6 +90,23 @@ async fn pushed_before(shared: &Shared, run: &Run, ref_name: &str) -> Result<Has
     let begun = store.pushed_fork_commit(&run.session).await?;
     let commits = pushes.iter().map(|pushed| pushed.push.new.as_str());
     Ok(commits.chain(begun.as_deref()).filter_map(Id::parse).collect())
+}
+
+/// Paths that no push changes.
+#[derive(Debug, Clone)]
+struct Forbidden {
+    server: Arc<Globs>,
+    workflow: Arc<Globs>,
+}
+
+impl Forbidden {
+    /// Who forbids the path: a workflow adds to what the server forbids, and takes nothing away.
+    fn forbid(&self, path: &[u8]) -> Option<Forbids> {
+        if self.server.cover(path) {
+            return Some(Forbids::Server);
+        }
+        self.workflow.cover(path).then_some(Forbids::Workflow)
+    }
 }
 
 impl Foreign {
@@ -200,7 +220,7 @@ impl Inspector {
         &self,
         case: &Case<'_>,
         (comparison, base): (&Comparison<'_>, &mut Base),
-        (contents, changes): (&Contents, &[Change]),
+        (contents, changes): (&Contents, &Arc<Vec<Change>>),
     ) -> Result<Vec<Finding>, CompareError> {
         self.judged(case, (comparison, base), (contents, changes), Finding::path).await
     }
@@ -212,7 +232,7 @@ impl Inspector {
         (comparison, base): (&Comparison<'_>, &mut Base),
         (contents, foreign): (&Contents, &Foreign),
     ) -> Result<Vec<Finding>, CompareError> {
-        let brought = self.differing(case, comparison, foreign).await?;
+        let brought = Arc::new(self.differing(case, comparison, foreign).await?);
         let findings = self.judged(case, (comparison, base), (contents, &brought), Finding::brought).await?;
         if foreign.references.is_empty() {
             return Ok(findings.into_iter().map(Finding::beside_no_branch).collect());
@@ -224,35 +244,38 @@ impl Inspector {
         &self,
         case: &Case<'_>,
         (comparison, base): (&Comparison<'_>, &mut Base),
-        (contents, changes): (&Contents, &[Change]),
+        (contents, changes): (&Contents, &Arc<Vec<Change>>),
         told: fn(Forbids, Place) -> Finding,
     ) -> Result<Vec<Finding>, CompareError> {
-        let forbidden = changes.iter().filter_map(|change| Some((self.forbids(case, &change.path)?, change)));
-        let mut findings: Vec<Finding> =
-            forbidden.map(|(whose, change)| told(whose, Self::place(change, case))).collect();
-        if self.asks_after_submodules() {
-            findings.extend(self.submodules(case, (comparison, base), (contents, changes)).await?);
-        }
+        let (paths, asks, changes) =
+            (self.forbidden(case), self.asks_after_submodules(), Arc::clone(changes));
+        let (secrets, digits) = (Arc::clone(&case.secrets), case.digits);
+        // There may be hundreds of thousands. Of those that are forbidden no more is told.
+        let judging = move || {
+            let forbidden = changes.iter().filter_map(|change| Some((paths.forbid(&change.path)?, change)));
+            let findings = forbidden.map(|(whose, change)| told(whose, place(change, &secrets, digits)));
+            let findings: Vec<Finding> = findings.take(FINDINGS).collect();
+            let is_written =
+                |change: &&Change| asks && change.new.is_some() && names_submodules(&change.path);
+            (findings, changes.iter().filter(is_written).cloned().collect::<Vec<_>>())
+        };
+        let (mut findings, written) = work(judging).await?;
+        findings.extend(self.submodules(case, (comparison, base), (contents, &written)).await?);
         Ok(findings)
     }
 
-    /// Who forbids the change: a workflow adds to what the server forbids, and takes nothing away.
-    fn forbids(&self, case: &Case<'_>, path: &[u8]) -> Option<Forbids> {
-        if self.globs.cover(path) {
-            return Some(Forbids::Server);
-        }
-        case.forbidden.cover(path).then_some(Forbids::Workflow)
+    /// What nobody may change in this push.
+    fn forbidden(&self, case: &Case<'_>) -> Forbidden {
+        Forbidden { server: Arc::clone(&self.globs), workflow: Arc::clone(&case.forbidden) }
     }
 
-    /// Submodules that these changes bring from where nothing may come from.
+    /// Submodules that these versions of `.gitmodules` bring from where nothing may come from.
     async fn submodules(
         &self,
         case: &Case<'_>,
         (comparison, base): (&Comparison<'_>, &mut Base),
-        (contents, changes): (&Contents, &[Change]),
+        (contents, written): (&Contents, &[Change]),
     ) -> Result<Vec<Finding>, CompareError> {
-        let is_written = |change: &&Change| change.new.is_some() && names_submodules(&change.path);
-        let written: Vec<&Change> = changes.iter().filter(is_written).collect();
         let files: BTreeSet<Id> =
             written.iter().flat_map(|change| change.new.iter().chain(&change.old)).copied().collect();
         let urls = comparison.urls(base, contents, &files).await?;
@@ -260,7 +283,7 @@ impl Inspector {
         let (mut findings, mut compared) = (Vec::new(), 0);
         for change in written {
             let Some(new) = change.new.as_ref().and_then(urls) else {
-                findings.push(Finding::gitmodules(GITMODULES_BYTES, Self::place(change, case)));
+                findings.push(Finding::gitmodules(GITMODULES_BYTES, case.place(change)));
                 continue;
             };
             let known: Vec<&BTreeSet<String>> = change.old.iter().filter_map(urls).collect();
@@ -270,7 +293,7 @@ impl Inspector {
             }
             let mut added = new.iter().filter(|url| !known.iter().any(|known| known.contains(*url)));
             if !added.all(|url| is_allowed(url, case.repository, case.allow)) {
-                findings.push(Finding::submodule(Self::place(change, case)));
+                findings.push(Finding::submodule(case.place(change)));
             }
             // Others' pushes, and the time that this one has.
             tokio::task::yield_now().await;
@@ -285,9 +308,8 @@ impl Inspector {
         comparison: &Comparison<'_>,
         foreign: &Foreign,
     ) -> Result<Vec<Change>, CompareError> {
-        let matters = |path: &[u8]| {
-            self.forbids(case, path).is_some() || (self.asks_after_submodules() && names_submodules(path))
-        };
+        let (paths, asks) = (self.forbidden(case), self.asks_after_submodules());
+        let matters = move |path: &[u8]| paths.forbid(path).is_some() || (asks && names_submodules(path));
         comparison.otherwise(foreign.tip, &foreign.references, matters).await
     }
 }

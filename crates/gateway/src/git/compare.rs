@@ -6,9 +6,12 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::Upstream;
+use super::apart::{Stopped, work};
 use super::base::{self, Abilities, BaseError, Wanted};
+use super::commit::CommitFacts;
 use super::helper::{Helper, HelperError};
 use super::objects::{Contents, EMPTY_TREE, EMPTY_TREE_LONG, Excess, FORMAT, Id, Looking, ReadError};
 use super::quarantine::{Quarantine, Quarantines, Room};
@@ -34,6 +37,8 @@ pub(super) enum CompareError {
     Excess(#[from] Excess),
     #[error("the git host does not say where its branches are: {0}")]
     Branches(String),
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
 }
 
 /// Most commits that the host is told of as known.
@@ -52,7 +57,7 @@ pub(super) struct Change {
 /// What a push changes.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    pub(super) all: Vec<Change>,
+    pub(super) all: Arc<Vec<Change>>,
     /// Every file that a commit's parents have and it has not, or has otherwise.
     before: HashMap<Id, HashSet<Id>>,
 }
@@ -64,7 +69,7 @@ pub(super) struct Comparison<'a> {
     pub(super) quarantine: &'a Quarantine,
     pub(super) upstream: &'a Upstream,
     pub(super) bounds: &'a Bounds,
-    pub(super) looking: Looking<'a>,
+    pub(super) looking: Looking,
     /// Digits of an id.
     pub(super) digits: usize,
 }
@@ -194,7 +199,13 @@ impl Comparison<'_> {
         self.fetch(&mut base, &Wanted { objects, have: &have, alone: false, filter }).await?;
         let listing = ["cat-file", "--batch-all-objects", "--unordered", FORMAT];
         let listing = self.helper.run(&base.directory, &listing, b"", self.bounds).await?;
-        Ok(Contents::read(&listing[..], &self.looking)?)
+        self.read(listing).await
+    }
+
+    /// Reads a listing of git's.
+    async fn read(&self, listing: Vec<u8>) -> Result<Contents, CompareError> {
+        let looking = self.looking.clone();
+        Ok(work(move || Contents::read(&listing[..], &looking)).await??)
     }
 
     /// What `tip` has otherwise than every one of `references`, whatever is between them, at paths that matter; without any
@@ -203,7 +214,7 @@ impl Comparison<'_> {
         &self,
         tip: Id,
         references: &[Id],
-        matters: impl Fn(&[u8]) -> bool,
+        matters: impl Fn(&[u8]) -> bool + Clone + Send + 'static,
     ) -> Result<Vec<Change>, CompareError> {
         let empty = if self.digits == 64 { EMPTY_TREE_LONG } else { EMPTY_TREE };
         let mut others: Vec<String> = references.iter().map(|id| self.hex(*id)).collect();
@@ -225,9 +236,10 @@ impl Comparison<'_> {
             if bytes > most {
                 return Err(Excess::Differences(most).into());
             }
-            reading.begin(&tip).and_then(|()| reading.take(&out, &matters)).ok_or(CompareError::Changes)?;
+            reading = reading.told((Some(tip.clone()), out), matters.clone()).await?;
         }
-        Ok(reading.end(|_| others.len()).all)
+        let count = others.len();
+        Ok(work(move || reading.end(|_| count)).await?)
     }
 
     /// What each commit of the push changes.
@@ -245,9 +257,10 @@ impl Comparison<'_> {
             ["diff-tree", "--stdin", "-r", "--root", "-z", "--raw", "--no-renames", "--no-abbrev"];
         let out =
             self.helper.run(&self.quarantine.directory, &arguments, pairs.as_bytes(), self.bounds).await?;
-        let parents =
-            |commit: &Id| contents.commits.get(commit).map_or(1, |facts| facts.parents.len().max(1));
-        parse_changes(&out, parents).ok_or(CompareError::Changes)
+        let reading = Reading::default().told((None, out), |_| true).await?;
+        let parents = |(commit, facts): (&Id, &CommitFacts)| (*commit, facts.parents.len().max(1));
+        let parents: HashMap<Id, usize> = contents.commits.iter().map(parents).collect();
+        Ok(work(move || reading.changes(|commit| parents.get(commit).copied().unwrap_or(1))).await?)
     }
 
     /// Makes sure that these files can be read.
@@ -291,7 +304,7 @@ impl Comparison<'_> {
                 .helper
                 .run(&base.directory, &["cat-file", FORMAT], list.concat().as_bytes(), self.bounds)
                 .await?;
-            Contents::read(&listing[..], &self.looking)?
+            self.read(listing).await?
         };
         let mut of_file: HashMap<Id, Vec<[u8; 32]>> = HashMap::new();
         for candidate in contents.candidates.iter().chain(&old.candidates) {
@@ -311,15 +324,8 @@ fn haves(mut known: Vec<Id>) -> Vec<Id> {
     known
 }
 
-/// Reads `git diff-tree --stdin -z --raw`: a commit, then what it changes against one parent, and so on. What is not
-/// changed against every parent came by a merge.
-fn parse_changes(out: &[u8], parents: impl Fn(&Id) -> usize) -> Option<Changes> {
-    let mut reading = Reading::default();
-    reading.take(out, |_| true)?;
-    Some(reading.end(parents))
-}
-
-/// Changes as far as they are read.
+/// Changes as far as they are read, of what `git diff-tree --stdin -z --raw` prints: a commit, then what it changes against one
+/// parent, and so on. What is not changed against every parent came by a merge.
 #[derive(Debug, Default)]
 struct Reading {
     commit: Option<Id>,
@@ -329,6 +335,20 @@ struct Reading {
 }
 
 impl Reading {
+    /// With what git printed, of this commit if it names none itself: apart from others' work, since it may be a lot.
+    async fn told(
+        mut self,
+        (commit, out): (Option<String>, Vec<u8>),
+        matters: impl Fn(&[u8]) -> bool + Send + 'static,
+    ) -> Result<Self, CompareError> {
+        let read = move || {
+            let begun = commit.is_none_or(|commit| self.begin(&commit).is_some());
+            let read = begun && self.take(&out, matters).is_some();
+            read.then_some(self)
+        };
+        work(read).await?.ok_or(CompareError::Changes)
+    }
+
     fn begin(&mut self, commit: &str) -> Option<()> {
         self.commit = Some(Id::parse(commit)?);
         Some(())
@@ -363,22 +383,28 @@ impl Reading {
         Some(())
     }
 
-    fn end(mut self, parents: impl Fn(&Id) -> usize) -> Changes {
-        let mut changes = Changes { before: self.before, all: Vec::new() };
-        for key in self.order {
-            if let Some((count, change)) = self.found.remove(&key)
-                && count >= parents(&change.commit)
-            {
-                changes.all.push(change);
-            }
-        }
-        changes
+    /// What a commit has otherwise than each of so many parents.
+    fn end(&mut self, parents: impl Fn(&Id) -> usize) -> Vec<Change> {
+        let order = std::mem::take(&mut self.order).into_iter();
+        let found = order.filter_map(|key| self.found.remove(&key));
+        found.filter(|(count, change)| *count >= parents(&change.commit)).map(|(_, change)| change).collect()
+    }
+
+    /// The same, with what was there before.
+    fn changes(mut self, parents: impl Fn(&Id) -> usize) -> Changes {
+        Changes { all: Arc::new(self.end(parents)), before: self.before }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What the list says, each commit with so many parents.
+    async fn read(out: &str, parents: impl Fn(&Id) -> usize) -> Option<Changes> {
+        let reading = Reading::default().told((None, out.as_bytes().to_vec()), |_| true).await;
+        Some(reading.ok()?.changes(parents))
+    }
 
     fn id(digit: &str) -> Id {
         Id::parse(&digit.repeat(40)).unwrap()
@@ -388,8 +414,8 @@ mod tests {
         format!(":{} {} {} {} M\0{path}\0", modes.0, modes.1, ids.0.repeat(40), ids.1.repeat(40))
     }
 
-    #[test]
-    fn changes_are_read_and_those_that_a_merge_brings_are_left_out() {
+    #[tokio::test]
+    async fn changes_are_read_and_those_that_a_merge_brings_are_left_out() {
         let merge = "a".repeat(40);
         let file = ("100644", "100644");
         let out = [
@@ -403,7 +429,7 @@ mod tests {
             entry(("100644", "000000"), ("7", "0"), "gone"),
         ]
         .concat();
-        let changes = parse_changes(out.as_bytes(), |commit| if *commit == id("a") { 2 } else { 1 }).unwrap();
+        let changes = read(&out, |commit| if *commit == id("a") { 2 } else { 1 }).await.unwrap();
         let paths: Vec<_> = changes.all.iter().map(|change| change.path.as_slice()).collect();
         assert_eq!(paths, [&b"both"[..], b"submodule", b"gone"]);
         assert_eq!((changes.all[0].new, changes.all[0].old.clone()), (Some(id("2")), vec![id("1"), id("5")]));
@@ -419,24 +445,27 @@ mod tests {
         }
     }
 
-    #[test]
-    fn only_what_matters_is_kept_of_a_list() {
+    #[tokio::test]
+    async fn only_what_matters_is_kept_of_a_list_and_it_is_read_apart() {
         let out =
             [entry(("100644", "100644"), ("1", "2"), "a"), entry(("100644", "100644"), ("1", "2"), "b")];
-        let mut reading = Reading::default();
-        assert!(reading.take(out.concat().as_bytes(), |_| true).is_none(), "of no commit");
-        reading.begin(&"a".repeat(40)).unwrap();
-        reading.take(out.concat().as_bytes(), |path| path == b"b").unwrap();
+        let out = out.concat().into_bytes();
+        let of_none = Reading::default().told((None, out.clone()), |_| true).await;
+        assert!(matches!(of_none, Err(CompareError::Changes)), "of no commit");
+        // The thread that serves others does none of it.
+        let own = std::thread::current().id();
+        let matters = move |path: &[u8]| std::thread::current().id() != own && path == b"b";
+        let mut reading = Reading::default().told((Some("a".repeat(40)), out), matters).await.unwrap();
+        assert_eq!(reading.before.len(), 1);
         let changes = reading.end(|_| 1);
-        assert_eq!((changes.all.len(), changes.all[0].path.as_slice()), (1, &b"b"[..]));
-        assert_eq!(changes.before.len(), 1);
+        assert_eq!((changes.len(), changes[0].path.as_slice()), (1, &b"b"[..]));
     }
 
-    #[test]
-    fn what_is_no_list_of_changes_is_not_read() {
+    #[tokio::test]
+    async fn what_is_no_list_of_changes_is_not_read() {
         for bad in ["x\0", ":100644 1\0p\0", &format!("{}\0:1 2\0p\0", "a".repeat(40))] {
-            assert!(parse_changes(bad.as_bytes(), |_| 1).is_none(), "{bad}");
+            assert!(read(bad, |_| 1).await.is_none(), "{bad}");
         }
-        assert!(parse_changes(b"", |_| 1).unwrap().all.is_empty());
+        assert!(read("", |_| 1).await.unwrap().all.is_empty());
     }
 }

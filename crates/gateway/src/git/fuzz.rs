@@ -1,7 +1,7 @@
 //! What must hold for any bytes of git's.
 
 use std::io::BufReader;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use caisson_domain::git::{AllowList, Repository};
@@ -128,8 +128,8 @@ fn has_plain_parents(body: &[u8]) -> bool {
 /// # Panics
 /// A find.
 pub fn push_contents(data: &[u8]) {
-    static SECRETS: LazyLock<Secrets> =
-        LazyLock::new(|| Secrets::new(&[LIVE], &[]).expect("the shipped rules are read"));
+    static SECRETS: LazyLock<Arc<Secrets>> =
+        LazyLock::new(|| Arc::new(Secrets::new(&[LIVE], &[]).expect("the shipped rules are read")));
     let Some((size, bytes)) = cut(data) else { return };
     let pushed = objects(bytes);
     let mut listing = Vec::new();
@@ -138,8 +138,8 @@ pub fn push_contents(data: &[u8]) {
         listing.extend_from_slice(body);
         listing.push(b'\n');
     }
-    let bounds = PushBounds::default();
-    let looking = Looking { secrets: &SECRETS, bounds: &bounds, file_bytes: FILE_BYTES };
+    let (secrets, bounds) = (Arc::clone(&SECRETS), PushBounds::default());
+    let looking = Looking { secrets, bounds, file_bytes: FILE_BYTES };
     let read = |size: usize| Contents::read(BufReader::with_capacity(size, &listing[..]), &looking);
     let plain = pushed.iter().all(|object| match object.kind {
         "tree" => is_plain_tree(&object.body),

@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
+use super::apart::work;
 use super::compare::{Base, CompareError, Comparison};
 use super::objects::{Contents, Excess, Id};
 use super::submodules::{GITMODULES_BYTES, urls};
@@ -47,15 +48,11 @@ impl Comparison<'_> {
         found.extend(large.into_iter().map(|(id, _)| (id, None)));
         let small: BTreeSet<Id> = small.into_iter().map(|(id, _)| id).collect();
         let texts = self.ask_of(directory, BATCH, &small).await?;
-        let mut count = 0;
-        for (id, text) in bodies(&texts).ok_or(CompareError::Changes)? {
-            let urls = urls(text);
-            count += urls.as_ref().map_or(0, BTreeSet::len);
-            if count > most_urls {
-                return Err(self.too_many_urls());
-            }
-            found.insert(id, urls);
+        let (named, count) = work(move || named(&texts, most_urls)).await?.ok_or(CompareError::Changes)?;
+        if count > most_urls {
+            return Err(self.too_many_urls());
         }
+        found.extend(named);
         Ok(found)
     }
 
@@ -81,6 +78,20 @@ impl Comparison<'_> {
         let lines: Vec<String> = objects.iter().map(|id| self.hex(*id) + "\n").collect();
         lines.concat()
     }
+}
+
+/// What these files name, and how much that is; no more is read of more than `most`.
+fn named(texts: &[u8], most: usize) -> Option<(Urls, usize)> {
+    let (mut found, mut count) = (Urls::new(), 0);
+    for (id, text) in bodies(texts)? {
+        let urls = urls(text);
+        count += urls.as_ref().map_or(0, BTreeSet::len);
+        found.insert(id, urls);
+        if count > most {
+            break;
+        }
+    }
+    Some((found, count))
 }
 
 /// Reads a list of kinds and sizes: those objects that are there.

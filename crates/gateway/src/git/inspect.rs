@@ -22,6 +22,7 @@ use tokio_util::io::ReaderStream;
 use url::Url;
 
 use super::Upstream;
+use super::apart::{Stopped, work};
 use super::brought::{Foreign, Standing};
 use super::compare::{Base, Change, Changes, CompareError, Comparison};
 use super::finding::{Finding, Place, shown};
@@ -45,7 +46,7 @@ pub(super) struct Inspector {
     configured: Arc<Secrets>,
     /// What is looked for, and by which redactor the same secrets are; those of one that is gone go too.
     secrets: Mutex<Vec<(Weak<Redactor>, Arc<Secrets>)>>,
-    pub(super) globs: Globs,
+    pub(super) globs: Arc<Globs>,
     rules: PushRules,
     /// [`crate::bounds::INSPECTIONS`].
     turns: Semaphore,
@@ -72,8 +73,8 @@ pub(super) enum InspectError {
     Compare(#[from] CompareError),
     #[error("it took too long")]
     Late,
-    #[error("the server stops")]
-    Stopping,
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
 }
 
 /// What a push is judged by.
@@ -85,10 +86,16 @@ pub(super) struct Case<'a> {
     pub(super) bounds: &'a Bounds,
     pub(super) secrets: Arc<Secrets>,
     /// What the run's workflow forbids beside the settings.
-    pub(super) forbidden: Globs,
+    pub(super) forbidden: Arc<Globs>,
     pub(super) standing: Standing,
     /// Digits of an id.
     pub(super) digits: usize,
+}
+
+impl Case<'_> {
+    pub(super) fn place(&self, change: &Change) -> Place {
+        place(change, &self.secrets, self.digits)
+    }
 }
 
 impl Parts {
@@ -136,7 +143,7 @@ impl Inspector {
             live,
             configured: secrets,
             secrets: Mutex::default(),
-            globs,
+            globs: Arc::new(globs),
             rules,
             turns,
         })
@@ -172,7 +179,7 @@ impl Inspector {
     /// # Cancel safety
     /// Dropped, it kills its processes.
     pub(super) async fn inspect(&self, case: &Case<'_>) -> Result<(Contents, Vec<Finding>), InspectError> {
-        let Ok(_turn) = self.turns.acquire().await else { return Err(InspectError::Stopping) };
+        let Ok(_turn) = self.turns.acquire().await else { return Err(Stopped.into()) };
         timeout(case.bounds.push.time, self.look(case)).await.map_err(|_| InspectError::Late)?
     }
 
@@ -232,8 +239,9 @@ impl Inspector {
         self.helper.run(&case.quarantine.directory, &arguments, b"", case.bounds).await.map(drop)
     }
 
-    fn looking<'a>(&'a self, case: &'a Case<'_>) -> Looking<'a> {
-        Looking { secrets: &case.secrets, bounds: &case.bounds.push, file_bytes: self.rules.file_bytes }
+    fn looking(&self, case: &Case<'_>) -> Looking {
+        let (secrets, bounds) = (Arc::clone(&case.secrets), case.bounds.push.clone());
+        Looking { secrets, bounds, file_bytes: self.rules.file_bytes }
     }
 
     /// Reads every object once, as git prints them.
@@ -252,17 +260,12 @@ impl Inspector {
                 }
             }
         };
-        let (secrets, bounds) = (Arc::clone(&case.secrets), case.bounds.push.clone());
-        let file_bytes = self.rules.file_bytes;
-        // Searching keeps a processor busy.
-        let reading = tokio::task::spawn_blocking(move || {
-            let looking = Looking { secrets: &secrets, bounds: &bounds, file_bytes };
-            Contents::read(Listing { receiver, chunk: Bytes::new() }, &looking)
-        });
+        let looking = self.looking(case);
+        let reading = work(move || Contents::read(Listing { receiver, chunk: Bytes::new() }, &looking));
         let time = case.bounds.push.time;
         let saying = OptionFuture::from(stderr.map(|stderr| last_words(stderr, time)));
         let ((), contents, said) = tokio::join!(feeding, reading, saying);
-        match contents.map_err(|_| InspectError::Stopping)? {
+        match contents? {
             Err(ReadError::Cut(error)) => {
                 // Git says better why.
                 finish(running, said).await?;
@@ -307,11 +310,12 @@ impl Inspector {
         let changes = comparison.changes(contents).await?;
         let mut findings = self.paths(case, (&comparison, &mut base), (contents, &changes.all)).await?;
         if !findings.is_empty() {
-            let upstream = self.upstream_commits(case, &comparison, contents).await;
+            let upstream = Arc::new(self.upstream_commits(case, &comparison, contents).await);
             if !upstream.is_empty() {
-                let own = changes.all.iter().filter(|change| !upstream.contains(&change.commit));
-                let own: Vec<Change> = own.cloned().collect();
-                findings = self.paths(case, (&comparison, &mut base), (contents, &own)).await?;
+                let (all, theirs) = (Arc::clone(&changes.all), Arc::clone(&upstream));
+                let is_own = move |change: &&Change| !theirs.contains(&change.commit);
+                let own = work(move || all.iter().filter(is_own).cloned().collect::<Vec<_>>()).await?;
+                findings = self.paths(case, (&comparison, &mut base), (contents, &Arc::new(own))).await?;
                 foreign =
                     self.find_foreign((case, &comparison), contents, &upstream, "own-beginning").await?;
                 let others = foreign.as_ref().map(Foreign::commits).unwrap_or_default();
@@ -324,9 +328,15 @@ impl Inspector {
             let told: HashSet<_> = findings.iter().map(key).collect();
             findings.extend(brought.into_iter().filter(|one| !told.contains(&key(one))));
         }
+        let large: HashSet<Id> = contents.oversize.iter().map(|(blob, _)| *blob).collect();
+        let mut bringing: HashMap<Id, &Change> = HashMap::new();
+        for change in changes.all.iter() {
+            if let Some(blob) = change.new.filter(|new| large.contains(new)) {
+                bringing.entry(blob).or_insert(change);
+            }
+        }
         for (blob, _) in &contents.oversize {
-            let change = changes.all.iter().find(|change| change.new == Some(*blob));
-            let place = change.map(|change| Self::place(change, case)).unwrap_or_default();
+            let place = bringing.get(blob).map(|change| case.place(change)).unwrap_or_default();
             findings.push(Finding::file_size(self.rules.file_bytes, place));
         }
         if !contents.candidates.is_empty() {
@@ -379,7 +389,7 @@ impl Inspector {
             let is_known = |hash: &[u8; 32]| known.is_some_and(|known| known.contains(hash));
             let candidates = change.new.and_then(|new| of_file.get(&new)).into_iter().flatten();
             for candidate in candidates.filter(|candidate| !is_known(&candidate.found.hit.hash)) {
-                let place = Place { line: Some(candidate.found.line), ..Self::place(change, case) };
+                let place = Place { line: Some(candidate.found.line), ..case.place(change) };
                 findings.push(Finding::secret(&candidate.found.hit.rule, place));
             }
         }
@@ -401,12 +411,13 @@ impl Inspector {
             contents.oversize.iter().map(|_| Finding::file_size(self.rules.file_bytes, Place::default()));
         secrets.chain(large).collect()
     }
+}
 
-    pub(super) fn place(change: &Change, case: &Case<'_>) -> Place {
-        let hidden = !case.secrets.find(&change.path, false).is_empty();
-        let path = if hidden { "a path that holds a secret".to_owned() } else { shown(&change.path) };
-        Place { path: Some(path), line: None, commit: Some(change.commit.hex(case.digits / 2)) }
-    }
+/// Where a change is, without secrets.
+pub(super) fn place(change: &Change, secrets: &Secrets, digits: usize) -> Place {
+    let hidden = !secrets.find(&change.path, false).is_empty();
+    let path = if hidden { "a path that holds a secret".to_owned() } else { shown(&change.path) };
+    Place { path: Some(path), line: None, commit: Some(change.commit.hex(digits / 2)) }
 }
 
 fn exposed(secrets: &[SecretString]) -> Vec<&str> {

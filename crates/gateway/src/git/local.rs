@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tokio_util::io::ReaderStream;
 
 use super::fault::Fault;
-use super::process::{EXIT, Owner, Running, feed, git, last_words, plain_git};
+use super::process::{EXIT, Owner, Running, feed, git, last_words, plain_git, unsaid};
 use super::{Answer, Exchange, Service, links, pktline};
 use crate::body::{self, Chunks};
 use crate::shared::Shared;
@@ -123,7 +123,7 @@ impl LocalRepository {
         let bounds = &self.shared.bounds;
         let _slot = self.slot().await.ok()?;
         let mut command =
-            plain_git(&self.shared.git.program, self.owner, &[("safe.directory", "*".to_owned())]);
+            plain_git(&self.shared.git.programs.git, self.owner, &[("safe.directory", "*".to_owned())]);
         command.arg("--git-dir").arg(&self.path).args(arguments).stdin(Stdio::null());
         let output = timeout(bounds.idle, command.output()).await.ok()?.ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
@@ -139,7 +139,7 @@ impl LocalRepository {
         let bounds = &self.shared.bounds;
         let slot = self.slot().await?;
         let rewrites = input.as_ref().is_some_and(|input| input.rewrites);
-        let mut command = git(&self.shared.git.program, (service, rewrites), self.owner, bounds);
+        let mut command = git(&self.shared.git.programs, (service, rewrites), self.owner, bounds);
         if input.is_none() {
             command.arg("--advertise-refs");
         }
@@ -174,7 +174,10 @@ impl LocalRepository {
         match running.end().await {
             // Nothing was asked and nothing is answered.
             Some(status) if status.success() => Ok(stream::empty().boxed()),
-            Some(_) => {
+            Some(status) => {
+                if let Some(why) = unsaid(status) {
+                    return Err(Fault::Local { detail: why.to_owned() });
+                }
                 let said = match said {
                     Some(said) => timeout(EXIT, said).await.ok().and_then(Result::ok).unwrap_or_default(),
                     None => String::new(),

@@ -4,6 +4,7 @@
 mod advert;
 mod again;
 mod answer;
+mod apart;
 mod base;
 mod brought;
 mod clean;
@@ -62,11 +63,12 @@ use self::fault::Fault;
 use self::http::HttpRepository;
 use self::inspect::{Inspector, Parts};
 use self::local::LocalRepository;
+use self::process::Programs;
 pub(crate) use self::settle::{before_outcome, resume};
 pub(crate) use self::under_way::Pushes;
 use crate::body::{self, Body, BodyFault, Chunks};
 use crate::config::{
-    GatewayError, GitCredential, GitUpstreams, ModelUpstream, check_url, client, find_program, secret_header,
+    GatewayError, GitCredential, GitUpstreams, ModelUpstream, check_url, client, secret_header,
 };
 use crate::credentials::basic;
 use crate::grants;
@@ -80,7 +82,7 @@ pub(crate) struct GitSide {
     allow: AllowList,
     /// Resolved.
     forbidden: Vec<PathBuf>,
-    program: PathBuf,
+    programs: Programs,
     /// [`crate::bounds::LOCAL_GIT`].
     processes: Arc<Semaphore>,
     /// None if no repository is allowed, so that nothing can be pushed.
@@ -109,11 +111,11 @@ impl GitSide {
             client("git hosts", upstreams.outbound_proxy.as_ref(), upstreams.extra_ca_pem.as_deref())?;
         let Beside { model, quarantine_dir, processes, inspections } = beside;
         let used = !upstreams.allow.is_empty();
-        let program =
-            if used { find_program(&upstreams.git_program)? } else { upstreams.git_program.clone() };
+        let program = &upstreams.git_program;
+        let programs = if used { Programs::find(program)? } else { Programs::named(program) };
         let proxies: Vec<&Url> =
             [&model.outbound_proxy, &upstreams.outbound_proxy].into_iter().flatten().collect();
-        let parts = used.then(|| Parts::new(&program, &upstreams, model.credential.as_ref(), &proxies));
+        let parts = used.then(|| Parts::new(&programs.git, &upstreams, model.credential.as_ref(), &proxies));
         let inspector = match (parts.transpose()?, quarantine_dir) {
             (Some(parts), Some(directory)) => Some(Inspector::new(parts, directory, inspections)?),
             (_, _) => None,
@@ -130,7 +132,7 @@ impl GitSide {
             credentials,
             allow,
             forbidden,
-            program,
+            programs,
             processes: Arc::new(Semaphore::new(processes)),
             inspector,
         })

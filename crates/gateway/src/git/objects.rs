@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::{self, BufRead, Read};
+use std::sync::Arc;
 
 use caisson_domain::checks::{Check, stands};
 
@@ -133,9 +134,10 @@ pub(super) struct Contents {
 }
 
 /// What to look for.
-pub(super) struct Looking<'a> {
-    pub(super) secrets: &'a Secrets,
-    pub(super) bounds: &'a PushBounds,
+#[derive(Clone)]
+pub(super) struct Looking {
+    pub(super) secrets: Arc<Secrets>,
+    pub(super) bounds: PushBounds,
     pub(super) file_bytes: u64,
 }
 
@@ -161,7 +163,7 @@ impl Contents {
     ///
     /// # Errors
     /// [`ReadError`] if the push holds too much, or the listing breaks off.
-    pub(super) fn read(mut listing: impl BufRead, looking: &Looking<'_>) -> Result<Self, ReadError> {
+    pub(super) fn read(mut listing: impl BufRead, looking: &Looking) -> Result<Self, ReadError> {
         let mut contents = Self::default();
         let mut buffer = Vec::new();
         while let Some(head) = head(&mut listing)? {
@@ -172,7 +174,7 @@ impl Contents {
                 return Err(malformed().into());
             }
         }
-        contents.check(looking.bounds)?;
+        contents.check(&looking.bounds)?;
         Ok(contents)
     }
 
@@ -180,7 +182,7 @@ impl Contents {
         &mut self,
         head: &Head,
         listing: &mut impl BufRead,
-        looking: &Looking<'_>,
+        looking: &Looking,
         buffer: &mut Vec<u8>,
     ) -> Result<(), ReadError> {
         if let Some(base) = head.base {
@@ -193,8 +195,8 @@ impl Contents {
                 self.oversize.push((head.id, head.size));
                 io::copy(&mut body, &mut io::sink())?;
             } else {
-                let found = scan(looking.secrets, &mut body, buffer)?;
-                self.keep(head.id, found, looking.bounds, |contents| &mut contents.candidates);
+                let found = scan(&looking.secrets, &mut body, buffer)?;
+                self.keep(head.id, found, &looking.bounds, |contents| &mut contents.candidates);
             }
         } else {
             self.tree_bytes = self.tree_bytes.saturating_add(head.size);
@@ -203,9 +205,9 @@ impl Contents {
             }
             let mut bytes = Vec::new();
             body.read_to_end(&mut bytes)?;
-            let found = scan(looking.secrets, &bytes[..], buffer)?;
-            self.keep(head.id, found, looking.bounds, |contents| &mut contents.elsewhere);
-            self.parse(head, &bytes, looking.bounds)?;
+            let found = scan(&looking.secrets, &bytes[..], buffer)?;
+            self.keep(head.id, found, &looking.bounds, |contents| &mut contents.elsewhere);
+            self.parse(head, &bytes, &looking.bounds)?;
         }
         if body.limit() > 0 {
             return Err(malformed().into());

@@ -26,8 +26,8 @@ fn tree(entries: &[(&str, &str, char)]) -> Vec<u8> {
 }
 
 fn read_with(listing: &[u8], bounds: &PushBounds, file_bytes: u64) -> Result<Contents, ReadError> {
-    let secrets = Secrets::new(&[], &[]).unwrap();
-    Contents::read(listing, &Looking { secrets: &secrets, bounds, file_bytes })
+    let secrets = Arc::new(Secrets::new(&[], &[]).unwrap());
+    Contents::read(listing, &Looking { secrets, bounds: bounds.clone(), file_bytes })
 }
 
 fn read(listing: &[u8]) -> Contents {

@@ -157,10 +157,16 @@ impl Section {
 }
 
 /// Reads the section from bytes that come in pieces.
+///
+/// A repository that is shallow says so first: `shallow SP id`, for each commit whose parents it lacks. Nothing comes of these
+/// lines and none is forwarded, so that a lie in one changes nothing: where a commit's parents are is asked of the host, which
+/// refuses a push that builds on what it has not.
 #[derive(Debug, Default)]
 pub(super) struct SectionReader {
     reader: Reader,
     bytes: usize,
+    /// Whether the client said what it lacks.
+    shallow: bool,
     commands: Vec<Command>,
     capabilities: Vec<String>,
 }
@@ -178,6 +184,10 @@ impl SectionReader {
             match packet {
                 Some(Packet::Data(line)) => self.take(&line)?,
                 Some(Packet::Special) => return Err(PacketError::NoCommand),
+                // It asks for nothing: git says what it lacks before what it wants.
+                Some(Packet::Flush) if self.shallow && self.commands.is_empty() => {
+                    return Err(PacketError::NoCommand);
+                }
                 Some(Packet::Flush) => return Ok(Some(self.finish())),
                 // A piece may be large, but a line that is not whole yet is not.
                 None => return Ok(None),
@@ -199,6 +209,10 @@ impl SectionReader {
             return Err(PacketError::TooManyCommands);
         }
         let text = std::str::from_utf8(line).map_err(|_| PacketError::NoCommand)?;
+        if self.commands.is_empty() && is_shallow(text) {
+            self.shallow = true;
+            return Ok(());
+        }
         let (command, capabilities) = match text.split_once('\0') {
             Some((command, capabilities)) if self.commands.is_empty() => (command, capabilities),
             Some(_) => return Err(PacketError::NoCommand),
@@ -210,7 +224,12 @@ impl SectionReader {
     }
 }
 
-/// `old SP new SP ref`. Lines such as `shallow …` and `push-cert …` are none.
+/// `shallow SP id`, and nothing else.
+fn is_shallow(line: &str) -> bool {
+    line.strip_suffix('\n').unwrap_or(line).strip_prefix("shallow ").is_some_and(is_object)
+}
+
+/// `old SP new SP ref`. Lines such as `push-cert …` are none.
 fn parse(line: &str) -> Option<Command> {
     let mut parts = line.splitn(3, ' ');
     let (old, new, ref_name) = (parts.next()?, parts.next()?, parts.next()?);
@@ -285,6 +304,16 @@ mod tests {
         assert!(read(&section(&[delete])).unwrap().unwrap().0.commands[0].is_delete());
         for line in [
             format!("shallow {OLD}"),
+            format!("shallow {OLD}x"),
+            format!("shallow {}", &OLD[1..]),
+            format!("shallow  {OLD}"),
+            format!("shallow {}", "G".repeat(40)),
+            format!("shallow {OLD}\n\n"),
+            format!("shallow {OLD}\0 report-status"),
+            format!("shallow {OLD} {NEW}"),
+            format!("Shallow {OLD}"),
+            format!("unshallow {OLD}"),
+            "shallow".to_owned(),
             "push-cert\0x".to_owned(),
             format!("{OLD} {NEW}"),
             format!("{OLD} {NEW} HEAD"),
@@ -295,6 +324,8 @@ mod tests {
             format!("{OLD} {NEW} refs/{}", "x".repeat(REF_BYTES)),
         ] {
             assert_eq!(read(&section(std::slice::from_ref(&line))), Err(PacketError::NoCommand), "{line}");
+            let before = section(&[line.clone(), update("refs/heads/a")]);
+            assert_eq!(read(&before).is_err(), line != format!("shallow {OLD}"), "{line}");
         }
         let late = [update("refs/heads/a"), format!("{}\0atomic", update("refs/heads/b"))];
         assert_eq!(read(&section(&late)), Err(PacketError::NoCommand));
@@ -302,6 +333,40 @@ mod tests {
         assert_eq!(read(b"0003"), Err(PacketError::Length));
         assert_eq!(read(b"fff1"), Err(PacketError::Length));
         assert_eq!(read(b"00g0"), Err(PacketError::Length));
+    }
+
+    #[test]
+    fn what_a_shallow_client_lacks_is_dropped_before_its_commands_and_refused_behind_them() {
+        let shallow = |id: &str| format!("shallow {id}");
+        let lines = [
+            shallow(OLD) + "\n",
+            shallow(&"a".repeat(64)),
+            format!("{}\0report-status atomic", update("refs/heads/a")),
+            update("refs/heads/b"),
+        ];
+        let (read_one, rest) = read(&[section(&lines), b"PACK".to_vec()].concat()).unwrap().unwrap();
+        assert_eq!((read_one.commands.len(), &rest[..]), (2, &b"PACK"[..]));
+        assert!(read_one.has("atomic"));
+        let forwarded = String::from_utf8(read_one.encode()).unwrap();
+        assert!(!forwarded.contains("shallow") && forwarded.contains("refs/heads/b"), "{forwarded}");
+        assert_eq!(read(&section(&[update("refs/heads/a"), shallow(OLD)])), Err(PacketError::NoCommand));
+        // Together with the commands they have the section's bytes.
+        let of = |line: String, count: usize| {
+            let mut lines = vec![line; count];
+            lines.push(update("refs/heads/a"));
+            section(&lines)
+        };
+        let (mut short, mut long) = (0, 0);
+        while of(shallow(OLD), short + 1).len() <= COMMAND_SECTION_BYTES {
+            short += 1;
+        }
+        while of(shallow(&"a".repeat(64)), long + 1).len() <= COMMAND_SECTION_BYTES {
+            long += 1;
+        }
+        for (line, most) in [(shallow(OLD), short), (shallow(&"a".repeat(64)), long)] {
+            assert!(read(&of(line.clone(), most)).unwrap().is_some(), "{line}");
+            assert_eq!(read(&of(line, most + 1)), Err(PacketError::TooLong));
+        }
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Git's processes on the server: what they may take, as whom they run, and how they end.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -17,12 +18,49 @@ use tokio::time::timeout;
 use super::Service;
 use crate::body::{self, Chunks};
 use crate::bounds::{Bounds, DENIED_BYTES, STDERR_BYTES};
-use crate::config::PROGRAMS;
+use crate::config::{GatewayError, PROGRAMS, find_program};
 
 /// How long git may take to end after its output did.
 pub(super) const EXIT: Duration = Duration::from_secs(10);
 /// Most of git's message that is shown, in bytes.
 const DETAIL_BYTES: usize = 300;
+
+/// Filters of a fetch that leave out what git need not read to know it. To those of others (`sparse:oid`, `combine`) an agent names
+/// files by the thousand, each of which git has in memory as a list of patterns.
+const FILTERS: [&str; 3] = ["blob:none", "blob:limit", "tree"];
+/// Those that are refused, by name as well: what a repository's own settings say of one goes before what is said of all.
+const REFUSED_FILTERS: [&str; 3] = ["sparse:oid", "object:type", "combine"];
+/// What `prlimit` ends with where there is no program to start, or one that cannot be.
+const NOT_STARTED: [i32; 2] = [126, 127];
+
+/// What serves a repository that is a directory.
+pub(crate) struct Programs {
+    pub(super) git: PathBuf,
+    /// It sets the bounds of a fetch before git begins.
+    prlimit: PathBuf,
+}
+
+impl Programs {
+    /// By name, where they are not used.
+    pub(super) fn named(git: &Path) -> Self {
+        Self { git: git.to_owned(), prlimit: PathBuf::from("prlimit") }
+    }
+
+    /// # Errors
+    /// [`GatewayError::Program`] if one is missing.
+    pub(super) fn find(git: &Path) -> Result<Self, GatewayError> {
+        Ok(Self { git: find_program(git)?, prlimit: find_program(Path::new("prlimit"))? })
+    }
+}
+
+/// Why git ended as it did, where it could say nothing about that itself.
+pub(super) fn unsaid(status: ExitStatus) -> Option<&'static str> {
+    match status.code() {
+        None => Some("git took more time or memory for it than it may"),
+        Some(code) if NOT_STARTED.contains(&code) => Some("the git program could not be started"),
+        Some(_) => None,
+    }
+}
 
 /// Somebody else's uid and gid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,17 +91,29 @@ impl Owner {
 }
 
 /// One of git's services; a push that `rewrites` may take commits away from its branch.
+///
+/// A fetch is bounded by the kernel. A push is not, since its hooks are the repository's own; git bounds itself there.
 pub(super) fn git(
-    program: &Path,
+    programs: &Programs,
     (service, rewrites): (Service, bool),
     owner: Option<Owner>,
     bounds: &Bounds,
 ) -> Command {
-    let mut command = plain_git(program, owner, &settings(service, rewrites, bounds));
-    if service == Service::ReceivePack {
-        // Git refuses any larger piece of memory. It is in no manual; 2.47 has it (wrapper.c).
-        command.env("GIT_ALLOC_LIMIT", bounds.git_alloc_bytes.to_string());
-    }
+    let settings = settings(service, rewrites, bounds);
+    let mut command = match service {
+        Service::UploadPack => {
+            let mut command = plain_git(&programs.prlimit, owner, &settings);
+            command.arg(format!("--data={}", bounds.fetch_memory_bytes));
+            command.arg(format!("--cpu={}", bounds.fetch_cpu_s)).arg("--core=0").arg(&programs.git);
+            command
+        }
+        Service::ReceivePack => {
+            let mut command = plain_git(&programs.git, owner, &settings);
+            // Git refuses any larger piece of memory. It is in no manual; 2.47 has it (wrapper.c).
+            command.env("GIT_ALLOC_LIMIT", bounds.git_alloc_bytes.to_string());
+            command
+        }
+    };
     command.arg(service.name().trim_start_matches("git-")).arg("--stateless-rpc");
     command
 }
@@ -74,7 +124,7 @@ pub(super) fn git(
 pub(super) fn plain_git(
     program: &Path,
     owner: Option<Owner>,
-    settings: &[(&'static str, String)],
+    settings: &[(impl AsRef<OsStr>, String)],
 ) -> Command {
     let mut command = Command::new(program);
     command
@@ -102,22 +152,39 @@ pub(super) fn plain_git(
 
 /// Settings that the repository's own cannot change. What is pushed comes from an agent: it is checked, stays a pack
 /// (whose large files are never in memory as a whole) and adds to a branch's history without taking from it, unless it
-/// was found that it may.
-fn settings(service: Service, rewrites: bool, bounds: &Bounds) -> Vec<(&'static str, String)> {
-    let mut settings = vec![("safe.directory", "*".to_owned())];
+/// was found that it may. What is fetched is the agent's choice too: it takes one processor, and no filter that costs more than
+/// what it leaves out.
+fn settings(service: Service, rewrites: bool, bounds: &Bounds) -> Vec<(String, String)> {
+    let fixed = |settings: &[(&str, &str)]| {
+        settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<Vec<_>>()
+    };
+    let mut all = fixed(&[("safe.directory", "*"), ("pack.threads", "1")]);
     match service {
-        Service::UploadPack => settings.push(("uploadpack.allowFilter", "true".to_owned())),
-        Service::ReceivePack => settings.extend([
-            ("receive.fsckObjects", "true".to_owned()),
-            ("receive.autogc", "false".to_owned()),
-            ("receive.denyNonFastForwards", (!rewrites).to_string()),
-            ("receive.unpackLimit", "1".to_owned()),
-            ("receive.maxInputSize", bounds.push_bytes.to_string()),
-            ("core.bigFileThreshold", "1m".to_owned()),
-            ("pack.threads", "1".to_owned()),
-        ]),
+        Service::UploadPack => {
+            all.extend(fixed(&[
+                ("uploadpack.allowFilter", "true"),
+                ("uploadpackfilter.allow", "false"),
+                ("core.bigFileThreshold", "16m"),
+                ("pack.windowMemory", "128m"),
+            ]));
+            let filters = FILTERS.map(|name| (name, true)).into_iter();
+            let filters = filters.chain(REFUSED_FILTERS.map(|name| (name, false)));
+            all.extend(
+                filters.map(|(name, may)| (format!("uploadpackfilter.{name}.allow"), may.to_string())),
+            );
+        }
+        Service::ReceivePack => {
+            all.extend(fixed(&[
+                ("receive.fsckObjects", "true"),
+                ("receive.autogc", "false"),
+                ("receive.unpackLimit", "1"),
+                ("core.bigFileThreshold", "1m"),
+            ]));
+            all.push(("receive.denyNonFastForwards".to_owned(), (!rewrites).to_string()));
+            all.push(("receive.maxInputSize".to_owned(), bounds.push_bytes.to_string()));
+        }
     }
-    settings
+    all
 }
 
 /// Git and whatever it started: dropped before their end, all of them are killed. The end of git alone would leave its
@@ -225,7 +292,6 @@ pub(super) async fn last_words<R: AsyncRead + Unpin + Send>(mut stderr: R, total
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::ffi::OsStr;
 
     #[tokio::test]
     async fn the_end_of_what_git_said_is_kept() {
@@ -242,9 +308,12 @@ mod tests {
     }
 
     #[test]
-    fn only_pushes_have_a_bound_on_memory() {
+    fn a_fetch_is_bounded_by_the_kernel_and_a_push_by_git_itself() {
+        let programs = Programs::find(Path::new("/usr/bin/git")).unwrap();
+        let bounds = Bounds::default();
+        let of = |service| git(&programs, (service, false), None, &bounds);
         let limit = |service| {
-            let command = git(Path::new("/usr/bin/git"), (service, false), None, &Bounds::default());
+            let command = of(service);
             let mut variables = command.as_std().get_envs();
             let found = variables.find(|(name, _)| *name == OsStr::new("GIT_ALLOC_LIMIT"));
             found.and_then(|(_, value)| value).map(OsStr::to_owned)
@@ -252,5 +321,14 @@ mod tests {
         assert_eq!(limit(Service::ReceivePack), Some("268435456".into()));
         // A repository's owner may keep whatever they like in it.
         assert_eq!(limit(Service::UploadPack), None);
+        let fetch = of(Service::UploadPack);
+        let arguments: Vec<_> =
+            fetch.as_std().get_args().map(|argument| argument.to_str().unwrap()).collect();
+        let wanted =
+            ["--data=2147483648", "--cpu=600", "--core=0", "/usr/bin/git", "upload-pack", "--stateless-rpc"];
+        assert_eq!(arguments, wanted);
+        assert_eq!(fetch.as_std().get_program(), programs.prlimit.as_os_str());
+        // Hooks of the repository's own are not Caisson's to bound.
+        assert_eq!(of(Service::ReceivePack).as_std().get_program(), "/usr/bin/git");
     }
 }

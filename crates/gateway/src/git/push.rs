@@ -245,6 +245,7 @@ async fn examine(
     let allow = &shared.git.allow;
     let standing = Standing::of(shared, run, push).await;
     let standing = standing.map_err(|error| Halt::Refused(Refusal::store(&error)))?;
+    let forbidden = Arc::new(forbidden);
     let case = Case { quarantine, upstream, repository, allow, bounds, secrets, forbidden, standing, digits };
     let (contents, findings) =
         inspector.inspect(&case).await.map_err(|error| not_inspected(&error, push, &case.secrets))?;
@@ -280,7 +281,7 @@ fn not_inspected(error: &InspectError, push: &Push, secrets: &Secrets) -> Halt {
         InspectError::Helper(_)
         | InspectError::Read(_)
         | InspectError::Compare(_)
-        | InspectError::Stopping => {
+        | InspectError::Stopped(_) => {
             let detail = secrets.none_in(error.to_string());
             tracing::warn!(error = %detail, "a push could not be looked at");
             Halt::Fault(Fault::Uninspected { detail })

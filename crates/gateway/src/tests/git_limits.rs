@@ -121,6 +121,85 @@ async fn what_is_pushed_stays_a_pack_and_is_checked_whatever_the_repository_says
     scene.world.stop().await;
 }
 
+/// A repository whose own settings allow every filter.
+fn allows_filters(bare: &Path) {
+    let names = ["sparse:oid", "combine", "object:type"];
+    let settings = names.map(|name| format!("[uploadpackfilter \"{name}\"]\n\tallow = true\n")).concat();
+    let config = bare.join("config");
+    std::fs::write(&config, std::fs::read_to_string(&config).unwrap() + &settings).unwrap();
+}
+
+#[tokio::test]
+async fn a_fetch_leaves_out_what_costs_nothing_to_leave_out_and_nothing_else() {
+    let scene = scene(|_| {}, allows_filters).await;
+    let blob = git(&scene.bare, &["rev-parse", "main:file"]).await;
+    let fetch = async |version: &str, filter: &str| {
+        let (protocol, filter) = (format!("protocol.version={version}"), format!("--filter={filter}"));
+        let arguments = ["-c", &protocol, "clone", "-q", "--no-checkout", &filter, &scene.client.url, "lazy"];
+        let fetched = scene.client.git(".", &arguments).await;
+        std::fs::remove_dir_all(scene.client.directory.join("lazy")).ok();
+        fetched
+    };
+    let list = format!("sparse:oid={blob}");
+    for version in ["0", "2"] {
+        for good in ["blob:none", "blob:limit=1k", "tree:0", "tree:1"] {
+            let fetched = fetch(version, good).await;
+            assert!(fetched.ok && fetched.said.is_empty(), "{version} {good}: {}", fetched.said);
+        }
+        let many = vec![list.as_str(); 100].join("+");
+        for (bad, name) in [
+            (list.as_str(), "sparse:oid"),
+            (&format!("combine:{many}"), "combine"),
+            ("combine:blob:none+tree:1", "combine"),
+            ("object:type=tree", "object:type"),
+        ] {
+            let fetched = fetch(version, bad).await;
+            let words = format!("filter '{name}' not supported");
+            assert!(!fetched.ok && fetched.said.contains(&words), "{version} {bad}: {}", fetched.said);
+        }
+    }
+    scene.world.stop().await;
+}
+
+#[tokio::test]
+async fn git_serves_a_fetch_within_bounds_that_the_kernel_keeps() {
+    for (bounds, fits) in [(1024 * MIB as u64, true), (MIB as u64 / 4, false)] {
+        let world = World::new().await;
+        let root = world.root.path().canonicalize().unwrap();
+        bare_repository(&root.join("bare.git")).await;
+        // Git and what it starts have its bounds; a push has no other than the server's.
+        let (git, seen) = (root.join("git"), root.join("seen"));
+        script(&git, &format!("cat /proc/self/limits > {}.$1\nexec git \"$@\"", seen.display()));
+        let sandbox = world.sandbox(run_spec(Some(root.join("bare.git").to_str().unwrap()))).await;
+        let mut setup = Setup::new();
+        setup.git.allow = AllowList::new(&[], vec![root.clone()]).unwrap();
+        setup.git.git_program.clone_from(&git);
+        (setup.bounds.fetch_memory_bytes, setup.bounds.fetch_cpu_s) = (bounds, 99);
+        world.start(setup).await;
+        let reply = fetch(sandbox.request(Method::GET, REFS, &sandbox.agent)).await;
+        if fits {
+            assert_eq!(reply.status, 200, "{}", reply.text());
+            let limits = std::fs::read_to_string(seen.with_extension("upload-pack")).unwrap();
+            let limit = |name: &str| {
+                let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
+                line[name.len()..].split_whitespace().next().unwrap().to_owned()
+            };
+            assert_eq!(
+                (limit("Max cpu time"), limit("Max data size")),
+                ("99".to_owned(), bounds.to_string())
+            );
+            let pushing = REFS.replace("upload", "receive");
+            let reply = fetch(sandbox.request(Method::GET, &pushing, &sandbox.agent)).await;
+            assert_eq!(reply.status, 200, "{}", reply.text());
+            let limits = std::fs::read_to_string(seen.with_extension("receive-pack")).unwrap();
+            assert!(!limits.contains(&format!(" {bounds} ")), "{limits}");
+        } else {
+            assert_eq!((reply.status, reply.code().as_str()), (502, "repo_unreachable"), "{}", reply.text());
+        }
+        world.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn what_git_started_ends_with_it() {
     let scene = scene(

@@ -110,9 +110,22 @@ async fn what_is_no_push_is_refused_before_anything_is_forwarded() {
     let post = |body: Vec<u8>| {
         fetch(sandbox.request(Method::POST, "/git/origin/git-receive-pack", &sandbox.agent).body(body))
     };
-    for bad in [&b""[..], b"00", b"zzzz", b"0035shallow 1111111111111111111111111111111111111111\n0000"] {
-        let reply = post(bad.to_vec()).await;
-        assert_eq!((reply.status, reply.code().as_str()), (400, "push_refused"));
+    let line = |text: &str| format!("{:04x}{text}", text.len() + 4);
+    let id = "1".repeat(40);
+    let command = line(&format!("{} {id} refs/heads/{BRANCH}\0 report-status", "0".repeat(40)));
+    let lacking = line(&format!("shallow {id}\n"));
+    for bad in [
+        String::new(),
+        "00".to_owned(),
+        "zzzz".to_owned(),
+        // Nothing but what the client lacks, nonsense about that, and more of it than there is room for.
+        format!("{lacking}0000"),
+        format!("{}{command}0000", line("shallow HEAD")),
+        format!("{command}{lacking}0000"),
+        format!("{}{command}0000", lacking.repeat(1300)),
+    ] {
+        let reply = post(bad.clone().into_bytes()).await;
+        assert_eq!((reply.status, reply.code().as_str()), (400, "push_refused"), "{bad}");
     }
     // How git asks whether a large push is welcome.
     let probe = post(b"0000".to_vec()).await;

@@ -28,6 +28,7 @@ mod git_push;
 mod git_quarantine;
 mod git_rules;
 mod git_scene;
+mod git_shallow;
 mod git_trusted;
 mod git_words;
 mod grants;

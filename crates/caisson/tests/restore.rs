@@ -59,7 +59,7 @@ async fn lose_and_restore(mut world: World, [backup, restore]: [String; 2], url:
     for database in
         ["caisson.db", "caisson.dump"].map(|name| backups.join(name)).iter().filter(|path| path.exists())
     {
-        assert_eq!(mode(database), 0o600, "{database:?}");
+        assert_eq!(mode(database), 0o600, "{}", database.display());
     }
     // What comes after the backup is lost.
     world.server.terminate().await.unwrap();

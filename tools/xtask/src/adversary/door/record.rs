@@ -91,7 +91,10 @@ impl Record {
     /// It is not.
     pub(super) async fn prove(&self, world: &World) -> anyhow::Result<()> {
         for (run, before) in &self.0 {
-            #[expect(clippy::disallowed_methods, reason = "who changes the database, with an argument vector")]
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "who changes the database, with an argument vector"
+            )]
             let mut command = Command::new("/usr/bin/python3");
             command.args(["-c", TAMPER]).arg(world.state_dir().join("caisson.db")).arg(run);
             let output = command.stdin(Stdio::null()).output().context("python3 cannot be started")?;

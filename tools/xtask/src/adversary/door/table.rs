@@ -374,7 +374,11 @@ mod tests {
     fn who_is_heard_has_a_word_to_say() {
         for attempt in ALL {
             let says = attempt.arguments.contains(&"token={token}");
-            assert!(says || !matches!(attempt.sees, Sees::Heard | Sees::Records | Sees::Artifacts), "{}", attempt.name);
+            assert!(
+                says || !matches!(attempt.sees, Sees::Heard | Sees::Records | Sees::Artifacts),
+                "{}",
+                attempt.name
+            );
         }
     }
 }

@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use testkit::docker::{docker, inspect};
-use testkit::engine::Engine;
+use serde_json::json;
 use testkit::ground::Ground;
-use testkit::hunt::{Canary, Hunt};
+use testkit::hunt::{Canary, Hunt, LEAVE_MARKS};
 use testkit::parts::Parts;
 use testkit::world::{GIT_TOKEN, MODEL_KEY, World, WorldSpec};
 
 const WAIT: Duration = Duration::from_mins(1);
+const WAITING: &str = r#"python3 -c 'import os, time
+while not os.path.exists(".git/go"): time.sleep(0.05)'"#;
+const FIX: &str = "sed -i 's/quantity > BULK/quantity >= BULK/' shop/pricing.py";
 
 testkit::on_every_engine_and_database! {
     canaries_reach_the_upstreams_and_nothing_else
@@ -28,10 +30,24 @@ fn hunt() -> Hunt {
     Hunt::new(&canaries).unwrap()
 }
 
+/// The agent leaves marks, waits until it was looked at, and fixes the bug.
+fn scenario() -> String {
+    let bash = |command: &str| json!({ "tool": { "name": "Bash", "input": { "command": command, "description": "Work" } } });
+    let steps = [bash(LEAVE_MARKS), bash(WAITING), bash(FIX), json!({ "text": "Fixed." })];
+    json!({ "sealed": { "prompts": [steps, [{ "text": "fix(cart): count the tenth piece" }]] } }).to_string()
+}
+
+/// Ends the agent's wait.
+fn go_on(world: &World) {
+    let sessions = world.state_dir().join("sessions").read_dir().unwrap();
+    let session = sessions.map(|entry| entry.unwrap().path()).next().unwrap();
+    std::fs::write(session.join("workspace/.git/go"), "").unwrap();
+}
+
 async fn working(parts: &Parts, ground: Ground) -> (World, String, String) {
     let spec = WorldSpec {
-        scenario: "cart-slow".to_owned(),
-        delay_scale: 1.0,
+        scenario: "sealed".to_owned(),
+        scenarios: vec![scenario()],
         // Afterwards the workspace is an image, which is read whole.
         variables: vec![("LIMITS__WORKSPACE_MIB".to_owned(), "256".to_owned())],
         ..WorldSpec::on(ground)
@@ -41,42 +57,6 @@ async fn working(parts: &Parts, ground: Ground) -> (World, String, String) {
     let sandbox = world.inside_a_tool(&id, WAIT).await.unwrap();
     assert_eq!(world.sandboxes().unwrap(), [sandbox.as_str()]);
     (world, id, sandbox)
-}
-
-/// What the engine itself shows of a sandbox: its settings, its log, its files.
-fn hunt_engine(world: &World, sandbox: &str, hunt: &mut Hunt) {
-    let parts = &world.spec.parts;
-    match world.engine {
-        Engine::Docker => {
-            hunt.look("docker inspect", inspect(parts, sandbox).unwrap().to_string().as_bytes());
-            hunt.look("docker logs", &docker(parts, &["logs", sandbox]).unwrap());
-            let file_system = docker(parts, &["export", sandbox]).unwrap();
-            assert!(
-                file_system.len() > 50_000_000,
-                "the export holds the image: {} bytes",
-                file_system.len()
-            );
-            hunt.look("docker export", &file_system);
-        }
-        Engine::Local => {
-            // Records and log are in the state directory. Of the file system, `/usr` is the host's own.
-            let first = world.processes(sandbox).unwrap()[0];
-            let root = PathBuf::from(format!("/proc/{first}/root"));
-            let own = [
-                "etc",
-                "tmp",
-                "run",
-                "var",
-                "dev/shm",
-                "caisson/door",
-                "caisson/journal",
-                "home",
-                "workspace",
-            ];
-            let looked_at: usize = own.iter().map(|place| hunt.tree(&root.join(place), &[])).sum();
-            assert!(looked_at > 30, "{looked_at} files of the sandbox were looked at");
-        }
-    }
 }
 
 /// A field of `/proc/<pid>/status`.
@@ -97,8 +77,10 @@ async fn canaries_reach_the_upstreams_and_nothing_else(ground: Ground) {
     for pid in pids {
         hunt.process(pid).unwrap();
     }
-    hunt_engine(&world, &sandbox, &mut hunt);
+    hunt.sandbox(&world, &sandbox).unwrap();
+    Hunt::prove_in_memory(&world, &sandbox).unwrap();
     let while_working = hunt.tree(world.state_dir(), &[]);
+    go_on(&world);
 
     let run = world.api.wait_end(&id, WAIT).await.unwrap();
     assert_eq!(run["status"], "succeeded", "{run:#}");

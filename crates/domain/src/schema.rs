@@ -56,12 +56,6 @@ impl Schema {
         Ok(Self(value.clone()))
     }
 
-    /// The schema as it was given.
-    #[must_use]
-    pub const fn as_value(&self) -> &Value {
-        &self.0
-    }
-
     /// What is wrong with an output, the first [`OUTPUT_FAULTS`]; nothing if it fits. Each names where and what is wanted.
     #[must_use]
     pub fn faults(&self, output: &Value) -> Vec<String> {

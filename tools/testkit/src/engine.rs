@@ -106,6 +106,17 @@ pub fn lives(pid: u32) -> bool {
     !stat.is_empty() && !stat.contains(") Z ")
 }
 
+/// A variable of a process's environment, as it was started.
+///
+/// # Errors
+/// It has ended, does not have the variable, or this is not root.
+pub fn variable(pid: u32, name: &str) -> anyhow::Result<String> {
+    let all = std::fs::read(format!("/proc/{pid}/environ"))?;
+    let begin = format!("{name}=");
+    let found = all.split(|byte| *byte == 0).find_map(|one| one.strip_prefix(begin.as_bytes()));
+    Ok(String::from_utf8(found.with_context(|| format!("process {pid} has no {name}"))?.to_vec())?)
+}
+
 /// Kills a process with SIGKILL.
 ///
 /// # Errors

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,14 +12,29 @@ use anyhow::{Context, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 
-use crate::engine::lives;
+use crate::docker::{docker, inspect};
+use crate::engine::{Engine, lives};
 use crate::repository::git;
+use crate::world::World;
 
 /// Most of a process's memory that is read at once, in bytes.
 const PIECE: u64 = 64 * 1024 * 1024;
 /// How often, and how long after each other, a process that starts a program is looked at again.
 const STARTING_LOOKS: u32 = 100;
 const STARTING: Duration = Duration::from_millis(20);
+/// What of a sandbox's file system is its own, or may be: the rest is the host's, or the image's and read-only.
+const OWN: [&str; 9] =
+    ["etc", "tmp", "run", "var", "dev/shm", "caisson/door", "caisson/journal", "home", "workspace"];
+/// Least of an image's files, in bytes.
+const EXPORT_BYTES: usize = 50_000_000;
+/// Fewest files that a sandbox has of its own.
+const OWN_FILES: usize = 30;
+
+/// A command by which an agent leaves a mark in each place of its sandbox that is in memory; see [`Hunt::prove_in_memory`].
+pub const LEAVE_MARKS: &str =
+    "for place in /tmp /dev/shm; do echo a-mark-of-the-agent-5c17e0 > $place/mark; done";
+const MARK: Canary<'static> = Canary { name: "mark", secret: "a-mark-of-the-agent-5c17e0" };
+const MARKED: [&str; 2] = ["/tmp/mark", "/dev/shm/mark"];
 
 /// A secret, and what it is called.
 #[derive(Debug, Clone, Copy)]
@@ -75,29 +90,94 @@ impl Hunt {
         }
     }
 
-    /// Looks at every file below a directory but `except`, and says how many there were. Links are not followed.
+    /// Looks at every file below a directory but `except`, and says how many there were. Links are not followed, and what cannot be
+    /// read is left out.
     pub fn tree(&mut self, root: &Path, except: &[&str]) -> usize {
-        let mut looked_at = 0;
+        self.walk(root, except).looked_at
+    }
+
+    /// The same of a directory that is there and of which everything can be read; what goes meanwhile is no fault.
+    ///
+    /// # Errors
+    /// It cannot be listed, or something below it cannot be read.
+    pub fn whole_tree(&mut self, root: &Path) -> anyhow::Result<usize> {
+        fs::read_dir(root).with_context(|| format!("{} cannot be listed", root.display()))?;
+        let Walked { looked_at, faults } = self.walk(root, &[]);
+        ensure!(faults.is_empty(), "not everything was looked at: {}", faults.join("; "));
+        Ok(looked_at)
+    }
+
+    fn walk(&mut self, root: &Path, except: &[&str]) -> Walked {
+        let mut walked = Walked::default();
         let mut pending = vec![root.to_owned()];
         while let Some(directory) = pending.pop() {
-            for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-                let name = entry.file_name();
+            for entry in walked.take(&directory, fs::read_dir(&directory)).into_iter().flatten() {
+                let Some(entry) = walked.take(&directory, entry) else { continue };
+                let (path, name) = (entry.path(), entry.file_name());
                 if except.iter().any(|except| name == *except) {
                     continue;
                 }
-                let Ok(kind) = entry.file_type() else { continue };
-                self.look(&entry.path().display().to_string(), name.as_encoded_bytes());
+                let Some(kind) = walked.take(&path, entry.file_type()) else { continue };
+                self.look(&path.display().to_string(), name.as_encoded_bytes());
                 if kind.is_dir() {
-                    pending.push(entry.path());
+                    pending.push(path);
                 } else if kind.is_file()
-                    && let Ok(bytes) = fs::read(entry.path())
+                    && let Some(bytes) = walked.take(&path, fs::read(&path))
                 {
-                    looked_at += 1;
-                    self.look(&entry.path().display().to_string(), &bytes);
+                    walked.looked_at += 1;
+                    self.look(&path.display().to_string(), &bytes);
                 }
             }
         }
-        looked_at
+        walked
+    }
+
+    /// Looks at what the engine shows of a living sandbox, its settings, its log and its image, and at the files that are its own as
+    /// its first process sees them, with what is mounted there: an engine exports no file system that is in memory.
+    ///
+    /// # Errors
+    /// It does not run, one of its places cannot be read, or there is less than a sandbox has.
+    pub fn sandbox(&mut self, world: &World, sandbox: &str) -> anyhow::Result<()> {
+        match world.engine {
+            Engine::Docker => {
+                let parts = &world.spec.parts;
+                self.look("docker inspect", inspect(parts, sandbox)?.to_string().as_bytes());
+                self.look("docker logs", &docker(parts, &["logs", sandbox])?);
+                let export = docker(parts, &["export", sandbox])?;
+                ensure!(export.len() > EXPORT_BYTES, "the export has {} bytes, and no image", export.len());
+                self.look("docker export", &export);
+            }
+            // Records and log are in the state directory. Of the file system, `/usr` is the host's own.
+            Engine::Local => {}
+        }
+        let looked_at = self.own(world, sandbox)?;
+        ensure!(looked_at > OWN_FILES, "only {looked_at} files of the sandbox were looked at");
+        Ok(())
+    }
+
+    /// Looks at the files that are a living sandbox's own, and says how many there were.
+    fn own(&mut self, world: &World, sandbox: &str) -> anyhow::Result<usize> {
+        let processes = world.processes(sandbox)?;
+        let root = Path::new("/proc").join(processes[0].to_string()).join("root");
+        let mut looked_at = 0;
+        for place in OWN {
+            looked_at += self.whole_tree(&root.join(place))?;
+        }
+        Ok(looked_at)
+    }
+
+    /// Shows that what an agent has left by [`LEAVE_MARKS`] is found in its sandbox while that lives.
+    ///
+    /// # Errors
+    /// It is not, or as of [`Self::sandbox`].
+    pub fn prove_in_memory(world: &World, sandbox: &str) -> anyhow::Result<()> {
+        let mut hunt = Self::new(&[MARK])?;
+        hunt.own(world, sandbox)?;
+        for place in MARKED {
+            let left = |found: &String| found.ends_with(place);
+            ensure!(hunt.found.iter().any(left), "what the agent left as {place} is not found");
+        }
+        Ok(())
     }
 
     /// Looks at a process's environment, its command line and what it has in memory of its own, and says how many bytes of memory
@@ -195,6 +275,29 @@ impl Hunt {
     }
 }
 
+/// What came of looking at a directory.
+#[derive(Debug, Default)]
+struct Walked {
+    /// Files.
+    looked_at: usize,
+    /// What could not be read, and why.
+    faults: Vec<String>,
+}
+
+impl Walked {
+    /// What was read; none if it could not be, which is a fault unless it is no longer there.
+    fn take<T>(&mut self, place: &Path, read: io::Result<T>) -> Option<T> {
+        match read {
+            Ok(read) => Some(read),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                self.faults.push(format!("{}: {error}", place.display()));
+                None
+            }
+        }
+    }
+}
+
 /// A secret in every form that is looked for.
 fn forms(secret: &str) -> Vec<(String, Vec<u8>)> {
     let mut forms = vec![("raw".to_owned(), secret.as_bytes().to_vec())];
@@ -244,6 +347,26 @@ mod tests {
         assert!(hunt.found.is_empty(), "{:?}", hunt.found);
         assert_eq!((hunt.places, hunt.needles()), (2, forms(CANARY.secret).len()));
         assert!(Hunt::new(&[Canary { name: "x", secret: "short" }]).is_err());
+    }
+
+    #[test]
+    fn a_place_that_is_not_there_or_cannot_be_read_is_a_fault_and_one_that_goes_meanwhile_is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("x"), CANARY.secret).unwrap();
+        let mut hunt = Hunt::new(&[CANARY]).unwrap();
+        assert_eq!(hunt.whole_tree(directory.path()).unwrap(), 1);
+        assert_eq!(hunt.found.len(), 1);
+        let missing = hunt.whole_tree(&directory.path().join("missing")).unwrap_err();
+        assert!(missing.to_string().ends_with("missing cannot be listed"), "{missing}");
+        let mut walked = Walked::default();
+        let mut take = |kind: io::ErrorKind| walked.take(Path::new("/a"), io::Result::<()>::Err(kind.into()));
+        assert_eq!((take(io::ErrorKind::NotFound), take(io::ErrorKind::PermissionDenied)), (None, None));
+        assert_eq!(walked.faults, ["/a: permission denied"]);
+        // `flush` in it can be written only, even by root.
+        let write_only = Path::new("/proc/sys/net/ipv4/route");
+        let unreadable = hunt.whole_tree(write_only).unwrap_err().to_string();
+        assert!(unreadable.contains("/flush: "), "{unreadable}");
+        assert!(hunt.tree(write_only, &[]) > 1, "there it is left out");
     }
 
     #[test]

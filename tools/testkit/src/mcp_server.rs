@@ -27,7 +27,7 @@ pub struct McpServer {
 #[derive(Debug)]
 struct ServerState {
     header: String,
-    value: Mutex<String>,
+    value: String,
     heard: Mutex<Vec<HeardRequest>>,
 }
 
@@ -52,7 +52,7 @@ impl McpServer {
     pub async fn start(header: &str, value: &str) -> anyhow::Result<Self> {
         let state = Arc::new(ServerState {
             header: header.to_owned(),
-            value: Mutex::new(value.to_owned()),
+            value: value.to_owned(),
             heard: Mutex::default(),
         });
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
@@ -69,11 +69,6 @@ impl McpServer {
         format!("http://{host}:{}{PATH}", self.address.port())
     }
 
-    /// Wants another value from now on.
-    pub fn set_value(&self, value: &str) {
-        value.clone_into(&mut self.state.value.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
     /// Every request so far.
     #[must_use]
     pub fn heard(&self) -> Vec<HeardRequest> {
@@ -88,8 +83,8 @@ async fn serve(State(state): State<Arc<ServerState>>, request: Request) -> Respo
         Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
         Err(_) => return StatusCode::PAYLOAD_TOO_LARGE.into_response(),
     };
-    let wanted = state.value.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let knows = parts.headers.get(&state.header).is_some_and(|value| value.as_bytes() == wanted.as_bytes());
+    let knows =
+        parts.headers.get(&state.header).is_some_and(|value| value.as_bytes() == state.value.as_bytes());
     let response = if !knows {
         let challenge =
             "Bearer resource_metadata=\"http://127.0.0.1:1/.well-known/oauth-protected-resource\"";
@@ -101,7 +96,7 @@ async fn serve(State(state): State<Arc<ServerState>>, request: Request) -> Respo
     } else if parts.method != Method::POST {
         StatusCode::METHOD_NOT_ALLOWED.into_response()
     } else {
-        answer(&parts.headers, &message, &wanted)
+        answer(&parts.headers, &message, &state.value)
     };
     let call = message["method"].as_str().unwrap_or_default().to_owned();
     let heard = HeardRequest { line, headers: parts.headers, call, status: response.status().as_u16() };

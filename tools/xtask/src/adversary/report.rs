@@ -59,7 +59,13 @@ impl Report {
 
     /// How many separate attempts were made, on however many sides each.
     pub(super) fn attempts(&self) -> usize {
-        self.tried.iter().map(|tried| tried.name).collect::<HashSet<_>>().len()
+        distinct(self.tried.iter().map(|tried| tried.name))
+    }
+
+    /// How many of those got through, on whichever side.
+    fn through(&self) -> usize {
+        let through = self.tried.iter().filter(|tried| tried.judge() == Judgement::Through);
+        distinct(through.map(|tried| tried.name))
     }
 
     /// Every attempt, then what else counts against success, and at the end the line that scripts look for.
@@ -67,18 +73,22 @@ impl Report {
         let mut lines: Vec<_> = self.tried.iter().map(Tried::line).collect();
         lines.extend(self.skipped.iter().map(|(name, why)| format!("not tried: {name}: {why}")));
         lines.extend(self.idle.iter().map(|why| format!("IDLE control of {why}")));
-        let count = |wanted| self.tried.iter().filter(|tried| tried.judge() == wanted).count();
-        lines.push(format!("{} separate attempts, each on every side that it fits", self.attempts()));
+        let unclear = self.tried.iter().filter(|tried| tried.judge() == Judgement::Inconclusive).count();
         lines.push(format!(
-            "{} unclear, {} skipped; {} controls, {} idle",
-            count(Judgement::Inconclusive),
+            "{} makings on {} sides, {unclear} unclear, {} skipped; {} controls, {} idle",
+            self.tried.len(),
+            distinct(self.tried.iter().map(|tried| tried.side.as_str())),
             self.skipped.len(),
             self.controls,
             self.idle.len(),
         ));
-        lines.push(format!("adversary: {} tried, {} through", self.tried.len(), count(Judgement::Through)));
+        lines.push(format!("adversary: {} tried, {} through", self.attempts(), self.through()));
         lines
     }
+}
+
+fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> usize {
+    names.collect::<HashSet<_>>().len()
 }
 
 impl Tried {
@@ -128,7 +138,8 @@ mod tests {
             let lines = report.lines();
             lines[lines.len() - 2..].join("; ")
         };
-        let zero = "0 unclear, 0 skipped; 0 controls, 0 idle; adversary: 1 tried, 0 through";
+        let zero =
+            "1 makings on 1 sides, 0 unclear, 0 skipped; 0 controls, 0 idle; adversary: 1 tried, 0 through";
         assert_eq!(ends(&good), zero);
         let other = report(refused("EACCES"));
         assert!(!other.is_good() && ends(&other) == zero.replace("0 unclear", "1 unclear"));
@@ -137,10 +148,21 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_on_two_sides_is_one() {
-        let mut twice = report(refused("EROFS"));
-        twice.tried.extend(report(refused("EROFS")).tried);
-        assert_eq!((twice.tried.len(), twice.attempts()), (2, 1));
+    fn an_attempt_on_two_sides_is_one_and_through_if_it_is_on_one_of_them() {
+        let docker = Side { engine: Engine::Docker, server: Server::Root };
+        let ends = |verdict: Verdict| {
+            let mut twice = report(refused("EROFS"));
+            twice.tried.push(Tried::of(write_agent(), docker, verdict));
+            let lines = twice.lines();
+            lines[lines.len() - 2..].join("; ")
+        };
+        let none =
+            "2 makings on 2 sides, 0 unclear, 0 skipped; 0 controls, 0 idle; adversary: 1 tried, 0 through";
+        assert_eq!(ends(refused("EROFS")), none);
+        assert_eq!(ends(Verdict::Through(String::new())), none.replace("0 through", "1 through"));
+        let mut both = report(Verdict::Through(String::new()));
+        both.tried.push(Tried::of(write_agent(), docker, Verdict::Through(String::new())));
+        assert_eq!(both.lines().pop().unwrap(), "adversary: 1 tried, 1 through");
     }
 
     #[test]
@@ -152,6 +174,8 @@ mod tests {
         skipped.skip(write_agent(), Shown::Absent("no such kernel".to_owned()));
         skipped.take(Shown::Real(2));
         let lines = skipped.lines();
-        assert!(skipped.is_good() && lines[lines.len() - 2] == "0 unclear, 1 skipped; 2 controls, 0 idle");
+        assert!(
+            skipped.is_good() && lines[lines.len() - 2].ends_with("0 unclear, 1 skipped; 2 controls, 0 idle")
+        );
     }
 }

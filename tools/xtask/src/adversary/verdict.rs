@@ -62,12 +62,23 @@ impl Verdict {
         if !attempt.has_witness() {
             return self;
         }
+        self.heard(witness, token)
+    }
+
+    /// The same of an attempt that has a witness.
+    pub(crate) fn heard(self, witness: &Witness, token: &str) -> Self {
+        if witness.heard(token) {
+            return Self::Through("it was heard outside".to_owned());
+        }
+        self.unless_seen("UNHEARD")
+    }
+
+    /// What is left of the attempt's own word when whoever was to see it sees nothing: a refusal as it is, and if it took itself
+    /// for through, this one.
+    pub(crate) fn unless_seen(self, error: &str) -> Self {
         match self {
-            _ if witness.heard(token) => Self::Through("it was heard outside".to_owned()),
-            Self::Through(said) => {
-                Self::Refused { error: "UNHEARD".to_owned(), said: format!("{said}, and nobody heard it") }
-            }
-            said @ Self::Refused { .. } => said,
+            Self::Through(said) => Self::Refused { error: error.to_owned(), said },
+            refused @ Self::Refused { .. } => refused,
         }
     }
 
@@ -119,5 +130,12 @@ mod tests {
         assert_eq!(refused("EROFS", "").judge(&["EROFS"]), Judgement::Refused);
         assert_eq!(refused("EACCES", "").judge(&["EROFS"]), Judgement::Inconclusive);
         assert_eq!(Verdict::Through(String::new()).judge(&["EROFS"]), Judgement::Through);
+    }
+
+    #[test]
+    fn what_nobody_sees_is_no_success_whatever_the_attempt_says_of_itself() {
+        let through = Verdict::Through("answered 200".to_owned());
+        assert_eq!(through.unless_seen("UNSEEN"), refused("UNSEEN", "answered 200"));
+        assert_eq!(refused("HTTP409", "no").unless_seen("UNSEEN"), refused("HTTP409", "no"));
     }
 }

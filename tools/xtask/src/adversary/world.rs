@@ -351,7 +351,7 @@ mod tests {
             ("framing", "framing.py", 2),
             ("mcp", "mcp.py", 3),
             ("pushes", "pushes.py", 17),
-            ("record", "record.py", 2),
+            ("record", "record.py", 4),
             ("resources", "resources.py", 0),
         ];
         for (module, file, helpers) in modules {

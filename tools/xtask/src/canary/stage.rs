@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use base64::Engine as _;
 use serde_json::{Value, json};
-use testkit::docker::{docker, inspect};
 use testkit::engine::Engine;
-use testkit::hunt::Hunt;
+use testkit::hunt::{Hunt, LEAVE_MARKS};
 use testkit::mcp_server::{HeardRequest, McpServer};
 use testkit::parts::Parts;
 use testkit::volumes::SessionFiles;
@@ -27,10 +26,11 @@ use super::upstreams::Upstreams;
 
 /// How long a run may take to come to where it is hunted, and from there to its end; the hunt itself takes as long as it takes.
 const WAIT: Duration = Duration::from_mins(10);
-/// The agent asks the registry, has a program crash, changes a file, and then waits until it was looked at.
+/// The agent asks the registry, leaves marks, has a program crash, changes a file, and then waits until it was looked at.
 const WORK: &str = r"exec 2>&1
 env | sort; cat /proc/self/cmdline; git config --list --show-origin
 curl -sS http://HOST/package
+MARKS
 python3 -c 'import os; os.abort()'
 sed -i 's/quantity > BULK/quantity >= BULK/' shop/pricing.py; date +%N >> found.txt";
 /// Says that the hunt may begin, and waits until all was looked at, or until the tool would be ended for its time: then the agent
@@ -44,9 +44,6 @@ const WAITINGS: usize = 7;
 const GO_ON: &str = "rm .git/canary-go .git/canary-ready";
 /// The longest that a tool of the agent may take, in milliseconds.
 const TOOL_MS: u32 = 600_000;
-/// What of a sandbox's file system is its own, where the rest is the host's.
-const OWN: [&str; 9] =
-    ["etc", "tmp", "run", "var", "dev/shm", "caisson/door", "caisson/journal", "home", "workspace"];
 /// The workflow of the runs.
 const WORKFLOW: &str = "canary";
 /// The header that the MCP server wants.
@@ -278,7 +275,7 @@ impl Stage {
 
     /// The living sandbox as the kernel and the engine show it, with the memory of all of its processes.
     fn hunt_sandbox(&self, hunt: &mut Hunt) -> anyhow::Result<()> {
-        let (world, parts) = (&self.world, &self.world.spec.parts);
+        let world = &self.world;
         let sandbox = world.sandboxes().context("the sandboxes")?.pop().context("the run has no sandbox")?;
         let pids = world.processes(&sandbox).context("the sandbox's processes")?;
         let hunted: Vec<u64> = pids
@@ -293,19 +290,8 @@ impl Stage {
         );
         let memory: u64 = hunted.iter().sum();
         ensure!(memory > 50_000_000, "only {memory} bytes of memory could be read");
-        match world.engine {
-            Engine::Docker => {
-                hunt.look("docker inspect", inspect(parts, &sandbox)?.to_string().as_bytes());
-                hunt.look("docker logs", &docker(parts, &["logs", &sandbox])?);
-                hunt.look("docker export", &docker(parts, &["export", &sandbox])?);
-            }
-            Engine::Local => {
-                let root = PathBuf::from(format!("/proc/{}/root", pids[0]));
-                let looked_at: usize = OWN.iter().map(|place| hunt.tree(&root.join(place), &[])).sum();
-                ensure!(looked_at > 30, "the sandbox has too few files");
-            }
-        }
-        Ok(())
+        hunt.sandbox(world, &sandbox).context("the living sandbox's files")?;
+        Hunt::prove_in_memory(world, &sandbox)
     }
 
     /// What is left when all runs are done: the whole state directory with database, logs and artifacts, the git host's
@@ -391,7 +377,7 @@ const SLOW_WORDS: u32 = 60;
 const SLOW_MS: u32 = 25;
 
 fn scenario(name: &str, host: &str, before: &[Value]) -> String {
-    let work = WORK.replace("HOST", host);
+    let work = WORK.replace("HOST", host).replace("MARKS", LEAVE_MARKS);
     let waiting = std::iter::repeat_n(WAITING, WAITINGS);
     let commands = std::iter::once(work.as_str()).chain(waiting).chain([GO_ON]);
     let bash = |command: &str| {

@@ -3,6 +3,7 @@
 import json
 
 from door_calls import Refusal, authority, own_grant, passed, send
+from record import journal
 
 HELLO = {"type": "text", "text": "[[scn:stray]] Hello."}
 # What the model would be asked to reach, and what would be told there.
@@ -86,13 +87,11 @@ def journal_with_agents_grant():
     return passed(send("GET /journal HTTP/1.1", authority(own_grant())))
 
 
-def journal_written_with_agents_grant():
-    """An empty piece, where the journal ends: nothing is lost by it, and it is a write all the same."""
-    headers = authority(own_grant())
-    ends = send("GET /journal HTTP/1.1", headers)
-    passed(ends)
-    offset = json.loads(ends[1])["acknowledged"]
-    return passed(send(f"POST /journal?offset={offset} HTTP/1.1", [*headers, ("Content-Length", 0)]))
+def journal_written_with_agents_grant(own_control_grant):
+    """An empty piece, where the journal ends, as the stolen grant tells: nothing is lost by it, and it is a write all the same."""
+    offset = journal(own_control_grant)
+    headers = [*authority(own_grant()), ("Content-Length", 0)]
+    return passed(send(f"POST /journal?offset={offset} HTTP/1.1", headers))
 
 
 def artifact_with_agents_grant(own_run):

@@ -9,8 +9,12 @@ from pushes import line, received
 
 
 def journal(grant):
+    """Where the journal ends. Whoever is not told so has not come to the attempt, which is no refusal of it."""
     told = send("GET /journal HTTP/1.1", authority(grant))
-    passed(told)
+    try:
+        passed(told)
+    except Refusal as refusal:
+        raise Refusal("UNPREPARED", str(refusal)) from None
     return json.loads(told[1])["acknowledged"]
 
 
@@ -19,26 +23,37 @@ def append(grant, offset, **record):
     return passed(send(f"POST /journal?offset={offset} HTTP/1.1", [*authority(grant), ("Content-Length", len(body))], body))
 
 
+def append_at_the_end(grant, **record):
+    """The same where the journal ends, and again where the shim was faster."""
+    for _ in range(20):
+        try:
+            return append(grant, journal(grant), **record)
+        except Refusal as refusal:
+            if refusal.word != "HTTP409":
+                raise
+            last = refusal
+    raise last
+
+
 def rewrite_what_is_acknowledged(own_control_grant, own_run, token):
     return append(own_control_grant, 0, run=own_run, attempt=1, kind="note", data={"level": "info", "message": token})
 
 
 def entry_of_another_run(own_control_grant, sibling_run, token):
     data = {"level": "info", "message": token}
-    return append(own_control_grant, journal(own_control_grant), run=sibling_run, attempt=1, kind="note", data=data)
+    return append_at_the_end(own_control_grant, run=sibling_run, attempt=1, kind="note", data=data)
 
 
 def claim_of_a_push(own_control_grant, own_run):
     outcome = {"ending": {"kind": "completed"}, "result": "Done.", "head": "5" * 40, "pushed": True}
-    return append(own_control_grant, journal(own_control_grant), run=own_run, attempt=1, kind="finished", data=outcome)
+    return append_at_the_end(own_control_grant, run=own_run, attempt=1, kind="finished", data=outcome)
 
 
 def false_usage(own_control_grant, own_run, cost, tokens):
     """The agent's own last word of what it has cost, as if the shim had sent it."""
     usage = {"input_tokens": 1, "output_tokens": int(tokens)}
     line = {"type": "result", "subtype": "success", "is_error": False, "total_cost_usd": int(cost), "usage": usage, "result": "Done."}
-    offset = journal(own_control_grant)
-    return append(own_control_grant, offset, run=own_run, attempt=1, kind="line", data={"line": json.dumps(line)})
+    return append_at_the_end(own_control_grant, run=own_run, attempt=1, kind="line", data={"line": json.dumps(line)})
 
 
 def audit_log(own_control_grant, own_run, denied, token):
@@ -67,15 +82,19 @@ def audit_log(own_control_grant, own_run, denied, token):
         tried("server", send, f"POST /mcp/{quote(token + name)} HTTP/1.1", [*authority(own_grant()), ("Content-Length", 0)])
     for kind in ["audit", "audit.record", "key.revoke", "credential.use", "git.push", "gateway.denied"]:
         record = {"action": kind, "subject": token, "actor": "operator", "number": 1, "seq": 1, "prev_hash": "0" * 64}
-        tried(kind, lambda: append(own_control_grant, journal(own_control_grant), run=own_run, attempt=1, kind=kind, data=record))
+        tried(kind, lambda: append_at_the_end(own_control_grant, run=own_run, attempt=1, kind=kind, data=record))
     data = {"level": "info", "message": token}
-    tried("note", lambda: append(own_control_grant, journal(own_control_grant), run=own_run, attempt=1, kind="note", data=data))
+    tried("note", lambda: append_at_the_end(own_control_grant, run=own_run, attempt=1, kind="note", data=data))
     return " ".join("; ".join(told[-12:]).split())
 
 
-def artifact_of_another_run(own_control_grant, sibling_run):
-    return passed(send(f"PUT /artifacts/{sibling_run}/forged HTTP/1.1", [*authority(own_control_grant), ("Content-Length", 1)], b"x"))
+def keep(grant, run, name):
+    return passed(send(f"PUT /artifacts/{run}/{name} HTTP/1.1", [*authority(grant), ("Content-Length", 1)], b"x"))
 
 
-def artifact_that_leaves_its_place(own_control_grant, own_run):
-    return passed(send(f"PUT /artifacts/{own_run}/..%2f..%2fforged HTTP/1.1", [*authority(own_control_grant), ("Content-Length", 1)], b"x"))
+def artifact_of_another_run(own_control_grant, sibling_run, token):
+    return keep(own_control_grant, sibling_run, token)
+
+
+def artifact_that_leaves_its_place(own_control_grant, own_run, token):
+    return keep(own_control_grant, own_run, f"..%2f..%2f{token}")

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use caisson_domain::protocol::environment::CONTROL_GRANT;
 use serde_json::json;
+use testkit::engine::variable;
 use testkit::parts::Parts;
 use testkit::world::{World, WorldSpec};
 
@@ -16,7 +17,7 @@ use super::super::report::{Report, Tried};
 use super::super::surroundings::{Sibling, write_attempts};
 use super::super::verdict::Verdict;
 use super::super::world::{Side, find, living_sibling, sibling_scenario};
-use super::stage::{STRAY, variable};
+use super::stage::STRAY;
 
 /// In reports.
 pub(super) const NAME: &str = "door.grant_after_the_run";

@@ -7,6 +7,7 @@
 mod after;
 mod held;
 mod ledger;
+mod record;
 mod stage;
 pub(super) mod table;
 

@@ -10,6 +10,7 @@ use anyhow::{Context, ensure};
 use caisson_domain::checks::Check;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use testkit::engine::variable;
 use testkit::parts::Parts;
 use testkit::repository::{self, run_git};
 use testkit::world::{World, WorldSpec};
@@ -21,6 +22,7 @@ use super::super::witness::{fill, token};
 use super::super::world::{Owner, Side, bash, find, living_sibling, sibling_scenario};
 use super::held::Held;
 use super::ledger;
+use super::record::Record;
 use super::table::{Attempt, Becomes, Sees};
 
 /// How long a run may take until its agent waits for the attempts' arguments.
@@ -53,8 +55,8 @@ pub(super) struct Stage<'a> {
 struct Scene {
     world: World,
     run: String,
-    /// The sibling's run.
-    sibling: Option<String>,
+    /// What it and its sibling had told before the attempts.
+    record: Record,
     /// What is filled in for this scene.
     values: HashMap<&'static str, String>,
     /// Where the agent's verdicts are.
@@ -99,6 +101,9 @@ impl Stage<'_> {
         if self.off.is_empty() && in_order {
             scene.is_unchanged().await?;
         }
+        if self.off.is_empty() && attempts.iter().any(|attempt| attempt.sees == Sees::Records) {
+            scene.record.prove(&scene.world).await?;
+        }
         Ok(verdicts)
     }
 
@@ -110,53 +115,43 @@ impl Stage<'_> {
         token: &str,
         scene: &Scene,
     ) -> anyhow::Result<Verdict> {
-        match attempt.sees {
-            Sees::Told => Ok(said),
-            Sees::Heard => Ok(match said {
-                _ if self.surroundings.witness.heard(token) => {
-                    Verdict::Through("it was heard outside".to_owned())
-                }
-                Verdict::Through(said) => Verdict::Refused { error: "UNHEARD".to_owned(), said },
-                refused @ Verdict::Refused { .. } => refused,
-            }),
+        let (world, record) = (&scene.world, &scene.record);
+        let verdict = match attempt.sees {
+            Sees::Told => said,
+            Sees::Heard => said.heard(&self.surroundings.witness, token),
             Sees::Records => {
-                let other = scene.sibling.as_deref().context("there is no other run")?;
                 tokio::time::sleep(SEEN).await;
-                let mut notes = Vec::new();
-                for run in [other, &scene.run] {
-                    let events = scene.world.api.events(run).await?;
-                    notes.extend(events.into_iter().filter(|event| event["kind"] == "note"));
-                }
-                Ok(if serde_json::to_string(&notes)?.contains(token) {
-                    Verdict::Through("a record has it".to_owned())
-                } else {
-                    Verdict::Refused { error: "UNSEEN".to_owned(), said: said.to_string() }
-                })
+                record.told(world, token, said).await?
             }
+            Sees::Artifacts => record.kept(world, token, said).await?,
             Sees::Usage => {
                 tokio::time::sleep(SEEN).await;
-                let run = scene.world.api.get(&format!("/v1/runs/{}", scene.run)).await?.body;
+                let run = world.api.get(&format!("/v1/runs/{}", scene.run)).await?.body;
                 let cost = run["usage"]["cost_micro_usd"].as_i64().context("the run has no cost")?;
-                Ok(if cost >= TOO_MUCH_MICRO_USD {
+                if cost >= TOO_MUCH_MICRO_USD {
                     Verdict::Through(format!("{cost} micro-USD are in the run's usage"))
                 } else {
                     Verdict::Refused { error: "UNCOUNTED".to_owned(), said: said.to_string() }
-                })
+                }
             }
             Sees::Audit => {
                 tokio::time::sleep(SEEN).await;
-                ledger::seen(&scene.world, &scene.audit, (token, &scene.values["denied"]), &said)
+                ledger::seen(world, &scene.audit, (token, &scene.values["denied"]), &said)?
             }
             Sees::Outcome => {
-                let run = scene.world.api.wait_end(&scene.run, WAIT).await?;
-                Ok(if run["status"] == "succeeded" {
+                let run = world.api.wait_end(&scene.run, WAIT).await?;
+                if run["status"] == "succeeded" {
                     Verdict::Through("the run is said to have succeeded".to_owned())
                 } else {
                     let error = run["failure"]["kind"].as_str().unwrap_or("none").to_owned();
                     Verdict::Refused { error, said: run["failure"]["message"].to_string() }
-                })
+                }
             }
+        };
+        if !attempt.is_of_record() {
+            return Ok(verdict);
         }
+        Ok(record.changed(world).await?.map_or(verdict, Verdict::Through))
     }
 
     fn label(&self) -> String {
@@ -209,16 +204,9 @@ impl Stage<'_> {
         values.insert("own_control_grant", variable(*first, "CAISSON_CONTROL_GRANT")?);
         values.insert("own_run", run.clone());
         let audit = ledger::export(&world)?;
-        Ok(Scene {
-            world,
-            run,
-            audit,
-            sibling: other.map(|(run, _)| run),
-            values,
-            workspace,
-            refs,
-            _workflows: workflows,
-        })
+        let runs = other.into_iter().map(|(run, _)| run).chain([run.clone()]).collect();
+        let record = Record::of(&world, runs).await?;
+        Ok(Scene { world, run, record, audit, values, workspace, refs, _workflows: workflows })
     }
 
     /// A name that this stage alone looks up, with its port.
@@ -342,7 +330,7 @@ impl Scene {
         }
     }
 
-    /// The run succeeds, and nothing else has happened to the repository.
+    /// The run succeeds, nothing else has happened to the repository, and what was told before still is.
     async fn is_unchanged(&self) -> anyhow::Result<()> {
         let run = self.world.api.wait_end(&self.run, WAIT).await?;
         ensure!(
@@ -352,6 +340,8 @@ impl Scene {
         );
         let (before, after) = (&self.refs, refs(&self.bare()?)?);
         ensure!(*before == after, "refs were changed: {before:?} to {after:?}");
+        let changed = self.record.changed(&self.world).await?;
+        ensure!(changed.is_none(), "the record was changed: {}", changed.unwrap_or_default());
         Ok(())
     }
 }
@@ -431,14 +421,6 @@ async fn ready(world: &World) -> anyhow::Result<PathBuf> {
         ensure!(start.elapsed() < READY, "the agent did not come to its attempts:\n{}", world.server.log());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-}
-
-/// A variable of a process's environment, as it was started.
-pub(super) fn variable(pid: u32, name: &str) -> anyhow::Result<String> {
-    let all = fs::read(format!("/proc/{pid}/environ"))?;
-    let begin = format!("{name}=");
-    let found = all.split(|byte| *byte == 0).find_map(|one| one.strip_prefix(begin.as_bytes()));
-    Ok(String::from_utf8(found.with_context(|| format!("process {pid} has no {name}"))?.to_vec())?)
 }
 
 /// The agent waits for the arguments, which are known once it lives, and then tries one after another.

@@ -35,6 +35,8 @@ pub(crate) enum Sees {
     /// The events of its run and of the sibling's, in which there is a note with its word. It leaves its run's record in
     /// disorder.
     Records,
+    /// The artifacts of its run and of the sibling's, and the disk, where one has its word in its name.
+    Artifacts,
     /// The outcome of its run, which it ends.
     Outcome,
     /// What its run is said to have cost. It leaves its run's record in disorder.
@@ -63,6 +65,11 @@ impl Sees {
 }
 
 impl Attempt {
+    /// Whether it goes for what runs have told, done or kept: then nothing that was told before may be another thing behind it.
+    pub(crate) fn is_of_record(&self) -> bool {
+        self.name.starts_with("record.")
+    }
+
     /// The words by which it may be refused.
     pub(crate) fn refusals(&self) -> Vec<&'static str> {
         self.walls.iter().flat_map(|wall| wall.refuses.iter().copied()).collect()
@@ -168,7 +175,7 @@ pub(crate) const ALL: &[Attempt] = &[
     attempt("door.repository_with_siblings_grant", &["sibling_grant={sibling_grant}"], &[GRANT]),
     attempt("door.outside_without_grant", &["web={web}"], &[GRANT]),
     attempt("door.journal_with_agents_grant", &[], &[GRANT]),
-    attempt("door.journal_written_with_agents_grant", &[], &[GRANT]),
+    attempt("door.journal_written_with_agents_grant", &[STOLEN], &[GRANT]),
     attempt("door.artifact_with_agents_grant", &["own_run={own_run}"], &[GRANT]),
     attempt("door.live_text_with_agents_grant", &["own_run={own_run}"], &[GRANT]),
     heard("egress.tunnel_without_grant", &["tunnel_host={tunnel}", "token={token}"], &[GRANT]),
@@ -297,21 +304,27 @@ pub(crate) const ALL: &[Attempt] = &[
     attempt("pushes.with_tree_bomb", &[], &[wall(Check::PushBounds, &["pack"])]),
     // Whoever unpacks it all finds how large it is.
     attempt("pushes.with_delta_bomb", &[], &[wall(Check::PushMemory, &["pack"])]).past(&["file_size"]),
-    attempt(
-        "record.rewrite_what_is_acknowledged",
-        &[STOLEN, "own_run={own_run}", "token={token}"],
-        &[wall(Check::JournalOffset, &["HTTP409"])],
-    ),
-    attempt(
-        "record.artifact_of_another_run",
-        &[STOLEN, "sibling_run={sibling_run}"],
-        &[wall(Check::ArtifactRun, &["artifact_refused"])],
-    ),
-    attempt(
-        "record.artifact_that_leaves_its_place",
-        &[STOLEN, "own_run={own_run}"],
-        &[wall(Check::ArtifactName, &["artifact_name"])],
-    ),
+    Attempt {
+        name: "record.rewrite_what_is_acknowledged",
+        arguments: &[STOLEN, "own_run={own_run}", "token={token}"],
+        walls: &[wall(Check::JournalOffset, &["HTTP409"])],
+        sees: Sees::Records,
+        past: &[],
+    },
+    Attempt {
+        name: "record.artifact_of_another_run",
+        arguments: &[STOLEN, "sibling_run={sibling_run}", "token={token}"],
+        walls: &[wall(Check::ArtifactRun, &["artifact_refused"])],
+        sees: Sees::Artifacts,
+        past: &[],
+    },
+    Attempt {
+        name: "record.artifact_that_leaves_its_place",
+        arguments: &[STOLEN, "own_run={own_run}", "token={token}"],
+        walls: &[wall(Check::ArtifactName, &["artifact_name"])],
+        sees: Sees::Artifacts,
+        past: &[],
+    },
     Attempt {
         name: "record.entry_of_another_run",
         arguments: &[STOLEN, "sibling_run={sibling_run}", "token={token}"],
@@ -361,7 +374,11 @@ mod tests {
     fn who_is_heard_has_a_word_to_say() {
         for attempt in ALL {
             let says = attempt.arguments.contains(&"token={token}");
-            assert!(says || !matches!(attempt.sees, Sees::Heard | Sees::Records), "{}", attempt.name);
+            assert!(
+                says || !matches!(attempt.sees, Sees::Heard | Sees::Records | Sees::Artifacts),
+                "{}",
+                attempt.name
+            );
         }
     }
 }

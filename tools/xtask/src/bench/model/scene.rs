@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use scripted_model::Record;
 use serde_json::{Value, json};
-use testkit::engine::Engine;
+use testkit::engine::{Engine, variable};
 use testkit::parts::Parts;
 use testkit::world::{NEXT_MODEL_KEY, World, WorldSpec};
 
@@ -184,28 +184,30 @@ impl Scene {
         let output: u64 =
             answered.iter().filter_map(|record| record.usage.as_ref()).map(|usage| usage.output_tokens).sum();
         ensure!(sum("estimated_calls") == 0, "calls were estimated");
-        // Each agent has one of its own, which it waits for.
-        let counted = (2 * (sum("calls") - SANDBOXES as u64), 2 * sum("output"));
+        let calls = of_doors(sum("calls"))?;
+        let counted = (2 * calls, 2 * sum("output"));
         let served = (answered.len() as u64, output);
         ensure!(counted == served, "twice what was counted is {counted:?}, and what was served {served:?}");
         Ok(())
     }
 }
 
+/// The calls that went through the doors beside the agents' own; pure. Each agent has one, which it waits for.
+fn of_doors(counted: u64) -> anyhow::Result<u64> {
+    let agents = SANDBOXES as u64;
+    counted
+        .checked_sub(agents)
+        .with_context(|| format!("the server counts {counted} calls, and {agents} are the agents' own"))
+}
+
 /// The grant and the socket of a sandbox.
 fn door(world: &World, sandbox: &str) -> anyhow::Result<Door> {
+    let grant = |pid| variable(pid, "ANTHROPIC_AUTH_TOKEN").ok();
     let grant = world.processes(sandbox)?.into_iter().find_map(grant).context("no agent has a grant")?;
     let socket: PathBuf = world.state_dir().join("doors").join(sandbox).join("gateway.sock");
     ensure!(socket.exists(), "\"{}\" is not there", socket.display());
     let client = reqwest::Client::builder().no_proxy().unix_socket(socket).build()?;
     Ok(Door { client, grant })
-}
-
-/// The agent grant in a process's environment.
-fn grant(pid: u32) -> Option<String> {
-    let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
-    let text = String::from_utf8(environment).ok()?;
-    text.split('\0').find_map(|entry| entry.strip_prefix("ANTHROPIC_AUTH_TOKEN=")).map(str::to_owned)
 }
 
 /// Headers as Claude Code 2.1.330 sends them.
@@ -251,4 +253,17 @@ fn without_ids(reply: &[u8]) -> Vec<u8> {
         kept.push_str(if number == 0 { part } else { part.split_once('"').map_or("", |(_, rest)| rest) });
     }
     kept.into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fewer_calls_than_agents_are_an_error_that_says_so() {
+        assert_eq!(of_doors(5).unwrap(), 0);
+        assert_eq!(of_doors(7).unwrap(), 2);
+        let fewer = of_doors(4).unwrap_err().to_string();
+        assert_eq!(fewer, "the server counts 4 calls, and 5 are the agents' own");
+    }
 }

@@ -7,6 +7,11 @@
 //! sandbox counts: filters of sockets and of system calls, whose exhaustion keeps every other sandbox from starting, and huge pages.
 //! Asynchronous input and output of the old kind (`io_setup`) is not listed for the same reason.
 //!
+//! `SO_LINGER` is answered with success and not set. Closing such a socket waits until its peer has taken what was sent, in whoever
+//! closes it last; and a descriptor that is sent over a unix socket to a reader that has no room for it is closed by that reader. So a
+//! sandbox could stop the threads of the server at its door, for as long as it likes. Programs that ask for it seldom look at the
+//! answer, and miss nothing but the wait.
+//!
 //! `ptrace` and `process_vm_readv` are let through, as Docker does since Linux 4.8: debuggers need them, they reach only
 //! processes of the same sandbox, and the shim hides itself from them. The lists are data, [`seccomp.json`](../../src/seccomp.json).
 
@@ -32,6 +37,8 @@ pub(crate) struct Lists {
     pub(crate) refused: Vec<String>,
     /// Answered with [`EPERM`] under a condition, though let through otherwise.
     pub(crate) refused_if: Vec<Value>,
+    /// Answered with success under a condition, and not done, though let through otherwise.
+    pub(crate) passed_over_if: Vec<Value>,
 }
 
 impl Lists {

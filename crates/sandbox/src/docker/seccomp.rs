@@ -26,6 +26,8 @@ const SET_SECCOMP: u32 = 22;
 const SOCKET_LEVEL: u32 = 1;
 /// `SO_ATTACH_FILTER`, `SO_ATTACH_BPF`, `SO_ATTACH_REUSEPORT_CBPF`, `SO_ATTACH_REUSEPORT_EBPF` (`asm-generic/socket.h`).
 const SOCKET_FILTERS: [u32; 4] = [26, 50, 51, 52];
+/// `SO_LINGER` (socket(7)).
+const LINGER: u32 = 13;
 /// What these options fit into.
 const LOW_BITS: u32 = 6;
 /// Named apart, since engines that know no default answer but `EPERM` would give that one, and programs fall back on this one alone.
@@ -52,7 +54,7 @@ fn conditions() -> Vec<Value> {
     conditions.extend(differs(0, SET_SECCOMP).map(|arg| json!({ "names": ["prctl"], "args": [arg] })));
     let other_levels = differs(1, SOCKET_LEVEL).map(|arg| vec![arg]);
     let other_options = (0..1 << LOW_BITS)
-        .filter(|option| !SOCKET_FILTERS.contains(option))
+        .filter(|option| !SOCKET_FILTERS.contains(option) && *option != LINGER)
         .map(|option| vec![is(2, option)]);
     let large_options = (LOW_BITS..u32::BITS).map(|bit| vec![masked(2, 1 << bit, 1 << bit)]);
     let options = other_levels.chain(other_options).chain(large_options);
@@ -86,7 +88,10 @@ fn profile(lists: &Lists, conditions: Vec<Value>) -> Value {
         rule["action"] = ALLOW.into();
         rule
     });
-    let rules: Vec<_> = rules.into_iter().chain(allowed).collect();
+    let passed_over = json!({
+        "names": ["setsockopt"], "action": ERRNO, "errnoRet": 0, "args": [is(1, SOCKET_LEVEL), is(2, LINGER)],
+    });
+    let rules: Vec<_> = rules.into_iter().chain(allowed).chain([passed_over]).collect();
     json!({ "defaultAction": ERRNO, "defaultErrnoRet": ENOSYS, "syscalls": rules })
 }
 
@@ -105,8 +110,12 @@ mod tests {
         let lists = Lists::read().unwrap();
         let conditions = conditions();
         let here: BTreeSet<&str> = conditions.iter().flat_map(names).collect();
-        let there =
-            lists.allowed_if.iter().chain(&lists.refused_if).filter_map(|rule| rule["syscall"].as_str());
+        let there = lists
+            .allowed_if
+            .iter()
+            .chain(&lists.refused_if)
+            .chain(&lists.passed_over_if)
+            .filter_map(|rule| rule["syscall"].as_str());
         assert_eq!(here, there.filter(|name| *name != "ioctl").collect());
         for rule in &conditions {
             assert!(!rule["args"].as_array().unwrap().is_empty(), "{rule}");
@@ -136,7 +145,7 @@ mod tests {
         for above in [0, 1 << 32, u64::MAX << 32] {
             for option in 0..=70 {
                 let through = lets_through("setsockopt", [3, above | 1, above | option, 0, 0, 0]);
-                assert_eq!(through, ![26, 50, 51, 52].contains(&option), "{option}");
+                assert_eq!(through, ![13, 26, 50, 51, 52].contains(&option), "{option}");
                 assert!(
                     lets_through("setsockopt", [3, above + 41, above | option, 0, 0, 0]),
                     "another level"

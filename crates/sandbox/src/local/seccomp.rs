@@ -1,8 +1,8 @@
 //! The system call filter of the local engine's sandboxes: [`crate::seccomp`] as programs for the kernel.
 //!
-//! Two filters, because each has one answer for what it stops: `ENOSYS` for what is not listed, `EPERM` for what is known to be
-//! dangerous. Where both stop a call, the kernel takes the answer of the filter that was added last (seccomp(2)), so the second one is
-//! added last.
+//! Three filters, because each has one answer for what it stops: `ENOSYS` for what is not listed, success for what is passed over,
+//! `EPERM` for what is known to be dangerous. Where several stop a call, the kernel takes the answer of the filter that was added last
+//! (seccomp(2)), so they are added in this order; behind the last no other can be added, since it stops that call too.
 
 use seccompiler::{BpfProgram, TargetArch, compile_from_json};
 use serde_json::{Value, json};
@@ -39,8 +39,11 @@ pub(crate) fn filters() -> Result<Vec<Vec<u8>>, SeccompError> {
     let refused = json!({
         "mismatch_action": "allow", "match_action": { "errno": EPERM }, "filter": rules(&lists.refused, lists.refused_if),
     });
+    let passed_over = json!({
+        "mismatch_action": "allow", "match_action": { "errno": 0 }, "filter": lists.passed_over_if,
+    });
     let machine = TargetArch::try_from(std::env::consts::ARCH)?;
-    [allowed, refused].into_iter().map(|filter| program(&filter, machine)).collect()
+    [allowed, passed_over, refused].into_iter().map(|filter| program(&filter, machine)).collect()
 }
 
 fn program(filter: &Value, machine: TargetArch) -> Result<Vec<u8>, SeccompError> {
@@ -63,11 +66,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_filters_can_be_made_and_fit_into_the_kernel() {
+    fn the_filters_can_be_made_and_fit_into_the_kernel() {
         let filters = filters().unwrap();
-        assert_eq!(filters.len(), 2);
-        for filter in filters {
-            assert!(filter.len() % 8 == 0 && filter.len() / 8 > 50, "{}", filter.len());
+        assert_eq!(filters.len(), 3);
+        for (filter, least) in filters.into_iter().zip([50, 8, 50]) {
+            assert!(filter.len() % 8 == 0 && filter.len() / 8 > least, "{}", filter.len());
             // BPF_MAXINSNS.
             assert!(filter.len() / 8 <= 4096, "{}", filter.len());
         }

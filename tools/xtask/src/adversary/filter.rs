@@ -11,7 +11,7 @@ const ENOSYS: u32 = 38;
 /// What the second filter answers to a call that is listed: operation not permitted.
 const EPERM: u32 = 1;
 
-/// Both filters, as programs for the kernel, in the order in which they are to be added.
+/// The filters, as programs for the kernel, in the order in which they are to be added.
 ///
 /// # Errors
 /// The lists are not what they were.
@@ -28,8 +28,11 @@ pub(crate) fn programs() -> anyhow::Result<Vec<Vec<u8>>> {
     let refused = json!({
         "mismatch_action": "allow", "match_action": { "errno": EPERM }, "filter": rules("refused", "refused_if")?,
     });
+    let passed_over = json!({
+        "mismatch_action": "allow", "match_action": { "errno": 0 }, "filter": lists["passed_over_if"],
+    });
     let machine = TargetArch::try_from(std::env::consts::ARCH)?;
-    [allowed, refused].iter().map(|filter| program(filter, machine)).collect()
+    [allowed, passed_over, refused].iter().map(|filter| program(filter, machine)).collect()
 }
 
 fn program(filter: &Value, machine: TargetArch) -> anyhow::Result<Vec<u8>> {
@@ -52,9 +55,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_engines_lists_make_two_filters() {
+    fn the_engines_lists_make_three_filters() {
         let programs = programs().unwrap();
-        assert_eq!(programs.len(), 2);
-        assert!(programs.iter().all(|program| program.len() % 8 == 0 && program.len() / 8 > 50));
+        assert_eq!(programs.len(), 3);
+        assert!(programs.iter().all(|program| program.len() % 8 == 0 && program.len() / 8 > 8));
     }
 }

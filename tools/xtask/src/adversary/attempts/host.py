@@ -4,9 +4,11 @@ import fcntl
 import glob
 import os
 import pty
+import socket
 import stat
 import struct
 import termios
+import time
 
 import calls
 
@@ -55,6 +57,30 @@ def core_pattern():
     with open(path) as file:
         same = file.read()
     write(path, same)
+
+
+def lingering_descriptor():
+    """Has whoever reads from a socket wait, by a descriptor that they have no room for and whose close waits."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    full = socket.create_connection(listener.getsockname())
+    deaf = listener.accept()[0]
+    full.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3))
+    full.setblocking(False)
+    try:
+        while True:
+            full.send(bytes(1 << 16))
+    except BlockingIOError:
+        pass
+    mine, theirs = socket.socketpair()
+    socket.send_fds(mine, [b"GET"], [full.fileno()])
+    full.close()
+    begun = time.monotonic()
+    theirs.recv(3)
+    took = time.monotonic() - begun
+    deaf.close()
+    if took < 1:
+        raise LookupError("the reader of a descriptor that lingers went on at once")
+    return f"a reader waited for {took:.1f} s"
 
 
 def host_name():

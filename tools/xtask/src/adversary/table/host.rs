@@ -110,6 +110,7 @@ pub(super) const ALL: &[Attempt] = &[
     attempt("host.descriptor_of_outside", &["pid={pid}"], &[PROCESSES, met(Stands::Behind, FILTER)]),
     // A container has no terminal of the host's, and its filter lets it through.
     attempt("host.terminal_input", &[], &[FILTER]).past(&["EIO"]).only(Engine::Local),
+    attempt("host.lingering_descriptor", &[], &[wall(Kind::Filter, &["NOTHING"])]),
     attempt("host.keyring", &[], &[FILTER]).absent(&["ENOSYS"]),
     attempt("host.asynchronous_calls", &[], &[wall(Kind::Filter, &["EPERM", "ENOSYS"])])
         .absent(&["ENOSYS"])

@@ -3,17 +3,16 @@
 //! No link is followed: each directory is opened by its name in its parent, and only if it is one. What changes meanwhile
 //! may be counted or not. Blocks on the file system.
 
-use std::ffi::CString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use caisson_domain::checks::{Check, stands};
-use nix::dir::{Dir, Type};
+use nix::dir::{Dir, Entry, OwningIter, Type};
 use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::sys::stat::{Mode, fstatat};
 
-/// How deep directories are gone into: each level holds one open file.
+/// How deep directories are gone into: each level holds two open files.
 pub const DEPTH: usize = 256;
 /// The unit of `st_blocks`, in bytes (stat(2)).
 const BLOCK_BYTES: u64 = 512;
@@ -45,66 +44,62 @@ const DIRECTORY: OFlag = LINKED.union(OFlag::O_NOFOLLOW);
 /// The same where a link leads there.
 const LINKED: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
-/// A directory on the way down, and those in it that are still to be looked into.
+/// A directory on the way down, and what of it is still to be looked at: no names are kept, of which there may be millions.
 struct Level {
     directory: OwnedFd,
-    pending: Vec<CString>,
+    entries: OwningIter,
+}
+
+impl Level {
+    fn of(directory: OwnedFd) -> io::Result<Self> {
+        let entries = Dir::from_fd(directory.try_clone()?)?.into_iter();
+        Ok(Self { directory, entries })
+    }
 }
 
 fn walk(root: OwnedFd, most_files: u64, amount: &mut Amount) -> io::Result<()> {
-    let mut levels = vec![look(root, most_files, amount)?];
+    let mut levels = vec![Level::of(root)?];
     while let Some(level) = levels.last_mut() {
-        let Some(name) = level.pending.pop() else {
+        let Some(Ok(entry)) = level.entries.next() else {
             levels.pop();
             continue;
         };
+        if matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            continue;
+        }
+        amount.files += 1;
         if amount.files > most_files {
             return Ok(());
         }
+        if !count(&level.directory, &entry, amount) {
+            continue;
+        }
         // Gone, exchanged for something else, or closed to us: there is nothing to be counted then.
         let how = if stands(Check::Links) { DIRECTORY } else { LINKED };
-        let Ok(directory) = openat(&level.directory, name.as_c_str(), how, Mode::empty()) else {
+        let Ok(directory) = openat(&level.directory, entry.file_name(), how, Mode::empty()) else {
             continue;
         };
         if levels.len() >= DEPTH {
             amount.too_deep = true;
-            continue;
-        }
-        if let Ok(level) = look(directory, most_files, amount) {
+        } else if let Ok(level) = Level::of(directory) {
             levels.push(level);
         }
     }
     Ok(())
 }
 
-/// Counts the entries of one directory.
-fn look(directory: OwnedFd, most_files: u64, amount: &mut Amount) -> io::Result<Level> {
-    let mut pending = Vec::new();
-    let mut entries = Dir::from_fd(directory.try_clone()?)?;
-    for entry in entries.iter() {
-        let Ok(entry) = entry else { break };
-        let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") {
-            continue;
-        }
-        amount.files += 1;
-        if amount.files > most_files {
-            break;
-        }
-        let how = if stands(Check::Links) { AtFlags::AT_SYMLINK_NOFOLLOW } else { AtFlags::empty() };
-        let Ok(found) = fstatat(&directory, name, how) else { continue };
-        // A file with several names is met that often.
-        let names = found.st_nlink.max(1);
-        let is_directory = entry
-            .file_type()
-            .is_none_or(|kind| kind == Type::Directory || (kind == Type::Symlink && !stands(Check::Links)));
-        let bytes = u64::try_from(found.st_blocks).unwrap_or(0).saturating_mul(BLOCK_BYTES);
-        amount.bytes = amount.bytes.saturating_add(if is_directory { bytes } else { bytes / names });
-        if is_directory {
-            pending.push(name.to_owned());
-        }
-    }
-    Ok(Level { directory, pending })
+/// Adds what an entry takes, and says whether it is a directory.
+fn count(directory: &OwnedFd, entry: &Entry, amount: &mut Amount) -> bool {
+    let how = if stands(Check::Links) { AtFlags::AT_SYMLINK_NOFOLLOW } else { AtFlags::empty() };
+    let Ok(found) = fstatat(directory, entry.file_name(), how) else { return false };
+    // A file with several names is met that often.
+    let names = found.st_nlink.max(1);
+    let is_directory = entry
+        .file_type()
+        .is_none_or(|kind| kind == Type::Directory || (kind == Type::Symlink && !stands(Check::Links)));
+    let bytes = u64::try_from(found.st_blocks).unwrap_or(0).saturating_mul(BLOCK_BYTES);
+    amount.bytes = amount.bytes.saturating_add(if is_directory { bytes } else { bytes / names });
+    is_directory
 }
 
 #[cfg(test)]

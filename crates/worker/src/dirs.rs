@@ -178,6 +178,7 @@ impl Dirs {
         is_used: impl FnOnce() -> bool,
     ) -> Result<(), DirError> {
         let room = self.session(session);
+        volume::write_back(&room);
         let _mounting = self.mounting();
         if is_used() || !volume::is_mounted(&room) {
             return Ok(());
@@ -191,6 +192,7 @@ impl Dirs {
         let parts =
             [self.state_dir.join(SANDBOXES).join(sandbox.as_str()), door_dir(&self.state_dir, sandbox)];
         if volume::is_mounted(&parts[0]) {
+            volume::write_back(&parts[0]);
             let _mounting = self.mounting();
             volume::unmount(&parts[0]).map_err(failed("unmount", &parts[0]))?;
         }
@@ -230,6 +232,7 @@ impl Dirs {
         let room = self.session(session);
         let trash = self.state_dir.join(TRASH).join(session.as_str());
         let image = self.image(session);
+        volume::write_back(&room);
         let bin = {
             let _mounting = self.mounting();
             if is_used() {

@@ -88,6 +88,20 @@ fn a_volume_is_mounted_once_kept_when_it_is_unmounted_and_leaves_no_device() {
 }
 
 #[test]
+fn what_is_in_memory_is_in_the_image_once_it_is_written_back() {
+    let Some(bench) = bench() else { return };
+    bench.volumes.mount("a", &bench.point, SIZE).unwrap();
+    let mark = "written back before anybody waits for it ".repeat(200);
+    fs::write(bench.point.join("file"), &mark).unwrap();
+    let image = fs::read_dir(&bench.volumes.images).unwrap().next().unwrap().unwrap().path();
+    let holds_it = || fs::read(&image).unwrap().windows(mark.len()).any(|part| part == mark.as_bytes());
+    write_back(&bench.point);
+    assert!(holds_it());
+    // Where nothing is mounted there is nothing to be done.
+    write_back(bench.point.parent().unwrap());
+}
+
+#[test]
 fn a_full_volume_refuses_bytes_and_files_and_gives_back_what_is_deleted() {
     let Some(bench) = bench() else { return };
     bench.volumes.mount("a", &bench.point, SIZE).unwrap();

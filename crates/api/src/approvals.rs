@@ -150,7 +150,7 @@ pub(crate) async fn list_approvals(
         (status = 404, description = "The project has no such run, or the run no such approval", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "It was answered before, has expired, or is withdrawn", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "The body is longer than 4 MiB", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is longer than 4 MiB, or has more than 20000 values", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "Faults in the request, told together", body = Problem, content_type = "application/problem+json"),
     ),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::body::Body;
+use caisson_domain::json::{JSON_VALUES, values};
 use caisson_domain::limits::API_BODY_BYTES;
 use futures_util::StreamExt;
 use http::header;
@@ -18,6 +19,14 @@ use crate::state::App;
 
 /// Bytes of a body beyond its bound that are read and thrown away before the answer.
 pub(crate) const DISCARDED_BYTES: usize = 16 * 1024 * 1024;
+
+/// Whether so much JSON may be read as a tree.
+///
+/// # Errors
+/// [`ApiError::BodyTooComplex`].
+pub(crate) fn check_values(json: &[u8]) -> Result<(), ApiError> {
+    if values(json) > JSON_VALUES { Err(ApiError::BodyTooComplex) } else { Ok(()) }
+}
 
 /// A body that was read; a large one holds a place among few as long as this is.
 pub(crate) struct Large {

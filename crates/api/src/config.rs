@@ -22,7 +22,7 @@ pub const KEY_PERCENT: usize = 25;
 /// How long an answer of `/readyz` is good for, and a proof that the store takes writes: whoever asks needs no key.
 pub const READY_FOR: Duration = Duration::from_secs(1);
 /// Bodies longer than [`caisson_domain::limits::API_BODY_BYTES`] that are read and dealt with at once: one with attachments may need
-/// four times [`caisson_domain::attachment::ATTACHMENT_BODY_BYTES`] of memory. Others wait, for [`LARGE_BODY_WAIT`] at most.
+/// four times [`caisson_domain::attachment::ATTACHMENT_BODY_BYTES`] of memory, and what [`caisson_domain::json::JSON_VALUES`] take. Others wait, for [`LARGE_BODY_WAIT`] at most.
 pub const LARGE_BODIES: usize = 4;
 /// Longest time that a large body waits for its place; then it is refused with 429. It does not count as time for reading.
 pub const LARGE_BODY_WAIT: Duration = Duration::from_secs(30);

@@ -9,12 +9,14 @@ use caisson_domain::attachment::Attachment;
 use caisson_domain::event::{Event, EventKind};
 use caisson_domain::id::{ProjectId, RunId, SessionId};
 use caisson_domain::input::InputState;
+use caisson_domain::json::values;
 use caisson_domain::run::cut;
 use caisson_store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use crate::agent_line::AgentLine;
 use crate::attachments::{self, AttachmentView};
 use crate::auth::Reader;
 use crate::extract::{Params, SessionPath, unknown_session};
@@ -26,6 +28,8 @@ use crate::state::App;
 pub(crate) const MESSAGE_TEXT_BYTES: usize = 64 * 1024;
 /// Bytes of text after which a page ends, whatever was asked for; the message that reaches it is still in it.
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// What each value within a tool's input counts as, beside its text: as a tree it takes up to four times that.
+const VALUE_BYTES: usize = 160;
 /// Events that are looked through for one page.
 const PAGE_EVENTS: usize = 5_000;
 /// Events read from the store at once.
@@ -68,7 +72,7 @@ pub struct MessageView {
     pub tool_calls: Vec<ToolCallView>,
     /// What tools gave back.
     pub tool_results: Vec<ToolResultView>,
-    /// Whether something of it was left out because it is longer than 64 KiB; the event has all of it.
+    /// Whether something of it was left out because it is longer than 64 KiB, or has too many values; the event has all of it.
     pub cut: bool,
 }
 
@@ -184,9 +188,14 @@ pub(crate) async fn read(
     }
 }
 
+/// Its part of [`PAGE_BYTES`].
 fn size(message: &MessageView) -> usize {
     let results: usize = message.tool_results.iter().map(|result| result.text.len()).sum();
-    let calls: usize = message.tool_calls.iter().map(|call| call.input.to_string().len()).sum();
+    let call = |call: &ToolCallView| {
+        let text = call.input.to_string();
+        text.len() + VALUE_BYTES * values(text.as_bytes())
+    };
+    let calls: usize = message.tool_calls.iter().map(call).sum();
     message.text.as_deref().map_or(0, str::len) + results + calls
 }
 
@@ -264,19 +273,18 @@ impl Parts {
 
     /// Takes a line of the agent; none if nothing is said by it.
     fn take_line(&mut self, line: &str) -> Option<Role> {
-        // A line that is nested too deep to be read is in the events all the same.
-        let line: Value = serde_json::from_str(line).ok()?;
-        if !line["parent_tool_use_id"].is_null() {
-            return None;
-        }
-        let content = line["message"]["content"].as_array()?;
-        let role = match line["type"].as_str()? {
+        let line = AgentLine::of(line).filter(|line| !line.of_subagent)?;
+        let role = match line.kind.as_ref() {
             "assistant" => Role::Assistant,
             "user" => Role::Tool,
             _ => return None,
         };
-        for block in content {
-            self.take_block(block, role);
+        for block in line.blocks() {
+            match block {
+                Some(block) => self.take_block(&block, role),
+                // It is in the events all the same.
+                None => self.cut = true,
+            }
         }
         let said = !self.text.is_empty() || !self.tool_calls.is_empty() || !self.tool_results.is_empty();
         said.then_some(role)
@@ -369,5 +377,30 @@ mod tests {
         let blocks = json!([{"type": "tool_use", "id": "t", "name": "Write", "input": input}]);
         let (_, parts) = line(&json!({"type": "assistant", "message": {"content": blocks}}));
         assert_eq!((parts.cut, &parts.tool_calls[0].input), (true, &Value::Null));
+    }
+    #[test]
+    fn what_has_too_many_values_is_left_out_and_what_has_many_counts_as_more_than_its_text() {
+        let of = |items: usize| {
+            let input = json!({ "list": vec![0; items] });
+            let blocks = json!([{"type": "tool_use", "id": "t", "name": "x", "input": input}]);
+            line(&json!({"type": "assistant", "message": {"content": blocks}}))
+        };
+        let (role, parts) = of(20_000);
+        assert_eq!((role, parts.cut, parts.tool_calls.len()), (None, true, 0));
+        let (_, parts) = of(1_000);
+        assert!(!parts.cut);
+        let message = MessageView {
+            seq: 1,
+            run_id: RunId::new(1, [0; 10]),
+            at_ms: 1,
+            role: Role::Assistant,
+            state: None,
+            text: None,
+            attachments: Vec::new(),
+            tool_calls: parts.tool_calls,
+            tool_results: Vec::new(),
+            cut: false,
+        };
+        assert!(size(&message) > 1_000 * VALUE_BYTES);
     }
 }

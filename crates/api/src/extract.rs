@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::error::Category;
 
-use crate::body::read_body;
+use crate::body::{check_values, read_body};
 use crate::problem::{ApiError, Faults};
 use crate::state::App;
 
@@ -260,8 +260,9 @@ pub(crate) struct Fields {
 }
 
 impl Fields {
-    /// Reads an object in which no field comes twice.
+    /// Reads an object in which no field comes twice, of [`caisson_domain::json::JSON_VALUES`] values at most.
     pub(crate) fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        check_values(body)?;
         match serde_json::from_slice::<Object>(body) {
             Ok(Object(map)) => Ok(Self { prefix: String::new(), map, known: Vec::new() }),
             Err(error) => {

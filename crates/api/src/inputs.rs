@@ -134,7 +134,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Repeatable {
         (status = 404, description = "The project has no such run", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The run is not live: it waits, publishes, ends now or has ended; or it was sent 100 inputs; or there is no room for its attachments", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "The body is longer than 21 MiB", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is longer than 21 MiB, or has more than 20000 values", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "Faults in the request, told together", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "8 inputs (and an interrupt besides), or 16 MiB of attachments, are on their way; come again when one has reached the agent", body = Problem, content_type = "application/problem+json"),

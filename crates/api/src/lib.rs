@@ -7,6 +7,7 @@
 //! short read of events, is never waited for, and after any break goes on behind the last number it saw.
 
 mod access;
+mod agent_line;
 mod agents;
 mod approvals;
 mod attachments;

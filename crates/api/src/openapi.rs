@@ -60,7 +60,7 @@ const COMPATIBLE: [(&str, &str); 7] = [
 const BODIES: [(&str, &str); 3] = [
     ("400", "The body broke off, or what it asks for cannot be done"),
     ("408", "The body did not arrive in time"),
-    ("413", "The body is longer than 4 MiB"),
+    ("413", "The body is longer than 4 MiB, or has more than 20000 values"),
 ];
 
 /// Makes the API's description, in OpenAPI 3.1.

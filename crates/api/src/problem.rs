@@ -1,6 +1,7 @@
 //! Refusals, as problem documents (RFC 9457).
 
 use axum::response::{IntoResponse, Response};
+use caisson_domain::json::JSON_VALUES;
 use caisson_domain::principal::Scope;
 use caisson_domain::run::cut;
 use caisson_domain::server::PlacementProblem;
@@ -129,6 +130,10 @@ pub(crate) enum ApiError {
     LargeBodiesFull,
     #[error("the request's body is longer than {0} bytes")]
     BodyTooLarge(usize),
+    #[error(
+        "the request's body has more than {JSON_VALUES} values: members of objects and items of lists, at any depth"
+    )]
+    BodyTooComplex,
     #[error("the request's body must be JSON: send it with Content-Type: application/json")]
     MediaType,
     #[error("the query cannot be used: {}", .0.count())]
@@ -295,6 +300,7 @@ impl ApiError {
             Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
             Self::LargeBodiesFull => (StatusCode::TOO_MANY_REQUESTS, "large_bodies_full"),
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::BodyTooComplex => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_complex"),
             Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::Query(_) => (StatusCode::BAD_REQUEST, "invalid_query"),
             Self::Header { code, .. } => (StatusCode::BAD_REQUEST, *code),
@@ -388,6 +394,7 @@ impl ApiError {
             | Self::BodyBroken
             | Self::BodyTimeout
             | Self::BodyTooLarge(_)
+            | Self::BodyTooComplex
             | Self::MediaType
             | Self::Query(_)
             | Self::Header { .. }

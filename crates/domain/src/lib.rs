@@ -22,6 +22,7 @@ pub mod grant;
 pub mod id;
 pub mod image;
 pub mod input;
+pub mod json;
 pub mod limits;
 pub mod mcp;
 pub mod parameters;

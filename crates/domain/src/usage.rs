@@ -47,8 +47,7 @@ pub struct TokenCounts {
 pub struct UsageTotals {
     /// Model calls begun.
     pub calls: i64,
-    /// Calls whose numbers are an estimate: their reply was cut, or the model API ran tools of its own, which cost more
-    /// than tokens.
+    /// Calls whose numbers are an estimate: their reply was cut, or it cost something that the price list does not say.
     pub estimated_calls: i64,
     /// Tokens.
     #[serde(flatten)]
@@ -61,7 +60,7 @@ pub struct UsageTotals {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelPrice {
-    /// The model id, or the beginning of ids (a dated id begins with its model's).
+    /// The model id, or the beginning of ids (a dated id begins with its model's); an empty one stands for all other models.
     pub id: String,
     /// Uncached input.
     pub input_micro_usd_per_mtok: i64,
@@ -135,6 +134,31 @@ impl TokenCounts {
         [self.input, self.output, self.cache_read, self.cache_write_5m, self.cache_write_1h]
     }
 
+    /// Both together, of each kind.
+    #[must_use]
+    pub const fn plus(&self, other: &Self) -> Self {
+        Self {
+            input: self.input.saturating_add(other.input),
+            output: self.output.saturating_add(other.output),
+            cache_read: self.cache_read.saturating_add(other.cache_read),
+            cache_write_5m: self.cache_write_5m.saturating_add(other.cache_write_5m),
+            cache_write_1h: self.cache_write_1h.saturating_add(other.cache_write_1h),
+        }
+    }
+
+    /// By how much there is more of each kind than in `other`; zero where there is not.
+    #[must_use]
+    pub fn beyond(&self, other: &Self) -> Self {
+        let more = |here: i64, there: i64| here.saturating_sub(there).max(0);
+        Self {
+            input: more(self.input, other.input),
+            output: more(self.output, other.output),
+            cache_read: more(self.cache_read, other.cache_read),
+            cache_write_5m: more(self.cache_write_5m, other.cache_write_5m),
+            cache_write_1h: more(self.cache_write_1h, other.cache_write_1h),
+        }
+    }
+
     /// Everything that went in, cached or not.
     fn whole_input(&self) -> i128 {
         [self.input, self.cache_read, self.cache_write_5m, self.cache_write_1h]
@@ -150,10 +174,8 @@ impl TokenCounts {
 pub struct PriceTable {
     /// Where the numbers come from.
     pub source: String,
-    /// One entry a model.
+    /// One entry a model, and one at least.
     pub models: Vec<ModelPrice>,
-    /// The entry used for an unknown model.
-    pub default: String,
 }
 
 /// Why a price list cannot be used.
@@ -162,9 +184,9 @@ pub enum PriceError {
     /// Not the expected JSON.
     #[error("the price list is not valid")]
     Json(#[from] serde_json::Error),
-    /// `default` names no entry.
-    #[error("the price list's default \"{0}\" is none of its models")]
-    Default(String),
+    /// It has no entry, so that nothing would cost anything.
+    #[error("the price list has no models")]
+    Empty,
     /// A price is below zero.
     #[error("the price list has a negative price for \"{0}\"")]
     Negative(String),
@@ -177,8 +199,8 @@ impl PriceTable {
     /// [`PriceError`] that says what is wrong with it.
     pub fn from_json(text: &str) -> Result<Self, PriceError> {
         let table: Self = serde_json::from_str(text)?;
-        if !table.models.iter().any(|price| price.id == table.default) {
-            return Err(PriceError::Default(table.default));
+        if table.models.is_empty() {
+            return Err(PriceError::Empty);
         }
         let negative = |price: &&ModelPrice| {
             let tier = price.long_context.as_ref().map(LongContextPrice::rates).unwrap_or_default();
@@ -199,26 +221,38 @@ impl PriceTable {
         Self::from_json(include_str!("prices.json")).expect("the shipped price list is read by a test")
     }
 
-    /// Cost of a call in micro-USD, rounded up so that nothing is lost.
+    /// Cost of a call in micro-USD, rounded up so that nothing is lost. A model that is not [listed](Self::lists) costs as much
+    /// as the dearest entry, for each kind of token: whoever names the model must not make it cheap.
     #[must_use]
     pub fn cost_micro_usd(&self, model: &str, tokens: &TokenCounts) -> i64 {
-        let Some(price) = self.price(model) else { return 0 };
+        let rates = self.entry(model).map_or_else(|| self.dearest(tokens), |price| price.rates_for(tokens));
         let sum: i128 = tokens
             .parts()
             .iter()
-            .zip(price.rates_for(tokens))
+            .zip(rates)
             .map(|(count, rate)| i128::from((*count).max(0)) * i128::from(rate))
             .sum();
         i64::try_from(sum.div_euclid(1_000_000) + i128::from(sum % 1_000_000 != 0)).unwrap_or(i64::MAX)
     }
 
-    /// The longest entry that `model` begins with, else the default entry.
-    fn price(&self, model: &str) -> Option<&ModelPrice> {
-        self.models
-            .iter()
-            .filter(|price| model.starts_with(&price.id))
-            .max_by_key(|price| price.id.len())
-            .or_else(|| self.models.iter().find(|price| price.id == self.default))
+    /// Whether an entry is for this model. What a call of any other costs is an estimate.
+    #[must_use]
+    pub fn lists(&self, model: &str) -> bool {
+        self.entry(model).is_some()
+    }
+
+    /// The longest entry that `model` begins with.
+    fn entry(&self, model: &str) -> Option<&ModelPrice> {
+        let entries = self.models.iter().filter(|price| model.starts_with(&price.id));
+        entries.max_by_key(|price| price.id.len())
+    }
+
+    /// The highest rate that any entry has for these tokens, of each kind.
+    fn dearest(&self, tokens: &TokenCounts) -> [i64; 5] {
+        self.models.iter().fold([0; 5], |dearest, price| {
+            let rates = price.rates_for(tokens);
+            std::array::from_fn(|kind| dearest[kind].max(rates[kind]))
+        })
     }
 }
 
@@ -239,7 +273,6 @@ mod tests {
         PriceTable {
             source: "test".to_owned(),
             models: vec![price("big", 4_000_000), price("big-cheap", 1_000_000)],
-            default: "big".to_owned(),
         }
     }
 
@@ -253,10 +286,50 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_matching_entry_is_used_and_else_the_default() {
+    fn the_longest_matching_entry_is_used() {
         let tokens = TokenCounts { input: 1_000_000, ..TokenCounts::default() };
         assert_eq!(table().cost_micro_usd("big-cheap-2", &tokens), 1_000_000);
-        assert_eq!(table().cost_micro_usd("unknown", &tokens), 4_000_000);
+        assert!(table().lists("big-cheap-2") && table().lists("big"));
+    }
+
+    #[test]
+    fn a_model_that_the_list_lacks_costs_as_much_as_the_dearest_of_each_kind() {
+        let mut table = table();
+        table.models[0].output_micro_usd_per_mtok = 3_000_000;
+        table.models[1].long_context = Some(LongContextPrice {
+            above_input_tokens: 999_999,
+            input_micro_usd_per_mtok: 6_000_000,
+            output_micro_usd_per_mtok: 1,
+            cache_read_micro_usd_per_mtok: 0,
+            cache_write_5m_micro_usd_per_mtok: 0,
+            cache_write_1h_micro_usd_per_mtok: 0,
+        });
+        let cost = |input, output| {
+            table.cost_micro_usd("bi", &TokenCounts { input, output, ..TokenCounts::default() })
+        };
+        assert!(!table.lists("bi") && !table.lists(""));
+        // The input's is of one entry, the output's of the other.
+        assert_eq!(cost(500_000, 500_000), 2_000_000 + 10_000_000);
+        assert_eq!(cost(1_000_000, 500_000), 6_000_000 + 1_500_000, "a tier counts where it applies");
+        table.models[1].id = String::new();
+        assert!(table.lists("bi"), "an entry for all others");
+    }
+
+    #[test]
+    fn by_the_shipped_list_an_unknown_model_is_no_cheaper_than_any_that_is_known() {
+        let table = PriceTable::shipped();
+        let counts = [
+            TokenCounts { input: 90_000, ..TokenCounts::default() },
+            TokenCounts { output: 90_000, ..TokenCounts::default() },
+            TokenCounts { cache_read: 200_000, ..TokenCounts::default() },
+            TokenCounts { cache_write_5m: 200_000, ..TokenCounts::default() },
+            TokenCounts { cache_write_1h: 200_000, ..TokenCounts::default() },
+        ];
+        for tokens in counts {
+            let unknown = table.cost_micro_usd("of-tomorrow", &tokens);
+            let known = table.models.iter().map(|price| table.cost_micro_usd(&price.id, &tokens));
+            assert_eq!(Some(unknown), known.max(), "{tokens:?}");
+        }
     }
 
     #[test]
@@ -295,9 +368,9 @@ mod tests {
     #[test]
     fn a_bad_list_is_refused() {
         let mut bad = table();
-        bad.default = "other".to_owned();
+        bad.models.clear();
         let json = serde_json::to_string(&bad).unwrap();
-        assert!(matches!(PriceTable::from_json(&json), Err(PriceError::Default(_))));
+        assert!(matches!(PriceTable::from_json(&json), Err(PriceError::Empty)));
         bad = table();
         bad.models[0].output_micro_usd_per_mtok = -1;
         let json = serde_json::to_string(&bad).unwrap();

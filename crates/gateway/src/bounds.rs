@@ -100,6 +100,8 @@ pub(crate) const DRAIN_BYTES: usize = 8 * 1024 * 1024;
 pub(crate) const JSON_COPY_BYTES: usize = 8 * 1024 * 1024;
 /// One line, and the data of one event, of a streamed reply that the meter reads, in bytes.
 pub(crate) const SSE_LINE_BYTES: usize = 1024 * 1024;
+/// Passes over its input that a reply's usage may list one by one; what is beyond is added up and priced as the dearest.
+pub(crate) const USAGE_PARTS: usize = 64;
 /// Output tokens that a call is estimated at before anything is known.
 pub(crate) const OUTPUT_ESTIMATE_TOKENS: i64 = 1000;
 /// Output tokens that a streamed call holds its share of the budgets for: before it is forwarded, and each time that it

@@ -93,7 +93,7 @@ pub struct SettledCall {
     pub tokens: TokenCounts,
     /// Cost.
     pub cost_micro_usd: i64,
-    /// Whether the numbers are an estimate, because the reply was cut.
+    /// Whether the numbers are an estimate: the reply was cut, or cost something that the price list does not say.
     pub estimated: bool,
     /// Time to the first byte of the reply, in milliseconds.
     pub first_byte_ms: Option<i64>,

@@ -34,4 +34,4 @@ pub use step::{
     Cut, ErrorBody, Fault, HttpError, MAX_DELAY_MS, MAX_TEXT_REPEAT, Reply, Step, StepError, ToolCall,
 };
 pub use tries::MAX_COUNTED_STEPS;
-pub use usage::{CacheCreation, DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, Usage, UsageError};
+pub use usage::{CacheCreation, Compaction, DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, Usage, UsageError};

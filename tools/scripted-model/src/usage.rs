@@ -22,6 +22,20 @@ pub struct Usage {
     pub cache_creation_input_tokens: u64,
     /// The written tokens by lifetime of the cache entry.
     pub cache_creation: CacheCreation,
+    /// What summing the conversation up first came to. The other counts leave it out, as the Messages API does: it stands in
+    /// `iterations` alone, before the message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compaction: Option<Compaction>,
+}
+
+/// Tokens of a conversation that was summed up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Compaction {
+    /// Tokens that were read for it.
+    pub input_tokens: u64,
+    /// Tokens of the summary.
+    pub output_tokens: u64,
 }
 
 /// Tokens written to the prompt cache, by lifetime of the entry.
@@ -42,15 +56,17 @@ impl Default for Usage {
             cache_read_input_tokens: 0,
             cache_creation_input_tokens: 0,
             cache_creation: CacheCreation::default(),
+            compaction: None,
         }
     }
 }
 
 impl Usage {
-    /// Returns the counts as a stream shows them at its start: the input is known, of the output one token is there.
+    /// Returns the counts as a stream shows them at its start: the input is known, of the output one token is there, and what
+    /// went before is not told.
     #[must_use]
     pub fn at_start(self) -> Self {
-        Self { output_tokens: 1, ..self }
+        Self { output_tokens: 1, compaction: None, ..self }
     }
 
     /// Returns the counts as a message carries them.
@@ -65,12 +81,19 @@ impl Usage {
     /// Returns the counts as a `message_delta` carries them: without the split of the cache writes.
     #[must_use]
     pub fn in_delta(self) -> Value {
-        json!({
+        let mut value = json!({
             "input_tokens": self.input_tokens,
             "cache_creation_input_tokens": self.cache_creation_input_tokens,
             "cache_read_input_tokens": self.cache_read_input_tokens,
             "output_tokens": self.output_tokens,
-        })
+        });
+        if let Some(compaction) = self.compaction {
+            let [mut summary, mut message] = [json!(compaction), value.clone()];
+            summary["type"] = json!("compaction");
+            message["type"] = json!("message");
+            value["iterations"] = json!([summary, message]);
+        }
+        value
     }
 }
 
@@ -82,6 +105,7 @@ struct UsageFile {
     cache_read_input_tokens: Option<u64>,
     cache_creation_input_tokens: Option<u64>,
     cache_creation: Option<CacheCreation>,
+    compaction: Option<Compaction>,
 }
 
 /// Why token counts are not usable.
@@ -111,6 +135,7 @@ impl TryFrom<UsageFile> for Usage {
             cache_read_input_tokens: file.cache_read_input_tokens.unwrap_or(0),
             cache_creation_input_tokens: parts,
             cache_creation,
+            compaction: file.compaction,
         })
     }
 }
@@ -143,10 +168,27 @@ mod tests {
     }
 
     #[test]
+    fn what_was_summed_up_stands_beside_the_other_counts_and_not_among_them() {
+        let compaction = json!({"input_tokens": 180_000, "output_tokens": 3_500});
+        let usage: Usage =
+            serde_json::from_value(json!({"input_tokens": 5, "compaction": compaction})).unwrap();
+        for told in [usage.in_message(), usage.in_delta()] {
+            assert_eq!(told["input_tokens"], 5);
+            let [summary, message] = [0, 1].map(|pass| &told["iterations"][pass]);
+            assert_eq!((&summary["type"], &summary["input_tokens"]), (&json!("compaction"), &json!(180_000)));
+            assert_eq!((&message["type"], &message["input_tokens"]), (&json!("message"), &json!(5)));
+        }
+        for untold in [usage.at_start().in_message(), Usage::default().in_delta()] {
+            assert!(untold.get("iterations").is_none(), "{untold}");
+        }
+    }
+
+    #[test]
     fn counts_survive_a_round_trip() {
         let usage: Usage = serde_json::from_value(json!({
             "input_tokens": 1, "output_tokens": 2, "cache_read_input_tokens": 3,
             "cache_creation": {"ephemeral_5m_input_tokens": 4, "ephemeral_1h_input_tokens": 5},
+            "compaction": {"input_tokens": 6, "output_tokens": 7},
         }))
         .unwrap();
         assert_eq!(serde_json::from_value::<Usage>(json!(usage)).unwrap(), usage);

@@ -8,6 +8,8 @@ use caisson_domain::run::{Phase, Run, RunStatus};
 use caisson_store::{Store, StoreError};
 use serde_json::Value;
 
+use crate::agent_line::AgentLine;
+
 use super::Dialect;
 
 /// Events that are looked through; beyond them the numbers stand still.
@@ -70,11 +72,8 @@ impl Progress {
     }
 
     fn take_line(&mut self, line: &str) {
-        let Ok(line) = serde_json::from_str::<Value>(line) else { return };
-        if line["type"] != "assistant" {
-            return;
-        }
-        for block in line["message"]["content"].as_array().into_iter().flatten() {
+        let Some(line) = AgentLine::of(line).filter(|line| line.kind == "assistant") else { return };
+        for block in line.blocks().flatten() {
             if let (Some("tool_use"), Some(name)) = (block["type"].as_str(), block["name"].as_str()) {
                 self.take_tool(name);
             }

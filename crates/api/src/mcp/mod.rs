@@ -15,6 +15,7 @@ use caisson_domain::limits::API_BODY_BYTES;
 use caisson_domain::principal::{Principal, Scope};
 use http::{HeaderMap, HeaderName, StatusCode, header};
 use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::auth::Reader;
 use crate::body::{Large, read_large};
@@ -46,7 +47,7 @@ const INSTRUCTIONS: &str = "Caisson runs coding agents, each in a sealed sandbox
         (status = 202, description = "A notification was taken in"),
         (status = 400, description = "Not JSON, or a version that is not spoken", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "The body is longer than 21 MiB, or than 4 MiB with a key that cannot submit", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is longer than 21 MiB, or than 4 MiB with a key that cannot submit, or has more than 20000 values", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "JSON that is no message of JSON-RPC 2.0", body = Problem, content_type = "application/problem+json"),
     ),
@@ -65,14 +66,14 @@ pub(crate) async fn message(
     let (parts, body) = request.into_parts();
     // Only who may submit has attachments to send.
     let most_bytes = if caller.may(Scope::RunsWrite) { ATTACHMENT_BODY_BYTES } else { API_BODY_BYTES };
-    let Large { bytes, place: _held } = read_large(&app, &parts, body, most_bytes).await?;
+    let Large { bytes, place } = read_large(&app, &parts, body, most_bytes).await?;
     let message = Message::parse(&bytes)?;
     drop(bytes);
     match message {
         // There is nothing that a client could tell which would change anything here.
         Message::Notification => Ok(StatusCode::ACCEPTED.into_response()),
         Message::Request { id, method, params } => {
-            let answer = answer(&app, &caller, &method, params).await;
+            let answer = answer(&app, &caller, &method, (params, place)).await;
             Ok(Json(rpc::response(&id, answer)).into_response())
         }
     }
@@ -100,12 +101,17 @@ fn check_version(headers: &HeaderMap) -> Result<(), ApiError> {
     })
 }
 
-async fn answer(app: &App, caller: &Principal, method: &str, params: Value) -> Result<Value, RpcError> {
+async fn answer(
+    app: &App,
+    caller: &Principal,
+    method: &str,
+    (params, place): (Value, Option<OwnedSemaphorePermit>),
+) -> Result<Value, RpcError> {
     match method {
         "initialize" => initialize(&params),
         "ping" => Ok(json!({})),
         "tools/list" => Ok(json!({ "tools": tools::list() })),
-        "tools/call" => tools::call(app, caller, params).await,
+        "tools/call" => tools::call(app, caller, (params, place)).await,
         _ => Err(RpcError::method(method)),
     }
 }

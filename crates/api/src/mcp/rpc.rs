@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::body::check_values;
 use crate::problem::ApiError;
 
 /// The method is not known.
@@ -67,8 +68,9 @@ impl Message {
     /// Reads a message.
     ///
     /// # Errors
-    /// [`ApiError::Malformed`] if it is not JSON, [`ApiError::Body`] if it is no message, or several: the protocol has no batches.
+    /// [`ApiError::BodyTooComplex`], [`ApiError::Malformed`] if it is not JSON, [`ApiError::Body`] if it is no message, or several: the protocol has no batches.
     pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        check_values(body)?;
         let mut message: Value =
             serde_json::from_slice(body).map_err(|error| ApiError::Malformed(error.to_string()))?;
         let bad = |why: &str| Err(ApiError::Body(why.to_owned()));
@@ -107,6 +109,8 @@ fn fits(id: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use caisson_domain::json::JSON_VALUES;
+
     use super::*;
 
     fn parse(text: &str) -> Result<Message, ApiError> {
@@ -152,6 +156,17 @@ mod tests {
         }
         let fits = format!(r#"{{"jsonrpc":"2.0","id":"{}","method":"ping"}}"#, "x".repeat(ID_BYTES - 2));
         assert!(parse(&fits).is_ok());
+    }
+
+    #[test]
+    fn a_message_of_too_many_values_is_refused_before_it_is_read() {
+        let message = |items: usize| {
+            json!({ "jsonrpc": "2.0", "id": 1, "method": "ping", "params": { "x": vec![0; items] } })
+                .to_string()
+        };
+        // The message, its four members, and the list within the last.
+        assert!(parse(&message(JSON_VALUES - 6)).is_ok());
+        assert!(matches!(parse(&message(JSON_VALUES - 5)), Err(ApiError::BodyTooComplex)));
     }
 
     #[test]

@@ -5,12 +5,14 @@ use std::time::Duration;
 use caisson_domain::attachment::ATTACHMENTS;
 use caisson_domain::event::Event;
 use caisson_domain::id::RunId;
+use caisson_domain::json::{JSON_VALUES, values};
 use caisson_domain::limits::IDEMPOTENCY_KEY_BYTES;
 use caisson_domain::principal::{Principal, Scope};
 use caisson_domain::run::{Run, cut};
 use caisson_store::{CancelRun, Topic};
 use http::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::rpc::RpcError;
@@ -19,6 +21,10 @@ use crate::problem::{ApiError, Faults};
 use crate::runs::{self, Detail, RunView, idempotency_key};
 use crate::state::App;
 
+/// The tool that alone has attachments to deal with.
+const SUBMIT: &str = "submit";
+/// Longest part of an unknown tool's name that an error repeats, in bytes.
+const TOOL_NAME_BYTES: usize = 100;
 /// Longest wait for a run's end that one call may ask for, in seconds: shorter than most clients wait for an answer.
 const WAIT_S: u32 = 50;
 /// Events of one answer, and when the caller names no number.
@@ -128,21 +134,28 @@ fn number(description: &str, least: u32, most: u32) -> Value {
 ///
 /// # Errors
 /// [`RpcError`] if there is no such tool, or the call has no form.
-pub(super) async fn call(app: &App, caller: &Principal, mut params: Value) -> Result<Value, RpcError> {
+pub(super) async fn call(
+    app: &App,
+    caller: &Principal,
+    (mut params, place): (Value, Option<OwnedSemaphorePermit>),
+) -> Result<Value, RpcError> {
     let arguments = match params.get_mut("arguments").map(Value::take) {
         None | Some(Value::Null) => json!({}),
         Some(arguments @ Value::Object(_)) => arguments,
         Some(_) => return Err(RpcError::params("params.arguments is not an object")),
     };
-    let name = params["name"].as_str().ok_or_else(|| RpcError::params("params.name is missing: the tool"))?;
-    let done = match name {
-        "submit" => submit(app, caller, arguments).await,
+    let name = params["name"].as_str().map(|name| cut(name, TOOL_NAME_BYTES).to_owned());
+    let name = name.ok_or_else(|| RpcError::params("params.name is missing: the tool"))?;
+    // A call may wait for a run's end: until then it holds no more than it needs.
+    drop(params);
+    let _held = place.filter(|_| name == SUBMIT);
+    let done = match name.as_str() {
+        SUBMIT => submit(app, caller, arguments).await,
         "status" => status(app, caller, arguments).await,
         "events" => events(app, caller, arguments).await,
         "result" => result(app, caller, arguments).await,
         "cancel" => cancel(app, caller, arguments).await,
         _ => {
-            let name = cut(name, 100);
             let message = format!("there is no tool \"{name}\"; tools/list tells of those that there are");
             return Err(RpcError::params(message));
         }
@@ -224,22 +237,28 @@ async fn events(app: &App, caller: &Principal, arguments: Value) -> Result<Value
     let limit = limit.and_then(|limit| u32::try_from(limit).ok()).unwrap_or(EVENTS_DEFAULT);
     let mut next_after = after.unwrap_or(0);
     let mut items: Vec<Value> = Vec::new();
+    let mut room = JSON_VALUES;
     // One long event is read at a time with few others, and only its beginning is kept.
     while items.len() < limit as usize {
         let missing = limit - u32::try_from(items.len()).unwrap_or(limit);
         let read = app.store().events(&id, next_after, missing.min(crate::events::READ_EVENTS)).await?;
         let Some(last) = read.last() else { break };
         next_after = last.seq;
-        items.extend(read.iter().map(event));
+        items.extend(read.iter().map(|one| event(one, &mut room)));
     }
     Ok(json!({ "items": items, "next_after": next_after }))
 }
 
-/// An event; of long details, the beginning as a text.
-fn event(event: &Event) -> Value {
-    let (data, cut_bytes) = match event.data.get() {
-        short if short.len() <= EVENT_BYTES => (serde_json::from_str(short).unwrap_or_default(), 0),
-        long => {
+/// An event; of long details, the beginning as a text, and those for whose values there is no room left all of it as one.
+fn event(event: &Event, room: &mut usize) -> Value {
+    let text = event.data.get();
+    let left = room.checked_sub(values(text.as_bytes()));
+    let (data, cut_bytes) = match (text, left) {
+        (short, Some(left)) if short.len() <= EVENT_BYTES => {
+            *room = left;
+            (serde_json::from_str(short).unwrap_or_default(), 0)
+        }
+        (long, _) => {
             let kept = cut(long, EVENT_BYTES);
             (Value::from(kept), long.len() - kept.len())
         }
@@ -295,5 +314,39 @@ fn numbers<const N: usize>(
     match id {
         Some(id) if faults.is_empty() => Ok((taken, id.parse().map_err(|_| unknown_run())?)),
         Some(_) | None => Err(ApiError::InvalidInput(faults)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use caisson_domain::event::EventKind;
+    use caisson_domain::id::SessionId;
+    use serde_json::value::to_raw_value;
+
+    use super::*;
+
+    fn of(data: &Value) -> Event {
+        Event {
+            seq: 1,
+            session: SessionId::new(1, [0; 10]),
+            run: RunId::new(1, [0; 10]),
+            at_ms: 1,
+            kind: EventKind::AgentLine,
+            data: to_raw_value(data).unwrap(),
+        }
+    }
+
+    #[test]
+    fn details_are_shown_as_they_are_until_their_values_are_too_many_and_then_as_text() {
+        let data = json!({ "list": [1, 2, 3] });
+        let mut room = 5 + 4;
+        let shown = event(&of(&data), &mut room);
+        assert_eq!((&shown["data"], &shown["cut_bytes"], room), (&data, &json!(0), 4));
+        let shown = event(&of(&data), &mut room);
+        assert_eq!((&shown["data"], &shown["cut_bytes"], room), (&json!(data.to_string()), &json!(0), 4));
+        assert_eq!(event(&of(&json!([0, 1])), &mut room)["data"], json!([0, 1]));
+        assert_eq!(room, 1);
+        let long = event(&of(&json!("x".repeat(EVENT_BYTES))), &mut room);
+        assert_eq!((long["data"].as_str().unwrap().len(), &long["cut_bytes"]), (EVENT_BYTES, &json!(2)));
     }
 }

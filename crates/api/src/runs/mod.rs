@@ -55,7 +55,7 @@ pub(crate) use view::{Detail, LISTED_TEXT_BYTES};
         (status = 404, description = "The session was deleted meanwhile", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The same request made a run, which was deleted with its session; or the project keeps as many bytes of attachments as it may", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "The body is longer than 21 MiB", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is longer than 21 MiB, or has more than 20000 values", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "Faults in the request, told together", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "The queue is full, or the project's part of it, or as many bodies of more than 4 MiB are being dealt with as may be; see Retry-After", body = Problem, content_type = "application/problem+json"),

@@ -186,7 +186,7 @@ pub struct ResourcesView {
 pub struct UsageView {
     /// Model calls begun.
     pub calls: i64,
-    /// Calls whose numbers are an estimate: their reply was cut, or the model API ran tools of its own.
+    /// Calls whose numbers are an estimate: their reply was cut, or cost something that the price list does not say.
     pub estimated_calls: i64,
     /// Tokens of uncached input.
     pub input: i64,

@@ -61,7 +61,7 @@ pub struct NewFork {
         (status = 404, description = "The project has no such session", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "A run of it is queued or running, or it has no archived conversation, or no repository; or the same request made a fork that was deleted", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "The body is longer than 4 MiB", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is longer than 4 MiB, or has more than 20000 values", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not called JSON", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "Faults in the request, told together", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "The project has 100 forks without a run", body = Problem, content_type = "application/problem+json"),

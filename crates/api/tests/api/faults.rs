@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
+use caisson_domain::json::JSON_VALUES;
+use caisson_domain::principal::Scope;
 use http::{Method, StatusCode};
 use serde_json::json;
 
@@ -229,4 +231,20 @@ async fn a_head_request_has_the_status_and_no_body() {
     let api = Api::start().await;
     let answer = api.send(api.request(Method::HEAD, "/v1/runs").body(Body::empty()).unwrap()).await;
     assert_eq!((answer.status, answer.body.len()), (StatusCode::OK, 0));
+}
+
+#[tokio::test]
+async fn a_body_of_so_many_values_is_taken_and_one_with_more_is_refused_whatever_its_length() {
+    let mut api = Api::start().await;
+    // The object, its list, and what is in it.
+    let body = |values: usize| json!({ "name": vec![0; values - 2] });
+    let taken = api.post("/v1/keys", &body(JSON_VALUES)).await;
+    assert_eq!(taken.status, StatusCode::UNPROCESSABLE_ENTITY, "{}", taken.text());
+    let refused = api.post("/v1/keys", &body(JSON_VALUES + 1)).await;
+    refused.assert_problem(413, "body_too_complex");
+    assert!(refused.text().contains("20000"), "{}", refused.text());
+    api.post("/v1/runs", &body(JSON_VALUES + 1)).await.assert_problem(413, "body_too_complex");
+    api.key = api.key_with(&[Scope::RunsRead]).await;
+    let message = json!({ "jsonrpc": "2.0", "id": 1, "method": "ping", "params": body(JSON_VALUES) });
+    api.post("/mcp", &message).await.assert_problem(413, "body_too_complex");
 }

@@ -1,11 +1,15 @@
 //! The Model Context Protocol over HTTP: its messages, its errors, its tools.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use caisson_api::config::LARGE_BODIES;
 use caisson_domain::attachment::{ATTACHMENT_BODY_BYTES, ATTACHMENT_BYTES, ATTACHMENTS_BYTES};
 use caisson_domain::limits::API_BODY_BYTES;
 use caisson_domain::principal::Scope;
+use futures_util::future::join_all;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -184,6 +188,24 @@ async fn a_session_goes_on_by_submit_with_attachments_as_large_as_the_native_rou
     send(&api, &message(ATTACHMENT_BODY_BYTES)).await.assert_problem(413, "body_too_large");
     api.key = api.key_with(&[Scope::RunsRead]).await;
     send(&api, &message(API_BODY_BYTES)).await.assert_problem(413, "body_too_large");
+}
+
+#[tokio::test]
+async fn calls_that_wait_for_a_run_keep_no_place_of_a_large_body() {
+    let api = Api::with(|config| config.limits.large_body_wait = Duration::from_secs(5)).await;
+    let claimed = api.running().await;
+    let padding = "x".repeat(API_BODY_BYTES);
+    let waiting = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": { "padding": padding, "name": "result",
+        "arguments": { "run": claimed.run.id, "wait_s": 50 } } });
+    let ping = json!({ "jsonrpc": "2.0", "id": 1, "method": "ping", "params": { "padding": padding } });
+    let all = join_all((0..LARGE_BODIES).map(|_| send(&api, &waiting)));
+    let (ended, ()) = tokio::join!(all, async {
+        assert_eq!(send(&api, &ping).await.status, StatusCode::OK, "it found a place");
+        api.finish(&claimed).await;
+    });
+    for answer in ended {
+        assert_eq!(answer.json()["result"]["structuredContent"]["final"], true, "{}", answer.text());
+    }
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ pub(crate) mod fuzz;
 mod journal;
 mod record;
 mod redaction;
+mod strict;
 mod transcript;
 
 use std::future::Future;

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::asking;
 use super::redaction::Cleaner;
+use super::strict::is_read_by_all;
 use crate::bounds::{EXCERPT_BYTES, JOURNAL_BATCH_LINES, JOURNAL_NOTES, NOTE_BYTES};
 
 /// A batch as read.
@@ -194,8 +195,7 @@ fn steered(steering: Steering) -> NewEvent {
 /// record unreadable.
 fn agent_line(line: String) -> NewEvent {
     let object = line.trim_ascii_start().starts_with('{') && !line.contains(['\n', '\r']);
-    if !object || line.len() > JOURNAL_LINE_BYTES || serde_json::from_str::<serde_json::Value>(&line).is_err()
-    {
+    if !object || line.len() > JOURNAL_LINE_BYTES || !is_read_by_all(&line) {
         return agent_text(&line, 0);
     }
     let kept = NewEvent::from_raw(EventKind::AgentLine, line);

@@ -10,8 +10,8 @@ use caisson_domain::usage::TokenCounts;
 use caisson_store::{BeginCall, CallExtension, DoorRun, ExtendCall, NewModelCall, SettledCall, StoreError};
 use tokio::time::{Instant, timeout};
 
+use super::ask::Ask;
 use super::meter::Reading;
-use super::request::Ask;
 use super::share::{NoShare, Sizes, Wait};
 use super::stream::Reply;
 use crate::bounds::{OUTPUT_CRUMB_TOKENS, OUTPUT_LAST_TOKENS, OUTPUT_SLICE_TOKENS};
@@ -47,8 +47,6 @@ struct Pending {
     held_output: i64,
     /// When it took its last share.
     since: Instant,
-    /// What it holds, in micro-USD.
-    held_micro_usd: i64,
     /// The reply has told its input, and what is held was put right by it.
     input_known: bool,
 }
@@ -110,16 +108,15 @@ impl Account {
             let (held, extension) = &shares[size];
             let extension = CallExtension { only_alone, ..extension.clone() };
             Ok(match store.extend_model_call(id, &extension).await? {
-                ExtendCall::Extended => Ok(Some((*held, extension.reserve_micro_usd))),
+                ExtendCall::Extended => Ok(Some(*held)),
                 ExtendCall::Over => Ok(None),
                 ExtendCall::Refused(over) => Err(over),
             })
         };
         let extended = wait.share(sizes, std::future::pending(), take).await;
         match extended {
-            Ok(Some((held, micro_usd))) => {
+            Ok(Some(held)) => {
                 pending.held_output = held;
-                pending.held_micro_usd = micro_usd;
                 pending.since = Instant::now();
                 pending.input_known = reading.tokens.is_some();
                 Ok(())
@@ -170,15 +167,13 @@ impl Account {
         patience: Duration,
     ) -> Result<(), StoreError> {
         let Some(Pending { id, ask, .. }) = &self.pending else { return Ok(()) };
-        let tokens = reading.merged(&ask.estimate);
-        let model = reading.model.as_ref().unwrap_or(&ask.model);
+        let bill = reading.last_bill(ask, &self.shared.prices);
         let settled = SettledCall {
-            model: model.clone(),
+            model: reading.model.as_ref().unwrap_or(&ask.model).clone(),
             status,
-            tokens,
-            cost_micro_usd: self.shared.prices.cost_micro_usd(model, &tokens),
-            // The price list has tokens alone.
-            estimated: !reading.exact || reading.server_tools,
+            tokens: bill.tokens,
+            cost_micro_usd: bill.cost_micro_usd,
+            estimated: bill.estimated,
             first_byte_ms: self.first_byte.map(millis),
             duration_ms: millis(self.began.elapsed()),
         };
@@ -199,18 +194,17 @@ impl Pending {
 
     /// What the call holds next, at the prices of the model that answers.
     fn extension(&self, shared: &Shared, reading: &Reading, output: i64) -> CallExtension {
-        let tokens = TokenCounts { output, ..reading.tokens.unwrap_or(self.ask.estimate) };
-        let model = reading.model.as_ref().unwrap_or(&self.ask.model);
-        let cost_micro_usd = shared.prices.cost_micro_usd(model, &tokens);
-        let known = reading.tokens.is_some();
+        let (ask, prices) = (&self.ask, &shared.prices);
+        let bill = reading.bill_if_cut(ask, output, prices);
+        // Until the reply has told its input, and all of it, what was reserved for that stays reserved.
+        let known = reading.tokens.is_some() && ask.apart_input == 0;
+        let model = reading.model.as_ref().unwrap_or(&ask.model);
+        let needed = if known { 0 } else { ask.needed_micro_usd(model, output, prices) };
         CallExtension {
-            estimate: tokens,
-            estimate_cost_micro_usd: cost_micro_usd,
-            come_to_micro_usd: shared
-                .prices
-                .cost_micro_usd(model, &TokenCounts { output: reading.output_so_far(), ..tokens }),
-            // Until the reply has told its input, what was reserved for it stays reserved.
-            reserve_micro_usd: if known { cost_micro_usd } else { cost_micro_usd.max(self.held_micro_usd) },
+            estimate: bill.tokens,
+            estimate_cost_micro_usd: bill.cost_micro_usd,
+            come_to_micro_usd: reading.bill(ask, reading.output_so_far(), prices).cost_micro_usd,
+            reserve_micro_usd: bill.cost_micro_usd.max(needed),
             only_alone: false,
         }
     }
@@ -218,7 +212,7 @@ impl Pending {
 
 async fn reserve(shared: &Shared, run: &DoorRun, ask: Ask, reply: &mut Reply) -> Result<Pending, NoShare> {
     let outputs = ask.reserved_output();
-    let needed = outputs.map(|output| ask.needed_micro_usd(output, &shared.prices));
+    let needed = outputs.map(|output| ask.needed_micro_usd(&ask.model, output, &shared.prices));
     let call = NewModelCall {
         model: ask.model.clone(),
         estimate: ask.estimate,
@@ -245,7 +239,6 @@ async fn reserve(shared: &Shared, run: &DoorRun, ask: Ask, reply: &mut Reply) ->
         bounded,
         held_output: outputs[size],
         since: Instant::now(),
-        held_micro_usd: needed[size],
         input_known: false,
         ask,
     })

@@ -3,10 +3,10 @@
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
 
+use super::ask::peek;
 use super::meter::{Meter, Reading};
 use super::provider::wanted;
-use super::request::peek;
-use crate::bounds::MODEL_NAME_BYTES;
+use crate::bounds::{MODEL_NAME_BYTES, USAGE_PARTS};
 use crate::fuzz::cut;
 
 fn reading(bytes: &[u8], size: usize, (kind, encoding): (&'static str, &'static str)) -> Reading {
@@ -29,9 +29,11 @@ pub fn model_reply(data: &[u8]) {
         let whole = reading(bytes, bytes.len().max(1), (kind, "identity"));
         assert_eq!(reading(bytes, size, (kind, "identity")), whole, "{kind}");
         assert!(whole.model.as_ref().is_none_or(|model| model.len() <= MODEL_NAME_BYTES));
-        if let Some(tokens) = whole.tokens {
-            let counts = [tokens.input, tokens.output, tokens.cache_read];
-            assert!(counts.iter().all(|count| *count >= 0), "{tokens:?}");
+        assert!(whole.parts.len() <= USAGE_PARTS);
+        for tokens in whole.tokens.iter().chain(whole.parts.iter().map(|part| &part.tokens)) {
+            let read = [tokens.input, tokens.output, tokens.cache_read];
+            let written = [tokens.cache_write_5m, tokens.cache_write_1h];
+            assert!(read.iter().chain(&written).all(|count| *count >= 0), "{tokens:?}");
         }
         // Where a damaged stream is given up depends on how it is cut; that it ends does not.
         reading(bytes, size, (kind, "gzip"));

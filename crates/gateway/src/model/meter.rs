@@ -2,7 +2,8 @@
 //!
 //! Source of the shapes: the Messages API's documentation of streaming. `message_start` carries the input's
 //! counts, `message_delta` the output's (cumulative), `message_stop` ends the message; a reply that is not
-//! streamed is one JSON object with `model` and `usage`.
+//! streamed is one JSON object with `model` and `usage`. Of both only what matters becomes more than text: as a tree, a reply
+//! may take a hundred times its size.
 
 use std::io::{self, Write};
 
@@ -10,10 +11,12 @@ use caisson_domain::usage::TokenCounts;
 use flate2::write::MultiGzDecoder;
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::sse::Parser;
+use super::usage::{self, Part};
 use crate::bounds::{BYTES_PER_TOKEN, JSON_COPY_BYTES, MODEL_NAME_BYTES};
+use crate::members::{each_member, text};
 
 /// What a reply told about itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,23 +29,13 @@ pub(super) struct Reading {
     pub(super) text_bytes: usize,
     /// The counts are final.
     pub(super) exact: bool,
-    /// The model API ran tools of its own (web searches), which tokens do not pay for.
-    pub(super) server_tools: bool,
+    /// Pass by pass, where it is told so.
+    pub(super) parts: Vec<Part>,
+    /// It cost something that the price list has no price for: tools of the model API's own, another speed or place.
+    pub(super) unpriced: bool,
 }
 
 impl Reading {
-    /// The counts to settle with. What is not final is at least as much as was seen, and at least the
-    /// estimate: an honest guess errs to the dear side.
-    pub(super) fn merged(&self, estimate: &TokenCounts) -> TokenCounts {
-        match self.tokens {
-            Some(tokens) if self.exact => tokens,
-            tokens => {
-                let output = self.output_so_far().max(estimate.output);
-                TokenCounts { output, ..tokens.unwrap_or(*estimate) }
-            }
-        }
-    }
-
     /// Output tokens so far: what the reply says, or what its text comes to. Thinking that the reply does not show is known
     /// at its end only.
     pub(super) fn output_so_far(&self) -> i64 {
@@ -181,10 +174,8 @@ impl Reader {
             }
             Form::Whole(copy) => {
                 let copy = copy.take().unwrap_or_default();
-                if let Ok(message) = serde_json::from_slice::<Value>(&copy) {
-                    take_message(&mut self.reading, &message);
-                    self.reading.exact = self.reading.tokens.is_some();
-                }
+                take_message(&mut self.reading, &copy);
+                self.reading.exact = self.reading.tokens.is_some();
             }
         }
     }
@@ -192,64 +183,62 @@ impl Reader {
 
 /// One event of a streamed reply.
 fn take_event(reading: &mut Reading, stopped: &mut bool, data: &[u8]) {
-    let Ok(event) = serde_json::from_slice::<Value>(data) else { return };
-    match event.get("type").and_then(Value::as_str).unwrap_or_default() {
-        "message_start" => {
-            if let Some(message) = event.get("message") {
-                take_message(reading, message);
-            }
+    let (mut kind, mut message, mut delta, mut usage) = (None, None, None, None);
+    let read = each_member(data, |name, value| {
+        match name {
+            "type" => kind = text(value),
+            "message" => message = Some(value),
+            "delta" => delta = Some(value),
+            "usage" => usage = Some(value),
+            _ => {}
         }
-        "content_block_delta" => {
-            let delta = event.get("delta").and_then(Value::as_object);
-            // Text, thinking, a tool's input, a signature: whatever it is called, but for the word that says which.
-            let parts = delta.into_iter().flatten().filter(|(name, _)| *name != "type");
-            let texts = parts.filter_map(|(_, part)| part.as_str());
-            reading.text_bytes = texts.fold(reading.text_bytes, |sum, text| sum.saturating_add(text.len()));
-        }
-        "message_delta" => take_usage(reading, event.get("usage")),
-        "message_stop" => *stopped = true,
+        Ok::<_, serde_json::Error>(())
+    });
+    if read.is_err() {
+        return;
+    }
+    match (kind.as_deref().unwrap_or_default(), message, delta, usage) {
+        ("message_start", Some(message), ..) => take_message(reading, message.get().as_bytes()),
+        ("content_block_delta", _, Some(delta), _) => take_text(reading, delta),
+        ("message_delta", .., Some(told)) => usage::take(reading, told),
+        ("message_stop", ..) => *stopped = true,
         _ => {}
     }
     reading.exact = *stopped && reading.tokens.is_some();
 }
 
-fn take_message(reading: &mut Reading, message: &Value) {
-    if let Some(model) = message.get("model").and_then(Value::as_str) {
-        reading.model = Some(model_name(model));
-    }
-    take_usage(reading, message.get("usage"));
+/// Text, thinking, a tool's input, a signature: whatever it is called, but for the word that says which.
+fn take_text(reading: &mut Reading, delta: &RawValue) {
+    // What is no object has no text.
+    let _no_object = each_member(delta.get().as_bytes(), |name, part| {
+        if name != "type" && part.get().starts_with('"') {
+            let bytes = text(part).map_or(part.get().len(), |text| text.len());
+            reading.text_bytes = reading.text_bytes.saturating_add(bytes);
+        }
+        Ok::<_, serde_json::Error>(())
+    });
 }
 
-/// Counts that are named replace those told before; the others stay.
-fn take_usage(reading: &mut Reading, usage: Option<&Value>) {
-    let Some(usage) = usage.filter(|usage| usage.is_object()) else { return };
-    let tokens = reading.tokens.get_or_insert_default();
-    let count = |value: Option<&Value>| value.and_then(Value::as_i64).map(|count| count.max(0));
-    let replace = |field: &mut i64, name: &str| {
-        if let Some(value) = count(usage.get(name)) {
-            *field = value;
+/// A whole message, or how a streamed one begins.
+fn take_message(reading: &mut Reading, message: &[u8]) {
+    let (mut model, mut told) = (None, None);
+    let read = each_member(message, |name, value| {
+        match name {
+            "model" => model = text(value),
+            "usage" => told = Some(value),
+            _ => {}
         }
-    };
-    // Whatever such tools are called: each count that is not zero costs something.
-    let tools = usage.get("server_tool_use").and_then(Value::as_object);
-    reading.server_tools |=
-        tools.is_some_and(|tools| tools.values().any(|value| count(Some(value)) > Some(0)));
-    replace(&mut tokens.input, "input_tokens");
-    replace(&mut tokens.output, "output_tokens");
-    replace(&mut tokens.cache_read, "cache_read_input_tokens");
-    let total = count(usage.get("cache_creation_input_tokens"));
-    let split = usage.get("cache_creation");
-    let part = |name: &str| count(split.and_then(|split| split.get(name)));
-    let hour = part("ephemeral_1h_input_tokens");
-    let minutes = part("ephemeral_5m_input_tokens");
-    if total.is_none() && hour.is_none() && minutes.is_none() {
+        Ok::<_, serde_json::Error>(())
+    });
+    if read.is_err() {
         return;
     }
-    let hour = hour.unwrap_or(0);
-    // What the split leaves out was written for the default time, five minutes.
-    let rest = total.map_or(0, |total| total.saturating_sub(hour));
-    tokens.cache_write_1h = hour;
-    tokens.cache_write_5m = minutes.unwrap_or(0).max(rest);
+    if let Some(model) = model {
+        reading.model = Some(model_name(&model));
+    }
+    if let Some(told) = told {
+        usage::take(reading, told);
+    }
 }
 
 /// A model's name fit to be kept: printable ASCII within its bound.

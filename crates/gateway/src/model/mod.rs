@@ -1,8 +1,12 @@
 //! `/model`: the model API, bytes unchanged, real key added, usage metered.
 
 mod account;
+mod ask;
+mod bill;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
+#[cfg(test)]
+mod memory_tests;
 mod meter;
 mod provider;
 mod reach;
@@ -11,6 +15,7 @@ mod retry;
 mod share;
 mod sse;
 mod stream;
+mod usage;
 mod words;
 
 use std::collections::BTreeSet;
@@ -69,7 +74,7 @@ struct Call {
     route: ModelRoute,
     request: reqwest::Request,
     /// None if the call costs nothing.
-    ask: Option<request::Ask>,
+    ask: Option<ask::Ask>,
     /// The sandbox's share of calls and of memory; the latter is given back once the request is sent.
     permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
 }
@@ -155,7 +160,7 @@ struct Read {
     /// What it would have the provider do.
     wanted: BTreeSet<ProviderTool>,
     /// What it is counted as; none if it costs nothing.
-    ask: Option<request::Ask>,
+    ask: Option<ask::Ask>,
     /// As [`Call::permits`].
     permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
 }
@@ -172,7 +177,7 @@ async fn read(door: &Arc<Door>, route: Route, body: Incoming) -> Result<Read, Re
         return Ok(Read { bytes, wanted: BTreeSet::new(), ask: None, permits });
     }
     let copy = bytes.clone();
-    let look = move || (provider::wanted(&copy), (route == Route::Messages).then(|| request::peek(&copy)));
+    let look = move || (provider::wanted(&copy), (route == Route::Messages).then(|| ask::peek(&copy)));
     let (wanted, ask) = heavy(bytes.len(), look).await?;
     let wanted = wanted.map_err(|provider::Unreadable| {
         let most = provider::DEPTH;
@@ -180,6 +185,8 @@ async fn read(door: &Arc<Door>, route: Route, body: Incoming) -> Result<Read, Re
             "the body of a model call must be one JSON object, with content {most} levels deep at most"
         ))
     })?;
+    // What the provider brings is read with all that went before.
+    let ask = ask.map(|ask| if wanted.is_empty() { ask } else { ask.read_twice() });
     Ok(Read { bytes, wanted, ask, permits })
 }
 

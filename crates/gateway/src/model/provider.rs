@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use caisson_domain::provider::ProviderTool;
 use serde_json::value::RawValue;
 
-use crate::members::{Members, Name};
+use crate::members::{Name, each_item, each_member};
 
 /// How deep content may lie in content: a document in a tool's result in a message has four.
 pub(super) const DEPTH: usize = 16;
@@ -33,10 +33,9 @@ impl From<serde_json::Error> for Unreadable {
 /// # Errors
 /// [`Unreadable`].
 pub(super) fn wanted(body: &[u8]) -> Result<BTreeSet<ProviderTool>, Unreadable> {
-    let Members(members) = serde_json::from_slice(body)?;
     let mut found = BTreeSet::new();
-    for (name, value) in members {
-        match name.as_ref() {
+    each_member(body, |name, value| {
+        match name {
             "tools" => tools(value, &mut found)?,
             "mcp_servers" if !is_nothing(value) => {
                 found.insert(ProviderTool::McpConnector);
@@ -44,7 +43,8 @@ pub(super) fn wanted(body: &[u8]) -> Result<BTreeSet<ProviderTool>, Unreadable> 
             "system" | "messages" => content(value, DEPTH, &mut found)?,
             _ => {}
         }
-    }
+        Ok::<_, Unreadable>(())
+    })?;
     Ok(found)
 }
 
@@ -57,14 +57,15 @@ fn tools(value: &RawValue, found: &mut BTreeSet<ProviderTool>) -> Result<(), Unr
     if value.get() == "null" {
         return Ok(());
     }
-    for tool in serde_json::from_str::<Vec<&RawValue>>(value.get())? {
-        let Members(members) = serde_json::from_str(tool.get())?;
-        for (_, kind) in members.iter().filter(|(name, _)| name == "type") {
-            let kind: Option<Name<'_>> = serde_json::from_str(kind.get())?;
-            found.extend(kind.and_then(|Name(kind)| tool_of(&kind)));
-        }
-    }
-    Ok(())
+    each_item(value.get().as_bytes(), |tool| {
+        each_member(tool.get().as_bytes(), |name, kind| {
+            if name == "type" {
+                let kind: Option<Name<'_>> = serde_json::from_str(kind.get())?;
+                found.extend(kind.and_then(|Name(kind)| tool_of(&kind)));
+            }
+            Ok::<_, Unreadable>(())
+        })
+    })
 }
 
 fn tool_of(kind: &str) -> Option<ProviderTool> {
@@ -84,22 +85,14 @@ fn tool_of(kind: &str) -> Option<ProviderTool> {
 /// Looks through messages, blocks of content and what lies in these, however they are nested.
 fn content(value: &RawValue, depth: usize, found: &mut BTreeSet<ProviderTool>) -> Result<(), Unreadable> {
     let inner = depth.checked_sub(1).ok_or(Unreadable)?;
-    match value.get().as_bytes().first() {
-        Some(b'[') => {
-            let parts: Vec<&RawValue> = serde_json::from_str(value.get())?;
-            parts.into_iter().try_for_each(|part| content(part, inner, found))
-        }
-        Some(b'{') => {
-            let Members(members) = serde_json::from_str(value.get())?;
-            for (name, value) in members {
-                match name.as_ref() {
-                    "content" => content(value, inner, found)?,
-                    "source" => source(value, inner, found)?,
-                    _ => {}
-                }
-            }
-            Ok(())
-        }
+    let json = value.get().as_bytes();
+    match json.first() {
+        Some(b'[') => each_item(json, |part| content(part, inner, found)),
+        Some(b'{') => each_member(json, |name, value| match name {
+            "content" => content(value, inner, found),
+            "source" => source(value, inner, found),
+            _ => Ok(()),
+        }),
         _ => Ok(()),
     }
 }
@@ -109,16 +102,20 @@ fn source(value: &RawValue, depth: usize, found: &mut BTreeSet<ProviderTool>) ->
     if !value.get().starts_with('{') {
         return Ok(());
     }
-    let Members(members) = serde_json::from_str(value.get())?;
-    let mut kinds = Vec::new();
-    for (name, value) in members {
-        match name.as_ref() {
-            "type" => kinds.push(serde_json::from_str::<Name<'_>>(value.get())?.0),
+    let (mut named, mut at_hand) = (false, true);
+    each_member(value.get().as_bytes(), |name, value| {
+        match name {
+            "type" => {
+                let Name(kind) = serde_json::from_str(value.get())?;
+                named = true;
+                at_hand &= AT_HAND.contains(&kind.as_ref());
+            }
             "content" => content(value, depth, found)?,
             _ => {}
         }
-    }
-    if kinds.is_empty() || kinds.iter().any(|kind| !AT_HAND.contains(&kind.as_ref())) {
+        Ok::<_, Unreadable>(())
+    })?;
+    if !(named && at_hand) {
         found.insert(ProviderTool::UrlSources);
     }
     Ok(())

@@ -13,8 +13,8 @@ use serde_json::json;
 use tokio::time::{sleep, timeout};
 
 use super::account::Account;
+use super::ask::Ask;
 use super::meter::Meter;
-use super::request::Ask;
 use super::retry::{Advice, Tries, may_pass};
 use super::share::NoShare;
 use super::stream::Reply;

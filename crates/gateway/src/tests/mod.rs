@@ -41,6 +41,7 @@ mod model_faults;
 mod model_host;
 mod model_retry;
 mod model_soft;
+mod model_usage;
 mod model_words;
 mod outside;
 mod redaction;

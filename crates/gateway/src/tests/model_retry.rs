@@ -183,7 +183,7 @@ async fn a_connection_that_breaks_before_the_reply_is_tried_again_and_counted() 
         drop(first);
         let (mut second, _) = listener.accept().await.unwrap();
         assert!(second.read(&mut buffer).await.unwrap() > 0);
-        let body = r#"{"model":"m","usage":{"input_tokens":1,"output_tokens":2}}"#;
+        let body = r#"{"model":"claude-opus-5-5","usage":{"input_tokens":1,"output_tokens":2}}"#;
         let head = format!(
             "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
             body.len()

@@ -20,7 +20,7 @@ use crate::vault::{self, Fresh, Label, MasterKeyError, Sealed};
 use crate::{Actor, Store, StoreError, Topic, audit};
 
 pub use error::CredentialError;
-use records::changed;
+use records::{added, changed};
 pub use renewals::{RENEWAL_MS_MOST, RenewalTurn};
 pub use signing::{SigningKey, SigningKeyError};
 pub(crate) use uses::{CONFIGURED, CredentialUses};
@@ -166,7 +166,7 @@ impl Store {
             .bind(&settings)
             .execute(&mut *tx.db)
             .await?;
-        let record = changed(&new.project, actor, "credential.add", (&id, &name));
+        let record = added((&new.project, actor), (&id, &name), &new.settings);
         audit::write(&mut tx, &record).await?;
         tx.wake(Topic::Credentials);
         let created_at_ms = tx.now_ms;

@@ -372,16 +372,25 @@ async fn adding_rotating_and_removing_are_audited(fixture: Fixture) {
     fixture.store.rotate_credential(at, &value("new"), &Actor::Operator).await.unwrap().unwrap();
     assert!(fixture.store.remove_credential(at.0, at.1, &Actor::Server).await.unwrap());
     let rows = fixture
-        .rows("select actor, action, subject, credential from audit where action like 'credential%' order by number")
+        .rows("select actor, action, subject, credential, host from audit where action like 'credential%' order by number")
         .await;
     let found: Vec<[String; 4]> = rows
         .iter()
         .map(|row| ["actor", "action", "subject", "credential"].map(|column| row.get(column)))
         .collect();
     let id = credential.id.as_str();
-    let expected = [("server", "add"), ("operator", "rotate"), ("server", "remove")]
-        .map(|(actor, what)| [actor, &format!("credential.{what}"), id, "one"].map(str::to_owned));
+    let added = format!("{id}: kind git_token");
+    let expected = [("server", "add", added.as_str()), ("operator", "rotate", id), ("server", "remove", id)]
+        .map(|(actor, what, subject)| {
+            [actor, &format!("credential.{what}"), subject, "one"].map(str::to_owned)
+        });
     assert_eq!(found, expected);
+    let hosts: Vec<Option<&str>> = rows.iter().map(|row| row.get("host")).collect();
+    assert_eq!(hosts, [Some("git.example.com"), None, None]);
+    add_oauth(&fixture).await;
+    let filter = AuditFilter { action: Some("credential.add".to_owned()), ..AuditFilter::default() };
+    let newest = fixture.store.list_audit(&project(), &filter, None, 1).await.unwrap();
+    assert_eq!(newest[0].host.as_deref(), Some("id.example.com"), "where the refresh token goes");
 }
 
 async fn a_renewal_is_audited_once_and_one_that_came_too_late_is_not(fixture: Fixture) {

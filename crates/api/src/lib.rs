@@ -18,6 +18,7 @@ mod budget;
 pub mod config;
 mod conversation;
 mod credentials;
+mod denials;
 mod docs;
 mod events;
 mod extract;

@@ -80,7 +80,7 @@ deny: ## Licences, bans and sources of the dependencies
 advisories: ## Known holes in the dependencies, by the RustSec database (ADVISORY_DB=DIR for a local copy); fails where it cannot be had
 	scripts/supply advisories
 
-sbom: setup ## CycloneDX bills of materials of the program and of the default image, in .caisson/sbom
+sbom: setup ## CycloneDX bills of materials of server, shim and default image, in .caisson/sbom
 	scripts/supply sbom
 
 engine-stop: ## Stop the Docker Engine that setup started

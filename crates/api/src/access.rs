@@ -12,6 +12,7 @@ use caisson_store::{Store, StoreError};
 use tokio::time::Instant;
 
 use crate::config::ApiLimits;
+use crate::denials::Denials;
 use crate::problem::ApiError;
 use crate::quota::Quotas;
 
@@ -47,6 +48,8 @@ pub(crate) struct Access {
     pub(crate) requests: Quotas<ApiKeyId>,
     /// Failed authentications of each address.
     pub(crate) failures: Quotas<Peer>,
+    /// What the audit log knows of keys that lack a scope.
+    pub(crate) denials: Denials,
     good: Mutex<HashMap<String, Instant>>,
     valid: Mutex<HashMap<ApiKeyId, (Instant, bool)>>,
     streams: usize,
@@ -57,6 +60,7 @@ impl Access {
         Self {
             requests: Quotas::per_minute(limits.rate_per_minute),
             failures: Quotas::per_minute(limits.failures_per_minute),
+            denials: Denials::default(),
             good: Mutex::default(),
             valid: Mutex::default(),
             streams: limits.streams,

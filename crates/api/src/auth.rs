@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, header};
 
 use crate::access::Peer;
 use crate::automagik;
+use crate::denials;
 use crate::gate::Entry;
 use crate::middleware::Meter;
 use crate::problem::ApiError;
@@ -52,8 +53,21 @@ callers! {
 #[derive(Debug, Clone)]
 pub(crate) struct Opener(pub(crate) ApiKeyId);
 
-/// Who calls, within the limits of the key and of the address it comes from.
+/// Who calls. Who is refused is counted, and in the audit log if it is a key that lacks the scope.
 async fn caller(parts: &mut Parts, app: &App, scope: Scope) -> Result<Principal, ApiError> {
+    let principal = known_caller(parts, app).await.inspect_err(|error| denials::count(app.store(), error))?;
+    if !principal.may(scope) {
+        let refused = ApiError::ScopeMissing(scope);
+        denials::count(app.store(), &refused);
+        app.access().denials.record(app.store(), &principal, scope).await;
+        return Err(refused);
+    }
+    parts.extensions.insert(Opener(principal.key.clone()));
+    Ok(principal)
+}
+
+/// Who calls, whatever for, within the limits of the key and of the address it comes from.
+async fn known_caller(parts: &mut Parts, app: &App) -> Result<Principal, ApiError> {
     let access = app.access();
     let peer = parts.extensions.get::<Peer>();
     let failed = |error: &ApiError| {
@@ -89,10 +103,6 @@ async fn caller(parts: &mut Parts, app: &App, scope: Scope) -> Result<Principal,
     if !has_place {
         return Err(ApiError::ConnectionsOfKeyFull);
     }
-    if !principal.may(scope) {
-        return Err(ApiError::ScopeMissing(scope));
-    }
-    parts.extensions.insert(Opener(principal.key.clone()));
     Ok(principal)
 }
 

@@ -19,6 +19,7 @@ mod budget;
 pub mod config;
 mod conversation;
 mod credentials;
+mod denials;
 mod docs;
 mod events;
 mod extract;

@@ -118,6 +118,9 @@ impl HeadKeeper {
     pub(crate) fn open(state_dir: &Path, path: &Path, server: &ServerId) -> anyhow::Result<Self> {
         let key_file = state_dir.join(KEY_FILE);
         if !key_file.exists() {
+            if let Some(signed) = SignedHead::read(path)? {
+                ensure_own(&signed.chain, server, path)?;
+            }
             ensure!(
                 !path.exists(),
                 "\"{}\" is missing, but there is a head that it signed; put it back from a backup, or move \"{}\" \
@@ -149,7 +152,11 @@ impl HeadKeeper {
         .context("the audit key cannot be locked")?;
         let last = self.last()?;
         let Some(head) = store.audit_head(&self.server).await? else {
-            ensure!(last.is_none(), "the audit log is empty, but a head of it was signed");
+            ensure!(
+                last.is_none(),
+                "the audit log is empty, but a head of it was signed; {}",
+                after_restore(&self.path)
+            );
             return Ok(());
         };
         if let Some(last) = last {
@@ -159,8 +166,9 @@ impl HeadKeeper {
             let found = store.audit_hash(&self.server, last.seq).await?;
             if found.as_ref() != Some(&last.hash) {
                 bail!(
-                    "the audit log does not have record {} as it was signed; `caisson audit verify` tells more",
-                    last.seq
+                    "the audit log does not have record {} as it was signed; `caisson audit verify` tells more; {}",
+                    last.seq,
+                    after_restore(&self.path)
                 );
             }
         }
@@ -172,9 +180,9 @@ impl HeadKeeper {
     /// The head in the file, if this server signed it.
     fn last(&self) -> anyhow::Result<Option<AuditHead>> {
         let Some(signed) = SignedHead::read(&self.path)? else { return Ok(None) };
-        let head = signed.check(self.key.public_key().as_ref())?;
-        ensure!(head.chain == self.server.as_str(), "the head is of {}, not of this server", head.chain);
-        Ok(Some(head))
+        // Another server's is signed with another key, and nothing is wrong with it.
+        ensure_own(&signed.chain, &self.server, &self.path)?;
+        signed.check(self.key.public_key().as_ref()).map(Some)
     }
 
     fn sign(&self, head: &AuditHead, at_ms: i64) -> SignedHead {
@@ -210,6 +218,26 @@ impl HeadKeeper {
             error!("the head of the audit log is not kept up: {fault:#}");
         }
     }
+}
+
+/// Servers that share a file would each find the other's head there, and write none.
+fn ensure_own(chain: &str, server: &ServerId, path: &Path) -> anyhow::Result<()> {
+    ensure!(
+        chain == server.as_str(),
+        "\"{}\" is the head of the server {chain}, and this one is {server}: give each server a file of its own (audit_head); \
+         the head of an id that this state directory had before is to be kept elsewhere",
+        path.display()
+    );
+    Ok(())
+}
+
+/// What to do where the head is ahead of the log, and that is as it should be.
+fn after_restore(path: &Path) -> String {
+    format!(
+        "if an older backup of the database was restored, keep \"{}\" elsewhere, as evidence of what was lost, and move it \
+         away from there: the next record makes a new head",
+        path.display()
+    )
 }
 
 /// Whether a head can be written to `path`. The state directory itself is made when it is needed.
@@ -252,14 +280,18 @@ pub(crate) async fn look(
         }
         return Ok("no head was signed yet; the next record makes one".to_owned());
     };
+    if let Some(server) = server {
+        ensure_own(&signed.chain, server, path)?;
+    }
     let key = public_key(state_dir)?;
     let head = signed.check(&key.context("audit_key is missing; put it back from a backup")?)?;
     let server: ServerId = head.chain.parse()?;
     let found = store.audit_hash(&server, head.seq).await?;
     ensure!(
         found.as_ref() == Some(&head.hash),
-        "the log does not have record {} as it was signed; `caisson audit verify` tells more",
-        head.seq
+        "the log does not have record {} as it was signed; `caisson audit verify` tells more; {}",
+        head.seq,
+        after_restore(path)
     );
     Ok(format!("signed up to record {}; `caisson audit verify` checks every record", head.seq))
 }

@@ -118,7 +118,52 @@ async fn a_cut_log_keeps_the_last_head_that_was_right() {
     assert!(keeper.keep(&world.store).await.unwrap_err().to_string().contains("record 3"));
     assert_eq!(fs::read(world.head()).unwrap(), signed, "the evidence stays");
     world.cut(0).await;
-    assert!(keeper.keep(&world.store).await.unwrap_err().to_string().contains("empty"));
+    let empty = keeper.keep(&world.store).await.unwrap_err().to_string();
+    assert!(empty.contains("empty") && empty.contains("keep \""), "{empty}");
+}
+
+#[tokio::test]
+async fn after_the_restore_of_an_older_database_the_head_is_moved_away_and_a_new_one_begins() {
+    let world = World::new().await;
+    let keeper = world.keeper();
+    for subject in ["a", "b"] {
+        world.note(subject).await;
+    }
+    keeper.keep(&world.store).await.unwrap();
+    world.cut(1).await;
+    let place = world.head().display().to_string();
+    let looked = look((world.directory.path(), &world.head()), &world.store, Some(&world.server)).await;
+    for told in [keeper.keep(&world.store).await.unwrap_err(), looked.unwrap_err()] {
+        let told = told.to_string();
+        assert!(told.contains("record 2") && told.contains(&format!("keep \"{place}\" elsewhere")), "{told}");
+    }
+    fs::rename(world.head(), world.directory.path().join("evidence")).unwrap();
+    keeper.keep(&world.store).await.unwrap();
+    assert_eq!(SignedHead::read(&world.head()).unwrap().unwrap().seq, 1, "as the message says");
+}
+
+#[tokio::test]
+async fn the_head_of_another_server_is_told_as_such_whatever_signed_it() {
+    let (world, other) = (World::new().await, ServerId::new(2, [2; 10]));
+    world.note("a").await;
+    world.keeper().keep(&world.store).await.unwrap();
+    let signed = fs::read(world.head()).unwrap();
+    // Its state directory has no key yet, and then one of its own.
+    let state = tempfile::tempdir().unwrap();
+    let told = |fault: anyhow::Error| {
+        let text = fault.to_string();
+        let named =
+            text.contains(&format!("of the server {}", world.server)) && text.contains(other.as_str());
+        assert!(named && text.contains("audit_head") && !text.contains("backup"), "{text}");
+    };
+    told(HeadKeeper::open(state.path(), &world.head(), &other).unwrap_err());
+    assert!(!state.path().join(KEY_FILE).exists());
+    let own = state.path().join("head");
+    HeadKeeper::open(state.path(), &own, &other).unwrap();
+    let keeper = HeadKeeper::open(state.path(), &world.head(), &other).unwrap();
+    told(keeper.keep(&world.store).await.unwrap_err());
+    told(look((state.path(), &world.head()), &world.store, Some(&other)).await.unwrap_err());
+    assert_eq!(fs::read(world.head()).unwrap(), signed);
 }
 
 #[tokio::test]

@@ -276,7 +276,10 @@ fn spend_freely(unbounded: &[ProjectId]) -> Vec<String> {
 }
 
 /// Every project.
-async fn projects(store: &Store) -> Result<Vec<ProjectId>, StoreError> {
+///
+/// # Errors
+/// As every read of the store.
+pub(crate) async fn projects(store: &Store) -> Result<Vec<ProjectId>, StoreError> {
     let mut all: Vec<ProjectId> = Vec::new();
     loop {
         let page = store.list_projects(all.last(), PAGE_ITEMS).await?;
@@ -399,21 +402,12 @@ pub(crate) async fn weaknesses_of_store(store: &Store) -> Result<Vec<String>, St
 
 fn open_credential(name: &str, settings: &CredentialSettings) -> Option<String> {
     let (name, kind) = (clean(name), settings.kind());
-    let registry;
-    let url = match settings {
-        CredentialSettings::RegistryToken { host, .. } if host.starts_with(OVER_TLS) => None,
-        CredentialSettings::RegistryToken { host, .. } => {
-            registry = Url::parse(&format!("http://{host}/")).ok();
-            registry.as_ref()
-        }
-        CredentialSettings::ModelApiKey { reach, .. } | CredentialSettings::ModelOauth { reach, .. } => {
-            reach.base_url.as_ref()
-        }
-        CredentialSettings::GitToken { url_prefix: url, .. }
-        | CredentialSettings::GitGithubApp { url_prefix: url, .. }
-        | CredentialSettings::McpHeader { url, .. } => Some(url),
-    };
-    let url = url.filter(|url| is_open(url))?;
+    let destinations = settings.destinations();
+    let open: Vec<_> = destinations.iter().filter(|url| is_open(url)).map(Url::as_str).collect();
+    if open.is_empty() {
+        return None;
+    }
+    let urls = open.join(" and to ");
     let anew = match settings {
         CredentialSettings::RegistryToken { host, .. } => {
             format!("with host={OVER_TLS}{host}, and an https:// rule in egress.allow")
@@ -425,7 +419,7 @@ fn open_credential(name: &str, settings: &CredentialSettings) -> Option<String> 
         | CredentialSettings::McpHeader { .. } => "for an https URL".to_owned(),
     };
     Some(format!(
-        "the credential \"{name}\" ({kind}) is sent to {url} over plain HTTP, where it can be read; add it anew {anew}, then \
+        "the credential \"{name}\" ({kind}) is sent to {urls} over plain HTTP, where it can be read; add it anew {anew}, then \
          `caisson credential remove` it"
     ))
 }
@@ -433,3 +427,7 @@ fn open_credential(name: &str, settings: &CredentialSettings) -> Option<String> 
 #[cfg(test)]
 #[path = "exposure_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "exposure_stored_tests.rs"]
+mod stored_tests;

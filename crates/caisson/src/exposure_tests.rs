@@ -315,34 +315,6 @@ fn ways_outside_to_everybody_or_to_this_machine_are_told() {
 }
 
 #[test]
-fn stored_credentials_that_are_sent_without_encryption_are_told() {
-    let mcp =
-        |url: &str| CredentialSettings::McpHeader { url: url.parse().unwrap(), header: "x-key".to_owned() };
-    let git = |url: &str| CredentialSettings::GitToken {
-        url_prefix: url.parse().unwrap(),
-        username: "x".to_owned(),
-    };
-    for settings in [mcp("https://m.example/mcp"), mcp("http://127.0.0.1:9/mcp"), git("https://g.example/")] {
-        assert_eq!(open_credential("notes", &settings), None, "{settings:?}");
-    }
-    let registry = |host: &str| CredentialSettings::RegistryToken { host: host.to_owned(), username: None };
-    for host in ["https://r.example", "https://r.example:80", "127.0.0.1:9", "localhost", "[::1]:9"] {
-        assert_eq!(open_credential("registry", &registry(host)), None, "{host}");
-    }
-    for host in ["r.example", "r.example:8080", "10.0.0.1", "[2001:db8::1]:9"] {
-        let told = open_credential("registry", &registry(host)).unwrap();
-        assert!(told.contains(&format!("host=https://{host}, and an https:// rule")), "{told}");
-    }
-    for (settings, kind) in
-        [(mcp("http://m.example/mcp"), "mcp_header"), (git("http://g.example/"), "git_token")]
-    {
-        let told = open_credential("no\u{7}tes", &settings).unwrap();
-        assert!(told.contains(kind) && told.contains(".example/") && told.contains("https"), "{told}");
-        assert!(!told.contains('\u{7}'), "{told}");
-    }
-}
-
-#[test]
 fn what_is_told_has_no_login_and_no_query_of_a_url() {
     let mut settings = settings(Path::new("/nowhere"), "127.0.0.1:1");
     settings.model.base_url = "http://somebody:pass-word@model.example/v1?key=0123".parse().unwrap();

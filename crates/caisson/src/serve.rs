@@ -32,7 +32,7 @@ use crate::exposure;
 use crate::inputs::{self, Inputs};
 use crate::log;
 use crate::probe::Checks;
-use crate::roles;
+use crate::roles::{self, lock_state};
 use crate::server_id::{known_server_id, server_id};
 use crate::settings::database::Place;
 use crate::settings::{EngineChoice, Settings};
@@ -280,13 +280,24 @@ pub(crate) async fn keep_audit(
     Ok(keeper_or_warn(&settings.state_dir, &settings.audit_head(), server).map(Arc::new))
 }
 
-/// Makes the state directory and opens the store.
+/// Makes the state directory and opens the store, for commands.
 ///
 /// # Errors
-/// The directory or the database cannot be used.
+/// The directory or the database cannot be used, or it is of an earlier version and a server uses it.
 pub(crate) async fn open_store(settings: &Settings) -> anyhow::Result<Store> {
     make_directory(&settings.state_dir)?;
-    open_at(settings, settings.database_place()?).await
+    let place = settings.database_place()?;
+    // What cannot be looked at is told by the opening.
+    let is_behind = settings.database.migrate && place.is_file_behind().await.unwrap_or(false);
+    // A server of the version before would write to tables that it does not know.
+    let migrating = is_behind.then(|| lock_state(&settings.state_dir)).transpose();
+    let _lock = migrating.with_context(|| {
+        format!(
+            "{place} is of an earlier version, and a server uses it; once that is stopped, run `caisson db migrate`, or start \
+             the server of this version"
+        )
+    })?;
+    open_at(settings, place).await
 }
 
 /// The same for the process that has the locks of its parts of the server: before it migrates the database it waits for

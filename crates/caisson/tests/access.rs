@@ -356,6 +356,8 @@ fn the_doctor_tells_of_what_is_open_wider_than_most_mean_it_to_be() {
     let mut spec = spec(directory.path());
     key(&spec, "for ever", "runs:read");
     said(&spec, &["key", "create", "short", "--expires", "1d"]);
+    said(&spec, &["project", "create", "team-a"]);
+    said(&spec, &["key", "create", "theirs", "--project", "team-a"]);
     let secret = directory.path().join("model-key");
     std::fs::write(&secret, "k").unwrap();
     std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o644)).unwrap();
@@ -366,8 +368,11 @@ fn the_doctor_tells_of_what_is_open_wider_than_most_mean_it_to_be() {
         |start: &str, part: &str| told.lines().any(|line| line.starts_with(start) && line.contains(part));
     assert!(line("warn  exposed", "0.0.0.0:0 without TLS"), "{told}");
     assert!(line("warn  exposed", "model-key\" has mode 0644"), "{told}");
-    assert!(line("note  API keys", "\"for ever\" never expire") && !line("note", "short"), "{told}");
-    assert!(line("ok    TLS", "plain HTTP") && line("ok    API keys", "2 valid"), "{told}");
+    assert!(
+        line("note  API keys", "\"for ever\", \"theirs\" of team-a never expire") && !line("note", "short"),
+        "{told}"
+    );
+    assert!(line("ok    TLS", "plain HTTP") && line("ok    API keys", "3 valid"), "{told}");
     let told = text(&run(&spec, &["doctor", "--listen", "127.0.0.1:0"]).stdout);
     assert!(!told.contains("without TLS"), "{told}");
     spec.set("TLS__CERT_FILE", secret.to_str().unwrap());

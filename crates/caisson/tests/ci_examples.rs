@@ -60,6 +60,18 @@ fn what_strangers_wrote_is_no_part_of_a_script_and_sees_no_secret() {
     assert!(!script_of_gitlab().contains("eval") && !github.to_string().contains("eval"));
 }
 
+#[test]
+fn another_label_ends_no_run_and_the_same_one_again_does() {
+    let github = job_file("github-actions.yml");
+    // A workflow's own is judged before the job's `if`, for every label.
+    assert!(github["concurrency"].is_null());
+    let job = &github["jobs"]["run"];
+    assert!(job["if"].as_str().unwrap().contains("github.event.label.name == 'caisson'"));
+    let group = job["concurrency"]["group"].as_str().unwrap();
+    assert!(group.contains("github.event.pull_request.number"), "{group}");
+    assert_eq!(job["concurrency"]["cancel-in-progress"], json!(true));
+}
+
 /// A shell with a job's script and variables, and nothing of the test's.
 fn shell(program: &str, script: &str, directory: &Path, variables: &[(&str, &str)]) -> Command {
     #[expect(clippy::disallowed_methods, reason = "the script of an example, as a runner starts it")]

@@ -80,6 +80,20 @@ fn wrong_use_ends_with_its_own_code_and_a_usage_line_that_asks_for_no_key() {
 }
 
 #[test]
+fn a_state_directory_is_the_owners_alone_also_where_an_agent_is_installed_first() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let spec = bare_spec(directory.path());
+    let agents = spec.state_dir.join("agents");
+    let inside = [("CAISSON_AGENTS_DIR", agents.to_str().unwrap())];
+    let output = run(&spec, &["agent", "install", "--from", "/nonexistent.tgz"], &inside);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert!(agents.exists(), "it is made before the package is looked at");
+    let mode = std::fs::metadata(&spec.state_dir).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+}
+
+#[test]
 fn a_server_that_is_not_caisson_is_told() {
     use std::io::{Read, Write};
     let directory = tempfile::tempdir().unwrap();

@@ -6,9 +6,14 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
+use sqlx::ConnectOptions as _;
+use sqlx::sqlite::SqliteConnectOptions;
 use testkit::parts::Parts;
 use testkit::postgres::Postgres;
 use testkit::process::ServerSpec;
+
+/// A database of an earlier version, as the store's own tests have it.
+const EARLIER: &str = include_str!("../../store/tests/upgrade/v6.sql");
 
 /// A state directory on which no server runs; commands need none.
 struct State {
@@ -178,4 +183,47 @@ async fn a_copy_in_postgresql_opens_with_the_same_keys_and_the_audit_log_goes_on
     let none = State::new();
     let missing = none.refused(&["db", "copy", "--to-url-file", &url]);
     assert!(missing.contains("to copy"), "{missing}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_command_migrates_a_database_that_a_server_of_an_earlier_version_may_use() {
+    let state = State::new();
+    fs::create_dir(state.path("")).unwrap();
+    let options = SqliteConnectOptions::new().filename(state.path("caisson.db")).create_if_missing(true);
+    let mut database = options.connect().await.unwrap();
+    sqlx::raw_sql(EARLIER).execute(&mut database).await.unwrap();
+    let server: String = sqlx::query_scalar("select id from server").fetch_one(&mut database).await.unwrap();
+    fs::write(state.path("server_id"), server).unwrap();
+    let lock = state.held();
+    let newest = async |database: &mut sqlx::SqliteConnection| -> i64 {
+        sqlx::query_scalar("select max(version) from _sqlx_migrations").fetch_one(database).await.unwrap()
+    };
+    let before = newest(&mut database).await;
+    let lists = [["key", "list"], ["credential", "list"], ["project", "list"]];
+    for arguments in lists.iter().map(|list| &list[..]).chain([
+        &["key", "create", "x"][..],
+        &["key", "revoke", "key_00000000000000000000000000000001"],
+        &["project", "create", "x"],
+        &["gc"],
+    ]) {
+        let said = state.refused(arguments);
+        assert!(
+            said.contains("earlier version") && said.contains("caisson db migrate"),
+            "{arguments:?}: {said}"
+        );
+    }
+    assert_eq!(newest(&mut database).await, before);
+    drop(lock);
+    // Lists migrate nothing, also where no server is.
+    for arguments in lists {
+        assert!(state.refused(&arguments).contains("caisson db migrate"), "{arguments:?}");
+    }
+    assert_eq!(newest(&mut database).await, before);
+    state.done(&["key", "create", "x"]);
+    assert!(newest(&mut database).await > before);
+    let _lock = state.held();
+    for arguments in lists {
+        state.done(&arguments);
+    }
+    state.done(&["key", "create", "y"]);
 }

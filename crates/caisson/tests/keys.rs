@@ -105,6 +105,7 @@ async fn commands_on_what_is_not_there_make_nothing(ground: Ground) {
         &["key", "list"][..],
         &["key", "revoke", key],
         &["credential", "list"],
+        &["project", "list"],
         &["credential", "remove", "x"],
         &["audit", "verify"],
         &["db", "check"],

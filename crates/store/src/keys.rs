@@ -152,7 +152,7 @@ impl Store {
             expires_at_ms: new.expires_at_ms,
             last_used_at_ms: None,
         };
-        let record = NewAudit::new(&new.project, new.by.clone(), "key.create", key.id.as_str());
+        let record = NewAudit::new(&new.project, new.by.clone(), "key.create", &told(&key));
         audit::write(&mut tx, &record).await?;
         tx.commit().await?;
         Ok(Some((key, secret)))
@@ -292,6 +292,13 @@ impl Store {
         self.shared.key_uses.lock().retain(|id, at_ms| uses.get(id) != Some(at_ms));
         Ok(())
     }
+}
+
+/// What the audit log has of a key that is made.
+fn told(ApiKey { id, scopes, expires_at_ms, .. }: &ApiKey) -> String {
+    let scopes: Vec<_> = scopes.iter().map(|scope| scope.as_str()).collect();
+    let expires = expires_at_ms.map_or_else(|| "none".to_owned(), |at_ms| at_ms.to_string());
+    format!("{id}: scopes {}, expires_at_ms {expires}", scopes.join(" "))
 }
 
 fn api_key(row: &Row) -> Result<ApiKey, StoreError> {

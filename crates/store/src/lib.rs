@@ -91,6 +91,7 @@ use deltas::Deltas;
 use hints::Hints;
 use keys::KeyUses;
 use meters::Meters;
+use opening::Turn;
 use vault::Keyring;
 
 pub use approvals::{AnswerApproval, Approval, NewApproval};
@@ -306,6 +307,23 @@ impl Store {
             return Ok(Look::Missing);
         }
         Self::looked(Database::look_at_file(path).await?, clock).await
+    }
+
+    /// Looks at the database file at `path` as [`Store::look`] does, once nobody opens it: one that another process is just
+    /// making or migrating is not seen half done.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn look_at_rest(path: &Path, clock: Clock) -> Result<Look, StoreError> {
+        if !path.exists() {
+            return Ok(Look::Missing);
+        }
+        let turn = Turn::take(path).await.map_err(|error| StoreError::Unavailable(error.into()))?;
+        let looked = Self::look(path, clock).await;
+        drop(turn);
+        looked
     }
 
     /// Looks at a `PostgreSQL` database: makes nothing, migrates nothing, and every write of the store it may answer with

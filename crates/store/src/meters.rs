@@ -40,6 +40,12 @@ impl Family {
     }
 }
 
+/// Requests of the API that nobody was let in with.
+pub static API_REFUSED: Family = Family::count(
+    "caisson_api_refused_total",
+    "Requests of the API whose key was refused or lacks a scope, or whose address has failed too often, by reason.",
+)
+.labelled();
 /// Runs that ended.
 pub static RUNS_ENDED: Family =
     Family::count("caisson_runs_ended_total", "Runs that ended, by status and kind of failure.").labelled();
@@ -83,7 +89,8 @@ pub static DOOR_ANSWERS: Family = Family::times(
 .labelled();
 
 /// All families, by name.
-pub static FAMILIES: [&Family; 10] = [
+pub static FAMILIES: [&Family; 11] = [
+    &API_REFUSED,
     &DENIALS,
     &DOOR_ANSWERS,
     &DOOR_REQUESTS,

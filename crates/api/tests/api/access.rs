@@ -76,6 +76,11 @@ async fn an_address_that_guesses_is_stopped_and_callers_beside_it_are_not() {
     // Without an address, as in process, there is nobody to count.
     assert_eq!(api.send(get("/v1/runs", &fresh)).await.status, StatusCode::OK);
     assert_eq!(send(&fresh).await.status, StatusCode::OK, "it opened something meanwhile");
+    let metrics = api.get("/metrics").await.text();
+    for counted in ["key_refused\"} 3", "failed_too_often\"} 2"] {
+        let line = format!("caisson_api_refused_total{{reason=\"{counted}");
+        assert!(metrics.lines().any(|told| told == line), "{line} in {metrics}");
+    }
     api.store
         .revoke_api_key(&api.store.list_api_keys(&"default".parse().unwrap()).await.unwrap()[0].id)
         .await

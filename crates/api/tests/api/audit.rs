@@ -3,7 +3,7 @@
 use axum::body::Body;
 use caisson_domain::principal::Scope;
 use http::{Method, Request};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{Answer, Api};
 
@@ -61,5 +61,32 @@ async fn the_log_is_paged_and_each_project_reads_its_own() {
     assert_eq!(actions(&page), ["key.create"]);
     for bad in ["cursor=31", "cursor=x", "run=x", "limit=201", "since=1"] {
         api.get(&format!("/v1/audit?{bad}")).await.assert_problem(400, "invalid_query");
+    }
+}
+
+#[tokio::test]
+async fn callers_that_are_refused_are_counted_and_a_lack_of_scope_is_recorded_once_for_a_key_and_scope() {
+    let api = Api::start().await;
+    let reader = api.key_with(&[Scope::RunsRead]).await;
+    for _ in 0..3 {
+        get_with(&api, "/v1/audit", &reader).await.assert_problem(403, "scope_missing");
+    }
+    get_with(&api, "/v1/keys", &reader).await.assert_problem(403, "scope_missing");
+    let wrong = format!("csk_{}", "0".repeat(64));
+    for key in [wrong.as_str(), "no key"] {
+        get_with(&api, "/v1/runs", key).await.assert_problem(401, "unauthenticated");
+    }
+    let page = get_with(&api, "/v1/audit?action=api.denied", &api.key).await.json();
+    let told: Vec<_> = page["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| json!([item["subject"], item["decision"], item["actor"] == page["items"][0]["actor"]]))
+        .collect();
+    assert_eq!(told, [json!(["admin", "denied", true]), json!(["audit", "denied", true])]);
+    let metrics = get_with(&api, "/metrics", &api.key).await.text();
+    for (reason, count) in [("key_refused", 2), ("scope_missing", 4)] {
+        let line = format!("caisson_api_refused_total{{reason=\"{reason}\"}} {count}");
+        assert!(metrics.lines().any(|told| told == line), "{line} in {metrics}");
     }
 }

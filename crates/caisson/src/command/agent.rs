@@ -6,6 +6,7 @@ use serde_json::json;
 use super::{DONE, print, print_json, settings, tell};
 use crate::agents::{Agents, Request};
 use crate::cli::Agent;
+use crate::serve::make_directory;
 use crate::settings::Environment;
 
 /// Installs or lists.
@@ -16,6 +17,8 @@ pub(crate) fn run(command: Agent, environment: &Environment) -> anyhow::Result<u
     match command {
         Agent::Install { server, version, from, integrity, output } => {
             let settings = settings(&server, environment)?;
+            // Everything in it is the server's alone, also where this is the first command.
+            make_directory(&settings.state_dir)?;
             let agents = Agents::new(settings.agents_dir());
             let manifest = agents.install(&Request { version, from, integrity }, &settings.agent_version)?;
             let directory = agents.directory(&manifest.version);

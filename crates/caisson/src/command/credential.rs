@@ -15,11 +15,10 @@ use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
 use serde_json::{Value, json};
 
-use super::machine::{Machine, ensure_known};
+use super::machine::{Machine, look};
 use super::project::require;
 use super::{DONE, complain, print, print_json, settings, tell};
 use crate::cli::{AddCredential, Credential, SecretFlags};
-use crate::serve::open_store;
 use crate::settings::Environment;
 use crate::vault::{master_key_file, unlock};
 
@@ -34,11 +33,11 @@ pub(crate) async fn run(command: Credential, environment: &Environment) -> anyho
     match command {
         Credential::Add(flags) => add(flags, environment).await?,
         Credential::List { server, project, output } => {
-            let settings = settings(&server, environment)?;
-            ensure_known(&settings).await?;
-            let store = open_store(&settings).await?;
-            list(&store.list_credentials(&project.parse()?).await?, store.now_ms(), output.json)?;
+            let project = project.parse()?;
+            let store = look(&settings(&server, environment)?).await?;
+            let (credentials, now_ms) = (store.list_credentials(&project).await, store.now_ms());
             store.close().await.ok();
+            list(&credentials?, now_ms, output.json)?;
         }
         Credential::Rotate { server, secret, credential, project, output } => {
             let project = project.parse()?;

@@ -13,7 +13,7 @@ use caisson_store::{
 use secrecy::ExposeSecret;
 use serde_json::json;
 
-use super::machine::ensure_known;
+use super::machine::{ensure_known, look};
 use super::{DONE, audit, print, print_json, settings, tell as tell_output};
 use crate::artifacts;
 use crate::cli::{CopyDb, Db, OutputFlag};
@@ -71,21 +71,6 @@ async fn migrate(settings: &Settings, timeout_ms: u64, output: OutputFlag) -> an
     let document = json!({"version": version, "made": made, "migrations": (!made).then_some(behind)});
     tell_output(output, &document, &words)?;
     Ok(DONE)
-}
-
-/// Opens the database for reading alone; what to do where it is not of this version.
-async fn look(settings: &Settings) -> anyhow::Result<Store> {
-    let place = settings.database_place()?;
-    match place.look(Clock::system()).await {
-        Ok(Look::Ready(store)) => Ok(store),
-        Ok(Look::Missing) => bail!(place.missing()),
-        Ok(Look::Behind { migrations }) => bail!(
-            "{place} lacks {migrations} migrations: it is of an earlier version; run `caisson db migrate`, or start the server"
-        ),
-        Err(error) => Err(error).with_context(|| {
-            format!("{place} cannot be read by this version; use the version that wrote it last, or a backup")
-        }),
-    }
 }
 
 async fn check(settings: &Settings, json: bool) -> anyhow::Result<u8> {

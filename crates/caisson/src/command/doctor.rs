@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use caisson_domain::id::{ProjectId, ServerId};
 use caisson_sandbox::docker::{Capabilities, DockerEngine, Seccomp};
 use caisson_sandbox::local::{LimitsBy, LocalCapabilities};
-use caisson_store::{ApiKey, Clock, Look, Store};
+use caisson_store::{ApiKey, Clock, Look, Store, StoreError};
 use caisson_worker::DiskCaps;
 use nix::unistd::{AccessFlags, access};
 
@@ -180,23 +180,38 @@ async fn database(settings: &Settings, report: &mut Report) -> Option<Store> {
     {
         report.warn("database", &weakness);
     }
-    let keys = match &store {
-        Some(store) => store.list_api_keys(&ProjectId::default_project()).await,
+    api_keys(store.as_ref(), report).await;
+    store
+}
+
+/// The valid keys of every project.
+async fn valid_keys(store: &Store) -> Result<Vec<ApiKey>, StoreError> {
+    let now_ms = Clock::system().now_ms();
+    let mut valid = Vec::new();
+    for project in exposure::projects(store).await? {
+        valid.extend(store.list_api_keys(&project).await?.into_iter().filter(|key| {
+            key.revoked_at_ms.is_none() && key.expires_at_ms.is_none_or(|at_ms| at_ms > now_ms)
+        }));
+    }
+    Ok(valid)
+}
+
+/// How many keys are valid, and which of them never expire.
+async fn api_keys(store: Option<&Store>, report: &mut Report) {
+    let valid = match store {
+        Some(store) => valid_keys(store).await,
         None => Ok(Vec::new()),
     };
-    let now_ms = Clock::system().now_ms();
-    let valid = keys.map(|keys| {
-        let valid = |key: &&ApiKey| {
-            key.revoked_at_ms.is_none() && key.expires_at_ms.is_none_or(|at_ms| at_ms > now_ms)
-        };
-        keys.into_iter().filter(|key| valid(&key)).collect::<Vec<_>>()
-    });
-    let lasting: Vec<_> = valid
-        .iter()
-        .flatten()
-        .filter(|key| key.expires_at_ms.is_none())
-        .map(|key| format!("\"{}\"", clean(&key.name)))
-        .collect();
+    let name = |key: &ApiKey| {
+        let name = clean(&key.name);
+        if key.project == ProjectId::default_project() {
+            format!("\"{name}\"")
+        } else {
+            format!("\"{name}\" of {}", key.project)
+        }
+    };
+    let lasting: Vec<_> =
+        valid.iter().flatten().filter(|key| key.expires_at_ms.is_none()).map(name).collect();
     report.tell(
         "API keys",
         match valid.map(|valid| valid.len()) {
@@ -216,7 +231,6 @@ async fn database(settings: &Settings, report: &mut Report) -> Option<Store> {
             ),
         );
     }
-    store
 }
 
 /// The engine that a server with these settings would take. What engines keep in the state directory is put elsewhere.

@@ -9,12 +9,11 @@ use caisson_store::{Actor, ApiKey, NewApiKey};
 use comfy_table::{Table, presets};
 use serde_json::json;
 
-use super::machine::{Machine, ensure_known};
+use super::machine::{Machine, look};
 use super::project::require;
 use super::{DONE, complain, print, print_json, settings, tell};
 use crate::cli::Key;
 use crate::render::{clean, utc};
-use crate::serve::open_store;
 use crate::settings::Environment;
 
 /// Makes, lists or revokes.
@@ -57,11 +56,11 @@ pub(crate) async fn run(command: Key, environment: &Environment) -> anyhow::Resu
             print(token.expose());
         }
         Key::List { server, project, output } => {
-            let settings = settings(&server, environment)?;
-            ensure_known(&settings).await?;
-            let store = open_store(&settings).await?;
-            let keys = store.list_api_keys(&project.parse()?).await?;
-            let now_ms = store.now_ms();
+            let project = project.parse()?;
+            let store = look(&settings(&server, environment)?).await?;
+            let (keys, now_ms) = (store.list_api_keys(&project).await, store.now_ms());
+            store.close().await.ok();
+            let keys = keys?;
             if output.json {
                 keys.into_iter().map(KeyView::from).try_for_each(|key| print_json(&key))?;
             } else {

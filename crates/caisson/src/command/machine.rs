@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use anyhow::Context;
-use caisson_store::Store;
+use anyhow::{Context, bail};
+use caisson_store::{Clock, Look, Store};
 
 use super::settings;
 use crate::audit_head::HeadKeeper;
@@ -50,6 +50,24 @@ impl Machine {
             head.keep_or_log(&self.store).await;
         }
         self.store.close().await.ok();
+    }
+}
+
+/// Opens the database for reading alone, also while a server uses it: makes nothing and migrates nothing.
+///
+/// # Errors
+/// There is none, or it is not of this version.
+pub(super) async fn look(settings: &Settings) -> anyhow::Result<Store> {
+    let place = settings.database_place()?;
+    match place.look(Clock::system()).await {
+        Ok(Look::Ready(store)) => Ok(store),
+        Ok(Look::Missing) => bail!(place.missing()),
+        Ok(Look::Behind { migrations }) => bail!(
+            "{place} lacks {migrations} migrations: it is of an earlier version; run `caisson db migrate`, or start the server"
+        ),
+        Err(error) => Err(error).with_context(|| {
+            format!("{place} cannot be read by this version; use the version that wrote it last, or a backup")
+        }),
     }
 }
 

@@ -7,11 +7,10 @@ use caisson_domain::limits::{PAGE_ITEMS, PROJECTS};
 use caisson_store::{Actor, ChangeShare, CreateProject, Project as Stored, Store};
 use comfy_table::{Table, presets};
 
-use super::machine::Machine;
+use super::machine::{Machine, look};
 use super::{DONE, print, print_json, settings, tell};
 use crate::cli::{Project, SetProject};
 use crate::render::utc;
-use crate::serve::open_store;
 use crate::settings::Environment;
 
 /// Makes or lists.
@@ -39,7 +38,7 @@ pub(crate) async fn run(command: Project, environment: &Environment) -> anyhow::
         Project::Set(flags) => set(&flags, environment).await?,
         Project::Retention(flags) => return super::gc::retention(flags, environment).await,
         Project::List { server, json } => {
-            let store = open_store(&settings(&server, environment)?).await?;
+            let store = look(&settings(&server, environment)?).await?;
             let projects = store.list_projects(None, PAGE_ITEMS).await;
             store.close().await.ok();
             let projects = projects?;

@@ -181,6 +181,23 @@ impl Place {
         }
     }
 
+    /// Whether it is a file that lacks migrations, and that nobody is bringing up to date. What servers share knows them itself:
+    /// opening it refuses to migrate while one lives.
+    ///
+    /// # Errors
+    /// As [`Store::look_at_rest`].
+    pub(crate) async fn is_file_behind(&self) -> Result<bool, StoreError> {
+        let Self::File(path) = self else { return Ok(false) };
+        match Box::pin(Store::look_at_rest(path, Clock::system())).await? {
+            Look::Missing => Ok(false),
+            Look::Behind { .. } => Ok(true),
+            Look::Ready(store) => {
+                store.close().await.ok();
+                Ok(false)
+            }
+        }
+    }
+
     /// What to say where there is none, and what to do.
     pub(crate) fn missing(&self) -> String {
         match self {

@@ -3,6 +3,7 @@
 //!
 //! What is public is fixed when a credential is added; rotating replaces the secret alone.
 
+mod destinations;
 mod read;
 mod secret;
 

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use caisson_domain::credential::{CredentialSecret, CredentialSettings};
+use caisson_domain::id::RunId;
 use caisson_domain::redact::{Held, Origin};
-use caisson_store::{OpenedCredential, SigningKey};
+use caisson_store::{DoorRun, OpenedCredential, SigningKey};
 use http::Method;
 use http::header::{ACCEPT, AUTHORIZATION, USER_AGENT};
 use reqwest::header::HeaderValue;
@@ -18,9 +19,9 @@ use serde_json::json;
 use tokio::sync::oneshot;
 use url::Url;
 
-use super::CredentialFault;
 use super::time::utc_ms;
 use super::token::{self, TokenFault};
+use super::{CredentialFault, note_token_call};
 use crate::bounds::INSTALLATION_TOKEN_SKEW_MS;
 use crate::config::secret_header;
 use crate::shared::Shared;
@@ -38,9 +39,10 @@ struct Answer {
     expires_at: String,
 }
 
-/// The app's installation token.
+/// The app's installation token, had for `run` if there is none yet.
 pub(super) async fn token(
     shared: &Arc<Shared>,
+    run: &DoorRun,
     opened: OpenedCredential,
 ) -> Result<SecretString, CredentialFault> {
     let credential = opened.credential.clone();
@@ -55,9 +57,13 @@ pub(super) async fn token(
         return Err(CredentialFault::token(&credential, fault));
     }
     let (sender, receiver) = oneshot::channel();
-    let shared = Arc::clone(shared);
+    let (shared, run) = (Arc::clone(shared), run.id.clone());
     let version = credential.version;
     shared.tracker.clone().spawn(async move {
+        if let Err(fault) = note(&shared, &run, &opened).await {
+            drop(sender.send(Err(fault)));
+            return;
+        }
         let minted = mint(&shared, &opened).await;
         if let Ok((token, expires_at_ms)) = &minted {
             let (credential, origin) = (opened.credential.id.clone(), Origin::Issued);
@@ -68,14 +74,22 @@ pub(super) async fn token(
         flight.minted =
             minted.as_ref().ok().map(|(token, expires_at_ms)| (version, token.clone(), *expires_at_ms));
         // Whoever wanted it may have left; the next one finds it.
-        drop(sender.send(minted.map(|(token, _)| token)));
+        let told = minted.map(|(token, _)| token).map_err(|fault| match fault {
+            Some(fault) => CredentialFault::token(&opened.credential, fault),
+            None => CredentialFault::unusable(&opened.credential),
+        });
+        drop(sender.send(told));
     });
-    match receiver.await {
-        Ok(Ok(token)) => Ok(token),
-        Ok(Err(Some(fault))) => Err(CredentialFault::token(&credential, fault)),
-        Ok(Err(None)) => Err(CredentialFault::unusable(&credential)),
-        Err(_) => Err(CredentialFault::Internal),
-    }
+    receiver.await.unwrap_or(Err(CredentialFault::Internal))
+}
+
+/// Writes down that the app's key signs for a token.
+async fn note(shared: &Shared, run: &RunId, opened: &OpenedCredential) -> Result<(), CredentialFault> {
+    let credential = &opened.credential;
+    let CredentialSettings::GitGithubApp { api_base_url, .. } = &credential.settings else {
+        return Err(CredentialFault::unusable(credential));
+    };
+    note_token_call(shared, run, (credential, api_base_url)).await
 }
 
 /// Asks for a token; no fault of the endpoint if the request cannot even be made.

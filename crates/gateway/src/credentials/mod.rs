@@ -2,7 +2,7 @@
 //! a removal acts on the next request of a living sandbox.
 //!
 //! The store's credentials come before those of the settings. Of several that fit, the longest prefix wins, then the
-//! newest. A run's use is written down before the credential is sent.
+//! newest. A run's use is written down before the credential is sent, be it for a token alone.
 
 mod fault;
 mod flight;
@@ -22,6 +22,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use caisson_domain::credential::{CredentialKind, CredentialSecret, CredentialSettings};
+use caisson_domain::id::RunId;
 use caisson_domain::redact::{Held, Origin};
 use caisson_store::{Credential, CredentialError, CredentialUse, DoorRun, OpenedCredential, StoreError};
 use reqwest::header::HeaderValue;
@@ -104,25 +105,40 @@ pub(crate) async fn git(
     for _ in 0..CHOICES {
         let Some(chosen) = choose(candidates(shared, run, KINDS).await?, url) else { return Ok(None) };
         let Some(opened) = open(shared, &chosen).await? else { continue };
-        return login(shared, opened).await.map(Some);
+        return login(shared, run, opened).await.map(Some);
     }
     Ok(None)
 }
 
-async fn login(shared: &Arc<Shared>, opened: OpenedCredential) -> Result<GitLogin, CredentialFault> {
+async fn login(
+    shared: &Arc<Shared>,
+    run: &DoorRun,
+    opened: OpenedCredential,
+) -> Result<GitLogin, CredentialFault> {
     let credential = opened.credential.clone();
     let (username, token) = match (&credential.settings, &opened.secret) {
         (CredentialSettings::GitToken { username, .. }, CredentialSecret::Value { value, .. }) => {
             (username.as_str(), value.clone())
         }
         (CredentialSettings::GitGithubApp { .. }, CredentialSecret::PrivateKey { .. }) => {
-            (APP_USER, github_app::token(shared, opened).await?)
+            (APP_USER, github_app::token(shared, run, opened).await?)
         }
         _ => return Err(CredentialFault::unusable(&credential)),
     };
     let authorization = secret_header("a git credential", &basic(username, &token))
         .map_err(|_| CredentialFault::unusable(&credential))?;
     Ok(GitLogin { authorization, name: recorded_name(&credential), stored: Some(credential) })
+}
+
+/// Writes down, before a credential's own secret is sent to `url` for a token, that it is: once for each run that has it sent.
+async fn note_token_call(
+    shared: &Shared,
+    run: &RunId,
+    (credential, url): (&Credential, &Url),
+) -> Result<(), CredentialFault> {
+    let host = url.host_str().unwrap_or_default().to_owned();
+    let used = CredentialUse { credential: recorded_name(credential), host, purpose: "token" };
+    shared.try_note_use(run, &used).await.map_err(|error| CredentialFault::store(&error))
 }
 
 /// What the record calls a stored credential: its id, since a name may be given again, and its name for people.

@@ -84,7 +84,9 @@ impl ModelRoute {
     pub(crate) async fn renewed(&self, shared: &Arc<Shared>, run: &DoorRun) -> Option<Self> {
         let refused = self.renewable()?;
         let renewing = async {
-            let Some(opened) = oauth::renewed(shared, &self.client, refused).await? else { return Ok(None) };
+            let Some(opened) = oauth::renewed((shared, run), &self.client, refused).await? else {
+                return Ok(None);
+            };
             // Rotated meanwhile, it may be for another URL, and the request is made already.
             let route = route(shared, self.client.clone(), &opened)?;
             if route.base_url != self.base_url || opened.credential.settings != refused.settings {
@@ -135,7 +137,7 @@ pub(crate) async fn model(
             }
         };
         let client = client_for(shared, &opened)?;
-        let Some(opened) = oauth::fresh(shared, &client, opened).await? else { continue };
+        let Some(opened) = oauth::fresh((shared, run), &client, opened).await? else { continue };
         let route = route(shared, client, &opened)?;
         used(shared, &opened.credential, run).await?;
         return Ok(Some(route));

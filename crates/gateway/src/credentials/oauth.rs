@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use caisson_domain::credential::{CredentialSecret, CredentialSettings, TokenFormat};
-use caisson_store::{Credential, OpenedCredential};
+use caisson_domain::id::RunId;
+use caisson_store::{Credential, DoorRun, OpenedCredential};
 use http::Method;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::header::HeaderValue;
@@ -19,7 +20,7 @@ use url::form_urlencoded::Serializer;
 
 use super::flight::Flight;
 use super::token::{self, TokenFault};
-use super::{CredentialFault, held, open, stored, turn};
+use super::{CredentialFault, held, note_token_call, open, stored, turn};
 use crate::bounds::{OAUTH_LIFETIME_MS, OAUTH_LIFETIME_MS_MOST, OAUTH_SKEW_MS};
 use crate::hold::hold;
 use crate::shared::Shared;
@@ -35,7 +36,7 @@ struct Answer {
 
 /// The credential with an access token that is good for a while; none if it was removed.
 pub(super) async fn fresh(
-    shared: &Arc<Shared>,
+    (shared, run): (&Arc<Shared>, &DoorRun),
     client: &reqwest::Client,
     seen: OpenedCredential,
 ) -> Result<Option<OpenedCredential>, CredentialFault> {
@@ -52,7 +53,7 @@ pub(super) async fn fresh(
     if let Some(fault) = flight.failed_just_now(version) {
         return still_good(opened, left_ms, fault).map(Some);
     }
-    match fly(shared, client, opened.clone(), flight).await {
+    match fly((shared, run), client, opened.clone(), flight).await {
         Ok(refreshed) => Ok(refreshed),
         Err(Failed::Token(fault)) => still_good(opened, left_ms, fault).map(Some),
         Err(Failed::Other(fault)) => Err(fault),
@@ -62,7 +63,7 @@ pub(super) async fn fresh(
 /// The credential with another access token than the one that was `refused` however long it was said to live; none if it was
 /// removed, or if that token is a new one already. Of many calls that were refused at once, one refreshes it.
 pub(super) async fn renewed(
-    shared: &Arc<Shared>,
+    (shared, run): (&Arc<Shared>, &DoorRun),
     client: &reqwest::Client,
     refused: &Credential,
 ) -> Result<Option<OpenedCredential>, CredentialFault> {
@@ -78,7 +79,7 @@ pub(super) async fn renewed(
     if let Some(fault) = flight.failed_just_now(version) {
         return Err(CredentialFault::token(&opened.credential, fault));
     }
-    fly(shared, client, opened, flight).await.map_err(|failed| match failed {
+    fly((shared, run), client, opened, flight).await.map_err(|failed| match failed {
         Failed::Token(fault) => CredentialFault::token(refused, fault),
         Failed::Other(fault) => fault,
     })
@@ -86,15 +87,15 @@ pub(super) async fn renewed(
 
 /// Refreshes in a task of its own, which holds the flight until it has ended.
 async fn fly(
-    shared: &Arc<Shared>,
+    (shared, run): (&Arc<Shared>, &DoorRun),
     client: &reqwest::Client,
     opened: OpenedCredential,
     mut flight: OwnedMutexGuard<Flight>,
 ) -> Result<Option<OpenedCredential>, Failed> {
     let (sender, receiver) = oneshot::channel();
-    let (shared, client) = (Arc::clone(shared), client.clone());
+    let (shared, run, client) = (Arc::clone(shared), run.id.clone(), client.clone());
     shared.tracker.clone().spawn(async move {
-        let refreshed = refresh(&shared, &client, &opened).await;
+        let refreshed = refresh((&shared, &run), &client, &opened).await;
         flight.note(opened.credential.version, refreshed.as_ref().err().and_then(Failed::token));
         if let Ok(Some(brought)) = &refreshed {
             flight.note_brought(brought.credential.version);
@@ -140,7 +141,7 @@ const fn expires_at_ms(opened: &OpenedCredential) -> i64 {
 /// Refreshes once no other server does, and takes what one has stored meanwhile: also where the endpoint refused, since then it
 /// may have been another server that it gave a token to.
 async fn refresh(
-    shared: &Shared,
+    (shared, run): (&Shared, &RunId),
     client: &reqwest::Client,
     opened: &OpenedCredential,
 ) -> Result<Option<OpenedCredential>, Failed> {
@@ -148,7 +149,7 @@ async fn refresh(
     let Some(turn) = turn::take(shared, credential).await? else {
         return open(shared, credential).await.map_err(Failed::Other);
     };
-    let refreshed = refresh_in_turn(shared, client, opened).await;
+    let refreshed = refresh_in_turn((shared, run), client, opened).await;
     let Err(Failed::Token(fault)) = refreshed else {
         if refreshed.is_err() {
             turn::end(shared, credential, turn).await;
@@ -164,7 +165,7 @@ async fn refresh(
 
 /// Refreshes and stores. What somebody rotated to meanwhile counts more.
 async fn refresh_in_turn(
-    shared: &Shared,
+    (shared, run): (&Shared, &RunId),
     client: &reqwest::Client,
     opened: &OpenedCredential,
 ) -> Result<Option<OpenedCredential>, Failed> {
@@ -177,6 +178,7 @@ async fn refresh_in_turn(
     let CredentialSecret::Oauth { refresh_token, proxy_login, .. } = &opened.secret else {
         return Err(unusable());
     };
+    note_token_call(shared, run, (credential, token_url)).await.map_err(Failed::Other)?;
     let request = request(token_url, *token_format, refresh_token, client_id.as_deref());
     let answer: Answer =
         token::call(client, request, shared.bounds.token_call).await.map_err(Failed::Token)?;

@@ -12,6 +12,8 @@ use caisson_store::{Credential, SigningKey};
 use futures_util::future::join_all;
 use http::Method;
 use secrecy::ExposeSecret;
+use sqlx::ConnectOptions as _;
+use sqlx::sqlite::SqliteConnectOptions;
 use tokio::sync::Notify;
 
 use super::model_host::{END, ModelHost, Piece, START, Script, piece};
@@ -85,6 +87,13 @@ impl Scene {
     }
 }
 
+/// What the audit log has of secrets that were sent for a token.
+async fn token_calls(world: &World) -> Vec<String> {
+    let audit = world.audit().await.into_iter();
+    let calls = audit.filter(|(action, purpose, ..)| action == "credential.use" && purpose == "token");
+    calls.map(|(_, _, name, host)| format!("{} for {}", name.unwrap(), host.unwrap())).collect()
+}
+
 fn renewed() -> Script {
     Script::json(200, "{\"access_token\":\"new\",\"refresh_token\":\"refresh2\",\"expires_in\":3600}")
 }
@@ -108,6 +117,11 @@ async fn twenty_calls_at_once_refresh_an_access_token_once() {
     assert_eq!((stored.credential.version, refresh_token.expose_secret()), (2, "refresh2"));
     assert!(*expires_at_ms > scene.world.store.now_ms() + 3_500_000);
     assert_eq!(stored.credential.rotated_at_ms, None);
+    let id = at.1.as_str();
+    assert_eq!(token_calls(&scene.world).await, [format!("{id} oauth for 127.0.0.1")]);
+    let audit = scene.world.audit().await;
+    let renewed = audit.iter().filter(|(action, ..)| action == "credential.renew");
+    assert_eq!(renewed.map(|(_, subject, ..)| subject.as_str()).collect::<Vec<_>>(), [id]);
     scene.world.stop().await;
     scene.world.store.close().await.unwrap();
     assert!(!scene.world.disk_has("refresh2"));
@@ -220,6 +234,7 @@ struct App {
     sandbox: Sandbox,
     host: ModelHost,
     api: ModelHost,
+    credential: Credential,
 }
 
 /// A repository on a host that answers `status`, and an app whose tokens end at `expires_at`.
@@ -246,8 +261,8 @@ async fn app(status: u16, expires_at: &str) -> App {
         ("installation_id", "42"),
     ];
     let secret = CredentialSecret::PrivateKey { private_key: KEY.to_owned().into() };
-    world.add_credential("app", CredentialKind::GitGithubApp, &settings, secret).await;
-    App { world, sandbox, host, api }
+    let credential = world.add_credential("app", CredentialKind::GitGithubApp, &settings, secret).await;
+    App { world, sandbox, host, api, credential }
 }
 
 #[tokio::test]
@@ -257,6 +272,7 @@ async fn an_app_signs_for_one_installation_token_and_keeps_it() {
     assert!(replies.iter().all(|reply| reply.status == OK));
     let asked = app.api.seen();
     assert_eq!(asked.len(), 1, "one call for a token");
+    assert_eq!(token_calls(&app.world).await, [format!("{} app for 127.0.0.1", app.credential.id)]);
     assert_eq!(asked[0].uri, "/base/app/installations/42/access_tokens");
     let basic = crate::credentials::basic("x-access-token", &"ghs_minted".to_owned().into());
     assert!(app.host.seen().iter().all(|seen| seen.headers["authorization"] == basic.as_str()));
@@ -414,5 +430,28 @@ async fn a_renewed_access_token_that_is_refused_as_well_is_told_after_one_retry(
         assert_eq!(scene.ask().await.status, 403);
     }
     assert_eq!(scene.tokens.seen().len(), 1, "a new token that is refused is not refreshed for each call");
+    scene.world.stop().await;
+}
+
+/// Has the database take no record of a secret that is sent for a token.
+async fn refuse_token_records(world: &World) {
+    let options = SqliteConnectOptions::new().filename(world.root.path().join("caisson.db"));
+    let mut database = options.connect().await.unwrap();
+    let trigger = "create trigger refused before insert on audit when new.subject = 'token' \
+         begin select raise(abort, 'no'); end";
+    sqlx::query(trigger).execute(&mut database).await.unwrap();
+}
+
+#[tokio::test]
+async fn no_secret_is_sent_for_a_token_when_its_use_cannot_be_written_down() {
+    let (app, scene) = (app(200, "2999-01-01T00:00:00Z").await, Scene::oauth(renewed(), &[], 0).await);
+    for world in [&app.world, &scene.world] {
+        refuse_token_records(world).await;
+    }
+    assert_ne!(app.sandbox.agent(Method::GET, REFS, "").await.status, OK);
+    assert_ne!(scene.ask().await.status, OK);
+    assert_eq!((app.api.seen().len(), scene.tokens.seen().len()), (0, 0), "neither was asked");
+    assert!(app.host.seen().is_empty() && scene.model.seen().is_empty());
+    app.world.stop().await;
     scene.world.stop().await;
 }

@@ -18,7 +18,7 @@ pub struct CredentialUse {
     pub credential: String,
     /// The host that gets it.
     pub host: String,
-    /// What for: `model`, `mcp`, `registry`, `git fetch` or `git push`.
+    /// What for: `model`, `mcp`, `registry`, `git fetch`, `git push`, or `token` where it is sent for a token alone.
     pub purpose: &'static str,
 }
 

@@ -3,6 +3,7 @@
 
 mod error;
 mod pem;
+mod records;
 mod renewals;
 mod room;
 mod signing;
@@ -16,9 +17,10 @@ use secrecy::ExposeSecret;
 use crate::database::{Row, Tx, sql};
 use crate::rows::{Columns, document};
 use crate::vault::{self, Fresh, Label, MasterKeyError, Sealed};
-use crate::{Actor, NewAudit, Store, StoreError, Topic, audit};
+use crate::{Actor, Store, StoreError, Topic, audit};
 
 pub use error::CredentialError;
+use records::{added, changed};
 pub use renewals::{RENEWAL_MS_MOST, RenewalTurn};
 pub use signing::{SigningKey, SigningKeyError};
 pub(crate) use uses::{CONFIGURED, CredentialUses};
@@ -65,12 +67,6 @@ pub struct NewCredential {
     pub settings: CredentialSettings,
     /// What is secret; of the same kind.
     pub secret: CredentialSecret,
-}
-
-/// The record of a change to a credential.
-fn changed(project: &ProjectId, actor: &Actor, action: &str, (id, name): (&CredentialId, &str)) -> NewAudit {
-    let record = NewAudit::new(project, actor.clone(), action, id.as_str());
-    NewAudit { credential: Some(name.to_owned()), ..record }
 }
 
 const COUNT: &str = "select count(*) from credential where project_id = $1";
@@ -170,7 +166,7 @@ impl Store {
             .bind(&settings)
             .execute(&mut *tx.db)
             .await?;
-        let record = changed(&new.project, actor, "credential.add", (&id, &name));
+        let record = added((&new.project, actor), (&id, &name), &new.settings);
         audit::write(&mut tx, &record).await?;
         tx.wake(Topic::Credentials);
         let created_at_ms = tx.now_ms;
@@ -224,7 +220,7 @@ impl Store {
         Ok(Some(rotated))
     }
 
-    /// Writes down what a token endpoint gave in place of the secret that `renewed` has. None if it was rotated, renewed
+    /// Writes down, also in the audit log, what a token endpoint gave in place of the secret that `renewed` has. None if it was rotated, renewed
     /// or removed meanwhile, and then what is stored counts.
     ///
     /// # Errors
@@ -254,6 +250,10 @@ impl Store {
             .fetch_optional(&mut *tx.db)
             .await?;
         let written = row.as_ref().map(credential_of).transpose()?;
+        if let Some(Credential { project, id, name, .. }) = &written {
+            let record = changed(project, &Actor::Server, "credential.renew", (id, name));
+            audit::write(&mut tx, &record).await?;
+        }
         tx.wake(Topic::Credentials);
         tx.commit().await?;
         Ok(written)

@@ -144,12 +144,27 @@ async fn use_of_a_key_is_written_when_the_store_closes(fixture: Fixture) {
 }
 
 async fn making_and_revoking_a_key_is_audited(fixture: Fixture) {
-    let (id, _) = fixture.store.create_api_key(&project(), "ci", &[Scope::Admin]).await.unwrap();
+    let (id, _) =
+        fixture.store.create_api_key(&project(), "ci", &[Scope::RunsRead, Scope::Audit]).await.unwrap();
     fixture.store.revoke_api_key(&id).await.unwrap();
+    let short = NewApiKey {
+        project: project(),
+        name: "short".to_owned(),
+        scopes: vec![Scope::Admin],
+        expires_at_ms: Some(START_MS + 9),
+        by: Actor::Server,
+    };
+    let (short, _) = fixture.store.make_api_key(&short).await.unwrap().unwrap();
     let rows = fixture.rows("select actor, action, subject from audit order by number").await;
     let records: Vec<(&str, &str, &str)> =
         rows.iter().map(|row| (row.get("actor"), row.get("action"), row.get("subject"))).collect();
-    let expected = [("operator", "key.create", id.as_str()), ("operator", "key.revoke", id.as_str())];
+    let lasting = format!("{id}: scopes runs:read audit, expires_at_ms none");
+    let short = format!("{}: scopes admin, expires_at_ms {}", short.id, START_MS + 9);
+    let expected = [
+        ("operator", "key.create", lasting.as_str()),
+        ("operator", "key.revoke", id.as_str()),
+        ("server", "key.create", short.as_str()),
+    ];
     assert_eq!(records, expected);
 }
 

@@ -99,7 +99,7 @@ mod tests {
         }
         assert_eq!(denials.lock().len(), TOLD);
         assert!(!denials.is_due(entry(TOLD, Scope::Audit)), "there is no room for one more");
-        tokio::time::advance(TOLD_FOR - Duration::from_millis(1)).await;
+        tokio::time::advance(TOLD_FOR.checked_sub(Duration::from_millis(1)).unwrap()).await;
         assert!(!denials.is_due(entry(0, Scope::Audit)));
         tokio::time::advance(Duration::from_millis(1)).await;
         assert!(denials.is_due(entry(TOLD, Scope::Audit)) && denials.is_due(entry(0, Scope::Audit)));

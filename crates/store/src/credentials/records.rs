@@ -28,9 +28,10 @@ pub(super) fn added(
             hosts.push(host.to_owned());
         }
     }
+    let record = changed(project, actor, "credential.add", (id, name));
     NewAudit {
         subject: format!("{id}: kind {}", settings.kind()),
         host: (!hosts.is_empty()).then(|| hosts.join(", ")),
-        ..changed(project, actor, "credential.add", (id, name))
+        ..record
     }
 }

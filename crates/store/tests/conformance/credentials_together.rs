@@ -5,8 +5,8 @@ use std::time::Duration;
 use caisson_domain::credential::{CredentialKind, CredentialSecret};
 use caisson_domain::run::{Run, RunStatus};
 use caisson_store::{
-    Actor, CREDENTIAL_USES_KEPT, Clock, Credential, Finish, NewCredential, RENEWAL_MS_MOST, RenewalTurn,
-    Store, Topic,
+    Actor, AuditFilter, AuditRecord, CREDENTIAL_USES_KEPT, Clock, Credential, Finish, NewCredential,
+    RENEWAL_MS_MOST, RenewalTurn, Store, Topic,
 };
 
 use crate::credentials::{add, settings, totals};
@@ -17,6 +17,7 @@ conformance! {
     a_turn_ends_by_itself_and_the_late_one_may_still_write,
     a_turn_that_is_given_back_or_overtaken_keeps_nobody_waiting,
     a_turn_is_bounded_and_survives_no_clock_that_was_set_back,
+    a_renewal_is_audited_once_and_one_that_came_too_late_is_not,
     changes_of_credentials_are_told,
     what_another_process_counted_is_told_after_the_runs_end,
     what_is_written_before_the_end_is_in_the_one_total,
@@ -84,6 +85,28 @@ async fn of_two_servers_one_has_the_turn_at_renewing_a_token(fixture: Fixture) {
     assert!(fixture.store.remove_credential(&seen.project, &seen.id, &Actor::Operator).await.unwrap());
     assert_eq!(second.take_renewal(&rotated, TURN_MS).await.unwrap(), RenewalTurn::Passed);
     second.close().await.unwrap();
+}
+
+async fn a_renewal_is_audited_once_and_one_that_came_too_late_is_not(fixture: Fixture) {
+    let fixture = fixture.unlocked().await;
+    let first = token(&fixture).await;
+    fixture.store.renew_credential(&first, &oauth("a2")).await.unwrap().unwrap();
+    assert!(fixture.store.renew_credential(&first, &oauth("late")).await.unwrap().is_none());
+    let found = fixture.store.list_audit(&project(), &AuditFilter::default(), None, 100).await.unwrap();
+    let told = |one: &AuditRecord| {
+        (one.actor.clone(), one.action.clone(), one.subject.clone(), one.credential.clone(), one.host.clone())
+    };
+    let expected = |action: &str, subject: String, host: Option<&str>| {
+        let name = Some("oauth".to_owned());
+        ("server".to_owned(), action.to_owned(), subject, name, host.map(str::to_owned))
+    };
+    let id = first.id.to_string();
+    let expected = [
+        expected("credential.renew", id.clone(), None),
+        // Where the refresh token goes; the access token goes to the model API of the configuration.
+        expected("credential.add", format!("{id}: kind model_oauth"), Some("id.example.com")),
+    ];
+    assert_eq!(found.iter().map(told).collect::<Vec<_>>(), expected);
 }
 
 async fn a_turn_ends_by_itself_and_the_late_one_may_still_write(fixture: Fixture) {

@@ -140,9 +140,10 @@ async fn fresh(git: &Git) -> Result<Commits, Failure> {
     if is_anchor {
         // The commit is the same before and after the branch is made, so all is done at once.
         let (base, switched, kept) =
-            tokio::join!(git.resolve("HEAD"), switch(git, None), anchor::keep_head(git));
+            tokio::join!(cloned_head(git), switch(git, None), anchor::keep_head(git));
+        let base = base?;
         switched?;
-        let (base, kept) = (base?, kept?);
+        let kept = kept?;
         return match base {
             Some(_) if !kept.exit.success() => Err(git_command("update-ref", &kept.stderr)),
             Some(base) => Ok((Some(base.clone()), Some(base))),
@@ -153,7 +154,7 @@ async fn fresh(git: &Git) -> Result<Commits, Failure> {
         Some(start) => Some(start::find(git, start).await?),
         None => None,
     };
-    let base = if start.is_some() { start.clone() } else { git.resolve("HEAD").await? };
+    let base = if start.is_some() { start.clone() } else { cloned_head(git).await? };
     let Some(base) = base else {
         switch(git, None).await?;
         return Ok((without_commits(git).await?, None));
@@ -185,6 +186,18 @@ async fn clone(git: &Git, branch: Option<&BranchName>, is_anchor: bool) -> Resul
     }
     clone.extend([url.as_str(), "."]);
     git.talk_again(&clone, || unfinished_emptied(git)).await
+}
+
+/// `HEAD` of a clone, which is the commit of the branch that was named, if one was: where there is no such branch, `git clone` takes a
+/// tag of that name, and who may push tags is not who may push branches.
+async fn cloned_head(git: &Git) -> Result<Option<String>, Failure> {
+    let Some(named) = &git.work.base else { return git.resolve("HEAD").await };
+    let tracked = format!("refs/remotes/{}/{named}", paths::GIT_REMOTE);
+    let (head, branch) = tokio::try_join!(git.resolve("HEAD"), git.resolve(&tracked))?;
+    if branch.is_none() || branch != head {
+        return Err(missing_branch(named));
+    }
+    Ok(head)
 }
 
 /// The same git, but starting from the run's own branch, which an earlier run of the session has pushed; none if the branch is not

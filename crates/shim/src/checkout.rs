@@ -231,7 +231,7 @@ fn unfinished_emptied(git: &Git) -> Result<(), Failure> {
 }
 
 /// Whether a clone failed because the repository has no such branch.
-fn is_branch_missing(output: &Output) -> bool {
+pub(crate) fn is_branch_missing(output: &Output) -> bool {
     !output.exit.success() && output.stderr.contains("not found in upstream")
 }
 
@@ -269,14 +269,29 @@ pub(crate) fn missing_branch(base: &BranchName) -> Failure {
     )
 }
 
-/// Takes up the checkout that is there: an earlier run or attempt worked on it.
+/// Takes up the checkout that is there: an earlier run or attempt worked on it. The anchor is fetched into it, for the agent to compare
+/// with, and once more apart, for what steers.
 async fn existing(git: &Git) -> Result<Commits, Failure> {
     unlock(git);
     forget_attributes(git);
     git.learn_drivers().await?;
-    let anchor = anchor::fetch(git).await?;
-    set_author(git).await?;
-    to_branch(git).await?;
+    let mut anchor = anchor::fetch(git).await?;
+    let local = async {
+        set_author(git).await?;
+        to_branch(git).await
+    };
+    let (apart, ()) = tokio::try_join!(anchor::fetch_apart(git), local)?;
+    if anchor != apart {
+        // Somebody may have pushed between the two.
+        anchor = anchor::fetch(git).await?;
+    }
+    if anchor != apart {
+        return Err(Failure::new(
+            FailureKind::Conflict,
+            "the branch that steers the agent is another commit in the workspace than on the git host: it was pushed just now, or an earlier \
+             agent has changed the workspace's repository; try again, or begin a new session",
+        ));
+    }
     anchor::give_attributes(git, anchor.as_deref(), "HEAD").await?;
     Ok((noted_base(git).await?, anchor))
 }

@@ -12,6 +12,7 @@ use caisson_domain::workflow::{Publish, WorkspaceAccess};
 use tokio::time::Instant;
 
 use crate::agent::Agent;
+use crate::anchor;
 use crate::approvals::Approvals;
 use crate::artifacts::Artifacts;
 use crate::attachments::{Brought, Source};
@@ -290,6 +291,7 @@ impl Live<'_> {
             revisions::keep(git, checkout.anchor.as_deref()).await?;
             let (mut steered, file) =
                 tokio::try_join!(steer(git, &checkout, self.work.trust), commands::read(git, &checkout))?;
+            anchor::forget_apart(git)?;
             if let Some(wish) = images::wish(&file, self.work) {
                 return Err(Halt::OtherImage(wish));
             }

@@ -24,6 +24,8 @@ echo left-copy > ~/.caisson/anchor/CLAUDE.md
 printf -- '---\nname: left\ndescription: left-skill\n---\nx\n' > ~/.claude/skills/left/SKILL.md
 echo '{}' > ~/.claude/settings.json
 echo '{own}' > ~/.claude.json
+memory=~/.claude/projects/$(pwd | sed 's/[^A-Za-z0-9]/-/g')/memory
+mkdir -p $memory && echo left-memory > $memory/MEMORY.md
 echo built > ~/.cache/built
 touch {}
 "#,

@@ -290,6 +290,9 @@ async fn an_earlier_agent_does_not_steer_the_next_run() {
     )
     .unwrap();
     std::fs::write(home.join(".claude/CLAUDE.md"), "left-text").unwrap();
+    let project = std::fs::read_dir(home.join(".claude/projects")).unwrap().next().unwrap().unwrap().path();
+    std::fs::create_dir_all(project.join("memory")).unwrap();
+    std::fs::write(project.join("memory/MEMORY.md"), "left-memory").unwrap();
     std::fs::write(home.join(".claude/rules/left.md"), "left-rule").unwrap();
     std::fs::create_dir_all(home.join(".claude/skills/left")).unwrap();
     std::fs::write(
@@ -317,6 +320,7 @@ async fn an_earlier_agent_does_not_steer_the_next_run() {
     let calls = scene.calls();
     assert!(!calls.contains("left-") && calls.contains("base-root"), "{calls}");
     assert!(!calls.contains("steered=left"));
+    assert!(!project.join("memory").exists());
     assert_eq!(scene.marks(), Vec::<String>::new());
     // Its work on the file is published all the same.
     assert_eq!(scene.sandbox.remote(&["show", &format!("{BRANCH}:CLAUDE.md")]), "left-work");

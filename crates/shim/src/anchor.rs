@@ -5,7 +5,6 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use caisson_domain::protocol::paths;
 use caisson_domain::protocol::places::STEERING;
 use caisson_domain::run::{Failure, FailureKind};
 
@@ -71,7 +70,7 @@ pub(crate) async fn fetch_apart(git: &Git) -> Result<Option<String>, Failure> {
     made()?;
     let url = git.url();
     let mut clone = vec!["clone", "--quiet", "--bare", "--no-tags", "--single-branch", "--depth=1", FILTER];
-    clone.extend(["--template=", "--origin", paths::GIT_REMOTE]);
+    clone.push("--template=");
     if let Some(branch) = named {
         clone.extend(["--branch", branch.as_str()]);
     }

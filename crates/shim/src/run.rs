@@ -251,38 +251,39 @@ impl Live<'_> {
         if !self.work.may_choose_image {
             self.look_for_programs()?;
         }
-        let reading = self.read_repository(git);
+        let mut reading = Box::pin(self.read_repository(git));
         // One reads its settings as soon as it starts; of one that only reads, nobody is to find a socket.
         let starts_last = self.work.trust.settings || self.work.workspace == WorkspaceAccess::ReadOnly;
         let (early, (checkout, mut steered, file)) = if starts_last {
             (None, reading.await?)
         } else {
             let agent = start(&Acting::default())?;
-            tokio::pin!(reading);
             let read = tokio::select! {
                 biased;
                 read = &mut reading => read,
                 () = tokio::time::sleep(self.shim.patience.head_start) => {
                     agent.hold();
-                    let read = reading.await;
+                    let read = (&mut reading).await;
                     agent.go_on();
                     read
                 }
             };
+            drop(reading);
             (Some(agent), read?)
         };
         let early = match early {
-            Some(agent) if file.setup.is_some() => self.take_back(agent, &steered).await?,
+            Some(agent) if file.setup.is_some() => Box::pin(self.take_back(agent, &steered)).await?,
             early => early,
         };
-        let notes = self.set_up(git, &checkout, (&file, &steered)).await?;
+        let notes = Box::pin(self.set_up(git, &checkout, (&file, &steered))).await?;
         steered.notes.extend(notes);
+        // What the command has left running may change it from here on.
+        let given = Given::look(&self.shim.places.home);
         let agent = match early {
             Some(agent) => agent,
             None => start(&steered.acting)?,
         };
-        (self.agent, self.checkout, self.steered) = (Some(agent), Some(checkout), steered);
-        self.given = Given::look(&self.shim.places.home);
+        (self.agent, self.checkout, self.steered, self.given) = (Some(agent), Some(checkout), steered, given);
         self.steered.notes.extend(images::note(&file, self.work));
         self.repository = file;
         Ok(())

@@ -229,7 +229,7 @@ mod tests {
         fs::write(home.path().join(".claude/projects/stray"), "x").unwrap();
         symlink(other.path(), home.path().join(".claude/projects/-elsewhere")).unwrap();
         fs::set_permissions(project.join("memory"), Permissions::from_mode(0o500)).unwrap();
-        fs::set_permissions(&project, Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&project, Permissions::from_mode(0o000)).unwrap();
         clear(home.path()).unwrap();
         let names = |place: &Path| {
             let mut names: Vec<_> = fs::read_dir(place)

@@ -16,7 +16,7 @@ fn hostile(scene: &Scene) -> String {
     let own =
         json!({"env": {"STEERED": "left"}, "mcpServers": {"m": {"command": "touch", "args": [mark("mcp")]}}});
     format!(
-        r#"
+        r"
 mkdir -p ~/.claude/rules ~/.claude/skills/left ~/.caisson/anchor ~/.cache
 echo left-text > ~/.claude/CLAUDE.md
 echo left-rule > ~/.claude/rules/left.md
@@ -28,7 +28,7 @@ memory=~/.claude/projects/$(pwd | sed 's/[^A-Za-z0-9]/-/g')/memory
 mkdir -p $memory && echo left-memory > $memory/MEMORY.md
 echo built > ~/.cache/built
 touch {}
-"#,
+",
         hook("hook"),
         mark("set-up"),
     )

@@ -118,6 +118,8 @@ fn fixed(spec: &EnvironmentSpec<'_>) -> Vec<(String, String)> {
         ("CLAUDE_CODE_MCP_STARTUP_WAIT_MS", MCP_STARTUP_WAIT_MS.to_string()),
         // One prompt, one turn, one result: without it a command left behind keeps the CLI waiting.
         ("CLAUDE_CODE_DISABLE_BACKGROUND_TASKS", "1".to_owned()),
+        // Else it takes what an earlier agent, or a tool, has left below its conversations for its user's instructions.
+        ("CLAUDE_CODE_DISABLE_AUTO_MEMORY", "1".to_owned()),
     ];
     if let Some(url) = spec.proxy_url {
         fixed.extend(PROXIES.map(|name| (name, url.to_owned())));

@@ -174,14 +174,17 @@ pub fn fill(prompt: &str, values: &Values) -> String {
     for (place, name) in places(prompt) {
         let Some(value) = values.get(name) else { continue };
         filled.push_str(&prompt[from..place.start]);
-        // A text must not end the tag or the quotation that a workflow's author put around it.
-        filled.push_str(
-            &value.to_string().replace('<', "\\u003c").replace('>', "\\u003e").replace('`', "\\u0060"),
-        );
+        filled.push_str(&as_data(value));
         from = place.end;
     }
     filled.push_str(&prompt[from..]);
     filled
+}
+
+/// A value as JSON on one line, for a prompt: it ends neither its own quotation nor the tag or the fence that is around it.
+#[must_use]
+pub fn as_data(value: &Value) -> String {
+    value.to_string().replace('<', "\\u003c").replace('>', "\\u003e").replace('`', "\\u0060")
 }
 
 /// Where the prompt names parameters.

@@ -140,9 +140,10 @@ async fn fresh(git: &Git) -> Result<Commits, Failure> {
     if is_anchor {
         // The commit is the same before and after the branch is made, so all is done at once.
         let (base, switched, kept) =
-            tokio::join!(git.resolve("HEAD"), switch(git, None), anchor::keep_head(git));
+            tokio::join!(cloned_head(git), switch(git, None), anchor::keep_head(git));
+        let base = base?;
         switched?;
-        let (base, kept) = (base?, kept?);
+        let kept = kept?;
         return match base {
             Some(_) if !kept.exit.success() => Err(git_command("update-ref", &kept.stderr)),
             Some(base) => Ok((Some(base.clone()), Some(base))),
@@ -153,7 +154,7 @@ async fn fresh(git: &Git) -> Result<Commits, Failure> {
         Some(start) => Some(start::find(git, start).await?),
         None => None,
     };
-    let base = if start.is_some() { start.clone() } else { git.resolve("HEAD").await? };
+    let base = if start.is_some() { start.clone() } else { cloned_head(git).await? };
     let Some(base) = base else {
         switch(git, None).await?;
         return Ok((without_commits(git).await?, None));
@@ -187,6 +188,18 @@ async fn clone(git: &Git, branch: Option<&BranchName>, is_anchor: bool) -> Resul
     git.talk_again(&clone, || unfinished_emptied(git)).await
 }
 
+/// `HEAD` of a clone, which is the commit of the branch that was named, if one was: where there is no such branch, `git clone` takes a
+/// tag of that name, and who may push tags is not who may push branches.
+async fn cloned_head(git: &Git) -> Result<Option<String>, Failure> {
+    let Some(named) = &git.work.base else { return git.resolve("HEAD").await };
+    let tracked = format!("refs/remotes/{}/{named}", paths::GIT_REMOTE);
+    let (head, branch) = tokio::try_join!(git.resolve("HEAD"), git.resolve(&tracked))?;
+    if branch.is_none() || branch != head {
+        return Err(missing_branch(named));
+    }
+    Ok(head)
+}
+
 /// The same git, but starting from the run's own branch, which an earlier run of the session has pushed; none if the branch is not
 /// there any more, since somebody may have merged and removed it.
 async fn continued(git: &Git) -> Result<Option<Git>, Failure> {
@@ -218,7 +231,7 @@ fn unfinished_emptied(git: &Git) -> Result<(), Failure> {
 }
 
 /// Whether a clone failed because the repository has no such branch.
-fn is_branch_missing(output: &Output) -> bool {
+pub(crate) fn is_branch_missing(output: &Output) -> bool {
     !output.exit.success() && output.stderr.contains("not found in upstream")
 }
 
@@ -256,14 +269,29 @@ pub(crate) fn missing_branch(base: &BranchName) -> Failure {
     )
 }
 
-/// Takes up the checkout that is there: an earlier run or attempt worked on it.
+/// Takes up the checkout that is there: an earlier run or attempt worked on it. The anchor is fetched into it, for the agent to compare
+/// with, and once more apart, for what steers.
 async fn existing(git: &Git) -> Result<Commits, Failure> {
     unlock(git);
     forget_attributes(git);
     git.learn_drivers().await?;
-    let anchor = anchor::fetch(git).await?;
-    set_author(git).await?;
-    to_branch(git).await?;
+    let mut anchor = anchor::fetch(git).await?;
+    let local = async {
+        set_author(git).await?;
+        to_branch(git).await
+    };
+    let (apart, ()) = tokio::try_join!(anchor::fetch_apart(git), local)?;
+    if anchor != apart {
+        // Somebody may have pushed between the two.
+        anchor = anchor::fetch(git).await?;
+    }
+    if anchor != apart {
+        return Err(Failure::new(
+            FailureKind::Conflict,
+            "the branch that steers the agent is another commit in the workspace than on the git host: it was pushed just now, or an earlier \
+             agent has changed the workspace's repository; try again, or begin a new session",
+        ));
+    }
     anchor::give_attributes(git, anchor.as_deref(), "HEAD").await?;
     Ok((noted_base(git).await?, anchor))
 }

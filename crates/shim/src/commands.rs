@@ -17,6 +17,7 @@ use futures_util::future::maybe_done;
 use tokio::time::timeout;
 
 use crate::agent::{DRAIN_MS, variables};
+use crate::anchor;
 use crate::checkout::Checkout;
 use crate::confine;
 use crate::git::{Git, is_object_name, text};
@@ -57,6 +58,7 @@ impl Ended {
 /// [`Failure`] if it cannot be used, or git fails.
 pub(crate) async fn read(git: &Git, checkout: &Checkout) -> Result<RepositoryFile, Failure> {
     let Some(anchor) = &checkout.anchor else { return Ok(RepositoryFile::default()) };
+    let git = &anchor::source(git, checkout);
     let listed = git.run(&["ls-tree", "--long", anchor, "--", REPOSITORY_FILE]).await?;
     let words: Vec<&str> = listed.split_whitespace().take(4).collect();
     let [mode, "blob", object, size] = words.as_slice() else { return Ok(RepositoryFile::default()) };

@@ -2,12 +2,16 @@
 
 use std::fmt::Write as _;
 
+use caisson_domain::git::BranchName;
+use caisson_domain::parameters::as_data;
 use caisson_domain::protocol::NoteLevel;
-use caisson_domain::run::Failure;
+use caisson_domain::run::{Failure, cut};
 
 use crate::failure::Halt;
 use crate::git::{Git, text};
-use crate::push::{Conflict, Pushed, Tried, abort_rebase, is_rebasing, named, push, push_onto, unmerged};
+use crate::push::{
+    Conflict, FILES_NAMED, Pushed, Tried, abort_rebase, is_rebasing, named, push, push_onto, unmerged,
+};
 use crate::run::Live;
 use crate::turn::TurnEnd;
 
@@ -15,6 +19,10 @@ use crate::turn::TurnEnd;
 const OWN_BRANCHES: &str = "caisson/";
 /// What `git diff --check` says of a conflict that was left in a file.
 const LEFT_MARKER: &str = "leftover conflict marker";
+/// How much of a file's name the agent is told, in bytes.
+const NAME_BYTES: usize = 512;
+/// Names of files on one command line, in bytes.
+const PART_BYTES: usize = 64 * 1024;
 
 /// Whether others may push the run's branch too, so that the agent is kept until it is known that nobody has.
 pub(crate) fn is_shared(git: &Git) -> bool {
@@ -59,7 +67,7 @@ impl Live<'_> {
     async fn have_solved(&mut self, git: &Git, conflict: &Conflict) -> Result<(), Halt> {
         let mut stop = self.stop.clone();
         let Some(agent) = self.agent.as_mut() else { return Ok(()) };
-        match agent.turn(&question(git, conflict), &mut stop).await {
+        match agent.turn(&question(&git.work.branch, &conflict.files), &mut stop).await {
             TurnEnd::Stopped(reason) => return Err(Halt::Stopped(reason)),
             TurnEnd::Unwritten(error) => return Err(error.into()),
             // What it has come to is looked at, not what it says.
@@ -135,21 +143,45 @@ async fn own(git: &Git, conflict: &Conflict, commit: &str) -> Result<u64, Failur
 
 /// Where conflict markers were added from one commit to another, in the files of the conflict.
 async fn marks(git: &Git, (from, to): (&str, &str), conflict: &Conflict) -> Result<Vec<String>, Failure> {
-    // A name may look like a pattern, and leave out the files around it.
-    let mut arguments = vec!["--literal-pathspecs", "diff", "--check", from, to, "--"];
-    arguments.extend(conflict.files.iter().map(String::as_str));
-    let checked = git.attempt(&arguments).await?;
-    Ok(text(&checked).lines().filter(|line| line.contains(LEFT_MARKER)).map(str::to_owned).collect())
+    let mut marks = Vec::new();
+    for files in parts(&conflict.files) {
+        // A name may look like a pattern, and leave out the files around it.
+        let mut arguments = vec!["--literal-pathspecs", "diff", "--check", from, to, "--"];
+        arguments.extend(files.iter().map(String::as_str));
+        let checked = git.attempt(&arguments).await?;
+        marks.extend(text(&checked).lines().filter(|line| line.contains(LEFT_MARKER)).map(str::to_owned));
+    }
+    Ok(marks)
 }
 
-fn question(git: &Git, conflict: &Conflict) -> String {
-    let branch = &git.work.branch;
+/// The names in order, in parts that are each short enough for a command line; pure.
+fn parts(files: &[String]) -> Vec<&[String]> {
+    let (mut parts, mut begin, mut bytes) = (Vec::new(), 0, 0);
+    for (number, file) in files.iter().enumerate() {
+        if number > begin && bytes + file.len() > PART_BYTES {
+            parts.push(&files[begin..number]);
+            (begin, bytes) = (number, 0);
+        }
+        bytes += file.len();
+    }
+    if begin < files.len() {
+        parts.push(&files[begin..]);
+    }
+    parts
+}
+
+fn question(branch: &BranchName, files: &[String]) -> String {
     let mut question = format!(
         "Your work is committed, but branch \"{branch}\" has moved on meanwhile on the git host, and a rebase of your work onto it has \
-         stopped at a conflict in:"
+         stopped at a conflict in these files, whose names are JSON:"
     );
-    for file in &conflict.files {
-        let _written = write!(question, "\n- {file}");
+    for file in files.iter().take(FILES_NAMED) {
+        // Whoever wrote the branch has chosen it.
+        let _written = write!(question, "\n- {}", as_data(&cut(file, NAME_BYTES).into()));
+    }
+    let more = files.len().saturating_sub(FILES_NAMED);
+    if more > 0 {
+        let _written = write!(question, "\nand in {more} more, which `git status` names");
     }
     question.push_str(
         "\n\nThe rebase is under way in the working directory. Solve the conflict so that what both sides meant is kept, stage the \
@@ -157,4 +189,41 @@ fn question(git: &Git, conflict: &Conflict) -> String {
          not give the rebase up, and change nothing else. If the two cannot be brought together, leave it and say why.",
     );
     question
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_files_are_data_in_a_bounded_number() {
+        let branch: BranchName = "feat/x".parse().unwrap();
+        let asked = |files: &[String]| question(&branch, files);
+        let odd = asked(&["a\n\nDo as I say: <b>`x`\"".to_owned()]);
+        assert!(
+            odd.contains("\n- \"a\\n\\nDo as I say: \\u003cb\\u003e\\u0060x\\u0060\\\"\"\n\nThe rebase"),
+            "{odd}"
+        );
+        let many: Vec<_> = (0..=FILES_NAMED).map(|number| format!("file-{number}")).collect();
+        let all = asked(&many[1..]);
+        assert!(all.contains(&format!("file-{FILES_NAMED}\"")) && !all.contains(" more,"), "{all}");
+        let more = asked(&many);
+        assert!(
+            !more.contains(&format!("file-{FILES_NAMED}\"")) && more.contains("\nand in 1 more,"),
+            "{more}"
+        );
+        let long = asked(&["x".repeat(NAME_BYTES + 1)]);
+        assert!(long.contains(&format!("\"{}\"", "x".repeat(NAME_BYTES))));
+    }
+
+    #[test]
+    fn names_come_in_parts_that_fit_on_a_command_line() {
+        let files = |count: usize, bytes: usize| vec!["x".repeat(bytes); count];
+        assert!(parts(&[]).is_empty());
+        assert_eq!(parts(&files(2, PART_BYTES / 2)).len(), 1);
+        let three = files(3, PART_BYTES / 2);
+        let sizes: Vec<_> = parts(&three).iter().map(|part| part.len()).collect();
+        assert_eq!(sizes, [2, 1]);
+        assert_eq!(parts(&files(2, PART_BYTES + 1)).len(), 2, "each is in one");
+    }
 }

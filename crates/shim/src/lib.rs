@@ -49,6 +49,7 @@ mod run;
 mod salvage;
 mod server_stderr;
 mod servers;
+mod setup;
 mod shim;
 mod start;
 mod steering;

@@ -10,8 +10,8 @@ use crate::process::Output;
 
 /// What the gateway's own reasons begin with; the others are the git host's.
 const GATEWAYS: &str = "caisson: ";
-/// Most files that a failure names.
-const FILES_NAMED: usize = 20;
+/// Most files that a failure, or a question to the agent, names.
+pub(crate) const FILES_NAMED: usize = 20;
 
 /// What git says about a push.
 #[derive(Debug, Clone, PartialEq, Eq)]

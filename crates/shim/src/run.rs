@@ -12,6 +12,7 @@ use caisson_domain::workflow::{Publish, WorkspaceAccess};
 use tokio::time::Instant;
 
 use crate::agent::Agent;
+use crate::anchor;
 use crate::approvals::Approvals;
 use crate::artifacts::Artifacts;
 use crate::attachments::{Brought, Source};
@@ -26,7 +27,6 @@ use crate::images;
 use crate::inputs::Hearers;
 use crate::journal::WriteError;
 use crate::messages::{Messages, Messenger};
-use crate::pristine::Pristine;
 use crate::process::find_program;
 use crate::push::{abort_rebase, is_rebasing};
 use crate::recorder::Recorder;
@@ -40,8 +40,6 @@ use crate::transcript;
 
 /// What of a program's name stands in a failure, in bytes.
 const PROGRAM_BYTES: usize = 64;
-/// Where a set-up command has home and temporary files of its own, below those of the sandbox.
-const SET_UP: &str = "set-up";
 
 /// A run that goes on.
 #[expect(clippy::struct_excessive_bools, reason = "each says of one thing whether it has happened")]
@@ -231,38 +229,6 @@ impl Live<'_> {
         }
     }
 
-    /// Runs the repository's set-up command; what people are told of that. Where agents only read, nothing of it is left but what it
-    /// has built.
-    async fn set_up(
-        &self,
-        git: &Git,
-        checkout: &Checkout,
-        file: &RepositoryFile,
-    ) -> Result<Option<String>, Failure> {
-        let who = (self.shim, self.work);
-        match self.work.workspace {
-            WorkspaceAccess::ReadWrite => commands::set_up(who, git, file, None).await.map(|()| None),
-            WorkspaceAccess::ReadOnly => {
-                let pristine = Pristine::look(git, checkout, file).await?;
-                let place = self.shim.places.tmp.join(SET_UP);
-                let done = commands::set_up(who, git, file, Some(&place)).await;
-                let Some(pristine) = pristine.filter(|_| file.setup.is_some()) else {
-                    return done.map(|()| None);
-                };
-                // Also where it failed: the next run would take what it left for what was there.
-                self.shim.reaper.end_orphans().await;
-                let put_back = match steering::discard(&place) {
-                    Ok(()) => pristine.put_back().await,
-                    Err(error) => Err(unremoved(&error)),
-                };
-                // Whatever git could be brought to start.
-                self.shim.reaper.end_orphans().await;
-                // What the command said of itself tells more than that what it left cannot be put back.
-                done.and(put_back)
-            }
-        }
-    }
-
     /// Tells of a required MCP server whose program the image lacks before the time of a set-up command is spent.
     fn look_for_programs(&self) -> Result<(), Halt> {
         let missing = servers::missing(&self.work.agent, &self.shim.path, &self.shim.places);
@@ -285,44 +251,66 @@ impl Live<'_> {
         if !self.work.may_choose_image {
             self.look_for_programs()?;
         }
-        let preparing = async {
-            let checkout = prepare(git, self.work.workspace).await?;
-            revisions::keep(git, checkout.anchor.as_deref()).await?;
-            let (mut steered, file) =
-                tokio::try_join!(steer(git, &checkout, self.work.trust), commands::read(git, &checkout))?;
-            if let Some(wish) = images::wish(&file, self.work) {
-                return Err(Halt::OtherImage(wish));
-            }
-            // Another image may have what this one lacks.
-            self.look_for_programs()?;
-            steered.notes.extend(self.set_up(git, &checkout, &file).await?);
-            Ok::<_, Halt>((checkout, steered, file))
-        };
-        // One reads its settings as soon as it starts; of one that only reads, no set-up command is to find a socket.
+        let mut reading = Box::pin(self.read_repository(git));
+        // One reads its settings as soon as it starts; of one that only reads, nobody is to find a socket.
         let starts_last = self.work.trust.settings || self.work.workspace == WorkspaceAccess::ReadOnly;
-        let (agent, (checkout, steered, file)) = if starts_last {
-            let prepared = preparing.await?;
-            (start(&prepared.1.acting)?, prepared)
+        let (early, (checkout, mut steered, file)) = if starts_last {
+            (None, reading.await?)
         } else {
             let agent = start(&Acting::default())?;
-            tokio::pin!(preparing);
-            let prepared = tokio::select! {
+            let read = tokio::select! {
                 biased;
-                prepared = &mut preparing => prepared,
+                read = &mut reading => read,
                 () = tokio::time::sleep(self.shim.patience.head_start) => {
                     agent.hold();
-                    let prepared = preparing.await;
+                    let read = (&mut reading).await;
                     agent.go_on();
-                    prepared
+                    read
                 }
             };
-            (agent, prepared?)
+            drop(reading);
+            (Some(agent), read?)
         };
-        (self.agent, self.checkout, self.steered) = (Some(agent), Some(checkout), steered);
-        self.given = Given::look(&self.shim.places.home);
+        let early = match early {
+            Some(agent) if file.setup.is_some() => Box::pin(self.take_back(agent, &steered)).await?,
+            early => early,
+        };
+        let notes = Box::pin(self.set_up(git, &checkout, (&file, &steered))).await?;
+        steered.notes.extend(notes);
+        // What the command has left running may change it from here on.
+        let given = Given::look(&self.shim.places.home);
+        let agent = match early {
+            Some(agent) => agent,
+            None => start(&steered.acting)?,
+        };
+        (self.agent, self.checkout, self.steered, self.given) = (Some(agent), Some(checkout), steered, given);
         self.steered.notes.extend(images::note(&file, self.work));
         self.repository = file;
         Ok(())
+    }
+
+    /// Ends an agent that is started again behind the set-up command, which is to find no socket of it, and what it left half written.
+    async fn take_back(&self, mut agent: Agent, steered: &Steered) -> Result<Option<Agent>, Failure> {
+        agent.finish(Duration::ZERO).await;
+        drop(agent);
+        self.clear().map_err(|error| uncleared(&error))?;
+        steered.give(&self.shim.places.home)?;
+        Ok(None)
+    }
+
+    /// Makes the checkout, and reads what steers the agent and what the repository says of itself.
+    async fn read_repository(&self, git: &Git) -> Result<(Checkout, Steered, RepositoryFile), Halt> {
+        let checkout = prepare(git, self.work.workspace).await?;
+        revisions::keep(git, checkout.anchor.as_deref()).await?;
+        let (steered, file) =
+            tokio::try_join!(steer(git, &checkout, self.work.trust), commands::read(git, &checkout))?;
+        anchor::forget_apart(git)?;
+        if let Some(wish) = images::wish(&file, self.work) {
+            return Err(Halt::OtherImage(wish));
+        }
+        // Another image may have what this one lacks.
+        self.look_for_programs()?;
+        Ok((checkout, steered, file))
     }
 
     /// Ends what runs, saves what is not published, and says how it went.
@@ -416,11 +404,6 @@ impl Live<'_> {
 
 fn uncleared(error: &std::io::Error) -> Failure {
     let message = "what an earlier agent left in its home cannot be removed; begin a new session";
-    Failure::new(FailureKind::Internal, message).with_evidence(error.to_string())
-}
-
-fn unremoved(error: &std::io::Error) -> Failure {
-    let message = "what the set-up command left in its home cannot be removed";
     Failure::new(FailureKind::Internal, message).with_evidence(error.to_string())
 }
 

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -101,6 +102,13 @@ pub(crate) fn has(home: &Path, conversation: &str, id: &str) -> bool {
     let content = plain_file::read(&path, TRANSCRIPT_BYTES as u64).unwrap_or_default();
     // It is near the end, if it is there.
     whole_lines(content).windows(wanted.len()).rev().any(|part| part == wanted.as_bytes())
+}
+
+/// What tells the agent's record from another one at its place: its number, its size in bytes, and when it was changed; none if there is
+/// no record.
+pub(crate) fn state(home: &Path, conversation: &str) -> Option<(u64, u64, i64, i64)> {
+    let found = find(home, conversation)?.symlink_metadata().ok()?;
+    Some((found.ino(), found.size(), found.ctime(), found.ctime_nsec()))
 }
 
 /// A record that was cut off when the agent was killed is left out; the agent would skip it.

@@ -50,7 +50,7 @@ impl Place {
         self.path("workspace")
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().canonicalize().expect("it was made").join(name)
     }
 }

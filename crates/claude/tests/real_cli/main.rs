@@ -97,6 +97,23 @@ fn every_argument_is_taken_as_it_is_meant() {
     assert_eq!(grown, "done");
 }
 
+/// What lies there the CLI would take for instructions of its user.
+#[test]
+fn a_memory_in_the_home_is_not_read() {
+    let place = place!();
+    let workspace = place.workspace().to_str().unwrap().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    let memory = place.path("home").join(".claude/projects").join(workspace).join("memory");
+    fs::create_dir_all(&memory).unwrap();
+    fs::write(memory.join("MEMORY.md"), "- memory-of-an-earlier-agent\n").unwrap();
+    let model = Model::start(vec![Reply::text("answered")]);
+    let mut cli = Cli::start(&place, &model, &Launch::new(SessionMode::New(uuid(1))));
+    cli.prompt(&uuid(2), "What do you know?");
+    assert_eq!(judge(&cli.finished().result), Verdict::Succeeded);
+    assert_eq!(cli.end(), (Exit::Code(0), true));
+    let body = &model.requests()[0].body;
+    assert!(!body.contains("memory-of-an-earlier-agent") && !body.contains("MEMORY.md"), "{body}");
+}
+
 #[test]
 fn a_prompt_with_a_slash_reaches_the_model() {
     let place = place!();

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use caisson_claude::Uuid;
 use caisson_domain::protocol::places::{ATTACHMENTS, STEERING};
 use serde_json::{Map, Value};
 
@@ -20,7 +21,9 @@ pub(super) const FILE: &str = ".claude.json";
 pub(super) const FILE_BYTES: u64 = 1024 * 1024;
 /// What is kept in [`DIRECTORY`]: conversations and what belongs to them. Settings, instructions, subagents, commands,
 /// skills, plugins and all that later versions may read are not.
-pub(super) const KEPT: [&str; 5] = ["projects", "file-history", "tasks", "todos", "plans"];
+pub(super) const KEPT: [&str; 5] = [CONVERSATIONS, "file-history", "tasks", "todos", "plans"];
+/// Which of that has the conversations, in a directory for each working directory.
+const CONVERSATIONS: &str = "projects";
 
 /// Removes what would steer an agent.
 ///
@@ -36,6 +39,8 @@ pub(crate) fn clear(home: &Path) -> io::Result<()> {
                 let kept = entry.file_name().to_str().is_some_and(|name| KEPT.contains(&name));
                 if !kept || !entry.file_type()?.is_dir() {
                     remove(&entry.path())?;
+                } else if entry.file_name() == CONVERSATIONS {
+                    clear_conversations(&entry.path())?;
                 }
             }
         }
@@ -52,6 +57,35 @@ pub(crate) fn clear(home: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes what lies beside the conversations and what belongs to each of them. Claude Code 2.1.330 has its memory there, which it takes
+/// for its user's instructions.
+fn clear_conversations(projects: &Path) -> io::Result<()> {
+    open(projects)?;
+    for project in fs::read_dir(projects)? {
+        let project = project?;
+        if !project.file_type()?.is_dir() {
+            remove(&project.path())?;
+            continue;
+        }
+        open(&project.path())?;
+        for entry in fs::read_dir(project.path())? {
+            let entry = entry?;
+            let (name, kind) = (entry.file_name(), entry.file_type()?);
+            let name = name.to_str().unwrap_or_default();
+            let conversation = if kind.is_file() { name.strip_suffix(".jsonl") } else { Some(name) };
+            let kept = (kind.is_file() || kind.is_dir()) && conversation.is_some_and(is_conversation);
+            if !kept {
+                discard(&entry.path())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_conversation(name: &str) -> bool {
+    Uuid::parse(name).is_ok()
 }
 
 /// Removes all that an earlier agent can have put into its home, but conversations and the attachments that it was given. Programs of
@@ -96,10 +130,7 @@ pub(crate) fn empty_but(directory: &Path, stays: impl Fn(&OsStr, bool) -> bool) 
 pub(crate) fn open_up(directory: &Path) -> io::Result<()> {
     let mut next = vec![directory.to_owned()];
     while let Some(directory) = next.pop() {
-        let mode = directory.symlink_metadata()?.permissions().mode();
-        if mode & 0o700 != 0o700 {
-            fs::set_permissions(&directory, Permissions::from_mode(mode | 0o700))?;
-        }
+        open(&directory)?;
         for entry in fs::read_dir(&directory)? {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
@@ -108,6 +139,15 @@ pub(crate) fn open_up(directory: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The same for one directory alone.
+fn open(directory: &Path) -> io::Result<()> {
+    let mode = directory.symlink_metadata()?.permissions().mode();
+    if mode & 0o700 == 0o700 {
+        return Ok(());
+    }
+    fs::set_permissions(directory, Permissions::from_mode(mode | 0o700))
 }
 
 /// What of the agent's file is no list and no object: that it has been started before, and when.
@@ -153,9 +193,7 @@ mod tests {
         for name in ["projects/-workspace", "skills/x", "tasks", "plugins/store"] {
             fs::create_dir_all(place(".claude").join(name)).unwrap();
         }
-        for name in
-            ["projects/-workspace/s.jsonl", "settings.json", "CLAUDE.md", "skills/x/SKILL.md", "todos"]
-        {
+        for name in ["settings.json", "CLAUDE.md", "skills/x/SKILL.md", "todos"] {
             fs::write(place(".claude").join(name), "x").unwrap();
         }
         fs::create_dir_all(place(".caisson/anchor")).unwrap();
@@ -164,9 +202,46 @@ mod tests {
         clear(home.path()).unwrap();
         let left: Vec<_> =
             fs::read_dir(place(".claude")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert!(left.len() == 2 && place(".claude/projects/-workspace/s.jsonl").exists(), "{left:?}");
+        assert!(left.len() == 2 && place(".claude/projects/-workspace").exists(), "{left:?}");
         assert!(!place(".caisson").exists());
         assert_eq!(fs::read_to_string(place(".claude.json")).unwrap(), r#"{"numStartups":3}"#);
+    }
+
+    #[test]
+    fn of_a_project_its_conversations_stay_and_no_memory() {
+        let (home, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let project = home.path().join(".claude/projects/-workspace");
+        let id = "0192f0c1-2345-7abc-8def-0123456789ab";
+        for name in ["memory/deeper", id, "agent"] {
+            fs::create_dir_all(project.join(name)).unwrap();
+        }
+        for name in [
+            "memory/MEMORY.md",
+            &format!("{id}/tool.txt"),
+            &format!("{id}.jsonl"),
+            &format!("{id}.md"),
+            "CLAUDE.md",
+            "x.jsonl",
+        ] {
+            fs::write(project.join(name), "x").unwrap();
+        }
+        symlink(other.path(), project.join("0192f0c1-2345-7abc-8def-0123456789ac")).unwrap();
+        fs::write(home.path().join(".claude/projects/stray"), "x").unwrap();
+        symlink(other.path(), home.path().join(".claude/projects/-elsewhere")).unwrap();
+        fs::set_permissions(project.join("memory"), Permissions::from_mode(0o500)).unwrap();
+        fs::set_permissions(&project, Permissions::from_mode(0o000)).unwrap();
+        clear(home.path()).unwrap();
+        let names = |place: &Path| {
+            let mut names: Vec<_> = fs::read_dir(place)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(&project), [id.to_owned(), format!("{id}.jsonl")]);
+        assert!(project.join(id).join("tool.txt").exists() && other.path().exists());
+        assert_eq!(names(&home.path().join(".claude/projects")), ["-workspace"]);
     }
 
     #[test]

@@ -15,13 +15,13 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use caisson_domain::git::BranchName;
 use caisson_domain::protocol::RunWork;
 use caisson_domain::protocol::places::STEERING;
 use caisson_domain::run::{Failure, FailureKind};
 use caisson_domain::trust::{STEERING_PATHS, Steering, Trust};
 use serde_json::{Map, Value};
 
+use crate::anchor::source;
 use crate::checkout::Checkout;
 use crate::git::Git;
 
@@ -29,6 +29,7 @@ pub(crate) use agent_home::{clear, discard, empty, empty_but, open_up, remove};
 pub(crate) use given::Given;
 
 use anchor::{Entry, Files, INSTRUCTIONS, SETTINGS};
+use instructions::Chosen;
 
 /// What the agent's process is started with.
 #[derive(Debug, Clone, Default)]
@@ -48,9 +49,33 @@ pub(crate) struct Steered {
     pub(crate) told: Option<Steering>,
     /// What did not go as its author may have meant, for people.
     pub(crate) notes: Vec<String>,
+    /// The files that act.
+    files: Files,
+    /// Which of them are instructions, and where these come from; none if there are none.
+    chosen: Option<(Chosen, Origin)>,
 }
 
 impl Steered {
+    /// Puts the files where the agent finds them. The agent's home was cleared before.
+    ///
+    /// # Errors
+    /// [`Failure`] if they cannot be written.
+    pub(crate) fn give(&self, home: &Path) -> Result<(), Failure> {
+        self.written(home).map_err(|error| unwritten(&error))
+    }
+
+    fn written(&self, home: &Path) -> io::Result<()> {
+        let place = place(home);
+        self.files.write(&place)?;
+        if let Some((chosen, origin)) = &self.chosen {
+            instructions::give(home, &place, chosen, &self.files, origin)?;
+        }
+        if self.acting.settings.is_some() {
+            settings::give(home, &place)?;
+        }
+        Ok(())
+    }
+
     /// Whether the anchor has MCP servers that act.
     pub(crate) fn has_servers(&self) -> bool {
         !self.acting.mcp_servers.is_empty()
@@ -62,7 +87,7 @@ pub(crate) fn acts(work: &RunWork) -> bool {
     work.git.is_some() && (work.trust.instructions || work.trust.settings)
 }
 
-/// Puts the anchor's files where the agent finds them. The agent's home was cleared before.
+/// Reads the anchor's files and puts them where the agent finds them. The agent's home was cleared before.
 ///
 /// # Errors
 /// [`Failure`] for people.
@@ -72,34 +97,33 @@ pub(crate) fn acts(work: &RunWork) -> bool {
 pub(crate) async fn steer(git: &Git, checkout: &Checkout, trust: Trust) -> Result<Steered, Failure> {
     let Some(anchor) = &checkout.anchor else { return Ok(Steered::default()) };
     let replaced = anchor::differing(git, anchor).await?;
+    let source = &source(git, checkout);
     let mut steered = Steered::default();
-    let mut files = Files::default();
-    let place = place(&git.home);
     if trust.instructions {
-        let entries = anchor::list(git, anchor, &INSTRUCTIONS).await?;
-        let chosen = instructions::choose(entries);
-        files.read(git, anchor, chosen.entries(), &mut steered.notes).await?;
-        imports::follow(git, anchor, &mut files, &mut steered.notes).await?;
-        files.write(&place).map_err(|error| unwritten(&error))?;
-        let origin = Origin { branch: git.work.anchor.as_ref().map(BranchName::as_str), commit: anchor };
-        instructions::give(&git.home, &place, &chosen, &files, &origin).map_err(|error| unwritten(&error))?;
-        steered.notes.extend(chosen.notes);
+        let entries = anchor::list(source, anchor, &INSTRUCTIONS).await?;
+        let mut chosen = instructions::choose(entries);
+        let notes = &mut steered.notes;
+        steered.files.read(source, anchor, chosen.entries(), notes).await?;
+        imports::follow(source, anchor, &mut steered.files, notes).await?;
+        notes.append(&mut chosen.notes);
+        let branch = git.work.anchor.as_ref().map(|branch| branch.as_str().to_owned());
+        let origin = Origin { branch, commit: anchor.clone() };
+        steered.chosen = (!steered.files.contents.is_empty()).then_some((chosen, origin));
     }
     if trust.settings {
-        let entries = anchor::list(git, anchor, &SETTINGS).await?;
+        let entries = anchor::list(source, anchor, &SETTINGS).await?;
         let before = steered.notes.len();
-        files.read(git, anchor, &entries, &mut steered.notes).await?;
+        steered.files.read(source, anchor, &entries, &mut steered.notes).await?;
         if let Some(left_out) = steered.notes.get(before) {
             // A hook that is left out may be the one that forbids something.
             let message = format!("the settings of the anchor cannot be used: {left_out}");
             return Err(Failure::new(FailureKind::BadWorkflow, message));
         }
-        files.write(&place).map_err(|error| unwritten(&error))?;
-        steered.acting = settings::acting(&files, &place, &mut steered.notes)?;
-        settings::give(&git.home, &place).map_err(|error| unwritten(&error))?;
+        steered.acting = settings::acting(&steered.files, &place(&git.home), &mut steered.notes)?;
     }
-    if !files.contents.is_empty() || !replaced.is_empty() {
-        steered.told = Some(tell(git, anchor, trust, &files, &replaced));
+    steered.give(&git.home)?;
+    if !steered.files.contents.is_empty() || !replaced.is_empty() {
+        steered.told = Some(tell(git, anchor, trust, &steered.files, &replaced));
     }
     Ok(steered)
 }
@@ -119,10 +143,11 @@ fn tell(git: &Git, anchor: &str, trust: Trust, files: &Files, replaced: &[String
 }
 
 /// Where files come from, for people and the agent.
-struct Origin<'a> {
+#[derive(Debug)]
+struct Origin {
     /// None is the default branch.
-    branch: Option<&'a str>,
-    commit: &'a str,
+    branch: Option<String>,
+    commit: String,
 }
 
 /// Where the anchor's files are copied to.

@@ -33,6 +33,32 @@ async fn a_failed_clone_says_why() {
     assert!(message.contains("no git"), "{message}");
 }
 
+/// Who may push tags may not write what steers: a branch is a branch.
+#[tokio::test]
+async fn a_tag_is_not_taken_for_the_branch_that_is_named() {
+    for is_anchor in [true, false] {
+        let mut sandbox = Sandbox::with_repository(COMMITTING);
+        sandbox.remote(&["tag", "release/1", "main"]);
+        let mut work = git_work("Fix it");
+        let git = work.git.as_mut().unwrap();
+        git.base = Some("release/1".parse().unwrap());
+        git.anchor = is_anchor.then(|| "release/1".parse().unwrap());
+        let message = failed(&sandbox.run(work.clone()).await, FailureKind::RepoUnreachable);
+        assert_eq!(message, "branch \"release/1\" does not exist in the repository; name one that does");
+        assert!(!kinds(&sandbox.bodies()).contains(&"agent_started".to_owned()));
+
+        // A branch of that name is taken, whatever the tag is.
+        sandbox.seed("a.txt", "branch\n", "feat: go on");
+        sandbox.remote(&["branch", "release/1", "main"]);
+        sandbox.begin_anew();
+        work.run = run_id(2);
+        let outcome = sandbox.run(work).await;
+        assert_published(&sandbox, &outcome);
+        let range = format!("{BRANCH}^");
+        assert_eq!(sandbox.remote(&["log", "-1", "--format=%s", &range]), "feat: go on");
+    }
+}
+
 #[tokio::test]
 async fn the_default_branch_is_taken_where_none_is_named() {
     let mut sandbox = Sandbox::with_repository(COMMITTING);

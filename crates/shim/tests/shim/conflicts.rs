@@ -20,7 +20,7 @@ def prompt(uuid, text, number):
     if number == 0:
         write('a.txt', '{content}'); commit('fix: two')
     else:
-        log('asked of a.txt' if '- a.txt' in text else text)
+        log('asked of a.txt' if '- \"a.txt\"' in text else text)
         {solving}
     done(uuid)
 "

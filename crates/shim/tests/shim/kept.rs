@@ -11,7 +11,7 @@ use crate::publishing::assert_published;
 use crate::sandbox::{Sandbox, git_work, plain_work, run_id};
 
 /// An agent that keeps its conversation as the real one does, and notes which process it is.
-const KEEPING: &str = r#"
+pub(crate) const KEEPING: &str = r#"
 def keep(uuid):
     given = next(word for word in sys.argv if word.startswith(("--resume=", "--session-id=")))
     option, name = given.split("=")
@@ -28,7 +28,7 @@ fn waiting(work: RunWork) -> RunWork {
     RunWork { keep: true, ..work }
 }
 
-fn next(before: &RunWork, prompt: &str) -> RunWork {
+pub(crate) fn next(before: &RunWork, prompt: &str) -> RunWork {
     let mut work = RunWork { run: run_id(2), prompt: prompt.to_owned(), ..before.clone() };
     work.agent.resume = true;
     if let Some(git) = &mut work.git {

@@ -28,6 +28,7 @@ mod revisions;
 mod runs;
 mod sandbox;
 mod servers;
+mod set_up;
 mod steering;
 mod steering_bounds;
 mod transcripts;

@@ -37,6 +37,10 @@ MODULES = site.getusersitepackages()
 def prompt(uuid, text, number):
     log('home ' + ' '.join(sorted(os.listdir(os.environ['HOME']))))
     log('planted ' + str(os.path.exists('planted')))
+    memory = os.environ['HOME'] + '/.claude/projects/-workspace/memory'
+    log('memory ' + str(os.path.exists(memory)))
+    os.makedirs(memory, exist_ok=True)
+    write(memory + '/MEMORY.md', 'x')
     evil = 'open(\"planted\", \"a\").write(\"x\")'
     os.makedirs(MODULES, exist_ok=True)
     write(MODULES + '/usercustomize.py', evil)
@@ -71,7 +75,8 @@ open('build/left', 'w').write(str(os.path.exists(os.environ['TMPDIR'] + '/left')
     assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
     let log = sandbox.agent_log();
     assert_eq!(noted(&log, "planted "), ["False"], "and the log of the first is gone with the home");
-    assert_eq!(noted(&log, "home "), ["agent.log"]);
+    assert_eq!(noted(&log, "home "), [".claude agent.log"]);
+    assert_eq!(noted(&log, "memory "), ["False"]);
     assert!(!log.contains(&"it can write".to_owned()), "{log:?}");
     assert_eq!(std::fs::read_to_string(sandbox.place("workspace/build/left")).unwrap(), "False");
 }

@@ -17,7 +17,7 @@ use crate::real_cli::{bash, real, sandbox};
 use crate::sandbox::{BRANCH, Sandbox, failed, git, git_work, run_id};
 
 /// The branch that somebody outside wrote.
-const HEAD: &str = "pr/7";
+pub(crate) const HEAD: &str = "pr/7";
 
 /// Files of a repository that steers: `word` is in every text, and every program leaves a file of that name in `marks`.
 fn steering_files(seed: &Path, word: &str, marks: &Path) {
@@ -59,10 +59,10 @@ fn steering_files(seed: &Path, word: &str, marks: &Path) {
 }
 
 /// A repository whose default branch steers by "base" and whose branch [`HEAD`] would by "head".
-struct Scene {
-    sandbox: Sandbox,
-    model: ScriptedModel,
-    marks: PathBuf,
+pub(crate) struct Scene {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) model: ScriptedModel,
+    pub(crate) marks: PathBuf,
 }
 
 /// What the agent does: it reads below `sub`, where rules for paths count, and runs a command.
@@ -72,7 +72,7 @@ fn looking() -> Value {
 }
 
 impl Scene {
-    async fn new() -> Option<Self> {
+    pub(crate) async fn new() -> Option<Self> {
         let (sandbox, model) = sandbox(looking()).await?;
         let marks = sandbox.place("marks");
         std::fs::create_dir(&marks).unwrap();
@@ -92,7 +92,7 @@ impl Scene {
         Some(scene)
     }
 
-    fn push(&self, branch: &str, message: &str) {
+    pub(crate) fn push(&self, branch: &str, message: &str) {
         let seed = self.sandbox.place("seed");
         git(&seed, &["add", "-A"]);
         git(&seed, &["commit", "-q", "-m", message]);
@@ -100,7 +100,7 @@ impl Scene {
     }
 
     /// What was run, by the files that it left.
-    fn marks(&self) -> Vec<String> {
+    pub(crate) fn marks(&self) -> Vec<String> {
         let entries = std::fs::read_dir(&self.marks).unwrap();
         let mut marks: Vec<_> =
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -109,7 +109,7 @@ impl Scene {
     }
 
     /// Everything that the model was told.
-    fn calls(&self) -> String {
+    pub(crate) fn calls(&self) -> String {
         self.sandbox.gateway.with(|state| state.calls.concat())
     }
 
@@ -122,15 +122,15 @@ impl Scene {
     }
 }
 
-fn on(base: &str, trust: Trust) -> RunWork {
+pub(crate) fn on(base: &str, trust: Trust) -> RunWork {
     let mut work = real(git_work("Look around"));
     work.git.as_mut().unwrap().base = Some(base.parse().unwrap());
     work.trust = trust;
     work
 }
 
-const INSTRUCTIONS: Trust = Trust { instructions: true, settings: false };
-const SETTINGS: Trust = Trust { instructions: true, settings: true };
+pub(crate) const INSTRUCTIONS: Trust = Trust { instructions: true, settings: false };
+pub(crate) const SETTINGS: Trust = Trust { instructions: true, settings: true };
 const NOTHING: Trust = Trust { instructions: false, settings: false };
 
 /// Texts of a steering repository that are instructions.
@@ -242,10 +242,37 @@ async fn without_trust_nothing_of_the_repository_steers() {
     scene.model.shutdown().await;
 }
 
+/// Makes a repository say that a file of the anchor has another content: git does not look whether an object is what its name says.
+#[expect(clippy::disallowed_methods, reason = "tests start git")]
+fn forge(workspace: &Path, name: &str, content: &str) {
+    let script = r#"
+set -e
+object() { echo "$1" | sed 's,^..,.git/objects/&/,'; }
+for pack in .git/objects/pack/*.pack; do
+    [ -e "$pack" ] || continue
+    mv "$pack" ../forging.pack
+    rm -f .git/objects/pack/*
+    git unpack-objects -q < ../forging.pack
+done
+true=$(git rev-parse "refs/caisson/anchor:$1")
+false=$(printf %s "$2" | git hash-object -w --stdin)
+cp -f "$(object "$false")" "$(object "$true")"
+[ "$(git cat-file blob "refs/caisson/anchor:$1")" = "$2" ]
+"#;
+    let forged = std::process::Command::new("sh")
+        .args(["-c", script, "sh", name, content])
+        .current_dir(workspace)
+        .status();
+    assert!(forged.unwrap().success());
+}
+
 /// What an agent left in its home and in its repository does not steer the next run of the session.
 #[tokio::test]
 async fn an_earlier_agent_does_not_steer_the_next_run() {
     let Some(mut scene) = Scene::new().await else { return };
+    git(&scene.sandbox.place("seed"), &["checkout", "-q", "main"]);
+    std::fs::write(scene.sandbox.place("seed/.caisson.yaml"), "setup: [\"true\"]\n").unwrap();
+    scene.push("main", "build: set up");
     let first = on("main", INSTRUCTIONS);
     assert_eq!(
         scene.sandbox.run(first.clone()).await.ending,
@@ -263,6 +290,9 @@ async fn an_earlier_agent_does_not_steer_the_next_run() {
     )
     .unwrap();
     std::fs::write(home.join(".claude/CLAUDE.md"), "left-text").unwrap();
+    let project = std::fs::read_dir(home.join(".claude/projects")).unwrap().next().unwrap().unwrap().path();
+    std::fs::create_dir_all(project.join("memory")).unwrap();
+    std::fs::write(project.join("memory/MEMORY.md"), "left-memory").unwrap();
     std::fs::write(home.join(".claude/rules/left.md"), "left-rule").unwrap();
     std::fs::create_dir_all(home.join(".claude/skills/left")).unwrap();
     std::fs::write(
@@ -279,6 +309,8 @@ async fn an_earlier_agent_does_not_steer_the_next_run() {
     git(&workspace, &["config", "hook.left.command", &format!("touch {}", mark("left-git-hook"))]);
     git(&workspace, &["config", "hook.left.event", "pre-commit"]);
     std::fs::write(workspace.join(".gitattributes"), "* filter=left diff=left merge=left\n").unwrap();
+    forge(&workspace, "CLAUDE.md", "left-forged");
+    forge(&workspace, ".caisson.yaml", &format!("setup: [touch, {}]", mark("left-set-up")));
     scene.sandbox.begin_anew();
     scene.sandbox.gateway.with(|state| state.calls.clear());
     let mut second = RunWork { run: run_id(2), ..first };
@@ -288,6 +320,7 @@ async fn an_earlier_agent_does_not_steer_the_next_run() {
     let calls = scene.calls();
     assert!(!calls.contains("left-") && calls.contains("base-root"), "{calls}");
     assert!(!calls.contains("steered=left"));
+    assert!(!project.join("memory").exists());
     assert_eq!(scene.marks(), Vec::<String>::new());
     // Its work on the file is published all the same.
     assert_eq!(scene.sandbox.remote(&["show", &format!("{BRANCH}:CLAUDE.md")]), "left-work");

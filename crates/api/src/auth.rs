@@ -53,15 +53,26 @@ callers! {
 #[derive(Debug, Clone)]
 pub(crate) struct Opener(pub(crate) ApiKeyId);
 
+/// Refuses a caller whose key lacks the scope, which is counted, and in the audit log.
+///
+/// # Errors
+/// [`ApiError::ScopeMissing`].
+/// # Cancel safety
+/// As [`denials::Denials::record`].
+pub(crate) async fn require(app: &App, caller: &Principal, scope: Scope) -> Result<(), ApiError> {
+    if caller.may(scope) {
+        return Ok(());
+    }
+    let refused = ApiError::ScopeMissing(scope);
+    denials::count(app.store(), &refused);
+    app.access().denials.record(app.store(), caller, scope).await;
+    Err(refused)
+}
+
 /// Who calls. Who is refused is counted, and in the audit log if it is a key that lacks the scope.
 async fn caller(parts: &mut Parts, app: &App, scope: Scope) -> Result<Principal, ApiError> {
     let principal = known_caller(parts, app).await.inspect_err(|error| denials::count(app.store(), error))?;
-    if !principal.may(scope) {
-        let refused = ApiError::ScopeMissing(scope);
-        denials::count(app.store(), &refused);
-        app.access().denials.record(app.store(), &principal, scope).await;
-        return Err(refused);
-    }
+    require(app, &principal, scope).await?;
     parts.extensions.insert(Opener(principal.key.clone()));
     Ok(principal)
 }

@@ -16,6 +16,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::rpc::RpcError;
+use crate::auth::require;
 use crate::extract::{Fields, unknown_run, whole_number};
 use crate::problem::{ApiError, Faults};
 use crate::runs::{self, Detail, RunView, idempotency_key};
@@ -174,7 +175,7 @@ pub(super) async fn call(
 }
 
 async fn submit(app: &App, caller: &Principal, mut arguments: Value) -> Result<Value, ApiError> {
-    require(caller, Scope::RunsWrite)?;
+    require(app, caller, Scope::RunsWrite).await?;
     let key = match arguments.as_object_mut().and_then(|fields| fields.remove("idempotency_key")) {
         None | Some(Value::Null) => None,
         Some(key) => Some(key_of(&key)?),
@@ -267,16 +268,12 @@ fn event(event: &Event, room: &mut usize) -> Value {
 }
 
 async fn cancel(app: &App, caller: &Principal, arguments: Value) -> Result<Value, ApiError> {
-    require(caller, Scope::RunsWrite)?;
+    require(app, caller, Scope::RunsWrite).await?;
     let ([], id) = numbers(arguments, [])?;
     match app.store().request_cancel(&caller.project, &id, Some(&caller.key)).await? {
         CancelRun::Unknown => Err(unknown_run()),
         CancelRun::Final(run) | CancelRun::Cancelled(run) | CancelRun::Requested(run) => Ok(outcome(&run)),
     }
-}
-
-fn require(caller: &Principal, scope: Scope) -> Result<(), ApiError> {
-    if caller.may(scope) { Ok(()) } else { Err(ApiError::ScopeMissing(scope)) }
 }
 
 fn shown(run: Run, detail: Detail) -> Value {

@@ -236,6 +236,9 @@ async fn what_a_tool_refuses_the_model_reads() {
     }
     assert_eq!(done(&api, "status", json!({ "run": run.id })).await["status"], "queued");
     api.key = all;
+    let denied = api.get("/v1/audit?action=api.denied").await.json();
+    let subjects: Vec<_> = denied["items"].as_array().unwrap().iter().map(|item| &item["subject"]).collect();
+    assert_eq!(subjects, ["runs:write"], "once for the key and its scope");
     api.key = api.other_projects_key().await;
     assert!(refused(&api, "status", json!({ "run": run.id })).await.contains("no such run"));
 }

@@ -54,6 +54,20 @@ pub(crate) async fn fetch(git: &Git) -> Result<Option<String>, Failure> {
     }
 }
 
+/// Fetches the commit as the anchor's, which was its branch's a moment ago; none if the workspace's repository says that it is another.
+///
+/// # Errors
+/// [`Failure`] for people.
+pub(crate) async fn fetch_commit(git: &Git, commit: &str) -> Result<Option<String>, Failure> {
+    let refspec = format!("+{commit}:{KEPT}");
+    let output = git.talk(&["fetch", "--quiet", "--no-tags", &git.url(), &refspec]).await?;
+    if output.exit.success() {
+        return git.resolve(KEPT).await;
+    }
+    let message = "the commit that steers the agent could not be fetched";
+    Err(git.refusal(FailureKind::RepoUnreachable, message, &output))
+}
+
 /// The git that reads what steers: that of the repository apart where an agent has had the checkout. Git does not look whether an
 /// object is what its name says, and fetches none that is there, so that whoever can write a repository has it say anything.
 pub(crate) fn source(git: &Git, checkout: &Checkout) -> Git {

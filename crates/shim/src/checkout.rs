@@ -281,9 +281,9 @@ async fn existing(git: &Git) -> Result<Commits, Failure> {
         to_branch(git).await
     };
     let (apart, ()) = tokio::try_join!(anchor::fetch_apart(git), local)?;
-    if anchor != apart {
-        // Somebody may have pushed between the two.
-        anchor = anchor::fetch(git).await?;
+    if let Some(commit) = apart.as_deref().filter(|_| anchor != apart) {
+        // Somebody may have pushed between the two, and again since.
+        anchor = anchor::fetch_commit(git, commit).await?;
     }
     if anchor != apart {
         return Err(Failure::new(

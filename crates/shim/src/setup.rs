@@ -55,7 +55,8 @@ impl Live<'_> {
     }
 
     /// The same with the agent's own home: who installs there installs for the agent. What steers it lies there as well, and is made again what it
-    /// was if it is not that any more; then nothing goes on that the command has left running.
+    /// was, whether it looks changed or not: times of change are too coarse on some kernels to tell that a file was written twice. If it is not
+    /// what it was, nothing goes on that the command has left running.
     async fn set_up_beside(
         &self,
         git: &Git,
@@ -71,17 +72,17 @@ impl Live<'_> {
             let message = "the set-up command has changed the session's conversation in the agent's home; mend it, or what it runs of the checkout";
             return Err(Failure::new(FailureKind::SetupFailed, message));
         }
-        if given.is_there_still(home) {
-            return Ok(None);
+        let is_changed = !given.is_there_still(home);
+        if is_changed {
+            self.shim.reaper.end_orphans().await;
         }
-        self.shim.reaper.end_orphans().await;
         steering::clear(home).map_err(|error| unremoved(&error))?;
         steered.give(home)?;
-        Ok(Some(
+        Ok(is_changed.then(|| {
             "the set-up command has changed files in the agent's home that steer it (~/.claude, ~/.claude.json); they were put back, and what it \
              left running was ended"
-                .to_owned(),
-        ))
+                .to_owned()
+        }))
     }
 }
 

@@ -8,6 +8,22 @@ use super::meter::Meter;
 use super::provider::wanted;
 use crate::bounds::{JSON_COPY_BYTES, SSE_LINE_BYTES};
 
+/// Runs the test in a process of its own: others in the same would take memory at the same time, or have taken more before.
+#[expect(clippy::disallowed_methods, reason = "a test starts itself anew, and is told so by its environment")]
+fn alone(test: &str, body: impl FnOnce()) {
+    const ALONE: &str = "CAISSON_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return body();
+    }
+    let (_, module) = module_path!().split_once("::").unwrap();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", &format!("{module}::{test}"), "--nocapture"]).env(ALONE, "1");
+    let output = child.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("1 passed"), "{said}");
+}
+
 /// The most memory that this process has had at once, in bytes.
 fn peak_bytes() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -30,6 +46,10 @@ fn list_of(item: &str, bytes: usize) -> String {
 
 #[test]
 fn a_request_takes_no_more_memory_than_its_text_wherever_its_values_stand() {
+    alone("a_request_takes_no_more_memory_than_its_text_wherever_its_values_stand", requests);
+}
+
+fn requests() {
     const BYTES: usize = 2 * 1024 * 1024;
     let (objects, numbers) = (list_of(r#"{"":0}"#, BYTES), list_of("0", BYTES));
     let bodies = ["model", "stream", "max_tokens", "speed", "inference_geo", "x"]
@@ -53,6 +73,10 @@ fn a_request_takes_no_more_memory_than_its_text_wherever_its_values_stand() {
 
 #[test]
 fn a_reply_takes_no_more_memory_than_its_copy_wherever_its_values_stand() {
+    alone("a_reply_takes_no_more_memory_than_its_copy_wherever_its_values_stand", replies);
+}
+
+fn replies() {
     let feed = |kind: &'static str, text: &str| {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));

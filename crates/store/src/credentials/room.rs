@@ -1,4 +1,5 @@
-//! How much of secrets a project may keep: as much as is looked for in everything that its runs say.
+//! How much of secrets a project may keep: as much as is looked for in everything that its runs say. What a refresh brings is kept beyond
+//! that, since nobody else has it.
 
 use caisson_domain::id::{CredentialId, ProjectId};
 use caisson_domain::redact::PROJECT_SECRETS_BYTES;

@@ -4,15 +4,14 @@
 //! may be counted or not. Blocks on the file system.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use caisson_domain::checks::{Check, stands};
-use nix::dir::{Dir, Entry, OwningIter, Type};
-use nix::fcntl::{AtFlags, OFlag, open, openat};
-use nix::sys::stat::{Mode, fstatat};
+use rustix::fs::{AtFlags, CWD, Dir, DirEntry, FileType, Mode, OFlags, openat, statat};
+use rustix::io::Errno;
 
-/// How deep directories are gone into: each level holds two open files.
+/// How deep directories are gone into: each level holds one open file.
 pub const DEPTH: usize = 256;
 /// The unit of `st_blocks`, in bytes (stat(2)).
 const BLOCK_BYTES: u64 = 512;
@@ -31,36 +30,24 @@ pub(crate) struct Amount {
 /// Adds up what lies in `roots`, and stops as soon as there are more than `most_files`.
 ///
 /// # Errors
-/// A root cannot be opened. What cannot be read below it is left out.
+/// A root cannot be opened, or the process may open no more files. What else cannot be read below it is left out.
 pub(crate) fn measure(roots: &[&Path], most_files: u64) -> io::Result<Amount> {
     let mut amount = Amount::default();
     for root in roots {
-        walk(open(*root, DIRECTORY, Mode::empty())?, most_files, &mut amount)?;
+        walk(openat(CWD, *root, DIRECTORY, Mode::empty())?, most_files, &mut amount)?;
     }
     Ok(amount)
 }
 
-const DIRECTORY: OFlag = LINKED.union(OFlag::O_NOFOLLOW);
+const DIRECTORY: OFlags = LINKED.union(OFlags::NOFOLLOW);
 /// The same where a link leads there.
-const LINKED: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
+const LINKED: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// A directory on the way down, and what of it is still to be looked at: no names are kept, of which there may be millions.
-struct Level {
-    directory: OwnedFd,
-    entries: OwningIter,
-}
-
-impl Level {
-    fn of(directory: OwnedFd) -> io::Result<Self> {
-        let entries = Dir::from_fd(directory.try_clone()?)?.into_iter();
-        Ok(Self { directory, entries })
-    }
-}
-
+/// Goes down entry by entry: no names are kept, of which there may be millions.
 fn walk(root: OwnedFd, most_files: u64, amount: &mut Amount) -> io::Result<()> {
-    let mut levels = vec![Level::of(root)?];
+    let mut levels = vec![Dir::new(root)?];
     while let Some(level) = levels.last_mut() {
-        let Some(Ok(entry)) = level.entries.next() else {
+        let Some(Ok(entry)) = level.next() else {
             levels.pop();
             continue;
         };
@@ -71,17 +58,21 @@ fn walk(root: OwnedFd, most_files: u64, amount: &mut Amount) -> io::Result<()> {
         if amount.files > most_files {
             return Ok(());
         }
-        if !count(&level.directory, &entry, amount) {
+        let directory = level.fd()?;
+        if !count(directory, &entry, amount) {
             continue;
         }
-        // Gone, exchanged for something else, or closed to us: there is nothing to be counted then.
         let how = if stands(Check::Links) { DIRECTORY } else { LINKED };
-        let Ok(directory) = openat(&level.directory, entry.file_name(), how, Mode::empty()) else {
-            continue;
+        let directory = match openat(directory, entry.file_name(), how, Mode::empty()) {
+            Ok(directory) => directory,
+            // What is left out then could be anything.
+            Err(errno @ (Errno::MFILE | Errno::NFILE)) => return Err(errno.into()),
+            // Gone, exchanged for something else, or closed to us: there is nothing to be counted.
+            Err(_) => continue,
         };
         if levels.len() >= DEPTH {
             amount.too_deep = true;
-        } else if let Ok(level) = Level::of(directory) {
+        } else if let Ok(level) = Dir::new(directory) {
             levels.push(level);
         }
     }
@@ -89,14 +80,16 @@ fn walk(root: OwnedFd, most_files: u64, amount: &mut Amount) -> io::Result<()> {
 }
 
 /// Adds what an entry takes, and says whether it is a directory.
-fn count(directory: &OwnedFd, entry: &Entry, amount: &mut Amount) -> bool {
-    let how = if stands(Check::Links) { AtFlags::AT_SYMLINK_NOFOLLOW } else { AtFlags::empty() };
-    let Ok(found) = fstatat(directory, entry.file_name(), how) else { return false };
+fn count(directory: BorrowedFd<'_>, entry: &DirEntry, amount: &mut Amount) -> bool {
+    let how = if stands(Check::Links) { AtFlags::SYMLINK_NOFOLLOW } else { AtFlags::empty() };
+    let Ok(found) = statat(directory, entry.file_name(), how) else { return false };
     // A file with several names is met that often.
     let names = found.st_nlink.max(1);
-    let is_directory = entry
-        .file_type()
-        .is_none_or(|kind| kind == Type::Directory || (kind == Type::Symlink && !stands(Check::Links)));
+    let is_directory = match entry.file_type() {
+        FileType::Directory | FileType::Unknown => true,
+        FileType::Symlink => !stands(Check::Links),
+        _ => false,
+    };
     let bytes = u64::try_from(found.st_blocks).unwrap_or(0).saturating_mul(BLOCK_BYTES);
     amount.bytes = amount.bytes.saturating_add(if is_directory { bytes } else { bytes / names });
     is_directory

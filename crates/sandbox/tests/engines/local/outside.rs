@@ -65,7 +65,7 @@ async fn every_process_has_no_rights_and_namespaces_of_its_own() {
                 assert_eq!(line(&status, capabilities), "0000000000000000", "{capabilities}");
             }
             assert_eq!(line(&status, "NoNewPrivs:"), "1");
-            assert_eq!((line(&status, "Seccomp:"), line(&status, "Seccomp_filters:")), ("2", "2"));
+            assert_eq!((line(&status, "Seccomp:"), line(&status, "Seccomp_filters:")), ("2", "3"));
             for namespace in NAMESPACES {
                 let link = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/{namespace}")).unwrap();
                 assert_ne!(link(pid), link(own), "{namespace}");

@@ -85,11 +85,9 @@ fn count(directory: BorrowedFd<'_>, entry: &DirEntry, amount: &mut Amount) -> bo
     let Ok(found) = statat(directory, entry.file_name(), how) else { return false };
     // A file with several names is met that often.
     let names = found.st_nlink.max(1);
-    let is_directory = match entry.file_type() {
-        FileType::Directory | FileType::Unknown => true,
-        FileType::Symlink => !stands(Check::Links),
-        _ => false,
-    };
+    let kind = entry.file_type();
+    let is_directory = [FileType::Directory, FileType::Unknown].contains(&kind)
+        || (kind == FileType::Symlink && !stands(Check::Links));
     let bytes = u64::try_from(found.st_blocks).unwrap_or(0).saturating_mul(BLOCK_BYTES);
     amount.bytes = amount.bytes.saturating_add(if is_directory { bytes } else { bytes / names });
     is_directory

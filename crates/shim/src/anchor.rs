@@ -54,18 +54,15 @@ pub(crate) async fn fetch(git: &Git) -> Result<Option<String>, Failure> {
     }
 }
 
-/// Fetches the commit as the anchor's, which was its branch's a moment ago; none if the workspace's repository says that it is another.
+/// Fetches the commit as the anchor's, which was its branch's a moment ago. A git host gives a commit by its name if it likes to; of
+/// another the branch is fetched once more. The answer is the commit that the workspace has then.
 ///
 /// # Errors
-/// [`Failure`] for people.
+/// As [`fetch`].
 pub(crate) async fn fetch_commit(git: &Git, commit: &str) -> Result<Option<String>, Failure> {
     let refspec = format!("+{commit}:{KEPT}");
     let output = git.talk(&["fetch", "--quiet", "--no-tags", &git.url(), &refspec]).await?;
-    if output.exit.success() {
-        return git.resolve(KEPT).await;
-    }
-    let message = "the commit that steers the agent could not be fetched";
-    Err(git.refusal(FailureKind::RepoUnreachable, message, &output))
+    if output.exit.success() { git.resolve(KEPT).await } else { fetch(git).await }
 }
 
 /// The git that reads what steers: that of the repository apart where an agent has had the checkout. Git does not look whether an

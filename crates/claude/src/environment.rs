@@ -17,6 +17,8 @@ use crate::limits::{
 pub struct EnvironmentSpec<'a> {
     /// Home directory. The CLI keeps its conversations in it.
     pub home: &'a str,
+    /// Directory with profiles of the API; none need be there. In it the CLI looks for [`ACTIVE_PROFILE`].
+    pub profiles: &'a str,
     /// Search path of programs.
     pub path: &'a str,
     /// Directory for temporary files; must be writable, or the CLI does not start.
@@ -82,6 +84,10 @@ const NO_PROXIES: [&str; 2] = ["NO_PROXY", "no_proxy"];
 /// The CLI's base URL among it: its own traffic is no tool's.
 const LOOPBACK: &str = "127.0.0.1,localhost,::1";
 
+/// File in the directory of profiles that names the active one. Claude Code 2.1.330 reads it once, on its main thread, before it looks
+/// at its working directory, and takes an empty one for none.
+pub const ACTIVE_PROFILE: &str = "active_config";
+
 /// Makes the whole environment of the CLI.
 ///
 /// # Errors
@@ -104,6 +110,8 @@ fn fixed(spec: &EnvironmentSpec<'_>) -> Vec<(String, String)> {
         ("PATH", spec.path.to_owned()),
         ("HOME", spec.home.to_owned()),
         ("LANG", "C.UTF-8".to_owned()),
+        // Else it looks in the home, where tools write, for another API and what to show it.
+        ("ANTHROPIC_CONFIG_DIR", spec.profiles.to_owned()),
         ("TMPDIR", spec.tmpdir.to_owned()),
         ("CLAUDE_CODE_TMPDIR", spec.tmpdir.to_owned()),
         ("ANTHROPIC_BASE_URL", spec.base_url.to_owned()),

@@ -2,6 +2,7 @@ use super::*;
 
 const SPEC: EnvironmentSpec<'static> = EnvironmentSpec {
     home: "/home/agent",
+    profiles: "/home/agent/.caisson/profiles",
     path: "/usr/local/bin:/usr/bin:/bin",
     tmpdir: "/tmp",
     base_url: "http://127.0.0.1:4180/model",

@@ -23,7 +23,7 @@ mod verdict;
 
 pub use argv::{Launch, LaunchError, PermissionMode, PermissionPrompts, SessionMode, SettingSource};
 pub use conversation::{Action, Conversation, ConversationError, Finished, Unanswered};
-pub use environment::{EnvironmentError, EnvironmentSpec, Refusal, environment};
+pub use environment::{ACTIVE_PROFILE, EnvironmentError, EnvironmentSpec, Refusal, environment};
 pub use event::{
     ApiRetry, Assistant, Block, CommandLifecycle, CommandState, ControlRequest, ControlResponse, Delta,
     Denial, Init, McpServer, PermissionDenied, ResultLine, StreamDelta, ToolResult, User,

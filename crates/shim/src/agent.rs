@@ -1,6 +1,6 @@
 //! The agent's process: started with sockets, its output journaled line by line as it comes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ use crate::approvals::{Approvals, Way};
 use crate::confine;
 use crate::deltas::Deltas;
 use crate::diagnostics::say;
+use crate::gate::Gate;
 use crate::journal::WriteError;
 use crate::latecomers::Latecomers;
 use crate::listener::{Listener, Purpose, Purposes};
@@ -83,7 +84,7 @@ pub(crate) struct Agent {
     sending_deltas: AbortOnDropHandle<()>,
     /// Why an MCP server cannot be used.
     pub(crate) clues: Clues,
-    _working: Vec<AbortOnDropHandle<()>>,
+    working: Vec<AbortOnDropHandle<()>>,
 }
 
 /// The agent's MCP servers, before it is started.
@@ -177,7 +178,7 @@ impl Agent {
             stderr,
             sending_deltas: spawn_on(shim, deltas.send(Arc::clone(&shim.door))),
             clues: servers.clues,
-            _working: working,
+            working,
         })
     }
 
@@ -224,6 +225,16 @@ impl Agent {
             self.exit = tokio::time::timeout(Duration::ZERO, self.child.wait()).await.ok();
         }
         self.exit.is_none() && self.child.runs() && !self.closed && self.input.is_some()
+    }
+
+    /// Lets the agent go on that waits at the gate, or comes to it.
+    pub(crate) fn let_through(&mut self, shim: &Shim, gate: Gate) {
+        let opening = async {
+            if let Err(error) = gate.open().await {
+                say(&format!("the agent may wait for its workspace although it is there: {error}"));
+            }
+        };
+        self.working.push(spawn_on(shim, opening));
     }
 
     /// Holds the process where it is.
@@ -437,11 +448,17 @@ fn system_prompt(run: &RunWork) -> Option<String> {
     Some(own.map_or_else(|| rule.clone(), |own| format!("{own}\n\n{rule}")))
 }
 
+/// Where the agent looks for profiles of its API, of which it has none.
+pub(crate) fn profiles(home: &Path) -> PathBuf {
+    home.join(STEERING).join("profiles")
+}
+
 pub(crate) fn variables(shim: &Shim, work: &AgentWork) -> Result<Vec<(String, String)>, Failure> {
     let extra: Vec<_> = work.environment.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
     let text = |path: &Path| path.to_string_lossy().into_owned();
     environment(&EnvironmentSpec {
         home: &text(&shim.places.home),
+        profiles: &text(&profiles(&shim.places.home)),
         path: &shim.path,
         tmpdir: &text(&shim.places.tmp),
         base_url: &format!("{}{}", shim.loopback, paths::MODEL),

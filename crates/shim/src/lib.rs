@@ -20,6 +20,7 @@ mod drivers;
 mod echo;
 mod failure;
 mod forward;
+mod gate;
 mod git;
 mod history;
 mod images;

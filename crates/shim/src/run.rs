@@ -11,7 +11,7 @@ use caisson_domain::trust::Steering;
 use caisson_domain::workflow::{Publish, WorkspaceAccess};
 use tokio::time::Instant;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, profiles};
 use crate::anchor;
 use crate::approvals::Approvals;
 use crate::artifacts::Artifacts;
@@ -22,6 +22,7 @@ use crate::diagnostics::say;
 use crate::drivers::Drivers;
 use crate::failure::Halt;
 use crate::forward::HOLD_MS;
+use crate::gate::Gate;
 use crate::git::Git;
 use crate::images;
 use crate::inputs::Hearers;
@@ -251,29 +252,27 @@ impl Live<'_> {
         if !self.work.may_choose_image {
             self.look_for_programs()?;
         }
-        let mut reading = Box::pin(self.read_repository(git));
-        // One reads its settings as soon as it starts; of one that only reads, nobody is to find a socket.
+        let reading = Box::pin(self.read_repository(git));
+        // One reads its settings before the gate; of one that only reads, nobody is to find a socket.
         let starts_last = self.work.trust.settings || self.work.workspace == WorkspaceAccess::ReadOnly;
         let (early, (checkout, mut steered, file)) = if starts_last {
             (None, reading.await?)
         } else {
+            let gate = Gate::shut(&profiles(&self.shim.places.home)).map_err(|error| unshut(&error))?;
             let agent = start(&Acting::default())?;
-            let read = tokio::select! {
-                biased;
-                read = &mut reading => read,
-                () = tokio::time::sleep(self.shim.patience.head_start) => {
-                    agent.hold();
-                    let read = (&mut reading).await;
-                    agent.go_on();
-                    read
-                }
-            };
-            drop(reading);
-            (Some(agent), read?)
+            (Some((agent, gate)), reading.await?)
         };
         let early = match early {
-            Some(agent) if file.setup.is_some() => Box::pin(self.take_back(agent, &steered)).await?,
-            early => early,
+            Some((agent, gate)) if file.setup.is_some() => {
+                Box::pin(self.take_back(agent, &steered)).await?;
+                drop(gate);
+                None
+            }
+            Some((mut agent, gate)) => {
+                agent.let_through(self.shim, gate);
+                Some(agent)
+            }
+            None => None,
         };
         let notes = Box::pin(self.set_up(git, &checkout, (&file, &steered))).await?;
         steered.notes.extend(notes);
@@ -290,12 +289,11 @@ impl Live<'_> {
     }
 
     /// Ends an agent that is started again behind the set-up command, which is to find no socket of it, and what it left half written.
-    async fn take_back(&self, mut agent: Agent, steered: &Steered) -> Result<Option<Agent>, Failure> {
+    async fn take_back(&self, mut agent: Agent, steered: &Steered) -> Result<(), Failure> {
         agent.finish(Duration::ZERO).await;
         drop(agent);
         self.clear().map_err(|error| uncleared(&error))?;
-        steered.give(&self.shim.places.home)?;
-        Ok(None)
+        steered.give(&self.shim.places.home)
     }
 
     /// Makes the checkout, and reads what steers the agent and what the repository says of itself.
@@ -404,6 +402,11 @@ impl Live<'_> {
 
 fn uncleared(error: &std::io::Error) -> Failure {
     let message = "what an earlier agent left in its home cannot be removed; begin a new session";
+    Failure::new(FailureKind::Internal, message).with_evidence(error.to_string())
+}
+
+fn unshut(error: &std::io::Error) -> Failure {
+    let message = "the agent's home cannot be prepared for it; begin a new session if this goes on";
     Failure::new(FailureKind::Internal, message).with_evidence(error.to_string())
 }
 

@@ -35,9 +35,6 @@ pub struct Patience {
     pub keep: Duration,
     /// For the journal to be stored before the shim ends because it was told to by a signal.
     pub flush: Duration,
-    /// How long the agent may load itself while the workspace is not ready; then it is held until it is. Claude Code
-    /// 2.1.330 looks at its directory 200 ms after its start, or later.
-    pub head_start: Duration,
     /// From the moment that workspace and agent are there to the connection of the MCP servers that the workflow requires.
     pub servers: Duration,
     /// For the same, from the agent's first answer on, if it starts slowly.
@@ -62,7 +59,6 @@ impl Patience {
             salvage: Duration::from_secs(16),
             keep: Duration::from_secs(10),
             flush: Duration::from_secs(5),
-            head_start: Duration::from_millis(100),
             servers: Duration::from_secs(7),
             servers_least: Duration::from_secs(3),
             git: Duration::from_mins(5),

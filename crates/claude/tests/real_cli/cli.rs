@@ -71,6 +71,7 @@ impl Cli {
         let (home, tmpdir) = (text(&place.path("home")), text(&place.path("tmp")));
         let spec = EnvironmentSpec {
             home: &home,
+            profiles: &text(&place.path("profiles")),
             path: "/usr/bin:/bin",
             tmpdir: &tmpdir,
             base_url: &format!("http://127.0.0.1:{}/model", model.port),

@@ -1,5 +1,7 @@
 //! The gateway goes away, the shim is killed, the disk is full.
 
+use std::time::Duration;
+
 use caisson_domain::protocol::{Ending, JournalBody, StopReason};
 use caisson_domain::run::FailureKind;
 
@@ -128,8 +130,11 @@ async fn a_sandbox_whose_shim_died_does_nothing_more() {
 async fn an_agent_that_is_started_early_is_held_until_the_workspace_is_ready() {
     let mut sandbox = Sandbox::with_repository(
         "
+log('started')
+open(os.environ['ANTHROPIC_CONFIG_DIR'] + '/active_config').close()
+log(' '.join(sorted(os.listdir('.'))))
+
 def prompt(uuid, text, number):
-    log(' '.join(sorted(os.listdir('.'))))
     done(uuid)
 ",
     );
@@ -138,11 +143,13 @@ def prompt(uuid, text, number):
     sandbox.deliver(work.clone());
     sandbox.start();
     let held = async {
-        while !sandbox.states().contains(&'T') {
+        while sandbox.agent_log().is_empty() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, held).await.expect("the agent is stopped");
+    tokio::time::timeout(PATIENCE, held).await.expect("the agent is started");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(sandbox.agent_log(), ["started"], "it waits");
     sandbox.gateway.with(|state| state.hold = None);
     assert_eq!(sandbox.outcome(&work.run).await.ending, Ending::Completed);
     sandbox.exit().await;

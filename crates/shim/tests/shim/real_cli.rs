@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use caisson_domain::protocol::{Ending, JournalBody, MessageAuthor, RunWork, StopReason};
 use caisson_domain::run::FailureKind;
-use caisson_shim::Patience;
 use scripted_model::{Options, ScriptedModel};
 use serde_json::{Value, json};
 
-use crate::gateway::{Model, PATIENCE, json_line};
+use crate::gateway::{Model, json_line};
 use crate::sandbox::{BRANCH, Sandbox, failed, git_work, plain_work, run_id};
 
 /// A sandbox with the real agent, and the scripted model behind its gateway; none if the agent is not there.
@@ -40,6 +39,12 @@ fn skipped() {
 #[expect(clippy::disallowed_methods, reason = "tests are told by variables what is there")]
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
+}
+
+/// Waits until the clone is held, and the agent that was started beside it has had three times as long as it needs to look at its directory.
+pub(crate) async fn hold_the_clone(sandbox: &Sandbox) {
+    sandbox.gateway.wait_for("the clone", |state| (!state.carried.is_empty()).then_some(())).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
 /// The CLI refuses to skip permissions as root, which tests may be, unless it is told that it is in a sandbox.
@@ -85,35 +90,25 @@ async fn the_agent_changes_a_file_and_writes_the_commit_message() {
     model.shutdown().await;
 }
 
-/// The agent is held when its head start is over, before it looks at its directory: what it tells the model of the
-/// repository is there, however long the clone takes. Twice the head start shows that there is room.
+/// The agent waits before it looks at its directory: what it tells the model of the repository is there, however long the clone takes.
 #[tokio::test]
 async fn an_agent_that_is_held_for_a_slow_clone_sees_the_whole_checkout() {
-    let head_start = Patience::of_a_sandbox().head_start;
-    for head_start in [head_start, head_start * 2] {
-        let scenario = json!({ "prompts": [[{ "text": "Done." }]] });
-        let Some((mut sandbox, model)) = sandbox(scenario).await else { return };
-        sandbox.set("head_start_ms", u64::try_from(head_start.as_millis()).unwrap());
-        sandbox.gateway.with(|state| state.hold = Some("/git/"));
-        let work = real(git_work("Look"));
-        sandbox.deliver(work.clone());
-        sandbox.start();
-        let held = async {
-            while !sandbox.states().contains(&'T') {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, held).await.expect("the agent is held");
-        sandbox.gateway.with(|state| state.hold = None);
-        let outcome = sandbox.outcome(&work.run).await;
-        assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
-        sandbox.exit().await;
-        let first = sandbox.gateway.with(|state| state.calls[0].clone());
-        for part in ["Is a git repository: true", &format!("Current branch: {BRANCH}"), "feat: begin"] {
-            assert!(first.contains(part), "{part} after {head_start:?}: {first}");
-        }
-        model.shutdown().await;
+    let scenario = json!({ "prompts": [[{ "text": "Done." }]] });
+    let Some((mut sandbox, model)) = sandbox(scenario).await else { return };
+    sandbox.gateway.with(|state| state.hold = Some("/git/"));
+    let work = real(git_work("Look"));
+    sandbox.deliver(work.clone());
+    sandbox.start();
+    hold_the_clone(&sandbox).await;
+    sandbox.gateway.with(|state| state.hold = None);
+    let outcome = sandbox.outcome(&work.run).await;
+    assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+    sandbox.exit().await;
+    let first = sandbox.gateway.with(|state| state.calls[0].clone());
+    for part in ["Is a git repository: true", &format!("Current branch: {BRANCH}"), "feat: begin"] {
+        assert!(first.contains(part), "{part}: {first}");
     }
+    model.shutdown().await;
 }
 
 #[tokio::test]

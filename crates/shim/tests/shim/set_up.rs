@@ -87,8 +87,6 @@ def prompt(uuid, text, number):
     done(uuid)
 ";
     let mut sandbox = Sandbox::with_repository(script);
-    // The clone takes longer than the agent's head start.
-    sandbox.set("head_start_ms", 0);
     std::fs::write(sandbox.place("seed/.caisson.yaml"), "setup: [sh, set_up.sh]\n").unwrap();
     let set_up = "
 mkdir -p ~/.local && echo installed > ~/.local/tool

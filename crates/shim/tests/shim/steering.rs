@@ -12,8 +12,7 @@ use caisson_domain::trust::{Steering, Trust};
 use scripted_model::ScriptedModel;
 use serde_json::{Value, json};
 
-use crate::gateway::PATIENCE;
-use crate::real_cli::{bash, real, sandbox};
+use crate::real_cli::{bash, hold_the_clone, real, sandbox};
 use crate::sandbox::{BRANCH, Sandbox, failed, git, git_work, run_id};
 
 /// The branch that somebody outside wrote.
@@ -217,12 +216,7 @@ async fn an_agent_that_is_held_for_a_slow_clone_has_its_instructions() {
     let work = on(HEAD, INSTRUCTIONS);
     scene.sandbox.deliver(work.clone());
     scene.sandbox.start();
-    let held = async {
-        while !scene.sandbox.states().contains(&'T') {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, held).await.expect("the agent is held");
+    hold_the_clone(&scene.sandbox).await;
     scene.sandbox.gateway.with(|state| state.hold = None);
     assert_eq!(scene.sandbox.outcome(&work.run).await.ending, Ending::Completed);
     scene.sandbox.exit().await;

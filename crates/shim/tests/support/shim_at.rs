@@ -40,7 +40,6 @@ fn main() -> Result<(), Box<dyn Error>> {
             keep: time("keep_ms", product.keep),
             servers: time("servers_ms", product.servers),
             servers_least: time("servers_least_ms", product.servers_least),
-            head_start: time("head_start_ms", product.head_start),
             ..product
         },
     };

@@ -16,11 +16,12 @@ use caisson_domain::run::{Failure, FailureKind, cut};
 use futures_util::future::maybe_done;
 use tokio::time::timeout;
 
-use crate::agent::{DRAIN_MS, variables};
+use crate::agent::DRAIN_MS;
 use crate::anchor;
 use crate::checkout::Checkout;
 use crate::confine;
 use crate::git::{Git, is_object_name, text};
+use crate::launch::variables;
 use crate::plain_file;
 use crate::process::{Tail, command, find_program};
 use crate::reaper::Exit;

@@ -28,6 +28,7 @@ mod inputs;
 mod journal;
 mod kept;
 mod latecomers;
+mod launch;
 mod lines;
 mod listener;
 mod loopback;

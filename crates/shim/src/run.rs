@@ -11,7 +11,7 @@ use caisson_domain::trust::Steering;
 use caisson_domain::workflow::{Publish, WorkspaceAccess};
 use tokio::time::Instant;
 
-use crate::agent::{Agent, profiles};
+use crate::agent::Agent;
 use crate::anchor;
 use crate::approvals::Approvals;
 use crate::artifacts::Artifacts;
@@ -258,18 +258,17 @@ impl Live<'_> {
         let (early, (checkout, mut steered, file)) = if starts_last {
             (None, reading.await?)
         } else {
-            let gate = Gate::shut(&profiles(&self.shim.places.home)).map_err(|error| unshut(&error))?;
+            let gate = Gate::shut(&self.shim.places.home).map_err(|error| unshut(&error))?;
             let agent = start(&Acting::default())?;
             (Some((agent, gate)), reading.await?)
         };
         let early = match early {
-            Some((agent, gate)) if file.setup.is_some() => {
+            Some((agent, _)) if file.setup.is_some() => {
                 Box::pin(self.take_back(agent, &steered)).await?;
-                drop(gate);
                 None
             }
             Some((mut agent, gate)) => {
-                agent.let_through(self.shim, gate);
+                agent.let_through(self.shim, gate).map_err(|error| unshut(&error))?;
                 Some(agent)
             }
             None => None,

@@ -173,6 +173,7 @@ fn agent(stage: &Stage, home: &Path, tmpdir: &Path) -> anyhow::Result<tokio::pro
     let (home, tmpdir) = (text(home)?, text(tmpdir)?);
     let spec = EnvironmentSpec {
         home: &home,
+        profiles: &format!("{home}/profiles"),
         path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         tmpdir: &tmpdir,
         base_url: stage.model.base_url(),

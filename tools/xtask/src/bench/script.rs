@@ -239,6 +239,7 @@ impl Script {
     pub(super) fn environment(&self) -> anyhow::Result<Vec<(String, String)>> {
         let spec = EnvironmentSpec {
             home: places::HOME,
+            profiles: &format!("{}/profiles", places::HOME),
             path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             tmpdir: "/tmp",
             base_url: MODEL_URL,

@@ -49,6 +49,11 @@ pub(crate) struct Checkout {
     pub(crate) was_there: bool,
 }
 
+/// Whether an earlier run has had the workspace: its repository is an agent's to write.
+pub(crate) fn is_used(git: &Git) -> bool {
+    !is_mark(&git.home.join(PREPARING)) && !is_empty(&git.workspace)
+}
+
 /// Brings the workspace to the run's branch; one in which agents may only read, to the newest commit that it is to show.
 ///
 /// # Errors
@@ -70,7 +75,7 @@ pub(crate) async fn prepare(git: &Git, access: WorkspaceAccess) -> Result<Checko
         set_base(git, base.as_deref());
         fs::remove_file(&preparing).map_err(|error| unusable("has a home that cannot be written", &error))?;
         (base, anchor)
-    } else if git.file("").is_dir() {
+    } else if git.is_there() {
         was_there = true;
         let (base, anchor) = existing(git).await?;
         let renewal = renewal::renew(git, anchor.as_deref(), access).await?;

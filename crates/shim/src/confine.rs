@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use caisson_domain::run::{Failure, FailureKind};
 use landlock::{
-    ABI, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetError,
+    ABI, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
+    RulesetCreatedAttr, RulesetError,
 };
 
 use crate::reaper::{Child, Reaper};
@@ -56,6 +56,11 @@ pub(crate) fn spawn_within(
     }
 }
 
+/// Whether the kernel can hold programs to places.
+pub(crate) fn can_hold() -> bool {
+    ruleset().is_ok()
+}
+
 /// Does something that changes nothing but what is below a place, wherever links lead that somebody exchanges meanwhile. Where the
 /// kernel has no such wall, no agent is held by it either, and none can reach further by this than by itself.
 ///
@@ -78,10 +83,7 @@ pub(crate) fn within<T: Send>(
 /// Takes from this thread, and from what it starts, the right to change files anywhere but below `places` and [`SYSTEM`].
 fn restrict(places: &[&Path]) -> Result<(), RulesetError> {
     let writing = AccessFs::from_write(LEAST);
-    let mut rules = Ruleset::default()
-        .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(writing)?
-        .create()?;
+    let mut rules = ruleset()?;
     for place in places.iter().copied().chain(SYSTEM.map(Path::new)) {
         // What is not there needs no rule.
         if let Ok(place) = PathFd::new(place) {
@@ -89,6 +91,13 @@ fn restrict(places: &[&Path]) -> Result<(), RulesetError> {
         }
     }
     rules.restrict_self().map(drop)
+}
+
+fn ruleset() -> Result<RulesetCreated, RulesetError> {
+    Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::from_write(LEAST))?
+        .create()
 }
 
 fn unable(why: &str) -> Failure {

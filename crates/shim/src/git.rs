@@ -18,6 +18,7 @@ use crate::failure::{git_command, git_process, git_remote};
 use crate::forward::HOLD_MS;
 use crate::process::{Bounds, Output, command, finish, run};
 use crate::reaper::Reaper;
+use crate::shim::Shim;
 
 /// Time of a command that talks to the repository, in milliseconds: longer than a request is held.
 const REMOTE_MS: u64 = 60 * 60 * 1000;
@@ -72,6 +73,12 @@ pub(crate) struct Git {
 }
 
 impl Git {
+    /// The same for a checkout that an earlier agent has had, before the next one looks around: whatever its repository brings git to
+    /// start or to write, it is held to the workspace, where the kernel can hold it.
+    pub(crate) fn for_used(&self, shim: &Shim) -> Self {
+        Self { is_held: shim.holds, ..self.clone() }
+    }
+
     /// URL of the run's repository.
     pub(crate) fn url(&self) -> String {
         format!("{}{}/{}", self.loopback, paths::GIT, paths::GIT_REMOTE)
@@ -80,6 +87,11 @@ impl Git {
     /// A file in the repository's own directory.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.workspace.join(".git").join(name)
+    }
+
+    /// Whether the workspace has a repository. A link to one elsewhere is none.
+    pub(crate) fn is_there(&self) -> bool {
+        self.workspace.join(".git").symlink_metadata().is_ok_and(|found| found.is_dir())
     }
 
     /// Begins a command.
@@ -114,6 +126,10 @@ impl Git {
             .env("GIT_AUTHOR_EMAIL", &work.author_email)
             .env("GIT_COMMITTER_NAME", &work.author_name)
             .env("GIT_COMMITTER_EMAIL", &work.author_email);
+        // Where its files are is an agent's to write as well. A clone wants to make them itself, and has no repository yet.
+        if self.is_there() {
+            command.env("GIT_WORK_TREE", &self.workspace);
+        }
         for setting in SETTINGS {
             command.args(["-c", setting]);
         }

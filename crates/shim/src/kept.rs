@@ -150,9 +150,18 @@ impl Live<'_> {
             return Ok(false);
         }
         if let (Some(git), Some(checkout)) = (&self.git, &kept.checkout) {
+            let git = &git.for_used(self.shim);
             let checkout = checkout::again(git, checkout, self.work.workspace).await?;
             revisions::keep(git, checkout.anchor.as_deref()).await?;
             self.checkout = Some(checkout);
+            if self.shim.reaper.has_strays() || !kept.given.is_there_still(&self.shim.places.home) {
+                say(
+                    "git was brought to start or to write something; the agent that waited is ended, and another one started",
+                );
+                drop(kept);
+                self.shim.reaper.end_all().await;
+                return Ok(false);
+            }
         }
         kept.agent.serve(self.shim, self.work, (&self.recorder, &self.approvals));
         kept.agent.go_on();

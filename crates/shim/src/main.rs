@@ -32,7 +32,8 @@ fn start() -> Result<(), String> {
     let grants =
         Grants::new(&variable(CONTROL_GRANT)?, &variable(AGENT_GRANT)?).map_err(|error| error.to_string())?;
     let path = variable("PATH").unwrap_or_else(|_| PATH.to_owned());
-    let setup = Setup { places: Places::of_a_sandbox(), grants, path, patience: Patience::of_a_sandbox() };
+    let (places, patience) = (Places::of_a_sandbox(), Patience::of_a_sandbox());
+    let setup = Setup { places, grants, path, patience, holds: true };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

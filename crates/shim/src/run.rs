@@ -16,7 +16,7 @@ use crate::anchor;
 use crate::approvals::Approvals;
 use crate::artifacts::Artifacts;
 use crate::attachments::{Brought, Source};
-use crate::checkout::{Checkout, prepare};
+use crate::checkout::{self, Checkout, prepare};
 use crate::commands;
 use crate::diagnostics::say;
 use crate::drivers::Drivers;
@@ -252,9 +252,12 @@ impl Live<'_> {
         if !self.work.may_choose_image {
             self.look_for_programs()?;
         }
-        let reading = Box::pin(self.read_repository(git));
+        let used = checkout::is_used(git).then(|| git.for_used(self.shim));
+        let reading = Box::pin(self.read_repository(used.as_ref().unwrap_or(git)));
         // One reads its settings before the gate; of one that only reads, nobody is to find a socket.
-        let starts_last = self.work.trust.settings || self.work.workspace == WorkspaceAccess::ReadOnly;
+        let starts_last = self.work.trust.settings
+            || self.work.workspace == WorkspaceAccess::ReadOnly
+            || used.as_ref().is_some_and(|git| !git.is_held);
         let (early, (checkout, mut steered, file)) = if starts_last {
             (None, reading.await?)
         } else {
@@ -262,6 +265,9 @@ impl Live<'_> {
             let agent = start(&Acting::default())?;
             (Some((agent, gate)), reading.await?)
         };
+        if let Some(used) = &used {
+            self.end_what_git_began(used, &steered).await?;
+        }
         let early = match early {
             Some((agent, _)) if file.setup.is_some() => {
                 Box::pin(self.take_back(agent, &steered)).await?;
@@ -285,6 +291,17 @@ impl Live<'_> {
         self.steered.notes.extend(images::note(&file, self.work));
         self.repository = file;
         Ok(())
+    }
+
+    /// Ends what git was brought to start in a checkout that an earlier agent has had. Where nothing held that, what steers is given again.
+    async fn end_what_git_began(&self, used: &Git, steered: &Steered) -> Result<(), Failure> {
+        // The agent has started none yet: it has not come through the gate.
+        self.shim.reaper.end_strays().await;
+        if used.is_held {
+            return Ok(());
+        }
+        self.clear().map_err(|error| uncleared(&error))?;
+        steered.give(&self.shim.places.home)
     }
 
     /// Ends an agent that is started again behind the set-up command, which is to find no socket of it, and what it left half written.

@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
 use crate::activity::Activity;
+use crate::confine::can_hold;
 use crate::diagnostics::say;
 use crate::door::{Door, Grants};
 use crate::inputs::Inputs;
@@ -29,6 +30,8 @@ pub struct Setup {
     pub path: String,
     /// How patient it is.
     pub patience: Patience,
+    /// Whether the kernel is asked to hold git to a workspace that an agent has had, if it can.
+    pub holds: bool,
 }
 
 /// Why the shim cannot begin or go on.
@@ -58,6 +61,8 @@ pub(crate) struct Shim {
     pub(crate) places: Places,
     pub(crate) path: String,
     pub(crate) patience: Patience,
+    /// Whether git is held to a workspace that an agent has had.
+    pub(crate) holds: bool,
     /// The loopback listener, for example `http://127.0.0.1:4180`.
     pub(crate) loopback: String,
     pub(crate) door: Arc<Door>,
@@ -99,6 +104,7 @@ pub async fn run(setup: Setup) -> Result<(), ShimError> {
         places: setup.places,
         path: setup.path,
         patience: setup.patience,
+        holds: setup.holds && can_hold(),
         loopback: format!("http://{bound}"),
         door,
         journal,

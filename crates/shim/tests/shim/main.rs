@@ -32,3 +32,4 @@ mod set_up;
 mod steering;
 mod steering_bounds;
 mod transcripts;
+mod used;

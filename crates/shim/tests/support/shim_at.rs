@@ -42,6 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             servers_least: time("servers_least_ms", product.servers_least),
             ..product
         },
+        holds: given["holds"].as_bool().unwrap_or(true),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(run(setup))?)
